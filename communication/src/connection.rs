@@ -1,0 +1,288 @@
+//! The lowest layer: an ordered stream of bytes to one peer, and how to wait on several of them.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::{CommunicationError, Peer, Result};
+use crate::poll;
+
+/// A duplex, ordered, reliable stream of bytes to one peer.
+///
+/// Nothing here waits: [`send_all`], [`receive_exact`] and [`exchange`] do, on any mixture of connections.
+/// One thread may send while another receives; two threads must not send (or receive) at once, since their
+/// bytes would mix.
+pub trait Connection: Send + Sync {
+    /// Who is at the other end.
+    fn peer(&self) -> Peer;
+
+    /// The lane this connection belongs to, as errors call it.
+    fn lane(&self) -> &str;
+
+    /// How long no byte may move before the peer counts as lost.
+    fn timeout(&self) -> Duration;
+
+    /// Takes as many of `bytes` as it can without waiting, and says how many; 0 means "not now".
+    fn try_send(&self, bytes: &[u8], operation: &'static str) -> Result<usize>;
+
+    /// Fills as much of `buffer` as it can without waiting, and says how much; 0 means "not now".
+    /// The end of the stream is [`CommunicationError::PeerClosed`].
+    fn try_receive(&self, buffer: &mut [u8], operation: &'static str) -> Result<usize>;
+
+    /// The descriptor that becomes ready when `try_send` or `try_receive` can go on.
+    fn descriptor(&self) -> BorrowedFd<'_>;
+
+    /// Ends both directions, so that the peer and every thread waiting here notice at once.
+    fn shutdown(&self);
+}
+
+/// Sends all of `bytes`.
+///
+/// # Errors
+/// [`CommunicationError::TimedOut`] if the peer takes nothing for the connection's time-out,
+/// [`CommunicationError::PeerClosed`] if it is gone.
+pub fn send_all(connection: &dyn Connection, mut bytes: &[u8], operation: &'static str) -> Result<()> {
+    let mut idle = Idle::default();
+    while !bytes.is_empty() {
+        match connection.try_send(bytes, operation)? {
+            0 => idle.wait(Some(connection), None, operation)?,
+            sent => {
+                bytes = &bytes[sent..];
+                idle = Idle::default();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Receives exactly as many bytes as `buffer` holds.
+///
+/// # Errors
+/// As [`send_all`].
+pub fn receive_exact(connection: &dyn Connection, buffer: &mut [u8], operation: &'static str) -> Result<()> {
+    let mut received = 0;
+    let mut idle = Idle::default();
+    while received < buffer.len() {
+        match connection.try_receive(&mut buffer[received..], operation)? {
+            0 => idle.wait(None, Some(connection), operation)?,
+            more => {
+                received += more;
+                idle = Idle::default();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sends `outgoing` to `next` while it receives `incoming` from `previous`, so that a ring in which all ranks
+/// do so moves on whatever the sizes. Both may be the same connection: a ring of two.
+///
+/// # Errors
+/// As [`send_all`], naming whichever peer failed.
+pub fn exchange(
+    next: &dyn Connection,
+    previous: &dyn Connection,
+    outgoing: &[u8],
+    incoming: &mut [u8],
+    operation: &'static str,
+) -> Result<()> {
+    let (mut sent, mut received) = (0, 0);
+    let mut idle = Idle::default();
+    loop {
+        let mut moved = 0;
+        if sent < outgoing.len() {
+            let step = next.try_send(&outgoing[sent..], operation)?;
+            sent += step;
+            moved += step;
+        }
+        if received < incoming.len() {
+            let step = previous.try_receive(&mut incoming[received..], operation)?;
+            received += step;
+            moved += step;
+        }
+        let (sending, receiving) = (sent < outgoing.len(), received < incoming.len());
+        if !sending && !receiving {
+            return Ok(());
+        }
+        if moved > 0 {
+            idle = Idle::default();
+        } else {
+            idle.wait(sending.then_some(next), receiving.then_some(previous), operation)?;
+        }
+    }
+}
+
+/// How long nothing has moved. A fresh one is made whenever a byte moves.
+#[derive(Default)]
+pub(crate) struct Idle {
+    since: Option<Instant>,
+}
+
+impl Idle {
+    /// Sleeps until `sending` takes bytes or `receiving` has some. At least one of them is given.
+    pub(crate) fn wait(
+        &mut self,
+        sending: Option<&dyn Connection>,
+        receiving: Option<&dyn Connection>,
+        operation: &'static str,
+    ) -> Result<()> {
+        // A peer we wait to hear from is the likelier culprit: what we send is stuck only behind it.
+        let Some(suspect) = receiving.or(sending) else { return Ok(()) };
+        let waited = self.since.get_or_insert_with(Instant::now).elapsed();
+        let left = suspect.timeout().saturating_sub(waited);
+        let timed_out = || CommunicationError::TimedOut {
+            peer: suspect.peer(),
+            lane: suspect.lane().to_owned(),
+            operation,
+            waited: self.since.map_or(waited, |since| since.elapsed()),
+        };
+        if left.is_zero() {
+            return Err(timed_out());
+        }
+        let ready = match (sending, receiving) {
+            (Some(sending), Some(receiving)) => poll::wait(
+                &mut [
+                    poll::interest(sending.descriptor(), false, true),
+                    poll::interest(receiving.descriptor(), true, false),
+                ],
+                Some(left),
+            ),
+            _ => poll::wait(
+                &mut [poll::interest(suspect.descriptor(), receiving.is_some(), sending.is_some())],
+                Some(left),
+            ),
+        };
+        match ready {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(timed_out()),
+            Err(source) => Err(CommunicationError::Io {
+                peer: suspect.peer(),
+                lane: suspect.lane().to_owned(),
+                operation,
+                source: Arc::new(source),
+            }),
+        }
+    }
+}
+
+/// The little that this crate needs of a non-blocking socket.
+pub(crate) trait Socket: AsFd + Send + Sync {
+    fn read(&self, buffer: &mut [u8]) -> io::Result<usize>;
+    fn write(&self, bytes: &[u8]) -> io::Result<usize>;
+    fn shutdown(&self);
+}
+
+impl Socket for TcpStream {
+    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Read::read(&mut &*self, buffer)
+    }
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        Write::write(&mut &*self, bytes)
+    }
+    fn shutdown(&self) {
+        // It fails only if the peer was faster.
+        let _ = TcpStream::shutdown(self, Shutdown::Both);
+    }
+}
+
+impl Socket for UnixStream {
+    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Read::read(&mut &*self, buffer)
+    }
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        Write::write(&mut &*self, bytes)
+    }
+    fn shutdown(&self) {
+        let _ = UnixStream::shutdown(self, Shutdown::Both);
+    }
+}
+
+/// A [`Connection`] over a non-blocking socket: TCP between processes, a socket pair between threads.
+pub(crate) struct SocketConnection {
+    socket: Box<dyn Socket>,
+    peer: Peer,
+    lane: String,
+    timeout: Duration,
+}
+
+impl SocketConnection {
+    /// Takes a socket over and makes it non-blocking.
+    pub(crate) fn tcp(socket: TcpStream, peer: Peer, lane: &str, timeout: Duration) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        socket.set_nodelay(true)?;
+        Ok(Self { socket: Box::new(socket), peer, lane: lane.to_owned(), timeout })
+    }
+
+    /// As [`SocketConnection::tcp`], within one machine.
+    pub(crate) fn unix(socket: UnixStream, peer: Peer, lane: &str, timeout: Duration) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket: Box::new(socket), peer, lane: lane.to_owned(), timeout })
+    }
+
+    /// The same socket, now that the handshake has told who is there.
+    pub(crate) fn identified(self, peer: Peer, lane: &str) -> Self {
+        Self { peer, lane: lane.to_owned(), ..self }
+    }
+
+    /// The same socket with another patience.
+    pub(crate) fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    fn moved(&self, outcome: io::Result<usize>, operation: &'static str) -> Result<usize> {
+        match outcome {
+            Ok(0) => Err(self.closed(operation)),
+            Ok(moved) => Ok(moved),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(0),
+                io::ErrorKind::BrokenPipe
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::NotConnected => Err(self.closed(operation)),
+                _ => Err(CommunicationError::Io {
+                    peer: self.peer,
+                    lane: self.lane.clone(),
+                    operation,
+                    source: Arc::new(error),
+                }),
+            },
+        }
+    }
+
+    fn closed(&self, operation: &'static str) -> CommunicationError {
+        CommunicationError::PeerClosed { peer: self.peer, lane: self.lane.clone(), operation }
+    }
+}
+
+impl Connection for SocketConnection {
+    fn peer(&self) -> Peer {
+        self.peer
+    }
+    fn lane(&self) -> &str {
+        &self.lane
+    }
+    fn timeout(&self) -> Duration {
+        self.timeout
+    }
+    fn try_send(&self, bytes: &[u8], operation: &'static str) -> Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        self.moved(self.socket.write(bytes), operation)
+    }
+    fn try_receive(&self, buffer: &mut [u8], operation: &'static str) -> Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        self.moved(self.socket.read(buffer), operation)
+    }
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+    fn shutdown(&self) {
+        self.socket.shutdown();
+    }
+}

@@ -1,0 +1,136 @@
+//! One rank's way to all others.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::communicator::{Communicator, RingCommunicator};
+use crate::connection::Connection;
+use crate::control::Control;
+use crate::error::{CommunicationError, Result};
+use crate::mailbox::{Mailbox, StreamMailbox};
+
+/// How an [`Endpoint`] gets its connections.
+pub trait Transport: Send {
+    /// Connects this rank with each of `peers` on `lane`. All of them make the same call, in any order.
+    ///
+    /// # Errors
+    /// [`CommunicationError::TimedOut`] when a peer does not make the call in time, and whatever else can keep
+    /// two processes apart.
+    fn connect(&mut self, lane: &str, peers: &[usize]) -> Result<Vec<Arc<dyn Connection>>>;
+}
+
+/// One rank's way to all others. What is opened from it (groups and mailboxes) lives on its own and may move to
+/// other threads.
+pub struct Endpoint {
+    rank: usize,
+    world: usize,
+    transport: Box<dyn Transport>,
+    control: Control,
+    lanes: BTreeSet<String>,
+}
+
+impl Endpoint {
+    /// An endpoint over any transport. Use [`crate::tcp::join`] or [`crate::local::mesh`] for those of this
+    /// crate.
+    #[must_use]
+    pub fn new(rank: usize, world: usize, transport: Box<dyn Transport>, control: Control) -> Self {
+        Self { rank, world, transport, control, lanes: BTreeSet::new() }
+    }
+
+    /// This rank's number in the world.
+    #[must_use]
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// How many ranks the job has.
+    #[must_use]
+    pub fn world(&self) -> usize {
+        self.world
+    }
+
+    /// The way to the launcher.
+    #[must_use]
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Opens a group with connections of its own. All members call it with the same name and the same members,
+    /// whose order is the order of the ring. Disjoint groups may share a name; at one rank a name is used once.
+    ///
+    /// # Errors
+    /// [`CommunicationError::InvalidGroup`] for members that are no group, and those of
+    /// [`Transport::connect`].
+    pub fn group(&mut self, name: &str, members: &[usize]) -> Result<Box<dyn Communicator>> {
+        self.check(name, members)?;
+        let place = members.iter().position(|&member| member == self.rank);
+        let Some(place) = place else {
+            return Err(self.invalid(name, members, "this rank is not among them"));
+        };
+        let size = members.len();
+        let next = members[(place + 1) % size];
+        let previous = members[(place + size - 1) % size];
+        let neighbours = match size {
+            1 => None,
+            2 => self.transport.connect(name, &[next])?.pop().map(|both| (both.clone(), both)),
+            _ => {
+                let mut connections = self.transport.connect(name, &[next, previous])?.into_iter();
+                connections.next().zip(connections.next())
+            }
+        };
+        self.lanes.insert(name.to_owned());
+        Ok(Box::new(RingCommunicator::new(name, members, place, neighbours)))
+    }
+
+    /// Opens tagged messages with `peers`. Every peer calls it with the same name and this rank among its own
+    /// peers.
+    ///
+    /// # Errors
+    /// As [`Endpoint::group`].
+    pub fn point_to_point(&mut self, name: &str, peers: &[usize]) -> Result<Box<dyn Mailbox>> {
+        self.check(name, peers)?;
+        if peers.contains(&self.rank) {
+            return Err(self.invalid(name, peers, "a rank needs no lane to itself"));
+        }
+        let connections = self.transport.connect(name, peers)?;
+        self.lanes.insert(name.to_owned());
+        let mailbox = StreamMailbox::start(name, peers.iter().copied().zip(connections).collect())?;
+        Ok(Box::new(mailbox))
+    }
+
+    /// Leaves the job and tells the launcher, if it still lives, that this is no accident. Groups and mailboxes
+    /// stay usable.
+    ///
+    /// # Errors
+    /// Those of [`Control::send`], but for a launcher that is gone.
+    pub fn close(self) -> Result<()> {
+        match self.control.leave() {
+            Err(CommunicationError::PeerClosed { .. }) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    fn check(&self, name: &str, ranks: &[usize]) -> Result<()> {
+        let distinct: BTreeSet<_> = ranks.iter().collect();
+        let reason = if distinct.len() < ranks.len() {
+            "a rank is named twice"
+        } else if ranks.iter().any(|&rank| rank >= self.world) {
+            "a rank lies outside the world"
+        } else if self.lanes.contains(name) {
+            "the name is in use"
+        } else {
+            return Ok(());
+        };
+        Err(self.invalid(name, ranks, reason))
+    }
+
+    fn invalid(&self, name: &str, ranks: &[usize], reason: &'static str) -> CommunicationError {
+        CommunicationError::InvalidGroup {
+            lane: name.to_owned(),
+            members: ranks.to_vec(),
+            rank: self.rank,
+            world: self.world,
+            reason,
+        }
+    }
+}

@@ -1,0 +1,107 @@
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The result of everything that talks to another rank.
+pub type Result<T, E = CommunicationError> = std::result::Result<T, E>;
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Peer {
+    /// A rank of the job, by its number in the world.
+    Rank(usize),
+    /// The process that runs the rendezvous and the control channel.
+    Launcher,
+    /// A connection that has not said yet who it is.
+    Unidentified(SocketAddr),
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Rank(rank) => write!(formatter, "rank {rank}"),
+            Peer::Launcher => write!(formatter, "the launcher"),
+            Peer::Unidentified(address) => write!(formatter, "{address}"),
+        }
+    }
+}
+
+/// Why ranks could not talk. It can be cloned, because the thread that meets an error is often not the one
+/// that has to report it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommunicationError {
+    /// The peer is connected, but no byte moved for as long as the endpoint allows.
+    #[error("{operation} on `{lane}`: {peer} was silent for {:.1} s", waited.as_secs_f64())]
+    TimedOut { peer: Peer, lane: String, operation: &'static str, waited: Duration },
+
+    /// The peer's end of the connection is gone: its process ended, or it gave up after an error of its own.
+    #[error("{operation} on `{lane}`: {peer} closed the connection")]
+    PeerClosed { peer: Peer, lane: String, operation: &'static str },
+
+    /// Nobody listens at the address, or who listens does not want this rank.
+    #[error("{address} refused: {reason}")]
+    Refused { address: SocketAddr, reason: String },
+
+    /// The token differs from that of the job which is served at the address.
+    #[error("{address} refused the token: it belongs to another job")]
+    BadToken { address: SocketAddr },
+
+    /// Another process listens there already.
+    #[error("cannot listen on {address}: the address is in use")]
+    AddressInUse { address: SocketAddr },
+
+    /// The peer sent what no version of this crate would send at this point.
+    #[error("{peer} on `{lane}` broke the protocol: {detail}")]
+    Protocol { peer: Peer, lane: String, detail: String },
+
+    /// A group or a lane that cannot exist.
+    #[error("cannot open `{lane}` between ranks {members:?} at rank {rank} of {world}: {reason}")]
+    InvalidGroup { lane: String, members: Vec<usize>, rank: usize, world: usize, reason: &'static str },
+
+    /// A peer or root that is not part of the lane.
+    #[error("{operation} on `{lane}` names {index}, but the lane has {members:?}")]
+    NotAMember { operation: &'static str, lane: String, index: usize, members: Vec<usize> },
+
+    /// An earlier error left the lane in the middle of a message; it cannot be used any more.
+    #[error("{operation} on `{lane}`: the lane failed before and is closed")]
+    Broken { lane: String, operation: &'static str },
+
+    /// The operating system said no.
+    #[error("{operation} with {peer} on `{lane}`: {source}")]
+    Io { peer: Peer, lane: String, operation: &'static str, source: Arc<io::Error> },
+
+    /// The operating system said no before there was a peer.
+    #[error("{operation} at {address}: {source}")]
+    Address { address: SocketAddr, operation: &'static str, source: Arc<io::Error> },
+}
+
+impl CommunicationError {
+    /// The rank this error accuses, if it accuses one.
+    #[must_use]
+    pub fn accused_rank(&self) -> Option<usize> {
+        match self {
+            Self::TimedOut { peer, .. }
+            | Self::PeerClosed { peer, .. }
+            | Self::Protocol { peer, .. }
+            | Self::Io { peer, .. } => match peer {
+                Peer::Rank(rank) => Some(*rank),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Gives an error of the system at `address` its name.
+    pub(crate) fn at_address(address: SocketAddr, operation: &'static str, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::AddressInUse { address },
+            io::ErrorKind::ConnectionRefused => {
+                Self::Refused { address, reason: "nobody listens there".to_owned() }
+            }
+            _ => Self::Address { address, operation, source: Arc::new(source) },
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! What ranks say to each other, in four layers that know only the one below:
+//!
+//! | layer | here |
+//! |---|---|
+//! | bytes to one peer | [`Connection`]: TCP between processes ([`tcp`]), socket pairs between threads ([`local`]) |
+//! | algorithms over connections | rings (private) |
+//! | what the engine calls | [`Communicator`] for groups, [`Mailbox`] for pipeline stages |
+//! | how ranks find each other | [`Endpoint`], [`tcp::Rendezvous`], [`Control`] and [`Supervisor`] |
+//!
+//! It never interprets what it carries, does not know about plans, and does not choose who talks to whom. Every
+//! wait has a time-out, sleeps in `poll(2)` and never spins; every error names the peer, the lane and the
+//! operation.
+//!
+//! Groups may be used by different threads at the same time, since each has its own connections. See
+//! [`local::mesh`] for an example.
+
+mod communicator;
+mod connection;
+mod control;
+mod element;
+mod endpoint;
+mod error;
+pub mod local;
+mod mailbox;
+mod poll;
+mod ring;
+mod supervisor;
+pub mod tcp;
+mod wire;
+
+pub use communicator::{Communicator, Counters, Reduction, shard_range};
+pub use connection::{Connection, exchange, receive_exact, send_all};
+pub use control::{Control, ControlEvent};
+pub use endpoint::{Endpoint, Transport};
+pub use error::{CommunicationError, Peer, Result};
+pub use mailbox::{Mailbox, SendRecord};
+pub use supervisor::{StopHandle, Supervisor};

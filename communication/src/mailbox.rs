@@ -1,0 +1,333 @@
+//! Point to point: what pipeline stages send each other.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crate::communicator::Counters;
+use crate::connection::{Connection, receive_exact, send_all};
+use crate::element::{as_bytes, as_bytes_mut};
+use crate::error::{CommunicationError, Peer, Result};
+
+/// A message starts with its tag and its number of elements.
+const HEADER: usize = 16;
+/// Up to this many bytes of payload travel in one write with the header.
+const JOINED: usize = 16 << 10;
+/// More elements than any message has: a header beyond it is not one.
+const LONGEST: u64 = 1 << 34;
+
+/// Tagged messages between this rank and its peers of one lane.
+///
+/// Sending never waits, so that no order of sends and receives can deadlock: a thread per peer owns the queue
+/// and each message until it is written. Messages of one tag arrive in the order they were sent.
+///
+/// # Errors
+/// An error on a sender's thread is returned by the next call that names its peer, and by [`Mailbox::close`].
+/// After an error the connection to that peer is closed.
+pub trait Mailbox: Send {
+    /// The ranks at the other ends.
+    fn peers(&self) -> Vec<usize>;
+
+    /// Queues a message and returns at once.
+    fn send(&mut self, peer: usize, tag: u64, values: Vec<f32>) -> Result<()>;
+
+    /// Waits for the next message of `peer` with this tag. Messages with other tags that come first are kept.
+    fn receive(&mut self, peer: usize, tag: u64) -> Result<Vec<f32>>;
+
+    /// Whether to keep a [`SendRecord`] of every message from now on. Not at first.
+    fn record_sends(&mut self, enabled: bool);
+
+    /// Takes the records of the messages written since the last call, in the order they were finished.
+    fn take_send_records(&mut self) -> Vec<SendRecord>;
+
+    /// Payload that has been written and read; queued messages do not count yet.
+    fn counters(&self) -> Counters;
+
+    /// Waits until everything queued has been written. Dropping a mailbox throws the queue away instead.
+    fn close(self: Box<Self>) -> Result<()>;
+}
+
+/// When one message was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SendRecord {
+    /// The receiver.
+    pub peer: usize,
+    /// The message's tag.
+    pub tag: u64,
+    /// Its payload in bytes.
+    pub bytes: u64,
+    /// When [`Mailbox::send`] was called.
+    pub queued: Instant,
+    /// When the sender's thread began to write it.
+    pub started: Instant,
+    /// When the transport had taken all of it. The last bytes, as many as the transport buffers, may still be
+    /// on their way.
+    pub ended: Instant,
+}
+
+/// [`Mailbox`] over any connections.
+pub(crate) struct StreamMailbox {
+    lane: String,
+    links: BTreeMap<usize, Link>,
+    shared: Arc<Shared>,
+    received: u64,
+    recording: bool,
+}
+
+/// What the sender threads tell the mailbox.
+#[derive(Default)]
+struct Shared {
+    sent: AtomicU64,
+    records: Mutex<Vec<SendRecord>>,
+}
+
+/// One peer.
+struct Link {
+    connection: Arc<dyn Connection>,
+    /// `None` once closing.
+    queue: Option<mpsc::Sender<Message>>,
+    sender: Option<JoinHandle<()>>,
+    failure: Arc<Mutex<Option<CommunicationError>>>,
+    /// Messages that came before they were asked for, by tag.
+    early: BTreeMap<u64, VecDeque<Vec<f32>>>,
+}
+
+struct Message {
+    tag: u64,
+    values: Vec<f32>,
+    queued: Instant,
+    record: bool,
+}
+
+impl StreamMailbox {
+    /// Takes over one connection per peer and starts a thread for each.
+    pub(crate) fn start(lane: &str, connections: Vec<(usize, Arc<dyn Connection>)>) -> Result<Self> {
+        let mut mailbox = Self {
+            lane: lane.to_owned(),
+            links: BTreeMap::new(),
+            shared: Arc::default(),
+            received: 0,
+            recording: false,
+        };
+        for (peer, connection) in connections {
+            let link = Link::start(lane, peer, connection, &mailbox.shared)?;
+            mailbox.links.insert(peer, link);
+        }
+        Ok(mailbox)
+    }
+
+    fn link<'a>(
+        links: &'a mut BTreeMap<usize, Link>,
+        lane: &str,
+        peer: usize,
+        operation: &'static str,
+    ) -> Result<&'a mut Link> {
+        let members = links.keys().copied().collect();
+        match links.get_mut(&peer) {
+            Some(link) => match link.failure() {
+                Some(failure) => Err(failure),
+                None => Ok(link),
+            },
+            None => {
+                Err(CommunicationError::NotAMember { operation, lane: lane.to_owned(), index: peer, members })
+            }
+        }
+    }
+}
+
+impl Mailbox for StreamMailbox {
+    fn peers(&self) -> Vec<usize> {
+        self.links.keys().copied().collect()
+    }
+
+    fn send(&mut self, peer: usize, tag: u64, values: Vec<f32>) -> Result<()> {
+        let message = Message { tag, values, queued: Instant::now(), record: self.recording };
+        let link = Self::link(&mut self.links, &self.lane, peer, "send")?;
+        match link.queue.as_ref().map(|queue| queue.send(message)) {
+            Some(Ok(())) => Ok(()),
+            // The thread has ended, which it does only after it has left its reason.
+            _ => Err(link.failure().unwrap_or(CommunicationError::Broken {
+                lane: self.lane.clone(),
+                operation: "send",
+            })),
+        }
+    }
+
+    fn receive(&mut self, peer: usize, tag: u64) -> Result<Vec<f32>> {
+        let link = Self::link(&mut self.links, &self.lane, peer, "receive")?;
+        if let Some(queue) = link.early.get_mut(&tag)
+            && let Some(values) = queue.pop_front()
+        {
+            if queue.is_empty() {
+                link.early.remove(&tag);
+            }
+            return Ok(values);
+        }
+        loop {
+            match link.read() {
+                Ok((arrived, values)) => {
+                    self.received += size_of_val(values.as_slice()) as u64;
+                    if arrived == tag {
+                        return Ok(values);
+                    }
+                    link.early.entry(arrived).or_default().push_back(values);
+                }
+                Err(error) => {
+                    link.fail(&error);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn record_sends(&mut self, enabled: bool) {
+        self.recording = enabled;
+    }
+
+    fn take_send_records(&mut self) -> Vec<SendRecord> {
+        std::mem::take(&mut lock(&self.shared.records))
+    }
+
+    fn counters(&self) -> Counters {
+        Counters { sent: self.shared.sent.load(Ordering::Acquire), received: self.received }
+    }
+
+    fn close(mut self: Box<Self>) -> Result<()> {
+        // All queues end before any is waited for, so that they empty side by side.
+        for link in self.links.values_mut() {
+            link.queue = None;
+        }
+        let mut outcome = Ok(());
+        for link in self.links.values_mut() {
+            link.join();
+            outcome = outcome.and(link.failure().map_or(Ok(()), Err));
+        }
+        outcome
+    }
+}
+
+impl Link {
+    fn start(
+        lane: &str,
+        peer: usize,
+        connection: Arc<dyn Connection>,
+        shared: &Arc<Shared>,
+    ) -> Result<Self> {
+        let (queue, messages) = mpsc::channel::<Message>();
+        let failure = Arc::new(Mutex::new(None));
+        let sender = {
+            let (connection, failure, shared) = (connection.clone(), failure.clone(), shared.clone());
+            std::thread::Builder::new()
+                .name(format!("send-{peer}"))
+                .spawn(move || {
+                    let mut joined = Vec::new();
+                    for message in messages {
+                        if let Err(error) = write(&*connection, peer, message, &mut joined, &shared) {
+                            lock(&failure).get_or_insert(error);
+                            connection.shutdown();
+                            return;
+                        }
+                    }
+                })
+                .map_err(|source| CommunicationError::Io {
+                    peer: Peer::Rank(peer),
+                    lane: lane.to_owned(),
+                    operation: "starting a sender",
+                    source: Arc::new(source),
+                })?
+        };
+        Ok(Self { connection, queue: Some(queue), sender: Some(sender), failure, early: BTreeMap::new() })
+    }
+
+    fn failure(&self) -> Option<CommunicationError> {
+        lock(&self.failure).clone()
+    }
+
+    fn fail(&mut self, error: &CommunicationError) {
+        lock(&self.failure).get_or_insert_with(|| error.clone());
+        self.connection.shutdown();
+    }
+
+    /// Reads one message, whatever its tag.
+    fn read(&self) -> Result<(u64, Vec<f32>)> {
+        const OPERATION: &str = "receive";
+        let mut header = [0; HEADER];
+        receive_exact(&*self.connection, &mut header, OPERATION)?;
+        let [tag, length] = [0, 8].map(|at| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&header[at..at + 8]);
+            u64::from_le_bytes(word)
+        });
+        if length > LONGEST {
+            return Err(CommunicationError::Protocol {
+                peer: self.connection.peer(),
+                lane: self.connection.lane().to_owned(),
+                detail: format!("a message of {length} elements"),
+            });
+        }
+        let mut values = vec![0.0_f32; length as usize];
+        receive_exact(&*self.connection, as_bytes_mut(&mut values), OPERATION)?;
+        Ok((tag, values))
+    }
+
+    fn join(&mut self) {
+        if let Some(sender) = self.sender.take()
+            && sender.join().is_err()
+        {
+            let broken = CommunicationError::Broken {
+                lane: self.connection.lane().to_owned(),
+                operation: "the sender's thread",
+            };
+            lock(&self.failure).get_or_insert(broken);
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.queue = None;
+        if self.sender.is_some() {
+            self.connection.shutdown();
+            self.join();
+        }
+    }
+}
+
+/// Writes one message; runs on the sender's thread.
+fn write(
+    connection: &dyn Connection,
+    peer: usize,
+    message: Message,
+    joined: &mut Vec<u8>,
+    shared: &Shared,
+) -> Result<()> {
+    const OPERATION: &str = "send";
+    let started = Instant::now();
+    let payload = as_bytes(&message.values);
+    let header = [message.tag.to_le_bytes(), (message.values.len() as u64).to_le_bytes()].concat();
+    let first = payload.len().min(JOINED);
+    joined.clear();
+    joined.extend_from_slice(&header);
+    joined.extend_from_slice(&payload[..first]);
+    send_all(connection, joined, OPERATION)?;
+    send_all(connection, &payload[first..], OPERATION)?;
+    shared.sent.fetch_add(payload.len() as u64, Ordering::AcqRel);
+    if message.record {
+        lock(&shared.records).push(SendRecord {
+            peer,
+            tag: message.tag,
+            bytes: payload.len() as u64,
+            queued: message.queued,
+            started,
+            ended: Instant::now(),
+        });
+    }
+    Ok(())
+}
+
+/// A panicking thread leaves nothing half done under these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

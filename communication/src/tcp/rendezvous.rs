@@ -1,0 +1,43 @@
+use std::net::{SocketAddr, TcpListener};
+use std::ops::Deref;
+
+use crate::error::{CommunicationError, Result};
+use crate::supervisor::Supervisor;
+
+/// Where the ranks of one job find each other, run by the process that starts them (or by rank 0 beside its own
+/// work). It is the ranks' [`Supervisor`] too, for as long as it lives.
+pub struct Rendezvous {
+    address: SocketAddr,
+    supervisor: Supervisor,
+}
+
+impl Rendezvous {
+    /// Listens at `address` (port 0 takes a free one) for the `world` ranks that know `token`, on a thread of
+    /// its own.
+    ///
+    /// # Errors
+    /// [`CommunicationError::AddressInUse`] naming the address.
+    pub fn bind(address: SocketAddr, world: usize, token: &str) -> Result<Self> {
+        let start = || {
+            let listener = TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            let bound = listener.local_addr()?;
+            let supervisor = Supervisor::start(world, Some((listener, token.to_owned())), Vec::new())?;
+            Ok(Self { address: bound, supervisor })
+        };
+        start().map_err(|source| CommunicationError::at_address(address, "listening", source))
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Deref for Rendezvous {
+    type Target = Supervisor;
+    fn deref(&self) -> &Supervisor {
+        &self.supervisor
+    }
+}

@@ -1,0 +1,99 @@
+//! Memory of the host, aligned for vector loads.
+
+use std::alloc::{self, Layout};
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::slice;
+
+use super::real::Real;
+
+/// One cache line, one AVX-512 register.
+const ALIGNMENT: usize = 64;
+
+/// An owned array of a fixed length.
+pub struct HostBuffer<T> {
+    start: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: the buffer owns its elements alone, as `Box<[T]>` does.
+unsafe impl<T: Send> Send for HostBuffer<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for HostBuffer<T> {}
+
+impl<T: Real> HostBuffer<T> {
+    pub fn zeros(len: usize) -> Self {
+        // SAFETY: all bits zero is the number 0.
+        Self::allocate(len, |layout| unsafe { alloc::alloc_zeroed(layout) })
+    }
+
+    /// Elements are to be written before they are read; debug builds fill them with NaN so that a mistake shows.
+    pub fn uninitialised(len: usize) -> Self {
+        // SAFETY: `allocate` asks for a layout of non-zero size.
+        let mut buffer = Self::allocate(len, |layout| unsafe { alloc::alloc(layout) });
+        if cfg!(debug_assertions) {
+            buffer.fill(T::from_f64(f64::NAN));
+        }
+        buffer
+    }
+
+    /// `by` is given a layout of non-zero size.
+    fn allocate(len: usize, by: impl FnOnce(Layout) -> *mut u8) -> Self {
+        if len == 0 {
+            return Self { start: NonNull::dangling(), len };
+        }
+        let layout = Self::layout(len);
+        match NonNull::new(by(layout).cast()) {
+            Some(start) => Self { start, len },
+            None => alloc::handle_alloc_error(layout),
+        }
+    }
+}
+
+impl<T> HostBuffer<T> {
+    fn layout(len: usize) -> Layout {
+        Layout::array::<T>(len)
+            .and_then(|layout| layout.align_to(ALIGNMENT))
+            .unwrap_or_else(|error| panic!("{len} elements: {error}"))
+    }
+}
+
+impl<T: Real> From<&[T]> for HostBuffer<T> {
+    fn from(from: &[T]) -> Self {
+        let mut buffer = Self::uninitialised(from.len());
+        buffer.copy_from_slice(from);
+        buffer
+    }
+}
+
+impl<T> Drop for HostBuffer<T> {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            // SAFETY: allocated with this layout; elements are numbers and need no drop.
+            unsafe { alloc::dealloc(self.start.as_ptr().cast(), Self::layout(self.len)) }
+        }
+    }
+}
+
+impl<T> Deref for HostBuffer<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: `start` points to `len` elements, or `len` is 0.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T> DerefMut for HostBuffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as in `deref`, and the borrow is unique.
+        unsafe { slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for HostBuffer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}

@@ -1,0 +1,103 @@
+use super::embedding::vocabulary_share;
+use super::shape::{Layout, Sizes};
+use crate::backend::{Backend, Product, Region, RegionMut, TableShape};
+use autodist_spec::model::ModelSpec;
+
+/// Output projection and cross-entropy over this rank's share of the vocabulary (the final norm is a
+/// [`Norm`](super::Norm) of its own).
+///
+/// Forward runs in steps: [`logits`](Head::logits), [`exponentials`](Head::exponentials),
+/// [`loss`](Head::loss). The table is passed by itself because a tied one belongs to the embedding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Head {
+    tokens: usize,
+    classes: TableShape,
+    /// Where the table lies in the head's own parameters; none if it is tied to the embedding.
+    pub table_offset: Option<usize>,
+}
+
+/// Per row, of the whole vocabulary once ranks have reduced them.
+pub struct HeadStatistics<B: Backend> {
+    /// `[2, tokens]`: sums of exponentials, then the targets' logits, both relative to the row's largest logit.
+    pub sums: B::Buffer,
+}
+
+impl Head {
+    pub(super) fn new(model: &ModelSpec, sizes: &Sizes, layout: &Layout) -> Self {
+        let classes = vocabulary_share(model, sizes);
+        Self { tokens: sizes.tokens, classes, table_offset: layout.find("output.weight") }
+    }
+
+    /// Logits `[tokens, local vocabulary]` of all rows, and the largest of each row, which ranks reduce to the
+    /// largest of all.
+    pub fn logits<B: Backend>(
+        &self,
+        device: &B,
+        table: Region<'_, B>,
+        h: &B::Buffer,
+    ) -> (B::Buffer, B::Buffer) {
+        let TableShape { rows: vocab, width: hidden, .. } = self.classes;
+        let mut logits = device.uninitialised(self.tokens * vocab);
+        let product = Product::new(self.tokens, vocab, hidden);
+        let (h, table) = (Region::start(h).rows(hidden), table.rows(hidden).transposed());
+        device.matmul(product, 1.0, h, table, 0.0, RegionMut::start(&mut logits).rows(vocab));
+        let mut max = device.uninitialised(self.tokens);
+        device.row_max(self.tokens, vocab, Region::start(&logits), RegionMut::start(&mut max));
+        (logits, max)
+    }
+
+    /// Turns logits into exponentials in place; the result's `sums` are summed over ranks.
+    pub fn exponentials<B: Backend>(
+        &self,
+        device: &B,
+        logits: &mut B::Buffer,
+        max: B::Buffer,
+        targets: &B::Indices,
+    ) -> HeadStatistics<B> {
+        let mut sums = device.uninitialised(2 * self.tokens);
+        device.exponentials(
+            self.classes,
+            targets,
+            Region::start(&max),
+            RegionMut::start(logits),
+            RegionMut::start(&mut sums),
+        );
+        HeadStatistics { sums }
+    }
+
+    /// Cross-entropy summed over the rows, in nats.
+    pub fn loss<B: Backend>(&self, device: &B, statistics: &HeadStatistics<B>) -> f64 {
+        device.cross_entropy(self.tokens, Region::start(&statistics.sums))
+    }
+
+    /// This rank's summand of the gradient of `h`, the loss being multiplied by `scale`.
+    pub fn backward<B: Backend>(
+        &self,
+        device: &B,
+        table: Region<'_, B>,
+        table_gradient: RegionMut<'_, B>,
+        h: &B::Buffer,
+        mut exponentials: B::Buffer,
+        statistics: HeadStatistics<B>,
+        targets: &B::Indices,
+        scale: f64,
+    ) -> B::Buffer {
+        let TableShape { rows: vocab, width: hidden, .. } = self.classes;
+        device.cross_entropy_backward(
+            self.classes,
+            targets,
+            Region::start(&statistics.sums),
+            scale,
+            RegionMut::start(&mut exponentials),
+        );
+        drop(statistics);
+        let d_logits = Region::start(&exponentials).rows(vocab);
+        let product = Product::new(vocab, hidden, self.tokens);
+        let h = Region::start(h).rows(hidden);
+        device.matmul(product, 1.0, d_logits.transposed(), h, 1.0, table_gradient.rows(hidden));
+        let mut dh = device.uninitialised(self.tokens * hidden);
+        let product = Product::new(self.tokens, hidden, vocab);
+        device.matmul(product, 1.0, d_logits, table.rows(hidden), 0.0, RegionMut::start(&mut dh).rows(hidden));
+        dh
+    }
+}

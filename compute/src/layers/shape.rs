@@ -1,0 +1,155 @@
+//! Local sizes, and where each parameter lies.
+
+use super::{Attention, Embedding, Head, Mlp, Norm};
+use autodist_spec::model::{LayerKind, ModelSpec, Parameter};
+use std::ops::Range;
+
+/// Which part of each layer a rank holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TensorShard {
+    pub rank: u32,
+    pub degree: u32,
+    /// Whether what lies between the divided layers (norms, residual stream) is divided by rows.
+    pub sequence_parallel: bool,
+}
+
+impl TensorShard {
+    pub const WHOLE: TensorShard = TensorShard { rank: 0, degree: 1, sequence_parallel: false };
+}
+
+/// A model's layers as one rank sees them for micro-batches of one shape.
+///
+/// Heads, key/value heads, the MLP's width and, with a sharded sequence, its length must be divisible by the
+/// degree; the vocabulary need not be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerShape {
+    pub hidden: usize,
+    /// Rows of a full activation: sequence length × micro-batch.
+    pub tokens: usize,
+    /// The rows of the residual stream that this rank holds.
+    pub rows: Range<usize>,
+    pub shard: TensorShard,
+    pub embedding: Embedding,
+    pub attention_norm: Norm,
+    pub attention: Attention,
+    pub mlp_norm: Norm,
+    pub mlp: Mlp,
+    pub final_norm: Norm,
+    pub head: Head,
+    layouts: [Layout; 3],
+}
+
+impl LayerShape {
+    pub fn new(model: &ModelSpec, micro_batch: usize, seq_len: usize, shard: TensorShard) -> Self {
+        let layouts = [LayerKind::Embedding, LayerKind::Block, LayerKind::Head]
+            .map(|kind| Layout::new(&model.parameters(kind), shard));
+        let [embedding, block, head] = &layouts;
+        let sizes = Sizes::new(model, micro_batch, seq_len, shard);
+        Self {
+            hidden: sizes.hidden,
+            tokens: sizes.tokens,
+            rows: sizes.rows.clone(),
+            shard,
+            embedding: Embedding::new(model, &sizes, embedding),
+            attention_norm: Norm::new(model, &sizes, block.offset("attention_norm.weight")),
+            attention: Attention::new(model, &sizes, block),
+            mlp_norm: Norm::new(model, &sizes, block.offset("mlp_norm.weight")),
+            mlp: Mlp::new(model, &sizes, block),
+            final_norm: Norm::new(model, &sizes, head.offset("final_norm.weight")),
+            head: Head::new(model, &sizes, head),
+            layouts,
+        }
+    }
+
+    pub fn layout(&self, kind: LayerKind) -> &Layout {
+        match kind {
+            LayerKind::Embedding => &self.layouts[0],
+            LayerKind::Block => &self.layouts[1],
+            LayerKind::Head => &self.layouts[2],
+        }
+    }
+}
+
+/// What the segments' constructors share.
+pub(super) struct Sizes {
+    pub hidden: usize,
+    pub micro_batch: usize,
+    pub seq_len: usize,
+    pub tokens: usize,
+    /// Rows of the residual stream that this rank holds.
+    pub rows: Range<usize>,
+    /// Rows to which this rank's partial sums bring residual, biases and positions.
+    pub contributed_rows: Range<usize>,
+    pub shard: TensorShard,
+}
+
+impl Sizes {
+    fn new(model: &ModelSpec, micro_batch: usize, seq_len: usize, shard: TensorShard) -> Self {
+        let tokens = seq_len * micro_batch;
+        let (rank, degree) = (shard.rank as usize, shard.degree as usize);
+        let rows = if shard.sequence_parallel {
+            seq_len * rank / degree * micro_batch..seq_len * (rank + 1) / degree * micro_batch
+        } else {
+            0..tokens
+        };
+        let contributed_rows = if shard.sequence_parallel || rank == 0 { rows.clone() } else { 0..0 };
+        let hidden = model.hidden as usize;
+        Self { hidden, micro_batch, seq_len, tokens, rows, contributed_rows, shard }
+    }
+
+    /// This rank's part of something that the degree divides.
+    pub fn part(&self, total: u32) -> usize {
+        (total / self.shard.degree) as usize
+    }
+}
+
+/// Where each parameter lies in a layer's flat region.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Layout {
+    entries: Vec<LayoutEntry>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayoutEntry {
+    /// The whole parameter.
+    pub parameter: Parameter,
+    /// Where this rank's part of it lies.
+    pub range: Range<usize>,
+}
+
+impl Layout {
+    fn new(parameters: &[Parameter], shard: TensorShard) -> Self {
+        let mut end = 0;
+        let entry = |parameter: &Parameter| {
+            let start = end;
+            end += parameter.local_elements(shard.rank, shard.degree) as usize;
+            LayoutEntry { parameter: parameter.clone(), range: start..end }
+        };
+        Self { entries: parameters.iter().map(entry).collect() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.last().map_or(0, |entry| entry.range.end)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn entries(&self) -> &[LayoutEntry] {
+        &self.entries
+    }
+
+    pub fn range(&self, name: &str) -> Option<Range<usize>> {
+        self.entries.iter().find(|entry| entry.parameter.name == name).map(|entry| entry.range.clone())
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        self.range(name).map(|range| range.start)
+    }
+
+    /// Where a parameter that every model has begins.
+    pub(super) fn offset(&self, name: &str) -> usize {
+        self.find(name).unwrap_or_else(|| panic!("`ModelSpec::parameters` lists no `{name}`"))
+    }
+}

@@ -1,0 +1,147 @@
+//! Buckets: the flat buffers in which a rank keeps its parameters and gradients.
+
+use autodist_spec::{LayerKind, ModelSpec, ParallelStrategy, Stage, TensorSplit};
+
+/// A layer's region in a bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BucketLayer {
+    /// Index in the model's chain.
+    pub layer: usize,
+    /// First element of the layer's region.
+    pub offset: usize,
+    pub elements: usize,
+    /// The region's last elements belong to parameters that every tensor rank holds in full.
+    pub replicated: usize,
+}
+
+/// Consecutive layers of one chunk in one flat buffer: what is reduced, sharded and gathered as one message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bucket {
+    pub chunk: usize,
+    /// In the order of the buffer: the layer whose backward comes last is first.
+    pub layers: Vec<BucketLayer>,
+    /// Elements in use.
+    pub elements: usize,
+    /// Elements with padding to a multiple of the shard group.
+    pub padded: usize,
+    /// A tied table that both ends of the pipeline hold: its gradients are summed over the two.
+    pub tied: bool,
+    /// A copy whose owner is the first pipeline rank: it counts in no norm.
+    pub copy: bool,
+}
+
+impl Bucket {
+    pub fn shard_elements(&self, shard: usize) -> usize {
+        self.padded / shard
+    }
+
+    /// Elements that every tensor rank holds in full.
+    pub fn replicated(&self) -> usize {
+        self.layers.iter().map(|l| l.replicated).sum()
+    }
+}
+
+/// Elements of a layer's region on tensor rank `tensor_rank`, and how many at its end are replicated.
+pub fn region(model: &ModelSpec, kind: LayerKind, tensor_rank: usize, degree: usize) -> (usize, usize) {
+    let mut elements = 0;
+    let mut replicated = 0;
+    for parameter in model.parameters(kind) {
+        let local = parameter.local_elements(tensor_rank as u32, degree as u32) as usize;
+        elements += local;
+        if parameter.split == TensorSplit::Replicated {
+            replicated += local;
+        }
+    }
+    (elements, replicated)
+}
+
+/// The buckets of pipeline rank `pipeline_rank`, in the order in which their gradients become complete.
+/// Sizes are those of `tensor_rank`; they differ between tensor ranks only where the vocabulary does not divide.
+pub fn buckets(
+    model: &ModelSpec,
+    strategy: &ParallelStrategy,
+    stages: &[Stage],
+    pipeline_rank: usize,
+    tensor_rank: usize,
+) -> Vec<Bucket> {
+    let tensor = strategy.tensor as usize;
+    let shard = strategy.shard as usize;
+    // ZeRO-2 and 3 reduce and gather layer by layer, as FSDP does: memory is what they are for.
+    let limit = if strategy.zero_stage >= 2 { 0 } else { strategy.bucket_bytes.0 as usize / 4 };
+    let tied_apart = model.tied_embeddings && strategy.pipeline > 1;
+    let last_chunk = stages.len() - 1;
+    let mut buckets: Vec<Bucket> = Vec::new();
+    for chunk in (pipeline_rank..stages.len()).step_by(strategy.pipeline as usize).collect::<Vec<_>>().into_iter().rev()
+    {
+        // The last stage's copy of the embedding's region: the position table in it stays without gradient there.
+        let copy = (tied_apart && chunk == last_chunk).then_some((0, true));
+        let layers = stages[chunk].layers().rev().map(|layer| (layer, false));
+        let mut open = false;
+        for (layer, is_copy) in copy.into_iter().chain(layers) {
+            let tied = tied_apart && layer == 0;
+            let (elements, replicated) = region(model, model.kind(layer), tensor_rank, tensor);
+            if !open || tied {
+                buckets.push(Bucket { chunk, layers: Vec::new(), elements: 0, padded: 0, tied, copy: is_copy });
+            }
+            let bucket = buckets.last_mut().expect("a bucket was just opened");
+            bucket.layers.push(BucketLayer { layer, offset: 0, elements, replicated });
+            bucket.elements += elements;
+            open = !tied && bucket.elements < limit;
+        }
+    }
+    for bucket in &mut buckets {
+        bucket.layers.reverse();
+        let mut offset = 0;
+        for layer in &mut bucket.layers {
+            layer.offset = offset;
+            offset += layer.elements;
+        }
+        bucket.padded = bucket.elements.div_ceil(shard) * shard;
+    }
+    buckets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stages;
+    use autodist_spec::{Bytes, catalog};
+
+    #[test]
+    fn buckets_hold_every_parameter_once() {
+        let model = catalog::model("tiny-llama").unwrap();
+        for (pipeline, bucket_bytes) in [(1, 1), (1, 1 << 20), (1, 1 << 30), (2, 1 << 20), (3, 1)] {
+            let strategy = ParallelStrategy {
+                pipeline,
+                bucket_bytes: Bytes(bucket_bytes),
+                ..ParallelStrategy::data_parallel(1, 1)
+            };
+            let stages = stages::even(&model, &strategy);
+            let mut layers = Vec::new();
+            let mut elements = 0;
+            for rank in 0..pipeline as usize {
+                for bucket in buckets(&model, &strategy, &stages, rank, 0) {
+                    elements += bucket.elements;
+                    layers.extend(bucket.layers.iter().map(|l| l.layer));
+                }
+            }
+            layers.sort_unstable();
+            assert_eq!(layers, (0..model.chain_len()).collect::<Vec<_>>());
+            assert_eq!(elements as u64, model.total_parameters());
+        }
+    }
+
+    #[test]
+    fn a_tied_table_stands_alone_on_both_ends_of_a_pipeline() {
+        let model = catalog::model("tiny-gpt").unwrap();
+        let strategy = ParallelStrategy { pipeline: 2, ..ParallelStrategy::data_parallel(1, 1) };
+        let stages = stages::even(&model, &strategy);
+        let first = buckets(&model, &strategy, &stages, 0, 0);
+        let last = buckets(&model, &strategy, &stages, 1, 0);
+        let owner = first.iter().find(|b| b.tied).unwrap();
+        let copy = last.iter().find(|b| b.tied).unwrap();
+        assert_eq!(owner.elements, copy.elements);
+        assert!(copy.copy && !owner.copy);
+        assert_eq!(owner.layers.len(), 1);
+    }
+}

@@ -1,0 +1,535 @@
+//! From a strategy to the ordered operations of every rank.
+
+use crate::bucket::{Bucket, buckets};
+use crate::layout::Layout;
+use crate::rules::{self, Illegal};
+use crate::schedule::{Slot, order};
+use autodist_spec::{CollectiveKind, Job, LayerKind, ModelSpec, ParallelStrategy, Pass, Recompute, Segment, Stage};
+
+/// What every rank does in one training step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Program {
+    pub model: ModelSpec,
+    pub strategy: ParallelStrategy,
+    pub stages: Vec<Stage>,
+    pub layout: Layout,
+    pub seq_len: usize,
+    pub micro_batches: usize,
+    /// One per pipeline rank: the ranks of its data and tensor axes all do the same.
+    pub ranks: Vec<RankProgram>,
+}
+
+/// The step of one pipeline rank.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RankProgram {
+    pub pipeline_rank: usize,
+    /// Chunks that this rank holds, in the order of the chain.
+    pub chunks: Vec<usize>,
+    /// As tensor rank 0 sees them, which holds the largest share of a vocabulary that does not divide.
+    pub buckets: Vec<Bucket>,
+    /// Each is run many times: once for every micro-batch.
+    pub bodies: Vec<Body>,
+    /// The step on the compute stream, in order.
+    pub ops: Vec<Op>,
+}
+
+/// One entry of the compute stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// Blocks until the message has come.
+    Receive(Message),
+    Run {
+        body: usize,
+        micro_batch: usize,
+    },
+    /// Hands the chunk's result over and goes on at once.
+    Send(Message),
+}
+
+/// What crosses from one pipeline rank to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Message {
+    pub kind: MessageKind,
+    /// The other pipeline rank.
+    pub peer: usize,
+    /// The chunk that takes the message in.
+    pub chunk: usize,
+    pub micro_batch: usize,
+    pub elements: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MessageKind {
+    Activation,
+    Gradient,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Body {
+    pub kind: BodyKind,
+    pub instructions: Vec<Instruction>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyKind {
+    Forward { chunk: usize },
+    Backward { chunk: usize },
+    Optimizer,
+}
+
+/// What a body does, in order, on the compute stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Instruction {
+    /// Runs a piece of a layer.
+    Segment { layer: usize, segment: Segment, pass: Pass, recompute: Recompute },
+    /// A collective over the tensor group that nothing overlaps. `elements` counts the whole tensor.
+    Tensor { layer: usize, collective: TensorCollective, operand: Operand, elements: usize },
+    /// Sums, over the tensor group, the gradients that sequence parallelism left partial on replicated parameters.
+    SumReplicated { bucket: usize, elements: usize },
+    /// Queues a transfer on the communication stream.
+    Start { transfer: Transfer, bucket: usize },
+    /// Blocks until that transfer is done.
+    Wait { transfer: Transfer, bucket: usize },
+    /// Drops gathered parameters.
+    Release { bucket: usize },
+    /// Sums a tied table's gradients over both ends of the pipeline.
+    SumTied { bucket: usize, elements: usize },
+    /// L2 norm of the whole gradient, over the ranks that together hold the model. `elements` counts this rank's part.
+    GradientNorm { elements: usize },
+    /// Optimizer update of this rank's part of a bucket, and zeroing of its gradients.
+    Update { bucket: usize, elements: usize },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TensorCollective {
+    SumAll,
+    MaxAll,
+    /// Sums, and leaves each rank its rows.
+    ReduceScatter,
+    /// Gathers the rows of all ranks.
+    AllGather,
+}
+
+impl TensorCollective {
+    pub fn kind(self) -> CollectiveKind {
+        match self {
+            Self::SumAll | Self::MaxAll => CollectiveKind::AllReduce,
+            Self::ReduceScatter => CollectiveKind::ReduceScatter,
+            Self::AllGather => CollectiveKind::AllGather,
+        }
+    }
+}
+
+/// Which tensor a collective works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operand {
+    /// What the last segment gave: an activation or its gradient.
+    Flow,
+    /// The input that the segment whose backward comes next has kept.
+    SavedInput,
+}
+
+/// Work of the communication stream on one bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Transfer {
+    /// Gradients: all-reduce over the data group (ZeRO-0) or reduce-scatter over the shard group.
+    Reduce,
+    /// All-reduce of the reduced shard over the replicas (HSDP).
+    ReduceReplicas,
+    /// All-gather of parameters over the shard group.
+    Gather,
+}
+
+impl Program {
+    /// # Errors
+    /// The first rule that the way of training breaks; a plan is legal if and only if it compiles.
+    pub fn compile(
+        model: &ModelSpec,
+        job: &Job,
+        devices: u32,
+        strategy: &ParallelStrategy,
+        stages: &[Stage],
+    ) -> Result<Self, Illegal> {
+        rules::check(model, job, devices, strategy, stages)?;
+        let micro_batches = strategy.micro_batches(job.global_batch) as usize;
+        let seq_len = job.seq_len as usize;
+        let ranks = (0..strategy.pipeline as usize)
+            .map(|rank| Compiler::new(model, strategy, stages, seq_len, micro_batches, rank).compile())
+            .collect();
+        Ok(Self {
+            model: model.clone(),
+            strategy: strategy.clone(),
+            stages: stages.to_vec(),
+            layout: Layout::of(strategy),
+            seq_len,
+            micro_batches,
+            ranks,
+        })
+    }
+
+    /// Rows (tokens) of an activation outside the tensor-parallel parts.
+    pub fn local_tokens(&self) -> usize {
+        let tokens = self.seq_len * self.strategy.micro_batch as usize;
+        if self.strategy.sequence_parallel { tokens / self.strategy.tensor as usize } else { tokens }
+    }
+
+    /// The group over which `transfer` runs: its size, and the distance of its neighbours in ranks.
+    pub fn transfer_group(&self, transfer: Transfer) -> (usize, usize) {
+        let Layout { data, tensor, shard, .. } = self.layout;
+        match transfer {
+            Transfer::Reduce if self.strategy.zero_stage == 0 => (data, tensor),
+            Transfer::Reduce | Transfer::Gather => (shard, tensor),
+            Transfer::ReduceReplicas => (data / shard, tensor * shard),
+        }
+    }
+
+    /// Collective and element count of `transfer` on `bucket`.
+    pub fn transfer_work(&self, transfer: Transfer, bucket: &Bucket) -> (CollectiveKind, usize) {
+        match transfer {
+            Transfer::Reduce if self.strategy.zero_stage == 0 => (CollectiveKind::AllReduce, bucket.padded),
+            Transfer::Reduce => (CollectiveKind::ReduceScatter, bucket.padded),
+            Transfer::ReduceReplicas => (CollectiveKind::AllReduce, bucket.shard_elements(self.layout.shard)),
+            Transfer::Gather => (CollectiveKind::AllGather, bucket.padded),
+        }
+    }
+}
+
+struct Compiler<'a> {
+    model: &'a ModelSpec,
+    strategy: &'a ParallelStrategy,
+    stages: &'a [Stage],
+    micro_batches: usize,
+    rank: usize,
+    buckets: Vec<Bucket>,
+    /// Tokens of a micro-batch.
+    tokens: usize,
+    /// Elements of a micro-batch's activation, whole.
+    activation: usize,
+}
+
+impl<'a> Compiler<'a> {
+    fn new(
+        model: &'a ModelSpec,
+        strategy: &'a ParallelStrategy,
+        stages: &'a [Stage],
+        seq_len: usize,
+        micro_batches: usize,
+        rank: usize,
+    ) -> Self {
+        let tokens = seq_len * strategy.micro_batch as usize;
+        Self {
+            model,
+            strategy,
+            stages,
+            micro_batches,
+            rank,
+            buckets: buckets(model, strategy, stages, rank, 0),
+            tokens,
+            activation: tokens * model.hidden as usize,
+        }
+    }
+
+    fn compile(self) -> RankProgram {
+        let pipeline = self.strategy.pipeline as usize;
+        let slots = order(
+            self.strategy.schedule,
+            self.rank,
+            pipeline,
+            self.strategy.virtual_stages as usize,
+            self.micro_batches,
+        );
+        let chunks: Vec<usize> = (self.rank..self.stages.len()).step_by(pipeline).collect();
+        let mut bodies = Vec::new();
+        for chunk in &chunks {
+            bodies.push(self.forward(*chunk));
+            bodies.push(self.backward(*chunk, false));
+            bodies.push(self.backward(*chunk, true));
+        }
+        bodies.push(self.optimizer());
+        let mut ops = Vec::new();
+        for (index, slot) in slots.iter().enumerate() {
+            let last_backward = !slots[index + 1..].iter().any(|s| s.backward && s.chunk == slot.chunk);
+            let body = 3 * (slot.chunk / pipeline) + usize::from(slot.backward) * (1 + usize::from(last_backward));
+            ops.extend(self.incoming(slot).map(Op::Receive));
+            ops.push(Op::Run { body, micro_batch: slot.micro_batch });
+            ops.extend(self.outgoing(slot).map(Op::Send));
+        }
+        ops.push(Op::Run { body: bodies.len() - 1, micro_batch: 0 });
+        RankProgram { pipeline_rank: self.rank, chunks, buckets: self.buckets, bodies, ops }
+    }
+
+    fn message(&self, kind: MessageKind, peer_chunk: usize, chunk: usize, micro_batch: usize) -> Message {
+        let parts = if self.strategy.sequence_parallel { self.strategy.tensor as usize } else { 1 };
+        let peer = peer_chunk % self.strategy.pipeline as usize;
+        Message { kind, peer, chunk, micro_batch, elements: self.activation / parts }
+    }
+
+    fn incoming(&self, slot: &Slot) -> Option<Message> {
+        let Slot { chunk, micro_batch, backward } = *slot;
+        match backward {
+            false => {
+                (chunk > 0).then(|| self.message(MessageKind::Activation, chunk - 1, chunk, micro_batch))
+            }
+            true => (chunk + 1 < self.stages.len())
+                .then(|| self.message(MessageKind::Gradient, chunk + 1, chunk, micro_batch)),
+        }
+    }
+
+    fn outgoing(&self, slot: &Slot) -> Option<Message> {
+        let Slot { chunk, micro_batch, backward } = *slot;
+        match backward {
+            false => (chunk + 1 < self.stages.len())
+                .then(|| self.message(MessageKind::Activation, chunk + 1, chunk + 1, micro_batch)),
+            true => (chunk > 0).then(|| self.message(MessageKind::Gradient, chunk - 1, chunk - 1, micro_batch)),
+        }
+    }
+
+    /// Buckets that hold what `layer` of `chunk` computes with.
+    fn needs(&self, chunk: usize, layer: usize) -> Vec<usize> {
+        let head = self.model.kind(layer) == LayerKind::Head && self.model.tied_embeddings;
+        let holds = |bucket: &Bucket| {
+            bucket.layers.iter().any(|l| {
+                (bucket.chunk == chunk && l.layer == layer && !bucket.copy) || (head && l.layer == 0)
+            })
+        };
+        (0..self.buckets.len()).filter(|b| holds(&self.buckets[*b])).collect()
+    }
+
+    fn tensor_parallel(&self) -> bool {
+        self.strategy.tensor > 1
+    }
+
+    fn segment(&self, out: &mut Vec<Instruction>, layer: usize, segment: Segment, pass: Pass, recompute: Recompute) {
+        out.push(Instruction::Segment { layer, segment, pass, recompute });
+    }
+
+    /// Makes a partial sum whole: after a row-parallel product forward, after a column-parallel one backward.
+    fn complete(&self, out: &mut Vec<Instruction>, layer: usize) {
+        if self.tensor_parallel() {
+            let collective = if self.strategy.sequence_parallel {
+                TensorCollective::ReduceScatter
+            } else {
+                TensorCollective::SumAll
+            };
+            out.push(Instruction::Tensor { layer, collective, operand: Operand::Flow, elements: self.activation });
+        }
+    }
+
+    /// Brings the rows of all tensor ranks together (Korthikanti et al., 2205.05198, section 4.2.2).
+    fn gather_rows(&self, out: &mut Vec<Instruction>, layer: usize, operand: Operand) {
+        if self.tensor_parallel() && self.strategy.sequence_parallel {
+            let collective = TensorCollective::AllGather;
+            out.push(Instruction::Tensor { layer, collective, operand, elements: self.activation });
+        }
+    }
+
+    fn block_forward(&self, out: &mut Vec<Instruction>, layer: usize, pass: Pass, recompute: Recompute) {
+        self.segment(out, layer, Segment::AttentionNorm, pass, recompute);
+        self.gather_rows(out, layer, Operand::Flow);
+        self.segment(out, layer, Segment::Attention, pass, recompute);
+        self.complete(out, layer);
+        self.segment(out, layer, Segment::MlpNorm, pass, recompute);
+        self.gather_rows(out, layer, Operand::Flow);
+        self.segment(out, layer, Segment::Mlp, pass, recompute);
+        if pass == Pass::Forward {
+            // Run again, the block's output is known already: nobody needs its sum.
+            self.complete(out, layer);
+        }
+    }
+
+    fn half_backward(&self, out: &mut Vec<Instruction>, layer: usize, segment: Segment, norm: Segment, recompute: Recompute) {
+        self.gather_rows(out, layer, Operand::Flow);
+        self.gather_rows(out, layer, Operand::SavedInput);
+        self.segment(out, layer, segment, Pass::Backward, recompute);
+        self.complete(out, layer);
+        self.segment(out, layer, norm, Pass::Backward, recompute);
+    }
+
+    fn layer_forward(&self, out: &mut Vec<Instruction>, layer: usize, recompute: Recompute) {
+        match self.model.kind(layer) {
+            LayerKind::Embedding => {
+                self.segment(out, layer, Segment::Embedding, Pass::Forward, recompute);
+                self.complete(out, layer);
+            }
+            LayerKind::Block => self.block_forward(out, layer, Pass::Forward, recompute),
+            LayerKind::Head => {
+                self.segment(out, layer, Segment::FinalNorm, Pass::Forward, recompute);
+                self.gather_rows(out, layer, Operand::Flow);
+                let reduce = |out: &mut Vec<Instruction>, collective, elements| {
+                    if self.tensor_parallel() {
+                        out.push(Instruction::Tensor { layer, collective, operand: Operand::Flow, elements });
+                    }
+                };
+                self.segment(out, layer, Segment::Logits, Pass::Forward, recompute);
+                reduce(out, TensorCollective::MaxAll, self.tokens);
+                self.segment(out, layer, Segment::Normalizer, Pass::Forward, recompute);
+                reduce(out, TensorCollective::SumAll, 2 * self.tokens);
+                self.segment(out, layer, Segment::Loss, Pass::Forward, recompute);
+            }
+        }
+    }
+
+    fn layer_backward(&self, out: &mut Vec<Instruction>, layer: usize, recompute: Recompute) {
+        match self.model.kind(layer) {
+            LayerKind::Embedding => {
+                self.gather_rows(out, layer, Operand::Flow);
+                self.segment(out, layer, Segment::Embedding, Pass::Backward, recompute);
+            }
+            LayerKind::Block => {
+                if recompute == Recompute::Full {
+                    self.block_forward(out, layer, Pass::Recompute, recompute);
+                }
+                self.half_backward(out, layer, Segment::Mlp, Segment::MlpNorm, recompute);
+                self.half_backward(out, layer, Segment::Attention, Segment::AttentionNorm, recompute);
+            }
+            LayerKind::Head => {
+                self.gather_rows(out, layer, Operand::SavedInput);
+                self.segment(out, layer, Segment::Loss, Pass::Backward, recompute);
+                self.complete(out, layer);
+                self.segment(out, layer, Segment::FinalNorm, Pass::Backward, recompute);
+            }
+        }
+    }
+
+    /// Runs `visit` for the layers in turn, their parameters gathered just before and dropped just after (ZeRO-3),
+    /// the next layer's gather on its way meanwhile.
+    fn with_parameters(
+        &self,
+        out: &mut Vec<Instruction>,
+        chunk: usize,
+        layers: &[usize],
+        mut visit: impl FnMut(&mut Vec<Instruction>, usize),
+    ) {
+        if self.strategy.zero_stage < 3 {
+            layers.iter().for_each(|layer| visit(out, *layer));
+            return;
+        }
+        let needs: Vec<Vec<usize>> = layers.iter().map(|layer| self.needs(chunk, *layer)).collect();
+        let start = |out: &mut Vec<Instruction>, buckets: &[usize], held: &[usize]| {
+            for bucket in buckets.iter().filter(|b| !held.contains(b)) {
+                out.push(Instruction::Start { transfer: Transfer::Gather, bucket: *bucket });
+            }
+        };
+        start(out, &needs[0], &[]);
+        for (index, layer) in layers.iter().enumerate() {
+            let previous: &[usize] = if index > 0 { &needs[index - 1] } else { &[] };
+            let next: &[usize] = needs.get(index + 1).map_or(&[], Vec::as_slice);
+            for bucket in needs[index].iter().filter(|b| !previous.contains(b)) {
+                out.push(Instruction::Wait { transfer: Transfer::Gather, bucket: *bucket });
+            }
+            start(out, next, &needs[index]);
+            visit(out, *layer);
+            for bucket in needs[index].iter().filter(|b| !next.contains(b)) {
+                out.push(Instruction::Release { bucket: *bucket });
+            }
+        }
+    }
+
+    fn forward(&self, chunk: usize) -> Body {
+        let stage = &self.stages[chunk];
+        let layers: Vec<usize> = stage.layers().collect();
+        let mut out = Vec::new();
+        self.with_parameters(&mut out, chunk, &layers, |out, layer| {
+            self.layer_forward(out, layer, stage.recompute[layer - layers[0]]);
+        });
+        Body { kind: BodyKind::Forward { chunk }, instructions: out }
+    }
+
+    /// Backward of one micro-batch; `last` when it is the chunk's last one, whose end completes the gradients.
+    fn backward(&self, chunk: usize, last: bool) -> Body {
+        let stage = &self.stages[chunk];
+        let first = stage.first_layer as usize;
+        let layers: Vec<usize> = stage.layers().rev().collect();
+        let reduces = self.strategy.data > 1 && (last || self.strategy.zero_stage >= 2);
+        let mut out = Vec::new();
+        let mut in_flight: Option<usize> = None;
+        self.with_parameters(&mut out, chunk, &layers, |out, layer| {
+            self.layer_backward(out, layer, stage.recompute[layer - first]);
+            for bucket in self.completed_by(chunk, layer) {
+                self.bucket_complete(out, bucket, last, reduces, &mut in_flight);
+            }
+        });
+        if let Some(bucket) = in_flight {
+            out.push(Instruction::Wait { transfer: Transfer::Reduce, bucket });
+        }
+        Body { kind: BodyKind::Backward { chunk }, instructions: out }
+    }
+
+    /// Buckets whose gradients are complete once `layer` of `chunk` has run backward.
+    fn completed_by(&self, chunk: usize, layer: usize) -> Vec<usize> {
+        let complete = |bucket: &Bucket| {
+            // A copied table is used by the head alone; a table that one rank shares between both ends is complete
+            // with the embedding, which is the bucket's own layer.
+            let last_user = if bucket.copy { self.model.chain_len() - 1 } else { bucket.layers[0].layer };
+            bucket.chunk == chunk && last_user == layer
+        };
+        (0..self.buckets.len()).filter(|b| complete(&self.buckets[*b])).collect()
+    }
+
+    fn bucket_complete(
+        &self,
+        out: &mut Vec<Instruction>,
+        bucket: usize,
+        last: bool,
+        reduces: bool,
+        in_flight: &mut Option<usize>,
+    ) {
+        let sharded_gradients = self.strategy.zero_stage >= 2;
+        if self.strategy.sequence_parallel && (last || sharded_gradients) {
+            let elements = self.buckets[bucket].replicated();
+            out.push(Instruction::SumReplicated { bucket, elements });
+        }
+        if !reduces {
+            return;
+        }
+        if sharded_gradients {
+            // Whole gradients live only until they are scattered: at most two buckets of them at a time.
+            if let Some(previous) = in_flight.replace(bucket) {
+                out.push(Instruction::Wait { transfer: Transfer::Reduce, bucket: previous });
+            }
+        }
+        out.push(Instruction::Start { transfer: Transfer::Reduce, bucket });
+    }
+
+    fn optimizer(&self) -> Body {
+        let zero = self.strategy.zero_stage;
+        let replicas = self.strategy.data / self.strategy.shard;
+        let all = 0..self.buckets.len();
+        let shard = self.strategy.shard as usize;
+        let mut out = Vec::new();
+        if self.strategy.data > 1 && zero < 2 {
+            for bucket in all.clone() {
+                out.push(Instruction::Wait { transfer: Transfer::Reduce, bucket });
+                if zero == 1 && replicas > 1 {
+                    out.push(Instruction::Start { transfer: Transfer::ReduceReplicas, bucket });
+                }
+            }
+        }
+        if zero > 0 && replicas > 1 {
+            for bucket in all.clone() {
+                if zero >= 2 {
+                    out.push(Instruction::Start { transfer: Transfer::ReduceReplicas, bucket });
+                }
+            }
+            for bucket in all.clone() {
+                out.push(Instruction::Wait { transfer: Transfer::ReduceReplicas, bucket });
+            }
+        }
+        let own = |bucket: usize| self.buckets[bucket].shard_elements(shard);
+        for bucket in all.clone().filter(|b| self.buckets[*b].tied) {
+            out.push(Instruction::SumTied { bucket, elements: own(bucket) });
+        }
+        out.push(Instruction::GradientNorm { elements: all.clone().map(own).sum() });
+        let gathers = zero == 1 || zero == 2;
+        for bucket in all.clone() {
+            out.push(Instruction::Update { bucket, elements: own(bucket) });
+            if gathers {
+                out.push(Instruction::Start { transfer: Transfer::Gather, bucket });
+            }
+        }
+        if gathers {
+            out.extend(all.map(|bucket| Instruction::Wait { transfer: Transfer::Gather, bucket }));
+        }
+        Body { kind: BodyKind::Optimizer, instructions: out }
+    }
+}

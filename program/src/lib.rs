@@ -1,0 +1,30 @@
+//! Plan → Program: what every rank does in one training step.
+//!
+//! One [`Program`] has two interpreters: the cost model simulates it, the executor executes it. A way of training is
+//! legal if and only if it compiles, and the planner asks the very same [`rules`]. No IO, no clock, no cost.
+//!
+//! ```
+//! use autodist_program::{Program, stages};
+//! use autodist_spec::{Job, Recompute, catalog, plan::ParallelStrategy};
+//! let model = catalog::model("tiny-llama").unwrap();
+//! let job = Job::new(8, 128);
+//! let strategy = ParallelStrategy::data_parallel(2, 2);
+//! let stages = stages::even(&model, &strategy);
+//! let program = Program::compile(&model, &job, 2, &strategy, &stages).unwrap();
+//! assert_eq!(program.ranks.len(), 1); // one pipeline rank stands for all its data and tensor replicas
+//! assert_eq!(program.micro_batches, 2);
+//! ```
+
+mod bucket;
+mod compile;
+mod layout;
+pub mod rules;
+pub mod schedule;
+pub mod stages;
+
+pub use bucket::{Bucket, BucketLayer};
+pub use compile::{
+    Body, BodyKind, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram, TensorCollective, Transfer,
+};
+pub use layout::{Coordinates, Layout};
+pub use rules::Illegal;

@@ -1,0 +1,191 @@
+//! The rules that make a way of training legal, each with its reason.
+
+use crate::schedule;
+use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Positions, Precision, Recompute, ScheduleKind, Stage};
+use std::fmt;
+
+/// Why a way of training cannot be run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Illegal {
+    pub rule: Rule,
+    /// The reason, with every number that took part.
+    pub reason: String,
+}
+
+impl fmt::Display for Illegal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+/// Short names of the rules; a report groups rejected plans by them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rule {
+    Devices,
+    NotBuilt,
+    TensorDivides,
+    SequenceParallel,
+    Batch,
+    Stages,
+    Schedule,
+    Zero,
+    Positions,
+    Recompute,
+}
+
+impl Rule {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Devices => "degrees multiply to the devices",
+            Self::NotBuilt => "what the executor can run",
+            Self::TensorDivides => "tensor degree divides the model",
+            Self::SequenceParallel => "sequence parallelism follows tensor parallelism",
+            Self::Batch => "batch divides",
+            Self::Stages => "stages cover the layers",
+            Self::Schedule => "schedule fits the pipeline",
+            Self::Zero => "ZeRO shards over data ranks",
+            Self::Positions => "sequence fits the position table",
+            Self::Recompute => "recomputation is for blocks",
+        }
+    }
+}
+
+fn ensure(rule: Rule, holds: bool, reason: impl FnOnce() -> String) -> Result<(), Illegal> {
+    if holds { Ok(()) } else { Err(Illegal { rule, reason: reason() }) }
+}
+
+/// Rules about the strategy alone, before the layers are cut into stages.
+///
+/// # Errors
+/// The first rule that is broken.
+pub fn check_strategy(model: &ModelSpec, job: &Job, devices: u32, s: &ParallelStrategy) -> Result<(), Illegal> {
+    let (data, tensor, pipeline) = (s.data, s.tensor, s.pipeline);
+    ensure(Rule::NotBuilt, s.context == 1, || {
+        format!("cp={}: context parallelism is not in this release's executor", s.context)
+    })?;
+    ensure(Rule::NotBuilt, s.expert == 1, || {
+        format!("ep={}: expert parallelism is not in this release's executor", s.expert)
+    })?;
+    ensure(Rule::NotBuilt, job.precision == Precision::Fp32, || {
+        "bf16 needs a GPU backend, which is not in this release's executor; use fp32".to_owned()
+    })?;
+    ensure(Rule::Devices, s.devices() == u64::from(devices), || {
+        format!("dp={data} x tp={tensor} x pp={pipeline} uses {} devices, but there are {devices}", s.devices())
+    })?;
+    for (what, size) in [("query heads", model.heads), ("key/value heads", model.kv_heads), ("MLP width", model.ffn)] {
+        ensure(Rule::TensorDivides, size % tensor == 0, || format!("tp={tensor} does not divide the {what} ({size})"))?;
+    }
+    ensure(Rule::TensorDivides, tensor <= model.vocab, || {
+        format!("tp={tensor} is more than the {} tokens of the vocabulary", model.vocab)
+    })?;
+    ensure(Rule::SequenceParallel, !s.sequence_parallel || tensor > 1, || {
+        "sequence parallelism shares the work of tensor ranks, but tp=1".to_owned()
+    })?;
+    ensure(Rule::SequenceParallel, !s.sequence_parallel || job.seq_len % tensor == 0, || {
+        format!("sequence parallelism cuts the sequence: tp={tensor} does not divide {} tokens", job.seq_len)
+    })?;
+    let per_round = u64::from(data) * u64::from(s.micro_batch);
+    ensure(Rule::Batch, u64::from(job.global_batch) % per_round == 0, || {
+        format!(
+            "dp={data} x micro-batch {} is {per_round} sequences, which does not divide the global batch {}",
+            s.micro_batch, job.global_batch
+        )
+    })?;
+    if let Positions::Learned = model.positions {
+        ensure(Rule::Positions, job.seq_len <= model.max_seq_len, || {
+            format!("{} tokens are more than the {} learned positions", job.seq_len, model.max_seq_len)
+        })?;
+    }
+    check_schedule(model, job, s)?;
+    let (zero, shard) = (s.zero_stage, s.shard);
+    ensure(Rule::Zero, zero > 0 || shard == 1, || format!("zero=0 shards nothing, but the shard group is {shard}"))?;
+    ensure(Rule::Zero, zero == 0 || shard > 1, || {
+        format!("zero={zero} shards over data ranks, but its group has one rank (dp={data})")
+    })?;
+    ensure(Rule::Zero, data % shard == 0, || format!("a shard group of {shard} does not divide dp={data}"))
+}
+
+fn check_schedule(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<(), Illegal> {
+    let (pipeline, virtual_stages, kind) = (s.pipeline, s.virtual_stages, s.schedule);
+    let chunks = u64::from(pipeline) * u64::from(virtual_stages);
+    ensure(Rule::Stages, chunks <= model.chain_len() as u64, || {
+        format!("pp={pipeline} x vpp={virtual_stages} makes {chunks} chunks of {} layers", model.chain_len())
+    })?;
+    ensure(Rule::Schedule, pipeline > 1 || (kind == ScheduleKind::OneFOneB && virtual_stages == 1), || {
+        format!("pp=1 runs one micro-batch after the other: schedule {} and vpp={virtual_stages} need pp > 1", kind.name())
+    })?;
+    let interleaved = kind == ScheduleKind::Interleaved;
+    ensure(Rule::Schedule, interleaved == (virtual_stages > 1), || {
+        format!("schedule {} and vpp={virtual_stages} contradict: virtual stages are what `interleaved` runs", kind.name())
+    })?;
+    let micro_batches = s.micro_batches(job.global_batch) as usize;
+    let rounds = schedule::rounds(pipeline as usize, micro_batches);
+    ensure(Rule::Schedule, !interleaved || micro_batches % rounds == 0, || {
+        format!("interleaved runs {rounds} equal rounds, which {micro_batches} micro-batches do not make (pp={pipeline})")
+    })
+}
+
+/// All rules.
+///
+/// # Errors
+/// The first rule that is broken.
+pub fn check(
+    model: &ModelSpec,
+    job: &Job,
+    devices: u32,
+    strategy: &ParallelStrategy,
+    stages: &[Stage],
+) -> Result<(), Illegal> {
+    check_strategy(model, job, devices, strategy)?;
+    let chunks = strategy.chunks() as usize;
+    ensure(Rule::Stages, stages.len() == chunks, || {
+        format!("{} stages are given, but pp x vpp is {chunks}", stages.len())
+    })?;
+    let mut next = 0;
+    for (index, stage) in stages.iter().enumerate() {
+        ensure(Rule::Stages, stage.first_layer as usize == next && !stage.is_empty(), || {
+            format!("stage {index} holds layers {}..{}, but must begin at {next}", stage.first_layer, stage.end_layer)
+        })?;
+        next = stage.end_layer as usize;
+        ensure(Rule::Recompute, stage.recompute.len() == stage.len(), || {
+            format!("stage {index} has {} layers but {} recompute entries", stage.len(), stage.recompute.len())
+        })?;
+        for (layer, recompute) in stage.layers().zip(&stage.recompute) {
+            // Out of range layers are reported by the next rule.
+            let other = layer < model.chain_len() && model.kind(layer) != LayerKind::Block;
+            ensure(Rule::Recompute, !(other && *recompute != Recompute::None), || {
+                format!("layer {layer} is no block and cannot recompute ({})", recompute.name())
+            })?;
+        }
+    }
+    ensure(Rule::Stages, next == model.chain_len(), || {
+        format!("the stages hold {next} layers, but the model has {}", model.chain_len())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use autodist_spec::catalog;
+
+    fn check_one(change: impl FnOnce(&mut ParallelStrategy), expected: &str) {
+        let model = catalog::model("tiny-llama").unwrap();
+        let mut strategy = ParallelStrategy::data_parallel(2, 2);
+        change(&mut strategy);
+        let error = check_strategy(&model, &Job::new(8, 128), 2, &strategy).unwrap_err();
+        assert!(error.reason.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn every_refusal_names_its_numbers() {
+        check_one(|s| s.tensor = 3, "dp=2 x tp=3 x pp=1 uses 6 devices, but there are 2");
+        check_one(|s| (s.data, s.tensor) = (1, 4), "uses 4 devices");
+        check_one(|s| s.micro_batch = 3, "6 sequences, which does not divide the global batch 8");
+        check_one(|s| s.sequence_parallel = true, "tp=1");
+        check_one(|s| s.schedule = ScheduleKind::GPipe, "need pp > 1");
+        check_one(|s| (s.data, s.pipeline, s.virtual_stages) = (1, 2, 2), "contradict");
+        check_one(|s| s.zero_stage = 1, "its group has one rank");
+        check_one(|s| (s.zero_stage, s.shard) = (1, 4), "does not divide dp=2");
+        check_one(|s| s.context = 2, "context parallelism");
+    }
+}

@@ -1,0 +1,147 @@
+//! Built-in models and devices: data files, embedded when the program is built.
+
+use crate::cluster::{Device, Link};
+use crate::error::InputError;
+use crate::model::ModelSpec;
+use crate::units::{Bytes, BytesPerSecond, FlopsPerSecond, Provenance, Seconds};
+use serde::Deserialize;
+use std::sync::LazyLock;
+
+/// A model of the catalogue with where its shape was published.
+#[derive(Debug, Clone)]
+pub struct CatalogModel {
+    pub spec: ModelSpec,
+    pub source: String,
+    /// Parameters as published; rounded for the largest.
+    pub published_parameters: u64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CatalogDevice {
+    name: String,
+    memory_bytes: u64,
+    peak_flops_per_s: f64,
+    memory_bytes_per_s: f64,
+    link_bytes_per_s: f64,
+    source: String,
+}
+
+static MODELS: LazyLock<Vec<CatalogModel>> = LazyLock::new(|| {
+    let table: toml::Table = include_str!("../../catalog/models.toml").parse().expect("the embedded catalogue is TOML");
+    let entries = table["model"].as_array().expect("a list of models").iter();
+    entries
+        .map(|entry| {
+            let mut entry = entry.as_table().expect("a model is a table").clone();
+            let mut take = |key: &str| entry.remove(key).unwrap_or_else(|| panic!("a model of the catalogue has {key}"));
+            let source = take("source").as_str().expect("a source is text").to_owned();
+            let published_parameters = take("published_parameters").as_integer().expect("a count") as u64;
+            CatalogModel { spec: entry.try_into().expect("a model's shape"), source, published_parameters }
+        })
+        .collect()
+});
+
+#[derive(Deserialize)]
+struct DeviceFile {
+    device: Vec<CatalogDevice>,
+}
+
+static DEVICES: LazyLock<Vec<CatalogDevice>> = LazyLock::new(|| {
+    let file: DeviceFile =
+        toml::from_str(include_str!("../../catalog/devices.toml")).expect("the embedded catalogue is TOML");
+    file.device
+});
+
+/// All models, smallest family first.
+pub fn models() -> &'static [CatalogModel] {
+    &MODELS
+}
+
+/// The model of that name.
+///
+/// # Errors
+/// An unknown name; the hint gives the closest ones.
+pub fn model(name: &str) -> Result<ModelSpec, InputError> {
+    MODELS.iter().find(|m| m.spec.name == name).map(|m| m.spec.clone()).ok_or_else(|| {
+        let known = MODELS.iter().map(|m| m.spec.name.as_str());
+        InputError::new("model", name, "is neither in the catalogue nor a file that exists").hint(format!(
+            "did you mean {}? `autodist catalog` lists the models; a Hugging Face config.json is taken too",
+            closest(name, known)
+        ))
+    })
+}
+
+/// Names of all devices.
+pub fn device_names() -> Vec<&'static str> {
+    DEVICES.iter().map(|d| d.name.as_str()).collect()
+}
+
+/// The device of that name, and the link between two of them in one node.
+pub fn device(name: &str) -> Result<(Device, Option<Link>), InputError> {
+    let entry = DEVICES.iter().find(|d| d.name == name).ok_or_else(|| {
+        let nearest = closest(name, DEVICES.iter().map(|d| d.name.as_str()));
+        InputError::new("device", name, format!("the catalogue has no device `{name}`; did you mean {nearest}?"))
+            .hint("`autodist catalog` lists the devices; any other can be described in a cluster file")
+    })?;
+    let device = Device {
+        name: entry.name.clone(),
+        memory_bytes: Bytes(entry.memory_bytes),
+        peak_flops_per_s: Some(FlopsPerSecond(entry.peak_flops_per_s)),
+        memory_bytes_per_s: Some(BytesPerSecond(entry.memory_bytes_per_s)),
+        provenance: Provenance::Modelled,
+        source: Some(entry.source.clone()),
+    };
+    let link = Link { bytes_per_s: BytesPerSecond(entry.link_bytes_per_s), latency_s: Seconds::ZERO };
+    Ok((device, Some(link)))
+}
+
+/// The known name that shares the longest run of letters with what was written.
+fn closest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let similarity = |name: &str| {
+        let (a, b) = (written.to_ascii_lowercase(), name.to_ascii_lowercase());
+        let pairs = |s: &str| s.as_bytes().windows(2).map(<[u8]>::to_vec).collect::<Vec<_>>();
+        let (pairs_a, pairs_b) = (pairs(&a), pairs(&b));
+        let shared = pairs_a.iter().filter(|p| pairs_b.contains(p)).count();
+        (2000 * shared) / (pairs_a.len() + pairs_b.len()).max(1)
+    };
+    known.max_by_key(|name| similarity(name)).map(|name| format!("`{name}`")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parse::Check;
+
+    #[test]
+    fn parameter_counts_are_the_published_ones() {
+        for entry in models() {
+            let counted = entry.spec.total_parameters();
+            let published = entry.published_parameters;
+            // Rounded figures ("175B") hold to their last digit; exact ones hold exactly.
+            let tolerance = if published % 1_000_000_000 == 0 { 0.02 } else { 0.0 };
+            let error = (counted as f64 / published as f64 - 1.0).abs();
+            assert!(error <= tolerance, "{}: {counted} parameters, published {published}", entry.spec.name);
+            entry.spec.check().unwrap();
+        }
+    }
+
+    #[test]
+    fn flops_are_the_published_ones() {
+        // Narayanan et al., SC'21, eq. (3): 96 B s l h^2 (1 + s/6h + V/16lh) with full recomputation, so 3/4 of
+        // it without, but for the head, which is never recomputed: 6BshV.
+        let spec = model("gpt3-175b").unwrap();
+        let (b, s) = (1536.0, 2048.0);
+        let (l, h, v) = (96.0, 12288.0, f64::from(spec.vocab));
+        let blocks = 72.0 * b * s * l * h * h * (1.0 + s / (6.0 * h));
+        let expected = blocks + 6.0 * b * s * h * v;
+        let counted = spec.step_flops((b * s) as u64, s as u64).0;
+        assert!((counted / expected - 1.0).abs() < 1e-9, "{counted:e} against {expected:e}");
+    }
+
+    #[test]
+    fn an_unknown_name_is_answered_with_the_closest() {
+        let error = model("lama2-7b").unwrap_err();
+        assert!(error.to_string().contains("`llama2-7b`"), "{error}");
+        assert!(device("h100").unwrap_err().problem.contains("h100-80gb"));
+    }
+}

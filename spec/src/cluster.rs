@@ -1,0 +1,239 @@
+//! The machines: nodes of devices, joined by links.
+
+use crate::error::{InputError, in_range, not_negative, positive};
+use crate::parse::{Check, SCHEMA_VERSION};
+use crate::units::{Bytes, BytesPerSecond, FlopsPerSecond, Provenance, Seconds};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Nodes of devices. The planner of this release asks for devices of one kind.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    pub schema_version: u32,
+    pub name: String,
+    pub nodes: Vec<NodeGroup>,
+    /// Between nodes; needed where there is more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Link>,
+}
+
+/// `count` equal nodes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NodeGroup {
+    pub count: u32,
+    pub devices: u32,
+    pub device: Device,
+    /// Between two devices of one node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<Link>,
+}
+
+/// What computes. In a cluster file either a name from the catalogue or a table with these fields.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+pub struct Device {
+    pub name: String,
+    pub memory_bytes: Bytes,
+    /// Dense matrix products per second in the training's precision; absent where nobody measured or published it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_flops_per_s: Option<FlopsPerSecond>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes_per_s: Option<BytesPerSecond>,
+    pub provenance: Provenance,
+    /// Where the figures come from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+/// A link in one direction.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    pub bytes_per_s: BytesPerSecond,
+    #[serde(default)]
+    pub latency_s: Seconds,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeviceTable {
+    name: String,
+    memory_bytes: Bytes,
+    peak_flops_per_s: Option<FlopsPerSecond>,
+    memory_bytes_per_s: Option<BytesPerSecond>,
+    #[serde(default = "assumed")]
+    provenance: Provenance,
+    source: Option<String>,
+}
+
+fn assumed() -> Provenance {
+    Provenance::Assumed
+}
+
+impl<'de> Deserialize<'de> for Device {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+        // Through a value, so that a wrong field of the table is named and not hidden behind "no variant matched".
+        let value = serde_json::Value::deserialize(deserializer)?;
+        match value {
+            serde_json::Value::String(name) => {
+                crate::catalog::device(&name).map(|(device, _)| device).map_err(|e| D::Error::custom(e.problem))
+            }
+            other => serde_json::from_value::<DeviceTable>(other).map(Device::from).map_err(D::Error::custom),
+        }
+    }
+}
+
+impl From<DeviceTable> for Device {
+    fn from(t: DeviceTable) -> Self {
+        Self {
+            name: t.name,
+            memory_bytes: t.memory_bytes,
+            peak_flops_per_s: t.peak_flops_per_s,
+            memory_bytes_per_s: t.memory_bytes_per_s,
+            provenance: t.provenance,
+            source: t.source,
+        }
+    }
+}
+
+impl Cluster {
+    pub fn device_count(&self) -> u32 {
+        self.nodes.iter().map(|group| group.count * group.devices).sum()
+    }
+
+    pub fn node_count(&self) -> u32 {
+        self.nodes.iter().map(|group| group.count).sum()
+    }
+
+    /// Devices of each node in turn.
+    pub fn devices_per_node(&self) -> Vec<u32> {
+        self.nodes.iter().flat_map(|g| std::iter::repeat_n(g.devices, g.count as usize)).collect()
+    }
+
+    /// The device of the first node; `homogeneous` says whether it speaks for all.
+    pub fn device(&self) -> &Device {
+        &self.nodes[0].device
+    }
+
+    pub fn homogeneous(&self) -> bool {
+        self.nodes.iter().all(|g| g.device.name == self.nodes[0].device.name && g.devices == self.nodes[0].devices)
+    }
+
+    /// Reads `<nodes>x<devices per node>x<device>[@<NICs per node>x<rate>]`, e.g. `64x8xa100-80gb-sxm@8x200gbps`.
+    pub fn from_short_form(text: &str) -> Result<Self, InputError> {
+        let wrong = |problem: String| {
+            InputError::new("cluster", text, problem).hint(
+                "write <nodes>x<devices per node>x<device>[@<NICs per node>x<rate>], e.g. 2x8xa100-80gb-sxm@8x200gbps; \
+                 `autodist catalog` lists the devices",
+            )
+        };
+        let (machines, network) = match text.split_once('@') {
+            Some((machines, network)) => (machines, Some(network)),
+            None => (text, None),
+        };
+        let mut parts = machines.splitn(3, 'x');
+        let mut number = |what: &str| -> Result<u32, InputError> {
+            let part = parts.next().unwrap_or_default();
+            part.parse().ok().filter(|n| *n > 0).ok_or_else(|| wrong(format!("`{part}` is no number of {what}")))
+        };
+        let count = number("nodes")?;
+        let devices = number("devices per node")?;
+        let name = parts.next().filter(|n| !n.is_empty()).ok_or_else(|| wrong("the device is missing".to_owned()))?;
+        let (device, link) = crate::catalog::device(name).map_err(|e| wrong(e.problem))?;
+        let network = network.map(|n| parse_network(n, &wrong)).transpose()?;
+        if count > 1 && network.is_none() {
+            return Err(wrong(format!("{count} nodes need a network: nothing says how they are joined")));
+        }
+        let cluster = Self {
+            schema_version: SCHEMA_VERSION,
+            name: text.to_owned(),
+            nodes: vec![NodeGroup { count, devices, device, link }],
+            network,
+        };
+        cluster.check()?;
+        Ok(cluster)
+    }
+}
+
+fn parse_network(text: &str, wrong: &dyn Fn(String) -> InputError) -> Result<Link, InputError> {
+    let (nics, rate) = text.split_once('x').ok_or_else(|| wrong(format!("`{text}` is not <NICs>x<rate>")))?;
+    let nics: u32 = nics.parse().ok().filter(|n| *n > 0).ok_or_else(|| wrong(format!("`{nics}` is no number of NICs")))?;
+    let lower = rate.to_ascii_lowercase();
+    let (digits, scale) = [("tbps", 1e12), ("gbps", 1e9), ("mbps", 1e6), ("gbit", 1e9), ("mbit", 1e6)]
+        .iter()
+        .find_map(|(unit, scale)| lower.strip_suffix(unit).map(|digits| (digits, *scale)))
+        .ok_or_else(|| wrong(format!("`{rate}` has no unit: write e.g. 200gbps")))?;
+    let bits: f64 = digits
+        .parse()
+        .ok()
+        .filter(|v: &f64| v.is_finite() && *v > 0.0)
+        .ok_or_else(|| wrong(format!("`{digits}` is no rate")))?;
+    Ok(Link { bytes_per_s: BytesPerSecond(f64::from(nics) * bits * scale / 8.0), latency_s: Seconds::ZERO })
+}
+
+impl Check for Cluster {
+    const WHAT: &'static str = "cluster";
+
+    fn check(&self) -> Result<(), InputError> {
+        if self.nodes.is_empty() {
+            return Err(InputError::new("nodes", "[]", "a cluster has at least one node")
+                .hint("add a [[nodes]] table with count, devices and device"));
+        }
+        for (index, group) in self.nodes.iter().enumerate() {
+            let at = |field: &str| format!("nodes[{index}].{field}");
+            in_range(&at("count"), u64::from(group.count), 1, 1 << 20)?;
+            in_range(&at("devices"), u64::from(group.devices), 1, 1 << 12)?;
+            in_range(&at("device.memory_bytes"), group.device.memory_bytes.0, 1 << 20, 1 << 50)?;
+            if let Some(rate) = group.device.peak_flops_per_s {
+                positive(&at("device.peak_flops_per_s"), rate.0)?;
+            }
+            if let Some(rate) = group.device.memory_bytes_per_s {
+                positive(&at("device.memory_bytes_per_s"), rate.0)?;
+            }
+            if let Some(link) = &group.link {
+                positive(&at("link.bytes_per_s"), link.bytes_per_s.0)?;
+                not_negative(&at("link.latency_s"), link.latency_s.0)?;
+            }
+        }
+        if let Some(network) = &self.network {
+            positive("network.bytes_per_s", network.bytes_per_s.0)?;
+            not_negative("network.latency_s", network.latency_s.0)?;
+        }
+        if self.node_count() > 1 && self.network.is_none() {
+            return Err(InputError::new("network", "", "is missing, but there is more than one node")
+                .hint("add [network] with bytes_per_s and latency_s"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_form_names_nodes_devices_and_network() {
+        let cluster = Cluster::from_short_form("64x8xa100-80gb-sxm@8x200gbps").unwrap();
+        assert_eq!(cluster.device_count(), 512);
+        assert_eq!(cluster.network.unwrap().bytes_per_s, BytesPerSecond(200e9));
+    }
+
+    #[test]
+    fn a_bad_short_form_says_what_is_wrong() {
+        for (text, expected) in [
+            ("", "is no number of nodes"),
+            ("0x8xa100-80gb-sxm", "is no number of nodes"),
+            ("2x8", "the device is missing"),
+            ("1x8xabacus", "abacus"),
+            ("2x8xa100-80gb-sxm", "need a network"),
+            ("2x8xa100-80gb-sxm@200gbps", "is not <NICs>x<rate>"),
+            ("2x8xa100-80gb-sxm@8x200", "has no unit"),
+            ("2x8xa100-80gb-sxm@8xNaNgbps", "is no rate"),
+        ] {
+            let error = Cluster::from_short_form(text).unwrap_err();
+            assert!(error.problem.contains(expected), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Reads a Hugging Face `config.json`: the GPT-2 and Llama families.
+
+use crate::error::{InputError, in_range};
+use crate::model::{Activation, ModelSpec, Norm, Positions};
+use crate::parse::{Check, json_value};
+use serde_json::Value;
+
+const FAMILIES: &str = "this release reads model_type gpt2, llama, mistral and qwen2";
+
+/// One config, with errors that name the field.
+struct Config<'a> {
+    file: &'a str,
+    root: &'a Value,
+}
+
+impl Config<'_> {
+    fn error(&self, field: &str, problem: &str, hint: &str) -> InputError {
+        let value = self.root.get(field).map(ToString::to_string).unwrap_or_default();
+        InputError::new(field, value, problem).hint(hint).in_file(self.file)
+    }
+
+    fn optional(&self, field: &str) -> Result<Option<u32>, InputError> {
+        match self.root.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => {
+                let number = value
+                    .as_u64()
+                    .ok_or_else(|| self.error(field, "must be a whole number", "copy the value from the model's page"))?;
+                in_range(field, number, 1, u64::from(u32::MAX)).map_err(|e| e.in_file(self.file))?;
+                Ok(Some(number as u32))
+            }
+        }
+    }
+
+    fn required(&self, field: &str) -> Result<u32, InputError> {
+        self.optional(field)?.ok_or_else(|| self.error(field, "is missing", "give the model's own config.json"))
+    }
+
+    fn real(&self, field: &str, default: f64) -> Result<f64, InputError> {
+        match self.root.get(field) {
+            None | Some(Value::Null) => Ok(default),
+            Some(value) => value.as_f64().ok_or_else(|| self.error(field, "must be a number", "copy it from the model's page")),
+        }
+    }
+
+    fn flag(&self, field: &str, default: bool) -> Result<bool, InputError> {
+        match self.root.get(field) {
+            None | Some(Value::Null) => Ok(default),
+            Some(value) => value.as_bool().ok_or_else(|| self.error(field, "must be true or false", "remove it for the default")),
+        }
+    }
+
+    fn word(&self, field: &str) -> Result<Option<&str>, InputError> {
+        match self.root.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => value.as_str().map(Some).ok_or_else(|| self.error(field, "must be text", "see the model's page")),
+        }
+    }
+
+    fn one_of(&self, field: &str, accepted: &[&str]) -> Result<(), InputError> {
+        match self.word(field)? {
+            Some(word) if !accepted.contains(&word) => {
+                Err(self.error(field, "is not supported", &format!("supported: {}", accepted.join(", "))))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn head_dim(&self, hidden: u32, heads: u32, field: &str) -> Result<u32, InputError> {
+        if hidden % heads != 0 {
+            return Err(self.error(field, &format!("does not divide the hidden size {hidden}"), "heads share the hidden size evenly"));
+        }
+        Ok(hidden / heads)
+    }
+}
+
+/// Reads a `config.json`; `name` names the model, `file` the file in errors.
+///
+/// # Errors
+/// Text that is no JSON object, a family that is not supported, missing fields, values out of range.
+pub fn model_from_config(file: &str, name: &str, bytes: &[u8]) -> Result<ModelSpec, InputError> {
+    let root = json_value(file, bytes, "model configuration")?;
+    let config = Config { file, root: &root };
+    if !root.is_object() {
+        return Err(InputError::new("", "", "a config.json holds one object").hint(FAMILIES).in_file(file));
+    }
+    let family = config.word("model_type")?.ok_or_else(|| config.error("model_type", "is missing", FAMILIES))?;
+    let spec = match family {
+        "gpt2" => gpt2(&config, name)?,
+        "llama" | "mistral" | "qwen2" => llama(&config, name, family)?,
+        _ => return Err(config.error("model_type", "is not a family that this release reads", FAMILIES)),
+    };
+    spec.check().map_err(|e| e.in_file(file))?;
+    Ok(spec)
+}
+
+fn gpt2(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
+    let (hidden, heads) = (config.required("n_embd")?, config.required("n_head")?);
+    config.one_of("activation_function", &["gelu_new", "gelu", "gelu_pytorch_tanh"])?;
+    Ok(ModelSpec {
+        name: name.to_owned(),
+        layers: config.required("n_layer")?,
+        hidden,
+        heads,
+        kv_heads: heads,
+        head_dim: config.head_dim(hidden, heads, "n_head")?,
+        ffn: config.optional("n_inner")?.unwrap_or(hidden.saturating_mul(4)),
+        vocab: config.required("vocab_size")?,
+        max_seq_len: match config.optional("n_positions")? {
+            Some(positions) => positions,
+            None => config.required("n_ctx")?,
+        },
+        positions: Positions::Learned,
+        norm: Norm::LayerNorm,
+        norm_epsilon: config.real("layer_norm_epsilon", 1e-5)?,
+        activation: Activation::Gelu,
+        bias: true,
+        tied_embeddings: config.flag("tie_word_embeddings", true)?,
+    })
+}
+
+fn llama(config: &Config<'_>, name: &str, family: &str) -> Result<ModelSpec, InputError> {
+    let (hidden, heads) = (config.required("hidden_size")?, config.required("num_attention_heads")?);
+    config.one_of("hidden_act", &["silu"])?;
+    if config.flag("attention_bias", false)? || config.flag("mlp_bias", false)? || family == "qwen2" {
+        return Err(config.error(
+            if family == "qwen2" { "model_type" } else { "attention_bias" },
+            "biases on a part of the linear layers are not supported",
+            "use a model whose linear layers carry no bias",
+        ));
+    }
+    let head_dim = match config.optional("head_dim")? {
+        Some(head_dim) => head_dim,
+        None => config.head_dim(hidden, heads, "num_attention_heads")?,
+    };
+    // Newer configurations keep the base in `rope_parameters`.
+    let theta = match config.root.get("rope_parameters").and_then(|r| r.get("rope_theta")) {
+        Some(value) => value
+            .as_f64()
+            .ok_or_else(|| config.error("rope_parameters", "rope_theta must be a number", "copy it from the model's page"))?,
+        None => config.real("rope_theta", 10_000.0)?,
+    };
+    Ok(ModelSpec {
+        name: name.to_owned(),
+        layers: config.required("num_hidden_layers")?,
+        hidden,
+        heads,
+        kv_heads: config.optional("num_key_value_heads")?.unwrap_or(heads),
+        head_dim,
+        ffn: config.required("intermediate_size")?,
+        vocab: config.required("vocab_size")?,
+        max_seq_len: config.optional("max_position_embeddings")?.unwrap_or(2048),
+        positions: Positions::Rotary { theta },
+        norm: Norm::RmsNorm,
+        norm_epsilon: config.real("rms_norm_eps", 1e-6)?,
+        activation: Activation::SwiGlu,
+        bias: false,
+        tied_embeddings: config.flag("tie_word_embeddings", false)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpt2_configuration_gives_the_catalogue_model() {
+        let text = br#"{"model_type":"gpt2","n_embd":768,"n_head":12,"n_layer":12,"n_positions":1024,
+            "vocab_size":50257,"activation_function":"gelu_new","layer_norm_epsilon":1e-5}"#;
+        assert_eq!(model_from_config("config.json", "gpt2", text).unwrap(), crate::catalog::model("gpt2").unwrap());
+    }
+
+    #[test]
+    fn a_llama_configuration_gives_the_catalogue_model() {
+        let text = br#"{"model_type":"llama","hidden_size":4096,"num_attention_heads":32,"num_key_value_heads":8,
+            "num_hidden_layers":32,"intermediate_size":14336,"vocab_size":128256,"max_position_embeddings":8192,
+            "rms_norm_eps":1e-5,"rope_theta":500000.0,"hidden_act":"silu","tie_word_embeddings":false}"#;
+        let spec = model_from_config("config.json", "llama3-8b", text).unwrap();
+        assert_eq!(spec, crate::catalog::model("llama3-8b").unwrap());
+    }
+}

@@ -1,0 +1,253 @@
+//! What is to be trained, and which ways of training it are allowed.
+
+use crate::error::{InputError, in_range, not_negative, positive};
+use crate::parse::{Check, SCHEMA_VERSION};
+use crate::plan::{Recompute, ScheduleKind};
+use crate::units::Bytes;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A training job. Every field but the batch and the sequence has a default.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    pub schema_version: u32,
+    /// Sequences per optimizer step, over all devices.
+    pub global_batch: u32,
+    /// Tokens per sequence.
+    pub seq_len: u32,
+    #[serde(default)]
+    pub precision: Precision,
+    #[serde(default)]
+    pub optimizer: Optimizer,
+    #[serde(default)]
+    pub learning_rate: LearningRate,
+    /// Largest global L2 norm of the gradient; 0 turns clipping off.
+    #[serde(default = "one")]
+    pub gradient_clip: f64,
+    /// Seeds the initial parameters and the data.
+    #[serde(default)]
+    pub seed: u64,
+    #[serde(default)]
+    pub allow: Allow,
+    /// Part of a device's memory that no plan may use.
+    #[serde(default = "default_reserve")]
+    pub memory_reserve: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn default_reserve() -> f64 {
+    0.04
+}
+
+/// Arithmetic of the training. The CPU engine computes in fp32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    #[default]
+    Fp32,
+    /// bf16 compute with fp32 master weights and gradients.
+    Bf16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
+pub enum Optimizer {
+    /// Decoupled weight decay (Loshchilov & Hutter, 1711.05101).
+    #[serde(rename = "adamw")]
+    AdamW { beta1: f64, beta2: f64, epsilon: f64, weight_decay: f64 },
+    Sgd { momentum: f64, weight_decay: f64 },
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        Self::AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 }
+    }
+}
+
+impl Optimizer {
+    /// Elements of optimizer state per parameter.
+    pub fn state_elements(&self) -> u64 {
+        match self {
+            Self::AdamW { .. } => 2,
+            Self::Sgd { .. } => 1,
+        }
+    }
+}
+
+/// Linear warm-up to `peak`, then half a cosine down to `peak * final_fraction` (Loshchilov & Hutter, 1608.03983).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LearningRate {
+    pub peak: f64,
+    pub warmup_steps: u32,
+    /// Step at which the cosine ends.
+    pub total_steps: u32,
+    pub final_fraction: f64,
+}
+
+impl Default for LearningRate {
+    fn default() -> Self {
+        Self { peak: 3e-3, warmup_steps: 10, total_steps: 200, final_fraction: 0.1 }
+    }
+}
+
+impl LearningRate {
+    /// Learning rate of optimizer step `step`, counted from 0.
+    pub fn at(&self, step: u32) -> f64 {
+        if step < self.warmup_steps {
+            return self.peak * f64::from(step + 1) / f64::from(self.warmup_steps);
+        }
+        let span = self.total_steps.saturating_sub(self.warmup_steps).max(1);
+        let progress = (f64::from(step - self.warmup_steps) / f64::from(span)).min(1.0);
+        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
+        self.peak * (self.final_fraction + (1.0 - self.final_fraction) * cosine)
+    }
+}
+
+/// The part of the space that the search may use. A missing list means "whatever is legal".
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Allow {
+    pub tensor: Option<Vec<u32>>,
+    pub pipeline: Option<Vec<u32>>,
+    pub data: Option<Vec<u32>>,
+    pub micro_batch: Option<Vec<u32>>,
+    pub virtual_stages: Option<Vec<u32>>,
+    /// ZeRO stages, 0 to 3 (Rajbhandari et al., 1910.02054).
+    pub zero_stage: Vec<u8>,
+    /// Sizes of the group over which ZeRO shards; a missing list means every divisor of the data degree.
+    pub shard: Option<Vec<u32>>,
+    pub sequence_parallel: Vec<bool>,
+    pub recompute: Vec<Recompute>,
+    pub schedule: Vec<ScheduleKind>,
+    /// Sizes of the gradient buckets that are reduced while the backward goes on.
+    pub bucket_bytes: Vec<Bytes>,
+    /// Whether a stage may hold more layers than another by more than one.
+    pub uneven_stages: bool,
+}
+
+impl Default for Allow {
+    fn default() -> Self {
+        Self {
+            tensor: None,
+            pipeline: None,
+            data: None,
+            micro_batch: None,
+            virtual_stages: None,
+            zero_stage: vec![0, 1, 2, 3],
+            shard: None,
+            sequence_parallel: vec![false, true],
+            recompute: vec![Recompute::None, Recompute::Selective, Recompute::Full],
+            schedule: vec![ScheduleKind::GPipe, ScheduleKind::OneFOneB, ScheduleKind::Interleaved],
+            bucket_bytes: vec![Bytes(25 << 20)],
+            uneven_stages: true,
+        }
+    }
+}
+
+impl Job {
+    pub fn new(global_batch: u32, seq_len: u32) -> Self {
+        Self {
+            schema_version: SCHEMA_VERSION,
+            global_batch,
+            seq_len,
+            precision: Precision::default(),
+            optimizer: Optimizer::default(),
+            learning_rate: LearningRate::default(),
+            gradient_clip: 1.0,
+            seed: 0,
+            allow: Allow::default(),
+            memory_reserve: default_reserve(),
+        }
+    }
+
+    /// Tokens of one optimizer step.
+    pub fn tokens(&self) -> u64 {
+        u64::from(self.global_batch) * u64::from(self.seq_len)
+    }
+}
+
+impl Check for Job {
+    const WHAT: &'static str = "job";
+
+    fn check(&self) -> Result<(), InputError> {
+        in_range("global_batch", u64::from(self.global_batch), 1, 1 << 24)?;
+        in_range("seq_len", u64::from(self.seq_len), 1, 1 << 24)?;
+        not_negative("gradient_clip", self.gradient_clip)?;
+        not_negative("memory_reserve", self.memory_reserve)?;
+        if self.memory_reserve >= 1.0 {
+            return Err(InputError::new("memory_reserve", self.memory_reserve, "must be below 1")
+                .hint("it is a part of the device's memory, e.g. 0.04"));
+        }
+        positive("learning_rate.peak", self.learning_rate.peak)?;
+        in_range("learning_rate.total_steps", u64::from(self.learning_rate.total_steps), 1, 1 << 30)?;
+        not_negative("learning_rate.final_fraction", self.learning_rate.final_fraction)?;
+        match self.optimizer {
+            Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
+                for (field, value) in [("optimizer.beta1", beta1), ("optimizer.beta2", beta2)] {
+                    not_negative(field, value)?;
+                    if value >= 1.0 {
+                        return Err(InputError::new(field, value, "must be below 1").hint("usual values are 0.9 and 0.95"));
+                    }
+                }
+                positive("optimizer.epsilon", epsilon)?;
+                not_negative("optimizer.weight_decay", weight_decay)?;
+            }
+            Optimizer::Sgd { momentum, weight_decay } => {
+                not_negative("optimizer.momentum", momentum)?;
+                not_negative("optimizer.weight_decay", weight_decay)?;
+            }
+        }
+        let allow = &self.allow;
+        for (field, list) in [
+            ("allow.tensor", &allow.tensor),
+            ("allow.pipeline", &allow.pipeline),
+            ("allow.data", &allow.data),
+            ("allow.micro_batch", &allow.micro_batch),
+            ("allow.virtual_stages", &allow.virtual_stages),
+            ("allow.shard", &allow.shard),
+        ] {
+            let Some(list) = list else { continue };
+            if list.is_empty() {
+                return Err(InputError::new(field, "[]", "allows nothing").hint("leave it out to allow whatever is legal"));
+            }
+            for (index, value) in list.iter().enumerate() {
+                in_range(&format!("{field}[{index}]"), u64::from(*value), 1, 1 << 24)?;
+            }
+        }
+        for (index, stage) in allow.zero_stage.iter().enumerate() {
+            in_range(&format!("allow.zero_stage[{index}]"), u64::from(*stage), 0, 3)?;
+        }
+        for (index, bytes) in allow.bucket_bytes.iter().enumerate() {
+            in_range(&format!("allow.bucket_bytes[{index}]"), bytes.0, 1, 1 << 40)?;
+        }
+        for (field, empty) in [
+            ("allow.zero_stage", allow.zero_stage.is_empty()),
+            ("allow.sequence_parallel", allow.sequence_parallel.is_empty()),
+            ("allow.recompute", allow.recompute.is_empty()),
+            ("allow.schedule", allow.schedule.is_empty()),
+            ("allow.bucket_bytes", allow.bucket_bytes.is_empty()),
+        ] {
+            if empty {
+                return Err(InputError::new(field, "[]", "allows nothing").hint("leave it out for the default"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_learning_rate_warms_up_then_falls_along_a_cosine() {
+        let rate = LearningRate { peak: 1.0, warmup_steps: 4, total_steps: 104, final_fraction: 0.1 };
+        let shown: Vec<f64> = [0, 3, 4, 54, 104, 500].iter().map(|&s| (rate.at(s) * 1e3).round() / 1e3).collect();
+        assert_eq!(shown, [0.25, 1.0, 1.0, 0.55, 0.1, 0.1]);
+    }
+}

@@ -1,0 +1,36 @@
+//! The nouns of autodist, their units and their files.
+//!
+//! Nothing here opens a file, prints, or searches: it says what a model, a cluster, a job, a profile, a plan and a
+//! run *are*, reads them from bytes with errors that name file, field, value and way out, and writes them back.
+//!
+//! ```
+//! use autodist_spec::{catalog, plan::ParallelStrategy};
+//! let model = catalog::model("gpt3-175b").unwrap();
+//! assert_eq!((model.total_parameters() as f64 / 1e9).round(), 175.0);
+//! assert_eq!(ParallelStrategy::data_parallel(8, 4).micro_batches(64), 2);
+//! ```
+
+pub mod catalog;
+pub mod cluster;
+pub mod error;
+pub mod huggingface;
+pub mod job;
+pub mod model;
+pub mod parse;
+pub mod plan;
+pub mod profile;
+pub mod run;
+pub mod units;
+
+pub use cluster::{Cluster, Device, Link, NodeGroup};
+pub use error::InputError;
+pub use job::{Job, LearningRate, Optimizer, Precision};
+pub use model::{Activation, LayerKind, ModelSpec, Norm, Parameter, Positions, TensorSplit};
+pub use parse::{Check, SCHEMA_VERSION, fingerprint, to_json};
+pub use plan::{
+    Alternative, CostBreakdown, Estimate, MemoryBreakdown, ParallelStrategy, Plan, ProfileReference, Recompute,
+    Rejection, ScheduleKind, SearchReport, Stage, StageEstimate, StopReason,
+};
+pub use profile::{CollectiveKind, Environment, Pass, Profile, Sample, Segment, SegmentCost};
+pub use run::{OperationKind, RunRecord, Stream, TimelineEvent, ValidatedRun, Validation};
+pub use units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Provenance, Seconds};

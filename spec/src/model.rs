@@ -1,0 +1,309 @@
+//! A model as a chain of layers: what each holds, and what each costs.
+
+use crate::units::{Flops, Seconds};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A decoder-only transformer. Shapes only: no device, no split.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSpec {
+    pub name: String,
+    /// Number of transformer blocks.
+    pub layers: u32,
+    /// Width of the residual stream.
+    pub hidden: u32,
+    /// Query heads.
+    pub heads: u32,
+    /// Key/value heads; equal to `heads` without grouped-query attention.
+    pub kv_heads: u32,
+    /// Width of one head; usually `hidden / heads`.
+    pub head_dim: u32,
+    /// Width of the MLP's inner layer.
+    pub ffn: u32,
+    pub vocab: u32,
+    /// Longest sequence; the size of the table when positions are learned.
+    pub max_seq_len: u32,
+    pub positions: Positions,
+    pub norm: Norm,
+    pub norm_epsilon: f64,
+    pub activation: Activation,
+    /// Whether linear layers carry a bias.
+    pub bias: bool,
+    /// Whether the output projection is the token embedding's transpose.
+    pub tied_embeddings: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Positions {
+    /// A learned table of `max_seq_len` rows (GPT-2).
+    Learned,
+    /// Rotary embedding of queries and keys (Su et al., RoFormer, 2104.09864).
+    Rotary { theta: f64 },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Norm {
+    LayerNorm,
+    RmsNorm,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// Two matrices with GELU (tanh form, as GPT-2) between.
+    Gelu,
+    /// Three matrices: down(silu(gate) * up).
+    SwiGlu,
+}
+
+/// One link of the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
+#[serde(rename_all = "snake_case")]
+pub enum LayerKind {
+    Embedding,
+    Block,
+    /// Final norm, output projection and cross-entropy.
+    Head,
+}
+
+/// How tensor parallelism cuts a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TensorSplit {
+    /// Output features (rows) are divided: a column-parallel linear layer, or a vocabulary-parallel table.
+    Rows,
+    /// Input features (columns) are divided: a row-parallel linear layer.
+    Columns,
+    /// Every tensor-parallel rank holds all of it.
+    Replicated,
+}
+
+/// A parameter tensor, row-major `[rows, columns]` (`[out_features, in_features]`; vectors have one column).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameter {
+    pub name: &'static str,
+    pub rows: u64,
+    pub columns: u64,
+    pub split: TensorSplit,
+    /// Weight decay and scaled initialisation apply to matrices only.
+    pub init: Init,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Init {
+    /// Normal, standard deviation 0.02 (GPT-2).
+    Normal,
+    /// Normal, 0.02 / sqrt(2 * layers): projections onto the residual stream (GPT-2).
+    ScaledNormal,
+    Zeros,
+    Ones,
+}
+
+/// Rows `[start, end)` that part `index` of `parts` holds: the first parts are the larger ones.
+pub fn share(total: u64, index: u64, parts: u64) -> std::ops::Range<u64> {
+    let small = total / parts;
+    let larger = total % parts;
+    let start = index * small + index.min(larger);
+    start..start + small + u64::from(index < larger)
+}
+
+impl Parameter {
+    pub fn elements(&self) -> u64 {
+        self.rows * self.columns
+    }
+
+    /// `[rows, columns]` that tensor-parallel rank `rank` of `degree` holds.
+    pub fn local_shape(&self, rank: u32, degree: u32) -> (u64, u64) {
+        let part = |total| {
+            let range = share(total, u64::from(rank), u64::from(degree));
+            range.end - range.start
+        };
+        match self.split {
+            TensorSplit::Rows => (part(self.rows), self.columns),
+            TensorSplit::Columns => (self.rows, part(self.columns)),
+            TensorSplit::Replicated => (self.rows, self.columns),
+        }
+    }
+
+    pub fn local_elements(&self, rank: u32, degree: u32) -> u64 {
+        let (rows, columns) = self.local_shape(rank, degree);
+        rows * columns
+    }
+}
+
+impl ModelSpec {
+    /// Embedding, blocks, head.
+    pub fn chain(&self) -> Vec<LayerKind> {
+        let mut chain = vec![LayerKind::Embedding];
+        chain.extend(std::iter::repeat_n(LayerKind::Block, self.layers as usize));
+        chain.push(LayerKind::Head);
+        chain
+    }
+
+    /// Number of links in the chain: blocks, embedding and head.
+    pub fn chain_len(&self) -> usize {
+        self.layers as usize + 2
+    }
+
+    pub fn kind(&self, layer: usize) -> LayerKind {
+        match layer {
+            0 => LayerKind::Embedding,
+            l if l == self.chain_len() - 1 => LayerKind::Head,
+            _ => LayerKind::Block,
+        }
+    }
+
+    fn query_width(&self) -> u64 {
+        u64::from(self.heads) * u64::from(self.head_dim)
+    }
+
+    fn kv_width(&self) -> u64 {
+        u64::from(self.kv_heads) * u64::from(self.head_dim)
+    }
+
+    /// Parameters of a layer in the order of its flat buffer: first those that tensor parallelism divides, then
+    /// the replicated ones, so that each group is one slice. With tied embeddings the table belongs to the
+    /// embedding and the head lists only its norm.
+    pub fn parameters(&self, kind: LayerKind) -> Vec<Parameter> {
+        use Init::*;
+        use TensorSplit::*;
+        let hidden = u64::from(self.hidden);
+        let (query, kv, ffn, vocab) = (self.query_width(), self.kv_width(), u64::from(self.ffn), u64::from(self.vocab));
+        let matrix = |name, rows, columns, split, init| Parameter { name, rows, columns, split, init };
+        let vector = |name, rows, split, init| Parameter { name, rows, columns: 1, split, init };
+        let mut list = Vec::new();
+        match kind {
+            LayerKind::Embedding => {
+                list.push(matrix("embedding.weight", vocab, hidden, Rows, Normal));
+                if self.positions == Positions::Learned {
+                    list.push(matrix("position.weight", u64::from(self.max_seq_len), hidden, Replicated, Normal));
+                }
+            }
+            LayerKind::Block => {
+                list.push(matrix("attention.query.weight", query, hidden, Rows, Normal));
+                list.push(matrix("attention.key.weight", kv, hidden, Rows, Normal));
+                list.push(matrix("attention.value.weight", kv, hidden, Rows, Normal));
+                if self.bias {
+                    list.push(vector("attention.query.bias", query, Rows, Zeros));
+                    list.push(vector("attention.key.bias", kv, Rows, Zeros));
+                    list.push(vector("attention.value.bias", kv, Rows, Zeros));
+                }
+                list.push(matrix("attention.output.weight", hidden, query, Columns, ScaledNormal));
+                if self.activation == Activation::SwiGlu {
+                    list.push(matrix("mlp.gate.weight", ffn, hidden, Rows, Normal));
+                }
+                list.push(matrix("mlp.up.weight", ffn, hidden, Rows, Normal));
+                if self.bias {
+                    if self.activation == Activation::SwiGlu {
+                        list.push(vector("mlp.gate.bias", ffn, Rows, Zeros));
+                    }
+                    list.push(vector("mlp.up.bias", ffn, Rows, Zeros));
+                }
+                list.push(matrix("mlp.down.weight", hidden, ffn, Columns, ScaledNormal));
+                if self.bias {
+                    list.push(vector("attention.output.bias", hidden, Replicated, Zeros));
+                    list.push(vector("mlp.down.bias", hidden, Replicated, Zeros));
+                }
+                self.norm_parameters(["attention_norm.weight", "attention_norm.bias"], &mut list);
+                self.norm_parameters(["mlp_norm.weight", "mlp_norm.bias"], &mut list);
+            }
+            LayerKind::Head => {
+                if !self.tied_embeddings {
+                    list.push(matrix("output.weight", vocab, hidden, Rows, Normal));
+                }
+                self.norm_parameters(["final_norm.weight", "final_norm.bias"], &mut list);
+            }
+        }
+        list
+    }
+
+    fn norm_parameters(&self, [weight, bias]: [&'static str; 2], list: &mut Vec<Parameter>) {
+        let rows = u64::from(self.hidden);
+        let vector = |name, init| Parameter { name, rows, columns: 1, split: TensorSplit::Replicated, init };
+        list.push(vector(weight, Init::Ones));
+        if self.norm == Norm::LayerNorm {
+            list.push(vector(bias, Init::Zeros));
+        }
+    }
+
+    /// Parameters of one layer.
+    pub fn layer_parameters(&self, kind: LayerKind) -> u64 {
+        self.parameters(kind).iter().map(Parameter::elements).sum()
+    }
+
+    /// All parameters, a tied table counted once.
+    pub fn total_parameters(&self) -> u64 {
+        self.layer_parameters(LayerKind::Embedding)
+            + self.layer_parameters(LayerKind::Block) * u64::from(self.layers)
+            + self.layer_parameters(LayerKind::Head)
+    }
+
+    /// Forward FLOPs of one layer over `tokens` tokens in sequences of `seq_len`: 2mnk per matrix product, the
+    /// attention products counted in full (Narayanan et al., SC'21, appendix, which the backward doubles).
+    pub fn forward_flops(&self, kind: LayerKind, tokens: u64, seq_len: u64) -> Flops {
+        let hidden = f64::from(self.hidden);
+        let tokens = tokens as f64;
+        Flops(match kind {
+            LayerKind::Embedding => 0.0,
+            LayerKind::Block => {
+                let mlp_matrices = if self.activation == Activation::SwiGlu { 3.0 } else { 2.0 };
+                let query = self.query_width() as f64;
+                let projections = hidden * (2.0 * query + 2.0 * self.kv_width() as f64);
+                let mlp = mlp_matrices * hidden * f64::from(self.ffn);
+                2.0 * tokens * (projections + mlp) + 4.0 * tokens * seq_len as f64 * query
+            }
+            LayerKind::Head => 2.0 * tokens * hidden * f64::from(self.vocab),
+        })
+    }
+
+    /// FLOPs of a training step without recomputation: three forwards (Narayanan et al., SC'21, appendix).
+    pub fn step_flops(&self, tokens: u64, seq_len: u64) -> Flops {
+        let forward: Flops = self.chain().into_iter().map(|kind| self.forward_flops(kind, tokens, seq_len)).sum();
+        forward * 3.0
+    }
+
+    /// Model FLOPs utilisation: useful FLOPs per second over what the devices could do (Chowdhery et al., PaLM, 2204.02311, appendix B).
+    pub fn mfu(&self, tokens: u64, seq_len: u64, step: Seconds, peak_flops_per_s: f64) -> f64 {
+        (self.step_flops(tokens, seq_len) / step).0 / peak_flops_per_s
+    }
+}
+
+impl crate::parse::Check for ModelSpec {
+    const WHAT: &'static str = "model";
+
+    fn versioned() -> bool {
+        false
+    }
+
+    fn check(&self) -> Result<(), crate::error::InputError> {
+        use crate::error::{InputError, in_range, positive};
+        for (field, value, high) in [
+            ("layers", self.layers, 100_000),
+            ("hidden", self.hidden, 1 << 20),
+            ("heads", self.heads, 1 << 16),
+            ("kv_heads", self.kv_heads, 1 << 16),
+            ("head_dim", self.head_dim, 1 << 16),
+            ("ffn", self.ffn, 1 << 22),
+            ("vocab", self.vocab, 1 << 26),
+            ("max_seq_len", self.max_seq_len, 1 << 26),
+        ] {
+            in_range(field, u64::from(value), 1, high)?;
+        }
+        positive("norm_epsilon", self.norm_epsilon)?;
+        if self.heads % self.kv_heads != 0 {
+            return Err(InputError::new("kv_heads", self.kv_heads, format!("does not divide the {} query heads", self.heads))
+                .hint("every key/value head serves the same number of query heads"));
+        }
+        if let Positions::Rotary { theta } = self.positions {
+            positive("positions.theta", theta)?;
+            if self.head_dim % 2 != 0 {
+                return Err(InputError::new("head_dim", self.head_dim, "rotary positions turn pairs: it must be even")
+                    .hint("choose an even head size or learned positions"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,422 @@
+//! A way of training, what it is predicted to cost, and how it was found.
+
+use crate::cluster::Cluster;
+use crate::error::{InputError, in_range};
+use crate::job::Job;
+use crate::model::ModelSpec;
+use crate::parse::Check;
+use crate::units::{Bytes, Provenance, Seconds};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What is thrown away in the forward pass and computed again in the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    #[default]
+    None,
+    /// The attention core: scores and probabilities (Korthikanti et al., 2205.05198, section 5).
+    Selective,
+    /// The whole block: only its input is kept (Chen et al., 1604.06174).
+    Full,
+}
+
+/// Order of micro-batches through the pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash)]
+pub enum ScheduleKind {
+    /// All forwards, then all backwards (Huang et al., 1811.06965).
+    #[serde(rename = "gpipe")]
+    GPipe,
+    /// One forward, one backward (Narayanan et al., SC'21, section 2.2.1).
+    #[default]
+    #[serde(rename = "1f1b")]
+    OneFOneB,
+    /// 1F1B over several virtual stages per rank (SC'21, section 2.2.2).
+    #[serde(rename = "interleaved")]
+    Interleaved,
+}
+
+impl ScheduleKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GPipe => "gpipe",
+            Self::OneFOneB => "1f1b",
+            Self::Interleaved => "interleaved",
+        }
+    }
+}
+
+impl Recompute {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Selective => "selective",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// The degrees and switches of one way of training. Degrees multiply to the number of devices.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
+#[serde(deny_unknown_fields)]
+pub struct ParallelStrategy {
+    pub data: u32,
+    pub tensor: u32,
+    pub pipeline: u32,
+    #[serde(default = "one")]
+    pub context: u32,
+    #[serde(default = "one")]
+    pub expert: u32,
+    /// 0 plain data parallel, 1 optimizer state, 2 and gradients, 3 and parameters sharded (1910.02054).
+    #[serde(default)]
+    pub zero_stage: u8,
+    /// Size of the group that ZeRO shards over; `data / shard` groups hold replicas (HSDP). 1 with `zero_stage` 0.
+    #[serde(default = "one")]
+    pub shard: u32,
+    pub micro_batch: u32,
+    /// Model chunks per pipeline rank.
+    #[serde(default = "one")]
+    pub virtual_stages: u32,
+    #[serde(default)]
+    pub sequence_parallel: bool,
+    /// Policy of the blocks that recompute; `stages` says which do.
+    #[serde(default)]
+    pub recompute: Recompute,
+    #[serde(default)]
+    pub schedule: ScheduleKind,
+    /// Gradients are reduced in buckets of at least this size, but the last.
+    #[serde(default = "default_bucket")]
+    pub bucket_bytes: Bytes,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn default_bucket() -> Bytes {
+    Bytes(25 << 20)
+}
+
+impl ParallelStrategy {
+    /// Plain data parallelism over `data` devices.
+    pub fn data_parallel(data: u32, micro_batch: u32) -> Self {
+        Self {
+            data,
+            tensor: 1,
+            pipeline: 1,
+            context: 1,
+            expert: 1,
+            zero_stage: 0,
+            shard: 1,
+            micro_batch,
+            virtual_stages: 1,
+            sequence_parallel: false,
+            recompute: Recompute::None,
+            schedule: ScheduleKind::OneFOneB,
+            bucket_bytes: default_bucket(),
+        }
+    }
+
+    pub fn devices(&self) -> u64 {
+        [self.data, self.tensor, self.pipeline, self.context].iter().map(|d| u64::from(*d)).product()
+    }
+
+    /// Micro-batches that each data-parallel rank runs in a step.
+    pub fn micro_batches(&self, global_batch: u32) -> u32 {
+        global_batch / (self.data * self.micro_batch).max(1)
+    }
+
+    /// Model chunks in the whole pipeline.
+    pub fn chunks(&self) -> u32 {
+        self.pipeline * self.virtual_stages
+    }
+
+    /// As people write it: `dp2 tp1 pp1 mb4 zero1 recompute=full`.
+    pub fn label(&self) -> String {
+        let mut text = format!("dp{} tp{} pp{} mb{}", self.data, self.tensor, self.pipeline, self.micro_batch);
+        if self.zero_stage > 0 {
+            text += &format!(" zero{}", self.zero_stage);
+            if self.shard != self.data {
+                text += &format!("/{}", self.shard);
+            }
+        }
+        if self.sequence_parallel {
+            text += " sp";
+        }
+        if self.pipeline > 1 {
+            text += &format!(" {}", self.schedule.name());
+            if self.virtual_stages > 1 {
+                text += &format!(" v{}", self.virtual_stages);
+            }
+        }
+        if self.recompute != Recompute::None {
+            text += &format!(" recompute={}", self.recompute.name());
+        }
+        text
+    }
+}
+
+/// One model chunk: consecutive layers of the chain. Chunk `c` runs on pipeline rank `c % pipeline`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// First layer of the chain (0 is the embedding).
+    pub first_layer: u32,
+    /// One past the last layer.
+    pub end_layer: u32,
+    /// Per layer of this chunk.
+    pub recompute: Vec<Recompute>,
+}
+
+impl Stage {
+    pub fn layers(&self) -> std::ops::Range<usize> {
+        self.first_layer as usize..self.end_layer as usize
+    }
+
+    pub fn len(&self) -> usize {
+        self.layers().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.layers().is_empty()
+    }
+}
+
+/// Where the time of a step goes on the busiest pipeline rank. The parts sum to the step time.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct CostBreakdown {
+    /// Forward and backward of the layers.
+    pub compute_s: Seconds,
+    /// Forward work done a second time.
+    pub recompute_s: Seconds,
+    /// Tensor- and sequence-parallel collectives; nothing hides them.
+    pub tensor_communication_s: Seconds,
+    /// Gradient reductions and parameter gathers that compute did not hide.
+    pub data_communication_s: Seconds,
+    /// Waiting for pipeline messages beyond the schedule's own bubble, and copying them.
+    pub pipeline_communication_s: Seconds,
+    /// Idle while the pipeline fills and drains.
+    pub bubble_s: Seconds,
+    /// Slow-down of compute while communication runs beside it.
+    pub interference_s: Seconds,
+    /// Gradient norm, clipping and update.
+    pub optimizer_s: Seconds,
+    /// Data loading, bookkeeping and the step's closing barrier.
+    pub overhead_s: Seconds,
+}
+
+impl CostBreakdown {
+    pub fn parts(&self) -> [(&'static str, Seconds); 9] {
+        [
+            ("compute", self.compute_s),
+            ("recompute", self.recompute_s),
+            ("tensor communication", self.tensor_communication_s),
+            ("data communication", self.data_communication_s),
+            ("pipeline communication", self.pipeline_communication_s),
+            ("bubble", self.bubble_s),
+            ("interference", self.interference_s),
+            ("optimizer", self.optimizer_s),
+            ("overhead", self.overhead_s),
+        ]
+    }
+
+    pub fn total(&self) -> Seconds {
+        self.parts().iter().map(|(_, s)| *s).sum()
+    }
+}
+
+/// What a device holds at the moment of its peak. The parts sum to the peak.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct MemoryBreakdown {
+    pub weights_bytes: Bytes,
+    pub gradients_bytes: Bytes,
+    pub optimizer_state_bytes: Bytes,
+    /// Kept for the backward pass.
+    pub activations_bytes: Bytes,
+    /// Gathered parameters, messages on their way, staging.
+    pub communication_buffers_bytes: Bytes,
+    /// Live only inside the operation that peaks.
+    pub temporary_bytes: Bytes,
+    /// The process itself: runtime, connections, data.
+    pub reserve_bytes: Bytes,
+}
+
+impl MemoryBreakdown {
+    pub fn parts(&self) -> [(&'static str, Bytes); 7] {
+        [
+            ("weights", self.weights_bytes),
+            ("gradients", self.gradients_bytes),
+            ("optimizer state", self.optimizer_state_bytes),
+            ("activations", self.activations_bytes),
+            ("communication buffers", self.communication_buffers_bytes),
+            ("temporary", self.temporary_bytes),
+            ("reserve", self.reserve_bytes),
+        ]
+    }
+
+    pub fn total(&self) -> Bytes {
+        self.parts().iter().map(|(_, b)| *b).sum()
+    }
+}
+
+/// What a plan is predicted to cost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Estimate {
+    pub step_time_s: Seconds,
+    /// Half-width of the interval that should hold the measured median step time.
+    pub step_time_spread_s: Seconds,
+    pub tokens_per_s: f64,
+    /// Model FLOPs utilisation; absent where the device's peak is unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
+    /// Of the fullest device.
+    pub peak_memory_bytes: Bytes,
+    pub cost: CostBreakdown,
+    /// Of the fullest device.
+    pub memory: MemoryBreakdown,
+    /// One per pipeline rank.
+    pub stages: Vec<StageEstimate>,
+    /// No execution under this cost model can be faster.
+    pub lower_bound_s: Seconds,
+    /// The least trusted source of any number that went into the step time.
+    pub provenance: Provenance,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct StageEstimate {
+    pub cost: CostBreakdown,
+    pub memory: MemoryBreakdown,
+}
+
+/// Why the search ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// Every plan of the space was simulated, or rejected by a bound that cannot be wrong under this cost model.
+    Optimal,
+    /// The time limit came first; `gap` says how far from optimal the answer can be.
+    TimeLimit,
+    /// The number of simulations reached its limit.
+    SimulationLimit,
+    /// There was no search: the strategy was given.
+    Given,
+}
+
+/// The certificate of a search.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SearchReport {
+    /// Strategies that were looked at.
+    pub explored: u64,
+    /// Of these, rejected without simulation: illegal, out of memory, or bounded away.
+    pub pruned: u64,
+    /// Of these, simulated.
+    pub simulated: u64,
+    /// No plan of the space is faster, under this cost model.
+    pub lower_bound_s: Seconds,
+    /// `step_time / lower_bound - 1` of what was not ruled out; 0 when optimal.
+    pub gap: f64,
+    pub stop_reason: StopReason,
+}
+
+/// A plan that lost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Alternative {
+    pub strategy: ParallelStrategy,
+    pub stages: Vec<Stage>,
+    pub estimate: Estimate,
+    /// Why it lost to the best.
+    pub reason: String,
+}
+
+/// Strategies that were refused for one reason.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Rejection {
+    /// Short name of the rule or limit.
+    pub rule: String,
+    pub count: u64,
+    /// The reason, told on one of them.
+    pub example: String,
+}
+
+/// A document that says how to train a model on a cluster, and what that will cost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Plan {
+    pub schema_version: u32,
+    pub model: ModelSpec,
+    pub cluster: Cluster,
+    pub job: Job,
+    pub strategy: ParallelStrategy,
+    /// One per model chunk, in the order of the chain.
+    pub stages: Vec<Stage>,
+    /// Micro-batches per data-parallel rank and step.
+    pub micro_batches: u32,
+    pub estimate: Estimate,
+    pub search: SearchReport,
+    /// The runners-up, best first.
+    #[serde(default)]
+    pub alternatives: Vec<Alternative>,
+    #[serde(default)]
+    pub rejected: Vec<Rejection>,
+    /// The profile that the estimate stands on.
+    pub profile: ProfileReference,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ProfileReference {
+    /// Fingerprint of the profile's content.
+    pub fingerprint: String,
+    /// Where it was read from, as given; empty when it was modelled from the catalogue.
+    #[serde(default)]
+    pub path: String,
+}
+
+impl Check for Plan {
+    const WHAT: &'static str = "plan";
+
+    fn check(&self) -> Result<(), InputError> {
+        self.model.check().map_err(|e| e.under("model"))?;
+        self.cluster.check().map_err(|e| e.under("cluster"))?;
+        self.job.check().map_err(|e| e.under("job"))?;
+        self.strategy.check().map_err(|e| e.under("strategy"))?;
+        for (index, alternative) in self.alternatives.iter().enumerate() {
+            alternative.strategy.check().map_err(|e| e.under(&format!("alternatives[{index}].strategy")))?;
+        }
+        for (index, stage) in self.stages.iter().enumerate() {
+            if stage.first_layer >= stage.end_layer || stage.recompute.len() != stage.len() {
+                return Err(InputError::new(
+                    format!("stages[{index}]"),
+                    format!("layers {}..{}, {} recompute entries", stage.first_layer, stage.end_layer, stage.recompute.len()),
+                    "a stage holds at least one layer and one recompute entry per layer",
+                )
+                .hint("make the plan again with `autodist plan` or `autodist estimate`"));
+            }
+        }
+        for (field, value) in [
+            ("estimate.step_time_s", self.estimate.step_time_s.0),
+            ("estimate.tokens_per_s", self.estimate.tokens_per_s),
+        ] {
+            crate::error::positive(field, value)?;
+        }
+        Ok(())
+    }
+}
+
+impl ParallelStrategy {
+    /// Ranges of the single fields; whether they fit together is for `program` to say.
+    pub fn check(&self) -> Result<(), InputError> {
+        for (field, value) in [
+            ("data", self.data),
+            ("tensor", self.tensor),
+            ("pipeline", self.pipeline),
+            ("context", self.context),
+            ("expert", self.expert),
+            ("shard", self.shard),
+            ("micro_batch", self.micro_batch),
+            ("virtual_stages", self.virtual_stages),
+        ] {
+            in_range(field, u64::from(value), 1, 1 << 20)?;
+        }
+        in_range("zero_stage", u64::from(self.zero_stage), 0, 3)?;
+        in_range("bucket_bytes", self.bucket_bytes.0, 1, 1 << 40)
+    }
+}

@@ -1,0 +1,283 @@
+//! Measured costs: what the cost model knows of a machine.
+
+use crate::cluster::Cluster;
+use crate::error::{InputError, in_range, not_negative};
+use crate::job::Optimizer;
+use crate::model::ModelSpec;
+use crate::parse::Check;
+use crate::plan::Recompute;
+use crate::units::{Bytes, Provenance, Seconds};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A piece of a layer between two communications: what a device runs without talking to anybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
+#[serde(rename_all = "snake_case")]
+pub enum Segment {
+    Embedding,
+    AttentionNorm,
+    /// Projections, attention core, output projection, residual.
+    Attention,
+    MlpNorm,
+    Mlp,
+    FinalNorm,
+    /// Output projection and the largest logit of each row.
+    Logits,
+    /// Sum of exponentials and the target's logit of each row.
+    Normalizer,
+    /// Cross-entropy; its backward is the whole head's.
+    Loss,
+}
+
+/// Which way a segment is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
+#[serde(rename_all = "snake_case")]
+pub enum Pass {
+    Forward,
+    /// A forward that is run again just before the backward.
+    Recompute,
+    Backward,
+}
+
+/// Median of repeated timings, with a 95 % confidence interval of the median.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Sample {
+    pub median_s: Seconds,
+    pub low_s: Seconds,
+    pub high_s: Seconds,
+    pub count: u32,
+    #[serde(default)]
+    pub provenance: Provenance,
+}
+
+impl Sample {
+    /// Median and its confidence interval by order statistics (binomial, normal approximation).
+    /// `timings` need not be sorted; an empty list gives zeros with count 0.
+    pub fn of(timings: &[f64]) -> Self {
+        let mut sorted = timings.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let n = sorted.len();
+        if n == 0 {
+            return Self {
+                median_s: Seconds::ZERO,
+                low_s: Seconds::ZERO,
+                high_s: Seconds::ZERO,
+                count: 0,
+                provenance: Provenance::Assumed,
+            };
+        }
+        let median = if n % 2 == 1 { sorted[n / 2] } else { 0.5 * (sorted[n / 2 - 1] + sorted[n / 2]) };
+        let half_width = 0.98 * (n as f64).sqrt();
+        let low = ((n as f64 / 2.0 - half_width).floor().max(0.0)) as usize;
+        let high = ((n as f64 / 2.0 + half_width).ceil() as usize).min(n - 1);
+        Self {
+            median_s: Seconds(median),
+            low_s: Seconds(sorted[low]),
+            high_s: Seconds(sorted[high]),
+            count: n as u32,
+            provenance: Provenance::Measured,
+        }
+    }
+
+    /// Width of the interval over the median.
+    pub fn relative_width(&self) -> f64 {
+        if self.median_s.0 == 0.0 { 0.0 } else { (self.high_s - self.low_s) / self.median_s }
+    }
+
+    fn check(&self, field: &str) -> Result<(), InputError> {
+        not_negative(&format!("{field}.median_s"), self.median_s.0)?;
+        not_negative(&format!("{field}.low_s"), self.low_s.0)?;
+        not_negative(&format!("{field}.high_s"), self.high_s.0)
+    }
+}
+
+/// Time and memory of one pass of one segment at one split and micro-batch, inside a training step in which every
+/// rank is busy at once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SegmentCost {
+    pub segment: Segment,
+    pub pass: Pass,
+    pub tensor: u32,
+    pub sequence_parallel: bool,
+    pub micro_batch: u32,
+    /// Policy of the layer: it decides what the forward keeps. `none` for embedding and head.
+    pub recompute: Recompute,
+    pub time: Sample,
+    /// Live memory after the segment less before it: what it keeps and gives, less what it consumes.
+    pub growth_bytes: i64,
+    /// Highest live memory while it runs, above its start.
+    pub peak_bytes: Bytes,
+}
+
+/// What a collective does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
+#[serde(rename_all = "snake_case")]
+pub enum CollectiveKind {
+    AllReduce,
+    ReduceScatter,
+    AllGather,
+}
+
+/// A collective over one group while all other groups of the same kind do the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CollectiveCost {
+    pub kind: CollectiveKind,
+    /// Ranks in the group.
+    pub group: u32,
+    /// Distance between neighbouring ranks of the group: 1 for tensor groups, larger for outer axes.
+    pub stride: u32,
+    /// The whole tensor: what all-reduce holds, reduce-scatter takes, all-gather gives.
+    pub bytes: Bytes,
+    /// The slowest rank of each repetition.
+    pub time: Sample,
+}
+
+/// `time = alpha + beta * bytes`, least squares on relative error (Hockney's model; Thakur et al. 2005).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LinkFit {
+    pub what: String,
+    pub group: u32,
+    pub stride: u32,
+    pub alpha_s: Seconds,
+    pub beta_s_per_byte: f64,
+    /// Median |relative residual| over the measured sizes.
+    pub residual: f64,
+}
+
+/// A message between neighbouring pipeline stages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MessageCost {
+    pub stride: u32,
+    pub bytes: Bytes,
+    /// From the call of send to the return of receive.
+    pub time: Sample,
+}
+
+/// Optimizer step over a flat buffer, per element.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OptimizerCost {
+    pub elements: u64,
+    /// Update of parameters and state.
+    pub update: Sample,
+    /// Sum of squares for the gradient norm, and zeroing for the next step.
+    pub norm: Sample,
+}
+
+/// What happens to compute and to communication when both run on one device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Interference {
+    /// Time of compute beside communication over time alone; at least 1.
+    pub compute_slowdown: f64,
+    /// Time of communication beside compute over time alone; at least 1.
+    pub communication_slowdown: f64,
+    pub provenance: Provenance,
+}
+
+/// Circumstances of the measurement.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Environment {
+    pub host: String,
+    pub processor: String,
+    pub cores: u32,
+    /// Whether ranks got real-time priority; without it other load shows in every number.
+    pub realtime: bool,
+    /// Seconds since 1970 when the measurement began.
+    pub started_unix_s: u64,
+    pub autodist_version: String,
+    /// A device emulated by padding and pacing is no measurement of that device.
+    pub emulated: bool,
+    pub warnings: Vec<String>,
+}
+
+/// Measured costs of one model on one set of devices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    pub schema_version: u32,
+    pub model: ModelSpec,
+    pub seq_len: u32,
+    pub optimizer_kind: Optimizer,
+    /// The devices that were measured, as a cluster.
+    pub cluster: Cluster,
+    pub environment: Environment,
+    /// Whether every planned measurement was made; an unfinished profile can be resumed.
+    pub complete: bool,
+    pub segments: Vec<SegmentCost>,
+    pub collectives: Vec<CollectiveCost>,
+    pub messages: Vec<MessageCost>,
+    pub fits: Vec<LinkFit>,
+    pub optimizer: Vec<OptimizerCost>,
+    pub interference: Interference,
+    /// Hand-over of a collective to the communication stream and back.
+    pub stream_handover: Sample,
+    /// Part of a step that belongs to no operation: data, bookkeeping, barrier.
+    pub step_overhead: Sample,
+    /// Heap of a rank that has joined the job but holds no model.
+    pub baseline_bytes: Bytes,
+    /// Staging memory of one communicator while it works.
+    pub staging_bytes: Bytes,
+    /// Relative difference between two runs of the same plan: what no model can predict away.
+    pub repeatability: f64,
+}
+
+impl Check for Profile {
+    const WHAT: &'static str = "profile";
+
+    fn check(&self) -> Result<(), InputError> {
+        self.model.check().map_err(|e| e.under("model"))?;
+        self.cluster.check().map_err(|e| e.under("cluster"))?;
+        in_range("seq_len", u64::from(self.seq_len), 1, 1 << 24)?;
+        for (index, cell) in self.segments.iter().enumerate() {
+            let at = |field: &str| format!("segments[{index}].{field}");
+            in_range(&at("tensor"), u64::from(cell.tensor), 1, 1 << 20)?;
+            in_range(&at("micro_batch"), u64::from(cell.micro_batch), 1, 1 << 20)?;
+            cell.time.check(&at("time"))?;
+        }
+        for (index, cell) in self.collectives.iter().enumerate() {
+            in_range(&format!("collectives[{index}].group"), u64::from(cell.group), 2, 1 << 20)?;
+            cell.time.check(&format!("collectives[{index}].time"))?;
+        }
+        for (index, cell) in self.messages.iter().enumerate() {
+            cell.time.check(&format!("messages[{index}].time"))?;
+        }
+        for (index, cell) in self.optimizer.iter().enumerate() {
+            in_range(&format!("optimizer[{index}].elements"), cell.elements, 1, 1 << 50)?;
+            cell.update.check(&format!("optimizer[{index}].update"))?;
+            cell.norm.check(&format!("optimizer[{index}].norm"))?;
+        }
+        for (field, value) in [
+            ("interference.compute_slowdown", self.interference.compute_slowdown),
+            ("interference.communication_slowdown", self.interference.communication_slowdown),
+        ] {
+            if !(value.is_finite() && (1.0..=1e3).contains(&value)) {
+                return Err(InputError::new(field, value, "must be from 1 to 1000").hint("1 means no slow-down"));
+            }
+        }
+        self.stream_handover.check("stream_handover")?;
+        self.step_overhead.check("step_overhead")?;
+        not_negative("repeatability", self.repeatability)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_a_median_with_an_interval_that_holds_it() {
+        let timings: Vec<f64> = (1..=101).map(f64::from).collect();
+        let sample = Sample::of(&timings);
+        assert_eq!(sample.median_s, Seconds(51.0));
+        assert!(sample.low_s.0 >= 40.0 && sample.low_s.0 < 51.0);
+        assert!(sample.high_s.0 <= 62.0 && sample.high_s.0 > 51.0);
+        assert_eq!(Sample::of(&[]).count, 0);
+    }
+}
