@@ -41,7 +41,9 @@ pub enum ControlEvent {
 impl Control {
     /// The channel over a connection whose other end is a supervisor that knows this rank.
     pub(crate) fn new(connection: Arc<dyn Connection>) -> Self {
-        Self { channel: Arc::new(Channel { connection, writing: Mutex::default(), reading: Mutex::default() }) }
+        Self {
+            channel: Arc::new(Channel { connection, writing: Mutex::default(), reading: Mutex::default() }),
+        }
     }
 
     /// Sends a message to the launcher; it gets it whole and in order. At most 64 MiB.

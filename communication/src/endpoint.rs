@@ -11,7 +11,8 @@ use crate::mailbox::{Mailbox, StreamMailbox};
 
 /// How an [`Endpoint`] gets its connections.
 pub trait Transport: Send {
-    /// Connects this rank with each of `peers` on `lane`. All of them make the same call, in any order.
+    /// Connects this rank with each of `peers` on `lane`. All of them make the same call, in any order. Two ranks
+    /// that name each other `k` times get `k` connections, in the same order at both.
     ///
     /// # Errors
     /// [`CommunicationError::TimedOut`] when a peer does not make the call in time, and whatever else can keep
@@ -70,13 +71,16 @@ impl Endpoint {
         let size = members.len();
         let next = members[(place + 1) % size];
         let previous = members[(place + size - 1) % size];
-        let neighbours = match size {
-            1 => None,
-            2 => self.transport.connect(name, &[next])?.pop().map(|both| (both.clone(), both)),
-            _ => {
-                let mut connections = self.transport.connect(name, &[next, previous])?.into_iter();
-                connections.next().zip(connections.next())
+        let neighbours = if size == 1 {
+            None
+        } else {
+            let mut connections = self.transport.connect(name, &[next, previous])?;
+            if size == 2 && place == 1 {
+                // One connection for each direction: the first leads from the first member to the second.
+                connections.reverse();
             }
+            let mut connections = connections.into_iter();
+            connections.next().zip(connections.next())
         };
         self.lanes.insert(name.to_owned());
         Ok(Box::new(RingCommunicator::new(name, members, place, neighbours)))

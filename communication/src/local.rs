@@ -3,7 +3,7 @@
 //! Connections are socket pairs, so everything above them meets the same partial reads, full buffers and closed
 //! ends as over TCP, only sooner.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -74,8 +74,8 @@ struct LocalTransport {
 /// Where the first of two ranks that want a lane leaves the other end.
 #[derive(Default)]
 struct Switchboard {
-    /// Other ends by (lane, who shall fetch it, who left it).
-    waiting: BTreeMap<(String, usize, usize), UnixStream>,
+    /// Other ends by (lane, who shall fetch them, who left them), in the order in which they were left.
+    waiting: BTreeMap<(String, usize, usize), VecDeque<UnixStream>>,
     gone: BTreeSet<usize>,
 }
 
@@ -93,21 +93,22 @@ impl LocalTransport {
             source: Arc::new(source),
         };
         let mut board = self.board();
-        let socket = match board.waiting.remove(&(lane.to_owned(), self.rank, peer)) {
-            Some(socket) => socket,
-            None if board.gone.contains(&peer) => {
-                return Err(CommunicationError::PeerClosed {
-                    peer: Peer::Rank(peer),
-                    lane: lane.to_owned(),
-                    operation: OPERATION,
-                });
-            }
-            None => {
-                let (here, there) = UnixStream::pair().map_err(failed)?;
-                board.waiting.insert((lane.to_owned(), peer, self.rank), there);
-                here
-            }
-        };
+        let socket =
+            match board.waiting.get_mut(&(lane.to_owned(), self.rank, peer)).and_then(VecDeque::pop_front) {
+                Some(socket) => socket,
+                None if board.gone.contains(&peer) => {
+                    return Err(CommunicationError::PeerClosed {
+                        peer: Peer::Rank(peer),
+                        lane: lane.to_owned(),
+                        operation: OPERATION,
+                    });
+                }
+                None => {
+                    let (here, there) = UnixStream::pair().map_err(failed)?;
+                    board.waiting.entry((lane.to_owned(), peer, self.rank)).or_default().push_back(there);
+                    here
+                }
+            };
         drop(board);
         let connection = SocketConnection::unix(socket, Peer::Rank(peer), lane, self.timeout);
         Ok(Arc::new(connection.map_err(failed)?))

@@ -148,10 +148,9 @@ impl Mailbox for StreamMailbox {
         match link.queue.as_ref().map(|queue| queue.send(message)) {
             Some(Ok(())) => Ok(()),
             // The thread has ended, which it does only after it has left its reason.
-            _ => Err(link.failure().unwrap_or(CommunicationError::Broken {
-                lane: self.lane.clone(),
-                operation: "send",
-            })),
+            _ => Err(link
+                .failure()
+                .unwrap_or(CommunicationError::Broken { lane: self.lane.clone(), operation: "send" })),
         }
     }
 
@@ -209,12 +208,7 @@ impl Mailbox for StreamMailbox {
 }
 
 impl Link {
-    fn start(
-        lane: &str,
-        peer: usize,
-        connection: Arc<dyn Connection>,
-        shared: &Arc<Shared>,
-    ) -> Result<Self> {
+    fn start(lane: &str, peer: usize, connection: Arc<dyn Connection>, shared: &Arc<Shared>) -> Result<Self> {
         let (queue, messages) = mpsc::channel::<Message>();
         let failure = Arc::new(Mutex::new(None));
         let sender = {

@@ -24,9 +24,8 @@ pub(crate) fn wait(descriptors: &mut [libc::pollfd], timeout: Option<Duration>) 
             }
         };
         // SAFETY: the pointer and the length are those of one live, exclusively borrowed slice.
-        let ready = unsafe {
-            libc::poll(descriptors.as_mut_ptr(), descriptors.len() as libc::nfds_t, milliseconds)
-        };
+        let ready =
+            unsafe { libc::poll(descriptors.as_mut_ptr(), descriptors.len() as libc::nfds_t, milliseconds) };
         if ready >= 0 {
             return Ok(ready > 0);
         }

@@ -185,7 +185,8 @@ impl Hub {
             if let Some((listener, _)) = &self.door {
                 descriptors.push(poll::interest(listener.as_fd(), true, false));
             }
-            let nameless = self.visitors.iter().any(|v| matches!(v.stage, Stage::Unknown(_) | Stage::Leaving));
+            let nameless =
+                self.visitors.iter().any(|v| matches!(v.stage, Stage::Unknown(_) | Stage::Leaving));
             if poll::wait(&mut descriptors, nameless.then_some(HELLO_WITHIN)).is_err() {
                 return;
             }

@@ -12,6 +12,8 @@ use crate::error::{CommunicationError, Result};
 const VERSION: u32 = 1;
 /// Before a peer has proved the token, it may not make us keep more than this.
 pub(crate) const LONGEST_HELLO: usize = 64 << 10;
+/// Length and kind.
+const START: usize = 5;
 /// The longest control message.
 pub(crate) const LONGEST_FRAME: usize = 64 << 20;
 
@@ -56,8 +58,9 @@ pub(crate) struct Hello {
 pub(crate) enum Purpose {
     /// To the rendezvous: the address at which the rank's peers find it.
     Join { listens: SocketAddr },
-    /// To a peer: the lane that this connection will serve.
-    Lane { name: String },
+    /// To a peer: the lane that this connection will serve, and which of the lane's connections between the two
+    /// it is.
+    Lane { name: String, channel: usize },
 }
 
 /// Why a hello was not accepted.
@@ -118,7 +121,7 @@ fn same(left: &[u8], right: &[u8]) -> bool {
 
 /// A frame as bytes.
 pub(crate) fn frame(kind: Kind, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(5 + payload.len());
+    let mut bytes = Vec::with_capacity(START + payload.len());
     bytes.extend_from_slice(&(payload.len() as u32 + 1).to_le_bytes());
     bytes.push(kind as u8);
     bytes.extend_from_slice(payload);
@@ -141,26 +144,16 @@ pub(crate) fn receive_frame(
     longest: usize,
     operation: &'static str,
 ) -> Result<(Kind, Vec<u8>)> {
-    let mut decoder = Decoder::default();
-    let mut start = [0; 5];
+    let mut start = [0; START];
     receive_exact(connection, &mut start, operation)?;
-    let refuse = |detail: String| CommunicationError::Protocol {
+    let (kind, length) = read_start(&start, longest).map_err(|detail| CommunicationError::Protocol {
         peer: connection.peer(),
         lane: connection.lane().to_owned(),
         detail,
-    };
-    let length = length_of(&start);
-    if length == 0 || length > longest {
-        return Err(refuse(format!("a frame of {length} bytes")));
-    }
-    decoder.bytes.extend_from_slice(&start);
-    decoder.bytes.resize(4 + length, 0);
-    receive_exact(connection, &mut decoder.bytes[5..], operation)?;
-    match decoder.next(longest) {
-        Ok(Some(frame)) => Ok(frame),
-        Ok(None) => Err(refuse("a frame without end".to_owned())),
-        Err(detail) => Err(refuse(detail)),
-    }
+    })?;
+    let mut payload = vec![0; length];
+    receive_exact(connection, &mut payload, operation)?;
+    Ok((kind, payload))
 }
 
 /// Reads the payload of a frame that should hold JSON.
@@ -172,10 +165,15 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(connection: &dyn Connection, payload
     })
 }
 
-fn length_of(start: &[u8]) -> usize {
-    let mut word = [0; 4];
-    word.copy_from_slice(&start[..4]);
-    u32::from_le_bytes(word) as usize
+/// What the first bytes of a frame say: its kind and the length of its payload, or what is wrong with it.
+fn read_start(start: &[u8; START], longest: usize) -> Result<(Kind, usize), String> {
+    let [length @ .., kind] = *start;
+    let length = u32::from_le_bytes(length) as usize;
+    if length == 0 || length > longest {
+        return Err(format!("a frame of {length} bytes"));
+    }
+    let kind = Kind::from_byte(kind).ok_or_else(|| format!("a frame of unknown kind {kind}"))?;
+    Ok((kind, length - 1))
 }
 
 /// Finds frames in bytes that arrive in any portions.
@@ -187,20 +185,13 @@ pub(crate) struct Decoder {
 impl Decoder {
     /// Takes the next frame out, if all of it is here; an error says what is wrong with it.
     pub(crate) fn next(&mut self, longest: usize) -> Result<Option<(Kind, Vec<u8>)>, String> {
-        if self.bytes.len() < 5 {
+        let Some(start) = self.bytes.first_chunk() else { return Ok(None) };
+        let (kind, length) = read_start(start, longest)?;
+        if self.bytes.len() < START + length {
             return Ok(None);
         }
-        let length = length_of(&self.bytes);
-        if length == 0 || length > longest {
-            return Err(format!("a frame of {length} bytes"));
-        }
-        let kind = self.bytes[4];
-        let kind = Kind::from_byte(kind).ok_or_else(|| format!("a frame of unknown kind {kind}"))?;
-        if self.bytes.len() < 4 + length {
-            return Ok(None);
-        }
-        let payload = self.bytes[5..4 + length].to_vec();
-        self.bytes.drain(..4 + length);
+        let payload = self.bytes[START..START + length].to_vec();
+        self.bytes.drain(..START + length);
         Ok(Some((kind, payload)))
     }
 }
@@ -211,7 +202,8 @@ mod tests {
 
     #[test]
     fn frames_survive_any_cut() {
-        let bytes = [frame(Kind::Message, b"one"), frame(Kind::Stop, b""), frame(Kind::Message, b"two")].concat();
+        let bytes =
+            [frame(Kind::Message, b"one"), frame(Kind::Stop, b""), frame(Kind::Message, b"two")].concat();
         for cut in 0..bytes.len() {
             let mut decoder = Decoder::default();
             let mut seen = Vec::new();

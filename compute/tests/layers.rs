@@ -66,13 +66,19 @@ fn every_division_equals_one_rank() {
         let (parameters, batch) = case(&model);
         let (loss, gradients) = train_step::<f64>(&model, &parameters, &batch, ONE_RANK);
         for degree in [1, 2] {
-            for (sequence_parallel, keep_probabilities) in [(false, true), (false, false), (true, true), (true, false)] {
+            for (sequence_parallel, keep_probabilities) in
+                [(false, true), (false, false), (true, true), (true, false)]
+            {
                 let way = Way { degree, sequence_parallel, keep_probabilities };
                 let (divided_loss, divided) = train_step::<f64>(&model, &parameters, &batch, way);
                 assert!((loss - divided_loss).abs() < 1e-12 * loss);
                 for (layer, (divided, whole)) in divided.iter().zip(&gradients).enumerate() {
                     let error = relative_error(divided, whole);
-                    assert!(error < 1e-12, "{}, layer {layer}, tensor degree {degree}: {error:e}", model.name);
+                    assert!(
+                        error < 1e-12,
+                        "{}, layer {layer}, tensor degree {degree}: {error:e}",
+                        model.name
+                    );
                 }
             }
         }

@@ -12,11 +12,13 @@ use autodist_compute::{Backend, Cpu, Region, RegionMut};
 fn adamw_follows_the_hand_worked_sequence() {
     let device = Cpu::<f64>::new();
     let adamw = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
-    let (mut parameter, mut first, mut second) = (device.upload(&[7.0, 1.0]), device.zeros(2), device.zeros(2));
+    let (mut parameter, mut first, mut second) =
+        (device.upload(&[7.0, 1.0]), device.zeros(2), device.zeros(2));
     // The gradient arrives doubled and is halved by its scale; element 0 is outside the region.
-    for (step, gradient, expected) in
-        [(1, 1.0, 0.899 + 2e-9), (2, -0.5, 0.898101 - 0.1 * (0.02 / 0.19) / (0.00031225f64 / 0.001999).sqrt())]
-    {
+    for (step, gradient, expected) in [
+        (1, 1.0, 0.899 + 2e-9),
+        (2, -0.5, 0.898101 - 0.1 * (0.02 / 0.19) / (0.00031225f64 / 0.001999).sqrt()),
+    ] {
         let gradient = device.upload(&[gradient]);
         adamw.step(
             &device,
@@ -41,7 +43,8 @@ fn adamw_follows_the_hand_worked_sequence() {
 fn sgd_follows_the_hand_worked_sequence() {
     let device = Cpu::<f64>::new();
     let sgd = Sgd { momentum: 0.9, weight_decay: 0.1 };
-    let (gradient, mut parameter, mut momentum) = (device.upload(&[1.0]), device.upload(&[2.0]), device.zeros(1));
+    let (gradient, mut parameter, mut momentum) =
+        (device.upload(&[1.0]), device.upload(&[2.0]), device.zeros(1));
     for expected in [1.4, 0.29] {
         sgd.step(
             &device,

@@ -1,1 +1,147 @@
-//! placeholder
+//! What a way of training costs, in time and in memory, on machines that were measured.
+//!
+//! A [`CostModel`] holds a profile's cells, indexed once and shared by all threads. It puts a price on a compiled
+//! [`Program`]; the [`Priced`] program can then be simulated, bounded from below, and its memory counted. Not here:
+//! choosing between programs (that is `planner`), and measuring (that is `profiler`). No IO, no clock.
+//!
+//! ```
+//! use autodist_cost_model::{CostModel, synthetic};
+//! use autodist_program::{Program, stages};
+//! use autodist_spec::{Job, catalog, plan::ParallelStrategy};
+//! let model = catalog::model("tiny-llama").unwrap();
+//! let job = Job::new(8, 128);
+//! let profile = synthetic::Machine::new(2).profile(&model, &job);
+//! let strategy = ParallelStrategy::data_parallel(2, 2);
+//! let program = Program::compile(&model, &job, 2, &strategy, &stages::even(&model, &strategy)).unwrap();
+//! let estimate = CostModel::new(&profile).estimate(&program, &job, profile.cluster.device()).unwrap();
+//! assert!((estimate.cost.total() / estimate.step_time_s - 1.0).abs() < 1e-9);
+//! assert!(estimate.lower_bound_s <= estimate.step_time_s);
+//! ```
+
+mod bound;
+mod curve;
+mod estimate;
+mod layers;
+mod measured;
+mod memory;
+mod priced;
+mod simulate;
+pub mod synthetic;
+
+pub use bound::{ChunkWork, pipeline_bound};
+pub use curve::Price;
+pub use layers::{LayerCosts, Split};
+pub use measured::{SegmentKey, SegmentPrice, Unpriced};
+pub use memory::persistent_bytes;
+pub use priced::Priced;
+pub use simulate::Simulation;
+
+use autodist_program::Program;
+use autodist_spec::profile::{Interference, Profile};
+use autodist_spec::{Bytes, CollectiveKind, Device, Estimate, Job, MemoryBreakdown, ModelSpec, Optimizer, Seconds, TimelineEvent};
+use measured::{Links, OptimizerCurves, Segments};
+
+/// A profile, indexed.
+#[derive(Debug, Clone)]
+pub struct CostModel {
+    pub(crate) model: ModelSpec,
+    pub(crate) seq_len: u32,
+    pub(crate) optimizer_kind: Optimizer,
+    pub(crate) segments: Segments,
+    pub(crate) links: Links,
+    pub(crate) optimizer: OptimizerCurves,
+    pub(crate) interference: Interference,
+    pub(crate) stream_handover: Price,
+    pub(crate) step_overhead: Price,
+    pub(crate) baseline_bytes: Bytes,
+    pub(crate) staging_bytes: Bytes,
+    pub(crate) repeatability: f64,
+}
+
+impl CostModel {
+    #[must_use]
+    pub fn new(profile: &Profile) -> Self {
+        Self {
+            model: profile.model.clone(),
+            seq_len: profile.seq_len,
+            optimizer_kind: profile.optimizer_kind,
+            segments: Segments::new(&profile.segments),
+            links: Links::new(&profile.collectives, &profile.messages, &profile.fits),
+            optimizer: OptimizerCurves::new(&profile.optimizer),
+            interference: profile.interference.clone(),
+            stream_handover: Price::from(&profile.stream_handover),
+            step_overhead: Price::from(&profile.step_overhead),
+            baseline_bytes: profile.baseline_bytes,
+            staging_bytes: profile.staging_bytes,
+            repeatability: profile.repeatability,
+        }
+    }
+
+    /// Time and memory of one pass of one segment over one micro-batch.
+    ///
+    /// # Errors
+    /// The profile holds no such cell, and none that must cost the same.
+    pub fn segment(&self, key: SegmentKey, micro_batch: u32) -> Result<SegmentPrice, Unpriced> {
+        self.segments.price(key, micro_batch)
+    }
+
+    /// A collective over `group` ranks, `stride` apart, on a tensor of `bytes`; a group of one costs nothing.
+    ///
+    /// # Errors
+    /// The profile measured no group of that size.
+    pub fn collective(&self, kind: CollectiveKind, group: usize, stride: usize, bytes: Bytes) -> Result<Price, Unpriced> {
+        self.links.collective(kind, group, stride, bytes)
+    }
+
+    /// Whether the profile speaks of this training at all.
+    ///
+    /// # Errors
+    /// Another model, sequence length or optimizer was measured.
+    pub fn check(&self, model: &ModelSpec, job: &Job) -> Result<(), Unpriced> {
+        let (measured, asked) = (&self.optimizer_kind, &job.optimizer);
+        let what = if self.model != *model {
+            format!("the profile measured model `{}`, not `{}`", self.model.name, model.name)
+        } else if self.seq_len != job.seq_len {
+            format!("the profile measured sequences of {} tokens, not {}", self.seq_len, job.seq_len)
+        } else if std::mem::discriminant(measured) != std::mem::discriminant(asked) {
+            "the profile measured another optimizer than the job asks for".to_owned()
+        } else {
+            return Ok(());
+        };
+        let hint = "profile this model with this job's sequence length and optimizer".to_owned();
+        Err(Unpriced { what, hint })
+    }
+
+    /// # Errors
+    /// The first cost that the profile does not hold.
+    pub fn price<'a>(&'a self, program: &'a Program) -> Result<Priced<'a>, Unpriced> {
+        Priced::new(self, program)
+    }
+
+    /// # Errors
+    /// The profile is of another training, or lacks a cost.
+    pub fn estimate(&self, program: &Program, job: &Job, device: &Device) -> Result<Estimate, Unpriced> {
+        self.check(&program.model, job)?;
+        Ok(self.price(program)?.estimate(job, device))
+    }
+
+    /// # Errors
+    /// The profile lacks a cost.
+    pub fn timeline(&self, program: &Program) -> Result<Vec<TimelineEvent>, Unpriced> {
+        Ok(self.price(program)?.timeline())
+    }
+
+    /// # Errors
+    /// The profile lacks a cost.
+    pub fn lower_bound(&self, program: &Program) -> Result<Seconds, Unpriced> {
+        Ok(self.price(program)?.lower_bound())
+    }
+
+    /// One per pipeline rank.
+    ///
+    /// # Errors
+    /// The profile lacks a cost.
+    pub fn memory(&self, program: &Program) -> Result<Vec<MemoryBreakdown>, Unpriced> {
+        Ok(self.price(program)?.memory())
+    }
+}

@@ -1,1 +1,65 @@
-//! placeholder
+//! Runs a Program for real: ranks, layers, collectives, optimizer, measurement.
+//!
+//! [`train`] is one rank's part of a training job over any [`Backend`](autodist_compute::Backend) and any endpoint;
+//! [`local::train`] runs all ranks as threads of this process, [`launcher::Launcher`] as processes of their own.
+//! Every operation of the Program is timed, and the memory that it takes is counted.
+
+pub mod data;
+pub mod host;
+pub mod launcher;
+mod layers;
+pub mod local;
+pub mod memory;
+mod parameters;
+mod random;
+mod rank;
+mod record;
+mod store;
+pub mod stream;
+mod task;
+
+pub use data::{Data, DataSource, SyntheticLanguage};
+pub use rank::train;
+pub use record::{InstructionSample, RankOutcome, StepOutcome, merge};
+pub use task::Task;
+
+use autodist_communication::CommunicationError;
+use std::io;
+
+/// Why a rank could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecutionError {
+    #[error(transparent)]
+    Communication(#[from] CommunicationError),
+    #[error(transparent)]
+    Device(#[from] autodist_compute::DeviceError),
+    #[error(transparent)]
+    Illegal(#[from] autodist_program::Illegal),
+    #[error(transparent)]
+    Data(#[from] data::DataError),
+    #[error("reading the training data: {0}")]
+    Read(io::Error),
+    #[error("{what}: {source}")]
+    System { what: &'static str, source: io::Error },
+    #[error("the communication stream ended before {key:?} was done")]
+    StreamEnded { key: stream::Key },
+    #[error("the loss of step {step} is {loss}: training diverged; lower the learning rate")]
+    Diverged { step: u32, loss: f64 },
+    #[error("the job was stopped")]
+    Stopped,
+    #[error("the job has {expected} ranks, but the task is for {given}")]
+    World { expected: usize, given: usize },
+    #[error("rank {rank} panicked: {message}")]
+    Panicked { rank: usize, message: String },
+}
+
+impl ExecutionError {
+    /// Whether this rank failed only because another did.
+    pub fn is_consequence(&self) -> bool {
+        match self {
+            Self::Communication(error) => error.accused_rank().is_some() || matches!(error, CommunicationError::Broken { .. }),
+            Self::Stopped | Self::StreamEnded { .. } => true,
+            _ => false,
+        }
+    }
+}

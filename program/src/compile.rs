@@ -82,8 +82,9 @@ pub enum BodyKind {
 pub enum Instruction {
     /// Runs a piece of a layer.
     Segment { layer: usize, segment: Segment, pass: Pass, recompute: Recompute },
-    /// A collective over the tensor group that nothing overlaps. `elements` counts the whole tensor.
-    Tensor { layer: usize, collective: TensorCollective, operand: Operand, elements: usize },
+    /// A collective over the tensor group that nothing overlaps, for the input or output of `segment`. `elements`
+    /// counts the whole tensor.
+    Tensor { layer: usize, segment: Segment, collective: TensorCollective, operand: Operand, elements: usize },
     /// Sums, over the tensor group, the gradients that sequence parallelism left partial on replicated parameters.
     SumReplicated { bucket: usize, elements: usize },
     /// Queues a transfer on the communication stream.
@@ -304,44 +305,45 @@ impl<'a> Compiler<'a> {
     }
 
     /// Makes a partial sum whole: after a row-parallel product forward, after a column-parallel one backward.
-    fn complete(&self, out: &mut Vec<Instruction>, layer: usize) {
+    fn complete(&self, out: &mut Vec<Instruction>, layer: usize, segment: Segment) {
         if self.tensor_parallel() {
             let collective = if self.strategy.sequence_parallel {
                 TensorCollective::ReduceScatter
             } else {
                 TensorCollective::SumAll
             };
-            out.push(Instruction::Tensor { layer, collective, operand: Operand::Flow, elements: self.activation });
+            let (operand, elements) = (Operand::Flow, self.activation);
+            out.push(Instruction::Tensor { layer, segment, collective, operand, elements });
         }
     }
 
     /// Brings the rows of all tensor ranks together (Korthikanti et al., 2205.05198, section 4.2.2).
-    fn gather_rows(&self, out: &mut Vec<Instruction>, layer: usize, operand: Operand) {
+    fn gather_rows(&self, out: &mut Vec<Instruction>, layer: usize, segment: Segment, operand: Operand) {
         if self.tensor_parallel() && self.strategy.sequence_parallel {
             let collective = TensorCollective::AllGather;
-            out.push(Instruction::Tensor { layer, collective, operand, elements: self.activation });
+            out.push(Instruction::Tensor { layer, segment, collective, operand, elements: self.activation });
         }
     }
 
     fn block_forward(&self, out: &mut Vec<Instruction>, layer: usize, pass: Pass, recompute: Recompute) {
         self.segment(out, layer, Segment::AttentionNorm, pass, recompute);
-        self.gather_rows(out, layer, Operand::Flow);
+        self.gather_rows(out, layer, Segment::Attention, Operand::Flow);
         self.segment(out, layer, Segment::Attention, pass, recompute);
-        self.complete(out, layer);
+        self.complete(out, layer, Segment::Attention);
         self.segment(out, layer, Segment::MlpNorm, pass, recompute);
-        self.gather_rows(out, layer, Operand::Flow);
+        self.gather_rows(out, layer, Segment::Mlp, Operand::Flow);
         self.segment(out, layer, Segment::Mlp, pass, recompute);
         if pass == Pass::Forward {
             // Run again, the block's output is known already: nobody needs its sum.
-            self.complete(out, layer);
+            self.complete(out, layer, Segment::Mlp);
         }
     }
 
     fn half_backward(&self, out: &mut Vec<Instruction>, layer: usize, segment: Segment, norm: Segment, recompute: Recompute) {
-        self.gather_rows(out, layer, Operand::Flow);
-        self.gather_rows(out, layer, Operand::SavedInput);
+        self.gather_rows(out, layer, segment, Operand::Flow);
+        self.gather_rows(out, layer, segment, Operand::SavedInput);
         self.segment(out, layer, segment, Pass::Backward, recompute);
-        self.complete(out, layer);
+        self.complete(out, layer, segment);
         self.segment(out, layer, norm, Pass::Backward, recompute);
     }
 
@@ -349,21 +351,21 @@ impl<'a> Compiler<'a> {
         match self.model.kind(layer) {
             LayerKind::Embedding => {
                 self.segment(out, layer, Segment::Embedding, Pass::Forward, recompute);
-                self.complete(out, layer);
+                self.complete(out, layer, Segment::Embedding);
             }
             LayerKind::Block => self.block_forward(out, layer, Pass::Forward, recompute),
             LayerKind::Head => {
                 self.segment(out, layer, Segment::FinalNorm, Pass::Forward, recompute);
-                self.gather_rows(out, layer, Operand::Flow);
-                let reduce = |out: &mut Vec<Instruction>, collective, elements| {
+                self.gather_rows(out, layer, Segment::Logits, Operand::Flow);
+                let reduce = |out: &mut Vec<Instruction>, segment, collective, elements| {
                     if self.tensor_parallel() {
-                        out.push(Instruction::Tensor { layer, collective, operand: Operand::Flow, elements });
+                        out.push(Instruction::Tensor { layer, segment, collective, operand: Operand::Flow, elements });
                     }
                 };
                 self.segment(out, layer, Segment::Logits, Pass::Forward, recompute);
-                reduce(out, TensorCollective::MaxAll, self.tokens);
+                reduce(out, Segment::Logits, TensorCollective::MaxAll, self.tokens);
                 self.segment(out, layer, Segment::Normalizer, Pass::Forward, recompute);
-                reduce(out, TensorCollective::SumAll, 2 * self.tokens);
+                reduce(out, Segment::Normalizer, TensorCollective::SumAll, 2 * self.tokens);
                 self.segment(out, layer, Segment::Loss, Pass::Forward, recompute);
             }
         }
@@ -372,7 +374,7 @@ impl<'a> Compiler<'a> {
     fn layer_backward(&self, out: &mut Vec<Instruction>, layer: usize, recompute: Recompute) {
         match self.model.kind(layer) {
             LayerKind::Embedding => {
-                self.gather_rows(out, layer, Operand::Flow);
+                self.gather_rows(out, layer, Segment::Embedding, Operand::Flow);
                 self.segment(out, layer, Segment::Embedding, Pass::Backward, recompute);
             }
             LayerKind::Block => {
@@ -383,9 +385,9 @@ impl<'a> Compiler<'a> {
                 self.half_backward(out, layer, Segment::Attention, Segment::AttentionNorm, recompute);
             }
             LayerKind::Head => {
-                self.gather_rows(out, layer, Operand::SavedInput);
+                self.gather_rows(out, layer, Segment::Loss, Operand::SavedInput);
                 self.segment(out, layer, Segment::Loss, Pass::Backward, recompute);
-                self.complete(out, layer);
+                self.complete(out, layer, Segment::Loss);
                 self.segment(out, layer, Segment::FinalNorm, Pass::Backward, recompute);
             }
         }

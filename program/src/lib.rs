@@ -22,9 +22,10 @@ pub mod rules;
 pub mod schedule;
 pub mod stages;
 
-pub use bucket::{Bucket, BucketLayer};
+pub use bucket::{Bucket, BucketLayer, buckets, region};
 pub use compile::{
     Body, BodyKind, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram, TensorCollective, Transfer,
 };
 pub use layout::{Coordinates, Layout};
 pub use rules::Illegal;
+

@@ -1,1 +1,53 @@
-//! placeholder
+//! Views of a plan and of what became of it: one HTML page, pictures, plain text, tables and a trace.
+//!
+//! Nothing here computes a cost: a view shows what [`Plan`], [`Validation`], [`RunRecord`] and [`Profile`] say, with
+//! where each number comes from and how far it may be off. Nothing here writes a file or prints: every function
+//! returns its text or bytes.
+//!
+//! ```
+//! use autodist_spec::run::Validation;
+//! let nothing = Validation { schema_version: 1, runs: vec![], median_error: 0.0, regret: 0.0, failed: vec![] };
+//! assert!(autodist_reports::csv_validation(&nothing).starts_with("label,measured_step_time_s,"));
+//! ```
+
+mod error;
+mod figures;
+mod html;
+mod sheets;
+mod table;
+mod tables;
+pub mod terminal;
+mod trace;
+mod words;
+
+pub use error::ReportError;
+pub use figures::figures;
+pub use html::html;
+pub use sheets::{csv_links, csv_plans, csv_segments, csv_timeline, csv_validation};
+pub use trace::chrome_trace;
+
+use autodist_spec::{Plan, Profile, RunRecord, TimelineEvent, Validation};
+
+/// Everything that a report can show; what is absent is left out of it.
+#[derive(Debug, Clone, Copy)]
+pub struct ReportInput<'a> {
+    pub plan: &'a Plan,
+    /// The simulated step of `plan`.
+    pub predicted_timeline: &'a [TimelineEvent],
+    pub validation: Option<&'a Validation>,
+    pub runs: &'a [RunRecord],
+    pub profile: Option<&'a Profile>,
+}
+
+impl<'a> ReportInput<'a> {
+    /// The run of the plan itself, not of one of its alternatives.
+    pub(crate) fn own_run(&self) -> Option<&'a RunRecord> {
+        self.runs.iter().find(|run| run.strategy == self.plan.strategy && run.stages == self.plan.stages)
+    }
+
+    /// Whether any measurement behind this report was made on emulated devices.
+    pub(crate) fn emulated(&self) -> bool {
+        self.profile.is_some_and(|profile| profile.environment.emulated)
+            || self.runs.iter().any(|run| run.environment.emulated)
+    }
+}

@@ -37,7 +37,7 @@ pub struct TcpOptions {
     /// The job's secret, the same at all ranks and the rendezvous.
     pub token: String,
     /// How long the ranks may take to find each other, and then how long a peer that is waited for may be
-    /// silent.
+    /// silent. So it must be longer than a rank ever computes between two communications.
     pub timeout: Duration,
     /// The address of this machine at which the peers reach it. By default the one that leads to the
     /// rendezvous.
@@ -121,15 +121,23 @@ struct TcpTransport {
     listens: SocketAddr,
     /// Where each rank listens.
     table: Vec<SocketAddr>,
-    /// Connections that were made to us before we asked for them, by lane and rank.
-    early: BTreeMap<(String, usize), SocketConnection>,
+    /// Connections that were made to us before we asked for them.
+    early: BTreeMap<Caller, SocketConnection>,
+}
+
+/// What an accepted connection is for.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Caller {
+    lane: String,
+    rank: usize,
+    channel: usize,
 }
 
 const CONNECT: &str = "connect";
 
 impl TcpTransport {
     /// Connects to a rank that accepts.
-    fn dial(&self, lane: &str, peer: usize) -> Result<SocketConnection> {
+    fn dial(&self, lane: &str, peer: usize, channel: usize) -> Result<SocketConnection> {
         let address = *self.table.get(peer).ok_or_else(|| CommunicationError::NotAMember {
             operation: CONNECT,
             lane: lane.to_owned(),
@@ -156,17 +164,16 @@ impl TcpTransport {
         let socket = TcpStream::connect_timeout(&address, self.timeout).map_err(failed)?;
         let connection =
             SocketConnection::tcp(socket, Peer::Rank(peer), lane, self.timeout).map_err(failed)?;
-        let purpose = Purpose::Lane { name: lane.to_owned() };
+        let purpose = Purpose::Lane { name: lane.to_owned(), channel };
         let hello = Hello::new(&self.token, self.world, self.rank, purpose);
         send_frame(&connection, &frame_of(Kind::Hello, &hello), CONNECT)?;
         Ok(connection)
     }
 
     /// Waits for a rank that dials.
-    fn accept(&mut self, lane: &str, peer: usize, deadline: Instant) -> Result<SocketConnection> {
-        let wanted = (lane.to_owned(), peer);
+    fn accept(&mut self, wanted: &Caller, deadline: Instant) -> Result<SocketConnection> {
         loop {
-            if let Some(connection) = self.early.remove(&wanted) {
+            if let Some(connection) = self.early.remove(wanted) {
                 return Ok(connection);
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -174,7 +181,7 @@ impl TcpTransport {
             let failed =
                 |source| CommunicationError::at_address(self.listens, "accepting connections", source);
             if left.is_zero() || !poll::wait(&mut descriptors, Some(left)).map_err(failed)? {
-                return Err(self.timed_out(lane, peer));
+                return Err(self.timed_out(&wanted.lane, wanted.rank));
             }
             let Ok((socket, address)) = self.listener.accept() else { continue };
             // Whoever cannot say a proper hello is no rank of this job and no reason to fail.
@@ -185,17 +192,17 @@ impl TcpTransport {
     }
 
     /// Asks a caller who it is.
-    fn welcome(&self, socket: TcpStream, address: SocketAddr) -> Result<((String, usize), SocketConnection)> {
+    fn welcome(&self, socket: TcpStream, address: SocketAddr) -> Result<(Caller, SocketConnection)> {
         let connection = SocketConnection::tcp(socket, Peer::Unidentified(address), CONNECT, HELLO_WITHIN)
             .map_err(|source| CommunicationError::at_address(address, CONNECT, source))?;
         let (_, payload) = receive_frame(&connection, LONGEST_HELLO, CONNECT)?;
         let hello: Hello = parse(&connection, &payload)?;
         hello.check(&self.token, self.world).map_err(|refusal| refusal.into_error(address))?;
         match hello.purpose {
-            Purpose::Lane { name } => {
+            Purpose::Lane { name, channel } => {
                 let connection =
                     connection.identified(Peer::Rank(hello.rank), &name).with_timeout(self.timeout);
-                Ok(((name, hello.rank), connection))
+                Ok((Caller { lane: name, rank: hello.rank, channel }, connection))
             }
             Purpose::Join { .. } => Err(CommunicationError::Refused {
                 address,
@@ -218,15 +225,18 @@ impl Transport for TcpTransport {
     /// Of two ranks the lower one dials. All dialling is done before any waiting, so nobody waits in a circle.
     fn connect(&mut self, lane: &str, peers: &[usize]) -> Result<Vec<Arc<dyn Connection>>> {
         let deadline = Instant::now() + self.timeout;
-        let mut connections: Vec<Option<SocketConnection>> = Vec::new();
-        for &peer in peers {
-            connections.push(if peer > self.rank { Some(self.dial(lane, peer)?) } else { None });
+        let channel = |index: usize| peers[..index].iter().filter(|&&peer| peer == peers[index]).count();
+        let mut dialled = BTreeMap::new();
+        for (index, &peer) in peers.iter().enumerate().filter(|&(_, &peer)| peer > self.rank) {
+            dialled.insert(index, self.dial(lane, peer, channel(index))?);
         }
         let mut opened: Vec<Arc<dyn Connection>> = Vec::new();
-        for (&peer, dialled) in peers.iter().zip(connections) {
-            opened.push(Arc::new(match dialled {
+        for (index, &rank) in peers.iter().enumerate() {
+            opened.push(Arc::new(match dialled.remove(&index) {
                 Some(connection) => connection,
-                None => self.accept(lane, peer, deadline)?,
+                None => {
+                    self.accept(&Caller { lane: lane.to_owned(), rank, channel: channel(index) }, deadline)?
+                }
             }));
         }
         Ok(opened)

@@ -1,15 +1,14 @@
 //! Memory of the host, aligned for vector loads.
 
+use super::real::Real;
 use std::alloc::{self, Layout};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::slice;
 
-use super::real::Real;
-
-/// One cache line, one AVX-512 register.
-const ALIGNMENT: usize = 64;
+/// In bytes: a cache line, and the widest vector register.
+pub const ALIGNMENT: usize = 64;
 
 /// An owned array of a fixed length.
 pub struct HostBuffer<T> {

@@ -8,7 +8,7 @@ mod simd;
 #[cfg(test)]
 mod tests;
 
-pub use buffer::HostBuffer;
+pub use buffer::{ALIGNMENT, HostBuffer};
 pub use real::Real;
 
 use crate::backend::*;
@@ -429,8 +429,7 @@ impl<T: Real> Backend for Cpu<T> {
         let (max, logits) = (slice(max, rows), slice_mut(logits, rows * classes.rows));
         let (sums, at_target) = slice_mut(sums, 2 * rows).split_at_mut(rows);
         for (row, logits) in logits.chunks_exact_mut(classes.rows).enumerate() {
-            at_target[row] =
-                classes.local(targets[row]).map_or(T::ZERO, |class| logits[class] - max[row]);
+            at_target[row] = classes.local(targets[row]).map_or(T::ZERO, |class| logits[class] - max[row]);
             sums[row] = kernels::exponentials(self.simd, max[row], logits);
         }
     }

@@ -71,7 +71,7 @@ impl Real for f32 {
         /// Adding 1.5 · 2²³ rounds to an integer and leaves it in the low bits.
         const ROUND: f32 = 12_582_912.0;
         /// ln 2 in two parts; the first has so few bits that its product with `n` is exact.
-        const LN_2_HIGH: f32 = 0.693_359_375;
+        const LN_2_HIGH: f32 = 355.0 / 512.0;
         const LN_2_LOW: f32 = -2.121_944_4e-4;
         let x = self.clamp(-87.0, 88.0);
         let shifted = x * std::f32::consts::LOG2_E + ROUND;

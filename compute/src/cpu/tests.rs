@@ -129,7 +129,18 @@ fn optimizers() {
         let (gradient, mut parameter) = (numbers(len, 1), numbers(len, 2));
         let (mut first, mut second) = (numbers(len, 3), vec![0.25; len]);
         kernels::adamw(
-            simd, 0.5, 0.9, 0.99, 0.999, 0.1, 2.0, 1e-3, &gradient, &mut parameter, &mut first, &mut second,
+            simd,
+            0.5,
+            0.9,
+            0.99,
+            0.999,
+            0.1,
+            2.0,
+            1e-3,
+            &gradient,
+            &mut parameter,
+            &mut first,
+            &mut second,
         );
         [parameter, first, second].concat()
     });

@@ -100,7 +100,14 @@ impl Attention {
                 self.probabilities(device, heads, &qkv, RegionMut::new(&mut probabilities, offset));
                 let product = Product::new(self.seq_len, self.head_dim, self.seq_len).batched(heads.count);
                 let (scores, value) = (self.scores(&probabilities, offset), self.value(&qkv, heads));
-                device.matmul(product, 1.0, scores, value, 0.0, self.query_part_mut(&mut attended, self.output.inputs, heads));
+                device.matmul(
+                    product,
+                    1.0,
+                    scores,
+                    value,
+                    0.0,
+                    self.query_part_mut(&mut attended, self.output.inputs, heads),
+                );
             }
         }
         let probabilities = keep_probabilities.then_some(probabilities);
@@ -142,7 +149,8 @@ impl Attention {
         let mut recomputed =
             if kept.is_none() { Some(device.uninitialised(at_once * self.scores_len())) } else { None };
         let mut d_scores = device.uninitialised(at_once * self.scores_len());
-        let [mut d_query, mut d_key, mut d_value] = [(); 3].map(|()| device.uninitialised(at_once * head_len));
+        let [mut d_query, mut d_key, mut d_value] =
+            [(); 3].map(|()| device.uninitialised(at_once * head_len));
         let head = Product::new(self.seq_len, self.head_dim, self.seq_len);
         let square = Product::new(self.seq_len, self.seq_len, self.head_dim);
 
@@ -165,7 +173,14 @@ impl Attention {
                     device.matmul(head, 1.0, scores.transposed(), d_out, beta, self.packed_mut(&mut d_value));
                     let d_probabilities =
                         RegionMut::start(&mut d_scores).rows(self.seq_len).batched(self.scores_len());
-                    device.matmul(square, 1.0, d_out, self.value(qkv, heads).transposed(), 0.0, d_probabilities);
+                    device.matmul(
+                        square,
+                        1.0,
+                        d_out,
+                        self.value(qkv, heads).transposed(),
+                        0.0,
+                        d_probabilities,
+                    );
                     device.causal_softmax_backward(
                         heads.count,
                         self.seq_len,
@@ -176,24 +191,33 @@ impl Attention {
                     let d_scores = self.scores(&d_scores, 0);
                     let query = self.query_part(qkv, self.qkv.outputs, heads);
                     device.matmul(head, 1.0, d_scores.transposed(), query, beta, self.packed_mut(&mut d_key));
-                    device.matmul(head, 1.0, d_scores, self.key(qkv, heads), 0.0, self.packed_mut(&mut d_query));
+                    device.matmul(
+                        head,
+                        1.0,
+                        d_scores,
+                        self.key(qkv, heads),
+                        0.0,
+                        self.packed_mut(&mut d_query),
+                    );
                     let query = self.query_part_mut(qkv, self.qkv.outputs, heads);
                     device.copy_matrices(head, self.packed(&d_query), query);
                 }
-                device.copy_matrices(head, self.packed(&d_key), self.kv_part_mut(qkv, self.key_column(), chunk));
-                device.copy_matrices(head, self.packed(&d_value), self.kv_part_mut(qkv, self.value_column(), chunk));
+                device.copy_matrices(
+                    head,
+                    self.packed(&d_key),
+                    self.kv_part_mut(qkv, self.key_column(), chunk),
+                );
+                device.copy_matrices(
+                    head,
+                    self.packed(&d_value),
+                    self.kv_part_mut(qkv, self.value_column(), chunk),
+                );
             }
         }
     }
 
     /// `softmax(query keyᵀ / sqrt(head_dim))`, causal.
-    fn probabilities<B: Backend>(
-        &self,
-        device: &B,
-        heads: Heads,
-        qkv: &B::Buffer,
-        mut to: RegionMut<'_, B>,
-    ) {
+    fn probabilities<B: Backend>(&self, device: &B, heads: Heads, qkv: &B::Buffer, mut to: RegionMut<'_, B>) {
         let product = Product::new(self.seq_len, self.seq_len, self.head_dim).batched(heads.count);
         let query = self.query_part(qkv, self.qkv.outputs, heads);
         let scores = to.skip(0).rows(self.seq_len).batched(self.scores_len());

@@ -97,7 +97,14 @@ impl Head {
         device.matmul(product, 1.0, d_logits.transposed(), h, 1.0, table_gradient.rows(hidden));
         let mut dh = device.uninitialised(self.tokens * hidden);
         let product = Product::new(self.tokens, hidden, vocab);
-        device.matmul(product, 1.0, d_logits, table.rows(hidden), 0.0, RegionMut::start(&mut dh).rows(hidden));
+        device.matmul(
+            product,
+            1.0,
+            d_logits,
+            table.rows(hidden),
+            0.0,
+            RegionMut::start(&mut dh).rows(hidden),
+        );
         dh
     }
 }

@@ -95,7 +95,12 @@ impl Outward {
             let offset = start * self.outputs;
             device.copy(len, Region::start(residual), RegionMut::new(&mut y, offset));
             if let Some(bias) = self.bias {
-                device.add_row(end - start, self.outputs, parameters.skip(bias), RegionMut::new(&mut y, offset));
+                device.add_row(
+                    end - start,
+                    self.outputs,
+                    parameters.skip(bias),
+                    RegionMut::new(&mut y, offset),
+                );
             }
         }
         let weight = parameters.skip(self.weight).rows(self.inputs).transposed();

@@ -99,7 +99,8 @@ pub struct Batch {
 
 impl Batch {
     pub fn random(model: &ModelSpec, micro_batch: usize, seq_len: usize, noise: &mut Noise) -> Self {
-        let mut ids = || (0..micro_batch * seq_len).map(|_| (noise.bits() % u64::from(model.vocab)) as u32).collect();
+        let mut ids =
+            || (0..micro_batch * seq_len).map(|_| (noise.bits() % u64::from(model.vocab)) as u32).collect();
         Self { micro_batch, seq_len, tokens: ids(), targets: ids() }
     }
 }
@@ -135,8 +136,14 @@ struct Group<'a, T: Real> {
     ranks: Vec<Rank<T>>,
 }
 
-/// The part of `whole` (undivided layer) that a rank holds, or back.
-fn cut(model: &ModelSpec, kind: LayerKind, rank: u32, degree: u32, mut visit: impl FnMut(usize, usize, bool)) {
+/// Visits a rank's part of a layer: index in the whole, index in the part, whether replicated.
+fn cut(
+    model: &ModelSpec,
+    kind: LayerKind,
+    rank: u32,
+    degree: u32,
+    mut visit: impl FnMut(usize, usize, bool),
+) {
     let (mut whole, mut local) = (0, 0);
     for parameter in model.parameters(kind) {
         let range = |total| share(total, rank.into(), degree.into());
@@ -182,14 +189,23 @@ impl<'a, T: Real> Group<'a, T> {
         for (layer, whole) in gradients.iter_mut().enumerate() {
             for (index, rank) in self.ranks.iter().enumerate() {
                 let local = &rank.gradients[layer];
-                cut(self.model, self.model.kind(layer), index as u32, self.way.degree, |to, from, replicated| {
-                    let value = local[from].to_f64();
-                    if replicated && !self.way.sequence_parallel && index > 0 {
-                        assert!((whole[to] - value).abs() <= 1e-5 * (1.0 + value.abs()), "replicas differ");
-                    } else {
-                        whole[to] += value;
-                    }
-                });
+                cut(
+                    self.model,
+                    self.model.kind(layer),
+                    index as u32,
+                    self.way.degree,
+                    |to, from, replicated| {
+                        let value = local[from].to_f64();
+                        if replicated && !self.way.sequence_parallel && index > 0 {
+                            assert!(
+                                (whole[to] - value).abs() <= 1e-5 * (1.0 + value.abs()),
+                                "replicas differ"
+                            );
+                        } else {
+                            whole[to] += value;
+                        }
+                    },
+                );
             }
         }
         gradients
@@ -230,45 +246,87 @@ impl<'a, T: Real> Group<'a, T> {
         let head = blocks + 1;
         let degree = self.ranks.len();
 
-        let out = self.ranks.iter().map(|r| r.shape.embedding.forward(&device, Region::start(&r.parameters[0]), &tokens));
+        let out = self
+            .ranks
+            .iter()
+            .map(|r| r.shape.embedding.forward(&device, Region::start(&r.parameters[0]), &tokens));
         let mut x = self.scatter(out.collect());
         let mut saved = Vec::new();
         for layer in 1..=blocks {
-            let p = |rank: &'_ Rank<T>| -> *const <Cpu<T> as Backend>::Buffer { &rank.parameters[layer] };
-            let _ = p;
-            let (h, attention_statistics): (Buffers<T>, Vec<_>) = self.ranks.iter().zip(&x)
-                .map(|(r, x)| r.shape.attention_norm.forward(&device, Region::start(&r.parameters[layer]), x)).unzip();
+            let (h, attention_statistics): (Buffers<T>, Vec<_>) = self
+                .ranks
+                .iter()
+                .zip(&x)
+                .map(|(r, x)| r.shape.attention_norm.forward(&device, Region::start(&r.parameters[layer]), x))
+                .unzip();
             let attention_h = self.gather(&h);
-            let (out, attention_saved): (Buffers<T>, Vec<_>) = (0..degree).map(|i| {
-                let r = &self.ranks[i];
-                r.shape.attention.forward(&device, Region::start(&r.parameters[layer]), &attention_h[i], &x[i], self.way.keep_probabilities)
-            }).unzip();
+            let (out, attention_saved): (Buffers<T>, Vec<_>) = (0..degree)
+                .map(|i| {
+                    let r = &self.ranks[i];
+                    r.shape.attention.forward(
+                        &device,
+                        Region::start(&r.parameters[layer]),
+                        &attention_h[i],
+                        &x[i],
+                        self.way.keep_probabilities,
+                    )
+                })
+                .unzip();
             let middle = self.scatter(out);
-            let (h, mlp_statistics): (Buffers<T>, Vec<_>) = self.ranks.iter().zip(&middle)
-                .map(|(r, x)| r.shape.mlp_norm.forward(&device, Region::start(&r.parameters[layer]), x)).unzip();
+            let (h, mlp_statistics): (Buffers<T>, Vec<_>) = self
+                .ranks
+                .iter()
+                .zip(&middle)
+                .map(|(r, x)| r.shape.mlp_norm.forward(&device, Region::start(&r.parameters[layer]), x))
+                .unzip();
             let mlp_h = self.gather(&h);
-            let (out, mlp_saved): (Buffers<T>, Vec<_>) = (0..degree).map(|i| {
-                let r = &self.ranks[i];
-                r.shape.mlp.forward(&device, Region::start(&r.parameters[layer]), &mlp_h[i], &middle[i])
-            }).unzip();
+            let (out, mlp_saved): (Buffers<T>, Vec<_>) = (0..degree)
+                .map(|i| {
+                    let r = &self.ranks[i];
+                    r.shape.mlp.forward(&device, Region::start(&r.parameters[layer]), &mlp_h[i], &middle[i])
+                })
+                .unzip();
             let next = self.scatter(out);
-            saved.push((x, attention_statistics, attention_h, attention_saved, middle, mlp_statistics, mlp_h, mlp_saved));
+            saved.push((
+                x,
+                attention_statistics,
+                attention_h,
+                attention_saved,
+                middle,
+                mlp_statistics,
+                mlp_h,
+                mlp_saved,
+            ));
             x = next;
         }
 
-        let (h, statistics): (Buffers<T>, Vec<_>) = self.ranks.iter().zip(&x)
-            .map(|(r, x)| r.shape.final_norm.forward(&device, Region::start(&r.parameters[head]), x)).unzip();
+        let (h, statistics): (Buffers<T>, Vec<_>) = self
+            .ranks
+            .iter()
+            .zip(&x)
+            .map(|(r, x)| r.shape.final_norm.forward(&device, Region::start(&r.parameters[head]), x))
+            .unzip();
         let h = self.gather(&h);
         let table = |rank: &Rank<T>| rank.shape.head.table_offset.map_or((0, 0), |offset| (head, offset));
-        let (mut logits, max): (Buffers<T>, Buffers<T>) = (0..degree).map(|i| {
-            let (rank, (layer, offset)) = (&self.ranks[i], table(&self.ranks[i]));
-            rank.shape.head.logits(&device, Region::new(&rank.parameters[layer], offset), &h[i])
-        }).unzip();
+        let (mut logits, max): (Buffers<T>, Buffers<T>) = (0..degree)
+            .map(|i| {
+                let (rank, (layer, offset)) = (&self.ranks[i], table(&self.ranks[i]));
+                rank.shape.head.logits(&device, Region::new(&rank.parameters[layer], offset), &h[i])
+            })
+            .unzip();
         let largest: Vec<T> = (0..max[0].len())
-            .map(|row| max.iter().map(|m| m[row]).fold(T::LOWEST, |a, b| if b > a { b } else { a })).collect();
-        let mut head_statistics: Vec<_> = (0..degree).map(|i| {
-            self.ranks[i].shape.head.exponentials(&device, &mut logits[i], device.upload(&largest), &targets)
-        }).collect();
+            .map(|row| max.iter().map(|m| m[row]).fold(T::LOWEST, |a, b| if b > a { b } else { a }))
+            .collect();
+        let mut head_statistics: Vec<_> = (0..degree)
+            .map(|i| {
+                self.ranks[i].shape.head.exponentials(
+                    &device,
+                    &mut logits[i],
+                    device.upload(&largest),
+                    &targets,
+                )
+            })
+            .collect();
         let sums = self.sum(head_statistics.iter().map(|s| device.upload(&s.sums)).collect());
         for (statistics, sums) in head_statistics.iter_mut().zip(sums) {
             statistics.sums = sums;
@@ -284,7 +342,11 @@ impl<'a, T: Real> Group<'a, T> {
                 &device,
                 Region::new(&rank.parameters[layer], offset),
                 RegionMut::new(&mut rank.gradients[layer], offset),
-                &h[i], exponentials, statistics, &targets, scale,
+                &h[i],
+                exponentials,
+                statistics,
+                &targets,
+                scale,
             ));
         }
         let dh = self.scatter(dh);
@@ -292,22 +354,63 @@ impl<'a, T: Real> Group<'a, T> {
         for (i, (dh, statistics)) in dh.into_iter().zip(statistics).enumerate() {
             let rank = &mut self.ranks[i];
             dy.push(rank.shape.final_norm.backward(
-                &device, Region::start(&rank.parameters[head]), RegionMut::start(&mut rank.gradients[head]),
-                &x[i], statistics, dh, None,
+                &device,
+                Region::start(&rank.parameters[head]),
+                RegionMut::start(&mut rank.gradients[head]),
+                &x[i],
+                statistics,
+                dh,
+                None,
             ));
         }
 
         for layer in (1..=blocks).rev() {
-            let (x, attention_statistics, attention_h, attention_saved, middle, mlp_statistics, mlp_h, mlp_saved) =
-                saved.pop().unwrap();
-            dy = self.backward_half(layer, &middle, dy, mlp_statistics, mlp_saved, |rank, saved, dy, i| {
-                rank.shape.mlp.backward(&device, Region::start(&rank.parameters[layer]),
-                    RegionMut::start(&mut rank.gradients[layer]), &mlp_h[i], saved, dy)
-            }, |rank| &rank.shape.mlp_norm);
-            dy = self.backward_half(layer, &x, dy, attention_statistics, attention_saved, |rank, saved, dy, i| {
-                rank.shape.attention.backward(&device, Region::start(&rank.parameters[layer]),
-                    RegionMut::start(&mut rank.gradients[layer]), &attention_h[i], saved, dy)
-            }, |rank| &rank.shape.attention_norm);
+            let (
+                x,
+                attention_statistics,
+                attention_h,
+                attention_saved,
+                middle,
+                mlp_statistics,
+                mlp_h,
+                mlp_saved,
+            ) = saved.pop().expect("one entry per block");
+            dy = self.backward_half(
+                layer,
+                &middle,
+                dy,
+                mlp_statistics,
+                mlp_saved,
+                |rank, saved, dy, i| {
+                    rank.shape.mlp.backward(
+                        &device,
+                        Region::start(&rank.parameters[layer]),
+                        RegionMut::start(&mut rank.gradients[layer]),
+                        &mlp_h[i],
+                        saved,
+                        dy,
+                    )
+                },
+                |rank| &rank.shape.mlp_norm,
+            );
+            dy = self.backward_half(
+                layer,
+                &x,
+                dy,
+                attention_statistics,
+                attention_saved,
+                |rank, saved, dy, i| {
+                    rank.shape.attention.backward(
+                        &device,
+                        Region::start(&rank.parameters[layer]),
+                        RegionMut::start(&mut rank.gradients[layer]),
+                        &attention_h[i],
+                        saved,
+                        dy,
+                    )
+                },
+                |rank| &rank.shape.attention_norm,
+            );
         }
         let dy = self.gather(&dy);
         for (rank, dy) in self.ranks.iter_mut().zip(&dy) {
@@ -329,15 +432,21 @@ impl<'a, T: Real> Group<'a, T> {
     ) -> Buffers<T> {
         let device = self.device.clone();
         let full = self.gather(&dy);
-        let dh = saved.into_iter().enumerate().map(|(i, s)| segment(&mut self.ranks[i], s, &full[i], i)).collect();
+        let dh =
+            saved.into_iter().enumerate().map(|(i, s)| segment(&mut self.ranks[i], s, &full[i], i)).collect();
         let dh = self.scatter(dh);
         let mut dx = Vec::new();
         for (i, (dh, statistics)) in dh.into_iter().zip(statistics).enumerate() {
             let rank = &mut self.ranks[i];
             let norm = norm(rank).clone();
             dx.push(norm.backward(
-                &device, Region::start(&rank.parameters[layer]), RegionMut::start(&mut rank.gradients[layer]),
-                &x[i], statistics, dh, Some(&dy[i]),
+                &device,
+                Region::start(&rank.parameters[layer]),
+                RegionMut::start(&mut rank.gradients[layer]),
+                &x[i],
+                statistics,
+                dh,
+                Some(&dy[i]),
             ));
         }
         dx

@@ -1,0 +1,210 @@
+//! Times between and beyond measured points.
+
+use autodist_spec::{Provenance, Sample};
+use std::iter::Sum;
+use std::ops::{Add, Mul};
+
+/// A predicted duration, how far its median can be off, and where it came from.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Price {
+    pub seconds: f64,
+    /// Half-width, in seconds, of the 95 % interval of the median.
+    pub half_width: f64,
+    pub provenance: Provenance,
+}
+
+impl Price {
+    pub const ZERO: Self = Self { seconds: 0.0, half_width: 0.0, provenance: Provenance::Measured };
+
+    fn no_better_than(self, provenance: Provenance) -> Self {
+        Self { provenance: self.provenance.max(provenance), ..self }
+    }
+}
+
+impl From<&Sample> for Price {
+    fn from(sample: &Sample) -> Self {
+        let half_width = (0.5 * (sample.high_s.0 - sample.low_s.0)).max(0.0);
+        Self { seconds: sample.median_s.0, half_width, provenance: sample.provenance }
+    }
+}
+
+/// Medians add; so do half-widths, as if all medians erred the same way; the least trusted source stays.
+impl Add for Price {
+    type Output = Self;
+    fn add(self, rhs: Self) -> Self {
+        Self {
+            seconds: self.seconds + rhs.seconds,
+            half_width: self.half_width + rhs.half_width,
+            provenance: self.provenance.max(rhs.provenance),
+        }
+    }
+}
+
+impl Mul<f64> for Price {
+    type Output = Self;
+    fn mul(self, factor: f64) -> Self {
+        Self { seconds: self.seconds * factor, half_width: self.half_width * factor, ..self }
+    }
+}
+
+impl Sum for Price {
+    fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
+        iter.fold(Self::ZERO, Add::add)
+    }
+}
+
+/// Measured times over a size, smallest size first.
+#[derive(Debug, Clone, Default)]
+pub struct Curve {
+    points: Vec<(f64, Price)>,
+    /// `alpha + beta * size`, where a fit over all sizes is known.
+    fit: Option<(f64, f64)>,
+}
+
+/// What surrounds a size on a curve.
+enum Place<'a> {
+    Exact(Price),
+    Between(&'a (f64, Price), &'a (f64, Price)),
+    /// Outside the range: the nearest point, and the one after it.
+    Beyond(&'a (f64, Price), Option<&'a (f64, Price)>),
+    Nowhere,
+}
+
+impl Curve {
+    /// A size that comes twice keeps its last time.
+    pub fn insert(&mut self, size: f64, price: Price) {
+        match self.points.binary_search_by(|(x, _)| x.total_cmp(&size)) {
+            Ok(at) => self.points[at].1 = price,
+            Err(at) => self.points.insert(at, (size, price)),
+        }
+    }
+
+    pub fn set_fit(&mut self, alpha_s: f64, beta_s_per_unit: f64) {
+        self.fit = Some((alpha_s, beta_s_per_unit));
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.points.is_empty()
+    }
+
+    /// Straight lines in log–log between points, where times follow a power law piece by piece; beyond them the fit
+    /// (Hockney's alpha + beta n), or else the line through the last two points.
+    pub fn log_log(&self, size: f64) -> Option<Price> {
+        Some(match self.place(size) {
+            Place::Exact(price) => price,
+            Place::Between(a, b) => between(a, b, size, log_weight),
+            Place::Beyond(near, next) => match self.fit {
+                Some((alpha, beta)) => like(near.1, alpha + beta * size),
+                None => beyond(near, next, size),
+            },
+            Place::Nowhere => return None,
+        })
+    }
+
+    /// Straight lines between points and beyond them.
+    pub fn linear(&self, size: f64) -> Option<Price> {
+        Some(match self.place(size) {
+            Place::Exact(price) => price,
+            Place::Between(a, b) => between(a, b, size, linear_weight),
+            Place::Beyond(near, next) => beyond(near, next, size),
+            Place::Nowhere => return None,
+        })
+    }
+
+    /// Log–log between points, proportional to the nearest point beyond them.
+    pub fn proportional(&self, size: f64) -> Option<Price> {
+        Some(match self.place(size) {
+            Place::Exact(price) => price,
+            Place::Between(a, b) => between(a, b, size, log_weight),
+            Place::Beyond(near, _) => beyond(near, None, size),
+            Place::Nowhere => return None,
+        })
+    }
+
+    fn place(&self, size: f64) -> Place<'_> {
+        let points = &self.points;
+        match points.binary_search_by(|(x, _)| x.total_cmp(&size)) {
+            Ok(at) => Place::Exact(points[at].1),
+            Err(_) if points.is_empty() => Place::Nowhere,
+            Err(0) => Place::Beyond(&points[0], points.get(1)),
+            Err(at) if at == points.len() => Place::Beyond(&points[at - 1], at.checked_sub(2).map(|i| &points[i])),
+            Err(at) => Place::Between(&points[at - 1], &points[at]),
+        }
+    }
+}
+
+/// Place of `x` between `a` and `b`, from 0 to 1.
+pub fn linear_weight(a: f64, b: f64, x: f64) -> f64 {
+    (x - a) / (b - a)
+}
+
+fn log_weight(a: f64, b: f64, x: f64) -> f64 {
+    if a > 0.0 { (x / a).ln() / (b / a).ln() } else { linear_weight(a, b, x) }
+}
+
+fn between(a: &(f64, Price), b: &(f64, Price), x: f64, weight: fn(f64, f64, f64) -> f64) -> Price {
+    let w = weight(a.0, b.0, x);
+    let geometric = weight == log_weight as fn(f64, f64, f64) -> f64 && a.1.seconds > 0.0 && b.1.seconds > 0.0;
+    let mix = |low: f64, high: f64| low + w * (high - low);
+    let seconds = if geometric {
+        mix(a.1.seconds.ln(), b.1.seconds.ln()).exp()
+    } else {
+        mix(a.1.seconds, b.1.seconds)
+    };
+    let half_width = mix(a.1.half_width, b.1.half_width);
+    let provenance = a.1.provenance.max(b.1.provenance);
+    Price { seconds, half_width, provenance }.no_better_than(Provenance::Interpolated)
+}
+
+/// The line through two points, or through the origin where there is one point or the line would cross zero time.
+fn beyond(near: &(f64, Price), next: Option<&(f64, Price)>, x: f64) -> Price {
+    let proportional = if near.0 > 0.0 { near.1.seconds * x / near.0 } else { near.1.seconds };
+    let affine = next.map(|next| near.1.seconds + (next.1.seconds - near.1.seconds) * linear_weight(near.0, next.0, x));
+    let rises = |line: &f64| if x > near.0 { *line >= near.1.seconds } else { *line >= 0.0 && *line <= near.1.seconds };
+    like(near.1, affine.filter(rises).unwrap_or(proportional))
+}
+
+/// `seconds`, as uncertain in proportion as `near`, and modelled.
+fn like(near: Price, seconds: f64) -> Price {
+    let relative = if near.seconds > 0.0 { near.half_width / near.seconds } else { 0.0 };
+    Price { seconds, half_width: seconds * relative, provenance: near.provenance }.no_better_than(Provenance::Modelled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn curve(points: &[(f64, f64)]) -> Curve {
+        let mut curve = Curve::default();
+        for (size, seconds) in points {
+            curve.insert(*size, Price { seconds: *seconds, ..Price::ZERO });
+        }
+        curve
+    }
+
+    #[test]
+    fn a_power_law_is_met_exactly_between_its_points() {
+        let curve = curve(&[(1.0, 1.0), (16.0, 64.0)]); // x^1.5
+        let price = curve.log_log(4.0).unwrap();
+        assert!((price.seconds - 8.0).abs() < 1e-12);
+        assert_eq!(price.provenance, Provenance::Interpolated);
+        assert_eq!(curve.log_log(16.0).unwrap().provenance, Provenance::Measured);
+    }
+
+    #[test]
+    fn beyond_the_points_runs_the_fit_or_the_line() {
+        let mut curve = curve(&[(10.0, 3.0), (20.0, 5.0)]);
+        assert_eq!(curve.log_log(30.0).unwrap().seconds, 7.0);
+        assert_eq!(curve.log_log(0.0).unwrap().seconds, 1.0);
+        assert_eq!(curve.proportional(40.0).unwrap().seconds, 10.0);
+        curve.set_fit(2.0, 1.0);
+        let price = curve.log_log(30.0).unwrap();
+        assert_eq!((price.seconds, price.provenance), (32.0, Provenance::Modelled));
+    }
+
+    #[test]
+    fn no_line_leads_below_zero_time() {
+        let price = curve(&[(10.0, 1.0), (20.0, 5.0)]).linear(5.0).unwrap();
+        assert_eq!(price.seconds, 0.5);
+    }
+}

@@ -1,0 +1,228 @@
+//! The profile's cells, indexed: what a segment, a collective, a message and an optimizer step cost.
+
+use crate::curve::{Curve, Price, linear_weight};
+use autodist_spec::profile::{CollectiveCost, LinkFit, MessageCost, OptimizerCost};
+use autodist_spec::{Bytes, CollectiveKind, Pass, Provenance, Recompute, Segment, SegmentCost};
+use std::collections::BTreeMap;
+
+/// A cost that the profile does not hold and that nothing sound stands in for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}\nhint: {hint}")]
+pub struct Unpriced {
+    /// The missing cell, in words.
+    pub what: String,
+    /// The way out.
+    pub hint: String,
+}
+
+/// Cells that differ in micro-batch alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SegmentKey {
+    pub segment: Segment,
+    pub pass: Pass,
+    pub tensor: u32,
+    pub sequence_parallel: bool,
+    pub recompute: Recompute,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct SegmentPrice {
+    pub time: Price,
+    /// Live memory after less before, in bytes.
+    pub growth_bytes: i64,
+    /// Highest live memory above the start, in bytes.
+    pub peak_bytes: i64,
+}
+
+#[derive(Debug, Clone, Default)]
+struct SegmentCurve {
+    time: Curve,
+    /// Micro-batch, growth and peak in bytes.
+    memory: Vec<(u32, i64, i64)>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Segments {
+    cells: BTreeMap<SegmentKey, SegmentCurve>,
+}
+
+impl Segments {
+    pub fn new(costs: &[SegmentCost]) -> Self {
+        let mut cells: BTreeMap<SegmentKey, SegmentCurve> = BTreeMap::new();
+        for cost in costs {
+            let SegmentCost { segment, pass, tensor, sequence_parallel, recompute, .. } = *cost;
+            let cell = cells.entry(SegmentKey { segment, pass, tensor, sequence_parallel, recompute }).or_default();
+            cell.time.insert(f64::from(cost.micro_batch), Price::from(&cost.time));
+            let point = (cost.micro_batch, cost.growth_bytes, cost.peak_bytes.0 as i64);
+            match cell.memory.binary_search_by_key(&cost.micro_batch, |p| p.0) {
+                Ok(at) => cell.memory[at] = point,
+                Err(at) => cell.memory.insert(at, point),
+            }
+        }
+        Self { cells }
+    }
+
+    /// One pass of a segment over one micro-batch: measured, between two measured micro-batches (log–log in time,
+    /// affine in memory), or in proportion to the nearest one.
+    pub fn price(&self, key: SegmentKey, micro_batch: u32) -> Result<SegmentPrice, Unpriced> {
+        let (cell, provenance) = match (self.cells.get(&key), stand_in(key).and_then(|other| self.cells.get(&other))) {
+            (Some(cell), _) => (cell, Provenance::Measured),
+            (None, Some(cell)) => (cell, Provenance::Modelled),
+            (None, None) => return Err(self.missing(key)),
+        };
+        let mut time = cell.time.proportional(f64::from(micro_batch)).ok_or_else(|| self.missing(key))?;
+        time.provenance = time.provenance.max(provenance);
+        let bytes = |of: fn(&(u32, i64, i64)) -> i64| affine(&cell.memory, micro_batch, of);
+        Ok(SegmentPrice { time, growth_bytes: bytes(|p| p.1), peak_bytes: bytes(|p| p.2).max(0) })
+    }
+
+    fn missing(&self, key: SegmentKey) -> Unpriced {
+        let SegmentKey { segment, pass, tensor, sequence_parallel, recompute } = key;
+        let parallel = if sequence_parallel { " with sequence parallelism" } else { "" };
+        let known = |k: &&SegmentKey| k.tensor == tensor && k.sequence_parallel == sequence_parallel;
+        let hint = if self.cells.keys().any(|k| known(&k)) {
+            format!("profile again with recompute={} among the policies, or leave it out of `allow.recompute`", recompute.name())
+        } else {
+            format!("profile again with --ranks {tensor} or more, or leave tensor={tensor}{parallel} out of `allow`")
+        };
+        let what = format!("profile has no {pass:?} of {segment:?} at tensor={tensor}{parallel}, recompute={}", recompute.name());
+        Unpriced { what, hint }
+    }
+}
+
+/// A cell that must cost the same. Selective recomputation touches the attention segment alone; a forward computes
+/// the same whatever it keeps, and what it keeps is then overstated, never understated.
+fn stand_in(key: SegmentKey) -> Option<SegmentKey> {
+    let sound = match key.recompute {
+        Recompute::None => false,
+        Recompute::Selective => key.segment != Segment::Attention || key.pass == Pass::Forward,
+        Recompute::Full => key.pass == Pass::Forward,
+    };
+    sound.then_some(SegmentKey { recompute: Recompute::None, ..key })
+}
+
+/// Affine through the two nearest points; in proportion where there is only one.
+fn affine(points: &[(u32, i64, i64)], micro_batch: u32, of: fn(&(u32, i64, i64)) -> i64) -> i64 {
+    let at = points.partition_point(|p| p.0 < micro_batch);
+    if let Some(point) = points.get(at).filter(|p| p.0 == micro_batch) {
+        return of(point);
+    }
+    if points.len() < 2 {
+        return points.first().map_or(0, |p| (of(p) as f64 * f64::from(micro_batch) / f64::from(p.0)).round() as i64);
+    }
+    let low = at.clamp(1, points.len() - 1) - 1;
+    let (a, b) = (&points[low], &points[low + 1]);
+    let weight = linear_weight(f64::from(a.0), f64::from(b.0), f64::from(micro_batch));
+    (of(a) as f64 + weight * (of(b) - of(a)) as f64).round() as i64
+}
+
+/// Collectives and messages.
+#[derive(Debug, Clone, Default)]
+pub struct Links {
+    /// By kind and group size, then by stride.
+    collectives: BTreeMap<(CollectiveKind, u32), BTreeMap<u32, Curve>>,
+    /// By stride.
+    messages: BTreeMap<u32, Curve>,
+}
+
+impl Links {
+    pub fn new(collectives: &[CollectiveCost], messages: &[MessageCost], fits: &[LinkFit]) -> Self {
+        let mut links = Self::default();
+        for cost in collectives {
+            let strides = links.collectives.entry((cost.kind, cost.group)).or_default();
+            strides.entry(cost.stride).or_default().insert(cost.bytes.as_f64(), Price::from(&cost.time));
+        }
+        for cost in messages {
+            links.messages.entry(cost.stride).or_default().insert(cost.bytes.as_f64(), Price::from(&cost.time));
+        }
+        for fit in fits {
+            let curve = match collective_kind(&fit.what) {
+                Some(kind) => links.collectives.get_mut(&(kind, fit.group)).and_then(|s| s.get_mut(&fit.stride)),
+                None if fit.what == "message" => links.messages.get_mut(&fit.stride),
+                None => None,
+            };
+            if let Some(curve) = curve {
+                curve.set_fit(fit.alpha_s.0, fit.beta_s_per_byte);
+            }
+        }
+        links
+    }
+
+    /// A collective over `group` ranks, `stride` apart, on a tensor of `bytes` (the whole of it).
+    pub fn collective(&self, kind: CollectiveKind, group: usize, stride: usize, bytes: Bytes) -> Result<Price, Unpriced> {
+        if group <= 1 {
+            return Ok(Price::ZERO);
+        }
+        let missing = || Unpriced {
+            what: format!("profile has no {kind:?} over {group} ranks"),
+            hint: format!("profile again with --ranks {group} or a multiple of it"),
+        };
+        let strides = self.collectives.get(&(kind, group as u32)).ok_or_else(missing)?;
+        nearest(strides, stride, bytes).ok_or_else(missing)
+    }
+
+    /// A message between pipeline stages that lie `stride` ranks apart.
+    pub fn message(&self, stride: usize, bytes: Bytes) -> Result<Price, Unpriced> {
+        nearest(&self.messages, stride, bytes).ok_or_else(|| Unpriced {
+            what: "profile has no messages between ranks".to_owned(),
+            hint: "profile again with --ranks 2 or more".to_owned(),
+        })
+    }
+}
+
+/// Names of fits as the profiler writes them.
+fn collective_kind(what: &str) -> Option<CollectiveKind> {
+    match what {
+        "all_reduce" => Some(CollectiveKind::AllReduce),
+        "reduce_scatter" => Some(CollectiveKind::ReduceScatter),
+        "all_gather" => Some(CollectiveKind::AllGather),
+        _ => None,
+    }
+}
+
+/// From the curve of that stride, or else of the stride nearest to it by ratio.
+fn nearest(strides: &BTreeMap<u32, Curve>, stride: usize, bytes: Bytes) -> Option<Price> {
+    if let Some(curve) = strides.get(&(stride as u32)) {
+        return curve.log_log(bytes.as_f64());
+    }
+    let distance = |other: u32| (f64::from(other.max(1)) / stride.max(1) as f64).ln().abs();
+    let (_, curve) = strides.iter().min_by(|a, b| distance(*a.0).total_cmp(&distance(*b.0)))?;
+    let price = curve.log_log(bytes.as_f64())?;
+    Some(Price { provenance: price.provenance.max(Provenance::Interpolated), ..price })
+}
+
+/// Optimizer work over flat buffers, piecewise linear in elements.
+#[derive(Debug, Clone, Default)]
+pub struct OptimizerCurves {
+    update: Curve,
+    norm: Curve,
+}
+
+impl OptimizerCurves {
+    pub fn new(costs: &[OptimizerCost]) -> Self {
+        let mut curves = Self::default();
+        for cost in costs {
+            curves.update.insert(cost.elements as f64, Price::from(&cost.update));
+            curves.norm.insert(cost.elements as f64, Price::from(&cost.norm));
+        }
+        curves
+    }
+
+    pub fn update(&self, elements: usize) -> Result<Price, Unpriced> {
+        Self::at(&self.update, elements)
+    }
+
+    pub fn norm(&self, elements: usize) -> Result<Price, Unpriced> {
+        Self::at(&self.norm, elements)
+    }
+
+    fn at(curve: &Curve, elements: usize) -> Result<Price, Unpriced> {
+        if elements == 0 {
+            return Ok(Price::ZERO);
+        }
+        curve.linear(elements as f64).ok_or_else(|| Unpriced {
+            what: "profile has no optimizer step".to_owned(),
+            hint: "profile again: the profile is not complete".to_owned(),
+        })
+    }
+}

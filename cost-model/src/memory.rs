@@ -1,0 +1,223 @@
+//! Peak memory of each pipeline rank, as the executor's allocator counts it: one function per term.
+
+use crate::measured::Unpriced;
+use crate::priced::{Priced, Pricer};
+use autodist_program::{Body, Bucket, Instruction, Op, Operand, Program, RankProgram, TensorCollective, Transfer};
+use autodist_spec::{Bytes, LayerKind, MemoryBreakdown, Optimizer, ParallelStrategy, Pass};
+
+/// Live bytes that come and go within a step, by account. Signed: a body may free what it did not allocate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Live {
+    activations: i64,
+    gradients: i64,
+    buffers: i64,
+    temporary: i64,
+}
+
+impl Live {
+    fn total(&self) -> i64 {
+        self.activations + self.gradients + self.buffers + self.temporary
+    }
+
+    fn plus(&self, other: &Self) -> Self {
+        Self {
+            activations: self.activations + other.activations,
+            gradients: self.gradients + other.gradients,
+            buffers: self.buffers + other.buffers,
+            temporary: self.temporary + other.temporary,
+        }
+    }
+}
+
+/// What is live now, and what was live at the highest moment so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Account {
+    live: Live,
+    peak: Live,
+}
+
+impl Account {
+    fn moment(&mut self, extra: Live) {
+        let candidate = self.live.plus(&extra);
+        if candidate.total() > self.peak.total() {
+            self.peak = candidate;
+        }
+    }
+
+    /// Allocates `bytes` for as long as it takes to turn the one buffer into the other, then frees `freed`.
+    fn replace(&mut self, bytes: i64, freed: i64) {
+        self.moment(Live { buffers: bytes, ..Live::default() });
+        self.live.activations += bytes - freed;
+    }
+}
+
+/// A body's memory, relative to its start. Only activations outlive a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct BodyMemory {
+    net_activations: i64,
+    peak: Live,
+}
+
+impl BodyMemory {
+    pub(crate) fn net_activations(&self) -> i64 {
+        self.net_activations
+    }
+}
+
+fn f32_bytes(elements: usize) -> i64 {
+    Bytes::of_f32(elements as u64).0 as i64
+}
+
+/// Walks a body's instructions once.
+pub(crate) fn body_memory(pricer: &mut Pricer, rank: &RankProgram, body: &Body) -> Result<BodyMemory, Unpriced> {
+    let program = pricer.program();
+    let mut account = Account::default();
+    let mut whole_gradients = vec![false; rank.buckets.len()];
+    for instruction in &body.instructions {
+        match *instruction {
+            Instruction::Segment { layer, segment, pass, recompute } => {
+                if pass == Pass::Backward && program.strategy.zero_stage >= 2 {
+                    allocate_gradients(program, rank, layer, &mut whole_gradients, &mut account);
+                }
+                let price = pricer.segment(segment, pass, recompute)?;
+                account.moment(Live { temporary: price.peak_bytes, ..Live::default() });
+                account.live.activations += price.growth_bytes;
+            }
+            Instruction::Tensor { collective, operand, elements, .. } => {
+                tensor_collective(program, collective, operand, elements, &mut account);
+            }
+            Instruction::Start { transfer: Transfer::Gather, bucket } if program.strategy.zero_stage == 3 => {
+                account.live.buffers += f32_bytes(rank.buckets[bucket].padded);
+            }
+            Instruction::Release { bucket } => account.live.buffers -= f32_bytes(rank.buckets[bucket].padded),
+            Instruction::Wait { transfer: Transfer::Reduce, bucket } if whole_gradients[bucket] => {
+                account.live.gradients -= f32_bytes(rank.buckets[bucket].padded);
+                whole_gradients[bucket] = false;
+            }
+            _ => {}
+        }
+        account.moment(Live::default());
+    }
+    Ok(BodyMemory { net_activations: account.live.activations, peak: account.peak })
+}
+
+/// ZeRO-2 and 3: whole gradients of a bucket come to life with the first backward of a layer that writes into it.
+fn allocate_gradients(program: &Program, rank: &RankProgram, layer: usize, whole: &mut [bool], account: &mut Account) {
+    let tied_head = program.model.tied_embeddings && program.model.kind(layer) == LayerKind::Head;
+    let written = |bucket: &Bucket| {
+        bucket.layers.iter().any(|l| (l.layer == layer && !bucket.copy) || (tied_head && l.layer == 0))
+    };
+    for (index, bucket) in rank.buckets.iter().enumerate() {
+        if written(bucket) && !whole[index] {
+            whole[index] = true;
+            account.live.gradients += f32_bytes(bucket.padded);
+        }
+    }
+}
+
+/// All-reduces work in place; the others hold the whole tensor and a rank's rows at once for a moment.
+fn tensor_collective(
+    program: &Program,
+    collective: TensorCollective,
+    operand: Operand,
+    elements: usize,
+    account: &mut Account,
+) {
+    let (whole, part) = (f32_bytes(elements), f32_bytes(elements / program.layout.tensor));
+    match (collective, operand) {
+        (TensorCollective::SumAll | TensorCollective::MaxAll, _) => {}
+        (TensorCollective::ReduceScatter, _) => account.replace(part, whole),
+        // A saved input is replaced too: the cells of its segment were measured from the gathered state on.
+        (TensorCollective::AllGather, Operand::Flow | Operand::SavedInput) => account.replace(whole, part),
+    }
+}
+
+/// Parameters: whole, or this rank's shard of them under ZeRO-3.
+fn weights(buckets: &[Bucket], strategy: &ParallelStrategy) -> u64 {
+    let shard = if strategy.zero_stage == 3 { strategy.shard as usize } else { 1 };
+    buckets.iter().map(|b| f32_bytes(b.shard_elements(shard)) as u64).sum()
+}
+
+/// Accumulated gradients: whole, or this rank's shard of them under ZeRO-2 and 3.
+fn gradients(buckets: &[Bucket], strategy: &ParallelStrategy) -> u64 {
+    let shard = if strategy.zero_stage >= 2 { strategy.shard as usize } else { 1 };
+    buckets.iter().map(|b| f32_bytes(b.shard_elements(shard)) as u64).sum()
+}
+
+/// Momenta: whole, or this rank's shard of them under every ZeRO stage.
+fn optimizer_state(buckets: &[Bucket], strategy: &ParallelStrategy, optimizer: Optimizer) -> u64 {
+    let shard = if strategy.zero_stage >= 1 { strategy.shard as usize } else { 1 };
+    buckets.iter().map(|b| f32_bytes(b.shard_elements(shard)) as u64).sum::<u64>() * optimizer.state_elements()
+}
+
+/// Weights, gradients and optimizer state of `elements` parameters on one rank, padding left out: at most what a
+/// compiled program holds (Rajbhandari et al., 1910.02054, figure 1).
+pub fn persistent_bytes(elements: u64, strategy: &ParallelStrategy, optimizer: Optimizer) -> u64 {
+    let sharded = elements / u64::from(strategy.shard);
+    let part = |from_stage: u8| if strategy.zero_stage >= from_stage { sharded } else { elements };
+    Bytes::of_f32(part(3) + part(2) + part(1) * optimizer.state_elements()).0
+}
+
+/// Communicators with more than one rank.
+pub(crate) fn communicators(program: &Program, pipeline_rank: usize) -> u64 {
+    let layout = &program.layout;
+    let tied = program.model.tied_embeddings
+        && layout.pipeline > 1
+        && (pipeline_rank == 0 || pipeline_rank + 1 == layout.pipeline);
+    let sizes = if program.strategy.zero_stage == 0 {
+        [layout.tensor, layout.data, 1, layout.pipeline * layout.tensor]
+    } else {
+        [layout.tensor, layout.shard, layout.replicas(), layout.pipeline * layout.shard * layout.tensor]
+    };
+    sizes.iter().filter(|size| **size > 1).count() as u64 + u64::from(tied)
+}
+
+impl Priced<'_> {
+    /// One per pipeline rank, at its peak.
+    pub fn memory(&self) -> Vec<MemoryBreakdown> {
+        (0..self.ranks.len()).map(|rank| self.rank_memory(rank)).collect()
+    }
+
+    fn rank_memory(&self, index: usize) -> MemoryBreakdown {
+        let program = self.program;
+        let rank = &program.ranks[index];
+        let peak = self.step_peak(index);
+        let bytes = |n: i64| Bytes(n.max(0) as u64);
+        let staging = self.costs.staging_bytes * communicators(program, index);
+        MemoryBreakdown {
+            weights_bytes: Bytes(weights(&rank.buckets, &program.strategy)),
+            gradients_bytes: Bytes(gradients(&rank.buckets, &program.strategy)) + bytes(peak.gradients),
+            optimizer_state_bytes: Bytes(optimizer_state(&rank.buckets, &program.strategy, self.costs.optimizer_kind)),
+            activations_bytes: bytes(peak.activations),
+            communication_buffers_bytes: staging + bytes(peak.buffers),
+            temporary_bytes: bytes(peak.temporary),
+            reserve_bytes: self.costs.baseline_bytes,
+        }
+    }
+
+    /// Walks the operations: what is live above the persistent state at the step's highest moment.
+    fn step_peak(&self, index: usize) -> Live {
+        let mut account = Account::default();
+        let mut leaving = 0;
+        for op in &self.program.ranks[index].ops {
+            let left = std::mem::take(&mut leaving);
+            match op {
+                Op::Receive(message) => account.live.activations += f32_bytes(message.elements),
+                Op::Run { body, .. } => {
+                    let memory = &self.ranks[index][*body].memory;
+                    account.moment(memory.peak);
+                    account.live.activations += memory.net_activations;
+                }
+                Op::Send(message) => {
+                    // On its way until the next operation ends.
+                    leaving = f32_bytes(message.elements);
+                    account.live.activations -= leaving;
+                    account.live.buffers += leaving;
+                }
+            }
+            account.moment(Live::default());
+            account.live.buffers -= left;
+        }
+        account.peak
+    }
+}

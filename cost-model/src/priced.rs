@@ -1,0 +1,250 @@
+//! A program with a price on everything that it does: each body is priced once, however often it runs.
+
+use crate::curve::Price;
+use crate::measured::{SegmentKey, SegmentPrice, Unpriced};
+use crate::memory::{BodyMemory, body_memory};
+use crate::CostModel;
+use autodist_program::{Body, Instruction, Op, Program, RankProgram, Transfer};
+use autodist_spec::{Bytes, CollectiveKind, Pass, Recompute, Segment};
+use std::collections::BTreeMap;
+
+/// A program whose every part has a time and a memory need.
+#[derive(Debug)]
+pub struct Priced<'a> {
+    pub(crate) costs: &'a CostModel,
+    pub(crate) program: &'a Program,
+    /// One per pipeline rank.
+    pub(crate) ranks: Vec<Vec<PricedBody>>,
+    /// A message between neighbouring stages; all are equally large.
+    pub(crate) message: Price,
+}
+
+#[derive(Debug)]
+pub(crate) struct PricedBody {
+    pub steps: Vec<Step>,
+    /// All work of the body, no transfer.
+    pub work: Work,
+    /// Without starts, waits and barriers.
+    pub pure: bool,
+    /// Everything in the body, transfers too.
+    pub total: Price,
+    pub memory: BodyMemory,
+}
+
+/// Seconds on the compute stream, by what they are for.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct Work {
+    pub compute: f64,
+    pub recompute: f64,
+    pub tensor: f64,
+    pub optimizer: f64,
+}
+
+impl Work {
+    pub fn total(&self) -> f64 {
+        self.compute + self.recompute + self.tensor + self.optimizer
+    }
+
+    pub fn add(&mut self, other: &Self) {
+        self.compute += other.compute;
+        self.recompute += other.recompute;
+        self.tensor += other.tensor;
+        self.optimizer += other.optimizer;
+    }
+}
+
+/// What a transfer is known by: it is on its way at most once at a time.
+pub(crate) type TransferId = (Transfer, usize);
+
+/// What the compute stream does, neighbouring work joined.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Step {
+    Work(Work),
+    /// Queues a transfer of that many seconds.
+    Start(TransferId, f64),
+    Wait(TransferId),
+    /// All members come together, then communicate for that many seconds.
+    Barrier(Barrier, f64),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Barrier {
+    /// First and last pipeline rank.
+    Tied,
+    /// All pipeline ranks.
+    Norm,
+    /// All pipeline ranks.
+    End,
+}
+
+impl<'a> Priced<'a> {
+    pub(crate) fn new(costs: &'a CostModel, program: &'a Program) -> Result<Self, Unpriced> {
+        let mut pricer = Pricer::new(costs, program);
+        let mut ranks = Vec::with_capacity(program.ranks.len());
+        for rank in &program.ranks {
+            ranks.push(rank.bodies.iter().map(|body| pricer.body(rank, body)).collect::<Result<Vec<_>, _>>()?);
+        }
+        let elements = program.ranks.iter().flat_map(|rank| &rank.ops).find_map(|op| match op {
+            Op::Send(message) => Some(message.elements),
+            _ => None,
+        });
+        let stride = program.layout.data * program.layout.tensor;
+        let message = match elements {
+            Some(elements) => costs.links.message(stride, Bytes::of_f32(elements as u64))?,
+            None => Price::ZERO,
+        };
+        Ok(Self { costs, program, ranks, message })
+    }
+}
+
+/// Prices of one program's segments and tensor collectives, looked up once each.
+pub(crate) struct Pricer<'a> {
+    costs: &'a CostModel,
+    program: &'a Program,
+    segments: [Option<SegmentPrice>; 81],
+    tensor: BTreeMap<(CollectiveKind, usize), Price>,
+}
+
+impl<'a> Pricer<'a> {
+    pub fn new(costs: &'a CostModel, program: &'a Program) -> Self {
+        Self { costs, program, segments: [None; 81], tensor: BTreeMap::new() }
+    }
+
+    pub fn segment(&mut self, segment: Segment, pass: Pass, recompute: Recompute) -> Result<SegmentPrice, Unpriced> {
+        let slot = (segment as usize * 3 + pass as usize) * 3 + recompute as usize;
+        if let Some(price) = self.segments[slot] {
+            return Ok(price);
+        }
+        let strategy = &self.program.strategy;
+        let key = SegmentKey {
+            segment,
+            pass,
+            tensor: strategy.tensor,
+            sequence_parallel: strategy.sequence_parallel,
+            recompute,
+        };
+        let price = self.costs.segment(key, strategy.micro_batch)?;
+        self.segments[slot] = Some(price);
+        Ok(price)
+    }
+
+    /// A collective over the tensor group, whose ranks are neighbours.
+    pub fn tensor(&mut self, kind: CollectiveKind, elements: usize) -> Result<Price, Unpriced> {
+        if let Some(price) = self.tensor.get(&(kind, elements)) {
+            return Ok(*price);
+        }
+        let price = self.costs.collective(kind, self.program.layout.tensor, 1, Bytes::of_f32(elements as u64))?;
+        self.tensor.insert((kind, elements), price);
+        Ok(price)
+    }
+
+    /// A bucket's transfer with its hand-over to the communication stream; `None` where the group is one rank.
+    fn transfer(&self, rank: &RankProgram, transfer: Transfer, bucket: usize) -> Result<Option<Price>, Unpriced> {
+        let (group, stride) = self.program.transfer_group(transfer);
+        if group <= 1 {
+            return Ok(None);
+        }
+        let (kind, elements) = self.program.transfer_work(transfer, &rank.buckets[bucket]);
+        let price = self.costs.collective(kind, group, stride, Bytes::of_f32(elements as u64))?;
+        Ok(Some(price + self.costs.stream_handover))
+    }
+
+    /// Sum of a tied table's gradients over the first and the last pipeline rank.
+    fn tied(&self, elements: usize) -> Result<Price, Unpriced> {
+        let layout = &self.program.layout;
+        let stride = layout.world() / layout.pipeline * (layout.pipeline - 1);
+        self.costs.collective(CollectiveKind::AllReduce, 2, stride, Bytes::of_f32(elements as u64))
+    }
+
+    /// Sum of one number over the ranks that together hold the model.
+    fn norm(&self) -> Result<Price, Unpriced> {
+        let layout = &self.program.layout;
+        let group = layout.pipeline * layout.shard * layout.tensor;
+        self.costs.collective(CollectiveKind::AllReduce, group, 1, Bytes::of_f32(1))
+    }
+
+    fn body(&mut self, rank: &RankProgram, body: &Body) -> Result<PricedBody, Unpriced> {
+        let mut steps = Steps::default();
+        let mut total = Price::ZERO;
+        for instruction in &body.instructions {
+            let price = match *instruction {
+                Instruction::Segment { segment, pass, recompute, .. } => {
+                    let price = self.segment(segment, pass, recompute)?.time;
+                    let again = pass == Pass::Recompute;
+                    let (compute, recompute) = if again { (0.0, price.seconds) } else { (price.seconds, 0.0) };
+                    steps.work(Work { compute, recompute, ..Work::default() });
+                    price
+                }
+                Instruction::Tensor { collective, elements, .. } => {
+                    let price = self.tensor(collective.kind(), elements)?;
+                    steps.work(Work { tensor: price.seconds, ..Work::default() });
+                    price
+                }
+                Instruction::SumReplicated { elements, .. } => {
+                    let price = self.tensor(CollectiveKind::AllReduce, elements)?;
+                    steps.work(Work { tensor: price.seconds, ..Work::default() });
+                    price
+                }
+                Instruction::Start { transfer, bucket } => match self.transfer(rank, transfer, bucket)? {
+                    Some(price) => {
+                        steps.push(Step::Start((transfer, bucket), price.seconds));
+                        price
+                    }
+                    None => Price::ZERO,
+                },
+                Instruction::Wait { transfer, bucket } => {
+                    if self.program.transfer_group(transfer).0 > 1 {
+                        steps.push(Step::Wait((transfer, bucket)));
+                    }
+                    Price::ZERO
+                }
+                Instruction::Release { .. } => Price::ZERO,
+                Instruction::SumTied { elements, .. } => {
+                    let price = self.tied(elements)?;
+                    steps.push(Step::Barrier(Barrier::Tied, price.seconds));
+                    price
+                }
+                Instruction::GradientNorm { elements } => {
+                    let local = self.costs.optimizer.norm(elements)?;
+                    steps.work(Work { optimizer: local.seconds, ..Work::default() });
+                    let sum = self.norm()?;
+                    steps.push(Step::Barrier(Barrier::Norm, sum.seconds));
+                    local + sum
+                }
+                Instruction::Update { elements, .. } => {
+                    let price = self.costs.optimizer.update(elements)?;
+                    steps.work(Work { optimizer: price.seconds, ..Work::default() });
+                    price
+                }
+            };
+            total = total + price;
+        }
+        let memory = body_memory(self, rank, body)?;
+        let pure = steps.list.iter().all(|step| matches!(step, Step::Work(_)));
+        Ok(PricedBody { work: steps.work, steps: steps.list, pure, total, memory })
+    }
+
+    pub fn program(&self) -> &'a Program {
+        self.program
+    }
+}
+
+#[derive(Default)]
+struct Steps {
+    list: Vec<Step>,
+    work: Work,
+}
+
+impl Steps {
+    fn work(&mut self, work: Work) {
+        self.work.add(&work);
+        match self.list.last_mut() {
+            Some(Step::Work(last)) => last.add(&work),
+            _ => self.list.push(Step::Work(work)),
+        }
+    }
+
+    fn push(&mut self, step: Step) {
+        self.list.push(step);
+    }
+}

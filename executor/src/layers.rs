@@ -1,0 +1,348 @@
+//! Runs the segments of one micro-batch through one chunk: what flows between them, what is kept for the backward.
+
+use crate::store::Store;
+use autodist_compute::layers::{AttentionSaved, HeadStatistics, LayerShape, MlpSaved, NormStatistics};
+use autodist_compute::{Backend, Region, RegionMut};
+use autodist_spec::{Pass, Recompute, Segment};
+use std::collections::BTreeMap;
+
+/// What one layer keeps between its forward and its backward.
+struct Kept<B: Backend> {
+    /// Input of the first norm, which is also the residual.
+    x: Option<B::Buffer>,
+    statistics: Option<NormStatistics<B>>,
+    /// Output of that norm: this rank's rows.
+    h: Option<B::Buffer>,
+    attention: Option<AttentionSaved<B>>,
+    /// The same for the block's second half.
+    x2: Option<B::Buffer>,
+    statistics2: Option<NormStatistics<B>>,
+    h2: Option<B::Buffer>,
+    mlp: Option<MlpSaved<B>>,
+    /// Logits, then their exponentials.
+    logits: Option<B::Buffer>,
+    head: Option<HeadStatistics<B>>,
+}
+
+impl<B: Backend> Default for Kept<B> {
+    fn default() -> Self {
+        Self {
+            x: None,
+            statistics: None,
+            h: None,
+            attention: None,
+            x2: None,
+            statistics2: None,
+            h2: None,
+            mlp: None,
+            logits: None,
+            head: None,
+        }
+    }
+}
+
+impl<B: Backend> Kept<B> {
+    /// The kept input of a block's second half, or of any other segment.
+    fn input_of(&mut self, segment: Segment) -> &mut Option<B::Buffer> {
+        if segment == Segment::Mlp { &mut self.h2 } else { &mut self.h }
+    }
+}
+
+/// One micro-batch on its way through one chunk.
+pub struct Frame<B: Backend> {
+    /// What the last operation gave: an activation going forward, a gradient going backward.
+    pub flow: Option<B::Buffer>,
+    /// The gradient that goes round the segment by the residual.
+    residual_gradient: Option<B::Buffer>,
+    /// The gradient that waits while a block is computed again.
+    held: Option<B::Buffer>,
+    kept: BTreeMap<usize, Kept<B>>,
+    pub inputs: Option<B::Indices>,
+    pub targets: Option<B::Indices>,
+    pub loss: f64,
+}
+
+impl<B: Backend> Default for Frame<B> {
+    fn default() -> Self {
+        Self {
+            flow: None,
+            residual_gradient: None,
+            held: None,
+            kept: BTreeMap::new(),
+            inputs: None,
+            targets: None,
+            loss: 0.0,
+        }
+    }
+}
+
+/// A value that should be there: the Program's order says so.
+macro_rules! present {
+    ($option:expr) => {
+        $option.expect("the Program has put this value in place")
+    };
+}
+
+/// The rows that tensor ranks hold apart, and how to find the whole.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows {
+    pub sequence_parallel: bool,
+    pub start: usize,
+    pub len: usize,
+    pub whole: usize,
+}
+
+/// What segments work with.
+pub struct Context<'a, B: Backend> {
+    pub device: &'a B,
+    pub shape: &'a LayerShape,
+    pub rows: Rows,
+    /// Whether the head's table is the embedding's.
+    pub tied: bool,
+    /// What the loss is multiplied by: one over the tokens of the global batch.
+    pub loss_scale: f64,
+}
+
+impl<B: Backend<Element = f32>> Context<'_, B> {
+    /// Runs one segment.
+    pub fn run(
+        &self,
+        store: &mut Store<B>,
+        frame: &mut Frame<B>,
+        layer: usize,
+        segment: Segment,
+        pass: Pass,
+        recompute: Recompute,
+    ) {
+        match pass {
+            Pass::Forward | Pass::Recompute => self.forward(store, frame, layer, segment, pass, recompute),
+            Pass::Backward => self.backward(store, frame, layer, segment),
+        }
+    }
+
+    fn forward(
+        &self,
+        store: &Store<B>,
+        frame: &mut Frame<B>,
+        layer: usize,
+        segment: Segment,
+        pass: Pass,
+        recompute: Recompute,
+    ) {
+        let (device, shape) = (self.device, self.shape);
+        let at = present!(store.find(layer));
+        // Under full recomputation the first forward keeps the block's input and nothing else.
+        let keep = pass == Pass::Recompute || recompute != Recompute::Full;
+        let keep_probabilities = recompute != Recompute::Selective;
+        let kept = frame.kept.entry(layer).or_default();
+        match segment {
+            Segment::Embedding => {
+                let tokens = present!(frame.inputs.as_ref());
+                frame.flow = Some(shape.embedding.forward(device, store.parameters(at), tokens));
+            }
+            Segment::AttentionNorm => {
+                if pass == Pass::Recompute {
+                    frame.held = frame.flow.take();
+                } else {
+                    kept.x = frame.flow.take();
+                }
+                let x = present!(kept.x.as_ref());
+                let (h, statistics) = shape.attention_norm.forward(device, store.parameters(at), x);
+                kept.statistics = keep.then_some(statistics);
+                self.pass_on(&mut frame.flow, &mut kept.h, h);
+            }
+            Segment::Attention => {
+                let h = present!(frame.flow.take());
+                let residual = present!(kept.x.as_ref());
+                let (out, saved) =
+                    shape.attention.forward(device, store.parameters(at), &h, residual, keep && keep_probabilities);
+                kept.attention = keep.then_some(saved);
+                self.keep_input(&mut kept.h, h, keep);
+                frame.flow = Some(out);
+            }
+            Segment::MlpNorm => {
+                kept.x2 = frame.flow.take();
+                let x2 = present!(kept.x2.as_ref());
+                let (h, statistics) = shape.mlp_norm.forward(device, store.parameters(at), x2);
+                kept.statistics2 = keep.then_some(statistics);
+                self.pass_on(&mut frame.flow, &mut kept.h2, h);
+            }
+            Segment::Mlp => {
+                let h = present!(frame.flow.take());
+                let residual = present!(kept.x2.as_ref());
+                let (out, saved) = shape.mlp.forward(device, store.parameters(at), &h, residual);
+                kept.mlp = keep.then_some(saved);
+                self.keep_input(&mut kept.h2, h, keep);
+                if !keep {
+                    kept.x2 = None;
+                }
+                // Run again, the block's output is known; what flows on is the gradient that waited.
+                frame.flow = if pass == Pass::Recompute { frame.held.take() } else { Some(out) };
+            }
+            Segment::FinalNorm => {
+                kept.x = frame.flow.take();
+                let x = present!(kept.x.as_ref());
+                let (h, statistics) = shape.final_norm.forward(device, store.parameters(at), x);
+                kept.statistics = Some(statistics);
+                self.pass_on(&mut frame.flow, &mut kept.h, h);
+            }
+            Segment::Logits => {
+                let h = present!(frame.flow.take());
+                let (logits, max) = shape.head.logits(device, self.table(store, layer), &h);
+                self.keep_input(&mut kept.h, h, true);
+                kept.logits = Some(logits);
+                frame.flow = Some(max);
+            }
+            Segment::Normalizer => {
+                let max = present!(frame.flow.take());
+                let targets = present!(frame.targets.as_ref());
+                let statistics = shape.head.exponentials(device, present!(kept.logits.as_mut()), max, targets);
+                frame.flow = Some(statistics.sums);
+            }
+            Segment::Loss => {
+                let statistics = HeadStatistics { sums: present!(frame.flow.take()) };
+                frame.loss = shape.head.loss(device, &statistics);
+                kept.head = Some(statistics);
+            }
+        }
+    }
+
+    fn backward(&self, store: &mut Store<B>, frame: &mut Frame<B>, layer: usize, segment: Segment) {
+        let (device, shape) = (self.device, self.shape);
+        let at = present!(store.find(layer));
+        let table = self.table_place(store, layer);
+        let kept = frame.kept.entry(layer).or_default();
+        match segment {
+            Segment::Embedding => {
+                let dy = present!(frame.flow.take());
+                let tokens = present!(frame.inputs.as_ref());
+                let (_, gradients) = store.region(at);
+                shape.embedding.backward(device, gradients, tokens, &dy);
+                frame.residual_gradient = None;
+                frame.kept.remove(&layer);
+            }
+            Segment::AttentionNorm | Segment::FinalNorm => {
+                let norm =
+                    if segment == Segment::FinalNorm { &shape.final_norm } else { &shape.attention_norm };
+                let dh = present!(frame.flow.take());
+                let (x, statistics) = (present!(kept.x.take()), present!(kept.statistics.take()));
+                let residual = frame.residual_gradient.take();
+                let (parameters, gradients) = store.region(at);
+                frame.flow = Some(norm.backward(device, parameters, gradients, &x, statistics, dh, residual.as_ref()));
+                frame.kept.remove(&layer);
+            }
+            Segment::MlpNorm => {
+                let dh = present!(frame.flow.take());
+                let (x, statistics) = (present!(kept.x2.take()), present!(kept.statistics2.take()));
+                let residual = frame.residual_gradient.take();
+                let (parameters, gradients) = store.region(at);
+                let dx =
+                    shape.mlp_norm.backward(device, parameters, gradients, &x, statistics, dh, residual.as_ref());
+                frame.flow = Some(dx);
+            }
+            Segment::Attention => {
+                let (h, saved) = (present!(kept.h.take()), present!(kept.attention.take()));
+                let dy = present!(frame.flow.take());
+                let (parameters, gradients) = store.region(at);
+                let dh = shape.attention.backward(device, parameters, gradients, &h, saved, &dy);
+                self.go_round(&mut frame.residual_gradient, dy);
+                frame.flow = Some(dh);
+            }
+            Segment::Mlp => {
+                let (h, saved) = (present!(kept.h2.take()), present!(kept.mlp.take()));
+                let dy = present!(frame.flow.take());
+                let (parameters, gradients) = store.region(at);
+                let dh = shape.mlp.backward(device, parameters, gradients, &h, saved, &dy);
+                self.go_round(&mut frame.residual_gradient, dy);
+                frame.flow = Some(dh);
+            }
+            Segment::Loss => {
+                let h = present!(kept.h.take());
+                let (exponentials, statistics) = (present!(kept.logits.take()), present!(kept.head.take()));
+                let targets = present!(frame.targets.as_ref());
+                let (parameters, gradients) = store.region(table);
+                let dh = shape.head.backward(
+                    device,
+                    parameters,
+                    gradients,
+                    &h,
+                    exponentials,
+                    statistics,
+                    targets,
+                    self.loss_scale,
+                );
+                frame.flow = Some(dh);
+            }
+            Segment::Logits | Segment::Normalizer => {
+                unreachable!("the head's backward is one segment: Loss")
+            }
+        }
+    }
+
+    /// Where the head's table lies: in the head's own region, or in the embedding's.
+    fn table_place(&self, store: &Store<B>, layer: usize) -> (usize, usize) {
+        let owner = if self.tied { 0 } else { layer };
+        let (bucket, offset) = present!(store.find(owner).or_else(|| store.find(layer)));
+        (bucket, offset + self.shape.head.table_offset.unwrap_or(0))
+    }
+
+    fn table<'s>(&self, store: &'s Store<B>, layer: usize) -> Region<'s, B> {
+        store.parameters(self.table_place(store, layer))
+    }
+
+    /// A norm's output: with sharded rows it is kept, for the gather that comes next; otherwise it flows on.
+    fn pass_on(&self, flow: &mut Option<B::Buffer>, kept: &mut Option<B::Buffer>, h: B::Buffer) {
+        *(if self.rows.sequence_parallel { kept } else { flow }) = Some(h);
+    }
+
+    /// A product's input after its use: with sharded rows this rank's part is kept already, and the whole is dropped.
+    fn keep_input(&self, kept: &mut Option<B::Buffer>, h: B::Buffer, keep: bool) {
+        if !keep {
+            *kept = None;
+        } else if !self.rows.sequence_parallel {
+            *kept = Some(h);
+        }
+    }
+
+    /// The gradient that the residual carries: with sharded rows it was put aside when they were gathered.
+    fn go_round(&self, residual_gradient: &mut Option<B::Buffer>, dy: B::Buffer) {
+        if !self.rows.sequence_parallel {
+            *residual_gradient = Some(dy);
+        }
+    }
+
+    /// A buffer for all rows, this rank's in their place, ready to be gathered. Going forward the rows are what the
+    /// last norm kept; going backward they are what flows, which the residual carries on.
+    pub fn begin_gather(&self, frame: &mut Frame<B>, layer: usize, segment: Segment, operand_saved: bool) -> B::Buffer {
+        let mut whole = self.device.uninitialised(self.rows.whole);
+        let kept = frame.kept.entry(layer).or_default();
+        let slot = kept.input_of(segment);
+        let to = RegionMut::new(&mut whole, self.rows.start);
+        if operand_saved {
+            let rows = present!(slot.take());
+            self.device.copy(self.rows.len, Region::start(&rows), to);
+        } else if let Some(rows) = frame.flow.take() {
+            self.device.copy(self.rows.len, Region::start(&rows), to);
+            frame.residual_gradient = Some(rows);
+        } else {
+            self.device.copy(self.rows.len, Region::start(present!(slot.as_ref())), to);
+        }
+        whole
+    }
+
+    /// Puts gathered rows where the next segment looks for them.
+    pub fn end_gather(&self, frame: &mut Frame<B>, layer: usize, segment: Segment, operand_saved: bool, whole: B::Buffer) {
+        if !operand_saved {
+            frame.flow = Some(whole);
+            return;
+        }
+        *frame.kept.entry(layer).or_default().input_of(segment) = Some(whole);
+    }
+
+    /// Leaves this rank's rows of a reduced activation to flow on.
+    pub fn scatter(&self, frame: &mut Frame<B>, whole: B::Buffer) {
+        let mut rows = self.device.uninitialised(self.rows.len);
+        self.device.copy(self.rows.len, Region::new(&whole, self.rows.start), RegionMut::start(&mut rows));
+        frame.flow = Some(rows);
+    }
+}

@@ -1,0 +1,85 @@
+//! All ranks as threads of this process: for tests, and for a first look without processes. Memory is counted for the
+//! process as a whole, so it says nothing of a single rank here.
+
+use crate::host::Placement;
+use crate::parameters::Element;
+use crate::rank::train_and;
+use crate::record::{RankOutcome, merge};
+use crate::{ExecutionError, Task};
+use autodist_communication::local::mesh;
+use autodist_compute::Backend;
+use autodist_spec::RunRecord;
+use autodist_spec::profile::Environment;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A trained model, as far as the ranks hold it: every element once.
+pub type Parameters = BTreeMap<(usize, usize), Vec<f32>>;
+
+/// Trains `task` on threads and returns the record and the trained parameters, by (layer, parameter).
+///
+/// # Errors
+/// The first cause among the ranks' errors.
+pub fn train<B>(device: &B, task: &Task, timeout: Duration) -> Result<(RunRecord, Parameters), ExecutionError>
+where
+    B: Backend<Element = f32> + Sync,
+{
+    task.program()?;
+    let (endpoints, supervisor) = mesh(task.world(), timeout)?;
+    let nowhere = Placement { core: None, realtime: false };
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let run = |(rank, mut endpoint)| {
+            scope.spawn(move || {
+                let result = train_and(device, task, &mut endpoint, "local", nowhere, |store| store.export());
+                (rank, result)
+            })
+        };
+        let threads: Vec<_> = endpoints.into_iter().enumerate().map(run).collect();
+        threads.into_iter().enumerate().map(|(rank, thread)| thread.join().map_err(|payload| panicked(rank, &payload))).collect()
+    });
+    drop(supervisor);
+    let mut outcomes: Vec<RankOutcome> = Vec::new();
+    let mut exported: Vec<(Element, f32)> = Vec::new();
+    let mut failure: Option<ExecutionError> = None;
+    for result in results {
+        match result {
+            Ok((_, Ok((outcome, elements)))) => {
+                outcomes.push(outcome);
+                exported.extend(elements);
+            }
+            Ok((_, Err(error))) | Err(error) => {
+                let better = failure.as_ref().is_none_or(|f| f.is_consequence() && !error.is_consequence());
+                failure = if better { Some(error) } else { failure };
+            }
+        }
+    }
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    let record = merge(task, &outcomes, Environment::default());
+    Ok((record, assemble(task, exported)))
+}
+
+fn panicked(rank: usize, payload: &(dyn std::any::Any + Send)) -> ExecutionError {
+    let message = payload
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| payload.downcast_ref::<&str>().map(ToString::to_string))
+        .unwrap_or_default();
+    ExecutionError::Panicked { rank, message }
+}
+
+fn assemble(task: &Task, exported: Vec<(Element, f32)>) -> Parameters {
+    let mut parameters = Parameters::new();
+    for layer in 0..task.model.chain_len() {
+        for (index, parameter) in task.model.parameters(task.model.kind(layer)).iter().enumerate() {
+            parameters.insert((layer, index), vec![f32::NAN; parameter.elements() as usize]);
+        }
+    }
+    for (element, value) in exported {
+        if let Some(values) = parameters.get_mut(&(element.layer, element.parameter)) {
+            values[element.position] = value;
+        }
+    }
+    parameters
+}

@@ -1,0 +1,505 @@
+//! One rank's part of a training run: the interpreter of its Program.
+
+use crate::data::Data;
+use crate::host::{self, Placement};
+use crate::layers::{Context, Frame, Rows};
+use crate::record::{RankOutcome, Recorder, StepOutcome};
+use crate::store::Store;
+use crate::stream::{CommunicationStream, Groups, Work, on_host};
+use crate::{ExecutionError, Task, memory};
+use autodist_communication::{Communicator, Counters, Endpoint, Mailbox, Reduction};
+use autodist_compute::layers::{LayerShape, TensorShard};
+use autodist_compute::{Backend, Region};
+use autodist_program::{
+    BodyKind, Coordinates, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram, TensorCollective,
+    Transfer,
+};
+use autodist_spec::{OperationKind, Segment, Stream};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Trains `task` as this endpoint's rank. `name` must be new to the endpoint; all ranks use the same.
+///
+/// # Errors
+/// An illegal task, data that cannot be read, a peer that is gone or silent, a stop that the launcher asked for.
+pub fn train<B: Backend<Element = f32>>(
+    device: &B,
+    task: &Task,
+    endpoint: &mut Endpoint,
+    name: &str,
+    placement: Placement,
+) -> Result<RankOutcome, ExecutionError> {
+    train_and(device, task, endpoint, name, placement, |_| ()).map(|(outcome, ())| outcome)
+}
+
+/// As [`train`]; `inspect` sees the trained parameters.
+pub(crate) fn train_and<B: Backend<Element = f32>, R>(
+    device: &B,
+    task: &Task,
+    endpoint: &mut Endpoint,
+    name: &str,
+    placement: Placement,
+    inspect: impl FnOnce(&Store<B>) -> R,
+) -> Result<(RankOutcome, R), ExecutionError> {
+    if endpoint.world() != task.world() {
+        return Err(ExecutionError::World { expected: endpoint.world(), given: task.world() });
+    }
+    let program = task.program()?;
+    let at = program.layout.coordinates(endpoint.rank());
+    let data = Data::open(&task.data, task.model.vocab, program.seq_len, task.job.seed)?;
+    let baseline = memory::live();
+    let lanes = Lanes::open(&program, at, endpoint, name, placement, device)?;
+    let runner = &program.ranks[at.pipeline];
+    let bodies: Vec<_> = runner.bodies.iter().map(|b| b.instructions.clone()).collect();
+    let measured = task.steps.saturating_sub(task.warmup_steps) as usize;
+    let recorder = Recorder::new(
+        endpoint.rank(),
+        &bodies,
+        events_per_step(runner),
+        measured.max(task.warmup_steps as usize),
+        program.micro_batches,
+        task.detail,
+    );
+    let mut rank = Rank {
+        device,
+        task,
+        program: &program,
+        runner,
+        at,
+        shape: shape(&program, at),
+        store: Store::new(device, &program, at, &task.job.optimizer, task.job.seed),
+        lanes,
+        data,
+        frames: BTreeMap::new(),
+        outgoing: None,
+        step: 0,
+        gradient_scale: 1.0,
+        gradient_norm: 0.0,
+        loss_sum: 0.0,
+        memory_peak: 0,
+        recorder,
+    };
+    rank.lanes.world.barrier()?;
+    host::enter_compute(placement);
+    memory::reset_peak();
+    let mut outcome = RankOutcome {
+        rank: endpoint.rank(),
+        realtime: placement.realtime,
+        baseline_memory: baseline as u64,
+        ..RankOutcome::default()
+    };
+    let mut sent_before = Counters::default();
+    for step in 0..task.steps {
+        if endpoint.control().stop_requested() {
+            return Err(ExecutionError::Stopped);
+        }
+        if step == task.warmup_steps {
+            rank.recorder.clear();
+            sent_before = rank.lanes.counters();
+        }
+        outcome.steps.push(rank.run_step(step)?);
+    }
+    let sent = (rank.lanes.counters() - sent_before).sent;
+    outcome.bytes_sent_per_step = sent / measured.max(1) as u64;
+    let own = rank.recorder.bytes() as u64;
+    outcome.peak_memory = (rank.memory_peak.max(memory::peak()) as u64).saturating_sub(own);
+    let inspected = inspect(&rank.store);
+    let Rank { recorder, lanes, .. } = rank;
+    (outcome.timelines, outcome.instructions) = recorder.finish();
+    lanes.messages.map_or(Ok(()), Mailbox::close)?;
+    host::enter_communication(placement);
+    Ok((outcome, inspected))
+}
+
+/// Entries of the timeline in a step: one per operation, and one per transfer.
+fn events_per_step(runner: &RankProgram) -> usize {
+    let transfers = |body: usize| {
+        runner.bodies[body].instructions.iter().filter(|i| matches!(i, Instruction::Wait { .. })).count()
+    };
+    let of = |op: &Op| 1 + if let Op::Run { body, .. } = op { transfers(*body) } else { 0 };
+    runner.ops.iter().map(of).sum()
+}
+
+fn shape(program: &Program, at: Coordinates) -> LayerShape {
+    let strategy = &program.strategy;
+    let shard = TensorShard {
+        rank: at.tensor as u32,
+        degree: strategy.tensor,
+        sequence_parallel: strategy.sequence_parallel,
+    };
+    LayerShape::new(&program.model, strategy.micro_batch as usize, program.seq_len, shard)
+}
+
+/// The ways from this rank to the others.
+struct Lanes<B: Backend> {
+    world: Box<dyn Communicator>,
+    tensor: Box<dyn Communicator>,
+    model: Box<dyn Communicator>,
+    tied: Option<Box<dyn Communicator>>,
+    stream: CommunicationStream<B>,
+    messages: Option<Box<dyn Mailbox>>,
+}
+
+impl<B: Backend<Element = f32>> Lanes<B> {
+    fn open(
+        program: &Program,
+        at: Coordinates,
+        endpoint: &mut Endpoint,
+        name: &str,
+        placement: Placement,
+        device: &B,
+    ) -> Result<Self, ExecutionError> {
+        // Threads that carry messages are made at the higher priority.
+        host::enter_communication(placement);
+        let layout = program.layout;
+        let world: Vec<usize> = (0..layout.world()).collect();
+        let mut open = |what: &str, members: &[usize]| endpoint.group(&format!("{name}.{what}"), members);
+        let world = open("world", &world)?;
+        let tensor = open("tensor", &layout.tensor_group(at))?;
+        let model = open("model", &layout.model_group(at))?;
+        let reduces = if program.strategy.zero_stage == 0 { layout.data_group(at) } else { layout.shard_group(at) };
+        let groups = Groups {
+            reduce: open("reduce", &reduces)?,
+            replicas: open("replicas", &layout.replica_group(at))?,
+            gather: open("gather", &layout.shard_group(at))?,
+        };
+        let ends = at.pipeline == 0 || at.pipeline + 1 == layout.pipeline;
+        let tied = (program.model.tied_embeddings && layout.pipeline > 1 && ends)
+            .then(|| open("tied", &layout.tied_group(at)))
+            .transpose()?;
+        let peers = message_peers(program, at);
+        let messages = match peers.is_empty() {
+            true => None,
+            false => Some(endpoint.point_to_point(&format!("{name}.messages"), &peers)?),
+        };
+        let stream = CommunicationStream::start(device.clone(), groups)?;
+        Ok(Self { world, tensor, model, tied, stream, messages })
+    }
+
+    fn counters(&self) -> Counters {
+        let tied = self.tied.as_ref().map(|t| t.counters()).unwrap_or_default();
+        let messages = self.messages.as_ref().map(|m| m.counters()).unwrap_or_default();
+        self.tensor.counters() + self.model.counters() + tied + messages + self.stream.counters()
+    }
+}
+
+/// World ranks with which this rank's stage exchanges activations and gradients.
+fn message_peers(program: &Program, at: Coordinates) -> Vec<usize> {
+    let mut peers: Vec<usize> = program.ranks[at.pipeline]
+        .ops
+        .iter()
+        .filter_map(|op| match op {
+            Op::Receive(message) | Op::Send(message) => Some(message.peer),
+            Op::Run { .. } => None,
+        })
+        .map(|pipeline| program.layout.rank(Coordinates { pipeline, ..at }))
+        .collect();
+    peers.sort_unstable();
+    peers.dedup();
+    peers
+}
+
+struct Rank<'a, B: Backend> {
+    device: &'a B,
+    task: &'a Task,
+    program: &'a Program,
+    runner: &'a RankProgram,
+    at: Coordinates,
+    shape: LayerShape,
+    store: Store<B>,
+    lanes: Lanes<B>,
+    data: Data,
+    /// Micro-batches under way, by chunk and number.
+    frames: BTreeMap<(usize, usize), Frame<B>>,
+    /// What the last body gave, for the send that follows.
+    outgoing: Option<B::Buffer>,
+    step: u32,
+    gradient_scale: f64,
+    gradient_norm: f64,
+    loss_sum: f64,
+    memory_peak: usize,
+    recorder: Recorder,
+}
+
+impl<B: Backend<Element = f32>> Rank<'_, B> {
+    fn run_step(&mut self, step: u32) -> Result<StepOutcome, ExecutionError> {
+        self.step = step;
+        self.loss_sum = 0.0;
+        self.recorder.begin_step();
+        let first_event = self.recorder.event_count();
+        let runner = self.runner;
+        for op in &runner.ops {
+            let start = Instant::now();
+            let (operation, chunk, micro_batch) = match op {
+                Op::Receive(message) => self.receive(message)?,
+                Op::Send(message) => self.send(message)?,
+                Op::Run { body, micro_batch } => self.run_body(*body, *micro_batch)?,
+            };
+            self.recorder.operation(Stream::Compute, operation, chunk, micro_batch, start, Instant::now());
+        }
+        self.device.synchronise()?;
+        if !self.loss_sum.is_finite() {
+            return Err(ExecutionError::Diverged { step, loss: self.loss_sum });
+        }
+        self.lanes.world.barrier()?;
+        Ok(StepOutcome {
+            seconds: self.recorder.elapsed(),
+            in_operations: self.recorder.compute_seconds_since(first_event),
+            loss_sum: self.loss_sum,
+            gradient_norm: self.gradient_norm,
+        })
+    }
+
+    fn peer(&self, message: &Message) -> usize {
+        self.program.layout.rank(Coordinates { pipeline: message.peer, ..self.at })
+    }
+
+    fn receive(&mut self, message: &Message) -> Result<(OperationKind, usize, usize), ExecutionError> {
+        let peer = self.peer(message);
+        let mailbox = self.lanes.messages.as_mut().expect("a Program with messages has a mailbox");
+        let values = mailbox.receive(peer, tag(message))?;
+        let frame = self.frames.entry((message.chunk, message.micro_batch)).or_default();
+        frame.flow = Some(self.device.upload(&values));
+        Ok((OperationKind::Receive, message.chunk, message.micro_batch))
+    }
+
+    fn send(&mut self, message: &Message) -> Result<(OperationKind, usize, usize), ExecutionError> {
+        let peer = self.peer(message);
+        let buffer = self.outgoing.take().expect("a body has given what is sent");
+        let mut values = vec![0.0; self.device.len(&buffer)];
+        self.device.download(Region::start(&buffer), &mut values);
+        drop(buffer);
+        let mailbox = self.lanes.messages.as_mut().expect("a Program with messages has a mailbox");
+        mailbox.send(peer, tag(message), values)?;
+        Ok((OperationKind::Send, message.chunk, message.micro_batch))
+    }
+
+    fn run_body(&mut self, body: usize, micro_batch: usize) -> Result<(OperationKind, usize, usize), ExecutionError> {
+        let runner = self.runner;
+        let (operation, chunk) = match runner.bodies[body].kind {
+            BodyKind::Forward { chunk } => (OperationKind::Forward, chunk),
+            BodyKind::Backward { chunk } => (OperationKind::Backward, chunk),
+            BodyKind::Optimizer => (OperationKind::Optimizer, 0),
+        };
+        let mut frame = match operation {
+            OperationKind::Optimizer => Frame::default(),
+            _ => self.frames.remove(&(chunk, micro_batch)).unwrap_or_default(),
+        };
+        if operation == OperationKind::Forward {
+            self.load(&mut frame, chunk, micro_batch)?;
+        }
+        for (index, instruction) in runner.bodies[body].instructions.iter().enumerate() {
+            if !self.recorder.detail() {
+                self.run_instruction(instruction, &mut frame)?;
+                continue;
+            }
+            self.memory_peak = self.memory_peak.max(memory::reset_peak());
+            let (before, start) = (memory::live(), Instant::now());
+            self.run_instruction(instruction, &mut frame)?;
+            self.device.synchronise()?;
+            let seconds = start.elapsed().as_secs_f64();
+            let growth = memory::live() as i64 - before as i64;
+            let peak = memory::peak().saturating_sub(before) as u64;
+            self.recorder.instruction(body, index, seconds, growth, peak);
+        }
+        let chunks = self.program.stages.len();
+        match operation {
+            OperationKind::Forward => {
+                if chunk + 1 < chunks {
+                    self.outgoing = frame.flow.take();
+                } else {
+                    // Tensor ranks all know the loss of their micro-batch; one of them tells.
+                    self.loss_sum += if self.at.tensor == 0 { frame.loss } else { 0.0 };
+                }
+                self.frames.insert((chunk, micro_batch), frame);
+            }
+            OperationKind::Backward => self.outgoing = frame.flow.take(),
+            _ => {}
+        }
+        Ok((operation, chunk, micro_batch))
+    }
+
+    /// Reads the tokens of a micro-batch where they are needed: at the embedding and at the loss.
+    fn load(&self, frame: &mut Frame<B>, chunk: usize, micro_batch: usize) -> Result<(), ExecutionError> {
+        let (first, last) = (chunk == 0, chunk + 1 == self.program.stages.len());
+        if !first && !last {
+            return Ok(());
+        }
+        let size = self.program.strategy.micro_batch as usize;
+        let seq_len = self.program.seq_len;
+        let (mut inputs, mut targets) = (vec![0; seq_len * size], vec![0; seq_len * size]);
+        let mut sequence = vec![0; seq_len + 1];
+        let before = u64::from(self.step) * u64::from(self.task.job.global_batch);
+        for place in 0..size {
+            let number = (micro_batch * self.program.layout.data + self.at.data) * size + place;
+            self.data.sequence(before + number as u64, &mut sequence).map_err(ExecutionError::Read)?;
+            for position in 0..seq_len {
+                inputs[position * size + place] = sequence[position];
+                targets[position * size + place] = sequence[position + 1];
+            }
+        }
+        frame.inputs = first.then(|| self.device.upload_indices(&inputs));
+        frame.targets = last.then(|| self.device.upload_indices(&targets));
+        Ok(())
+    }
+
+    fn context(&self) -> Context<'_, B> {
+        context(self.device, self.task, self.program, &self.shape)
+    }
+
+    fn run_instruction(&mut self, instruction: &Instruction, frame: &mut Frame<B>) -> Result<(), ExecutionError> {
+        match *instruction {
+            Instruction::Segment { layer, segment, pass, recompute } => {
+                let context = context(self.device, self.task, self.program, &self.shape);
+                context.run(&mut self.store, frame, layer, segment, pass, recompute);
+            }
+            Instruction::Tensor { layer, segment, collective, operand, .. } => {
+                self.tensor_collective(frame, layer, segment, collective, operand)?;
+            }
+            Instruction::SumReplicated { bucket, .. } => self.sum_replicated(bucket)?,
+            Instruction::Start { transfer, bucket } => self.start(transfer, bucket)?,
+            Instruction::Wait { transfer, bucket } => self.wait(transfer, bucket)?,
+            Instruction::Release { bucket } => self.store.release(bucket),
+            Instruction::SumTied { bucket, .. } => {
+                let tied = self.lanes.tied.as_mut().expect("both ends of the pipeline share a tied table");
+                let (gradients, range) = self.store.own_gradients(bucket);
+                on_host(self.device, gradients, range, |values| Ok(tied.all_reduce(values, Reduction::Sum)?))?;
+            }
+            Instruction::GradientNorm { .. } => self.gradient_norm()?,
+            Instruction::Update { bucket, .. } => {
+                let rate = self.task.job.learning_rate.at(self.step);
+                let step = u64::from(self.step) + 1;
+                self.store.update(bucket, &self.task.job.optimizer, step, rate, self.gradient_scale);
+            }
+        }
+        Ok(())
+    }
+
+    fn tensor_collective(
+        &mut self,
+        frame: &mut Frame<B>,
+        layer: usize,
+        segment: Segment,
+        collective: TensorCollective,
+        operand: Operand,
+    ) -> Result<(), ExecutionError> {
+        let saved = operand == Operand::SavedInput;
+        let mut buffer = if collective == TensorCollective::AllGather {
+            self.context().begin_gather(frame, layer, segment, saved)
+        } else {
+            frame.flow.take().expect("the last segment has given what is reduced")
+        };
+        let whole = 0..self.device.len(&buffer);
+        let group = &mut self.lanes.tensor;
+        on_host(self.device, &mut buffer, whole, |values| {
+            match collective {
+                TensorCollective::SumAll => group.all_reduce(values, Reduction::Sum)?,
+                TensorCollective::MaxAll => group.all_reduce(values, Reduction::Max)?,
+                TensorCollective::AllGather => group.all_gather(values)?,
+                TensorCollective::ReduceScatter => {
+                    group.reduce_scatter(values, Reduction::Sum)?;
+                }
+            }
+            Ok(())
+        })?;
+        match collective {
+            TensorCollective::AllGather => self.context().end_gather(frame, layer, segment, saved, buffer),
+            TensorCollective::ReduceScatter => self.context().scatter(frame, buffer),
+            TensorCollective::SumAll | TensorCollective::MaxAll => frame.flow = Some(buffer),
+        }
+        Ok(())
+    }
+
+    /// Sums the tails of the bucket's regions over the tensor group, as one message.
+    fn sum_replicated(&mut self, bucket: usize) -> Result<(), ExecutionError> {
+        let tails: Vec<_> = self
+            .store
+            .bucket(bucket)
+            .layers
+            .iter()
+            .map(|l| l.offset + l.elements - l.replicated..l.offset + l.elements)
+            .collect();
+        let group = &mut self.lanes.tensor;
+        let gradients = self.store.gradients_mut(bucket);
+        let whole = 0..self.device.len(gradients);
+        on_host(self.device, gradients, whole, |values| {
+            let mut packed: Vec<f32> = tails.iter().flat_map(|tail| values[tail.clone()].iter().copied()).collect();
+            group.all_reduce(&mut packed, Reduction::Sum)?;
+            let mut rest = packed.as_slice();
+            for tail in &tails {
+                let (part, after) = rest.split_at(tail.len());
+                values[tail.clone()].copy_from_slice(part);
+                rest = after;
+            }
+            Ok(())
+        })
+    }
+
+    fn start(&mut self, transfer: Transfer, bucket: usize) -> Result<(), ExecutionError> {
+        let (kind, _) = self.program.transfer_work(transfer, self.store.bucket(bucket));
+        let (buffer, range) = match transfer {
+            Transfer::Reduce => {
+                let gradients = self.store.take_gradients(bucket);
+                let whole = 0..self.device.len(&gradients);
+                (gradients, whole)
+            }
+            Transfer::ReduceReplicas => self.store.take_own_gradients(bucket),
+            Transfer::Gather => {
+                let parameters = self.store.take_for_gather(bucket);
+                let whole = 0..self.device.len(&parameters);
+                (parameters, whole)
+            }
+        };
+        self.device.synchronise()?;
+        self.lanes.stream.submit(Work { key: (transfer, bucket), kind, buffer, range })
+    }
+
+    fn wait(&mut self, transfer: Transfer, bucket: usize) -> Result<(), ExecutionError> {
+        let done = self.lanes.stream.wait((transfer, bucket))?;
+        let chunk = self.store.bucket(bucket).chunk;
+        let operation = if transfer == Transfer::Gather { OperationKind::Gather } else { OperationKind::Reduce };
+        self.recorder.operation(Stream::Communication, operation, chunk, bucket, done.start, done.end);
+        match transfer {
+            Transfer::Reduce => self.store.put_reduced(bucket, done.buffer),
+            Transfer::ReduceReplicas => self.store.put_own_gradients(bucket, done.buffer),
+            Transfer::Gather => self.store.put_gathered(bucket, done.buffer),
+        }
+        Ok(())
+    }
+
+    /// Norm of the gradient of the whole model, and the factor that clips it (Pascanu et al., 1211.5063; the small
+    /// constant is PyTorch's).
+    fn gradient_norm(&mut self) -> Result<(), ExecutionError> {
+        let mut sum = [self.store.sum_of_squares() as f32];
+        self.lanes.model.all_reduce(&mut sum, Reduction::Sum)?;
+        self.gradient_norm = f64::from(sum[0]).sqrt();
+        let clip = self.task.job.gradient_clip;
+        self.gradient_scale = if clip > 0.0 { (clip / (self.gradient_norm + 1e-6)).min(1.0) } else { 1.0 };
+        Ok(())
+    }
+}
+
+/// A function of its own, so that the store can be lent out beside it.
+fn context<'a, B: Backend>(device: &'a B, task: &Task, program: &Program, shape: &'a LayerShape) -> Context<'a, B> {
+    let hidden = shape.hidden;
+    Context {
+        device,
+        shape,
+        rows: Rows {
+            sequence_parallel: shape.shard.sequence_parallel,
+            start: shape.rows.start * hidden,
+            len: shape.rows.len() * hidden,
+            whole: shape.tokens * hidden,
+        },
+        tied: program.model.tied_embeddings,
+        loss_scale: 1.0 / task.job.tokens() as f64,
+    }
+}
+
+fn tag(message: &Message) -> u64 {
+    let kind = match message.kind {
+        MessageKind::Activation => 0,
+        MessageKind::Gradient => 1,
+    };
+    (kind << 63) | ((message.chunk as u64) << 32) | message.micro_batch as u64
+}

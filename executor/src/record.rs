@@ -1,0 +1,191 @@
+//! What a rank measures, and how the ranks' measurements become one record.
+
+use crate::task::Task;
+use autodist_program::Instruction;
+use autodist_spec::profile::{Environment, Sample};
+use autodist_spec::run::{RankRecord, StepRecord};
+use autodist_spec::{Bytes, OperationKind, RunRecord, SCHEMA_VERSION, Seconds, Stream, TimelineEvent};
+use serde::{Deserialize, Serialize};
+use std::time::Instant;
+
+/// One step as one rank saw it.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct StepOutcome {
+    /// Barrier to barrier, seconds.
+    pub seconds: f64,
+    /// Of that, seconds in operations on the compute stream.
+    pub in_operations: f64,
+    /// Summed over this rank's tokens, nats; 0 where the rank holds no head.
+    pub loss_sum: f64,
+    pub gradient_norm: f64,
+}
+
+/// Repeated timings of one instruction of a body, over micro-batches and measured steps.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct InstructionSample {
+    pub body: usize,
+    pub index: usize,
+    pub seconds: Vec<f64>,
+    /// Live memory after it less before it, bytes; of the last run.
+    pub growth: i64,
+    /// Highest live memory during it, above its start, bytes; the largest of all runs.
+    pub peak: u64,
+}
+
+/// All that one rank measured.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct RankOutcome {
+    pub rank: usize,
+    pub realtime: bool,
+    pub steps: Vec<StepOutcome>,
+    /// Heap at its highest during the steps, bytes.
+    pub peak_memory: u64,
+    /// Heap before the model was made, bytes.
+    pub baseline_memory: u64,
+    pub bytes_sent_per_step: u64,
+    /// Operations of every measured step.
+    pub timelines: Vec<Vec<TimelineEvent>>,
+    /// Empty unless the task asks for detail.
+    pub instructions: Vec<InstructionSample>,
+}
+
+/// Timings of the step that is being run. Its memory is taken before the training begins, so that recording does not
+/// show in what is recorded.
+pub struct Recorder {
+    rank: u32,
+    began: Instant,
+    events: Vec<TimelineEvent>,
+    per_step: usize,
+    detail: bool,
+    samples: Vec<InstructionSample>,
+    slots: Vec<Vec<usize>>,
+}
+
+impl Recorder {
+    pub fn new(rank: usize, bodies: &[Vec<Instruction>], operations: usize, steps: usize, runs: usize, detail: bool) -> Self {
+        let mut samples = Vec::new();
+        let mut slots = Vec::new();
+        if detail {
+            for (body, instructions) in bodies.iter().enumerate() {
+                let slot = |index| {
+                    let seconds = Vec::with_capacity(steps * runs);
+                    samples.push(InstructionSample { body, index, seconds, growth: 0, peak: 0 });
+                    samples.len() - 1
+                };
+                slots.push((0..instructions.len()).map(slot).collect());
+            }
+        }
+        let per_step = operations;
+        let events = Vec::with_capacity(operations * steps);
+        Self { rank: rank as u32, began: Instant::now(), events, per_step, detail, samples, slots }
+    }
+
+    /// Bytes that recording itself holds.
+    pub fn bytes(&self) -> usize {
+        let samples: usize = self.samples.iter().map(|s| s.seconds.capacity() * 8 + size_of::<InstructionSample>()).sum();
+        self.events.capacity() * size_of::<TimelineEvent>() + samples
+    }
+
+    pub fn detail(&self) -> bool {
+        self.detail
+    }
+
+    pub fn begin_step(&mut self) {
+        self.began = Instant::now();
+    }
+
+    pub fn elapsed(&self) -> f64 {
+        self.began.elapsed().as_secs_f64()
+    }
+
+    pub fn operation(
+        &mut self,
+        stream: Stream,
+        operation: OperationKind,
+        chunk: usize,
+        micro_batch: usize,
+        start: Instant,
+        end: Instant,
+    ) {
+        let since = |instant: Instant| Seconds(instant.saturating_duration_since(self.began).as_secs_f64());
+        let (start_s, end_s) = (since(start), since(end));
+        let (chunk, micro_batch) = (chunk as u32, micro_batch as u32);
+        self.events.push(TimelineEvent { rank: self.rank, stream, operation, chunk, micro_batch, start_s, end_s });
+    }
+
+    pub fn instruction(&mut self, body: usize, index: usize, seconds: f64, growth: i64, peak: u64) {
+        let sample = &mut self.samples[self.slots[body][index]];
+        sample.seconds.push(seconds);
+        sample.growth = growth;
+        sample.peak = sample.peak.max(peak);
+    }
+
+    /// Forgets all that was recorded: warm-up is over.
+    pub fn clear(&mut self) {
+        self.events.clear();
+        for sample in &mut self.samples {
+            sample.seconds.clear();
+            sample.peak = 0;
+        }
+    }
+
+    /// Seconds on the compute stream in the last `count` events.
+    pub fn compute_seconds_since(&self, first: usize) -> f64 {
+        self.events[first..].iter().filter(|e| e.stream == Stream::Compute).map(|e| e.end_s.0 - e.start_s.0).sum()
+    }
+
+    pub fn event_count(&self) -> usize {
+        self.events.len()
+    }
+
+    pub fn finish(self) -> (Vec<Vec<TimelineEvent>>, Vec<InstructionSample>) {
+        let timelines = self.events.chunks(self.per_step.max(1)).map(<[_]>::to_vec).collect();
+        (timelines, self.samples)
+    }
+}
+
+/// Joins what the ranks measured. A step took as long as its slowest rank.
+pub fn merge(task: &Task, outcomes: &[RankOutcome], environment: Environment) -> RunRecord {
+    let tokens = task.job.tokens() as f64;
+    let steps: Vec<StepRecord> = (0..task.steps as usize)
+        .map(|step| {
+            let of = |value: fn(&StepOutcome) -> f64| outcomes.iter().map(move |o| o.steps.get(step).map_or(0.0, value));
+            StepRecord {
+                step: step as u32,
+                time_s: Seconds(of(|s| s.seconds).fold(0.0, f64::max)),
+                loss: of(|s| s.loss_sum).sum::<f64>() / tokens,
+                gradient_norm: of(|s| s.gradient_norm).fold(0.0, f64::max),
+                learning_rate: task.job.learning_rate.at(step as u32),
+            }
+        })
+        .collect();
+    let measured: Vec<f64> = steps.iter().skip(task.warmup_steps as usize).map(|s| s.time_s.0).collect();
+    let step_time = Sample::of(&measured);
+    let nearest = measured
+        .iter()
+        .enumerate()
+        .min_by(|(_, a), (_, b)| (*a - step_time.median_s.0).abs().total_cmp(&(*b - step_time.median_s.0).abs()))
+        .map(|(index, _)| index);
+    let timeline = nearest
+        .map(|step| outcomes.iter().filter_map(|o| o.timelines.get(step)).flatten().cloned().collect())
+        .unwrap_or_default();
+    RunRecord {
+        schema_version: SCHEMA_VERSION,
+        label: task.strategy.label(),
+        strategy: task.strategy.clone(),
+        stages: task.stages.clone(),
+        environment,
+        steps,
+        warmup_steps: task.warmup_steps,
+        step_time,
+        ranks: outcomes
+            .iter()
+            .map(|o| RankRecord {
+                rank: o.rank as u32,
+                peak_memory_bytes: Bytes(o.peak_memory),
+                bytes_sent_per_step: Bytes(o.bytes_sent_per_step),
+            })
+            .collect(),
+        timeline,
+    }
+}

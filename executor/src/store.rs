@@ -1,0 +1,254 @@
+//! What a rank holds of the model: parameters, gradients and optimizer state, bucket by bucket.
+
+use crate::parameters::{self, Element};
+use autodist_compute::optimizer::{AdamW, Sgd};
+use autodist_compute::{Backend, Region, RegionMut};
+use autodist_program::{Bucket, Coordinates, Program, buckets};
+use autodist_spec::{ModelSpec, Optimizer};
+use std::ops::Range;
+
+/// One bucket's memory. Sharded parts are as long as this rank's shard.
+struct Held<B: Backend> {
+    /// Whole, but sharded under ZeRO-3; absent while a transfer has it.
+    parameters: Option<B::Buffer>,
+    /// Gathered for use (ZeRO-3).
+    gathered: Option<B::Buffer>,
+    /// Whole; under ZeRO-2 and 3 only between its first use in a backward and its scatter.
+    gradients: Option<B::Buffer>,
+    /// Sum of the scattered gradients (ZeRO-2 and 3).
+    gradient_shard: Option<B::Buffer>,
+    /// Optimizer state of this rank's part.
+    state: Vec<B::Buffer>,
+}
+
+pub struct Store<B: Backend> {
+    device: B,
+    model: ModelSpec,
+    buckets: Vec<Bucket>,
+    held: Vec<Held<B>>,
+    zero_stage: u8,
+    shard: usize,
+    shard_index: usize,
+    tensor: usize,
+    tensor_rank: usize,
+}
+
+/// A buffer that should be there: the Program's order says so.
+macro_rules! present {
+    ($option:expr) => {
+        $option.expect("the Program has put this buffer in place")
+    };
+}
+
+impl<B: Backend<Element = f32>> Store<B> {
+    pub fn new(device: &B, program: &Program, at: Coordinates, optimizer: &Optimizer, seed: u64) -> Self {
+        let layout = program.layout;
+        let buckets = buckets(&program.model, &program.strategy, &program.stages, at.pipeline, at.tensor);
+        let mut store = Self {
+            device: device.clone(),
+            model: program.model.clone(),
+            buckets,
+            held: Vec::new(),
+            zero_stage: program.strategy.zero_stage,
+            shard: layout.shard,
+            shard_index: at.data % layout.shard,
+            tensor: layout.tensor,
+            tensor_rank: at.tensor,
+        };
+        for index in 0..store.buckets.len() {
+            let whole = store.buckets[index].padded;
+            let own = store.own(index);
+            let parameters = store.initial(index, if store.zero_stage == 3 { own.clone() } else { 0..whole }, seed);
+            let sharded_gradients = store.zero_stage >= 2;
+            store.held.push(Held {
+                parameters: Some(parameters),
+                gathered: None,
+                gradients: (!sharded_gradients).then(|| device.zeros(whole)),
+                gradient_shard: sharded_gradients.then(|| device.zeros(own.len())),
+                state: (0..optimizer.state_elements()).map(|_| device.zeros(own.len())).collect(),
+            });
+        }
+        store
+    }
+
+    fn initial(&self, bucket: usize, range: Range<usize>, seed: u64) -> B::Buffer {
+        let bucket = &self.buckets[bucket];
+        self.device.upload(&parameters::initial(&self.model, bucket, self.tensor_rank, self.tensor, range, seed))
+    }
+
+    pub fn bucket(&self, bucket: usize) -> &Bucket {
+        &self.buckets[bucket]
+    }
+
+    /// Elements of a bucket that this rank updates.
+    pub fn own(&self, bucket: usize) -> Range<usize> {
+        let each = self.buckets[bucket].padded / self.shard;
+        each * self.shard_index..each * (self.shard_index + 1)
+    }
+
+    /// The bucket and offset of a layer's region; for the head's table when it is tied, ask for layer 0.
+    pub fn find(&self, layer: usize) -> Option<(usize, usize)> {
+        self.buckets.iter().enumerate().find_map(|(index, bucket)| {
+            bucket.layers.iter().find(|l| l.layer == layer).map(|l| (index, l.offset))
+        })
+    }
+
+    /// A layer's parameters, and the buffer that its gradients are added to.
+    pub fn region(&mut self, (bucket, offset): (usize, usize)) -> (Region<'_, B>, RegionMut<'_, B>) {
+        let held = &mut self.held[bucket];
+        let whole = self.buckets[bucket].padded;
+        let gradients = held.gradients.get_or_insert_with(|| self.device.zeros(whole));
+        let parameters = present!(if self.zero_stage == 3 { held.gathered.as_ref() } else { held.parameters.as_ref() });
+        (Region::new(parameters, offset), RegionMut::new(gradients, offset))
+    }
+
+    /// A layer's parameters, for the forward.
+    pub fn parameters(&self, (bucket, offset): (usize, usize)) -> Region<'_, B> {
+        let held = &self.held[bucket];
+        let parameters = present!(if self.zero_stage == 3 { held.gathered.as_ref() } else { held.parameters.as_ref() });
+        Region::new(parameters, offset)
+    }
+
+    /// Gradients that may be read and written in place: whole under ZeRO-0 and 1, and while a backward makes them.
+    pub fn gradients_mut(&mut self, bucket: usize) -> &mut B::Buffer {
+        present!(self.held[bucket].gradients.as_mut())
+    }
+
+    pub fn take_gradients(&mut self, bucket: usize) -> B::Buffer {
+        present!(self.held[bucket].gradients.take())
+    }
+
+    /// Takes in reduced gradients.
+    pub fn put_reduced(&mut self, bucket: usize, gradients: B::Buffer) {
+        let own = self.own(bucket);
+        let held = &mut self.held[bucket];
+        match held.gradient_shard.as_mut() {
+            Some(shard) => {
+                self.device.add(own.len(), Region::new(&gradients, own.start), RegionMut::start(shard));
+            }
+            None => held.gradients = Some(gradients),
+        }
+    }
+
+    /// The part of the gradients that this rank updates with: a buffer, and where in it.
+    pub fn own_gradients(&mut self, bucket: usize) -> (&mut B::Buffer, Range<usize>) {
+        let own = self.own(bucket);
+        let held = &mut self.held[bucket];
+        match held.gradient_shard.as_mut() {
+            Some(shard) => (shard, 0..own.len()),
+            None => (present!(held.gradients.as_mut()), own),
+        }
+    }
+
+    pub fn take_own_gradients(&mut self, bucket: usize) -> (B::Buffer, Range<usize>) {
+        let own = self.own(bucket);
+        let held = &mut self.held[bucket];
+        match held.gradient_shard.take() {
+            Some(shard) => (shard, 0..own.len()),
+            None => (present!(held.gradients.take()), own),
+        }
+    }
+
+    pub fn put_own_gradients(&mut self, bucket: usize, gradients: B::Buffer) {
+        let held = &mut self.held[bucket];
+        if self.zero_stage >= 2 {
+            held.gradient_shard = Some(gradients);
+        } else {
+            held.gradients = Some(gradients);
+        }
+    }
+
+    /// The buffer that an all-gather fills, this rank's part in place.
+    pub fn take_for_gather(&mut self, bucket: usize) -> B::Buffer {
+        if self.zero_stage < 3 {
+            return present!(self.held[bucket].parameters.take());
+        }
+        let own = self.own(bucket);
+        let mut whole = self.device.uninitialised(self.buckets[bucket].padded);
+        let shard = present!(self.held[bucket].parameters.as_ref());
+        self.device.copy(own.len(), Region::start(shard), RegionMut::new(&mut whole, own.start));
+        whole
+    }
+
+    pub fn put_gathered(&mut self, bucket: usize, whole: B::Buffer) {
+        if self.zero_stage < 3 {
+            self.held[bucket].parameters = Some(whole);
+        } else {
+            self.held[bucket].gathered = Some(whole);
+        }
+    }
+
+    pub fn release(&mut self, bucket: usize) {
+        self.held[bucket].gathered = None;
+    }
+
+    /// Sum of squares of this rank's part of the gradients. What several ranks hold is counted by one: a tied
+    /// table's copy not at all, what tensor ranks replicate by the first of them.
+    pub fn sum_of_squares(&mut self) -> f64 {
+        let mut sum = 0.0;
+        for bucket in (0..self.buckets.len()).filter(|b| !self.buckets[*b].copy).collect::<Vec<_>>() {
+            let own = self.own(bucket);
+            let counted: Vec<Range<usize>> = self.buckets[bucket]
+                .layers
+                .iter()
+                .map(|l| {
+                    let replicated = if self.tensor_rank == 0 { 0 } else { l.replicated };
+                    l.offset.max(own.start)..(l.offset + l.elements - replicated).min(own.end)
+                })
+                .filter(|r| !r.is_empty())
+                .collect();
+            let device = self.device.clone();
+            let (gradients, range) = self.own_gradients(bucket);
+            for part in counted {
+                let at = part.start - own.start + range.start;
+                sum += device.sum_of_squares(part.len(), Region::new(gradients, at));
+            }
+        }
+        sum
+    }
+
+    /// Updates this rank's part of a bucket and zeroes the bucket's gradients.
+    pub fn update(&mut self, bucket: usize, optimizer: &Optimizer, step: u64, learning_rate: f64, gradient_scale: f64) {
+        let own = self.own(bucket);
+        let zero_stage = self.zero_stage;
+        let device = &self.device;
+        let held = &mut self.held[bucket];
+        let parameter_offset = if zero_stage == 3 { 0 } else { own.start };
+        let parameters = RegionMut::new(present!(held.parameters.as_mut()), parameter_offset);
+        let (gradients, offset) = match held.gradient_shard.as_mut() {
+            Some(shard) => (shard, 0),
+            None => (present!(held.gradients.as_mut()), own.start),
+        };
+        let gradient = Region::new(gradients, offset);
+        match (optimizer, held.state.as_mut_slice()) {
+            (Optimizer::AdamW { beta1, beta2, epsilon, weight_decay }, [first, second]) => {
+                let adamw = AdamW { beta1: *beta1, beta2: *beta2, epsilon: *epsilon, weight_decay: *weight_decay };
+                let (first, second) = (RegionMut::start(first), RegionMut::start(second));
+                adamw.step(device, own.len(), step, learning_rate, gradient_scale, gradient, parameters, first, second);
+            }
+            (Optimizer::Sgd { momentum, weight_decay }, [state]) => {
+                let sgd = Sgd { momentum: *momentum, weight_decay: *weight_decay };
+                sgd.step(device, own.len(), learning_rate, gradient_scale, gradient, parameters, RegionMut::start(state));
+            }
+            _ => unreachable!("the state was made for this optimizer"),
+        }
+        let whole = device.len(gradients);
+        device.fill_zero(whole, RegionMut::start(gradients));
+    }
+
+    /// This rank's own parameters as elements of the whole model.
+    pub fn export(&self) -> Vec<(Element, f32)> {
+        let mut list = Vec::new();
+        for (index, bucket) in self.buckets.iter().enumerate().filter(|(_, b)| !b.copy) {
+            let own = self.own(index);
+            let buffer = present!(self.held[index].parameters.as_ref());
+            let mut values = vec![0.0; self.device.len(buffer)];
+            self.device.download(Region::start(buffer), &mut values);
+            let offset = if self.zero_stage == 3 { own.start } else { 0 };
+            parameters::elements(&self.model, bucket, self.tensor_rank, self.tensor, own, |at, element, _| {
+                list.push((element, values[at - offset]));
+            });
+        }
+        list
+    }
+}

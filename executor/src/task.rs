@@ -1,0 +1,47 @@
+//! What the ranks are asked to train.
+
+use crate::data::DataSource;
+use autodist_program::{Illegal, Program};
+use autodist_spec::{Job, ModelSpec, ParallelStrategy, Plan, Stage};
+use serde::{Deserialize, Serialize};
+
+/// One training run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Task {
+    pub model: ModelSpec,
+    pub job: Job,
+    pub strategy: ParallelStrategy,
+    pub stages: Vec<Stage>,
+    pub data: DataSource,
+    /// Steps in all, warm-up included.
+    pub steps: u32,
+    /// First steps that are in no statistic.
+    pub warmup_steps: u32,
+    /// Whether to keep the time and memory of every single instruction, for a profile.
+    pub detail: bool,
+}
+
+impl Task {
+    pub fn of_plan(plan: &Plan, data: DataSource, steps: u32, warmup_steps: u32) -> Self {
+        Self {
+            model: plan.model.clone(),
+            job: plan.job.clone(),
+            strategy: plan.strategy.clone(),
+            stages: plan.stages.clone(),
+            data,
+            steps,
+            warmup_steps,
+            detail: false,
+        }
+    }
+
+    pub fn world(&self) -> usize {
+        self.strategy.devices() as usize
+    }
+
+    /// # Errors
+    /// The rule that the strategy breaks.
+    pub fn program(&self) -> Result<Program, Illegal> {
+        Program::compile(&self.model, &self.job, self.world() as u32, &self.strategy, &self.stages)
+    }
+}

@@ -1,0 +1,200 @@
+//! Tables for spreadsheets and scripts: comma-separated, one header line, the unit in the column's name.
+
+use crate::words;
+use autodist_spec::{Bytes, Estimate, ParallelStrategy, Plan, Profile, Sample, Seconds, Stage, TimelineEvent, Validation};
+
+/// Rows of text cells under a header.
+struct Sheet(csv::Writer<Vec<u8>>);
+
+impl Sheet {
+    fn new<S: AsRef<str>>(header: &[S]) -> Self {
+        let mut sheet = Self(csv::WriterBuilder::new().flexible(true).from_writer(Vec::new()));
+        sheet.row(header);
+        sheet
+    }
+
+    fn row<S: AsRef<str>>(&mut self, cells: &[S]) {
+        self.0.write_record(cells.iter().map(|cell| cell.as_ref())).expect("writing to memory cannot fail");
+    }
+
+    fn finish(self) -> String {
+        let bytes = self.0.into_inner().expect("writing to memory cannot fail");
+        String::from_utf8(bytes).expect("every cell is text")
+    }
+}
+
+fn seconds(value: Seconds) -> String {
+    value.0.to_string()
+}
+
+fn bytes(value: Bytes) -> String {
+    value.0.to_string()
+}
+
+/// `optimizer state` as a column in seconds or bytes: `optimizer_state_bytes`.
+fn column(prefix: &str, part: &str, unit: &str) -> String {
+    format!("{prefix}{}_{unit}", part.replace(' ', "_"))
+}
+
+/// The chosen plan and its alternatives, best first.
+pub fn csv_plans(plan: &Plan) -> String {
+    let mut header: Vec<String> = [
+        "rank", "label", "data", "tensor", "pipeline", "context", "expert", "zero_stage", "shard", "micro_batch",
+        "virtual_stages", "sequence_parallel", "recompute", "schedule", "bucket_bytes", "stage_layers", "step_time_s",
+        "step_time_spread_s", "tokens_per_s", "mfu", "peak_memory_bytes", "lower_bound_s", "provenance",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    header.extend(plan.estimate.cost.parts().iter().map(|(part, _)| column("", part, "s")));
+    header.extend(plan.estimate.memory.parts().iter().map(|(part, _)| column("memory_", part, "bytes")));
+    header.push("reason".to_owned());
+    let mut sheet = Sheet::new(&header);
+    sheet.row(&plan_row(1, &plan.strategy, &plan.stages, &plan.estimate, "chosen"));
+    for (index, other) in plan.alternatives.iter().enumerate() {
+        sheet.row(&plan_row(index + 2, &other.strategy, &other.stages, &other.estimate, &other.reason));
+    }
+    sheet.finish()
+}
+
+fn plan_row(rank: usize, strategy: &ParallelStrategy, stages: &[Stage], estimate: &Estimate, reason: &str) -> Vec<String> {
+    let layers: Vec<String> = stages.iter().map(|s| format!("{}..{}", s.first_layer, s.end_layer)).collect();
+    let mut row = vec![
+        rank.to_string(),
+        strategy.label(),
+        strategy.data.to_string(),
+        strategy.tensor.to_string(),
+        strategy.pipeline.to_string(),
+        strategy.context.to_string(),
+        strategy.expert.to_string(),
+        strategy.zero_stage.to_string(),
+        strategy.shard.to_string(),
+        strategy.micro_batch.to_string(),
+        strategy.virtual_stages.to_string(),
+        strategy.sequence_parallel.to_string(),
+        strategy.recompute.name().to_owned(),
+        strategy.schedule.name().to_owned(),
+        bytes(strategy.bucket_bytes),
+        layers.join(" "),
+        seconds(estimate.step_time_s),
+        seconds(estimate.step_time_spread_s),
+        estimate.tokens_per_s.to_string(),
+        estimate.mfu.map(|mfu| mfu.to_string()).unwrap_or_default(),
+        bytes(estimate.peak_memory_bytes),
+        seconds(estimate.lower_bound_s),
+        estimate.provenance.to_string(),
+    ];
+    row.extend(estimate.cost.parts().iter().map(|(_, part)| seconds(*part)));
+    row.extend(estimate.memory.parts().iter().map(|(_, part)| bytes(*part)));
+    row.push(reason.to_owned());
+    row
+}
+
+/// One row per plan that ran; plans that could not run have their reason and no numbers.
+pub fn csv_validation(validation: &Validation) -> String {
+    let mut sheet = Sheet::new(&[
+        "label", "measured_step_time_s", "measured_step_time_spread_s", "predicted_step_time_s",
+        "predicted_step_time_spread_s", "step_time_error", "measured_peak_memory_bytes",
+        "predicted_peak_memory_bytes", "peak_memory_error", "regret", "final_loss", "steps", "provenance", "failure",
+    ]);
+    for run in &validation.runs {
+        sheet.row(&[
+            run.label.clone(),
+            seconds(run.measured.step_time_s),
+            seconds(run.measured.step_time_spread_s),
+            seconds(run.predicted.step_time_s),
+            seconds(run.predicted.step_time_spread_s),
+            run.step_time_error.to_string(),
+            bytes(run.measured.peak_memory_bytes),
+            bytes(run.predicted.peak_memory_bytes),
+            run.peak_memory_error.to_string(),
+            run.regret.to_string(),
+            run.measured.final_loss.to_string(),
+            run.measured.steps.to_string(),
+            run.predicted.provenance.to_string(),
+            String::new(),
+        ]);
+    }
+    for failed in &validation.failed {
+        let mut row = vec![String::new(); 14];
+        row[0] = failed.label.clone();
+        row[13] = failed.reason.clone();
+        sheet.row(&row);
+    }
+    sheet.finish()
+}
+
+/// One row per operation.
+pub fn csv_timeline(events: &[TimelineEvent]) -> String {
+    let mut sheet = Sheet::new(&["rank", "stream", "operation", "chunk", "micro_batch", "start_s", "end_s"]);
+    for event in events {
+        sheet.row(&[
+            event.rank.to_string(),
+            words::stream(event.stream).to_owned(),
+            words::operation(event.operation).to_owned(),
+            event.chunk.to_string(),
+            event.micro_batch.to_string(),
+            seconds(event.start_s),
+            seconds(event.end_s),
+        ]);
+    }
+    sheet.finish()
+}
+
+fn sample(time: &Sample) -> [String; 5] {
+    [
+        seconds(time.median_s),
+        seconds(time.low_s),
+        seconds(time.high_s),
+        time.count.to_string(),
+        time.provenance.to_string(),
+    ]
+}
+
+/// One row per measured segment.
+pub fn csv_segments(profile: &Profile) -> String {
+    let mut sheet = Sheet::new(&[
+        "segment", "pass", "tensor", "sequence_parallel", "micro_batch", "recompute", "median_s", "low_s", "high_s",
+        "count", "provenance", "growth_bytes", "peak_bytes",
+    ]);
+    for cell in &profile.segments {
+        let mut row = vec![
+            words::segment(cell.segment).to_owned(),
+            words::pass(cell.pass).to_owned(),
+            cell.tensor.to_string(),
+            cell.sequence_parallel.to_string(),
+            cell.micro_batch.to_string(),
+            cell.recompute.name().to_owned(),
+        ];
+        row.extend(sample(&cell.time));
+        row.extend([cell.growth_bytes.to_string(), bytes(cell.peak_bytes)]);
+        sheet.row(&row);
+    }
+    sheet.finish()
+}
+
+/// One row per measured size of each collective and message, then one per fitted line.
+pub fn csv_links(profile: &Profile) -> String {
+    let mut sheet = Sheet::new(&[
+        "row", "what", "group", "stride", "size_bytes", "median_s", "low_s", "high_s", "count", "provenance",
+        "alpha_s", "beta_s_per_byte", "residual",
+    ]);
+    let blank = String::new;
+    let collectives = profile
+        .collectives
+        .iter()
+        .map(|cell| (words::collective(cell.kind), cell.group, cell.stride, cell.bytes, &cell.time));
+    let messages = profile.messages.iter().map(|cell| ("message", 2, cell.stride, cell.bytes, &cell.time));
+    for (what, group, stride, size, time) in collectives.chain(messages) {
+        let mut row = vec!["timing".to_owned(), what.to_owned(), group.to_string(), stride.to_string(), bytes(size)];
+        row.extend(sample(time));
+        row.extend([blank(), blank(), blank()]);
+        sheet.row(&row);
+    }
+    for fit in &profile.fits {
+        let mut row = vec!["fit".to_owned(), fit.what.clone(), fit.group.to_string(), fit.stride.to_string()];
+        row.extend(std::iter::repeat_with(blank).take(6));
+        row.extend([seconds(fit.alpha_s), fit.beta_s_per_byte.to_string(), fit.residual.to_string()]);
+        sheet.row(&row);
+    }
+    sheet.finish()
+}

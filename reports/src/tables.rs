@@ -1,0 +1,478 @@
+//! The tables that page and terminal share.
+
+use crate::table::{
+    Align::{Left, Right},
+    Table,
+};
+use crate::words::{
+    self, count, parameters, percent, plural, share, signed_percent, tokens_per_second, with_spread,
+};
+use autodist_spec::{
+    CostBreakdown, MemoryBreakdown, ParallelStrategy, Plan, Profile, Provenance, RunRecord, Sample, Validation,
+};
+
+fn yes(value: bool) -> String {
+    if value { "yes" } else { "no" }.to_owned()
+}
+
+/// `[1.20 ms, 1.31 ms]`.
+fn interval(sample: &Sample) -> String {
+    format!("[{}, {}]", sample.low_s, sample.high_s)
+}
+
+pub(crate) fn strategy(strategy: &ParallelStrategy, micro_batches: u32) -> Table {
+    let mut table = Table::new(&[("setting", Left), ("value", Left)]);
+    let zero = match (strategy.zero_stage, strategy.shard) {
+        (0, _) => "0: nothing sharded".to_owned(),
+        (stage, shard) => format!("{stage}, sharded over {}", plural(u64::from(shard), "rank")),
+    };
+    let schedule = if strategy.pipeline > 1 {
+        words::schedule(strategy.schedule).to_owned()
+    } else {
+        "none: there is one pipeline stage".to_owned()
+    };
+    for (name, value) in [
+        ("data parallel (dp)", strategy.data.to_string()),
+        ("tensor parallel (tp)", strategy.tensor.to_string()),
+        ("pipeline parallel (pp)", strategy.pipeline.to_string()),
+        ("context parallel (cp)", strategy.context.to_string()),
+        ("expert parallel (ep)", strategy.expert.to_string()),
+        ("ZeRO stage", zero),
+        ("sequence parallel", yes(strategy.sequence_parallel)),
+        ("schedule", schedule),
+        ("model chunks per pipeline rank", strategy.virtual_stages.to_string()),
+        ("micro-batch", plural(u64::from(strategy.micro_batch), "sequence")),
+        ("micro-batches per step and replica", micro_batches.to_string()),
+        ("recompute", strategy.recompute.name().to_owned()),
+        ("gradient bucket", strategy.bucket_bytes.to_string()),
+    ] {
+        table.row([name.to_owned(), value]);
+    }
+    table
+}
+
+pub(crate) fn stages(plan: &Plan) -> Table {
+    let mut table = Table::new(&[
+        ("chunk", Right),
+        ("pipeline rank", Right),
+        ("layers", Left),
+        ("recompute", Left),
+        ("peak memory of the rank", Right),
+    ]);
+    for (chunk, stage) in plan.stages.iter().enumerate() {
+        let rank = chunk % plan.strategy.pipeline.max(1) as usize;
+        let memory = plan.estimate.stages.get(rank).map_or("unknown".to_owned(), |s| s.memory.total().to_string());
+        table.row([
+            chunk.to_string(),
+            rank.to_string(),
+            words::layers(&plan.model, stage),
+            words::recompute(&plan.model, stage),
+            memory,
+        ]);
+    }
+    table
+}
+
+pub(crate) fn alternatives(plan: &Plan) -> Table {
+    let mut table = Table::new(&[
+        ("#", Right),
+        ("strategy", Left),
+        ("step time", Right),
+        ("peak memory", Right),
+        ("provenance", Left),
+        ("why it lost", Left),
+    ]);
+    let best = (&plan.strategy, &plan.estimate, "chosen");
+    let others = plan.alternatives.iter().map(|a| (&a.strategy, &a.estimate, a.reason.as_str()));
+    for (index, (strategy, estimate, reason)) in std::iter::once(best).chain(others).enumerate() {
+        table.row([
+            (index + 1).to_string(),
+            strategy.label(),
+            with_spread(estimate.step_time_s, estimate.step_time_spread_s),
+            estimate.peak_memory_bytes.to_string(),
+            estimate.provenance.to_string(),
+            reason.to_owned(),
+        ]);
+    }
+    table
+}
+
+pub(crate) fn rejected(plan: &Plan) -> Table {
+    let mut table = Table::new(&[("strategies", Right), ("rule", Left), ("on one of them", Left)]);
+    for rejection in &plan.rejected {
+        table.row([count(rejection.count), rejection.rule.clone(), rejection.example.clone()]);
+    }
+    table
+}
+
+/// Parts of a step with their shares; the last row is the total.
+pub(crate) fn cost(cost: &CostBreakdown) -> Table {
+    let mut table = Table::new(&[("time goes to", Left), ("time", Right), ("share", Right), ("", Left)]);
+    let total = cost.total();
+    for (name, part) in cost.parts() {
+        let share = share(part.0, total.0);
+        table.row([name.to_owned(), part.to_string(), percent(share), bar(share)]);
+    }
+    table.row(["total".to_owned(), total.to_string(), percent(share(total.0, total.0)), String::new()]);
+    table
+}
+
+/// Parts of the peak with their shares; the last row is the total.
+pub(crate) fn memory(memory: &MemoryBreakdown) -> Table {
+    let mut table = Table::new(&[("memory holds", Left), ("size", Right), ("share", Right), ("", Left)]);
+    let total = memory.total();
+    for (name, part) in memory.parts() {
+        let share = share(part.as_f64(), total.as_f64());
+        table.row([name.to_owned(), part.to_string(), percent(share), bar(share)]);
+    }
+    let whole = share(total.as_f64(), total.as_f64());
+    table.row(["total".to_owned(), total.to_string(), percent(whole), String::new()]);
+    table
+}
+
+fn bar(share: f64) -> String {
+    "#".repeat((share.clamp(0.0, 1.0) * 40.0).round() as usize)
+}
+
+const RANK_NAMES: [&str; 8] = ["rank 0", "rank 1", "rank 2", "rank 3", "rank 4", "rank 5", "rank 6", "rank 7"];
+
+fn per_rank_columns(plan: &Plan, first: &'static str, whole: &'static str) -> Table {
+    let mut columns = vec![(first, Left), (whole, Right)];
+    columns.extend(RANK_NAMES.iter().take(plan.estimate.stages.len()).map(|name| (*name, Right)));
+    Table::new(&columns)
+}
+
+/// Cost of the step and of each pipeline rank, side by side; the page shows at most eight ranks.
+pub(crate) fn cost_per_rank(plan: &Plan) -> Table {
+    let mut table = per_rank_columns(plan, "part", "busiest");
+    let all: Vec<&CostBreakdown> = std::iter::once(&plan.estimate.cost)
+        .chain(plan.estimate.stages.iter().map(|stage| &stage.cost).take(RANK_NAMES.len()))
+        .collect();
+    for (index, (name, _)) in plan.estimate.cost.parts().iter().enumerate() {
+        let parts = all.iter().map(|cost| cost.parts()[index].1.to_string());
+        table.row(std::iter::once((*name).to_owned()).chain(parts));
+    }
+    table.row(std::iter::once("total".to_owned()).chain(all.iter().map(|cost| cost.total().to_string())));
+    table
+}
+
+/// Memory of the fullest device and of each pipeline rank, side by side.
+pub(crate) fn memory_per_rank(plan: &Plan) -> Table {
+    let mut table = per_rank_columns(plan, "part", "fullest");
+    let all: Vec<&MemoryBreakdown> = std::iter::once(&plan.estimate.memory)
+        .chain(plan.estimate.stages.iter().map(|stage| &stage.memory).take(RANK_NAMES.len()))
+        .collect();
+    for (index, (name, _)) in plan.estimate.memory.parts().iter().enumerate() {
+        let parts = all.iter().map(|memory| memory.parts()[index].1.to_string());
+        table.row(std::iter::once((*name).to_owned()).chain(parts));
+    }
+    table.row(std::iter::once("total".to_owned()).chain(all.iter().map(|memory| memory.total().to_string())));
+    table
+}
+
+pub(crate) fn validation(validation: &Validation) -> Table {
+    let mut table = Table::new(&[
+        ("#", Right),
+        ("plan", Left),
+        ("measured step", Right),
+        ("predicted step", Right),
+        ("error", Right),
+        ("regret", Right),
+    ]);
+    for (index, run) in validation.runs.iter().enumerate() {
+        table.row([
+            (index + 1).to_string(),
+            run.label.clone(),
+            with_spread(run.measured.step_time_s, run.measured.step_time_spread_s),
+            with_spread(run.predicted.step_time_s, run.predicted.step_time_spread_s),
+            signed_percent(run.step_time_error),
+            signed_percent(run.regret),
+        ]);
+    }
+    table
+}
+
+pub(crate) fn validation_memory(validation: &Validation) -> Table {
+    let mut table = Table::new(&[
+        ("#", Right),
+        ("plan", Left),
+        ("measured peak", Right),
+        ("predicted peak", Right),
+        ("error", Right),
+        ("steps", Right),
+        ("final loss", Right),
+        ("prediction from", Left),
+    ]);
+    for (index, run) in validation.runs.iter().enumerate() {
+        table.row([
+            (index + 1).to_string(),
+            run.label.clone(),
+            run.measured.peak_memory_bytes.to_string(),
+            run.predicted.peak_memory_bytes.to_string(),
+            signed_percent(run.peak_memory_error),
+            run.measured.steps.to_string(),
+            format!("{:.4}", run.measured.final_loss),
+            run.predicted.provenance.to_string(),
+        ]);
+    }
+    table
+}
+
+pub(crate) fn failed(validation: &Validation) -> Table {
+    let mut table = Table::new(&[("plan", Left), ("why it did not run", Left)]);
+    for run in &validation.failed {
+        table.row([run.label.clone(), run.reason.clone()]);
+    }
+    table
+}
+
+pub(crate) fn runs(runs: &[RunRecord]) -> Table {
+    let mut table = Table::new(&[
+        ("run", Left),
+        ("steps", Right),
+        ("median step", Right),
+        ("95 % interval", Right),
+        ("loss, first to last", Right),
+        ("peak memory", Right),
+        ("on", Left),
+    ]);
+    for run in runs {
+        table.row([
+            run.label.clone(),
+            format!("{} ({} warm-up)", run.steps.len(), run.warmup_steps),
+            run.step_time.median_s.to_string(),
+            interval(&run.step_time),
+            losses(run),
+            run.peak_memory().to_string(),
+            device_kind(run.environment.emulated).to_owned(),
+        ]);
+    }
+    table
+}
+
+pub(crate) fn losses(run: &RunRecord) -> String {
+    match (run.steps.first(), run.steps.last()) {
+        (Some(first), Some(last)) => format!("{:.4} to {:.4}", first.loss, last.loss),
+        _ => "no step".to_owned(),
+    }
+}
+
+pub(crate) fn device_kind(emulated: bool) -> &'static str {
+    if emulated { "emulated devices" } else { "real devices" }
+}
+
+/// One row per rank of a run.
+pub(crate) fn ranks(run: &RunRecord) -> Table {
+    let mut table = Table::new(&[("rank", Right), ("peak memory", Right), ("sent per step", Right)]);
+    for rank in &run.ranks {
+        table.row([rank.rank.to_string(), rank.peak_memory_bytes.to_string(), rank.bytes_sent_per_step.to_string()]);
+    }
+    table
+}
+
+/// The fitted lines, with the rate that the slope stands for.
+pub(crate) fn fits(profile: &Profile) -> Table {
+    let mut table = Table::new(&[
+        ("link", Left),
+        ("group", Right),
+        ("stride", Right),
+        ("alpha", Right),
+        ("beta (s per byte)", Right),
+        ("1 / beta", Right),
+        ("median residual", Right),
+    ]);
+    for fit in &profile.fits {
+        let rate = if fit.beta_s_per_byte > 0.0 {
+            autodist_spec::BytesPerSecond(1.0 / fit.beta_s_per_byte).to_string()
+        } else {
+            "unbounded".to_owned()
+        };
+        table.row([
+            fit.what.clone(),
+            fit.group.to_string(),
+            fit.stride.to_string(),
+            fit.alpha_s.to_string(),
+            format!("{:.3e}", fit.beta_s_per_byte),
+            rate,
+            percent(fit.residual),
+        ]);
+    }
+    table
+}
+
+/// What was timed on the links: collectives first, then messages.
+pub(crate) fn links(profile: &Profile) -> Table {
+    let mut table = Table::new(&[
+        ("what", Left),
+        ("group", Right),
+        ("stride", Right),
+        ("size", Right),
+        ("median", Right),
+        ("95 % interval", Right),
+        ("times", Right),
+        ("provenance", Left),
+    ]);
+    let mut row = |what: &str, group: String, stride: u32, bytes: autodist_spec::Bytes, time: &Sample| {
+        table.row([
+            what.to_owned(),
+            group,
+            stride.to_string(),
+            bytes.to_string(),
+            time.median_s.to_string(),
+            interval(time),
+            time.count.to_string(),
+            time.provenance.to_string(),
+        ]);
+    };
+    for cell in &profile.collectives {
+        row(words::collective(cell.kind), cell.group.to_string(), cell.stride, cell.bytes, &cell.time);
+    }
+    for cell in &profile.messages {
+        row("message", "2".to_owned(), cell.stride, cell.bytes, &cell.time);
+    }
+    table
+}
+
+pub(crate) fn segments(profile: &Profile) -> Table {
+    let mut table = Table::new(&[
+        ("segment", Left),
+        ("pass", Left),
+        ("tp", Right),
+        ("sp", Left),
+        ("micro-batch", Right),
+        ("recompute", Left),
+        ("median", Right),
+        ("95 % interval", Right),
+        ("times", Right),
+        ("growth", Right),
+        ("peak", Right),
+        ("provenance", Left),
+    ]);
+    for cell in &profile.segments {
+        table.row([
+            words::segment(cell.segment).to_owned(),
+            words::pass(cell.pass).to_owned(),
+            cell.tensor.to_string(),
+            yes(cell.sequence_parallel),
+            cell.micro_batch.to_string(),
+            cell.recompute.name().to_owned(),
+            cell.time.median_s.to_string(),
+            interval(&cell.time),
+            cell.time.count.to_string(),
+            signed_bytes(cell.growth_bytes),
+            cell.peak_bytes.to_string(),
+            cell.time.provenance.to_string(),
+        ]);
+    }
+    table
+}
+
+fn signed_bytes(bytes: i64) -> String {
+    let size = autodist_spec::Bytes(bytes.unsigned_abs());
+    if bytes < 0 { format!("-{size}") } else { format!("+{size}") }
+}
+
+/// What the profile knows beside segments and links.
+pub(crate) fn other_costs(profile: &Profile) -> Table {
+    let mut table = Table::new(&[("what", Left), ("value", Left), ("spread", Left), ("provenance", Left)]);
+    let mut sample = |what: String, time: &Sample| {
+        let spread = format!("{} over {}", interval(time), plural(u64::from(time.count), "timing"));
+        table.row([what, time.median_s.to_string(), spread, time.provenance.to_string()]);
+    };
+    for cell in &profile.optimizer {
+        sample(format!("optimizer update, {} elements", count(cell.elements)), &cell.update);
+        sample(format!("gradient norm and zeroing, {} elements", count(cell.elements)), &cell.norm);
+    }
+    sample("hand-over to the communication stream and back".to_owned(), &profile.stream_handover);
+    sample("step overhead: data, bookkeeping, barrier".to_owned(), &profile.step_overhead);
+    let slow = &profile.interference;
+    let measured = Provenance::Measured.to_string();
+    for (what, value, spread, provenance) in [
+        ("compute beside communication", format!("{:.3} times as long", slow.compute_slowdown), "", slow.provenance.to_string()),
+        ("communication beside compute", format!("{:.3} times as long", slow.communication_slowdown), "", slow.provenance.to_string()),
+        ("heap of a rank without a model", profile.baseline_bytes.to_string(), "", measured.clone()),
+        ("staging of one communicator", profile.staging_bytes.to_string(), "", measured.clone()),
+        ("two runs of one plan differ by", percent(profile.repeatability), "no model can predict this away", measured),
+    ] {
+        table.row([what.to_owned(), value, spread.to_owned(), provenance]);
+    }
+    table
+}
+
+/// The inputs of the plan and what its numbers stand on.
+pub(crate) fn provenance(plan: &Plan) -> Table {
+    let (job, estimate) = (&plan.job, &plan.estimate);
+    let mut table = Table::new(&[("what", Left), ("value", Left)]);
+    let model = format!(
+        "{}: {} parameters, {}, hidden {}, {} heads ({} key/value), MLP {}, vocabulary {}",
+        plan.model.name,
+        parameters(plan.model.total_parameters()),
+        plural(u64::from(plan.model.layers), "block"),
+        plan.model.hidden,
+        plan.model.heads,
+        plan.model.kv_heads,
+        plan.model.ffn,
+        count(u64::from(plan.model.vocab)),
+    );
+    let batch = format!(
+        "{} of {} tokens = {} tokens a step",
+        plural(u64::from(job.global_batch), "sequence"),
+        count(u64::from(job.seq_len)),
+        count(job.tokens())
+    );
+    let rate = job.learning_rate;
+    let learning = format!(
+        "{} after {} warm-up steps, down to {} of it at step {}",
+        rate.peak, rate.warmup_steps, rate.final_fraction, rate.total_steps
+    );
+    for (what, value) in [
+        ("step time", with_spread(estimate.step_time_s, estimate.step_time_spread_s)),
+        ("provenance of the step time", format!("{} (its least trusted part)", estimate.provenance)),
+        ("throughput", tokens_per_second(estimate.tokens_per_s)),
+        ("lower bound of this plan", estimate.lower_bound_s.to_string()),
+        ("profile", words::profile_source(plan)),
+        ("model", model),
+        ("cluster", format!("{}: {}", plan.cluster.name, words::devices(plan))),
+        ("batch", batch),
+        ("precision", words::precision(job.precision).to_owned()),
+        ("optimizer", words::optimizer(job.optimizer)),
+        ("learning rate", learning),
+        ("gradient clip", if job.gradient_clip > 0.0 { job.gradient_clip.to_string() } else { "off".to_owned() }),
+        ("seed", job.seed.to_string()),
+        ("memory kept free", percent(job.memory_reserve)),
+        ("plan file", format!("schema version {}", plan.schema_version)),
+    ] {
+        table.row([what.to_owned(), value]);
+    }
+    for group in &plan.cluster.nodes {
+        let device = &group.device;
+        let source = device.source.as_deref().map(|s| format!(" ({s})")).unwrap_or_default();
+        let peak = device.peak_flops_per_s.map_or("peak unknown".to_owned(), |peak| format!("peak {peak}"));
+        table.row([
+            "device".to_owned(),
+            format!("{}: {}, {peak}; {}{source}", device.name, device.memory_bytes, device.provenance),
+        ]);
+    }
+    table
+}
+
+pub(crate) fn environment(environment: &autodist_spec::Environment) -> Table {
+    let mut table = Table::new(&[("what", Left), ("value", Left)]);
+    let priority = if environment.realtime {
+        "real-time: other load cannot interrupt"
+    } else {
+        "ordinary: other load shows in every number"
+    };
+    for (what, value) in [
+        ("host", environment.host.clone()),
+        ("processor", environment.processor.clone()),
+        ("cores", environment.cores.to_string()),
+        ("priority of the ranks", priority.to_owned()),
+        ("devices", device_kind(environment.emulated).to_owned()),
+        ("began", words::date(environment.started_unix_s)),
+        ("autodist", environment.autodist_version.clone()),
+    ] {
+        table.row([what.to_owned(), if value.is_empty() { "unknown".to_owned() } else { value }]);
+    }
+    table
+}

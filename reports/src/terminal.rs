@@ -1,0 +1,201 @@
+//! Plain text for the terminal: readable without colour, never wider than 110 columns.
+
+use crate::table::{Table, paragraph};
+use crate::tables;
+use crate::words::{self, clean, parameters, percent, plural, tokens_per_second, with_spread};
+use autodist_spec::{Plan, Profile, Provenance, RunRecord, Validation};
+
+/// The best strategy, where its time and memory go, what the search promises, and what lost.
+pub fn plan_summary(plan: &Plan) -> String {
+    let estimate = &plan.estimate;
+    let mut text = paragraph(
+        &format!(
+            "{} ({} parameters) on {}: {}",
+            plan.model.name,
+            parameters(plan.model.total_parameters()),
+            plan.cluster.name,
+            words::devices(plan)
+        ),
+        0,
+    );
+    text += &labelled("best", &plan.strategy.label());
+    text += &labelled("", &words::strategy(&plan.strategy, plan.micro_batches));
+    let mfu = estimate.mfu.map(|mfu| format!(", MFU {}", percent(mfu))).unwrap_or_default();
+    text += &labelled(
+        "step time",
+        &format!(
+            "{} ({}), {}{mfu}",
+            with_spread(estimate.step_time_s, estimate.step_time_spread_s),
+            estimate.provenance,
+            tokens_per_second(estimate.tokens_per_s)
+        ),
+    );
+    let device = plan.cluster.nodes.first().map(|group| {
+        format!(" of {} per device, {} kept free", group.device.memory_bytes, percent(plan.job.memory_reserve))
+    });
+    text += &labelled("memory", &format!("{} peak{}", estimate.peak_memory_bytes, device.unwrap_or_default()));
+    text += &labelled("search", &words::certificate(&plan.search));
+    text += &labelled("profile", &words::profile_source(plan));
+
+    section(&mut text, "Stages", &tables::stages(plan));
+    section(&mut text, "Time of a step, on the busiest pipeline rank", &tables::cost(&estimate.cost));
+    section(&mut text, "Memory, on the fullest device", &tables::memory(&estimate.memory));
+    if !plan.alternatives.is_empty() {
+        section(&mut text, "Runners-up", &tables::alternatives(plan));
+    }
+    if !plan.rejected.is_empty() {
+        section(&mut text, "Refused", &tables::rejected(plan));
+    }
+    text
+}
+
+/// Measured beside predicted, with signed errors: plus means the prediction was too high.
+pub fn validation_table(validation: &Validation) -> String {
+    let mut text = String::new();
+    if validation.runs.is_empty() {
+        text += "no plan ran\n";
+    } else {
+        text += &tables::validation(validation).text();
+        text += "error is predicted / measured - 1; ± is half of the 95 % interval of the median\n\n";
+        text += &tables::validation_memory(validation).text();
+        text.push('\n');
+        let runs = plural(validation.runs.len() as u64, "run");
+        text += &labelled("error", &format!("median |error| of the step time {} over {runs}", percent(validation.median_error)));
+        text += &labelled("regret", &words::regret(validation));
+    }
+    if !validation.failed.is_empty() {
+        section(&mut text, "Did not run", &tables::failed(validation));
+    }
+    text
+}
+
+/// The machine as it was measured, and what to doubt about the measurement.
+pub fn profile_summary(profile: &Profile) -> String {
+    let environment = &profile.environment;
+    let mut text = labelled(
+        "profile",
+        &format!(
+            "{} at {} tokens on {}: {}, {}",
+            profile.model.name,
+            profile.seq_len,
+            profile.cluster.name,
+            plural(u64::from(profile.cluster.device_count()), "device"),
+            if profile.complete { "complete" } else { "unfinished: run the same command again to resume" }
+        ),
+    );
+    for group in &profile.cluster.nodes {
+        let device = &group.device;
+        let peak = device.peak_flops_per_s.map_or("peak unknown".to_owned(), |peak| peak.to_string());
+        let bandwidth = device.memory_bytes_per_s.map(|rate| format!(", memory {rate}")).unwrap_or_default();
+        text += &labelled(
+            "devices",
+            &format!(
+                "{} x {} x {}: {}, {peak}{bandwidth} ({})",
+                group.count, group.devices, device.name, device.memory_bytes, device.provenance
+            ),
+        );
+    }
+    let priority = if environment.realtime { "real-time priority" } else { "no real-time priority: other load shows" };
+    text += &labelled(
+        "processor",
+        &format!(
+            "{}, {}, {priority}, {}",
+            if environment.processor.is_empty() { "unknown" } else { &environment.processor },
+            plural(u64::from(environment.cores), "core"),
+            tables::device_kind(environment.emulated)
+        ),
+    );
+    text += &labelled("taken", &format!("{} on {}", words::date(environment.started_unix_s), environment.host));
+    text += &labelled("cells", &provenances(profile));
+    text += &labelled(
+        "together",
+        &format!(
+            "compute takes {:.3} times as long beside communication, communication {:.3} times beside compute ({})",
+            profile.interference.compute_slowdown,
+            profile.interference.communication_slowdown,
+            profile.interference.provenance
+        ),
+    );
+    text += &labelled("repeats", &format!("two runs of one plan differ by {}", percent(profile.repeatability)));
+    if profile.fits.is_empty() {
+        text += &labelled("links", "none was measured");
+    } else {
+        section(&mut text, "Links: time = alpha + beta * bytes", &tables::fits(profile));
+    }
+    section(&mut text, "Beside segments and links", &tables::other_costs(profile));
+    warnings(&mut text, &environment.warnings);
+    text
+}
+
+/// One training run: how fast, how much memory, and that it learned.
+pub fn run_summary(run: &RunRecord) -> String {
+    let mut text = labelled("run", &format!("{}: {}", run.label, run.strategy.label()));
+    let time = &run.step_time;
+    text += &labelled(
+        "step time",
+        &format!(
+            "{} median, 95 % interval {} to {}, over {} after {} of warm-up ({})",
+            time.median_s,
+            time.low_s,
+            time.high_s,
+            plural(u64::from(time.count), "step"),
+            plural(u64::from(run.warmup_steps), "step"),
+            time.provenance
+        ),
+    );
+    text += &labelled("loss", &tables::losses(run));
+    text += &labelled("memory", &format!("{} peak of the fullest rank", run.peak_memory()));
+    text += &labelled(
+        "on",
+        &format!(
+            "{}, {}, {}",
+            tables::device_kind(run.environment.emulated),
+            plural(run.ranks.len() as u64, "rank"),
+            if run.environment.realtime { "real-time priority" } else { "no real-time priority: other load shows" }
+        ),
+    );
+    section(&mut text, "Ranks", &tables::ranks(run));
+    warnings(&mut text, &run.environment.warnings);
+    text
+}
+
+/// How many cells of the profile are how far to be trusted.
+fn provenances(profile: &Profile) -> String {
+    let segments = profile.segments.iter().map(|cell| cell.time.provenance);
+    let collectives = profile.collectives.iter().map(|cell| cell.time.provenance);
+    let messages = profile.messages.iter().map(|cell| cell.time.provenance);
+    let all: Vec<Provenance> = segments.chain(collectives).chain(messages).collect();
+    let counts: Vec<String> =
+        [Provenance::Measured, Provenance::Interpolated, Provenance::Modelled, Provenance::Assumed]
+            .iter()
+            .map(|kind| (kind, all.iter().filter(|seen| *seen == kind).count()))
+            .filter(|(_, number)| *number > 0)
+            .map(|(kind, number)| format!("{number} {kind}"))
+            .collect();
+    format!(
+        "{} segments, {} collectives, {} messages: {}",
+        profile.segments.len(),
+        profile.collectives.len(),
+        profile.messages.len(),
+        if counts.is_empty() { "nothing yet".to_owned() } else { counts.join(", ") }
+    )
+}
+
+fn labelled(label: &str, value: &str) -> String {
+    let indent = 11;
+    let body = paragraph(value, indent);
+    format!("{label:<indent$}{body}")
+}
+
+fn section(text: &mut String, title: &str, table: &Table) {
+    *text += &format!("\n{title}\n{}", table.text());
+}
+
+fn warnings(text: &mut String, warnings: &[String]) {
+    if !warnings.is_empty() {
+        text.push('\n');
+    }
+    for warning in warnings {
+        *text += &labelled("warning:", &clean(warning));
+    }
+}

@@ -1,0 +1,354 @@
+//! How things are called on paper and on screen.
+
+use autodist_spec::profile::CollectiveKind;
+use autodist_spec::{
+    LayerKind, ModelSpec, OperationKind, Optimizer, ParallelStrategy, Pass, Plan, Precision, Recompute, ScheduleKind,
+    SearchReport, Seconds, Segment, Stage, StopReason, Stream, Validation,
+};
+
+/// Text of foreign origin without the characters that neither XML nor a terminal should see.
+pub(crate) fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() || ('\u{fffe}'..='\u{ffff}').contains(&c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// `412 ms ± 9.30 ms`.
+pub(crate) fn with_spread(value: Seconds, spread: Seconds) -> String {
+    if spread == Seconds::ZERO { format!("{value} ± 0") } else { format!("{value} ± {spread}") }
+}
+
+/// `73.1 %`.
+pub(crate) fn percent(fraction: f64) -> String {
+    format!("{:.1} %", fraction * 100.0)
+}
+
+/// `+3.1 %`; the sign says whether the prediction was too high.
+pub(crate) fn signed_percent(fraction: f64) -> String {
+    format!("{:+.1} %", fraction * 100.0)
+}
+
+/// A part of a whole; a whole of nothing has no parts.
+pub(crate) fn share(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { 0.0 }
+}
+
+/// `12 345` with thin groups that survive copying: `12,345`.
+pub(crate) fn count(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `124 M`, `175 B`.
+pub(crate) fn parameters(value: u64) -> String {
+    let value = value as f64;
+    let (scaled, unit) = match value {
+        v if v >= 1e9 => (v / 1e9, " B"),
+        v if v >= 1e6 => (v / 1e6, " M"),
+        v if v >= 1e3 => (v / 1e3, " k"),
+        v => (v, ""),
+    };
+    if scaled >= 100.0 || unit.is_empty() { format!("{scaled:.0}{unit}") } else { format!("{scaled:.1}{unit}") }
+}
+
+/// Tokens per second, with one digit after the point only where it says something.
+pub(crate) fn tokens_per_second(value: f64) -> String {
+    if value >= 100.0 { format!("{} tokens/s", count(value.round() as u64)) } else { format!("{value:.1} tokens/s") }
+}
+
+pub(crate) fn plural(number: u64, word: &str) -> String {
+    if number == 1 { format!("{} {word}", count(number)) } else { format!("{} {word}s", count(number)) }
+}
+
+/// `embedding, blocks 1-4`; blocks count from 1, as the chain's first layer is the embedding.
+pub(crate) fn layers(model: &ModelSpec, stage: &Stage) -> String {
+    let mut words = Vec::new();
+    let mut blocks: Option<(usize, usize)> = None;
+    let mut head = false;
+    for layer in stage.layers().take(model.chain_len()) {
+        match model.kind(layer) {
+            LayerKind::Embedding => words.push("embedding".to_owned()),
+            LayerKind::Block => blocks = Some(blocks.map_or((layer, layer), |(first, _)| (first, layer))),
+            LayerKind::Head => head = true,
+        }
+    }
+    words.extend(blocks.map(|(first, last)| block_range(first, last)));
+    if head {
+        words.push("head".to_owned());
+    }
+    if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+}
+
+fn block_range(first: usize, last: usize) -> String {
+    if first == last { format!("block {first}") } else { format!("blocks {first}-{last}") }
+}
+
+/// `none`, `selective`, or per range of blocks where they differ.
+pub(crate) fn recompute(model: &ModelSpec, stage: &Stage) -> String {
+    let mut runs: Vec<(usize, usize, Recompute)> = Vec::new();
+    for (layer, policy) in stage.layers().zip(&stage.recompute) {
+        if layer == 0 || layer + 1 >= model.chain_len() {
+            continue;
+        }
+        match runs.last_mut() {
+            Some((_, last, same)) if same == policy => *last = layer,
+            _ => runs.push((layer, layer, *policy)),
+        }
+    }
+    match runs.as_slice() {
+        [] => "none".to_owned(),
+        [(_, _, policy)] => policy.name().to_owned(),
+        several => several
+            .iter()
+            .map(|(first, last, policy)| format!("{} {}", block_range(*first, *last), policy.name()))
+            .collect::<Vec<_>>()
+            .join(", "),
+    }
+}
+
+pub(crate) fn schedule(kind: ScheduleKind) -> &'static str {
+    match kind {
+        ScheduleKind::GPipe => "GPipe",
+        ScheduleKind::OneFOneB => "1F1B",
+        ScheduleKind::Interleaved => "interleaved 1F1B",
+    }
+}
+
+/// The plan's strategy as a sentence without its full stop.
+pub(crate) fn strategy(strategy: &ParallelStrategy, micro_batches: u32) -> String {
+    let mut axes = Vec::new();
+    if strategy.pipeline > 1 {
+        let mut text = format!("a pipeline of {} stages ({}", strategy.pipeline, schedule(strategy.schedule));
+        if strategy.virtual_stages > 1 {
+            text += &format!(", {} model chunks per rank", strategy.virtual_stages);
+        }
+        axes.push(text + ")");
+    }
+    if strategy.tensor > 1 {
+        let with = if strategy.sequence_parallel { " with sequence parallelism" } else { "" };
+        axes.push(format!("{}-way tensor parallelism{with}", strategy.tensor));
+    }
+    if strategy.context > 1 {
+        axes.push(format!("{}-way context parallelism", strategy.context));
+    }
+    if strategy.expert > 1 {
+        axes.push(format!("{}-way expert parallelism", strategy.expert));
+    }
+    if strategy.data > 1 {
+        axes.push(format!("{}-way data parallelism{}", strategy.data, sharding(strategy)));
+    }
+    let split = match axes.as_slice() {
+        [] => "one device holds the whole model".to_owned(),
+        [only] => only.clone(),
+        [several @ .., last] => format!("{} and {last}", several.join(", ")),
+    };
+    let recompute = match strategy.recompute {
+        Recompute::None => "nothing is recomputed",
+        Recompute::Selective => "the attention core is recomputed",
+        Recompute::Full => "whole blocks are recomputed",
+    };
+    let batches = plural(u64::from(micro_batches), "micro-batch").replace("batchs", "batches");
+    let sequences = plural(u64::from(strategy.micro_batch), "sequence");
+    format!("{split}; {batches} of {sequences} per step and replica; {recompute}")
+}
+
+fn sharding(strategy: &ParallelStrategy) -> String {
+    let what = match strategy.zero_stage {
+        0 => return String::new(),
+        1 => "optimizer state",
+        2 => "optimizer state and gradients",
+        _ => "optimizer state, gradients and parameters",
+    };
+    let group = if strategy.shard == strategy.data { String::new() } else { format!(" over groups of {}", strategy.shard) };
+    format!(" (ZeRO-{}: {what} sharded{group})", strategy.zero_stage)
+}
+
+/// What the search can promise.
+pub(crate) fn certificate(search: &SearchReport) -> String {
+    let claim = match search.stop_reason {
+        StopReason::Given => {
+            return format!("the strategy was given, not searched for; no execution of it is faster than {}", search.lower_bound_s);
+        }
+        StopReason::Optimal => format!("optimal in its space under this cost model, gap {}", percent(search.gap)),
+        StopReason::TimeLimit => format!("stopped by the time limit, at most {} from optimal", percent(search.gap)),
+        StopReason::SimulationLimit => {
+            format!("stopped by the simulation limit, at most {} from optimal", percent(search.gap))
+        }
+    };
+    format!(
+        "{claim}; {} explored, {} pruned, {} simulated; no plan of the space is faster than {}",
+        plural(search.explored, "strategy").replace("strategys", "strategies"),
+        count(search.pruned),
+        count(search.simulated),
+        search.lower_bound_s
+    )
+}
+
+/// Short form of the same, for a headline.
+pub(crate) fn stop_reason(reason: StopReason) -> &'static str {
+    match reason {
+        StopReason::Optimal => "optimal",
+        StopReason::TimeLimit => "time limit",
+        StopReason::SimulationLimit => "simulation limit",
+        StopReason::Given => "given",
+    }
+}
+
+pub(crate) fn regret(validation: &Validation) -> String {
+    let plans = plural(validation.runs.len() as u64, "plan");
+    if validation.regret <= 0.0 {
+        format!("the planner's choice was the fastest of the {plans} that ran")
+    } else {
+        format!(
+            "the planner's choice ran {} slower than the fastest of the {plans} that ran",
+            percent(validation.regret)
+        )
+    }
+}
+
+/// Where the profile of a plan came from.
+pub(crate) fn profile_source(plan: &Plan) -> String {
+    if plan.profile.path.is_empty() {
+        format!("modelled from the hardware catalogue, fingerprint {}", clean(&plan.profile.fingerprint))
+    } else {
+        format!("{}, fingerprint {}", clean(&plan.profile.path), clean(&plan.profile.fingerprint))
+    }
+}
+
+/// `2 devices on 1 node (cpu)`.
+pub(crate) fn devices(plan: &Plan) -> String {
+    let cluster = &plan.cluster;
+    let mut names: Vec<String> = cluster.nodes.iter().map(|group| clean(&group.device.name)).collect();
+    names.dedup();
+    format!(
+        "{} on {} ({})",
+        plural(u64::from(cluster.device_count()), "device"),
+        plural(u64::from(cluster.node_count()), "node"),
+        names.join(", ")
+    )
+}
+
+pub(crate) fn optimizer(optimizer: Optimizer) -> String {
+    match optimizer {
+        Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
+            format!("AdamW (betas {beta1} and {beta2}, epsilon {epsilon:e}, weight decay {weight_decay})")
+        }
+        Optimizer::Sgd { momentum, weight_decay } => {
+            format!("SGD (momentum {momentum}, weight decay {weight_decay})")
+        }
+    }
+}
+
+pub(crate) fn precision(precision: Precision) -> &'static str {
+    match precision {
+        Precision::Fp32 => "fp32",
+        Precision::Bf16 => "bf16",
+    }
+}
+
+pub(crate) fn segment(segment: Segment) -> &'static str {
+    match segment {
+        Segment::Embedding => "embedding",
+        Segment::AttentionNorm => "attention norm",
+        Segment::Attention => "attention",
+        Segment::MlpNorm => "MLP norm",
+        Segment::Mlp => "MLP",
+        Segment::FinalNorm => "final norm",
+        Segment::Logits => "logits",
+        Segment::Normalizer => "normalizer",
+        Segment::Loss => "loss",
+    }
+}
+
+pub(crate) fn pass(pass: Pass) -> &'static str {
+    match pass {
+        Pass::Forward => "forward",
+        Pass::Recompute => "recompute",
+        Pass::Backward => "backward",
+    }
+}
+
+pub(crate) fn collective(kind: CollectiveKind) -> &'static str {
+    match kind {
+        CollectiveKind::AllReduce => "all-reduce",
+        CollectiveKind::ReduceScatter => "reduce-scatter",
+        CollectiveKind::AllGather => "all-gather",
+    }
+}
+
+pub(crate) fn operation(kind: OperationKind) -> &'static str {
+    match kind {
+        OperationKind::Forward => "forward",
+        OperationKind::Backward => "backward",
+        OperationKind::Receive => "receive",
+        OperationKind::Send => "send",
+        OperationKind::Reduce => "reduce",
+        OperationKind::Gather => "gather",
+        OperationKind::Optimizer => "optimizer",
+    }
+}
+
+pub(crate) fn stream(stream: Stream) -> &'static str {
+    match stream {
+        Stream::Compute => "compute",
+        Stream::Communication => "communication",
+    }
+}
+
+/// Day and time in UTC, from seconds since 1970 (days to civil date after Howard Hinnant).
+pub(crate) fn date(unix_s: u64) -> String {
+    if unix_s == 0 {
+        return "unknown".to_owned();
+    }
+    let (days, seconds) = (unix_s / 86_400, unix_s % 86_400);
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02} UTC", seconds / 3600, seconds / 60 % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_grouped_and_dates_are_civil() {
+        assert_eq!([count(7), count(1234), count(1_234_567)], ["7", "1,234", "1,234,567"]);
+        assert_eq!(date(1_709_210_096), "2024-02-29 12:34 UTC");
+    }
+
+    #[test]
+    fn layers_and_recomputation_are_told_in_ranges() {
+        let model = autodist_spec::catalog::model("gpt3-175b").unwrap();
+        let policy = |layer: u32| if (1..=3).contains(&layer) { Recompute::Full } else { Recompute::None };
+        let stage = Stage { first_layer: 0, end_layer: 6, recompute: (0..6).map(policy).collect() };
+        assert_eq!(layers(&model, &stage), "embedding, blocks 1-5");
+        assert_eq!(recompute(&model, &stage), "blocks 1-3 full, blocks 4-5 none");
+        let last = Stage { first_layer: 96, end_layer: 98, recompute: vec![Recompute::None; 2] };
+        assert_eq!(layers(&model, &last), "block 96, head");
+        assert_eq!(recompute(&model, &last), "none");
+    }
+
+    #[test]
+    fn a_strategy_reads_as_a_sentence() {
+        let mut given = ParallelStrategy::data_parallel(4, 2);
+        given.pipeline = 2;
+        given.zero_stage = 1;
+        given.shard = 2;
+        assert_eq!(
+            strategy(&given, 4),
+            "a pipeline of 2 stages (1F1B) and 4-way data parallelism (ZeRO-1: optimizer state sharded over groups \
+             of 2); 4 micro-batches of 2 sequences per step and replica; nothing is recomputed"
+        );
+    }
+}
