@@ -117,7 +117,7 @@ pub(crate) struct RingCommunicator {
     members: Vec<usize>,
     rank: usize,
     /// To the next and from the previous member; none in a group of one. In a group of two they are two as well:
-    /// with one for both directions, small all-reduces took twice as long (Linux 6, loopback).
+    /// with one for both directions, small all-reduces took twice as long over loopback.
     neighbours: Option<(Arc<dyn Connection>, Arc<dyn Connection>)>,
     scratch: Vec<f32>,
     counters: Counters,

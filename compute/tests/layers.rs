@@ -1,4 +1,5 @@
-//! Every backward against finite differences; every way of dividing the work against one rank.
+//! Every backward against finite differences, every way of dividing the work against one rank, and all of it
+//! against PyTorch.
 
 mod common;
 
@@ -69,7 +70,7 @@ fn every_division_equals_one_rank() {
             for (sequence_parallel, keep_probabilities) in
                 [(false, true), (false, false), (true, true), (true, false)]
             {
-                let way = Way { degree, sequence_parallel, keep_probabilities };
+                let way = Way { degree, sequence_parallel, keep_probabilities, ..ONE_RANK };
                 let (divided_loss, divided) = train_step::<f64>(&model, &parameters, &batch, way);
                 assert!((loss - divided_loss).abs() < 1e-12 * loss);
                 for (layer, (divided, whole)) in divided.iter().zip(&gradients).enumerate() {
@@ -86,13 +87,14 @@ fn every_division_equals_one_rank() {
 }
 
 #[test]
-fn recomputed_probabilities_change_no_bit() {
+fn recomputed_probabilities_and_batched_heads_change_no_bit() {
     for model in [gpt2_like(), llama_like()] {
         let (parameters, batch) = case(&model);
-        let kept = train_step::<f32>(&model, &parameters, &batch, ONE_RANK);
-        let recomputed =
-            train_step::<f32>(&model, &parameters, &batch, Way { keep_probabilities: false, ..ONE_RANK });
-        assert_eq!(kept, recomputed);
+        let one_by_one = train_step::<f32>(&model, &parameters, &batch, ONE_RANK);
+        for (keep_probabilities, heads_at_once) in [(false, 1), (true, 3), (false, 3), (true, 99)] {
+            let way = Way { keep_probabilities, heads_at_once, ..ONE_RANK };
+            assert_eq!(one_by_one, train_step::<f32>(&model, &parameters, &batch, way));
+        }
     }
 }
 
@@ -107,5 +109,50 @@ fn single_precision_agrees_with_double() {
             let error = relative_error(single, double);
             assert!(error < 1e-5, "{}: {error:e}", model.name);
         }
+    }
+}
+
+/// Against `reference.py`: the loss, then the Euclidean norm of each layer's gradient.
+#[test]
+fn losses_and_gradients_are_pytorchs() {
+    let references = [
+        (
+            gpt2_like(),
+            [
+                3.3056388248537005,
+                1.5965306758436317,
+                1.7860785537931898,
+                1.0155333250040042,
+                0.46968979968769725,
+            ],
+        ),
+        (
+            llama_like(),
+            [
+                2.8605036666982904,
+                1.7217826574740709,
+                2.41377056898235,
+                1.4631832627478802,
+                1.2541978757117878,
+            ],
+        ),
+        (
+            qwen_like(),
+            [
+                3.06931968080234,
+                1.9825279753996068,
+                2.403655824451732,
+                1.1758290772345303,
+                0.36750975156418786,
+            ],
+        ),
+    ];
+    for (model, reference) in references {
+        let (parameters, batch) = case(&model);
+        let (loss, gradients) = train_step::<f64>(&model, &parameters, &batch, ONE_RANK);
+        let norm = |layer: &Vec<f64>| layer.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let ours: Vec<f64> = std::iter::once(loss).chain(gradients.iter().map(norm)).collect();
+        let error = relative_error(&ours, &reference);
+        assert!(error < 1e-12, "{}: {ours:?} is not {reference:?}", model.name);
     }
 }

@@ -83,16 +83,12 @@ impl Curve {
         self.fit = Some((alpha_s, beta_s_per_unit));
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.points.is_empty()
-    }
-
     /// Straight lines in log–log between points, where times follow a power law piece by piece; beyond them the fit
     /// (Hockney's alpha + beta n), or else the line through the last two points.
     pub fn log_log(&self, size: f64) -> Option<Price> {
         Some(match self.place(size) {
             Place::Exact(price) => price,
-            Place::Between(a, b) => between(a, b, size, log_weight),
+            Place::Between(a, b) => log_between(a, b, size),
             Place::Beyond(near, next) => match self.fit {
                 Some((alpha, beta)) => like(near.1, alpha + beta * size),
                 None => beyond(near, next, size),
@@ -105,7 +101,7 @@ impl Curve {
     pub fn linear(&self, size: f64) -> Option<Price> {
         Some(match self.place(size) {
             Place::Exact(price) => price,
-            Place::Between(a, b) => between(a, b, size, linear_weight),
+            Place::Between(a, b) => linear_between(a, b, size),
             Place::Beyond(near, next) => beyond(near, next, size),
             Place::Nowhere => return None,
         })
@@ -115,7 +111,7 @@ impl Curve {
     pub fn proportional(&self, size: f64) -> Option<Price> {
         Some(match self.place(size) {
             Place::Exact(price) => price,
-            Place::Between(a, b) => between(a, b, size, log_weight),
+            Place::Between(a, b) => log_between(a, b, size),
             Place::Beyond(near, _) => beyond(near, None, size),
             Place::Nowhere => return None,
         })
@@ -138,20 +134,22 @@ pub fn linear_weight(a: f64, b: f64, x: f64) -> f64 {
     (x - a) / (b - a)
 }
 
-fn log_weight(a: f64, b: f64, x: f64) -> f64 {
-    if a > 0.0 { (x / a).ln() / (b / a).ln() } else { linear_weight(a, b, x) }
+fn linear_between(a: &(f64, Price), b: &(f64, Price), x: f64) -> Price {
+    let weight = linear_weight(a.0, b.0, x);
+    interpolated(a, b, weight, a.1.seconds + weight * (b.1.seconds - a.1.seconds))
 }
 
-fn between(a: &(f64, Price), b: &(f64, Price), x: f64, weight: fn(f64, f64, f64) -> f64) -> Price {
-    let w = weight(a.0, b.0, x);
-    let geometric = weight == log_weight as fn(f64, f64, f64) -> f64 && a.1.seconds > 0.0 && b.1.seconds > 0.0;
-    let mix = |low: f64, high: f64| low + w * (high - low);
-    let seconds = if geometric {
-        mix(a.1.seconds.ln(), b.1.seconds.ln()).exp()
-    } else {
-        mix(a.1.seconds, b.1.seconds)
-    };
-    let half_width = mix(a.1.half_width, b.1.half_width);
+/// Linear where a size or a time is zero and has no logarithm.
+fn log_between(a: &(f64, Price), b: &(f64, Price), x: f64) -> Price {
+    if a.0 <= 0.0 || a.1.seconds <= 0.0 || b.1.seconds <= 0.0 {
+        return linear_between(a, b, x);
+    }
+    let weight = (x / a.0).ln() / (b.0 / a.0).ln();
+    interpolated(a, b, weight, a.1.seconds * (b.1.seconds / a.1.seconds).powf(weight))
+}
+
+fn interpolated(a: &(f64, Price), b: &(f64, Price), weight: f64, seconds: f64) -> Price {
+    let half_width = a.1.half_width + weight * (b.1.half_width - a.1.half_width);
     let provenance = a.1.provenance.max(b.1.provenance);
     Price { seconds, half_width, provenance }.no_better_than(Provenance::Interpolated)
 }

@@ -24,15 +24,17 @@ mod estimate;
 mod layers;
 mod measured;
 mod memory;
+mod outline;
 mod priced;
 mod simulate;
 pub mod synthetic;
 
 pub use bound::{ChunkWork, pipeline_bound};
 pub use curve::Price;
-pub use layers::{LayerCosts, Split};
+pub use layers::{LayerCost, LayerCosts, Split};
 pub use measured::{SegmentKey, SegmentPrice, Unpriced};
 pub use memory::persistent_bytes;
+pub use outline::{InFlight, Outline, in_flight};
 pub use priced::Priced;
 pub use simulate::Simulation;
 

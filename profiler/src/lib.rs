@@ -1,1 +1,190 @@
-//! placeholder
+//! Measures what the executor will run, on the devices and links that it will use, with every rank busy at once.
+//!
+//! Layers are measured inside real training steps: a probe is a training [`Task`] whose every instruction is timed
+//! and whose memory is counted. Links, messages, and what compute and communication do to each other are measured by
+//! tasks of their own. Rounds repeat until the medians are known well enough or the budget is spent.
+
+mod assemble;
+mod links;
+mod overlap;
+mod probes;
+
+pub use links::LinkTask;
+pub use overlap::OverlapTask;
+
+use autodist_compute::Cpu;
+use autodist_executor::launcher::{LaunchError, LaunchOptions, Worker, launch};
+use autodist_executor::{ExecutionError, RankOutcome, Task, host, train};
+use autodist_spec::profile::Environment;
+use autodist_spec::{Job, ModelSpec, Profile};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::time::Instant;
+
+/// What a rank can be asked to do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Assignment {
+    Train(Box<Task>),
+    Links(LinkTask),
+    Overlap(OverlapTask),
+}
+
+/// A rank's answer to an assignment, by the handler of [`autodist_executor::launcher::serve`].
+///
+/// # Errors
+/// Whatever ends the assignment early.
+pub fn handle(worker: &mut Worker, index: usize, assignment: &Value) -> Result<Value, ExecutionError> {
+    let broken = |error: serde_json::Error| ExecutionError::System { what: "reading an assignment", source: error.into() };
+    let name = format!("a{index}");
+    let assignment = Assignment::deserialize(assignment).map_err(broken)?;
+    let answer = match assignment {
+        Assignment::Train(task) => {
+            let outcome = train(&Cpu::<f32>::new(), &task, &mut worker.endpoint, &name, worker.placement)?;
+            serde_json::to_value(outcome)
+        }
+        Assignment::Links(task) => serde_json::to_value(links::measure(&task, worker, &name)?),
+        Assignment::Overlap(task) => serde_json::to_value(overlap::measure(&task, worker, &name)?),
+    };
+    answer.map_err(broken)
+}
+
+/// What is to be profiled.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub model: ModelSpec,
+    pub job: Job,
+    /// Ranks that work at once; each is a device.
+    pub ranks: u32,
+    /// Seconds after which no further round begins.
+    pub budget_s: f64,
+    /// Width of a median's confidence interval, relative to the median, at which a cell is known well enough.
+    pub precision: f64,
+}
+
+/// Where the profiler is.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress<'a> {
+    pub done: usize,
+    pub of: usize,
+    pub what: &'a str,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProfileError {
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    #[error("a rank answered something that is no measurement: {0}")]
+    Answer(#[from] serde_json::Error),
+    #[error("no micro-batch and tensor degree fit {ranks} ranks and a global batch of {global_batch}: nothing can be measured")]
+    Nothing { ranks: u32, global_batch: u32 },
+}
+
+/// Measures. `earlier` is a profile to go on from: its cells are not measured again. `partial` sees the profile after
+/// every piece, so that an interruption loses little.
+///
+/// # Errors
+/// Ranks that cannot be started or fail; nothing to measure.
+pub fn profile(
+    request: &Request,
+    options: &LaunchOptions,
+    earlier: Option<Profile>,
+    mut progress: impl FnMut(Progress<'_>),
+    mut partial: impl FnMut(&Profile),
+) -> Result<Profile, ProfileError> {
+    let began = Instant::now();
+    let mut assembly = assemble::Assembly::new(request, earlier, environment(options.realtime));
+    let mut round = 0;
+    loop {
+        let pieces = probes::round(request, &assembly, round);
+        if round == 0 && pieces.is_empty() && assembly.is_empty() {
+            return Err(ProfileError::Nothing { ranks: request.ranks, global_batch: request.job.global_batch });
+        }
+        if pieces.is_empty() {
+            break;
+        }
+        let values: Vec<Value> = pieces.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
+        let mut failure = None;
+        let total = pieces.len();
+        launch(request.ranks as usize, &values, options, |index, answers| {
+            if let Err(error) = assembly.take(&pieces[index], answers) {
+                failure = Some(error);
+            }
+            progress(Progress { done: index + 1, of: total, what: &format!("round {}: {}", round + 1, describe(&pieces[index])) });
+            partial(&assembly.profile(false));
+        })?;
+        if let Some(error) = failure {
+            return Err(error.into());
+        }
+        round += 1;
+        if began.elapsed().as_secs_f64() > request.budget_s {
+            break;
+        }
+    }
+    Ok(assembly.profile(true))
+}
+
+fn describe(assignment: &Assignment) -> String {
+    match assignment {
+        Assignment::Train(task) => {
+            let s = &task.strategy;
+            let sp = if s.sequence_parallel { " sp" } else { "" };
+            format!("layers at tp{}{sp} mb{}, recompute {}", s.tensor, s.micro_batch, s.recompute.name())
+        }
+        Assignment::Links(_) => "links and collectives".to_owned(),
+        Assignment::Overlap(_) => "compute beside communication".to_owned(),
+    }
+}
+
+/// The circumstances of a measurement that begins now.
+pub fn environment(realtime: bool) -> Environment {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Environment {
+        host: host::name(),
+        processor: host::processor(),
+        cores: host::cores().len() as u32,
+        realtime,
+        started_unix_s: now.as_secs(),
+        autodist_version: env!("CARGO_PKG_VERSION").to_owned(),
+        emulated: false,
+        warnings: Vec::new(),
+    }
+}
+
+/// Whether `profile` holds what `request` would measure on this machine; otherwise why not.
+///
+/// # Errors
+/// The first difference, in words.
+pub fn matches(profile: &Profile, request: &Request) -> Result<(), String> {
+    let here = environment(false);
+    let differs = |what: &str, theirs: &dyn std::fmt::Display, ours: &dyn std::fmt::Display| {
+        Err(format!("its {what} is {theirs}, not {ours}"))
+    };
+    if profile.model != request.model {
+        return differs("model", &profile.model.name, &request.model.name);
+    }
+    if profile.seq_len != request.job.seq_len {
+        return differs("sequence length", &profile.seq_len, &request.job.seq_len);
+    }
+    if profile.optimizer_kind.state_elements() != request.job.optimizer.state_elements() {
+        return Err("it was measured with another optimizer".to_owned());
+    }
+    if profile.cluster.device_count() != request.ranks {
+        return differs("number of devices", &profile.cluster.device_count(), &request.ranks);
+    }
+    if profile.environment.processor != here.processor || profile.environment.cores != here.cores {
+        return differs("processor", &profile.environment.processor, &here.processor);
+    }
+    if profile.environment.autodist_version != here.autodist_version {
+        return differs("autodist version", &profile.environment.autodist_version, &here.autodist_version);
+    }
+    Ok(())
+}
+
+/// The outcomes of a training assignment.
+///
+/// # Errors
+/// An answer that is no outcome.
+pub fn outcomes(answers: Vec<Value>) -> Result<Vec<RankOutcome>, serde_json::Error> {
+    answers.into_iter().map(serde_json::from_value).collect()
+}

@@ -15,23 +15,27 @@ use crate::backend::*;
 use autodist_spec::model::{Activation, Norm};
 use simd::Simd;
 use std::marker::PhantomData;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 
 /// One core, computing in `T`.
 #[derive(Debug, Clone)]
 pub struct Cpu<T> {
     simd: Simd,
+    heads_at_once: usize,
     element: PhantomData<fn() -> T>,
 }
 
 impl<T: Real> Cpu<T> {
     /// Uses the widest vector instructions that the processor has.
     pub fn new() -> Self {
-        Self::with(Simd::detect())
+        Self { simd: Simd::detect(), heads_at_once: 1, element: PhantomData }
     }
 
-    fn with(simd: Simd) -> Self {
-        Self { simd, element: PhantomData }
+    /// By default heads are computed one by one, so that the scores of one stay in the cache.
+    #[must_use]
+    pub fn with_heads_at_once(self, heads_at_once: NonZeroUsize) -> Self {
+        Self { heads_at_once: heads_at_once.get(), ..self }
     }
 }
 
@@ -273,8 +277,8 @@ impl<T: Real> Backend for Cpu<T> {
         }
     }
 
-    fn heads_at_once(&self, _heads: usize) -> usize {
-        1
+    fn heads_at_once(&self, heads: usize) -> usize {
+        self.heads_at_once.min(heads)
     }
 
     fn rotary(&self, rotary: RotaryShape, direction: Direction, rows: RegionMut<'_, Self>) {

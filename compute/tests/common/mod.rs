@@ -2,9 +2,9 @@
 //! what the executor does, in small.
 
 use autodist_compute::cpu::Real;
-use autodist_compute::layers::{LayerShape, TensorShard};
+use autodist_compute::layers::{HeadStatistics, LayerShape, Norm, NormStatistics, TensorShard};
 use autodist_compute::{Backend, Cpu, Region, RegionMut};
-use autodist_spec::model::{Activation, LayerKind, ModelSpec, Norm, Positions, TensorSplit, share};
+use autodist_spec::model::{self, Activation, LayerKind, ModelSpec, Positions, TensorSplit, share};
 
 /// Widths that are no multiple of a vector register, a vocabulary that two ranks cannot halve.
 pub fn gpt2_like() -> ModelSpec {
@@ -19,7 +19,7 @@ pub fn gpt2_like() -> ModelSpec {
         vocab: 13,
         max_seq_len: 8,
         positions: Positions::Learned,
-        norm: Norm::LayerNorm,
+        norm: model::Norm::LayerNorm,
         norm_epsilon: 1e-5,
         activation: Activation::Gelu,
         bias: true,
@@ -35,7 +35,7 @@ pub fn llama_like() -> ModelSpec {
         kv_heads: 4,
         head_dim: 6,
         positions: Positions::Rotary { theta: 100.0 },
-        norm: Norm::RmsNorm,
+        norm: model::Norm::RmsNorm,
         activation: Activation::SwiGlu,
         bias: false,
         tied_embeddings: false,
@@ -79,7 +79,7 @@ pub type Chain = Vec<Vec<f64>>;
 
 pub fn random_parameters(model: &ModelSpec, noise: &mut Noise) -> Chain {
     let layer = |kind| {
-        let parameter = |parameter: &autodist_spec::model::Parameter| {
+        let parameter = |parameter: &model::Parameter| {
             let centre = if parameter.name.ends_with("norm.weight") { 1.0 } else { 0.0 };
             let numbers = noise.numbers(parameter.elements() as usize);
             numbers.into_iter().map(|x| centre + 0.5 * x).collect::<Vec<_>>()
@@ -110,9 +110,11 @@ pub struct Way {
     pub degree: u32,
     pub sequence_parallel: bool,
     pub keep_probabilities: bool,
+    pub heads_at_once: usize,
 }
 
-pub const ONE_RANK: Way = Way { degree: 1, sequence_parallel: false, keep_probabilities: true };
+pub const ONE_RANK: Way =
+    Way { degree: 1, sequence_parallel: false, keep_probabilities: true, heads_at_once: 1 };
 
 /// Mean loss and its gradients.
 pub fn train_step<T: Real>(model: &ModelSpec, parameters: &Chain, batch: &Batch, way: Way) -> (f64, Chain) {
@@ -121,12 +123,34 @@ pub fn train_step<T: Real>(model: &ModelSpec, parameters: &Chain, batch: &Batch,
     (loss, group.gradients(parameters))
 }
 
-type Buffers<T> = Vec<<Cpu<T> as Backend>::Buffer>;
+type Buffer<T> = <Cpu<T> as Backend>::Buffer;
+
+/// One for each rank, or for each layer.
+type Buffers<T> = Vec<Buffer<T>>;
+
+/// What half a block keeps, on every rank.
+struct Half<T: Real, S> {
+    x: Buffers<T>,
+    statistics: Vec<NormStatistics<Cpu<T>>>,
+    h: Buffers<T>,
+    saved: Vec<S>,
+}
 
 struct Rank<T: Real> {
     shape: LayerShape,
     parameters: Buffers<T>,
     gradients: Buffers<T>,
+}
+
+impl<T: Real> Rank<T> {
+    fn parameters(&self, layer: usize) -> Region<'_, Cpu<T>> {
+        Region::start(&self.parameters[layer])
+    }
+
+    fn parts(&mut self, layer: usize) -> (&LayerShape, Region<'_, Cpu<T>>, RegionMut<'_, Cpu<T>>) {
+        let Self { shape, parameters, gradients } = self;
+        (shape, Region::start(&parameters[layer]), RegionMut::start(&mut gradients[layer]))
+    }
 }
 
 struct Group<'a, T: Real> {
@@ -165,7 +189,8 @@ fn cut(
 
 impl<'a, T: Real> Group<'a, T> {
     fn new(model: &'a ModelSpec, parameters: &Chain, batch: &Batch, way: Way) -> Self {
-        let device = Cpu::new();
+        let heads_at_once = way.heads_at_once.try_into().expect("at least one head");
+        let device = Cpu::new().with_heads_at_once(heads_at_once);
         let rank = |rank| {
             let shard = TensorShard { rank, degree: way.degree, sequence_parallel: way.sequence_parallel };
             let shape = LayerShape::new(model, batch.micro_batch, batch.seq_len, shard);
@@ -223,7 +248,7 @@ impl<'a, T: Real> Group<'a, T> {
     /// Sums onto the residual stream: all-reduce, or reduce-scatter of rows.
     fn scatter(&self, parts: Buffers<T>) -> Buffers<T> {
         let whole = self.sum(parts);
-        let rows = |(rank, whole): (&Rank<T>, &<Cpu<T> as Backend>::Buffer)| {
+        let rows = |(rank, whole): (&Rank<T>, &Buffer<T>)| {
             let width = rank.shape.hidden;
             self.device.upload(&whole[rank.shape.rows.start * width..rank.shape.rows.end * width])
         };
@@ -239,217 +264,151 @@ impl<'a, T: Real> Group<'a, T> {
         shards.iter().map(|_| self.device.upload(&whole)).collect()
     }
 
+    fn each<R>(&self, f: impl Fn(usize, &Rank<T>) -> R) -> Vec<R> {
+        self.ranks.iter().enumerate().map(|(index, rank)| f(index, rank)).collect()
+    }
+
     fn step(&mut self, batch: &Batch) -> f64 {
         let device = self.device.clone();
-        let (tokens, targets) = (device.upload_indices(&batch.tokens), device.upload_indices(&batch.targets));
-        let blocks = self.model.layers as usize;
-        let head = blocks + 1;
-        let degree = self.ranks.len();
-
-        let out = self
-            .ranks
-            .iter()
-            .map(|r| r.shape.embedding.forward(&device, Region::start(&r.parameters[0]), &tokens));
-        let mut x = self.scatter(out.collect());
+        let tokens = device.upload_indices(&batch.tokens);
+        let out = self.each(|_, r| r.shape.embedding.forward(&device, r.parameters(0), &tokens));
+        let mut x = self.scatter(out);
         let mut saved = Vec::new();
-        for layer in 1..=blocks {
-            let (h, attention_statistics): (Buffers<T>, Vec<_>) = self
-                .ranks
-                .iter()
-                .zip(&x)
-                .map(|(r, x)| r.shape.attention_norm.forward(&device, Region::start(&r.parameters[layer]), x))
-                .unzip();
-            let attention_h = self.gather(&h);
-            let (out, attention_saved): (Buffers<T>, Vec<_>) = (0..degree)
-                .map(|i| {
-                    let r = &self.ranks[i];
-                    r.shape.attention.forward(
-                        &device,
-                        Region::start(&r.parameters[layer]),
-                        &attention_h[i],
-                        &x[i],
-                        self.way.keep_probabilities,
-                    )
-                })
-                .unzip();
-            let middle = self.scatter(out);
-            let (h, mlp_statistics): (Buffers<T>, Vec<_>) = self
-                .ranks
-                .iter()
-                .zip(&middle)
-                .map(|(r, x)| r.shape.mlp_norm.forward(&device, Region::start(&r.parameters[layer]), x))
-                .unzip();
-            let mlp_h = self.gather(&h);
-            let (out, mlp_saved): (Buffers<T>, Vec<_>) = (0..degree)
-                .map(|i| {
-                    let r = &self.ranks[i];
-                    r.shape.mlp.forward(&device, Region::start(&r.parameters[layer]), &mlp_h[i], &middle[i])
-                })
-                .unzip();
-            let next = self.scatter(out);
-            saved.push((
+        for layer in 1..=self.model.layers as usize {
+            let (middle, attention) = self.forward_half(
+                layer,
                 x,
-                attention_statistics,
-                attention_h,
-                attention_saved,
+                |shape| &shape.attention_norm,
+                |r, h, x| {
+                    let keep = self.way.keep_probabilities;
+                    r.shape.attention.forward(&device, r.parameters(layer), h, x, keep)
+                },
+            );
+            let (y, mlp) = self.forward_half(
+                layer,
                 middle,
-                mlp_statistics,
-                mlp_h,
-                mlp_saved,
-            ));
-            x = next;
+                |shape| &shape.mlp_norm,
+                |r, h, x| r.shape.mlp.forward(&device, r.parameters(layer), h, x),
+            );
+            x = y;
+            saved.push((layer, attention, mlp));
         }
-
-        let (h, statistics): (Buffers<T>, Vec<_>) = self
-            .ranks
-            .iter()
-            .zip(&x)
-            .map(|(r, x)| r.shape.final_norm.forward(&device, Region::start(&r.parameters[head]), x))
-            .unzip();
-        let h = self.gather(&h);
-        let table = |rank: &Rank<T>| rank.shape.head.table_offset.map_or((0, 0), |offset| (head, offset));
-        let (mut logits, max): (Buffers<T>, Buffers<T>) = (0..degree)
-            .map(|i| {
-                let (rank, (layer, offset)) = (&self.ranks[i], table(&self.ranks[i]));
-                rank.shape.head.logits(&device, Region::new(&rank.parameters[layer], offset), &h[i])
-            })
-            .unzip();
-        let largest: Vec<T> = (0..max[0].len())
-            .map(|row| max.iter().map(|m| m[row]).fold(T::LOWEST, |a, b| if b > a { b } else { a }))
-            .collect();
-        let mut head_statistics: Vec<_> = (0..degree)
-            .map(|i| {
-                self.ranks[i].shape.head.exponentials(
-                    &device,
-                    &mut logits[i],
-                    device.upload(&largest),
-                    &targets,
-                )
-            })
-            .collect();
-        let sums = self.sum(head_statistics.iter().map(|s| device.upload(&s.sums)).collect());
-        for (statistics, sums) in head_statistics.iter_mut().zip(sums) {
-            statistics.sums = sums;
-        }
-        let scale = 1.0 / batch.targets.len() as f64;
-        let loss = self.ranks[0].shape.head.loss(&device, &head_statistics[0]) * scale;
-
-        let mut dh = Vec::new();
-        for (i, (exponentials, statistics)) in logits.into_iter().zip(head_statistics).enumerate() {
-            let (layer, offset) = table(&self.ranks[i]);
-            let rank = &mut self.ranks[i];
-            dh.push(rank.shape.head.backward(
-                &device,
-                Region::new(&rank.parameters[layer], offset),
-                RegionMut::new(&mut rank.gradients[layer], offset),
-                &h[i],
-                exponentials,
-                statistics,
-                &targets,
-                scale,
-            ));
-        }
-        let dh = self.scatter(dh);
-        let mut dy: Buffers<T> = Vec::new();
-        for (i, (dh, statistics)) in dh.into_iter().zip(statistics).enumerate() {
-            let rank = &mut self.ranks[i];
-            dy.push(rank.shape.final_norm.backward(
-                &device,
-                Region::start(&rank.parameters[head]),
-                RegionMut::start(&mut rank.gradients[head]),
-                &x[i],
-                statistics,
-                dh,
-                None,
-            ));
-        }
-
-        for layer in (1..=blocks).rev() {
-            let (
-                x,
-                attention_statistics,
-                attention_h,
-                attention_saved,
-                middle,
-                mlp_statistics,
-                mlp_h,
-                mlp_saved,
-            ) = saved.pop().expect("one entry per block");
+        let (loss, mut dy) = self.head(x, batch);
+        for (layer, attention, mlp) in saved.into_iter().rev() {
             dy = self.backward_half(
                 layer,
-                &middle,
+                mlp,
                 dy,
-                mlp_statistics,
-                mlp_saved,
-                |rank, saved, dy, i| {
-                    rank.shape.mlp.backward(
-                        &device,
-                        Region::start(&rank.parameters[layer]),
-                        RegionMut::start(&mut rank.gradients[layer]),
-                        &mlp_h[i],
-                        saved,
-                        dy,
-                    )
+                |shape| &shape.mlp_norm,
+                |r, h, saved, dy| {
+                    let (shape, p, g) = r.parts(layer);
+                    shape.mlp.backward(&device, p, g, h, saved, dy)
                 },
-                |rank| &rank.shape.mlp_norm,
             );
             dy = self.backward_half(
                 layer,
-                &x,
+                attention,
                 dy,
-                attention_statistics,
-                attention_saved,
-                |rank, saved, dy, i| {
-                    rank.shape.attention.backward(
-                        &device,
-                        Region::start(&rank.parameters[layer]),
-                        RegionMut::start(&mut rank.gradients[layer]),
-                        &attention_h[i],
-                        saved,
-                        dy,
-                    )
+                |shape| &shape.attention_norm,
+                |r, h, saved, dy| {
+                    let (shape, p, g) = r.parts(layer);
+                    shape.attention.backward(&device, p, g, h, saved, dy)
                 },
-                |rank| &rank.shape.attention_norm,
             );
         }
         let dy = self.gather(&dy);
         for (rank, dy) in self.ranks.iter_mut().zip(&dy) {
-            rank.shape.embedding.backward(&device, RegionMut::start(&mut rank.gradients[0]), &tokens, dy);
+            let (shape, _, gradients) = rank.parts(0);
+            shape.embedding.backward(&device, gradients, &tokens, dy);
         }
         loss
     }
 
-    /// Backward of `x + segment(norm(x))`.
+    /// `x + segment(norm(x))`.
+    fn forward_half<S>(
+        &self,
+        layer: usize,
+        x: Buffers<T>,
+        norm: impl Fn(&LayerShape) -> &Norm,
+        segment: impl Fn(&Rank<T>, &Buffer<T>, &Buffer<T>) -> (Buffer<T>, S),
+    ) -> (Buffers<T>, Half<T, S>) {
+        let normed = self.each(|i, r| norm(&r.shape).forward(&self.device, r.parameters(layer), &x[i]));
+        let (h, statistics): (Buffers<T>, _) = normed.into_iter().unzip();
+        let h = self.gather(&h);
+        let (out, saved) = self.each(|i, r| segment(r, &h[i], &x[i])).into_iter().unzip();
+        (self.scatter(out), Half { x, statistics, h, saved })
+    }
+
     fn backward_half<S>(
         &mut self,
         layer: usize,
-        x: &Buffers<T>,
+        half: Half<T, S>,
         dy: Buffers<T>,
-        statistics: Vec<autodist_compute::layers::NormStatistics<Cpu<T>>>,
-        saved: Vec<S>,
-        segment: impl Fn(&mut Rank<T>, S, &<Cpu<T> as Backend>::Buffer, usize) -> <Cpu<T> as Backend>::Buffer,
-        norm: impl Fn(&Rank<T>) -> &autodist_compute::layers::Norm,
+        norm: impl Fn(&LayerShape) -> &Norm,
+        segment: impl Fn(&mut Rank<T>, &Buffer<T>, S, &Buffer<T>) -> Buffer<T>,
     ) -> Buffers<T> {
-        let device = self.device.clone();
-        let full = self.gather(&dy);
-        let dh =
-            saved.into_iter().enumerate().map(|(i, s)| segment(&mut self.ranks[i], s, &full[i], i)).collect();
+        let whole = self.gather(&dy);
+        let saved = self.ranks.iter_mut().zip(half.saved).enumerate();
+        let dh = saved.map(|(i, (rank, saved))| segment(rank, &half.h[i], saved, &whole[i])).collect();
         let dh = self.scatter(dh);
-        let mut dx = Vec::new();
-        for (i, (dh, statistics)) in dh.into_iter().zip(statistics).enumerate() {
-            let rank = &mut self.ranks[i];
-            let norm = norm(rank).clone();
-            dx.push(norm.backward(
-                &device,
-                Region::start(&rank.parameters[layer]),
-                RegionMut::start(&mut rank.gradients[layer]),
-                &x[i],
-                statistics,
-                dh,
-                Some(&dy[i]),
-            ));
+        self.backward_norm(layer, &half.x, half.statistics, dh, Some(&dy), norm)
+    }
+
+    fn backward_norm(
+        &mut self,
+        layer: usize,
+        x: &Buffers<T>,
+        statistics: Vec<NormStatistics<Cpu<T>>>,
+        dh: Buffers<T>,
+        residual: Option<&Buffers<T>>,
+        norm: impl Fn(&LayerShape) -> &Norm,
+    ) -> Buffers<T> {
+        let device = &self.device;
+        let each = self.ranks.iter_mut().zip(dh.into_iter().zip(statistics)).enumerate();
+        each.map(|(i, (rank, (dh, statistics)))| {
+            let (shape, p, g) = rank.parts(layer);
+            norm(shape).backward(device, p, g, &x[i], statistics, dh, residual.map(|r| &r[i]))
+        })
+        .collect()
+    }
+
+    /// Mean loss, and the gradient of `x`.
+    fn head(&mut self, x: Buffers<T>, batch: &Batch) -> (f64, Buffers<T>) {
+        let device = self.device.clone();
+        let targets = device.upload_indices(&batch.targets);
+        let layer = self.model.chain_len() - 1;
+        let normed = self.each(|i, r| r.shape.final_norm.forward(&device, r.parameters(layer), &x[i]));
+        let (h, statistics): (Buffers<T>, _) = normed.into_iter().unzip();
+        let h = self.gather(&h);
+        let table = |shape: &LayerShape| shape.head.table_offset.map_or((0, 0), |offset| (layer, offset));
+
+        let logits = self.each(|i, r| {
+            let (layer, offset) = table(&r.shape);
+            r.shape.head.logits(&device, r.parameters(layer).skip(offset), &h[i])
+        });
+        let (logits, max): (Buffers<T>, Buffers<T>) = logits.into_iter().unzip();
+        let larger = |a: T, b: T| if b > a { b } else { a };
+        let largest: Vec<T> =
+            (0..max[0].len()).map(|row| max.iter().map(|m| m[row]).fold(T::LOWEST, larger)).collect();
+        let exponentials = self.ranks.iter().zip(logits).map(|(r, mut logits)| {
+            let max = device.upload(&largest);
+            let statistics = r.shape.head.exponentials(&device, &mut logits, max, &targets);
+            (logits, statistics.sums)
+        });
+        let (exponentials, sums): (Buffers<T>, Buffers<T>) = exponentials.unzip();
+        let scale = 1.0 / batch.targets.len() as f64;
+        let mut loss = 0.0;
+        let mut dh = Vec::new();
+        for (i, (exponentials, sums)) in exponentials.into_iter().zip(self.sum(sums)).enumerate() {
+            let reduced = HeadStatistics { sums };
+            let (layer, offset) = table(&self.ranks[i].shape);
+            let (shape, p, mut g) = self.ranks[i].parts(layer);
+            loss = shape.head.loss(&device, &reduced) * scale;
+            let (p, g) = (p.skip(offset), g.skip(offset));
+            dh.push(shape.head.backward(&device, p, g, &h[i], exponentials, reduced, &targets, scale));
         }
-        dx
+        let dh = self.scatter(dh);
+        (loss, self.backward_norm(layer, &x, statistics, dh, None, |shape| &shape.final_norm))
     }
 }
 

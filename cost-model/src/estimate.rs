@@ -1,0 +1,51 @@
+//! Everything that a plan says about its cost.
+
+use crate::curve::Price;
+use crate::priced::Priced;
+use autodist_program::Op;
+use autodist_spec::{Device, Estimate, Job, Seconds, StageEstimate};
+
+impl Priced<'_> {
+    pub fn estimate(&self, job: &Job, device: &Device) -> Estimate {
+        let simulation = self.simulate();
+        let memory = self.memory();
+        let step = simulation.step_time_s;
+        let busiest = simulation.busiest();
+        let fullest = (0..memory.len()).rev().max_by_key(|rank| memory[*rank].total()).unwrap_or(0);
+        let devices = self.program.layout.world() as f64;
+        let mfu = device
+            .peak_flops_per_s
+            .map(|peak| self.program.model.mfu(job.tokens(), u64::from(job.seq_len), step, peak.0 * devices));
+        let totals: Vec<Price> = (0..self.ranks.len()).map(|rank| self.rank_total(rank)).collect();
+        Estimate {
+            step_time_s: step,
+            step_time_spread_s: self.spread(totals[busiest], step),
+            tokens_per_s: job.tokens() as f64 / step.0,
+            mfu,
+            peak_memory_bytes: memory[fullest].total(),
+            cost: simulation.ranks[busiest].clone(),
+            memory: memory[fullest].clone(),
+            lower_bound_s: self.lower_bound(),
+            provenance: totals.iter().map(|total| total.provenance).max().unwrap_or_default(),
+            stages: simulation.ranks.into_iter().zip(memory).map(|(cost, memory)| StageEstimate { cost, memory }).collect(),
+        }
+    }
+
+    /// All that a rank does in a step, hidden or not.
+    fn rank_total(&self, rank: usize) -> Price {
+        let ops = &self.program.ranks[rank].ops;
+        let price = |op: &Op| match op {
+            Op::Run { body, .. } => self.ranks[rank][*body].total,
+            Op::Receive(_) => self.message,
+            Op::Send(_) => Price::ZERO,
+        };
+        ops.iter().map(price).sum::<Price>() + self.costs.step_overhead
+    }
+
+    /// Half-width of the interval that should hold a measured median: the intervals of all cells that the busiest
+    /// rank uses, as if they all erred the same way, and the difference between two runs of one plan; independent of
+    /// each other, so they add in quadrature.
+    fn spread(&self, busiest: Price, step: Seconds) -> Seconds {
+        Seconds(busiest.half_width.hypot(self.costs.repeatability * step.0))
+    }
+}

@@ -1,0 +1,120 @@
+//! What one layer of each kind costs, whatever stage it stands in: for cutting stages and for quick bounds.
+
+use crate::curve::Price;
+use crate::measured::Unpriced;
+use crate::memory::body_memory;
+use crate::priced::Pricer;
+use crate::CostModel;
+use autodist_program::{Body, Instruction, Program, stages};
+use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Recompute, Seconds};
+
+/// What decides a layer's cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Split {
+    pub tensor: u32,
+    pub sequence_parallel: bool,
+    pub micro_batch: u32,
+    pub recompute: Recompute,
+}
+
+/// Work of one layer on one micro-batch, its tensor collectives included.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LayerCost {
+    pub forward: Price,
+    pub backward: Price,
+    /// Live memory after the forward less before it, in bytes.
+    pub forward_growth: i64,
+}
+
+/// One of each kind.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct LayerCosts {
+    pub embedding: LayerCost,
+    pub block: LayerCost,
+    pub head: LayerCost,
+}
+
+impl LayerCosts {
+    pub fn of(&self, kind: LayerKind) -> &LayerCost {
+        match kind {
+            LayerKind::Embedding => &self.embedding,
+            LayerKind::Block => &self.block,
+            LayerKind::Head => &self.head,
+        }
+    }
+
+    /// The smaller of each number: what a mixture of the two costs at least.
+    #[must_use]
+    pub fn least(&self, other: &Self) -> Self {
+        let price = |a: Price, b: Price| if a.seconds <= b.seconds { a } else { b };
+        let layer = |a: &LayerCost, b: &LayerCost| LayerCost {
+            forward: price(a.forward, b.forward),
+            backward: price(a.backward, b.backward),
+            forward_growth: a.forward_growth.min(b.forward_growth),
+        };
+        Self {
+            embedding: layer(&self.embedding, &other.embedding),
+            block: layer(&self.block, &other.block),
+            head: layer(&self.head, &other.head),
+        }
+    }
+
+    /// Forward and backward of a layer.
+    pub fn time(&self, kind: LayerKind) -> Seconds {
+        let cost = self.of(kind);
+        Seconds((cost.forward + cost.backward).seconds)
+    }
+}
+
+impl CostModel {
+    /// Costs of single layers, read off the program of a model with one block: the compiler stays the only place
+    /// that knows what a layer does.
+    ///
+    /// # Errors
+    /// The profile lacks a cost, or the split is not legal for the model.
+    pub fn layer_costs(&self, model: &ModelSpec, job: &Job, split: Split) -> Result<LayerCosts, Unpriced> {
+        let small = ModelSpec { layers: 1, ..model.clone() };
+        let alone = Job { global_batch: split.micro_batch, ..job.clone() };
+        let strategy = ParallelStrategy {
+            tensor: split.tensor,
+            sequence_parallel: split.sequence_parallel,
+            recompute: split.recompute,
+            ..ParallelStrategy::data_parallel(1, split.micro_batch)
+        };
+        let whole = stages::from_ends(&small, &[0, small.chain_len()], split.recompute);
+        let program = Program::compile(&small, &alone, split.tensor, &strategy, &whole)
+            .map_err(|illegal| Unpriced { what: illegal.reason, hint: "choose a legal split".to_owned() })?;
+        let mut pricer = Pricer::new(self, &program);
+        let rank = &program.ranks[0];
+        let [forward, backward, ..] = rank.bodies.as_slice() else { return Ok(LayerCosts::default()) };
+        let mut cost = |layer: usize| -> Result<LayerCost, Unpriced> {
+            let pass = only(forward, layer);
+            Ok(LayerCost {
+                forward: time(&mut pricer, &pass)?,
+                backward: time(&mut pricer, &only(backward, layer))?,
+                forward_growth: body_memory(&mut pricer, rank, &pass)?.net_activations(),
+            })
+        };
+        Ok(LayerCosts { embedding: cost(0)?, block: cost(1)?, head: cost(2)? })
+    }
+}
+
+/// The part of a body that belongs to one layer.
+fn only(body: &Body, layer: usize) -> Body {
+    let mine = |instruction: &&Instruction| {
+        matches!(instruction, Instruction::Segment { layer: l, .. } | Instruction::Tensor { layer: l, .. } if *l == layer)
+    };
+    Body { kind: body.kind, instructions: body.instructions.iter().filter(mine).copied().collect() }
+}
+
+fn time(pricer: &mut Pricer, body: &Body) -> Result<Price, Unpriced> {
+    let mut total = Price::ZERO;
+    for instruction in &body.instructions {
+        total = total + match *instruction {
+            Instruction::Segment { segment, pass, recompute, .. } => pricer.segment(segment, pass, recompute)?.time,
+            Instruction::Tensor { collective, elements, .. } => pricer.tensor(collective.kind(), elements)?,
+            _ => Price::ZERO,
+        };
+    }
+    Ok(total)
+}

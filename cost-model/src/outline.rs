@@ -1,0 +1,103 @@
+//! What can be said of a program before it is compiled: enough to pass most of a large space by.
+
+use crate::bound::{ChunkWork, pipeline_bound};
+use crate::curve::Price;
+use crate::layers::LayerCosts;
+use crate::measured::Unpriced;
+use crate::CostModel;
+use autodist_program::schedule;
+use autodist_spec::{Bytes, LayerKind, ModelSpec, Optimizer, ParallelStrategy, Seconds, Stage};
+
+/// Chunks of a pipeline, in sums: independent of data parallelism, ZeRO, schedule and buckets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outline {
+    chunks: Vec<ChunkWork>,
+    /// Bytes that a forward of the chunk leaves behind, its messages included.
+    growth: Vec<i64>,
+    /// Parameters on tensor rank 0, by pipeline rank.
+    elements: Vec<u64>,
+}
+
+/// Forwards of each chunk that a rank runs before its first backward.
+pub type InFlight = Vec<(usize, i64)>;
+
+impl Outline {
+    pub fn new(model: &ModelSpec, strategy: &ParallelStrategy, stages: &[Stage], costs: &LayerCosts, seq_len: u32) -> Self {
+        let pipeline = strategy.pipeline as usize;
+        let parts = if strategy.sequence_parallel { strategy.tensor } else { 1 };
+        let tokens = u64::from(seq_len) * u64::from(strategy.micro_batch);
+        let flow = Bytes::of_f32(tokens * u64::from(model.hidden) / u64::from(parts)).0 as i64;
+        let kinds = [LayerKind::Embedding, LayerKind::Block, LayerKind::Head];
+        let parameters = kinds.map(|kind| {
+            model.parameters(kind).iter().map(|p| p.local_elements(0, strategy.tensor)).sum::<u64>()
+        });
+        let mut outline = Self { chunks: Vec::new(), growth: Vec::new(), elements: vec![0; pipeline] };
+        for (chunk, stage) in stages.iter().enumerate() {
+            let (mut work, mut growth) = (ChunkWork::default(), 0);
+            for layer in stage.layers() {
+                let kind = model.kind(layer);
+                let cost = costs.of(kind);
+                work.forward += cost.forward.seconds;
+                work.backward += cost.backward.seconds;
+                growth += cost.forward_growth;
+                outline.elements[chunk % pipeline] += parameters[kind as usize];
+            }
+            growth += flow * (i64::from(chunk > 0) - i64::from(chunk + 1 < stages.len()));
+            outline.chunks.push(work);
+            outline.growth.push(growth);
+        }
+        if model.tied_embeddings && pipeline > 1 {
+            outline.elements[pipeline - 1] += parameters[0];
+        }
+        outline
+    }
+
+    /// Bytes that the fullest of the first and the last pipeline rank holds at least; a compiled program needs no
+    /// less. `in_flight` is that of the first and the last rank.
+    pub fn memory_floor(&self, strategy: &ParallelStrategy, optimizer: Optimizer, in_flight: &[InFlight; 2]) -> u64 {
+        let ranks = [0, self.elements.len() - 1];
+        let floor = |(rank, in_flight): (usize, &InFlight)| {
+            let kept: i64 = in_flight.iter().map(|(chunk, count)| self.growth[*chunk] * count).sum();
+            crate::persistent_bytes(self.elements[rank], strategy, optimizer) + kept.max(0) as u64
+        };
+        ranks.into_iter().zip(in_flight).map(floor).max().unwrap_or(0)
+    }
+}
+
+/// Forwards that the first and the last pipeline rank run before their first backward.
+pub fn in_flight(strategy: &ParallelStrategy, micro_batches: usize) -> [InFlight; 2] {
+    let (pipeline, virtual_stages) = (strategy.pipeline as usize, strategy.virtual_stages as usize);
+    [0, pipeline - 1].map(|rank| {
+        let order = schedule::order(strategy.schedule, rank, pipeline, virtual_stages, micro_batches);
+        let mut counts: InFlight = (0..virtual_stages).map(|local| (local * pipeline + rank, 0)).collect();
+        for slot in order.iter().take_while(|slot| !slot.backward) {
+            counts[slot.chunk / pipeline].1 += 1;
+        }
+        counts
+    })
+}
+
+impl CostModel {
+    /// Seconds that no simulation of any program with this outline can beat.
+    ///
+    /// # Errors
+    /// The profile has no messages, and the pipeline needs them.
+    pub fn outline_bound(
+        &self,
+        outline: &Outline,
+        model: &ModelSpec,
+        strategy: &ParallelStrategy,
+        micro_batches: usize,
+    ) -> Result<Seconds, Unpriced> {
+        let message = if strategy.pipeline > 1 {
+            let parts = if strategy.sequence_parallel { strategy.tensor } else { 1 };
+            let tokens = u64::from(self.seq_len) * u64::from(strategy.micro_batch);
+            let bytes = Bytes::of_f32(tokens * u64::from(model.hidden) / u64::from(parts));
+            self.links.message((strategy.data * strategy.tensor) as usize, bytes)?
+        } else {
+            Price::ZERO
+        };
+        let work = pipeline_bound(&outline.chunks, strategy.pipeline as usize, micro_batches, message.seconds, |_| 0.0);
+        Ok(Seconds((work + self.step_overhead.seconds) * crate::bound::ROUNDING))
+    }
+}

@@ -1,0 +1,484 @@
+//! From what the ranks measured to a Profile.
+
+use crate::links::{KINDS, LinkAnswer};
+use crate::overlap::OverlapAnswer;
+use crate::probes::{self, Probe};
+use crate::{Assignment, Request};
+use autodist_executor::{RankOutcome, Task, host};
+use autodist_program::Instruction;
+use autodist_spec::profile::{
+    CollectiveCost, CollectiveKind, Environment, Interference, LinkFit, MessageCost, OptimizerCost, Sample, SegmentCost,
+};
+use autodist_spec::{
+    Bytes, Cluster, Device, FlopsPerSecond, NodeGroup, Pass, Profile, Provenance, Recompute, SCHEMA_VERSION,
+    Seconds, Segment,
+};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+type CellKey = (Segment, Pass, u32, bool, u32, Recompute);
+
+#[derive(Debug, Default)]
+struct Cell {
+    seconds: Vec<f64>,
+    growth: i64,
+    peak: u64,
+}
+
+/// Measurements as they come in.
+pub struct Assembly<'a> {
+    request: &'a Request,
+    environment: Environment,
+    /// Cells of an earlier profile that are kept as they are.
+    earlier: Option<Profile>,
+    cells: BTreeMap<CellKey, Cell>,
+    /// Elements → timings.
+    updates: BTreeMap<u64, Vec<f64>>,
+    norms: BTreeMap<u64, Vec<f64>>,
+    collectives: BTreeMap<(CollectiveKind, usize, usize, usize), Vec<f64>>,
+    messages: BTreeMap<(usize, usize), Vec<f64>>,
+    handover: Vec<f64>,
+    overhead: Vec<f64>,
+    baseline: u64,
+    staging: u64,
+    overlap: Option<OverlapAnswer>,
+    /// Per probe: median step time of each round.
+    medians: BTreeMap<Probe, Vec<f64>>,
+    realtime: bool,
+}
+
+/// Segments of blocks vary with the block's recomputation; those of embedding and head do not.
+fn recompute_key(segment: Segment, recompute: Recompute) -> Recompute {
+    match segment {
+        Segment::AttentionNorm | Segment::Attention | Segment::MlpNorm | Segment::Mlp => recompute,
+        _ => Recompute::None,
+    }
+}
+
+impl<'a> Assembly<'a> {
+    pub fn new(request: &'a Request, earlier: Option<Profile>, environment: Environment) -> Self {
+        Self {
+            request,
+            environment,
+            earlier,
+            cells: BTreeMap::new(),
+            updates: BTreeMap::new(),
+            norms: BTreeMap::new(),
+            collectives: BTreeMap::new(),
+            messages: BTreeMap::new(),
+            handover: Vec::new(),
+            overhead: Vec::new(),
+            baseline: 0,
+            staging: 0,
+            overlap: None,
+            medians: BTreeMap::new(),
+            realtime: true,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.cells.is_empty() && self.earlier.is_none()
+    }
+
+    /// Whether the earlier profile has this probe's cells.
+    fn known(&self, probe: &Probe) -> bool {
+        self.earlier.as_ref().is_some_and(|profile| {
+            profile.segments.iter().any(|c| {
+                c.segment == Segment::Attention
+                    && c.pass == Pass::Backward
+                    && (c.tensor, c.sequence_parallel) == (probe.tensor, probe.sequence_parallel)
+                    && (c.micro_batch, c.recompute) == (probe.micro_batch, probe.recompute)
+            }) && (probe.shard == 1 || profile.optimizer.len() > 1)
+        })
+    }
+
+    /// Whether `probe` should be run in this round.
+    pub fn wants(&self, probe: &Probe, round: usize) -> bool {
+        match round {
+            0 => !self.known(probe),
+            // A second look at everything shows what repeats.
+            1 => self.medians.contains_key(probe),
+            _ => self.medians.contains_key(probe) && self.width(probe) > self.request.precision,
+        }
+    }
+
+    pub fn wants_links(&self, round: usize) -> bool {
+        match round {
+            0 => self.earlier.as_ref().is_none_or(|p| p.collectives.is_empty() && p.cluster.device_count() > 1),
+            1 => !self.collectives.is_empty(),
+            _ => false,
+        }
+    }
+
+    /// Width of the confidence interval of the probe's forward and backward, relative to its time.
+    fn width(&self, probe: &Probe) -> f64 {
+        let (mut width, mut total) = (0.0, 0.0);
+        let of_probe = |key: &CellKey| (key.2, key.3, key.4) == (probe.tensor, probe.sequence_parallel, probe.micro_batch);
+        for (_, cell) in self.cells.iter().filter(|(k, _)| of_probe(k) && k.5 == recompute_key(k.0, probe.recompute)) {
+            let sample = Sample::of(&cell.seconds);
+            width += (sample.high_s - sample.low_s).0;
+            total += sample.median_s.0;
+        }
+        if total > 0.0 { width / total } else { 0.0 }
+    }
+
+    /// Takes in the ranks' answers to one assignment.
+    pub fn take(&mut self, assignment: &Assignment, answers: Vec<Value>) -> Result<(), serde_json::Error> {
+        match assignment {
+            Assignment::Train(task) => {
+                let outcomes = crate::outcomes(answers)?;
+                self.probe(task, &outcomes);
+            }
+            Assignment::Links(_) => {
+                let answers: Vec<LinkAnswer> = answers.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
+                self.links(&answers);
+            }
+            Assignment::Overlap(_) => {
+                let answers: Vec<OverlapAnswer> = answers.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
+                let mut all = self.overlap.take().unwrap_or_default();
+                for answer in answers {
+                    all.compute_alone.extend(answer.compute_alone);
+                    all.reduce_alone.extend(answer.reduce_alone);
+                    all.together.extend(answer.together);
+                    all.peak_flops_per_s = all.peak_flops_per_s.max(answer.peak_flops_per_s);
+                }
+                self.overlap = Some(all);
+            }
+        }
+        Ok(())
+    }
+
+    fn probe(&mut self, task: &Task, outcomes: &[RankOutcome]) {
+        // The task ran, so it compiles.
+        let Ok(program) = task.program() else { return };
+        let s = &task.strategy;
+        let probe = Probe {
+            tensor: s.tensor,
+            sequence_parallel: s.sequence_parallel,
+            micro_batch: s.micro_batch,
+            recompute: s.recompute,
+            shard: s.shard,
+        };
+        let bodies = &program.ranks[0].bodies;
+        for outcome in outcomes {
+            self.realtime &= outcome.realtime;
+            self.baseline = self.baseline.max(outcome.baseline_memory);
+            let measured = &outcome.steps[task.warmup_steps as usize..];
+            self.overhead.extend(measured.iter().map(|s| s.seconds - s.in_operations));
+            for sample in &outcome.instructions {
+                match bodies[sample.body].instructions[sample.index] {
+                    Instruction::Segment { segment, pass, recompute, .. } => {
+                        let recompute = recompute_key(segment, recompute);
+                        let key = (segment, pass, s.tensor, s.sequence_parallel, s.micro_batch, recompute);
+                        let cell = self.cells.entry(key).or_default();
+                        cell.seconds.extend(&sample.seconds);
+                        cell.growth = cell.growth.max(sample.growth);
+                        cell.peak = cell.peak.max(sample.peak);
+                    }
+                    Instruction::Update { elements, .. } => {
+                        self.updates.entry(elements as u64).or_default().extend(&sample.seconds);
+                    }
+                    // With one rank to the model, the norm is all arithmetic.
+                    Instruction::GradientNorm { elements } if s.tensor * s.shard == 1 => {
+                        self.norms.entry(elements as u64).or_default().extend(&sample.seconds);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let steps: Vec<f64> = (task.warmup_steps as usize..task.steps as usize)
+            .map(|step| outcomes.iter().map(|o| o.steps[step].seconds).fold(0.0, f64::max))
+            .collect();
+        self.medians.entry(probe).or_default().push(Sample::of(&steps).median_s.0);
+    }
+
+    fn links(&mut self, answers: &[LinkAnswer]) {
+        let Some(first) = answers.first() else { return };
+        for (index, timing) in first.collectives.iter().enumerate() {
+            // A collective takes as long as its slowest rank.
+            let slowest = (0..timing.seconds.len())
+                .map(|repetition| answers.iter().map(|a| a.collectives[index].seconds[repetition]).fold(0.0, f64::max));
+            let key = (timing.kind, timing.group, timing.stride, timing.bytes);
+            self.collectives.entry(key).or_default().extend(slowest);
+        }
+        for answer in answers {
+            for timing in &answer.messages {
+                self.messages.entry((timing.stride, timing.bytes)).or_default().extend(&timing.seconds);
+            }
+            self.handover.extend(&answer.handover);
+            self.staging = self.staging.max(answer.staging_bytes);
+        }
+    }
+
+    /// The profile so far.
+    pub fn profile(&self, complete: bool) -> Profile {
+        let request = self.request;
+        let mut segments: Vec<SegmentCost> = self.cells.iter().map(|(key, cell)| segment_cost(key, cell)).collect();
+        let collectives: Vec<CollectiveCost> = self
+            .collectives
+            .iter()
+            .map(|((kind, group, stride, bytes), seconds)| CollectiveCost {
+                kind: *kind,
+                group: *group as u32,
+                stride: *stride as u32,
+                bytes: Bytes(*bytes as u64),
+                time: Sample::of(seconds),
+            })
+            .collect();
+        let messages: Vec<MessageCost> = self
+            .messages
+            .iter()
+            .map(|((stride, bytes), seconds)| MessageCost {
+                stride: *stride as u32,
+                bytes: Bytes(*bytes as u64),
+                time: Sample::of(seconds),
+            })
+            .collect();
+        let peak = self.overlap.as_ref().map(|o| o.peak_flops_per_s);
+        let mut environment = self.environment.clone();
+        environment.realtime &= self.realtime;
+        environment.warnings = self.warnings();
+        let mut profile = Profile {
+            schema_version: SCHEMA_VERSION,
+            model: request.model.clone(),
+            seq_len: request.job.seq_len,
+            optimizer_kind: request.job.optimizer,
+            cluster: local_cluster(request.ranks, peak, &environment),
+            environment,
+            complete,
+            fits: fits(&collectives, &messages),
+            collectives,
+            messages,
+            optimizer: self.optimizer(),
+            interference: self.interference(),
+            stream_handover: Sample::of(&self.handover),
+            step_overhead: Sample::of(&self.overhead),
+            baseline_bytes: Bytes(self.baseline),
+            staging_bytes: Bytes(self.staging),
+            repeatability: self.repeatability(),
+            segments: Vec::new(),
+        };
+        if let Some(earlier) = &self.earlier {
+            let known = |c: &SegmentCost| {
+                (c.segment, c.pass, c.tensor, c.sequence_parallel, c.micro_batch, c.recompute)
+            };
+            segments.extend(earlier.segments.iter().filter(|c| !self.cells.contains_key(&known(c))).cloned());
+            segments.sort_by_key(known);
+            adopt(&mut profile, earlier);
+        }
+        profile.segments = segments;
+        profile
+    }
+
+    fn optimizer(&self) -> Vec<OptimizerCost> {
+        // Norms are timed at fewer sizes than updates; in between they grow with the elements.
+        let norm_rate = self
+            .norms
+            .iter()
+            .next_back()
+            .map(|(elements, seconds)| Sample::of(seconds).median_s / *elements as f64)
+            .unwrap_or_default();
+        let cost = |(elements, seconds): (&u64, &Vec<f64>)| {
+            let modelled = norm_rate * *elements as f64;
+            let norm = self.norms.get(elements).map_or(
+                Sample { median_s: modelled, low_s: modelled, high_s: modelled, count: 0, provenance: Provenance::Modelled },
+                |seconds| Sample::of(seconds),
+            );
+            OptimizerCost { elements: *elements, update: Sample::of(seconds), norm }
+        };
+        self.updates.iter().map(cost).collect()
+    }
+
+    /// From a batch of compute and a reduction that begin together: alone they take C and R, together c and r. While
+    /// the reduction runs, compute goes on at 1/s of its speed, then alone: c = r + C - r/s.
+    fn interference(&self) -> Interference {
+        let Some(overlap) = &self.overlap else {
+            return Interference { compute_slowdown: 1.0, communication_slowdown: 1.0, provenance: Provenance::Assumed };
+        };
+        let compute = Sample::of(&overlap.compute_alone).median_s.0;
+        let reduce = Sample::of(&overlap.reduce_alone).median_s.0;
+        let together = |part: fn(&(f64, f64)) -> f64| Sample::of(&overlap.together.iter().map(part).collect::<Vec<_>>()).median_s.0;
+        let (c, r) = (together(|t| t.0), together(|t| t.1));
+        let progress = (compute - (c - r)).max(r * 1e-3);
+        Interference {
+            compute_slowdown: (r / progress).clamp(1.0, 1e3),
+            communication_slowdown: (r / reduce).clamp(1.0, 1e3),
+            provenance: Provenance::Measured,
+        }
+    }
+
+    /// Median over the probes of the relative difference between two rounds.
+    fn repeatability(&self) -> f64 {
+        let differences: Vec<f64> = self
+            .medians
+            .values()
+            .filter(|rounds| rounds.len() > 1)
+            .map(|rounds| (rounds[0] - rounds[1]).abs() / rounds[0].min(rounds[1]))
+            .collect();
+        match (differences.is_empty(), &self.earlier) {
+            (true, Some(earlier)) => earlier.repeatability,
+            _ => Sample::of(&differences).median_s.0,
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if !self.realtime {
+            warnings.push(
+                "ranks had no real-time priority: other load on this machine is in the figures (run as root, or allow \
+                 RLIMIT_RTPRIO)"
+                    .to_owned(),
+            );
+        }
+        let repeatability = self.repeatability();
+        if repeatability > 0.05 {
+            warnings.push(format!(
+                "the machine is noisy: two runs of the same step differ by {:.0} % (median); close other programs",
+                100.0 * repeatability
+            ));
+        }
+        let cores = host::cores().len();
+        if self.request.ranks as usize > cores {
+            warnings.push(format!("{} ranks share {cores} cores: each waits for the others' turns", self.request.ranks));
+        }
+        let wide: Vec<_> = probes::all(self.request).iter().filter(|p| self.width(p) > self.request.precision).copied().collect();
+        if !wide.is_empty() {
+            warnings.push(format!(
+                "{} of {} probes are not known to {:.0} %: the budget was spent",
+                wide.len(),
+                self.medians.len(),
+                100.0 * self.request.precision
+            ));
+        }
+        warnings
+    }
+}
+
+fn segment_cost(key: &CellKey, cell: &Cell) -> SegmentCost {
+    SegmentCost {
+        segment: key.0,
+        pass: key.1,
+        tensor: key.2,
+        sequence_parallel: key.3,
+        micro_batch: key.4,
+        recompute: key.5,
+        time: Sample::of(&cell.seconds),
+        growth_bytes: cell.growth,
+        peak_bytes: Bytes(cell.peak),
+    }
+}
+
+/// What this session did not measure comes from the earlier profile.
+fn adopt(profile: &mut Profile, earlier: &Profile) {
+    if profile.collectives.is_empty() {
+        profile.collectives.clone_from(&earlier.collectives);
+        profile.messages.clone_from(&earlier.messages);
+        profile.fits.clone_from(&earlier.fits);
+        profile.stream_handover = earlier.stream_handover;
+        profile.staging_bytes = earlier.staging_bytes;
+        profile.interference = earlier.interference.clone();
+        profile.cluster = earlier.cluster.clone();
+    }
+    for cost in &earlier.optimizer {
+        if !profile.optimizer.iter().any(|o| o.elements == cost.elements) {
+            profile.optimizer.push(cost.clone());
+        }
+    }
+    profile.optimizer.sort_by_key(|o| o.elements);
+    if profile.step_overhead.count == 0 {
+        profile.step_overhead = earlier.step_overhead;
+        profile.baseline_bytes = earlier.baseline_bytes;
+    }
+    profile.baseline_bytes = profile.baseline_bytes.max(earlier.baseline_bytes);
+}
+
+/// This machine as a cluster of one node: each rank is a device with its part of the memory.
+fn local_cluster(ranks: u32, peak: Option<f64>, environment: &Environment) -> Cluster {
+    let device = Device {
+        name: format!("cpu ({})", environment.processor),
+        memory_bytes: Bytes(host::available_memory() / u64::from(ranks)),
+        peak_flops_per_s: peak.map(FlopsPerSecond),
+        memory_bytes_per_s: None,
+        provenance: Provenance::Measured,
+        source: Some("measured on this machine: one rank's best matrix product, and its part of the free memory".to_owned()),
+    };
+    Cluster {
+        schema_version: SCHEMA_VERSION,
+        name: environment.host.clone(),
+        nodes: vec![NodeGroup { count: 1, devices: ranks, device, link: None }],
+        network: None,
+    }
+}
+
+fn fits(collectives: &[CollectiveCost], messages: &[MessageCost]) -> Vec<LinkFit> {
+    let mut fits = Vec::new();
+    for kind in KINDS {
+        let mut groups: Vec<(u32, u32)> = collectives.iter().map(|c| (c.group, c.stride)).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        for (group, stride) in groups {
+            let points: Vec<(f64, f64)> = collectives
+                .iter()
+                .filter(|c| (c.kind, c.group, c.stride) == (kind, group, stride))
+                .map(|c| (c.bytes.as_f64(), c.time.median_s.0))
+                .collect();
+            let what = match kind {
+                CollectiveKind::AllReduce => "all_reduce",
+                CollectiveKind::ReduceScatter => "reduce_scatter",
+                CollectiveKind::AllGather => "all_gather",
+            };
+            fits.extend(fit(what, group, stride, &points));
+        }
+    }
+    let mut strides: Vec<u32> = messages.iter().map(|m| m.stride).collect();
+    strides.dedup();
+    for stride in strides {
+        let of_stride = messages.iter().filter(|m| m.stride == stride);
+        let points: Vec<(f64, f64)> = of_stride.map(|m| (m.bytes.as_f64(), m.time.median_s.0)).collect();
+        fits.extend(fit("message", 2, stride, &points));
+    }
+    fits
+}
+
+/// Least squares of `time = alpha + beta * bytes`, each point weighted by one over its time, so that relative errors
+/// count alike; `None` with fewer than two points.
+fn fit(what: &str, group: u32, stride: u32, points: &[(f64, f64)]) -> Option<LinkFit> {
+    let points: Vec<_> = points.iter().filter(|(_, t)| *t > 0.0).collect();
+    if points.len() < 2 {
+        return None;
+    }
+    let (mut s, mut sx, mut sxx, mut sy, mut sxy) = (0.0, 0.0, 0.0, 0.0, 0.0);
+    for (x, y) in &points {
+        let weight = 1.0 / (y * y);
+        s += weight;
+        sx += weight * x;
+        sxx += weight * x * x;
+        sy += weight * y;
+        sxy += weight * x * y;
+    }
+    let beta = ((s * sxy - sx * sy) / (s * sxx - sx * sx)).max(0.0);
+    let alpha = ((sy - beta * sx) / s).max(0.0);
+    let mut residuals: Vec<f64> = points.iter().map(|(x, y)| ((alpha + beta * x) / y - 1.0).abs()).collect();
+    residuals.sort_by(f64::total_cmp);
+    Some(LinkFit {
+        what: what.to_owned(),
+        group,
+        stride,
+        alpha_s: Seconds(alpha),
+        beta_s_per_byte: beta,
+        residual: residuals[residuals.len() / 2],
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_straight_line_is_fitted_exactly() {
+        let points: Vec<(f64, f64)> = [64.0, 4096.0, 1e6].iter().map(|x| (*x, 2e-5 + x * 1e-10)).collect();
+        let fit = fit("message", 2, 1, &points).unwrap();
+        assert!((fit.alpha_s.0 / 2e-5 - 1.0).abs() < 1e-9 && (fit.beta_s_per_byte / 1e-10 - 1.0).abs() < 1e-9);
+        assert!(fit.residual < 1e-9);
+    }
+}

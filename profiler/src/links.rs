@@ -1,0 +1,194 @@
+//! Times collectives and messages over sizes and groups, all groups of a kind at once.
+
+use autodist_communication::{Communicator, Counters};
+use autodist_executor::launcher::Worker;
+use autodist_executor::stream::{CommunicationStream, Groups, Work, collective};
+use autodist_executor::{ExecutionError, host, memory};
+use autodist_compute::{Backend, Cpu};
+use autodist_program::Transfer;
+use autodist_spec::CollectiveKind;
+use serde::{Deserialize, Serialize};
+use std::time::Instant;
+
+/// Which groups and sizes to time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LinkTask {
+    /// (ranks in a group, distance of neighbours).
+    pub groups: Vec<(usize, usize)>,
+    /// Distances of pipeline neighbours.
+    pub message_strides: Vec<usize>,
+    /// Bytes of the whole tensor.
+    pub sizes: Vec<usize>,
+    pub repetitions: usize,
+}
+
+pub const KINDS: [CollectiveKind; 3] = [CollectiveKind::AllReduce, CollectiveKind::ReduceScatter, CollectiveKind::AllGather];
+
+/// What one rank saw; the same order on every rank.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LinkAnswer {
+    pub collectives: Vec<CollectiveTimings>,
+    pub messages: Vec<MessageTimings>,
+    /// Hand-over of work to the communication stream and back, seconds.
+    pub handover: Vec<f64>,
+    /// Heap that a communicator holds after large collectives.
+    pub staging_bytes: u64,
+    pub bytes_sent: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CollectiveTimings {
+    pub kind: CollectiveKind,
+    pub group: usize,
+    pub stride: usize,
+    pub bytes: usize,
+    pub seconds: Vec<f64>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MessageTimings {
+    pub stride: usize,
+    pub bytes: usize,
+    /// Half of a round trip; empty on ranks that only answered.
+    pub seconds: Vec<f64>,
+}
+
+/// The groups of `size` ranks at distance `stride` that partition `world`; the one that holds `rank`.
+fn members(world: usize, size: usize, stride: usize, rank: usize) -> Vec<usize> {
+    let span = size * stride;
+    let first = rank / span * span + rank % stride;
+    debug_assert!(world % span == 0);
+    (0..size).map(|i| first + i * stride).collect()
+}
+
+pub fn measure(task: &LinkTask, worker: &mut Worker, name: &str) -> Result<LinkAnswer, ExecutionError> {
+    host::enter_communication(worker.placement);
+    let (rank, world) = (worker.endpoint.rank(), worker.endpoint.world());
+    let everyone: Vec<usize> = (0..world).collect();
+    let mut barrier = worker.endpoint.group(&format!("{name}.barrier"), &everyone)?;
+    let mut answer = LinkAnswer {
+        collectives: Vec::new(),
+        messages: Vec::new(),
+        handover: Vec::new(),
+        staging_bytes: 0,
+        bytes_sent: 0,
+    };
+    let mut sent = Counters::default();
+    for (size, stride) in &task.groups {
+        let members = members(world, *size, *stride, rank);
+        let before = memory::live();
+        let mut group = worker.endpoint.group(&format!("{name}.g{size}.{stride}"), &members)?;
+        host::enter_compute(worker.placement);
+        for kind in KINDS {
+            for bytes in &task.sizes {
+                let mut values = vec![1.0; (bytes / 4).next_multiple_of(*size)];
+                let seconds = timings(task.repetitions, &mut barrier, || collective(&mut *group, kind, &mut values))?;
+                let bytes = values.len() * 4;
+                answer.collectives.push(CollectiveTimings { kind, group: *size, stride: *stride, bytes, seconds });
+            }
+        }
+        answer.staging_bytes = answer.staging_bytes.max(memory::live().saturating_sub(before) as u64);
+        sent = sent + group.counters();
+        host::enter_communication(worker.placement);
+    }
+    answer.bytes_sent = sent.sent;
+    for stride in &task.message_strides {
+        messages(task, worker, name, *stride, &mut barrier, &mut answer)?;
+    }
+    answer.handover = handover(task, worker, name)?;
+    Ok(answer)
+}
+
+/// Times `work` after a barrier, warm-up left out.
+fn timings(
+    repetitions: usize,
+    barrier: &mut Box<dyn Communicator>,
+    mut work: impl FnMut() -> Result<(), ExecutionError>,
+) -> Result<Vec<f64>, ExecutionError> {
+    let mut seconds = Vec::with_capacity(repetitions);
+    for repetition in 0..repetitions + 2 {
+        barrier.barrier()?;
+        let start = Instant::now();
+        work()?;
+        if repetition >= 2 {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    Ok(seconds)
+}
+
+/// Half round trips between neighbouring stages, as the executor sends: out of a device buffer, into another.
+fn messages(
+    task: &LinkTask,
+    worker: &mut Worker,
+    name: &str,
+    stride: usize,
+    barrier: &mut Box<dyn Communicator>,
+    answer: &mut LinkAnswer,
+) -> Result<(), ExecutionError> {
+    let rank = worker.endpoint.rank();
+    let pair = members(worker.endpoint.world(), 2, stride, rank);
+    let peer = if pair[0] == rank { pair[1] } else { pair[0] };
+    let mut mailbox = worker.endpoint.point_to_point(&format!("{name}.m{stride}"), &[peer])?;
+    host::enter_compute(worker.placement);
+    let device = Cpu::<f32>::new();
+    for bytes in &task.sizes {
+        let mut buffer = device.zeros(bytes / 4);
+        let mut turn = |receive_first: bool| -> Result<(), ExecutionError> {
+            for receive in [receive_first, !receive_first] {
+                if receive {
+                    buffer = device.upload(&mailbox.receive(peer, 0)?);
+                } else {
+                    let values = device.host(&buffer).map(<[f32]>::to_vec).unwrap_or_default();
+                    mailbox.send(peer, 0, values)?;
+                }
+            }
+            Ok(())
+        };
+        let second = pair[1] == rank;
+        let seconds = timings(task.repetitions, barrier, || turn(second))?;
+        let halves = if second { Vec::new() } else { seconds.iter().map(|s| s / 2.0).collect() };
+        answer.messages.push(MessageTimings { stride, bytes: *bytes, seconds: halves });
+    }
+    host::enter_communication(worker.placement);
+    mailbox.close()?;
+    Ok(())
+}
+
+/// An empty collective through the communication stream: what the stream itself costs.
+fn handover(task: &LinkTask, worker: &mut Worker, name: &str) -> Result<Vec<f64>, ExecutionError> {
+    let alone = [worker.endpoint.rank()];
+    let mut group = |what: &str| worker.endpoint.group(&format!("{name}.alone.{what}"), &alone);
+    let groups = Groups { reduce: group("reduce")?, replicas: group("replicas")?, gather: group("gather")? };
+    let device = Cpu::<f32>::new();
+    let mut stream = CommunicationStream::start(device.clone(), groups)?;
+    host::enter_compute(worker.placement);
+    let mut buffer = Some(device.zeros(16));
+    let mut seconds = Vec::new();
+    for repetition in 0..task.repetitions + 2 {
+        let key = (Transfer::Reduce, repetition);
+        let start = Instant::now();
+        if let Some(buffer) = buffer.take() {
+            stream.submit(Work { key, kind: CollectiveKind::AllReduce, buffer, range: 0..16 })?;
+        }
+        buffer = Some(stream.wait(key)?.buffer);
+        if repetition >= 2 {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    host::enter_communication(worker.placement);
+    Ok(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_partition_the_world() {
+        assert_eq!(members(8, 2, 1, 5), [4, 5]);
+        assert_eq!(members(8, 2, 4, 5), [1, 5]);
+        assert_eq!(members(8, 4, 2, 5), [1, 3, 5, 7]);
+        assert_eq!(members(8, 8, 1, 5), [0, 1, 2, 3, 4, 5, 6, 7]);
+    }
+}

@@ -1,0 +1,91 @@
+//! What compute and communication do to each other when both run on one device.
+
+use autodist_compute::{Backend, Cpu, Product, Region, RegionMut};
+use autodist_executor::launcher::Worker;
+use autodist_executor::stream::{CommunicationStream, Groups, Work};
+use autodist_executor::{ExecutionError, host};
+use autodist_program::Transfer;
+use autodist_spec::CollectiveKind;
+use serde::{Deserialize, Serialize};
+use std::time::Instant;
+
+/// A matrix product beside an all-reduce over all ranks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OverlapTask {
+    /// Rows, columns and inner size of the product: those of the model's largest layer.
+    pub product: (usize, usize, usize),
+    pub reduce_bytes: usize,
+    pub repetitions: usize,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct OverlapAnswer {
+    /// Of a batch of products, alone.
+    pub compute_alone: Vec<f64>,
+    pub reduce_alone: Vec<f64>,
+    /// Of the batch while a reduction runs, with how long the reduction took then, both from a common start.
+    pub together: Vec<(f64, f64)>,
+    /// Best rate of the product, FLOP/s.
+    pub peak_flops_per_s: f64,
+}
+
+pub fn measure(task: &OverlapTask, worker: &mut Worker, name: &str) -> Result<OverlapAnswer, ExecutionError> {
+    host::enter_communication(worker.placement);
+    let rank = worker.endpoint.rank();
+    let everyone: Vec<usize> = (0..worker.endpoint.world()).collect();
+    let mut barrier = worker.endpoint.group(&format!("{name}.barrier"), &everyone)?;
+    let groups = Groups {
+        reduce: worker.endpoint.group(&format!("{name}.reduce"), &everyone)?,
+        replicas: worker.endpoint.group(&format!("{name}.replicas"), &[rank])?,
+        gather: worker.endpoint.group(&format!("{name}.gather"), &[rank])?,
+    };
+    let device = Cpu::<f32>::new();
+    let mut stream = CommunicationStream::start(device.clone(), groups)?;
+    host::enter_compute(worker.placement);
+    let (m, n, k) = task.product;
+    let (a, b) = (device.upload(&vec![0.5; m * k]), device.upload(&vec![0.5; k * n]));
+    let mut c = device.zeros(m * n);
+    let mut multiply = |times: usize| {
+        let start = Instant::now();
+        for _ in 0..times {
+            let (a, b) = (Region::start(&a).rows(k), Region::start(&b).rows(n));
+            device.matmul(Product::new(m, n, k), 1.0, a, b, 0.0, RegionMut::start(&mut c).rows(n));
+        }
+        start.elapsed().as_secs_f64()
+    };
+    let mut buffer = Some(device.upload(&vec![1.0; task.reduce_bytes / 4]));
+    let mut answer = OverlapAnswer::default();
+    let mut round = 0;
+    let mut reduce = |stream: &mut CommunicationStream<Cpu<f32>>, beside: &mut dyn FnMut() -> f64| {
+        round += 1;
+        let key = (Transfer::Reduce, round);
+        if let Some(buffer) = buffer.take() {
+            let range = 0..device.len(&buffer);
+            stream.submit(Work { key, kind: CollectiveKind::AllReduce, buffer, range })?;
+        }
+        let compute = beside();
+        let done = stream.wait(key)?;
+        buffer = Some(done.buffer);
+        Ok::<_, ExecutionError>((compute, (done.end - done.start).as_secs_f64()))
+    };
+    // A batch of products that outlasts the reduction, so that all of the reduction has company.
+    let one = (0..4).map(|_| multiply(1)).fold(f64::INFINITY, f64::min);
+    barrier.barrier()?;
+    let alone = (0..3).map(|_| reduce(&mut stream, &mut || 0.0)).collect::<Result<Vec<_>, _>>()?;
+    let longest = alone.iter().map(|(_, s)| *s).fold(0.0, f64::max);
+    let mut times = [((3.0 * longest / one).ceil() as usize).clamp(2, 10_000) as f32];
+    barrier.all_reduce(&mut times, autodist_communication::Reduction::Max)?;
+    let times = times[0] as usize;
+    for _ in 0..task.repetitions {
+        barrier.barrier()?;
+        answer.compute_alone.push(multiply(times));
+        barrier.barrier()?;
+        answer.reduce_alone.push(reduce(&mut stream, &mut || 0.0)?.1);
+        barrier.barrier()?;
+        answer.together.push(reduce(&mut stream, &mut || multiply(times))?);
+    }
+    let fastest = answer.compute_alone.iter().copied().fold(f64::INFINITY, f64::min);
+    answer.peak_flops_per_s = 2.0 * (m * n * k * times) as f64 / fastest;
+    host::enter_communication(worker.placement);
+    Ok(answer)
+}

@@ -1,0 +1,169 @@
+//! Which measurements a round makes.
+
+use crate::assemble::Assembly;
+use crate::{Assignment, LinkTask, OverlapTask, Request};
+use autodist_executor::{DataSource, Task};
+use autodist_program::{rules, stages};
+use autodist_spec::{Bytes, Job, LayerKind, ParallelStrategy, Recompute, TensorSplit};
+
+/// At most this many rounds, however noisy the machine: more would not help.
+const MOST_ROUNDS: usize = 8;
+const STEPS: u32 = 10;
+const WARMUP_STEPS: u32 = 3;
+/// A micro-batch whose activations would be larger than this part of a rank's memory is not probed.
+const LARGEST_PART_OF_MEMORY: f64 = 0.4;
+
+/// One split and micro-batch whose layers are timed together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Probe {
+    pub tensor: u32,
+    pub sequence_parallel: bool,
+    pub micro_batch: u32,
+    pub recompute: Recompute,
+    /// Ranks that share the optimizer's work; more than 1 only to time smaller updates.
+    pub shard: u32,
+}
+
+/// All probes of a request, the cheapest first.
+pub fn all(request: &Request) -> Vec<Probe> {
+    let ranks = request.ranks;
+    let allow = &request.job.allow;
+    let mut probes = Vec::new();
+    for tensor in (1..=ranks).filter(|t| ranks % t == 0) {
+        if allow.tensor.as_ref().is_some_and(|list| !list.contains(&tensor)) {
+            continue;
+        }
+        for sequence_parallel in [false, true] {
+            if !allow.sequence_parallel.contains(&sequence_parallel) {
+                continue;
+            }
+            for micro_batch in micro_batches(request, tensor) {
+                for recompute in &allow.recompute {
+                    let probe = Probe { tensor, sequence_parallel, micro_batch, recompute: *recompute, shard: 1 };
+                    probes.push(probe);
+                }
+            }
+        }
+    }
+    if let Some(smallest) = micro_batches(request, 1).first() {
+        for shard in (2..=ranks).filter(|s| ranks % s == 0) {
+            probes.push(Probe { tensor: 1, sequence_parallel: false, micro_batch: *smallest, recompute: Recompute::None, shard });
+        }
+    }
+    probes.retain(|probe| legal(request, probe));
+    probes.sort_by_key(|p| (p.micro_batch, *p));
+    probes
+}
+
+fn legal(request: &Request, probe: &Probe) -> bool {
+    let task = task(request, probe);
+    let fits = activation_bytes(request, probe) < LARGEST_PART_OF_MEMORY * autodist_executor::host::available_memory() as f64;
+    rules::check(&task.model, &task.job, request.ranks, &task.strategy, &task.stages).is_ok() && fits
+}
+
+/// A generous guess at what all ranks keep for the backward: 34 hidden-wide values a token and layer, the attention's
+/// scores and the logits (Korthikanti et al., 2205.05198, section 4.1, in fp32).
+fn activation_bytes(request: &Request, probe: &Probe) -> f64 {
+    let model = &request.model;
+    let tokens = f64::from(request.job.seq_len) * f64::from(probe.micro_batch);
+    let scores = f64::from(model.heads) * f64::from(request.job.seq_len);
+    let layer = 17.0 * f64::from(model.hidden) + 2.0 * scores;
+    4.0 * tokens * (layer * f64::from(model.layers) + 2.0 * f64::from(model.vocab)) * f64::from(request.ranks)
+        / f64::from(probe.tensor)
+}
+
+/// Micro-batches that some plan with this tensor degree could use.
+fn micro_batches(request: &Request, tensor: u32) -> Vec<u32> {
+    let batch = request.job.global_batch;
+    let others = request.ranks / tensor;
+    let possible = |m: u32| (1..=others).any(|data| others % data == 0 && batch % (data * m) == 0);
+    let allowed = |m: &u32| request.job.allow.micro_batch.as_ref().is_none_or(|list| list.contains(m));
+    let list: Vec<u32> = (1..=batch).filter(|m| possible(*m)).filter(allowed).collect();
+    thinned(&list)
+}
+
+/// At most six of a list: both ends and powers of two between; the others are interpolated.
+fn thinned(list: &[u32]) -> Vec<u32> {
+    if list.len() <= 6 {
+        return list.to_vec();
+    }
+    let ends = [list[0], list[list.len() - 1]];
+    list.iter().copied().filter(|m| ends.contains(m) || m.is_power_of_two()).collect()
+}
+
+/// The training run behind a probe: one micro-batch on every rank.
+pub fn task(request: &Request, probe: &Probe) -> Task {
+    let data = request.ranks / probe.tensor;
+    let strategy = ParallelStrategy {
+        tensor: probe.tensor,
+        sequence_parallel: probe.sequence_parallel,
+        recompute: probe.recompute,
+        zero_stage: u8::from(probe.shard > 1),
+        shard: probe.shard,
+        // One bucket: its reduction begins when the backward is over and disturbs no layer.
+        bucket_bytes: Bytes(1 << 40),
+        ..ParallelStrategy::data_parallel(data, probe.micro_batch)
+    };
+    let stages = stages::even(&request.model, &strategy);
+    let job = Job { global_batch: data * probe.micro_batch, ..request.job.clone() };
+    Task {
+        model: request.model.clone(),
+        job,
+        strategy,
+        stages,
+        data: DataSource::Synthetic,
+        steps: STEPS,
+        warmup_steps: WARMUP_STEPS,
+        detail: true,
+    }
+}
+
+/// The assignments of a round: in the first all that is unknown, later what is not known well enough.
+pub fn round(request: &Request, assembly: &Assembly, round: usize) -> Vec<Assignment> {
+    if round >= MOST_ROUNDS {
+        return Vec::new();
+    }
+    let mut probes: Vec<Probe> = all(request).into_iter().filter(|p| assembly.wants(p, round)).collect();
+    if round % 2 == 1 {
+        // Drift of the machine should not always hit the same probes.
+        probes.reverse();
+    }
+    let mut pieces: Vec<Assignment> = Vec::new();
+    if assembly.wants_links(round) {
+        pieces.push(Assignment::Links(links(request)));
+        pieces.push(Assignment::Overlap(overlap(request)));
+    }
+    pieces.extend(probes.iter().map(|probe| Assignment::Train(Box::new(task(request, probe)))));
+    pieces
+}
+
+/// Groups that some plan could form, and sizes up to the largest message that it could send.
+fn links(request: &Request) -> LinkTask {
+    let ranks = request.ranks as usize;
+    let divisors: Vec<usize> = (1..=ranks).filter(|d| ranks % d == 0).collect();
+    let mut groups = Vec::new();
+    for size in divisors.iter().filter(|s| **s > 1) {
+        groups.extend(divisors.iter().filter(|stride| ranks % (size * **stride) == 0).map(|stride| (*size, *stride)));
+    }
+    let message_strides: Vec<usize> = divisors.iter().copied().filter(|s| 2 * s <= ranks && ranks % (2 * s) == 0).collect();
+    let model = &request.model;
+    let parameters = 4 * model.total_parameters() as usize;
+    let activation = 4 * (request.job.seq_len * request.job.global_batch * model.hidden) as usize;
+    let largest = parameters.max(activation).min(64 << 20);
+    let mut sizes = vec![64];
+    while sizes[sizes.len() - 1] < largest {
+        sizes.push((sizes[sizes.len() - 1] * 4).min(largest.next_multiple_of(64)));
+    }
+    LinkTask { groups, message_strides, sizes, repetitions: 15 }
+}
+
+/// The model's largest product beside a reduction of a block's gradients.
+fn overlap(request: &Request) -> OverlapTask {
+    let model = &request.model;
+    let rows = (request.job.seq_len as usize).clamp(64, 512);
+    let matrices = model.parameters(LayerKind::Block).into_iter().filter(|p| p.split != TensorSplit::Replicated && p.columns > 1);
+    let largest = matrices.max_by_key(|p| p.rows * p.columns);
+    let (n, k) = largest.map_or((64, 64), |p| (p.rows as usize, p.columns as usize));
+    let reduce_bytes = (4 * model.layer_parameters(LayerKind::Block) as usize).clamp(1 << 16, 32 << 20);
+    OverlapTask { product: (rows, n, k), reduce_bytes, repetitions: 15 }
+}

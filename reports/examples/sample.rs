@@ -1,0 +1,38 @@
+//! Writes every view of a made-up plan into a folder: `cargo run -p autodist-reports --example sample -- FOLDER`.
+
+#[path = "../tests/fixture/mod.rs"]
+mod fixture;
+
+use autodist_reports::{
+    chrome_trace, csv_links, csv_plans, csv_segments, csv_timeline, csv_validation, figures, html, terminal,
+};
+use std::path::PathBuf;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let folder = PathBuf::from(std::env::args().nth(1).ok_or("give a folder")?);
+    std::fs::create_dir_all(&folder)?;
+    let world = fixture::world();
+    let measured = &world.runs[0].timeline;
+    std::fs::write(folder.join("report.html"), html(&world.input())?)?;
+    for (name, bytes) in figures(&world.input())? {
+        std::fs::write(folder.join(name), bytes)?;
+    }
+    let text = [
+        terminal::plan_summary(&world.plan),
+        terminal::validation_table(&world.validation),
+        terminal::profile_summary(&world.profile),
+        terminal::run_summary(&world.runs[0]),
+    ];
+    for (name, text) in [
+        ("plans.csv", csv_plans(&world.plan)),
+        ("validation.csv", csv_validation(&world.validation)),
+        ("timeline.csv", csv_timeline(measured)),
+        ("segments.csv", csv_segments(&world.profile)),
+        ("links.csv", csv_links(&world.profile)),
+        ("trace.json", chrome_trace(&world.predicted, measured)),
+        ("terminal.txt", text.join("\n")),
+    ] {
+        std::fs::write(folder.join(name), text)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! Loss over steps, one line per run. Runs of exact plans coincide, so earlier lines are drawn wider than later ones.
+
+use super::canvas::{Area, Drawn, legend, mesh, tick};
+use super::palette;
+use crate::ReportInput;
+use autodist_spec::RunRecord;
+use plotters::prelude::*;
+
+const SHOWN: usize = 8;
+
+fn points(run: &RunRecord) -> Vec<(f64, f64)> {
+    run.steps.iter().filter(|s| s.loss.is_finite()).map(|s| (f64::from(s.step), s.loss)).collect()
+}
+
+pub(super) fn draw<DB: DrawingBackend>(area: &Area<DB>, input: &ReportInput<'_>) -> Drawn<DB> {
+    let shown: Vec<&RunRecord> = input.runs.iter().filter(|run| !points(run).is_empty()).take(SHOWN).collect();
+    let entries: Vec<(String, RGBColor)> =
+        shown.iter().enumerate().map(|(i, run)| (run.label.clone(), palette::series(i))).collect();
+    let used = legend(area, &entries, 24)?;
+    let (_, body) = area.split_vertically(used);
+    let all: Vec<(f64, f64)> = shown.iter().flat_map(|run| points(run)).collect();
+    let bounds = |values: &mut dyn Iterator<Item = f64>| {
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
+    };
+    let (first, last) = bounds(&mut all.iter().map(|p| p.0));
+    let (low, high) = bounds(&mut all.iter().map(|p| p.1));
+    let room = (high - low).max(1e-3) * 0.06;
+    let mut chart = ChartBuilder::on(&body)
+        .margin_top(12)
+        .margin_right(34)
+        .margin_left(20)
+        .x_label_area_size(58)
+        .y_label_area_size(92)
+        .build_cartesian_2d(first..last.max(first + 1.0), (low - room)..(high + room))?;
+    mesh(&mut chart, "optimizer step", "cross-entropy (nats per token)", &tick, &tick)?;
+    for (index, run) in shown.iter().enumerate() {
+        let width = 2 + 3 * (shown.len() - 1 - index) as u32;
+        chart.draw_series(LineSeries::new(points(run), palette::series(index).stroke_width(width)))?;
+    }
+    Ok(Vec::new())
+}

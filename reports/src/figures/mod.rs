@@ -1,0 +1,145 @@
+//! The figures, each drawn by one function for every backend: SVG for the page, PNG for files.
+
+mod canvas;
+mod cost;
+mod links;
+mod loss;
+mod memory;
+mod palette;
+mod scatter;
+mod timeline;
+
+use crate::{ReportError, ReportInput};
+use canvas::{Area, Hotspot};
+use plotters::prelude::*;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Figure {
+    Cost,
+    Memory,
+    Timeline,
+    Scatter,
+    Loss,
+    Links,
+}
+
+impl Figure {
+    const ALL: [Self; 6] = [Self::Cost, Self::Memory, Self::Timeline, Self::Scatter, Self::Loss, Self::Links];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cost => "cost",
+            Self::Memory => "memory",
+            Self::Timeline => "timeline",
+            Self::Scatter => "predicted_vs_measured",
+            Self::Loss => "loss",
+            Self::Links => "links",
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::Cost => "Where the time of a step goes",
+            Self::Memory => "Peak memory of a device, by pipeline rank",
+            Self::Timeline => "One training step, predicted over measured",
+            Self::Scatter => "Predicted against measured step time",
+            Self::Loss => "Loss of the runs",
+            Self::Links => "Links: measured times and fitted lines",
+        }
+    }
+
+    /// Whether the input has anything for this figure to show.
+    pub fn applies(self, input: &ReportInput<'_>) -> bool {
+        match self {
+            Self::Cost | Self::Memory => true,
+            Self::Timeline => !timeline::panels(input).is_empty(),
+            Self::Scatter => input.validation.is_some_and(|validation| !validation.runs.is_empty()),
+            Self::Loss => input.runs.iter().any(|run| run.steps.iter().any(|step| step.loss.is_finite())),
+            Self::Links => input.profile.is_some_and(|p| !p.collectives.is_empty() || !p.messages.is_empty()),
+        }
+    }
+
+    fn size(self, input: &ReportInput<'_>) -> (u32, u32) {
+        match self {
+            Self::Cost => (1200, cost::height(input)),
+            Self::Memory => (1200, memory::height(input)),
+            Self::Timeline => (1200, timeline::height(input)),
+            Self::Scatter | Self::Loss | Self::Links => (1200, 700),
+        }
+    }
+
+    fn draw<DB: DrawingBackend>(
+        self,
+        area: &Area<DB>,
+        input: &ReportInput<'_>,
+    ) -> Result<Vec<Hotspot>, ReportError> {
+        let result = match self {
+            Self::Cost => cost::draw(area, input),
+            Self::Memory => memory::draw(area, input),
+            Self::Timeline => timeline::draw(area, input),
+            Self::Scatter => scatter::draw(area, input),
+            Self::Loss => loss::draw(area, input),
+            Self::Links => links::draw(area, input),
+        };
+        result.map_err(|error| ReportError::Drawing { figure: self.name(), reason: error.to_string() })
+    }
+}
+
+/// The figures as PNG files: name and bytes. Absent are those that have nothing to show.
+///
+/// # Errors
+/// A fault of the drawing library.
+pub fn figures(input: &ReportInput<'_>) -> Result<Vec<(String, Vec<u8>)>, ReportError> {
+    Figure::ALL
+        .into_iter()
+        .filter(|figure| figure.applies(input))
+        .map(|figure| Ok((format!("{}.png", figure.name()), png(figure, input)?)))
+        .collect()
+}
+
+const TITLE_HEIGHT: u32 = 46;
+
+fn png(figure: Figure, input: &ReportInput<'_>) -> Result<Vec<u8>, ReportError> {
+    canvas::register_font()?;
+    let drawing = |reason: String| ReportError::Drawing { figure: figure.name(), reason };
+    let (width, below) = figure.size(input);
+    let height = below + TITLE_HEIGHT;
+    let mut pixels = vec![0u8; (width * height * 3) as usize];
+    {
+        let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
+        root.fill(&palette::PAPER).map_err(|error| drawing(error.to_string()))?;
+        let (head, body) = root.split_vertically(TITLE_HEIGHT);
+        let title = canvas::title(figure.title());
+        head.draw(&title).map_err(|error| drawing(error.to_string()))?;
+        figure.draw(&body, input)?;
+        root.present().map_err(|error| drawing(error.to_string()))?;
+    }
+    encode(&pixels, width, height).map_err(|source| ReportError::Encoding { figure: figure.name(), source })
+}
+
+fn encode(pixels: &[u8], width: u32, height: u32) -> Result<Vec<u8>, png::EncodingError> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, width, height);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.write_header()?.write_image_data(pixels)?;
+    Ok(bytes)
+}
+
+/// A figure for the page: without a title, on a transparent ground, its marks explained by `<title>` on hover.
+pub(crate) fn svg(figure: Figure, input: &ReportInput<'_>) -> Result<String, ReportError> {
+    canvas::register_font()?;
+    let size = figure.size(input);
+    let mut text = String::new();
+    let hotspots = {
+        let root = SVGBackend::with_string(&mut text, size).into_drawing_area();
+        let hotspots = figure.draw(&root, input)?;
+        root.present()
+            .map_err(|error| ReportError::Drawing { figure: figure.name(), reason: error.to_string() })?;
+        hotspots
+    };
+    let overlay: String = hotspots.iter().map(Hotspot::svg).collect();
+    let end = text.rfind("</svg>").unwrap_or(text.len());
+    text.insert_str(end, &overlay);
+    Ok(text)
+}

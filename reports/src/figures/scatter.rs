@@ -1,0 +1,142 @@
+//! Predicted against measured step time: on the diagonal the prediction is right, in the band it is within 10 %.
+
+use super::canvas::{Area, Chart, Done, Drawn, Hotspot, NORMAL, SMALL, Scale, Side, fit, local, mesh, text, tick};
+use super::palette;
+use crate::ReportInput;
+use crate::words::{signed_percent, with_spread};
+use autodist_spec::{Seconds, ValidatedRun};
+use plotters::prelude::*;
+
+const LIST: u32 = 470;
+const BAND: f64 = 0.1;
+const SHOWN_IN_LIST: usize = 14;
+
+pub(super) fn draw<DB: DrawingBackend>(area: &Area<DB>, input: &ReportInput<'_>) -> Drawn<DB> {
+    let runs: &[ValidatedRun] = input.validation.map_or(&[], |validation| &validation.runs);
+    let (plot, list) = area.split_horizontally(area.dim_in_pixel().0 - LIST);
+    let (low, high) = range(runs);
+    let scale = Scale::seconds(Seconds(high));
+    let (low, high) = (scale.of(low), scale.of(high));
+    let mut chart = ChartBuilder::on(&plot)
+        .margin(20)
+        .x_label_area_size(58)
+        .y_label_area_size(92)
+        .build_cartesian_2d(low..high, low..high)?;
+    mesh(
+        &mut chart,
+        &format!("measured step time ({})", scale.unit),
+        &format!("predicted step time ({})", scale.unit),
+        &tick,
+        &tick,
+    )?;
+    band(&chart, low, high)?;
+    let mut taken: Vec<(i32, i32)> = Vec::new();
+    let mut hotspots = Vec::new();
+    for run in runs {
+        let at = point(&chart, run, scale)?;
+        hotspots.push(Hotspot { corners: ((at.0 - 7, at.1 - 7), (at.0 + 7, at.1 + 7)), says: says(run) });
+        taken.push(at);
+    }
+    for (index, at) in taken.clone().into_iter().enumerate() {
+        let spot = free_spot(at, &taken);
+        taken.push(spot);
+        text(&plot, &(index + 1).to_string(), local(&plot, spot), Side::Center, SMALL, palette::INK)?;
+    }
+    key(&list, runs)?;
+    Ok(hotspots)
+}
+
+/// From below the smallest to above the largest, intervals included.
+fn range(runs: &[ValidatedRun]) -> (f64, f64) {
+    let mut low = f64::INFINITY;
+    let mut high = 0.0_f64;
+    for run in runs {
+        let (measured, predicted) = (&run.measured, &run.predicted);
+        for (value, spread) in [
+            (measured.step_time_s, measured.step_time_spread_s),
+            (predicted.step_time_s, predicted.step_time_spread_s),
+        ] {
+            if value.0.is_finite() && spread.0.is_finite() {
+                low = low.min(value.0 - spread.0);
+                high = high.max(value.0 + spread.0);
+            }
+        }
+    }
+    if low > high {
+        return (0.0, 1.0);
+    }
+    let high = high.max(1e-9);
+    ((low - 0.08 * (high - low).max(0.2 * high)).max(0.0), high + 0.08 * (high - low).max(0.2 * high))
+}
+
+fn band<DB: DrawingBackend>(chart: &Chart<'_, DB>, low: f64, high: f64) -> Done<DB> {
+    let (above, below) = (1.0 + BAND, 1.0 - BAND);
+    let corners = vec![
+        (low, low),
+        ((low / below).min(high), low),
+        (high, (high * below).max(low)),
+        (high, high),
+        ((high / above).max(low), high),
+        (low, (low * above).min(high)),
+    ];
+    let area = chart.plotting_area();
+    area.draw(&Polygon::new(corners, palette::series(0).mix(0.12).filled()))?;
+    area.draw(&PathElement::new([(low, low), (high, high)], palette::MUTED.stroke_width(2)))
+}
+
+/// Draws the intervals and the dot; returns the dot's pixel.
+fn point<DB: DrawingBackend>(
+    chart: &Chart<'_, DB>,
+    run: &ValidatedRun,
+    scale: Scale,
+) -> Result<(i32, i32), DrawingAreaErrorKind<DB::ErrorType>> {
+    let (x, dx) = (scale.of(run.measured.step_time_s.0), scale.of(run.measured.step_time_spread_s.0));
+    let (y, dy) = (scale.of(run.predicted.step_time_s.0), scale.of(run.predicted.step_time_spread_s.0));
+    let area = chart.plotting_area();
+    area.draw(&PathElement::new([(x - dx, y), (x + dx, y)], palette::MUTED.stroke_width(1)))?;
+    area.draw(&PathElement::new([(x, y - dy), (x, y + dy)], palette::MUTED.stroke_width(1)))?;
+    area.draw(&Circle::new((x, y), 6, palette::series(1).filled()))?;
+    Ok(chart.backend_coord(&(x, y)))
+}
+
+/// A place for a number beside its dot that no other dot or number has.
+fn free_spot((x, y): (i32, i32), taken: &[(i32, i32)]) -> (i32, i32) {
+    let around = [(15, -13), (-15, 13), (15, 13), (-15, -13), (22, 0), (-22, 0), (0, -22), (0, 22), (30, -20)];
+    let free = |spot: &(i32, i32)| taken.iter().all(|t| (t.0 - spot.0).abs() > 14 || (t.1 - spot.1).abs() > 14);
+    around.iter().map(|(dx, dy)| (x + dx, y + dy)).find(free).unwrap_or((x + 15, y - 13))
+}
+
+fn says(run: &ValidatedRun) -> String {
+    format!(
+        "{}: measured {}, predicted {}, error {}",
+        run.label,
+        with_spread(run.measured.step_time_s, run.measured.step_time_spread_s),
+        with_spread(run.predicted.step_time_s, run.predicted.step_time_spread_s),
+        signed_percent(run.step_time_error)
+    )
+}
+
+fn key<DB: DrawingBackend>(list: &Area<DB>, runs: &[ValidatedRun]) -> Done<DB> {
+    let right = list.dim_in_pixel().0 as i32 - 24;
+    list.draw(&PathElement::new([(4, 34), (30, 34)], palette::MUTED.stroke_width(2)))?;
+    text(list, "predicted = measured", (40, 34), Side::Left, SMALL, palette::INK)?;
+    list.draw(&Rectangle::new([(4, 52), (30, 68)], palette::series(0).mix(0.2).filled()))?;
+    text(list, "within 10 %; strokes are 95 % intervals", (40, 60), Side::Left, SMALL, palette::INK)?;
+    text(list, "plan, in the planner's order", (4, 104), Side::Left, SMALL, palette::MUTED)?;
+    text(list, "error", (right, 104), Side::Right, SMALL, palette::MUTED)?;
+    let mut y = 134;
+    for (index, run) in runs.iter().take(SHOWN_IN_LIST).enumerate() {
+        text(list, &(index + 1).to_string(), (24, y), Side::Right, NORMAL, palette::INK)?;
+        text(list, &signed_percent(run.step_time_error), (right, y), Side::Right, SMALL, palette::INK)?;
+        for line in fit(&run.label, right - 130, SMALL) {
+            text(list, &line, (40, y), Side::Left, SMALL, palette::INK)?;
+            y += 20;
+        }
+        y += 14;
+    }
+    if runs.len() > SHOWN_IN_LIST {
+        let more = format!("and {} more, in the table", runs.len() - SHOWN_IN_LIST);
+        text(list, &more, (40, y), Side::Left, SMALL, palette::MUTED)?;
+    }
+    Ok(())
+}
