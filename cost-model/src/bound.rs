@@ -45,9 +45,14 @@ impl Priced<'_> {
     /// for another rank but the pipeline's fill and drain.
     pub fn lower_bound(&self) -> Seconds {
         let pipeline = self.program.layout.pipeline;
-        let chunks: Vec<ChunkWork> = (0..self.program.stages.len()).map(|chunk| self.chunk_work(chunk)).collect();
-        let tails: Vec<(f64, f64)> = (0..pipeline).map(|rank| self.tail(rank, chunks[rank].backward)).collect();
-        let barrier = pipeline_bound(&chunks, pipeline, self.program.micro_batches, self.message.seconds, |r| tails[r].0);
+        let chunks: Vec<ChunkWork> =
+            (0..self.program.stages.len()).map(|chunk| self.chunk_work(chunk)).collect();
+        let tails: Vec<(f64, f64)> =
+            (0..pipeline).map(|rank| self.tail(rank, chunks[rank].backward)).collect();
+        let barrier =
+            pipeline_bound(&chunks, pipeline, self.program.micro_batches, self.message.seconds, |r| {
+                tails[r].0
+            });
         let update = tails.iter().map(|tail| tail.1).fold(0.0, f64::max);
         Seconds((barrier + update + self.costs.step_overhead.seconds) * ROUNDING)
     }
@@ -70,7 +75,8 @@ impl Priced<'_> {
     /// From the end of the rank's last backward to the norm's barrier, and from there to the end of its updates.
     /// The reductions that its last backward has queued are part of it.
     fn tail(&self, rank: usize, backward: f64) -> (f64, f64) {
-        let (Some(optimizer), Some(last)) = (self.ranks[rank].last(), self.bodies_of(rank, true).last()) else {
+        let (Some(optimizer), Some(last)) = (self.ranks[rank].last(), self.bodies_of(rank, true).last())
+        else {
             return (0.0, 0.0);
         };
         let is_norm = |step: &Step| matches!(step, Step::Barrier(Barrier::Norm, _));

@@ -123,7 +123,9 @@ impl Curve {
             Ok(at) => Place::Exact(points[at].1),
             Err(_) if points.is_empty() => Place::Nowhere,
             Err(0) => Place::Beyond(&points[0], points.get(1)),
-            Err(at) if at == points.len() => Place::Beyond(&points[at - 1], at.checked_sub(2).map(|i| &points[i])),
+            Err(at) if at == points.len() => {
+                Place::Beyond(&points[at - 1], at.checked_sub(2).map(|i| &points[i]))
+            }
             Err(at) => Place::Between(&points[at - 1], &points[at]),
         }
     }
@@ -157,15 +159,19 @@ fn interpolated(a: &(f64, Price), b: &(f64, Price), weight: f64, seconds: f64) -
 /// The line through two points, or through the origin where there is one point or the line would cross zero time.
 fn beyond(near: &(f64, Price), next: Option<&(f64, Price)>, x: f64) -> Price {
     let proportional = if near.0 > 0.0 { near.1.seconds * x / near.0 } else { near.1.seconds };
-    let affine = next.map(|next| near.1.seconds + (next.1.seconds - near.1.seconds) * linear_weight(near.0, next.0, x));
-    let rises = |line: &f64| if x > near.0 { *line >= near.1.seconds } else { *line >= 0.0 && *line <= near.1.seconds };
+    let affine = next
+        .map(|next| near.1.seconds + (next.1.seconds - near.1.seconds) * linear_weight(near.0, next.0, x));
+    let rises = |line: &f64| {
+        if x > near.0 { *line >= near.1.seconds } else { *line >= 0.0 && *line <= near.1.seconds }
+    };
     like(near.1, affine.filter(rises).unwrap_or(proportional))
 }
 
 /// `seconds`, as uncertain in proportion as `near`, and modelled.
 fn like(near: Price, seconds: f64) -> Price {
     let relative = if near.seconds > 0.0 { near.half_width / near.seconds } else { 0.0 };
-    Price { seconds, half_width: seconds * relative, provenance: near.provenance }.no_better_than(Provenance::Modelled)
+    Price { seconds, half_width: seconds * relative, provenance: near.provenance }
+        .no_better_than(Provenance::Modelled)
 }
 
 #[cfg(test)]

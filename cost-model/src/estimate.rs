@@ -27,7 +27,12 @@ impl Priced<'_> {
             memory: memory[fullest].clone(),
             lower_bound_s: self.lower_bound(),
             provenance: totals.iter().map(|total| total.provenance).max().unwrap_or_default(),
-            stages: simulation.ranks.into_iter().zip(memory).map(|(cost, memory)| StageEstimate { cost, memory }).collect(),
+            stages: simulation
+                .ranks
+                .into_iter()
+                .zip(memory)
+                .map(|(cost, memory)| StageEstimate { cost, memory })
+                .collect(),
         }
     }
 

@@ -1,10 +1,10 @@
 //! What one layer of each kind costs, whatever stage it stands in: for cutting stages and for quick bounds.
 
+use crate::CostModel;
 use crate::curve::Price;
 use crate::measured::Unpriced;
 use crate::memory::body_memory;
 use crate::priced::Pricer;
-use crate::CostModel;
 use autodist_program::{Body, Instruction, Program, stages};
 use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Recompute, Seconds};
 
@@ -101,20 +101,23 @@ impl CostModel {
 
 /// The part of a body that belongs to one layer.
 fn only(body: &Body, layer: usize) -> Body {
-    let mine = |instruction: &&Instruction| {
-        matches!(instruction, Instruction::Segment { layer: l, .. } | Instruction::Tensor { layer: l, .. } if *l == layer)
-    };
+    let mine = |instruction: &&Instruction| matches!(instruction, Instruction::Segment { layer: l, .. } | Instruction::Tensor { layer: l, .. } if *l == layer);
     Body { kind: body.kind, instructions: body.instructions.iter().filter(mine).copied().collect() }
 }
 
 fn time(pricer: &mut Pricer, body: &Body) -> Result<Price, Unpriced> {
     let mut total = Price::ZERO;
     for instruction in &body.instructions {
-        total = total + match *instruction {
-            Instruction::Segment { segment, pass, recompute, .. } => pricer.segment(segment, pass, recompute)?.time,
-            Instruction::Tensor { collective, elements, .. } => pricer.tensor(collective.kind(), elements)?,
-            _ => Price::ZERO,
-        };
+        total = total
+            + match *instruction {
+                Instruction::Segment { segment, pass, recompute, .. } => {
+                    pricer.segment(segment, pass, recompute)?.time
+                }
+                Instruction::Tensor { collective, elements, .. } => {
+                    pricer.tensor(collective.kind(), elements)?
+                }
+                _ => Price::ZERO,
+            };
     }
     Ok(total)
 }

@@ -40,7 +40,10 @@ pub use simulate::Simulation;
 
 use autodist_program::Program;
 use autodist_spec::profile::{Interference, Profile};
-use autodist_spec::{Bytes, CollectiveKind, Device, Estimate, Job, MemoryBreakdown, ModelSpec, Optimizer, Seconds, TimelineEvent};
+use autodist_spec::{
+    Bytes, CollectiveKind, Device, Estimate, Job, MemoryBreakdown, ModelSpec, Optimizer, Seconds,
+    TimelineEvent,
+};
 use measured::{Links, OptimizerCurves, Segments};
 
 /// A profile, indexed.
@@ -91,7 +94,13 @@ impl CostModel {
     ///
     /// # Errors
     /// The profile measured no group of that size.
-    pub fn collective(&self, kind: CollectiveKind, group: usize, stride: usize, bytes: Bytes) -> Result<Price, Unpriced> {
+    pub fn collective(
+        &self,
+        kind: CollectiveKind,
+        group: usize,
+        stride: usize,
+        bytes: Bytes,
+    ) -> Result<Price, Unpriced> {
         self.links.collective(kind, group, stride, bytes)
     }
 

@@ -51,7 +51,8 @@ impl Segments {
         let mut cells: BTreeMap<SegmentKey, SegmentCurve> = BTreeMap::new();
         for cost in costs {
             let SegmentCost { segment, pass, tensor, sequence_parallel, recompute, .. } = *cost;
-            let cell = cells.entry(SegmentKey { segment, pass, tensor, sequence_parallel, recompute }).or_default();
+            let cell =
+                cells.entry(SegmentKey { segment, pass, tensor, sequence_parallel, recompute }).or_default();
             cell.time.insert(f64::from(cost.micro_batch), Price::from(&cost.time));
             let point = (cost.micro_batch, cost.growth_bytes, cost.peak_bytes.0 as i64);
             match cell.memory.binary_search_by_key(&cost.micro_batch, |p| p.0) {
@@ -65,11 +66,12 @@ impl Segments {
     /// One pass of a segment over one micro-batch: measured, between two measured micro-batches (log–log in time,
     /// affine in memory), or in proportion to the nearest one.
     pub fn price(&self, key: SegmentKey, micro_batch: u32) -> Result<SegmentPrice, Unpriced> {
-        let (cell, provenance) = match (self.cells.get(&key), stand_in(key).and_then(|other| self.cells.get(&other))) {
-            (Some(cell), _) => (cell, Provenance::Measured),
-            (None, Some(cell)) => (cell, Provenance::Modelled),
-            (None, None) => return Err(self.missing(key)),
-        };
+        let (cell, provenance) =
+            match (self.cells.get(&key), stand_in(key).and_then(|other| self.cells.get(&other))) {
+                (Some(cell), _) => (cell, Provenance::Measured),
+                (None, Some(cell)) => (cell, Provenance::Modelled),
+                (None, None) => return Err(self.missing(key)),
+            };
         let mut time = cell.time.proportional(f64::from(micro_batch)).ok_or_else(|| self.missing(key))?;
         time.provenance = time.provenance.max(provenance);
         let bytes = |of: fn(&(u32, i64, i64)) -> i64| affine(&cell.memory, micro_batch, of);
@@ -81,11 +83,19 @@ impl Segments {
         let parallel = if sequence_parallel { " with sequence parallelism" } else { "" };
         let known = |k: &&SegmentKey| k.tensor == tensor && k.sequence_parallel == sequence_parallel;
         let hint = if self.cells.keys().any(|k| known(&k)) {
-            format!("profile again with recompute={} among the policies, or leave it out of `allow.recompute`", recompute.name())
+            format!(
+                "profile again with recompute={} among the policies, or leave it out of `allow.recompute`",
+                recompute.name()
+            )
         } else {
-            format!("profile again with --ranks {tensor} or more, or leave tensor={tensor}{parallel} out of `allow`")
+            format!(
+                "profile again with --ranks {tensor} or more, or leave tensor={tensor}{parallel} out of `allow`"
+            )
         };
-        let what = format!("profile has no {pass:?} of {segment:?} at tensor={tensor}{parallel}, recompute={}", recompute.name());
+        let what = format!(
+            "profile has no {pass:?} of {segment:?} at tensor={tensor}{parallel}, recompute={}",
+            recompute.name()
+        );
         Unpriced { what, hint }
     }
 }
@@ -108,7 +118,9 @@ fn affine(points: &[(u32, i64, i64)], micro_batch: u32, of: fn(&(u32, i64, i64))
         return of(point);
     }
     if points.len() < 2 {
-        return points.first().map_or(0, |p| (of(p) as f64 * f64::from(micro_batch) / f64::from(p.0)).round() as i64);
+        return points
+            .first()
+            .map_or(0, |p| (of(p) as f64 * f64::from(micro_batch) / f64::from(p.0)).round() as i64);
     }
     let low = at.clamp(1, points.len() - 1) - 1;
     let (a, b) = (&points[low], &points[low + 1]);
@@ -133,11 +145,17 @@ impl Links {
             strides.entry(cost.stride).or_default().insert(cost.bytes.as_f64(), Price::from(&cost.time));
         }
         for cost in messages {
-            links.messages.entry(cost.stride).or_default().insert(cost.bytes.as_f64(), Price::from(&cost.time));
+            links
+                .messages
+                .entry(cost.stride)
+                .or_default()
+                .insert(cost.bytes.as_f64(), Price::from(&cost.time));
         }
         for fit in fits {
             let curve = match collective_kind(&fit.what) {
-                Some(kind) => links.collectives.get_mut(&(kind, fit.group)).and_then(|s| s.get_mut(&fit.stride)),
+                Some(kind) => {
+                    links.collectives.get_mut(&(kind, fit.group)).and_then(|s| s.get_mut(&fit.stride))
+                }
                 None if fit.what == "message" => links.messages.get_mut(&fit.stride),
                 None => None,
             };
@@ -149,7 +167,13 @@ impl Links {
     }
 
     /// A collective over `group` ranks, `stride` apart, on a tensor of `bytes` (the whole of it).
-    pub fn collective(&self, kind: CollectiveKind, group: usize, stride: usize, bytes: Bytes) -> Result<Price, Unpriced> {
+    pub fn collective(
+        &self,
+        kind: CollectiveKind,
+        group: usize,
+        stride: usize,
+        bytes: Bytes,
+    ) -> Result<Price, Unpriced> {
         if group <= 1 {
             return Ok(Price::ZERO);
         }

@@ -2,7 +2,9 @@
 
 use crate::measured::Unpriced;
 use crate::priced::{Priced, Pricer};
-use autodist_program::{Body, Bucket, Instruction, Op, Operand, Program, RankProgram, TensorCollective, Transfer};
+use autodist_program::{
+    Body, Bucket, Instruction, Op, Operand, Program, RankProgram, TensorCollective, Transfer,
+};
 use autodist_spec::{Bytes, LayerKind, MemoryBreakdown, Optimizer, ParallelStrategy, Pass};
 
 /// Live bytes that come and go within a step, by account. Signed: a body may free what it did not allocate.
@@ -69,7 +71,11 @@ fn f32_bytes(elements: usize) -> i64 {
 }
 
 /// Walks a body's instructions once.
-pub(crate) fn body_memory(pricer: &mut Pricer, rank: &RankProgram, body: &Body) -> Result<BodyMemory, Unpriced> {
+pub(crate) fn body_memory(
+    pricer: &mut Pricer,
+    rank: &RankProgram,
+    body: &Body,
+) -> Result<BodyMemory, Unpriced> {
     let program = pricer.program();
     let mut account = Account::default();
     let mut whole_gradients = vec![false; rank.buckets.len()];
@@ -102,7 +108,13 @@ pub(crate) fn body_memory(pricer: &mut Pricer, rank: &RankProgram, body: &Body) 
 }
 
 /// ZeRO-2 and 3: whole gradients of a bucket come to life with the first backward of a layer that writes into it.
-fn allocate_gradients(program: &Program, rank: &RankProgram, layer: usize, whole: &mut [bool], account: &mut Account) {
+fn allocate_gradients(
+    program: &Program,
+    rank: &RankProgram,
+    layer: usize,
+    whole: &mut [bool],
+    account: &mut Account,
+) {
     let tied_head = program.model.tied_embeddings && program.model.kind(layer) == LayerKind::Head;
     let written = |bucket: &Bucket| {
         bucket.layers.iter().any(|l| (l.layer == layer && !bucket.copy) || (tied_head && l.layer == 0))
@@ -147,7 +159,8 @@ fn gradients(buckets: &[Bucket], strategy: &ParallelStrategy) -> u64 {
 /// Momenta: whole, or this rank's shard of them under every ZeRO stage.
 fn optimizer_state(buckets: &[Bucket], strategy: &ParallelStrategy, optimizer: Optimizer) -> u64 {
     let shard = if strategy.zero_stage >= 1 { strategy.shard as usize } else { 1 };
-    buckets.iter().map(|b| f32_bytes(b.shard_elements(shard)) as u64).sum::<u64>() * optimizer.state_elements()
+    buckets.iter().map(|b| f32_bytes(b.shard_elements(shard)) as u64).sum::<u64>()
+        * optimizer.state_elements()
 }
 
 /// Weights, gradients and optimizer state of `elements` parameters on one rank, padding left out: at most what a
@@ -187,7 +200,11 @@ impl Priced<'_> {
         MemoryBreakdown {
             weights_bytes: Bytes(weights(&rank.buckets, &program.strategy)),
             gradients_bytes: Bytes(gradients(&rank.buckets, &program.strategy)) + bytes(peak.gradients),
-            optimizer_state_bytes: Bytes(optimizer_state(&rank.buckets, &program.strategy, self.costs.optimizer_kind)),
+            optimizer_state_bytes: Bytes(optimizer_state(
+                &rank.buckets,
+                &program.strategy,
+                self.costs.optimizer_kind,
+            )),
             activations_bytes: bytes(peak.activations),
             communication_buffers_bytes: staging + bytes(peak.buffers),
             temporary_bytes: bytes(peak.temporary),

@@ -1,10 +1,10 @@
 //! What can be said of a program before it is compiled: enough to pass most of a large space by.
 
+use crate::CostModel;
 use crate::bound::{ChunkWork, pipeline_bound};
 use crate::curve::Price;
 use crate::layers::LayerCosts;
 use crate::measured::Unpriced;
-use crate::CostModel;
 use autodist_program::schedule;
 use autodist_spec::{Bytes, LayerKind, ModelSpec, Optimizer, ParallelStrategy, Seconds, Stage};
 
@@ -22,7 +22,13 @@ pub struct Outline {
 pub type InFlight = Vec<(usize, i64)>;
 
 impl Outline {
-    pub fn new(model: &ModelSpec, strategy: &ParallelStrategy, stages: &[Stage], costs: &LayerCosts, seq_len: u32) -> Self {
+    pub fn new(
+        model: &ModelSpec,
+        strategy: &ParallelStrategy,
+        stages: &[Stage],
+        costs: &LayerCosts,
+        seq_len: u32,
+    ) -> Self {
         let pipeline = strategy.pipeline as usize;
         let parts = if strategy.sequence_parallel { strategy.tensor } else { 1 };
         let tokens = u64::from(seq_len) * u64::from(strategy.micro_batch);
@@ -54,7 +60,12 @@ impl Outline {
 
     /// Bytes that the fullest of the first and the last pipeline rank holds at least; a compiled program needs no
     /// less. `in_flight` is that of the first and the last rank.
-    pub fn memory_floor(&self, strategy: &ParallelStrategy, optimizer: Optimizer, in_flight: &[InFlight; 2]) -> u64 {
+    pub fn memory_floor(
+        &self,
+        strategy: &ParallelStrategy,
+        optimizer: Optimizer,
+        in_flight: &[InFlight; 2],
+    ) -> u64 {
         let ranks = [0, self.elements.len() - 1];
         let floor = |(rank, in_flight): (usize, &InFlight)| {
             let kept: i64 = in_flight.iter().map(|(chunk, count)| self.growth[*chunk] * count).sum();
@@ -97,7 +108,13 @@ impl CostModel {
         } else {
             Price::ZERO
         };
-        let work = pipeline_bound(&outline.chunks, strategy.pipeline as usize, micro_batches, message.seconds, |_| 0.0);
+        let work = pipeline_bound(
+            &outline.chunks,
+            strategy.pipeline as usize,
+            micro_batches,
+            message.seconds,
+            |_| 0.0,
+        );
         Ok(Seconds((work + self.step_overhead.seconds) * crate::bound::ROUNDING))
     }
 }

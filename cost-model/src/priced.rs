@@ -1,9 +1,9 @@
 //! A program with a price on everything that it does: each body is priced once, however often it runs.
 
+use crate::CostModel;
 use crate::curve::Price;
 use crate::measured::{SegmentKey, SegmentPrice, Unpriced};
 use crate::memory::{BodyMemory, body_memory};
-use crate::CostModel;
 use autodist_program::{Body, Instruction, Op, Program, RankProgram, Transfer};
 use autodist_spec::{Bytes, CollectiveKind, Pass, Recompute, Segment};
 use std::collections::BTreeMap;
@@ -82,7 +82,8 @@ impl<'a> Priced<'a> {
         let mut pricer = Pricer::new(costs, program);
         let mut ranks = Vec::with_capacity(program.ranks.len());
         for rank in &program.ranks {
-            ranks.push(rank.bodies.iter().map(|body| pricer.body(rank, body)).collect::<Result<Vec<_>, _>>()?);
+            ranks
+                .push(rank.bodies.iter().map(|body| pricer.body(rank, body)).collect::<Result<Vec<_>, _>>()?);
         }
         let elements = program.ranks.iter().flat_map(|rank| &rank.ops).find_map(|op| match op {
             Op::Send(message) => Some(message.elements),
@@ -110,7 +111,12 @@ impl<'a> Pricer<'a> {
         Self { costs, program, segments: [None; 81], tensor: BTreeMap::new() }
     }
 
-    pub fn segment(&mut self, segment: Segment, pass: Pass, recompute: Recompute) -> Result<SegmentPrice, Unpriced> {
+    pub fn segment(
+        &mut self,
+        segment: Segment,
+        pass: Pass,
+        recompute: Recompute,
+    ) -> Result<SegmentPrice, Unpriced> {
         let slot = (segment as usize * 3 + pass as usize) * 3 + recompute as usize;
         if let Some(price) = self.segments[slot] {
             return Ok(price);
@@ -133,13 +139,19 @@ impl<'a> Pricer<'a> {
         if let Some(price) = self.tensor.get(&(kind, elements)) {
             return Ok(*price);
         }
-        let price = self.costs.collective(kind, self.program.layout.tensor, 1, Bytes::of_f32(elements as u64))?;
+        let price =
+            self.costs.collective(kind, self.program.layout.tensor, 1, Bytes::of_f32(elements as u64))?;
         self.tensor.insert((kind, elements), price);
         Ok(price)
     }
 
     /// A bucket's transfer with its hand-over to the communication stream; `None` where the group is one rank.
-    fn transfer(&self, rank: &RankProgram, transfer: Transfer, bucket: usize) -> Result<Option<Price>, Unpriced> {
+    fn transfer(
+        &self,
+        rank: &RankProgram,
+        transfer: Transfer,
+        bucket: usize,
+    ) -> Result<Option<Price>, Unpriced> {
         let (group, stride) = self.program.transfer_group(transfer);
         if group <= 1 {
             return Ok(None);
@@ -171,7 +183,8 @@ impl<'a> Pricer<'a> {
                 Instruction::Segment { segment, pass, recompute, .. } => {
                     let price = self.segment(segment, pass, recompute)?.time;
                     let again = pass == Pass::Recompute;
-                    let (compute, recompute) = if again { (0.0, price.seconds) } else { (price.seconds, 0.0) };
+                    let (compute, recompute) =
+                        if again { (0.0, price.seconds) } else { (price.seconds, 0.0) };
                     steps.work(Work { compute, recompute, ..Work::default() });
                     price
                 }

@@ -35,7 +35,9 @@ impl Priced<'_> {
     pub fn timeline(&self) -> Vec<TimelineEvent> {
         let mut events = Vec::new();
         self.run(Some(&mut events));
-        events.sort_by(|a, b| a.rank.cmp(&b.rank).then(a.start_s.0.total_cmp(&b.start_s.0)).then(a.stream.cmp(&b.stream)));
+        events.sort_by(|a, b| {
+            a.rank.cmp(&b.rank).then(a.start_s.0.total_cmp(&b.start_s.0)).then(a.stream.cmp(&b.stream))
+        });
         events
     }
 
@@ -72,14 +74,17 @@ struct World<'a, 'b> {
 impl World<'_, '_> {
     fn slot(&self, message: &Message) -> usize {
         let kind = usize::from(message.kind == MessageKind::Gradient);
-        (kind * self.priced.program.stages.len() + message.chunk) * self.priced.program.micro_batches + message.micro_batch
+        (kind * self.priced.program.stages.len() + message.chunk) * self.priced.program.micro_batches
+            + message.micro_batch
     }
 
     /// When the last member comes; `None` while one is missing.
     fn complete(&self, barrier: Barrier) -> Option<f64> {
         let last = self.arrivals.len() - 1;
         let member = |rank: &usize| barrier != Barrier::Tied || *rank == 0 || *rank == last;
-        (0..=last).filter(member).try_fold(0.0_f64, |latest, rank| Some(latest.max(self.arrivals[rank][barrier as usize]?)))
+        (0..=last)
+            .filter(member)
+            .try_fold(0.0_f64, |latest, rank| Some(latest.max(self.arrivals[rank][barrier as usize]?)))
     }
 
     fn record(&mut self, event: impl FnOnce() -> TimelineEvent) {
@@ -213,9 +218,8 @@ impl Rank {
     /// Computes; while a transfer runs beside it, both are slowed.
     fn work(&mut self, work: &Work, world: &mut World) {
         self.count(work);
-        let begin = self.now;
-        let total = work.total();
-        let mut left = total;
+        let mut left = work.total();
+        let mut slowed = 0.0;
         let compute_slowdown = world.priced.costs.interference.compute_slowdown;
         let transfer_slowdown = world.priced.costs.interference.communication_slowdown;
         while let Some(transfer) = self.queue.front_mut() {
@@ -224,15 +228,17 @@ impl Rank {
                 let elapsed = left * compute_slowdown;
                 transfer.left -= elapsed / transfer_slowdown;
                 self.now += elapsed;
+                slowed += elapsed - left;
                 left = 0.0;
                 break;
             }
             self.now += together;
             left -= together / compute_slowdown;
+            slowed += together - together / compute_slowdown;
             self.pop(world);
         }
         self.now += left;
-        self.cost.interference_s += Seconds(self.now - begin - total);
+        self.cost.interference_s += Seconds(slowed);
     }
 
     /// Lets the communication stream run at full speed until that transfer is done.
@@ -306,7 +312,14 @@ impl Rank {
         self.done
     }
 
-    fn record(&self, world: &mut World, operation: OperationKind, chunk: usize, micro_batch: usize, start: f64) {
+    fn record(
+        &self,
+        world: &mut World,
+        operation: OperationKind,
+        chunk: usize,
+        micro_batch: usize,
+        start: f64,
+    ) {
         world.record(|| TimelineEvent {
             rank: self.index as u32,
             stream: Stream::Compute,

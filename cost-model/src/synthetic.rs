@@ -3,8 +3,8 @@
 
 use autodist_spec::profile::{CollectiveCost, Interference, LinkFit, MessageCost, OptimizerCost};
 use autodist_spec::{
-    Bytes, Cluster, CollectiveKind, Device, Environment, Job, LayerKind, ModelSpec, NodeGroup, Pass, Profile, Provenance,
-    Recompute, SCHEMA_VERSION, Sample, Seconds, Segment, SegmentCost,
+    Bytes, Cluster, CollectiveKind, Device, Environment, Job, LayerKind, ModelSpec, NodeGroup, Pass, Profile,
+    Provenance, Recompute, SCHEMA_VERSION, Sample, Seconds, Segment, SegmentCost,
 };
 
 /// A machine with exact costs: a segment takes its FLOPs over the speed, a collective what a ring takes.
@@ -101,7 +101,8 @@ impl Machine {
         for tensor in (1..=self.devices).filter(divides) {
             for sequence_parallel in if tensor > 1 { vec![false, true] } else { vec![false] } {
                 for micro_batch in &self.micro_batches {
-                    let shape = Shape { model, seq_len, tensor, sequence_parallel, micro_batch: *micro_batch };
+                    let shape =
+                        Shape { model, seq_len, tensor, sequence_parallel, micro_batch: *micro_batch };
                     cells.extend(self.layer_cells(&shape));
                 }
             }
@@ -132,7 +133,8 @@ impl Machine {
 
     fn cell(&self, shape: &Shape, segment: Segment, pass: Pass, recompute: Recompute) -> SegmentCost {
         let forward = shape.forward_flops(segment);
-        let attention_again = if recompute == Recompute::Selective && segment == Segment::Attention { 0.3 } else { 0.0 };
+        let attention_again =
+            if recompute == Recompute::Selective && segment == Segment::Attention { 0.3 } else { 0.0 };
         let flops = match pass {
             Pass::Forward | Pass::Recompute => forward,
             // The head's backward is one segment: it does the work of all its forwards twice.
@@ -146,7 +148,9 @@ impl Machine {
             // Consume the rows that the all-gather before them has brought together.
             (Pass::Forward, Segment::Logits) => kept - gathered,
             (Pass::Recompute, Segment::Mlp) => again - gathered,
-            (Pass::Backward, Segment::Attention | Segment::Mlp) if recompute == Recompute::Full => -kept - again - gathered,
+            (Pass::Backward, Segment::Attention | Segment::Mlp) if recompute == Recompute::Full => {
+                -kept - again - gathered
+            }
             (Pass::Backward, Segment::Attention | Segment::Mlp) => -kept - gathered,
             (Pass::Backward, Segment::Loss) => -(shape.kept(Segment::Logits, recompute) as i64),
             (Pass::Backward, _) if recompute == Recompute::Full => -kept - again,
@@ -170,9 +174,13 @@ impl Machine {
     /// All groups of the device count's divisors, at every stride at which they fit.
     fn collectives(&self) -> Vec<CollectiveCost> {
         let mut cells = Vec::new();
-        for group in (2..=self.devices).filter(|group| self.devices % group == 0) {
-            for stride in (1..=self.devices / group).filter(|stride| (self.devices / group) % stride == 0) {
-                for kind in [CollectiveKind::AllReduce, CollectiveKind::ReduceScatter, CollectiveKind::AllGather] {
+        for group in (2..=self.devices).filter(|group| self.devices.is_multiple_of(*group)) {
+            for stride in
+                (1..=self.devices / group).filter(|stride| (self.devices / group).is_multiple_of(*stride))
+            {
+                for kind in
+                    [CollectiveKind::AllReduce, CollectiveKind::ReduceScatter, CollectiveKind::AllGather]
+                {
                     for bytes in sizes() {
                         let (alpha, beta) = self.ring(kind, group);
                         let time = exactly(alpha + beta * bytes as f64);
@@ -188,7 +196,9 @@ impl Machine {
         let mut seen: Option<(CollectiveKind, u32, u32)> = None;
         let mut fits = Vec::new();
         for cell in self.collectives() {
-            if seen.replace((cell.kind, cell.group, cell.stride)) == Some((cell.kind, cell.group, cell.stride)) {
+            if seen.replace((cell.kind, cell.group, cell.stride))
+                == Some((cell.kind, cell.group, cell.stride))
+            {
                 continue;
             }
             let what = match cell.kind {
@@ -217,7 +227,11 @@ impl Machine {
     }
 
     fn message(&self, bytes: u64) -> MessageCost {
-        MessageCost { stride: 1, bytes: Bytes(bytes), time: exactly(self.latency_s + bytes as f64 / self.bytes_per_s) }
+        MessageCost {
+            stride: 1,
+            bytes: Bytes(bytes),
+            time: exactly(self.latency_s + bytes as f64 / self.bytes_per_s),
+        }
     }
 
     fn optimizer(&self, elements: u64) -> OptimizerCost {
@@ -261,7 +275,9 @@ impl Shape<'_> {
     }
 
     fn forward_flops(&self, segment: Segment) -> f64 {
-        let of = |kind| self.model.forward_flops(kind, self.tokens(), u64::from(self.seq_len)).0 / f64::from(self.tensor);
+        let of = |kind| {
+            self.model.forward_flops(kind, self.tokens(), u64::from(self.seq_len)).0 / f64::from(self.tensor)
+        };
         match segment {
             Segment::Attention => 0.4 * of(LayerKind::Block),
             Segment::Mlp => 0.6 * of(LayerKind::Block),
@@ -285,7 +301,8 @@ impl Shape<'_> {
             Segment::FinalNorm => self.flow(),
             Segment::AttentionNorm | Segment::MlpNorm => block(self.flow()),
             Segment::Attention => {
-                let scores = Bytes::of_f32(u64::from(self.model.heads) * self.tokens() * u64::from(self.seq_len)).0;
+                let scores =
+                    Bytes::of_f32(u64::from(self.model.heads) * self.tokens() * u64::from(self.seq_len)).0;
                 block(3 * self.flow() + scores / tensor)
             }
             Segment::Mlp => block(2 * Bytes::of_f32(self.tokens() * u64::from(self.model.ffn)).0 / tensor),

@@ -1,9 +1,12 @@
 //! Small cases whose step time and memory can be worked out on paper.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
+
 use autodist_cost_model::{CostModel, synthetic::Machine};
 use autodist_program::{Op, Program, stages};
 use autodist_spec::{
-    Bytes, Job, ModelSpec, OperationKind, ParallelStrategy, Profile, Provenance, Recompute, ScheduleKind, Seconds, catalog,
+    Bytes, Job, ModelSpec, OperationKind, ParallelStrategy, Profile, Provenance, Recompute, ScheduleKind,
+    Seconds, catalog,
 };
 
 /// Every layer of the chain takes 1 ms forward and 2 ms backward; nothing else takes time.
@@ -107,8 +110,11 @@ fn reductions_hide_behind_the_backward_but_for_the_last() {
     close(simulation.step_time_s, 6e-3 + 2e-3 + 6.0 * 3e-3);
     close(costs.lower_bound(&program).unwrap(), simulation.step_time_s.0);
     let timeline = costs.timeline(&program).unwrap();
-    let reduces: Vec<f64> =
-        timeline.iter().filter(|e| e.operation == OperationKind::Reduce).map(|e| (e.start_s.0 * 1e3).round()).collect();
+    let reduces: Vec<f64> = timeline
+        .iter()
+        .filter(|e| e.operation == OperationKind::Reduce)
+        .map(|e| (e.start_s.0 * 1e3).round())
+        .collect();
     assert_eq!(reduces, [8.0, 11.0, 14.0, 17.0, 20.0, 23.0]);
 }
 
@@ -148,8 +154,16 @@ fn a_step_frees_what_it_keeps() {
     let job = Job::new(8, 128);
     let costs = CostModel::new(&Machine::new(4).profile(&model, &job));
     for recompute in [Recompute::None, Recompute::Selective, Recompute::Full] {
-        for (tensor, pipeline, sequence_parallel) in [(1, 1, false), (2, 1, true), (2, 2, true), (1, 2, false), (2, 1, false)] {
-            let strategy = ParallelStrategy { tensor, pipeline, sequence_parallel, recompute, ..ParallelStrategy::data_parallel(1, 1) };
+        for (tensor, pipeline, sequence_parallel) in
+            [(1, 1, false), (2, 1, true), (2, 2, true), (1, 2, false), (2, 1, false)]
+        {
+            let strategy = ParallelStrategy {
+                tensor,
+                pipeline,
+                sequence_parallel,
+                recompute,
+                ..ParallelStrategy::data_parallel(1, 1)
+            };
             let of = |batch: u32| {
                 let job = Job { global_batch: batch, ..job.clone() };
                 costs.memory(&compile(&model, &job, tensor * pipeline, &strategy)).unwrap()
@@ -170,8 +184,9 @@ fn zero_stages_need_less_and_less_memory() {
         shard: if zero_stage > 0 { 4 } else { 1 },
         ..ParallelStrategy::data_parallel(4, 1)
     };
-    let memory: Vec<_> =
-        (0..4).map(|zero| costs.memory(&compile(&model, &job, 4, &strategy(zero))).unwrap().remove(0)).collect();
+    let memory: Vec<_> = (0..4)
+        .map(|zero| costs.memory(&compile(&model, &job, 4, &strategy(zero))).unwrap().remove(0))
+        .collect();
     assert!(memory.windows(2).all(|pair| pair[0].total() > pair[1].total()), "{memory:#?}");
     let weights = model.total_parameters() * 4;
     assert_eq!(memory[0].weights_bytes, Bytes(weights));
@@ -226,7 +241,10 @@ fn a_micro_batch_between_two_cells_is_interpolated() {
         (estimate.provenance, estimate.step_time_s.0)
     };
     let ((two, t2), (three, t3), (four, t4)) = (provenance(2), provenance(3), provenance(4));
-    assert_eq!((two, three, four), (Provenance::Interpolated, Provenance::Interpolated, Provenance::Interpolated));
+    assert_eq!(
+        (two, three, four),
+        (Provenance::Interpolated, Provenance::Interpolated, Provenance::Interpolated)
+    );
     assert!(t2 < t3 && t3 < t4);
     assert_eq!(provenance(32).0, Provenance::Modelled);
 }

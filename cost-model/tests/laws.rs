@@ -1,5 +1,7 @@
 //! What must hold of every program.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
+
 use autodist_cost_model::{CostModel, Outline, Split, in_flight, synthetic::Machine};
 use autodist_program::{Program, stages};
 use autodist_spec::{Bytes, Job, ParallelStrategy, Recompute, ScheduleKind, catalog};
@@ -32,16 +34,16 @@ fn strategies() -> impl Strategy<Value = ParallelStrategy> {
 }
 
 fn machines() -> impl Strategy<Value = Machine> {
-    (7.0..11.0_f64, 5.0..11.0_f64, -7.0..-3.0_f64, 1.0..2.0_f64, 1.0..2.0_f64).prop_map(|(speed, rate, latency, c, t)| {
-        Machine {
+    (7.0..11.0_f64, 5.0..11.0_f64, -7.0..-3.0_f64, 1.0..2.0_f64, 1.0..2.0_f64).prop_map(
+        |(speed, rate, latency, c, t)| Machine {
             flops_per_s: 10_f64.powf(speed),
             bytes_per_s: 10_f64.powf(rate),
             latency_s: 10_f64.powf(latency),
             compute_slowdown: c,
             communication_slowdown: t,
             ..Machine::new(48)
-        }
-    })
+        },
+    )
 }
 
 fn program(model: &str, strategy: &ParallelStrategy) -> Program {

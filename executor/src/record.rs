@@ -2,6 +2,7 @@
 
 use crate::task::Task;
 use autodist_program::Instruction;
+use autodist_spec::plan::label;
 use autodist_spec::profile::{Environment, Sample};
 use autodist_spec::run::{RankRecord, StepRecord};
 use autodist_spec::{Bytes, OperationKind, RunRecord, SCHEMA_VERSION, Seconds, Stream, TimelineEvent};
@@ -171,7 +172,7 @@ pub fn merge(task: &Task, outcomes: &[RankOutcome], environment: Environment) ->
         .unwrap_or_default();
     RunRecord {
         schema_version: SCHEMA_VERSION,
-        label: task.strategy.label(),
+        label: label(&task.strategy, &task.stages),
         strategy: task.strategy.clone(),
         stages: task.stages.clone(),
         environment,

@@ -1,1 +1,178 @@
-//! placeholder
+//! The fastest way of training that fits.
+//!
+//! The space is what the job allows and the compiler's rules let pass. Every way in it is bounded from below before
+//! it is compiled; those that the bound cannot reject are compiled, their memory is counted exactly, and what fits is
+//! simulated, most promising first, until no bound is left below the best that was found. So the plan is optimal in
+//! its space under its cost model, and says so. The same plan for the same input, whatever the number of threads.
+//! Not here: what a plan costs (`cost-model`), what is legal (`program`), and any clock but the caller's.
+//!
+//! ```
+//! use autodist_cost_model::synthetic::Machine;
+//! use autodist_planner::{Planner, SearchLimits};
+//! use autodist_spec::{Job, StopReason, catalog};
+//! let model = catalog::model("tiny-llama").unwrap();
+//! let job = Job::new(8, 128);
+//! let profile = Machine::new(2).profile(&model, &job);
+//! let planner = Planner::new(&model, &profile.cluster, &job, &profile);
+//! let plan = planner.limits(SearchLimits { top: 3, ..SearchLimits::default() }).plan().unwrap();
+//! assert_eq!(plan.search.stop_reason, StopReason::Optimal);
+//! assert_eq!(plan.alternatives.len(), 2);
+//! ```
+
+mod candidate;
+mod explain;
+mod reason;
+mod refusal;
+mod search;
+mod space;
+
+pub use explain::{Explanation, MemoryUse, WhatIf, explain};
+pub use reason::{Comparison, Limit};
+pub use refusal::{Infeasible, Miss, PlanError};
+
+use autodist_cost_model::{CostModel, Unpriced};
+use autodist_program::Program;
+use autodist_spec::{
+    Alternative, Bytes, Cluster, Estimate, Job, ModelSpec, ParallelStrategy, Plan, Profile, ProfileReference,
+    SCHEMA_VERSION, SearchReport, Stage, StopReason, fingerprint,
+};
+use candidate::Evaluator;
+use search::{Keep, Search};
+
+/// When a search ends, and how much of it is kept.
+#[derive(Clone, Copy)]
+pub struct SearchLimits<'a> {
+    /// Asked between batches of simulations: whether the time is up.
+    pub deadline: Option<&'a (dyn Fn() -> bool + Sync)>,
+    pub max_simulations: Option<u64>,
+    /// Plans that are kept, the best included.
+    pub top: usize,
+    /// Threads to search with; 0 means one for each core.
+    pub threads: usize,
+}
+
+impl Default for SearchLimits<'_> {
+    fn default() -> Self {
+        Self { deadline: None, max_simulations: None, top: 5, threads: 0 }
+    }
+}
+
+/// A question: how should this model be trained on this cluster?
+#[derive(Clone)]
+pub struct Planner<'a> {
+    model: &'a ModelSpec,
+    cluster: &'a Cluster,
+    job: &'a Job,
+    profile: &'a Profile,
+    costs: CostModel,
+    limits: SearchLimits<'a>,
+}
+
+impl<'a> Planner<'a> {
+    #[must_use]
+    pub fn new(model: &'a ModelSpec, cluster: &'a Cluster, job: &'a Job, profile: &'a Profile) -> Self {
+        Self { model, cluster, job, profile, costs: CostModel::new(profile), limits: SearchLimits::default() }
+    }
+
+    #[must_use]
+    pub fn limits(mut self, limits: SearchLimits<'a>) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The fastest plan that fits; between plans of one speed, the one that needs less memory.
+    ///
+    /// # Errors
+    /// No way of training is legal, priced and fits: with the reasons, the nearest miss and a hint.
+    pub fn plan(&self) -> Result<Plan, Infeasible> {
+        let evaluator = self.evaluator().map_err(|error| refusal::unpriced(self, &error))?;
+        let mut outcome = Search::new(&evaluator, self.limits).run(Keep::Best(self.limits.top.max(1)));
+        let mut best = std::mem::take(&mut outcome.best).into_iter();
+        let Some(winner) = best.next() else { return Err(refusal::infeasible(self, outcome)) };
+        let alternatives = best.map(|found| found.beside(&winner.estimate)).collect();
+        let mut plan = self.document(winner.strategy, winner.stages, winner.estimate, outcome.report);
+        plan.alternatives = alternatives;
+        plan.rejected = outcome.rejected;
+        Ok(plan)
+    }
+
+    /// One given way of training, without a search; `stages` are cut by the profile's layer times where none are given.
+    ///
+    /// # Errors
+    /// It is not legal, not priced, or does not fit.
+    pub fn given(&self, strategy: &ParallelStrategy, stages: Option<&[Stage]>) -> Result<Plan, PlanError> {
+        let evaluator = self.evaluator()?;
+        let stages = match stages {
+            Some(stages) => stages.to_vec(),
+            None => evaluator.stages(strategy)?,
+        };
+        let program = Program::compile(self.model, self.job, self.cluster.device_count(), strategy, &stages)?;
+        let priced = self.costs.price(&program)?;
+        if let Some(miss) = Miss::of(&program, &priced.memory(), &evaluator) {
+            return Err(PlanError::OutOfMemory(Box::new(miss)));
+        }
+        let estimate = priced.estimate(self.job, self.cluster.device());
+        let bound = estimate.lower_bound_s;
+        let report = SearchReport {
+            explored: 1,
+            pruned: 0,
+            simulated: 1,
+            lower_bound_s: bound,
+            gap: estimate.step_time_s / bound - 1.0,
+            stop_reason: StopReason::Given,
+        };
+        Ok(self.document(strategy.clone(), stages, estimate, report))
+    }
+
+    /// Every plan of the space that is legal, priced and fits, best first; nothing is bounded away.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn feasible(&self) -> Result<Vec<Alternative>, Infeasible> {
+        let evaluator = self.evaluator().map_err(|error| refusal::unpriced(self, &error))?;
+        let outcome = Search::new(&evaluator, self.limits).run(Keep::All);
+        let Some(best) = outcome.best.first().map(|found| found.estimate.clone()) else {
+            return Err(refusal::infeasible(self, outcome));
+        };
+        Ok(outcome.best.into_iter().map(|found| found.beside(&best)).collect())
+    }
+
+    fn evaluator(&self) -> Result<Evaluator<'_>, Unpriced> {
+        self.costs.check(self.model, self.job)?;
+        if !self.cluster.homogeneous() {
+            return Err(Unpriced {
+                what: format!("`{}` has nodes of more than one kind", self.cluster.name),
+                hint: "plan for the nodes of one kind".to_owned(),
+            });
+        }
+        Ok(Evaluator::new(self.model, self.cluster, self.job, &self.costs))
+    }
+
+    fn document(
+        &self,
+        strategy: ParallelStrategy,
+        stages: Vec<Stage>,
+        estimate: Estimate,
+        search: SearchReport,
+    ) -> Plan {
+        Plan {
+            schema_version: SCHEMA_VERSION,
+            model: self.model.clone(),
+            cluster: self.cluster.clone(),
+            job: self.job.clone(),
+            micro_batches: strategy.micro_batches(self.job.global_batch),
+            strategy,
+            stages,
+            estimate,
+            search,
+            alternatives: Vec::new(),
+            rejected: Vec::new(),
+            profile: ProfileReference { fingerprint: fingerprint(self.profile), path: String::new() },
+        }
+    }
+}
+
+/// Bytes of a device that a plan may use.
+pub(crate) fn usable(cluster: &Cluster, job: &Job) -> Bytes {
+    Bytes((cluster.device().memory_bytes.as_f64() * (1.0 - job.memory_reserve)).floor() as u64)
+}

@@ -21,7 +21,7 @@ type CellKey = (Segment, Pass, u32, bool, u32, Recompute);
 #[derive(Debug, Default)]
 struct Cell {
     seconds: Vec<f64>,
-    growth: i64,
+    growth: Option<i64>,
     peak: u64,
 }
 
@@ -172,7 +172,7 @@ impl<'a> Assembly<'a> {
                         let key = (segment, pass, s.tensor, s.sequence_parallel, s.micro_batch, recompute);
                         let cell = self.cells.entry(key).or_default();
                         cell.seconds.extend(&sample.seconds);
-                        cell.growth = cell.growth.max(sample.growth);
+                        cell.growth = cell.growth.max(Some(sample.growth));
                         cell.peak = cell.peak.max(sample.peak);
                     }
                     Instruction::Update { elements, .. } => {
@@ -363,7 +363,7 @@ fn segment_cost(key: &CellKey, cell: &Cell) -> SegmentCost {
         micro_batch: key.4,
         recompute: key.5,
         time: Sample::of(&cell.seconds),
-        growth_bytes: cell.growth,
+        growth_bytes: cell.growth.unwrap_or_default(),
         peak_bytes: Bytes(cell.peak),
     }
 }

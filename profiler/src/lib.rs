@@ -188,3 +188,9 @@ pub fn matches(profile: &Profile, request: &Request) -> Result<(), String> {
 pub fn outcomes(answers: Vec<Value>) -> Result<Vec<RankOutcome>, serde_json::Error> {
     answers.into_iter().map(serde_json::from_value).collect()
 }
+
+/// Whether a finished profile has every cell that `request` would measure.
+pub fn covers(profile: &Profile, request: &Request) -> bool {
+    let assembly = assemble::Assembly::new(request, Some(profile.clone()), Environment::default());
+    probes::all(request).iter().all(|probe| !assembly.wants(probe, 0)) && !assembly.wants_links(0)
+}

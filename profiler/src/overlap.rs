@@ -9,12 +9,14 @@ use autodist_spec::CollectiveKind;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
-/// A matrix product beside an all-reduce over all ranks.
+/// A batch of matrix products beside a row of all-reduces over all ranks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OverlapTask {
     /// Rows, columns and inner size of the product: those of the model's largest layer.
     pub product: (usize, usize, usize),
     pub reduce_bytes: usize,
+    /// Reductions in a row, so that the row is long enough to be timed.
+    pub reductions: usize,
     pub repetitions: usize,
 }
 
@@ -22,8 +24,9 @@ pub struct OverlapTask {
 pub struct OverlapAnswer {
     /// Of a batch of products, alone.
     pub compute_alone: Vec<f64>,
+    /// Of a row of reductions, alone.
     pub reduce_alone: Vec<f64>,
-    /// Of the batch while a reduction runs, with how long the reduction took then, both from a common start.
+    /// Of the batch while the row runs, with how long the row took then, both from a common start.
     pub together: Vec<(f64, f64)>,
     /// Best rate of the product, FLOP/s.
     pub peak_flops_per_s: f64,
@@ -53,27 +56,29 @@ pub fn measure(task: &OverlapTask, worker: &mut Worker, name: &str) -> Result<Ov
         }
         start.elapsed().as_secs_f64()
     };
-    let mut buffer = Some(device.upload(&vec![1.0; task.reduce_bytes / 4]));
+    let mut buffers: Vec<_> = (0..task.reductions).map(|_| device.zeros(task.reduce_bytes / 4)).collect();
     let mut answer = OverlapAnswer::default();
-    let mut round = 0;
     let mut reduce = |stream: &mut CommunicationStream<Cpu<f32>>, beside: &mut dyn FnMut() -> f64| {
-        round += 1;
-        let key = (Transfer::Reduce, round);
-        if let Some(buffer) = buffer.take() {
+        let start = Instant::now();
+        for (index, buffer) in buffers.drain(..).enumerate() {
             let range = 0..device.len(&buffer);
-            stream.submit(Work { key, kind: CollectiveKind::AllReduce, buffer, range })?;
+            stream.submit(Work { key: (Transfer::Reduce, index), kind: CollectiveKind::AllReduce, buffer, range })?;
         }
         let compute = beside();
-        let done = stream.wait(key)?;
-        buffer = Some(done.buffer);
-        Ok::<_, ExecutionError>((compute, (done.end - done.start).as_secs_f64()))
+        let mut end = start;
+        for index in 0..task.reductions {
+            let done = stream.wait((Transfer::Reduce, index))?;
+            end = done.end;
+            buffers.push(done.buffer);
+        }
+        Ok::<_, ExecutionError>((compute, (end - start).as_secs_f64()))
     };
-    // A batch of products that outlasts the reduction, so that all of the reduction has company.
+    // A batch of products that outlasts the row, so that all of the row has company.
     let one = (0..4).map(|_| multiply(1)).fold(f64::INFINITY, f64::min);
     barrier.barrier()?;
     let alone = (0..3).map(|_| reduce(&mut stream, &mut || 0.0)).collect::<Result<Vec<_>, _>>()?;
     let longest = alone.iter().map(|(_, s)| *s).fold(0.0, f64::max);
-    let mut times = [((3.0 * longest / one).ceil() as usize).clamp(2, 10_000) as f32];
+    let mut times = [((2.0 * longest / one).ceil() as usize).clamp(2, 10_000) as f32];
     barrier.all_reduce(&mut times, autodist_communication::Reduction::Max)?;
     let times = times[0] as usize;
     for _ in 0..task.repetitions {

@@ -165,5 +165,6 @@ fn overlap(request: &Request) -> OverlapTask {
     let largest = matrices.max_by_key(|p| p.rows * p.columns);
     let (n, k) = largest.map_or((64, 64), |p| (p.rows as usize, p.columns as usize));
     let reduce_bytes = (4 * model.layer_parameters(LayerKind::Block) as usize).clamp(1 << 16, 32 << 20);
-    OverlapTask { product: (rows, n, k), reduce_bytes, repetitions: 15 }
+    let reductions = ((8 << 20) / reduce_bytes).clamp(2, 64);
+    OverlapTask { product: (rows, n, k), reduce_bytes, reductions, repetitions: 12 }
 }

@@ -249,7 +249,7 @@ impl<'a> Compiler<'a> {
         bodies.push(self.optimizer());
         let mut ops = Vec::new();
         for (index, slot) in slots.iter().enumerate() {
-            let last_backward = !slots[index + 1..].iter().any(|s| s.backward && s.chunk == slot.chunk);
+            let last_backward = slot.backward && !slots[index + 1..].iter().any(|s| s.backward && s.chunk == slot.chunk);
             let body = 3 * (slot.chunk / pipeline) + usize::from(slot.backward) * (1 + usize::from(last_backward));
             ops.extend(self.incoming(slot).map(Op::Receive));
             ops.push(Op::Run { body, micro_batch: slot.micro_batch });

@@ -25,13 +25,16 @@ pub fn balanced(
     best[0][0] = 0.0;
     for k in 1..=chunks {
         for end in k..=layers {
-            for start in k - 1..end {
-                let largest = best[k - 1][start].max(prefix[end] - prefix[start]);
-                if largest <= best[k][end] {
-                    best[k][end] = largest;
-                    cut[k][end] = start;
-                }
-            }
+            // Later starts make the chunks before costlier and the last one cheaper: the best start is where the two
+            // cross, and of equally good ones the latest.
+            let largest = |start: usize| best[k - 1][start].max(prefix[end] - prefix[start]);
+            let starts: Vec<usize> = (k - 1..end).collect();
+            let crossing = starts.partition_point(|start| best[k - 1][*start] < prefix[end] - prefix[*start]);
+            let around = starts[crossing.saturating_sub(1)..(crossing + 1).min(starts.len())].iter();
+            let value = around.map(|start| largest(*start)).fold(f64::INFINITY, f64::min);
+            let latest = starts.partition_point(|start| best[k - 1][*start] <= value) - 1;
+            best[k][end] = value;
+            cut[k][end] = starts[latest];
         }
     }
     let mut ends = vec![layers];

@@ -1,7 +1,9 @@
 //! Tables for spreadsheets and scripts: comma-separated, one header line, the unit in the column's name.
 
 use crate::words;
-use autodist_spec::{Bytes, Estimate, ParallelStrategy, Plan, Profile, Sample, Seconds, Stage, TimelineEvent, Validation};
+use autodist_spec::{
+    Bytes, Estimate, ParallelStrategy, Plan, Profile, Sample, Seconds, Stage, TimelineEvent, Validation,
+};
 
 /// Rows of text cells under a header.
 struct Sheet(csv::Writer<Vec<u8>>);
@@ -39,9 +41,29 @@ fn column(prefix: &str, part: &str, unit: &str) -> String {
 /// The chosen plan and its alternatives, best first.
 pub fn csv_plans(plan: &Plan) -> String {
     let mut header: Vec<String> = [
-        "rank", "label", "data", "tensor", "pipeline", "context", "expert", "zero_stage", "shard", "micro_batch",
-        "virtual_stages", "sequence_parallel", "recompute", "schedule", "bucket_bytes", "stage_layers", "step_time_s",
-        "step_time_spread_s", "tokens_per_s", "mfu", "peak_memory_bytes", "lower_bound_s", "provenance",
+        "rank",
+        "label",
+        "data",
+        "tensor",
+        "pipeline",
+        "context",
+        "expert",
+        "zero_stage",
+        "shard",
+        "micro_batch",
+        "virtual_stages",
+        "sequence_parallel",
+        "recompute",
+        "schedule",
+        "bucket_bytes",
+        "stage_layers",
+        "step_time_s",
+        "step_time_spread_s",
+        "tokens_per_s",
+        "mfu",
+        "peak_memory_bytes",
+        "lower_bound_s",
+        "provenance",
     ]
     .map(str::to_owned)
     .to_vec();
@@ -56,7 +78,13 @@ pub fn csv_plans(plan: &Plan) -> String {
     sheet.finish()
 }
 
-fn plan_row(rank: usize, strategy: &ParallelStrategy, stages: &[Stage], estimate: &Estimate, reason: &str) -> Vec<String> {
+fn plan_row(
+    rank: usize,
+    strategy: &ParallelStrategy,
+    stages: &[Stage],
+    estimate: &Estimate,
+    reason: &str,
+) -> Vec<String> {
     let layers: Vec<String> = stages.iter().map(|s| format!("{}..{}", s.first_layer, s.end_layer)).collect();
     let mut row = vec![
         rank.to_string(),
@@ -92,9 +120,20 @@ fn plan_row(rank: usize, strategy: &ParallelStrategy, stages: &[Stage], estimate
 /// One row per plan that ran; plans that could not run have their reason and no numbers.
 pub fn csv_validation(validation: &Validation) -> String {
     let mut sheet = Sheet::new(&[
-        "label", "measured_step_time_s", "measured_step_time_spread_s", "predicted_step_time_s",
-        "predicted_step_time_spread_s", "step_time_error", "measured_peak_memory_bytes",
-        "predicted_peak_memory_bytes", "peak_memory_error", "regret", "final_loss", "steps", "provenance", "failure",
+        "label",
+        "measured_step_time_s",
+        "measured_step_time_spread_s",
+        "predicted_step_time_s",
+        "predicted_step_time_spread_s",
+        "step_time_error",
+        "measured_peak_memory_bytes",
+        "predicted_peak_memory_bytes",
+        "peak_memory_error",
+        "regret",
+        "final_loss",
+        "steps",
+        "provenance",
+        "failure",
     ]);
     for run in &validation.runs {
         sheet.row(&[
@@ -153,8 +192,19 @@ fn sample(time: &Sample) -> [String; 5] {
 /// One row per measured segment.
 pub fn csv_segments(profile: &Profile) -> String {
     let mut sheet = Sheet::new(&[
-        "segment", "pass", "tensor", "sequence_parallel", "micro_batch", "recompute", "median_s", "low_s", "high_s",
-        "count", "provenance", "growth_bytes", "peak_bytes",
+        "segment",
+        "pass",
+        "tensor",
+        "sequence_parallel",
+        "micro_batch",
+        "recompute",
+        "median_s",
+        "low_s",
+        "high_s",
+        "count",
+        "provenance",
+        "growth_bytes",
+        "peak_bytes",
     ]);
     for cell in &profile.segments {
         let mut row = vec![
@@ -175,8 +225,19 @@ pub fn csv_segments(profile: &Profile) -> String {
 /// One row per measured size of each collective and message, then one per fitted line.
 pub fn csv_links(profile: &Profile) -> String {
     let mut sheet = Sheet::new(&[
-        "row", "what", "group", "stride", "size_bytes", "median_s", "low_s", "high_s", "count", "provenance",
-        "alpha_s", "beta_s_per_byte", "residual",
+        "row",
+        "what",
+        "group",
+        "stride",
+        "size_bytes",
+        "median_s",
+        "low_s",
+        "high_s",
+        "count",
+        "provenance",
+        "alpha_s",
+        "beta_s_per_byte",
+        "residual",
     ]);
     let blank = String::new;
     let collectives = profile
@@ -185,7 +246,8 @@ pub fn csv_links(profile: &Profile) -> String {
         .map(|cell| (words::collective(cell.kind), cell.group, cell.stride, cell.bytes, &cell.time));
     let messages = profile.messages.iter().map(|cell| ("message", 2, cell.stride, cell.bytes, &cell.time));
     for (what, group, stride, size, time) in collectives.chain(messages) {
-        let mut row = vec!["timing".to_owned(), what.to_owned(), group.to_string(), stride.to_string(), bytes(size)];
+        let mut row =
+            vec!["timing".to_owned(), what.to_owned(), group.to_string(), stride.to_string(), bytes(size)];
         row.extend(sample(time));
         row.extend([blank(), blank(), blank()]);
         sheet.row(&row);

@@ -40,7 +40,8 @@ impl Table {
     }
 
     fn push_row(&self, text: &mut String, row: &[String], widths: &[usize]) {
-        let cells: Vec<Vec<String>> = row.iter().zip(widths).map(|(cell, width)| wrap(cell, *width)).collect();
+        let cells: Vec<Vec<String>> =
+            row.iter().zip(widths).map(|(cell, width)| wrap(cell, *width)).collect();
         let height = cells.iter().map(Vec::len).max().unwrap_or(0);
         for line in 0..height {
             let mut shown = String::new();

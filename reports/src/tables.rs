@@ -8,7 +8,8 @@ use crate::words::{
     self, count, parameters, percent, plural, share, signed_percent, tokens_per_second, with_spread,
 };
 use autodist_spec::{
-    CostBreakdown, MemoryBreakdown, ParallelStrategy, Plan, Profile, Provenance, RunRecord, Sample, Validation,
+    CostBreakdown, MemoryBreakdown, ParallelStrategy, Plan, Profile, Provenance, RunRecord, Sample, Seconds,
+    Validation,
 };
 
 fn yes(value: bool) -> String {
@@ -57,11 +58,12 @@ pub(crate) fn stages(plan: &Plan) -> Table {
         ("pipeline rank", Right),
         ("layers", Left),
         ("recompute", Left),
-        ("peak memory of the rank", Right),
+        ("peak memory", Right),
     ]);
     for (chunk, stage) in plan.stages.iter().enumerate() {
         let rank = chunk % plan.strategy.pipeline.max(1) as usize;
-        let memory = plan.estimate.stages.get(rank).map_or("unknown".to_owned(), |s| s.memory.total().to_string());
+        let memory =
+            plan.estimate.stages.get(rank).map_or("unknown".to_owned(), |s| s.memory.total().to_string());
         table.row([
             chunk.to_string(),
             rank.to_string(),
@@ -111,7 +113,7 @@ pub(crate) fn cost(cost: &CostBreakdown) -> Table {
     let total = cost.total();
     for (name, part) in cost.parts() {
         let share = share(part.0, total.0);
-        table.row([name.to_owned(), part.to_string(), percent(share), bar(share)]);
+        table.row([name.to_owned(), time(part), percent(share), bar(share)]);
     }
     table.row(["total".to_owned(), total.to_string(), percent(share(total.0, total.0)), String::new()]);
     table
@@ -130,11 +132,24 @@ pub(crate) fn memory(memory: &MemoryBreakdown) -> Table {
     table
 }
 
+/// Nothing is `0`, in whatever unit.
+fn time(time: Seconds) -> String {
+    if time == Seconds::ZERO { "0".to_owned() } else { time.to_string() }
+}
+
 fn bar(share: f64) -> String {
     "#".repeat((share.clamp(0.0, 1.0) * 40.0).round() as usize)
 }
 
-const RANK_NAMES: [&str; 8] = ["rank 0", "rank 1", "rank 2", "rank 3", "rank 4", "rank 5", "rank 6", "rank 7"];
+/// Columns of the page's widest tables.
+const RANK_NAMES: [&str; 8] =
+    ["rank 0", "rank 1", "rank 2", "rank 3", "rank 4", "rank 5", "rank 6", "rank 7"];
+
+/// What the tables per rank leave out; nothing for most plans.
+pub(crate) fn ranks_left_out(plan: &Plan) -> Option<String> {
+    let (shown, all) = (RANK_NAMES.len(), plan.estimate.stages.len());
+    (all > shown).then(|| format!("The first {shown} of {all} pipeline ranks"))
+}
 
 fn per_rank_columns(plan: &Plan, first: &'static str, whole: &'static str) -> Table {
     let mut columns = vec![(first, Left), (whole, Right)];
@@ -149,7 +164,7 @@ pub(crate) fn cost_per_rank(plan: &Plan) -> Table {
         .chain(plan.estimate.stages.iter().map(|stage| &stage.cost).take(RANK_NAMES.len()))
         .collect();
     for (index, (name, _)) in plan.estimate.cost.parts().iter().enumerate() {
-        let parts = all.iter().map(|cost| cost.parts()[index].1.to_string());
+        let parts = all.iter().map(|cost| time(cost.parts()[index].1));
         table.row(std::iter::once((*name).to_owned()).chain(parts));
     }
     table.row(std::iter::once("total".to_owned()).chain(all.iter().map(|cost| cost.total().to_string())));
@@ -265,7 +280,11 @@ pub(crate) fn device_kind(emulated: bool) -> &'static str {
 pub(crate) fn ranks(run: &RunRecord) -> Table {
     let mut table = Table::new(&[("rank", Right), ("peak memory", Right), ("sent per step", Right)]);
     for rank in &run.ranks {
-        table.row([rank.rank.to_string(), rank.peak_memory_bytes.to_string(), rank.bytes_sent_per_step.to_string()]);
+        table.row([
+            rank.rank.to_string(),
+            rank.peak_memory_bytes.to_string(),
+            rank.bytes_sent_per_step.to_string(),
+        ]);
     }
     table
 }
@@ -388,11 +407,26 @@ pub(crate) fn other_costs(profile: &Profile) -> Table {
     let slow = &profile.interference;
     let measured = Provenance::Measured.to_string();
     for (what, value, spread, provenance) in [
-        ("compute beside communication", format!("{:.3} times as long", slow.compute_slowdown), "", slow.provenance.to_string()),
-        ("communication beside compute", format!("{:.3} times as long", slow.communication_slowdown), "", slow.provenance.to_string()),
+        (
+            "compute beside communication",
+            format!("{:.3} times as long", slow.compute_slowdown),
+            "",
+            slow.provenance.to_string(),
+        ),
+        (
+            "communication beside compute",
+            format!("{:.3} times as long", slow.communication_slowdown),
+            "",
+            slow.provenance.to_string(),
+        ),
         ("heap of a rank without a model", profile.baseline_bytes.to_string(), "", measured.clone()),
         ("staging of one communicator", profile.staging_bytes.to_string(), "", measured.clone()),
-        ("two runs of one plan differ by", percent(profile.repeatability), "no model can predict this away", measured),
+        (
+            "two runs of one plan differ by",
+            percent(profile.repeatability),
+            "no model can predict this away",
+            measured,
+        ),
     ] {
         table.row([what.to_owned(), value, spread.to_owned(), provenance]);
     }
@@ -437,7 +471,10 @@ pub(crate) fn provenance(plan: &Plan) -> Table {
         ("precision", words::precision(job.precision).to_owned()),
         ("optimizer", words::optimizer(job.optimizer)),
         ("learning rate", learning),
-        ("gradient clip", if job.gradient_clip > 0.0 { job.gradient_clip.to_string() } else { "off".to_owned() }),
+        (
+            "gradient clip",
+            if job.gradient_clip > 0.0 { job.gradient_clip.to_string() } else { "off".to_owned() },
+        ),
         ("seed", job.seed.to_string()),
         ("memory kept free", percent(job.memory_reserve)),
         ("plan file", format!("schema version {}", plan.schema_version)),

@@ -31,9 +31,14 @@ pub fn plan_summary(plan: &Plan) -> String {
         ),
     );
     let device = plan.cluster.nodes.first().map(|group| {
-        format!(" of {} per device, {} kept free", group.device.memory_bytes, percent(plan.job.memory_reserve))
+        format!(
+            " of {} per device, {} kept free",
+            group.device.memory_bytes,
+            percent(plan.job.memory_reserve)
+        )
     });
-    text += &labelled("memory", &format!("{} peak{}", estimate.peak_memory_bytes, device.unwrap_or_default()));
+    text +=
+        &labelled("memory", &format!("{} peak{}", estimate.peak_memory_bytes, device.unwrap_or_default()));
     text += &labelled("search", &words::certificate(&plan.search));
     text += &labelled("profile", &words::profile_source(plan));
 
@@ -60,7 +65,10 @@ pub fn validation_table(validation: &Validation) -> String {
         text += &tables::validation_memory(validation).text();
         text.push('\n');
         let runs = plural(validation.runs.len() as u64, "run");
-        text += &labelled("error", &format!("median |error| of the step time {} over {runs}", percent(validation.median_error)));
+        text += &labelled(
+            "error",
+            &format!("median |error| of the step time {} over {runs}", percent(validation.median_error)),
+        );
         text += &labelled("regret", &words::regret(validation));
     }
     if !validation.failed.is_empty() {
@@ -95,7 +103,8 @@ pub fn profile_summary(profile: &Profile) -> String {
             ),
         );
     }
-    let priority = if environment.realtime { "real-time priority" } else { "no real-time priority: other load shows" };
+    let priority =
+        if environment.realtime { "real-time priority" } else { "no real-time priority: other load shows" };
     text += &labelled(
         "processor",
         &format!(
@@ -105,7 +114,8 @@ pub fn profile_summary(profile: &Profile) -> String {
             tables::device_kind(environment.emulated)
         ),
     );
-    text += &labelled("taken", &format!("{} on {}", words::date(environment.started_unix_s), environment.host));
+    text +=
+        &labelled("taken", &format!("{} on {}", words::date(environment.started_unix_s), environment.host));
     text += &labelled("cells", &provenances(profile));
     text += &labelled(
         "together",
@@ -116,7 +126,8 @@ pub fn profile_summary(profile: &Profile) -> String {
             profile.interference.provenance
         ),
     );
-    text += &labelled("repeats", &format!("two runs of one plan differ by {}", percent(profile.repeatability)));
+    text +=
+        &labelled("repeats", &format!("two runs of one plan differ by {}", percent(profile.repeatability)));
     if profile.fits.is_empty() {
         text += &labelled("links", "none was measured");
     } else {
@@ -129,7 +140,9 @@ pub fn profile_summary(profile: &Profile) -> String {
 
 /// One training run: how fast, how much memory, and that it learned.
 pub fn run_summary(run: &RunRecord) -> String {
-    let mut text = labelled("run", &format!("{}: {}", run.label, run.strategy.label()));
+    let strategy = run.strategy.label();
+    let named = if run.label == strategy { strategy } else { format!("{}: {strategy}", run.label) };
+    let mut text = labelled("run", &named);
     let time = &run.step_time;
     text += &labelled(
         "step time",
@@ -151,7 +164,11 @@ pub fn run_summary(run: &RunRecord) -> String {
             "{}, {}, {}",
             tables::device_kind(run.environment.emulated),
             plural(run.ranks.len() as u64, "rank"),
-            if run.environment.realtime { "real-time priority" } else { "no real-time priority: other load shows" }
+            if run.environment.realtime {
+                "real-time priority"
+            } else {
+                "no real-time priority: other load shows"
+            }
         ),
     );
     section(&mut text, "Ranks", &tables::ranks(run));

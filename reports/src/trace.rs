@@ -25,7 +25,11 @@ fn process(events: &mut Vec<Value>, pid: u32, name: &str, rank_name: &str, timel
     lanes.dedup();
     for (rank, stream) in lanes {
         let tid = thread(rank, stream);
-        events.push(metadata("thread_name", tid, json!({"name": format!("{rank_name} {rank} {}", words::stream(stream))})));
+        events.push(metadata(
+            "thread_name",
+            tid,
+            json!({"name": format!("{rank_name} {rank} {}", words::stream(stream))}),
+        ));
         events.push(metadata("thread_sort_index", tid, json!({ "sort_index": tid })));
     }
     events.extend(timeline.iter().map(|event| {

@@ -2,13 +2,15 @@
 
 use autodist_spec::profile::CollectiveKind;
 use autodist_spec::{
-    LayerKind, ModelSpec, OperationKind, Optimizer, ParallelStrategy, Pass, Plan, Precision, Recompute, ScheduleKind,
-    SearchReport, Seconds, Segment, Stage, StopReason, Stream, Validation,
+    LayerKind, ModelSpec, OperationKind, Optimizer, ParallelStrategy, Pass, Plan, Precision, Recompute,
+    ScheduleKind, SearchReport, Seconds, Segment, Stage, StopReason, Stream, Validation,
 };
 
 /// Text of foreign origin without the characters that neither XML nor a terminal should see.
 pub(crate) fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() || ('\u{fffe}'..='\u{ffff}').contains(&c) { '\u{fffd}' } else { c }).collect()
+    text.chars()
+        .map(|c| if c.is_control() || ('\u{fffe}'..='\u{ffff}').contains(&c) { '\u{fffd}' } else { c })
+        .collect()
 }
 
 /// `412 ms ± 9.30 ms`.
@@ -36,7 +38,7 @@ pub(crate) fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -53,12 +55,20 @@ pub(crate) fn parameters(value: u64) -> String {
         v if v >= 1e3 => (v / 1e3, " k"),
         v => (v, ""),
     };
-    if scaled >= 100.0 || unit.is_empty() { format!("{scaled:.0}{unit}") } else { format!("{scaled:.1}{unit}") }
+    if scaled >= 100.0 || unit.is_empty() {
+        format!("{scaled:.0}{unit}")
+    } else {
+        format!("{scaled:.1}{unit}")
+    }
 }
 
 /// Tokens per second, with one digit after the point only where it says something.
 pub(crate) fn tokens_per_second(value: f64) -> String {
-    if value >= 100.0 { format!("{} tokens/s", count(value.round() as u64)) } else { format!("{value:.1} tokens/s") }
+    if value >= 100.0 {
+        format!("{} tokens/s", count(value.round() as u64))
+    } else {
+        format!("{value:.1} tokens/s")
+    }
 }
 
 pub(crate) fn plural(number: u64, word: &str) -> String {
@@ -164,7 +174,11 @@ fn sharding(strategy: &ParallelStrategy) -> String {
         2 => "optimizer state and gradients",
         _ => "optimizer state, gradients and parameters",
     };
-    let group = if strategy.shard == strategy.data { String::new() } else { format!(" over groups of {}", strategy.shard) };
+    let group = if strategy.shard == strategy.data {
+        String::new()
+    } else {
+        format!(" over groups of {}", strategy.shard)
+    };
     format!(" (ZeRO-{}: {what} sharded{group})", strategy.zero_stage)
 }
 
@@ -172,10 +186,17 @@ fn sharding(strategy: &ParallelStrategy) -> String {
 pub(crate) fn certificate(search: &SearchReport) -> String {
     let claim = match search.stop_reason {
         StopReason::Given => {
-            return format!("the strategy was given, not searched for; no execution of it is faster than {}", search.lower_bound_s);
+            return format!(
+                "the strategy was given, not searched for; no execution of it is faster than {}",
+                search.lower_bound_s
+            );
         }
-        StopReason::Optimal => format!("optimal in its space under this cost model, gap {}", percent(search.gap)),
-        StopReason::TimeLimit => format!("stopped by the time limit, at most {} from optimal", percent(search.gap)),
+        StopReason::Optimal => {
+            format!("optimal in its space under this cost model, gap {}", percent(search.gap))
+        }
+        StopReason::TimeLimit => {
+            format!("stopped by the time limit, at most {} from optimal", percent(search.gap))
+        }
         StopReason::SimulationLimit => {
             format!("stopped by the simulation limit, at most {} from optimal", percent(search.gap))
         }

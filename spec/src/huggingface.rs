@@ -67,7 +67,7 @@ impl Config<'_> {
     }
 
     fn head_dim(&self, hidden: u32, heads: u32, field: &str) -> Result<u32, InputError> {
-        if hidden % heads != 0 {
+        if !hidden.is_multiple_of(heads) {
             return Err(self.error(field, &format!("does not divide the hidden size {hidden}"), "heads share the hidden size evenly"));
         }
         Ok(hidden / heads)

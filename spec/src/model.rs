@@ -293,13 +293,13 @@ impl crate::parse::Check for ModelSpec {
             in_range(field, u64::from(value), 1, high)?;
         }
         positive("norm_epsilon", self.norm_epsilon)?;
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(InputError::new("kv_heads", self.kv_heads, format!("does not divide the {} query heads", self.heads))
                 .hint("every key/value head serves the same number of query heads"));
         }
         if let Positions::Rotary { theta } = self.positions {
             positive("positions.theta", theta)?;
-            if self.head_dim % 2 != 0 {
+            if !self.head_dim.is_multiple_of(2) {
                 return Err(InputError::new("head_dim", self.head_dim, "rotary positions turn pairs: it must be even")
                     .hint("choose an even head size or learned positions"));
             }

@@ -182,6 +182,16 @@ impl Stage {
     }
 }
 
+/// The strategy's label, with the number of blocks that recompute where it is not all of them.
+pub fn label(strategy: &ParallelStrategy, stages: &[Stage]) -> String {
+    let entries = || stages.iter().flat_map(|stage| &stage.recompute);
+    let recomputing = entries().filter(|r| **r != Recompute::None).count();
+    // Embedding and head never recompute.
+    let blocks = entries().count().saturating_sub(2);
+    let label = strategy.label();
+    if strategy.recompute == Recompute::None || recomputing == blocks { label } else { format!("{label}:{recomputing}") }
+}
+
 /// Where the time of a step goes on the busiest pipeline rank. The parts sum to the step time.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct CostBreakdown {

@@ -139,6 +139,7 @@ pub struct CollectiveCost {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LinkFit {
+    /// `all_reduce`, `reduce_scatter`, `all_gather` or `message`.
     pub what: String,
     pub group: u32,
     pub stride: u32,

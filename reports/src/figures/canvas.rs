@@ -5,6 +5,7 @@ use crate::ReportError;
 use crate::words::clean;
 use autodist_spec::{Bytes, Seconds};
 use plotters::coord::Shift;
+use plotters::coord::ranged1d::{Ranged, ValueFormatter};
 use plotters::coord::types::RangedCoordf64;
 use plotters::element::Text;
 use plotters::prelude::*;
@@ -44,6 +45,7 @@ pub(crate) fn width(text: &str, size: i32) -> i32 {
     (f64::from(width) * 1.1).ceil() as i32
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     Left,
     Center,
@@ -66,6 +68,15 @@ pub(crate) fn text<DB: DrawingBackend>(
     };
     let style = style(size, color).pos(Pos::new(anchor, VPos::Center));
     area.draw(&Text::new(clean(text), (x, y), style))
+}
+
+/// Lines of small text whose common middle is at `y`.
+fn lines<DB: DrawingBackend>(area: &Area<DB>, lines: &[String], (x, y): (i32, i32), side: Side) -> Done<DB> {
+    let top = y - (lines.len() as i32 - 1) * 10;
+    for (index, line) in lines.iter().enumerate() {
+        text(area, line, (x, top + index as i32 * 20), side, SMALL, INK)?;
+    }
+    Ok(())
 }
 
 /// A line of text cut to a width, or broken into two lines at a space.
@@ -144,13 +155,18 @@ pub(crate) fn legend<DB: DrawingBackend>(
 }
 
 /// Axes with a quiet grid. An empty description leaves that axis without ticks.
-pub(crate) fn mesh<DB: DrawingBackend>(
-    chart: &mut Chart<'_, DB>,
+pub(crate) fn mesh<DB, X, Y>(
+    chart: &mut ChartContext<'_, DB, Cartesian2d<X, Y>>,
     x_description: &str,
     y_description: &str,
     x_tick: &dyn Fn(&f64) -> String,
     y_tick: &dyn Fn(&f64) -> String,
-) -> Done<DB> {
+) -> Done<DB>
+where
+    DB: DrawingBackend,
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
     let mut mesh = chart.configure_mesh();
     mesh.light_line_style(TRANSPARENT)
         .bold_line_style(GRID)
@@ -214,12 +230,14 @@ impl Scale {
 /// A row of a stacked bar chart.
 pub(crate) struct Row {
     pub label: String,
-    /// Written at the right of the bar.
-    pub total: String,
+    /// Lines at the right of the bar.
+    pub total: Vec<String>,
     /// In the unit of the axis.
     pub parts: Vec<(f64, RGBColor, String)>,
     /// Half-width of the interval at the bar's end.
     pub spread: f64,
+    /// A stroke across the bar, where something was measured.
+    pub measured: Option<f64>,
 }
 
 pub(crate) struct Bars {
@@ -239,7 +257,10 @@ impl Bars {
     /// Rows from top to bottom, labels on the left, totals on the right.
     pub fn draw<DB: DrawingBackend>(&self, area: &Area<DB>) -> Drawn<DB> {
         let count = self.rows.len() as f64;
-        let reach = |row: &Row| row.parts.iter().map(|part| part.0.max(0.0)).sum::<f64>() + row.spread.max(0.0);
+        let reach = |row: &Row| {
+            let end = row.parts.iter().map(|part| part.0.max(0.0)).sum::<f64>() + row.spread.max(0.0);
+            end.max(row.measured.unwrap_or(0.0))
+        };
         let longest = self.rows.iter().map(reach).fold(0.0, f64::max);
         let largest = longest.max(self.limit.as_ref().map_or(0.0, |limit| limit.0)).max(1e-9) * 1.03;
         let mut chart = ChartBuilder::on(area)
@@ -262,17 +283,17 @@ impl Bars {
                 }
                 start = end;
             }
+            if let Some(at) = row.measured {
+                let stroke = [(at, middle - 0.38), (at, middle + 0.38)];
+                chart.plotting_area().draw(&PathElement::new(stroke, INK.stroke_width(4)))?;
+            }
             if row.spread > 0.0 {
                 whisker(&chart, (start - row.spread, start + row.spread), middle)?;
             }
             let (right, y) = chart.backend_coord(&(largest, middle));
             let (x, y) = local(area, (right, y));
-            text(area, &row.total, (x + 14, y), Side::Left, SMALL, INK)?;
-            let lines = fit(&row.label, Self::LABELS - 36, SMALL);
-            let top = y - (lines.len() as i32 - 1) * 10;
-            for (line, label) in lines.iter().enumerate() {
-                text(area, label, (Self::LABELS - 14, top + line as i32 * 20), Side::Right, SMALL, INK)?;
-            }
+            lines(area, &row.total, (x + 14, y), Side::Left)?;
+            lines(area, &fit(&row.label, Self::LABELS - 36, SMALL), (Self::LABELS - 14, y), Side::Right)?;
         }
         let (x, y) = local(area, chart.backend_coord(&(largest, count)));
         text(area, self.totals, (x + 14, y - 14), Side::Left, SMALL, MUTED)?;
@@ -292,14 +313,20 @@ pub(crate) fn local<DB: DrawingBackend>(area: &Area<DB>, (x, y): (i32, i32)) -> 
     (x - left, y - top)
 }
 
-pub(crate) fn hotspot<DB: DrawingBackend>(chart: &Chart<'_, DB>, corners: [(f64, f64); 2], says: String) -> Hotspot {
+pub(crate) fn hotspot<DB: DrawingBackend>(
+    chart: &Chart<'_, DB>,
+    corners: [(f64, f64); 2],
+    says: String,
+) -> Hotspot {
     Hotspot { corners: (chart.backend_coord(&corners[0]), chart.backend_coord(&corners[1])), says }
 }
 
 /// An interval with end strokes, as wide as it is uncertain.
 fn whisker<DB: DrawingBackend>(chart: &Chart<'_, DB>, (low, high): (f64, f64), y: f64) -> Done<DB> {
     let area = chart.plotting_area();
-    for line in [[(low, y), (high, y)], [(low, y - 0.12), (low, y + 0.12)], [(high, y - 0.12), (high, y + 0.12)]] {
+    for line in
+        [[(low, y), (high, y)], [(low, y - 0.12), (low, y + 0.12)], [(high, y - 0.12), (high, y + 0.12)]]
+    {
         area.draw(&PathElement::new(line, INK.stroke_width(2)))?;
     }
     Ok(())

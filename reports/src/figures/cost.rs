@@ -25,7 +25,13 @@ pub(super) fn height(input: &ReportInput<'_>) -> u32 {
 pub(super) fn draw<DB: DrawingBackend>(area: &Area<DB>, input: &ReportInput<'_>) -> Drawn<DB> {
     let plans = plans(input);
     let present = |index: usize| plans.iter().any(|(_, estimate)| estimate.cost.parts()[index].1.0 > 0.0);
-    let entries: Vec<(String, RGBColor)> = input.plan.estimate.cost.parts().iter().enumerate()
+    let entries: Vec<(String, RGBColor)> = input
+        .plan
+        .estimate
+        .cost
+        .parts()
+        .iter()
+        .enumerate()
         .filter(|(index, _)| present(*index))
         .map(|(index, (name, _))| ((*name).to_owned(), palette::COST[index]))
         .collect();
@@ -33,7 +39,11 @@ pub(super) fn draw<DB: DrawingBackend>(area: &Area<DB>, input: &ReportInput<'_>)
     let (_, body) = area.split_vertically(used);
     let largest = plans.iter().map(|(_, e)| e.step_time_s).fold(Seconds::ZERO, Seconds::max);
     let scale = Scale::seconds(largest);
-    let rows = plans.iter().enumerate().map(|(index, (label, estimate))| row(index, label, estimate, scale)).collect();
+    let rows = plans
+        .iter()
+        .enumerate()
+        .map(|(index, (label, estimate))| row(index, label, estimate, scale))
+        .collect();
     let description = format!("step time ({})", scale.unit);
     Bars { rows, description, limit: None, totals: "total ± spread" }.draw(&body)
 }
@@ -46,8 +56,9 @@ fn row(index: usize, label: &str, estimate: &Estimate, scale: Scale) -> Row {
     });
     Row {
         label: format!("{}  {label}", index + 1),
-        total: with_spread(estimate.step_time_s, estimate.step_time_spread_s),
+        total: vec![with_spread(estimate.step_time_s, estimate.step_time_spread_s)],
         parts: parts.collect(),
         spread: scale.of(estimate.step_time_spread_s.0),
+        measured: None,
     }
 }

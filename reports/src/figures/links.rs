@@ -1,13 +1,12 @@
 //! Time of a transfer over its size, both logarithmic: measured points with their intervals, fitted lines.
 
-use super::canvas::{Area, Done, Drawn, Hotspot, NORMAL, SMALL, legend, style};
+use super::canvas::{Area, Done, Drawn, Hotspot, legend, mesh};
 use super::palette;
 use crate::ReportInput;
 use crate::words;
 use autodist_spec::profile::LinkFit;
 use autodist_spec::{Bytes, Profile, Sample, Seconds};
-use plotters::coord::combinators::IntoLogRange;
-use plotters::coord::combinators::LogCoord;
+use plotters::coord::combinators::{IntoLogRange, LogCoord};
 use plotters::prelude::*;
 
 type LogChart<'a, DB> = ChartContext<'a, DB, Cartesian2d<LogCoord<f64>, LogCoord<f64>>>;
@@ -72,20 +71,13 @@ pub(super) fn draw<DB: DrawingBackend>(area: &Area<DB>, input: &ReportInput<'_>)
         .x_label_area_size(58)
         .y_label_area_size(110)
         .build_cartesian_2d((sizes.0..sizes.1).log_scale().base(2.0), (times.0..times.1).log_scale())?;
-    chart
-        .configure_mesh()
-        .light_line_style(TRANSPARENT)
-        .bold_line_style(palette::GRID)
-        .axis_style(palette::MUTED)
-        .label_style(style(SMALL, palette::INK))
-        .axis_desc_style(style(NORMAL, palette::INK))
-        .x_desc("size of the whole tensor or message")
-        .y_desc("time")
-        .x_labels(10)
-        .y_labels(10)
-        .x_label_formatter(&|bytes| whole(&Bytes(bytes.round() as u64).to_string()))
-        .y_label_formatter(&|seconds| whole(&Seconds(*seconds).to_string()))
-        .draw()?;
+    mesh(
+        &mut chart,
+        "size of the whole tensor or message",
+        "time",
+        &|bytes| whole(&Bytes(bytes.round() as u64).to_string()),
+        &|seconds| whole(&Seconds(*seconds).to_string()),
+    )?;
     let mut hotspots = Vec::new();
     for (index, series) in all.iter().enumerate() {
         let color = palette::series(index);

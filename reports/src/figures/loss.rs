@@ -13,7 +13,8 @@ fn points(run: &RunRecord) -> Vec<(f64, f64)> {
 }
 
 pub(super) fn draw<DB: DrawingBackend>(area: &Area<DB>, input: &ReportInput<'_>) -> Drawn<DB> {
-    let shown: Vec<&RunRecord> = input.runs.iter().filter(|run| !points(run).is_empty()).take(SHOWN).collect();
+    let shown: Vec<&RunRecord> =
+        input.runs.iter().filter(|run| !points(run).is_empty()).take(SHOWN).collect();
     let entries: Vec<(String, RGBColor)> =
         shown.iter().enumerate().map(|(i, run)| (run.label.clone(), palette::series(i))).collect();
     let used = legend(area, &entries, 24)?;

@@ -7,11 +7,13 @@ mod loss;
 mod memory;
 mod palette;
 mod scatter;
+mod supersample;
 mod timeline;
 
 use crate::{ReportError, ReportInput};
 use canvas::{Area, Hotspot};
 use plotters::prelude::*;
+use supersample::Supersampled;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Figure {
@@ -104,9 +106,9 @@ fn png(figure: Figure, input: &ReportInput<'_>) -> Result<Vec<u8>, ReportError> 
     let drawing = |reason: String| ReportError::Drawing { figure: figure.name(), reason };
     let (width, below) = figure.size(input);
     let height = below + TITLE_HEIGHT;
-    let mut pixels = vec![0u8; (width * height * 3) as usize];
+    let mut pixels = supersample::buffer((width, height));
     {
-        let root = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
+        let root = Supersampled::new(&mut pixels, (width, height)).into_drawing_area();
         root.fill(&palette::PAPER).map_err(|error| drawing(error.to_string()))?;
         let (head, body) = root.split_vertically(TITLE_HEIGHT);
         let title = canvas::title(figure.title());
@@ -114,6 +116,7 @@ fn png(figure: Figure, input: &ReportInput<'_>) -> Result<Vec<u8>, ReportError> 
         figure.draw(&body, input)?;
         root.present().map_err(|error| drawing(error.to_string()))?;
     }
+    let pixels = supersample::reduced(&pixels, (width, height));
     encode(&pixels, width, height).map_err(|source| ReportError::Encoding { figure: figure.name(), source })
 }
 

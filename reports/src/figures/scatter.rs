@@ -1,27 +1,65 @@
 //! Predicted against measured step time: on the diagonal the prediction is right, in the band it is within 10 %.
 
-use super::canvas::{Area, Chart, Done, Drawn, Hotspot, NORMAL, SMALL, Scale, Side, fit, local, mesh, text, tick};
+use super::canvas::{Area, Done, Drawn, Hotspot, NORMAL, SMALL, Scale, Side, fit, local, mesh, text, tick};
 use super::palette;
 use crate::ReportInput;
 use crate::words::{signed_percent, with_spread};
 use autodist_spec::{Seconds, ValidatedRun};
+use plotters::coord::combinators::{BindKeyPoints, IntoLogRange, LogCoord, WithKeyPoints};
+use plotters::coord::ranged1d::{Ranged, ValueFormatter};
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 const LIST: u32 = 470;
 const BAND: f64 = 0.1;
 const SHOWN_IN_LIST: usize = 14;
 
+/// Either of the two kinds of axis.
+trait Axis: Ranged<ValueType = f64> + ValueFormatter<f64> {}
+impl Axis for RangedCoordf64 {}
+impl Axis for WithKeyPoints<LogCoord<f64>> {}
+
+type Square<'a, DB, X> = ChartContext<'a, DB, Cartesian2d<X, X>>;
+
+/// Step times that differ by more than this are drawn on logarithmic axes: on linear ones the fast plans, which matter
+/// most, would share one corner.
+const LINEAR_UP_TO: f64 = 4.0;
+
 pub(super) fn draw<DB: DrawingBackend>(area: &Area<DB>, input: &ReportInput<'_>) -> Drawn<DB> {
     let runs: &[ValidatedRun] = input.validation.map_or(&[], |validation| &validation.runs);
     let (plot, list) = area.split_horizontally(area.dim_in_pixel().0 - LIST);
+    key(&list, runs)?;
     let (low, high) = range(runs);
     let scale = Scale::seconds(Seconds(high));
     let (low, high) = (scale.of(low), scale.of(high));
-    let mut chart = ChartBuilder::on(&plot)
-        .margin(20)
-        .x_label_area_size(58)
-        .y_label_area_size(92)
-        .build_cartesian_2d(low..high, low..high)?;
+    let mut builder = ChartBuilder::on(&plot);
+    builder.margin(20).x_label_area_size(58).y_label_area_size(92);
+    if low > 0.0 && high > LINEAR_UP_TO * low {
+        let (low, high) = (low / 1.2, high * 1.2);
+        let axis = || (low..high).log_scale().with_key_points(one_two_five(low, high));
+        let chart = builder.build_cartesian_2d(axis(), axis())?;
+        return points(&plot, chart, (low, high), runs, scale);
+    }
+    let room = 0.08 * (high - low).max(0.2 * high);
+    let (low, high) = ((low - room).max(0.0), high + room);
+    let chart = builder.build_cartesian_2d(low..high, low..high)?;
+    points(&plot, chart, (low, high), runs, scale)
+}
+
+/// Ticks of a logarithmic axis: …, 0.5, 1, 2, 5, 10, …
+fn one_two_five(low: f64, high: f64) -> Vec<f64> {
+    let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
+    let ticks = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(decade)));
+    ticks.filter(|tick| (low..=high).contains(tick)).collect()
+}
+
+fn points<DB: DrawingBackend, X: Axis>(
+    plot: &Area<DB>,
+    mut chart: Square<'_, DB, X>,
+    (low, high): (f64, f64),
+    runs: &[ValidatedRun],
+    scale: Scale,
+) -> Drawn<DB> {
     mesh(
         &mut chart,
         &format!("measured step time ({})", scale.unit),
@@ -33,20 +71,19 @@ pub(super) fn draw<DB: DrawingBackend>(area: &Area<DB>, input: &ReportInput<'_>)
     let mut taken: Vec<(i32, i32)> = Vec::new();
     let mut hotspots = Vec::new();
     for run in runs {
-        let at = point(&chart, run, scale)?;
+        let at = point(&chart, run, (low, high), scale)?;
         hotspots.push(Hotspot { corners: ((at.0 - 7, at.1 - 7), (at.0 + 7, at.1 + 7)), says: says(run) });
         taken.push(at);
     }
     for (index, at) in taken.clone().into_iter().enumerate() {
         let spot = free_spot(at, &taken);
         taken.push(spot);
-        text(&plot, &(index + 1).to_string(), local(&plot, spot), Side::Center, SMALL, palette::INK)?;
+        text(plot, &(index + 1).to_string(), local(plot, spot), Side::Center, SMALL, palette::INK)?;
     }
-    key(&list, runs)?;
     Ok(hotspots)
 }
 
-/// From below the smallest to above the largest, intervals included.
+/// The smallest and the largest of what is shown, intervals included.
 fn range(runs: &[ValidatedRun]) -> (f64, f64) {
     let mut low = f64::INFINITY;
     let mut high = 0.0_f64;
@@ -65,11 +102,10 @@ fn range(runs: &[ValidatedRun]) -> (f64, f64) {
     if low > high {
         return (0.0, 1.0);
     }
-    let high = high.max(1e-9);
-    ((low - 0.08 * (high - low).max(0.2 * high)).max(0.0), high + 0.08 * (high - low).max(0.2 * high))
+    (low, high.max(1e-9))
 }
 
-fn band<DB: DrawingBackend>(chart: &Chart<'_, DB>, low: f64, high: f64) -> Done<DB> {
+fn band<DB: DrawingBackend, X: Axis>(chart: &Square<'_, DB, X>, low: f64, high: f64) -> Done<DB> {
     let (above, below) = (1.0 + BAND, 1.0 - BAND);
     let corners = vec![
         (low, low),
@@ -85,24 +121,34 @@ fn band<DB: DrawingBackend>(chart: &Chart<'_, DB>, low: f64, high: f64) -> Done<
 }
 
 /// Draws the intervals and the dot; returns the dot's pixel.
-fn point<DB: DrawingBackend>(
-    chart: &Chart<'_, DB>,
+fn point<DB: DrawingBackend, X: Axis>(
+    chart: &Square<'_, DB, X>,
     run: &ValidatedRun,
+    (low, high): (f64, f64),
     scale: Scale,
 ) -> Result<(i32, i32), DrawingAreaErrorKind<DB::ErrorType>> {
     let (x, dx) = (scale.of(run.measured.step_time_s.0), scale.of(run.measured.step_time_spread_s.0));
     let (y, dy) = (scale.of(run.predicted.step_time_s.0), scale.of(run.predicted.step_time_spread_s.0));
+    let (x, y) = (x.clamp(low, high), y.clamp(low, high));
     let area = chart.plotting_area();
-    area.draw(&PathElement::new([(x - dx, y), (x + dx, y)], palette::MUTED.stroke_width(1)))?;
-    area.draw(&PathElement::new([(x, y - dy), (x, y + dy)], palette::MUTED.stroke_width(1)))?;
+    area.draw(&PathElement::new(
+        [((x - dx).max(low), y), ((x + dx).min(high), y)],
+        palette::MUTED.stroke_width(1),
+    ))?;
+    area.draw(&PathElement::new(
+        [(x, (y - dy).max(low)), (x, (y + dy).min(high))],
+        palette::MUTED.stroke_width(1),
+    ))?;
     area.draw(&Circle::new((x, y), 6, palette::series(1).filled()))?;
     Ok(chart.backend_coord(&(x, y)))
 }
 
 /// A place for a number beside its dot that no other dot or number has.
 fn free_spot((x, y): (i32, i32), taken: &[(i32, i32)]) -> (i32, i32) {
-    let around = [(15, -13), (-15, 13), (15, 13), (-15, -13), (22, 0), (-22, 0), (0, -22), (0, 22), (30, -20)];
-    let free = |spot: &(i32, i32)| taken.iter().all(|t| (t.0 - spot.0).abs() > 14 || (t.1 - spot.1).abs() > 14);
+    let around =
+        [(15, -13), (-15, 13), (15, 13), (-15, -13), (22, 0), (-22, 0), (0, -22), (0, 22), (30, -20)];
+    let free =
+        |spot: &(i32, i32)| taken.iter().all(|t| (t.0 - spot.0).abs() > 14 || (t.1 - spot.1).abs() > 14);
     around.iter().map(|(dx, dy)| (x + dx, y + dy)).find(free).unwrap_or((x + 15, y - 13))
 }
 

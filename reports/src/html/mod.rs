@@ -8,8 +8,9 @@ use crate::figures::{Figure, svg};
 use crate::tables;
 use crate::words::{self, parameters, percent, plural, tokens_per_second, with_spread};
 use crate::{ReportError, ReportInput};
-use autodist_spec::{Plan, Profile, Provenance, Validation};
+use autodist_spec::{Plan, Profile, Provenance, StopReason, Validation};
 use markup::{Emphasis, Markup};
+use std::collections::BTreeMap;
 
 /// The whole report as one self-contained HTML document.
 ///
@@ -47,7 +48,12 @@ fn sections(input: &ReportInput<'_>) -> Result<Vec<Section>, ReportError> {
     type Fill = fn(&mut Markup, &ReportInput<'_>) -> Filled;
     let all: [(&str, &str, bool, Fill); 10] = [
         ("plan", "The plan", true, plan),
-        ("alternatives", "Ranked alternatives, and why they lost", !input.plan.alternatives.is_empty(), alternatives),
+        (
+            "alternatives",
+            "Ranked alternatives, and why they lost",
+            !input.plan.alternatives.is_empty(),
+            alternatives,
+        ),
         ("rejected", "Refused without simulation", !input.plan.rejected.is_empty(), rejected),
         ("time", "Where the time goes", true, cost),
         ("memory", "Where the memory goes", true, memory),
@@ -89,7 +95,9 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
         p.element("span", "", &capitalized(&words::strategy(&plan.strategy, plan.micro_batches)));
     });
     if input.emulated() {
-        page.warning("Measured on emulated devices, padded and paced: no measurement of the devices they stand for");
+        page.warning(
+            "Measured on emulated devices, padded and paced: no measurement of the devices they stand for",
+        );
     }
     page.inside("div", "cards", |cards| {
         cards.card(
@@ -98,14 +106,21 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
             &format!("± {}, {}", estimate.step_time_spread_s, estimate.provenance),
         );
         let mfu = estimate.mfu.map_or("MFU unknown".to_owned(), |mfu| format!("MFU {}", percent(mfu)));
-        cards.card("throughput", &tokens_per_second(estimate.tokens_per_s), &mfu);
+        let tokens = tokens_per_second(estimate.tokens_per_s);
+        let (number, unit) = tokens.split_once(' ').unwrap_or((&tokens, ""));
+        cards.card("throughput", number, &format!("{unit}, {mfu}"));
         cards.card("peak memory", &estimate.peak_memory_bytes.to_string(), &memory_note(plan));
         if let Some(run) = input.own_run() {
             let time = &run.step_time;
             cards.card(
                 "measured step time",
                 &time.median_s.to_string(),
-                &format!("95 % interval {} to {}, {}", time.low_s, time.high_s, plural(u64::from(time.count), "step")),
+                &format!(
+                    "95 % interval {} to {}, {}",
+                    time.low_s,
+                    time.high_s,
+                    plural(u64::from(time.count), "step")
+                ),
             );
         }
         if let Some(validation) = input.validation.filter(|v| !v.runs.is_empty()) {
@@ -114,8 +129,11 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
             cards.card("prediction error", &percent(validation.median_error), &note);
         }
         let search = &plan.search;
-        let gap = format!("gap {}, bound {}", percent(search.gap), search.lower_bound_s);
-        cards.card("search", words::stop_reason(search.stop_reason), &gap);
+        let bound = match search.stop_reason {
+            StopReason::Given => format!("not searched for, bound {}", search.lower_bound_s),
+            _ => format!("gap {}, bound {}", percent(search.gap), search.lower_bound_s),
+        };
+        cards.card("search", words::stop_reason(search.stop_reason), &bound);
     });
     page.note(&format!("Search: {}", words::certificate(&plan.search)));
     page.inside("nav", "", |nav| {
@@ -127,7 +145,7 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
 
 fn memory_note(plan: &Plan) -> String {
     plan.cluster.nodes.first().map_or(String::new(), |group| {
-        format!("of {} per device, {} kept free", group.device.memory_bytes, percent(plan.job.memory_reserve))
+        format!("of {}, {} kept free", group.device.memory_bytes, percent(plan.job.memory_reserve))
     })
 }
 
@@ -138,10 +156,16 @@ fn capitalized(text: &str) -> String {
 
 fn plan(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
     let plan = input.plan;
-    page.element("h3", "", "Layers on pipeline ranks");
-    page.table(&tables::stages(plan));
-    page.element("h3", "", "Strategy");
-    page.table(&tables::strategy(&plan.strategy, plan.micro_batches));
+    page.inside("div", "columns", |columns| {
+        columns.inside("div", "", |left| {
+            left.element("h3", "", "Layers on pipeline ranks");
+            left.table(&tables::stages(plan));
+        });
+        columns.inside("div", "", |right| {
+            right.element("h3", "", "Strategy");
+            right.table(&tables::strategy(&plan.strategy, plan.micro_batches));
+        });
+    });
     Ok(())
 }
 
@@ -163,12 +187,18 @@ fn cost(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
          stroke at a bar's end is the interval that should hold the measured median.",
     );
     page.table_with(&tables::cost_per_rank(input.plan), Emphasis::Last);
+    if let Some(note) = tables::ranks_left_out(input.plan) {
+        page.note(&note);
+    }
     Ok(())
 }
 
 fn memory(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
     page.figure(&svg(Figure::Memory, input)?, "What the device holds at the moment of its peak.");
     page.table_with(&tables::memory_per_rank(input.plan), Emphasis::Last);
+    if let Some(note) = tables::ranks_left_out(input.plan) {
+        page.note(&note);
+    }
     Ok(())
 }
 
@@ -224,10 +254,15 @@ fn runs(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
         );
     }
     page.table(&tables::runs(input.runs));
+    let mut warned: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for run in input.runs {
         for warning in &run.environment.warnings {
-            page.warning(&format!("{}: {warning}", run.label));
+            warned.entry(warning).or_default().push(&run.label);
         }
+    }
+    for (warning, labels) in warned {
+        let whose = if labels.len() == input.runs.len() { "every run".to_owned() } else { labels.join("; ") };
+        page.warning(&format!("{warning} ({whose})"));
     }
     Ok(())
 }
@@ -265,13 +300,15 @@ fn folded(page: &mut Markup, what: &str, table: &crate::table::Table) {
     if table.rows.is_empty() {
         page.note(&format!("No {what} was taken"));
     } else {
-        let summary = format!("{} {}", words::count(table.rows.len() as u64), what.replace("timing", "timings"));
+        let summary =
+            format!("{} {}", words::count(table.rows.len() as u64), what.replace("timing", "timings"));
         page.folded(&summary, table);
     }
 }
 
 fn segments_note(profile: &Profile) -> String {
-    let measured = profile.segments.iter().filter(|cell| cell.time.provenance == Provenance::Measured).count();
+    let measured =
+        profile.segments.iter().filter(|cell| cell.time.provenance == Provenance::Measured).count();
     format!(
         "{measured} of {} cells were measured, at {} tokens per sequence; growth is live memory after less before, \
          peak is above the start",

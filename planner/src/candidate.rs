@@ -1,0 +1,280 @@
+//! One candidate: its cheap bounds, and what becomes of it when it is looked at closely.
+
+use crate::reason::Comparison;
+use crate::refusal::Miss;
+use crate::space::Candidate;
+use crate::usable;
+use autodist_cost_model::{CostModel, InFlight, LayerCosts, Outline, Split, Unpriced, in_flight};
+use autodist_program::{Illegal, Program, rules, stages};
+use autodist_spec::model::share;
+use autodist_spec::{
+    Alternative, Bytes, Cluster, Estimate, Job, LayerKind, ModelSpec, ParallelStrategy, Recompute,
+    ScheduleKind, Seconds, Stage,
+};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+
+/// A plan that fits.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub strategy: ParallelStrategy,
+    pub stages: Vec<Stage>,
+    pub estimate: Estimate,
+}
+
+/// Steps that differ by less than a nanosecond are equally fast: sums in floating point are no finer.
+pub(crate) fn nanoseconds(time: Seconds) -> u64 {
+    (time.0 * 1e9).round() as u64
+}
+
+impl Found {
+    /// As the alternative to a better plan.
+    pub fn beside(self, best: &Estimate) -> Alternative {
+        let reason = Comparison::of(best, &self.estimate).to_string();
+        Alternative { strategy: self.strategy, stages: self.stages, estimate: self.estimate, reason }
+    }
+
+    /// Faster first, then smaller, then in the order of strategies and of recomputed blocks.
+    pub fn rank(&self) -> impl Ord + use<'_> {
+        let recomputed: Vec<_> = self.stages.iter().map(|s| (s.end_layer, &s.recompute)).collect();
+        let memory = self.estimate.peak_memory_bytes;
+        (nanoseconds(self.estimate.step_time_s), memory, &self.strategy, recomputed)
+    }
+}
+
+/// What became of a way of training.
+#[derive(Debug, Clone)]
+pub(crate) enum Outcome {
+    Illegal(Illegal),
+    Unpriced(Unpriced),
+    Memory(Box<Miss>),
+    /// Another candidate stands for it: the same buckets, or no recomputation needed.
+    Same,
+    /// Cannot be faster than this.
+    Bounded(Seconds),
+    Found(Box<Found>),
+}
+
+/// What is known of a candidate before it is compiled.
+#[derive(Debug, Clone)]
+pub(crate) struct Promise {
+    pub index: usize,
+    /// No plan of this candidate is faster.
+    pub bound: Seconds,
+    /// No plan of this candidate needs less memory.
+    pub floor: Bytes,
+}
+
+/// Everything that all candidates share.
+pub(crate) struct Evaluator<'a> {
+    pub model: &'a ModelSpec,
+    pub cluster: &'a Cluster,
+    pub job: &'a Job,
+    pub costs: &'a CostModel,
+    pub usable: Bytes,
+}
+
+/// Candidates with one key have one outline.
+type OutlineKey = (u32, u32, bool, u32, u32, Recompute, bool);
+
+fn outline_key(candidate: &Candidate) -> OutlineKey {
+    let s = &candidate.strategy;
+    (
+        s.tensor,
+        s.pipeline,
+        s.sequence_parallel,
+        s.micro_batch,
+        s.virtual_stages,
+        s.recompute,
+        candidate.least_recompute,
+    )
+}
+
+type OrderKey = (ScheduleKind, u32, u32, u32);
+
+impl<'a> Evaluator<'a> {
+    pub fn new(model: &'a ModelSpec, cluster: &'a Cluster, job: &'a Job, costs: &'a CostModel) -> Self {
+        Self { model, cluster, job, costs, usable: usable(cluster, job) }
+    }
+
+    /// The rules that need no stages.
+    pub fn legal(&self, candidate: &Candidate) -> Result<(), Illegal> {
+        rules::check_strategy(self.model, self.job, self.cluster.device_count(), &candidate.strategy)
+    }
+
+    /// Bounds of all the candidates, which are legal; in their order. What they share is worked out once.
+    pub fn promises(&self, candidates: &[(usize, &Candidate)]) -> Vec<Result<Promise, Unpriced>> {
+        let mut outlines: BTreeMap<OutlineKey, &Candidate> = BTreeMap::new();
+        let mut orders: BTreeMap<OrderKey, &ParallelStrategy> = BTreeMap::new();
+        for (_, candidate) in candidates {
+            outlines.entry(outline_key(candidate)).or_insert(candidate);
+            orders.entry(self.order_key(&candidate.strategy)).or_insert(&candidate.strategy);
+        }
+        let outlines: BTreeMap<OutlineKey, Result<Outline, Unpriced>> =
+            outlines.into_par_iter().map(|(key, candidate)| (key, self.outline(candidate))).collect();
+        let micro_batches =
+            |strategy: &ParallelStrategy| strategy.micro_batches(self.job.global_batch) as usize;
+        let orders: BTreeMap<OrderKey, [InFlight; 2]> = orders
+            .into_par_iter()
+            .map(|(key, strategy)| (key, in_flight(strategy, micro_batches(strategy))))
+            .collect();
+        let promise = |(index, candidate): &(usize, &Candidate)| {
+            let strategy = &candidate.strategy;
+            let outline = outlines[&outline_key(candidate)].as_ref().map_err(Clone::clone)?;
+            let bound = self.costs.outline_bound(outline, self.model, strategy, micro_batches(strategy))?;
+            let orders = &orders[&self.order_key(strategy)];
+            let floor = Bytes(outline.memory_floor(strategy, self.job.optimizer, orders));
+            Ok(Promise { index: *index, bound, floor })
+        };
+        candidates.par_iter().map(promise).collect()
+    }
+
+    fn order_key(&self, strategy: &ParallelStrategy) -> OrderKey {
+        (
+            strategy.schedule,
+            strategy.pipeline,
+            strategy.virtual_stages,
+            strategy.micro_batches(self.job.global_batch),
+        )
+    }
+
+    fn layers(&self, strategy: &ParallelStrategy) -> Result<LayerCosts, Unpriced> {
+        let ParallelStrategy { tensor, sequence_parallel, micro_batch, recompute, .. } = *strategy;
+        self.costs.layer_costs(
+            self.model,
+            self.job,
+            Split { tensor, sequence_parallel, micro_batch, recompute },
+        )
+    }
+
+    fn outline(&self, candidate: &Candidate) -> Result<Outline, Unpriced> {
+        let strategy = &candidate.strategy;
+        let (stages, mut costs) = if candidate.least_recompute {
+            let none = without_recompute(strategy);
+            (self.stages(&none)?, self.layers(&none)?)
+        } else {
+            (self.stages(strategy)?, self.layers(strategy)?)
+        };
+        if candidate.least_recompute {
+            costs = costs.least(&self.layers(strategy)?);
+        }
+        Ok(Outline::new(self.model, strategy, &stages, &costs, self.job.seq_len))
+    }
+
+    /// The layers cut into chunks of nearly equal time, or, where the job wants that, of equally many blocks.
+    pub fn stages(&self, strategy: &ParallelStrategy) -> Result<Vec<Stage>, Unpriced> {
+        let chunks = strategy.chunks() as usize;
+        if !self.job.allow.uneven_stages {
+            let mut end = 1;
+            let mut ends = vec![0];
+            for chunk in 0..chunks {
+                let blocks = share(u64::from(self.model.layers), chunk as u64, chunks as u64);
+                end += (blocks.end - blocks.start) as usize + usize::from(chunk + 1 == chunks);
+                ends.push(end);
+            }
+            return Ok(stages::from_ends(self.model, &ends, strategy.recompute));
+        }
+        let costs = self.layers(strategy)?;
+        let time = |layer| costs.time(self.model.kind(layer)).0;
+        Ok(stages::balanced(self.model, chunks, strategy.recompute, &time).unwrap_or_default())
+    }
+
+    /// All plans of a candidate: one for each bucket size that makes a difference.
+    pub fn evaluate(&self, candidate: &Candidate, threshold: Option<u64>) -> Vec<Outcome> {
+        let first = &candidate.strategy;
+        let stages = match self.candidate_stages(candidate) {
+            Ok(stages) => stages,
+            Err(outcome) => return vec![outcome],
+        };
+        // From stage 2 on, ZeRO reduces layer by layer.
+        let sizes = if first.zero_stage >= 2 {
+            &self.job.allow.bucket_bytes[..1]
+        } else {
+            &self.job.allow.bucket_bytes[..]
+        };
+        let mut outcomes = Vec::new();
+        let mut seen = Vec::new();
+        for bucket_bytes in sizes {
+            let strategy = ParallelStrategy { bucket_bytes: *bucket_bytes, ..first.clone() };
+            outcomes.push(match self.compile(&strategy, &stages) {
+                Err(illegal) => Outcome::Illegal(illegal),
+                Ok(program) => {
+                    let buckets: Vec<_> = program.ranks.iter().map(|rank| rank.buckets.clone()).collect();
+                    if seen.contains(&buckets) {
+                        Outcome::Same
+                    } else {
+                        seen.push(buckets);
+                        self.price(&program, threshold)
+                    }
+                }
+            });
+        }
+        outcomes
+    }
+
+    fn compile(&self, strategy: &ParallelStrategy, stages: &[Stage]) -> Result<Program, Illegal> {
+        Program::compile(self.model, self.job, self.cluster.device_count(), strategy, stages)
+    }
+
+    /// Counts a program's memory, bounds it, and simulates it if neither speaks against it.
+    fn price(&self, program: &Program, threshold: Option<u64>) -> Outcome {
+        let priced = match self.costs.price(program) {
+            Ok(priced) => priced,
+            Err(error) => return Outcome::Unpriced(error),
+        };
+        if let Some(miss) = Miss::of(program, &priced.memory(), self) {
+            return Outcome::Memory(Box::new(miss));
+        }
+        let bound = priced.lower_bound();
+        if threshold.is_some_and(|threshold| nanoseconds(bound) > threshold) {
+            return Outcome::Bounded(bound);
+        }
+        let estimate = priced.estimate(self.job, self.cluster.device());
+        Outcome::Found(Box::new(Found {
+            strategy: program.strategy.clone(),
+            stages: program.stages.clone(),
+            estimate,
+        }))
+    }
+
+    fn candidate_stages(&self, candidate: &Candidate) -> Result<Vec<Stage>, Outcome> {
+        if candidate.least_recompute {
+            self.least_recompute(&candidate.strategy)
+        } else {
+            self.stages(&candidate.strategy).map_err(Outcome::Unpriced)
+        }
+    }
+
+    /// The fewest recomputed blocks per chunk that make the plan fit, found by halving: more of them never need more.
+    fn least_recompute(&self, strategy: &ParallelStrategy) -> Result<Vec<Stage>, Outcome> {
+        let cuts = self.stages(&without_recompute(strategy)).map_err(Outcome::Unpriced)?;
+        let blocks =
+            |stage: &Stage| stage.layers().filter(|l| self.model.kind(*l) == LayerKind::Block).count();
+        let all = cuts.iter().map(blocks).max().unwrap_or(0);
+        let miss = |count: usize| -> Result<Option<Miss>, Outcome> {
+            let stages = stages::with_recompute(self.model, &cuts, strategy.recompute, count);
+            let program = self.compile(strategy, &stages).map_err(Outcome::Illegal)?;
+            let memory = self.costs.memory(&program).map_err(Outcome::Unpriced)?;
+            Ok(Miss::of(&program, &memory, self))
+        };
+        if miss(0)?.is_none() {
+            return Err(Outcome::Same);
+        }
+        let (mut too_few, mut enough) = (0, all);
+        if let Some(miss) = miss(all)? {
+            return Err(Outcome::Memory(Box::new(miss)));
+        }
+        while enough - too_few > 1 {
+            let middle = (too_few + enough) / 2;
+            if miss(middle)?.is_none() { enough = middle } else { too_few = middle }
+        }
+        if enough == all {
+            return Err(Outcome::Same);
+        }
+        Ok(stages::with_recompute(self.model, &cuts, strategy.recompute, enough))
+    }
+}
+
+fn without_recompute(strategy: &ParallelStrategy) -> ParallelStrategy {
+    ParallelStrategy { recompute: Recompute::None, ..strategy.clone() }
+}

@@ -1,0 +1,167 @@
+//! Why this plan, which limit binds, and what would change it.
+
+use crate::{Comparison, Limit, PlanError, Planner, SearchLimits, usable};
+use autodist_spec::{Bytes, Cluster, ParallelStrategy, Plan, Profile, Seconds, StopReason};
+use serde::Serialize;
+use std::fmt;
+
+/// The answer to "why this one?".
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Explanation {
+    pub label: String,
+    pub step_time_s: Seconds,
+    /// The largest part of the step.
+    pub binding: Limit,
+    pub memory: MemoryUse,
+    /// Why each alternative lost: its label, and the reason.
+    pub alternatives: Vec<(String, String)>,
+    /// The plan that was asked about: its label, and how it compares or why it cannot be run.
+    pub against: Option<(String, String)>,
+    pub what_ifs: Vec<WhatIf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct MemoryUse {
+    pub needed_bytes: Bytes,
+    pub usable_bytes: Bytes,
+}
+
+/// The best plan under another circumstance.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WhatIf {
+    pub change: &'static str,
+    pub label: String,
+    pub step_time_s: Seconds,
+    /// How many times faster the step is.
+    pub speedup: f64,
+    pub same_plan: bool,
+}
+
+/// Explains a plan by planning again: beside another strategy, with faster links, faster devices, more memory. A plan
+/// that was given is not searched for again, but given again.
+///
+/// # Errors
+/// The profile is not that of the plan, or nothing can be planned with it.
+pub fn explain(
+    plan: &Plan,
+    profile: &Profile,
+    against: Option<&ParallelStrategy>,
+) -> Result<Explanation, PlanError> {
+    let planner = Planner::new(&plan.model, &plan.cluster, &plan.job, profile);
+    let against = against.map(|strategy| {
+        let verdict = match planner.given(strategy, None) {
+            Ok(other) => Comparison::of(&plan.estimate, &other.estimate).to_string(),
+            Err(error) => error.to_string(),
+        };
+        (strategy.label(), verdict)
+    });
+    let what_ifs = [
+        ("twice the bandwidth", faster_links(profile, 2.0), plan.cluster.clone()),
+        ("twice the compute", faster_compute(profile, 2.0), plan.cluster.clone()),
+        ("a quarter more memory", profile.clone(), larger_memory(&plan.cluster, 1.25)),
+    ];
+    let what_ifs = what_ifs
+        .iter()
+        .map(|(change, profile, cluster)| what_if(plan, change, profile, cluster))
+        .collect::<Result<_, _>>()?;
+    Ok(Explanation {
+        label: plan.strategy.label(),
+        step_time_s: plan.estimate.step_time_s,
+        binding: Limit::of(&plan.estimate),
+        memory: MemoryUse {
+            needed_bytes: plan.estimate.peak_memory_bytes,
+            usable_bytes: usable(&plan.cluster, &plan.job),
+        },
+        alternatives: plan.alternatives.iter().map(|a| (a.strategy.label(), a.reason.clone())).collect(),
+        against,
+        what_ifs,
+    })
+}
+
+fn what_if(
+    plan: &Plan,
+    change: &'static str,
+    profile: &Profile,
+    cluster: &Cluster,
+) -> Result<WhatIf, PlanError> {
+    let planner = Planner::new(&plan.model, cluster, &plan.job, profile);
+    let other = if plan.search.stop_reason == StopReason::Given {
+        planner.given(&plan.strategy, Some(&plan.stages))?
+    } else {
+        let limits = SearchLimits { top: 1, ..SearchLimits::default() };
+        planner.limits(limits).plan().map_err(|error| PlanError::Infeasible(Box::new(error)))?
+    };
+    Ok(WhatIf {
+        change,
+        label: other.strategy.label(),
+        step_time_s: other.estimate.step_time_s,
+        speedup: plan.estimate.step_time_s / other.estimate.step_time_s,
+        same_plan: other.strategy == plan.strategy && other.stages == plan.stages,
+    })
+}
+
+/// Collectives and messages take `factor` times less, latency included.
+fn faster_links(profile: &Profile, factor: f64) -> Profile {
+    let mut faster = profile.clone();
+    let times = faster
+        .collectives
+        .iter_mut()
+        .map(|c| &mut c.time)
+        .chain(faster.messages.iter_mut().map(|m| &mut m.time));
+    times.for_each(|time| divide(time, factor));
+    for fit in &mut faster.fits {
+        fit.alpha_s = fit.alpha_s / factor;
+        fit.beta_s_per_byte /= factor;
+    }
+    faster
+}
+
+/// Segments and the optimizer take `factor` times less.
+fn faster_compute(profile: &Profile, factor: f64) -> Profile {
+    let mut faster = profile.clone();
+    faster.segments.iter_mut().for_each(|cell| divide(&mut cell.time, factor));
+    for cell in &mut faster.optimizer {
+        divide(&mut cell.update, factor);
+        divide(&mut cell.norm, factor);
+    }
+    faster
+}
+
+fn divide(time: &mut autodist_spec::Sample, factor: f64) {
+    for part in [&mut time.median_s, &mut time.low_s, &mut time.high_s] {
+        *part = *part / factor;
+    }
+}
+
+fn larger_memory(cluster: &Cluster, factor: f64) -> Cluster {
+    let mut larger = cluster.clone();
+    for node in &mut larger.nodes {
+        node.device.memory_bytes = Bytes((node.device.memory_bytes.as_f64() * factor) as u64);
+    }
+    larger
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} takes {} a step", self.label, self.step_time_s)?;
+        let Limit { part, time_s, share } = &self.binding;
+        writeln!(f, "  the largest part is {part}: {time_s}, {:.0} % of the step", 100.0 * share)?;
+        writeln!(f, "  memory: {} of {} usable", self.memory.needed_bytes, self.memory.usable_bytes)?;
+        if let Some((label, verdict)) = &self.against {
+            writeln!(f, "against {label}\n  {verdict}")?;
+        }
+        if !self.alternatives.is_empty() {
+            writeln!(f, "why not")?;
+        }
+        for (label, reason) in &self.alternatives {
+            writeln!(f, "  {label}: {reason}")?;
+        }
+        write!(f, "what if there were")?;
+        for what_if in &self.what_ifs {
+            let plan = if what_if.same_plan { "the same plan".to_owned() } else { what_if.label.clone() };
+            let WhatIf { change, step_time_s, speedup, .. } = what_if;
+            write!(f, "\n  {change}: {plan}, {step_time_s} a step ({speedup:.2} times as fast)")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,75 @@
+//! Why one plan is better than another, in words with numbers.
+
+use autodist_spec::{Bytes, Estimate, Seconds};
+use serde::Serialize;
+use std::fmt;
+
+/// A part of a step.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Limit {
+    pub part: &'static str,
+    pub time_s: Seconds,
+    /// Of the step, from 0 to 1.
+    pub share: f64,
+}
+
+impl Limit {
+    /// The largest part of a step.
+    pub fn of(estimate: &Estimate) -> Self {
+        let mut largest = ("compute", Seconds::ZERO);
+        for part in estimate.cost.parts() {
+            if part.1 > largest.1 {
+                largest = part;
+            }
+        }
+        Self { part: largest.0, time_s: largest.1, share: largest.1 / estimate.step_time_s }
+    }
+}
+
+/// How an estimate stands beside a better one.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// `time / best - 1`.
+    pub slower: f64,
+    /// The part that grew most: its name, here and there.
+    pub part: (&'static str, Seconds, Seconds),
+    pub memory_bytes: Bytes,
+    pub best_memory_bytes: Bytes,
+}
+
+impl Comparison {
+    pub fn of(best: &Estimate, other: &Estimate) -> Self {
+        let mut part = ("compute", Seconds::ZERO, Seconds::ZERO);
+        for ((name, here), (_, there)) in other.cost.parts().into_iter().zip(best.cost.parts()) {
+            if here.0 - there.0 > part.1.0 - part.2.0 {
+                part = (name, here, there);
+            }
+        }
+        Self {
+            slower: other.step_time_s / best.step_time_s - 1.0,
+            part,
+            memory_bytes: other.peak_memory_bytes,
+            best_memory_bytes: best.peak_memory_bytes,
+        }
+    }
+}
+
+fn percent(ratio: f64) -> String {
+    let percent = 100.0 * ratio.abs();
+    if percent >= 9.95 { format!("{percent:.0} %") } else { format!("{percent:.1} %") }
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let exposed = if self.part.0.ends_with("communication") { "exposed " } else { "" };
+        let (name, here, there) = self.part;
+        if self.slower.abs() >= 5e-4 {
+            let word = if self.slower > 0.0 { "slower" } else { "faster" };
+            return write!(f, "{} {word}: {exposed}{name} {here} against {there}", percent(self.slower));
+        }
+        if self.memory_bytes == self.best_memory_bytes {
+            return write!(f, "as fast and as large");
+        }
+        write!(f, "as fast, with {} of memory against {}", self.memory_bytes, self.best_memory_bytes)
+    }
+}

@@ -1,0 +1,193 @@
+//! Why there is no plan: claim, reasons, the nearest miss, and a way out that the job has not closed.
+
+use crate::Planner;
+use crate::candidate::Evaluator;
+use crate::search::{SearchOutcome, UNPRICED};
+use autodist_cost_model::Unpriced;
+use autodist_program::{Illegal, Program};
+use autodist_spec::{Bytes, Job, MemoryBreakdown, ParallelStrategy, Recompute, Rejection, StopReason};
+use std::fmt;
+
+/// A way of training that needs more memory than a device has.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub struct Miss {
+    pub strategy: ParallelStrategy,
+    pub pipeline_rank: usize,
+    /// What that rank needs.
+    pub memory: MemoryBreakdown,
+    pub usable: Bytes,
+    pub capacity: Bytes,
+    /// Part of the capacity that no plan may use.
+    pub reserve: f64,
+}
+
+impl Miss {
+    /// The fullest rank, where it does not fit.
+    pub(crate) fn of(program: &Program, memory: &[MemoryBreakdown], evaluator: &Evaluator) -> Option<Self> {
+        let fullest = (0..memory.len()).rev().max_by_key(|rank| memory[*rank].total())?;
+        (memory[fullest].total() > evaluator.usable).then(|| Self {
+            strategy: program.strategy.clone(),
+            pipeline_rank: fullest,
+            memory: memory[fullest].clone(),
+            usable: evaluator.usable,
+            capacity: evaluator.cluster.device().memory_bytes,
+            reserve: evaluator.job.memory_reserve,
+        })
+    }
+
+    pub fn needs(&self) -> Bytes {
+        self.memory.total()
+    }
+
+    pub fn short_by(&self) -> Bytes {
+        self.needs().saturating_sub(self.usable)
+    }
+
+    fn largest_part(&self) -> (&'static str, Bytes) {
+        let mut largest = ("weights", Bytes::ZERO);
+        for part in self.memory.parts() {
+            if part.1 > largest.1 {
+                largest = part;
+            }
+        }
+        largest
+    }
+}
+
+impl fmt::Display for Miss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (part, bytes) = self.largest_part();
+        write!(
+            f,
+            "{} needs {} on pipeline rank {}; {} is usable ({} less a {} % reserve); {part} {} {bytes} of that",
+            self.strategy.label(),
+            self.needs(),
+            self.pipeline_rank,
+            self.usable,
+            self.capacity,
+            100.0 * self.reserve,
+            if part.ends_with('s') { "are" } else { "is" },
+        )
+    }
+}
+
+/// No way of training that the job allows can be run.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub struct Infeasible {
+    pub model: String,
+    pub cluster: String,
+    /// Ways that were looked at.
+    pub explored: u64,
+    pub reasons: Vec<Rejection>,
+    pub closest: Option<Box<Miss>>,
+    pub stop_reason: StopReason,
+    pub hint: String,
+}
+
+impl fmt::Display for Infeasible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "no plan fits `{}` on `{}`", self.model, self.cluster)?;
+        let mut lines: Vec<String> = Vec::new();
+        if self.stop_reason != StopReason::Optimal {
+            lines.push("the search ended at its limit, before any plan was found".to_owned());
+        }
+        for reason in &self.reasons {
+            lines.push(format!(
+                "{} of {} ways: {}: {}",
+                reason.count, self.explored, reason.rule, reason.example
+            ));
+        }
+        if let Some(miss) = &self.closest {
+            lines.push(format!("closest: {}, short by {}", miss.strategy.label(), miss.short_by()));
+        }
+        for (index, line) in lines.iter().enumerate() {
+            let branch = if index + 1 == lines.len() { "╰─" } else { "├─" };
+            writeln!(f, "  {branch} {line}")?;
+        }
+        write!(f, "hint: {}", self.hint)
+    }
+}
+
+/// Why a given way of training is no plan.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum PlanError {
+    #[error(transparent)]
+    Illegal(#[from] Illegal),
+    #[error(transparent)]
+    Unpriced(#[from] Unpriced),
+    #[error("{0}\nhint: {hint}", hint = memory_hint_for_given(.0))]
+    OutOfMemory(Box<Miss>),
+    #[error(transparent)]
+    Infeasible(Box<Infeasible>),
+}
+
+fn memory_hint_for_given(miss: &Miss) -> &'static str {
+    match (miss.largest_part().0, miss.strategy.recompute) {
+        ("activations", Recompute::None | Recompute::Selective) => {
+            "recompute more, or take smaller micro-batches"
+        }
+        ("activations" | "temporary", _) => "take smaller micro-batches or a larger tensor degree",
+        _ => "shard more with ZeRO, or cut the model with a larger tensor or pipeline degree",
+    }
+}
+
+pub(crate) fn unpriced(planner: &Planner, error: &Unpriced) -> Infeasible {
+    Infeasible {
+        model: planner.model.name.clone(),
+        cluster: planner.cluster.name.clone(),
+        explored: 0,
+        reasons: vec![Rejection { rule: UNPRICED.to_owned(), count: 0, example: error.what.clone() }],
+        closest: None,
+        stop_reason: StopReason::Optimal,
+        hint: error.hint.clone(),
+    }
+}
+
+pub(crate) fn infeasible(planner: &Planner, outcome: SearchOutcome) -> Infeasible {
+    let hint = match (&outcome.nearest_miss, outcome.report.stop_reason) {
+        (_, StopReason::TimeLimit | StopReason::SimulationLimit) => {
+            "give the search more time, or a smaller space".to_owned()
+        }
+        (Some(miss), _) => memory_hint(planner.job, miss),
+        (None, _) => outcome.unpriced_hint.clone().unwrap_or_else(|| {
+            "widen `allow`, or choose a global batch and a device count that divide each other".to_owned()
+        }),
+    };
+    Infeasible {
+        model: planner.model.name.clone(),
+        cluster: planner.cluster.name.clone(),
+        explored: outcome.report.explored,
+        reasons: outcome.rejected,
+        closest: outcome.nearest_miss,
+        stop_reason: outcome.report.stop_reason,
+        hint,
+    }
+}
+
+/// The strongest remedy that the job has not allowed yet.
+fn memory_hint(job: &Job, miss: &Miss) -> String {
+    let allow = &job.allow;
+    let mut remedies = Vec::new();
+    if !allow.recompute.contains(&Recompute::Full) {
+        remedies.push("allow `recompute = \"full\"`".to_owned());
+    }
+    if !allow.zero_stage.contains(&3) {
+        remedies.push("allow `zero_stage = 3`".to_owned());
+    }
+    if let Some(smallest) = allow.micro_batch.as_ref().and_then(|list| list.iter().min()).filter(|n| **n > 1)
+    {
+        remedies.push(format!("lower `micro_batch` to {}", smallest / 2));
+    }
+    if allow.tensor.is_some() || allow.pipeline.is_some() || allow.data.is_some() || allow.shard.is_some() {
+        remedies.push("free the degrees in `allow`".to_owned());
+    }
+    if remedies.is_empty() {
+        let at_least = miss.needs().as_f64() / (1.0 - miss.reserve).max(1e-9);
+        remedies.push(format!(
+            "use more devices, or devices with at least {} each",
+            Bytes(at_least.ceil() as u64)
+        ));
+        remedies.push("shorten the sequence".to_owned());
+    }
+    remedies.join(", or ")
+}

@@ -1,0 +1,283 @@
+//! Branch and bound: candidates in the order of their bounds, in batches whose size no machine decides.
+
+use crate::SearchLimits;
+use crate::candidate::{Evaluator, Found, Outcome, Promise, nanoseconds};
+use crate::refusal::Miss;
+use crate::space::{Candidate, candidates};
+use autodist_spec::{Bytes, Rejection, SearchReport, Seconds, StopReason};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+
+/// Candidates that are looked at side by side: fixed, so that the answer depends on no thread count.
+const BATCH: usize = 32;
+
+/// Name of the reason of what was not simulated because it could not win.
+const BOUND: &str = "too slow whatever happens";
+
+/// Name of the reason of what a limit came before.
+const NOT_REACHED: &str = "not reached before the limit";
+
+/// Name of the reason of what the profile lacks costs for.
+pub(crate) const UNPRICED: &str = "the profile prices it";
+
+/// Candidates out of memory that are compiled to find the nearest miss.
+const NEAREST: usize = 32;
+
+/// Which plans are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// So many, distinct in more than bucket sizes; what cannot be among them need not be simulated.
+    Best(usize),
+    All,
+}
+
+pub(crate) struct SearchOutcome {
+    /// Best first.
+    pub best: Vec<Found>,
+    pub report: SearchReport,
+    pub rejected: Vec<Rejection>,
+    /// The candidate out of memory that misses by the least.
+    pub nearest_miss: Option<Box<Miss>>,
+    /// What to do about the first candidate that the profile does not price.
+    pub unpriced_hint: Option<String>,
+}
+
+pub(crate) struct Search<'a> {
+    evaluator: &'a Evaluator<'a>,
+    limits: SearchLimits<'a>,
+}
+
+impl<'a> Search<'a> {
+    pub fn new(evaluator: &'a Evaluator<'a>, limits: SearchLimits<'a>) -> Self {
+        Self { evaluator, limits }
+    }
+
+    pub fn run(&self, keep: Keep) -> SearchOutcome {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.limits.threads).build();
+        match pool {
+            Ok(pool) => pool.install(|| self.search(keep)),
+            Err(_) => self.search(keep),
+        }
+    }
+
+    fn search(&self, keep: Keep) -> SearchOutcome {
+        let evaluator = self.evaluator;
+        let space = candidates(evaluator.model, evaluator.job, evaluator.cluster.device_count());
+        let mut tally = Tally::default();
+        let (promises, mut too_large) = self.promising(&space, &mut tally);
+        let mut kept = Kept { keep, found: Vec::new() };
+        let mut simulated = 0_u64;
+        let mut next = 0;
+        let stop_reason = loop {
+            let threshold = kept.threshold();
+            let open =
+                promises[next..].partition_point(|p| threshold.is_none_or(|t| nanoseconds(p.bound) <= t));
+            let left = self.limits.max_simulations.map_or(u64::MAX, |max| max.saturating_sub(simulated));
+            let size = self.batch(left).min(open);
+            if open == 0 {
+                break StopReason::Optimal;
+            }
+            if size == 0 {
+                break StopReason::SimulationLimit;
+            }
+            if self.limits.deadline.is_some_and(|is_over| is_over()) {
+                break StopReason::TimeLimit;
+            }
+            let batch = &promises[next..next + size];
+            let outcomes: Vec<Vec<Outcome>> = batch
+                .par_iter()
+                .map(|promise| evaluator.evaluate(&space[promise.index], threshold))
+                .collect();
+            for (promise, outcomes) in batch.iter().zip(outcomes) {
+                let candidate = &space[promise.index];
+                // A candidate that fails before it is compiled fails in all its sizes.
+                let shared =
+                    if outcomes.len() < self.sizes(candidate) { self.sizes(candidate) as u64 } else { 1 };
+                let mut found = Vec::new();
+                for outcome in outcomes {
+                    match outcome {
+                        Outcome::Found(plan) => found.push(*plan),
+                        Outcome::Memory(miss) => {
+                            tally.memory += shared;
+                            too_large.push((miss.needs(), promise.index));
+                        }
+                        other => tally.reject(candidate, &other, shared),
+                    }
+                }
+                simulated += found.len() as u64;
+                kept.extend(found);
+            }
+            next += size;
+        };
+        let threshold = kept.threshold();
+        for promise in &promises[next..] {
+            let candidate = &space[promise.index];
+            let hopeless = threshold.is_some_and(|t| nanoseconds(promise.bound) > t);
+            let rule = if hopeless { BOUND } else { NOT_REACHED };
+            tally.count(rule, self.sizes(candidate) as u64, || too_slow(candidate, promise.bound));
+        }
+        let nearest_miss = self.nearest_miss(&space, too_large);
+        let open_bound = promises.get(next).filter(|_| stop_reason != StopReason::Optimal).map(|p| p.bound);
+        let explored = space.iter().map(|candidate| self.sizes(candidate) as u64).sum();
+        SearchOutcome {
+            unpriced_hint: tally.unpriced_hint.take(),
+            report: report(explored, simulated, kept.found.first(), open_bound, stop_reason),
+            rejected: tally.rejections(nearest_miss.as_deref(), kept.found.first()),
+            best: kept.found,
+            nearest_miss,
+        }
+    }
+
+    /// Candidates in a batch: no more than simulations are left, whatever comes of them.
+    fn batch(&self, simulations_left: u64) -> usize {
+        let per_candidate = self.evaluator.job.allow.bucket_bytes.len() as u64;
+        (simulations_left / per_candidate).min(BATCH as u64) as usize
+    }
+
+    /// Plans that a candidate stands for.
+    fn sizes(&self, candidate: &Candidate) -> usize {
+        if candidate.strategy.zero_stage >= 2 { 1 } else { self.evaluator.job.allow.bucket_bytes.len() }
+    }
+
+    /// Legal candidates that may fit, by their bounds; and those that cannot fit, with what they need at least.
+    fn promising(&self, space: &[Candidate], tally: &mut Tally) -> (Vec<Promise>, Vec<(Bytes, usize)>) {
+        let verdicts: Vec<_> = space.par_iter().map(|candidate| self.evaluator.legal(candidate)).collect();
+        let mut legal = Vec::new();
+        for (index, verdict) in verdicts.into_iter().enumerate() {
+            match verdict {
+                Ok(()) => legal.push((index, &space[index])),
+                Err(illegal) => {
+                    tally.reject(&space[index], &Outcome::Illegal(illegal), self.sizes(&space[index]) as u64);
+                }
+            }
+        }
+        let (mut promises, mut too_large) = (Vec::new(), Vec::new());
+        for (promise, (index, candidate)) in self.evaluator.promises(&legal).into_iter().zip(legal) {
+            match promise {
+                Ok(promise) if promise.floor <= self.evaluator.usable => promises.push(promise),
+                Ok(promise) => {
+                    tally.memory += self.sizes(candidate) as u64;
+                    too_large.push((promise.floor, index));
+                }
+                Err(error) => {
+                    tally.reject(candidate, &Outcome::Unpriced(error), self.sizes(candidate) as u64)
+                }
+            }
+        }
+        promises.sort_by(|a, b| a.bound.0.total_cmp(&b.bound.0).then(a.index.cmp(&b.index)));
+        (promises, too_large)
+    }
+
+    fn nearest_miss(&self, space: &[Candidate], mut too_large: Vec<(Bytes, usize)>) -> Option<Box<Miss>> {
+        too_large.sort_unstable();
+        let exact = |(_, index): &(Bytes, usize)| {
+            let misses = self.evaluator.evaluate(&space[*index], Some(0)).into_iter().filter_map(|outcome| {
+                match outcome {
+                    Outcome::Memory(miss) => Some(miss),
+                    _ => None,
+                }
+            });
+            misses.min_by_key(|miss| miss.needs())
+        };
+        let nearest: Vec<_> = too_large.par_iter().take(NEAREST).map(exact).collect();
+        nearest.into_iter().flatten().min_by_key(|miss| miss.needs())
+    }
+}
+
+fn report(
+    explored: u64,
+    simulated: u64,
+    best: Option<&Found>,
+    open: Option<Seconds>,
+    stop_reason: StopReason,
+) -> SearchReport {
+    let best = best.map(|found| found.estimate.step_time_s);
+    let lower_bound_s = match (best, open) {
+        (Some(best), Some(open)) => best.min(open),
+        (Some(one), None) | (None, Some(one)) => one,
+        (None, None) => Seconds::ZERO,
+    };
+    let gap = best.map_or(0.0, |best| best / lower_bound_s - 1.0);
+    SearchReport { explored, pruned: explored - simulated, simulated, lower_bound_s, gap, stop_reason }
+}
+
+/// The best plans so far.
+struct Kept {
+    keep: Keep,
+    found: Vec<Found>,
+}
+
+impl Kept {
+    /// What a candidate must not exceed to be of interest: the time of the last plan kept, once there are enough.
+    fn threshold(&self) -> Option<u64> {
+        let Keep::Best(count) = self.keep else { return None };
+        let full = self.found.len() >= count;
+        self.found.last().filter(|_| full).map(|found| nanoseconds(found.estimate.step_time_s))
+    }
+
+    /// Takes in the plans of one candidate, which differ in bucket size alone.
+    fn extend(&mut self, mut family: Vec<Found>) {
+        family.sort_by(|a, b| a.rank().cmp(&b.rank()));
+        if let Keep::Best(_) = self.keep {
+            family.truncate(1);
+        }
+        for found in family {
+            let at = self.found.partition_point(|other| other.rank() <= found.rank());
+            self.found.insert(at, found);
+        }
+        if let Keep::Best(count) = self.keep {
+            self.found.truncate(count);
+        }
+    }
+}
+
+fn too_slow(candidate: &Candidate, bound: Seconds) -> String {
+    format!("{} takes at least {bound}", candidate.strategy.label())
+}
+
+/// Rejected plans, counted by reason, each told on the first.
+#[derive(Default)]
+struct Tally {
+    reasons: BTreeMap<&'static str, (u64, String)>,
+    memory: u64,
+    unpriced_hint: Option<String>,
+}
+
+impl Tally {
+    fn reject(&mut self, candidate: &Candidate, outcome: &Outcome, count: u64) {
+        let label = || candidate.strategy.label();
+        match outcome {
+            Outcome::Illegal(illegal) => {
+                self.count(illegal.rule.name(), count, || format!("{}: {illegal}", label()))
+            }
+            Outcome::Unpriced(error) => {
+                self.unpriced_hint.get_or_insert_with(|| error.hint.clone());
+                self.count(UNPRICED, count, || format!("{}: {}", label(), error.what));
+            }
+            Outcome::Same => {
+                self.count("no plan twice", count, || format!("{}: another plan does the same", label()))
+            }
+            Outcome::Bounded(bound) => self.count(BOUND, count, || too_slow(candidate, *bound)),
+            Outcome::Memory(_) | Outcome::Found(_) => {}
+        }
+    }
+
+    /// The example is written for the first of a kind alone: there can be hundreds of thousands.
+    fn count(&mut self, rule: &'static str, count: u64, example: impl FnOnce() -> String) {
+        self.reasons.entry(rule).or_insert_with(|| (0, example())).0 += count;
+    }
+
+    fn rejections(self, nearest: Option<&Miss>, best: Option<&Found>) -> Vec<Rejection> {
+        let mut list: Vec<Rejection> = Vec::new();
+        if let Some(miss) = nearest {
+            list.push(Rejection { rule: "memory".to_owned(), count: self.memory, example: miss.to_string() });
+        }
+        for (rule, (count, mut example)) in self.reasons {
+            if let Some(best) = best.filter(|_| rule == BOUND) {
+                example += &format!("; the best takes {}", best.estimate.step_time_s);
+            }
+            list.push(Rejection { rule: rule.to_owned(), count, example });
+        }
+        list
+    }
+}

@@ -1,0 +1,169 @@
+//! The space: every combination that the job allows. Whether it is legal is for the compiler's rules to say.
+
+use autodist_spec::{Job, ModelSpec, ParallelStrategy, Recompute, ScheduleKind};
+
+/// A way of training, up to the size of its gradient buckets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    /// With the first of the job's bucket sizes.
+    pub strategy: ParallelStrategy,
+    /// Recomputes no more blocks than it must to fit, the first ones of every chunk; else all of them.
+    pub least_recompute: bool,
+}
+
+/// All candidates, in an order that depends on the job alone.
+pub(crate) fn candidates(model: &ModelSpec, job: &Job, devices: u32) -> Vec<Candidate> {
+    let mut list = Vec::new();
+    for (data, tensor, pipeline) in degrees(job, devices) {
+        for (schedule, virtual_stages) in schedules(model, job, pipeline) {
+            for micro_batch in micro_batches(job, data) {
+                for (zero_stage, shard) in shards(job, data) {
+                    for sequence_parallel in unique(&job.allow.sequence_parallel) {
+                        if sequence_parallel && tensor == 1 {
+                            continue;
+                        }
+                        let strategy = ParallelStrategy {
+                            tensor,
+                            pipeline,
+                            zero_stage,
+                            shard,
+                            virtual_stages,
+                            sequence_parallel,
+                            schedule,
+                            bucket_bytes: job.allow.bucket_bytes[0],
+                            ..ParallelStrategy::data_parallel(data, micro_batch)
+                        };
+                        recomputations(job, &strategy, &mut list);
+                    }
+                }
+            }
+        }
+    }
+    list
+}
+
+/// Every uniform policy, and where the job allows to recompute nothing, mixtures with the others.
+fn recomputations(job: &Job, strategy: &ParallelStrategy, list: &mut Vec<Candidate>) {
+    let policies = unique(&job.allow.recompute);
+    for recompute in &policies {
+        let strategy = ParallelStrategy { recompute: *recompute, ..strategy.clone() };
+        list.push(Candidate { strategy: strategy.clone(), least_recompute: false });
+        if *recompute != Recompute::None && policies.contains(&Recompute::None) {
+            list.push(Candidate { strategy, least_recompute: true });
+        }
+    }
+}
+
+/// Factorisations of the device count into data, tensor and pipeline degree.
+fn degrees(job: &Job, devices: u32) -> Vec<(u32, u32, u32)> {
+    let allow = &job.allow;
+    let mut list = Vec::new();
+    for tensor in divisors(devices).filter(|n| allowed(&allow.tensor, *n)) {
+        for pipeline in divisors(devices / tensor).filter(|n| allowed(&allow.pipeline, *n)) {
+            let data = devices / tensor / pipeline;
+            if allowed(&allow.data, data) {
+                list.push((data, tensor, pipeline));
+            }
+        }
+    }
+    list
+}
+
+/// Without a pipeline there is one order only, and 1F1B is its name.
+fn schedules(model: &ModelSpec, job: &Job, pipeline: u32) -> Vec<(ScheduleKind, u32)> {
+    if pipeline == 1 {
+        return vec![(ScheduleKind::OneFOneB, 1)];
+    }
+    let mut list = Vec::new();
+    for schedule in unique(&job.allow.schedule) {
+        if schedule != ScheduleKind::Interleaved {
+            list.push((schedule, 1));
+            continue;
+        }
+        let deepest = (model.chain_len() as u32 / pipeline).min(4);
+        let depths = job.allow.virtual_stages.clone().unwrap_or_else(|| (2..=deepest).collect());
+        list.extend(unique(&depths).into_iter().filter(|depth| *depth > 1).map(|depth| (schedule, depth)));
+    }
+    list
+}
+
+/// What the job allows, or every divisor of a data rank's batch; 1 where the batch does not divide, for the rules to
+/// refuse it.
+fn micro_batches(job: &Job, data: u32) -> Vec<u32> {
+    match &job.allow.micro_batch {
+        Some(list) => unique(list),
+        None if job.global_batch.is_multiple_of(data) => divisors(job.global_batch / data).collect(),
+        None => vec![1],
+    }
+}
+
+fn shards(job: &Job, data: u32) -> Vec<(u8, u32)> {
+    let mut list = Vec::new();
+    for zero_stage in unique(&job.allow.zero_stage) {
+        if zero_stage == 0 {
+            list.push((0, 1));
+        } else {
+            let groups = divisors(data).filter(|shard| *shard > 1 && allowed(&job.allow.shard, *shard));
+            list.extend(groups.map(|shard| (zero_stage, shard)));
+        }
+    }
+    list
+}
+
+fn divisors(n: u32) -> impl Iterator<Item = u32> {
+    (1..=n).filter(move |d| n.is_multiple_of(*d))
+}
+
+fn allowed(list: &Option<Vec<u32>>, value: u32) -> bool {
+    list.as_ref().is_none_or(|list| list.contains(&value))
+}
+
+/// Without repetitions, in the given order.
+fn unique<T: Copy + PartialEq>(list: &[T]) -> Vec<T> {
+    let mut kept: Vec<T> = Vec::new();
+    for value in list {
+        if !kept.contains(value) {
+            kept.push(*value);
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use autodist_spec::catalog;
+
+    #[test]
+    fn the_space_holds_every_split_once() {
+        let model = catalog::model("tiny-llama").unwrap();
+        let list = candidates(&model, &Job::new(8, 128), 4);
+        let mut labels: Vec<_> = list.iter().map(|c| (&c.strategy, c.least_recompute)).collect();
+        labels.sort_unstable();
+        labels.dedup();
+        assert_eq!(labels.len(), list.len());
+        for expected in ["dp4 tp1 pp1 mb2 zero3/2", "dp1 tp4 pp1 mb8 sp", "dp1 tp1 pp2 mb1 1f1b"] {
+            let found = list.iter().any(|c| c.strategy.label() == expected);
+            assert_eq!(found, c_devices(expected) == 4, "{expected}");
+        }
+    }
+
+    fn c_devices(label: &str) -> u32 {
+        label.split(' ').take(3).map(|part| part[2..].parse::<u32>().unwrap()).product()
+    }
+
+    #[test]
+    fn what_the_job_forbids_is_not_there() {
+        let model = catalog::model("tiny-llama").unwrap();
+        let mut job = Job::new(8, 128);
+        job.allow.tensor = Some(vec![2]);
+        job.allow.zero_stage = vec![0];
+        job.allow.recompute = vec![Recompute::Full];
+        let list = candidates(&model, &job, 4);
+        assert!(!list.is_empty());
+        let only = |c: &Candidate| {
+            (c.strategy.tensor, c.strategy.zero_stage, c.strategy.recompute) == (2, 0, Recompute::Full)
+        };
+        assert!(list.iter().all(|c| only(c) && !c.least_recompute));
+    }
+}

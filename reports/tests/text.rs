@@ -1,0 +1,184 @@
+//! Plain text, comma-separated tables and the trace.
+
+mod fixture;
+
+use autodist_reports::{
+    chrome_trace, csv_links, csv_plans, csv_segments, csv_timeline, csv_validation, terminal,
+};
+use fixture::world;
+
+fn narrow(text: &str) {
+    for line in text.lines() {
+        assert!(line.chars().count() <= 110, "{} columns: {line}", line.chars().count());
+        assert_eq!(line, line.trim_end(), "no blanks at the end");
+        assert!(!line.contains('\u{1b}'));
+    }
+    assert!(text.ends_with('\n'));
+}
+
+fn check(text: &str, expected: &[&str]) {
+    narrow(text);
+    for word in expected {
+        assert!(text.contains(word), "`{word}` is missing in\n{text}");
+    }
+}
+
+#[test]
+fn the_plan_in_the_terminal() {
+    check(
+        &terminal::plan_summary(&world().plan),
+        &[
+            "best       dp2 tp1 pp2 mb2 1f1b recompute=selective",
+            "412 ms ± 9.07 ms (interpolated), 9,935 tokens/s, MFU 41.3 %",
+            "116 MiB peak of 256 MiB per device, 4.0 % kept free",
+            "optimal in its space under this cost model, gap 0.0 %",
+            "compute                  280 ms   68.0 %",
+            "activations            36.0 MiB   31.0 %",
+            "2  dp4 tp1 pp1 mb2                 431 ms ± 9.48 ms",
+            "1,006  lower bound",
+        ],
+    );
+}
+
+#[test]
+fn the_validation_in_the_terminal() {
+    check(
+        &terminal::validation_table(&world().validation),
+        &[
+            "420 ms ± 5.04 ms  412 ms ± 9.07 ms  -1.8 %",
+            "median |error| of the step time 1.8 % over 6 runs",
+            "the planner's choice was the fastest of the 6 plans that ran",
+            "+5.9 %",
+            "rank 3 ended with signal 9 (killed) in step 4",
+        ],
+    );
+    let mut world = world();
+    world.validation.regret = 0.013;
+    check(
+        &terminal::validation_table(&world.validation),
+        &["ran 1.3 % slower than the fastest of the 6 plans"],
+    );
+    world.validation.runs.clear();
+    check(&terminal::validation_table(&world.validation), &["no plan ran", "Did not run"]);
+}
+
+#[test]
+fn the_profile_in_the_terminal() {
+    let mut world = world();
+    check(
+        &terminal::profile_summary(&world.profile),
+        &[
+            "4 devices, complete",
+            "real-time priority",
+            "56 measured",
+            "compute takes 1.070 times as long",
+            "all_reduce      2       1  41.0 us",
+            "1.09 GB/s            3.8 %",
+            "two runs of one plan differ by 0.8 %",
+            "warning:   2 of 214 timings",
+        ],
+    );
+    world.profile.environment.realtime = false;
+    world.profile.complete = false;
+    world.profile.fits.clear();
+    check(
+        &terminal::profile_summary(&world.profile),
+        &["no real-time priority", "unfinished", "none was measured"],
+    );
+}
+
+#[test]
+fn a_run_in_the_terminal() {
+    check(
+        &terminal::run_summary(&world().runs[0]),
+        &[
+            "420 ms median, 95 % interval 413 ms to 428 ms",
+            "8.3000 to 5.2878",
+            "28.0 MiB",
+            "real devices, 4 ranks",
+        ],
+    );
+}
+
+#[test]
+fn long_and_hostile_names_stay_in_their_columns() {
+    let mut world = world();
+    let name = format!("{}\u{1b}[31m\n{}", "long-name-".repeat(30), "words ".repeat(60));
+    world.plan.model.name.clone_from(&name);
+    world.plan.cluster.name.clone_from(&name);
+    world.plan.alternatives[0].reason.clone_from(&name);
+    world.plan.profile.path.clone_from(&name);
+    world.validation.runs[0].label.clone_from(&name);
+    world.profile.environment.processor.clone_from(&name);
+    world.profile.environment.warnings.push(name.clone());
+    world.runs[0].label = name;
+    narrow(&terminal::plan_summary(&world.plan));
+    narrow(&terminal::validation_table(&world.validation));
+    narrow(&terminal::profile_summary(&world.profile));
+    narrow(&terminal::run_summary(&world.runs[0]));
+}
+
+/// Reads a sheet back: its header, and one cell.
+fn sheet(text: &str) -> (Vec<String>, Vec<csv::StringRecord>) {
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let header = reader.headers().expect("a header").iter().map(str::to_owned).collect();
+    (header, reader.records().map(|row| row.expect("a row")).collect())
+}
+
+fn cell(text: &str, row: usize, column: &str) -> String {
+    let (header, rows) = sheet(text);
+    let index = header
+        .iter()
+        .position(|name| name == column)
+        .unwrap_or_else(|| panic!("no `{column}` in {header:?}"));
+    rows[row][index].to_owned()
+}
+
+#[test]
+fn sheets_read_back_with_full_precision() {
+    let world = world();
+    let plans = csv_plans(&world.plan);
+    assert_eq!(sheet(&plans).1.len(), 6);
+    assert_eq!(cell(&plans, 0, "step_time_s"), "0.4123");
+    assert_eq!(cell(&plans, 0, "memory_optimizer_state_bytes"), (28 << 20).to_string());
+    assert_eq!(cell(&plans, 0, "stage_layers"), "0..5 5..10");
+    assert_eq!(cell(&plans, 1, "reason"), world.plan.alternatives[0].reason);
+    let bubble: f64 = cell(&plans, 0, "bubble_s").parse().unwrap();
+    assert_eq!(bubble, world.plan.estimate.cost.bubble_s.0);
+
+    let validation = csv_validation(&world.validation);
+    assert_eq!(sheet(&validation).1.len(), 7);
+    assert_eq!(cell(&validation, 1, "measured_step_time_s"), "0.4251");
+    assert_eq!(cell(&validation, 6, "failure"), world.validation.failed[0].reason);
+
+    let timeline = csv_timeline(&world.predicted);
+    assert_eq!(sheet(&timeline).1.len(), world.predicted.len());
+    assert_eq!(cell(&timeline, 0, "operation"), "forward");
+
+    let segments = csv_segments(&world.profile);
+    assert_eq!(sheet(&segments).1.len(), 36);
+    assert_eq!(cell(&segments, 6, "growth_bytes"), "-1310720");
+
+    let links = csv_links(&world.profile);
+    assert_eq!(sheet(&links).1.len(), 24);
+    assert_eq!(cell(&links, 0, "size_bytes"), "4096");
+    assert_eq!(cell(&links, 20, "alpha_s"), "0.000041");
+}
+
+#[test]
+fn the_trace_is_json_with_two_processes_in_microseconds() {
+    let world = world();
+    let text = chrome_trace(&world.predicted, &world.runs[0].timeline);
+    let trace: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let complete: Vec<_> = events.iter().filter(|event| event["ph"] == "X").collect();
+    assert_eq!(complete.len(), world.predicted.len() + world.runs[0].timeline.len());
+    let first = &world.predicted[0];
+    assert_eq!(complete[0]["name"], "forward 0");
+    assert_eq!(complete[0]["dur"].as_f64().unwrap(), (first.end_s - first.start_s).0 * 1e6);
+    let names: Vec<_> =
+        events.iter().filter(|e| e["name"] == "process_name").map(|e| &e["args"]["name"]).collect();
+    assert_eq!(names, ["predicted", "measured"]);
+    assert!(events.iter().any(|e| e["args"]["name"] == "rank 3 communication"));
+    assert!(serde_json::from_str::<serde_json::Value>(&chrome_trace(&[], &[])).is_ok());
+}

@@ -1,0 +1,385 @@
+//! Command lines: clap types only.
+
+use autodist_spec::{Recompute, ScheduleKind};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// How should this model be split on these machines, and how fast will it go?
+///
+/// Exit codes: 0 done, 2 bad input, 3 no plan fits, 4 a rank or a device failed or a result could not be written,
+/// 130 interrupted.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Measure what layers cost on this machine's devices and what its links carry
+    Profile(ProfileArgs),
+    /// Search for the fastest way of training
+    Plan(PlanArgs),
+    /// Predict one given way of training, without a search
+    Estimate(EstimateArgs),
+    /// Train plans for real and hold the measurement beside the prediction
+    Validate(ValidateArgs),
+    /// Profile, plan, validate the best few and report, in one go
+    Tune(TuneArgs),
+    /// Say why a plan won, what limits it, and what other hardware would change
+    Explain(ExplainArgs),
+    /// Write an HTML page, PNG figures and CSV tables of a plan and its runs
+    Report(ReportArgs),
+    /// Train one plan and write its losses
+    Train(TrainArgs),
+    /// List the built-in models and devices
+    Catalog(JsonArgs),
+    /// Print the JSON Schema of a file format
+    Schema(SchemaArgs),
+}
+
+/// What is trained.
+#[derive(Debug, Args)]
+pub struct JobArgs {
+    /// Job file (TOML); flags override it
+    #[arg(long)]
+    pub job: Option<PathBuf>,
+    /// Sequences per optimizer step, over all devices
+    #[arg(long)]
+    pub global_batch: Option<u32>,
+    /// Tokens per sequence
+    #[arg(long)]
+    pub seq_len: Option<u32>,
+    /// Seed of the initial parameters and the data
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Peak learning rate
+    #[arg(long)]
+    pub learning_rate: Option<f64>,
+}
+
+#[derive(Debug, Args)]
+pub struct ModelArg {
+    /// Name from the catalogue, a Hugging Face config.json, or a model file
+    #[arg(long, default_value = "tiny-llama")]
+    pub model: String,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum RecomputeArg {
+    None,
+    Selective,
+    Full,
+}
+
+impl From<RecomputeArg> for Recompute {
+    fn from(arg: RecomputeArg) -> Self {
+        match arg {
+            RecomputeArg::None => Self::None,
+            RecomputeArg::Selective => Self::Selective,
+            RecomputeArg::Full => Self::Full,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ScheduleArg {
+    Gpipe,
+    #[value(name = "1f1b")]
+    OneFOneB,
+    Interleaved,
+}
+
+impl From<ScheduleArg> for ScheduleKind {
+    fn from(arg: ScheduleArg) -> Self {
+        match arg {
+            ScheduleArg::Gpipe => Self::GPipe,
+            ScheduleArg::OneFOneB => Self::OneFOneB,
+            ScheduleArg::Interleaved => Self::Interleaved,
+        }
+    }
+}
+
+/// Degrees and switches of a way of training; a search takes each as a restriction.
+#[derive(Debug, Args)]
+pub struct StrategyArgs {
+    /// Tensor-parallel degree
+    #[arg(long)]
+    pub tp: Option<u32>,
+    /// Pipeline-parallel degree
+    #[arg(long)]
+    pub pp: Option<u32>,
+    /// Data-parallel degree
+    #[arg(long)]
+    pub dp: Option<u32>,
+    /// Context-parallel degree
+    #[arg(long)]
+    pub cp: Option<u32>,
+    /// Expert-parallel degree
+    #[arg(long)]
+    pub ep: Option<u32>,
+    /// Virtual stages per pipeline rank
+    #[arg(long)]
+    pub vpp: Option<u32>,
+    /// ZeRO stage
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=3))]
+    pub zero: Option<u8>,
+    /// Size of the group that ZeRO shards over; the whole data axis if not given
+    #[arg(long)]
+    pub shard: Option<u32>,
+    /// Sequence parallelism beside tensor parallelism
+    #[arg(long)]
+    pub sp: bool,
+    #[arg(long, value_enum)]
+    pub recompute: Option<RecomputeArg>,
+    /// Sequences per micro-batch
+    #[arg(long)]
+    pub micro_batch: Option<u32>,
+    #[arg(long, value_enum)]
+    pub schedule: Option<ScheduleArg>,
+    /// Smallest gradient bucket, bytes
+    #[arg(long)]
+    pub bucket_bytes: Option<u64>,
+}
+
+/// How ranks are run.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Do not ask for real-time priority
+    #[arg(long)]
+    pub no_realtime: bool,
+    /// Address where the ranks find each other
+    #[arg(long, default_value = "127.0.0.1:0")]
+    pub rendezvous: std::net::SocketAddr,
+    /// Seconds after which a silent rank is given up
+    #[arg(long, default_value_t = 60.0)]
+    pub timeout: f64,
+}
+
+#[derive(Debug, Args)]
+pub struct ProfileArgs {
+    #[command(flatten)]
+    pub model: ModelArg,
+    #[command(flatten)]
+    pub job: JobArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Which devices to measure
+    #[arg(long, value_enum, default_value = "auto")]
+    pub devices: DevicesArg,
+    /// Ranks, one device each; the number of cores if not given
+    #[arg(long)]
+    pub ranks: Option<u32>,
+    /// Seconds after which no further round of measurements begins
+    #[arg(long, default_value_t = 60.0)]
+    pub budget: f64,
+    /// Width of a median's 95 % interval, relative to it, that is narrow enough
+    #[arg(long, default_value_t = 0.05)]
+    pub precision: f64,
+    /// Measure again even if the file holds a profile of this model on this machine
+    #[arg(long)]
+    pub fresh: bool,
+    #[arg(short, long, default_value = "profile.json")]
+    pub output: PathBuf,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DevicesArg {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+/// What prices a plan.
+#[derive(Debug, Args)]
+pub struct PriceArgs {
+    /// Profile of the devices
+    #[arg(long)]
+    pub profile: Option<PathBuf>,
+    /// Cluster file (TOML), or <nodes>x<devices per node>x<device>[@<NICs per node>x<rate>]
+    #[arg(long)]
+    pub cluster: Option<String>,
+    /// Plan as if every device had this much memory, bytes
+    #[arg(long)]
+    pub device_memory: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub model: ModelArg,
+    #[command(flatten)]
+    pub job: JobArgs,
+    #[command(flatten)]
+    pub price: PriceArgs,
+    #[command(flatten)]
+    pub strategy: StrategyArgs,
+    /// Plans to keep: the best and its runners-up
+    #[arg(long, default_value_t = 5)]
+    pub top: usize,
+    /// Seconds after which the best plan so far is returned, with its gap
+    #[arg(long)]
+    pub time_limit: Option<f64>,
+    /// Threads of the search; the answer does not depend on it
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Where to write the plan
+    #[arg(short, long)]
+    pub output: Option<PathBuf>,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct EstimateArgs {
+    /// A plan whose strategy and stages are taken, in place of flags
+    pub plan: Option<PathBuf>,
+    #[command(flatten)]
+    pub model: ModelArg,
+    #[command(flatten)]
+    pub job: JobArgs,
+    #[command(flatten)]
+    pub price: PriceArgs,
+    #[command(flatten)]
+    pub strategy: StrategyArgs,
+    /// Where to write the plan document
+    #[arg(short, long)]
+    pub output: Option<PathBuf>,
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How many of a plan's alternatives.
+#[derive(Debug, Args)]
+pub struct SelectionArgs {
+    /// Train the best K plans of the document
+    #[arg(long, default_value_t = 1)]
+    pub top: usize,
+    /// Train every plan of the space that fits in memory
+    #[arg(long, conflicts_with = "top")]
+    pub all: bool,
+    /// Measured steps of each plan, over two rounds
+    #[arg(long, default_value_t = 20)]
+    pub steps: u32,
+    /// Text file to train on, bytes as tokens; a synthetic language if not given
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct ValidateArgs {
+    pub plan: PathBuf,
+    #[command(flatten)]
+    pub selection: SelectionArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Profile that the plan was made from; the path in the plan if not given
+    #[arg(long)]
+    pub profile: Option<PathBuf>,
+    /// Folder for the run records and the validation
+    #[arg(short, long, default_value = "runs")]
+    pub output: PathBuf,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct TuneArgs {
+    #[command(flatten)]
+    pub model: ModelArg,
+    #[command(flatten)]
+    pub job: JobArgs,
+    #[command(flatten)]
+    pub run: RunArgs,
+    #[command(flatten)]
+    pub strategy: StrategyArgs,
+    /// Ranks, one device each; the number of cores if not given
+    #[arg(long)]
+    pub ranks: Option<u32>,
+    /// Plans to train for real
+    #[arg(long, default_value_t = 5)]
+    pub top: usize,
+    /// Measured steps of each plan, over two rounds
+    #[arg(long, default_value_t = 20)]
+    pub steps: u32,
+    /// Seconds for the profile
+    #[arg(long, default_value_t = 60.0)]
+    pub budget: f64,
+    /// Text file to train on, bytes as tokens
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// Folder for everything that is made
+    #[arg(short, long, default_value = "autodist-tune")]
+    pub output: PathBuf,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    pub plan: PathBuf,
+    /// Profile that the plan was made from; the path in the plan if not given
+    #[arg(long)]
+    pub profile: Option<PathBuf>,
+    /// Another plan to compare with
+    #[arg(long)]
+    pub against: Option<PathBuf>,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    pub plan: PathBuf,
+    /// Run records (JSON) of `validate` or `train`, and its validation.json
+    pub runs: Vec<PathBuf>,
+    #[arg(long)]
+    pub profile: Option<PathBuf>,
+    #[arg(short, long, default_value = "report")]
+    pub output: PathBuf,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    pub plan: PathBuf,
+    #[arg(long, default_value_t = 200)]
+    pub steps: u32,
+    /// Text file to train on, bytes as tokens; a synthetic language if not given
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Where to write the run record
+    #[arg(short, long, default_value = "run.json")]
+    pub output: PathBuf,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct JsonArgs {
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SchemaArgs {
+    #[arg(value_enum)]
+    pub what: SchemaOf,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum SchemaOf {
+    Model,
+    Cluster,
+    Job,
+    Profile,
+    Plan,
+    Run,
+    Validation,
+}

@@ -1,0 +1,43 @@
+//! `autodist estimate`
+
+use super::{Prices, prices, profile_of};
+use crate::cli::EstimateArgs;
+use crate::failure::Failure;
+use crate::{input, output};
+use autodist_planner::Planner;
+use autodist_reports::terminal;
+use autodist_spec::{Plan, to_json};
+
+pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
+    let plan = match &args.plan {
+        Some(path) => {
+            let given = input::plan(path)?;
+            let (profile, profile_path) = match &args.price.profile {
+                Some(_) => {
+                    let Prices { profile, path, .. } = prices(&args.price)?;
+                    (profile, path)
+                }
+                None => profile_of(&given, path, None)?,
+            };
+            let planner = Planner::new(&given.model, &given.cluster, &given.job, &profile);
+            let mut plan = planner.given(&given.strategy, Some(&given.stages))?;
+            plan.profile.path = profile_path.display().to_string();
+            plan
+        }
+        None => of_flags(args)?,
+    };
+    super::plan::write(&plan, args.output.as_deref())?;
+    output::print(&if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) });
+    Ok(())
+}
+
+fn of_flags(args: &EstimateArgs) -> Result<Plan, Failure> {
+    let prices = prices(&args.price)?;
+    let model = input::model(&args.model.model)?;
+    let job = input::job(&args.job, None, Some(prices.profile.seq_len))?;
+    let strategy = input::strategy(&args.strategy, prices.cluster.device_count(), job.global_batch)?;
+    let planner = Planner::new(&model, &prices.cluster, &job, &prices.profile);
+    let mut plan = planner.given(&strategy, None)?;
+    plan.profile.path = prices.path.display().to_string();
+    Ok(plan)
+}

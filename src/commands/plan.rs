@@ -1,0 +1,43 @@
+//! `autodist plan`
+
+use super::prices;
+use crate::cli::PlanArgs;
+use crate::failure::Failure;
+use crate::{input, output};
+use autodist_planner::{Planner, SearchLimits};
+use autodist_reports::terminal;
+use autodist_spec::{InputError, Plan, to_json};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+pub fn run(args: &PlanArgs) -> Result<(), Failure> {
+    let prices = prices(&args.price)?;
+    let model = input::model(&args.model.model)?;
+    let mut job = input::job(&args.job, None, Some(prices.profile.seq_len))?;
+    input::narrow(&mut job, &args.strategy)?;
+    let limit = args.time_limit.map(|seconds| limit(seconds)).transpose()?;
+    let began = Instant::now();
+    let expired = || limit.is_some_and(|limit| began.elapsed() >= limit);
+    let limits =
+        SearchLimits { deadline: Some(&expired), top: args.top.max(1), threads: args.threads, ..SearchLimits::default() };
+    let planner = Planner::new(&model, &prices.cluster, &job, &prices.profile).limits(limits);
+    let mut plan = planner.plan()?;
+    plan.profile.path = prices.path.display().to_string();
+    write(&plan, args.output.as_deref())?;
+    output::print(&if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) });
+    Ok(())
+}
+
+fn limit(seconds: f64) -> Result<Duration, Failure> {
+    if seconds.is_finite() && (0.0..1e9).contains(&seconds) {
+        return Ok(Duration::from_secs_f64(seconds));
+    }
+    Err(InputError::new("--time-limit", seconds, "must be a number of seconds, zero or above").hint("e.g. 10").into())
+}
+
+pub fn write(plan: &Plan, path: Option<&Path>) -> Result<(), Failure> {
+    let Some(path) = path else { return Ok(()) };
+    output::write(path, to_json(plan).as_bytes())?;
+    output::note(&format!("wrote {}", path.display()));
+    Ok(())
+}

@@ -1,0 +1,32 @@
+//! `autodist train`
+
+use crate::cli::TrainArgs;
+use crate::failure::Failure;
+use crate::{input, output, train};
+use autodist_executor::{DataSource, SyntheticLanguage, Task};
+use autodist_reports::terminal;
+use autodist_spec::{InputError, to_json};
+
+pub fn run(args: &TrainArgs) -> Result<(), Failure> {
+    let plan = input::plan(&args.plan)?;
+    if args.steps == 0 {
+        return Err(InputError::new("--steps", 0, "must be at least 1").hint("200 show what is learnt").into());
+    }
+    let data = train::data(args.data.as_ref(), &plan.model, &plan.job)?;
+    let options = train::options(&args.run)?;
+    let warmup = train::WARMUP_STEPS.min(args.steps - 1);
+    let task = Task::of_plan(&plan, data.clone(), args.steps, warmup);
+    let record = train::run(&task, &options)?;
+    output::write(&args.output, to_json(&record).as_bytes())?;
+    output::note(&format!("wrote {}", args.output.display()));
+    if args.json {
+        output::print(&to_json(&record));
+        return Ok(());
+    }
+    output::print(&terminal::run_summary(&record));
+    if data == DataSource::Synthetic {
+        let floor = SyntheticLanguage::new(plan.model.vocab).entropy();
+        output::print(&format!("The synthetic language's entropy is {floor:.4} nats a token: no model's loss stays below it"));
+    }
+    Ok(())
+}

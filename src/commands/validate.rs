@@ -1,0 +1,68 @@
+//! `autodist validate`
+
+use super::profile_of;
+use crate::cli::{SelectionArgs, ValidateArgs};
+use crate::failure::Failure;
+use crate::{input, output, train};
+use autodist_executor::launcher::LaunchOptions;
+use autodist_planner::Planner;
+use autodist_reports::{csv_validation, terminal};
+use autodist_spec::{Alternative, Plan, Profile, RunRecord, Validation, to_json};
+use std::path::Path;
+
+pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
+    let plan = input::plan(&args.plan)?;
+    let candidates = candidates(&plan, &args.plan, &args.selection, args.profile.as_ref())?;
+    let options = train::options(&args.run)?;
+    let (validation, _) = validate(&plan, &candidates, &args.selection, &options, &args.output)?;
+    output::print(&if args.json { to_json(&validation) } else { terminal::validation_table(&validation) });
+    Ok(())
+}
+
+/// The plans that are to be run, the planner's choice first.
+fn candidates(
+    plan: &Plan,
+    path: &Path,
+    selection: &SelectionArgs,
+    profile: Option<&std::path::PathBuf>,
+) -> Result<Vec<Alternative>, Failure> {
+    if selection.all {
+        let (profile, _) = profile_of(plan, path, profile)?;
+        return all(plan, &profile);
+    }
+    let mut candidates = train::candidates(plan);
+    if candidates.len() < selection.top {
+        output::warn(&format!("the plan has {} alternatives: make it with --top {} for more", candidates.len(), selection.top));
+    }
+    candidates.truncate(selection.top.max(1));
+    Ok(candidates)
+}
+
+/// Every plan of the space that the document's job allows.
+pub fn all(plan: &Plan, profile: &Profile) -> Result<Vec<Alternative>, Failure> {
+    Ok(Planner::new(&plan.model, &plan.cluster, &plan.job, profile).feasible()?)
+}
+
+/// Runs the candidates and leaves their records, the comparison and its table in `folder`.
+pub fn validate(
+    plan: &Plan,
+    candidates: &[Alternative],
+    selection: &SelectionArgs,
+    options: &LaunchOptions,
+    folder: &Path,
+) -> Result<(Validation, Vec<RunRecord>), Failure> {
+    let data = train::data(selection.data.as_ref(), &plan.model, &plan.job)?;
+    let (validation, records) = train::validate(plan, candidates, &data, selection.steps, options)?;
+    for (index, record) in records.iter().enumerate() {
+        let name = record.label.replace(['=', '/'], "-").replace(' ', "_");
+        output::write(&folder.join(format!("{index:03}-{name}.json")), to_json(record).as_bytes())?;
+    }
+    output::write(&folder.join("validation.json"), to_json(&validation).as_bytes())?;
+    output::write(&folder.join("validation.csv"), csv_validation(&validation).as_bytes())?;
+    output::note(&format!("wrote {} run records, validation.json and validation.csv to {}", records.len(), folder.display()));
+    if records.is_empty() {
+        let reason = validation.failed.first().map_or_else(String::new, |f| format!("{}: {}", f.label, f.reason));
+        return Err(Failure::Run(format!("no plan could be run; {reason}")));
+    }
+    Ok((validation, records))
+}

@@ -1,0 +1,174 @@
+//! Reads the user's files and flags into typed, checked specs. Nothing else in the program opens an input file.
+
+use crate::cli::{JobArgs, StrategyArgs};
+use crate::failure::Failure;
+use autodist_spec::parse::{self, Check};
+use autodist_spec::{
+    Bytes, Cluster, InputError, Job, ModelSpec, ParallelStrategy, Plan, Profile, RunRecord, ScheduleKind, Validation,
+    catalog, huggingface,
+};
+use serde::de::DeserializeOwned;
+use std::path::Path;
+
+/// Larger files are none of ours.
+const LARGEST_FILE: u64 = 1 << 30;
+
+pub fn bytes(path: &Path, what: &str) -> Result<Vec<u8>, InputError> {
+    let name = path.display().to_string();
+    let failed = |problem: String| {
+        InputError::new("", "", problem).hint(format!("give the path of a {what} file that can be read")).in_file(&name)
+    };
+    let metadata = std::fs::metadata(path).map_err(|e| failed(format!("cannot be read: {e}")))?;
+    if metadata.is_dir() {
+        return Err(failed("is a folder".to_owned()));
+    }
+    if metadata.len() > LARGEST_FILE {
+        return Err(failed(format!("has {} bytes, which no {what} file has", metadata.len())));
+    }
+    std::fs::read(path).map_err(|e| failed(format!("cannot be read: {e}")))
+}
+
+fn json<T: DeserializeOwned + Check>(path: &Path) -> Result<T, Failure> {
+    Ok(parse::json(&path.display().to_string(), &bytes(path, T::WHAT)?)?)
+}
+
+pub fn plan(path: &Path) -> Result<Plan, Failure> {
+    json(path)
+}
+
+pub fn profile(path: &Path) -> Result<Profile, Failure> {
+    json(path)
+}
+
+pub fn run(path: &Path) -> Result<RunRecord, Failure> {
+    json(path)
+}
+
+pub fn validation(path: &Path) -> Result<Validation, Failure> {
+    json(path)
+}
+
+/// A model by its name in the catalogue, a Hugging Face `config.json` (or the folder that holds it), or a model file.
+pub fn model(text: &str) -> Result<ModelSpec, Failure> {
+    let mut path = Path::new(text).to_owned();
+    if path.is_dir() {
+        path.push("config.json");
+    }
+    let looks_like_a_file = path.exists() || text.contains('/') || text.ends_with(".json");
+    if !looks_like_a_file {
+        return Ok(catalog::model(text)?);
+    }
+    let file = path.display().to_string();
+    let content = bytes(&path, "model")?;
+    let value = parse::json_value(&file, &content, "model")?;
+    if value.get("model_type").is_some() {
+        let stem = path.parent().and_then(Path::file_name).or_else(|| path.file_stem());
+        let name = stem.map_or_else(|| "model".to_owned(), |s| s.to_string_lossy().into_owned());
+        return Ok(huggingface::model_from_config(&file, &name, &content)?);
+    }
+    Ok(parse::json(&file, &content)?)
+}
+
+/// A cluster file, or the short form.
+pub fn cluster(text: &str) -> Result<Cluster, Failure> {
+    let path = Path::new(text);
+    if path.exists() || text.ends_with(".toml") {
+        return Ok(parse::toml(text, &bytes(path, "cluster")?)?);
+    }
+    Ok(Cluster::from_short_form(text).map_err(|e| e.in_file("--cluster"))?)
+}
+
+/// The job file with the flags laid over it, or the flags alone.
+pub fn job(args: &JobArgs, default_batch: Option<u32>, default_seq_len: Option<u32>) -> Result<Job, Failure> {
+    let mut job = match &args.job {
+        Some(path) => parse::toml(&path.display().to_string(), &bytes(path, "job")?)?,
+        None => {
+            let missing = |flag: &str, example: u32| {
+                InputError::new(flag, "", "is missing").hint(format!("give {flag}, e.g. {flag} {example}, or a job file"))
+            };
+            let batch = args.global_batch.or(default_batch).ok_or_else(|| missing("--global-batch", 8))?;
+            let seq_len = args.seq_len.or(default_seq_len).ok_or_else(|| missing("--seq-len", 128))?;
+            Job::new(batch, seq_len)
+        }
+    };
+    job.global_batch = args.global_batch.unwrap_or(job.global_batch);
+    job.seq_len = args.seq_len.unwrap_or(job.seq_len);
+    job.seed = args.seed.unwrap_or(job.seed);
+    if let Some(peak) = args.learning_rate {
+        job.learning_rate.peak = peak;
+    }
+    job.check()?;
+    Ok(job)
+}
+
+/// Narrows what the job allows to what the flags name.
+pub fn narrow(job: &mut Job, args: &StrategyArgs) -> Result<(), Failure> {
+    let allow = &mut job.allow;
+    let only = |list: &mut Option<Vec<u32>>, value: Option<u32>| {
+        if let Some(value) = value {
+            *list = Some(vec![value]);
+        }
+    };
+    only(&mut allow.tensor, args.tp);
+    only(&mut allow.pipeline, args.pp);
+    only(&mut allow.data, args.dp);
+    only(&mut allow.micro_batch, args.micro_batch);
+    only(&mut allow.virtual_stages, args.vpp);
+    only(&mut allow.shard, args.shard);
+    if let Some(zero) = args.zero {
+        allow.zero_stage = vec![zero];
+    }
+    if args.sp {
+        allow.sequence_parallel = vec![true];
+    }
+    if let Some(recompute) = args.recompute {
+        allow.recompute = vec![recompute.into()];
+    }
+    if let Some(schedule) = args.schedule {
+        allow.schedule = vec![schedule.into()];
+    }
+    if let Some(bytes) = args.bucket_bytes {
+        allow.bucket_bytes = vec![Bytes(bytes)];
+    }
+    Ok(job.check()?)
+}
+
+/// The one strategy that the flags give on `devices` devices.
+pub fn strategy(args: &StrategyArgs, devices: u32, global_batch: u32) -> Result<ParallelStrategy, Failure> {
+    let (tensor, pipeline, context) = (args.tp.unwrap_or(1), args.pp.unwrap_or(1), args.cp.unwrap_or(1));
+    let others = u64::from(tensor) * u64::from(pipeline) * u64::from(context);
+    if others == 0 {
+        return Err(InputError::new("--tp, --pp, --cp", 0, "a degree is at least 1").hint("leave a flag out for 1").into());
+    }
+    let data = match args.dp {
+        Some(data) => data,
+        None if u64::from(devices) % others == 0 => (u64::from(devices) / others) as u32,
+        None => {
+            let problem = format!("tp={tensor} x pp={pipeline} x cp={context} does not divide {devices} devices");
+            return Err(InputError::new("--tp, --pp, --cp", others, problem).hint("choose divisors of the device count").into());
+        }
+    };
+    let virtual_stages = args.vpp.unwrap_or(1);
+    let zero_stage = args.zero.unwrap_or(0);
+    let schedule = match args.schedule {
+        Some(schedule) => schedule.into(),
+        None if virtual_stages > 1 => ScheduleKind::Interleaved,
+        None => ScheduleKind::OneFOneB,
+    };
+    let strategy = ParallelStrategy {
+        tensor,
+        pipeline,
+        context,
+        expert: args.ep.unwrap_or(1),
+        zero_stage,
+        shard: args.shard.unwrap_or(if zero_stage > 0 { data } else { 1 }),
+        virtual_stages,
+        sequence_parallel: args.sp,
+        recompute: args.recompute.map(Into::into).unwrap_or_default(),
+        schedule,
+        bucket_bytes: Bytes(args.bucket_bytes.unwrap_or(25 << 20)),
+        ..ParallelStrategy::data_parallel(data, args.micro_batch.unwrap_or_else(|| (global_batch / data.max(1)).clamp(1, 1)))
+    };
+    strategy.check()?;
+    Ok(strategy)
+}
