@@ -261,7 +261,7 @@ pub struct SelectionArgs {
     /// Train every plan of the space that fits in memory
     #[arg(long, conflicts_with = "top")]
     pub all: bool,
-    /// Measured steps of each plan, over two rounds
+    /// Measured steps of each plan, over several rounds in which all plans take turns
     #[arg(long, default_value_t = 20)]
     pub steps: u32,
     /// Text file to train on, bytes as tokens; a synthetic language if not given
@@ -302,7 +302,7 @@ pub struct TuneArgs {
     /// Plans to train for real
     #[arg(long, default_value_t = 5)]
     pub top: usize,
-    /// Measured steps of each plan, over two rounds
+    /// Measured steps of each plan, over several rounds in which all plans take turns
     #[arg(long, default_value_t = 20)]
     pub steps: u32,
     /// Seconds for the profile

@@ -4,10 +4,10 @@ use crate::cli::RunArgs;
 use crate::failure::Failure;
 use crate::progress::Progress;
 use autodist_executor::launcher::{LaunchError, LaunchOptions, launch};
-use autodist_executor::{DataSource, Task, merge};
+use autodist_executor::{DataSource, RankOutcome, Task, merge};
 use autodist_profiler::Assignment;
 use autodist_spec::plan::label;
-use autodist_spec::profile::Sample;
+use autodist_spec::profile::{Environment, Sample};
 use autodist_spec::run::{FailedRun, Measured, ValidatedRun};
 use autodist_spec::{Alternative, InputError, Job, ModelSpec, Plan, RunRecord, SCHEMA_VERSION, Validation};
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-pub const WARMUP_STEPS: u32 = 3;
+pub const WARMUP_STEPS: u32 = 2;
 
 /// Set by Ctrl-C and termination signals.
 pub fn stop_flag() -> Arc<AtomicBool> {
@@ -67,11 +67,7 @@ pub fn run(task: &Task, options: &LaunchOptions) -> Result<RunRecord, LaunchErro
         result = autodist_profiler::outcomes(answers).map_err(|e| broken(e.to_string()));
     })?;
     let outcomes = result?;
-    let mut environment = autodist_profiler::environment(outcomes.iter().all(|o| o.realtime));
-    if options.realtime && !environment.realtime {
-        environment.warnings.push("ranks had no real-time priority: other load on this machine is in the figures".to_owned());
-    }
-    Ok(merge(task, &outcomes, environment))
+    Ok(merge(task, &outcomes, environment(&outcomes, options)))
 }
 
 /// The plans of a document: its choice first, then the runners-up.
@@ -85,8 +81,11 @@ pub fn candidates(plan: &Plan) -> Vec<Alternative> {
     std::iter::once(best).chain(plan.alternatives.iter().cloned()).collect()
 }
 
-/// Trains every candidate in two rounds, the second in reverse order so that a drift of the machine hits all alike,
-/// and compares.
+/// Rounds over all plans: a machine that others share runs faster and slower for seconds at a time, so every plan is
+/// measured many times for a short while, in turn with the others, and not once for long.
+const ROUNDS: u32 = 5;
+
+/// Trains every candidate in rounds, every other one in reverse order, and compares.
 pub fn validate(
     plan: &Plan,
     candidates: &[Alternative],
@@ -97,39 +96,95 @@ pub fn validate(
     if steps < 2 {
         return Err(InputError::new("--steps", steps, "must be at least 2").hint("20 gives a usable median").into());
     }
+    let rounds = ROUNDS.min(steps);
+    let measured = steps.div_ceil(rounds);
+    let tasks: Vec<Task> = candidates
+        .iter()
+        .map(|candidate| Task {
+            strategy: candidate.strategy.clone(),
+            stages: candidate.stages.clone(),
+            ..Task::of_plan(plan, data.clone(), WARMUP_STEPS + measured, WARMUP_STEPS)
+        })
+        .collect();
+    let mut records: Vec<Result<Option<RunRecord>, String>> = vec![Ok(None); tasks.len()];
     let mut progress = Progress::new("validate");
-    let mut records: Vec<Result<RunRecord, String>> = Vec::new();
-    let task = |candidate: &Alternative, measured: u32| Task {
-        strategy: candidate.strategy.clone(),
-        stages: candidate.stages.clone(),
-        ..Task::of_plan(plan, data.clone(), WARMUP_STEPS + measured, WARMUP_STEPS)
-    };
-    let total = 2 * candidates.len();
-    for (index, candidate) in candidates.iter().enumerate() {
-        progress.at(index, total, &candidate.strategy.label());
-        records.push(one(run(&task(candidate, steps.div_ceil(2)), options))?);
+    for round in 0..rounds as usize {
+        let mut order: Vec<usize> = (0..tasks.len()).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        run_round(&tasks, &order, options, &mut records, |done| {
+            progress.at(round * tasks.len() + done, rounds as usize * tasks.len(), "training the plans in turn");
+        })?;
     }
-    for (index, candidate) in candidates.iter().enumerate().rev() {
-        progress.at(total - 1 - index, total, &candidate.strategy.label());
-        if let Ok(record) = &mut records[index] {
-            match one(run(&task(candidate, steps / 2), options))? {
-                Ok(second) => add_round(record, &second),
-                Err(reason) => records[index] = Err(reason),
+    drop(progress);
+    let records = records.into_iter().map(|r| r.and_then(|record| record.ok_or_else(|| "no answer".to_owned())));
+    Ok(compare(candidates, records.collect()))
+}
+
+/// Runs the tasks of `order` that have not failed, in one launch while all goes well. A plan whose ranks fail is
+/// marked, and the others go on with new ranks.
+fn run_round(
+    tasks: &[Task],
+    order: &[usize],
+    options: &LaunchOptions,
+    records: &mut [Result<Option<RunRecord>, String>],
+    mut at: impl FnMut(usize),
+) -> Result<(), Failure> {
+    let mut left: Vec<usize> = order.iter().copied().filter(|index| records[*index].is_ok()).collect();
+    while let Some(first) = left.first() {
+        let assignments: Vec<_> =
+            left.iter().map(|index| serde_json::json!(Assignment::Train(Box::new(tasks[*index].clone())))).collect();
+        let mut answered = 0;
+        let result = launch(tasks[*first].world(), &assignments, options, |position, answers| {
+            let index = left[position];
+            take_round(&tasks[index], answers, options, &mut records[index]);
+            answered = position + 1;
+            at(order.len() - left.len() + answered);
+        });
+        match result {
+            Ok(()) => return Ok(()),
+            Err(LaunchError::Interrupted) => return Err(Failure::Interrupted),
+            Err(error @ (LaunchError::Rendezvous(_) | LaunchError::Spawn { .. })) => return Err(error.into()),
+            Err(error) => {
+                // Answers come in order: the plan after the last one that answered is the one that failed.
+                if let Some(failed) = left.get(answered) {
+                    records[*failed] = Err(error.to_string());
+                }
+                left.drain(..(answered + 1).min(left.len()));
             }
         }
     }
-    drop(progress);
-    Ok(compare(candidates, records))
+    Ok(())
 }
 
-/// A run that fails says why and the others go on; an interruption ends all.
-fn one(result: Result<RunRecord, LaunchError>) -> Result<Result<RunRecord, String>, Failure> {
-    match result {
-        Ok(record) => Ok(Ok(record)),
-        Err(LaunchError::Interrupted) => Err(Failure::Interrupted),
-        Err(error @ (LaunchError::Rendezvous(_) | LaunchError::Spawn { .. })) => Err(error.into()),
-        Err(error) => Ok(Err(error.to_string())),
+fn take_round(
+    task: &Task,
+    answers: Vec<serde_json::Value>,
+    options: &LaunchOptions,
+    record: &mut Result<Option<RunRecord>, String>,
+) {
+    let outcomes = match autodist_profiler::outcomes(answers) {
+        Ok(outcomes) => outcomes,
+        Err(error) => {
+            *record = Err(error.to_string());
+            return;
+        }
+    };
+    let new = merge(task, &outcomes, environment(&outcomes, options));
+    match record {
+        Ok(Some(known)) => add_round(known, &new),
+        other => *other = Ok(Some(new)),
     }
+}
+
+/// The circumstances of a run that just ended.
+fn environment(outcomes: &[RankOutcome], options: &LaunchOptions) -> Environment {
+    let mut environment = autodist_profiler::environment(outcomes.iter().all(|o| o.realtime));
+    if options.realtime && !environment.realtime {
+        environment.warnings.push("ranks had no real-time priority: other load on this machine is in the figures".to_owned());
+    }
+    environment
 }
 
 fn measured_seconds(record: &RunRecord) -> impl Iterator<Item = f64> {

@@ -23,6 +23,7 @@ mod error;
 pub mod local;
 mod mailbox;
 mod poll;
+pub mod queue;
 mod ring;
 mod supervisor;
 pub mod tcp;

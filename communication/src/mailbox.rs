@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -10,6 +10,7 @@ use crate::communicator::Counters;
 use crate::connection::{Connection, receive_exact, send_all};
 use crate::element::{as_bytes, as_bytes_mut};
 use crate::error::{CommunicationError, Peer, Result};
+use crate::queue::{Sender, queue};
 
 /// A message starts with its tag and its number of elements.
 const HEADER: usize = 16;
@@ -87,7 +88,7 @@ struct Shared {
 struct Link {
     connection: Arc<dyn Connection>,
     /// `None` once closing.
-    queue: Option<mpsc::Sender<Message>>,
+    queue: Option<Sender<Message>>,
     sender: Option<JoinHandle<()>>,
     failure: Arc<Mutex<Option<CommunicationError>>>,
     /// Messages that came before they were asked for, by tag.
@@ -209,7 +210,7 @@ impl Mailbox for StreamMailbox {
 
 impl Link {
     fn start(lane: &str, peer: usize, connection: Arc<dyn Connection>, shared: &Arc<Shared>) -> Result<Self> {
-        let (queue, messages) = mpsc::channel::<Message>();
+        let (queue, messages) = queue::<Message>();
         let failure = Arc::new(Mutex::new(None));
         let sender = {
             let (connection, failure, shared) = (connection.clone(), failure.clone(), shared.clone());
@@ -217,7 +218,7 @@ impl Link {
                 .name(format!("send-{peer}"))
                 .spawn(move || {
                     let mut joined = Vec::new();
-                    for message in messages {
+                    while let Some(message) = messages.receive() {
                         if let Err(error) = write(&*connection, peer, message, &mut joined, &shared) {
                             lock(&failure).get_or_insert(error);
                             connection.shutdown();

@@ -356,6 +356,7 @@ pub fn is_rank() -> bool {
 /// A rank's life: joins the job, runs the assignments through `handle`, and answers. Returns the process's exit code.
 pub fn serve(mut handle: impl FnMut(&mut Worker, usize, &Value) -> Result<Value, ExecutionError>) -> i32 {
     host::die_with_parent();
+    memory::keep_freed_memory();
     // Ctrl-C reaches the whole process group; the launcher ends its ranks in order.
     // SAFETY: ignoring a signal has no memory effect.
     unsafe {

@@ -14,12 +14,14 @@ mod parameters;
 mod random;
 mod rank;
 mod record;
+mod reference;
 mod store;
 pub mod stream;
 mod task;
 
 pub use data::{Data, DataSource, SyntheticLanguage};
 pub use rank::train;
+pub use reference::Reference;
 pub use record::{InstructionSample, RankOutcome, StepOutcome, merge};
 pub use task::Task;
 

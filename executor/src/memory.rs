@@ -46,6 +46,19 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 }
 
+/// Keeps freed memory in the process instead of giving it back to the system: a training step frees and takes the same
+/// buffers again and again, and fresh pages cost a fault each.
+pub fn keep_freed_memory() {
+    // SAFETY: mallopt only changes thresholds of the allocator. A value that it refuses leaves it as it was.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+        libc::mallopt(libc::M_TOP_PAD, 16 << 20);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// Bytes of heap in use; 0 where the counting allocator is not installed.
 pub fn live() -> usize {
     LIVE.load(Relaxed)

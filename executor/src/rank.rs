@@ -4,6 +4,7 @@ use crate::data::Data;
 use crate::host::{self, Placement};
 use crate::layers::{Context, Frame, Rows};
 use crate::record::{RankOutcome, Recorder, StepOutcome};
+use crate::reference::Reference;
 use crate::store::Store;
 use crate::stream::{CommunicationStream, Groups, Work, on_host};
 use crate::{ExecutionError, Task, memory};
@@ -47,6 +48,8 @@ pub(crate) fn train_and<B: Backend<Element = f32>, R>(
     let program = task.program()?;
     let at = program.layout.coordinates(endpoint.rank());
     let data = Data::open(&task.data, task.model.vocab, program.seq_len, task.job.seed)?;
+    let mut reference = Reference::new();
+    reference.seconds();
     let baseline = memory::live();
     let lanes = Lanes::open(&program, at, endpoint, name, placement, device)?;
     let runner = &program.ranks[at.pipeline];
@@ -89,6 +92,7 @@ pub(crate) fn train_and<B: Backend<Element = f32>, R>(
         ..RankOutcome::default()
     };
     let mut sent_before = Counters::default();
+    let mut before = reference.seconds();
     for step in 0..task.steps {
         if endpoint.control().stop_requested() {
             return Err(ExecutionError::Stopped);
@@ -97,7 +101,12 @@ pub(crate) fn train_and<B: Backend<Element = f32>, R>(
             rank.recorder.clear();
             sent_before = rank.lanes.counters();
         }
-        outcome.steps.push(rank.run_step(step)?);
+        let mut done = rank.run_step(step)?;
+        let after = reference.seconds();
+        done.reference = (before + after) / 2.0;
+        before = after;
+        outcome.steps.push(done);
+        rank.lanes.world.barrier()?;
     }
     let sent = (rank.lanes.counters() - sent_before).sent;
     outcome.bytes_sent_per_step = sent / measured.max(1) as u64;
@@ -247,6 +256,7 @@ impl<B: Backend<Element = f32>> Rank<'_, B> {
             in_operations: self.recorder.compute_seconds_since(first_event),
             loss_sum: self.loss_sum,
             gradient_norm: self.gradient_norm,
+            reference: 0.0,
         })
     }
 

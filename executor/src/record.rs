@@ -19,6 +19,8 @@ pub struct StepOutcome {
     /// Summed over this rank's tokens, nats; 0 where the rank holds no head.
     pub loss_sum: f64,
     pub gradient_norm: f64,
+    /// Seconds of the reference arithmetic, mean of just before and just after.
+    pub reference: f64,
 }
 
 /// Repeated timings of one instruction of a body, over micro-batches and measured steps.
@@ -157,6 +159,7 @@ pub fn merge(task: &Task, outcomes: &[RankOutcome], environment: Environment) ->
                 loss: of(|s| s.loss_sum).sum::<f64>() / tokens,
                 gradient_norm: of(|s| s.gradient_norm).fold(0.0, f64::max),
                 learning_rate: task.job.learning_rate.at(step as u32),
+                reference_s: Seconds(of(|s| s.reference).fold(0.0, f64::max)),
             }
         })
         .collect();

@@ -2,12 +2,12 @@
 //! the compute stream goes on.
 
 use crate::ExecutionError;
+use autodist_communication::queue::{Receiver, Sender, queue};
 use autodist_communication::{Communicator, Counters, Reduction};
 use autodist_compute::{Backend, Region, RegionMut};
 use autodist_program::Transfer;
 use autodist_spec::CollectiveKind;
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -64,10 +64,10 @@ impl<B: Backend<Element = f32>> CommunicationStream<B> {
     /// # Errors
     /// When the system gives no thread.
     pub fn start(device: B, mut groups: Groups) -> Result<Self, ExecutionError> {
-        let (queue, work) = channel::<Work<B>>();
-        let (report, done) = channel();
+        let (orders, work) = queue::<Work<B>>();
+        let (report, done) = queue();
         let body = move || {
-            for mut item in work {
+            while let Some(mut item) = work.receive() {
                 let start = Instant::now();
                 let group = groups.of(item.key.0);
                 let result = on_host(&device, &mut item.buffer, item.range.clone(), |values| collective(group, item.kind, values));
@@ -86,7 +86,7 @@ impl<B: Backend<Element = f32>> CommunicationStream<B> {
             .name("communication".to_owned())
             .spawn(body)
             .map_err(|source| ExecutionError::System { what: "starting the communication stream", source })?;
-        Ok(Self { queue: Some(queue), done, early: Vec::new(), counters: Counters::default(), thread: Some(thread) })
+        Ok(Self { queue: Some(orders), done, early: Vec::new(), counters: Counters::default(), thread: Some(thread) })
     }
 
     /// Queues work and returns at once.
@@ -105,16 +105,16 @@ impl<B: Backend<Element = f32>> CommunicationStream<B> {
             return Ok(self.early.swap_remove(index));
         }
         loop {
-            match self.done.recv() {
-                Ok(Ok((done, counters))) => {
+            match self.done.receive() {
+                Some(Ok((done, counters))) => {
                     self.counters = counters;
                     if done.key == key {
                         return Ok(done);
                     }
                     self.early.push(done);
                 }
-                Ok(Err(error)) => return Err(error),
-                Err(_) => return Err(ExecutionError::StreamEnded { key }),
+                Some(Err(error)) => return Err(error),
+                None => return Err(ExecutionError::StreamEnded { key }),
             }
         }
     }
@@ -125,10 +125,10 @@ impl<B: Backend<Element = f32>> CommunicationStream<B> {
 
     fn failure(&mut self, key: Key) -> ExecutionError {
         loop {
-            match self.done.recv() {
-                Ok(Err(error)) => return error,
-                Ok(Ok(_)) => {}
-                Err(_) => return ExecutionError::StreamEnded { key },
+            match self.done.receive() {
+                Some(Err(error)) => return error,
+                Some(Ok(_)) => {}
+                None => return ExecutionError::StreamEnded { key },
             }
         }
     }

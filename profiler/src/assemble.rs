@@ -16,6 +16,9 @@ use autodist_spec::{
 use serde_json::Value;
 use std::collections::BTreeMap;
 
+/// Rounds in which everything is measured, whatever is known already.
+const ROUNDS_FOR_ALL: usize = 6;
+
 type CellKey = (Segment, Pass, u32, bool, u32, Recompute);
 
 #[derive(Debug, Default)]
@@ -96,8 +99,8 @@ impl<'a> Assembly<'a> {
     pub fn wants(&self, probe: &Probe, round: usize) -> bool {
         match round {
             0 => !self.known(probe),
-            // A second look at everything shows what repeats.
-            1 => self.medians.contains_key(probe),
+            // Another look at everything shows what repeats, and how the machine drifts.
+            1..ROUNDS_FOR_ALL => self.medians.contains_key(probe),
             _ => self.medians.contains_key(probe) && self.width(probe) > self.request.precision,
         }
     }
@@ -105,7 +108,7 @@ impl<'a> Assembly<'a> {
     pub fn wants_links(&self, round: usize) -> bool {
         match round {
             0 => self.earlier.as_ref().is_none_or(|p| p.collectives.is_empty() && p.cluster.device_count() > 1),
-            1 => !self.collectives.is_empty(),
+            1..ROUNDS_FOR_ALL => !self.collectives.is_empty(),
             _ => false,
         }
     }
@@ -165,7 +168,7 @@ impl<'a> Assembly<'a> {
             self.baseline = self.baseline.max(outcome.baseline_memory);
             let measured = &outcome.steps[task.warmup_steps as usize..];
             self.overhead.extend(measured.iter().map(|s| s.seconds - s.in_operations));
-            for sample in &outcome.instructions {
+            for sample in outcome.instructions.iter().filter(|s| !s.seconds.is_empty()) {
                 match bodies[sample.body].instructions[sample.index] {
                     Instruction::Segment { segment, pass, recompute, .. } => {
                         let recompute = recompute_key(segment, recompute);
@@ -307,13 +310,13 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    /// Median over the probes of the relative difference between two rounds.
+    /// Median over the probes of the relative difference between a round and the next.
     fn repeatability(&self) -> f64 {
         let differences: Vec<f64> = self
             .medians
             .values()
-            .filter(|rounds| rounds.len() > 1)
-            .map(|rounds| (rounds[0] - rounds[1]).abs() / rounds[0].min(rounds[1]))
+            .flat_map(|rounds| rounds.windows(2))
+            .map(|pair| (pair[0] - pair[1]).abs() / pair[0].min(pair[1]))
             .collect();
         match (differences.is_empty(), &self.earlier) {
             (true, Some(earlier)) => earlier.repeatability,
@@ -333,7 +336,7 @@ impl<'a> Assembly<'a> {
         let repeatability = self.repeatability();
         if repeatability > 0.05 {
             warnings.push(format!(
-                "the machine is noisy: two runs of the same step differ by {:.0} % (median); close other programs",
+                "the machine is noisy: a step and its repetition some seconds later differ by {:.0} % (median); close other programs",
                 100.0 * repeatability
             ));
         }

@@ -7,9 +7,11 @@ use autodist_program::{rules, stages};
 use autodist_spec::{Bytes, Job, LayerKind, ParallelStrategy, Recompute, TensorSplit};
 
 /// At most this many rounds, however noisy the machine: more would not help.
-const MOST_ROUNDS: usize = 8;
-const STEPS: u32 = 10;
-const WARMUP_STEPS: u32 = 3;
+const MOST_ROUNDS: usize = 20;
+/// A probe is short, and comes back in every round: a machine that others share runs faster and slower for seconds
+/// at a time, and every probe should see all of its moods.
+const STEPS: u32 = 5;
+const WARMUP_STEPS: u32 = 2;
 /// A micro-batch whose activations would be larger than this part of a rank's memory is not probed.
 const LARGEST_PART_OF_MEMORY: f64 = 0.4;
 
@@ -154,7 +156,7 @@ fn links(request: &Request) -> LinkTask {
     while sizes[sizes.len() - 1] < largest {
         sizes.push((sizes[sizes.len() - 1] * 4).min(largest.next_multiple_of(64)));
     }
-    LinkTask { groups, message_strides, sizes, repetitions: 15 }
+    LinkTask { groups, message_strides, sizes, repetitions: 6 }
 }
 
 /// The model's largest product beside a reduction of a block's gradients.
@@ -166,5 +168,5 @@ fn overlap(request: &Request) -> OverlapTask {
     let (n, k) = largest.map_or((64, 64), |p| (p.rows as usize, p.columns as usize));
     let reduce_bytes = (4 * model.layer_parameters(LayerKind::Block) as usize).clamp(1 << 16, 32 << 20);
     let reductions = ((8 << 20) / reduce_bytes).clamp(2, 64);
-    OverlapTask { product: (rows, n, k), reduce_bytes, reductions, repetitions: 12 }
+    OverlapTask { product: (rows, n, k), reduce_bytes, reductions, repetitions: 4 }
 }

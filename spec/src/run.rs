@@ -53,6 +53,8 @@ pub struct StepRecord {
     /// Global L2 norm before clipping.
     pub gradient_norm: f64,
     pub learning_rate: f64,
+    /// Time of a fixed piece of arithmetic just before and after the step, slowest rank: the machine's speed.
+    pub reference_s: Seconds,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
