@@ -236,6 +236,10 @@ pub struct PlanArgs {
 #[derive(Debug, Args)]
 pub struct EstimateArgs {
     /// A plan whose strategy and stages are taken, in place of flags
+    #[arg(conflicts_with_all = [
+        "model", "job", "global_batch", "seq_len", "seed", "learning_rate", "cluster", "device_memory", "tp", "pp",
+        "dp", "cp", "ep", "vpp", "zero", "shard", "sp", "recompute", "micro_batch", "schedule", "bucket_bytes",
+    ])]
     pub plan: Option<PathBuf>,
     #[command(flatten)]
     pub model: ModelArg,

@@ -2,38 +2,59 @@
 
 use crate::cli::{JobArgs, StrategyArgs};
 use crate::failure::Failure;
+use autodist_program::rules;
+use autodist_spec::error::in_range;
 use autodist_spec::parse::{self, Check};
 use autodist_spec::{
-    Bytes, Cluster, InputError, Job, ModelSpec, ParallelStrategy, Plan, Profile, RunRecord, ScheduleKind, Validation,
-    catalog, huggingface,
+    Bytes, Cluster, InputError, Job, ModelSpec, ParallelStrategy, Plan, Profile, RunRecord, ScheduleKind, Stage,
+    Validation, catalog, huggingface,
 };
 use serde::de::DeserializeOwned;
+use std::io::Read;
 use std::path::Path;
 
 /// Larger files are none of ours.
-const LARGEST_FILE: u64 = 1 << 30;
+const LARGEST_FILE: u64 = 1 << 28;
 
 pub fn bytes(path: &Path, what: &str) -> Result<Vec<u8>, InputError> {
     let name = path.display().to_string();
     let failed = |problem: String| {
         InputError::new("", "", problem).hint(format!("give the path of a {what} file that can be read")).in_file(&name)
     };
-    let metadata = std::fs::metadata(path).map_err(|e| failed(format!("cannot be read: {e}")))?;
-    if metadata.is_dir() {
+    let unreadable = |error: std::io::Error| failed(format!("cannot be read: {error}"));
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    if file.metadata().map_err(unreadable)?.is_dir() {
         return Err(failed("is a folder".to_owned()));
     }
-    if metadata.len() > LARGEST_FILE {
-        return Err(failed(format!("has {} bytes, which no {what} file has", metadata.len())));
+    // A pipe or a device has no length, and may have no end.
+    let mut content = Vec::new();
+    file.take(LARGEST_FILE + 1).read_to_end(&mut content).map_err(unreadable)?;
+    if content.len() as u64 > LARGEST_FILE {
+        return Err(failed(format!("has more than {LARGEST_FILE} bytes, which no {what} file has")));
     }
-    std::fs::read(path).map_err(|e| failed(format!("cannot be read: {e}")))
+    Ok(content)
 }
 
 fn json<T: DeserializeOwned + Check>(path: &Path) -> Result<T, Failure> {
     Ok(parse::json(&path.display().to_string(), &bytes(path, T::WHAT)?)?)
 }
 
+/// A plan that can be run: it breaks no rule.
 pub fn plan(path: &Path) -> Result<Plan, Failure> {
-    json(path)
+    let plan: Plan = json(path)?;
+    let devices = plan.cluster.device_count();
+    let legal = |field: &str, strategy: &ParallelStrategy, stages: &[Stage]| {
+        rules::check(&plan.model, &plan.job, devices, strategy, stages).map_err(|broken| {
+            InputError::new(field, strategy.label(), broken.reason)
+                .hint("make the plan again with `autodist plan` or `autodist estimate`")
+                .in_file(&path.display().to_string())
+        })
+    };
+    legal("strategy", &plan.strategy, &plan.stages)?;
+    for (index, other) in plan.alternatives.iter().enumerate() {
+        legal(&format!("alternatives[{index}].strategy"), &other.strategy, &other.stages)?;
+    }
+    Ok(plan)
 }
 
 pub fn profile(path: &Path) -> Result<Profile, Failure> {
@@ -97,12 +118,40 @@ pub fn job(args: &JobArgs, default_batch: Option<u32>, default_seq_len: Option<u
     if let Some(peak) = args.learning_rate {
         job.learning_rate.peak = peak;
     }
-    job.check()?;
+    let file = args.job.as_ref().map_or_else(|| "the flags".to_owned(), |path| path.display().to_string());
+    let flags = [
+        ("global_batch", "--global-batch", args.global_batch.is_some()),
+        ("seq_len", "--seq-len", args.seq_len.is_some()),
+        ("learning_rate.peak", "--learning-rate", args.learning_rate.is_some()),
+    ];
+    job.check().map_err(|error| by_flag(error, &flags).in_file(&file))?;
     Ok(job)
 }
 
-/// Narrows what the job allows to what the flags name.
-pub fn narrow(job: &mut Job, args: &StrategyArgs) -> Result<(), Failure> {
+/// Names the flag that a wrong value was given by, where it was one.
+fn by_flag(mut error: InputError, flags: &[(&str, &str, bool)]) -> InputError {
+    if let Some((_, flag, _)) = flags.iter().find(|(field, _, given)| *given && *field == error.field) {
+        error.field = (*flag).to_owned();
+        error.in_file("the flags")
+    } else {
+        error
+    }
+}
+
+/// Narrows what the job allows to what the flags name, for `devices` devices.
+pub fn narrow(job: &mut Job, args: &StrategyArgs, devices: u32) -> Result<(), Failure> {
+    for (flag, value) in [("--cp", args.cp), ("--ep", args.ep)] {
+        if let Some(value) = value.filter(|value| *value != 1) {
+            let error = InputError::new(flag, value, "is not in this release's executor, so no search goes there");
+            return Err(error.hint(format!("leave {flag} out")).into());
+        }
+    }
+    for (flag, value) in [("--tp", args.tp), ("--pp", args.pp), ("--dp", args.dp), ("--shard", args.shard)] {
+        if let Some(value) = value.filter(|value| *value == 0 || !devices.is_multiple_of(*value)) {
+            let error = InputError::new(flag, value, format!("does not divide the {devices} devices"));
+            return Err(error.hint("choose a divisor, or leave the flag out for the search to choose").into());
+        }
+    }
     let allow = &mut job.allow;
     let only = |list: &mut Option<Vec<u32>>, value: Option<u32>| {
         if let Some(value) = value {
@@ -130,16 +179,21 @@ pub fn narrow(job: &mut Job, args: &StrategyArgs) -> Result<(), Failure> {
     if let Some(bytes) = args.bucket_bytes {
         allow.bucket_bytes = vec![Bytes(bytes)];
     }
-    Ok(job.check()?)
+    let flags = [
+        ("allow.micro_batch[0]", "--micro-batch", args.micro_batch.is_some()),
+        ("allow.virtual_stages[0]", "--vpp", args.vpp.is_some()),
+        ("allow.bucket_bytes[0]", "--bucket-bytes", args.bucket_bytes.is_some()),
+    ];
+    Ok(job.check().map_err(|error| by_flag(error, &flags))?)
 }
 
 /// The one strategy that the flags give on `devices` devices.
-pub fn strategy(args: &StrategyArgs, devices: u32, global_batch: u32) -> Result<ParallelStrategy, Failure> {
+pub fn strategy(args: &StrategyArgs, devices: u32) -> Result<ParallelStrategy, Failure> {
     let (tensor, pipeline, context) = (args.tp.unwrap_or(1), args.pp.unwrap_or(1), args.cp.unwrap_or(1));
-    let others = u64::from(tensor) * u64::from(pipeline) * u64::from(context);
-    if others == 0 {
-        return Err(InputError::new("--tp, --pp, --cp", 0, "a degree is at least 1").hint("leave a flag out for 1").into());
+    for (flag, degree) in [("--tp", tensor), ("--pp", pipeline), ("--cp", context)] {
+        in_range(flag, u64::from(degree), 1, 1 << 20)?;
     }
+    let others = u64::from(tensor) * u64::from(pipeline) * u64::from(context);
     let data = match args.dp {
         Some(data) => data,
         None if u64::from(devices) % others == 0 => (u64::from(devices) / others) as u32,
@@ -167,8 +221,16 @@ pub fn strategy(args: &StrategyArgs, devices: u32, global_batch: u32) -> Result<
         recompute: args.recompute.map(Into::into).unwrap_or_default(),
         schedule,
         bucket_bytes: Bytes(args.bucket_bytes.unwrap_or(25 << 20)),
-        ..ParallelStrategy::data_parallel(data, args.micro_batch.unwrap_or_else(|| (global_batch / data.max(1)).clamp(1, 1)))
+        ..ParallelStrategy::data_parallel(data, args.micro_batch.unwrap_or(1))
     };
-    strategy.check()?;
+    let flags = [
+        ("data", "--dp", true),
+        ("expert", "--ep", true),
+        ("virtual_stages", "--vpp", true),
+        ("shard", "--shard", true),
+        ("micro_batch", "--micro-batch", true),
+        ("bucket_bytes", "--bucket-bytes", true),
+    ];
+    strategy.check().map_err(|error| by_flag(error, &flags))?;
     Ok(strategy)
 }

@@ -1,14 +1,22 @@
 //! Where results go: standard output, and files that are either whole or not there.
 
 use crate::failure::Failure;
-use std::io::Write;
+use std::fs::{self, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
 
-/// Prints a result. A reader that has gone away (`| head`) is no error.
-pub fn print(text: &str) {
+/// Prints a result. A reader that has gone away (`| head`) is no error; a full disk is one.
+pub fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
     let newline = if text.ends_with('\n') { "" } else { "\n" };
-    let _ = write!(stdout, "{text}{newline}").and_then(|()| stdout.flush());
+    match write!(stdout, "{text}{newline}").and_then(|()| stdout.flush()) {
+        Err(source) if source.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::Write { path: PathBuf::from("standard output"), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A line of progress or advice on standard error.
@@ -26,16 +34,41 @@ pub fn error(failure: &Failure) {
 
 /// Writes a file as a whole: into a temporary one beside it, which then takes its name.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), Failure> {
-    let failed = |source| Failure::Write { path: path.to_owned(), source };
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
+    let write = || {
+        if is_stream(path)? {
+            return fs::OpenOptions::new().write(true).open(path)?.write_all(content);
+        }
+        let mut file = temporary(path)?;
+        file.write_all(content)?;
+        file.as_file().sync_all()?;
+        file.as_file().set_permissions(Permissions::from_mode(0o644))?;
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
     };
-    std::fs::create_dir_all(&folder).map_err(failed)?;
-    let mut file = tempfile::Builder::new().prefix(".autodist-").suffix(".tmp").tempfile_in(&folder).map_err(failed)?;
-    file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
-    use std::os::unix::fs::PermissionsExt;
-    file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(failed)?;
-    file.persist(path).map_err(|e| failed(e.error))?;
-    Ok(())
+    write().map_err(|source| Failure::Write { path: path.to_owned(), source })
+}
+
+/// Whether `path` could be written: asked before hours of work, not after.
+pub fn check_writable(path: &Path) -> Result<(), Failure> {
+    let check = || if is_stream(path)? { Ok(()) } else { temporary(path).map(drop) };
+    check().map_err(|source| Failure::Write { path: path.to_owned(), source })
+}
+
+/// Whether `path` names a pipe or a device: those are written to, never replaced.
+fn is_stream(path: &Path) -> std::io::Result<bool> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => Err(ErrorKind::IsADirectory.into()),
+        // `/dev/stdout` is a link, to a plain file when standard output goes to one.
+        Ok(metadata) => Ok(!metadata.is_file() || (path.starts_with("/dev") && path.is_symlink())),
+        Err(_) => Ok(false),
+    }
+}
+
+fn temporary(path: &Path) -> std::io::Result<NamedTempFile> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(folder)?;
+    tempfile::Builder::new().prefix(".autodist-").suffix(".tmp").tempfile_in(folder)
 }

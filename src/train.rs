@@ -8,7 +8,7 @@ use autodist_executor::{DataSource, RankOutcome, Task, merge};
 use autodist_profiler::Assignment;
 use autodist_spec::plan::label;
 use autodist_spec::profile::{Environment, Sample};
-use autodist_spec::run::{FailedRun, Measured, ValidatedRun};
+use autodist_spec::run::{FailedRun, Measured, StepRecord, ValidatedRun};
 use autodist_spec::{Alternative, InputError, Job, ModelSpec, Plan, RunRecord, SCHEMA_VERSION, Validation};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -119,7 +119,7 @@ pub fn validate(
     }
     drop(progress);
     let records = records.into_iter().map(|r| r.and_then(|record| record.ok_or_else(|| "no answer".to_owned())));
-    Ok(compare(candidates, records.collect()))
+    Ok(compare(plan, candidates, records.collect(), measured as usize))
 }
 
 /// Runs the tasks of `order` that have not failed, in one launch while all goes well. A plan whose ranks fail is
@@ -187,20 +187,42 @@ fn environment(outcomes: &[RankOutcome], options: &LaunchOptions) -> Environment
     environment
 }
 
-fn measured_seconds(record: &RunRecord) -> impl Iterator<Item = f64> {
-    record.steps.iter().skip(record.warmup_steps as usize).map(|s| s.time_s.0)
+/// The steps after the warm-up.
+fn measured_steps(record: &RunRecord) -> &[StepRecord] {
+    &record.steps[(record.warmup_steps as usize).min(record.steps.len())..]
 }
 
 fn add_round(record: &mut RunRecord, second: &RunRecord) {
-    let all: Vec<f64> = measured_seconds(record).chain(measured_seconds(second)).collect();
-    record.step_time = Sample::of(&all);
+    record.steps.extend_from_slice(measured_steps(second));
+    record.step_time = Sample::of(&measured_steps(record).iter().map(|s| s.time_s.0).collect::<Vec<_>>());
     for (rank, again) in record.ranks.iter_mut().zip(&second.ranks) {
         rank.peak_memory_bytes = rank.peak_memory_bytes.max(again.peak_memory_bytes);
     }
 }
 
-fn compare(candidates: &[Alternative], records: Vec<Result<RunRecord, String>>) -> (Validation, Vec<RunRecord>) {
-    let best = records.iter().flatten().map(|r| r.step_time.median_s.0).fold(f64::INFINITY, f64::min);
+/// Step times at the speed at which the reference arithmetic takes `reference` seconds, and the run's speed over that.
+/// The steps of a round, which lie close together in time, share one speed.
+fn adjusted(record: &RunRecord, reference: f64, per_round: usize) -> (Sample, f64) {
+    let steps = measured_steps(record);
+    let of = |steps: &[StepRecord]| Sample::of(&steps.iter().map(|s| s.reference_s.0).collect::<Vec<_>>()).median_s.0;
+    if reference <= 0.0 || of(steps) <= 0.0 {
+        return (record.step_time, 1.0);
+    }
+    let times = steps.chunks(per_round.max(1)).flat_map(|round| {
+        let speed = reference / of(round);
+        round.iter().map(move |s| s.time_s.0 * speed)
+    });
+    (Sample::of(&times.collect::<Vec<_>>()), reference / of(steps))
+}
+
+fn compare(
+    plan: &Plan,
+    candidates: &[Alternative],
+    records: Vec<Result<RunRecord, String>>,
+    per_round: usize,
+) -> (Validation, Vec<RunRecord>) {
+    let at_profile_speed = |record: &RunRecord| adjusted(record, plan.profile.reference_s.0, per_round);
+    let best = records.iter().flatten().map(|r| at_profile_speed(r).0.median_s.0).fold(f64::INFINITY, f64::min);
     let (mut runs, mut kept, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for (candidate, record) in candidates.iter().zip(records) {
         let label = label(&candidate.strategy, &candidate.stages);
@@ -208,6 +230,7 @@ fn compare(candidates: &[Alternative], records: Vec<Result<RunRecord, String>>) 
             Err(reason) => failed.push(FailedRun { label, reason }),
             Ok(record) => {
                 let time = record.step_time;
+                let (at_speed, machine_speed) = at_profile_speed(&record);
                 let peak = record.peak_memory();
                 let predicted = &candidate.estimate;
                 runs.push(ValidatedRun {
@@ -216,23 +239,28 @@ fn compare(candidates: &[Alternative], records: Vec<Result<RunRecord, String>>) 
                     measured: Measured {
                         step_time_s: time.median_s,
                         step_time_spread_s: (time.high_s - time.low_s) / 2.0,
+                        machine_speed,
+                        adjusted_step_time_s: at_speed.median_s,
+                        adjusted_step_time_spread_s: (at_speed.high_s - at_speed.low_s) / 2.0,
                         peak_memory_bytes: peak,
                         final_loss: record.steps.last().map_or(f64::NAN, |s| s.loss),
                         steps: time.count,
                     },
                     predicted: predicted.clone(),
                     step_time_error: predicted.step_time_s / time.median_s - 1.0,
+                    adjusted_error: predicted.step_time_s / at_speed.median_s - 1.0,
                     peak_memory_error: predicted.peak_memory_bytes.as_f64() / peak.as_f64().max(1.0) - 1.0,
-                    regret: time.median_s.0 / best - 1.0,
+                    regret: at_speed.median_s.0 / best - 1.0,
                 });
                 kept.push(record);
             }
         }
     }
-    let errors: Vec<f64> = runs.iter().map(|r| r.step_time_error.abs()).collect();
+    let median = |of: fn(&ValidatedRun) -> f64| Sample::of(&runs.iter().map(|r| of(r).abs()).collect::<Vec<_>>()).median_s.0;
     let validation = Validation {
         schema_version: SCHEMA_VERSION,
-        median_error: Sample::of(&errors).median_s.0,
+        median_error: median(|r| r.step_time_error),
+        median_adjusted_error: median(|r| r.adjusted_error),
         regret: runs.first().map_or(0.0, |r| r.regret),
         runs,
         failed,

@@ -37,18 +37,21 @@ pub(crate) struct Work {
     pub compute: f64,
     pub recompute: f64,
     pub tensor: f64,
+    /// What a bucket's transfers cost the compute stream.
+    pub data: f64,
     pub optimizer: f64,
 }
 
 impl Work {
     pub fn total(&self) -> f64 {
-        self.compute + self.recompute + self.tensor + self.optimizer
+        self.compute + self.recompute + self.tensor + self.data + self.optimizer
     }
 
     pub fn add(&mut self, other: &Self) {
         self.compute += other.compute;
         self.recompute += other.recompute;
         self.tensor += other.tensor;
+        self.data += other.data;
         self.optimizer += other.optimizer;
     }
 }
@@ -161,6 +164,17 @@ impl<'a> Pricer<'a> {
         Ok(Some(price + self.costs.stream_handover))
     }
 
+    /// ZeRO-2 and 3 make the gradients of a bucket anew for every micro-batch, and add this rank's shard to a sum.
+    fn accumulation(&self, rank: &RankProgram, transfer: Transfer, bucket: usize) -> Price {
+        if transfer != Transfer::Reduce || self.program.strategy.zero_stage < 2 {
+            return Price::ZERO;
+        }
+        let bucket = &rank.buckets[bucket];
+        let shard = bucket.shard_elements(self.program.layout.shard) as f64;
+        let seconds = self.costs.zero_s_per_element * bucket.padded as f64 + self.costs.add_s_per_element * shard;
+        Price { seconds, ..Price::ZERO }
+    }
+
     /// Sum of a tied table's gradients over the first and the last pipeline rank.
     fn tied(&self, elements: usize) -> Result<Price, Unpriced> {
         let layout = &self.program.layout;
@@ -206,10 +220,14 @@ impl<'a> Pricer<'a> {
                     None => Price::ZERO,
                 },
                 Instruction::Wait { transfer, bucket } => {
-                    if self.program.transfer_group(transfer).0 > 1 {
+                    if self.program.transfer_group(transfer).0 <= 1 {
+                        Price::ZERO
+                    } else {
                         steps.push(Step::Wait((transfer, bucket)));
+                        let price = self.accumulation(rank, transfer, bucket);
+                        steps.work(Work { data: price.seconds, ..Work::default() });
+                        price
                     }
-                    Price::ZERO
                 }
                 Instruction::Release { .. } => Price::ZERO,
                 Instruction::SumTied { elements, .. } => {

@@ -212,6 +212,7 @@ impl Rank {
         self.cost.compute_s += Seconds(work.compute);
         self.cost.recompute_s += Seconds(work.recompute);
         self.cost.tensor_communication_s += Seconds(work.tensor);
+        self.cost.data_communication_s += Seconds(work.data);
         self.cost.optimizer_s += Seconds(work.optimizer);
     }
 

@@ -48,9 +48,11 @@ pub(crate) fn train_and<B: Backend<Element = f32>, R>(
     let program = task.program()?;
     let at = program.layout.coordinates(endpoint.rank());
     let data = Data::open(&task.data, task.model.vocab, program.seq_len, task.job.seed)?;
+    let before_reference = memory::live();
     let mut reference = Reference::new();
+    let instrument = memory::live() - before_reference;
     reference.seconds();
-    let baseline = memory::live();
+    let baseline = memory::live() - instrument;
     let lanes = Lanes::open(&program, at, endpoint, name, placement, device)?;
     let runner = &program.ranks[at.pipeline];
     let bodies: Vec<_> = runner.bodies.iter().map(|b| b.instructions.clone()).collect();
@@ -110,7 +112,7 @@ pub(crate) fn train_and<B: Backend<Element = f32>, R>(
     }
     let sent = (rank.lanes.counters() - sent_before).sent;
     outcome.bytes_sent_per_step = sent / measured.max(1) as u64;
-    let own = rank.recorder.bytes() as u64;
+    let own = (rank.recorder.bytes() + instrument) as u64;
     outcome.peak_memory = (rank.memory_peak.max(memory::peak()) as u64).saturating_sub(own);
     let inspected = inspect(&rank.store);
     let Rank { recorder, lanes, .. } = rank;

@@ -4,30 +4,36 @@
 use autodist_compute::{Backend, Cpu, Product, Region, RegionMut};
 use std::time::Instant;
 
-const SIZE: usize = 192;
-const REPETITIONS: usize = 8;
+const ROWS: usize = 512;
+const INNER: usize = 128;
+const COLUMNS: usize = 352;
+/// Together larger than a core's own cache, as a layer's data is.
+const PRODUCTS: usize = 8;
 
-/// Matrix products of a fixed size, which fit in a core's own cache.
+type Buffer = <Cpu<f32> as Backend>::Buffer;
+
+/// Matrix products of fixed sizes over more memory than a core's own cache holds.
 pub struct Reference {
     device: Cpu<f32>,
-    a: <Cpu<f32> as Backend>::Buffer,
-    b: <Cpu<f32> as Backend>::Buffer,
-    c: <Cpu<f32> as Backend>::Buffer,
+    operands: Vec<(Buffer, Buffer, Buffer)>,
 }
 
 impl Reference {
     pub fn new() -> Self {
         let device = Cpu::<f32>::new();
-        let (a, b, c) = (device.zeros(SIZE * SIZE), device.zeros(SIZE * SIZE), device.zeros(SIZE * SIZE));
-        Self { device, a, b, c }
+        let operands = (0..PRODUCTS)
+            .map(|_| (device.zeros(ROWS * INNER), device.zeros(INNER * COLUMNS), device.zeros(ROWS * COLUMNS)))
+            .collect();
+        Self { device, operands }
     }
 
     /// Seconds that the arithmetic takes now.
     pub fn seconds(&mut self) -> f64 {
         let start = Instant::now();
-        for _ in 0..REPETITIONS {
-            let (a, b) = (Region::start(&self.a).rows(SIZE), Region::start(&self.b).rows(SIZE));
-            self.device.matmul(Product::new(SIZE, SIZE, SIZE), 1.0, a, b, 0.0, RegionMut::start(&mut self.c).rows(SIZE));
+        for (a, b, c) in &mut self.operands {
+            let (a, b) = (Region::start(a).rows(INNER), Region::start(b).rows(COLUMNS));
+            let c = RegionMut::start(c).rows(COLUMNS);
+            self.device.matmul(Product::new(ROWS, COLUMNS, INNER), 1.0, a, b, 0.0, c);
         }
         start.elapsed().as_secs_f64()
     }

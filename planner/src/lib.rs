@@ -167,7 +167,11 @@ impl<'a> Planner<'a> {
             search,
             alternatives: Vec::new(),
             rejected: Vec::new(),
-            profile: ProfileReference { fingerprint: fingerprint(self.profile), path: String::new() },
+            profile: ProfileReference {
+                fingerprint: fingerprint(self.profile),
+                path: String::new(),
+                reference_s: self.profile.reference_s,
+            },
         }
     }
 }

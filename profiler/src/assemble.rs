@@ -23,7 +23,8 @@ type CellKey = (Segment, Pass, u32, bool, u32, Recompute);
 
 #[derive(Debug, Default)]
 struct Cell {
-    seconds: Vec<f64>,
+    /// Timings over the reference's.
+    multiples: Vec<f64>,
     growth: Option<i64>,
     peak: u64,
 }
@@ -47,6 +48,8 @@ pub struct Assembly<'a> {
     overlap: Option<OverlapAnswer>,
     /// Per probe: median step time of each round.
     medians: BTreeMap<Probe, Vec<f64>>,
+    /// Times of the reference arithmetic. Timings of segments and updates are kept as multiples of it.
+    references: Vec<f64>,
     realtime: bool,
 }
 
@@ -75,6 +78,7 @@ impl<'a> Assembly<'a> {
             staging: 0,
             overlap: None,
             medians: BTreeMap::new(),
+            references: Vec::new(),
             realtime: true,
         }
     }
@@ -118,7 +122,7 @@ impl<'a> Assembly<'a> {
         let (mut width, mut total) = (0.0, 0.0);
         let of_probe = |key: &CellKey| (key.2, key.3, key.4) == (probe.tensor, probe.sequence_parallel, probe.micro_batch);
         for (_, cell) in self.cells.iter().filter(|(k, _)| of_probe(k) && k.5 == recompute_key(k.0, probe.recompute)) {
-            let sample = Sample::of(&cell.seconds);
+            let sample = Sample::of(&cell.multiples);
             width += (sample.high_s - sample.low_s).0;
             total += sample.median_s.0;
         }
@@ -143,6 +147,8 @@ impl<'a> Assembly<'a> {
                     all.compute_alone.extend(answer.compute_alone);
                     all.reduce_alone.extend(answer.reduce_alone);
                     all.together.extend(answer.together);
+                    all.zeroing.extend(answer.zeroing);
+                    all.adding.extend(answer.adding);
                     all.peak_flops_per_s = all.peak_flops_per_s.max(answer.peak_flops_per_s);
                 }
                 self.overlap = Some(all);
@@ -163,6 +169,14 @@ impl<'a> Assembly<'a> {
             shard: s.shard,
         };
         let bodies = &program.ranks[0].bodies;
+        let beside: Vec<f64> = outcomes
+            .iter()
+            .flat_map(|o| &o.steps[task.warmup_steps as usize..])
+            .map(|step| step.reference)
+            .collect();
+        // The machine's speed while this probe ran.
+        let reference = Sample::of(&beside).median_s.0;
+        self.references.extend(&beside);
         for outcome in outcomes {
             self.realtime &= outcome.realtime;
             self.baseline = self.baseline.max(outcome.baseline_memory);
@@ -174,23 +188,25 @@ impl<'a> Assembly<'a> {
                         let recompute = recompute_key(segment, recompute);
                         let key = (segment, pass, s.tensor, s.sequence_parallel, s.micro_batch, recompute);
                         let cell = self.cells.entry(key).or_default();
-                        cell.seconds.extend(&sample.seconds);
+                        cell.multiples.extend(sample.seconds.iter().map(|s| s / reference));
                         cell.growth = cell.growth.max(Some(sample.growth));
                         cell.peak = cell.peak.max(sample.peak);
                     }
                     Instruction::Update { elements, .. } => {
-                        self.updates.entry(elements as u64).or_default().extend(&sample.seconds);
+                        let timings = self.updates.entry(elements as u64).or_default();
+                        timings.extend(sample.seconds.iter().map(|s| s / reference));
                     }
                     // With one rank to the model, the norm is all arithmetic.
                     Instruction::GradientNorm { elements } if s.tensor * s.shard == 1 => {
-                        self.norms.entry(elements as u64).or_default().extend(&sample.seconds);
+                        let timings = self.norms.entry(elements as u64).or_default();
+                        timings.extend(sample.seconds.iter().map(|s| s / reference));
                     }
                     _ => {}
                 }
             }
         }
         let steps: Vec<f64> = (task.warmup_steps as usize..task.steps as usize)
-            .map(|step| outcomes.iter().map(|o| o.steps[step].seconds).fold(0.0, f64::max))
+            .map(|step| outcomes.iter().map(|o| o.steps[step].seconds).fold(0.0, f64::max) / reference)
             .collect();
         self.medians.entry(probe).or_default().push(Sample::of(&steps).median_s.0);
     }
@@ -216,7 +232,7 @@ impl<'a> Assembly<'a> {
     /// The profile so far.
     pub fn profile(&self, complete: bool) -> Profile {
         let request = self.request;
-        let mut segments: Vec<SegmentCost> = self.cells.iter().map(|(key, cell)| segment_cost(key, cell)).collect();
+        let mut segments: Vec<SegmentCost> = self.cells.iter().map(|(key, cell)| segment_cost(key, cell, self.reference())).collect();
         let collectives: Vec<CollectiveCost> = self
             .collectives
             .iter()
@@ -254,10 +270,13 @@ impl<'a> Assembly<'a> {
             messages,
             optimizer: self.optimizer(),
             interference: self.interference(),
+            zero_s_per_element: self.overlap.as_ref().map_or(0.0, |o| Sample::of(&o.zeroing).median_s.0),
+            add_s_per_element: self.overlap.as_ref().map_or(0.0, |o| Sample::of(&o.adding).median_s.0),
             stream_handover: Sample::of(&self.handover),
             step_overhead: Sample::of(&self.overhead),
             baseline_bytes: Bytes(self.baseline),
             staging_bytes: Bytes(self.staging),
+            reference_s: Seconds(self.reference()),
             repeatability: self.repeatability(),
             segments: Vec::new(),
         };
@@ -273,21 +292,30 @@ impl<'a> Assembly<'a> {
         profile
     }
 
+    /// The speed of the machine to which all times are brought: its median while the probes ran, or that of the
+    /// earlier profile.
+    fn reference(&self) -> f64 {
+        match &self.earlier {
+            Some(earlier) if earlier.reference_s.0 > 0.0 => earlier.reference_s.0,
+            _ => Sample::of(&self.references).median_s.0,
+        }
+    }
+
     fn optimizer(&self) -> Vec<OptimizerCost> {
         // Norms are timed at fewer sizes than updates; in between they grow with the elements.
         let norm_rate = self
             .norms
             .iter()
             .next_back()
-            .map(|(elements, seconds)| Sample::of(seconds).median_s / *elements as f64)
+            .map(|(elements, multiples)| scaled(multiples, self.reference()).median_s / *elements as f64)
             .unwrap_or_default();
-        let cost = |(elements, seconds): (&u64, &Vec<f64>)| {
+        let cost = |(elements, multiples): (&u64, &Vec<f64>)| {
             let modelled = norm_rate * *elements as f64;
             let norm = self.norms.get(elements).map_or(
                 Sample { median_s: modelled, low_s: modelled, high_s: modelled, count: 0, provenance: Provenance::Modelled },
-                |seconds| Sample::of(seconds),
+                |multiples| scaled(multiples, self.reference()),
             );
-            OptimizerCost { elements: *elements, update: Sample::of(seconds), norm }
+            OptimizerCost { elements: *elements, update: scaled(multiples, self.reference()), norm }
         };
         self.updates.iter().map(cost).collect()
     }
@@ -336,7 +364,7 @@ impl<'a> Assembly<'a> {
         let repeatability = self.repeatability();
         if repeatability > 0.05 {
             warnings.push(format!(
-                "the machine is noisy: a step and its repetition some seconds later differ by {:.0} % (median); close other programs",
+                "the machine is noisy: a step and its repetition some seconds later differ by {:.0} % (median), the machine's drift left out; close other programs",
                 100.0 * repeatability
             ));
         }
@@ -357,7 +385,7 @@ impl<'a> Assembly<'a> {
     }
 }
 
-fn segment_cost(key: &CellKey, cell: &Cell) -> SegmentCost {
+fn segment_cost(key: &CellKey, cell: &Cell, reference: f64) -> SegmentCost {
     SegmentCost {
         segment: key.0,
         pass: key.1,
@@ -365,10 +393,15 @@ fn segment_cost(key: &CellKey, cell: &Cell) -> SegmentCost {
         sequence_parallel: key.3,
         micro_batch: key.4,
         recompute: key.5,
-        time: Sample::of(&cell.seconds),
+        time: scaled(&cell.multiples, reference),
         growth_bytes: cell.growth.unwrap_or_default(),
         peak_bytes: Bytes(cell.peak),
     }
+}
+
+/// Timings over the reference's, as times at the speed at which it takes `reference` seconds.
+fn scaled(multiples: &[f64], reference: f64) -> Sample {
+    Sample::of(&multiples.iter().map(|m| m * reference).collect::<Vec<_>>())
 }
 
 /// What this session did not measure comes from the earlier profile.
@@ -377,6 +410,8 @@ fn adopt(profile: &mut Profile, earlier: &Profile) {
         profile.collectives.clone_from(&earlier.collectives);
         profile.messages.clone_from(&earlier.messages);
         profile.fits.clone_from(&earlier.fits);
+        profile.zero_s_per_element = earlier.zero_s_per_element;
+        profile.add_s_per_element = earlier.add_s_per_element;
         profile.stream_handover = earlier.stream_handover;
         profile.staging_bytes = earlier.staging_bytes;
         profile.interference = earlier.interference.clone();

@@ -30,7 +30,13 @@ pub struct OverlapAnswer {
     pub together: Vec<(f64, f64)>,
     /// Best rate of the product, FLOP/s.
     pub peak_flops_per_s: f64,
+    /// Seconds per element.
+    pub zeroing: Vec<f64>,
+    pub adding: Vec<f64>,
 }
+
+/// Buffers of a block's size that zeroing and adding go through.
+const BUFFERS: usize = 8;
 
 pub fn measure(task: &OverlapTask, worker: &mut Worker, name: &str) -> Result<OverlapAnswer, ExecutionError> {
     host::enter_communication(worker.placement);
@@ -88,6 +94,20 @@ pub fn measure(task: &OverlapTask, worker: &mut Worker, name: &str) -> Result<Ov
         answer.reduce_alone.push(reduce(&mut stream, &mut || 0.0)?.1);
         barrier.barrier()?;
         answer.together.push(reduce(&mut stream, &mut || multiply(times))?);
+    }
+    let elements = task.reduce_bytes / 4;
+    // A step goes through many buffers before it meets the same one again: so do these timings.
+    let mut sums: Vec<_> = (0..BUFFERS).map(|_| device.zeros(elements)).collect();
+    for _ in 0..task.repetitions {
+        barrier.barrier()?;
+        for sum in &mut sums {
+            let start = Instant::now();
+            let fresh = device.zeros(elements);
+            let zeroed = Instant::now();
+            device.add(elements, Region::start(&fresh), RegionMut::start(sum));
+            answer.adding.push(zeroed.elapsed().as_secs_f64() / elements as f64);
+            answer.zeroing.push((zeroed - start).as_secs_f64() / elements as f64);
+        }
     }
     let fastest = answer.compute_alone.iter().copied().fold(f64::INFINITY, f64::min);
     answer.peak_flops_per_s = 2.0 * (m * n * k * times) as f64 / fastest;

@@ -123,9 +123,12 @@ pub fn csv_validation(validation: &Validation) -> String {
         "label",
         "measured_step_time_s",
         "measured_step_time_spread_s",
+        "machine_speed",
+        "adjusted_step_time_s",
         "predicted_step_time_s",
         "predicted_step_time_spread_s",
         "step_time_error",
+        "adjusted_error",
         "measured_peak_memory_bytes",
         "predicted_peak_memory_bytes",
         "peak_memory_error",
@@ -140,9 +143,12 @@ pub fn csv_validation(validation: &Validation) -> String {
             run.label.clone(),
             seconds(run.measured.step_time_s),
             seconds(run.measured.step_time_spread_s),
+            run.measured.machine_speed.to_string(),
+            seconds(run.measured.adjusted_step_time_s),
             seconds(run.predicted.step_time_s),
             seconds(run.predicted.step_time_spread_s),
             run.step_time_error.to_string(),
+            run.adjusted_error.to_string(),
             bytes(run.measured.peak_memory_bytes),
             bytes(run.predicted.peak_memory_bytes),
             run.peak_memory_error.to_string(),
@@ -154,9 +160,9 @@ pub fn csv_validation(validation: &Validation) -> String {
         ]);
     }
     for failed in &validation.failed {
-        let mut row = vec![String::new(); 14];
+        let mut row = vec![String::new(); 17];
         row[0] = failed.label.clone();
-        row[13] = failed.reason.clone();
+        row[16] = failed.reason.clone();
         sheet.row(&row);
     }
     sheet.finish()

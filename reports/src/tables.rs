@@ -190,6 +190,8 @@ pub(crate) fn validation(validation: &Validation) -> Table {
         ("#", Right),
         ("plan", Left),
         ("measured step", Right),
+        ("speed", Right),
+        ("at profile speed", Right),
         ("predicted step", Right),
         ("error", Right),
         ("regret", Right),
@@ -198,9 +200,11 @@ pub(crate) fn validation(validation: &Validation) -> Table {
         table.row([
             (index + 1).to_string(),
             run.label.clone(),
-            with_spread(run.measured.step_time_s, run.measured.step_time_spread_s),
+            run.measured.step_time_s.to_string(),
+            format!("{:.2}", run.measured.machine_speed),
+            with_spread(run.measured.adjusted_step_time_s, run.measured.adjusted_step_time_spread_s),
             with_spread(run.predicted.step_time_s, run.predicted.step_time_spread_s),
-            signed_percent(run.step_time_error),
+            signed_percent(run.adjusted_error),
             signed_percent(run.regret),
         ]);
     }

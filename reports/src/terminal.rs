@@ -61,13 +61,17 @@ pub fn validation_table(validation: &Validation) -> String {
         text += "no plan ran\n";
     } else {
         text += &tables::validation(validation).text();
-        text += "error is predicted / measured - 1; ± is half of the 95 % interval of the median\n\n";
+        text += "speed is the machine's during the run over that during the profile; error is predicted / measured - 1 at\nprofile speed; ± is half of the 95 % interval of the median\n\n";
         text += &tables::validation_memory(validation).text();
         text.push('\n');
         let runs = plural(validation.runs.len() as u64, "run");
         text += &labelled(
             "error",
-            &format!("median |error| of the step time {} over {runs}", percent(validation.median_error)),
+            &format!(
+                "median |error| of the step time {} over {runs} ({} as timed)",
+                percent(validation.median_adjusted_error),
+                percent(validation.median_error)
+            ),
         );
         text += &labelled("regret", &words::regret(validation));
     }

@@ -46,7 +46,7 @@ fn the_validation_in_the_terminal() {
         &terminal::validation_table(&world().validation),
         &[
             "420 ms ± 5.04 ms  412 ms ± 9.07 ms  -1.8 %",
-            "median |error| of the step time 1.8 % over 6 runs",
+            "median |error| of the step time 1.8 % over 6 runs (1.8 % as timed)",
             "the planner's choice was the fastest of the 6 plans that ran",
             "+5.9 %",
             "rank 3 ended with signal 9 (killed) in step 4",

@@ -181,10 +181,13 @@ impl Check for Cluster {
             return Err(InputError::new("nodes", "[]", "a cluster has at least one node")
                 .hint("add a [[nodes]] table with count, devices and device"));
         }
+        let mut devices = 0;
         for (index, group) in self.nodes.iter().enumerate() {
             let at = |field: &str| format!("nodes[{index}].{field}");
             in_range(&at("count"), u64::from(group.count), 1, 1 << 20)?;
             in_range(&at("devices"), u64::from(group.devices), 1, 1 << 12)?;
+            devices += u64::from(group.count) * u64::from(group.devices);
+            in_range("devices in all", devices, 1, 1 << 20)?;
             in_range(&at("device.memory_bytes"), group.device.memory_bytes.0, 1 << 20, 1 << 50)?;
             if let Some(rate) = group.device.peak_flops_per_s {
                 positive(&at("device.peak_flops_per_s"), rate.0)?;

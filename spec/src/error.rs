@@ -95,18 +95,34 @@ pub fn in_range(field: &str, value: u64, low: u64, high: u64) -> Result<(), Inpu
     Ok(())
 }
 
-/// Checks a real number: finite, and above zero.
+/// No quantity of ours is larger, in its unit; sums and products of a few numbers below it stay finite.
+const LARGEST: f64 = 1e30;
+
+/// Checks a real number: above zero, and no larger than any quantity of ours.
 pub fn positive(field: &str, value: f64) -> Result<(), InputError> {
-    if value.is_finite() && value > 0.0 {
+    if value > 0.0 && value <= LARGEST {
         return Ok(());
     }
-    Err(InputError::new(field, value, "must be a finite number above zero").hint("give a number such as 1.5e9"))
+    Err(InputError::new(field, value, "must be a number above zero, at most 1e30").hint("give a number such as 1.5e9"))
 }
 
-/// Checks a real number: finite, and not below zero.
+/// Checks a real number: not below zero, and no larger than any quantity of ours.
 pub fn not_negative(field: &str, value: f64) -> Result<(), InputError> {
-    if value.is_finite() && value >= 0.0 {
+    if (0.0..=LARGEST).contains(&value) {
         return Ok(());
     }
-    Err(InputError::new(field, value, "must be a finite number, zero or above").hint("give a number such as 0.1"))
+    Err(InputError::new(field, value, "must be a number from 0 to 1e30").hint("give a number such as 0.1"))
+}
+
+/// Checks a real number of either sign.
+pub fn finite(field: &str, value: f64) -> Result<(), InputError> {
+    if (-LARGEST..=LARGEST).contains(&value) {
+        return Ok(());
+    }
+    Err(InputError::new(field, value, "must be a number from -1e30 to 1e30").hint("give a number such as 0.1"))
+}
+
+/// Checks a number of bytes: no device of ours holds more than a pebibyte.
+pub fn bytes(field: &str, value: crate::units::Bytes) -> Result<(), InputError> {
+    in_range(field, value.0, 0, 1 << 50)
 }

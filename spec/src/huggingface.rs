@@ -90,8 +90,27 @@ pub fn model_from_config(file: &str, name: &str, bytes: &[u8]) -> Result<ModelSp
         "llama" | "mistral" | "qwen2" => llama(&config, name, family)?,
         _ => return Err(config.error("model_type", "is not a family that this release reads", FAMILIES)),
     };
-    spec.check().map_err(|e| e.in_file(file))?;
+    spec.check().map_err(|e| in_own_words(e, family == "gpt2").in_file(file))?;
     Ok(spec)
+}
+
+/// Names the field as the configuration does.
+fn in_own_words(mut error: InputError, gpt2: bool) -> InputError {
+    const NAMES: [(&str, &str, &str); 9] = [
+        ("layers", "n_layer", "num_hidden_layers"),
+        ("hidden", "n_embd", "hidden_size"),
+        ("heads", "n_head", "num_attention_heads"),
+        ("kv_heads", "n_head", "num_key_value_heads"),
+        ("ffn", "n_inner", "intermediate_size"),
+        ("vocab", "vocab_size", "vocab_size"),
+        ("max_seq_len", "n_positions", "max_position_embeddings"),
+        ("norm_epsilon", "layer_norm_epsilon", "rms_norm_eps"),
+        ("positions.theta", "rope_theta", "rope_theta"),
+    ];
+    if let Some((_, of_gpt2, of_llama)) = NAMES.iter().find(|(ours, _, _)| *ours == error.field) {
+        error.field = (if gpt2 { *of_gpt2 } else { *of_llama }).to_owned();
+    }
+    error
 }
 
 fn gpt2(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {

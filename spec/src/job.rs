@@ -175,8 +175,9 @@ impl Check for Job {
     const WHAT: &'static str = "job";
 
     fn check(&self) -> Result<(), InputError> {
-        in_range("global_batch", u64::from(self.global_batch), 1, 1 << 24)?;
+        in_range("global_batch", u64::from(self.global_batch), 1, 1 << 20)?;
         in_range("seq_len", u64::from(self.seq_len), 1, 1 << 24)?;
+        in_range("global_batch x seq_len", self.tokens(), 1, 1 << 36)?;
         not_negative("gradient_clip", self.gradient_clip)?;
         not_negative("memory_reserve", self.memory_reserve)?;
         if self.memory_reserve >= 1.0 {

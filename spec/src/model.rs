@@ -35,7 +35,7 @@ pub struct ModelSpec {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case", tag = "kind")]
+#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
 pub enum Positions {
     /// A learned table of `max_seq_len` rows (GPT-2).
     Learned,
@@ -281,7 +281,7 @@ impl crate::parse::Check for ModelSpec {
     fn check(&self) -> Result<(), crate::error::InputError> {
         use crate::error::{InputError, in_range, positive};
         for (field, value, high) in [
-            ("layers", self.layers, 100_000),
+            ("layers", self.layers, 10_000),
             ("hidden", self.hidden, 1 << 20),
             ("heads", self.heads, 1 << 16),
             ("kv_heads", self.kv_heads, 1 << 16),
@@ -292,6 +292,8 @@ impl crate::parse::Check for ModelSpec {
         ] {
             in_range(field, u64::from(value), 1, high)?;
         }
+        in_range("heads x head_dim", self.query_width(), 1, 1 << 22)?;
+        in_range("parameters in all", self.total_parameters(), 1, 1 << 50)?;
         positive("norm_epsilon", self.norm_epsilon)?;
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(InputError::new("kv_heads", self.kv_heads, format!("does not divide the {} query heads", self.heads))

@@ -107,24 +107,28 @@ pub fn toml<T: DeserializeOwned + Check>(name: &str, bytes: &[u8]) -> Result<T, 
             .hint(format!("see the example of a {} file in docs/files.md", T::WHAT))
             .in_file(name)
     })?;
-    let value = serde_json::to_value(&table).map_err(|error| {
-        InputError::new("", "", format!("not a {}: {error}", T::WHAT)).hint("NaN and infinity are no settings").in_file(name)
-    })?;
-    if let Some(field) = null_path(&value, String::new()) {
-        // JSON has no NaN: serde_json writes null for it, and no field of ours is null in TOML.
-        return Err(InputError::new(field, "", "is not a finite number").hint("give a finite number").in_file(name));
+    let table = ::toml::Value::Table(table);
+    // JSON, which the next step goes through, has no NaN and no infinity.
+    if let Some((field, number)) = not_finite(&table, String::new()) {
+        return Err(InputError::new(field, number, "is not a finite number").hint("give a finite number").in_file(name));
     }
+    let value = serde_json::to_value(&table).map_err(|error| {
+        InputError::new("", "", format!("not a {}: {error}", T::WHAT))
+            .hint(format!("see the example of a {} file in docs/files.md", T::WHAT))
+            .in_file(name)
+    })?;
     from_value(name, value)
 }
 
-fn null_path(value: &serde_json::Value, path: String) -> Option<String> {
+/// Path and value of the first number that is not finite.
+fn not_finite(value: &::toml::Value, path: String) -> Option<(String, f64)> {
     match value {
-        serde_json::Value::Null => Some(path),
-        serde_json::Value::Array(items) => {
-            items.iter().enumerate().find_map(|(i, v)| null_path(v, format!("{path}[{i}]")))
+        ::toml::Value::Float(number) if !number.is_finite() => Some((path, *number)),
+        ::toml::Value::Array(items) => {
+            items.iter().enumerate().find_map(|(index, item)| not_finite(item, format!("{path}[{index}]")))
         }
-        serde_json::Value::Object(map) => map.iter().find_map(|(k, v)| {
-            null_path(v, if path.is_empty() { k.clone() } else { format!("{path}.{k}") })
+        ::toml::Value::Table(table) => table.iter().find_map(|(key, item)| {
+            not_finite(item, if path.is_empty() { key.clone() } else { format!("{path}.{key}") })
         }),
         _ => None,
     }

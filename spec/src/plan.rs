@@ -1,7 +1,7 @@
 //! A way of training, what it is predicted to cost, and how it was found.
 
 use crate::cluster::Cluster;
-use crate::error::{InputError, in_range};
+use crate::error::{InputError, bytes, finite, in_range, not_negative, positive};
 use crate::job::Job;
 use crate::model::ModelSpec;
 use crate::parse::Check;
@@ -118,17 +118,18 @@ impl ParallelStrategy {
     }
 
     pub fn devices(&self) -> u64 {
-        [self.data, self.tensor, self.pipeline, self.context].iter().map(|d| u64::from(*d)).product()
+        [self.data, self.tensor, self.pipeline, self.context].iter().fold(1, |n: u64, d| n.saturating_mul(u64::from(*d)))
     }
 
     /// Micro-batches that each data-parallel rank runs in a step.
     pub fn micro_batches(&self, global_batch: u32) -> u32 {
-        global_batch / (self.data * self.micro_batch).max(1)
+        let sequences = u64::from(self.data) * u64::from(self.micro_batch);
+        (u64::from(global_batch) / sequences.max(1)) as u32
     }
 
     /// Model chunks in the whole pipeline.
     pub fn chunks(&self) -> u32 {
-        self.pipeline * self.virtual_stages
+        self.pipeline.saturating_mul(self.virtual_stages)
     }
 
     /// As people write it: `dp2 tp1 pp1 mb4 zero1 recompute=full`.
@@ -194,6 +195,7 @@ pub fn label(strategy: &ParallelStrategy, stages: &[Stage]) -> String {
 
 /// Where the time of a step goes on the busiest pipeline rank. The parts sum to the step time.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct CostBreakdown {
     /// Forward and backward of the layers.
     pub compute_s: Seconds,
@@ -237,6 +239,7 @@ impl CostBreakdown {
 
 /// What a device holds at the moment of its peak. The parts sum to the peak.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct MemoryBreakdown {
     pub weights_bytes: Bytes,
     pub gradients_bytes: Bytes,
@@ -271,6 +274,7 @@ impl MemoryBreakdown {
 
 /// What a plan is predicted to cost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Estimate {
     pub step_time_s: Seconds,
     /// Half-width of the interval that should hold the measured median step time.
@@ -293,6 +297,7 @@ pub struct Estimate {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct StageEstimate {
     pub cost: CostBreakdown,
     pub memory: MemoryBreakdown,
@@ -314,6 +319,7 @@ pub enum StopReason {
 
 /// The certificate of a search.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct SearchReport {
     /// Strategies that were looked at.
     pub explored: u64,
@@ -330,6 +336,7 @@ pub struct SearchReport {
 
 /// A plan that lost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Alternative {
     pub strategy: ParallelStrategy,
     pub stages: Vec<Stage>,
@@ -340,6 +347,7 @@ pub struct Alternative {
 
 /// Strategies that were refused for one reason.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Rejection {
     /// Short name of the rule or limit.
     pub rule: String,
@@ -350,6 +358,7 @@ pub struct Rejection {
 
 /// A document that says how to train a model on a cluster, and what that will cost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Plan {
     pub schema_version: u32,
     pub model: ModelSpec,
@@ -372,12 +381,16 @@ pub struct Plan {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ProfileReference {
     /// Fingerprint of the profile's content.
     pub fingerprint: String,
     /// Where it was read from, as given; empty when it was modelled from the catalogue.
     #[serde(default)]
     pub path: String,
+    /// The profile's `reference_s`.
+    #[serde(default)]
+    pub reference_s: Seconds,
 }
 
 impl Check for Plan {
@@ -388,27 +401,65 @@ impl Check for Plan {
         self.cluster.check().map_err(|e| e.under("cluster"))?;
         self.job.check().map_err(|e| e.under("job"))?;
         self.strategy.check().map_err(|e| e.under("strategy"))?;
+        check_stages(&self.stages)?;
+        self.estimate.check().map_err(|e| e.under("estimate"))?;
+        not_negative("search.lower_bound_s", self.search.lower_bound_s.0)?;
+        finite("search.gap", self.search.gap)?;
         for (index, alternative) in self.alternatives.iter().enumerate() {
-            alternative.strategy.check().map_err(|e| e.under(&format!("alternatives[{index}].strategy")))?;
-        }
-        for (index, stage) in self.stages.iter().enumerate() {
-            if stage.first_layer >= stage.end_layer || stage.recompute.len() != stage.len() {
-                return Err(InputError::new(
-                    format!("stages[{index}]"),
-                    format!("layers {}..{}, {} recompute entries", stage.first_layer, stage.end_layer, stage.recompute.len()),
-                    "a stage holds at least one layer and one recompute entry per layer",
-                )
-                .hint("make the plan again with `autodist plan` or `autodist estimate`"));
-            }
-        }
-        for (field, value) in [
-            ("estimate.step_time_s", self.estimate.step_time_s.0),
-            ("estimate.tokens_per_s", self.estimate.tokens_per_s),
-        ] {
-            crate::error::positive(field, value)?;
+            alternative.check().map_err(|e| e.under(&format!("alternatives[{index}]")))?;
         }
         Ok(())
     }
+}
+
+impl Alternative {
+    fn check(&self) -> Result<(), InputError> {
+        self.strategy.check().map_err(|e| e.under("strategy"))?;
+        check_stages(&self.stages)?;
+        self.estimate.check().map_err(|e| e.under("estimate"))
+    }
+}
+
+/// Each stage by itself; whether they cover the layers is for `program` to say.
+pub(crate) fn check_stages(stages: &[Stage]) -> Result<(), InputError> {
+    for (index, stage) in stages.iter().enumerate() {
+        if stage.first_layer >= stage.end_layer || stage.recompute.len() != stage.len() {
+            return Err(InputError::new(
+                format!("stages[{index}]"),
+                format!("layers {}..{}, {} recompute entries", stage.first_layer, stage.end_layer, stage.recompute.len()),
+                "a stage holds at least one layer and one recompute entry per layer",
+            )
+            .hint("make the plan again with `autodist plan` or `autodist estimate`"));
+        }
+    }
+    Ok(())
+}
+
+impl Estimate {
+    /// Ranges of the single fields.
+    pub fn check(&self) -> Result<(), InputError> {
+        positive("step_time_s", self.step_time_s.0)?;
+        not_negative("step_time_spread_s", self.step_time_spread_s.0)?;
+        positive("tokens_per_s", self.tokens_per_s)?;
+        not_negative("mfu", self.mfu.unwrap_or(0.0))?;
+        not_negative("lower_bound_s", self.lower_bound_s.0)?;
+        bytes("peak_memory_bytes", self.peak_memory_bytes)?;
+        check_parts(&self.cost, &self.memory)?;
+        for (index, stage) in self.stages.iter().enumerate() {
+            check_parts(&stage.cost, &stage.memory).map_err(|e| e.under(&format!("stages[{index}]")))?;
+        }
+        Ok(())
+    }
+}
+
+fn check_parts(cost: &CostBreakdown, memory: &MemoryBreakdown) -> Result<(), InputError> {
+    for (part, seconds) in cost.parts() {
+        finite(&format!("cost.{}_s", part.replace(' ', "_")), seconds.0)?;
+    }
+    for (part, size) in memory.parts() {
+        bytes(&format!("memory.{}_bytes", part.replace(' ', "_")), size)?;
+    }
+    Ok(())
 }
 
 impl ParallelStrategy {
@@ -426,6 +477,7 @@ impl ParallelStrategy {
         ] {
             in_range(field, u64::from(value), 1, 1 << 20)?;
         }
+        in_range("data x tensor x pipeline x context", self.devices(), 1, 1 << 20)?;
         in_range("zero_stage", u64::from(self.zero_stage), 0, 3)?;
         in_range("bucket_bytes", self.bucket_bytes.0, 1, 1 << 40)
     }

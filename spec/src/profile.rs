@@ -1,7 +1,7 @@
 //! Measured costs: what the cost model knows of a machine.
 
 use crate::cluster::Cluster;
-use crate::error::{InputError, in_range, not_negative};
+use crate::error::{InputError, bytes, finite, in_range, not_negative};
 use crate::job::Optimizer;
 use crate::model::ModelSpec;
 use crate::parse::Check;
@@ -85,7 +85,7 @@ impl Sample {
         if self.median_s.0 == 0.0 { 0.0 } else { (self.high_s - self.low_s) / self.median_s }
     }
 
-    fn check(&self, field: &str) -> Result<(), InputError> {
+    pub(crate) fn check(&self, field: &str) -> Result<(), InputError> {
         not_negative(&format!("{field}.median_s"), self.median_s.0)?;
         not_negative(&format!("{field}.low_s"), self.low_s.0)?;
         not_negative(&format!("{field}.high_s"), self.high_s.0)
@@ -183,7 +183,7 @@ pub struct Interference {
 
 /// Circumstances of the measurement.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Environment {
     pub host: String,
     pub processor: String,
@@ -217,6 +217,10 @@ pub struct Profile {
     pub fits: Vec<LinkFit>,
     pub optimizer: Vec<OptimizerCost>,
     pub interference: Interference,
+    /// Zeroing a fresh gradient buffer, seconds per element; what ZeRO-2 and 3 do for every layer's backward.
+    pub zero_s_per_element: f64,
+    /// Adding a scattered gradient to the sum over micro-batches, seconds per element.
+    pub add_s_per_element: f64,
     /// Hand-over of a collective to the communication stream and back.
     pub stream_handover: Sample,
     /// Part of a step that belongs to no operation: data, bookkeeping, barrier.
@@ -225,6 +229,10 @@ pub struct Profile {
     pub baseline_bytes: Bytes,
     /// Staging memory of one communicator while it works.
     pub staging_bytes: Bytes,
+    /// Time of the reference arithmetic beside the measured steps: the speed of the machine to which all times of
+    /// segments and updates are brought. 0 where it is unknown.
+    #[serde(default)]
+    pub reference_s: Seconds,
     /// Relative difference between two runs of the same plan: what no model can predict away.
     pub repeatability: f64,
 }
@@ -241,13 +249,32 @@ impl Check for Profile {
             in_range(&at("tensor"), u64::from(cell.tensor), 1, 1 << 20)?;
             in_range(&at("micro_batch"), u64::from(cell.micro_batch), 1, 1 << 20)?;
             cell.time.check(&at("time"))?;
+            check_memory(&at("growth_bytes"), cell.growth_bytes.unsigned_abs())?;
+            check_memory(&at("peak_bytes"), cell.peak_bytes.0)?;
+        }
+        if !self.segments.is_empty() && self.segments.iter().all(|cell| cell.time.median_s == Seconds::ZERO) {
+            return Err(InputError::new("segments[].time.median_s", 0, "no segment takes any time")
+                .hint("measure again with `autodist profile --fresh`"));
         }
         for (index, cell) in self.collectives.iter().enumerate() {
             in_range(&format!("collectives[{index}].group"), u64::from(cell.group), 2, 1 << 20)?;
+            bytes(&format!("collectives[{index}].bytes"), cell.bytes)?;
             cell.time.check(&format!("collectives[{index}].time"))?;
         }
         for (index, cell) in self.messages.iter().enumerate() {
+            bytes(&format!("messages[{index}].bytes"), cell.bytes)?;
             cell.time.check(&format!("messages[{index}].time"))?;
+        }
+        for (index, fit) in self.fits.iter().enumerate() {
+            let at = |field: &str| format!("fits[{index}].{field}");
+            const KINDS: [&str; 4] = ["all_reduce", "reduce_scatter", "all_gather", "message"];
+            if !KINDS.contains(&fit.what.as_str()) {
+                return Err(InputError::new(at("what"), &fit.what, "is nothing that a link does")
+                    .hint(format!("one of {}", KINDS.join(", "))));
+            }
+            finite(&at("alpha_s"), fit.alpha_s.0)?;
+            finite(&at("beta_s_per_byte"), fit.beta_s_per_byte)?;
+            not_negative(&at("residual"), fit.residual)?;
         }
         for (index, cell) in self.optimizer.iter().enumerate() {
             in_range(&format!("optimizer[{index}].elements"), cell.elements, 1, 1 << 50)?;
@@ -262,10 +289,19 @@ impl Check for Profile {
                 return Err(InputError::new(field, value, "must be from 1 to 1000").hint("1 means no slow-down"));
             }
         }
+        check_memory("baseline_bytes", self.baseline_bytes.0)?;
+        check_memory("staging_bytes", self.staging_bytes.0)?;
+        not_negative("zero_s_per_element", self.zero_s_per_element)?;
+        not_negative("add_s_per_element", self.add_s_per_element)?;
         self.stream_handover.check("stream_handover")?;
         self.step_overhead.check("step_overhead")?;
         not_negative("repeatability", self.repeatability)
     }
+}
+
+/// Memory of one operation: at most 16 TiB, so that a whole step's sum stays countable.
+fn check_memory(field: &str, size: u64) -> Result<(), InputError> {
+    in_range(field, size, 0, 1 << 44)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! What an execution measured, and how it stands beside the prediction.
 
-use crate::error::{InputError, not_negative};
+use crate::error::{InputError, bytes, finite, in_range, not_negative, positive};
 use crate::parse::Check;
-use crate::plan::{Estimate, ParallelStrategy, Stage};
+use crate::plan::{Estimate, ParallelStrategy, Stage, check_stages};
 use crate::profile::{Environment, Sample};
 use crate::units::{Bytes, Seconds};
 use schemars::JsonSchema;
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// One operation on one stream of one rank, in a step that begins at 0.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct TimelineEvent {
     /// Pipeline rank in a prediction, world rank in a measurement.
     pub rank: u32,
@@ -45,6 +46,7 @@ pub enum OperationKind {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct StepRecord {
     pub step: u32,
     pub time_s: Seconds,
@@ -58,6 +60,7 @@ pub struct StepRecord {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct RankRecord {
     pub rank: u32,
     pub peak_memory_bytes: Bytes,
@@ -67,6 +70,7 @@ pub struct RankRecord {
 
 /// One real training run of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct RunRecord {
     pub schema_version: u32,
     pub label: String,
@@ -94,9 +98,31 @@ impl Check for RunRecord {
 
     fn check(&self) -> Result<(), InputError> {
         self.strategy.check().map_err(|e| e.under("strategy"))?;
-        not_negative("step_time.median_s", self.step_time.median_s.0)?;
+        check_stages(&self.stages)?;
+        self.step_time.check("step_time")?;
         for (index, step) in self.steps.iter().enumerate() {
-            not_negative(&format!("steps[{index}].time_s"), step.time_s.0)?;
+            let at = |field: &str| format!("steps[{index}].{field}");
+            not_negative(&at("time_s"), step.time_s.0)?;
+            not_negative(&at("reference_s"), step.reference_s.0)?;
+            finite(&at("loss"), step.loss)?;
+            not_negative(&at("gradient_norm"), step.gradient_norm)?;
+            not_negative(&at("learning_rate"), step.learning_rate)?;
+        }
+        for (index, rank) in self.ranks.iter().enumerate() {
+            let at = |field: &str| format!("ranks[{index}].{field}");
+            in_range(&at("rank"), u64::from(rank.rank), 0, 1 << 20)?;
+            bytes(&at("peak_memory_bytes"), rank.peak_memory_bytes)?;
+            bytes(&at("bytes_sent_per_step"), rank.bytes_sent_per_step)?;
+        }
+        for (index, event) in self.timeline.iter().enumerate() {
+            let at = |field: &str| format!("timeline[{index}].{field}");
+            in_range(&at("rank"), u64::from(event.rank), 0, self.strategy.devices().saturating_sub(1))?;
+            not_negative(&at("start_s"), event.start_s.0)?;
+            not_negative(&at("end_s"), event.end_s.0)?;
+            if event.end_s < event.start_s {
+                return Err(InputError::new(at("end_s"), event.end_s.0, format!("is before its start, {} s", event.start_s.0))
+                    .hint("train again: an operation ends after it begins"));
+            }
         }
         Ok(())
     }
@@ -104,25 +130,37 @@ impl Check for RunRecord {
 
 /// Measured beside predicted, for one plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ValidatedRun {
     pub label: String,
     pub strategy: ParallelStrategy,
     pub measured: Measured,
     pub predicted: Estimate,
-    /// `predicted / measured - 1` of the step time.
+    /// `predicted / measured - 1` of the step time as it was timed.
     pub step_time_error: f64,
+    /// The same at the speed that the machine had when it was profiled: `predicted / measured.adjusted_step_time_s - 1`.
+    pub adjusted_error: f64,
     /// `predicted / measured - 1` of the peak memory.
     pub peak_memory_error: f64,
-    /// How much slower this plan ran than the fastest of those that were run: `measured / best measured - 1`.
+    /// How much slower this plan ran than the fastest of those that were run, all at one speed of the machine:
+    /// `adjusted / best adjusted - 1`.
     pub regret: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Measured {
     /// Median over the measured steps.
     pub step_time_s: Seconds,
     /// Half-width of the median's 95 % interval.
     pub step_time_spread_s: Seconds,
+    /// Speed of the machine during the run over its speed during the profile, by the reference arithmetic that is
+    /// timed beside every step; 1 where it is unknown. On a machine that others share it changes by the second.
+    pub machine_speed: f64,
+    /// Median over the measured steps of step time times machine speed.
+    pub adjusted_step_time_s: Seconds,
+    /// Half-width of that median's 95 % interval.
+    pub adjusted_step_time_spread_s: Seconds,
     pub peak_memory_bytes: Bytes,
     pub final_loss: f64,
     pub steps: u32,
@@ -130,13 +168,16 @@ pub struct Measured {
 
 /// What `autodist validate` found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Validation {
     pub schema_version: u32,
     /// In the planner's order: the first is its choice.
     pub runs: Vec<ValidatedRun>,
-    /// Median |step_time_error|.
+    /// Median |step_time_error|: as timed.
     pub median_error: f64,
-    /// Of the planner's choice.
+    /// Median |adjusted_error|: at the speed that the machine had when it was profiled.
+    pub median_adjusted_error: f64,
+    /// Of the planner's choice, all plans at one speed of the machine.
     pub regret: f64,
     /// Plans that were predicted but could not be run, with the reason.
     #[serde(default)]
@@ -144,6 +185,7 @@ pub struct Validation {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct FailedRun {
     pub label: String,
     pub reason: String,
@@ -153,6 +195,29 @@ impl Check for Validation {
     const WHAT: &'static str = "validation";
 
     fn check(&self) -> Result<(), InputError> {
-        Ok(())
+        for (index, run) in self.runs.iter().enumerate() {
+            run.check().map_err(|e| e.under(&format!("runs[{index}]")))?;
+        }
+        not_negative("median_error", self.median_error)?;
+        not_negative("median_adjusted_error", self.median_adjusted_error)?;
+        not_negative("regret", self.regret)
+    }
+}
+
+impl ValidatedRun {
+    fn check(&self) -> Result<(), InputError> {
+        self.strategy.check().map_err(|e| e.under("strategy"))?;
+        positive("measured.step_time_s", self.measured.step_time_s.0)?;
+        not_negative("measured.step_time_spread_s", self.measured.step_time_spread_s.0)?;
+        positive("measured.machine_speed", self.measured.machine_speed)?;
+        positive("measured.adjusted_step_time_s", self.measured.adjusted_step_time_s.0)?;
+        not_negative("measured.adjusted_step_time_spread_s", self.measured.adjusted_step_time_spread_s.0)?;
+        bytes("measured.peak_memory_bytes", self.measured.peak_memory_bytes)?;
+        finite("measured.final_loss", self.measured.final_loss)?;
+        self.predicted.check().map_err(|e| e.under("predicted"))?;
+        finite("step_time_error", self.step_time_error)?;
+        finite("adjusted_error", self.adjusted_error)?;
+        finite("peak_memory_error", self.peak_memory_error)?;
+        not_negative("regret", self.regret)
     }
 }

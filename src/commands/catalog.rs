@@ -11,7 +11,7 @@ pub fn run(args: &JsonArgs) -> Result<(), Failure> {
     if args.json {
         let models: Vec<_> = catalog::models().iter().map(|m| serde_json::json!({ "model": m.spec, "source": m.source })).collect();
         let devices: Vec<_> = devices.iter().map(|(device, link)| serde_json::json!({ "device": device, "link": link })).collect();
-        output::print(&to_json(&serde_json::json!({ "models": models, "devices": devices })));
+        output::print(&to_json(&serde_json::json!({ "models": models, "devices": devices })))?;
         return Ok(());
     }
     let mut text = String::from("Models\n");
@@ -29,6 +29,6 @@ pub fn run(args: &JsonArgs) -> Result<(), Failure> {
         let link = link.map(|l| l.bytes_per_s.to_string()).unwrap_or_default();
         let _ = writeln!(text, "  {:<16} {:>10}  {rate:>13}  memory {memory:>10}  link {link:>10}", device.name, device.memory_bytes.to_string());
     }
-    output::print(&text);
+    output::print(&text)?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `autodist estimate`
 
-use super::{Prices, prices, profile_of};
+use super::{Prices, check_prices, prices, profile_of, refused};
 use crate::cli::EstimateArgs;
 use crate::failure::Failure;
 use crate::{input, output};
@@ -20,14 +20,16 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
                 None => profile_of(&given, path, None)?,
             };
             let planner = Planner::new(&given.model, &given.cluster, &given.job, &profile);
-            let mut plan = planner.given(&given.strategy, Some(&given.stages))?;
+            let mut plan = planner
+                .given(&given.strategy, Some(&given.stages))
+                .map_err(|error| refused(&given.strategy, error))?;
             plan.profile.path = profile_path.display().to_string();
             plan
         }
         None => of_flags(args)?,
     };
     super::plan::write(&plan, args.output.as_deref())?;
-    output::print(&if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) });
+    output::print(&if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) })?;
     Ok(())
 }
 
@@ -35,9 +37,10 @@ fn of_flags(args: &EstimateArgs) -> Result<Plan, Failure> {
     let prices = prices(&args.price)?;
     let model = input::model(&args.model.model)?;
     let job = input::job(&args.job, None, Some(prices.profile.seq_len))?;
-    let strategy = input::strategy(&args.strategy, prices.cluster.device_count(), job.global_batch)?;
+    let strategy = input::strategy(&args.strategy, prices.cluster.device_count())?;
+    check_prices(&prices, &model, &job)?;
     let planner = Planner::new(&model, &prices.cluster, &job, &prices.profile);
-    let mut plan = planner.given(&strategy, None)?;
+    let mut plan = planner.given(&strategy, None).map_err(|error| refused(&strategy, error))?;
     plan.profile.path = prices.path.display().to_string();
     Ok(plan)
 }

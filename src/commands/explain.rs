@@ -1,6 +1,6 @@
 //! `autodist explain`
 
-use super::profile_of;
+use super::{profile_of, refused};
 use crate::cli::ExplainArgs;
 use crate::failure::Failure;
 use crate::{input, output};
@@ -10,7 +10,8 @@ pub fn run(args: &ExplainArgs) -> Result<(), Failure> {
     let plan = input::plan(&args.plan)?;
     let (profile, _) = profile_of(&plan, &args.plan, args.profile.as_ref())?;
     let against = args.against.as_deref().map(input::plan).transpose()?;
-    let explanation = autodist_planner::explain(&plan, &profile, against.as_ref().map(|p| &p.strategy))?;
-    output::print(&if args.json { to_json(&explanation) } else { explanation.to_string() });
+    let explanation = autodist_planner::explain(&plan, &profile, against.as_ref().map(|p| &p.strategy))
+        .map_err(|error| refused(&plan.strategy, error))?;
+    output::print(&if args.json { to_json(&explanation) } else { explanation.to_string() })?;
     Ok(())
 }

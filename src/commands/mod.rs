@@ -14,8 +14,9 @@ mod validate;
 use crate::cli::{Cli, Command, PriceArgs};
 use crate::failure::Failure;
 use crate::input;
+use autodist_cost_model::{CostModel, Unpriced};
 use autodist_planner::{Infeasible, PlanError};
-use autodist_spec::{Bytes, Cluster, InputError, Plan, Profile, fingerprint};
+use autodist_spec::{Bytes, Cluster, InputError, Job, ModelSpec, ParallelStrategy, Plan, Profile, fingerprint};
 use std::path::{Path, PathBuf};
 
 pub fn run(cli: &Cli) -> Result<(), Failure> {
@@ -113,8 +114,27 @@ impl From<Infeasible> for Failure {
     }
 }
 
-impl From<PlanError> for Failure {
-    fn from(error: PlanError) -> Self {
-        Self::Infeasible(error.to_string())
+impl From<Unpriced> for Failure {
+    fn from(error: Unpriced) -> Self {
+        Self::Input(InputError::new("", "", error.what).hint(error.hint))
     }
+}
+
+/// A way of training that was asked for, and why it is no plan.
+fn refused(strategy: &ParallelStrategy, error: PlanError) -> Failure {
+    match error {
+        PlanError::Illegal(broken) => Failure::Input(
+            InputError::new("strategy", strategy.label(), broken.reason)
+                .hint(format!("keep to the rule “{}”, or let `autodist plan` choose", broken.rule.name())),
+        ),
+        PlanError::Unpriced(error) => {
+            Failure::Input(InputError::new("strategy", strategy.label(), error.what).hint(error.hint))
+        }
+        PlanError::OutOfMemory(_) | PlanError::Infeasible(_) => Failure::Infeasible(error.to_string()),
+    }
+}
+
+/// Whether the prices speak of this training at all: a profile of another model is no answer, whatever fits.
+fn check_prices(prices: &Prices, model: &ModelSpec, job: &Job) -> Result<(), Failure> {
+    Ok(CostModel::new(&prices.profile).check(model, job)?)
 }

@@ -1,11 +1,12 @@
 //! `autodist plan`
 
-use super::prices;
+use super::{check_prices, prices};
 use crate::cli::PlanArgs;
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_planner::{Planner, SearchLimits};
 use autodist_reports::terminal;
+use autodist_spec::error::in_range;
 use autodist_spec::{InputError, Plan, to_json};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,17 +15,20 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let prices = prices(&args.price)?;
     let model = input::model(&args.model.model)?;
     let mut job = input::job(&args.job, None, Some(prices.profile.seq_len))?;
-    input::narrow(&mut job, &args.strategy)?;
+    input::narrow(&mut job, &args.strategy, prices.cluster.device_count())?;
+    check_prices(&prices, &model, &job)?;
+    in_range("--top", args.top as u64, 1, 100_000)?;
+    in_range("--threads", args.threads as u64, 0, 1024)?;
     let limit = args.time_limit.map(|seconds| limit(seconds)).transpose()?;
     let began = Instant::now();
     let expired = || limit.is_some_and(|limit| began.elapsed() >= limit);
     let limits =
-        SearchLimits { deadline: Some(&expired), top: args.top.max(1), threads: args.threads, ..SearchLimits::default() };
+        SearchLimits { deadline: Some(&expired), top: args.top, threads: args.threads, ..SearchLimits::default() };
     let planner = Planner::new(&model, &prices.cluster, &job, &prices.profile).limits(limits);
     let mut plan = planner.plan()?;
     plan.profile.path = prices.path.display().to_string();
     write(&plan, args.output.as_deref())?;
-    output::print(&if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) });
+    output::print(&if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) })?;
     Ok(())
 }
 

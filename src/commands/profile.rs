@@ -22,8 +22,9 @@ pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
     let job = input::job(&args.job, Some(DEFAULT_BATCH), Some(DEFAULT_SEQ_LEN.min(model.max_seq_len)))?;
     let request = request(model, job, args.ranks, args.budget, args.precision)?;
     let options = train::options(&args.run)?;
+    output::check_writable(&args.output)?;
     let profile = obtain(&request, &options, &args.output, args.fresh)?;
-    output::print(&if args.json { to_json(&profile) } else { terminal::profile_summary(&profile) });
+    output::print(&if args.json { to_json(&profile) } else { terminal::profile_summary(&profile) })?;
     output::note(&format!("wrote {}", args.output.display()));
     Ok(())
 }

@@ -37,9 +37,9 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
     }
     let page = write(&plan, profile.as_ref(), validation.as_ref(), &runs, &args.output)?;
     if args.json {
-        output::print(&parse::to_json(&serde_json::json!({ "report": page })));
+        output::print(&parse::to_json(&serde_json::json!({ "report": page })))?;
     } else {
-        output::print(&format!("wrote {}", page.display()));
+        output::print(&format!("wrote {}", page.display()))?;
     }
     Ok(())
 }

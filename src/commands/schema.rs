@@ -16,6 +16,6 @@ pub fn run(args: &SchemaArgs) -> Result<(), Failure> {
         SchemaOf::Run => schema_for!(RunRecord),
         SchemaOf::Validation => schema_for!(Validation),
     };
-    output::print(&to_json(&schema));
+    output::print(&to_json(&schema))?;
     Ok(())
 }

@@ -14,19 +14,20 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     }
     let data = train::data(args.data.as_ref(), &plan.model, &plan.job)?;
     let options = train::options(&args.run)?;
+    output::check_writable(&args.output)?;
     let warmup = train::WARMUP_STEPS.min(args.steps - 1);
     let task = Task::of_plan(&plan, data.clone(), args.steps, warmup);
     let record = train::run(&task, &options)?;
     output::write(&args.output, to_json(&record).as_bytes())?;
     output::note(&format!("wrote {}", args.output.display()));
     if args.json {
-        output::print(&to_json(&record));
+        output::print(&to_json(&record))?;
         return Ok(());
     }
-    output::print(&terminal::run_summary(&record));
+    output::print(&terminal::run_summary(&record))?;
     if data == DataSource::Synthetic {
         let floor = SyntheticLanguage::new(plan.model.vocab).entropy();
-        output::print(&format!("The synthetic language's entropy is {floor:.4} nats a token: no model's loss stays below it"));
+        output::print(&format!("The synthetic language's entropy is {floor:.4} nats a token: no model's loss stays below it"))?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use crate::failure::Failure;
 use crate::{input, output, train};
 use autodist_planner::{Planner, SearchLimits};
 use autodist_reports::terminal;
+use autodist_spec::error::in_range;
 use autodist_spec::{Plan, Profile, Validation, to_json};
 use serde::Serialize;
 
@@ -23,15 +24,19 @@ const PRECISION: f64 = 0.05;
 pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     let model = input::model(&args.model.model)?;
     let seq_len = profile_command::DEFAULT_SEQ_LEN.min(model.max_seq_len);
-    let mut job = input::job(&args.job, Some(profile_command::DEFAULT_BATCH), Some(seq_len))?;
-    input::narrow(&mut job, &args.strategy)?;
+    let job = input::job(&args.job, Some(profile_command::DEFAULT_BATCH), Some(seq_len))?;
+    let mut request = profile_command::request(model, job, args.ranks, args.budget, PRECISION)?;
+    input::narrow(&mut request.job, &args.strategy, request.ranks)?;
+    // Hours of profiling come first: everything that can be wrong is looked at before them.
+    in_range("--top", args.top as u64, 1, 100_000)?;
+    in_range("--steps", u64::from(args.steps), 2, u64::from(u32::MAX))?;
+    train::data(args.data.as_ref(), &request.model, &request.job)?;
     let options = train::options(&args.run)?;
     let folder = &args.output;
-
-    let request = profile_command::request(model, job, args.ranks, args.budget, PRECISION)?;
+    output::check_writable(&folder.join("plan.json"))?;
     let profile = profile_command::obtain(&request, &options, &folder.join("profile.json"), false)?;
 
-    let limits = SearchLimits { top: args.top.max(1), ..SearchLimits::default() };
+    let limits = SearchLimits { top: args.top, ..SearchLimits::default() };
     let planner = Planner::new(&request.model, &profile.cluster, &request.job, &profile).limits(limits);
     let mut plan = planner.plan()?;
     plan.profile.path = "profile.json".to_owned();
@@ -43,12 +48,11 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     let page = report::write(&plan, Some(&profile), Some(&validation), &records, &folder.join("report"))?;
 
     if args.json {
-        output::print(&to_json(&Tuned { profile: &profile, best: &plan, validated: &validation }));
+        output::print(&to_json(&Tuned { profile: &profile, best: &plan, validated: &validation }))?;
         return Ok(());
     }
-    output::print(&terminal::profile_summary(&profile));
-    output::print(&terminal::plan_summary(&plan));
-    output::print(&terminal::validation_table(&validation));
-    output::print(&format!("Everything is in {}; open {}", folder.display(), page.display()));
-    Ok(())
+    output::print(&terminal::profile_summary(&profile))?;
+    output::print(&terminal::plan_summary(&plan))?;
+    output::print(&terminal::validation_table(&validation))?;
+    output::print(&format!("Everything is in {}; open {}", folder.display(), page.display()))
 }

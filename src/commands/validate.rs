@@ -7,15 +7,17 @@ use crate::{input, output, train};
 use autodist_executor::launcher::LaunchOptions;
 use autodist_planner::Planner;
 use autodist_reports::{csv_validation, terminal};
+use autodist_spec::error::in_range;
 use autodist_spec::{Alternative, Plan, Profile, RunRecord, Validation, to_json};
 use std::path::Path;
 
 pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
     let plan = input::plan(&args.plan)?;
+    in_range("--top", args.selection.top as u64, 1, 100_000)?;
     let candidates = candidates(&plan, &args.plan, &args.selection, args.profile.as_ref())?;
     let options = train::options(&args.run)?;
     let (validation, _) = validate(&plan, &candidates, &args.selection, &options, &args.output)?;
-    output::print(&if args.json { to_json(&validation) } else { terminal::validation_table(&validation) });
+    output::print(&if args.json { to_json(&validation) } else { terminal::validation_table(&validation) })?;
     Ok(())
 }
 
@@ -34,7 +36,7 @@ fn candidates(
     if candidates.len() < selection.top {
         output::warn(&format!("the plan has {} alternatives: make it with --top {} for more", candidates.len(), selection.top));
     }
-    candidates.truncate(selection.top.max(1));
+    candidates.truncate(selection.top);
     Ok(candidates)
 }
 
@@ -51,6 +53,8 @@ pub fn validate(
     options: &LaunchOptions,
     folder: &Path,
 ) -> Result<(Validation, Vec<RunRecord>), Failure> {
+    in_range("--steps", u64::from(selection.steps), 2, u64::from(u32::MAX))?;
+    output::check_writable(&folder.join("validation.json"))?;
     let data = train::data(selection.data.as_ref(), &plan.model, &plan.job)?;
     let (validation, records) = train::validate(plan, candidates, &data, selection.steps, options)?;
     for (index, record) in records.iter().enumerate() {

@@ -90,7 +90,7 @@ fn range(runs: &[ValidatedRun]) -> (f64, f64) {
     for run in runs {
         let (measured, predicted) = (&run.measured, &run.predicted);
         for (value, spread) in [
-            (measured.step_time_s, measured.step_time_spread_s),
+            (measured.adjusted_step_time_s, measured.adjusted_step_time_spread_s),
             (predicted.step_time_s, predicted.step_time_spread_s),
         ] {
             if value.0.is_finite() && spread.0.is_finite() {
@@ -127,7 +127,10 @@ fn point<DB: DrawingBackend, X: Axis>(
     (low, high): (f64, f64),
     scale: Scale,
 ) -> Result<(i32, i32), DrawingAreaErrorKind<DB::ErrorType>> {
-    let (x, dx) = (scale.of(run.measured.step_time_s.0), scale.of(run.measured.step_time_spread_s.0));
+    let (x, dx) = (
+        scale.of(run.measured.adjusted_step_time_s.0),
+        scale.of(run.measured.adjusted_step_time_spread_s.0),
+    );
     let (y, dy) = (scale.of(run.predicted.step_time_s.0), scale.of(run.predicted.step_time_spread_s.0));
     let (x, y) = (x.clamp(low, high), y.clamp(low, high));
     let area = chart.plotting_area();
@@ -156,9 +159,9 @@ fn says(run: &ValidatedRun) -> String {
     format!(
         "{}: measured {}, predicted {}, error {}",
         run.label,
-        with_spread(run.measured.step_time_s, run.measured.step_time_spread_s),
+        with_spread(run.measured.adjusted_step_time_s, run.measured.adjusted_step_time_spread_s),
         with_spread(run.predicted.step_time_s, run.predicted.step_time_spread_s),
-        signed_percent(run.step_time_error)
+        signed_percent(run.adjusted_error)
     )
 }
 
@@ -173,7 +176,7 @@ fn key<DB: DrawingBackend>(list: &Area<DB>, runs: &[ValidatedRun]) -> Done<DB> {
     let mut y = 134;
     for (index, run) in runs.iter().take(SHOWN_IN_LIST).enumerate() {
         text(list, &(index + 1).to_string(), (24, y), Side::Right, NORMAL, palette::INK)?;
-        text(list, &signed_percent(run.step_time_error), (right, y), Side::Right, SMALL, palette::INK)?;
+        text(list, &signed_percent(run.adjusted_error), (right, y), Side::Right, SMALL, palette::INK)?;
         for line in fit(&run.label, right - 130, SMALL) {
             text(list, &line, (40, y), Side::Left, SMALL, palette::INK)?;
             y += 20;

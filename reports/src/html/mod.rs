@@ -126,7 +126,7 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
         if let Some(validation) = input.validation.filter(|v| !v.runs.is_empty()) {
             let over = plural(validation.runs.len() as u64, "plan");
             let note = format!("median |error| over {over}, regret {}", percent(validation.regret));
-            cards.card("prediction error", &percent(validation.median_error), &note);
+            cards.card("prediction error", &percent(validation.median_adjusted_error), &note);
         }
         let search = &plan.search;
         let bound = match search.stop_reason {
@@ -230,13 +230,16 @@ fn validation(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
 
 fn measured_beside_predicted(page: &mut Markup, input: &ReportInput<'_>, validation: &Validation) -> Filled {
     page.paragraph(&format!(
-        "The median |error| of the predicted step time is {}; {}.",
+        "The median |error| of the predicted step time is {} at the speed that the machine had when it was profiled, \
+         {} as timed; {}.",
+        percent(validation.median_adjusted_error),
         percent(validation.median_error),
         words::regret(validation)
     ));
     page.figure(
         &svg(Figure::Scatter, input)?,
-        "Error is predicted / measured - 1: plus means that the prediction was too high.",
+        "Measured at the speed that the machine had when it was profiled. Error is predicted / measured - 1: plus means \
+         that the prediction was too high.",
     );
     page.element("h3", "", "Step time");
     page.table(&tables::validation(validation));

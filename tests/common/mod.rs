@@ -1,0 +1,121 @@
+//! What all tests of the binary share: running it, and inputs that are right.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use autodist_cost_model::synthetic::Machine;
+use autodist_planner::{Planner, SearchLimits};
+use autodist_spec::{Activation, Job, ModelSpec, Norm, Plan, Positions, Profile, to_json};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+pub const AUTODIST: &str = env!("CARGO_BIN_EXE_autodist");
+
+/// What a run of the program left behind.
+#[derive(Debug)]
+pub struct Finished {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Finished {
+    /// The result, where there is one.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "{}", self.err);
+        self.out
+    }
+
+    #[track_caller]
+    pub fn json(self) -> serde_json::Value {
+        serde_json::from_str(&self.ok()).unwrap()
+    }
+}
+
+pub fn command<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: &[S]) -> Command {
+    let mut command = Command::new(AUTODIST);
+    command.args(args).current_dir(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+pub fn autodist<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: &[S]) -> Finished {
+    let output = command(folder, args).output().unwrap();
+    Finished {
+        code: output.status.code(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// `autodist` with arguments that hold no blanks.
+pub fn line(folder: &Path, args: &str) -> Finished {
+    autodist(folder, &args.split_whitespace().collect::<Vec<_>>())
+}
+
+/// So small that a step takes a millisecond.
+pub fn small_model() -> ModelSpec {
+    ModelSpec {
+        name: "small".to_owned(),
+        layers: 2,
+        hidden: 32,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 8,
+        ffn: 64,
+        vocab: 64,
+        max_seq_len: 16,
+        positions: Positions::Rotary { theta: 10_000.0 },
+        norm: Norm::RmsNorm,
+        norm_epsilon: 1e-5,
+        activation: Activation::SwiGlu,
+        bias: false,
+        tied_embeddings: false,
+    }
+}
+
+pub fn small_job() -> Job {
+    Job::new(8, 16)
+}
+
+pub fn profile(devices: u32) -> Profile {
+    Machine::new(devices).profile(&small_model(), &small_job())
+}
+
+/// The best of the space on two synthetic devices, with two runners-up.
+pub fn plan() -> Plan {
+    let (model, job, profile) = (small_model(), small_job(), profile(2));
+    let planner = Planner::new(&model, &profile.cluster, &job, &profile);
+    let mut plan = planner.limits(SearchLimits { top: 3, threads: 1, ..SearchLimits::default() }).plan().unwrap();
+    plan.profile.path = "profile.json".to_owned();
+    plan
+}
+
+pub fn write(folder: &Path, name: &str, content: impl AsRef<[u8]>) {
+    std::fs::write(folder.join(name), content).unwrap();
+}
+
+/// A folder with the small model, its synthetic profile on `devices` devices, and a job.
+pub fn folder(devices: u32) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "model.json", to_json(&small_model()));
+    write(folder.path(), "profile.json", to_json(&profile(devices)));
+    write(folder.path(), "job.toml", "schema_version = 1\nglobal_batch = 8\nseq_len = 16\n");
+    folder
+}
+
+/// Changes the value at `pointer` (RFC 6901); `None` removes it. A pointer that names nothing yet adds it.
+#[track_caller]
+pub fn edited(document: &serde_json::Value, pointer: &str, value: Option<serde_json::Value>) -> serde_json::Value {
+    let mut document = document.clone();
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    let parent = document.pointer_mut(parent).unwrap_or_else(|| panic!("no {pointer}"));
+    match (parent, value) {
+        (serde_json::Value::Object(map), Some(value)) => drop(map.insert(key.to_owned(), value)),
+        (serde_json::Value::Object(map), None) => drop(map.remove(key)),
+        (serde_json::Value::Array(list), Some(value)) => list[key.parse::<usize>().unwrap()] = value,
+        (serde_json::Value::Array(list), None) => drop(list.remove(key.parse().unwrap())),
+        _ => panic!("no {pointer}"),
+    }
+    document
+}
