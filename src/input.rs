@@ -11,7 +11,7 @@ use autodist_spec::{
 };
 use serde::de::DeserializeOwned;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Larger files are none of ours.
 const LARGEST_FILE: u64 = 1 << 28;
@@ -69,13 +69,24 @@ pub fn validation(path: &Path) -> Result<Validation, Failure> {
     json(path)
 }
 
+/// Refuses what no training text can be read from; ranks would find out only after they have started.
+pub fn check_data_file(path: Option<&PathBuf>) -> Result<(), Failure> {
+    match path {
+        Some(path) if path.is_dir() => {
+            Err(InputError::new("--data", path.display(), "is a folder").hint("give a text file").into())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A model by its name in the catalogue, a Hugging Face `config.json` (or the folder that holds it), or a model file.
 pub fn model(text: &str) -> Result<ModelSpec, Failure> {
     let mut path = Path::new(text).to_owned();
-    if path.is_dir() {
+    let folder = path.is_dir();
+    if folder {
         path.push("config.json");
     }
-    let looks_like_a_file = path.exists() || text.contains('/') || text.ends_with(".json");
+    let looks_like_a_file = folder || path.exists() || text.contains('/') || text.ends_with(".json");
     if !looks_like_a_file {
         return Ok(catalog::model(text)?);
     }

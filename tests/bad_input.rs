@@ -5,12 +5,8 @@
 
 mod common;
 
-use autodist_spec::profile::Environment;
-use autodist_spec::run::{Measured, RankRecord, StepRecord, ValidatedRun};
-use autodist_spec::{
-    Bytes, RunRecord, SCHEMA_VERSION, Sample, Seconds, Stream, TimelineEvent, Validation, to_json,
-};
-use common::{Finished, autodist, edited, line, plan, write};
+use autodist_spec::to_json;
+use common::{Finished, autodist, edited, line, plan, run_record, validation, write};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -80,7 +76,8 @@ impl Reader<'_> {
         self.check(unknown.to_string(), &["surprise", "unknown field"]);
         if document.get("schema_version").is_some() {
             self.remove(document, "/schema_version");
-            for version in [json!(0), json!(2), json!("1"), json!(-1), json!(1.5), json!(null), json!(1e300)] {
+            for version in [json!(0), json!(2), json!("1"), json!(-1), json!(1.5), json!(null), json!(1e300)]
+            {
                 let shown = version.to_string();
                 self.change(document, "/schema_version", version, &["schema_version", &shown, "version 1"]);
             }
@@ -147,11 +144,17 @@ fn models() {
     }
     // Each field is possible, all together are no model.
     let mut huge = model.clone();
-    for (field, value) in [("hidden", 1 << 20), ("heads", 1 << 16), ("kv_heads", 1 << 16), ("head_dim", 1 << 16)] {
+    for (field, value) in
+        [("hidden", 1 << 20), ("heads", 1 << 16), ("kv_heads", 1 << 16), ("head_dim", 1 << 16)]
+    {
         huge[field] = json!(value);
     }
     reader.check(huge.to_string(), &["head_dim", "4294967296"]);
-    for (name, expected) in [("gtp2", "did you mean gpt2"), ("no-such-model", "catalogue"), ("no/such.json", "no/such.json")] {
+    for (name, expected) in [
+        ("lama2-7b", "did you mean `llama2-7b`"),
+        ("no-such-model", "catalogue"),
+        ("no/such.json", "no/such.json"),
+    ] {
         refused(&line(folder, &format!("estimate --global-batch 8 --model {name}")), &[name, expected]);
     }
     refused(&autodist(folder, &["estimate", "--global-batch", "8", "--model", ""]), &["model", "catalogue"]);
@@ -176,7 +179,7 @@ fn hugging_face_configurations() {
         ("/hidden_size", json!(0), &["`hidden_size`", "`0`"]),
         ("/hidden_size", json!(-32), &["`hidden_size`", "-32"]),
         ("/hidden_size", json!(u64::MAX), &["`hidden_size`", "18446744073709551615"]),
-        ("/hidden_size", json!(1e19), &["`hidden_size`", "1e19"]),
+        ("/hidden_size", json!(1e19), &["`hidden_size`", "1e+19"]),
         ("/hidden_size", json!(2_000_000_000), &["`hidden_size`", "2000000000"]),
         ("/num_attention_heads", json!(5), &["`num_attention_heads`", "`5`", "divide"]),
         ("/num_key_value_heads", json!(3), &["`num_key_value_heads`", "`3`"]),
@@ -192,7 +195,9 @@ fn hugging_face_configurations() {
     ] {
         reader.change(&config, pointer, value, expected);
     }
-    for field in ["hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size"] {
+    for field in
+        ["hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size"]
+    {
         reader.remove(&config, &format!("/{field}"));
     }
     let text = config.to_string();
@@ -211,7 +216,7 @@ fn hugging_face_configurations() {
 fn clusters() {
     let (folder, _) = right();
     let folder = folder.path();
-    let args = "estimate --model model.json --global-batch 8 --micro-batch 4 --cluster cluster.toml";
+    let args = "estimate --model model.json --global-batch 8 --profile profile.json --cluster cluster.toml";
     let reader = Reader { folder, file: "cluster.toml", args };
     let right = "schema_version = 1\nname = \"c\"\n[[nodes]]\ncount = 1\ndevices = 2\n\
         device = { name = \"d\", memory_bytes = 1073741824 }\nlink = { bytes_per_s = 1e9 }\n";
@@ -253,7 +258,17 @@ fn clusters() {
     let two = format!("{right}[[nodes]]\ncount = 1\ndevices = 1\ndevice = \"a100-80gb-sxm\"\n");
     reader.check(&two, &["network", "missing"]);
     reader.check_no_file();
-    for (short, expected) in [("2x", "devices per node"), ("1x2xabacus", "abacus"), ("1x2", "device is missing"), ("0x2xabacus", "nodes")] {
+    write(folder, "cluster.toml", right);
+    refused(
+        &line(folder, &args.replace("--profile profile.json", "")),
+        &["--cluster", "measured profiles only"],
+    );
+    for (short, expected) in [
+        ("2x", "devices per node"),
+        ("1x2xabacus", "abacus"),
+        ("1x2", "device is missing"),
+        ("0x2xabacus", "nodes"),
+    ] {
         let args = format!("estimate --model model.json --global-batch 8 --cluster {short}");
         refused(&line(folder, &args), &["--cluster", short, expected]);
     }
@@ -282,7 +297,6 @@ fn jobs() {
         ("global_batch = 8", "global_batches = 8", &["global_batches", "unknown field"]),
         ("seq_len = 16", "seq_len = 0", &["`seq_len`", "`0`"]),
         ("seq_len = 16", "seq_len = 99999999", &["`seq_len`", "99999999"]),
-        ("seq_len = 16", "seq_len = 32", &["the profile measured sequences of 16 tokens, not 32"]),
         ("gradient_clip = 1.0", "gradient_clip = -1.0", &["`gradient_clip`", "-1"]),
         ("memory_reserve = 0.04", "memory_reserve = 1.5", &["`memory_reserve`", "1.5"]),
         ("memory_reserve = 0.04", "memory_reserve = -inf", &["`memory_reserve`", "-inf"]),
@@ -338,7 +352,7 @@ fn profiles() {
         ("/segments/1/time/median_s", json!(null), &["`segments[1].time.median_s`", "null"]),
         ("/segments/1/time/median", json!(1), &["segments[1].time", "unknown field"]),
         ("/segments/1/growth_bytes", json!(i64::MIN), &["`segments[1].growth_bytes`", "9223372036854775808"]),
-        ("/segments/1/growth_bytes", json!(1e30), &["`segments[1].growth_bytes`", "1e30"]),
+        ("/segments/1/growth_bytes", json!(1e30), &["`segments[1].growth_bytes`", "1e+30"]),
         ("/segments/1/peak_bytes", json!(u64::MAX), &["`segments[1].peak_bytes`", "18446744073709551615"]),
         ("/segments/1/peak_bytes", json!(-1), &["`segments[1].peak_bytes`", "-1"]),
         ("/collectives/0/group", json!(1), &["`collectives[0].group`", "`1`"]),
@@ -412,14 +426,30 @@ fn plans() {
         ("/estimate/step_time_s", json!(0.0), &["`estimate.step_time_s`", "`0`"]),
         ("/estimate/step_time_s", json!(null), &["`estimate.step_time_s`", "null"]),
         ("/estimate/cost/compute_s", json!(1e300), &["`estimate.cost.compute_s`", "1e30"]),
-        ("/estimate/memory/weights_bytes", json!(u64::MAX), &["`estimate.memory.weights_bytes`", "18446744073709551615"]),
-        ("/estimate/stages/0/memory/weights_bytes", json!(u64::MAX), &["`estimate.stages[0].memory.weights_bytes`"]),
+        (
+            "/estimate/memory/weights_bytes",
+            json!(u64::MAX),
+            &["`estimate.memory.weights_bytes`", "18446744073709551615"],
+        ),
+        (
+            "/estimate/stages/0/memory/weights_bytes",
+            json!(u64::MAX),
+            &["`estimate.stages[0].memory.weights_bytes`"],
+        ),
         ("/search/stop_reason", json!("tired"), &["`search.stop_reason`", "tired"]),
         ("/search/mood", json!("good"), &["mood", "unknown field"]),
         ("/alternatives/0/strategy/data", json!(0), &["`alternatives[0].strategy.data`", "`0`"]),
-        ("/alternatives/0/strategy/data", json!(7), &["`alternatives[0].strategy`", "devices, but there are 2"]),
+        (
+            "/alternatives/0/strategy/data",
+            json!(7),
+            &["`alternatives[0].strategy`", "devices, but there are 2"],
+        ),
         ("/alternatives/1/stages", json!([]), &["`alternatives[1].strategy`", "0 stages"]),
-        ("/alternatives/1/estimate/step_time_s", json!(-1), &["`alternatives[1].estimate.step_time_s`", "-1"]),
+        (
+            "/alternatives/1/estimate/step_time_s",
+            json!(-1),
+            &["`alternatives[1].estimate.step_time_s`", "-1"],
+        ),
         ("/cluster/nodes/0/devices", json!(4), &["strategy", "but there are 4"]),
         ("/cluster/nodes/0/devices", json!(5000), &["`cluster.nodes[0].devices`", "5000"]),
         ("/job/global_batch", json!(0), &["`job.global_batch`", "`0`"]),
@@ -435,7 +465,8 @@ fn plans() {
     // Every command that reads a plan refuses one that breaks a rule, before anything is started.
     let illegal = edited(&plan, "/strategy/data", Some(json!(3)));
     for args in ["train plan.json", "validate plan.json", "explain plan.json", "report plan.json"] {
-        Reader { folder, file: "plan.json", args }.check(illegal.to_string(), &["`strategy`", "but there are 2"]);
+        Reader { folder, file: "plan.json", args }
+            .check(illegal.to_string(), &["`strategy`", "but there are 2"]);
     }
     write(folder, "plan.json", plan.to_string());
     let reader = Reader { folder, file: "other.json", args: "explain plan.json --against other.json" };
@@ -444,71 +475,6 @@ fn plans() {
     refused(&line(folder, "explain plan.json"), &["--profile", "missing"]);
     write(folder, "plan.json", edited(&plan, "/profile/path", Some(json!("gone.json"))).to_string());
     refused(&line(folder, "explain plan.json"), &["gone.json"]);
-}
-
-fn run_record() -> RunRecord {
-    let plan = plan();
-    let step = |step| StepRecord {
-        step,
-        time_s: Seconds(1e-3),
-        loss: 4.0,
-        gradient_norm: 1.0,
-        learning_rate: 1e-3,
-        reference_s: Seconds(1e-5),
-    };
-    let event = TimelineEvent {
-        rank: 0,
-        stream: Stream::Compute,
-        operation: autodist_spec::OperationKind::Forward,
-        chunk: 0,
-        micro_batch: 0,
-        start_s: Seconds(0.0),
-        end_s: Seconds(1e-3),
-    };
-    let rank = |rank| RankRecord { rank, peak_memory_bytes: Bytes(1 << 20), bytes_sent_per_step: Bytes(1 << 10) };
-    RunRecord {
-        schema_version: SCHEMA_VERSION,
-        label: plan.strategy.label(),
-        strategy: plan.strategy,
-        stages: plan.stages,
-        environment: Environment::default(),
-        steps: (0..3).map(step).collect(),
-        warmup_steps: 1,
-        step_time: Sample::of(&[1e-3, 1e-3]),
-        ranks: (0..2).map(rank).collect(),
-        timeline: vec![event],
-    }
-}
-
-fn validation() -> Validation {
-    let plan = plan();
-    let run = ValidatedRun {
-        label: plan.strategy.label(),
-        strategy: plan.strategy,
-        measured: Measured {
-            step_time_s: Seconds(1e-3),
-            step_time_spread_s: Seconds(1e-5),
-            machine_speed: 1.0,
-            adjusted_step_time_s: Seconds(1e-3),
-            adjusted_step_time_spread_s: Seconds(1e-5),
-            peak_memory_bytes: Bytes(1 << 20),
-            final_loss: 4.0,
-            steps: 3,
-        },
-        predicted: plan.estimate,
-        step_time_error: 0.1,
-        adjusted_error: 0.1,
-        peak_memory_error: 0.1,
-        regret: 0.0,
-    };
-    Validation {
-        schema_version: SCHEMA_VERSION,
-        runs: vec![run],
-        median_error: 0.1,
-        median_adjusted_error: 0.1,
-        regret: 0.0,
-        failed: Vec::new(),
-    }
 }
 
 #[test]
@@ -526,7 +492,11 @@ fn run_records() {
         ("/steps/0/mood", json!(1), &["mood", "unknown field"]),
         ("/step_time/median_s", json!(-1.0), &["`step_time.median_s`", "-1"]),
         ("/step_time", json!(1.0), &["`step_time`", "`1.0`"]),
-        ("/ranks/0/peak_memory_bytes", json!(u64::MAX), &["`ranks[0].peak_memory_bytes`", "18446744073709551615"]),
+        (
+            "/ranks/0/peak_memory_bytes",
+            json!(u64::MAX),
+            &["`ranks[0].peak_memory_bytes`", "18446744073709551615"],
+        ),
         ("/timeline/0/rank", json!(4_000_000_000_u32), &["`timeline[0].rank`", "4000000000"]),
         ("/timeline/0/end_s", json!(-1.0), &["`timeline[0].end_s`", "-1"]),
         ("/timeline/0/start_s", json!(0.5), &["`timeline[0].end_s`", "before its start"]),
@@ -546,7 +516,8 @@ fn run_records() {
 fn validations() {
     let (folder, _) = right();
     let folder = folder.path();
-    let reader = Reader { folder, file: "validation.json", args: "report plan.json validation.json -o report" };
+    let reader =
+        Reader { folder, file: "validation.json", args: "report plan.json validation.json -o report" };
     let validation: Value = serde_json::from_str(&to_json(&validation())).unwrap();
     reader.check_any_json(&validation);
     for (pointer, value, expected) in [
@@ -580,7 +551,10 @@ fn training_data() {
     let folder = folder.path();
     write(folder, "text", "a text of more than sixteen letters");
     refused(&line(folder, "train plan.json --data text --steps 2"), &["--data", "text", "vocabulary of 256"]);
-    refused(&line(folder, "validate plan.json --data text --steps 2"), &["--data", "text", "vocabulary of 256"]);
+    refused(
+        &line(folder, "validate plan.json --data text --steps 2"),
+        &["--data", "text", "vocabulary of 256"],
+    );
     write(folder, "plan.json", edited(&plan, "/model/vocab", Some(json!(256))).to_string());
     std::fs::create_dir(folder.join("folder")).unwrap();
     write(folder, "empty", "");
@@ -593,7 +567,10 @@ fn training_data() {
         ("folder", "folder"),
         ("/dev/null", "0 bytes"),
     ] {
-        refused(&line(folder, &format!("train plan.json --steps 2 --data {name}")), &["--data", name, expected]);
+        refused(
+            &line(folder, &format!("train plan.json --steps 2 --data {name}")),
+            &["--data", name, expected],
+        );
     }
 }
 
@@ -690,7 +667,8 @@ fn flags() {
         refused(&line(folder, &args), expected);
     }
     write(folder, "plan.json", plan.to_string());
-    let made: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let made: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     for name in made {
         let known = ["model.json", "profile.json", "job.toml", "plan.json"].contains(&name.as_str());
         assert!(known, "a refused command left {name}");
@@ -708,6 +686,12 @@ fn what_does_not_fit_is_told_apart_from_what_is_wrong() {
     ] {
         let Finished { code, out, err } = line(folder, args);
         assert_eq!(code, Some(3), "{err}");
-        assert!(out.is_empty() && err.starts_with("error: ") && err.contains(expected) && err.contains("\nhint: "), "{err}");
+        assert!(
+            out.is_empty()
+                && err.starts_with("error: ")
+                && err.contains(expected)
+                && err.contains("\nhint: "),
+            "{err}"
+        );
     }
 }

@@ -127,7 +127,7 @@ fn allocate_gradients(
     }
 }
 
-/// All-reduces work in place; the others hold the whole tensor and a rank's rows at once for a moment.
+/// All-reduces work in place; where one tensor takes another's place, both are held for a moment.
 fn tensor_collective(
     program: &Program,
     collective: TensorCollective,
@@ -139,8 +139,10 @@ fn tensor_collective(
     match (collective, operand) {
         (TensorCollective::SumAll | TensorCollective::MaxAll, _) => {}
         (TensorCollective::ReduceScatter, _) => account.replace(part, whole),
-        // A saved input is replaced too: the cells of its segment were measured from the gathered state on.
-        (TensorCollective::AllGather, Operand::Flow | Operand::SavedInput) => account.replace(whole, part),
+        // The rows that flow are kept beside the whole: going forward as the saved input, going backward as the
+        // gradient that the residual carries.
+        (TensorCollective::AllGather, Operand::Flow) => account.live.activations += whole,
+        (TensorCollective::AllGather, Operand::SavedInput) => account.replace(whole, part),
     }
 }
 

@@ -142,8 +142,9 @@ impl<'a> Pricer<'a> {
         if let Some(price) = self.tensor.get(&(kind, elements)) {
             return Ok(*price);
         }
-        let price =
+        let alone =
             self.costs.collective(kind, self.program.layout.tensor, 1, Bytes::of_f32(elements as u64))?;
+        let price = if self.program.layout.tensor > 1 { alone + self.costs.synchronisation } else { alone };
         self.tensor.insert((kind, elements), price);
         Ok(price)
     }
@@ -161,7 +162,7 @@ impl<'a> Pricer<'a> {
         }
         let (kind, elements) = self.program.transfer_work(transfer, &rank.buckets[bucket]);
         let price = self.costs.collective(kind, group, stride, Bytes::of_f32(elements as u64))?;
-        Ok(Some(price + self.costs.stream_handover))
+        Ok(Some(price + self.costs.stream_handover + self.costs.synchronisation))
     }
 
     /// ZeRO-2 and 3 make the gradients of a bucket anew for every micro-batch, and add this rank's shard to a sum.
@@ -173,6 +174,15 @@ impl<'a> Pricer<'a> {
         let shard = bucket.shard_elements(self.program.layout.shard) as f64;
         let seconds = self.costs.zero_s_per_element * bucket.padded as f64 + self.costs.add_s_per_element * shard;
         Price { seconds, ..Price::ZERO }
+    }
+
+    /// ZeRO-3 copies this rank's shard into the buffer that is gathered.
+    fn own_shard(&self, rank: &RankProgram, transfer: Transfer, bucket: usize) -> Price {
+        if transfer != Transfer::Gather || self.program.strategy.zero_stage < 3 {
+            return Price::ZERO;
+        }
+        let shard = rank.buckets[bucket].shard_elements(self.program.layout.shard) as f64;
+        Price { seconds: self.costs.add_s_per_element * shard, ..Price::ZERO }
     }
 
     /// Sum of a tied table's gradients over the first and the last pipeline rank.
@@ -214,8 +224,10 @@ impl<'a> Pricer<'a> {
                 }
                 Instruction::Start { transfer, bucket } => match self.transfer(rank, transfer, bucket)? {
                     Some(price) => {
+                        let copy = self.own_shard(rank, transfer, bucket);
+                        steps.work(Work { data: copy.seconds, ..Work::default() });
                         steps.push(Step::Start((transfer, bucket), price.seconds));
-                        price
+                        price + copy
                     }
                     None => Price::ZERO,
                 },

@@ -362,10 +362,12 @@ pub fn serve(mut handle: impl FnMut(&mut Worker, usize, &Value) -> Result<Value,
     unsafe {
         libc::signal(libc::SIGINT, libc::SIG_IGN);
     }
+    let before = memory::live();
     let (environment, assignments) = match orders() {
         Ok(orders) => orders,
         Err(message) => return complain(&message),
     };
+    memory::exclude_since(before);
     let placement = host::place(environment.rank, environment.realtime);
     let joined = tcp::join(TcpOptions {
         rendezvous: environment.rendezvous,

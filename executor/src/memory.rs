@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
+static EXCLUDED: AtomicUsize = AtomicUsize::new(0);
 
 /// The system's allocator, counting live bytes and their peak. A binary that measures memory installs it:
 /// `#[global_allocator] static ALLOCATOR: CountingAllocator = CountingAllocator;`
@@ -59,17 +60,23 @@ pub fn keep_freed_memory() {
     }
 }
 
+/// Leaves what has been allocated since `live` was [`live`] out of all later counts: it belongs to the measurement, not
+/// to what is measured.
+pub fn exclude_since(live_then: usize) {
+    EXCLUDED.fetch_add(live().saturating_sub(live_then), Relaxed);
+}
+
 /// Bytes of heap in use; 0 where the counting allocator is not installed.
 pub fn live() -> usize {
-    LIVE.load(Relaxed)
+    LIVE.load(Relaxed).saturating_sub(EXCLUDED.load(Relaxed))
 }
 
 /// Highest [`live`] since the last [`reset_peak`].
 pub fn peak() -> usize {
-    PEAK.load(Relaxed)
+    PEAK.load(Relaxed).saturating_sub(EXCLUDED.load(Relaxed))
 }
 
 /// Begins a new peak at what is live now, and returns the old one.
 pub fn reset_peak() -> usize {
-    PEAK.swap(live(), Relaxed)
+    PEAK.swap(LIVE.load(Relaxed), Relaxed).saturating_sub(EXCLUDED.load(Relaxed))
 }

@@ -42,6 +42,8 @@ pub struct Assembly<'a> {
     collectives: BTreeMap<(CollectiveKind, usize, usize, usize), Vec<f64>>,
     messages: BTreeMap<(usize, usize), Vec<f64>>,
     handover: Vec<f64>,
+    /// Collectives inside a step, step by step: kind, group and bytes, with the ranks' mean time.
+    in_step: Vec<Vec<(CollectiveKind, usize, usize, f64)>>,
     overhead: Vec<f64>,
     baseline: u64,
     staging: u64,
@@ -73,6 +75,7 @@ impl<'a> Assembly<'a> {
             collectives: BTreeMap::new(),
             messages: BTreeMap::new(),
             handover: Vec::new(),
+            in_step: Vec::new(),
             overhead: Vec::new(),
             baseline: 0,
             staging: 0,
@@ -205,6 +208,21 @@ impl<'a> Assembly<'a> {
                 }
             }
         }
+        let first_step = self.in_step.len();
+        for (index, sample) in outcomes.first().map_or(&[][..], |o| &o.instructions).iter().enumerate() {
+            let Instruction::Tensor { collective, elements, .. } = bodies[sample.body].instructions[sample.index] else {
+                continue;
+            };
+            // A probe's step has one micro-batch: every instruction occurs once in it.
+            for step in 0..sample.seconds.len() {
+                let of_rank = |o: &RankOutcome| o.instructions[index].seconds.get(step).copied().unwrap_or(0.0);
+                let mean = outcomes.iter().map(of_rank).sum::<f64>() / outcomes.len() as f64;
+                if self.in_step.len() <= first_step + step {
+                    self.in_step.push(Vec::new());
+                }
+                self.in_step[first_step + step].push((collective.kind(), s.tensor as usize, 4 * elements, mean));
+            }
+        }
         let steps: Vec<f64> = (task.warmup_steps as usize..task.steps as usize)
             .map(|step| outcomes.iter().map(|o| o.steps[step].seconds).fold(0.0, f64::max) / reference)
             .collect();
@@ -270,6 +288,7 @@ impl<'a> Assembly<'a> {
             messages,
             optimizer: self.optimizer(),
             interference: self.interference(),
+            synchronisation: self.synchronisation(),
             zero_s_per_element: self.overlap.as_ref().map_or(0.0, |o| Sample::of(&o.zeroing).median_s.0),
             add_s_per_element: self.overlap.as_ref().map_or(0.0, |o| Sample::of(&o.adding).median_s.0),
             stream_handover: Sample::of(&self.handover),
@@ -312,7 +331,7 @@ impl<'a> Assembly<'a> {
         let cost = |(elements, multiples): (&u64, &Vec<f64>)| {
             let modelled = norm_rate * *elements as f64;
             let norm = self.norms.get(elements).map_or(
-                Sample { median_s: modelled, low_s: modelled, high_s: modelled, count: 0, provenance: Provenance::Modelled },
+                Sample { median_s: modelled, low_s: modelled, high_s: modelled, count: 0, provenance: Provenance::Interpolated },
                 |multiples| scaled(multiples, self.reference()),
             );
             OptimizerCost { elements: *elements, update: scaled(multiples, self.reference()), norm }
@@ -335,6 +354,33 @@ impl<'a> Assembly<'a> {
             compute_slowdown: (r / progress).clamp(1.0, 1e3),
             communication_slowdown: (r / reduce).clamp(1.0, 1e3),
             provenance: Provenance::Measured,
+        }
+    }
+
+    /// What collectives inside a step took beyond their time alone, which is interpolated between the measured sizes:
+    /// of each step the mean, since a step has many of them and their delays add up.
+    fn synchronisation(&self) -> Sample {
+        let mut alone: BTreeMap<(CollectiveKind, usize), Vec<(f64, f64)>> = BTreeMap::new();
+        for ((kind, group, stride, bytes), seconds) in &self.collectives {
+            if *stride == 1 {
+                let curve = alone.entry((*kind, *group)).or_default();
+                curve.push((*bytes as f64, Sample::of(seconds).median_s.0));
+            }
+        }
+        let of_step = |step: &Vec<(CollectiveKind, usize, usize, f64)>| {
+            let beyond: Vec<f64> = step
+                .iter()
+                .filter_map(|(kind, group, bytes, seconds)| {
+                    let curve = alone.get(&(*kind, *group))?;
+                    Some(seconds - interpolate(curve, *bytes as f64))
+                })
+                .collect();
+            (!beyond.is_empty()).then(|| (beyond.iter().sum::<f64>() / beyond.len() as f64).max(0.0))
+        };
+        let beyond: Vec<f64> = self.in_step.iter().filter_map(of_step).collect();
+        match &self.earlier {
+            Some(earlier) if beyond.is_empty() => earlier.synchronisation,
+            _ => Sample::of(&beyond),
         }
     }
 
@@ -396,6 +442,18 @@ fn segment_cost(key: &CellKey, cell: &Cell, reference: f64) -> SegmentCost {
         time: scaled(&cell.multiples, reference),
         growth_bytes: cell.growth.unwrap_or_default(),
         peak_bytes: Bytes(cell.peak),
+    }
+}
+
+/// Between the two points of a curve, which is sorted by its first coordinate, that enclose `x`; at its ends, in
+/// proportion.
+fn interpolate(curve: &[(f64, f64)], x: f64) -> f64 {
+    let above = curve.partition_point(|(at, _)| *at < x);
+    match (above.checked_sub(1).and_then(|below| curve.get(below)), curve.get(above)) {
+        (Some((x0, y0)), Some((x1, y1))) => y0 + (y1 - y0) * (x - x0) / (x1 - x0),
+        (None, Some((_, y))) => *y,
+        (Some((x0, y0)), None) => y0 * x / x0,
+        (None, None) => 0.0,
     }
 }
 

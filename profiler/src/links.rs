@@ -22,6 +22,10 @@ pub struct LinkTask {
     pub repetitions: usize,
 }
 
+/// More than a core's own caches hold.
+const CACHE_BYTES: usize = 8 << 20;
+const MOST_BUFFERS: usize = 16;
+
 pub const KINDS: [CollectiveKind; 3] = [CollectiveKind::AllReduce, CollectiveKind::ReduceScatter, CollectiveKind::AllGather];
 
 /// What one rank saw; the same order on every rank.
@@ -81,9 +85,16 @@ pub fn measure(task: &LinkTask, worker: &mut Worker, name: &str) -> Result<LinkA
         host::enter_compute(worker.placement);
         for kind in KINDS {
             for bytes in &task.sizes {
-                let mut values = vec![1.0; (bytes / 4).next_multiple_of(*size)];
-                let seconds = timings(task.repetitions, &mut barrier, || collective(&mut *group, kind, &mut values))?;
-                let bytes = values.len() * 4;
+                let elements = (bytes / 4).next_multiple_of(*size);
+                let bytes = elements * 4;
+                // A step goes through many buffers before it meets the same one again: so do these timings.
+                let count = (CACHE_BYTES / bytes).clamp(1, MOST_BUFFERS);
+                let mut buffers: Vec<Vec<f32>> = (0..count).map(|_| vec![1.0; elements]).collect();
+                let mut turn = 0;
+                let seconds = timings(task.repetitions, &mut barrier, || {
+                    turn = (turn + 1) % count;
+                    collective(&mut *group, kind, &mut buffers[turn])
+                })?;
                 answer.collectives.push(CollectiveTimings { kind, group: *size, stride: *stride, bytes, seconds });
             }
         }

@@ -24,6 +24,7 @@ pub struct Cluster {
 pub struct NodeGroup {
     pub count: u32,
     pub devices: u32,
+    #[schemars(with = "DeviceForm")]
     pub device: Device,
     /// Between two devices of one node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -31,7 +32,7 @@ pub struct NodeGroup {
 }
 
 /// What computes. In a cluster file either a name from the catalogue or a table with these fields.
-#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Device {
     pub name: String,
     pub memory_bytes: Bytes,
@@ -55,7 +56,17 @@ pub struct Link {
     pub latency_s: Seconds,
 }
 
-#[derive(Deserialize)]
+/// How a file gives a device: a name of the catalogue, or all of it.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[schemars(rename = "Device")]
+#[expect(dead_code, reason = "it only describes the files: `Device` reads them itself, with better messages")]
+enum DeviceForm {
+    Name(String),
+    Table(DeviceTable),
+}
+
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct DeviceTable {
     name: String,

@@ -217,6 +217,8 @@ pub struct Profile {
     pub fits: Vec<LinkFit>,
     pub optimizer: Vec<OptimizerCost>,
     pub interference: Interference,
+    /// What a collective inside a step costs beyond its time alone: ranks that do not come together, cold caches.
+    pub synchronisation: Sample,
     /// Zeroing a fresh gradient buffer, seconds per element; what ZeRO-2 and 3 do for every layer's backward.
     pub zero_s_per_element: f64,
     /// Adding a scattered gradient to the sum over micro-batches, seconds per element.
@@ -293,6 +295,7 @@ impl Check for Profile {
         check_memory("staging_bytes", self.staging_bytes.0)?;
         not_negative("zero_s_per_element", self.zero_s_per_element)?;
         not_negative("add_s_per_element", self.add_s_per_element)?;
+        self.synchronisation.check("synchronisation")?;
         self.stream_handover.check("stream_handover")?;
         self.step_overhead.check("step_overhead")?;
         not_negative("repeatability", self.repeatability)

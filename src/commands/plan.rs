@@ -19,7 +19,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     check_prices(&prices, &model, &job)?;
     in_range("--top", args.top as u64, 1, 100_000)?;
     in_range("--threads", args.threads as u64, 0, 1024)?;
-    let limit = args.time_limit.map(|seconds| limit(seconds)).transpose()?;
+    let limit = args.time_limit.map(limit).transpose()?;
     let began = Instant::now();
     let expired = || limit.is_some_and(|limit| began.elapsed() >= limit);
     let limits =

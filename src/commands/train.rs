@@ -12,6 +12,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     if args.steps == 0 {
         return Err(InputError::new("--steps", 0, "must be at least 1").hint("200 show what is learnt").into());
     }
+    input::check_data_file(args.data.as_ref())?;
     let data = train::data(args.data.as_ref(), &plan.model, &plan.job)?;
     let options = train::options(&args.run)?;
     output::check_writable(&args.output)?;

@@ -30,6 +30,7 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     // Hours of profiling come first: everything that can be wrong is looked at before them.
     in_range("--top", args.top as u64, 1, 100_000)?;
     in_range("--steps", u64::from(args.steps), 2, u64::from(u32::MAX))?;
+    input::check_data_file(args.data.as_ref())?;
     train::data(args.data.as_ref(), &request.model, &request.job)?;
     let options = train::options(&args.run)?;
     let folder = &args.output;

@@ -55,6 +55,7 @@ pub fn validate(
 ) -> Result<(Validation, Vec<RunRecord>), Failure> {
     in_range("--steps", u64::from(selection.steps), 2, u64::from(u32::MAX))?;
     output::check_writable(&folder.join("validation.json"))?;
+    input::check_data_file(selection.data.as_ref())?;
     let data = train::data(selection.data.as_ref(), &plan.model, &plan.job)?;
     let (validation, records) = train::validate(plan, candidates, &data, selection.steps, options)?;
     for (index, record) in records.iter().enumerate() {

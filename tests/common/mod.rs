@@ -5,7 +5,12 @@
 
 use autodist_cost_model::synthetic::Machine;
 use autodist_planner::{Planner, SearchLimits};
-use autodist_spec::{Activation, Job, ModelSpec, Norm, Plan, Positions, Profile, to_json};
+use autodist_spec::profile::Environment;
+use autodist_spec::run::{Measured, RankRecord, StepRecord, ValidatedRun};
+use autodist_spec::{
+    Activation, Bytes, Job, ModelSpec, Norm, OperationKind, Plan, Positions, Profile, RunRecord,
+    SCHEMA_VERSION, Sample, Seconds, Stream, TimelineEvent, Validation, to_json,
+};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -86,9 +91,78 @@ pub fn profile(devices: u32) -> Profile {
 pub fn plan() -> Plan {
     let (model, job, profile) = (small_model(), small_job(), profile(2));
     let planner = Planner::new(&model, &profile.cluster, &job, &profile);
-    let mut plan = planner.limits(SearchLimits { top: 3, threads: 1, ..SearchLimits::default() }).plan().unwrap();
+    let mut plan =
+        planner.limits(SearchLimits { top: 3, threads: 1, ..SearchLimits::default() }).plan().unwrap();
     plan.profile.path = "profile.json".to_owned();
     plan
+}
+
+/// What two steps of that plan could have measured.
+pub fn run_record() -> RunRecord {
+    let plan = plan();
+    let step = |step| StepRecord {
+        step,
+        time_s: Seconds(1e-3),
+        loss: 4.0,
+        gradient_norm: 1.0,
+        learning_rate: 1e-3,
+        reference_s: Seconds(1e-5),
+    };
+    let event = TimelineEvent {
+        rank: 0,
+        stream: Stream::Compute,
+        operation: OperationKind::Forward,
+        chunk: 0,
+        micro_batch: 0,
+        start_s: Seconds(0.0),
+        end_s: Seconds(1e-3),
+    };
+    let rank =
+        |rank| RankRecord { rank, peak_memory_bytes: Bytes(1 << 20), bytes_sent_per_step: Bytes(1 << 10) };
+    RunRecord {
+        schema_version: SCHEMA_VERSION,
+        label: plan.strategy.label(),
+        strategy: plan.strategy,
+        stages: plan.stages,
+        environment: Environment::default(),
+        steps: (0..3).map(step).collect(),
+        warmup_steps: 1,
+        step_time: Sample::of(&[1e-3, 1e-3]),
+        ranks: (0..2).map(rank).collect(),
+        timeline: vec![event],
+    }
+}
+
+/// That plan, run and compared.
+pub fn validation() -> Validation {
+    let plan = plan();
+    let run = ValidatedRun {
+        label: plan.strategy.label(),
+        strategy: plan.strategy,
+        measured: Measured {
+            step_time_s: Seconds(1e-3),
+            step_time_spread_s: Seconds(1e-5),
+            machine_speed: 1.0,
+            adjusted_step_time_s: Seconds(1e-3),
+            adjusted_step_time_spread_s: Seconds(1e-5),
+            peak_memory_bytes: Bytes(1 << 20),
+            final_loss: 4.0,
+            steps: 3,
+        },
+        predicted: plan.estimate,
+        step_time_error: 0.1,
+        adjusted_error: 0.1,
+        peak_memory_error: 0.1,
+        regret: 0.0,
+    };
+    Validation {
+        schema_version: SCHEMA_VERSION,
+        runs: vec![run],
+        median_error: 0.1,
+        median_adjusted_error: 0.1,
+        regret: 0.0,
+        failed: Vec::new(),
+    }
 }
 
 pub fn write(folder: &Path, name: &str, content: impl AsRef<[u8]>) {
@@ -106,7 +180,11 @@ pub fn folder(devices: u32) -> tempfile::TempDir {
 
 /// Changes the value at `pointer` (RFC 6901); `None` removes it. A pointer that names nothing yet adds it.
 #[track_caller]
-pub fn edited(document: &serde_json::Value, pointer: &str, value: Option<serde_json::Value>) -> serde_json::Value {
+pub fn edited(
+    document: &serde_json::Value,
+    pointer: &str,
+    value: Option<serde_json::Value>,
+) -> serde_json::Value {
     let mut document = document.clone();
     let (parent, key) = pointer.rsplit_once('/').unwrap();
     let parent = document.pointer_mut(parent).unwrap_or_else(|| panic!("no {pointer}"));
