@@ -6,8 +6,8 @@ use autodist_program::rules;
 use autodist_spec::error::in_range;
 use autodist_spec::parse::{self, Check};
 use autodist_spec::{
-    Bytes, Cluster, InputError, Job, ModelSpec, ParallelStrategy, Plan, Profile, RunRecord, ScheduleKind, Stage,
-    Validation, catalog, huggingface,
+    Bytes, Cluster, InputError, Job, ModelSpec, ParallelStrategy, Plan, Profile, RunRecord, ScheduleKind,
+    Stage, Validation, catalog, huggingface,
 };
 use serde::de::DeserializeOwned;
 use std::io::Read;
@@ -19,7 +19,9 @@ const LARGEST_FILE: u64 = 1 << 28;
 pub fn bytes(path: &Path, what: &str) -> Result<Vec<u8>, InputError> {
     let name = path.display().to_string();
     let failed = |problem: String| {
-        InputError::new("", "", problem).hint(format!("give the path of a {what} file that can be read")).in_file(&name)
+        InputError::new("", "", problem)
+            .hint(format!("give the path of a {what} file that can be read"))
+            .in_file(&name)
     };
     let unreadable = |error: std::io::Error| failed(format!("cannot be read: {error}"));
     let file = std::fs::File::open(path).map_err(unreadable)?;
@@ -116,7 +118,8 @@ pub fn job(args: &JobArgs, default_batch: Option<u32>, default_seq_len: Option<u
         Some(path) => parse::toml(&path.display().to_string(), &bytes(path, "job")?)?,
         None => {
             let missing = |flag: &str, example: u32| {
-                InputError::new(flag, "", "is missing").hint(format!("give {flag}, e.g. {flag} {example}, or a job file"))
+                InputError::new(flag, "", "is missing")
+                    .hint(format!("give {flag}, e.g. {flag} {example}, or a job file"))
             };
             let batch = args.global_batch.or(default_batch).ok_or_else(|| missing("--global-batch", 8))?;
             let seq_len = args.seq_len.or(default_seq_len).ok_or_else(|| missing("--seq-len", 128))?;
@@ -153,14 +156,17 @@ fn by_flag(mut error: InputError, flags: &[(&str, &str, bool)]) -> InputError {
 pub fn narrow(job: &mut Job, args: &StrategyArgs, devices: u32) -> Result<(), Failure> {
     for (flag, value) in [("--cp", args.cp), ("--ep", args.ep)] {
         if let Some(value) = value.filter(|value| *value != 1) {
-            let error = InputError::new(flag, value, "is not in this release's executor, so no search goes there");
+            let error =
+                InputError::new(flag, value, "is not in this release's executor, so no search goes there");
             return Err(error.hint(format!("leave {flag} out")).into());
         }
     }
     for (flag, value) in [("--tp", args.tp), ("--pp", args.pp), ("--dp", args.dp), ("--shard", args.shard)] {
         if let Some(value) = value.filter(|value| *value == 0 || !devices.is_multiple_of(*value)) {
             let error = InputError::new(flag, value, format!("does not divide the {devices} devices"));
-            return Err(error.hint("choose a divisor, or leave the flag out for the search to choose").into());
+            return Err(error
+                .hint("choose a divisor, or leave the flag out for the search to choose")
+                .into());
         }
     }
     let allow = &mut job.allow;
@@ -209,8 +215,11 @@ pub fn strategy(args: &StrategyArgs, devices: u32) -> Result<ParallelStrategy, F
         Some(data) => data,
         None if u64::from(devices) % others == 0 => (u64::from(devices) / others) as u32,
         None => {
-            let problem = format!("tp={tensor} x pp={pipeline} x cp={context} does not divide {devices} devices");
-            return Err(InputError::new("--tp, --pp, --cp", others, problem).hint("choose divisors of the device count").into());
+            let problem =
+                format!("tp={tensor} x pp={pipeline} x cp={context} does not divide {devices} devices");
+            return Err(InputError::new("--tp, --pp, --cp", others, problem)
+                .hint("choose divisors of the device count")
+                .into());
         }
     };
     let virtual_stages = args.vpp.unwrap_or(1);

@@ -32,11 +32,13 @@ pub fn stop_flag() -> Arc<AtomicBool> {
 }
 
 pub fn options(run: &RunArgs) -> Result<LaunchOptions, Failure> {
-    if !(run.timeout.is_finite() && run.timeout > 0.0 && run.timeout < 1e6) {
-        let error = InputError::new("--timeout", run.timeout, "must be a number of seconds above zero");
+    if !(0.1..=1e6).contains(&run.timeout) {
+        let error =
+            InputError::new("--timeout", run.timeout, "must be a number of seconds from 0.1 to 1000000");
         return Err(error.hint("60 suits most jobs").into());
     }
-    let program = std::env::current_exe().map_err(|e| Failure::Run(format!("cannot find this program's file: {e}")))?;
+    let program =
+        std::env::current_exe().map_err(|e| Failure::Run(format!("cannot find this program's file: {e}")))?;
     Ok(LaunchOptions {
         command: vec![program.into()],
         rendezvous: run.rendezvous,
@@ -53,7 +55,9 @@ pub fn data(path: Option<&PathBuf>, model: &ModelSpec, job: &Job) -> Result<Data
         Ok(_) => Ok(source),
         Err(error) => {
             let value = path.map_or_else(|| "the synthetic language".to_owned(), |p| p.display().to_string());
-            Err(InputError::new("--data", value, error.to_string()).hint("give a text file of at least a few sequences").into())
+            Err(InputError::new("--data", value, error.to_string())
+                .hint("give a text file of at least a few sequences")
+                .into())
         }
     }
 }
@@ -61,7 +65,8 @@ pub fn data(path: Option<&PathBuf>, model: &ModelSpec, job: &Job) -> Result<Data
 /// Trains one task.
 pub fn run(task: &Task, options: &LaunchOptions) -> Result<RunRecord, LaunchError> {
     let broken = |detail: String| LaunchError::Answer { rank: 0, detail };
-    let assignment = serde_json::to_value(Assignment::Train(Box::new(task.clone()))).map_err(|e| broken(e.to_string()))?;
+    let assignment =
+        serde_json::to_value(Assignment::Train(Box::new(task.clone()))).map_err(|e| broken(e.to_string()))?;
     let mut result = Err(broken("no answer".to_owned()));
     launch(task.world(), &[assignment], options, |_, answers| {
         result = autodist_profiler::outcomes(answers).map_err(|e| broken(e.to_string()));
@@ -94,7 +99,9 @@ pub fn validate(
     options: &LaunchOptions,
 ) -> Result<(Validation, Vec<RunRecord>), Failure> {
     if steps < 2 {
-        return Err(InputError::new("--steps", steps, "must be at least 2").hint("20 gives a usable median").into());
+        return Err(InputError::new("--steps", steps, "must be at least 2")
+            .hint("20 gives a usable median")
+            .into());
     }
     let rounds = ROUNDS.min(steps);
     let measured = steps.div_ceil(rounds);
@@ -114,11 +121,16 @@ pub fn validate(
             order.reverse();
         }
         run_round(&tasks, &order, options, &mut records, |done| {
-            progress.at(round * tasks.len() + done, rounds as usize * tasks.len(), "training the plans in turn");
+            progress.at(
+                round * tasks.len() + done,
+                rounds as usize * tasks.len(),
+                "training the plans in turn",
+            );
         })?;
     }
     drop(progress);
-    let records = records.into_iter().map(|r| r.and_then(|record| record.ok_or_else(|| "no answer".to_owned())));
+    let records =
+        records.into_iter().map(|r| r.and_then(|record| record.ok_or_else(|| "no answer".to_owned())));
     Ok(compare(plan, candidates, records.collect(), measured as usize))
 }
 
@@ -133,8 +145,10 @@ fn run_round(
 ) -> Result<(), Failure> {
     let mut left: Vec<usize> = order.iter().copied().filter(|index| records[*index].is_ok()).collect();
     while let Some(first) = left.first() {
-        let assignments: Vec<_> =
-            left.iter().map(|index| serde_json::json!(Assignment::Train(Box::new(tasks[*index].clone())))).collect();
+        let assignments: Vec<_> = left
+            .iter()
+            .map(|index| serde_json::json!(Assignment::Train(Box::new(tasks[*index].clone()))))
+            .collect();
         let mut answered = 0;
         let result = launch(tasks[*first].world(), &assignments, options, |position, answers| {
             let index = left[position];
@@ -182,7 +196,9 @@ fn take_round(
 fn environment(outcomes: &[RankOutcome], options: &LaunchOptions) -> Environment {
     let mut environment = autodist_profiler::environment(outcomes.iter().all(|o| o.realtime));
     if options.realtime && !environment.realtime {
-        environment.warnings.push("ranks had no real-time priority: other load on this machine is in the figures".to_owned());
+        environment
+            .warnings
+            .push("ranks had no real-time priority: other load on this machine is in the figures".to_owned());
     }
     environment
 }
@@ -204,7 +220,9 @@ fn add_round(record: &mut RunRecord, second: &RunRecord) {
 /// The steps of a round, which lie close together in time, share one speed.
 fn adjusted(record: &RunRecord, reference: f64, per_round: usize) -> (Sample, f64) {
     let steps = measured_steps(record);
-    let of = |steps: &[StepRecord]| Sample::of(&steps.iter().map(|s| s.reference_s.0).collect::<Vec<_>>()).median_s.0;
+    let of = |steps: &[StepRecord]| {
+        Sample::of(&steps.iter().map(|s| s.reference_s.0).collect::<Vec<_>>()).median_s.0
+    };
     if reference <= 0.0 || of(steps) <= 0.0 {
         return (record.step_time, 1.0);
     }
@@ -222,7 +240,8 @@ fn compare(
     per_round: usize,
 ) -> (Validation, Vec<RunRecord>) {
     let at_profile_speed = |record: &RunRecord| adjusted(record, plan.profile.reference_s.0, per_round);
-    let best = records.iter().flatten().map(|r| at_profile_speed(r).0.median_s.0).fold(f64::INFINITY, f64::min);
+    let best =
+        records.iter().flatten().map(|r| at_profile_speed(r).0.median_s.0).fold(f64::INFINITY, f64::min);
     let (mut runs, mut kept, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for (candidate, record) in candidates.iter().zip(records) {
         let label = label(&candidate.strategy, &candidate.stages);
@@ -256,7 +275,9 @@ fn compare(
             }
         }
     }
-    let median = |of: fn(&ValidatedRun) -> f64| Sample::of(&runs.iter().map(|r| of(r).abs()).collect::<Vec<_>>()).median_s.0;
+    let median = |of: fn(&ValidatedRun) -> f64| {
+        Sample::of(&runs.iter().map(|r| of(r).abs()).collect::<Vec<_>>()).median_s.0
+    };
     let validation = Validation {
         schema_version: SCHEMA_VERSION,
         median_error: median(|r| r.step_time_error),

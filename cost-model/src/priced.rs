@@ -172,7 +172,8 @@ impl<'a> Pricer<'a> {
         }
         let bucket = &rank.buckets[bucket];
         let shard = bucket.shard_elements(self.program.layout.shard) as f64;
-        let seconds = self.costs.zero_s_per_element * bucket.padded as f64 + self.costs.add_s_per_element * shard;
+        let seconds =
+            self.costs.zero_s_per_element * bucket.padded as f64 + self.costs.add_s_per_element * shard;
         Price { seconds, ..Price::ZERO }
     }
 

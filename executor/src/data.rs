@@ -29,6 +29,8 @@ pub enum Data {
 pub enum DataError {
     #[error("cannot read the training data {path}: {source}")]
     Io { path: PathBuf, source: io::Error },
+    #[error("the training data {path} is no regular file: sequences are read from anywhere in it")]
+    NoFile { path: PathBuf },
     #[error("the training data {path} has {len} bytes; a sequence needs {needed}")]
     TooShort { path: PathBuf, len: u64, needed: u64 },
     #[error("text is read as bytes, which need a vocabulary of 256, but the model's has {vocab}")]
@@ -101,7 +103,11 @@ impl Data {
             DataSource::Text(path) => {
                 let failed = |source| DataError::Io { path: path.clone(), source };
                 let file = File::open(path).map_err(failed)?;
-                let len = file.metadata().map_err(failed)?.len();
+                let metadata = file.metadata().map_err(failed)?;
+                if !metadata.is_file() {
+                    return Err(DataError::NoFile { path: path.clone() });
+                }
+                let len = metadata.len();
                 let needed = seq_len as u64 + 1;
                 if len < needed {
                     return Err(DataError::TooShort { path: path.clone(), len, needed });
@@ -114,7 +120,9 @@ impl Data {
     /// Fills `tokens` with sequence number `index` of the run: one token more than the model reads, for the targets.
     pub fn sequence(&self, index: u64, tokens: &mut [u32]) -> io::Result<()> {
         match self {
-            Self::Synthetic { language, seed } => language.write(Stream::new(&[*seed, 0xDA7A, index]), tokens),
+            Self::Synthetic { language, seed } => {
+                language.write(Stream::new(&[*seed, 0xDA7A, index]), tokens)
+            }
             Self::Text { file, len, seed } => {
                 let starts = len - tokens.len() as u64 + 1;
                 let start = Stream::new(&[*seed, 0x7E47]).word(index) % starts;

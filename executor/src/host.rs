@@ -22,7 +22,8 @@ pub fn cores() -> Vec<usize> {
         set
     };
     // SAFETY: every index is below CPU_SETSIZE.
-    let cores: Vec<usize> = (0..libc::CPU_SETSIZE as usize).filter(|c| unsafe { libc::CPU_ISSET(*c, &set) }).collect();
+    let cores: Vec<usize> =
+        (0..libc::CPU_SETSIZE as usize).filter(|c| unsafe { libc::CPU_ISSET(*c, &set) }).collect();
     if cores.is_empty() { vec![0] } else { cores }
 }
 
@@ -72,12 +73,14 @@ pub fn die_with_parent() {
 pub fn processor() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with("model name"));
-    line.and_then(|line| line.split_once(':')).map_or_else(|| "unknown processor".to_owned(), |(_, name)| name.trim().to_owned())
+    line.and_then(|line| line.split_once(':'))
+        .map_or_else(|| "unknown processor".to_owned(), |(_, name)| name.trim().to_owned())
 }
 
 /// This host's name.
 pub fn name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "localhost".to_owned(), |n| n.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "localhost".to_owned(), |n| n.trim().to_owned())
 }
 
 /// Bytes of memory that a new process could have.

@@ -172,7 +172,13 @@ impl Watch {
         Ok(())
     }
 
-    fn answered(&mut self, rank: usize, assignment: usize, value: Value, done: &mut impl FnMut(usize, Vec<Value>)) {
+    fn answered(
+        &mut self,
+        rank: usize,
+        assignment: usize,
+        value: Value,
+        done: &mut impl FnMut(usize, Vec<Value>),
+    ) {
         let answers = self.answers.entry(assignment).or_insert_with(|| vec![None; self.world]);
         answers[rank] = Some(value);
         if answers.iter().all(Option::is_some) {
@@ -196,7 +202,8 @@ impl Watch {
                 (None, code) => format!("ended with exit code {}", code.unwrap_or(-1)),
             },
         };
-        let consequence = matches!(&self.cause, Some(LaunchError::RankFailed { .. })) && !what.contains("signal");
+        let consequence =
+            matches!(&self.cause, Some(LaunchError::RankFailed { .. })) && !what.contains("signal");
         self.cause_is(LaunchError::RankEnded { rank, what, output: String::new() }, consequence);
     }
 
@@ -390,7 +397,9 @@ pub fn serve(mut handle: impl FnMut(&mut Worker, usize, &Value) -> Result<Value,
             Err(error) => Answer::Failed { message: error.to_string(), consequence: error.is_consequence() },
         };
         let failed = matches!(answer, Answer::Failed { .. });
-        let sent = serde_json::to_vec(&answer).map_err(|e| e.to_string()).and_then(|b| control.send(&b).map_err(|e| e.to_string()));
+        let sent = serde_json::to_vec(&answer)
+            .map_err(|e| e.to_string())
+            .and_then(|b| control.send(&b).map_err(|e| e.to_string()));
         if let Err(message) = sent {
             return complain(&message);
         }
@@ -405,7 +414,8 @@ pub fn serve(mut handle: impl FnMut(&mut Worker, usize, &Value) -> Result<Value,
 }
 
 fn orders() -> Result<(RankEnvironment, Vec<Value>), String> {
-    let environment = std::env::var(ENVIRONMENT).map_err(|_| "a rank is started by autodist itself".to_owned())?;
+    let environment =
+        std::env::var(ENVIRONMENT).map_err(|_| "a rank is started by autodist itself".to_owned())?;
     let environment = serde_json::from_str(&environment).map_err(|e| format!("{ENVIRONMENT}: {e}"))?;
     let mut text = Vec::new();
     std::io::stdin().read_to_end(&mut text).map_err(|e| format!("reading the assignments: {e}"))?;

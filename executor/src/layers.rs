@@ -154,8 +154,13 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
             Segment::Attention => {
                 let h = present!(frame.flow.take());
                 let residual = present!(kept.x.as_ref());
-                let (out, saved) =
-                    shape.attention.forward(device, store.parameters(at), &h, residual, keep && keep_probabilities);
+                let (out, saved) = shape.attention.forward(
+                    device,
+                    store.parameters(at),
+                    &h,
+                    residual,
+                    keep && keep_probabilities,
+                );
                 kept.attention = keep.then_some(saved);
                 self.keep_input(&mut kept.h, h, keep);
                 frame.flow = Some(out);
@@ -196,7 +201,8 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
             Segment::Normalizer => {
                 let max = present!(frame.flow.take());
                 let targets = present!(frame.targets.as_ref());
-                let statistics = shape.head.exponentials(device, present!(kept.logits.as_mut()), max, targets);
+                let statistics =
+                    shape.head.exponentials(device, present!(kept.logits.as_mut()), max, targets);
                 frame.flow = Some(statistics.sums);
             }
             Segment::Loss => {
@@ -228,7 +234,8 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
                 let (x, statistics) = (present!(kept.x.take()), present!(kept.statistics.take()));
                 let residual = frame.residual_gradient.take();
                 let (parameters, gradients) = store.region(at);
-                frame.flow = Some(norm.backward(device, parameters, gradients, &x, statistics, dh, residual.as_ref()));
+                frame.flow =
+                    Some(norm.backward(device, parameters, gradients, &x, statistics, dh, residual.as_ref()));
                 frame.kept.remove(&layer);
             }
             Segment::MlpNorm => {
@@ -236,8 +243,15 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
                 let (x, statistics) = (present!(kept.x2.take()), present!(kept.statistics2.take()));
                 let residual = frame.residual_gradient.take();
                 let (parameters, gradients) = store.region(at);
-                let dx =
-                    shape.mlp_norm.backward(device, parameters, gradients, &x, statistics, dh, residual.as_ref());
+                let dx = shape.mlp_norm.backward(
+                    device,
+                    parameters,
+                    gradients,
+                    &x,
+                    statistics,
+                    dh,
+                    residual.as_ref(),
+                );
                 frame.flow = Some(dx);
             }
             Segment::Attention => {
@@ -313,7 +327,13 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
 
     /// A buffer for all rows, this rank's in their place, ready to be gathered. Going forward the rows are what the
     /// last norm kept; going backward they are what flows, which the residual carries on.
-    pub fn begin_gather(&self, frame: &mut Frame<B>, layer: usize, segment: Segment, operand_saved: bool) -> B::Buffer {
+    pub fn begin_gather(
+        &self,
+        frame: &mut Frame<B>,
+        layer: usize,
+        segment: Segment,
+        operand_saved: bool,
+    ) -> B::Buffer {
         let mut whole = self.device.uninitialised(self.rows.whole);
         let kept = frame.kept.entry(layer).or_default();
         let slot = kept.input_of(segment);
@@ -331,7 +351,14 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
     }
 
     /// Puts gathered rows where the next segment looks for them.
-    pub fn end_gather(&self, frame: &mut Frame<B>, layer: usize, segment: Segment, operand_saved: bool, whole: B::Buffer) {
+    pub fn end_gather(
+        &self,
+        frame: &mut Frame<B>,
+        layer: usize,
+        segment: Segment,
+        operand_saved: bool,
+        whole: B::Buffer,
+    ) {
         if !operand_saved {
             frame.flow = Some(whole);
             return;

@@ -21,8 +21,8 @@ mod task;
 
 pub use data::{Data, DataSource, SyntheticLanguage};
 pub use rank::train;
-pub use reference::Reference;
 pub use record::{InstructionSample, RankOutcome, StepOutcome, merge};
+pub use reference::Reference;
 pub use task::Task;
 
 use autodist_communication::CommunicationError;
@@ -59,7 +59,9 @@ impl ExecutionError {
     /// Whether this rank failed only because another did.
     pub fn is_consequence(&self) -> bool {
         match self {
-            Self::Communication(error) => error.accused_rank().is_some() || matches!(error, CommunicationError::Broken { .. }),
+            Self::Communication(error) => {
+                error.accused_rank().is_some() || matches!(error, CommunicationError::Broken { .. })
+            }
             Self::Stopped | Self::StreamEnded { .. } => true,
             _ => false,
         }

@@ -35,7 +35,11 @@ where
             })
         };
         let threads: Vec<_> = endpoints.into_iter().enumerate().map(run).collect();
-        threads.into_iter().enumerate().map(|(rank, thread)| thread.join().map_err(|payload| panicked(rank, &payload))).collect()
+        threads
+            .into_iter()
+            .enumerate()
+            .map(|(rank, thread)| thread.join().map_err(|payload| panicked(rank, &payload)))
+            .collect()
     });
     drop(supervisor);
     let mut outcomes: Vec<RankOutcome> = Vec::new();

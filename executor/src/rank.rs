@@ -12,8 +12,8 @@ use autodist_communication::{Communicator, Counters, Endpoint, Mailbox, Reductio
 use autodist_compute::layers::{LayerShape, TensorShard};
 use autodist_compute::{Backend, Region};
 use autodist_program::{
-    BodyKind, Coordinates, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram, TensorCollective,
-    Transfer,
+    BodyKind, Coordinates, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram,
+    TensorCollective, Transfer,
 };
 use autodist_spec::{OperationKind, Segment, Stream};
 use std::collections::BTreeMap;
@@ -168,7 +168,8 @@ impl<B: Backend<Element = f32>> Lanes<B> {
         let world = open("world", &world)?;
         let tensor = open("tensor", &layout.tensor_group(at))?;
         let model = open("model", &layout.model_group(at))?;
-        let reduces = if program.strategy.zero_stage == 0 { layout.data_group(at) } else { layout.shard_group(at) };
+        let reduces =
+            if program.strategy.zero_stage == 0 { layout.data_group(at) } else { layout.shard_group(at) };
         let groups = Groups {
             reduce: open("reduce", &reduces)?,
             replicas: open("replicas", &layout.replica_group(at))?,
@@ -286,7 +287,11 @@ impl<B: Backend<Element = f32>> Rank<'_, B> {
         Ok((OperationKind::Send, message.chunk, message.micro_batch))
     }
 
-    fn run_body(&mut self, body: usize, micro_batch: usize) -> Result<(OperationKind, usize, usize), ExecutionError> {
+    fn run_body(
+        &mut self,
+        body: usize,
+        micro_batch: usize,
+    ) -> Result<(OperationKind, usize, usize), ExecutionError> {
         let runner = self.runner;
         let (operation, chunk) = match runner.bodies[body].kind {
             BodyKind::Forward { chunk } => (OperationKind::Forward, chunk),
@@ -359,7 +364,11 @@ impl<B: Backend<Element = f32>> Rank<'_, B> {
         context(self.device, self.task, self.program, &self.shape)
     }
 
-    fn run_instruction(&mut self, instruction: &Instruction, frame: &mut Frame<B>) -> Result<(), ExecutionError> {
+    fn run_instruction(
+        &mut self,
+        instruction: &Instruction,
+        frame: &mut Frame<B>,
+    ) -> Result<(), ExecutionError> {
         match *instruction {
             Instruction::Segment { layer, segment, pass, recompute } => {
                 let context = context(self.device, self.task, self.program, &self.shape);
@@ -375,7 +384,12 @@ impl<B: Backend<Element = f32>> Rank<'_, B> {
             Instruction::SumTied { bucket, .. } => {
                 let tied = self.lanes.tied.as_mut().expect("both ends of the pipeline share a tied table");
                 let (gradients, range) = self.store.own_gradients(bucket);
-                on_host(self.device, gradients, range, |values| Ok(tied.all_reduce(values, Reduction::Sum)?))?;
+                on_host(
+                    self.device,
+                    gradients,
+                    range,
+                    |values| Ok(tied.all_reduce(values, Reduction::Sum)?),
+                )?;
             }
             Instruction::GradientNorm { .. } => self.gradient_norm()?,
             Instruction::Update { bucket, .. } => {
@@ -435,7 +449,8 @@ impl<B: Backend<Element = f32>> Rank<'_, B> {
         let gradients = self.store.gradients_mut(bucket);
         let whole = 0..self.device.len(gradients);
         on_host(self.device, gradients, whole, |values| {
-            let mut packed: Vec<f32> = tails.iter().flat_map(|tail| values[tail.clone()].iter().copied()).collect();
+            let mut packed: Vec<f32> =
+                tails.iter().flat_map(|tail| values[tail.clone()].iter().copied()).collect();
             group.all_reduce(&mut packed, Reduction::Sum)?;
             let mut rest = packed.as_slice();
             for tail in &tails {
@@ -469,7 +484,8 @@ impl<B: Backend<Element = f32>> Rank<'_, B> {
     fn wait(&mut self, transfer: Transfer, bucket: usize) -> Result<(), ExecutionError> {
         let done = self.lanes.stream.wait((transfer, bucket))?;
         let chunk = self.store.bucket(bucket).chunk;
-        let operation = if transfer == Transfer::Gather { OperationKind::Gather } else { OperationKind::Reduce };
+        let operation =
+            if transfer == Transfer::Gather { OperationKind::Gather } else { OperationKind::Reduce };
         self.recorder.operation(Stream::Communication, operation, chunk, bucket, done.start, done.end);
         match transfer {
             Transfer::Reduce => self.store.put_reduced(bucket, done.buffer),
@@ -492,7 +508,12 @@ impl<B: Backend<Element = f32>> Rank<'_, B> {
 }
 
 /// A function of its own, so that the store can be lent out beside it.
-fn context<'a, B: Backend>(device: &'a B, task: &Task, program: &Program, shape: &'a LayerShape) -> Context<'a, B> {
+fn context<'a, B: Backend>(
+    device: &'a B,
+    task: &Task,
+    program: &Program,
+    shape: &'a LayerShape,
+) -> Context<'a, B> {
     let hidden = shape.hidden;
     Context {
         device,

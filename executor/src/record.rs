@@ -65,7 +65,14 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    pub fn new(rank: usize, bodies: &[Vec<Instruction>], operations: usize, steps: usize, runs: usize, detail: bool) -> Self {
+    pub fn new(
+        rank: usize,
+        bodies: &[Vec<Instruction>],
+        operations: usize,
+        steps: usize,
+        runs: usize,
+        detail: bool,
+    ) -> Self {
         let mut samples = Vec::new();
         let mut slots = Vec::new();
         if detail {
@@ -85,7 +92,8 @@ impl Recorder {
 
     /// Bytes that recording itself holds.
     pub fn bytes(&self) -> usize {
-        let samples: usize = self.samples.iter().map(|s| s.seconds.capacity() * 8 + size_of::<InstructionSample>()).sum();
+        let samples: usize =
+            self.samples.iter().map(|s| s.seconds.capacity() * 8 + size_of::<InstructionSample>()).sum();
         self.events.capacity() * size_of::<TimelineEvent>() + samples
     }
 
@@ -113,7 +121,15 @@ impl Recorder {
         let since = |instant: Instant| Seconds(instant.saturating_duration_since(self.began).as_secs_f64());
         let (start_s, end_s) = (since(start), since(end));
         let (chunk, micro_batch) = (chunk as u32, micro_batch as u32);
-        self.events.push(TimelineEvent { rank: self.rank, stream, operation, chunk, micro_batch, start_s, end_s });
+        self.events.push(TimelineEvent {
+            rank: self.rank,
+            stream,
+            operation,
+            chunk,
+            micro_batch,
+            start_s,
+            end_s,
+        });
     }
 
     pub fn instruction(&mut self, body: usize, index: usize, seconds: f64, growth: i64, peak: u64) {
@@ -134,7 +150,11 @@ impl Recorder {
 
     /// Seconds on the compute stream in the last `count` events.
     pub fn compute_seconds_since(&self, first: usize) -> f64 {
-        self.events[first..].iter().filter(|e| e.stream == Stream::Compute).map(|e| e.end_s.0 - e.start_s.0).sum()
+        self.events[first..]
+            .iter()
+            .filter(|e| e.stream == Stream::Compute)
+            .map(|e| e.end_s.0 - e.start_s.0)
+            .sum()
     }
 
     pub fn event_count(&self) -> usize {
@@ -152,7 +172,9 @@ pub fn merge(task: &Task, outcomes: &[RankOutcome], environment: Environment) ->
     let tokens = task.job.tokens() as f64;
     let steps: Vec<StepRecord> = (0..task.steps as usize)
         .map(|step| {
-            let of = |value: fn(&StepOutcome) -> f64| outcomes.iter().map(move |o| o.steps.get(step).map_or(0.0, value));
+            let of = |value: fn(&StepOutcome) -> f64| {
+                outcomes.iter().map(move |o| o.steps.get(step).map_or(0.0, value))
+            };
             StepRecord {
                 step: step as u32,
                 time_s: Seconds(of(|s| s.seconds).fold(0.0, f64::max)),
@@ -168,7 +190,9 @@ pub fn merge(task: &Task, outcomes: &[RankOutcome], environment: Environment) ->
     let nearest = measured
         .iter()
         .enumerate()
-        .min_by(|(_, a), (_, b)| (*a - step_time.median_s.0).abs().total_cmp(&(*b - step_time.median_s.0).abs()))
+        .min_by(|(_, a), (_, b)| {
+            (*a - step_time.median_s.0).abs().total_cmp(&(*b - step_time.median_s.0).abs())
+        })
         .map(|(index, _)| index);
     let timeline = nearest
         .map(|step| outcomes.iter().filter_map(|o| o.timelines.get(step)).flatten().cloned().collect())

@@ -22,7 +22,9 @@ impl Reference {
     pub fn new() -> Self {
         let device = Cpu::<f32>::new();
         let operands = (0..PRODUCTS)
-            .map(|_| (device.zeros(ROWS * INNER), device.zeros(INNER * COLUMNS), device.zeros(ROWS * COLUMNS)))
+            .map(|_| {
+                (device.zeros(ROWS * INNER), device.zeros(INNER * COLUMNS), device.zeros(ROWS * COLUMNS))
+            })
             .collect();
         Self { device, operands }
     }

@@ -58,7 +58,8 @@ impl<B: Backend<Element = f32>> Store<B> {
         for index in 0..store.buckets.len() {
             let whole = store.buckets[index].padded;
             let own = store.own(index);
-            let parameters = store.initial(index, if store.zero_stage == 3 { own.clone() } else { 0..whole }, seed);
+            let parameters =
+                store.initial(index, if store.zero_stage == 3 { own.clone() } else { 0..whole }, seed);
             let sharded_gradients = store.zero_stage >= 2;
             store.held.push(Held {
                 parameters: Some(parameters),
@@ -73,7 +74,14 @@ impl<B: Backend<Element = f32>> Store<B> {
 
     fn initial(&self, bucket: usize, range: Range<usize>, seed: u64) -> B::Buffer {
         let bucket = &self.buckets[bucket];
-        self.device.upload(&parameters::initial(&self.model, bucket, self.tensor_rank, self.tensor, range, seed))
+        self.device.upload(&parameters::initial(
+            &self.model,
+            bucket,
+            self.tensor_rank,
+            self.tensor,
+            range,
+            seed,
+        ))
     }
 
     pub fn bucket(&self, bucket: usize) -> &Bucket {
@@ -98,14 +106,16 @@ impl<B: Backend<Element = f32>> Store<B> {
         let held = &mut self.held[bucket];
         let whole = self.buckets[bucket].padded;
         let gradients = held.gradients.get_or_insert_with(|| self.device.zeros(whole));
-        let parameters = present!(if self.zero_stage == 3 { held.gathered.as_ref() } else { held.parameters.as_ref() });
+        let parameters =
+            present!(if self.zero_stage == 3 { held.gathered.as_ref() } else { held.parameters.as_ref() });
         (Region::new(parameters, offset), RegionMut::new(gradients, offset))
     }
 
     /// A layer's parameters, for the forward.
     pub fn parameters(&self, (bucket, offset): (usize, usize)) -> Region<'_, B> {
         let held = &self.held[bucket];
-        let parameters = present!(if self.zero_stage == 3 { held.gathered.as_ref() } else { held.parameters.as_ref() });
+        let parameters =
+            present!(if self.zero_stage == 3 { held.gathered.as_ref() } else { held.parameters.as_ref() });
         Region::new(parameters, offset)
     }
 
@@ -208,7 +218,14 @@ impl<B: Backend<Element = f32>> Store<B> {
     }
 
     /// Updates this rank's part of a bucket and zeroes the bucket's gradients.
-    pub fn update(&mut self, bucket: usize, optimizer: &Optimizer, step: u64, learning_rate: f64, gradient_scale: f64) {
+    pub fn update(
+        &mut self,
+        bucket: usize,
+        optimizer: &Optimizer,
+        step: u64,
+        learning_rate: f64,
+        gradient_scale: f64,
+    ) {
         let own = self.own(bucket);
         let zero_stage = self.zero_stage;
         let device = &self.device;
@@ -222,13 +239,32 @@ impl<B: Backend<Element = f32>> Store<B> {
         let gradient = Region::new(gradients, offset);
         match (optimizer, held.state.as_mut_slice()) {
             (Optimizer::AdamW { beta1, beta2, epsilon, weight_decay }, [first, second]) => {
-                let adamw = AdamW { beta1: *beta1, beta2: *beta2, epsilon: *epsilon, weight_decay: *weight_decay };
+                let adamw =
+                    AdamW { beta1: *beta1, beta2: *beta2, epsilon: *epsilon, weight_decay: *weight_decay };
                 let (first, second) = (RegionMut::start(first), RegionMut::start(second));
-                adamw.step(device, own.len(), step, learning_rate, gradient_scale, gradient, parameters, first, second);
+                adamw.step(
+                    device,
+                    own.len(),
+                    step,
+                    learning_rate,
+                    gradient_scale,
+                    gradient,
+                    parameters,
+                    first,
+                    second,
+                );
             }
             (Optimizer::Sgd { momentum, weight_decay }, [state]) => {
                 let sgd = Sgd { momentum: *momentum, weight_decay: *weight_decay };
-                sgd.step(device, own.len(), learning_rate, gradient_scale, gradient, parameters, RegionMut::start(state));
+                sgd.step(
+                    device,
+                    own.len(),
+                    learning_rate,
+                    gradient_scale,
+                    gradient,
+                    parameters,
+                    RegionMut::start(state),
+                );
             }
             _ => unreachable!("the state was made for this optimizer"),
         }
@@ -245,9 +281,16 @@ impl<B: Backend<Element = f32>> Store<B> {
             let mut values = vec![0.0; self.device.len(buffer)];
             self.device.download(Region::start(buffer), &mut values);
             let offset = if self.zero_stage == 3 { own.start } else { 0 };
-            parameters::elements(&self.model, bucket, self.tensor_rank, self.tensor, own, |at, element, _| {
-                list.push((element, values[at - offset]));
-            });
+            parameters::elements(
+                &self.model,
+                bucket,
+                self.tensor_rank,
+                self.tensor,
+                own,
+                |at, element, _| {
+                    list.push((element, values[at - offset]));
+                },
+            );
         }
         list
     }

@@ -70,7 +70,9 @@ impl<B: Backend<Element = f32>> CommunicationStream<B> {
             while let Some(mut item) = work.receive() {
                 let start = Instant::now();
                 let group = groups.of(item.key.0);
-                let result = on_host(&device, &mut item.buffer, item.range.clone(), |values| collective(group, item.kind, values));
+                let result = on_host(&device, &mut item.buffer, item.range.clone(), |values| {
+                    collective(group, item.kind, values)
+                });
                 let outcome = result.map(|()| {
                     let done = Done { key: item.key, buffer: item.buffer, start, end: Instant::now() };
                     (done, groups.counters())
@@ -86,7 +88,13 @@ impl<B: Backend<Element = f32>> CommunicationStream<B> {
             .name("communication".to_owned())
             .spawn(body)
             .map_err(|source| ExecutionError::System { what: "starting the communication stream", source })?;
-        Ok(Self { queue: Some(orders), done, early: Vec::new(), counters: Counters::default(), thread: Some(thread) })
+        Ok(Self {
+            queue: Some(orders),
+            done,
+            early: Vec::new(),
+            counters: Counters::default(),
+            thread: Some(thread),
+        })
     }
 
     /// Queues work and returns at once.
@@ -145,7 +153,11 @@ impl<B: Backend> Drop for CommunicationStream<B> {
 }
 
 /// Runs one collective on host values.
-pub fn collective(group: &mut dyn Communicator, kind: CollectiveKind, values: &mut [f32]) -> Result<(), ExecutionError> {
+pub fn collective(
+    group: &mut dyn Communicator,
+    kind: CollectiveKind,
+    values: &mut [f32],
+) -> Result<(), ExecutionError> {
     match kind {
         CollectiveKind::AllReduce => group.all_reduce(values, Reduction::Sum)?,
         CollectiveKind::ReduceScatter => {

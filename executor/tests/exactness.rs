@@ -5,7 +5,8 @@ use autodist_executor::local::{self, Parameters};
 use autodist_executor::{DataSource, Task};
 use autodist_program::{rules, stages};
 use autodist_spec::{
-    Activation, Bytes, Job, ModelSpec, Norm, ParallelStrategy, Positions, Recompute, RunRecord, ScheduleKind, Stage,
+    Activation, Bytes, Job, ModelSpec, Norm, ParallelStrategy, Positions, Recompute, RunRecord, ScheduleKind,
+    Stage,
 };
 use proptest::prelude::*;
 use std::sync::LazyLock;
@@ -38,7 +39,16 @@ fn job() -> Job {
 
 fn task(model: &ModelSpec, strategy: ParallelStrategy, stages: Vec<Stage>) -> Task {
     let data = DataSource::Synthetic;
-    Task { model: model.clone(), job: job(), strategy, stages, data, steps: 3, warmup_steps: 0, detail: false }
+    Task {
+        model: model.clone(),
+        job: job(),
+        strategy,
+        stages,
+        data,
+        steps: 3,
+        warmup_steps: 0,
+        detail: false,
+    }
 }
 
 fn train(task: &Task) -> (RunRecord, Parameters) {
@@ -66,9 +76,20 @@ fn check(llama: bool, strategy: ParallelStrategy, stages: Vec<Stage>) {
     let (record, parameters) = train(&task(&model(llama), strategy, stages));
     for (ours, reference) in record.steps.iter().zip(&expected.steps) {
         let error = (ours.loss / reference.loss - 1.0).abs();
-        assert!(error <= TOLERANCE, "{label}: loss {} against {} in step {}", ours.loss, reference.loss, ours.step);
+        assert!(
+            error <= TOLERANCE,
+            "{label}: loss {} against {} in step {}",
+            ours.loss,
+            reference.loss,
+            ours.step
+        );
         let error = (ours.gradient_norm / reference.gradient_norm - 1.0).abs();
-        assert!(error <= TOLERANCE, "{label}: norm {} against {}", ours.gradient_norm, reference.gradient_norm);
+        assert!(
+            error <= TOLERANCE,
+            "{label}: norm {} against {}",
+            ours.gradient_norm,
+            reference.gradient_norm
+        );
     }
     assert_eq!(parameters.len(), expected_parameters.len());
     let (mut difference, mut size) = (0.0, 0.0);
@@ -125,7 +146,11 @@ fn pipelines() {
         check_even(ParallelStrategy { schedule, ..strategy(1, 1, 2, 2) });
         check_even(ParallelStrategy { schedule, ..strategy(1, 1, 4, 1) });
     }
-    check_even(ParallelStrategy { schedule: ScheduleKind::Interleaved, virtual_stages: 2, ..strategy(1, 1, 2, 2) });
+    check_even(ParallelStrategy {
+        schedule: ScheduleKind::Interleaved,
+        virtual_stages: 2,
+        ..strategy(1, 1, 2, 2)
+    });
 }
 
 #[test]
@@ -139,7 +164,16 @@ fn recomputation() {
 /// A way of training, drawn from the whole space and kept if the rules allow it.
 fn any_way() -> impl Strategy<Value = (bool, ParallelStrategy, Vec<Stage>)> {
     let degrees = prop::sample::select(vec![
-        (1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (4, 1, 1), (2, 2, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4), (1, 1, 3),
+        (1, 1, 1),
+        (2, 1, 1),
+        (1, 2, 1),
+        (1, 1, 2),
+        (4, 1, 1),
+        (2, 2, 1),
+        (2, 1, 2),
+        (1, 2, 2),
+        (1, 1, 4),
+        (1, 1, 3),
         (3, 1, 1),
     ]);
     let choices = (
@@ -154,7 +188,11 @@ fn any_way() -> impl Strategy<Value = (bool, ParallelStrategy, Vec<Stage>)> {
     );
     (choices, prop::collection::vec(0_usize..3, 5), prop::collection::vec(1_usize..5, 3)).prop_filter_map(
         "not a legal way of training",
-        |((degrees, micro_batch, zero_stage, shard, sequence_parallel, schedule, bucket, llama), policies, cuts)| {
+        |(
+            (degrees, micro_batch, zero_stage, shard, sequence_parallel, schedule, bucket, llama),
+            policies,
+            cuts,
+        )| {
             let (data, tensor, pipeline) = degrees;
             let virtual_stages = if schedule == ScheduleKind::Interleaved { 2 } else { 1 };
             let strategy = ParallelStrategy {

@@ -72,5 +72,8 @@ fn momentum_sgd_learns_too_but_more_slowly() {
     let untrained = f64::from(model().vocab).ln();
     let optimizer = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.0 };
     let loss = final_loss(ParallelStrategy::data_parallel(1, 16), optimizer, 0.3);
-    assert!(loss > 0.98 * floor && loss < 0.7 * untrained, "loss {loss}, floor {floor}, untrained {untrained}");
+    assert!(
+        loss > 0.98 * floor && loss < 0.7 * untrained,
+        "loss {loss}, floor {floor}, untrained {untrained}"
+    );
 }

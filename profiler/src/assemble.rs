@@ -7,7 +7,8 @@ use crate::{Assignment, Request};
 use autodist_executor::{RankOutcome, Task, host};
 use autodist_program::Instruction;
 use autodist_spec::profile::{
-    CollectiveCost, CollectiveKind, Environment, Interference, LinkFit, MessageCost, OptimizerCost, Sample, SegmentCost,
+    CollectiveCost, CollectiveKind, Environment, Interference, LinkFit, MessageCost, OptimizerCost, Sample,
+    SegmentCost,
 };
 use autodist_spec::{
     Bytes, Cluster, Device, FlopsPerSecond, NodeGroup, Pass, Profile, Provenance, Recompute, SCHEMA_VERSION,
@@ -114,7 +115,9 @@ impl<'a> Assembly<'a> {
 
     pub fn wants_links(&self, round: usize) -> bool {
         match round {
-            0 => self.earlier.as_ref().is_none_or(|p| p.collectives.is_empty() && p.cluster.device_count() > 1),
+            0 => {
+                self.earlier.as_ref().is_none_or(|p| p.collectives.is_empty() && p.cluster.device_count() > 1)
+            }
             1..ROUNDS_FOR_ALL => !self.collectives.is_empty(),
             _ => false,
         }
@@ -123,8 +126,12 @@ impl<'a> Assembly<'a> {
     /// Width of the confidence interval of the probe's forward and backward, relative to its time.
     fn width(&self, probe: &Probe) -> f64 {
         let (mut width, mut total) = (0.0, 0.0);
-        let of_probe = |key: &CellKey| (key.2, key.3, key.4) == (probe.tensor, probe.sequence_parallel, probe.micro_batch);
-        for (_, cell) in self.cells.iter().filter(|(k, _)| of_probe(k) && k.5 == recompute_key(k.0, probe.recompute)) {
+        let of_probe = |key: &CellKey| {
+            (key.2, key.3, key.4) == (probe.tensor, probe.sequence_parallel, probe.micro_batch)
+        };
+        for (_, cell) in
+            self.cells.iter().filter(|(k, _)| of_probe(k) && k.5 == recompute_key(k.0, probe.recompute))
+        {
             let sample = Sample::of(&cell.multiples);
             width += (sample.high_s - sample.low_s).0;
             total += sample.median_s.0;
@@ -140,11 +147,13 @@ impl<'a> Assembly<'a> {
                 self.probe(task, &outcomes);
             }
             Assignment::Links(_) => {
-                let answers: Vec<LinkAnswer> = answers.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
+                let answers: Vec<LinkAnswer> =
+                    answers.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
                 self.links(&answers);
             }
             Assignment::Overlap(_) => {
-                let answers: Vec<OverlapAnswer> = answers.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
+                let answers: Vec<OverlapAnswer> =
+                    answers.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
                 let mut all = self.overlap.take().unwrap_or_default();
                 for answer in answers {
                     all.compute_alone.extend(answer.compute_alone);
@@ -210,17 +219,25 @@ impl<'a> Assembly<'a> {
         }
         let first_step = self.in_step.len();
         for (index, sample) in outcomes.first().map_or(&[][..], |o| &o.instructions).iter().enumerate() {
-            let Instruction::Tensor { collective, elements, .. } = bodies[sample.body].instructions[sample.index] else {
+            let Instruction::Tensor { collective, elements, .. } =
+                bodies[sample.body].instructions[sample.index]
+            else {
                 continue;
             };
             // A probe's step has one micro-batch: every instruction occurs once in it.
             for step in 0..sample.seconds.len() {
-                let of_rank = |o: &RankOutcome| o.instructions[index].seconds.get(step).copied().unwrap_or(0.0);
+                let of_rank =
+                    |o: &RankOutcome| o.instructions[index].seconds.get(step).copied().unwrap_or(0.0);
                 let mean = outcomes.iter().map(of_rank).sum::<f64>() / outcomes.len() as f64;
                 if self.in_step.len() <= first_step + step {
                     self.in_step.push(Vec::new());
                 }
-                self.in_step[first_step + step].push((collective.kind(), s.tensor as usize, 4 * elements, mean));
+                self.in_step[first_step + step].push((
+                    collective.kind(),
+                    s.tensor as usize,
+                    4 * elements,
+                    mean,
+                ));
             }
         }
         let steps: Vec<f64> = (task.warmup_steps as usize..task.steps as usize)
@@ -233,8 +250,9 @@ impl<'a> Assembly<'a> {
         let Some(first) = answers.first() else { return };
         for (index, timing) in first.collectives.iter().enumerate() {
             // A collective takes as long as its slowest rank.
-            let slowest = (0..timing.seconds.len())
-                .map(|repetition| answers.iter().map(|a| a.collectives[index].seconds[repetition]).fold(0.0, f64::max));
+            let slowest = (0..timing.seconds.len()).map(|repetition| {
+                answers.iter().map(|a| a.collectives[index].seconds[repetition]).fold(0.0, f64::max)
+            });
             let key = (timing.kind, timing.group, timing.stride, timing.bytes);
             self.collectives.entry(key).or_default().extend(slowest);
         }
@@ -250,7 +268,8 @@ impl<'a> Assembly<'a> {
     /// The profile so far.
     pub fn profile(&self, complete: bool) -> Profile {
         let request = self.request;
-        let mut segments: Vec<SegmentCost> = self.cells.iter().map(|(key, cell)| segment_cost(key, cell, self.reference())).collect();
+        let mut segments: Vec<SegmentCost> =
+            self.cells.iter().map(|(key, cell)| segment_cost(key, cell, self.reference())).collect();
         let collectives: Vec<CollectiveCost> = self
             .collectives
             .iter()
@@ -331,7 +350,13 @@ impl<'a> Assembly<'a> {
         let cost = |(elements, multiples): (&u64, &Vec<f64>)| {
             let modelled = norm_rate * *elements as f64;
             let norm = self.norms.get(elements).map_or(
-                Sample { median_s: modelled, low_s: modelled, high_s: modelled, count: 0, provenance: Provenance::Interpolated },
+                Sample {
+                    median_s: modelled,
+                    low_s: modelled,
+                    high_s: modelled,
+                    count: 0,
+                    provenance: Provenance::Interpolated,
+                },
                 |multiples| scaled(multiples, self.reference()),
             );
             OptimizerCost { elements: *elements, update: scaled(multiples, self.reference()), norm }
@@ -343,11 +368,17 @@ impl<'a> Assembly<'a> {
     /// the reduction runs, compute goes on at 1/s of its speed, then alone: c = r + C - r/s.
     fn interference(&self) -> Interference {
         let Some(overlap) = &self.overlap else {
-            return Interference { compute_slowdown: 1.0, communication_slowdown: 1.0, provenance: Provenance::Assumed };
+            return Interference {
+                compute_slowdown: 1.0,
+                communication_slowdown: 1.0,
+                provenance: Provenance::Assumed,
+            };
         };
         let compute = Sample::of(&overlap.compute_alone).median_s.0;
         let reduce = Sample::of(&overlap.reduce_alone).median_s.0;
-        let together = |part: fn(&(f64, f64)) -> f64| Sample::of(&overlap.together.iter().map(part).collect::<Vec<_>>()).median_s.0;
+        let together = |part: fn(&(f64, f64)) -> f64| {
+            Sample::of(&overlap.together.iter().map(part).collect::<Vec<_>>()).median_s.0
+        };
         let (c, r) = (together(|t| t.0), together(|t| t.1));
         let progress = (compute - (c - r)).max(r * 1e-3);
         Interference {
@@ -416,9 +447,16 @@ impl<'a> Assembly<'a> {
         }
         let cores = host::cores().len();
         if self.request.ranks as usize > cores {
-            warnings.push(format!("{} ranks share {cores} cores: each waits for the others' turns", self.request.ranks));
+            warnings.push(format!(
+                "{} ranks share {cores} cores: each waits for the others' turns",
+                self.request.ranks
+            ));
         }
-        let wide: Vec<_> = probes::all(self.request).iter().filter(|p| self.width(p) > self.request.precision).copied().collect();
+        let wide: Vec<_> = probes::all(self.request)
+            .iter()
+            .filter(|p| self.width(p) > self.request.precision)
+            .copied()
+            .collect();
         if !wide.is_empty() {
             warnings.push(format!(
                 "{} of {} probes are not known to {:.0} %: the budget was spent",
@@ -496,7 +534,10 @@ fn local_cluster(ranks: u32, peak: Option<f64>, environment: &Environment) -> Cl
         peak_flops_per_s: peak.map(FlopsPerSecond),
         memory_bytes_per_s: None,
         provenance: Provenance::Measured,
-        source: Some("measured on this machine: one rank's best matrix product, and its part of the free memory".to_owned()),
+        source: Some(
+            "measured on this machine: one rank's best matrix product, and its part of the free memory"
+                .to_owned(),
+        ),
     };
     Cluster {
         schema_version: SCHEMA_VERSION,
@@ -574,7 +615,9 @@ mod tests {
     fn a_straight_line_is_fitted_exactly() {
         let points: Vec<(f64, f64)> = [64.0, 4096.0, 1e6].iter().map(|x| (*x, 2e-5 + x * 1e-10)).collect();
         let fit = fit("message", 2, 1, &points).unwrap();
-        assert!((fit.alpha_s.0 / 2e-5 - 1.0).abs() < 1e-9 && (fit.beta_s_per_byte / 1e-10 - 1.0).abs() < 1e-9);
+        assert!(
+            (fit.alpha_s.0 / 2e-5 - 1.0).abs() < 1e-9 && (fit.beta_s_per_byte / 1e-10 - 1.0).abs() < 1e-9
+        );
         assert!(fit.residual < 1e-9);
     }
 }

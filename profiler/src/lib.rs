@@ -35,7 +35,10 @@ pub enum Assignment {
 /// # Errors
 /// Whatever ends the assignment early.
 pub fn handle(worker: &mut Worker, index: usize, assignment: &Value) -> Result<Value, ExecutionError> {
-    let broken = |error: serde_json::Error| ExecutionError::System { what: "reading an assignment", source: error.into() };
+    let broken = |error: serde_json::Error| ExecutionError::System {
+        what: "reading an assignment",
+        source: error.into(),
+    };
     let name = format!("a{index}");
     let assignment = Assignment::deserialize(assignment).map_err(broken)?;
     let answer = match assignment {
@@ -76,7 +79,9 @@ pub enum ProfileError {
     Launch(#[from] LaunchError),
     #[error("a rank answered something that is no measurement: {0}")]
     Answer(#[from] serde_json::Error),
-    #[error("no micro-batch and tensor degree fit {ranks} ranks and a global batch of {global_batch}: nothing can be measured")]
+    #[error(
+        "no micro-batch and tensor degree fit {ranks} ranks and a global batch of {global_batch}: nothing can be measured"
+    )]
     Nothing { ranks: u32, global_batch: u32 },
 }
 
@@ -98,7 +103,10 @@ pub fn profile(
     loop {
         let pieces = probes::round(request, &assembly, round);
         if round == 0 && pieces.is_empty() && assembly.is_empty() {
-            return Err(ProfileError::Nothing { ranks: request.ranks, global_batch: request.job.global_batch });
+            return Err(ProfileError::Nothing {
+                ranks: request.ranks,
+                global_batch: request.job.global_batch,
+            });
         }
         if pieces.is_empty() {
             break;
@@ -110,7 +118,11 @@ pub fn profile(
             if let Err(error) = assembly.take(&pieces[index], answers) {
                 failure = Some(error);
             }
-            progress(Progress { done: index + 1, of: total, what: &format!("round {}: {}", round + 1, describe(&pieces[index])) });
+            progress(Progress {
+                done: index + 1,
+                of: total,
+                what: &format!("round {}: {}", round + 1, describe(&pieces[index])),
+            });
             partial(&assembly.profile(false));
         })?;
         if let Some(error) = failure {

@@ -1,10 +1,10 @@
 //! Times collectives and messages over sizes and groups, all groups of a kind at once.
 
 use autodist_communication::{Communicator, Counters};
+use autodist_compute::{Backend, Cpu};
 use autodist_executor::launcher::Worker;
 use autodist_executor::stream::{CommunicationStream, Groups, Work, collective};
 use autodist_executor::{ExecutionError, host, memory};
-use autodist_compute::{Backend, Cpu};
 use autodist_program::Transfer;
 use autodist_spec::CollectiveKind;
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,8 @@ pub struct LinkTask {
 const CACHE_BYTES: usize = 8 << 20;
 const MOST_BUFFERS: usize = 16;
 
-pub const KINDS: [CollectiveKind; 3] = [CollectiveKind::AllReduce, CollectiveKind::ReduceScatter, CollectiveKind::AllGather];
+pub const KINDS: [CollectiveKind; 3] =
+    [CollectiveKind::AllReduce, CollectiveKind::ReduceScatter, CollectiveKind::AllGather];
 
 /// What one rank saw; the same order on every rank.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -95,7 +96,13 @@ pub fn measure(task: &LinkTask, worker: &mut Worker, name: &str) -> Result<LinkA
                     turn = (turn + 1) % count;
                     collective(&mut *group, kind, &mut buffers[turn])
                 })?;
-                answer.collectives.push(CollectiveTimings { kind, group: *size, stride: *stride, bytes, seconds });
+                answer.collectives.push(CollectiveTimings {
+                    kind,
+                    group: *size,
+                    stride: *stride,
+                    bytes,
+                    seconds,
+                });
             }
         }
         answer.staging_bytes = answer.staging_bytes.max(memory::live().saturating_sub(before) as u64);

@@ -68,7 +68,12 @@ pub fn measure(task: &OverlapTask, worker: &mut Worker, name: &str) -> Result<Ov
         let start = Instant::now();
         for (index, buffer) in buffers.drain(..).enumerate() {
             let range = 0..device.len(&buffer);
-            stream.submit(Work { key: (Transfer::Reduce, index), kind: CollectiveKind::AllReduce, buffer, range })?;
+            stream.submit(Work {
+                key: (Transfer::Reduce, index),
+                kind: CollectiveKind::AllReduce,
+                buffer,
+                range,
+            })?;
         }
         let compute = beside();
         let mut end = start;

@@ -41,7 +41,8 @@ pub fn all(request: &Request) -> Vec<Probe> {
             }
             for micro_batch in micro_batches(request, tensor) {
                 for recompute in &allow.recompute {
-                    let probe = Probe { tensor, sequence_parallel, micro_batch, recompute: *recompute, shard: 1 };
+                    let probe =
+                        Probe { tensor, sequence_parallel, micro_batch, recompute: *recompute, shard: 1 };
                     probes.push(probe);
                 }
             }
@@ -49,7 +50,13 @@ pub fn all(request: &Request) -> Vec<Probe> {
     }
     if let Some(smallest) = micro_batches(request, 1).first() {
         for shard in (2..=ranks).filter(|s| ranks % s == 0) {
-            probes.push(Probe { tensor: 1, sequence_parallel: false, micro_batch: *smallest, recompute: Recompute::None, shard });
+            probes.push(Probe {
+                tensor: 1,
+                sequence_parallel: false,
+                micro_batch: *smallest,
+                recompute: Recompute::None,
+                shard,
+            });
         }
     }
     probes.retain(|probe| legal(request, probe));
@@ -59,7 +66,8 @@ pub fn all(request: &Request) -> Vec<Probe> {
 
 fn legal(request: &Request, probe: &Probe) -> bool {
     let task = task(request, probe);
-    let fits = activation_bytes(request, probe) < LARGEST_PART_OF_MEMORY * autodist_executor::host::available_memory() as f64;
+    let fits = activation_bytes(request, probe)
+        < LARGEST_PART_OF_MEMORY * autodist_executor::host::available_memory() as f64;
     rules::check(&task.model, &task.job, request.ranks, &task.strategy, &task.stages).is_ok() && fits
 }
 
@@ -145,9 +153,12 @@ fn links(request: &Request) -> LinkTask {
     let divisors: Vec<usize> = (1..=ranks).filter(|d| ranks % d == 0).collect();
     let mut groups = Vec::new();
     for size in divisors.iter().filter(|s| **s > 1) {
-        groups.extend(divisors.iter().filter(|stride| ranks % (size * **stride) == 0).map(|stride| (*size, *stride)));
+        groups.extend(
+            divisors.iter().filter(|stride| ranks % (size * **stride) == 0).map(|stride| (*size, *stride)),
+        );
     }
-    let message_strides: Vec<usize> = divisors.iter().copied().filter(|s| 2 * s <= ranks && ranks % (2 * s) == 0).collect();
+    let message_strides: Vec<usize> =
+        divisors.iter().copied().filter(|s| 2 * s <= ranks && ranks % (2 * s) == 0).collect();
     let model = &request.model;
     let parameters = 4 * model.total_parameters() as usize;
     let activation = 4 * (request.job.seq_len * request.job.global_batch * model.hidden) as usize;
@@ -163,7 +174,10 @@ fn links(request: &Request) -> LinkTask {
 fn overlap(request: &Request) -> OverlapTask {
     let model = &request.model;
     let rows = (request.job.seq_len as usize).clamp(64, 512);
-    let matrices = model.parameters(LayerKind::Block).into_iter().filter(|p| p.split != TensorSplit::Replicated && p.columns > 1);
+    let matrices = model
+        .parameters(LayerKind::Block)
+        .into_iter()
+        .filter(|p| p.split != TensorSplit::Replicated && p.columns > 1);
     let largest = matrices.max_by_key(|p| p.rows * p.columns);
     let (n, k) = largest.map_or((64, 64), |p| (p.rows as usize, p.columns as usize));
     let reduce_bytes = (4 * model.layer_parameters(LayerKind::Block) as usize).clamp(1 << 16, 32 << 20);

@@ -71,7 +71,11 @@ pub fn buckets(
     let tied_apart = model.tied_embeddings && strategy.pipeline > 1;
     let last_chunk = stages.len() - 1;
     let mut buckets: Vec<Bucket> = Vec::new();
-    for chunk in (pipeline_rank..stages.len()).step_by(strategy.pipeline as usize).collect::<Vec<_>>().into_iter().rev()
+    for chunk in (pipeline_rank..stages.len())
+        .step_by(strategy.pipeline as usize)
+        .collect::<Vec<_>>()
+        .into_iter()
+        .rev()
     {
         // The last stage's copy of the embedding's region: the position table in it stays without gradient there.
         let copy = (tied_apart && chunk == last_chunk).then_some((0, true));
@@ -81,7 +85,14 @@ pub fn buckets(
             let tied = tied_apart && layer == 0;
             let (elements, replicated) = region(model, model.kind(layer), tensor_rank, tensor);
             if !open || tied {
-                buckets.push(Bucket { chunk, layers: Vec::new(), elements: 0, padded: 0, tied, copy: is_copy });
+                buckets.push(Bucket {
+                    chunk,
+                    layers: Vec::new(),
+                    elements: 0,
+                    padded: 0,
+                    tied,
+                    copy: is_copy,
+                });
             }
             let bucket = buckets.last_mut().expect("a bucket was just opened");
             bucket.layers.push(BucketLayer { layer, offset: 0, elements, replicated });

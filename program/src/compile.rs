@@ -4,7 +4,9 @@ use crate::bucket::{Bucket, buckets};
 use crate::layout::Layout;
 use crate::rules::{self, Illegal};
 use crate::schedule::{Slot, order};
-use autodist_spec::{CollectiveKind, Job, LayerKind, ModelSpec, ParallelStrategy, Pass, Recompute, Segment, Stage};
+use autodist_spec::{
+    CollectiveKind, Job, LayerKind, ModelSpec, ParallelStrategy, Pass, Recompute, Segment, Stage,
+};
 
 /// What every rank does in one training step.
 #[derive(Debug, Clone, PartialEq)]
@@ -249,8 +251,10 @@ impl<'a> Compiler<'a> {
         bodies.push(self.optimizer());
         let mut ops = Vec::new();
         for (index, slot) in slots.iter().enumerate() {
-            let last_backward = slot.backward && !slots[index + 1..].iter().any(|s| s.backward && s.chunk == slot.chunk);
-            let body = 3 * (slot.chunk / pipeline) + usize::from(slot.backward) * (1 + usize::from(last_backward));
+            let last_backward =
+                slot.backward && !slots[index + 1..].iter().any(|s| s.backward && s.chunk == slot.chunk);
+            let body =
+                3 * (slot.chunk / pipeline) + usize::from(slot.backward) * (1 + usize::from(last_backward));
             ops.extend(self.incoming(slot).map(Op::Receive));
             ops.push(Op::Run { body, micro_batch: slot.micro_batch });
             ops.extend(self.outgoing(slot).map(Op::Send));
@@ -281,7 +285,9 @@ impl<'a> Compiler<'a> {
         match backward {
             false => (chunk + 1 < self.stages.len())
                 .then(|| self.message(MessageKind::Activation, chunk + 1, chunk + 1, micro_batch)),
-            true => (chunk > 0).then(|| self.message(MessageKind::Gradient, chunk - 1, chunk - 1, micro_batch)),
+            true => {
+                (chunk > 0).then(|| self.message(MessageKind::Gradient, chunk - 1, chunk - 1, micro_batch))
+            }
         }
     }
 
@@ -300,7 +306,14 @@ impl<'a> Compiler<'a> {
         self.strategy.tensor > 1
     }
 
-    fn segment(&self, out: &mut Vec<Instruction>, layer: usize, segment: Segment, pass: Pass, recompute: Recompute) {
+    fn segment(
+        &self,
+        out: &mut Vec<Instruction>,
+        layer: usize,
+        segment: Segment,
+        pass: Pass,
+        recompute: Recompute,
+    ) {
         out.push(Instruction::Segment { layer, segment, pass, recompute });
     }
 
@@ -339,7 +352,14 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn half_backward(&self, out: &mut Vec<Instruction>, layer: usize, segment: Segment, norm: Segment, recompute: Recompute) {
+    fn half_backward(
+        &self,
+        out: &mut Vec<Instruction>,
+        layer: usize,
+        segment: Segment,
+        norm: Segment,
+        recompute: Recompute,
+    ) {
         self.gather_rows(out, layer, segment, Operand::Flow);
         self.gather_rows(out, layer, segment, Operand::SavedInput);
         self.segment(out, layer, segment, Pass::Backward, recompute);
@@ -359,7 +379,13 @@ impl<'a> Compiler<'a> {
                 self.gather_rows(out, layer, Segment::Logits, Operand::Flow);
                 let reduce = |out: &mut Vec<Instruction>, segment, collective, elements| {
                     if self.tensor_parallel() {
-                        out.push(Instruction::Tensor { layer, segment, collective, operand: Operand::Flow, elements });
+                        out.push(Instruction::Tensor {
+                            layer,
+                            segment,
+                            collective,
+                            operand: Operand::Flow,
+                            elements,
+                        });
                     }
                 };
                 self.segment(out, layer, Segment::Logits, Pass::Forward, recompute);

@@ -81,7 +81,8 @@ impl Layout {
         let mut group = Vec::new();
         for pipeline in 0..self.pipeline {
             for data in first..first + self.shard {
-                group.extend((0..self.tensor).map(|tensor| self.rank(Coordinates { pipeline, data, tensor })));
+                group
+                    .extend((0..self.tensor).map(|tensor| self.rank(Coordinates { pipeline, data, tensor })));
             }
         }
         group

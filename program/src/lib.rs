@@ -24,8 +24,8 @@ pub mod stages;
 
 pub use bucket::{Bucket, BucketLayer, buckets, region};
 pub use compile::{
-    Body, BodyKind, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram, TensorCollective, Transfer,
+    Body, BodyKind, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram, TensorCollective,
+    Transfer,
 };
 pub use layout::{Coordinates, Layout};
 pub use rules::Illegal;
-

@@ -1,7 +1,9 @@
 //! The rules that make a way of training legal, each with its reason.
 
 use crate::schedule;
-use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Positions, Precision, Recompute, ScheduleKind, Stage};
+use autodist_spec::{
+    Job, LayerKind, ModelSpec, ParallelStrategy, Positions, Precision, Recompute, ScheduleKind, Stage,
+};
 use std::fmt;
 
 /// Why a way of training cannot be run.
@@ -58,7 +60,12 @@ fn ensure(rule: Rule, holds: bool, reason: impl FnOnce() -> String) -> Result<()
 ///
 /// # Errors
 /// The first rule that is broken.
-pub fn check_strategy(model: &ModelSpec, job: &Job, devices: u32, s: &ParallelStrategy) -> Result<(), Illegal> {
+pub fn check_strategy(
+    model: &ModelSpec,
+    job: &Job,
+    devices: u32,
+    s: &ParallelStrategy,
+) -> Result<(), Illegal> {
     let (data, tensor, pipeline) = (s.data, s.tensor, s.pipeline);
     ensure(Rule::NotBuilt, s.context == 1, || {
         format!("cp={}: context parallelism is not in this release's executor", s.context)
@@ -70,10 +77,17 @@ pub fn check_strategy(model: &ModelSpec, job: &Job, devices: u32, s: &ParallelSt
         "bf16 needs a GPU backend, which is not in this release's executor; use fp32".to_owned()
     })?;
     ensure(Rule::Devices, s.devices() == u64::from(devices), || {
-        format!("dp={data} x tp={tensor} x pp={pipeline} uses {} devices, but there are {devices}", s.devices())
+        format!(
+            "dp={data} x tp={tensor} x pp={pipeline} uses {} devices, but there are {devices}",
+            s.devices()
+        )
     })?;
-    for (what, size) in [("query heads", model.heads), ("key/value heads", model.kv_heads), ("MLP width", model.ffn)] {
-        ensure(Rule::TensorDivides, size % tensor == 0, || format!("tp={tensor} does not divide the {what} ({size})"))?;
+    for (what, size) in
+        [("query heads", model.heads), ("key/value heads", model.kv_heads), ("MLP width", model.ffn)]
+    {
+        ensure(Rule::TensorDivides, size % tensor == 0, || {
+            format!("tp={tensor} does not divide the {what} ({size})")
+        })?;
     }
     ensure(Rule::TensorDivides, tensor <= model.vocab, || {
         format!("tp={tensor} is more than the {} tokens of the vocabulary", model.vocab)
@@ -98,7 +112,9 @@ pub fn check_strategy(model: &ModelSpec, job: &Job, devices: u32, s: &ParallelSt
     }
     check_schedule(model, job, s)?;
     let (zero, shard) = (s.zero_stage, s.shard);
-    ensure(Rule::Zero, zero > 0 || shard == 1, || format!("zero=0 shards nothing, but the shard group is {shard}"))?;
+    ensure(Rule::Zero, zero > 0 || shard == 1, || {
+        format!("zero=0 shards nothing, but the shard group is {shard}")
+    })?;
     ensure(Rule::Zero, zero == 0 || shard > 1, || {
         format!("zero={zero} shards over data ranks, but its group has one rank (dp={data})")
     })?;
@@ -112,16 +128,24 @@ fn check_schedule(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<
         format!("pp={pipeline} x vpp={virtual_stages} makes {chunks} chunks of {} layers", model.chain_len())
     })?;
     ensure(Rule::Schedule, pipeline > 1 || (kind == ScheduleKind::OneFOneB && virtual_stages == 1), || {
-        format!("pp=1 runs one micro-batch after the other: schedule {} and vpp={virtual_stages} need pp > 1", kind.name())
+        format!(
+            "pp=1 runs one micro-batch after the other: schedule {} and vpp={virtual_stages} need pp > 1",
+            kind.name()
+        )
     })?;
     let interleaved = kind == ScheduleKind::Interleaved;
     ensure(Rule::Schedule, interleaved == (virtual_stages > 1), || {
-        format!("schedule {} and vpp={virtual_stages} contradict: virtual stages are what `interleaved` runs", kind.name())
+        format!(
+            "schedule {} and vpp={virtual_stages} contradict: virtual stages are what `interleaved` runs",
+            kind.name()
+        )
     })?;
     let micro_batches = s.micro_batches(job.global_batch) as usize;
     let rounds = schedule::rounds(pipeline as usize, micro_batches);
     ensure(Rule::Schedule, !interleaved || micro_batches % rounds == 0, || {
-        format!("interleaved runs {rounds} equal rounds, which {micro_batches} micro-batches do not make (pp={pipeline})")
+        format!(
+            "interleaved runs {rounds} equal rounds, which {micro_batches} micro-batches do not make (pp={pipeline})"
+        )
     })
 }
 
@@ -144,11 +168,18 @@ pub fn check(
     let mut next = 0;
     for (index, stage) in stages.iter().enumerate() {
         ensure(Rule::Stages, stage.first_layer as usize == next && !stage.is_empty(), || {
-            format!("stage {index} holds layers {}..{}, but must begin at {next}", stage.first_layer, stage.end_layer)
+            format!(
+                "stage {index} holds layers {}..{}, but must begin at {next}",
+                stage.first_layer, stage.end_layer
+            )
         })?;
         next = stage.end_layer as usize;
         ensure(Rule::Recompute, stage.recompute.len() == stage.len(), || {
-            format!("stage {index} has {} layers but {} recompute entries", stage.len(), stage.recompute.len())
+            format!(
+                "stage {index} has {} layers but {} recompute entries",
+                stage.len(),
+                stage.recompute.len()
+            )
         })?;
         for (layer, recompute) in stage.layers().zip(&stage.recompute) {
             // Out of range layers are reported by the next rule.

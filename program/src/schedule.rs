@@ -12,7 +12,13 @@ pub struct Slot {
 }
 
 /// The turns of `rank`, in order.
-pub fn order(kind: ScheduleKind, rank: usize, pipeline: usize, virtual_stages: usize, micro_batches: usize) -> Vec<Slot> {
+pub fn order(
+    kind: ScheduleKind,
+    rank: usize,
+    pipeline: usize,
+    virtual_stages: usize,
+    micro_batches: usize,
+) -> Vec<Slot> {
     match kind {
         ScheduleKind::GPipe => gpipe(rank, micro_batches),
         ScheduleKind::OneFOneB => one_f_one_b(rank, pipeline, micro_batches),
@@ -22,7 +28,8 @@ pub fn order(kind: ScheduleKind, rank: usize, pipeline: usize, virtual_stages: u
 
 /// All forwards, then all backwards (Huang et al., 1811.06965).
 fn gpipe(rank: usize, micro_batches: usize) -> Vec<Slot> {
-    let pass = |backward| (0..micro_batches).map(move |micro_batch| Slot { chunk: rank, micro_batch, backward });
+    let pass =
+        |backward| (0..micro_batches).map(move |micro_batch| Slot { chunk: rank, micro_batch, backward });
     pass(false).chain(pass(true)).collect()
 }
 
@@ -87,9 +94,21 @@ mod tests {
 
     #[test]
     fn the_interleaved_order_is_pytorchs() {
-        check(ScheduleKind::Interleaved, 2, include_str!("../../tests/golden/schedules/Interleaved1F1B-pp2-v2-mb4.csv"));
-        check(ScheduleKind::Interleaved, 2, include_str!("../../tests/golden/schedules/Interleaved1F1B-pp4-v2-mb8.csv"));
-        check(ScheduleKind::Interleaved, 3, include_str!("../../tests/golden/schedules/Interleaved1F1B-pp4-v3-mb12.csv"));
+        check(
+            ScheduleKind::Interleaved,
+            2,
+            include_str!("../../tests/golden/schedules/Interleaved1F1B-pp2-v2-mb4.csv"),
+        );
+        check(
+            ScheduleKind::Interleaved,
+            2,
+            include_str!("../../tests/golden/schedules/Interleaved1F1B-pp4-v2-mb8.csv"),
+        );
+        check(
+            ScheduleKind::Interleaved,
+            3,
+            include_str!("../../tests/golden/schedules/Interleaved1F1B-pp4-v3-mb12.csv"),
+        );
     }
 
     #[test]
@@ -144,6 +163,10 @@ mod tests {
                 break;
             }
         }
-        assert_eq!(done.len(), 2 * chunks * micro_batches, "{kind:?} pp{pipeline} v{virtual_stages} m{micro_batches}");
+        assert_eq!(
+            done.len(),
+            2 * chunks * micro_batches,
+            "{kind:?} pp{pipeline} v{virtual_stages} m{micro_batches}"
+        );
     }
 }

@@ -28,12 +28,14 @@ struct CatalogDevice {
 }
 
 static MODELS: LazyLock<Vec<CatalogModel>> = LazyLock::new(|| {
-    let table: toml::Table = include_str!("../../catalog/models.toml").parse().expect("the embedded catalogue is TOML");
+    let table: toml::Table =
+        include_str!("../../catalog/models.toml").parse().expect("the embedded catalogue is TOML");
     let entries = table["model"].as_array().expect("a list of models").iter();
     entries
         .map(|entry| {
             let mut entry = entry.as_table().expect("a model is a table").clone();
-            let mut take = |key: &str| entry.remove(key).unwrap_or_else(|| panic!("a model of the catalogue has {key}"));
+            let mut take =
+                |key: &str| entry.remove(key).unwrap_or_else(|| panic!("a model of the catalogue has {key}"));
             let source = take("source").as_str().expect("a source is text").to_owned();
             let published_parameters = take("published_parameters").as_integer().expect("a count") as u64;
             CatalogModel { spec: entry.try_into().expect("a model's shape"), source, published_parameters }
@@ -80,8 +82,12 @@ pub fn device_names() -> Vec<&'static str> {
 pub fn device(name: &str) -> Result<(Device, Option<Link>), InputError> {
     let entry = DEVICES.iter().find(|d| d.name == name).ok_or_else(|| {
         let nearest = closest(name, DEVICES.iter().map(|d| d.name.as_str()));
-        InputError::new("device", name, format!("the catalogue has no device `{name}`; did you mean {nearest}?"))
-            .hint("`autodist catalog` lists the devices; any other can be described in a cluster file")
+        InputError::new(
+            "device",
+            name,
+            format!("the catalogue has no device `{name}`; did you mean {nearest}?"),
+        )
+        .hint("`autodist catalog` lists the devices; any other can be described in a cluster file")
     })?;
     let device = Device {
         name: entry.name.clone(),
@@ -95,16 +101,14 @@ pub fn device(name: &str) -> Result<(Device, Option<Link>), InputError> {
     Ok((device, Some(link)))
 }
 
-/// The known name that shares the longest run of letters with what was written.
+/// The known name that is spelt most like what was written (Jaro and Winkler's similarity).
 fn closest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let similarity = |name: &str| {
-        let (a, b) = (written.to_ascii_lowercase(), name.to_ascii_lowercase());
-        let pairs = |s: &str| s.as_bytes().windows(2).map(<[u8]>::to_vec).collect::<Vec<_>>();
-        let (pairs_a, pairs_b) = (pairs(&a), pairs(&b));
-        let shared = pairs_a.iter().filter(|p| pairs_b.contains(p)).count();
-        (2000 * shared) / (pairs_a.len() + pairs_b.len()).max(1)
-    };
-    known.max_by_key(|name| similarity(name)).map(|name| format!("`{name}`")).unwrap_or_default()
+    let written = written.to_ascii_lowercase();
+    let similarity = |name: &str| strsim::jaro_winkler(&written, name);
+    known
+        .max_by(|a, b| similarity(a).total_cmp(&similarity(b)))
+        .map(|name| format!("`{name}`"))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -88,9 +88,9 @@ impl<'de> Deserialize<'de> for Device {
         // Through a value, so that a wrong field of the table is named and not hidden behind "no variant matched".
         let value = serde_json::Value::deserialize(deserializer)?;
         match value {
-            serde_json::Value::String(name) => {
-                crate::catalog::device(&name).map(|(device, _)| device).map_err(|e| D::Error::custom(e.problem))
-            }
+            serde_json::Value::String(name) => crate::catalog::device(&name)
+                .map(|(device, _)| device)
+                .map_err(|e| D::Error::custom(e.problem)),
             other => serde_json::from_value::<DeviceTable>(other).map(Device::from).map_err(D::Error::custom),
         }
     }
@@ -129,7 +129,9 @@ impl Cluster {
     }
 
     pub fn homogeneous(&self) -> bool {
-        self.nodes.iter().all(|g| g.device.name == self.nodes[0].device.name && g.devices == self.nodes[0].devices)
+        self.nodes
+            .iter()
+            .all(|g| g.device.name == self.nodes[0].device.name && g.devices == self.nodes[0].devices)
     }
 
     /// Reads `<nodes>x<devices per node>x<device>[@<NICs per node>x<rate>]`, e.g. `64x8xa100-80gb-sxm@8x200gbps`.
@@ -147,11 +149,17 @@ impl Cluster {
         let mut parts = machines.splitn(3, 'x');
         let mut number = |what: &str| -> Result<u32, InputError> {
             let part = parts.next().unwrap_or_default();
-            part.parse().ok().filter(|n| *n > 0).ok_or_else(|| wrong(format!("`{part}` is no number of {what}")))
+            part.parse()
+                .ok()
+                .filter(|n| *n > 0)
+                .ok_or_else(|| wrong(format!("`{part}` is no number of {what}")))
         };
         let count = number("nodes")?;
         let devices = number("devices per node")?;
-        let name = parts.next().filter(|n| !n.is_empty()).ok_or_else(|| wrong("the device is missing".to_owned()))?;
+        let name = parts
+            .next()
+            .filter(|n| !n.is_empty())
+            .ok_or_else(|| wrong("the device is missing".to_owned()))?;
         let (device, link) = crate::catalog::device(name).map_err(|e| wrong(e.problem))?;
         let network = network.map(|n| parse_network(n, &wrong)).transpose()?;
         if count > 1 && network.is_none() {
@@ -170,7 +178,11 @@ impl Cluster {
 
 fn parse_network(text: &str, wrong: &dyn Fn(String) -> InputError) -> Result<Link, InputError> {
     let (nics, rate) = text.split_once('x').ok_or_else(|| wrong(format!("`{text}` is not <NICs>x<rate>")))?;
-    let nics: u32 = nics.parse().ok().filter(|n| *n > 0).ok_or_else(|| wrong(format!("`{nics}` is no number of NICs")))?;
+    let nics: u32 = nics
+        .parse()
+        .ok()
+        .filter(|n| *n > 0)
+        .ok_or_else(|| wrong(format!("`{nics}` is no number of NICs")))?;
     let lower = rate.to_ascii_lowercase();
     let (digits, scale) = [("tbps", 1e12), ("gbps", 1e9), ("mbps", 1e6), ("gbit", 1e9), ("mbit", 1e6)]
         .iter()

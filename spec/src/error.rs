@@ -49,7 +49,8 @@ impl InputError {
     /// Puts `prefix.` before the field's path.
     #[must_use]
     pub fn under(mut self, prefix: &str) -> Self {
-        self.field = if self.field.is_empty() { prefix.to_owned() } else { format!("{prefix}.{}", self.field) };
+        self.field =
+            if self.field.is_empty() { prefix.to_owned() } else { format!("{prefix}.{}", self.field) };
         self
     }
 }
@@ -103,7 +104,8 @@ pub fn positive(field: &str, value: f64) -> Result<(), InputError> {
     if value > 0.0 && value <= LARGEST {
         return Ok(());
     }
-    Err(InputError::new(field, value, "must be a number above zero, at most 1e30").hint("give a number such as 1.5e9"))
+    Err(InputError::new(field, value, "must be a number above zero, at most 1e30")
+        .hint("give a number such as 1.5e9"))
 }
 
 /// Checks a real number: not below zero, and no larger than any quantity of ours.
@@ -119,7 +121,8 @@ pub fn finite(field: &str, value: f64) -> Result<(), InputError> {
     if (-LARGEST..=LARGEST).contains(&value) {
         return Ok(());
     }
-    Err(InputError::new(field, value, "must be a number from -1e30 to 1e30").hint("give a number such as 0.1"))
+    Err(InputError::new(field, value, "must be a number from -1e30 to 1e30")
+        .hint("give a number such as 0.1"))
 }
 
 /// Checks a number of bytes: no device of ours holds more than a pebibyte.

@@ -23,9 +23,9 @@ impl Config<'_> {
         match self.root.get(field) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => {
-                let number = value
-                    .as_u64()
-                    .ok_or_else(|| self.error(field, "must be a whole number", "copy the value from the model's page"))?;
+                let number = value.as_u64().ok_or_else(|| {
+                    self.error(field, "must be a whole number", "copy the value from the model's page")
+                })?;
                 in_range(field, number, 1, u64::from(u32::MAX)).map_err(|e| e.in_file(self.file))?;
                 Ok(Some(number as u32))
             }
@@ -33,27 +33,35 @@ impl Config<'_> {
     }
 
     fn required(&self, field: &str) -> Result<u32, InputError> {
-        self.optional(field)?.ok_or_else(|| self.error(field, "is missing", "give the model's own config.json"))
+        self.optional(field)?
+            .ok_or_else(|| self.error(field, "is missing", "give the model's own config.json"))
     }
 
     fn real(&self, field: &str, default: f64) -> Result<f64, InputError> {
         match self.root.get(field) {
             None | Some(Value::Null) => Ok(default),
-            Some(value) => value.as_f64().ok_or_else(|| self.error(field, "must be a number", "copy it from the model's page")),
+            Some(value) => value
+                .as_f64()
+                .ok_or_else(|| self.error(field, "must be a number", "copy it from the model's page")),
         }
     }
 
     fn flag(&self, field: &str, default: bool) -> Result<bool, InputError> {
         match self.root.get(field) {
             None | Some(Value::Null) => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| self.error(field, "must be true or false", "remove it for the default")),
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| self.error(field, "must be true or false", "remove it for the default")),
         }
     }
 
     fn word(&self, field: &str) -> Result<Option<&str>, InputError> {
         match self.root.get(field) {
             None | Some(Value::Null) => Ok(None),
-            Some(value) => value.as_str().map(Some).ok_or_else(|| self.error(field, "must be text", "see the model's page")),
+            Some(value) => value
+                .as_str()
+                .map(Some)
+                .ok_or_else(|| self.error(field, "must be text", "see the model's page")),
         }
     }
 
@@ -68,7 +76,11 @@ impl Config<'_> {
 
     fn head_dim(&self, hidden: u32, heads: u32, field: &str) -> Result<u32, InputError> {
         if !hidden.is_multiple_of(heads) {
-            return Err(self.error(field, &format!("does not divide the hidden size {hidden}"), "heads share the hidden size evenly"));
+            return Err(self.error(
+                field,
+                &format!("does not divide the hidden size {hidden}"),
+                "heads share the hidden size evenly",
+            ));
         }
         Ok(hidden / heads)
     }
@@ -84,7 +96,8 @@ pub fn model_from_config(file: &str, name: &str, bytes: &[u8]) -> Result<ModelSp
     if !root.is_object() {
         return Err(InputError::new("", "", "a config.json holds one object").hint(FAMILIES).in_file(file));
     }
-    let family = config.word("model_type")?.ok_or_else(|| config.error("model_type", "is missing", FAMILIES))?;
+    let family =
+        config.word("model_type")?.ok_or_else(|| config.error("model_type", "is missing", FAMILIES))?;
     let spec = match family {
         "gpt2" => gpt2(&config, name)?,
         "llama" | "mistral" | "qwen2" => llama(&config, name, family)?,
@@ -154,9 +167,9 @@ fn llama(config: &Config<'_>, name: &str, family: &str) -> Result<ModelSpec, Inp
     };
     // Newer configurations keep the base in `rope_parameters`.
     let theta = match config.root.get("rope_parameters").and_then(|r| r.get("rope_theta")) {
-        Some(value) => value
-            .as_f64()
-            .ok_or_else(|| config.error("rope_parameters", "rope_theta must be a number", "copy it from the model's page"))?,
+        Some(value) => value.as_f64().ok_or_else(|| {
+            config.error("rope_parameters", "rope_theta must be a number", "copy it from the model's page")
+        })?,
         None => config.real("rope_theta", 10_000.0)?,
     };
     Ok(ModelSpec {
@@ -186,7 +199,10 @@ mod tests {
     fn a_gpt2_configuration_gives_the_catalogue_model() {
         let text = br#"{"model_type":"gpt2","n_embd":768,"n_head":12,"n_layer":12,"n_positions":1024,
             "vocab_size":50257,"activation_function":"gelu_new","layer_norm_epsilon":1e-5}"#;
-        assert_eq!(model_from_config("config.json", "gpt2", text).unwrap(), crate::catalog::model("gpt2").unwrap());
+        assert_eq!(
+            model_from_config("config.json", "gpt2", text).unwrap(),
+            crate::catalog::model("gpt2").unwrap()
+        );
     }
 
     #[test]

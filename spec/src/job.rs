@@ -58,8 +58,16 @@ pub enum Precision {
 pub enum Optimizer {
     /// Decoupled weight decay (Loshchilov & Hutter, 1711.05101).
     #[serde(rename = "adamw")]
-    AdamW { beta1: f64, beta2: f64, epsilon: f64, weight_decay: f64 },
-    Sgd { momentum: f64, weight_decay: f64 },
+    AdamW {
+        beta1: f64,
+        beta2: f64,
+        epsilon: f64,
+        weight_decay: f64,
+    },
+    Sgd {
+        momentum: f64,
+        weight_decay: f64,
+    },
 }
 
 impl Default for Optimizer {
@@ -192,7 +200,8 @@ impl Check for Job {
                 for (field, value) in [("optimizer.beta1", beta1), ("optimizer.beta2", beta2)] {
                     not_negative(field, value)?;
                     if value >= 1.0 {
-                        return Err(InputError::new(field, value, "must be below 1").hint("usual values are 0.9 and 0.95"));
+                        return Err(InputError::new(field, value, "must be below 1")
+                            .hint("usual values are 0.9 and 0.95"));
                     }
                 }
                 positive("optimizer.epsilon", epsilon)?;
@@ -214,7 +223,8 @@ impl Check for Job {
         ] {
             let Some(list) = list else { continue };
             if list.is_empty() {
-                return Err(InputError::new(field, "[]", "allows nothing").hint("leave it out to allow whatever is legal"));
+                return Err(InputError::new(field, "[]", "allows nothing")
+                    .hint("leave it out to allow whatever is legal"));
             }
             for (index, value) in list.iter().enumerate() {
                 in_range(&format!("{field}[{index}]"), u64::from(*value), 1, 1 << 24)?;
@@ -234,7 +244,9 @@ impl Check for Job {
             ("allow.bucket_bytes", allow.bucket_bytes.is_empty()),
         ] {
             if empty {
-                return Err(InputError::new(field, "[]", "allows nothing").hint("leave it out for the default"));
+                return Err(
+                    InputError::new(field, "[]", "allows nothing").hint("leave it out for the default")
+                );
             }
         }
         Ok(())
@@ -248,7 +260,8 @@ mod tests {
     #[test]
     fn the_learning_rate_warms_up_then_falls_along_a_cosine() {
         let rate = LearningRate { peak: 1.0, warmup_steps: 4, total_steps: 104, final_fraction: 0.1 };
-        let shown: Vec<f64> = [0, 3, 4, 54, 104, 500].iter().map(|&s| (rate.at(s) * 1e3).round() / 1e3).collect();
+        let shown: Vec<f64> =
+            [0, 3, 4, 54, 104, 500].iter().map(|&s| (rate.at(s) * 1e3).round() / 1e3).collect();
         assert_eq!(shown, [0.25, 1.0, 1.0, 0.55, 0.1, 0.1]);
     }
 }

@@ -28,8 +28,8 @@ pub use job::{Job, LearningRate, Optimizer, Precision};
 pub use model::{Activation, LayerKind, ModelSpec, Norm, Parameter, Positions, TensorSplit};
 pub use parse::{Check, SCHEMA_VERSION, fingerprint, to_json};
 pub use plan::{
-    Alternative, CostBreakdown, Estimate, MemoryBreakdown, ParallelStrategy, Plan, ProfileReference, Recompute,
-    Rejection, ScheduleKind, SearchReport, Stage, StageEstimate, StopReason,
+    Alternative, CostBreakdown, Estimate, MemoryBreakdown, ParallelStrategy, Plan, ProfileReference,
+    Recompute, Rejection, ScheduleKind, SearchReport, Stage, StageEstimate, StopReason,
 };
 pub use profile::{CollectiveKind, Environment, Pass, Profile, Sample, Segment, SegmentCost};
 pub use run::{OperationKind, RunRecord, Stream, TimelineEvent, ValidatedRun, Validation};

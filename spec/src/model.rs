@@ -171,7 +171,8 @@ impl ModelSpec {
         use Init::*;
         use TensorSplit::*;
         let hidden = u64::from(self.hidden);
-        let (query, kv, ffn, vocab) = (self.query_width(), self.kv_width(), u64::from(self.ffn), u64::from(self.vocab));
+        let (query, kv, ffn, vocab) =
+            (self.query_width(), self.kv_width(), u64::from(self.ffn), u64::from(self.vocab));
         let matrix = |name, rows, columns, split, init| Parameter { name, rows, columns, split, init };
         let vector = |name, rows, split, init| Parameter { name, rows, columns: 1, split, init };
         let mut list = Vec::new();
@@ -179,7 +180,13 @@ impl ModelSpec {
             LayerKind::Embedding => {
                 list.push(matrix("embedding.weight", vocab, hidden, Rows, Normal));
                 if self.positions == Positions::Learned {
-                    list.push(matrix("position.weight", u64::from(self.max_seq_len), hidden, Replicated, Normal));
+                    list.push(matrix(
+                        "position.weight",
+                        u64::from(self.max_seq_len),
+                        hidden,
+                        Replicated,
+                        Normal,
+                    ));
                 }
             }
             LayerKind::Block => {
@@ -261,7 +268,8 @@ impl ModelSpec {
 
     /// FLOPs of a training step without recomputation: three forwards (Narayanan et al., SC'21, appendix).
     pub fn step_flops(&self, tokens: u64, seq_len: u64) -> Flops {
-        let forward: Flops = self.chain().into_iter().map(|kind| self.forward_flops(kind, tokens, seq_len)).sum();
+        let forward: Flops =
+            self.chain().into_iter().map(|kind| self.forward_flops(kind, tokens, seq_len)).sum();
         forward * 3.0
     }
 
@@ -296,14 +304,22 @@ impl crate::parse::Check for ModelSpec {
         in_range("parameters in all", self.total_parameters(), 1, 1 << 50)?;
         positive("norm_epsilon", self.norm_epsilon)?;
         if !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(InputError::new("kv_heads", self.kv_heads, format!("does not divide the {} query heads", self.heads))
-                .hint("every key/value head serves the same number of query heads"));
+            return Err(InputError::new(
+                "kv_heads",
+                self.kv_heads,
+                format!("does not divide the {} query heads", self.heads),
+            )
+            .hint("every key/value head serves the same number of query heads"));
         }
         if let Positions::Rotary { theta } = self.positions {
             positive("positions.theta", theta)?;
             if !self.head_dim.is_multiple_of(2) {
-                return Err(InputError::new("head_dim", self.head_dim, "rotary positions turn pairs: it must be even")
-                    .hint("choose an even head size or learned positions"));
+                return Err(InputError::new(
+                    "head_dim",
+                    self.head_dim,
+                    "rotary positions turn pairs: it must be even",
+                )
+                .hint("choose an even head size or learned positions"));
             }
         }
         Ok(())

@@ -25,7 +25,9 @@ fn text<'a>(name: &str, bytes: &'a [u8], what: &str) -> Result<&'a str, InputErr
             .in_file(name)
     })?;
     if text.trim().is_empty() {
-        return Err(InputError::new("", "", "the file is empty").hint(format!("give a {what} file")).in_file(name));
+        return Err(InputError::new("", "", "the file is empty")
+            .hint(format!("give a {what} file"))
+            .in_file(name));
     }
     Ok(text)
 }
@@ -35,8 +37,10 @@ fn check_version(value: &serde_json::Value, what: &str) -> Result<(), InputError
         None => Err(InputError::new("schema_version", "", "is missing")
             .hint(format!("a {what} file of this release begins with schema_version = {SCHEMA_VERSION}"))),
         Some(v) if v.as_u64() == Some(u64::from(SCHEMA_VERSION)) => Ok(()),
-        Some(v) => Err(InputError::new("schema_version", v, format!("this release reads version {SCHEMA_VERSION}"))
-            .hint(format!("make the {what} again with this release of autodist"))),
+        Some(v) => {
+            Err(InputError::new("schema_version", v, format!("this release reads version {SCHEMA_VERSION}"))
+                .hint(format!("make the {what} again with this release of autodist")))
+        }
     }
 }
 
@@ -48,7 +52,8 @@ fn located(
 ) -> InputError {
     let path = error.path().to_string();
     let field = if path == "." { String::new() } else { path };
-    let value = lookup(root, &field).map(|v| if v.is_object() || v.is_array() { String::new() } else { v.to_string() });
+    let value = lookup(root, &field)
+        .map(|v| if v.is_object() || v.is_array() { String::new() } else { v.to_string() });
     let inner = error.inner().to_string();
     let problem = inner.split(" at line ").next().unwrap_or(&inner).to_owned();
     InputError::new(field, value.unwrap_or_default(), problem)
@@ -75,7 +80,8 @@ fn from_value<T: DeserializeOwned + Check>(name: &str, value: serde_json::Value)
     if T::versioned() {
         check_version(&value, T::WHAT).map_err(|e| e.in_file(name))?;
     }
-    let parsed: T = serde_path_to_error::deserialize(&value).map_err(|e| located(e, &value, T::WHAT).in_file(name))?;
+    let parsed: T =
+        serde_path_to_error::deserialize(&value).map_err(|e| located(e, &value, T::WHAT).in_file(name))?;
     parsed.check().map_err(|e| e.in_file(name))?;
     Ok(parsed)
 }
@@ -110,7 +116,9 @@ pub fn toml<T: DeserializeOwned + Check>(name: &str, bytes: &[u8]) -> Result<T, 
     let table = ::toml::Value::Table(table);
     // JSON, which the next step goes through, has no NaN and no infinity.
     if let Some((field, number)) = not_finite(&table, String::new()) {
-        return Err(InputError::new(field, number, "is not a finite number").hint("give a finite number").in_file(name));
+        return Err(InputError::new(field, number, "is not a finite number")
+            .hint("give a finite number")
+            .in_file(name));
     }
     let value = serde_json::to_value(&table).map_err(|error| {
         InputError::new("", "", format!("not a {}: {error}", T::WHAT))
@@ -136,7 +144,8 @@ fn not_finite(value: &::toml::Value, path: String) -> Option<(String, f64)> {
 
 /// The document as text: pretty JSON with a newline at its end.
 pub fn to_json<T: Serialize>(value: &T) -> String {
-    let mut text = serde_json::to_string_pretty(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
+    let mut text =
+        serde_json::to_string_pretty(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
     text.push('\n');
     text
 }

@@ -10,7 +10,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What is thrown away in the forward pass and computed again in the backward pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {
     #[default]
@@ -22,7 +24,9 @@ pub enum Recompute {
 }
 
 /// Order of micro-batches through the pipeline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash,
+)]
 pub enum ScheduleKind {
     /// All forwards, then all backwards (Huang et al., 1811.06965).
     #[serde(rename = "gpipe")]
@@ -118,7 +122,9 @@ impl ParallelStrategy {
     }
 
     pub fn devices(&self) -> u64 {
-        [self.data, self.tensor, self.pipeline, self.context].iter().fold(1, |n: u64, d| n.saturating_mul(u64::from(*d)))
+        [self.data, self.tensor, self.pipeline, self.context]
+            .iter()
+            .fold(1, |n: u64, d| n.saturating_mul(u64::from(*d)))
     }
 
     /// Micro-batches that each data-parallel rank runs in a step.
@@ -134,7 +140,8 @@ impl ParallelStrategy {
 
     /// As people write it: `dp2 tp1 pp1 mb4 zero1 recompute=full`.
     pub fn label(&self) -> String {
-        let mut text = format!("dp{} tp{} pp{} mb{}", self.data, self.tensor, self.pipeline, self.micro_batch);
+        let mut text =
+            format!("dp{} tp{} pp{} mb{}", self.data, self.tensor, self.pipeline, self.micro_batch);
         if self.zero_stage > 0 {
             text += &format!(" zero{}", self.zero_stage);
             if self.shard != self.data {
@@ -190,7 +197,11 @@ pub fn label(strategy: &ParallelStrategy, stages: &[Stage]) -> String {
     // Embedding and head never recompute.
     let blocks = entries().count().saturating_sub(2);
     let label = strategy.label();
-    if strategy.recompute == Recompute::None || recomputing == blocks { label } else { format!("{label}:{recomputing}") }
+    if strategy.recompute == Recompute::None || recomputing == blocks {
+        label
+    } else {
+        format!("{label}:{recomputing}")
+    }
 }
 
 /// Where the time of a step goes on the busiest pipeline rank. The parts sum to the step time.
@@ -426,7 +437,12 @@ pub(crate) fn check_stages(stages: &[Stage]) -> Result<(), InputError> {
         if stage.first_layer >= stage.end_layer || stage.recompute.len() != stage.len() {
             return Err(InputError::new(
                 format!("stages[{index}]"),
-                format!("layers {}..{}, {} recompute entries", stage.first_layer, stage.end_layer, stage.recompute.len()),
+                format!(
+                    "layers {}..{}, {} recompute entries",
+                    stage.first_layer,
+                    stage.end_layer,
+                    stage.recompute.len()
+                ),
                 "a stage holds at least one layer and one recompute entry per layer",
             )
             .hint("make the plan again with `autodist plan` or `autodist estimate`"));

@@ -288,7 +288,9 @@ impl Check for Profile {
             ("interference.communication_slowdown", self.interference.communication_slowdown),
         ] {
             if !(value.is_finite() && (1.0..=1e3).contains(&value)) {
-                return Err(InputError::new(field, value, "must be from 1 to 1000").hint("1 means no slow-down"));
+                return Err(
+                    InputError::new(field, value, "must be from 1 to 1000").hint("1 means no slow-down")
+                );
             }
         }
         check_memory("baseline_bytes", self.baseline_bytes.0)?;

@@ -120,8 +120,12 @@ impl Check for RunRecord {
             not_negative(&at("start_s"), event.start_s.0)?;
             not_negative(&at("end_s"), event.end_s.0)?;
             if event.end_s < event.start_s {
-                return Err(InputError::new(at("end_s"), event.end_s.0, format!("is before its start, {} s", event.start_s.0))
-                    .hint("train again: an operation ends after it begins"));
+                return Err(InputError::new(
+                    at("end_s"),
+                    event.end_s.0,
+                    format!("is before its start, {} s", event.start_s.0),
+                )
+                .hint("train again: an operation ends after it begins"));
             }
         }
         Ok(())

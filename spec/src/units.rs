@@ -165,7 +165,12 @@ impl fmt::Display for Flops {
 }
 impl fmt::Display for FlopsPerSecond {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        scaled(f, self.0, 1000.0, &["FLOP/s", "kFLOP/s", "MFLOP/s", "GFLOP/s", "TFLOP/s", "PFLOP/s", "EFLOP/s"])
+        scaled(
+            f,
+            self.0,
+            1000.0,
+            &["FLOP/s", "kFLOP/s", "MFLOP/s", "GFLOP/s", "TFLOP/s", "PFLOP/s", "EFLOP/s"],
+        )
     }
 }
 

@@ -7,10 +7,17 @@ use autodist_spec::{catalog, to_json};
 use std::fmt::Write;
 
 pub fn run(args: &JsonArgs) -> Result<(), Failure> {
-    let devices: Vec<_> = catalog::device_names().into_iter().filter_map(|name| catalog::device(name).ok()).collect();
+    let devices: Vec<_> =
+        catalog::device_names().into_iter().filter_map(|name| catalog::device(name).ok()).collect();
     if args.json {
-        let models: Vec<_> = catalog::models().iter().map(|m| serde_json::json!({ "model": m.spec, "source": m.source })).collect();
-        let devices: Vec<_> = devices.iter().map(|(device, link)| serde_json::json!({ "device": device, "link": link })).collect();
+        let models: Vec<_> = catalog::models()
+            .iter()
+            .map(|m| serde_json::json!({ "model": m.spec, "source": m.source }))
+            .collect();
+        let devices: Vec<_> = devices
+            .iter()
+            .map(|(device, link)| serde_json::json!({ "device": device, "link": link }))
+            .collect();
         output::print(&to_json(&serde_json::json!({ "models": models, "devices": devices })))?;
         return Ok(());
     }
@@ -20,14 +27,23 @@ pub fn run(args: &JsonArgs) -> Result<(), Failure> {
         let size = m.total_parameters() as f64;
         let (size, unit) = if size >= 1e9 { (size / 1e9, "B") } else { (size / 1e6, "M") };
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "  {:<14} {size:>6.1}{unit}  {:>3} layers, hidden {:>5}  {}", m.name, m.layers, m.hidden, entry.source);
+        let _ = writeln!(
+            text,
+            "  {:<14} {size:>6.1}{unit}  {:>3} layers, hidden {:>5}  {}",
+            m.name, m.layers, m.hidden, entry.source
+        );
     }
     text.push_str("\nDevices (published figures; dense bf16 or fp16)\n");
     for (device, link) in devices {
         let rate = device.peak_flops_per_s.map(|f| f.to_string()).unwrap_or_default();
         let memory = device.memory_bytes_per_s.map(|b| b.to_string()).unwrap_or_default();
         let link = link.map(|l| l.bytes_per_s.to_string()).unwrap_or_default();
-        let _ = writeln!(text, "  {:<16} {:>10}  {rate:>13}  memory {memory:>10}  link {link:>10}", device.name, device.memory_bytes.to_string());
+        let _ = writeln!(
+            text,
+            "  {:<16} {:>10}  {rate:>13}  memory {memory:>10}  link {link:>10}",
+            device.name,
+            device.memory_bytes.to_string()
+        );
     }
     output::print(&text)?;
     Ok(())

@@ -16,7 +16,9 @@ use crate::failure::Failure;
 use crate::input;
 use autodist_cost_model::{CostModel, Unpriced};
 use autodist_planner::{Infeasible, PlanError};
-use autodist_spec::{Bytes, Cluster, InputError, Job, ModelSpec, ParallelStrategy, Plan, Profile, fingerprint};
+use autodist_spec::{
+    Bytes, Cluster, InputError, Job, ModelSpec, ParallelStrategy, Plan, Profile, fingerprint,
+};
 use std::path::{Path, PathBuf};
 
 pub fn run(cli: &Cli) -> Result<(), Failure> {
@@ -58,7 +60,9 @@ fn prices(args: &PriceArgs) -> Result<Prices, Failure> {
                 &cluster.name,
                 "nothing says what layers and links cost there: this release prices plans with measured profiles only",
             );
-            return Err(error.hint("measure on the cluster with `autodist profile`, and give --profile").into());
+            return Err(error
+                .hint("measure on the cluster with `autodist profile`, and give --profile")
+                .into());
         }
     };
     let profile = input::profile(&path)?;
@@ -73,7 +77,9 @@ fn prices(args: &PriceArgs) -> Result<Prices, Failure> {
                 cluster.device_count(),
                 cluster.node_count()
             );
-            return Err(InputError::new("--cluster", text, problem).hint("leave --cluster out: the profile names its own").into());
+            return Err(InputError::new("--cluster", text, problem)
+                .hint("leave --cluster out: the profile names its own")
+                .into());
         }
         cluster = given;
     }
@@ -101,7 +107,10 @@ fn profile_of(plan: &Plan, plan_path: &Path, given: Option<&PathBuf>) -> Result<
     let profile = input::profile(&path)?;
     let found = fingerprint(&profile);
     if found != plan.profile.fingerprint {
-        let problem = format!("is not the profile that the plan was made from (fingerprint {})", plan.profile.fingerprint);
+        let problem = format!(
+            "is not the profile that the plan was made from (fingerprint {})",
+            plan.profile.fingerprint
+        );
         let error = InputError::new("fingerprint", found, problem).in_file(&path.display().to_string());
         return Err(error.hint("plan again with this profile, or give the original with --profile").into());
     }

@@ -22,8 +22,12 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let limit = args.time_limit.map(limit).transpose()?;
     let began = Instant::now();
     let expired = || limit.is_some_and(|limit| began.elapsed() >= limit);
-    let limits =
-        SearchLimits { deadline: Some(&expired), top: args.top, threads: args.threads, ..SearchLimits::default() };
+    let limits = SearchLimits {
+        deadline: Some(&expired),
+        top: args.top,
+        threads: args.threads,
+        ..SearchLimits::default()
+    };
     let planner = Planner::new(&model, &prices.cluster, &job, &prices.profile).limits(limits);
     let mut plan = planner.plan()?;
     plan.profile.path = prices.path.display().to_string();
@@ -36,7 +40,9 @@ fn limit(seconds: f64) -> Result<Duration, Failure> {
     if seconds.is_finite() && (0.0..1e9).contains(&seconds) {
         return Ok(Duration::from_secs_f64(seconds));
     }
-    Err(InputError::new("--time-limit", seconds, "must be a number of seconds, zero or above").hint("e.g. 10").into())
+    Err(InputError::new("--time-limit", seconds, "must be a number of seconds, zero or above")
+        .hint("e.g. 10")
+        .into())
 }
 
 pub fn write(plan: &Plan, path: Option<&Path>) -> Result<(), Failure> {

@@ -15,7 +15,8 @@ pub const DEFAULT_SEQ_LEN: u32 = 128;
 
 pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
     if args.devices == DevicesArg::Cuda {
-        let error = InputError::new("--devices", "cuda", "this release runs on CPUs only: it has no CUDA backend");
+        let error =
+            InputError::new("--devices", "cuda", "this release runs on CPUs only: it has no CUDA backend");
         return Err(error.hint("use --devices cpu").into());
     }
     let model = input::model(&args.model.model)?;
@@ -29,7 +30,13 @@ pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-pub fn request(model: ModelSpec, job: Job, ranks: Option<u32>, budget: f64, precision: f64) -> Result<Request, Failure> {
+pub fn request(
+    model: ModelSpec,
+    job: Job,
+    ranks: Option<u32>,
+    budget: f64,
+    precision: f64,
+) -> Result<Request, Failure> {
     let ranks = ranks.unwrap_or_else(|| autodist_executor::host::cores().len() as u32);
     autodist_spec::error::in_range("--ranks", u64::from(ranks), 1, 64)?;
     for (flag, value) in [("--budget", budget), ("--precision", precision)] {
@@ -42,15 +49,26 @@ pub fn request(model: ModelSpec, job: Job, ranks: Option<u32>, budget: f64, prec
 
 /// The profile of `request`: the one in `path` if it is of this model on this machine, gone on with if it is
 /// unfinished, or a new one. It is saved after every piece.
-pub fn obtain(request: &Request, options: &LaunchOptions, path: &Path, fresh: bool) -> Result<Profile, Failure> {
+pub fn obtain(
+    request: &Request,
+    options: &LaunchOptions,
+    path: &Path,
+    fresh: bool,
+) -> Result<Profile, Failure> {
     let mut earlier = None;
     if path.exists() && !fresh {
         match input::profile(path) {
             Err(failure) => output::warn(&format!("measuring again: {failure}")),
             Ok(profile) => match autodist_profiler::matches(&profile, request) {
-                Err(difference) => output::note(&format!("{} is another profile ({difference}): measuring again", path.display())),
+                Err(difference) => output::note(&format!(
+                    "{} is another profile ({difference}): measuring again",
+                    path.display()
+                )),
                 Ok(()) if profile.complete && autodist_profiler::covers(&profile, request) => {
-                    output::note(&format!("{} is a profile of this model on this machine: reused", path.display()));
+                    output::note(&format!(
+                        "{} is a profile of this model on this machine: reused",
+                        path.display()
+                    ));
                     return Ok(profile);
                 }
                 Ok(()) => {

@@ -7,7 +7,8 @@ use crate::{input, output};
 use autodist_cost_model::CostModel;
 use autodist_program::Program;
 use autodist_reports::{
-    ReportInput, chrome_trace, csv_links, csv_plans, csv_segments, csv_timeline, csv_validation, figures, html,
+    ReportInput, chrome_trace, csv_links, csv_plans, csv_segments, csv_timeline, csv_validation, figures,
+    html,
 };
 use autodist_spec::{Plan, Profile, RunRecord, TimelineEvent, Validation, parse};
 use std::path::{Path, PathBuf};

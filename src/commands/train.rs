@@ -10,7 +10,9 @@ use autodist_spec::{InputError, to_json};
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let plan = input::plan(&args.plan)?;
     if args.steps == 0 {
-        return Err(InputError::new("--steps", 0, "must be at least 1").hint("200 show what is learnt").into());
+        return Err(InputError::new("--steps", 0, "must be at least 1")
+            .hint("200 show what is learnt")
+            .into());
     }
     input::check_data_file(args.data.as_ref())?;
     let data = train::data(args.data.as_ref(), &plan.model, &plan.job)?;
@@ -28,7 +30,9 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     output::print(&terminal::run_summary(&record))?;
     if data == DataSource::Synthetic {
         let floor = SyntheticLanguage::new(plan.model.vocab).entropy();
-        output::print(&format!("The synthetic language's entropy is {floor:.4} nats a token: no model's loss stays below it"))?;
+        output::print(&format!(
+            "The synthetic language's entropy is {floor:.4} nats a token: no model's loss stays below it"
+        ))?;
     }
     Ok(())
 }

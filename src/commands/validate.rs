@@ -34,7 +34,11 @@ fn candidates(
     }
     let mut candidates = train::candidates(plan);
     if candidates.len() < selection.top {
-        output::warn(&format!("the plan has {} alternatives: make it with --top {} for more", candidates.len(), selection.top));
+        output::warn(&format!(
+            "the plan has {} alternatives: make it with --top {} for more",
+            candidates.len(),
+            selection.top
+        ));
     }
     candidates.truncate(selection.top);
     Ok(candidates)
@@ -64,9 +68,14 @@ pub fn validate(
     }
     output::write(&folder.join("validation.json"), to_json(&validation).as_bytes())?;
     output::write(&folder.join("validation.csv"), csv_validation(&validation).as_bytes())?;
-    output::note(&format!("wrote {} run records, validation.json and validation.csv to {}", records.len(), folder.display()));
+    output::note(&format!(
+        "wrote {} run records, validation.json and validation.csv to {}",
+        records.len(),
+        folder.display()
+    ));
     if records.is_empty() {
-        let reason = validation.failed.first().map_or_else(String::new, |f| format!("{}: {}", f.label, f.reason));
+        let reason =
+            validation.failed.first().map_or_else(String::new, |f| format!("{}: {}", f.label, f.reason));
         return Err(Failure::Run(format!("no plan could be run; {reason}")));
     }
     Ok((validation, records))

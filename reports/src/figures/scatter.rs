@@ -127,10 +127,8 @@ fn point<DB: DrawingBackend, X: Axis>(
     (low, high): (f64, f64),
     scale: Scale,
 ) -> Result<(i32, i32), DrawingAreaErrorKind<DB::ErrorType>> {
-    let (x, dx) = (
-        scale.of(run.measured.adjusted_step_time_s.0),
-        scale.of(run.measured.adjusted_step_time_spread_s.0),
-    );
+    let (x, dx) =
+        (scale.of(run.measured.adjusted_step_time_s.0), scale.of(run.measured.adjusted_step_time_spread_s.0));
     let (y, dy) = (scale.of(run.predicted.step_time_s.0), scale.of(run.predicted.step_time_spread_s.0));
     let (x, y) = (x.clamp(low, high), y.clamp(low, high));
     let area = chart.plotting_area();
