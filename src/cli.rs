@@ -157,6 +157,17 @@ pub struct RunArgs {
     pub timeout: f64,
 }
 
+/// The devices that are measured.
+#[derive(Debug, Args)]
+pub struct RanksArgs {
+    /// Ranks, one device each; the number of cores if not given
+    #[arg(long)]
+    pub ranks: Option<u32>,
+    /// Allow more ranks than cores: plans run, but predicted step times do not hold
+    #[arg(long)]
+    pub oversubscribe: bool,
+}
+
 #[derive(Debug, Args)]
 pub struct ProfileArgs {
     #[command(flatten)]
@@ -168,9 +179,8 @@ pub struct ProfileArgs {
     /// Which devices to measure
     #[arg(long, value_enum, default_value = "auto")]
     pub devices: DevicesArg,
-    /// Ranks, one device each; the number of cores if not given
-    #[arg(long)]
-    pub ranks: Option<u32>,
+    #[command(flatten)]
+    pub ranks: RanksArgs,
     /// Seconds after which no further round of measurements begins
     #[arg(long, default_value_t = 60.0)]
     pub budget: f64,
@@ -300,9 +310,8 @@ pub struct TuneArgs {
     pub run: RunArgs,
     #[command(flatten)]
     pub strategy: StrategyArgs,
-    /// Ranks, one device each; the number of cores if not given
-    #[arg(long)]
-    pub ranks: Option<u32>,
+    #[command(flatten)]
+    pub ranks: RanksArgs,
     /// Plans to train for real
     #[arg(long, default_value_t = 5)]
     pub top: usize,

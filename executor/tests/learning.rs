@@ -34,7 +34,8 @@ fn final_loss(strategy: ParallelStrategy, optimizer: Optimizer, peak: f64) -> f6
     let stages = stages::even(&model, &strategy);
     let data = DataSource::Synthetic;
     let task = Task { model, job, strategy, stages, data, steps: 200, warmup_steps: 0, detail: false };
-    let (record, _) = local::train(&Cpu::<f32>::new(), &task, Duration::from_secs(60)).unwrap();
+    let (record, _) =
+        local::train(&Cpu::<f32>::new(), &task, Duration::from_secs(60)).expect("training goes through");
     let last = &record.steps[190..];
     last.iter().map(|s| s.loss).sum::<f64>() / last.len() as f64
 }

@@ -448,7 +448,7 @@ impl<'a> Assembly<'a> {
         let cores = host::cores().len();
         if self.request.ranks as usize > cores {
             warnings.push(format!(
-                "{} ranks share {cores} cores: each waits for the others' turns",
+                "{} ranks share {cores} cores: each waits for the others' turns, and predicted step times do not hold",
                 self.request.ranks
             ));
         }

@@ -1,6 +1,6 @@
 //! `autodist profile`
 
-use crate::cli::{DevicesArg, ProfileArgs};
+use crate::cli::{DevicesArg, ProfileArgs, RanksArgs};
 use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::{input, output, train};
@@ -21,7 +21,7 @@ pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
     }
     let model = input::model(&args.model.model)?;
     let job = input::job(&args.job, Some(DEFAULT_BATCH), Some(DEFAULT_SEQ_LEN.min(model.max_seq_len)))?;
-    let request = request(model, job, args.ranks, args.budget, args.precision)?;
+    let request = request(model, job, &args.ranks, args.budget, args.precision)?;
     let options = train::options(&args.run)?;
     output::check_writable(&args.output)?;
     let profile = obtain(&request, &options, &args.output, args.fresh)?;
@@ -33,12 +33,22 @@ pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
 pub fn request(
     model: ModelSpec,
     job: Job,
-    ranks: Option<u32>,
+    ranks: &RanksArgs,
     budget: f64,
     precision: f64,
 ) -> Result<Request, Failure> {
-    let ranks = ranks.unwrap_or_else(|| autodist_executor::host::cores().len() as u32);
+    let cores = autodist_executor::host::cores().len() as u32;
+    let oversubscribe = ranks.oversubscribe;
+    let ranks = ranks.ranks.unwrap_or(cores);
     autodist_spec::error::in_range("--ranks", u64::from(ranks), 1, 64)?;
+    if ranks > cores && !oversubscribe {
+        let problem = format!(
+            "is more than the {cores} cores that this process may use: ranks that share a core wait for \
+             each other's turns, and predicted step times would not hold"
+        );
+        let hint = format!("use --ranks {cores}, or --oversubscribe to try plans out all the same");
+        return Err(InputError::new("--ranks", ranks, problem).hint(hint).into());
+    }
     for (flag, value) in [("--budget", budget), ("--precision", precision)] {
         autodist_spec::error::positive(flag, value)?;
     }

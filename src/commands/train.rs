@@ -31,7 +31,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     if data == DataSource::Synthetic {
         let floor = SyntheticLanguage::new(plan.model.vocab).entropy();
         output::print(&format!(
-            "The synthetic language's entropy is {floor:.4} nats a token: no model's loss stays below it"
+            "The synthetic language's entropy is {floor:.4} nats a token: but for the scatter of single batches, no model's loss lies below it"
         ))?;
     }
     Ok(())

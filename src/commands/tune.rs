@@ -25,7 +25,7 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     let model = input::model(&args.model.model)?;
     let seq_len = profile_command::DEFAULT_SEQ_LEN.min(model.max_seq_len);
     let job = input::job(&args.job, Some(profile_command::DEFAULT_BATCH), Some(seq_len))?;
-    let mut request = profile_command::request(model, job, args.ranks, args.budget, PRECISION)?;
+    let mut request = profile_command::request(model, job, &args.ranks, args.budget, PRECISION)?;
     input::narrow(&mut request.job, &args.strategy, request.ranks)?;
     // Hours of profiling come first: everything that can be wrong is looked at before them.
     in_range("--top", args.top as u64, 1, 100_000)?;
