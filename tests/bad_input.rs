@@ -565,7 +565,7 @@ fn training_data() {
         ("empty", "0 bytes"),
         ("short", "16 bytes; a sequence needs 17"),
         ("folder", "folder"),
-        ("/dev/null", "0 bytes"),
+        ("/dev/null", "no regular file"),
     ] {
         refused(
             &line(folder, &format!("train plan.json --steps 2 --data {name}")),

@@ -89,7 +89,7 @@ impl Machine {
             step_overhead: exactly(self.overhead_s),
             baseline_bytes: Bytes(1 << 20),
             staging_bytes: Bytes(1 << 16),
-            synchronisation: Sample { provenance: Provenance::Assumed, ..Sample::of(&[1e-6]) },
+            synchronisation: Sample { provenance: Provenance::Assumed, ..Sample::of(&[0.0]) },
             zero_s_per_element: 1e-10,
             add_s_per_element: 3e-10,
             reference_s: Seconds::ZERO,
@@ -162,6 +162,17 @@ impl Machine {
             (Pass::Forward, _) => kept,
             (Pass::Recompute, _) => again,
         };
+        // The gather before these has left the rows in place beside the whole; who consumes them frees both.
+        let consumes_rows = match pass {
+            Pass::Forward | Pass::Recompute => {
+                matches!(segment, Segment::Attention | Segment::Mlp | Segment::Logits)
+            }
+            Pass::Backward => {
+                matches!(segment, Segment::AttentionNorm | Segment::MlpNorm | Segment::Embedding)
+            }
+        };
+        let rows = if shape.sequence_parallel && consumes_rows { shape.flow() as i64 } else { 0 };
+        let growth_bytes = growth_bytes - rows;
         SegmentCost {
             segment,
             pass,
