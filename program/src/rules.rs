@@ -1,9 +1,7 @@
 //! The rules that make a way of training legal, each with its reason.
 
 use crate::schedule;
-use autodist_spec::{
-    Job, LayerKind, ModelSpec, ParallelStrategy, Positions, Precision, Recompute, ScheduleKind, Stage,
-};
+use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Precision, Recompute, ScheduleKind, Stage};
 use std::fmt;
 
 /// Why a way of training cannot be run.
@@ -46,7 +44,7 @@ impl Rule {
             Self::Stages => "stages cover the layers",
             Self::Schedule => "schedule fits the pipeline",
             Self::Zero => "ZeRO shards over data ranks",
-            Self::Positions => "sequence fits the position table",
+            Self::Positions => "sequence fits the model",
             Self::Recompute => "recomputation is for blocks",
         }
     }
@@ -105,11 +103,9 @@ pub fn check_strategy(
             s.micro_batch, job.global_batch
         )
     })?;
-    if let Positions::Learned = model.positions {
-        ensure(Rule::Positions, job.seq_len <= model.max_seq_len, || {
-            format!("{} tokens are more than the {} learned positions", job.seq_len, model.max_seq_len)
-        })?;
-    }
+    ensure(Rule::Positions, job.seq_len <= model.max_seq_len, || {
+        format!("{} tokens are more than the {} positions of the model", job.seq_len, model.max_seq_len)
+    })?;
     check_schedule(model, job, s)?;
     let (zero, shard) = (s.zero_stage, s.shard);
     ensure(Rule::Zero, zero > 0 || shard == 1, || {

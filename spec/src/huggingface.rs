@@ -5,7 +5,7 @@ use crate::model::{Activation, ModelSpec, Norm, Positions};
 use crate::parse::{Check, json_value};
 use serde_json::Value;
 
-const FAMILIES: &str = "this release reads model_type gpt2, llama, mistral and qwen2";
+const FAMILIES: &str = "this release reads model_type gpt2, llama and mistral";
 
 /// One config, with errors that name the field.
 struct Config<'a> {
@@ -100,7 +100,7 @@ pub fn model_from_config(file: &str, name: &str, bytes: &[u8]) -> Result<ModelSp
         config.word("model_type")?.ok_or_else(|| config.error("model_type", "is missing", FAMILIES))?;
     let spec = match family {
         "gpt2" => gpt2(&config, name)?,
-        "llama" | "mistral" | "qwen2" => llama(&config, name, family)?,
+        "llama" | "mistral" => llama(&config, name)?,
         _ => return Err(config.error("model_type", "is not a family that this release reads", FAMILIES)),
     };
     spec.check().map_err(|e| in_own_words(e, family == "gpt2").in_file(file))?;
@@ -128,7 +128,7 @@ fn in_own_words(mut error: InputError, gpt2: bool) -> InputError {
 
 fn gpt2(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
     let (hidden, heads) = (config.required("n_embd")?, config.required("n_head")?);
-    config.one_of("activation_function", &["gelu_new", "gelu", "gelu_pytorch_tanh"])?;
+    config.one_of("activation_function", &["gelu_new", "gelu_pytorch_tanh"])?;
     Ok(ModelSpec {
         name: name.to_owned(),
         layers: config.required("n_layer")?,
@@ -151,14 +151,23 @@ fn gpt2(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
     })
 }
 
-fn llama(config: &Config<'_>, name: &str, family: &str) -> Result<ModelSpec, InputError> {
+fn llama(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
     let (hidden, heads) = (config.required("hidden_size")?, config.required("num_attention_heads")?);
     config.one_of("hidden_act", &["silu"])?;
-    if config.flag("attention_bias", false)? || config.flag("mlp_bias", false)? || family == "qwen2" {
+    for field in ["attention_bias", "mlp_bias"] {
+        if config.flag(field, false)? {
+            return Err(config.error(
+                field,
+                "biases on a part of the linear layers are not supported",
+                "use a model whose linear layers carry no bias",
+            ));
+        }
+    }
+    if config.root.get("rope_scaling").is_some_and(|scaling| !scaling.is_null()) {
         return Err(config.error(
-            if family == "qwen2" { "model_type" } else { "attention_bias" },
-            "biases on a part of the linear layers are not supported",
-            "use a model whose linear layers carry no bias",
+            "rope_scaling",
+            "scaled rotary positions are not supported: the model would train differently",
+            "set it to null to plan and train with plain rotary positions, which cost the same",
         ));
     }
     let head_dim = match config.optional("head_dim")? {
@@ -181,7 +190,11 @@ fn llama(config: &Config<'_>, name: &str, family: &str) -> Result<ModelSpec, Inp
         head_dim,
         ffn: config.required("intermediate_size")?,
         vocab: config.required("vocab_size")?,
-        max_seq_len: config.optional("max_position_embeddings")?.unwrap_or(2048),
+        // Within a sliding window attention is what it is without one.
+        max_seq_len: config
+            .optional("max_position_embeddings")?
+            .unwrap_or(2048)
+            .min(config.optional("sliding_window")?.unwrap_or(u32::MAX)),
         positions: Positions::Rotary { theta },
         norm: Norm::RmsNorm,
         norm_epsilon: config.real("rms_norm_eps", 1e-6)?,

@@ -52,6 +52,11 @@ pub fn request(
     for (flag, value) in [("--budget", budget), ("--precision", precision)] {
         autodist_spec::error::positive(flag, value)?;
     }
+    if job.seq_len > model.max_seq_len {
+        let problem = format!("is more than the {} positions of {}", model.max_seq_len, model.name);
+        let hint = format!("use --seq-len {} or less, or a model with more positions", model.max_seq_len);
+        return Err(InputError::new("--seq-len", job.seq_len, problem).hint(hint).into());
+    }
     // Ranks train for real: the data must suit the model before anything starts.
     train::data(None, &model, &job)?;
     Ok(Request { model, job, ranks, budget_s: budget, precision })
