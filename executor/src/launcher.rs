@@ -107,7 +107,7 @@ pub fn launch(
     let mut watch = Watch { world, answers: BTreeMap::new(), left: 0, cause: None };
     while watch.left < world && watch.cause.is_none() {
         if options.stop.load(Ordering::Relaxed) {
-            watch.cause = Some(LaunchError::Interrupted);
+            watch.cause = Some(Cause { error: LaunchError::Interrupted, consequence: false });
             break;
         }
         match rendezvous.events().recv_timeout(LOOK_AGAIN) {
@@ -128,12 +128,12 @@ pub fn launch(
         }
     }
     ranks.end(if watch.cause.is_some() { Duration::ZERO } else { GRACE });
-    match watch.cause {
+    match watch.cause.map(|cause| cause.error) {
         Some(LaunchError::RankEnded { rank, what, .. }) => {
             let output = ranks.output(rank);
             Err(LaunchError::RankEnded { rank, what, output })
         }
-        Some(cause) => Err(cause),
+        Some(error) => Err(error),
         None => Ok(()),
     }
 }
@@ -143,7 +143,14 @@ struct Watch {
     world: usize,
     answers: BTreeMap<usize, Vec<Option<Value>>>,
     left: usize,
-    cause: Option<LaunchError>,
+    cause: Option<Cause>,
+}
+
+/// Why the job ends early.
+struct Cause {
+    error: LaunchError,
+    /// Whether something else, not heard of yet, may have led to it.
+    consequence: bool,
 }
 
 impl Watch {
@@ -194,36 +201,26 @@ impl Watch {
     }
 
     fn ended(&mut self, rank: usize, status: Option<ExitStatus>) {
-        let what = match status {
-            None => "closed its connection".to_owned(),
-            Some(status) if status.success() => return,
-            Some(status) => match (status.signal(), status.code()) {
-                (Some(signal), _) => format!("was killed by signal {signal}"),
-                (None, code) => format!("ended with exit code {}", code.unwrap_or(-1)),
-            },
+        let signal = status.and_then(|status| status.signal());
+        let what = match (status, signal) {
+            (None, _) => "closed its connection".to_owned(),
+            (Some(status), _) if status.success() => return,
+            (Some(_), Some(signal)) => format!("was killed by signal {signal}"),
+            (Some(status), None) => format!("ended with exit code {}", status.code().unwrap_or(-1)),
         };
-        let consequence =
-            matches!(&self.cause, Some(LaunchError::RankFailed { .. })) && !what.contains("signal");
+        // A rank that has said why it fails ends with an exit code: that says no more.
+        let explained = matches!(&self.cause, Some(Cause { error: LaunchError::RankFailed { .. }, .. }));
+        let consequence = explained && signal.is_none();
         self.cause_is(LaunchError::RankEnded { rank, what, output: String::new() }, consequence);
     }
 
     /// Keeps the first cause; a consequence of something else gives way to it.
-    fn cause_is(&mut self, cause: LaunchError, consequence: bool) {
-        let weak = |cause: &LaunchError| matches!(cause, LaunchError::RankFailed { message, .. } if message.starts_with(CONSEQUENCE));
-        let cause = match cause {
-            LaunchError::RankFailed { rank, message } if consequence => {
-                LaunchError::RankFailed { rank, message: format!("{CONSEQUENCE}{message}") }
-            }
-            other => other,
-        };
-        if self.cause.is_none() || (self.cause.as_ref().is_some_and(weak) && !consequence) {
-            self.cause = Some(cause);
+    fn cause_is(&mut self, error: LaunchError, consequence: bool) {
+        if self.cause.as_ref().is_none_or(|known| known.consequence && !consequence) {
+            self.cause = Some(Cause { error, consequence });
         }
     }
 }
-
-/// Begins the message of a rank that failed because of another.
-const CONSEQUENCE: &str = "lost its peer: ";
 
 /// The processes. Dropping them kills them.
 #[derive(Default)]

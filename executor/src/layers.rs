@@ -216,7 +216,6 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
     fn backward(&self, store: &mut Store<B>, frame: &mut Frame<B>, layer: usize, segment: Segment) {
         let (device, shape) = (self.device, self.shape);
         let at = present!(store.find(layer));
-        let table = self.table_place(store, layer);
         let kept = frame.kept.entry(layer).or_default();
         match segment {
             Segment::Embedding => {
@@ -274,7 +273,7 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
                 let h = present!(kept.h.take());
                 let (exponentials, statistics) = (present!(kept.logits.take()), present!(kept.head.take()));
                 let targets = present!(frame.targets.as_ref());
-                let (parameters, gradients) = store.region(table);
+                let (parameters, gradients) = store.region(self.table_place(store, layer));
                 let dh = shape.head.backward(
                     device,
                     parameters,
@@ -296,7 +295,7 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
     /// Where the head's table lies: in the head's own region, or in the embedding's.
     fn table_place(&self, store: &Store<B>, layer: usize) -> (usize, usize) {
         let owner = if self.tied { 0 } else { layer };
-        let (bucket, offset) = present!(store.find(owner).or_else(|| store.find(layer)));
+        let (bucket, offset) = present!(store.find(owner));
         (bucket, offset + self.shape.head.table_offset.unwrap_or(0))
     }
 
