@@ -12,24 +12,62 @@ use std::fmt;
 ///
 /// An operation reads and writes exactly the elements that its documentation names, and panics when they lie
 /// outside the buffer.
+///
+/// A buffer holds its numbers in *working* precision (activations, the parameters that layers read) or in *full*
+/// precision (gradients of parameters, optimizer state, statistics, the parameters that an optimizer updates): mixed
+/// precision training (Micikevicius et al., 1710.03740, section 3). A device may have just one. Operations take
+/// working precision but where they say otherwise.
 pub trait Backend: Clone + Send + 'static {
-    /// What the device computes in, as the host sees it.
+    /// A number as the host sees it; uploads and downloads convert.
     type Element: Element;
     /// A contiguous array on the device.
     type Buffer: Send;
     /// Token ids on the device.
     type Indices: Send;
+    /// A number that the device is still to work out.
+    type Scalar: Send;
+    /// A point in a queue's work, and the time when it was reached.
+    type Event: Clone + Send;
 
-    /// Waits for all queued work; the first failure since the last call.
+    // Queues.
+
+    /// Waits for all work of this queue; the first failure since the last call.
     fn synchronise(&self) -> Result<(), DeviceError>;
+    /// The same device with a queue of its own: its work runs beside this one's, ordered only by events. A buffer
+    /// may pass from one queue to the other once the other waits for an event after its last use.
+    fn queue(&self) -> Result<Self, DeviceError>;
+    /// Marks this point of the queue.
+    fn record(&self) -> Self::Event;
+    /// Work queued from now on begins after `event`, which may be another queue's.
+    fn wait_for(&self, event: &Self::Event);
+    /// Seconds from one event to another of the same device; waits for both.
+    fn seconds_between(&self, from: &Self::Event, to: &Self::Event) -> f64;
+    /// Waits for a number.
+    fn read(&self, scalar: &Self::Scalar) -> f64;
 
     // Buffers.
 
+    /// Whether working precision is narrower than full, so that an optimizer needs parameters of its own.
+    fn is_mixed(&self) -> bool {
+        false
+    }
     fn zeros(&self, len: usize) -> Self::Buffer;
     /// A buffer to be written before it is read.
     fn uninitialised(&self, len: usize) -> Self::Buffer;
+    /// [`zeros`](Backend::zeros) in full precision.
+    fn zeros_full(&self, len: usize) -> Self::Buffer {
+        self.zeros(len)
+    }
+    /// [`uninitialised`](Backend::uninitialised) in full precision.
+    fn uninitialised_full(&self, len: usize) -> Self::Buffer {
+        self.uninitialised(len)
+    }
     fn len(&self, buffer: &Self::Buffer) -> usize;
     fn upload(&self, from: &[Self::Element]) -> Self::Buffer;
+    /// [`upload`](Backend::upload) in full precision.
+    fn upload_full(&self, from: &[Self::Element]) -> Self::Buffer {
+        self.upload(from)
+    }
     fn upload_indices(&self, from: &[u32]) -> Self::Indices;
     /// Overwrites `from.len()` elements.
     fn write(&self, from: &[Self::Element], to: RegionMut<'_, Self>);
@@ -43,8 +81,9 @@ pub trait Backend: Clone + Send + 'static {
         None
     }
 
-    // Element by element.
+    // Element by element; both operands of one precision, whichever it is.
 
+    /// Converts where precisions differ.
     fn copy(&self, len: usize, from: Region<'_, Self>, to: RegionMut<'_, Self>);
     /// Copies `product.batch` matrices of `m` rows and `n` columns (`k` is unused).
     fn copy_matrices(&self, product: Product, from: Matrix<'_, Self>, to: MatrixMut<'_, Self>);
@@ -53,13 +92,13 @@ pub trait Backend: Clone + Send + 'static {
     fn add(&self, len: usize, from: Region<'_, Self>, to: RegionMut<'_, Self>);
     /// `to *= factor`.
     fn scale(&self, len: usize, factor: f64, to: RegionMut<'_, Self>);
-    /// Accumulated in double precision; waits for the result.
-    fn sum_of_squares(&self, len: usize, of: Region<'_, Self>) -> f64;
+    /// Accumulated in double precision.
+    fn sum_of_squares(&self, len: usize, of: Region<'_, Self>) -> Self::Scalar;
 
     // Linear layers.
 
     /// `c = alpha a b + beta c` for every member of the batch, which must not overlap in `c`. With `beta` 0,
-    /// `c` is not read.
+    /// `c` is not read. `a` and `b` have one precision, `c` the same or full.
     fn matmul(
         &self,
         product: Product,
@@ -71,10 +110,10 @@ pub trait Backend: Clone + Send + 'static {
     );
     /// Adds `row[width]` to each of `rows` rows.
     fn add_row(&self, rows: usize, width: usize, row: Region<'_, Self>, to: RegionMut<'_, Self>);
-    /// Adds the sum of `rows` rows to `to[width]`.
+    /// Adds the sum of `rows` rows to `to[width]`, in full precision.
     fn sum_rows(&self, rows: usize, width: usize, from: Region<'_, Self>, to: RegionMut<'_, Self>);
 
-    // Norms.
+    // Norms. Statistics and gradients of parameters are in full precision.
 
     /// `parameters` is the weight, followed for LayerNorm by the bias. `statistics` receives per row the
     /// reciprocal standard deviation (RMSNorm), or the mean and then it (LayerNorm).
@@ -99,8 +138,12 @@ pub trait Backend: Clone + Send + 'static {
         gradient: RegionMut<'_, Self>,
     );
 
-    // Attention.
+    // Attention: fused where the device has it, else made of products and softmax.
 
+    /// The device's fused attention, if it has one.
+    fn fused_attention(&self) -> Option<&dyn FusedAttention<Self>> {
+        None
+    }
     /// How many of `heads` heads to hand to one batched operation: all of them on a device with thousands of
     /// threads, one where the scores of one head fit the cache.
     fn heads_at_once(&self, heads: usize) -> usize;
@@ -149,7 +192,8 @@ pub trait Backend: Clone + Send + 'static {
         from: Region<'_, Self>,
         to: RegionMut<'_, Self>,
     );
-    /// Adds row `i` of `from` to row `indices[i] - table.first` of the table, where the table has it.
+    /// Adds row `i` of `from` to row `indices[i] - table.first` of the table, which is in full precision, where the
+    /// table has it.
     fn scatter_add_rows(
         &self,
         table: TableShape,
@@ -166,7 +210,7 @@ pub trait Backend: Clone + Send + 'static {
         table: Region<'_, Self>,
         to: RegionMut<'_, Self>,
     );
-    /// `table[position] += Σ_i from[position, i]`.
+    /// `table[position] += Σ_i from[position, i]`; the table is in full precision.
     fn sum_positions(
         &self,
         positions: usize,
@@ -177,7 +221,8 @@ pub trait Backend: Clone + Send + 'static {
     );
 
     // Cross-entropy, in steps between which ranks that share a vocabulary reduce. `classes.first` is the
-    // first class of `logits[len(targets), classes.rows]`; `classes.width` is unused.
+    // first class of `logits[len(targets), classes.rows]`; `classes.width` is unused. `max` and `sums` are in full
+    // precision.
 
     fn row_max(&self, rows: usize, width: usize, x: Region<'_, Self>, max: RegionMut<'_, Self>);
     /// `logits` become `exp(logit - max)`. `sums[2 rows]` receives the sum of each row, then each row's
@@ -190,8 +235,8 @@ pub trait Backend: Clone + Send + 'static {
         logits: RegionMut<'_, Self>,
         sums: RegionMut<'_, Self>,
     );
-    /// `Σ ln(sum) - target` over rows; waits for the result.
-    fn cross_entropy(&self, rows: usize, sums: Region<'_, Self>) -> f64;
+    /// `Σ ln(sum) - target` over rows.
+    fn cross_entropy(&self, rows: usize, sums: Region<'_, Self>) -> Self::Scalar;
     /// Exponentials become `(exponential / sum - [target]) * scale`.
     fn cross_entropy_backward(
         &self,
@@ -202,7 +247,7 @@ pub trait Backend: Clone + Send + 'static {
         exponentials: RegionMut<'_, Self>,
     );
 
-    // Optimizers.
+    // Optimizers, in full precision; `working` receives the new parameters in working precision.
 
     fn adamw_step(
         &self,
@@ -212,6 +257,7 @@ pub trait Backend: Clone + Send + 'static {
         parameter: RegionMut<'_, Self>,
         first_moment: RegionMut<'_, Self>,
         second_moment: RegionMut<'_, Self>,
+        working: Option<RegionMut<'_, Self>>,
     );
     fn sgd_momentum_step(
         &self,
@@ -220,6 +266,29 @@ pub trait Backend: Clone + Send + 'static {
         gradient: Region<'_, Self>,
         parameter: RegionMut<'_, Self>,
         momentum: RegionMut<'_, Self>,
+        working: Option<RegionMut<'_, Self>>,
+    );
+}
+
+/// Causal attention that never holds the scores of a whole head (Dao et al., FlashAttention, 2205.14135).
+pub trait FusedAttention<B: Backend> {
+    /// `attended` and `logsumexp[micro_batch, heads, seq_len]` (full precision) from `qkv`.
+    fn forward(
+        &self,
+        shape: AttentionShape,
+        qkv: Region<'_, B>,
+        attended: RegionMut<'_, B>,
+        logsumexp: RegionMut<'_, B>,
+    );
+    /// The gradient of `qkv`, all of it, from that of `attended`.
+    fn backward(
+        &self,
+        shape: AttentionShape,
+        qkv: Region<'_, B>,
+        attended: Region<'_, B>,
+        d_attended: Region<'_, B>,
+        logsumexp: Region<'_, B>,
+        d_qkv: RegionMut<'_, B>,
     );
 }
 
@@ -367,6 +436,19 @@ pub struct NormShape {
     pub rows: usize,
     pub width: usize,
     pub epsilon: f64,
+}
+
+/// `qkv[seq_len, micro_batch, (heads + 2 kv_heads) head_dim]` holds a token's query heads, its key heads, its value
+/// heads; query head `h` attends to key/value head `h / (heads / kv_heads)`. `attended[seq_len, micro_batch,
+/// heads head_dim]`. Scores are multiplied by `scale`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionShape {
+    pub seq_len: usize,
+    pub micro_batch: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub scale: f64,
 }
 
 /// Rotary embedding of the first `heads * head_dim` columns of `[positions, repeat, row_width]`.

@@ -36,6 +36,7 @@ pub mod backend;
 pub mod cpu;
 pub mod layers;
 pub mod optimizer;
+pub mod selftest;
 
 pub use backend::{Backend, DeviceError, Element, Matrix, MatrixMut, Product, Region, RegionMut};
 pub use cpu::Cpu;

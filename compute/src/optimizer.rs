@@ -1,5 +1,6 @@
 //! Optimizers over regions of flat buffers; which region (a ZeRO shard, the matrices only) is the caller's
-//! choice. Both follow PyTorch's semantics.
+//! choice. Both follow PyTorch's semantics. Where the device is mixed, `working` receives the updated parameters in
+//! working precision.
 
 use crate::backend::{AdamWStep, Backend, Region, RegionMut, SgdStep};
 
@@ -25,6 +26,7 @@ impl AdamW {
         parameter: RegionMut<'_, B>,
         first_moment: RegionMut<'_, B>,
         second_moment: RegionMut<'_, B>,
+        working: Option<RegionMut<'_, B>>,
     ) {
         let correction = |beta: f64| 1.0 - beta.powf(step as f64);
         let coefficients = AdamWStep {
@@ -36,7 +38,7 @@ impl AdamW {
             root: correction(self.beta2).sqrt().recip(),
             epsilon: self.epsilon,
         };
-        device.adamw_step(len, coefficients, gradient, parameter, first_moment, second_moment);
+        device.adamw_step(len, coefficients, gradient, parameter, first_moment, second_moment, working);
     }
 }
 
@@ -58,6 +60,7 @@ impl Sgd {
         gradient: Region<'_, B>,
         parameter: RegionMut<'_, B>,
         momentum: RegionMut<'_, B>,
+        working: Option<RegionMut<'_, B>>,
     ) {
         let coefficients = SgdStep {
             gradient_scale,
@@ -65,6 +68,6 @@ impl Sgd {
             weight_decay: self.weight_decay,
             rate: learning_rate,
         };
-        device.sgd_momentum_step(len, coefficients, gradient, parameter, momentum);
+        device.sgd_momentum_step(len, coefficients, gradient, parameter, momentum, working);
     }
 }

@@ -30,6 +30,7 @@ fn adamw_follows_the_hand_worked_sequence() {
             RegionMut::new(&mut parameter, 1),
             RegionMut::new(&mut first, 1),
             RegionMut::new(&mut second, 1),
+            None,
         );
         assert!((parameter[1] - expected).abs() < 1e-8, "step {step}: {} is not {expected}", parameter[1]);
     }
@@ -54,6 +55,7 @@ fn sgd_follows_the_hand_worked_sequence() {
             Region::start(&gradient),
             RegionMut::start(&mut parameter),
             RegionMut::start(&mut momentum),
+            None,
         );
         assert!((parameter[0] - expected).abs() < 1e-12);
     }

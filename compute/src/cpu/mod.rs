@@ -17,6 +17,7 @@ use simd::Simd;
 use std::marker::PhantomData;
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::time::Instant;
 
 /// One core, computing in `T`.
 #[derive(Debug, Clone)]
@@ -80,9 +81,31 @@ impl<T: Real> Backend for Cpu<T> {
     type Element = T;
     type Buffer = HostBuffer<T>;
     type Indices = Vec<u32>;
+    type Scalar = f64;
+    type Event = Instant;
 
     fn synchronise(&self) -> Result<(), DeviceError> {
         Ok(())
+    }
+
+    fn queue(&self) -> Result<Self, DeviceError> {
+        Ok(self.clone())
+    }
+
+    // Operations are done when they return, so any two calls are in order.
+
+    fn record(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn wait_for(&self, _event: &Instant) {}
+
+    fn seconds_between(&self, from: &Instant, to: &Instant) -> f64 {
+        to.saturating_duration_since(*from).as_secs_f64()
+    }
+
+    fn read(&self, scalar: &f64) -> f64 {
+        *scalar
     }
 
     fn zeros(&self, len: usize) -> HostBuffer<T> {
@@ -469,7 +492,9 @@ impl<T: Real> Backend for Cpu<T> {
         parameter: RegionMut<'_, Self>,
         first_moment: RegionMut<'_, Self>,
         second_moment: RegionMut<'_, Self>,
+        working: Option<RegionMut<'_, Self>>,
     ) {
+        assert!(working.is_none(), "the CPU computes in one precision");
         kernels::adamw(
             self.simd,
             T::from_f64(step.gradient_scale),
@@ -493,7 +518,9 @@ impl<T: Real> Backend for Cpu<T> {
         gradient: Region<'_, Self>,
         parameter: RegionMut<'_, Self>,
         momentum: RegionMut<'_, Self>,
+        working: Option<RegionMut<'_, Self>>,
     ) {
+        assert!(working.is_none(), "the CPU computes in one precision");
         kernels::sgd(
             self.simd,
             T::from_f64(step.gradient_scale),

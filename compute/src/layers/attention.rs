@@ -1,6 +1,8 @@
 use super::projection::{Inward, Outward};
 use super::shape::{Layout, Sizes};
-use crate::backend::{Backend, Direction, Matrix, MatrixMut, Product, Region, RegionMut, RotaryShape};
+use crate::backend::{
+    AttentionShape, Backend, Direction, Matrix, MatrixMut, Product, Region, RegionMut, RotaryShape,
+};
 use autodist_spec::model::{ModelSpec, Positions};
 
 /// Causal self-attention with this rank's share of the heads; key/value heads may each serve a group of
@@ -25,8 +27,17 @@ pub struct AttentionSaved<B: Backend> {
     qkv: B::Buffer,
     /// Input of the output projection.
     attended: B::Buffer,
-    /// `[micro_batch, group, kv_heads, seq_len, seq_len]`; computed again where not kept.
-    probabilities: Option<B::Buffer>,
+    scores: Scores<B>,
+}
+
+/// What is kept of the scores.
+enum Scores<B: Backend> {
+    /// `[micro_batch, group, kv_heads, seq_len, seq_len]`.
+    Probabilities(B::Buffer),
+    /// Nothing: the probabilities are computed again.
+    Dropped,
+    /// `[micro_batch, heads, seq_len]`, by a device that fuses attention.
+    LogSumExp(B::Buffer),
 }
 
 /// Query heads computed together: one sequence, one member of each group, consecutive key/value heads.
@@ -88,6 +99,31 @@ impl Attention {
             device.rotary(rotary, Direction::Forward, RegionMut::start(&mut qkv));
         }
         let mut attended = device.uninitialised(self.output.rows * self.output.inputs);
+        let scores = match device.fused_attention() {
+            Some(fused) => {
+                let mut logsumexp = device.uninitialised_full(self.heads() * self.output.rows);
+                fused.forward(
+                    self.shape(),
+                    Region::start(&qkv),
+                    RegionMut::start(&mut attended),
+                    RegionMut::start(&mut logsumexp),
+                );
+                Scores::LogSumExp(logsumexp)
+            }
+            None => self.attend(device, &qkv, &mut attended, keep_probabilities),
+        };
+        let out = self.output.forward(device, parameters, &attended, residual);
+        (out, AttentionSaved { qkv, attended, scores })
+    }
+
+    /// Attention from products and softmax.
+    fn attend<B: Backend>(
+        &self,
+        device: &B,
+        qkv: &B::Buffer,
+        attended: &mut B::Buffer,
+        keep_probabilities: bool,
+    ) -> Scores<B> {
         let matrices = if keep_probabilities {
             self.micro_batch * self.kv_heads * self.group
         } else {
@@ -97,22 +133,20 @@ impl Attention {
         for sequence in 0..self.micro_batch {
             for heads in self.kv_chunks(device, sequence).flat_map(|heads| self.members(heads)) {
                 let offset = if keep_probabilities { self.probabilities_offset(heads) } else { 0 };
-                self.probabilities(device, heads, &qkv, RegionMut::new(&mut probabilities, offset));
+                self.probabilities(device, heads, qkv, RegionMut::new(&mut probabilities, offset));
                 let product = Product::new(self.seq_len, self.head_dim, self.seq_len).batched(heads.count);
-                let (scores, value) = (self.scores(&probabilities, offset), self.value(&qkv, heads));
+                let (scores, value) = (self.scores(&probabilities, offset), self.value(qkv, heads));
                 device.matmul(
                     product,
                     1.0,
                     scores,
                     value,
                     0.0,
-                    self.query_part_mut(&mut attended, self.output.inputs, heads),
+                    self.query_part_mut(attended, self.output.inputs, heads),
                 );
             }
         }
-        let probabilities = keep_probabilities.then_some(probabilities);
-        let out = self.output.forward(device, parameters, &attended, residual);
-        (out, AttentionSaved { qkv, attended, probabilities })
+        if keep_probabilities { Scores::Probabilities(probabilities) } else { Scores::Dropped }
     }
 
     /// This rank's summand of the gradient of `h`, without what goes round by the residual.
@@ -125,14 +159,50 @@ impl Attention {
         saved: AttentionSaved<B>,
         dy: &B::Buffer,
     ) -> B::Buffer {
-        let AttentionSaved { mut qkv, mut attended, probabilities } = saved;
+        let AttentionSaved { mut qkv, mut attended, scores } = saved;
         self.output.backward_parameters(device, gradients.skip(0), &attended, dy);
-        self.output.backward_input(device, parameters, dy, &mut attended);
-        self.backward_heads(device, &mut qkv, attended, probabilities);
+        match scores {
+            Scores::LogSumExp(logsumexp) => {
+                qkv = self.backward_fused(device, parameters, qkv, attended, logsumexp, dy);
+            }
+            Scores::Probabilities(kept) => {
+                self.output.backward_input(device, parameters, dy, &mut attended);
+                self.backward_heads(device, &mut qkv, attended, Some(kept));
+            }
+            Scores::Dropped => {
+                self.output.backward_input(device, parameters, dy, &mut attended);
+                self.backward_heads(device, &mut qkv, attended, None);
+            }
+        }
         if let Some(rotary) = self.rotary {
             device.rotary(rotary, Direction::Backward, RegionMut::start(&mut qkv));
         }
         self.qkv.backward(device, parameters, gradients, h, qkv)
+    }
+
+    /// The gradient of query, key and value.
+    fn backward_fused<B: Backend>(
+        &self,
+        device: &B,
+        parameters: Region<'_, B>,
+        qkv: B::Buffer,
+        attended: B::Buffer,
+        logsumexp: B::Buffer,
+        dy: &B::Buffer,
+    ) -> B::Buffer {
+        let fused = device.fused_attention().expect("the device that fused the forward fuses the backward");
+        let mut d_attended = device.uninitialised(self.output.rows * self.output.inputs);
+        self.output.backward_input(device, parameters, dy, &mut d_attended);
+        let mut d_qkv = device.uninitialised(self.qkv.rows * self.qkv.outputs);
+        fused.backward(
+            self.shape(),
+            Region::start(&qkv),
+            Region::start(&attended),
+            Region::start(&d_attended),
+            Region::start(&logsumexp),
+            RegionMut::start(&mut d_qkv),
+        );
+        d_qkv
     }
 
     /// Turns query, key and value into their gradients, head by head in place, given the gradient of what
@@ -223,6 +293,21 @@ impl Attention {
         let scores = to.skip(0).rows(self.seq_len).batched(self.scores_len());
         device.matmul(product, self.scale(), query, self.key(qkv, heads).transposed(), 0.0, scores);
         device.causal_softmax(heads.count, self.seq_len, to);
+    }
+
+    fn heads(&self) -> usize {
+        self.kv_heads * self.group
+    }
+
+    fn shape(&self) -> AttentionShape {
+        AttentionShape {
+            seq_len: self.seq_len,
+            micro_batch: self.micro_batch,
+            heads: self.heads(),
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            scale: self.scale(),
+        }
     }
 
     fn scale(&self) -> f64 {

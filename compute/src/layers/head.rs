@@ -41,7 +41,7 @@ impl Head {
         let product = Product::new(self.tokens, vocab, hidden);
         let (h, table) = (Region::start(h).rows(hidden), table.rows(hidden).transposed());
         device.matmul(product, 1.0, h, table, 0.0, RegionMut::start(&mut logits).rows(vocab));
-        let mut max = device.uninitialised(self.tokens);
+        let mut max = device.uninitialised_full(self.tokens);
         device.row_max(self.tokens, vocab, Region::start(&logits), RegionMut::start(&mut max));
         (logits, max)
     }
@@ -54,7 +54,7 @@ impl Head {
         max: B::Buffer,
         targets: &B::Indices,
     ) -> HeadStatistics<B> {
-        let mut sums = device.uninitialised(2 * self.tokens);
+        let mut sums = device.uninitialised_full(2 * self.tokens);
         device.exponentials(
             self.classes,
             targets,
@@ -66,7 +66,7 @@ impl Head {
     }
 
     /// Cross-entropy summed over the rows, in nats.
-    pub fn loss<B: Backend>(&self, device: &B, statistics: &HeadStatistics<B>) -> f64 {
+    pub fn loss<B: Backend>(&self, device: &B, statistics: &HeadStatistics<B>) -> B::Scalar {
         device.cross_entropy(self.tokens, Region::start(&statistics.sums))
     }
 

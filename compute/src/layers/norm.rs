@@ -36,7 +36,7 @@ impl Norm {
             model::Norm::RmsNorm => 1,
         };
         let mut h = device.uninitialised(self.shape.rows * self.shape.width);
-        let mut statistics = device.uninitialised(self.shape.rows * per_row);
+        let mut statistics = device.uninitialised_full(self.shape.rows * per_row);
         device.norm_forward(
             self.shape,
             parameters.skip(self.offset),

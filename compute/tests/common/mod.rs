@@ -403,7 +403,7 @@ impl<'a, T: Real> Group<'a, T> {
             let reduced = HeadStatistics { sums };
             let (layer, offset) = table(&self.ranks[i].shape);
             let (shape, p, mut g) = self.ranks[i].parts(layer);
-            loss = shape.head.loss(&device, &reduced) * scale;
+            loss = device.read(&shape.head.loss(&device, &reduced)) * scale;
             let (p, g) = (p.skip(offset), g.skip(offset));
             dh.push(shape.head.backward(&device, p, g, &h[i], exponentials, reduced, &targets, scale));
         }

@@ -1,0 +1,119 @@
+//! Launching kernels: forms of grids, and arguments.
+
+use crate::api::DevicePointer;
+use crate::queue::Queue;
+use autodist_compute::backend::AttentionShape;
+use std::ffi::c_void;
+use std::ptr;
+
+/// How threads lie over the work (`kernels/prelude.cu`, `kernels/attention.cu`).
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Form {
+    /// A thread each.
+    Elements(usize),
+    /// A block each.
+    Rows(usize),
+    /// A block for every 32.
+    Columns(usize),
+    /// Blocks of the fused attention.
+    Attention([usize; 3]),
+}
+
+/// `ATTENTION_TILE` and `ATTENTION_WINDOW` of the kernels.
+const ATTENTION_TILE: usize = 64;
+const ATTENTION_WINDOW: usize = 128;
+
+impl Form {
+    /// Over the heads of queries, or of keys and values.
+    pub fn attention(shape: &AttentionShape, heads: usize) -> Self {
+        let tiles = shape.seq_len.div_ceil(ATTENTION_TILE);
+        Self::Attention([tiles, shape.micro_batch * heads, shape.head_dim.div_ceil(ATTENTION_WINDOW)])
+    }
+
+    /// Blocks, and threads of a block.
+    fn grid(self) -> ([usize; 3], [u32; 3]) {
+        match self {
+            Self::Elements(count) => ([count.div_ceil(256), 1, 1], [256, 1, 1]),
+            Self::Rows(count) => ([count, 1, 1], [256, 1, 1]),
+            Self::Columns(count) => ([count.div_ceil(32), 1, 1], [32, 8, 1]),
+            Self::Attention(blocks) => (blocks, [256, 1, 1]),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Argument {
+    Int(i32),
+    Long(i64),
+    Float(f32),
+    Double(f64),
+    /// Of a buffer; null where there was no memory for it, and then nothing is launched.
+    Pointer(DevicePointer),
+    /// An operand that is not given.
+    Null,
+}
+
+impl From<DevicePointer> for Argument {
+    fn from(pointer: DevicePointer) -> Self {
+        Self::Pointer(pointer)
+    }
+}
+
+/// # Panics
+/// When it is no `int` of the device.
+pub(crate) fn int(value: usize) -> Argument {
+    Argument::Int(i32::try_from(value).expect("sizes of single dimensions fit 31 bits"))
+}
+
+pub(crate) fn long(value: usize) -> Argument {
+    Argument::Long(value as i64)
+}
+
+pub(crate) fn float(value: f64) -> Argument {
+    Argument::Float(value as f32)
+}
+
+pub(crate) fn double(value: f64) -> Argument {
+    Argument::Double(value)
+}
+
+impl Queue {
+    pub fn launch(&self, kernel: &str, form: Form, arguments: &[Argument]) {
+        let (blocks, threads) = form.grid();
+        let lost = arguments.iter().any(|argument| matches!(argument, Argument::Pointer(0)));
+        if lost || blocks.contains(&0) {
+            return;
+        }
+        static NOTHING: DevicePointer = 0;
+        let mut pointers: Vec<*mut c_void> = arguments
+            .iter()
+            .map(|argument| match argument {
+                Argument::Int(value) => ptr::from_ref(value).cast_mut().cast(),
+                Argument::Long(value) => ptr::from_ref(value).cast_mut().cast(),
+                Argument::Float(value) => ptr::from_ref(value).cast_mut().cast(),
+                Argument::Double(value) => ptr::from_ref(value).cast_mut().cast(),
+                Argument::Pointer(value) => ptr::from_ref(value).cast_mut().cast(),
+                Argument::Null => (&raw const NOTHING).cast_mut().cast(),
+            })
+            .collect();
+        let function = self.device.kernel(kernel);
+        let [x, y, z] = blocks.map(|count| u32::try_from(count).expect("grids have fewer than 2^32 blocks"));
+        let [tx, ty, tz] = threads;
+        // SAFETY: the arguments are those of the kernel's signature, in order, and are copied by the call.
+        self.run("cuLaunchKernel", |stream| unsafe {
+            (self.device.libraries.driver.cuLaunchKernel)(
+                function,
+                x,
+                y,
+                z,
+                tx,
+                ty,
+                tz,
+                0,
+                stream,
+                pointers.as_mut_ptr(),
+                ptr::null_mut(),
+            )
+        });
+    }
+}
