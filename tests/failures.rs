@@ -4,12 +4,13 @@
 
 mod common;
 
+use common::processes::{alive, busy, children, kill, wait};
 use common::{Finished, command, line};
 use std::io::Read;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Child;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -33,11 +34,6 @@ impl Job {
             job.ranks.len() == 2 && job.ranks.iter().all(|rank| busy(*rank))
         });
         job
-    }
-
-    fn kill(pid: i32, signal: i32) {
-        // SAFETY: kill has no memory effect; the process is a child or grandchild of this test.
-        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
     /// How the launcher ends, which it must do soon, with nothing left behind.
@@ -77,41 +73,11 @@ fn plan(folder: &Path) {
     line(folder, "estimate --model model.json --job job.toml --dp 2 -o plan.json").ok();
 }
 
-#[track_caller]
-fn wait(limit: Duration, mut until: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !until() {
-        assert!(began.elapsed() < limit, "it takes more than {limit:?}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// State and parent of a process, and its processor time in ticks (proc(5)).
-fn stat(pid: i32) -> Option<(char, i32, u64)> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-    Some((fields[0].chars().next()?, fields[1].parse().ok()?, fields[11].parse().ok()?))
-}
-
-fn alive(pid: i32) -> bool {
-    stat(pid).is_some_and(|(state, ..)| state != 'Z')
-}
-
-/// A rank that has used this much is past its start.
-fn busy(pid: i32) -> bool {
-    stat(pid).is_some_and(|(_, _, ticks)| ticks >= 20)
-}
-
-fn children(parent: i32) -> Vec<i32> {
-    let all = std::fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
-    all.filter(|pid| stat(*pid).is_some_and(|(_, of, _)| of == parent)).collect()
-}
-
 #[test]
 fn a_killed_rank_ends_the_job_and_is_named() {
     for victim in [0, 1] {
         let job = Job::start();
-        Job::kill(job.ranks[victim], libc::SIGKILL);
+        kill(job.ranks[victim], libc::SIGKILL);
         let Finished { code, out, err } = job.end();
         assert_eq!(code, Some(4), "{err}");
         assert_eq!(out, "");
@@ -123,7 +89,7 @@ fn a_killed_rank_ends_the_job_and_is_named() {
 fn a_stopped_job_ends_in_order() {
     for signal in [libc::SIGINT, libc::SIGTERM] {
         let job = Job::start();
-        Job::kill(job.launcher.id() as i32, signal);
+        kill(job.launcher.id() as i32, signal);
         let Finished { code, out, err } = job.end();
         assert_eq!(code, Some(130), "{err}");
         assert_eq!(out, "");
@@ -134,7 +100,7 @@ fn a_stopped_job_ends_in_order() {
 #[test]
 fn ranks_do_not_outlive_their_launcher() {
     let mut job = Job::start();
-    Job::kill(job.launcher.id() as i32, libc::SIGKILL);
+    kill(job.launcher.id() as i32, libc::SIGKILL);
     job.launcher.wait().unwrap();
     job.leaves_nothing();
 }

@@ -1,10 +1,15 @@
 //! The control channel: what a rank and its launcher say to each other outside training.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::connection::Connection;
-use crate::error::{CommunicationError, Result};
+use crate::error::{CommunicationError, Peer, Result};
+use crate::poll;
 use crate::wire::{Decoder, Kind, LONGEST_FRAME, frame, send_frame};
+
+const OPERATION: &str = "control";
 
 /// A rank's end of the control channel. Clones share it.
 #[derive(Clone)]
@@ -22,7 +27,18 @@ struct Channel {
 #[derive(Default)]
 struct Reading {
     decoder: Decoder,
+    /// Came while only [`Control::stop_requested`] was asked.
+    messages: VecDeque<Vec<u8>>,
     stop: bool,
+}
+
+/// What a rank hears from its launcher.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ControlOrder {
+    /// By [`crate::Supervisor::send`].
+    Message(Vec<u8>),
+    /// By [`crate::Supervisor::stop_all`].
+    Stop,
 }
 
 /// What the launcher learns about its ranks, in the order in which it happens.
@@ -38,6 +54,15 @@ pub enum ControlEvent {
     Lost(usize),
 }
 
+/// Refuses what no frame can carry.
+pub(crate) fn check_length(message: &[u8], peer: Peer, lane: &str) -> Result<()> {
+    if message.len() < LONGEST_FRAME {
+        return Ok(());
+    }
+    let detail = format!("a control message of {} bytes, the limit is {LONGEST_FRAME}", message.len());
+    Err(CommunicationError::Protocol { peer, lane: lane.to_owned(), detail })
+}
+
 impl Control {
     /// The channel over a connection whose other end is a supervisor that knows this rank.
     pub(crate) fn new(connection: Arc<dyn Connection>) -> Self {
@@ -51,33 +76,80 @@ impl Control {
     /// # Errors
     /// [`CommunicationError::PeerClosed`] if the launcher is gone.
     pub fn send(&self, message: &[u8]) -> Result<()> {
-        if message.len() >= LONGEST_FRAME {
-            return Err(CommunicationError::Protocol {
-                peer: self.channel.connection.peer(),
-                lane: self.channel.connection.lane().to_owned(),
-                detail: format!("a control message of {} bytes, the limit is {LONGEST_FRAME}", message.len()),
-            });
-        }
+        let connection = &self.channel.connection;
+        check_length(message, connection.peer(), connection.lane())?;
         self.write(Kind::Message, message)
+    }
+
+    /// Waits for the launcher's next word, at most for `limit`; `None` if it said nothing.
+    ///
+    /// # Errors
+    /// [`CommunicationError::PeerClosed`] if the launcher is gone.
+    pub fn receive(&self, limit: Duration) -> Result<Option<ControlOrder>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            {
+                // Not held while this thread sleeps: others may ask whether to stop meanwhile.
+                let mut reading = lock(&self.channel.reading);
+                let heard = self.read(&mut reading);
+                if let Some(message) = reading.messages.pop_front() {
+                    return Ok(Some(ControlOrder::Message(message)));
+                }
+                heard?;
+                if reading.stop {
+                    return Ok(Some(ControlOrder::Stop));
+                }
+            }
+            let connection = &self.channel.connection;
+            let mut descriptors = [poll::interest(connection.descriptor(), true, false)];
+            let left = deadline.saturating_duration_since(Instant::now());
+            let ready = !left.is_zero()
+                && poll::wait(&mut descriptors, Some(left)).map_err(|source| CommunicationError::Io {
+                    peer: connection.peer(),
+                    lane: connection.lane().to_owned(),
+                    operation: OPERATION,
+                    source: Arc::new(source),
+                })?;
+            if !ready {
+                return Ok(None);
+            }
+        }
     }
 
     /// Whether this rank should stop: the launcher said so, or the launcher is gone. Never waits.
     #[must_use]
     pub fn stop_requested(&self) -> bool {
         let mut reading = lock(&self.channel.reading);
-        let mut portion = [0; 256];
-        while !reading.stop {
-            match self.channel.connection.try_receive(&mut portion, "control") {
-                Ok(0) => break,
-                Ok(received) => reading.decoder.bytes.extend_from_slice(&portion[..received]),
-                Err(_) => reading.stop = true,
-            }
-            match reading.decoder.next(LONGEST_FRAME) {
-                Ok(None) => (),
-                Ok(Some(_)) | Err(_) => reading.stop = true,
-            }
+        if !reading.stop && self.read(&mut reading).is_err() {
+            reading.stop = true;
         }
         reading.stop
+    }
+
+    /// Takes in what has arrived.
+    fn read(&self, reading: &mut Reading) -> Result<()> {
+        let connection = &self.channel.connection;
+        let mut portion = [0; 4096];
+        while !reading.stop {
+            let received = connection.try_receive(&mut portion, OPERATION)?;
+            if received == 0 {
+                break;
+            }
+            reading.decoder.bytes.extend_from_slice(&portion[..received]);
+            while let Some((kind, payload)) =
+                reading.decoder.next(LONGEST_FRAME).map_err(|detail| CommunicationError::Protocol {
+                    peer: connection.peer(),
+                    lane: connection.lane().to_owned(),
+                    detail,
+                })?
+            {
+                match kind {
+                    Kind::Message => reading.messages.push_back(payload),
+                    _ => reading.stop = true,
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Says goodbye.
@@ -87,7 +159,7 @@ impl Control {
 
     fn write(&self, kind: Kind, payload: &[u8]) -> Result<()> {
         let _writing = lock(&self.channel.writing);
-        send_frame(&*self.channel.connection, &frame(kind, payload), "control")
+        send_frame(&*self.channel.connection, &frame(kind, payload), OPERATION)
     }
 }
 

@@ -45,6 +45,10 @@ pub enum CommunicationError {
     #[error("{address} refused: {reason}")]
     Refused { address: SocketAddr, reason: String },
 
+    /// The launcher ends the job before all ranks have joined.
+    #[error("{address}: the job is being stopped")]
+    Stopped { address: SocketAddr },
+
     /// The token differs from that of the job which is served at the address.
     #[error("{address} refused the token: it belongs to another job")]
     BadToken { address: SocketAddr },

@@ -20,6 +20,7 @@ mod control;
 mod element;
 mod endpoint;
 mod error;
+mod keep_alive;
 pub mod local;
 mod mailbox;
 mod poll;
@@ -31,7 +32,7 @@ mod wire;
 
 pub use communicator::{Communicator, Counters, Reduction, shard_range};
 pub use connection::{Connection, exchange, receive_exact, send_all};
-pub use control::{Control, ControlEvent};
+pub use control::{Control, ControlEvent, ControlOrder};
 pub use endpoint::{Endpoint, Transport};
 pub use error::{CommunicationError, Peer, Result};
 pub use mailbox::{Mailbox, SendRecord};

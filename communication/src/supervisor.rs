@@ -10,8 +10,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::connection::{Connection, Socket, SocketConnection};
-use crate::control::ControlEvent;
-use crate::error::Peer;
+use crate::control::{ControlEvent, check_length};
+use crate::error::{Peer, Result};
+use crate::keep_alive::keep_alive;
 use crate::poll;
 use crate::wire::{Decoder, Hello, Kind, LONGEST_FRAME, LONGEST_HELLO, Purpose, Refusal, frame, frame_of};
 
@@ -37,6 +38,8 @@ struct Commands {
 
 #[derive(Default)]
 struct Pending {
+    /// Frames, and the ranks that they are for.
+    messages: Vec<(usize, Vec<u8>)>,
     stop_all: bool,
     end: bool,
 }
@@ -58,6 +61,19 @@ impl Supervisor {
     /// Events in the order in which they happen. The channel ends after the last rank has left or been lost.
     pub fn events(&self) -> &Receiver<ControlEvent> {
         &self.events
+    }
+
+    /// Sends a message to a rank, which gets it whole and in order by [`crate::Control::receive`], and not before
+    /// all ranks have joined. Returns at once. A rank that is gone gets nothing: that it is lost is an event. At most
+    /// 64 MiB.
+    ///
+    /// # Errors
+    /// A message that is too long.
+    pub fn send(&self, rank: usize, message: &[u8]) -> Result<()> {
+        check_length(message, Peer::Rank(rank), OPERATION)?;
+        let frame = frame(Kind::Message, message);
+        self.commands.issue(|pending| pending.messages.push((rank, frame)));
+        Ok(())
     }
 
     /// Asks every rank to stop, those that join later too. Returns at once.
@@ -90,6 +106,7 @@ impl Supervisor {
             events: sender,
             visitors: Vec::new(),
             listens: vec![None; world],
+            undelivered: Vec::new(),
             gone: 0,
             stopped: false,
         };
@@ -130,6 +147,8 @@ struct Hub {
     visitors: Vec<Visitor>,
     /// Where each rank that has come through the door listens.
     listens: Vec<Option<SocketAddr>>,
+    /// Messages for ranks that do not know yet where the others are.
+    undelivered: Vec<(usize, Vec<u8>)>,
     /// How many ranks have left or been lost after the job was complete.
     gone: usize,
     stopped: bool,
@@ -219,9 +238,11 @@ impl Hub {
     fn obey(&mut self) -> bool {
         while matches!(Socket::read(&self.woken, &mut [0; 64]), Ok(1..)) {}
         let (stop, end) = {
-            let pending = self.commands.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut pending = self.commands.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            self.undelivered.append(&mut pending.messages);
             (pending.stop_all, pending.end)
         };
+        self.deliver();
         if stop && !self.stopped {
             self.stopped = true;
             for visitor in &mut self.visitors {
@@ -234,12 +255,31 @@ impl Hub {
         end
     }
 
+    /// Whether every rank has joined.
+    fn complete(&self) -> bool {
+        self.door.is_none() || !self.listens.contains(&None)
+    }
+
+    /// Sends messages on their way, once the ranks can make sense of them.
+    fn deliver(&mut self) {
+        if !self.complete() {
+            return;
+        }
+        for (rank, frame) in std::mem::take(&mut self.undelivered) {
+            if let Some(visitor) = self.visitors.iter_mut().find(|v| v.stage == Stage::Joined(rank)) {
+                visitor.unsent.extend(frame);
+                visitor.flush();
+            }
+        }
+    }
+
     /// Lets in who waits at the door.
     fn admit(&mut self) {
         let Some((listener, _)) = &self.door else { return };
         while let Ok((socket, address)) = listener.accept() {
-            let connection =
-                SocketConnection::tcp(socket, Peer::Unidentified(address), OPERATION, HELLO_WITHIN);
+            let connection = keep_alive(&socket).and_then(|()| {
+                SocketConnection::tcp(socket, Peer::Unidentified(address), OPERATION, HELLO_WITHIN)
+            });
             if let Ok(connection) = connection {
                 self.visitors.push(Visitor::new(connection, Stage::Unknown(Instant::now())));
             }
@@ -293,7 +333,7 @@ impl Hub {
         }
     }
 
-    fn identify(&self, payload: &[u8]) -> Result<(usize, SocketAddr), Refusal> {
+    fn identify(&self, payload: &[u8]) -> std::result::Result<(usize, SocketAddr), Refusal> {
         let hello: Hello = serde_json::from_slice(payload)
             .map_err(|error| Refusal::Other(format!("its hello cannot be read: {error}")))?;
         let token = self.door.as_ref().map_or("", |(_, token)| token);
@@ -322,13 +362,14 @@ impl Hub {
                     visitor.flush();
                 }
             }
+            self.deliver();
         }
     }
 
     fn lose(&mut self, index: usize) {
         let stage = std::mem::replace(&mut self.visitors[index].stage, Stage::Gone);
         if let Stage::Joined(rank) = stage {
-            if self.door.is_some() && self.listens.contains(&None) {
+            if !self.complete() {
                 // The job is not complete, so another process may take the rank's place.
                 self.listens[rank] = None;
             } else {

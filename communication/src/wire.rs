@@ -9,7 +9,7 @@ use crate::connection::{Connection, receive_exact, send_all};
 use crate::error::{CommunicationError, Result};
 
 /// Raised when frames or streams change.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Before a peer has proved the token, it may not make us keep more than this.
 pub(crate) const LONGEST_HELLO: usize = 64 << 10;
 /// Length and kind.
@@ -26,7 +26,7 @@ pub(crate) enum Kind {
     Refused,
     /// Where all ranks listen (`Vec<SocketAddr>`).
     Table,
-    /// Anything, from a rank to its launcher.
+    /// Anything, from a rank to its launcher or back.
     Message,
     /// Please stop, from the launcher to a rank.
     Stop,

@@ -3,12 +3,15 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+pub mod cluster;
+pub mod processes;
+
 use autodist_cost_model::synthetic::Machine;
 use autodist_planner::{Planner, SearchLimits};
 use autodist_spec::profile::Environment;
 use autodist_spec::run::{Measured, RankRecord, StepRecord, ValidatedRun};
 use autodist_spec::{
-    Activation, Bytes, Job, ModelSpec, Norm, OperationKind, Plan, Positions, Profile, RunRecord,
+    Activation, Bytes, Job, ModelSpec, Norm, OperationKind, Plan, Positions, Precision, Profile, RunRecord,
     SCHEMA_VERSION, Sample, Seconds, Stream, TimelineEvent, Validation, to_json,
 };
 use std::path::Path;
@@ -124,6 +127,7 @@ pub fn run_record() -> RunRecord {
         label: plan.strategy.label(),
         strategy: plan.strategy,
         stages: plan.stages,
+        precision: Precision::Fp32,
         environment: Environment::default(),
         steps: (0..3).map(step).collect(),
         warmup_steps: 1,

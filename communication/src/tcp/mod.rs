@@ -14,6 +14,7 @@ use crate::connection::{Connection, SocketConnection};
 use crate::control::Control;
 use crate::endpoint::{Endpoint, Transport};
 use crate::error::{CommunicationError, Peer, Result};
+use crate::keep_alive::keep_alive;
 use crate::poll;
 use crate::wire::{
     Hello, Kind, LONGEST_FRAME, LONGEST_HELLO, Purpose, Refusal, frame_of, parse, receive_frame, send_frame,
@@ -51,12 +52,13 @@ pub struct TcpOptions {
 /// # Errors
 /// [`CommunicationError::Refused`] when nobody listens there or the job has no place for this rank,
 /// [`CommunicationError::BadToken`] when it is another job's, [`CommunicationError::TimedOut`] when a rank is
-/// missing.
+/// missing, [`CommunicationError::Stopped`] when the job ends before it begins.
 pub fn join(options: TcpOptions) -> Result<Endpoint> {
     let TcpOptions { rendezvous, rank, world, token, timeout, bind } = options;
     let deadline = Instant::now() + timeout;
     let socket = reach(rendezvous, deadline)?;
     let failed = |operation| move |source| CommunicationError::at_address(rendezvous, operation, source);
+    keep_alive(&socket).map_err(failed("rendezvous"))?;
     let bind = match bind {
         Some(bind) => bind,
         None => socket.local_addr().map_err(failed("rendezvous"))?.ip(),
@@ -78,10 +80,7 @@ pub fn join(options: TcpOptions) -> Result<Endpoint> {
     let table = match receive_frame(&control, LONGEST_FRAME, RENDEZVOUS)? {
         (Kind::Table, payload) => parse::<Vec<SocketAddr>>(&control, &payload)?,
         (Kind::Refused, payload) => return Err(parse::<Refusal>(&control, &payload)?.into_error(rendezvous)),
-        (Kind::Stop, _) => {
-            let reason = "the job is being stopped".to_owned();
-            return Err(CommunicationError::Refused { address: rendezvous, reason });
-        }
+        (Kind::Stop, _) => return Err(CommunicationError::Stopped { address: rendezvous }),
         (kind, _) => {
             return Err(CommunicationError::Protocol {
                 peer: Peer::Launcher,

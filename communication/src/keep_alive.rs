@@ -1,0 +1,39 @@
+//! Notices that a peer's machine is gone, on connections that are silent for hours: a machine without power or
+//! network closes nothing.
+
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+
+/// Seconds of silence after which the system asks whether the peer is still there.
+const ASK_AFTER: libc::c_int = 10;
+const ASK_EVERY: libc::c_int = 5;
+const ASK_TIMES: libc::c_int = 4;
+/// Milliseconds that bytes may be on their way to a machine that does not acknowledge them.
+const LOST_AFTER: libc::c_int = 1000 * (ASK_AFTER + ASK_EVERY * ASK_TIMES);
+
+/// Has the system ask the peer's machine for signs of life: without any, the connection breaks after half a minute.
+pub(crate) fn keep_alive(socket: &TcpStream) -> io::Result<()> {
+    for (level, option, value) in [
+        (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, ASK_AFTER),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, ASK_EVERY),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, ASK_TIMES),
+        (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, LOST_AFTER),
+    ] {
+        // SAFETY: the value lives through the call, and the length is its own.
+        let outcome = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                level,
+                option,
+                (&raw const value).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        if outcome != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}

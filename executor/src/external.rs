@@ -1,0 +1,267 @@
+//! What a cluster's own launcher (torchrun, mpirun, srun) says about the many processes that it has started, one for
+//! each rank: it says it in their environment.
+
+mod slurm;
+#[cfg(test)]
+mod tests;
+
+use autodist_spec::InputError;
+use std::fmt;
+
+/// Who has started the processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Launcher {
+    Torchrun,
+    OpenMpi,
+    /// Also Intel's MPI.
+    Mpich,
+    Slurm,
+}
+
+impl fmt::Display for Launcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Torchrun => "torchrun",
+            Self::OpenMpi => "mpirun",
+            Self::Mpich => "mpiexec",
+            Self::Slurm => "srun",
+        })
+    }
+}
+
+/// This process's place among those of the launcher.
+#[derive(Clone, PartialEq, Eq)]
+pub struct External {
+    pub launcher: Launcher,
+    pub rank: usize,
+    /// Processes, on all machines.
+    pub world: usize,
+    /// Among the processes of this machine.
+    pub local_rank: usize,
+    /// Processes of this machine.
+    pub local_world: usize,
+    /// Name or address of the machine of rank 0.
+    pub host: String,
+    /// Where rank 0 listens for the others.
+    pub port: u16,
+    /// Tells this job from others. No secret, unless the user has set it.
+    pub token: String,
+}
+
+impl fmt::Debug for External {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { launcher, rank, world, local_rank, local_world, host, port, token: _ } = self;
+        write!(
+            f,
+            "rank {rank} of {world} ({local_rank} of {local_world}) by {launcher}, met at {host}:{port}"
+        )
+    }
+}
+
+const LAUNCHER: &str = "AUTODIST_LAUNCHER";
+const PORT: &str = "AUTODIST_PORT";
+const TOKEN: &str = "AUTODIST_TOKEN";
+const MASTER_ADDRESS: &str = "MASTER_ADDR";
+const MASTER_PORT: &str = "MASTER_PORT";
+/// Where nothing names a port.
+const DEFAULT_PORT: u16 = 29511;
+const LOOPBACK: &str = "127.0.0.1";
+
+/// The variables of one launcher.
+struct Names {
+    launcher: Launcher,
+    rank: &'static str,
+    world: &'static str,
+    local_rank: &'static str,
+    local_world: &'static str,
+}
+
+const TORCHRUN: Names = Names {
+    launcher: Launcher::Torchrun,
+    rank: "RANK",
+    world: "WORLD_SIZE",
+    local_rank: "LOCAL_RANK",
+    local_world: "LOCAL_WORLD_SIZE",
+};
+const OPEN_MPI: Names = Names {
+    launcher: Launcher::OpenMpi,
+    rank: "OMPI_COMM_WORLD_RANK",
+    world: "OMPI_COMM_WORLD_SIZE",
+    local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
+    local_world: "OMPI_COMM_WORLD_LOCAL_SIZE",
+};
+const MPICH: Names = Names {
+    launcher: Launcher::Mpich,
+    rank: "PMI_RANK",
+    world: "PMI_SIZE",
+    local_rank: "MPI_LOCALRANKID",
+    local_world: "MPI_LOCALNRANKS",
+};
+
+impl External {
+    /// What the environment of this process says; `None` if nothing has started more than this process.
+    ///
+    /// # Errors
+    /// As [`External::read`].
+    pub fn from_environment() -> Result<Option<Self>, InputError> {
+        Self::read(&|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+    }
+
+    /// What the variables that `lookup` knows say.
+    ///
+    /// # Errors
+    /// Values that make no sense: which variable, which value, and the way out.
+    pub fn read(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>, InputError> {
+        let variables = Variables { lookup };
+        match variables.text(LAUNCHER).as_deref() {
+            None => {}
+            Some("none") => return Ok(None),
+            Some(other) => {
+                let error = InputError::new(LAUNCHER, other, "can only be `none`");
+                return Err(error.hint(
+                    "leave it out to follow torchrun, mpirun or srun, or set it to none to run all ranks here",
+                ));
+            }
+        }
+        let Some(names) = variables.names() else { return Ok(None) };
+        let world = variables.count(names.world)?;
+        if world == 1 {
+            return Ok(None);
+        }
+        let rank = variables.below(names.rank, world, names.world)?;
+        let local_world = match names.launcher {
+            Launcher::Slurm => slurm::local_world(&variables)?,
+            _ => variables.count(names.local_world)?,
+        };
+        if local_world > world {
+            let problem = format!("is more than the {world} of {}", names.world);
+            return Err(variables.wrong(names.local_world, problem));
+        }
+        let local_rank = variables.below(names.local_rank, local_world, names.local_world)?;
+        // On one machine no name can be wrong.
+        let host = if local_world == world { LOOPBACK.to_owned() } else { variables.host(names.launcher)? };
+        Ok(Some(Self {
+            launcher: names.launcher,
+            rank,
+            world,
+            local_rank,
+            local_world,
+            host,
+            port: variables.port()?,
+            token: variables.token(names.launcher),
+        }))
+    }
+
+    /// Whether all processes are on one machine.
+    #[must_use]
+    pub fn on_one_machine(&self) -> bool {
+        self.local_world == self.world
+    }
+}
+
+/// An environment.
+struct Variables<'a> {
+    lookup: &'a dyn Fn(&str) -> Option<String>,
+}
+
+impl Variables<'_> {
+    /// A value; an empty one is none.
+    fn text(&self, name: &str) -> Option<String> {
+        (self.lookup)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
+    }
+
+    fn has(&self, names: &[&str]) -> bool {
+        names.iter().all(|name| self.text(name).is_some())
+    }
+
+    /// The variables to read: those of the innermost launcher, as far as one can tell. Scripts often set a part of
+    /// torchrun's for PyTorch, and Slurm a part of MPI's: who has set all comes first.
+    fn names(&self) -> Option<Names> {
+        let slurm = slurm::is_step(self).then(|| slurm::names(self));
+        let mut found: Vec<Names> = [TORCHRUN, OPEN_MPI, MPICH].into_iter().chain(slurm).collect();
+        found.retain(|names| self.has(&[names.rank, names.world]));
+        let whole = found.iter().position(|names| self.has(&[names.local_rank, names.local_world]));
+        (!found.is_empty()).then(|| found.swap_remove(whole.unwrap_or(0)))
+    }
+
+    /// Says what is wrong with a variable that a launcher has set, or has not.
+    fn wrong(&self, name: &str, problem: impl Into<String>) -> InputError {
+        InputError::new(name, self.text(name).unwrap_or_default(), problem).hint(
+            "torchrun, mpirun and srun set it; AUTODIST_LAUNCHER=none ignores them and runs all ranks here",
+        )
+    }
+
+    fn number(&self, name: &str) -> Result<usize, InputError> {
+        let text = self.text(name).ok_or_else(|| {
+            self.wrong(
+                name,
+                "is missing, though other variables say that a launcher has started this process",
+            )
+        })?;
+        text.parse().map_err(|_| self.wrong(name, "is no number from 0"))
+    }
+
+    fn count(&self, name: &str) -> Result<usize, InputError> {
+        match self.number(name)? {
+            0 => Err(self.wrong(name, "must be at least 1")),
+            count => Ok(count),
+        }
+    }
+
+    fn below(&self, name: &str, limit: usize, limited_by: &str) -> Result<usize, InputError> {
+        let number = self.number(name)?;
+        if number >= limit {
+            return Err(self.wrong(name, format!("is not below the {limit} of {limited_by}")));
+        }
+        Ok(number)
+    }
+
+    /// The machine of rank 0, where there are several.
+    fn host(&self, launcher: Launcher) -> Result<String, InputError> {
+        if let Some(host) = self.text(MASTER_ADDRESS) {
+            return Ok(host);
+        }
+        if launcher == Launcher::Slurm {
+            return slurm::host(self);
+        }
+        let hint = match launcher {
+            Launcher::OpenMpi => "set it to the name of the first host, e.g. mpirun -x MASTER_ADDR=node01",
+            Launcher::Mpich => "set it to the name of the first host, e.g. mpiexec -genv MASTER_ADDR node01",
+            _ => "set it to the name of rank 0's machine",
+        };
+        let problem = "is missing: the processes are on several machines, and must know that of rank 0";
+        Err(InputError::new(MASTER_ADDRESS, "", problem).hint(hint))
+    }
+
+    fn port(&self) -> Result<u16, InputError> {
+        let port = |name: &str, highest: u16| match self.text(name) {
+            None => Ok(None),
+            Some(text) => match text.parse::<u16>() {
+                Ok(port) if (1..=highest).contains(&port) => Ok(Some(port)),
+                _ => Err(InputError::new(name, text, format!("is no port from 1 to {highest}")).hint(
+                    format!("set {PORT} to a free port of rank 0's machine, the same for all processes"),
+                )),
+            },
+        };
+        if let Some(port) = port(PORT, u16::MAX)? {
+            return Ok(port);
+        }
+        // On the master's port itself torchrun's own store listens.
+        Ok(port(MASTER_PORT, u16::MAX - 1)?.map_or(DEFAULT_PORT, |port| port + 1))
+    }
+
+    /// The user's secret, or what tells the launcher's job from others.
+    fn token(&self, launcher: Launcher) -> String {
+        if let Some(token) = self.text(TOKEN) {
+            return token;
+        }
+        let parts: &[&str] = match launcher {
+            Launcher::Torchrun => &["TORCHELASTIC_RUN_ID"],
+            Launcher::OpenMpi => &["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"],
+            Launcher::Mpich => &["PMI_JOBID"],
+            Launcher::Slurm => &["SLURM_JOB_ID", "SLURM_STEP_ID"],
+        };
+        let parts: Vec<String> = parts.iter().filter_map(|name| self.text(name)).collect();
+        format!("{launcher} {}", parts.join("."))
+    }
+}

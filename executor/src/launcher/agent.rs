@@ -1,0 +1,170 @@
+//! The side of all ranks but the first in a job that a cluster's launcher has started: a process that starts one rank
+//! after another as rank 0's launcher tells it.
+
+use super::agents::{presence, resolve};
+use super::orders::{End, Order, Report};
+use super::process::Process;
+use super::{GRACE, LOOK_AGAIN, RankEnvironment};
+use crate::external::External;
+use autodist_communication::tcp::{self, TcpOptions};
+use autodist_communication::{CommunicationError, ControlOrder, Endpoint};
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Between two attempts to learn the address of rank 0's machine.
+const RESOLVE_AGAIN: Duration = Duration::from_millis(500);
+
+/// Why an agent ended before its launcher told it to.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error(
+        "the name of rank 0's machine, {host}, leads nowhere: {source}; set MASTER_ADDR to one that all machines know"
+    )]
+    Unresolved { host: String, source: std::io::Error },
+    #[error(
+        "rank 0 is not to be found within {waited_s} s ({source}): the same command must run there, MASTER_ADDR and AUTODIST_PORT say where it listens, --timeout how long to try"
+    )]
+    Absent { waited_s: f64, source: CommunicationError },
+    #[error(
+        "{address} refused the token, so another job listens there: set AUTODIST_PORT to a port of this job's own, and AUTODIST_TOKEN, if at all, to the same for all processes"
+    )]
+    OtherJob { address: SocketAddr },
+    #[error("rank 0 is at {address}, but not all of the {world} processes have come within {waited_s} s")]
+    Incomplete { address: SocketAddr, world: usize, waited_s: f64 },
+    #[error("rank 0 at {address} is gone ({source})")]
+    Gone { address: SocketAddr, source: CommunicationError },
+    #[error("rank 0 at {address} gave an order that cannot be read, perhaps of another version: {detail}")]
+    Order { address: SocketAddr, detail: String },
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// A process that waits for orders.
+pub struct Agent {
+    external: External,
+    address: SocketAddr,
+    endpoint: Endpoint,
+}
+
+/// The rank of the last order.
+struct Running {
+    launch: u64,
+    process: Process,
+}
+
+impl Agent {
+    /// Finds the launcher and waits until all agents have; `None` if it has ended the job before.
+    ///
+    /// # Errors
+    /// Nobody is there within `timeout` and a little more.
+    pub fn join(external: &External, timeout: Duration) -> Result<Option<Self>, AgentError> {
+        // If others do not come, the launcher gives up first and says so.
+        let patience = timeout + GRACE;
+        let deadline = Instant::now() + patience;
+        let waited_s = patience.as_secs_f64();
+        let address = loop {
+            match resolve(external) {
+                Ok(address) => break address,
+                // Where machines start together, their names may come late.
+                Err(source) if Instant::now() + RESOLVE_AGAIN >= deadline => {
+                    return Err(AgentError::Unresolved { host: external.host.clone(), source });
+                }
+                Err(_) => std::thread::sleep(RESOLVE_AGAIN),
+            }
+        };
+        let joined = tcp::join(TcpOptions {
+            rendezvous: address,
+            rank: external.rank - 1,
+            world: external.world - 1,
+            token: external.token.clone(),
+            timeout: deadline.saturating_duration_since(Instant::now()),
+            bind: None,
+        });
+        let endpoint = match joined {
+            Ok(endpoint) => endpoint,
+            Err(CommunicationError::Stopped { .. }) => return Ok(None),
+            Err(CommunicationError::BadToken { address }) => return Err(AgentError::OtherJob { address }),
+            Err(CommunicationError::TimedOut { .. }) => {
+                return Err(AgentError::Incomplete { address, world: external.world, waited_s });
+            }
+            Err(source @ CommunicationError::PeerClosed { .. }) => {
+                return Err(AgentError::Gone { address, source });
+            }
+            Err(source) => return Err(AgentError::Absent { waited_s, source }),
+        };
+        let agent = Self { external: external.clone(), address, endpoint };
+        agent.report(&Report::Present(presence(address.ip())))?;
+        Ok(Some(agent))
+    }
+
+    /// Starts ranks by `command`, one after another, until the launcher says that it was the last.
+    ///
+    /// # Errors
+    /// The launcher is gone; `stop` is set. No rank is left behind.
+    pub fn work(self, command: &[OsString], stop: &AtomicBool) -> Result<(), AgentError> {
+        let mut running: Option<Running> = None;
+        loop {
+            if stop.load(Ordering::Relaxed) {
+                return Err(AgentError::Interrupted);
+            }
+            let gone = |source| AgentError::Gone { address: self.address, source };
+            match self.endpoint.control().receive(LOOK_AGAIN).map_err(gone)? {
+                None => {}
+                Some(ControlOrder::Message(order)) => self.obey(&order, command, &mut running)?,
+                Some(ControlOrder::Stop) => break,
+            }
+            if let Some(Running { launch, process }) = &mut running
+                && let Some(end) = process.end()
+            {
+                let output = process.output();
+                self.report(&Report::Ended { launch: *launch, end, output })?;
+                running = None;
+            }
+        }
+        drop(running);
+        // The launcher may be faster.
+        let _ = self.endpoint.close();
+        Ok(())
+    }
+
+    fn obey(
+        &self,
+        order: &[u8],
+        command: &[OsString],
+        running: &mut Option<Running>,
+    ) -> Result<(), AgentError> {
+        let order = serde_json::from_slice(order)
+            .map_err(|error| AgentError::Order { address: self.address, detail: error.to_string() })?;
+        match order {
+            Order::Start { launch, environment, assignments } => {
+                // The one before has been killed if it has not ended.
+                *running = None;
+                let External { rank, local_rank, .. } = self.external;
+                let environment = RankEnvironment { rank, local_rank, ..environment };
+                match Process::start(command, &environment, &assignments) {
+                    Ok(process) => *running = Some(Running { launch, process }),
+                    Err(error) => {
+                        let end = End::NotStarted(error.to_string());
+                        self.report(&Report::Ended { launch, end, output: String::new() })?;
+                    }
+                }
+            }
+            Order::Kill { launch } => {
+                // How it ended is told as it always is.
+                if let Some(running) = running.as_mut().filter(|running| running.launch == launch) {
+                    running.process.kill();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self, report: &Report) -> Result<(), AgentError> {
+        // Our own types have string keys and finite numbers only, so there is nothing that JSON cannot say.
+        let report = serde_json::to_vec(report).unwrap_or_default();
+        let gone = |source| AgentError::Gone { address: self.address, source };
+        self.endpoint.control().send(&report).map_err(gone)
+    }
+}

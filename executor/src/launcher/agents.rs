@@ -1,0 +1,312 @@
+//! Rank 0's side of a job that a cluster's launcher has started: the processes of all other ranks, waiting for orders.
+//!
+//! They meet at a rendezvous of their own, which lasts as long as this process does. Of its control channel both
+//! directions are used; the ranks themselves meet elsewhere, anew for each launch.
+
+use super::orders::{End, Order, Presence, RankEnvironment, Report};
+use super::{GRACE, LOOK_AGAIN, LaunchError};
+use crate::external::External;
+use crate::host;
+use autodist_communication::ControlEvent;
+use autodist_communication::tcp::Rendezvous;
+use serde_json::Value;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The processes of all ranks but the first, each of which starts its rank when it is told.
+pub struct Agents {
+    external: External,
+    timeout: Duration,
+    /// When all must have come.
+    deadline: Instant,
+    meeting: Mutex<Meeting>,
+}
+
+impl fmt::Debug for Agents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the agents of {:?}", self.external)
+    }
+}
+
+/// A machine of the job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    pub name: String,
+    pub ranks: Vec<usize>,
+    /// That its ranks may use, one or the other.
+    pub cores: BTreeSet<usize>,
+    /// What its ranks may see of its GPUs: one entry where all see the same.
+    pub visible_gpus: BTreeSet<String>,
+}
+
+/// What has been heard. An agent is number `rank - 1` of the rendezvous: rank 0 is the one that listens.
+struct Meeting {
+    rendezvous: Rendezvous,
+    here: BTreeSet<usize>,
+    /// Who has been here at any time.
+    came: BTreeSet<usize>,
+    /// Whether all have been here at once.
+    complete: bool,
+    present: BTreeMap<usize, Presence>,
+    lost: BTreeSet<usize>,
+    ended: Vec<(u64, usize, End, String)>,
+    launches: u64,
+}
+
+impl Agents {
+    /// Listens for the agents, which may come before or after.
+    ///
+    /// # Errors
+    /// The port is in use.
+    pub fn open(external: &External, timeout: Duration) -> Result<Self, LaunchError> {
+        let address = SocketAddr::new(listening(external), external.port);
+        let rendezvous = Rendezvous::bind(address, external.world - 1, &external.token)
+            .map_err(|source| LaunchError::Port { source })?;
+        let meeting = Meeting {
+            rendezvous,
+            here: BTreeSet::new(),
+            came: BTreeSet::new(),
+            complete: false,
+            present: BTreeMap::new(),
+            lost: BTreeSet::new(),
+            ended: Vec::new(),
+            launches: 0,
+        };
+        Ok(Self {
+            external: external.clone(),
+            timeout,
+            deadline: Instant::now() + timeout,
+            meeting: Mutex::new(meeting),
+        })
+    }
+
+    #[must_use]
+    pub fn external(&self) -> &External {
+        &self.external
+    }
+
+    /// The machines of the job, in the order of their first ranks. Waits for all agents.
+    ///
+    /// # Errors
+    /// As [`super::launch`]'s: agents that do not come or are lost; `stop` is set.
+    pub fn machines(&self, stop: &AtomicBool) -> Result<Vec<Machine>, LaunchError> {
+        self.gather(stop)?;
+        let mut machines: Vec<Machine> = Vec::new();
+        let meeting = self.meeting();
+        for (rank, presence) in std::iter::once((0, &presence(IpAddr::V4(Ipv4Addr::LOCALHOST))))
+            .chain(meeting.present.iter().map(|(rank, presence)| (*rank, presence)))
+        {
+            let index = machines.iter().position(|machine| machine.name == presence.machine);
+            let index = index.unwrap_or_else(|| {
+                machines.push(Machine {
+                    name: presence.machine.clone(),
+                    ranks: Vec::new(),
+                    cores: BTreeSet::new(),
+                    visible_gpus: BTreeSet::new(),
+                });
+                machines.len() - 1
+            });
+            let machine = &mut machines[index];
+            machine.ranks.push(rank);
+            machine.cores.extend(&presence.cores);
+            machine.visible_gpus.insert(presence.visible_gpus.clone().unwrap_or_default());
+        }
+        Ok(machines)
+    }
+
+    /// Waits until all agents are there.
+    pub(super) fn gather(&self, stop: &AtomicBool) -> Result<(), LaunchError> {
+        let mut meeting = self.meeting();
+        while meeting.hear(Duration::ZERO) {}
+        while meeting.present.len() + 1 < self.external.world && meeting.lost.is_empty() {
+            if stop.load(Ordering::Relaxed) {
+                return Err(LaunchError::Interrupted);
+            }
+            if Instant::now() >= self.deadline {
+                return Err(self.missing(&meeting));
+            }
+            meeting.hear(LOOK_AGAIN);
+        }
+        match meeting.lost.first() {
+            Some(rank) => Err(LaunchError::AgentLost { rank: *rank }),
+            None => Ok(()),
+        }
+    }
+
+    fn missing(&self, meeting: &Meeting) -> LaunchError {
+        let External { launcher, world, host, port, .. } = &self.external;
+        let absent: Vec<usize> = (1..*world).filter(|rank| !meeting.came.contains(rank)).collect();
+        // If all came, then not at the same time.
+        let gone = (1..*world).filter(|rank| !meeting.here.contains(rank)).collect();
+        let missing = if absent.is_empty() { gone } else { absent };
+        let missing: Vec<String> = missing.iter().map(usize::to_string).collect();
+        LaunchError::AgentsMissing {
+            launcher: *launcher,
+            ranks: missing.join(", "),
+            address: format!("{host}:{port}"),
+            waited_s: self.timeout.as_secs_f64(),
+        }
+    }
+
+    /// Where the ranks of a launch meet, and at which address the ranks find it if that is another.
+    pub(super) fn place(&self, requested: SocketAddr) -> (SocketAddr, Option<IpAddr>) {
+        let loopback = requested.ip().is_loopback();
+        if self.external.on_one_machine() || !(loopback || requested.ip().is_unspecified()) {
+            return (requested, None);
+        }
+        // What leads agents of other machines here leads ranks here too. A name of this machine may well lead its own
+        // processes to the loopback: theirs is the last choice.
+        let meeting = self.meeting();
+        let reached: Vec<IpAddr> = meeting.present.values().map(|presence| presence.reached).collect();
+        let from_outside = reached.iter().find(|address| !address.is_loopback()).or(reached.first());
+        let address = from_outside.copied().unwrap_or(requested.ip());
+        let bind = if loopback { unspecified(address) } else { requested.ip() };
+        (SocketAddr::new(bind, requested.port()), Some(address))
+    }
+
+    /// Has all agents start their ranks; returns the number of the launch.
+    pub(super) fn start(
+        &self,
+        environment: &RankEnvironment,
+        assignments: &[Value],
+    ) -> Result<u64, LaunchError> {
+        let mut meeting = self.meeting();
+        meeting.launches += 1;
+        meeting.ended.clear();
+        let launch = meeting.launches;
+        let order = Order::Start {
+            launch,
+            environment: environment.clone(),
+            assignments: Cow::Borrowed(assignments),
+        };
+        self.tell_all(&meeting, &order)?;
+        Ok(launch)
+    }
+
+    pub(super) fn kill(&self, launch: u64) {
+        // So short an order is never refused.
+        let _ = self.tell_all(&self.meeting(), &Order::Kill { launch });
+    }
+
+    fn tell_all(&self, meeting: &Meeting, order: &Order<'_>) -> Result<(), LaunchError> {
+        let order = serde_json::to_vec(order)
+            .map_err(|error| LaunchError::Answer { rank: 0, detail: error.to_string() })?;
+        for agent in 0..self.external.world - 1 {
+            meeting.rendezvous.send(agent, &order)?;
+        }
+        Ok(())
+    }
+
+    /// The ranks of a launch that have ended since the last call, with what they wrote; those of lost agents always.
+    pub(super) fn ended(&self, launch: u64) -> Vec<(usize, End, String)> {
+        let mut meeting = self.meeting();
+        while meeting.hear(Duration::ZERO) {}
+        let ended = std::mem::take(&mut meeting.ended).into_iter().filter(|(of, ..)| *of == launch);
+        let ended = ended.map(|(_, rank, end, output)| (rank, end, output));
+        ended.chain(meeting.lost.iter().map(|rank| (*rank, End::AgentLost, String::new()))).collect()
+    }
+
+    /// Sends all agents home. One that is still on its way would wait for nobody: it is waited for, unless `stop` is
+    /// set.
+    pub fn dismiss(&self, stop: &AtomicBool) {
+        let mut meeting = self.meeting();
+        while !meeting.complete && Instant::now() < self.deadline && !stop.load(Ordering::Relaxed) {
+            meeting.hear(LOOK_AGAIN);
+        }
+        meeting.rendezvous.stop_all();
+        let until = Instant::now() + GRACE;
+        while !meeting.here.is_empty() && Instant::now() < until {
+            meeting.hear(LOOK_AGAIN);
+        }
+    }
+
+    fn meeting(&self) -> MutexGuard<'_, Meeting> {
+        self.meeting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Meeting {
+    /// Waits for one event; returns whether there was one.
+    fn hear(&mut self, limit: Duration) -> bool {
+        match self.rendezvous.events().recv_timeout(limit) {
+            Ok(event) => {
+                self.take(event);
+                true
+            }
+            Err(RecvTimeoutError::Timeout) => false,
+            Err(RecvTimeoutError::Disconnected) => {
+                // Nobody is left to be heard, and nobody may wait for that without sleeping.
+                std::thread::sleep(limit);
+                false
+            }
+        }
+    }
+
+    fn take(&mut self, event: ControlEvent) {
+        match event {
+            ControlEvent::Joined(agent) => {
+                self.here.insert(agent + 1);
+                self.came.insert(agent + 1);
+            }
+            ControlEvent::Left(agent) | ControlEvent::Lost(agent) => {
+                self.here.remove(&(agent + 1));
+                // Before all have come, the place of one that gives up is free for another.
+                if self.complete {
+                    self.lost.insert(agent + 1);
+                }
+            }
+            ControlEvent::Message(agent, bytes) => {
+                // They speak only when all are there.
+                self.complete = true;
+                match serde_json::from_slice(&bytes) {
+                    Ok(Report::Present(presence)) => drop(self.present.insert(agent + 1, presence)),
+                    Ok(Report::Ended { launch, end, output }) => {
+                        self.ended.push((launch, agent + 1, end, output));
+                    }
+                    // Another version of this program: it is of no use.
+                    Err(_) => drop(self.lost.insert(agent + 1)),
+                }
+            }
+        }
+    }
+}
+
+/// What rank 0 and its agents say about themselves.
+pub(super) fn presence(reached: IpAddr) -> Presence {
+    Presence {
+        machine: host::name(),
+        reached,
+        cores: host::cores(),
+        visible_gpus: std::env::var("CUDA_VISIBLE_DEVICES").ok(),
+    }
+}
+
+/// The address on which rank 0 listens for agents.
+fn listening(external: &External) -> IpAddr {
+    if external.on_one_machine() {
+        return IpAddr::V4(Ipv4Addr::LOCALHOST);
+    }
+    // What cannot be resolved here may well be there.
+    resolve(external).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| unspecified(address.ip()))
+}
+
+/// All addresses of this machine that are of the same kind.
+fn unspecified(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    }
+}
+
+/// Where rank 0 listens, as this machine sees it. Where there is a choice, IPv4: both sides must choose the same.
+pub(super) fn resolve(external: &External) -> std::io::Result<SocketAddr> {
+    let addresses: Vec<SocketAddr> = (external.host.as_str(), external.port).to_socket_addrs()?.collect();
+    let first = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
+    first.copied().ok_or_else(|| std::io::Error::other("it has no address"))
+}

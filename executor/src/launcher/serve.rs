@@ -1,0 +1,100 @@
+//! A rank's side: what the process that [`super::launch`] started does.
+
+use super::ENVIRONMENT;
+use super::orders::{Answer, RankEnvironment};
+use crate::devices::Devices;
+use crate::host::{self, Placement};
+use crate::{ExecutionError, memory};
+use autodist_communication::Endpoint;
+use autodist_communication::tcp::{self, TcpOptions};
+use autodist_spec::DeviceKind;
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::time::Duration;
+
+/// What a rank's handler works with.
+pub struct Worker {
+    pub endpoint: Endpoint,
+    pub placement: Placement,
+    pub devices: Devices,
+}
+
+/// Whether this process was started as a rank.
+pub fn is_rank() -> bool {
+    std::env::var_os(ENVIRONMENT).is_some()
+}
+
+/// A rank's life: joins the job, runs the assignments through `handle`, and answers. Returns the process's exit code.
+pub fn serve(mut handle: impl FnMut(&mut Worker, usize, &Value) -> Result<Value, ExecutionError>) -> i32 {
+    host::die_with_parent();
+    memory::keep_freed_memory();
+    // Ctrl-C reaches the whole process group; the launcher ends its ranks in order.
+    // SAFETY: ignoring a signal has no memory effect.
+    unsafe {
+        libc::signal(libc::SIGINT, libc::SIG_IGN);
+    }
+    let before = memory::live();
+    let (environment, assignments) = match instructions() {
+        Ok(instructions) => instructions,
+        Err(message) => return complain(&message),
+    };
+    memory::exclude_since(before);
+    let devices = Devices::new(environment.devices, environment.local_rank);
+    let placement = match environment.devices {
+        DeviceKind::Cpu => host::place(environment.local_rank, environment.realtime),
+        // A rank with a GPU waits most of the time, and its driver's threads need cores of their own.
+        DeviceKind::Cuda => Placement { core: None, realtime: false },
+    };
+    let joined = tcp::join(TcpOptions {
+        rendezvous: environment.rendezvous,
+        rank: environment.rank,
+        world: environment.world,
+        token: environment.token,
+        timeout: Duration::from_secs_f64(environment.timeout_s),
+        bind: None,
+    });
+    let endpoint = match joined {
+        Ok(endpoint) => endpoint,
+        Err(error) => return complain(&error.to_string()),
+    };
+    let control = endpoint.control().clone();
+    let mut worker = Worker { endpoint, placement, devices };
+    memory::reset_peak();
+    for (index, assignment) in assignments.iter().enumerate() {
+        let answer = match handle(&mut worker, index, assignment) {
+            Ok(value) => Answer::Done { assignment: index, value },
+            Err(error) => Answer::Failed { message: error.to_string(), consequence: error.is_consequence() },
+        };
+        let failed = matches!(answer, Answer::Failed { .. });
+        let sent = serde_json::to_vec(&answer)
+            .map_err(|e| e.to_string())
+            .and_then(|b| control.send(&b).map_err(|e| e.to_string()));
+        if let Err(message) = sent {
+            return complain(&message);
+        }
+        if failed {
+            break;
+        }
+    }
+    match worker.endpoint.close() {
+        Ok(()) => 0,
+        Err(error) => complain(&error.to_string()),
+    }
+}
+
+fn instructions() -> Result<(RankEnvironment, Vec<Value>), String> {
+    let environment =
+        std::env::var(ENVIRONMENT).map_err(|_| "a rank is started by autodist itself".to_owned())?;
+    let environment = serde_json::from_str(&environment).map_err(|e| format!("{ENVIRONMENT}: {e}"))?;
+    let mut text = Vec::new();
+    std::io::stdin().read_to_end(&mut text).map_err(|e| format!("reading the assignments: {e}"))?;
+    let assignments = serde_json::from_slice(&text).map_err(|e| format!("reading the assignments: {e}"))?;
+    Ok((environment, assignments))
+}
+
+/// Leaves a message for the launcher, which shows it when it reports this rank's end.
+fn complain(message: &str) -> i32 {
+    // Nobody is left to tell when standard error is closed.
+    let _ = writeln!(std::io::stderr(), "{message}");
+    1
+}
