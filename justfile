@@ -26,6 +26,18 @@ schemas:
 bench-block:
     cargo run --release -p autodist-compute --example block
 
+# Matrix products and a transformer block on GPU 0
+bench-gpu:
+    cargo run --release -p autodist-cuda --example gpu_block
+
 # All-reduce over loopback
 bench-links:
     cargo run --release -p autodist-communication --example bandwidth
+
+# What needs a real GPU; says why where there is none
+test-gpu:
+    cargo test --release --test real_gpu -- --test-threads 1
+
+# The real compiler for the kernels' tests, where no CUDA is installed
+nvrtc:
+    python3 -m pip install --quiet --target target/nvrtc nvidia-cuda-nvrtc-cu12==12.8.93

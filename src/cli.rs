@@ -1,6 +1,6 @@
 //! Command lines: clap types only.
 
-use autodist_spec::{Recompute, ScheduleKind};
+use autodist_spec::{Precision, Recompute, ScheduleKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -33,6 +33,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Train one plan and write its losses
     Train(TrainArgs),
+    /// Run every kernel and layer on a device and hold the results against the CPU's in double precision
+    Selftest(SelftestArgs),
     /// List the built-in models and devices
     Catalog(JsonArgs),
     /// Print the JSON Schema of a file format
@@ -57,6 +59,26 @@ pub struct JobArgs {
     /// Peak learning rate
     #[arg(long)]
     pub learning_rate: Option<f64>,
+    /// Arithmetic: fp32 everywhere, tf32 and bf16 on GPUs
+    #[arg(long, value_enum)]
+    pub precision: Option<PrecisionArg>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum PrecisionArg {
+    Fp32,
+    Tf32,
+    Bf16,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(arg: PrecisionArg) -> Self {
+        match arg {
+            PrecisionArg::Fp32 => Self::Fp32,
+            PrecisionArg::Tf32 => Self::Tf32,
+            PrecisionArg::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -160,10 +182,13 @@ pub struct RunArgs {
 /// The devices that are measured.
 #[derive(Debug, Args)]
 pub struct RanksArgs {
-    /// Ranks, one device each; the number of cores if not given
+    /// What ranks compute on: GPUs, one CPU core each, or GPUs where there are any
+    #[arg(long, value_enum, default_value = "auto")]
+    pub devices: DevicesArg,
+    /// Ranks, one device each; the number of devices if not given
     #[arg(long)]
     pub ranks: Option<u32>,
-    /// Allow more ranks than cores: plans run, but predicted step times do not hold
+    /// Allow more ranks than devices: plans run, but predicted step times do not hold
     #[arg(long)]
     pub oversubscribe: bool,
 }
@@ -176,9 +201,6 @@ pub struct ProfileArgs {
     pub job: JobArgs,
     #[command(flatten)]
     pub run: RunArgs,
-    /// Which devices to measure
-    #[arg(long, value_enum, default_value = "auto")]
-    pub devices: DevicesArg,
     #[command(flatten)]
     pub ranks: RanksArgs,
     /// Seconds after which no further round of measurements begins
@@ -186,7 +208,7 @@ pub struct ProfileArgs {
     pub budget: f64,
     /// Width of a median's 95 % interval, relative to it, that is narrow enough
     #[arg(long, default_value_t = 0.05)]
-    pub precision: f64,
+    pub interval: f64,
     /// Measure again even if the file holds a profile of this model on this machine
     #[arg(long)]
     pub fresh: bool,
@@ -247,7 +269,7 @@ pub struct PlanArgs {
 pub struct EstimateArgs {
     /// A plan whose strategy and stages are taken, in place of flags
     #[arg(conflicts_with_all = [
-        "model", "job", "global_batch", "seq_len", "seed", "learning_rate", "cluster", "device_memory", "tp", "pp",
+        "model", "job", "global_batch", "seq_len", "seed", "learning_rate", "precision", "cluster", "device_memory", "tp", "pp",
         "dp", "cp", "ep", "vpp", "zero", "shard", "sp", "recompute", "micro_batch", "schedule", "bucket_bytes",
     ])]
     pub plan: Option<PathBuf>,
@@ -370,6 +392,20 @@ pub struct TrainArgs {
     /// Where to write the run record
     #[arg(short, long, default_value = "run.json")]
     pub output: PathBuf,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct SelftestArgs {
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device: DevicesArg,
+    /// Which of several GPUs
+    #[arg(long, default_value_t = 0)]
+    pub ordinal: usize,
+    /// Only this arithmetic; all that the device has if not given
+    #[arg(long, value_enum)]
+    pub precision: Option<PrecisionArg>,
     #[arg(long)]
     pub json: bool,
 }

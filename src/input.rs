@@ -6,8 +6,8 @@ use autodist_program::rules;
 use autodist_spec::error::in_range;
 use autodist_spec::parse::{self, Check};
 use autodist_spec::{
-    Bytes, Cluster, InputError, Job, ModelSpec, ParallelStrategy, Plan, Profile, RunRecord, ScheduleKind,
-    Stage, Validation, catalog, huggingface,
+    Bytes, Cluster, InputError, Job, ModelSpec, ParallelStrategy, Plan, Precision, Profile, RunRecord,
+    ScheduleKind, Stage, Validation, catalog, huggingface,
 };
 use serde::de::DeserializeOwned;
 use std::io::Read;
@@ -113,7 +113,13 @@ pub fn cluster(text: &str) -> Result<Cluster, Failure> {
 }
 
 /// The job file with the flags laid over it, or the flags alone.
-pub fn job(args: &JobArgs, default_batch: Option<u32>, default_seq_len: Option<u32>) -> Result<Job, Failure> {
+/// `measured` is the arithmetic of the profile that prices the job, if there is one already.
+pub fn job(
+    args: &JobArgs,
+    default_batch: Option<u32>,
+    default_seq_len: Option<u32>,
+    measured: Option<Precision>,
+) -> Result<Job, Failure> {
     let mut job = match &args.job {
         Some(path) => parse::toml(&path.display().to_string(), &bytes(path, "job")?)?,
         None => {
@@ -123,12 +129,13 @@ pub fn job(args: &JobArgs, default_batch: Option<u32>, default_seq_len: Option<u
             };
             let batch = args.global_batch.or(default_batch).ok_or_else(|| missing("--global-batch", 8))?;
             let seq_len = args.seq_len.or(default_seq_len).ok_or_else(|| missing("--seq-len", 128))?;
-            Job::new(batch, seq_len)
+            Job { precision: measured.unwrap_or_default(), ..Job::new(batch, seq_len) }
         }
     };
     job.global_batch = args.global_batch.unwrap_or(job.global_batch);
     job.seq_len = args.seq_len.unwrap_or(job.seq_len);
     job.seed = args.seed.unwrap_or(job.seed);
+    job.precision = args.precision.map_or(job.precision, Precision::from);
     if let Some(peak) = args.learning_rate {
         job.learning_rate.peak = peak;
     }

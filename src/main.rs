@@ -5,14 +5,18 @@
 
 mod cli;
 mod commands;
+mod devices;
+mod external;
 mod failure;
 mod input;
 mod output;
 mod progress;
 mod train;
 
+use autodist_executor::External;
 use autodist_executor::memory::CountingAllocator;
 use clap::Parser;
+use failure::Failure;
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -21,13 +25,25 @@ fn main() {
     if autodist_executor::launcher::is_rank() {
         std::process::exit(autodist_executor::launcher::serve(autodist_profiler::handle));
     }
-    let cli = cli::Cli::parse();
-    let code = match commands::run(&cli) {
+    let code = match External::from_environment() {
+        Ok(Some(external)) if external.rank > 0 => external::attend(&external),
+        Ok(external) => {
+            let cli = cli::Cli::parse();
+            let code = code(external::open(&cli, external.as_ref()).and_then(|()| commands::run(&cli)));
+            external::dismiss();
+            code
+        }
+        Err(error) => code(Err(error.into())),
+    };
+    std::process::exit(code);
+}
+
+fn code(outcome: Result<(), Failure>) -> i32 {
+    match outcome {
         Ok(()) => 0,
         Err(failure) => {
             output::error(&failure);
             failure.exit_code()
         }
-    };
-    std::process::exit(code);
+    }
 }

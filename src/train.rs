@@ -3,13 +3,17 @@
 use crate::cli::RunArgs;
 use crate::failure::Failure;
 use crate::progress::Progress;
+use crate::{devices, external};
 use autodist_executor::launcher::{LaunchError, LaunchOptions, launch};
 use autodist_executor::{DataSource, RankOutcome, Task, merge};
 use autodist_profiler::Assignment;
 use autodist_spec::plan::label;
 use autodist_spec::profile::{Environment, Sample};
 use autodist_spec::run::{FailedRun, Measured, StepRecord, ValidatedRun};
-use autodist_spec::{Alternative, InputError, Job, ModelSpec, Plan, RunRecord, SCHEMA_VERSION, Validation};
+use autodist_spec::{
+    Alternative, DeviceKind, InputError, Job, ModelSpec, Plan, RunRecord, SCHEMA_VERSION, Validation,
+};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -31,21 +35,36 @@ pub fn stop_flag() -> Arc<AtomicBool> {
     flag.clone()
 }
 
-pub fn options(run: &RunArgs) -> Result<LaunchOptions, Failure> {
+/// How ranks on `devices` are run; they must be there.
+pub fn options(run: &RunArgs, devices: DeviceKind) -> Result<LaunchOptions, Failure> {
+    let timeout = timeout(run)?;
+    devices::check(devices)?;
+    Ok(LaunchOptions {
+        command: command()?,
+        rendezvous: run.rendezvous,
+        timeout,
+        realtime: !run.no_realtime && devices == DeviceKind::Cpu,
+        devices,
+        stop: stop_flag(),
+        agents: external::agents(),
+    })
+}
+
+/// How long a silent rank is waited for.
+pub fn timeout(run: &RunArgs) -> Result<Duration, Failure> {
     if !(0.1..=1e6).contains(&run.timeout) {
         let error =
             InputError::new("--timeout", run.timeout, "must be a number of seconds from 0.1 to 1000000");
         return Err(error.hint("60 suits most jobs").into());
     }
+    Ok(Duration::from_secs_f64(run.timeout))
+}
+
+/// What starts a rank: this very program.
+pub fn command() -> Result<Vec<OsString>, Failure> {
     let program =
         std::env::current_exe().map_err(|e| Failure::Run(format!("cannot find this program's file: {e}")))?;
-    Ok(LaunchOptions {
-        command: vec![program.into()],
-        rendezvous: run.rendezvous,
-        timeout: Duration::from_secs_f64(run.timeout),
-        realtime: !run.no_realtime,
-        stop: stop_flag(),
-    })
+    Ok(vec![program.into()])
 }
 
 /// The data that the flag names.
@@ -158,8 +177,7 @@ fn run_round(
         });
         match result {
             Ok(()) => return Ok(()),
-            Err(LaunchError::Interrupted) => return Err(Failure::Interrupted),
-            Err(error @ (LaunchError::Rendezvous(_) | LaunchError::Spawn { .. })) => return Err(error.into()),
+            Err(error) if error.ends_all() => return Err(error.into()),
             Err(error) => {
                 // Answers come in order: the plan after the last one that answered is the one that failed.
                 if let Some(failed) = left.get(answered) {
@@ -194,7 +212,9 @@ fn take_round(
 
 /// The circumstances of a run that just ended.
 fn environment(outcomes: &[RankOutcome], options: &LaunchOptions) -> Environment {
-    let mut environment = autodist_profiler::environment(outcomes.iter().all(|o| o.realtime));
+    let realtime = outcomes.iter().all(|o| o.realtime);
+    let mut environment = autodist_profiler::environment(realtime, options.devices);
+    environment.collectives = outcomes.first().map(|o| o.route.clone()).unwrap_or_default();
     if options.realtime && !environment.realtime {
         environment
             .warnings

@@ -10,17 +10,19 @@ use std::process::Command;
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
 /// Each crate and the crates of this workspace that it uses.
-const EDGES: [(&str, &str); 10] = [
+const EDGES: [(&str, &str); 12] = [
     ("spec", ""),
     ("program", "spec"),
     ("cost-model", "spec program"),
     ("planner", "spec program cost-model"),
     ("compute", "spec"),
+    ("cuda", "spec compute"),
     ("communication", ""),
-    ("executor", "spec program compute communication"),
+    ("executor", "spec program compute cuda communication"),
     ("profiler", "spec program compute communication executor"),
     ("reports", "spec"),
-    ("autodist", "spec program cost-model planner executor profiler reports"),
+    ("autodist", "spec program cost-model planner compute executor profiler reports"),
+    ("software-gpu", ""),
 ];
 
 fn table() -> Edges {

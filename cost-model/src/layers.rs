@@ -113,8 +113,9 @@ fn time(pricer: &mut Pricer, body: &Body) -> Result<Price, Unpriced> {
                 Instruction::Segment { segment, pass, recompute, .. } => {
                     pricer.segment(segment, pass, recompute)?.time
                 }
-                Instruction::Tensor { collective, elements, .. } => {
-                    pricer.tensor(collective.kind(), elements)?
+                Instruction::Tensor { segment, collective, elements, .. } => {
+                    let bytes = pricer.program().tensor_bytes(segment, collective, elements);
+                    pricer.tensor(collective.kind(), bytes)?
                 }
                 _ => Price::ZERO,
             };

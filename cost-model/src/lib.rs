@@ -41,7 +41,7 @@ pub use simulate::Simulation;
 use autodist_program::Program;
 use autodist_spec::profile::{Interference, Profile};
 use autodist_spec::{
-    Bytes, CollectiveKind, Device, Estimate, Job, MemoryBreakdown, ModelSpec, Optimizer, Seconds,
+    Bytes, CollectiveKind, Device, Estimate, Job, MemoryBreakdown, ModelSpec, Optimizer, Precision, Seconds,
     TimelineEvent,
 };
 use measured::{Links, OptimizerCurves, Segments};
@@ -51,6 +51,7 @@ use measured::{Links, OptimizerCurves, Segments};
 pub struct CostModel {
     pub(crate) model: ModelSpec,
     pub(crate) seq_len: u32,
+    pub(crate) precision: Precision,
     pub(crate) optimizer_kind: Optimizer,
     pub(crate) segments: Segments,
     pub(crate) links: Links,
@@ -72,6 +73,7 @@ impl CostModel {
         Self {
             model: profile.model.clone(),
             seq_len: profile.seq_len,
+            precision: profile.precision,
             optimizer_kind: profile.optimizer_kind,
             segments: Segments::new(&profile.segments),
             links: Links::new(&profile.collectives, &profile.messages, &profile.fits),
@@ -113,19 +115,21 @@ impl CostModel {
     /// Whether the profile speaks of this training at all.
     ///
     /// # Errors
-    /// Another model, sequence length or optimizer was measured.
+    /// Another model, sequence length, precision or optimizer was measured.
     pub fn check(&self, model: &ModelSpec, job: &Job) -> Result<(), Unpriced> {
         let (measured, asked) = (&self.optimizer_kind, &job.optimizer);
         let what = if self.model != *model {
             format!("the profile measured model `{}`, not `{}`", self.model.name, model.name)
         } else if self.seq_len != job.seq_len {
             format!("the profile measured sequences of {} tokens, not {}", self.seq_len, job.seq_len)
+        } else if self.precision != job.precision {
+            format!("the profile measured {}, not {}", self.precision.name(), job.precision.name())
         } else if std::mem::discriminant(measured) != std::mem::discriminant(asked) {
             "the profile measured another optimizer than the job asks for".to_owned()
         } else {
             return Ok(());
         };
-        let hint = "profile this model with this job's sequence length and optimizer".to_owned();
+        let hint = "profile this model with this job's sequence length, precision and optimizer".to_owned();
         Err(Unpriced { what, hint })
     }
 

@@ -5,7 +5,7 @@ use crate::priced::{Priced, Pricer};
 use autodist_program::{
     Body, Bucket, Instruction, Op, Operand, Program, RankProgram, TensorCollective, Transfer,
 };
-use autodist_spec::{Bytes, LayerKind, MemoryBreakdown, Optimizer, ParallelStrategy, Pass};
+use autodist_spec::{Bytes, LayerKind, MemoryBreakdown, Optimizer, ParallelStrategy, Pass, Precision};
 
 /// Live bytes that come and go within a step, by account. Signed: a body may free what it did not allocate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -66,8 +66,13 @@ impl BodyMemory {
     }
 }
 
+/// Gradients of parameters and optimizer state are in full precision, whatever layers compute in.
 fn f32_bytes(elements: usize) -> i64 {
     Bytes::of_f32(elements as u64).0 as i64
+}
+
+fn working_bytes(program: &Program, elements: usize) -> i64 {
+    program.precision.working(elements as u64).0 as i64
 }
 
 /// Walks a body's instructions once.
@@ -93,9 +98,11 @@ pub(crate) fn body_memory(
                 tensor_collective(program, collective, operand, elements, &mut account);
             }
             Instruction::Start { transfer: Transfer::Gather, bucket } if program.strategy.zero_stage == 3 => {
-                account.live.buffers += f32_bytes(rank.buckets[bucket].padded);
+                account.live.buffers += working_bytes(program, rank.buckets[bucket].padded);
             }
-            Instruction::Release { bucket } => account.live.buffers -= f32_bytes(rank.buckets[bucket].padded),
+            Instruction::Release { bucket } => {
+                account.live.buffers -= working_bytes(program, rank.buckets[bucket].padded);
+            }
             Instruction::Wait { transfer: Transfer::Reduce, bucket } if whole_gradients[bucket] => {
                 account.live.gradients -= f32_bytes(rank.buckets[bucket].padded);
                 whole_gradients[bucket] = false;
@@ -135,7 +142,8 @@ fn tensor_collective(
     elements: usize,
     account: &mut Account,
 ) {
-    let (whole, part) = (f32_bytes(elements), f32_bytes(elements / program.layout.tensor));
+    let (whole, part) =
+        (working_bytes(program, elements), working_bytes(program, elements / program.layout.tensor));
     match (collective, operand) {
         (TensorCollective::SumAll | TensorCollective::MaxAll, _) => {}
         (TensorCollective::ReduceScatter, _) => account.replace(part, whole),
@@ -147,9 +155,10 @@ fn tensor_collective(
 }
 
 /// Parameters: whole, or this rank's shard of them under ZeRO-3.
-fn weights(buckets: &[Bucket], strategy: &ParallelStrategy) -> u64 {
+fn weights(program: &Program, buckets: &[Bucket]) -> u64 {
+    let strategy = &program.strategy;
     let shard = if strategy.zero_stage == 3 { strategy.shard as usize } else { 1 };
-    buckets.iter().map(|b| f32_bytes(b.shard_elements(shard)) as u64).sum()
+    buckets.iter().map(|b| working_bytes(program, b.shard_elements(shard)) as u64).sum()
 }
 
 /// Accumulated gradients: whole, or this rank's shard of them under ZeRO-2 and 3.
@@ -158,19 +167,31 @@ fn gradients(buckets: &[Bucket], strategy: &ParallelStrategy) -> u64 {
     buckets.iter().map(|b| f32_bytes(b.shard_elements(shard)) as u64).sum()
 }
 
-/// Momenta: whole, or this rank's shard of them under every ZeRO stage.
-fn optimizer_state(buckets: &[Bucket], strategy: &ParallelStrategy, optimizer: Optimizer) -> u64 {
+/// Momenta and master weights: whole, or this rank's shard of them under every ZeRO stage.
+fn optimizer_state(program: &Program, buckets: &[Bucket], optimizer: Optimizer) -> u64 {
+    let strategy = &program.strategy;
     let shard = if strategy.zero_stage >= 1 { strategy.shard as usize } else { 1 };
     buckets.iter().map(|b| f32_bytes(b.shard_elements(shard)) as u64).sum::<u64>()
-        * optimizer.state_elements()
+        * state_elements(program.precision, optimizer)
+}
+
+/// Numbers in full precision that an update keeps of every parameter.
+fn state_elements(precision: Precision, optimizer: Optimizer) -> u64 {
+    optimizer.state_elements() + u64::from(precision.is_mixed())
 }
 
 /// Weights, gradients and optimizer state of `elements` parameters on one rank, padding left out: at most what a
 /// compiled program holds (Rajbhandari et al., 1910.02054, figure 1).
-pub fn persistent_bytes(elements: u64, strategy: &ParallelStrategy, optimizer: Optimizer) -> u64 {
+pub fn persistent_bytes(
+    elements: u64,
+    strategy: &ParallelStrategy,
+    optimizer: Optimizer,
+    precision: Precision,
+) -> u64 {
     let sharded = elements / u64::from(strategy.shard);
     let part = |from_stage: u8| if strategy.zero_stage >= from_stage { sharded } else { elements };
-    Bytes::of_f32(part(3) + part(2) + part(1) * optimizer.state_elements()).0
+    let full = part(2) + part(1) * state_elements(precision, optimizer);
+    (precision.working(part(3)) + Bytes::of_f32(full)).0
 }
 
 /// Communicators with more than one rank.
@@ -200,13 +221,9 @@ impl Priced<'_> {
         let bytes = |n: i64| Bytes(n.max(0) as u64);
         let staging = self.costs.staging_bytes * communicators(program, index);
         MemoryBreakdown {
-            weights_bytes: Bytes(weights(&rank.buckets, &program.strategy)),
+            weights_bytes: Bytes(weights(program, &rank.buckets)),
             gradients_bytes: Bytes(gradients(&rank.buckets, &program.strategy)) + bytes(peak.gradients),
-            optimizer_state_bytes: Bytes(optimizer_state(
-                &rank.buckets,
-                &program.strategy,
-                self.costs.optimizer_kind,
-            )),
+            optimizer_state_bytes: Bytes(optimizer_state(program, &rank.buckets, self.costs.optimizer_kind)),
             activations_bytes: bytes(peak.activations),
             communication_buffers_bytes: staging + bytes(peak.buffers),
             temporary_bytes: bytes(peak.temporary),
@@ -221,7 +238,9 @@ impl Priced<'_> {
         for op in &self.program.ranks[index].ops {
             let left = std::mem::take(&mut leaving);
             match op {
-                Op::Receive(message) => account.live.activations += f32_bytes(message.elements),
+                Op::Receive(message) => {
+                    account.live.activations += working_bytes(self.program, message.elements);
+                }
                 Op::Run { body, .. } => {
                     let memory = &self.ranks[index][*body].memory;
                     account.moment(memory.peak);
@@ -229,7 +248,7 @@ impl Priced<'_> {
                 }
                 Op::Send(message) => {
                     // On its way until the next operation ends.
-                    leaving = f32_bytes(message.elements);
+                    leaving = working_bytes(self.program, message.elements);
                     account.live.activations -= leaving;
                     account.live.buffers += leaving;
                 }

@@ -6,7 +6,7 @@ use crate::curve::Price;
 use crate::layers::LayerCosts;
 use crate::measured::Unpriced;
 use autodist_program::schedule;
-use autodist_spec::{Bytes, LayerKind, ModelSpec, Optimizer, ParallelStrategy, Seconds, Stage};
+use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Seconds, Stage};
 
 /// Chunks of a pipeline, in sums: independent of data parallelism, ZeRO, schedule and buckets.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,12 +27,12 @@ impl Outline {
         strategy: &ParallelStrategy,
         stages: &[Stage],
         costs: &LayerCosts,
-        seq_len: u32,
+        job: &Job,
     ) -> Self {
         let pipeline = strategy.pipeline as usize;
         let parts = if strategy.sequence_parallel { strategy.tensor } else { 1 };
-        let tokens = u64::from(seq_len) * u64::from(strategy.micro_batch);
-        let flow = Bytes::of_f32(tokens * u64::from(model.hidden) / u64::from(parts)).0 as i64;
+        let tokens = u64::from(job.seq_len) * u64::from(strategy.micro_batch);
+        let flow = job.precision.working(tokens * u64::from(model.hidden) / u64::from(parts)).0 as i64;
         let kinds = [LayerKind::Embedding, LayerKind::Block, LayerKind::Head];
         let parameters = kinds.map(|kind| {
             model.parameters(kind).iter().map(|p| p.local_elements(0, strategy.tensor)).sum::<u64>()
@@ -60,16 +60,12 @@ impl Outline {
 
     /// Bytes that the fullest of the first and the last pipeline rank holds at least; a compiled program needs no
     /// less. `in_flight` is that of the first and the last rank.
-    pub fn memory_floor(
-        &self,
-        strategy: &ParallelStrategy,
-        optimizer: Optimizer,
-        in_flight: &[InFlight; 2],
-    ) -> u64 {
+    pub fn memory_floor(&self, strategy: &ParallelStrategy, job: &Job, in_flight: &[InFlight; 2]) -> u64 {
         let ranks = [0, self.elements.len() - 1];
         let floor = |(rank, in_flight): (usize, &InFlight)| {
             let kept: i64 = in_flight.iter().map(|(chunk, count)| self.growth[*chunk] * count).sum();
-            crate::persistent_bytes(self.elements[rank], strategy, optimizer) + kept.max(0) as u64
+            let held = self.elements[rank];
+            crate::persistent_bytes(held, strategy, job.optimizer, job.precision) + kept.max(0) as u64
         };
         ranks.into_iter().zip(in_flight).map(floor).max().unwrap_or(0)
     }
@@ -103,7 +99,7 @@ impl CostModel {
         let message = if strategy.pipeline > 1 {
             let parts = if strategy.sequence_parallel { strategy.tensor } else { 1 };
             let tokens = u64::from(self.seq_len) * u64::from(strategy.micro_batch);
-            let bytes = Bytes::of_f32(tokens * u64::from(model.hidden) / u64::from(parts));
+            let bytes = self.precision.working(tokens * u64::from(model.hidden) / u64::from(parts));
             self.links.message((strategy.data * strategy.tensor) as usize, bytes)?
         } else {
             Price::ZERO

@@ -94,7 +94,7 @@ impl<'a> Priced<'a> {
         });
         let stride = program.layout.data * program.layout.tensor;
         let message = match elements {
-            Some(elements) => costs.links.message(stride, Bytes::of_f32(elements as u64))?,
+            Some(elements) => costs.links.message(stride, program.precision.working(elements as u64))?,
             None => Price::ZERO,
         };
         Ok(Self { costs, program, ranks, message })
@@ -106,7 +106,7 @@ pub(crate) struct Pricer<'a> {
     costs: &'a CostModel,
     program: &'a Program,
     segments: [Option<SegmentPrice>; 81],
-    tensor: BTreeMap<(CollectiveKind, usize), Price>,
+    tensor: BTreeMap<(CollectiveKind, Bytes), Price>,
 }
 
 impl<'a> Pricer<'a> {
@@ -138,14 +138,13 @@ impl<'a> Pricer<'a> {
     }
 
     /// A collective over the tensor group, whose ranks are neighbours.
-    pub fn tensor(&mut self, kind: CollectiveKind, elements: usize) -> Result<Price, Unpriced> {
-        if let Some(price) = self.tensor.get(&(kind, elements)) {
+    pub fn tensor(&mut self, kind: CollectiveKind, bytes: Bytes) -> Result<Price, Unpriced> {
+        if let Some(price) = self.tensor.get(&(kind, bytes)) {
             return Ok(*price);
         }
-        let alone =
-            self.costs.collective(kind, self.program.layout.tensor, 1, Bytes::of_f32(elements as u64))?;
+        let alone = self.costs.collective(kind, self.program.layout.tensor, 1, bytes)?;
         let price = if self.program.layout.tensor > 1 { alone + self.costs.synchronisation } else { alone };
-        self.tensor.insert((kind, elements), price);
+        self.tensor.insert((kind, bytes), price);
         Ok(price)
     }
 
@@ -160,8 +159,10 @@ impl<'a> Pricer<'a> {
         if group <= 1 {
             return Ok(None);
         }
-        let (kind, elements) = self.program.transfer_work(transfer, &rank.buckets[bucket]);
-        let price = self.costs.collective(kind, group, stride, Bytes::of_f32(elements as u64))?;
+        let bucket = &rank.buckets[bucket];
+        let (kind, _) = self.program.transfer_work(transfer, bucket);
+        let bytes = self.program.transfer_bytes(transfer, bucket);
+        let price = self.costs.collective(kind, group, stride, bytes)?;
         Ok(Some(price + self.costs.stream_handover + self.costs.synchronisation))
     }
 
@@ -213,13 +214,14 @@ impl<'a> Pricer<'a> {
                     steps.work(Work { compute, recompute, ..Work::default() });
                     price
                 }
-                Instruction::Tensor { collective, elements, .. } => {
-                    let price = self.tensor(collective.kind(), elements)?;
+                Instruction::Tensor { segment, collective, elements, .. } => {
+                    let bytes = self.program.tensor_bytes(segment, collective, elements);
+                    let price = self.tensor(collective.kind(), bytes)?;
                     steps.work(Work { tensor: price.seconds, ..Work::default() });
                     price
                 }
                 Instruction::SumReplicated { elements, .. } => {
-                    let price = self.tensor(CollectiveKind::AllReduce, elements)?;
+                    let price = self.tensor(CollectiveKind::AllReduce, Bytes::of_f32(elements as u64))?;
                     steps.work(Work { tensor: price.seconds, ..Work::default() });
                     price
                 }

@@ -1,7 +1,7 @@
 //! A profile made from a simple function instead of measurements, for tests and examples: every cost is exact and can
 //! be worked out by hand. All of it carries the provenance `Assumed`.
 
-use autodist_spec::profile::{CollectiveCost, Interference, LinkFit, MessageCost, OptimizerCost};
+use autodist_spec::profile::{CollectiveCost, Hardware, Interference, LinkFit, MessageCost, OptimizerCost};
 use autodist_spec::{
     Bytes, Cluster, CollectiveKind, Device, Environment, Job, LayerKind, ModelSpec, NodeGroup, Pass, Profile,
     Provenance, Recompute, SCHEMA_VERSION, Sample, Seconds, Segment, SegmentCost,
@@ -71,6 +71,8 @@ impl Machine {
             schema_version: SCHEMA_VERSION,
             model: model.clone(),
             seq_len,
+            precision: job.precision,
+            hardware: Hardware::default(),
             optimizer_kind: job.optimizer,
             cluster: self.cluster(),
             environment: Environment::default(),

@@ -59,7 +59,8 @@ pub struct Frame<B: Backend> {
     kept: BTreeMap<usize, Kept<B>>,
     pub inputs: Option<B::Indices>,
     pub targets: Option<B::Indices>,
-    pub loss: f64,
+    /// Summed over the tokens, once the head has been.
+    pub loss: Option<B::Scalar>,
 }
 
 impl<B: Backend> Default for Frame<B> {
@@ -71,7 +72,7 @@ impl<B: Backend> Default for Frame<B> {
             kept: BTreeMap::new(),
             inputs: None,
             targets: None,
-            loss: 0.0,
+            loss: None,
         }
     }
 }
@@ -207,7 +208,7 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
             }
             Segment::Loss => {
                 let statistics = HeadStatistics { sums: present!(frame.flow.take()) };
-                frame.loss = shape.head.loss(device, &statistics);
+                frame.loss = Some(shape.head.loss(device, &statistics));
                 kept.head = Some(statistics);
             }
         }

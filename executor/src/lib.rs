@@ -1,10 +1,15 @@
 //! Runs a Program for real: ranks, layers, collectives, optimizer, measurement.
 //!
-//! [`train`] is one rank's part of a training job over any [`Backend`](autodist_compute::Backend) and any endpoint;
-//! [`local::train`] runs all ranks as threads of this process, [`launcher::Launcher`] as processes of their own.
+//! [`train`] is one rank's part of a training job over any [`Device`] and any endpoint;
+//! [`local::train`] runs all ranks as threads of this process, [`launcher::launch`] as processes of their own: of this
+//! machine, or of all machines on which a cluster's launcher has started this program ([`external`]).
 //! Every operation of the Program is timed, and the memory that it takes is counted.
 
+pub mod cuda;
 pub mod data;
+pub mod device;
+pub mod devices;
+pub mod external;
 pub mod host;
 pub mod launcher;
 mod layers;
@@ -19,7 +24,11 @@ mod store;
 pub mod stream;
 mod task;
 
+pub use cuda::Absent;
 pub use data::{Data, DataSource, SyntheticLanguage};
+pub use device::Device;
+pub use devices::Devices;
+pub use external::External;
 pub use rank::train;
 pub use record::{InstructionSample, RankOutcome, StepOutcome, merge};
 pub use reference::Reference;
@@ -36,6 +45,12 @@ pub enum ExecutionError {
     #[error(transparent)]
     Device(#[from] autodist_compute::DeviceError),
     #[error(transparent)]
+    Gpu(#[from] autodist_cuda::CudaError),
+    #[error("the group's first rank has no identity for it: its own error tells why")]
+    NoIdentity,
+    #[error("the thread that sends to rank {peer} ended early")]
+    MessagesEnded { peer: usize },
+    #[error(transparent)]
     Illegal(#[from] autodist_program::Illegal),
     #[error(transparent)]
     Data(#[from] data::DataError),
@@ -45,6 +60,8 @@ pub enum ExecutionError {
     System { what: &'static str, source: io::Error },
     #[error("the communication stream ended before {key:?} was done")]
     StreamEnded { key: stream::Key },
+    #[error("rank {peer} sent {given} values where {expected} were due")]
+    Message { peer: usize, expected: usize, given: usize },
     #[error("the loss of step {step} is {loss}: training diverged; lower the learning rate")]
     Diverged { step: u32, loss: f64 },
     #[error("the job was stopped")]
@@ -62,7 +79,7 @@ impl ExecutionError {
             Self::Communication(error) => {
                 error.accused_rank().is_some() || matches!(error, CommunicationError::Broken { .. })
             }
-            Self::Stopped | Self::StreamEnded { .. } => true,
+            Self::Stopped | Self::StreamEnded { .. } | Self::MessagesEnded { .. } | Self::NoIdentity => true,
             _ => false,
         }
     }

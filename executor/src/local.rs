@@ -1,13 +1,13 @@
 //! All ranks as threads of this process: for tests, and for a first look without processes. Memory is counted for the
 //! process as a whole, so it says nothing of a single rank here.
 
+use crate::device::Device;
 use crate::host::Placement;
 use crate::parameters::Element;
 use crate::rank::train_and;
 use crate::record::{RankOutcome, merge};
 use crate::{ExecutionError, Task};
 use autodist_communication::local::mesh;
-use autodist_compute::Backend;
 use autodist_spec::RunRecord;
 use autodist_spec::profile::Environment;
 use std::collections::BTreeMap;
@@ -20,21 +20,25 @@ pub type Parameters = BTreeMap<(usize, usize), Vec<f32>>;
 ///
 /// # Errors
 /// The first cause among the ranks' errors.
-pub fn train<B>(device: &B, task: &Task, timeout: Duration) -> Result<(RunRecord, Parameters), ExecutionError>
-where
-    B: Backend<Element = f32> + Sync,
-{
+pub fn train<B: Device>(
+    device: &B,
+    task: &Task,
+    timeout: Duration,
+) -> Result<(RunRecord, Parameters), ExecutionError> {
     task.program()?;
     let (endpoints, supervisor) = mesh(task.world(), timeout)?;
     let nowhere = Placement { core: None, realtime: false };
+    // Ranks of one device would wait for themselves in one queue.
+    let queues = (0..task.world()).map(|_| device.queue()).collect::<Result<Vec<_>, _>>()?;
     let results: Vec<_> = std::thread::scope(|scope| {
-        let run = |(rank, mut endpoint)| {
+        let run = |(rank, (mut endpoint, device))| {
             scope.spawn(move || {
-                let result = train_and(device, task, &mut endpoint, "local", nowhere, |store| store.export());
+                let result =
+                    train_and(&device, task, &mut endpoint, "local", nowhere, |store| store.export());
                 (rank, result)
             })
         };
-        let threads: Vec<_> = endpoints.into_iter().enumerate().map(run).collect();
+        let threads: Vec<_> = endpoints.into_iter().zip(queues).enumerate().map(run).collect();
         threads
             .into_iter()
             .enumerate()

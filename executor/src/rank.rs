@@ -1,29 +1,29 @@
 //! One rank's part of a training run: the interpreter of its Program.
 
 use crate::data::Data;
+use crate::device::{Device, Group, Messages, Tag};
 use crate::host::{self, Placement};
 use crate::layers::{Context, Frame, Rows};
-use crate::record::{RankOutcome, Recorder, StepOutcome};
-use crate::reference::Reference;
+use crate::record::{Occasion, RankOutcome, Recorder, StepOutcome};
 use crate::store::Store;
-use crate::stream::{CommunicationStream, Groups, Work, on_host};
-use crate::{ExecutionError, Task, memory};
-use autodist_communication::{Communicator, Counters, Endpoint, Mailbox, Reduction};
+use crate::stream::{CommunicationStream, Groups, Work};
+use crate::{ExecutionError, Task};
+use autodist_communication::{Communicator, Counters, Endpoint, Reduction};
 use autodist_compute::layers::{LayerShape, TensorShard};
-use autodist_compute::{Backend, Region};
+use autodist_compute::{Backend, Region, RegionMut};
 use autodist_program::{
     BodyKind, Coordinates, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram,
     TensorCollective, Transfer,
 };
 use autodist_spec::{OperationKind, Segment, Stream};
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::ops::Range;
 
 /// Trains `task` as this endpoint's rank. `name` must be new to the endpoint; all ranks use the same.
 ///
 /// # Errors
 /// An illegal task, data that cannot be read, a peer that is gone or silent, a stop that the launcher asked for.
-pub fn train<B: Backend<Element = f32>>(
+pub fn train<B: Device>(
     device: &B,
     task: &Task,
     endpoint: &mut Endpoint,
@@ -34,7 +34,7 @@ pub fn train<B: Backend<Element = f32>>(
 }
 
 /// As [`train`]; `inspect` sees the trained parameters.
-pub(crate) fn train_and<B: Backend<Element = f32>, R>(
+pub(crate) fn train_and<B: Device, R>(
     device: &B,
     task: &Task,
     endpoint: &mut Endpoint,
@@ -48,16 +48,18 @@ pub(crate) fn train_and<B: Backend<Element = f32>, R>(
     let program = task.program()?;
     let at = program.layout.coordinates(endpoint.rank());
     let data = Data::open(&task.data, task.model.vocab, program.seq_len, task.job.seed)?;
-    let before_reference = memory::live();
-    let mut reference = Reference::new();
-    let instrument = memory::live() - before_reference;
-    reference.seconds();
-    let baseline = memory::live() - instrument;
+    let before_reference = device.live_memory();
+    let mut reference = device.reference();
+    let instrument = device.live_memory() - before_reference;
+    let mut speed = || reference.as_mut().map_or(0.0, |reference| reference.seconds());
+    speed();
+    let baseline = device.live_memory() - instrument;
     let lanes = Lanes::open(&program, at, endpoint, name, placement, device)?;
     let runner = &program.ranks[at.pipeline];
     let bodies: Vec<_> = runner.bodies.iter().map(|b| b.instructions.clone()).collect();
     let measured = task.steps.saturating_sub(task.warmup_steps) as usize;
     let recorder = Recorder::new(
+        device,
         endpoint.rank(),
         &bodies,
         events_per_step(runner),
@@ -80,13 +82,14 @@ pub(crate) fn train_and<B: Backend<Element = f32>, R>(
         step: 0,
         gradient_scale: 1.0,
         gradient_norm: 0.0,
-        loss_sum: 0.0,
+        losses: Vec::with_capacity(program.micro_batches),
         memory_peak: 0,
         recorder,
     };
     rank.lanes.world.barrier()?;
     host::enter_compute(placement);
-    memory::reset_peak();
+    device.reset_peak_memory();
+    device.reset_high_water();
     let mut outcome = RankOutcome {
         rank: endpoint.rank(),
         realtime: placement.realtime,
@@ -94,7 +97,7 @@ pub(crate) fn train_and<B: Backend<Element = f32>, R>(
         ..RankOutcome::default()
     };
     let mut sent_before = Counters::default();
-    let mut before = reference.seconds();
+    let mut before = speed();
     for step in 0..task.steps {
         if endpoint.control().stop_requested() {
             return Err(ExecutionError::Stopped);
@@ -104,7 +107,7 @@ pub(crate) fn train_and<B: Backend<Element = f32>, R>(
             sent_before = rank.lanes.counters();
         }
         let mut done = rank.run_step(step)?;
-        let after = reference.seconds();
+        let after = speed();
         done.reference = (before + after) / 2.0;
         before = after;
         outcome.steps.push(done);
@@ -112,12 +115,13 @@ pub(crate) fn train_and<B: Backend<Element = f32>, R>(
     }
     let sent = (rank.lanes.counters() - sent_before).sent;
     outcome.bytes_sent_per_step = sent / measured.max(1) as u64;
-    let own = (rank.recorder.bytes() + instrument) as u64;
-    outcome.peak_memory = (rank.memory_peak.max(memory::peak()) as u64).saturating_sub(own);
+    let own = if device.is_host() { rank.recorder.bytes() + instrument } else { 0 };
+    let peak = device.high_water(rank.memory_peak.max(device.peak_memory()));
+    outcome.peak_memory = (peak as u64).saturating_sub(own as u64);
     let inspected = inspect(&rank.store);
     let Rank { recorder, lanes, .. } = rank;
     (outcome.timelines, outcome.instructions) = recorder.finish();
-    lanes.messages.map_or(Ok(()), Mailbox::close)?;
+    lanes.messages.map_or(Ok(()), Messages::close)?;
     host::enter_communication(placement);
     Ok((outcome, inspected))
 }
@@ -143,15 +147,16 @@ fn shape(program: &Program, at: Coordinates) -> LayerShape {
 
 /// The ways from this rank to the others.
 struct Lanes<B: Backend> {
+    /// Barriers, and numbers that the host needs.
     world: Box<dyn Communicator>,
-    tensor: Box<dyn Communicator>,
     model: Box<dyn Communicator>,
-    tied: Option<Box<dyn Communicator>>,
+    tensor: Box<dyn Group<B>>,
+    tied: Option<Box<dyn Group<B>>>,
     stream: CommunicationStream<B>,
-    messages: Option<Box<dyn Mailbox>>,
+    messages: Option<Box<dyn Messages<B>>>,
 }
 
-impl<B: Backend<Element = f32>> Lanes<B> {
+impl<B: Device> Lanes<B> {
     fn open(
         program: &Program,
         at: Coordinates,
@@ -163,11 +168,12 @@ impl<B: Backend<Element = f32>> Lanes<B> {
         // Threads that carry messages are made at the higher priority.
         host::enter_communication(placement);
         let layout = program.layout;
-        let world: Vec<usize> = (0..layout.world()).collect();
-        let mut open = |what: &str, members: &[usize]| endpoint.group(&format!("{name}.{what}"), members);
-        let world = open("world", &world)?;
+        let everyone: Vec<usize> = (0..layout.world()).collect();
+        let world = endpoint.group(&format!("{name}.world"), &everyone)?;
+        let model = endpoint.group(&format!("{name}.model"), &layout.model_group(at))?;
+        let mut open =
+            |what: &str, members: &[usize]| device.group(endpoint, &format!("{name}.{what}"), members);
         let tensor = open("tensor", &layout.tensor_group(at))?;
-        let model = open("model", &layout.model_group(at))?;
         let reduces =
             if program.strategy.zero_stage == 0 { layout.data_group(at) } else { layout.shard_group(at) };
         let groups = Groups {
@@ -182,10 +188,10 @@ impl<B: Backend<Element = f32>> Lanes<B> {
         let peers = message_peers(program, at);
         let messages = match peers.is_empty() {
             true => None,
-            false => Some(endpoint.point_to_point(&format!("{name}.messages"), &peers)?),
+            false => Some(device.messages(endpoint, &format!("{name}.messages"), &peers)?),
         };
-        let stream = CommunicationStream::start(device.clone(), groups)?;
-        Ok(Self { world, tensor, model, tied, stream, messages })
+        let stream = CommunicationStream::start(device, groups)?;
+        Ok(Self { world, model, tensor, tied, stream, messages })
     }
 
     fn counters(&self) -> Counters {
@@ -228,36 +234,37 @@ struct Rank<'a, B: Backend> {
     step: u32,
     gradient_scale: f64,
     gradient_norm: f64,
-    loss_sum: f64,
+    /// Of this step's micro-batches.
+    losses: Vec<B::Scalar>,
     memory_peak: usize,
-    recorder: Recorder,
+    recorder: Recorder<B>,
 }
 
-impl<B: Backend<Element = f32>> Rank<'_, B> {
+impl<B: Device> Rank<'_, B> {
     fn run_step(&mut self, step: u32) -> Result<StepOutcome, ExecutionError> {
         self.step = step;
-        self.loss_sum = 0.0;
+        self.losses.clear();
         self.recorder.begin_step();
-        let first_event = self.recorder.event_count();
         let runner = self.runner;
         for op in &runner.ops {
-            let start = Instant::now();
-            let (operation, chunk, micro_batch) = match op {
+            let start = self.device.record();
+            let occasion = match op {
                 Op::Receive(message) => self.receive(message)?,
                 Op::Send(message) => self.send(message)?,
                 Op::Run { body, micro_batch } => self.run_body(*body, *micro_batch)?,
             };
-            self.recorder.operation(Stream::Compute, operation, chunk, micro_batch, start, Instant::now());
+            self.recorder.operation(occasion, start, self.device.record());
         }
         self.device.synchronise()?;
-        if !self.loss_sum.is_finite() {
-            return Err(ExecutionError::Diverged { step, loss: self.loss_sum });
+        let loss_sum = self.losses.iter().map(|loss| self.device.read(loss)).sum();
+        if !f64::is_finite(loss_sum) {
+            return Err(ExecutionError::Diverged { step, loss: loss_sum });
         }
         self.lanes.world.barrier()?;
         Ok(StepOutcome {
             seconds: self.recorder.elapsed(),
-            in_operations: self.recorder.compute_seconds_since(first_event),
-            loss_sum: self.loss_sum,
+            in_operations: self.recorder.end_step(),
+            loss_sum,
             gradient_norm: self.gradient_norm,
             reference: 0.0,
         })
@@ -267,31 +274,23 @@ impl<B: Backend<Element = f32>> Rank<'_, B> {
         self.program.layout.rank(Coordinates { pipeline: message.peer, ..self.at })
     }
 
-    fn receive(&mut self, message: &Message) -> Result<(OperationKind, usize, usize), ExecutionError> {
+    fn receive(&mut self, message: &Message) -> Result<Occasion, ExecutionError> {
         let peer = self.peer(message);
-        let mailbox = self.lanes.messages.as_mut().expect("a Program with messages has a mailbox");
-        let values = mailbox.receive(peer, tag(message))?;
-        let frame = self.frames.entry((message.chunk, message.micro_batch)).or_default();
-        frame.flow = Some(self.device.upload(&values));
-        Ok((OperationKind::Receive, message.chunk, message.micro_batch))
+        let messages = self.lanes.messages.as_mut().expect("a Program with messages has a way for them");
+        let values = messages.receive(self.device, peer, tag(message), message.elements)?;
+        self.frames.entry((message.chunk, message.micro_batch)).or_default().flow = Some(values);
+        Ok(occasion(OperationKind::Receive, message.chunk, message.micro_batch))
     }
 
-    fn send(&mut self, message: &Message) -> Result<(OperationKind, usize, usize), ExecutionError> {
+    fn send(&mut self, message: &Message) -> Result<Occasion, ExecutionError> {
         let peer = self.peer(message);
         let buffer = self.outgoing.take().expect("a body has given what is sent");
-        let mut values = vec![0.0; self.device.len(&buffer)];
-        self.device.download(Region::start(&buffer), &mut values);
-        drop(buffer);
-        let mailbox = self.lanes.messages.as_mut().expect("a Program with messages has a mailbox");
-        mailbox.send(peer, tag(message), values)?;
-        Ok((OperationKind::Send, message.chunk, message.micro_batch))
+        let messages = self.lanes.messages.as_mut().expect("a Program with messages has a way for them");
+        messages.send(self.device, peer, tag(message), buffer)?;
+        Ok(occasion(OperationKind::Send, message.chunk, message.micro_batch))
     }
 
-    fn run_body(
-        &mut self,
-        body: usize,
-        micro_batch: usize,
-    ) -> Result<(OperationKind, usize, usize), ExecutionError> {
+    fn run_body(&mut self, body: usize, micro_batch: usize) -> Result<Occasion, ExecutionError> {
         let runner = self.runner;
         let (operation, chunk) = match runner.bodies[body].kind {
             BodyKind::Forward { chunk } => (OperationKind::Forward, chunk),
@@ -310,14 +309,13 @@ impl<B: Backend<Element = f32>> Rank<'_, B> {
                 self.run_instruction(instruction, &mut frame)?;
                 continue;
             }
-            self.memory_peak = self.memory_peak.max(memory::reset_peak());
-            let (before, start) = (memory::live(), Instant::now());
+            self.memory_peak = self.memory_peak.max(self.device.reset_peak_memory());
+            let (before, start) = (self.device.live_memory(), self.device.record());
             self.run_instruction(instruction, &mut frame)?;
-            self.device.synchronise()?;
-            let seconds = start.elapsed().as_secs_f64();
-            let growth = memory::live() as i64 - before as i64;
-            let peak = memory::peak().saturating_sub(before) as u64;
-            self.recorder.instruction(body, index, seconds, growth, peak);
+            let end = self.device.record();
+            let growth = self.device.live_memory() as i64 - before as i64;
+            let peak = self.device.peak_memory().saturating_sub(before) as u64;
+            self.recorder.instruction(body, index, (start, end), growth, peak);
         }
         let chunks = self.program.stages.len();
         match operation {
@@ -326,14 +324,14 @@ impl<B: Backend<Element = f32>> Rank<'_, B> {
                     self.outgoing = frame.flow.take();
                 } else {
                     // Tensor ranks all know the loss of their micro-batch; one of them tells.
-                    self.loss_sum += if self.at.tensor == 0 { frame.loss } else { 0.0 };
+                    self.losses.extend(frame.loss.take().filter(|_| self.at.tensor == 0));
                 }
                 self.frames.insert((chunk, micro_batch), frame);
             }
             OperationKind::Backward => self.outgoing = frame.flow.take(),
             _ => {}
         }
-        Ok((operation, chunk, micro_batch))
+        Ok(occasion(operation, chunk, micro_batch))
     }
 
     /// Reads the tokens of a micro-batch where they are needed: at the embedding and at the loss.
@@ -384,12 +382,7 @@ impl<B: Backend<Element = f32>> Rank<'_, B> {
             Instruction::SumTied { bucket, .. } => {
                 let tied = self.lanes.tied.as_mut().expect("both ends of the pipeline share a tied table");
                 let (gradients, range) = self.store.own_gradients(bucket);
-                on_host(
-                    self.device,
-                    gradients,
-                    range,
-                    |values| Ok(tied.all_reduce(values, Reduction::Sum)?),
-                )?;
+                tied.all_reduce(self.device, gradients, range, Reduction::Sum)?;
             }
             Instruction::GradientNorm { .. } => self.gradient_norm()?,
             Instruction::Update { bucket, .. } => {
@@ -417,17 +410,12 @@ impl<B: Backend<Element = f32>> Rank<'_, B> {
         };
         let whole = 0..self.device.len(&buffer);
         let group = &mut self.lanes.tensor;
-        on_host(self.device, &mut buffer, whole, |values| {
-            match collective {
-                TensorCollective::SumAll => group.all_reduce(values, Reduction::Sum)?,
-                TensorCollective::MaxAll => group.all_reduce(values, Reduction::Max)?,
-                TensorCollective::AllGather => group.all_gather(values)?,
-                TensorCollective::ReduceScatter => {
-                    group.reduce_scatter(values, Reduction::Sum)?;
-                }
-            }
-            Ok(())
-        })?;
+        match collective {
+            TensorCollective::SumAll => group.all_reduce(self.device, &mut buffer, whole, Reduction::Sum)?,
+            TensorCollective::MaxAll => group.all_reduce(self.device, &mut buffer, whole, Reduction::Max)?,
+            TensorCollective::AllGather => group.all_gather(self.device, &mut buffer, whole)?,
+            TensorCollective::ReduceScatter => group.reduce_scatter(self.device, &mut buffer, whole)?,
+        }
         match collective {
             TensorCollective::AllGather => self.context().end_gather(frame, layer, segment, saved, buffer),
             TensorCollective::ReduceScatter => self.context().scatter(frame, buffer),
@@ -445,21 +433,24 @@ impl<B: Backend<Element = f32>> Rank<'_, B> {
             .iter()
             .map(|l| l.offset + l.elements - l.replicated..l.offset + l.elements)
             .collect();
-        let group = &mut self.lanes.tensor;
+        let device = self.device;
         let gradients = self.store.gradients_mut(bucket);
-        let whole = 0..self.device.len(gradients);
-        on_host(self.device, gradients, whole, |values| {
-            let mut packed: Vec<f32> =
-                tails.iter().flat_map(|tail| values[tail.clone()].iter().copied()).collect();
-            group.all_reduce(&mut packed, Reduction::Sum)?;
-            let mut rest = packed.as_slice();
-            for tail in &tails {
-                let (part, after) = rest.split_at(tail.len());
-                values[tail.clone()].copy_from_slice(part);
-                rest = after;
-            }
-            Ok(())
-        })
+        let whole = tails.iter().map(Range::len).sum();
+        let mut packed = device.uninitialised_full(whole);
+        let mut at = 0;
+        for tail in &tails {
+            let to = RegionMut::new(&mut packed, at);
+            device.copy(tail.len(), Region::new(gradients, tail.start), to);
+            at += tail.len();
+        }
+        self.lanes.tensor.all_reduce(device, &mut packed, 0..whole, Reduction::Sum)?;
+        let mut at = 0;
+        for tail in &tails {
+            let to = RegionMut::new(gradients, tail.start);
+            device.copy(tail.len(), Region::new(&packed, at), to);
+            at += tail.len();
+        }
+        Ok(())
     }
 
     fn start(&mut self, transfer: Transfer, bucket: usize) -> Result<(), ExecutionError> {
@@ -477,8 +468,8 @@ impl<B: Backend<Element = f32>> Rank<'_, B> {
                 (parameters, whole)
             }
         };
-        self.device.synchronise()?;
-        self.lanes.stream.submit(Work { key: (transfer, bucket), kind, buffer, range })
+        let ready = self.device.record();
+        self.lanes.stream.submit(Work { key: (transfer, bucket), kind, buffer, range, ready })
     }
 
     fn wait(&mut self, transfer: Transfer, bucket: usize) -> Result<(), ExecutionError> {
@@ -486,7 +477,9 @@ impl<B: Backend<Element = f32>> Rank<'_, B> {
         let chunk = self.store.bucket(bucket).chunk;
         let operation =
             if transfer == Transfer::Gather { OperationKind::Gather } else { OperationKind::Reduce };
-        self.recorder.operation(Stream::Communication, operation, chunk, bucket, done.start, done.end);
+        self.device.wait_for(&done.end);
+        let occasion = Occasion { stream: Stream::Communication, operation, chunk, micro_batch: bucket };
+        self.recorder.operation(occasion, done.start, done.end);
         match transfer {
             Transfer::Reduce => self.store.put_reduced(bucket, done.buffer),
             Transfer::ReduceReplicas => self.store.put_own_gradients(bucket, done.buffer),
@@ -529,10 +522,14 @@ fn context<'a, B: Backend>(
     }
 }
 
-fn tag(message: &Message) -> u64 {
+fn tag(message: &Message) -> Tag {
     let kind = match message.kind {
         MessageKind::Activation => 0,
         MessageKind::Gradient => 1,
     };
-    (kind << 63) | ((message.chunk as u64) << 32) | message.micro_batch as u64
+    Tag { kind, chunk: message.chunk as u32, micro_batch: message.micro_batch as u32 }
+}
+
+fn occasion(operation: OperationKind, chunk: usize, micro_batch: usize) -> Occasion {
+    Occasion { stream: Stream::Compute, operation, chunk, micro_batch }
 }

@@ -1,6 +1,7 @@
 //! What a rank measures, and how the ranks' measurements become one record.
 
 use crate::task::Task;
+use autodist_compute::Backend;
 use autodist_program::Instruction;
 use autodist_spec::plan::label;
 use autodist_spec::profile::{Environment, Sample};
@@ -19,7 +20,7 @@ pub struct StepOutcome {
     /// Summed over this rank's tokens, nats; 0 where the rank holds no head.
     pub loss_sum: f64,
     pub gradient_norm: f64,
-    /// Seconds of the reference arithmetic, mean of just before and just after.
+    /// Seconds of the reference arithmetic, mean of just before and just after; 0 on a device that needs none.
     pub reference: f64,
 }
 
@@ -40,10 +41,12 @@ pub struct InstructionSample {
 pub struct RankOutcome {
     pub rank: usize,
     pub realtime: bool,
+    /// How GPUs of different ranks reach each other; empty on CPUs.
+    pub route: String,
     pub steps: Vec<StepOutcome>,
-    /// Heap at its highest during the steps, bytes.
+    /// The device's memory at its highest during the steps, bytes (a CPU's is the heap).
     pub peak_memory: u64,
-    /// Heap before the model was made, bytes.
+    /// The same before the model was made, bytes.
     pub baseline_memory: u64,
     pub bytes_sent_per_step: u64,
     /// Operations of every measured step.
@@ -54,9 +57,14 @@ pub struct RankOutcome {
 
 /// Timings of the step that is being run. Its memory is taken before the training begins, so that recording does not
 /// show in what is recorded.
-pub struct Recorder {
+pub struct Recorder<B: Backend> {
+    device: B,
     rank: u32,
     began: Instant,
+    origin: B::Event,
+    /// Operations and instructions of the step under way; their times are known when the device has done them.
+    operations: Vec<Operation<B>>,
+    instructions: Vec<(usize, B::Event, B::Event)>,
     events: Vec<TimelineEvent>,
     per_step: usize,
     detail: bool,
@@ -64,8 +72,25 @@ pub struct Recorder {
     slots: Vec<Vec<usize>>,
 }
 
-impl Recorder {
+/// What an entry of the timeline is about.
+#[derive(Debug, Clone, Copy)]
+pub struct Occasion {
+    pub stream: Stream,
+    pub operation: OperationKind,
+    pub chunk: usize,
+    pub micro_batch: usize,
+}
+
+struct Operation<B: Backend> {
+    occasion: Occasion,
+    start: B::Event,
+    end: B::Event,
+}
+
+impl<B: Backend> Recorder<B> {
+    /// For `steps` steps of `operations` entries each, in which every body runs at most `runs` times.
     pub fn new(
+        device: &B,
         rank: usize,
         bodies: &[Vec<Instruction>],
         operations: usize,
@@ -85,16 +110,30 @@ impl Recorder {
                 slots.push((0..instructions.len()).map(slot).collect());
             }
         }
-        let per_step = operations;
-        let events = Vec::with_capacity(operations * steps);
-        Self { rank: rank as u32, began: Instant::now(), events, per_step, detail, samples, slots }
+        let instructions = Vec::with_capacity(samples.len() * runs);
+        Self {
+            device: device.clone(),
+            rank: rank as u32,
+            began: Instant::now(),
+            origin: device.record(),
+            operations: Vec::with_capacity(operations),
+            instructions,
+            events: Vec::with_capacity(operations * steps),
+            per_step: operations,
+            detail,
+            samples,
+            slots,
+        }
     }
 
     /// Bytes that recording itself holds.
     pub fn bytes(&self) -> usize {
         let samples: usize =
             self.samples.iter().map(|s| s.seconds.capacity() * 8 + size_of::<InstructionSample>()).sum();
-        self.events.capacity() * size_of::<TimelineEvent>() + samples
+        self.events.capacity() * size_of::<TimelineEvent>()
+            + self.operations.capacity() * size_of::<Operation<B>>()
+            + self.instructions.capacity() * size_of::<(usize, B::Event, B::Event)>()
+            + samples
     }
 
     pub fn detail(&self) -> bool {
@@ -103,40 +142,49 @@ impl Recorder {
 
     pub fn begin_step(&mut self) {
         self.began = Instant::now();
+        self.origin = self.device.record();
     }
 
+    /// Seconds since the step began, by the host's clock.
     pub fn elapsed(&self) -> f64 {
         self.began.elapsed().as_secs_f64()
     }
 
-    pub fn operation(
-        &mut self,
-        stream: Stream,
-        operation: OperationKind,
-        chunk: usize,
-        micro_batch: usize,
-        start: Instant,
-        end: Instant,
-    ) {
-        let since = |instant: Instant| Seconds(instant.saturating_duration_since(self.began).as_secs_f64());
-        let (start_s, end_s) = (since(start), since(end));
-        let (chunk, micro_batch) = (chunk as u32, micro_batch as u32);
-        self.events.push(TimelineEvent {
-            rank: self.rank,
-            stream,
-            operation,
-            chunk,
-            micro_batch,
-            start_s,
-            end_s,
-        });
+    pub fn operation(&mut self, occasion: Occasion, start: B::Event, end: B::Event) {
+        self.operations.push(Operation { occasion, start, end });
     }
 
-    pub fn instruction(&mut self, body: usize, index: usize, seconds: f64, growth: i64, peak: u64) {
-        let sample = &mut self.samples[self.slots[body][index]];
-        sample.seconds.push(seconds);
+    pub fn instruction(
+        &mut self,
+        body: usize,
+        index: usize,
+        (start, end): (B::Event, B::Event),
+        growth: i64,
+        peak: u64,
+    ) {
+        let slot = self.slots[body][index];
+        let sample = &mut self.samples[slot];
         sample.growth = growth;
         sample.peak = sample.peak.max(peak);
+        self.instructions.push((slot, start, end));
+    }
+
+    /// Takes in the times of a step whose work is done; returns the seconds in operations on the compute stream.
+    pub fn end_step(&mut self) -> f64 {
+        let mut compute = 0.0;
+        for operation in self.operations.drain(..) {
+            let since = |event| Seconds(self.device.seconds_between(&self.origin, event));
+            let (start_s, end_s) = (since(&operation.start), since(&operation.end));
+            let Occasion { stream, operation, chunk, micro_batch } = operation.occasion;
+            compute += if stream == Stream::Compute { end_s.0 - start_s.0 } else { 0.0 };
+            let (chunk, micro_batch) = (chunk as u32, micro_batch as u32);
+            let rank = self.rank;
+            self.events.push(TimelineEvent { rank, stream, operation, chunk, micro_batch, start_s, end_s });
+        }
+        for (slot, start, end) in self.instructions.drain(..) {
+            self.samples[slot].seconds.push(self.device.seconds_between(&start, &end));
+        }
+        compute
     }
 
     /// Forgets all that was recorded: warm-up is over.
@@ -146,19 +194,6 @@ impl Recorder {
             sample.seconds.clear();
             sample.peak = 0;
         }
-    }
-
-    /// Seconds on the compute stream in the last `count` events.
-    pub fn compute_seconds_since(&self, first: usize) -> f64 {
-        self.events[first..]
-            .iter()
-            .filter(|e| e.stream == Stream::Compute)
-            .map(|e| e.end_s.0 - e.start_s.0)
-            .sum()
-    }
-
-    pub fn event_count(&self) -> usize {
-        self.events.len()
     }
 
     pub fn finish(self) -> (Vec<Vec<TimelineEvent>>, Vec<InstructionSample>) {
@@ -202,6 +237,7 @@ pub fn merge(task: &Task, outcomes: &[RankOutcome], environment: Environment) ->
         label: label(&task.strategy, &task.stages),
         strategy: task.strategy.clone(),
         stages: task.stages.clone(),
+        precision: task.job.precision,
         environment,
         steps,
         warmup_steps: task.warmup_steps,

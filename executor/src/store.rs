@@ -17,6 +17,8 @@ struct Held<B: Backend> {
     gradients: Option<B::Buffer>,
     /// Sum of the scattered gradients (ZeRO-2 and 3).
     gradient_shard: Option<B::Buffer>,
+    /// This rank's part in full precision, on a mixed device: what the optimizer updates.
+    master: Option<B::Buffer>,
     /// Optimizer state of this rank's part.
     state: Vec<B::Buffer>,
 }
@@ -58,30 +60,26 @@ impl<B: Backend<Element = f32>> Store<B> {
         for index in 0..store.buckets.len() {
             let whole = store.buckets[index].padded;
             let own = store.own(index);
-            let parameters =
-                store.initial(index, if store.zero_stage == 3 { own.clone() } else { 0..whole }, seed);
+            let held = if store.zero_stage == 3 { own.clone() } else { 0..whole };
+            let parameters = device.upload(&store.initial(index, held, seed));
+            let master =
+                device.is_mixed().then(|| device.upload_full(&store.initial(index, own.clone(), seed)));
             let sharded_gradients = store.zero_stage >= 2;
             store.held.push(Held {
                 parameters: Some(parameters),
                 gathered: None,
-                gradients: (!sharded_gradients).then(|| device.zeros(whole)),
-                gradient_shard: sharded_gradients.then(|| device.zeros(own.len())),
-                state: (0..optimizer.state_elements()).map(|_| device.zeros(own.len())).collect(),
+                gradients: (!sharded_gradients).then(|| device.zeros_full(whole)),
+                gradient_shard: sharded_gradients.then(|| device.zeros_full(own.len())),
+                master,
+                state: (0..optimizer.state_elements()).map(|_| device.zeros_full(own.len())).collect(),
             });
         }
         store
     }
 
-    fn initial(&self, bucket: usize, range: Range<usize>, seed: u64) -> B::Buffer {
+    fn initial(&self, bucket: usize, range: Range<usize>, seed: u64) -> Vec<f32> {
         let bucket = &self.buckets[bucket];
-        self.device.upload(&parameters::initial(
-            &self.model,
-            bucket,
-            self.tensor_rank,
-            self.tensor,
-            range,
-            seed,
-        ))
+        parameters::initial(&self.model, bucket, self.tensor_rank, self.tensor, range, seed)
     }
 
     pub fn bucket(&self, bucket: usize) -> &Bucket {
@@ -105,7 +103,7 @@ impl<B: Backend<Element = f32>> Store<B> {
     pub fn region(&mut self, (bucket, offset): (usize, usize)) -> (Region<'_, B>, RegionMut<'_, B>) {
         let held = &mut self.held[bucket];
         let whole = self.buckets[bucket].padded;
-        let gradients = held.gradients.get_or_insert_with(|| self.device.zeros(whole));
+        let gradients = held.gradients.get_or_insert_with(|| self.device.zeros_full(whole));
         let parameters =
             present!(if self.zero_stage == 3 { held.gathered.as_ref() } else { held.parameters.as_ref() });
         (Region::new(parameters, offset), RegionMut::new(gradients, offset))
@@ -195,7 +193,7 @@ impl<B: Backend<Element = f32>> Store<B> {
     /// Sum of squares of this rank's part of the gradients. What several ranks hold is counted by one: a tied
     /// table's copy not at all, what tensor ranks replicate by the first of them.
     pub fn sum_of_squares(&mut self) -> f64 {
-        let mut sum = 0.0;
+        let mut sums = Vec::new();
         for bucket in (0..self.buckets.len()).filter(|b| !self.buckets[*b].copy).collect::<Vec<_>>() {
             let own = self.own(bucket);
             let counted: Vec<Range<usize>> = self.buckets[bucket]
@@ -211,10 +209,10 @@ impl<B: Backend<Element = f32>> Store<B> {
             let (gradients, range) = self.own_gradients(bucket);
             for part in counted {
                 let at = part.start - own.start + range.start;
-                sum += device.sum_of_squares(part.len(), Region::new(gradients, at));
+                sums.push(device.sum_of_squares(part.len(), Region::new(gradients, at)));
             }
         }
-        sum
+        sums.iter().map(|sum| self.device.read(sum)).sum()
     }
 
     /// Updates this rank's part of a bucket and zeroes the bucket's gradients.
@@ -231,7 +229,11 @@ impl<B: Backend<Element = f32>> Store<B> {
         let device = &self.device;
         let held = &mut self.held[bucket];
         let parameter_offset = if zero_stage == 3 { 0 } else { own.start };
-        let parameters = RegionMut::new(present!(held.parameters.as_mut()), parameter_offset);
+        let working = RegionMut::new(present!(held.parameters.as_mut()), parameter_offset);
+        let (parameters, working) = match held.master.as_mut() {
+            Some(master) => (RegionMut::start(master), Some(working)),
+            None => (working, None),
+        };
         let (gradients, offset) = match held.gradient_shard.as_mut() {
             Some(shard) => (shard, 0),
             None => (present!(held.gradients.as_mut()), own.start),
@@ -252,6 +254,7 @@ impl<B: Backend<Element = f32>> Store<B> {
                     parameters,
                     first,
                     second,
+                    working,
                 );
             }
             (Optimizer::Sgd { momentum, weight_decay }, [state]) => {
@@ -264,6 +267,7 @@ impl<B: Backend<Element = f32>> Store<B> {
                     gradient,
                     parameters,
                     RegionMut::start(state),
+                    working,
                 );
             }
             _ => unreachable!("the state was made for this optimizer"),
@@ -277,10 +281,11 @@ impl<B: Backend<Element = f32>> Store<B> {
         let mut list = Vec::new();
         for (index, bucket) in self.buckets.iter().enumerate().filter(|(_, b)| !b.copy) {
             let own = self.own(index);
-            let buffer = present!(self.held[index].parameters.as_ref());
+            let held = &self.held[index];
+            let buffer = held.master.as_ref().unwrap_or(present!(held.parameters.as_ref()));
             let mut values = vec![0.0; self.device.len(buffer)];
             self.device.download(Region::start(buffer), &mut values);
-            let offset = if self.zero_stage == 3 { own.start } else { 0 };
+            let offset = if self.zero_stage == 3 || held.master.is_some() { own.start } else { 0 };
             parameters::elements(
                 &self.model,
                 bucket,

@@ -1,15 +1,15 @@
-//! The communication stream of a rank: one thread that runs transfers in the order in which they were queued, while
-//! the compute stream goes on.
+//! The communication stream of a rank: one thread that runs transfers in the order in which they were queued, on a
+//! queue of its own of the device, while the compute stream goes on.
 
 use crate::ExecutionError;
+use crate::device::Group;
 use autodist_communication::queue::{Receiver, Sender, queue};
-use autodist_communication::{Communicator, Counters, Reduction};
-use autodist_compute::{Backend, Region, RegionMut};
+use autodist_communication::{Counters, Reduction};
+use autodist_compute::Backend;
 use autodist_program::Transfer;
 use autodist_spec::CollectiveKind;
 use std::ops::Range;
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 /// Names a transfer.
 pub type Key = (Transfer, usize);
@@ -20,24 +20,27 @@ pub struct Work<B: Backend> {
     pub kind: CollectiveKind,
     pub buffer: B::Buffer,
     pub range: Range<usize>,
+    /// After the buffer's last use so far.
+    pub ready: B::Event,
 }
 
+/// The buffer is back, for work that waits for `end`.
 pub struct Done<B: Backend> {
     pub key: Key,
     pub buffer: B::Buffer,
-    pub start: Instant,
-    pub end: Instant,
+    pub start: B::Event,
+    pub end: B::Event,
 }
 
 /// Groups of the data axis, by the transfer that runs over them.
-pub struct Groups {
-    pub reduce: Box<dyn Communicator>,
-    pub replicas: Box<dyn Communicator>,
-    pub gather: Box<dyn Communicator>,
+pub struct Groups<B: Backend> {
+    pub reduce: Box<dyn Group<B>>,
+    pub replicas: Box<dyn Group<B>>,
+    pub gather: Box<dyn Group<B>>,
 }
 
-impl Groups {
-    fn of(&mut self, transfer: Transfer) -> &mut dyn Communicator {
+impl<B: Backend> Groups<B> {
+    fn of(&mut self, transfer: Transfer) -> &mut dyn Group<B> {
         match transfer {
             Transfer::Reduce => &mut *self.reduce,
             Transfer::ReduceReplicas => &mut *self.replicas,
@@ -60,23 +63,16 @@ pub struct CommunicationStream<B: Backend> {
     thread: Option<JoinHandle<()>>,
 }
 
-impl<B: Backend<Element = f32>> CommunicationStream<B> {
+impl<B: Backend> CommunicationStream<B> {
     /// # Errors
-    /// When the system gives no thread.
-    pub fn start(device: B, mut groups: Groups) -> Result<Self, ExecutionError> {
+    /// When the system gives no thread, or the device no queue.
+    pub fn start(device: &B, mut groups: Groups<B>) -> Result<Self, ExecutionError> {
+        let stream = device.queue()?;
         let (orders, work) = queue::<Work<B>>();
         let (report, done) = queue();
         let body = move || {
-            while let Some(mut item) = work.receive() {
-                let start = Instant::now();
-                let group = groups.of(item.key.0);
-                let result = on_host(&device, &mut item.buffer, item.range.clone(), |values| {
-                    collective(group, item.kind, values)
-                });
-                let outcome = result.map(|()| {
-                    let done = Done { key: item.key, buffer: item.buffer, start, end: Instant::now() };
-                    (done, groups.counters())
-                });
+            while let Some(item) = work.receive() {
+                let outcome = transfer(&stream, &mut groups, item).map(|done| (done, groups.counters()));
                 let failed = outcome.is_err();
                 // A receiver that is gone has its own error to tell.
                 if report.send(outcome).is_err() || failed {
@@ -107,7 +103,7 @@ impl<B: Backend<Element = f32>> CommunicationStream<B> {
         }
     }
 
-    /// Blocks until that work is done.
+    /// Blocks until that work is done, or queued on the device.
     pub fn wait(&mut self, key: Key) -> Result<Done<B>, ExecutionError> {
         if let Some(index) = self.early.iter().position(|done| done.key == key) {
             return Ok(self.early.swap_remove(index));
@@ -152,35 +148,29 @@ impl<B: Backend> Drop for CommunicationStream<B> {
     }
 }
 
-/// Runs one collective on host values.
-pub fn collective(
-    group: &mut dyn Communicator,
-    kind: CollectiveKind,
-    values: &mut [f32],
-) -> Result<(), ExecutionError> {
-    match kind {
-        CollectiveKind::AllReduce => group.all_reduce(values, Reduction::Sum)?,
-        CollectiveKind::ReduceScatter => {
-            group.reduce_scatter(values, Reduction::Sum)?;
-        }
-        CollectiveKind::AllGather => group.all_gather(values)?,
-    }
-    Ok(())
+fn transfer<B: Backend>(
+    stream: &B,
+    groups: &mut Groups<B>,
+    work: Work<B>,
+) -> Result<Done<B>, ExecutionError> {
+    let Work { key, kind, mut buffer, range, ready } = work;
+    stream.wait_for(&ready);
+    let start = stream.record();
+    collective(groups.of(key.0), stream, kind, &mut buffer, range)?;
+    Ok(Done { key, buffer, start, end: stream.record() })
 }
 
-/// Lets `work` at `range` of a buffer on the host: in place where the device is the host, through a copy elsewhere.
-pub fn on_host<B: Backend<Element = f32>>(
-    device: &B,
+/// Runs one collective, sums where it reduces.
+pub fn collective<B: Backend>(
+    group: &mut dyn Group<B>,
+    queue: &B,
+    kind: CollectiveKind,
     buffer: &mut B::Buffer,
     range: Range<usize>,
-    work: impl FnOnce(&mut [f32]) -> Result<(), ExecutionError>,
 ) -> Result<(), ExecutionError> {
-    if let Some(values) = device.host_mut(buffer) {
-        return work(&mut values[range]);
+    match kind {
+        CollectiveKind::AllReduce => group.all_reduce(queue, buffer, range, Reduction::Sum),
+        CollectiveKind::ReduceScatter => group.reduce_scatter(queue, buffer, range),
+        CollectiveKind::AllGather => group.all_gather(queue, buffer, range),
     }
-    let mut values = vec![0.0; range.len()];
-    device.download(Region::new(buffer, range.start), &mut values);
-    work(&mut values)?;
-    device.write(&values, RegionMut::new(buffer, range.start));
-    Ok(())
 }

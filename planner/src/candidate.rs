@@ -123,7 +123,7 @@ impl<'a> Evaluator<'a> {
             let outline = outlines[&outline_key(candidate)].as_ref().map_err(Clone::clone)?;
             let bound = self.costs.outline_bound(outline, self.model, strategy, micro_batches(strategy))?;
             let orders = &orders[&self.order_key(strategy)];
-            let floor = Bytes(outline.memory_floor(strategy, self.job.optimizer, orders));
+            let floor = Bytes(outline.memory_floor(strategy, self.job, orders));
             Ok(Promise { index: *index, bound, floor })
         };
         candidates.par_iter().map(promise).collect()
@@ -158,7 +158,7 @@ impl<'a> Evaluator<'a> {
         if candidate.least_recompute {
             costs = costs.least(&self.layers(strategy)?);
         }
-        Ok(Outline::new(self.model, strategy, &stages, &costs, self.job.seq_len))
+        Ok(Outline::new(self.model, strategy, &stages, &costs, self.job))
     }
 
     /// The layers cut into chunks of nearly equal time, or, where the job wants that, of equally many blocks.

@@ -33,8 +33,8 @@ pub use refusal::{Infeasible, Miss, PlanError};
 use autodist_cost_model::{CostModel, Unpriced};
 use autodist_program::Program;
 use autodist_spec::{
-    Alternative, Bytes, Cluster, Estimate, Job, ModelSpec, ParallelStrategy, Plan, Profile, ProfileReference,
-    SCHEMA_VERSION, SearchReport, Stage, StopReason, fingerprint,
+    Alternative, Bytes, Check, Cluster, Estimate, Job, ModelSpec, ParallelStrategy, Plan, Profile,
+    ProfileReference, SCHEMA_VERSION, SearchReport, Stage, StopReason, fingerprint,
 };
 use candidate::Evaluator;
 use search::{Keep, Search};
@@ -93,6 +93,7 @@ impl<'a> Planner<'a> {
         let mut plan = self.document(winner.strategy, winner.stages, winner.estimate, outcome.report);
         plan.alternatives = alternatives;
         plan.rejected = outcome.rejected;
+        believable(&plan).map_err(|error| refusal::unpriced(self, &error))?;
         Ok(plan)
     }
 
@@ -121,7 +122,9 @@ impl<'a> Planner<'a> {
             gap: estimate.step_time_s / bound - 1.0,
             stop_reason: StopReason::Given,
         };
-        Ok(self.document(strategy.clone(), stages, estimate, report))
+        let plan = self.document(strategy.clone(), stages, estimate, report);
+        believable(&plan)?;
+        Ok(plan)
     }
 
     /// Every plan of the space that is legal, priced and fits, best first; nothing is bounded away.
@@ -171,9 +174,18 @@ impl<'a> Planner<'a> {
                 fingerprint: fingerprint(self.profile),
                 path: String::new(),
                 reference_s: self.profile.reference_s,
+                devices: self.profile.environment.devices,
             },
         }
     }
+}
+
+/// Numbers of a profile that are each in range may add up to a plan that nobody could read again.
+fn believable(plan: &Plan) -> Result<(), Unpriced> {
+    plan.check().map_err(|error| Unpriced {
+        what: format!("the profile's numbers give a plan beyond all measure: {error}"),
+        hint: "measure again with `autodist profile --fresh`".to_owned(),
+    })
 }
 
 /// Bytes of a device that a plan may use.

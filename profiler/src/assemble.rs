@@ -1,5 +1,6 @@
 //! From what the ranks measured to a Profile.
 
+use crate::hardware::{self, HardwareAnswer};
 use crate::links::{KINDS, LinkAnswer};
 use crate::overlap::OverlapAnswer;
 use crate::probes::{self, Probe};
@@ -7,12 +8,12 @@ use crate::{Assignment, Request};
 use autodist_executor::{RankOutcome, Task, host};
 use autodist_program::Instruction;
 use autodist_spec::profile::{
-    CollectiveCost, CollectiveKind, Environment, Interference, LinkFit, MessageCost, OptimizerCost, Sample,
-    SegmentCost,
+    CollectiveCost, CollectiveKind, CopyKind, Environment, Hardware, Interference, LinkFit, MessageCost,
+    OptimizerCost, Sample, SegmentCost,
 };
 use autodist_spec::{
-    Bytes, Cluster, Device, FlopsPerSecond, NodeGroup, Pass, Profile, Provenance, Recompute, SCHEMA_VERSION,
-    Seconds, Segment,
+    Bytes, BytesPerSecond, Cluster, Device, DeviceKind, FlopsPerSecond, NodeGroup, Pass, Profile, Provenance,
+    Recompute, SCHEMA_VERSION, Seconds, Segment,
 };
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -49,6 +50,7 @@ pub struct Assembly<'a> {
     baseline: u64,
     staging: u64,
     overlap: Option<OverlapAnswer>,
+    hardware: Hardware,
     /// Per probe: median step time of each round.
     medians: BTreeMap<Probe, Vec<f64>>,
     /// Times of the reference arithmetic. Timings of segments and updates are kept as multiples of it.
@@ -81,6 +83,7 @@ impl<'a> Assembly<'a> {
             baseline: 0,
             staging: 0,
             overlap: None,
+            hardware: Hardware::default(),
             medians: BTreeMap::new(),
             references: Vec::new(),
             realtime: true,
@@ -109,7 +112,7 @@ impl<'a> Assembly<'a> {
             0 => !self.known(probe),
             // Another look at everything shows what repeats, and how the machine drifts.
             1..ROUNDS_FOR_ALL => self.medians.contains_key(probe),
-            _ => self.medians.contains_key(probe) && self.width(probe) > self.request.precision,
+            _ => self.medians.contains_key(probe) && self.width(probe) > self.request.interval,
         }
     }
 
@@ -165,6 +168,11 @@ impl<'a> Assembly<'a> {
                 }
                 self.overlap = Some(all);
             }
+            Assignment::Hardware(_) => {
+                let answers: Vec<HardwareAnswer> =
+                    answers.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
+                self.hardware = hardware::summarise(&answers);
+            }
         }
         Ok(())
     }
@@ -186,11 +194,17 @@ impl<'a> Assembly<'a> {
             .flat_map(|o| &o.steps[task.warmup_steps as usize..])
             .map(|step| step.reference)
             .collect();
-        // The machine's speed while this probe ran.
-        let reference = Sample::of(&beside).median_s.0;
-        self.references.extend(&beside);
+        // The machine's speed while this probe ran. A device without a reference keeps its own: times stay seconds.
+        let reference = match Sample::of(&beside).median_s.0 {
+            unknown if unknown <= 0.0 => 1.0,
+            known => {
+                self.references.extend(&beside);
+                known
+            }
+        };
         for outcome in outcomes {
             self.realtime &= outcome.realtime;
+            self.environment.collectives.clone_from(&outcome.route);
             self.baseline = self.baseline.max(outcome.baseline_memory);
             let measured = &outcome.steps[task.warmup_steps as usize..];
             self.overhead.extend(measured.iter().map(|s| s.seconds - s.in_operations));
@@ -219,7 +233,7 @@ impl<'a> Assembly<'a> {
         }
         let first_step = self.in_step.len();
         for (index, sample) in outcomes.first().map_or(&[][..], |o| &o.instructions).iter().enumerate() {
-            let Instruction::Tensor { collective, elements, .. } =
+            let Instruction::Tensor { segment, collective, elements, .. } =
                 bodies[sample.body].instructions[sample.index]
             else {
                 continue;
@@ -235,7 +249,7 @@ impl<'a> Assembly<'a> {
                 self.in_step[first_step + step].push((
                     collective.kind(),
                     s.tensor as usize,
-                    4 * elements,
+                    program.tensor_bytes(segment, collective, elements).0 as usize,
                     mean,
                 ));
             }
@@ -269,7 +283,7 @@ impl<'a> Assembly<'a> {
     pub fn profile(&self, complete: bool) -> Profile {
         let request = self.request;
         let mut segments: Vec<SegmentCost> =
-            self.cells.iter().map(|(key, cell)| segment_cost(key, cell, self.reference())).collect();
+            self.cells.iter().map(|(key, cell)| segment_cost(key, cell, self.scale())).collect();
         let collectives: Vec<CollectiveCost> = self
             .collectives
             .iter()
@@ -298,8 +312,10 @@ impl<'a> Assembly<'a> {
             schema_version: SCHEMA_VERSION,
             model: request.model.clone(),
             seq_len: request.job.seq_len,
+            precision: request.job.precision,
+            hardware: self.hardware.clone(),
             optimizer_kind: request.job.optimizer,
-            cluster: local_cluster(request.ranks, peak, &environment),
+            cluster: local_cluster(request.ranks, peak, &self.hardware, &environment),
             environment,
             complete,
             fits: fits(&collectives, &messages),
@@ -339,13 +355,19 @@ impl<'a> Assembly<'a> {
         }
     }
 
+    /// Seconds of a multiple of the reference.
+    fn scale(&self) -> f64 {
+        let reference = self.reference();
+        if reference > 0.0 { reference } else { 1.0 }
+    }
+
     fn optimizer(&self) -> Vec<OptimizerCost> {
         // Norms are timed at fewer sizes than updates; in between they grow with the elements.
         let norm_rate = self
             .norms
             .iter()
             .next_back()
-            .map(|(elements, multiples)| scaled(multiples, self.reference()).median_s / *elements as f64)
+            .map(|(elements, multiples)| scaled(multiples, self.scale()).median_s / *elements as f64)
             .unwrap_or_default();
         let cost = |(elements, multiples): (&u64, &Vec<f64>)| {
             let modelled = norm_rate * *elements as f64;
@@ -357,9 +379,9 @@ impl<'a> Assembly<'a> {
                     count: 0,
                     provenance: Provenance::Interpolated,
                 },
-                |multiples| scaled(multiples, self.reference()),
+                |multiples| scaled(multiples, self.scale()),
             );
-            OptimizerCost { elements: *elements, update: scaled(multiples, self.reference()), norm }
+            OptimizerCost { elements: *elements, update: scaled(multiples, self.scale()), norm }
         };
         self.updates.iter().map(cost).collect()
     }
@@ -430,8 +452,9 @@ impl<'a> Assembly<'a> {
     }
 
     fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if !self.realtime {
+        let mut warnings = self.environment.warnings.clone();
+        let on_cpu = self.environment.devices == DeviceKind::Cpu;
+        if on_cpu && !self.realtime {
             warnings.push(
                 "ranks had no real-time priority: other load on this machine is in the figures (run as root, or allow \
                  RLIMIT_RTPRIO)"
@@ -445,16 +468,15 @@ impl<'a> Assembly<'a> {
                 100.0 * repeatability
             ));
         }
-        let cores = host::cores().len();
-        if self.request.ranks as usize > cores {
+        if self.request.shared {
             warnings.push(format!(
-                "{} ranks share {cores} cores: each waits for the others' turns, and predicted step times do not hold",
-                self.request.ranks
+                "ranks share {}: each waits for the others' turns, and predicted step times do not hold",
+                if on_cpu { "cores" } else { "GPUs" }
             ));
         }
         let wide: Vec<_> = probes::all(self.request)
             .iter()
-            .filter(|p| self.width(p) > self.request.precision)
+            .filter(|p| self.width(p) > self.request.interval)
             .copied()
             .collect();
         if !wide.is_empty() {
@@ -462,7 +484,7 @@ impl<'a> Assembly<'a> {
                 "{} of {} probes are not known to {:.0} %: the budget was spent",
                 wide.len(),
                 self.medians.len(),
-                100.0 * self.request.precision
+                100.0 * self.request.interval
             ));
         }
         warnings
@@ -512,6 +534,7 @@ fn adopt(profile: &mut Profile, earlier: &Profile) {
         profile.staging_bytes = earlier.staging_bytes;
         profile.interference = earlier.interference.clone();
         profile.cluster = earlier.cluster.clone();
+        profile.hardware = earlier.hardware.clone();
     }
     for cost in &earlier.optimizer {
         if !profile.optimizer.iter().any(|o| o.elements == cost.elements) {
@@ -526,18 +549,35 @@ fn adopt(profile: &mut Profile, earlier: &Profile) {
     profile.baseline_bytes = profile.baseline_bytes.max(earlier.baseline_bytes);
 }
 
+/// Of the largest copy inside the device, which reads and writes every byte.
+fn memory_bandwidth(hardware: &Hardware) -> Option<BytesPerSecond> {
+    let copies = hardware.copies.iter().filter(|copy| copy.kind == CopyKind::Device);
+    let largest = copies.max_by_key(|copy| copy.bytes)?;
+    let seconds = largest.time.median_s.0;
+    (seconds > 0.0).then(|| BytesPerSecond(2.0 * largest.bytes.as_f64() / seconds))
+}
+
 /// This machine as a cluster of one node: each rank is a device with its part of the memory.
-fn local_cluster(ranks: u32, peak: Option<f64>, environment: &Environment) -> Cluster {
+fn local_cluster(ranks: u32, peak: Option<f64>, hardware: &Hardware, environment: &Environment) -> Cluster {
+    let gpus = environment.accelerators.len() as u32;
+    let (name, memory, whose) = match environment.accelerators.first() {
+        Some(gpu) => {
+            (gpu.name.clone(), gpu.memory_bytes.0 / u64::from(ranks.div_ceil(gpus)), "its GPU's memory")
+        }
+        None => {
+            let free = host::available_memory() / u64::from(ranks);
+            (format!("cpu ({})", environment.processor), free, "the free memory")
+        }
+    };
     let device = Device {
-        name: format!("cpu ({})", environment.processor),
-        memory_bytes: Bytes(host::available_memory() / u64::from(ranks)),
+        name,
+        memory_bytes: Bytes(memory),
         peak_flops_per_s: peak.map(FlopsPerSecond),
-        memory_bytes_per_s: None,
+        memory_bytes_per_s: memory_bandwidth(hardware),
         provenance: Provenance::Measured,
-        source: Some(
-            "measured on this machine: one rank's best matrix product, and its part of the free memory"
-                .to_owned(),
-        ),
+        source: Some(format!(
+            "measured on this machine: one rank's best matrix product, and its part of {whose}"
+        )),
     };
     Cluster {
         schema_version: SCHEMA_VERSION,

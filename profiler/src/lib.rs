@@ -5,18 +5,20 @@
 //! tasks of their own. Rounds repeat until the medians are known well enough or the budget is spent.
 
 mod assemble;
+mod hardware;
 mod links;
 mod overlap;
 mod probes;
 
+pub use hardware::HardwareTask;
 pub use links::LinkTask;
 pub use overlap::OverlapTask;
 
-use autodist_compute::Cpu;
+use autodist_executor::cuda::{self, Survey};
 use autodist_executor::launcher::{LaunchError, LaunchOptions, Worker, launch};
-use autodist_executor::{ExecutionError, RankOutcome, Task, host, train};
-use autodist_spec::profile::Environment;
-use autodist_spec::{Job, ModelSpec, Profile};
+use autodist_executor::{Device, ExecutionError, RankOutcome, Task, devices, host, train};
+use autodist_spec::profile::{DeviceKind, Environment};
+use autodist_spec::{Job, ModelSpec, Precision, Profile};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::time::Instant;
@@ -28,6 +30,18 @@ pub enum Assignment {
     Train(Box<Task>),
     Links(LinkTask),
     Overlap(OverlapTask),
+    Hardware(HardwareTask),
+}
+
+impl Assignment {
+    fn precision(&self) -> Precision {
+        match self {
+            Self::Train(task) => task.job.precision,
+            Self::Links(task) => task.precision,
+            Self::Overlap(task) => task.precision,
+            Self::Hardware(task) => task.precision,
+        }
+    }
 }
 
 /// A rank's answer to an assignment, by the handler of [`autodist_executor::launcher::serve`].
@@ -39,17 +53,35 @@ pub fn handle(worker: &mut Worker, index: usize, assignment: &Value) -> Result<V
         what: "reading an assignment",
         source: error.into(),
     };
-    let name = format!("a{index}");
     let assignment = Assignment::deserialize(assignment).map_err(broken)?;
-    let answer = match assignment {
-        Assignment::Train(task) => {
-            let outcome = train(&Cpu::<f32>::new(), &task, &mut worker.endpoint, &name, worker.placement)?;
-            serde_json::to_value(outcome)
+    let precision = assignment.precision();
+    let answer = match worker.devices.kind() {
+        DeviceKind::Cpu => on_device(&devices::cpu(precision)?, worker, index, assignment)?,
+        DeviceKind::Cuda => {
+            let device = worker.devices.cuda(&mut worker.endpoint, precision)?;
+            on_device(&device, worker, index, assignment)?
         }
-        Assignment::Links(task) => serde_json::to_value(links::measure(&task, worker, &name)?),
-        Assignment::Overlap(task) => serde_json::to_value(overlap::measure(&task, worker, &name)?),
     };
     answer.map_err(broken)
+}
+
+fn on_device<D: Device>(
+    device: &D,
+    worker: &mut Worker,
+    index: usize,
+    assignment: Assignment,
+) -> Result<serde_json::Result<Value>, ExecutionError> {
+    let name = format!("a{index}");
+    Ok(match assignment {
+        Assignment::Train(task) => {
+            let mut outcome = train(device, &task, &mut worker.endpoint, &name, worker.placement)?;
+            outcome.route = worker.devices.route();
+            serde_json::to_value(outcome)
+        }
+        Assignment::Links(task) => serde_json::to_value(links::measure(device, &task, worker, &name)?),
+        Assignment::Overlap(task) => serde_json::to_value(overlap::measure(device, &task, worker, &name)?),
+        Assignment::Hardware(task) => serde_json::to_value(hardware::measure(device, &task)?),
+    })
 }
 
 /// What is to be profiled.
@@ -59,10 +91,12 @@ pub struct Request {
     pub job: Job,
     /// Ranks that work at once; each is a device.
     pub ranks: u32,
+    /// Whether some machine has more of them than devices.
+    pub shared: bool,
     /// Seconds after which no further round begins.
     pub budget_s: f64,
     /// Width of a median's confidence interval, relative to the median, at which a cell is known well enough.
-    pub precision: f64,
+    pub interval: f64,
 }
 
 /// Where the profiler is.
@@ -98,7 +132,8 @@ pub fn profile(
     mut partial: impl FnMut(&Profile),
 ) -> Result<Profile, ProfileError> {
     let began = Instant::now();
-    let mut assembly = assemble::Assembly::new(request, earlier, environment(options.realtime));
+    let mut assembly =
+        assemble::Assembly::new(request, earlier, environment(options.realtime, options.devices));
     let mut round = 0;
     loop {
         let pieces = probes::round(request, &assembly, round);
@@ -145,12 +180,18 @@ fn describe(assignment: &Assignment) -> String {
         }
         Assignment::Links(_) => "links and collectives".to_owned(),
         Assignment::Overlap(_) => "compute beside communication".to_owned(),
+        Assignment::Hardware(_) => "products and copies".to_owned(),
     }
 }
 
 /// The circumstances of a measurement that begins now.
-pub fn environment(realtime: bool) -> Environment {
+pub fn environment(realtime: bool, devices: DeviceKind) -> Environment {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let gpus = match devices {
+        DeviceKind::Cpu => Survey::default(),
+        // Ranks that cannot use them will say why.
+        DeviceKind::Cuda => cuda::survey().unwrap_or_default(),
+    };
     Environment {
         host: host::name(),
         processor: host::processor(),
@@ -159,7 +200,11 @@ pub fn environment(realtime: bool) -> Environment {
         started_unix_s: now.as_secs(),
         autodist_version: env!("CARGO_PKG_VERSION").to_owned(),
         emulated: false,
-        warnings: Vec::new(),
+        devices,
+        accelerators: gpus.accelerators,
+        accelerator_paths: gpus.paths,
+        collectives: String::new(),
+        warnings: gpus.warnings,
     }
 }
 
@@ -167,8 +212,8 @@ pub fn environment(realtime: bool) -> Environment {
 ///
 /// # Errors
 /// The first difference, in words.
-pub fn matches(profile: &Profile, request: &Request) -> Result<(), String> {
-    let here = environment(false);
+pub fn matches(profile: &Profile, request: &Request, devices: DeviceKind) -> Result<(), String> {
+    let here = environment(false, devices);
     let differs = |what: &str, theirs: &dyn std::fmt::Display, ours: &dyn std::fmt::Display| {
         Err(format!("its {what} is {theirs}, not {ours}"))
     };
@@ -177,6 +222,17 @@ pub fn matches(profile: &Profile, request: &Request) -> Result<(), String> {
     }
     if profile.seq_len != request.job.seq_len {
         return differs("sequence length", &profile.seq_len, &request.job.seq_len);
+    }
+    if profile.precision != request.job.precision {
+        return differs("precision", &profile.precision.name(), &request.job.precision.name());
+    }
+    if profile.environment.devices != devices {
+        return differs("devices", &profile.environment.devices.name(), &devices.name());
+    }
+    if profile.environment.accelerators.first().map(|gpu| &gpu.name)
+        != here.accelerators.first().map(|gpu| &gpu.name)
+    {
+        return Err("it was measured on another GPU".to_owned());
     }
     if profile.optimizer_kind.state_elements() != request.job.optimizer.state_elements() {
         return Err("it was measured with another optimizer".to_owned());

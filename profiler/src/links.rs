@@ -1,12 +1,12 @@
 //! Times collectives and messages over sizes and groups, all groups of a kind at once.
 
 use autodist_communication::{Communicator, Counters};
-use autodist_compute::{Backend, Cpu};
+use autodist_executor::device::Tag;
 use autodist_executor::launcher::Worker;
 use autodist_executor::stream::{CommunicationStream, Groups, Work, collective};
-use autodist_executor::{ExecutionError, host, memory};
+use autodist_executor::{Device, ExecutionError, host};
 use autodist_program::Transfer;
-use autodist_spec::CollectiveKind;
+use autodist_spec::{CollectiveKind, Precision};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
@@ -20,6 +20,15 @@ pub struct LinkTask {
     /// Bytes of the whole tensor.
     pub sizes: Vec<usize>,
     pub repetitions: usize,
+    /// What collectives and messages carry.
+    pub precision: Precision,
+}
+
+impl LinkTask {
+    /// Bytes of an element.
+    fn element(&self) -> usize {
+        self.precision.working(1).0 as usize
+    }
 }
 
 /// More than a core's own caches hold.
@@ -36,7 +45,7 @@ pub struct LinkAnswer {
     pub messages: Vec<MessageTimings>,
     /// Hand-over of work to the communication stream and back, seconds.
     pub handover: Vec<f64>,
-    /// Heap that a communicator holds after large collectives.
+    /// Device memory that a communicator holds after large collectives.
     pub staging_bytes: u64,
     pub bytes_sent: u64,
 }
@@ -66,7 +75,12 @@ fn members(world: usize, size: usize, stride: usize, rank: usize) -> Vec<usize> 
     (0..size).map(|i| first + i * stride).collect()
 }
 
-pub fn measure(task: &LinkTask, worker: &mut Worker, name: &str) -> Result<LinkAnswer, ExecutionError> {
+pub fn measure<D: Device>(
+    device: &D,
+    task: &LinkTask,
+    worker: &mut Worker,
+    name: &str,
+) -> Result<LinkAnswer, ExecutionError> {
     host::enter_communication(worker.placement);
     let (rank, world) = (worker.endpoint.rank(), worker.endpoint.world());
     let everyone: Vec<usize> = (0..world).collect();
@@ -81,20 +95,23 @@ pub fn measure(task: &LinkTask, worker: &mut Worker, name: &str) -> Result<LinkA
     let mut sent = Counters::default();
     for (size, stride) in &task.groups {
         let members = members(world, *size, *stride, rank);
-        let before = memory::live();
-        let mut group = worker.endpoint.group(&format!("{name}.g{size}.{stride}"), &members)?;
+        let before = device.live_memory();
+        let group_name = format!("{name}.g{size}.{stride}");
+        let mut group = device.group(&mut worker.endpoint, &group_name, &members)?;
         host::enter_compute(worker.placement);
         for kind in KINDS {
             for bytes in &task.sizes {
-                let elements = (bytes / 4).next_multiple_of(*size);
-                let bytes = elements * 4;
+                let elements = (bytes / task.element()).next_multiple_of(*size);
+                let bytes = elements * task.element();
                 // A step goes through many buffers before it meets the same one again: so do these timings.
                 let count = (CACHE_BYTES / bytes).clamp(1, MOST_BUFFERS);
-                let mut buffers: Vec<Vec<f32>> = (0..count).map(|_| vec![1.0; elements]).collect();
+                let ones = vec![1.0; elements];
+                let mut buffers: Vec<_> = (0..count).map(|_| device.upload(&ones)).collect();
+                device.synchronise()?;
                 let mut turn = 0;
-                let seconds = timings(task.repetitions, &mut barrier, || {
+                let seconds = timings(device, task.repetitions, &mut barrier, || {
                     turn = (turn + 1) % count;
-                    collective(&mut *group, kind, &mut buffers[turn])
+                    collective(&mut *group, device, kind, &mut buffers[turn], 0..elements)
                 })?;
                 answer.collectives.push(CollectiveTimings {
                     kind,
@@ -105,20 +122,21 @@ pub fn measure(task: &LinkTask, worker: &mut Worker, name: &str) -> Result<LinkA
                 });
             }
         }
-        answer.staging_bytes = answer.staging_bytes.max(memory::live().saturating_sub(before) as u64);
+        answer.staging_bytes = answer.staging_bytes.max(device.live_memory().saturating_sub(before) as u64);
         sent = sent + group.counters();
         host::enter_communication(worker.placement);
     }
     answer.bytes_sent = sent.sent;
     for stride in &task.message_strides {
-        messages(task, worker, name, *stride, &mut barrier, &mut answer)?;
+        messages(device, task, worker, name, *stride, &mut barrier, &mut answer)?;
     }
-    answer.handover = handover(task, worker, name)?;
+    answer.handover = handover(device, task, worker, name)?;
     Ok(answer)
 }
 
 /// Times `work` after a barrier, warm-up left out.
-fn timings(
+fn timings<D: Device>(
+    device: &D,
     repetitions: usize,
     barrier: &mut Box<dyn Communicator>,
     mut work: impl FnMut() -> Result<(), ExecutionError>,
@@ -128,6 +146,7 @@ fn timings(
         barrier.barrier()?;
         let start = Instant::now();
         work()?;
+        device.synchronise()?;
         if repetition >= 2 {
             seconds.push(start.elapsed().as_secs_f64());
         }
@@ -136,7 +155,8 @@ fn timings(
 }
 
 /// Half round trips between neighbouring stages, as the executor sends: out of a device buffer, into another.
-fn messages(
+fn messages<D: Device>(
+    device: &D,
     task: &LinkTask,
     worker: &mut Worker,
     name: &str,
@@ -147,51 +167,59 @@ fn messages(
     let rank = worker.endpoint.rank();
     let pair = members(worker.endpoint.world(), 2, stride, rank);
     let peer = if pair[0] == rank { pair[1] } else { pair[0] };
-    let mut mailbox = worker.endpoint.point_to_point(&format!("{name}.m{stride}"), &[peer])?;
+    let mut messages = device.messages(&mut worker.endpoint, &format!("{name}.m{stride}"), &[peer])?;
     host::enter_compute(worker.placement);
-    let device = Cpu::<f32>::new();
+    let tag = Tag { kind: 0, chunk: 0, micro_batch: 0 };
     for bytes in &task.sizes {
-        let mut buffer = device.zeros(bytes / 4);
+        let elements = bytes / task.element();
+        let mut buffer = Some(device.zeros(elements));
         let mut turn = |receive_first: bool| -> Result<(), ExecutionError> {
             for receive in [receive_first, !receive_first] {
                 if receive {
-                    buffer = device.upload(&mailbox.receive(peer, 0)?);
-                } else {
-                    let values = device.host(&buffer).map(<[f32]>::to_vec).unwrap_or_default();
-                    mailbox.send(peer, 0, values)?;
+                    buffer = Some(messages.receive(device, peer, tag, elements)?);
+                } else if let Some(buffer) = buffer.take() {
+                    messages.send(device, peer, tag, buffer)?;
                 }
             }
             Ok(())
         };
         let second = pair[1] == rank;
-        let seconds = timings(task.repetitions, barrier, || turn(second))?;
+        let seconds = timings(device, task.repetitions, barrier, || turn(second))?;
         let halves = if second { Vec::new() } else { seconds.iter().map(|s| s / 2.0).collect() };
         answer.messages.push(MessageTimings { stride, bytes: *bytes, seconds: halves });
     }
     host::enter_communication(worker.placement);
-    mailbox.close()?;
-    Ok(())
+    messages.close()
 }
 
 /// An empty collective through the communication stream: what the stream itself costs.
-fn handover(task: &LinkTask, worker: &mut Worker, name: &str) -> Result<Vec<f64>, ExecutionError> {
+fn handover<D: Device>(
+    device: &D,
+    task: &LinkTask,
+    worker: &mut Worker,
+    name: &str,
+) -> Result<Vec<f64>, ExecutionError> {
     let alone = [worker.endpoint.rank()];
-    let mut group = |what: &str| worker.endpoint.group(&format!("{name}.alone.{what}"), &alone);
+    let mut group = |what: &str| device.group(&mut worker.endpoint, &format!("{name}.alone.{what}"), &alone);
     let groups = Groups { reduce: group("reduce")?, replicas: group("replicas")?, gather: group("gather")? };
-    let device = Cpu::<f32>::new();
-    let mut stream = CommunicationStream::start(device.clone(), groups)?;
+    let mut stream = CommunicationStream::start(device, groups)?;
     host::enter_compute(worker.placement);
     let mut buffer = Some(device.zeros(16));
     let mut seconds = Vec::new();
     for repetition in 0..task.repetitions + 2 {
         let key = (Transfer::Reduce, repetition);
-        let start = Instant::now();
+        let start = device.record();
         if let Some(buffer) = buffer.take() {
-            stream.submit(Work { key, kind: CollectiveKind::AllReduce, buffer, range: 0..16 })?;
+            let ready = device.record();
+            stream.submit(Work { key, kind: CollectiveKind::AllReduce, buffer, range: 0..16, ready })?;
         }
-        buffer = Some(stream.wait(key)?.buffer);
+        let done = stream.wait(key)?;
+        device.wait_for(&done.end);
+        buffer = Some(done.buffer);
+        let end = device.record();
+        device.synchronise()?;
         if repetition >= 2 {
-            seconds.push(start.elapsed().as_secs_f64());
+            seconds.push(device.seconds_between(&start, &end));
         }
     }
     host::enter_communication(worker.placement);

@@ -1,13 +1,12 @@
 //! What compute and communication do to each other when both run on one device.
 
-use autodist_compute::{Backend, Cpu, Product, Region, RegionMut};
+use autodist_compute::{Product, Region, RegionMut};
 use autodist_executor::launcher::Worker;
 use autodist_executor::stream::{CommunicationStream, Groups, Work};
-use autodist_executor::{ExecutionError, host};
+use autodist_executor::{Device, ExecutionError, host};
 use autodist_program::Transfer;
-use autodist_spec::CollectiveKind;
+use autodist_spec::{CollectiveKind, Precision};
 use serde::{Deserialize, Serialize};
-use std::time::Instant;
 
 /// A batch of matrix products beside a row of all-reduces over all ranks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,6 +17,8 @@ pub struct OverlapTask {
     /// Reductions in a row, so that the row is long enough to be timed.
     pub reductions: usize,
     pub repetitions: usize,
+    /// Of the products.
+    pub precision: Precision,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -38,34 +39,42 @@ pub struct OverlapAnswer {
 /// Buffers of a block's size that zeroing and adding go through.
 const BUFFERS: usize = 8;
 
-pub fn measure(task: &OverlapTask, worker: &mut Worker, name: &str) -> Result<OverlapAnswer, ExecutionError> {
+pub fn measure<D: Device>(
+    device: &D,
+    task: &OverlapTask,
+    worker: &mut Worker,
+    name: &str,
+) -> Result<OverlapAnswer, ExecutionError> {
     host::enter_communication(worker.placement);
     let rank = worker.endpoint.rank();
     let everyone: Vec<usize> = (0..worker.endpoint.world()).collect();
     let mut barrier = worker.endpoint.group(&format!("{name}.barrier"), &everyone)?;
-    let groups = Groups {
-        reduce: worker.endpoint.group(&format!("{name}.reduce"), &everyone)?,
-        replicas: worker.endpoint.group(&format!("{name}.replicas"), &[rank])?,
-        gather: worker.endpoint.group(&format!("{name}.gather"), &[rank])?,
+    let mut group = |what: &str, members: &[usize]| {
+        device.group(&mut worker.endpoint, &format!("{name}.{what}"), members)
     };
-    let device = Cpu::<f32>::new();
-    let mut stream = CommunicationStream::start(device.clone(), groups)?;
+    let groups = Groups {
+        reduce: group("reduce", &everyone)?,
+        replicas: group("replicas", &[rank])?,
+        gather: group("gather", &[rank])?,
+    };
+    let mut stream = CommunicationStream::start(device, groups)?;
     host::enter_compute(worker.placement);
     let (m, n, k) = task.product;
     let (a, b) = (device.upload(&vec![0.5; m * k]), device.upload(&vec![0.5; k * n]));
     let mut c = device.zeros(m * n);
     let mut multiply = |times: usize| {
-        let start = Instant::now();
+        let start = device.record();
         for _ in 0..times {
             let (a, b) = (Region::start(&a).rows(k), Region::start(&b).rows(n));
             device.matmul(Product::new(m, n, k), 1.0, a, b, 0.0, RegionMut::start(&mut c).rows(n));
         }
-        start.elapsed().as_secs_f64()
+        device.seconds_between(&start, &device.record())
     };
-    let mut buffers: Vec<_> = (0..task.reductions).map(|_| device.zeros(task.reduce_bytes / 4)).collect();
+    let mut buffers: Vec<_> =
+        (0..task.reductions).map(|_| device.zeros_full(task.reduce_bytes / 4)).collect();
     let mut answer = OverlapAnswer::default();
-    let mut reduce = |stream: &mut CommunicationStream<Cpu<f32>>, beside: &mut dyn FnMut() -> f64| {
-        let start = Instant::now();
+    let mut reduce = |stream: &mut CommunicationStream<D>, beside: &mut dyn FnMut() -> f64| {
+        let start = device.record();
         for (index, buffer) in buffers.drain(..).enumerate() {
             let range = 0..device.len(&buffer);
             stream.submit(Work {
@@ -73,16 +82,18 @@ pub fn measure(task: &OverlapTask, worker: &mut Worker, name: &str) -> Result<Ov
                 kind: CollectiveKind::AllReduce,
                 buffer,
                 range,
+                ready: start.clone(),
             })?;
         }
         let compute = beside();
-        let mut end = start;
+        let mut end = start.clone();
         for index in 0..task.reductions {
             let done = stream.wait((Transfer::Reduce, index))?;
+            device.wait_for(&done.end);
             end = done.end;
             buffers.push(done.buffer);
         }
-        Ok::<_, ExecutionError>((compute, (end - start).as_secs_f64()))
+        Ok::<_, ExecutionError>((compute, device.seconds_between(&start, &end)))
     };
     // A batch of products that outlasts the row, so that all of the row has company.
     let one = (0..4).map(|_| multiply(1)).fold(f64::INFINITY, f64::min);
@@ -102,20 +113,22 @@ pub fn measure(task: &OverlapTask, worker: &mut Worker, name: &str) -> Result<Ov
     }
     let elements = task.reduce_bytes / 4;
     // A step goes through many buffers before it meets the same one again: so do these timings.
-    let mut sums: Vec<_> = (0..BUFFERS).map(|_| device.zeros(elements)).collect();
+    let mut sums: Vec<_> = (0..BUFFERS).map(|_| device.zeros_full(elements)).collect();
     for _ in 0..task.repetitions {
         barrier.barrier()?;
         for sum in &mut sums {
-            let start = Instant::now();
-            let fresh = device.zeros(elements);
-            let zeroed = Instant::now();
+            let start = device.record();
+            let fresh = device.zeros_full(elements);
+            let zeroed = device.record();
             device.add(elements, Region::start(&fresh), RegionMut::start(sum));
-            answer.adding.push(zeroed.elapsed().as_secs_f64() / elements as f64);
-            answer.zeroing.push((zeroed - start).as_secs_f64() / elements as f64);
+            let added = device.record();
+            answer.adding.push(device.seconds_between(&zeroed, &added) / elements as f64);
+            answer.zeroing.push(device.seconds_between(&start, &zeroed) / elements as f64);
         }
     }
     let fastest = answer.compute_alone.iter().copied().fold(f64::INFINITY, f64::min);
     answer.peak_flops_per_s = 2.0 * (m * n * k * times) as f64 / fastest;
+    device.synchronise()?;
     host::enter_communication(worker.placement);
     Ok(answer)
 }

@@ -1,7 +1,7 @@
 //! Which measurements a round makes.
 
 use crate::assemble::Assembly;
-use crate::{Assignment, LinkTask, OverlapTask, Request};
+use crate::{Assignment, HardwareTask, LinkTask, OverlapTask, Request};
 use autodist_executor::{DataSource, Task};
 use autodist_program::{rules, stages};
 use autodist_spec::{Bytes, Job, LayerKind, ParallelStrategy, Recompute, TensorSplit};
@@ -142,6 +142,15 @@ pub fn round(request: &Request, assembly: &Assembly, round: usize) -> Vec<Assign
     if assembly.wants_links(round) {
         pieces.push(Assignment::Links(links(request)));
         pieces.push(Assignment::Overlap(overlap(request)));
+        if round == 0 {
+            let tokens =
+                request.job.seq_len as usize * micro_batches(request, 1).first().map_or(1, |m| *m as usize);
+            pieces.push(Assignment::Hardware(HardwareTask::of(
+                &request.model,
+                tokens,
+                request.job.precision,
+            )));
+        }
     }
     pieces.extend(probes.iter().map(|probe| Assignment::Train(Box::new(task(request, probe)))));
     pieces
@@ -167,7 +176,7 @@ fn links(request: &Request) -> LinkTask {
     while sizes[sizes.len() - 1] < largest {
         sizes.push((sizes[sizes.len() - 1] * 4).min(largest.next_multiple_of(64)));
     }
-    LinkTask { groups, message_strides, sizes, repetitions: 6 }
+    LinkTask { groups, message_strides, sizes, repetitions: 6, precision: request.job.precision }
 }
 
 /// The model's largest product beside a reduction of a block's gradients.
@@ -182,5 +191,11 @@ fn overlap(request: &Request) -> OverlapTask {
     let (n, k) = largest.map_or((64, 64), |p| (p.rows as usize, p.columns as usize));
     let reduce_bytes = (4 * model.layer_parameters(LayerKind::Block) as usize).clamp(1 << 16, 32 << 20);
     let reductions = ((8 << 20) / reduce_bytes).clamp(2, 64);
-    OverlapTask { product: (rows, n, k), reduce_bytes, reductions, repetitions: 4 }
+    OverlapTask {
+        product: (rows, n, k),
+        reduce_bytes,
+        reductions,
+        repetitions: 4,
+        precision: request.job.precision,
+    }
 }

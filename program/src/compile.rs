@@ -5,7 +5,8 @@ use crate::layout::Layout;
 use crate::rules::{self, Illegal};
 use crate::schedule::{Slot, order};
 use autodist_spec::{
-    CollectiveKind, Job, LayerKind, ModelSpec, ParallelStrategy, Pass, Recompute, Segment, Stage,
+    Bytes, CollectiveKind, Job, LayerKind, ModelSpec, ParallelStrategy, Pass, Precision, Recompute, Segment,
+    Stage,
 };
 
 /// What every rank does in one training step.
@@ -17,6 +18,7 @@ pub struct Program {
     pub layout: Layout,
     pub seq_len: usize,
     pub micro_batches: usize,
+    pub precision: Precision,
     /// One per pipeline rank: the ranks of its data and tensor axes all do the same.
     pub ranks: Vec<RankProgram>,
 }
@@ -166,6 +168,7 @@ impl Program {
             layout: Layout::of(strategy),
             seq_len,
             micro_batches,
+            precision: job.precision,
             ranks,
         })
     }
@@ -183,6 +186,23 @@ impl Program {
             Transfer::Reduce if self.strategy.zero_stage == 0 => (data, tensor),
             Transfer::Reduce | Transfer::Gather => (shard, tensor),
             Transfer::ReduceReplicas => (data / shard, tensor * shard),
+        }
+    }
+
+    /// Bytes that a tensor collective is about: activations, but for the statistics of the head's rows.
+    pub fn tensor_bytes(&self, segment: Segment, collective: TensorCollective, elements: usize) -> Bytes {
+        let statistics = collective == TensorCollective::MaxAll || segment == Segment::Normalizer;
+        let elements = elements as u64;
+        if statistics { Bytes::of_f32(elements) } else { self.precision.working(elements) }
+    }
+
+    /// Bytes that `transfer` on a bucket is about: gradients are reduced in full precision, parameters gathered as
+    /// layers read them.
+    pub fn transfer_bytes(&self, transfer: Transfer, bucket: &Bucket) -> Bytes {
+        let (_, elements) = self.transfer_work(transfer, bucket);
+        match transfer {
+            Transfer::Gather => self.precision.working(elements as u64),
+            Transfer::Reduce | Transfer::ReduceReplicas => Bytes::of_f32(elements as u64),
         }
     }
 

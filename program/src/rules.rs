@@ -1,7 +1,7 @@
 //! The rules that make a way of training legal, each with its reason.
 
 use crate::schedule;
-use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Precision, Recompute, ScheduleKind, Stage};
+use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Recompute, ScheduleKind, Stage};
 use std::fmt;
 
 /// Why a way of training cannot be run.
@@ -70,9 +70,6 @@ pub fn check_strategy(
     })?;
     ensure(Rule::NotBuilt, s.expert == 1, || {
         format!("ep={}: expert parallelism is not in this release's executor", s.expert)
-    })?;
-    ensure(Rule::NotBuilt, job.precision == Precision::Fp32, || {
-        "bf16 needs a GPU backend, which is not in this release's executor; use fp32".to_owned()
     })?;
     ensure(Rule::Devices, s.devices() == u64::from(devices), || {
         format!(

@@ -4,7 +4,8 @@
 mod fixture;
 
 use autodist_reports::{
-    chrome_trace, csv_links, csv_plans, csv_segments, csv_timeline, csv_validation, figures, html, terminal,
+    chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline, csv_validation,
+    figures, html, terminal,
 };
 use std::path::PathBuf;
 
@@ -12,8 +13,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = PathBuf::from(std::env::args().nth(1).ok_or("give a folder")?);
     std::fs::create_dir_all(&folder)?;
     let world = fixture::world();
+    let gpus = fixture::gpu_world();
     let measured = &world.runs[0].timeline;
     std::fs::write(folder.join("report.html"), html(&world.input())?)?;
+    std::fs::write(folder.join("report_gpus.html"), html(&gpus.input())?)?;
     for (name, bytes) in figures(&world.input())? {
         std::fs::write(folder.join(name), bytes)?;
     }
@@ -22,6 +25,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         terminal::validation_table(&world.validation),
         terminal::profile_summary(&world.profile),
         terminal::run_summary(&world.runs[0]),
+        terminal::profile_summary(&gpus.profile),
+        terminal::run_summary(&gpus.runs[0]),
     ];
     for (name, text) in [
         ("plans.csv", csv_plans(&world.plan)),
@@ -29,6 +34,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("timeline.csv", csv_timeline(measured)),
         ("segments.csv", csv_segments(&world.profile)),
         ("links.csv", csv_links(&world.profile)),
+        ("products.csv", csv_products(&gpus.profile)),
+        ("copies.csv", csv_copies(&gpus.profile)),
         ("trace.json", chrome_trace(&world.predicted, measured)),
         ("terminal.txt", text.join("\n")),
     ] {

@@ -10,6 +10,7 @@
 //! assert!(autodist_reports::csv_validation(&nothing).starts_with("label,measured_step_time_s,"));
 //! ```
 
+mod circumstances;
 mod error;
 mod figures;
 mod html;
@@ -23,7 +24,9 @@ mod words;
 pub use error::ReportError;
 pub use figures::figures;
 pub use html::html;
-pub use sheets::{csv_links, csv_plans, csv_segments, csv_timeline, csv_validation};
+pub use sheets::{
+    csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline, csv_validation,
+};
 pub use trace::chrome_trace;
 
 use autodist_spec::{Plan, Profile, RunRecord, TimelineEvent, Validation};

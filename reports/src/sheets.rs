@@ -1,6 +1,6 @@
 //! Tables for spreadsheets and scripts: comma-separated, one header line, the unit in the column's name.
 
-use crate::words;
+use crate::{tables, words};
 use autodist_spec::{
     Bytes, Estimate, ParallelStrategy, Plan, Profile, Sample, Seconds, Stage, TimelineEvent, Validation,
 };
@@ -223,6 +223,41 @@ pub fn csv_segments(profile: &Profile) -> String {
         ];
         row.extend(sample(&cell.time));
         row.extend([cell.growth_bytes.to_string(), bytes(cell.peak_bytes)]);
+        sheet.row(&row);
+    }
+    sheet.finish()
+}
+
+/// One row per matrix product `m x k` by `k x n`.
+pub fn csv_products(profile: &Profile) -> String {
+    let mut sheet =
+        Sheet::new(&["m", "n", "k", "median_s", "low_s", "high_s", "count", "provenance", "flops_per_s"]);
+    for cell in &profile.hardware.products {
+        let mut row = vec![cell.m.to_string(), cell.n.to_string(), cell.k.to_string()];
+        row.extend(sample(&cell.time));
+        row.push(cell.flops_per_s.0.to_string());
+        sheet.row(&row);
+    }
+    sheet.finish()
+}
+
+/// One row per copy. The rate of one within the device counts what is read and what is written; it is empty where
+/// the copy took no time.
+pub fn csv_copies(profile: &Profile) -> String {
+    let mut sheet = Sheet::new(&[
+        "copy",
+        "size_bytes",
+        "median_s",
+        "low_s",
+        "high_s",
+        "count",
+        "provenance",
+        "bytes_per_s",
+    ]);
+    for cell in &profile.hardware.copies {
+        let mut row = vec![words::copy(cell.kind).to_owned(), bytes(cell.bytes)];
+        row.extend(sample(&cell.time));
+        row.push(tables::copy_rate(cell).map(|rate| rate.0.to_string()).unwrap_or_default());
         sheet.row(&row);
     }
     sheet.finish()

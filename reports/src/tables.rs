@@ -1,5 +1,6 @@
 //! The tables that page and terminal share.
 
+use crate::circumstances::{self, device_kind};
 use crate::table::{
     Align::{Left, Right},
     Table,
@@ -7,9 +8,10 @@ use crate::table::{
 use crate::words::{
     self, count, parameters, percent, plural, share, signed_percent, tokens_per_second, with_spread,
 };
+use autodist_spec::profile::{CopyCost, CopyKind};
 use autodist_spec::{
-    CostBreakdown, MemoryBreakdown, ParallelStrategy, Plan, Profile, Provenance, RunRecord, Sample, Seconds,
-    Validation,
+    BytesPerSecond, CostBreakdown, MemoryBreakdown, ParallelStrategy, Plan, Profile, Provenance, RunRecord,
+    Sample, Seconds, Validation,
 };
 
 fn yes(value: bool) -> String {
@@ -263,7 +265,7 @@ pub(crate) fn runs(runs: &[RunRecord]) -> Table {
             interval(&run.step_time),
             losses(run),
             run.peak_memory().to_string(),
-            device_kind(run.environment.emulated).to_owned(),
+            circumstances::devices(run),
         ]);
     }
     table
@@ -274,10 +276,6 @@ pub(crate) fn losses(run: &RunRecord) -> String {
         (Some(first), Some(last)) => format!("{:.4} to {:.4}", first.loss, last.loss),
         _ => "no step".to_owned(),
     }
-}
-
-pub(crate) fn device_kind(emulated: bool) -> &'static str {
-    if emulated { "emulated devices" } else { "real devices" }
 }
 
 /// One row per rank of a run.
@@ -306,7 +304,7 @@ pub(crate) fn fits(profile: &Profile) -> Table {
     ]);
     for fit in &profile.fits {
         let rate = if fit.beta_s_per_byte > 0.0 {
-            autodist_spec::BytesPerSecond(1.0 / fit.beta_s_per_byte).to_string()
+            BytesPerSecond(1.0 / fit.beta_s_per_byte).to_string()
         } else {
             "unbounded".to_owned()
         };
@@ -395,6 +393,40 @@ fn signed_bytes(bytes: i64) -> String {
     if bytes < 0 { format!("-{size}") } else { format!("+{size}") }
 }
 
+/// Products `m x k` by `k x n`.
+pub(crate) fn products(profile: &Profile) -> Table {
+    let mut table = Table::new(&[("m", Right), ("n", Right), ("k", Right), ("time", Right), ("rate", Right)]);
+    for product in &profile.hardware.products {
+        table.row([
+            product.m.to_string(),
+            product.n.to_string(),
+            product.k.to_string(),
+            product.time.median_s.to_string(),
+            product.flops_per_s.to_string(),
+        ]);
+    }
+    table
+}
+
+pub(crate) fn copies(profile: &Profile) -> Table {
+    let mut table = Table::new(&[("copy", Left), ("bytes", Right), ("time", Right), ("rate", Right)]);
+    for copy in &profile.hardware.copies {
+        table.row([
+            words::copy(copy.kind).to_owned(),
+            copy.bytes.to_string(),
+            copy.time.median_s.to_string(),
+            copy_rate(copy).map_or("unknown".to_owned(), |rate| rate.to_string()),
+        ]);
+    }
+    table
+}
+
+/// What a copy moves in a second: within a device every byte is read and written, and counts twice.
+pub(crate) fn copy_rate(copy: &CopyCost) -> Option<BytesPerSecond> {
+    let moves = if copy.kind == CopyKind::Device { 2 } else { 1 };
+    (copy.time.median_s > Seconds::ZERO).then(|| copy.bytes * moves / copy.time.median_s)
+}
+
 /// What the profile knows beside segments and links.
 pub(crate) fn other_costs(profile: &Profile) -> Table {
     let mut table = Table::new(&[("what", Left), ("value", Left), ("spread", Left), ("provenance", Left)]);
@@ -423,7 +455,7 @@ pub(crate) fn other_costs(profile: &Profile) -> Table {
             "",
             slow.provenance.to_string(),
         ),
-        ("heap of a rank without a model", profile.baseline_bytes.to_string(), "", measured.clone()),
+        ("memory of a rank without a model", profile.baseline_bytes.to_string(), "", measured.clone()),
         ("staging of one communicator", profile.staging_bytes.to_string(), "", measured.clone()),
         (
             "two runs of one plan differ by",
@@ -497,23 +529,28 @@ pub(crate) fn provenance(plan: &Plan) -> Table {
     table
 }
 
-pub(crate) fn environment(environment: &autodist_spec::Environment) -> Table {
+/// Where and how the profile was measured.
+pub(crate) fn environment(profile: &Profile) -> Table {
+    let environment = &profile.environment;
     let mut table = Table::new(&[("what", Left), ("value", Left)]);
-    let priority = if environment.realtime {
-        "real-time: other load cannot interrupt"
-    } else {
-        "ordinary: other load shows in every number"
+    let mut row = |what: &str, value: &str| {
+        let value = if value.is_empty() { "unknown" } else { value };
+        table.row([what.to_owned(), value.to_owned()]);
     };
-    for (what, value) in [
-        ("host", environment.host.clone()),
-        ("processor", environment.processor.clone()),
-        ("cores", environment.cores.to_string()),
-        ("priority of the ranks", priority.to_owned()),
-        ("devices", device_kind(environment.emulated).to_owned()),
-        ("began", words::date(environment.started_unix_s)),
-        ("autodist", environment.autodist_version.clone()),
-    ] {
-        table.row([what.to_owned(), if value.is_empty() { "unknown".to_owned() } else { value }]);
+    row("host", &environment.host);
+    row("processor", &environment.processor);
+    row("cores", &environment.cores.to_string());
+    match circumstances::realtime(environment) {
+        Some(true) => row("priority of the ranks", "real-time: other load cannot interrupt"),
+        Some(false) => row("priority of the ranks", "ordinary: other load shows in every number"),
+        None => {}
     }
+    row("devices", device_kind(environment.emulated));
+    for (what, value) in circumstances::gpus(environment) {
+        row(&what, &value);
+    }
+    row("precision", words::precision(profile.precision));
+    row("began", &words::date(environment.started_unix_s));
+    row("autodist", &environment.autodist_version);
     table
 }

@@ -1,9 +1,10 @@
 //! Plain text for the terminal: readable without colour, never wider than 110 columns.
 
+use crate::circumstances::{self, device_kind};
 use crate::table::{Table, paragraph};
 use crate::tables;
 use crate::words::{self, clean, parameters, percent, plural, tokens_per_second, with_spread};
-use autodist_spec::{Plan, Profile, Provenance, RunRecord, Validation};
+use autodist_spec::{Environment, Plan, Profile, Provenance, RunRecord, Validation};
 
 /// The best strategy, where its time and memory go, what the search promises, and what lost.
 pub fn plan_summary(plan: &Plan) -> String {
@@ -107,15 +108,18 @@ pub fn profile_summary(profile: &Profile) -> String {
             ),
         );
     }
-    let priority =
-        if environment.realtime { "real-time priority" } else { "no real-time priority: other load shows" };
+    for (what, value) in circumstances::gpus(environment) {
+        text += &labelled(&what, &value);
+    }
+    text += &labelled("precision", words::precision(profile.precision));
     text += &labelled(
         "processor",
         &format!(
-            "{}, {}, {priority}, {}",
+            "{}, {}{}, {}",
             if environment.processor.is_empty() { "unknown" } else { &environment.processor },
             plural(u64::from(environment.cores), "core"),
-            tables::device_kind(environment.emulated)
+            priority(environment),
+            device_kind(environment.emulated)
         ),
     );
     text +=
@@ -136,6 +140,13 @@ pub fn profile_summary(profile: &Profile) -> String {
         text += &labelled("links", "none was measured");
     } else {
         section(&mut text, "Links: time = alpha + beta * bytes", &tables::fits(profile));
+    }
+    if !profile.hardware.products.is_empty() {
+        let title = format!("Matrix products: {}", words::PRODUCTS);
+        section(&mut text, &title, &tables::products(profile));
+    }
+    if !profile.hardware.copies.is_empty() {
+        section(&mut text, &format!("Copies: {}", words::COPIES), &tables::copies(profile));
     }
     section(&mut text, "Beside segments and links", &tables::other_costs(profile));
     warnings(&mut text, &environment.warnings);
@@ -165,16 +176,16 @@ pub fn run_summary(run: &RunRecord) -> String {
     text += &labelled(
         "on",
         &format!(
-            "{}, {}, {}",
-            tables::device_kind(run.environment.emulated),
+            "{}, {}, {}{}",
+            circumstances::devices(run),
             plural(run.ranks.len() as u64, "rank"),
-            if run.environment.realtime {
-                "real-time priority"
-            } else {
-                "no real-time priority: other load shows"
-            }
+            run.precision.name(),
+            priority(&run.environment)
         ),
     );
+    if let Some(between) = circumstances::between(&run.environment) {
+        text += &labelled("between", &between);
+    }
     section(&mut text, "Ranks", &tables::ranks(run));
     warnings(&mut text, &run.environment.warnings);
     text
@@ -200,6 +211,15 @@ fn provenances(profile: &Profile) -> String {
         profile.messages.len(),
         if counts.is_empty() { "nothing yet".to_owned() } else { counts.join(", ") }
     )
+}
+
+/// To go on with in a list; empty where it does not matter.
+fn priority(environment: &Environment) -> &'static str {
+    match circumstances::realtime(environment) {
+        Some(true) => ", real-time priority",
+        Some(false) => ", no real-time priority: other load shows",
+        None => "",
+    }
 }
 
 fn labelled(label: &str, value: &str) -> String {

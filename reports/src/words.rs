@@ -1,6 +1,6 @@
 //! How things are called on paper and on screen.
 
-use autodist_spec::profile::CollectiveKind;
+use autodist_spec::profile::{CollectiveKind, CopyKind};
 use autodist_spec::{
     LayerKind, ModelSpec, OperationKind, Optimizer, ParallelStrategy, Pass, Plan, Precision, Recompute,
     ScheduleKind, SearchReport, Seconds, Segment, Stage, StopReason, Stream, Validation,
@@ -265,10 +265,12 @@ pub(crate) fn optimizer(optimizer: Optimizer) -> String {
     }
 }
 
+/// What is not told by the name alone: what stays in fp32.
 pub(crate) fn precision(precision: Precision) -> &'static str {
     match precision {
         Precision::Fp32 => "fp32",
-        Precision::Bf16 => "bf16",
+        Precision::Tf32 => "tf32 in matrix products, fp32 in everything else",
+        Precision::Bf16 => "bf16; master weights, gradients and optimizer state in fp32",
     }
 }
 
@@ -299,6 +301,21 @@ pub(crate) fn collective(kind: CollectiveKind) -> &'static str {
         CollectiveKind::AllReduce => "all-reduce",
         CollectiveKind::ReduceScatter => "reduce-scatter",
         CollectiveKind::AllGather => "all-gather",
+    }
+}
+
+/// Under which the products of a profile stand.
+pub(crate) const PRODUCTS: &str = "each m x k by k x n, alone on the device";
+
+/// Under which the copies of a profile stand.
+pub(crate) const COPIES: &str =
+    "within the device every byte is read and written, so that its rate is 2 x bytes / time";
+
+pub(crate) fn copy(kind: CopyKind) -> &'static str {
+    match kind {
+        CopyKind::Device => "within the device",
+        CopyKind::HostToDevice => "host to device",
+        CopyKind::DeviceToHost => "device to host",
     }
 }
 

@@ -3,7 +3,8 @@
 mod fixture;
 
 use autodist_reports::{ReportInput, html};
-use fixture::world;
+use autodist_spec::DeviceKind;
+use fixture::{gpu_world, world};
 
 /// The page's text without its markup; fails when the markup is not well-formed.
 fn text_of(page: &str) -> String {
@@ -55,7 +56,33 @@ fn the_page_shows_every_number_of_its_inputs() {
             "9.200e-10",
             "fingerprint 5f1c9a0d2b7e4c68",
         ],
-        &["emulated"],
+        &["emulated", "GPU", "NVLink", "NCCL", "Matrix products", "Copies"],
+    );
+}
+
+#[test]
+fn the_page_tells_of_gpus_by_name() {
+    let mut world = gpu_world();
+    world.runs[1].environment.collectives = "the host's memory: libnccl.so.2 is not there".to_owned();
+    let host =
+        format!("Collectives through the host's memory: libnccl.so.2 is not there ({})", world.runs[1].label);
+    check(
+        &world.input(),
+        &[
+            "2 devices on 1 node (NVIDIA H100 80GB HBM3)",
+            "2 x NVIDIA H100 80GB HBM3",
+            "GPU 1",
+            "clock 1215 of 1980 MHz, held back by its temperature, PCIe 5.0 x16, 18 NVLinks",
+            "NVLink between GPUs 0 and 1",
+            "Collectives through NCCL 2.21.5 (",
+            &host,
+            "bf16; master weights, gradients and optimizer state in fp32",
+            "Matrix products",
+            "537 TFLOP/s",
+            "Within the device every byte is read and written",
+            "2.68 TB/s",
+        ],
+        &["priority", "real-time"],
     );
 }
 
@@ -92,6 +119,8 @@ fn foreign_text_stays_text() {
     }
     world.profile.environment.processor = hostile.to_owned();
     world.profile.fits[0].what = hostile.to_owned();
+    world.profile.environment.devices = DeviceKind::Cuda;
+    world.profile.environment.collectives = hostile.to_owned();
     let page = html(&world.input()).unwrap();
     assert!(!page.contains("<script"));
     assert!(!page.contains('\u{1b}') && !page.contains('\u{0}'));

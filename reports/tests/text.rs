@@ -3,9 +3,12 @@
 mod fixture;
 
 use autodist_reports::{
-    chrome_trace, csv_links, csv_plans, csv_segments, csv_timeline, csv_validation, terminal,
+    chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline, csv_validation,
+    terminal,
 };
-use fixture::world;
+use autodist_spec::Seconds;
+use autodist_spec::profile::{Accelerator, Hardware};
+use fixture::{gpu_world, world};
 
 fn narrow(text: &str) {
     for line in text.lines() {
@@ -100,6 +103,100 @@ fn a_run_in_the_terminal() {
     );
 }
 
+/// Words that only GPUs give cause for.
+const OF_GPUS: [&str; 6] = ["GPU", "NVLink", "NCCL", "between  ", "compute capability", "MHz"];
+
+fn absent(text: &str, unwanted: &[&str]) {
+    for word in unwanted {
+        assert!(!text.contains(word), "`{word}` should not be in\n{text}");
+    }
+}
+
+#[test]
+fn a_profile_of_gpus_in_the_terminal() {
+    let mut world = gpu_world();
+    let text = terminal::profile_summary(&world.profile);
+    check(
+        &text,
+        &[
+            "GPU 0      NVIDIA H100 80GB HBM3, 80.0 GiB, 132 multiprocessors, compute capability 9.0, driver 550.54.15",
+            "clock 1980 of 1980 MHz, PCIe 5.0 x16, 18 NVLinks\n",
+            "GPU 1 ",
+            "clock 1215 of 1980 MHz, held back by its temperature, PCIe 5.0 x16, 18 NVLinks",
+            "shared with 2 other",
+            "path       NVLink between GPUs 0 and 1\n",
+            "between    collectives through NCCL 2.21.5\n",
+            "precision  bf16; master weights",
+            "4 cores, real devices\n",
+            "Matrix products: each m x k by k x n",
+            "2048  4096  1024  32.0 us  537 TFLOP/s",
+            "Copies: within the device every byte is read and written, so that its rate is 2 x bytes / time\n",
+            "within the device  256 MiB   200 us  2.68 TB/s",
+            "host to device     256 MiB  5.00 ms  53.7 GB/s",
+            "memory of a rank without a model",
+            "warning:   GPU 1 is held back",
+        ],
+    );
+    absent(&text, &["priority"]);
+
+    // What the driver does not tell is left out, and many pairs of GPUs are not all named.
+    let environment = &mut world.profile.environment;
+    let (gpu, path) = (environment.accelerators[0].clone(), environment.accelerator_paths[0].clone());
+    environment.accelerators = (0..4)
+        .map(|ordinal| Accelerator {
+            ordinal,
+            name: gpu.name.clone(),
+            memory_bytes: gpu.memory_bytes,
+            ..Accelerator::default()
+        })
+        .collect();
+    environment.accelerator_paths = vec![path; 6];
+    environment.collectives = "the host's memory: libnccl.so.2 is not there".to_owned();
+    world.profile.hardware = Hardware::default();
+    let text = terminal::profile_summary(&world.profile);
+    check(
+        &text,
+        &[
+            "GPU 3      NVIDIA H100 80GB HBM3, 80.0 GiB\n",
+            "path       NVLink between every two of the 4 GPUs\n",
+            "between    collectives through the host's memory: libnccl.so.2 is not there\n",
+        ],
+    );
+    absent(&text, &["MHz", "PCIe", "Matrix products", "Copies"]);
+}
+
+#[test]
+fn a_run_on_gpus_in_the_terminal() {
+    let mut world = gpu_world();
+    let text = terminal::run_summary(&world.runs[0]);
+    check(
+        &text,
+        &[
+            "on         2 x NVIDIA H100 80GB HBM3, 2 ranks, bf16\n",
+            "between    collectives through NCCL 2.21.5\n",
+        ],
+    );
+    absent(&text, &["priority", "real devices"]);
+    world.runs[0].ranks.truncate(1);
+    check(&terminal::run_summary(&world.runs[0]), &["on         1 x NVIDIA H100 80GB HBM3, 1 rank, bf16\n"]);
+    world.runs[0].environment.accelerators.clear();
+    world.runs[0].environment.emulated = true;
+    check(
+        &terminal::run_summary(&world.runs[0]),
+        &["emulated devices on GPUs of unknown name, 1 rank, bf16\n"],
+    );
+}
+
+#[test]
+fn nothing_is_said_of_gpus_where_ranks_had_cores() {
+    let world = world();
+    let text = terminal::profile_summary(&world.profile);
+    check(&text, &["precision  fp32\n", "real-time priority, real devices\n"]);
+    absent(&text, &OF_GPUS);
+    absent(&text, &["Matrix products", "Copies"]);
+    absent(&terminal::run_summary(&world.runs[0]), &OF_GPUS);
+}
+
 #[test]
 fn long_and_hostile_names_stay_in_their_columns() {
     let mut world = world();
@@ -111,7 +208,16 @@ fn long_and_hostile_names_stay_in_their_columns() {
     world.validation.runs[0].label.clone_from(&name);
     world.profile.environment.processor.clone_from(&name);
     world.profile.environment.warnings.push(name.clone());
-    world.runs[0].label = name;
+    world.runs[0].label.clone_from(&name);
+    let mut gpus = gpu_world();
+    let environment = &mut gpus.profile.environment;
+    environment.accelerators[0].name.clone_from(&name);
+    environment.accelerators[1].throttled.push(name.clone());
+    environment.accelerator_paths[0].path.clone_from(&name);
+    environment.collectives = name;
+    gpus.runs[0].environment = environment.clone();
+    narrow(&terminal::profile_summary(&gpus.profile));
+    narrow(&terminal::run_summary(&gpus.runs[0]));
     narrow(&terminal::plan_summary(&world.plan));
     narrow(&terminal::validation_table(&world.validation));
     narrow(&terminal::profile_summary(&world.profile));
@@ -163,6 +269,24 @@ fn sheets_read_back_with_full_precision() {
     assert_eq!(sheet(&links).1.len(), 24);
     assert_eq!(cell(&links, 0, "size_bytes"), "4096");
     assert_eq!(cell(&links, 20, "alpha_s"), "0.000041");
+
+    assert_eq!(sheet(&csv_products(&world.profile)).1.len(), 0);
+    assert_eq!(sheet(&csv_copies(&world.profile)).1.len(), 0);
+    let mut profile = gpu_world().profile;
+    let products = csv_products(&profile);
+    assert_eq!(["m", "n", "k"].map(|size| cell(&products, 1, size)), ["2048", "4096", "1024"]);
+    assert_eq!(cell(&products, 1, "median_s"), "0.000032");
+    assert_eq!(cell(&products, 1, "flops_per_s"), profile.hardware.products[1].flops_per_s.0.to_string());
+    let copies = csv_copies(&profile);
+    let rate = |row, times: f64, seconds: f64| {
+        let bytes_per_s: f64 = cell(&copies, row, "bytes_per_s").parse().unwrap();
+        assert_eq!(bytes_per_s, times * f64::from(256 << 20) / seconds);
+    };
+    rate(0, 2.0, 200e-6);
+    rate(1, 1.0, 5e-3);
+    assert_eq!(cell(&copies, 2, "copy"), "device to host");
+    profile.hardware.copies[0].time.median_s = Seconds::ZERO;
+    assert_eq!(cell(&csv_copies(&profile), 0, "bytes_per_s"), "");
 }
 
 #[test]

@@ -43,14 +43,41 @@ fn default_reserve() -> f64 {
     0.04
 }
 
-/// Arithmetic of the training. The CPU engine computes in fp32.
+/// Arithmetic of the training. CPUs compute in fp32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     #[default]
     Fp32,
-    /// bf16 compute with fp32 master weights and gradients.
+    /// fp32 throughout, but for matrix products, whose operands the tensor cores round to 10 bits of mantissa.
+    Tf32,
+    /// bf16 activations and parameters; fp32 master weights, gradients and optimizer state.
     Bf16,
+}
+
+impl Precision {
+    pub const ALL: [Precision; 3] = [Self::Fp32, Self::Tf32, Self::Bf16];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Bytes of `elements` activations or parameters, as layers read them.
+    pub fn working(self, elements: u64) -> Bytes {
+        match self {
+            Self::Fp32 | Self::Tf32 => Bytes(4 * elements),
+            Self::Bf16 => Bytes(2 * elements),
+        }
+    }
+
+    /// Whether the optimizer keeps parameters of its own beside those that layers read.
+    pub fn is_mixed(self) -> bool {
+        self == Self::Bf16
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -31,6 +31,6 @@ pub use plan::{
     Alternative, CostBreakdown, Estimate, MemoryBreakdown, ParallelStrategy, Plan, ProfileReference,
     Recompute, Rejection, ScheduleKind, SearchReport, Stage, StageEstimate, StopReason,
 };
-pub use profile::{CollectiveKind, Environment, Pass, Profile, Sample, Segment, SegmentCost};
+pub use profile::{CollectiveKind, DeviceKind, Environment, Pass, Profile, Sample, Segment, SegmentCost};
 pub use run::{OperationKind, RunRecord, Stream, TimelineEvent, ValidatedRun, Validation};
 pub use units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Provenance, Seconds};

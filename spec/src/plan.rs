@@ -5,6 +5,7 @@ use crate::error::{InputError, bytes, finite, in_range, not_negative, positive};
 use crate::job::Job;
 use crate::model::ModelSpec;
 use crate::parse::Check;
+use crate::profile::DeviceKind;
 use crate::units::{Bytes, Provenance, Seconds};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -402,6 +403,9 @@ pub struct ProfileReference {
     /// The profile's `reference_s`.
     #[serde(default)]
     pub reference_s: Seconds,
+    /// What the profile was measured on, and so what the plan is for.
+    #[serde(default)]
+    pub devices: DeviceKind,
 }
 
 impl Check for Plan {

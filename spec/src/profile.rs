@@ -2,11 +2,11 @@
 
 use crate::cluster::Cluster;
 use crate::error::{InputError, bytes, finite, in_range, not_negative};
-use crate::job::Optimizer;
+use crate::job::{Optimizer, Precision};
 use crate::model::ModelSpec;
 use crate::parse::Check;
 use crate::plan::Recompute;
-use crate::units::{Bytes, Provenance, Seconds};
+use crate::units::{Bytes, FlopsPerSecond, Provenance, Seconds};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -181,6 +181,101 @@ pub struct Interference {
     pub provenance: Provenance,
 }
 
+/// What ranks compute on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// One core a rank.
+    #[default]
+    Cpu,
+    /// One NVIDIA GPU a rank.
+    Cuda,
+}
+
+impl DeviceKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+/// A GPU as it was while it was measured.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Accelerator {
+    pub ordinal: u32,
+    pub name: String,
+    pub uuid: String,
+    pub pci_bus: String,
+    pub memory_bytes: Bytes,
+    pub multiprocessors: u32,
+    /// Compute capability, as "9.0".
+    pub capability: String,
+    pub driver: String,
+    /// Clock of the multiprocessors, MHz: now, and the highest.
+    pub clock_mhz: Option<u32>,
+    pub highest_clock_mhz: Option<u32>,
+    /// Why the clock is held down, if it is.
+    pub throttled: Vec<String>,
+    /// Other processes that compute on it.
+    pub other_processes: u32,
+    /// Links to other GPUs that are up.
+    pub nvlinks: u32,
+    /// As "4.0 x16".
+    pub pcie: String,
+}
+
+/// How two GPUs of one machine reach each other.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AcceleratorPath {
+    pub from: u32,
+    pub to: u32,
+    /// As "NVLink", "PCIe switch", "host bridge", "across sockets".
+    pub path: String,
+}
+
+/// What a device does apart from any model.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Hardware {
+    /// Matrix products of the model's shapes.
+    pub products: Vec<ProductCost>,
+    pub copies: Vec<CopyCost>,
+}
+
+/// One `m × k` by `k × n` product, alone on the device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProductCost {
+    pub m: u64,
+    pub n: u64,
+    pub k: u64,
+    pub time: Sample,
+    /// `2 m n k` over the median time.
+    pub flops_per_s: FlopsPerSecond,
+}
+
+/// One copy of `bytes`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CopyCost {
+    pub kind: CopyKind,
+    pub bytes: Bytes,
+    pub time: Sample,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CopyKind {
+    /// From one place of the device's memory to another: every byte is read and written.
+    Device,
+    HostToDevice,
+    DeviceToHost,
+}
+
 /// Circumstances of the measurement.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -195,6 +290,13 @@ pub struct Environment {
     pub autodist_version: String,
     /// A device emulated by padding and pacing is no measurement of that device.
     pub emulated: bool,
+    /// What the ranks computed on.
+    pub devices: DeviceKind,
+    /// The GPUs, if they did it there.
+    pub accelerators: Vec<Accelerator>,
+    pub accelerator_paths: Vec<AcceleratorPath>,
+    /// What carried collectives between GPUs: NCCL and its version, or the host's memory and why.
+    pub collectives: String,
     pub warnings: Vec<String>,
 }
 
@@ -205,12 +307,17 @@ pub struct Profile {
     pub schema_version: u32,
     pub model: ModelSpec,
     pub seq_len: u32,
+    /// Arithmetic of everything that was measured.
+    #[serde(default)]
+    pub precision: Precision,
     pub optimizer_kind: Optimizer,
     /// The devices that were measured, as a cluster.
     pub cluster: Cluster,
     pub environment: Environment,
     /// Whether every planned measurement was made; an unfinished profile can be resumed.
     pub complete: bool,
+    #[serde(default)]
+    pub hardware: Hardware,
     pub segments: Vec<SegmentCost>,
     pub collectives: Vec<CollectiveCost>,
     pub messages: Vec<MessageCost>,
@@ -283,6 +390,7 @@ impl Check for Profile {
             cell.update.check(&format!("optimizer[{index}].update"))?;
             cell.norm.check(&format!("optimizer[{index}].norm"))?;
         }
+        self.hardware.check()?;
         for (field, value) in [
             ("interference.compute_slowdown", self.interference.compute_slowdown),
             ("interference.communication_slowdown", self.interference.communication_slowdown),
@@ -301,6 +409,24 @@ impl Check for Profile {
         self.stream_handover.check("stream_handover")?;
         self.step_overhead.check("step_overhead")?;
         not_negative("repeatability", self.repeatability)
+    }
+}
+
+impl Hardware {
+    fn check(&self) -> Result<(), InputError> {
+        for (index, product) in self.products.iter().enumerate() {
+            let at = |field: &str| format!("hardware.products[{index}].{field}");
+            for (field, size) in [("m", product.m), ("n", product.n), ("k", product.k)] {
+                in_range(&at(field), size, 1, 1 << 40)?;
+            }
+            product.time.check(&at("time"))?;
+            not_negative(&at("flops_per_s"), product.flops_per_s.0)?;
+        }
+        for (index, copy) in self.copies.iter().enumerate() {
+            bytes(&format!("hardware.copies[{index}].bytes"), copy.bytes)?;
+            copy.time.check(&format!("hardware.copies[{index}].time"))?;
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! What an execution measured, and how it stands beside the prediction.
 
 use crate::error::{InputError, bytes, finite, in_range, not_negative, positive};
+use crate::job::Precision;
 use crate::parse::Check;
 use crate::plan::{Estimate, ParallelStrategy, Stage, check_stages};
 use crate::profile::{Environment, Sample};
@@ -76,6 +77,8 @@ pub struct RunRecord {
     pub label: String,
     pub strategy: ParallelStrategy,
     pub stages: Vec<Stage>,
+    #[serde(default)]
+    pub precision: Precision,
     pub environment: Environment,
     pub steps: Vec<StepRecord>,
     /// Steps before this one are warm-up and in no statistic.

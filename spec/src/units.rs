@@ -54,7 +54,7 @@ pub struct Bytes(pub u64);
 
 impl Bytes {
     pub const ZERO: Self = Self(0);
-    /// Four bytes per element: the CPU engine computes in fp32.
+    /// Four bytes per element.
     pub const fn of_f32(elements: u64) -> Self {
         Self(elements * 4)
     }

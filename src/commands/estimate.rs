@@ -36,7 +36,7 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
 fn of_flags(args: &EstimateArgs) -> Result<Plan, Failure> {
     let prices = prices(&args.price)?;
     let model = input::model(&args.model.model)?;
-    let job = input::job(&args.job, None, Some(prices.profile.seq_len))?;
+    let job = input::job(&args.job, None, Some(prices.profile.seq_len), Some(prices.profile.precision))?;
     let strategy = input::strategy(&args.strategy, prices.cluster.device_count())?;
     check_prices(&prices, &model, &job)?;
     let planner = Planner::new(&model, &prices.cluster, &job, &prices.profile);

@@ -7,6 +7,7 @@ mod plan;
 mod profile;
 mod report;
 mod schema;
+mod selftest;
 mod train;
 mod tune;
 mod validate;
@@ -31,6 +32,7 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Explain(args) => explain::run(args),
         Command::Report(args) => report::run(args),
         Command::Train(args) => train::run(args),
+        Command::Selftest(args) => selftest::run(args),
         Command::Catalog(args) => catalog::run(args),
         Command::Schema(args) => schema::run(args),
     }

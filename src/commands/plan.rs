@@ -3,7 +3,7 @@
 use super::{check_prices, prices};
 use crate::cli::PlanArgs;
 use crate::failure::Failure;
-use crate::{input, output};
+use crate::{devices, input, output};
 use autodist_planner::{Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let prices = prices(&args.price)?;
     let model = input::model(&args.model.model)?;
-    let mut job = input::job(&args.job, None, Some(prices.profile.seq_len))?;
+    let mut job = input::job(&args.job, None, Some(prices.profile.seq_len), Some(prices.profile.precision))?;
     input::narrow(&mut job, &args.strategy, prices.cluster.device_count())?;
+    devices::leave_out(prices.profile.environment.devices, &mut job);
     check_prices(&prices, &model, &job)?;
     in_range("--top", args.top as u64, 1, 100_000)?;
     in_range("--threads", args.threads as u64, 0, 1024)?;

@@ -1,28 +1,26 @@
 //! `autodist profile`
 
-use crate::cli::{DevicesArg, ProfileArgs, RanksArgs};
+use crate::cli::{ProfileArgs, RanksArgs};
+use crate::devices::{self, Devices};
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::{input, output, train};
+use crate::{external, input, output, train};
 use autodist_executor::launcher::LaunchOptions;
 use autodist_profiler::Request;
 use autodist_reports::terminal;
-use autodist_spec::{InputError, Job, ModelSpec, Profile, to_json};
+use autodist_spec::{DeviceKind, InputError, Job, ModelSpec, Profile, to_json};
 use std::path::Path;
 
 pub const DEFAULT_BATCH: u32 = 8;
 pub const DEFAULT_SEQ_LEN: u32 = 128;
 
 pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
-    if args.devices == DevicesArg::Cuda {
-        let error =
-            InputError::new("--devices", "cuda", "this release runs on CPUs only: it has no CUDA backend");
-        return Err(error.hint("use --devices cpu").into());
-    }
     let model = input::model(&args.model.model)?;
-    let job = input::job(&args.job, Some(DEFAULT_BATCH), Some(DEFAULT_SEQ_LEN.min(model.max_seq_len)))?;
-    let request = request(model, job, &args.ranks, args.budget, args.precision)?;
-    let options = train::options(&args.run)?;
+    let seq_len = DEFAULT_SEQ_LEN.min(model.max_seq_len);
+    let job = input::job(&args.job, Some(DEFAULT_BATCH), Some(seq_len), None)?;
+    let devices = devices::choose(args.ranks.devices)?;
+    let request = request(model, job, &args.ranks, &devices, args.budget, args.interval)?;
+    let options = train::options(&args.run, devices.kind)?;
     output::check_writable(&args.output)?;
     let profile = obtain(&request, &options, &args.output, args.fresh)?;
     output::print(&if args.json { to_json(&profile) } else { terminal::profile_summary(&profile) })?;
@@ -32,24 +30,45 @@ pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
 
 pub fn request(
     model: ModelSpec,
-    job: Job,
+    mut job: Job,
     ranks: &RanksArgs,
+    devices: &Devices,
     budget: f64,
-    precision: f64,
+    interval: f64,
 ) -> Result<Request, Failure> {
-    let cores = autodist_executor::host::cores().len() as u32;
     let oversubscribe = ranks.oversubscribe;
-    let ranks = ranks.ranks.unwrap_or(cores);
+    let world = external::world();
+    let ranks = ranks.ranks.or(world).unwrap_or(devices.count);
     autodist_spec::error::in_range("--ranks", u64::from(ranks), 1, 64)?;
-    if ranks > cores && !oversubscribe {
-        let problem = format!(
-            "is more than the {cores} cores that this process may use: ranks that share a core wait for \
-             each other's turns, and predicted step times would not hold"
+    if let Some(world) = world.filter(|world| *world != ranks) {
+        let error = InputError::new(
+            "--ranks",
+            ranks,
+            format!("is not the number of processes: {world} were started"),
         );
-        let hint = format!("use --ranks {cores}, or --oversubscribe to try plans out all the same");
-        return Err(InputError::new("--ranks", ranks, problem).hint(hint).into());
+        return Err(error.hint("leave it out, or start as many processes").into());
     }
-    for (flag, value) in [("--budget", budget), ("--precision", precision)] {
+    let share = external::share(ranks, devices)?;
+    if share.ranks > share.devices && !oversubscribe {
+        let what = match devices.kind {
+            DeviceKind::Cpu => "cores that this process may use: ranks that share a core",
+            DeviceKind::Cuda => "GPUs that this process sees: ranks that share a GPU",
+        };
+        let problem = format!(
+            "is more than the {} {what} wait for each other's turns, and predicted step times would not hold",
+            share.devices
+        );
+        let fewer = if world.is_some() {
+            "start fewer processes on a machine".to_owned()
+        } else {
+            format!("use --ranks {}", share.devices)
+        };
+        let hint = format!("{fewer}, or --oversubscribe to try plans out all the same");
+        return Err(InputError::new("--ranks", share.ranks, problem).hint(hint).into());
+    }
+    devices::check_precision(devices.kind, job.precision)?;
+    devices::leave_out(devices.kind, &mut job);
+    for (flag, value) in [("--budget", budget), ("--interval", interval)] {
         autodist_spec::error::positive(flag, value)?;
     }
     if job.seq_len > model.max_seq_len {
@@ -59,7 +78,8 @@ pub fn request(
     }
     // Ranks train for real: the data must suit the model before anything starts.
     train::data(None, &model, &job)?;
-    Ok(Request { model, job, ranks, budget_s: budget, precision })
+    let shared = share.ranks > share.devices;
+    Ok(Request { model, job, ranks, shared, budget_s: budget, interval })
 }
 
 /// The profile of `request`: the one in `path` if it is of this model on this machine, gone on with if it is
@@ -74,7 +94,7 @@ pub fn obtain(
     if path.exists() && !fresh {
         match input::profile(path) {
             Err(failure) => output::warn(&format!("measuring again: {failure}")),
-            Ok(profile) => match autodist_profiler::matches(&profile, request) {
+            Ok(profile) => match autodist_profiler::matches(&profile, request, options.devices) {
                 Err(difference) => output::note(&format!(
                     "{} is another profile ({difference}): measuring again",
                     path.display()

@@ -7,8 +7,8 @@ use crate::{input, output};
 use autodist_cost_model::CostModel;
 use autodist_program::Program;
 use autodist_reports::{
-    ReportInput, chrome_trace, csv_links, csv_plans, csv_segments, csv_timeline, csv_validation, figures,
-    html,
+    ReportInput, chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline,
+    csv_validation, figures, html,
 };
 use autodist_spec::{Plan, Profile, RunRecord, TimelineEvent, Validation, parse};
 use std::path::{Path, PathBuf};
@@ -70,7 +70,12 @@ pub fn write(
     ];
     tables.extend(validation.map(|v| ("validation.csv", csv_validation(v))));
     if let Some(profile) = profile {
-        tables.extend([("segments.csv", csv_segments(profile)), ("links.csv", csv_links(profile))]);
+        tables.extend([
+            ("segments.csv", csv_segments(profile)),
+            ("links.csv", csv_links(profile)),
+            ("products.csv", csv_products(profile)),
+            ("copies.csv", csv_copies(profile)),
+        ]);
     }
     for (name, table) in tables {
         output::write(&folder.join(name), table.as_bytes())?;

@@ -3,7 +3,7 @@
 use super::{plan as plan_command, profile as profile_command, report, validate};
 use crate::cli::{SelectionArgs, TuneArgs};
 use crate::failure::Failure;
-use crate::{input, output, train};
+use crate::{devices, input, output, train};
 use autodist_planner::{Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
@@ -19,20 +19,21 @@ struct Tuned<'a> {
 }
 
 /// Medians of the default run are known to about this; more would cost minutes.
-const PRECISION: f64 = 0.05;
+const INTERVAL: f64 = 0.05;
 
 pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     let model = input::model(&args.model.model)?;
     let seq_len = profile_command::DEFAULT_SEQ_LEN.min(model.max_seq_len);
-    let job = input::job(&args.job, Some(profile_command::DEFAULT_BATCH), Some(seq_len))?;
-    let mut request = profile_command::request(model, job, &args.ranks, args.budget, PRECISION)?;
+    let job = input::job(&args.job, Some(profile_command::DEFAULT_BATCH), Some(seq_len), None)?;
+    let devices = devices::choose(args.ranks.devices)?;
+    let mut request = profile_command::request(model, job, &args.ranks, &devices, args.budget, INTERVAL)?;
     input::narrow(&mut request.job, &args.strategy, request.ranks)?;
     // Hours of profiling come first: everything that can be wrong is looked at before them.
     in_range("--top", args.top as u64, 1, 100_000)?;
     in_range("--steps", u64::from(args.steps), 2, u64::from(u32::MAX))?;
     input::check_data_file(args.data.as_ref())?;
     train::data(args.data.as_ref(), &request.model, &request.job)?;
-    let options = train::options(&args.run)?;
+    let options = train::options(&args.run, devices.kind)?;
     let folder = &args.output;
     output::check_writable(&folder.join("plan.json"))?;
     let profile = profile_command::obtain(&request, &options, &folder.join("profile.json"), false)?;

@@ -4,11 +4,12 @@ mod markup;
 
 pub(crate) use markup::escape;
 
+use crate::circumstances;
 use crate::figures::{Figure, svg};
 use crate::tables;
 use crate::words::{self, parameters, percent, plural, tokens_per_second, with_spread};
 use crate::{ReportError, ReportInput};
-use autodist_spec::{Plan, Profile, Provenance, StopReason, Validation};
+use autodist_spec::{Plan, Profile, Provenance, RunRecord, StopReason, Validation};
 use markup::{Emphasis, Markup};
 use std::collections::BTreeMap;
 
@@ -83,7 +84,7 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
         words::devices(plan),
         plural(u64::from(plan.job.global_batch), "sequence"),
         words::count(u64::from(plan.job.seq_len)),
-        words::precision(plan.job.precision),
+        plan.job.precision.name(),
         match plan.job.optimizer {
             autodist_spec::Optimizer::AdamW { .. } => "AdamW",
             autodist_spec::Optimizer::Sgd { .. } => "SGD",
@@ -257,17 +258,28 @@ fn runs(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
         );
     }
     page.table(&tables::runs(input.runs));
-    let mut warned: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for run in input.runs {
-        for warning in &run.environment.warnings {
-            warned.entry(warning).or_default().push(&run.label);
-        }
+    for line in once_each(input.runs, |run| circumstances::between(&run.environment).into_iter().collect()) {
+        page.note(&capitalized(&line));
     }
-    for (warning, labels) in warned {
-        let whose = if labels.len() == input.runs.len() { "every run".to_owned() } else { labels.join("; ") };
-        page.warning(&format!("{warning} ({whose})"));
+    for line in once_each(input.runs, |run| run.environment.warnings.clone()) {
+        page.warning(&line);
     }
     Ok(())
+}
+
+/// What is said of runs, each with the runs of which it is said.
+fn once_each(runs: &[RunRecord], said: impl Fn(&RunRecord) -> Vec<String>) -> Vec<String> {
+    let mut whose: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for run in runs {
+        for text in said(run) {
+            whose.entry(text).or_default().push(&run.label);
+        }
+    }
+    let line = |(text, labels): (String, Vec<&str>)| {
+        let whose = if labels.len() == runs.len() { "every run".to_owned() } else { labels.join("; ") };
+        format!("{text} ({whose})")
+    };
+    whose.into_iter().map(line).collect()
 }
 
 fn profile(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
@@ -279,7 +291,7 @@ fn profile(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
         page.warning(warning);
     }
     page.element("h3", "", "Where and how it was measured");
-    page.table(&tables::environment(&profile.environment));
+    page.table(&tables::environment(profile));
     page.element("h3", "", "Links");
     if Figure::Links.applies(input) {
         page.figure(
@@ -294,6 +306,16 @@ fn profile(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
     page.element("h3", "", "Segments of layers");
     page.note(&segments_note(profile));
     folded(page, "timing of segments", &tables::segments(profile));
+    if !profile.hardware.products.is_empty() {
+        page.element("h3", "", "Matrix products");
+        page.note(&capitalized(words::PRODUCTS));
+        page.table(&tables::products(profile));
+    }
+    if !profile.hardware.copies.is_empty() {
+        page.element("h3", "", "Copies");
+        page.note(&capitalized(words::COPIES));
+        page.table(&tables::copies(profile));
+    }
     page.element("h3", "", "Beside segments and links");
     page.table(&tables::other_costs(profile));
     Ok(())

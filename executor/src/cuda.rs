@@ -1,0 +1,200 @@
+//! NVIDIA GPUs as devices of ranks: NCCL between them where it serves, the host's memory elsewhere.
+
+mod messages;
+mod survey;
+
+pub use survey::{Absent, Survey, survey};
+
+use crate::ExecutionError;
+use crate::device::{Device, Group, HostGroup, HostMessages, Messages};
+use crate::reference::Reference;
+use autodist_communication::{Communicator, Counters, Endpoint, Reduction};
+use autodist_compute::Backend;
+use autodist_cuda::{self as gpu, Cuda, Libraries, NcclGroup, Reduce, Search, UniqueId};
+use autodist_spec::Precision;
+use messages::NcclMessages;
+use std::ops::Range;
+
+/// How the ranks' GPUs reach each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// Version of NCCL.
+    Nccl(String),
+    /// Through the hosts' memory, and why.
+    Host(String),
+}
+
+impl Route {
+    /// Finds out together with all other ranks: NCCL serves if it serves everywhere, which a group of all tells.
+    ///
+    /// # Errors
+    /// A peer that is gone or silent. That NCCL does not serve is none.
+    pub fn agree(cuda: &Cuda, endpoint: &mut Endpoint) -> Result<Self, ExecutionError> {
+        let everyone: Vec<usize> = (0..endpoint.world()).collect();
+        let mut host = endpoint.group("nccl", &everyone)?;
+        let (version, mut reason) = match cuda.libraries().nccl() {
+            Ok(nccl) => (nccl.version(), None),
+            Err(missing) => (String::new(), Some(missing.to_string())),
+        };
+        if all(&mut *host, reason.is_none())? {
+            let joined = join(cuda, &mut *host);
+            reason = joined.err().map(|error| error.to_string());
+            if all(&mut *host, reason.is_none())? {
+                return Ok(Self::Nccl(version));
+            }
+        }
+        Ok(Self::Host(reason.unwrap_or_else(|| "NCCL does not serve another rank".to_owned())))
+    }
+
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Nccl(version) => format!("NCCL {version}"),
+            Self::Host(reason) => format!("the host's memory: {reason}"),
+        }
+    }
+}
+
+/// Whether it is so for all members.
+fn all(host: &mut dyn Communicator, here: bool) -> Result<bool, ExecutionError> {
+    let mut against = [if here { 0.0 } else { 1.0 }];
+    host.all_reduce(&mut against, Reduction::Max)?;
+    Ok(against[0] == 0.0)
+}
+
+/// Makes an NCCL group of the members of `host`, over which its identity travels.
+fn join(cuda: &Cuda, host: &mut dyn Communicator) -> Result<NcclGroup, ExecutionError> {
+    let (rank, size) = (host.rank(), host.size());
+    // Numbers up to 255 are floats without loss; a first one tells whether there is an identity at all.
+    let mut identity = [0.0; 1 + UniqueId::BYTES];
+    let made = if rank == 0 { Some(NcclGroup::unique_id(cuda.libraries())) } else { None };
+    if let Some(Ok(id)) = &made {
+        identity[0] = 1.0;
+        identity[1..].iter_mut().zip(id.bytes()).for_each(|(to, byte)| *to = f32::from(*byte));
+    }
+    host.broadcast(&mut identity, 0)?;
+    if let Some(Err(error)) = made {
+        return Err(error.into());
+    }
+    if identity[0] == 0.0 {
+        return Err(ExecutionError::NoIdentity);
+    }
+    let bytes = std::array::from_fn(|index| identity[1 + index] as u8);
+    Ok(NcclGroup::join(cuda, &UniqueId::new(bytes), rank, size)?)
+}
+
+/// Opens a GPU of this machine.
+///
+/// # Errors
+/// Libraries or a GPU that are not there.
+pub fn open(ordinal: usize, precision: Precision) -> Result<Cuda, ExecutionError> {
+    Ok(Cuda::open(Libraries::load(&Search::from_environment())?, ordinal, precision)?)
+}
+
+/// Opens the GPU of a rank of this machine; ranks beyond the GPUs share them in turn.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_shared(local_rank: usize, precision: Precision) -> Result<Cuda, ExecutionError> {
+    let libraries = Libraries::load(&Search::from_environment())?;
+    let count = gpu::gpus(&libraries)?.len();
+    Ok(Cuda::open(libraries, local_rank % count, precision)?)
+}
+
+impl Device for Cuda {
+    fn live_memory(&self) -> usize {
+        self.live_bytes()
+    }
+
+    fn peak_memory(&self) -> usize {
+        self.peak_bytes()
+    }
+
+    fn reset_peak_memory(&self) -> usize {
+        self.reset_peak()
+    }
+
+    fn reset_high_water(&self) {
+        self.pool_high_water();
+    }
+
+    /// What the driver's pool says: alignment of its allocations included.
+    fn high_water(&self, _counted: usize) -> usize {
+        self.pool_high_water()
+    }
+
+    fn is_host(&self) -> bool {
+        false
+    }
+
+    /// A GPU keeps its clock, and what holds it down is reported beside the figures.
+    fn reference(&self) -> Option<Reference> {
+        None
+    }
+
+    fn group(
+        &self,
+        endpoint: &mut Endpoint,
+        name: &str,
+        members: &[usize],
+    ) -> Result<Box<dyn Group<Self>>, ExecutionError> {
+        let mut host = endpoint.group(name, members)?;
+        if members.len() == 1 || !self.uses_nccl() {
+            return Ok(Box::new(HostGroup(host)));
+        }
+        Ok(Box::new(OverNccl(join(self, &mut *host)?)))
+    }
+
+    fn messages(
+        &self,
+        endpoint: &mut Endpoint,
+        name: &str,
+        peers: &[usize],
+    ) -> Result<Box<dyn Messages<Self>>, ExecutionError> {
+        if self.uses_nccl() {
+            Ok(Box::new(NcclMessages::open(self, endpoint, name, peers)?))
+        } else {
+            Ok(Box::new(HostMessages(endpoint.point_to_point(name, peers)?)))
+        }
+    }
+}
+
+struct OverNccl(NcclGroup);
+
+impl Group<Cuda> for OverNccl {
+    fn all_reduce(
+        &mut self,
+        queue: &Cuda,
+        buffer: &mut <Cuda as Backend>::Buffer,
+        range: Range<usize>,
+        reduction: Reduction,
+    ) -> Result<(), ExecutionError> {
+        let reduction = match reduction {
+            Reduction::Sum => Reduce::Sum,
+            Reduction::Max => Reduce::Max,
+        };
+        Ok(self.0.all_reduce(queue, buffer, range, reduction)?)
+    }
+
+    fn reduce_scatter(
+        &mut self,
+        queue: &Cuda,
+        buffer: &mut <Cuda as Backend>::Buffer,
+        range: Range<usize>,
+    ) -> Result<(), ExecutionError> {
+        Ok(self.0.reduce_scatter(queue, buffer, range)?)
+    }
+
+    fn all_gather(
+        &mut self,
+        queue: &Cuda,
+        buffer: &mut <Cuda as Backend>::Buffer,
+        range: Range<usize>,
+    ) -> Result<(), ExecutionError> {
+        Ok(self.0.all_gather(queue, buffer, range)?)
+    }
+
+    fn counters(&self) -> Counters {
+        let traffic = self.0.traffic();
+        Counters { sent: traffic.sent, received: traffic.received }
+    }
+}

@@ -1,0 +1,86 @@
+//! What GPUs there are, and why there may be none to use.
+
+use autodist_cuda::{self as gpu, Libraries, Search, nvml};
+use autodist_spec::Bytes;
+use autodist_spec::profile::{Accelerator, AcceleratorPath};
+
+/// The GPUs of this machine, as they are now.
+#[derive(Debug, Clone, Default)]
+pub struct Survey {
+    pub accelerators: Vec<Accelerator>,
+    pub paths: Vec<AcceleratorPath>,
+    /// What makes figures of these GPUs doubtful, and what could not be looked at.
+    pub warnings: Vec<String>,
+}
+
+/// Why there are no GPUs to use.
+#[derive(Debug, Clone)]
+pub struct Absent {
+    /// In one line.
+    pub brief: String,
+    /// What was looked for and where, what was found, what is missing and how to get it.
+    pub details: String,
+}
+
+/// Looks at the GPUs.
+///
+/// # Errors
+/// There are none, or something that training on them needs is missing.
+pub fn survey() -> Result<Survey, Absent> {
+    let search = Search::from_environment();
+    let absent = |error: gpu::CudaError| Absent {
+        brief: match &error {
+            gpu::CudaError::Missing(missing) if missing.cause.is_empty() => {
+                format!("{} is not there", missing.library)
+            }
+            gpu::CudaError::Missing(missing) => {
+                format!("{} cannot be used: {}", missing.library, missing.cause)
+            }
+            other => other.to_string(),
+        },
+        details: gpu::diagnose(&search).iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n"),
+    };
+    let libraries = Libraries::load(&search).map_err(absent)?;
+    let gpus = gpu::gpus(&libraries).map_err(absent)?;
+    let mut survey = Survey::default();
+    let report = nvml::look(&libraries, &gpus).unwrap_or_else(|error| {
+        survey
+            .warnings
+            .push(format!("clocks, other processes and wiring of the GPUs are not known: {error}"));
+        nvml::Report { health: vec![nvml::Health::default(); gpus.len()], paths: Vec::new() }
+    });
+    for (gpu, health) in gpus.iter().zip(report.health) {
+        if !health.throttled.is_empty() {
+            survey.warnings.push(format!(
+                "GPU {} is held back by {}: its figures are of this moment",
+                gpu.ordinal,
+                health.throttled.join(", ")
+            ));
+        }
+        if health.other_processes > 0 {
+            survey.warnings.push(format!(
+                "{} other process(es) compute on GPU {}: their load is in its figures",
+                health.other_processes, gpu.ordinal
+            ));
+        }
+        survey.accelerators.push(Accelerator {
+            ordinal: gpu.ordinal as u32,
+            name: gpu.name.clone(),
+            uuid: gpu.uuid.clone(),
+            pci_bus: gpu.pci_bus.clone(),
+            memory_bytes: Bytes(gpu.memory_bytes as u64),
+            multiprocessors: gpu.multiprocessors,
+            capability: format!("{}.{}", gpu.capability.0, gpu.capability.1),
+            driver: health.driver,
+            clock_mhz: health.clock_mhz,
+            highest_clock_mhz: health.highest_clock_mhz,
+            throttled: health.throttled,
+            other_processes: health.other_processes as u32,
+            nvlinks: health.nvlinks as u32,
+            pcie: health.pcie,
+        });
+    }
+    let path = |(from, to, path)| AcceleratorPath { from: from as u32, to: to as u32, path };
+    survey.paths = report.paths.into_iter().map(path).collect();
+    Ok(survey)
+}

@@ -1,0 +1,262 @@
+//! What a rank needs of a device beside arithmetic: memory that is counted, and ways to other ranks' devices.
+
+use crate::reference::Reference;
+use crate::{ExecutionError, memory};
+use autodist_communication::{Communicator, Counters, Endpoint, Mailbox, Reduction};
+use autodist_compute::{Backend, Cpu, Region, RegionMut};
+use std::ops::Range;
+
+/// A device on which a rank can train.
+///
+/// Unless it knows a shorter way, ranks talk through the host ([`HostGroup`], [`HostMessages`]).
+pub trait Device: Backend<Element = f32> {
+    /// Bytes of the device's memory that this rank has in use.
+    fn live_memory(&self) -> usize;
+    /// Highest [`live_memory`](Device::live_memory) since the last reset.
+    fn peak_memory(&self) -> usize;
+    /// Begins a new peak at what is live now, and returns the old one.
+    fn reset_peak_memory(&self) -> usize;
+    /// Begins a new high-water mark of the allocator behind the counts, where it keeps one.
+    fn reset_high_water(&self) {}
+    /// That mark; `counted`, the peak by the counts, where there is none.
+    fn high_water(&self, counted: usize) -> usize {
+        counted
+    }
+    /// Whether the device's memory is the host's, so that what a measurement itself holds is in the counts.
+    fn is_host(&self) -> bool;
+    /// Arithmetic that tells how fast the device is just now; none where it is nobody else's.
+    fn reference(&self) -> Option<Reference>;
+
+    /// Opens a group; as [`Endpoint::group`].
+    ///
+    /// # Errors
+    /// Members that are no group, or cannot be reached.
+    fn group(
+        &self,
+        endpoint: &mut Endpoint,
+        name: &str,
+        members: &[usize],
+    ) -> Result<Box<dyn Group<Self>>, ExecutionError> {
+        Ok(Box::new(HostGroup(endpoint.group(name, members)?)))
+    }
+
+    /// Opens messages with `peers`; as [`Endpoint::point_to_point`].
+    ///
+    /// # Errors
+    /// Peers that cannot be reached.
+    fn messages(
+        &self,
+        endpoint: &mut Endpoint,
+        name: &str,
+        peers: &[usize],
+    ) -> Result<Box<dyn Messages<Self>>, ExecutionError> {
+        Ok(Box::new(HostMessages(endpoint.point_to_point(name, peers)?)))
+    }
+}
+
+/// Collectives over one group of ranks on parts of device buffers, in order with the work of the queue that is given.
+/// All members make the same calls in the same order. Shards are equal parts of the range.
+pub trait Group<B: Backend>: Send {
+    /// Replaces the range by its reduction over all members.
+    ///
+    /// # Errors
+    /// A peer that is gone or silent.
+    fn all_reduce(
+        &mut self,
+        queue: &B,
+        buffer: &mut B::Buffer,
+        range: Range<usize>,
+        reduction: Reduction,
+    ) -> Result<(), ExecutionError>;
+
+    /// Sums the range over all members; of the result this member's shard is kept, in place.
+    ///
+    /// # Errors
+    /// As [`Group::all_reduce`].
+    fn reduce_scatter(
+        &mut self,
+        queue: &B,
+        buffer: &mut B::Buffer,
+        range: Range<usize>,
+    ) -> Result<(), ExecutionError>;
+
+    /// Fills the range, of which this member holds its shard, with the shards of all.
+    ///
+    /// # Errors
+    /// As [`Group::all_reduce`].
+    fn all_gather(
+        &mut self,
+        queue: &B,
+        buffer: &mut B::Buffer,
+        range: Range<usize>,
+    ) -> Result<(), ExecutionError>;
+
+    fn counters(&self) -> Counters;
+}
+
+/// Messages between pipeline ranks. Those of one kind between two ranks are received in the order in which they were
+/// sent.
+pub trait Messages<B: Backend>: Send {
+    /// Sends a buffer, once the queue's work so far is done, and returns at once.
+    ///
+    /// # Errors
+    /// A peer that is gone.
+    fn send(&mut self, queue: &B, peer: usize, tag: Tag, buffer: B::Buffer) -> Result<(), ExecutionError>;
+
+    /// The message of `elements` elements in working precision, for the queue's work from now on.
+    ///
+    /// # Errors
+    /// A peer that is gone or silent, or a message of another length.
+    fn receive(
+        &mut self,
+        queue: &B,
+        peer: usize,
+        tag: Tag,
+        elements: usize,
+    ) -> Result<B::Buffer, ExecutionError>;
+
+    fn counters(&self) -> Counters;
+
+    /// Waits until everything has been sent.
+    ///
+    /// # Errors
+    /// A peer that is gone.
+    fn close(self: Box<Self>) -> Result<(), ExecutionError>;
+}
+
+/// Names a message between two ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tag {
+    /// 0 for activations, 1 for gradients.
+    pub kind: u8,
+    pub chunk: u32,
+    pub micro_batch: u32,
+}
+
+impl Tag {
+    fn number(self) -> u64 {
+        (u64::from(self.kind) << 63) | (u64::from(self.chunk) << 32) | u64::from(self.micro_batch)
+    }
+}
+
+/// Through the host's memory.
+pub struct HostGroup(pub Box<dyn Communicator>);
+
+impl<B: Backend<Element = f32>> Group<B> for HostGroup {
+    fn all_reduce(
+        &mut self,
+        queue: &B,
+        buffer: &mut B::Buffer,
+        range: Range<usize>,
+        reduction: Reduction,
+    ) -> Result<(), ExecutionError> {
+        if self.0.size() == 1 {
+            return Ok(());
+        }
+        on_host(queue, buffer, range, |values| Ok(self.0.all_reduce(values, reduction)?))
+    }
+
+    fn reduce_scatter(
+        &mut self,
+        queue: &B,
+        buffer: &mut B::Buffer,
+        range: Range<usize>,
+    ) -> Result<(), ExecutionError> {
+        if self.0.size() == 1 {
+            return Ok(());
+        }
+        on_host(queue, buffer, range, |values| {
+            self.0.reduce_scatter(values, Reduction::Sum)?;
+            Ok(())
+        })
+    }
+
+    fn all_gather(
+        &mut self,
+        queue: &B,
+        buffer: &mut B::Buffer,
+        range: Range<usize>,
+    ) -> Result<(), ExecutionError> {
+        if self.0.size() == 1 {
+            return Ok(());
+        }
+        on_host(queue, buffer, range, |values| Ok(self.0.all_gather(values)?))
+    }
+
+    fn counters(&self) -> Counters {
+        self.0.counters()
+    }
+}
+
+/// Lets `work` at `range` of a buffer on the host: in place where the device is the host, through a copy elsewhere.
+fn on_host<B: Backend<Element = f32>>(
+    queue: &B,
+    buffer: &mut B::Buffer,
+    range: Range<usize>,
+    work: impl FnOnce(&mut [f32]) -> Result<(), ExecutionError>,
+) -> Result<(), ExecutionError> {
+    if let Some(values) = queue.host_mut(buffer) {
+        return work(&mut values[range]);
+    }
+    let mut values = vec![0.0; range.len()];
+    queue.download(Region::new(buffer, range.start), &mut values);
+    work(&mut values)?;
+    queue.write(&values, RegionMut::new(buffer, range.start));
+    Ok(())
+}
+
+/// Through the host's memory.
+pub struct HostMessages(pub Box<dyn Mailbox>);
+
+impl<B: Backend<Element = f32>> Messages<B> for HostMessages {
+    fn send(&mut self, queue: &B, peer: usize, tag: Tag, buffer: B::Buffer) -> Result<(), ExecutionError> {
+        let mut values = vec![0.0; queue.len(&buffer)];
+        queue.download(Region::start(&buffer), &mut values);
+        drop(buffer);
+        Ok(self.0.send(peer, tag.number(), values)?)
+    }
+
+    fn receive(
+        &mut self,
+        queue: &B,
+        peer: usize,
+        tag: Tag,
+        elements: usize,
+    ) -> Result<B::Buffer, ExecutionError> {
+        let values = self.0.receive(peer, tag.number())?;
+        if values.len() != elements {
+            return Err(ExecutionError::Message { peer, expected: elements, given: values.len() });
+        }
+        Ok(queue.upload(&values))
+    }
+
+    fn counters(&self) -> Counters {
+        self.0.counters()
+    }
+
+    fn close(self: Box<Self>) -> Result<(), ExecutionError> {
+        Ok(self.0.close()?)
+    }
+}
+
+impl Device for Cpu<f32> {
+    fn live_memory(&self) -> usize {
+        memory::live()
+    }
+
+    fn peak_memory(&self) -> usize {
+        memory::peak()
+    }
+
+    fn reset_peak_memory(&self) -> usize {
+        memory::reset_peak()
+    }
+
+    fn is_host(&self) -> bool {
+        true
+    }
+
+    fn reference(&self) -> Option<Reference> {
+        Some(Reference::new())
+    }
+}

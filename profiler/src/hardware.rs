@@ -1,0 +1,108 @@
+//! What the device does apart from any model: products of the model's shapes, copies.
+
+use autodist_compute::{Product, Region, RegionMut};
+use autodist_executor::{Device, ExecutionError};
+use autodist_spec::profile::{CopyCost, CopyKind, Hardware, ProductCost, Sample};
+use autodist_spec::{Bytes, FlopsPerSecond, LayerKind, ModelSpec, Precision, TensorSplit};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HardwareTask {
+    /// Rows, columns and inner size of each product.
+    pub products: Vec<(usize, usize, usize)>,
+    /// Bytes of each copy.
+    pub copies: Vec<usize>,
+    pub repetitions: usize,
+    /// Of the products.
+    pub precision: Precision,
+}
+
+impl HardwareTask {
+    /// The products of a layer's forward on `tokens` tokens, and copies up to the size of a layer's parameters.
+    pub fn of(model: &ModelSpec, tokens: usize, precision: Precision) -> Self {
+        let matrices = [LayerKind::Block, LayerKind::Head]
+            .into_iter()
+            .flat_map(|kind| model.parameters(kind))
+            .filter(|p| p.split != TensorSplit::Replicated && p.columns > 1);
+        let products: BTreeSet<_> = matrices.map(|p| (tokens, p.rows as usize, p.columns as usize)).collect();
+        let largest = (4 * model.layer_parameters(LayerKind::Block) as usize).clamp(1 << 16, 256 << 20);
+        Self {
+            products: products.into_iter().collect(),
+            copies: BTreeSet::from([1 << 12, 1 << 16, largest]).into_iter().collect(),
+            repetitions: 5,
+            precision,
+        }
+    }
+}
+
+/// Timings of one repetition and more, in seconds.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct HardwareAnswer {
+    pub products: Vec<((usize, usize, usize), Vec<f64>)>,
+    pub copies: Vec<(CopyKind, usize, Vec<f64>)>,
+}
+
+pub fn measure<D: Device>(device: &D, task: &HardwareTask) -> Result<HardwareAnswer, ExecutionError> {
+    let mut answer = HardwareAnswer::default();
+    for (m, n, k) in task.products.iter().copied() {
+        let (a, b) = (device.upload(&vec![0.5; m * k]), device.upload(&vec![0.5; k * n]));
+        let mut c = device.uninitialised(m * n);
+        let seconds = repeated(device, task.repetitions, || {
+            let b = Region::start(&b).rows(k).transposed();
+            let c = RegionMut::start(&mut c).rows(n);
+            device.matmul(Product::new(m, n, k), 1.0, Region::start(&a).rows(k), b, 0.0, c);
+        });
+        answer.products.push(((m, n, k), seconds));
+    }
+    for bytes in task.copies.iter().copied() {
+        let elements = bytes / 4;
+        let mut values = vec![0.5; elements];
+        let (from, mut to) = (device.upload_full(&values), device.uninitialised_full(elements));
+        let seconds = repeated(device, task.repetitions, || {
+            device.copy(elements, Region::start(&from), RegionMut::start(&mut to));
+        });
+        answer.copies.push((CopyKind::Device, bytes, seconds));
+        let seconds = repeated(device, task.repetitions, || device.write(&values, RegionMut::start(&mut to)));
+        answer.copies.push((CopyKind::HostToDevice, bytes, seconds));
+        let seconds =
+            repeated(device, task.repetitions, || device.download(Region::start(&from), &mut values));
+        answer.copies.push((CopyKind::DeviceToHost, bytes, seconds));
+    }
+    device.synchronise()?;
+    Ok(answer)
+}
+
+/// Times `work` on the device, warm-up left out.
+fn repeated<D: Device>(device: &D, repetitions: usize, mut work: impl FnMut()) -> Vec<f64> {
+    work();
+    (0..repetitions)
+        .map(|_| {
+            let start = device.record();
+            work();
+            device.seconds_between(&start, &device.record())
+        })
+        .collect()
+}
+
+/// All ranks' timings as one account; every rank answered the same task.
+pub fn summarise(answers: &[HardwareAnswer]) -> Hardware {
+    let Some(first) = answers.first() else { return Hardware::default() };
+    let products = first.products.iter().enumerate().map(|(index, ((m, n, k), _))| {
+        let seconds: Vec<f64> = answers.iter().flat_map(|a| a.products[index].1.iter().copied()).collect();
+        let time = Sample::of(&seconds);
+        let operations = 2.0 * *m as f64 * *n as f64 * *k as f64;
+        ProductCost {
+            m: *m as u64,
+            n: *n as u64,
+            k: *k as u64,
+            time,
+            flops_per_s: FlopsPerSecond(operations / time.median_s.0.max(f64::MIN_POSITIVE)),
+        }
+    });
+    let copies = first.copies.iter().enumerate().map(|(index, (kind, bytes, _))| {
+        let seconds: Vec<f64> = answers.iter().flat_map(|a| a.copies[index].2.iter().copied()).collect();
+        CopyCost { kind: *kind, bytes: Bytes(*bytes as u64), time: Sample::of(&seconds) }
+    });
+    Hardware { products: products.collect(), copies: copies.collect() }
+}

@@ -1,0 +1,109 @@
+//! What ranks computed on, in words. Of GPUs nothing is said where there were none, and of priority among the
+//! processes of a core nothing where ranks computed elsewhere.
+
+use crate::words::plural;
+use autodist_spec::profile::{Accelerator, AcceleratorPath};
+use autodist_spec::{DeviceKind, Environment, RunRecord};
+use std::collections::BTreeMap;
+
+pub(crate) fn device_kind(emulated: bool) -> &'static str {
+    if emulated { "emulated devices" } else { "real devices" }
+}
+
+fn on_gpus(environment: &Environment) -> bool {
+    environment.devices == DeviceKind::Cuda
+}
+
+/// Whether ranks had real-time priority; `None` where that says nothing about their figures.
+pub(crate) fn realtime(environment: &Environment) -> Option<bool> {
+    (!on_gpus(environment)).then_some(environment.realtime)
+}
+
+/// `real devices`, or the GPUs of the run by name: `2 x NVIDIA H100`.
+pub(crate) fn devices(run: &RunRecord) -> String {
+    let environment = &run.environment;
+    let kind = device_kind(environment.emulated);
+    if !on_gpus(environment) {
+        return kind.to_owned();
+    }
+    // Ranks take GPUs in order: those past the last rank had no part in the run.
+    let used = run.ranks.len().min(environment.accelerators.len());
+    let mut names: Vec<(&str, usize)> = Vec::new();
+    for gpu in &environment.accelerators[..used] {
+        match names.iter_mut().find(|(name, _)| *name == gpu.name) {
+            Some((_, number)) => *number += 1,
+            None => names.push((&gpu.name, 1)),
+        }
+    }
+    let names: Vec<String> = names.iter().map(|(name, number)| format!("{number} x {name}")).collect();
+    let names = if names.is_empty() { "GPUs of unknown name".to_owned() } else { names.join(", ") };
+    if environment.emulated { format!("{kind} on {names}") } else { names }
+}
+
+/// What carried collectives from GPU to GPU.
+pub(crate) fn between(environment: &Environment) -> Option<String> {
+    let known = on_gpus(environment) && !environment.collectives.is_empty();
+    known.then(|| format!("collectives through {}", environment.collectives))
+}
+
+/// Each GPU, each kind of path between two of them, and what used the paths; nothing where ranks had cores.
+pub(crate) fn gpus(environment: &Environment) -> Vec<(String, String)> {
+    if !on_gpus(environment) {
+        return Vec::new();
+    }
+    let each = environment.accelerators.iter().map(|gpu| (format!("GPU {}", gpu.ordinal), accelerator(gpu)));
+    let wired = paths(environment).into_iter().map(|path| ("path".to_owned(), path));
+    let between = between(environment).map(|how| ("between".to_owned(), how));
+    each.chain(wired).chain(between).collect()
+}
+
+/// What is known of a GPU, what is not left out.
+fn accelerator(gpu: &Accelerator) -> String {
+    let name = if gpu.name.is_empty() { "unknown name" } else { &gpu.name };
+    let some = |known: bool, text: String| known.then_some(text);
+    let others = plural(u64::from(gpu.other_processes), "other process").replace("processs", "processes");
+    [
+        Some(name.to_owned()),
+        Some(gpu.memory_bytes.to_string()),
+        some(gpu.multiprocessors > 0, plural(u64::from(gpu.multiprocessors), "multiprocessor")),
+        some(!gpu.capability.is_empty(), format!("compute capability {}", gpu.capability)),
+        some(!gpu.driver.is_empty(), format!("driver {}", gpu.driver)),
+        clock(gpu),
+        some(!gpu.throttled.is_empty(), format!("held back by {}", gpu.throttled.join(" and "))),
+        some(!gpu.pcie.is_empty(), format!("PCIe {}", gpu.pcie)),
+        some(gpu.nvlinks > 0, plural(u64::from(gpu.nvlinks), "NVLink")),
+        some(gpu.other_processes > 0, format!("shared with {others}")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect::<Vec<_>>()
+    .join(", ")
+}
+
+/// `clock 1215 of 1980 MHz`: now, of the highest.
+fn clock(gpu: &Accelerator) -> Option<String> {
+    match (gpu.clock_mhz, gpu.highest_clock_mhz) {
+        (Some(now), Some(highest)) => Some(format!("clock {now} of {highest} MHz")),
+        (Some(now), None) => Some(format!("clock {now} MHz")),
+        (None, Some(highest)) => Some(format!("clock up to {highest} MHz")),
+        (None, None) => None,
+    }
+}
+
+/// One line a kind of path, as eight GPUs have 28 pairs: `NVLink between GPUs 0 and 1, 0 and 2`.
+fn paths(environment: &Environment) -> Vec<String> {
+    let mut kinds: BTreeMap<&str, Vec<&AcceleratorPath>> = BTreeMap::new();
+    for path in &environment.accelerator_paths {
+        kinds.entry(&path.path).or_default().push(path);
+    }
+    let gpus = environment.accelerators.len();
+    let line = |(kind, paths): (&str, Vec<&AcceleratorPath>)| {
+        // Two GPUs are named as any other pair is.
+        if gpus > 2 && paths.len() == gpus * (gpus - 1) / 2 {
+            return format!("{kind} between every two of the {gpus} GPUs");
+        }
+        let pairs: Vec<String> = paths.iter().map(|path| format!("{} and {}", path.from, path.to)).collect();
+        format!("{kind} between GPUs {}", pairs.join(", "))
+    };
+    kinds.into_iter().map(line).collect()
+}

@@ -1,0 +1,138 @@
+//! `autodist selftest`
+
+use crate::cli::SelftestArgs;
+use crate::devices;
+use crate::failure::Failure;
+use crate::output;
+use crate::progress::Progress;
+use autodist_compute::selftest::{self, Check, Rounding};
+use autodist_executor::{Device, ExecutionError, cuda, devices as opened};
+use autodist_spec::{DeviceKind, Precision, to_json};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// The stable shape of `selftest --json`.
+#[derive(Serialize)]
+struct Report {
+    devices: DeviceKind,
+    device: String,
+    passed: bool,
+    precisions: Vec<Results>,
+}
+
+#[derive(Serialize)]
+struct Results {
+    precision: Precision,
+    checks: Vec<Outcome>,
+}
+
+/// One check; `error` is null where a result is not finite or something was overwritten.
+#[derive(Serialize)]
+struct Outcome {
+    what: &'static str,
+    case: String,
+    error: f64,
+    tolerance: f64,
+    passed: bool,
+}
+
+pub fn run(args: &SelftestArgs) -> Result<(), Failure> {
+    let found = devices::choose(args.device)?;
+    let all: &[Precision] = match found.kind {
+        DeviceKind::Cpu => &[Precision::Fp32],
+        DeviceKind::Cuda => &Precision::ALL,
+    };
+    let only = args.precision.map(Precision::from);
+    if let Some(precision) = only {
+        devices::check_precision(found.kind, precision)?;
+    }
+    let mut report = Report {
+        devices: found.kind,
+        device: devices::name(found.kind, args.ordinal)?,
+        passed: true,
+        precisions: Vec::new(),
+    };
+    for precision in all.iter().copied().filter(|p| only.is_none_or(|only| only == *p)) {
+        let checks = match found.kind {
+            DeviceKind::Cpu => check(&opened::cpu(precision).map_err(failed)?, precision)?,
+            DeviceKind::Cuda => check(&cuda::open(args.ordinal, precision).map_err(failed)?, precision)?,
+        };
+        report.passed &= checks.iter().all(Check::passed);
+        report.precisions.push(Results { precision, checks: checks.into_iter().map(result).collect() });
+    }
+    output::print(&if args.json { to_json(&report) } else { table(&report) })?;
+    if report.passed {
+        return Ok(());
+    }
+    Err(Failure::Run("the device does not compute what the CPU computes: do not train on it".to_owned()))
+}
+
+fn failed(error: ExecutionError) -> Failure {
+    Failure::Run(error.to_string())
+}
+
+fn check<D: Device>(device: &D, precision: Precision) -> Result<Vec<Check>, Failure> {
+    let mut progress = Progress::new("selftest");
+    let mut done = 0;
+    // How many there will be depends on the device; the line tells what is at work.
+    let seen = |check: &Check| {
+        done += 1;
+        progress.at(done, done, &format!("{}: {}", precision.name(), check.what));
+    };
+    let checks = selftest::run(device, Rounding::of(precision), seen);
+    checks.map_err(|error| Failure::Run(error.to_string()))
+}
+
+fn result(check: Check) -> Outcome {
+    let passed = check.passed();
+    Outcome { what: check.what, case: check.case, error: check.error, tolerance: check.tolerance, passed }
+}
+
+/// A line for each operation, its worst check first; every failure in full.
+fn table(report: &Report) -> String {
+    let mut text =
+        format!("{}: each operation and layer against the CPU in double precision\n", report.device);
+    for Results { precision, checks } in &report.precisions {
+        let mut rows: BTreeMap<&str, Vec<&Outcome>> = BTreeMap::new();
+        for check in checks {
+            rows.entry(check.what).or_default().push(check);
+        }
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "\n{:<28} {:>6}  {:>11}  {:>11}",
+            precision.name(),
+            "checks",
+            "worst error",
+            "allowed"
+        );
+        for (what, checks) in rows {
+            let worst = checks.iter().max_by(|a, b| used(a).total_cmp(&used(b)));
+            let Some(worst) = worst else { continue };
+            let verdict = if checks.iter().all(|c| c.passed) { "ok" } else { "WRONG" };
+            let _ = writeln!(
+                text,
+                "  {what:<26} {:>6}  {:>11.1e}  {:>11.1e}  {verdict}",
+                checks.len(),
+                worst.error,
+                worst.tolerance
+            );
+            for check in checks.iter().filter(|c| !c.passed) {
+                let _ = writeln!(
+                    text,
+                    "      {}: {:.1e}, allowed {:.1e}",
+                    check.case, check.error, check.tolerance
+                );
+            }
+        }
+        let passed = checks.iter().filter(|c| c.passed).count();
+        let _ = writeln!(text, "  {passed} of {} checks passed", checks.len());
+    }
+    text
+}
+
+/// The part of its tolerance that a check uses.
+fn used(check: &Outcome) -> f64 {
+    check.error / check.tolerance
+}

@@ -1,0 +1,87 @@
+//! Which devices ranks compute on.
+
+use crate::cli::DevicesArg;
+use crate::failure::Failure;
+use crate::output;
+use autodist_executor::{Absent, cuda, host};
+use autodist_spec::{DeviceKind, InputError, Job, Precision, Recompute};
+
+/// What `--devices` comes to on this machine.
+pub struct Devices {
+    pub kind: DeviceKind,
+    pub count: u32,
+}
+
+/// GPUs where they are asked for, or are there.
+///
+/// # Errors
+/// GPUs are asked for and cannot be used: what is missing, where it was looked for, how to get it.
+pub fn choose(arg: DevicesArg) -> Result<Devices, Failure> {
+    let cores = Devices { kind: DeviceKind::Cpu, count: host::cores().len() as u32 };
+    match arg {
+        DevicesArg::Cpu => Ok(cores),
+        DevicesArg::Cuda => gpus().map_err(|absent| refused(&absent)),
+        DevicesArg::Auto => Ok(gpus().unwrap_or_else(|absent| {
+            output::note(&format!("ranks compute on CPU cores: {}", absent.brief));
+            cores
+        })),
+    }
+}
+
+/// Whether devices that a plan names are here.
+///
+/// # Errors
+/// As [`choose`].
+pub fn check(kind: DeviceKind) -> Result<(), Failure> {
+    match kind {
+        DeviceKind::Cpu => Ok(()),
+        DeviceKind::Cuda => gpus().map(|_| ()).map_err(|absent| refused(&absent)),
+    }
+}
+
+/// # Errors
+/// CPUs compute in fp32 only.
+pub fn check_precision(kind: DeviceKind, precision: Precision) -> Result<(), Failure> {
+    if kind == DeviceKind::Cpu && precision != Precision::Fp32 {
+        let problem = "needs a GPU: CPU ranks train in fp32";
+        let error = InputError::new("--precision", precision.name(), problem);
+        return Err(error.hint("use --precision fp32, or --devices cuda where there is a GPU").into());
+    }
+    Ok(())
+}
+
+/// Leaves out of the search what makes no difference on these devices: GPUs never keep attention's scores, so that
+/// selective recomputation is what they do anyway.
+pub fn leave_out(kind: DeviceKind, job: &mut Job) {
+    let recompute = &mut job.allow.recompute;
+    if kind == DeviceKind::Cuda && recompute.contains(&Recompute::None) {
+        recompute.retain(|policy| *policy != Recompute::Selective);
+    }
+}
+
+/// What `ordinal` names, for people.
+///
+/// # Errors
+/// There is no such GPU.
+pub fn name(kind: DeviceKind, ordinal: usize) -> Result<String, Failure> {
+    if kind == DeviceKind::Cpu {
+        return Ok(format!("cpu ({})", host::processor()));
+    }
+    let found = cuda::survey().map_err(|absent| refused(&absent))?.accelerators;
+    let gpu = found.get(ordinal).ok_or_else(|| {
+        let problem = format!("is no GPU of this machine: it has {}", found.len());
+        InputError::new("--ordinal", ordinal, problem).hint("count from 0")
+    })?;
+    Ok(format!("{} (GPU {ordinal}, compute capability {}, driver {})", gpu.name, gpu.capability, gpu.driver))
+}
+
+fn gpus() -> Result<Devices, Absent> {
+    let count = cuda::survey()?.accelerators.len() as u32;
+    Ok(Devices { kind: DeviceKind::Cuda, count })
+}
+
+fn refused(absent: &Absent) -> Failure {
+    InputError::new("--devices", "cuda", format!("cannot be used here: {}\n{}", absent.brief, absent.details))
+        .hint("use --devices cpu, or add what is missing; `autodist selftest --device cuda` proves it")
+        .into()
+}
