@@ -8,7 +8,7 @@ use crate::launch::{Argument, Form, double, float, int, long};
 use crate::library::Libraries;
 use crate::queue::{Buffer, Event, Kind, Queue};
 use autodist_compute::backend::{
-    AdamWStep, AttentionShape, Direction, FusedAttention, NormShape, RotaryShape, SgdStep, TableShape,
+    AdamWStep, Direction, FusedAttention, NormShape, RotaryShape, SgdStep, TableShape,
 };
 use autodist_compute::{Backend, DeviceError, Matrix, MatrixMut, Product, Region, RegionMut};
 use autodist_spec::Precision;
@@ -87,7 +87,7 @@ impl Cuda {
         if self.precision.is_mixed() { Kind::Bf16 } else { Kind::F32 }
     }
 
-    fn launch(&self, kernel: &str, form: Form, arguments: &[Argument]) {
+    pub(crate) fn launch(&self, kernel: &str, form: Form, arguments: &[Argument]) {
         self.queue.launch(kernel, form, arguments);
     }
 
@@ -164,18 +164,18 @@ fn bf16(x: f32) -> u16 {
 }
 
 /// Where a region begins, once it is known to hold `len` elements.
-fn read(region: Region<'_, Cuda>, len: usize) -> DevicePointer {
+pub(crate) fn read(region: Region<'_, Cuda>, len: usize) -> DevicePointer {
     let Region { buffer, offset } = region;
     assert!(offset + len <= buffer.len, "{len} elements at {offset} of {}", buffer.len);
     buffer.at(offset)
 }
 
-fn write(region: &RegionMut<'_, Cuda>, len: usize) -> DevicePointer {
+pub(crate) fn write(region: &RegionMut<'_, Cuda>, len: usize) -> DevicePointer {
     read(Region::new(region.buffer, region.offset), len)
 }
 
 /// [`read`] of a buffer in full precision.
-fn read_full(region: Region<'_, Cuda>, len: usize) -> DevicePointer {
+pub(crate) fn read_full(region: Region<'_, Cuda>, len: usize) -> DevicePointer {
     assert_eq!(region.buffer.kind, Kind::F32, "an operand in full precision");
     read(region, len)
 }
@@ -185,7 +185,7 @@ fn summed(pointer: DevicePointer, len: usize) -> Argument {
     if len == 0 { Argument::Null } else { pointer.into() }
 }
 
-fn write_full(region: &RegionMut<'_, Cuda>, len: usize) -> DevicePointer {
+pub(crate) fn write_full(region: &RegionMut<'_, Cuda>, len: usize) -> DevicePointer {
     read_full(Region::new(region.buffer, region.offset), len)
 }
 
@@ -202,7 +202,7 @@ fn strides(matrix: &Matrix<'_, Cuda>) -> Strides {
 }
 
 /// A kernel's name for operands of this kind.
-fn named(operation: &str, kind: Kind) -> String {
+pub(crate) fn named(operation: &str, kind: Kind) -> String {
     let suffix = match kind {
         Kind::F32 => "f32",
         Kind::Bf16 => "bf16",
@@ -211,7 +211,7 @@ fn named(operation: &str, kind: Kind) -> String {
 }
 
 /// All operands of an operation have one kind.
-fn same(kinds: &[Kind]) -> Kind {
+pub(crate) fn same(kinds: &[Kind]) -> Kind {
     assert!(kinds.iter().all(|kind| *kind == kinds[0]), "operands of one precision, not {kinds:?}");
     kinds[0]
 }
@@ -827,95 +827,5 @@ impl Norms {
                 sets: 1,
             },
         }
-    }
-}
-
-impl FusedAttention<Cuda> for Cuda {
-    fn forward(
-        &self,
-        shape: AttentionShape,
-        qkv: Region<'_, Cuda>,
-        attended: RegionMut<'_, Cuda>,
-        logsumexp: RegionMut<'_, Cuda>,
-    ) {
-        let kind = same(&[qkv.buffer.kind, attended.buffer.kind]);
-        let sizes = Sizes::of(&shape);
-        let mut arguments = sizes.arguments(&shape).to_vec();
-        arguments.extend_from_slice(&[
-            read(qkv, sizes.qkv).into(),
-            write(&attended, sizes.attended).into(),
-            write_full(&logsumexp, sizes.rows).into(),
-        ]);
-        self.launch(&named("attention_forward", kind), Form::attention(&shape, shape.heads), &arguments);
-    }
-
-    fn backward(
-        &self,
-        shape: AttentionShape,
-        qkv: Region<'_, Cuda>,
-        attended: Region<'_, Cuda>,
-        d_attended: Region<'_, Cuda>,
-        logsumexp: Region<'_, Cuda>,
-        d_qkv: RegionMut<'_, Cuda>,
-    ) {
-        let kinds = [qkv.buffer.kind, attended.buffer.kind, d_attended.buffer.kind, d_qkv.buffer.kind];
-        let kind = same(&kinds);
-        let sizes = Sizes::of(&shape);
-        let delta = self.queue.allocate(sizes.rows, Kind::F32);
-        let d_attended = read(d_attended, sizes.attended);
-        let arguments = [
-            int(shape.seq_len),
-            int(shape.micro_batch),
-            int(shape.heads),
-            int(shape.head_dim),
-            read(attended, sizes.attended).into(),
-            d_attended.into(),
-            delta.pointer.into(),
-        ];
-        self.launch(&named("attention_backward_delta", kind), Form::Rows(sizes.rows), &arguments);
-        let mut arguments = sizes.arguments(&shape).to_vec();
-        arguments.extend_from_slice(&[
-            read(qkv, sizes.qkv).into(),
-            d_attended.into(),
-            read_full(logsumexp, sizes.rows).into(),
-            delta.pointer.into(),
-            write(&d_qkv, sizes.qkv).into(),
-        ]);
-        for (kernel, heads) in
-            [("attention_backward_query", shape.heads), ("attention_backward_key_value", shape.kv_heads)]
-        {
-            self.launch(&named(kernel, kind), Form::attention(&shape, heads), &arguments);
-        }
-    }
-}
-
-/// Elements of attention's operands.
-struct Sizes {
-    qkv: usize,
-    attended: usize,
-    /// Of every head.
-    rows: usize,
-}
-
-impl Sizes {
-    fn of(shape: &AttentionShape) -> Self {
-        let tokens = shape.seq_len * shape.micro_batch;
-        assert!(shape.head_dim <= 256, "fused attention takes heads of at most 256, not {}", shape.head_dim);
-        Self {
-            qkv: tokens * (shape.heads + 2 * shape.kv_heads) * shape.head_dim,
-            attended: tokens * shape.heads * shape.head_dim,
-            rows: tokens * shape.heads,
-        }
-    }
-
-    fn arguments(&self, shape: &AttentionShape) -> [Argument; 6] {
-        [
-            int(shape.seq_len),
-            int(shape.micro_batch),
-            int(shape.heads),
-            int(shape.kv_heads),
-            int(shape.head_dim),
-            float(shape.scale),
-        ]
     }
 }

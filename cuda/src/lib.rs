@@ -8,6 +8,7 @@
 //! `synchronise` returns it; without memory for an operand, an operation is left out. Threads that wait sleep.
 
 mod api;
+mod attention;
 mod backend;
 pub mod blas;
 pub mod compile;
