@@ -19,14 +19,16 @@ pub struct HardwareTask {
 }
 
 impl HardwareTask {
-    /// The products of a layer's forward on `tokens` tokens, and copies up to the size of a layer's parameters.
+    /// The products of a layer's forward on `tokens` tokens, and copies up to the size of a layer's parameters, but at least
+    /// of more than caches hold.
     pub fn of(model: &ModelSpec, tokens: usize, precision: Precision) -> Self {
         let matrices = [LayerKind::Block, LayerKind::Head]
             .into_iter()
             .flat_map(|kind| model.parameters(kind))
             .filter(|p| p.split != TensorSplit::Replicated && p.columns > 1);
         let products: BTreeSet<_> = matrices.map(|p| (tokens, p.rows as usize, p.columns as usize)).collect();
-        let largest = (4 * model.layer_parameters(LayerKind::Block) as usize).clamp(1 << 16, 256 << 20);
+        // What fits a cache would tell the cache's speed.
+        let largest = (4 * model.layer_parameters(LayerKind::Block) as usize).clamp(32 << 20, 256 << 20);
         Self {
             products: products.into_iter().collect(),
             copies: BTreeSet::from([1 << 12, 1 << 16, largest]).into_iter().collect(),
