@@ -62,6 +62,9 @@ pub struct JobArgs {
     /// Arithmetic: fp32 everywhere, tf32 and bf16 on GPUs
     #[arg(long, value_enum)]
     pub precision: Option<PrecisionArg>,
+    /// Consider what is not exact, too
+    #[arg(long, value_enum)]
+    pub allow: Vec<AllowArg>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -165,6 +168,13 @@ pub struct StrategyArgs {
     pub bucket_bytes: Option<u64>,
 }
 
+/// What is not exact, and used only where it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AllowArg {
+    /// Gradients in fewer bytes, by every codec with its defaults
+    Compression,
+}
+
 /// How ranks are run.
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -191,6 +201,17 @@ pub struct RanksArgs {
     /// Allow more ranks than devices: plans run, but predicted step times do not hold
     #[arg(long)]
     pub oversubscribe: bool,
+    /// Make the ranks stand for the devices and links of this cluster file: arithmetic is real but takes as long as
+    /// there, and bytes cross links as slow as there
+    #[arg(long, conflicts_with_all = ["ranks", "devices"])]
+    pub emulate: Option<PathBuf>,
+}
+
+impl RanksArgs {
+    /// Emulated devices are cores.
+    pub fn kind(&self) -> DevicesArg {
+        if self.emulate.is_some() { DevicesArg::Cpu } else { self.devices }
+    }
 }
 
 #[derive(Debug, Args)]

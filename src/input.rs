@@ -1,12 +1,12 @@
 //! Reads the user's files and flags into typed, checked specs. Nothing else in the program opens an input file.
 
-use crate::cli::{JobArgs, StrategyArgs};
+use crate::cli::{AllowArg, JobArgs, StrategyArgs};
 use crate::failure::Failure;
 use autodist_program::rules;
 use autodist_spec::error::in_range;
 use autodist_spec::parse::{self, Check};
 use autodist_spec::{
-    Bytes, Cluster, InputError, Job, ModelSpec, ParallelStrategy, Plan, Precision, Profile, RunRecord,
+    Bytes, Cluster, Codec, InputError, Job, ModelSpec, Network, ParallelStrategy, Plan, Precision, Profile, RunRecord,
     ScheduleKind, Stage, Validation, catalog, huggingface,
 };
 use serde::de::DeserializeOwned;
@@ -69,6 +69,28 @@ pub fn run(path: &Path) -> Result<RunRecord, Failure> {
 
 pub fn validation(path: &Path) -> Result<Validation, Failure> {
     json(path)
+}
+
+/// A cluster file whose devices and links ranks on this machine can stand for.
+pub fn emulated(path: &Path) -> Result<Cluster, Failure> {
+    let text = path.display().to_string();
+    let cluster = cluster(&text)?;
+    let refuse = |field: &str, problem: &str, hint: &str| {
+        Err(Failure::from(InputError::new(field, "", problem).hint(hint).in_file(&text)))
+    };
+    if !cluster.homogeneous() {
+        return refuse("nodes", "devices of several kinds cannot be emulated side by side", "give one device");
+    }
+    in_range("devices in all", u64::from(cluster.device_count()), 1, 64).map_err(|e| e.in_file(&text))?;
+    if cluster.device().peak_flops_per_s.is_none() {
+        let hint = "floating-point operations that it really does in a second of training, e.g. 5e9";
+        return refuse("nodes[0].device.peak_flops_per_s", "is missing: nothing says how fast a device is", hint);
+    }
+    if Network::of(&cluster).is_none() {
+        let hint = "give every node group a `link`, and several nodes an `uplink` or the cluster a `network`";
+        return refuse("nodes[0].link", "is missing: nothing says how devices are joined", hint);
+    }
+    Ok(cluster)
 }
 
 /// Refuses what no training text can be read from; ranks would find out only after they have started.
@@ -136,6 +158,9 @@ pub fn job(
     job.seq_len = args.seq_len.unwrap_or(job.seq_len);
     job.seed = args.seed.unwrap_or(job.seed);
     job.precision = args.precision.map_or(job.precision, Precision::from);
+    if args.allow.contains(&AllowArg::Compression) {
+        job.allow.codecs = Codec::DEFAULTS.to_vec();
+    }
     if let Some(peak) = args.learning_rate {
         job.learning_rate.peak = peak;
     }

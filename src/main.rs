@@ -3,6 +3,7 @@
 //! Parse, resolve settings once into typed specs, call one library function, hand the result to `reports`. Results go
 //! to standard output, progress and warnings to standard error.
 
+mod agreement;
 mod cli;
 mod commands;
 mod devices;

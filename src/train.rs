@@ -3,7 +3,7 @@
 use crate::cli::RunArgs;
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::{devices, external};
+use crate::{agreement, devices, external};
 use autodist_executor::launcher::{LaunchError, LaunchOptions, launch};
 use autodist_executor::{DataSource, RankOutcome, Task, merge};
 use autodist_profiler::Assignment;
@@ -11,7 +11,7 @@ use autodist_spec::plan::label;
 use autodist_spec::profile::{Environment, Sample};
 use autodist_spec::run::{FailedRun, Measured, StepRecord, ValidatedRun};
 use autodist_spec::{
-    Alternative, DeviceKind, InputError, Job, ModelSpec, Plan, RunRecord, SCHEMA_VERSION, Validation,
+    Alternative, Cluster, DeviceKind, InputError, Job, ModelSpec, Network, Plan, RunRecord, SCHEMA_VERSION, Validation,
 };
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -35,8 +35,12 @@ pub fn stop_flag() -> Arc<AtomicBool> {
     flag.clone()
 }
 
-/// How ranks on `devices` are run; they must be there.
-pub fn options(run: &RunArgs, devices: DeviceKind) -> Result<LaunchOptions, Failure> {
+/// How ranks on `devices` are run, which must be there; standing for the devices and links of `emulated`.
+pub fn options(
+    run: &RunArgs,
+    devices: DeviceKind,
+    emulated: Option<&Cluster>,
+) -> Result<LaunchOptions, Failure> {
     let timeout = timeout(run)?;
     devices::check(devices)?;
     Ok(LaunchOptions {
@@ -47,6 +51,7 @@ pub fn options(run: &RunArgs, devices: DeviceKind) -> Result<LaunchOptions, Fail
         devices,
         stop: stop_flag(),
         agents: external::agents(),
+        network: emulated.and_then(Network::of),
     })
 }
 
@@ -108,6 +113,7 @@ pub fn candidates(plan: &Plan) -> Vec<Alternative> {
 /// Rounds over all plans: a machine that others share runs faster and slower for seconds at a time, so every plan is
 /// measured many times for a short while, in turn with the others, and not once for long.
 const ROUNDS: u32 = 5;
+const EMULATED_ROUNDS: u32 = 2;
 
 /// Trains every candidate in rounds, every other one in reverse order, and compares.
 pub fn validate(
@@ -122,7 +128,8 @@ pub fn validate(
             .hint("20 gives a usable median")
             .into());
     }
-    let rounds = ROUNDS.min(steps);
+    // An emulated device is always equally fast.
+    let rounds = if options.network.is_some() { EMULATED_ROUNDS } else { ROUNDS }.min(steps);
     let measured = steps.div_ceil(rounds);
     let tasks: Vec<Task> = candidates
         .iter()
@@ -214,6 +221,7 @@ fn take_round(
 fn environment(outcomes: &[RankOutcome], options: &LaunchOptions) -> Environment {
     let realtime = outcomes.iter().all(|o| o.realtime);
     let mut environment = autodist_profiler::environment(realtime, options.devices);
+    environment.emulated = options.network.is_some();
     environment.collectives = outcomes.first().map(|o| o.route.clone()).unwrap_or_default();
     if options.realtime && !environment.realtime {
         environment
@@ -303,6 +311,7 @@ fn compare(
         median_error: median(|r| r.step_time_error),
         median_adjusted_error: median(|r| r.adjusted_error),
         regret: runs.first().map_or(0.0, |r| r.regret),
+        agreement: agreement::of(plan, &runs),
         runs,
         failed,
     };

@@ -1,11 +1,17 @@
 //! What the engine calls: collectives over one group of ranks.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Add, Range, Sub};
 use std::sync::Arc;
 
+use autodist_collectives::{Collective, Schedule, peers, shard_range, suits};
+use autodist_spec::Algorithm;
+
+use crate::blobs;
 use crate::connection::{Connection, exchange};
 use crate::error::{CommunicationError, Result};
 use crate::ring::Pass;
+use crate::scheduled::Part;
 
 /// How values of several ranks become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,20 +63,6 @@ impl Sub for Counters {
     }
 }
 
-/// The elements of `length` that belong to member `index` of `size`: consecutive, as equal as they can be, the
-/// first `length mod size` members having one more.
-///
-/// ```
-/// use autodist_communication::shard_range;
-/// assert_eq!([0, 1, 2].map(|index| shard_range(7, 3, index)), [0..3, 3..5, 5..7]);
-/// ```
-#[must_use]
-pub fn shard_range(length: usize, size: usize, index: usize) -> Range<usize> {
-    let (share, extra) = (length / size, length % size);
-    let start = index * share + index.min(extra);
-    start..start + share + usize::from(index < extra)
-}
-
 /// Collectives over one group of ranks.
 ///
 /// All members make the same calls in the same order, with the same lengths. Results are the same bits on all
@@ -101,6 +93,31 @@ pub trait Communicator: Send {
     /// Fills `values`, of which this member holds its [`shard_range`], with the shards of all.
     fn all_gather(&mut self, values: &mut [f32]) -> Result<()>;
 
+    /// [`Communicator::all_reduce`] by another algorithm than the ring, for which the group was opened
+    /// ([`Ways`]); otherwise [`CommunicationError::Unsuitable`], after which the group is as usable as before.
+    /// Sums are made in another order, so they may round otherwise.
+    fn all_reduce_by(&mut self, algorithm: Algorithm, values: &mut [f32], reduction: Reduction)
+    -> Result<()>;
+
+    /// [`Communicator::reduce_scatter`] by another algorithm.
+    fn reduce_scatter_by(
+        &mut self,
+        algorithm: Algorithm,
+        values: &mut [f32],
+        reduction: Reduction,
+    ) -> Result<Range<usize>>;
+
+    /// [`Communicator::all_gather`] by another algorithm.
+    fn all_gather_by(&mut self, algorithm: Algorithm, values: &mut [f32]) -> Result<()>;
+
+    /// What every member has, by place, around the ring. Lengths may differ; they are told first, which is no
+    /// payload.
+    fn all_gather_bytes(&mut self, own: &[u8]) -> Result<Vec<Vec<u8>>>;
+
+    /// Gives `parts[i]` to member `i` and returns what each has for this one, by place. Lengths may differ. Needs
+    /// a connection to everybody ([`Ways::all_to_all`]), which groups of up to three have anyway.
+    fn all_to_all_bytes(&mut self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>>;
+
     /// Replaces `values` by those of the member with place `root`.
     fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<()>;
 
@@ -111,31 +128,96 @@ pub trait Communicator: Send {
     fn counters(&self) -> Counters;
 }
 
-/// [`Communicator`] by ring algorithms over any connections.
-pub(crate) struct RingCommunicator {
+/// What a group is opened for, beyond rings, for which every group is. More algorithms need more connections.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ways {
+    /// For the collectives that take an algorithm. All must suit the group.
+    pub algorithms: Vec<Algorithm>,
+    /// For [`Communicator::all_to_all_bytes`].
+    pub all_to_all: bool,
+}
+
+impl Ways {
+    /// The members, by place, to whom the member at `rank` needs connections beside those of the ring.
+    pub(crate) fn others(&self, size: usize, rank: usize) -> BTreeSet<usize> {
+        let mut others: BTreeSet<usize> =
+            self.algorithms.iter().flat_map(|&algorithm| peers(algorithm, size, rank)).collect();
+        if self.all_to_all {
+            others.extend(0..size);
+        }
+        for near in [rank, (rank + 1) % size, (rank + size - 1) % size] {
+            others.remove(&near);
+        }
+        others
+    }
+}
+
+/// One member's connections, by the place of who is at the other end.
+///
+/// Those to its two neighbours are one each. In a group of two they are two as well, one for each direction: with one
+/// for both, small all-reduces took twice as long over loopback.
+#[derive(Default)]
+pub(crate) struct Links {
+    to: BTreeMap<usize, Arc<dyn Connection>>,
+    from: BTreeMap<usize, Arc<dyn Connection>>,
+}
+
+impl Links {
+    /// A connection for both directions.
+    pub(crate) fn insert(&mut self, place: usize, connection: Arc<dyn Connection>) {
+        self.insert_to(place, connection.clone());
+        self.insert_from(place, connection);
+    }
+
+    pub(crate) fn insert_to(&mut self, place: usize, connection: Arc<dyn Connection>) {
+        self.to.insert(place, connection);
+    }
+
+    pub(crate) fn insert_from(&mut self, place: usize, connection: Arc<dyn Connection>) {
+        self.from.insert(place, connection);
+    }
+
+    /// Over which to send.
+    pub(crate) fn to(&self, place: usize) -> Option<&dyn Connection> {
+        self.to.get(&place).map(|connection| &**connection)
+    }
+
+    /// Over which to receive.
+    pub(crate) fn from(&self, place: usize) -> Option<&dyn Connection> {
+        self.from.get(&place).map(|connection| &**connection)
+    }
+
+    fn shutdown(&self) {
+        self.to.values().chain(self.from.values()).for_each(|connection| connection.shutdown());
+    }
+}
+
+/// How many collectives' schedules a group remembers: a training step repeats a few lengths. A limit, because who
+/// calls with ever new lengths must not fill the memory.
+const REMEMBERED: usize = 64;
+
+/// [`Communicator`] over any connections.
+pub(crate) struct GroupCommunicator {
     lane: String,
     members: Vec<usize>,
     rank: usize,
-    /// To the next and from the previous member; none in a group of one. In a group of two they are two as well:
-    /// with one for both directions, small all-reduces took twice as long over loopback.
-    neighbours: Option<(Arc<dyn Connection>, Arc<dyn Connection>)>,
+    ways: Ways,
+    links: Links,
+    parts: BTreeMap<(Algorithm, Collective, usize), Arc<Part>>,
     scratch: Vec<f32>,
     counters: Counters,
     broken: bool,
 }
 
-impl RingCommunicator {
-    pub(crate) fn new(
-        lane: &str,
-        members: &[usize],
-        rank: usize,
-        neighbours: Option<(Arc<dyn Connection>, Arc<dyn Connection>)>,
-    ) -> Self {
+impl GroupCommunicator {
+    pub(crate) fn new(lane: &str, members: &[usize], rank: usize, ways: &Ways, links: Links) -> Self {
         Self {
             lane: lane.to_owned(),
             members: members.to_vec(),
             rank,
-            neighbours,
+            ways: ways.clone(),
+            links,
+            parts: BTreeMap::new(),
             scratch: Vec::new(),
             counters: Counters::default(),
             broken: false,
@@ -144,27 +226,80 @@ impl RingCommunicator {
 
     /// Runs a pass, and closes the lane if it fails.
     fn run(&mut self, pass: &Pass, values: &mut [f32], combine: fn(&mut [f32], &[f32])) -> Result<()> {
-        let Some((next, previous)) = &self.neighbours else { return Ok(()) };
-        if self.broken {
-            return Err(CommunicationError::Broken { lane: self.lane.clone(), operation: pass.operation() });
-        }
-        let outcome = pass.run(&**next, &**previous, values, combine, &mut self.scratch, &mut self.counters);
+        let size = self.size();
+        self.usable(pass.operation())?;
+        let next = self.links.to((self.rank + 1) % size);
+        let Some((next, previous)) = next.zip(self.links.from((self.rank + size - 1) % size)) else {
+            return Ok(());
+        };
+        let outcome = pass.run(next, previous, values, combine, &mut self.scratch, &mut self.counters);
         self.settle(outcome)
     }
 
-    fn settle(&mut self, outcome: Result<()>) -> Result<()> {
-        if outcome.is_err()
-            && let Some((next, previous)) = &self.neighbours
-        {
+    /// Runs this member's part of a schedule, as [`GroupCommunicator::run`] does a pass.
+    fn run_by(
+        &mut self,
+        algorithm: Algorithm,
+        collective: Collective,
+        operation: &'static str,
+        values: &mut [f32],
+        combine: fn(&mut [f32], &[f32]),
+    ) -> Result<()> {
+        let size = self.size();
+        let refuse = |reason: String| CommunicationError::Unsuitable {
+            lane: self.lane.clone(),
+            operation,
+            way: algorithm.name(),
+            reason,
+        };
+        suits(algorithm, collective, size).map_err(|unsuitable| refuse(unsuitable.reason))?;
+        // Not whether this member happens to have the connections it needs: others might not, and would wait.
+        if !self.ways.algorithms.contains(&algorithm) {
+            return Err(refuse("the group was not opened for it".to_owned()));
+        }
+        if size == 1 {
+            return Ok(());
+        }
+        self.usable(operation)?;
+        let key = (algorithm, collective, values.len());
+        let part = match self.parts.get(&key) {
+            Some(part) => part.clone(),
+            None => {
+                let schedule = Schedule::build(algorithm, collective, values.len(), size)
+                    .map_err(|unsuitable| refuse(unsuitable.reason))?;
+                if self.parts.len() >= REMEMBERED {
+                    self.parts.clear();
+                }
+                let part = Arc::new(Part::of(schedule, self.rank));
+                self.parts.insert(key, part.clone());
+                part
+            }
+        };
+        let outcome = part
+            .run(&self.links, values, combine, &mut self.scratch, &mut self.counters, operation)
+            .and_then(
+                |whole| if whole { Ok(()) } else { Err(refuse("its schedule cannot go on".to_owned())) },
+            );
+        self.settle(outcome)
+    }
+
+    fn usable(&self, operation: &'static str) -> Result<()> {
+        if self.broken {
+            return Err(CommunicationError::Broken { lane: self.lane.clone(), operation });
+        }
+        Ok(())
+    }
+
+    fn settle<T>(&mut self, outcome: Result<T>) -> Result<T> {
+        if outcome.is_err() {
             self.broken = true;
-            next.shutdown();
-            previous.shutdown();
+            self.links.shutdown();
         }
         outcome
     }
 }
 
-impl Communicator for RingCommunicator {
+impl Communicator for GroupCommunicator {
     fn rank(&self) -> usize {
         self.rank
     }
@@ -202,6 +337,64 @@ impl Communicator for RingCommunicator {
         self.run(&pass, values, |_, _| ())
     }
 
+    fn all_reduce_by(
+        &mut self,
+        algorithm: Algorithm,
+        values: &mut [f32],
+        reduction: Reduction,
+    ) -> Result<()> {
+        match algorithm {
+            Algorithm::Ring => self.all_reduce(values, reduction),
+            _ => self.run_by(algorithm, Collective::AllReduce, "all-reduce", values, reduction.combine()),
+        }
+    }
+
+    fn reduce_scatter_by(
+        &mut self,
+        algorithm: Algorithm,
+        values: &mut [f32],
+        reduction: Reduction,
+    ) -> Result<Range<usize>> {
+        if algorithm == Algorithm::Ring {
+            return self.reduce_scatter(values, reduction);
+        }
+        let own = shard_range(values.len(), self.size(), self.rank);
+        self.run_by(algorithm, Collective::ReduceScatter, "reduce-scatter", values, reduction.combine())?;
+        Ok(own)
+    }
+
+    fn all_gather_by(&mut self, algorithm: Algorithm, values: &mut [f32]) -> Result<()> {
+        match algorithm {
+            Algorithm::Ring => self.all_gather(values),
+            _ => self.run_by(algorithm, Collective::AllGather, "all-gather", values, |_, _| ()),
+        }
+    }
+
+    fn all_gather_bytes(&mut self, own: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.usable(blobs::ALL_GATHER)?;
+        let outcome = blobs::all_gather(&self.links, self.rank, self.size(), own, &mut self.counters);
+        self.settle(outcome)
+    }
+
+    fn all_to_all_bytes(&mut self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
+        let size = self.size();
+        let refuse = |reason: String| CommunicationError::Unsuitable {
+            lane: self.lane.clone(),
+            operation: blobs::ALL_TO_ALL,
+            way: "direct connections".to_owned(),
+            reason,
+        };
+        if parts.len() != size {
+            return Err(refuse(format!("{} parts are not one for each of {size} members", parts.len())));
+        }
+        if size > 3 && !self.ways.all_to_all {
+            return Err(refuse("the group was not opened for it".to_owned()));
+        }
+        self.usable(blobs::ALL_TO_ALL)?;
+        let outcome = blobs::all_to_all(&self.links, self.rank, parts, &mut self.counters);
+        self.settle(outcome)
+    }
+
     fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<()> {
         if root >= self.size() {
             return Err(CommunicationError::NotAMember {
@@ -220,14 +413,15 @@ impl Communicator for RingCommunicator {
 
     fn barrier(&mut self) -> Result<()> {
         const OPERATION: &str = "barrier";
-        let Some((next, previous)) = &self.neighbours else { return Ok(()) };
-        if self.broken {
-            return Err(CommunicationError::Broken { lane: self.lane.clone(), operation: OPERATION });
-        }
+        let size = self.size();
+        self.usable(OPERATION)?;
+        let next = self.links.to((self.rank + 1) % size);
+        let Some((next, previous)) = next.zip(self.links.from((self.rank + size - 1) % size)) else {
+            return Ok(());
+        };
         // After k rounds this member has heard, through its neighbour, of the k members before it.
         let mut arrived = [0];
-        let outcome =
-            (1..self.size()).try_for_each(|_| exchange(&**next, &**previous, &[1], &mut arrived, OPERATION));
+        let outcome = (1..size).try_for_each(|_| exchange(next, previous, &[1], &mut arrived, OPERATION));
         self.settle(outcome)
     }
 

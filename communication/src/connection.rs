@@ -129,8 +129,18 @@ impl Idle {
         receiving: Option<&dyn Connection>,
         operation: &'static str,
     ) -> Result<()> {
+        self.wait_any(sending.as_slice(), receiving.as_slice(), operation)
+    }
+
+    /// The same for any number of connections: until one of them is ready.
+    pub(crate) fn wait_any(
+        &mut self,
+        sending: &[&dyn Connection],
+        receiving: &[&dyn Connection],
+        operation: &'static str,
+    ) -> Result<()> {
         // A peer we wait to hear from is the likelier culprit: what we send is stuck only behind it.
-        let Some(suspect) = receiving.or(sending) else { return Ok(()) };
+        let Some(suspect) = receiving.first().or(sending.first()) else { return Ok(()) };
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();
         let left = suspect.timeout().saturating_sub(waited);
         let timed_out = || CommunicationError::TimedOut {
@@ -142,20 +152,12 @@ impl Idle {
         if left.is_zero() {
             return Err(timed_out());
         }
-        let ready = match (sending, receiving) {
-            (Some(sending), Some(receiving)) => poll::wait(
-                &mut [
-                    poll::interest(sending.descriptor(), false, true),
-                    poll::interest(receiving.descriptor(), true, false),
-                ],
-                Some(left),
-            ),
-            _ => poll::wait(
-                &mut [poll::interest(suspect.descriptor(), receiving.is_some(), sending.is_some())],
-                Some(left),
-            ),
-        };
-        match ready {
+        let mut descriptors: Vec<_> = sending
+            .iter()
+            .map(|connection| poll::interest(connection.descriptor(), false, true))
+            .chain(receiving.iter().map(|connection| poll::interest(connection.descriptor(), true, false)))
+            .collect();
+        match poll::wait(&mut descriptors, Some(left)) {
             Ok(true) => Ok(()),
             Ok(false) => Err(timed_out()),
             Err(source) => Err(CommunicationError::Io {
@@ -284,5 +286,56 @@ impl Connection for SocketConnection {
     }
     fn shutdown(&self) {
         self.socket.shutdown();
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// A connection that moves few bytes at a time, so that elements arrive in parts.
+    struct Trickle {
+        inner: SocketConnection,
+        most: usize,
+    }
+
+    impl Connection for Trickle {
+        fn peer(&self) -> Peer {
+            self.inner.peer()
+        }
+        fn lane(&self) -> &str {
+            self.inner.lane()
+        }
+        fn timeout(&self) -> Duration {
+            self.inner.timeout()
+        }
+        fn try_send(&self, bytes: &[u8], operation: &'static str) -> Result<usize> {
+            self.inner.try_send(&bytes[..bytes.len().min(self.most)], operation)
+        }
+        fn try_receive(&self, buffer: &mut [u8], operation: &'static str) -> Result<usize> {
+            let most = buffer.len().min(self.most);
+            self.inner.try_receive(&mut buffer[..most], operation)
+        }
+        fn descriptor(&self) -> BorrowedFd<'_> {
+            self.inner.descriptor()
+        }
+        fn shutdown(&self) {
+            self.inner.shutdown();
+        }
+    }
+
+    /// A connection between two ranks: the first one's end and the second one's.
+    pub(crate) fn trickle(
+        one: usize,
+        other: usize,
+        most: usize,
+    ) -> (Arc<dyn Connection>, Arc<dyn Connection>) {
+        let (here, there) = UnixStream::pair().unwrap();
+        let end = |socket, peer| -> Arc<dyn Connection> {
+            let timeout = Duration::from_secs(10);
+            let inner = SocketConnection::unix(socket, Peer::Rank(peer), "data", timeout).unwrap();
+            Arc::new(Trickle { inner, most })
+        };
+        (end(here, other), end(there, one))
     }
 }

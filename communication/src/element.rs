@@ -10,6 +10,9 @@ pub(crate) unsafe trait Element: Copy + Default + 'static {}
 // SAFETY: four bytes, every pattern of which is a float.
 unsafe impl Element for f32 {}
 
+// SAFETY: a byte is a byte.
+unsafe impl Element for u8 {}
+
 pub(crate) fn as_bytes<E: Element>(values: &[E]) -> &[u8] {
     // SAFETY: `Element` has no padding, and a byte needs no alignment.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::communicator::{Communicator, RingCommunicator};
+use autodist_collectives::{Collective, suits};
+
+use crate::communicator::{Communicator, GroupCommunicator, Links, Ways};
 use crate::connection::Connection;
 use crate::control::Control;
 use crate::error::{CommunicationError, Result};
@@ -63,27 +65,49 @@ impl Endpoint {
     /// [`CommunicationError::InvalidGroup`] for members that are no group, and those of
     /// [`Transport::connect`].
     pub fn group(&mut self, name: &str, members: &[usize]) -> Result<Box<dyn Communicator>> {
+        self.group_for(name, members, &Ways::default())
+    }
+
+    /// The same with whatever connections `ways` need beside those of the ring. All members name the same ways.
+    ///
+    /// # Errors
+    /// As [`Endpoint::group`], and [`CommunicationError::Unsuitable`] for an algorithm that this group cannot run.
+    pub fn group_for(&mut self, name: &str, members: &[usize], ways: &Ways) -> Result<Box<dyn Communicator>> {
         self.check(name, members)?;
         let place = members.iter().position(|&member| member == self.rank);
         let Some(place) = place else {
             return Err(self.invalid(name, members, "this rank is not among them"));
         };
         let size = members.len();
-        let next = members[(place + 1) % size];
-        let previous = members[(place + size - 1) % size];
-        let neighbours = if size == 1 {
-            None
-        } else {
-            let mut connections = self.transport.connect(name, &[next, previous])?;
+        for &algorithm in &ways.algorithms {
+            suits(algorithm, Collective::AllReduce, size).map_err(|unsuitable| {
+                CommunicationError::Unsuitable {
+                    lane: name.to_owned(),
+                    operation: "opening a group",
+                    way: algorithm.name(),
+                    reason: unsuitable.reason,
+                }
+            })?;
+        }
+        let mut links = Links::default();
+        if size > 1 {
+            let (next, previous) = ((place + 1) % size, (place + size - 1) % size);
+            let places: Vec<usize> = [next, previous].into_iter().chain(ways.others(size, place)).collect();
+            let peers: Vec<usize> = places.iter().map(|&place| members[place]).collect();
+            let mut connections = self.transport.connect(name, &peers)?;
             if size == 2 && place == 1 {
                 // One connection for each direction: the first leads from the first member to the second.
                 connections.reverse();
             }
-            let mut connections = connections.into_iter();
-            connections.next().zip(connections.next())
-        };
+            let mut connections = places.into_iter().zip(connections);
+            if size == 2 {
+                connections.next().into_iter().for_each(|(place, link)| links.insert_to(place, link));
+                connections.next().into_iter().for_each(|(place, link)| links.insert_from(place, link));
+            }
+            connections.for_each(|(place, link)| links.insert(place, link));
+        }
         self.lanes.insert(name.to_owned());
-        Ok(Box::new(RingCommunicator::new(name, members, place, neighbours)))
+        Ok(Box::new(GroupCommunicator::new(name, members, place, ways, links)))
     }
 
     /// Opens tagged messages with `peers`. Every peer calls it with the same name and this rank among its own

@@ -69,6 +69,10 @@ pub enum CommunicationError {
     #[error("{operation} on `{lane}` names {index}, but the lane has {members:?}")]
     NotAMember { operation: &'static str, lane: String, index: usize, members: Vec<usize> },
 
+    /// An algorithm that is not for this group, or whose connections it was not opened with. Nothing was sent.
+    #[error("{operation} on `{lane}` by {way}: {reason}")]
+    Unsuitable { lane: String, operation: &'static str, way: String, reason: String },
+
     /// An earlier error left the lane in the middle of a message; it cannot be used any more.
     #[error("{operation} on `{lane}`: the lane failed before and is closed")]
     Broken { lane: String, operation: &'static str },

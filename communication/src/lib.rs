@@ -3,7 +3,7 @@
 //! | layer | here |
 //! |---|---|
 //! | bytes to one peer | [`Connection`]: TCP between processes ([`tcp`]), socket pairs between threads ([`local`]) |
-//! | algorithms over connections | rings (private) |
+//! | algorithms over connections | rings, and the schedules of `collectives` (private) |
 //! | what the engine calls | [`Communicator`] for groups, [`Mailbox`] for pipeline stages |
 //! | how ranks find each other | [`Endpoint`], [`tcp::Rendezvous`], [`Control`] and [`Supervisor`] |
 //!
@@ -14,6 +14,7 @@
 //! Groups may be used by different threads at the same time, since each has its own connections. See
 //! [`local::mesh`] for an example.
 
+mod blobs;
 mod communicator;
 mod connection;
 mod control;
@@ -26,11 +27,14 @@ mod mailbox;
 mod poll;
 pub mod queue;
 mod ring;
+mod scheduled;
 mod supervisor;
+pub mod switch;
 pub mod tcp;
 mod wire;
 
-pub use communicator::{Communicator, Counters, Reduction, shard_range};
+pub use autodist_collectives::shard_range;
+pub use communicator::{Communicator, Counters, Reduction, Ways};
 pub use connection::{Connection, exchange, receive_exact, send_all};
 pub use control::{Control, ControlEvent, ControlOrder};
 pub use endpoint::{Endpoint, Transport};

@@ -11,7 +11,9 @@
 
 use std::ops::Range;
 
-use crate::communicator::{Counters, shard_range};
+use autodist_collectives::shard_range;
+
+use crate::communicator::Counters;
 use crate::connection::{Connection, Idle};
 use crate::element::{Element, as_bytes, as_bytes_mut};
 use crate::error::Result;
@@ -19,7 +21,7 @@ use crate::error::Result;
 /// The most bytes that one system call moves: small enough that sending and receiving take turns and that what
 /// was received is still in the core's cache when it is combined. Between 16 KiB and 1 MiB, 64 to 96 KiB were the
 /// fastest for 2 and 4 ranks on 2 cores, the ends of that range half as fast (example `bandwidth`).
-const PORTION: usize = 96 << 10;
+pub(crate) const PORTION: usize = 96 << 10;
 
 /// What one member does in one collective.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,11 +68,16 @@ impl Pass {
 
     /// Starts with member `rank` holding shard `rank`, ends with all holding all.
     pub(crate) fn all_gather(length: usize, size: usize, rank: usize) -> Self {
-        let shard = |behind: usize| shard_range(length, size, (rank + size - behind) % size);
+        Self::all_gather_of(size, rank, |owner| shard_range(length, size, owner))
+    }
+
+    /// The same with other ranges than shards, which must not overlap.
+    pub(crate) fn all_gather_of(size: usize, rank: usize, range: impl Fn(usize) -> Range<usize>) -> Self {
+        let piece = |behind: usize| Piece::whole(range((rank + size - behind) % size));
         Self {
             operation: "all-gather",
-            head: Piece::whole(shard(0)),
-            incoming: (1..size).map(|behind| Piece::whole(shard(behind))).collect(),
+            head: piece(0),
+            incoming: (1..size).map(piece).collect(),
             forwarded: size - 2,
         }
     }
@@ -220,62 +227,20 @@ impl Cursor {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::BorrowedFd;
-    use std::os::unix::net::UnixStream;
-    use std::sync::Arc;
-    use std::time::Duration;
-
     use super::*;
-    use crate::connection::SocketConnection;
-    use crate::error::Peer;
-
-    /// A connection that moves few bytes at a time, so that elements arrive in parts.
-    struct Trickle {
-        inner: SocketConnection,
-        most: usize,
-    }
-
-    impl Connection for Trickle {
-        fn peer(&self) -> Peer {
-            self.inner.peer()
-        }
-        fn lane(&self) -> &str {
-            self.inner.lane()
-        }
-        fn timeout(&self) -> Duration {
-            self.inner.timeout()
-        }
-        fn try_send(&self, bytes: &[u8], operation: &'static str) -> Result<usize> {
-            self.inner.try_send(&bytes[..bytes.len().min(self.most)], operation)
-        }
-        fn try_receive(&self, buffer: &mut [u8], operation: &'static str) -> Result<usize> {
-            let most = buffer.len().min(self.most);
-            self.inner.try_receive(&mut buffer[..most], operation)
-        }
-        fn descriptor(&self) -> BorrowedFd<'_> {
-            self.inner.descriptor()
-        }
-        fn shutdown(&self) {
-            self.inner.shutdown();
-        }
-    }
+    use crate::connection::testing::trickle;
 
     #[test]
     fn elements_may_arrive_in_parts() {
         const SIZE: usize = 3;
         const LENGTH: usize = 100;
         for most in [1, 2, 3, 5, 7, 1000] {
-            let trickle = |socket, peer| -> Arc<dyn Connection> {
-                let timeout = Duration::from_secs(10);
-                let inner = SocketConnection::unix(socket, Peer::Rank(peer), "data", timeout).unwrap();
-                Arc::new(Trickle { inner, most })
-            };
             // Edge i leads from member i to the next one.
             let (mut next, mut previous) = (Vec::new(), Vec::new());
             for rank in 0..SIZE {
-                let (from, to) = UnixStream::pair().unwrap();
-                next.push(trickle(from, (rank + 1) % SIZE));
-                previous.push(trickle(to, rank));
+                let (from, to) = trickle(rank, (rank + 1) % SIZE, most);
+                next.push(from);
+                previous.push(to);
             }
             previous.rotate_right(1);
             let members = next.into_iter().zip(previous).enumerate().map(|(rank, (next, previous))| {

@@ -14,6 +14,7 @@ use crate::control::{ControlEvent, check_length};
 use crate::error::{Peer, Result};
 use crate::keep_alive::keep_alive;
 use crate::poll;
+use crate::switch::Switch;
 use crate::wire::{Decoder, Hello, Kind, LONGEST_FRAME, LONGEST_HELLO, Purpose, Refusal, frame, frame_of};
 
 const OPERATION: &str = "control";
@@ -92,6 +93,7 @@ impl Supervisor {
         world: usize,
         door: Option<(TcpListener, String)>,
         known: Vec<(usize, SocketConnection)>,
+        switch: Option<Arc<Switch>>,
     ) -> io::Result<Self> {
         let (wake, woken) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
@@ -105,6 +107,7 @@ impl Supervisor {
             commands: commands.clone(),
             events: sender,
             visitors: Vec::new(),
+            switch,
             listens: vec![None; world],
             undelivered: Vec::new(),
             gone: 0,
@@ -145,6 +148,8 @@ struct Hub {
     commands: Arc<Commands>,
     events: Sender<ControlEvent>,
     visitors: Vec<Visitor>,
+    /// What the ranks reach each other through.
+    switch: Option<Arc<Switch>>,
     /// Where each rank that has come through the door listens.
     listens: Vec<Option<SocketAddr>>,
     /// Messages for ranks that do not know yet where the others are.
@@ -355,10 +360,14 @@ impl Hub {
             self.visitors[index].unsent.extend(frame(Kind::Stop, &[]));
         }
         if let Some(table) = self.listens.iter().copied().collect::<Option<Vec<_>>>() {
-            let table = frame_of(Kind::Table, &table);
             for visitor in &mut self.visitors {
-                if let Stage::Joined(_) = visitor.stage {
-                    visitor.unsent.extend_from_slice(&table);
+                if let Stage::Joined(rank) = visitor.stage {
+                    let own = self.switch.as_ref().map_or_else(|| Ok(table.clone()), |s| s.table(rank, &table));
+                    let answer = match own {
+                        Ok(table) => frame_of(Kind::Table, &table),
+                        Err(error) => frame_of(Kind::Refused, &Refusal::Other(format!("no emulated links: {error}"))),
+                    };
+                    visitor.unsent.extend_from_slice(&answer);
                     visitor.flush();
                 }
             }

@@ -10,7 +10,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use autodist_communication::tcp::{Rendezvous, TcpOptions, join};
-use autodist_communication::{CommunicationError, ControlEvent, Peer, Reduction, local};
+use autodist_communication::{CommunicationError, ControlEvent, Endpoint, Peer, Reduction, Ways, local};
+use autodist_spec::Algorithm;
 use common::{BOTH, Over, TIMEOUT, job, options};
 
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
@@ -238,55 +239,63 @@ const CHILD: &str = "AUTODIST_COMMUNICATION_TEST_RENDEZVOUS";
 /// Not a test of its own: the process that the next test kills.
 #[test]
 fn victim() {
-    let Ok(rendezvous) = std::env::var(CHILD) else { return };
-    let mut endpoint = join(TcpOptions {
-        rendezvous: rendezvous.parse().unwrap(),
-        rank: 1,
-        world: 3,
-        token: "secret".to_owned(),
-        timeout: TIMEOUT,
-        bind: None,
-    })
-    .unwrap();
-    let mut group = endpoint.group("data", &[0, 1, 2]).unwrap();
+    let Ok(words) = std::env::var(CHILD) else { return };
+    let (rendezvous, algorithm) = words.split_once(' ').unwrap();
+    let options = options(rendezvous.parse().unwrap(), 1, FAMILY.len(), TIMEOUT);
+    let mut endpoint = join(options).unwrap();
+    let error = reduce_for_ever(&mut endpoint, ALGORITHMS[algorithm.parse::<usize>().unwrap()]);
+    panic!("{error}");
+}
+
+/// The victim and the others.
+const FAMILY: [usize; 4] = [0, 1, 2, 3];
+const ALGORITHMS: [Algorithm; 4] = [
+    Algorithm::Ring,
+    Algorithm::DoubleBinaryTree,
+    Algorithm::HalvingDoubling,
+    Algorithm::Hierarchical { inner: 2 },
+];
+
+fn reduce_for_ever(endpoint: &mut Endpoint, algorithm: Algorithm) -> CommunicationError {
+    let ways = Ways { algorithms: vec![algorithm], all_to_all: false };
+    let mut group = endpoint.group_for("data", &FAMILY, &ways).unwrap();
     endpoint.control().send(b"ready").unwrap();
     loop {
-        group.all_reduce(&mut vec![1.0; 300_000], Reduction::Sum).unwrap();
+        if let Err(error) = group.all_reduce_by(algorithm, &mut vec![1.0; 300_000], Reduction::Sum) {
+            return error;
+        }
     }
 }
 
 #[test]
 fn a_killed_process_is_named_at_once() {
-    let rendezvous = Rendezvous::bind(LOOPBACK, 3, "secret").unwrap();
-    let mut victim = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "victim", "--nocapture"])
-        .env(CHILD, rendezvous.address().to_string())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let ranks = [0, 2].map(|rank| {
-        let options = options(rendezvous.address(), rank, 3, TIMEOUT);
-        std::thread::spawn(move || {
-            let mut endpoint = join(options).unwrap();
-            let mut group = endpoint.group("data", &[0, 1, 2]).unwrap();
-            loop {
-                if let Err(error) = group.all_reduce(&mut vec![1.0; 300_000], Reduction::Sum) {
-                    return (Instant::now(), error);
-                }
-            }
-        })
-    });
-    let ready = ControlEvent::Message(1, b"ready".to_vec());
-    assert!(rendezvous.events().iter().any(|event| event == ready));
-    std::thread::sleep(Duration::from_millis(50));
-    let killed = Instant::now();
-    victim.kill().unwrap();
-    victim.wait().unwrap();
-    assert!(rendezvous.events().iter().any(|event| event == ControlEvent::Lost(1)));
-    let outcomes = ranks.map(|rank| rank.join().unwrap());
-    assert!(outcomes.iter().any(|(_, error)| error.accused_rank() == Some(1)), "{outcomes:?}");
-    for (noticed, error) in outcomes {
-        assert!(matches!(error, CommunicationError::PeerClosed { .. }), "{error}");
-        assert!(noticed.duration_since(killed) < Duration::from_secs(2), "{:?}", noticed - killed);
+    for (index, algorithm) in ALGORITHMS.into_iter().enumerate() {
+        let rendezvous = Rendezvous::bind(LOOPBACK, FAMILY.len(), "secret").unwrap();
+        let mut victim = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "victim", "--nocapture"])
+            .env(CHILD, format!("{} {index}", rendezvous.address()))
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let ranks = [0, 2, 3].map(|rank| {
+            let options = options(rendezvous.address(), rank, FAMILY.len(), TIMEOUT);
+            std::thread::spawn(move || {
+                let error = reduce_for_ever(&mut join(options).unwrap(), algorithm);
+                (Instant::now(), error)
+            })
+        });
+        let ready = ControlEvent::Message(1, b"ready".to_vec());
+        assert!(rendezvous.events().iter().any(|event| event == ready));
+        std::thread::sleep(Duration::from_millis(50));
+        let killed = Instant::now();
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        assert!(rendezvous.events().iter().any(|event| event == ControlEvent::Lost(1)));
+        let outcomes = ranks.map(|rank| rank.join().unwrap());
+        assert!(outcomes.iter().any(|(_, error)| error.accused_rank() == Some(1)), "{outcomes:?}");
+        for (noticed, error) in outcomes {
+            assert!(matches!(error, CommunicationError::PeerClosed { .. }), "{error}");
+            assert!(noticed.duration_since(killed) < Duration::from_secs(2), "{:?}", noticed - killed);
+        }
     }
 }

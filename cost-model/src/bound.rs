@@ -50,7 +50,7 @@ impl Priced<'_> {
         let tails: Vec<(f64, f64)> =
             (0..pipeline).map(|rank| self.tail(rank, chunks[rank].backward)).collect();
         let barrier =
-            pipeline_bound(&chunks, pipeline, self.program.micro_batches, self.message.seconds, |r| {
+            pipeline_bound(&chunks, pipeline, self.program.micro_batches, self.fastest_message(), |r| {
                 tails[r].0
             });
         let update = tails.iter().map(|tail| tail.1).fold(0.0, f64::max);

@@ -41,7 +41,7 @@ impl Priced<'_> {
         let ops = &self.program.ranks[rank].ops;
         let price = |op: &Op| match op {
             Op::Run { body, .. } => self.ranks[rank][*body].total,
-            Op::Receive(_) => self.message,
+            Op::Receive(message) => self.messages[message.peer][rank],
             Op::Send(_) => Price::ZERO,
         };
         ops.iter().map(price).sum::<Price>() + self.costs.step_overhead

@@ -113,9 +113,11 @@ fn time(pricer: &mut Pricer, body: &Body) -> Result<Price, Unpriced> {
                 Instruction::Segment { segment, pass, recompute, .. } => {
                     pricer.segment(segment, pass, recompute)?.time
                 }
+                // Where links differ, which of them it crosses is not decided yet.
+                Instruction::Tensor { .. } if pricer.places_matter() => Price::ZERO,
                 Instruction::Tensor { segment, collective, elements, .. } => {
                     let bytes = pricer.program().tensor_bytes(segment, collective, elements);
-                    pricer.tensor(collective.kind(), bytes)?
+                    pricer.tensor(0, collective.kind(), bytes)?
                 }
                 _ => Price::ZERO,
             };

@@ -19,16 +19,22 @@
 //! ```
 
 mod bound;
+mod choice;
+mod coding;
 mod curve;
 mod estimate;
+mod flows;
 mod layers;
 mod measured;
 mod memory;
 mod outline;
 mod priced;
+mod routes;
 mod simulate;
 pub mod synthetic;
 
+pub use choice::set_reductions;
+pub use coding::ReductionSummary;
 pub use bound::{ChunkWork, pipeline_bound};
 pub use curve::Price;
 pub use layers::{LayerCost, LayerCosts, Split};
@@ -41,10 +47,13 @@ pub use simulate::Simulation;
 use autodist_program::Program;
 use autodist_spec::profile::{Interference, Profile};
 use autodist_spec::{
-    Bytes, CollectiveKind, Device, Estimate, Job, MemoryBreakdown, ModelSpec, Optimizer, Precision, Seconds,
+    Algorithm, Bytes, CollectiveKind, Device, Estimate, Job, MemoryBreakdown, ModelSpec, Optimizer, Precision, Seconds,
     TimelineEvent,
 };
+use coding::Codings;
 use measured::{Links, OptimizerCurves, Segments};
+use routes::Routes;
+use std::sync::Arc;
 
 /// A profile, indexed.
 #[derive(Debug, Clone)]
@@ -55,6 +64,9 @@ pub struct CostModel {
     pub(crate) optimizer_kind: Optimizer,
     pub(crate) segments: Segments,
     pub(crate) links: Links,
+    /// Where links differ; it speaks before `links`.
+    pub(crate) routes: Option<Arc<Routes>>,
+    pub(crate) codings: Codings,
     pub(crate) optimizer: OptimizerCurves,
     pub(crate) interference: Interference,
     pub(crate) stream_handover: Price,
@@ -77,10 +89,16 @@ impl CostModel {
             optimizer_kind: profile.optimizer_kind,
             segments: Segments::new(&profile.segments),
             links: Links::new(&profile.collectives, &profile.messages, &profile.fits),
+            routes: profile.network.as_ref().map(|network| Arc::new(Routes::new(network))),
+            codings: Codings::new(&profile.codecs),
             optimizer: OptimizerCurves::new(&profile.optimizer),
             interference: profile.interference.clone(),
             stream_handover: Price::from(&profile.stream_handover),
-            synchronisation: Price::from(&profile.synchronisation),
+            // On a network, schedules are simulated with their waits.
+            synchronisation: match &profile.network {
+                Some(_) => Price::ZERO,
+                None => Price::from(&profile.synchronisation),
+            },
             step_overhead: Price::from(&profile.step_overhead),
             zero_s_per_element: profile.zero_s_per_element,
             add_s_per_element: profile.add_s_per_element,
@@ -96,6 +114,32 @@ impl CostModel {
     /// The profile holds no such cell, and none that must cost the same.
     pub fn segment(&self, key: SegmentKey, micro_batch: u32) -> Result<SegmentPrice, Unpriced> {
         self.segments.price(key, micro_batch)
+    }
+
+    /// A collective over each of `groups` of devices at once, on a tensor of `bytes`; groups of one cost nothing.
+    /// Without a network, groups are known by their size and by `stride`, the distance of their ranks.
+    ///
+    /// # Errors
+    /// The profile measured no group of that size, or rings alone.
+    pub(crate) fn over(
+        &self,
+        kind: CollectiveKind,
+        algorithm: Algorithm,
+        groups: &[Vec<usize>],
+        stride: usize,
+        bytes: Bytes,
+    ) -> Result<Price, Unpriced> {
+        if let Some(routes) = &self.routes {
+            return Ok(routes.collective(kind, algorithm, groups, bytes));
+        }
+        let group = groups.iter().map(Vec::len).max().unwrap_or(1);
+        if group > 1 && algorithm != Algorithm::Ring {
+            return Err(Unpriced {
+                what: format!("the profile measured rings alone, not {}", algorithm.name()),
+                hint: "describe the links with `profile --emulate`, or leave the algorithm out of `allow`".to_owned(),
+            });
+        }
+        self.links.collective(kind, group, stride, bytes)
     }
 
     /// A collective over `group` ranks, `stride` apart, on a tensor of `bytes`; a group of one costs nothing.

@@ -1,5 +1,6 @@
 //! Peak memory of each pipeline rank, as the executor's allocator counts it: one function per term.
 
+use crate::coding;
 use crate::measured::Unpriced;
 use crate::priced::{Priced, Pricer};
 use autodist_program::{
@@ -219,7 +220,8 @@ impl Priced<'_> {
         let rank = &program.ranks[index];
         let peak = self.step_peak(index);
         let bytes = |n: i64| Bytes(n.max(0) as u64);
-        let staging = self.costs.staging_bytes * communicators(program, index);
+        let (state, scratch) = coding::memory(program, index);
+        let staging = self.costs.staging_bytes * communicators(program, index) + Bytes(state + scratch);
         MemoryBreakdown {
             weights_bytes: Bytes(weights(program, &rank.buckets)),
             gradients_bytes: Bytes(gradients(&rank.buckets, &program.strategy)) + bytes(peak.gradients),

@@ -96,7 +96,8 @@ impl CostModel {
         strategy: &ParallelStrategy,
         micro_batches: usize,
     ) -> Result<Seconds, Unpriced> {
-        let message = if strategy.pipeline > 1 {
+        // Where links differ, which one a message crosses is not decided yet.
+        let message = if strategy.pipeline > 1 && self.routes.is_none() {
             let parts = if strategy.sequence_parallel { strategy.tensor } else { 1 };
             let tokens = u64::from(self.seq_len) * u64::from(strategy.micro_batch);
             let bytes = self.precision.working(tokens * u64::from(model.hidden) / u64::from(parts));

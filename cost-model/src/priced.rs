@@ -1,11 +1,11 @@
 //! A program with a price on everything that it does: each body is priced once, however often it runs.
 
-use crate::CostModel;
+use crate::{CostModel, coding};
 use crate::curve::Price;
 use crate::measured::{SegmentKey, SegmentPrice, Unpriced};
 use crate::memory::{BodyMemory, body_memory};
-use autodist_program::{Body, Instruction, Op, Program, RankProgram, Transfer};
-use autodist_spec::{Bytes, CollectiveKind, Pass, Recompute, Segment};
+use autodist_program::{Body, Instruction, Message, Op, Program, RankProgram, Transfer};
+use autodist_spec::{Algorithm, Bytes, Codec, CollectiveKind, Pass, Recompute, Segment};
 use std::collections::BTreeMap;
 
 /// A program whose every part has a time and a memory need.
@@ -15,8 +15,8 @@ pub struct Priced<'a> {
     pub(crate) program: &'a Program,
     /// One per pipeline rank.
     pub(crate) ranks: Vec<Vec<PricedBody>>,
-    /// A message between neighbouring stages; all are equally large.
-    pub(crate) message: Price,
+    /// A message from one pipeline rank to another, by sender and receiver; all are equally large.
+    pub(crate) messages: Vec<Vec<Price>>,
 }
 
 #[derive(Debug)]
@@ -88,16 +88,42 @@ impl<'a> Priced<'a> {
             ranks
                 .push(rank.bodies.iter().map(|body| pricer.body(rank, body)).collect::<Result<Vec<_>, _>>()?);
         }
-        let elements = program.ranks.iter().flat_map(|rank| &rank.ops).find_map(|op| match op {
-            Op::Send(message) => Some(message.elements),
-            _ => None,
-        });
-        let stride = program.layout.data * program.layout.tensor;
-        let message = match elements {
-            Some(elements) => costs.links.message(stride, program.precision.working(elements as u64))?,
-            None => Price::ZERO,
-        };
-        Ok(Self { costs, program, ranks, message })
+        let messages = messages(costs, program)?;
+        Ok(Self { costs, program, ranks, messages })
+    }
+}
+
+/// Prices of the messages that occur; the others stay zero.
+fn messages(costs: &CostModel, program: &Program) -> Result<Vec<Vec<Price>>, Unpriced> {
+    let layout = program.layout;
+    let stride = layout.data * layout.tensor;
+    let mut prices = vec![vec![Price::ZERO; layout.pipeline]; layout.pipeline];
+    let mut known = vec![vec![false; layout.pipeline]; layout.pipeline];
+    for (from, rank) in program.ranks.iter().enumerate() {
+        for op in &rank.ops {
+            let Op::Send(Message { peer: to, elements, .. }) = *op else { continue };
+            if std::mem::replace(&mut known[from][to], true) {
+                continue;
+            }
+            let bytes = program.precision.working(elements as u64);
+            prices[from][to] = match &costs.routes {
+                None => costs.links.message(stride, bytes)?,
+                Some(routes) => {
+                    let pair = |inner: usize| program.devices(&[from * stride + inner, to * stride + inner]);
+                    routes.message(&(0..stride).map(pair).collect::<Vec<_>>(), bytes)
+                }
+            };
+        }
+    }
+    Ok(prices)
+}
+
+impl Priced<'_> {
+    /// The fastest message between two pipeline ranks; zero where there is none.
+    pub(crate) fn fastest_message(&self) -> f64 {
+        let times = self.messages.iter().flatten().map(|price| price.seconds).filter(|seconds| *seconds > 0.0);
+        let fastest = times.fold(f64::INFINITY, f64::min);
+        if fastest.is_finite() { fastest } else { 0.0 }
     }
 }
 
@@ -106,7 +132,7 @@ pub(crate) struct Pricer<'a> {
     costs: &'a CostModel,
     program: &'a Program,
     segments: [Option<SegmentPrice>; 81],
-    tensor: BTreeMap<(CollectiveKind, Bytes), Price>,
+    tensor: BTreeMap<(usize, CollectiveKind, Bytes), Price>,
 }
 
 impl<'a> Pricer<'a> {
@@ -137,14 +163,15 @@ impl<'a> Pricer<'a> {
         Ok(price)
     }
 
-    /// A collective over the tensor group, whose ranks are neighbours.
-    pub fn tensor(&mut self, kind: CollectiveKind, bytes: Bytes) -> Result<Price, Unpriced> {
-        if let Some(price) = self.tensor.get(&(kind, bytes)) {
+    /// A collective over the tensor groups of a pipeline rank, whose ranks are neighbours.
+    pub fn tensor(&mut self, rank: usize, kind: CollectiveKind, bytes: Bytes) -> Result<Price, Unpriced> {
+        if let Some(price) = self.tensor.get(&(rank, kind, bytes)) {
             return Ok(*price);
         }
-        let alone = self.costs.collective(kind, self.program.layout.tensor, 1, bytes)?;
+        let algorithm = self.program.strategy.communication.tensor;
+        let alone = self.costs.over(kind, algorithm, &self.program.tensor_groups(rank), 1, bytes)?;
         let price = if self.program.layout.tensor > 1 { alone + self.costs.synchronisation } else { alone };
-        self.tensor.insert((kind, bytes), price);
+        self.tensor.insert((rank, kind, bytes), price);
         Ok(price)
     }
 
@@ -159,10 +186,15 @@ impl<'a> Pricer<'a> {
         if group <= 1 {
             return Ok(None);
         }
+        let reduction = self.program.reduction(rank.pipeline_rank, transfer, bucket);
+        let groups = self.program.transfer_groups(rank.pipeline_rank, transfer);
         let bucket = &rank.buckets[bucket];
         let (kind, _) = self.program.transfer_work(transfer, bucket);
         let bytes = self.program.transfer_bytes(transfer, bucket);
-        let price = self.costs.collective(kind, group, stride, bytes)?;
+        let price = match reduction.codec {
+            Codec::None => self.costs.over(kind, reduction.algorithm, &groups, stride, bytes)?,
+            _ => coding::reduction(self.costs, self.program, bucket, reduction, &groups, stride)?,
+        };
         Ok(Some(price + self.costs.stream_handover + self.costs.synchronisation))
     }
 
@@ -191,14 +223,22 @@ impl<'a> Pricer<'a> {
     fn tied(&self, elements: usize) -> Result<Price, Unpriced> {
         let layout = &self.program.layout;
         let stride = layout.world() / layout.pipeline * (layout.pipeline - 1);
-        self.costs.collective(CollectiveKind::AllReduce, 2, stride, Bytes::of_f32(elements as u64))
+        let inner = layout.world() / layout.pipeline;
+        let pair = |rank: usize| self.program.devices(&[rank, rank + stride]);
+        let groups: Vec<_> = (0..inner).map(pair).collect();
+        let bytes = Bytes::of_f32(elements as u64);
+        self.costs.over(CollectiveKind::AllReduce, Algorithm::Ring, &groups, stride, bytes)
     }
 
     /// Sum of one number over the ranks that together hold the model.
     fn norm(&self) -> Result<Price, Unpriced> {
         let layout = &self.program.layout;
-        let group = layout.pipeline * layout.shard * layout.tensor;
-        self.costs.collective(CollectiveKind::AllReduce, group, 1, Bytes::of_f32(1))
+        let mut groups: Vec<Vec<usize>> =
+            (0..layout.world()).map(|rank| layout.model_group(layout.coordinates(rank))).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        let groups: Vec<_> = groups.iter().map(|group| self.program.devices(group)).collect();
+        self.costs.over(CollectiveKind::AllReduce, Algorithm::Ring, &groups, 1, Bytes::of_f32(1))
     }
 
     fn body(&mut self, rank: &RankProgram, body: &Body) -> Result<PricedBody, Unpriced> {
@@ -216,12 +256,13 @@ impl<'a> Pricer<'a> {
                 }
                 Instruction::Tensor { segment, collective, elements, .. } => {
                     let bytes = self.program.tensor_bytes(segment, collective, elements);
-                    let price = self.tensor(collective.kind(), bytes)?;
+                    let price = self.tensor(rank.pipeline_rank, collective.kind(), bytes)?;
                     steps.work(Work { tensor: price.seconds, ..Work::default() });
                     price
                 }
                 Instruction::SumReplicated { elements, .. } => {
-                    let price = self.tensor(CollectiveKind::AllReduce, Bytes::of_f32(elements as u64))?;
+                    let bytes = Bytes::of_f32(elements as u64);
+                    let price = self.tensor(rank.pipeline_rank, CollectiveKind::AllReduce, bytes)?;
                     steps.work(Work { tensor: price.seconds, ..Work::default() });
                     price
                 }
@@ -268,6 +309,11 @@ impl<'a> Pricer<'a> {
         let memory = body_memory(self, rank, body)?;
         let pure = steps.list.iter().all(|step| matches!(step, Step::Work(_)));
         Ok(PricedBody { work: steps.work, steps: steps.list, pure, total, memory })
+    }
+
+    /// Whether costs of communication depend on the devices of a group.
+    pub fn places_matter(&self) -> bool {
+        self.costs.routes.is_some()
     }
 
     pub fn program(&self) -> &'a Program {

@@ -45,6 +45,7 @@ impl Priced<'_> {
         let mut world = World {
             priced: self,
             sent: vec![None; 2 * self.program.stages.len() * self.program.micro_batches],
+            free: vec![vec![0.0; self.ranks.len()]; self.ranks.len()],
             arrivals: vec![[None; 3]; self.ranks.len()],
             events,
         };
@@ -64,8 +65,10 @@ impl Priced<'_> {
 /// What the ranks share.
 struct World<'a, 'b> {
     priced: &'a Priced<'a>,
-    /// When each message left, by kind, chunk and micro-batch.
-    sent: Vec<Option<f64>>,
+    /// When each message left and when it arrives, by kind, chunk and micro-batch.
+    sent: Vec<Option<(f64, f64)>>,
+    /// When the way from one pipeline rank to another is free again: messages on it go one after the other.
+    free: Vec<Vec<f64>>,
     /// When each rank came to each barrier.
     arrivals: Vec<[Option<f64>; 3]>,
     events: Option<&'b mut Vec<TimelineEvent>>,
@@ -138,7 +141,9 @@ impl Rank {
                 Some(Op::Receive(message)) => self.receive(message, world),
                 Some(Op::Send(message)) => {
                     let slot = world.slot(message);
-                    world.sent[slot] = Some(self.now);
+                    let free = &mut world.free[self.index][message.peer];
+                    *free = free.max(self.now) + world.priced.messages[self.index][message.peer].seconds;
+                    world.sent[slot] = Some((self.now, *free));
                     let (start, chunk) = (self.now, message.chunk);
                     self.record(world, OperationKind::Send, chunk, message.micro_batch, start);
                     true
@@ -156,11 +161,11 @@ impl Rank {
     }
 
     fn receive(&mut self, message: &Message, world: &mut World) -> bool {
-        let Some(sent) = world.sent[world.slot(message)] else { return false };
+        let Some((sent, arrives)) = world.sent[world.slot(message)] else { return false };
         let start = self.now;
         // Until the peer has sent, the schedule itself leaves this rank idle; the rest is the message on its way.
         let bubble = (sent - self.now).max(0.0);
-        let flight = (sent + world.priced.message.seconds - self.now).max(0.0) - bubble;
+        let flight = (arrives - self.now).max(0.0) - bubble;
         self.cost.bubble_s += Seconds(bubble);
         self.cost.pipeline_communication_s += Seconds(flight);
         self.idle(bubble + flight, world);

@@ -59,7 +59,7 @@ impl Machine {
         Cluster {
             schema_version: SCHEMA_VERSION,
             name: format!("{} synthetic devices", self.devices),
-            nodes: vec![NodeGroup { count: 1, devices: self.devices, device, link: None }],
+            nodes: vec![NodeGroup { count: 1, devices: self.devices, device, link: None, uplink: None, downlink: None }],
             network: None,
         }
     }
@@ -80,6 +80,8 @@ impl Machine {
             segments: self.segments(model, seq_len),
             collectives: self.collectives(),
             messages: sizes().map(|bytes| self.message(bytes)).collect(),
+            network: None,
+            codecs: Vec::new(),
             fits: self.fits(),
             optimizer: [1_u64, 1 << 20].map(|elements| self.optimizer(elements)).to_vec(),
             interference: Interference {

@@ -8,10 +8,10 @@ pub use survey::{Absent, Survey, survey};
 use crate::ExecutionError;
 use crate::device::{Device, Group, HostGroup, HostMessages, Messages};
 use crate::reference::Reference;
-use autodist_communication::{Communicator, Counters, Endpoint, Reduction};
+use autodist_communication::{Communicator, Counters, Endpoint, Reduction, Ways};
 use autodist_compute::Backend;
 use autodist_cuda::{self as gpu, Cuda, Libraries, NcclGroup, Reduce, Search, UniqueId};
-use autodist_spec::Precision;
+use autodist_spec::{Algorithm, Precision};
 use messages::NcclMessages;
 use std::ops::Range;
 
@@ -136,8 +136,9 @@ impl Device for Cuda {
         endpoint: &mut Endpoint,
         name: &str,
         members: &[usize],
+        ways: &Ways,
     ) -> Result<Box<dyn Group<Self>>, ExecutionError> {
-        let mut host = endpoint.group(name, members)?;
+        let mut host = endpoint.group_for(name, members, ways)?;
         if members.len() == 1 || !self.uses_nccl() {
             return Ok(Box::new(HostGroup(host)));
         }
@@ -164,6 +165,8 @@ impl Group<Cuda> for OverNccl {
     fn all_reduce(
         &mut self,
         queue: &Cuda,
+        // NCCL chooses by itself.
+        _: Algorithm,
         buffer: &mut <Cuda as Backend>::Buffer,
         range: Range<usize>,
         reduction: Reduction,
@@ -178,6 +181,8 @@ impl Group<Cuda> for OverNccl {
     fn reduce_scatter(
         &mut self,
         queue: &Cuda,
+        // NCCL chooses by itself.
+        _: Algorithm,
         buffer: &mut <Cuda as Backend>::Buffer,
         range: Range<usize>,
     ) -> Result<(), ExecutionError> {
@@ -187,6 +192,8 @@ impl Group<Cuda> for OverNccl {
     fn all_gather(
         &mut self,
         queue: &Cuda,
+        // NCCL chooses by itself.
+        _: Algorithm,
         buffer: &mut <Cuda as Backend>::Buffer,
         range: Range<usize>,
     ) -> Result<(), ExecutionError> {

@@ -1,9 +1,11 @@
 //! What a rank needs of a device beside arithmetic: memory that is counted, and ways to other ranks' devices.
 
 use crate::reference::Reference;
+use crate::compression::Compression;
 use crate::{ExecutionError, memory};
-use autodist_communication::{Communicator, Counters, Endpoint, Mailbox, Reduction};
+use autodist_communication::{Communicator, Counters, Endpoint, Mailbox, Reduction, Ways};
 use autodist_compute::{Backend, Cpu, Region, RegionMut};
+use autodist_spec::Algorithm;
 use std::ops::Range;
 
 /// A device on which a rank can train.
@@ -27,7 +29,7 @@ pub trait Device: Backend<Element = f32> {
     /// Arithmetic that tells how fast the device is just now; none where it is nobody else's.
     fn reference(&self) -> Option<Reference>;
 
-    /// Opens a group; as [`Endpoint::group`].
+    /// Opens a group that communicates in `ways`; as [`Endpoint::group_for`].
     ///
     /// # Errors
     /// Members that are no group, or cannot be reached.
@@ -36,8 +38,9 @@ pub trait Device: Backend<Element = f32> {
         endpoint: &mut Endpoint,
         name: &str,
         members: &[usize],
+        ways: &Ways,
     ) -> Result<Box<dyn Group<Self>>, ExecutionError> {
-        Ok(Box::new(HostGroup(endpoint.group(name, members)?)))
+        Ok(Box::new(HostGroup(endpoint.group_for(name, members, ways)?)))
     }
 
     /// Opens messages with `peers`; as [`Endpoint::point_to_point`].
@@ -64,6 +67,7 @@ pub trait Group<B: Backend>: Send {
     fn all_reduce(
         &mut self,
         queue: &B,
+        algorithm: Algorithm,
         buffer: &mut B::Buffer,
         range: Range<usize>,
         reduction: Reduction,
@@ -76,6 +80,7 @@ pub trait Group<B: Backend>: Send {
     fn reduce_scatter(
         &mut self,
         queue: &B,
+        algorithm: Algorithm,
         buffer: &mut B::Buffer,
         range: Range<usize>,
     ) -> Result<(), ExecutionError>;
@@ -87,9 +92,25 @@ pub trait Group<B: Backend>: Send {
     fn all_gather(
         &mut self,
         queue: &B,
+        algorithm: Algorithm,
         buffer: &mut B::Buffer,
         range: Range<usize>,
     ) -> Result<(), ExecutionError>;
+
+    /// Replaces the range by what `compressor` makes of its sum over all members.
+    ///
+    /// # Errors
+    /// As [`Group::all_reduce`]; a group that does not go through the host.
+    fn compressed(
+        &mut self,
+        queue: &B,
+        compression: Compression<'_>,
+        buffer: &mut B::Buffer,
+        range: Range<usize>,
+    ) -> Result<(), ExecutionError> {
+        let _ = (queue, compression, buffer, range);
+        Err(ExecutionError::NoCodec)
+    }
 
     fn counters(&self) -> Counters;
 }
@@ -146,6 +167,7 @@ impl<B: Backend<Element = f32>> Group<B> for HostGroup {
     fn all_reduce(
         &mut self,
         queue: &B,
+        algorithm: Algorithm,
         buffer: &mut B::Buffer,
         range: Range<usize>,
         reduction: Reduction,
@@ -153,12 +175,13 @@ impl<B: Backend<Element = f32>> Group<B> for HostGroup {
         if self.0.size() == 1 {
             return Ok(());
         }
-        on_host(queue, buffer, range, |values| Ok(self.0.all_reduce(values, reduction)?))
+        on_host(queue, buffer, range, |values| Ok(self.0.all_reduce_by(algorithm, values, reduction)?))
     }
 
     fn reduce_scatter(
         &mut self,
         queue: &B,
+        algorithm: Algorithm,
         buffer: &mut B::Buffer,
         range: Range<usize>,
     ) -> Result<(), ExecutionError> {
@@ -166,7 +189,7 @@ impl<B: Backend<Element = f32>> Group<B> for HostGroup {
             return Ok(());
         }
         on_host(queue, buffer, range, |values| {
-            self.0.reduce_scatter(values, Reduction::Sum)?;
+            self.0.reduce_scatter_by(algorithm, values, Reduction::Sum)?;
             Ok(())
         })
     }
@@ -174,13 +197,25 @@ impl<B: Backend<Element = f32>> Group<B> for HostGroup {
     fn all_gather(
         &mut self,
         queue: &B,
+        algorithm: Algorithm,
         buffer: &mut B::Buffer,
         range: Range<usize>,
     ) -> Result<(), ExecutionError> {
         if self.0.size() == 1 {
             return Ok(());
         }
-        on_host(queue, buffer, range, |values| Ok(self.0.all_gather(values)?))
+        on_host(queue, buffer, range, |values| Ok(self.0.all_gather_by(algorithm, values)?))
+    }
+
+    fn compressed(
+        &mut self,
+        queue: &B,
+        compression: Compression<'_>,
+        buffer: &mut B::Buffer,
+        range: Range<usize>,
+    ) -> Result<(), ExecutionError> {
+        let group = &mut *self.0;
+        on_host(queue, buffer, range, |values| compression.reduce(values, group))
     }
 
     fn counters(&self) -> Counters {

@@ -17,8 +17,9 @@ pub use serve::{Worker, is_rank, serve};
 
 use crate::external::Launcher;
 use autodist_communication::CommunicationError;
+use autodist_communication::switch::{Links, Route, Switch};
 use autodist_communication::tcp::Rendezvous;
-use autodist_spec::DeviceKind;
+use autodist_spec::{DeviceKind, Network, Path};
 use orders::RankEnvironment;
 use ranks::Ranks;
 use serde_json::Value;
@@ -54,6 +55,8 @@ pub struct LaunchOptions {
     pub stop: Arc<AtomicBool>,
     /// Processes that start all ranks but the first, where a cluster's launcher has started them.
     pub agents: Option<Arc<Agents>>,
+    /// Links that all bytes between ranks are made to cross, where devices are emulated.
+    pub network: Option<Network>,
 }
 
 /// Why a job ended early.
@@ -63,6 +66,8 @@ pub enum LaunchError {
     Interrupted,
     #[error("cannot start rank {rank} ({program}): {source}")]
     Spawn { rank: usize, program: String, source: std::io::Error },
+    #[error("cannot emulate the network: {0}")]
+    Switch(std::io::Error),
     #[error(transparent)]
     Rendezvous(#[from] CommunicationError),
     #[error("rank {rank} {what}; all other ranks have been stopped{output}")]
@@ -118,7 +123,9 @@ pub fn launch(
             agents.place(options.rendezvous)
         }
     };
-    let rendezvous = Rendezvous::bind(bind, world, &token)?;
+    let switch = options.network.as_ref().map(links).map(Switch::start).transpose().map(|s| s.map(Arc::new));
+    let switch = switch.map_err(LaunchError::Switch)?;
+    let rendezvous = Rendezvous::bind_with(bind, world, &token, switch)?;
     let bound = rendezvous.address();
     let environment = RankEnvironment {
         rank: 0,
@@ -175,6 +182,17 @@ pub fn launch(
         }
         Some(error) => Err(error),
         None => Ok(()),
+    }
+}
+
+fn links(network: &Network) -> Links {
+    let route = |path: &Path| Route {
+        links: path.links.iter().map(|link| *link as usize).collect(),
+        delay: Duration::from_secs_f64(path.latency_s.0),
+    };
+    Links {
+        rates: network.links.iter().map(|link| link.bytes_per_s.0).collect(),
+        routes: network.paths.iter().map(|row| row.iter().map(route).collect()).collect(),
     }
 }
 

@@ -5,6 +5,7 @@
 //! machine, or of all machines on which a cluster's launcher has started this program ([`external`]).
 //! Every operation of the Program is timed, and the memory that it takes is counted.
 
+mod compression;
 pub mod cuda;
 pub mod data;
 pub mod device;
@@ -15,6 +16,7 @@ pub mod launcher;
 mod layers;
 pub mod local;
 pub mod memory;
+mod pace;
 mod parameters;
 mod random;
 mod rank;
@@ -40,6 +42,8 @@ use std::io;
 /// Why a rank could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecutionError {
+    #[error("codecs work on the host: groups over NCCL reduce gradients as they are")]
+    NoCodec,
     #[error(transparent)]
     Communication(#[from] CommunicationError),
     #[error(transparent)]

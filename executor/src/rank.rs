@@ -4,18 +4,19 @@ use crate::data::Data;
 use crate::device::{Device, Group, Messages, Tag};
 use crate::host::{self, Placement};
 use crate::layers::{Context, Frame, Rows};
+use crate::pace::Pace;
 use crate::record::{Occasion, RankOutcome, Recorder, StepOutcome};
 use crate::store::Store;
 use crate::stream::{CommunicationStream, Groups, Work};
-use crate::{ExecutionError, Task};
-use autodist_communication::{Communicator, Counters, Endpoint, Reduction};
+use crate::{ExecutionError, Task, compression};
+use autodist_communication::{Communicator, Counters, Endpoint, Reduction, Ways};
 use autodist_compute::layers::{LayerShape, TensorShard};
 use autodist_compute::{Backend, Region, RegionMut};
 use autodist_program::{
     BodyKind, Coordinates, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram,
-    TensorCollective, Transfer,
+    TensorCollective, Transfer, work,
 };
-use autodist_spec::{OperationKind, Segment, Stream};
+use autodist_spec::{Algorithm, OperationKind, Segment, Stream};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -46,21 +47,23 @@ pub(crate) fn train_and<B: Device, R>(
         return Err(ExecutionError::World { expected: endpoint.world(), given: task.world() });
     }
     let program = task.program()?;
-    let at = program.layout.coordinates(endpoint.rank());
+    let me = program.strategy.communication.rank(endpoint.rank());
+    let at = program.layout.coordinates(me);
     let data = Data::open(&task.data, task.model.vocab, program.seq_len, task.job.seed)?;
     let before_reference = device.live_memory();
-    let mut reference = device.reference();
+    let emulated = task.emulated_flops_per_s.is_some();
+    let mut reference = device.reference().filter(|_| !emulated);
     let instrument = device.live_memory() - before_reference;
     let mut speed = || reference.as_mut().map_or(0.0, |reference| reference.seconds());
     speed();
     let baseline = device.live_memory() - instrument;
-    let lanes = Lanes::open(&program, at, endpoint, name, placement, device)?;
+    let lanes = Lanes::open(&program, at, endpoint, name, placement, device, task)?;
     let runner = &program.ranks[at.pipeline];
     let bodies: Vec<_> = runner.bodies.iter().map(|b| b.instructions.clone()).collect();
     let measured = task.steps.saturating_sub(task.warmup_steps) as usize;
     let recorder = Recorder::new(
         device,
-        endpoint.rank(),
+        me,
         &bodies,
         events_per_step(runner),
         measured.max(task.warmup_steps as usize),
@@ -84,6 +87,7 @@ pub(crate) fn train_and<B: Device, R>(
         gradient_norm: 0.0,
         losses: Vec::with_capacity(program.micro_batches),
         memory_peak: 0,
+        pace: Pace::new(task.emulated_flops_per_s),
         recorder,
     };
     rank.lanes.world.barrier()?;
@@ -91,7 +95,7 @@ pub(crate) fn train_and<B: Device, R>(
     device.reset_peak_memory();
     device.reset_high_water();
     let mut outcome = RankOutcome {
-        rank: endpoint.rank(),
+        rank: me,
         realtime: placement.realtime,
         baseline_memory: baseline as u64,
         ..RankOutcome::default()
@@ -164,26 +168,37 @@ impl<B: Device> Lanes<B> {
         name: &str,
         placement: Placement,
         device: &B,
+        task: &Task,
     ) -> Result<Self, ExecutionError> {
         // Threads that carry messages are made at the higher priority.
         host::enter_communication(placement);
         let layout = program.layout;
         let everyone: Vec<usize> = (0..layout.world()).collect();
         let world = endpoint.group(&format!("{name}.world"), &everyone)?;
-        let model = endpoint.group(&format!("{name}.model"), &layout.model_group(at))?;
-        let mut open =
-            |what: &str, members: &[usize]| device.group(endpoint, &format!("{name}.{what}"), members);
-        let tensor = open("tensor", &layout.tensor_group(at))?;
+        let model =
+            endpoint.group(&format!("{name}.model"), &program.devices(&layout.model_group(at)))?;
+        let communication = &program.strategy.communication;
+        let mut open = |what: &str, members: &[usize], ways: &Ways| {
+            device.group(endpoint, &format!("{name}.{what}"), &program.devices(members), ways)
+        };
+        let by = |algorithm: Algorithm| Ways { algorithms: vec![algorithm], ..Ways::default() };
+        let tensor = open("tensor", &layout.tensor_group(at), &by(communication.tensor))?;
         let reduces =
             if program.strategy.zero_stage == 0 { layout.data_group(at) } else { layout.shard_group(at) };
+        let compressors = compression::of(program, at, task.job.seed, task.emulated_flops_per_s);
+        let ways = Ways {
+            algorithms: communication.reductions().map(|reduction| reduction.algorithm).collect(),
+            all_to_all: !compressors.is_empty(),
+        };
         let groups = Groups {
-            reduce: open("reduce", &reduces)?,
-            replicas: open("replicas", &layout.replica_group(at))?,
-            gather: open("gather", &layout.shard_group(at))?,
+            reduce: open("reduce", &reduces, &ways)?,
+            replicas: open("replicas", &layout.replica_group(at), &Ways::default())?,
+            gather: open("gather", &layout.shard_group(at), &by(communication.gather))?,
+            compressors,
         };
         let ends = at.pipeline == 0 || at.pipeline + 1 == layout.pipeline;
         let tied = (program.model.tied_embeddings && layout.pipeline > 1 && ends)
-            .then(|| open("tied", &layout.tied_group(at)))
+            .then(|| open("tied", &layout.tied_group(at), &Ways::default()))
             .transpose()?;
         let peers = message_peers(program, at);
         let messages = match peers.is_empty() {
@@ -211,6 +226,7 @@ fn message_peers(program: &Program, at: Coordinates) -> Vec<usize> {
             Op::Run { .. } => None,
         })
         .map(|pipeline| program.layout.rank(Coordinates { pipeline, ..at }))
+        .map(|rank| program.strategy.communication.device(rank))
         .collect();
     peers.sort_unstable();
     peers.dedup();
@@ -237,6 +253,7 @@ struct Rank<'a, B: Backend> {
     /// Of this step's micro-batches.
     losses: Vec<B::Scalar>,
     memory_peak: usize,
+    pace: Pace,
     recorder: Recorder<B>,
 }
 
@@ -271,7 +288,8 @@ impl<B: Device> Rank<'_, B> {
     }
 
     fn peer(&self, message: &Message) -> usize {
-        self.program.layout.rank(Coordinates { pipeline: message.peer, ..self.at })
+        let rank = self.program.layout.rank(Coordinates { pipeline: message.peer, ..self.at });
+        self.program.strategy.communication.device(rank)
     }
 
     fn receive(&mut self, message: &Message) -> Result<Occasion, ExecutionError> {
@@ -306,12 +324,12 @@ impl<B: Device> Rank<'_, B> {
         }
         for (index, instruction) in runner.bodies[body].instructions.iter().enumerate() {
             if !self.recorder.detail() {
-                self.run_instruction(instruction, &mut frame)?;
+                self.run_paced(instruction, &mut frame)?;
                 continue;
             }
             self.memory_peak = self.memory_peak.max(self.device.reset_peak_memory());
             let (before, start) = (self.device.live_memory(), self.device.record());
-            self.run_instruction(instruction, &mut frame)?;
+            self.run_paced(instruction, &mut frame)?;
             let end = self.device.record();
             let growth = self.device.live_memory() as i64 - before as i64;
             let peak = self.device.peak_memory().saturating_sub(before) as u64;
@@ -362,6 +380,22 @@ impl<B: Device> Rank<'_, B> {
         context(self.device, self.task, self.program, &self.shape)
     }
 
+    /// As the device would do it that this rank stands for.
+    fn run_paced(&mut self, instruction: &Instruction, frame: &mut Frame<B>) -> Result<(), ExecutionError> {
+        let Some(start) = self.pace.begin() else { return self.run_instruction(instruction, frame) };
+        self.run_instruction(instruction, frame)?;
+        let flops = match *instruction {
+            Instruction::Segment { segment, pass, recompute, .. } => {
+                let Program { model, strategy, seq_len, .. } = self.program;
+                work::segment_flops(model, *seq_len, strategy, segment, pass, recompute)
+            }
+            Instruction::Update { elements, .. } => work::update_flops(elements),
+            _ => return Ok(()),
+        };
+        self.pace.end(start, flops);
+        Ok(())
+    }
+
     fn run_instruction(
         &mut self,
         instruction: &Instruction,
@@ -382,7 +416,7 @@ impl<B: Device> Rank<'_, B> {
             Instruction::SumTied { bucket, .. } => {
                 let tied = self.lanes.tied.as_mut().expect("both ends of the pipeline share a tied table");
                 let (gradients, range) = self.store.own_gradients(bucket);
-                tied.all_reduce(self.device, gradients, range, Reduction::Sum)?;
+                tied.all_reduce(self.device, Algorithm::Ring, gradients, range, Reduction::Sum)?;
             }
             Instruction::GradientNorm { .. } => self.gradient_norm()?,
             Instruction::Update { bucket, .. } => {
@@ -409,12 +443,17 @@ impl<B: Device> Rank<'_, B> {
             frame.flow.take().expect("the last segment has given what is reduced")
         };
         let whole = 0..self.device.len(&buffer);
-        let group = &mut self.lanes.tensor;
+        let algorithm = self.program.strategy.communication.tensor;
+        let (group, device) = (&mut self.lanes.tensor, self.device);
         match collective {
-            TensorCollective::SumAll => group.all_reduce(self.device, &mut buffer, whole, Reduction::Sum)?,
-            TensorCollective::MaxAll => group.all_reduce(self.device, &mut buffer, whole, Reduction::Max)?,
-            TensorCollective::AllGather => group.all_gather(self.device, &mut buffer, whole)?,
-            TensorCollective::ReduceScatter => group.reduce_scatter(self.device, &mut buffer, whole)?,
+            TensorCollective::SumAll => {
+                group.all_reduce(device, algorithm, &mut buffer, whole, Reduction::Sum)?;
+            }
+            TensorCollective::MaxAll => {
+                group.all_reduce(device, algorithm, &mut buffer, whole, Reduction::Max)?;
+            }
+            TensorCollective::AllGather => group.all_gather(device, algorithm, &mut buffer, whole)?,
+            TensorCollective::ReduceScatter => group.reduce_scatter(device, algorithm, &mut buffer, whole)?,
         }
         match collective {
             TensorCollective::AllGather => self.context().end_gather(frame, layer, segment, saved, buffer),
@@ -443,7 +482,8 @@ impl<B: Device> Rank<'_, B> {
             device.copy(tail.len(), Region::new(gradients, tail.start), to);
             at += tail.len();
         }
-        self.lanes.tensor.all_reduce(device, &mut packed, 0..whole, Reduction::Sum)?;
+        let algorithm = self.program.strategy.communication.tensor;
+        self.lanes.tensor.all_reduce(device, algorithm, &mut packed, 0..whole, Reduction::Sum)?;
         let mut at = 0;
         for tail in &tails {
             let to = RegionMut::new(gradients, tail.start);
@@ -469,7 +509,8 @@ impl<B: Device> Rank<'_, B> {
             }
         };
         let ready = self.device.record();
-        self.lanes.stream.submit(Work { key: (transfer, bucket), kind, buffer, range, ready })
+        let reduction = self.program.reduction(self.at.pipeline, transfer, bucket);
+        self.lanes.stream.submit(Work { key: (transfer, bucket), kind, reduction, buffer, range, ready })
     }
 
     fn wait(&mut self, transfer: Transfer, bucket: usize) -> Result<(), ExecutionError> {

@@ -204,6 +204,8 @@ impl<B: Backend> Recorder<B> {
 
 /// Joins what the ranks measured. A step took as long as its slowest rank.
 pub fn merge(task: &Task, outcomes: &[RankOutcome], environment: Environment) -> RunRecord {
+    let mut outcomes: Vec<&RankOutcome> = outcomes.iter().collect();
+    outcomes.sort_by_key(|outcome| outcome.rank);
     let tokens = task.job.tokens() as f64;
     let steps: Vec<StepRecord> = (0..task.steps as usize)
         .map(|step| {

@@ -2,12 +2,15 @@
 //! queue of its own of the device, while the compute stream goes on.
 
 use crate::ExecutionError;
+pub use crate::compression::Compressor;
+use crate::compression::Compression;
 use crate::device::Group;
 use autodist_communication::queue::{Receiver, Sender, queue};
 use autodist_communication::{Counters, Reduction};
 use autodist_compute::Backend;
 use autodist_program::Transfer;
-use autodist_spec::CollectiveKind;
+use autodist_spec::{self as spec, Algorithm, Codec, CollectiveKind};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::thread::JoinHandle;
 
@@ -18,6 +21,7 @@ pub type Key = (Transfer, usize);
 pub struct Work<B: Backend> {
     pub key: Key,
     pub kind: CollectiveKind,
+    pub reduction: spec::Reduction,
     pub buffer: B::Buffer,
     pub range: Range<usize>,
     /// After the buffer's last use so far.
@@ -37,6 +41,8 @@ pub struct Groups<B: Backend> {
     pub reduce: Box<dyn Group<B>>,
     pub replicas: Box<dyn Group<B>>,
     pub gather: Box<dyn Group<B>>,
+    /// Of the buckets whose gradients do not travel as they are.
+    pub compressors: BTreeMap<usize, Compressor>,
 }
 
 impl<B: Backend> Groups<B> {
@@ -153,10 +159,16 @@ fn transfer<B: Backend>(
     groups: &mut Groups<B>,
     work: Work<B>,
 ) -> Result<Done<B>, ExecutionError> {
-    let Work { key, kind, mut buffer, range, ready } = work;
+    let Work { key, kind, reduction, mut buffer, range, ready } = work;
     stream.wait_for(&ready);
     let start = stream.record();
-    collective(groups.of(key.0), stream, kind, &mut buffer, range)?;
+    match groups.compressors.get_mut(&key.1).filter(|_| reduction.codec != Codec::None) {
+        Some(compressor) => {
+            let compression = Compression { compressor, algorithm: reduction.algorithm };
+            groups.reduce.compressed(stream, compression, &mut buffer, range)?;
+        }
+        None => collective(groups.of(key.0), stream, kind, reduction.algorithm, &mut buffer, range)?,
+    }
     Ok(Done { key, buffer, start, end: stream.record() })
 }
 
@@ -165,12 +177,13 @@ pub fn collective<B: Backend>(
     group: &mut dyn Group<B>,
     queue: &B,
     kind: CollectiveKind,
+    algorithm: Algorithm,
     buffer: &mut B::Buffer,
     range: Range<usize>,
 ) -> Result<(), ExecutionError> {
     match kind {
-        CollectiveKind::AllReduce => group.all_reduce(queue, buffer, range, Reduction::Sum),
-        CollectiveKind::ReduceScatter => group.reduce_scatter(queue, buffer, range),
-        CollectiveKind::AllGather => group.all_gather(queue, buffer, range),
+        CollectiveKind::AllReduce => group.all_reduce(queue, algorithm, buffer, range, Reduction::Sum),
+        CollectiveKind::ReduceScatter => group.reduce_scatter(queue, algorithm, buffer, range),
+        CollectiveKind::AllGather => group.all_gather(queue, algorithm, buffer, range),
     }
 }

@@ -19,6 +19,10 @@ pub struct Task {
     pub warmup_steps: u32,
     /// Whether to keep the time and memory of every single instruction, for a profile.
     pub detail: bool,
+    /// Floating-point operations per second of the device that each rank stands for: arithmetic waits until that
+    /// device would be done. Absent where the rank's own device is meant.
+    #[serde(default)]
+    pub emulated_flops_per_s: Option<f64>,
 }
 
 impl Task {
@@ -32,6 +36,7 @@ impl Task {
             steps,
             warmup_steps,
             detail: false,
+            emulated_flops_per_s: plan.emulated_flops_per_s(),
         }
     }
 

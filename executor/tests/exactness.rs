@@ -74,6 +74,11 @@ fn pipelines() {
 }
 
 #[test]
+fn algorithms_and_placements() {
+    check_all("algorithms and placement");
+}
+
+#[test]
 fn recomputation() {
     check_all("recomputation");
 }

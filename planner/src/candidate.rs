@@ -4,11 +4,12 @@ use crate::reason::Comparison;
 use crate::refusal::Miss;
 use crate::space::Candidate;
 use crate::usable;
+use crate::ways::Ways;
 use autodist_cost_model::{CostModel, InFlight, LayerCosts, Outline, Split, Unpriced, in_flight};
 use autodist_program::{Illegal, Program, rules, stages};
 use autodist_spec::model::share;
 use autodist_spec::{
-    Alternative, Bytes, Cluster, Estimate, Job, LayerKind, ModelSpec, ParallelStrategy, Recompute,
+    Alternative, Bytes, Cluster, Estimate, Job, LayerKind, ModelSpec, Network, ParallelStrategy, Recompute,
     ScheduleKind, Seconds, Stage,
 };
 use rayon::prelude::*;
@@ -72,6 +73,7 @@ pub(crate) struct Evaluator<'a> {
     pub job: &'a Job,
     pub costs: &'a CostModel,
     pub usable: Bytes,
+    pub ways: Ways,
 }
 
 /// Candidates with one key have one outline.
@@ -93,8 +95,14 @@ fn outline_key(candidate: &Candidate) -> OutlineKey {
 type OrderKey = (ScheduleKind, u32, u32, u32);
 
 impl<'a> Evaluator<'a> {
-    pub fn new(model: &'a ModelSpec, cluster: &'a Cluster, job: &'a Job, costs: &'a CostModel) -> Self {
-        Self { model, cluster, job, costs, usable: usable(cluster, job) }
+    pub fn new(
+        model: &'a ModelSpec,
+        cluster: &'a Cluster,
+        job: &'a Job,
+        costs: &'a CostModel,
+        network: Option<&Network>,
+    ) -> Self {
+        Self { model, cluster, job, costs, usable: usable(cluster, job), ways: Ways::new(network, job) }
     }
 
     /// The rules that need no stages.
@@ -196,20 +204,64 @@ impl<'a> Evaluator<'a> {
         let mut seen = Vec::new();
         for bucket_bytes in sizes {
             let strategy = ParallelStrategy { bucket_bytes: *bucket_bytes, ..first.clone() };
-            outcomes.push(match self.compile(&strategy, &stages) {
-                Err(illegal) => Outcome::Illegal(illegal),
+            match self.compile(&strategy, &stages) {
+                Err(illegal) => outcomes.push(Outcome::Illegal(illegal)),
                 Ok(program) => {
                     let buckets: Vec<_> = program.ranks.iter().map(|rank| rank.buckets.clone()).collect();
                     if seen.contains(&buckets) {
-                        Outcome::Same
+                        outcomes.push(Outcome::Same);
                     } else {
                         seen.push(buckets);
-                        self.price(&program, threshold)
+                        outcomes.extend(self.in_all_ways(program, threshold));
                     }
                 }
+            }
+        }
+        outcomes
+    }
+
+    /// The program with every communication that the job allows.
+    fn in_all_ways(&self, program: Program, threshold: Option<u64>) -> Vec<Outcome> {
+        let ways = self.ways.communications(&program.strategy, self.job);
+        if ways.len() == 1 && ways[0].is_default() && self.ways.are_plain() {
+            return vec![self.price(&program, threshold)];
+        }
+        let mut outcomes = Vec::new();
+        let mut seen = Vec::new();
+        for communication in ways {
+            let mut strategy = ParallelStrategy { communication, ..program.strategy.clone() };
+            if self.ways.choose() {
+                let chosen = self.compile(&strategy, &program.stages).map(|p| self.costs.fastest_algorithms(&p));
+                match chosen {
+                    Err(illegal) => {
+                        outcomes.push(Outcome::Illegal(illegal));
+                        continue;
+                    }
+                    Ok(Err(unpriced)) => {
+                        outcomes.push(Outcome::Unpriced(unpriced));
+                        continue;
+                    }
+                    Ok(Ok(communication)) => strategy.communication = communication,
+                }
+            }
+            if seen.contains(&strategy.communication) {
+                continue;
+            }
+            seen.push(strategy.communication.clone());
+            outcomes.push(match self.compile(&strategy, &program.stages) {
+                Err(illegal) => Outcome::Illegal(illegal),
+                Ok(program) => self.price(&program, threshold),
             });
         }
         outcomes
+    }
+
+    /// One way of training, if it is legal, priced and fits.
+    pub fn look(&self, strategy: &ParallelStrategy, stages: &[Stage]) -> Option<Found> {
+        match self.price(&self.compile(strategy, stages).ok()?, None) {
+            Outcome::Found(found) => Some(*found),
+            _ => None,
+        }
     }
 
     fn compile(&self, strategy: &ParallelStrategy, stages: &[Stage]) -> Result<Program, Illegal> {

@@ -20,11 +20,13 @@
 //! ```
 
 mod candidate;
+mod compression;
 mod explain;
 mod reason;
 mod refusal;
 mod search;
 mod space;
+mod ways;
 
 pub use explain::{Explanation, MemoryUse, WhatIf, explain};
 pub use reason::{Comparison, Limit};
@@ -33,7 +35,7 @@ pub use refusal::{Infeasible, Miss, PlanError};
 use autodist_cost_model::{CostModel, Unpriced};
 use autodist_program::Program;
 use autodist_spec::{
-    Alternative, Bytes, Check, Cluster, Estimate, Job, ModelSpec, ParallelStrategy, Plan, Profile,
+    Alternative, Bytes, Check, Cluster, CollectiveShare, Estimate, Job, ModelSpec, ParallelStrategy, Plan, Profile,
     ProfileReference, SCHEMA_VERSION, SearchReport, Stage, StopReason, fingerprint,
 };
 use candidate::Evaluator;
@@ -89,10 +91,14 @@ impl<'a> Planner<'a> {
         let mut outcome = Search::new(&evaluator, self.limits).run(Keep::Best(self.limits.top.max(1)));
         let mut best = std::mem::take(&mut outcome.best).into_iter();
         let Some(winner) = best.next() else { return Err(refusal::infeasible(self, outcome)) };
+        let winner = compression::refine(&evaluator, winner);
+        let codecs = compression::verdicts(&evaluator, &winner);
         let alternatives = best.map(|found| found.beside(&winner.estimate)).collect();
         let mut plan = self.document(winner.strategy, winner.stages, winner.estimate, outcome.report);
         plan.alternatives = alternatives;
         plan.rejected = outcome.rejected;
+        plan.codecs = codecs;
+        plan.collectives = self.shares(&plan);
         believable(&plan).map_err(|error| refusal::unpriced(self, &error))?;
         Ok(plan)
     }
@@ -122,7 +128,8 @@ impl<'a> Planner<'a> {
             gap: estimate.step_time_s / bound - 1.0,
             stop_reason: StopReason::Given,
         };
-        let plan = self.document(strategy.clone(), stages, estimate, report);
+        let mut plan = self.document(strategy.clone(), stages, estimate, report);
+        plan.collectives = self.costs.shares(&program);
         believable(&plan)?;
         Ok(plan)
     }
@@ -140,6 +147,14 @@ impl<'a> Planner<'a> {
         Ok(outcome.best.into_iter().map(|found| found.beside(&best)).collect())
     }
 
+    /// Collectives beside what the network lets through at most.
+    fn shares(&self, plan: &Plan) -> Vec<CollectiveShare> {
+        let devices = self.cluster.device_count();
+        Program::compile(self.model, self.job, devices, &plan.strategy, &plan.stages)
+            .map(|program| self.costs.shares(&program))
+            .unwrap_or_default()
+    }
+
     fn evaluator(&self) -> Result<Evaluator<'_>, Unpriced> {
         self.costs.check(self.model, self.job)?;
         if !self.cluster.homogeneous() {
@@ -148,7 +163,7 @@ impl<'a> Planner<'a> {
                 hint: "plan for the nodes of one kind".to_owned(),
             });
         }
-        Ok(Evaluator::new(self.model, self.cluster, self.job, &self.costs))
+        Ok(Evaluator::new(self.model, self.cluster, self.job, &self.costs, self.profile.network.as_ref()))
     }
 
     fn document(
@@ -170,11 +185,14 @@ impl<'a> Planner<'a> {
             search,
             alternatives: Vec::new(),
             rejected: Vec::new(),
+            collectives: Vec::new(),
+            codecs: Vec::new(),
             profile: ProfileReference {
                 fingerprint: fingerprint(self.profile),
                 path: String::new(),
                 reference_s: self.profile.reference_s,
                 devices: self.profile.environment.devices,
+                emulated: self.profile.environment.emulated,
             },
         }
     }

@@ -67,6 +67,8 @@ impl<'a> Search<'a> {
         let (promises, mut too_large) = self.promising(&space, &mut tally);
         let mut kept = Kept { keep, found: Vec::new() };
         let mut simulated = 0_u64;
+        // Communications beyond the first of each size.
+        let mut more = 0_u64;
         let mut next = 0;
         let stop_reason = loop {
             let threshold = kept.threshold();
@@ -93,6 +95,7 @@ impl<'a> Search<'a> {
                 // A candidate that fails before it is compiled fails in all its sizes.
                 let shared =
                     if outcomes.len() < self.sizes(candidate) { self.sizes(candidate) as u64 } else { 1 };
+                more += outcomes.len().saturating_sub(self.sizes(candidate)) as u64;
                 let mut found = Vec::new();
                 for outcome in outcomes {
                     match outcome {
@@ -118,7 +121,7 @@ impl<'a> Search<'a> {
         }
         let nearest_miss = self.nearest_miss(&space, too_large);
         let open_bound = promises.get(next).filter(|_| stop_reason != StopReason::Optimal).map(|p| p.bound);
-        let explored = space.iter().map(|candidate| self.sizes(candidate) as u64).sum();
+        let explored = space.iter().map(|candidate| self.sizes(candidate) as u64).sum::<u64>() + more;
         SearchOutcome {
             unpriced_hint: tally.unpriced_hint.take(),
             report: report(explored, simulated, kept.found.first(), open_bound, stop_reason),

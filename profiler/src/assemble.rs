@@ -4,15 +4,17 @@ use crate::hardware::{self, HardwareAnswer};
 use crate::links::{KINDS, LinkAnswer};
 use crate::overlap::OverlapAnswer;
 use crate::probes::{self, Probe};
+use crate::coding::{CodingTask, CodingTimings};
+use crate::network::{self, NetworkAnswer};
 use crate::{Assignment, Request};
 use autodist_executor::{RankOutcome, Task, host};
 use autodist_program::Instruction;
 use autodist_spec::profile::{
-    CollectiveCost, CollectiveKind, CopyKind, Environment, Hardware, Interference, LinkFit, MessageCost,
+    CodecCost, CollectiveCost, CollectiveKind, CopyKind, Environment, Hardware, Interference, LinkFit, MessageCost,
     OptimizerCost, Sample, SegmentCost,
 };
 use autodist_spec::{
-    Bytes, BytesPerSecond, Cluster, Device, DeviceKind, FlopsPerSecond, NodeGroup, Pass, Profile, Provenance,
+    Bytes, BytesPerSecond, Cluster, Codec, Device, DeviceKind, FlopsPerSecond, Network, NodeGroup, Pass, Profile, Provenance,
     Recompute, SCHEMA_VERSION, Seconds, Segment,
 };
 use serde_json::Value;
@@ -51,6 +53,9 @@ pub struct Assembly<'a> {
     staging: u64,
     overlap: Option<OverlapAnswer>,
     hardware: Hardware,
+    network: Option<Network>,
+    /// By codec, group and elements.
+    codings: BTreeMap<(Codec, usize, usize), Vec<f64>>,
     /// Per probe: median step time of each round.
     medians: BTreeMap<Probe, Vec<f64>>,
     /// Times of the reference arithmetic. Timings of segments and updates are kept as multiples of it.
@@ -84,6 +89,8 @@ impl<'a> Assembly<'a> {
             staging: 0,
             overlap: None,
             hardware: Hardware::default(),
+            network: None,
+            codings: BTreeMap::new(),
             medians: BTreeMap::new(),
             references: Vec::new(),
             realtime: true,
@@ -114,6 +121,32 @@ impl<'a> Assembly<'a> {
             1..ROUNDS_FOR_ALL => self.medians.contains_key(probe),
             _ => self.medians.contains_key(probe) && self.width(probe) > self.request.interval,
         }
+    }
+
+    /// Whether a codec of `task` is unknown; all of them are looked at twice.
+    pub fn wants_codings(&self, task: &CodingTask, round: usize) -> bool {
+        let known = |codec: &Codec| {
+            self.earlier.as_ref().is_some_and(|p| p.codecs.iter().any(|cost| cost.codec == *codec))
+        };
+        match round {
+            0 => !task.codecs.iter().all(known),
+            1 => !self.codings.is_empty(),
+            _ => false,
+        }
+    }
+
+    fn codecs(&self) -> Vec<CodecCost> {
+        let cost = |((codec, group, elements), seconds): (&(Codec, usize, usize), &Vec<f64>)| CodecCost {
+            codec: *codec,
+            group: *group as u32,
+            elements: *elements as u64,
+            time: Sample::of(seconds),
+        };
+        self.codings.iter().map(cost).collect()
+    }
+
+    pub fn wants_network(&self, round: usize) -> bool {
+        round == 0 && self.earlier.as_ref().is_none_or(|p| p.network.is_none())
     }
 
     pub fn wants_links(&self, round: usize) -> bool {
@@ -168,6 +201,24 @@ impl<'a> Assembly<'a> {
                 }
                 self.overlap = Some(all);
             }
+            Assignment::Coding(_) => {
+                for answer in answers {
+                    for timing in serde_json::from_value::<Vec<CodingTimings>>(answer)? {
+                        let key = (timing.codec, timing.group, timing.elements);
+                        self.codings.entry(key).or_default().extend(timing.seconds);
+                    }
+                }
+            }
+            Assignment::Network(task) => {
+                let answers: Vec<NetworkAnswer> =
+                    answers.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
+                for answer in &answers {
+                    self.handover.extend(&answer.handover);
+                    self.staging = self.staging.max(answer.staging_bytes);
+                }
+                let structure = self.request.emulated.as_ref().and_then(Network::of);
+                self.network = structure.map(|structure| network::assemble(&structure, task, &answers));
+            }
             Assignment::Hardware(_) => {
                 let answers: Vec<HardwareAnswer> =
                     answers.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
@@ -207,7 +258,9 @@ impl<'a> Assembly<'a> {
             self.environment.collectives.clone_from(&outcome.route);
             self.baseline = self.baseline.max(outcome.baseline_memory);
             let measured = &outcome.steps[task.warmup_steps as usize..];
-            self.overhead.extend(measured.iter().map(|s| s.seconds - s.in_operations));
+            if self.request.emulated.is_none() {
+                self.overhead.extend(measured.iter().map(|s| s.seconds - s.in_operations));
+            }
             for sample in outcome.instructions.iter().filter(|s| !s.seconds.is_empty()) {
                 match bodies[sample.body].instructions[sample.index] {
                     Instruction::Segment { segment, pass, recompute, .. } => {
@@ -230,6 +283,14 @@ impl<'a> Assembly<'a> {
                     _ => {}
                 }
             }
+        }
+        if self.request.emulated.is_some() {
+            // Where links differ, ranks wait for the slowest at the end of a step: its own overhead is the step's.
+            let of_step = |step: usize| {
+                let overhead = |o: &RankOutcome| o.steps[step].seconds - o.steps[step].in_operations;
+                outcomes.iter().map(overhead).fold(f64::INFINITY, f64::min)
+            };
+            self.overhead.extend((task.warmup_steps as usize..task.steps as usize).map(of_step));
         }
         let first_step = self.in_step.len();
         for (index, sample) in outcomes.first().map_or(&[][..], |o| &o.instructions).iter().enumerate() {
@@ -315,9 +376,14 @@ impl<'a> Assembly<'a> {
             precision: request.job.precision,
             hardware: self.hardware.clone(),
             optimizer_kind: request.job.optimizer,
-            cluster: local_cluster(request.ranks, peak, &self.hardware, &environment),
+            cluster: match &request.emulated {
+                Some(cluster) => cluster.clone(),
+                None => local_cluster(request.ranks, peak, &self.hardware, &environment),
+            },
             environment,
             complete,
+            network: self.network.clone(),
+            codecs: self.codecs(),
             fits: fits(&collectives, &messages),
             collectives,
             messages,
@@ -468,7 +534,7 @@ impl<'a> Assembly<'a> {
                 100.0 * repeatability
             ));
         }
-        if self.request.shared {
+        if self.request.shared && self.request.emulated.is_none() {
             warnings.push(format!(
                 "ranks share {}: each waits for the others' turns, and predicted step times do not hold",
                 if on_cpu { "cores" } else { "GPUs" }
@@ -524,6 +590,14 @@ fn scaled(multiples: &[f64], reference: f64) -> Sample {
 
 /// What this session did not measure comes from the earlier profile.
 fn adopt(profile: &mut Profile, earlier: &Profile) {
+    for cost in &earlier.codecs {
+        if !profile.codecs.iter().any(|c| c.codec == cost.codec) {
+            profile.codecs.push(cost.clone());
+        }
+    }
+    if profile.network.is_none() {
+        profile.network.clone_from(&earlier.network);
+    }
     if profile.collectives.is_empty() {
         profile.collectives.clone_from(&earlier.collectives);
         profile.messages.clone_from(&earlier.messages);
@@ -582,7 +656,7 @@ fn local_cluster(ranks: u32, peak: Option<f64>, hardware: &Hardware, environment
     Cluster {
         schema_version: SCHEMA_VERSION,
         name: environment.host.clone(),
-        nodes: vec![NodeGroup { count: 1, devices: ranks, device, link: None }],
+        nodes: vec![NodeGroup { count: 1, devices: ranks, device, link: None, uplink: None, downlink: None }],
         network: None,
     }
 }

@@ -5,20 +5,24 @@
 //! tasks of their own. Rounds repeat until the medians are known well enough or the budget is spent.
 
 mod assemble;
+mod coding;
 mod hardware;
 mod links;
+mod network;
 mod overlap;
 mod probes;
 
+pub use coding::CodingTask;
 pub use hardware::HardwareTask;
 pub use links::LinkTask;
+pub use network::NetworkTask;
 pub use overlap::OverlapTask;
 
 use autodist_executor::cuda::{self, Survey};
 use autodist_executor::launcher::{LaunchError, LaunchOptions, Worker, launch};
 use autodist_executor::{Device, ExecutionError, RankOutcome, Task, devices, host, train};
 use autodist_spec::profile::{DeviceKind, Environment};
-use autodist_spec::{Job, ModelSpec, Precision, Profile};
+use autodist_spec::{Cluster, Job, ModelSpec, Precision, Profile};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::time::Instant;
@@ -31,6 +35,8 @@ pub enum Assignment {
     Links(LinkTask),
     Overlap(OverlapTask),
     Hardware(HardwareTask),
+    Network(NetworkTask),
+    Coding(CodingTask),
 }
 
 impl Assignment {
@@ -40,6 +46,7 @@ impl Assignment {
             Self::Links(task) => task.precision,
             Self::Overlap(task) => task.precision,
             Self::Hardware(task) => task.precision,
+            Self::Network(_) | Self::Coding(_) => Precision::Fp32,
         }
     }
 }
@@ -81,6 +88,8 @@ fn on_device<D: Device>(
         Assignment::Links(task) => serde_json::to_value(links::measure(device, &task, worker, &name)?),
         Assignment::Overlap(task) => serde_json::to_value(overlap::measure(device, &task, worker, &name)?),
         Assignment::Hardware(task) => serde_json::to_value(hardware::measure(device, &task)?),
+        Assignment::Coding(task) => serde_json::to_value(coding::measure(&task, worker, &name)?),
+        Assignment::Network(task) => serde_json::to_value(network::measure(device, &task, worker, &name)?),
     })
 }
 
@@ -97,6 +106,15 @@ pub struct Request {
     pub budget_s: f64,
     /// Width of a median's confidence interval, relative to the median, at which a cell is known well enough.
     pub interval: f64,
+    /// The cluster that the ranks stand for, where they are not themselves what is meant.
+    pub emulated: Option<Cluster>,
+}
+
+impl Request {
+    /// As [`Task::emulated_flops_per_s`].
+    pub fn emulated_flops_per_s(&self) -> Option<f64> {
+        self.emulated.as_ref()?.nodes.first()?.device.peak_flops_per_s.map(|rate| rate.0)
+    }
 }
 
 /// Where the profiler is.
@@ -132,8 +150,11 @@ pub fn profile(
     mut partial: impl FnMut(&Profile),
 ) -> Result<Profile, ProfileError> {
     let began = Instant::now();
-    let mut assembly =
-        assemble::Assembly::new(request, earlier, environment(options.realtime, options.devices));
+    let environment = Environment {
+        emulated: request.emulated.is_some(),
+        ..environment(options.realtime, options.devices)
+    };
+    let mut assembly = assemble::Assembly::new(request, earlier, environment);
     let mut round = 0;
     loop {
         let pieces = probes::round(request, &assembly, round);
@@ -181,6 +202,8 @@ fn describe(assignment: &Assignment) -> String {
         Assignment::Links(_) => "links and collectives".to_owned(),
         Assignment::Overlap(_) => "compute beside communication".to_owned(),
         Assignment::Hardware(_) => "products and copies".to_owned(),
+        Assignment::Coding(_) => "coding of gradients".to_owned(),
+        Assignment::Network(_) => "every link between devices".to_owned(),
     }
 }
 
@@ -239,6 +262,11 @@ pub fn matches(profile: &Profile, request: &Request, devices: DeviceKind) -> Res
     }
     if profile.cluster.device_count() != request.ranks {
         return differs("number of devices", &profile.cluster.device_count(), &request.ranks);
+    }
+    if profile.environment.emulated != request.emulated.is_some()
+        || request.emulated.as_ref().is_some_and(|cluster| *cluster != profile.cluster)
+    {
+        return Err("it was measured on other emulated devices or links, or on none".to_owned());
     }
     if profile.environment.processor != here.processor || profile.environment.cores != here.cores {
         return differs("processor", &profile.environment.processor, &here.processor);

@@ -1,13 +1,14 @@
 //! Times collectives and messages over sizes and groups, all groups of a kind at once.
 
-use autodist_communication::{Communicator, Counters};
+use autodist_communication::{Communicator, Counters, Ways};
 use autodist_executor::device::Tag;
 use autodist_executor::launcher::Worker;
 use autodist_executor::stream::{CommunicationStream, Groups, Work, collective};
 use autodist_executor::{Device, ExecutionError, host};
 use autodist_program::Transfer;
-use autodist_spec::{CollectiveKind, Precision};
+use autodist_spec::{Algorithm, CollectiveKind, Precision, Reduction};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// Which groups and sizes to time.
@@ -97,7 +98,7 @@ pub fn measure<D: Device>(
         let members = members(world, *size, *stride, rank);
         let before = device.live_memory();
         let group_name = format!("{name}.g{size}.{stride}");
-        let mut group = device.group(&mut worker.endpoint, &group_name, &members)?;
+        let mut group = device.group(&mut worker.endpoint, &group_name, &members, &Ways::default())?;
         host::enter_compute(worker.placement);
         for kind in KINDS {
             for bytes in &task.sizes {
@@ -111,7 +112,7 @@ pub fn measure<D: Device>(
                 let mut turn = 0;
                 let seconds = timings(device, task.repetitions, &mut barrier, || {
                     turn = (turn + 1) % count;
-                    collective(&mut *group, device, kind, &mut buffers[turn], 0..elements)
+                    collective(&mut *group, device, kind, Algorithm::Ring, &mut buffers[turn], 0..elements)
                 })?;
                 answer.collectives.push(CollectiveTimings {
                     kind,
@@ -130,7 +131,7 @@ pub fn measure<D: Device>(
     for stride in &task.message_strides {
         messages(device, task, worker, name, *stride, &mut barrier, &mut answer)?;
     }
-    answer.handover = handover(device, task, worker, name)?;
+    answer.handover = handover(device, task.repetitions, worker, name)?;
     Ok(answer)
 }
 
@@ -193,25 +194,39 @@ fn messages<D: Device>(
 }
 
 /// An empty collective through the communication stream: what the stream itself costs.
-fn handover<D: Device>(
+pub(crate) fn handover<D: Device>(
     device: &D,
-    task: &LinkTask,
+    repetitions: usize,
     worker: &mut Worker,
     name: &str,
 ) -> Result<Vec<f64>, ExecutionError> {
     let alone = [worker.endpoint.rank()];
-    let mut group = |what: &str| device.group(&mut worker.endpoint, &format!("{name}.alone.{what}"), &alone);
-    let groups = Groups { reduce: group("reduce")?, replicas: group("replicas")?, gather: group("gather")? };
+    let mut group = |what: &str| {
+        device.group(&mut worker.endpoint, &format!("{name}.alone.{what}"), &alone, &Ways::default())
+    };
+    let groups = Groups {
+        reduce: group("reduce")?,
+        replicas: group("replicas")?,
+        gather: group("gather")?,
+        compressors: BTreeMap::new(),
+    };
     let mut stream = CommunicationStream::start(device, groups)?;
     host::enter_compute(worker.placement);
     let mut buffer = Some(device.zeros(16));
     let mut seconds = Vec::new();
-    for repetition in 0..task.repetitions + 2 {
+    for repetition in 0..repetitions + 2 {
         let key = (Transfer::Reduce, repetition);
         let start = device.record();
         if let Some(buffer) = buffer.take() {
             let ready = device.record();
-            stream.submit(Work { key, kind: CollectiveKind::AllReduce, buffer, range: 0..16, ready })?;
+            stream.submit(Work {
+                key,
+                kind: CollectiveKind::AllReduce,
+                reduction: Reduction::default(),
+                buffer,
+                range: 0..16,
+                ready,
+            })?;
         }
         let done = stream.wait(key)?;
         device.wait_for(&done.end);

@@ -1,12 +1,14 @@
 //! What compute and communication do to each other when both run on one device.
 
+use autodist_communication::Ways;
 use autodist_compute::{Product, Region, RegionMut};
 use autodist_executor::launcher::Worker;
 use autodist_executor::stream::{CommunicationStream, Groups, Work};
 use autodist_executor::{Device, ExecutionError, host};
 use autodist_program::Transfer;
-use autodist_spec::{CollectiveKind, Precision};
+use autodist_spec::{CollectiveKind, Precision, Reduction};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A batch of matrix products beside a row of all-reduces over all ranks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,12 +52,13 @@ pub fn measure<D: Device>(
     let everyone: Vec<usize> = (0..worker.endpoint.world()).collect();
     let mut barrier = worker.endpoint.group(&format!("{name}.barrier"), &everyone)?;
     let mut group = |what: &str, members: &[usize]| {
-        device.group(&mut worker.endpoint, &format!("{name}.{what}"), members)
+        device.group(&mut worker.endpoint, &format!("{name}.{what}"), members, &Ways::default())
     };
     let groups = Groups {
         reduce: group("reduce", &everyone)?,
         replicas: group("replicas", &[rank])?,
         gather: group("gather", &[rank])?,
+        compressors: BTreeMap::new(),
     };
     let mut stream = CommunicationStream::start(device, groups)?;
     host::enter_compute(worker.placement);
@@ -80,6 +83,7 @@ pub fn measure<D: Device>(
             stream.submit(Work {
                 key: (Transfer::Reduce, index),
                 kind: CollectiveKind::AllReduce,
+                reduction: Reduction::default(),
                 buffer,
                 range,
                 ready: start.clone(),

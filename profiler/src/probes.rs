@@ -1,7 +1,7 @@
 //! Which measurements a round makes.
 
 use crate::assemble::Assembly;
-use crate::{Assignment, HardwareTask, LinkTask, OverlapTask, Request};
+use crate::{Assignment, CodingTask, HardwareTask, LinkTask, NetworkTask, OverlapTask, Request};
 use autodist_executor::{DataSource, Task};
 use autodist_program::{rules, stages};
 use autodist_spec::{Bytes, Job, LayerKind, ParallelStrategy, Recompute, TensorSplit};
@@ -12,6 +12,7 @@ const MOST_ROUNDS: usize = 20;
 /// at a time, and every probe should see all of its moods.
 const STEPS: u32 = 5;
 const WARMUP_STEPS: u32 = 2;
+const EMULATED_STEPS: u32 = 4;
 /// A micro-batch whose activations would be larger than this part of a rank's memory is not probed.
 const LARGEST_PART_OF_MEMORY: f64 = 0.4;
 
@@ -122,9 +123,11 @@ pub fn task(request: &Request, probe: &Probe) -> Task {
         strategy,
         stages,
         data: DataSource::Synthetic,
-        steps: STEPS,
-        warmup_steps: WARMUP_STEPS,
+        // An emulated device takes the same time whenever it is asked.
+        steps: if request.emulated.is_some() { EMULATED_STEPS } else { STEPS },
+        warmup_steps: if request.emulated.is_some() { 1 } else { WARMUP_STEPS },
         detail: true,
+        emulated_flops_per_s: request.emulated_flops_per_s(),
     }
 }
 
@@ -139,7 +142,11 @@ pub fn round(request: &Request, assembly: &Assembly, round: usize) -> Vec<Assign
         probes.reverse();
     }
     let mut pieces: Vec<Assignment> = Vec::new();
-    if assembly.wants_links(round) {
+    if let Some(task) = NetworkTask::of(request) {
+        if assembly.wants_network(round) {
+            pieces.push(Assignment::Network(task));
+        }
+    } else if assembly.wants_links(round) {
         pieces.push(Assignment::Links(links(request)));
         pieces.push(Assignment::Overlap(overlap(request)));
         if round == 0 {
@@ -151,6 +158,9 @@ pub fn round(request: &Request, assembly: &Assembly, round: usize) -> Vec<Assign
                 request.job.precision,
             )));
         }
+    }
+    if let Some(task) = CodingTask::of(request).filter(|task| assembly.wants_codings(task, round)) {
+        pieces.push(Assignment::Coding(task));
     }
     pieces.extend(probes.iter().map(|probe| Assignment::Train(Box::new(task(request, probe)))));
     pieces

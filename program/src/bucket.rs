@@ -55,6 +55,32 @@ pub fn region(model: &ModelSpec, kind: LayerKind, tensor_rank: usize, degree: us
     (elements, replicated)
 }
 
+/// A parameter in a bucket: its first element and its shape on one tensor rank. Vectors have one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BucketParameter {
+    pub offset: usize,
+    pub rows: usize,
+    pub columns: usize,
+}
+
+impl Bucket {
+    /// The parameters of a bucket in the order of its buffer.
+    pub fn parameters(&self, model: &ModelSpec, tensor_rank: usize, degree: usize) -> Vec<BucketParameter> {
+        let mut list = Vec::new();
+        for layer in &self.layers {
+            let mut offset = layer.offset;
+            for parameter in model.parameters(model.kind(layer.layer)) {
+                let (rows, columns) = parameter.local_shape(tensor_rank as u32, degree as u32);
+                let (rows, columns) = (rows as usize, columns as usize);
+                let (rows, columns) = if columns == 1 { (1, rows) } else { (rows, columns) };
+                list.push(BucketParameter { offset, rows, columns });
+                offset += rows * columns;
+            }
+        }
+        list
+    }
+}
+
 /// The buckets of pipeline rank `pipeline_rank`, in the order in which their gradients become complete.
 /// Sizes are those of `tensor_rank`; they differ between tensor ranks only where the vocabulary does not divide.
 pub fn buckets(

@@ -1,12 +1,12 @@
 //! From a strategy to the ordered operations of every rank.
 
 use crate::bucket::{Bucket, buckets};
-use crate::layout::Layout;
+use crate::layout::{Coordinates, Layout};
 use crate::rules::{self, Illegal};
 use crate::schedule::{Slot, order};
 use autodist_spec::{
-    Bytes, CollectiveKind, Job, LayerKind, ModelSpec, ParallelStrategy, Pass, Precision, Recompute, Segment,
-    Stage,
+    Bytes, Codec, CollectiveKind, Job, LayerKind, ModelSpec, ParallelStrategy, Pass, Precision, Recompute,
+    Reduction, Segment, Stage,
 };
 
 /// What every rank does in one training step.
@@ -187,6 +187,47 @@ impl Program {
             Transfer::Reduce | Transfer::Gather => (shard, tensor),
             Transfer::ReduceReplicas => (data / shard, tensor * shard),
         }
+    }
+
+    /// How `transfer` on a bucket of a pipeline rank is done. Replicas of a shard are always reduced in a ring.
+    pub fn reduction(&self, pipeline_rank: usize, transfer: Transfer, bucket: usize) -> Reduction {
+        let communication = &self.strategy.communication;
+        match transfer {
+            Transfer::Reduce => communication.reduction(pipeline_rank, bucket),
+            Transfer::ReduceReplicas => Reduction::default(),
+            Transfer::Gather => Reduction { algorithm: communication.gather, codec: Codec::None },
+        }
+    }
+
+    /// The devices of all groups that do `transfer` at pipeline rank `pipeline_rank`, each in the order of its ring.
+    pub fn transfer_groups(&self, pipeline_rank: usize, transfer: Transfer) -> Vec<Vec<usize>> {
+        let layout = self.layout;
+        self.groups(pipeline_rank, |at| match transfer {
+            Transfer::Reduce if self.strategy.zero_stage == 0 => layout.data_group(at),
+            Transfer::Reduce | Transfer::Gather => layout.shard_group(at),
+            Transfer::ReduceReplicas => layout.replica_group(at),
+        })
+    }
+
+    /// As above, of the tensor groups.
+    pub fn tensor_groups(&self, pipeline_rank: usize) -> Vec<Vec<usize>> {
+        self.groups(pipeline_rank, |at| self.layout.tensor_group(at))
+    }
+
+    fn groups(&self, pipeline: usize, group: impl Fn(Coordinates) -> Vec<usize>) -> Vec<Vec<usize>> {
+        let Layout { data, tensor, .. } = self.layout;
+        let mut groups: Vec<Vec<usize>> = (0..data)
+            .flat_map(|data| (0..tensor).map(move |tensor| Coordinates { pipeline, data, tensor }))
+            .map(|at| self.devices(&group(at)))
+            .collect();
+        groups.sort_unstable();
+        groups.dedup();
+        groups
+    }
+
+    /// The devices of these ranks.
+    pub fn devices(&self, ranks: &[usize]) -> Vec<usize> {
+        ranks.iter().map(|rank| self.strategy.communication.device(*rank)).collect()
     }
 
     /// Bytes that a tensor collective is about: activations, but for the statistics of the head's rows.

@@ -21,8 +21,9 @@ mod layout;
 pub mod rules;
 pub mod schedule;
 pub mod stages;
+pub mod work;
 
-pub use bucket::{Bucket, BucketLayer, buckets, region};
+pub use bucket::{Bucket, BucketLayer, BucketParameter, buckets, region};
 pub use compile::{
     Body, BodyKind, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram, TensorCollective,
     Transfer,

@@ -1,7 +1,10 @@
 //! The rules that make a way of training legal, each with its reason.
 
 use crate::schedule;
-use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Recompute, ScheduleKind, Stage};
+use autodist_collectives::{Collective, suits};
+use autodist_spec::{
+    Algorithm, Codec, Job, LayerKind, ModelSpec, ParallelStrategy, Recompute, Reduction, ScheduleKind, Stage,
+};
 use std::fmt;
 
 /// Why a way of training cannot be run.
@@ -31,6 +34,7 @@ pub enum Rule {
     Zero,
     Positions,
     Recompute,
+    Communication,
 }
 
 impl Rule {
@@ -46,6 +50,7 @@ impl Rule {
             Self::Zero => "ZeRO shards over data ranks",
             Self::Positions => "sequence fits the model",
             Self::Recompute => "recomputation is for blocks",
+            Self::Communication => "communication fits its groups",
         }
     }
 }
@@ -111,7 +116,48 @@ pub fn check_strategy(
     ensure(Rule::Zero, zero == 0 || shard > 1, || {
         format!("zero={zero} shards over data ranks, but its group has one rank (dp={data})")
     })?;
-    ensure(Rule::Zero, data % shard == 0, || format!("a shard group of {shard} does not divide dp={data}"))
+    ensure(Rule::Zero, data % shard == 0, || format!("a shard group of {shard} does not divide dp={data}"))?;
+    check_communication(devices, s)
+}
+
+fn check_communication(devices: u32, s: &ParallelStrategy) -> Result<(), Illegal> {
+    let communication = &s.communication;
+    let placed = communication.placement.len();
+    ensure(Rule::Communication, placed == 0 || placed == devices as usize, || {
+        format!("the placement names {placed} devices, but there are {devices} ranks")
+    })?;
+    let fits = |what: &str, algorithm: Algorithm, collective: Collective, group: u32| {
+        suits(algorithm, collective, group as usize).map_err(|unsuitable| Illegal {
+            rule: Rule::Communication,
+            reason: format!("{what} over {group} ranks: {unsuitable}"),
+        })
+    };
+    fits("tensor all-reduce", communication.tensor, Collective::AllReduce, s.tensor)?;
+    if s.sequence_parallel {
+        fits("tensor reduce-scatter", communication.tensor, Collective::ReduceScatter, s.tensor)?;
+        fits("tensor all-gather", communication.tensor, Collective::AllGather, s.tensor)?;
+    }
+    if s.zero_stage > 0 {
+        fits("parameter all-gather", communication.gather, Collective::AllGather, s.shard)?;
+    }
+    for Reduction { algorithm, codec } in communication.reductions() {
+        if s.zero_stage == 0 {
+            fits("gradient all-reduce", algorithm, Collective::AllReduce, s.data)?;
+        } else {
+            fits("gradient reduce-scatter", algorithm, Collective::ReduceScatter, s.shard)?;
+        }
+        ensure(Rule::Communication, codec == Codec::None || s.zero_stage == 0, || {
+            format!(
+                "codec {} reduces whole gradients, but zero={} leaves each rank a shard of them",
+                codec.name(),
+                s.zero_stage
+            )
+        })?;
+        ensure(Rule::Communication, codec == Codec::None || s.data > 1, || {
+            format!("codec {} is for gradients that travel, but dp=1", codec.name())
+        })?;
+    }
+    Ok(())
 }
 
 fn check_schedule(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<(), Illegal> {

@@ -46,6 +46,12 @@ pub fn plan_summary(plan: &Plan) -> String {
     section(&mut text, "Stages", &tables::stages(plan));
     section(&mut text, "Time of a step, on the busiest pipeline rank", &tables::cost(&estimate.cost));
     section(&mut text, "Memory, on the fullest device", &tables::memory(&estimate.memory));
+    if !plan.collectives.is_empty() {
+        section(&mut text, "Collectives, and what the network lets through at most", &tables::collectives(plan));
+    }
+    if !plan.codecs.is_empty() {
+        section(&mut text, "Gradients in fewer bytes (effect on convergence unverified)", &tables::codecs(plan));
+    }
     if !plan.alternatives.is_empty() {
         section(&mut text, "Runners-up", &tables::alternatives(plan));
     }
@@ -75,6 +81,9 @@ pub fn validation_table(validation: &Validation) -> String {
             ),
         );
         text += &labelled("regret", &words::regret(validation));
+        if let Some(agreement) = &validation.agreement {
+            text += &labelled("agreement", &words::agreement(agreement));
+        }
     }
     if !validation.failed.is_empty() {
         section(&mut text, "Did not run", &tables::failed(validation));

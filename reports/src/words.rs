@@ -1,6 +1,7 @@
 //! How things are called on paper and on screen.
 
 use autodist_spec::profile::{CollectiveKind, CopyKind};
+use autodist_spec::run::Agreement;
 use autodist_spec::{
     LayerKind, ModelSpec, OperationKind, Optimizer, ParallelStrategy, Pass, Plan, Precision, Recompute,
     ScheduleKind, SearchReport, Seconds, Segment, Stage, StopReason, Stream, Validation,
@@ -218,6 +219,23 @@ pub(crate) fn stop_reason(reason: StopReason) -> &'static str {
         StopReason::SimulationLimit => "simulation limit",
         StopReason::Given => "given",
     }
+}
+
+/// How well the predictions order the plans, beside guesses that need no model.
+pub(crate) fn agreement(agreement: &Agreement) -> String {
+    let plain = agreement
+        .data_parallel_regret
+        .map(|regret| format!(", of plain data parallelism {}", percent(regret)))
+        .unwrap_or_default();
+    format!(
+        "p95 |error| {}, Kendall's tau {:.2}; the slowest plan takes {} more than the fastest; regret of a random plan \
+         {}{plain}, of a constant rate of FLOPs {}",
+        percent(agreement.p95_error),
+        agreement.kendall_tau,
+        percent(agreement.spread),
+        percent(agreement.random_regret),
+        percent(agreement.constant_flops_regret)
+    )
 }
 
 pub(crate) fn regret(validation: &Validation) -> String {

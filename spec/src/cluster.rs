@@ -29,6 +29,12 @@ pub struct NodeGroup {
     /// Between two devices of one node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<Link>,
+    /// From each of these nodes to the others, shared by its devices; `network` where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<Link>,
+    /// From the others to each of these nodes; as the uplink where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downlink: Option<Link>,
 }
 
 /// What computes. In a cluster file either a name from the catalogue or a table with these fields.
@@ -129,9 +135,7 @@ impl Cluster {
     }
 
     pub fn homogeneous(&self) -> bool {
-        self.nodes
-            .iter()
-            .all(|g| g.device.name == self.nodes[0].device.name && g.devices == self.nodes[0].devices)
+        self.nodes.iter().all(|group| group.device == self.nodes[0].device)
     }
 
     /// Reads `<nodes>x<devices per node>x<device>[@<NICs per node>x<rate>]`, e.g. `64x8xa100-80gb-sxm@8x200gbps`.
@@ -168,7 +172,7 @@ impl Cluster {
         let cluster = Self {
             schema_version: SCHEMA_VERSION,
             name: text.to_owned(),
-            nodes: vec![NodeGroup { count, devices, device, link }],
+            nodes: vec![NodeGroup { count, devices, device, link, uplink: None, downlink: None }],
             network,
         };
         cluster.check()?;
@@ -218,16 +222,18 @@ impl Check for Cluster {
             if let Some(rate) = group.device.memory_bytes_per_s {
                 positive(&at("device.memory_bytes_per_s"), rate.0)?;
             }
-            if let Some(link) = &group.link {
-                positive(&at("link.bytes_per_s"), link.bytes_per_s.0)?;
-                not_negative(&at("link.latency_s"), link.latency_s.0)?;
+            for (name, link) in [("link", &group.link), ("uplink", &group.uplink), ("downlink", &group.downlink)] {
+                let Some(link) = link else { continue };
+                positive(&at(&format!("{name}.bytes_per_s")), link.bytes_per_s.0)?;
+                not_negative(&at(&format!("{name}.latency_s")), link.latency_s.0)?;
             }
         }
         if let Some(network) = &self.network {
             positive("network.bytes_per_s", network.bytes_per_s.0)?;
             not_negative("network.latency_s", network.latency_s.0)?;
         }
-        if self.node_count() > 1 && self.network.is_none() {
+        let apart = self.nodes.iter().any(|group| group.uplink.is_none());
+        if self.node_count() > 1 && self.network.is_none() && apart {
             return Err(InputError::new("network", "", "is missing, but there is more than one node")
                 .hint("add [network] with bytes_per_s and latency_s"));
         }

@@ -1,5 +1,6 @@
 //! What is to be trained, and which ways of training it are allowed.
 
+use crate::communication::{Algorithm, Codec, Communication};
 use crate::error::{InputError, in_range, not_negative, positive};
 use crate::parse::{Check, SCHEMA_VERSION};
 use crate::plan::{Recompute, ScheduleKind};
@@ -163,6 +164,13 @@ pub struct Allow {
     pub bucket_bytes: Vec<Bytes>,
     /// Whether a stage may hold more layers than another by more than one.
     pub uneven_stages: bool,
+    /// Algorithms of collectives, each tried for all collectives that it fits; a missing list means the fastest for
+    /// every group and size.
+    pub algorithms: Option<Vec<Algorithm>>,
+    /// Forms in which gradients may travel. Those that lose something are used where they are named here only.
+    pub codecs: Vec<Codec>,
+    /// Devices of the ranks, by rank; a missing list means what the planner finds, an empty entry rank r on device r.
+    pub placements: Option<Vec<Vec<u32>>>,
 }
 
 impl Default for Allow {
@@ -180,6 +188,9 @@ impl Default for Allow {
             schedule: vec![ScheduleKind::GPipe, ScheduleKind::OneFOneB, ScheduleKind::Interleaved],
             bucket_bytes: vec![Bytes(25 << 20)],
             uneven_stages: true,
+            algorithms: None,
+            codecs: vec![Codec::None],
+            placements: None,
         }
     }
 }
@@ -263,12 +274,26 @@ impl Check for Job {
         for (index, bytes) in allow.bucket_bytes.iter().enumerate() {
             in_range(&format!("allow.bucket_bytes[{index}]"), bytes.0, 1, 1 << 40)?;
         }
+        for (index, codec) in allow.codecs.iter().enumerate() {
+            codec.check(&format!("allow.codecs[{index}]"))?;
+        }
+        for (index, algorithm) in allow.algorithms.iter().flatten().enumerate() {
+            let communication = Communication { tensor: *algorithm, ..Communication::default() };
+            communication.check(&format!("allow.algorithms[{index}]"))?;
+        }
+        for (index, placement) in allow.placements.iter().flatten().enumerate() {
+            let communication = Communication { placement: placement.clone(), ..Communication::default() };
+            communication.check(&format!("allow.placements[{index}]"))?;
+        }
         for (field, empty) in [
             ("allow.zero_stage", allow.zero_stage.is_empty()),
             ("allow.sequence_parallel", allow.sequence_parallel.is_empty()),
             ("allow.recompute", allow.recompute.is_empty()),
             ("allow.schedule", allow.schedule.is_empty()),
             ("allow.bucket_bytes", allow.bucket_bytes.is_empty()),
+            ("allow.codecs", allow.codecs.is_empty()),
+            ("allow.algorithms", allow.algorithms.as_ref().is_some_and(Vec::is_empty)),
+            ("allow.placements", allow.placements.as_ref().is_some_and(Vec::is_empty)),
         ] {
             if empty {
                 return Err(

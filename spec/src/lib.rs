@@ -12,10 +12,12 @@
 
 pub mod catalog;
 pub mod cluster;
+pub mod communication;
 pub mod error;
 pub mod huggingface;
 pub mod job;
 pub mod model;
+pub mod network;
 pub mod parse;
 pub mod plan;
 pub mod profile;
@@ -23,11 +25,14 @@ pub mod run;
 pub mod units;
 
 pub use cluster::{Cluster, Device, Link, NodeGroup};
+pub use communication::{Algorithm, BucketReduction, Codec, Communication, Reduction};
 pub use error::InputError;
 pub use job::{Job, LearningRate, Optimizer, Precision};
 pub use model::{Activation, LayerKind, ModelSpec, Norm, Parameter, Positions, TensorSplit};
+pub use network::{Network, Path, SharedLink};
 pub use parse::{Check, SCHEMA_VERSION, fingerprint, to_json};
 pub use plan::{
+    CodecVerdict, CollectiveShare,
     Alternative, CostBreakdown, Estimate, MemoryBreakdown, ParallelStrategy, Plan, ProfileReference,
     Recompute, Rejection, ScheduleKind, SearchReport, Stage, StageEstimate, StopReason,
 };

@@ -1,6 +1,7 @@
 //! A way of training, what it is predicted to cost, and how it was found.
 
 use crate::cluster::Cluster;
+use crate::communication::{Algorithm, Codec, Communication};
 use crate::error::{InputError, bytes, finite, in_range, not_negative, positive};
 use crate::job::Job;
 use crate::model::ModelSpec;
@@ -92,6 +93,8 @@ pub struct ParallelStrategy {
     /// Gradients are reduced in buckets of at least this size, but the last.
     #[serde(default = "default_bucket")]
     pub bucket_bytes: Bytes,
+    #[serde(default, skip_serializing_if = "Communication::is_default")]
+    pub communication: Communication,
 }
 
 fn one() -> u32 {
@@ -119,6 +122,7 @@ impl ParallelStrategy {
             recompute: Recompute::None,
             schedule: ScheduleKind::OneFOneB,
             bucket_bytes: default_bucket(),
+            communication: Communication::default(),
         }
     }
 
@@ -161,7 +165,7 @@ impl ParallelStrategy {
         if self.recompute != Recompute::None {
             text += &format!(" recompute={}", self.recompute.name());
         }
-        text
+        text + &self.communication.label()
     }
 }
 
@@ -368,6 +372,51 @@ pub struct Rejection {
     pub example: String,
 }
 
+/// One kind of collective of a plan, and how near it comes to what no algorithm can beat on this network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CollectiveShare {
+    /// As "gradients, largest bucket".
+    pub what: String,
+    pub algorithm: Algorithm,
+    /// Ranks of a group.
+    pub group: u32,
+    /// The whole tensor.
+    pub bytes: Bytes,
+    pub time_s: Seconds,
+    /// By the cuts of the network (ForestColl, 2402.06787).
+    pub lower_bound_s: Seconds,
+}
+
+impl CollectiveShare {
+    /// Part of the reachable speed that is reached.
+    pub fn share(&self) -> f64 {
+        if self.time_s.0 > 0.0 { self.lower_bound_s / self.time_s } else { 1.0 }
+    }
+}
+
+/// What a codec would do to a plan's gradients: predicted, and of the step time alone. What it does to convergence is
+/// not known before it was trained with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CodecVerdict {
+    pub codec: Codec,
+    pub helps: bool,
+    pub step_time_s: Seconds,
+    /// With gradients as they are.
+    pub exact_step_time_s: Seconds,
+    /// Bytes sent as they are over bytes sent by the codec.
+    pub ratio: f64,
+    /// At which compute would hide all of it; absent where coding alone outlasts compute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub required_ratio: Option<f64>,
+    /// Coding of a step, on the communication stream.
+    pub coding_s: Seconds,
+    /// Gradient communication that compute does not hide, as they are.
+    pub exposed_s: Seconds,
+    pub reason: String,
+}
+
 /// A document that says how to train a model on a cluster, and what that will cost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -388,6 +437,12 @@ pub struct Plan {
     pub alternatives: Vec<Alternative>,
     #[serde(default)]
     pub rejected: Vec<Rejection>,
+    /// Collectives of the plan, where the network is known link by link.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub collectives: Vec<CollectiveShare>,
+    /// What each codec that the job allows would do to this plan.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub codecs: Vec<CodecVerdict>,
     /// The profile that the estimate stands on.
     pub profile: ProfileReference,
 }
@@ -406,6 +461,22 @@ pub struct ProfileReference {
     /// What the profile was measured on, and so what the plan is for.
     #[serde(default)]
     pub devices: DeviceKind,
+    /// Whether the devices and links were emulated: the plan is validated on the same emulation.
+    #[serde(default)]
+    pub emulated: bool,
+}
+
+impl Plan {
+    /// The cluster that ranks stand for, where devices and links are emulated.
+    pub fn emulated(&self) -> Option<&Cluster> {
+        self.profile.emulated.then_some(&self.cluster)
+    }
+
+    /// Speed of the devices that ranks stand for, where they are emulated.
+    pub fn emulated_flops_per_s(&self) -> Option<f64> {
+        let peak = self.cluster.nodes.first()?.device.peak_flops_per_s?;
+        self.profile.emulated.then_some(peak.0)
+    }
 }
 
 impl Check for Plan {
@@ -416,6 +487,7 @@ impl Check for Plan {
         self.cluster.check().map_err(|e| e.under("cluster"))?;
         self.job.check().map_err(|e| e.under("job"))?;
         self.strategy.check().map_err(|e| e.under("strategy"))?;
+        self.strategy.communication.check("strategy.communication")?;
         check_stages(&self.stages)?;
         self.estimate.check().map_err(|e| e.under("estimate"))?;
         not_negative("search.lower_bound_s", self.search.lower_bound_s.0)?;
@@ -430,6 +502,7 @@ impl Check for Plan {
 impl Alternative {
     fn check(&self) -> Result<(), InputError> {
         self.strategy.check().map_err(|e| e.under("strategy"))?;
+        self.strategy.communication.check("strategy.communication")?;
         check_stages(&self.stages)?;
         self.estimate.check().map_err(|e| e.under("estimate"))
     }

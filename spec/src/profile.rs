@@ -1,9 +1,11 @@
 //! Measured costs: what the cost model knows of a machine.
 
 use crate::cluster::Cluster;
+use crate::communication::Codec;
 use crate::error::{InputError, bytes, finite, in_range, not_negative};
 use crate::job::{Optimizer, Precision};
 use crate::model::ModelSpec;
+use crate::network::Network;
 use crate::parse::Check;
 use crate::plan::Recompute;
 use crate::units::{Bytes, FlopsPerSecond, Provenance, Seconds};
@@ -170,6 +172,17 @@ pub struct OptimizerCost {
     pub norm: Sample,
 }
 
+/// Encoding and decoding of one bucket, its exchanges left out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CodecCost {
+    pub codec: Codec,
+    /// Ranks that reduce.
+    pub group: u32,
+    pub elements: u64,
+    pub time: Sample,
+}
+
 /// What happens to compute and to communication when both run on one device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -321,7 +334,13 @@ pub struct Profile {
     pub segments: Vec<SegmentCost>,
     pub collectives: Vec<CollectiveCost>,
     pub messages: Vec<MessageCost>,
+    /// The links between the devices, where they are not all alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
     pub fits: Vec<LinkFit>,
+    /// Coding of gradients that travel in fewer bytes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub codecs: Vec<CodecCost>,
     pub optimizer: Vec<OptimizerCost>,
     pub interference: Interference,
     /// What a collective inside a step costs beyond its time alone: ranks that do not come together, cold caches.
@@ -390,7 +409,16 @@ impl Check for Profile {
             cell.update.check(&format!("optimizer[{index}].update"))?;
             cell.norm.check(&format!("optimizer[{index}].norm"))?;
         }
+        for (index, cell) in self.codecs.iter().enumerate() {
+            in_range(&format!("codecs[{index}].group"), u64::from(cell.group), 2, 1 << 20)?;
+            in_range(&format!("codecs[{index}].elements"), cell.elements, 1, 1 << 50)?;
+            cell.codec.check(&format!("codecs[{index}].codec"))?;
+            cell.time.check(&format!("codecs[{index}].time"))?;
+        }
         self.hardware.check()?;
+        if let Some(network) = &self.network {
+            network.check().map_err(|e| e.under("network"))?;
+        }
         for (field, value) in [
             ("interference.compute_slowdown", self.interference.compute_slowdown),
             ("interference.communication_slowdown", self.interference.communication_slowdown),

@@ -186,9 +186,33 @@ pub struct Validation {
     pub median_adjusted_error: f64,
     /// Of the planner's choice, all plans at one speed of the machine.
     pub regret: f64,
+    /// How well the predictions order the plans; absent with fewer than two runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
     /// Plans that were predicted but could not be run, with the reason.
     #[serde(default)]
     pub failed: Vec<FailedRun>,
+}
+
+/// Predictions against measurements over many plans, all at one speed of the machine. Plans whose measured times differ
+/// by less than 2 % are ties.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Agreement {
+    /// 95th percentile of |adjusted_error|.
+    pub p95_error: f64,
+    /// Slowest measured plan over the fastest, less 1.
+    pub spread: f64,
+    /// Kendall's rank correlation of predicted and measured times over all pairs that are no ties.
+    pub kendall_tau: f64,
+    /// Mean regret of a plan that is picked blindly.
+    pub random_regret: f64,
+    /// Regret of plain data parallelism; absent where it did not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_parallel_regret: Option<f64>,
+    /// Mean regret of the plans that a constant rate of FLOPs calls the fastest: work, recomputation and the pipeline's
+    /// bubble, no communication.
+    pub constant_flops_regret: f64,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

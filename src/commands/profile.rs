@@ -8,7 +8,7 @@ use crate::{external, input, output, train};
 use autodist_executor::launcher::LaunchOptions;
 use autodist_profiler::Request;
 use autodist_reports::terminal;
-use autodist_spec::{DeviceKind, InputError, Job, ModelSpec, Profile, to_json};
+use autodist_spec::{Cluster, DeviceKind, InputError, Job, ModelSpec, Profile, to_json};
 use std::path::Path;
 
 pub const DEFAULT_BATCH: u32 = 8;
@@ -18,9 +18,9 @@ pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
     let model = input::model(&args.model.model)?;
     let seq_len = DEFAULT_SEQ_LEN.min(model.max_seq_len);
     let job = input::job(&args.job, Some(DEFAULT_BATCH), Some(seq_len), None)?;
-    let devices = devices::choose(args.ranks.devices)?;
+    let devices = devices::choose(args.ranks.kind())?;
     let request = request(model, job, &args.ranks, &devices, args.budget, args.interval)?;
-    let options = train::options(&args.run, devices.kind)?;
+    let options = train::options(&args.run, devices.kind, request.emulated.as_ref())?;
     output::check_writable(&args.output)?;
     let profile = obtain(&request, &options, &args.output, args.fresh)?;
     output::print(&if args.json { to_json(&profile) } else { terminal::profile_summary(&profile) })?;
@@ -36,9 +36,15 @@ pub fn request(
     budget: f64,
     interval: f64,
 ) -> Result<Request, Failure> {
-    let oversubscribe = ranks.oversubscribe;
+    let emulated = ranks.emulate.as_deref().map(input::emulated).transpose()?;
+    if emulated.is_some() && external::world().is_some() {
+        let error = InputError::new("--emulate", "", "stands for several machines, but a launcher has started several");
+        return Err(error.hint("start autodist by itself").into());
+    }
+    // Devices that wait most of the time can share a core.
+    let oversubscribe = ranks.oversubscribe || emulated.is_some();
     let world = external::world();
-    let ranks = ranks.ranks.or(world).unwrap_or(devices.count);
+    let ranks = emulated.as_ref().map(Cluster::device_count).or(ranks.ranks).or(world).unwrap_or(devices.count);
     autodist_spec::error::in_range("--ranks", u64::from(ranks), 1, 64)?;
     if let Some(world) = world.filter(|world| *world != ranks) {
         let error = InputError::new(
@@ -79,7 +85,7 @@ pub fn request(
     // Ranks train for real: the data must suit the model before anything starts.
     train::data(None, &model, &job)?;
     let shared = share.ranks > share.devices;
-    Ok(Request { model, job, ranks, shared, budget_s: budget, interval })
+    Ok(Request { model, job, ranks, shared, budget_s: budget, interval, emulated })
 }
 
 /// The profile of `request`: the one in `path` if it is of this model on this machine, gone on with if it is

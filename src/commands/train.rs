@@ -16,7 +16,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     }
     input::check_data_file(args.data.as_ref())?;
     let data = train::data(args.data.as_ref(), &plan.model, &plan.job)?;
-    let options = train::options(&args.run, plan.profile.devices)?;
+    let options = train::options(&args.run, plan.profile.devices, plan.emulated())?;
     output::check_writable(&args.output)?;
     let warmup = train::WARMUP_STEPS.min(args.steps - 1);
     let task = Task::of_plan(&plan, data.clone(), args.steps, warmup);

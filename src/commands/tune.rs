@@ -25,7 +25,7 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     let model = input::model(&args.model.model)?;
     let seq_len = profile_command::DEFAULT_SEQ_LEN.min(model.max_seq_len);
     let job = input::job(&args.job, Some(profile_command::DEFAULT_BATCH), Some(seq_len), None)?;
-    let devices = devices::choose(args.ranks.devices)?;
+    let devices = devices::choose(args.ranks.kind())?;
     let mut request = profile_command::request(model, job, &args.ranks, &devices, args.budget, INTERVAL)?;
     input::narrow(&mut request.job, &args.strategy, request.ranks)?;
     // Hours of profiling come first: everything that can be wrong is looked at before them.
@@ -33,7 +33,7 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     in_range("--steps", u64::from(args.steps), 2, u64::from(u32::MAX))?;
     input::check_data_file(args.data.as_ref())?;
     train::data(args.data.as_ref(), &request.model, &request.job)?;
-    let options = train::options(&args.run, devices.kind)?;
+    let options = train::options(&args.run, devices.kind, request.emulated.as_ref())?;
     let folder = &args.output;
     output::check_writable(&folder.join("plan.json"))?;
     let profile = profile_command::obtain(&request, &options, &folder.join("profile.json"), false)?;

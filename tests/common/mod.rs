@@ -165,6 +165,7 @@ pub fn validation() -> Validation {
         median_error: 0.1,
         median_adjusted_error: 0.1,
         regret: 0.0,
+        agreement: None,
         failed: Vec::new(),
     }
 }

@@ -1,8 +1,10 @@
 use std::net::{SocketAddr, TcpListener};
 use std::ops::Deref;
+use std::sync::Arc;
 
 use crate::error::{CommunicationError, Result};
 use crate::supervisor::Supervisor;
+use crate::switch::Switch;
 
 /// Where the ranks of one job find each other, run by the process that starts them (or by rank 0 beside its own
 /// work). It is the ranks' [`Supervisor`] too, for as long as it lives.
@@ -18,11 +20,24 @@ impl Rendezvous {
     /// # Errors
     /// [`CommunicationError::AddressInUse`] naming the address.
     pub fn bind(address: SocketAddr, world: usize, token: &str) -> Result<Self> {
+        Self::bind_with(address, world, token, None)
+    }
+
+    /// As [`Rendezvous::bind`]; the ranks reach each other through `switch`, if there is one.
+    ///
+    /// # Errors
+    /// As [`Rendezvous::bind`].
+    pub fn bind_with(
+        address: SocketAddr,
+        world: usize,
+        token: &str,
+        switch: Option<Arc<Switch>>,
+    ) -> Result<Self> {
         let start = || {
             let listener = TcpListener::bind(address)?;
             listener.set_nonblocking(true)?;
             let bound = listener.local_addr()?;
-            let supervisor = Supervisor::start(world, Some((listener, token.to_owned())), Vec::new())?;
+            let supervisor = Supervisor::start(world, Some((listener, token.to_owned())), Vec::new(), switch)?;
             Ok(Self { address: bound, supervisor })
         };
         start().map_err(|source| CommunicationError::at_address(address, "listening", source))

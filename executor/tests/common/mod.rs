@@ -5,10 +5,8 @@
 use autodist_executor::local::Parameters;
 use autodist_executor::{DataSource, Task};
 use autodist_program::{rules, stages};
-use autodist_spec::{
-    Activation, Bytes, Job, ModelSpec, Norm, ParallelStrategy, Positions, Recompute, RunRecord, ScheduleKind,
-    Stage,
-};
+use autodist_collectives::{Collective, suits};
+use autodist_spec::{Activation, Algorithm, Bytes, Communication, Job, ModelSpec, Norm, ParallelStrategy, Positions, Recompute, Reduction, RunRecord, ScheduleKind, Stage};
 use proptest::prelude::*;
 
 /// Two families; sizes that no vector width divides, and a vocabulary that no tensor degree divides.
@@ -48,6 +46,7 @@ pub fn task(model: &ModelSpec, strategy: ParallelStrategy, stages: Vec<Stage>) -
         steps: 3,
         warmup_steps: 0,
         detail: false,
+        emulated_flops_per_s: None,
     }
 }
 
@@ -119,6 +118,23 @@ pub fn ways() -> Vec<(&'static str, ParallelStrategy)> {
         ways.push(("pipeline", ParallelStrategy { schedule, ..strategy(1, 1, 2, 2) }));
         ways.push(("pipeline", ParallelStrategy { schedule, ..strategy(1, 1, 4, 1) }));
     }
+    for algorithm in [
+        Algorithm::DoubleBinaryTree,
+        Algorithm::HalvingDoubling,
+        Algorithm::Hierarchical { inner: 2 },
+        Algorithm::Torus { columns: 2 },
+    ] {
+        let communication = Communication {
+            placement: vec![2, 0, 3, 1],
+            reduce: Reduction { algorithm, ..Reduction::default() },
+            ..Communication::default()
+        };
+        ways.push(("algorithms and placement", ParallelStrategy { communication, ..strategy(4, 1, 1, 1) }));
+        let tensor = if algorithm == (Algorithm::Hierarchical { inner: 2 }) { Algorithm::Ring } else { algorithm };
+        let communication =
+            Communication { placement: vec![3, 1, 0, 2], tensor, ..Communication::default() };
+        ways.push(("algorithms and placement", ParallelStrategy { communication, ..strategy(1, 2, 2, 4) }));
+    }
     for recompute in [Recompute::Selective, Recompute::Full] {
         ways.push(("recomputation", ParallelStrategy { recompute, ..strategy(1, 1, 1, 2) }));
         let sharded = ParallelStrategy { recompute, sequence_parallel: true, ..strategy(1, 2, 1, 4) };
@@ -152,16 +168,45 @@ pub fn any_way() -> impl Strategy<Value = (bool, ParallelStrategy, Vec<Stage>)> 
         prop::sample::select(vec![1_u64, 4000, 25 << 20]),
         any::<bool>(),
     );
-    (choices, prop::collection::vec(0_usize..3, 5), prop::collection::vec(1_usize..5, 3)).prop_filter_map(
+    let algorithms = prop::sample::select(vec![
+        Algorithm::Ring,
+        Algorithm::DoubleBinaryTree,
+        Algorithm::HalvingDoubling,
+        Algorithm::Hierarchical { inner: 2 },
+        Algorithm::Torus { columns: 2 },
+    ]);
+    // Devices in any order; the first of them are used.
+    let order = Just((0_u32..4).collect::<Vec<_>>()).prop_shuffle();
+    let communication = (order, prop::collection::vec(algorithms, 3));
+    (choices, prop::collection::vec(0_usize..3, 5), prop::collection::vec(1_usize..5, 3), communication).prop_filter_map(
         "not a legal way of training",
         |(
             (degrees, micro_batch, zero_stage, shard, sequence_parallel, schedule, bucket, llama),
             policies,
             cuts,
+            (order, algorithms),
         )| {
             let (data, tensor, pipeline) = degrees;
             let virtual_stages = if schedule == ScheduleKind::Interleaved { 2 } else { 1 };
+            let world = data * tensor * pipeline;
+            // What does not suit a group would only be refused.
+            let suited = |index: usize, collectives: &[Collective], group: u32| {
+                let algorithm: Algorithm = algorithms[index];
+                let suits = collectives.iter().all(|c| suits(algorithm, *c, group as usize).is_ok());
+                if suits { algorithm } else { Algorithm::Ring }
+            };
+            let sharded = if zero_stage > 0 { shard } else { 1 };
+            let (all, scattered) = (Collective::AllReduce, Collective::ReduceScatter);
+            let reduces = if zero_stage > 0 { suited(2, &[scattered], sharded) } else { suited(2, &[all], data) };
+            let communication = Communication {
+                placement: order.into_iter().filter(|device| *device < world).collect(),
+                tensor: suited(0, &[all, scattered, Collective::AllGather], tensor),
+                gather: suited(1, &[Collective::AllGather], sharded),
+                reduce: Reduction { algorithm: reduces, ..Reduction::default() },
+                buckets: Vec::new(),
+            };
             let strategy = ParallelStrategy {
+                communication,
                 zero_stage,
                 shard: if zero_stage > 0 { shard } else { 1 },
                 sequence_parallel,

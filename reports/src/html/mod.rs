@@ -47,7 +47,7 @@ type Filled = Result<(), ReportError>;
 /// The sections that the input has anything for, in reading order.
 fn sections(input: &ReportInput<'_>) -> Result<Vec<Section>, ReportError> {
     type Fill = fn(&mut Markup, &ReportInput<'_>) -> Filled;
-    let all: [(&str, &str, bool, Fill); 10] = [
+    let all: [(&str, &str, bool, Fill); 12] = [
         ("plan", "The plan", true, plan),
         (
             "alternatives",
@@ -56,6 +56,8 @@ fn sections(input: &ReportInput<'_>) -> Result<Vec<Section>, ReportError> {
             alternatives,
         ),
         ("rejected", "Refused without simulation", !input.plan.rejected.is_empty(), rejected),
+        ("collectives", "Collectives and their lower bounds", !input.plan.collectives.is_empty(), collectives),
+        ("codecs", "Gradients in fewer bytes", !input.plan.codecs.is_empty(), codecs),
         ("time", "Where the time goes", true, cost),
         ("memory", "Where the memory goes", true, memory),
         ("timeline", "One step, predicted over measured", Figure::Timeline.applies(input), timeline),
@@ -173,6 +175,18 @@ fn plan(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
 fn alternatives(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
     page.note("Step times with the half-width of the interval that should hold the measured median");
     page.table_with(&tables::alternatives(input.plan), Emphasis::First);
+    Ok(())
+}
+
+fn collectives(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
+    page.note("The lower bound is what the cuts of the measured network let through at most");
+    page.table(&tables::collectives(input.plan));
+    Ok(())
+}
+
+fn codecs(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
+    page.note("Predicted step times on the chosen split; what a codec does to convergence is unverified");
+    page.table(&tables::codecs(input.plan));
     Ok(())
 }
 

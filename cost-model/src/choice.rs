@@ -1,0 +1,172 @@
+//! The algorithm of every collective of a program: whichever is fastest by itself. A step never gets longer when one of
+//! its collectives gets shorter, so no other choice makes it shorter.
+
+use crate::measured::Unpriced;
+use crate::{CostModel, coding};
+use autodist_collectives::{Collective, candidates, suits};
+use autodist_program::{Program, Transfer};
+use autodist_spec::{
+    Algorithm, BucketReduction, Bytes, Codec, CollectiveKind, CollectiveShare, Communication, Reduction, Seconds,
+};
+
+impl CostModel {
+    /// The node of every device, where links differ.
+    fn nodes(&self) -> Option<&[u32]> {
+        self.routes.as_ref().map(|routes| routes.nodes())
+    }
+
+    /// `program`'s communication with the fastest algorithm for each group and size; rings where all links are alike.
+    ///
+    /// # Errors
+    /// A cost that the profile does not hold.
+    pub fn fastest_algorithms(&self, program: &Program) -> Result<Communication, Unpriced> {
+        let mut communication = program.strategy.communication.clone();
+        if self.nodes().is_none() {
+            return Ok(communication);
+        }
+        let strategy = &program.strategy;
+        let tensor = program.tensor_groups(0);
+        let tokens = program.local_tokens() as u64;
+        let activation = program.precision.working(tokens * u64::from(program.model.hidden));
+        let kinds: &[CollectiveKind] = match strategy.sequence_parallel {
+            true => &[CollectiveKind::AllReduce, CollectiveKind::ReduceScatter, CollectiveKind::AllGather],
+            false => &[CollectiveKind::AllReduce],
+        };
+        let of_tensor = |algorithm| {
+            kinds.iter().try_fold(0.0, |sum, kind| {
+                Ok(sum + self.over(*kind, algorithm, &tensor, 1, activation)?.seconds)
+            })
+        };
+        communication.tensor = self.fastest(&tensor, kinds, of_tensor)?;
+        let mut reductions = Vec::new();
+        for rank in &program.ranks {
+            let groups = program.transfer_groups(rank.pipeline_rank, Transfer::Reduce);
+            let kind = match strategy.zero_stage {
+                0 => CollectiveKind::AllReduce,
+                _ => CollectiveKind::ReduceScatter,
+            };
+            for (index, bucket) in rank.buckets.iter().enumerate() {
+                let codec = program.reduction(rank.pipeline_rank, Transfer::Reduce, index).codec;
+                let bytes = program.transfer_bytes(Transfer::Reduce, bucket);
+                let time = |algorithm| {
+                    Ok(match codec {
+                        Codec::None => self.over(kind, algorithm, &groups, 1, bytes)?.seconds,
+                        _ => {
+                            let reduction = Reduction { algorithm, codec };
+                            coding::reduction(self, program, bucket, reduction, &groups, 1)?.seconds
+                        }
+                    })
+                };
+                let algorithm = self.fastest(&groups, &[kind], time)?;
+                reductions.push((rank.pipeline_rank, index, Reduction { algorithm, codec }));
+            }
+        }
+        if strategy.zero_stage > 0 {
+            let groups = program.transfer_groups(0, Transfer::Gather);
+            let largest = program.ranks.iter().flat_map(|rank| &rank.buckets);
+            let bytes =
+                largest.map(|bucket| program.transfer_bytes(Transfer::Gather, bucket)).max().unwrap_or(Bytes(0));
+            let kind = CollectiveKind::AllGather;
+            let time = |algorithm| Ok(self.over(kind, algorithm, &groups, 1, bytes)?.seconds);
+            communication.gather = self.fastest(&groups, &[kind], time)?;
+        }
+        set_reductions(&mut communication, &reductions);
+        Ok(communication)
+    }
+
+    /// The collectives of a program beside their lower bounds; none where links are not known one by one.
+    pub fn shares(&self, program: &Program) -> Vec<CollectiveShare> {
+        let Some(routes) = &self.routes else { return Vec::new() };
+        let strategy = &program.strategy;
+        let mut shares = Vec::new();
+        let mut add = |what: &str, kind, algorithm, groups: Vec<Vec<usize>>, bytes: Bytes| {
+            let Some(group) = groups.iter().find(|group| group.len() > 1) else { return };
+            let time = routes.collective(kind, algorithm, &groups, bytes);
+            shares.push(CollectiveShare {
+                what: what.to_owned(),
+                algorithm,
+                group: group.len() as u32,
+                bytes,
+                time_s: Seconds(time.seconds),
+                lower_bound_s: Seconds(routes.lower_bound(kind, &groups, bytes)),
+            });
+        };
+        let tokens = program.local_tokens() as u64;
+        let activation = program.precision.working(tokens * u64::from(program.model.hidden));
+        let tensor = strategy.communication.tensor;
+        add("activations, tensor groups", CollectiveKind::AllReduce, tensor, program.tensor_groups(0), activation);
+        let buckets = program.ranks.iter().flat_map(|rank| {
+            (0..rank.buckets.len()).map(|index| (rank.pipeline_rank, index, &rank.buckets[index]))
+        });
+        let Some((rank, index, bucket)) = buckets.max_by_key(|(_, _, bucket)| bucket.padded) else {
+            return shares;
+        };
+        for (what, transfer) in [
+            ("gradients, largest bucket", Transfer::Reduce),
+            ("gradients of replicas", Transfer::ReduceReplicas),
+            ("parameters, largest bucket", Transfer::Gather),
+        ] {
+            let occurs = match transfer {
+                Transfer::Reduce => program.reduction(rank, transfer, index).codec == Codec::None,
+                Transfer::ReduceReplicas | Transfer::Gather => strategy.zero_stage > 0,
+            };
+            if occurs {
+                let algorithm = program.reduction(rank, transfer, index).algorithm;
+                let (kind, _) = program.transfer_work(transfer, bucket);
+                let groups = program.transfer_groups(rank, transfer);
+                add(what, kind, algorithm, groups, program.transfer_bytes(transfer, bucket));
+            }
+        }
+        shares
+    }
+
+    /// Of the algorithms that fit the groups for all these kinds, the fastest; a ring where nothing is faster.
+    fn fastest(
+        &self,
+        groups: &[Vec<usize>],
+        kinds: &[CollectiveKind],
+        time: impl Fn(Algorithm) -> Result<f64, Unpriced>,
+    ) -> Result<Algorithm, Unpriced> {
+        let Some((group, nodes)) = groups.iter().find(|group| group.len() > 1).zip(self.nodes()) else {
+            return Ok(Algorithm::Ring);
+        };
+        let nodes: Vec<usize> = group.iter().map(|device| nodes[*device] as usize).collect();
+        let mut best = (time(Algorithm::Ring)?, Algorithm::Ring);
+        for algorithm in candidates(group.len(), &nodes) {
+            let size = group.len();
+            let fits = kinds.iter().all(|kind| suits(algorithm, collective(*kind), size).is_ok());
+            if fits && algorithm != Algorithm::Ring {
+                let seconds = time(algorithm)?;
+                // A difference that no measurement would show is none.
+                if seconds < 0.98 * best.0 {
+                    best = (seconds, algorithm);
+                }
+            }
+        }
+        Ok(best.1)
+    }
+}
+
+pub(crate) fn collective(kind: CollectiveKind) -> Collective {
+    match kind {
+        CollectiveKind::AllReduce => Collective::AllReduce,
+        CollectiveKind::ReduceScatter => Collective::ReduceScatter,
+        CollectiveKind::AllGather => Collective::AllGather,
+    }
+}
+
+/// What most buckets do is the rule, the others are exceptions.
+pub fn set_reductions(communication: &mut Communication, reductions: &[(usize, usize, Reduction)]) {
+    let count = |wanted: &Reduction| reductions.iter().filter(|(_, _, r)| r == wanted).count();
+    let rule = reductions.iter().map(|(_, _, r)| *r).max_by_key(|r| (count(r), std::cmp::Reverse(*r)));
+    communication.reduce = rule.unwrap_or_default();
+    communication.buckets = reductions
+        .iter()
+        .filter(|(_, _, reduction)| *reduction != communication.reduce)
+        .map(|(pipeline_rank, bucket, reduction)| BucketReduction {
+            pipeline_rank: *pipeline_rank as u32,
+            bucket: *bucket as u32,
+            reduction: *reduction,
+        })
+        .collect();
+}

@@ -1,0 +1,47 @@
+//! How much arithmetic an instruction is.
+
+use autodist_spec::{LayerKind, ModelSpec, ParallelStrategy, Pass, Recompute, Segment};
+
+/// Floating-point operations per element that an optimizer's update counts as: AdamW's moments, bias correction,
+/// square root, decay.
+const UPDATE: f64 = 20.0;
+/// As above, of a norm's or an embedding's pass over one activation.
+const ELEMENTWISE: f64 = 8.0;
+/// Parts of a block's products that lie in the attention and in the MLP segment.
+const ATTENTION: f64 = 0.4;
+
+/// Floating-point operations of one pass of one segment on one rank: the products by the model's shapes, a backward
+/// twice its forward (Narayanan et al., SC'21, appendix), and a few operations an element elsewhere.
+pub fn segment_flops(
+    model: &ModelSpec,
+    seq_len: usize,
+    strategy: &ParallelStrategy,
+    segment: Segment,
+    pass: Pass,
+    recompute: Recompute,
+) -> f64 {
+    let tokens = u64::from(strategy.micro_batch) * seq_len as u64;
+    let tensor = f64::from(strategy.tensor);
+    let products = |kind| model.forward_flops(kind, tokens, seq_len as u64).0 / tensor;
+    let rows = tokens as f64 / if strategy.sequence_parallel { tensor } else { 1.0 };
+    let elementwise = ELEMENTWISE * rows * f64::from(model.hidden);
+    let forward = match segment {
+        Segment::Attention => ATTENTION * products(LayerKind::Block),
+        Segment::Mlp => (1.0 - ATTENTION) * products(LayerKind::Block),
+        Segment::Logits => products(LayerKind::Head),
+        Segment::Normalizer | Segment::Loss => ELEMENTWISE * tokens as f64 * f64::from(model.vocab) / tensor,
+        Segment::Embedding | Segment::AttentionNorm | Segment::MlpNorm | Segment::FinalNorm => elementwise,
+    };
+    match pass {
+        Pass::Forward | Pass::Recompute => forward,
+        // The head's backward is one segment: it does the work of all its forwards twice.
+        Pass::Backward if segment == Segment::Loss => 2.0 * products(LayerKind::Head) + forward,
+        Pass::Backward if segment == Segment::Attention && recompute == Recompute::Selective => 2.3 * forward,
+        Pass::Backward => 2.0 * forward,
+    }
+}
+
+/// Floating-point operations of an optimizer's update of `elements` parameters.
+pub fn update_flops(elements: usize) -> f64 {
+    UPDATE * elements as f64
+}

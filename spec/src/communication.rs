@@ -1,0 +1,236 @@
+//! How ranks communicate: where they sit, by which algorithm, and in which form gradients travel.
+
+use crate::error::{InputError, in_range};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How a collective moves its data. Sizes are those of the group that it runs over.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Algorithm {
+    /// Every rank talks to its two neighbours (Patarasuk and Yuan, 2009).
+    #[default]
+    Ring,
+    /// Two complementary binary trees, each for half of the data, in chunks (Sanders, Speck and Träff, 2009).
+    DoubleBinaryTree,
+    /// Recursive halving, then recursive doubling; other sizes than powers of two fold (Thakur et al., 2005).
+    HalvingDoubling,
+    /// Rings inside nodes of `inner` consecutive members, rings across them on what each member has reduced.
+    Hierarchical { inner: u32 },
+    /// Rings along the rows of a grid with `columns` columns, then along its columns on what each has reduced.
+    Torus { columns: u32 },
+}
+
+impl Algorithm {
+    /// As people write it: `ring`, `hierarchical/4`.
+    pub fn name(self) -> String {
+        match self {
+            Self::Ring => "ring".to_owned(),
+            Self::DoubleBinaryTree => "double-binary-tree".to_owned(),
+            Self::HalvingDoubling => "halving-doubling".to_owned(),
+            Self::Hierarchical { inner } => format!("hierarchical/{inner}"),
+            Self::Torus { columns } => format!("torus/{columns}"),
+        }
+    }
+}
+
+/// In which form gradients travel. All but the first lose something, and all that keep what they lost (error feedback)
+/// add it to the next step's gradient.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Codec {
+    /// fp32, as they are.
+    #[default]
+    None,
+    /// IEEE half precision on the wire, sums in fp32.
+    Fp16,
+    /// bfloat16 on the wire, sums in fp32.
+    Bf16,
+    /// 8-bit integers with one scale per `block` elements; all-to-all, sum in fp32, all-gather.
+    Int8 { block: u32 },
+    /// Low-rank factors as PyTorch's communication hook keeps them (Vogels et al., 1905.13727).
+    #[serde(rename = "powersgd")]
+    PowerSgd { rank: u32 },
+    /// Its authors' own form: one factor a step, alternating.
+    #[serde(rename = "powersgd_half")]
+    PowerSgdHalf { rank: u32 },
+    /// The largest entries, `per_mille` of a thousand, with error feedback.
+    TopK { per_mille: u32 },
+    /// The largest entries with momentum correction and masking (Deep Gradient Compression, 1712.01887).
+    Dgc { per_mille: u32 },
+    /// Signs and one scale, with error feedback at the sender and at the reducer (Tang et al., 2102.02888).
+    OneBit,
+    /// Random rounding to `levels` levels, one norm per `bucket` elements; unbiased (Alistarh et al., 1610.02132).
+    Qsgd { levels: u32, bucket: u32 },
+    /// Random rounding to -1, 0 and 1 times one scale; unbiased (Wen et al., 1705.07878).
+    #[serde(rename = "terngrad")]
+    TernGrad,
+}
+
+impl Codec {
+    /// Every kind with its default parameters, the lossless one first.
+    pub const DEFAULTS: [Codec; 11] = [
+        Self::None,
+        Self::Fp16,
+        Self::Bf16,
+        Self::Int8 { block: 256 },
+        Self::PowerSgd { rank: 4 },
+        Self::PowerSgdHalf { rank: 4 },
+        Self::TopK { per_mille: 10 },
+        Self::Dgc { per_mille: 10 },
+        Self::OneBit,
+        Self::Qsgd { levels: 127, bucket: 128 },
+        Self::TernGrad,
+    ];
+
+    /// As people write it: `powersgd/4`.
+    pub fn name(self) -> String {
+        match self {
+            Self::None => "none".to_owned(),
+            Self::Fp16 => "fp16".to_owned(),
+            Self::Bf16 => "bf16".to_owned(),
+            Self::Int8 { block } => format!("int8/{block}"),
+            Self::PowerSgd { rank } => format!("powersgd/{rank}"),
+            Self::PowerSgdHalf { rank } => format!("powersgd-half/{rank}"),
+            Self::TopK { per_mille } => format!("top-k/{per_mille}"),
+            Self::Dgc { per_mille } => format!("dgc/{per_mille}"),
+            Self::OneBit => "one-bit".to_owned(),
+            Self::Qsgd { levels, bucket } => format!("qsgd/{levels}/{bucket}"),
+            Self::TernGrad => "terngrad".to_owned(),
+        }
+    }
+
+    pub(crate) fn check(self, field: &str) -> Result<(), InputError> {
+        let number = |name: &str, value: u32, least: u64, most: u64| {
+            in_range(&format!("{field}.{name}"), u64::from(value), least, most)
+        };
+        match self {
+            Self::Int8 { block } => number("block", block, 1, 1 << 20),
+            Self::PowerSgd { rank } | Self::PowerSgdHalf { rank } => number("rank", rank, 1, 1 << 10),
+            Self::TopK { per_mille } | Self::Dgc { per_mille } => number("per_mille", per_mille, 1, 1000),
+            Self::Qsgd { levels, bucket } => {
+                number("levels", levels, 1, 127)?;
+                number("bucket", bucket, 1, 1 << 20)
+            }
+            Self::None | Self::Fp16 | Self::Bf16 | Self::OneBit | Self::TernGrad => Ok(()),
+        }
+    }
+}
+
+/// How one bucket of gradients is reduced.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash,
+)]
+#[serde(deny_unknown_fields, default)]
+pub struct Reduction {
+    pub algorithm: Algorithm,
+    pub codec: Codec,
+}
+
+/// A bucket that is not reduced as the others are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
+#[serde(deny_unknown_fields)]
+pub struct BucketReduction {
+    pub pipeline_rank: u32,
+    /// In the order in which the rank's gradients become complete.
+    pub bucket: u32,
+    pub reduction: Reduction,
+}
+
+/// The communication of one way of training.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash)]
+#[serde(deny_unknown_fields, default)]
+pub struct Communication {
+    /// The device of every rank, which also orders the rings. Empty: rank `r` on device `r`.
+    pub placement: Vec<u32>,
+    /// Tensor- and sequence-parallel collectives.
+    pub tensor: Algorithm,
+    /// Gathers of parameters (ZeRO).
+    pub gather: Algorithm,
+    /// Reductions of gradients, but for `buckets`.
+    pub reduce: Reduction,
+    pub buckets: Vec<BucketReduction>,
+}
+
+impl Communication {
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The device of a rank.
+    pub fn device(&self, rank: usize) -> usize {
+        self.placement.get(rank).map_or(rank, |device| *device as usize)
+    }
+
+    /// The rank on a device.
+    pub fn rank(&self, device: usize) -> usize {
+        self.placement.iter().position(|d| *d as usize == device).unwrap_or(device)
+    }
+
+    pub fn reduction(&self, pipeline_rank: usize, bucket: usize) -> Reduction {
+        let exception = self
+            .buckets
+            .iter()
+            .find(|b| b.pipeline_rank as usize == pipeline_rank && b.bucket as usize == bucket);
+        exception.map_or(self.reduce, |b| b.reduction)
+    }
+
+    /// Every reduction that occurs.
+    pub fn reductions(&self) -> impl Iterator<Item = Reduction> + '_ {
+        std::iter::once(self.reduce).chain(self.buckets.iter().map(|b| b.reduction))
+    }
+
+    /// What differs from the default, each with a space before it.
+    pub(crate) fn label(&self) -> String {
+        let mut text = String::new();
+        let mut algorithm = |what: &str, algorithm: Algorithm| {
+            if algorithm != Algorithm::Ring {
+                text += &format!(" {what}={}", algorithm.name());
+            }
+        };
+        algorithm("tensor", self.tensor);
+        algorithm("gather", self.gather);
+        algorithm("reduce", self.reduce.algorithm);
+        if self.reduce.codec != Codec::None {
+            text += &format!(" codec={}", self.reduce.codec.name());
+        }
+        if !self.buckets.is_empty() {
+            text += &format!(" +{} buckets", self.buckets.len());
+        }
+        if !self.placement.is_empty() {
+            let devices: Vec<String> = self.placement.iter().map(u32::to_string).collect();
+            text += &format!(" on {}", devices.join(","));
+        }
+        text
+    }
+
+    pub(crate) fn check(&self, field: &str) -> Result<(), InputError> {
+        for (index, device) in self.placement.iter().enumerate() {
+            let at = format!("{field}.placement[{index}]");
+            in_range(&at, u64::from(*device), 0, self.placement.len() as u64 - 1)?;
+            if self.placement[..index].contains(device) {
+                return Err(InputError::new(&at, device, "is the device of an earlier rank")
+                    .hint("every rank has a device of its own; leave `placement` out for rank r on device r"));
+            }
+        }
+        let sizes = |at: &str, algorithm: Algorithm| match algorithm {
+            Algorithm::Hierarchical { inner } => in_range(&format!("{at}.inner"), u64::from(inner), 1, 1 << 20),
+            Algorithm::Torus { columns } => in_range(&format!("{at}.columns"), u64::from(columns), 1, 1 << 20),
+            Algorithm::Ring | Algorithm::DoubleBinaryTree | Algorithm::HalvingDoubling => Ok(()),
+        };
+        sizes(&format!("{field}.tensor"), self.tensor)?;
+        sizes(&format!("{field}.gather"), self.gather)?;
+        sizes(&format!("{field}.reduce.algorithm"), self.reduce.algorithm)?;
+        self.reduce.codec.check(&format!("{field}.reduce.codec"))?;
+        for (index, bucket) in self.buckets.iter().enumerate() {
+            let at = format!("{field}.buckets[{index}].reduction");
+            sizes(&format!("{at}.algorithm"), bucket.reduction.algorithm)?;
+            bucket.reduction.codec.check(&format!("{at}.codec"))?;
+        }
+        Ok(())
+    }
+}
