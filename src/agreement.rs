@@ -23,7 +23,11 @@ pub fn of(plan: &Plan, runs: &[ValidatedRun]) -> Option<Agreement> {
     };
     let plain = runs.iter().filter(|run| {
         let s = &run.strategy;
-        s.tensor == 1 && s.pipeline == 1 && s.zero_stage == 0 && s.communication.is_default() && s.recompute == Recompute::None
+        s.tensor == 1
+            && s.pipeline == 1
+            && s.zero_stage == 0
+            && s.communication.is_default()
+            && s.recompute == Recompute::None
     });
     let guesses: Vec<f64> = runs.iter().map(|run| constant_flops(plan, run)).collect();
     let best_guess = guesses.iter().copied().fold(f64::INFINITY, f64::min);

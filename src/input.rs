@@ -6,8 +6,8 @@ use autodist_program::rules;
 use autodist_spec::error::in_range;
 use autodist_spec::parse::{self, Check};
 use autodist_spec::{
-    Bytes, Cluster, Codec, InputError, Job, ModelSpec, Network, ParallelStrategy, Plan, Precision, Profile, RunRecord,
-    ScheduleKind, Stage, Validation, catalog, huggingface,
+    Bytes, Cluster, Codec, InputError, Job, ModelSpec, Network, ParallelStrategy, Plan, Precision, Profile,
+    RunRecord, ScheduleKind, Stage, Validation, catalog, huggingface,
 };
 use serde::de::DeserializeOwned;
 use std::io::Read;
@@ -79,12 +79,20 @@ pub fn emulated(path: &Path) -> Result<Cluster, Failure> {
         Err(Failure::from(InputError::new(field, "", problem).hint(hint).in_file(&text)))
     };
     if !cluster.homogeneous() {
-        return refuse("nodes", "devices of several kinds cannot be emulated side by side", "give one device");
+        return refuse(
+            "nodes",
+            "devices of several kinds cannot be emulated side by side",
+            "give one device",
+        );
     }
     in_range("devices in all", u64::from(cluster.device_count()), 1, 64).map_err(|e| e.in_file(&text))?;
     if cluster.device().peak_flops_per_s.is_none() {
         let hint = "floating-point operations that it really does in a second of training, e.g. 5e9";
-        return refuse("nodes[0].device.peak_flops_per_s", "is missing: nothing says how fast a device is", hint);
+        return refuse(
+            "nodes[0].device.peak_flops_per_s",
+            "is missing: nothing says how fast a device is",
+            hint,
+        );
     }
     if Network::of(&cluster).is_none() {
         let hint = "give every node group a `link`, and several nodes an `uplink` or the cluster a `network`";

@@ -11,7 +11,8 @@ use autodist_spec::plan::label;
 use autodist_spec::profile::{Environment, Sample};
 use autodist_spec::run::{FailedRun, Measured, StepRecord, ValidatedRun};
 use autodist_spec::{
-    Alternative, Cluster, DeviceKind, InputError, Job, ModelSpec, Network, Plan, RunRecord, SCHEMA_VERSION, Validation,
+    Alternative, Cluster, DeviceKind, InputError, Job, ModelSpec, Network, Plan, RunRecord, SCHEMA_VERSION,
+    Validation,
 };
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -10,18 +10,20 @@ use std::process::Command;
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
 /// Each crate and the crates of this workspace that it uses.
-const EDGES: [(&str, &str); 12] = [
+const EDGES: [(&str, &str); 14] = [
     ("spec", ""),
-    ("program", "spec"),
-    ("cost-model", "spec program"),
-    ("planner", "spec program cost-model"),
+    ("collectives", "spec"),
+    ("codecs", "collectives spec"),
+    ("program", "collectives spec"),
+    ("cost-model", "codecs collectives program spec"),
+    ("planner", "collectives cost-model program spec"),
     ("compute", "spec"),
-    ("cuda", "spec compute"),
-    ("communication", ""),
-    ("executor", "spec program compute cuda communication"),
-    ("profiler", "spec program compute communication executor"),
+    ("cuda", "compute spec"),
+    ("communication", "collectives spec"),
+    ("executor", "codecs communication compute cuda program spec"),
+    ("profiler", "codecs communication compute executor program spec"),
     ("reports", "spec"),
-    ("autodist", "spec program cost-model planner compute executor profiler reports"),
+    ("autodist", "compute cost-model executor planner profiler program reports spec"),
     ("software-gpu", ""),
 ];
 

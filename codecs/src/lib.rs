@@ -1,1 +1,263 @@
-//! Gradients in fewer bytes.
+//! Gradients in fewer bytes: what each codec sends, keeps and loses.
+//!
+//! A [`Compressor`] belongs to one bucket of gradients of one member of a group. It replaces the member's gradient by an
+//! approximation of the sum over the group, the same bits on all members, through the few exchanges of [`Exchange`];
+//! [`phases`] lists these beforehand, so that a cost model knows every byte.
+//!
+//! Error feedback (Seide et al., Interspeech 2014; Karimireddy et al., 1901.09847): what a step did not send is added to
+//! the next step's gradient.
+
+mod factors;
+mod layout;
+mod random;
+mod shards;
+mod signs;
+mod sparse;
+
+pub use layout::Tensor;
+
+use autodist_spec::Codec;
+use factors::Factors;
+use layout::Layout;
+use random::Random;
+use shards::Shards;
+use signs::Signs;
+use sparse::Sparse;
+
+/// What a codec needs of the group. Every member makes the same calls in the same order.
+pub trait Exchange {
+    type Error;
+    fn size(&self) -> usize;
+    /// This member's place.
+    fn rank(&self) -> usize;
+    /// Replaces `values` by their sum over all members.
+    ///
+    /// # Errors
+    /// A member that is gone.
+    fn sum(&mut self, values: &mut [f32]) -> Result<(), Self::Error>;
+    /// The greatest of all members' values.
+    ///
+    /// # Errors
+    /// A member that is gone.
+    fn max(&mut self, value: f32) -> Result<f32, Self::Error>;
+    /// What every member gave, by place.
+    ///
+    /// # Errors
+    /// A member that is gone.
+    fn all_gather(&mut self, own: &[u8]) -> Result<Vec<Vec<u8>>, Self::Error>;
+    /// Part `i` goes to member `i`; what every member sent here, by place.
+    ///
+    /// # Errors
+    /// A member that is gone.
+    fn all_to_all(&mut self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, Self::Error>;
+}
+
+/// One exchange of a reduction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    Sum {
+        elements: usize,
+    },
+    /// Of one number.
+    Max,
+    /// Bytes that each member gives.
+    AllGather {
+        bytes: Vec<usize>,
+    },
+    /// Bytes by sender, then by receiver.
+    AllToAll {
+        bytes: Vec<Vec<usize>>,
+    },
+}
+
+/// How good one reduction was, as this member saw it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Report {
+    /// `1 - |x - C(x)|² / |x|²` of this member's compression: 1 where nothing was lost (delta of 1901.09847).
+    pub contraction: f64,
+    /// L2 norm of what is kept for the next step.
+    pub error_norm: f64,
+}
+
+impl Report {
+    const LOSSLESS: Self = Self { contraction: 1.0, error_norm: 0.0 };
+
+    /// Of squared norms: what was compressed, and what it lost.
+    fn of(whole: f64, lost: f64) -> Self {
+        let contraction = if whole > 0.0 { 1.0 - lost / whole } else { 1.0 };
+        Self { contraction, error_norm: lost.sqrt() }
+    }
+}
+
+/// One bucket's codec, with what it keeps between steps.
+pub struct Compressor {
+    kind: Kind,
+    elements: usize,
+    memory: bool,
+}
+
+enum Kind {
+    Sum,
+    Shards(Shards),
+    Factors(Factors),
+    Sparse(Sparse),
+    Signs(Signs),
+    Random(Random),
+}
+
+impl Compressor {
+    /// For a bucket of `elements` that holds `tensors`, reduced over `size` members. `seed` is the same on all.
+    #[must_use]
+    pub fn new(codec: Codec, tensors: &[Tensor], elements: usize, size: usize, seed: u64) -> Self {
+        let kind = match codec {
+            Codec::None => Kind::Sum,
+            Codec::Fp16 => Kind::Shards(Shards::Fp16),
+            Codec::Bf16 => Kind::Shards(Shards::Bf16),
+            Codec::Int8 { block } => Kind::Shards(Shards::Int8 { block: block as usize }),
+            Codec::PowerSgd { rank } => {
+                Kind::Factors(Factors::new(Layout::of(tensors, elements, rank), elements, seed, false))
+            }
+            Codec::PowerSgdHalf { rank } => {
+                Kind::Factors(Factors::new(Layout::of(tensors, elements, rank), elements, seed, true))
+            }
+            Codec::TopK { per_mille } => Kind::Sparse(Sparse::new(elements, per_mille, false)),
+            Codec::Dgc { per_mille } => Kind::Sparse(Sparse::new(elements, per_mille, true)),
+            Codec::OneBit => Kind::Signs(Signs::new(elements)),
+            Codec::Qsgd { levels, bucket } => Kind::Random(Random::qsgd(levels, bucket as usize, seed)),
+            Codec::TernGrad => Kind::Random(Random::terngrad(seed)),
+        };
+        let _ = size;
+        Self { kind, elements, memory: true }
+    }
+
+    /// The same without error feedback: what was not sent is lost. It shows what the feedback is for.
+    #[must_use]
+    pub fn without_error_feedback(self) -> Self {
+        Self { memory: false, ..self }
+    }
+
+    /// Replaces `gradient` by an approximation of the sum over all members.
+    ///
+    /// # Errors
+    /// Those of the exchanges.
+    pub fn reduce<X: Exchange>(
+        &mut self,
+        gradient: &mut [f32],
+        exchange: &mut X,
+    ) -> Result<Report, X::Error> {
+        debug_assert_eq!(gradient.len(), self.elements);
+        if exchange.size() == 1 {
+            return Ok(Report::LOSSLESS);
+        }
+        match &mut self.kind {
+            Kind::Sum => exchange.sum(gradient).map(|()| Report::LOSSLESS),
+            Kind::Shards(shards) => shards.reduce(gradient, exchange),
+            Kind::Factors(factors) => factors.reduce(gradient, exchange, self.memory),
+            Kind::Sparse(sparse) => sparse.reduce(gradient, exchange, self.memory),
+            Kind::Signs(signs) => signs.reduce(gradient, exchange, self.memory),
+            Kind::Random(random) => random.reduce(gradient, exchange),
+        }
+    }
+
+    /// Bytes that are kept between steps once the codec has run.
+    #[must_use]
+    pub fn state_bytes(&self) -> u64 {
+        4 * match &self.kind {
+            Kind::Sum | Kind::Shards(_) | Kind::Random(_) => 0,
+            Kind::Factors(factors) => factors.state(),
+            Kind::Sparse(sparse) => sparse.state(),
+            Kind::Signs(signs) => signs.state(),
+        } as u64
+    }
+}
+
+/// The exchanges of one reduction, in order; none in a group of one.
+#[must_use]
+pub fn phases(codec: Codec, tensors: &[Tensor], elements: usize, size: usize) -> Vec<Phase> {
+    if size < 2 {
+        return Vec::new();
+    }
+    match codec {
+        Codec::None => vec![Phase::Sum { elements }],
+        Codec::Fp16 => shards::phases(&Shards::Fp16, elements, size),
+        Codec::Bf16 => shards::phases(&Shards::Bf16, elements, size),
+        Codec::Int8 { block } => shards::phases(&Shards::Int8 { block: block as usize }, elements, size),
+        Codec::PowerSgd { rank } => factors::phases(&Layout::of(tensors, elements, rank), false),
+        Codec::PowerSgdHalf { rank } => factors::phases(&Layout::of(tensors, elements, rank), true),
+        Codec::TopK { per_mille } | Codec::Dgc { per_mille } => sparse::phases(elements, per_mille, size),
+        Codec::OneBit => signs::phases(elements, size),
+        Codec::Qsgd { levels, bucket } => random::phases(Some((levels, bucket as usize)), elements, size),
+        Codec::TernGrad => random::phases(None, elements, size),
+    }
+}
+
+/// Bytes beside the gradient itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Footprint {
+    /// Kept between steps.
+    pub state_bytes: u64,
+    /// The most that lives while a reduction runs.
+    pub scratch_bytes: u64,
+}
+
+/// Of a bucket's codec at member `rank`.
+#[must_use]
+pub fn footprint(codec: Codec, tensors: &[Tensor], elements: usize, size: usize, rank: usize) -> Footprint {
+    let shard = shards::range(elements, size, rank).len();
+    let state = match codec {
+        Codec::None
+        | Codec::Fp16
+        | Codec::Bf16
+        | Codec::Int8 { .. }
+        | Codec::Qsgd { .. }
+        | Codec::TernGrad => 0,
+        Codec::PowerSgd { rank } => elements + Layout::of(tensors, elements, rank).right(),
+        Codec::PowerSgdHalf { rank } => {
+            let layout = Layout::of(tensors, elements, rank);
+            elements + layout.right() + layout.left()
+        }
+        Codec::TopK { .. } => elements,
+        Codec::Dgc { .. } => 2 * elements,
+        Codec::OneBit => elements + shard,
+    };
+    let exchanged = |phase: &Phase| match phase {
+        Phase::Sum { elements } => 4 * elements,
+        Phase::Max => 4,
+        // What is given, and what all gave.
+        Phase::AllGather { bytes } => bytes.iter().sum::<usize>() + bytes.get(rank).copied().unwrap_or(0),
+        Phase::AllToAll { bytes } => {
+            let given: usize = bytes.get(rank).map_or(0, |row| row.iter().sum());
+            given + bytes.iter().filter_map(|row| row.get(rank)).sum::<usize>()
+        }
+    };
+    let plain = codec == Codec::None;
+    let phases = phases(codec, tensors, elements, size);
+    let scratch = if plain { 0 } else { phases.iter().map(exchanged).max().unwrap_or(0) };
+    Footprint { state_bytes: 4 * state as u64, scratch_bytes: scratch as u64 }
+}
+
+/// Arithmetic operations of encoding and decoding on one member, for devices that are emulated: an estimate of passes
+/// over the data, of matrix products where there are some.
+#[must_use]
+pub fn work(codec: Codec, tensors: &[Tensor], elements: usize, size: usize) -> f64 {
+    let n = elements as f64;
+    let p = size as f64;
+    match codec {
+        Codec::None => 0.0,
+        Codec::Fp16 | Codec::Bf16 => 4.0 * n,
+        Codec::Int8 { .. } => 10.0 * n,
+        // Two products and the decoding one: 2 a b r operations each; then error and decay.
+        Codec::PowerSgd { rank } => Layout::of(tensors, elements, rank).products(3.0) + 3.0 * n,
+        Codec::PowerSgdHalf { rank } => Layout::of(tensors, elements, rank).products(3.0) + 3.0 * n,
+        Codec::TopK { .. } => 6.0 * n,
+        Codec::Dgc { .. } => 10.0 * n,
+        Codec::OneBit => 8.0 * n,
+        Codec::Qsgd { .. } => (12.0 + p) * n,
+        Codec::TernGrad => (10.0 + p) * n,
+    }
+}
+
+fn square_sum(values: &[f32]) -> f64 {
+    // Partial sums in f32 over short stretches let the compiler use its vector units.
+    values.chunks(256).map(|part| f64::from(part.iter().map(|v| v * v).sum::<f32>())).sum()
+}

@@ -362,10 +362,13 @@ impl Hub {
         if let Some(table) = self.listens.iter().copied().collect::<Option<Vec<_>>>() {
             for visitor in &mut self.visitors {
                 if let Stage::Joined(rank) = visitor.stage {
-                    let own = self.switch.as_ref().map_or_else(|| Ok(table.clone()), |s| s.table(rank, &table));
+                    let own =
+                        self.switch.as_ref().map_or_else(|| Ok(table.clone()), |s| s.table(rank, &table));
                     let answer = match own {
                         Ok(table) => frame_of(Kind::Table, &table),
-                        Err(error) => frame_of(Kind::Refused, &Refusal::Other(format!("no emulated links: {error}"))),
+                        Err(error) => {
+                            frame_of(Kind::Refused, &Refusal::Other(format!("no emulated links: {error}")))
+                        }
                     };
                     visitor.unsent.extend_from_slice(&answer);
                     visitor.flush();

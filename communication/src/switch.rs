@@ -341,13 +341,7 @@ impl Pipe {
     }
 
     /// What this way waits for: a moment, or a socket.
-    fn waits(
-        &self,
-        way: usize,
-        now: Instant,
-        next: &mut Option<Instant>,
-        interests: &mut Vec<libc::pollfd>,
-    ) {
+    fn waits(&self, way: usize, now: Instant, next: &mut Option<Instant>, interests: &mut Vec<libc::pollfd>) {
         let direction = &self.directions[way];
         let mut until = |at: Instant| *next = Some(next.map_or(at, |known| known.min(at)));
         if direction.may_read() {
@@ -357,7 +351,9 @@ impl Pipe {
         }
         match direction.queue.front() {
             Some((due, _)) if *due > now => until(*due),
-            Some(_) if direction.blocked => interests.push(interest(self.ends[1 - way].as_fd(), libc::POLLOUT)),
+            Some(_) if direction.blocked => {
+                interests.push(interest(self.ends[1 - way].as_fd(), libc::POLLOUT))
+            }
             _ => {}
         }
     }

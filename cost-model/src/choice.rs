@@ -6,13 +6,27 @@ use crate::{CostModel, coding};
 use autodist_collectives::{Collective, candidates, suits};
 use autodist_program::{Program, Transfer};
 use autodist_spec::{
-    Algorithm, BucketReduction, Bytes, Codec, CollectiveKind, CollectiveShare, Communication, Reduction, Seconds,
+    Algorithm, BucketReduction, Bytes, Codec, CollectiveKind, CollectiveShare, Communication, Reduction,
+    Seconds,
 };
 
 impl CostModel {
     /// The node of every device, where links differ.
     fn nodes(&self) -> Option<&[u32]> {
         self.routes.as_ref().map(|routes| routes.nodes())
+    }
+
+    /// Whether tensor collectives and transfers of a pipeline rank cross a common link.
+    pub(crate) fn shares_links(&self, program: &Program, pipeline_rank: usize) -> bool {
+        let Some(routes) = &self.routes else { return false };
+        let tensor = routes.links(&program.tensor_groups(pipeline_rank));
+        let transfers = [Transfer::Reduce, Transfer::Gather];
+        transfers.iter().any(|transfer| {
+            routes
+                .links(&program.transfer_groups(pipeline_rank, *transfer))
+                .iter()
+                .any(|link| tensor.contains(link))
+        })
     }
 
     /// `program`'s communication with the fastest algorithm for each group and size; rings where all links are alike.
@@ -64,8 +78,10 @@ impl CostModel {
         if strategy.zero_stage > 0 {
             let groups = program.transfer_groups(0, Transfer::Gather);
             let largest = program.ranks.iter().flat_map(|rank| &rank.buckets);
-            let bytes =
-                largest.map(|bucket| program.transfer_bytes(Transfer::Gather, bucket)).max().unwrap_or(Bytes(0));
+            let bytes = largest
+                .map(|bucket| program.transfer_bytes(Transfer::Gather, bucket))
+                .max()
+                .unwrap_or(Bytes(0));
             let kind = CollectiveKind::AllGather;
             let time = |algorithm| Ok(self.over(kind, algorithm, &groups, 1, bytes)?.seconds);
             communication.gather = self.fastest(&groups, &[kind], time)?;
@@ -94,7 +110,13 @@ impl CostModel {
         let tokens = program.local_tokens() as u64;
         let activation = program.precision.working(tokens * u64::from(program.model.hidden));
         let tensor = strategy.communication.tensor;
-        add("activations, tensor groups", CollectiveKind::AllReduce, tensor, program.tensor_groups(0), activation);
+        add(
+            "activations, tensor groups",
+            CollectiveKind::AllReduce,
+            tensor,
+            program.tensor_groups(0),
+            activation,
+        );
         let buckets = program.ranks.iter().flat_map(|rank| {
             (0..rank.buckets.len()).map(|index| (rank.pipeline_rank, index, &rank.buckets[index]))
         });

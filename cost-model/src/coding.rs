@@ -58,7 +58,9 @@ pub(crate) fn reduction(
                     let bytes = Bytes::of_f32(elements as u64);
                     costs.over(CollectiveKind::AllReduce, reduction.algorithm, groups, stride, bytes)?
                 }
-                Phase::Max => costs.over(CollectiveKind::AllReduce, ring, groups, stride, Bytes::of_f32(1))?,
+                Phase::Max => {
+                    costs.over(CollectiveKind::AllReduce, ring, groups, stride, Bytes::of_f32(1))?
+                }
                 Phase::AllGather { bytes } => {
                     let whole = Bytes(bytes.iter().sum::<usize>() as u64);
                     costs.over(CollectiveKind::AllGather, ring, groups, stride, whole)?
@@ -85,7 +87,8 @@ pub(crate) fn memory(program: &Program, pipeline_rank: usize) -> (u64, u64) {
     for (index, bucket) in program.ranks[pipeline_rank].buckets.iter().enumerate() {
         let codec = program.strategy.communication.reduction(pipeline_rank, index).codec;
         if codec != Codec::None && size > 1 {
-            let footprint = autodist_codecs::footprint(codec, &tensors(program, bucket), bucket.padded, size, 0);
+            let footprint =
+                autodist_codecs::footprint(codec, &tensors(program, bucket), bucket.padded, size, 0);
             state += footprint.state_bytes;
             scratch = footprint.scratch_bytes.max(scratch);
         }
@@ -127,11 +130,15 @@ impl CostModel {
             let whole = reduction(self, program, bucket, reduced, &groups, stride)?.seconds;
             summary.coding_s += coding;
             summary.wire_s += whole - coding;
-            for phase in autodist_codecs::phases(reduced.codec, &tensors(program, bucket), bucket.padded, size) {
+            for phase in
+                autodist_codecs::phases(reduced.codec, &tensors(program, bucket), bucket.padded, size)
+            {
                 summary.sent_bytes += match phase {
                     Phase::Sum { elements } => ring * 4.0 * elements as f64,
                     Phase::Max => ring * 4.0,
-                    Phase::AllGather { bytes } => (size - 1) as f64 / size as f64 * bytes.iter().sum::<usize>() as f64,
+                    Phase::AllGather { bytes } => {
+                        (size - 1) as f64 / size as f64 * bytes.iter().sum::<usize>() as f64
+                    }
                     Phase::AllToAll { bytes } => {
                         bytes.first().map_or(0, |row| row.iter().skip(1).sum::<usize>()) as f64
                     }

@@ -52,7 +52,11 @@ pub fn simulate(network: &Network, runs: &[Run]) -> Vec<f64> {
     let mut now = 0.0;
     loop {
         let rates = fair_shares(network, &transfers, &active);
-        let leaves = active.iter().zip(&rates).map(|(t, rate)| transfers[*t].left / rate).fold(f64::INFINITY, f64::min);
+        let leaves = active
+            .iter()
+            .zip(&rates)
+            .map(|(t, rate)| transfers[*t].left / rate)
+            .fold(f64::INFINITY, f64::min);
         let arrives = arriving.peek().map_or(f64::INFINITY, |Reverse((bits, _))| f64::from_bits(*bits) - now);
         let step = leaves.min(arrives).max(0.0);
         if !step.is_finite() {
@@ -103,7 +107,8 @@ fn add(network: &Network, index: usize, run: &Run, transfers: &mut Vec<Transfer>
         first_of.push(count);
         count += list.len();
     }
-    let id = |member: usize, send: usize, portion: usize| base + (first_of[member] + send) * PORTIONS + portion;
+    let id =
+        |member: usize, send: usize, portion: usize| base + (first_of[member] + send) * PORTIONS + portion;
     // The k-th receive from a peer is the k-th send of that peer.
     let mut sent_to: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
     for (member, list) in sends.iter().enumerate() {
@@ -170,7 +175,8 @@ fn fair_shares(network: &Network, transfers: &[Transfer], active: &[usize]) -> V
         transfers[*t].links.iter().for_each(|link| crossing[*link] += 1);
     }
     let mut rates = vec![f64::INFINITY; active.len()];
-    let mut open: Vec<usize> = (0..active.len()).filter(|i| !transfers[active[*i]].links.is_empty()).collect();
+    let mut open: Vec<usize> =
+        (0..active.len()).filter(|i| !transfers[active[*i]].links.is_empty()).collect();
     while !open.is_empty() {
         let share = |link: &usize| capacity[*link] / crossing[*link] as f64;
         let used = (0..capacity.len()).filter(|link| crossing[*link] > 0);
@@ -221,7 +227,8 @@ pub fn lower_bound(network: &Network, devices: &[usize], collective: Collective,
         nodes.dedup();
         devices.iter().for_each(|device| cut(&[*device]));
         for node in nodes.iter().filter(|_| nodes.len() > 1) {
-            let members: Vec<usize> = devices.iter().copied().filter(|d| network.nodes[*d] == *node).collect();
+            let members: Vec<usize> =
+                devices.iter().copied().filter(|d| network.nodes[*d] == *node).collect();
             cut(&members);
         }
     }
@@ -321,7 +328,10 @@ mod tests {
         let run = |devices| Run { devices, schedule: &schedule, width: 4.0 };
         let alone = simulate(&network, &[run(&[0, 2])])[0];
         let together = simulate(&network, &[run(&[0, 2]), run(&[1, 3])]);
-        assert!((alone - 40.0).abs() < 1e-6 && together.iter().all(|t| (t - 80.0).abs() < 1e-6), "{together:?}");
+        assert!(
+            (alone - 40.0).abs() < 1e-6 && together.iter().all(|t| (t - 80.0).abs() < 1e-6),
+            "{together:?}"
+        );
     }
 
     #[test]

@@ -33,9 +33,9 @@ mod routes;
 mod simulate;
 pub mod synthetic;
 
+pub use bound::{ChunkWork, pipeline_bound};
 pub use choice::set_reductions;
 pub use coding::ReductionSummary;
-pub use bound::{ChunkWork, pipeline_bound};
 pub use curve::Price;
 pub use layers::{LayerCost, LayerCosts, Split};
 pub use measured::{SegmentKey, SegmentPrice, Unpriced};
@@ -47,8 +47,8 @@ pub use simulate::Simulation;
 use autodist_program::Program;
 use autodist_spec::profile::{Interference, Profile};
 use autodist_spec::{
-    Algorithm, Bytes, CollectiveKind, Device, Estimate, Job, MemoryBreakdown, ModelSpec, Optimizer, Precision, Seconds,
-    TimelineEvent,
+    Algorithm, Bytes, CollectiveKind, Device, Estimate, Job, MemoryBreakdown, ModelSpec, Optimizer,
+    Precision, Seconds, TimelineEvent,
 };
 use coding::Codings;
 use measured::{Links, OptimizerCurves, Segments};
@@ -136,7 +136,8 @@ impl CostModel {
         if group > 1 && algorithm != Algorithm::Ring {
             return Err(Unpriced {
                 what: format!("the profile measured rings alone, not {}", algorithm.name()),
-                hint: "describe the links with `profile --emulate`, or leave the algorithm out of `allow`".to_owned(),
+                hint: "describe the links with `profile --emulate`, or leave the algorithm out of `allow`"
+                    .to_owned(),
             });
         }
         self.links.collective(kind, group, stride, bytes)

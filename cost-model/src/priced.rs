@@ -1,9 +1,9 @@
 //! A program with a price on everything that it does: each body is priced once, however often it runs.
 
-use crate::{CostModel, coding};
 use crate::curve::Price;
 use crate::measured::{SegmentKey, SegmentPrice, Unpriced};
 use crate::memory::{BodyMemory, body_memory};
+use crate::{CostModel, coding};
 use autodist_program::{Body, Instruction, Message, Op, Program, RankProgram, Transfer};
 use autodist_spec::{Algorithm, Bytes, Codec, CollectiveKind, Pass, Recompute, Segment};
 use std::collections::BTreeMap;
@@ -17,6 +17,8 @@ pub struct Priced<'a> {
     pub(crate) ranks: Vec<Vec<PricedBody>>,
     /// A message from one pipeline rank to another, by sender and receiver; all are equally large.
     pub(crate) messages: Vec<Vec<Price>>,
+    /// By pipeline rank: whether tensor collectives and transfers cross a common link.
+    pub(crate) shared: Vec<bool>,
 }
 
 #[derive(Debug)]
@@ -83,13 +85,15 @@ pub(crate) enum Barrier {
 impl<'a> Priced<'a> {
     pub(crate) fn new(costs: &'a CostModel, program: &'a Program) -> Result<Self, Unpriced> {
         let mut pricer = Pricer::new(costs, program);
-        let mut ranks = Vec::with_capacity(program.ranks.len());
-        for rank in &program.ranks {
-            ranks
-                .push(rank.bodies.iter().map(|body| pricer.body(rank, body)).collect::<Result<Vec<_>, _>>()?);
+        let mut ranks = pricer.all()?;
+        if pricer.places_matter() {
+            // How much of the time each kind of communication runs decides how often two groups meet on a link.
+            pricer.meet(&ranks);
+            ranks = pricer.all()?;
         }
+        let shared = (0..ranks.len()).map(|rank| costs.shares_links(program, rank)).collect();
         let messages = messages(costs, program)?;
-        Ok(Self { costs, program, ranks, messages })
+        Ok(Self { costs, program, ranks, messages, shared })
     }
 }
 
@@ -121,7 +125,8 @@ fn messages(costs: &CostModel, program: &Program) -> Result<Vec<Vec<Price>>, Unp
 impl Priced<'_> {
     /// The fastest message between two pipeline ranks; zero where there is none.
     pub(crate) fn fastest_message(&self) -> f64 {
-        let times = self.messages.iter().flatten().map(|price| price.seconds).filter(|seconds| *seconds > 0.0);
+        let times =
+            self.messages.iter().flatten().map(|price| price.seconds).filter(|seconds| *seconds > 0.0);
         let fastest = times.fold(f64::INFINITY, f64::min);
         if fastest.is_finite() { fastest } else { 0.0 }
     }
@@ -133,11 +138,72 @@ pub(crate) struct Pricer<'a> {
     program: &'a Program,
     segments: [Option<SegmentPrice>; 81],
     tensor: BTreeMap<(usize, CollectiveKind, Bytes), Price>,
+    /// By pipeline rank.
+    duties: Vec<Duty>,
+}
+
+/// Parts of a step in which a rank's groups communicate, if nobody else does.
+#[derive(Debug, Clone, Copy, Default)]
+struct Duty {
+    tensor: f64,
+    data: f64,
 }
 
 impl<'a> Pricer<'a> {
     pub fn new(costs: &'a CostModel, program: &'a Program) -> Self {
-        Self { costs, program, segments: [None; 81], tensor: BTreeMap::new() }
+        let duties = vec![Duty::default(); program.ranks.len()];
+        Self { costs, program, segments: [None; 81], tensor: BTreeMap::new(), duties }
+    }
+
+    fn all(&mut self) -> Result<Vec<Vec<PricedBody>>, Unpriced> {
+        let program = self.program;
+        program
+            .ranks
+            .iter()
+            .map(|rank| rank.bodies.iter().map(|body| self.body(rank, body)).collect())
+            .collect()
+    }
+
+    /// Takes the duties from a first pricing, in which no two groups met.
+    fn meet(&mut self, ranks: &[Vec<PricedBody>]) {
+        for ((duty, rank), bodies) in self.duties.iter_mut().zip(&self.program.ranks).zip(ranks) {
+            let (mut work, mut tensor, mut data) = (0.0, 0.0, 0.0);
+            for op in &rank.ops {
+                let Op::Run { body, .. } = op else { continue };
+                let priced = &bodies[*body];
+                tensor += priced.work.tensor;
+                work += priced.work.total() - priced.work.tensor;
+                let seconds = |step: &Step| if let Step::Start(_, seconds) = step { *seconds } else { 0.0 };
+                data += priced.steps.iter().map(seconds).sum::<f64>();
+            }
+            let part = |busy: f64| if busy > 0.0 { busy / (busy + work) } else { 0.0 };
+            *duty = Duty { tensor: part(tensor), data: part(data) };
+        }
+        self.tensor.clear();
+    }
+
+    /// A collective of groups that run in step, which meets the groups of `others` for the part `duty` of the time:
+    /// nothing keeps the two in step.
+    fn meeting(
+        &self,
+        (kind, algorithm): (CollectiveKind, Algorithm),
+        together: &[Vec<usize>],
+        others: &[Vec<usize>],
+        duty: f64,
+        stride: usize,
+        bytes: Bytes,
+    ) -> Result<Price, Unpriced> {
+        let alone = self.costs.over(kind, algorithm, together, stride, bytes)?;
+        if duty <= 0.0 || others.len() <= together.len() {
+            return Ok(alone);
+        }
+        let all = self.costs.over(kind, algorithm, others, stride, bytes)?;
+        Ok(alone + Price { seconds: duty * (all.seconds - alone.seconds).max(0.0), ..Price::ZERO })
+    }
+
+    /// Groups of all pipeline ranks.
+    fn everywhere(&self, groups: impl Fn(usize) -> Vec<Vec<usize>>) -> Vec<Vec<usize>> {
+        (0..self.program.ranks.len()).flat_map(groups).collect()
     }
 
     pub fn segment(
@@ -169,7 +235,20 @@ impl<'a> Pricer<'a> {
             return Ok(*price);
         }
         let algorithm = self.program.strategy.communication.tensor;
-        let alone = self.costs.over(kind, algorithm, &self.program.tensor_groups(rank), 1, bytes)?;
+        let groups = self.program.tensor_groups(rank);
+        let alone = if self.places_matter() {
+            // Replicas are not in step: each group is by itself, and meets the others now and then.
+            let others = self.everywhere(|rank| self.program.tensor_groups(rank));
+            let duty = self.duties[rank].tensor;
+            let mut slowest = Price::ZERO;
+            for group in groups {
+                let price = self.meeting((kind, algorithm), &[group], &others, duty, 1, bytes)?;
+                slowest = if price.seconds > slowest.seconds { price } else { slowest };
+            }
+            slowest
+        } else {
+            self.costs.over(kind, algorithm, &groups, 1, bytes)?
+        };
         let price = if self.program.layout.tensor > 1 { alone + self.costs.synchronisation } else { alone };
         self.tensor.insert((rank, kind, bytes), price);
         Ok(price)
@@ -192,6 +271,11 @@ impl<'a> Pricer<'a> {
         let (kind, _) = self.program.transfer_work(transfer, bucket);
         let bytes = self.program.transfer_bytes(transfer, bucket);
         let price = match reduction.codec {
+            Codec::None if self.places_matter() => {
+                let others = self.everywhere(|rank| self.program.transfer_groups(rank, transfer));
+                let duty = self.duties[rank.pipeline_rank].data;
+                self.meeting((kind, reduction.algorithm), &groups, &others, duty, stride, bytes)?
+            }
             Codec::None => self.costs.over(kind, reduction.algorithm, &groups, stride, bytes)?,
             _ => coding::reduction(self.costs, self.program, bucket, reduction, &groups, stride)?,
         };
@@ -242,7 +326,7 @@ impl<'a> Pricer<'a> {
     }
 
     fn body(&mut self, rank: &RankProgram, body: &Body) -> Result<PricedBody, Unpriced> {
-        let mut steps = Steps::default();
+        let mut steps = Steps { apart: self.places_matter(), ..Steps::default() };
         let mut total = Price::ZERO;
         for instruction in &body.instructions {
             let price = match *instruction {
@@ -325,13 +409,17 @@ impl<'a> Pricer<'a> {
 struct Steps {
     list: Vec<Step>,
     work: Work,
+    /// Whether tensor collectives stay apart from the rest: transfers may share links with them.
+    apart: bool,
 }
 
 impl Steps {
     fn work(&mut self, work: Work) {
         self.work.add(&work);
         match self.list.last_mut() {
-            Some(Step::Work(last)) => last.add(&work),
+            Some(Step::Work(last)) if !self.apart || (last.tensor > 0.0) == (work.tensor > 0.0) => {
+                last.add(&work)
+            }
             _ => self.list.push(Step::Work(work)),
         }
     }

@@ -5,7 +5,7 @@ use crate::curve::Price;
 use crate::flows::{self, Run};
 use autodist_collectives::{Collective, Receive, Schedule, Send};
 use autodist_spec::{Algorithm, Bytes, CollectiveKind, Network, Provenance};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 /// Sizes at which a schedule is simulated; in between, time runs in a straight line, as it does along any schedule
@@ -45,6 +45,13 @@ impl Routes {
         &self.network.nodes
     }
 
+    /// Links between any two members of a group.
+    pub fn links(&self, groups: &[Vec<usize>]) -> BTreeSet<u32> {
+        let pairs =
+            groups.iter().flat_map(|group| group.iter().flat_map(|a| group.iter().map(move |b| (*a, *b))));
+        pairs.flat_map(|(a, b)| self.network.paths[a][b].links.iter().copied()).collect()
+    }
+
     /// A collective on `bytes` over each of `groups`, all at once: the slowest group's time.
     pub fn collective(
         &self,
@@ -58,7 +65,8 @@ impl Routes {
 
     /// No algorithm is faster for the slowest of the groups, if each has the network to itself.
     pub fn lower_bound(&self, kind: CollectiveKind, groups: &[Vec<usize>], bytes: Bytes) -> f64 {
-        let of = |group: &Vec<usize>| flows::lower_bound(&self.network, group, collective(kind), bytes.as_f64());
+        let of =
+            |group: &Vec<usize>| flows::lower_bound(&self.network, group, collective(kind), bytes.as_f64());
         groups.iter().filter(|group| group.len() > 1).map(of).fold(0.0, f64::max)
     }
 
@@ -101,7 +109,8 @@ impl Routes {
 
     fn simulate(&self, (pattern, groups): &Key, bytes: u64) -> f64 {
         let elements = (bytes as f64 / WIDTH) as usize;
-        let schedules: Vec<Schedule> = groups.iter().map(|group| schedule(*pattern, elements, group.len())).collect();
+        let schedules: Vec<Schedule> =
+            groups.iter().map(|group| schedule(*pattern, elements, group.len())).collect();
         let runs: Vec<Run> = groups
             .iter()
             .zip(&schedules)
@@ -125,10 +134,17 @@ fn schedule(pattern: Pattern, elements: usize, size: usize) -> Schedule {
 /// `elements` from every member to every other for which `sends` holds.
 fn pairwise(size: usize, elements: usize, sends: impl Fn(usize, usize) -> bool) -> Schedule {
     let message = |to| Send { to, elements: 0..elements, after: Vec::new() };
-    let arrival =
-        |from| Receive { from, elements: 0..elements, combine: false, after: Vec::new(), after_sends: Vec::new() };
+    let arrival = |from| Receive {
+        from,
+        elements: 0..elements,
+        combine: false,
+        after: Vec::new(),
+        after_sends: Vec::new(),
+    };
     Schedule {
         sends: (0..size).map(|from| (0..size).filter(|to| sends(from, *to)).map(message).collect()).collect(),
-        receives: (0..size).map(|to| (0..size).filter(|from| sends(*from, to)).map(arrival).collect()).collect(),
+        receives: (0..size)
+            .map(|to| (0..size).filter(|from| sends(*from, to)).map(arrival).collect())
+            .collect(),
     }
 }

@@ -226,8 +226,13 @@ impl Rank {
         self.count(work);
         let mut left = work.total();
         let mut slowed = 0.0;
-        let compute_slowdown = world.priced.costs.interference.compute_slowdown;
-        let transfer_slowdown = world.priced.costs.interference.communication_slowdown;
+        let interference = &world.priced.costs.interference;
+        let (compute_slowdown, transfer_slowdown) = if work.tensor > 0.0 && world.priced.shared[self.index] {
+            // Two flows on one link have half of it each.
+            (2.0, 2.0)
+        } else {
+            (interference.compute_slowdown, interference.communication_slowdown)
+        };
         while let Some(transfer) = self.queue.front_mut() {
             let together = transfer.left * transfer_slowdown;
             if left * compute_slowdown < together {

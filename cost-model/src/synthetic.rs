@@ -59,7 +59,14 @@ impl Machine {
         Cluster {
             schema_version: SCHEMA_VERSION,
             name: format!("{} synthetic devices", self.devices),
-            nodes: vec![NodeGroup { count: 1, devices: self.devices, device, link: None, uplink: None, downlink: None }],
+            nodes: vec![NodeGroup {
+                count: 1,
+                devices: self.devices,
+                device,
+                link: None,
+                uplink: None,
+                downlink: None,
+            }],
             network: None,
         }
     }

@@ -16,7 +16,14 @@ pub struct Compressor {
 }
 
 impl Compressor {
-    pub fn new(codec: Codec, tensors: &[Tensor], elements: usize, size: usize, seed: u64, flops_per_s: Option<f64>) -> Self {
+    pub fn new(
+        codec: Codec,
+        tensors: &[Tensor],
+        elements: usize,
+        size: usize,
+        seed: u64,
+        flops_per_s: Option<f64>,
+    ) -> Self {
         let emulated_s = flops_per_s.map(|rate| autodist_codecs::work(codec, tensors, elements, size) / rate);
         Self { codec: autodist_codecs::Compressor::new(codec, tensors, elements, size, seed), emulated_s }
     }
@@ -43,11 +50,17 @@ impl Compression<'_> {
 }
 
 /// The compressors of a rank's buckets, by bucket.
-pub fn of(program: &Program, at: Coordinates, seed: u64, flops_per_s: Option<f64>) -> BTreeMap<usize, Compressor> {
+pub fn of(
+    program: &Program,
+    at: Coordinates,
+    seed: u64,
+    flops_per_s: Option<f64>,
+) -> BTreeMap<usize, Compressor> {
     let strategy = &program.strategy;
     let size = strategy.data as usize;
     let mut compressors = BTreeMap::new();
-    let buckets = autodist_program::buckets(&program.model, strategy, &program.stages, at.pipeline, at.tensor);
+    let buckets =
+        autodist_program::buckets(&program.model, strategy, &program.stages, at.pipeline, at.tensor);
     for (index, bucket) in buckets.iter().enumerate() {
         let codec = strategy.communication.reduction(at.pipeline, index).codec;
         if codec == Codec::None || size == 1 {

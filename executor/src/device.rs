@@ -1,7 +1,7 @@
 //! What a rank needs of a device beside arithmetic: memory that is counted, and ways to other ranks' devices.
 
-use crate::reference::Reference;
 use crate::compression::Compression;
+use crate::reference::Reference;
 use crate::{ExecutionError, memory};
 use autodist_communication::{Communicator, Counters, Endpoint, Mailbox, Reduction, Ways};
 use autodist_compute::{Backend, Cpu, Region, RegionMut};

@@ -175,8 +175,7 @@ impl<B: Device> Lanes<B> {
         let layout = program.layout;
         let everyone: Vec<usize> = (0..layout.world()).collect();
         let world = endpoint.group(&format!("{name}.world"), &everyone)?;
-        let model =
-            endpoint.group(&format!("{name}.model"), &program.devices(&layout.model_group(at)))?;
+        let model = endpoint.group(&format!("{name}.model"), &program.devices(&layout.model_group(at)))?;
         let communication = &program.strategy.communication;
         let mut open = |what: &str, members: &[usize], ways: &Ways| {
             device.group(endpoint, &format!("{name}.{what}"), &program.devices(members), ways)

@@ -2,8 +2,8 @@
 //! queue of its own of the device, while the compute stream goes on.
 
 use crate::ExecutionError;
-pub use crate::compression::Compressor;
 use crate::compression::Compression;
+pub use crate::compression::Compressor;
 use crate::device::Group;
 use autodist_communication::queue::{Receiver, Sender, queue};
 use autodist_communication::{Counters, Reduction};

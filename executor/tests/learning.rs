@@ -33,7 +33,17 @@ fn final_loss(strategy: ParallelStrategy, optimizer: Optimizer, peak: f64) -> f6
     job.learning_rate.peak = peak;
     let stages = stages::even(&model, &strategy);
     let data = DataSource::Synthetic;
-    let task = Task { model, job, strategy, stages, data, steps: 200, warmup_steps: 0, detail: false, emulated_flops_per_s: None };
+    let task = Task {
+        model,
+        job,
+        strategy,
+        stages,
+        data,
+        steps: 200,
+        warmup_steps: 0,
+        detail: false,
+        emulated_flops_per_s: None,
+    };
     let (record, _) =
         local::train(&Cpu::<f32>::new(), &task, Duration::from_secs(60)).expect("training goes through");
     let last = &record.steps[190..];

@@ -231,7 +231,8 @@ impl<'a> Evaluator<'a> {
         for communication in ways {
             let mut strategy = ParallelStrategy { communication, ..program.strategy.clone() };
             if self.ways.choose() {
-                let chosen = self.compile(&strategy, &program.stages).map(|p| self.costs.fastest_algorithms(&p));
+                let chosen =
+                    self.compile(&strategy, &program.stages).map(|p| self.costs.fastest_algorithms(&p));
                 match chosen {
                     Err(illegal) => {
                         outcomes.push(Outcome::Illegal(illegal));

@@ -4,9 +4,7 @@ use crate::PlanError;
 use crate::candidate::{Evaluator, Found};
 use autodist_cost_model::ReductionSummary;
 use autodist_program::Program;
-use autodist_spec::{
-    Codec, CodecVerdict, Communication, Estimate, ParallelStrategy, Reduction, Seconds,
-};
+use autodist_spec::{Codec, CodecVerdict, Communication, Estimate, ParallelStrategy, Reduction, Seconds};
 
 /// A difference that no measurement would show is none.
 const NOTHING: f64 = 0.005;
@@ -74,7 +72,9 @@ fn verdict(codec: Codec, dense: &Coded, coded: &Coded) -> CodecVerdict {
     } else {
         match required {
             Some(required) => {
-                format!("needs a ratio of {required:.1} to be hidden; it reaches {ratio:.1}, and the step gains nothing")
+                format!(
+                    "needs a ratio of {required:.1} to be hidden; it reaches {ratio:.1}, and the step gains nothing"
+                )
             }
             None => format!(
                 "its coding ({}) outlasts what compute can hide ({}): no ratio would be enough",

@@ -35,8 +35,8 @@ pub use refusal::{Infeasible, Miss, PlanError};
 use autodist_cost_model::{CostModel, Unpriced};
 use autodist_program::Program;
 use autodist_spec::{
-    Alternative, Bytes, Check, Cluster, CollectiveShare, Estimate, Job, ModelSpec, ParallelStrategy, Plan, Profile,
-    ProfileReference, SCHEMA_VERSION, SearchReport, Stage, StopReason, fingerprint,
+    Alternative, Bytes, Check, Cluster, CollectiveShare, Estimate, Job, ModelSpec, ParallelStrategy, Plan,
+    Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Stage, StopReason, fingerprint,
 };
 use candidate::Evaluator;
 use search::{Keep, Search};

@@ -109,8 +109,9 @@ pub(crate) fn placements(network: &Network) -> Vec<Vec<u32>> {
         }
         room[*node as usize].push(device as u32);
     }
-    let alike: Vec<Vec<bool>> =
-        (0..room.len()).map(|a| (0..room.len()).map(|b| interchangeable(network, &room[a], &room[b])).collect()).collect();
+    let alike: Vec<Vec<bool>> = (0..room.len())
+        .map(|a| (0..room.len()).map(|b| interchangeable(network, &room[a], &room[b])).collect())
+        .collect();
     let mut list = Vec::new();
     fill(&mut vec![0; room.len()], &room, &alike, &mut Vec::new(), nodes.len(), &mut list);
     list
@@ -158,10 +159,12 @@ fn interchangeable(network: &Network, one: &[u32], other: &[u32]) -> bool {
     let same = |(rate, latency): (f64, f64), (other_rate, other_latency): (f64, f64)| {
         close(rate, other_rate) && (close(latency, other_latency) || (latency - other_latency).abs() < 2e-4)
     };
-    let others = (0..network.nodes.len() as u32).filter(|device| !one.contains(device) && !other.contains(device));
+    let others =
+        (0..network.nodes.len() as u32).filter(|device| !one.contains(device) && !other.contains(device));
     one.len() == other.len()
         && others.into_iter().all(|device| {
-            same(way(one[0], device), way(other[0], device)) && same(way(device, one[0]), way(device, other[0]))
+            same(way(one[0], device), way(other[0], device))
+                && same(way(device, one[0]), way(device, other[0]))
         })
         && (one.len() == 1 || same(way(one[0], one[1]), way(other[0], other[1])))
         && same(way(one[0], other[0]), way(other[0], one[0]))

@@ -1,21 +1,21 @@
 //! From what the ranks measured to a Profile.
 
+use crate::coding::{CodingTask, CodingTimings};
 use crate::hardware::{self, HardwareAnswer};
 use crate::links::{KINDS, LinkAnswer};
+use crate::network::{self, NetworkAnswer};
 use crate::overlap::OverlapAnswer;
 use crate::probes::{self, Probe};
-use crate::coding::{CodingTask, CodingTimings};
-use crate::network::{self, NetworkAnswer};
 use crate::{Assignment, Request};
 use autodist_executor::{RankOutcome, Task, host};
 use autodist_program::Instruction;
 use autodist_spec::profile::{
-    CodecCost, CollectiveCost, CollectiveKind, CopyKind, Environment, Hardware, Interference, LinkFit, MessageCost,
-    OptimizerCost, Sample, SegmentCost,
+    CodecCost, CollectiveCost, CollectiveKind, CopyKind, Environment, Hardware, Interference, LinkFit,
+    MessageCost, OptimizerCost, Sample, SegmentCost,
 };
 use autodist_spec::{
-    Bytes, BytesPerSecond, Cluster, Codec, Device, DeviceKind, FlopsPerSecond, Network, NodeGroup, Pass, Profile, Provenance,
-    Recompute, SCHEMA_VERSION, Seconds, Segment,
+    Bytes, BytesPerSecond, Cluster, Codec, Device, DeviceKind, FlopsPerSecond, Network, NodeGroup, Pass,
+    Profile, Provenance, Recompute, SCHEMA_VERSION, Seconds, Segment,
 };
 use serde_json::Value;
 use std::collections::BTreeMap;

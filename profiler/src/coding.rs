@@ -39,13 +39,16 @@ impl CodingTask {
     pub fn of(request: &Request) -> Option<Self> {
         let codecs: Vec<Codec> =
             request.job.allow.codecs.iter().copied().filter(|codec| *codec != Codec::None).collect();
-        let groups: Vec<usize> = (2..=request.ranks).filter(|n| request.ranks % n == 0).map(|n| n as usize).collect();
+        let groups: Vec<usize> =
+            (2..=request.ranks).filter(|n| request.ranks % n == 0).map(|n| n as usize).collect();
         if codecs.is_empty() || groups.is_empty() {
             return None;
         }
         let of_size = |bytes: u64| {
-            let strategy =
-                ParallelStrategy { bucket_bytes: Bytes(bytes), ..ParallelStrategy::data_parallel(request.ranks, 1) };
+            let strategy = ParallelStrategy {
+                bucket_bytes: Bytes(bytes),
+                ..ParallelStrategy::data_parallel(request.ranks, 1)
+            };
             let stages = stages::even(&request.model, &strategy);
             let all = buckets(&request.model, &strategy, &stages, 0, 0);
             let bucket = all.into_iter().max_by_key(|bucket| bucket.elements);
@@ -59,14 +62,20 @@ impl CodingTask {
     }
 }
 
-pub fn measure(task: &CodingTask, worker: &mut Worker, name: &str) -> Result<Vec<CodingTimings>, ExecutionError> {
+pub fn measure(
+    task: &CodingTask,
+    worker: &mut Worker,
+    name: &str,
+) -> Result<Vec<CodingTimings>, ExecutionError> {
     host::enter_communication(worker.placement);
     let everyone: Vec<usize> = (0..worker.endpoint.world()).collect();
     let mut barrier = worker.endpoint.group(&format!("{name}.barrier"), &everyone)?;
     let mut answer = Vec::new();
     for parameters in &task.buckets {
-        let tensors: Vec<Tensor> =
-            parameters.iter().map(|(offset, rows, columns)| Tensor { offset: *offset, rows: *rows, columns: *columns }).collect();
+        let tensors: Vec<Tensor> = parameters
+            .iter()
+            .map(|(offset, rows, columns)| Tensor { offset: *offset, rows: *rows, columns: *columns })
+            .collect();
         let elements = tensors.iter().map(|t| t.offset + t.rows * t.columns).max().unwrap_or(0);
         for codec in &task.codecs {
             for group in &task.groups {

@@ -149,7 +149,8 @@ pub fn assemble(structure: &Network, task: &NetworkTask, answers: &[NetworkAnswe
             continue;
         }
         for (link, rate) in rates.iter_mut().enumerate() {
-            let crossing = |(from, to): &&(usize, usize)| network.paths[*from][*to].links.contains(&(link as u32));
+            let crossing =
+                |(from, to): &&(usize, usize)| network.paths[*from][*to].links.contains(&(link as u32));
             let count = flows.iter().filter(crossing).count();
             *rate = rate.max((count * 4 * (task.elements - 1)) as f64 / wire);
         }
@@ -179,7 +180,11 @@ mod tests {
         let network = Network {
             nodes: vec![0, 1, 2],
             links: vec![link("up of 0"), link("down of 1"), link("down of 2")],
-            paths: vec![vec![path(&[]), path(&[0, 1]), path(&[0, 2])], vec![Path::default(); 3], vec![Path::default(); 3]],
+            paths: vec![
+                vec![path(&[]), path(&[0, 1]), path(&[0, 2])],
+                vec![Path::default(); 3],
+                vec![Path::default(); 3],
+            ],
         };
         let task = NetworkTask {
             experiments: vec![vec![(0, 1)], vec![(0, 2)], vec![(0, 1), (0, 2)]],

@@ -47,10 +47,18 @@ pub fn plan_summary(plan: &Plan) -> String {
     section(&mut text, "Time of a step, on the busiest pipeline rank", &tables::cost(&estimate.cost));
     section(&mut text, "Memory, on the fullest device", &tables::memory(&estimate.memory));
     if !plan.collectives.is_empty() {
-        section(&mut text, "Collectives, and what the network lets through at most", &tables::collectives(plan));
+        section(
+            &mut text,
+            "Collectives, and what the network lets through at most",
+            &tables::collectives(plan),
+        );
     }
     if !plan.codecs.is_empty() {
-        section(&mut text, "Gradients in fewer bytes (effect on convergence unverified)", &tables::codecs(plan));
+        section(
+            &mut text,
+            "Gradients in fewer bytes (effect on convergence unverified)",
+            &tables::codecs(plan),
+        );
     }
     if !plan.alternatives.is_empty() {
         section(&mut text, "Runners-up", &tables::alternatives(plan));

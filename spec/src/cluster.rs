@@ -222,7 +222,9 @@ impl Check for Cluster {
             if let Some(rate) = group.device.memory_bytes_per_s {
                 positive(&at("device.memory_bytes_per_s"), rate.0)?;
             }
-            for (name, link) in [("link", &group.link), ("uplink", &group.uplink), ("downlink", &group.downlink)] {
+            for (name, link) in
+                [("link", &group.link), ("uplink", &group.uplink), ("downlink", &group.downlink)]
+            {
                 let Some(link) = link else { continue };
                 positive(&at(&format!("{name}.bytes_per_s")), link.bytes_per_s.0)?;
                 not_negative(&at(&format!("{name}.latency_s")), link.latency_s.0)?;

@@ -213,13 +213,18 @@ impl Communication {
             let at = format!("{field}.placement[{index}]");
             in_range(&at, u64::from(*device), 0, self.placement.len() as u64 - 1)?;
             if self.placement[..index].contains(device) {
-                return Err(InputError::new(&at, device, "is the device of an earlier rank")
-                    .hint("every rank has a device of its own; leave `placement` out for rank r on device r"));
+                return Err(InputError::new(&at, device, "is the device of an earlier rank").hint(
+                    "every rank has a device of its own; leave `placement` out for rank r on device r",
+                ));
             }
         }
         let sizes = |at: &str, algorithm: Algorithm| match algorithm {
-            Algorithm::Hierarchical { inner } => in_range(&format!("{at}.inner"), u64::from(inner), 1, 1 << 20),
-            Algorithm::Torus { columns } => in_range(&format!("{at}.columns"), u64::from(columns), 1, 1 << 20),
+            Algorithm::Hierarchical { inner } => {
+                in_range(&format!("{at}.inner"), u64::from(inner), 1, 1 << 20)
+            }
+            Algorithm::Torus { columns } => {
+                in_range(&format!("{at}.columns"), u64::from(columns), 1, 1 << 20)
+            }
             Algorithm::Ring | Algorithm::DoubleBinaryTree | Algorithm::HalvingDoubling => Ok(()),
         };
         sizes(&format!("{field}.tensor"), self.tensor)?;

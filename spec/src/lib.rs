@@ -32,9 +32,9 @@ pub use model::{Activation, LayerKind, ModelSpec, Norm, Parameter, Positions, Te
 pub use network::{Network, Path, SharedLink};
 pub use parse::{Check, SCHEMA_VERSION, fingerprint, to_json};
 pub use plan::{
-    CodecVerdict, CollectiveShare,
-    Alternative, CostBreakdown, Estimate, MemoryBreakdown, ParallelStrategy, Plan, ProfileReference,
-    Recompute, Rejection, ScheduleKind, SearchReport, Stage, StageEstimate, StopReason,
+    Alternative, CodecVerdict, CollectiveShare, CostBreakdown, Estimate, MemoryBreakdown, ParallelStrategy,
+    Plan, ProfileReference, Recompute, Rejection, ScheduleKind, SearchReport, Stage, StageEstimate,
+    StopReason,
 };
 pub use profile::{CollectiveKind, DeviceKind, Environment, Pass, Profile, Sample, Segment, SegmentCost};
 pub use run::{OperationKind, RunRecord, Stream, TimelineEvent, ValidatedRun, Validation};

@@ -38,13 +38,18 @@ pub fn request(
 ) -> Result<Request, Failure> {
     let emulated = ranks.emulate.as_deref().map(input::emulated).transpose()?;
     if emulated.is_some() && external::world().is_some() {
-        let error = InputError::new("--emulate", "", "stands for several machines, but a launcher has started several");
+        let error = InputError::new(
+            "--emulate",
+            "",
+            "stands for several machines, but a launcher has started several",
+        );
         return Err(error.hint("start autodist by itself").into());
     }
     // Devices that wait most of the time can share a core.
     let oversubscribe = ranks.oversubscribe || emulated.is_some();
     let world = external::world();
-    let ranks = emulated.as_ref().map(Cluster::device_count).or(ranks.ranks).or(world).unwrap_or(devices.count);
+    let ranks =
+        emulated.as_ref().map(Cluster::device_count).or(ranks.ranks).or(world).unwrap_or(devices.count);
     autodist_spec::error::in_range("--ranks", u64::from(ranks), 1, 64)?;
     if let Some(world) = world.filter(|world| *world != ranks) {
         let error = InputError::new(

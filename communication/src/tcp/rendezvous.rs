@@ -37,7 +37,8 @@ impl Rendezvous {
             let listener = TcpListener::bind(address)?;
             listener.set_nonblocking(true)?;
             let bound = listener.local_addr()?;
-            let supervisor = Supervisor::start(world, Some((listener, token.to_owned())), Vec::new(), switch)?;
+            let supervisor =
+                Supervisor::start(world, Some((listener, token.to_owned())), Vec::new(), switch)?;
             Ok(Self { address: bound, supervisor })
         };
         start().map_err(|source| CommunicationError::at_address(address, "listening", source))

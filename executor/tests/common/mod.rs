@@ -2,11 +2,14 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use autodist_collectives::{Collective, suits};
 use autodist_executor::local::Parameters;
 use autodist_executor::{DataSource, Task};
 use autodist_program::{rules, stages};
-use autodist_collectives::{Collective, suits};
-use autodist_spec::{Activation, Algorithm, Bytes, Communication, Job, ModelSpec, Norm, ParallelStrategy, Positions, Recompute, Reduction, RunRecord, ScheduleKind, Stage};
+use autodist_spec::{
+    Activation, Algorithm, Bytes, Communication, Job, ModelSpec, Norm, ParallelStrategy, Positions,
+    Recompute, Reduction, RunRecord, ScheduleKind, Stage,
+};
 use proptest::prelude::*;
 
 /// Two families; sizes that no vector width divides, and a vocabulary that no tensor degree divides.
@@ -130,9 +133,9 @@ pub fn ways() -> Vec<(&'static str, ParallelStrategy)> {
             ..Communication::default()
         };
         ways.push(("algorithms and placement", ParallelStrategy { communication, ..strategy(4, 1, 1, 1) }));
-        let tensor = if algorithm == (Algorithm::Hierarchical { inner: 2 }) { Algorithm::Ring } else { algorithm };
-        let communication =
-            Communication { placement: vec![3, 1, 0, 2], tensor, ..Communication::default() };
+        let tensor =
+            if algorithm == (Algorithm::Hierarchical { inner: 2 }) { Algorithm::Ring } else { algorithm };
+        let communication = Communication { placement: vec![3, 1, 0, 2], tensor, ..Communication::default() };
         ways.push(("algorithms and placement", ParallelStrategy { communication, ..strategy(1, 2, 2, 4) }));
     }
     for recompute in [Recompute::Selective, Recompute::Full] {
@@ -178,62 +181,64 @@ pub fn any_way() -> impl Strategy<Value = (bool, ParallelStrategy, Vec<Stage>)> 
     // Devices in any order; the first of them are used.
     let order = Just((0_u32..4).collect::<Vec<_>>()).prop_shuffle();
     let communication = (order, prop::collection::vec(algorithms, 3));
-    (choices, prop::collection::vec(0_usize..3, 5), prop::collection::vec(1_usize..5, 3), communication).prop_filter_map(
-        "not a legal way of training",
-        |(
-            (degrees, micro_batch, zero_stage, shard, sequence_parallel, schedule, bucket, llama),
-            policies,
-            cuts,
-            (order, algorithms),
-        )| {
-            let (data, tensor, pipeline) = degrees;
-            let virtual_stages = if schedule == ScheduleKind::Interleaved { 2 } else { 1 };
-            let world = data * tensor * pipeline;
-            // What does not suit a group would only be refused.
-            let suited = |index: usize, collectives: &[Collective], group: u32| {
-                let algorithm: Algorithm = algorithms[index];
-                let suits = collectives.iter().all(|c| suits(algorithm, *c, group as usize).is_ok());
-                if suits { algorithm } else { Algorithm::Ring }
-            };
-            let sharded = if zero_stage > 0 { shard } else { 1 };
-            let (all, scattered) = (Collective::AllReduce, Collective::ReduceScatter);
-            let reduces = if zero_stage > 0 { suited(2, &[scattered], sharded) } else { suited(2, &[all], data) };
-            let communication = Communication {
-                placement: order.into_iter().filter(|device| *device < world).collect(),
-                tensor: suited(0, &[all, scattered, Collective::AllGather], tensor),
-                gather: suited(1, &[Collective::AllGather], sharded),
-                reduce: Reduction { algorithm: reduces, ..Reduction::default() },
-                buckets: Vec::new(),
-            };
-            let strategy = ParallelStrategy {
-                communication,
-                zero_stage,
-                shard: if zero_stage > 0 { shard } else { 1 },
-                sequence_parallel,
-                schedule,
-                virtual_stages,
-                bucket_bytes: Bytes(bucket),
-                ..strategy(data, tensor, pipeline, micro_batch)
-            };
-            let model = model(llama);
-            // Random cuts, and a random policy for every block.
-            let chunks = strategy.chunks() as usize;
-            let mut ends: Vec<usize> = cuts.into_iter().take(chunks.saturating_sub(1)).collect();
-            ends.extend([0, model.chain_len()]);
-            ends.sort_unstable();
-            ends.dedup();
-            let mut stages = stages::from_ends(&model, &ends, Recompute::None);
-            let recompute = [Recompute::None, Recompute::Selective, Recompute::Full];
-            for stage in &mut stages {
-                let first = stage.first_layer as usize;
-                for (index, entry) in stage.recompute.iter_mut().enumerate() {
-                    let block = (1..=model.layers as usize).contains(&(first + index));
-                    *entry = if block { recompute[policies[first + index]] } else { Recompute::None };
+    (choices, prop::collection::vec(0_usize..3, 5), prop::collection::vec(1_usize..5, 3), communication)
+        .prop_filter_map(
+            "not a legal way of training",
+            |(
+                (degrees, micro_batch, zero_stage, shard, sequence_parallel, schedule, bucket, llama),
+                policies,
+                cuts,
+                (order, algorithms),
+            )| {
+                let (data, tensor, pipeline) = degrees;
+                let virtual_stages = if schedule == ScheduleKind::Interleaved { 2 } else { 1 };
+                let world = data * tensor * pipeline;
+                // What does not suit a group would only be refused.
+                let suited = |index: usize, collectives: &[Collective], group: u32| {
+                    let algorithm: Algorithm = algorithms[index];
+                    let suits = collectives.iter().all(|c| suits(algorithm, *c, group as usize).is_ok());
+                    if suits { algorithm } else { Algorithm::Ring }
+                };
+                let sharded = if zero_stage > 0 { shard } else { 1 };
+                let (all, scattered) = (Collective::AllReduce, Collective::ReduceScatter);
+                let reduces =
+                    if zero_stage > 0 { suited(2, &[scattered], sharded) } else { suited(2, &[all], data) };
+                let communication = Communication {
+                    placement: order.into_iter().filter(|device| *device < world).collect(),
+                    tensor: suited(0, &[all, scattered, Collective::AllGather], tensor),
+                    gather: suited(1, &[Collective::AllGather], sharded),
+                    reduce: Reduction { algorithm: reduces, ..Reduction::default() },
+                    buckets: Vec::new(),
+                };
+                let strategy = ParallelStrategy {
+                    communication,
+                    zero_stage,
+                    shard: if zero_stage > 0 { shard } else { 1 },
+                    sequence_parallel,
+                    schedule,
+                    virtual_stages,
+                    bucket_bytes: Bytes(bucket),
+                    ..strategy(data, tensor, pipeline, micro_batch)
+                };
+                let model = model(llama);
+                // Random cuts, and a random policy for every block.
+                let chunks = strategy.chunks() as usize;
+                let mut ends: Vec<usize> = cuts.into_iter().take(chunks.saturating_sub(1)).collect();
+                ends.extend([0, model.chain_len()]);
+                ends.sort_unstable();
+                ends.dedup();
+                let mut stages = stages::from_ends(&model, &ends, Recompute::None);
+                let recompute = [Recompute::None, Recompute::Selective, Recompute::Full];
+                for stage in &mut stages {
+                    let first = stage.first_layer as usize;
+                    for (index, entry) in stage.recompute.iter_mut().enumerate() {
+                        let block = (1..=model.layers as usize).contains(&(first + index));
+                        *entry = if block { recompute[policies[first + index]] } else { Recompute::None };
+                    }
                 }
-            }
-            let devices = strategy.devices() as u32;
-            rules::check(&model, &job(), devices, &strategy, &stages).ok()?;
-            Some((llama, strategy, stages))
-        },
-    )
+                let devices = strategy.devices() as u32;
+                rules::check(&model, &job(), devices, &strategy, &stages).ok()?;
+                Some((llama, strategy, stages))
+            },
+        )
 }

@@ -56,7 +56,12 @@ fn sections(input: &ReportInput<'_>) -> Result<Vec<Section>, ReportError> {
             alternatives,
         ),
         ("rejected", "Refused without simulation", !input.plan.rejected.is_empty(), rejected),
-        ("collectives", "Collectives and their lower bounds", !input.plan.collectives.is_empty(), collectives),
+        (
+            "collectives",
+            "Collectives and their lower bounds",
+            !input.plan.collectives.is_empty(),
+            collectives,
+        ),
         ("codecs", "Gradients in fewer bytes", !input.plan.codecs.is_empty(), codecs),
         ("time", "Where the time goes", true, cost),
         ("memory", "Where the memory goes", true, memory),

@@ -1,0 +1,265 @@
+//! Low-rank factors (Vogels et al., PowerSGD, 1905.13727, algorithm 1), in two forms that must not be mixed: as PyTorch's
+//! communication hook does it (both factors every step; the error is against the mean's approximation), and as its authors'
+//! own package does (one factor a step, alternating; the error is against the member's own approximation).
+
+use crate::layout::{Layout, Matrix};
+use crate::{Exchange, Phase, Report, square_sum};
+
+pub(crate) struct Factors {
+    layout: Layout,
+    half: bool,
+    /// What has not been sent yet; zero where parameters travel as they are.
+    error: Vec<f32>,
+    /// Left factors, `rows x rank` each; kept between steps by the half form alone.
+    left: Vec<f32>,
+    /// Right factors, `columns x rank` each.
+    right: Vec<f32>,
+    /// Steps so far; the half form renews the left factor in even ones.
+    step: u64,
+}
+
+/// Normally distributed numbers, the same on all members (Box and Muller, 1958).
+fn normal(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed ^ 0x5DEE_CE66_D1CE_4E5B;
+    let mut uniform = || {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (((mixed ^ (mixed >> 31)) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
+    };
+    (0..count)
+        .map(|_| ((-2.0 * uniform().ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()) as f32)
+        .collect()
+}
+
+impl Factors {
+    pub fn new(layout: Layout, elements: usize, seed: u64, half: bool) -> Self {
+        let right = normal(layout.right(), seed);
+        let left = if half { vec![0.0; layout.left()] } else { Vec::new() };
+        Self { error: vec![0.0; elements], left, right, layout, half, step: 0 }
+    }
+
+    pub fn state(&self) -> usize {
+        self.error.len() + self.left.len() + self.right.len()
+    }
+
+    pub fn reduce<X: Exchange>(
+        &mut self,
+        gradient: &mut [f32],
+        exchange: &mut X,
+        memory: bool,
+    ) -> Result<Report, X::Error> {
+        // From here on `error` is the whole matrix: this step's gradient and what earlier ones left.
+        for matrix in &self.layout.matrices {
+            let range = matrix.range();
+            self.error[range.clone()].iter_mut().zip(&gradient[range]).for_each(|(error, g)| *error += g);
+        }
+        let whole = square_sum(&self.error);
+        if self.half {
+            self.one_factor(gradient, exchange)?
+        } else {
+            self.both_factors(gradient, exchange)?
+        }
+        self.step += 1;
+        let report = Report::of(whole, square_sum(&self.error));
+        if !memory {
+            self.error.fill(0.0);
+        }
+        Ok(report)
+    }
+
+    fn both_factors<X: Exchange>(&mut self, gradient: &mut [f32], exchange: &mut X) -> Result<(), X::Error> {
+        let size = exchange.size() as f32;
+        self.sum_dense(gradient, exchange)?;
+        let mut left = vec![0.0; self.layout.left()];
+        for ((matrix, left), right) in each(&self.layout, &mut left, &mut self.right) {
+            orthogonalise(right, matrix.rank);
+            multiply(matrix, &self.error[matrix.range()], right, left);
+        }
+        if !left.is_empty() {
+            exchange.sum(&mut left)?;
+        }
+        for ((matrix, left), right) in each(&self.layout, &mut left, &mut self.right) {
+            orthogonalise(left, matrix.rank);
+            multiply_transposed(matrix, &self.error[matrix.range()], left, right);
+        }
+        if !left.is_empty() {
+            exchange.sum(&mut self.right)?;
+        }
+        self.right.iter_mut().for_each(|value| *value /= size);
+        for ((matrix, left), right) in each(&self.layout, &mut left, &mut self.right) {
+            let approximation = &mut gradient[matrix.range()];
+            expand(matrix, left, right, approximation);
+            // Against the approximation of the mean.
+            let error = &mut self.error[matrix.range()];
+            for (error, value) in error.iter_mut().zip(approximation) {
+                *error -= *value;
+                *value *= size;
+            }
+        }
+        Ok(())
+    }
+
+    fn one_factor<X: Exchange>(&mut self, gradient: &mut [f32], exchange: &mut X) -> Result<(), X::Error> {
+        let size = exchange.size() as f32;
+        let renew_left = self.step % 2 == 0;
+        for ((matrix, left), right) in each(&self.layout, &mut self.left, &mut self.right) {
+            let whole = matrix.range();
+            if renew_left {
+                orthogonalise(right, matrix.rank);
+                multiply(matrix, &self.error[whole.clone()], right, left);
+            } else {
+                orthogonalise(left, matrix.rank);
+                multiply_transposed(matrix, &self.error[whole.clone()], left, right);
+            }
+            // Against this member's own approximation.
+            let approximation = &mut gradient[whole.clone()];
+            expand(matrix, left, right, approximation);
+            self.error[whole].iter_mut().zip(approximation).for_each(|(error, value)| *error -= *value);
+        }
+        // One sum for the renewed factors and all that travels as it is.
+        let mut message = if renew_left { self.left.clone() } else { self.right.clone() };
+        let factors = message.len();
+        self.layout.dense.iter().for_each(|range| message.extend_from_slice(&gradient[range.clone()]));
+        if !message.is_empty() {
+            exchange.sum(&mut message)?;
+        }
+        let mut at = factors;
+        for range in &self.layout.dense {
+            gradient[range.clone()].copy_from_slice(&message[at..at + range.len()]);
+            at += range.len();
+        }
+        message.truncate(factors);
+        message.iter_mut().for_each(|value| *value /= size);
+        if renew_left {
+            self.left = message
+        } else {
+            self.right = message
+        }
+        for ((matrix, left), right) in each(&self.layout, &mut self.left, &mut self.right) {
+            let approximation = &mut gradient[matrix.range()];
+            expand(matrix, left, right, approximation);
+            approximation.iter_mut().for_each(|value| *value *= size);
+        }
+        Ok(())
+    }
+
+    fn sum_dense<X: Exchange>(&self, gradient: &mut [f32], exchange: &mut X) -> Result<(), X::Error> {
+        let mut message = Vec::with_capacity(self.layout.dense_elements());
+        self.layout.dense.iter().for_each(|range| message.extend_from_slice(&gradient[range.clone()]));
+        if message.is_empty() {
+            return Ok(());
+        }
+        exchange.sum(&mut message)?;
+        let mut at = 0;
+        for range in &self.layout.dense {
+            gradient[range.clone()].copy_from_slice(&message[at..at + range.len()]);
+            at += range.len();
+        }
+        Ok(())
+    }
+}
+
+/// Every matrix with its part of the flat factors.
+fn each<'a>(
+    layout: &'a Layout,
+    mut left: &'a mut [f32],
+    mut right: &'a mut [f32],
+) -> impl Iterator<Item = ((&'a Matrix, &'a mut [f32]), &'a mut [f32])> {
+    layout.matrices.iter().map(move |matrix| {
+        let (own_left, rest) = std::mem::take(&mut left).split_at_mut(matrix.rows * matrix.rank);
+        left = rest;
+        let (own_right, rest) = std::mem::take(&mut right).split_at_mut(matrix.columns * matrix.rank);
+        right = rest;
+        ((matrix, own_left), own_right)
+    })
+}
+
+/// Orthonormal columns of a row-major `n x rank` factor: Gram and Schmidt twice, which is as good as a QR decomposition;
+/// a column that depends on the others becomes zero.
+fn orthogonalise(factor: &mut [f32], rank: usize) {
+    let rows = factor.len() / rank;
+    for column in 0..rank {
+        let dot = |factor: &[f32], a: usize, b: usize| -> f64 {
+            (0..rows).map(|row| f64::from(factor[row * rank + a]) * f64::from(factor[row * rank + b])).sum()
+        };
+        let before = dot(factor, column, column);
+        for _ in 0..2 {
+            for earlier in 0..column {
+                let along = dot(factor, earlier, column) as f32;
+                for row in 0..rows {
+                    factor[row * rank + column] -= along * factor[row * rank + earlier];
+                }
+            }
+        }
+        let norm = dot(factor, column, column);
+        let inverse = if norm > 1e-12 * before { (1.0 / norm.sqrt()) as f32 } else { 0.0 };
+        (0..rows).for_each(|row| factor[row * rank + column] *= inverse);
+    }
+}
+
+/// `left = whole · right`.
+fn multiply(matrix: &Matrix, whole: &[f32], right: &[f32], left: &mut [f32]) {
+    let Matrix { rows, columns, rank, .. } = *matrix;
+    product((rows, rank, columns), (whole, columns, 1), (right, rank, 1), (left, rank));
+}
+
+/// `right = wholeᵀ · left`.
+fn multiply_transposed(matrix: &Matrix, whole: &[f32], left: &[f32], right: &mut [f32]) {
+    let Matrix { rows, columns, rank, .. } = *matrix;
+    product((columns, rank, rows), (whole, 1, columns), (left, rank, 1), (right, rank));
+}
+
+/// `whole = left · rightᵀ`.
+fn expand(matrix: &Matrix, left: &[f32], right: &[f32], whole: &mut [f32]) {
+    let Matrix { rows, columns, rank, .. } = *matrix;
+    product((rows, columns, rank), (left, rank, 1), (right, 1, rank), (whole, columns));
+}
+
+/// `c = a · b` for `m x k` by `k x n`; operands with their strides of rows and columns.
+fn product(
+    (m, n, k): (usize, usize, usize),
+    (a, a_row, a_column): (&[f32], usize, usize),
+    (b, b_row, b_column): (&[f32], usize, usize),
+    (c, c_row): (&mut [f32], usize),
+) {
+    assert!(
+        a.len() >= m * k && b.len() >= k * n && c.len() >= m * n,
+        "operands are as large as their shapes"
+    );
+    // SAFETY: the asserted lengths cover all that the shapes and strides reach, and `c` is exclusively borrowed.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            1,
+            c_row as isize,
+            false,
+            a.as_ptr(),
+            a_column as isize,
+            a_row as isize,
+            b.as_ptr(),
+            b_column as isize,
+            b_row as isize,
+            0.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+pub(crate) fn phases(layout: &Layout, half: bool) -> Vec<Phase> {
+    let sums = if half {
+        // Left and right factors take turns; the greater stands for both.
+        vec![layout.dense_elements() + layout.left().max(layout.right())]
+    } else {
+        vec![layout.dense_elements(), layout.left(), layout.right()]
+    };
+    sums.into_iter().filter(|elements| *elements > 0).map(|elements| Phase::Sum { elements }).collect()
+}

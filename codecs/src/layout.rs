@@ -1,0 +1,80 @@
+//! Which parameters of a bucket travel as low-rank factors, and which as they are.
+
+use std::ops::Range;
+
+/// A parameter inside a flat bucket, row-major; vectors have one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tensor {
+    pub offset: usize,
+    pub rows: usize,
+    pub columns: usize,
+}
+
+/// Factors must be at least so many times smaller than the matrix (PyTorch's `min_compression_rate`).
+const LEAST_RATE: usize = 2;
+
+/// A matrix that travels as `rows x rank` and `columns x rank`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Matrix {
+    pub offset: usize,
+    pub rows: usize,
+    pub columns: usize,
+    pub rank: usize,
+}
+
+impl Matrix {
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.rows * self.columns
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Layout {
+    pub matrices: Vec<Matrix>,
+    /// What is reduced as it is.
+    pub dense: Vec<Range<usize>>,
+}
+
+impl Layout {
+    pub fn of(tensors: &[Tensor], elements: usize, rank: u32) -> Self {
+        let rank = rank as usize;
+        let mut layout = Self::default();
+        let mut next = 0;
+        for tensor in tensors {
+            let (rows, columns) = (tensor.rows, tensor.columns);
+            if rows < 2 || columns < 2 || (rows + columns) * rank * LEAST_RATE >= rows * columns {
+                continue;
+            }
+            if next < tensor.offset {
+                layout.dense.push(next..tensor.offset);
+            }
+            let matrix = Matrix { offset: tensor.offset, rows, columns, rank: rank.min(rows).min(columns) };
+            next = matrix.range().end;
+            layout.matrices.push(matrix);
+        }
+        if next < elements {
+            layout.dense.push(next..elements);
+        }
+        layout
+    }
+
+    pub fn dense_elements(&self) -> usize {
+        self.dense.iter().map(Range::len).sum()
+    }
+
+    /// Elements of all left factors.
+    pub fn left(&self) -> usize {
+        self.matrices.iter().map(|m| m.rows * m.rank).sum()
+    }
+
+    /// Elements of all right factors.
+    pub fn right(&self) -> usize {
+        self.matrices.iter().map(|m| m.columns * m.rank).sum()
+    }
+
+    /// Operations of `count` products of every matrix with a factor.
+    pub fn products(&self, count: f64) -> f64 {
+        let one = |m: &Matrix| 2.0 * (m.rows * m.columns * m.rank) as f64;
+        count * self.matrices.iter().map(one).sum::<f64>()
+    }
+}
