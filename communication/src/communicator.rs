@@ -249,8 +249,8 @@ impl GroupCommunicator {
         let refuse = |reason: String| CommunicationError::Unsuitable {
             lane: self.lane.clone(),
             operation,
-            way: algorithm.name(),
-            reason,
+            way: algorithm.name().into(),
+            reason: reason.into(),
         };
         suits(algorithm, collective, size).map_err(|unsuitable| refuse(unsuitable.reason))?;
         // Not whether this member happens to have the connections it needs: others might not, and would wait.
@@ -381,8 +381,8 @@ impl Communicator for GroupCommunicator {
         let refuse = |reason: String| CommunicationError::Unsuitable {
             lane: self.lane.clone(),
             operation: blobs::ALL_TO_ALL,
-            way: "direct connections".to_owned(),
-            reason,
+            way: "direct connections".into(),
+            reason: reason.into(),
         };
         if parts.len() != size {
             return Err(refuse(format!("{} parts are not one for each of {size} members", parts.len())));

@@ -84,8 +84,8 @@ impl Endpoint {
                 CommunicationError::Unsuitable {
                     lane: name.to_owned(),
                     operation: "opening a group",
-                    way: algorithm.name(),
-                    reason: unsuitable.reason,
+                    way: algorithm.name().into(),
+                    reason: unsuitable.reason.into(),
                 }
             })?;
         }

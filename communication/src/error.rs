@@ -71,7 +71,7 @@ pub enum CommunicationError {
 
     /// An algorithm that is not for this group, or whose connections it was not opened with. Nothing was sent.
     #[error("{operation} on `{lane}` by {way}: {reason}")]
-    Unsuitable { lane: String, operation: &'static str, way: String, reason: String },
+    Unsuitable { lane: String, operation: &'static str, way: Box<str>, reason: Box<str> },
 
     /// An earlier error left the lane in the middle of a message; it cannot be used any more.
     #[error("{operation} on `{lane}`: the lane failed before and is closed")]

@@ -177,7 +177,7 @@ fn what_a_group_was_not_opened_for_is_refused_and_named() {
             let error =
                 group.all_reduce_by(Algorithm::HalvingDoubling, &mut own, Reduction::Sum).unwrap_err();
             assert!(
-                matches!(&error, CommunicationError::Unsuitable { way, .. } if way == "halving-doubling")
+                matches!(&error, CommunicationError::Unsuitable { way, .. } if &**way == "halving-doubling")
             );
             assert_eq!(
                 error.to_string(),
