@@ -9,6 +9,7 @@ mod commands;
 mod devices;
 mod external;
 mod failure;
+mod gains;
 mod input;
 mod output;
 mod progress;

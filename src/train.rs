@@ -3,7 +3,7 @@
 use crate::cli::RunArgs;
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::{agreement, devices, external};
+use crate::{agreement, devices, external, gains};
 use autodist_executor::launcher::{LaunchError, LaunchOptions, launch};
 use autodist_executor::{DataSource, RankOutcome, Task, merge};
 use autodist_profiler::Assignment;
@@ -313,6 +313,7 @@ fn compare(
         median_adjusted_error: median(|r| r.adjusted_error),
         regret: runs.first().map_or(0.0, |r| r.regret),
         agreement: agreement::of(plan, &runs),
+        gains: gains::of(&runs),
         runs,
         failed,
     };

@@ -90,7 +90,7 @@ fn what_cannot_be_emulated_is_refused_with_a_way_out() {
         ("shape", "devices = 1\n", "devices = 2\n", "nodes[0].link"),
     ] {
         let file = format!("{name}.toml");
-        write(folder.path(), &file, CLUSTER.replacen(from, to, 1));
+        write(folder.path(), &file, CLUSTER.replace(from, to));
         let finished = line(folder.path(), &format!("profile --emulate {file}"));
         assert_eq!(finished.code, Some(2), "{name}: {}", finished.err);
         assert!(

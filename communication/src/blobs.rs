@@ -1,9 +1,9 @@
 //! Collectives of bytes whose number the others do not know: what compressed gradients are.
 
 use crate::communicator::{Counters, Links};
-use crate::connection::{Connection, Idle, exchange};
+use crate::connection::{Connection, Idle};
 use crate::error::{CommunicationError, Result};
-use crate::ring::{PORTION, Pass};
+use crate::ring::PORTION;
 
 pub(crate) const ALL_GATHER: &str = "all-gather";
 pub(crate) const ALL_TO_ALL: &str = "all-to-all";
@@ -15,7 +15,7 @@ const JOINED: usize = 16 << 10;
 /// More bytes than any part has: a length beyond it is none.
 const LONGEST: u64 = 1 << 36;
 
-/// What every member has, around the ring.
+/// What every member has, around the ring: each part follows its length, and is sent on while it comes.
 pub(crate) fn all_gather(
     links: &Links,
     rank: usize,
@@ -27,27 +27,41 @@ pub(crate) fn all_gather(
     let Some((next, previous)) = next.zip(links.from((rank + size - 1) % size)) else {
         return Ok(vec![own.to_vec()]);
     };
-    let mut lengths = vec![0; size];
-    lengths[rank] = own.len();
-    let mut header = (own.len() as u64).to_ne_bytes();
-    for behind in 1..size {
-        let outgoing = header;
-        exchange(next, previous, &outgoing, &mut header, ALL_GATHER)?;
-        lengths[(rank + size - behind) % size] = announced(header, previous)?;
+    // The own block, then those that arrive; all but the last are sent on.
+    let mut blocks = vec![Block::own(own)];
+    blocks.resize_with(size, Block::awaited);
+    let (mut outgoing, mut sent, mut incoming) = (0, 0, 1);
+    let mut idle = Idle::default();
+    while outgoing < size - 1 || incoming < size {
+        let mut moved = 0;
+        let mut stuck = false;
+        if outgoing < size - 1 {
+            let block = &blocks[outgoing];
+            let bytes = &block.bytes[sent..block.known.min(sent + PORTION)];
+            let taken = next.try_send(bytes, ALL_GATHER)?;
+            counters.sent += (payload(sent + taken) - payload(sent)) as u64;
+            stuck = taken == 0 && !bytes.is_empty();
+            (moved, sent) = (moved + taken, sent + taken);
+            if block.is_whole() && sent == block.known {
+                (outgoing, sent) = (outgoing + 1, 0);
+            }
+        }
+        if let Some(block) = blocks.get_mut(incoming) {
+            moved += block.advance(previous, ALL_GATHER, counters)?;
+            incoming += usize::from(block.is_whole());
+        }
+        if moved > 0 {
+            idle = Idle::default();
+        } else {
+            let awaited = (incoming < size).then_some(previous);
+            idle.wait(stuck.then_some(next), awaited, ALL_GATHER)?;
+        }
     }
-    let starts: Vec<usize> = lengths
-        .iter()
-        .scan(0, |end, length| {
-            *end += length;
-            Some(*end - length)
-        })
-        .collect();
-    let range = |member: usize| starts[member]..starts[member] + lengths[member];
-    let mut all = room(lengths.iter().sum(), previous)?;
-    all[range(rank)].copy_from_slice(own);
-    let pass = Pass::all_gather_of(size, rank, range);
-    pass.run(next, previous, &mut all, |_, _| (), &mut Vec::new(), counters)?;
-    Ok((0..size).map(|member| all[range(member)].to_vec()).collect())
+    let mut all = vec![Vec::new(); size];
+    for (behind, block) in blocks.into_iter().enumerate() {
+        all[(rank + size - behind) % size] = block.into_part();
+    }
+    Ok(all)
 }
 
 /// `parts[i]` to member `i`, all at the same time.
@@ -63,7 +77,7 @@ pub(crate) fn all_to_all(
     let mut outgoing: Vec<_> =
         others.clone().filter_map(|place| Some(Outgoing::new(links.to(place)?, &parts[place]))).collect();
     let mut incoming: Vec<_> =
-        others.filter_map(|place| Some(Incoming::new(place, links.from(place)?))).collect();
+        others.filter_map(|place| Some((place, links.from(place)?, Block::awaited()))).collect();
     let mut idle = Idle::default();
     loop {
         let mut moved = 0;
@@ -75,11 +89,11 @@ pub(crate) fn all_to_all(
                 sending.push(out.link);
             }
         }
-        for into in incoming.iter_mut().filter(|into| !into.done()) {
-            let received = into.advance(counters)?;
+        for (_, link, block) in incoming.iter_mut().filter(|(.., block)| !block.is_whole()) {
+            let received = block.advance(*link, ALL_TO_ALL, counters)?;
             moved += received;
             if received == 0 {
-                receiving.push(into.link);
+                receiving.push(*link);
             }
         }
         if moved > 0 {
@@ -92,8 +106,8 @@ pub(crate) fn all_to_all(
     }
     let mut all = vec![Vec::new(); size];
     all[rank].clone_from(&parts[rank]);
-    for into in incoming {
-        all[into.place] = into.part;
+    for (place, _, block) in incoming {
+        all[place] = block.into_part();
     }
     Ok(all)
 }
@@ -110,7 +124,7 @@ struct Outgoing<'a> {
 
 impl<'a> Outgoing<'a> {
     fn new(link: &'a dyn Connection, part: &'a [u8]) -> Self {
-        let joined = [&(part.len() as u64).to_ne_bytes(), &part[..part.len().min(JOINED)]].concat();
+        let joined = [&(part.len() as u64).to_le_bytes(), &part[..part.len().min(JOINED)]].concat();
         Self { link, joined, part, sent: 0 }
     }
 
@@ -125,65 +139,70 @@ impl<'a> Outgoing<'a> {
             _ => &self.part[self.sent - HEADER..],
         };
         let sent = self.link.try_send(&bytes[..bytes.len().min(PORTION)], ALL_TO_ALL)?;
-        let payload = |position: usize| position.saturating_sub(HEADER);
         counters.sent += (payload(self.sent + sent) - payload(self.sent)) as u64;
         self.sent += sent;
         Ok(sent)
     }
 }
 
-/// A header and a part that arrive.
-struct Incoming<'a> {
-    place: usize,
-    link: &'a dyn Connection,
-    header: [u8; HEADER],
-    /// Of the header and the part.
-    received: usize,
+/// A header and a part, as far as they are known here.
+struct Block {
     /// As long as announced, once it is.
-    part: Vec<u8>,
+    bytes: Vec<u8>,
+    known: usize,
 }
 
-impl<'a> Incoming<'a> {
-    fn new(place: usize, link: &'a dyn Connection) -> Self {
-        Self { place, link, header: [0; HEADER], received: 0, part: Vec::new() }
+impl Block {
+    fn own(part: &[u8]) -> Self {
+        let bytes = [&(part.len() as u64).to_le_bytes(), part].concat();
+        Self { known: bytes.len(), bytes }
     }
 
-    fn done(&self) -> bool {
-        self.received >= HEADER && self.received == HEADER + self.part.len()
+    fn awaited() -> Self {
+        Self { bytes: vec![0; HEADER], known: 0 }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.known >= HEADER && self.known == self.bytes.len()
     }
 
     /// Takes what has arrived; says how much.
-    fn advance(&mut self, counters: &mut Counters) -> Result<usize> {
-        if let Some(behind) = self.received.checked_sub(HEADER) {
-            let end = self.part.len().min(behind + PORTION);
-            let received = self.link.try_receive(&mut self.part[behind..end], ALL_TO_ALL)?;
-            self.received += received;
-            counters.received += received as u64;
-            return Ok(received);
-        }
-        let received = self.link.try_receive(&mut self.header[self.received..], ALL_TO_ALL)?;
-        self.received += received;
-        if self.received == HEADER {
-            self.part = room(announced(self.header, self.link)?, self.link)?;
+    fn advance(
+        &mut self,
+        link: &dyn Connection,
+        operation: &'static str,
+        counters: &mut Counters,
+    ) -> Result<usize> {
+        let end = self.bytes.len().min(self.known + PORTION);
+        let received = link.try_receive(&mut self.bytes[self.known..end], operation)?;
+        counters.received += (payload(self.known + received) - payload(self.known)) as u64;
+        self.known += received;
+        if received > 0 && self.known == HEADER {
+            let length = announced(&self.bytes, link)?;
+            self.bytes.try_reserve_exact(length).map_err(|_| too_long(length as u64, link))?;
+            self.bytes.resize(HEADER + length, 0);
         }
         Ok(received)
     }
+
+    fn into_part(mut self) -> Vec<u8> {
+        self.bytes.drain(..HEADER);
+        self.bytes
+    }
 }
 
-fn announced(header: [u8; HEADER], link: &dyn Connection) -> Result<usize> {
-    let length = u64::from_ne_bytes(header);
+/// Bytes of the part before a position in a block.
+fn payload(position: usize) -> usize {
+    position.saturating_sub(HEADER)
+}
+
+/// The length that a header says; no length that a peer announces may end the process.
+fn announced(header: &[u8], link: &dyn Connection) -> Result<usize> {
+    let length = header.iter().rev().fold(0_u64, |value, byte| value << 8 | u64::from(*byte));
     match usize::try_from(length) {
         Ok(whole) if length <= LONGEST => Ok(whole),
         _ => Err(too_long(length, link)),
     }
-}
-
-/// As many zeros; no length that a peer announces may end the process.
-fn room(length: usize, link: &dyn Connection) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(length).map_err(|_| too_long(length as u64, link))?;
-    bytes.resize(length, 0);
-    Ok(bytes)
 }
 
 fn too_long(length: u64, link: &dyn Connection) -> CommunicationError {

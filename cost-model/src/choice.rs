@@ -2,12 +2,13 @@
 //! its collectives gets shorter, so no other choice makes it shorter.
 
 use crate::measured::Unpriced;
+use crate::routes::pattern;
 use crate::{CostModel, coding};
 use autodist_collectives::{Collective, candidates, suits};
 use autodist_program::{Program, Transfer};
 use autodist_spec::{
-    Algorithm, BucketReduction, Bytes, Codec, CollectiveKind, CollectiveShare, Communication, Reduction,
-    Seconds,
+    Algorithm, BucketReduction, Bytes, Codec, CollectiveKind, CollectiveShare, Communication, Pattern,
+    Reduction, Seconds,
 };
 
 impl CostModel {
@@ -95,28 +96,22 @@ impl CostModel {
         let Some(routes) = &self.routes else { return Vec::new() };
         let strategy = &program.strategy;
         let mut shares = Vec::new();
-        let mut add = |what: &str, kind, algorithm, groups: Vec<Vec<usize>>, bytes: Bytes| {
+        let mut add = |what: &str, pattern: Pattern, groups: &[Vec<usize>], bytes: Bytes| {
             let Some(group) = groups.iter().find(|group| group.len() > 1) else { return };
-            let time = routes.collective(kind, algorithm, &groups, bytes);
             shares.push(CollectiveShare {
                 what: what.to_owned(),
-                algorithm,
+                pattern,
                 group: group.len() as u32,
                 bytes,
-                time_s: Seconds(time.seconds),
-                lower_bound_s: Seconds(routes.lower_bound(kind, &groups, bytes)),
+                time_s: Seconds(routes.collective(pattern, groups, bytes).seconds),
+                lower_bound_s: Seconds(routes.lower_bound(pattern, groups, bytes)),
             });
         };
         let tokens = program.local_tokens() as u64;
         let activation = program.precision.working(tokens * u64::from(program.model.hidden));
         let tensor = strategy.communication.tensor;
-        add(
-            "activations, tensor groups",
-            CollectiveKind::AllReduce,
-            tensor,
-            program.tensor_groups(0),
-            activation,
-        );
+        let all = Pattern::AllReduce(tensor);
+        add("activations, tensor groups", all, &program.tensor_groups(0), activation);
         let buckets = program.ranks.iter().flat_map(|rank| {
             (0..rank.buckets.len()).map(|index| (rank.pipeline_rank, index, &rank.buckets[index]))
         });
@@ -128,15 +123,20 @@ impl CostModel {
             ("gradients of replicas", Transfer::ReduceReplicas),
             ("parameters, largest bucket", Transfer::Gather),
         ] {
-            let occurs = match transfer {
-                Transfer::Reduce => program.reduction(rank, transfer, index).codec == Codec::None,
-                Transfer::ReduceReplicas | Transfer::Gather => strategy.zero_stage > 0,
-            };
-            if occurs {
-                let algorithm = program.reduction(rank, transfer, index).algorithm;
+            if transfer != Transfer::Reduce && strategy.zero_stage == 0 {
+                continue;
+            }
+            let reduction = program.reduction(rank, transfer, index);
+            let groups = program.transfer_groups(rank, transfer);
+            if reduction.codec == Codec::None {
                 let (kind, _) = program.transfer_work(transfer, bucket);
-                let groups = program.transfer_groups(rank, transfer);
-                add(what, kind, algorithm, groups, program.transfer_bytes(transfer, bucket));
+                let bytes = program.transfer_bytes(transfer, bucket);
+                add(what, pattern(kind, reduction.algorithm), &groups, bytes);
+                continue;
+            }
+            let what = format!("{what}, {}", reduction.codec.name());
+            for (pattern, bytes) in coding::exchanges(program, bucket, reduction) {
+                add(&what, pattern, &groups, bytes);
             }
         }
         shares

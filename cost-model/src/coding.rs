@@ -6,7 +6,7 @@ use crate::measured::Unpriced;
 use autodist_codecs::{Phase, Tensor};
 use autodist_program::{Bucket, Program, Transfer};
 use autodist_spec::profile::CodecCost;
-use autodist_spec::{Algorithm, Bytes, Codec, CollectiveKind, Reduction};
+use autodist_spec::{Algorithm, Bytes, Codec, CollectiveKind, Pattern, Reduction};
 use std::collections::BTreeMap;
 
 /// Coding times by codec and group size, over the elements of a bucket.
@@ -50,34 +50,37 @@ pub(crate) fn reduction(
     let size = groups.iter().map(Vec::len).max().unwrap_or(1);
     let codec = reduction.codec;
     let mut total = costs.codings.price(codec, size, bucket.padded)?;
-    let ring = Algorithm::Ring;
-    for phase in autodist_codecs::phases(codec, &tensors(program, bucket), bucket.padded, size) {
+    for (pattern, bytes) in exchanges(program, bucket, reduction) {
         total = total
-            + match phase {
-                Phase::Sum { elements } => {
-                    let bytes = Bytes::of_f32(elements as u64);
-                    costs.over(CollectiveKind::AllReduce, reduction.algorithm, groups, stride, bytes)?
+            + match (&costs.routes, pattern) {
+                (Some(routes), pattern) => routes.collective(pattern, groups, bytes),
+                (None, Pattern::AllReduce(algorithm)) => {
+                    costs.over(CollectiveKind::AllReduce, algorithm, groups, stride, bytes)?
                 }
-                Phase::Max => {
-                    costs.over(CollectiveKind::AllReduce, ring, groups, stride, Bytes::of_f32(1))?
-                }
-                Phase::AllGather { bytes } => {
-                    let whole = Bytes(bytes.iter().sum::<usize>() as u64);
-                    costs.over(CollectiveKind::AllGather, ring, groups, stride, whole)?
-                }
-                Phase::AllToAll { bytes } => {
-                    // What a member sends, with the part that stays: parts are equal but for rounding.
-                    let most = bytes.iter().flatten().copied().max().unwrap_or(0);
-                    let whole = Bytes((most * size) as u64);
-                    match &costs.routes {
-                        Some(routes) => routes.all_to_all(groups, whole),
-                        // As much as half of an all-reduce by rings moves, at most as fast.
-                        None => costs.over(CollectiveKind::AllGather, ring, groups, stride, whole)?,
-                    }
-                }
+                // An all-to-all moves as much as a gather by rings, at most as fast.
+                (None, _) => costs.over(CollectiveKind::AllGather, Algorithm::Ring, groups, stride, bytes)?,
             };
     }
     Ok(total)
+}
+
+/// The exchanges of a compressed reduction, one after the other, each with the bytes of its tensor.
+pub(crate) fn exchanges(program: &Program, bucket: &Bucket, reduction: Reduction) -> Vec<(Pattern, Bytes)> {
+    let size = program.strategy.data as usize;
+    let phases = autodist_codecs::phases(reduction.codec, &tensors(program, bucket), bucket.padded, size);
+    let exchange = |phase: Phase| match phase {
+        Phase::Sum { elements } => (Pattern::AllReduce(reduction.algorithm), Bytes::of_f32(elements as u64)),
+        Phase::Max => (Pattern::AllReduce(Algorithm::Ring), Bytes::of_f32(1)),
+        Phase::AllGather { bytes } => {
+            (Pattern::AllGather(Algorithm::Ring), Bytes(bytes.iter().sum::<usize>() as u64))
+        }
+        Phase::AllToAll { bytes } => {
+            // What a member sends, with the part that stays: parts are equal but for rounding.
+            let most = bytes.iter().flatten().copied().max().unwrap_or(0);
+            (Pattern::AllToAll, Bytes((most * size) as u64))
+        }
+    };
+    phases.into_iter().map(exchange).collect()
 }
 
 /// Bytes that the codecs of a pipeline rank keep between steps, and the most that one needs while it works.

@@ -3,8 +3,8 @@
 //! Flows that cross a link at the same time share it by max-min fairness (Bertsekas and Gallager, "Data Networks",
 //! section 6.5.2), as long-lived streams over one bottleneck do.
 
-use autodist_collectives::{Collective, Schedule};
-use autodist_spec::Network;
+use autodist_collectives::Schedule;
+use autodist_spec::{Network, Pattern};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
@@ -198,8 +198,8 @@ fn fair_shares(network: &Network, transfers: &[Transfer], active: &[usize]) -> V
 
 /// Seconds that no algorithm can beat for one group alone on the network. What must cross from a set of members to the
 /// others has no more room than the links on which it can leave, or on which it can arrive (for gathers, ForestColl,
-/// 2402.06787, section 3). `bytes` are those of the whole tensor.
-pub fn lower_bound(network: &Network, devices: &[usize], collective: Collective, bytes: f64) -> f64 {
+/// 2402.06787, section 3). `bytes` are those of the whole tensor, in an all-to-all those that a member has for all.
+pub fn lower_bound(network: &Network, devices: &[usize], pattern: Pattern, bytes: f64) -> f64 {
     let size = devices.len();
     if size < 2 {
         return 0.0;
@@ -208,11 +208,12 @@ pub fn lower_bound(network: &Network, devices: &[usize], collective: Collective,
     let mut bound = 0.0_f64;
     let mut cut = |members: &[usize]| {
         let outside: Vec<usize> = devices.iter().copied().filter(|d| !members.contains(d)).collect();
-        let crossing = match collective {
+        let crossing = match pattern {
             // Each element's partial sum leaves on one side and its sum on the other.
-            Collective::AllReduce => bytes,
-            Collective::AllGather => members.len() as f64 * part,
-            Collective::ReduceScatter => outside.len() as f64 * part,
+            Pattern::AllReduce(_) => bytes,
+            Pattern::AllGather(_) => members.len() as f64 * part,
+            Pattern::ReduceScatter(_) => outside.len() as f64 * part,
+            Pattern::AllToAll => (members.len() * outside.len()) as f64 * part,
         };
         bound = bound.max(crossing / capacity(network, members, &outside));
     };
@@ -232,7 +233,7 @@ pub fn lower_bound(network: &Network, devices: &[usize], collective: Collective,
             cut(&members);
         }
     }
-    if collective == Collective::AllReduce {
+    if let Pattern::AllReduce(_) = pattern {
         // All members together send at least 2 (p - 1) n bytes (Patarasuk and Yuan, 2009, theorem 1).
         let all: f64 = devices
             .iter()
@@ -264,6 +265,7 @@ fn capacity(network: &Network, from: &[usize], to: &[usize]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use autodist_collectives::Collective;
     use autodist_spec::{Algorithm, BytesPerSecond, Path, Provenance, Seconds, SharedLink};
 
     /// Devices with an uplink and a downlink each.
@@ -282,6 +284,7 @@ mod tests {
             nodes: (0..devices as u32).collect(),
             links: rates.iter().flat_map(|rate| [link(rate), link(rate)]).collect(),
             paths: (0..devices).map(|a| (0..devices).map(|b| path(a, b)).collect()).collect(),
+            patterns: Vec::new(),
         }
     }
 
@@ -297,7 +300,7 @@ mod tests {
         let ring = time(&network, Algorithm::Ring, &devices, 4000);
         // 2 (p - 1) / p n / rate, and 2 (p - 1) latencies at most.
         assert!((240.0..=240.0 + 6.0 * 0.5 + 1e-9).contains(&ring), "{ring}");
-        let bound = lower_bound(&network, &devices, Collective::AllReduce, 16_000.0);
+        let bound = lower_bound(&network, &devices, Pattern::AllReduce(Algorithm::Ring), 16_000.0);
         assert!((bound - 240.0).abs() < 1e-9);
         for algorithm in autodist_collectives::candidates(4, &[0, 1, 2, 3]) {
             assert!(time(&network, algorithm, &devices, 4000) >= bound);
@@ -341,6 +344,8 @@ mod tests {
         let ring = time(&network, Algorithm::Ring, &devices, 3000);
         assert!((ring / (4.0 / 3.0 * 12_000.0 / 25.0) - 1.0).abs() < 0.05, "{ring}");
         // All that it must send and be sent crosses its own link.
-        assert!(lower_bound(&network, &devices, Collective::AllReduce, 12_000.0) >= 12_000.0 / 25.0);
+        assert!(
+            lower_bound(&network, &devices, Pattern::AllReduce(Algorithm::Ring), 12_000.0) >= 12_000.0 / 25.0
+        );
     }
 }

@@ -130,7 +130,7 @@ impl CostModel {
         bytes: Bytes,
     ) -> Result<Price, Unpriced> {
         if let Some(routes) = &self.routes {
-            return Ok(routes.collective(kind, algorithm, groups, bytes));
+            return Ok(routes.collective(routes::pattern(kind, algorithm), groups, bytes));
         }
         let group = groups.iter().map(Vec::len).max().unwrap_or(1);
         if group > 1 && algorithm != Algorithm::Ring {

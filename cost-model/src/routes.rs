@@ -1,10 +1,9 @@
 //! What communication costs where links differ: schedules, simulated on the network that was measured.
 
-use crate::choice::collective;
 use crate::curve::Price;
 use crate::flows::{self, Run};
 use autodist_collectives::{Collective, Receive, Schedule, Send};
-use autodist_spec::{Algorithm, Bytes, CollectiveKind, Network, Provenance};
+use autodist_spec::{Algorithm, Bytes, CollectiveKind, Network, Pattern, PatternTiming, Provenance};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
@@ -19,15 +18,13 @@ const UNCERTAINTY: f64 = 0.03;
 
 /// What several groups do at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Pattern {
-    Collective(Collective, Algorithm),
-    /// Every member sends each other member its part of a buffer of that size.
-    AllToAll,
+enum Traffic {
+    Pattern(Pattern),
     /// The first member sends the second all of it.
     Message,
 }
 
-type Key = (Pattern, Vec<Vec<usize>>);
+type Key = (Traffic, Vec<Vec<usize>>);
 
 /// A network with what has been simulated on it so far.
 #[derive(Debug)]
@@ -53,33 +50,22 @@ impl Routes {
     }
 
     /// A collective on `bytes` over each of `groups`, all at once: the slowest group's time.
-    pub fn collective(
-        &self,
-        kind: CollectiveKind,
-        algorithm: Algorithm,
-        groups: &[Vec<usize>],
-        bytes: Bytes,
-    ) -> Price {
-        self.price(Pattern::Collective(collective(kind), algorithm), groups, bytes)
+    pub fn collective(&self, pattern: Pattern, groups: &[Vec<usize>], bytes: Bytes) -> Price {
+        self.price(Traffic::Pattern(pattern), groups, bytes)
     }
 
     /// No algorithm is faster for the slowest of the groups, if each has the network to itself.
-    pub fn lower_bound(&self, kind: CollectiveKind, groups: &[Vec<usize>], bytes: Bytes) -> f64 {
-        let of =
-            |group: &Vec<usize>| flows::lower_bound(&self.network, group, collective(kind), bytes.as_f64());
+    pub fn lower_bound(&self, pattern: Pattern, groups: &[Vec<usize>], bytes: Bytes) -> f64 {
+        let of = |group: &Vec<usize>| flows::lower_bound(&self.network, group, pattern, bytes.as_f64());
         groups.iter().filter(|group| group.len() > 1).map(of).fold(0.0, f64::max)
-    }
-
-    pub fn all_to_all(&self, groups: &[Vec<usize>], bytes: Bytes) -> Price {
-        self.price(Pattern::AllToAll, groups, bytes)
     }
 
     /// A message of `bytes` from the first to the second of each pair, all at once.
     pub fn message(&self, pairs: &[Vec<usize>], bytes: Bytes) -> Price {
-        self.price(Pattern::Message, pairs, bytes)
+        self.price(Traffic::Message, pairs, bytes)
     }
 
-    fn price(&self, pattern: Pattern, groups: &[Vec<usize>], bytes: Bytes) -> Price {
+    fn price(&self, traffic: Traffic, groups: &[Vec<usize>], bytes: Bytes) -> Price {
         let groups: Vec<Vec<usize>> = groups.iter().filter(|group| group.len() > 1).cloned().collect();
         if groups.is_empty() || bytes.0 == 0 {
             return Price::ZERO;
@@ -89,11 +75,44 @@ impl Routes {
             below *= RATIO;
         }
         let above = below * RATIO;
-        let key = (pattern, groups);
+        let key = (traffic, groups);
         let (low, high) = (self.at(&key, below), self.at(&key, above));
         let weight = (bytes.as_f64() - below as f64).max(0.0) / (above - below) as f64;
-        let seconds = low + weight * (high - low);
+        let links = low + weight * (high - low);
+        let seconds = links * self.beyond_links(&key, bytes);
         Price { seconds, half_width: UNCERTAINTY * seconds, provenance: Provenance::Modelled }
+    }
+
+    /// How many times as long a pattern takes as its links explain: as it was timed on all devices, between its sizes
+    /// along their logarithm. Two members have a link to themselves, so there is nothing beyond it.
+    fn beyond_links(&self, (traffic, groups): &Key, bytes: Bytes) -> f64 {
+        let Traffic::Pattern(pattern) = traffic else { return 1.0 };
+        if groups.iter().all(|group| group.len() < 3) {
+            return 1.0;
+        }
+        let all: Vec<usize> = (0..self.network.devices()).collect();
+        let timed = self.network.patterns.iter().filter(|timing| timing.pattern == *pattern);
+        let ratio = |timed: &PatternTiming| {
+            timed.time.median_s.0 / self.at(&(*traffic, vec![all.clone()]), timed.bytes.0)
+        };
+        let (mut below, mut above): (Option<&PatternTiming>, Option<&PatternTiming>) = (None, None);
+        for timing in timed {
+            let best = if timing.bytes <= bytes { &mut below } else { &mut above };
+            let nearer =
+                |other: &&PatternTiming| timing.bytes.0.abs_diff(bytes.0) < other.bytes.0.abs_diff(bytes.0);
+            if best.as_ref().is_none_or(nearer) {
+                *best = Some(timing);
+            }
+        }
+        match (below, above) {
+            (None, None) => 1.0,
+            (Some(one), None) | (None, Some(one)) => ratio(one),
+            (Some(low), Some(high)) => {
+                let at = |bytes: Bytes| bytes.as_f64().ln();
+                let weight = (at(bytes) - at(low.bytes)) / (at(high.bytes) - at(low.bytes));
+                ratio(low) * (1.0 - weight) + ratio(high) * weight
+            }
+        }
     }
 
     fn at(&self, key: &Key, bytes: u64) -> f64 {
@@ -107,10 +126,10 @@ impl Routes {
         seconds
     }
 
-    fn simulate(&self, (pattern, groups): &Key, bytes: u64) -> f64 {
+    fn simulate(&self, (traffic, groups): &Key, bytes: u64) -> f64 {
         let elements = (bytes as f64 / WIDTH) as usize;
         let schedules: Vec<Schedule> =
-            groups.iter().map(|group| schedule(*pattern, elements, group.len())).collect();
+            groups.iter().map(|group| schedule(*traffic, elements, group.len())).collect();
         let runs: Vec<Run> = groups
             .iter()
             .zip(&schedules)
@@ -120,14 +139,24 @@ impl Routes {
     }
 }
 
-fn schedule(pattern: Pattern, elements: usize, size: usize) -> Schedule {
-    match pattern {
-        // The rules have let it pass.
-        Pattern::Collective(collective, algorithm) => {
-            Schedule::build(algorithm, collective, elements, size).unwrap_or_default()
-        }
-        Pattern::AllToAll => pairwise(size, elements / size, |from, to| from != to),
-        Pattern::Message => pairwise(size, elements, |from, to| (from, to) == (0, 1)),
+pub(crate) fn pattern(kind: CollectiveKind, algorithm: Algorithm) -> Pattern {
+    match kind {
+        CollectiveKind::AllReduce => Pattern::AllReduce(algorithm),
+        CollectiveKind::ReduceScatter => Pattern::ReduceScatter(algorithm),
+        CollectiveKind::AllGather => Pattern::AllGather(algorithm),
+    }
+}
+
+fn schedule(traffic: Traffic, elements: usize, size: usize) -> Schedule {
+    // The rules have let it pass.
+    let by =
+        |algorithm, collective| Schedule::build(algorithm, collective, elements, size).unwrap_or_default();
+    match traffic {
+        Traffic::Pattern(Pattern::AllReduce(algorithm)) => by(algorithm, Collective::AllReduce),
+        Traffic::Pattern(Pattern::ReduceScatter(algorithm)) => by(algorithm, Collective::ReduceScatter),
+        Traffic::Pattern(Pattern::AllGather(algorithm)) => by(algorithm, Collective::AllGather),
+        Traffic::Pattern(Pattern::AllToAll) => pairwise(size, elements / size, |from, to| from != to),
+        Traffic::Message => pairwise(size, elements, |from, to| (from, to) == (0, 1)),
     }
 }
 

@@ -5,6 +5,7 @@ use crate::hardware::{self, HardwareAnswer};
 use crate::links::{KINDS, LinkAnswer};
 use crate::network::{self, NetworkAnswer};
 use crate::overlap::OverlapAnswer;
+use crate::patterns::{self, PatternSeconds};
 use crate::probes::{self, Probe};
 use crate::{Assignment, Request};
 use autodist_executor::{RankOutcome, Task, host};
@@ -145,6 +146,11 @@ impl<'a> Assembly<'a> {
         self.codings.iter().map(cost).collect()
     }
 
+    /// How the devices are joined, where that is described.
+    pub fn structure(&self) -> Option<Network> {
+        self.request.emulated.as_ref().and_then(Network::of)
+    }
+
     pub fn wants_network(&self, round: usize) -> bool {
         round == 0 && self.earlier.as_ref().is_none_or(|p| p.network.is_none())
     }
@@ -216,8 +222,15 @@ impl<'a> Assembly<'a> {
                     self.handover.extend(&answer.handover);
                     self.staging = self.staging.max(answer.staging_bytes);
                 }
-                let structure = self.request.emulated.as_ref().and_then(Network::of);
-                self.network = structure.map(|structure| network::assemble(&structure, task, &answers));
+                self.network =
+                    self.structure().map(|structure| network::assemble(&structure, task, &answers));
+            }
+            Assignment::Patterns(_) => {
+                let answers: Vec<Vec<PatternSeconds>> =
+                    answers.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
+                if let Some(network) = &mut self.network {
+                    network.patterns = patterns::assemble(&answers);
+                }
             }
             Assignment::Hardware(_) => {
                 let answers: Vec<HardwareAnswer> =

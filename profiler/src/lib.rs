@@ -10,6 +10,7 @@ mod hardware;
 mod links;
 mod network;
 mod overlap;
+mod patterns;
 mod probes;
 
 pub use coding::CodingTask;
@@ -17,6 +18,7 @@ pub use hardware::HardwareTask;
 pub use links::LinkTask;
 pub use network::NetworkTask;
 pub use overlap::OverlapTask;
+pub use patterns::PatternTask;
 
 use autodist_executor::cuda::{self, Survey};
 use autodist_executor::launcher::{LaunchError, LaunchOptions, Worker, launch};
@@ -36,6 +38,7 @@ pub enum Assignment {
     Overlap(OverlapTask),
     Hardware(HardwareTask),
     Network(NetworkTask),
+    Patterns(PatternTask),
     Coding(CodingTask),
 }
 
@@ -46,7 +49,7 @@ impl Assignment {
             Self::Links(task) => task.precision,
             Self::Overlap(task) => task.precision,
             Self::Hardware(task) => task.precision,
-            Self::Network(_) | Self::Coding(_) => Precision::Fp32,
+            Self::Network(_) | Self::Patterns(_) | Self::Coding(_) => Precision::Fp32,
         }
     }
 }
@@ -89,6 +92,7 @@ fn on_device<D: Device>(
         Assignment::Overlap(task) => serde_json::to_value(overlap::measure(device, &task, worker, &name)?),
         Assignment::Hardware(task) => serde_json::to_value(hardware::measure(device, &task)?),
         Assignment::Coding(task) => serde_json::to_value(coding::measure(&task, worker, &name)?),
+        Assignment::Patterns(task) => serde_json::to_value(patterns::measure(&task, worker, &name)?),
         Assignment::Network(task) => serde_json::to_value(network::measure(device, &task, worker, &name)?),
     })
 }
@@ -204,6 +208,7 @@ fn describe(assignment: &Assignment) -> String {
         Assignment::Hardware(_) => "products and copies".to_owned(),
         Assignment::Coding(_) => "coding of gradients".to_owned(),
         Assignment::Network(_) => "every link between devices".to_owned(),
+        Assignment::Patterns(_) => "collectives of all devices".to_owned(),
     }
 }
 

@@ -185,6 +185,7 @@ mod tests {
                 vec![Path::default(); 3],
                 vec![Path::default(); 3],
             ],
+            patterns: Vec::new(),
         };
         let task = NetworkTask {
             experiments: vec![vec![(0, 1)], vec![(0, 2)], vec![(0, 1), (0, 2)]],

@@ -1,7 +1,7 @@
 //! Which measurements a round makes.
 
 use crate::assemble::Assembly;
-use crate::{Assignment, CodingTask, HardwareTask, LinkTask, NetworkTask, OverlapTask, Request};
+use crate::{Assignment, CodingTask, HardwareTask, LinkTask, NetworkTask, OverlapTask, PatternTask, Request};
 use autodist_executor::{DataSource, Task};
 use autodist_program::{rules, stages};
 use autodist_spec::{Bytes, Job, LayerKind, ParallelStrategy, Recompute, TensorSplit};
@@ -145,6 +145,9 @@ pub fn round(request: &Request, assembly: &Assembly, round: usize) -> Vec<Assign
     if let Some(task) = NetworkTask::of(request) {
         if assembly.wants_network(round) {
             pieces.push(Assignment::Network(task));
+            pieces.extend(
+                assembly.structure().and_then(|s| PatternTask::of(&s.nodes)).map(Assignment::Patterns),
+            );
         }
     } else if assembly.wants_links(round) {
         pieces.push(Assignment::Links(links(request)));

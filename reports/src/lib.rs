@@ -6,11 +6,12 @@
 //!
 //! ```
 //! use autodist_spec::run::Validation;
-//! let nothing = Validation { schema_version: 1, runs: vec![], median_error: 0.0, median_adjusted_error: 0.0, regret: 0.0, agreement: None, failed: vec![] };
+//! let nothing = Validation { schema_version: 1, runs: vec![], median_error: 0.0, median_adjusted_error: 0.0, regret: 0.0, agreement: None, gains: vec![], failed: vec![] };
 //! assert!(autodist_reports::csv_validation(&nothing).starts_with("label,measured_step_time_s,"));
 //! ```
 
 mod circumstances;
+mod communication;
 mod error;
 mod figures;
 mod html;

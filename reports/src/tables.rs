@@ -14,7 +14,7 @@ use autodist_spec::{
     Sample, Seconds, Validation,
 };
 
-fn yes(value: bool) -> String {
+pub(crate) fn yes(value: bool) -> String {
     if value { "yes" } else { "no" }.to_owned()
 }
 
@@ -96,54 +96,6 @@ pub(crate) fn alternatives(plan: &Plan) -> Table {
             estimate.peak_memory_bytes.to_string(),
             estimate.provenance.to_string(),
             reason.to_owned(),
-        ]);
-    }
-    table
-}
-
-pub(crate) fn collectives(plan: &Plan) -> Table {
-    let mut table = Table::new(&[
-        ("collective", Left),
-        ("algorithm", Left),
-        ("ranks", Right),
-        ("size", Right),
-        ("time", Right),
-        ("lower bound", Right),
-        ("reached", Right),
-    ]);
-    for share in &plan.collectives {
-        table.row([
-            share.what.clone(),
-            share.algorithm.name(),
-            share.group.to_string(),
-            share.bytes.to_string(),
-            share.time_s.to_string(),
-            share.lower_bound_s.to_string(),
-            percent(share.share()),
-        ]);
-    }
-    table
-}
-
-pub(crate) fn codecs(plan: &Plan) -> Table {
-    let mut table = Table::new(&[
-        ("codec", Left),
-        ("helps", Left),
-        ("step time", Right),
-        ("without", Right),
-        ("ratio", Right),
-        ("coding", Right),
-        ("why", Left),
-    ]);
-    for verdict in &plan.codecs {
-        table.row([
-            verdict.codec.name(),
-            if verdict.helps { "yes" } else { "no" }.to_owned(),
-            verdict.step_time_s.to_string(),
-            verdict.exact_step_time_s.to_string(),
-            format!("{:.1}", verdict.ratio),
-            verdict.coding_s.to_string(),
-            verdict.reason.clone(),
         ]);
     }
     table

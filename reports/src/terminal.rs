@@ -1,6 +1,7 @@
 //! Plain text for the terminal: readable without colour, never wider than 110 columns.
 
 use crate::circumstances::{self, device_kind};
+use crate::communication;
 use crate::table::{Table, paragraph};
 use crate::tables;
 use crate::words::{self, clean, parameters, percent, plural, tokens_per_second, with_spread};
@@ -50,14 +51,14 @@ pub fn plan_summary(plan: &Plan) -> String {
         section(
             &mut text,
             "Collectives, and what the network lets through at most",
-            &tables::collectives(plan),
+            &communication::collectives(plan),
         );
     }
     if !plan.codecs.is_empty() {
         section(
             &mut text,
             "Gradients in fewer bytes (effect on convergence unverified)",
-            &tables::codecs(plan),
+            &communication::codecs(plan),
         );
     }
     if !plan.alternatives.is_empty() {
@@ -91,6 +92,13 @@ pub fn validation_table(validation: &Validation) -> String {
         text += &labelled("regret", &words::regret(validation));
         if let Some(agreement) = &validation.agreement {
             text += &labelled("agreement", &words::agreement(agreement));
+        }
+        if !validation.gains.is_empty() {
+            section(
+                &mut text,
+                "What gradients in fewer bytes bring: step time without over with the codec, less 1",
+                &communication::gains(validation),
+            );
         }
     }
     if !validation.failed.is_empty() {
@@ -153,7 +161,12 @@ pub fn profile_summary(profile: &Profile) -> String {
     );
     text +=
         &labelled("repeats", &format!("two runs of one plan differ by {}", percent(profile.repeatability)));
-    if profile.fits.is_empty() {
+    if let Some(network) = &profile.network {
+        section(&mut text, "Links, shared by all that crosses them", &communication::network_links(network));
+        if !network.patterns.is_empty() {
+            section(&mut text, "Collectives of all devices", &communication::patterns(network));
+        }
+    } else if profile.fits.is_empty() {
         text += &labelled("links", "none was measured");
     } else {
         section(&mut text, "Links: time = alpha + beta * bytes", &tables::fits(profile));

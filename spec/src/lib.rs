@@ -29,7 +29,7 @@ pub use communication::{Algorithm, BucketReduction, Codec, Communication, Reduct
 pub use error::InputError;
 pub use job::{Job, LearningRate, Optimizer, Precision};
 pub use model::{Activation, LayerKind, ModelSpec, Norm, Parameter, Positions, TensorSplit};
-pub use network::{Network, Path, SharedLink};
+pub use network::{Network, Path, Pattern, PatternTiming, SharedLink};
 pub use parse::{Check, SCHEMA_VERSION, fingerprint, to_json};
 pub use plan::{
     Alternative, CodecVerdict, CollectiveShare, CostBreakdown, Estimate, MemoryBreakdown, ParallelStrategy,

@@ -1,8 +1,10 @@
 //! What joins devices: links that flows share, and the path between every two devices.
 
 use crate::cluster::{Cluster, Link};
+use crate::communication::Algorithm;
 use crate::error::{InputError, in_range, not_negative, positive};
-use crate::units::{BytesPerSecond, Provenance, Seconds};
+use crate::profile::Sample;
+use crate::units::{Bytes, BytesPerSecond, Provenance, Seconds};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +28,40 @@ pub struct Path {
     pub latency_s: Seconds,
 }
 
+/// What messages of one kind of collective go where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Pattern {
+    AllReduce(Algorithm),
+    ReduceScatter(Algorithm),
+    AllGather(Algorithm),
+    /// Every member sends each other member its part.
+    AllToAll,
+}
+
+impl Pattern {
+    /// As people write it: `all-reduce, ring`.
+    pub fn name(self) -> String {
+        match self {
+            Self::AllReduce(algorithm) => format!("all-reduce, {}", algorithm.name()),
+            Self::ReduceScatter(algorithm) => format!("reduce-scatter, {}", algorithm.name()),
+            Self::AllGather(algorithm) => format!("all-gather, {}", algorithm.name()),
+            Self::AllToAll => "all-to-all".to_owned(),
+        }
+    }
+}
+
+/// A collective of all devices, in their order, as it was timed. What it takes beyond what its links explain (messages
+/// that wait for each other, streams that share a link unevenly) is taken for a property of the pattern.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PatternTiming {
+    pub pattern: Pattern,
+    /// Of the whole tensor; for an all-to-all of what one device has for all.
+    pub bytes: Bytes,
+    pub time: Sample,
+}
+
 /// The graph of a cluster as flows see it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -35,6 +71,8 @@ pub struct Network {
     pub links: Vec<SharedLink>,
     /// By sender, then by receiver.
     pub paths: Vec<Vec<Path>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub patterns: Vec<PatternTiming>,
 }
 
 impl Network {
@@ -119,6 +157,10 @@ impl Network {
                     }
                 }
             }
+        }
+        for (index, timing) in self.patterns.iter().enumerate() {
+            positive(&format!("patterns[{index}].bytes"), timing.bytes.as_f64())?;
+            positive(&format!("patterns[{index}].time.median_s"), timing.time.median_s.0)?;
         }
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! A way of training, what it is predicted to cost, and how it was found.
 
 use crate::cluster::Cluster;
-use crate::communication::{Algorithm, Codec, Communication};
+use crate::communication::{Codec, Communication};
 use crate::error::{InputError, bytes, finite, in_range, not_negative, positive};
 use crate::job::Job;
 use crate::model::ModelSpec;
+use crate::network::Pattern;
 use crate::parse::Check;
 use crate::profile::DeviceKind;
 use crate::units::{Bytes, Provenance, Seconds};
@@ -378,7 +379,7 @@ pub struct Rejection {
 pub struct CollectiveShare {
     /// As "gradients, largest bucket".
     pub what: String,
-    pub algorithm: Algorithm,
+    pub pattern: Pattern,
     /// Ranks of a group.
     pub group: u32,
     /// The whole tensor.

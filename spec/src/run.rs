@@ -1,5 +1,6 @@
 //! What an execution measured, and how it stands beside the prediction.
 
+use crate::communication::Codec;
 use crate::error::{InputError, bytes, finite, in_range, not_negative, positive};
 use crate::job::Precision;
 use crate::parse::Check;
@@ -189,6 +190,9 @@ pub struct Validation {
     /// How well the predictions order the plans; absent with fewer than two runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreement: Option<Agreement>,
+    /// Runs with compressed gradients whose plan ran with gradients as they are, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gains: Vec<CodecGain>,
     /// Plans that were predicted but could not be run, with the reason.
     #[serde(default)]
     pub failed: Vec<FailedRun>,
@@ -213,6 +217,21 @@ pub struct Agreement {
     /// Mean regret of the plans that a constant rate of FLOPs calls the fastest: work, recomputation and the pipeline's
     /// bubble, no communication.
     pub constant_flops_regret: f64,
+}
+
+/// What a codec brought, predicted and measured: step time with gradients as they are over that with the codec, less 1,
+/// at one speed of the machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CodecGain {
+    pub label: String,
+    pub codec: Codec,
+    pub predicted: f64,
+    pub measured: f64,
+    /// Measured gains up to this are none: both runs' spread, 2 % at least.
+    pub noise: f64,
+    /// Whether both have the same sign, or the measured gain is none.
+    pub agrees: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -166,6 +166,7 @@ pub fn validation() -> Validation {
         median_adjusted_error: 0.1,
         regret: 0.0,
         agreement: None,
+        gains: Vec::new(),
         failed: Vec::new(),
     }
 }

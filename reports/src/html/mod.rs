@@ -5,6 +5,7 @@ mod markup;
 pub(crate) use markup::escape;
 
 use crate::circumstances;
+use crate::communication;
 use crate::figures::{Figure, svg};
 use crate::tables;
 use crate::words::{self, parameters, percent, plural, tokens_per_second, with_spread};
@@ -185,13 +186,13 @@ fn alternatives(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
 
 fn collectives(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
     page.note("The lower bound is what the cuts of the measured network let through at most");
-    page.table(&tables::collectives(input.plan));
+    page.table(&communication::collectives(input.plan));
     Ok(())
 }
 
 fn codecs(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
     page.note("Predicted step times on the chosen split; what a codec does to convergence is unverified");
-    page.table(&tables::codecs(input.plan));
+    page.table(&communication::codecs(input.plan));
     Ok(())
 }
 
