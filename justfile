@@ -24,16 +24,11 @@ schemas:
 
 # Every plan of three emulated clusters, predicted and trained (docs/validation.md)
 emulated:
-    #!/usr/bin/env bash
-    set -euo pipefail
-    cargo build --release
-    job=catalog/jobs/communication.toml
-    for name in homogeneous two-nodes lopsided; do
-        folder=autodist-emulated/$name
-        target/release/autodist profile --emulate catalog/clusters/$name.toml --job $job --budget 2 --fresh -o $folder/profile.json > /dev/null
-        target/release/autodist plan --job $job --profile $folder/profile.json -o $folder/plan.json > /dev/null
-        target/release/autodist validate $folder/plan.json --all --steps 4 -o $folder/runs | tail -n 6
-    done
+    scripts/emulated.sh
+
+# Whether each codec helps at four speeds of the network, predicted and measured (docs/validation.md)
+codecs:
+    scripts/codecs.sh
 
 # A transformer block's forward and backward, one thread
 bench-block:

@@ -1,6 +1,6 @@
 //! Command lines: clap types only.
 
-use autodist_spec::{Precision, Recompute, ScheduleKind};
+use autodist_spec::{Objective, Precision, Recompute, ScheduleKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -62,9 +62,28 @@ pub struct JobArgs {
     /// Arithmetic: fp32 everywhere, tf32 and bf16 on GPUs
     #[arg(long, value_enum)]
     pub precision: Option<PrecisionArg>,
+    /// What the search minimises; it differs where gradients may be lossy
+    #[arg(long, value_enum)]
+    pub objective: Option<ObjectiveArg>,
     /// Consider what is not exact, too
     #[arg(long, value_enum)]
     pub allow: Vec<AllowArg>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ObjectiveArg {
+    StepTime,
+    /// Step time times what lossy gradients cost in steps
+    TimeToLoss,
+}
+
+impl From<ObjectiveArg> for Objective {
+    fn from(arg: ObjectiveArg) -> Self {
+        match arg {
+            ObjectiveArg::StepTime => Self::StepTime,
+            ObjectiveArg::TimeToLoss => Self::TimeToLoss,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -270,6 +289,9 @@ pub struct PlanArgs {
     pub price: PriceArgs,
     #[command(flatten)]
     pub strategy: StrategyArgs,
+    /// Validation of earlier probes (`validate --probe`): what codecs cost in steps
+    #[arg(long)]
+    pub probes: Option<PathBuf>,
     /// Plans to keep: the best and its runners-up
     #[arg(long, default_value_t = 5)]
     pub top: usize,
@@ -333,6 +355,9 @@ pub struct ValidateArgs {
     pub selection: SelectionArgs,
     #[command(flatten)]
     pub run: RunArgs,
+    /// Also train with every codec that the plan's job allows, and without, for as many steps: what it costs in steps
+    #[arg(long, value_name = "STEPS", num_args = 0..=1, default_missing_value = "100")]
+    pub probe: Option<u32>,
     /// Profile that the plan was made from; the path in the plan if not given
     #[arg(long)]
     pub profile: Option<PathBuf>,

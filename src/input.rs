@@ -6,8 +6,8 @@ use autodist_program::rules;
 use autodist_spec::error::in_range;
 use autodist_spec::parse::{self, Check};
 use autodist_spec::{
-    Bytes, Cluster, Codec, InputError, Job, ModelSpec, Network, ParallelStrategy, Plan, Precision, Profile,
-    RunRecord, ScheduleKind, Stage, Validation, catalog, huggingface,
+    Bytes, Cluster, Codec, InputError, Job, ModelSpec, Network, Objective, ParallelStrategy, Plan, Precision,
+    Profile, RunRecord, ScheduleKind, Stage, Validation, catalog, huggingface,
 };
 use serde::de::DeserializeOwned;
 use std::io::Read;
@@ -165,6 +165,7 @@ pub fn job(
     job.global_batch = args.global_batch.unwrap_or(job.global_batch);
     job.seq_len = args.seq_len.unwrap_or(job.seq_len);
     job.seed = args.seed.unwrap_or(job.seed);
+    job.objective = args.objective.map_or(job.objective, Objective::from);
     job.precision = args.precision.map_or(job.precision, Precision::from);
     if args.allow.contains(&AllowArg::Compression) {
         job.allow.codecs = Codec::DEFAULTS.to_vec();

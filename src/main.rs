@@ -12,6 +12,7 @@ mod failure;
 mod gains;
 mod input;
 mod output;
+mod probe;
 mod progress;
 mod train;
 

@@ -314,6 +314,7 @@ fn compare(
         regret: runs.first().map_or(0.0, |r| r.regret),
         agreement: agreement::of(plan, &runs),
         gains: gains::of(&runs),
+        probes: Vec::new(),
         runs,
         failed,
     };

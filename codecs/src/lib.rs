@@ -7,6 +7,7 @@
 //! Error feedback (Seide et al., Interspeech 2014; Karimireddy et al., 1901.09847): what a step did not send is added to
 //! the next step's gradient.
 
+mod distortion;
 mod factors;
 mod layout;
 mod random;
@@ -14,6 +15,7 @@ mod shards;
 mod signs;
 mod sparse;
 
+pub use distortion::{Distortion, distortion};
 pub use layout::Tensor;
 
 use autodist_spec::Codec;

@@ -2,6 +2,7 @@
 
 use crate::curve::Price;
 use crate::priced::Priced;
+use crate::statistics;
 use autodist_program::Op;
 use autodist_spec::{Device, Estimate, Job, Seconds, StageEstimate};
 
@@ -17,7 +18,10 @@ impl Priced<'_> {
             .peak_flops_per_s
             .map(|peak| self.program.model.mfu(job.tokens(), u64::from(job.seq_len), step, peak.0 * devices));
         let totals: Vec<Price> = (0..self.ranks.len()).map(|rank| self.rank_total(rank)).collect();
+        let slowdown = statistics::slowdown(self.program, job, &self.costs.probes);
         Estimate {
+            slowdown,
+            time_to_loss_s: statistics::time_to_loss(job, slowdown, step.0),
             step_time_s: step,
             step_time_spread_s: self.spread(totals[busiest], step),
             tokens_per_s: job.tokens() as f64 / step.0,

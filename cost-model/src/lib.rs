@@ -31,6 +31,7 @@ mod outline;
 mod priced;
 mod routes;
 mod simulate;
+mod statistics;
 pub mod synthetic;
 
 pub use bound::{ChunkWork, pipeline_bound};
@@ -47,8 +48,8 @@ pub use simulate::Simulation;
 use autodist_program::Program;
 use autodist_spec::profile::{Interference, Profile};
 use autodist_spec::{
-    Algorithm, Bytes, CollectiveKind, Device, Estimate, Job, MemoryBreakdown, ModelSpec, Optimizer,
-    Precision, Seconds, TimelineEvent,
+    Algorithm, Bytes, CodecProbe, CollectiveKind, Device, Estimate, Job, MemoryBreakdown, ModelSpec,
+    Optimizer, Precision, Seconds, TimelineEvent,
 };
 use coding::Codings;
 use measured::{Links, OptimizerCurves, Segments};
@@ -77,6 +78,8 @@ pub struct CostModel {
     pub(crate) baseline_bytes: Bytes,
     pub(crate) staging_bytes: Bytes,
     pub(crate) repeatability: f64,
+    /// What codecs were measured to cost in steps.
+    pub(crate) probes: Vec<CodecProbe>,
 }
 
 impl CostModel {
@@ -105,7 +108,14 @@ impl CostModel {
             baseline_bytes: profile.baseline_bytes,
             staging_bytes: profile.staging_bytes,
             repeatability: profile.repeatability,
+            probes: Vec::new(),
         }
+    }
+
+    /// With what codecs were measured to cost in steps, in place of priors.
+    #[must_use]
+    pub fn with_probes(self, probes: &[CodecProbe]) -> Self {
+        Self { probes: probes.to_vec(), ..self }
     }
 
     /// Time and memory of one pass of one segment over one micro-batch.

@@ -21,6 +21,8 @@ pub(crate) struct Found {
     pub strategy: ParallelStrategy,
     pub stages: Vec<Stage>,
     pub estimate: Estimate,
+    /// What the search minimises: seconds a step, or that times the steps that its codecs cost.
+    pub merit: Seconds,
 }
 
 /// Steps that differ by less than a nanosecond are equally fast: sums in floating point are no finer.
@@ -39,7 +41,7 @@ impl Found {
     pub fn rank(&self) -> impl Ord + use<'_> {
         let recomputed: Vec<_> = self.stages.iter().map(|s| (s.end_layer, &s.recompute)).collect();
         let memory = self.estimate.peak_memory_bytes;
-        (nanoseconds(self.estimate.step_time_s), memory, &self.strategy, recomputed)
+        (nanoseconds(self.merit), memory, &self.strategy, recomputed)
     }
 }
 
@@ -222,7 +224,7 @@ impl<'a> Evaluator<'a> {
 
     /// The program with every communication that the job allows.
     fn in_all_ways(&self, program: Program, threshold: Option<u64>) -> Vec<Outcome> {
-        let ways = self.ways.communications(&program.strategy, self.job);
+        let ways = self.ways.communications(&program, self.job);
         if ways.len() == 1 && ways[0].is_default() && self.ways.are_plain() {
             return vec![self.price(&program, threshold)];
         }
@@ -286,6 +288,7 @@ impl<'a> Evaluator<'a> {
         Outcome::Found(Box::new(Found {
             strategy: program.strategy.clone(),
             stages: program.stages.clone(),
+            merit: estimate.merit(self.job.objective),
             estimate,
         }))
     }

@@ -4,7 +4,9 @@ use crate::PlanError;
 use crate::candidate::{Evaluator, Found};
 use autodist_cost_model::ReductionSummary;
 use autodist_program::Program;
-use autodist_spec::{Codec, CodecVerdict, Communication, Estimate, ParallelStrategy, Reduction, Seconds};
+use autodist_spec::{
+    Codec, CodecVerdict, Communication, Estimate, ParallelStrategy, Provenance, Reduction, Seconds, Slowdown,
+};
 
 /// A difference that no measurement would show is none.
 const NOTHING: f64 = 0.005;
@@ -93,6 +95,10 @@ fn verdict(codec: Codec, dense: &Coded, coded: &Coded) -> CodecVerdict {
         required_ratio: required,
         coding_s: Seconds(coded.summary.coding_s),
         exposed_s: Seconds(exposed),
+        slowdown: coded
+            .estimate
+            .slowdown
+            .unwrap_or(Slowdown { factor: 1.0, provenance: Provenance::Assumed }),
         reason: if buckets.is_empty() { reason } else { format!("{reason} (algorithms differ by bucket)") },
     }
 }
@@ -131,7 +137,7 @@ pub(crate) fn refine(evaluator: &Evaluator, found: Found) -> Found {
         autodist_cost_model::set_reductions(&mut communication, &reductions);
         let strategy = ParallelStrategy { communication, ..best.strategy.clone() };
         if let Some(other) = evaluator.look(&strategy, &best.stages)
-            && other.estimate.step_time_s <= best.estimate.step_time_s
+            && other.merit <= best.merit
         {
             best = other;
         }

@@ -22,6 +22,7 @@
 mod candidate;
 mod compression;
 mod explain;
+mod placement;
 mod reason;
 mod refusal;
 mod search;
@@ -35,7 +36,7 @@ pub use refusal::{Infeasible, Miss, PlanError};
 use autodist_cost_model::{CostModel, Unpriced};
 use autodist_program::Program;
 use autodist_spec::{
-    Alternative, Bytes, Check, Cluster, CollectiveShare, Estimate, Job, ModelSpec, ParallelStrategy, Plan,
+    Alternative, Bytes, Check, Cluster, CodecProbe, Estimate, Job, ModelSpec, ParallelStrategy, Plan,
     Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Stage, StopReason, fingerprint,
 };
 use candidate::Evaluator;
@@ -76,6 +77,13 @@ impl<'a> Planner<'a> {
         Self { model, cluster, job, profile, costs: CostModel::new(profile), limits: SearchLimits::default() }
     }
 
+    /// With what codecs were measured to cost in steps.
+    #[must_use]
+    pub fn probes(mut self, probes: &[CodecProbe]) -> Self {
+        self.costs = self.costs.with_probes(probes);
+        self
+    }
+
     #[must_use]
     pub fn limits(mut self, limits: SearchLimits<'a>) -> Self {
         self.limits = limits;
@@ -98,7 +106,10 @@ impl<'a> Planner<'a> {
         plan.alternatives = alternatives;
         plan.rejected = outcome.rejected;
         plan.codecs = codecs;
-        plan.collectives = self.shares(&plan);
+        if let Some(program) = self.program(&plan) {
+            plan.collectives = self.costs.shares(&program);
+            plan.placement = evaluator.ways.placement(&program);
+        }
         believable(&plan).map_err(|error| refusal::unpriced(self, &error))?;
         Ok(plan)
     }
@@ -130,6 +141,7 @@ impl<'a> Planner<'a> {
         };
         let mut plan = self.document(strategy.clone(), stages, estimate, report);
         plan.collectives = self.costs.shares(&program);
+        plan.placement = evaluator.ways.placement(&program);
         believable(&plan)?;
         Ok(plan)
     }
@@ -147,12 +159,9 @@ impl<'a> Planner<'a> {
         Ok(outcome.best.into_iter().map(|found| found.beside(&best)).collect())
     }
 
-    /// Collectives beside what the network lets through at most.
-    fn shares(&self, plan: &Plan) -> Vec<CollectiveShare> {
+    fn program(&self, plan: &Plan) -> Option<Program> {
         let devices = self.cluster.device_count();
-        Program::compile(self.model, self.job, devices, &plan.strategy, &plan.stages)
-            .map(|program| self.costs.shares(&program))
-            .unwrap_or_default()
+        Program::compile(self.model, self.job, devices, &plan.strategy, &plan.stages).ok()
     }
 
     fn evaluator(&self) -> Result<Evaluator<'_>, Unpriced> {
@@ -186,6 +195,7 @@ impl<'a> Planner<'a> {
             alternatives: Vec::new(),
             rejected: Vec::new(),
             collectives: Vec::new(),
+            placement: None,
             codecs: Vec::new(),
             profile: ProfileReference {
                 fingerprint: fingerprint(self.profile),

@@ -194,7 +194,7 @@ fn report(
     open: Option<Seconds>,
     stop_reason: StopReason,
 ) -> SearchReport {
-    let best = best.map(|found| found.estimate.step_time_s);
+    let best = best.map(|found| found.merit);
     let lower_bound_s = match (best, open) {
         (Some(best), Some(open)) => best.min(open),
         (Some(one), None) | (None, Some(one)) => one,
@@ -215,7 +215,7 @@ impl Kept {
     fn threshold(&self) -> Option<u64> {
         let Keep::Best(count) = self.keep else { return None };
         let full = self.found.len() >= count;
-        self.found.last().filter(|_| full).map(|found| nanoseconds(found.estimate.step_time_s))
+        self.found.last().filter(|_| full).map(|found| nanoseconds(found.merit))
     }
 
     /// Takes in the plans of one candidate, which differ in bucket size alone.
@@ -277,7 +277,7 @@ impl Tally {
         }
         for (rule, (count, mut example)) in self.reasons {
             if let Some(best) = best.filter(|_| rule == BOUND) {
-                example += &format!("; the best takes {}", best.estimate.step_time_s);
+                example += &format!("; the best takes {}", best.merit);
             }
             list.push(Rejection { rule: rule.to_owned(), count, example });
         }

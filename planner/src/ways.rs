@@ -1,42 +1,75 @@
 //! The communications of a way of training that are tried.
 
+use crate::placement::{self, Placements, Shape};
 use autodist_collectives::{Collective, suits};
-use autodist_spec::{Algorithm, Codec, Communication, Job, Network, ParallelStrategy, Reduction};
+use autodist_program::Program;
+use autodist_spec::{
+    Algorithm, Codec, Communication, Job, Network, ParallelStrategy, PlacementReport, Reduction,
+};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the search may choose of communication, worked out once.
 #[derive(Debug)]
 pub(crate) struct Ways {
-    placements: Vec<Vec<u32>>,
+    /// Given by the job; otherwise those that load the links the least.
+    placements: Option<Vec<Vec<u32>>>,
     /// Given by the job; otherwise the fastest are chosen.
     algorithms: Option<Vec<Algorithm>>,
-    network: bool,
+    network: Option<Network>,
+    /// Placements found so far. A search depends on its shape alone, whoever comes first.
+    found: Mutex<BTreeMap<Shape, Arc<Placements>>>,
 }
 
 impl Ways {
     pub fn new(network: Option<&Network>, job: &Job) -> Self {
-        let found = || network.map_or_else(|| vec![Vec::new()], placements);
         Self {
-            placements: job.allow.placements.clone().unwrap_or_else(found),
+            placements: job.allow.placements.clone(),
             algorithms: job.allow.algorithms.clone(),
-            network: network.is_some(),
+            network: network.cloned(),
+            found: Mutex::default(),
         }
     }
 
     /// Whether nothing but rings on rank r's device r is in question.
     pub fn are_plain(&self) -> bool {
-        !self.network && self.algorithms.is_none()
+        self.network.is_none() && self.algorithms.is_none()
     }
 
     /// Whether the fastest algorithms are to be chosen.
     pub fn choose(&self) -> bool {
-        self.network && self.algorithms.is_none()
+        self.network.is_some() && self.algorithms.is_none()
+    }
+
+    /// How a plan's placement compares with others; `None` where all links are alike.
+    pub fn placement(&self, program: &Program) -> Option<PlacementReport> {
+        let network = self.network.as_ref()?;
+        let shape = Shape::of(program);
+        let found = self.search(network, &shape);
+        Some(found.report(network, &shape, &program.strategy.communication.placement))
+    }
+
+    fn search(&self, network: &Network, shape: &Shape) -> Arc<Placements> {
+        let known = || self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known().get(shape) {
+            return found.clone();
+        }
+        // Outside the lock: two threads may both do it, and find the same.
+        let found = Arc::new(placement::search(network, shape));
+        known().entry(shape.clone()).or_insert(found).clone()
     }
 
     /// Every placement with every codec, and with every algorithm that was given.
-    pub fn communications(&self, strategy: &ParallelStrategy, job: &Job) -> Vec<Communication> {
+    pub fn communications(&self, program: &Program, job: &Job) -> Vec<Communication> {
+        let strategy = &program.strategy;
         let compresses = strategy.zero_stage == 0 && strategy.data > 1;
+        let placements = match (&self.placements, &self.network) {
+            (Some(given), _) => given.clone(),
+            (None, Some(network)) => self.search(network, &Shape::of(program)).list.clone(),
+            (None, None) => vec![Vec::new()],
+        };
         let mut list = Vec::new();
-        for placement in &self.placements {
+        for placement in &placements {
             let in_order = placement.iter().enumerate().all(|(rank, device)| rank == *device as usize);
             let placement = if in_order { Vec::new() } else { placement.clone() };
             for codec in job.allow.codecs.iter().filter(|codec| compresses || **codec == Codec::None) {
@@ -95,60 +128,8 @@ fn everywhere(
     }
 }
 
-/// Placements that are tried where the job gives none.
-const MOST_PLACEMENTS: usize = 16;
-
-/// Placements that differ in which ranks share a node, rank r on device r first. Devices of a node take its ranks in
-/// their order; nodes that are alike are interchangeable.
-pub(crate) fn placements(network: &Network) -> Vec<Vec<u32>> {
-    let nodes = &network.nodes;
-    let mut room: Vec<Vec<u32>> = Vec::new();
-    for (device, node) in nodes.iter().enumerate() {
-        if room.len() <= *node as usize {
-            room.push(Vec::new());
-        }
-        room[*node as usize].push(device as u32);
-    }
-    let alike: Vec<Vec<bool>> = (0..room.len())
-        .map(|a| (0..room.len()).map(|b| interchangeable(network, &room[a], &room[b])).collect())
-        .collect();
-    let mut list = Vec::new();
-    fill(&mut vec![0; room.len()], &room, &alike, &mut Vec::new(), nodes.len(), &mut list);
-    list
-}
-
-/// Extends the devices of the first ranks in every way, nodes in order, so that rank r on device r comes first.
-fn fill(
-    used: &mut Vec<usize>,
-    room: &[Vec<u32>],
-    alike: &[Vec<bool>],
-    placed: &mut Vec<u32>,
-    world: usize,
-    list: &mut Vec<Vec<u32>>,
-) {
-    if list.len() == MOST_PLACEMENTS {
-        return;
-    }
-    if placed.len() == world {
-        list.push(placed.clone());
-        return;
-    }
-    for node in 0..room.len() {
-        // Of untouched nodes that are alike, the first stands for all.
-        let stands_for = (0..node).any(|other| used[other] == 0 && used[node] == 0 && alike[other][node]);
-        if used[node] == room[node].len() || stands_for {
-            continue;
-        }
-        placed.push(room[node][used[node]]);
-        used[node] += 1;
-        fill(used, room, alike, placed, world, list);
-        used[node] -= 1;
-        placed.pop();
-    }
-}
-
 /// Whether two nodes have as many devices, and links as fast to everyone else.
-fn interchangeable(network: &Network, one: &[u32], other: &[u32]) -> bool {
+pub(crate) fn interchangeable(network: &Network, one: &[u32], other: &[u32]) -> bool {
     let way = |from: u32, to: u32| {
         let path = &network.paths[from as usize][to as usize];
         let rates = path.links.iter().map(|link| network.links[*link as usize].bytes_per_s.0);

@@ -21,6 +21,7 @@ mod layout;
 pub mod rules;
 pub mod schedule;
 pub mod stages;
+mod traffic;
 pub mod work;
 
 pub use bucket::{Bucket, BucketLayer, BucketParameter, buckets, region};
@@ -30,3 +31,4 @@ pub use compile::{
 };
 pub use layout::{Coordinates, Layout};
 pub use rules::Illegal;
+pub use traffic::Flows;

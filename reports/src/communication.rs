@@ -5,7 +5,7 @@ use crate::table::{
     Table,
 };
 use crate::tables::yes;
-use crate::words::{percent, signed_percent};
+use crate::words::{self, percent, signed_percent};
 use autodist_spec::{Network, Plan, Seconds, Validation};
 
 pub(crate) fn collectives(plan: &Plan) -> Table {
@@ -40,6 +40,7 @@ pub(crate) fn codecs(plan: &Plan) -> Table {
         ("without", Right),
         ("ratio", Right),
         ("coding", Right),
+        ("steps to a loss", Right),
         ("why", Left),
     ]);
     for verdict in &plan.codecs {
@@ -50,6 +51,7 @@ pub(crate) fn codecs(plan: &Plan) -> Table {
             verdict.exact_step_time_s.to_string(),
             format!("{:.1}", verdict.ratio),
             verdict.coding_s.to_string(),
+            words::slowdown(&verdict.slowdown),
             verdict.reason.clone(),
         ]);
     }
@@ -74,6 +76,27 @@ pub(crate) fn gains(validation: &Validation) -> Table {
             signed_percent(gain.measured),
             percent(gain.noise),
             if tie { "tie".to_owned() } else { yes(gain.agrees) },
+        ]);
+    }
+    table
+}
+
+pub(crate) fn probes(validation: &Validation) -> Table {
+    let mut table = Table::new(&[
+        ("codec", Left),
+        ("steps", Right),
+        ("exact loss", Right),
+        ("its loss", Right),
+        ("steps to the exact loss", Right),
+    ]);
+    for probe in &validation.probes {
+        let beyond = if probe.reached { "" } else { "more than " };
+        table.row([
+            probe.codec.name(),
+            probe.steps.to_string(),
+            format!("{:.4}", probe.exact_loss),
+            format!("{:.4}", probe.loss),
+            format!("{beyond}x {:.3}", probe.slowdown),
         ]);
     }
     table

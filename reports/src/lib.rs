@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use autodist_spec::run::Validation;
-//! let nothing = Validation { schema_version: 1, runs: vec![], median_error: 0.0, median_adjusted_error: 0.0, regret: 0.0, agreement: None, gains: vec![], failed: vec![] };
+//! let nothing = Validation { schema_version: 1, runs: vec![], median_error: 0.0, median_adjusted_error: 0.0, regret: 0.0, agreement: None, gains: vec![], probes: vec![], failed: vec![] };
 //! assert!(autodist_reports::csv_validation(&nothing).starts_with("label,measured_step_time_s,"));
 //! ```
 

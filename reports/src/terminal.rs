@@ -41,12 +41,23 @@ pub fn plan_summary(plan: &Plan) -> String {
     });
     text +=
         &labelled("memory", &format!("{} peak{}", estimate.peak_memory_bytes, device.unwrap_or_default()));
+    if let Some(slowdown) = &estimate.slowdown {
+        let steps =
+            format!("takes {} the steps of exact gradients to the same loss", words::slowdown(slowdown));
+        text += &labelled("lossy", &steps);
+    }
+    if let Some(time) = estimate.time_to_loss_s {
+        text += &labelled("to the loss", &format!("{time}, by the job's steps to it"));
+    }
     text += &labelled("search", &words::certificate(&plan.search));
     text += &labelled("profile", &words::profile_source(plan));
 
     section(&mut text, "Stages", &tables::stages(plan));
     section(&mut text, "Time of a step, on the busiest pipeline rank", &tables::cost(&estimate.cost));
     section(&mut text, "Memory, on the fullest device", &tables::memory(&estimate.memory));
+    if let Some(placement) = &plan.placement {
+        text += &labelled("placement", &words::placement(&plan.strategy, placement));
+    }
     if !plan.collectives.is_empty() {
         section(
             &mut text,
@@ -57,7 +68,7 @@ pub fn plan_summary(plan: &Plan) -> String {
     if !plan.codecs.is_empty() {
         section(
             &mut text,
-            "Gradients in fewer bytes (effect on convergence unverified)",
+            "Gradients in fewer bytes: step times, and what they cost in steps",
             &communication::codecs(plan),
         );
     }
@@ -100,6 +111,13 @@ pub fn validation_table(validation: &Validation) -> String {
                 &communication::gains(validation),
             );
         }
+    }
+    if !validation.probes.is_empty() {
+        section(
+            &mut text,
+            "What gradients in fewer bytes cost in steps, trained with and without",
+            &communication::probes(validation),
+        );
     }
     if !validation.failed.is_empty() {
         section(&mut text, "Did not run", &tables::failed(validation));

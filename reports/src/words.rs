@@ -3,8 +3,9 @@
 use autodist_spec::profile::{CollectiveKind, CopyKind};
 use autodist_spec::run::Agreement;
 use autodist_spec::{
-    LayerKind, ModelSpec, OperationKind, Optimizer, ParallelStrategy, Pass, Plan, Precision, Recompute,
-    ScheduleKind, SearchReport, Seconds, Segment, Stage, StopReason, Stream, Validation,
+    LayerKind, ModelSpec, OperationKind, Optimizer, ParallelStrategy, Pass, PlacementReport, Plan, Precision,
+    Provenance, Recompute, ScheduleKind, SearchReport, Seconds, Segment, Slowdown, Stage, StopReason, Stream,
+    Validation,
 };
 
 /// Text of foreign origin without the characters that neither XML nor a terminal should see.
@@ -222,6 +223,35 @@ pub(crate) fn stop_reason(reason: StopReason) -> &'static str {
 }
 
 /// How well the predictions order the plans, beside guesses that need no model.
+/// Which rank goes where, and how good that is.
+pub(crate) fn placement(strategy: &ParallelStrategy, report: &PlacementReport) -> String {
+    let placement = &strategy.communication.placement;
+    let devices: Vec<String> = placement.iter().map(u32::to_string).collect();
+    let which = match placement.is_empty() {
+        true => "rank r on device r".to_owned(),
+        false => format!("ranks in order on devices {}", devices.join(", ")),
+    };
+    let optimal = match (report.exact, report.above_bound) {
+        (true, above) if above < 1e-9 => "no placement loads the busiest links less".to_owned(),
+        (true, above) => format!("the least load of the busiest links would be {} lower", percent(above)),
+        (false, above) => format!("found by swaps, at most {} above the least load", percent(above)),
+    };
+    let other = match report.in_order {
+        _ if placement.is_empty() => String::new(),
+        more => format!("; rank r on device r would load them {} more", percent(more)),
+    };
+    format!("{which}: {optimal}{other}")
+}
+
+/// `x 1.02 (measured)`; what nobody measured is unverified.
+pub(crate) fn slowdown(slowdown: &Slowdown) -> String {
+    let known = match slowdown.provenance {
+        Provenance::Measured => "measured",
+        _ => "prior, unverified",
+    };
+    format!("x {:.3} ({known})", slowdown.factor)
+}
+
 pub(crate) fn agreement(agreement: &Agreement) -> String {
     let plain = agreement
         .data_parallel_regret

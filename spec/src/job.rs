@@ -30,6 +30,11 @@ pub struct Job {
     #[serde(default)]
     pub seed: u64,
     #[serde(default)]
+    pub objective: Objective,
+    /// Where the steps to the wanted loss are known, plans tell the time to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub convergence: Option<Convergence>,
+    #[serde(default)]
     pub allow: Allow,
     /// Part of a device's memory that no plan may use.
     #[serde(default = "default_reserve")]
@@ -144,6 +149,27 @@ impl LearningRate {
     }
 }
 
+/// What the search minimises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    #[default]
+    StepTime,
+    /// Step time times what lossy gradients cost in steps ([`crate::plan::Slowdown`]).
+    TimeToLoss,
+}
+
+/// How many steps the wanted loss takes: `min_steps * (1 + critical_batch / global_batch)` (McCandlish et al., 1812.06162,
+/// section 2.2).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Convergence {
+    /// Steps that even the largest batch takes.
+    pub min_steps: f64,
+    /// Sequences at which twice as many steps are needed.
+    pub critical_batch: f64,
+}
+
 /// The part of the space that the search may use. A missing list means "whatever is legal".
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -206,6 +232,8 @@ impl Job {
             learning_rate: LearningRate::default(),
             gradient_clip: 1.0,
             seed: 0,
+            objective: Objective::default(),
+            convergence: None,
             allow: Allow::default(),
             memory_reserve: default_reserve(),
         }
@@ -233,6 +261,10 @@ impl Check for Job {
         positive("learning_rate.peak", self.learning_rate.peak)?;
         in_range("learning_rate.total_steps", u64::from(self.learning_rate.total_steps), 1, 1 << 30)?;
         not_negative("learning_rate.final_fraction", self.learning_rate.final_fraction)?;
+        if let Some(convergence) = &self.convergence {
+            positive("convergence.min_steps", convergence.min_steps)?;
+            not_negative("convergence.critical_batch", convergence.critical_batch)?;
+        }
         match self.optimizer {
             Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
                 for (field, value) in [("optimizer.beta1", beta1), ("optimizer.beta2", beta2)] {

@@ -27,15 +27,15 @@ pub mod units;
 pub use cluster::{Cluster, Device, Link, NodeGroup};
 pub use communication::{Algorithm, BucketReduction, Codec, Communication, Reduction};
 pub use error::InputError;
-pub use job::{Job, LearningRate, Optimizer, Precision};
+pub use job::{Convergence, Job, LearningRate, Objective, Optimizer, Precision};
 pub use model::{Activation, LayerKind, ModelSpec, Norm, Parameter, Positions, TensorSplit};
 pub use network::{Network, Path, Pattern, PatternTiming, SharedLink};
 pub use parse::{Check, SCHEMA_VERSION, fingerprint, to_json};
 pub use plan::{
     Alternative, CodecVerdict, CollectiveShare, CostBreakdown, Estimate, MemoryBreakdown, ParallelStrategy,
-    Plan, ProfileReference, Recompute, Rejection, ScheduleKind, SearchReport, Stage, StageEstimate,
-    StopReason,
+    PlacementReport, Plan, ProfileReference, Recompute, Rejection, ScheduleKind, SearchReport, Slowdown,
+    Stage, StageEstimate, StopReason,
 };
 pub use profile::{CollectiveKind, DeviceKind, Environment, Pass, Profile, Sample, Segment, SegmentCost};
-pub use run::{OperationKind, RunRecord, Stream, TimelineEvent, ValidatedRun, Validation};
+pub use run::{CodecProbe, OperationKind, RunRecord, Stream, TimelineEvent, ValidatedRun, Validation};
 pub use units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Provenance, Seconds};

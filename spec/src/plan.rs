@@ -3,7 +3,7 @@
 use crate::cluster::Cluster;
 use crate::communication::{Codec, Communication};
 use crate::error::{InputError, bytes, finite, in_range, not_negative, positive};
-use crate::job::Job;
+use crate::job::{Job, Objective};
 use crate::model::ModelSpec;
 use crate::network::Pattern;
 use crate::parse::Check;
@@ -311,6 +311,21 @@ pub struct Estimate {
     pub lower_bound_s: Seconds,
     /// The least trusted source of any number that went into the step time.
     pub provenance: Provenance,
+    /// What lossy gradients cost in steps; absent where nothing is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slowdown: Option<Slowdown>,
+    /// Time to the loss that the job's `convergence` is about; absent where it says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_to_loss_s: Option<Seconds>,
+}
+
+/// Steps to a loss over those of exact, synchronous training (phi). Measured by `validate --probe`; otherwise a prior of
+/// theory, which is assumed and no more than an order of magnitude.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Slowdown {
+    pub factor: f64,
+    pub provenance: Provenance,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -389,6 +404,19 @@ pub struct CollectiveShare {
     pub lower_bound_s: Seconds,
 }
 
+/// The time of the busiest links, summed over the kinds of traffic, beside that of other placements.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PlacementReport {
+    /// Whether all placements were searched, by branch and bound.
+    pub exact: bool,
+    /// How far above the least that any placement takes this one is, relative to it; above a bound of the least where the
+    /// search was not exact.
+    pub above_bound: f64,
+    /// How much longer rank r on device r would take, relative to this one.
+    pub in_order: f64,
+}
+
 impl CollectiveShare {
     /// Part of the reachable speed that is reached.
     pub fn share(&self) -> f64 {
@@ -415,6 +443,8 @@ pub struct CodecVerdict {
     pub coding_s: Seconds,
     /// Gradient communication that compute does not hide, as they are.
     pub exposed_s: Seconds,
+    /// What it costs in steps to the same loss.
+    pub slowdown: Slowdown,
     pub reason: String,
 }
 
@@ -441,6 +471,9 @@ pub struct Plan {
     /// Collectives of the plan, where the network is known link by link.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub collectives: Vec<CollectiveShare>,
+    /// How good the plan's placement is, where links differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<PlacementReport>,
     /// What each codec that the job allows would do to this plan.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub codecs: Vec<CodecVerdict>,
@@ -530,6 +563,14 @@ pub(crate) fn check_stages(stages: &[Stage]) -> Result<(), InputError> {
 }
 
 impl Estimate {
+    /// What the search minimises, in seconds a step.
+    pub fn merit(&self, objective: Objective) -> Seconds {
+        match objective {
+            Objective::StepTime => self.step_time_s,
+            Objective::TimeToLoss => Seconds(self.step_time_s.0 * self.slowdown.map_or(1.0, |s| s.factor)),
+        }
+    }
+
     /// Ranges of the single fields.
     pub fn check(&self) -> Result<(), InputError> {
         positive("step_time_s", self.step_time_s.0)?;

@@ -193,6 +193,9 @@ pub struct Validation {
     /// Runs with compressed gradients whose plan ran with gradients as they are, too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gains: Vec<CodecGain>,
+    /// What codecs cost in steps (`--probe`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probes: Vec<CodecProbe>,
     /// Plans that were predicted but could not be run, with the reason.
     #[serde(default)]
     pub failed: Vec<FailedRun>,
@@ -217,6 +220,23 @@ pub struct Agreement {
     /// Mean regret of the plans that a constant rate of FLOPs calls the fastest: work, recomputation and the pipeline's
     /// bubble, no communication.
     pub constant_flops_regret: f64,
+}
+
+/// What a codec costs in steps, by training with it and without, on the same data from the same parameters. Losses are
+/// means over ten steps.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CodecProbe {
+    pub codec: Codec,
+    /// Of the exact training.
+    pub steps: u32,
+    /// Where that ended.
+    pub exact_loss: f64,
+    /// Where the codec was after as many.
+    pub loss: f64,
+    /// Steps to `exact_loss` over `steps`; if it was not reached, those that were made, so that it is at least this.
+    pub slowdown: f64,
+    pub reached: bool,
 }
 
 /// What a codec brought, predicted and measured: step time with gradients as they are over that with the codec, less 1,
@@ -247,6 +267,11 @@ impl Check for Validation {
     fn check(&self) -> Result<(), InputError> {
         for (index, run) in self.runs.iter().enumerate() {
             run.check().map_err(|e| e.under(&format!("runs[{index}]")))?;
+        }
+        for (index, probe) in self.probes.iter().enumerate() {
+            positive(&format!("probes[{index}].slowdown"), probe.slowdown)?;
+            finite(&format!("probes[{index}].loss"), probe.loss)?;
+            finite(&format!("probes[{index}].exact_loss"), probe.exact_loss)?;
         }
         not_negative("median_error", self.median_error)?;
         not_negative("median_adjusted_error", self.median_adjusted_error)?;

@@ -29,7 +29,15 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
         threads: args.threads,
         ..SearchLimits::default()
     };
-    let planner = Planner::new(&model, &prices.cluster, &job, &prices.profile).limits(limits);
+    let probes = args.probes.as_deref().map(input::validation).transpose()?.map(|v| v.probes);
+    if probes.as_ref().is_some_and(Vec::is_empty) {
+        let path = args.probes.as_deref().unwrap_or(Path::new("")).display();
+        let error = InputError::new("--probes", path, "holds no probes");
+        return Err(error.hint("make it with `autodist validate PLAN --probe`").into());
+    }
+    let planner = Planner::new(&model, &prices.cluster, &job, &prices.profile)
+        .probes(&probes.unwrap_or_default())
+        .limits(limits);
     let mut plan = planner.plan()?;
     plan.profile.path = prices.path.display().to_string();
     write(&plan, args.output.as_deref())?;

@@ -47,7 +47,7 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     let selection = SelectionArgs { top: args.top, all: false, steps: args.steps, data: args.data.clone() };
     let candidates = train::candidates(&plan);
     let (validation, records) =
-        validate::validate(&plan, &candidates, &selection, &options, &folder.join("runs"))?;
+        validate::validate(&plan, &candidates, &selection, None, &options, &folder.join("runs"))?;
     let page = report::write(&plan, Some(&profile), Some(&validation), &records, &folder.join("report"))?;
 
     if args.json {

@@ -3,7 +3,7 @@
 use super::profile_of;
 use crate::cli::{SelectionArgs, ValidateArgs};
 use crate::failure::Failure;
-use crate::{input, output, train};
+use crate::{input, output, probe, train};
 use autodist_executor::launcher::LaunchOptions;
 use autodist_planner::Planner;
 use autodist_reports::{csv_validation, terminal};
@@ -16,7 +16,7 @@ pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
     in_range("--top", args.selection.top as u64, 1, 100_000)?;
     let candidates = candidates(&plan, &args.plan, &args.selection, args.profile.as_ref())?;
     let options = train::options(&args.run, plan.profile.devices, plan.emulated())?;
-    let (validation, _) = validate(&plan, &candidates, &args.selection, &options, &args.output)?;
+    let (validation, _) = validate(&plan, &candidates, &args.selection, args.probe, &options, &args.output)?;
     output::print(&if args.json { to_json(&validation) } else { terminal::validation_table(&validation) })?;
     Ok(())
 }
@@ -54,6 +54,7 @@ pub fn validate(
     plan: &Plan,
     candidates: &[Alternative],
     selection: &SelectionArgs,
+    probe_steps: Option<u32>,
     options: &LaunchOptions,
     folder: &Path,
 ) -> Result<(Validation, Vec<RunRecord>), Failure> {
@@ -61,7 +62,12 @@ pub fn validate(
     output::check_writable(&folder.join("validation.json"))?;
     input::check_data_file(selection.data.as_ref())?;
     let data = train::data(selection.data.as_ref(), &plan.model, &plan.job)?;
+    let probes = match probe_steps {
+        Some(steps) => probe::probe(plan, &data, steps, options)?,
+        None => Vec::new(),
+    };
     let (validation, records) = train::validate(plan, candidates, &data, selection.steps, options)?;
+    let validation = Validation { probes, ..validation };
     for (index, record) in records.iter().enumerate() {
         let name = record.label.replace(['=', '/'], "-").replace(' ', "_");
         output::write(&folder.join(format!("{index:03}-{name}.json")), to_json(record).as_bytes())?;

@@ -167,6 +167,7 @@ pub fn validation() -> Validation {
         regret: 0.0,
         agreement: None,
         gains: Vec::new(),
+        probes: Vec::new(),
         failed: Vec::new(),
     }
 }

@@ -1,0 +1,89 @@
+//! How many more steps lossy gradients need to the same loss (phi), and how long training takes to it.
+//!
+//! `time to loss = S_min (1 + B_crit / B) phi t_step` (steps as a function of the batch: McCandlish et al., 1812.06162,
+//! section 2.2). Without a measurement phi is a prior, no more than an order of magnitude:
+//! - unbiased codecs add their variance to the gradient's noise: `phi = (1 + omega/p + (1 + omega) r) / (1 + r)` with
+//!   `r = B_noise / B`, from the second moment of a mean of `p` compressed gradients;
+//! - codecs with error feedback converge at the exact rate but for a term that fades (Karimireddy et al., 1901.09847,
+//!   theorem II): `phi = 1 + (1 - delta) / (delta² T)` over `T` steps.
+
+use crate::coding;
+use autodist_codecs::{Distortion, distortion};
+use autodist_program::Program;
+use autodist_spec::{Codec, CodecProbe, Job, Provenance, Seconds, Slowdown};
+
+/// Noise scale over global batch where the job does not tell its critical batch.
+const NOISE_RATIO: f64 = 1.0;
+
+/// Of the program's codecs, the worst of its buckets; `None` where gradients travel as they are.
+pub(crate) fn slowdown(program: &Program, job: &Job, probes: &[CodecProbe]) -> Option<Slowdown> {
+    let mut worst: Option<Slowdown> = None;
+    if program.strategy.data < 2 {
+        return None;
+    }
+    for rank in &program.ranks {
+        for (index, bucket) in rank.buckets.iter().enumerate() {
+            let codec = program.strategy.communication.reduction(rank.pipeline_rank, index).codec;
+            if codec == Codec::None {
+                continue;
+            }
+            let of = match probes.iter().find(|probe| probe.codec == codec) {
+                Some(probe) => {
+                    // Faster than exact is luck.
+                    Slowdown { factor: probe.slowdown.max(1.0), provenance: Provenance::Measured }
+                }
+                None => {
+                    let tensors = coding::tensors(program, bucket);
+                    let distortion = distortion(codec, &tensors, bucket.padded);
+                    let factor = prior(distortion, program.layout.data, job);
+                    Slowdown { factor, provenance: Provenance::Assumed }
+                }
+            };
+            if worst.is_none_or(|worst| of.factor > worst.factor) {
+                worst = Some(of);
+            }
+        }
+    }
+    worst
+}
+
+fn prior(distortion: Distortion, members: usize, job: &Job) -> f64 {
+    match distortion {
+        Distortion::Unbiased { omega } => {
+            let noise = job
+                .convergence
+                .map_or(NOISE_RATIO, |known| known.critical_batch / f64::from(job.global_batch));
+            (1.0 + omega / members as f64 + (1.0 + omega) * noise) / (1.0 + noise)
+        }
+        Distortion::Contraction { delta } => {
+            1.0 + (1.0 - delta) / (delta * delta * f64::from(job.learning_rate.total_steps))
+        }
+    }
+}
+
+/// Seconds to the job's loss at a step time; `None` where the job does not say how many steps that is.
+pub(crate) fn time_to_loss(job: &Job, slowdown: Option<Slowdown>, step_s: f64) -> Option<Seconds> {
+    let convergence = job.convergence?;
+    let steps = convergence.min_steps * (1.0 + convergence.critical_batch / f64::from(job.global_batch));
+    Some(Seconds(steps * slowdown.map_or(1.0, |s| s.factor) * step_s))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use autodist_spec::Convergence;
+
+    #[test]
+    fn priors_follow_their_formulas() {
+        let mut job = Job::new(64, 128);
+        job.learning_rate.total_steps = 100;
+        assert_eq!(prior(Distortion::Unbiased { omega: 0.0 }, 4, &job), 1.0);
+        // Noise as large as the gradient: (1 + 1/4 + 2) / 2.
+        assert_eq!(prior(Distortion::Unbiased { omega: 1.0 }, 4, &job), 1.625);
+        assert!((prior(Distortion::Contraction { delta: 0.5 }, 4, &job) - 1.02).abs() < 1e-12);
+        assert_eq!(time_to_loss(&job, None, 2.0), None);
+        job.convergence = Some(Convergence { min_steps: 1000.0, critical_batch: 64.0 });
+        let slow = Slowdown { factor: 1.5, provenance: Provenance::Measured };
+        assert_eq!(time_to_loss(&job, Some(slow), 2.0), Some(Seconds(6000.0)));
+    }
+}

@@ -1,0 +1,383 @@
+//! Which device each rank goes on: placements whose busiest links are done soonest.
+//!
+//! The cost of a placement is, for each kind of traffic, the time of its most loaded link, summed over the kinds, since
+//! they hardly run together; a link's load is all that crosses it. Up to [`EXACT`] ranks the best are found by branch
+//! and bound: a part of the ranks never loads a link more than all of them. Beyond, swaps improve what filling the nodes
+//! in order gives, and a bound says how far from the best that can be. The best few are then priced like any other choice.
+
+use crate::ways::interchangeable;
+use autodist_program::{Flows, Program};
+use autodist_spec::{Network, PlacementReport};
+use std::collections::BTreeMap;
+
+/// Ranks up to which the search is exact.
+const EXACT: usize = 8;
+/// Placements that are kept.
+const KEPT: usize = 6;
+/// A cost that is lower by less is not lower: no measurement of a link is finer.
+const NOTHING: f64 = 0.02;
+/// Rounds of swaps at the most; each takes a look at every pair of ranks.
+const ROUNDS: usize = 50;
+/// Traffic is rounded to powers of this, so that programs that differ little share a search.
+const STEP: f64 = 2.0;
+
+/// The traffic of programs that are placed alike.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Shape {
+    edges: [Vec<(usize, usize)>; 4],
+    /// Powers of [`STEP`] below the largest; none where nothing flows.
+    weights: [Option<i32>; 4],
+}
+
+impl Shape {
+    pub fn of(program: &Program) -> Self {
+        let traffic = program.traffic();
+        let most = traffic.iter().filter(|flows| !flows.edges.is_empty()).map(|flows| flows.bytes);
+        let most = most.fold(0.0, f64::max);
+        let weight = |flows: &Flows| {
+            let flows = (flows.bytes > 0.0 && !flows.edges.is_empty()).then_some(flows)?;
+            Some((flows.bytes / most).log(STEP).round() as i32)
+        };
+        let weights = [0, 1, 2, 3].map(|kind| weight(&traffic[kind]));
+        Self { weights, edges: traffic.map(|flows| flows.edges) }
+    }
+
+    fn bytes(&self, kind: usize) -> f64 {
+        self.weights[kind].map_or(0.0, |power| STEP.powi(power))
+    }
+}
+
+/// The devices of a network as placements see them.
+struct Ground<'a> {
+    network: &'a Network,
+    /// Devices of each node.
+    room: Vec<Vec<u32>>,
+    alike: Vec<Vec<bool>>,
+}
+
+/// Loads of all links by kind, and what they cost.
+#[derive(Clone)]
+struct Load {
+    seconds: [Vec<f64>; 4],
+}
+
+impl<'a> Ground<'a> {
+    fn of(network: &'a Network) -> Self {
+        let mut room: Vec<Vec<u32>> = Vec::new();
+        for (device, node) in network.nodes.iter().enumerate() {
+            room.resize(room.len().max(*node as usize + 1), Vec::new());
+            room[*node as usize].push(device as u32);
+        }
+        let alike = (0..room.len())
+            .map(|a| (0..room.len()).map(|b| interchangeable(network, &room[a], &room[b])).collect())
+            .collect();
+        Self { network, room, alike }
+    }
+
+    fn nothing(&self) -> Load {
+        Load { seconds: std::array::from_fn(|_| vec![0.0; self.network.links.len()]) }
+    }
+
+    /// Adds what goes between rank `rank` and those before it.
+    fn add(&self, shape: &Shape, placed: &[u32], rank: usize, load: &mut Load) {
+        for kind in 0..4 {
+            let bytes = shape.bytes(kind);
+            for (from, to) in &shape.edges[kind] {
+                if (*from).max(*to) != rank {
+                    continue;
+                }
+                for link in &self.network.paths[placed[*from] as usize][placed[*to] as usize].links {
+                    load.seconds[kind][*link as usize] +=
+                        bytes / self.network.links[*link as usize].bytes_per_s.0;
+                }
+            }
+        }
+    }
+
+    fn cost(&self, shape: &Shape, placed: &[u32]) -> f64 {
+        let mut load = self.nothing();
+        (0..placed.len()).for_each(|rank| self.add(shape, placed, rank, &mut load));
+        load.cost()
+    }
+}
+
+impl Load {
+    fn cost(&self) -> f64 {
+        self.seconds.iter().map(|links| links.iter().copied().fold(0.0, f64::max)).sum()
+    }
+}
+
+/// What was found, rank r on device r first.
+#[derive(Debug, Clone)]
+pub(crate) struct Placements {
+    pub list: Vec<Vec<u32>>,
+    /// Of rank r on device r, and of each of the list.
+    costs: Vec<f64>,
+    exact: bool,
+    bound: f64,
+}
+
+impl Placements {
+    /// How `placement` compares with the best; costs are relative, so nothing but ratios is told.
+    pub fn report(&self, network: &Network, shape: &Shape, placement: &[u32]) -> PlacementReport {
+        let ground = Ground::of(network);
+        let in_order: Vec<u32> = (0..network.nodes.len() as u32).collect();
+        let cost = ground.cost(shape, if placement.is_empty() { &in_order } else { placement });
+        let least = if self.exact { self.costs.iter().copied().fold(cost, f64::min) } else { self.bound };
+        PlacementReport {
+            exact: self.exact,
+            above_bound: if least > 0.0 { (cost / least - 1.0).max(0.0) } else { 0.0 },
+            in_order: if cost > 0.0 { self.costs[0] / cost - 1.0 } else { 0.0 },
+        }
+    }
+}
+
+/// The placements that are worth a closer look.
+pub(crate) fn search(network: &Network, shape: &Shape) -> Placements {
+    let ground = Ground::of(network);
+    let world = network.nodes.len();
+    let in_order: Vec<u32> = (0..world as u32).collect();
+    let first = ground.cost(shape, &in_order);
+    let exact = world <= EXACT;
+    let mut best: Vec<(f64, Vec<u32>)> = Vec::new();
+    if exact {
+        let mut used = vec![0; ground.room.len()];
+        branch(&ground, shape, &mut used, &mut Vec::new(), &ground.nothing(), &mut best);
+    } else {
+        best.push(improved(&ground, shape, in_order.clone()));
+        // One rank on every node in turn.
+        let most = ground.room.iter().map(Vec::len).max().unwrap_or(0);
+        let turn = (0..most).flat_map(|place| ground.room.iter().filter_map(move |node| node.get(place)));
+        best.push(improved(&ground, shape, turn.copied().collect()));
+        best.sort_by(|a, b| a.0.total_cmp(&b.0));
+    }
+    let (mut costs, mut list) = (vec![first], vec![in_order]);
+    for (cost, placed) in best.into_iter().filter(|(cost, _)| *cost < (1.0 - NOTHING) * first) {
+        costs.push(cost);
+        list.push(placed);
+    }
+    Placements { list, costs, exact, bound: bound(&ground, shape) }
+}
+
+/// Places the ranks from the first, in every way that can still be among the best.
+fn branch(
+    ground: &Ground<'_>,
+    shape: &Shape,
+    used: &mut Vec<usize>,
+    placed: &mut Vec<u32>,
+    load: &Load,
+    best: &mut Vec<(f64, Vec<u32>)>,
+) {
+    let cost = load.cost();
+    if best.len() >= KEPT && cost >= best[KEPT - 1].0 {
+        return;
+    }
+    if placed.len() == ground.network.nodes.len() {
+        let at = best.partition_point(|(other, _)| *other <= cost);
+        best.insert(at, (cost, placed.clone()));
+        best.truncate(KEPT);
+        return;
+    }
+    for node in 0..ground.room.len() {
+        // Of untouched nodes that are alike, the first stands for all.
+        let alike = (0..node).any(|other| used[other] == 0 && used[node] == 0 && ground.alike[other][node]);
+        if used[node] == ground.room[node].len() || alike {
+            continue;
+        }
+        // Devices of a node take its ranks in their order.
+        placed.push(ground.room[node][used[node]]);
+        used[node] += 1;
+        let mut with = load.clone();
+        ground.add(shape, placed, placed.len() - 1, &mut with);
+        branch(ground, shape, used, placed, &with, best);
+        used[node] -= 1;
+        placed.pop();
+    }
+}
+
+/// Swaps pairs of ranks as long as that lowers the cost.
+fn improved(ground: &Ground<'_>, shape: &Shape, mut placed: Vec<u32>) -> (f64, Vec<u32>) {
+    let mut cost = ground.cost(shape, &placed);
+    for _ in 0..ROUNDS {
+        let before = cost;
+        for a in 0..placed.len() {
+            for b in a + 1..placed.len() {
+                if ground.network.nodes[placed[a] as usize] == ground.network.nodes[placed[b] as usize] {
+                    continue;
+                }
+                placed.swap(a, b);
+                let other = ground.cost(shape, &placed);
+                if other < cost * (1.0 - 1e-9) {
+                    cost = other;
+                } else {
+                    placed.swap(a, b);
+                }
+            }
+        }
+        if cost == before {
+            break;
+        }
+    }
+    (cost, placed)
+}
+
+/// No placement costs less: of every ring that is larger than the largest node, as many edges as it spans nodes at least
+/// leave one, over all uplinks together.
+fn bound(ground: &Ground<'_>, shape: &Shape) -> f64 {
+    let largest = ground.room.iter().map(Vec::len).max().unwrap_or(1);
+    let between = |from: usize, to: usize| ground.network.nodes[from] != ground.network.nodes[to];
+    let mut uplinks: BTreeMap<u32, f64> = BTreeMap::new();
+    for (from, row) in ground.network.paths.iter().enumerate() {
+        for (to, path) in row.iter().enumerate() {
+            if let Some(link) = path.links.first().filter(|_| between(from, to)) {
+                uplinks.insert(*link, ground.network.links[*link as usize].bytes_per_s.0);
+            }
+        }
+    }
+    let out: f64 = uplinks.values().sum();
+    if out <= 0.0 {
+        return 0.0;
+    }
+    // The last kind is a chain, not a ring.
+    let kinds = (0..3).map(|kind| {
+        let crossing: usize = rings(&shape.edges[kind])
+            .iter()
+            .map(|size| size.div_ceil(largest))
+            .filter(|nodes| *nodes > 1)
+            .sum();
+        crossing as f64 * shape.bytes(kind) / out
+    });
+    kinds.sum()
+}
+
+/// Sizes of the rings that edges make.
+fn rings(edges: &[(usize, usize)]) -> Vec<usize> {
+    let next: BTreeMap<usize, usize> = edges.iter().copied().collect();
+    let mut left = next.clone();
+    let mut sizes = Vec::new();
+    while let Some((start, _)) = left.pop_first() {
+        let mut size = 1;
+        let mut at = next[&start];
+        while at != start {
+            size += 1;
+            left.remove(&at);
+            let Some(following) = next.get(&at) else { break };
+            at = *following;
+        }
+        sizes.push(size);
+    }
+    sizes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use autodist_program::stages;
+    use autodist_spec::{
+        BytesPerSecond, Job, ParallelStrategy, Path, Provenance, Seconds, SharedLink, catalog,
+    };
+
+    /// Nodes of so many devices behind an uplink and a downlink of that rate each; inside, everything is fast.
+    fn network(nodes: &[(usize, f64)]) -> Network {
+        let mut network = Network::default();
+        let link = |name: String, rate: f64| SharedLink {
+            name,
+            bytes_per_s: BytesPerSecond(rate),
+            provenance: Provenance::Assumed,
+        };
+        for (node, (devices, rate)) in nodes.iter().enumerate() {
+            network.nodes.extend(std::iter::repeat_n(node as u32, *devices));
+            network.links.extend([link(format!("{node} up"), *rate), link(format!("{node} down"), *rate)]);
+        }
+        let inside = network.links.len() as u32;
+        network.links.push(link("inside".to_owned(), 1e12));
+        let world = network.nodes.len();
+        let path = |from: usize, to: usize| {
+            let (a, b) = (network.nodes[from], network.nodes[to]);
+            let links = match (from == to, a == b) {
+                (true, _) => Vec::new(),
+                (_, true) => vec![inside],
+                _ => vec![2 * a, 2 * b + 1],
+            };
+            Path { links, latency_s: Seconds::ZERO }
+        };
+        let paths = (0..world).map(|from| (0..world).map(|to| path(from, to)).collect()).collect();
+        Network { paths, ..network }
+    }
+
+    fn shape(data: u32, tensor: u32, pipeline: u32) -> Shape {
+        let model = catalog::model("tiny-llama").unwrap();
+        let strategy = ParallelStrategy { tensor, pipeline, ..ParallelStrategy::data_parallel(data, 1) };
+        let strategy = match pipeline {
+            1 => strategy,
+            _ => ParallelStrategy { schedule: autodist_spec::ScheduleKind::OneFOneB, ..strategy },
+        };
+        let stages = stages::even(&model, &strategy);
+        let devices = data * tensor * pipeline;
+        Shape::of(&Program::compile(&model, &Job::new(8, 64), devices, &strategy, &stages).unwrap())
+    }
+
+    /// All orders of the devices, the slow way.
+    fn cheapest(ground: &Ground<'_>, shape: &Shape, left: &mut Vec<u32>, placed: &mut Vec<u32>) -> f64 {
+        if left.is_empty() {
+            return ground.cost(shape, placed);
+        }
+        let mut least = f64::INFINITY;
+        for index in 0..left.len() {
+            placed.push(left.remove(index));
+            least = least.min(cheapest(ground, shape, left, placed));
+            if let Some(device) = placed.pop() {
+                left.insert(index, device);
+            }
+        }
+        least
+    }
+
+    #[test]
+    fn up_to_eight_ranks_nothing_is_cheaper_than_what_is_found() {
+        let lopsided = [(2, 50e6), (1, 25e6), (1, 12e6)];
+        let alike = [(1, 25e6); 6];
+        let mixed = [(3, 40e6), (2, 10e6), (1, 20e6)];
+        for (nodes, shapes) in [
+            (&lopsided[..], vec![shape(4, 1, 1), shape(2, 2, 1), shape(2, 1, 2), shape(1, 2, 2)]),
+            (&alike[..], vec![shape(2, 1, 3)]),
+            (&mixed[..], vec![shape(2, 1, 3), shape(1, 2, 3)]),
+        ] {
+            let network = network(nodes);
+            let ground = Ground::of(&network);
+            for shape in shapes {
+                let found = search(&network, &shape);
+                let all = (0..network.nodes.len() as u32).collect();
+                let least = cheapest(&ground, &shape, &mut { all }, &mut Vec::new());
+                let best = found.costs.iter().copied().fold(f64::INFINITY, f64::min);
+                // What is better by less than a measurement's error is not told from rank r on device r.
+                assert!(best <= least / (1.0 - NOTHING) + 1e-12, "{best} is not {least} for {shape:?}");
+                assert!(found.bound <= least * (1.0 + 1e-9), "{} is no bound of {least}", found.bound);
+            }
+        }
+    }
+
+    #[test]
+    fn tensor_groups_stay_inside_nodes_whatever_the_order_of_devices() {
+        // Devices 0 to 3 are on one node, 4 to 7 on the other; tensor ranks are neighbours already.
+        let network = network(&[(4, 25e6), (4, 25e6)]);
+        let shape = shape(4, 2, 1);
+        let found = search(&network, &shape);
+        assert!(found.list.len() == 1 || found.costs[1] < found.costs[0]);
+        let report = found.report(&network, &shape, &[0, 4, 1, 5, 2, 6, 3, 7]);
+        assert!(report.exact && report.above_bound > 1.0, "{report:?}");
+    }
+
+    #[test]
+    fn beyond_eight_ranks_swaps_undo_a_bad_order_and_a_bound_says_how_well() {
+        let network = network(&[(2, 25e6); 6]);
+        let shape = shape(6, 2, 1);
+        let ground = Ground::of(&network);
+        let scattered: Vec<u32> = (0..12).map(|rank| (rank * 5) % 12).collect();
+        let (cost, placed) = improved(&ground, &shape, scattered.clone());
+        assert!(cost < ground.cost(&shape, &scattered), "{placed:?}");
+        let found = search(&network, &shape);
+        assert!(!found.exact && found.bound > 0.0);
+        assert!(found.costs.iter().all(|cost| *cost >= found.bound * (1.0 - 1e-9)));
+    }
+}

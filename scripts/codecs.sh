@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Whether each codec helps at four speeds of the network, predicted and measured: the table "Sign of the gain" of
+# docs/validation.md. The last is this machine's loopback between two ranks, not emulated.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cargo build --release --quiet
+job=catalog/jobs/codecs.toml
+for name in four-50mbit four-200mbit four-1gbit loopback; do
+    folder=autodist-codecs/$name
+    where=(--emulate "catalog/clusters/$name.toml" --budget 2)
+    [ $name = loopback ] && where=(--ranks 2 --budget 20)
+    target/release/autodist profile "${where[@]}" --job $job --allow compression --fresh -o "$folder/profile.json" > /dev/null
+    target/release/autodist plan --job $job --allow compression --profile "$folder/profile.json" -o "$folder/plan.json" > /dev/null
+    echo "== $name"
+    target/release/autodist validate "$folder/plan.json" --all --steps 10 -o "$folder/runs" > "$folder/validation.txt"
+    sed -n '/^What gradients in fewer bytes bring/,$p' "$folder/validation.txt"
+done

@@ -1,0 +1,119 @@
+//! What codecs cost in steps: trained with and without, on the same data from the same parameters.
+
+use crate::failure::Failure;
+use crate::progress::Progress;
+use crate::{output, train};
+use autodist_executor::launcher::LaunchOptions;
+use autodist_executor::{DataSource, Task};
+use autodist_program::{rules, stages};
+use autodist_spec::error::in_range;
+use autodist_spec::{Codec, CodecProbe, Communication, InputError, ParallelStrategy, Plan, Reduction};
+
+/// Losses are means over so many steps: single ones are as noisy as their batches.
+const WINDOW: usize = 10;
+/// A codec may take so many times as many steps before it is given up.
+const PATIENCE: f64 = 1.5;
+
+/// Trains for `steps` steps without a codec, and with every codec that the plan's job allows until it is as good.
+pub fn probe(
+    plan: &Plan,
+    data: &DataSource,
+    steps: u32,
+    options: &LaunchOptions,
+) -> Result<Vec<CodecProbe>, Failure> {
+    in_range("--probe", u64::from(steps), 2 * WINDOW as u64, 1 << 20)?;
+    let strategy = strategy(plan)?;
+    let codecs: Vec<Codec> = plan.job.allow.codecs.iter().copied().filter(|c| *c != Codec::None).collect();
+    // What is learned depends on no link and no clock.
+    let options = LaunchOptions { network: None, ..options.clone() };
+    let mut progress = Progress::new("probe");
+    let train = |codec: Codec, steps: u32| -> Result<Vec<f64>, Failure> {
+        let strategy = with(&strategy, codec);
+        let stages = stages::even(&plan.model, &strategy);
+        let task = Task {
+            strategy,
+            stages,
+            emulated_flops_per_s: None,
+            ..Task::of_plan(plan, data.clone(), steps, 0)
+        };
+        let record = train::run(&task, &options)?;
+        Ok(smooth(&record.steps.iter().map(|step| step.loss).collect::<Vec<_>>()))
+    };
+    progress.at(0, codecs.len() + 1, "training with gradients as they are");
+    let exact = train(Codec::None, steps)?;
+    let exact_loss = exact.last().copied().unwrap_or(f64::NAN);
+    let mut probes = Vec::new();
+    for (index, codec) in codecs.iter().enumerate() {
+        let name = codec.name();
+        progress.at(index + 1, codecs.len() + 1, &format!("training with {name}"));
+        let devices = plan.cluster.device_count();
+        let coded = with(&strategy, *codec);
+        if let Err(illegal) = rules::check_strategy(&plan.model, &plan.job, devices, &coded) {
+            output::note(&format!("{name} is not probed: {illegal}"));
+            continue;
+        }
+        let losses = train(*codec, (PATIENCE * f64::from(steps)).ceil() as u32)?;
+        probes.push(compare(*codec, steps, exact_loss, &losses));
+    }
+    Ok(probes)
+}
+
+/// Plain data parallelism over the plan's devices, which is what codecs are for.
+fn strategy(plan: &Plan) -> Result<ParallelStrategy, Failure> {
+    let devices = plan.cluster.device_count();
+    let each = plan.job.global_batch / devices.max(1);
+    let strategy = ParallelStrategy::data_parallel(devices, each.max(1));
+    let legal = rules::check_strategy(&plan.model, &plan.job, devices, &strategy);
+    legal
+        .map_err(|illegal| {
+            InputError::new("--probe", "", format!("trains with plain data parallelism, but {illegal}"))
+                .hint("plan with a global batch that the number of devices divides")
+                .into()
+        })
+        .map(|()| strategy)
+}
+
+fn with(strategy: &ParallelStrategy, codec: Codec) -> ParallelStrategy {
+    let reduce = Reduction { codec, ..Reduction::default() };
+    let communication = Communication { reduce, ..Communication::default() };
+    ParallelStrategy { communication, ..strategy.clone() }
+}
+
+/// Means over the last steps; the first few have fewer before them.
+fn smooth(losses: &[f64]) -> Vec<f64> {
+    let mean = |end: usize| {
+        let part = &losses[(end + 1).saturating_sub(WINDOW)..=end];
+        part.iter().sum::<f64>() / part.len() as f64
+    };
+    (0..losses.len()).map(mean).collect()
+}
+
+fn compare(codec: Codec, steps: u32, exact_loss: f64, losses: &[f64]) -> CodecProbe {
+    // Before a whole window, the mean is of the beginning.
+    let after = losses.iter().enumerate().skip(WINDOW - 1).find(|(_, loss)| **loss <= exact_loss);
+    let made = after.map_or(losses.len(), |(index, _)| index + 1);
+    CodecProbe {
+        codec,
+        steps,
+        exact_loss,
+        loss: losses.get(steps as usize - 1).copied().unwrap_or(f64::NAN),
+        slowdown: made as f64 / f64::from(steps),
+        reached: after.is_some(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_codec_costs_the_steps_that_it_needs_to_the_exact_loss() {
+        let falling: Vec<f64> = (0..60).map(|step| 60.0 - f64::from(step)).collect();
+        let smoothed = smooth(&falling);
+        assert_eq!((smoothed[0], smoothed[9], smoothed[59]), (60.0, 55.5, 5.5));
+        let probe = compare(Codec::OneBit, 40, 15.5, &smoothed);
+        assert_eq!((probe.slowdown, probe.reached, probe.loss), (50.0 / 40.0, true, smoothed[39]));
+        let never = compare(Codec::OneBit, 40, 1.0, &smoothed);
+        assert_eq!((never.slowdown, never.reached), (60.0 / 40.0, false));
+    }
+}
