@@ -187,6 +187,15 @@ pub struct RunArgs {
     /// Seconds after which a silent rank is given up
     #[arg(long, default_value_t = 60.0)]
     pub timeout: f64,
+    /// What carries what ranks say to each other: `mpi` needs mpirun, and an autodist built with it
+    #[arg(long, value_enum, default_value = "tcp")]
+    pub transport: TransportArg,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TransportArg {
+    Tcp,
+    Mpi,
 }
 
 /// The devices that are measured.

@@ -31,8 +31,12 @@ fn main() {
         Ok(external) => {
             let cli = cli::Cli::parse();
             let code = code(external::open(&cli, external.as_ref()).and_then(|()| commands::run(&cli)));
-            external::dismiss();
-            code
+            // Whatever went wrong before says more.
+            match self::code(external::dismiss()) {
+                0 => code,
+                other if code == 0 => other,
+                _ => code,
+            }
         }
         Err(error) => code(Err(error.into())),
     };

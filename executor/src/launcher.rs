@@ -8,13 +8,16 @@ mod agents;
 mod orders;
 mod process;
 mod ranks;
+mod runner;
 mod serve;
 mod watch;
 
 pub use agent::{Agent, AgentError};
 pub use agents::{Agents, Machine};
+pub use runner::{Handler, Runner};
 pub use serve::{Worker, is_rank, serve};
 
+use crate::ExecutionError;
 use crate::external::Launcher;
 use autodist_communication::CommunicationError;
 use autodist_communication::switch::{Links, Route, Switch};
@@ -24,7 +27,6 @@ use orders::RankEnvironment;
 use ranks::Ranks;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,8 +43,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How ranks are started and watched.
 #[derive(Debug, Clone)]
 pub struct LaunchOptions {
-    /// Program and arguments of a rank; it must call [`serve`].
-    pub command: Vec<OsString>,
+    pub runner: Runner,
     /// Where the ranks find each other; port 0 takes a free one.
     pub rendezvous: SocketAddr,
     /// A peer that moves no byte for so long is an error.

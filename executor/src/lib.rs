@@ -26,6 +26,7 @@ mod store;
 pub mod stream;
 mod task;
 
+pub use autodist_communication::mpi::{Mpi, MpiError};
 pub use cuda::Absent;
 pub use data::{Data, DataSource, SyntheticLanguage};
 pub use device::Device;

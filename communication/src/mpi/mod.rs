@@ -61,6 +61,14 @@ impl std::fmt::Debug for Mpi {
     }
 }
 
+impl Mpi {
+    /// Whether the feature was built in.
+    #[must_use]
+    pub const fn is_built() -> bool {
+        cfg!(feature = "mpi")
+    }
+}
+
 #[cfg(feature = "mpi")]
 impl Mpi {
     /// Takes part in the job that `mpirun` has started; waits until all its processes do. Once in a process's life.

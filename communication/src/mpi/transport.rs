@@ -176,6 +176,6 @@ fn error(trouble: Trouble, peer: usize, lane: &str, operation: &'static str) -> 
     let (peer, lane) = (Peer::Rank(peer), lane.to_owned());
     match trouble {
         Trouble::Closed => CommunicationError::PeerClosed { peer, lane, operation },
-        Trouble::Mpi(detail) => CommunicationError::Mpi { peer, lane, operation, detail },
+        Trouble::Mpi(detail) => CommunicationError::Mpi { peer, lane, operation, detail: detail.into() },
     }
 }
