@@ -4,12 +4,14 @@
 use crate::cli::{Cli, Command, RunArgs, TransportArg};
 use crate::devices::Devices;
 use crate::failure::Failure;
-use crate::{output, train};
+use crate::{input, output, train};
 use autodist_executor::external::Launcher;
-use autodist_executor::launcher::{Agent, AgentError, Agents, Runner};
+use autodist_executor::launcher::{Agent, AgentError, Agents, Head, Runner, Ssh};
 use autodist_executor::{External, Mpi};
 use autodist_spec::{DeviceKind, InputError};
 use clap::Parser;
+use std::ffi::OsString;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 static AGENTS: OnceLock<Arc<Agents>> = OnceLock::new();
@@ -43,9 +45,32 @@ pub fn runner() -> Result<Runner, Failure> {
     if let Some(mpi) = MPI.get() {
         return Ok(Runner::Thread { mpi: mpi.clone(), handle: autodist_profiler::handle });
     }
-    let program =
-        std::env::current_exe().map_err(|e| Failure::Run(format!("cannot find this program's file: {e}")))?;
-    Ok(Runner::Program(vec![program.into()]))
+    Ok(Runner::Program(vec![program()?]))
+}
+
+fn program() -> Result<OsString, Failure> {
+    let program = std::env::current_exe();
+    Ok(program.map_err(|e| Failure::Run(format!("cannot find this program's file: {e}")))?.into())
+}
+
+/// Starts agents on the hosts of a file.
+fn start_on(file: &Path, run: &RunArgs, external: Option<&External>) -> Result<Agents, Failure> {
+    if let Some(external) = external {
+        let problem =
+            format!("is for autodist's own launcher, but {} has started this process", external.launcher);
+        let error = InputError::new("--hosts", file.display(), problem);
+        return Err(error.hint("start autodist by itself, or set AUTODIST_LAUNCHER=none").into());
+    }
+    let hosts = input::hosts(file)?;
+    let command: Vec<String> = run.ssh.split_whitespace().map(str::to_owned).collect();
+    if command.is_empty() {
+        let error = InputError::new("--ssh", &run.ssh, "names no program");
+        return Err(error.hint("leave it out for ssh").into());
+    }
+    let folder =
+        std::env::current_dir().map_err(|e| Failure::Run(format!("cannot find this folder: {e}")))?;
+    let program = std::iter::once(program()?).chain(std::env::args_os().skip(1)).collect();
+    Ok(Agents::open_on(&hosts, &Ssh { command, program, folder }, train::timeout(run)?)??)
 }
 
 /// Takes part in the MPI job, where ranks are to talk over MPI; all of its processes do.
@@ -70,7 +95,7 @@ fn take_part(run: &RunArgs, external: Option<&External>) -> Result<(), Failure> 
             START,
         );
     };
-    if external.launcher == Launcher::Torchrun {
+    if matches!(external.launcher, Launcher::Torchrun | Launcher::Ssh) {
         return refused("needs the processes of an MPI job, and torchrun starts none".to_owned(), START);
     }
     let mpi = Mpi::initialise().map_err(|error| Failure::Run(format!("--transport mpi: {error}")))?;
@@ -100,14 +125,16 @@ fn leave() -> Result<(), Failure> {
 /// Rank 0's process: lets the others come, if the command needs them.
 ///
 /// # Errors
-/// The port at which they would come is in use; MPI is asked for where there is none.
+/// The port at which they would come is in use; hosts that cannot be reached; MPI is asked for where there is none.
 pub fn open(cli: &Cli, external: Option<&External>) -> Result<(), Failure> {
     let Some(run) = run_args(cli) else { return Ok(()) };
     take_part(run, external)?;
-    if let Some(external) = external {
-        let agents = Agents::open(external, train::timeout(run)?)?;
-        AGENTS.get_or_init(|| Arc::new(agents));
-    }
+    let agents = match (&run.hosts, external) {
+        (Some(file), _) => start_on(file, run, external)?,
+        (None, Some(external)) => Agents::open(external, train::timeout(run)?)?,
+        (None, None) => return Ok(()),
+    };
+    AGENTS.get_or_init(|| Arc::new(agents));
     Ok(())
 }
 
@@ -133,6 +160,11 @@ pub fn attend(external: &External) -> i32 {
         let timeout = train::timeout(run)?;
         take_part(run, Some(external))?;
         let runner = runner()?;
+        let head = match external.launcher {
+            Launcher::Ssh => Head::open(external)
+                .map_err(|e| Failure::Run(format!("cannot start the agents of this host: {e}")))?,
+            _ => None,
+        };
         let failed = |error: AgentError| match error {
             AgentError::Interrupted => Failure::Interrupted,
             error => Failure::Run(format!("rank {}: {error}", external.rank)),
@@ -140,6 +172,7 @@ pub fn attend(external: &External) -> i32 {
         if let Some(agent) = Agent::join(external, timeout).map_err(failed)? {
             agent.work(&runner, &train::stop_flag()).map_err(failed)?;
         }
+        head.into_iter().for_each(Head::close);
         leave()
     };
     match work() {

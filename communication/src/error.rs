@@ -83,7 +83,7 @@ pub enum CommunicationError {
 
     /// The MPI library said no.
     #[error("{operation} with {peer} on `{lane}`: MPI says: {detail}")]
-    Mpi { peer: Peer, lane: String, operation: &'static str, detail: Box<str> },
+    Mpi { peer: Peer, lane: Box<str>, operation: &'static str, detail: Box<str> },
 
     /// The operating system said no before there was a peer.
     #[error("{operation} at {address}: {source}")]

@@ -12,6 +12,7 @@ pub mod device;
 pub mod devices;
 pub mod external;
 pub mod host;
+pub mod hosts;
 pub mod launcher;
 mod layers;
 pub mod local;

@@ -173,9 +173,11 @@ impl Drop for MpiConnection {
 }
 
 fn error(trouble: Trouble, peer: usize, lane: &str, operation: &'static str) -> CommunicationError {
-    let (peer, lane) = (Peer::Rank(peer), lane.to_owned());
+    let peer = Peer::Rank(peer);
     match trouble {
-        Trouble::Closed => CommunicationError::PeerClosed { peer, lane, operation },
-        Trouble::Mpi(detail) => CommunicationError::Mpi { peer, lane, operation, detail: detail.into() },
+        Trouble::Closed => CommunicationError::PeerClosed { peer, lane: lane.to_owned(), operation },
+        Trouble::Mpi(detail) => {
+            CommunicationError::Mpi { peer, lane: lane.into(), operation, detail: detail.into() }
+        }
     }
 }

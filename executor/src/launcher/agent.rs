@@ -19,7 +19,7 @@ const RESOLVE_AGAIN: Duration = Duration::from_millis(500);
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     #[error(
-        "the name of rank 0's machine, {host}, leads nowhere: {source}; set MASTER_ADDR to one that all machines know"
+        "the name of the launcher's machine, {host}, leads nowhere: {source}; set MASTER_ADDR to one that all machines know"
     )]
     Unresolved { host: String, source: std::io::Error },
     #[error(
@@ -75,8 +75,8 @@ impl Agent {
         };
         let joined = tcp::join(TcpOptions {
             rendezvous: address,
-            rank: external.rank - 1,
-            world: external.world - 1,
+            rank: external.rank - external.first_agent(),
+            world: external.world - external.first_agent(),
             token: external.token.clone(),
             timeout: deadline.saturating_duration_since(Instant::now()),
             bind: None,

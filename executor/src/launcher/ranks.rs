@@ -46,7 +46,11 @@ impl<'a> Ranks<'a> {
             });
         };
         let launch = agents.start(environment, assignments)?;
-        self.remote = Some(Remote { agents, launch, ranks: environment.world - 1 });
+        self.remote =
+            Some(Remote { agents, launch, ranks: environment.world - agents.external().first_agent() });
+        if agents.external().first_agent() == 0 {
+            return Ok(());
+        }
         let local_rank = agents.external().local_rank;
         self.start_here(RankEnvironment { rank: 0, local_rank, ..environment.clone() }, assignments)
     }
