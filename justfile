@@ -46,6 +46,10 @@ bench-links:
 test-gpu:
     cargo test --release --test real_gpu -- --test-threads 1
 
+# Ranks over MPI, with Debian's Open MPI
+test-mpi:
+    .ci/mpi
+
 # The real compiler for the kernels' tests, where no CUDA is installed
 nvrtc:
     python3 -m pip install --quiet --target target/nvrtc nvidia-cuda-nvrtc-cu12==12.8.93

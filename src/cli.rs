@@ -206,6 +206,21 @@ pub struct RunArgs {
     /// Seconds after which a silent rank is given up
     #[arg(long, default_value_t = 60.0)]
     pub timeout: f64,
+    /// What carries what ranks say to each other: `mpi` needs mpirun, and an autodist built with it
+    #[arg(long, value_enum, default_value = "tcp")]
+    pub transport: TransportArg,
+    /// Start ranks by ssh on the hosts of this file: a line for each, `host slots=N`
+    #[arg(long, value_name = "FILE")]
+    pub hosts: Option<PathBuf>,
+    /// What starts a command on a host, as ssh does; with arguments, if need be
+    #[arg(long, value_name = "COMMAND", default_value = "ssh")]
+    pub ssh: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TransportArg {
+    Tcp,
+    Mpi,
 }
 
 /// The devices that are measured.

@@ -1,17 +1,22 @@
 //! This program as one of many processes that a cluster's launcher (torchrun, mpirun, srun) has started: the first does
 //! what the command says, the others run a rank when it tells them to.
 
-use crate::cli::{Cli, Command, RunArgs};
+use crate::cli::{Cli, Command, RunArgs, TransportArg};
 use crate::devices::Devices;
 use crate::failure::Failure;
-use crate::{output, train};
-use autodist_executor::External;
-use autodist_executor::launcher::{Agent, AgentError, Agents};
-use autodist_spec::DeviceKind;
+use crate::{input, output, train};
+use autodist_executor::external::Launcher;
+use autodist_executor::launcher::{Agent, AgentError, Agents, Head, Runner, Ssh};
+use autodist_executor::{External, Mpi};
+use autodist_spec::{DeviceKind, InputError};
 use clap::Parser;
+use std::ffi::OsString;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 static AGENTS: OnceLock<Arc<Agents>> = OnceLock::new();
+/// This process's part in an MPI job, if ranks talk over MPI.
+static MPI: OnceLock<Mpi> = OnceLock::new();
 
 /// The processes of all ranks but the first, if a cluster's launcher has started them.
 pub fn agents() -> Option<Arc<Agents>> {
@@ -35,23 +40,113 @@ fn run_args(cli: &Cli) -> Option<&RunArgs> {
     }
 }
 
+/// How this process runs a rank: by this very program, or on a thread where only this process can speak MPI.
+pub fn runner() -> Result<Runner, Failure> {
+    if let Some(mpi) = MPI.get() {
+        return Ok(Runner::Thread { mpi: mpi.clone(), handle: autodist_profiler::handle });
+    }
+    Ok(Runner::Program(vec![program()?]))
+}
+
+fn program() -> Result<OsString, Failure> {
+    let program = std::env::current_exe();
+    Ok(program.map_err(|e| Failure::Run(format!("cannot find this program's file: {e}")))?.into())
+}
+
+/// Starts agents on the hosts of a file.
+fn start_on(file: &Path, run: &RunArgs, external: Option<&External>) -> Result<Agents, Failure> {
+    if let Some(external) = external {
+        let problem =
+            format!("is for autodist's own launcher, but {} has started this process", external.launcher);
+        let error = InputError::new("--hosts", file.display(), problem);
+        return Err(error.hint("start autodist by itself, or set AUTODIST_LAUNCHER=none").into());
+    }
+    let hosts = input::hosts(file)?;
+    let command: Vec<String> = run.ssh.split_whitespace().map(str::to_owned).collect();
+    if command.is_empty() {
+        let error = InputError::new("--ssh", &run.ssh, "names no program");
+        return Err(error.hint("leave it out for ssh").into());
+    }
+    let folder =
+        std::env::current_dir().map_err(|e| Failure::Run(format!("cannot find this folder: {e}")))?;
+    let program = std::iter::once(program()?).chain(std::env::args_os().skip(1)).collect();
+    Ok(Agents::open_on(&hosts, &Ssh { command, program, folder }, train::timeout(run)?)??)
+}
+
+/// Takes part in the MPI job, where ranks are to talk over MPI; all of its processes do.
+fn take_part(run: &RunArgs, external: Option<&External>) -> Result<(), Failure> {
+    if run.transport == TransportArg::Tcp {
+        return Ok(());
+    }
+    let refused = |problem: String, hint: &str| {
+        Err(Failure::from(InputError::new("--transport", "mpi", problem).hint(hint)))
+    };
+    if !Mpi::is_built() {
+        return refused(
+            "is not in this autodist, which was built without MPI".to_owned(),
+            "build it where mpicc and libclang are: cargo build --release --features mpi; or leave --transport out",
+        );
+    }
+    const START: &str =
+        "start it as `mpirun -n 4 autodist …`, two processes or more; or leave --transport out";
+    let Some(external) = external else {
+        return refused(
+            "needs the processes of an MPI job, and nothing has started this one".to_owned(),
+            START,
+        );
+    };
+    if matches!(external.launcher, Launcher::Torchrun | Launcher::Ssh) {
+        return refused("needs the processes of an MPI job, and torchrun starts none".to_owned(), START);
+    }
+    let mpi = Mpi::initialise().map_err(|error| Failure::Run(format!("--transport mpi: {error}")))?;
+    let (rank, size) = (mpi.rank(), mpi.size());
+    if (rank, size) != (external.rank, external.world) {
+        let problem = format!(
+            "means {} here, which sees process {rank} of {size}, but {} has started process {} of {}",
+            mpi.library(),
+            external.launcher,
+            external.rank,
+            external.world
+        );
+        return refused(problem, "start it by the mpirun of the MPI that autodist was built with");
+    }
+    MPI.get_or_init(|| mpi);
+    Ok(())
+}
+
+/// Leaves the MPI job. Every process does so once it has nothing more to say.
+fn leave() -> Result<(), Failure> {
+    match MPI.get().map(Mpi::finalise) {
+        Some(Err(error)) => Err(Failure::Run(format!("leaving the MPI job: {error}"))),
+        _ => Ok(()),
+    }
+}
+
 /// Rank 0's process: lets the others come, if the command needs them.
 ///
 /// # Errors
-/// The port at which they would come is in use.
+/// The port at which they would come is in use; hosts that cannot be reached; MPI is asked for where there is none.
 pub fn open(cli: &Cli, external: Option<&External>) -> Result<(), Failure> {
-    if let (Some(external), Some(run)) = (external, run_args(cli)) {
-        let agents = Agents::open(external, train::timeout(run)?)?;
-        AGENTS.get_or_init(|| Arc::new(agents));
-    }
+    let Some(run) = run_args(cli) else { return Ok(()) };
+    take_part(run, external)?;
+    let agents = match (&run.hosts, external) {
+        (Some(file), _) => start_on(file, run, external)?,
+        (None, Some(external)) => Agents::open(external, train::timeout(run)?)?,
+        (None, None) => return Ok(()),
+    };
+    AGENTS.get_or_init(|| Arc::new(agents));
     Ok(())
 }
 
 /// Rank 0's process: lets the others go.
-pub fn dismiss() {
+///
+/// # Errors
+/// Processes of an MPI job that do not end.
+pub fn dismiss() -> Result<(), Failure> {
     if let Some(agents) = AGENTS.get() {
         agents.dismiss(&train::stop_flag());
     }
+    leave()
 }
 
 /// The life of any other process; returns its exit code. What is wrong with the command is said by rank 0's process.
@@ -62,15 +157,23 @@ pub fn attend(external: &External) -> i32 {
     };
     let Some(run) = run_args(&cli) else { return 0 };
     let work = || -> Result<(), Failure> {
-        let (timeout, command) = (train::timeout(run)?, train::command()?);
+        let timeout = train::timeout(run)?;
+        take_part(run, Some(external))?;
+        let runner = runner()?;
+        let head = match external.launcher {
+            Launcher::Ssh => Head::open(external)
+                .map_err(|e| Failure::Run(format!("cannot start the agents of this host: {e}")))?,
+            _ => None,
+        };
         let failed = |error: AgentError| match error {
             AgentError::Interrupted => Failure::Interrupted,
             error => Failure::Run(format!("rank {}: {error}", external.rank)),
         };
-        match Agent::join(external, timeout).map_err(failed)? {
-            Some(agent) => agent.work(&command, &train::stop_flag()).map_err(failed),
-            None => Ok(()),
+        if let Some(agent) = Agent::join(external, timeout).map_err(failed)? {
+            agent.work(&runner, &train::stop_flag()).map_err(failed)?;
         }
+        head.into_iter().for_each(Head::close);
+        leave()
     };
     match work() {
         Ok(()) => 0,

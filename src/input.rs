@@ -2,6 +2,7 @@
 
 use crate::cli::{AllowArg, JobArgs, StrategyArgs};
 use crate::failure::Failure;
+use autodist_executor::hosts::{self, Host};
 use autodist_program::rules;
 use autodist_spec::error::in_range;
 use autodist_spec::parse::{self, Check};
@@ -69,6 +70,11 @@ pub fn run(path: &Path) -> Result<RunRecord, Failure> {
 
 pub fn validation(path: &Path) -> Result<Validation, Failure> {
     json(path)
+}
+
+/// The hosts of a file, on which ranks are started.
+pub fn hosts(path: &Path) -> Result<Vec<Host>, Failure> {
+    Ok(hosts::parse(&path.display().to_string(), &bytes(path, "host")?)?)
 }
 
 /// A cluster file whose devices and links ranks on this machine can stand for.

@@ -28,13 +28,21 @@ fn main() {
     if autodist_executor::launcher::is_rank() {
         std::process::exit(autodist_executor::launcher::serve(autodist_profiler::handle));
     }
+    // On a host of a file, the place in the job comes on standard input; then this does not return.
+    if let Err(error) = autodist_executor::launcher::enter_environment() {
+        std::process::exit(code(Err(Failure::Run(format!("reading what ssh should hand over: {error}")))));
+    }
     let code = match External::from_environment() {
-        Ok(Some(external)) if external.rank > 0 => external::attend(&external),
+        Ok(Some(external)) if external.is_agent() => external::attend(&external),
         Ok(external) => {
             let cli = cli::Cli::parse();
             let code = code(external::open(&cli, external.as_ref()).and_then(|()| commands::run(&cli)));
-            external::dismiss();
-            code
+            // Whatever went wrong before says more.
+            match self::code(external::dismiss()) {
+                0 => code,
+                other if code == 0 => other,
+                _ => code,
+            }
         }
         Err(error) => code(Err(error.into())),
     };

@@ -14,7 +14,6 @@ use autodist_spec::{
     Alternative, Cluster, DeviceKind, InputError, Job, ModelSpec, Network, Plan, RunRecord, SCHEMA_VERSION,
     Validation,
 };
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -45,7 +44,7 @@ pub fn options(
     let timeout = timeout(run)?;
     devices::check(devices)?;
     Ok(LaunchOptions {
-        command: command()?,
+        runner: external::runner()?,
         rendezvous: run.rendezvous,
         timeout,
         realtime: !run.no_realtime && devices == DeviceKind::Cpu,
@@ -64,13 +63,6 @@ pub fn timeout(run: &RunArgs) -> Result<Duration, Failure> {
         return Err(error.hint("60 suits most jobs").into());
     }
     Ok(Duration::from_secs_f64(run.timeout))
-}
-
-/// What starts a rank: this very program.
-pub fn command() -> Result<Vec<OsString>, Failure> {
-    let program =
-        std::env::current_exe().map_err(|e| Failure::Run(format!("cannot find this program's file: {e}")))?;
-    Ok(vec![program.into()])
 }
 
 /// The data that the flag names.
@@ -223,6 +215,7 @@ fn environment(outcomes: &[RankOutcome], options: &LaunchOptions) -> Environment
     let realtime = outcomes.iter().all(|o| o.realtime);
     let mut environment = autodist_profiler::environment(realtime, options.devices);
     environment.emulated = options.network.is_some();
+    options.runner.transport().clone_into(&mut environment.transport);
     environment.collectives = outcomes.first().map(|o| o.route.clone()).unwrap_or_default();
     if options.realtime && !environment.realtime {
         environment

@@ -685,6 +685,36 @@ fn flags() {
     }
 }
 
+#[test]
+fn host_files_and_transports() {
+    let (folder, _) = right();
+    let folder = folder.path();
+    let args = "train plan.json --hosts hosts.txt";
+    let reader = Reader { folder, file: "hosts.txt", args };
+    reader.check("", &["names no host"]);
+    reader.check("# none\n\n", &["names no host"]);
+    reader.check(b"node\xff", &["UTF-8"]);
+    reader.check("one\ntwo slots=0\n", &["hosts.txt:2: `slots` is `0`", "from 1 to 64"]);
+    reader.check("one slots=two\n", &["hosts.txt:1: `slots` is `two`"]);
+    reader.check("one 2\n", &["hosts.txt:1", "`2`: is not understood", "slots=N"]);
+    reader.check("# a\none:2\n", &["hosts.txt:2", "write `one slots=2`"]);
+    reader.check("one\none\n", &["hosts.txt:2", "hosts.txt:1 already"]);
+    reader.check("-oProxyCommand=id\n", &["hosts.txt:1", "would be an option of ssh"]);
+    reader.check("a;id\n", &["hosts.txt:1", "is no name of a host"]);
+    reader.check("one slots=40\ntwo slots=40\n", &["`80`", "at most 64"]);
+    write(folder, "hosts.txt", "one\n");
+    for (args, expected) in [
+        ("train plan.json --hosts none.txt", &["none.txt", "cannot be read"][..]),
+        ("train plan.json --hosts .", &["is a folder"]),
+        ("train plan.json --hosts hosts.txt --ssh=", &["--ssh"]),
+        // Built without MPI, or not under mpirun.
+        ("train plan.json --transport mpi", &["`--transport` is `mpi`"]),
+        ("train plan.json --transport udp", &["--transport", "udp", "tcp"]),
+    ] {
+        refused(&line(folder, args), expected);
+    }
+}
+
 /// What is legal but does not fit is no bad input: exit code 3, with the way out.
 #[test]
 fn what_does_not_fit_is_told_apart_from_what_is_wrong() {

@@ -32,8 +32,9 @@ pub trait Connection: Send + Sync {
     /// The end of the stream is [`CommunicationError::PeerClosed`].
     fn try_receive(&self, buffer: &mut [u8], operation: &'static str) -> Result<usize>;
 
-    /// The descriptor that becomes ready when `try_send` or `try_receive` can go on.
-    fn descriptor(&self) -> BorrowedFd<'_>;
+    /// The descriptor that becomes ready when `try_send` or `try_receive` can go on; `None` where nothing tells that,
+    /// as under MPI: whoever waits then sleeps and tries again.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 
     /// Ends both directions, so that the peer and every thread waiting here notice at once.
     fn shutdown(&self);
@@ -122,7 +123,8 @@ pub(crate) struct Idle {
 }
 
 impl Idle {
-    /// Sleeps until `sending` takes bytes or `receiving` has some. At least one of them is given.
+    /// Sleeps until `sending` takes bytes or `receiving` has some, or until it is time to try again. At least one of
+    /// them is given.
     pub(crate) fn wait(
         &mut self,
         sending: Option<&dyn Connection>,
@@ -152,12 +154,7 @@ impl Idle {
         if left.is_zero() {
             return Err(timed_out());
         }
-        let mut descriptors: Vec<_> = sending
-            .iter()
-            .map(|connection| poll::interest(connection.descriptor(), false, true))
-            .chain(receiving.iter().map(|connection| poll::interest(connection.descriptor(), true, false)))
-            .collect();
-        match poll::wait(&mut descriptors, Some(left)) {
+        match poll::ready(sending, receiving, waited, left) {
             Ok(true) => Ok(()),
             Ok(false) => Err(timed_out()),
             Err(source) => Err(CommunicationError::Io {
@@ -234,6 +231,11 @@ impl SocketConnection {
         Self { timeout, ..self }
     }
 
+    /// What becomes ready.
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     fn moved(&self, outcome: io::Result<usize>, operation: &'static str) -> Result<usize> {
         match outcome {
             Ok(0) => Err(self.closed(operation)),
@@ -281,8 +283,8 @@ impl Connection for SocketConnection {
         }
         self.moved(self.socket.read(buffer), operation)
     }
-    fn descriptor(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.socket())
     }
     fn shutdown(&self) {
         self.socket.shutdown();
@@ -316,7 +318,7 @@ pub(crate) mod testing {
             let most = buffer.len().min(self.most);
             self.inner.try_receive(&mut buffer[..most], operation)
         }
-        fn descriptor(&self) -> BorrowedFd<'_> {
+        fn descriptor(&self) -> Option<BorrowedFd<'_>> {
             self.inner.descriptor()
         }
         fn shutdown(&self) {

@@ -101,14 +101,16 @@ impl Control {
                 }
             }
             let connection = &self.channel.connection;
-            let mut descriptors = [poll::interest(connection.descriptor(), true, false)];
             let left = deadline.saturating_duration_since(Instant::now());
+            let waited = limit.saturating_sub(left);
             let ready = !left.is_zero()
-                && poll::wait(&mut descriptors, Some(left)).map_err(|source| CommunicationError::Io {
-                    peer: connection.peer(),
-                    lane: connection.lane().to_owned(),
-                    operation: OPERATION,
-                    source: Arc::new(source),
+                && poll::ready(&[], &[&**connection], waited, left).map_err(|source| {
+                    CommunicationError::Io {
+                        peer: connection.peer(),
+                        lane: connection.lane().to_owned(),
+                        operation: OPERATION,
+                        source: Arc::new(source),
+                    }
                 })?;
             if !ready {
                 return Ok(None);

@@ -40,6 +40,12 @@ impl Endpoint {
         Self { rank, world, transport, control, lanes: BTreeSet::new() }
     }
 
+    /// The same endpoint, whose ranks reach each other otherwise from now on.
+    #[cfg(feature = "mpi")]
+    pub(crate) fn over(self, transport: Box<dyn Transport>) -> Self {
+        Self { transport, ..self }
+    }
+
     /// This rank's number in the world.
     #[must_use]
     pub fn rank(&self) -> usize {

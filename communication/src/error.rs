@@ -81,6 +81,10 @@ pub enum CommunicationError {
     #[error("{operation} with {peer} on `{lane}`: {source}")]
     Io { peer: Peer, lane: String, operation: &'static str, source: Arc<io::Error> },
 
+    /// The MPI library said no.
+    #[error("{operation} with {peer} on `{lane}`: MPI says: {detail}")]
+    Mpi { peer: Peer, lane: Box<str>, operation: &'static str, detail: Box<str> },
+
     /// The operating system said no before there was a peer.
     #[error("{operation} at {address}: {source}")]
     Address { address: SocketAddr, operation: &'static str, source: Arc<io::Error> },
@@ -94,6 +98,7 @@ impl CommunicationError {
             Self::TimedOut { peer, .. }
             | Self::PeerClosed { peer, .. }
             | Self::Protocol { peer, .. }
+            | Self::Mpi { peer, .. }
             | Self::Io { peer, .. } => match peer {
                 Peer::Rank(rank) => Some(*rank),
                 _ => None,

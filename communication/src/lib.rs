@@ -2,13 +2,13 @@
 //!
 //! | layer | here |
 //! |---|---|
-//! | bytes to one peer | [`Connection`]: TCP between processes ([`tcp`]), socket pairs between threads ([`local`]) |
+//! | bytes to one peer | [`Connection`]: TCP ([`tcp`]) or MPI ([`mpi`]) between processes, socket pairs between threads ([`local`]) |
 //! | algorithms over connections | rings, and the schedules of `collectives` (private) |
 //! | what the engine calls | [`Communicator`] for groups, [`Mailbox`] for pipeline stages |
 //! | how ranks find each other | [`Endpoint`], [`tcp::Rendezvous`], [`Control`] and [`Supervisor`] |
 //!
 //! It never interprets what it carries, does not know about plans, and does not choose who talks to whom. Every
-//! wait has a time-out, sleeps in `poll(2)` and never spins; every error names the peer, the lane and the
+//! wait has a time-out, sleeps and never spins; every error names the peer, the lane and the
 //! operation.
 //!
 //! Groups may be used by different threads at the same time, since each has its own connections. See
@@ -24,6 +24,7 @@ mod error;
 mod keep_alive;
 pub mod local;
 mod mailbox;
+pub mod mpi;
 mod poll;
 pub mod queue;
 mod ring;

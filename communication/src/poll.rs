@@ -1,8 +1,54 @@
-//! Waiting for descriptors with `poll(2)`, the one system call this crate makes by itself.
+//! Waiting without spinning: for descriptors with `poll(2)`, for connections that have none by naps.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
+
+use crate::connection::Connection;
+
+/// A nap lasts this part of what has been waited already, so whoever waits is late by no more than that part,
+const NAP_PART: u32 = 4;
+/// but never less than what a look and a change of threads cost, nor more than a moment that nobody notices.
+const SHORTEST_NAP: Duration = Duration::from_micros(20);
+const LONGEST_NAP: Duration = Duration::from_micros(500);
+/// Nanoseconds by which the system may prolong a sleep. Its own 50 us would more than double the shortest nap.
+const SLACK: libc::c_ulong = 1_000;
+
+/// Sleeps until one of the connections can go on, or until it is time to try again because one has no descriptor; at
+/// most for `left`, after `waited` have passed already. False once that has passed, and nothing was ready.
+pub(crate) fn ready(
+    sending: &[&dyn Connection],
+    receiving: &[&dyn Connection],
+    waited: Duration,
+    left: Duration,
+) -> io::Result<bool> {
+    let to_send = sending.iter().map(|connection| (connection, false, true));
+    let all = to_send.chain(receiving.iter().map(|connection| (connection, true, false)));
+    let known = all.map(|(connection, readable, writable)| {
+        connection.descriptor().map(|descriptor| interest(descriptor, readable, writable))
+    });
+    match known.collect::<Option<Vec<_>>>() {
+        Some(mut descriptors) => wait(&mut descriptors, Some(left)),
+        // Connections of one group are of one transport: there is no mixture for which to watch the others meanwhile.
+        None => {
+            nap(waited, left);
+            Ok(true)
+        }
+    }
+}
+
+/// Sleeps for as long as suits whoever has waited so long already.
+pub(crate) fn nap(waited: Duration, left: Duration) {
+    thread_local!(static PUNCTUAL: Cell<bool> = const { Cell::new(false) });
+    if !PUNCTUAL.replace(true) {
+        // SAFETY: this sets one number of the calling thread. A refusal leaves naps longer.
+        unsafe {
+            libc::prctl(libc::PR_SET_TIMERSLACK, SLACK);
+        }
+    }
+    std::thread::sleep((waited / NAP_PART).clamp(SHORTEST_NAP, LONGEST_NAP).min(left));
+}
 
 /// What a caller waits for on one descriptor.
 pub(crate) fn interest(descriptor: BorrowedFd<'_>, readable: bool, writable: bool) -> libc::pollfd {

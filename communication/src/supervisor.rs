@@ -203,7 +203,7 @@ impl Hub {
         loop {
             let mut descriptors = vec![poll::interest(self.woken.as_fd(), true, false)];
             for visitor in &self.visitors {
-                let descriptor = visitor.connection.descriptor();
+                let descriptor = visitor.connection.socket();
                 descriptors.push(poll::interest(descriptor, true, !visitor.unsent.is_empty()));
             }
             if let Some((listener, _)) = &self.door {

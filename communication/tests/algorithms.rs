@@ -11,7 +11,7 @@ use autodist_communication::{
     CommunicationError, Communicator, Counters, Endpoint, Reduction, Ways, shard_range,
 };
 use autodist_spec::Algorithm;
-use common::{BOTH, Over, TIMEOUT, bits, job, values};
+use common::{Gate, TIMEOUT, any_transport, digest, job, transports, values};
 use proptest::prelude::*;
 
 const ALGORITHMS: [Algorithm; 11] = [
@@ -50,7 +50,7 @@ fn schedule_bytes(schedule: &Schedule, rank: usize) -> Counters {
 
 #[test]
 fn every_algorithm_reduces_alike() {
-    for over in BOTH {
+    for over in transports() {
         for world in 2..=8 {
             let ways = Ways { algorithms: fitting(world), all_to_all: false };
             let results = job(over, world, TIMEOUT, |mut endpoint| {
@@ -81,7 +81,7 @@ fn every_algorithm_reduces_alike() {
                         }
                         let mut own = values(rank, length);
                         group.all_reduce_by(algorithm, &mut own, Reduction::Sum).unwrap();
-                        fractions.push((what.clone(), bits(&own)));
+                        fractions.push((what.clone(), digest(&own)));
 
                         if suits(algorithm, Collective::ReduceScatter, world).is_err() {
                             continue;
@@ -120,7 +120,7 @@ fn part(from: usize, to: usize, scale: usize) -> Vec<u8> {
 
 #[test]
 fn bytes_of_any_length_reach_everybody() {
-    for over in BOTH {
+    for over in transports() {
         for world in 1..=8 {
             let ways = Ways { algorithms: Vec::new(), all_to_all: true };
             job(over, world, TIMEOUT, |mut endpoint| {
@@ -161,7 +161,7 @@ fn bytes_of_any_length_reach_everybody() {
 
 #[test]
 fn what_a_group_was_not_opened_for_is_refused_and_named() {
-    for over in BOTH {
+    for over in transports() {
         job(over, 4, TIMEOUT, |mut endpoint| {
             let members = [0, 1, 2, 3];
             let misfit = Ways { algorithms: vec![Algorithm::Hierarchical { inner: 3 }], all_to_all: false };
@@ -200,7 +200,7 @@ fn what_a_group_was_not_opened_for_is_refused_and_named() {
 #[test]
 fn a_peer_that_ends_is_noticed_by_all_whatever_the_algorithm() {
     const WORLD: usize = 6;
-    for over in BOTH {
+    for over in transports() {
         for algorithm in candidates(WORLD, &[0, 0, 0, 1, 1, 1]) {
             for gone in [0, 3, 5] {
                 let ways = Ways { algorithms: vec![algorithm], all_to_all: false };
@@ -226,7 +226,7 @@ fn a_peer_that_ends_is_noticed_by_all_whatever_the_algorithm() {
 
 #[test]
 fn a_peer_that_ends_is_noticed_when_bytes_are_exchanged() {
-    for over in BOTH {
+    for over in transports() {
         for gathers in [false, true] {
             let ways = Ways { algorithms: Vec::new(), all_to_all: true };
             job(over, 5, TIMEOUT, |mut endpoint| {
@@ -248,11 +248,11 @@ fn a_peer_that_ends_is_noticed_when_bytes_are_exchanged() {
 #[test]
 fn a_silent_peer_is_named_after_the_timeout() {
     let patience = Duration::from_millis(300);
-    for over in BOTH {
+    for over in transports() {
         let algorithms = vec![Algorithm::DoubleBinaryTree, Algorithm::HalvingDoubling];
         for algorithm in algorithms.clone() {
             let ways = Ways { algorithms: algorithms.clone(), all_to_all: false };
-            let finish = std::sync::Barrier::new(2);
+            let finish = Gate::new(over, 2);
             job(over, 2, patience, |mut endpoint| {
                 let mut group = group_for(&mut endpoint, &ways);
                 if group.rank() == 0 {
@@ -277,7 +277,7 @@ proptest! {
     ) {
         let world = order.len();
         let ways = Ways { algorithms: fitting(world), all_to_all: true };
-        job(Over::Local, world, TIMEOUT, |mut endpoint| {
+        job(any_transport(), world, TIMEOUT, |mut endpoint| {
             let mut group = endpoint.group_for("data", &order, &ways).unwrap();
             for &(algorithm, length) in &calls {
                 let algorithm = ways.algorithms[algorithm % ways.algorithms.len()];
@@ -289,4 +289,10 @@ proptest! {
             }
         });
     }
+}
+
+#[cfg(feature = "mpi")]
+#[test]
+fn over_mpi() {
+    common::mpi::again(8, "");
 }

@@ -5,7 +5,7 @@
 mod common;
 
 use autodist_communication::{Communicator, Counters, Endpoint, Reduction, shard_range};
-use common::{BOTH, Over, TIMEOUT, bits, job, value, values};
+use common::{TIMEOUT, any_transport, bits, digest, job, now, transports, value, values};
 use proptest::prelude::*;
 
 const LENGTHS: [usize; 8] = [0, 1, 2, 3, 7, 1009, 65_537, 1_000_000];
@@ -43,39 +43,39 @@ fn all_but(length: usize, size: usize, without: usize) -> u64 {
 
 #[test]
 fn all_reduce_is_right_everywhere() {
-    for over in BOTH {
+    for over in transports() {
         for world in 1..=5 {
             let members: Vec<_> = (0..world).collect();
             let results = job(over, world, TIMEOUT, |mut endpoint| {
                 let mut group = whole_world(&mut endpoint);
+                let rank = group.rank();
                 let mut results = Vec::new();
                 for length in LENGTHS {
                     for reduction in [Reduction::Sum, Reduction::Max] {
                         let before = group.counters();
-                        let mut own = values(group.rank(), length);
-                        group.all_reduce(&mut own, reduction).unwrap();
-                        results.push((length, reduction, own, group.counters() - before));
+                        let mut got = values(rank, length);
+                        group.all_reduce(&mut got, reduction).unwrap();
+                        let counters = group.counters() - before;
+                        for place in (0..length).step_by(1 + length / 1000) {
+                            assert_reduced(got[place], &members, place, reduction);
+                        }
+                        if length % world == 0 {
+                            let formula = 2 * (world - 1) * (4 * length) / world;
+                            assert_eq!(counters, Counters { sent: formula as u64, received: formula as u64 });
+                        }
+                        let sent = all_but(length, world, rank) + all_but(length, world, rank + 1);
+                        let received =
+                            all_but(length, world, rank + world - 1) + all_but(length, world, rank);
+                        let expected =
+                            if world == 1 { Counters::default() } else { Counters { sent, received } };
+                        assert_eq!(counters, expected, "{over:?}, rank {rank} of {world}, {length}");
+                        results.push(digest(&got));
                     }
                 }
                 results
             });
             for (rank, of_rank) in results.iter().enumerate() {
-                for (&(length, reduction, ref got, counters), (.., first, _)) in
-                    of_rank.iter().zip(&results[0])
-                {
-                    assert_eq!(bits(got), bits(first), "{over:?}, rank {rank} of {world}, {length}");
-                    for place in (0..length).step_by(1 + length / 1000) {
-                        assert_reduced(got[place], &members, place, reduction);
-                    }
-                    if length % world == 0 {
-                        let formula = 2 * (world - 1) * (4 * length) / world;
-                        assert_eq!(counters, Counters { sent: formula as u64, received: formula as u64 });
-                    }
-                    let sent = all_but(length, world, rank) + all_but(length, world, rank + 1);
-                    let received = all_but(length, world, rank + world - 1) + all_but(length, world, rank);
-                    let expected = if world == 1 { Counters::default() } else { Counters { sent, received } };
-                    assert_eq!(counters, expected, "{over:?}, rank {rank} of {world}, {length}");
-                }
+                assert_eq!(of_rank, &results[0], "{over:?}, rank {rank} of {world}: other bits");
             }
         }
     }
@@ -83,7 +83,7 @@ fn all_reduce_is_right_everywhere() {
 
 #[test]
 fn reduce_scatter_then_all_gather_is_all_reduce() {
-    for over in BOTH {
+    for over in transports() {
         for world in 1..=5 {
             job(over, world, TIMEOUT, |mut endpoint| {
                 let mut group = whole_world(&mut endpoint);
@@ -118,7 +118,7 @@ fn reduce_scatter_then_all_gather_is_all_reduce() {
 
 #[test]
 fn broadcast_reaches_all_from_any_root() {
-    for over in BOTH {
+    for over in transports() {
         for world in 1..=5 {
             job(over, world, TIMEOUT, |mut endpoint| {
                 let mut group = whole_world(&mut endpoint);
@@ -145,40 +145,45 @@ fn broadcast_reaches_all_from_any_root() {
 
 #[test]
 fn nan_is_not_hidden() {
-    let results = job(Over::Local, 3, TIMEOUT, |mut endpoint| {
+    let results = job(any_transport(), 3, TIMEOUT, |mut endpoint| {
         let mut group = whole_world(&mut endpoint);
         let mut own = [if group.rank() == 1 { f32::NAN } else { 1.0 }; 5];
         group.all_reduce(&mut own, Reduction::Max).unwrap();
-        own
+        own.iter().all(|value| value.is_nan())
     });
-    assert!(results.iter().flatten().all(|value| value.is_nan()));
+    assert_eq!(results, [true; 3]);
 }
 
 #[test]
 fn nobody_leaves_a_barrier_before_all_came() {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    for over in BOTH {
-        let arrived = AtomicUsize::new(0);
-        job(over, 4, TIMEOUT, |mut endpoint| {
+    for over in transports() {
+        let passages = job(over, 4, TIMEOUT, |mut endpoint| {
             let mut group = whole_world(&mut endpoint);
-            for round in 1..=20 {
-                if (round + group.rank()).is_multiple_of(4) {
-                    std::thread::sleep(std::time::Duration::from_millis(1));
-                }
-                arrived.fetch_add(1, Ordering::SeqCst);
-                group.barrier().unwrap();
-                assert!(arrived.load(Ordering::SeqCst) >= 4 * round);
-                group.barrier().unwrap();
-            }
+            let passages: Vec<(u64, u64)> = (1..=20)
+                .map(|round| {
+                    if (round + group.rank()).is_multiple_of(4) {
+                        std::thread::sleep(std::time::Duration::from_millis(1));
+                    }
+                    let came = now();
+                    group.barrier().unwrap();
+                    (came, now())
+                })
+                .collect();
             assert_eq!(group.counters(), Counters::default());
+            passages
         });
+        for round in 0..20 {
+            let last_came = passages.iter().map(|passages| passages[round].0).max();
+            let first_left = passages.iter().map(|passages| passages[round].1).min();
+            assert!(last_came <= first_left, "{over:?}, round {round}");
+        }
     }
 }
 
 /// A mesh of 2 x 2: one thread of each rank reduces along one axis while another does along the other.
 #[test]
 fn groups_of_two_axes_run_side_by_side() {
-    for over in BOTH {
+    for over in transports() {
         job(over, 4, TIMEOUT, |mut endpoint| {
             let rank = endpoint.rank();
             let (row, column) = ([rank / 2 * 2, rank / 2 * 2 + 1], [rank % 2, rank % 2 + 2]);
@@ -234,7 +239,7 @@ proptest! {
     fn random_groups_reduce_apart(groups in partition(), length in 0usize..3000, sum in any::<bool>()) {
         let world = groups.iter().map(Vec::len).sum();
         let reduction = if sum { Reduction::Sum } else { Reduction::Max };
-        let results = job(Over::Local, world, TIMEOUT, |mut endpoint| {
+        let results = job(any_transport(), world, TIMEOUT, |mut endpoint| {
             let rank = endpoint.rank();
             let members = groups.iter().find(|members| members.contains(&rank)).unwrap();
             let mut group = endpoint.group("axis", members).unwrap();
@@ -242,15 +247,21 @@ proptest! {
             let mut own = values(rank, length);
             group.all_reduce(&mut own, reduction).unwrap();
             group.barrier().unwrap();
-            own
+            for place in 0..length {
+                assert_reduced(own[place], members, place, reduction);
+            }
+            digest(&own)
         });
         for members in &groups {
             for &rank in members {
-                prop_assert_eq!(bits(&results[rank]), bits(&results[members[0]]));
-                for place in 0..length {
-                    assert_reduced(results[rank][place], members, place, reduction);
-                }
+                prop_assert_eq!(results[rank], results[members[0]]);
             }
         }
     }
+}
+
+#[cfg(feature = "mpi")]
+#[test]
+fn over_mpi() {
+    common::mpi::again(6, "");
 }

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use autodist_communication::tcp::{Rendezvous, TcpOptions, join};
 use autodist_communication::{CommunicationError, ControlEvent, Endpoint, Peer, Reduction, Ways, local};
 use autodist_spec::Algorithm;
-use common::{BOTH, Over, TIMEOUT, job, options};
+use common::{Gate, TIMEOUT, any_transport, job, options, transports};
 
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
 #[test]
 fn a_peer_that_ends_is_named_at_once() {
-    for over in BOTH {
+    for over in transports() {
         job(over, 3, TIMEOUT, |mut endpoint| {
             let rank = endpoint.rank();
             let mut group = endpoint.group("data", &[0, 1, 2]).unwrap();
@@ -39,9 +39,9 @@ fn a_peer_that_ends_is_named_at_once() {
 
 #[test]
 fn a_silent_peer_is_named_after_the_timeout() {
-    for over in BOTH {
+    for over in transports() {
         let patience = Duration::from_millis(300);
-        let finish = std::sync::Barrier::new(2);
+        let finish = Gate::new(over, 2);
         job(over, 2, patience, |mut endpoint| {
             let rank = endpoint.rank();
             let mut group = endpoint.group("data", &[0, 1]).unwrap();
@@ -61,8 +61,8 @@ fn a_silent_peer_is_named_after_the_timeout() {
 
 #[test]
 fn a_peer_that_never_opens_the_lane_is_named() {
-    for over in BOTH {
-        let finish = std::sync::Barrier::new(2);
+    for over in transports() {
+        let finish = Gate::new(over, 2);
         job(over, 2, Duration::from_millis(300), |mut endpoint| {
             if endpoint.rank() == 1 {
                 let opened = endpoint.group("data", &[0, 1]);
@@ -77,9 +77,11 @@ fn a_peer_that_never_opens_the_lane_is_named() {
 #[test]
 fn another_jobs_token_is_refused() {
     let rendezvous = Rendezvous::bind(LOOPBACK, 1, "secret").unwrap();
-    let wrong = TcpOptions { token: "guess".to_owned(), ..options(rendezvous.address(), 0, 1, TIMEOUT) };
-    let error = join(wrong).err().unwrap();
-    assert!(matches!(error, CommunicationError::BadToken { address } if address == rendezvous.address()));
+    for token in ["guess", "", "secre", "secret "] {
+        let wrong = TcpOptions { token: token.to_owned(), ..options(rendezvous.address(), 0, 1, TIMEOUT) };
+        let error = join(wrong).err().unwrap();
+        assert!(matches!(error, CommunicationError::BadToken { address } if address == rendezvous.address()));
+    }
     // The right one still comes in.
     join(options(rendezvous.address(), 0, 1, TIMEOUT)).unwrap().close().unwrap();
     let events: Vec<_> = rendezvous.events().iter().collect();
@@ -168,7 +170,7 @@ fn strangers_do_not_disturb() {
 
 #[test]
 fn groups_that_are_none() {
-    job(Over::Local, 2, TIMEOUT, |mut endpoint| {
+    job(any_transport(), 2, TIMEOUT, |mut endpoint| {
         let rank = endpoint.rank();
         for bad in [&[0, 1, 1][..], &[0, 1, 2], &[1 - rank], &[]] {
             let error = endpoint.group("data", bad).err().unwrap();
@@ -298,4 +300,10 @@ fn a_killed_process_is_named_at_once() {
             assert!(noticed.duration_since(killed) < Duration::from_secs(2), "{:?}", noticed - killed);
         }
     }
+}
+
+#[cfg(feature = "mpi")]
+#[test]
+fn over_mpi() {
+    common::mpi::again(3, "a_peer_that a_silent_peer groups_that_are_none");
 }

@@ -5,12 +5,12 @@
 mod common;
 
 use autodist_communication::{CommunicationError, Counters};
-use common::{BOTH, Over, TIMEOUT, bits, job, values};
+use common::{TIMEOUT, any_transport, bits, job, transports, values};
 use proptest::prelude::*;
 
 #[test]
 fn tags_may_be_received_in_any_order() {
-    for over in BOTH {
+    for over in transports() {
         job(over, 2, TIMEOUT, |mut endpoint| {
             let peer = 1 - endpoint.rank();
             let mut mailbox = endpoint.point_to_point("stages", &[peer]).unwrap();
@@ -32,7 +32,7 @@ fn tags_may_be_received_in_any_order() {
 
 #[test]
 fn one_tag_keeps_its_order() {
-    job(Over::Local, 2, TIMEOUT, |mut endpoint| {
+    job(any_transport(), 2, TIMEOUT, |mut endpoint| {
         let peer = 1 - endpoint.rank();
         let mut mailbox = endpoint.point_to_point("stages", &[peer]).unwrap();
         for value in 0..20 {
@@ -50,7 +50,7 @@ fn one_tag_keeps_its_order() {
 #[test]
 fn large_messages_pass_each_other() {
     const LENGTH: usize = 4 << 20;
-    for over in BOTH {
+    for over in transports() {
         job(over, 2, TIMEOUT, |mut endpoint| {
             let (rank, peer) = (endpoint.rank(), 1 - endpoint.rank());
             let mut mailbox = endpoint.point_to_point("stages", &[peer]).unwrap();
@@ -83,7 +83,7 @@ fn large_messages_pass_each_other() {
 /// A pipeline: every rank sends forward and then backward before anybody receives.
 #[test]
 fn a_chain_of_stages() {
-    for over in BOTH {
+    for over in transports() {
         job(over, 4, TIMEOUT, |mut endpoint| {
             let rank = endpoint.rank();
             let peers: Vec<_> = [rank.checked_sub(1), Some(rank + 1).filter(|&next| next < 4)]
@@ -107,7 +107,7 @@ fn a_chain_of_stages() {
 
 #[test]
 fn a_lost_peer_surfaces_at_the_sender_too() {
-    for over in BOTH {
+    for over in transports() {
         job(over, 2, TIMEOUT, |mut endpoint| {
             let (rank, peer) = (endpoint.rank(), 1 - endpoint.rank());
             let mut mailbox = endpoint.point_to_point("stages", &[peer]).unwrap();
@@ -130,7 +130,7 @@ fn a_lost_peer_surfaces_at_the_sender_too() {
 
 #[test]
 fn strangers_have_no_mailbox() {
-    job(Over::Local, 2, TIMEOUT, |mut endpoint| {
+    job(any_transport(), 2, TIMEOUT, |mut endpoint| {
         let (rank, peer) = (endpoint.rank(), 1 - endpoint.rank());
         assert!(endpoint.point_to_point("self", &[rank]).is_err());
         assert!(endpoint.point_to_point("far", &[2]).is_err());
@@ -149,7 +149,7 @@ proptest! {
         lengths in proptest::collection::vec(0usize..40_000, 1..12),
         order in proptest::collection::vec(any::<proptest::sample::Index>(), 12),
     ) {
-        job(Over::Local, 2, TIMEOUT, |mut endpoint| {
+        job(any_transport(), 2, TIMEOUT, |mut endpoint| {
             let peer = 1 - endpoint.rank();
             let mut mailbox = endpoint.point_to_point("stages", &[peer]).unwrap();
             for (tag, &length) in lengths.iter().enumerate() {
@@ -166,4 +166,10 @@ proptest! {
             mailbox.close().unwrap();
         });
     }
+}
+
+#[cfg(feature = "mpi")]
+#[test]
+fn over_mpi() {
+    common::mpi::again(4, "");
 }

@@ -7,6 +7,7 @@ mod tests;
 
 use autodist_spec::InputError;
 use std::fmt;
+use std::io::Read;
 
 /// Who has started the processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub enum Launcher {
     /// Also Intel's MPI.
     Mpich,
     Slurm,
+    /// This program itself, by ssh, on the hosts of a file.
+    Ssh,
 }
 
 impl fmt::Display for Launcher {
@@ -25,6 +28,7 @@ impl fmt::Display for Launcher {
             Self::OpenMpi => "mpirun",
             Self::Mpich => "mpiexec",
             Self::Slurm => "srun",
+            Self::Ssh => "--hosts",
         })
     }
 }
@@ -90,6 +94,13 @@ const OPEN_MPI: Names = Names {
     local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
     local_world: "OMPI_COMM_WORLD_LOCAL_SIZE",
 };
+const OWN: Names = Names {
+    launcher: Launcher::Ssh,
+    rank: "AUTODIST_RANK",
+    world: "AUTODIST_WORLD",
+    local_rank: "AUTODIST_LOCAL_RANK",
+    local_world: "AUTODIST_LOCAL_WORLD",
+};
 const MPICH: Names = Names {
     launcher: Launcher::Mpich,
     rank: "PMI_RANK",
@@ -104,7 +115,7 @@ impl External {
     /// # Errors
     /// As [`External::read`].
     pub fn from_environment() -> Result<Option<Self>, InputError> {
-        Self::read(&|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+        Self::read(&from_environment)
     }
 
     /// What the variables that `lookup` knows say.
@@ -125,7 +136,7 @@ impl External {
         }
         let Some(names) = variables.names() else { return Ok(None) };
         let world = variables.count(names.world)?;
-        if world == 1 {
+        if world == 1 && names.launcher != Launcher::Ssh {
             return Ok(None);
         }
         let rank = variables.below(names.rank, world, names.world)?;
@@ -139,7 +150,8 @@ impl External {
         }
         let local_rank = variables.below(names.local_rank, local_world, names.local_world)?;
         // On one machine no name can be wrong.
-        let host = if local_world == world { LOOPBACK.to_owned() } else { variables.host(names.launcher)? };
+        let together = local_world == world && names.launcher != Launcher::Ssh;
+        let host = if together { LOOPBACK.to_owned() } else { variables.host(names.launcher)? };
         Ok(Some(Self {
             launcher: names.launcher,
             rank,
@@ -152,11 +164,63 @@ impl External {
         }))
     }
 
-    /// Whether all processes are on one machine.
+    /// The launcher's own place in a job of `world` ranks that it starts on other machines by ssh; `address` is what
+    /// leads back here from them.
+    ///
+    /// # Errors
+    /// As [`External::read`].
+    pub fn by_ssh(world: usize, address: impl FnOnce() -> String) -> Result<Self, InputError> {
+        let variables = Variables { lookup: &from_environment };
+        Ok(Self {
+            launcher: Launcher::Ssh,
+            rank: 0,
+            world,
+            local_rank: 0,
+            local_world: 1,
+            host: variables.text(MASTER_ADDRESS).unwrap_or_else(address),
+            // Where nothing names a port, any will do: the processes are told which.
+            port: if variables.has(&[PORT]) { variables.port()? } else { 0 },
+            token: variables.text(TOKEN).unwrap_or_else(random_token),
+        })
+    }
+
+    /// Whether all processes are on one machine, this one.
     #[must_use]
     pub fn on_one_machine(&self) -> bool {
-        self.local_world == self.world
+        match self.launcher {
+            Launcher::Ssh => self.host == LOOPBACK,
+            _ => self.local_world == self.world,
+        }
     }
+
+    /// The first of the ranks that agents run. Under a cluster's launcher rank 0 belongs to the process that gives the
+    /// orders; our own launcher may stand on a machine that has no rank.
+    #[must_use]
+    pub fn first_agent(&self) -> usize {
+        usize::from(self.launcher != Launcher::Ssh)
+    }
+
+    /// Whether this process waits for orders.
+    #[must_use]
+    pub fn is_agent(&self) -> bool {
+        self.rank >= self.first_agent()
+    }
+}
+
+fn from_environment(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// A token that other users of the machine cannot guess.
+pub(crate) fn random_token() -> String {
+    let mut bytes = [0; 16];
+    let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+    if read.is_err() {
+        // Without a source of randomness the process and the time still tell jobs of one user apart.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        bytes = (now.as_nanos() ^ (u128::from(std::process::id()) << 64)).to_le_bytes();
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// An environment.
@@ -178,7 +242,7 @@ impl Variables<'_> {
     /// torchrun's for PyTorch, and Slurm a part of MPI's: who has set all comes first.
     fn names(&self) -> Option<Names> {
         let slurm = slurm::is_step(self).then(|| slurm::names(self));
-        let mut found: Vec<Names> = [TORCHRUN, OPEN_MPI, MPICH].into_iter().chain(slurm).collect();
+        let mut found: Vec<Names> = [OWN, TORCHRUN, OPEN_MPI, MPICH].into_iter().chain(slurm).collect();
         found.retain(|names| self.has(&[names.rank, names.world]));
         let whole = found.iter().position(|names| self.has(&[names.local_rank, names.local_world]));
         (!found.is_empty()).then(|| found.swap_remove(whole.unwrap_or(0)))
@@ -259,6 +323,8 @@ impl Variables<'_> {
             Launcher::Torchrun => &["TORCHELASTIC_RUN_ID"],
             Launcher::OpenMpi => &["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"],
             Launcher::Mpich => &["PMI_JOBID"],
+            // It is told one.
+            Launcher::Ssh => &[],
             Launcher::Slurm => &["SLURM_JOB_ID", "SLURM_STEP_ID"],
         };
         let parts: Vec<String> = parts.iter().filter_map(|name| self.text(name)).collect();

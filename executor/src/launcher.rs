@@ -8,14 +8,20 @@ mod agents;
 mod orders;
 mod process;
 mod ranks;
+mod remote;
+mod runner;
 mod serve;
+mod tail;
 mod watch;
 
 pub use agent::{Agent, AgentError};
 pub use agents::{Agents, Machine};
+pub use remote::{Head, Ssh, enter_environment};
+pub use runner::{Handler, Runner};
 pub use serve::{Worker, is_rank, serve};
 
-use crate::external::Launcher;
+use crate::ExecutionError;
+use crate::external::{Launcher, random_token};
 use autodist_communication::CommunicationError;
 use autodist_communication::switch::{Links, Route, Switch};
 use autodist_communication::tcp::Rendezvous;
@@ -24,8 +30,6 @@ use orders::RankEnvironment;
 use ranks::Ranks;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,8 +45,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How ranks are started and watched.
 #[derive(Debug, Clone)]
 pub struct LaunchOptions {
-    /// Program and arguments of a rank; it must call [`serve`].
-    pub command: Vec<OsString>,
+    pub runner: Runner,
     /// Where the ranks find each other; port 0 takes a free one.
     pub rendezvous: SocketAddr,
     /// A peer that moves no byte for so long is an error.
@@ -77,7 +80,7 @@ pub enum LaunchError {
     #[error("rank {rank} answered something that is no answer: {detail}")]
     Answer { rank: usize, detail: String },
     #[error(
-        "the plan is for {ranks} ranks, but {launcher} started {processes} processes: start {ranks}, or set AUTODIST_LAUNCHER=none to run all ranks on this machine"
+        "the plan is for {ranks} ranks, but {launcher} started {processes} processes: {}", other_world(*launcher, *ranks)
     )]
     World { ranks: usize, launcher: Launcher, processes: usize },
     #[error("{source}: set AUTODIST_PORT to a free port of rank 0's machine, the same for all processes")]
@@ -90,6 +93,10 @@ pub enum LaunchError {
         "rank {rank} is lost with the autodist process that ran it: it was killed, or its machine is gone; all other ranks have been stopped"
     )]
     AgentLost { rank: usize },
+    #[error(
+        "{place}: {ssh} {host} {what}, and no autodist has come from there{output}\nhint: see that `{ssh} -o BatchMode=yes {host} true` works, and that this program and this folder are there too"
+    )]
+    Host { place: String, ssh: String, host: String, what: String, output: String },
 }
 
 impl LaunchError {
@@ -185,6 +192,13 @@ pub fn launch(
     }
 }
 
+fn other_world(launcher: Launcher, ranks: usize) -> String {
+    match launcher {
+        Launcher::Ssh => format!("let the slots of the host file come to {ranks}"),
+        _ => format!("start {ranks}, or set AUTODIST_LAUNCHER=none to run all ranks on this machine"),
+    }
+}
+
 fn links(network: &Network) -> Links {
     let route = |path: &Path| Route {
         links: path.links.iter().map(|link| *link as usize).collect(),
@@ -194,16 +208,4 @@ fn links(network: &Network) -> Links {
         rates: network.links.iter().map(|link| link.bytes_per_s.0).collect(),
         routes: network.paths.iter().map(|row| row.iter().map(route).collect()).collect(),
     }
-}
-
-/// A token that other users of the machine cannot guess.
-fn random_token() -> String {
-    let mut bytes = [0; 16];
-    let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    if read.is_err() {
-        // Without a source of randomness the process and the time still tell jobs of one user apart.
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        bytes = (now.as_nanos() ^ (u128::from(std::process::id()) << 64)).to_le_bytes();
-    }
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -12,6 +12,7 @@ pub mod device;
 pub mod devices;
 pub mod external;
 pub mod host;
+pub mod hosts;
 pub mod launcher;
 mod layers;
 pub mod local;
@@ -26,6 +27,7 @@ mod store;
 pub mod stream;
 mod task;
 
+pub use autodist_communication::mpi::{Mpi, MpiError};
 pub use cuda::Absent;
 pub use data::{Data, DataSource, SyntheticLanguage};
 pub use device::Device;

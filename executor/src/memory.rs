@@ -66,6 +66,12 @@ pub fn exclude_since(live_then: usize) {
     EXCLUDED.fetch_add(live().saturating_sub(live_then), Relaxed);
 }
 
+/// Leaves everything that is live now out of all later counts, and begins a new peak.
+pub fn exclude_all() {
+    EXCLUDED.store(LIVE.load(Relaxed), Relaxed);
+    reset_peak();
+}
+
 /// Bytes of heap in use; 0 where the counting allocator is not installed.
 pub fn live() -> usize {
     LIVE.load(Relaxed).saturating_sub(EXCLUDED.load(Relaxed))

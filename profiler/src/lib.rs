@@ -156,6 +156,7 @@ pub fn profile(
     let began = Instant::now();
     let environment = Environment {
         emulated: request.emulated.is_some(),
+        transport: options.runner.transport().to_owned(),
         ..environment(options.realtime, options.devices)
     };
     let mut assembly = assemble::Assembly::new(request, earlier, environment);
@@ -232,6 +233,7 @@ pub fn environment(realtime: bool, devices: DeviceKind) -> Environment {
         accelerators: gpus.accelerators,
         accelerator_paths: gpus.paths,
         collectives: String::new(),
+        transport: String::new(),
         warnings: gpus.warnings,
     }
 }
@@ -240,7 +242,8 @@ pub fn environment(realtime: bool, devices: DeviceKind) -> Environment {
 ///
 /// # Errors
 /// The first difference, in words.
-pub fn matches(profile: &Profile, request: &Request, devices: DeviceKind) -> Result<(), String> {
+pub fn matches(profile: &Profile, request: &Request, options: &LaunchOptions) -> Result<(), String> {
+    let devices = options.devices;
     let here = environment(false, devices);
     let differs = |what: &str, theirs: &dyn std::fmt::Display, ours: &dyn std::fmt::Display| {
         Err(format!("its {what} is {theirs}, not {ours}"))
@@ -256,6 +259,11 @@ pub fn matches(profile: &Profile, request: &Request, devices: DeviceKind) -> Res
     }
     if profile.environment.devices != devices {
         return differs("devices", &profile.environment.devices.name(), &devices.name());
+    }
+    let (theirs, ours) = (profile.environment.transport.as_str(), options.runner.transport());
+    if theirs != ours {
+        let name = |transport: &str| if transport.is_empty() { "TCP" } else { transport }.to_owned();
+        return differs("transport", &name(theirs), &name(ours));
     }
     if profile.environment.accelerators.first().map(|gpu| &gpu.name)
         != here.accelerators.first().map(|gpu| &gpu.name)

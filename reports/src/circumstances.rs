@@ -40,10 +40,14 @@ pub(crate) fn devices(run: &RunRecord) -> String {
     if environment.emulated { format!("{kind} on {names}") } else { names }
 }
 
-/// What carried collectives from GPU to GPU.
+/// What carried collectives from GPU to GPU, and all else where it was not TCP.
 pub(crate) fn between(environment: &Environment) -> Option<String> {
     let known = on_gpus(environment) && !environment.collectives.is_empty();
-    known.then(|| format!("collectives through {}", environment.collectives))
+    let collectives = known.then(|| format!("collectives through {}", environment.collectives));
+    let transport = &environment.transport;
+    let transport = (!transport.is_empty()).then(|| format!("what ranks say through {transport}"));
+    let parts: Vec<String> = collectives.into_iter().chain(transport).collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 /// Each GPU, each kind of path between two of them, and what used the paths; nothing where ranks had cores.

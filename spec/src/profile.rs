@@ -310,6 +310,8 @@ pub struct Environment {
     pub accelerator_paths: Vec<AcceleratorPath>,
     /// What carried collectives between GPUs: NCCL and its version, or the host's memory and why.
     pub collectives: String,
+    /// What carried all else that ranks said to each other: the MPI library, or TCP where this is empty.
+    pub transport: String,
     pub warnings: Vec<String>,
 }
 

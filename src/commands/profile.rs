@@ -105,7 +105,7 @@ pub fn obtain(
     if path.exists() && !fresh {
         match input::profile(path) {
             Err(failure) => output::warn(&format!("measuring again: {failure}")),
-            Ok(profile) => match autodist_profiler::matches(&profile, request, options.devices) {
+            Ok(profile) => match autodist_profiler::matches(&profile, request, options) {
                 Err(difference) => output::note(&format!(
                     "{} is another profile ({difference}): measuring again",
                     path.display()

@@ -54,6 +54,13 @@ pub struct TcpOptions {
 /// [`CommunicationError::BadToken`] when it is another job's, [`CommunicationError::TimedOut`] when a rank is
 /// missing, [`CommunicationError::Stopped`] when the job ends before it begins.
 pub fn join(options: TcpOptions) -> Result<Endpoint> {
+    let (rank, world) = (options.rank, options.world);
+    let (transport, control) = enter(options)?;
+    Ok(Endpoint::new(rank, world, Box::new(transport), control))
+}
+
+/// The ways to the other ranks and to the launcher.
+fn enter(options: TcpOptions) -> Result<(TcpTransport, Control)> {
     let TcpOptions { rendezvous, rank, world, token, timeout, bind } = options;
     let deadline = Instant::now() + timeout;
     let socket = reach(rendezvous, deadline)?;
@@ -92,7 +99,7 @@ pub fn join(options: TcpOptions) -> Result<Endpoint> {
     let control = Control::new(Arc::new(control.with_timeout(timeout)));
     let transport =
         TcpTransport { rank, world, token, timeout, listener, listens, table, early: BTreeMap::new() };
-    Ok(Endpoint::new(rank, world, Box::new(transport), control))
+    Ok((transport, control))
 }
 
 /// Connects to the rendezvous, again and again until `deadline`.
@@ -239,5 +246,76 @@ impl Transport for TcpTransport {
             }));
         }
         Ok(opened)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::{receive_exact, send_all};
+    use std::io::{ErrorKind, Read};
+
+    /// Two ranks that have joined.
+    fn pair(rendezvous: &Rendezvous) -> [TcpTransport; 2] {
+        let ranks = [0, 1].map(|rank| {
+            let options = TcpOptions {
+                rendezvous: rendezvous.address(),
+                rank,
+                world: 2,
+                token: "secret".to_owned(),
+                timeout: Duration::from_secs(10),
+                bind: None,
+            };
+            std::thread::spawn(move || enter(options).unwrap().0)
+        });
+        ranks.map(|rank| rank.join().unwrap())
+    }
+
+    /// A caller that calls itself rank 0 and says this.
+    fn call(address: SocketAddr, hello: &Hello) -> TcpStream {
+        let socket = TcpStream::connect(address).unwrap();
+        let clone = socket.try_clone().unwrap();
+        let connection =
+            SocketConnection::tcp(clone, Peer::Rank(1), "test", Duration::from_secs(10)).unwrap();
+        send_frame(&connection, &frame_of(Kind::Hello, hello), "test").unwrap();
+        socket.set_nonblocking(false).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket
+    }
+
+    #[test]
+    fn a_rank_lets_nobody_in_who_does_not_know_the_token() {
+        let rendezvous = Rendezvous::bind(([127, 0, 0, 1], 0).into(), 2, "secret").unwrap();
+        let [mut zero, mut one] = pair(&rendezvous);
+        let lane = || Purpose::Lane { name: "data".to_owned(), channel: 0 };
+        // They come first, and each claims the place of rank 0.
+        let join = Purpose::Join { listens: zero.listens };
+        let strangers = [
+            Hello::new("guess", 2, 0, lane()),
+            Hello::new("", 2, 0, lane()),
+            Hello::new("secret but longer", 2, 0, lane()),
+            Hello::new("secret", 3, 0, lane()),
+            Hello::new("secret", 2, 2, lane()),
+            Hello::new("secret", 2, 0, join),
+        ]
+        .map(|hello| call(one.listens, &hello));
+        let dials = std::thread::spawn(move || {
+            let connection = zero.connect("data", &[1]).unwrap().remove(0);
+            send_all(&*connection, b"it is me", "test").unwrap();
+            connection
+        });
+        let connection = one.connect("data", &[0]).unwrap().remove(0);
+        let mut heard = [0; 8];
+        receive_exact(&*connection, &mut heard, "test").unwrap();
+        assert_eq!(&heard, b"it is me");
+        for (index, mut stranger) in strangers.into_iter().enumerate() {
+            let end = stranger.read(&mut [0; 8]);
+            let closed = match &end {
+                Ok(read) => *read == 0,
+                Err(error) => error.kind() == ErrorKind::ConnectionReset,
+            };
+            assert!(closed, "stranger {index}: {end:?}");
+        }
+        dials.join().unwrap();
     }
 }

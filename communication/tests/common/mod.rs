@@ -1,12 +1,18 @@
-//! Jobs whose ranks are threads, over either transport.
+//! Jobs over every transport: ranks are threads, over MPI they are processes (see [`mpi`]).
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+#[cfg(feature = "mpi")]
+pub mod mpi;
+
 use std::net::SocketAddr;
+use std::sync::Barrier;
 use std::time::Duration;
 
 use autodist_communication::tcp::{Rendezvous, TcpOptions, join};
 use autodist_communication::{Endpoint, local};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 pub const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -14,12 +20,59 @@ pub const TIMEOUT: Duration = Duration::from_secs(20);
 pub enum Over {
     Local,
     Tcp,
+    #[cfg(feature = "mpi")]
+    Mpi,
 }
 
-pub const BOTH: [Over; 2] = [Over::Local, Over::Tcp];
+/// Those that this process can test: all that run as threads, or MPI alone where `mpirun` has started it.
+pub fn transports() -> Vec<Over> {
+    #[cfg(feature = "mpi")]
+    if mpi::started() {
+        return vec![Over::Mpi];
+    }
+    vec![Over::Local, Over::Tcp]
+}
 
-/// Runs `work` on a thread for each rank and returns what they returned, in order.
-pub fn job<T: Send>(
+/// One of them, for tests of what does not depend on it.
+pub fn any_transport() -> Over {
+    transports()[0]
+}
+
+/// Where all ranks of a job wait for each other without a word between them.
+pub enum Gate {
+    Threads(Barrier),
+    #[cfg(feature = "mpi")]
+    Processes(mpi::Gate),
+}
+
+impl Gate {
+    pub fn new(over: Over, ranks: usize) -> Self {
+        match over {
+            Over::Local | Over::Tcp => Self::Threads(Barrier::new(ranks)),
+            #[cfg(feature = "mpi")]
+            Over::Mpi => Self::Processes(mpi::Gate::new(ranks)),
+        }
+    }
+
+    pub fn wait(&self) {
+        match self {
+            Self::Threads(barrier) => drop(barrier.wait()),
+            #[cfg(feature = "mpi")]
+            Self::Processes(gate) => gate.wait(),
+        }
+    }
+}
+
+/// What all clocks of this machine agree on, in nanoseconds: CLOCK_MONOTONIC.
+pub fn now() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the place outlives the call.
+    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) }, 0);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Runs `work` for each rank and returns what they returned, in order.
+pub fn job<T: Send + Serialize + DeserializeOwned>(
     over: Over,
     world: usize,
     timeout: Duration,
@@ -45,6 +98,8 @@ pub fn job<T: Send>(
                 collect((0..world).map(rank).collect())
             })
         }
+        #[cfg(feature = "mpi")]
+        Over::Mpi => mpi::job(world, timeout, work),
     }
 }
 
@@ -64,4 +119,11 @@ pub fn values(rank: usize, length: usize) -> Vec<f32> {
 
 pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Of the bits of many values (FNV-1a): for comparing what several ranks have.
+pub fn digest(values: &[f32]) -> u64 {
+    values.iter().fold(0xcbf2_9ce4_8422_2325, |digest, value| {
+        (digest ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3)
+    })
 }

@@ -3,12 +3,11 @@
 
 use super::agents::{presence, resolve};
 use super::orders::{End, Order, Report};
-use super::process::Process;
+use super::runner::{Runner, Running as Rank};
 use super::{GRACE, LOOK_AGAIN, RankEnvironment};
 use crate::external::External;
 use autodist_communication::tcp::{self, TcpOptions};
 use autodist_communication::{CommunicationError, ControlOrder, Endpoint};
-use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -20,7 +19,7 @@ const RESOLVE_AGAIN: Duration = Duration::from_millis(500);
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     #[error(
-        "the name of rank 0's machine, {host}, leads nowhere: {source}; set MASTER_ADDR to one that all machines know"
+        "the name of the launcher's machine, {host}, leads nowhere: {source}; set MASTER_ADDR to one that all machines know"
     )]
     Unresolved { host: String, source: std::io::Error },
     #[error(
@@ -51,7 +50,7 @@ pub struct Agent {
 /// The rank of the last order.
 struct Running {
     launch: u64,
-    process: Process,
+    rank: Rank,
 }
 
 impl Agent {
@@ -76,8 +75,8 @@ impl Agent {
         };
         let joined = tcp::join(TcpOptions {
             rendezvous: address,
-            rank: external.rank - 1,
-            world: external.world - 1,
+            rank: external.rank - external.first_agent(),
+            world: external.world - external.first_agent(),
             token: external.token.clone(),
             timeout: deadline.saturating_duration_since(Instant::now()),
             bind: None,
@@ -99,11 +98,11 @@ impl Agent {
         Ok(Some(agent))
     }
 
-    /// Starts ranks by `command`, one after another, until the launcher says that it was the last.
+    /// Starts ranks by `runner`, one after another, until the launcher says that it was the last.
     ///
     /// # Errors
     /// The launcher is gone; `stop` is set. No rank is left behind.
-    pub fn work(self, command: &[OsString], stop: &AtomicBool) -> Result<(), AgentError> {
+    pub fn work(self, runner: &Runner, stop: &AtomicBool) -> Result<(), AgentError> {
         let mut running: Option<Running> = None;
         loop {
             if stop.load(Ordering::Relaxed) {
@@ -112,13 +111,13 @@ impl Agent {
             let gone = |source| AgentError::Gone { address: self.address, source };
             match self.endpoint.control().receive(LOOK_AGAIN).map_err(gone)? {
                 None => {}
-                Some(ControlOrder::Message(order)) => self.obey(&order, command, &mut running)?,
+                Some(ControlOrder::Message(order)) => self.obey(&order, runner, &mut running)?,
                 Some(ControlOrder::Stop) => break,
             }
-            if let Some(Running { launch, process }) = &mut running
-                && let Some(end) = process.end()
+            if let Some(Running { launch, rank }) = &mut running
+                && let Some(end) = rank.end()
             {
-                let output = process.output();
+                let output = rank.output();
                 self.report(&Report::Ended { launch: *launch, end, output })?;
                 running = None;
             }
@@ -129,12 +128,7 @@ impl Agent {
         Ok(())
     }
 
-    fn obey(
-        &self,
-        order: &[u8],
-        command: &[OsString],
-        running: &mut Option<Running>,
-    ) -> Result<(), AgentError> {
+    fn obey(&self, order: &[u8], runner: &Runner, running: &mut Option<Running>) -> Result<(), AgentError> {
         let order = serde_json::from_slice(order)
             .map_err(|error| AgentError::Order { address: self.address, detail: error.to_string() })?;
         match order {
@@ -143,8 +137,8 @@ impl Agent {
                 *running = None;
                 let External { rank, local_rank, .. } = self.external;
                 let environment = RankEnvironment { rank, local_rank, ..environment };
-                match Process::start(command, &environment, &assignments) {
-                    Ok(process) => *running = Some(Running { launch, process }),
+                match runner.start(environment, &assignments) {
+                    Ok(rank) => *running = Some(Running { launch, rank }),
                     Err(error) => {
                         let end = End::NotStarted(error.to_string());
                         self.report(&Report::Ended { launch, end, output: String::new() })?;
@@ -154,7 +148,7 @@ impl Agent {
             Order::Kill { launch } => {
                 // How it ended is told as it always is.
                 if let Some(running) = running.as_mut().filter(|running| running.launch == launch) {
-                    running.process.kill();
+                    running.rank.kill();
                 }
             }
         }

@@ -4,11 +4,14 @@
 //! directions are used; the ranks themselves meet elsewhere, anew for each launch.
 
 use super::orders::{End, Order, Presence, RankEnvironment, Report};
+use super::remote::{Ssh, Starter, address_for};
 use super::{GRACE, LOOK_AGAIN, LaunchError};
 use crate::external::External;
 use crate::host;
+use crate::hosts::Host;
 use autodist_communication::ControlEvent;
 use autodist_communication::tcp::Rendezvous;
+use autodist_spec::InputError;
 use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +22,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The processes of all ranks but the first, each of which starts its rank when it is told.
+/// The processes of all ranks but the first, or on hosts of a file of all, each of which starts its rank when it is told.
 pub struct Agents {
     external: External,
     timeout: Duration,
@@ -45,8 +48,14 @@ pub struct Machine {
     pub visible_gpus: BTreeSet<String>,
 }
 
-/// What has been heard. An agent is number `rank - 1` of the rendezvous: rank 0 is the one that listens.
+/// What has been heard. An agent is number `rank - first` of the rendezvous: where rank 0 is the one that listens, the
+/// first is 1.
 struct Meeting {
+    first: usize,
+    /// What has started the agents, where that was our own doing.
+    starters: Vec<Starter>,
+    /// How their ssh is called.
+    ssh: String,
     rendezvous: Rendezvous,
     here: BTreeSet<usize>,
     /// Who has been here at any time.
@@ -66,9 +75,13 @@ impl Agents {
     /// The port is in use.
     pub fn open(external: &External, timeout: Duration) -> Result<Self, LaunchError> {
         let address = SocketAddr::new(listening(external), external.port);
-        let rendezvous = Rendezvous::bind(address, external.world - 1, &external.token)
+        let first = external.first_agent();
+        let rendezvous = Rendezvous::bind(address, external.world - first, &external.token)
             .map_err(|source| LaunchError::Port { source })?;
         let meeting = Meeting {
+            first,
+            starters: Vec::new(),
+            ssh: String::new(),
             rendezvous,
             here: BTreeSet::new(),
             came: BTreeSet::new(),
@@ -86,6 +99,37 @@ impl Agents {
         })
     }
 
+    /// Starts an agent for every slot of the hosts.
+    ///
+    /// # Errors
+    /// No port, or no ssh.
+    pub fn open_on(
+        hosts: &[Host],
+        ssh: &Ssh,
+        timeout: Duration,
+    ) -> Result<Result<Self, LaunchError>, InputError> {
+        let world = hosts.iter().map(|host| host.slots).sum();
+        let external = External::by_ssh(world, || address_for(hosts))?;
+        Ok(Self::open(&external, timeout).and_then(|mut agents| {
+            let meeting = agents.meeting.get_mut().unwrap_or_else(PoisonError::into_inner);
+            agents.external.port = meeting.rendezvous.address().port();
+            meeting.ssh = ssh.command.join(" ");
+            let mut first = 0;
+            for host in hosts {
+                let started = Starter::start(host, first, ssh, &agents.external);
+                meeting.starters.push(started.map_err(|error| LaunchError::Host {
+                    place: host.place.clone(),
+                    ssh: meeting.ssh.clone(),
+                    host: host.name.clone(),
+                    what: format!("cannot be started ({error})"),
+                    output: String::new(),
+                })?);
+                first += host.slots;
+            }
+            Ok(agents)
+        }))
+    }
+
     #[must_use]
     pub fn external(&self) -> &External {
         &self.external
@@ -99,7 +143,10 @@ impl Agents {
         self.gather(stop)?;
         let mut machines: Vec<Machine> = Vec::new();
         let meeting = self.meeting();
-        for (rank, presence) in std::iter::once((0, &presence(IpAddr::V4(Ipv4Addr::LOCALHOST))))
+        let own = (meeting.first > 0).then(|| presence(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        for (rank, presence) in own
+            .iter()
+            .map(|presence| (0, presence))
             .chain(meeting.present.iter().map(|(rank, presence)| (*rank, presence)))
         {
             let index = machines.iter().position(|machine| machine.name == presence.machine);
@@ -124,13 +171,14 @@ impl Agents {
     pub(super) fn gather(&self, stop: &AtomicBool) -> Result<(), LaunchError> {
         let mut meeting = self.meeting();
         while meeting.hear(Duration::ZERO) {}
-        while meeting.present.len() + 1 < self.external.world && meeting.lost.is_empty() {
+        while meeting.present.len() + meeting.first < self.external.world && meeting.lost.is_empty() {
             if stop.load(Ordering::Relaxed) {
                 return Err(LaunchError::Interrupted);
             }
             if Instant::now() >= self.deadline {
                 return Err(self.missing(&meeting));
             }
+            meeting.look_for_dead()?;
             meeting.hear(LOOK_AGAIN);
         }
         match meeting.lost.first() {
@@ -141,9 +189,10 @@ impl Agents {
 
     fn missing(&self, meeting: &Meeting) -> LaunchError {
         let External { launcher, world, host, port, .. } = &self.external;
-        let absent: Vec<usize> = (1..*world).filter(|rank| !meeting.came.contains(rank)).collect();
+        let first = meeting.first;
+        let absent: Vec<usize> = (first..*world).filter(|rank| !meeting.came.contains(rank)).collect();
         // If all came, then not at the same time.
-        let gone = (1..*world).filter(|rank| !meeting.here.contains(rank)).collect();
+        let gone = (first..*world).filter(|rank| !meeting.here.contains(rank)).collect();
         let missing = if absent.is_empty() { gone } else { absent };
         let missing: Vec<String> = missing.iter().map(usize::to_string).collect();
         LaunchError::AgentsMissing {
@@ -197,7 +246,7 @@ impl Agents {
     fn tell_all(&self, meeting: &Meeting, order: &Order<'_>) -> Result<(), LaunchError> {
         let order = serde_json::to_vec(order)
             .map_err(|error| LaunchError::Answer { rank: 0, detail: error.to_string() })?;
-        for agent in 0..self.external.world - 1 {
+        for agent in 0..self.external.world - meeting.first {
             meeting.rendezvous.send(agent, &order)?;
         }
         Ok(())
@@ -216,7 +265,13 @@ impl Agents {
     /// set.
     pub fn dismiss(&self, stop: &AtomicBool) {
         let mut meeting = self.meeting();
-        while !meeting.complete && Instant::now() < self.deadline && !stop.load(Ordering::Relaxed) {
+        // Those that we have started end with what has started them.
+        let on_their_way = meeting.starters.is_empty();
+        while on_their_way
+            && !meeting.complete
+            && Instant::now() < self.deadline
+            && !stop.load(Ordering::Relaxed)
+        {
             meeting.hear(LOOK_AGAIN);
         }
         meeting.rendezvous.stop_all();
@@ -224,6 +279,8 @@ impl Agents {
         while !meeting.here.is_empty() && Instant::now() < until {
             meeting.hear(LOOK_AGAIN);
         }
+        let until = if meeting.complete { Instant::now() + GRACE } else { Instant::now() };
+        meeting.starters.iter_mut().for_each(|starter| starter.end(until));
     }
 
     fn meeting(&self) -> MutexGuard<'_, Meeting> {
@@ -248,29 +305,46 @@ impl Meeting {
         }
     }
 
+    /// An ssh that has ended before all agents were here.
+    fn look_for_dead(&mut self) -> Result<(), LaunchError> {
+        for starter in &mut self.starters {
+            if let Some((what, output)) = starter.ended() {
+                return Err(LaunchError::Host {
+                    place: starter.host.place.clone(),
+                    ssh: self.ssh.clone(),
+                    host: starter.host.name.clone(),
+                    what,
+                    output: if output.is_empty() { output } else { format!("; it wrote:\n{output}") },
+                });
+            }
+        }
+        Ok(())
+    }
+
     fn take(&mut self, event: ControlEvent) {
+        let first = self.first;
         match event {
             ControlEvent::Joined(agent) => {
-                self.here.insert(agent + 1);
-                self.came.insert(agent + 1);
+                self.here.insert(agent + first);
+                self.came.insert(agent + first);
             }
             ControlEvent::Left(agent) | ControlEvent::Lost(agent) => {
-                self.here.remove(&(agent + 1));
+                self.here.remove(&(agent + first));
                 // Before all have come, the place of one that gives up is free for another.
                 if self.complete {
-                    self.lost.insert(agent + 1);
+                    self.lost.insert(agent + first);
                 }
             }
             ControlEvent::Message(agent, bytes) => {
                 // They speak only when all are there.
                 self.complete = true;
                 match serde_json::from_slice(&bytes) {
-                    Ok(Report::Present(presence)) => drop(self.present.insert(agent + 1, presence)),
+                    Ok(Report::Present(presence)) => drop(self.present.insert(agent + first, presence)),
                     Ok(Report::Ended { launch, end, output }) => {
-                        self.ended.push((launch, agent + 1, end, output));
+                        self.ended.push((launch, agent + first, end, output));
                     }
                     // Another version of this program: it is of no use.
-                    Err(_) => drop(self.lost.insert(agent + 1)),
+                    Err(_) => drop(self.lost.insert(agent + first)),
                 }
             }
         }

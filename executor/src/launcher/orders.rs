@@ -70,6 +70,8 @@ pub(super) enum End {
     NotStarted(String),
     /// With the agent that had started it.
     AgentLost,
+    /// It has not: it is a thread, which does not do as it is told.
+    Stuck,
 }
 
 impl From<ExitStatus> for End {

@@ -2,24 +2,21 @@
 
 use super::ENVIRONMENT;
 use super::orders::{End, RankEnvironment};
+use super::tail::Tail;
 use serde_json::Value;
 use std::ffi::OsString;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 /// Lets recent versions of NCCL put several ranks on one GPU, if the user has not said otherwise.
 const SHARED_GPU: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
-/// Of what a rank writes to its standard error, the end is kept for the message.
-const KEPT_OUTPUT: usize = 4096;
 
 /// Dropping it kills it.
 pub(super) struct Process {
     child: Child,
     end: Option<End>,
-    output: Arc<Mutex<Vec<u8>>>,
-    reader: Option<JoinHandle<()>>,
+    /// Of its standard error.
+    output: Tail,
 }
 
 impl Process {
@@ -40,20 +37,8 @@ impl Process {
             .stderr(Stdio::piped())
             .spawn()?;
         let mut input = child.stdin.take();
-        let errors = child.stderr.take();
-        let output = Arc::new(Mutex::new(Vec::new()));
-        let kept = output.clone();
-        let reader = std::thread::spawn(move || {
-            let mut portion = [0; 1024];
-            let Some(mut errors) = errors else { return };
-            while let Ok(n @ 1..) = errors.read(&mut portion) {
-                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-                kept.extend_from_slice(&portion[..n]);
-                let surplus = kept.len().saturating_sub(KEPT_OUTPUT);
-                kept.drain(..surplus);
-            }
-        });
-        let process = Self { child, end: None, output, reader: Some(reader) };
+        let output = Tail::follow(child.stderr.take());
+        let process = Self { child, end: None, output };
         let text = serde_json::to_vec(assignments)?;
         // A rank that dies while it reads is noticed as dead: its pipe says nothing that its status does not.
         let _ = input.as_mut().map(|input| input.write_all(&text));
@@ -81,11 +66,7 @@ impl Process {
 
     /// What it wrote last, once it has ended.
     pub fn output(&mut self) -> String {
-        if let Some(reader) = self.reader.take() {
-            let _ = reader.join();
-        }
-        let kept = self.output.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&kept).trim_end().to_owned()
+        self.output.whole()
     }
 }
 

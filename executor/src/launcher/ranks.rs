@@ -2,7 +2,7 @@
 
 use super::agents::Agents;
 use super::orders::{End, RankEnvironment};
-use super::process::Process;
+use super::runner::Running;
 use super::{GRACE, LaunchError, LaunchOptions};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 /// Dropping them kills them.
 pub(super) struct Ranks<'a> {
     options: &'a LaunchOptions,
-    local: BTreeMap<usize, Process>,
+    local: BTreeMap<usize, Running>,
     remote: Option<Remote<'a>>,
     ended: BTreeMap<usize, Ended>,
 }
@@ -46,18 +46,24 @@ impl<'a> Ranks<'a> {
             });
         };
         let launch = agents.start(environment, assignments)?;
-        self.remote = Some(Remote { agents, launch, ranks: environment.world - 1 });
+        self.remote =
+            Some(Remote { agents, launch, ranks: environment.world - agents.external().first_agent() });
+        if agents.external().first_agent() == 0 {
+            return Ok(());
+        }
         let local_rank = agents.external().local_rank;
         self.start_here(RankEnvironment { rank: 0, local_rank, ..environment.clone() }, assignments)
     }
 
     fn start_here(&mut self, environment: RankEnvironment, assignments: &[Value]) -> Result<(), LaunchError> {
         let rank = environment.rank;
-        let process = Process::start(&self.options.command, &environment, assignments).map_err(|source| {
-            let program = self.options.command[0].to_string_lossy().into_owned();
-            LaunchError::Spawn { rank, program, source }
+        let runner = &self.options.runner;
+        let running = runner.start(environment, assignments).map_err(|source| LaunchError::Spawn {
+            rank,
+            program: runner.name(),
+            source,
         })?;
-        self.local.insert(rank, process);
+        self.local.insert(rank, running);
         Ok(())
     }
 

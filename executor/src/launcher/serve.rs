@@ -6,6 +6,7 @@ use crate::devices::Devices;
 use crate::host::{self, Placement};
 use crate::{ExecutionError, memory};
 use autodist_communication::Endpoint;
+use autodist_communication::mpi::Mpi;
 use autodist_communication::tcp::{self, TcpOptions};
 use autodist_spec::DeviceKind;
 use serde_json::Value;
@@ -25,7 +26,7 @@ pub fn is_rank() -> bool {
 }
 
 /// A rank's life: joins the job, runs the assignments through `handle`, and answers. Returns the process's exit code.
-pub fn serve(mut handle: impl FnMut(&mut Worker, usize, &Value) -> Result<Value, ExecutionError>) -> i32 {
+pub fn serve(handle: impl FnMut(&mut Worker, usize, &Value) -> Result<Value, ExecutionError>) -> i32 {
     host::die_with_parent();
     memory::keep_freed_memory();
     // Ctrl-C reaches the whole process group; the launcher ends its ranks in order.
@@ -39,24 +40,38 @@ pub fn serve(mut handle: impl FnMut(&mut Worker, usize, &Value) -> Result<Value,
         Err(message) => return complain(&message),
     };
     memory::exclude_since(before);
+    match work(environment, &assignments, None, handle) {
+        Ok(()) => 0,
+        Err(message) => complain(&message),
+    }
+}
+
+/// A rank's work, on whatever thread; an error is a message for the launcher, whose ways are closed.
+pub(super) fn work(
+    environment: RankEnvironment,
+    assignments: &[Value],
+    mpi: Option<&Mpi>,
+    mut handle: impl FnMut(&mut Worker, usize, &Value) -> Result<Value, ExecutionError>,
+) -> Result<(), String> {
     let devices = Devices::new(environment.devices, environment.local_rank);
     let placement = match environment.devices {
         DeviceKind::Cpu => host::place(environment.local_rank, environment.realtime),
         // A rank with a GPU waits most of the time, and its driver's threads need cores of their own.
         DeviceKind::Cuda => Placement { core: None, realtime: false },
     };
-    let joined = tcp::join(TcpOptions {
+    let options = TcpOptions {
         rendezvous: environment.rendezvous,
         rank: environment.rank,
         world: environment.world,
         token: environment.token,
         timeout: Duration::from_secs_f64(environment.timeout_s),
         bind: None,
-    });
-    let endpoint = match joined {
-        Ok(endpoint) => endpoint,
-        Err(error) => return complain(&error.to_string()),
     };
+    let joined = match mpi {
+        None => tcp::join(options),
+        Some(mpi) => mpi.join(options),
+    };
+    let endpoint = joined.map_err(|error| error.to_string())?;
     let control = endpoint.control().clone();
     let mut worker = Worker { endpoint, placement, devices };
     memory::reset_peak();
@@ -66,20 +81,13 @@ pub fn serve(mut handle: impl FnMut(&mut Worker, usize, &Value) -> Result<Value,
             Err(error) => Answer::Failed { message: error.to_string(), consequence: error.is_consequence() },
         };
         let failed = matches!(answer, Answer::Failed { .. });
-        let sent = serde_json::to_vec(&answer)
-            .map_err(|e| e.to_string())
-            .and_then(|b| control.send(&b).map_err(|e| e.to_string()));
-        if let Err(message) = sent {
-            return complain(&message);
-        }
+        let bytes = serde_json::to_vec(&answer).map_err(|error| error.to_string())?;
+        control.send(&bytes).map_err(|error| error.to_string())?;
         if failed {
             break;
         }
     }
-    match worker.endpoint.close() {
-        Ok(()) => 0,
-        Err(error) => complain(&error.to_string()),
-    }
+    worker.endpoint.close().map_err(|error| error.to_string())
 }
 
 fn instructions() -> Result<(RankEnvironment, Vec<Value>), String> {

@@ -76,6 +76,7 @@ impl Watch {
             Some(End::Code(0)) => return,
             Some(End::AgentLost) => return self.cause_is(LaunchError::AgentLost { rank }, false),
             Some(End::Signal(signal)) => (format!("was killed by signal {signal}"), false),
+            Some(End::Stuck) => ("goes on though it was told to end".to_owned(), explained),
             Some(End::Code(code)) => (format!("ended with exit code {code}"), explained),
             Some(End::NotStarted(why)) => (format!("could not be started: {why}"), false),
             None => ("closed its connection".to_owned(), explained),

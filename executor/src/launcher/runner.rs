@@ -1,0 +1,168 @@
+//! How a process runs a rank: by a process of its own, or on a thread.
+
+use super::orders::{End, RankEnvironment};
+use super::process::Process;
+use super::serve::{Worker, work};
+use super::{ExecutionError, GRACE};
+use crate::memory;
+use autodist_communication::mpi::Mpi;
+use serde_json::Value;
+use std::ffi::OsString;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What makes an answer of an assignment.
+pub type Handler = fn(&mut Worker, usize, &Value) -> Result<Value, ExecutionError>;
+
+/// How ranks are run.
+#[derive(Debug, Clone)]
+pub enum Runner {
+    /// Each by a process of its own, over TCP. Program and arguments; it must call [`super::serve`].
+    Program(Vec<OsString>),
+    /// Each on a thread of the process that `mpirun` has started for it, over MPI: MPI is initialised once for each
+    /// such process, in it and not in a child, whatever number of ranks it runs one after another.
+    Thread { mpi: Mpi, handle: Handler },
+}
+
+impl Runner {
+    /// What carries what ranks say to each other, as records call it: empty for TCP, or the MPI library.
+    #[must_use]
+    pub fn transport(&self) -> &str {
+        match self {
+            Self::Program(_) => "",
+            Self::Thread { mpi, .. } => mpi.library(),
+        }
+    }
+
+    /// What is named when a rank cannot be started.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Program(command) => command[0].to_string_lossy().into_owned(),
+            Self::Thread { .. } => "a thread".to_owned(),
+        }
+    }
+
+    pub(super) fn start(&self, environment: RankEnvironment, assignments: &[Value]) -> io::Result<Running> {
+        match self {
+            Self::Program(command) => {
+                Process::start(command, &environment, assignments).map(Running::Process)
+            }
+            Self::Thread { mpi, handle } => {
+                RankThread::start(mpi, *handle, environment, assignments.to_vec()).map(Running::Thread)
+            }
+        }
+    }
+}
+
+/// A rank of this process. Dropping it ends it.
+pub(super) enum Running {
+    Process(Process),
+    Thread(RankThread),
+}
+
+impl Running {
+    /// How it ended, if it has.
+    pub fn end(&mut self) -> Option<End> {
+        match self {
+            Self::Process(process) => process.end(),
+            Self::Thread(thread) => thread.end(),
+        }
+    }
+
+    /// Ends it now, unless it has ended.
+    pub fn kill(&mut self) -> End {
+        match self {
+            Self::Process(process) => process.kill(),
+            Self::Thread(thread) => thread.stop(),
+        }
+    }
+
+    /// What it wrote last, once it has ended.
+    pub fn output(&mut self) -> String {
+        match self {
+            Self::Process(process) => process.output(),
+            Self::Thread(thread) => thread.output.clone(),
+        }
+    }
+}
+
+/// As deep as that of a process's first thread.
+const STACK: usize = 8 << 20;
+/// Whether a rank is at work in this process: what it counts and where it runs is the process's, so there is one.
+static BUSY: AtomicBool = AtomicBool::new(false);
+
+pub(super) struct RankThread {
+    mpi: Mpi,
+    thread: Option<JoinHandle<Result<(), String>>>,
+    end: Option<End>,
+    output: String,
+}
+
+/// Frees the process for the next rank, however this one ends.
+struct Busy;
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        BUSY.store(false, Ordering::Release);
+    }
+}
+
+impl RankThread {
+    fn start(
+        mpi: &Mpi,
+        handle: Handler,
+        environment: RankEnvironment,
+        assignments: Vec<Value>,
+    ) -> io::Result<Self> {
+        if BUSY.swap(true, Ordering::AcqRel) {
+            return Err(io::Error::other("the rank before has not ended, and MPI has one process for both"));
+        }
+        let busy = Busy;
+        let of_rank = mpi.clone();
+        let run = move || {
+            let _busy = busy;
+            memory::keep_freed_memory();
+            // What the launcher holds in this process is not the rank's.
+            memory::exclude_all();
+            work(environment, &assignments, Some(&of_rank), handle)
+        };
+        let thread = std::thread::Builder::new().name("rank".to_owned()).stack_size(STACK).spawn(run)?;
+        Ok(Self { mpi: mpi.clone(), thread: Some(thread), end: None, output: String::new() })
+    }
+
+    fn end(&mut self) -> Option<End> {
+        if let Some(thread) = self.thread.take_if(|thread| thread.is_finished()) {
+            let (end, output) = match thread.join() {
+                Ok(Ok(())) => (End::Code(0), String::new()),
+                Ok(Err(message)) => (End::Code(1), message),
+                // The message has gone to standard error.
+                Err(_) => (End::Code(101), "its thread panicked".to_owned()),
+            };
+            (self.end, self.output) = (Some(end), output);
+        }
+        self.end.clone()
+    }
+
+    /// A thread cannot be killed: it is cut off from all others, and ends at its next word to them.
+    fn stop(&mut self) -> End {
+        let until = Instant::now() + GRACE;
+        loop {
+            if let Some(end) = self.end() {
+                return end;
+            }
+            if Instant::now() >= until {
+                return End::Stuck;
+            }
+            self.mpi.interrupt();
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for RankThread {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
