@@ -1,5 +1,6 @@
 //! Which parameters of a bucket travel as low-rank factors, and which as they are.
 
+use crate::arithmetic::{Factor, LowRank};
 use std::ops::Range;
 
 /// A parameter inside a flat bucket, row-major; vectors have one row.
@@ -25,6 +26,10 @@ pub(crate) struct Matrix {
 impl Matrix {
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.rows * self.columns
+    }
+
+    pub fn shape(&self) -> LowRank {
+        LowRank { rows: self.rows, columns: self.columns, rank: self.rank }
     }
 }
 
@@ -62,6 +67,16 @@ impl Layout {
         self.dense.iter().map(Range::len).sum()
     }
 
+    /// Where the left factors lie, one after the other.
+    pub fn lefts(&self) -> Vec<Factor> {
+        one_after_the_other(self.matrices.iter().map(|m| (m.rows, m.rank)))
+    }
+
+    /// Where the right factors lie.
+    pub fn rights(&self) -> Vec<Factor> {
+        one_after_the_other(self.matrices.iter().map(|m| (m.columns, m.rank)))
+    }
+
     /// Elements of all left factors.
     pub fn left(&self) -> usize {
         self.matrices.iter().map(|m| m.rows * m.rank).sum()
@@ -77,4 +92,13 @@ impl Layout {
         let one = |m: &Matrix| 2.0 * (m.rows * m.columns * m.rank) as f64;
         count * self.matrices.iter().map(one).sum::<f64>()
     }
+}
+
+fn one_after_the_other(shapes: impl Iterator<Item = (usize, usize)>) -> Vec<Factor> {
+    let place = |next: &mut usize, (rows, rank): (usize, usize)| {
+        let offset = *next;
+        *next += rows * rank;
+        Some(Factor { offset, rows, rank })
+    };
+    shapes.scan(0, place).collect()
 }

@@ -7,20 +7,24 @@
 //! Error feedback (Seide et al., Interspeech 2014; Karimireddy et al., 1901.09847): what a step did not send is added to
 //! the next step's gradient.
 
+mod arithmetic;
 mod factors;
+mod host;
 mod layout;
 mod random;
+mod scratch;
 mod shards;
 mod signs;
 mod sparse;
 
+pub use arithmetic::{Arithmetic, Factor, Form, Levels, LowRank, Part, PartMut, Scale};
+pub use host::Host;
 pub use layout::Tensor;
 
 use autodist_spec::Codec;
 use factors::Factors;
 use layout::Layout;
 use random::Random;
-use shards::Shards;
 use signs::Signs;
 use sparse::Sparse;
 
@@ -89,40 +93,62 @@ impl Report {
     }
 }
 
-/// One bucket's codec, with what it keeps between steps.
-pub struct Compressor {
-    kind: Kind,
+/// One bucket's codec, with what it keeps between steps, where `A` works.
+pub struct Compressor<A: Arithmetic = Host> {
+    kind: Kind<A>,
     elements: usize,
     memory: bool,
 }
 
-enum Kind {
+enum Kind<A: Arithmetic> {
     Sum,
-    Shards(Shards),
-    Factors(Factors),
-    Sparse(Sparse),
-    Signs(Signs),
+    Shards(Form),
+    Factors(Factors<A>),
+    Sparse(Sparse<A>),
+    Signs(Signs<A>),
     Random(Random),
 }
 
 impl Compressor {
-    /// For a bucket of `elements` that holds `tensors`, reduced over `size` members. `seed` is the same on all.
+    /// On the host: for a bucket of `elements` that holds `tensors`, reduced over `size` members. `seed` is the same on
+    /// all.
     #[must_use]
     pub fn new(codec: Codec, tensors: &[Tensor], elements: usize, size: usize, seed: u64) -> Self {
+        Self::on(&Host, codec, tensors, elements, size, seed)
+    }
+
+    /// Replaces `gradient` by an approximation of the sum over all members.
+    ///
+    /// # Errors
+    /// Those of the exchanges.
+    pub fn reduce<X: Exchange>(
+        &mut self,
+        gradient: &mut [f32],
+        exchange: &mut X,
+    ) -> Result<Report, X::Error> {
+        let all = 0..gradient.len();
+        self.reduce_on(&Host, PartMut::new(gradient, all), exchange)
+    }
+}
+
+impl<A: Arithmetic> Compressor<A> {
+    /// For a bucket of `elements` that holds `tensors`, reduced over `size` members. `seed` is the same on all.
+    #[must_use]
+    pub fn on(on: &A, codec: Codec, tensors: &[Tensor], elements: usize, size: usize, seed: u64) -> Self {
         let kind = match codec {
             Codec::None => Kind::Sum,
-            Codec::Fp16 => Kind::Shards(Shards::Fp16),
-            Codec::Bf16 => Kind::Shards(Shards::Bf16),
-            Codec::Int8 { block } => Kind::Shards(Shards::Int8 { block: block as usize }),
+            Codec::Fp16 => Kind::Shards(Form::Fp16),
+            Codec::Bf16 => Kind::Shards(Form::Bf16),
+            Codec::Int8 { block } => Kind::Shards(Form::Int8 { block: block as usize }),
             Codec::PowerSgd { rank } => {
-                Kind::Factors(Factors::new(Layout::of(tensors, elements, rank), elements, seed, false))
+                Kind::Factors(Factors::new(on, Layout::of(tensors, elements, rank), elements, seed, false))
             }
             Codec::PowerSgdHalf { rank } => {
-                Kind::Factors(Factors::new(Layout::of(tensors, elements, rank), elements, seed, true))
+                Kind::Factors(Factors::new(on, Layout::of(tensors, elements, rank), elements, seed, true))
             }
-            Codec::TopK { per_mille } => Kind::Sparse(Sparse::new(elements, per_mille, false)),
-            Codec::Dgc { per_mille } => Kind::Sparse(Sparse::new(elements, per_mille, true)),
-            Codec::OneBit => Kind::Signs(Signs::new(elements)),
+            Codec::TopK { per_mille } => Kind::Sparse(Sparse::new(on, elements, per_mille, false)),
+            Codec::Dgc { per_mille } => Kind::Sparse(Sparse::new(on, elements, per_mille, true)),
+            Codec::OneBit => Kind::Signs(Signs::new(on, elements)),
             Codec::Qsgd { levels, bucket } => Kind::Random(Random::qsgd(levels, bucket as usize, seed)),
             Codec::TernGrad => Kind::Random(Random::terngrad(seed)),
         };
@@ -136,13 +162,15 @@ impl Compressor {
         Self { memory: false, ..self }
     }
 
-    /// Replaces `gradient` by an approximation of the sum over all members.
+    /// Replaces `gradient` by an approximation of the sum over all members. All reductions are ordered as they are
+    /// called, and after what `on` did when the compressor was made.
     ///
     /// # Errors
     /// Those of the exchanges.
-    pub fn reduce<X: Exchange>(
+    pub fn reduce_on<X: Exchange>(
         &mut self,
-        gradient: &mut [f32],
+        on: &A,
+        mut gradient: PartMut<'_, A>,
         exchange: &mut X,
     ) -> Result<Report, X::Error> {
         debug_assert_eq!(gradient.len(), self.elements);
@@ -150,12 +178,14 @@ impl Compressor {
             return Ok(Report::LOSSLESS);
         }
         match &mut self.kind {
-            Kind::Sum => exchange.sum(gradient).map(|()| Report::LOSSLESS),
-            Kind::Shards(shards) => shards.reduce(gradient, exchange),
-            Kind::Factors(factors) => factors.reduce(gradient, exchange, self.memory),
-            Kind::Sparse(sparse) => sparse.reduce(gradient, exchange, self.memory),
-            Kind::Signs(signs) => signs.reduce(gradient, exchange, self.memory),
-            Kind::Random(random) => random.reduce(gradient, exchange),
+            Kind::Sum => {
+                on.on_host(gradient.again(), |values| exchange.sum(values)).map(|()| Report::LOSSLESS)
+            }
+            Kind::Shards(form) => shards::reduce(*form, on, gradient, exchange),
+            Kind::Factors(factors) => factors.reduce(on, gradient, exchange, self.memory),
+            Kind::Sparse(sparse) => sparse.reduce(on, gradient, exchange, self.memory),
+            Kind::Signs(signs) => signs.reduce(on, gradient, exchange, self.memory),
+            Kind::Random(random) => random.reduce(on, gradient, exchange),
         }
     }
 
@@ -179,9 +209,9 @@ pub fn phases(codec: Codec, tensors: &[Tensor], elements: usize, size: usize) ->
     }
     match codec {
         Codec::None => vec![Phase::Sum { elements }],
-        Codec::Fp16 => shards::phases(&Shards::Fp16, elements, size),
-        Codec::Bf16 => shards::phases(&Shards::Bf16, elements, size),
-        Codec::Int8 { block } => shards::phases(&Shards::Int8 { block: block as usize }, elements, size),
+        Codec::Fp16 => shards::phases(Form::Fp16, elements, size),
+        Codec::Bf16 => shards::phases(Form::Bf16, elements, size),
+        Codec::Int8 { block } => shards::phases(Form::Int8 { block: block as usize }, elements, size),
         Codec::PowerSgd { rank } => factors::phases(&Layout::of(tensors, elements, rank), false),
         Codec::PowerSgdHalf { rank } => factors::phases(&Layout::of(tensors, elements, rank), true),
         Codec::TopK { per_mille } | Codec::Dgc { per_mille } => sparse::phases(elements, per_mille, size),
@@ -198,6 +228,8 @@ pub struct Footprint {
     pub state_bytes: u64,
     /// The most that lives while a reduction runs.
     pub scratch_bytes: u64,
+    /// The same of a device whose memory is not the host's.
+    pub device_scratch_bytes: u64,
 }
 
 /// Of a bucket's codec at member `rank`.
@@ -233,7 +265,12 @@ pub fn footprint(codec: Codec, tensors: &[Tensor], elements: usize, size: usize,
     let plain = codec == Codec::None;
     let phases = phases(codec, tensors, elements, size);
     let scratch = if plain { 0 } else { phases.iter().map(exchanged).max().unwrap_or(0) };
-    Footprint { state_bytes: 4 * state as u64, scratch_bytes: scratch as u64 }
+    let device = if plain || size < 2 { 0 } else { scratch::on_device(codec, tensors, elements, size) };
+    Footprint {
+        state_bytes: 4 * state as u64,
+        scratch_bytes: scratch as u64,
+        device_scratch_bytes: device as u64,
+    }
 }
 
 /// Arithmetic operations of encoding and decoding on one member, for devices that are emulated: an estimate of passes
@@ -255,9 +292,4 @@ pub fn work(codec: Codec, tensors: &[Tensor], elements: usize, size: usize) -> f
         Codec::Qsgd { .. } => (12.0 + p) * n,
         Codec::TernGrad => (10.0 + p) * n,
     }
-}
-
-fn square_sum(values: &[f32]) -> f64 {
-    // Partial sums in f32 over short stretches let the compiler use its vector units.
-    values.chunks(256).map(|part| f64::from(part.iter().map(|v| v * v).sum::<f32>())).sum()
 }

@@ -1,7 +1,9 @@
 //! Random rounding, right on average: QSGD (Alistarh et al., 1610.02132, section 3.1) and TernGrad (Wen et al.,
 //! 1705.07878, sections 3 and 4). Nothing is kept between steps.
 
-use crate::{Exchange, Phase, Report, square_sum};
+use crate::arithmetic::{Arithmetic, Levels, PartMut, Scale};
+use crate::host::square_sum;
+use crate::{Exchange, Phase, Report};
 
 /// Standard deviations beyond which TernGrad clips.
 const CLIP: f64 = 2.5;
@@ -21,11 +23,6 @@ fn uniform(state: &mut u64) -> f32 {
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1_u64 << 24) as f32
-}
-
-/// Bits of a level from `-levels` to `levels`.
-fn bits(levels: u32) -> usize {
-    (u32::BITS - (2 * levels).leading_zeros()) as usize
 }
 
 fn pack(codes: impl Iterator<Item = u32>, width: usize, bytes: &mut Vec<u8>) {
@@ -68,74 +65,93 @@ impl Random {
         Self { levels: None, seed, step: 0 }
     }
 
-    pub fn reduce<X: Exchange>(
+    pub fn reduce<A: Arithmetic, X: Exchange>(
         &mut self,
-        gradient: &mut [f32],
+        on: &A,
+        mut gradient: PartMut<'_, A>,
         exchange: &mut X,
     ) -> Result<Report, X::Error> {
         // No two members and no two steps draw the same numbers.
-        let mut state =
+        let state =
             self.seed ^ (self.step << 20) ^ (exchange.rank() as u64).wrapping_mul(0xA24B_AED4_963E_E407);
         self.step += 1;
-        let (whole, bucket, width) = match self.levels {
-            Some((levels, bucket)) => (levels, bucket, bits(levels)),
-            None => (1, gradient.len().max(1), 2),
-        };
-        let scales: Vec<f32> = match self.levels {
-            Some(_) => gradient.chunks(bucket).map(|part| square_sum(part).sqrt() as f32).collect(),
+        let levels = match self.levels {
+            Some((levels, bucket)) => Levels { levels, scale: Scale::Norms { bucket } },
             None => {
-                let deviation = (square_sum(gradient) / gradient.len().max(1) as f64).sqrt();
-                let limit = (CLIP * deviation) as f32;
-                gradient.iter_mut().for_each(|value| *value = value.clamp(-limit, limit));
-                let largest = gradient.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
-                vec![exchange.max(largest)?]
+                let squares = on.read(&on.square_sum(gradient.read()));
+                let deviation = (squares / gradient.len().max(1) as f64).sqrt();
+                on.clamp((CLIP * deviation) as f32, gradient.again());
+                let largest = exchange.max(on.largest_magnitude(gradient.read()))?;
+                Levels { levels: 1, scale: Scale::Common(largest) }
             }
         };
-        let squares = square_sum(gradient);
-        let mut lost = 0.0;
-        let mut bytes = Vec::new();
-        if self.levels.is_some() {
-            scales.iter().for_each(|scale| bytes.extend_from_slice(&scale.to_le_bytes()));
-        }
-        let codes = gradient.iter().enumerate().map(|(index, value)| {
-            let scale = scales[index / bucket];
-            let exact = if scale > 0.0 { value.abs() / scale * whole as f32 } else { 0.0 };
-            let level = (exact.floor() + f32::from(uniform(&mut state) < exact.fract())).min(whole as f32);
-            let signed = if *value < 0.0 { -level } else { level };
-            lost += f64::from(signed * scale / whole as f32 - value).powi(2);
-            (signed as i32 + whole as i32) as u32
-        });
-        pack(codes, width, &mut bytes);
-        let all = exchange.all_gather(&bytes)?;
-        gradient.fill(0.0);
-        for part in &all {
-            let (scales, coded) = match self.levels {
-                Some(_) => {
-                    let (head, coded) = part.split_at(4 * gradient.len().div_ceil(bucket));
-                    let scale = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                    (head.chunks_exact(4).map(scale).collect(), coded)
-                }
-                None => (scales.clone(), part.as_slice()),
-            };
-            let mut index = 0;
-            unpack(coded, width, |code| {
-                let Some(value) = gradient.get_mut(index) else { return false };
-                *value += (code as i32 - whole as i32) as f32 * (scales[index / bucket] / whole as f32);
-                index += 1;
-                true
-            });
-        }
+        let squares = on.square_sum(gradient.read());
+        let (coded, lost) = on.encode_levels(levels, state, gradient.read());
+        let report = Report::of(on.read(&squares), on.read(&lost));
+        let all = exchange.all_gather(&on.fetch(vec![coded])[0])?;
+        on.fill_zero(gradient.again());
+        all.into_iter().for_each(|part| on.add_levels(levels, &on.bring(part), gradient.again()));
         // Nothing of it is kept.
-        Ok(Report { error_norm: 0.0, ..Report::of(squares, lost) })
+        Ok(Report { error_norm: 0.0, ..report })
     }
+}
+
+/// Levels as they travel, and how much of the squared norm they lose.
+pub(crate) fn encode(levels: Levels, mut state: u64, values: &[f32]) -> (Vec<u8>, f64) {
+    let whole = levels.levels;
+    let mut bytes = Vec::with_capacity(levels.bytes(values.len()));
+    let (scales, bucket): (Vec<f32>, usize) = match levels.scale {
+        Scale::Norms { bucket } => {
+            (values.chunks(bucket).map(|part| square_sum(part).sqrt() as f32).collect(), bucket)
+        }
+        Scale::Common(scale) => (vec![scale], values.len().max(1)),
+    };
+    scales[..levels.norms(values.len())]
+        .iter()
+        .for_each(|scale| bytes.extend_from_slice(&scale.to_le_bytes()));
+    let mut lost = 0.0;
+    let codes = values.iter().enumerate().map(|(index, value)| {
+        let scale = scales[index / bucket];
+        let (step, inverse) = (scale / whole as f32, if scale > 0.0 { whole as f32 / scale } else { 0.0 });
+        let exact = (value.abs() * inverse).min(whole as f32);
+        let below = exact as u32;
+        let level = (below + u32::from(uniform(&mut state) < exact - below as f32)).min(whole);
+        let signed = if *value < 0.0 { -(level as i32) } else { level as i32 };
+        lost += f64::from(signed as f32 * step - value).powi(2);
+        (signed + whole as i32) as u32
+    });
+    pack(codes, levels.width(), &mut bytes);
+    (bytes, lost)
+}
+
+/// Adds what levels say.
+pub(crate) fn add(levels: Levels, bytes: &[u8], values: &mut [f32]) {
+    let whole = levels.levels;
+    let (head, coded) = bytes.split_at(4 * levels.norms(values.len()));
+    let (scales, bucket): (Vec<f32>, usize) = match levels.scale {
+        Scale::Norms { bucket } => {
+            (head.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(), bucket)
+        }
+        Scale::Common(scale) => (vec![scale], values.len().max(1)),
+    };
+    let mut index = 0;
+    unpack(coded, levels.width(), |code| {
+        let Some(value) = values.get_mut(index) else { return false };
+        *value += (code as i32 - whole as i32) as f32 * (scales[index / bucket] / whole as f32);
+        index += 1;
+        true
+    });
 }
 
 pub(crate) fn phases(levels: Option<(u32, usize)>, elements: usize, size: usize) -> Vec<Phase> {
     match levels {
         Some((levels, bucket)) => {
-            let bytes = 4 * elements.div_ceil(bucket) + (elements * bits(levels)).div_ceil(8);
+            let bytes = Levels { levels, scale: Scale::Norms { bucket } }.bytes(elements);
             vec![Phase::AllGather { bytes: vec![bytes; size] }]
         }
-        None => vec![Phase::Max, Phase::AllGather { bytes: vec![(2 * elements).div_ceil(8); size] }],
+        None => {
+            let bytes = Levels { levels: 1, scale: Scale::Common(0.0) }.bytes(elements);
+            vec![Phase::Max, Phase::AllGather { bytes: vec![bytes; size] }]
+        }
     }
 }

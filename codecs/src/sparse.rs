@@ -1,7 +1,8 @@
 //! The largest entries alone: with error feedback (Stich et al., 1809.07599), or with momentum correction and masking
 //! (Lin et al., Deep Gradient Compression, 1712.01887, sections 3.1 and 3.2).
 
-use crate::{Exchange, Phase, Report, square_sum};
+use crate::arithmetic::{Arithmetic, Part, PartMut};
+use crate::{Exchange, Phase, Report};
 
 /// Momentum of the correction (1712.01887, section 4).
 const MOMENTUM: f32 = 0.9;
@@ -9,70 +10,88 @@ const MOMENTUM: f32 = 0.9;
 const BIN_SHIFT: u32 = 15;
 const BINS: usize = 1 << 16;
 
-#[derive(Debug)]
-pub(crate) struct Sparse {
+pub(crate) struct Sparse<A: Arithmetic> {
     count: usize,
     /// What has not been sent yet.
-    pending: Vec<f32>,
-    /// Velocity of what has not been sent yet; empty without momentum correction.
-    velocity: Vec<f32>,
+    pending: A::Owned,
+    /// Velocity of what has not been sent yet, with momentum correction.
+    velocity: Option<A::Owned>,
 }
 
 /// Entries that are sent of `elements`: at least one, where there is one.
-fn count(elements: usize, per_mille: u32) -> usize {
+pub(crate) fn count(elements: usize, per_mille: u32) -> usize {
     (elements * per_mille as usize).div_ceil(1000).min(elements)
 }
 
-impl Sparse {
-    pub fn new(elements: usize, per_mille: u32, momentum: bool) -> Self {
-        let velocity = if momentum { vec![0.0; elements] } else { Vec::new() };
-        Self { count: count(elements, per_mille), pending: vec![0.0; elements], velocity }
+impl<A: Arithmetic> Sparse<A> {
+    pub fn new(on: &A, elements: usize, per_mille: u32, momentum: bool) -> Self {
+        let velocity = momentum.then(|| on.zeros(elements));
+        Self { count: count(elements, per_mille), pending: on.zeros(elements), velocity }
     }
 
     pub fn state(&self) -> usize {
-        self.pending.len() + self.velocity.len()
+        let len = |owned: &A::Owned| Part::<A>::whole(owned).len();
+        len(&self.pending) + self.velocity.as_ref().map_or(0, len)
     }
 
     pub fn reduce<X: Exchange>(
         &mut self,
-        gradient: &mut [f32],
+        on: &A,
+        mut gradient: PartMut<'_, A>,
         exchange: &mut X,
         memory: bool,
     ) -> Result<Report, X::Error> {
-        if self.velocity.is_empty() {
-            self.pending.iter_mut().zip(gradient.iter()).for_each(|(pending, g)| *pending += g);
-        } else {
-            for ((pending, velocity), g) in
-                self.pending.iter_mut().zip(&mut self.velocity).zip(gradient.iter())
-            {
-                *velocity = MOMENTUM * *velocity + g;
-                *pending += *velocity;
+        let mut pending = PartMut::<A>::whole(&mut self.pending);
+        let mut velocity = self.velocity.as_mut().map(PartMut::<A>::whole);
+        let whole = match &mut velocity {
+            Some(velocity) => {
+                on.add_with_momentum(MOMENTUM, gradient.read(), velocity.again(), pending.again())
             }
-        }
-        let whole = square_sum(&self.pending);
-        let mut coded = Vec::with_capacity(8 * self.count);
-        for index in largest(&self.pending, self.count) {
-            coded.extend_from_slice(&(index as u32).to_le_bytes());
-            coded.extend_from_slice(&self.pending[index].to_le_bytes());
-            self.pending[index] = 0.0;
-            if let Some(velocity) = self.velocity.get_mut(index) {
-                *velocity = 0.0;
-            }
-        }
-        let report = Report::of(whole, square_sum(&self.pending));
-        let all = exchange.all_gather(&coded)?;
-        gradient.fill(0.0);
-        for entry in all.iter().flat_map(|part| part.chunks_exact(8)) {
-            let index = u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]) as usize;
-            if let Some(value) = gradient.get_mut(index) {
-                *value += f32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
-            }
-        }
+            None => on.add(gradient.read(), pending.again()),
+        };
+        let (coded, sent) =
+            on.take_largest(self.count, pending.again(), velocity.as_mut().map(PartMut::again));
+        let (whole, sent) = (on.read(&whole), on.read(&sent));
+        // Rounded apart, the two may differ by a little where everything is sent.
+        let report = Report::of(whole, (whole - sent).max(0.0));
+        let all = exchange.all_gather(&on.fetch(vec![coded])[0])?;
+        on.fill_zero(gradient.again());
+        all.into_iter().for_each(|part| on.add_entries(&on.bring(part), gradient.again()));
         if !memory {
-            self.pending.fill(0.0);
-            self.velocity.fill(0.0);
+            on.fill_zero(pending);
+            velocity.into_iter().for_each(|velocity| on.fill_zero(velocity));
         }
         Ok(report)
+    }
+}
+
+/// The `count` values of greatest magnitude as they travel, and the sum of their squares; in their places zeros are left.
+pub(crate) fn take_largest(
+    values: &mut [f32],
+    mut velocity: Option<&mut [f32]>,
+    count: usize,
+) -> (Vec<u8>, f64) {
+    let mut coded = Vec::with_capacity(8 * count);
+    let mut squares = 0.0;
+    for index in largest(values, count) {
+        let value = std::mem::take(&mut values[index]);
+        squares += f64::from(value).powi(2);
+        coded.extend_from_slice(&(index as u32).to_le_bytes());
+        coded.extend_from_slice(&value.to_le_bytes());
+        if let Some(velocity) = &mut velocity {
+            velocity[index] = 0.0;
+        }
+    }
+    (coded, squares)
+}
+
+/// Adds entries to where their indices say.
+pub(crate) fn add(bytes: &[u8], values: &mut [f32]) {
+    for entry in bytes.chunks_exact(8) {
+        let index = u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]) as usize;
+        if let Some(value) = values.get_mut(index) {
+            *value += f32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
+        }
     }
 }
 

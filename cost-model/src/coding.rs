@@ -56,14 +56,14 @@ pub(crate) fn reduction(
             + match phase {
                 Phase::Sum { elements } => {
                     let bytes = Bytes::of_f32(elements as u64);
-                    costs.over(CollectiveKind::AllReduce, reduction.algorithm, groups, stride, bytes)?
+                    costs.exchange(CollectiveKind::AllReduce, reduction.algorithm, groups, stride, bytes)?
                 }
                 Phase::Max => {
-                    costs.over(CollectiveKind::AllReduce, ring, groups, stride, Bytes::of_f32(1))?
+                    costs.exchange(CollectiveKind::AllReduce, ring, groups, stride, Bytes::of_f32(1))?
                 }
                 Phase::AllGather { bytes } => {
                     let whole = Bytes(bytes.iter().sum::<usize>() as u64);
-                    costs.over(CollectiveKind::AllGather, ring, groups, stride, whole)?
+                    costs.exchange(CollectiveKind::AllGather, ring, groups, stride, whole)?
                 }
                 Phase::AllToAll { bytes } => {
                     // What a member sends, with the part that stays: parts are equal but for rounding.
@@ -72,7 +72,7 @@ pub(crate) fn reduction(
                     match &costs.routes {
                         Some(routes) => routes.all_to_all(groups, whole),
                         // As much as half of an all-reduce by rings moves, at most as fast.
-                        None => costs.over(CollectiveKind::AllGather, ring, groups, stride, whole)?,
+                        None => costs.exchange(CollectiveKind::AllGather, ring, groups, stride, whole)?,
                     }
                 }
             };
@@ -80,8 +80,9 @@ pub(crate) fn reduction(
     Ok(total)
 }
 
-/// Bytes that the codecs of a pipeline rank keep between steps, and the most that one needs while it works.
-pub(crate) fn memory(program: &Program, pipeline_rank: usize) -> (u64, u64) {
+/// Bytes that the codecs of a pipeline rank keep between steps, and the most that one needs while it works, in the memory
+/// in which gradients lie.
+pub(crate) fn memory(program: &Program, pipeline_rank: usize, on_accelerators: bool) -> (u64, u64) {
     let size = program.strategy.data as usize;
     let (mut state, mut scratch) = (0, 0);
     for (index, bucket) in program.ranks[pipeline_rank].buckets.iter().enumerate() {
@@ -90,7 +91,11 @@ pub(crate) fn memory(program: &Program, pipeline_rank: usize) -> (u64, u64) {
             let footprint =
                 autodist_codecs::footprint(codec, &tensors(program, bucket), bucket.padded, size, 0);
             state += footprint.state_bytes;
-            scratch = footprint.scratch_bytes.max(scratch);
+            let own = match on_accelerators {
+                true => footprint.device_scratch_bytes,
+                false => footprint.scratch_bytes,
+            };
+            scratch = own.max(scratch);
         }
     }
     (state, scratch)
