@@ -1,6 +1,10 @@
 //! Low-rank factors (Vogels et al., PowerSGD, 1905.13727, algorithm 1), in two forms that must not be mixed: as PyTorch's
 //! communication hook does it (both factors every step; the error is against the mean's approximation), and as its authors'
-//! own package does (one factor a step, alternating; the error is against the member's own approximation).
+//! own package does (one factor a step, alternating; the error is against the member's own approximation). `tests/parity.rs`
+//! holds both against their references.
+//!
+//! The hook also keeps an "error" of what travels as it is, the member's gradient less the mean. Over the members it sums
+//! to zero, so it changes no result; it is left out here.
 
 use crate::layout::{Layout, Matrix};
 use crate::{Exchange, Phase, Report, square_sum};
@@ -10,11 +14,11 @@ pub(crate) struct Factors {
     half: bool,
     /// What has not been sent yet; zero where parameters travel as they are.
     error: Vec<f32>,
-    /// Left factors, `rows x rank` each; kept between steps by the half form alone.
+    /// Left factors, `rows x rank` each; kept between steps by the half form alone, which begins with them.
     left: Vec<f32>,
     /// Right factors, `columns x rank` each.
     right: Vec<f32>,
-    /// Steps so far; the half form renews the left factor in even ones.
+    /// Steps so far; the half form renews the right factors in even ones.
     step: u64,
 }
 
@@ -35,13 +39,25 @@ fn normal(count: usize, seed: u64) -> Vec<f32> {
 
 impl Factors {
     pub fn new(layout: Layout, elements: usize, seed: u64, half: bool) -> Self {
-        let right = normal(layout.right(), seed);
-        let left = if half { vec![0.0; layout.left()] } else { Vec::new() };
+        let (left, right) = match half {
+            true => (normal(layout.left(), seed), vec![0.0; layout.right()]),
+            false => (Vec::new(), normal(layout.right(), seed)),
+        };
         Self { error: vec![0.0; elements], left, right, layout, half, step: 0 }
     }
 
     pub fn state(&self) -> usize {
         self.error.len() + self.left.len() + self.right.len()
+    }
+
+    /// Replaces the factors that the first products are made with.
+    pub fn begin_with(&mut self, factors: &[f32]) {
+        let first = if self.half { &mut self.left } else { &mut self.right };
+        first.iter_mut().zip(factors).for_each(|(own, given)| *own = *given);
+    }
+
+    pub fn kept(&self) -> &[f32] {
+        &self.error
     }
 
     pub fn reduce<X: Exchange>(
@@ -103,7 +119,7 @@ impl Factors {
 
     fn one_factor<X: Exchange>(&mut self, gradient: &mut [f32], exchange: &mut X) -> Result<(), X::Error> {
         let size = exchange.size() as f32;
-        let renew_left = self.step % 2 == 0;
+        let renew_left = self.step % 2 == 1;
         for ((matrix, left), right) in each(&self.layout, &mut self.left, &mut self.right) {
             let whole = matrix.range();
             if renew_left {

@@ -115,10 +115,10 @@ impl Compressor {
             Codec::Bf16 => Kind::Shards(Shards::Bf16),
             Codec::Int8 { block } => Kind::Shards(Shards::Int8 { block: block as usize }),
             Codec::PowerSgd { rank } => {
-                Kind::Factors(Factors::new(Layout::of(tensors, elements, rank), elements, seed, false))
+                Kind::Factors(Factors::new(Layout::of(tensors, elements, rank, false), elements, seed, false))
             }
             Codec::PowerSgdHalf { rank } => {
-                Kind::Factors(Factors::new(Layout::of(tensors, elements, rank), elements, seed, true))
+                Kind::Factors(Factors::new(Layout::of(tensors, elements, rank, true), elements, seed, true))
             }
             Codec::TopK { per_mille } => Kind::Sparse(Sparse::new(elements, per_mille, false)),
             Codec::Dgc { per_mille } => Kind::Sparse(Sparse::new(elements, per_mille, true)),
@@ -134,6 +134,27 @@ impl Compressor {
     #[must_use]
     pub fn without_error_feedback(self) -> Self {
         Self { memory: false, ..self }
+    }
+
+    /// The same with given low-rank factors to begin with, one matrix after the other: the right ones of `powersgd`, the
+    /// left ones of `powersgd_half`. Other codecs have none.
+    #[must_use]
+    pub fn with_first_factors(mut self, given: &[f32]) -> Self {
+        if let Kind::Factors(factors) = &mut self.kind {
+            factors.begin_with(given);
+        }
+        self
+    }
+
+    /// What this member has not sent yet, by element; empty where nothing is kept.
+    #[must_use]
+    pub fn kept(&self) -> &[f32] {
+        match &self.kind {
+            Kind::Sum | Kind::Shards(_) | Kind::Random(_) => &[],
+            Kind::Factors(factors) => factors.kept(),
+            Kind::Sparse(sparse) => sparse.kept(),
+            Kind::Signs(signs) => signs.kept(),
+        }
     }
 
     /// Replaces `gradient` by an approximation of the sum over all members.
@@ -182,8 +203,8 @@ pub fn phases(codec: Codec, tensors: &[Tensor], elements: usize, size: usize) ->
         Codec::Fp16 => shards::phases(&Shards::Fp16, elements, size),
         Codec::Bf16 => shards::phases(&Shards::Bf16, elements, size),
         Codec::Int8 { block } => shards::phases(&Shards::Int8 { block: block as usize }, elements, size),
-        Codec::PowerSgd { rank } => factors::phases(&Layout::of(tensors, elements, rank), false),
-        Codec::PowerSgdHalf { rank } => factors::phases(&Layout::of(tensors, elements, rank), true),
+        Codec::PowerSgd { rank } => factors::phases(&Layout::of(tensors, elements, rank, false), false),
+        Codec::PowerSgdHalf { rank } => factors::phases(&Layout::of(tensors, elements, rank, true), true),
         Codec::TopK { per_mille } | Codec::Dgc { per_mille } => sparse::phases(elements, per_mille, size),
         Codec::OneBit => signs::phases(elements, size),
         Codec::Qsgd { levels, bucket } => random::phases(Some((levels, bucket as usize)), elements, size),
@@ -211,9 +232,9 @@ pub fn footprint(codec: Codec, tensors: &[Tensor], elements: usize, size: usize,
         | Codec::Int8 { .. }
         | Codec::Qsgd { .. }
         | Codec::TernGrad => 0,
-        Codec::PowerSgd { rank } => elements + Layout::of(tensors, elements, rank).right(),
+        Codec::PowerSgd { rank } => elements + Layout::of(tensors, elements, rank, false).right(),
         Codec::PowerSgdHalf { rank } => {
-            let layout = Layout::of(tensors, elements, rank);
+            let layout = Layout::of(tensors, elements, rank, true);
             elements + layout.right() + layout.left()
         }
         Codec::TopK { .. } => elements,
@@ -247,8 +268,8 @@ pub fn work(codec: Codec, tensors: &[Tensor], elements: usize, size: usize) -> f
         Codec::Fp16 | Codec::Bf16 => 4.0 * n,
         Codec::Int8 { .. } => 10.0 * n,
         // Two products and the decoding one: 2 a b r operations each; then error and decay.
-        Codec::PowerSgd { rank } => Layout::of(tensors, elements, rank).products(3.0) + 3.0 * n,
-        Codec::PowerSgdHalf { rank } => Layout::of(tensors, elements, rank).products(3.0) + 3.0 * n,
+        Codec::PowerSgd { rank } => Layout::of(tensors, elements, rank, false).products(3.0) + 3.0 * n,
+        Codec::PowerSgdHalf { rank } => Layout::of(tensors, elements, rank, true).products(3.0) + 3.0 * n,
         Codec::TopK { .. } => 6.0 * n,
         Codec::Dgc { .. } => 10.0 * n,
         Codec::OneBit => 8.0 * n,

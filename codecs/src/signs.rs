@@ -49,6 +49,10 @@ impl Signs {
         self.own.len() + self.shard.len()
     }
 
+    pub fn kept(&self) -> &[f32] {
+        &self.own
+    }
+
     pub fn reduce<X: Exchange>(
         &mut self,
         gradient: &mut [f32],

@@ -33,6 +33,10 @@ impl Sparse {
         self.pending.len() + self.velocity.len()
     }
 
+    pub fn kept(&self) -> &[f32] {
+        &self.pending
+    }
+
     pub fn reduce<X: Exchange>(
         &mut self,
         gradient: &mut [f32],
