@@ -7,7 +7,10 @@
 //! to zero, so it changes no result; it is left out here.
 
 use crate::layout::{Layout, Matrix};
-use crate::{Exchange, Phase, Report, square_sum};
+use crate::skinny::{
+    add_and_multiply, add_and_multiply_transposed, expand, multiply_transposed, subtract_expanded,
+};
+use crate::{Exchange, Phase, Report};
 
 pub(crate) struct Factors {
     layout: Layout,
@@ -66,32 +69,33 @@ impl Factors {
         exchange: &mut X,
         memory: bool,
     ) -> Result<Report, X::Error> {
-        // From here on `error` is the whole matrix: this step's gradient and what earlier ones left.
-        for matrix in &self.layout.matrices {
-            let range = matrix.range();
-            self.error[range.clone()].iter_mut().zip(&gradient[range]).for_each(|(error, g)| *error += g);
-        }
-        let whole = square_sum(&self.error);
-        if self.half {
+        let (whole, lost) = if self.half {
             self.one_factor(gradient, exchange)?
         } else {
             self.both_factors(gradient, exchange)?
-        }
+        };
         self.step += 1;
-        let report = Report::of(whole, square_sum(&self.error));
         if !memory {
             self.error.fill(0.0);
         }
-        Ok(report)
+        Ok(Report::of(whole, lost))
     }
 
-    fn both_factors<X: Exchange>(&mut self, gradient: &mut [f32], exchange: &mut X) -> Result<(), X::Error> {
+    /// Returns the sums of squares of what was compressed and of what it lost.
+    fn both_factors<X: Exchange>(
+        &mut self,
+        gradient: &mut [f32],
+        exchange: &mut X,
+    ) -> Result<(f64, f64), X::Error> {
         let size = exchange.size() as f32;
+        let (mut whole, mut lost) = (0.0, 0.0);
         self.sum_dense(gradient, exchange)?;
         let mut left = vec![0.0; self.layout.left()];
+        // From here on `error` is the whole matrix: this step's gradient and what earlier ones left.
         for ((matrix, left), right) in each(&self.layout, &mut left, &mut self.right) {
             orthogonalise(right, matrix.rank);
-            multiply(matrix, &self.error[matrix.range()], right, left);
+            let range = matrix.range();
+            whole += add_and_multiply(matrix, &gradient[range.clone()], &mut self.error[range], right, left);
         }
         if !left.is_empty() {
             exchange.sum(&mut left)?;
@@ -105,38 +109,40 @@ impl Factors {
         }
         self.right.iter_mut().for_each(|value| *value /= size);
         for ((matrix, left), right) in each(&self.layout, &mut left, &mut self.right) {
-            let approximation = &mut gradient[matrix.range()];
-            expand(matrix, left, right, approximation);
+            let range = matrix.range();
             // Against the approximation of the mean.
-            let error = &mut self.error[matrix.range()];
-            for (error, value) in error.iter_mut().zip(approximation) {
-                *error -= *value;
-                *value *= size;
-            }
+            let approximation = Some((&mut gradient[range.clone()], size));
+            lost += subtract_expanded(matrix, left, right, &mut self.error[range], approximation);
         }
-        Ok(())
+        Ok((whole, lost))
     }
 
-    fn one_factor<X: Exchange>(&mut self, gradient: &mut [f32], exchange: &mut X) -> Result<(), X::Error> {
+    /// As [`Factors::both_factors`].
+    fn one_factor<X: Exchange>(
+        &mut self,
+        gradient: &mut [f32],
+        exchange: &mut X,
+    ) -> Result<(f64, f64), X::Error> {
         let size = exchange.size() as f32;
         let renew_left = self.step % 2 == 1;
+        let (mut whole, mut lost) = (0.0, 0.0);
         for ((matrix, left), right) in each(&self.layout, &mut self.left, &mut self.right) {
-            let whole = matrix.range();
+            let range = matrix.range();
+            let (gradient, error) = (&gradient[range.clone()], &mut self.error[range]);
             if renew_left {
                 orthogonalise(right, matrix.rank);
-                multiply(matrix, &self.error[whole.clone()], right, left);
+                whole += add_and_multiply(matrix, gradient, error, right, left);
             } else {
                 orthogonalise(left, matrix.rank);
-                multiply_transposed(matrix, &self.error[whole.clone()], left, right);
+                whole += add_and_multiply_transposed(matrix, gradient, error, left, right);
             }
             // Against this member's own approximation.
-            let approximation = &mut gradient[whole.clone()];
-            expand(matrix, left, right, approximation);
-            self.error[whole].iter_mut().zip(approximation).for_each(|(error, value)| *error -= *value);
+            lost += subtract_expanded(matrix, left, right, error, None);
         }
         // One sum for the renewed factors and all that travels as it is.
-        let mut message = if renew_left { self.left.clone() } else { self.right.clone() };
-        let factors = message.len();
+        let renewed = if renew_left { &mut self.left } else { &mut self.right };
+        let factors = renewed.len();
+        let mut message = renewed.clone();
         self.layout.dense.iter().for_each(|range| message.extend_from_slice(&gradient[range.clone()]));
         if !message.is_empty() {
             exchange.sum(&mut message)?;
@@ -146,19 +152,12 @@ impl Factors {
             gradient[range.clone()].copy_from_slice(&message[at..at + range.len()]);
             at += range.len();
         }
-        message.truncate(factors);
-        message.iter_mut().for_each(|value| *value /= size);
-        if renew_left {
-            self.left = message
-        } else {
-            self.right = message
-        }
+        renewed.copy_from_slice(&message[..factors]);
+        renewed.iter_mut().for_each(|value| *value /= size);
         for ((matrix, left), right) in each(&self.layout, &mut self.left, &mut self.right) {
-            let approximation = &mut gradient[matrix.range()];
-            expand(matrix, left, right, approximation);
-            approximation.iter_mut().for_each(|value| *value *= size);
+            expand(matrix, left, right, size, &mut gradient[matrix.range()]);
         }
-        Ok(())
+        Ok((whole, lost))
     }
 
     fn sum_dense<X: Exchange>(&self, gradient: &mut [f32], exchange: &mut X) -> Result<(), X::Error> {
@@ -212,61 +211,6 @@ fn orthogonalise(factor: &mut [f32], rank: usize) {
         let norm = dot(factor, column, column);
         let inverse = if norm > 1e-12 * before { (1.0 / norm.sqrt()) as f32 } else { 0.0 };
         (0..rows).for_each(|row| factor[row * rank + column] *= inverse);
-    }
-}
-
-/// `left = whole · right`.
-fn multiply(matrix: &Matrix, whole: &[f32], right: &[f32], left: &mut [f32]) {
-    let Matrix { rows, columns, rank, .. } = *matrix;
-    product((rows, rank, columns), (whole, columns, 1), (right, rank, 1), (left, rank));
-}
-
-/// `right = wholeᵀ · left`.
-fn multiply_transposed(matrix: &Matrix, whole: &[f32], left: &[f32], right: &mut [f32]) {
-    let Matrix { rows, columns, rank, .. } = *matrix;
-    product((columns, rank, rows), (whole, 1, columns), (left, rank, 1), (right, rank));
-}
-
-/// `whole = left · rightᵀ`.
-fn expand(matrix: &Matrix, left: &[f32], right: &[f32], whole: &mut [f32]) {
-    let Matrix { rows, columns, rank, .. } = *matrix;
-    product((rows, columns, rank), (left, rank, 1), (right, 1, rank), (whole, columns));
-}
-
-/// `c = a · b` for `m x k` by `k x n`; operands with their strides of rows and columns.
-fn product(
-    (m, n, k): (usize, usize, usize),
-    (a, a_row, a_column): (&[f32], usize, usize),
-    (b, b_row, b_column): (&[f32], usize, usize),
-    (c, c_row): (&mut [f32], usize),
-) {
-    assert!(
-        a.len() >= m * k && b.len() >= k * n && c.len() >= m * n,
-        "operands are as large as their shapes"
-    );
-    // SAFETY: the asserted lengths cover all that the shapes and strides reach, and `c` is exclusively borrowed.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c.as_mut_ptr(),
-            1,
-            c_row as isize,
-            false,
-            a.as_ptr(),
-            a_column as isize,
-            a_row as isize,
-            b.as_ptr(),
-            b_column as isize,
-            b_row as isize,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
     }
 }
 

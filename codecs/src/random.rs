@@ -28,34 +28,53 @@ fn bits(levels: u32) -> usize {
     (u32::BITS - (2 * levels).leading_zeros()) as usize
 }
 
-fn pack(codes: impl Iterator<Item = u32>, width: usize, bytes: &mut Vec<u8>) {
-    let (mut buffer, mut held) = (0_u64, 0);
-    for code in codes {
-        buffer |= u64::from(code) << held;
-        held += width;
-        while held >= 8 {
-            bytes.push(buffer as u8);
-            buffer >>= 8;
-            held -= 8;
+/// Writes codes of `width` bits, at most 8, one behind the other.
+struct Packer {
+    width: usize,
+    buffer: u64,
+    held: usize,
+    bytes: Vec<u8>,
+}
+
+impl Packer {
+    fn push(&mut self, code: u32) {
+        self.buffer |= u64::from(code) << self.held;
+        self.held += self.width;
+        if self.held >= 32 {
+            self.bytes.extend_from_slice(&(self.buffer as u32).to_le_bytes());
+            self.buffer >>= 32;
+            self.held -= 32;
         }
     }
-    if held > 0 {
-        bytes.push(buffer as u8);
+
+    fn finish(mut self) -> Vec<u8> {
+        self.bytes.extend_from_slice(&self.buffer.to_le_bytes()[..self.held.div_ceil(8)]);
+        self.bytes
     }
 }
 
-fn unpack(bytes: &[u8], width: usize, mut take: impl FnMut(u32) -> bool) {
-    let (mut buffer, mut held) = (0_u64, 0);
-    for byte in bytes {
-        buffer |= u64::from(*byte) << held;
-        held += 8;
-        while held >= width {
-            if !take((buffer & ((1 << width) - 1)) as u32) {
-                return;
+/// Reads what a [`Packer`] wrote.
+struct Unpacker<'a> {
+    width: usize,
+    buffer: u64,
+    held: usize,
+    bytes: &'a [u8],
+}
+
+impl Unpacker<'_> {
+    fn next(&mut self) -> Option<u32> {
+        if self.held < self.width {
+            let (four, rest) = self.bytes.split_at(self.bytes.len().min(4));
+            for byte in four {
+                self.buffer |= u64::from(*byte) << self.held;
+                self.held += 8;
             }
-            buffer >>= width;
-            held -= width;
+            self.bytes = rest;
         }
+        let code = (self.buffer & ((1 << self.width) - 1)) as u32;
+        self.buffer >>= self.width;
+        self.held = self.held.checked_sub(self.width)?;
+        Some(code)
     }
 }
 
@@ -93,20 +112,25 @@ impl Random {
         };
         let squares = square_sum(gradient);
         let mut lost = 0.0;
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(4 * scales.len() + (gradient.len() * width).div_ceil(8));
         if self.levels.is_some() {
             scales.iter().for_each(|scale| bytes.extend_from_slice(&scale.to_le_bytes()));
         }
-        let codes = gradient.iter().enumerate().map(|(index, value)| {
-            let scale = scales[index / bucket];
-            let exact = if scale > 0.0 { value.abs() / scale * whole as f32 } else { 0.0 };
-            let level = (exact.floor() + f32::from(uniform(&mut state) < exact.fract())).min(whole as f32);
-            let signed = if *value < 0.0 { -level } else { level };
-            lost += f64::from(signed * scale / whole as f32 - value).powi(2);
-            (signed as i32 + whole as i32) as u32
-        });
-        pack(codes, width, &mut bytes);
-        let all = exchange.all_gather(&bytes)?;
+        let mut packer = Packer { width, buffer: 0, held: 0, bytes };
+        for (part, scale) in gradient.chunks(bucket).zip(&scales) {
+            let step = scale / whole as f32;
+            let inverse = if *scale > 0.0 { whole as f32 / scale } else { 0.0 };
+            for value in part {
+                let exact = (value.abs() * inverse).min(whole as f32);
+                let below = exact as u32;
+                let level = (below + u32::from(uniform(&mut state) < exact - below as f32)).min(whole);
+                let signed = if *value < 0.0 { -(level as i32) } else { level as i32 };
+                let missed = f64::from(signed as f32 * step - value);
+                lost += missed * missed;
+                packer.push((signed + whole as i32) as u32);
+            }
+        }
+        let all = exchange.all_gather(&packer.finish())?;
         gradient.fill(0.0);
         for part in &all {
             let (scales, coded) = match self.levels {
@@ -117,13 +141,14 @@ impl Random {
                 }
                 None => (scales.clone(), part.as_slice()),
             };
-            let mut index = 0;
-            unpack(coded, width, |code| {
-                let Some(value) = gradient.get_mut(index) else { return false };
-                *value += (code as i32 - whole as i32) as f32 * (scales[index / bucket] / whole as f32);
-                index += 1;
-                true
-            });
+            let mut unpacker = Unpacker { width, buffer: 0, held: 0, bytes: coded };
+            for (part, scale) in gradient.chunks_mut(bucket).zip(&scales) {
+                let step = scale / whole as f32;
+                for value in part {
+                    let Some(code) = unpacker.next() else { break };
+                    *value += (code as i32 - whole as i32) as f32 * step;
+                }
+            }
         }
         // Nothing of it is kept.
         Ok(Report { error_norm: 0.0, ..Report::of(squares, lost) })
