@@ -7,6 +7,7 @@
 //! Error feedback (Seide et al., Interspeech 2014; Karimireddy et al., 1901.09847): what a step did not send is added to
 //! the next step's gradient.
 
+mod adam;
 mod factors;
 mod layout;
 mod random;
@@ -17,6 +18,7 @@ mod sparse;
 
 pub use layout::Tensor;
 
+use adam::Adam;
 use autodist_spec::Codec;
 use factors::Factors;
 use layout::Layout;
@@ -104,6 +106,7 @@ enum Kind {
     Sparse(Sparse),
     Signs(Signs),
     Random(Random),
+    Adam(Adam),
 }
 
 impl Compressor {
@@ -126,6 +129,7 @@ impl Compressor {
             Codec::OneBit => Kind::Signs(Signs::new(elements)),
             Codec::Qsgd { levels, bucket } => Kind::Random(Random::qsgd(levels, bucket as usize, seed)),
             Codec::TernGrad => Kind::Random(Random::terngrad(seed)),
+            Codec::OneBitAdam { warmup_steps } => Kind::Adam(Adam::new(elements, warmup_steps)),
         };
         let _ = size;
         Self { kind, elements, memory: true }
@@ -135,6 +139,29 @@ impl Compressor {
     #[must_use]
     pub fn without_error_feedback(self) -> Self {
         Self { memory: false, ..self }
+    }
+
+    /// The same for an optimizer whose momentum is `m = decay m + (1 - decay) g`; 0.9 where nothing is said.
+    #[must_use]
+    pub fn with_momentum(mut self, decay: f64) -> Self {
+        if let Kind::Adam(adam) = &mut self.kind {
+            adam.set_decay(decay as f32);
+        }
+        self
+    }
+
+    /// The same as it works once its first steps are over, where those differ.
+    #[must_use]
+    pub fn after_warmup(mut self) -> Self {
+        if let Kind::Adam(adam) = &mut self.kind {
+            adam.end_warmup();
+        }
+        self
+    }
+
+    /// From now on gradients travel as they are. What is kept is dropped, and so is its memory.
+    pub fn stop(&mut self) {
+        self.kind = Kind::Sum;
     }
 
     /// The same with given low-rank factors to begin with, one matrix after the other: the right ones of `powersgd`, the
@@ -155,6 +182,7 @@ impl Compressor {
             Kind::Factors(factors) => factors.kept(),
             Kind::Sparse(sparse) => sparse.kept(),
             Kind::Signs(signs) => signs.kept(),
+            Kind::Adam(adam) => adam.kept(),
         }
     }
 
@@ -177,6 +205,7 @@ impl Compressor {
             Kind::Factors(factors) => factors.reduce(gradient, exchange, self.memory),
             Kind::Sparse(sparse) => sparse.reduce(gradient, exchange, self.memory),
             Kind::Signs(signs) => signs.reduce(gradient, exchange, self.memory),
+            Kind::Adam(adam) => adam.reduce(gradient, exchange, self.memory),
             Kind::Random(random) => random.reduce(gradient, exchange),
         }
     }
@@ -189,11 +218,13 @@ impl Compressor {
             Kind::Factors(factors) => factors.state(),
             Kind::Sparse(sparse) => sparse.state(),
             Kind::Signs(signs) => signs.state(),
+            Kind::Adam(adam) => adam.state(),
         } as u64
     }
 }
 
-/// The exchanges of one reduction, in order; none in a group of one.
+/// The exchanges of one reduction, in order; none in a group of one. Those of the steps after a warm-up, where there is
+/// one: in it a codec exchanges what [`Codec::None`] does.
 #[must_use]
 pub fn phases(codec: Codec, tensors: &[Tensor], elements: usize, size: usize) -> Vec<Phase> {
     if size < 2 {
@@ -207,7 +238,7 @@ pub fn phases(codec: Codec, tensors: &[Tensor], elements: usize, size: usize) ->
         Codec::PowerSgd { rank } => factors::phases(&Layout::of(tensors, elements, rank, false), false),
         Codec::PowerSgdHalf { rank } => factors::phases(&Layout::of(tensors, elements, rank, true), true),
         Codec::TopK { per_mille } | Codec::Dgc { per_mille } => sparse::phases(elements, per_mille, size),
-        Codec::OneBit => signs::phases(elements, size),
+        Codec::OneBit | Codec::OneBitAdam { .. } => signs::phases(elements, size),
         Codec::Qsgd { levels, bucket } => random::phases(Some((levels, bucket as usize)), elements, size),
         Codec::TernGrad => random::phases(None, elements, size),
     }
@@ -241,6 +272,8 @@ pub fn footprint(codec: Codec, tensors: &[Tensor], elements: usize, size: usize,
         Codec::TopK { .. } => elements,
         Codec::Dgc { .. } => 2 * elements,
         Codec::OneBit => elements + shard,
+        // The momentum too.
+        Codec::OneBitAdam { .. } => 2 * elements + shard,
     };
     let exchanged = |phase: &Phase| match phase {
         Phase::Sum { elements } => 4 * elements,
@@ -274,6 +307,7 @@ pub fn work(codec: Codec, tensors: &[Tensor], elements: usize, size: usize) -> f
         Codec::TopK { .. } => 6.0 * n,
         Codec::Dgc { .. } => 10.0 * n,
         Codec::OneBit => 8.0 * n,
+        Codec::OneBitAdam { .. } => 14.0 * n,
         Codec::Qsgd { .. } => (12.0 + p) * n,
         Codec::TernGrad => (10.0 + p) * n,
     }

@@ -82,7 +82,7 @@ pub fn measure(
                 let emulated = task
                     .emulated_flops_per_s
                     .map_or(0.0, |rate| autodist_codecs::work(*codec, &tensors, elements, *group) / rate);
-                let mut compressor = Compressor::new(*codec, &tensors, elements, *group, 0);
+                let mut compressor = Compressor::new(*codec, &tensors, elements, *group, 0).after_warmup();
                 let mut seconds = Vec::new();
                 for repetition in 0..=task.repetitions {
                     let mut gradient: Vec<f32> =
