@@ -45,6 +45,11 @@ pub trait Arithmetic: Sized {
         velocity: PartMut<'_, Self>,
         to: PartMut<'_, Self>,
     ) -> Self::Sum;
+    /// `to = factor from + own to`.
+    fn mix(&self, factor: f32, from: Part<'_, Self>, own: f32, to: PartMut<'_, Self>);
+    /// The gradient holds a new momentum: it becomes that which leads there, `(new - decay old) / (1 - decay)`. Where the
+    /// old momentum is zero, the new one is too.
+    fn agree(&self, decay: f32, gradient: PartMut<'_, Self>, momentum: PartMut<'_, Self>);
     /// `to -= from`.
     fn subtract(&self, from: Part<'_, Self>, to: PartMut<'_, Self>);
     /// `to /= divisor`.

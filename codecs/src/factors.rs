@@ -1,9 +1,12 @@
 //! Low-rank factors (Vogels et al., PowerSGD, 1905.13727, algorithm 1), in two forms that must not be mixed: as PyTorch's
 //! communication hook does it (both factors every step; the error is against the mean's approximation), and as its authors'
-//! own package does (one factor a step, alternating; the error is against the member's own approximation).
+//! own package does (one factor a step, alternating; the error is against the member's own approximation). `tests/parity.rs`
+//! holds both against their references.
+//!
+//! The hook also keeps an "error" of what travels as it is, the member's gradient less the mean. Over the members it sums
+//! to zero, so it changes no result; it is left out here.
 
-use crate::arithmetic::{Arithmetic, Factor, LowRank, Part, PartMut};
-use crate::host::square_sum;
+use crate::arithmetic::{Arithmetic, Factor, Part, PartMut};
 use crate::layout::{Layout, Matrix};
 use crate::{Exchange, Phase, Report};
 use std::borrow::BorrowMut;
@@ -16,11 +19,12 @@ pub(crate) struct Factors<A: Arithmetic> {
     half: bool,
     /// What has not been sent yet; zero where parameters travel as they are.
     error: A::Owned,
-    /// Left factors, `rows x rank` each; kept between steps by the half form alone.
+    /// Left factors, `rows x rank` each; kept between steps by the half form alone, which begins
+    /// with them.
     left: Option<A::Owned>,
     /// Right factors, `columns x rank` each.
     right: A::Owned,
-    /// Steps so far; the half form renews the left factor in even ones.
+    /// Steps so far; the half form renews the right factors in even ones.
     step: u64,
 }
 
@@ -43,12 +47,26 @@ fn normal(count: usize, seed: u64) -> Vec<f32> {
 
 impl<A: Arithmetic> Factors<A> {
     pub fn new(on: &A, layout: Layout, elements: usize, seed: u64, half: bool) -> Self {
-        let mut right = on.zeros(layout.right());
-        let start = normal(layout.right(), seed);
-        on.on_host(PartMut::whole(&mut right), |values| values.copy_from_slice(&start));
+        let right = on.zeros(layout.right());
         let left = half.then(|| on.zeros(layout.left()));
         let (lefts, rights) = (layout.lefts(), layout.rights());
-        Self { error: on.zeros(elements), left, right, lefts, rights, layout, half, step: 0 }
+        let first = if half { layout.left() } else { layout.right() };
+        let mut factors =
+            Self { error: on.zeros(elements), left, right, lefts, rights, layout, half, step: 0 };
+        factors.begin_with(on, &normal(first, seed));
+        factors
+    }
+
+    /// Replaces the factors that the first products are made with.
+    pub fn begin_with(&mut self, on: &A, given: &[f32]) {
+        let first = self.left.as_mut().unwrap_or(&mut self.right);
+        on.on_host(PartMut::whole(first), |own| {
+            own.iter_mut().zip(given).for_each(|(own, given)| *own = *given);
+        });
+    }
+
+    pub fn kept(&self) -> &A::Owned {
+        &self.error
     }
 
     pub fn state(&self) -> usize {
@@ -132,7 +150,7 @@ impl<A: Arithmetic> Factors<A> {
         exchange: &mut X,
     ) -> Result<(Vec<A::Sum>, Vec<A::Sum>), X::Error> {
         let size = exchange.size() as f32;
-        let renew_left = self.step % 2 == 0;
+        let renew_left = self.step % 2 == 1;
         let whole = match renew_left {
             true => self.renew_left(on, gradient.read(), &mut left),
             false => self.renew_right(on, gradient.read(), &mut left),
@@ -244,109 +262,6 @@ pub(crate) fn orthogonalise(factor: &mut [f32], rank: usize) {
         let norm = dot(factor, column, column);
         let inverse = if norm > 1e-12 * before { (1.0 / norm.sqrt()) as f32 } else { 0.0 };
         (0..rows).for_each(|row| factor[row * rank + column] *= inverse);
-    }
-}
-
-/// `whole += gradient`, `left = whole · right`; the sum of squares.
-pub(crate) fn add_and_multiply(
-    shape: LowRank,
-    gradient: &[f32],
-    whole: &mut [f32],
-    right: &[f32],
-    left: &mut [f32],
-) -> f64 {
-    let LowRank { rows, columns, rank } = shape;
-    whole.iter_mut().zip(gradient).for_each(|(whole, g)| *whole += g);
-    product((rows, rank, columns), (whole, columns, 1), (right, rank, 1), (left, rank));
-    square_sum(whole)
-}
-
-/// The same from the other side.
-pub(crate) fn add_and_multiply_transposed(
-    shape: LowRank,
-    gradient: &[f32],
-    whole: &mut [f32],
-    left: &[f32],
-    right: &mut [f32],
-) -> f64 {
-    whole.iter_mut().zip(gradient).for_each(|(whole, g)| *whole += g);
-    multiply_transposed(shape, whole, left, right);
-    square_sum(whole)
-}
-
-/// `right = wholeᵀ · left`.
-pub(crate) fn multiply_transposed(shape: LowRank, whole: &[f32], left: &[f32], right: &mut [f32]) {
-    let LowRank { rows, columns, rank } = shape;
-    product((columns, rank, rows), (whole, 1, columns), (left, rank, 1), (right, rank));
-}
-
-/// `whole -= left · rightᵀ`; the sum of squares. `gradient`, where it is given, becomes that product times the factor.
-pub(crate) fn subtract_expanded(
-    shape: LowRank,
-    left: &[f32],
-    right: &[f32],
-    whole: &mut [f32],
-    gradient: Option<(&mut [f32], f32)>,
-) -> f64 {
-    let mut own;
-    let (expanded, factor): (&mut [f32], f32) = match gradient {
-        Some(given) => given,
-        None => {
-            own = vec![0.0; whole.len()];
-            (&mut own, 1.0)
-        }
-    };
-    expand(shape, left, right, 1.0, expanded);
-    for (whole, value) in whole.iter_mut().zip(expanded) {
-        *whole -= *value;
-        *value *= factor;
-    }
-    square_sum(whole)
-}
-
-/// `whole = factor left · rightᵀ`.
-pub(crate) fn expand(shape: LowRank, left: &[f32], right: &[f32], factor: f32, whole: &mut [f32]) {
-    let LowRank { rows, columns, rank } = shape;
-    product((rows, columns, rank), (left, rank, 1), (right, 1, rank), (whole, columns));
-    if factor != 1.0 {
-        whole.iter_mut().for_each(|value| *value *= factor);
-    }
-}
-
-/// `c = a · b` for `m x k` by `k x n`; operands with their strides of rows and columns.
-fn product(
-    (m, n, k): (usize, usize, usize),
-    (a, a_row, a_column): (&[f32], usize, usize),
-    (b, b_row, b_column): (&[f32], usize, usize),
-    (c, c_row): (&mut [f32], usize),
-) {
-    assert!(
-        a.len() >= m * k && b.len() >= k * n && c.len() >= m * n,
-        "operands are as large as their shapes"
-    );
-    // SAFETY: the asserted lengths cover all that the shapes and strides reach, and `c` is exclusively borrowed.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c.as_mut_ptr(),
-            1,
-            c_row as isize,
-            false,
-            a.as_ptr(),
-            a_column as isize,
-            a_row as isize,
-            b.as_ptr(),
-            b_column as isize,
-            b_row as isize,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
     }
 }
 

@@ -11,7 +11,7 @@ pub struct Tensor {
     pub columns: usize,
 }
 
-/// Factors must be at least so many times smaller than the matrix (PyTorch's `min_compression_rate`).
+/// A matrix must be so many times larger than what a step sends of it (`min_compression_rate` of both references).
 const LEAST_RATE: usize = 2;
 
 /// A matrix that travels as `rows x rank` and `columns x rank`.
@@ -41,19 +41,21 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    pub fn of(tensors: &[Tensor], elements: usize, rank: u32) -> Self {
-        let rank = rank as usize;
+    /// Of the factors of a matrix, `half` sends one a step: half as much on average.
+    pub fn of(tensors: &[Tensor], elements: usize, rank: u32, half: bool) -> Self {
+        let least_rate = if half { LEAST_RATE / 2 } else { LEAST_RATE };
         let mut layout = Self::default();
         let mut next = 0;
         for tensor in tensors {
             let (rows, columns) = (tensor.rows, tensor.columns);
-            if rows < 2 || columns < 2 || (rows + columns) * rank * LEAST_RATE >= rows * columns {
+            let rank = (rank as usize).min(rows).min(columns);
+            if rows < 2 || columns < 2 || (rows + columns) * rank * least_rate >= rows * columns {
                 continue;
             }
             if next < tensor.offset {
                 layout.dense.push(next..tensor.offset);
             }
-            let matrix = Matrix { offset: tensor.offset, rows, columns, rank: rank.min(rows).min(columns) };
+            let matrix = Matrix { offset: tensor.offset, rows, columns, rank };
             next = matrix.range().end;
             layout.matrices.push(matrix);
         }

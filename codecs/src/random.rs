@@ -25,34 +25,53 @@ fn uniform(state: &mut u64) -> f32 {
     ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1_u64 << 24) as f32
 }
 
-fn pack(codes: impl Iterator<Item = u32>, width: usize, bytes: &mut Vec<u8>) {
-    let (mut buffer, mut held) = (0_u64, 0);
-    for code in codes {
-        buffer |= u64::from(code) << held;
-        held += width;
-        while held >= 8 {
-            bytes.push(buffer as u8);
-            buffer >>= 8;
-            held -= 8;
+/// Writes codes of `width` bits, at most 8, one behind the other.
+struct Packer {
+    width: usize,
+    buffer: u64,
+    held: usize,
+    bytes: Vec<u8>,
+}
+
+impl Packer {
+    fn push(&mut self, code: u32) {
+        self.buffer |= u64::from(code) << self.held;
+        self.held += self.width;
+        if self.held >= 32 {
+            self.bytes.extend_from_slice(&(self.buffer as u32).to_le_bytes());
+            self.buffer >>= 32;
+            self.held -= 32;
         }
     }
-    if held > 0 {
-        bytes.push(buffer as u8);
+
+    fn finish(mut self) -> Vec<u8> {
+        self.bytes.extend_from_slice(&self.buffer.to_le_bytes()[..self.held.div_ceil(8)]);
+        self.bytes
     }
 }
 
-fn unpack(bytes: &[u8], width: usize, mut take: impl FnMut(u32) -> bool) {
-    let (mut buffer, mut held) = (0_u64, 0);
-    for byte in bytes {
-        buffer |= u64::from(*byte) << held;
-        held += 8;
-        while held >= width {
-            if !take((buffer & ((1 << width) - 1)) as u32) {
-                return;
+/// Reads what a [`Packer`] wrote.
+struct Unpacker<'a> {
+    width: usize,
+    buffer: u64,
+    held: usize,
+    bytes: &'a [u8],
+}
+
+impl Unpacker<'_> {
+    fn next(&mut self) -> Option<u32> {
+        if self.held < self.width {
+            let (four, rest) = self.bytes.split_at(self.bytes.len().min(4));
+            for byte in four {
+                self.buffer |= u64::from(*byte) << self.held;
+                self.held += 8;
             }
-            buffer >>= width;
-            held -= width;
+            self.bytes = rest;
         }
+        let code = (self.buffer & ((1 << self.width) - 1)) as u32;
+        self.buffer >>= self.width;
+        self.held = self.held.checked_sub(self.width)?;
+        Some(code)
     }
 }
 
@@ -110,18 +129,21 @@ pub(crate) fn encode(levels: Levels, mut state: u64, values: &[f32]) -> (Vec<u8>
         .iter()
         .for_each(|scale| bytes.extend_from_slice(&scale.to_le_bytes()));
     let mut lost = 0.0;
-    let codes = values.iter().enumerate().map(|(index, value)| {
-        let scale = scales[index / bucket];
-        let (step, inverse) = (scale / whole as f32, if scale > 0.0 { whole as f32 / scale } else { 0.0 });
-        let exact = (value.abs() * inverse).min(whole as f32);
-        let below = exact as u32;
-        let level = (below + u32::from(uniform(&mut state) < exact - below as f32)).min(whole);
-        let signed = if *value < 0.0 { -(level as i32) } else { level as i32 };
-        lost += f64::from(signed as f32 * step - value).powi(2);
-        (signed + whole as i32) as u32
-    });
-    pack(codes, levels.width(), &mut bytes);
-    (bytes, lost)
+    let mut packer = Packer { width: levels.width(), buffer: 0, held: 0, bytes };
+    for (part, scale) in values.chunks(bucket).zip(&scales) {
+        let step = scale / whole as f32;
+        let inverse = if *scale > 0.0 { whole as f32 / scale } else { 0.0 };
+        for value in part {
+            let exact = (value.abs() * inverse).min(whole as f32);
+            let below = exact as u32;
+            let level = (below + u32::from(uniform(&mut state) < exact - below as f32)).min(whole);
+            let signed = if *value < 0.0 { -(level as i32) } else { level as i32 };
+            let missed = f64::from(signed as f32 * step - value);
+            lost += missed * missed;
+            packer.push((signed + whole as i32) as u32);
+        }
+    }
+    (packer.finish(), lost)
 }
 
 /// Adds what levels say.
@@ -134,13 +156,14 @@ pub(crate) fn add(levels: Levels, bytes: &[u8], values: &mut [f32]) {
         }
         Scale::Common(scale) => (vec![scale], values.len().max(1)),
     };
-    let mut index = 0;
-    unpack(coded, levels.width(), |code| {
-        let Some(value) = values.get_mut(index) else { return false };
-        *value += (code as i32 - whole as i32) as f32 * (scales[index / bucket] / whole as f32);
-        index += 1;
-        true
-    });
+    let mut unpacker = Unpacker { width: levels.width(), buffer: 0, held: 0, bytes: coded };
+    for (part, scale) in values.chunks_mut(bucket).zip(&scales) {
+        let step = scale / whole as f32;
+        for value in part {
+            let Some(code) = unpacker.next() else { break };
+            *value += (code as i32 - whole as i32) as f32 * step;
+        }
+    }
 }
 
 pub(crate) fn phases(levels: Option<(u32, usize)>, elements: usize, size: usize) -> Vec<Phase> {

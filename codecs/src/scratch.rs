@@ -22,7 +22,7 @@ pub(crate) fn on_device(codec: Codec, tensors: &[Tensor], elements: usize, size:
     // Encoded parts beside one that is decoded to see what was lost.
     let shards = |form: Form| parts(&|len| form.bytes(len)) + 4 * shards::range(elements, size, 0).len();
     let factors = |rank: u32, half: bool| {
-        let layout = Layout::of(tensors, elements, rank);
+        let layout = Layout::of(tensors, elements, rank, half);
         let (left, right, dense) = (layout.left(), layout.right(), layout.dense_elements());
         let message = if half { left.max(right) + dense } else { left.max(dense) };
         // A matrix has three words in a table and two sums; a product's partial sums stand for 32 rows.
@@ -39,7 +39,7 @@ pub(crate) fn on_device(codec: Codec, tensors: &[Tensor], elements: usize, size:
         Codec::PowerSgd { rank } => factors(rank, false),
         Codec::PowerSgdHalf { rank } => factors(rank, true),
         Codec::TopK { per_mille } | Codec::Dgc { per_mille } => entries(per_mille),
-        Codec::OneBit => parts(&|len| 4 + len.div_ceil(8)),
+        Codec::OneBit | Codec::OneBitAdam { .. } => parts(&|len| 4 + len.div_ceil(8)),
         Codec::Qsgd { levels: count, bucket } => levels(count, Scale::Norms { bucket: bucket as usize }),
         Codec::TernGrad => levels(1, Scale::Common(0.0)),
     }

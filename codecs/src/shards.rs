@@ -3,8 +3,12 @@
 
 use crate::arithmetic::{Arithmetic, Form, Part, PartMut};
 use crate::{Exchange, Phase, Report};
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::ops::Range;
+
+/// Elements that are converted together.
+const STRETCH: usize = 256;
 
 /// Member `index`'s elements: as equal as can be, the first ones longer by one.
 pub(crate) fn range(length: usize, size: usize, index: usize) -> Range<usize> {
@@ -62,11 +66,23 @@ pub(crate) fn encode(form: Form, values: &[f32]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(form.bytes(values.len()));
     match form {
         Form::Fp16 => {
-            let limited = |v: &f32| f16::from_f32(v.clamp(-65504.0, 65504.0)).to_le_bytes();
-            values.iter().for_each(|v| bytes.extend_from_slice(&limited(v)));
+            let mut halves = [f16::ZERO; STRETCH];
+            let mut limited = [0.0; STRETCH];
+            for part in values.chunks(STRETCH) {
+                let (halves, limited) = (&mut halves[..part.len()], &mut limited[..part.len()]);
+                // Beyond its range half precision knows infinity only, which no later step recovers from.
+                limited.iter_mut().zip(part).for_each(|(l, v)| *l = v.clamp(-65504.0, 65504.0));
+                halves.convert_from_f32_slice(limited);
+                bytes.extend(halves.iter().flat_map(|half| half.to_le_bytes()));
+            }
         }
         Form::Bf16 => {
-            values.iter().for_each(|v| bytes.extend_from_slice(&bf16::from_f32(*v).to_le_bytes()));
+            let mut halves = [bf16::ZERO; STRETCH];
+            for part in values.chunks(STRETCH) {
+                let halves = &mut halves[..part.len()];
+                halves.convert_from_f32_slice(part);
+                bytes.extend(halves.iter().flat_map(|half| half.to_le_bytes()));
+            }
         }
         Form::Int8 { block } => {
             for part in values.chunks(block) {
@@ -84,8 +100,13 @@ pub(crate) fn encode(form: Form, values: &[f32]) -> Vec<u8> {
 pub(crate) fn add(form: Form, bytes: &[u8], values: &mut [f32]) {
     match form {
         Form::Fp16 => {
-            for (value, pair) in values.iter_mut().zip(bytes.chunks_exact(2)) {
-                *value += f16::from_le_bytes([pair[0], pair[1]]).to_f32();
+            let (mut halves, mut decoded) = ([f16::ZERO; STRETCH], [0.0; STRETCH]);
+            for (part, coded) in values.chunks_mut(STRETCH).zip(bytes.chunks(2 * STRETCH)) {
+                let (halves, decoded) = (&mut halves[..part.len()], &mut decoded[..part.len()]);
+                let pairs = coded.chunks_exact(2).map(|pair| f16::from_le_bytes([pair[0], pair[1]]));
+                halves.iter_mut().zip(pairs).for_each(|(half, read)| *half = read);
+                halves.convert_to_f32_slice(decoded);
+                part.iter_mut().zip(decoded).for_each(|(value, decoded)| *value += *decoded);
             }
         }
         Form::Bf16 => {

@@ -27,6 +27,10 @@ impl<A: Arithmetic> Signs<A> {
             + self.shard.as_ref().map_or(0, |shard| Part::<A>::whole(shard).len())
     }
 
+    pub fn kept(&self) -> &A::Owned {
+        &self.own
+    }
+
     pub fn reduce<X: Exchange>(
         &mut self,
         on: &A,

@@ -2,13 +2,14 @@
 //! (Lin et al., Deep Gradient Compression, 1712.01887, sections 3.1 and 3.2).
 
 use crate::arithmetic::{Arithmetic, Part, PartMut};
+use crate::host::{square_sum, vectorised};
 use crate::{Exchange, Phase, Report};
+use std::cmp::Ordering;
 
 /// Momentum of the correction (1712.01887, section 4).
 const MOMENTUM: f32 = 0.9;
-/// Magnitudes are sorted into bins by their upper bits: sign dropped, exponent and some mantissa.
-const BIN_SHIFT: u32 = 15;
-const BINS: usize = 1 << 16;
+/// The bits of an fp32 number without its sign: as integers they are in the order of the magnitudes.
+const MAGNITUDE: u32 = 0x7FFF_FFFF;
 
 pub(crate) struct Sparse<A: Arithmetic> {
     count: usize,
@@ -32,6 +33,10 @@ impl<A: Arithmetic> Sparse<A> {
     pub fn state(&self) -> usize {
         let len = |owned: &A::Owned| Part::<A>::whole(owned).len();
         len(&self.pending) + self.velocity.as_ref().map_or(0, len)
+    }
+
+    pub fn kept(&self) -> &A::Owned {
+        &self.pending
     }
 
     pub fn reduce<X: Exchange>(
@@ -95,32 +100,105 @@ pub(crate) fn add(bytes: &[u8], values: &mut [f32]) {
     }
 }
 
+/// Elements that are worked on together while they are in the nearest cache.
+const STRETCH: usize = 4096;
+
+/// Adds the gradient; returns the sum of squares of the result.
+pub(crate) fn add_up(pending: &mut [f32], gradient: &[f32]) -> f64 {
+    let stretches = pending.chunks_mut(STRETCH).zip(gradient.chunks(STRETCH));
+    let squares = stretches.map(|(pending, gradient)| {
+        vectorised(|| {
+            pending.iter_mut().zip(gradient).for_each(|(pending, g)| *pending += g);
+            square_sum(pending)
+        })
+    });
+    squares.sum()
+}
+
+/// The gradient joins the velocity, and that what is pending; returns the sum of squares of the latter.
+pub(crate) fn add_with_momentum(
+    decay: f32,
+    pending: &mut [f32],
+    velocity: &mut [f32],
+    gradient: &[f32],
+) -> f64 {
+    let stretches =
+        pending.chunks_mut(STRETCH).zip(velocity.chunks_mut(STRETCH)).zip(gradient.chunks(STRETCH));
+    let squares = stretches.map(|((pending, velocity), gradient)| {
+        vectorised(|| {
+            for ((pending, velocity), g) in pending.iter_mut().zip(velocity).zip(gradient) {
+                *velocity = decay * *velocity + g;
+                *pending += *velocity;
+            }
+            square_sum(pending)
+        })
+    });
+    squares.sum()
+}
+
+/// Of the values every so many are looked at for a first guess of the least magnitude that is sent.
+const SAMPLED: usize = 61;
+
 /// Indices of the `count` values of greatest magnitude, ascending; of equal ones the first.
 fn largest(values: &[f32], count: usize) -> Vec<usize> {
-    let bin = |value: &f32| ((value.to_bits() & 0x7FFF_FFFF) >> BIN_SHIFT) as usize;
-    let mut bins = vec![0_u32; BINS];
-    values.iter().for_each(|value| bins[bin(value)] += 1);
-    // The bin in which the count is reached: all above it are sent, and some of its own.
-    let (mut above, mut edge) = (0, BINS);
-    while above < count && edge > 0 {
-        edge -= 1;
-        above += bins[edge] as usize;
+    if count == 0 || count >= values.len() {
+        return (0..count.min(values.len())).collect();
     }
-    let mut chosen = Vec::with_capacity(count);
-    let mut candidates = Vec::new();
-    for (index, value) in values.iter().enumerate() {
-        let own = bin(value);
-        if own > edge {
-            chosen.push(index);
-        } else if own == edge {
-            candidates.push(index);
+    let guess = guess(values, count);
+    let mut candidates = at_least(values, guess);
+    if candidates.len() < count {
+        // Too few: the sample was not like the whole.
+        candidates = (0..values.len() as u32).collect();
+    }
+    let magnitude = |index: &u32| values[*index as usize].to_bits() & MAGNITUDE;
+    let mut sorted: Vec<u32> = candidates.iter().map(magnitude).collect();
+    let place = sorted.len() - count;
+    let (_, least, above) = sorted.select_nth_unstable(place);
+    let least = *least;
+    // Above, some are equal to the least; of these the first are taken.
+    let mut equal = count - above.iter().filter(|magnitude| **magnitude > least).count();
+    candidates.retain(|index| match magnitude(index).cmp(&least) {
+        Ordering::Greater => true,
+        Ordering::Equal if equal > 0 => {
+            equal -= 1;
+            true
         }
+        Ordering::Equal | Ordering::Less => false,
+    });
+    candidates.into_iter().map(|index| index as usize).collect()
+}
+
+/// A magnitude, as bits, that somewhat more than `count` of the values reach, as far as a sample tells.
+fn guess(values: &[f32], count: usize) -> u32 {
+    let mut sample: Vec<u32> = values.iter().step_by(SAMPLED).map(|v| v.to_bits() & MAGNITUDE).collect();
+    let expected = count as f64 * sample.len() as f64 / values.len() as f64;
+    // Four standard deviations more.
+    let wanted = (expected + 4.0 * expected.sqrt() + 4.0) as usize;
+    if wanted >= sample.len() {
+        return 0;
     }
-    let missing = count - chosen.len().min(count);
-    candidates.sort_by(|a, b| values[*b].abs().total_cmp(&values[*a].abs()).then(a.cmp(b)));
-    chosen.extend(candidates.into_iter().take(missing));
-    chosen.sort_unstable();
-    chosen
+    let place = sample.len() - wanted;
+    *sample.select_nth_unstable(place).1
+}
+
+/// Indices of the values whose magnitude, as bits, is `least` or more.
+fn at_least(values: &[f32], least: u32) -> Vec<u32> {
+    const SOME: usize = 16;
+    let mut found = Vec::new();
+    vectorised(|| {
+        for (index, some) in values.chunks(SOME).enumerate() {
+            // Most stretches have none: that is seen without a branch per value.
+            if !some.iter().fold(false, |any, value| any | (value.to_bits() & MAGNITUDE >= least)) {
+                continue;
+            }
+            for (at, value) in some.iter().enumerate() {
+                if value.to_bits() & MAGNITUDE >= least {
+                    found.push((SOME * index + at) as u32);
+                }
+            }
+        }
+    });
+    found
 }
 
 pub(crate) fn phases(elements: usize, per_mille: u32, size: usize) -> Vec<Phase> {

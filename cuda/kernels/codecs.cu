@@ -2,8 +2,9 @@
 // host rounds a product before it adds, __fmul_rn keeps the compiler from fusing the two. No atomic sum of floats, so
 // every run gives the same bits.
 
-/// Numbers that the host adds up in float before it goes on in double.
-constexpr int CHUNK = 256;
+/// Numbers whose squares the host adds up in float before it goes on in double, in this many sums side by side.
+constexpr int CHUNK = 1024;
+constexpr int LANES = 16;
 /// Numbers of a block that adds up or counts.
 constexpr int TILE = 2048;
 constexpr int OF_THREAD = TILE / BLOCK;
@@ -30,26 +31,39 @@ __device__ __forceinline__ float get_float(const unsigned char* from) {
 
 /// The sum of squares of up to TILE numbers as the host works it out, for thread 0. All threads must come here.
 __device__ __forceinline__ double tile_square_sum(const float* x, int count) {
-    // One number between chunks, so that the threads that add them up use different banks.
-    __shared__ float tile[TILE + TILE / CHUNK];
-    __shared__ double chunks[TILE / CHUNK];
-    for (int i = threadIdx.x; i < TILE; i += BLOCK) {
-        tile[i + i / CHUNK] = i < count ? x[i] : 0.0f;
+    constexpr int CHUNKS = TILE / CHUNK;
+    // A chunk begins where another one's lanes end, so that the threads that add them up use different banks.
+    constexpr int STRIDE = CHUNK + LANES;
+    __shared__ float tile[CHUNKS * STRIDE];
+    __shared__ float lanes[CHUNKS * LANES];
+    for (int i = threadIdx.x; i < count; i += BLOCK) {
+        tile[i / CHUNK * STRIDE + i % CHUNK] = x[i];
     }
     __syncthreads();
-    if (threadIdx.x < TILE / CHUNK) {
-        const float* chunk = tile + threadIdx.x * (CHUNK + 1);
+    if (threadIdx.x < CHUNKS * LANES) {
+        int chunk = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+        int own = count - chunk * CHUNK < CHUNK ? count - chunk * CHUNK : CHUNK;
         float sum = 0.0f;
-        for (int i = 0; i < CHUNK; i++) {
-            sum += __fmul_rn(chunk[i], chunk[i]);
+        for (int i = 0; i + LANES <= own; i += LANES) {
+            float value = tile[chunk * STRIDE + i + lane];
+            sum += __fmul_rn(value, value);
         }
-        chunks[threadIdx.x] = sum;
+        lanes[threadIdx.x] = sum;
     }
     __syncthreads();
     double total = 0.0;
     if (threadIdx.x == 0) {
-        for (int i = 0; i < TILE / CHUNK; i++) {
-            total += chunks[i];
+        for (int chunk = 0; chunk * CHUNK < count; chunk++) {
+            int own = count - chunk * CHUNK < CHUNK ? count - chunk * CHUNK : CHUNK;
+            float sum = 0.0f, rest = 0.0f;
+            for (int lane = 0; lane < LANES; lane++) {
+                sum += lanes[chunk * LANES + lane];
+            }
+            for (int i = own / LANES * LANES; i < own; i++) {
+                float value = tile[chunk * STRIDE + i];
+                rest += __fmul_rn(value, value);
+            }
+            total += sum + rest;
         }
     }
     // The next call writes the same memory.
@@ -91,6 +105,24 @@ extern "C" __global__ void codec_divide(long long n, float divisor, float* to) {
     long long i = element();
     if (i < n) {
         to[i] /= divisor;
+    }
+}
+
+/// `to = factor from + own to`. Elements(n).
+extern "C" __global__ void codec_mix(long long n, float factor, const float* from, float own, float* to) {
+    long long i = element();
+    if (i < n) {
+        to[i] = __fmul_rn(factor, from[i]) + __fmul_rn(own, to[i]);
+    }
+}
+
+/// A new momentum becomes the gradient that leads there, and the momentum the new one; zero stays. Elements(n).
+extern "C" __global__ void codec_agree(long long n, float decay, float* gradient, float* momentum) {
+    long long i = element();
+    if (i < n) {
+        float old = momentum[i], agreed = old == 0.0f ? 0.0f : gradient[i];
+        gradient[i] = (agreed - __fmul_rn(decay, old)) * (1.0f / (1.0f - decay));
+        momentum[i] = agreed;
     }
 }
 

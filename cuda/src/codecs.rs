@@ -173,6 +173,17 @@ impl Arithmetic for Cuda {
         self.square_sum(to.read())
     }
 
+    fn mix(&self, factor: f32, from: Part<'_, Self>, own: f32, to: PartMut<'_, Self>) {
+        let len = equally_long(from.len(), to.len());
+        let arguments = [Argument::Float(factor), operand(&from), Argument::Float(own), target(&to)];
+        self.elementwise("codec_mix", len, &arguments);
+    }
+
+    fn agree(&self, decay: f32, gradient: PartMut<'_, Self>, momentum: PartMut<'_, Self>) {
+        let len = equally_long(gradient.len(), momentum.len());
+        self.elementwise("codec_agree", len, &[Argument::Float(decay), target(&gradient), target(&momentum)]);
+    }
+
     fn subtract(&self, from: Part<'_, Self>, to: PartMut<'_, Self>) {
         let len = equally_long(from.len(), to.len());
         self.elementwise("codec_subtract", len, &[operand(&from), target(&to)]);

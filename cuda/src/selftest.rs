@@ -32,6 +32,8 @@ fn codecs() -> Vec<Codec> {
         Codec::PowerSgdHalf { rank: 1 },
         Codec::TopK { per_mille: 333 },
         Codec::Dgc { per_mille: 1000 },
+        // As it is in the first step, in signs after.
+        Codec::OneBitAdam { warmup_steps: 1 },
         Codec::Qsgd { levels: 1, bucket: 3000 },
         Codec::Qsgd { levels: 5, bucket: 13 },
     ];
@@ -53,6 +55,7 @@ fn of(codec: Codec) -> (&'static str, f64) {
         Codec::OneBit => ("codec one-bit", 1e-6),
         Codec::Qsgd { .. } => ("codec qsgd", 1e-6),
         Codec::TernGrad => ("codec terngrad", 1e-6),
+        Codec::OneBitAdam { .. } => ("codec one-bit-adam", 1e-6),
     }
 }
 

@@ -32,6 +32,12 @@ impl<D: Device> Compressor<D> {
         Self { codec, emulated_s }
     }
 
+    /// The same as it works once its first steps are over, where those differ.
+    #[must_use]
+    pub fn after_warmup(self) -> Self {
+        Self { codec: self.codec.after_warmup(), ..self }
+    }
+
     /// Replaces a range of gradients by what the codec makes of their sum over all members.
     ///
     /// # Errors

@@ -85,7 +85,8 @@ pub fn measure<D: Device>(
                 let emulated = task
                     .emulated_flops_per_s
                     .map_or(0.0, |rate| autodist_codecs::work(*codec, &tensors, elements, *group) / rate);
-                let mut compressor = Compressor::new(device, *codec, &tensors, elements, *group, 0, None);
+                let mut compressor =
+                    Compressor::new(device, *codec, &tensors, elements, *group, 0, None).after_warmup();
                 let mut seconds = Vec::new();
                 for repetition in 0..=task.repetitions {
                     let gradient: Vec<f32> =
