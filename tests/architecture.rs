@@ -18,7 +18,7 @@ const EDGES: [(&str, &str); 14] = [
     ("cost-model", "codecs collectives program spec"),
     ("planner", "collectives cost-model program spec"),
     ("compute", "spec"),
-    ("cuda", "compute spec"),
+    ("cuda", "codecs compute spec"),
     ("communication", "collectives spec"),
     ("executor", "codecs communication compute cuda program spec"),
     ("profiler", "codecs communication compute executor program spec"),

@@ -7,7 +7,7 @@ mod common;
 
 use autodist_software_gpu::{Machine, without};
 use common::{AUTODIST, Finished, command};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// `autodist` with these arguments on that machine.
@@ -122,6 +122,75 @@ fn two_ranks_may_share_a_gpu() {
     assert!(record["environment"]["collectives"].as_str().unwrap().starts_with("NCCL 2."), "{record}");
 }
 
+/// Codecs of every kind: what travels in two phases, as sums, as entries, as levels.
+fn codecs() -> [Value; 6] {
+    [
+        json!("fp16"),
+        json!({"int8": {"block": 64}}),
+        json!({"powersgd": {"rank": 2}}),
+        json!({"top_k": {"per_mille": 100}}),
+        json!("one_bit"),
+        json!({"qsgd": {"levels": 15, "bucket": 64}}),
+    ]
+}
+
+#[test]
+fn encoded_gradients_go_through_the_host_with_and_without_nccl() {
+    let folder = folder(2, "fp32");
+    let folder = folder.path();
+    let without_nccl = Machine::with_libraries(without("libnccl.so.2")).devices(2);
+    let over_nccl = Machine::new().devices(2);
+    let exact = train(&over_nccl, folder, "--dp 2 --micro-batch 2").json();
+    let plan: Value = serde_json::from_slice(&std::fs::read(folder.join("plan.json")).unwrap()).unwrap();
+    let sent = |record: &Value| record["ranks"][0]["bytes_sent_per_step"].as_u64().unwrap();
+    for codec in codecs() {
+        let communication = json!({"reduce": {"codec": codec}});
+        let coded = common::edited(&plan, "/strategy/communication", Some(communication));
+        common::write(folder, "plan.json", coded.to_string());
+        let args = format!("train plan.json --steps 5 {RANKS} --json -o run.json");
+        let [nccl, host] = [&over_nccl, &without_nccl].map(|machine| on(machine, folder, &args).json());
+        // The same arithmetic in the same order: only what carries the bytes differs.
+        assert!(apart(&losses(&nccl), &losses(&host)) < 1e-6, "{codec}");
+        assert!(sent(&nccl) < sent(&exact), "{codec}: {} of {}", sent(&nccl), sent(&exact));
+        assert!(nccl["environment"]["collectives"].as_str().unwrap().starts_with("NCCL 2."), "{nccl}");
+        // It is another training than that of exact gradients, though not far from it.
+        let error = apart(&losses(&nccl), &losses(&exact));
+        assert!((1e-9..0.05).contains(&error), "{codec}: {error:e}");
+    }
+}
+
+#[test]
+fn codecs_are_measured_planned_and_validated_on_gpus() {
+    let folder = common::folder(2);
+    let folder = folder.path();
+    std::fs::remove_file(folder.join("profile.json")).unwrap();
+    let codecs =
+        "codecs = [\"none\", \"bf16\", { powersgd = { rank = 2 } }, { top_k = { per_mille = 10 } }]\n";
+    let space = "micro_batch = [4]\nrecompute = [\"none\"]\nzero_stage = [0]\nbucket_bytes = [1048576]\ntensor = [1]\npipeline = [1]\n";
+    let job = format!("schema_version = 1\nglobal_batch = 8\nseq_len = 16\n[allow]\n{space}{codecs}");
+    common::write(folder, "job.toml", job);
+    let machine = Machine::new().devices(2);
+    let measure = format!("profile --model model.json --job job.toml --budget 1 {RANKS} --json");
+    let profile = on(&machine, folder, &measure).json();
+    assert!(profile["codecs"].as_array().unwrap().len() >= 3, "{}", profile["codecs"]);
+    // NCCL carries gradients as they are, the host what codecs send: both are measured.
+    let kinds: Vec<&str> =
+        profile["exchanges"].as_array().unwrap().iter().map(|cost| cost["kind"].as_str().unwrap()).collect();
+    assert!(kinds.contains(&"all_reduce") && kinds.contains(&"all_gather"), "{kinds:?}");
+    let plan = on(&machine, folder, "plan --model model.json --job job.toml -o plan.json --json").json();
+    assert_eq!(plan["codecs"].as_array().unwrap().len(), 3, "{}", plan["codecs"]);
+    let validation =
+        on(&machine, folder, &format!("validate plan.json --all --steps 2 {RANKS} --json -o runs")).json();
+    assert_eq!(validation["failed"].as_array().unwrap().len(), 0, "{}", validation["failed"]);
+    let runs = validation["runs"].as_array().unwrap();
+    let of = |codec: &str| runs.iter().find(|run| run["label"].as_str().unwrap().contains(codec));
+    for codec in ["bf16", "powersgd", "top-k"] {
+        let run = of(codec).unwrap_or_else(|| panic!("no plan with {codec}: {runs:?}"));
+        let error = run["peak_memory_error"].as_f64().unwrap();
+        assert!(error.abs() < 0.02, "{}: {error}", run["label"]);
+    }
+}
+
 #[test]
 fn in_bf16_they_train_what_a_cpu_trains_but_for_rounding() {
     let expected = of_the_cpu();
@@ -183,6 +252,7 @@ fn the_selftest_passes_and_prints_a_table() {
     assert_eq!(report["precisions"].as_array().unwrap().len(), 3);
     let table = on(&Machine::new(), folder.path(), "selftest --device cuda --precision bf16").ok();
     assert!(table.contains("fused_attention backward") && table.contains("checks passed"), "{table}");
+    assert!(table.contains("codec powersgd-half") && table.contains("against the host's"), "{table}");
 }
 
 #[test]

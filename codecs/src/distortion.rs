@@ -36,17 +36,19 @@ pub fn distortion(codec: Codec, tensors: &[Tensor], elements: usize) -> Distorti
         // Entries are clipped at 2.5 standard deviations, which is then the scale (1705.07878, section 3.3).
         Codec::TernGrad => unbiased(2.5 * (2.0 / std::f64::consts::PI).sqrt() - 1.0),
         // |x - s sign(x)|² with s the root mean square.
-        Codec::OneBit => Distortion::Contraction { delta: 2.0 * (2.0 / std::f64::consts::PI).sqrt() - 1.0 },
+        Codec::OneBit | Codec::OneBitAdam { .. } => {
+            Distortion::Contraction { delta: 2.0 * (2.0 / std::f64::consts::PI).sqrt() - 1.0 }
+        }
         Codec::TopK { per_mille } | Codec::Dgc { per_mille } => {
             Distortion::Contraction { delta: energy_of_largest(f64::from(per_mille) / 1000.0) }
         }
         Codec::PowerSgd { rank } => {
-            let layout = Layout::of(tensors, elements, rank);
+            let layout = Layout::of(tensors, elements, rank, false);
             // As many of a matrix's dimensions as both factors have.
             low_rank(&layout, elements, |rows, columns, rank| rank * (rows + columns) / (rows * columns))
         }
         Codec::PowerSgdHalf { rank } => {
-            let layout = Layout::of(tensors, elements, rank);
+            let layout = Layout::of(tensors, elements, rank, true);
             // One factor is as it was.
             low_rank(&layout, elements, |rows, columns, rank| rank / rows.min(columns))
         }

@@ -1,22 +1,34 @@
 //! Low-rank factors (Vogels et al., PowerSGD, 1905.13727, algorithm 1), in two forms that must not be mixed: as PyTorch's
 //! communication hook does it (both factors every step; the error is against the mean's approximation), and as its authors'
-//! own package does (one factor a step, alternating; the error is against the member's own approximation).
+//! own package does (one factor a step, alternating; the error is against the member's own approximation). `tests/parity.rs`
+//! holds both against their references.
+//!
+//! The hook also keeps an "error" of what travels as it is, the member's gradient less the mean. Over the members it sums
+//! to zero, so it changes no result; it is left out here.
 
+use crate::arithmetic::{Arithmetic, Factor, Part, PartMut};
 use crate::layout::{Layout, Matrix};
-use crate::{Exchange, Phase, Report, square_sum};
+use crate::{Exchange, Phase, Report};
+use std::borrow::BorrowMut;
+use std::ops::Range;
 
-pub(crate) struct Factors {
+pub(crate) struct Factors<A: Arithmetic> {
     layout: Layout,
+    lefts: Vec<Factor>,
+    rights: Vec<Factor>,
     half: bool,
     /// What has not been sent yet; zero where parameters travel as they are.
-    error: Vec<f32>,
-    /// Left factors, `rows x rank` each; kept between steps by the half form alone.
-    left: Vec<f32>,
+    error: A::Owned,
+    /// Left factors, `rows x rank` each; kept between steps by the half form alone, which begins
+    /// with them.
+    left: Option<A::Owned>,
     /// Right factors, `columns x rank` each.
-    right: Vec<f32>,
-    /// Steps so far; the half form renews the left factor in even ones.
+    right: A::Owned,
+    /// Steps so far; the half form renews the right factors in even ones.
     step: u64,
 }
+
+type Place = (Matrix, Range<usize>, Range<usize>);
 
 /// Normally distributed numbers, the same on all members (Box and Muller, 1958).
 fn normal(count: usize, seed: u64) -> Vec<f32> {
@@ -33,152 +45,206 @@ fn normal(count: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-impl Factors {
-    pub fn new(layout: Layout, elements: usize, seed: u64, half: bool) -> Self {
-        let right = normal(layout.right(), seed);
-        let left = if half { vec![0.0; layout.left()] } else { Vec::new() };
-        Self { error: vec![0.0; elements], left, right, layout, half, step: 0 }
+impl<A: Arithmetic> Factors<A> {
+    pub fn new(on: &A, layout: Layout, elements: usize, seed: u64, half: bool) -> Self {
+        let right = on.zeros(layout.right());
+        let left = half.then(|| on.zeros(layout.left()));
+        let (lefts, rights) = (layout.lefts(), layout.rights());
+        let first = if half { layout.left() } else { layout.right() };
+        let mut factors =
+            Self { error: on.zeros(elements), left, right, lefts, rights, layout, half, step: 0 };
+        factors.begin_with(on, &normal(first, seed));
+        factors
+    }
+
+    /// Replaces the factors that the first products are made with.
+    pub fn begin_with(&mut self, on: &A, given: &[f32]) {
+        let first = self.left.as_mut().unwrap_or(&mut self.right);
+        on.on_host(PartMut::whole(first), |own| {
+            own.iter_mut().zip(given).for_each(|(own, given)| *own = *given);
+        });
+    }
+
+    pub fn kept(&self) -> &A::Owned {
+        &self.error
     }
 
     pub fn state(&self) -> usize {
-        self.error.len() + self.left.len() + self.right.len()
+        let len = |owned: &A::Owned| Part::<A>::whole(owned).len();
+        len(&self.error) + len(&self.right) + self.left.as_ref().map_or(0, len)
     }
 
     pub fn reduce<X: Exchange>(
         &mut self,
-        gradient: &mut [f32],
+        on: &A,
+        mut gradient: PartMut<'_, A>,
         exchange: &mut X,
         memory: bool,
     ) -> Result<Report, X::Error> {
-        // From here on `error` is the whole matrix: this step's gradient and what earlier ones left.
-        for matrix in &self.layout.matrices {
-            let range = matrix.range();
-            self.error[range.clone()].iter_mut().zip(&gradient[range]).for_each(|(error, g)| *error += g);
-        }
-        let whole = square_sum(&self.error);
-        if self.half {
-            self.one_factor(gradient, exchange)?
-        } else {
-            self.both_factors(gradient, exchange)?
-        }
+        let (whole, lost) = match (self.half, self.left.take()) {
+            (true, Some(left)) => self.one_factor(on, left, gradient.again(), exchange)?,
+            _ => self.both_factors(on, gradient.again(), exchange)?,
+        };
         self.step += 1;
-        let report = Report::of(whole, square_sum(&self.error));
+        let read = |sums: Vec<A::Sum>| sums.iter().map(|sum| on.read(sum)).sum();
+        let report = Report::of(read(whole), read(lost));
         if !memory {
-            self.error.fill(0.0);
+            on.fill_zero(PartMut::whole(&mut self.error));
         }
         Ok(report)
     }
 
-    fn both_factors<X: Exchange>(&mut self, gradient: &mut [f32], exchange: &mut X) -> Result<(), X::Error> {
+    /// Returns the sums of squares of what was compressed and of what it lost.
+    fn both_factors<X: Exchange>(
+        &mut self,
+        on: &A,
+        mut gradient: PartMut<'_, A>,
+        exchange: &mut X,
+    ) -> Result<(Vec<A::Sum>, Vec<A::Sum>), X::Error> {
         let size = exchange.size() as f32;
-        self.sum_dense(gradient, exchange)?;
-        let mut left = vec![0.0; self.layout.left()];
-        for ((matrix, left), right) in each(&self.layout, &mut left, &mut self.right) {
-            orthogonalise(right, matrix.rank);
-            multiply(matrix, &self.error[matrix.range()], right, left);
+        let dense = self.layout.dense_elements();
+        if dense > 0 {
+            let mut message = on.zeros(dense);
+            self.collect(on, &gradient, PartMut::whole(&mut message));
+            on.on_host(PartMut::whole(&mut message), |values| exchange.sum(values))?;
+            self.spread(on, Part::whole(&message), gradient.again());
         }
-        if !left.is_empty() {
-            exchange.sum(&mut left)?;
+        let mut left = on.zeros(self.layout.left());
+        let whole = self.renew_left(on, gradient.read(), &mut left);
+        if !self.lefts.is_empty() {
+            on.on_host(PartMut::whole(&mut left), |values| exchange.sum(values))?;
         }
-        for ((matrix, left), right) in each(&self.layout, &mut left, &mut self.right) {
-            orthogonalise(left, matrix.rank);
-            multiply_transposed(matrix, &self.error[matrix.range()], left, right);
+        on.orthogonalise(&self.lefts, &mut left);
+        let places = self.places();
+        for (matrix, own_left, own_right) in &places {
+            let (whole, left) = (Part::whole(&self.error), Part::whole(&left));
+            let (whole, left) = (whole.part(matrix.range()), left.part(own_left.clone()));
+            on.multiply_transposed(
+                matrix.shape(),
+                whole,
+                left,
+                part::<A>(&mut self.right, own_right.clone()),
+            );
         }
-        if !left.is_empty() {
-            exchange.sum(&mut self.right)?;
+        if !self.rights.is_empty() {
+            on.on_host(PartMut::whole(&mut self.right), |values| exchange.sum(values))?;
         }
-        self.right.iter_mut().for_each(|value| *value /= size);
-        for ((matrix, left), right) in each(&self.layout, &mut left, &mut self.right) {
-            let approximation = &mut gradient[matrix.range()];
-            expand(matrix, left, right, approximation);
+        on.divide(size, PartMut::whole(&mut self.right));
+        let mut lost = Vec::with_capacity(places.len());
+        for (matrix, own_left, own_right) in places {
+            let (left, right) = (Part::whole(&left).part(own_left), Part::whole(&self.right).part(own_right));
             // Against the approximation of the mean.
-            let error = &mut self.error[matrix.range()];
-            for (error, value) in error.iter_mut().zip(approximation) {
-                *error -= *value;
-                *value *= size;
-            }
+            let error = part::<A>(&mut self.error, matrix.range());
+            let approximation = Some((gradient.part_mut(matrix.range()), size));
+            lost.push(on.subtract_expanded(matrix.shape(), left, right, error, approximation));
         }
-        Ok(())
+        Ok((whole, lost))
     }
 
-    fn one_factor<X: Exchange>(&mut self, gradient: &mut [f32], exchange: &mut X) -> Result<(), X::Error> {
+    /// As [`both_factors`](Factors::both_factors).
+    fn one_factor<X: Exchange>(
+        &mut self,
+        on: &A,
+        mut left: A::Owned,
+        mut gradient: PartMut<'_, A>,
+        exchange: &mut X,
+    ) -> Result<(Vec<A::Sum>, Vec<A::Sum>), X::Error> {
         let size = exchange.size() as f32;
-        let renew_left = self.step % 2 == 0;
-        for ((matrix, left), right) in each(&self.layout, &mut self.left, &mut self.right) {
-            let whole = matrix.range();
-            if renew_left {
-                orthogonalise(right, matrix.rank);
-                multiply(matrix, &self.error[whole.clone()], right, left);
-            } else {
-                orthogonalise(left, matrix.rank);
-                multiply_transposed(matrix, &self.error[whole.clone()], left, right);
-            }
+        let renew_left = self.step % 2 == 1;
+        let whole = match renew_left {
+            true => self.renew_left(on, gradient.read(), &mut left),
+            false => self.renew_right(on, gradient.read(), &mut left),
+        };
+        let places = self.places();
+        let mut lost = Vec::with_capacity(places.len());
+        for (matrix, own_left, own_right) in &places {
+            let (left, right) = (Part::whole(&left), Part::whole(&self.right));
+            let (left, right) = (left.part(own_left.clone()), right.part(own_right.clone()));
             // Against this member's own approximation.
-            let approximation = &mut gradient[whole.clone()];
-            expand(matrix, left, right, approximation);
-            self.error[whole].iter_mut().zip(approximation).for_each(|(error, value)| *error -= *value);
+            let error = part::<A>(&mut self.error, matrix.range());
+            lost.push(on.subtract_expanded(matrix.shape(), left, right, error, None));
         }
         // One sum for the renewed factors and all that travels as it is.
-        let mut message = if renew_left { self.left.clone() } else { self.right.clone() };
-        let factors = message.len();
-        self.layout.dense.iter().for_each(|range| message.extend_from_slice(&gradient[range.clone()]));
-        if !message.is_empty() {
-            exchange.sum(&mut message)?;
+        let renewed = if renew_left { &mut left } else { &mut self.right };
+        let factors = Part::<A>::whole(renewed).len();
+        let end = factors + self.layout.dense_elements();
+        let mut message = on.zeros(end);
+        on.copy(Part::whole(renewed), part::<A>(&mut message, 0..factors));
+        self.collect(on, &gradient, part::<A>(&mut message, factors..end));
+        if end > 0 {
+            on.on_host(PartMut::whole(&mut message), |values| exchange.sum(values))?;
         }
-        let mut at = factors;
-        for range in &self.layout.dense {
-            gradient[range.clone()].copy_from_slice(&message[at..at + range.len()]);
-            at += range.len();
+        self.spread(on, Part::whole(&message).part(factors..end), gradient.again());
+        let renewed = if renew_left { &mut left } else { &mut self.right };
+        on.copy(Part::whole(&message).part(0..factors), PartMut::whole(renewed));
+        on.divide(size, PartMut::whole(renewed));
+        for (matrix, own_left, own_right) in places {
+            let (left, right) = (Part::whole(&left).part(own_left), Part::whole(&self.right).part(own_right));
+            on.expand(matrix.shape(), left, right, size, gradient.part_mut(matrix.range()));
         }
-        message.truncate(factors);
-        message.iter_mut().for_each(|value| *value /= size);
-        if renew_left {
-            self.left = message
-        } else {
-            self.right = message
-        }
-        for ((matrix, left), right) in each(&self.layout, &mut self.left, &mut self.right) {
-            let approximation = &mut gradient[matrix.range()];
-            expand(matrix, left, right, approximation);
-            approximation.iter_mut().for_each(|value| *value *= size);
-        }
-        Ok(())
+        self.left = Some(left);
+        Ok((whole, lost))
     }
 
-    fn sum_dense<X: Exchange>(&self, gradient: &mut [f32], exchange: &mut X) -> Result<(), X::Error> {
-        let mut message = Vec::with_capacity(self.layout.dense_elements());
-        self.layout.dense.iter().for_each(|range| message.extend_from_slice(&gradient[range.clone()]));
-        if message.is_empty() {
-            return Ok(());
-        }
-        exchange.sum(&mut message)?;
+    /// Adds the gradient to what is kept, which then is the whole matrix, and multiplies it by the right factors. Returns
+    /// the sums of squares of the matrices.
+    fn renew_left(&mut self, on: &A, gradient: Part<'_, A>, left: &mut A::Owned) -> Vec<A::Sum> {
+        on.orthogonalise(&self.rights, &mut self.right);
+        let places = self.places().into_iter();
+        let product = |(matrix, own_left, own_right): Place| {
+            let (gradient, right) = (gradient.part(matrix.range()), Part::whole(&self.right).part(own_right));
+            let whole = part::<A>(&mut self.error, matrix.range());
+            on.add_and_multiply(matrix.shape(), gradient, whole, right, part::<A>(left, own_left))
+        };
+        places.map(product).collect()
+    }
+
+    /// The same from the other side.
+    fn renew_right(&mut self, on: &A, gradient: Part<'_, A>, left: &mut A::Owned) -> Vec<A::Sum> {
+        on.orthogonalise(&self.lefts, left);
+        let places = self.places().into_iter();
+        let product = |(matrix, own_left, own_right): Place| {
+            let (gradient, left) = (gradient.part(matrix.range()), Part::whole(left).part(own_left));
+            let whole = part::<A>(&mut self.error, matrix.range());
+            let right = part::<A>(&mut self.right, own_right);
+            on.add_and_multiply_transposed(matrix.shape(), gradient, whole, left, right)
+        };
+        places.map(product).collect()
+    }
+
+    /// Every matrix, and where its left and its right factor lie.
+    fn places(&self) -> Vec<Place> {
+        let range = |factor: &Factor| factor.offset..factor.offset + factor.rows * factor.rank;
+        let factors = self.lefts.iter().map(range).zip(self.rights.iter().map(range));
+        self.layout.matrices.iter().zip(factors).map(|(matrix, (l, r))| (*matrix, l, r)).collect()
+    }
+
+    /// What travels as it is, in one piece.
+    fn collect(&self, on: &A, gradient: &PartMut<'_, A>, mut message: PartMut<'_, A>) {
         let mut at = 0;
         for range in &self.layout.dense {
-            gradient[range.clone()].copy_from_slice(&message[at..at + range.len()]);
+            on.copy(gradient.part(range.clone()), message.part_mut(at..at + range.len()));
             at += range.len();
         }
-        Ok(())
+    }
+
+    /// The way back of [`collect`](Factors::collect).
+    fn spread(&self, on: &A, message: Part<'_, A>, mut gradient: PartMut<'_, A>) {
+        let mut at = 0;
+        for range in &self.layout.dense {
+            on.copy(message.part(at..at + range.len()), gradient.part_mut(range.clone()));
+            at += range.len();
+        }
     }
 }
 
-/// Every matrix with its part of the flat factors.
-fn each<'a>(
-    layout: &'a Layout,
-    mut left: &'a mut [f32],
-    mut right: &'a mut [f32],
-) -> impl Iterator<Item = ((&'a Matrix, &'a mut [f32]), &'a mut [f32])> {
-    layout.matrices.iter().map(move |matrix| {
-        let (own_left, rest) = std::mem::take(&mut left).split_at_mut(matrix.rows * matrix.rank);
-        left = rest;
-        let (own_right, rest) = std::mem::take(&mut right).split_at_mut(matrix.columns * matrix.rank);
-        right = rest;
-        ((matrix, own_left), own_right)
-    })
+fn part<A: Arithmetic>(owned: &mut A::Owned, range: Range<usize>) -> PartMut<'_, A> {
+    PartMut::new(owned.borrow_mut(), range)
 }
 
 /// Orthonormal columns of a row-major `n x rank` factor: Gram and Schmidt twice, which is as good as a QR decomposition;
 /// a column that depends on the others becomes zero.
-fn orthogonalise(factor: &mut [f32], rank: usize) {
+pub(crate) fn orthogonalise(factor: &mut [f32], rank: usize) {
     let rows = factor.len() / rank;
     for column in 0..rank {
         let dot = |factor: &[f32], a: usize, b: usize| -> f64 {
@@ -196,61 +262,6 @@ fn orthogonalise(factor: &mut [f32], rank: usize) {
         let norm = dot(factor, column, column);
         let inverse = if norm > 1e-12 * before { (1.0 / norm.sqrt()) as f32 } else { 0.0 };
         (0..rows).for_each(|row| factor[row * rank + column] *= inverse);
-    }
-}
-
-/// `left = whole · right`.
-fn multiply(matrix: &Matrix, whole: &[f32], right: &[f32], left: &mut [f32]) {
-    let Matrix { rows, columns, rank, .. } = *matrix;
-    product((rows, rank, columns), (whole, columns, 1), (right, rank, 1), (left, rank));
-}
-
-/// `right = wholeᵀ · left`.
-fn multiply_transposed(matrix: &Matrix, whole: &[f32], left: &[f32], right: &mut [f32]) {
-    let Matrix { rows, columns, rank, .. } = *matrix;
-    product((columns, rank, rows), (whole, 1, columns), (left, rank, 1), (right, rank));
-}
-
-/// `whole = left · rightᵀ`.
-fn expand(matrix: &Matrix, left: &[f32], right: &[f32], whole: &mut [f32]) {
-    let Matrix { rows, columns, rank, .. } = *matrix;
-    product((rows, columns, rank), (left, rank, 1), (right, 1, rank), (whole, columns));
-}
-
-/// `c = a · b` for `m x k` by `k x n`; operands with their strides of rows and columns.
-fn product(
-    (m, n, k): (usize, usize, usize),
-    (a, a_row, a_column): (&[f32], usize, usize),
-    (b, b_row, b_column): (&[f32], usize, usize),
-    (c, c_row): (&mut [f32], usize),
-) {
-    assert!(
-        a.len() >= m * k && b.len() >= k * n && c.len() >= m * n,
-        "operands are as large as their shapes"
-    );
-    // SAFETY: the asserted lengths cover all that the shapes and strides reach, and `c` is exclusively borrowed.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            c.as_mut_ptr(),
-            1,
-            c_row as isize,
-            false,
-            a.as_ptr(),
-            a_column as isize,
-            a_row as isize,
-            b.as_ptr(),
-            b_column as isize,
-            b_row as isize,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
     }
 }
 

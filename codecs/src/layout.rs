@@ -1,5 +1,6 @@
 //! Which parameters of a bucket travel as low-rank factors, and which as they are.
 
+use crate::arithmetic::{Factor, LowRank};
 use std::ops::Range;
 
 /// A parameter inside a flat bucket, row-major; vectors have one row.
@@ -10,7 +11,7 @@ pub struct Tensor {
     pub columns: usize,
 }
 
-/// Factors must be at least so many times smaller than the matrix (PyTorch's `min_compression_rate`).
+/// A matrix must be so many times larger than what a step sends of it (`min_compression_rate` of both references).
 const LEAST_RATE: usize = 2;
 
 /// A matrix that travels as `rows x rank` and `columns x rank`.
@@ -26,6 +27,10 @@ impl Matrix {
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.rows * self.columns
     }
+
+    pub fn shape(&self) -> LowRank {
+        LowRank { rows: self.rows, columns: self.columns, rank: self.rank }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -36,19 +41,21 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    pub fn of(tensors: &[Tensor], elements: usize, rank: u32) -> Self {
-        let rank = rank as usize;
+    /// Of the factors of a matrix, `half` sends one a step: half as much on average.
+    pub fn of(tensors: &[Tensor], elements: usize, rank: u32, half: bool) -> Self {
+        let least_rate = if half { LEAST_RATE / 2 } else { LEAST_RATE };
         let mut layout = Self::default();
         let mut next = 0;
         for tensor in tensors {
             let (rows, columns) = (tensor.rows, tensor.columns);
-            if rows < 2 || columns < 2 || (rows + columns) * rank * LEAST_RATE >= rows * columns {
+            let rank = (rank as usize).min(rows).min(columns);
+            if rows < 2 || columns < 2 || (rows + columns) * rank * least_rate >= rows * columns {
                 continue;
             }
             if next < tensor.offset {
                 layout.dense.push(next..tensor.offset);
             }
-            let matrix = Matrix { offset: tensor.offset, rows, columns, rank: rank.min(rows).min(columns) };
+            let matrix = Matrix { offset: tensor.offset, rows, columns, rank };
             next = matrix.range().end;
             layout.matrices.push(matrix);
         }
@@ -60,6 +67,16 @@ impl Layout {
 
     pub fn dense_elements(&self) -> usize {
         self.dense.iter().map(Range::len).sum()
+    }
+
+    /// Where the left factors lie, one after the other.
+    pub fn lefts(&self) -> Vec<Factor> {
+        one_after_the_other(self.matrices.iter().map(|m| (m.rows, m.rank)))
+    }
+
+    /// Where the right factors lie.
+    pub fn rights(&self) -> Vec<Factor> {
+        one_after_the_other(self.matrices.iter().map(|m| (m.columns, m.rank)))
     }
 
     /// Elements of all left factors.
@@ -77,4 +94,13 @@ impl Layout {
         let one = |m: &Matrix| 2.0 * (m.rows * m.columns * m.rank) as f64;
         count * self.matrices.iter().map(one).sum::<f64>()
     }
+}
+
+fn one_after_the_other(shapes: impl Iterator<Item = (usize, usize)>) -> Vec<Factor> {
+    let place = |next: &mut usize, (rows, rank): (usize, usize)| {
+        let offset = *next;
+        *next += rows * rank;
+        Some(Factor { offset, rows, rank })
+    };
+    shapes.scan(0, place).collect()
 }

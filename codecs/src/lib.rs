@@ -7,22 +7,29 @@
 //! Error feedback (Seide et al., Interspeech 2014; Karimireddy et al., 1901.09847): what a step did not send is added to
 //! the next step's gradient.
 
+mod adam;
+mod arithmetic;
 mod distortion;
 mod factors;
+mod host;
 mod layout;
 mod random;
+mod scratch;
 mod shards;
 mod signs;
+mod skinny;
 mod sparse;
 
+pub use arithmetic::{Arithmetic, Factor, Form, Levels, LowRank, Part, PartMut, Scale};
 pub use distortion::{Distortion, distortion};
+pub use host::Host;
 pub use layout::Tensor;
 
+use adam::Adam;
 use autodist_spec::Codec;
 use factors::Factors;
 use layout::Layout;
 use random::Random;
-use shards::Shards;
 use signs::Signs;
 use sparse::Sparse;
 
@@ -91,51 +98,29 @@ impl Report {
     }
 }
 
-/// One bucket's codec, with what it keeps between steps.
-pub struct Compressor {
-    kind: Kind,
+/// One bucket's codec, with what it keeps between steps, where `A` works.
+pub struct Compressor<A: Arithmetic = Host> {
+    kind: Kind<A>,
     elements: usize,
     memory: bool,
 }
 
-enum Kind {
+enum Kind<A: Arithmetic> {
     Sum,
-    Shards(Shards),
-    Factors(Factors),
-    Sparse(Sparse),
-    Signs(Signs),
+    Shards(Form),
+    Factors(Factors<A>),
+    Sparse(Sparse<A>),
+    Signs(Signs<A>),
     Random(Random),
+    Adam(Adam<A>),
 }
 
 impl Compressor {
-    /// For a bucket of `elements` that holds `tensors`, reduced over `size` members. `seed` is the same on all.
+    /// On the host: for a bucket of `elements` that holds `tensors`, reduced over `size` members. `seed` is the same on
+    /// all.
     #[must_use]
     pub fn new(codec: Codec, tensors: &[Tensor], elements: usize, size: usize, seed: u64) -> Self {
-        let kind = match codec {
-            Codec::None => Kind::Sum,
-            Codec::Fp16 => Kind::Shards(Shards::Fp16),
-            Codec::Bf16 => Kind::Shards(Shards::Bf16),
-            Codec::Int8 { block } => Kind::Shards(Shards::Int8 { block: block as usize }),
-            Codec::PowerSgd { rank } => {
-                Kind::Factors(Factors::new(Layout::of(tensors, elements, rank), elements, seed, false))
-            }
-            Codec::PowerSgdHalf { rank } => {
-                Kind::Factors(Factors::new(Layout::of(tensors, elements, rank), elements, seed, true))
-            }
-            Codec::TopK { per_mille } => Kind::Sparse(Sparse::new(elements, per_mille, false)),
-            Codec::Dgc { per_mille } => Kind::Sparse(Sparse::new(elements, per_mille, true)),
-            Codec::OneBit => Kind::Signs(Signs::new(elements)),
-            Codec::Qsgd { levels, bucket } => Kind::Random(Random::qsgd(levels, bucket as usize, seed)),
-            Codec::TernGrad => Kind::Random(Random::terngrad(seed)),
-        };
-        let _ = size;
-        Self { kind, elements, memory: true }
-    }
-
-    /// The same without error feedback: what was not sent is lost. It shows what the feedback is for.
-    #[must_use]
-    pub fn without_error_feedback(self) -> Self {
-        Self { memory: false, ..self }
+        Self::on(&Host, codec, tensors, elements, size, seed)
     }
 
     /// Replaces `gradient` by an approximation of the sum over all members.
@@ -147,17 +132,125 @@ impl Compressor {
         gradient: &mut [f32],
         exchange: &mut X,
     ) -> Result<Report, X::Error> {
+        let all = 0..gradient.len();
+        self.reduce_on(&Host, PartMut::new(gradient, all), exchange)
+    }
+
+    /// The same with given low-rank factors to begin with, one matrix after the other: the right ones of `powersgd`, the
+    /// left ones of `powersgd_half`. Other codecs have none.
+    #[must_use]
+    pub fn with_first_factors(mut self, given: &[f32]) -> Self {
+        if let Kind::Factors(factors) = &mut self.kind {
+            factors.begin_with(&Host, given);
+        }
+        self
+    }
+
+    /// What this member has not sent yet, by element; empty where nothing is kept.
+    #[must_use]
+    pub fn kept(&self) -> &[f32] {
+        self.kept_numbers().map_or(&[], Vec::as_slice)
+    }
+}
+
+impl<A: Arithmetic> Compressor<A> {
+    /// For a bucket of `elements` that holds `tensors`, reduced over `size` members. `seed` is the same on all.
+    #[must_use]
+    pub fn on(on: &A, codec: Codec, tensors: &[Tensor], elements: usize, size: usize, seed: u64) -> Self {
+        let kind = match codec {
+            Codec::None => Kind::Sum,
+            Codec::Fp16 => Kind::Shards(Form::Fp16),
+            Codec::Bf16 => Kind::Shards(Form::Bf16),
+            Codec::Int8 { block } => Kind::Shards(Form::Int8 { block: block as usize }),
+            Codec::PowerSgd { rank } => Kind::Factors(Factors::new(
+                on,
+                Layout::of(tensors, elements, rank, false),
+                elements,
+                seed,
+                false,
+            )),
+            Codec::PowerSgdHalf { rank } => Kind::Factors(Factors::new(
+                on,
+                Layout::of(tensors, elements, rank, true),
+                elements,
+                seed,
+                true,
+            )),
+            Codec::TopK { per_mille } => Kind::Sparse(Sparse::new(on, elements, per_mille, false)),
+            Codec::Dgc { per_mille } => Kind::Sparse(Sparse::new(on, elements, per_mille, true)),
+            Codec::OneBit => Kind::Signs(Signs::new(on, elements)),
+            Codec::Qsgd { levels, bucket } => Kind::Random(Random::qsgd(levels, bucket as usize, seed)),
+            Codec::TernGrad => Kind::Random(Random::terngrad(seed)),
+            Codec::OneBitAdam { warmup_steps } => Kind::Adam(Adam::new(on, elements, warmup_steps)),
+        };
+        let _ = size;
+        Self { kind, elements, memory: true }
+    }
+
+    /// The same without error feedback: what was not sent is lost. It shows what the feedback is for.
+    #[must_use]
+    pub fn without_error_feedback(self) -> Self {
+        Self { memory: false, ..self }
+    }
+
+    /// The same for an optimizer whose momentum is `m = decay m + (1 - decay) g`; 0.9 where nothing is said.
+    #[must_use]
+    pub fn with_momentum(mut self, decay: f64) -> Self {
+        if let Kind::Adam(adam) = &mut self.kind {
+            adam.set_decay(decay as f32);
+        }
+        self
+    }
+
+    /// The same as it works once its first steps are over, where those differ.
+    #[must_use]
+    pub fn after_warmup(mut self) -> Self {
+        if let Kind::Adam(adam) = &mut self.kind {
+            adam.end_warmup();
+        }
+        self
+    }
+
+    /// From now on gradients travel as they are. What is kept is dropped, and so is its memory.
+    pub fn stop(&mut self) {
+        self.kind = Kind::Sum;
+    }
+
+    fn kept_numbers(&self) -> Option<&A::Owned> {
+        match &self.kind {
+            Kind::Sum | Kind::Shards(_) | Kind::Random(_) => None,
+            Kind::Factors(factors) => Some(factors.kept()),
+            Kind::Sparse(sparse) => Some(sparse.kept()),
+            Kind::Signs(signs) => Some(signs.kept()),
+            Kind::Adam(adam) => Some(adam.kept()),
+        }
+    }
+
+    /// Replaces `gradient` by an approximation of the sum over all members. All reductions are ordered as they are
+    /// called, and after what `on` did when the compressor was made.
+    ///
+    /// # Errors
+    /// Those of the exchanges.
+    pub fn reduce_on<X: Exchange>(
+        &mut self,
+        on: &A,
+        mut gradient: PartMut<'_, A>,
+        exchange: &mut X,
+    ) -> Result<Report, X::Error> {
         debug_assert_eq!(gradient.len(), self.elements);
         if exchange.size() == 1 {
             return Ok(Report::LOSSLESS);
         }
         match &mut self.kind {
-            Kind::Sum => exchange.sum(gradient).map(|()| Report::LOSSLESS),
-            Kind::Shards(shards) => shards.reduce(gradient, exchange),
-            Kind::Factors(factors) => factors.reduce(gradient, exchange, self.memory),
-            Kind::Sparse(sparse) => sparse.reduce(gradient, exchange, self.memory),
-            Kind::Signs(signs) => signs.reduce(gradient, exchange, self.memory),
-            Kind::Random(random) => random.reduce(gradient, exchange),
+            Kind::Sum => {
+                on.on_host(gradient.again(), |values| exchange.sum(values)).map(|()| Report::LOSSLESS)
+            }
+            Kind::Shards(form) => shards::reduce(*form, on, gradient, exchange),
+            Kind::Factors(factors) => factors.reduce(on, gradient, exchange, self.memory),
+            Kind::Sparse(sparse) => sparse.reduce(on, gradient, exchange, self.memory),
+            Kind::Signs(signs) => signs.reduce(on, gradient, exchange, self.memory),
+            Kind::Adam(adam) => adam.reduce(on, gradient, exchange, self.memory),
+            Kind::Random(random) => random.reduce(on, gradient, exchange),
         }
     }
 
@@ -169,11 +262,13 @@ impl Compressor {
             Kind::Factors(factors) => factors.state(),
             Kind::Sparse(sparse) => sparse.state(),
             Kind::Signs(signs) => signs.state(),
+            Kind::Adam(adam) => adam.state(),
         } as u64
     }
 }
 
-/// The exchanges of one reduction, in order; none in a group of one.
+/// The exchanges of one reduction, in order; none in a group of one. Those of the steps after a warm-up, where there is
+/// one: in it a codec exchanges what [`Codec::None`] does.
 #[must_use]
 pub fn phases(codec: Codec, tensors: &[Tensor], elements: usize, size: usize) -> Vec<Phase> {
     if size < 2 {
@@ -181,13 +276,13 @@ pub fn phases(codec: Codec, tensors: &[Tensor], elements: usize, size: usize) ->
     }
     match codec {
         Codec::None => vec![Phase::Sum { elements }],
-        Codec::Fp16 => shards::phases(&Shards::Fp16, elements, size),
-        Codec::Bf16 => shards::phases(&Shards::Bf16, elements, size),
-        Codec::Int8 { block } => shards::phases(&Shards::Int8 { block: block as usize }, elements, size),
-        Codec::PowerSgd { rank } => factors::phases(&Layout::of(tensors, elements, rank), false),
-        Codec::PowerSgdHalf { rank } => factors::phases(&Layout::of(tensors, elements, rank), true),
+        Codec::Fp16 => shards::phases(Form::Fp16, elements, size),
+        Codec::Bf16 => shards::phases(Form::Bf16, elements, size),
+        Codec::Int8 { block } => shards::phases(Form::Int8 { block: block as usize }, elements, size),
+        Codec::PowerSgd { rank } => factors::phases(&Layout::of(tensors, elements, rank, false), false),
+        Codec::PowerSgdHalf { rank } => factors::phases(&Layout::of(tensors, elements, rank, true), true),
         Codec::TopK { per_mille } | Codec::Dgc { per_mille } => sparse::phases(elements, per_mille, size),
-        Codec::OneBit => signs::phases(elements, size),
+        Codec::OneBit | Codec::OneBitAdam { .. } => signs::phases(elements, size),
         Codec::Qsgd { levels, bucket } => random::phases(Some((levels, bucket as usize)), elements, size),
         Codec::TernGrad => random::phases(None, elements, size),
     }
@@ -200,6 +295,8 @@ pub struct Footprint {
     pub state_bytes: u64,
     /// The most that lives while a reduction runs.
     pub scratch_bytes: u64,
+    /// The same of a device whose memory is not the host's.
+    pub device_scratch_bytes: u64,
 }
 
 /// Of a bucket's codec at member `rank`.
@@ -213,14 +310,16 @@ pub fn footprint(codec: Codec, tensors: &[Tensor], elements: usize, size: usize,
         | Codec::Int8 { .. }
         | Codec::Qsgd { .. }
         | Codec::TernGrad => 0,
-        Codec::PowerSgd { rank } => elements + Layout::of(tensors, elements, rank).right(),
+        Codec::PowerSgd { rank } => elements + Layout::of(tensors, elements, rank, false).right(),
         Codec::PowerSgdHalf { rank } => {
-            let layout = Layout::of(tensors, elements, rank);
+            let layout = Layout::of(tensors, elements, rank, true);
             elements + layout.right() + layout.left()
         }
         Codec::TopK { .. } => elements,
         Codec::Dgc { .. } => 2 * elements,
         Codec::OneBit => elements + shard,
+        // The momentum too.
+        Codec::OneBitAdam { .. } => 2 * elements + shard,
     };
     let exchanged = |phase: &Phase| match phase {
         Phase::Sum { elements } => 4 * elements,
@@ -235,7 +334,12 @@ pub fn footprint(codec: Codec, tensors: &[Tensor], elements: usize, size: usize,
     let plain = codec == Codec::None;
     let phases = phases(codec, tensors, elements, size);
     let scratch = if plain { 0 } else { phases.iter().map(exchanged).max().unwrap_or(0) };
-    Footprint { state_bytes: 4 * state as u64, scratch_bytes: scratch as u64 }
+    let device = if plain || size < 2 { 0 } else { scratch::on_device(codec, tensors, elements, size) };
+    Footprint {
+        state_bytes: 4 * state as u64,
+        scratch_bytes: scratch as u64,
+        device_scratch_bytes: device as u64,
+    }
 }
 
 /// Arithmetic operations of encoding and decoding on one member, for devices that are emulated: an estimate of passes
@@ -249,17 +353,13 @@ pub fn work(codec: Codec, tensors: &[Tensor], elements: usize, size: usize) -> f
         Codec::Fp16 | Codec::Bf16 => 4.0 * n,
         Codec::Int8 { .. } => 10.0 * n,
         // Two products and the decoding one: 2 a b r operations each; then error and decay.
-        Codec::PowerSgd { rank } => Layout::of(tensors, elements, rank).products(3.0) + 3.0 * n,
-        Codec::PowerSgdHalf { rank } => Layout::of(tensors, elements, rank).products(3.0) + 3.0 * n,
+        Codec::PowerSgd { rank } => Layout::of(tensors, elements, rank, false).products(3.0) + 3.0 * n,
+        Codec::PowerSgdHalf { rank } => Layout::of(tensors, elements, rank, true).products(3.0) + 3.0 * n,
         Codec::TopK { .. } => 6.0 * n,
         Codec::Dgc { .. } => 10.0 * n,
         Codec::OneBit => 8.0 * n,
+        Codec::OneBitAdam { .. } => 14.0 * n,
         Codec::Qsgd { .. } => (12.0 + p) * n,
         Codec::TernGrad => (10.0 + p) * n,
     }
-}
-
-fn square_sum(values: &[f32]) -> f64 {
-    // Partial sums in f32 over short stretches let the compiler use its vector units.
-    values.chunks(256).map(|part| f64::from(part.iter().map(|v| v * v).sum::<f32>())).sum()
 }

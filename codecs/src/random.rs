@@ -1,7 +1,9 @@
 //! Random rounding, right on average: QSGD (Alistarh et al., 1610.02132, section 3.1) and TernGrad (Wen et al.,
 //! 1705.07878, sections 3 and 4). Nothing is kept between steps.
 
-use crate::{Exchange, Phase, Report, square_sum};
+use crate::arithmetic::{Arithmetic, Levels, PartMut, Scale};
+use crate::host::square_sum;
+use crate::{Exchange, Phase, Report};
 
 /// Standard deviations beyond which TernGrad clips.
 const CLIP: f64 = 2.5;
@@ -23,39 +25,53 @@ fn uniform(state: &mut u64) -> f32 {
     ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1_u64 << 24) as f32
 }
 
-/// Bits of a level from `-levels` to `levels`.
-fn bits(levels: u32) -> usize {
-    (u32::BITS - (2 * levels).leading_zeros()) as usize
+/// Writes codes of `width` bits, at most 8, one behind the other.
+struct Packer {
+    width: usize,
+    buffer: u64,
+    held: usize,
+    bytes: Vec<u8>,
 }
 
-fn pack(codes: impl Iterator<Item = u32>, width: usize, bytes: &mut Vec<u8>) {
-    let (mut buffer, mut held) = (0_u64, 0);
-    for code in codes {
-        buffer |= u64::from(code) << held;
-        held += width;
-        while held >= 8 {
-            bytes.push(buffer as u8);
-            buffer >>= 8;
-            held -= 8;
+impl Packer {
+    fn push(&mut self, code: u32) {
+        self.buffer |= u64::from(code) << self.held;
+        self.held += self.width;
+        if self.held >= 32 {
+            self.bytes.extend_from_slice(&(self.buffer as u32).to_le_bytes());
+            self.buffer >>= 32;
+            self.held -= 32;
         }
     }
-    if held > 0 {
-        bytes.push(buffer as u8);
+
+    fn finish(mut self) -> Vec<u8> {
+        self.bytes.extend_from_slice(&self.buffer.to_le_bytes()[..self.held.div_ceil(8)]);
+        self.bytes
     }
 }
 
-fn unpack(bytes: &[u8], width: usize, mut take: impl FnMut(u32) -> bool) {
-    let (mut buffer, mut held) = (0_u64, 0);
-    for byte in bytes {
-        buffer |= u64::from(*byte) << held;
-        held += 8;
-        while held >= width {
-            if !take((buffer & ((1 << width) - 1)) as u32) {
-                return;
+/// Reads what a [`Packer`] wrote.
+struct Unpacker<'a> {
+    width: usize,
+    buffer: u64,
+    held: usize,
+    bytes: &'a [u8],
+}
+
+impl Unpacker<'_> {
+    fn next(&mut self) -> Option<u32> {
+        if self.held < self.width {
+            let (four, rest) = self.bytes.split_at(self.bytes.len().min(4));
+            for byte in four {
+                self.buffer |= u64::from(*byte) << self.held;
+                self.held += 8;
             }
-            buffer >>= width;
-            held -= width;
+            self.bytes = rest;
         }
+        let code = (self.buffer & ((1 << self.width) - 1)) as u32;
+        self.buffer >>= self.width;
+        self.held = self.held.checked_sub(self.width)?;
+        Some(code)
     }
 }
 
@@ -68,74 +84,97 @@ impl Random {
         Self { levels: None, seed, step: 0 }
     }
 
-    pub fn reduce<X: Exchange>(
+    pub fn reduce<A: Arithmetic, X: Exchange>(
         &mut self,
-        gradient: &mut [f32],
+        on: &A,
+        mut gradient: PartMut<'_, A>,
         exchange: &mut X,
     ) -> Result<Report, X::Error> {
         // No two members and no two steps draw the same numbers.
-        let mut state =
+        let state =
             self.seed ^ (self.step << 20) ^ (exchange.rank() as u64).wrapping_mul(0xA24B_AED4_963E_E407);
         self.step += 1;
-        let (whole, bucket, width) = match self.levels {
-            Some((levels, bucket)) => (levels, bucket, bits(levels)),
-            None => (1, gradient.len().max(1), 2),
-        };
-        let scales: Vec<f32> = match self.levels {
-            Some(_) => gradient.chunks(bucket).map(|part| square_sum(part).sqrt() as f32).collect(),
+        let levels = match self.levels {
+            Some((levels, bucket)) => Levels { levels, scale: Scale::Norms { bucket } },
             None => {
-                let deviation = (square_sum(gradient) / gradient.len().max(1) as f64).sqrt();
-                let limit = (CLIP * deviation) as f32;
-                gradient.iter_mut().for_each(|value| *value = value.clamp(-limit, limit));
-                let largest = gradient.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
-                vec![exchange.max(largest)?]
+                let squares = on.read(&on.square_sum(gradient.read()));
+                let deviation = (squares / gradient.len().max(1) as f64).sqrt();
+                on.clamp((CLIP * deviation) as f32, gradient.again());
+                let largest = exchange.max(on.largest_magnitude(gradient.read()))?;
+                Levels { levels: 1, scale: Scale::Common(largest) }
             }
         };
-        let squares = square_sum(gradient);
-        let mut lost = 0.0;
-        let mut bytes = Vec::new();
-        if self.levels.is_some() {
-            scales.iter().for_each(|scale| bytes.extend_from_slice(&scale.to_le_bytes()));
-        }
-        let codes = gradient.iter().enumerate().map(|(index, value)| {
-            let scale = scales[index / bucket];
-            let exact = if scale > 0.0 { value.abs() / scale * whole as f32 } else { 0.0 };
-            let level = (exact.floor() + f32::from(uniform(&mut state) < exact.fract())).min(whole as f32);
-            let signed = if *value < 0.0 { -level } else { level };
-            lost += f64::from(signed * scale / whole as f32 - value).powi(2);
-            (signed as i32 + whole as i32) as u32
-        });
-        pack(codes, width, &mut bytes);
-        let all = exchange.all_gather(&bytes)?;
-        gradient.fill(0.0);
-        for part in &all {
-            let (scales, coded) = match self.levels {
-                Some(_) => {
-                    let (head, coded) = part.split_at(4 * gradient.len().div_ceil(bucket));
-                    let scale = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                    (head.chunks_exact(4).map(scale).collect(), coded)
-                }
-                None => (scales.clone(), part.as_slice()),
-            };
-            let mut index = 0;
-            unpack(coded, width, |code| {
-                let Some(value) = gradient.get_mut(index) else { return false };
-                *value += (code as i32 - whole as i32) as f32 * (scales[index / bucket] / whole as f32);
-                index += 1;
-                true
-            });
-        }
+        let squares = on.square_sum(gradient.read());
+        let (coded, lost) = on.encode_levels(levels, state, gradient.read());
+        let report = Report::of(on.read(&squares), on.read(&lost));
+        let all = exchange.all_gather(&on.fetch(vec![coded])[0])?;
+        on.fill_zero(gradient.again());
+        all.into_iter().for_each(|part| on.add_levels(levels, &on.bring(part), gradient.again()));
         // Nothing of it is kept.
-        Ok(Report { error_norm: 0.0, ..Report::of(squares, lost) })
+        Ok(Report { error_norm: 0.0, ..report })
+    }
+}
+
+/// Levels as they travel, and how much of the squared norm they lose.
+pub(crate) fn encode(levels: Levels, mut state: u64, values: &[f32]) -> (Vec<u8>, f64) {
+    let whole = levels.levels;
+    let mut bytes = Vec::with_capacity(levels.bytes(values.len()));
+    let (scales, bucket): (Vec<f32>, usize) = match levels.scale {
+        Scale::Norms { bucket } => {
+            (values.chunks(bucket).map(|part| square_sum(part).sqrt() as f32).collect(), bucket)
+        }
+        Scale::Common(scale) => (vec![scale], values.len().max(1)),
+    };
+    scales[..levels.norms(values.len())]
+        .iter()
+        .for_each(|scale| bytes.extend_from_slice(&scale.to_le_bytes()));
+    let mut lost = 0.0;
+    let mut packer = Packer { width: levels.width(), buffer: 0, held: 0, bytes };
+    for (part, scale) in values.chunks(bucket).zip(&scales) {
+        let step = scale / whole as f32;
+        let inverse = if *scale > 0.0 { whole as f32 / scale } else { 0.0 };
+        for value in part {
+            let exact = (value.abs() * inverse).min(whole as f32);
+            let below = exact as u32;
+            let level = (below + u32::from(uniform(&mut state) < exact - below as f32)).min(whole);
+            let signed = if *value < 0.0 { -(level as i32) } else { level as i32 };
+            let missed = f64::from(signed as f32 * step - value);
+            lost += missed * missed;
+            packer.push((signed + whole as i32) as u32);
+        }
+    }
+    (packer.finish(), lost)
+}
+
+/// Adds what levels say.
+pub(crate) fn add(levels: Levels, bytes: &[u8], values: &mut [f32]) {
+    let whole = levels.levels;
+    let (head, coded) = bytes.split_at(4 * levels.norms(values.len()));
+    let (scales, bucket): (Vec<f32>, usize) = match levels.scale {
+        Scale::Norms { bucket } => {
+            (head.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(), bucket)
+        }
+        Scale::Common(scale) => (vec![scale], values.len().max(1)),
+    };
+    let mut unpacker = Unpacker { width: levels.width(), buffer: 0, held: 0, bytes: coded };
+    for (part, scale) in values.chunks_mut(bucket).zip(&scales) {
+        let step = scale / whole as f32;
+        for value in part {
+            let Some(code) = unpacker.next() else { break };
+            *value += (code as i32 - whole as i32) as f32 * step;
+        }
     }
 }
 
 pub(crate) fn phases(levels: Option<(u32, usize)>, elements: usize, size: usize) -> Vec<Phase> {
     match levels {
         Some((levels, bucket)) => {
-            let bytes = 4 * elements.div_ceil(bucket) + (elements * bits(levels)).div_ceil(8);
+            let bytes = Levels { levels, scale: Scale::Norms { bucket } }.bytes(elements);
             vec![Phase::AllGather { bytes: vec![bytes; size] }]
         }
-        None => vec![Phase::Max, Phase::AllGather { bytes: vec![(2 * elements).div_ceil(8); size] }],
+        None => {
+            let bytes = Levels { levels: 1, scale: Scale::Common(0.0) }.bytes(elements);
+            vec![Phase::Max, Phase::AllGather { bytes: vec![bytes; size] }]
+        }
     }
 }

@@ -1,107 +1,204 @@
 //! The largest entries alone: with error feedback (Stich et al., 1809.07599), or with momentum correction and masking
 //! (Lin et al., Deep Gradient Compression, 1712.01887, sections 3.1 and 3.2).
 
-use crate::{Exchange, Phase, Report, square_sum};
+use crate::arithmetic::{Arithmetic, Part, PartMut};
+use crate::host::{square_sum, vectorised};
+use crate::{Exchange, Phase, Report};
+use std::cmp::Ordering;
 
 /// Momentum of the correction (1712.01887, section 4).
 const MOMENTUM: f32 = 0.9;
-/// Magnitudes are sorted into bins by their upper bits: sign dropped, exponent and some mantissa.
-const BIN_SHIFT: u32 = 15;
-const BINS: usize = 1 << 16;
+/// The bits of an fp32 number without its sign: as integers they are in the order of the magnitudes.
+const MAGNITUDE: u32 = 0x7FFF_FFFF;
 
-#[derive(Debug)]
-pub(crate) struct Sparse {
+pub(crate) struct Sparse<A: Arithmetic> {
     count: usize,
     /// What has not been sent yet.
-    pending: Vec<f32>,
-    /// Velocity of what has not been sent yet; empty without momentum correction.
-    velocity: Vec<f32>,
+    pending: A::Owned,
+    /// Velocity of what has not been sent yet, with momentum correction.
+    velocity: Option<A::Owned>,
 }
 
 /// Entries that are sent of `elements`: at least one, where there is one.
-fn count(elements: usize, per_mille: u32) -> usize {
+pub(crate) fn count(elements: usize, per_mille: u32) -> usize {
     (elements * per_mille as usize).div_ceil(1000).min(elements)
 }
 
-impl Sparse {
-    pub fn new(elements: usize, per_mille: u32, momentum: bool) -> Self {
-        let velocity = if momentum { vec![0.0; elements] } else { Vec::new() };
-        Self { count: count(elements, per_mille), pending: vec![0.0; elements], velocity }
+impl<A: Arithmetic> Sparse<A> {
+    pub fn new(on: &A, elements: usize, per_mille: u32, momentum: bool) -> Self {
+        let velocity = momentum.then(|| on.zeros(elements));
+        Self { count: count(elements, per_mille), pending: on.zeros(elements), velocity }
     }
 
     pub fn state(&self) -> usize {
-        self.pending.len() + self.velocity.len()
+        let len = |owned: &A::Owned| Part::<A>::whole(owned).len();
+        len(&self.pending) + self.velocity.as_ref().map_or(0, len)
+    }
+
+    pub fn kept(&self) -> &A::Owned {
+        &self.pending
     }
 
     pub fn reduce<X: Exchange>(
         &mut self,
-        gradient: &mut [f32],
+        on: &A,
+        mut gradient: PartMut<'_, A>,
         exchange: &mut X,
         memory: bool,
     ) -> Result<Report, X::Error> {
-        if self.velocity.is_empty() {
-            self.pending.iter_mut().zip(gradient.iter()).for_each(|(pending, g)| *pending += g);
-        } else {
-            for ((pending, velocity), g) in
-                self.pending.iter_mut().zip(&mut self.velocity).zip(gradient.iter())
-            {
-                *velocity = MOMENTUM * *velocity + g;
-                *pending += *velocity;
+        let mut pending = PartMut::<A>::whole(&mut self.pending);
+        let mut velocity = self.velocity.as_mut().map(PartMut::<A>::whole);
+        let whole = match &mut velocity {
+            Some(velocity) => {
+                on.add_with_momentum(MOMENTUM, gradient.read(), velocity.again(), pending.again())
             }
-        }
-        let whole = square_sum(&self.pending);
-        let mut coded = Vec::with_capacity(8 * self.count);
-        for index in largest(&self.pending, self.count) {
-            coded.extend_from_slice(&(index as u32).to_le_bytes());
-            coded.extend_from_slice(&self.pending[index].to_le_bytes());
-            self.pending[index] = 0.0;
-            if let Some(velocity) = self.velocity.get_mut(index) {
-                *velocity = 0.0;
-            }
-        }
-        let report = Report::of(whole, square_sum(&self.pending));
-        let all = exchange.all_gather(&coded)?;
-        gradient.fill(0.0);
-        for entry in all.iter().flat_map(|part| part.chunks_exact(8)) {
-            let index = u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]) as usize;
-            if let Some(value) = gradient.get_mut(index) {
-                *value += f32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
-            }
-        }
+            None => on.add(gradient.read(), pending.again()),
+        };
+        let (coded, sent) =
+            on.take_largest(self.count, pending.again(), velocity.as_mut().map(PartMut::again));
+        let (whole, sent) = (on.read(&whole), on.read(&sent));
+        // Rounded apart, the two may differ by a little where everything is sent.
+        let report = Report::of(whole, (whole - sent).max(0.0));
+        let all = exchange.all_gather(&on.fetch(vec![coded])[0])?;
+        on.fill_zero(gradient.again());
+        all.into_iter().for_each(|part| on.add_entries(&on.bring(part), gradient.again()));
         if !memory {
-            self.pending.fill(0.0);
-            self.velocity.fill(0.0);
+            on.fill_zero(pending);
+            velocity.into_iter().for_each(|velocity| on.fill_zero(velocity));
         }
         Ok(report)
     }
 }
 
-/// Indices of the `count` values of greatest magnitude, ascending; of equal ones the first.
-fn largest(values: &[f32], count: usize) -> Vec<usize> {
-    let bin = |value: &f32| ((value.to_bits() & 0x7FFF_FFFF) >> BIN_SHIFT) as usize;
-    let mut bins = vec![0_u32; BINS];
-    values.iter().for_each(|value| bins[bin(value)] += 1);
-    // The bin in which the count is reached: all above it are sent, and some of its own.
-    let (mut above, mut edge) = (0, BINS);
-    while above < count && edge > 0 {
-        edge -= 1;
-        above += bins[edge] as usize;
-    }
-    let mut chosen = Vec::with_capacity(count);
-    let mut candidates = Vec::new();
-    for (index, value) in values.iter().enumerate() {
-        let own = bin(value);
-        if own > edge {
-            chosen.push(index);
-        } else if own == edge {
-            candidates.push(index);
+/// The `count` values of greatest magnitude as they travel, and the sum of their squares; in their places zeros are left.
+pub(crate) fn take_largest(
+    values: &mut [f32],
+    mut velocity: Option<&mut [f32]>,
+    count: usize,
+) -> (Vec<u8>, f64) {
+    let mut coded = Vec::with_capacity(8 * count);
+    let mut squares = 0.0;
+    for index in largest(values, count) {
+        let value = std::mem::take(&mut values[index]);
+        squares += f64::from(value).powi(2);
+        coded.extend_from_slice(&(index as u32).to_le_bytes());
+        coded.extend_from_slice(&value.to_le_bytes());
+        if let Some(velocity) = &mut velocity {
+            velocity[index] = 0.0;
         }
     }
-    let missing = count - chosen.len().min(count);
-    candidates.sort_by(|a, b| values[*b].abs().total_cmp(&values[*a].abs()).then(a.cmp(b)));
-    chosen.extend(candidates.into_iter().take(missing));
-    chosen.sort_unstable();
-    chosen
+    (coded, squares)
+}
+
+/// Adds entries to where their indices say.
+pub(crate) fn add(bytes: &[u8], values: &mut [f32]) {
+    for entry in bytes.chunks_exact(8) {
+        let index = u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]) as usize;
+        if let Some(value) = values.get_mut(index) {
+            *value += f32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
+        }
+    }
+}
+
+/// Elements that are worked on together while they are in the nearest cache.
+const STRETCH: usize = 4096;
+
+/// Adds the gradient; returns the sum of squares of the result.
+pub(crate) fn add_up(pending: &mut [f32], gradient: &[f32]) -> f64 {
+    let stretches = pending.chunks_mut(STRETCH).zip(gradient.chunks(STRETCH));
+    let squares = stretches.map(|(pending, gradient)| {
+        vectorised(|| {
+            pending.iter_mut().zip(gradient).for_each(|(pending, g)| *pending += g);
+            square_sum(pending)
+        })
+    });
+    squares.sum()
+}
+
+/// The gradient joins the velocity, and that what is pending; returns the sum of squares of the latter.
+pub(crate) fn add_with_momentum(
+    decay: f32,
+    pending: &mut [f32],
+    velocity: &mut [f32],
+    gradient: &[f32],
+) -> f64 {
+    let stretches =
+        pending.chunks_mut(STRETCH).zip(velocity.chunks_mut(STRETCH)).zip(gradient.chunks(STRETCH));
+    let squares = stretches.map(|((pending, velocity), gradient)| {
+        vectorised(|| {
+            for ((pending, velocity), g) in pending.iter_mut().zip(velocity).zip(gradient) {
+                *velocity = decay * *velocity + g;
+                *pending += *velocity;
+            }
+            square_sum(pending)
+        })
+    });
+    squares.sum()
+}
+
+/// Of the values every so many are looked at for a first guess of the least magnitude that is sent.
+const SAMPLED: usize = 61;
+
+/// Indices of the `count` values of greatest magnitude, ascending; of equal ones the first.
+fn largest(values: &[f32], count: usize) -> Vec<usize> {
+    if count == 0 || count >= values.len() {
+        return (0..count.min(values.len())).collect();
+    }
+    let guess = guess(values, count);
+    let mut candidates = at_least(values, guess);
+    if candidates.len() < count {
+        // Too few: the sample was not like the whole.
+        candidates = (0..values.len() as u32).collect();
+    }
+    let magnitude = |index: &u32| values[*index as usize].to_bits() & MAGNITUDE;
+    let mut sorted: Vec<u32> = candidates.iter().map(magnitude).collect();
+    let place = sorted.len() - count;
+    let (_, least, above) = sorted.select_nth_unstable(place);
+    let least = *least;
+    // Above, some are equal to the least; of these the first are taken.
+    let mut equal = count - above.iter().filter(|magnitude| **magnitude > least).count();
+    candidates.retain(|index| match magnitude(index).cmp(&least) {
+        Ordering::Greater => true,
+        Ordering::Equal if equal > 0 => {
+            equal -= 1;
+            true
+        }
+        Ordering::Equal | Ordering::Less => false,
+    });
+    candidates.into_iter().map(|index| index as usize).collect()
+}
+
+/// A magnitude, as bits, that somewhat more than `count` of the values reach, as far as a sample tells.
+fn guess(values: &[f32], count: usize) -> u32 {
+    let mut sample: Vec<u32> = values.iter().step_by(SAMPLED).map(|v| v.to_bits() & MAGNITUDE).collect();
+    let expected = count as f64 * sample.len() as f64 / values.len() as f64;
+    // Four standard deviations more.
+    let wanted = (expected + 4.0 * expected.sqrt() + 4.0) as usize;
+    if wanted >= sample.len() {
+        return 0;
+    }
+    let place = sample.len() - wanted;
+    *sample.select_nth_unstable(place).1
+}
+
+/// Indices of the values whose magnitude, as bits, is `least` or more.
+fn at_least(values: &[f32], least: u32) -> Vec<u32> {
+    const SOME: usize = 16;
+    let mut found = Vec::new();
+    vectorised(|| {
+        for (index, some) in values.chunks(SOME).enumerate() {
+            // Most stretches have none: that is seen without a branch per value.
+            if !some.iter().fold(false, |any, value| any | (value.to_bits() & MAGNITUDE >= least)) {
+                continue;
+            }
+            for (at, value) in some.iter().enumerate() {
+                if value.to_bits() & MAGNITUDE >= least {
+                    found.push((SOME * index + at) as u32);
+                }
+            }
+        }
+    });
+    found
 }
 
 pub(crate) fn phases(elements: usize, per_mille: u32, size: usize) -> Vec<Phase> {

@@ -3,9 +3,9 @@
 
 mod common;
 
-use autodist_codecs::{Tensor, footprint, phases};
+use autodist_codecs::{Compressor, Tensor, footprint, phases};
 use autodist_spec::Codec;
-use common::{Step, run, value};
+use common::{Step, run, run_with, value};
 use proptest::prelude::*;
 
 /// Two matrices with a vector between and after them.
@@ -22,6 +22,7 @@ fn codecs() -> Vec<Codec> {
     let smaller = |codec: Codec| match codec {
         Codec::PowerSgd { .. } => Codec::PowerSgd { rank: 2 },
         Codec::PowerSgdHalf { .. } => Codec::PowerSgdHalf { rank: 2 },
+        Codec::OneBitAdam { .. } => Codec::OneBitAdam { warmup_steps: 1 },
         other => other,
     };
     Codec::DEFAULTS.iter().copied().map(smaller).collect()
@@ -59,6 +60,11 @@ fn the_exchanges_are_those_that_were_announced() {
         for size in 2..=5 {
             let announced = phases(codec, &TENSORS, ELEMENTS, size);
             for (index, step) in run(codec, &TENSORS, ELEMENTS, size, 3, true, gradients).iter().enumerate() {
+                if matches!(codec, Codec::OneBitAdam { .. }) && index == 0 {
+                    let dense = phases(Codec::None, &TENSORS, ELEMENTS, size);
+                    assert!(step.iter().all(|s| s.seen == dense), "the warm-up over {size}");
+                    continue;
+                }
                 // Left factors in one step, right ones in the next: the larger of them is announced.
                 if matches!(codec, Codec::PowerSgdHalf { .. }) && step[0].seen != announced {
                     assert_eq!((step[0].seen.len(), announced.len()), (1, 1), "step {index}");
@@ -73,8 +79,8 @@ fn the_exchanges_are_those_that_were_announced() {
 #[test]
 fn state_is_as_large_as_the_footprint_says() {
     for codec in codecs() {
-        let steps = run(codec, &TENSORS, ELEMENTS, 3, 1, true, gradients);
-        for (rank, step) in steps[0].iter().enumerate() {
+        let steps = run(codec, &TENSORS, ELEMENTS, 3, 2, true, gradients);
+        for (rank, step) in steps[1].iter().enumerate() {
             let expected = footprint(codec, &TENSORS, ELEMENTS, 3, rank).state_bytes;
             assert_eq!(step.state_bytes, expected, "{}", codec.name());
         }
@@ -181,6 +187,42 @@ fn deep_gradient_compression_follows_its_paper() {
     }
 }
 
+/// The gradients that 1-bit Adam hands on lead an optimizer's momentum to the agreed one: signs times one scale.
+#[test]
+fn one_bit_adam_sends_the_momentum() {
+    let (size, warmup, decay) = (3, 4, 0.8);
+    let compressor = || {
+        let codec = Codec::OneBitAdam { warmup_steps: warmup };
+        Compressor::new(codec, &TENSORS, ELEMENTS, size, 0).with_momentum(f64::from(decay))
+    };
+    // The last elements have a gradient only when it is too late.
+    let gradient = |step: usize, member: usize| -> Vec<f32> {
+        let late = |index| if index >= ELEMENTS - 7 && step < warmup as usize { 0.0 } else { 1.0 };
+        (0..ELEMENTS).map(|index| late(index) * (value(step, member, index) + value(0, 0, index))).collect()
+    };
+    let steps = run_with(compressor, size, 12, gradient);
+    let mut momentum = vec![0.0_f32; ELEMENTS];
+    for (index, step) in steps.iter().enumerate() {
+        for (m, g) in momentum.iter_mut().zip(&step[0].result) {
+            *m = decay * *m + (1.0 - decay) * g;
+        }
+        if index < warmup as usize {
+            let exact = |i: usize| (0..size).map(|member| f64::from(gradient(index, member)[i])).sum();
+            assert!(apart(&step[0].result, &(0..ELEMENTS).map(exact).collect::<Vec<f64>>()) < 1e-6);
+            continue;
+        }
+        assert!(momentum[ELEMENTS - 7..].iter().all(|m| m.abs() < 1e-6), "what has no second moment stays");
+        // One scale per member's shard.
+        for member in 0..size {
+            let shard = ELEMENTS * member / size + 1..ELEMENTS * (member + 1) / size - 7;
+            let scale = momentum[shard.start].abs();
+            for m in &momentum[shard] {
+                assert!((m.abs() / scale - 1.0).abs() < 1e-4, "step {index}: {m} where +-{scale} is due");
+            }
+        }
+    }
+}
+
 #[test]
 fn one_bit_is_a_sign_times_the_root_mean_square() {
     let gradient = [3.0_f32, -4.0, 0.0, 1.0];
@@ -200,7 +242,7 @@ proptest! {
         for codec in codecs() {
             let gradient = |step: usize, member: usize| (0..elements).map(|i| value(step, member, i)).collect();
             let steps = run(codec, &[], elements, size, 2, true, gradient);
-            for step in steps.iter().flatten() {
+            for step in steps[1..].iter().flatten() {
                 prop_assert!(step.result.iter().all(|v| v.is_finite()), "{}", codec.name());
                 prop_assert_eq!(&step.seen, &phases(codec, &[], elements, size), "{}", codec.name());
             }

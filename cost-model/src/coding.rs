@@ -55,10 +55,12 @@ pub(crate) fn reduction(
             + match (&costs.routes, pattern) {
                 (Some(routes), pattern) => routes.collective(pattern, groups, bytes),
                 (None, Pattern::AllReduce(algorithm)) => {
-                    costs.over(CollectiveKind::AllReduce, algorithm, groups, stride, bytes)?
+                    costs.exchange(CollectiveKind::AllReduce, algorithm, groups, stride, bytes)?
                 }
                 // An all-to-all moves as much as a gather by rings, at most as fast.
-                (None, _) => costs.over(CollectiveKind::AllGather, Algorithm::Ring, groups, stride, bytes)?,
+                (None, _) => {
+                    costs.exchange(CollectiveKind::AllGather, Algorithm::Ring, groups, stride, bytes)?
+                }
             };
     }
     Ok(total)
@@ -83,8 +85,9 @@ pub(crate) fn exchanges(program: &Program, bucket: &Bucket, reduction: Reduction
     phases.into_iter().map(exchange).collect()
 }
 
-/// Bytes that the codecs of a pipeline rank keep between steps, and the most that one needs while it works.
-pub(crate) fn memory(program: &Program, pipeline_rank: usize) -> (u64, u64) {
+/// Bytes that the codecs of a pipeline rank keep between steps, and the most that one needs while it works, in the memory
+/// in which gradients lie.
+pub(crate) fn memory(program: &Program, pipeline_rank: usize, on_accelerators: bool) -> (u64, u64) {
     let size = program.strategy.data as usize;
     let (mut state, mut scratch) = (0, 0);
     for (index, bucket) in program.ranks[pipeline_rank].buckets.iter().enumerate() {
@@ -93,7 +96,11 @@ pub(crate) fn memory(program: &Program, pipeline_rank: usize) -> (u64, u64) {
             let footprint =
                 autodist_codecs::footprint(codec, &tensors(program, bucket), bucket.padded, size, 0);
             state += footprint.state_bytes;
-            scratch = footprint.scratch_bytes.max(scratch);
+            let own = match on_accelerators {
+                true => footprint.device_scratch_bytes,
+                false => footprint.scratch_bytes,
+            };
+            scratch = own.max(scratch);
         }
     }
     (state, scratch)

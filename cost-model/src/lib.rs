@@ -68,6 +68,10 @@ pub struct CostModel {
     /// Where links differ; it speaks before `links`.
     pub(crate) routes: Option<Arc<Routes>>,
     pub(crate) codings: Codings,
+    /// Of what codecs send, where that goes another way.
+    pub(crate) exchanges: Option<Links>,
+    /// Whether gradients lie in memory that is not the host's.
+    pub(crate) on_accelerators: bool,
     pub(crate) optimizer: OptimizerCurves,
     pub(crate) interference: Interference,
     pub(crate) stream_handover: Price,
@@ -94,6 +98,8 @@ impl CostModel {
             links: Links::new(&profile.collectives, &profile.messages, &profile.fits),
             routes: profile.network.as_ref().map(|network| Arc::new(Routes::new(network))),
             codings: Codings::new(&profile.codecs),
+            exchanges: (!profile.exchanges.is_empty()).then(|| Links::new(&profile.exchanges, &[], &[])),
+            on_accelerators: !profile.environment.accelerators.is_empty(),
             optimizer: OptimizerCurves::new(&profile.optimizer),
             interference: profile.interference.clone(),
             stream_handover: Price::from(&profile.stream_handover),
@@ -151,6 +157,27 @@ impl CostModel {
             });
         }
         self.links.collective(kind, group, stride, bytes)
+    }
+
+    /// [`over`](CostModel::over), of what codecs send.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn exchange(
+        &self,
+        kind: CollectiveKind,
+        algorithm: Algorithm,
+        groups: &[Vec<usize>],
+        stride: usize,
+        bytes: Bytes,
+    ) -> Result<Price, Unpriced> {
+        match &self.exchanges {
+            Some(links) => {
+                let group = groups.iter().map(Vec::len).max().unwrap_or(1);
+                links.collective(kind, group, stride, bytes)
+            }
+            None => self.over(kind, algorithm, groups, stride, bytes),
+        }
     }
 
     /// A collective over `group` ranks, `stride` apart, on a tensor of `bytes`; a group of one costs nothing.

@@ -220,7 +220,7 @@ impl Priced<'_> {
         let rank = &program.ranks[index];
         let peak = self.step_peak(index);
         let bytes = |n: i64| Bytes(n.max(0) as u64);
-        let (state, scratch) = coding::memory(program, index);
+        let (state, scratch) = coding::memory(program, index, self.costs.on_accelerators);
         let staging = self.costs.staging_bytes * communicators(program, index) + Bytes(state + scratch);
         MemoryBreakdown {
             weights_bytes: Bytes(weights(program, &rank.buckets)),

@@ -89,6 +89,7 @@ impl Machine {
             messages: sizes().map(|bytes| self.message(bytes)).collect(),
             network: None,
             codecs: Vec::new(),
+            exchanges: Vec::new(),
             fits: self.fits(),
             optimizer: [1_u64, 1 << 20].map(|elements| self.optimizer(elements)).to_vec(),
             interference: Interference {

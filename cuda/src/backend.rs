@@ -108,7 +108,7 @@ impl Cuda {
     }
 
     /// Host bytes onto the device. The driver takes them before the call returns, as it does with pageable memory.
-    fn send(&self, from: *const c_void, bytes: usize, to: DevicePointer) {
+    pub(crate) fn send(&self, from: *const c_void, bytes: usize, to: DevicePointer) {
         if to != 0 && bytes > 0 {
             // SAFETY: the caller's: both ranges have this many bytes.
             self.queue.run("cuMemcpyHtoDAsync", |stream| unsafe {
@@ -120,11 +120,18 @@ impl Cuda {
     /// Device bytes onto the host; waits for them.
     fn fetch(&self, from: DevicePointer, bytes: usize, to: *mut c_void) {
         if from != 0 && bytes > 0 {
+            self.fetch_later(from, bytes, to);
+            self.queue.drain();
+        }
+    }
+
+    /// Device bytes onto the host, which are there once the queue is drained, and not to be touched before.
+    pub(crate) fn fetch_later(&self, from: DevicePointer, bytes: usize, to: *mut c_void) {
+        if from != 0 && bytes > 0 {
             // SAFETY: the caller's: both ranges have this many bytes, and the host's lives until the queue is drained.
             self.queue.run("cuMemcpyDtoHAsync", |stream| unsafe {
                 (self.libraries().driver.cuMemcpyDtoHAsync_v2)(to, from, bytes, stream)
             });
-            self.queue.drain();
         }
     }
 
@@ -145,6 +152,19 @@ impl Cuda {
     fn scalar(&self) -> Scalar {
         // Eight bytes: a double.
         Scalar(self.queue.allocate(2, Kind::F32))
+    }
+
+    /// Room for the partial sums of `count` blocks, in double.
+    pub(crate) fn partial(&self, count: usize) -> Buffer {
+        self.queue.allocate(2 * count, Kind::F32)
+    }
+
+    /// What partial sums add up to.
+    pub(crate) fn sum_partials(&self, count: usize, partial: &Buffer) -> Scalar {
+        let result = self.scalar();
+        let arguments = [int(count), summed(partial.pointer, count), result.0.pointer.into()];
+        self.launch("sum_partials", Form::Rows(1), &arguments);
+        result
     }
 
     /// `from` copied so that its rows are dense.
@@ -384,13 +404,10 @@ impl Backend for Cuda {
 
     fn sum_of_squares(&self, len: usize, of: Region<'_, Self>) -> Scalar {
         const BLOCKS: usize = 256;
-        let partial = self.queue.allocate(2 * BLOCKS, Kind::F32);
-        let result = self.scalar();
+        let partial = self.partial(BLOCKS);
         let arguments = [long(len), summed(read(of, len), len), partial.pointer.into()];
         self.launch(&named("sum_of_squares", of.buffer.kind), Form::Rows(BLOCKS), &arguments);
-        let arguments = [int(BLOCKS), partial.pointer.into(), result.0.pointer.into()];
-        self.launch("sum_partials", Form::Rows(1), &arguments);
-        result
+        self.sum_partials(BLOCKS, &partial)
     }
 
     fn matmul(

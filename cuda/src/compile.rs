@@ -19,6 +19,7 @@ pub const SOURCE: &str = concat!(
     include_str!("../kernels/tables.cu"),
     include_str!("../kernels/loss.cu"),
     include_str!("../kernels/optimizer.cu"),
+    include_str!("../kernels/codecs.cu"),
 );
 
 /// Names of all kernels.

@@ -1,5 +1,5 @@
 //! NVIDIA GPUs: [`Cuda`] is a [`Backend`](autodist_compute::Backend) over the driver, cuBLASLt and our own kernels,
-//! [`NcclGroup`] lets GPUs of several ranks talk.
+//! codes gradients there, and [`NcclGroup`] lets GPUs of several ranks talk.
 //!
 //! Nothing of NVIDIA's is linked: [`Libraries`] finds and loads what is there when a GPU is asked for, and says what
 //! is missing otherwise. Kernels (`kernels/`) are compiled for the device by NVRTC at first use.
@@ -11,6 +11,7 @@ mod api;
 mod attention;
 mod backend;
 pub mod blas;
+mod codecs;
 pub mod compile;
 mod device;
 mod error;
@@ -19,9 +20,11 @@ mod library;
 mod nccl;
 pub mod nvml;
 mod queue;
+pub mod selftest;
 
 pub use api::{CublasLt, Driver, Nccl, Nvrtc};
 pub use backend::{Cuda, Scalar};
+pub use codecs::Encoded;
 pub use device::{Gpu, gpus};
 pub use error::{CudaError, Missing};
 pub use library::{Libraries, OVERRIDE, Search, diagnose};

@@ -2,10 +2,13 @@
 
 mod common;
 
+use autodist_codecs::{Compressor, Exchange, PartMut, Tensor, footprint};
 use autodist_compute::{Backend, Region, RegionMut};
 use autodist_software_gpu::Machine;
+use autodist_spec::Codec;
 use autodist_spec::Precision::{Bf16, Fp32, Tf32};
 use common::{folder, host, on, open};
+use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 const WORKSPACE: usize = 32 << 20;
@@ -138,6 +141,66 @@ fn regions_that_leave_their_buffer_are_the_callers_mistake() {
         let full = cuda.zeros_full(4);
         let mixed = panics(&mut |to| cuda.add(2, Region::start(&full), to));
         assert!(mixed.contains("operands of one precision"), "{mixed}");
+        cuda.synchronise().unwrap();
+    });
+}
+
+/// A group of four whose other members say what this one says.
+struct Echo;
+
+impl Exchange for Echo {
+    type Error = Infallible;
+
+    fn size(&self) -> usize {
+        4
+    }
+
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn sum(&mut self, _: &mut [f32]) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn max(&mut self, value: f32) -> Result<f32, Infallible> {
+        Ok(value)
+    }
+
+    fn all_gather(&mut self, own: &[u8]) -> Result<Vec<Vec<u8>>, Infallible> {
+        Ok(vec![own.to_vec(); 4])
+    }
+
+    fn all_to_all(&mut self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, Infallible> {
+        Ok(vec![parts[0].clone(); 4])
+    }
+}
+
+#[test]
+fn codecs_take_the_memory_that_their_footprint_says() {
+    const ELEMENTS: usize = 200 * 301 + 77;
+    let tensors = [Tensor { offset: 0, rows: 200, columns: 301 }];
+    on(Machine::new, || {
+        let cuda = open(Fp32);
+        let mut gradient = cuda.zeros_full(ELEMENTS);
+        for codec in Codec::DEFAULTS.into_iter().skip(1) {
+            let before = cuda.live_bytes();
+            let mut compressor = Compressor::on(&cuda, codec, &tensors, ELEMENTS, 4, 7).after_warmup();
+            let expected = footprint(codec, &tensors, ELEMENTS, 4, 0);
+            for _ in 0..2 {
+                cuda.write(&vec![0.5; ELEMENTS], RegionMut::start(&mut gradient));
+                cuda.reset_peak();
+                let part = PartMut::new(&mut gradient, 0..ELEMENTS);
+                let Ok(_) = compressor.reduce_on(&cuda, part, &mut Echo);
+            }
+            let (kept, most) = (cuda.live_bytes() - before, cuda.reset_peak() - before);
+            assert_eq!(kept as u64, expected.state_bytes, "{}", codec.name());
+            let scratch = (most - kept) as u64;
+            let room = expected.device_scratch_bytes;
+            assert!(scratch <= room && 2 * scratch >= room, "{}: {scratch} of {room}", codec.name());
+            drop(compressor);
+            assert_eq!(cuda.live_bytes(), before);
+        }
         cuda.synchronise().unwrap();
     });
 }

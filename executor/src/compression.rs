@@ -1,22 +1,25 @@
 //! Gradients that travel in fewer bytes.
 
 use crate::ExecutionError;
-use autodist_codecs::{Exchange, Tensor};
+use crate::device::Device;
+use autodist_codecs::{Exchange, PartMut, Tensor};
 use autodist_communication::{CommunicationError, Communicator, Reduction};
 use autodist_program::{Coordinates, Program};
 use autodist_spec::{Algorithm, Codec};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Instant;
 
-/// One bucket's codec with what it keeps between steps.
-pub struct Compressor {
-    codec: autodist_codecs::Compressor,
+/// One bucket's codec with what it keeps between steps, in the device's memory.
+pub struct Compressor<D: Device> {
+    codec: autodist_codecs::Compressor<D::Coding>,
     /// Seconds that coding takes on an emulated device.
     emulated_s: Option<f64>,
 }
 
-impl Compressor {
+impl<D: Device> Compressor<D> {
     pub fn new(
+        device: &D,
         codec: Codec,
         tensors: &[Tensor],
         elements: usize,
@@ -25,22 +28,50 @@ impl Compressor {
         flops_per_s: Option<f64>,
     ) -> Self {
         let emulated_s = flops_per_s.map(|rate| autodist_codecs::work(codec, tensors, elements, size) / rate);
-        Self { codec: autodist_codecs::Compressor::new(codec, tensors, elements, size, seed), emulated_s }
+        let codec = autodist_codecs::Compressor::on(&device.coding(), codec, tensors, elements, size, seed);
+        Self { codec, emulated_s }
+    }
+
+    /// The same as it works once its first steps are over, where those differ.
+    #[must_use]
+    pub fn after_warmup(self) -> Self {
+        Self { codec: self.codec.after_warmup(), ..self }
+    }
+
+    /// Replaces a range of gradients by what the codec makes of their sum over all members.
+    ///
+    /// # Errors
+    /// Those of the exchanges.
+    pub fn reduce<X: Exchange>(
+        &mut self,
+        queue: &D,
+        buffer: &mut D::Buffer,
+        range: Range<usize>,
+        exchange: &mut X,
+    ) -> Result<(), X::Error> {
+        let gradient = PartMut::new(D::values(buffer), range);
+        self.codec.reduce_on(&queue.coding(), gradient, exchange).map(drop)
     }
 }
 
 /// One reduction through a codec.
-pub struct Compression<'a> {
-    pub compressor: &'a mut Compressor,
+pub struct Compression<'a, D: Device> {
+    pub compressor: &'a mut Compressor<D>,
     /// Of the sums in it.
     pub algorithm: Algorithm,
 }
 
-impl Compression<'_> {
-    pub fn reduce(self, values: &mut [f32], group: &mut dyn Communicator) -> Result<(), ExecutionError> {
+impl<D: Device> Compression<'_, D> {
+    pub fn reduce(
+        self,
+        queue: &D,
+        buffer: &mut D::Buffer,
+        range: Range<usize>,
+        group: &mut dyn Communicator,
+    ) -> Result<(), ExecutionError> {
         let start = Instant::now();
         let mut over = Over { group, algorithm: self.algorithm, communicating: 0.0 };
-        self.compressor.codec.reduce(values, &mut over)?;
+        self.compressor.reduce(queue, buffer, range, &mut over)?;
         if let Some(emulated) = self.compressor.emulated_s {
             let coding = start.elapsed().as_secs_f64() - over.communicating;
             std::thread::sleep(std::time::Duration::from_secs_f64((emulated - coding).max(0.0)));
@@ -50,12 +81,13 @@ impl Compression<'_> {
 }
 
 /// The compressors of a rank's buckets, by bucket.
-pub fn of(
+pub fn of<D: Device>(
+    device: &D,
     program: &Program,
     at: Coordinates,
     seed: u64,
     flops_per_s: Option<f64>,
-) -> BTreeMap<usize, Compressor> {
+) -> BTreeMap<usize, Compressor<D>> {
     let strategy = &program.strategy;
     let size = strategy.data as usize;
     let mut compressors = BTreeMap::new();
@@ -71,7 +103,7 @@ pub fn of(
             .iter()
             .map(|p| Tensor { offset: p.offset, rows: p.rows, columns: p.columns })
             .collect();
-        let compressor = Compressor::new(codec, &tensors, bucket.padded, size, seed, flops_per_s);
+        let compressor = Compressor::new(device, codec, &tensors, bucket.padded, size, seed, flops_per_s);
         compressors.insert(index, compressor);
     }
     compressors

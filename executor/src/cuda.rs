@@ -1,11 +1,14 @@
-//! NVIDIA GPUs as devices of ranks: NCCL between them where it serves, the host's memory elsewhere.
+//! NVIDIA GPUs as devices of ranks: NCCL between them where it serves, the host's memory elsewhere. What codecs send goes
+//! through the host's memory either way.
 
 mod messages;
 mod survey;
 
+pub use autodist_cuda::selftest::codecs_match;
 pub use survey::{Absent, Survey, survey};
 
 use crate::ExecutionError;
+use crate::compression::Compression;
 use crate::device::{Device, Group, HostGroup, HostMessages, Messages};
 use crate::reference::Reference;
 use autodist_communication::{Communicator, Counters, Endpoint, Reduction, Ways};
@@ -101,6 +104,16 @@ pub fn open_shared(local_rank: usize, precision: Precision) -> Result<Cuda, Exec
 }
 
 impl Device for Cuda {
+    type Coding = Self;
+
+    fn coding(&self) -> Self {
+        self.clone()
+    }
+
+    fn values(buffer: &mut Self::Buffer) -> &mut Self::Buffer {
+        buffer
+    }
+
     fn live_memory(&self) -> usize {
         self.live_bytes()
     }
@@ -126,6 +139,10 @@ impl Device for Cuda {
         false
     }
 
+    fn is_bypassed(&self) -> bool {
+        self.uses_nccl()
+    }
+
     /// A GPU keeps its clock, and what holds it down is reported beside the figures.
     fn reference(&self) -> Option<Reference> {
         None
@@ -142,7 +159,7 @@ impl Device for Cuda {
         if members.len() == 1 || !self.uses_nccl() {
             return Ok(Box::new(HostGroup(host)));
         }
-        Ok(Box::new(OverNccl(join(self, &mut *host)?)))
+        Ok(Box::new(OverNccl { nccl: join(self, &mut *host)?, host }))
     }
 
     fn messages(
@@ -159,7 +176,11 @@ impl Device for Cuda {
     }
 }
 
-struct OverNccl(NcclGroup);
+/// Gradients as they are, by NCCL; what codecs make of them goes through the host's memory, which is where it is small.
+struct OverNccl {
+    nccl: NcclGroup,
+    host: Box<dyn Communicator>,
+}
 
 impl Group<Cuda> for OverNccl {
     fn all_reduce(
@@ -175,7 +196,7 @@ impl Group<Cuda> for OverNccl {
             Reduction::Sum => Reduce::Sum,
             Reduction::Max => Reduce::Max,
         };
-        Ok(self.0.all_reduce(queue, buffer, range, reduction)?)
+        Ok(self.nccl.all_reduce(queue, buffer, range, reduction)?)
     }
 
     fn reduce_scatter(
@@ -186,7 +207,7 @@ impl Group<Cuda> for OverNccl {
         buffer: &mut <Cuda as Backend>::Buffer,
         range: Range<usize>,
     ) -> Result<(), ExecutionError> {
-        Ok(self.0.reduce_scatter(queue, buffer, range)?)
+        Ok(self.nccl.reduce_scatter(queue, buffer, range)?)
     }
 
     fn all_gather(
@@ -197,11 +218,21 @@ impl Group<Cuda> for OverNccl {
         buffer: &mut <Cuda as Backend>::Buffer,
         range: Range<usize>,
     ) -> Result<(), ExecutionError> {
-        Ok(self.0.all_gather(queue, buffer, range)?)
+        Ok(self.nccl.all_gather(queue, buffer, range)?)
+    }
+
+    fn compressed(
+        &mut self,
+        queue: &Cuda,
+        compression: Compression<'_, Cuda>,
+        buffer: &mut <Cuda as Backend>::Buffer,
+        range: Range<usize>,
+    ) -> Result<(), ExecutionError> {
+        compression.reduce(queue, buffer, range, &mut *self.host)
     }
 
     fn counters(&self) -> Counters {
-        let traffic = self.0.traffic();
-        Counters { sent: traffic.sent, received: traffic.received }
+        let traffic = self.nccl.traffic();
+        Counters { sent: traffic.sent, received: traffic.received } + self.host.counters()
     }
 }

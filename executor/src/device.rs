@@ -1,8 +1,10 @@
-//! What a rank needs of a device beside arithmetic: memory that is counted, and ways to other ranks' devices.
+//! What a rank needs of a device beside its backend: memory that is counted, gradients coded where they are, and ways to
+//! other ranks' devices.
 
 use crate::compression::Compression;
 use crate::reference::Reference;
 use crate::{ExecutionError, memory};
+use autodist_codecs::{Arithmetic, Host};
 use autodist_communication::{Communicator, Counters, Endpoint, Mailbox, Reduction, Ways};
 use autodist_compute::{Backend, Cpu, Region, RegionMut};
 use autodist_spec::Algorithm;
@@ -12,6 +14,13 @@ use std::ops::Range;
 ///
 /// Unless it knows a shorter way, ranks talk through the host ([`HostGroup`], [`HostMessages`]).
 pub trait Device: Backend<Element = f32> {
+    /// Where gradients are encoded and decoded.
+    type Coding: Arithmetic;
+    /// On this queue.
+    fn coding(&self) -> Self::Coding;
+    /// A buffer in full precision as codecs see it.
+    fn values(buffer: &mut Self::Buffer) -> &mut <Self::Coding as Arithmetic>::Values;
+
     /// Bytes of the device's memory that this rank has in use.
     fn live_memory(&self) -> usize;
     /// Highest [`live_memory`](Device::live_memory) since the last reset.
@@ -26,6 +35,10 @@ pub trait Device: Backend<Element = f32> {
     }
     /// Whether the device's memory is the host's, so that what a measurement itself holds is in the counts.
     fn is_host(&self) -> bool;
+    /// Whether collectives of gradients as they are do not go through the host, where encoded ones do.
+    fn is_bypassed(&self) -> bool {
+        false
+    }
     /// Arithmetic that tells how fast the device is just now; none where it is nobody else's.
     fn reference(&self) -> Option<Reference>;
 
@@ -59,7 +72,7 @@ pub trait Device: Backend<Element = f32> {
 
 /// Collectives over one group of ranks on parts of device buffers, in order with the work of the queue that is given.
 /// All members make the same calls in the same order. Shards are equal parts of the range.
-pub trait Group<B: Backend>: Send {
+pub trait Group<B: Device>: Send {
     /// Replaces the range by its reduction over all members.
     ///
     /// # Errors
@@ -97,20 +110,17 @@ pub trait Group<B: Backend>: Send {
         range: Range<usize>,
     ) -> Result<(), ExecutionError>;
 
-    /// Replaces the range by what `compressor` makes of its sum over all members.
+    /// Replaces the range by what `compression` makes of its sum over all members. What it sends goes through the host.
     ///
     /// # Errors
-    /// As [`Group::all_reduce`]; a group that does not go through the host.
+    /// As [`Group::all_reduce`].
     fn compressed(
         &mut self,
         queue: &B,
-        compression: Compression<'_>,
+        compression: Compression<'_, B>,
         buffer: &mut B::Buffer,
         range: Range<usize>,
-    ) -> Result<(), ExecutionError> {
-        let _ = (queue, compression, buffer, range);
-        Err(ExecutionError::NoCodec)
-    }
+    ) -> Result<(), ExecutionError>;
 
     fn counters(&self) -> Counters;
 }
@@ -163,7 +173,7 @@ impl Tag {
 /// Through the host's memory.
 pub struct HostGroup(pub Box<dyn Communicator>);
 
-impl<B: Backend<Element = f32>> Group<B> for HostGroup {
+impl<B: Device> Group<B> for HostGroup {
     fn all_reduce(
         &mut self,
         queue: &B,
@@ -210,12 +220,11 @@ impl<B: Backend<Element = f32>> Group<B> for HostGroup {
     fn compressed(
         &mut self,
         queue: &B,
-        compression: Compression<'_>,
+        compression: Compression<'_, B>,
         buffer: &mut B::Buffer,
         range: Range<usize>,
     ) -> Result<(), ExecutionError> {
-        let group = &mut *self.0;
-        on_host(queue, buffer, range, |values| compression.reduce(values, group))
+        compression.reduce(queue, buffer, range, &mut *self.0)
     }
 
     fn counters(&self) -> Counters {
@@ -275,6 +284,16 @@ impl<B: Backend<Element = f32>> Messages<B> for HostMessages {
 }
 
 impl Device for Cpu<f32> {
+    type Coding = Host;
+
+    fn coding(&self) -> Host {
+        Host
+    }
+
+    fn values(buffer: &mut Self::Buffer) -> &mut [f32] {
+        buffer
+    }
+
     fn live_memory(&self) -> usize {
         memory::live()
     }

@@ -44,8 +44,6 @@ use std::io;
 /// Why a rank could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecutionError {
-    #[error("codecs work on the host: groups over NCCL reduce gradients as they are")]
-    NoCodec,
     #[error(transparent)]
     Communication(#[from] CommunicationError),
     #[error(transparent)]

@@ -150,7 +150,7 @@ fn shape(program: &Program, at: Coordinates) -> LayerShape {
 }
 
 /// The ways from this rank to the others.
-struct Lanes<B: Backend> {
+struct Lanes<B: Device> {
     /// Barriers, and numbers that the host needs.
     world: Box<dyn Communicator>,
     model: Box<dyn Communicator>,
@@ -184,7 +184,7 @@ impl<B: Device> Lanes<B> {
         let tensor = open("tensor", &layout.tensor_group(at), &by(communication.tensor))?;
         let reduces =
             if program.strategy.zero_stage == 0 { layout.data_group(at) } else { layout.shard_group(at) };
-        let compressors = compression::of(program, at, task.job.seed, task.emulated_flops_per_s);
+        let compressors = compression::of(device, program, at, task.job.seed, task.emulated_flops_per_s);
         let ways = Ways {
             algorithms: communication.reductions().map(|reduction| reduction.algorithm).collect(),
             all_to_all: !compressors.is_empty(),
@@ -232,7 +232,7 @@ fn message_peers(program: &Program, at: Coordinates) -> Vec<usize> {
     peers
 }
 
-struct Rank<'a, B: Backend> {
+struct Rank<'a, B: Device> {
     device: &'a B,
     task: &'a Task,
     program: &'a Program,

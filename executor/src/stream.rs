@@ -4,7 +4,7 @@
 use crate::ExecutionError;
 use crate::compression::Compression;
 pub use crate::compression::Compressor;
-use crate::device::Group;
+use crate::device::{Device, Group};
 use autodist_communication::queue::{Receiver, Sender, queue};
 use autodist_communication::{Counters, Reduction};
 use autodist_compute::Backend;
@@ -37,15 +37,15 @@ pub struct Done<B: Backend> {
 }
 
 /// Groups of the data axis, by the transfer that runs over them.
-pub struct Groups<B: Backend> {
+pub struct Groups<B: Device> {
     pub reduce: Box<dyn Group<B>>,
     pub replicas: Box<dyn Group<B>>,
     pub gather: Box<dyn Group<B>>,
     /// Of the buckets whose gradients do not travel as they are.
-    pub compressors: BTreeMap<usize, Compressor>,
+    pub compressors: BTreeMap<usize, Compressor<B>>,
 }
 
-impl<B: Backend> Groups<B> {
+impl<B: Device> Groups<B> {
     fn of(&mut self, transfer: Transfer) -> &mut dyn Group<B> {
         match transfer {
             Transfer::Reduce => &mut *self.reduce,
@@ -69,7 +69,7 @@ pub struct CommunicationStream<B: Backend> {
     thread: Option<JoinHandle<()>>,
 }
 
-impl<B: Backend> CommunicationStream<B> {
+impl<B: Device> CommunicationStream<B> {
     /// # Errors
     /// When the system gives no thread, or the device no queue.
     pub fn start(device: &B, mut groups: Groups<B>) -> Result<Self, ExecutionError> {
@@ -154,11 +154,7 @@ impl<B: Backend> Drop for CommunicationStream<B> {
     }
 }
 
-fn transfer<B: Backend>(
-    stream: &B,
-    groups: &mut Groups<B>,
-    work: Work<B>,
-) -> Result<Done<B>, ExecutionError> {
+fn transfer<B: Device>(stream: &B, groups: &mut Groups<B>, work: Work<B>) -> Result<Done<B>, ExecutionError> {
     let Work { key, kind, reduction, mut buffer, range, ready } = work;
     stream.wait_for(&ready);
     let start = stream.record();
@@ -173,7 +169,7 @@ fn transfer<B: Backend>(
 }
 
 /// Runs one collective, sums where it reduces.
-pub fn collective<B: Backend>(
+pub fn collective<B: Device>(
     group: &mut dyn Group<B>,
     queue: &B,
     kind: CollectiveKind,

@@ -8,7 +8,7 @@ use autodist_compute::Cpu;
 use autodist_cuda::{Cuda, Libraries, Search};
 use autodist_executor::{Device, Task, local};
 use autodist_program::stages;
-use autodist_spec::{Job, ParallelStrategy, Precision};
+use autodist_spec::{Codec, Communication, Job, ParallelStrategy, Precision, Reduction};
 use common::{Difference, Trained, any_way, model, task, ways};
 use proptest::prelude::*;
 use std::sync::{Arc, LazyLock};
@@ -91,6 +91,50 @@ fn in_bf16_every_split_trains_what_one_gpu_trains_but_for_rounding() {
             let difference = Difference::of(&trained, &BF16[usize::from(llama)]);
             assert!(difference.loss <= ROUNDING, "{}: {difference:?}", strategy.label());
             assert!(difference.parameters <= 4.0 * ROUNDING, "{}: {difference:?}", strategy.label());
+        }
+    }
+}
+
+/// How far two trainings may be apart whose gradients differ in their last bits: as far as these, where every number is
+/// coded by itself; by the part of a step that a number near a threshold makes, where it may fall on either side of it.
+fn apart(codec: Codec) -> f64 {
+    match codec {
+        Codec::None | Codec::PowerSgd { .. } | Codec::PowerSgdHalf { .. } => FP32,
+        Codec::Fp16 | Codec::Bf16 | Codec::Int8 { .. } => 5.0 * FP32,
+        Codec::TopK { .. } | Codec::Dgc { .. } | Codec::OneBit | Codec::OneBitAdam { .. } => 20.0 * FP32,
+        Codec::Qsgd { .. } | Codec::TernGrad => 20.0 * FP32,
+    }
+}
+
+#[test]
+fn in_fp32_every_codec_trains_what_it_trains_on_the_cpu() {
+    let device = gpu(Precision::Fp32);
+    let short = |codec: Codec| match codec {
+        Codec::OneBitAdam { .. } => Codec::OneBitAdam { warmup_steps: 1 },
+        other => other,
+    };
+    for codec in Codec::DEFAULTS.map(short) {
+        for llama in [false, true] {
+            let reduce = Reduction { codec, ..Reduction::default() };
+            let communication = Communication { reduce, ..Communication::default() };
+            let strategy = ParallelStrategy { communication, ..ParallelStrategy::data_parallel(2, 2) };
+            let stages = stages::even(&model(llama), &strategy);
+            let mut task = task(&model(llama), strategy, stages);
+            if matches!(codec, Codec::OneBitAdam { .. }) {
+                // It sends momentum, whose norm is none of the gradient's.
+                task.job.gradient_clip = 0.0;
+            }
+            let (gpu, cpu) = (train(&device, &task), train(&Cpu::<f32>::new(), &task));
+            let difference = Difference::of(&gpu, &cpu);
+            println!("{}: {difference:?}", codec.name());
+            assert!(difference.largest() <= apart(codec), "{}: {difference:?}", codec.name());
+            let sent = |trained: &Trained| trained.0.ranks[0].bytes_sent_per_step;
+            assert_eq!(sent(&gpu), sent(&cpu), "{}", codec.name());
+            // Nothing is tested where the codec does nothing.
+            if codec != Codec::None {
+                let exact = Difference::of(&cpu, &CPU[usize::from(llama)]);
+                assert!(exact.parameters > 1e-6, "{}: {exact:?}", codec.name());
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::coding::{CodingTask, CodingTimings};
 use crate::hardware::{self, HardwareAnswer};
-use crate::links::{KINDS, LinkAnswer};
+use crate::links::{CollectiveTimings, KINDS, LinkAnswer};
 use crate::network::{self, NetworkAnswer};
 use crate::overlap::OverlapAnswer;
 use crate::patterns::{self, PatternSeconds};
@@ -45,6 +45,7 @@ pub struct Assembly<'a> {
     updates: BTreeMap<u64, Vec<f64>>,
     norms: BTreeMap<u64, Vec<f64>>,
     collectives: BTreeMap<(CollectiveKind, usize, usize, usize), Vec<f64>>,
+    exchanges: BTreeMap<(CollectiveKind, usize, usize, usize), Vec<f64>>,
     messages: BTreeMap<(usize, usize), Vec<f64>>,
     handover: Vec<f64>,
     /// Collectives inside a step, step by step: kind, group and bytes, with the ranks' mean time.
@@ -82,6 +83,7 @@ impl<'a> Assembly<'a> {
             updates: BTreeMap::new(),
             norms: BTreeMap::new(),
             collectives: BTreeMap::new(),
+            exchanges: BTreeMap::new(),
             messages: BTreeMap::new(),
             handover: Vec::new(),
             in_step: Vec::new(),
@@ -336,13 +338,16 @@ impl<'a> Assembly<'a> {
 
     fn links(&mut self, answers: &[LinkAnswer]) {
         let Some(first) = answers.first() else { return };
-        for (index, timing) in first.collectives.iter().enumerate() {
-            // A collective takes as long as its slowest rank.
-            let slowest = (0..timing.seconds.len()).map(|repetition| {
-                answers.iter().map(|a| a.collectives[index].seconds[repetition]).fold(0.0, f64::max)
-            });
-            let key = (timing.kind, timing.group, timing.stride, timing.bytes);
-            self.collectives.entry(key).or_default().extend(slowest);
+        let timings: [fn(&LinkAnswer) -> &[CollectiveTimings]; 2] = [|a| &a.collectives, |a| &a.exchanges];
+        for (of, all) in timings.into_iter().zip([&mut self.collectives, &mut self.exchanges]) {
+            for (index, timing) in of(first).iter().enumerate() {
+                // A collective takes as long as its slowest rank.
+                let slowest = (0..timing.seconds.len()).map(|repetition| {
+                    answers.iter().map(|a| of(a)[index].seconds[repetition]).fold(0.0, f64::max)
+                });
+                let key = (timing.kind, timing.group, timing.stride, timing.bytes);
+                all.entry(key).or_default().extend(slowest);
+            }
         }
         for answer in answers {
             for timing in &answer.messages {
@@ -358,17 +363,7 @@ impl<'a> Assembly<'a> {
         let request = self.request;
         let mut segments: Vec<SegmentCost> =
             self.cells.iter().map(|(key, cell)| segment_cost(key, cell, self.scale())).collect();
-        let collectives: Vec<CollectiveCost> = self
-            .collectives
-            .iter()
-            .map(|((kind, group, stride, bytes), seconds)| CollectiveCost {
-                kind: *kind,
-                group: *group as u32,
-                stride: *stride as u32,
-                bytes: Bytes(*bytes as u64),
-                time: Sample::of(seconds),
-            })
-            .collect();
+        let collectives = collective_costs(&self.collectives);
         let messages: Vec<MessageCost> = self
             .messages
             .iter()
@@ -397,6 +392,7 @@ impl<'a> Assembly<'a> {
             complete,
             network: self.network.clone(),
             codecs: self.codecs(),
+            exchanges: collective_costs(&self.exchanges),
             fits: fits(&collectives, &messages),
             collectives,
             messages,
@@ -601,6 +597,22 @@ fn scaled(multiples: &[f64], reference: f64) -> Sample {
     Sample::of(&multiples.iter().map(|m| m * reference).collect::<Vec<_>>())
 }
 
+fn collective_costs(
+    timings: &BTreeMap<(CollectiveKind, usize, usize, usize), Vec<f64>>,
+) -> Vec<CollectiveCost> {
+    let cost =
+        |((kind, group, stride, bytes), seconds): (&(CollectiveKind, usize, usize, usize), &Vec<f64>)| {
+            CollectiveCost {
+                kind: *kind,
+                group: *group as u32,
+                stride: *stride as u32,
+                bytes: Bytes(*bytes as u64),
+                time: Sample::of(seconds),
+            }
+        };
+    timings.iter().map(cost).collect()
+}
+
 /// What this session did not measure comes from the earlier profile.
 fn adopt(profile: &mut Profile, earlier: &Profile) {
     for cost in &earlier.codecs {
@@ -610,6 +622,9 @@ fn adopt(profile: &mut Profile, earlier: &Profile) {
     }
     if profile.network.is_none() {
         profile.network.clone_from(&earlier.network);
+    }
+    if profile.exchanges.is_empty() {
+        profile.exchanges.clone_from(&earlier.exchanges);
     }
     if profile.collectives.is_empty() {
         profile.collectives.clone_from(&earlier.collectives);

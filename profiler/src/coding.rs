@@ -1,10 +1,12 @@
-//! Times the coding of gradients that travel in fewer bytes, all ranks at once; their exchanges are left out.
+//! Times the coding of gradients that travel in fewer bytes, all ranks at once, where the gradients are: on a GPU the way
+//! of the coded bytes to the host and back is part of it. Their exchanges are left out.
 
 use crate::Request;
-use autodist_codecs::{Compressor, Exchange, Tensor};
+use autodist_codecs::{Exchange, Tensor};
 use autodist_communication::Reduction;
 use autodist_executor::launcher::Worker;
-use autodist_executor::{ExecutionError, host};
+use autodist_executor::stream::Compressor;
+use autodist_executor::{Device, ExecutionError, host};
 use autodist_program::{buckets, stages};
 use autodist_spec::{Bytes, Codec, ParallelStrategy};
 use serde::{Deserialize, Serialize};
@@ -62,7 +64,8 @@ impl CodingTask {
     }
 }
 
-pub fn measure(
+pub fn measure<D: Device>(
+    device: &D,
     task: &CodingTask,
     worker: &mut Worker,
     name: &str,
@@ -82,14 +85,19 @@ pub fn measure(
                 let emulated = task
                     .emulated_flops_per_s
                     .map_or(0.0, |rate| autodist_codecs::work(*codec, &tensors, elements, *group) / rate);
-                let mut compressor = Compressor::new(*codec, &tensors, elements, *group, 0);
+                let mut compressor =
+                    Compressor::new(device, *codec, &tensors, elements, *group, 0, None).after_warmup();
                 let mut seconds = Vec::new();
                 for repetition in 0..=task.repetitions {
-                    let mut gradient: Vec<f32> =
+                    let gradient: Vec<f32> =
                         (0..elements).map(|i| ((i * 7 + repetition * 13) % 1009) as f32 - 504.0).collect();
+                    let mut gradient = device.upload_full(&gradient);
+                    device.synchronise()?;
                     barrier.all_reduce(&mut [0.0], Reduction::Sum)?;
                     let start = Instant::now();
-                    let Ok(_) = compressor.reduce(&mut gradient, &mut Echo { size: *group });
+                    let mut echo = Echo { size: *group };
+                    let Ok(()) = compressor.reduce(device, &mut gradient, 0..elements, &mut echo);
+                    device.synchronise()?;
                     // The first allocates and has no memory of earlier steps.
                     if repetition > 0 {
                         seconds.push(start.elapsed().as_secs_f64().max(emulated));

@@ -91,7 +91,7 @@ fn on_device<D: Device>(
         Assignment::Links(task) => serde_json::to_value(links::measure(device, &task, worker, &name)?),
         Assignment::Overlap(task) => serde_json::to_value(overlap::measure(device, &task, worker, &name)?),
         Assignment::Hardware(task) => serde_json::to_value(hardware::measure(device, &task)?),
-        Assignment::Coding(task) => serde_json::to_value(coding::measure(&task, worker, &name)?),
+        Assignment::Coding(task) => serde_json::to_value(coding::measure(device, &task, worker, &name)?),
         Assignment::Patterns(task) => serde_json::to_value(patterns::measure(&task, worker, &name)?),
         Assignment::Network(task) => serde_json::to_value(network::measure(device, &task, worker, &name)?),
     })

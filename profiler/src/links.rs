@@ -23,6 +23,8 @@ pub struct LinkTask {
     pub repetitions: usize,
     /// What collectives and messages carry.
     pub precision: Precision,
+    /// Whether gradients may travel encoded.
+    pub codecs: bool,
 }
 
 impl LinkTask {
@@ -43,6 +45,8 @@ pub const KINDS: [CollectiveKind; 3] =
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LinkAnswer {
     pub collectives: Vec<CollectiveTimings>,
+    /// Through the host, where that is the way of encoded gradients alone.
+    pub exchanges: Vec<CollectiveTimings>,
     pub messages: Vec<MessageTimings>,
     /// Hand-over of work to the communication stream and back, seconds.
     pub handover: Vec<f64>,
@@ -88,6 +92,7 @@ pub fn measure<D: Device>(
     let mut barrier = worker.endpoint.group(&format!("{name}.barrier"), &everyone)?;
     let mut answer = LinkAnswer {
         collectives: Vec::new(),
+        exchanges: Vec::new(),
         messages: Vec::new(),
         handover: Vec::new(),
         staging_bytes: 0,
@@ -125,6 +130,12 @@ pub fn measure<D: Device>(
         }
         answer.staging_bytes = answer.staging_bytes.max(device.live_memory().saturating_sub(before) as u64);
         sent = sent + group.counters();
+        if task.codecs && device.is_bypassed() {
+            let group_name = format!("{name}.h{size}.{stride}");
+            let mut group = worker.endpoint.group(&group_name, &members)?;
+            exchanges(device, task, &mut *group, *stride, &mut barrier, &mut answer.exchanges)?;
+            sent = sent + group.counters();
+        }
         host::enter_communication(worker.placement);
     }
     answer.bytes_sent = sent.sent;
@@ -133,6 +144,32 @@ pub fn measure<D: Device>(
     }
     answer.handover = handover(device, task.repetitions, worker, name)?;
     Ok(answer)
+}
+
+/// Times what codecs do over a group that goes through the host.
+fn exchanges<D: Device>(
+    device: &D,
+    task: &LinkTask,
+    group: &mut dyn Communicator,
+    stride: usize,
+    barrier: &mut Box<dyn Communicator>,
+    timed: &mut Vec<CollectiveTimings>,
+) -> Result<(), ExecutionError> {
+    for kind in [CollectiveKind::AllReduce, CollectiveKind::AllGather] {
+        for bytes in &task.sizes {
+            let elements = (bytes / 4).next_multiple_of(group.size());
+            let mut values = vec![1.0; elements];
+            let seconds = timings(device, task.repetitions, barrier, || {
+                match kind {
+                    CollectiveKind::AllGather => group.all_gather(&mut values)?,
+                    _ => group.all_reduce(&mut values, autodist_communication::Reduction::Sum)?,
+                }
+                Ok(())
+            })?;
+            timed.push(CollectiveTimings { kind, group: group.size(), stride, bytes: 4 * elements, seconds });
+        }
+    }
+    Ok(())
 }
 
 /// Times `work` after a barrier, warm-up left out.

@@ -4,7 +4,7 @@ use crate::assemble::Assembly;
 use crate::{Assignment, CodingTask, HardwareTask, LinkTask, NetworkTask, OverlapTask, PatternTask, Request};
 use autodist_executor::{DataSource, Task};
 use autodist_program::{rules, stages};
-use autodist_spec::{Bytes, Job, LayerKind, ParallelStrategy, Recompute, TensorSplit};
+use autodist_spec::{Bytes, Codec, Job, LayerKind, ParallelStrategy, Recompute, TensorSplit};
 
 /// At most this many rounds, however noisy the machine: more would not help.
 const MOST_ROUNDS: usize = 20;
@@ -189,7 +189,14 @@ fn links(request: &Request) -> LinkTask {
     while sizes[sizes.len() - 1] < largest {
         sizes.push((sizes[sizes.len() - 1] * 4).min(largest.next_multiple_of(64)));
     }
-    LinkTask { groups, message_strides, sizes, repetitions: 6, precision: request.job.precision }
+    LinkTask {
+        groups,
+        message_strides,
+        sizes,
+        repetitions: 6,
+        precision: request.job.precision,
+        codecs: request.job.allow.codecs.iter().any(|codec| *codec != Codec::None),
+    }
 }
 
 /// The model's largest product beside a reduction of a block's gradients.

@@ -3,7 +3,8 @@
 use crate::schedule;
 use autodist_collectives::{Collective, suits};
 use autodist_spec::{
-    Algorithm, Codec, Job, LayerKind, ModelSpec, ParallelStrategy, Recompute, Reduction, ScheduleKind, Stage,
+    Algorithm, Codec, Job, LayerKind, ModelSpec, Optimizer, ParallelStrategy, Recompute, Reduction,
+    ScheduleKind, Stage,
 };
 use std::fmt;
 
@@ -117,7 +118,8 @@ pub fn check_strategy(
         format!("zero={zero} shards over data ranks, but its group has one rank (dp={data})")
     })?;
     ensure(Rule::Zero, data % shard == 0, || format!("a shard group of {shard} does not divide dp={data}"))?;
-    check_communication(devices, s)
+    check_communication(devices, s)?;
+    check_one_bit_adam(job, s)
 }
 
 fn check_communication(devices: u32, s: &ParallelStrategy) -> Result<(), Illegal> {
@@ -158,6 +160,23 @@ fn check_communication(devices: u32, s: &ParallelStrategy) -> Result<(), Illegal
         })?;
     }
     Ok(())
+}
+
+/// The second moments that the codec freezes are Adam's, and what it sends is already the momentum.
+fn check_one_bit_adam(job: &Job, s: &ParallelStrategy) -> Result<(), Illegal> {
+    let used = s.communication.reductions().map(|r| r.codec).find(|c| matches!(c, Codec::OneBitAdam { .. }));
+    let Some(codec) = used else { return Ok(()) };
+    ensure(Rule::Communication, matches!(job.optimizer, Optimizer::AdamW { .. }), || {
+        format!("codec {} sends Adam's momentum, but the job's optimizer is no AdamW", codec.name())
+    })?;
+    ensure(Rule::Communication, job.gradient_clip == 0.0, || {
+        format!(
+            "codec {} sums momentum, in which gradients are already mixed when the whole norm is known: gradient_clip = {} \
+             cannot scale them any more; set gradient_clip = 0",
+            codec.name(),
+            job.gradient_clip
+        )
+    })
 }
 
 fn check_schedule(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<(), Illegal> {
@@ -244,6 +263,22 @@ mod tests {
         change(&mut strategy);
         let error = check_strategy(&model, &Job::new(8, 128), 2, &strategy).unwrap_err();
         assert!(error.reason.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn one_bit_adam_is_for_adam_without_clipping() {
+        let model = catalog::model("tiny-llama").unwrap();
+        let mut strategy = ParallelStrategy::data_parallel(2, 2);
+        strategy.communication.reduce.codec = Codec::OneBitAdam { warmup_steps: 20 };
+        let mut job = Job::new(8, 128);
+        let refusal = |job: &Job, s: &ParallelStrategy| check_strategy(&model, job, 2, s).unwrap_err().reason;
+        assert!(refusal(&job, &strategy).contains("gradient_clip = 1 cannot"));
+        job.gradient_clip = 0.0;
+        assert_eq!(check_strategy(&model, &job, 2, &strategy), Ok(()));
+        let sharded = ParallelStrategy { zero_stage: 1, shard: 2, ..strategy.clone() };
+        assert!(refusal(&job, &sharded).contains("zero=1 leaves each rank a shard"));
+        job.optimizer = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.0 };
+        assert!(refusal(&job, &strategy).contains("is no AdamW"));
     }
 
     #[test]

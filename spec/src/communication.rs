@@ -69,11 +69,14 @@ pub enum Codec {
     /// Random rounding to -1, 0 and 1 times one scale; unbiased (Wen et al., 1705.07878).
     #[serde(rename = "terngrad")]
     TernGrad,
+    /// 1-bit Adam (Tang et al., 2102.02888): gradients as they are for `warmup_steps` steps; then the second moments stay
+    /// as they are and the momentum travels as `one_bit` does. For AdamW without gradient clipping.
+    OneBitAdam { warmup_steps: u32 },
 }
 
 impl Codec {
     /// Every kind with its default parameters, the lossless one first.
-    pub const DEFAULTS: [Codec; 11] = [
+    pub const DEFAULTS: [Codec; 12] = [
         Self::None,
         Self::Fp16,
         Self::Bf16,
@@ -85,6 +88,7 @@ impl Codec {
         Self::OneBit,
         Self::Qsgd { levels: 127, bucket: 128 },
         Self::TernGrad,
+        Self::OneBitAdam { warmup_steps: 100 },
     ];
 
     /// As people write it: `powersgd/4`.
@@ -101,6 +105,7 @@ impl Codec {
             Self::OneBit => "one-bit".to_owned(),
             Self::Qsgd { levels, bucket } => format!("qsgd/{levels}/{bucket}"),
             Self::TernGrad => "terngrad".to_owned(),
+            Self::OneBitAdam { warmup_steps } => format!("one-bit-adam/{warmup_steps}"),
         }
     }
 
@@ -116,6 +121,7 @@ impl Codec {
                 number("levels", levels, 1, 127)?;
                 number("bucket", bucket, 1, 1 << 20)
             }
+            Self::OneBitAdam { warmup_steps } => number("warmup_steps", warmup_steps, 1, 1 << 30),
             Self::None | Self::Fp16 | Self::Bf16 | Self::OneBit | Self::TernGrad => Ok(()),
         }
     }

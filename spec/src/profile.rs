@@ -343,6 +343,10 @@ pub struct Profile {
     /// Coding of gradients that travel in fewer bytes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub codecs: Vec<CodecCost>,
+    /// Collectives that carry what codecs send, where that goes another way than gradients as they are: through the
+    /// host beside NCCL.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exchanges: Vec<CollectiveCost>,
     pub optimizer: Vec<OptimizerCost>,
     pub interference: Interference,
     /// What a collective inside a step costs beyond its time alone: ranks that do not come together, cold caches.
@@ -386,10 +390,12 @@ impl Check for Profile {
             return Err(InputError::new("segments[].time.median_s", 0, "no segment takes any time")
                 .hint("measure again with `autodist profile --fresh`"));
         }
-        for (index, cell) in self.collectives.iter().enumerate() {
-            in_range(&format!("collectives[{index}].group"), u64::from(cell.group), 2, 1 << 20)?;
-            bytes(&format!("collectives[{index}].bytes"), cell.bytes)?;
-            cell.time.check(&format!("collectives[{index}].time"))?;
+        for (field, cells) in [("collectives", &self.collectives), ("exchanges", &self.exchanges)] {
+            for (index, cell) in cells.iter().enumerate() {
+                in_range(&format!("{field}[{index}].group"), u64::from(cell.group), 2, 1 << 20)?;
+                bytes(&format!("{field}[{index}].bytes"), cell.bytes)?;
+                cell.time.check(&format!("{field}[{index}].time"))?;
+            }
         }
         for (index, cell) in self.messages.iter().enumerate() {
             bytes(&format!("messages[{index}].bytes"), cell.bytes)?;

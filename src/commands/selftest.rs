@@ -5,6 +5,7 @@ use crate::devices;
 use crate::failure::Failure;
 use crate::output;
 use crate::progress::Progress;
+use autodist_compute::DeviceError;
 use autodist_compute::selftest::{self, Check, Rounding};
 use autodist_executor::{Device, ExecutionError, cuda, devices as opened};
 use autodist_spec::{DeviceKind, Precision, to_json};
@@ -56,7 +57,12 @@ pub fn run(args: &SelftestArgs) -> Result<(), Failure> {
     for precision in all.iter().copied().filter(|p| only.is_none_or(|only| only == *p)) {
         let checks = match found.kind {
             DeviceKind::Cpu => check(&opened::cpu(precision).map_err(failed)?, precision)?,
-            DeviceKind::Cuda => check(&cuda::open(args.ordinal, precision).map_err(failed)?, precision)?,
+            DeviceKind::Cuda => {
+                let device = cuda::open(args.ordinal, precision).map_err(failed)?;
+                let mut checks = check(&device, precision)?;
+                checks.extend(check_by(precision, |seen| cuda::codecs_match(&device, seen))?);
+                checks
+            }
         };
         report.passed &= checks.iter().all(Check::passed);
         report.precisions.push(Results { precision, checks: checks.into_iter().map(result).collect() });
@@ -73,15 +79,21 @@ fn failed(error: ExecutionError) -> Failure {
 }
 
 fn check<D: Device>(device: &D, precision: Precision) -> Result<Vec<Check>, Failure> {
+    check_by(precision, |seen| selftest::run(device, Rounding::of(precision), seen))
+}
+
+fn check_by(
+    precision: Precision,
+    checks: impl FnOnce(&mut dyn FnMut(&Check)) -> Result<Vec<Check>, DeviceError>,
+) -> Result<Vec<Check>, Failure> {
     let mut progress = Progress::new("selftest");
     let mut done = 0;
     // How many there will be depends on the device; the line tells what is at work.
-    let seen = |check: &Check| {
+    let mut seen = |check: &Check| {
         done += 1;
         progress.at(done, done, &format!("{}: {}", precision.name(), check.what));
     };
-    let checks = selftest::run(device, Rounding::of(precision), seen);
-    checks.map_err(|error| Failure::Run(error.to_string()))
+    checks(&mut seen).map_err(|error| Failure::Run(error.to_string()))
 }
 
 fn result(check: Check) -> Outcome {
@@ -91,8 +103,12 @@ fn result(check: Check) -> Outcome {
 
 /// A line for each operation, its worst check first; every failure in full.
 fn table(report: &Report) -> String {
+    let codecs = match report.devices {
+        DeviceKind::Cpu => "",
+        DeviceKind::Cuda => ", each codec against the host's",
+    };
     let mut text =
-        format!("{}: each operation and layer against the CPU in double precision\n", report.device);
+        format!("{}: each operation and layer against the CPU in double precision{codecs}\n", report.device);
     for Results { precision, checks } in &report.precisions {
         let mut rows: BTreeMap<&str, Vec<&Outcome>> = BTreeMap::new();
         for check in checks {

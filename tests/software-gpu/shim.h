@@ -93,6 +93,15 @@ inline int __float_as_int(float x) {
     return software_gpu_bit_cast<int>(x);
 }
 
+/// Rounded before it goes on; the compiler is told to fuse nothing.
+inline float __fmul_rn(float a, float b) {
+    return a * b;
+}
+
+inline unsigned atomicAdd(unsigned* address, unsigned value) {
+    return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+}
+
 /// Atomic between OS threads too.
 inline float atomicAdd(float* address, float value) {
     unsigned* bits = reinterpret_cast<unsigned*>(address);

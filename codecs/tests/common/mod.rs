@@ -90,6 +90,7 @@ pub struct Step {
     pub report: Report,
     pub seen: Vec<Phase>,
     pub state_bytes: u64,
+    pub kept: Vec<f32>,
 }
 
 /// What every member got in every step, by step, then by member; `gradient(step, member)` is what it gave.
@@ -102,17 +103,29 @@ pub fn run(
     memory: bool,
     gradient: impl Fn(usize, usize) -> Vec<f32> + Sync,
 ) -> Vec<Vec<Step>> {
+    let compressor = || {
+        let compressor = Compressor::new(codec, tensors, elements, size, 7);
+        if memory { compressor } else { compressor.without_error_feedback() }
+    };
+    run_with(compressor, size, steps, gradient)
+}
+
+/// As [`run`]; every member has a `compressor` of its own.
+pub fn run_with(
+    compressor: impl Fn() -> Compressor + Sync,
+    size: usize,
+    steps: usize,
+    gradient: impl Fn(usize, usize) -> Vec<f32> + Sync,
+) -> Vec<Vec<Step>> {
     let table = Table::new(size);
     let member = |rank: usize| {
-        let mut compressor = Compressor::new(codec, tensors, elements, size, 7);
-        if !memory {
-            compressor = compressor.without_error_feedback();
-        }
+        let mut compressor = compressor();
         let step = |step: usize| {
             let mut member = Member { table: &table, rank, seen: Vec::new() };
             let mut result = gradient(step, rank);
             let Ok(report) = compressor.reduce(&mut result, &mut member);
-            Step { result, report, seen: member.seen, state_bytes: compressor.state_bytes() }
+            let (state_bytes, kept) = (compressor.state_bytes(), compressor.kept().to_vec());
+            Step { result, report, seen: member.seen, state_bytes, kept }
         };
         (0..steps).map(step).collect::<Vec<_>>()
     };

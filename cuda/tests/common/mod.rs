@@ -104,6 +104,9 @@ pub fn failed(cuda: &Cuda, precision: Precision) -> Result<Vec<Check>, String> {
     let mut checks =
         selftest::run(&cuda, Rounding::of(precision), |_| ()).map_err(|error| error.to_string())?;
     assert!(checks.len() > 800, "{} checks", checks.len());
+    let codecs = autodist_cuda::selftest::codecs_match(&cuda, |_| ()).map_err(|error| error.to_string())?;
+    assert!(codecs.len() > 150, "{} checks of codecs", codecs.len());
+    checks.extend(codecs);
     checks.retain(|check| !check.passed());
     Ok(checks)
 }
