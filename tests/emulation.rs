@@ -69,6 +69,12 @@ fn a_slow_link_is_measured_planned_around_and_trained_over() {
     let runs = validation["runs"].as_array().unwrap();
     assert!(validation["failed"].as_array().unwrap().is_empty(), "{}", validation["failed"]);
     assert!(runs.len() >= 6, "{} runs", runs.len());
+    let gains = validation["gains"].as_array().unwrap();
+    assert_eq!(
+        gains.len(),
+        runs.iter().filter(|run| run["label"].as_str().unwrap().contains("codec")).count()
+    );
+    assert!(!gains.is_empty() && gains.iter().all(|gain| gain["predicted"].is_f64()), "{gains:?}");
     let records = std::fs::read_dir(folder.path().join("runs")).unwrap().filter_map(|entry| {
         let path = entry.unwrap().path();
         path.file_name()?.to_str()?.starts_with("00").then_some(path)
@@ -77,6 +83,34 @@ fn a_slow_link_is_measured_planned_around_and_trained_over() {
         let record: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         assert_eq!(record["environment"]["emulated"], true);
     }
+}
+
+#[test]
+fn what_a_codec_costs_in_steps_is_a_prior_until_it_is_probed() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "slow.toml", CLUSTER);
+    write(folder.path(), "job.toml", JOB);
+    let flags = "--job job.toml --emulate slow.toml --budget 1 --timeout 30 --json";
+    line(folder.path(), &format!("profile {flags}")).json();
+    let search = "plan --job job.toml --profile profile.json -o plan.json --json";
+    let codecs = |plan: &Value| plan["codecs"].as_array().unwrap().clone();
+    let before = line(folder.path(), search).json();
+    assert!(codecs(&before).iter().all(|verdict| verdict["slowdown"]["provenance"] == "assumed"));
+    let validation =
+        line(folder.path(), "validate plan.json --probe 20 --steps 2 --timeout 30 --json -o runs").json();
+    let probes = validation["probes"].as_array().unwrap();
+    assert_eq!(probes.len(), 2);
+    // Rounding to bfloat16 is hardly seen in the loss.
+    let of = |list: &[Value], codec: &str| list.iter().find(|p| p["codec"] == codec).unwrap().clone();
+    let bf16 = of(probes, "bf16");
+    let (loss, exact) = (bf16["loss"].as_f64().unwrap(), bf16["exact_loss"].as_f64().unwrap());
+    assert!((loss / exact - 1.0).abs() < 0.02, "{bf16}");
+    let after = line(folder.path(), &format!("{search} --probes runs/validation.json")).json();
+    let measured = of(&codecs(&after), "bf16")["slowdown"].clone();
+    assert_eq!(measured["provenance"], "measured");
+    assert_eq!(measured["factor"].as_f64().unwrap(), bf16["slowdown"].as_f64().unwrap().max(1.0));
+    let refused = line(folder.path(), &format!("{search} --probes plan.json"));
+    assert_eq!(refused.code, Some(2), "{}", refused.err);
 }
 
 #[test]
