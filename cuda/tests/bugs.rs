@@ -141,6 +141,27 @@ fn sums_that_do_not_wait_and_indices_off_by_one_are_found() {
 }
 
 #[test]
+fn mistakes_in_codecs_are_found() {
+    let cache = folder("bugs-codecs");
+    on(
+        || Machine::new().set("XDG_CACHE_HOME", &cache),
+        || {
+            let changes = [
+                // Half precision is cut off, what was sent is kept, factors are not orthogonal, draws are one too early.
+                ("rest += 0xfffu + (rest >> 13 & 1u);", ""),
+                ("            x[begin + i] = 0.0f;\n", ""),
+                ("for (int again = 0; again < 2; again++)", "for (int again = 0; again < 0; again++)"),
+                ("(unsigned long long)(index + 1)", "(unsigned long long)index"),
+            ];
+            let wrong = wrong(&with_changes(&cache, &changes), Fp32).unwrap();
+            let expected = ["fp16", "top-k", "dgc", "powersgd", "powersgd-half", "qsgd", "terngrad"]
+                .map(|name| format!("codec {name}"));
+            assert_eq!(wrong, expected.iter().map(String::as_str).collect());
+        },
+    );
+}
+
+#[test]
 fn sums_that_overwrite_what_is_still_read_are_found() {
     let cache = folder("bugs-overwritten");
     on(

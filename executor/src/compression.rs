@@ -2,7 +2,7 @@
 
 use crate::ExecutionError;
 use crate::device::Device;
-use autodist_codecs::{Exchange, PartMut, Tensor};
+use autodist_codecs::{Exchange, PartMut, Report, Tensor};
 use autodist_communication::{CommunicationError, Communicator, Reduction};
 use autodist_program::{Coordinates, Program};
 use autodist_spec::{Algorithm, Codec};
@@ -48,9 +48,9 @@ impl<D: Device> Compressor<D> {
         buffer: &mut D::Buffer,
         range: Range<usize>,
         exchange: &mut X,
-    ) -> Result<(), X::Error> {
+    ) -> Result<Report, X::Error> {
         let gradient = PartMut::new(D::values(buffer), range);
-        self.codec.reduce_on(&queue.coding(), gradient, exchange).map(drop)
+        self.codec.reduce_on(&queue.coding(), gradient, exchange)
     }
 }
 

@@ -184,7 +184,8 @@ impl<B: Device> Lanes<B> {
         let tensor = open("tensor", &layout.tensor_group(at), &by(communication.tensor))?;
         let reduces =
             if program.strategy.zero_stage == 0 { layout.data_group(at) } else { layout.shard_group(at) };
-        let compressors = compression::of(device, program, at, task.job.seed, task.emulated_flops_per_s);
+        let queue = device.queue()?;
+        let compressors = compression::of(&queue, program, at, task.job.seed, task.emulated_flops_per_s);
         let ways = Ways {
             algorithms: communication.reductions().map(|reduction| reduction.algorithm).collect(),
             all_to_all: !compressors.is_empty(),
@@ -204,7 +205,7 @@ impl<B: Device> Lanes<B> {
             true => None,
             false => Some(device.messages(endpoint, &format!("{name}.messages"), &peers)?),
         };
-        let stream = CommunicationStream::start(device, groups)?;
+        let stream = CommunicationStream::start(queue, groups)?;
         Ok(Self { world, model, tensor, tied, stream, messages })
     }
 

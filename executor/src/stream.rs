@@ -70,10 +70,11 @@ pub struct CommunicationStream<B: Backend> {
 }
 
 impl<B: Device> CommunicationStream<B> {
+    /// `stream` is a queue of its own of the device; what `groups` keep on the device was made by it.
+    ///
     /// # Errors
-    /// When the system gives no thread, or the device no queue.
-    pub fn start(device: &B, mut groups: Groups<B>) -> Result<Self, ExecutionError> {
-        let stream = device.queue()?;
+    /// When the system gives no thread.
+    pub fn start(stream: B, mut groups: Groups<B>) -> Result<Self, ExecutionError> {
         let (orders, work) = queue::<Work<B>>();
         let (report, done) = queue();
         let body = move || {

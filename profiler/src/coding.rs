@@ -96,7 +96,7 @@ pub fn measure<D: Device>(
                     barrier.all_reduce(&mut [0.0], Reduction::Sum)?;
                     let start = Instant::now();
                     let mut echo = Echo { size: *group };
-                    let Ok(()) = compressor.reduce(device, &mut gradient, 0..elements, &mut echo);
+                    let Ok(_) = compressor.reduce(device, &mut gradient, 0..elements, &mut echo);
                     device.synchronise()?;
                     // The first allocates and has no memory of earlier steps.
                     if repetition > 0 {

@@ -247,7 +247,7 @@ pub(crate) fn handover<D: Device>(
         gather: group("gather")?,
         compressors: BTreeMap::new(),
     };
-    let mut stream = CommunicationStream::start(device, groups)?;
+    let mut stream = CommunicationStream::start(device.queue()?, groups)?;
     host::enter_compute(worker.placement);
     let mut buffer = Some(device.zeros(16));
     let mut seconds = Vec::new();

@@ -60,7 +60,7 @@ pub fn measure<D: Device>(
         gather: group("gather", &[rank])?,
         compressors: BTreeMap::new(),
     };
-    let mut stream = CommunicationStream::start(device, groups)?;
+    let mut stream = CommunicationStream::start(device.queue()?, groups)?;
     host::enter_compute(worker.placement);
     let (m, n, k) = task.product;
     let (a, b) = (device.upload(&vec![0.5; m * k]), device.upload(&vec![0.5; k * n]));
