@@ -14,6 +14,7 @@ mod circumstances;
 mod error;
 mod figures;
 mod html;
+mod network;
 mod sheets;
 mod table;
 mod tables;

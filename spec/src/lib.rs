@@ -36,6 +36,8 @@ pub use plan::{
     Plan, ProfileReference, Recompute, Rejection, ScheduleKind, SearchReport, Stage, StageEstimate,
     StopReason,
 };
-pub use profile::{CollectiveKind, DeviceKind, Environment, Pass, Profile, Sample, Segment, SegmentCost};
+pub use profile::{
+    CollectiveKind, DeviceKind, Environment, Machine, Pass, Profile, Sample, Segment, SegmentCost,
+};
 pub use run::{OperationKind, RunRecord, Stream, TimelineEvent, ValidatedRun, Validation};
 pub use units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Provenance, Seconds};
