@@ -8,7 +8,7 @@ use crate::{input, output, train};
 use autodist_executor::external::Launcher;
 use autodist_executor::launcher::{Agent, AgentError, Agents, Head, Runner, Ssh};
 use autodist_executor::{External, Mpi};
-use autodist_spec::{DeviceKind, InputError};
+use autodist_spec::{Bytes, DeviceKind, InputError, Machine, Plan};
 use clap::Parser;
 use std::ffi::OsString;
 use std::path::Path;
@@ -212,6 +212,55 @@ pub fn share(ranks: u32, devices: &Devices) -> Result<Share, Failure> {
     });
     let crowded = |share: &Share| f64::from(share.ranks) / f64::from(share.devices.max(1));
     Ok(shares.max_by(|one, other| crowded(one).total_cmp(&crowded(other))).unwrap_or(here))
+}
+
+/// The machines of the job, in the order of their first ranks; none where all ranks are on one.
+///
+/// # Errors
+/// Processes that do not come.
+pub fn machines() -> Result<Vec<Machine>, Failure> {
+    let Some(agents) = AGENTS.get() else { return Ok(Vec::new()) };
+    let machines = agents.machines(&train::stop_flag())?;
+    if machines.len() < 2 {
+        return Ok(Vec::new());
+    }
+    let describe = |machine: autodist_executor::launcher::Machine| Machine {
+        name: machine.name,
+        ranks: machine.ranks.iter().map(|rank| *rank as u32).collect(),
+        processor: machine.processor,
+        cores: machine.cores.len() as u32,
+        memory_bytes: Bytes(machine.free_memory),
+    };
+    Ok(machines.into_iter().map(describe).collect())
+}
+
+/// Says so where ranks are not spread over machines as the devices of `plan` are.
+///
+/// # Errors
+/// As [`machines`].
+pub fn compare_machines(plan: &Plan) -> Result<(), Failure> {
+    if plan.profile.emulated {
+        return Ok(());
+    }
+    let here: Vec<u32> = match machines()? {
+        machines if machines.is_empty() => vec![plan.cluster.device_count()],
+        machines => machines.iter().map(|machine| machine.ranks.len() as u32).collect(),
+    };
+    let planned = plan.cluster.devices_per_node();
+    if here != planned {
+        let list = |devices: &[u32]| {
+            let devices: Vec<String> = devices.iter().map(u32::to_string).collect();
+            devices.join(" + ")
+        };
+        output::warn(&format!(
+            "the plan is for {} devices on {} machine(s), the ranks are {} on {}: predicted times do not hold here",
+            list(&planned),
+            planned.len(),
+            list(&here),
+            here.len()
+        ));
+    }
+    Ok(())
 }
 
 /// How many ranks there are without `--ranks`, if a cluster's launcher has decided.

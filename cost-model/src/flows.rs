@@ -169,7 +169,7 @@ fn add(network: &Network, index: usize, run: &Run, transfers: &mut Vec<Transfer>
 
 /// Bytes per second of each active transfer.
 fn fair_shares(network: &Network, transfers: &[Transfer], active: &[usize]) -> Vec<f64> {
-    let mut capacity: Vec<f64> = network.links.iter().map(|link| link.bytes_per_s.0).collect();
+    let mut capacity: Vec<f64> = network.links.iter().map(|link| link.busy_rate().0).collect();
     let mut crossing = vec![0_usize; capacity.len()];
     for t in active {
         transfers[*t].links.iter().for_each(|link| crossing[*link] += 1);
@@ -273,6 +273,7 @@ mod tests {
         let link = |rate: &f64| SharedLink {
             name: String::new(),
             bytes_per_s: BytesPerSecond(*rate),
+            both_ways_bytes_per_s: None,
             provenance: Provenance::Assumed,
         };
         let path = |from: usize, to: usize| match from == to {

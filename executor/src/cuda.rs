@@ -148,6 +148,10 @@ impl Device for Cuda {
         None
     }
 
+    fn chooses_algorithms(&self) -> bool {
+        self.uses_nccl()
+    }
+
     fn group(
         &self,
         endpoint: &mut Endpoint,

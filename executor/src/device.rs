@@ -42,6 +42,11 @@ pub trait Device: Backend<Element = f32> {
     /// Arithmetic that tells how fast the device is just now; none where it is nobody else's.
     fn reference(&self) -> Option<Reference>;
 
+    /// Whether groups choose the algorithms of their collectives by themselves.
+    fn chooses_algorithms(&self) -> bool {
+        false
+    }
+
     /// Opens a group that communicates in `ways`; as [`Endpoint::group_for`].
     ///
     /// # Errors

@@ -83,6 +83,11 @@ pub fn name() -> String {
         .map_or_else(|_| "localhost".to_owned(), |n| n.trim().to_owned())
 }
 
+/// What this start of the system is known by; empty where nothing tells.
+pub fn boot() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
 /// Bytes of memory that a new process could have.
 pub fn available_memory() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();

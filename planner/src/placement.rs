@@ -284,6 +284,7 @@ mod tests {
             name,
             bytes_per_s: BytesPerSecond(rate),
             provenance: Provenance::Assumed,
+            both_ways_bytes_per_s: None,
         };
         for (node, (devices, rate)) in nodes.iter().enumerate() {
             network.nodes.extend(std::iter::repeat_n(node as u32, *devices));

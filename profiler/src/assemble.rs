@@ -3,20 +3,21 @@
 use crate::coding::{CodingTask, CodingTimings};
 use crate::hardware::{self, HardwareAnswer};
 use crate::links::{CollectiveTimings, KINDS, LinkAnswer};
+use crate::machines;
 use crate::network::{self, NetworkAnswer};
 use crate::overlap::OverlapAnswer;
 use crate::patterns::{self, PatternSeconds};
 use crate::probes::{self, Probe};
 use crate::{Assignment, Request};
-use autodist_executor::{RankOutcome, Task, host};
+use autodist_executor::{RankOutcome, Task};
 use autodist_program::Instruction;
 use autodist_spec::profile::{
-    CodecCost, CollectiveCost, CollectiveKind, CopyKind, Environment, Hardware, Interference, LinkFit,
-    MessageCost, OptimizerCost, Sample, SegmentCost,
+    CodecCost, CollectiveCost, CollectiveKind, Environment, Hardware, Interference, LinkFit, MessageCost,
+    OptimizerCost, Sample, SegmentCost,
 };
 use autodist_spec::{
-    Bytes, BytesPerSecond, Cluster, Codec, Device, DeviceKind, FlopsPerSecond, Network, NodeGroup, Pass,
-    Profile, Provenance, Recompute, SCHEMA_VERSION, Seconds, Segment,
+    Bytes, Codec, DeviceKind, Machine, Network, Pass, Profile, Provenance, Recompute, SCHEMA_VERSION,
+    Seconds, Segment,
 };
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -55,9 +56,15 @@ pub struct Assembly<'a> {
     staging: u64,
     overlap: Option<OverlapAnswer>,
     hardware: Hardware,
+    /// Whether devices are on several machines, real or emulated.
+    apart: bool,
     network: Option<Network>,
+    /// Whether collectives between the devices go by our schedules.
+    by_schedule: bool,
     /// By codec, group and elements.
     codings: BTreeMap<(Codec, usize, usize), Vec<f64>>,
+    /// Per rank: of each probe, time of its layers over the fastest rank's.
+    slowness: BTreeMap<usize, Vec<f64>>,
     /// Per probe: median step time of each round.
     medians: BTreeMap<Probe, Vec<f64>>,
     /// Times of the reference arithmetic. Timings of segments and updates are kept as multiples of it.
@@ -92,8 +99,11 @@ impl<'a> Assembly<'a> {
             staging: 0,
             overlap: None,
             hardware: Hardware::default(),
+            apart: request.structure().is_some(),
             network: None,
+            by_schedule: true,
             codings: BTreeMap::new(),
+            slowness: BTreeMap::new(),
             medians: BTreeMap::new(),
             references: Vec::new(),
             realtime: true,
@@ -148,13 +158,20 @@ impl<'a> Assembly<'a> {
         self.codings.iter().map(cost).collect()
     }
 
-    /// How the devices are joined, where that is described.
-    pub fn structure(&self) -> Option<Network> {
-        self.request.emulated.as_ref().and_then(Network::of)
-    }
-
     pub fn wants_network(&self, round: usize) -> bool {
         round == 0 && self.earlier.as_ref().is_none_or(|p| p.network.is_none())
+    }
+
+    pub fn on_gpus(&self) -> bool {
+        self.environment.devices == DeviceKind::Cuda
+    }
+
+    pub fn wants_overlap(&self, round: usize) -> bool {
+        match round {
+            0 => self.earlier.as_ref().is_none_or(|p| p.interference.provenance != Provenance::Measured),
+            1..ROUNDS_FOR_ALL => self.overlap.is_some(),
+            _ => false,
+        }
     }
 
     pub fn wants_links(&self, round: usize) -> bool {
@@ -223,9 +240,10 @@ impl<'a> Assembly<'a> {
                 for answer in &answers {
                     self.handover.extend(&answer.handover);
                     self.staging = self.staging.max(answer.staging_bytes);
+                    self.by_schedule &= answer.by_schedule;
                 }
-                self.network =
-                    self.structure().map(|structure| network::assemble(&structure, task, &answers));
+                let structure = self.request.structure();
+                self.network = structure.map(|structure| network::assemble(&structure, task, &answers));
             }
             Assignment::Patterns(_) => {
                 let answers: Vec<Vec<PatternSeconds>> =
@@ -273,7 +291,7 @@ impl<'a> Assembly<'a> {
             self.environment.collectives.clone_from(&outcome.route);
             self.baseline = self.baseline.max(outcome.baseline_memory);
             let measured = &outcome.steps[task.warmup_steps as usize..];
-            if self.request.emulated.is_none() {
+            if !self.apart {
                 self.overhead.extend(measured.iter().map(|s| s.seconds - s.in_operations));
             }
             for sample in outcome.instructions.iter().filter(|s| !s.seconds.is_empty()) {
@@ -299,13 +317,25 @@ impl<'a> Assembly<'a> {
                 }
             }
         }
-        if self.request.emulated.is_some() {
+        if self.apart {
             // Where links differ, ranks wait for the slowest at the end of a step: its own overhead is the step's.
             let of_step = |step: usize| {
                 let overhead = |o: &RankOutcome| o.steps[step].seconds - o.steps[step].in_operations;
                 outcomes.iter().map(overhead).fold(f64::INFINITY, f64::min)
             };
             self.overhead.extend((task.warmup_steps as usize..task.steps as usize).map(of_step));
+        }
+        let of_layers = |o: &RankOutcome| {
+            let segments = o
+                .instructions
+                .iter()
+                .filter(|s| matches!(bodies[s.body].instructions[s.index], Instruction::Segment { .. }));
+            segments.map(|sample| Sample::of(&sample.seconds).median_s.0).sum::<f64>()
+        };
+        let layers: Vec<f64> = outcomes.iter().map(of_layers).collect();
+        let fastest = layers.iter().copied().fold(f64::INFINITY, f64::min);
+        for (outcome, seconds) in outcomes.iter().zip(&layers).filter(|_| fastest > 0.0) {
+            self.slowness.entry(outcome.rank).or_default().push(seconds / fastest);
         }
         let first_step = self.in_step.len();
         for (index, sample) in outcomes.first().map_or(&[][..], |o| &o.instructions).iter().enumerate() {
@@ -377,6 +407,13 @@ impl<'a> Assembly<'a> {
         let mut environment = self.environment.clone();
         environment.realtime &= self.realtime;
         environment.warnings = self.warnings();
+        let known = self.network.as_ref().or(self.earlier.as_ref().and_then(|p| p.network.as_ref()));
+        let cluster = match (&request.emulated, &self.earlier) {
+            (Some(cluster), _) => cluster.clone(),
+            // Of the devices nothing more has been learnt.
+            (None, Some(earlier)) if self.overlap.is_none() => earlier.cluster.clone(),
+            _ => machines::cluster(request, peak, &self.hardware, &environment, known),
+        };
         let mut profile = Profile {
             schema_version: SCHEMA_VERSION,
             model: request.model.clone(),
@@ -384,13 +421,10 @@ impl<'a> Assembly<'a> {
             precision: request.job.precision,
             hardware: self.hardware.clone(),
             optimizer_kind: request.job.optimizer,
-            cluster: match &request.emulated {
-                Some(cluster) => cluster.clone(),
-                None => local_cluster(request.ranks, peak, &self.hardware, &environment),
-            },
+            cluster,
             environment,
             complete,
-            network: self.network.clone(),
+            network: self.network.clone().filter(|_| self.by_schedule),
             codecs: self.codecs(),
             exchanges: collective_costs(&self.exchanges),
             fits: fits(&collectives, &messages),
@@ -549,6 +583,7 @@ impl<'a> Assembly<'a> {
                 if on_cpu { "cores" } else { "GPUs" }
             ));
         }
+        warnings.extend(self.unlike_machines());
         let wide: Vec<_> = probes::all(self.request)
             .iter()
             .filter(|p| self.width(p) > self.request.interval)
@@ -563,6 +598,31 @@ impl<'a> Assembly<'a> {
             ));
         }
         warnings
+    }
+}
+
+/// Machines that differ in speed by more are worth a word.
+const UNLIKE: f64 = 1.1;
+
+impl Assembly<'_> {
+    fn unlike_machines(&self) -> Option<String> {
+        let mut speeds: Vec<(f64, &str)> = Vec::new();
+        for Machine { name, ranks, .. } in &self.request.machines {
+            let of_rank = |rank: &u32| self.slowness.get(&(*rank as usize));
+            let ratios: Vec<f64> = ranks.iter().filter_map(of_rank).flatten().copied().collect();
+            if !ratios.is_empty() {
+                speeds.push((Sample::of(&ratios).median_s.0, name));
+            }
+        }
+        let fastest = speeds.iter().min_by(|a, b| a.0.total_cmp(&b.0))?;
+        let slowest = speeds.iter().max_by(|a, b| a.0.total_cmp(&b.0))?;
+        let ratio = slowest.0 / fastest.0;
+        (ratio > UNLIKE).then(|| {
+            format!(
+                "{} takes {ratio:.2} times as long for a layer as {}: layers are priced as on the median rank, but steps wait for the slowest",
+                slowest.1, fastest.1
+            )
+        })
     }
 }
 
@@ -630,12 +690,17 @@ fn adopt(profile: &mut Profile, earlier: &Profile) {
         profile.collectives.clone_from(&earlier.collectives);
         profile.messages.clone_from(&earlier.messages);
         profile.fits.clone_from(&earlier.fits);
-        profile.zero_s_per_element = earlier.zero_s_per_element;
-        profile.add_s_per_element = earlier.add_s_per_element;
+    }
+    if profile.stream_handover.count == 0 {
         profile.stream_handover = earlier.stream_handover;
         profile.staging_bytes = earlier.staging_bytes;
+    }
+    if profile.interference.provenance != Provenance::Measured {
+        profile.zero_s_per_element = earlier.zero_s_per_element;
+        profile.add_s_per_element = earlier.add_s_per_element;
         profile.interference = earlier.interference.clone();
-        profile.cluster = earlier.cluster.clone();
+    }
+    if profile.hardware.products.is_empty() {
         profile.hardware = earlier.hardware.clone();
     }
     for cost in &earlier.optimizer {
@@ -649,44 +714,6 @@ fn adopt(profile: &mut Profile, earlier: &Profile) {
         profile.baseline_bytes = earlier.baseline_bytes;
     }
     profile.baseline_bytes = profile.baseline_bytes.max(earlier.baseline_bytes);
-}
-
-/// Of the largest copy inside the device, which reads and writes every byte.
-fn memory_bandwidth(hardware: &Hardware) -> Option<BytesPerSecond> {
-    let copies = hardware.copies.iter().filter(|copy| copy.kind == CopyKind::Device);
-    let largest = copies.max_by_key(|copy| copy.bytes)?;
-    let seconds = largest.time.median_s.0;
-    (seconds > 0.0).then(|| BytesPerSecond(2.0 * largest.bytes.as_f64() / seconds))
-}
-
-/// This machine as a cluster of one node: each rank is a device with its part of the memory.
-fn local_cluster(ranks: u32, peak: Option<f64>, hardware: &Hardware, environment: &Environment) -> Cluster {
-    let gpus = environment.accelerators.len() as u32;
-    let (name, memory, whose) = match environment.accelerators.first() {
-        Some(gpu) => {
-            (gpu.name.clone(), gpu.memory_bytes.0 / u64::from(ranks.div_ceil(gpus)), "its GPU's memory")
-        }
-        None => {
-            let free = host::available_memory() / u64::from(ranks);
-            (format!("cpu ({})", environment.processor), free, "the free memory")
-        }
-    };
-    let device = Device {
-        name,
-        memory_bytes: Bytes(memory),
-        peak_flops_per_s: peak.map(FlopsPerSecond),
-        memory_bytes_per_s: memory_bandwidth(hardware),
-        provenance: Provenance::Measured,
-        source: Some(format!(
-            "measured on this machine: one rank's best matrix product, and its part of {whose}"
-        )),
-    };
-    Cluster {
-        schema_version: SCHEMA_VERSION,
-        name: environment.host.clone(),
-        nodes: vec![NodeGroup { count: 1, devices: ranks, device, link: None, uplink: None, downlink: None }],
-        network: None,
-    }
 }
 
 fn fits(collectives: &[CollectiveCost], messages: &[MessageCost]) -> Vec<LinkFit> {

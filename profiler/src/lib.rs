@@ -8,6 +8,7 @@ mod assemble;
 mod coding;
 mod hardware;
 mod links;
+mod machines;
 mod network;
 mod overlap;
 mod patterns;
@@ -24,7 +25,7 @@ use autodist_executor::cuda::{self, Survey};
 use autodist_executor::launcher::{LaunchError, LaunchOptions, Worker, launch};
 use autodist_executor::{Device, ExecutionError, RankOutcome, Task, devices, host, train};
 use autodist_spec::profile::{DeviceKind, Environment};
-use autodist_spec::{Cluster, Job, ModelSpec, Precision, Profile};
+use autodist_spec::{Cluster, Job, Machine, ModelSpec, Network, Precision, Profile};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::time::Instant;
@@ -112,9 +113,30 @@ pub struct Request {
     pub interval: f64,
     /// The cluster that the ranks stand for, where they are not themselves what is meant.
     pub emulated: Option<Cluster>,
+    /// The machines that a launcher has spread the ranks over; none where there is one alone. Rank r is device r.
+    pub machines: Vec<Machine>,
 }
 
 impl Request {
+    /// Who shares which link, where devices are on several machines, real or emulated. Of real ones rates and latencies
+    /// are not known yet.
+    pub fn structure(&self) -> Option<Network> {
+        match &self.emulated {
+            Some(cluster) => Network::of(cluster),
+            None if self.machines.len() > 1 => {
+                let mut nodes = vec![0; self.ranks as usize];
+                for (node, machine) in self.machines.iter().enumerate() {
+                    for rank in &machine.ranks {
+                        *nodes.get_mut(*rank as usize)? = node as u32;
+                    }
+                }
+                let names: Vec<String> = self.machines.iter().map(|machine| machine.name.clone()).collect();
+                Network::unmeasured(&nodes, &names)
+            }
+            None => None,
+        }
+    }
+
     /// As [`Task::emulated_flops_per_s`].
     pub fn emulated_flops_per_s(&self) -> Option<f64> {
         self.emulated.as_ref()?.nodes.first()?.device.peak_flops_per_s.map(|rate| rate.0)
@@ -157,6 +179,7 @@ pub fn profile(
     let environment = Environment {
         emulated: request.emulated.is_some(),
         transport: options.runner.transport().to_owned(),
+        machines: request.machines.clone(),
         ..environment(options.realtime, options.devices)
     };
     let mut assembly = assemble::Assembly::new(request, earlier, environment);
@@ -234,6 +257,7 @@ pub fn environment(realtime: bool, devices: DeviceKind) -> Environment {
         accelerator_paths: gpus.paths,
         collectives: String::new(),
         transport: String::new(),
+        machines: Vec::new(),
         warnings: gpus.warnings,
     }
 }
@@ -281,6 +305,10 @@ pub fn matches(profile: &Profile, request: &Request, options: &LaunchOptions) ->
     {
         return Err("it was measured on other emulated devices or links, or on none".to_owned());
     }
+    let (theirs, ours) = (places(&profile.environment.machines), places(&request.machines));
+    if theirs != ours {
+        return differs("machines", &theirs, &ours);
+    }
     if profile.environment.processor != here.processor || profile.environment.cores != here.cores {
         return differs("processor", &profile.environment.processor, &here.processor);
     }
@@ -288,6 +316,19 @@ pub fn matches(profile: &Profile, request: &Request, options: &LaunchOptions) ->
         return differs("autodist version", &profile.environment.autodist_version, &here.autodist_version);
     }
     Ok(())
+}
+
+/// Who is where: what a profile of several machines is good for.
+fn places(machines: &[Machine]) -> String {
+    let ranks = |machine: &Machine| {
+        let ranks: Vec<String> = machine.ranks.iter().map(u32::to_string).collect();
+        let Machine { name, processor, cores, .. } = machine;
+        format!("{name} ({processor}, {cores} cores) with ranks {}", ranks.join(", "))
+    };
+    match machines {
+        [] => "one alone".to_owned(),
+        several => several.iter().map(ranks).collect::<Vec<_>>().join(" and "),
+    }
 }
 
 /// The outcomes of a training assignment.
@@ -301,5 +342,6 @@ pub fn outcomes(answers: Vec<Value>) -> Result<Vec<RankOutcome>, serde_json::Err
 /// Whether a finished profile has every cell that `request` would measure.
 pub fn covers(profile: &Profile, request: &Request) -> bool {
     let assembly = assemble::Assembly::new(request, Some(profile.clone()), Environment::default());
-    probes::all(request).iter().all(|probe| !assembly.wants(probe, 0)) && !assembly.wants_links(0)
+    let links = profile.network.is_some() || !assembly.wants_links(0);
+    links && probes::all(request).iter().all(|probe| !assembly.wants(probe, 0))
 }

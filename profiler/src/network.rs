@@ -2,7 +2,7 @@
 //! each is and how late bytes arrive is measured.
 
 use crate::{Request, links};
-use autodist_communication::{Mailbox, Reduction};
+use autodist_communication::{Communicator, Mailbox, Reduction};
 use autodist_executor::launcher::Worker;
 use autodist_executor::{Device, ExecutionError, host};
 use autodist_spec::profile::Sample;
@@ -13,49 +13,117 @@ use std::time::Instant;
 /// Flows to time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NetworkTask {
-    /// Sets of flows, each from a device to another, that begin together. All flows of a device in a set leave it, or
-    /// all of them come to it.
+    /// Sets of flows, each from a device to another, that begin together.
     pub experiments: Vec<Vec<(usize, usize)>>,
-    /// Elements of a flow.
+    /// Elements of a flow: at least, and at most where that is over too soon to be timed.
     pub elements: usize,
+    pub most_elements: usize,
     pub repetitions: usize,
 }
 
-/// What one rank saw as a sender: per experiment, and by size (one element, then all), seconds until all its flows
-/// have arrived and were acknowledged; empty where it did not send.
+/// What one rank saw.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NetworkAnswer {
-    pub seconds: Vec<[Vec<f64>; 2]>,
+    pub flows: Vec<FlowTimings>,
     /// Hand-over of work to the communication stream and back, seconds.
     pub handover: Vec<f64>,
     /// Memory that a communicator holds after a large collective.
     pub staging_bytes: u64,
+    /// Whether collectives between devices go by our schedules, and not by those of a library.
+    pub by_schedule: bool,
 }
 
-/// Of a flow: long against what a link lets through at once.
+/// Of one experiment, seconds until all flows that this rank sent had arrived and were acknowledged; empty where it
+/// sent none.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct FlowTimings {
+    /// Of one element.
+    pub round_trip: Vec<f64>,
+    /// Of `elements`.
+    pub whole: Vec<f64>,
+    pub elements: usize,
+}
+
+/// Of a flow: long against what an emulated link lets through at once.
 const FLOW_BYTES: usize = 384 << 10;
+/// On a fast link nothing shorter can be timed.
+const MOST_BYTES: usize = 32 << 20;
+/// A flow that takes so long is timed well, if what a sender learns of the way in its first round trips no longer shows.
+const LONG_ENOUGH_S: f64 = 0.04;
+const ROUND_TRIPS: f64 = 30.0;
 const REPETITIONS: usize = 5;
+/// Links that are so little faster than a set's slowest hold it up as well.
+const HELD_UP: f64 = 1.05;
+/// Elements of a message: flows are rows of them.
+const PART: usize = 16 << 10;
 
 impl NetworkTask {
-    /// Every pair of devices by itself, and for every node all that its uplink and its downlink can be asked for.
+    /// Every pair of devices of a node by itself, and the first devices of every two nodes; then, where links are
+    /// shared, all that they can be asked for at once; and of real ones, what is left of each direction while the other
+    /// is busy.
     pub fn of(request: &Request) -> Option<Self> {
-        let network = Network::of(request.emulated.as_ref()?)?;
-        let devices = network.devices();
-        let mut experiments = Vec::new();
-        for from in 0..devices {
-            experiments.extend((0..devices).filter(|to| *to != from).map(|to| vec![(from, to)]));
+        let network = request.structure()?;
+        let mut experiments = experiments(&network);
+        let most = match request.emulated {
+            Some(_) => FLOW_BYTES,
+            None => {
+                experiments.extend(both_ways(&network));
+                MOST_BYTES
+            }
+        };
+        Some(Self {
+            experiments,
+            elements: FLOW_BYTES / 4,
+            most_elements: most / 4,
+            repetitions: REPETITIONS,
+        })
+    }
+}
+
+fn experiments(network: &Network) -> Vec<Vec<(usize, usize)>> {
+    let devices_of: Vec<Vec<usize>> = (0..network.node_count())
+        .map(|node| (0..network.devices()).filter(|d| network.nodes[*d] as usize == node).collect())
+        .collect();
+    let mut experiments = Vec::new();
+    for (node, devices) in devices_of.iter().enumerate() {
+        for from in devices {
+            experiments.extend(devices.iter().filter(|to| *to != from).map(|to| vec![(*from, *to)]));
         }
-        let nodes = network.nodes.last().map_or(0, |last| *last as usize + 1);
-        let first = |node: usize| network.nodes.iter().position(|n| *n as usize == node).unwrap_or(0);
-        for node in 0..nodes {
-            let others: Vec<usize> = (0..nodes).filter(|other| *other != node).map(first).collect();
-            if others.len() > 1 {
-                experiments.push(others.iter().map(|other| (first(node), *other)).collect());
-                experiments.push(others.iter().map(|other| (*other, first(node))).collect());
+        let others = devices_of.iter().enumerate().filter(|(other, _)| *other != node);
+        let others: Vec<&Vec<usize>> = others.map(|(_, devices)| devices).collect();
+        for there in &others {
+            experiments.push(vec![(devices[0], there[0])]);
+            // Side by side, as replicas reduce their gradients.
+            let pairs: Vec<(usize, usize)> = devices.iter().copied().zip(there.iter().copied()).collect();
+            if pairs.len() > 1 {
+                experiments.push(pairs);
             }
         }
-        Some(Self { experiments, elements: FLOW_BYTES / 4, repetitions: REPETITIONS })
+        if others.len() > 1 {
+            experiments.push(others.iter().map(|there| (devices[0], there[0])).collect());
+            experiments.push(others.iter().map(|there| (there[0], devices[0])).collect());
+        }
     }
+    experiments
+}
+
+/// Sets in which devices send and receive at once: two nodes to each other, and all nodes in a ring.
+fn both_ways(network: &Network) -> Vec<Vec<(usize, usize)>> {
+    let firsts: Vec<usize> = (0..network.node_count()).filter_map(|node| network.first_of(node)).collect();
+    let mut sets = Vec::new();
+    for (index, one) in firsts.iter().enumerate() {
+        sets.extend(firsts[index + 1..].iter().map(|other| vec![(*one, *other), (*other, *one)]));
+    }
+    if firsts.len() > 2 {
+        let next = firsts.iter().cycle().skip(1);
+        sets.push(firsts.iter().copied().zip(next.copied()).collect());
+    }
+    sets
+}
+
+/// Whether some device of a set both sends and receives.
+fn is_both_ways(flows: &[(usize, usize)]) -> bool {
+    flows.iter().any(|(from, _)| flows.iter().any(|(_, to)| to == from))
 }
 
 pub fn measure<D: Device>(
@@ -75,22 +143,37 @@ pub fn measure<D: Device>(
     drop(values);
     let staging_bytes = device.live_memory().saturating_sub(before) as u64;
     let mut mailbox = worker.endpoint.point_to_point(&format!("{name}.flows"), &others)?;
-    let mut seconds = Vec::new();
+    let mut answers = Vec::new();
     for flows in &task.experiments {
-        let mut of_experiment = [Vec::new(), Vec::new()];
-        for (size, elements) in [1, task.elements].into_iter().enumerate() {
-            for repetition in 0..=task.repetitions {
-                group.barrier()?;
-                let taken = flow(&mut *mailbox, flows, rank, elements)?;
-                // The first warms the connection up.
-                of_experiment[size].extend(taken.filter(|_| repetition > 0));
-            }
+        let mut once = |group: &mut Box<dyn Communicator>, elements| {
+            group.barrier()?;
+            flow(&mut *mailbox, flows, rank, elements)
+        };
+        let mut timings = FlowTimings { elements: task.elements, ..FlowTimings::default() };
+        for repetition in 0..=task.repetitions {
+            // The first warms the connection up.
+            timings.round_trip.extend(once(&mut group, 1)?.filter(|_| repetition > 0));
         }
-        seconds.push(of_experiment);
+        let round_trip = Sample::of(&timings.round_trip).median_s.0;
+        loop {
+            let taken = once(&mut group, timings.elements)?.unwrap_or(0.0);
+            let mut longest = [taken as f32, round_trip as f32];
+            group.all_reduce(&mut longest, Reduction::Max)?;
+            let [longest, round_trip] = longest.map(f64::from);
+            let more = (4 * timings.elements).min(task.most_elements);
+            if longest >= LONG_ENOUGH_S.max(ROUND_TRIPS * round_trip) || more <= timings.elements {
+                break;
+            }
+            timings.elements = more;
+        }
+        for _ in 0..task.repetitions {
+            timings.whole.extend(once(&mut group, timings.elements)?);
+        }
+        answers.push(timings);
     }
     mailbox.close()?;
     let handover = links::handover(device, REPETITIONS, worker, name)?;
-    Ok(NetworkAnswer { seconds, handover, staging_bytes })
+    Ok(NetworkAnswer { flows: answers, handover, staging_bytes, by_schedule: !device.chooses_algorithms() })
 }
 
 /// This rank's part of a set of flows; seconds if it sends.
@@ -100,59 +183,96 @@ fn flow(
     rank: usize,
     elements: usize,
 ) -> Result<Option<f64>, ExecutionError> {
+    let receivers: Vec<usize> = flows.iter().filter(|(from, _)| *from == rank).map(|(_, to)| *to).collect();
+    let senders: Vec<usize> = flows.iter().filter(|(_, to)| *to == rank).map(|(from, _)| *from).collect();
+    // What is sent is made before the clock starts.
+    let parts: Vec<usize> = (0..elements).step_by(PART).map(|start| PART.min(elements - start)).collect();
+    let mut buffers: Vec<Vec<f32>> =
+        receivers.iter().flat_map(|_| &parts).map(|elements| vec![1.0; *elements]).collect();
     // Ranks leave a barrier one after the other: who receives must be waiting before the clock starts.
-    for (_, to) in flows.iter().filter(|(from, _)| *from == rank) {
+    for to in &receivers {
         mailbox.send(*to, 0, vec![1.0])?;
     }
-    for (from, _) in flows.iter().filter(|(_, to)| *to == rank) {
+    for from in &senders {
         mailbox.receive(*from, 0)?;
         mailbox.send(*from, 1, vec![1.0])?;
     }
-    for (_, to) in flows.iter().filter(|(from, _)| *from == rank) {
+    for to in &receivers {
         mailbox.receive(*to, 1)?;
     }
     let start = Instant::now();
-    for (_, to) in flows.iter().filter(|(from, _)| *from == rank) {
-        mailbox.send(*to, 0, vec![1.0; elements])?;
+    for _ in &parts {
+        for to in &receivers {
+            mailbox.send(*to, 0, buffers.pop().unwrap_or_default())?;
+        }
     }
-    for (from, _) in flows.iter().filter(|(_, to)| *to == rank) {
-        mailbox.receive(*from, 0)?;
+    // Several flows are taken in turn, so that none waits until another has come.
+    for _ in &parts {
+        for from in &senders {
+            mailbox.receive(*from, 0)?;
+        }
+    }
+    for from in &senders {
         mailbox.send(*from, 1, vec![1.0])?;
     }
-    let mut sends = false;
-    for (_, to) in flows.iter().filter(|(from, _)| *from == rank) {
+    for to in &receivers {
         mailbox.receive(*to, 1)?;
-        sends = true;
     }
-    Ok(sends.then(|| start.elapsed().as_secs_f64()))
+    Ok((!receivers.is_empty()).then(|| start.elapsed().as_secs_f64()))
+}
+
+/// What a set of flows took, its slowest sender's medians.
+struct Taken {
+    round_trip: f64,
+    whole: f64,
+    /// Of each flow.
+    bytes: f64,
+}
+
+impl Taken {
+    fn of(experiment: usize, answers: &[NetworkAnswer]) -> Self {
+        let time = |part: fn(&FlowTimings) -> &Vec<f64>| {
+            let of = |answer: &NetworkAnswer| {
+                let seconds = part(&answer.flows[experiment]);
+                (!seconds.is_empty()).then(|| Sample::of(seconds).median_s.0)
+            };
+            answers.iter().filter_map(of).fold(0.0, f64::max)
+        };
+        let elements = answers.iter().map(|answer| answer.flows[experiment].elements).max().unwrap_or(0);
+        Self {
+            round_trip: time(|flow| &flow.round_trip),
+            whole: time(|flow| &flow.whole),
+            bytes: (4 * elements.saturating_sub(1)) as f64,
+        }
+    }
+
+    /// Seconds on the wire.
+    fn wire(&self, flows: &[(usize, usize)]) -> f64 {
+        // Several senders begin as much as a round trip apart: none of them sees when the first began. And where a
+        // machine's hiccups were longer than the flow, all that is known is that it was no slower than this.
+        let one_clock = flows.iter().all(|(from, _)| *from == flows[0].0);
+        if one_clock && self.whole > self.round_trip { self.whole - self.round_trip } else { self.whole }
+    }
 }
 
 /// The network of `structure` with measured rates and latencies.
 pub fn assemble(structure: &Network, task: &NetworkTask, answers: &[NetworkAnswer]) -> Network {
     let mut network = structure.clone();
     let mut rates = vec![0.0_f64; network.links.len()];
-    for (experiment, flows) in task.experiments.iter().enumerate() {
-        let time = |size: usize| {
-            // A set takes as long as its slowest sender.
-            let of = |answer: &NetworkAnswer| {
-                let seconds = &answer.seconds[experiment][size];
-                (!seconds.is_empty()).then(|| Sample::of(seconds).median_s.0)
-            };
-            answers.iter().filter_map(of).fold(0.0, f64::max)
-        };
-        let (round_trip, whole) = (time(0), time(1));
+    for (experiment, flows) in task.experiments.iter().enumerate().filter(|(_, flows)| !is_both_ways(flows)) {
+        let taken = Taken::of(experiment, answers);
         if let [(from, to)] = flows[..] {
-            network.paths[from][to].latency_s = Seconds(round_trip / 2.0);
+            for (a, b) in alike(structure, from, to) {
+                network.paths[a][b].latency_s = Seconds(taken.round_trip / 2.0);
+            }
         }
-        let wire = whole - round_trip;
+        let wire = taken.wire(flows);
         if wire <= 0.0 {
             continue;
         }
         for (link, rate) in rates.iter_mut().enumerate() {
-            let crossing =
-                |(from, to): &&(usize, usize)| network.paths[*from][*to].links.contains(&(link as u32));
-            let count = flows.iter().filter(crossing).count();
-            *rate = rate.max((count * 4 * (task.elements - 1)) as f64 / wire);
+            let count = crossing(&network, flows, link as u32);
+            *rate = rate.max(count as f64 * taken.bytes / wire);
         }
     }
     for (link, rate) in network.links.iter_mut().zip(rates) {
@@ -161,7 +281,65 @@ pub fn assemble(structure: &Network, task: &NetworkTask, answers: &[NetworkAnswe
             link.provenance = Provenance::Measured;
         }
     }
+    let kept = kept_both_ways(&network, task, answers);
+    for (link, part) in network.links.iter_mut().zip(kept) {
+        link.both_ways_bytes_per_s = part.map(|part| BytesPerSecond(part * link.bytes_per_s.0));
+    }
     network
+}
+
+/// Flows of a set that cross a link.
+fn crossing(network: &Network, flows: &[(usize, usize)], link: u32) -> usize {
+    flows.iter().filter(|(from, to)| network.paths[*from][*to].links.contains(&link)).count()
+}
+
+/// Of each link between nodes, which part of its rate is left while the other direction is busy: where it was what held
+/// a set up, the median over those sets, and elsewhere the median of all.
+fn kept_both_ways(network: &Network, task: &NetworkTask, answers: &[NetworkAnswer]) -> Vec<Option<f64>> {
+    let mut parts: Vec<Vec<f64>> = vec![Vec::new(); network.links.len()];
+    let between = |from: usize, to: usize| network.nodes[from] != network.nodes[to];
+    for (experiment, flows) in task.experiments.iter().enumerate().filter(|(_, flows)| is_both_ways(flows)) {
+        let taken = Taken::of(experiment, answers);
+        // A device that sends and receives sees both begin, but for the half of a round trip.
+        let wire = if taken.whole > taken.round_trip { taken.whole - taken.round_trip } else { taken.whole };
+        let share = |link: &u32| {
+            network.links[*link as usize].bytes_per_s.0 / crossing(network, flows, *link).max(1) as f64
+        };
+        let links: Vec<u32> =
+            flows.iter().flat_map(|(from, to)| network.paths[*from][*to].links.iter().copied()).collect();
+        let slowest = links.iter().map(share).fold(f64::INFINITY, f64::min);
+        if wire <= 0.0 || !(slowest > 0.0 && slowest.is_finite()) {
+            continue;
+        }
+        let part = (taken.bytes / slowest / wire).min(1.0);
+        for link in links.iter().filter(|link| share(link) <= HELD_UP * slowest) {
+            parts[*link as usize].push(part);
+        }
+    }
+    let all: Vec<f64> = parts.iter().flatten().copied().collect();
+    let devices = 0..network.devices();
+    let outside: Vec<u32> = devices
+        .clone()
+        .flat_map(|from| devices.clone().map(move |to| (from, to)))
+        .filter(|(from, to)| between(*from, *to))
+        .flat_map(|(from, to)| network.paths[from][to].links.iter().copied())
+        .collect();
+    let part = |(link, parts): (usize, &Vec<f64>)| {
+        let known = if parts.is_empty() { &all } else { parts };
+        (outside.contains(&(link as u32)) && !known.is_empty()).then(|| Sample::of(known).median_s.0)
+    };
+    parts.iter().enumerate().map(part).collect()
+}
+
+/// The pairs of devices whose bytes go the same way: of two machines all, of one machine this alone.
+fn alike(network: &Network, from: usize, to: usize) -> Vec<(usize, usize)> {
+    let way = (network.nodes[from], network.nodes[to]);
+    if way.0 == way.1 {
+        return vec![(from, to)];
+    }
+    let devices = 0..network.devices();
+    let pairs = devices.clone().flat_map(|a| devices.clone().map(move |b| (a, b)));
+    pairs.filter(|(a, b)| (network.nodes[*a], network.nodes[*b]) == way).collect()
 }
 
 #[cfg(test)]
@@ -170,10 +348,23 @@ mod tests {
     use autodist_spec::{Path, SharedLink};
 
     #[test]
+    fn flows_of_two_machines_run_alone_and_side_by_side() {
+        let names = ["a".to_owned(), "b".to_owned()];
+        let network = Network::unmeasured(&[0, 1, 0, 1], &names).unwrap();
+        let found = experiments(&network);
+        for expected in [&[(0, 2)][..], &[(2, 0)], &[(1, 3)], &[(0, 1)], &[(1, 0)], &[(0, 1), (2, 3)]] {
+            assert!(found.iter().any(|flows| flows == expected), "{expected:?} in {found:?}");
+        }
+        assert_eq!(alike(&network, 0, 1), [(0, 1), (0, 3), (2, 1), (2, 3)]);
+        assert_eq!(alike(&network, 0, 2), [(0, 2)]);
+    }
+
+    #[test]
     fn a_shared_link_is_as_fast_as_all_that_crosses_it_at_once() {
         let link = |name: &str| SharedLink {
             name: name.to_owned(),
             bytes_per_s: BytesPerSecond(1.0),
+            both_ways_bytes_per_s: None,
             provenance: Provenance::Assumed,
         };
         let path = |links: &[u32]| Path { links: links.to_vec(), latency_s: Seconds::ZERO };
@@ -190,16 +381,43 @@ mod tests {
         let task = NetworkTask {
             experiments: vec![vec![(0, 1)], vec![(0, 2)], vec![(0, 1), (0, 2)]],
             elements: 251,
+            most_elements: 251,
             repetitions: 1,
         };
+        let timings =
+            |s: f64| FlowTimings { round_trip: vec![0.5], whole: vec![0.5 + s], elements: task.elements };
         let answer = |seconds: [f64; 3]| NetworkAnswer {
-            seconds: seconds.map(|s| [vec![0.5], vec![0.5 + s]]).to_vec(),
+            flows: seconds.map(timings).to_vec(),
             handover: Vec::new(),
             staging_bytes: 0,
+            by_schedule: true,
         };
         let measured = assemble(&network, &task, &[answer([10.0, 20.0, 10.0])]);
         let rates: Vec<f64> = measured.links.iter().map(|link| link.bytes_per_s.0).collect();
         assert_eq!(rates, [200.0, 100.0, 100.0]);
         assert_eq!(measured.paths[0][1].latency_s, Seconds(0.25));
+    }
+
+    #[test]
+    fn what_is_left_of_a_link_while_the_other_direction_is_busy_is_told_apart() {
+        let structure = Network::unmeasured(&[0, 1], &["a".to_owned(), "b".to_owned()]).unwrap();
+        let task = NetworkTask {
+            experiments: vec![vec![(0, 1)], vec![(1, 0)], vec![(0, 1), (1, 0)]],
+            elements: 251,
+            most_elements: 251,
+            repetitions: 1,
+        };
+        let timings =
+            |s: f64| FlowTimings { round_trip: vec![0.5], whole: vec![0.5 + s], elements: task.elements };
+        let answer = NetworkAnswer {
+            flows: [10.0, 10.0, 20.0].map(timings).to_vec(),
+            handover: Vec::new(),
+            staging_bytes: 0,
+            by_schedule: true,
+        };
+        let measured = assemble(&structure, &task, &[answer]);
+        for link in &measured.links {
+            assert_eq!((link.bytes_per_s.0, link.busy_rate().0), (100.0, 50.0), "{}", link.name);
+        }
     }
 }

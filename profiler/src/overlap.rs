@@ -18,6 +18,8 @@ pub struct OverlapTask {
     pub reduce_bytes: usize,
     /// Reductions in a row, so that the row is long enough to be timed.
     pub reductions: usize,
+    /// Of a buffer that is zeroed and added to.
+    pub sum_bytes: usize,
     pub repetitions: usize,
     /// Of the products.
     pub precision: Precision,
@@ -115,7 +117,7 @@ pub fn measure<D: Device>(
         barrier.barrier()?;
         answer.together.push(reduce(&mut stream, &mut || multiply(times))?);
     }
-    let elements = task.reduce_bytes / 4;
+    let elements = task.sum_bytes / 4;
     // A step goes through many buffers before it meets the same one again: so do these timings.
     let mut sums: Vec<_> = (0..BUFFERS).map(|_| device.zeros_full(elements)).collect();
     for _ in 0..task.repetitions {

@@ -142,15 +142,20 @@ pub fn round(request: &Request, assembly: &Assembly, round: usize) -> Vec<Assign
         probes.reverse();
     }
     let mut pieces: Vec<Assignment> = Vec::new();
-    if let Some(task) = NetworkTask::of(request) {
-        if assembly.wants_network(round) {
-            pieces.push(Assignment::Network(task));
-            pieces.extend(
-                assembly.structure().and_then(|s| PatternTask::of(&s.nodes)).map(Assignment::Patterns),
-            );
-        }
-    } else if assembly.wants_links(round) {
+    let network = NetworkTask::of(request);
+    // A library's collectives follow no schedule of ours: they are timed by groups.
+    if (network.is_none() || assembly.on_gpus()) && request.emulated.is_none() && assembly.wants_links(round)
+    {
         pieces.push(Assignment::Links(links(request)));
+    }
+    if let Some(task) = network.filter(|_| assembly.wants_network(round)) {
+        pieces.insert(0, Assignment::Network(task));
+        // NCCL's patterns are not ours to time.
+        let patterns =
+            request.structure().filter(|_| !assembly.on_gpus()).and_then(|s| PatternTask::of(&s.nodes));
+        pieces.extend(patterns.map(Assignment::Patterns));
+    }
+    if request.emulated.is_none() && assembly.wants_overlap(round) {
         pieces.push(Assignment::Overlap(overlap(request)));
         if round == 0 {
             let tokens =
@@ -209,12 +214,18 @@ fn overlap(request: &Request) -> OverlapTask {
         .filter(|p| p.split != TensorSplit::Replicated && p.columns > 1);
     let largest = matrices.max_by_key(|p| p.rows * p.columns);
     let (n, k) = largest.map_or((64, 64), |p| (p.rows as usize, p.columns as usize));
-    let reduce_bytes = (4 * model.layer_parameters(LayerKind::Block) as usize).clamp(1 << 16, 32 << 20);
-    let reductions = ((8 << 20) / reduce_bytes).clamp(2, 64);
+    let sum_bytes = (4 * model.layer_parameters(LayerKind::Block) as usize).clamp(1 << 16, 32 << 20);
+    // Between machines a row takes long enough with less.
+    let (reduce_bytes, row) = match request.machines.len() {
+        0 | 1 => (sum_bytes, 8 << 20),
+        _ => (sum_bytes.min(256 << 10), 512 << 10),
+    };
+    let reductions = (row / reduce_bytes).clamp(2, 64);
     OverlapTask {
         product: (rows, n, k),
         reduce_bytes,
         reductions,
+        sum_bytes,
         repetitions: 4,
         precision: request.job.precision,
     }

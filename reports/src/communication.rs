@@ -1,4 +1,4 @@
-//! Tables of what ranks say to each other: links, collectives, and gradients in fewer bytes.
+//! Tables of what ranks say to each other: collectives, and gradients in fewer bytes.
 
 use crate::table::{
     Align::{Left, Right},
@@ -6,7 +6,7 @@ use crate::table::{
 };
 use crate::tables::yes;
 use crate::words::{self, percent, signed_percent};
-use autodist_spec::{Network, Plan, Seconds, Validation};
+use autodist_spec::{Plan, Validation};
 
 pub(crate) fn collectives(plan: &Plan) -> Table {
     let mut table = Table::new(&[
@@ -97,42 +97,6 @@ pub(crate) fn probes(validation: &Validation) -> Table {
             format!("{:.4}", probe.exact_loss),
             format!("{:.4}", probe.loss),
             format!("{beyond}x {:.3}", probe.slowdown),
-        ]);
-    }
-    table
-}
-
-pub(crate) fn network_links(network: &Network) -> Table {
-    let mut table =
-        Table::new(&[("link", Left), ("rate", Right), ("latency of its paths", Right), ("provenance", Left)]);
-    for (index, link) in network.links.iter().enumerate() {
-        let paths = network.paths.iter().flatten().filter(|path| path.links.contains(&(index as u32)));
-        let latencies: Vec<f64> = paths.map(|path| path.latency_s.0).collect();
-        let least = latencies.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = latencies.iter().copied().fold(0.0, f64::max);
-        let latency = match latencies.len() {
-            0 => "none".to_owned(),
-            1 => Seconds(most).to_string(),
-            _ => format!("{} to {}", Seconds(least), Seconds(most)),
-        };
-        table.row([link.name.clone(), link.bytes_per_s.to_string(), latency, link.provenance.to_string()]);
-    }
-    table
-}
-
-pub(crate) fn patterns(network: &Network) -> Table {
-    let mut table = Table::new(&[
-        ("collective of all devices", Left),
-        ("size", Right),
-        ("time", Right),
-        ("spread", Right),
-    ]);
-    for timing in &network.patterns {
-        table.row([
-            timing.pattern.name(),
-            timing.bytes.to_string(),
-            timing.time.median_s.to_string(),
-            format!("[{}, {}]", timing.time.low_s, timing.time.high_s),
         ]);
     }
     table

@@ -15,6 +15,7 @@ mod communication;
 mod error;
 mod figures;
 mod html;
+mod network;
 mod sheets;
 mod table;
 mod tables;

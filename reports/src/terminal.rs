@@ -2,6 +2,7 @@
 
 use crate::circumstances::{self, device_kind};
 use crate::communication;
+use crate::network;
 use crate::table::{Table, paragraph};
 use crate::tables;
 use crate::words::{self, clean, parameters, percent, plural, tokens_per_second, with_spread};
@@ -165,6 +166,23 @@ pub fn profile_summary(profile: &Profile) -> String {
             device_kind(environment.emulated)
         ),
     );
+    for machine in &environment.machines {
+        let ranks: Vec<String> = machine.ranks.iter().map(u32::to_string).collect();
+        text += &labelled(
+            "machine",
+            &format!(
+                "{}: {}, {}, {}",
+                machine.name,
+                if ranks.len() == 1 {
+                    format!("rank {}", ranks[0])
+                } else {
+                    format!("ranks {}", ranks.join(", "))
+                },
+                machine.processor,
+                plural(u64::from(machine.cores), "core")
+            ),
+        );
+    }
     text +=
         &labelled("taken", &format!("{} on {}", words::date(environment.started_unix_s), environment.host));
     text += &labelled("cells", &provenances(profile));
@@ -180,13 +198,15 @@ pub fn profile_summary(profile: &Profile) -> String {
     text +=
         &labelled("repeats", &format!("two runs of one plan differ by {}", percent(profile.repeatability)));
     if let Some(network) = &profile.network {
-        section(&mut text, "Links, shared by all that crosses them", &communication::network_links(network));
+        let title = "Links between devices: what they let through, and how late it arrives";
+        section(&mut text, title, &network::links(network));
         if !network.patterns.is_empty() {
-            section(&mut text, "Collectives of all devices", &communication::patterns(network));
+            section(&mut text, "Collectives of all devices", &network::patterns(network));
         }
-    } else if profile.fits.is_empty() {
+    }
+    if profile.fits.is_empty() && profile.network.is_none() {
         text += &labelled("links", "none was measured");
-    } else {
+    } else if !profile.fits.is_empty() {
         section(&mut text, "Links: time = alpha + beta * bytes", &tables::fits(profile));
     }
     if !profile.hardware.products.is_empty() {

@@ -36,6 +36,8 @@ pub use plan::{
     PlacementReport, Plan, ProfileReference, Recompute, Rejection, ScheduleKind, SearchReport, Slowdown,
     Stage, StageEstimate, StopReason,
 };
-pub use profile::{CollectiveKind, DeviceKind, Environment, Pass, Profile, Sample, Segment, SegmentCost};
+pub use profile::{
+    CollectiveKind, DeviceKind, Environment, Machine, Pass, Profile, Sample, Segment, SegmentCost,
+};
 pub use run::{CodecProbe, OperationKind, RunRecord, Stream, TimelineEvent, ValidatedRun, Validation};
 pub use units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Provenance, Seconds};

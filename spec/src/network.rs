@@ -14,8 +14,19 @@ use serde::{Deserialize, Serialize};
 pub struct SharedLink {
     pub name: String,
     pub bytes_per_s: BytesPerSecond,
+    /// The same while the other direction is as busy, as collectives keep it: streams both ways hold each other's
+    /// acknowledgements up, and a wireless link is shared by both. Absent where it was not measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub both_ways_bytes_per_s: Option<BytesPerSecond>,
     #[serde(default)]
     pub provenance: Provenance,
+}
+
+impl SharedLink {
+    /// What flows share while ranks both send and receive.
+    pub fn busy_rate(&self) -> BytesPerSecond {
+        self.both_ways_bytes_per_s.unwrap_or(self.bytes_per_s)
+    }
 }
 
 /// The way from one device to another.
@@ -66,7 +77,8 @@ pub struct PatternTiming {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
-    /// The node of every device; devices of a node are consecutive.
+    /// The node of every device. Nodes are counted from 0 in the order of their first devices; a launcher may deal
+    /// ranks out over them in turn.
     pub nodes: Vec<u32>,
     pub links: Vec<SharedLink>,
     /// By sender, then by receiver.
@@ -75,37 +87,60 @@ pub struct Network {
     pub patterns: Vec<PatternTiming>,
 }
 
+/// What is said of a node's links.
+struct Ends {
+    name: String,
+    /// Between two of its devices.
+    inside: Option<Link>,
+    /// To and from the other nodes.
+    outside: Option<(Link, Link)>,
+}
+
 impl Network {
     /// Two devices of a node have a link for each direction to themselves; all devices of a node share its uplink and
     /// its downlink. `None` where the cluster says nothing of a link that is needed.
     pub fn of(cluster: &Cluster) -> Option<Self> {
-        let mut network = Self::default();
-        let mut first_of_node = Vec::new();
-        let mut groups = Vec::new();
+        let (mut nodes, mut ends) = (Vec::new(), Vec::new());
         for group in &cluster.nodes {
-            for _ in 0..group.count {
-                let node = first_of_node.len() as u32;
-                first_of_node.push(network.nodes.len());
-                groups.push(group);
-                network.nodes.extend(std::iter::repeat_n(node, group.devices as usize));
-            }
-        }
-        let devices = network.nodes.len();
-        let several = first_of_node.len() > 1;
-        let mut ends: Vec<Option<(u32, u32, f64, f64)>> = Vec::new();
-        for (node, group) in groups.iter().enumerate() {
             let up: Option<&Link> = group.uplink.as_ref().or(cluster.network.as_ref());
             let down: Option<&Link> = group.downlink.as_ref().or(up);
-            ends.push(match (up, down) {
-                (Some(up), Some(down)) if several => {
-                    let first = network.links.len() as u32;
-                    network.push(format!("node {node} up"), up);
-                    network.push(format!("node {node} down"), down);
-                    Some((first, first + 1, up.latency_s.0, down.latency_s.0))
-                }
-                _ => None,
-            });
+            for _ in 0..group.count {
+                let node = ends.len() as u32;
+                nodes.extend(std::iter::repeat_n(node, group.devices as usize));
+                ends.push(Ends {
+                    name: format!("node {node}"),
+                    inside: group.link.clone(),
+                    outside: up.cloned().zip(down.cloned()),
+                });
+            }
         }
+        Self::joined(nodes, &ends)
+    }
+
+    /// The same of machines whose links nobody has described: rates and latencies are zero until they are measured.
+    /// `nodes` are as in [`Network::nodes`]; links are called after the machines.
+    pub fn unmeasured(nodes: &[u32], machines: &[String]) -> Option<Self> {
+        let link = Link { bytes_per_s: BytesPerSecond(0.0), latency_s: Seconds::ZERO };
+        let ends = |name: &String| Ends {
+            name: name.clone(),
+            inside: Some(link.clone()),
+            outside: Some((link.clone(), link.clone())),
+        };
+        Self::joined(nodes.to_vec(), &machines.iter().map(ends).collect::<Vec<_>>())
+    }
+
+    fn joined(nodes: Vec<u32>, of_node: &[Ends]) -> Option<Self> {
+        let mut network = Self { nodes, ..Self::default() };
+        let mut ends = Vec::new();
+        for node in of_node {
+            ends.push(node.outside.as_ref().filter(|_| of_node.len() > 1).map(|(up, down)| {
+                let first = network.links.len() as u32;
+                network.push(format!("{} up", node.name), up);
+                network.push(format!("{} down", node.name), down);
+                (first, first + 1, up.latency_s, down.latency_s)
+            }));
+        }
+        let devices = network.nodes.len();
         for from in 0..devices {
             let mut row = Vec::new();
             for to in 0..devices {
@@ -113,13 +148,13 @@ impl Network {
                 row.push(if from == to {
                     Path::default()
                 } else if a == b {
-                    let link = groups[a].link.as_ref()?;
+                    let link = of_node.get(a)?.inside.as_ref()?;
                     let index = network.links.len() as u32;
                     network.push(format!("device {from} to {to}"), link);
                     Path { links: vec![index], latency_s: link.latency_s }
                 } else {
-                    let (up, down) = (ends[a]?, ends[b]?);
-                    Path { links: vec![up.0, down.1], latency_s: Seconds(up.2 + down.3) }
+                    let (up, down) = ((*ends.get(a)?)?, (*ends.get(b)?)?);
+                    Path { links: vec![up.0, down.1], latency_s: up.2 + down.3 }
                 });
             }
             network.paths.push(row);
@@ -129,7 +164,17 @@ impl Network {
 
     fn push(&mut self, name: String, link: &Link) {
         let bytes_per_s: BytesPerSecond = link.bytes_per_s;
-        self.links.push(SharedLink { name, bytes_per_s, provenance: Provenance::Assumed });
+        let (both_ways_bytes_per_s, provenance) = (None, Provenance::Assumed);
+        self.links.push(SharedLink { name, bytes_per_s, both_ways_bytes_per_s, provenance });
+    }
+
+    pub fn node_count(&self) -> usize {
+        self.nodes.iter().max().map_or(0, |last| *last as usize + 1)
+    }
+
+    /// The first device of a node.
+    pub fn first_of(&self, node: usize) -> Option<usize> {
+        self.nodes.iter().position(|other| *other as usize == node)
     }
 
     pub fn devices(&self) -> usize {
@@ -139,8 +184,14 @@ impl Network {
     pub(crate) fn check(&self) -> Result<(), InputError> {
         let devices = self.nodes.len();
         in_range("paths", self.paths.len() as u64, devices as u64, devices as u64)?;
+        let mut known = 0;
+        for (device, node) in self.nodes.iter().enumerate() {
+            in_range(&format!("nodes[{device}]"), u64::from(*node), 0, known)?;
+            known = known.max(u64::from(*node) + 1);
+        }
         for (index, link) in self.links.iter().enumerate() {
             positive(&format!("links[{index}].bytes_per_s"), link.bytes_per_s.0)?;
+            positive(&format!("links[{index}].both_ways_bytes_per_s"), link.busy_rate().0)?;
         }
         for (from, row) in self.paths.iter().enumerate() {
             in_range(&format!("paths[{from}]"), row.len() as u64, devices as u64, devices as u64)?;
@@ -163,5 +214,34 @@ impl Network {
             positive(&format!("patterns[{index}].time.median_s"), timing.time.median_s.0)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_share_their_links_in_whatever_order_ranks_are_dealt_out() {
+        let names = ["a".to_owned(), "b".to_owned()];
+        let network = Network::unmeasured(&[0, 1, 0], &names).unwrap();
+        let of_path = |from: usize, to: usize| -> Vec<&str> {
+            let links = network.paths[from][to].links.iter();
+            links.map(|link| network.links[*link as usize].name.as_str()).collect()
+        };
+        assert_eq!(of_path(0, 1), ["a up", "b down"]);
+        assert_eq!(of_path(2, 1), ["a up", "b down"]);
+        assert_eq!(of_path(1, 2), ["b up", "a down"]);
+        assert_eq!(of_path(0, 2), ["device 0 to 2"]);
+        assert_eq!((network.node_count(), network.first_of(1)), (2, Some(1)));
+    }
+
+    #[test]
+    fn nodes_are_numbered_by_their_first_devices() {
+        let mut network = Network::unmeasured(&[0, 1], &["a".to_owned(), "b".to_owned()]).unwrap();
+        network.links.iter_mut().for_each(|link| link.bytes_per_s = BytesPerSecond(1.0));
+        assert!(network.check().is_ok());
+        network.nodes = vec![0, u32::MAX];
+        assert_eq!(network.check().unwrap_err().field, "nodes[1]");
     }
 }

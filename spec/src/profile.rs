@@ -289,6 +289,21 @@ pub enum CopyKind {
     DeviceToHost,
 }
 
+/// One of several machines that a launcher has spread the ranks over.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Machine {
+    /// As the machine calls itself; numbered where two call themselves the same.
+    pub name: String,
+    /// In the launcher's order; rank r is device r of the network.
+    pub ranks: Vec<u32>,
+    pub processor: String,
+    /// That its ranks may use, one or the other.
+    pub cores: u32,
+    /// Free when the ranks came together.
+    pub memory_bytes: Bytes,
+}
+
 /// Circumstances of the measurement.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -312,6 +327,10 @@ pub struct Environment {
     pub collectives: String,
     /// What carried all else that ranks said to each other: the MPI library, or TCP where this is empty.
     pub transport: String,
+    /// The machines in the order of their first ranks, where they are several; `host`, `processor` and `cores` are
+    /// those of the first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub machines: Vec<Machine>,
     pub warnings: Vec<String>,
 }
 
@@ -336,7 +355,7 @@ pub struct Profile {
     pub segments: Vec<SegmentCost>,
     pub collectives: Vec<CollectiveCost>,
     pub messages: Vec<MessageCost>,
-    /// The links between the devices, where they are not all alike.
+    /// The links between the devices, where they are not all alike: on several machines, real or emulated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
     pub fits: Vec<LinkFit>,

@@ -90,7 +90,8 @@ pub fn request(
     // Ranks train for real: the data must suit the model before anything starts.
     train::data(None, &model, &job)?;
     let shared = share.ranks > share.devices;
-    Ok(Request { model, job, ranks, shared, budget_s: budget, interval, emulated })
+    let machines = external::machines()?;
+    Ok(Request { model, job, ranks, shared, budget_s: budget, interval, emulated, machines })
 }
 
 /// The profile of `request`: the one in `path` if it is of this model on this machine, gone on with if it is

@@ -2,7 +2,7 @@
 
 use crate::cli::TrainArgs;
 use crate::failure::Failure;
-use crate::{input, output, train};
+use crate::{external, input, output, train};
 use autodist_executor::{DataSource, SyntheticLanguage, Task};
 use autodist_reports::terminal;
 use autodist_spec::{InputError, to_json};
@@ -18,6 +18,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let data = train::data(args.data.as_ref(), &plan.model, &plan.job)?;
     let options = train::options(&args.run, plan.profile.devices, plan.emulated())?;
     output::check_writable(&args.output)?;
+    external::compare_machines(&plan)?;
     let warmup = train::WARMUP_STEPS.min(args.steps - 1);
     let task = Task::of_plan(&plan, data.clone(), args.steps, warmup);
     let record = train::run(&task, &options)?;

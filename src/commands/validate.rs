@@ -3,7 +3,7 @@
 use super::profile_of;
 use crate::cli::{SelectionArgs, ValidateArgs};
 use crate::failure::Failure;
-use crate::{input, output, probe, train};
+use crate::{external, input, output, probe, train};
 use autodist_executor::launcher::LaunchOptions;
 use autodist_planner::Planner;
 use autodist_reports::{csv_validation, terminal};
@@ -16,6 +16,7 @@ pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
     in_range("--top", args.selection.top as u64, 1, 100_000)?;
     let candidates = candidates(&plan, &args.plan, &args.selection, args.profile.as_ref())?;
     let options = train::options(&args.run, plan.profile.devices, plan.emulated())?;
+    external::compare_machines(&plan)?;
     let (validation, _) = validate(&plan, &candidates, &args.selection, args.probe, &options, &args.output)?;
     output::print(&if args.json { to_json(&validation) } else { terminal::validation_table(&validation) })?;
     Ok(())

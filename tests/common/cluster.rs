@@ -42,10 +42,16 @@ pub fn start(folder: &Path, variables: &str, args: &str) -> Started {
 }
 
 pub fn start_by(program: &[&str], folder: &Path, variables: &str, args: &str) -> Started {
+    let mut command = Command::new(program[0]);
+    command.args(&program[1..]);
+    spawn(command, folder, variables, args)
+}
+
+/// Starts `command` with those arguments and variables, and no other variables than the path.
+pub fn spawn(mut command: Command, folder: &Path, variables: &str, args: &str) -> Started {
     let words = variables.split_whitespace().map(|word| word.split_once('=').unwrap());
     let (out, err) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    let child = Command::new(program[0])
-        .args(&program[1..])
+    let child = command
         .args(args.split_whitespace())
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())

@@ -40,8 +40,12 @@ impl fmt::Debug for Agents {
 /// A machine of the job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
+    /// As it calls itself; numbered where two call themselves the same.
     pub name: String,
     pub ranks: Vec<usize>,
+    pub processor: String,
+    /// When its first rank came, bytes.
+    pub free_memory: u64,
     /// That its ranks may use, one or the other.
     pub cores: BTreeSet<usize>,
     /// What its ranks may see of its GPUs: one entry where all see the same.
@@ -141,30 +145,11 @@ impl Agents {
     /// As [`super::launch`]'s: agents that do not come or are lost; `stop` is set.
     pub fn machines(&self, stop: &AtomicBool) -> Result<Vec<Machine>, LaunchError> {
         self.gather(stop)?;
-        let mut machines: Vec<Machine> = Vec::new();
+        let here = presence(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let meeting = self.meeting();
-        let own = (meeting.first > 0).then(|| presence(IpAddr::V4(Ipv4Addr::LOCALHOST)));
-        for (rank, presence) in own
-            .iter()
-            .map(|presence| (0, presence))
-            .chain(meeting.present.iter().map(|(rank, presence)| (*rank, presence)))
-        {
-            let index = machines.iter().position(|machine| machine.name == presence.machine);
-            let index = index.unwrap_or_else(|| {
-                machines.push(Machine {
-                    name: presence.machine.clone(),
-                    ranks: Vec::new(),
-                    cores: BTreeSet::new(),
-                    visible_gpus: BTreeSet::new(),
-                });
-                machines.len() - 1
-            });
-            let machine = &mut machines[index];
-            machine.ranks.push(rank);
-            machine.cores.extend(&presence.cores);
-            machine.visible_gpus.insert(presence.visible_gpus.clone().unwrap_or_default());
-        }
-        Ok(machines)
+        let own = (meeting.first > 0).then_some(&here).into_iter().map(|presence| (0, presence));
+        let present = own.chain(meeting.present.iter().map(|(rank, presence)| (*rank, presence)));
+        Ok(machines(present, self.external.on_one_machine()))
     }
 
     /// Waits until all agents are there.
@@ -351,10 +336,44 @@ impl Meeting {
     }
 }
 
+/// Who is on a machine with whom: of `one` all are, whatever they say of themselves.
+fn machines<'a>(present: impl Iterator<Item = (usize, &'a Presence)>, one: bool) -> Vec<Machine> {
+    // Name and start of the system of each machine.
+    let mut known: Vec<(&str, &str)> = Vec::new();
+    let mut machines: Vec<Machine> = Vec::new();
+    for (rank, presence) in present {
+        let identity = (presence.machine.as_str(), presence.boot.as_str());
+        let index = known.iter().position(|other| one || *other == identity).unwrap_or_else(|| {
+            let namesakes = known.iter().filter(|(name, _)| *name == presence.machine).count();
+            known.push(identity);
+            machines.push(Machine {
+                name: match namesakes {
+                    0 => presence.machine.clone(),
+                    _ => format!("{} ({})", presence.machine, namesakes + 1),
+                },
+                ranks: Vec::new(),
+                processor: presence.processor.clone(),
+                free_memory: presence.free_memory,
+                cores: BTreeSet::new(),
+                visible_gpus: BTreeSet::new(),
+            });
+            machines.len() - 1
+        });
+        let machine = &mut machines[index];
+        machine.ranks.push(rank);
+        machine.cores.extend(&presence.cores);
+        machine.visible_gpus.insert(presence.visible_gpus.clone().unwrap_or_default());
+    }
+    machines
+}
+
 /// What rank 0 and its agents say about themselves.
 pub(super) fn presence(reached: IpAddr) -> Presence {
     Presence {
         machine: host::name(),
+        boot: host::boot(),
+        processor: host::processor(),
+        free_memory: host::available_memory(),
         reached,
         cores: host::cores(),
         visible_gpus: std::env::var("CUDA_VISIBLE_DEVICES").ok(),
@@ -383,4 +402,31 @@ pub(super) fn resolve(external: &External) -> std::io::Result<SocketAddr> {
     let addresses: Vec<SocketAddr> = (external.host.as_str(), external.port).to_socket_addrs()?.collect();
     let first = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
     first.copied().ok_or_else(|| std::io::Error::other("it has no address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_are_told_apart_by_name_and_start_and_keep_the_launchers_order() {
+        let presence = |machine: &str, boot: &str, core: usize| Presence {
+            machine: machine.to_owned(),
+            boot: boot.to_owned(),
+            processor: String::new(),
+            free_memory: 1,
+            reached: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            cores: vec![core],
+            visible_gpus: None,
+        };
+        let present =
+            [presence("pc", "a", 0), presence("box", "b", 0), presence("pc", "a", 1), presence("pc", "c", 0)];
+        let of = |one: bool| -> Vec<(String, Vec<usize>, usize)> {
+            let machines = machines(present.iter().enumerate(), one);
+            machines.into_iter().map(|m| (m.name, m.ranks, m.cores.len())).collect()
+        };
+        let expected = [("pc", vec![0, 2], 2), ("box", vec![1], 1), ("pc (2)", vec![3], 1)];
+        assert_eq!(of(false), expected.map(|(name, ranks, cores)| (name.to_owned(), ranks, cores)));
+        assert_eq!(of(true), [("pc".to_owned(), vec![0, 1, 2, 3], 2)]);
+    }
 }

@@ -53,6 +53,11 @@ pub(super) enum Report {
 pub(super) struct Presence {
     /// Name of the machine.
     pub machine: String,
+    /// Tells machines of one name apart: another for every start of a system.
+    pub boot: String,
+    pub processor: String,
+    /// That nobody uses, bytes.
+    pub free_memory: u64,
     /// The address at which it has found the launcher.
     pub reached: IpAddr,
     /// That its processes may use.

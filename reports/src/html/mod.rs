@@ -319,6 +319,9 @@ fn profile(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
             "Dots are medians with their 95 % intervals; lines are the fits alpha + beta × bytes.",
         );
     }
+    if let Some(network) = &profile.network {
+        page.table(&crate::network::links(network));
+    }
     if !profile.fits.is_empty() {
         page.table(&tables::fits(profile));
     }

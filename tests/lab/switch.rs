@@ -1,0 +1,250 @@
+//! A switch in user space: packets come out of one machine's interface and go into another's, no sooner than the links
+//! between them would have let them through.
+//!
+//! A link is a queue in virtual time: a packet leaves it when all before it have, after its own length over the rate,
+//! and is late by the delay. Packets cross the sender's uplink, then the receiver's downlink.
+
+use super::machine::realtime;
+use super::{FRAME, Uplink};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Above ranks that ask for real-time priority.
+const PRIORITY: libc::c_int = 40;
+/// A packet that would wait longer is lost.
+const LONGEST_QUEUE: Duration = Duration::from_millis(200);
+/// Packets of one interface that are taken before the others have their turn.
+const AT_ONCE: usize = 16;
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Of a link.
+#[derive(Debug, Clone, Copy)]
+pub struct Rate(f64);
+
+impl Rate {
+    pub fn mbit_per_s(mbit_per_s: f64) -> Self {
+        Self(mbit_per_s * 1e6 / 8.0)
+    }
+
+    pub fn bytes_per_s(self) -> f64 {
+        self.0
+    }
+}
+
+/// What has crossed a machine's uplink.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub packets: u64,
+    /// Frames of Ethernet.
+    pub bytes: u64,
+    /// What TCP carried; what it repeats counts again.
+    pub payload: u64,
+    /// Packets that no queue had room for, on the way from this machine.
+    pub lost: u64,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    /// By machine: packets, bytes, payload, lost.
+    counters: Vec<[AtomicU64; 4]>,
+}
+
+/// Dropping it unplugs all machines.
+pub struct Switch {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Switch {
+    /// Joins the machines behind `ports`; the last number of a machine's address is its place, counted from 1.
+    pub fn start(ports: Vec<OwnedFd>, uplinks: &[Uplink]) -> Result<Self, String> {
+        let counters = ports.iter().map(|_| Default::default()).collect();
+        let shared = Arc::new(Shared { stop: AtomicBool::new(false), counters });
+        let links = |of: fn(&Uplink) -> Rate| -> Vec<Link> {
+            uplinks.iter().map(|link| Link { rate: of(link), delay: link.delay, free: None }).collect()
+        };
+        let mut forwarder = Forwarder {
+            ports,
+            up: links(|link| link.up),
+            down: links(|link| link.down),
+            events: BinaryHeap::new(),
+            sequence: 0,
+            shared: shared.clone(),
+        };
+        let (ready, started) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            // SAFETY: prctl has no memory effect.
+            unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
+            let _ = ready.send(realtime(libc::SCHED_FIFO, PRIORITY));
+            forwarder.run();
+        });
+        // Without the priority it is late where others compute; what is measured then shows it.
+        started.recv().map_err(|_| "the switch did not start".to_owned())?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    pub fn counters(&self) -> Vec<Counters> {
+        let of = |[packets, bytes, payload, lost]: &[AtomicU64; 4]| Counters {
+            packets: packets.load(Ordering::Relaxed),
+            bytes: bytes.load(Ordering::Relaxed),
+            payload: payload.load(Ordering::Relaxed),
+            lost: lost.load(Ordering::Relaxed),
+        };
+        self.shared.counters.iter().map(of).collect()
+    }
+}
+
+impl Drop for Switch {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Link {
+    rate: Rate,
+    delay: Duration,
+    /// When all that was sent has left it.
+    free: Option<Instant>,
+}
+
+impl Link {
+    /// When a frame that comes at `now` is at its other end; `None` if its queue is full.
+    fn cross(&mut self, now: Instant, bytes: usize) -> Option<Instant> {
+        let start = self.free.map_or(now, |free| free.max(now));
+        if start - now > LONGEST_QUEUE {
+            return None;
+        }
+        let left = start + Duration::from_secs_f64(bytes as f64 / self.rate.0);
+        self.free = Some(left);
+        Some(left + self.delay)
+    }
+}
+
+/// A packet between its links, or before its receiver.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Event {
+    at: Instant,
+    sequence: u64,
+    from: usize,
+    to: usize,
+    /// Whether the downlink is behind it too.
+    arrived: bool,
+    packet: Vec<u8>,
+}
+
+struct Forwarder {
+    ports: Vec<OwnedFd>,
+    up: Vec<Link>,
+    down: Vec<Link>,
+    events: BinaryHeap<Reverse<Event>>,
+    sequence: u64,
+    shared: Arc<Shared>,
+}
+
+impl Forwarder {
+    fn run(&mut self) {
+        let poll = |port: &OwnedFd| libc::pollfd { fd: port.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut interests: Vec<libc::pollfd> = self.ports.iter().map(poll).collect();
+        let mut buffer = vec![0; 1 << 16];
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            self.deliver();
+            let next = self.events.peek().map(|Reverse(event)| event.at);
+            let wait = next.map_or(LOOK_AGAIN, |at| at.saturating_duration_since(Instant::now()));
+            let wait = wait.min(LOOK_AGAIN);
+            let limit = libc::timespec {
+                tv_sec: wait.as_secs() as libc::time_t,
+                tv_nsec: libc::c_long::from(wait.subsec_nanos()),
+            };
+            // SAFETY: the list and the limit outlive the call, and the length is the list's.
+            let ready = unsafe {
+                libc::ppoll(
+                    interests.as_mut_ptr(),
+                    interests.len() as libc::nfds_t,
+                    &raw const limit,
+                    std::ptr::null(),
+                )
+            };
+            if ready > 0 {
+                (0..self.ports.len()).for_each(|port| self.take(port, &mut buffer));
+            }
+        }
+    }
+
+    /// Puts what a machine has sent on its uplink.
+    fn take(&mut self, from: usize, buffer: &mut [u8]) {
+        for _ in 0..AT_ONCE {
+            let port = self.ports[from].as_raw_fd();
+            // SAFETY: the buffer outlives the call, and the length is its own.
+            let read = unsafe { libc::read(port, buffer.as_mut_ptr().cast(), buffer.len()) };
+            if read <= 0 {
+                return;
+            }
+            let packet = &buffer[..read as usize];
+            let Some(to) = receiver(packet).filter(|to| *to < self.ports.len()) else { continue };
+            let frame = packet.len() + FRAME;
+            let arrives = self.up[from].cross(Instant::now(), frame);
+            self.count(from, frame, payload(packet), arrives.is_none());
+            if let Some(at) = arrives {
+                self.push(at, from, to, false, packet.to_vec());
+            }
+        }
+    }
+
+    fn deliver(&mut self) {
+        while let Some(Reverse(event)) = self.events.peek()
+            && event.at <= Instant::now()
+        {
+            let Some(Reverse(Event { at, from, to, arrived, packet, .. })) = self.events.pop() else {
+                return;
+            };
+            if arrived {
+                // SAFETY: the packet outlives the call, and the length is its own. A receiver without room loses it.
+                unsafe { libc::write(self.ports[to].as_raw_fd(), packet.as_ptr().cast(), packet.len()) };
+                continue;
+            }
+            // In virtual time: a switch that was late makes no link slower.
+            match self.down[to].cross(at, packet.len() + FRAME) {
+                Some(at) => self.push(at, from, to, true, packet),
+                None => drop(self.shared.counters[from][3].fetch_add(1, Ordering::Relaxed)),
+            }
+        }
+    }
+
+    fn push(&mut self, at: Instant, from: usize, to: usize, arrived: bool, packet: Vec<u8>) {
+        self.sequence += 1;
+        self.events.push(Reverse(Event { at, sequence: self.sequence, from, to, arrived, packet }));
+    }
+
+    fn count(&self, from: usize, frame: usize, payload: usize, lost: bool) {
+        for (counter, more) in
+            self.shared.counters[from].iter().zip([1, frame as u64, payload as u64, u64::from(lost)])
+        {
+            counter.fetch_add(more, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The place of the machine that an IPv4 packet is for.
+fn receiver(packet: &[u8]) -> Option<usize> {
+    let version = packet.first()? >> 4;
+    let last = *packet.get(19)?;
+    (version == 4 && last > 0).then(|| usize::from(last) - 1)
+}
+
+/// Bytes that TCP carries in an IPv4 packet.
+fn payload(packet: &[u8]) -> usize {
+    let ip = 4 * usize::from(packet[0] & 15);
+    match (packet.get(9), packet.get(ip + 12)) {
+        (Some(6), Some(offset)) => packet.len().saturating_sub(ip + 4 * usize::from(offset >> 4)),
+        _ => 0,
+    }
+}
