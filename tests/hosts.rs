@@ -94,14 +94,14 @@ fn long(folder: &Path) -> (Started, Vec<i32>) {
     wait(Duration::from_secs(40), || {
         all = descendants(job.pid());
         // An agent for each rank, and the rank; the stand-in becomes the agent.
-        all.len() == 6 && all.iter().filter(|pid| busy(**pid)).count() >= 3
+        all.len() == 8 && all.iter().filter(|pid| busy(**pid)).count() >= 4
     });
     (job, all)
 }
 
 #[test]
 fn no_command_line_holds_the_token() {
-    let folder = folder(3, "one slots=2\ntwo\n");
+    let folder = folder(4, "one slots=3\ntwo\n");
     let (job, all) = long(folder.path());
     for pid in all.iter().copied().chain([job.pid()]) {
         let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
@@ -116,7 +116,7 @@ fn no_command_line_holds_the_token() {
 #[test]
 fn however_the_launcher_ends_nothing_is_left_on_any_host() {
     for (signal, code) in [(libc::SIGKILL, None), (libc::SIGINT, Some(130)), (libc::SIGTERM, Some(130))] {
-        let folder = folder(3, "one slots=2\ntwo\n");
+        let folder = folder(4, "one slots=3\ntwo\n");
         let (mut job, all) = long(folder.path());
         kill(job.pid(), signal);
         let Finished { code: found, out, .. } = job.end(SOON);
@@ -128,7 +128,7 @@ fn however_the_launcher_ends_nothing_is_left_on_any_host() {
 
 #[test]
 fn a_killed_ssh_is_noticed() {
-    let folder = folder(3, "one slots=2\ntwo\n");
+    let folder = folder(4, "one slots=3\ntwo\n");
     let (mut job, all) = long(folder.path());
     kill(children(job.pid())[0], libc::SIGKILL);
     let Finished { code, out, err } = job.end(SOON);

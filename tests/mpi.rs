@@ -102,9 +102,9 @@ fn what_cannot_go_over_mpi_is_refused() {
 
 /// Processes of a job that would take minutes.
 fn long(mpirun: &str, folder: &Path) -> (Started, Vec<i32>) {
-    plan(folder, 3);
+    plan(folder, 4);
     let args = format!("train plan.json --steps 2000000 {RANKS} --transport mpi -o out/run.json");
-    let job = under(mpirun, 3, folder, &args);
+    let job = under(mpirun, 4, folder, &args);
     let mut processes = Vec::new();
     wait(PATIENCE, || {
         // MPICH's mpirun has one of its own between.
@@ -112,7 +112,7 @@ fn long(mpirun: &str, folder: &Path) -> (Started, Vec<i32>) {
         processes.retain(|pid| {
             std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == Path::new(AUTODIST))
         });
-        processes.len() == 3 && processes.iter().all(|pid| common::processes::busy(*pid))
+        processes.len() == 4 && processes.iter().all(|pid| common::processes::busy(*pid))
     });
     (job, processes)
 }
@@ -125,7 +125,7 @@ fn descendants(of: i32) -> Vec<i32> {
 fn a_killed_process_and_a_stopped_job_over_mpi_leave_nothing() {
     let Some(mpirun) = mpirun("a_killed_process_and_a_stopped_job_over_mpi_leave_nothing") else { return };
     for (victim, signal) in [(Some(1), libc::SIGKILL), (None, libc::SIGTERM), (None, libc::SIGINT)] {
-        let folder = common::folder(3);
+        let folder = common::folder(4);
         let (mut job, processes) = long(&mpirun, folder.path());
         kill(victim.map_or(job.pid(), |index| processes[index]), signal);
         // mpirun ends the job: it waits a while between asking and killing.

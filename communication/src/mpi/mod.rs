@@ -27,7 +27,7 @@ mod transport;
 
 use crate::endpoint::Endpoint;
 use crate::error::Result;
-use crate::tcp::{self, TcpOptions};
+use crate::tcp::TcpOptions;
 
 /// Why this process cannot use MPI.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -97,15 +97,15 @@ impl Mpi {
         &self.hub.library
     }
 
-    /// As [`tcp::join`], but what the ranks say to each other goes over MPI. Ranks are numbered as MPI numbers processes.
+    /// As [`crate::tcp::join`], but what the ranks say to each other goes over MPI. Ranks are numbered as MPI numbers processes.
     /// A process may join again after its rank has ended, with another token.
     ///
     /// # Errors
-    /// As [`tcp::join`]; [`crate::CommunicationError::Mpi`] where the system gives no thread.
+    /// As [`crate::tcp::join`]; [`crate::CommunicationError::Mpi`] where the system gives no thread.
     pub fn join(&self, options: TcpOptions) -> Result<Endpoint> {
         let (token, timeout) = (options.token.clone(), options.timeout);
         let transport = transport::MpiTransport::open(&self.hub, &token, timeout)?;
-        Ok(tcp::join(options)?.over(Box::new(transport)))
+        Ok(crate::tcp::join(options)?.over(Box::new(transport)))
     }
 
     /// Closes all connections of this process: threads that wait for peers notice, and so do the peers.
@@ -150,10 +150,10 @@ impl Mpi {
         match self.none {}
     }
 
-    /// As [`tcp::join`], but what the ranks say to each other goes over MPI.
+    /// As [`crate::tcp::join`], but what the ranks say to each other goes over MPI.
     ///
     /// # Errors
-    /// As [`tcp::join`].
+    /// As [`crate::tcp::join`].
     pub fn join(&self, _: TcpOptions) -> Result<Endpoint> {
         match self.none {}
     }
