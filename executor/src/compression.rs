@@ -1,11 +1,14 @@
 //! Gradients that travel in fewer bytes.
 
-use crate::ExecutionError;
+use crate::guard::Watch;
+use crate::{ExecutionError, Task};
 use autodist_codecs::{Exchange, Tensor};
 use autodist_communication::{CommunicationError, Communicator, Reduction};
 use autodist_program::{Coordinates, Program};
-use autodist_spec::{Algorithm, Codec};
+use autodist_spec::run::FallbackReason;
+use autodist_spec::{Algorithm, Codec, Optimizer};
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// One bucket's codec with what it keeps between steps.
@@ -13,21 +16,11 @@ pub struct Compressor {
     codec: autodist_codecs::Compressor,
     /// Seconds that coding takes on an emulated device.
     emulated_s: Option<f64>,
+    watch: SharedWatch,
 }
 
-impl Compressor {
-    pub fn new(
-        codec: Codec,
-        tensors: &[Tensor],
-        elements: usize,
-        size: usize,
-        seed: u64,
-        flops_per_s: Option<f64>,
-    ) -> Self {
-        let emulated_s = flops_per_s.map(|rate| autodist_codecs::work(codec, tensors, elements, size) / rate);
-        Self { codec: autodist_codecs::Compressor::new(codec, tensors, elements, size, seed), emulated_s }
-    }
-}
+/// A bucket's watch, for the thread that compresses and for the one that asks in the end.
+pub type SharedWatch = Arc<Mutex<Watch>>;
 
 /// One reduction through a codec.
 pub struct Compression<'a> {
@@ -39,9 +32,20 @@ pub struct Compression<'a> {
 impl Compression<'_> {
     pub fn reduce(self, values: &mut [f32], group: &mut dyn Communicator) -> Result<(), ExecutionError> {
         let start = Instant::now();
+        let Compressor { codec, emulated_s, watch } = self.compressor;
         let mut over = Over { group, algorithm: self.algorithm, communicating: 0.0 };
-        self.compressor.codec.reduce(values, &mut over)?;
-        if let Some(emulated) = self.compressor.emulated_s {
+        let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let watched = !codec.kept().is_empty();
+        let votes = watched && watch.votes();
+        let norm = votes.then(|| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt());
+        let report = codec.reduce(values, &mut over)?;
+        let own = watch.observe(report, norm);
+        if votes && let Some(reason) = reason(over.max(vote(own))?) {
+            watch.fell_back(reason);
+            codec.stop();
+            *emulated_s = None;
+        }
+        if let Some(emulated) = *emulated_s {
             let coding = start.elapsed().as_secs_f64() - over.communicating;
             std::thread::sleep(std::time::Duration::from_secs_f64((emulated - coding).max(0.0)));
         }
@@ -49,16 +53,37 @@ impl Compression<'_> {
     }
 }
 
-/// The compressors of a rank's buckets, by bucket.
+/// As a number of which members can find the greatest.
+fn vote(reason: Option<FallbackReason>) -> f32 {
+    match reason {
+        None => 0.0,
+        Some(FallbackReason::ErrorGrowth) => 1.0,
+        Some(FallbackReason::Contraction) => 2.0,
+    }
+}
+
+fn reason(vote: f32) -> Option<FallbackReason> {
+    match vote {
+        2.0.. => Some(FallbackReason::Contraction),
+        1.0.. => Some(FallbackReason::ErrorGrowth),
+        _ => None,
+    }
+}
+
+/// The compressors of a rank's buckets, by bucket, and their watches.
 pub fn of(
     program: &Program,
     at: Coordinates,
-    seed: u64,
-    flops_per_s: Option<f64>,
-) -> BTreeMap<usize, Compressor> {
+    task: &Task,
+) -> (BTreeMap<usize, Compressor>, Vec<SharedWatch>) {
     let strategy = &program.strategy;
     let size = strategy.data as usize;
+    let decay = match task.job.optimizer {
+        Optimizer::AdamW { beta1, .. } => beta1,
+        Optimizer::Sgd { momentum, .. } => momentum,
+    };
     let mut compressors = BTreeMap::new();
+    let mut watches = Vec::new();
     let buckets =
         autodist_program::buckets(&program.model, strategy, &program.stages, at.pipeline, at.tensor);
     for (index, bucket) in buckets.iter().enumerate() {
@@ -71,10 +96,20 @@ pub fn of(
             .iter()
             .map(|p| Tensor { offset: p.offset, rows: p.rows, columns: p.columns })
             .collect();
-        let compressor = Compressor::new(codec, &tensors, bucket.padded, size, seed, flops_per_s);
-        compressors.insert(index, compressor);
+        let work = autodist_codecs::work(codec, &tensors, bucket.padded, size);
+        let emulated_s = task.emulated_flops_per_s.map(|rate| work / rate);
+        let compressor =
+            autodist_codecs::Compressor::new(codec, &tensors, bucket.padded, size, task.job.seed)
+                .with_momentum(decay);
+        let compressor = match task.coding.error_feedback {
+            true => compressor,
+            false => compressor.without_error_feedback(),
+        };
+        let watch = Arc::new(Mutex::new(Watch::new(task.coding.guard, at.pipeline, index, codec)));
+        watches.push(Arc::clone(&watch));
+        compressors.insert(index, Compressor { codec: compressor, emulated_s, watch });
     }
-    compressors
+    (compressors, watches)
 }
 
 /// A group as codecs see it.
