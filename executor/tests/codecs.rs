@@ -8,11 +8,10 @@ use autodist_spec::run::FallbackReason;
 use autodist_spec::{
     Activation, Codec, Communication, Job, ModelSpec, Norm, ParallelStrategy, Positions, Reduction, RunRecord,
 };
+use std::sync::OnceLock;
 use std::time::Duration;
 
 const STEPS: u32 = 200;
-/// Of the loss, relative.
-const TOLERANCE: f64 = 0.02;
 
 fn model() -> ModelSpec {
     ModelSpec {
@@ -60,6 +59,22 @@ fn train(codec: Codec, gradient_clip: f64, coding: Coding) -> RunRecord {
     };
     let trained = local::train(&Cpu::<f32>::new(), &task, Duration::from_secs(60));
     trained.unwrap_or_else(|error| panic!("{}: {error}", codec.name())).0
+}
+
+/// With gradients as they are.
+fn dense(gradient_clip: f64) -> &'static RunRecord {
+    static RECORDS: [OnceLock<RunRecord>; 2] = [const { OnceLock::new() }; 2];
+    let record = &RECORDS[usize::from(gradient_clip > 0.0)];
+    record.get_or_init(|| train(Codec::None, gradient_clip, Coding::default()))
+}
+
+/// Of the loss, relative.
+fn tolerance(codec: Codec) -> f64 {
+    match codec {
+        // One factor a step: it follows the gradients later. Its authors begin after a hundred steps as they are.
+        Codec::PowerSgdHalf { .. } => 0.04,
+        _ => 0.02,
+    }
 }
 
 /// Mean of the last ten steps.
@@ -116,11 +131,10 @@ fn both_send(phase: &Phase) -> f64 {
 
 #[test]
 fn every_codec_trains_to_the_dense_loss_in_the_bytes_that_it_announced() {
-    let dense = |clip| train(Codec::None, clip, Coding::default());
-    let (clipped, unclipped) = (dense(1.0), dense(0.0));
-    let whole = sent(&clipped);
+    let whole = sent(dense(1.0));
+    let mut failures = Vec::new();
     for codec in Codec::DEFAULTS.into_iter().skip(1) {
-        let dense = loss(if clip(codec) > 0.0 { &clipped } else { &unclipped });
+        let dense = loss(dense(clip(codec)));
         let record = train(codec, clip(codec), Coding::default());
         let (loss, sent) = (loss(&record), sent(&record));
         let [bucket] = record.compression[..] else { panic!("one bucket is compressed") };
@@ -134,8 +148,9 @@ fn every_codec_trains_to_the_dense_loss_in_the_bytes_that_it_announced() {
             bucket.error_growth
         );
         assert_eq!(bucket.fallback, None, "{}: the guard is for codecs that fail", codec.name());
-        assert!(loss / dense - 1.0 < TOLERANCE, "{}: {loss} against {dense}", codec.name());
-
+        if loss / dense - 1.0 >= tolerance(codec) {
+            failures.push(format!("{}: {loss} against {dense}", codec.name()));
+        }
         // Left and right factors differ in size and take turns.
         if matches!(codec, Codec::PowerSgdHalf { .. }) {
             assert!(sent < whole / 2.0);
@@ -146,22 +161,32 @@ fn every_codec_trains_to_the_dense_loss_in_the_bytes_that_it_announced() {
         // Ranks tell whole bytes a step.
         assert!((whole - sent - saved).abs() <= 2.0, "{}: {} saved, not {saved}", codec.name(), whole - sent);
     }
+    assert!(failures.is_empty(), "{failures:?}");
 }
 
 /// The same trainings fail where what was not sent is lost: so they are able to.
 #[test]
 fn without_error_feedback_codecs_do_not_train_to_the_dense_loss() {
     let coding = Coding { error_feedback: false, ..Coding::default() };
-    for codec in [Codec::TopK { per_mille: 10 }, Codec::OneBit, Codec::PowerSgd { rank: 4 }] {
-        let dense = loss(&train(Codec::None, clip(codec), Coding::default()));
+    let mut failures = Vec::new();
+    for codec in [
+        Codec::TopK { per_mille: 10 },
+        Codec::TopK { per_mille: 2 },
+        Codec::OneBit,
+        Codec::PowerSgd { rank: 4 },
+    ] {
+        let dense = loss(dense(clip(codec)));
         let loss = loss(&train(codec, clip(codec), coding));
         println!(
             "| {} without | {loss:.4} | {dense:.4} | {:+.2} % |",
             codec.name(),
             100.0 * (loss / dense - 1.0)
         );
-        assert!(loss / dense - 1.0 > TOLERANCE, "{}: {loss} against {dense}", codec.name());
+        if loss / dense - 1.0 <= tolerance(codec) {
+            failures.push(format!("{}: {loss} against {dense}", codec.name()));
+        }
     }
+    assert!(failures.is_empty(), "{failures:?}");
 }
 
 /// A floor that top-k cannot keep: both members stop in the same step, and the rest of the training is dense.
@@ -175,7 +200,7 @@ fn a_bucket_whose_contraction_stays_below_the_floor_falls_back_to_dense() {
     let codec = Codec::TopK { per_mille: 10 };
     let per_step = |codec| announced(codec, false) / f64::from(STEPS);
     let expected = 20.0 * per_step(codec) + 2.0 * both_send(&Phase::Max) + 180.0 * per_step(Codec::None);
-    let others = sent(&train(Codec::None, 1.0, Coding::default())) - per_step(Codec::None);
+    let others = sent(dense(1.0)) - per_step(Codec::None);
     let gradients = sent(&record) - others;
     assert!((gradients - expected / f64::from(STEPS)).abs() <= 2.0, "{gradients}, not {expected} / 200");
 }

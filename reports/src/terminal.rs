@@ -225,13 +225,11 @@ fn compression(run: &RunRecord) -> Option<String> {
     codecs.dedup();
     let mut medians: Vec<f64> = buckets.iter().map(|bucket| bucket.contraction_median).collect();
     medians.sort_by(f64::total_cmp);
-    let lowest = buckets.iter().map(|bucket| bucket.contraction_lowest).fold(first.contraction_lowest, f64::min);
+    let lowest =
+        buckets.iter().map(|bucket| bucket.contraction_lowest).fold(first.contraction_lowest, f64::min);
     let growth = buckets.iter().map(|bucket| bucket.error_growth).fold(0.0, f64::max);
-    let mut text = format!(
-        "{}: contraction {:.3} (lowest {lowest:.3})",
-        codecs.join(", "),
-        medians[medians.len() / 2]
-    );
+    let mut text =
+        format!("{}: contraction {:.3} (lowest {lowest:.3})", codecs.join(", "), medians[medians.len() / 2]);
     if growth > 0.0 {
         text += &format!(", error memory {growth:.2} times that half-way");
     }

@@ -6,9 +6,9 @@ use autodist_reports::{
     chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline, csv_validation,
     terminal,
 };
+use autodist_spec::profile::{Accelerator, Hardware};
 use autodist_spec::run::{BucketCompression, Fallback, FallbackReason};
 use autodist_spec::{Codec, Seconds};
-use autodist_spec::profile::{Accelerator, Hardware};
 use fixture::{gpu_world, world};
 
 fn narrow(text: &str) {
@@ -124,9 +124,13 @@ fn compressed_gradients_in_the_terminal() {
     world.runs[0].compression.push(BucketCompression { bucket: 1, fallback, ..bucket });
     let text = terminal::compressions(&world.runs);
     narrow(&text);
-    assert!(text.split_whitespace().collect::<Vec<_>>().join(" ").contains(
-        "1 bucket dense after step 59: its error memory kept growing"
-    ), "{text}");
+    assert!(
+        text.split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+            .contains("1 bucket dense after step 59: its error memory kept growing"),
+        "{text}"
+    );
 }
 
 /// Words that only GPUs give cause for.
