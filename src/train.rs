@@ -126,10 +126,14 @@ pub fn validate(
     let measured = steps.div_ceil(rounds);
     let tasks: Vec<Task> = candidates
         .iter()
-        .map(|candidate| Task {
-            strategy: candidate.strategy.clone(),
-            stages: candidate.stages.clone(),
-            ..Task::of_plan(plan, data.clone(), WARMUP_STEPS + measured, WARMUP_STEPS)
+        .map(|candidate| {
+            // The prediction is of the steps after a codec's warm-up.
+            let warmup = WARMUP_STEPS.max(candidate.strategy.communication.warmup_steps());
+            Task {
+                strategy: candidate.strategy.clone(),
+                stages: candidate.stages.clone(),
+                ..Task::of_plan(plan, data.clone(), warmup + measured, warmup)
+            }
         })
         .collect();
     let mut records: Vec<Result<Option<RunRecord>, String>> = vec![Ok(None); tasks.len()];
@@ -237,6 +241,12 @@ fn add_round(record: &mut RunRecord, second: &RunRecord) {
     record.step_time = Sample::of(&measured_steps(record).iter().map(|s| s.time_s.0).collect::<Vec<_>>());
     for (rank, again) in record.ranks.iter_mut().zip(&second.ranks) {
         rank.peak_memory_bytes = rank.peak_memory_bytes.max(again.peak_memory_bytes);
+    }
+    // Every round trains from the start: what the first one says holds for all, but for the worst of each.
+    for (bucket, again) in record.compression.iter_mut().zip(&second.compression) {
+        bucket.contraction_lowest = bucket.contraction_lowest.min(again.contraction_lowest);
+        bucket.error_growth = bucket.error_growth.max(again.error_growth);
+        bucket.fallback = bucket.fallback.or(again.fallback);
     }
 }
 

@@ -216,6 +216,12 @@ impl<A: Arithmetic> Compressor<A> {
         self.kind = Kind::Sum;
     }
 
+    /// Whether what a step did not send is kept for the next ones.
+    #[must_use]
+    pub fn keeps(&self) -> bool {
+        self.kept_numbers().is_some()
+    }
+
     fn kept_numbers(&self) -> Option<&A::Owned> {
         match &self.kind {
             Kind::Sum | Kind::Shards(_) | Kind::Random(_) => None,

@@ -11,6 +11,10 @@ pub struct AdamW {
     pub beta2: f64,
     pub epsilon: f64,
     pub weight_decay: f64,
+    /// Update after which the second moments stay as they are, and their bias correction with them (1-bit Adam,
+    /// 2102.02888). Their authors correct no bias at all; kept at its last value it makes no jump, and after a warm-up
+    /// that is long against `1 / (1 - beta2)` it is 1 all the same. The momentum's correction goes on.
+    pub frozen_after: Option<u64>,
 }
 
 impl AdamW {
@@ -28,14 +32,15 @@ impl AdamW {
         second_moment: RegionMut<'_, B>,
         working: Option<RegionMut<'_, B>>,
     ) {
-        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+        let correction = |beta: f64, step: u64| 1.0 - beta.powf(step as f64);
+        let frozen = self.frozen_after.filter(|last| step > *last);
         let coefficients = AdamWStep {
             gradient_scale,
             beta1: self.beta1,
-            beta2: self.beta2,
+            beta2: if frozen.is_some() { 1.0 } else { self.beta2 },
             decay: 1.0 - learning_rate * self.weight_decay,
-            rate: learning_rate / correction(self.beta1),
-            root: correction(self.beta2).sqrt().recip(),
+            rate: learning_rate / correction(self.beta1, step),
+            root: correction(self.beta2, frozen.unwrap_or(step)).sqrt().recip(),
             epsilon: self.epsilon,
         };
         device.adamw_step(len, coefficients, gradient, parameter, first_moment, second_moment, working);

@@ -11,7 +11,7 @@ use autodist_compute::{Backend, Cpu, Region, RegionMut};
 #[test]
 fn adamw_follows_the_hand_worked_sequence() {
     let device = Cpu::<f64>::new();
-    let adamw = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01 };
+    let adamw = AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, frozen_after: None };
     let (mut parameter, mut first, mut second) =
         (device.upload(&[7.0, 1.0]), device.zeros(2), device.zeros(2));
     // The gradient arrives doubled and is halved by its scale; element 0 is outside the region.

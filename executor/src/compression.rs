@@ -1,13 +1,16 @@
 //! Gradients that travel in fewer bytes.
 
-use crate::ExecutionError;
 use crate::device::Device;
-use autodist_codecs::{Exchange, PartMut, Report, Tensor};
+use crate::guard::Watch;
+use crate::{ExecutionError, Task};
+use autodist_codecs::{Arithmetic, Exchange, PartMut, Tensor};
 use autodist_communication::{CommunicationError, Communicator, Reduction};
 use autodist_program::{Coordinates, Program};
-use autodist_spec::{Algorithm, Codec};
+use autodist_spec::run::FallbackReason;
+use autodist_spec::{Algorithm, Codec, Optimizer};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// One bucket's codec with what it keeps between steps, in the device's memory.
@@ -15,44 +18,11 @@ pub struct Compressor<D: Device> {
     codec: autodist_codecs::Compressor<D::Coding>,
     /// Seconds that coding takes on an emulated device.
     emulated_s: Option<f64>,
+    watch: SharedWatch,
 }
 
-impl<D: Device> Compressor<D> {
-    pub fn new(
-        device: &D,
-        codec: Codec,
-        tensors: &[Tensor],
-        elements: usize,
-        size: usize,
-        seed: u64,
-        flops_per_s: Option<f64>,
-    ) -> Self {
-        let emulated_s = flops_per_s.map(|rate| autodist_codecs::work(codec, tensors, elements, size) / rate);
-        let codec = autodist_codecs::Compressor::on(&device.coding(), codec, tensors, elements, size, seed);
-        Self { codec, emulated_s }
-    }
-
-    /// The same as it works once its first steps are over, where those differ.
-    #[must_use]
-    pub fn after_warmup(self) -> Self {
-        Self { codec: self.codec.after_warmup(), ..self }
-    }
-
-    /// Replaces a range of gradients by what the codec makes of their sum over all members.
-    ///
-    /// # Errors
-    /// Those of the exchanges.
-    pub fn reduce<X: Exchange>(
-        &mut self,
-        queue: &D,
-        buffer: &mut D::Buffer,
-        range: Range<usize>,
-        exchange: &mut X,
-    ) -> Result<Report, X::Error> {
-        let gradient = PartMut::new(D::values(buffer), range);
-        self.codec.reduce_on(&queue.coding(), gradient, exchange)
-    }
-}
+/// A bucket's watch, for the thread that compresses and for the one that asks in the end.
+pub type SharedWatch = Arc<Mutex<Watch>>;
 
 /// One reduction through a codec.
 pub struct Compression<'a, D: Device> {
@@ -70,9 +40,20 @@ impl<D: Device> Compression<'_, D> {
         group: &mut dyn Communicator,
     ) -> Result<(), ExecutionError> {
         let start = Instant::now();
+        let Compressor { codec, emulated_s, watch } = self.compressor;
         let mut over = Over { group, algorithm: self.algorithm, communicating: 0.0 };
-        self.compressor.reduce(queue, buffer, range, &mut over)?;
-        if let Some(emulated) = self.compressor.emulated_s {
+        let (on, mut gradient) = (queue.coding(), PartMut::new(D::values(buffer), range));
+        let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let votes = codec.keeps() && watch.votes();
+        let norm = votes.then(|| on.read(&on.square_sum(gradient.read())).sqrt());
+        let report = codec.reduce_on(&on, gradient.again(), &mut over)?;
+        let own = watch.observe(report, norm);
+        if votes && let Some(reason) = reason(over.max(vote(own))?) {
+            watch.fell_back(reason);
+            codec.stop();
+            *emulated_s = None;
+        }
+        if let Some(emulated) = *emulated_s {
             let coding = start.elapsed().as_secs_f64() - over.communicating;
             std::thread::sleep(std::time::Duration::from_secs_f64((emulated - coding).max(0.0)));
         }
@@ -80,17 +61,39 @@ impl<D: Device> Compression<'_, D> {
     }
 }
 
-/// The compressors of a rank's buckets, by bucket.
+/// As a number of which members can find the greatest.
+fn vote(reason: Option<FallbackReason>) -> f32 {
+    match reason {
+        None => 0.0,
+        Some(FallbackReason::ErrorGrowth) => 1.0,
+        Some(FallbackReason::Contraction) => 2.0,
+    }
+}
+
+fn reason(vote: f32) -> Option<FallbackReason> {
+    match vote {
+        2.0.. => Some(FallbackReason::Contraction),
+        1.0.. => Some(FallbackReason::ErrorGrowth),
+        _ => None,
+    }
+}
+
+/// The compressors of a rank's buckets, by bucket, made by the queue that is to use them, and their watches.
 pub fn of<D: Device>(
-    device: &D,
+    queue: &D,
     program: &Program,
     at: Coordinates,
-    seed: u64,
-    flops_per_s: Option<f64>,
-) -> BTreeMap<usize, Compressor<D>> {
+    task: &Task,
+) -> (BTreeMap<usize, Compressor<D>>, Vec<SharedWatch>) {
     let strategy = &program.strategy;
     let size = strategy.data as usize;
+    let decay = match task.job.optimizer {
+        Optimizer::AdamW { beta1, .. } => beta1,
+        Optimizer::Sgd { momentum, .. } => momentum,
+    };
     let mut compressors = BTreeMap::new();
+    let mut watches = Vec::new();
+    let on = queue.coding();
     let buckets =
         autodist_program::buckets(&program.model, strategy, &program.stages, at.pipeline, at.tensor);
     for (index, bucket) in buckets.iter().enumerate() {
@@ -103,10 +106,20 @@ pub fn of<D: Device>(
             .iter()
             .map(|p| Tensor { offset: p.offset, rows: p.rows, columns: p.columns })
             .collect();
-        let compressor = Compressor::new(device, codec, &tensors, bucket.padded, size, seed, flops_per_s);
-        compressors.insert(index, compressor);
+        let work = autodist_codecs::work(codec, &tensors, bucket.padded, size);
+        let emulated_s = task.emulated_flops_per_s.map(|rate| work / rate);
+        let compressor =
+            autodist_codecs::Compressor::on(&on, codec, &tensors, bucket.padded, size, task.job.seed)
+                .with_momentum(decay);
+        let compressor = match task.coding.error_feedback {
+            true => compressor,
+            false => compressor.without_error_feedback(),
+        };
+        let watch = Arc::new(Mutex::new(Watch::new(task.coding.guard, at.pipeline, index, codec)));
+        watches.push(Arc::clone(&watch));
+        compressors.insert(index, Compressor { codec: compressor, emulated_s, watch });
     }
-    compressors
+    (compressors, watches)
 }
 
 /// A group as codecs see it.

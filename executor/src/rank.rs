@@ -1,5 +1,6 @@
 //! One rank's part of a training run: the interpreter of its Program.
 
+use crate::compression::{self, SharedWatch};
 use crate::data::Data;
 use crate::device::{Device, Group, Messages, Tag};
 use crate::host::{self, Placement};
@@ -8,7 +9,7 @@ use crate::pace::Pace;
 use crate::record::{Occasion, RankOutcome, Recorder, StepOutcome};
 use crate::store::Store;
 use crate::stream::{CommunicationStream, Groups, Work};
-use crate::{ExecutionError, Task, compression};
+use crate::{ExecutionError, Task};
 use autodist_communication::{Communicator, Counters, Endpoint, Reduction, Ways};
 use autodist_compute::layers::{LayerShape, TensorShard};
 use autodist_compute::{Backend, Region, RegionMut};
@@ -16,9 +17,10 @@ use autodist_program::{
     BodyKind, Coordinates, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram,
     TensorCollective, Transfer, work,
 };
-use autodist_spec::{Algorithm, OperationKind, Segment, Stream};
+use autodist_spec::{Algorithm, Codec, OperationKind, Segment, Stream};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::PoisonError;
 
 /// Trains `task` as this endpoint's rank. `name` must be new to the endpoint; all ranks use the same.
 ///
@@ -122,6 +124,8 @@ pub(crate) fn train_and<B: Device, R>(
     let own = if device.is_host() { rank.recorder.bytes() + instrument } else { 0 };
     let peak = device.high_water(rank.memory_peak.max(device.peak_memory()));
     outcome.peak_memory = (peak as u64).saturating_sub(own as u64);
+    let of = |watch: &SharedWatch| watch.lock().unwrap_or_else(PoisonError::into_inner).record();
+    outcome.compression = rank.lanes.watches.iter().filter_map(of).collect();
     let inspected = inspect(&rank.store);
     let Rank { recorder, lanes, .. } = rank;
     (outcome.timelines, outcome.instructions) = recorder.finish();
@@ -157,6 +161,8 @@ struct Lanes<B: Device> {
     tensor: Box<dyn Group<B>>,
     tied: Option<Box<dyn Group<B>>>,
     stream: CommunicationStream<B>,
+    /// Of the buckets whose gradients are compressed.
+    watches: Vec<SharedWatch>,
     messages: Option<Box<dyn Messages<B>>>,
 }
 
@@ -185,7 +191,7 @@ impl<B: Device> Lanes<B> {
         let reduces =
             if program.strategy.zero_stage == 0 { layout.data_group(at) } else { layout.shard_group(at) };
         let queue = device.queue()?;
-        let compressors = compression::of(&queue, program, at, task.job.seed, task.emulated_flops_per_s);
+        let (compressors, watches) = compression::of(&queue, program, at, task);
         let ways = Ways {
             algorithms: communication.reductions().map(|reduction| reduction.algorithm).collect(),
             all_to_all: !compressors.is_empty(),
@@ -206,7 +212,7 @@ impl<B: Device> Lanes<B> {
             false => Some(device.messages(endpoint, &format!("{name}.messages"), &peers)?),
         };
         let stream = CommunicationStream::start(queue, groups)?;
-        Ok(Self { world, model, tensor, tied, stream, messages })
+        Ok(Self { world, model, tensor, tied, stream, watches, messages })
     }
 
     fn counters(&self) -> Counters {
@@ -422,7 +428,13 @@ impl<B: Device> Rank<'_, B> {
             Instruction::Update { bucket, .. } => {
                 let rate = self.task.job.learning_rate.at(self.step);
                 let step = u64::from(self.step) + 1;
-                self.store.update(bucket, &self.task.job.optimizer, step, rate, self.gradient_scale);
+                let codec = self.program.reduction(self.at.pipeline, Transfer::Reduce, bucket).codec;
+                let frozen_after = match codec {
+                    Codec::OneBitAdam { warmup_steps } => Some(u64::from(warmup_steps)),
+                    _ => None,
+                };
+                let optimizer = &self.task.job.optimizer;
+                self.store.update(bucket, optimizer, step, rate, self.gradient_scale, frozen_after);
             }
         }
         Ok(())

@@ -1,11 +1,12 @@
 //! What a rank measures, and how the ranks' measurements become one record.
 
+use crate::guard;
 use crate::task::Task;
 use autodist_compute::Backend;
 use autodist_program::Instruction;
 use autodist_spec::plan::label;
 use autodist_spec::profile::{Environment, Sample};
-use autodist_spec::run::{RankRecord, StepRecord};
+use autodist_spec::run::{BucketCompression, RankRecord, StepRecord};
 use autodist_spec::{Bytes, OperationKind, RunRecord, SCHEMA_VERSION, Seconds, Stream, TimelineEvent};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
@@ -49,6 +50,8 @@ pub struct RankOutcome {
     /// The same before the model was made, bytes.
     pub baseline_memory: u64,
     pub bytes_sent_per_step: u64,
+    #[serde(default)]
+    pub compression: Vec<BucketCompression>,
     /// Operations of every measured step.
     pub timelines: Vec<Vec<TimelineEvent>>,
     /// Empty unless the task asks for detail.
@@ -252,6 +255,7 @@ pub fn merge(task: &Task, outcomes: &[RankOutcome], environment: Environment) ->
                 bytes_sent_per_step: Bytes(o.bytes_sent_per_step),
             })
             .collect(),
+        compression: guard::merge(outcomes.iter().flat_map(|o| o.compression.iter().copied())),
         timeline,
     }
 }

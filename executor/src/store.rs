@@ -215,7 +215,8 @@ impl<B: Backend<Element = f32>> Store<B> {
         sums.iter().map(|sum| self.device.read(sum)).sum()
     }
 
-    /// Updates this rank's part of a bucket and zeroes the bucket's gradients.
+    /// Updates this rank's part of a bucket and zeroes the bucket's gradients. Second moments change until update
+    /// `frozen_after`.
     pub fn update(
         &mut self,
         bucket: usize,
@@ -223,6 +224,7 @@ impl<B: Backend<Element = f32>> Store<B> {
         step: u64,
         learning_rate: f64,
         gradient_scale: f64,
+        frozen_after: Option<u64>,
     ) {
         let own = self.own(bucket);
         let zero_stage = self.zero_stage;
@@ -241,8 +243,8 @@ impl<B: Backend<Element = f32>> Store<B> {
         let gradient = Region::new(gradients, offset);
         match (optimizer, held.state.as_mut_slice()) {
             (Optimizer::AdamW { beta1, beta2, epsilon, weight_decay }, [first, second]) => {
-                let adamw =
-                    AdamW { beta1: *beta1, beta2: *beta2, epsilon: *epsilon, weight_decay: *weight_decay };
+                let (beta1, beta2, epsilon, weight_decay) = (*beta1, *beta2, *epsilon, *weight_decay);
+                let adamw = AdamW { beta1, beta2, epsilon, weight_decay, frozen_after };
                 let (first, second) = (RegionMut::start(first), RegionMut::start(second));
                 adamw.step(
                     device,

@@ -1,9 +1,24 @@
 //! What the ranks are asked to train.
 
 use crate::data::DataSource;
+use crate::guard::Guard;
 use autodist_program::{Illegal, Program};
 use autodist_spec::{Job, ModelSpec, ParallelStrategy, Plan, Stage};
 use serde::{Deserialize, Serialize};
+
+/// How codecs are used. Only tests use them otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Coding {
+    /// Whether what a step did not send is added to the next: without, it is lost.
+    pub error_feedback: bool,
+    pub guard: Guard,
+}
+
+impl Default for Coding {
+    fn default() -> Self {
+        Self { error_feedback: true, guard: Guard::default() }
+    }
+}
 
 /// One training run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -23,6 +38,8 @@ pub struct Task {
     /// device would be done. Absent where the rank's own device is meant.
     #[serde(default)]
     pub emulated_flops_per_s: Option<f64>,
+    #[serde(default)]
+    pub coding: Coding,
 }
 
 impl Task {
@@ -37,6 +54,7 @@ impl Task {
             warmup_steps,
             detail: false,
             emulated_flops_per_s: plan.emulated_flops_per_s(),
+            coding: Coding::default(),
         }
     }
 

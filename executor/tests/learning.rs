@@ -2,7 +2,7 @@
 //! split. The entropy is a floor: a loss below it would be as wrong as one far above.
 
 use autodist_compute::Cpu;
-use autodist_executor::{DataSource, SyntheticLanguage, Task, local};
+use autodist_executor::{Coding, DataSource, SyntheticLanguage, Task, local};
 use autodist_program::stages;
 use autodist_spec::{Activation, Job, ModelSpec, Norm, Optimizer, ParallelStrategy, Positions};
 use std::time::Duration;
@@ -43,6 +43,7 @@ fn final_loss(strategy: ParallelStrategy, optimizer: Optimizer, peak: f64) -> f6
         warmup_steps: 0,
         detail: false,
         emulated_flops_per_s: None,
+        coding: Coding::default(),
     };
     let (record, _) =
         local::train(&Cpu::<f32>::new(), &task, Duration::from_secs(60)).expect("training goes through");

@@ -26,7 +26,29 @@ pub(crate) fn verdicts(evaluator: &Evaluator, found: &Found) -> Vec<CodecVerdict
     }
     let Ok(dense) = coded(evaluator, found, Codec::None) else { return Vec::new() };
     let codecs = evaluator.job.allow.codecs.iter().filter(|codec| **codec != Codec::None);
-    codecs.filter_map(|codec| Some(verdict(*codec, &dense, &coded(evaluator, found, *codec).ok()?))).collect()
+    let of = |codec: &Codec| match coded(evaluator, found, *codec) {
+        Ok(coded) => Some(verdict(*codec, &dense, &coded)),
+        Err(PlanError::Illegal(illegal)) => Some(refused(*codec, &dense, illegal.reason)),
+        Err(_) => None,
+    };
+    codecs.filter_map(of).collect()
+}
+
+/// Of a codec that the job does not fit: the plan stays as it is.
+fn refused(codec: Codec, dense: &Coded, reason: String) -> CodecVerdict {
+    let time = dense.estimate.step_time_s;
+    CodecVerdict {
+        codec,
+        helps: false,
+        step_time_s: time,
+        exact_step_time_s: time,
+        ratio: 1.0,
+        required_ratio: None,
+        coding_s: Seconds(0.0),
+        exposed_s: Seconds(dense.estimate.cost.data_communication_s.0.max(0.0)),
+        slowdown: Slowdown { factor: 1.0, provenance: Provenance::Assumed },
+        reason,
+    }
 }
 
 fn coded(evaluator: &Evaluator, found: &Found, codec: Codec) -> Result<Coded, PlanError> {

@@ -2,10 +2,9 @@
 //! of the coded bytes to the host and back is part of it. Their exchanges are left out.
 
 use crate::Request;
-use autodist_codecs::{Exchange, Tensor};
+use autodist_codecs::{Compressor, Exchange, PartMut, Tensor};
 use autodist_communication::Reduction;
 use autodist_executor::launcher::Worker;
-use autodist_executor::stream::Compressor;
 use autodist_executor::{Device, ExecutionError, host};
 use autodist_program::{buckets, stages};
 use autodist_spec::{Bytes, Codec, ParallelStrategy};
@@ -74,6 +73,7 @@ pub fn measure<D: Device>(
     let everyone: Vec<usize> = (0..worker.endpoint.world()).collect();
     let mut barrier = worker.endpoint.group(&format!("{name}.barrier"), &everyone)?;
     let mut answer = Vec::new();
+    let on = device.coding();
     for parameters in &task.buckets {
         let tensors: Vec<Tensor> = parameters
             .iter()
@@ -86,7 +86,7 @@ pub fn measure<D: Device>(
                     .emulated_flops_per_s
                     .map_or(0.0, |rate| autodist_codecs::work(*codec, &tensors, elements, *group) / rate);
                 let mut compressor =
-                    Compressor::new(device, *codec, &tensors, elements, *group, 0, None).after_warmup();
+                    Compressor::on(&on, *codec, &tensors, elements, *group, 0).after_warmup();
                 let mut seconds = Vec::new();
                 for repetition in 0..=task.repetitions {
                     let gradient: Vec<f32> =
@@ -96,7 +96,8 @@ pub fn measure<D: Device>(
                     barrier.all_reduce(&mut [0.0], Reduction::Sum)?;
                     let start = Instant::now();
                     let mut echo = Echo { size: *group };
-                    let Ok(_) = compressor.reduce(device, &mut gradient, 0..elements, &mut echo);
+                    let gradient = PartMut::new(D::values(&mut gradient), 0..elements);
+                    let Ok(_) = compressor.reduce_on(&on, gradient, &mut echo);
                     device.synchronise()?;
                     // The first allocates and has no memory of earlier steps.
                     if repetition > 0 {

@@ -2,7 +2,7 @@
 
 use crate::assemble::Assembly;
 use crate::{Assignment, CodingTask, HardwareTask, LinkTask, NetworkTask, OverlapTask, PatternTask, Request};
-use autodist_executor::{DataSource, Task};
+use autodist_executor::{Coding, DataSource, Task};
 use autodist_program::{rules, stages};
 use autodist_spec::{Bytes, Codec, Job, LayerKind, ParallelStrategy, Recompute, TensorSplit};
 
@@ -123,6 +123,7 @@ pub fn task(request: &Request, probe: &Probe) -> Task {
         strategy,
         stages,
         data: DataSource::Synthetic,
+        coding: Coding::default(),
         // An emulated device takes the same time whenever it is asked.
         steps: if request.emulated.is_some() { EMULATED_STEPS } else { STEPS },
         warmup_steps: if request.emulated.is_some() { 1 } else { WARMUP_STEPS },

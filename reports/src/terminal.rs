@@ -240,6 +240,9 @@ pub fn run_summary(run: &RunRecord) -> String {
         ),
     );
     text += &labelled("loss", &tables::losses(run));
+    if let Some(compression) = compression(run) {
+        text += &labelled("codecs", &compression);
+    }
     text += &labelled("memory", &format!("{} peak of the fullest rank", run.peak_memory()));
     text += &labelled(
         "on",
@@ -257,6 +260,36 @@ pub fn run_summary(run: &RunRecord) -> String {
     section(&mut text, "Ranks", &tables::ranks(run));
     warnings(&mut text, &run.environment.warnings);
     text
+}
+
+/// How well the gradients of each run were compressed, for those where they were.
+pub fn compressions(runs: &[RunRecord]) -> String {
+    let of = |run: &RunRecord| Some(paragraph(&format!("{}: {}", run.label, compression(run)?), 0));
+    runs.iter().filter_map(of).collect()
+}
+
+/// How well a run's gradients were compressed, on one line; nothing where they travelled as they are.
+fn compression(run: &RunRecord) -> Option<String> {
+    let buckets = &run.compression;
+    let first = buckets.first()?;
+    let mut codecs: Vec<String> = buckets.iter().map(|bucket| bucket.codec.name()).collect();
+    codecs.dedup();
+    let mut medians: Vec<f64> = buckets.iter().map(|bucket| bucket.contraction_median).collect();
+    medians.sort_by(f64::total_cmp);
+    let lowest =
+        buckets.iter().map(|bucket| bucket.contraction_lowest).fold(first.contraction_lowest, f64::min);
+    let growth = buckets.iter().map(|bucket| bucket.error_growth).fold(0.0, f64::max);
+    let mut text =
+        format!("{}: contraction {:.3} (lowest {lowest:.3})", codecs.join(", "), medians[medians.len() / 2]);
+    if growth > 0.0 {
+        text += &format!(", error memory {growth:.2} times that half-way");
+    }
+    let fallbacks = buckets.iter().filter_map(|bucket| bucket.fallback);
+    if let Some(fallback) = fallbacks.clone().min_by_key(|fallback| fallback.step) {
+        let count = plural(fallbacks.count() as u64, "bucket");
+        text += &format!("; {count} dense after step {}: {}", fallback.step, fallback.reason.name());
+    }
+    Some(text)
 }
 
 /// How many cells of the profile are how far to be trusted.

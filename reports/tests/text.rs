@@ -6,8 +6,9 @@ use autodist_reports::{
     chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline, csv_validation,
     terminal,
 };
-use autodist_spec::Seconds;
 use autodist_spec::profile::{Accelerator, Hardware};
+use autodist_spec::run::{BucketCompression, Fallback, FallbackReason};
+use autodist_spec::{Codec, Seconds};
 use fixture::{gpu_world, world};
 
 fn narrow(text: &str) {
@@ -100,6 +101,35 @@ fn a_run_in_the_terminal() {
             "28.0 MiB",
             "real devices, 4 ranks",
         ],
+    );
+}
+
+#[test]
+fn compressed_gradients_in_the_terminal() {
+    let mut world = world();
+    assert_eq!(terminal::compressions(&world.runs), "");
+    let bucket = BucketCompression {
+        pipeline_rank: 0,
+        bucket: 0,
+        codec: Codec::TopK { per_mille: 1 },
+        contraction_median: 0.25,
+        contraction_lowest: 0.125,
+        error_growth: 1.5,
+        fallback: None,
+    };
+    world.runs[0].compression = vec![bucket];
+    let expected = "top-k/1: contraction 0.250 (lowest 0.125), error memory 1.50 times that half-way";
+    check(&terminal::run_summary(&world.runs[0]), &[&format!("codecs     {expected}\n")]);
+    let fallback = Some(Fallback { step: 59, reason: FallbackReason::ErrorGrowth });
+    world.runs[0].compression.push(BucketCompression { bucket: 1, fallback, ..bucket });
+    let text = terminal::compressions(&world.runs);
+    narrow(&text);
+    assert!(
+        text.split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+            .contains("1 bucket dense after step 59: its error memory kept growing"),
+        "{text}"
     );
 }
 

@@ -185,6 +185,15 @@ impl Communication {
         exception.map_or(self.reduce, |b| b.reduction)
     }
 
+    /// Steps after which every codec works as it does from then on.
+    pub fn warmup_steps(&self) -> u32 {
+        let of = |reduction: Reduction| match reduction.codec {
+            Codec::OneBitAdam { warmup_steps } => warmup_steps,
+            _ => 0,
+        };
+        self.reductions().map(of).max().unwrap_or(0)
+    }
+
     /// Every reduction that occurs.
     pub fn reductions(&self) -> impl Iterator<Item = Reduction> + '_ {
         std::iter::once(self.reduce).chain(self.buckets.iter().map(|b| b.reduction))

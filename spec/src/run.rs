@@ -70,6 +70,55 @@ pub struct RankRecord {
     pub bytes_sent_per_step: Bytes,
 }
 
+/// Why a bucket's gradients went back to travelling as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FallbackReason {
+    /// Step after step nearly nothing of them arrived.
+    Contraction,
+    /// What was kept for later grew beyond what error feedback can ever send.
+    ErrorGrowth,
+}
+
+impl FallbackReason {
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Contraction => "its contraction stayed below the floor",
+            Self::ErrorGrowth => "its error memory kept growing",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Fallback {
+    /// The last one that was compressed; what was kept then was dropped.
+    pub step: u32,
+    pub reason: FallbackReason,
+}
+
+/// How well one bucket of gradients was compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BucketCompression {
+    pub pipeline_rank: u32,
+    /// In the order in which the rank's gradients become complete.
+    pub bucket: u32,
+    pub codec: Codec,
+    /// `1 - |x - C(x)|² / |x|²` of a step, where C(x) is what arrives of x: 1 where nothing is lost (delta of 1901.09847).
+    /// Median over the steps, then over the members.
+    pub contraction_median: f64,
+    /// Over all steps and members. Random rounding may lose more than there is, which makes it negative.
+    pub contraction_lowest: f64,
+    /// L2 norm of what is kept after the last step over that half-way through the run, the largest member's: about 1 once
+    /// it has settled. 0 where the codec keeps nothing.
+    pub error_growth: f64,
+    /// Absent where the codec was used to the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Fallback>,
+}
+
 /// One real training run of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -87,6 +136,9 @@ pub struct RunRecord {
     /// Over the steps after the warm-up, barrier to barrier, slowest rank.
     pub step_time: Sample,
     pub ranks: Vec<RankRecord>,
+    /// Buckets whose gradients lost something on the wire.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub compression: Vec<BucketCompression>,
     /// Operations of the step whose time was nearest the median.
     pub timeline: Vec<TimelineEvent>,
 }
@@ -117,6 +169,12 @@ impl Check for RunRecord {
             in_range(&at("rank"), u64::from(rank.rank), 0, 1 << 20)?;
             bytes(&at("peak_memory_bytes"), rank.peak_memory_bytes)?;
             bytes(&at("bytes_sent_per_step"), rank.bytes_sent_per_step)?;
+        }
+        for (index, bucket) in self.compression.iter().enumerate() {
+            let at = |field: &str| format!("compression[{index}].{field}");
+            finite(&at("contraction_median"), bucket.contraction_median)?;
+            finite(&at("contraction_lowest"), bucket.contraction_lowest)?;
+            not_negative(&at("error_growth"), bucket.error_growth)?;
         }
         for (index, event) in self.timeline.iter().enumerate() {
             let at = |field: &str| format!("timeline[{index}].{field}");

@@ -19,7 +19,8 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let options = train::options(&args.run, plan.profile.devices, plan.emulated())?;
     output::check_writable(&args.output)?;
     external::compare_machines(&plan)?;
-    let warmup = train::WARMUP_STEPS.min(args.steps - 1);
+    let codec_warmup = plan.strategy.communication.warmup_steps();
+    let warmup = train::WARMUP_STEPS.max(codec_warmup).min(args.steps - 1);
     let task = Task::of_plan(&plan, data.clone(), args.steps, warmup);
     let record = train::run(&task, &options)?;
     output::write(&args.output, to_json(&record).as_bytes())?;

@@ -17,8 +17,13 @@ pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
     let candidates = candidates(&plan, &args.plan, &args.selection, args.profile.as_ref())?;
     let options = train::options(&args.run, plan.profile.devices, plan.emulated())?;
     external::compare_machines(&plan)?;
-    let (validation, _) = validate(&plan, &candidates, &args.selection, args.probe, &options, &args.output)?;
-    output::print(&if args.json { to_json(&validation) } else { terminal::validation_table(&validation) })?;
+    let (validation, records) =
+        validate(&plan, &candidates, &args.selection, args.probe, &options, &args.output)?;
+    if args.json {
+        output::print(&to_json(&validation))?;
+        return Ok(());
+    }
+    output::print(&(terminal::validation_table(&validation) + &terminal::compressions(&records)))?;
     Ok(())
 }
 

@@ -133,6 +133,7 @@ pub fn run_record() -> RunRecord {
         warmup_steps: 1,
         step_time: Sample::of(&[1e-3, 1e-3]),
         ranks: (0..2).map(rank).collect(),
+        compression: Vec::new(),
         timeline: vec![event],
     }
 }

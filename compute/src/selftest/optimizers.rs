@@ -19,7 +19,7 @@ pub fn run<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
 
 fn adamw<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, len: usize) -> Outcome {
     let case = format!("{STEPS} steps of {len} elements");
-    let optimizer = AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1 };
+    let optimizer = AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, frozen_after: None };
     let mut parameter = lab.random(Held::Full, len);
     let [mut first, mut second] = [(); 2].map(|()| lab.upload(Held::Full, &vec![0.0; len]));
     let mut working = lab.blank(Held::Working, len);

@@ -4,7 +4,7 @@
 
 use autodist_collectives::{Collective, suits};
 use autodist_executor::local::Parameters;
-use autodist_executor::{DataSource, Task};
+use autodist_executor::{Coding, DataSource, Task};
 use autodist_program::{rules, stages};
 use autodist_spec::{
     Activation, Algorithm, Bytes, Communication, Job, ModelSpec, Norm, ParallelStrategy, Positions,
@@ -50,6 +50,7 @@ pub fn task(model: &ModelSpec, strategy: ParallelStrategy, stages: Vec<Stage>) -
         warmup_steps: 0,
         detail: false,
         emulated_flops_per_s: None,
+        coding: Coding::default(),
     }
 }
 

@@ -1,0 +1,225 @@
+//! Watches how well a bucket's gradients are compressed, and says when they had better travel as they are.
+//!
+//! Error feedback converges because a codec is a contraction: of what it compresses it loses at most a part `1 - δ` of the
+//! square norm, with `δ > 0` (Karimireddy et al., 1901.09847). Every step measures δ for free. Codecs that keep nothing are
+//! unbiased or nearly exact instead, and are watched by nobody.
+
+use autodist_codecs::Report;
+use autodist_spec::Codec;
+use autodist_spec::run::{BucketCompression, Fallback, FallbackReason};
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+
+/// When a bucket goes back to gradients as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Guard {
+    /// Steps between the votes of a group, each a maximum of one number over the members.
+    pub every: u32,
+    /// Votes over which a reason must hold without a break.
+    pub patience: u32,
+    /// Contraction below which a step counts as lost: of the largest entries of white noise a thousandth would still keep
+    /// eight times as much.
+    pub floor: f64,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Self { every: 10, patience: 5, floor: 1e-3 }
+    }
+}
+
+/// What was kept and what was given at a vote, as L2 norms.
+#[derive(Debug, Clone, Copy)]
+struct Norms {
+    error: f64,
+    gradient: f64,
+}
+
+/// One bucket on one member.
+#[derive(Debug)]
+pub struct Watch {
+    guard: Guard,
+    pub pipeline_rank: u32,
+    pub bucket: u32,
+    pub codec: Codec,
+    step: u32,
+    contractions: Vec<f64>,
+    errors: Vec<f64>,
+    /// Of the last votes, oldest first; one more than the patience, to tell growth.
+    norms: VecDeque<Norms>,
+    /// Steps since one was good enough.
+    lost: u32,
+    fallback: Option<Fallback>,
+}
+
+impl Watch {
+    pub fn new(guard: Guard, pipeline_rank: usize, bucket: usize, codec: Codec) -> Self {
+        Self {
+            guard,
+            pipeline_rank: pipeline_rank as u32,
+            bucket: bucket as u32,
+            codec,
+            step: 0,
+            contractions: Vec::new(),
+            errors: Vec::new(),
+            norms: VecDeque::new(),
+            lost: 0,
+            fallback: None,
+        }
+    }
+
+    /// Whether the step under way ends with a vote.
+    pub fn votes(&self) -> bool {
+        self.fallback.is_none() && (self.step + 1) % self.guard.every.max(1) == 0
+    }
+
+    /// Takes in a step; `gradient` is this member's norm where it votes. What it says must be known to all members.
+    pub fn observe(&mut self, report: Report, gradient: Option<f64>) -> Option<FallbackReason> {
+        self.step += 1;
+        // Steps that lose nothing are those of a warm-up, or of a bucket without anything to compress.
+        if report.contraction < 1.0 {
+            self.contractions.push(report.contraction);
+            self.errors.push(report.error_norm);
+        }
+        self.lost = if report.contraction < self.guard.floor { self.lost + 1 } else { 0 };
+        let norms = Norms { error: report.error_norm, gradient: gradient? };
+        self.norms.push_back(norms);
+        if self.norms.len() > self.guard.patience as usize + 1 {
+            self.norms.pop_front();
+        }
+        if self.lost >= self.guard.every * self.guard.patience {
+            Some(FallbackReason::Contraction)
+        } else if self.grows() {
+            Some(FallbackReason::ErrorGrowth)
+        } else {
+            None
+        }
+    }
+
+    /// Whether what is kept grew from vote to vote and is now more than a contraction could ever have left: with gradients
+    /// of norm G it stays within `2 sqrt(1 - δ) / δ · G` (1901.09847, lemma 3).
+    fn grows(&self) -> bool {
+        let norms = &self.norms;
+        let (Some(last), true) = (norms.back(), norms.len() > self.guard.patience as usize) else {
+            return false;
+        };
+        let growing =
+            norms.iter().zip(norms.iter().skip(1)).all(|(before, after)| after.error > before.error);
+        let window = (self.guard.every * self.guard.patience) as usize;
+        let recent = &self.contractions[self.contractions.len().saturating_sub(window)..];
+        let delta = median(recent).clamp(self.guard.floor.max(f64::MIN_POSITIVE), 1.0);
+        let largest = norms.iter().fold(0.0, |most, n| n.gradient.max(most));
+        growing && last.error > 2.0 * (1.0 - delta).sqrt() / delta * largest
+    }
+
+    /// All members agreed to stop after this step.
+    pub fn fell_back(&mut self, reason: FallbackReason) {
+        self.fallback = Some(Fallback { step: self.step - 1, reason });
+    }
+
+    /// Nothing where nothing was compressed.
+    pub fn record(&self) -> Option<BucketCompression> {
+        if self.contractions.is_empty() {
+            return None;
+        }
+        let halfway = self.errors[self.errors.len() / 2];
+        let last = self.errors.last().copied().unwrap_or_default();
+        Some(BucketCompression {
+            pipeline_rank: self.pipeline_rank,
+            bucket: self.bucket,
+            codec: self.codec,
+            contraction_median: median(&self.contractions),
+            contraction_lowest: self.contractions.iter().copied().fold(f64::INFINITY, f64::min),
+            error_growth: if halfway > 0.0 { last / halfway } else { 0.0 },
+            fallback: self.fallback,
+        })
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(1.0)
+}
+
+/// One entry per bucket: members saw the same exchanges, each with a gradient of its own.
+pub fn merge(members: impl Iterator<Item = BucketCompression>) -> Vec<BucketCompression> {
+    let mut merged: Vec<(BucketCompression, Vec<f64>)> = Vec::new();
+    for member in members {
+        let same =
+            |b: &BucketCompression| (b.pipeline_rank, b.bucket) == (member.pipeline_rank, member.bucket);
+        match merged.iter_mut().find(|(known, _)| same(known)) {
+            Some((known, medians)) => {
+                medians.push(member.contraction_median);
+                known.contraction_lowest = known.contraction_lowest.min(member.contraction_lowest);
+                known.error_growth = known.error_growth.max(member.error_growth);
+                known.fallback = known.fallback.or(member.fallback);
+            }
+            None => merged.push((member, vec![member.contraction_median])),
+        }
+    }
+    let mut list: Vec<_> = merged
+        .into_iter()
+        .map(|(bucket, medians)| BucketCompression { contraction_median: median(&medians), ..bucket })
+        .collect();
+    list.sort_by_key(|b| (b.pipeline_rank, b.bucket));
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watch(guard: Guard) -> Watch {
+        Watch::new(guard, 0, 0, Codec::TopK { per_mille: 1 })
+    }
+
+    /// The step after which it gives up, and why.
+    fn trips(report: impl Fn(u32) -> (f64, f64)) -> Option<(u32, FallbackReason)> {
+        let mut watch = watch(Guard::default());
+        (0..400).find_map(|step| {
+            let (contraction, error_norm) = report(step);
+            let gradient = watch.votes().then_some(1.0);
+            watch.observe(Report { contraction, error_norm }, gradient).map(|reason| (step, reason))
+        })
+    }
+
+    #[test]
+    fn a_contraction_that_stays_too_weak_trips() {
+        assert_eq!(trips(|_| (0.0, 1.0)), Some((49, FallbackReason::Contraction)));
+        assert_eq!(
+            trips(|step| (if step < 100 { 0.5 } else { -0.1 }, 1.0)),
+            Some((149, FallbackReason::Contraction))
+        );
+        // One good step among them is enough.
+        assert_eq!(trips(|step| (if step % 40 == 0 { 0.2 } else { 0.0 }, 1.0)), None);
+    }
+
+    #[test]
+    fn errors_beyond_what_a_contraction_leaves_trip_while_they_grow() {
+        // With δ = 0.5 they stay within 2.83 gradients.
+        let growth = trips(|step| (0.5, 0.1 * f64::from(step)));
+        assert_eq!(growth, Some((59, FallbackReason::ErrorGrowth)));
+        assert_eq!(trips(|step| (0.5, f64::from(step.min(27)) / 10.0)), None);
+        // Large, but not growing: gradients have shrunk.
+        assert_eq!(trips(|step| (0.5, 100.0 - 0.1 * f64::from(step))), None);
+        // White noise, the largest thousandth sent: errors grow for long, as they should.
+        assert_eq!(trips(|step| (0.01, f64::from(step).sqrt().min(10.0))), None);
+    }
+
+    #[test]
+    fn members_become_one_record() {
+        let mut members = Vec::new();
+        for (contraction, error) in [(0.5, 1.0), (0.3, 2.0)] {
+            let mut watch = watch(Guard::default());
+            watch.observe(Report { contraction, error_norm: 1.0 }, None);
+            watch.observe(Report { contraction: contraction / 2.0, error_norm: error }, None);
+            watch.observe(Report { contraction, error_norm: 2.0 * error }, None);
+            members.extend(watch.record());
+        }
+        let merged = merge(members.into_iter());
+        assert_eq!(merged.len(), 1);
+        assert_eq!((merged[0].contraction_median, merged[0].contraction_lowest), (0.5, 0.15));
+        assert_eq!((merged[0].error_growth, merged[0].fallback), (2.0, None));
+    }
+}
