@@ -53,3 +53,7 @@ test-mpi:
 # The real compiler for the kernels' tests, where no CUDA is installed
 nvrtc:
     python3 -m pip install --quiet --target target/nvrtc nvidia-cuda-nvrtc-cu12==12.8.93
+
+# Ranks on network namespaces with links between them (docs/validation-links.md); needs root
+links:
+    cargo test --test namespaces -- --test-threads 1

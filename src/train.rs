@@ -251,9 +251,8 @@ fn add_round(record: &mut RunRecord, second: &RunRecord) {
 }
 
 /// Step times at the speed at which the reference arithmetic takes `reference` seconds, and the run's speed over that.
-/// The steps of a round, which lie close together in time, share one speed. Where ranks are on several machines, links
-/// are no slower when the machines are: then only `arithmetic`, seconds of a step at that speed, is adjusted.
-fn adjusted(record: &RunRecord, reference: f64, per_round: usize, arithmetic: Option<f64>) -> (Sample, f64) {
+/// The steps of a round, which lie close together in time, share one speed.
+fn adjusted(record: &RunRecord, reference: f64, per_round: usize) -> (Sample, f64) {
     let steps = measured_steps(record);
     let of = |steps: &[StepRecord]| {
         Sample::of(&steps.iter().map(|s| s.reference_s.0).collect::<Vec<_>>()).median_s.0
@@ -263,10 +262,7 @@ fn adjusted(record: &RunRecord, reference: f64, per_round: usize, arithmetic: Op
     }
     let times = steps.chunks(per_round.max(1)).flat_map(|round| {
         let speed = reference / of(round);
-        round.iter().map(move |s| match arithmetic {
-            None => s.time_s.0 * speed,
-            Some(arithmetic) => (s.time_s.0 - arithmetic * (1.0 / speed - 1.0)).max(0.0),
-        })
+        round.iter().map(move |s| s.time_s.0 * speed)
     });
     (Sample::of(&times.collect::<Vec<_>>()), reference / of(steps))
 }
@@ -277,14 +273,12 @@ fn compare(
     records: Vec<Result<RunRecord, String>>,
     per_round: usize,
 ) -> (Validation, Vec<RunRecord>) {
-    let at_profile_speed = |candidate: &Alternative, record: &RunRecord| {
-        let cost = &candidate.estimate.cost;
-        let arithmetic = (cost.compute_s + cost.recompute_s + cost.optimizer_s).0;
-        let arithmetic = (plan.cluster.node_count() > 1).then_some(arithmetic);
-        adjusted(record, plan.profile.reference_s.0, per_round, arithmetic)
-    };
-    let ran = candidates.iter().zip(&records).filter_map(|(c, record)| Some((c, record.as_ref().ok()?)));
-    let best = ran.map(|(c, r)| at_profile_speed(c, r).0.median_s.0).fold(f64::INFINITY, f64::min);
+    // Between machines steps wait for links, which are no slower when a core is; and a core that has waited is not as
+    // fast at once. Such steps are left as they were timed.
+    let reference = if plan.cluster.node_count() > 1 { 0.0 } else { plan.profile.reference_s.0 };
+    let at_profile_speed = |record: &RunRecord| adjusted(record, reference, per_round);
+    let best =
+        records.iter().flatten().map(|r| at_profile_speed(r).0.median_s.0).fold(f64::INFINITY, f64::min);
     let (mut runs, mut kept, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for (candidate, record) in candidates.iter().zip(records) {
         let label = label(&candidate.strategy, &candidate.stages);
@@ -292,7 +286,7 @@ fn compare(
             Err(reason) => failed.push(FailedRun { label, reason }),
             Ok(record) => {
                 let time = record.step_time;
-                let (at_speed, machine_speed) = at_profile_speed(candidate, &record);
+                let (at_speed, machine_speed) = at_profile_speed(&record);
                 let peak = record.peak_memory();
                 let predicted = &candidate.estimate;
                 runs.push(ValidatedRun {

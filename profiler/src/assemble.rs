@@ -495,8 +495,6 @@ impl<'a> Assembly<'a> {
         self.updates.iter().map(cost).collect()
     }
 
-    /// From a batch of compute and a reduction that begin together: alone they take C and R, together c and r. While
-    /// the reduction runs, compute goes on at 1/s of its speed, then alone: c = r + C - r/s.
     fn interference(&self) -> Interference {
         let Some(overlap) = &self.overlap else {
             return Interference {
@@ -505,16 +503,28 @@ impl<'a> Assembly<'a> {
                 provenance: Provenance::Assumed,
             };
         };
-        let compute = Sample::of(&overlap.compute_alone).median_s.0;
-        let reduce = Sample::of(&overlap.reduce_alone).median_s.0;
-        let together = |part: fn(&(f64, f64)) -> f64| {
-            Sample::of(&overlap.together.iter().map(part).collect::<Vec<_>>()).median_s.0
+        // Between machines a row takes long, and its company longer: the machine's drift meanwhile would be taken for
+        // interference. There each repetition is compared with its own neighbours in time.
+        let several = self.request.machines.len() > 1;
+        let (compute, communication) = match several {
+            true => {
+                let rows = overlap.compute_alone.iter().zip(&overlap.reduce_alone).zip(&overlap.together);
+                let (compute, communication): (Vec<f64>, Vec<f64>) =
+                    rows.map(|((compute, reduce), (c, r))| slowdowns(*compute, *reduce, *c, *r)).unzip();
+                (Sample::of(&compute).median_s.0, Sample::of(&communication).median_s.0)
+            }
+            false => {
+                let together = |part: fn(&(f64, f64)) -> f64| {
+                    Sample::of(&overlap.together.iter().map(part).collect::<Vec<_>>()).median_s.0
+                };
+                let alone = |seconds: &[f64]| Sample::of(seconds).median_s.0;
+                let (compute, reduce) = (alone(&overlap.compute_alone), alone(&overlap.reduce_alone));
+                slowdowns(compute, reduce, together(|t| t.0), together(|t| t.1))
+            }
         };
-        let (c, r) = (together(|t| t.0), together(|t| t.1));
-        let progress = (compute - (c - r)).max(r * 1e-3);
         Interference {
-            compute_slowdown: (r / progress).clamp(1.0, 1e3),
-            communication_slowdown: (r / reduce).clamp(1.0, 1e3),
+            compute_slowdown: compute.clamp(1.0, 1e3),
+            communication_slowdown: communication.clamp(1.0, 1e3),
             provenance: Provenance::Measured,
         }
     }
@@ -599,6 +609,13 @@ impl<'a> Assembly<'a> {
         }
         warnings
     }
+}
+
+/// From a batch of compute and a reduction that begin together: alone they take C and R, together c and r. While
+/// the reduction runs, compute goes on at 1/s of its speed, then alone: c = r + C - r/s.
+fn slowdowns(compute: f64, reduce: f64, c: f64, r: f64) -> (f64, f64) {
+    let progress = (compute - (c - r)).max(r * 1e-3);
+    (r / progress, r / reduce)
 }
 
 /// Machines that differ in speed by more are worth a word.
