@@ -2,7 +2,7 @@
 
 use crate::assemble::Assembly;
 use crate::{Assignment, CodingTask, HardwareTask, LinkTask, NetworkTask, OverlapTask, Request};
-use autodist_executor::{DataSource, Task};
+use autodist_executor::{Coding, DataSource, Task};
 use autodist_program::{rules, stages};
 use autodist_spec::{Bytes, Codec, Job, LayerKind, ParallelStrategy, Recompute, TensorSplit};
 
@@ -128,6 +128,7 @@ pub fn task(request: &Request, probe: &Probe) -> Task {
         warmup_steps: if request.emulated.is_some() { 1 } else { WARMUP_STEPS },
         detail: true,
         emulated_flops_per_s: request.emulated_flops_per_s(),
+        coding: Coding::default(),
     }
 }
 
