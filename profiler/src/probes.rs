@@ -123,12 +123,12 @@ pub fn task(request: &Request, probe: &Probe) -> Task {
         strategy,
         stages,
         data: DataSource::Synthetic,
-        coding: Coding::default(),
         // An emulated device takes the same time whenever it is asked.
         steps: if request.emulated.is_some() { EMULATED_STEPS } else { STEPS },
         warmup_steps: if request.emulated.is_some() { 1 } else { WARMUP_STEPS },
         detail: true,
         emulated_flops_per_s: request.emulated_flops_per_s(),
+        coding: Coding::default(),
     }
 }
 
