@@ -128,6 +128,7 @@ pub fn task(request: &Request, probe: &Probe) -> Task {
         warmup_steps: if request.emulated.is_some() { 1 } else { WARMUP_STEPS },
         detail: true,
         emulated_flops_per_s: request.emulated_flops_per_s(),
+        coding: Default::default(),
     }
 }
 
