@@ -21,7 +21,7 @@ const EDGES: [(&str, &str); 14] = [
     ("cuda", "codecs compute spec"),
     ("communication", "collectives spec"),
     ("executor", "codecs communication compute cuda program spec"),
-    ("profiler", "codecs communication compute executor program spec"),
+    ("profiler", "codecs collectives communication compute executor program spec"),
     ("reports", "spec"),
     ("autodist", "compute cost-model executor planner profiler program reports spec"),
     ("software-gpu", ""),

@@ -68,13 +68,10 @@ fn a_slow_link_is_measured_planned_around_and_trained_over() {
         line(folder.path(), "validate plan.json --all --steps 2 --timeout 30 --json -o runs").json();
     let runs = validation["runs"].as_array().unwrap();
     assert!(validation["failed"].as_array().unwrap().is_empty(), "{}", validation["failed"]);
-    assert!(runs.len() >= 6, "{} runs", runs.len());
+    // As they are and by each codec; whichever device is which rank, a ring loads the same links.
+    assert_eq!(runs.len(), 3);
     let gains = validation["gains"].as_array().unwrap();
-    assert_eq!(
-        gains.len(),
-        runs.iter().filter(|run| run["label"].as_str().unwrap().contains("codec")).count()
-    );
-    assert!(!gains.is_empty() && gains.iter().all(|gain| gain["predicted"].is_f64()), "{gains:?}");
+    assert!(gains.len() == 2 && gains.iter().all(|gain| gain["predicted"].is_f64()), "{gains:?}");
     let records = std::fs::read_dir(folder.path().join("runs")).unwrap().filter_map(|entry| {
         let path = entry.unwrap().path();
         path.file_name()?.to_str()?.starts_with("00").then_some(path)

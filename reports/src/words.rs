@@ -223,6 +223,11 @@ pub(crate) fn stop_reason(reason: StopReason) -> &'static str {
 }
 
 /// How well the predictions order the plans, beside guesses that need no model.
+/// `1.25 times`.
+fn times(factor: f64) -> String {
+    format!("{factor:.2} times")
+}
+
 /// Which rank goes where, and how good that is.
 pub(crate) fn placement(strategy: &ParallelStrategy, report: &PlacementReport) -> String {
     let placement = &strategy.communication.placement;
@@ -231,14 +236,19 @@ pub(crate) fn placement(strategy: &ParallelStrategy, report: &PlacementReport) -
         true => "rank r on device r".to_owned(),
         false => format!("ranks in order on devices {}", devices.join(", ")),
     };
-    let optimal = match (report.exact, report.above_bound) {
-        (true, above) if above < 1e-9 => "no placement loads the busiest links less".to_owned(),
-        (true, above) => format!("the least load of the busiest links would be {} lower", percent(above)),
-        (false, above) => format!("found by swaps, at most {} above the least load", percent(above)),
+    let tried = plural(u64::from(report.tried), "placement");
+    let optimal = match report.above_bound {
+        None => format!("the best of {tried}, and no other loads the links less in any kind of traffic"),
+        Some(above) => {
+            format!("the best of {tried} found by swaps, at most {} above the least load", percent(above))
+        }
     };
-    let other = match report.in_order {
-        _ if placement.is_empty() => String::new(),
-        more => format!("; rank r on device r would load them {} more", percent(more)),
+    let other = match placement.is_empty() {
+        true => String::new(),
+        false => format!(
+            "; rank r on device r would load the busiest links {} as long",
+            times(1.0 + report.in_order)
+        ),
     };
     format!("{which}: {optimal}{other}")
 }

@@ -408,12 +408,14 @@ pub struct CollectiveShare {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlacementReport {
-    /// Whether all placements were searched, by branch and bound.
+    /// Whether all placements were searched: those that were priced are then all that no other beats in every kind.
     pub exact: bool,
-    /// How far above the least that any placement takes this one is, relative to it; above a bound of the least where the
-    /// search was not exact.
-    pub above_bound: f64,
-    /// How much longer rank r on device r would take, relative to this one.
+    /// Placements that were priced.
+    pub tried: u32,
+    /// Where the search was not exact: how far above a bound of the least this one is, relative to that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub above_bound: Option<f64>,
+    /// How much longer rank r on device r would take, relative to this one; kinds that a step hides count as well.
     pub in_order: f64,
 }
 
