@@ -11,8 +11,7 @@ pub fn of(runs: &[ValidatedRun]) -> Vec<CodecGain> {
     let gain = |run: &ValidatedRun| {
         let communication = &run.strategy.communication;
         let codec = communication.reductions().map(|r| r.codec).find(|codec| *codec != Codec::None)?;
-        let exact = exact(&run.strategy);
-        let twin = runs.iter().find(|other| other.strategy == exact)?;
+        let twin = twin(run, runs)?;
         let spread =
             |run: &ValidatedRun| run.measured.adjusted_step_time_spread_s / run.measured.adjusted_step_time_s;
         let predicted = twin.predicted.step_time_s / run.predicted.step_time_s - 1.0;
@@ -24,10 +23,22 @@ pub fn of(runs: &[ValidatedRun]) -> Vec<CodecGain> {
     runs.iter().filter_map(gain).collect()
 }
 
-/// The strategy with gradients as they are, by the same algorithm.
-fn exact(strategy: &ParallelStrategy) -> ParallelStrategy {
-    let communication = &strategy.communication;
-    let reduce = Reduction { codec: Codec::None, ..communication.reduce };
-    let communication = Communication { reduce, buckets: Vec::new(), ..communication.clone() };
+/// The same plan with gradients as they are: reduced by the same algorithm, or by the fastest if that did not run.
+fn twin<'a>(run: &ValidatedRun, runs: &'a [ValidatedRun]) -> Option<&'a ValidatedRun> {
+    let reduce = &run.strategy.communication.reduce;
+    let same = runs.iter().filter(|other| {
+        other.strategy.communication.reductions().all(|r| r.codec == Codec::None)
+            && beside_reductions(&other.strategy) == beside_reductions(&run.strategy)
+    });
+    same.min_by(|a, b| {
+        let other = |run: &ValidatedRun| run.strategy.communication.reduce.algorithm != reduce.algorithm;
+        let time = |run: &ValidatedRun| run.measured.adjusted_step_time_s.0;
+        other(a).cmp(&other(b)).then(time(a).total_cmp(&time(b)))
+    })
+}
+
+fn beside_reductions(strategy: &ParallelStrategy) -> ParallelStrategy {
+    let reduce = Reduction::default();
+    let communication = Communication { reduce, buckets: Vec::new(), ..strategy.communication.clone() };
     ParallelStrategy { communication, ..strategy.clone() }
 }

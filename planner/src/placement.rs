@@ -20,6 +20,8 @@ const KEPT: usize = 12;
 const NOTHING: f64 = 0.02;
 /// How much more than its bytes one kind of traffic counts where swaps look for a placement that is good for it.
 const EMPHASIS: f64 = 64.0;
+/// What the load of all links counts beside that of the busiest, where swaps look for a way down.
+const ALL_LINKS: f64 = 0.01;
 /// Rounds of swaps at the most; each takes a look at every pair of ranks.
 const ROUNDS: usize = 50;
 /// Traffic is rounded to powers of this, so that programs that differ little share a search.
@@ -98,10 +100,21 @@ impl<'a> Ground<'a> {
         }
     }
 
-    fn loads(&self, shape: &Shape, placed: &[u32]) -> Loads {
+    fn load(&self, shape: &Shape, placed: &[u32]) -> Load {
         let mut load = self.nothing();
         (0..placed.len()).for_each(|rank| self.add(shape, placed, rank, &mut load));
-        load.busiest()
+        load
+    }
+
+    fn loads(&self, shape: &Shape, placed: &[u32]) -> Loads {
+        self.load(shape, placed).busiest()
+    }
+
+    /// Weighted loads of the busiest links and, a little, of all: one swap seldom takes enough from all busy links.
+    fn smooth(&self, shape: &Shape, placed: &[u32], weights: &Loads) -> f64 {
+        let load = self.load(shape, placed);
+        let all: Loads = std::array::from_fn(|kind| load.seconds[kind].iter().sum());
+        sum(&load.busiest(), weights) + ALL_LINKS * sum(&all, weights)
     }
 }
 
@@ -240,7 +253,8 @@ fn branch(
 
 /// Swaps pairs of ranks as long as that lowers the weighted loads.
 fn improved(ground: &Ground<'_>, shape: &Shape, mut placed: Vec<u32>, weights: &Loads) -> Vec<u32> {
-    let mut cost = sum(&ground.loads(shape, &placed), weights);
+    let of = |placed: &[u32]| ground.smooth(shape, placed, weights);
+    let mut cost = of(&placed);
     for _ in 0..ROUNDS {
         let before = cost;
         for a in 0..placed.len() {
@@ -249,7 +263,7 @@ fn improved(ground: &Ground<'_>, shape: &Shape, mut placed: Vec<u32>, weights: &
                     continue;
                 }
                 placed.swap(a, b);
-                let other = sum(&ground.loads(shape, &placed), weights);
+                let other = of(&placed);
                 if other < cost * (1.0 - 1e-9) {
                     cost = other;
                 } else {
@@ -358,7 +372,7 @@ mod tests {
         };
         let stages = stages::even(&model, &strategy);
         let devices = data * tensor * pipeline;
-        Shape::of(&Program::compile(&model, &Job::new(8, 64), devices, &strategy, &stages).unwrap())
+        Shape::of(&Program::compile(&model, &Job::new(8 * data, 64), devices, &strategy, &stages).unwrap())
     }
 
     /// Loads of all orders of the devices.
