@@ -45,6 +45,9 @@ fn normal(count: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
+/// Squared norms of what was compressed, and of what that lost.
+type Squares<A> = (Vec<<A as Arithmetic>::Sum>, Vec<<A as Arithmetic>::Sum>);
+
 impl<A: Arithmetic> Factors<A> {
     pub fn new(on: &A, layout: Layout, elements: usize, seed: u64, half: bool) -> Self {
         let right = on.zeros(layout.right());
@@ -100,7 +103,7 @@ impl<A: Arithmetic> Factors<A> {
         on: &A,
         mut gradient: PartMut<'_, A>,
         exchange: &mut X,
-    ) -> Result<(Vec<A::Sum>, Vec<A::Sum>), X::Error> {
+    ) -> Result<Squares<A>, X::Error> {
         let size = exchange.size() as f32;
         let dense = self.layout.dense_elements();
         if dense > 0 {
@@ -148,7 +151,7 @@ impl<A: Arithmetic> Factors<A> {
         mut left: A::Owned,
         mut gradient: PartMut<'_, A>,
         exchange: &mut X,
-    ) -> Result<(Vec<A::Sum>, Vec<A::Sum>), X::Error> {
+    ) -> Result<Squares<A>, X::Error> {
         let size = exchange.size() as f32;
         let renew_left = self.step % 2 == 1;
         let whole = match renew_left {

@@ -1,10 +1,13 @@
 //! All-reduce over TCP on this machine, ranks as threads, each algorithm beside the plain copy of as many bytes over
-//! one connection: `cargo bench -p autodist-communication`.
+//! one connection; and over links of 200 Mbit/s, beside what no algorithm can beat:
+//! `cargo bench -p autodist-communication`.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use autodist_communication::switch::{Links, Route, Switch};
 use autodist_communication::tcp::{Rendezvous, TcpOptions, join};
 use autodist_communication::{Communicator, Reduction, Result, Ways};
 use autodist_spec::Algorithm;
@@ -21,9 +24,11 @@ fn algorithms(size: usize) -> Vec<Algorithm> {
     all
 }
 
-/// Opens one group at all ranks.
-fn open(world: usize) -> Result<Vec<Box<dyn Communicator>>> {
-    let rendezvous = Rendezvous::bind(([127, 0, 0, 1], 0).into(), world, "bench")?;
+/// Opens one group at all ranks, over `links` if there are any.
+fn open(world: usize, links: Option<Links>) -> Result<Vec<Box<dyn Communicator>>> {
+    let switch =
+        links.map(|links| Arc::new(Switch::start(links).expect("a switch takes sockets and a thread")));
+    let rendezvous = Rendezvous::bind_with(([127, 0, 0, 1], 0).into(), world, "bench", switch)?;
     let address = rendezvous.address();
     std::thread::scope(|scope| {
         let rank = |rank| {
@@ -89,7 +94,7 @@ fn connection() -> std::io::Result<(TcpStream, TcpStream)> {
 fn all_reduce(criterion: &mut Criterion) {
     let (mut sender, mut receiver) = connection().expect("loopback works");
     for world in [2, 4] {
-        let mut groups = open(world).expect("ranks find each other");
+        let mut groups = open(world, None).expect("ranks find each other");
         let mut bench = criterion.benchmark_group(format!("{world} ranks"));
         bench
             .sample_size(10)
@@ -112,5 +117,37 @@ fn all_reduce(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, all_reduce);
+/// Bytes per second of each rank's uplink and downlink.
+const RATE: f64 = 25e6;
+
+/// Ranks of one uplink and one downlink each, 0.5 ms apart.
+fn star(world: usize) -> Links {
+    let route = |from: usize, to: usize| match from == to {
+        true => Route::default(),
+        false => Route { links: vec![2 * from, 2 * to + 1], delay: Duration::from_micros(500) },
+    };
+    let routes = (0..world).map(|from| (0..world).map(|to| route(from, to)).collect()).collect();
+    Links { rates: vec![RATE; 2 * world], routes }
+}
+
+fn paced(criterion: &mut Criterion) {
+    let world = 4;
+    let mut groups = open(world, Some(star(world))).expect("ranks find each other");
+    let mut bench = criterion.benchmark_group("4 ranks, 200 Mbit/s");
+    bench.sample_size(10).measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_millis(500));
+    for bytes in [1 << 20, 4 << 20] {
+        // 2 (p - 1) / p n / rate (Patarasuk and Yuan, 2009).
+        let bound = 2.0 * (world as f64 - 1.0) / world as f64 * f64::from(bytes) / RATE;
+        let bytes = bytes as usize;
+        bench.bench_function(
+            BenchmarkId::new(format!("ring, bound {:.1} ms", 1e3 * bound), bytes),
+            |bencher| {
+                bencher.iter_custom(|times| reduce(&mut groups, Algorithm::Ring, bytes, times));
+            },
+        );
+    }
+    bench.finish();
+}
+
+criterion_group!(benches, all_reduce, paced);
 criterion_main!(benches);
