@@ -1,37 +1,18 @@
 //! Training with gradients in fewer bytes: the same plan, the same data, and where the loss ends.
 
+mod common;
+
 use autodist_codecs::{Phase, Tensor, phases};
 use autodist_compute::Cpu;
 use autodist_executor::{Coding, DataSource, Guard, Task, local};
 use autodist_program::{buckets, stages};
 use autodist_spec::run::FallbackReason;
-use autodist_spec::{
-    Activation, Codec, Communication, Job, ModelSpec, Norm, ParallelStrategy, Positions, Reduction, RunRecord,
-};
+use autodist_spec::{Codec, Communication, Job, ParallelStrategy, Reduction, RunRecord};
+use common::learner;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 const STEPS: u32 = 200;
-
-fn model() -> ModelSpec {
-    ModelSpec {
-        name: "small".to_owned(),
-        layers: 2,
-        hidden: 64,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 16,
-        ffn: 128,
-        vocab: 64,
-        max_seq_len: 64,
-        positions: Positions::Rotary { theta: 10_000.0 },
-        norm: Norm::RmsNorm,
-        norm_epsilon: 1e-5,
-        activation: Activation::SwiGlu,
-        bias: false,
-        tied_embeddings: false,
-    }
-}
 
 fn strategy(codec: Codec) -> ParallelStrategy {
     let communication =
@@ -40,7 +21,7 @@ fn strategy(codec: Codec) -> ParallelStrategy {
 }
 
 fn train(codec: Codec, gradient_clip: f64, coding: Coding) -> RunRecord {
-    let model = model();
+    let model = learner();
     let mut job = Job { gradient_clip, ..Job::new(16, 64) };
     job.learning_rate.peak = 5e-3;
     let strategy = strategy(codec);
@@ -97,7 +78,7 @@ fn clip(codec: Codec) -> f64 {
 
 /// Bytes that both ranks send for the gradients in all steps, by the formulas; whether the guard votes.
 fn announced(codec: Codec, votes: bool) -> f64 {
-    let (model, strategy) = (model(), strategy(codec));
+    let (model, strategy) = (learner(), strategy(codec));
     let stages = stages::even(&model, &strategy);
     let of = |codec: Codec| -> f64 {
         let all = buckets(&model, &strategy, &stages, 0, 0);

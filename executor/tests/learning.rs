@@ -1,34 +1,17 @@
 //! 200 steps on the synthetic language bring the loss to within 5 % of the language's entropy, however the model is
 //! split. The entropy is a floor: a loss below it would be as wrong as one far above.
 
+mod common;
+
 use autodist_compute::Cpu;
 use autodist_executor::{Coding, DataSource, SyntheticLanguage, Task, local};
 use autodist_program::stages;
-use autodist_spec::{Activation, Job, ModelSpec, Norm, Optimizer, ParallelStrategy, Positions};
+use autodist_spec::{Job, Optimizer, ParallelStrategy};
+use common::learner;
 use std::time::Duration;
 
-fn model() -> ModelSpec {
-    ModelSpec {
-        name: "small".to_owned(),
-        layers: 2,
-        hidden: 64,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 16,
-        ffn: 128,
-        vocab: 64,
-        max_seq_len: 64,
-        positions: Positions::Rotary { theta: 10_000.0 },
-        norm: Norm::RmsNorm,
-        norm_epsilon: 1e-5,
-        activation: Activation::SwiGlu,
-        bias: false,
-        tied_embeddings: false,
-    }
-}
-
 fn final_loss(strategy: ParallelStrategy, optimizer: Optimizer, peak: f64) -> f64 {
-    let model = model();
+    let model = learner();
     let mut job = Job { optimizer, ..Job::new(16, 64) };
     job.learning_rate.peak = peak;
     let stages = stages::even(&model, &strategy);
@@ -81,7 +64,7 @@ fn pipeline_parallel() {
 #[test]
 fn momentum_sgd_learns_too_but_more_slowly() {
     let floor = SyntheticLanguage::new(64).entropy();
-    let untrained = f64::from(model().vocab).ln();
+    let untrained = f64::from(learner().vocab).ln();
     let optimizer = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.0 };
     let loss = final_loss(ParallelStrategy::data_parallel(1, 16), optimizer, 0.3);
     assert!(

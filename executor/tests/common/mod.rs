@@ -1,4 +1,4 @@
-//! What the tests of exactness share: small models, ways of training them, and how far two trainings are apart.
+//! What the tests of training share: small models, ways of training them, and how far two trainings are apart.
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
@@ -11,6 +11,27 @@ use autodist_spec::{
     Recompute, Reduction, RunRecord, ScheduleKind, Stage,
 };
 use proptest::prelude::*;
+
+/// Small, but large enough to learn the synthetic language.
+pub fn learner() -> ModelSpec {
+    ModelSpec {
+        name: "small".to_owned(),
+        layers: 2,
+        hidden: 64,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+        ffn: 128,
+        vocab: 64,
+        max_seq_len: 64,
+        positions: Positions::Rotary { theta: 10_000.0 },
+        norm: Norm::RmsNorm,
+        norm_epsilon: 1e-5,
+        activation: Activation::SwiGlu,
+        bias: false,
+        tied_embeddings: false,
+    }
+}
 
 /// Two families; sizes that no vector width divides, and a vocabulary that no tensor degree divides.
 pub fn model(llama: bool) -> ModelSpec {
