@@ -13,5 +13,5 @@ for name in four-50mbit four-200mbit four-1gbit loopback; do
     target/release/autodist plan --job $job --allow compression --profile "$folder/profile.json" -o "$folder/plan.json" > /dev/null
     echo "== $name"
     target/release/autodist validate "$folder/plan.json" --all --steps 10 -o "$folder/runs" > "$folder/validation.txt"
-    sed -n '/^What gradients in fewer bytes bring/,$p' "$folder/validation.txt"
+    sed -n '/^What fewer bytes bring/,$p' "$folder/validation.txt"
 done

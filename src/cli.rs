@@ -190,7 +190,7 @@ pub struct StrategyArgs {
 /// What is not exact, and used only where it is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AllowArg {
-    /// Gradients in fewer bytes, by every codec with its defaults
+    /// Gradients, gathered parameters and activations in fewer bytes, by every codec that does with its defaults
     Compression,
 }
 

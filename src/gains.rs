@@ -1,7 +1,7 @@
-//! What codecs brought: every run with compressed gradients beside the same plan with gradients as they are.
+//! What codecs brought: every run with gradients, parameters or activations in fewer bytes beside the same plan without.
 
 use autodist_spec::run::CodecGain;
-use autodist_spec::{Codec, Communication, ParallelStrategy, Reduction, ValidatedRun};
+use autodist_spec::{Codec, Communication, ParallelStrategy, ValidatedRun};
 
 /// Measured gains that are smaller than that are none, as for plans that tie.
 const TIE: f64 = 0.02;
@@ -9,8 +9,7 @@ const TIE: f64 = 0.02;
 /// One entry for every run whose exact twin ran too.
 pub fn of(runs: &[ValidatedRun]) -> Vec<CodecGain> {
     let gain = |run: &ValidatedRun| {
-        let communication = &run.strategy.communication;
-        let codec = communication.reductions().map(|r| r.codec).find(|codec| *codec != Codec::None)?;
+        let codec = codecs(&run.strategy.communication).find(|codec| *codec != Codec::None)?;
         let twin = twin(run, runs)?;
         let spread =
             |run: &ValidatedRun| run.measured.adjusted_step_time_spread_s / run.measured.adjusted_step_time_s;
@@ -23,22 +22,31 @@ pub fn of(runs: &[ValidatedRun]) -> Vec<CodecGain> {
     runs.iter().filter_map(gain).collect()
 }
 
-/// The same plan with gradients as they are: reduced by the same algorithm, or by the fastest if that did not run.
+/// The same plan with everything as it is: moved by the same algorithm, or by the fastest if that did not run.
 fn twin<'a>(run: &ValidatedRun, runs: &'a [ValidatedRun]) -> Option<&'a ValidatedRun> {
-    let reduce = &run.strategy.communication.reduce;
+    let Communication { reduce, gather, .. } = &run.strategy.communication;
     let same = runs.iter().filter(|other| {
-        other.strategy.communication.reductions().all(|r| r.codec == Codec::None)
-            && beside_reductions(&other.strategy) == beside_reductions(&run.strategy)
+        codecs(&other.strategy.communication).all(|codec| codec == Codec::None)
+            && beside_codecs(&other.strategy) == beside_codecs(&run.strategy)
     });
     same.min_by(|a, b| {
-        let other = |run: &ValidatedRun| run.strategy.communication.reduce.algorithm != reduce.algorithm;
+        let other = |run: &ValidatedRun| {
+            let communication = &run.strategy.communication;
+            (communication.reduce.algorithm, communication.gather) != (reduce.algorithm, *gather)
+        };
         let time = |run: &ValidatedRun| run.measured.adjusted_step_time_s.0;
         other(a).cmp(&other(b)).then(time(a).total_cmp(&time(b)))
     })
 }
 
-fn beside_reductions(strategy: &ParallelStrategy) -> ParallelStrategy {
-    let reduce = Reduction::default();
-    let communication = Communication { reduce, buckets: Vec::new(), ..strategy.communication.clone() };
+/// Of gradients, parameters and activations.
+fn codecs(communication: &Communication) -> impl Iterator<Item = Codec> + '_ {
+    let others = [communication.parameters, communication.activations];
+    communication.reductions().map(|reduction| reduction.codec).chain(others)
+}
+
+fn beside_codecs(strategy: &ParallelStrategy) -> ParallelStrategy {
+    let (placement, tensor) = (strategy.communication.placement.clone(), strategy.communication.tensor);
+    let communication = Communication { placement, tensor, ..Communication::default() };
     ParallelStrategy { communication, ..strategy.clone() }
 }

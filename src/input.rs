@@ -175,6 +175,8 @@ pub fn job(
     job.precision = args.precision.map_or(job.precision, Precision::from);
     if args.allow.contains(&AllowArg::Compression) {
         job.allow.codecs = Codec::DEFAULTS.to_vec();
+        job.allow.parameter_codecs = vec![Codec::None, Codec::Bf16, Codec::Int8 { block: 256 }];
+        job.allow.activation_codecs = vec![Codec::None, Codec::Bf16];
     }
     if let Some(peak) = args.learning_rate {
         job.learning_rate.peak = peak;

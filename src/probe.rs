@@ -7,7 +7,7 @@ use autodist_executor::launcher::LaunchOptions;
 use autodist_executor::{DataSource, Task};
 use autodist_program::{rules, stages};
 use autodist_spec::error::in_range;
-use autodist_spec::{Codec, CodecProbe, Communication, InputError, ParallelStrategy, Plan, Reduction};
+use autodist_spec::{Codec, CodecProbe, Coded, InputError, ParallelStrategy, Plan, Reduction};
 
 /// Losses are means over so many steps: single ones are as noisy as their batches.
 const WINDOW: usize = 10;
@@ -22,16 +22,23 @@ pub fn probe(
     options: &LaunchOptions,
 ) -> Result<Vec<CodecProbe>, Failure> {
     in_range("--probe", u64::from(steps), 2 * WINDOW as u64, 1 << 20)?;
-    let strategy = strategy(plan)?;
-    let codecs: Vec<Codec> = plan.job.allow.codecs.iter().copied().filter(|c| *c != Codec::None).collect();
+    let devices = plan.cluster.device_count();
+    let exact = plain(plan)?;
+    let allow = &plan.job.allow;
+    let lossy = [
+        (Coded::Gradients, &allow.codecs),
+        (Coded::Parameters, &allow.parameter_codecs),
+        (Coded::Activations, &allow.activation_codecs),
+    ];
+    let pairs = lossy.iter().flat_map(|(coded, codecs)| codecs.iter().map(|codec| (*coded, *codec)));
+    let pairs: Vec<(Coded, Codec)> = pairs.filter(|(_, codec)| *codec != Codec::None).collect();
     // What is learned depends on no link and no clock.
     let options = LaunchOptions { network: None, ..options.clone() };
     let mut progress = Progress::new("probe");
-    let train = |codec: Codec, steps: u32| -> Result<Vec<f64>, Failure> {
-        let strategy = with(&strategy, codec);
-        let stages = stages::even(&plan.model, &strategy);
+    let train = |strategy: &ParallelStrategy, steps: u32| -> Result<Vec<f64>, Failure> {
+        let stages = stages::even(&plan.model, strategy);
         let task = Task {
-            strategy,
+            strategy: strategy.clone(),
             stages,
             emulated_flops_per_s: None,
             ..Task::of_plan(plan, data.clone(), steps, 0)
@@ -39,27 +46,26 @@ pub fn probe(
         let record = train::run(&task, &options)?;
         Ok(smooth(&record.steps.iter().map(|step| step.loss).collect::<Vec<_>>()))
     };
-    progress.at(0, codecs.len() + 1, "training with gradients as they are");
-    let exact = train(Codec::None, steps)?;
-    let exact_loss = exact.last().copied().unwrap_or(f64::NAN);
+    progress.at(0, pairs.len() + 1, "training with everything as it is");
+    let exact_loss = train(&exact, steps)?.last().copied().unwrap_or(f64::NAN);
     let mut probes = Vec::new();
-    for (index, codec) in codecs.iter().enumerate() {
-        let name = codec.name();
-        progress.at(index + 1, codecs.len() + 1, &format!("training with {name}"));
-        let devices = plan.cluster.device_count();
-        let coded = with(&strategy, *codec);
-        if let Err(illegal) = rules::check_strategy(&plan.model, &plan.job, devices, &coded) {
-            output::note(&format!("{name} is not probed: {illegal}"));
+    for (index, (coded, codec)) in pairs.iter().enumerate() {
+        let name = format!("{} as {}", coded.name(), codec.name());
+        progress.at(index + 1, pairs.len() + 1, &format!("training with {name}"));
+        let strategy = with(&exact, *coded, *codec);
+        let legal = rules::check_strategy(&plan.model, &plan.job, devices, &strategy);
+        if let Err(illegal) = legal {
+            output::note(&format!("not probed: {name}: {illegal}"));
             continue;
         }
-        let losses = train(*codec, (PATIENCE * f64::from(steps)).ceil() as u32)?;
-        probes.push(compare(*codec, steps, exact_loss, &losses));
+        let losses = train(&strategy, (PATIENCE * f64::from(steps)).ceil() as u32)?;
+        probes.push(compare((*coded, *codec), steps, exact_loss, &losses));
     }
     Ok(probes)
 }
 
-/// Plain data parallelism over the plan's devices, which is what codecs are for.
-fn strategy(plan: &Plan) -> Result<ParallelStrategy, Failure> {
+/// Plain data parallelism over the plan's devices.
+fn plain(plan: &Plan) -> Result<ParallelStrategy, Failure> {
     let devices = plan.cluster.device_count();
     let each = plan.job.global_batch / devices.max(1);
     let strategy = ParallelStrategy::data_parallel(devices, each.max(1));
@@ -73,10 +79,24 @@ fn strategy(plan: &Plan) -> Result<ParallelStrategy, Failure> {
         .map(|()| strategy)
 }
 
-fn with(strategy: &ParallelStrategy, codec: Codec) -> ParallelStrategy {
-    let reduce = Reduction { codec, ..Reduction::default() };
-    let communication = Communication { reduce, ..Communication::default() };
-    ParallelStrategy { communication, ..strategy.clone() }
+/// The same training, split so that there is something to code.
+fn with(exact: &ParallelStrategy, coded: Coded, codec: Codec) -> ParallelStrategy {
+    let mut strategy = exact.clone();
+    let communication = &mut strategy.communication;
+    match coded {
+        Coded::Gradients | Coded::GradientShards => {
+            communication.reduce = Reduction { codec, ..Reduction::default() };
+        }
+        Coded::Parameters => {
+            communication.parameters = codec;
+            (strategy.zero_stage, strategy.shard) = (3, strategy.data);
+        }
+        Coded::Activations => {
+            communication.activations = codec;
+            (strategy.pipeline, strategy.data, strategy.micro_batch) = (strategy.data, 1, 1);
+        }
+    }
+    strategy
 }
 
 /// Means over the last steps; the first few have fewer before them.
@@ -88,12 +108,13 @@ fn smooth(losses: &[f64]) -> Vec<f64> {
     (0..losses.len()).map(mean).collect()
 }
 
-fn compare(codec: Codec, steps: u32, exact_loss: f64, losses: &[f64]) -> CodecProbe {
+fn compare((coded, codec): (Coded, Codec), steps: u32, exact_loss: f64, losses: &[f64]) -> CodecProbe {
     // Before a whole window, the mean is of the beginning.
     let after = losses.iter().enumerate().skip(WINDOW - 1).find(|(_, loss)| **loss <= exact_loss);
     let made = after.map_or(losses.len(), |(index, _)| index + 1);
     CodecProbe {
         codec,
+        coded,
         steps,
         exact_loss,
         loss: losses.get(steps as usize - 1).copied().unwrap_or(f64::NAN),
@@ -111,9 +132,9 @@ mod tests {
         let falling: Vec<f64> = (0..60).map(|step| 60.0 - f64::from(step)).collect();
         let smoothed = smooth(&falling);
         assert_eq!((smoothed[0], smoothed[9], smoothed[59]), (60.0, 55.5, 5.5));
-        let probe = compare(Codec::OneBit, 40, 15.5, &smoothed);
+        let probe = compare((Coded::Gradients, Codec::OneBit), 40, 15.5, &smoothed);
         assert_eq!((probe.slowdown, probe.reached, probe.loss), (50.0 / 40.0, true, smoothed[39]));
-        let never = compare(Codec::OneBit, 40, 1.0, &smoothed);
+        let never = compare((Coded::Gradients, Codec::OneBit), 40, 1.0, &smoothed);
         assert_eq!((never.slowdown, never.reached), (60.0 / 40.0, false));
     }
 }

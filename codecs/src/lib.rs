@@ -14,6 +14,7 @@ mod factors;
 mod host;
 mod layout;
 mod random;
+pub mod rounding;
 mod scratch;
 mod shards;
 mod signs;
@@ -26,7 +27,7 @@ pub use host::Host;
 pub use layout::Tensor;
 
 use adam::Adam;
-use autodist_spec::Codec;
+use autodist_spec::{Codec, Coded};
 use factors::Factors;
 use layout::Layout;
 use random::Random;
@@ -273,12 +274,15 @@ impl<A: Arithmetic> Compressor<A> {
     }
 }
 
-/// The exchanges of one reduction, in order; none in a group of one. Those of the steps after a warm-up, where there is
-/// one: in it a codec exchanges what [`Codec::None`] does.
+/// The exchanges of one reduction or gather, in order; none in a group of one. Those of the steps after a warm-up, where
+/// there is one: in it a codec exchanges what [`Codec::None`] does.
 #[must_use]
-pub fn phases(codec: Codec, tensors: &[Tensor], elements: usize, size: usize) -> Vec<Phase> {
+pub fn phases(codec: Codec, coded: Coded, tensors: &[Tensor], elements: usize, size: usize) -> Vec<Phase> {
     if size < 2 {
         return Vec::new();
+    }
+    if let (Some(form), true) = (Form::of(codec), coded != Coded::Gradients) {
+        return rounding::phases(form, coded, elements, size);
     }
     match codec {
         Codec::None => vec![Phase::Sum { elements }],
@@ -307,7 +311,14 @@ pub struct Footprint {
 
 /// Of a bucket's codec at member `rank`.
 #[must_use]
-pub fn footprint(codec: Codec, tensors: &[Tensor], elements: usize, size: usize, rank: usize) -> Footprint {
+pub fn footprint(
+    codec: Codec,
+    coded: Coded,
+    tensors: &[Tensor],
+    elements: usize,
+    size: usize,
+    rank: usize,
+) -> Footprint {
     let shard = shards::range(elements, size, rank).len();
     let state = match codec {
         Codec::None
@@ -338,9 +349,10 @@ pub fn footprint(codec: Codec, tensors: &[Tensor], elements: usize, size: usize,
         }
     };
     let plain = codec == Codec::None;
-    let phases = phases(codec, tensors, elements, size);
+    let phases = phases(codec, coded, tensors, elements, size);
     let scratch = if plain { 0 } else { phases.iter().map(exchanged).max().unwrap_or(0) };
-    let device = if plain || size < 2 { 0 } else { scratch::on_device(codec, tensors, elements, size) };
+    let device =
+        if plain || size < 2 { 0 } else { scratch::on_device(codec, coded, tensors, elements, size) };
     Footprint {
         state_bytes: 4 * state as u64,
         scratch_bytes: scratch as u64,
@@ -351,7 +363,11 @@ pub fn footprint(codec: Codec, tensors: &[Tensor], elements: usize, size: usize,
 /// Arithmetic operations of encoding and decoding on one member, for devices that are emulated: an estimate of passes
 /// over the data, of matrix products where there are some.
 #[must_use]
-pub fn work(codec: Codec, tensors: &[Tensor], elements: usize, size: usize) -> f64 {
+pub fn work(codec: Codec, coded: Coded, tensors: &[Tensor], elements: usize, size: usize) -> f64 {
+    if coded != Coded::Gradients {
+        // Everything is encoded once and decoded once, where a sum that all need does it twice.
+        return 0.5 * work(codec, Coded::Gradients, tensors, elements, size);
+    }
     let n = elements as f64;
     let p = size as f64;
     match codec {

@@ -4,7 +4,7 @@
 use crate::arithmetic::{Form, Levels, Scale};
 use crate::layout::{Layout, Tensor};
 use crate::{shards, sparse};
-use autodist_spec::Codec;
+use autodist_spec::{Codec, Coded};
 
 /// Numbers that one partial sum, or one count of a selection, stands for.
 const TILE: usize = 2048;
@@ -12,13 +12,24 @@ const TILE: usize = 2048;
 const SELECTION: usize = 4 * ((1 << 11) + 2);
 
 /// Bytes.
-pub(crate) fn on_device(codec: Codec, tensors: &[Tensor], elements: usize, size: usize) -> usize {
+pub(crate) fn on_device(
+    codec: Codec,
+    coded: Coded,
+    tensors: &[Tensor],
+    elements: usize,
+    size: usize,
+) -> usize {
     let words = |bytes: usize| bytes.next_multiple_of(4);
     let tiles = elements.div_ceil(TILE);
     let sums = 8 * (tiles + size + 2);
     let parts = |bytes: &dyn Fn(usize) -> usize| -> usize {
         (0..size).map(|member| words(bytes(shards::range(elements, size, member).len()))).sum()
     };
+    match (coded, Form::of(codec)) {
+        (Coded::GradientShards, Some(form)) => return parts(&|len| form.bytes(len)),
+        (Coded::Parameters, Some(form)) => return words(form.bytes(shards::range(elements, size, 0).len())),
+        _ => {}
+    }
     // Encoded parts beside one that is decoded to see what was lost.
     let shards = |form: Form| parts(&|len| form.bytes(len)) + 4 * shards::range(elements, size, 0).len();
     let factors = |rank: u32, half: bool| {

@@ -4,7 +4,7 @@
 mod common;
 
 use autodist_codecs::{Compressor, Tensor, footprint, phases};
-use autodist_spec::Codec;
+use autodist_spec::{Codec, Coded};
 use common::{Step, run, run_with, value};
 use proptest::prelude::*;
 
@@ -58,10 +58,10 @@ fn all_members_get_the_same_bits() {
 fn the_exchanges_are_those_that_were_announced() {
     for codec in codecs() {
         for size in 2..=5 {
-            let announced = phases(codec, &TENSORS, ELEMENTS, size);
+            let announced = phases(codec, Coded::Gradients, &TENSORS, ELEMENTS, size);
             for (index, step) in run(codec, &TENSORS, ELEMENTS, size, 3, true, gradients).iter().enumerate() {
                 if matches!(codec, Codec::OneBitAdam { .. }) && index == 0 {
-                    let dense = phases(Codec::None, &TENSORS, ELEMENTS, size);
+                    let dense = phases(Codec::None, Coded::Gradients, &TENSORS, ELEMENTS, size);
                     assert!(step.iter().all(|s| s.seen == dense), "the warm-up over {size}");
                     continue;
                 }
@@ -81,7 +81,7 @@ fn state_is_as_large_as_the_footprint_says() {
     for codec in codecs() {
         let steps = run(codec, &TENSORS, ELEMENTS, 3, 2, true, gradients);
         for (rank, step) in steps[1].iter().enumerate() {
-            let expected = footprint(codec, &TENSORS, ELEMENTS, 3, rank).state_bytes;
+            let expected = footprint(codec, Coded::Gradients, &TENSORS, ELEMENTS, 3, rank).state_bytes;
             assert_eq!(step.state_bytes, expected, "{}", codec.name());
         }
     }
@@ -244,7 +244,7 @@ proptest! {
             let steps = run(codec, &[], elements, size, 2, true, gradient);
             for step in steps[1..].iter().flatten() {
                 prop_assert!(step.result.iter().all(|v| v.is_finite()), "{}", codec.name());
-                prop_assert_eq!(&step.seen, &phases(codec, &[], elements, size), "{}", codec.name());
+                prop_assert_eq!(&step.seen, &phases(codec, Coded::Gradients, &[], elements, size), "{}", codec.name());
             }
         }
     }

@@ -68,7 +68,8 @@ impl CostModel {
                         Codec::None => self.over(kind, algorithm, &groups, 1, bytes)?.seconds,
                         _ => {
                             let reduction = Reduction { algorithm, codec };
-                            coding::reduction(self, program, bucket, reduction, &groups, 1)?.seconds
+                            coding::reduction(self, program, Transfer::Reduce, bucket, reduction, &groups, 1)?
+                                .seconds
                         }
                     })
                 };
@@ -85,7 +86,10 @@ impl CostModel {
                 .unwrap_or(Bytes(0));
             let kind = CollectiveKind::AllGather;
             let time = |algorithm| Ok(self.over(kind, algorithm, &groups, 1, bytes)?.seconds);
-            communication.gather = self.fastest(&groups, &[kind], time)?;
+            // Rounded parameters go around the ring.
+            if communication.parameters == Codec::None {
+                communication.gather = self.fastest(&groups, &[kind], time)?;
+            }
         }
         set_reductions(&mut communication, &reductions);
         Ok(communication)
@@ -135,7 +139,7 @@ impl CostModel {
                 continue;
             }
             let what = format!("{what}, {}", reduction.codec.name());
-            for (pattern, bytes) in coding::exchanges(program, bucket, reduction) {
+            for (pattern, bytes) in coding::exchanges(program, transfer, bucket, reduction) {
                 add(&what, pattern, &groups, bytes);
             }
         }

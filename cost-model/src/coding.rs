@@ -1,33 +1,40 @@
-//! What a reduction costs whose gradients are compressed.
+//! What it costs to send gradients, parameters or activations in fewer bytes.
 
 use crate::CostModel;
 use crate::curve::{Curve, Price};
 use crate::measured::Unpriced;
-use autodist_codecs::{Phase, Tensor};
-use autodist_program::{Bucket, Program, Transfer};
+use autodist_codecs::{Form, Phase, Tensor, rounding};
+use autodist_program::{Bucket, Instruction, Message, Op, Program, Transfer};
 use autodist_spec::profile::CodecCost;
-use autodist_spec::{Algorithm, Bytes, Codec, CollectiveKind, Pattern, Reduction};
+use autodist_spec::{Algorithm, Bytes, Codec, Coded, CollectiveKind, Pattern, Reduction};
 use std::collections::BTreeMap;
 
-/// Coding times by codec and group size, over the elements of a bucket.
+/// Coding times by codec, what is coded and group size, over the elements of a bucket or a message.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Codings(BTreeMap<(Codec, u32), Curve>);
+pub(crate) struct Codings(BTreeMap<(Codec, Coded, u32), Curve>);
 
 impl Codings {
     pub fn new(costs: &[CodecCost]) -> Self {
-        let mut curves: BTreeMap<(Codec, u32), Curve> = BTreeMap::new();
+        let mut curves: BTreeMap<(Codec, Coded, u32), Curve> = BTreeMap::new();
         for cost in costs {
-            let curve = curves.entry((cost.codec, cost.group)).or_default();
+            let curve = curves.entry((cost.codec, cost.coded, cost.group)).or_default();
             curve.insert(cost.elements as f64, Price::from(&cost.time));
         }
         Self(curves)
     }
 
-    fn price(&self, codec: Codec, group: usize, elements: usize) -> Result<Price, Unpriced> {
-        let curve = self.0.get(&(codec, group as u32));
+    pub fn price(
+        &self,
+        codec: Codec,
+        coded: Coded,
+        group: usize,
+        elements: usize,
+    ) -> Result<Price, Unpriced> {
+        let curve = self.0.get(&(codec, coded, group as u32));
         curve.and_then(|curve| curve.linear(elements as f64)).ok_or_else(|| Unpriced {
-            what: format!("the profile has no {} over {group} ranks", codec.name()),
-            hint: "profile again with this codec in `--codecs`".to_owned(),
+            what: format!("the profile has no {} of {} over {group} ranks", codec.name(), coded.name()),
+            hint: "profile again with `--allow compression`, or with this codec in the job's `allow`"
+                .to_owned(),
         })
     }
 }
@@ -42,6 +49,7 @@ pub(crate) fn tensors(program: &Program, bucket: &Bucket) -> Vec<Tensor> {
 pub(crate) fn reduction(
     costs: &CostModel,
     program: &Program,
+    transfer: Transfer,
     bucket: &Bucket,
     reduction: Reduction,
     groups: &[Vec<usize>],
@@ -49,8 +57,8 @@ pub(crate) fn reduction(
 ) -> Result<Price, Unpriced> {
     let size = groups.iter().map(Vec::len).max().unwrap_or(1);
     let codec = reduction.codec;
-    let mut total = costs.codings.price(codec, size, bucket.padded)?;
-    for (pattern, bytes) in exchanges(program, bucket, reduction) {
+    let mut total = costs.codings.price(codec, program.coded(transfer), size, bucket.padded)?;
+    for (pattern, bytes) in exchanges(program, transfer, bucket, reduction) {
         total = total
             + match (&costs.routes, pattern) {
                 (Some(routes), pattern) => routes.collective(pattern, groups, bytes),
@@ -66,10 +74,20 @@ pub(crate) fn reduction(
     Ok(total)
 }
 
-/// The exchanges of a compressed reduction, one after the other, each with the bytes of its tensor.
-pub(crate) fn exchanges(program: &Program, bucket: &Bucket, reduction: Reduction) -> Vec<(Pattern, Bytes)> {
-    let size = program.strategy.data as usize;
-    let phases = autodist_codecs::phases(reduction.codec, &tensors(program, bucket), bucket.padded, size);
+fn phases(program: &Program, transfer: Transfer, bucket: &Bucket, codec: Codec) -> Vec<Phase> {
+    let (size, _) = program.transfer_group(transfer);
+    let (coded, tensors) = (program.coded(transfer), tensors(program, bucket));
+    autodist_codecs::phases(codec, coded, &tensors, bucket.padded, size)
+}
+
+/// The exchanges of a coded transfer, one after the other, each with the bytes of its tensor.
+pub(crate) fn exchanges(
+    program: &Program,
+    transfer: Transfer,
+    bucket: &Bucket,
+    reduction: Reduction,
+) -> Vec<(Pattern, Bytes)> {
+    let (size, _) = program.transfer_group(transfer);
     let exchange = |phase: Phase| match phase {
         Phase::Sum { elements } => (Pattern::AllReduce(reduction.algorithm), Bytes::of_f32(elements as u64)),
         Phase::Max => (Pattern::AllReduce(Algorithm::Ring), Bytes::of_f32(1)),
@@ -82,19 +100,38 @@ pub(crate) fn exchanges(program: &Program, bucket: &Bucket, reduction: Reduction
             (Pattern::AllToAll, Bytes((most * size) as u64))
         }
     };
-    phases.into_iter().map(exchange).collect()
+    phases(program, transfer, bucket, reduction.codec).into_iter().map(exchange).collect()
+}
+
+/// A message between pipeline ranks: bytes on the way, and coding, half of it at each end.
+pub(crate) fn message(
+    costs: &CostModel,
+    program: &Program,
+    elements: usize,
+) -> Result<(Bytes, Price), Unpriced> {
+    let codec = program.strategy.communication.activations;
+    match Form::of(codec) {
+        None => Ok((program.precision.working(elements as u64), Price::ZERO)),
+        Some(form) => {
+            let bytes = Bytes(rounding::message_bytes(form, elements) as u64);
+            Ok((bytes, costs.codings.price(codec, Coded::Activations, 2, elements)?))
+        }
+    }
 }
 
 /// Bytes that the codecs of a pipeline rank keep between steps, and the most that one needs while it works, in the memory
 /// in which gradients lie.
 pub(crate) fn memory(program: &Program, pipeline_rank: usize, on_accelerators: bool) -> (u64, u64) {
-    let size = program.strategy.data as usize;
     let (mut state, mut scratch) = (0, 0);
     for (index, bucket) in program.ranks[pipeline_rank].buckets.iter().enumerate() {
-        let codec = program.strategy.communication.reduction(pipeline_rank, index).codec;
-        if codec != Codec::None && size > 1 {
-            let footprint =
-                autodist_codecs::footprint(codec, &tensors(program, bucket), bucket.padded, size, 0);
+        for transfer in [Transfer::Reduce, Transfer::Gather] {
+            let codec = program.reduction(pipeline_rank, transfer, index).codec;
+            let (size, _) = program.transfer_group(transfer);
+            if codec == Codec::None || size < 2 {
+                continue;
+            }
+            let (coded, tensors) = (program.coded(transfer), tensors(program, bucket));
+            let footprint = autodist_codecs::footprint(codec, coded, &tensors, bucket.padded, size, 0);
             state += footprint.state_bytes;
             let own = match on_accelerators {
                 true => footprint.device_scratch_bytes,
@@ -106,9 +143,9 @@ pub(crate) fn memory(program: &Program, pipeline_rank: usize, on_accelerators: b
     (state, scratch)
 }
 
-/// What the reductions of one step take on the communication stream of a pipeline rank.
+/// What one kind of traffic of a step takes, on its way from a pipeline rank.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct ReductionSummary {
+pub struct CodedSummary {
     /// Seconds of exchanges.
     pub wire_s: f64,
     /// Seconds of coding.
@@ -118,43 +155,80 @@ pub struct ReductionSummary {
 }
 
 impl CostModel {
-    /// Of pipeline rank `pipeline_rank`.
+    /// Of everything of that kind that pipeline rank `pipeline_rank` does in a step.
     ///
     /// # Errors
     /// A cost that the profile does not hold.
-    pub fn reductions(&self, program: &Program, pipeline_rank: usize) -> Result<ReductionSummary, Unpriced> {
-        let mut summary = ReductionSummary::default();
-        let (size, stride) = program.transfer_group(Transfer::Reduce);
-        let groups = program.transfer_groups(pipeline_rank, Transfer::Reduce);
-        let ring = 2.0 * (size as f64 - 1.0) / size.max(1) as f64;
-        for (index, bucket) in program.ranks[pipeline_rank].buckets.iter().enumerate() {
-            let reduced = program.reduction(pipeline_rank, Transfer::Reduce, index);
-            let (kind, _) = program.transfer_work(Transfer::Reduce, bucket);
-            let bytes = program.transfer_bytes(Transfer::Reduce, bucket);
-            if reduced.codec == Codec::None || size < 2 {
-                summary.wire_s += self.over(kind, reduced.algorithm, &groups, stride, bytes)?.seconds;
-                summary.sent_bytes += ring * bytes.as_f64();
-                continue;
-            }
-            let coding = self.codings.price(reduced.codec, size, bucket.padded)?.seconds;
-            let whole = reduction(self, program, bucket, reduced, &groups, stride)?.seconds;
-            summary.coding_s += coding;
-            summary.wire_s += whole - coding;
-            for phase in
-                autodist_codecs::phases(reduced.codec, &tensors(program, bucket), bucket.padded, size)
-            {
-                summary.sent_bytes += match phase {
-                    Phase::Sum { elements } => ring * 4.0 * elements as f64,
-                    Phase::Max => ring * 4.0,
-                    Phase::AllGather { bytes } => {
-                        (size - 1) as f64 / size as f64 * bytes.iter().sum::<usize>() as f64
+    pub fn coded(
+        &self,
+        program: &Program,
+        pipeline_rank: usize,
+        coded: Coded,
+    ) -> Result<CodedSummary, Unpriced> {
+        let mut summary = CodedSummary::default();
+        let rank = &program.ranks[pipeline_rank];
+        let priced = self.price(program)?;
+        for op in &rank.ops {
+            match *op {
+                Op::Send(Message { peer, elements, .. }) if coded == Coded::Activations => {
+                    let (bytes, coding) = message(self, program, elements)?;
+                    summary.coding_s += coding.seconds;
+                    summary.wire_s += priced.message_seconds(pipeline_rank, peer);
+                    summary.sent_bytes += bytes.as_f64();
+                }
+                Op::Run { body, .. } => {
+                    for instruction in &rank.bodies[body].instructions {
+                        let Instruction::Start { transfer, bucket } = *instruction else { continue };
+                        if transfer != Transfer::ReduceReplicas && program.coded(transfer) == coded {
+                            self.add(program, pipeline_rank, transfer, bucket, &mut summary)?;
+                        }
                     }
-                    Phase::AllToAll { bytes } => {
-                        bytes.first().map_or(0, |row| row.iter().skip(1).sum::<usize>()) as f64
-                    }
-                };
+                }
+                Op::Send(_) | Op::Receive(_) => {}
             }
         }
         Ok(summary)
+    }
+
+    fn add(
+        &self,
+        program: &Program,
+        pipeline_rank: usize,
+        transfer: Transfer,
+        index: usize,
+        summary: &mut CodedSummary,
+    ) -> Result<(), Unpriced> {
+        let (size, stride) = program.transfer_group(transfer);
+        if size < 2 {
+            return Ok(());
+        }
+        let groups = program.transfer_groups(pipeline_rank, transfer);
+        let bucket = &program.ranks[pipeline_rank].buckets[index];
+        let reduced = program.reduction(pipeline_rank, transfer, index);
+        let (kind, _) = program.transfer_work(transfer, bucket);
+        let bytes = program.transfer_bytes(transfer, bucket);
+        let around = (size as f64 - 1.0) / size as f64;
+        if reduced.codec == Codec::None {
+            let passes = if kind == CollectiveKind::AllReduce { 2.0 } else { 1.0 };
+            summary.wire_s += self.over(kind, reduced.algorithm, &groups, stride, bytes)?.seconds;
+            summary.sent_bytes += passes * around * bytes.as_f64();
+            return Ok(());
+        }
+        let coded = program.coded(transfer);
+        let coding = self.codings.price(reduced.codec, coded, size, bucket.padded)?.seconds;
+        let whole = reduction(self, program, transfer, bucket, reduced, &groups, stride)?.seconds;
+        summary.coding_s += coding;
+        summary.wire_s += whole - coding;
+        for phase in phases(program, transfer, bucket, reduced.codec) {
+            summary.sent_bytes += match phase {
+                Phase::Sum { elements } => 2.0 * around * 4.0 * elements as f64,
+                Phase::Max => 2.0 * around * 4.0,
+                Phase::AllGather { bytes } => around * bytes.iter().sum::<usize>() as f64,
+                Phase::AllToAll { bytes } => {
+                    bytes.first().map_or(0, |row| row.iter().skip(1).sum::<usize>()) as f64
+                }
+            };
+        }
+        Ok(())
     }
 }

@@ -45,7 +45,7 @@ impl Priced<'_> {
         let ops = &self.program.ranks[rank].ops;
         let price = |op: &Op| match op {
             Op::Run { body, .. } => self.ranks[rank][*body].total,
-            Op::Receive(message) => self.messages[message.peer][rank],
+            Op::Receive(message) => self.messages[message.peer][rank] + self.message_coding,
             Op::Send(_) => Price::ZERO,
         };
         ops.iter().map(price).sum::<Price>() + self.costs.step_overhead

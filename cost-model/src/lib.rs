@@ -36,7 +36,7 @@ pub mod synthetic;
 
 pub use bound::{ChunkWork, pipeline_bound};
 pub use choice::set_reductions;
-pub use coding::ReductionSummary;
+pub use coding::CodedSummary;
 pub use curve::Price;
 pub use layers::{LayerCost, LayerCosts, Split};
 pub use measured::{SegmentKey, SegmentPrice, Unpriced};

@@ -15,8 +15,10 @@ pub struct Priced<'a> {
     pub(crate) program: &'a Program,
     /// One per pipeline rank.
     pub(crate) ranks: Vec<Vec<PricedBody>>,
-    /// A message from one pipeline rank to another, by sender and receiver; all are equally large.
+    /// A message from one pipeline rank to another on its way, by sender and receiver; all are equally large.
     pub(crate) messages: Vec<Vec<Price>>,
+    /// Encoding a message and decoding it; half of it at each end.
+    pub(crate) message_coding: Price,
     /// By pipeline rank: whether tensor collectives and transfers cross a common link.
     pub(crate) shared: Vec<bool>,
 }
@@ -41,12 +43,14 @@ pub(crate) struct Work {
     pub tensor: f64,
     /// What a bucket's transfers cost the compute stream.
     pub data: f64,
+    /// Coding of messages between pipeline ranks.
+    pub pipeline: f64,
     pub optimizer: f64,
 }
 
 impl Work {
     pub fn total(&self) -> f64 {
-        self.compute + self.recompute + self.tensor + self.data + self.optimizer
+        self.compute + self.recompute + self.tensor + self.data + self.pipeline + self.optimizer
     }
 
     pub fn add(&mut self, other: &Self) {
@@ -54,6 +58,7 @@ impl Work {
         self.recompute += other.recompute;
         self.tensor += other.tensor;
         self.data += other.data;
+        self.pipeline += other.pipeline;
         self.optimizer += other.optimizer;
     }
 }
@@ -92,13 +97,14 @@ impl<'a> Priced<'a> {
             ranks = pricer.all()?;
         }
         let shared = (0..ranks.len()).map(|rank| costs.shares_links(program, rank)).collect();
-        let messages = messages(costs, program)?;
-        Ok(Self { costs, program, ranks, messages, shared })
+        let (messages, message_coding) = messages(costs, program)?;
+        Ok(Self { costs, program, ranks, messages, message_coding, shared })
     }
 }
 
 /// Prices of the messages that occur; the others stay zero.
-fn messages(costs: &CostModel, program: &Program) -> Result<Vec<Vec<Price>>, Unpriced> {
+fn messages(costs: &CostModel, program: &Program) -> Result<(Vec<Vec<Price>>, Price), Unpriced> {
+    let mut coding = Price::ZERO;
     let layout = program.layout;
     let stride = layout.data * layout.tensor;
     let mut prices = vec![vec![Price::ZERO; layout.pipeline]; layout.pipeline];
@@ -109,7 +115,8 @@ fn messages(costs: &CostModel, program: &Program) -> Result<Vec<Vec<Price>>, Unp
             if std::mem::replace(&mut known[from][to], true) {
                 continue;
             }
-            let bytes = program.precision.working(elements as u64);
+            let bytes;
+            (bytes, coding) = coding::message(costs, program, elements)?;
             prices[from][to] = match &costs.routes {
                 None => costs.links.message(stride, bytes)?,
                 Some(routes) => {
@@ -119,10 +126,15 @@ fn messages(costs: &CostModel, program: &Program) -> Result<Vec<Vec<Price>>, Unp
             };
         }
     }
-    Ok(prices)
+    Ok((prices, coding))
 }
 
 impl Priced<'_> {
+    /// Seconds of a message on its way from one pipeline rank to another.
+    pub(crate) fn message_seconds(&self, from: usize, to: usize) -> f64 {
+        self.messages[from][to].seconds
+    }
+
     /// The fastest message between two pipeline ranks; zero where there is none.
     pub(crate) fn fastest_message(&self) -> f64 {
         let times =
@@ -277,7 +289,7 @@ impl<'a> Pricer<'a> {
                 self.meeting((kind, reduction.algorithm), &groups, &others, duty, stride, bytes)?
             }
             Codec::None => self.costs.over(kind, reduction.algorithm, &groups, stride, bytes)?,
-            _ => coding::reduction(self.costs, self.program, bucket, reduction, &groups, stride)?,
+            _ => coding::reduction(self.costs, self.program, transfer, bucket, reduction, &groups, stride)?,
         };
         Ok(Some(price + self.costs.stream_handover + self.costs.synchronisation))
     }

@@ -141,11 +141,12 @@ impl Rank {
                 Some(Op::Receive(message)) => self.receive(message, world),
                 Some(Op::Send(message)) => {
                     let slot = world.slot(message);
+                    let start = self.now;
+                    self.code(world);
                     let free = &mut world.free[self.index][message.peer];
                     *free = free.max(self.now) + world.priced.messages[self.index][message.peer].seconds;
                     world.sent[slot] = Some((self.now, *free));
-                    let (start, chunk) = (self.now, message.chunk);
-                    self.record(world, OperationKind::Send, chunk, message.micro_batch, start);
+                    self.record(world, OperationKind::Send, message.chunk, message.micro_batch, start);
                     true
                 }
                 Some(Op::Run { body, micro_batch }) => self.body(*body, *micro_batch, world, &mut moved),
@@ -169,8 +170,17 @@ impl Rank {
         self.cost.bubble_s += Seconds(bubble);
         self.cost.pipeline_communication_s += Seconds(flight);
         self.idle(bubble + flight, world);
+        self.code(world);
         self.record(world, OperationKind::Receive, message.chunk, message.micro_batch, start);
         true
+    }
+
+    /// One end's part of coding a message.
+    fn code(&mut self, world: &mut World) {
+        let seconds = 0.5 * world.priced.message_coding.seconds;
+        if seconds > 0.0 {
+            self.work(&Work { pipeline: seconds, ..Work::default() }, world);
+        }
     }
 
     /// Runs the body from where it stands; false when it is blocked.
@@ -218,6 +228,7 @@ impl Rank {
         self.cost.recompute_s += Seconds(work.recompute);
         self.cost.tensor_communication_s += Seconds(work.tensor);
         self.cost.data_communication_s += Seconds(work.data);
+        self.cost.pipeline_communication_s += Seconds(work.pipeline);
         self.cost.optimizer_s += Seconds(work.optimizer);
     }
 

@@ -9,42 +9,50 @@
 
 use crate::coding;
 use autodist_codecs::{Distortion, distortion};
-use autodist_program::Program;
-use autodist_spec::{Codec, CodecProbe, Job, Provenance, Seconds, Slowdown};
+use autodist_program::{Bucket, Program};
+use autodist_spec::{Codec, CodecProbe, Coded, Job, Provenance, Seconds, Slowdown};
 
 /// Noise scale over global batch where the job does not tell its critical batch.
 const NOISE_RATIO: f64 = 1.0;
 
-/// Of the program's codecs, the worst of its buckets; `None` where gradients travel as they are.
+/// Of all that is lossy in the program, one factor times the other; `None` where everything travels as it is. Of
+/// gradients it is the worst bucket's. Rounded parameters and activations have no prior but that they cost nothing, which
+/// is assumed until a probe says more.
 pub(crate) fn slowdown(program: &Program, job: &Job, probes: &[CodecProbe]) -> Option<Slowdown> {
-    let mut worst: Option<Slowdown> = None;
-    if program.strategy.data < 2 {
-        return None;
-    }
-    for rank in &program.ranks {
-        for (index, bucket) in rank.buckets.iter().enumerate() {
-            let codec = program.strategy.communication.reduction(rank.pipeline_rank, index).codec;
-            if codec == Codec::None {
-                continue;
-            }
-            let of = match probes.iter().find(|probe| probe.codec == codec) {
-                Some(probe) => {
-                    // Faster than exact is luck.
-                    Slowdown { factor: probe.slowdown.max(1.0), provenance: Provenance::Measured }
-                }
-                None => {
-                    let tensors = coding::tensors(program, bucket);
-                    let distortion = distortion(codec, &tensors, bucket.padded);
-                    let factor = prior(distortion, program.layout.data, job);
-                    Slowdown { factor, provenance: Provenance::Assumed }
-                }
-            };
-            if worst.is_none_or(|worst| of.factor > worst.factor) {
-                worst = Some(of);
-            }
-        }
-    }
-    worst
+    let communication = &program.strategy.communication;
+    let probed = |codec: Codec, coded: Coded| {
+        let probe = probes.iter().find(|probe| (probe.codec, probe.coded) == (codec, coded))?;
+        // Faster than exact is luck.
+        Some(Slowdown { factor: probe.slowdown.max(1.0), provenance: Provenance::Measured })
+    };
+    let rounded = |codec: Codec, coded: Coded| {
+        let nothing = Slowdown { factor: 1.0, provenance: Provenance::Assumed };
+        (codec != Codec::None).then(|| probed(codec, coded).unwrap_or(nothing))
+    };
+    let of_bucket = |(codec, bucket): (Codec, &Bucket)| {
+        // What a codec does to whole gradients it does to shards at most.
+        probed(codec, Coded::Gradients).unwrap_or_else(|| {
+            let distortion = distortion(codec, &coding::tensors(program, bucket), bucket.padded);
+            Slowdown { factor: prior(distortion, program.layout.data, job), provenance: Provenance::Assumed }
+        })
+    };
+    let buckets = program.ranks.iter().flat_map(|rank| {
+        let codec = |index| communication.reduction(rank.pipeline_rank, index).codec;
+        rank.buckets.iter().enumerate().map(move |(index, bucket)| (codec(index), bucket))
+    });
+    let gradients = buckets
+        .filter(|(codec, _)| *codec != Codec::None && program.strategy.data > 1)
+        .map(of_bucket)
+        .max_by(|a, b| a.factor.total_cmp(&b.factor));
+    let parts = [
+        gradients,
+        rounded(communication.parameters, Coded::Parameters),
+        rounded(communication.activations, Coded::Activations),
+    ];
+    parts
+        .into_iter()
+        .flatten()
+        .reduce(|a, b| Slowdown { factor: a.factor * b.factor, provenance: a.provenance.max(b.provenance) })
 }
 
 fn prior(distortion: Distortion, members: usize, job: &Job) -> f64 {

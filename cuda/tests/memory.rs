@@ -5,8 +5,8 @@ mod common;
 use autodist_codecs::{Compressor, Exchange, PartMut, Tensor, footprint};
 use autodist_compute::{Backend, Region, RegionMut};
 use autodist_software_gpu::Machine;
-use autodist_spec::Codec;
 use autodist_spec::Precision::{Bf16, Fp32, Tf32};
+use autodist_spec::{Codec, Coded};
 use common::{folder, host, on, open};
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -186,7 +186,7 @@ fn codecs_take_the_memory_that_their_footprint_says() {
         for codec in Codec::DEFAULTS.into_iter().skip(1) {
             let before = cuda.live_bytes();
             let mut compressor = Compressor::on(&cuda, codec, &tensors, ELEMENTS, 4, 7).after_warmup();
-            let expected = footprint(codec, &tensors, ELEMENTS, 4, 0);
+            let expected = footprint(codec, Coded::Gradients, &tensors, ELEMENTS, 4, 0);
             for _ in 0..2 {
                 cuda.write(&vec![0.5; ELEMENTS], RegionMut::start(&mut gradient));
                 cuda.reset_peak();

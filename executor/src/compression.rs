@@ -2,16 +2,17 @@
 
 use crate::device::Device;
 use crate::guard::Watch;
+use crate::rounding::Rounding;
 use crate::{ExecutionError, Task};
 use autodist_codecs::{Arithmetic, Exchange, PartMut, Tensor};
 use autodist_communication::{CommunicationError, Communicator, Reduction};
 use autodist_program::{Coordinates, Program};
 use autodist_spec::run::FallbackReason;
-use autodist_spec::{Algorithm, Codec, Optimizer};
+use autodist_spec::{Algorithm, Codec, Coded, Optimizer};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// One bucket's codec with what it keeps between steps, in the device's memory.
 pub struct Compressor<D: Device> {
@@ -41,7 +42,7 @@ impl<D: Device> Compression<'_, D> {
     ) -> Result<(), ExecutionError> {
         let start = Instant::now();
         let Compressor { codec, emulated_s, watch } = self.compressor;
-        let mut over = Over { group, algorithm: self.algorithm, communicating: 0.0 };
+        let mut over = Over::new(group, self.algorithm);
         let (on, mut gradient) = (queue.coding(), PartMut::new(D::values(buffer), range));
         let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
         let votes = codec.keeps() && watch.votes();
@@ -54,8 +55,8 @@ impl<D: Device> Compression<'_, D> {
             *emulated_s = None;
         }
         if let Some(emulated) = *emulated_s {
-            let coding = start.elapsed().as_secs_f64() - over.communicating;
-            std::thread::sleep(std::time::Duration::from_secs_f64((emulated - coding).max(0.0)));
+            let coding = start.elapsed().as_secs_f64() - over.communicating().as_secs_f64();
+            std::thread::sleep(Duration::from_secs_f64((emulated - coding).max(0.0)));
         }
         Ok(())
     }
@@ -75,6 +76,31 @@ fn reason(vote: f32) -> Option<FallbackReason> {
         2.0.. => Some(FallbackReason::Contraction),
         1.0.. => Some(FallbackReason::ErrorGrowth),
         _ => None,
+    }
+}
+
+/// How a collective is done whose numbers travel in fewer bytes.
+pub enum Coding<'a, D: Device> {
+    Compression(Compression<'a, D>),
+    Rounding(Rounding),
+}
+
+impl<D: Device> Coding<'_, D> {
+    /// Does it on a part of a buffer, over `group`.
+    ///
+    /// # Errors
+    /// A peer that is gone or silent.
+    pub fn run(
+        self,
+        queue: &D,
+        buffer: &mut D::Buffer,
+        range: Range<usize>,
+        group: &mut dyn Communicator,
+    ) -> Result<(), ExecutionError> {
+        match self {
+            Self::Compression(compression) => compression.reduce(queue, buffer, range, group),
+            Self::Rounding(rounding) => rounding.run(queue, buffer, range, group),
+        }
     }
 }
 
@@ -98,7 +124,8 @@ pub fn of<D: Device>(
         autodist_program::buckets(&program.model, strategy, &program.stages, at.pipeline, at.tensor);
     for (index, bucket) in buckets.iter().enumerate() {
         let codec = strategy.communication.reduction(at.pipeline, index).codec;
-        if codec == Codec::None || size == 1 {
+        // Shards are rounded, and nothing is kept of them.
+        if codec == Codec::None || size == 1 || strategy.zero_stage > 0 {
             continue;
         }
         let tensors: Vec<Tensor> = bucket
@@ -106,7 +133,7 @@ pub fn of<D: Device>(
             .iter()
             .map(|p| Tensor { offset: p.offset, rows: p.rows, columns: p.columns })
             .collect();
-        let work = autodist_codecs::work(codec, &tensors, bucket.padded, size);
+        let work = autodist_codecs::work(codec, Coded::Gradients, &tensors, bucket.padded, size);
         let emulated_s = task.emulated_flops_per_s.map(|rate| work / rate);
         let compressor =
             autodist_codecs::Compressor::on(&on, codec, &tensors, bucket.padded, size, task.job.seed)
@@ -123,21 +150,30 @@ pub fn of<D: Device>(
 }
 
 /// A group as codecs see it.
-struct Over<'a> {
+pub(crate) struct Over<'a> {
     group: &'a mut dyn Communicator,
     algorithm: Algorithm,
-    /// Seconds that were not coding.
-    communicating: f64,
+    communicating: Duration,
 }
 
-impl Over<'_> {
+impl<'a> Over<'a> {
+    /// `algorithm` is that of sums.
+    pub fn new(group: &'a mut dyn Communicator, algorithm: Algorithm) -> Self {
+        Self { group, algorithm, communicating: Duration::ZERO }
+    }
+
+    /// The time so far that was no coding.
+    pub fn communicating(&self) -> Duration {
+        self.communicating
+    }
+
     fn timed<T>(
         &mut self,
         work: impl FnOnce(&mut dyn Communicator, Algorithm) -> Result<T, CommunicationError>,
     ) -> Result<T, CommunicationError> {
         let start = Instant::now();
         let result = work(self.group, self.algorithm);
-        self.communicating += start.elapsed().as_secs_f64();
+        self.communicating += start.elapsed();
         result
     }
 }

@@ -8,7 +8,7 @@ pub use autodist_cuda::selftest::codecs_match;
 pub use survey::{Absent, Survey, survey};
 
 use crate::ExecutionError;
-use crate::compression::Compression;
+use crate::compression::Coding;
 use crate::device::{Device, Group, HostGroup, HostMessages, Messages};
 use crate::reference::Reference;
 use autodist_communication::{Communicator, Counters, Endpoint, Reduction, Ways};
@@ -225,14 +225,14 @@ impl Group<Cuda> for OverNccl {
         Ok(self.nccl.all_gather(queue, buffer, range)?)
     }
 
-    fn compressed(
+    fn coded(
         &mut self,
         queue: &Cuda,
-        compression: Compression<'_, Cuda>,
+        coding: Coding<'_, Cuda>,
         buffer: &mut <Cuda as Backend>::Buffer,
         range: Range<usize>,
     ) -> Result<(), ExecutionError> {
-        compression.reduce(queue, buffer, range, &mut *self.host)
+        coding.run(queue, buffer, range, &mut *self.host)
     }
 
     fn counters(&self) -> Counters {

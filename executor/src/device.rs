@@ -1,7 +1,7 @@
 //! What a rank needs of a device beside its backend: memory that is counted, gradients coded where they are, and ways to
 //! other ranks' devices.
 
-use crate::compression::Compression;
+use crate::compression::Coding;
 use crate::reference::Reference;
 use crate::{ExecutionError, memory};
 use autodist_codecs::{Arithmetic, Host};
@@ -119,10 +119,10 @@ pub trait Group<B: Device>: Send {
     ///
     /// # Errors
     /// As [`Group::all_reduce`].
-    fn compressed(
+    fn coded(
         &mut self,
         queue: &B,
-        compression: Compression<'_, B>,
+        coding: Coding<'_, B>,
         buffer: &mut B::Buffer,
         range: Range<usize>,
     ) -> Result<(), ExecutionError>;
@@ -170,7 +170,7 @@ pub struct Tag {
 }
 
 impl Tag {
-    fn number(self) -> u64 {
+    pub(crate) fn number(self) -> u64 {
         (u64::from(self.kind) << 63) | (u64::from(self.chunk) << 32) | u64::from(self.micro_batch)
     }
 }
@@ -222,14 +222,14 @@ impl<B: Device> Group<B> for HostGroup {
         on_host(queue, buffer, range, |values| Ok(self.0.all_gather_by(algorithm, values)?))
     }
 
-    fn compressed(
+    fn coded(
         &mut self,
         queue: &B,
-        compression: Compression<'_, B>,
+        coding: Coding<'_, B>,
         buffer: &mut B::Buffer,
         range: Range<usize>,
     ) -> Result<(), ExecutionError> {
-        compression.reduce(queue, buffer, range, &mut *self.0)
+        coding.run(queue, buffer, range, &mut *self.0)
     }
 
     fn counters(&self) -> Counters {

@@ -24,6 +24,7 @@ mod random;
 mod rank;
 mod record;
 mod reference;
+mod rounding;
 mod store;
 pub mod stream;
 mod task;

@@ -7,6 +7,7 @@ use crate::host::{self, Placement};
 use crate::layers::{Context, Frame, Rows};
 use crate::pace::Pace;
 use crate::record::{Occasion, RankOutcome, Recorder, StepOutcome};
+use crate::rounding::{RoundedMessages, Rounding};
 use crate::store::Store;
 use crate::stream::{CommunicationStream, Groups, Work};
 use crate::{ExecutionError, Task};
@@ -17,7 +18,7 @@ use autodist_program::{
     BodyKind, Coordinates, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram,
     TensorCollective, Transfer, work,
 };
-use autodist_spec::{Algorithm, Codec, OperationKind, Segment, Stream};
+use autodist_spec::{Algorithm, Codec, Coded, OperationKind, Segment, Stream};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::PoisonError;
@@ -194,12 +195,13 @@ impl<B: Device> Lanes<B> {
         let (compressors, watches) = compression::of(&queue, program, at, task);
         let ways = Ways {
             algorithms: communication.reductions().map(|reduction| reduction.algorithm).collect(),
-            all_to_all: !compressors.is_empty(),
+            all_to_all: communication.reductions().any(|reduction| reduction.codec != Codec::None),
         };
         let groups = Groups {
             reduce: open("reduce", &reduces, &ways)?,
             replicas: open("replicas", &layout.replica_group(at), &Ways::default())?,
             gather: open("gather", &layout.shard_group(at), &by(communication.gather))?,
+            flops_per_s: task.emulated_flops_per_s,
             compressors,
         };
         let ends = at.pipeline == 0 || at.pipeline + 1 == layout.pipeline;
@@ -209,7 +211,17 @@ impl<B: Device> Lanes<B> {
         let peers = message_peers(program, at);
         let messages = match peers.is_empty() {
             true => None,
-            false => Some(device.messages(endpoint, &format!("{name}.messages"), &peers)?),
+            false => {
+                let name = format!("{name}.messages");
+                let rounding =
+                    Rounding::of(communication.activations, Coded::Activations, task.emulated_flops_per_s);
+                Some(match rounding {
+                    Some(rounding) => {
+                        Box::new(RoundedMessages::new(endpoint.point_to_point(&name, &peers)?, rounding))
+                    }
+                    None => device.messages(endpoint, &name, &peers)?,
+                })
+            }
         };
         let stream = CommunicationStream::start(queue, groups)?;
         Ok(Self { world, model, tensor, tied, stream, watches, messages })

@@ -2,14 +2,15 @@
 //! queue of its own of the device, while the compute stream goes on.
 
 use crate::ExecutionError;
-use crate::compression::Compression;
 pub use crate::compression::Compressor;
+use crate::compression::{Coding, Compression};
 use crate::device::{Device, Group};
+use crate::rounding::Rounding;
 use autodist_communication::queue::{Receiver, Sender, queue};
 use autodist_communication::{Counters, Reduction};
 use autodist_compute::Backend;
 use autodist_program::Transfer;
-use autodist_spec::{self as spec, Algorithm, Codec, CollectiveKind};
+use autodist_spec::{self as spec, Algorithm, Coded, CollectiveKind};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::thread::JoinHandle;
@@ -41,19 +42,13 @@ pub struct Groups<B: Device> {
     pub reduce: Box<dyn Group<B>>,
     pub replicas: Box<dyn Group<B>>,
     pub gather: Box<dyn Group<B>>,
-    /// Of the buckets whose gradients do not travel as they are.
+    /// Of an emulated device.
+    pub flops_per_s: Option<f64>,
+    /// Of the buckets whose gradients are compressed, whole.
     pub compressors: BTreeMap<usize, Compressor<B>>,
 }
 
 impl<B: Device> Groups<B> {
-    fn of(&mut self, transfer: Transfer) -> &mut dyn Group<B> {
-        match transfer {
-            Transfer::Reduce => &mut *self.reduce,
-            Transfer::ReduceReplicas => &mut *self.replicas,
-            Transfer::Gather => &mut *self.gather,
-        }
-    }
-
     fn counters(&self) -> Counters {
         self.reduce.counters() + self.replicas.counters() + self.gather.counters()
     }
@@ -159,12 +154,22 @@ fn transfer<B: Device>(stream: &B, groups: &mut Groups<B>, work: Work<B>) -> Res
     let Work { key, kind, reduction, mut buffer, range, ready } = work;
     stream.wait_for(&ready);
     let start = stream.record();
-    match groups.compressors.get_mut(&key.1).filter(|_| reduction.codec != Codec::None) {
-        Some(compressor) => {
-            let compression = Compression { compressor, algorithm: reduction.algorithm };
-            groups.reduce.compressed(stream, compression, &mut buffer, range)?;
+    let flops_per_s = groups.flops_per_s;
+    let rounded = |coded| Rounding::of(reduction.codec, coded, flops_per_s);
+    let (group, coding): (_, Option<Coding<'_, B>>) = match (key.0, kind) {
+        (Transfer::Reduce, CollectiveKind::AllReduce) => {
+            let algorithm = reduction.algorithm;
+            let compressor = groups.compressors.get_mut(&key.1);
+            let compression = compressor.map(|compressor| Compression { compressor, algorithm });
+            (&mut groups.reduce, compression.map(Coding::Compression))
         }
-        None => collective(groups.of(key.0), stream, kind, reduction.algorithm, &mut buffer, range)?,
+        (Transfer::Reduce, _) => (&mut groups.reduce, rounded(Coded::GradientShards).map(Coding::Rounding)),
+        (Transfer::Gather, _) => (&mut groups.gather, rounded(Coded::Parameters).map(Coding::Rounding)),
+        (Transfer::ReduceReplicas, _) => (&mut groups.replicas, None),
+    };
+    match coding {
+        Some(coding) => group.coded(stream, coding, &mut buffer, range)?,
+        None => collective(&mut **group, stream, kind, reduction.algorithm, &mut buffer, range)?,
     }
     Ok(Done { key, buffer, start, end: stream.record() })
 }

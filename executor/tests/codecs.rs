@@ -7,7 +7,7 @@ use autodist_compute::Cpu;
 use autodist_executor::{Coding, DataSource, Guard, Task, local};
 use autodist_program::{buckets, stages};
 use autodist_spec::run::FallbackReason;
-use autodist_spec::{Codec, Communication, Job, ParallelStrategy, Reduction, RunRecord};
+use autodist_spec::{Codec, Coded, Communication, Job, ParallelStrategy, Reduction, RunRecord};
 use common::learner;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -88,7 +88,7 @@ fn announced(codec: Codec, votes: bool) -> f64 {
                 .iter()
                 .map(|p| Tensor { offset: p.offset, rows: p.rows, columns: p.columns })
                 .collect();
-            phases(codec, &tensors, bucket.padded, 2)
+            phases(codec, Coded::Gradients, &tensors, bucket.padded, 2)
         });
         bytes.map(|phase| both_send(&phase)).sum()
     };

@@ -134,6 +134,29 @@ fn in_fp32_every_codec_trains_what_it_trains_on_the_cpu() {
     }
 }
 
+#[test]
+fn in_fp32_rounded_shards_parameters_and_activations_are_the_cpus() {
+    let device = gpu(Precision::Fp32);
+    let zero =
+        |stage| ParallelStrategy { zero_stage: stage, shard: 2, ..ParallelStrategy::data_parallel(2, 2) };
+    let (mut shards, mut parameters) = (zero(2), zero(3));
+    shards.communication.reduce.codec = Codec::Int8 { block: 16 };
+    parameters.communication.parameters = Codec::Bf16;
+    let mut activations = ParallelStrategy { pipeline: 2, ..ParallelStrategy::data_parallel(1, 2) };
+    activations.communication.activations = Codec::Fp16;
+    for strategy in [shards, parameters, activations] {
+        let stages = stages::even(&model(true), &strategy);
+        let task = task(&model(true), strategy, stages);
+        let (gpu, cpu) = (train(&device, &task), train(&Cpu::<f32>::new(), &task));
+        let difference = Difference::of(&gpu, &cpu);
+        // A number beside the middle of two roundings may go either way.
+        assert!(difference.largest() <= 20.0 * FP32, "{}: {difference:?}", task.strategy.label());
+        let sent = |trained: &Trained| trained.0.ranks[0].bytes_sent_per_step;
+        assert_eq!(sent(&gpu), sent(&cpu), "{}", task.strategy.label());
+        assert!(Difference::of(&cpu, &CPU[1]).parameters > 1e-6, "{}", task.strategy.label());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_global_rejects: 100_000, ..ProptestConfig::default() })]
     #[test]

@@ -1,60 +1,89 @@
-//! Whether compressed gradients would help a plan, and why not where they do not.
+//! Whether fewer bytes would help a plan, of gradients, parameters or activations, and why not where they would not.
 
 use crate::PlanError;
 use crate::candidate::{Evaluator, Found};
-use autodist_cost_model::ReductionSummary;
+use autodist_cost_model::CodedSummary;
 use autodist_program::Program;
 use autodist_spec::{
-    Codec, CodecVerdict, Communication, Estimate, ParallelStrategy, Provenance, Reduction, Seconds, Slowdown,
+    Codec, CodecVerdict, Coded, Communication, Estimate, ParallelStrategy, Provenance, Reduction, Seconds,
+    Slowdown,
 };
 
 /// A difference that no measurement would show is none.
 const NOTHING: f64 = 0.005;
 
-/// The found plan with gradients in one form.
-struct Coded {
+/// The found plan with one kind of traffic in one form.
+struct Way {
     estimate: Estimate,
-    summary: ReductionSummary,
+    summary: CodedSummary,
     communication: Communication,
 }
 
-/// Every codec that the job allows, held against the gradients as they are, on the same split and placement.
+/// Every codec that the job allows for what this plan sends, held against numbers as they are, on the same split and
+/// placement.
 pub(crate) fn verdicts(evaluator: &Evaluator, found: &Found) -> Vec<CodecVerdict> {
-    let strategy = &found.strategy;
-    if strategy.zero_stage > 0 || strategy.data == 1 {
-        return Vec::new();
+    let (strategy, allow) = (&found.strategy, &evaluator.job.allow);
+    let gradients = if strategy.zero_stage == 0 { Coded::Gradients } else { Coded::GradientShards };
+    let mut kinds = Vec::new();
+    if strategy.data > 1 {
+        kinds.push((gradients, &allow.codecs));
     }
-    let Ok(dense) = coded(evaluator, found, Codec::None) else { return Vec::new() };
-    let codecs = evaluator.job.allow.codecs.iter().filter(|codec| **codec != Codec::None);
-    let of = |codec: &Codec| match coded(evaluator, found, *codec) {
-        Ok(coded) => Some(verdict(*codec, &dense, &coded)),
-        Err(PlanError::Illegal(illegal)) => Some(refused(*codec, &dense, illegal.reason)),
-        Err(_) => None,
+    if strategy.zero_stage == 3 {
+        kinds.push((Coded::Parameters, &allow.parameter_codecs));
+    }
+    if strategy.pipeline > 1 {
+        kinds.push((Coded::Activations, &allow.activation_codecs));
+    }
+    let mut verdicts = Vec::new();
+    for (kind, codecs) in kinds {
+        let Ok(exact) = way(evaluator, found, kind, Codec::None) else { continue };
+        let of = |codec: &Codec| match way(evaluator, found, kind, *codec) {
+            Ok(coded) => Some(verdict(*codec, kind, &exact, &coded)),
+            Err(PlanError::Illegal(illegal)) => Some(refused(*codec, kind, &exact, illegal.reason)),
+            Err(_) => None,
+        };
+        verdicts.extend(codecs.iter().filter(|codec| **codec != Codec::None).filter_map(of));
+    }
+    verdicts
+}
+
+/// What the step waits for of that kind of traffic.
+fn exposed(estimate: &Estimate, kind: Coded) -> f64 {
+    let seconds = match kind {
+        Coded::Activations => estimate.cost.pipeline_communication_s,
+        _ => estimate.cost.data_communication_s,
     };
-    codecs.filter_map(of).collect()
+    seconds.0.max(0.0)
 }
 
 /// Of a codec that the job does not fit: the plan stays as it is.
-fn refused(codec: Codec, dense: &Coded, reason: String) -> CodecVerdict {
+fn refused(codec: Codec, kind: Coded, dense: &Way, reason: String) -> CodecVerdict {
     let time = dense.estimate.step_time_s;
     CodecVerdict {
         codec,
+        coded: kind,
         helps: false,
         step_time_s: time,
         exact_step_time_s: time,
         ratio: 1.0,
         required_ratio: None,
         coding_s: Seconds(0.0),
-        exposed_s: Seconds(dense.estimate.cost.data_communication_s.0.max(0.0)),
+        exposed_s: Seconds(exposed(&dense.estimate, kind)),
         slowdown: Slowdown { factor: 1.0, provenance: Provenance::Assumed },
         reason,
     }
 }
 
-fn coded(evaluator: &Evaluator, found: &Found, codec: Codec) -> Result<Coded, PlanError> {
-    let placement = found.strategy.communication.placement.clone();
-    let reduce = Reduction { codec, ..Reduction::default() };
-    let communication = Communication { placement, reduce, ..Communication::default() };
+fn way(evaluator: &Evaluator, found: &Found, kind: Coded, codec: Codec) -> Result<Way, PlanError> {
+    let mut communication = found.strategy.communication.clone();
+    match kind {
+        Coded::Gradients | Coded::GradientShards => {
+            communication.reduce = Reduction { codec, ..Reduction::default() };
+            communication.buckets = Vec::new();
+        }
+        Coded::Parameters => communication.parameters = codec,
+        Coded::Activations => communication.activations = codec,
+    }
     let compile = |communication: Communication| {
         let strategy = ParallelStrategy { communication, ..found.strategy.clone() };
         let devices = evaluator.cluster.device_count();
@@ -63,11 +92,11 @@ fn coded(evaluator: &Evaluator, found: &Found, codec: Codec) -> Result<Coded, Pl
     let communication = evaluator.costs.fastest_algorithms(&compile(communication)?)?;
     let program = compile(communication.clone())?;
     let estimate = evaluator.costs.price(&program)?.estimate(evaluator.job, evaluator.cluster.device());
-    Ok(Coded { estimate, summary: evaluator.costs.reductions(&program, 0)?, communication })
+    Ok(Way { estimate, summary: evaluator.costs.coded(&program, 0, kind)?, communication })
 }
 
-fn verdict(codec: Codec, dense: &Coded, coded: &Coded) -> CodecVerdict {
-    let exposed = dense.estimate.cost.data_communication_s.0.max(0.0);
+fn verdict(codec: Codec, kind: Coded, dense: &Way, coded: &Way) -> CodecVerdict {
+    let exposed = exposed(&dense.estimate, kind);
     // What compute hides of the reductions today: compressed ones must fit in there with their coding.
     let window = (dense.summary.wire_s - exposed).max(0.0);
     let room = window - coded.summary.coding_s;
@@ -86,7 +115,7 @@ fn verdict(codec: Codec, dense: &Coded, coded: &Coded) -> CodecVerdict {
             seconds(coded.summary.coding_s)
         )
     } else if exposed < NOTHING * before.0 {
-        format!("gradients are hidden behind compute already: {} of {} exposed", seconds(exposed), before)
+        format!("{} are hidden behind compute already: {} of {before} exposed", kind.name(), seconds(exposed))
     } else if coded.summary.coding_s + coded.summary.wire_s >= dense.summary.wire_s {
         format!(
             "coding takes {}, more than the {} that {ratio:.1} times fewer bytes save",
@@ -110,6 +139,7 @@ fn verdict(codec: Codec, dense: &Coded, coded: &Coded) -> CodecVerdict {
     let buckets = &coded.communication.buckets;
     CodecVerdict {
         codec,
+        coded: kind,
         helps,
         step_time_s: after,
         exact_step_time_s: before,

@@ -2,7 +2,7 @@
 
 use crate::placement::{self, Placements, Shape};
 use autodist_collectives::{Collective, suits};
-use autodist_program::Program;
+use autodist_program::{Program, rules};
 use autodist_spec::{
     Algorithm, Codec, Communication, Job, Network, ParallelStrategy, PlacementReport, Reduction,
 };
@@ -62,25 +62,22 @@ impl Ways {
     /// Every placement with every codec, and with every algorithm that was given.
     pub fn communications(&self, program: &Program, job: &Job) -> Vec<Communication> {
         let strategy = &program.strategy;
-        let compresses = strategy.zero_stage == 0 && strategy.data > 1;
         let placements = match (&self.placements, &self.network) {
             (Some(given), _) => given.clone(),
             (None, Some(network)) => self.search(network, &Shape::of(program)).list.clone(),
             (None, None) => vec![Vec::new()],
         };
+        let forms = forms(strategy, job);
         let mut list = Vec::new();
         for placement in &placements {
             let in_order = placement.iter().enumerate().all(|(rank, device)| rank == *device as usize);
             let placement = if in_order { Vec::new() } else { placement.clone() };
-            for codec in job.allow.codecs.iter().filter(|codec| compresses || **codec == Codec::None) {
+            for forms in &forms {
+                let communication = Communication { placement: placement.clone(), ..forms.clone() };
                 match &self.algorithms {
-                    None => list.push(Communication {
-                        placement: placement.clone(),
-                        reduce: Reduction { codec: *codec, ..Reduction::default() },
-                        ..Communication::default()
-                    }),
+                    None => list.push(communication),
                     Some(algorithms) => {
-                        list.extend(algorithms.iter().map(|a| everywhere(*a, *codec, &placement, strategy)));
+                        list.extend(algorithms.iter().map(|a| everywhere(*a, &communication, strategy)));
                     }
                 }
             }
@@ -99,13 +96,38 @@ impl Ways {
     }
 }
 
+/// Every combination of the forms in which gradients, gathered parameters and activations may travel.
+fn forms(strategy: &ParallelStrategy, job: &Job) -> Vec<Communication> {
+    let allow = &job.allow;
+    let working = !job.precision.is_mixed();
+    let exact = &[Codec::None][..];
+    let gathers = working && strategy.zero_stage == 3 && strategy.shard > 1;
+    let parameters = if gathers { &allow.parameter_codecs } else { exact };
+    let activations = if working && strategy.pipeline > 1 { &allow.activation_codecs } else { exact };
+    let gradients = allow.codecs.iter().filter(|codec| match **codec {
+        Codec::None => true,
+        codec => strategy.data > 1 && (strategy.zero_stage == 0 || rules::rounds(codec)),
+    });
+    let mut forms = Vec::new();
+    for codec in gradients {
+        for (parameters, activations) in
+            parameters.iter().flat_map(|p| activations.iter().map(move |activations| (*p, *activations)))
+        {
+            let reduce = Reduction { codec: *codec, ..Reduction::default() };
+            forms.push(Communication { reduce, parameters, activations, ..Communication::default() });
+        }
+    }
+    forms
+}
+
 /// `algorithm` for all collectives that it fits, rings for the others.
 fn everywhere(
     algorithm: Algorithm,
-    codec: Codec,
-    placement: &[u32],
+    communication: &Communication,
     strategy: &ParallelStrategy,
 ) -> Communication {
+    // Rounded parameters go around the ring.
+    let gathers = strategy.zero_stage > 0 && communication.parameters == Codec::None;
     let fits = |collectives: &[Collective], size: u32| {
         let size = size as usize;
         size > 1 && collectives.iter().all(|c| suits(algorithm, *c, size).is_ok())
@@ -120,11 +142,10 @@ fn everywhere(
         _ => fits(&[Collective::ReduceScatter], strategy.shard),
     };
     Communication {
-        placement: placement.to_vec(),
         tensor: or_ring(fits(of_tensor, strategy.tensor)),
-        gather: or_ring(strategy.zero_stage > 0 && fits(&[Collective::AllGather], strategy.shard)),
-        reduce: Reduction { algorithm: or_ring(reduces), codec },
-        buckets: Vec::new(),
+        gather: or_ring(gathers && fits(&[Collective::AllGather], strategy.shard)),
+        reduce: Reduction { algorithm: or_ring(reduces), ..communication.reduce },
+        ..communication.clone()
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{Assignment, Request};
 use autodist_executor::{RankOutcome, Task};
 use autodist_program::Instruction;
 use autodist_spec::profile::{CodecCost, CollectiveKind, Environment, Hardware, Sample};
-use autodist_spec::{Codec, DeviceKind, Network, Pass, Profile, Provenance, Recompute, Segment};
+use autodist_spec::{Codec, Coded, DeviceKind, Network, Pass, Profile, Provenance, Recompute, Segment};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -57,8 +57,8 @@ pub struct Assembly<'a> {
     network: Option<Network>,
     /// Whether collectives between the devices go by our schedules.
     by_schedule: bool,
-    /// By codec, group and elements.
-    codings: BTreeMap<(Codec, usize, usize), Vec<f64>>,
+    /// By codec, what is coded, group and elements.
+    codings: BTreeMap<(Codec, Coded, usize, usize), Vec<f64>>,
     /// Per rank: of each probe, time of its layers over the fastest rank's.
     slowness: BTreeMap<usize, Vec<f64>>,
     /// Per probe: median step time of each round.
@@ -134,8 +134,9 @@ impl<'a> Assembly<'a> {
 
     /// Whether a codec of `task` is unknown; all of them are looked at twice.
     pub fn wants_codings(&self, task: &CodingTask, round: usize) -> bool {
-        let known = |codec: &Codec| {
-            self.earlier.as_ref().is_some_and(|p| p.codecs.iter().any(|cost| cost.codec == *codec))
+        let known = |(coded, codec): &(Coded, Codec)| {
+            let is = |cost: &CodecCost| (cost.coded, cost.codec) == (*coded, *codec);
+            self.earlier.as_ref().is_some_and(|p| p.codecs.iter().any(is))
         };
         match round {
             0 => !task.codecs.iter().all(known),
@@ -145,12 +146,16 @@ impl<'a> Assembly<'a> {
     }
 
     fn codecs(&self) -> Vec<CodecCost> {
-        let cost = |((codec, group, elements), seconds): (&(Codec, usize, usize), &Vec<f64>)| CodecCost {
-            codec: *codec,
-            group: *group as u32,
-            elements: *elements as u64,
-            time: Sample::of(seconds),
-        };
+        let cost =
+            |((codec, coded, group, elements), seconds): (&(Codec, Coded, usize, usize), &Vec<f64>)| {
+                CodecCost {
+                    codec: *codec,
+                    coded: *coded,
+                    group: *group as u32,
+                    elements: *elements as u64,
+                    time: Sample::of(seconds),
+                }
+            };
         self.codings.iter().map(cost).collect()
     }
 
@@ -225,7 +230,7 @@ impl<'a> Assembly<'a> {
             Assignment::Coding(_) => {
                 for answer in answers {
                     for timing in serde_json::from_value::<Vec<CodingTimings>>(answer)? {
-                        let key = (timing.codec, timing.group, timing.elements);
+                        let key = (timing.codec, timing.coded, timing.group, timing.elements);
                         self.codings.entry(key).or_default().extend(timing.seconds);
                     }
                 }

@@ -2,12 +2,12 @@
 //! of the coded bytes to the host and back is part of it. Their exchanges are left out.
 
 use crate::Request;
-use autodist_codecs::{Compressor, Exchange, PartMut, Tensor};
-use autodist_communication::Reduction;
+use autodist_codecs::{Arithmetic, Compressor, Exchange, Form, PartMut, Tensor, rounding};
+use autodist_communication::{Communicator, Reduction};
 use autodist_executor::launcher::Worker;
 use autodist_executor::{Device, ExecutionError, host};
-use autodist_program::{buckets, stages};
-use autodist_spec::{Bytes, Codec, ParallelStrategy};
+use autodist_program::{buckets, rules, stages};
+use autodist_spec::{Bytes, Codec, Coded, ParallelStrategy};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::time::Instant;
@@ -15,8 +15,10 @@ use std::time::Instant;
 /// Codecs to time on the whole model's gradients and on one layer's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CodingTask {
-    pub codecs: Vec<Codec>,
+    pub codecs: Vec<(Coded, Codec)>,
     pub groups: Vec<usize>,
+    /// Elements of messages between pipeline ranks.
+    pub messages: Vec<usize>,
     /// Parameters of a bucket: offset, rows, columns.
     pub buckets: Vec<Vec<(usize, usize, usize)>>,
     pub repetitions: usize,
@@ -28,6 +30,7 @@ pub struct CodingTask {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CodingTimings {
     pub codec: Codec,
+    pub coded: Coded,
     pub group: usize,
     pub elements: usize,
     pub seconds: Vec<f64>,
@@ -38,8 +41,24 @@ const REPETITIONS: usize = 5;
 impl CodingTask {
     /// `None` where the job allows gradients as they are alone.
     pub fn of(request: &Request) -> Option<Self> {
-        let codecs: Vec<Codec> =
-            request.job.allow.codecs.iter().copied().filter(|codec| *codec != Codec::None).collect();
+        let allow = &request.job.allow;
+        let sharded = allow.zero_stage.iter().any(|stage| *stage > 0);
+        let working = !request.job.precision.is_mixed();
+        let mut codecs: Vec<(Coded, Codec)> = Vec::new();
+        let mut add = |coded, list: &[Codec]| {
+            codecs.extend(list.iter().filter(|codec| **codec != Codec::None).map(|codec| (coded, *codec)));
+        };
+        add(Coded::Gradients, &allow.codecs);
+        let rounding: Vec<Codec> = allow.codecs.iter().copied().filter(|c| rules::rounds(*c)).collect();
+        if sharded {
+            add(Coded::GradientShards, &rounding);
+        }
+        if allow.zero_stage.contains(&3) && working {
+            add(Coded::Parameters, &allow.parameter_codecs);
+        }
+        if working {
+            add(Coded::Activations, &allow.activation_codecs);
+        }
         let groups: Vec<usize> =
             (2..=request.ranks).filter(|n| request.ranks % n == 0).map(|n| n as usize).collect();
         if codecs.is_empty() || groups.is_empty() {
@@ -58,8 +77,10 @@ impl CodingTask {
         };
         let mut buckets = vec![of_size(1), of_size(1 << 40)];
         buckets.dedup();
+        let activation = (request.job.seq_len * request.model.hidden) as usize;
+        let messages = vec![activation, activation * request.job.global_batch as usize];
         let emulated_flops_per_s = request.emulated_flops_per_s();
-        Some(Self { codecs, groups, buckets, repetitions: REPETITIONS, emulated_flops_per_s })
+        Some(Self { codecs, groups, messages, buckets, repetitions: REPETITIONS, emulated_flops_per_s })
     }
 }
 
@@ -73,42 +94,85 @@ pub fn measure<D: Device>(
     let everyone: Vec<usize> = (0..worker.endpoint.world()).collect();
     let mut barrier = worker.endpoint.group(&format!("{name}.barrier"), &everyone)?;
     let mut answer = Vec::new();
-    let on = device.coding();
     for parameters in &task.buckets {
         let tensors: Vec<Tensor> = parameters
             .iter()
             .map(|(offset, rows, columns)| Tensor { offset: *offset, rows: *rows, columns: *columns })
             .collect();
         let elements = tensors.iter().map(|t| t.offset + t.rows * t.columns).max().unwrap_or(0);
-        for codec in &task.codecs {
+        for (coded, codec) in task.codecs.iter().filter(|(coded, _)| *coded != Coded::Activations) {
             for group in &task.groups {
-                let emulated = task
-                    .emulated_flops_per_s
-                    .map_or(0.0, |rate| autodist_codecs::work(*codec, &tensors, elements, *group) / rate);
-                let mut compressor =
-                    Compressor::on(&on, *codec, &tensors, elements, *group, 0).after_warmup();
-                let mut seconds = Vec::new();
-                for repetition in 0..=task.repetitions {
-                    let gradient: Vec<f32> =
-                        (0..elements).map(|i| ((i * 7 + repetition * 13) % 1009) as f32 - 504.0).collect();
-                    let mut gradient = device.upload_full(&gradient);
-                    device.synchronise()?;
-                    barrier.all_reduce(&mut [0.0], Reduction::Sum)?;
-                    let start = Instant::now();
-                    let mut echo = Echo { size: *group };
-                    let gradient = PartMut::new(D::values(&mut gradient), 0..elements);
-                    let Ok(_) = compressor.reduce_on(&on, gradient, &mut echo);
-                    device.synchronise()?;
-                    // The first allocates and has no memory of earlier steps.
-                    if repetition > 0 {
-                        seconds.push(start.elapsed().as_secs_f64().max(emulated));
-                    }
-                }
-                answer.push(CodingTimings { codec: *codec, group: *group, elements, seconds });
+                let one = One { coded: *coded, codec: *codec, tensors: &tensors, elements, group: *group };
+                answer.push(one.time(device, task, &mut *barrier)?);
             }
         }
     }
+    for (coded, codec) in task.codecs.iter().filter(|(coded, _)| *coded == Coded::Activations) {
+        for elements in &task.messages {
+            let one = One { coded: *coded, codec: *codec, tensors: &[], elements: *elements, group: 2 };
+            answer.push(one.time(device, task, &mut *barrier)?);
+        }
+    }
     Ok(answer)
+}
+
+/// One codec on one bucket or message.
+struct One<'a> {
+    coded: Coded,
+    codec: Codec,
+    tensors: &'a [Tensor],
+    elements: usize,
+    group: usize,
+}
+
+impl One<'_> {
+    fn time<D: Device>(
+        &self,
+        device: &D,
+        task: &CodingTask,
+        barrier: &mut dyn Communicator,
+    ) -> Result<CodingTimings, ExecutionError> {
+        let &One { coded, codec, tensors, elements, group } = self;
+        let on = device.coding();
+        let work = || autodist_codecs::work(codec, coded, tensors, elements, group);
+        let emulated = task.emulated_flops_per_s.map_or(0.0, |rate| work() / rate);
+        let mut compressor = Compressor::on(&on, codec, tensors, elements, group, 0).after_warmup();
+        let mut seconds = Vec::new();
+        for repetition in 0..=task.repetitions {
+            let numbers: Vec<f32> =
+                (0..elements).map(|i| ((i * 7 + repetition * 13) % 1009) as f32 - 504.0).collect();
+            let mut buffer = device.upload_full(&numbers);
+            device.synchronise()?;
+            barrier.all_reduce(&mut [0.0], Reduction::Sum)?;
+            let start = Instant::now();
+            let mut echo = Echo { size: group };
+            let mut values = PartMut::new(D::values(&mut buffer), 0..elements);
+            match (coded, Form::of(codec)) {
+                (Coded::GradientShards, Some(form)) => {
+                    let Ok(()) = rounding::reduce_scatter(form, &on, values, &mut echo);
+                }
+                (Coded::Parameters, Some(form)) => {
+                    let Ok(()) = rounding::all_gather(form, &on, values, &mut echo);
+                }
+                (Coded::Activations, Some(form)) => {
+                    let bytes = on.fetch(vec![on.encode(form, values.read())]);
+                    on.fill_zero(values.again());
+                    for bytes in bytes {
+                        on.add_encoded(form, &on.bring(bytes), values.again());
+                    }
+                }
+                _ => {
+                    let Ok(_) = compressor.reduce_on(&on, values, &mut echo);
+                }
+            }
+            device.synchronise()?;
+            // The first allocates and has no memory of earlier steps.
+            if repetition > 0 {
+                seconds.push(start.elapsed().as_secs_f64().max(emulated));
+            }
+        }
+        Ok(CodingTimings { codec, coded, group, elements, seconds })
+    }
 }
 
 /// A group whose other members all say what this one says.

@@ -5,7 +5,7 @@ use crate::layout::{Coordinates, Layout};
 use crate::rules::{self, Illegal};
 use crate::schedule::{Slot, order};
 use autodist_spec::{
-    Bytes, Codec, CollectiveKind, Job, LayerKind, ModelSpec, ParallelStrategy, Pass, Precision, Recompute,
+    Bytes, Coded, CollectiveKind, Job, LayerKind, ModelSpec, ParallelStrategy, Pass, Precision, Recompute,
     Reduction, Segment, Stage,
 };
 
@@ -195,7 +195,18 @@ impl Program {
         match transfer {
             Transfer::Reduce => communication.reduction(pipeline_rank, bucket),
             Transfer::ReduceReplicas => Reduction::default(),
-            Transfer::Gather => Reduction { algorithm: communication.gather, codec: Codec::None },
+            Transfer::Gather => {
+                Reduction { algorithm: communication.gather, codec: communication.parameters }
+            }
+        }
+    }
+
+    /// What `transfer` is of, for codecs.
+    pub fn coded(&self, transfer: Transfer) -> Coded {
+        match transfer {
+            Transfer::Gather => Coded::Parameters,
+            _ if self.strategy.zero_stage == 0 => Coded::Gradients,
+            _ => Coded::GradientShards,
         }
     }
 

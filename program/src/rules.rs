@@ -3,8 +3,8 @@
 use crate::schedule;
 use autodist_collectives::{Collective, suits};
 use autodist_spec::{
-    Algorithm, Codec, Job, LayerKind, ModelSpec, Optimizer, ParallelStrategy, Recompute, Reduction,
-    ScheduleKind, Stage,
+    Algorithm, Codec, Communication, Job, LayerKind, ModelSpec, Optimizer, ParallelStrategy, Recompute,
+    Reduction, ScheduleKind, Stage,
 };
 use std::fmt;
 
@@ -118,11 +118,11 @@ pub fn check_strategy(
         format!("zero={zero} shards over data ranks, but its group has one rank (dp={data})")
     })?;
     ensure(Rule::Zero, data % shard == 0, || format!("a shard group of {shard} does not divide dp={data}"))?;
-    check_communication(devices, s)?;
+    check_communication(job, devices, s)?;
     check_one_bit_adam(job, s)
 }
 
-fn check_communication(devices: u32, s: &ParallelStrategy) -> Result<(), Illegal> {
+fn check_communication(job: &Job, devices: u32, s: &ParallelStrategy) -> Result<(), Illegal> {
     let communication = &s.communication;
     let placed = communication.placement.len();
     ensure(Rule::Communication, placed == 0 || placed == devices as usize, || {
@@ -148,15 +148,57 @@ fn check_communication(devices: u32, s: &ParallelStrategy) -> Result<(), Illegal
         } else {
             fits("gradient reduce-scatter", algorithm, Collective::ReduceScatter, s.shard)?;
         }
-        ensure(Rule::Communication, codec == Codec::None || s.zero_stage == 0, || {
+        ensure(Rule::Communication, codec == Codec::None || s.zero_stage == 0 || rounds(codec), || {
             format!(
-                "codec {} reduces whole gradients, but zero={} leaves each rank a shard of them",
+                "codec {} needs whole gradients, but zero={} leaves each rank a shard of them: {ROUNDING}",
                 codec.name(),
                 s.zero_stage
             )
         })?;
         ensure(Rule::Communication, codec == Codec::None || s.data > 1, || {
             format!("codec {} is for gradients that travel, but dp=1", codec.name())
+        })?;
+    }
+    check_rounding(job, s)
+}
+
+const ROUNDING: &str = "codecs that round number by number (fp16, bf16, int8) can do that";
+
+/// Whether a codec rounds every number by itself, or with its neighbours, and keeps nothing.
+pub fn rounds(codec: Codec) -> bool {
+    matches!(codec, Codec::Fp16 | Codec::Bf16 | Codec::Int8 { .. })
+}
+
+/// Copies of parameters and activations have no next step to which what was lost could be added.
+fn check_rounding(job: &Job, s: &ParallelStrategy) -> Result<(), Illegal> {
+    let Communication { parameters, activations, .. } = s.communication;
+    let mixed = job.precision.is_mixed();
+    if parameters != Codec::None {
+        let name = parameters.name();
+        ensure(Rule::Communication, rounds(parameters), || {
+            format!("parameters cannot travel as {name}: {ROUNDING}")
+        })?;
+        ensure(Rule::Communication, s.zero_stage == 3, || {
+            format!(
+                "parameters={name} rounds copies that are made for one pass (zero=3); zero={} keeps what it gathers, \
+                 and owners would go on from other numbers than the rest",
+                s.zero_stage
+            )
+        })?;
+        ensure(Rule::Communication, !mixed, || {
+            format!("parameters={name}: parameters travel in {} already", job.precision.name())
+        })?;
+    }
+    if activations != Codec::None {
+        let name = activations.name();
+        ensure(Rule::Communication, matches!(activations, Codec::Fp16 | Codec::Bf16), || {
+            format!("activations cannot travel as {name}: fp16 and bf16 round each by itself")
+        })?;
+        ensure(Rule::Communication, s.pipeline > 1, || {
+            format!("activations={name} is for what pipeline ranks send each other, but pp=1")
+        })?;
+        ensure(Rule::Communication, !mixed, || {
+            format!("activations={name}: activations travel in {} already", job.precision.name())
         })?;
     }
     Ok(())
@@ -292,5 +334,34 @@ mod tests {
         check_one(|s| s.zero_stage = 1, "its group has one rank");
         check_one(|s| (s.zero_stage, s.shard) = (1, 4), "does not divide dp=2");
         check_one(|s| s.context = 2, "context parallelism");
+    }
+
+    #[test]
+    fn what_is_not_kept_may_be_rounded_and_what_is_may_not() {
+        let zero = |stage| {
+            move |s: &mut ParallelStrategy| {
+                (s.zero_stage, s.shard, s.communication.parameters) = (stage, 2, Codec::Bf16)
+            }
+        };
+        check_one(zero(1), "zero=1 keeps what it gathers");
+        check_one(
+            |s| {
+                zero(3)(s);
+                s.communication.parameters = Codec::OneBit;
+            },
+            "parameters cannot travel as one-bit",
+        );
+        check_one(|s| s.communication.activations = Codec::Bf16, "pp=1");
+        check_one(
+            |s| s.communication.activations = Codec::Int8 { block: 64 },
+            "activations cannot travel as int8/64",
+        );
+        let model = catalog::model("tiny-llama").unwrap();
+        let mut strategy = ParallelStrategy::data_parallel(2, 2);
+        zero(3)(&mut strategy);
+        check_strategy(&model, &Job::new(8, 128), 2, &strategy).unwrap();
+        let job = Job { precision: autodist_spec::Precision::Bf16, ..Job::new(8, 128) };
+        let refused = check_strategy(&model, &job, 2, &strategy).unwrap_err().reason;
+        assert!(refused.contains("travel in bf16 already"), "{refused}");
     }
 }

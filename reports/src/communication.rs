@@ -34,6 +34,7 @@ pub(crate) fn collectives(plan: &Plan) -> Table {
 
 pub(crate) fn codecs(plan: &Plan) -> Table {
     let mut table = Table::new(&[
+        ("of", Left),
         ("codec", Left),
         ("helps", Left),
         ("step time", Right),
@@ -45,6 +46,7 @@ pub(crate) fn codecs(plan: &Plan) -> Table {
     ]);
     for verdict in &plan.codecs {
         table.row([
+            verdict.coded.name().to_owned(),
             verdict.codec.name(),
             yes(verdict.helps),
             verdict.step_time_s.to_string(),
@@ -83,6 +85,7 @@ pub(crate) fn gains(validation: &Validation) -> Table {
 
 pub(crate) fn probes(validation: &Validation) -> Table {
     let mut table = Table::new(&[
+        ("of", Left),
         ("codec", Left),
         ("steps", Right),
         ("exact loss", Right),
@@ -92,6 +95,7 @@ pub(crate) fn probes(validation: &Validation) -> Table {
     for probe in &validation.probes {
         let beyond = if probe.reached { "" } else { "more than " };
         table.row([
+            probe.coded.name().to_owned(),
             probe.codec.name(),
             probe.steps.to_string(),
             format!("{:.4}", probe.exact_loss),

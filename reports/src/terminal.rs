@@ -69,7 +69,7 @@ pub fn plan_summary(plan: &Plan) -> String {
     if !plan.codecs.is_empty() {
         section(
             &mut text,
-            "Gradients in fewer bytes: step times, and what they cost in steps",
+            "In fewer bytes: step times, and what it costs in steps",
             &communication::codecs(plan),
         );
     }
@@ -108,7 +108,7 @@ pub fn validation_table(validation: &Validation) -> String {
         if !validation.gains.is_empty() {
             section(
                 &mut text,
-                "What gradients in fewer bytes bring: step time without over with the codec, less 1",
+                "What fewer bytes bring: step time without over with the codec, less 1",
                 &communication::gains(validation),
             );
         }
@@ -116,7 +116,7 @@ pub fn validation_table(validation: &Validation) -> String {
     if !validation.probes.is_empty() {
         section(
             &mut text,
-            "What gradients in fewer bytes cost in steps, trained with and without",
+            "What fewer bytes cost in steps, trained with and without",
             &communication::probes(validation),
         );
     }

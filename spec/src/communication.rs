@@ -74,6 +74,34 @@ pub enum Codec {
     OneBitAdam { warmup_steps: u32 },
 }
 
+/// What travels in fewer bytes.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Coded {
+    /// Gradients, all of whose sum every rank needs.
+    #[default]
+    Gradients,
+    /// Gradients, of whose sum each rank keeps a shard (ZeRO).
+    GradientShards,
+    /// Parameters that are gathered for one pass (ZeRO-3).
+    Parameters,
+    /// Activations and their gradients, from one pipeline rank to another.
+    Activations,
+}
+
+impl Coded {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Gradients => "gradients",
+            Self::GradientShards => "gradient shards",
+            Self::Parameters => "parameters",
+            Self::Activations => "activations",
+        }
+    }
+}
+
 impl Codec {
     /// Every kind with its default parameters, the lossless one first.
     pub const DEFAULTS: [Codec; 12] = [
@@ -157,6 +185,11 @@ pub struct Communication {
     pub tensor: Algorithm,
     /// Gathers of parameters (ZeRO).
     pub gather: Algorithm,
+    /// In which form gathered parameters travel. What is rounded is a copy for one pass (ZeRO-3): each owner keeps its
+    /// shard exact (ZeRO++, 2306.10209, section 3.1).
+    pub parameters: Codec,
+    /// In which form activations and their gradients travel between pipeline ranks.
+    pub activations: Codec,
     /// Reductions of gradients, but for `buckets`.
     pub reduce: Reduction,
     pub buckets: Vec<BucketReduction>,
@@ -210,8 +243,12 @@ impl Communication {
         algorithm("tensor", self.tensor);
         algorithm("gather", self.gather);
         algorithm("reduce", self.reduce.algorithm);
-        if self.reduce.codec != Codec::None {
-            text += &format!(" codec={}", self.reduce.codec.name());
+        for (what, codec) in
+            [("codec", self.reduce.codec), ("parameters", self.parameters), ("activations", self.activations)]
+        {
+            if codec != Codec::None {
+                text += &format!(" {what}={}", codec.name());
+            }
         }
         if !self.buckets.is_empty() {
             text += &format!(" +{} buckets", self.buckets.len());
@@ -246,6 +283,8 @@ impl Communication {
         sizes(&format!("{field}.gather"), self.gather)?;
         sizes(&format!("{field}.reduce.algorithm"), self.reduce.algorithm)?;
         self.reduce.codec.check(&format!("{field}.reduce.codec"))?;
+        self.parameters.check(&format!("{field}.parameters"))?;
+        self.activations.check(&format!("{field}.activations"))?;
         for (index, bucket) in self.buckets.iter().enumerate() {
             let at = format!("{field}.buckets[{index}].reduction");
             sizes(&format!("{at}.algorithm"), bucket.reduction.algorithm)?;

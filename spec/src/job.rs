@@ -195,6 +195,10 @@ pub struct Allow {
     pub algorithms: Option<Vec<Algorithm>>,
     /// Forms in which gradients may travel. Those that lose something are used where they are named here only.
     pub codecs: Vec<Codec>,
+    /// Forms in which parameters that are gathered for one pass (ZeRO-3) may travel.
+    pub parameter_codecs: Vec<Codec>,
+    /// Forms in which activations and their gradients may travel between pipeline ranks.
+    pub activation_codecs: Vec<Codec>,
     /// Devices of the ranks, by rank; a missing list means what the planner finds, an empty entry rank r on device r.
     pub placements: Option<Vec<Vec<u32>>>,
 }
@@ -216,6 +220,8 @@ impl Default for Allow {
             uneven_stages: true,
             algorithms: None,
             codecs: vec![Codec::None],
+            parameter_codecs: vec![Codec::None],
+            activation_codecs: vec![Codec::None],
             placements: None,
         }
     }
@@ -306,8 +312,14 @@ impl Check for Job {
         for (index, bytes) in allow.bucket_bytes.iter().enumerate() {
             in_range(&format!("allow.bucket_bytes[{index}]"), bytes.0, 1, 1 << 40)?;
         }
-        for (index, codec) in allow.codecs.iter().enumerate() {
-            codec.check(&format!("allow.codecs[{index}]"))?;
+        for (field, codecs) in [
+            ("codecs", &allow.codecs),
+            ("parameter_codecs", &allow.parameter_codecs),
+            ("activation_codecs", &allow.activation_codecs),
+        ] {
+            for (index, codec) in codecs.iter().enumerate() {
+                codec.check(&format!("allow.{field}[{index}]"))?;
+            }
         }
         for (index, algorithm) in allow.algorithms.iter().flatten().enumerate() {
             let communication = Communication { tensor: *algorithm, ..Communication::default() };
@@ -324,6 +336,8 @@ impl Check for Job {
             ("allow.schedule", allow.schedule.is_empty()),
             ("allow.bucket_bytes", allow.bucket_bytes.is_empty()),
             ("allow.codecs", allow.codecs.is_empty()),
+            ("allow.parameter_codecs", allow.parameter_codecs.is_empty()),
+            ("allow.activation_codecs", allow.activation_codecs.is_empty()),
             ("allow.algorithms", allow.algorithms.as_ref().is_some_and(Vec::is_empty)),
             ("allow.placements", allow.placements.as_ref().is_some_and(Vec::is_empty)),
         ] {

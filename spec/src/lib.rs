@@ -25,7 +25,7 @@ pub mod run;
 pub mod units;
 
 pub use cluster::{Cluster, Device, Link, NodeGroup};
-pub use communication::{Algorithm, BucketReduction, Codec, Communication, Reduction};
+pub use communication::{Algorithm, BucketReduction, Codec, Coded, Communication, Reduction};
 pub use error::InputError;
 pub use job::{Convergence, Job, LearningRate, Objective, Optimizer, Precision};
 pub use model::{Activation, LayerKind, ModelSpec, Norm, Parameter, Positions, TensorSplit};

@@ -1,7 +1,7 @@
 //! A way of training, what it is predicted to cost, and how it was found.
 
 use crate::cluster::Cluster;
-use crate::communication::{Codec, Communication};
+use crate::communication::{Codec, Coded, Communication};
 use crate::error::{InputError, bytes, finite, in_range, not_negative, positive};
 use crate::job::{Job, Objective};
 use crate::model::ModelSpec;
@@ -432,6 +432,8 @@ impl CollectiveShare {
 #[serde(deny_unknown_fields)]
 pub struct CodecVerdict {
     pub codec: Codec,
+    #[serde(default)]
+    pub coded: Coded,
     pub helps: bool,
     pub step_time_s: Seconds,
     /// With gradients as they are.

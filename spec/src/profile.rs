@@ -1,7 +1,7 @@
 //! Measured costs: what the cost model knows of a machine.
 
 use crate::cluster::Cluster;
-use crate::communication::Codec;
+use crate::communication::{Codec, Coded};
 use crate::error::{InputError, bytes, finite, in_range, not_negative};
 use crate::job::{Optimizer, Precision};
 use crate::model::ModelSpec;
@@ -172,12 +172,14 @@ pub struct OptimizerCost {
     pub norm: Sample,
 }
 
-/// Encoding and decoding of one bucket, its exchanges left out.
+/// Encoding and decoding of one bucket or one message, exchanges left out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CodecCost {
     pub codec: Codec,
-    /// Ranks that reduce.
+    #[serde(default)]
+    pub coded: Coded,
+    /// Ranks that take part; two for a message, whose encoding and decoding are together.
     pub group: u32,
     pub elements: u64,
     pub time: Sample,

@@ -1,6 +1,6 @@
 //! What an execution measured, and how it stands beside the prediction.
 
-use crate::communication::Codec;
+use crate::communication::{Codec, Coded};
 use crate::error::{InputError, bytes, finite, in_range, not_negative, positive};
 use crate::job::Precision;
 use crate::parse::Check;
@@ -286,6 +286,8 @@ pub struct Agreement {
 #[serde(deny_unknown_fields)]
 pub struct CodecProbe {
     pub codec: Codec,
+    #[serde(default)]
+    pub coded: Coded,
     /// Of the exact training.
     pub steps: u32,
     /// Where that ended.

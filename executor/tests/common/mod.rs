@@ -230,7 +230,7 @@ pub fn any_way() -> impl Strategy<Value = (bool, ParallelStrategy, Vec<Stage>)> 
                     tensor: suited(0, &[all, scattered, Collective::AllGather], tensor),
                     gather: suited(1, &[Collective::AllGather], sharded),
                     reduce: Reduction { algorithm: reduces, ..Reduction::default() },
-                    buckets: Vec::new(),
+                    ..Communication::default()
                 };
                 let strategy = ParallelStrategy {
                     communication,

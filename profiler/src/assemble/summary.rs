@@ -315,7 +315,7 @@ fn collective_costs(
 /// What this session did not measure comes from the earlier profile.
 fn adopt(profile: &mut Profile, earlier: &Profile) {
     for cost in &earlier.codecs {
-        if !profile.codecs.iter().any(|c| c.codec == cost.codec) {
+        if !profile.codecs.iter().any(|c| (c.codec, c.coded) == (cost.codec, cost.coded)) {
             profile.codecs.push(cost.clone());
         }
     }

@@ -63,7 +63,7 @@ fn sections(input: &ReportInput<'_>) -> Result<Vec<Section>, ReportError> {
             !input.plan.collectives.is_empty(),
             collectives,
         ),
-        ("codecs", "Gradients in fewer bytes", !input.plan.codecs.is_empty(), codecs),
+        ("codecs", "In fewer bytes", !input.plan.codecs.is_empty(), codecs),
         ("time", "Where the time goes", true, cost),
         ("memory", "Where the memory goes", true, memory),
         ("timeline", "One step, predicted over measured", Figure::Timeline.applies(input), timeline),
@@ -191,7 +191,9 @@ fn collectives(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
 }
 
 fn codecs(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
-    page.note("Predicted step times on the chosen split; what a codec does to convergence is unverified");
+    page.note(
+        "Predicted step times on the chosen split, and what each codec costs in steps to the same loss",
+    );
     page.table(&communication::codecs(input.plan));
     Ok(())
 }

@@ -1,0 +1,131 @@
+//! Gradient shards, gathered parameters and activations that travel rounded. Nothing of it is kept.
+
+use crate::ExecutionError;
+use crate::compression::Over;
+use crate::device::{Device, Messages, Tag};
+use autodist_codecs::{Arithmetic, Form, Part, PartMut, rounding};
+use autodist_communication::{Communicator, Counters, Mailbox};
+use autodist_spec::{Algorithm, Codec, Coded};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+/// One rounded collective on a part of a buffer.
+#[derive(Debug, Clone, Copy)]
+pub struct Rounding {
+    codec: Codec,
+    form: Form,
+    coded: Coded,
+    flops_per_s: Option<f64>,
+}
+
+impl Rounding {
+    /// `None` for codecs that do not round; the rules let none of them through.
+    pub fn of(codec: Codec, coded: Coded, flops_per_s: Option<f64>) -> Option<Self> {
+        Form::of(codec).map(|form| Self { codec, form, coded, flops_per_s })
+    }
+
+    /// Does it in order with the work of `queue`.
+    ///
+    /// # Errors
+    /// A peer that is gone or silent.
+    pub fn run<D: Device>(
+        self,
+        queue: &D,
+        buffer: &mut D::Buffer,
+        range: Range<usize>,
+        group: &mut dyn Communicator,
+    ) -> Result<(), ExecutionError> {
+        let start = Instant::now();
+        let (elements, size) = (range.len(), group.size());
+        if size == 1 {
+            return Ok(());
+        }
+        let mut over = Over::new(group, Algorithm::Ring);
+        let (on, values) = (queue.coding(), PartMut::new(D::values(buffer), range));
+        match self.coded {
+            Coded::Parameters => rounding::all_gather(self.form, &on, values, &mut over)?,
+            _ => rounding::reduce_scatter(self.form, &on, values, &mut over)?,
+        }
+        self.wait(start + over.communicating(), elements, size, 1.0);
+        Ok(())
+    }
+
+    /// As long as an emulated device would take over a part of the coding that began at `start`.
+    fn wait(self, start: Instant, elements: usize, size: usize, part: f64) {
+        let Some(rate) = self.flops_per_s else { return };
+        let seconds = part * autodist_codecs::work(self.codec, self.coded, &[], elements, size) / rate;
+        let due = start + Duration::from_secs_f64(seconds);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// Messages through the host's memory, rounded before they leave and widened when they have come. They are as long as
+/// their bytes in whole words.
+pub struct RoundedMessages {
+    mailbox: Box<dyn Mailbox>,
+    rounding: Rounding,
+}
+
+impl RoundedMessages {
+    pub fn new(mailbox: Box<dyn Mailbox>, rounding: Rounding) -> Self {
+        Self { mailbox, rounding }
+    }
+}
+
+impl<D: Device> Messages<D> for RoundedMessages {
+    fn send(
+        &mut self,
+        queue: &D,
+        peer: usize,
+        tag: Tag,
+        mut buffer: D::Buffer,
+    ) -> Result<(), ExecutionError> {
+        let start = Instant::now();
+        let elements = queue.len(&buffer);
+        let on = queue.coding();
+        let bytes = on.encode(self.rounding.form, Part::new(D::values(&mut buffer), 0..elements));
+        let words: Vec<f32> = on.fetch(vec![bytes]).iter().flat_map(|bytes| words(bytes)).collect();
+        drop(buffer);
+        self.rounding.wait(start, elements, 2, 0.5);
+        Ok(self.mailbox.send(peer, tag.number(), words)?)
+    }
+
+    fn receive(
+        &mut self,
+        queue: &D,
+        peer: usize,
+        tag: Tag,
+        elements: usize,
+    ) -> Result<D::Buffer, ExecutionError> {
+        let words = self.mailbox.receive(peer, tag.number())?;
+        let start = Instant::now();
+        let expected = rounding::message_bytes(self.rounding.form, elements) / 4;
+        if words.len() != expected {
+            return Err(ExecutionError::Message { peer, expected, given: words.len() });
+        }
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_bits().to_le_bytes()).collect();
+        drop(words);
+        let (on, mut buffer) = (queue.coding(), queue.zeros(elements));
+        let values = PartMut::new(D::values(&mut buffer), 0..elements);
+        on.add_encoded(self.rounding.form, &on.bring(bytes), values);
+        self.rounding.wait(start, elements, 2, 0.5);
+        Ok(buffer)
+    }
+
+    fn counters(&self) -> Counters {
+        self.mailbox.counters()
+    }
+
+    fn close(self: Box<Self>) -> Result<(), ExecutionError> {
+        Ok(self.mailbox.close()?)
+    }
+}
+
+/// Bytes as the bits of floats, which nobody computes with; the last are filled up with zeros.
+fn words(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    bytes.chunks(4).map(|part| {
+        let mut word = [0; 4];
+        word[..part.len()].copy_from_slice(part);
+        f32::from_bits(u32::from_le_bytes(word))
+    })
+}
