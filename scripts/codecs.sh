@@ -4,14 +4,15 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --release --quiet
-job=catalog/jobs/codecs.toml
 for name in four-50mbit four-200mbit four-1gbit loopback; do
-    folder=autodist-codecs/$name
-    where=(--emulate "catalog/clusters/$name.toml" --budget 2)
-    [ $name = loopback ] && where=(--ranks 2 --budget 20)
-    target/release/autodist profile "${where[@]}" --job $job --allow compression --fresh -o "$folder/profile.json" > /dev/null
-    target/release/autodist plan --job $job --allow compression --profile "$folder/profile.json" -o "$folder/plan.json" > /dev/null
     echo "== $name"
-    target/release/autodist validate "$folder/plan.json" --all --steps 10 -o "$folder/runs" > "$folder/validation.txt"
-    sed -n '/^What fewer bytes bring/,$p' "$folder/validation.txt"
+    for job in codecs codecs-sgd; do
+        folder=autodist-codecs/$name/$job
+        where=(--emulate "catalog/clusters/$name.toml" --budget 2)
+        [ $name = loopback ] && where=(--ranks 2 --budget 20)
+        target/release/autodist profile "${where[@]}" --job "catalog/jobs/$job.toml" --fresh -o "$folder/profile.json" > /dev/null
+        target/release/autodist plan --job "catalog/jobs/$job.toml" --profile "$folder/profile.json" -o "$folder/plan.json" > /dev/null
+        target/release/autodist validate "$folder/plan.json" --all --steps 10 -o "$folder/runs" > "$folder/validation.txt"
+        sed -n '/^What fewer bytes bring/,$p' "$folder/validation.txt"
+    done
 done

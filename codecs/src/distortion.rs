@@ -39,15 +39,15 @@ pub fn distortion(codec: Codec, tensors: &[Tensor], elements: usize) -> Distorti
         Codec::OneBit | Codec::OneBitAdam { .. } => {
             Distortion::Contraction { delta: 2.0 * (2.0 / std::f64::consts::PI).sqrt() - 1.0 }
         }
-        Codec::TopK { per_mille } | Codec::Dgc { per_mille } => {
+        Codec::TopK { per_mille } | Codec::Dgc { per_mille, .. } => {
             Distortion::Contraction { delta: energy_of_largest(f64::from(per_mille) / 1000.0) }
         }
-        Codec::PowerSgd { rank } => {
+        Codec::PowerSgd { rank, .. } => {
             let layout = Layout::of(tensors, elements, rank, false);
             // As many of a matrix's dimensions as both factors have.
             low_rank(&layout, elements, |rows, columns, rank| rank * (rows + columns) / (rows * columns))
         }
-        Codec::PowerSgdHalf { rank } => {
+        Codec::PowerSgdHalf { rank, .. } => {
             let layout = Layout::of(tensors, elements, rank, true);
             // One factor is as it was.
             low_rank(&layout, elements, |rows, columns, rank| rank / rows.min(columns))
@@ -114,9 +114,10 @@ mod tests {
         assert!((delta(Codec::TopK { per_mille: 1000 }) - 1.0).abs() < 1e-6);
         assert!((delta(Codec::OneBit) - 0.5958).abs() < 1e-3);
         // Nothing is a matrix here, so all of it travels as it is.
-        assert_eq!(delta(Codec::PowerSgd { rank: 4 }), 1.0);
+        assert_eq!(delta(Codec::PowerSgd { rank: 4, start_step: 0 }), 1.0);
         let square = [Tensor { offset: 0, rows: 100, columns: 100 }];
-        let Distortion::Contraction { delta } = distortion(Codec::PowerSgd { rank: 4 }, &square, 10_000)
+        let Distortion::Contraction { delta } =
+            distortion(Codec::PowerSgd { rank: 4, start_step: 0 }, &square, 10_000)
         else {
             panic!("low rank is a contraction")
         };

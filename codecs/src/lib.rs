@@ -104,6 +104,8 @@ pub struct Compressor<A: Arithmetic = Host> {
     kind: Kind<A>,
     elements: usize,
     memory: bool,
+    /// Steps to come whose gradients travel as they are. (Codecs that have to do with momentum count their own.)
+    dense_steps: u32,
 }
 
 enum Kind<A: Arithmetic> {
@@ -163,14 +165,14 @@ impl<A: Arithmetic> Compressor<A> {
             Codec::Fp16 => Kind::Shards(Form::Fp16),
             Codec::Bf16 => Kind::Shards(Form::Bf16),
             Codec::Int8 { block } => Kind::Shards(Form::Int8 { block: block as usize }),
-            Codec::PowerSgd { rank } => Kind::Factors(Factors::new(
+            Codec::PowerSgd { rank, .. } => Kind::Factors(Factors::new(
                 on,
                 Layout::of(tensors, elements, rank, false),
                 elements,
                 seed,
                 false,
             )),
-            Codec::PowerSgdHalf { rank } => Kind::Factors(Factors::new(
+            Codec::PowerSgdHalf { rank, .. } => Kind::Factors(Factors::new(
                 on,
                 Layout::of(tensors, elements, rank, true),
                 elements,
@@ -178,14 +180,17 @@ impl<A: Arithmetic> Compressor<A> {
                 true,
             )),
             Codec::TopK { per_mille } => Kind::Sparse(Sparse::new(on, elements, per_mille, false)),
-            Codec::Dgc { per_mille } => Kind::Sparse(Sparse::new(on, elements, per_mille, true)),
+            Codec::Dgc { per_mille, start_step } => {
+                Kind::Sparse(Sparse::new(on, elements, per_mille, true).starting_at(start_step))
+            }
             Codec::OneBit => Kind::Signs(Signs::new(on, elements)),
             Codec::Qsgd { levels, bucket } => Kind::Random(Random::qsgd(levels, bucket as usize, seed)),
             Codec::TernGrad => Kind::Random(Random::terngrad(seed)),
             Codec::OneBitAdam { warmup_steps } => Kind::Adam(Adam::new(on, elements, warmup_steps)),
         };
         let _ = size;
-        Self { kind, elements, memory: true }
+        let dense_steps = if matches!(kind, Kind::Factors(_)) { codec.dense_steps() } else { 0 };
+        Self { kind, elements, memory: true, dense_steps }
     }
 
     /// The same without error feedback: what was not sent is lost. It shows what the feedback is for.
@@ -194,11 +199,13 @@ impl<A: Arithmetic> Compressor<A> {
         Self { memory: false, ..self }
     }
 
-    /// The same for an optimizer whose momentum is `m = decay m + (1 - decay) g`; 0.9 where nothing is said.
+    /// The same for an optimizer with this momentum (beta1 of Adam's); 0.9 where nothing is said.
     #[must_use]
     pub fn with_momentum(mut self, decay: f64) -> Self {
-        if let Kind::Adam(adam) = &mut self.kind {
-            adam.set_decay(decay as f32);
+        match &mut self.kind {
+            Kind::Adam(adam) => adam.set_decay(decay as f32),
+            Kind::Sparse(sparse) => sparse.set_momentum(decay as f32),
+            _ => {}
         }
         self
     }
@@ -206,14 +213,23 @@ impl<A: Arithmetic> Compressor<A> {
     /// The same as it works once its first steps are over, where those differ.
     #[must_use]
     pub fn after_warmup(mut self) -> Self {
-        if let Kind::Adam(adam) = &mut self.kind {
-            adam.end_warmup();
+        self.dense_steps = 0;
+        match &mut self.kind {
+            Kind::Adam(adam) => adam.end_warmup(),
+            Kind::Sparse(sparse) => sparse.end_warmup(),
+            _ => {}
         }
         self
     }
 
-    /// From now on gradients travel as they are. What is kept is dropped, and so is its memory.
+    /// From now on gradients travel as they are. What is kept is dropped, and so is its memory, but for the velocity that a
+    /// codec has in the optimizer's stead.
     pub fn stop(&mut self) {
+        if let Kind::Sparse(sparse) = &mut self.kind
+            && sparse.send_whole()
+        {
+            return;
+        }
         self.kind = Kind::Sum;
     }
 
@@ -248,10 +264,14 @@ impl<A: Arithmetic> Compressor<A> {
         if exchange.size() == 1 {
             return Ok(Report::LOSSLESS);
         }
+        let mut sum =
+            || on.on_host(gradient.again(), |values| exchange.sum(values)).map(|()| Report::LOSSLESS);
+        if self.dense_steps > 0 {
+            self.dense_steps -= 1;
+            return sum();
+        }
         match &mut self.kind {
-            Kind::Sum => {
-                on.on_host(gradient.again(), |values| exchange.sum(values)).map(|()| Report::LOSSLESS)
-            }
+            Kind::Sum => sum(),
             Kind::Shards(form) => shards::reduce(*form, on, gradient, exchange),
             Kind::Factors(factors) => factors.reduce(on, gradient, exchange, self.memory),
             Kind::Sparse(sparse) => sparse.reduce(on, gradient, exchange, self.memory),
@@ -289,9 +309,9 @@ pub fn phases(codec: Codec, coded: Coded, tensors: &[Tensor], elements: usize, s
         Codec::Fp16 => shards::phases(Form::Fp16, elements, size),
         Codec::Bf16 => shards::phases(Form::Bf16, elements, size),
         Codec::Int8 { block } => shards::phases(Form::Int8 { block: block as usize }, elements, size),
-        Codec::PowerSgd { rank } => factors::phases(&Layout::of(tensors, elements, rank, false), false),
-        Codec::PowerSgdHalf { rank } => factors::phases(&Layout::of(tensors, elements, rank, true), true),
-        Codec::TopK { per_mille } | Codec::Dgc { per_mille } => sparse::phases(elements, per_mille, size),
+        Codec::PowerSgd { rank, .. } => factors::phases(&Layout::of(tensors, elements, rank, false), false),
+        Codec::PowerSgdHalf { rank, .. } => factors::phases(&Layout::of(tensors, elements, rank, true), true),
+        Codec::TopK { per_mille } | Codec::Dgc { per_mille, .. } => sparse::phases(elements, per_mille, size),
         Codec::OneBit | Codec::OneBitAdam { .. } => signs::phases(elements, size),
         Codec::Qsgd { levels, bucket } => random::phases(Some((levels, bucket as usize)), elements, size),
         Codec::TernGrad => random::phases(None, elements, size),
@@ -327,8 +347,8 @@ pub fn footprint(
         | Codec::Int8 { .. }
         | Codec::Qsgd { .. }
         | Codec::TernGrad => 0,
-        Codec::PowerSgd { rank } => elements + Layout::of(tensors, elements, rank, false).right(),
-        Codec::PowerSgdHalf { rank } => {
+        Codec::PowerSgd { rank, .. } => elements + Layout::of(tensors, elements, rank, false).right(),
+        Codec::PowerSgdHalf { rank, .. } => {
             let layout = Layout::of(tensors, elements, rank, true);
             elements + layout.right() + layout.left()
         }
@@ -375,8 +395,8 @@ pub fn work(codec: Codec, coded: Coded, tensors: &[Tensor], elements: usize, siz
         Codec::Fp16 | Codec::Bf16 => 4.0 * n,
         Codec::Int8 { .. } => 10.0 * n,
         // Two products and the decoding one: 2 a b r operations each; then error and decay.
-        Codec::PowerSgd { rank } => Layout::of(tensors, elements, rank, false).products(3.0) + 3.0 * n,
-        Codec::PowerSgdHalf { rank } => Layout::of(tensors, elements, rank, true).products(3.0) + 3.0 * n,
+        Codec::PowerSgd { rank, .. } => Layout::of(tensors, elements, rank, false).products(3.0) + 3.0 * n,
+        Codec::PowerSgdHalf { rank, .. } => Layout::of(tensors, elements, rank, true).products(3.0) + 3.0 * n,
         Codec::TopK { .. } => 6.0 * n,
         Codec::Dgc { .. } => 10.0 * n,
         Codec::OneBit => 8.0 * n,

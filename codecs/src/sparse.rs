@@ -6,7 +6,7 @@ use crate::host::{square_sum, vectorised};
 use crate::{Exchange, Phase, Report};
 use std::cmp::Ordering;
 
-/// Momentum of the correction (1712.01887, section 4).
+/// Momentum of the correction where nothing is said (1712.01887, section 4).
 const MOMENTUM: f32 = 0.9;
 /// The bits of an fp32 number without its sign: as integers they are in the order of the magnitudes.
 const MAGNITUDE: u32 = 0x7FFF_FFFF;
@@ -17,6 +17,9 @@ pub(crate) struct Sparse<A: Arithmetic> {
     pending: A::Owned,
     /// Velocity of what has not been sent yet, with momentum correction.
     velocity: Option<A::Owned>,
+    momentum: f32,
+    /// Steps to come in which everything is sent, as it is, and the velocity goes on.
+    whole_steps: u64,
 }
 
 /// Entries that are sent of `elements`: at least one, where there is one.
@@ -27,7 +30,31 @@ pub(crate) fn count(elements: usize, per_mille: u32) -> usize {
 impl<A: Arithmetic> Sparse<A> {
     pub fn new(on: &A, elements: usize, per_mille: u32, momentum: bool) -> Self {
         let velocity = momentum.then(|| on.zeros(elements));
-        Self { count: count(elements, per_mille), pending: on.zeros(elements), velocity }
+        Self {
+            count: count(elements, per_mille),
+            pending: on.zeros(elements),
+            velocity,
+            momentum: MOMENTUM,
+            whole_steps: 0,
+        }
+    }
+
+    pub fn set_momentum(&mut self, momentum: f32) {
+        self.momentum = momentum;
+    }
+
+    pub fn starting_at(self, step: u32) -> Self {
+        Self { whole_steps: u64::from(step), ..self }
+    }
+
+    pub fn end_warmup(&mut self) {
+        self.whole_steps = 0;
+    }
+
+    /// From now on all of the velocity is sent: momentum lives on here, where the optimizer has none. False without.
+    pub fn send_whole(&mut self) -> bool {
+        self.whole_steps = u64::MAX;
+        self.velocity.is_some()
     }
 
     pub fn state(&self) -> usize {
@@ -50,10 +77,16 @@ impl<A: Arithmetic> Sparse<A> {
         let mut velocity = self.velocity.as_mut().map(PartMut::<A>::whole);
         let whole = match &mut velocity {
             Some(velocity) => {
-                on.add_with_momentum(MOMENTUM, gradient.read(), velocity.again(), pending.again())
+                on.add_with_momentum(self.momentum, gradient.read(), velocity.again(), pending.again())
             }
             None => on.add(gradient.read(), pending.again()),
         };
+        if self.whole_steps > 0 {
+            self.whole_steps -= 1;
+            on.copy(pending.read(), gradient.again());
+            on.fill_zero(pending);
+            return on.on_host(gradient, |values| exchange.sum(values)).map(|()| Report::LOSSLESS);
+        }
         let (coded, sent) =
             on.take_largest(self.count, pending.again(), velocity.as_mut().map(PartMut::again));
         let (whole, sent) = (on.read(&whole), on.read(&sent));
@@ -64,7 +97,6 @@ impl<A: Arithmetic> Sparse<A> {
         all.into_iter().for_each(|part| on.add_entries(&on.bring(part), gradient.again()));
         if !memory {
             on.fill_zero(pending);
-            velocity.into_iter().for_each(|velocity| on.fill_zero(velocity));
         }
         Ok(report)
     }

@@ -78,7 +78,7 @@ impl Fixtures {
             Compressor::new(codec, &self.tensors, self.elements, self.members, 0).with_first_factors(&factors)
         };
         let directions = match codec {
-            Codec::PowerSgd { rank } | Codec::PowerSgdHalf { rank } => rank as usize,
+            Codec::PowerSgd { rank, .. } | Codec::PowerSgdHalf { rank, .. } => rank as usize,
             _ => SHARED.len(),
         };
         let gradient = |step: usize, member: usize| self.gradient(step, member, directions);
@@ -113,7 +113,7 @@ fn powersgd_is_the_hook_of_pytorch() {
         fixtures.tensors.iter().any(|t| t.rows > 1 && (t.offset..t.offset + t.rows * t.columns).contains(&at))
     };
     for rank in [1, 2, 4] {
-        fixtures.check(&format!("powersgd-{rank}"), Codec::PowerSgd { rank }, 1e-5, keeps);
+        fixtures.check(&format!("powersgd-{rank}"), Codec::PowerSgd { rank, start_step: 0 }, 1e-5, keeps);
     }
 }
 
@@ -121,7 +121,12 @@ fn powersgd_is_the_hook_of_pytorch() {
 fn powersgd_half_is_the_package_of_its_authors() {
     let fixtures = Fixtures::read();
     for rank in [1, 2, 4] {
-        fixtures.check(&format!("powersgd-half-{rank}"), Codec::PowerSgdHalf { rank }, 1e-5, |_| true);
+        fixtures.check(
+            &format!("powersgd-half-{rank}"),
+            Codec::PowerSgdHalf { rank, start_step: 0 },
+            1e-5,
+            |_| true,
+        );
     }
 }
 
@@ -133,7 +138,7 @@ fn one_bit_is_the_compressed_all_reduce_of_deepspeed() {
 #[test]
 fn deep_gradient_compression_is_its_reference_with_exact_selection() {
     let fixtures = Fixtures::read();
-    let codec = Codec::Dgc { per_mille: fixtures.per_mille };
+    let codec = Codec::Dgc { per_mille: fixtures.per_mille, start_step: 0 };
     fixtures.check("dgc", codec, 1e-5, |_| true);
 }
 
@@ -141,5 +146,5 @@ fn deep_gradient_compression_is_its_reference_with_exact_selection() {
 #[test]
 #[should_panic(expected = "apart")]
 fn the_two_forms_of_powersgd_are_told_apart() {
-    Fixtures::read().check("powersgd-half-2", Codec::PowerSgd { rank: 2 }, 1e-2, |_| true);
+    Fixtures::read().check("powersgd-half-2", Codec::PowerSgd { rank: 2, start_step: 0 }, 1e-2, |_| true);
 }

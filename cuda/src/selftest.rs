@@ -24,20 +24,21 @@ const TENSORS: [Tensor; 3] = [
 /// Lengths of buckets: none, one number, less than a byte of signs, and multiples of nothing over several tiles.
 const LENGTHS: [usize; 5] = [0, 1, 7, 259, 5171];
 
-/// Every codec with its default parameters, and with some that divide nothing.
+/// Every codec with its default parameters from the start, and with some that divide nothing.
 fn codecs() -> Vec<Codec> {
     let others = [
         Codec::Int8 { block: 7 },
-        Codec::PowerSgd { rank: 9 },
-        Codec::PowerSgdHalf { rank: 1 },
+        Codec::PowerSgd { rank: 9, start_step: 0 },
+        Codec::PowerSgdHalf { rank: 1, start_step: 0 },
         Codec::TopK { per_mille: 333 },
-        Codec::Dgc { per_mille: 1000 },
-        // As it is in the first step, in signs after.
-        Codec::OneBitAdam { warmup_steps: 1 },
+        Codec::Dgc { per_mille: 1000, start_step: 0 },
+        // As they are in the first step.
+        Codec::PowerSgd { rank: 4, start_step: 1 },
+        Codec::Dgc { per_mille: 10, start_step: 1 },
         Codec::Qsgd { levels: 1, bucket: 3000 },
         Codec::Qsgd { levels: 5, bucket: 13 },
     ];
-    Codec::DEFAULTS.into_iter().chain(others).collect()
+    Codec::DEFAULTS.into_iter().map(Codec::at_once).chain(others).collect()
 }
 
 /// What a check is of, and how far results may differ: where every number is worked out alone, or picked, not at all.

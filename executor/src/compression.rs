@@ -149,6 +149,19 @@ pub fn of<D: Device>(
     (compressors, watches)
 }
 
+/// The optimizer of a bucket whose codec has a part of it, and the steps after which its second moments stay as they are.
+pub fn optimizer_beside(codec: Codec, optimizer: Optimizer) -> (Optimizer, Option<u64>) {
+    match (codec, optimizer) {
+        (Codec::OneBitAdam { warmup_steps }, _) => (optimizer, Some(u64::from(warmup_steps))),
+        // The codec has the momentum. The decay, which it does not see, weighs in one step what it would in all the steps
+        // over which momentum spreads it.
+        (Codec::Dgc { .. }, Optimizer::Sgd { momentum, weight_decay }) => {
+            (Optimizer::Sgd { momentum: 0.0, weight_decay: weight_decay / (1.0 - momentum) }, None)
+        }
+        _ => (optimizer, None),
+    }
+}
+
 /// A group as codecs see it.
 pub(crate) struct Over<'a> {
     group: &'a mut dyn Communicator,

@@ -441,12 +441,9 @@ impl<B: Device> Rank<'_, B> {
                 let rate = self.task.job.learning_rate.at(self.step);
                 let step = u64::from(self.step) + 1;
                 let codec = self.program.reduction(self.at.pipeline, Transfer::Reduce, bucket).codec;
-                let frozen_after = match codec {
-                    Codec::OneBitAdam { warmup_steps } => Some(u64::from(warmup_steps)),
-                    _ => None,
-                };
-                let optimizer = &self.task.job.optimizer;
-                self.store.update(bucket, optimizer, step, rate, self.gradient_scale, frozen_after);
+                let codec = if self.program.layout.data > 1 { codec } else { Codec::None };
+                let (optimizer, frozen_after) = compression::optimizer_beside(codec, self.task.job.optimizer);
+                self.store.update(bucket, &optimizer, step, rate, self.gradient_scale, frozen_after);
             }
         }
         Ok(())

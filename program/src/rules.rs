@@ -119,7 +119,8 @@ pub fn check_strategy(
     })?;
     ensure(Rule::Zero, data % shard == 0, || format!("a shard group of {shard} does not divide dp={data}"))?;
     check_communication(job, devices, s)?;
-    check_one_bit_adam(job, s)
+    check_one_bit_adam(job, s)?;
+    check_dgc(job, s)
 }
 
 fn check_communication(job: &Job, devices: u32, s: &ParallelStrategy) -> Result<(), Illegal> {
@@ -216,6 +217,25 @@ fn check_one_bit_adam(job: &Job, s: &ParallelStrategy) -> Result<(), Illegal> {
             "codec {} sums momentum, in which gradients are already mixed when the whole norm is known: gradient_clip = {} \
              cannot scale them any more; set gradient_clip = 0",
             codec.name(),
+            job.gradient_clip
+        )
+    })
+}
+
+/// Momentum correction takes the place of the optimizer's momentum (1712.01887, section 3.2).
+fn check_dgc(job: &Job, s: &ParallelStrategy) -> Result<(), Illegal> {
+    let used = s.communication.reductions().map(|r| r.codec).find(|c| matches!(c, Codec::Dgc { .. }));
+    let Some(codec) = used else { return Ok(()) };
+    let (name, instead) = (codec.name(), "use top_k, which keeps no momentum");
+    ensure(Rule::Communication, matches!(job.optimizer, Optimizer::Sgd { .. }), || {
+        format!(
+            "codec {name} has SGD's momentum in the optimizer's stead, but the job's optimizer is AdamW; {instead}"
+        )
+    })?;
+    ensure(Rule::Communication, job.gradient_clip == 0.0, || {
+        format!(
+            "codec {name} sums velocities, whose norm is no gradient's: gradient_clip = {} cannot scale them; set \
+             gradient_clip = 0, or {instead}",
             job.gradient_clip
         )
     })
@@ -321,6 +341,20 @@ mod tests {
         assert!(refusal(&job, &sharded).contains("zero=1 leaves each rank a shard"));
         job.optimizer = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.0 };
         assert!(refusal(&job, &strategy).contains("is no AdamW"));
+    }
+
+    #[test]
+    fn momentum_correction_is_for_sgd_without_clipping() {
+        let model = catalog::model("tiny-llama").unwrap();
+        let mut strategy = ParallelStrategy::data_parallel(2, 2);
+        strategy.communication.reduce.codec = Codec::Dgc { per_mille: 10, start_step: 0 };
+        let mut job = Job::new(8, 128);
+        let refusal = |job: &Job| check_strategy(&model, job, 2, &strategy).unwrap_err().reason;
+        assert!(refusal(&job).contains("optimizer is AdamW; use top_k"));
+        job.optimizer = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.0 };
+        assert!(refusal(&job).contains("gradient_clip = 1 cannot"));
+        job.gradient_clip = 0.0;
+        assert_eq!(check_strategy(&model, &job, 2, &strategy), Ok(()));
     }
 
     #[test]

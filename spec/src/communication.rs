@@ -54,14 +54,30 @@ pub enum Codec {
     Int8 { block: u32 },
     /// Low-rank factors as PyTorch's communication hook keeps them (Vogels et al., 1905.13727).
     #[serde(rename = "powersgd")]
-    PowerSgd { rank: u32 },
+    PowerSgd {
+        rank: u32,
+        /// First steps, whose gradients travel as they are.
+        #[serde(default = "powersgd_start")]
+        start_step: u32,
+    },
     /// Its authors' own form: one factor a step, alternating.
     #[serde(rename = "powersgd_half")]
-    PowerSgdHalf { rank: u32 },
+    PowerSgdHalf {
+        rank: u32,
+        /// First steps, whose gradients travel as they are.
+        #[serde(default = "powersgd_half_start")]
+        start_step: u32,
+    },
     /// The largest entries, `per_mille` of a thousand, with error feedback.
     TopK { per_mille: u32 },
     /// The largest entries with momentum correction and masking (Deep Gradient Compression, 1712.01887).
-    Dgc { per_mille: u32 },
+    /// For SGD without gradient clipping, whose momentum it takes over.
+    Dgc {
+        per_mille: u32,
+        /// First steps, in which everything is sent: in the place of the authors' epochs of growing sparsity.
+        #[serde(default = "dgc_start")]
+        start_step: u32,
+    },
     /// Signs and one scale, with error feedback at the sender and at the reducer (Tang et al., 2102.02888).
     OneBit,
     /// Random rounding to `levels` levels, one norm per `bucket` elements; unbiased (Alistarh et al., 1610.02132).
@@ -72,6 +88,20 @@ pub enum Codec {
     /// 1-bit Adam (Tang et al., 2102.02888): gradients as they are for `warmup_steps` steps; then the second moments stay
     /// as they are and the momentum travels as `one_bit` does. For AdamW without gradient clipping.
     OneBitAdam { warmup_steps: u32 },
+}
+
+/// `start_powerSGD_iter` of PyTorch's hook, as its first release had it.
+const fn powersgd_start() -> u32 {
+    10
+}
+
+/// `start_compressing_after_num_steps` of the authors' package.
+const fn powersgd_half_start() -> u32 {
+    100
+}
+
+const fn dgc_start() -> u32 {
+    100
 }
 
 /// What travels in fewer bytes.
@@ -109,10 +139,10 @@ impl Codec {
         Self::Fp16,
         Self::Bf16,
         Self::Int8 { block: 256 },
-        Self::PowerSgd { rank: 4 },
-        Self::PowerSgdHalf { rank: 4 },
+        Self::PowerSgd { rank: 4, start_step: powersgd_start() },
+        Self::PowerSgdHalf { rank: 4, start_step: powersgd_half_start() },
         Self::TopK { per_mille: 10 },
-        Self::Dgc { per_mille: 10 },
+        Self::Dgc { per_mille: 10, start_step: dgc_start() },
         Self::OneBit,
         Self::Qsgd { levels: 127, bucket: 128 },
         Self::TernGrad,
@@ -126,14 +156,37 @@ impl Codec {
             Self::Fp16 => "fp16".to_owned(),
             Self::Bf16 => "bf16".to_owned(),
             Self::Int8 { block } => format!("int8/{block}"),
-            Self::PowerSgd { rank } => format!("powersgd/{rank}"),
-            Self::PowerSgdHalf { rank } => format!("powersgd-half/{rank}"),
+            Self::PowerSgd { rank, .. } => format!("powersgd/{rank}"),
+            Self::PowerSgdHalf { rank, .. } => format!("powersgd-half/{rank}"),
             Self::TopK { per_mille } => format!("top-k/{per_mille}"),
-            Self::Dgc { per_mille } => format!("dgc/{per_mille}"),
+            Self::Dgc { per_mille, .. } => format!("dgc/{per_mille}"),
             Self::OneBit => "one-bit".to_owned(),
             Self::Qsgd { levels, bucket } => format!("qsgd/{levels}/{bucket}"),
             Self::TernGrad => "terngrad".to_owned(),
             Self::OneBitAdam { warmup_steps } => format!("one-bit-adam/{warmup_steps}"),
+        }
+    }
+
+    /// The same from the first step on; 1-bit Adam, which learns the second moments before, in its second.
+    #[must_use]
+    pub fn at_once(self) -> Self {
+        match self {
+            Self::PowerSgd { rank, .. } => Self::PowerSgd { rank, start_step: 0 },
+            Self::PowerSgdHalf { rank, .. } => Self::PowerSgdHalf { rank, start_step: 0 },
+            Self::Dgc { per_mille, .. } => Self::Dgc { per_mille, start_step: 0 },
+            Self::OneBitAdam { .. } => Self::OneBitAdam { warmup_steps: 1 },
+            other => other,
+        }
+    }
+
+    /// First steps, whose gradients travel as they are.
+    pub fn dense_steps(self) -> u32 {
+        match self {
+            Self::PowerSgd { start_step, .. }
+            | Self::PowerSgdHalf { start_step, .. }
+            | Self::Dgc { start_step, .. } => start_step,
+            Self::OneBitAdam { warmup_steps } => warmup_steps,
+            _ => 0,
         }
     }
 
@@ -143,8 +196,8 @@ impl Codec {
         };
         match self {
             Self::Int8 { block } => number("block", block, 1, 1 << 20),
-            Self::PowerSgd { rank } | Self::PowerSgdHalf { rank } => number("rank", rank, 1, 1 << 10),
-            Self::TopK { per_mille } | Self::Dgc { per_mille } => number("per_mille", per_mille, 1, 1000),
+            Self::PowerSgd { rank, .. } | Self::PowerSgdHalf { rank, .. } => number("rank", rank, 1, 1 << 10),
+            Self::TopK { per_mille } | Self::Dgc { per_mille, .. } => number("per_mille", per_mille, 1, 1000),
             Self::Qsgd { levels, bucket } => {
                 number("levels", levels, 1, 127)?;
                 number("bucket", bucket, 1, 1 << 20)
@@ -220,11 +273,7 @@ impl Communication {
 
     /// Steps after which every codec works as it does from then on.
     pub fn warmup_steps(&self) -> u32 {
-        let of = |reduction: Reduction| match reduction.codec {
-            Codec::OneBitAdam { warmup_steps } => warmup_steps,
-            _ => 0,
-        };
-        self.reductions().map(of).max().unwrap_or(0)
+        self.reductions().map(|reduction| reduction.codec.dense_steps()).max().unwrap_or(0)
     }
 
     /// Every reduction that occurs.

@@ -285,6 +285,10 @@ impl Check for Job {
             }
             Optimizer::Sgd { momentum, weight_decay } => {
                 not_negative("optimizer.momentum", momentum)?;
+                if momentum >= 1.0 {
+                    return Err(InputError::new("optimizer.momentum", momentum, "must be below 1")
+                        .hint("a usual value is 0.9"));
+                }
                 not_negative("optimizer.weight_decay", weight_decay)?;
             }
         }
