@@ -36,7 +36,7 @@ pipeline = [1]
 micro_batch = [2]
 recompute = ["none"]
 zero_stage = [0]
-codecs = ["none", "bf16", { powersgd = { rank = 2 } }]
+codecs = ["none", "bf16", { powersgd = { rank = 2, start_step = 0 } }]
 "#;
 
 #[test]

@@ -127,7 +127,7 @@ fn codecs() -> [Value; 6] {
     [
         json!("fp16"),
         json!({"int8": {"block": 64}}),
-        json!({"powersgd": {"rank": 2}}),
+        json!({"powersgd": {"rank": 2, "start_step": 0}}),
         json!({"top_k": {"per_mille": 100}}),
         json!("one_bit"),
         json!({"qsgd": {"levels": 15, "bucket": 64}}),
@@ -165,7 +165,7 @@ fn codecs_are_measured_planned_and_validated_on_gpus() {
     let folder = folder.path();
     std::fs::remove_file(folder.join("profile.json")).unwrap();
     let codecs =
-        "codecs = [\"none\", \"bf16\", { powersgd = { rank = 2 } }, { top_k = { per_mille = 10 } }]\n";
+        "codecs = [\"none\", \"bf16\", { powersgd = { rank = 2, start_step = 0 } }, { top_k = { per_mille = 10 } }]\n";
     let space = "micro_batch = [4]\nrecompute = [\"none\"]\nzero_stage = [0]\nbucket_bytes = [1048576]\ntensor = [1]\npipeline = [1]\n";
     let job = format!("schema_version = 1\nglobal_batch = 8\nseq_len = 16\n[allow]\n{space}{codecs}");
     common::write(folder, "job.toml", job);

@@ -7,6 +7,7 @@
 //! to zero, so it changes no result; it is left out here.
 
 use crate::arithmetic::{Arithmetic, Factor, Part, PartMut};
+use crate::host::{exact_dot, vectorised};
 use crate::layout::{Layout, Matrix};
 use crate::{Exchange, Phase, Report};
 use std::borrow::BorrowMut;
@@ -249,22 +250,29 @@ fn part<A: Arithmetic>(owned: &mut A::Owned, range: Range<usize>) -> PartMut<'_,
 /// a column that depends on the others becomes zero.
 pub(crate) fn orthogonalise(factor: &mut [f32], rank: usize) {
     let rows = factor.len() / rank;
+    // Column after column, as the work is done.
+    let mut columns = vec![0.0; factor.len()];
+    for (column, values) in columns.chunks_exact_mut(rows.max(1)).enumerate() {
+        values.iter_mut().zip(factor.iter().skip(column).step_by(rank)).for_each(|(to, from)| *to = *from);
+    }
     for column in 0..rank {
-        let dot = |factor: &[f32], a: usize, b: usize| -> f64 {
-            (0..rows).map(|row| f64::from(factor[row * rank + a]) * f64::from(factor[row * rank + b])).sum()
-        };
-        let before = dot(factor, column, column);
-        for _ in 0..2 {
-            for earlier in 0..column {
-                let along = dot(factor, earlier, column) as f32;
-                for row in 0..rows {
-                    factor[row * rank + column] -= along * factor[row * rank + earlier];
+        let (earlier, own) = columns.split_at_mut(column * rows);
+        let own = &mut own[..rows];
+        vectorised(|| {
+            let before = exact_dot(own, own);
+            for _ in 0..2 {
+                for earlier in earlier.chunks_exact(rows.max(1)) {
+                    let along = exact_dot(earlier, own) as f32;
+                    own.iter_mut().zip(earlier).for_each(|(own, earlier)| *own -= along * earlier);
                 }
             }
-        }
-        let norm = dot(factor, column, column);
-        let inverse = if norm > 1e-12 * before { (1.0 / norm.sqrt()) as f32 } else { 0.0 };
-        (0..rows).for_each(|row| factor[row * rank + column] *= inverse);
+            let norm = exact_dot(own, own);
+            let inverse = if norm > 1e-12 * before { (1.0 / norm.sqrt()) as f32 } else { 0.0 };
+            own.iter_mut().for_each(|own| *own *= inverse);
+        });
+    }
+    for (column, values) in columns.chunks_exact(rows.max(1)).enumerate() {
+        factor.iter_mut().skip(column).step_by(rank).zip(values).for_each(|(to, from)| *to = *from);
     }
 }
 

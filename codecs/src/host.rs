@@ -43,6 +43,33 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
+/// In double precision.
+#[inline(always)]
+pub(crate) fn exact_dot(a: &[f32], b: &[f32]) -> f64 {
+    let mut sums = [0.0_f64; LANES];
+    let (a_lanes, b_lanes) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest = a_lanes.remainder().iter().zip(b_lanes.remainder());
+    let rest: f64 = rest.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    for (a, b) in a_lanes.zip(b_lanes) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += f64::from(*a) * f64::from(*b);
+        }
+    }
+    sums.iter().sum::<f64>() + rest
+}
+
+/// Zero of nothing.
+#[inline(always)]
+pub(crate) fn largest_magnitude(values: &[f32]) -> f32 {
+    let mut most = [0.0_f32; LANES];
+    let lanes = values.chunks_exact(LANES);
+    let rest = lanes.remainder().iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+    for values in lanes {
+        most.iter_mut().zip(values).for_each(|(most, value)| *most = most.max(value.abs()));
+    }
+    most.into_iter().fold(rest, f32::max)
+}
+
 impl Arithmetic for Host {
     type Values = [f32];
     type Owned = Vec<f32>;
@@ -117,11 +144,11 @@ impl Arithmetic for Host {
     }
 
     fn square_sum(&self, of: Part<'_, Self>) -> f64 {
-        square_sum(slice(&of))
+        vectorised(|| square_sum(slice(&of)))
     }
 
     fn largest_magnitude(&self, of: Part<'_, Self>) -> f32 {
-        slice(&of).iter().fold(0.0, |most: f32, value| most.max(value.abs()))
+        vectorised(|| largest_magnitude(slice(&of)))
     }
 
     fn encode(&self, form: Form, of: Part<'_, Self>) -> Vec<u8> {

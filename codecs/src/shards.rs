@@ -2,6 +2,7 @@
 //! in few bits again. Sums in few bits would lose more with every member; this loses twice, whatever the group's size.
 
 use crate::arithmetic::{Arithmetic, Form, Part, PartMut};
+use crate::host::{largest_magnitude, vectorised};
 use crate::{Exchange, Phase, Report};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -63,35 +64,35 @@ fn report<A: Arithmetic>(form: Form, on: &A, gradient: &PartMut<'_, A>, parts: &
 }
 
 pub(crate) fn encode(form: Form, values: &[f32]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(form.bytes(values.len()));
+    let mut bytes = vec![0; form.bytes(values.len())];
     match form {
         Form::Fp16 => {
             let mut halves = [f16::ZERO; STRETCH];
             let mut limited = [0.0; STRETCH];
-            for part in values.chunks(STRETCH) {
+            for (part, coded) in values.chunks(STRETCH).zip(bytes.chunks_mut(2 * STRETCH)) {
                 let (halves, limited) = (&mut halves[..part.len()], &mut limited[..part.len()]);
                 // Beyond its range half precision knows infinity only, which no later step recovers from.
                 limited.iter_mut().zip(part).for_each(|(l, v)| *l = v.clamp(-65504.0, 65504.0));
                 halves.convert_from_f32_slice(limited);
-                bytes.extend(halves.iter().flat_map(|half| half.to_le_bytes()));
+                let pairs = coded.chunks_exact_mut(2).zip(halves);
+                pairs.for_each(|(pair, half)| pair.copy_from_slice(&half.to_le_bytes()));
             }
         }
-        Form::Bf16 => {
-            let mut halves = [bf16::ZERO; STRETCH];
-            for part in values.chunks(STRETCH) {
-                let halves = &mut halves[..part.len()];
-                halves.convert_from_f32_slice(part);
-                bytes.extend(halves.iter().flat_map(|half| half.to_le_bytes()));
+        Form::Bf16 => vectorised(|| {
+            for (pair, value) in bytes.chunks_exact_mut(2).zip(values) {
+                pair.copy_from_slice(&bf16::from_f32(*value).to_le_bytes());
             }
-        }
-        Form::Int8 { block } => {
-            for part in values.chunks(block) {
-                let scale = part.iter().fold(0.0_f32, |most, v| most.max(v.abs())) / 127.0;
-                bytes.extend_from_slice(&scale.to_le_bytes());
+        }),
+        Form::Int8 { block } => vectorised(|| {
+            for (part, coded) in values.chunks(block).zip(bytes.chunks_mut(block + 4)) {
+                let scale = largest_magnitude(part) / 127.0;
+                let (head, levels) = coded.split_at_mut(4);
+                head.copy_from_slice(&scale.to_le_bytes());
                 let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-                bytes.extend(part.iter().map(|v| ((v * inverse).round() as i8) as u8));
+                let pairs = levels.iter_mut().zip(part);
+                pairs.for_each(|(level, v)| *level = ((v * inverse).round() as i8) as u8);
             }
-        }
+        }),
     }
     bytes
 }
@@ -109,12 +110,12 @@ pub(crate) fn add(form: Form, bytes: &[u8], values: &mut [f32]) {
                 part.iter_mut().zip(decoded).for_each(|(value, decoded)| *value += *decoded);
             }
         }
-        Form::Bf16 => {
+        Form::Bf16 => vectorised(|| {
             for (value, pair) in values.iter_mut().zip(bytes.chunks_exact(2)) {
                 *value += bf16::from_le_bytes([pair[0], pair[1]]).to_f32();
             }
-        }
-        Form::Int8 { block } => {
+        }),
+        Form::Int8 { block } => vectorised(|| {
             for (part, coded) in values.chunks_mut(block).zip(bytes.chunks(block + 4)) {
                 let (scale, levels) = coded.split_at(4);
                 let scale = f32::from_le_bytes([scale[0], scale[1], scale[2], scale[3]]);
@@ -122,7 +123,7 @@ pub(crate) fn add(form: Form, bytes: &[u8], values: &mut [f32]) {
                     *value += scale * f32::from(*level as i8);
                 }
             }
-        }
+        }),
     }
 }
 
