@@ -10,11 +10,12 @@ use std::process::Command;
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
 /// Each crate and the crates of this workspace that it uses.
-const EDGES: [(&str, &str); 14] = [
+const EDGES: [(&str, &str); 15] = [
     ("spec", ""),
     ("collectives", "spec"),
     ("codecs", "collectives spec"),
     ("program", "collectives spec"),
+    ("hardware", "spec"),
     ("cost-model", "codecs collectives program spec"),
     ("planner", "collectives cost-model program spec"),
     ("compute", "spec"),

@@ -299,8 +299,14 @@ fn provenances(profile: &Profile) -> String {
     let messages = profile.messages.iter().map(|cell| cell.time.provenance);
     let all: Vec<Provenance> = segments.chain(collectives).chain(messages).collect();
     let counts: Vec<String> =
-        [Provenance::Measured, Provenance::Interpolated, Provenance::Modelled, Provenance::Assumed]
-            .iter()
+        [
+            Provenance::Measured,
+            Provenance::Interpolated,
+            Provenance::Modelled,
+            Provenance::Extrapolated,
+            Provenance::Assumed,
+        ]
+        .iter()
             .map(|kind| (kind, all.iter().filter(|seen| *seen == kind).count()))
             .filter(|(_, number)| *number > 0)
             .map(|(kind, number)| format!("{number} {kind}"))

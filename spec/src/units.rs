@@ -187,6 +187,8 @@ pub enum Provenance {
     Interpolated,
     /// Computed from a hardware catalogue or extrapolated past the measured points.
     Modelled,
+    /// A model carried past what it was held to: other devices, or sizes outside its range.
+    Extrapolated,
     /// Nobody measured or modelled it; a stated assumption.
     Assumed,
 }
@@ -197,6 +199,7 @@ impl fmt::Display for Provenance {
             Self::Measured => "measured",
             Self::Interpolated => "interpolated",
             Self::Modelled => "modelled",
+            Self::Extrapolated => "extrapolated",
             Self::Assumed => "assumed",
         })
     }
