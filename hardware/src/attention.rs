@@ -1,3 +1,8 @@
+//! How long attention takes: tiles of queries against the keys that they see, and a correction.
+
+use crate::gemm::Chip;
+use crate::tables::Corrections;
+
 /// Attention of one layer on one device: `[batch, sequence, heads, head_dim]` in bf16 or fp16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attention {
@@ -10,6 +15,7 @@ pub struct Attention {
     /// Heads of keys and values; `heads` without grouped queries.
     pub kv_heads: u64,
     pub head_dim: u64,
+    /// Each query sees the keys up to its own, the last query all of them.
     pub causal: bool,
 }
 
@@ -18,6 +24,81 @@ pub struct Attention {
 pub enum AttentionKernel {
     /// One kernel that never writes the scores (FlashAttention and its kin).
     Flash,
-    /// Batched products with masked softmax between, the scores in memory.
+    /// Batched products with masked softmax between, the scores in memory; products do what the mask hides too.
     Unfused,
+}
+
+/// Queries of one tile.
+const ROWS: f64 = 128.0;
+
+impl Attention {
+    /// Keys that a query sees, on average.
+    pub(crate) fn seen(&self) -> f64 {
+        let (sequence, keys) = (self.sequence as f64, self.keys as f64);
+        if self.causal { (keys - 0.5 * (sequence - 1.0)).max(0.5 * keys) } else { keys }
+    }
+
+    /// Operations of the two products of the forward pass, of what is seen.
+    pub fn forward_flops(&self) -> f64 {
+        4.0 * (self.batch * self.heads * self.sequence * self.head_dim) as f64 * self.seen()
+    }
+
+    /// Queries and results, keys and values: elements.
+    pub(crate) fn elements(&self) -> (f64, f64) {
+        let queries = 2 * self.batch * self.sequence * self.heads * self.head_dim;
+        (queries as f64, (2 * self.batch * self.keys * self.kv_heads * self.head_dim) as f64)
+    }
+
+    /// What the corrections are read at: sequence, heads of the batch, heads of keys of the batch.
+    pub(crate) fn sizes(&self) -> [f64; 3] {
+        [self.sequence, self.batch * self.heads, self.batch * self.kv_heads].map(|size| size as f64)
+    }
+}
+
+/// What flash attention depends on beyond the data sheet.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct AttentionBase {
+    /// Of the whole kernel, seconds.
+    pub launch: f64,
+    /// Of each tile, seconds.
+    pub tile: f64,
+    /// Part of a processor's rate.
+    pub rate: f64,
+    /// Part of the memory's rate for queries and results, which adds to the arithmetic.
+    pub queries: f64,
+    /// And for keys and values.
+    pub keys: f64,
+}
+
+impl AttentionBase {
+    /// Seconds of the forward pass. Tiles spread evenly, but none is faster than the one that sees most keys (a norm
+    /// of order 4).
+    pub fn seconds(&self, chip: &Chip, shape: &Attention) -> f64 {
+        let head_dim = shape.head_dim as f64;
+        let tile = |keys: f64| 4.0 * ROWS * keys * head_dim / (chip.processor_rate * self.rate) + self.tile;
+        let tiles = (shape.batch * shape.heads) as f64 * (shape.sequence as f64 / ROWS).ceil();
+        let seen = shape.seen() + if shape.causal { 0.5 * ROWS } else { 0.0 };
+        let (spread, longest) = (tiles / chip.processors * tile(seen), tile(shape.keys as f64));
+        let (a, b) = (spread * spread, longest * longest);
+        let (queries, keys) = shape.elements();
+        let bytes = queries / self.queries + keys / self.keys;
+        (a * a + b * b).sqrt().sqrt() + chip.operand_bytes * bytes / chip.memory_rate + self.launch
+    }
+}
+
+/// Flash attention with heads of one size on one device.
+#[derive(Debug, Clone)]
+pub(crate) struct AttentionModel {
+    pub chip: Chip,
+    pub base: AttentionBase,
+    pub corrections: Corrections,
+}
+
+impl AttentionModel {
+    /// Never faster than the processors' peak.
+    pub fn seconds(&self, shape: &Attention) -> f64 {
+        let correction = self.corrections.at(shape.sizes().map(f64::ln));
+        let time = self.base.seconds(&self.chip, shape) * correction.exp();
+        time.max(shape.forward_flops() / (self.chip.processors * self.chip.processor_rate))
+    }
 }

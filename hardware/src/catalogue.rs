@@ -1,62 +1,55 @@
-use crate::Dtype;
-use autodist_spec::{Bytes, BytesPerSecond, FlopsPerSecond, InputError, Seconds};
+//! Devices, nodes and fabrics by name.
 
-/// Published figures of a device.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DeviceFigures {
-    pub name: String,
-    /// Generation whose kernels it runs: `volta`, `ampere`, `ada`, `hopper`, `blackwell`, `cdna2`, `cdna3`, …
-    pub architecture: String,
-    pub memory: Bytes,
-    pub memory_rate: BytesPerSecond,
-    /// Streaming multiprocessors or compute units.
-    pub processors: u32,
-    pub l2: Bytes,
-    /// Peak dense rates, one for each of [`Dtype::ALL`]; absent where the device has no such arithmetic.
-    pub peak: [Option<FlopsPerSecond>; 6],
-    /// Highest rate of bf16 matrix products that was measured.
-    pub achievable: Option<FlopsPerSecond>,
-    /// From a device to the others of its node together, one direction.
-    pub link_rate: BytesPerSecond,
-    pub link_kind: LinkKind,
-    /// What one kernel costs beyond its work.
-    pub launch: Seconds,
-    pub source: String,
-}
-
-/// How the devices of a node are joined.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LinkKind {
-    /// NVLink through switches: each device reaches every other at its full rate.
-    NvSwitch,
-    /// NVLink or xGMI directly between devices: a pair has a part of the rate.
-    Mesh,
-    /// Over the host's PCI Express.
-    Pcie,
-}
+use autodist_spec::catalog::{self, DeviceFigures, closest};
+use autodist_spec::{BytesPerSecond, InputError, Seconds};
+use serde::Deserialize;
+use std::sync::LazyLock;
 
 /// A machine that can be rented or bought.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NodeShape {
     pub name: String,
     pub device: String,
     pub devices: u32,
+    /// Network cards.
     pub nics: u32,
     /// Of each card, one direction.
-    pub nic_rate: BytesPerSecond,
+    pub nic_bytes_per_s: BytesPerSecond,
     pub fabric: String,
     pub source: String,
 }
 
 /// A kind of network between nodes.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Fabric {
     pub name: String,
     /// Of one message between two nodes.
-    pub latency: Seconds,
-    /// Part of the cards' rate that large messages reach.
+    pub latency_s: Seconds,
+    /// Part of the cards' rate that large collectives reach.
     pub efficiency: f64,
     pub source: String,
+}
+
+/// What large all-reduces reach inside a node of devices that no table of kernels covers: bytes that each device sends
+/// per second, by how many take part.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BusRates {
+    /// Names of the devices.
+    pub devices: Vec<String>,
+    /// Number of devices, bytes per second.
+    pub rates: Vec<(u32, BytesPerSecond)>,
+    pub source: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NodeFile {
+    fabric: Vec<Fabric>,
+    node: Vec<NodeShape>,
+    bus: Vec<BusRates>,
 }
 
 /// All devices, nodes and fabrics that have a name.
@@ -65,23 +58,25 @@ pub struct Catalogue {
     devices: Vec<DeviceFigures>,
 }
 
-impl DeviceFigures {
-    pub fn peak(&self, dtype: Dtype) -> Option<FlopsPerSecond> {
-        self.peak[dtype as usize]
-    }
-}
+static NODES: LazyLock<NodeFile> = LazyLock::new(|| {
+    toml::from_str(include_str!("../../catalog/nodes.toml")).expect("the embedded catalogue is one of nodes")
+});
 
 impl Catalogue {
     /// What is shipped.
     pub fn shipped() -> Self {
-        Self { devices: Vec::new() }
+        Self { devices: catalog::devices().to_vec() }
     }
 
     /// This catalogue and the devices of a TOML text, which take the place of those of the same name.
     ///
     /// # Errors
     /// Text that is no list of devices; names `file`, the device and the field.
-    pub fn with_devices(self, _toml: &str, _file: &str) -> Result<Self, InputError> {
+    pub fn with_devices(mut self, toml: &str, file: &str) -> Result<Self, InputError> {
+        for device in catalog::read_devices(toml).map_err(|error| error.in_file(file))? {
+            self.devices.retain(|known| known.name != device.name);
+            self.devices.push(device);
+        }
         Ok(self)
     }
 
@@ -89,12 +84,87 @@ impl Catalogue {
         &self.devices
     }
 
+    pub fn nodes(&self) -> &[NodeShape] {
+        &NODES.node
+    }
+
+    pub fn fabrics(&self) -> &[Fabric] {
+        &NODES.fabric
+    }
+
     /// # Errors
-    /// An unknown name; the hint gives the closest.
+    /// An unknown name; names the closest.
     pub fn device(&self, name: &str) -> Result<&DeviceFigures, InputError> {
-        self.devices
-            .iter()
-            .find(|d| d.name == name)
-            .ok_or_else(|| InputError::new("device", name, "is not in the catalogue"))
+        find("device", name, &self.devices, |device| &device.name).map_err(|error| {
+            error.hint("`autodist catalog` lists the devices; a file of devices can add to them")
+        })
+    }
+
+    /// # Errors
+    /// An unknown name; names the closest.
+    pub fn node(&self, name: &str) -> Result<&NodeShape, InputError> {
+        find("node", name, &NODES.node, |node| &node.name)
+    }
+
+    /// # Errors
+    /// An unknown name; names the closest.
+    pub fn fabric(&self, name: &str) -> Result<&Fabric, InputError> {
+        find("fabric", name, &NODES.fabric, |fabric| &fabric.name)
+    }
+
+    pub(crate) fn bus_rates(device: &str) -> Option<&'static BusRates> {
+        NODES.bus.iter().find(|bus| bus.devices.iter().any(|name| name == device))
+    }
+}
+
+fn find<'a, T>(
+    what: &str,
+    name: &str,
+    all: &'a [T],
+    name_of: impl Fn(&T) -> &String,
+) -> Result<&'a T, InputError> {
+    all.iter().find(|entry| name_of(entry) == name).ok_or_else(|| {
+        let nearest = closest(name, all.iter().map(|entry| name_of(entry).as_str()));
+        InputError::new(what, name, format!("the catalogue has no {what} `{name}`; did you mean {nearest}?"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_node_names_a_device_and_a_fabric() {
+        let catalogue = Catalogue::shipped();
+        for node in catalogue.nodes() {
+            catalogue.device(&node.device).unwrap();
+            let fabric = catalogue.fabric(&node.fabric).unwrap();
+            assert!(0.0 < fabric.efficiency && fabric.efficiency <= 1.0);
+        }
+        for bus in &NODES.bus {
+            bus.devices.iter().for_each(|name| assert!(catalogue.device(name).is_ok(), "{name}"));
+            assert!(bus.rates.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        }
+    }
+
+    #[test]
+    fn a_users_device_joins_the_catalogue_or_is_refused_with_its_field() {
+        let good = r#"
+            [[device]]
+            name = "abacus"
+            memory_bytes = 1000000000
+            peak_flops_per_s = 1e12
+            memory_bytes_per_s = 1e11
+            link_bytes_per_s = 1e9
+            source = "counted"
+        "#;
+        let catalogue = Catalogue::shipped().with_devices(good, "mine.toml").unwrap();
+        assert_eq!(catalogue.device("abacus").unwrap().source, "counted");
+        let bad = good.replace("1e12", "-1.0");
+        let error = Catalogue::shipped().with_devices(&bad, "mine.toml").unwrap_err().to_string();
+        assert!(error.contains("mine.toml") && error.contains("peak_flops_per_s"), "{error}");
+        let error = Catalogue::shipped().with_devices("[[device]]\nname = 3", "mine.toml").unwrap_err();
+        assert!(error.to_string().contains("mine.toml"), "{error}");
+        assert!(catalogue.device("h100").unwrap_err().to_string().contains("h100-80gb-sxm"));
     }
 }

@@ -1,9 +1,19 @@
+//! What collectives cost within nodes and between them.
+
 use crate::Price;
+use crate::catalogue::{BusRates, Catalogue};
+use crate::nccl::{CollectiveParameters, Element};
+use crate::nearest::nearest;
+use crate::network;
+use crate::parameters::KernelParameters;
+use autodist_spec::catalog::{DeviceFigures, LinkKind};
 use autodist_spec::{Bytes, BytesPerSecond, Cluster, InputError, Provenance, Seconds};
+use serde::{Deserialize, Serialize};
 
 /// What a collective does. `bytes` is always the whole tensor: what an all-reduce, a broadcast or a message holds,
 /// what a reduce-scatter takes, what an all-gather gives, what each rank of an all-to-all takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Collective {
     AllReduce,
     ReduceScatter,
@@ -39,17 +49,42 @@ impl Group {
 pub struct Network {
     /// Of one node's cards together, one direction.
     pub node_rate: BytesPerSecond,
+    /// Cards of one node: a device alone uses its own card only, or its part of one.
+    pub nics: u32,
+    /// Devices of one node.
+    pub devices: u32,
     /// Of one message.
     pub latency: Seconds,
-    /// Part of the rate that large messages reach.
+    /// Part of the rate that large collectives reach.
     pub efficiency: f64,
 }
 
 /// What collectives cost within nodes and between them.
 #[derive(Debug, Clone)]
 pub struct Interconnect {
-    link_rate: f64,
+    inside: Vec<CollectiveParameters>,
+    /// The rates of links here over those of the devices that the parameters are of.
+    scale: f64,
+    bus: Option<&'static BusRates>,
+    own: bool,
     network: Option<Network>,
+}
+
+/// Spread of predictions for links that were not measured: between servers of one kind of link (PCI Express of an L40S and
+/// of an RTX PRO 6000, say) it is more.
+const OTHER_LINKS: f64 = 0.3;
+
+impl Collective {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AllReduce => "all_reduce",
+            Self::ReduceScatter => "reduce_scatter",
+            Self::AllGather => "all_gather",
+            Self::AllToAll => "all_to_all",
+            Self::Broadcast => "broadcast",
+            Self::PointToPoint => "point_to_point",
+        }
+    }
 }
 
 impl Interconnect {
@@ -57,40 +92,172 @@ impl Interconnect {
     ///
     /// # Errors
     /// An unknown name; the hint gives the closest.
-    pub fn named(_node: &str) -> Result<Self, InputError> {
-        Ok(Self { link_rate: 4.5e11, network: None })
+    pub fn named(node: &str) -> Result<Self, InputError> {
+        let catalogue = Catalogue::shipped();
+        let node = catalogue.node(node)?;
+        let fabric = catalogue.fabric(&node.fabric)?;
+        let network = Network {
+            node_rate: node.nic_bytes_per_s * f64::from(node.nics),
+            nics: node.nics,
+            devices: node.devices,
+            latency: fabric.latency_s,
+            efficiency: fabric.efficiency,
+        };
+        let device = catalogue.device(&node.device)?;
+        Ok(Self::of_device(device, KernelParameters::shipped()).with_network(network))
     }
 
-    /// The links of a cluster file. Links within nodes are priced by what was measured of the device's kind.
+    /// The links of a cluster file: those within nodes by what was measured of the device's kind, at the file's rate. Each
+    /// device is taken to have a card of its own, and the network to be like InfiniBand of this catalogue where the file
+    /// gives no latency; [`Self::with_network`] says otherwise.
     ///
     /// # Errors
-    /// Devices of a node that nothing joins.
-    pub fn of_cluster(cluster: &Cluster) -> Result<Self, InputError> {
-        let network = cluster.network.as_ref().map(|link| Network {
+    /// A device that the catalogue does not know, in nodes whose devices nothing joins.
+    pub fn of_cluster(cluster: &Cluster, catalogue: &Catalogue) -> Result<Self, InputError> {
+        let group = &cluster.nodes[0];
+        let figures = catalogue.device(&group.device.name).ok().cloned();
+        let link = group.link.as_ref().map(|link| link.bytes_per_s);
+        let figures = match (figures, link) {
+            (Some(known), None) => known,
+            (Some(known), Some(rate)) => DeviceFigures { link_bytes_per_s: rate, ..known },
+            (None, None) if group.devices > 1 => {
+                return Err(InputError::new(
+                    "nodes[0].link",
+                    "",
+                    "is missing, and the catalogue has no such device",
+                )
+                .hint("add link = { bytes_per_s = … }"));
+            }
+            (None, rate) => DeviceFigures {
+                name: group.device.name.clone(),
+                memory_bytes: group.device.memory_bytes,
+                peak_flops_per_s: group.device.peak_flops_per_s.unwrap_or_default(),
+                peaks: Default::default(),
+                achievable_flops_per_s: None,
+                memory_bytes_per_s: group.device.memory_bytes_per_s.unwrap_or_default(),
+                l2_bytes: None,
+                processors: None,
+                architecture: None,
+                link_bytes_per_s: rate.unwrap_or(BytesPerSecond(1.0)),
+                link: None,
+                measured_as: None,
+                source: String::new(),
+            },
+        };
+        let inside = Self::of_device(&figures, KernelParameters::shipped());
+        let Some(link) = group.uplink.as_ref().or(cluster.network.as_ref()) else { return Ok(inside) };
+        let fabric = catalogue.fabric("infiniband")?;
+        Ok(inside.with_network(Network {
             node_rate: link.bytes_per_s,
-            latency: link.latency_s,
-            efficiency: 0.8,
-        });
-        Ok(Self { link_rate: cluster.nodes[0].link.as_ref().map_or(3e10, |l| l.bytes_per_s.0), network })
+            nics: group.devices,
+            devices: group.devices,
+            latency: if link.latency_s.0 > 0.0 { link.latency_s } else { fabric.latency_s },
+            efficiency: fabric.efficiency,
+        }))
     }
 
+    /// Devices of one node, as many as take part, and no network.
+    pub fn of_device(figures: &DeviceFigures, parameters: &KernelParameters) -> Self {
+        let kind = |device: &str| {
+            autodist_spec::catalog::devices()
+                .iter()
+                .find(|known| known.name == device)
+                .and_then(|known| known.link)
+        };
+        let entries = || parameters.collective.iter();
+        let own = entries().any(|entry| entry.device == figures.name);
+        // Devices that are joined directly do among themselves what those behind a switch do, at their own rates.
+        let switched = figures.link.unwrap_or(LinkKind::Pcie) != LinkKind::Pcie;
+        let alike = entries().filter(|entry| {
+            entry.device == figures.name || (kind(&entry.device) != Some(LinkKind::Pcie)) == switched
+        });
+        let links = |entry: &CollectiveParameters| {
+            autodist_spec::catalog::devices()
+                .iter()
+                .find(|known| known.name == entry.device)
+                .map_or(figures.link_bytes_per_s, |known| known.link_bytes_per_s)
+        };
+        // Of PCI Express, the nearest rate: what hangs on the host and not on the device is most of it.
+        let far = |entry: &CollectiveParameters| (links(entry) / figures.link_bytes_per_s).ln().abs();
+        let chosen = match (own, switched) {
+            (true, _) | (_, true) => nearest(figures, alike, |entry| &entry.device).map(|(entry, _)| entry),
+            (false, false) => {
+                alike.max_by(|a, b| far(b).total_cmp(&far(a)).then(links(a).0.total_cmp(&links(b).0)))
+            }
+        };
+        let Some(chosen) = chosen else {
+            return Self { inside: Vec::new(), scale: 1.0, bus: None, own: false, network: None };
+        };
+        let scale = figures.link_bytes_per_s / links(chosen);
+        let inside = entries().filter(|entry| entry.device == chosen.device).cloned().collect();
+        let bus = Catalogue::bus_rates(&figures.name).filter(|_| !own);
+        Self { inside, scale, bus, own: own && (scale - 1.0).abs() < 1e-6, network: None }
+    }
+
+    #[must_use]
+    pub fn with_network(self, network: Network) -> Self {
+        Self { network: Some(network), ..self }
+    }
+
+    pub fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
+    }
+
+    /// Of floats. A group of one rank takes no time; one over several nodes without a network is priced as of one node.
     pub fn collective(&self, kind: Collective, bytes: Bytes, group: Group) -> Price {
-        let ranks = f64::from(group.ranks());
-        let part = (ranks - 1.0) / ranks;
-        let (factor, hops) = match kind {
-            Collective::AllReduce => (2.0 * part, 2.0 * (ranks - 1.0)),
-            Collective::ReduceScatter | Collective::AllGather | Collective::AllToAll => (part, ranks - 1.0),
-            Collective::Broadcast | Collective::PointToPoint => (1.0, 1.0),
+        if group.ranks() < 2 {
+            return Price::new(0.0, 0.0, Provenance::Interpolated);
+        }
+        match &self.network {
+            Some(network) if group.nodes > 1 => network::price(self, network, kind, bytes.as_f64(), group),
+            _ => self.inside(kind, Element::Float, bytes, group.ranks()),
+        }
+    }
+
+    /// Within one node.
+    pub fn inside(&self, kind: Collective, element: Element, bytes: Bytes, devices: u32) -> Price {
+        let (ranks, bytes) = (f64::from(devices.max(2)), bytes.as_f64().max(1.0));
+        let like = match kind {
+            Collective::Broadcast => Collective::AllGather,
+            Collective::PointToPoint => Collective::AllToAll,
+            other => other,
         };
-        let (rate, hop) = match &self.network {
-            Some(network) if group.nodes > 1 => (
-                network.node_rate.0 * network.efficiency / f64::from(group.sharing),
-                network.latency.0.max(5e-6),
-            ),
-            _ => (0.75 * self.link_rate, 2e-6),
+        let found = |element| self.inside.iter().find(|e| e.kind == like && e.element == element);
+        let Some(entry) = found(element).or_else(|| found(Element::Float)) else {
+            return Price::new(0.0, 1.0, Provenance::Assumed);
         };
-        let idle = if group.ranks() < 2 { 0.0 } else { 1.0 };
-        let time = idle * (1e-5 + hops * hop + factor * bytes.as_f64() / rate);
-        Price { time: Seconds(time), spread: 0.3, provenance: Provenance::Assumed }
+        if let Some(bus) = self.bus {
+            let curve = crate::nccl::Curve { bytes_per_s: bus_rate(bus, ranks), ..entry.curve };
+            return Price::new(curve.seconds(kind, ranks, bytes), OTHER_LINKS, Provenance::Extrapolated);
+        }
+        // A broadcast is an all-gather whose bytes all begin in one place, a message half of an exchange by two.
+        let (ranks, bytes, held) = match kind {
+            Collective::Broadcast => (ranks, bytes * ranks / (ranks - 1.0), false),
+            Collective::PointToPoint => (2.0, 2.0 * bytes, false),
+            _ => (ranks, bytes, true),
+        };
+        let curve = crate::nccl::Curve { bytes_per_s: entry.curve.bytes_per_s * self.scale, ..entry.curve };
+        let seconds = curve.seconds(like, ranks, bytes) * entry.table.at(ranks, bytes).exp();
+        let within = entry.table.covers(ranks, bytes);
+        match (self.own, within, held) {
+            (true, true, true) => Price::new(seconds, entry.spread, Provenance::Interpolated),
+            (true, true, false) => Price::new(seconds, entry.spread.max(0.15), Provenance::Modelled),
+            (true, false, _) => Price::new(seconds, 2.0 * entry.spread, Provenance::Extrapolated),
+            (false, ..) => Price::new(seconds, OTHER_LINKS, Provenance::Extrapolated),
+        }
+    }
+}
+
+/// Between two numbers of devices, by the logarithm.
+fn bus_rate(bus: &BusRates, ranks: f64) -> f64 {
+    let rates: Vec<(f64, f64)> = bus.rates.iter().map(|(count, rate)| (f64::from(*count), rate.0)).collect();
+    let after = rates.iter().position(|(count, _)| *count >= ranks);
+    match after {
+        Some(0) => rates[0].1,
+        None => rates[rates.len() - 1].1,
+        Some(at) => {
+            let ((low, from), (high, to)) = (rates[at - 1], rates[at]);
+            from * (to / from).powf((ranks / low).ln() / (high / low).ln())
+        }
     }
 }

@@ -3,13 +3,16 @@
 //!
 //! ```
 //! use autodist_hardware::{Collective, DeviceModel, Dtype, Group, Interconnect};
-//! use autodist_spec::Bytes;
+//! use autodist_spec::{Bytes, Provenance};
 //! let h100 = DeviceModel::named("h100-80gb-sxm").unwrap();
 //! let product = h100.gemm(Dtype::Bf16, 4096, 4096, 4096);
 //! assert!(product.time.0 > 2.0 * 4096f64.powi(3) / 989e12);
+//! assert_eq!(product.provenance, Provenance::Interpolated);
 //! let node = Interconnect::named("dgx-h100").unwrap();
-//! let sum = node.collective(Collective::AllReduce, Bytes(1 << 28), Group::in_one_node(8));
-//! assert!(sum.time.0 > 0.0);
+//! let one = node.collective(Collective::AllReduce, Bytes(1 << 28), Group::in_one_node(8));
+//! let two = node.collective(Collective::AllReduce, Bytes(1 << 28), Group { per_node: 8, nodes: 2, sharing: 1 });
+//! assert!(two.time.0 > one.time.0);
+//! assert_eq!(two.provenance, Provenance::Extrapolated);
 //! ```
 
 mod attention;
@@ -17,11 +20,21 @@ mod catalogue;
 mod collective;
 mod device;
 mod dtype;
+pub mod fit;
+mod gemm;
+mod nccl;
+mod nearest;
+mod network;
+mod parameters;
 mod price;
+mod tables;
 
 pub use attention::{Attention, AttentionKernel};
-pub use catalogue::{Catalogue, DeviceFigures, Fabric, LinkKind, NodeShape};
+pub use autodist_spec::catalog::{DeviceFigures, LinkKind, Peaks};
+pub use catalogue::{BusRates, Catalogue, Fabric, NodeShape};
 pub use collective::{Collective, Group, Interconnect, Network};
-pub use device::DeviceModel;
+pub use device::{BACKWARD_OVER_FORWARD, DeviceModel};
 pub use dtype::Dtype;
+pub use nccl::Element;
+pub use parameters::KernelParameters;
 pub use price::Price;

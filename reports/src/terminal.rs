@@ -298,19 +298,18 @@ fn provenances(profile: &Profile) -> String {
     let collectives = profile.collectives.iter().map(|cell| cell.time.provenance);
     let messages = profile.messages.iter().map(|cell| cell.time.provenance);
     let all: Vec<Provenance> = segments.chain(collectives).chain(messages).collect();
-    let counts: Vec<String> =
-        [
-            Provenance::Measured,
-            Provenance::Interpolated,
-            Provenance::Modelled,
-            Provenance::Extrapolated,
-            Provenance::Assumed,
-        ]
-        .iter()
-            .map(|kind| (kind, all.iter().filter(|seen| *seen == kind).count()))
-            .filter(|(_, number)| *number > 0)
-            .map(|(kind, number)| format!("{number} {kind}"))
-            .collect();
+    let counts: Vec<String> = [
+        Provenance::Measured,
+        Provenance::Interpolated,
+        Provenance::Modelled,
+        Provenance::Extrapolated,
+        Provenance::Assumed,
+    ]
+    .iter()
+    .map(|kind| (kind, all.iter().filter(|seen| *seen == kind).count()))
+    .filter(|(_, number)| *number > 0)
+    .map(|(kind, number)| format!("{number} {kind}"))
+    .collect();
     format!(
         "{} segments, {} collectives, {} messages: {}",
         profile.segments.len(),

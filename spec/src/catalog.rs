@@ -1,7 +1,7 @@
 //! Built-in models and devices: data files, embedded when the program is built.
 
 use crate::cluster::{Device, Link};
-use crate::error::InputError;
+use crate::error::{InputError, in_range, positive};
 use crate::model::ModelSpec;
 use crate::units::{Bytes, BytesPerSecond, FlopsPerSecond, Provenance, Seconds};
 use serde::Deserialize;
@@ -16,15 +16,56 @@ pub struct CatalogModel {
     pub published_parameters: u64,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+/// Published figures of a device, as `catalog/devices.toml` and files of the same form give them.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct CatalogDevice {
-    name: String,
-    memory_bytes: u64,
-    peak_flops_per_s: f64,
-    memory_bytes_per_s: f64,
-    link_bytes_per_s: f64,
-    source: String,
+pub struct DeviceFigures {
+    pub name: String,
+    pub memory_bytes: Bytes,
+    /// Peak dense rate of bf16 matrix products; of fp16 where there is no bf16.
+    pub peak_flops_per_s: FlopsPerSecond,
+    /// Peak dense rates of the other types of numbers.
+    #[serde(default)]
+    pub peaks: Peaks,
+    /// Highest rate of bf16 matrix products that somebody measured.
+    pub achievable_flops_per_s: Option<FlopsPerSecond>,
+    pub memory_bytes_per_s: BytesPerSecond,
+    pub l2_bytes: Option<Bytes>,
+    /// Streaming multiprocessors or compute units.
+    pub processors: Option<u32>,
+    /// Generation whose kernels it runs, e.g. `hopper`.
+    pub architecture: Option<String>,
+    /// From one device to the others of its node together, one direction.
+    pub link_bytes_per_s: BytesPerSecond,
+    pub link: Option<LinkKind>,
+    /// What tables of measured kernels call it.
+    pub measured_as: Option<String>,
+    pub source: String,
+}
+
+/// Peak dense rates by type of number, operations per second; absent where the device has no such arithmetic.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peaks {
+    /// Outside tensor cores.
+    pub fp32: Option<FlopsPerSecond>,
+    pub tf32: Option<FlopsPerSecond>,
+    /// Where it differs from bf16, or there is no bf16.
+    pub fp16: Option<FlopsPerSecond>,
+    pub fp8: Option<FlopsPerSecond>,
+    pub fp4: Option<FlopsPerSecond>,
+}
+
+/// How the devices of a node are joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkKind {
+    /// NVLink through switches: each device reaches every other at its full rate.
+    NvSwitch,
+    /// NVLink or xGMI directly between devices: a pair has a part of the rate.
+    Mesh,
+    /// The host's PCI Express.
+    Pcie,
 }
 
 static MODELS: LazyLock<Vec<CatalogModel>> = LazyLock::new(|| {
@@ -44,15 +85,67 @@ static MODELS: LazyLock<Vec<CatalogModel>> = LazyLock::new(|| {
 });
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct DeviceFile {
-    device: Vec<CatalogDevice>,
+    device: Vec<DeviceFigures>,
 }
 
-static DEVICES: LazyLock<Vec<CatalogDevice>> = LazyLock::new(|| {
-    let file: DeviceFile =
-        toml::from_str(include_str!("../../catalog/devices.toml")).expect("the embedded catalogue is TOML");
-    file.device
+static DEVICES: LazyLock<Vec<DeviceFigures>> = LazyLock::new(|| {
+    read_devices(include_str!("../../catalog/devices.toml"))
+        .expect("the embedded catalogue is one of devices")
 });
+
+/// The devices of a text of the form of `catalog/devices.toml`.
+///
+/// # Errors
+/// Text of another form, or a figure that is none; names the device and the field.
+pub fn read_devices(text: &str) -> Result<Vec<DeviceFigures>, InputError> {
+    let file: DeviceFile = toml::from_str(text).map_err(|error| {
+        InputError::new("", "", error.to_string().trim().to_owned())
+            .hint("[[device]] with name, memory_bytes, peak_flops_per_s, memory_bytes_per_s, link_bytes_per_s, source")
+    })?;
+    for device in &file.device {
+        let at = |field: &str| format!("device `{}`.{field}", device.name);
+        in_range(&at("memory_bytes"), device.memory_bytes.0, 1 << 20, 1 << 50)?;
+        if let Some(processors) = device.processors {
+            in_range(&at("processors"), u64::from(processors), 1, 1 << 20)?;
+        }
+        let peaks = &device.peaks;
+        for (field, rate) in [
+            ("peak_flops_per_s", Some(device.peak_flops_per_s.0)),
+            ("peaks.fp32", peaks.fp32.map(|rate| rate.0)),
+            ("peaks.tf32", peaks.tf32.map(|rate| rate.0)),
+            ("peaks.fp16", peaks.fp16.map(|rate| rate.0)),
+            ("peaks.fp8", peaks.fp8.map(|rate| rate.0)),
+            ("peaks.fp4", peaks.fp4.map(|rate| rate.0)),
+            ("achievable_flops_per_s", device.achievable_flops_per_s.map(|rate| rate.0)),
+            ("memory_bytes_per_s", Some(device.memory_bytes_per_s.0)),
+            ("link_bytes_per_s", Some(device.link_bytes_per_s.0)),
+        ] {
+            rate.map_or(Ok(()), |rate| positive(&at(field), rate))?;
+        }
+    }
+    Ok(file.device)
+}
+
+/// All devices.
+pub fn devices() -> &'static [DeviceFigures] {
+    &DEVICES
+}
+
+impl DeviceFigures {
+    /// What a cluster file would say of it.
+    pub fn device(&self) -> Device {
+        Device {
+            name: self.name.clone(),
+            memory_bytes: self.memory_bytes,
+            peak_flops_per_s: Some(self.peak_flops_per_s),
+            memory_bytes_per_s: Some(self.memory_bytes_per_s),
+            provenance: Provenance::Modelled,
+            source: Some(self.source.clone()),
+        }
+    }
+}
 
 /// All models, smallest family first.
 pub fn models() -> &'static [CatalogModel] {
@@ -89,20 +182,12 @@ pub fn device(name: &str) -> Result<(Device, Option<Link>), InputError> {
         )
         .hint("`autodist catalog` lists the devices; any other can be described in a cluster file")
     })?;
-    let device = Device {
-        name: entry.name.clone(),
-        memory_bytes: Bytes(entry.memory_bytes),
-        peak_flops_per_s: Some(FlopsPerSecond(entry.peak_flops_per_s)),
-        memory_bytes_per_s: Some(BytesPerSecond(entry.memory_bytes_per_s)),
-        provenance: Provenance::Modelled,
-        source: Some(entry.source.clone()),
-    };
-    let link = Link { bytes_per_s: BytesPerSecond(entry.link_bytes_per_s), latency_s: Seconds::ZERO };
-    Ok((device, Some(link)))
+    let link = Link { bytes_per_s: entry.link_bytes_per_s, latency_s: Seconds::ZERO };
+    Ok((entry.device(), Some(link)))
 }
 
 /// The known name that is spelt most like what was written (Jaro and Winkler's similarity).
-fn closest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> String {
+pub fn closest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> String {
     let written = written.to_ascii_lowercase();
     let similarity = |name: &str| strsim::jaro_winkler(&written, name);
     known

@@ -1,0 +1,51 @@
+//! Fits the shipped parameters again, or judges such a fit by what was left out of it.
+//!
+//! ```text
+//! cargo run --release -p autodist-hardware --example kernels -- fit gemm.csv attention_forward.csv nccl_one_node.csv > catalog/kernels.toml
+//! cargo run --release -p autodist-hardware --example kernels -- check gemm.csv attention_forward.csv nccl_one_node.csv [seed]
+//! cargo run --release -p autodist-hardware --example kernels -- widths gemm.csv attention_forward.csv nccl_one_node.csv
+//! ```
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
+
+use autodist_hardware::Catalogue;
+use autodist_hardware::fit::{ErrorLine, LeftOut, Measurements, check, fit};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("{problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), String> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let usage = "write: fit|check|widths gemm.csv attention_forward.csv nccl_one_node.csv [seed]";
+    let [verb, gemm, attention, nccl, rest @ ..] = arguments.as_slice() else { return Err(usage.to_owned()) };
+    let text = |path: &String| std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
+    let (gemm, attention, nccl) = (text(gemm)?, text(attention)?, text(nccl)?);
+    let measurements = Measurements::read(&Catalogue::shipped(), &gemm, &attention, &nccl)
+        .map_err(|error| error.to_string())?;
+    let seed = rest.first().map_or(Ok(1), |seed| seed.parse()).map_err(|_| usage.to_owned())?;
+    match verb.as_str() {
+        "fit" => print!("{}", fit(&measurements).write()),
+        "check" => print_table(&check(&measurements, LeftOut::Tenth { seed }).1),
+        "widths" => print_table(&check(&measurements, LeftOut::Widths).1),
+        _ => return Err(usage.to_owned()),
+    }
+    Ok(())
+}
+
+fn print_table(lines: &[ErrorLine]) {
+    println!("| kernel | device | left out | median error | p90 | bias |");
+    println!("|---|---|--:|--:|--:|--:|");
+    for ErrorLine { kernel, device, errors } in lines {
+        let percent = |part: f64| format!("{:.1} %", 100.0 * part);
+        let (median, p90, bias) = (percent(errors.median), percent(errors.p90), percent(errors.bias));
+        println!("| {kernel} | {device} | {} | {median} | {p90} | {bias} |", errors.count);
+    }
+}

@@ -1,0 +1,131 @@
+//! How well a fit foretells what it has not seen.
+
+use super::attention::shape;
+use super::rows::Measurements;
+use super::{draw, fit};
+use crate::collective::Collective;
+use crate::nccl::Element;
+use crate::{AttentionKernel, DeviceModel, Interconnect, KernelParameters};
+use autodist_spec::Bytes;
+use std::collections::BTreeMap;
+
+/// Relative errors of predictions, absolute values.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Errors {
+    pub count: usize,
+    pub median: f64,
+    /// Nine tenths are smaller.
+    pub p90: f64,
+    /// Of signed errors: positive where predictions are too long.
+    pub bias: f64,
+}
+
+/// Errors of one kind of kernel on one device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ErrorLine {
+    /// `gemm bf16`, `attention 128` or `all_reduce`.
+    pub kernel: String,
+    pub device: String,
+    pub errors: Errors,
+}
+
+impl Errors {
+    /// Of pairs of predicted and measured; absent where there is none.
+    pub fn of(pairs: &[(f64, f64)]) -> Option<Self> {
+        let mut signed: Vec<f64> =
+            pairs.iter().map(|(predicted, measured)| predicted / measured - 1.0).collect();
+        signed.sort_by(f64::total_cmp);
+        let mut sizes: Vec<f64> = signed.iter().map(|error| error.abs()).collect();
+        sizes.sort_by(f64::total_cmp);
+        let count = sizes.len();
+        (count > 0).then(|| Self {
+            count,
+            median: sizes[count / 2],
+            p90: sizes[count * 9 / 10],
+            bias: signed[count / 2],
+        })
+    }
+}
+
+/// What is left out of a fit and judged by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeftOut {
+    /// A tenth by chance: of the pairs `(n, k)` of products, of the triples of heads, heads of keys and size of heads
+    /// of attention, of the pairs of devices and bytes of each collective.
+    Tenth { seed: u64 },
+    /// All products with an `n` of 1536, 3584, 5120 or 10240: how well widths between the tables' points are told.
+    Widths,
+}
+
+const WIDTHS: [u64; 4] = [1536, 3584, 5120, 10240];
+
+impl LeftOut {
+    fn gemm(self, device: usize, n: u64, k: u64) -> bool {
+        match self {
+            Self::Tenth { seed } => draw(seed, &[device as u64, n, k]) < 0.1,
+            Self::Widths => WIDTHS.contains(&n),
+        }
+    }
+
+    fn other(self, numbers: &[u64]) -> bool {
+        matches!(self, Self::Tenth { seed } if draw(seed, numbers) < 0.1)
+    }
+}
+
+/// Fits what is not left out and judges what is: products with no size below 512, all of attention, collectives of
+/// floats and bytes of at least 1 MiB.
+pub fn check(measurements: &Measurements, left_out: LeftOut) -> (KernelParameters, Vec<ErrorLine>) {
+    let attention_left = |device: usize, heads, kv_heads, head_dim| {
+        left_out.other(&[device as u64, heads, kv_heads, head_dim])
+    };
+    let collective_left = |device: usize, kind: Collective, devices: u32, bytes| {
+        left_out.other(&[device as u64, kind as u64, u64::from(devices), bytes])
+    };
+    let kept = measurements.filtered(
+        |device, _, row| !left_out.gemm(device, row.n, row.k),
+        |device, row| !attention_left(device, row.heads, row.kv_heads, row.head_dim),
+        |device, row| !collective_left(device, row.kind, row.devices, row.bytes),
+    );
+    let parameters = fit(&kept);
+    let judged = measurements.filtered(
+        |device, _, row| left_out.gemm(device, row.n, row.k) && row.m.min(row.n).min(row.k) >= 512,
+        |device, row| attention_left(device, row.heads, row.kv_heads, row.head_dim),
+        |device, row| collective_left(device, row.kind, row.devices, row.bytes) && row.bytes >= 1 << 20,
+    );
+    let lines = compare(&judged, &parameters);
+    (parameters, lines)
+}
+
+/// Errors of predictions with these parameters, by device and kind of kernel.
+pub fn compare(judged: &Measurements, parameters: &KernelParameters) -> Vec<ErrorLine> {
+    let mut pairs: BTreeMap<(String, String), Vec<(f64, f64)>> = BTreeMap::new();
+    for (at, figures) in judged.devices.iter().enumerate() {
+        let model = DeviceModel::new(figures, parameters);
+        let links = Interconnect::of_device(figures, parameters);
+        let mut add = |kernel: String, predicted: f64, measured: f64| {
+            pairs.entry((kernel, figures.name.clone())).or_default().push((predicted, measured));
+        };
+        for (&(device, dtype), rows) in &judged.gemm {
+            for row in rows.iter().filter(|_| device == at) {
+                add(format!("gemm {dtype}"), model.gemm(dtype, row.m, row.n, row.k).time.0, row.seconds);
+            }
+        }
+        for (&(device, dim), rows) in &judged.attention {
+            for row in rows.iter().filter(|_| device == at) {
+                let price = model.attention_forward(&shape(row), AttentionKernel::Flash);
+                add(format!("attention {dim}"), price.time.0, row.seconds);
+            }
+        }
+        for (&(device, kind, element), rows) in &judged.collective {
+            for row in rows.iter().filter(|_| device == at) {
+                let price = links.inside(kind, element, Bytes(row.bytes), row.devices);
+                let of = if element == Element::Byte { " of bytes" } else { "" };
+                add(format!("{}{of}", kind.name()), price.time.0, row.seconds);
+            }
+        }
+    }
+    let lines = pairs.into_iter().filter_map(|((kernel, device), pairs)| {
+        Errors::of(&pairs).map(|errors| ErrorLine { kernel, device, errors })
+    });
+    lines.collect()
+}

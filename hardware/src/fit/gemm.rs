@@ -1,0 +1,147 @@
+//! Matrix products: eight numbers of the physical model, then the tables.
+
+use super::backfit::{Residual, Smoothing, backfit, round};
+use super::rows::{GemmRow, Measurements};
+use super::{draw, simplex};
+use crate::device::chip;
+use crate::gemm::{Chip, GemmBase, GemmModel};
+use crate::parameters::{GemmParameters, QUANTUM, Tables, rounded};
+use crate::tables::{Axis, Corrections};
+use autodist_spec::catalog::DeviceFigures;
+
+/// Points of the table over all three sizes, where the rows reach them.
+const COARSE: [&[f64]; 3] = [
+    &[128.0, 256.0, 512.0, 1024.0, 1536.0, 2048.0, 3072.0, 4096.0, 8192.0, 32768.0],
+    &[
+        128.0, 256.0, 512.0, 768.0, 1024.0, 1536.0, 2048.0, 3072.0, 4096.0, 6144.0, 8192.0, 12288.0, 16384.0,
+        65536.0,
+    ],
+    &[128.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 65536.0],
+];
+
+const SMOOTHING: Smoothing = Smoothing { neighbours: 0.1, shrinkage: 2.0, sweeps: 40 };
+
+/// Of which the physical model is fitted, by chance: enough for eight numbers.
+const SAMPLE: usize = 3000;
+
+pub(super) fn fit_all(measurements: &Measurements) -> Vec<GemmParameters> {
+    let mut all = Vec::new();
+    for (&(device, dtype), rows) in measurements.gemm.iter().filter(|(_, rows)| !rows.is_empty()) {
+        let figures = &measurements.devices[device];
+        let Some(chip) = chip(figures, dtype) else { continue };
+        let base = fit_base(&chip, rows);
+        let corrections = fit_tables(&chip, &base, rows);
+        // The spread is that of a fit that has not seen what it is asked.
+        let unseen = |row: &GemmRow| draw(0, &[row.n, row.k]) < 0.1;
+        let (left, kept): (Vec<GemmRow>, Vec<GemmRow>) = rows.iter().partition(|row| unseen(row));
+        let without = GemmModel { chip, base, corrections: fit_tables(&chip, &base, &kept) };
+        let spread = two_thirds(left.iter().map(|row| {
+            let [m, n, k] = sizes(row);
+            (without.seconds(1.0, m, n, k) / row.seconds).ln().abs()
+        }));
+        all.push(GemmParameters {
+            device: figures.name.clone(),
+            dtype,
+            spread: rounded(spread),
+            shortest_s: rows.iter().map(|row| row.seconds).fold(f64::INFINITY, f64::min),
+            stream: rounded(stream(&chip, figures, rows)),
+            launch_s: base.launch,
+            wave_s: base.wave,
+            memory: base.memory,
+            quantisation: base.quantisation,
+            tiles: base.tiles,
+            tables: Tables(corrections),
+        });
+    }
+    all
+}
+
+pub(super) fn two_thirds(errors: impl Iterator<Item = f64>) -> f64 {
+    let mut errors: Vec<f64> = errors.collect();
+    errors.sort_by(f64::total_cmp);
+    errors.get(errors.len() * 2 / 3).copied().unwrap_or(0.1)
+}
+
+fn sizes(row: &GemmRow) -> [f64; 3] {
+    [row.m, row.n, row.k].map(|size| size as f64)
+}
+
+/// The part of the memory's rate that nine tenths of the products fall short of whose bytes fill the L2 eight times
+/// and take longer than their arithmetic.
+fn stream(chip: &Chip, figures: &DeviceFigures, rows: &[GemmRow]) -> f64 {
+    let l2 = figures.l2_bytes.map_or(0.0, |bytes| bytes.as_f64());
+    let mut parts: Vec<f64> = rows
+        .iter()
+        .filter_map(|row| {
+            let [m, n, k] = sizes(row);
+            let bytes = chip.operand_bytes * (m + n) * k + chip.result_bytes * m * n;
+            let memory = bytes / chip.memory_rate;
+            let arithmetic = 2.0 * m * n * k / (chip.processors * chip.processor_rate);
+            (bytes > 8.0 * l2 && memory > arithmetic).then_some(memory / row.seconds)
+        })
+        .collect();
+    parts.sort_by(f64::total_cmp);
+    parts.get(parts.len() * 9 / 10).copied().unwrap_or(0.8)
+}
+
+fn part(free: f64) -> f64 {
+    1.0 / (1.0 + (-free).exp())
+}
+
+/// Rates as parts of the peaks, times in microseconds, all from numbers without bounds.
+fn unpack(free: &[f64]) -> GemmBase {
+    GemmBase {
+        launch: rounded(free[0].exp() * 1e-6),
+        wave: rounded(free[1].exp() * 1e-6),
+        memory: rounded(part(free[2])),
+        quantisation: rounded(part(free[3])),
+        tiles: [4, 5, 6, 7].map(|at| rounded(part(free[at]))),
+    }
+}
+
+/// Least absolute logarithmic error, rounded off near zero, with a weak pull to where the search begins.
+fn fit_base(chip: &Chip, rows: &[GemmRow]) -> GemmBase {
+    let every = (rows.len() / SAMPLE).max(1) as f64;
+    let sample: Vec<&GemmRow> =
+        rows.iter().filter(|row| draw(1, &[row.m, row.n, row.k]) * every < 1.0).collect();
+    let start = [1.0, -1.0, 1.5, 1.0, 1.0, 1.0, 1.0, 1.0];
+    let cost = |free: &[f64]| {
+        let base = unpack(free);
+        let errors = sample.iter().map(|row| {
+            let [m, n, k] = sizes(row);
+            let error = (base.seconds(chip, 1.0, m, n, k) / row.seconds).ln() / 0.1;
+            (1.0 + error * error).sqrt() - 1.0
+        });
+        let pull: f64 = free.iter().zip(start).map(|(value, start)| (value - start).powi(2)).sum();
+        errors.sum::<f64>() / sample.len() as f64 + 1e-3 * pull
+    };
+    unpack(&simplex::minimise(cost, &start, 3, 250))
+}
+
+fn distinct(rows: &[GemmRow], size: usize) -> Vec<f64> {
+    let mut points: Vec<f64> = rows.iter().map(|row| sizes(row)[size]).collect();
+    points.sort_by(f64::total_cmp);
+    points.dedup();
+    points
+}
+
+fn fit_tables(chip: &Chip, base: &GemmBase, rows: &[GemmRow]) -> Corrections {
+    let points = [0, 1, 2].map(|size| distinct(rows, size));
+    let coarse = [0, 1, 2].map(|size| {
+        let (first, last) = (points[size][0], points[size][points[size].len() - 1]);
+        let within = COARSE[size].iter().copied().filter(|point| first < *point && *point < last);
+        Axis::new([first].into_iter().chain(within).chain([last]).collect())
+    });
+    let mut tables = Corrections::zero(points.map(Axis::new), coarse);
+    let residuals: Vec<Residual> = rows
+        .iter()
+        .map(|row| {
+            let [m, n, k] = sizes(row);
+            let value = (row.seconds / base.seconds(chip, 1.0, m, n, k)).ln();
+            Residual { logs: [m.ln(), n.ln(), k.ln()], value }
+        })
+        .collect();
+    backfit(&mut tables, &residuals, SMOOTHING);
+    round(&mut tables, QUANTUM);
+    tables
+}

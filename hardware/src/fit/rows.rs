@@ -1,0 +1,187 @@
+//! Tables of measured kernels.
+
+use crate::catalogue::Catalogue;
+use crate::nccl::Element;
+use crate::{Collective, Dtype};
+use autodist_spec::InputError;
+use autodist_spec::catalog::DeviceFigures;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+
+/// A matrix product that somebody timed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GemmRow {
+    pub m: u64,
+    pub n: u64,
+    pub k: u64,
+    pub seconds: f64,
+}
+
+/// Causal flash attention that somebody timed, forward, bf16.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionRow {
+    pub batch: u64,
+    pub sequence: u64,
+    pub heads: u64,
+    pub kv_heads: u64,
+    pub head_dim: u64,
+    pub seconds: f64,
+}
+
+/// A collective inside a node that somebody timed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CollectiveRow {
+    pub kind: Collective,
+    pub element: Element,
+    pub devices: u32,
+    pub bytes: u64,
+    pub seconds: f64,
+}
+
+/// What was measured, by device.
+#[derive(Debug, Clone, Default)]
+pub struct Measurements {
+    pub(crate) devices: Vec<DeviceFigures>,
+    pub(crate) gemm: BTreeMap<(usize, Dtype), Vec<GemmRow>>,
+    pub(crate) attention: BTreeMap<(usize, u64), Vec<AttentionRow>>,
+    pub(crate) collective: BTreeMap<(usize, Collective, Element), Vec<CollectiveRow>>,
+}
+
+#[derive(Deserialize)]
+struct GemmLine {
+    gpu: String,
+    dtype: String,
+    m: u64,
+    n: u64,
+    k: u64,
+    median_ms: f64,
+}
+
+#[derive(Deserialize)]
+struct AttentionLine {
+    gpu: String,
+    batch: u64,
+    seq_len: u64,
+    heads: u64,
+    kv_heads_as_given: u64,
+    head_dim: u64,
+    median_ms: f64,
+}
+
+#[derive(Deserialize)]
+struct CollectiveLine {
+    gpu: String,
+    op: String,
+    dtype: String,
+    gpus: u32,
+    bytes: u64,
+    time_us: f64,
+}
+
+fn lines<T: DeserializeOwned>(text: &str, table: &str) -> Result<Vec<T>, InputError> {
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    let read: Result<Vec<T>, csv::Error> = reader.deserialize().collect();
+    read.map_err(|error| {
+        InputError::new("", "", error.to_string())
+            .in_file(table)
+            .hint("the columns are those of the documentation of the fit")
+    })
+}
+
+fn unknown(table: &str, field: &str, value: &str, known: &str) -> InputError {
+    InputError::new(field, value, "is not known").in_file(table).hint(format!("known are {known}"))
+}
+
+impl Measurements {
+    /// Reads the three tables; empty texts are empty tables.
+    ///
+    /// # Errors
+    /// Other columns, unknown devices, types or operations.
+    pub fn read(catalogue: &Catalogue, gemm: &str, attention: &str, nccl: &str) -> Result<Self, InputError> {
+        let mut all = Self::default();
+        for line in lines::<GemmLine>(gemm, "matrix products")? {
+            let dtype = match line.dtype.as_str() {
+                "bfloat16" | "bf16" => Dtype::Bf16,
+                "fp8" => Dtype::Fp8,
+                other => return Err(unknown("matrix products", "dtype", other, "bfloat16, fp8")),
+            };
+            let device = all.device(catalogue, "matrix products", &line.gpu)?;
+            let row = GemmRow { m: line.m, n: line.n, k: line.k, seconds: line.median_ms * 1e-3 };
+            all.gemm.entry((device, dtype)).or_default().push(row);
+        }
+        for line in lines::<AttentionLine>(attention, "attention")? {
+            let device = all.device(catalogue, "attention", &line.gpu)?;
+            let row = AttentionRow {
+                batch: line.batch,
+                sequence: line.seq_len,
+                heads: line.heads,
+                kv_heads: line.kv_heads_as_given,
+                head_dim: line.head_dim,
+                seconds: line.median_ms * 1e-3,
+            };
+            all.attention.entry((device, line.head_dim)).or_default().push(row);
+        }
+        for line in lines::<CollectiveLine>(nccl, "collectives")? {
+            let kind = match line.op.as_str() {
+                "all_reduce" => Collective::AllReduce,
+                "reduce_scatter" => Collective::ReduceScatter,
+                "all_gather" => Collective::AllGather,
+                "alltoall" => Collective::AllToAll,
+                other => {
+                    let known = "all_reduce, reduce_scatter, all_gather, alltoall";
+                    return Err(unknown("collectives", "op", other, known));
+                }
+            };
+            let element = match (line.dtype.as_str(), kind) {
+                ("half", _) => Element::Float,
+                ("int8", Collective::AllReduce | Collective::ReduceScatter) => Element::Byte,
+                // What only moves bytes does not know what they mean.
+                ("int8", _) => Element::Float,
+                (other, _) => return Err(unknown("collectives", "dtype", other, "half, int8")),
+            };
+            let device = all.device(catalogue, "collectives", &line.gpu)?;
+            let seconds = line.time_us * 1e-6;
+            let row = CollectiveRow { kind, element, devices: line.gpus, bytes: line.bytes, seconds };
+            all.collective.entry((device, kind, element)).or_default().push(row);
+        }
+        Ok(all)
+    }
+
+    fn device(&mut self, catalogue: &Catalogue, table: &str, gpu: &str) -> Result<usize, InputError> {
+        if let Some(at) = self.devices.iter().position(|d| d.measured_as.as_deref() == Some(gpu)) {
+            return Ok(at);
+        }
+        let found = catalogue.devices().iter().find(|d| d.measured_as.as_deref() == Some(gpu));
+        let figures = found.ok_or_else(|| {
+            InputError::new("gpu", gpu, "is no device of the catalogue")
+                .in_file(table)
+                .hint("add it to the devices' file with `measured_as`")
+        })?;
+        self.devices.push(figures.clone());
+        Ok(self.devices.len() - 1)
+    }
+
+    /// These measurements without those that `keep` refuses.
+    pub(crate) fn filtered(
+        &self,
+        gemm: impl Fn(usize, Dtype, &GemmRow) -> bool,
+        attention: impl Fn(usize, &AttentionRow) -> bool,
+        collective: impl Fn(usize, &CollectiveRow) -> bool,
+    ) -> Self {
+        let mut kept = Self { devices: self.devices.clone(), ..Self::default() };
+        for (&(device, dtype), rows) in &self.gemm {
+            let rows = rows.iter().filter(|row| gemm(device, dtype, row)).copied().collect();
+            kept.gemm.insert((device, dtype), rows);
+        }
+        for (&(device, dim), rows) in &self.attention {
+            let rows = rows.iter().filter(|row| attention(device, row)).copied().collect();
+            kept.attention.insert((device, dim), rows);
+        }
+        for (&key, rows) in &self.collective {
+            let rows = rows.iter().filter(|row| collective(key.0, row)).copied().collect();
+            kept.collective.insert(key, rows);
+        }
+        kept
+    }
+}

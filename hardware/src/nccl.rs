@@ -1,0 +1,108 @@
+//! Collectives inside one node, as NCCL runs them.
+
+use crate::Collective;
+use crate::parameters::{axis, read_values, write_values};
+use crate::tables::{Axis, bilinear};
+use serde::{Deserialize, Serialize};
+
+/// What is summed. Switches that sum (NVLS) know floats, not bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Element {
+    Float,
+    Byte,
+}
+
+/// One collective on devices of one kind, joined in one node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CollectiveParameters {
+    pub device: String,
+    pub kind: Collective,
+    pub element: Element,
+    pub spread: f64,
+    #[serde(flatten)]
+    pub curve: Curve,
+    #[serde(flatten)]
+    pub table: Table,
+}
+
+/// `start + step * steps + 2 sqrt(fill * v / rate) + v / rate`, where a ring has `steps` steps and each device sends `v`
+/// bytes: messages cut so that filling the pipeline and its flow together take least time cost the root.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Curve {
+    pub start_s: f64,
+    pub step_s: f64,
+    pub fill_s: f64,
+    pub bytes_per_s: f64,
+}
+
+/// Corrections by devices and bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "TableText", into = "TableText")]
+pub(crate) struct Table {
+    pub devices: Axis,
+    pub bytes: Axis,
+    pub values: Vec<f64>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct TableText {
+    devices: Vec<f64>,
+    bytes: Vec<f64>,
+    values: String,
+}
+
+impl TryFrom<TableText> for Table {
+    type Error = String;
+
+    fn try_from(text: TableText) -> Result<Self, String> {
+        let values = read_values(&text.values, text.devices.len() * text.bytes.len())?;
+        Ok(Self { devices: axis(text.devices)?, bytes: axis(text.bytes)?, values })
+    }
+}
+
+impl From<Table> for TableText {
+    fn from(table: Table) -> Self {
+        let (devices, bytes) = (table.devices.points().to_vec(), table.bytes.points().to_vec());
+        Self { devices, bytes, values: write_values(&table.values) }
+    }
+}
+
+impl Collective {
+    /// Steps of a ring over `ranks`, and what each rank sends, as a part of the whole tensor.
+    pub(crate) fn ring(self, ranks: f64) -> (f64, f64) {
+        let part = (ranks - 1.0) / ranks;
+        match self {
+            Self::AllReduce => (2.0 * (ranks - 1.0), 2.0 * part),
+            Self::ReduceScatter | Self::AllGather | Self::AllToAll => (ranks - 1.0, part),
+            Self::Broadcast => (ranks - 1.0, 1.0),
+            Self::PointToPoint => (1.0, 1.0),
+        }
+    }
+}
+
+impl Curve {
+    pub fn seconds(&self, kind: Collective, ranks: f64, bytes: f64) -> f64 {
+        let (steps, part) = kind.ring(ranks);
+        let flow = part * bytes / self.bytes_per_s;
+        self.start_s + self.step_s * steps + 2.0 * (self.fill_s * flow).sqrt() + flow
+    }
+}
+
+impl Table {
+    pub fn at(&self, ranks: f64, bytes: f64) -> f64 {
+        let (devices, bytes) = (self.devices.place(ranks.ln()), self.bytes.place(bytes.ln()));
+        bilinear(&self.values, self.bytes.len(), devices, bytes)
+    }
+
+    pub fn covers(&self, ranks: f64, bytes: f64) -> bool {
+        self.devices.covers(ranks) && self.bytes.covers(bytes)
+    }
+}
+
+impl CollectiveParameters {
+    pub fn seconds(&self, ranks: f64, bytes: f64) -> f64 {
+        self.curve.seconds(self.kind, ranks, bytes) * self.table.at(ranks, bytes.max(1.0)).exp()
+    }
+}

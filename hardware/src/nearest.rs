@@ -1,0 +1,47 @@
+//! Which measured device stands for one that was not measured.
+
+use autodist_spec::catalog::{self, DeviceFigures};
+
+/// Where generations stand, in order; those of a half are apart from their neighbours in how their kernels are written.
+fn generation(architecture: Option<&str>) -> f64 {
+    match architecture {
+        Some("volta") => 0.0,
+        Some("ampere" | "cdna2") => 1.0,
+        Some("ada") => 1.5,
+        Some("blackwell") => 3.0,
+        Some("blackwell-rtx") => 2.5,
+        Some("cdna4") => 3.0,
+        // Hopper and CDNA3; what is unknown is as likely of these years as of others.
+        _ => 2.0,
+    }
+}
+
+/// Distance of two devices: generations first, then figures.
+fn distance(one: &DeviceFigures, other: &DeviceFigures) -> f64 {
+    if one.name == other.name {
+        return -1.0;
+    }
+    let generations = generation(one.architecture.as_deref()) - generation(other.architecture.as_deref());
+    let apart = |one: f64, other: f64| (one / other).ln().abs();
+    10.0 * generations.abs()
+        + apart(one.peak_flops_per_s.0, other.peak_flops_per_s.0)
+        + apart(one.memory_bytes_per_s.0, other.memory_bytes_per_s.0)
+}
+
+/// The entry of the device that is nearest, and that device's own figures. Entries of devices that the catalogue does
+/// not know stand for the device of their name only.
+pub(crate) fn nearest<'a, T>(
+    figures: &DeviceFigures,
+    entries: impl Iterator<Item = &'a T>,
+    device: impl Fn(&T) -> &String,
+) -> Option<(&'a T, DeviceFigures)> {
+    entries
+        .filter_map(|entry| {
+            let name = device(entry);
+            if *name == figures.name {
+                return Some((entry, figures.clone()));
+            }
+            catalog::devices().iter().find(|known| known.name == *name).map(|known| (entry, known.clone()))
+        })
+        .min_by(|(_, a), (_, b)| distance(figures, a).total_cmp(&distance(figures, b)))
+}

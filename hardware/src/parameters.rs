@@ -1,0 +1,193 @@
+//! The file of what was fitted: `catalog/kernels.toml`.
+
+use crate::attention::AttentionBase;
+use crate::gemm::GemmBase;
+use crate::nccl::CollectiveParameters;
+use crate::tables::{Axis, Corrections, PAIRS};
+use crate::{Dtype, Price};
+use autodist_spec::{InputError, Provenance, Seconds};
+use serde::{Deserialize, Serialize};
+use std::sync::LazyLock;
+
+/// Steps of the tables' logarithms in the file.
+pub(crate) const QUANTUM: f64 = 0.005;
+
+/// What was fitted to measured kernels of some devices. Within the points of its tables it interpolates; beyond them the
+/// correction at their ends stays and the physical model goes on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelParameters {
+    /// Where the measurements came from.
+    pub source: String,
+    #[serde(default)]
+    pub(crate) gemm: Vec<GemmParameters>,
+    #[serde(default)]
+    pub(crate) attention: Vec<AttentionParameters>,
+    #[serde(default)]
+    pub(crate) collective: Vec<CollectiveParameters>,
+}
+
+/// Matrix products of one type on one device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GemmParameters {
+    pub device: String,
+    pub dtype: Dtype,
+    /// Of measurements left out of a fit like this one: two thirds are nearer.
+    pub spread: f64,
+    /// The fastest kernel that was seen, seconds.
+    pub shortest_s: f64,
+    /// Part of the memory's rate that products reach which do little else than read and write.
+    pub stream: f64,
+    pub launch_s: f64,
+    pub wave_s: f64,
+    pub memory: f64,
+    pub quantisation: f64,
+    pub tiles: [f64; 4],
+    #[serde(flatten)]
+    pub tables: Tables,
+}
+
+/// Flash attention with heads of one size on one device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AttentionParameters {
+    pub device: String,
+    pub head_dim: u64,
+    pub spread: f64,
+    pub launch_s: f64,
+    pub tile_s: f64,
+    pub rate: f64,
+    pub queries: f64,
+    pub keys: f64,
+    #[serde(flatten)]
+    pub tables: Tables,
+}
+
+/// [`Corrections`] as text: whole numbers of [`QUANTUM`], row after row.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "TablesText", into = "TablesText")]
+pub(crate) struct Tables(pub Corrections);
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct TablesText {
+    /// The points of the first size, the second and the third: `m`, `n`, `k` of products; of attention the sequence, the
+    /// batch's heads, the batch's heads of keys.
+    points: [Vec<f64>; 3],
+    coarse: [Vec<f64>; 3],
+    xy: String,
+    xz: String,
+    yz: String,
+    xyz: String,
+}
+
+pub(crate) fn write_values(values: &[f64]) -> String {
+    let whole = values.iter().map(|value| format!("{}", (value / QUANTUM).round() as i64));
+    whole.collect::<Vec<_>>().join(" ")
+}
+
+pub(crate) fn read_values(text: &str, count: usize) -> Result<Vec<f64>, String> {
+    let values: Result<Vec<f64>, _> =
+        text.split_whitespace().map(|word| word.parse::<i32>().map(|v| f64::from(v) * QUANTUM)).collect();
+    let values = values.map_err(|error| format!("a table holds whole numbers: {error}"))?;
+    if values.len() != count {
+        return Err(format!("a table holds {} numbers where its points make {count}", values.len()));
+    }
+    Ok(values)
+}
+
+pub(crate) fn axis(points: Vec<f64>) -> Result<Axis, String> {
+    let ascending = points.windows(2).all(|pair| 0.0 < pair[0] && pair[0] < pair[1]);
+    if points.len() < 2 || !ascending {
+        return Err(format!("points are at least two, positive and ascending, not {points:?}"));
+    }
+    Ok(Axis::new(points))
+}
+
+impl TryFrom<TablesText> for Tables {
+    type Error = String;
+
+    fn try_from(text: TablesText) -> Result<Self, String> {
+        let axes = |points: [Vec<f64>; 3]| -> Result<[Axis; 3], String> {
+            let [x, y, z] = points;
+            Ok([axis(x)?, axis(y)?, axis(z)?])
+        };
+        let mut tables = Corrections::zero(axes(text.points)?, axes(text.coarse)?);
+        for (values, text) in tables.pairs.iter_mut().zip([text.xy, text.xz, text.yz]) {
+            *values = read_values(&text, values.len())?;
+        }
+        tables.block = read_values(&text.xyz, tables.block.len())?;
+        Ok(Self(tables))
+    }
+}
+
+impl From<Tables> for TablesText {
+    fn from(tables: Tables) -> Self {
+        let Corrections { fine, pairs, coarse, block } = tables.0;
+        debug_assert_eq!(PAIRS, [(0, 1), (0, 2), (1, 2)]);
+        let [xy, xz, yz] = pairs.map(|values| write_values(&values));
+        let points = |axes: [Axis; 3]| axes.map(|axis| axis.points().to_vec());
+        Self { points: points(fine), coarse: points(coarse), xy, xz, yz, xyz: write_values(&block) }
+    }
+}
+
+impl GemmParameters {
+    pub fn base(&self) -> GemmBase {
+        GemmBase {
+            launch: self.launch_s,
+            wave: self.wave_s,
+            memory: self.memory,
+            quantisation: self.quantisation,
+            tiles: self.tiles,
+        }
+    }
+}
+
+impl AttentionParameters {
+    pub fn base(&self) -> AttentionBase {
+        AttentionBase {
+            launch: self.launch_s,
+            tile: self.tile_s,
+            rate: self.rate,
+            queries: self.queries,
+            keys: self.keys,
+        }
+    }
+}
+
+static SHIPPED: LazyLock<KernelParameters> = LazyLock::new(|| {
+    KernelParameters::read(include_str!("../../catalog/kernels.toml"))
+        .expect("the embedded parameters are read by the tests")
+});
+
+impl KernelParameters {
+    /// What is shipped.
+    pub fn shipped() -> &'static Self {
+        &SHIPPED
+    }
+
+    /// # Errors
+    /// Text of another form; names the line.
+    pub fn read(text: &str) -> Result<Self, InputError> {
+        toml::from_str(text).map_err(|error| {
+            InputError::new("", "", error.to_string().trim().to_owned())
+                .hint("a file of kernels' parameters is made by the fit, from tables of measurements")
+        })
+    }
+
+    /// The text that [`Self::read`] takes.
+    pub fn write(&self) -> String {
+        toml::to_string(self).expect("numbers and text")
+    }
+}
+
+/// Four significant digits: what a file shows and a fit means.
+pub(crate) fn rounded(value: f64) -> f64 {
+    format!("{value:.3e}").parse().unwrap_or(value)
+}
+
+impl Price {
+    pub(crate) fn new(seconds: f64, spread: f64, provenance: Provenance) -> Self {
+        Self { time: Seconds(seconds), spread, provenance }
+    }
+}

@@ -1,0 +1,120 @@
+//! Corrections to a physical model: tables over the logarithms of its sizes, read multilinearly, added up.
+
+/// Points on a logarithmic axis, ascending.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Axis {
+    points: Vec<f64>,
+    logs: Vec<f64>,
+}
+
+/// Between which two points of an axis something lies: the lower one, and how far it is to the upper one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub lower: usize,
+    pub part: f64,
+}
+
+impl Axis {
+    /// At least two points, ascending and positive.
+    pub fn new(points: Vec<f64>) -> Self {
+        let logs = points.iter().map(|point| point.ln()).collect();
+        Self { points, logs }
+    }
+
+    pub fn points(&self) -> &[f64] {
+        &self.points
+    }
+
+    pub fn len(&self) -> usize {
+        self.points.len()
+    }
+
+    /// Beyond the ends is at the ends.
+    #[inline]
+    pub fn place(&self, log: f64) -> Place {
+        let last = self.logs.len() - 2;
+        let lower = self.logs.partition_point(|point| *point <= log).saturating_sub(1).min(last);
+        let part = (log - self.logs[lower]) / (self.logs[lower + 1] - self.logs[lower]);
+        Place { lower, part: part.clamp(0.0, 1.0) }
+    }
+
+    pub fn covers(&self, value: f64) -> bool {
+        self.points[0] <= value && value <= self.points[self.len() - 1]
+    }
+}
+
+/// Reads a table `[rows, columns]` at a place.
+#[inline]
+pub(crate) fn bilinear(values: &[f64], columns: usize, x: Place, y: Place) -> f64 {
+    let at = x.lower * columns + y.lower;
+    let upper = &values[at..at + 2];
+    let lower = &values[at + columns..at + columns + 2];
+    let (first, second) =
+        (upper[0] + y.part * (upper[1] - upper[0]), lower[0] + y.part * (lower[1] - lower[0]));
+    first + x.part * (second - first)
+}
+
+/// The pairs of three sizes that have a table each.
+pub(crate) const PAIRS: [(usize, usize); 3] = [(0, 1), (0, 2), (1, 2)];
+
+/// `xy[x, y] + xz[x, z] + yz[y, z] + xyz[x, y, z]` of logarithmic errors, the last of them on fewer points.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Corrections {
+    pub fine: [Axis; 3],
+    pub pairs: [Vec<f64>; 3],
+    pub coarse: [Axis; 3],
+    pub block: Vec<f64>,
+}
+
+impl Corrections {
+    pub fn zero(fine: [Axis; 3], coarse: [Axis; 3]) -> Self {
+        let pairs = PAIRS.map(|(x, y)| vec![0.0; fine[x].len() * fine[y].len()]);
+        let block = vec![0.0; coarse.iter().map(Axis::len).product()];
+        Self { fine, pairs, coarse, block }
+    }
+
+    #[inline]
+    pub fn at(&self, logs: [f64; 3]) -> f64 {
+        let fine = [0, 1, 2].map(|axis| self.fine[axis].place(logs[axis]));
+        let [x, y, z] = [0, 1, 2].map(|axis| self.coarse[axis].place(logs[axis]));
+        let mut sum = 0.0;
+        for (values, (first, second)) in self.pairs.iter().zip(PAIRS) {
+            sum += bilinear(values, self.fine[second].len(), fine[first], fine[second]);
+        }
+        let columns = self.coarse[2].len();
+        let plane = self.coarse[1].len() * columns;
+        let at = x.lower * plane;
+        let near = bilinear(&self.block[at..at + plane], columns, y, z);
+        let far = bilinear(&self.block[at + plane..at + 2 * plane], columns, y, z);
+        sum + near + x.part * (far - near)
+    }
+
+    pub fn covers(&self, sizes: [f64; 3]) -> bool {
+        (0..3).all(|axis| self.fine[axis].covers(sizes[axis]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sum_of_products_of_logarithms_is_read_exactly() {
+        let axis = || Axis::new(vec![1.0, 4.0, 32.0]);
+        let coarse = || Axis::new(vec![1.0, 32.0]);
+        let mut tables = Corrections::zero([axis(), axis(), axis()], [coarse(), coarse(), coarse()]);
+        let logs = [1.0f64, 4.0, 32.0].map(f64::ln);
+        for (values, factor) in tables.pairs.iter_mut().zip([1.0, -2.0, 0.5]) {
+            for (index, value) in values.iter_mut().enumerate() {
+                *value = factor * logs[index / 3] * logs[index % 3];
+            }
+        }
+        for (index, value) in tables.block.iter_mut().enumerate() {
+            *value = [index / 4, index / 2 % 2, index % 2].iter().filter(|bit| **bit == 1).count() as f64;
+        }
+        let [x, y, z] = [2.0f64, 8.0, 16.0].map(f64::ln);
+        let expected = x * y - 2.0 * x * z + 0.5 * y * z + (x + y + z) / 32f64.ln();
+        assert!((tables.at([x, y, z]) - expected).abs() < 1e-12);
+        assert_eq!(tables.at([9.0, 9.0, 9.0]), tables.at([logs[2], logs[2], logs[2]]));
+    }
+}
