@@ -26,7 +26,7 @@ pub const BACKWARD_OVER_FORWARD: f64 = 2.5 * 73.0 / 63.0;
 pub struct DeviceModel {
     figures: DeviceFigures,
     gemm: [Fitted<GemmModel>; 6],
-    /// By size of heads, ascending.
+    /// By size of heads; at least one.
     attention: Vec<(u64, Fitted<AttentionModel>)>,
     stream: f64,
     launch: f64,
@@ -106,7 +106,7 @@ impl DeviceModel {
     /// # Errors
     /// An unknown name; the hint gives the closest.
     pub fn named(name: &str) -> Result<Self, InputError> {
-        Ok(Self::new(Catalogue::shipped().device(name)?, KernelParameters::shipped()))
+        Self::new(Catalogue::shipped().device(name)?, KernelParameters::shipped())
     }
 
     /// The devices of a cluster: by their name where the catalogue knows it, with the rates of the cluster's file.
@@ -147,19 +147,27 @@ impl DeviceModel {
         figures.memory_bytes = device.memory_bytes;
         figures.peak_flops_per_s = device.peak_flops_per_s.unwrap_or(figures.peak_flops_per_s);
         figures.memory_bytes_per_s = device.memory_bytes_per_s.unwrap_or(figures.memory_bytes_per_s);
-        Ok(Self::new(&figures, KernelParameters::shipped()))
+        Self::new(&figures, KernelParameters::shipped())
     }
 
     /// A device with the parameters of the measured one that is nearest to it.
     ///
-    /// # Panics
-    /// Parameters without any product or attention.
-    pub fn new(figures: &DeviceFigures, parameters: &KernelParameters) -> Self {
-        let gemm = Dtype::ALL.map(|dtype| fitted_gemm(figures, parameters, dtype));
-        let attention = fitted_attention(figures, parameters);
-        let (measured, _) = nearest_gemm(figures, parameters, Dtype::Bf16);
+    /// # Errors
+    /// Parameters without any product of bf16 or any attention.
+    pub fn new(figures: &DeviceFigures, parameters: &KernelParameters) -> Result<Self, InputError> {
+        let lacking = |what: &str| {
+            InputError::new(what, "", "the parameters of kernels have none")
+                .hint("fit them to tables of matrix products of bf16 and of attention")
+        };
+        let (measured, _) = nearest_gemm(figures, parameters, Dtype::Bf16).ok_or_else(|| lacking("gemm"))?;
         let (stream, launch) = (measured.stream, measured.shortest_s);
-        Self { figures: figures.clone(), gemm, attention, stream, launch }
+        let attention = fitted_attention(figures, parameters).ok_or_else(|| lacking("attention"))?;
+        let gemm = Dtype::ALL.map(|dtype| fitted_gemm(figures, parameters, dtype));
+        let [Some(a), Some(b), Some(c), Some(d), Some(e), Some(f)] = gemm else {
+            return Err(lacking("gemm"));
+        };
+        let gemm = [a, b, c, d, e, f];
+        Ok(Self { figures: figures.clone(), gemm, attention, stream, launch })
     }
 
     pub fn figures(&self) -> &DeviceFigures {
@@ -190,8 +198,8 @@ impl DeviceModel {
     pub fn attention_forward(&self, shape: &Attention, kernel: AttentionKernel) -> Price {
         match kernel {
             AttentionKernel::Flash => {
-                let (dim, fitted) = self.fitted_attention(shape.head_dim);
-                let within = dim == shape.head_dim
+                let (dim, fitted) = self.of_heads(shape.head_dim);
+                let within = *dim == shape.head_dim
                     && shape.causal
                     && shape.keys == shape.sequence
                     && fitted.model.corrections.covers(shape.sizes());
@@ -234,11 +242,11 @@ impl DeviceModel {
         whole
     }
 
-    fn fitted_attention(&self, head_dim: u64) -> (u64, &Fitted<AttentionModel>) {
+    fn of_heads(&self, head_dim: u64) -> &(u64, Fitted<AttentionModel>) {
         let far = |dim: u64| (dim as f64 / head_dim as f64).ln().abs();
-        let nearest = self.attention.iter().min_by(|a, b| far(a.0).total_cmp(&far(b.0)));
-        let (dim, fitted) = nearest.expect("parameters have attention");
-        (*dim, fitted)
+        self.attention[1..]
+            .iter()
+            .fold(&self.attention[0], |best, next| if far(next.0) < far(best.0) { next } else { best })
     }
 
     /// A kernel that does little but read and write `bytes` in all: normalisation, activation, residual, optimizer. It
@@ -259,12 +267,16 @@ fn nearest_gemm<'a>(
     figures: &DeviceFigures,
     parameters: &'a KernelParameters,
     dtype: Dtype,
-) -> (&'a GemmParameters, DeviceFigures) {
+) -> Option<(&'a GemmParameters, DeviceFigures)> {
     let entries = parameters.gemm.iter().filter(|entry| entry.dtype == dtype);
-    nearest(figures, entries, |entry| &entry.device).expect("parameters have products")
+    nearest(figures, entries, |entry| &entry.device)
 }
 
-fn fitted_gemm(figures: &DeviceFigures, parameters: &KernelParameters, dtype: Dtype) -> Fitted<GemmModel> {
+fn fitted_gemm(
+    figures: &DeviceFigures,
+    parameters: &KernelParameters,
+    dtype: Dtype,
+) -> Option<Fitted<GemmModel>> {
     let has_fp8 = figures.peaks.fp8.is_some() || figures.peaks.fp4.is_some();
     let measured = match dtype {
         Dtype::Fp8 | Dtype::Fp4 if has_fp8 && parameters.gemm.iter().any(|e| e.dtype == Dtype::Fp8) => {
@@ -272,7 +284,7 @@ fn fitted_gemm(figures: &DeviceFigures, parameters: &KernelParameters, dtype: Dt
         }
         _ => Dtype::Bf16,
     };
-    let (entry, reference) = nearest_gemm(figures, parameters, measured);
+    let (entry, reference) = nearest_gemm(figures, parameters, measured)?;
     let (spread, provenance) = match (entry.device == figures.name, dtype == measured, dtype) {
         (true, true, _) => (entry.spread, Provenance::Interpolated),
         // The same units at the same rate.
@@ -284,17 +296,17 @@ fn fitted_gemm(figures: &DeviceFigures, parameters: &KernelParameters, dtype: Dt
         base: entry.base(),
         corrections: entry.tables.0.clone(),
     };
-    Fitted { model, spread, provenance }
+    Some(Fitted { model, spread, provenance })
 }
 
 /// All sizes of heads of the device that is nearest: those of another device are further off than another size of heads.
 fn fitted_attention(
     figures: &DeviceFigures,
     parameters: &KernelParameters,
-) -> Vec<(u64, Fitted<AttentionModel>)> {
+) -> Option<Vec<(u64, Fitted<AttentionModel>)>> {
     let found: Option<(&AttentionParameters, DeviceFigures)> =
         nearest(figures, parameters.attention.iter(), |entry| &entry.device);
-    let (entry, reference) = found.expect("parameters have attention");
+    let (entry, reference) = found?;
     let own = entry.device == figures.name;
     let entries = parameters.attention.iter().filter(|other| other.device == entry.device);
     let fitted = entries.map(|entry| {
@@ -307,5 +319,5 @@ fn fitted_attention(
         let provenance = if own { Provenance::Interpolated } else { Provenance::Extrapolated };
         (entry.head_dim, Fitted { model, spread, provenance })
     });
-    fitted.collect()
+    Some(fitted.collect())
 }

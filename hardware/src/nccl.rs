@@ -100,9 +100,3 @@ impl Table {
         self.devices.covers(ranks) && self.bytes.covers(bytes)
     }
 }
-
-impl CollectiveParameters {
-    pub fn seconds(&self, ranks: f64, bytes: f64) -> f64 {
-        self.curve.seconds(self.kind, ranks, bytes) * self.table.at(ranks, bytes.max(1.0)).exp()
-    }
-}

@@ -4,7 +4,6 @@ use super::attention::shape;
 use super::rows::Measurements;
 use super::{draw, fit};
 use crate::collective::Collective;
-use crate::nccl::Element;
 use crate::{AttentionKernel, DeviceModel, Interconnect, KernelParameters};
 use autodist_spec::Bytes;
 use std::collections::BTreeMap;
@@ -100,18 +99,20 @@ pub fn check(measurements: &Measurements, left_out: LeftOut) -> (KernelParameter
 pub fn compare(judged: &Measurements, parameters: &KernelParameters) -> Vec<ErrorLine> {
     let mut pairs: BTreeMap<(String, String), Vec<(f64, f64)>> = BTreeMap::new();
     for (at, figures) in judged.devices.iter().enumerate() {
-        let model = DeviceModel::new(figures, parameters);
+        let model = DeviceModel::new(figures, parameters).ok();
         let links = Interconnect::of_device(figures, parameters);
         let mut add = |kernel: String, predicted: f64, measured: f64| {
             pairs.entry((kernel, figures.name.clone())).or_default().push((predicted, measured));
         };
         for (&(device, dtype), rows) in &judged.gemm {
             for row in rows.iter().filter(|_| device == at) {
+                let Some(model) = &model else { continue };
                 add(format!("gemm {dtype}"), model.gemm(dtype, row.m, row.n, row.k).time.0, row.seconds);
             }
         }
         for (&(device, dim), rows) in &judged.attention {
             for row in rows.iter().filter(|_| device == at) {
+                let Some(model) = &model else { continue };
                 let price = model.attention_forward(&shape(row), AttentionKernel::Flash);
                 add(format!("attention {dim}"), price.time.0, row.seconds);
             }
@@ -119,8 +120,8 @@ pub fn compare(judged: &Measurements, parameters: &KernelParameters) -> Vec<Erro
         for (&(device, kind, element), rows) in &judged.collective {
             for row in rows.iter().filter(|_| device == at) {
                 let price = links.inside(kind, element, Bytes(row.bytes), row.devices);
-                let of = if element == Element::Byte { " of bytes" } else { "" };
-                add(format!("{}{of}", kind.name()), price.time.0, row.seconds);
+                add(kind.name().to_owned(), price.time.0, row.seconds);
+                add("collectives".to_owned(), price.time.0, row.seconds);
             }
         }
     }
