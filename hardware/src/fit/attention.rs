@@ -11,7 +11,7 @@ use crate::gemm::Chip;
 use crate::parameters::{AttentionParameters, QUANTUM, Tables, rounded};
 use crate::tables::{Axis, Corrections};
 
-const SMOOTHING: Smoothing = Smoothing { neighbours: 0.5, shrinkage: 2.0, sweeps: 40 };
+const SMOOTHING: Smoothing = Smoothing { neighbours: 0.5, shrinkage: 2.0, outlier: 0.1, sweeps: 40 };
 
 pub(super) fn fit_all(measurements: &Measurements) -> Vec<AttentionParameters> {
     let mut all = Vec::new();

@@ -16,6 +16,8 @@ pub(crate) struct Smoothing {
     pub neighbours: f64,
     /// What the squared value in the table of three sizes counts.
     pub shrinkage: f64,
+    /// Errors beyond this pull no harder than this (Huber 1964): rows of another library, or of another machine.
+    pub outlier: f64,
     /// Rounds over all tables.
     pub sweeps: usize,
 }
@@ -37,7 +39,8 @@ pub(crate) fn backfit(tables: &mut Corrections, residuals: &[Residual], smoothin
                 Some(&(_, y)) => (&mut tables.pairs[table], tables.fine[y].len(), smoothing.neighbours, 0.0),
                 None => (&mut tables.block, 0, 0.0, smoothing.shrinkage),
             };
-            let steps = steps(values, columns, reads, &left, neighbours, shrinkage);
+            let trust: Vec<f64> = left.iter().map(|left| (smoothing.outlier / left.abs()).min(1.0)).collect();
+            let steps = steps(values, columns, reads, (&left, &trust), neighbours, shrinkage);
             for (read, left) in reads.iter().zip(&mut left) {
                 *left -=
                     read.iter().map(|(cell, weight)| steps[*cell as usize] * f64::from(*weight)).sum::<f64>();
@@ -52,16 +55,16 @@ fn steps(
     values: &[f64],
     columns: usize,
     reads: &Reads,
-    left: &[f64],
+    (left, trust): (&[f64], &[f64]),
     neighbours: f64,
     shrinkage: f64,
 ) -> Vec<f64> {
     let mut pull: Vec<f64> = values.iter().map(|value| -shrinkage * value).collect();
     let mut weight = vec![shrinkage; values.len()];
-    for (read, left) in reads.iter().zip(left) {
+    for ((read, left), trust) in reads.iter().zip(left).zip(trust) {
         for (cell, part) in read {
-            pull[*cell as usize] += f64::from(*part) * left;
-            weight[*cell as usize] += f64::from(*part);
+            pull[*cell as usize] += f64::from(*part) * trust * left;
+            weight[*cell as usize] += f64::from(*part) * trust;
         }
     }
     if neighbours > 0.0 {

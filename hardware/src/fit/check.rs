@@ -115,6 +115,7 @@ pub fn compare(judged: &Measurements, parameters: &KernelParameters) -> Vec<Erro
                 let Some(model) = &model else { continue };
                 let price = model.attention_forward(&shape(row), AttentionKernel::Flash);
                 add(format!("attention {dim}"), price.time.0, row.seconds);
+                add("attention".to_owned(), price.time.0, row.seconds);
             }
         }
         for (&(device, kind, element), rows) in &judged.collective {

@@ -19,7 +19,7 @@ const COARSE: [&[f64]; 3] = [
     &[128.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 65536.0],
 ];
 
-const SMOOTHING: Smoothing = Smoothing { neighbours: 0.1, shrinkage: 2.0, sweeps: 40 };
+const SMOOTHING: Smoothing = Smoothing { neighbours: 0.1, shrinkage: 2.0, outlier: 0.1, sweeps: 40 };
 
 /// Of which the physical model is fitted, by chance: enough for eight numbers.
 const SAMPLE: usize = 3000;
@@ -129,7 +129,9 @@ fn fit_tables(chip: &Chip, base: &GemmBase, rows: &[GemmRow]) -> Corrections {
     let points = [0, 1, 2].map(|size| distinct(rows, size));
     let coarse = [0, 1, 2].map(|size| {
         let (first, last) = (points[size][0], points[size][points[size].len() - 1]);
-        let within = COARSE[size].iter().copied().filter(|point| first < *point && *point < last);
+        let within = COARSE[size].iter().copied().filter(|point| {
+            first < *point && *point < last && points[size].contains(point)
+        });
         Axis::new([first].into_iter().chain(within).chain([last]).collect())
     });
     let mut tables = Corrections::zero(points.map(Axis::new), coarse);

@@ -7,7 +7,7 @@ use autodist_spec::InputError;
 use autodist_spec::catalog::DeviceFigures;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A matrix product that somebody timed.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -122,6 +122,7 @@ impl Measurements {
             };
             all.attention.entry((device, line.head_dim)).or_default().push(row);
         }
+        all.drop_impossible();
         for line in lines::<CollectiveLine>(nccl, "collectives")? {
             let kind = match line.op.as_str() {
                 "all_reduce" => Collective::AllReduce,
@@ -146,6 +147,18 @@ impl Measurements {
             all.collective.entry((device, kind, element)).or_default().push(row);
         }
         Ok(all)
+    }
+
+    /// Attention with so many heads, of which some rows beat the device's peak, is of something else (a window, say): all
+    /// its rows go.
+    fn drop_impossible(&mut self) {
+        for (&(device, _), rows) in &mut self.attention {
+            let peak = self.devices[device].peak_flops_per_s.0;
+            let beats = |row: &AttentionRow| super::attention::shape(row).forward_flops() / row.seconds > peak;
+            let impossible: BTreeSet<(u64, u64)> =
+                rows.iter().filter(|row| beats(row)).map(|row| (row.heads, row.kv_heads)).collect();
+            rows.retain(|row| !impossible.contains(&(row.heads, row.kv_heads)));
+        }
     }
 
     fn device(&mut self, catalogue: &Catalogue, table: &str, gpu: &str) -> Result<usize, InputError> {
