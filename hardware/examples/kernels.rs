@@ -1,15 +1,19 @@
 //! Fits the shipped parameters again, or judges such a fit by what was left out of it.
 //!
 //! ```text
-//! cargo run --release -p autodist-hardware --example kernels -- fit gemm.csv attention_forward.csv nccl_one_node.csv > catalog/kernels.toml
 //! cargo run --release -p autodist-hardware --example kernels -- check gemm.csv attention_forward.csv nccl_one_node.csv [seed]
 //! cargo run --release -p autodist-hardware --example kernels -- widths gemm.csv attention_forward.csv nccl_one_node.csv
+//! cargo run --release -p autodist-hardware --example kernels -- fit gemm.csv attention_forward.csv nccl_one_node.csv
+//! cargo run --release -p autodist-hardware --example kernels -- shipped gemm.csv attention_forward.csv nccl_one_node.csv
 //! ```
+//!
+//! `check` leaves out a tenth by chance, `widths` four widths altogether. `fit` prints the parameters: catalog/kernels.toml;
+//! `shipped` judges those by what they were fitted without.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
 
-use autodist_hardware::Catalogue;
-use autodist_hardware::fit::{ErrorLine, LeftOut, Measurements, check, fit};
+use autodist_hardware::fit::{ErrorLine, LeftOut, Measurements, RESERVED, check, compare, fit};
+use autodist_hardware::{Catalogue, KernelParameters};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -24,7 +28,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), String> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let usage = "write: fit|check|widths gemm.csv attention_forward.csv nccl_one_node.csv [seed]";
+    let usage = "write: check|widths|fit|shipped gemm.csv attention_forward.csv nccl_one_node.csv [seed]";
     let [verb, gemm, attention, nccl, rest @ ..] = arguments.as_slice() else { return Err(usage.to_owned()) };
     let text = |path: &String| std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
     let (gemm, attention, nccl) = (text(gemm)?, text(attention)?, text(nccl)?);
@@ -32,9 +36,10 @@ fn run() -> Result<(), String> {
         .map_err(|error| error.to_string())?;
     let seed = rest.first().map_or(Ok(1), |seed| seed.parse()).map_err(|_| usage.to_owned())?;
     match verb.as_str() {
-        "fit" => print!("{}", fit(&measurements).write()),
-        "check" => print_table(&check(&measurements, LeftOut::Tenth { seed }).1),
+        "check" => print_table(&check(&measurements, LeftOut::Part { part: 0.1, seed }).1),
         "widths" => print_table(&check(&measurements, LeftOut::Widths).1),
+        "fit" => print!("{}", fit(&measurements.split(RESERVED).0).write()),
+        "shipped" => print_table(&compare(&measurements.split(RESERVED).1, KernelParameters::shipped())),
         _ => return Err(usage.to_owned()),
     }
     Ok(())

@@ -97,7 +97,7 @@ pub(crate) struct AttentionModel {
 impl AttentionModel {
     /// Never faster than the processors' peak.
     pub fn seconds(&self, shape: &Attention) -> f64 {
-        let correction = self.corrections.at(shape.sizes().map(f64::ln));
+        let (correction, _) = self.corrections.at(shape.sizes().map(f64::ln));
         let time = self.base.seconds(&self.chip, shape) * correction.exp();
         time.max(shape.forward_flops() / (self.chip.processors * self.chip.processor_rate))
     }

@@ -2,7 +2,7 @@
 
 use crate::attention::AttentionModel;
 use crate::catalogue::Catalogue;
-use crate::gemm::{Chip, GemmModel};
+use crate::gemm::{Chip, GemmModel, GemmTime};
 use crate::nearest::nearest;
 use crate::parameters::{AttentionParameters, GemmParameters, KernelParameters};
 use crate::{Attention, AttentionKernel, Dtype, Price};
@@ -37,15 +37,17 @@ pub struct DeviceModel {
 struct Fitted<T> {
     model: T,
     spread: f64,
+    spread_between: f64,
     provenance: Provenance,
 }
 
 impl<T> Fitted<T> {
-    fn price(&self, seconds: f64, within: bool) -> Price {
+    fn price(&self, (seconds, on_points): (f64, bool), within: bool) -> Price {
+        let spread = if on_points { self.spread } else { self.spread_between };
         if within {
-            Price::new(seconds, self.spread, self.provenance)
+            Price::new(seconds, spread, self.provenance)
         } else {
-            Price::new(seconds, 2.0 * self.spread, Provenance::Extrapolated)
+            Price::new(seconds, 2.0 * spread, Provenance::Extrapolated)
         }
     }
 }
@@ -203,7 +205,7 @@ impl DeviceModel {
                     && shape.causal
                     && shape.keys == shape.sequence
                     && fitted.model.corrections.covers(shape.sizes());
-                fitted.price(fitted.model.seconds(shape), within)
+                fitted.price((fitted.model.seconds(shape), true), within)
             }
             AttentionKernel::Unfused => self.unfused(shape, &[(false, 1), (true, 1)], 4.0),
         }
@@ -285,18 +287,16 @@ fn fitted_gemm(
         _ => Dtype::Bf16,
     };
     let (entry, reference) = nearest_gemm(figures, parameters, measured)?;
-    let (spread, provenance) = match (entry.device == figures.name, dtype == measured, dtype) {
-        (true, true, _) => (entry.spread, Provenance::Interpolated),
+    let (least, provenance) = match (entry.device == figures.name, dtype == measured, dtype) {
+        (true, true, _) => (0.0, Provenance::Interpolated),
         // The same units at the same rate.
-        (true, false, Dtype::Fp16) => (entry.spread, Provenance::Modelled),
-        _ => (entry.spread.max(OTHER_DEVICE), Provenance::Extrapolated),
+        (true, false, Dtype::Fp16) => (0.0, Provenance::Modelled),
+        _ => (OTHER_DEVICE, Provenance::Extrapolated),
     };
-    let model = GemmModel {
-        chip: chip_like(figures, &reference, dtype),
-        base: entry.base(),
-        corrections: entry.tables.0.clone(),
-    };
-    Some(Fitted { model, spread, provenance })
+    let (spread, spread_between) = (entry.spread.max(least), entry.spread_between.max(least));
+    let time = GemmTime::new(&entry.base(), &chip_like(figures, &reference, dtype));
+    let model = GemmModel { time, corrections: entry.tables.0.clone() };
+    Some(Fitted { model, spread, spread_between, provenance })
 }
 
 /// All sizes of heads of the device that is nearest: those of another device are further off than another size of heads.
@@ -317,7 +317,7 @@ fn fitted_attention(
         };
         let spread = if own { entry.spread } else { entry.spread.max(OTHER_DEVICE) };
         let provenance = if own { Provenance::Interpolated } else { Provenance::Extrapolated };
-        (entry.head_dim, Fitted { model, spread, provenance })
+        (entry.head_dim, Fitted { model, spread, spread_between: spread, provenance })
     });
     Some(fitted.collect())
 }

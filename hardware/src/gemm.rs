@@ -3,7 +3,7 @@
 use crate::tables::Corrections;
 
 /// Tiles of the result that one processor computes at a time, rows by columns: what libraries choose from.
-pub(crate) const TILES: [(f64, f64); 4] = [(256.0, 128.0), (128.0, 128.0), (128.0, 256.0), (64.0, 128.0)];
+pub(crate) const TILES: [(f64, f64); 4] = [(128.0, 256.0), (128.0, 128.0), (128.0, 64.0), (64.0, 64.0)];
 
 /// What a product with operands of one type depends on that a data sheet says.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,26 +31,64 @@ pub(crate) struct GemmBase {
     pub tiles: [f64; 4],
 }
 
-impl GemmBase {
+/// Both, multiplied out once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GemmTime {
+    launch: f64,
+    wave: f64,
+    quantisation: f64,
+    /// Seconds of one tile for each of `k`.
+    tiles: [f64; 4],
+    per_processor: f64,
+    operand: f64,
+    result: f64,
+    /// Seconds of one operation with all processors at their peak.
+    least: f64,
+}
+
+/// `f64::ceil` of what is not negative; that is a call where the target has no instruction for it.
+#[inline]
+fn ceil(value: f64) -> f64 {
+    let whole = value as u64 as f64;
+    if whole < value { whole + 1.0 } else { whole }
+}
+
+impl GemmTime {
+    pub fn new(base: &GemmBase, chip: &Chip) -> Self {
+        let mut tiles = [0.0; 4];
+        for ((time, (rows, columns)), efficiency) in tiles.iter_mut().zip(TILES).zip(base.tiles) {
+            *time = 2.0 * rows * columns / (chip.processor_rate * efficiency);
+        }
+        Self {
+            launch: base.launch,
+            wave: base.wave,
+            quantisation: base.quantisation,
+            tiles,
+            per_processor: 1.0 / chip.processors,
+            operand: chip.operand_bytes / (chip.memory_rate * base.memory),
+            result: chip.result_bytes / (chip.memory_rate * base.memory),
+            least: 1.0 / (chip.processors * chip.processor_rate),
+        }
+    }
+
     /// Seconds of `batch` products `[m, k]` by `[k, n]` in one kernel.
     ///
     /// Each tile shape takes `waves * (2 * rows * columns * k / rate + wave)`; the library takes about the best of
-    /// them (a norm of order -8). Bytes move meanwhile (a norm of order 4 with the arithmetic).
+    /// them (a norm of order -16). Bytes move meanwhile (a norm of order 4 with the arithmetic).
     #[inline]
-    pub fn seconds(&self, chip: &Chip, batch: f64, m: f64, n: f64, k: f64) -> f64 {
+    pub fn seconds(&self, batch: f64, m: f64, n: f64, k: f64) -> f64 {
         let mut best = 0.0;
-        for ((rows, columns), efficiency) in TILES.into_iter().zip(self.tiles) {
-            let tiles = batch * (m / rows).ceil() * (n / columns).ceil();
-            let share = tiles / chip.processors;
-            let waves = self.quantisation * share.ceil() + (1.0 - self.quantisation) * share.max(1.0);
-            let time = waves * (2.0 * rows * columns * k / (chip.processor_rate * efficiency) + self.wave);
-            let rate = 1.0 / time;
+        for ((rows, columns), tile) in TILES.into_iter().zip(self.tiles) {
+            let tiles = batch * ceil(m * (1.0 / rows)) * ceil(n * (1.0 / columns));
+            let share = tiles * self.per_processor;
+            let waves = self.quantisation * ceil(share) + (1.0 - self.quantisation) * share.max(1.0);
+            let rate = 1.0 / (waves * (tile * k + self.wave));
             let squared = rate * rate;
-            best += (squared * squared) * (squared * squared);
+            let eighth = (squared * squared) * (squared * squared);
+            best += eighth * eighth;
         }
-        let arithmetic = 1.0 / best.sqrt().sqrt().sqrt();
-        let bytes = batch * (chip.operand_bytes * (m + n) * k + chip.result_bytes * m * n);
-        let memory = bytes / (chip.memory_rate * self.memory);
+        let arithmetic = 1.0 / best.sqrt().sqrt().sqrt().sqrt();
+        let memory = batch * (self.operand * (m + n) * k + self.result * m * n);
         let (a, b) = (arithmetic * arithmetic, memory * memory);
         (a * a + b * b).sqrt().sqrt() + self.launch
     }
@@ -59,17 +97,45 @@ impl GemmBase {
 /// Products of one type on one device.
 #[derive(Debug, Clone)]
 pub(crate) struct GemmModel {
-    pub chip: Chip,
-    pub base: GemmBase,
+    pub time: GemmTime,
     pub corrections: Corrections,
 }
 
 impl GemmModel {
-    /// Never faster than the processors' peak.
+    /// Never faster than the processors' peak; and whether all sizes are points of the tables.
     #[inline]
-    pub fn seconds(&self, batch: f64, m: f64, n: f64, k: f64) -> f64 {
-        let correction = self.corrections.at([(batch * m).ln(), n.ln(), k.ln()]);
-        let time = self.base.seconds(&self.chip, batch, m, n, k) * correction.exp();
-        time.max(2.0 * batch * m * n * k / (self.chip.processors * self.chip.processor_rate))
+    pub fn seconds(&self, batch: f64, m: f64, n: f64, k: f64) -> (f64, bool) {
+        let (correction, on_points) = self.corrections.at([(batch * m).ln(), n.ln(), k.ln()]);
+        let time = self.time.seconds(batch, m, n, k) * correction.exp();
+        (time.max(2.0 * batch * m * n * k * self.time.least), on_points)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_product_of_whole_waves_takes_their_arithmetic() {
+        let chip = Chip {
+            processors: 10.0,
+            processor_rate: 1e12,
+            memory_rate: 1e15,
+            operand_bytes: 2.0,
+            result_bytes: 2.0,
+        };
+        let base = GemmBase {
+            launch: 1e-6,
+            wave: 0.0,
+            memory: 1.0,
+            quantisation: 1.0,
+            tiles: [0.5, 1e-3, 1e-3, 1e-3],
+        };
+        let time = GemmTime::new(&base, &chip);
+        // 30 tiles of 128 x 256 on 10 processors: three waves at half the peak.
+        let expected = 2.0 * 1280.0 * 768.0 * 4096.0 / 5e12 + 1e-6;
+        assert!((time.seconds(1.0, 1280.0, 768.0, 4096.0) / expected - 1.0).abs() < 1e-6);
+        // One row more begins a wave.
+        assert!(time.seconds(1.0, 1281.0, 768.0, 4096.0) > 1.3 * expected);
     }
 }

@@ -35,6 +35,8 @@ pub(crate) struct GemmParameters {
     pub dtype: Dtype,
     /// Of measurements left out of a fit like this one: two thirds are nearer.
     pub spread: f64,
+    /// The same of sizes between the tables' points.
+    pub spread_between: f64,
     /// The fastest kernel that was seen, seconds.
     pub shortest_s: f64,
     /// Part of the memory's rate that products reach which do little else than read and write.

@@ -5,7 +5,13 @@
 pub(crate) struct Axis {
     points: Vec<f64>,
     logs: Vec<f64>,
+    /// The last point at or before the beginning of each of equal parts of the axis, where a search begins.
+    begins: Vec<u16>,
+    parts: f64,
 }
+
+/// Parts of an axis for each of its points: few steps are left then.
+const PARTS: usize = 4;
 
 /// Between which two points of an axis something lies: the lower one, and how far it is to the upper one.
 #[derive(Debug, Clone, Copy)]
@@ -17,8 +23,15 @@ pub(crate) struct Place {
 impl Axis {
     /// At least two points, ascending and positive.
     pub fn new(points: Vec<f64>) -> Self {
-        let logs = points.iter().map(|point| point.ln()).collect();
-        Self { points, logs }
+        let logs: Vec<f64> = points.iter().map(|point| point.ln()).collect();
+        let count = PARTS * points.len();
+        let (first, last) = (logs[0], logs[logs.len() - 1]);
+        let begin = |part: usize| {
+            let at = first + (last - first) * part as f64 / count as f64;
+            (logs.partition_point(|log| *log <= at).max(1) - 1).min(logs.len() - 2) as u16
+        };
+        let begins = (0..count).map(begin).collect();
+        Self { begins, parts: count as f64 / (last - first), points, logs }
     }
 
     pub fn points(&self) -> &[f64] {
@@ -33,7 +46,11 @@ impl Axis {
     #[inline]
     pub fn place(&self, log: f64) -> Place {
         let last = self.logs.len() - 2;
-        let lower = self.logs.partition_point(|point| *point <= log).saturating_sub(1).min(last);
+        let part = ((log - self.logs[0]) * self.parts) as usize;
+        let mut lower = usize::from(self.begins[part.min(self.begins.len() - 1)]);
+        while lower < last && self.logs[lower + 1] <= log {
+            lower += 1;
+        }
         let part = (log - self.logs[lower]) / (self.logs[lower + 1] - self.logs[lower]);
         Place { lower, part: part.clamp(0.0, 1.0) }
     }
@@ -73,8 +90,9 @@ impl Corrections {
         Self { fine, pairs, coarse, block }
     }
 
+    /// The correction, and whether all sizes are points of the finer tables.
     #[inline]
-    pub fn at(&self, logs: [f64; 3]) -> f64 {
+    pub fn at(&self, logs: [f64; 3]) -> (f64, bool) {
         let fine = [0, 1, 2].map(|axis| self.fine[axis].place(logs[axis]));
         let [x, y, z] = [0, 1, 2].map(|axis| self.coarse[axis].place(logs[axis]));
         let mut sum = 0.0;
@@ -86,7 +104,8 @@ impl Corrections {
         let at = x.lower * plane;
         let near = bilinear(&self.block[at..at + plane], columns, y, z);
         let far = bilinear(&self.block[at + plane..at + 2 * plane], columns, y, z);
-        sum + near + x.part * (far - near)
+        let on_points = fine.iter().all(|place| place.part == 0.0 || place.part == 1.0);
+        (sum + near + x.part * (far - near), on_points)
     }
 
     pub fn covers(&self, sizes: [f64; 3]) -> bool {
@@ -97,6 +116,20 @@ impl Corrections {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_are_between_the_points_around() {
+        let axis = Axis::new(vec![128.0, 129.0, 160.0, 161.0, 4096.0, 4097.0, 65536.0]);
+        for value in
+            [1.0, 128.0, 128.5, 129.0, 150.0, 161.0, 3000.0, 4096.5, 4097.0, 65535.0, 65536.0, 1e9f64]
+        {
+            let place = axis.place(value.ln());
+            let (low, high) = (axis.logs[place.lower], axis.logs[place.lower + 1]);
+            let read = low + place.part * (high - low);
+            let expected = value.ln().clamp(axis.logs[0], axis.logs[6]);
+            assert!((read - expected).abs() < 1e-12, "{value}: {place:?}");
+        }
+    }
 
     #[test]
     fn a_sum_of_products_of_logarithms_is_read_exactly() {
@@ -114,7 +147,7 @@ mod tests {
         }
         let [x, y, z] = [2.0f64, 8.0, 16.0].map(f64::ln);
         let expected = x * y - 2.0 * x * z + 0.5 * y * z + (x + y + z) / 32f64.ln();
-        assert!((tables.at([x, y, z]) - expected).abs() < 1e-12);
+        assert!((tables.at([x, y, z]).0 - expected).abs() < 1e-12);
         assert_eq!(tables.at([9.0, 9.0, 9.0]), tables.at([logs[2], logs[2], logs[2]]));
     }
 }

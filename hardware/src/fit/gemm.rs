@@ -4,7 +4,7 @@ use super::backfit::{Residual, Smoothing, backfit, round};
 use super::rows::{GemmRow, Measurements};
 use super::{draw, simplex};
 use crate::device::chip;
-use crate::gemm::{Chip, GemmBase, GemmModel};
+use crate::gemm::{Chip, GemmBase, GemmModel, GemmTime};
 use crate::parameters::{GemmParameters, QUANTUM, Tables, rounded};
 use crate::tables::{Axis, Corrections};
 use autodist_spec::catalog::DeviceFigures;
@@ -30,19 +30,25 @@ pub(super) fn fit_all(measurements: &Measurements) -> Vec<GemmParameters> {
         let figures = &measurements.devices[device];
         let Some(chip) = chip(figures, dtype) else { continue };
         let base = fit_base(&chip, rows);
-        let corrections = fit_tables(&chip, &base, rows);
-        // The spread is that of a fit that has not seen what it is asked.
-        let unseen = |row: &GemmRow| draw(0, &[row.n, row.k]) < 0.1;
-        let (left, kept): (Vec<GemmRow>, Vec<GemmRow>) = rows.iter().partition(|row| unseen(row));
-        let without = GemmModel { chip, base, corrections: fit_tables(&chip, &base, &kept) };
-        let spread = two_thirds(left.iter().map(|row| {
-            let [m, n, k] = sizes(row);
-            (without.seconds(1.0, m, n, k) / row.seconds).ln().abs()
-        }));
+        let time = GemmTime::new(&base, &chip);
+        let corrections = fit_tables(&time, rows);
+        // Spreads are those of fits that have not seen what they are asked: pairs of widths, or a width altogether.
+        let widths = distinct(rows, 1);
+        let inner: Vec<f64> =
+            widths.iter().skip(2).step_by(4).copied().take_while(|n| *n < 16384.0).collect();
+        let spread = |unseen: &dyn Fn(&GemmRow) -> bool| {
+            let (left, kept): (Vec<GemmRow>, Vec<GemmRow>) = rows.iter().partition(|row| unseen(row));
+            let without = GemmModel { time, corrections: fit_tables(&time, &kept) };
+            two_thirds(left.iter().map(|row| {
+                let [m, n, k] = sizes(row);
+                (without.seconds(1.0, m, n, k).0 / row.seconds).ln().abs()
+            }))
+        };
         all.push(GemmParameters {
             device: figures.name.clone(),
             dtype,
-            spread: rounded(spread),
+            spread: rounded(spread(&|row| draw(0, &[row.n, row.k]) < 0.1)),
+            spread_between: rounded(spread(&|row| inner.contains(&(row.n as f64)))),
             shortest_s: rows.iter().map(|row| row.seconds).fold(f64::INFINITY, f64::min),
             stream: rounded(stream(&chip, figures, rows)),
             launch_s: base.launch,
@@ -106,10 +112,10 @@ fn fit_base(chip: &Chip, rows: &[GemmRow]) -> GemmBase {
         rows.iter().filter(|row| draw(1, &[row.m, row.n, row.k]) * every < 1.0).collect();
     let start = [1.0, -1.0, 1.5, 1.0, 1.0, 1.0, 1.0, 1.0];
     let cost = |free: &[f64]| {
-        let base = unpack(free);
+        let time = GemmTime::new(&unpack(free), chip);
         let errors = sample.iter().map(|row| {
             let [m, n, k] = sizes(row);
-            let error = (base.seconds(chip, 1.0, m, n, k) / row.seconds).ln() / 0.1;
+            let error = (time.seconds(1.0, m, n, k) / row.seconds).ln() / 0.1;
             (1.0 + error * error).sqrt() - 1.0
         });
         let pull: f64 = free.iter().zip(start).map(|(value, start)| (value - start).powi(2)).sum();
@@ -125,13 +131,14 @@ fn distinct(rows: &[GemmRow], size: usize) -> Vec<f64> {
     points
 }
 
-fn fit_tables(chip: &Chip, base: &GemmBase, rows: &[GemmRow]) -> Corrections {
+fn fit_tables(time: &GemmTime, rows: &[GemmRow]) -> Corrections {
     let points = [0, 1, 2].map(|size| distinct(rows, size));
     let coarse = [0, 1, 2].map(|size| {
         let (first, last) = (points[size][0], points[size][points[size].len() - 1]);
-        let within = COARSE[size].iter().copied().filter(|point| {
-            first < *point && *point < last && points[size].contains(point)
-        });
+        let within = COARSE[size]
+            .iter()
+            .copied()
+            .filter(|point| first < *point && *point < last && points[size].contains(point));
         Axis::new([first].into_iter().chain(within).chain([last]).collect())
     });
     let mut tables = Corrections::zero(points.map(Axis::new), coarse);
@@ -139,7 +146,7 @@ fn fit_tables(chip: &Chip, base: &GemmBase, rows: &[GemmRow]) -> Corrections {
         .iter()
         .map(|row| {
             let [m, n, k] = sizes(row);
-            let value = (row.seconds / base.seconds(chip, 1.0, m, n, k)).ln();
+            let value = (row.seconds / time.seconds(1.0, m, n, k)).ln();
             Residual { logs: [m.ln(), n.ln(), k.ln()], value }
         })
         .collect();

@@ -154,7 +154,8 @@ impl Measurements {
     fn drop_impossible(&mut self) {
         for (&(device, _), rows) in &mut self.attention {
             let peak = self.devices[device].peak_flops_per_s.0;
-            let beats = |row: &AttentionRow| super::attention::shape(row).forward_flops() / row.seconds > peak;
+            let beats =
+                |row: &AttentionRow| super::attention::shape(row).forward_flops() / row.seconds > peak;
             let impossible: BTreeSet<(u64, u64)> =
                 rows.iter().filter(|row| beats(row)).map(|row| (row.heads, row.kv_heads)).collect();
             rows.retain(|row| !impossible.contains(&(row.heads, row.kv_heads)));
@@ -178,13 +179,13 @@ impl Measurements {
     /// These measurements without those that `keep` refuses.
     pub(crate) fn filtered(
         &self,
-        gemm: impl Fn(usize, Dtype, &GemmRow) -> bool,
+        gemm: impl Fn(usize, &GemmRow) -> bool,
         attention: impl Fn(usize, &AttentionRow) -> bool,
         collective: impl Fn(usize, &CollectiveRow) -> bool,
     ) -> Self {
         let mut kept = Self { devices: self.devices.clone(), ..Self::default() };
         for (&(device, dtype), rows) in &self.gemm {
-            let rows = rows.iter().filter(|row| gemm(device, dtype, row)).copied().collect();
+            let rows = rows.iter().filter(|row| gemm(device, row)).copied().collect();
             kept.gemm.insert((device, dtype), rows);
         }
         for (&(device, dim), rows) in &self.attention {
