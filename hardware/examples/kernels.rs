@@ -8,7 +8,8 @@
 //! ```
 //!
 //! `check` leaves out a tenth by chance, `widths` four widths altogether. `fit` prints the parameters: catalog/kernels.toml;
-//! `shipped` judges those by what they were fitted without.
+//! `shipped` judges those by what they were fitted without, which
+//! `reserved` prints; a part of that is in tests/data.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
 
@@ -28,7 +29,8 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), String> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let usage = "write: check|widths|fit|shipped gemm.csv attention_forward.csv nccl_one_node.csv [seed]";
+    let usage =
+        "write: check|widths|fit|shipped|reserved gemm.csv attention_forward.csv nccl_one_node.csv [seed]";
     let [verb, gemm, attention, nccl, rest @ ..] = arguments.as_slice() else { return Err(usage.to_owned()) };
     let text = |path: &String| std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
     let (gemm, attention, nccl) = (text(gemm)?, text(attention)?, text(nccl)?);
@@ -39,6 +41,7 @@ fn run() -> Result<(), String> {
         "check" => print_table(&check(&measurements, LeftOut::Part { part: 0.1, seed }).1),
         "widths" => print_table(&check(&measurements, LeftOut::Widths).1),
         "fit" => print!("{}", fit(&measurements.split(RESERVED).0).write()),
+        "reserved" => measurements.split(RESERVED).1.write().iter().for_each(|table| println!("{table}")),
         "shipped" => print_table(&compare(&measurements.split(RESERVED).1, KernelParameters::shipped())),
         _ => return Err(usage.to_owned()),
     }

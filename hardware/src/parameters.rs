@@ -125,7 +125,7 @@ impl TryFrom<TablesText> for Tables {
 
 impl From<Tables> for TablesText {
     fn from(tables: Tables) -> Self {
-        let Corrections { fine, pairs, coarse, block } = tables.0;
+        let Corrections { fine, pairs, coarse, block, .. } = tables.0;
         debug_assert_eq!(PAIRS, [(0, 1), (0, 2), (1, 2)]);
         let [xy, xz, yz] = pairs.map(|values| write_values(&values));
         let points = |axes: [Axis; 3]| axes.map(|axis| axis.points().to_vec());

@@ -5,13 +5,15 @@
 pub(crate) struct Axis {
     points: Vec<f64>,
     logs: Vec<f64>,
+    /// One over the distance of each point to the next.
+    inverse: Vec<f64>,
     /// The last point at or before the beginning of each of equal parts of the axis, where a search begins.
     begins: Vec<u16>,
     parts: f64,
 }
 
 /// Parts of an axis for each of its points: few steps are left then.
-const PARTS: usize = 4;
+const PARTS: usize = 16;
 
 /// Between which two points of an axis something lies: the lower one, and how far it is to the upper one.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +33,8 @@ impl Axis {
             (logs.partition_point(|log| *log <= at).max(1) - 1).min(logs.len() - 2) as u16
         };
         let begins = (0..count).map(begin).collect();
-        Self { begins, parts: count as f64 / (last - first), points, logs }
+        let inverse = logs.windows(2).map(|pair| 1.0 / (pair[1] - pair[0])).collect();
+        Self { inverse, begins, parts: count as f64 / (last - first), points, logs }
     }
 
     pub fn points(&self) -> &[f64] {
@@ -45,13 +48,18 @@ impl Axis {
     /// Beyond the ends is at the ends.
     #[inline]
     pub fn place(&self, log: f64) -> Place {
-        let last = self.logs.len() - 2;
         let part = ((log - self.logs[0]) * self.parts) as usize;
-        let mut lower = usize::from(self.begins[part.min(self.begins.len() - 1)]);
+        self.place_from(usize::from(self.begins[part.min(self.begins.len() - 1)]), log)
+    }
+
+    /// As [`Self::place`], for which `lower` is no point after the one looked for.
+    #[inline]
+    fn place_from(&self, mut lower: usize, log: f64) -> Place {
+        let last = self.inverse.len() - 1;
         while lower < last && self.logs[lower + 1] <= log {
             lower += 1;
         }
-        let part = (log - self.logs[lower]) / (self.logs[lower + 1] - self.logs[lower]);
+        let part = (log - self.logs[lower]) * self.inverse[lower];
         Place { lower, part: part.clamp(0.0, 1.0) }
     }
 
@@ -81,20 +89,29 @@ pub(crate) struct Corrections {
     pub pairs: [Vec<f64>; 3],
     pub coarse: [Axis; 3],
     pub block: Vec<f64>,
+    /// For each of the finer points the last coarse one at or before it.
+    before: [Vec<u16>; 3],
 }
 
 impl Corrections {
     pub fn zero(fine: [Axis; 3], coarse: [Axis; 3]) -> Self {
         let pairs = PAIRS.map(|(x, y)| vec![0.0; fine[x].len() * fine[y].len()]);
         let block = vec![0.0; coarse.iter().map(Axis::len).product()];
-        Self { fine, pairs, coarse, block }
+        let before = [0, 1, 2].map(|axis: usize| {
+            let logs = fine[axis].logs.iter();
+            logs.map(|log| coarse[axis].place(*log).lower as u16).collect()
+        });
+        Self { fine, pairs, coarse, block, before }
     }
 
     /// The correction, and whether all sizes are points of the finer tables.
     #[inline]
     pub fn at(&self, logs: [f64; 3]) -> (f64, bool) {
         let fine = [0, 1, 2].map(|axis| self.fine[axis].place(logs[axis]));
-        let [x, y, z] = [0, 1, 2].map(|axis| self.coarse[axis].place(logs[axis]));
+        let [x, y, z] = [0, 1, 2].map(|axis| {
+            let before = self.before[axis][fine[axis].lower];
+            self.coarse[axis].place_from(usize::from(before), logs[axis])
+        });
         let mut sum = 0.0;
         for (values, (first, second)) in self.pairs.iter().zip(PAIRS) {
             sum += bilinear(values, self.fine[second].len(), fine[first], fine[second]);

@@ -149,6 +149,38 @@ impl Measurements {
         Ok(all)
     }
 
+    /// The three tables again, with the columns that [`Self::read`] needs.
+    pub fn write(&self) -> [String; 3] {
+        let name = |device: usize| self.devices[device].measured_as.clone().unwrap_or_default();
+        let mut gemm = String::from("gpu,dtype,m,n,k,median_ms\n");
+        for (&(device, dtype), rows) in &self.gemm {
+            for GemmRow { m, n, k, seconds } in rows {
+                gemm += &format!("{},{dtype},{m},{n},{k},{:.6}\n", name(device), seconds * 1e3);
+            }
+        }
+        let mut attention = String::from("gpu,batch,seq_len,heads,kv_heads_as_given,head_dim,median_ms\n");
+        for (&(device, _), rows) in &self.attention {
+            for AttentionRow { batch, sequence, heads, kv_heads, head_dim, seconds } in rows {
+                let milliseconds = seconds * 1e3;
+                attention += &format!(
+                    "{},{batch},{sequence},{heads},{kv_heads},{head_dim},{milliseconds:.6}\n",
+                    name(device)
+                );
+            }
+        }
+        let mut collective = String::from("gpu,op,dtype,gpus,bytes,time_us\n");
+        for (&(device, kind, element), rows) in &self.collective {
+            let kind = if kind == Collective::AllToAll { "alltoall" } else { kind.name() };
+            let element = if element == Element::Float { "half" } else { "int8" };
+            for CollectiveRow { devices, bytes, seconds, .. } in rows {
+                let microseconds = seconds * 1e6;
+                collective +=
+                    &format!("{},{kind},{element},{devices},{bytes},{microseconds:.3}\n", name(device));
+            }
+        }
+        [gemm, attention, collective]
+    }
+
     /// Attention with so many heads, of which some rows beat the device's peak, is of something else (a window, say): all
     /// its rows go.
     fn drop_impossible(&mut self) {
