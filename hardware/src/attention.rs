@@ -99,6 +99,6 @@ impl AttentionModel {
     pub fn seconds(&self, shape: &Attention) -> f64 {
         let (correction, _) = self.corrections.at(shape.sizes().map(f64::ln));
         let time = self.base.seconds(&self.chip, shape) * correction.exp();
-        time.max(shape.forward_flops() / (self.chip.processors * self.chip.processor_rate))
+        time.max(shape.forward_flops() / self.chip.peak)
     }
 }

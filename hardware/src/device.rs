@@ -77,6 +77,7 @@ pub(crate) fn chip(figures: &DeviceFigures, dtype: Dtype) -> Option<Chip> {
     let processors = f64::from(figures.processors?);
     Some(Chip {
         processors,
+        peak: peak(figures, dtype).0,
         processor_rate: peak(figures, dtype).0 / processors,
         memory_rate: figures.memory_bytes_per_s.0,
         operand_bytes: dtype.bytes(),
@@ -95,6 +96,7 @@ fn chip_like(figures: &DeviceFigures, reference: &DeviceFigures, dtype: Dtype) -
     };
     Chip {
         processors,
+        peak: peak(figures, dtype).0,
         processor_rate: ratio * peak(figures, dtype).0 / processors,
         memory_rate: figures.memory_bytes_per_s.0,
         operand_bytes: dtype.bytes(),

@@ -9,7 +9,10 @@ pub(crate) const TILES: [(f64, f64); 4] = [(128.0, 256.0), (128.0, 128.0), (128.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Chip {
     pub processors: f64,
-    /// Operations per second of one processor at its peak.
+    /// Operations per second of all processors at their peak.
+    pub peak: f64,
+    /// Operations per second of one processor of which efficiencies are parts: its peak, or more or less where the device
+    /// runs with efficiencies of another.
     pub processor_rate: f64,
     pub memory_rate: f64,
     pub operand_bytes: f64,
@@ -67,7 +70,7 @@ impl GemmTime {
             per_processor: 1.0 / chip.processors,
             operand: chip.operand_bytes / (chip.memory_rate * base.memory),
             result: chip.result_bytes / (chip.memory_rate * base.memory),
-            least: 1.0 / (chip.processors * chip.processor_rate),
+            least: 1.0 / chip.peak,
         }
     }
 
@@ -115,6 +118,7 @@ mod tests {
     fn a_product_of_whole_waves_takes_their_arithmetic() {
         let chip = Chip {
             processors: 10.0,
+            peak: 1e13,
             processor_rate: 1e12,
             memory_rate: 1e15,
             operand_bytes: 2.0,

@@ -37,6 +37,17 @@ impl Axis {
         Self { inverse, begins, parts: count as f64 / (last - first), points, logs }
     }
 
+    /// The distinct ones of some positive points; one point alone, or none, stands for all.
+    pub fn of(points: impl IntoIterator<Item = f64>) -> Self {
+        let mut points: Vec<f64> = points.into_iter().collect();
+        points.sort_by(f64::total_cmp);
+        points.dedup();
+        while points.len() < 2 {
+            points.push(2.0 * points.last().copied().unwrap_or(0.5));
+        }
+        Self::new(points)
+    }
+
     pub fn points(&self) -> &[f64] {
         &self.points
     }

@@ -22,9 +22,10 @@ pub(super) fn fit_all(measurements: &Measurements) -> Vec<AttentionParameters> {
         let corrections = fit_tables(&chip, &base, rows);
         let unseen = |row: &AttentionRow| draw(0, &[row.heads, row.kv_heads]) < 0.1;
         let (left, kept): (Vec<AttentionRow>, Vec<AttentionRow>) = rows.iter().partition(|row| unseen(row));
+        let judged = if left.is_empty() { &kept } else { &left };
         let without = AttentionModel { chip, base, corrections: fit_tables(&chip, &base, &kept) };
         let spread =
-            two_thirds(left.iter().map(|row| (without.seconds(&shape(row)) / row.seconds).ln().abs()));
+            two_thirds(judged.iter().map(|row| (without.seconds(&shape(row)) / row.seconds).ln().abs()));
         all.push(AttentionParameters {
             device: figures.name.clone(),
             head_dim,
@@ -79,7 +80,7 @@ fn fit_base(chip: &Chip, rows: &[AttentionRow]) -> AttentionBase {
 
 /// Powers of two from the first at or below `least` to the first at or above `most`.
 fn powers(least: f64, most: f64, step: f64) -> Vec<f64> {
-    let first = (least.log2() / step).floor() as i32;
+    let first = (least.min(most).log2() / step).floor() as i32;
     let last = ((most.log2() / step).ceil() as i32).max(first + 1);
     (first..=last).map(|power| (f64::from(power) * step).exp2()).collect()
 }
@@ -87,13 +88,10 @@ fn powers(least: f64, most: f64, step: f64) -> Vec<f64> {
 fn fit_tables(chip: &Chip, base: &AttentionBase, rows: &[AttentionRow]) -> Corrections {
     let ends = |size: usize| {
         let sizes = rows.iter().map(|row| shape(row).sizes()[size]);
-        sizes.fold((f64::INFINITY, 0.0f64), |(least, most), size| (least.min(size), most.max(size)))
+        sizes.fold((f64::INFINITY, 1.0f64), |(least, most), size| (least.min(size), most.max(size)))
     };
-    let mut sequences: Vec<f64> = rows.iter().map(|row| row.sequence as f64).collect();
-    sequences.sort_by(f64::total_cmp);
-    sequences.dedup();
-    let even = |size: usize, step: f64| Axis::new(powers(ends(size).0, ends(size).1, step));
-    let fine = [Axis::new(sequences), even(1, 1.0), even(2, 1.0)];
+    let even = |size: usize, step: f64| Axis::of(powers(ends(size).0, ends(size).1, step));
+    let fine = [Axis::of(rows.iter().map(|row| row.sequence as f64)), even(1, 1.0), even(2, 1.0)];
     let coarse = [even(0, 1.0), even(1, 2.0), even(2, 2.0)];
     let mut tables = Corrections::zero(fine, coarse);
     let residuals: Vec<Residual> = rows

@@ -33,9 +33,11 @@ fn family(kind: Collective) -> u8 {
 }
 
 type Key = (Collective, Element);
+/// The rows of one member of a family.
+type Member<'a> = (Key, &'a [CollectiveRow]);
 
 pub(super) fn fit_all(measurements: &Measurements) -> Vec<CollectiveParameters> {
-    let mut families: BTreeMap<(usize, u8), Vec<(Key, &[CollectiveRow])>> = BTreeMap::new();
+    let mut families: BTreeMap<(usize, u8), Vec<Member<'_>>> = BTreeMap::new();
     for (&(device, kind, element), rows) in
         measurements.collective.iter().filter(|(_, rows)| !rows.is_empty())
     {
@@ -53,8 +55,7 @@ pub(super) fn fit_all(measurements: &Measurements) -> Vec<CollectiveParameters> 
             .iter()
             .map(|(key, rows)| (*key, rows.iter().filter(|row| !unseen(key.0, row)).copied().collect()))
             .collect();
-        let kept: Vec<(Key, &[CollectiveRow])> =
-            kept.iter().map(|(key, rows)| (*key, rows.as_slice())).collect();
+        let kept: Vec<Member<'_>> = kept.iter().map(|(key, rows)| (*key, rows.as_slice())).collect();
         let tables = fit_tables(&curves, &members).into_iter().zip(fit_tables(&curves, &kept));
         for (((key, rows), curve), (table, without)) in members.iter().zip(&curves).zip(tables) {
             let (kind, element) = *key;
@@ -89,17 +90,6 @@ fn fit_curve(rows: &[CollectiveRow], link: f64) -> Curve {
         errors.sum::<f64>() / rows.len() as f64 + 1e-3 * pull
     };
     unpack(&simplex::minimise(cost, &start, 3, 200))
-}
-
-fn axis(points: impl Iterator<Item = f64>) -> Axis {
-    let mut points: Vec<f64> = points.collect();
-    points.sort_by(f64::total_cmp);
-    points.dedup();
-    // One point alone holds for all.
-    if points.len() == 1 {
-        points.push(2.0 * points[0]);
-    }
-    Axis::new(points)
 }
 
 /// Sums and numbers of what is left in each cell of a table.
@@ -139,10 +129,10 @@ impl Cells {
 }
 
 /// A table that all members share and one of each, added up.
-fn fit_tables(curves: &[Curve], members: &[(Key, &[CollectiveRow])]) -> Vec<Table> {
+fn fit_tables(curves: &[Curve], members: &[Member<'_>]) -> Vec<Table> {
     let rows = || members.iter().flat_map(|(_, rows)| rows.iter());
-    let devices = axis(rows().map(|row| f64::from(row.devices)));
-    let bytes = axis(rows().map(|row| row.bytes as f64));
+    let devices = Axis::of(rows().map(|row| f64::from(row.devices)));
+    let bytes = Axis::of(rows().map(|row| row.bytes as f64));
     let (columns, count) = (bytes.len(), devices.len() * bytes.len());
     let cells: Vec<Cells> = members
         .iter()

@@ -33,13 +33,14 @@ pub(super) fn fit_all(measurements: &Measurements) -> Vec<GemmParameters> {
         let time = GemmTime::new(&base, &chip);
         let corrections = fit_tables(&time, rows);
         // Spreads are those of fits that have not seen what they are asked: pairs of widths, or a width altogether.
-        let widths = distinct(rows, 1);
+        let widths = Axis::of(rows.iter().map(|row| row.n as f64));
         let inner: Vec<f64> =
-            widths.iter().skip(2).step_by(4).copied().take_while(|n| *n < 16384.0).collect();
+            widths.points().iter().skip(2).step_by(4).copied().take_while(|n| *n < 16384.0).collect();
         let spread = |unseen: &dyn Fn(&GemmRow) -> bool| {
             let (left, kept): (Vec<GemmRow>, Vec<GemmRow>) = rows.iter().partition(|row| unseen(row));
             let without = GemmModel { time, corrections: fit_tables(&time, &kept) };
-            two_thirds(left.iter().map(|row| {
+            let judged = if left.is_empty() { &kept } else { &left };
+            two_thirds(judged.iter().map(|row| {
                 let [m, n, k] = sizes(row);
                 (without.seconds(1.0, m, n, k).0 / row.seconds).ln().abs()
             }))
@@ -62,10 +63,11 @@ pub(super) fn fit_all(measurements: &Measurements) -> Vec<GemmParameters> {
     all
 }
 
+/// What two thirds of errors do not exceed.
 pub(super) fn two_thirds(errors: impl Iterator<Item = f64>) -> f64 {
     let mut errors: Vec<f64> = errors.collect();
     errors.sort_by(f64::total_cmp);
-    errors.get(errors.len() * 2 / 3).copied().unwrap_or(0.1)
+    errors.get(errors.len() * 2 / 3).copied().unwrap_or(0.0)
 }
 
 fn sizes(row: &GemmRow) -> [f64; 3] {
@@ -82,7 +84,7 @@ fn stream(chip: &Chip, figures: &DeviceFigures, rows: &[GemmRow]) -> f64 {
             let [m, n, k] = sizes(row);
             let bytes = chip.operand_bytes * (m + n) * k + chip.result_bytes * m * n;
             let memory = bytes / chip.memory_rate;
-            let arithmetic = 2.0 * m * n * k / (chip.processors * chip.processor_rate);
+            let arithmetic = 2.0 * m * n * k / chip.peak;
             (bytes > 8.0 * l2 && memory > arithmetic).then_some(memory / row.seconds)
         })
         .collect();
@@ -124,24 +126,14 @@ fn fit_base(chip: &Chip, rows: &[GemmRow]) -> GemmBase {
     unpack(&simplex::minimise(cost, &start, 3, 250))
 }
 
-fn distinct(rows: &[GemmRow], size: usize) -> Vec<f64> {
-    let mut points: Vec<f64> = rows.iter().map(|row| sizes(row)[size]).collect();
-    points.sort_by(f64::total_cmp);
-    points.dedup();
-    points
-}
-
 fn fit_tables(time: &GemmTime, rows: &[GemmRow]) -> Corrections {
-    let points = [0, 1, 2].map(|size| distinct(rows, size));
+    let fine = [0, 1, 2].map(|size| Axis::of(rows.iter().map(|row| sizes(row)[size])));
     let coarse = [0, 1, 2].map(|size| {
-        let (first, last) = (points[size][0], points[size][points[size].len() - 1]);
-        let within = COARSE[size]
-            .iter()
-            .copied()
-            .filter(|point| first < *point && *point < last && points[size].contains(point));
-        Axis::new([first].into_iter().chain(within).chain([last]).collect())
+        let points = fine[size].points();
+        let within = COARSE[size].iter().filter(|point| points.contains(point));
+        Axis::of(within.chain([&points[0], &points[points.len() - 1]]).copied())
     });
-    let mut tables = Corrections::zero(points.map(Axis::new), coarse);
+    let mut tables = Corrections::zero(fine, coarse);
     let residuals: Vec<Residual> = rows
         .iter()
         .map(|row| {
