@@ -3,17 +3,21 @@
 //! ```text
 //! cargo run --release -p autodist-hardware --example kernels -- check gemm.csv attention_forward.csv nccl_one_node.csv [seed]
 //! cargo run --release -p autodist-hardware --example kernels -- widths gemm.csv attention_forward.csv nccl_one_node.csv
+//! cargo run --release -p autodist-hardware --example kernels -- devices gemm.csv attention_forward.csv nccl_one_node.csv
 //! cargo run --release -p autodist-hardware --example kernels -- fit gemm.csv attention_forward.csv nccl_one_node.csv
 //! cargo run --release -p autodist-hardware --example kernels -- shipped gemm.csv attention_forward.csv nccl_one_node.csv
 //! ```
 //!
-//! `check` leaves out a tenth by chance, `widths` four widths altogether. `fit` prints the parameters: catalog/kernels.toml;
+//! `check` leaves out a tenth by chance, `widths` four widths altogether, `devices` each device in turn, which is then told from
+//! the others. `fit` prints the parameters: catalog/kernels.toml;
 //! `shipped` judges those by what they were fitted without, which
 //! `reserved` prints; a part of that is in tests/data.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
 
-use autodist_hardware::fit::{ErrorLine, LeftOut, Measurements, RESERVED, check, compare, fit};
+use autodist_hardware::fit::{
+    ErrorLine, LeftOut, Measurements, RESERVED, check, check_devices, compare, fit,
+};
 use autodist_hardware::{Catalogue, KernelParameters};
 use std::process::ExitCode;
 
@@ -29,8 +33,7 @@ fn main() -> ExitCode {
 
 fn run() -> Result<(), String> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let usage =
-        "write: check|widths|fit|shipped|reserved gemm.csv attention_forward.csv nccl_one_node.csv [seed]";
+    let usage = "write: check|widths|devices|fit|shipped|reserved gemm.csv attention_forward.csv nccl_one_node.csv [seed]";
     let [verb, gemm, attention, nccl, rest @ ..] = arguments.as_slice() else { return Err(usage.to_owned()) };
     let text = |path: &String| std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"));
     let (gemm, attention, nccl) = (text(gemm)?, text(attention)?, text(nccl)?);
@@ -40,6 +43,7 @@ fn run() -> Result<(), String> {
     match verb.as_str() {
         "check" => print_table(&check(&measurements, LeftOut::Part { part: 0.1, seed }).1),
         "widths" => print_table(&check(&measurements, LeftOut::Widths).1),
+        "devices" => print_table(&check_devices(&measurements, KernelParameters::shipped())),
         "fit" => print!("{}", fit(&measurements.split(RESERVED).0).write()),
         "reserved" => measurements.split(RESERVED).1.write().iter().for_each(|table| println!("{table}")),
         "shipped" => print_table(&compare(&measurements.split(RESERVED).1, KernelParameters::shipped())),

@@ -67,12 +67,18 @@ pub struct Interconnect {
     scale: f64,
     bus: Option<&'static BusRates>,
     own: bool,
+    /// Of predictions for links that are not the measured ones.
+    spread: f64,
     network: Option<Network>,
 }
 
-/// Spread of predictions for links that were not measured: between servers of one kind of link (PCI Express of an L40S and
-/// of an RTX PRO 6000, say) it is more.
-const OTHER_LINKS: f64 = 0.3;
+/// Spread of predictions for NVLink and its kin of devices that were not measured, and for nodes whose bus rate was: each
+/// measured device, told from the others, lies within it (two thirds of an A100's collectives, the furthest).
+const OTHER_LINKS: f64 = 0.25;
+
+/// The same for PCI Express, where servers differ by a factor of two and more: what an L40S's says of an RTX PRO 6000's, and
+/// the other way round.
+const OTHER_SERVERS: f64 = 1.0;
 
 impl Collective {
     pub fn name(self) -> &'static str {
@@ -177,21 +183,27 @@ impl Interconnect {
                 .find(|known| known.name == entry.device)
                 .map_or(figures.link_bytes_per_s, |known| known.link_bytes_per_s)
         };
-        // Of PCI Express, the nearest rate: what hangs on the host and not on the device is most of it.
-        let far = |entry: &CollectiveParameters| (links(entry) / figures.link_bytes_per_s).ln().abs();
+        // What PCI Express carries is most of all the host's affair: the server that makes most of it stands for others.
+        let reached = |entry: &CollectiveParameters| entry.curve.bytes_per_s / links(entry).0;
         let chosen = match (own, switched) {
             (true, _) | (_, true) => nearest(figures, alike, |entry| &entry.device).map(|(entry, _)| entry),
-            (false, false) => {
-                alike.max_by(|a, b| far(b).total_cmp(&far(a)).then(links(a).0.total_cmp(&links(b).0)))
-            }
+            (false, false) => alike.max_by(|a, b| reached(a).total_cmp(&reached(b))),
         };
         let Some(chosen) = chosen else {
-            return Self { inside: Vec::new(), scale: 1.0, bus: None, own: false, network: None };
+            return Self {
+                inside: Vec::new(),
+                scale: 1.0,
+                bus: None,
+                own: false,
+                spread: 1.0,
+                network: None,
+            };
         };
         let scale = figures.link_bytes_per_s / links(chosen);
         let inside = entries().filter(|entry| entry.device == chosen.device).cloned().collect();
         let bus = Catalogue::bus_rates(&figures.name).filter(|_| !own);
-        Self { inside, scale, bus, own: own && (scale - 1.0).abs() < 1e-6, network: None }
+        let spread = if switched || bus.is_some() { OTHER_LINKS } else { OTHER_SERVERS };
+        Self { inside, scale, bus, own: own && (scale - 1.0).abs() < 1e-6, spread, network: None }
     }
 
     #[must_use]
@@ -228,7 +240,7 @@ impl Interconnect {
         };
         if let Some(bus) = self.bus {
             let curve = crate::nccl::Curve { bytes_per_s: bus_rate(bus, ranks), ..entry.curve };
-            return Price::new(curve.seconds(kind, ranks, bytes), OTHER_LINKS, Provenance::Extrapolated);
+            return Price::new(curve.seconds(kind, ranks, bytes), self.spread, Provenance::Extrapolated);
         }
         // A broadcast is an all-gather whose bytes all begin in one place, a message half of an exchange by two.
         let (ranks, bytes, held) = match kind {
@@ -243,7 +255,7 @@ impl Interconnect {
             (true, true, true) => Price::new(seconds, entry.spread, Provenance::Interpolated),
             (true, true, false) => Price::new(seconds, entry.spread.max(0.15), Provenance::Modelled),
             (true, false, _) => Price::new(seconds, 2.0 * entry.spread, Provenance::Extrapolated),
-            (false, ..) => Price::new(seconds, OTHER_LINKS, Provenance::Extrapolated),
+            (false, ..) => Price::new(seconds, self.spread, Provenance::Extrapolated),
         }
     }
 }

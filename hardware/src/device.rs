@@ -9,8 +9,8 @@ use crate::{Attention, AttentionKernel, Dtype, Price};
 use autodist_spec::catalog::DeviceFigures;
 use autodist_spec::{Cluster, FlopsPerSecond, InputError, Provenance, Seconds};
 
-/// Spread of predictions for devices that were not measured: how far achieved parts of peaks differ between devices of
-/// the catalogue for which both are known.
+/// Spread of predictions for devices that were not measured: two thirds of what was measured of each device lie within it
+/// when told from the others' parameters (`fit::check_devices`).
 const OTHER_DEVICE: f64 = 0.25;
 
 /// Spread of the backward pass of attention, which no table has: as far as its part of the peak differs between the

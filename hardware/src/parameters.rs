@@ -177,6 +177,16 @@ impl KernelParameters {
         })
     }
 
+    /// These without what was fitted to one device.
+    #[must_use]
+    pub fn without(&self, device: &str) -> Self {
+        let mut others = self.clone();
+        others.gemm.retain(|entry| entry.device != device);
+        others.attention.retain(|entry| entry.device != device);
+        others.collective.retain(|entry| entry.device != device);
+        others
+    }
+
     /// The text that [`Self::read`] takes.
     pub fn write(&self) -> String {
         toml::to_string(self).expect("numbers and text")

@@ -89,6 +89,8 @@ fn bad_tables_are_refused_with_their_column() {
     );
     let text = bad("gpu,dtype,m,n,k,median_ms\nabacus,bf16,1,1,1,1\n");
     assert!(text.contains("abacus") && text.contains("measured_as"), "{text}");
+    let text = bad("gpu,dtype,m,n,k,median_ms\nh100_sxm,bf16,1,1,1,0\n");
+    assert!(text.contains("median_ms"), "{text}");
     let text = bad("gpu,dtype,m,n,k,median_ms\nh100_sxm,roman,1,1,1,1\n");
     assert!(text.contains("roman") && text.contains("fp8"), "{text}");
     assert!(KernelParameters::read("source = 1").is_err());

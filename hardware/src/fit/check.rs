@@ -107,6 +107,21 @@ pub fn check(measurements: &Measurements, left_out: LeftOut) -> (KernelParameter
     (parameters, lines)
 }
 
+/// Judges what is said of each device from the parameters of the others only.
+pub fn check_devices(measurements: &Measurements, parameters: &KernelParameters) -> Vec<ErrorLine> {
+    let mut lines = Vec::new();
+    for (at, figures) in measurements.devices.iter().enumerate() {
+        let others = parameters.without(&figures.name);
+        let own = measurements.filtered(
+            |device, row| device == at && row.m.min(row.n).min(row.k) >= 512,
+            |device, _| device == at,
+            |device, row| device == at && row.bytes >= 1 << 20,
+        );
+        lines.extend(compare(&own, &others));
+    }
+    lines
+}
+
 /// Errors of predictions with these parameters, by device and kind of kernel.
 pub fn compare(judged: &Measurements, parameters: &KernelParameters) -> Vec<ErrorLine> {
     let mut pairs: BTreeMap<(String, String), Vec<(f64, f64)>> = BTreeMap::new();

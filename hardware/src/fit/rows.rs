@@ -5,6 +5,7 @@ use crate::nccl::Element;
 use crate::{Collective, Dtype};
 use autodist_spec::InputError;
 use autodist_spec::catalog::DeviceFigures;
+use autodist_spec::error::{in_range, positive};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,6 +90,14 @@ fn lines<T: DeserializeOwned>(text: &str, table: &str) -> Result<Vec<T>, InputEr
     })
 }
 
+/// Sizes are at least 1 and times positive.
+fn sound(table: &str, sizes: &[(&str, u64)], time: (&str, f64)) -> Result<(), InputError> {
+    for (field, size) in sizes {
+        in_range(field, *size, 1, 1 << 40).map_err(|error| error.in_file(table))?;
+    }
+    positive(time.0, time.1).map_err(|error| error.in_file(table))
+}
+
 fn unknown(table: &str, field: &str, value: &str, known: &str) -> InputError {
     InputError::new(field, value, "is not known").in_file(table).hint(format!("known are {known}"))
 }
@@ -101,6 +110,8 @@ impl Measurements {
     pub fn read(catalogue: &Catalogue, gemm: &str, attention: &str, nccl: &str) -> Result<Self, InputError> {
         let mut all = Self::default();
         for line in lines::<GemmLine>(gemm, "matrix products")? {
+            let sizes = [("m", line.m), ("n", line.n), ("k", line.k)];
+            sound("matrix products", &sizes, ("median_ms", line.median_ms))?;
             let dtype = match line.dtype.as_str() {
                 "bfloat16" | "bf16" => Dtype::Bf16,
                 "fp8" => Dtype::Fp8,
@@ -111,6 +122,14 @@ impl Measurements {
             all.gemm.entry((device, dtype)).or_default().push(row);
         }
         for line in lines::<AttentionLine>(attention, "attention")? {
+            let sizes = [
+                ("batch", line.batch),
+                ("seq_len", line.seq_len),
+                ("heads", line.heads),
+                ("kv_heads_as_given", line.kv_heads_as_given),
+                ("head_dim", line.head_dim),
+            ];
+            sound("attention", &sizes, ("median_ms", line.median_ms))?;
             let device = all.device(catalogue, "attention", &line.gpu)?;
             let row = AttentionRow {
                 batch: line.batch,
@@ -124,6 +143,8 @@ impl Measurements {
         }
         all.drop_impossible();
         for line in lines::<CollectiveLine>(nccl, "collectives")? {
+            let sizes = [("gpus", u64::from(line.gpus)), ("bytes", line.bytes)];
+            sound("collectives", &sizes, ("time_us", line.time_us))?;
             let kind = match line.op.as_str() {
                 "all_reduce" => Collective::AllReduce,
                 "reduce_scatter" => Collective::ReduceScatter,
