@@ -9,11 +9,14 @@ use crate::parameters::{QUANTUM, rounded};
 use crate::tables::Axis;
 use std::collections::BTreeMap;
 
-/// What squared differences of neighbours count against one measurement: between sizes and between numbers of devices, in
-/// the table that collectives share and in what each has of its own. Numbers of devices say little of one another; they
-/// fill what nobody measured.
-const SHARED: Penalties = Penalties { bytes: 0.1, devices: 0.003, size: 0.0 };
-const OWN: Penalties = Penalties { bytes: 2.0, devices: 0.003, size: 0.02 };
+/// What squared differences of neighbours count against one measurement, between sizes and between numbers of devices, in
+/// the table that devices of one generation share, in that of a device and in what each collective has of its own. Numbers
+/// of devices say little of one another; they fill what nobody measured.
+const PENALTIES: [Penalties; 3] = [
+    Penalties { bytes: 0.1, devices: 0.003, size: 0.0 },
+    Penalties { bytes: 1.0, devices: 0.003, size: 0.02 },
+    Penalties { bytes: 2.0, devices: 0.003, size: 0.02 },
+];
 
 #[derive(Clone, Copy)]
 struct Penalties {
@@ -23,7 +26,7 @@ struct Penalties {
     size: f64,
 }
 
-/// Collectives of one family change their protocol at the same sizes.
+/// Collectives of one family change their protocol at the same sizes, on all devices of a generation.
 fn family(kind: Collective) -> u8 {
     match kind {
         Collective::AllReduce => 0,
@@ -32,42 +35,49 @@ fn family(kind: Collective) -> u8 {
     }
 }
 
-type Key = (Collective, Element);
-/// The rows of one member of a family.
-type Member<'a> = (Key, &'a [CollectiveRow]);
+/// One collective of one element on one device.
+struct Member {
+    device: usize,
+    kind: Collective,
+    element: Element,
+    curve: Curve,
+    rows: Vec<CollectiveRow>,
+}
 
 pub(super) fn fit_all(measurements: &Measurements) -> Vec<CollectiveParameters> {
-    let mut families: BTreeMap<(usize, u8), Vec<Member<'_>>> = BTreeMap::new();
+    let mut families: BTreeMap<(Option<&str>, u8), Vec<Member>> = BTreeMap::new();
     for (&(device, kind, element), rows) in
         measurements.collective.iter().filter(|(_, rows)| !rows.is_empty())
     {
-        families.entry((device, family(kind))).or_default().push(((kind, element), rows));
+        let figures = &measurements.devices[device];
+        let curve = fit_curve(rows, figures.link_bytes_per_s.0);
+        let member = Member { device, kind, element, curve, rows: rows.clone() };
+        families.entry((figures.architecture.as_deref(), family(kind))).or_default().push(member);
     }
     let mut all = Vec::new();
-    for ((device, _), members) in families {
-        let figures = &measurements.devices[device];
-        let curves: Vec<Curve> =
-            members.iter().map(|(_, rows)| fit_curve(rows, figures.link_bytes_per_s.0)).collect();
-        let unseen = |kind: Collective, row: &CollectiveRow| {
-            draw(0, &[kind as u64, u64::from(row.devices), row.bytes]) < 0.1
+    for members in families.into_values() {
+        let unseen = |member: &Member, row: &CollectiveRow| {
+            let numbers = [member.device as u64, member.kind as u64, u64::from(row.devices), row.bytes];
+            draw(0, &numbers) < 0.1
         };
-        let kept: Vec<(Key, Vec<CollectiveRow>)> = members
-            .iter()
-            .map(|(key, rows)| (*key, rows.iter().filter(|row| !unseen(key.0, row)).copied().collect()))
-            .collect();
-        let kept: Vec<Member<'_>> = kept.iter().map(|(key, rows)| (*key, rows.as_slice())).collect();
-        let tables = fit_tables(&curves, &members).into_iter().zip(fit_tables(&curves, &kept));
-        for (((key, rows), curve), (table, without)) in members.iter().zip(&curves).zip(tables) {
-            let (kind, element) = *key;
-            let errors = rows.iter().filter(|row| unseen(kind, row)).map(|row| {
+        let kept = |member: &Member| {
+            member.rows.iter().filter(|row| !unseen(member, row)).copied().collect::<Vec<CollectiveRow>>()
+        };
+        let kept: Vec<Member> =
+            members.iter().map(|member| Member { rows: kept(member), ..*member }).collect();
+        let tables = fit_tables(&members).into_iter().zip(fit_tables(&kept));
+        for (member, (table, without)) in members.iter().zip(tables) {
+            let Member { device, kind, element, curve, ref rows } = *member;
+            let errors = rows.iter().filter(|row| unseen(member, row)).map(|row| {
                 let (ranks, bytes) = (f64::from(row.devices), row.bytes as f64);
                 (curve.seconds(kind, ranks, bytes) * without.at(ranks, bytes).exp() / row.seconds).ln().abs()
             });
             let spread = rounded(two_thirds(errors));
-            let device = figures.name.clone();
-            all.push(CollectiveParameters { device, kind, element, spread, curve: *curve, table });
+            let device = measurements.devices[device].name.clone();
+            all.push(CollectiveParameters { device, kind, element, spread, curve, table });
         }
     }
+    all.sort_by(|a, b| (&a.device, a.kind, a.element).cmp(&(&b.device, b.kind, b.element)));
     all
 }
 
@@ -120,53 +130,78 @@ impl Cells {
         }
     }
 
-    /// What is left when `values` are taken off.
-    fn without(&self, values: &[f64]) -> Self {
-        let sums =
-            self.sums.iter().zip(&self.counts).zip(values).map(|((sum, count), value)| sum - count * value);
-        Self { columns: self.columns, sums: sums.collect(), counts: self.counts.clone() }
+    /// What is left when tables are taken off.
+    fn without(&self, tables: [&[f64]; 2]) -> Self {
+        let left = |cell: usize| self.sums[cell] - self.counts[cell] * (tables[0][cell] + tables[1][cell]);
+        Self {
+            columns: self.columns,
+            sums: (0..self.sums.len()).map(left).collect(),
+            counts: self.counts.clone(),
+        }
+    }
+
+    fn of(curve: &Curve, rows: &[CollectiveRow], devices: &Axis, bytes: &Axis) -> Self {
+        let (columns, count) = (bytes.len(), devices.len() * bytes.len());
+        let mut cells = Self { columns, sums: vec![0.0; count], counts: vec![0.0; count] };
+        for row in rows {
+            let at = |axis: &Axis, value: f64| axis.points().partition_point(|point| *point < value);
+            let cell = at(devices, f64::from(row.devices)) * columns + at(bytes, row.bytes as f64);
+            let modelled = curve.seconds(row.kind, f64::from(row.devices), row.bytes as f64);
+            cells.sums[cell] += (row.seconds / modelled).ln();
+            cells.counts[cell] += 1.0;
+        }
+        cells
+    }
+
+    fn sum(all: impl Iterator<Item = Self>, columns: usize, count: usize) -> Self {
+        let zero = Self { columns, sums: vec![0.0; count], counts: vec![0.0; count] };
+        all.fold(zero, |mut sum, cells| {
+            sum.sums.iter_mut().zip(&cells.sums).for_each(|(sum, more)| *sum += more);
+            sum.counts.iter_mut().zip(&cells.counts).for_each(|(sum, more)| *sum += more);
+            sum
+        })
     }
 }
 
-/// A table that all members share and one of each, added up.
-fn fit_tables(curves: &[Curve], members: &[Member<'_>]) -> Vec<Table> {
-    let rows = || members.iter().flat_map(|(_, rows)| rows.iter());
+/// A table that all members share, one of each device and one of each member, added up: of each member's own numbers of
+/// devices.
+fn fit_tables(members: &[Member]) -> Vec<Table> {
+    let rows = || members.iter().flat_map(|member| member.rows.iter());
     let devices = Axis::of(rows().map(|row| f64::from(row.devices)));
     let bytes = Axis::of(rows().map(|row| row.bytes as f64));
     let (columns, count) = (bytes.len(), devices.len() * bytes.len());
-    let cells: Vec<Cells> = members
-        .iter()
-        .zip(curves)
-        .map(|((_, rows), curve)| {
-            let (mut sums, mut counts) = (vec![0.0; count], vec![0.0; count]);
-            for row in rows.iter() {
-                let at = |axis: &Axis, value: f64| axis.points().partition_point(|point| *point < value);
-                let cell = at(&devices, f64::from(row.devices)) * columns + at(&bytes, row.bytes as f64);
-                let modelled = curve.seconds(row.kind, f64::from(row.devices), row.bytes as f64);
-                sums[cell] += (row.seconds / modelled).ln();
-                counts[cell] += 1.0;
-            }
-            Cells { columns, sums, counts }
-        })
-        .collect();
-    let mut shared = vec![0.0; count];
+    let cells: Vec<Cells> =
+        members.iter().map(|member| Cells::of(&member.curve, &member.rows, &devices, &bytes)).collect();
+    let mut kinds: Vec<usize> = members.iter().map(|member| member.device).collect();
+    kinds.dedup();
+    let of_device = |member: &Member| kinds.iter().position(|kind| *kind == member.device).unwrap_or(0);
+    let mut everyone = vec![0.0; count];
+    let mut device = vec![vec![0.0; count]; kinds.len()];
     let mut own = vec![vec![0.0; count]; members.len()];
     for _ in 0..200 {
-        let mut left = Cells { columns, sums: vec![0.0; count], counts: vec![0.0; count] };
-        for (cells, own) in cells.iter().zip(&own) {
-            let cells = cells.without(own);
-            left.sums.iter_mut().zip(&cells.sums).for_each(|(sum, more)| *sum += more);
-            left.counts.iter_mut().zip(&cells.counts).for_each(|(count, more)| *count += more);
+        let left = members.iter().zip(&cells).zip(&own);
+        let left = left.map(|((member, cells), own)| cells.without([&device[of_device(member)], own]));
+        Cells::sum(left, columns, count).sweep(&mut everyone, PENALTIES[0]);
+        for (at, table) in device.iter_mut().enumerate() {
+            let left =
+                members.iter().zip(&cells).zip(&own).filter(|((member, _), _)| of_device(member) == at);
+            let left = left.map(|((_, cells), own)| cells.without([&everyone, own]));
+            Cells::sum(left, columns, count).sweep(table, PENALTIES[1]);
         }
-        left.sweep(&mut shared, SHARED);
-        for (cells, own) in cells.iter().zip(&mut own) {
-            cells.without(&shared).sweep(own, OWN);
+        for ((member, cells), own) in members.iter().zip(&cells).zip(&mut own) {
+            cells.without([&everyone, &device[of_device(member)]]).sweep(own, PENALTIES[2]);
         }
     }
-    let sum = |own: Vec<f64>| {
-        own.iter().zip(&shared).map(|(own, shared)| ((own + shared) / QUANTUM).round() * QUANTUM).collect()
+    let table = |(member, own): (&Member, &Vec<f64>)| {
+        let has = |point: &f64| member.rows.iter().any(|row| f64::from(row.devices) == *point);
+        let kept: Vec<usize> = (0..devices.len()).filter(|at| has(&devices.points()[*at])).collect();
+        // Fewer than two numbers of devices: all that the family has.
+        let kept = if kept.len() < 2 { (0..devices.len()).collect() } else { kept };
+        let shared = &device[of_device(member)];
+        let value = |cell: usize| ((everyone[cell] + shared[cell] + own[cell]) / QUANTUM).round() * QUANTUM;
+        let values = kept.iter().flat_map(|row| (row * columns..(row + 1) * columns).map(value));
+        let devices = Axis::of(kept.iter().map(|row| devices.points()[*row]));
+        Table { devices, bytes: bytes.clone(), values: values.collect() }
     };
-    own.into_iter()
-        .map(|own| Table { devices: devices.clone(), bytes: bytes.clone(), values: sum(own) })
-        .collect()
+    members.iter().zip(&own).map(table).collect()
 }
