@@ -1,12 +1,46 @@
-#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a program")]
-use autodist_hardware::*;
-fn main() {
-    let d = DeviceModel::named("h100-80gb-sxm").unwrap();
-    let n = 10_000_000u64;
-    let start = std::time::Instant::now();
-    let mut sum = 0.0;
-    for i in 0..n {
-        sum += d.gemm(Dtype::Bf16, 512 + i % 7000, 1024 + (i * 7) % 9000, 768 + (i * 13) % 12000).time.0;
-    }
-    println!("{:.0} ns per product ({sum})", start.elapsed().as_nanos() as f64 / n as f64);
+//! How long one price takes to work out, of shapes in no order: all but nothing is in a cache.
+//!
+//! ```text
+//! cargo run --release -p autodist-hardware --example speed
+//! ```
+
+#![allow(clippy::print_stdout, reason = "a program")]
+
+use autodist_hardware::{Attention, AttentionKernel, Collective, DeviceModel, Dtype, Group, Interconnect};
+use autodist_spec::{Bytes, InputError};
+use std::time::Instant;
+
+const COUNT: u64 = 2_000_000;
+
+fn time(what: &str, price: impl Fn(u64) -> f64) {
+    let start = Instant::now();
+    let sum: f64 = (0..COUNT).map(price).sum();
+    println!("{:4.0} ns a {what} ({sum:.1} s in all)", start.elapsed().as_nanos() as f64 / COUNT as f64);
+}
+
+fn main() -> Result<(), InputError> {
+    let device = DeviceModel::named("h100-80gb-sxm")?;
+    let links = Interconnect::named("dgx-h100")?;
+    time("product", |i| {
+        device.gemm(Dtype::Bf16, 512 + i % 7000, 1024 + i * 7 % 9000, 768 + i * 13 % 12000).time.0
+    });
+    time("attention", |i| {
+        let sequence = 512 + i * 11 % 7000;
+        let batch = 1 + i % 8;
+        let shape = Attention {
+            batch,
+            sequence,
+            keys: sequence,
+            heads: 32,
+            kv_heads: 8,
+            head_dim: 128,
+            causal: true,
+        };
+        device.attention_forward(&shape, AttentionKernel::Flash).time.0
+    });
+    time("collective", |i| {
+        let group = Group { per_node: 8, nodes: 1 + (i % 4) as u32, sharing: 1 };
+        links.collective(Collective::AllReduce, Bytes(1000 + i * 1000), group).time.0
+    });
+    Ok(())
 }
