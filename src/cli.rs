@@ -1,5 +1,6 @@
 //! Command lines: clap types only.
 
+use autodist_analytic::Trainer;
 use autodist_spec::{Objective, Precision, Recompute, ScheduleKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -23,6 +24,10 @@ pub enum Command {
     Plan(PlanArgs),
     /// Predict one given way of training, without a search
     Estimate(EstimateArgs),
+    /// Hold predictions without a profile against a table of measured runs
+    Backtest(BacktestArgs),
+    /// Learn a cluster's efficiencies from a table of its runs
+    Calibrate(CalibrateArgs),
     /// Train plans for real and hold the measurement beside the prediction
     Validate(ValidateArgs),
     /// Profile, plan, validate the best few and report, in one go
@@ -339,11 +344,83 @@ pub struct EstimateArgs {
     pub price: PriceArgs,
     #[command(flatten)]
     pub strategy: StrategyArgs,
+    /// Without a profile: the software that trains
+    #[arg(long, value_enum)]
+    pub trainer: Option<TrainerArg>,
+    /// Without a profile: a cluster's own efficiencies, as `autodist calibrate` writes them
+    #[arg(long)]
+    pub calibration: Option<PathBuf>,
     /// Where to write the plan document
     #[arg(short, long)]
     pub output: Option<PathBuf>,
     #[arg(long)]
     pub json: bool,
+}
+
+/// Software that trains, as far as it changes time or memory.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum TrainerArg {
+    Megatron,
+    MegatronCore,
+    MegatronDeepspeed,
+    Deepspeed,
+    Fsdp,
+    Fsdp2,
+    Internevo,
+    Oneflow,
+}
+
+impl From<TrainerArg> for Trainer {
+    fn from(arg: TrainerArg) -> Self {
+        match arg {
+            TrainerArg::Megatron => Self::Megatron,
+            TrainerArg::MegatronCore => Self::MegatronCore,
+            TrainerArg::MegatronDeepspeed => Self::MegatronDeepspeed,
+            TrainerArg::Deepspeed => Self::Deepspeed,
+            TrainerArg::Fsdp => Self::Fsdp,
+            TrainerArg::Fsdp2 => Self::Fsdp2,
+            TrainerArg::Internevo => Self::Internevo,
+            TrainerArg::Oneflow => Self::Oneflow,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct BacktestArgs {
+    /// Table of runs (CSV, docs/files.md); the one that is shipped if not given
+    pub runs: Option<PathBuf>,
+    /// Layouts of the same jobs (CSV): regret of the predicted best, and rank correlation
+    #[arg(long, value_name = "FILE")]
+    pub choice_sets: Option<PathBuf>,
+    /// Plans over layers that others have timed (JSON, docs/files.md), in place of a table
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["runs", "choice_sets", "leave_one_group_out"])]
+    pub measured_plans: Option<PathBuf>,
+    /// Efficiencies to predict with, in place of those that are shipped
+    #[arg(long, conflicts_with = "leave_one_group_out")]
+    pub calibration: Option<PathBuf>,
+    /// Fit anew for every group of rows, without that group
+    #[arg(long)]
+    pub leave_one_group_out: bool,
+    /// Of this group leave out only half of the jobs at a time
+    #[arg(long, value_name = "GROUP", requires = "leave_one_group_out")]
+    pub half_of_jobs: Vec<String>,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CalibrateArgs {
+    /// Table of runs (CSV, docs/files.md)
+    pub runs: PathBuf,
+    /// Where to write the efficiencies (TOML)
+    #[arg(short, long)]
+    pub output: PathBuf,
+    /// Start from what is known without any run, not from what is shipped: so the shipped file was made
+    #[arg(long)]
+    pub from_priors: bool,
+    /// Of this group leave out only half of the jobs at a time
+    #[arg(long, value_name = "GROUP")]
+    pub half_of_jobs: Vec<String>,
 }
 
 /// How many of a plan's alternatives.

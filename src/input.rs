@@ -2,6 +2,7 @@
 
 use crate::cli::{AllowArg, JobArgs, StrategyArgs};
 use crate::failure::Failure;
+use autodist_analytic::{Calibration, Parameters};
 use autodist_executor::hosts::{self, Host};
 use autodist_program::rules;
 use autodist_spec::error::in_range;
@@ -146,6 +147,12 @@ pub fn cluster(text: &str) -> Result<Cluster, Failure> {
         return Ok(parse::toml(text, &bytes(path, "cluster")?)?);
     }
     Ok(Cluster::from_short_form(text).map_err(|e| e.in_file("--cluster"))?)
+}
+
+/// Efficiencies that `autodist calibrate` wrote.
+pub fn calibration(path: &Path) -> Result<(Calibration, Parameters), Failure> {
+    let content = bytes(path, "calibration")?;
+    Ok(Calibration::read(&path.display().to_string(), &content)?)
 }
 
 /// The job file with the flags laid over it, or the flags alone.

@@ -10,12 +10,13 @@ use std::process::Command;
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
 /// Each crate and the crates of this workspace that it uses.
-const EDGES: [(&str, &str); 15] = [
+const EDGES: [(&str, &str); 16] = [
     ("spec", ""),
     ("collectives", "spec"),
     ("codecs", "collectives spec"),
     ("program", "collectives spec"),
     ("hardware", "spec"),
+    ("analytic", "hardware spec"),
     ("cost-model", "codecs collectives program spec"),
     ("planner", "collectives cost-model program spec"),
     ("compute", "spec"),
@@ -24,7 +25,7 @@ const EDGES: [(&str, &str); 15] = [
     ("executor", "codecs communication compute cuda program spec"),
     ("profiler", "codecs collectives communication compute executor program spec"),
     ("reports", "spec"),
-    ("autodist", "compute cost-model executor planner profiler program reports spec"),
+    ("autodist", "analytic compute cost-model executor hardware planner profiler program reports spec"),
     ("software-gpu", ""),
 ];
 

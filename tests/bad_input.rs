@@ -260,7 +260,7 @@ fn clusters() {
     reader.check_no_file();
     write(folder, "cluster.toml", right);
     refused(
-        &line(folder, &args.replace("--profile profile.json", "")),
+        &line(folder, "plan --model model.json --global-batch 8 --cluster cluster.toml"),
         &["--cluster", "measured profiles only"],
     );
     for (short, expected) in [

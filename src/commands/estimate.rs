@@ -9,6 +9,10 @@ use autodist_reports::terminal;
 use autodist_spec::{Plan, to_json};
 
 pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
+    // A cluster that nobody measured is priced by its devices' figures.
+    if let (None, None, Some(cluster)) = (&args.plan, &args.price.profile, &args.price.cluster) {
+        return super::estimate_unmeasured::run(args, cluster);
+    }
     let plan = match &args.plan {
         Some(path) => {
             let given = input::plan(path)?;

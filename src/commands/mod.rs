@@ -1,7 +1,10 @@
 //! One file per subcommand, thin.
 
+mod backtest;
+mod calibrate;
 mod catalog;
 mod estimate;
+mod estimate_unmeasured;
 mod explain;
 mod plan;
 mod profile;
@@ -27,6 +30,8 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Profile(args) => profile::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Estimate(args) => estimate::run(args),
+        Command::Backtest(args) => backtest::run(args),
+        Command::Calibrate(args) => calibrate::run(args),
         Command::Validate(args) => validate::run(args),
         Command::Tune(args) => tune::run(args),
         Command::Explain(args) => explain::run(args),
@@ -60,10 +65,10 @@ fn prices(args: &PriceArgs) -> Result<Prices, Failure> {
             let error = InputError::new(
                 "--cluster",
                 &cluster.name,
-                "nothing says what layers and links cost there: this release prices plans with measured profiles only",
+                "nothing says what layers and links cost there: searches price plans with measured profiles only",
             );
             return Err(error
-                .hint("measure on the cluster with `autodist profile`, and give --profile")
+                .hint("measure on the cluster with `autodist profile`, and give --profile; `autodist estimate` prices one given way without")
                 .into());
         }
     };

@@ -1,0 +1,281 @@
+//! Predictions held against measurements.
+
+use crate::memory::Memory;
+use crate::sets::{self, Choice, ChoiceSet, Timing};
+use crate::statistics::{mean, quantile};
+use crate::table::Row;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// What became of one row.
+#[derive(Debug, Clone, Serialize)]
+pub struct Outcome {
+    pub id: String,
+    pub group: String,
+    pub device: String,
+    pub measured_s: Option<f64>,
+    #[serde(flatten)]
+    pub answer: Answer,
+}
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum Answer {
+    Predicted {
+        predicted_s: f64,
+        /// Predicted over measured, less one; absent where nothing was measured.
+        error: Option<f64>,
+        /// Relative: nine of ten rows are expected within.
+        error_bar: f64,
+        /// What one utilisation for all rows of the same device and precision would say; fitted to the very rows.
+        constant_mfu_s: Option<f64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        measured_memory_gib: Option<f64>,
+        predicted_memory_gib: f64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        memory_error: Option<f64>,
+        assumptions: Vec<String>,
+    },
+    Refused {
+        reason: String,
+    },
+}
+
+/// Errors of a part of the rows.
+#[derive(Debug, Clone, Serialize)]
+pub struct Part {
+    pub group: String,
+    pub device: String,
+    pub precision: String,
+    pub rows: usize,
+    pub refused: usize,
+    pub errors: Option<Errors>,
+    pub constant_mfu: Option<Errors>,
+}
+
+/// Relative errors: `bias` is their median, the rest of their sizes.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Errors {
+    pub rows: usize,
+    pub bias: f64,
+    pub median: f64,
+    pub mean: f64,
+    pub p90: f64,
+    pub max: f64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    /// How the judged rows were left out of the fit.
+    pub mode: String,
+    pub parts: Vec<Part>,
+    /// All rows that were measured.
+    pub all: Part,
+    /// Part of the measured rows that lie within their error bars.
+    pub covered: Option<f64>,
+    pub memory: Option<MemoryErrors>,
+    pub choices: Option<Choices>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct MemoryErrors {
+    #[serde(flatten)]
+    pub errors: Errors,
+    /// The largest under-prediction: the lowest error.
+    pub lowest: f64,
+    pub more_than_5_percent_under: usize,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Choices {
+    pub sets: Vec<Choice>,
+    pub mean_regret: f64,
+    pub max_regret: f64,
+    pub mean_kendall_tau: f64,
+}
+
+/// The whole document.
+#[derive(Debug, Clone, Serialize)]
+pub struct Backtest {
+    pub rows: Vec<Outcome>,
+    pub summary: Summary,
+}
+
+/// Holds `predicted` seconds of the rows, with their error bars, against what was measured.
+pub fn backtest(
+    rows: &[Row],
+    predicted: &[Option<f64>],
+    error_bar: impl Fn(&str) -> f64,
+    sets: &[ChoiceSet],
+    mode: &str,
+) -> Backtest {
+    let constant = constant_mfu(rows);
+    let outcomes: Vec<Outcome> = rows
+        .iter()
+        .zip(predicted)
+        .zip(&constant)
+        .map(|((row, predicted), constant)| outcome(row, *predicted, *constant, error_bar(&row.group)))
+        .collect();
+    let summary = summary(rows, &outcomes, sets, mode);
+    Backtest { rows: outcomes, summary }
+}
+
+fn outcome(row: &Row, predicted: Option<f64>, constant_mfu_s: Option<f64>, error_bar: f64) -> Outcome {
+    let answer = match (&row.run, predicted) {
+        (Ok(run), Some(predicted_s)) => {
+            let gib = f64::from(1 << 30);
+            let predicted_memory_gib = Memory::of(run).as_reported(run.trainer) / gib;
+            Answer::Predicted {
+                predicted_s,
+                error: row.measured_s.map(|measured| predicted_s / measured - 1.0),
+                error_bar,
+                constant_mfu_s,
+                measured_memory_gib: row.measured_memory_gb,
+                predicted_memory_gib,
+                memory_error: row.measured_memory_gb.map(|measured| predicted_memory_gib / measured - 1.0),
+                assumptions: run.assumptions.clone(),
+            }
+        }
+        (Err(reason), _) => Answer::Refused { reason: reason.clone() },
+        (Ok(_), None) => Answer::Refused { reason: "no prediction was made".to_owned() },
+    };
+    let text = |text: &str| text.to_owned();
+    Outcome {
+        id: text(&row.id),
+        group: text(&row.group),
+        device: text(&row.device),
+        measured_s: row.measured_s,
+        answer,
+    }
+}
+
+/// Seconds by one utilisation for each device and precision: the median of the very rows that are judged.
+fn constant_mfu(rows: &[Row]) -> Vec<Option<f64>> {
+    let ideal = |row: &Row| {
+        let run = row.run.as_ref().ok()?;
+        let tokens = f64::from(run.global_batch) * f64::from(run.seq_len);
+        let flops = tokens * run.shape.flops_per_token(run.seq_len);
+        Some(flops / (f64::from(run.layout.devices()) * run.machine.peak_flops_per_s))
+    };
+    let mut utilisations: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
+    for row in rows {
+        if let (Some(ideal), Some(measured)) = (ideal(row), row.measured_s) {
+            utilisations.entry((&row.device, &row.precision)).or_default().push(ideal / measured);
+        }
+    }
+    let medians: BTreeMap<_, f64> =
+        utilisations.into_iter().map(|(key, mut values)| (key, quantile(&mut values, 0.5))).collect();
+    rows.iter()
+        .map(|row| Some(ideal(row)? / medians.get(&(row.device.as_str(), row.precision.as_str()))?))
+        .collect()
+}
+
+impl Errors {
+    /// Of relative errors; nothing of none.
+    pub fn of(errors: impl Iterator<Item = f64>) -> Option<Self> {
+        let mut signed: Vec<f64> = errors.collect();
+        if signed.is_empty() {
+            return None;
+        }
+        let bias = quantile(&mut signed, 0.5);
+        let mut sizes: Vec<f64> = signed.iter().map(|error| error.abs()).collect();
+        let mean = mean(&sizes);
+        let [median, p90, max] = [0.5, 0.9, 1.0].map(|part| quantile(&mut sizes, part));
+        Some(Self { rows: sizes.len(), bias, median, mean, p90, max })
+    }
+}
+
+impl Outcome {
+    pub fn error(&self) -> Option<f64> {
+        match &self.answer {
+            Answer::Predicted { error, .. } => *error,
+            Answer::Refused { .. } => None,
+        }
+    }
+
+    fn constant_error(&self) -> Option<f64> {
+        match &self.answer {
+            Answer::Predicted { constant_mfu_s, .. } => Some((*constant_mfu_s)? / self.measured_s? - 1.0),
+            Answer::Refused { .. } => None,
+        }
+    }
+}
+
+fn part(key: [&str; 3], outcomes: &[&Outcome]) -> Part {
+    let [group, device, precision] = key.map(str::to_owned);
+    let refused = outcomes.iter().filter(|o| matches!(o.answer, Answer::Refused { .. })).count();
+    Part {
+        group,
+        device,
+        precision,
+        rows: outcomes.len(),
+        refused,
+        errors: Errors::of(outcomes.iter().filter_map(|o| o.error())),
+        constant_mfu: Errors::of(outcomes.iter().filter_map(|o| o.constant_error())),
+    }
+}
+
+fn summary(rows: &[Row], outcomes: &[Outcome], sets: &[ChoiceSet], mode: &str) -> Summary {
+    let mut parts: BTreeMap<[&str; 3], Vec<&Outcome>> = BTreeMap::new();
+    for (row, outcome) in rows.iter().zip(outcomes) {
+        parts.entry([&row.group, &row.device, &row.precision]).or_default().push(outcome);
+    }
+    let all: Vec<&Outcome> = outcomes.iter().collect();
+    let within = outcomes.iter().filter_map(|outcome| match outcome.answer {
+        // A time between bars below and above the prediction, as factors.
+        Answer::Predicted { error: Some(error), error_bar, .. } => Some(error.abs() <= error_bar),
+        _ => None,
+    });
+    let within: Vec<bool> = within.collect();
+    let covered = (!within.is_empty())
+        .then(|| within.iter().filter(|&&within| within).count() as f64 / within.len() as f64);
+    Summary {
+        mode: mode.to_owned(),
+        parts: parts.into_iter().map(|(key, outcomes)| part(key, &outcomes)).collect(),
+        all: part(["all", "", ""], &all),
+        covered,
+        memory: memory(outcomes),
+        choices: choices(outcomes, sets),
+    }
+}
+
+fn memory(outcomes: &[Outcome]) -> Option<MemoryErrors> {
+    let errors = || {
+        outcomes.iter().filter_map(|outcome| match outcome.answer {
+            Answer::Predicted { memory_error, .. } => memory_error,
+            Answer::Refused { .. } => None,
+        })
+    };
+    Some(MemoryErrors {
+        errors: Errors::of(errors())?,
+        lowest: errors().fold(f64::INFINITY, f64::min),
+        more_than_5_percent_under: errors().filter(|&error| error < -0.05).count(),
+    })
+}
+
+fn choices(outcomes: &[Outcome], sets: &[ChoiceSet]) -> Option<Choices> {
+    let timing = |outcome: &'_ Outcome| match outcome.answer {
+        Answer::Predicted { predicted_s, .. } => {
+            Some(Timing { group: "", measured: outcome.measured_s?, predicted: predicted_s })
+        }
+        Answer::Refused { .. } => None,
+    };
+    let timings: BTreeMap<&str, Timing> = outcomes
+        .iter()
+        .filter_map(|outcome| {
+            Some((outcome.id.as_str(), Timing { group: &outcome.group, ..timing(outcome)? }))
+        })
+        .collect();
+    let judged = sets::judge(sets, &timings);
+    if judged.is_empty() {
+        return None;
+    }
+    let regrets: Vec<f64> = judged.iter().map(|choice| choice.regret).collect();
+    let taus: Vec<f64> = judged.iter().filter_map(|choice| choice.kendall_tau).collect();
+    Some(Choices {
+        mean_regret: mean(&regrets),
+        max_regret: regrets.iter().copied().fold(0.0, f64::max),
+        mean_kendall_tau: mean(&taus),
+        sets: judged,
+    })
+}

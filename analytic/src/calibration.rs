@@ -1,0 +1,150 @@
+//! Numbers fitted to runs, with what they are worth, as files keep them.
+
+use crate::fit::{self, Fold};
+use crate::parameters::Parameters;
+use crate::table::Row;
+use autodist_spec::error::positive;
+use autodist_spec::{Check, InputError, SCHEMA_VERSION, parse};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+
+/// Part of the left-out runs that the error bar covers.
+pub const COVERAGE: f64 = 0.9;
+
+/// A calibration as it is kept in a file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    pub schema_version: u32,
+    /// What it was fitted to.
+    pub fitted_to: String,
+    /// Runs that the fit has seen.
+    pub runs: usize,
+    /// Relative error that nine of ten left-out runs stayed within.
+    pub error_bar: f64,
+    /// Median relative error of left-out runs.
+    pub median_error: f64,
+    /// By name; what is missing stays as it is without any run.
+    pub parameters: BTreeMap<String, f64>,
+}
+
+static SHIPPED: LazyLock<(Parameters, Calibration)> = LazyLock::new(|| {
+    let text = include_str!("../../catalog/training.toml");
+    let calibration: Calibration = toml::from_str(text).expect("the shipped calibration is TOML");
+    let parameters = Parameters::from_table(&calibration.parameters).expect("and has the right names");
+    (parameters, calibration)
+});
+
+impl Check for Calibration {
+    const WHAT: &'static str = "calibration";
+
+    fn check(&self) -> Result<(), InputError> {
+        positive("error_bar", self.error_bar)?;
+        Parameters::from_table(&self.parameters).map(drop)
+    }
+}
+
+impl Calibration {
+    /// What is shipped.
+    pub fn shipped() -> &'static Self {
+        &SHIPPED.1
+    }
+
+    /// Reads a file that `autodist calibrate` wrote.
+    ///
+    /// # Errors
+    /// Another file, version or set of names.
+    pub fn read(file: &str, text: &[u8]) -> Result<(Self, Parameters), InputError> {
+        let calibration: Self = parse::toml(file, text)?;
+        let parameters =
+            Parameters::from_table(&calibration.parameters).map_err(|error| error.in_file(file))?;
+        Ok((calibration, parameters))
+    }
+
+    /// # Panics
+    /// Never: it is numbers and texts by name.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("numbers and texts by name")
+    }
+
+    /// Fits all usable runs; `predicted` are predictions of the rows by numbers fitted without them.
+    pub fn of(rows: &[Row], middle: &Parameters, predicted: &[Option<f64>], fitted_to: &str) -> Self {
+        let samples = fit::samples(rows);
+        let parameters = fit::fit(&samples.iter().collect::<Vec<_>>(), middle);
+        let errors = errors(rows, predicted);
+        let bar = error_bar(&errors);
+        let mut sizes: Vec<f64> = errors.iter().map(|(_, error)| error.abs()).collect();
+        Self {
+            schema_version: SCHEMA_VERSION,
+            fitted_to: fitted_to.to_owned(),
+            runs: samples.len(),
+            error_bar: rounded(bar),
+            median_error: rounded(crate::statistics::quantile(&mut sizes, 0.5)),
+            parameters: parameters
+                .to_table()
+                .into_iter()
+                .map(|(name, value)| (name, rounded(value)))
+                .collect(),
+        }
+    }
+}
+
+/// Four significant digits: more would be noise.
+fn rounded(value: f64) -> f64 {
+    format!("{value:.3e}").parse().unwrap_or(value)
+}
+
+impl Parameters {
+    /// What is shipped.
+    pub fn shipped() -> &'static Self {
+        &SHIPPED.0
+    }
+}
+
+/// Groups and relative errors of what a fit may see.
+pub fn errors<'a>(rows: &'a [Row], predicted: &[Option<f64>]) -> Vec<(&'a str, f64)> {
+    let judged = rows.iter().zip(predicted).filter(|(row, _)| row.is_for_fitting());
+    judged
+        .filter_map(|(row, predicted)| Some((row.group.as_str(), (*predicted)? / row.measured_s? - 1.0)))
+        .collect()
+}
+
+/// The relative error that [`COVERAGE`] of the runs stay within, each group counting as much as any other or as many runs
+/// as it has, whichever asks for more.
+pub fn error_bar(errors: &[(&str, f64)]) -> f64 {
+    let mut sizes: BTreeMap<&str, f64> = BTreeMap::new();
+    errors.iter().for_each(|(group, _)| *sizes.entry(group).or_default() += 1.0);
+    let bar = |weight: &dyn Fn(&str) -> f64| {
+        let mut sorted: Vec<(f64, f64)> =
+            errors.iter().map(|(group, error)| (error.abs(), weight(group))).collect();
+        sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let all: f64 = sorted.iter().map(|entry| entry.1).sum();
+        let mut below = 0.0;
+        let reached = sorted.iter().find(|(_, weight)| {
+            below += weight;
+            below >= COVERAGE * all
+        });
+        reached.map_or(1.0, |entry| entry.0)
+    };
+    bar(&|group| 1.0 / sizes[group]).max(bar(&|_| 1.0))
+}
+
+/// How runs are left out where nobody says: group by group, or job by job where there is but one group.
+pub fn usual_fold(rows: &[Row]) -> Fold {
+    let groups: BTreeSet<&str> = rows.iter().map(|row| row.group.as_str()).collect();
+    if groups.len() > 1 { Fold::Group } else { Fold::Jobs(5) }
+}
+
+/// The error bar of each group by the errors of the others: what would have been stated before the group was seen.
+pub fn cross_validated_bars<'a>(errors: &[(&'a str, f64)]) -> impl Fn(&str) -> f64 + use<'a> {
+    let groups: BTreeSet<&str> = errors.iter().map(|(group, _)| *group).collect();
+    let without = |left_out: &str| {
+        let others: Vec<(&str, f64)> =
+            errors.iter().filter(|(group, _)| *group != left_out).copied().collect();
+        error_bar(if others.is_empty() { errors } else { &others })
+    };
+    let bars: BTreeMap<&str, f64> = groups.into_iter().map(|group| (group, without(group))).collect();
+    let all = error_bar(errors);
+    move |group| bars.get(group).copied().unwrap_or(all)
+}

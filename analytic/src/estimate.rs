@@ -1,0 +1,322 @@
+//! From work to seconds: what overlaps, what waits, what is exposed.
+
+use crate::machine::{Fabric, Generation};
+use crate::memory::Memory;
+use crate::parameters::Parameters;
+use crate::run::Run;
+use crate::trainer::{AttentionKind, Trainer};
+use crate::work::{Products, Transfer, Work};
+use autodist_spec::{Provenance, Seconds};
+use serde::Serialize;
+
+/// Where a step's time goes, on the critical path: the parts add up to the step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Breakdown {
+    /// Linear layers, forward and backward.
+    pub linear_s: f64,
+    pub attention_s: f64,
+    /// Norms, activations, residuals, and summing gradients over micro-batches.
+    pub elementwise_s: f64,
+    /// Embedding, logits and loss.
+    pub head_s: f64,
+    /// Forward passes repeated by recomputation, their communication included.
+    pub recompute_s: f64,
+    pub tensor_s: f64,
+    pub context_s: f64,
+    pub expert_s: f64,
+    /// Exposed messages of the pipeline.
+    pub message_s: f64,
+    /// Pipeline ranks that wait for work.
+    pub bubble_s: f64,
+    /// Exposed sums of gradients and gathers of updated parameters.
+    pub data_s: f64,
+    /// Exposed gathers of sharded parameters.
+    pub gather_s: f64,
+    pub optimizer_s: f64,
+    /// Devices that wait for the host to queue kernels.
+    pub host_s: f64,
+    /// Ranks that wait for the slowest node.
+    pub jitter_s: f64,
+    pub other_s: f64,
+}
+
+impl Breakdown {
+    /// Seconds of the step.
+    pub fn total(&self) -> f64 {
+        self.busy() + self.jitter_s + self.optimizer_s + self.other_s
+    }
+
+    fn busy(&self) -> f64 {
+        let compute = self.linear_s + self.attention_s + self.elementwise_s + self.head_s + self.recompute_s;
+        let inside = self.tensor_s + self.context_s + self.expert_s + self.gather_s;
+        compute + inside + self.message_s + self.bubble_s + self.data_s + self.host_s
+    }
+
+    /// Names and seconds, largest first.
+    pub fn parts(&self) -> Vec<(&'static str, f64)> {
+        let mut parts = vec![
+            ("linear layers", self.linear_s),
+            ("attention", self.attention_s),
+            ("elementwise", self.elementwise_s),
+            ("embedding, logits, loss", self.head_s),
+            ("recomputation", self.recompute_s),
+            ("tensor-parallel communication", self.tensor_s),
+            ("context-parallel communication", self.context_s),
+            ("expert communication", self.expert_s),
+            ("pipeline messages", self.message_s),
+            ("pipeline bubble", self.bubble_s),
+            ("gradients and updates", self.data_s),
+            ("parameter gathers", self.gather_s),
+            ("optimizer", self.optimizer_s),
+            ("waiting for the host", self.host_s),
+            ("waiting for the slowest node", self.jitter_s),
+            ("per step", self.other_s),
+        ];
+        parts.retain(|part| part.1 > 0.0);
+        parts.sort_by(|a, b| b.1.total_cmp(&a.1));
+        parts
+    }
+}
+
+/// Time and memory of one step.
+#[derive(Debug, Clone, Serialize)]
+pub struct Estimate {
+    pub step: Seconds,
+    pub breakdown: Breakdown,
+    pub memory: Memory,
+    /// Relative: nine of ten runs that were left out of the fit lay within `step * (1 ± error_bar)`.
+    pub error_bar: f64,
+    pub provenance: Provenance,
+}
+
+/// Maximum of two times that mostly hide each other, a little above where they meet.
+fn hiding(a: f64, b: f64) -> f64 {
+    let (low, high) = (a.min(b), a.max(b));
+    if low <= 0.0 { high } else { high * (1.0 + (low / high).powi(8)).powf(0.125) }
+}
+
+/// Seconds of one block and one micro-batch.
+struct Block {
+    linear: f64,
+    attention: f64,
+    elementwise: f64,
+    recompute: f64,
+    tensor: f64,
+    context: f64,
+    expert: f64,
+    forward: f64,
+    /// Recomputation included.
+    backward: f64,
+}
+
+struct Rates<'a> {
+    parameters: &'a Parameters,
+    gemm: f64,
+    waves: f64,
+    second_per_byte: f64,
+    link: f64,
+    network: f64,
+}
+
+impl<'a> Rates<'a> {
+    fn new(run: &Run, parameters: &'a Parameters) -> Self {
+        let p = parameters;
+        let generation = match run.machine.generation {
+            Generation::Volta => p.volta,
+            Generation::Ampere => p.ampere,
+            Generation::Hopper => p.hopper,
+            Generation::Blackwell => p.blackwell,
+            Generation::Other => p.other_device,
+        };
+        let classic = run.trainer.is_classic();
+        let (memory, links) = match run.machine.generation {
+            Generation::Volta => (p.volta_memory, p.volta_links),
+            _ => (1.0, 1.0),
+        };
+        Self {
+            parameters,
+            gemm: p.gemm_efficiency * generation * if classic { p.classic_library } else { 1.0 },
+            waves: if classic { p.classic_waves } else { 0.0 },
+            second_per_byte: run.machine.seconds_per_byte / (p.memory_efficiency * memory),
+            link: p.link * links,
+            network: match run.machine.fabric {
+                Fabric::InfinibandOrEthernet => p.network * links,
+                Fabric::OmniPath => p.omni_path,
+            },
+        }
+    }
+
+    fn products(&self, work: Products) -> f64 {
+        let unaligned = work.unaligned * (1.0 / self.parameters.unaligned - 1.0);
+        (work.plain + work.waves * self.waves + unaligned) / self.gemm
+    }
+
+    fn transfer(&self, work: Transfer) -> f64 {
+        work.seconds / if work.between_nodes { self.network } else { self.link }
+    }
+}
+
+/// Seconds of a step by parts.
+pub fn time(run: &Run, work: &Work, parameters: &Parameters) -> Breakdown {
+    let p = parameters;
+    let rates = Rates::new(run, p);
+    let layout = &run.layout;
+    let block = block(run, work, &rates);
+    let stages = f64::from(layout.pipeline);
+    let blocks = f64::from(run.shape.layers) / stages;
+    let micro_batches = run.micro_batches();
+
+    let loss_bytes = if run.fused_loss { 0.4 } else { 1.0 } * p.logit_bytes;
+    let head = rates.products(work.logit_products) + work.logits * loss_bytes * rates.second_per_byte;
+    let embedding = work.embedding_bytes * rates.second_per_byte;
+
+    // Arithmetic of a stage, one micro-batch; ZeRO-3 gathers beside it.
+    let gather = if layout.zero_stage == 3 { rates.transfer(work.block_gather) } else { 0.0 };
+    let alone = block.forward + block.backward;
+    let beside = block.forward.max(gather) + block.backward.max(2.0 * gather) + 3.0 * p.gather_drag * gather;
+    let stage = blocks * beside;
+    let host = blocks * host_seconds(run, p);
+    let middle = hiding(stage, host);
+    let ends = head + embedding;
+    let last = hiding(stage + if stages > 1.0 { head } else { ends }, host);
+
+    // 1F1B: every stage works on all micro-batches; the slowest sets the pace, the others fill and drain.
+    let virtual_stages = f64::from(layout.virtual_stages);
+    let fill = (stages - 1.0) / virtual_stages * middle;
+    let pace = (micro_batches - 1.0) * (last - middle).max(0.0);
+    let message = rates.transfer(work.message) * p.message_exposed + p.message_s;
+    let messages =
+        if stages > 1.0 { 2.0 * (micro_batches * virtual_stages + stages - 1.0) * message } else { 0.0 };
+
+    let mut out = Breakdown::default();
+    let times = micro_batches * blocks;
+    out.linear_s = times * block.linear;
+    out.attention_s = times * block.attention;
+    out.elementwise_s = times * block.elementwise;
+    out.recompute_s = times * block.recompute;
+    out.tensor_s = times * block.tensor;
+    out.context_s = times * block.context;
+    out.expert_s = times * block.expert;
+    out.gather_s = times * (beside - alone) + if gather > 0.0 { 2.0 * gather } else { 0.0 };
+    if stages > 1.0 {
+        let once = last - middle + embedding;
+        out.head_s = pace + once;
+        out.host_s = micro_batches * (middle - stage);
+        out.bubble_s = fill;
+        out.message_s = messages;
+    } else {
+        out.head_s = micro_batches * ends;
+        out.host_s = micro_batches * (last - stage - ends);
+    }
+    out.data_s = data(run, work, &rates, blocks * block.backward);
+    let nodes = f64::from(layout.devices().div_ceil(run.machine.devices_per_node));
+    out.jitter_s = out.busy() * p.jitter * nodes.log2();
+    out.optimizer_s = work.optimizer_bytes * p.optimizer * rates.second_per_byte;
+    out.other_s = p.step_s;
+    out
+}
+
+fn block(run: &Run, work: &Work, rates: &Rates) -> Block {
+    let p = rates.parameters;
+    let linear_forward = rates.products(work.linear_forward);
+    let linear_backward = rates.products(work.linear_backward);
+    let (attention_forward, attention_backward) = match run.attention {
+        AttentionKind::Unfused => {
+            let heads = if run.shape.head_dim % 8 == 0 { 1.0 } else { 1.0 / p.unaligned_heads };
+            let scores = work.scores * p.score_bytes * rates.second_per_byte;
+            let products = heads / rates.gemm;
+            (work.attention_forward * products + scores, work.attention_backward * products + 1.2 * scores)
+        }
+        AttentionKind::FirstFlash | AttentionKind::Flash => {
+            let first = if run.attention == AttentionKind::FirstFlash { p.first_flash } else { 1.0 };
+            let rate = p.flash * first * rates.gemm / p.gemm_efficiency;
+            (work.attention_forward / rate, work.attention_backward / rate)
+        }
+    };
+    let bytes = p.elementwise * rates.second_per_byte * if run.trainer.is_eager() { p.eager } else { 1.0 };
+    let forward_elements = work.element_bytes_forward * bytes;
+    let backward_elements =
+        work.element_bytes_backward * bytes + work.accumulation_bytes * rates.second_per_byte;
+
+    let tensor_forward = rates.transfer(work.tensor_forward) + work.tensor_calls[0] * p.skew_s;
+    let tensor_backward = rates.transfer(work.tensor_backward) + work.tensor_calls[1] * p.skew_s;
+    let context = rates.transfer(work.context);
+    let experts = rates.transfer(work.experts);
+    // Keys and values of the next ring step travel beside the scores of this one.
+    let context_forward = (context - 0.5 * attention_forward).max(0.3 * context);
+    let context_backward = (2.0 * context - 0.5 * attention_backward).max(0.6 * context);
+
+    let forward =
+        linear_forward + attention_forward + forward_elements + tensor_forward + context_forward + experts;
+    let backward = linear_backward
+        + attention_backward
+        + backward_elements
+        + tensor_backward
+        + context_backward
+        + experts;
+    let recompute = match run.recompute {
+        crate::Recompute::None => 0.0,
+        crate::Recompute::Selective if run.attention == AttentionKind::Unfused => attention_forward,
+        crate::Recompute::Selective => 0.0,
+        crate::Recompute::Full => {
+            let stops = matches!(run.trainer, Trainer::Fsdp | Trainer::Fsdp2);
+            forward - if stops { (1.0 - p.early_stop).max(0.0) * linear_forward } else { 0.0 }
+        }
+    };
+    Block {
+        linear: linear_forward + linear_backward,
+        attention: attention_forward + attention_backward,
+        elementwise: forward_elements + backward_elements,
+        recompute,
+        tensor: tensor_forward + tensor_backward,
+        context: context_forward + context_backward,
+        expert: 2.0 * experts,
+        forward,
+        backward: backward + recompute,
+    }
+}
+
+/// Seconds that the host needs to queue one block's passes of one micro-batch: kernels of a backward pass are one
+/// and a half times as many.
+fn host_seconds(run: &Run, p: &Parameters) -> f64 {
+    let forward = match run.trainer {
+        Trainer::MegatronDeepspeed => p.host_deepspeed_s,
+        Trainer::Fsdp | Trainer::Fsdp2 | Trainer::Deepspeed => p.host_eager_s,
+        Trainer::Megatron | Trainer::MegatronCore | Trainer::Internevo | Trainer::Oneflow => {
+            p.host_megatron_s
+        }
+    };
+    let tensor = 1.0 + p.host_tensor * f64::from(run.layout.tensor).log2();
+    forward * tensor * (2.5 + Work::repeats(run))
+}
+
+/// Exposed seconds of reducing gradients and handing out updates; `last_backward` is what they can hide behind.
+fn data(run: &Run, work: &Work, rates: &Rates, last_backward: f64) -> f64 {
+    let p = rates.parameters;
+    let reduce = rates.transfer(work.reduce);
+    let exposed = if run.overlap { (p.reduce_exposed * reduce).max(reduce - last_backward) } else { reduce };
+    let updates = match run.layout.zero_stage {
+        1 | 2 if run.broadcasts => {
+            p.broadcast_s * f64::from(run.layout.shard) + rates.transfer(work.update_gather)
+        }
+        1 | 2 => rates.transfer(work.update_gather) * p.update_gather,
+        _ => 0.0,
+    };
+    let hidden = if run.overlap && !run.broadcasts { p.reduce_exposed } else { 1.0 };
+    exposed + updates * hidden
+}
+
+impl Run {
+    /// Time and memory with the given numbers; the error bar is theirs.
+    pub fn estimate(&self, parameters: &Parameters, error_bar: f64) -> Estimate {
+        let work = Work::of(self);
+        let breakdown = time(self, &work, parameters);
+        Estimate {
+            step: Seconds(breakdown.total()),
+            breakdown,
+            memory: Memory::of(self),
+            error_bar,
+            provenance: if self.assumptions.is_empty() { Provenance::Modelled } else { Provenance::Assumed },
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! Time and memory of a training run from hardware figures alone: no profile, no GPU, a few microseconds.
+//!
+//! ```
+//! use autodist_analytic::{Layout, Machine, Parameters, Recompute, Run, Shape, Trainer, Uplink};
+//! use std::sync::Arc;
+//! let model = autodist_spec::catalog::model("gpt3-175b").unwrap();
+//! let network = Uplink { fabric: "infiniband".into(), bytes_per_s: 200e9, nics: 8 };
+//! let machine = Arc::new(Machine::named("a100-80gb-sxm", 8, Some(&network)).unwrap());
+//! let layout = Layout { tensor: 8, pipeline: 8, virtual_stages: 3, data: 8, ..Layout::default() };
+//! let mut run = Run::new(Shape::from(&model), machine, layout, Trainer::Megatron);
+//! run.global_batch = 1536;
+//! run.recompute = Recompute::Full;
+//! let estimate = run.estimate(Parameters::shipped(), 0.2);
+//! assert!((40.0..80.0).contains(&estimate.step.0), "{estimate:?}");
+//! ```
+//!
+//! `work` asks the hardware model what kernels and collectives take; `estimate` says how a step differs from kernels
+//! timed alone, by the few numbers of `parameters`, which `fit` learns from `table`s of runs and judges by runs it has
+//! not seen.
+
+pub mod backtest;
+mod calibration;
+pub mod catalog;
+mod estimate;
+pub mod fit;
+mod machine;
+pub mod measured;
+mod memo;
+mod memory;
+mod parameters;
+mod run;
+pub mod sets;
+mod statistics;
+pub mod table;
+mod trainer;
+mod words;
+mod work;
+
+pub use backtest::{Backtest, backtest};
+pub use calibration::{COVERAGE, Calibration, cross_validated_bars, error_bar, errors, usual_fold};
+pub use estimate::{Breakdown, Estimate, time};
+pub use fit::Fold;
+pub use machine::{Fabric, Generation, Machine, Uplink};
+pub use memory::Memory;
+pub use parameters::{PRIORS, Parameters, Prior};
+pub use run::{Experts, Layout, Recompute, Run, Shape};
+pub use trainer::{AttentionKind, Trainer};
+pub use work::Work;

@@ -1,0 +1,154 @@
+//! Devices and links of a run, prepared once and asked often.
+
+use crate::memo;
+use autodist_hardware::{
+    Attention, AttentionKernel, Catalogue, Collective, DeviceModel, Dtype, Group, Interconnect,
+    KernelParameters, Network,
+};
+use autodist_spec::{Bytes, BytesPerSecond, Cluster, InputError};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Generations that a calibration tells apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Generation {
+    Volta,
+    Ampere,
+    Hopper,
+    Blackwell,
+    Other,
+}
+
+/// The kind of network between nodes, where it matters beside its rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Fabric {
+    #[default]
+    InfinibandOrEthernet,
+    OmniPath,
+}
+
+/// A kind of node, many of them.
+#[derive(Debug)]
+pub struct Machine {
+    /// No two machines of a process have the same.
+    number: u64,
+    pub device_name: String,
+    pub generation: Generation,
+    pub device: DeviceModel,
+    pub interconnect: Interconnect,
+    pub fabric: Fabric,
+    pub devices_per_node: u32,
+    /// Of one device.
+    pub memory: Bytes,
+    /// Peak of dense products in 16 bits, for utilisation.
+    pub peak_flops_per_s: f64,
+    /// Streaming multiprocessors, for waves of tiles.
+    pub processors: f64,
+    /// Seconds per byte of a large memory-bound kernel.
+    pub seconds_per_byte: f64,
+}
+
+/// How nodes are joined: the kind of network, and what one node's cards carry together in one direction.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Uplink {
+    /// A fabric of the catalogue, e.g. `infiniband`.
+    pub fabric: String,
+    pub bytes_per_s: f64,
+    pub nics: u32,
+}
+
+impl Machine {
+    /// # Errors
+    /// A device that the catalogue does not know and the cluster does not describe.
+    pub fn of_cluster(cluster: &Cluster) -> Result<Self, InputError> {
+        let catalogue = Catalogue::shipped();
+        let device = DeviceModel::of_cluster(cluster, &catalogue)?;
+        let interconnect = Interconnect::of_cluster(cluster, &catalogue)?;
+        Ok(Self::new(device, interconnect, Fabric::InfinibandOrEthernet, cluster.nodes[0].devices))
+    }
+
+    /// Nodes of `per_node` devices of that name.
+    ///
+    /// # Errors
+    /// A device or a fabric that the catalogue does not know.
+    pub fn named(device: &str, per_node: u32, uplink: Option<&Uplink>) -> Result<Self, InputError> {
+        let catalogue = Catalogue::shipped();
+        let figures = catalogue.device(device)?;
+        let parameters = KernelParameters::shipped();
+        let mut interconnect = Interconnect::of_device(figures, parameters);
+        let mut kind = Fabric::InfinibandOrEthernet;
+        if let Some(uplink) = uplink {
+            let fabric = catalogue.fabric(&uplink.fabric)?;
+            if uplink.fabric == "omni-path" {
+                kind = Fabric::OmniPath;
+            }
+            interconnect = interconnect.with_network(Network {
+                node_rate: BytesPerSecond(uplink.bytes_per_s),
+                nics: uplink.nics,
+                devices: per_node,
+                latency: fabric.latency_s,
+                efficiency: fabric.efficiency,
+            });
+        }
+        Ok(Self::new(DeviceModel::new(figures, parameters)?, interconnect, kind, per_node))
+    }
+
+    fn new(device: DeviceModel, interconnect: Interconnect, fabric: Fabric, devices_per_node: u32) -> Self {
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let figures = device.figures();
+        let large = 1e9;
+        Self {
+            number: MADE.fetch_add(1, Ordering::Relaxed),
+            device_name: figures.name.clone(),
+            generation: generation(figures.architecture.as_deref()),
+            fabric,
+            devices_per_node,
+            memory: figures.memory_bytes,
+            peak_flops_per_s: figures.peak_flops_per_s.0,
+            processors: f64::from(figures.processors.unwrap_or(100)),
+            seconds_per_byte: device.memory_bound(large).time.0 / large,
+            interconnect,
+            device,
+        }
+    }
+
+    /// Seconds of `batch` products `[m, k]` by `[k, n]` in one kernel.
+    pub fn products(&self, dtype: Dtype, batch: u64, m: u64, n: u64, k: u64) -> f64 {
+        memo::remembered([self.number, 8 + dtype as u64, batch, m, n, k], || {
+            self.device.batched_gemm(dtype, batch, m, n, k).time.0
+        })
+    }
+
+    /// Seconds of fused attention, forward.
+    pub fn attention(&self, shape: &Attention) -> f64 {
+        let lengths = shape.sequence << 32 | shape.keys;
+        let heads = shape.heads << 32 | shape.kv_heads;
+        memo::remembered([self.number, 1, shape.batch, lengths, heads, shape.head_dim], || {
+            self.device.attention_forward(shape, AttentionKernel::Flash).time.0
+        })
+    }
+
+    /// Seconds of a collective among `ranks` ranks of which `per_node` sit on each node, with `sharing` such groups
+    /// on the same nodes; `bytes` as [`Collective`] counts them. Free for one rank.
+    pub fn collective(&self, kind: Collective, bytes: f64, ranks: u32, per_node: u32, sharing: u32) -> f64 {
+        if ranks < 2 || bytes <= 0.0 {
+            return 0.0;
+        }
+        let per_node = per_node.clamp(1, ranks);
+        let (bytes, sharing) = (bytes as u64, sharing.max(1));
+        let ends = u64::from(ranks) << 32 | u64::from(per_node);
+        memo::remembered([self.number, 2, kind as u64, bytes, ends, u64::from(sharing)], || {
+            let group = Group { per_node, nodes: ranks.div_ceil(per_node), sharing };
+            self.interconnect.collective(kind, Bytes(bytes), group).time.0
+        })
+    }
+}
+
+fn generation(architecture: Option<&str>) -> Generation {
+    match architecture {
+        Some("volta") => Generation::Volta,
+        Some("ampere") => Generation::Ampere,
+        Some("hopper") => Generation::Hopper,
+        Some("blackwell" | "blackwell_ultra") => Generation::Blackwell,
+        _ => Generation::Other,
+    }
+}

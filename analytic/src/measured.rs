@@ -1,0 +1,294 @@
+//! Plans over layers that others have timed: a list of layers for each device, micro-batch and tensor-parallel degree,
+//! rates of links by message size, and plans, of one kind of device or several, with what was measured of them.
+
+use crate::memory::{BUCKET, CONTEXT, FRAGMENTATION, kept};
+use crate::run::Shape;
+use crate::trainer::AttentionKind;
+use autodist_spec::InputError;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The file: what was timed, and plans to be priced.
+#[derive(Debug, Clone, Deserialize)]
+pub struct MeasuredPlans {
+    pub source: String,
+    pub models: BTreeMap<String, Model>,
+    pub profiles: Vec<Layers>,
+    pub links: Vec<LinkRates>,
+    pub plans: Vec<MeasuredPlan>,
+}
+
+/// Shapes that activations are counted by: the timings do not tell them.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Model {
+    /// Width of the residual stream.
+    pub hidden: u32,
+    pub heads: u32,
+    pub seq_len: u32,
+    pub vocab: u32,
+}
+
+/// All layers of a model, in order, as one device of a tensor-parallel group runs them.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Layers {
+    pub model: String,
+    pub device: String,
+    pub micro_batch: u32,
+    pub tensor: u32,
+    pub layers: Vec<Layer>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Layer {
+    pub forward_s: f64,
+    pub backward_s: f64,
+    pub update_s: f64,
+    /// Elements on one rank.
+    pub parameters: f64,
+    /// Elements of the result for one sequence.
+    pub result: f64,
+    /// How many such layers follow one another.
+    #[serde(default = "once")]
+    pub times: usize,
+}
+
+fn once() -> usize {
+    1
+}
+
+/// What the devices of one node together send to those of another.
+#[derive(Debug, Clone, Deserialize)]
+pub struct LinkRates {
+    pub from: Place,
+    pub to: Place,
+    /// Message bytes and bytes per second, ascending.
+    pub rates: Vec<(f64, f64)>,
+}
+
+/// A tensor-parallel group: so many devices of a kind on one node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+pub struct Place {
+    pub device: String,
+    pub tensor: u32,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct MeasuredPlan {
+    pub id: String,
+    pub model: String,
+    pub micro_batch: u32,
+    pub global_batch: u32,
+    pub stages: Vec<PlanStage>,
+    pub measured_s: Option<f64>,
+    pub measured_memory_bytes: Option<f64>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct PlanStage {
+    /// Numbers of layers; each must be in the list.
+    pub layers: Vec<usize>,
+    pub replicas: Vec<Place>,
+}
+
+/// Time and memory of one plan.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlanEstimate {
+    pub id: String,
+    pub predicted_s: f64,
+    pub measured_s: Option<f64>,
+    pub error: Option<f64>,
+    /// Of the fullest device.
+    pub predicted_memory_bytes: f64,
+    pub measured_memory_bytes: Option<f64>,
+    pub memory_error: Option<f64>,
+}
+
+/// Bytes of a number on the way: 16 bits.
+const SENT: f64 = 2.0;
+
+impl MeasuredPlans {
+    /// Reads the JSON form of docs/files.md.
+    ///
+    /// # Errors
+    /// Text that is not of that form.
+    pub fn read(file: &str, text: &[u8]) -> Result<Self, InputError> {
+        let mut plans: Self = serde_json::from_slice(text)
+            .map_err(|error| InputError::new("", "", error.to_string()).in_file(file))?;
+        for profile in &mut plans.profiles {
+            let repeated = profile.layers.iter().flat_map(|layer| std::iter::repeat_n(*layer, layer.times));
+            profile.layers = repeated.collect();
+        }
+        Ok(plans)
+    }
+
+    /// Prices every plan, or says what is missing for it.
+    pub fn estimate(&self) -> Vec<Result<PlanEstimate, String>> {
+        self.plans
+            .iter()
+            .map(|plan| self.one(plan).map_err(|reason| format!("{}: {reason}", plan.id)))
+            .collect()
+    }
+
+    fn profile(&self, plan: &MeasuredPlan, place: &Place) -> Result<&Layers, String> {
+        let same = |p: &&Layers| {
+            p.model == plan.model
+                && p.device == place.device
+                && p.micro_batch == plan.micro_batch
+                && p.tensor == place.tensor
+        };
+        self.profiles.iter().find(same).ok_or_else(|| {
+            format!(
+                "nobody timed {} on {} with tensor parallelism {} and micro-batches of {}",
+                plan.model, place.device, place.tensor, plan.micro_batch
+            )
+        })
+    }
+
+    /// The sum over a stage's layers on the slowest, or largest, of its replicas.
+    fn worst(&self, plan: &MeasuredPlan, stage: &PlanStage, of: fn(&Layer) -> f64) -> Result<f64, String> {
+        let mut worst: f64 = 0.0;
+        for place in &stage.replicas {
+            let layers = &self.profile(plan, place)?.layers;
+            let mut sum = 0.0;
+            for &number in &stage.layers {
+                sum += of(layers.get(number).ok_or_else(|| format!("there is no layer {number}"))?);
+            }
+            worst = worst.max(sum);
+        }
+        Ok(worst)
+    }
+
+    /// Seconds for `bytes` in all from one node to the other, by the links between them in either direction.
+    fn send(&self, from: &Place, to: &Place, bytes: f64) -> Result<f64, String> {
+        let joins = |a: &Place, b: &Place| self.links.iter().find(|link| link.from == *a && link.to == *b);
+        let link = joins(from, to).or_else(|| joins(to, from)).ok_or_else(|| {
+            format!(
+                "nobody measured the link of {} x {} to {} x {}",
+                from.tensor, from.device, to.tensor, to.device
+            )
+        })?;
+        Ok(bytes / between(&link.rates, bytes))
+    }
+
+    fn one(&self, plan: &MeasuredPlan) -> Result<PlanEstimate, String> {
+        let replicas = plan.stages.first().map_or(0, |stage| stage.replicas.len());
+        if replicas == 0 || plan.stages.iter().any(|stage| stage.replicas.len() != replicas) {
+            return Err("stages must have equally many replicas, one at least".to_owned());
+        }
+        let micro_batches = f64::from(plan.global_batch) / (replicas as f64 * f64::from(plan.micro_batch));
+        let mut work = Vec::new();
+        for stage in &plan.stages {
+            work.push(self.worst(plan, stage, |layer| layer.forward_s + layer.backward_s)?);
+        }
+        // A stage of 1F1B receives and sends one activation and one gradient per micro-batch at each of its borders, and
+        // every tensor-parallel rank sends all of it.
+        let mut borders = Vec::new();
+        for pair in plan.stages.windows(2) {
+            let mut slowest: f64 = 0.0;
+            for (from, to) in pair[0].replicas.iter().zip(&pair[1].replicas) {
+                let last = pair[0].layers.last().ok_or("a stage without layers")?;
+                let result = self.profile(plan, from)?.layers.get(*last).map_or(0.0, |layer| layer.result);
+                let bytes = SENT * result * f64::from(plan.micro_batch) * f64::from(from.tensor);
+                slowest = slowest.max(self.send(from, to, bytes)?);
+            }
+            borders.push(slowest);
+        }
+        let at = |index: usize| borders.get(index).copied().unwrap_or(0.0);
+        let busy = |stage: usize| {
+            let before = stage.checked_sub(1).map_or(0.0, at);
+            work[stage] + 2.0 * (before + at(stage))
+        };
+        let pace = (0..work.len()).map(busy).fold(0.0, f64::max);
+        let fill: f64 = work.iter().sum::<f64>() + 2.0 * borders.iter().sum::<f64>();
+        let (mut reduce, mut update): (f64, f64) = (0.0, 0.0);
+        for stage in &plan.stages {
+            reduce = reduce.max(self.reduce(plan, stage)?);
+            update = update.max(self.worst(plan, stage, |layer| layer.update_s)?);
+        }
+        let predicted_s = (micro_batches - 1.0) * pace + fill + reduce + update;
+        let predicted_memory_bytes = self.memory(plan, micro_batches)?;
+        Ok(PlanEstimate {
+            id: plan.id.clone(),
+            predicted_s,
+            measured_s: plan.measured_s,
+            error: plan.measured_s.map(|measured| predicted_s / measured - 1.0),
+            predicted_memory_bytes,
+            measured_memory_bytes: plan.measured_memory_bytes,
+            memory_error: plan.measured_memory_bytes.map(|measured| predicted_memory_bytes / measured - 1.0),
+        })
+    }
+
+    /// A ring over the replicas of a stage, at the pace of its slowest link.
+    fn reduce(&self, plan: &MeasuredPlan, stage: &PlanStage) -> Result<f64, String> {
+        let ranks = stage.replicas.len();
+        if ranks < 2 {
+            return Ok(0.0);
+        }
+        let parameters = self.worst(plan, stage, |layer| layer.parameters)?;
+        let mut slowest: f64 = 0.0;
+        for (index, from) in stage.replicas.iter().enumerate() {
+            let to = &stage.replicas[(index + 1) % ranks];
+            let chunk = SENT * parameters * f64::from(from.tensor) / ranks as f64;
+            slowest = slowest.max(self.send(from, to, chunk)?);
+        }
+        Ok(2.0 * (ranks as f64 - 1.0) * slowest)
+    }
+
+    /// Under DeepSpeed, which trained these: 20 bytes a parameter, its buckets, activations without recomputation.
+    fn memory(&self, plan: &MeasuredPlan, micro_batches: f64) -> Result<f64, String> {
+        let model =
+            self.models.get(&plan.model).ok_or_else(|| format!("there is no model {}", plan.model))?;
+        let shape = Shape {
+            layers: 1,
+            hidden: model.hidden,
+            heads: model.heads,
+            kv_heads: model.heads,
+            head_dim: model.hidden / model.heads.max(1),
+            ffn: 4 * model.hidden,
+            vocab: model.vocab,
+            gated: false,
+            position_rows: 0,
+            tied_embeddings: true,
+            experts: None,
+        };
+        let (seq_len, tokens) =
+            (f64::from(model.seq_len), f64::from(model.seq_len) * f64::from(plan.micro_batch));
+        let stages = plan.stages.len();
+        let mut fullest: f64 = 0.0;
+        for (index, stage) in plan.stages.iter().enumerate() {
+            for place in &stage.replicas {
+                let layers = &self.profile(plan, place)?.layers;
+                let (first, last) = (0, layers.len() - 1);
+                let parameters: f64 =
+                    stage.layers.iter().filter_map(|&number| layers.get(number)).map(|l| l.parameters).sum();
+                let blocks = stage.layers.iter().filter(|&&number| number != first && number != last).count();
+                let tensor = f64::from(place.tensor);
+                let block = kept(&shape, AttentionKind::Unfused, seq_len, tokens, tensor, 1.0).all();
+                let flight = ((stages - index) as f64).min(micro_batches);
+                let logits = if stage.layers.contains(&last) {
+                    6.0 * tokens * f64::from(model.vocab) / tensor
+                } else {
+                    0.0
+                };
+                let held = 20.0 * parameters
+                    + flight * blocks as f64 * block
+                    + logits
+                    + 4.0 * BUCKET.min(parameters);
+                fullest = fullest.max((1.0 + FRAGMENTATION) * held + CONTEXT);
+            }
+        }
+        Ok(fullest)
+    }
+}
+
+/// The rate of that message: between measured sizes by their logarithms, beyond them that of the nearest.
+fn between(rates: &[(f64, f64)], bytes: f64) -> f64 {
+    match rates.iter().position(|(size, _)| *size >= bytes) {
+        Some(0) => rates[0].1,
+        None => rates.last().map_or(f64::NAN, |last| last.1),
+        Some(at) => {
+            let ((low, from), (high, to)) = (rates[at - 1], rates[at]);
+            from + (to - from) * (bytes / low).ln() / (high / low).ln()
+        }
+    }
+}

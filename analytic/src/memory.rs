@@ -1,0 +1,234 @@
+//! Memory of the fullest device, as trainers keep it.
+//!
+//! Activations follow Korthikanti et al. 2022 (2205.05198, section 4), tensor by tensor so that gated MLPs, grouped
+//! queries and fused attention are counted as they are. Where a figure is in doubt the larger one is taken: a plan that
+//! is said to fit must fit.
+
+use crate::run::{Recompute, Run, Shape};
+use crate::trainer::{AttentionKind, Trainer};
+use autodist_hardware::Dtype;
+use serde::Serialize;
+
+/// Bytes of the fullest device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Memory {
+    pub weights: f64,
+    pub gradients: f64,
+    pub optimizer: f64,
+    pub activations: f64,
+    /// Logits, their fp32 copy and their gradient.
+    pub logits: f64,
+    /// Buckets, gathered blocks, and the largest gradient before it is added to the others.
+    pub buffers: f64,
+    /// What the allocator holds and cannot use.
+    pub fragmentation: f64,
+    /// CUDA's context and NCCL's channels.
+    pub context: f64,
+}
+
+/// DeepSpeed's default buckets hold so many elements.
+pub(crate) const BUCKET: f64 = 5e8;
+/// CUDA's context, libraries and NCCL's channels, bytes.
+pub(crate) const CONTEXT: f64 = 3e9;
+/// Part of the peak that an allocator watched from outside holds beside what it has handed out.
+pub(crate) const FRAGMENTATION: f64 = 0.125;
+
+impl Memory {
+    /// What the allocator has handed out at the peak, as `max_memory_allocated` tells.
+    pub fn allocated(&self) -> f64 {
+        self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
+    }
+
+    /// What the device must have.
+    pub fn total(&self) -> f64 {
+        self.allocated() + self.fragmentation + self.context
+    }
+
+    /// What that trainer's users read off: Megatron-Core logs what was allocated, the others are watched from outside.
+    pub fn as_reported(&self, trainer: Trainer) -> f64 {
+        if trainer == Trainer::MegatronCore { self.allocated() } else { self.total() }
+    }
+
+    /// Of the first or the last pipeline rank, whichever is fuller.
+    pub fn of(run: &Run) -> Self {
+        let first = Self::of_stage(run, true);
+        let last = Self::of_stage(run, false);
+        if first.total() >= last.total() { first } else { last }
+    }
+
+    fn of_stage(run: &Run, first: bool) -> Self {
+        let (shape, layout) = (&run.shape, &run.layout);
+        let (tensor, stages) = (f64::from(layout.tensor), f64::from(layout.pipeline));
+        let (only, last) = (layout.pipeline == 1, layout.pipeline == 1 || !first);
+        let blocks = (f64::from(shape.layers) / stages).ceil();
+        let experts = f64::from(layout.expert);
+        let dense = blocks * shape.attention_parameters() / tensor
+            + if shape.experts.is_none() { blocks * shape.mlp_parameters() / tensor } else { 0.0 };
+        let routed =
+            if shape.experts.is_some() { blocks * shape.mlp_parameters() / tensor / experts } else { 0.0 };
+        let tables = if only && !shape.tied_embeddings { 2.0 } else { 1.0 };
+        let dense = dense + tables * shape.embedding_parameters() / tensor;
+        let elements = dense + routed;
+
+        let replicas = f64::from(layout.shard.max(1));
+        // Experts are replicated over what is left of the data axis.
+        let part = |stage: u8| {
+            if layout.zero_stage >= stage {
+                dense / replicas + routed / (replicas / experts).max(1.0)
+            } else {
+                elements
+            }
+        };
+        let bytes = Bytes::of(run);
+        let mut memory = Self {
+            weights: bytes.weight * part(3),
+            gradients: bytes.gradient * part(2),
+            optimizer: bytes.state * part(1),
+            ..Self::default()
+        };
+        let tokens = f64::from(run.micro_batch) * f64::from(run.seq_len) / f64::from(layout.context);
+        let flight = in_flight(run, first);
+        let block = block_activations(run, tokens);
+        let kept = match run.recompute {
+            Recompute::None => block.all(),
+            Recompute::Selective => block.all() - block.scores,
+            Recompute::Full => 2.0 * tokens * f64::from(shape.hidden) / block.sequence_split,
+        };
+        let repeated = if run.recompute == Recompute::None { 0.0 } else { block.all() };
+        memory.activations = flight * blocks * kept + repeated;
+        if run.trainer == Trainer::MegatronDeepspeed && !only {
+            // Its pipeline keeps an input and an output buffer of each micro-batch.
+            memory.activations += 2.0 * flight * 2.0 * tokens * f64::from(shape.hidden);
+        }
+        if last {
+            memory.logits = tokens * f64::from(shape.vocab) / tensor * bytes.logit(run.fused_loss);
+        }
+        memory.buffers = buffers(run, elements, first || last);
+        let fragmented = if run.trainer == Trainer::MegatronCore { 0.03 } else { FRAGMENTATION };
+        memory.fragmentation = fragmented * memory.allocated();
+        memory.context = CONTEXT;
+        memory
+    }
+}
+
+/// Bytes per parameter.
+struct Bytes {
+    weight: f64,
+    gradient: f64,
+    state: f64,
+    trainer: Trainer,
+}
+
+impl Bytes {
+    /// Megatron: 16-bit weights, fp32 gradients, fp32 master weights and two moments: 18. DeepSpeed: 16-bit gradients, and
+    /// beside its shard of master weights and moments an fp32 and a 16-bit copy of the shard's gradient; under bf16 the sum
+    /// over micro-batches is kept in fp32 as well. PyTorch FSDP: all in fp32, and a block at a time gathered in 16 bits.
+    fn of(run: &Run) -> Self {
+        let trainer = run.trainer;
+        let (weight, gradient, state) = match trainer {
+            Trainer::Megatron | Trainer::MegatronCore | Trainer::Oneflow => (2.0, 4.0, 12.0),
+            Trainer::MegatronDeepspeed | Trainer::Deepspeed if run.dtype == Dtype::Bf16 => (2.0, 6.0, 14.0),
+            Trainer::MegatronDeepspeed | Trainer::Deepspeed | Trainer::Internevo => (2.0, 2.0, 18.0),
+            Trainer::Fsdp | Trainer::Fsdp2 => (4.0, 4.0, 8.0),
+        };
+        Self { weight, gradient, state, trainer }
+    }
+
+    /// Per logit: 16 bits and an fp32 copy; with a fused loss 16 bits and their gradient; eager losses keep one copy more,
+    /// and their gradient.
+    fn logit(&self, fused: bool) -> f64 {
+        match (fused, self.trainer) {
+            (true, _) => 4.0,
+            (false, Trainer::Fsdp | Trainer::Fsdp2 | Trainer::Deepspeed) => 12.0,
+            (false, _) => 6.0,
+        }
+    }
+}
+
+/// Micro-batches whose activations a rank holds, in units of all its layers: 1F1B, interleaved or not (Narayanan et al., SC'21, 2.2).
+fn in_flight(run: &Run, first: bool) -> f64 {
+    let (stages, chunks) = (f64::from(run.layout.pipeline), f64::from(run.layout.virtual_stages));
+    let all = run.micro_batches();
+    if !first {
+        return if chunks > 1.0 { (1.0 + (stages - 1.0) / stages).min(all) } else { 1.0 };
+    }
+    let interleaved = if chunks > 1.0 { 1.0 + (stages - 1.0) / (stages * chunks) } else { 1.0 };
+    (stages * interleaved).min(all)
+}
+
+/// Bytes that one block keeps of one micro-batch.
+pub(crate) struct Kept {
+    /// Held whole by each tensor-parallel rank, or split with sequence parallelism.
+    along: f64,
+    split: f64,
+    scores: f64,
+    sequence_split: f64,
+}
+
+impl Kept {
+    pub(crate) fn all(&self) -> f64 {
+        self.along + self.split + self.scores
+    }
+}
+
+fn block_activations(run: &Run, tokens: f64) -> Kept {
+    let sequence_split = if run.layout.sequence_parallel { f64::from(run.layout.tensor) } else { 1.0 };
+    kept(
+        &run.shape,
+        run.attention,
+        f64::from(run.seq_len),
+        tokens,
+        f64::from(run.layout.tensor),
+        sequence_split,
+    )
+}
+
+/// What one block keeps of `tokens` tokens in sequences of `seq_len`.
+pub(crate) fn kept(
+    shape: &Shape,
+    attention: AttentionKind,
+    seq_len: f64,
+    tokens: f64,
+    tensor: f64,
+    sequence_split: f64,
+) -> Kept {
+    let (hidden, heads) = (f64::from(shape.hidden), f64::from(shape.heads));
+    let head_dim = f64::from(shape.head_dim);
+    let (query, kv) = (heads * head_dim, f64::from(shape.kv_heads) * head_dim);
+    // Inputs of two norms and of what follows them; masks of two dropouts, which younger models do without.
+    let along = tokens * hidden * if shape.gated { 8.0 } else { 10.0 };
+    let routed = shape.experts.map_or(1.0, |e| f64::from(e.active));
+    let inner = routed * f64::from(shape.experts.map_or(shape.ffn, |e| e.ffn));
+    let dispatched = if shape.experts.is_some() { 2.0 * 2.0 * routed * hidden * tensor } else { 0.0 };
+    let inner_bytes = if shape.gated { 6.0 } else { 4.0 };
+    let split = tokens * (2.0 * (2.0 * query + 2.0 * kv) + inner_bytes * inner + dispatched);
+    let scores = match attention {
+        // Softmax, dropout's mask, dropout's result.
+        AttentionKind::Unfused => 5.0 * heads * seq_len * tokens,
+        AttentionKind::FirstFlash | AttentionKind::Flash => 4.0 * heads * tokens,
+    };
+    Kept { along: along / sequence_split, split: split / tensor, scores: scores / tensor, sequence_split }
+}
+
+fn buffers(run: &Run, elements: f64, has_table: bool) -> f64 {
+    let shape = &run.shape;
+    let tensor = f64::from(run.layout.tensor);
+    let block =
+        (shape.attention_parameters() + shape.mlp_parameters() / f64::from(run.layout.expert)) / tensor;
+    match run.trainer {
+        // The largest gradient in 16 bits, before it is added to the fp32 sum.
+        Trainer::Megatron | Trainer::MegatronCore | Trainer::Oneflow => {
+            let table = if has_table { shape.embedding_parameters() / tensor } else { 0.0 };
+            let up =
+                if shape.gated { 2.0 } else { 1.0 } * f64::from(shape.hidden) * f64::from(shape.ffn) / tensor;
+            2.0 * table.max(up)
+        }
+        Trainer::MegatronDeepspeed | Trainer::Deepspeed | Trainer::Internevo => {
+            let whole = run.layout.pipeline == 1 && run.layout.zero_stage >= 1 && run.layout.shard > 1;
+            // Without a pipeline, gradients are copied into one flat buffer before they are reduced.
+            4.0 * BUCKET.min(elements) + if whole { 2.0 * elements } else { 0.0 }
+        }
+        // Two blocks gathered, and the gradients of one before they are scattered.
+        Trainer::Fsdp | Trainer::Fsdp2 => 6.0 * block.max(shape.embedding_parameters()),
+    }
+}

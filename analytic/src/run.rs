@@ -1,0 +1,246 @@
+//! What is trained, on what, and how it is split.
+
+use crate::machine::Machine;
+use crate::memory::Memory;
+use crate::trainer::{AttentionKind, Trainer};
+use autodist_hardware::Dtype;
+use autodist_spec::{Activation, InputError, ModelSpec, Positions};
+use std::sync::Arc;
+
+/// Shapes of a decoder-only transformer, dense or with experts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Shape {
+    pub layers: u32,
+    pub hidden: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    /// Width of the (dense or shared) MLP's inner layer.
+    pub ffn: u32,
+    pub vocab: u32,
+    /// Gate, up and down instead of up and down.
+    pub gated: bool,
+    /// Rows of a learned table of positions; none with rotary ones.
+    pub position_rows: u32,
+    pub tied_embeddings: bool,
+    pub experts: Option<Experts>,
+}
+
+/// A layer of experts in the place of the MLP of every block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Experts {
+    pub count: u32,
+    /// Experts that each token visits.
+    pub active: u32,
+    /// Width of one expert's inner layer.
+    pub ffn: u32,
+}
+
+impl From<&ModelSpec> for Shape {
+    fn from(model: &ModelSpec) -> Self {
+        Self {
+            layers: model.layers,
+            hidden: model.hidden,
+            heads: model.heads,
+            kv_heads: model.kv_heads,
+            head_dim: model.head_dim,
+            ffn: model.ffn,
+            vocab: model.vocab,
+            gated: model.activation == Activation::SwiGlu,
+            position_rows: if model.positions == Positions::Learned { model.max_seq_len } else { 0 },
+            tied_embeddings: model.tied_embeddings,
+            experts: None,
+        }
+    }
+}
+
+impl Shape {
+    /// Query, key, value and output matrices of one block, elements.
+    pub fn attention_parameters(&self) -> f64 {
+        let (hidden, head) = (f64::from(self.hidden), f64::from(self.head_dim));
+        hidden * head * (2.0 * f64::from(self.heads) + 2.0 * f64::from(self.kv_heads))
+    }
+
+    /// The MLP of one block, all experts included; elements.
+    pub fn mlp_parameters(&self) -> f64 {
+        let matrices = if self.gated { 3.0 } else { 2.0 };
+        let hidden = f64::from(self.hidden);
+        match self.experts {
+            None => matrices * hidden * f64::from(self.ffn),
+            Some(experts) => f64::from(experts.count) * (matrices * f64::from(experts.ffn) + 1.0) * hidden,
+        }
+    }
+
+    pub fn embedding_parameters(&self) -> f64 {
+        f64::from(self.vocab) * f64::from(self.hidden)
+    }
+
+    pub fn parameters(&self) -> f64 {
+        let tables = if self.tied_embeddings { 1.0 } else { 2.0 };
+        f64::from(self.layers) * (self.attention_parameters() + self.mlp_parameters())
+            + tables * self.embedding_parameters()
+            + f64::from(self.position_rows) * f64::from(self.hidden)
+    }
+
+    /// FLOPs of a step without recomputation per token: three forwards, attention counted in full (Narayanan et al.,
+    /// SC'21, appendix); of experts only the active ones.
+    pub fn flops_per_token(&self, seq_len: u32) -> f64 {
+        let mlp = match self.experts {
+            None => self.mlp_parameters(),
+            Some(e) => self.mlp_parameters() * f64::from(e.active) / f64::from(e.count),
+        };
+        let scores = 2.0 * f64::from(seq_len) * f64::from(self.heads) * f64::from(self.head_dim);
+        6.0 * (f64::from(self.layers) * (self.attention_parameters() + mlp + scores)
+            + self.embedding_parameters())
+    }
+}
+
+/// Degrees of parallelism. Ranks are numbered tensor first, then context, data and pipeline, as Megatron does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    pub tensor: u32,
+    pub context: u32,
+    pub data: u32,
+    pub pipeline: u32,
+    /// Chunks of layers per pipeline rank.
+    pub virtual_stages: u32,
+    /// Ranks of the data axis that share out the experts.
+    pub expert: u32,
+    pub sequence_parallel: bool,
+    /// 0 to 3.
+    pub zero_stage: u8,
+    /// Ranks that ZeRO shards over; the whole data axis where it is `data`.
+    pub shard: u32,
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        Self {
+            tensor: 1,
+            context: 1,
+            data: 1,
+            pipeline: 1,
+            virtual_stages: 1,
+            expert: 1,
+            sequence_parallel: false,
+            zero_stage: 0,
+            shard: 1,
+        }
+    }
+}
+
+impl Layout {
+    pub fn devices(&self) -> u32 {
+        self.tensor * self.context * self.data * self.pipeline
+    }
+}
+
+/// What is forgotten in the forward pass and computed again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Recompute {
+    None,
+    /// Attention's scores only (Korthikanti et al. 2022, 2205.05198).
+    Selective,
+    /// Everything but each block's input.
+    Full,
+}
+
+/// One training step to be predicted.
+#[derive(Debug, Clone)]
+pub struct Run {
+    pub shape: Shape,
+    pub machine: Arc<Machine>,
+    pub layout: Layout,
+    pub seq_len: u32,
+    /// Sequences per device and pass.
+    pub micro_batch: u32,
+    /// Sequences per step.
+    pub global_batch: u32,
+    pub dtype: Dtype,
+    pub recompute: Recompute,
+    pub trainer: Trainer,
+    pub attention: AttentionKind,
+    /// Whether gradients are reduced beside the backward pass.
+    pub overlap: bool,
+    /// Parameters handed out rank by rank after the step, instead of gathered in one collective.
+    pub broadcasts: bool,
+    /// Whether the loss is one fused kernel, which keeps logits in 16 bits.
+    pub fused_loss: bool,
+    /// What is not known of this run and was assumed.
+    pub assumptions: Vec<String>,
+}
+
+impl Run {
+    /// A run of that trainer with its usual ways.
+    pub fn new(shape: Shape, machine: Arc<Machine>, layout: Layout, trainer: Trainer) -> Self {
+        Self {
+            shape,
+            machine,
+            layout,
+            seq_len: 2048,
+            micro_batch: 1,
+            global_batch: layout.data,
+            dtype: Dtype::Bf16,
+            recompute: Recompute::None,
+            trainer,
+            attention: trainer.attention(),
+            overlap: trainer.overlaps_gradients(),
+            broadcasts: false,
+            fused_loss: false,
+            assumptions: Vec::new(),
+        }
+    }
+
+    /// Micro-batches per pipeline and step; whole unless the source's batch does not divide.
+    pub fn micro_batches(&self) -> f64 {
+        f64::from(self.global_batch) / (f64::from(self.layout.data) * f64::from(self.micro_batch))
+    }
+
+    /// The least recomputation with which the run fits into its devices; full where nothing does.
+    pub fn least_recompute(&self) -> Recompute {
+        let fits = |mode: &Recompute| {
+            let trial = Self { recompute: *mode, ..self.clone() };
+            Memory::of(&trial).total() <= self.machine.memory.as_f64()
+        };
+        [Recompute::None, Recompute::Selective].into_iter().find(fits).unwrap_or(Recompute::Full)
+    }
+
+    /// # Errors
+    /// Degrees that do not fit the model, the batch or each other.
+    pub fn check(&self) -> Result<(), InputError> {
+        let layout = &self.layout;
+        let wrong = |field: &str, value: u32, problem: String, hint: &str| {
+            Err(InputError::new(field, value, problem).hint(hint))
+        };
+        if layout.pipeline > self.shape.layers {
+            let problem = format!("is more than the {} blocks", self.shape.layers);
+            return wrong("pp", layout.pipeline, problem, "give every stage a block at least");
+        }
+        if layout.virtual_stages > 1 && layout.pipeline == 1 {
+            let problem = "needs a pipeline".to_owned();
+            return wrong("vpp", layout.virtual_stages, problem, "set pp above 1, or leave vpp out");
+        }
+        if layout.tensor > self.shape.heads {
+            let problem = format!("is more than the {} heads", self.shape.heads);
+            return wrong("tp", layout.tensor, problem, "choose a divisor of the heads");
+        }
+        if self.shape.experts.is_none() && layout.expert > 1 {
+            let problem = "the model has no experts".to_owned();
+            return wrong("ep", layout.expert, problem, "leave ep out, or choose a model with experts");
+        }
+        if let Some(experts) = self.shape.experts
+            && experts.count % layout.expert != 0
+        {
+            let problem = format!("does not divide the {} experts", experts.count);
+            return wrong("ep", layout.expert, problem, "choose a divisor");
+        }
+        if self.micro_batches() < 1.0 {
+            let problem = format!(
+                "is less than one micro-batch of {} for each of {} replicas",
+                self.micro_batch, layout.data
+            );
+            return wrong("global_batch", self.global_batch, problem, "raise it, or lower dp or micro_batch");
+        }
+        Ok(())
+    }
+}

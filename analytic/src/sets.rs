@@ -1,0 +1,127 @@
+//! Layouts of one job, measured: how much slower is the predicted best, and how alike are the two orders.
+
+use autodist_spec::InputError;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Layouts of the same model, devices and batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChoiceSet {
+    pub id: String,
+    /// Ids of rows.
+    pub members: Vec<String>,
+}
+
+/// How a prediction orders one set.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Choice {
+    pub set_id: String,
+    pub group: String,
+    pub layouts: usize,
+    pub best_id: String,
+    pub chosen_id: String,
+    /// Measured time of the predicted best over the measured best, less one.
+    pub regret: f64,
+    /// Kendall's tau-b of predicted and measured times; absent where all are equal.
+    pub kendall_tau: Option<f64>,
+}
+
+/// Reads sets: columns `set_id` and `ids_best_first`, ids apart by spaces; other columns are ignored.
+///
+/// # Errors
+/// Text that is no CSV, or without these columns.
+pub fn read(text: &[u8], file: &str) -> Result<Vec<ChoiceSet>, InputError> {
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text);
+    let broken = |error: csv::Error| InputError::new("", "", error.to_string()).in_file(file);
+    let header = reader.headers().map_err(broken)?.clone();
+    let column = |name: &str| {
+        header.iter().position(|column| column == name).ok_or_else(|| {
+            let error = InputError::new(name, "", "there is no such column").in_file(file);
+            error.hint("a line for each set: `set_id`, and `ids_best_first` with the ids of its rows")
+        })
+    };
+    let (id, members) = (column("set_id")?, column("ids_best_first")?);
+    reader
+        .records()
+        .map(|record| {
+            let record = record.map_err(broken)?;
+            let members = record[members].split_whitespace().map(str::to_owned).collect();
+            Ok(ChoiceSet { id: record[id].to_owned(), members })
+        })
+        .collect()
+}
+
+/// What is known of one row: its group, measured and predicted seconds.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing<'a> {
+    pub group: &'a str,
+    pub measured: f64,
+    pub predicted: f64,
+}
+
+/// Judges the sets of which two rows at least were measured and predicted.
+pub fn judge(sets: &[ChoiceSet], rows: &BTreeMap<&str, Timing>) -> Vec<Choice> {
+    let choice = |set: &ChoiceSet| {
+        let found: Vec<(&String, &Timing)> =
+            set.members.iter().filter_map(|id| Some((id, rows.get(id.as_str())?))).collect();
+        if found.len() < 2 {
+            return None;
+        }
+        let least =
+            |key: fn(&Timing) -> f64| found.iter().min_by(|a, b| key(a.1).total_cmp(&key(b.1))).copied();
+        let (best, chosen) = (least(|row| row.measured)?, least(|row| row.predicted)?);
+        Some(Choice {
+            set_id: set.id.clone(),
+            group: best.1.group.to_owned(),
+            layouts: found.len(),
+            best_id: best.0.clone(),
+            chosen_id: chosen.0.clone(),
+            regret: chosen.1.measured / best.1.measured - 1.0,
+            kendall_tau: tau_b(
+                &found.iter().map(|(_, row)| (row.measured, row.predicted)).collect::<Vec<_>>(),
+            ),
+        })
+    };
+    sets.iter().filter_map(choice).collect()
+}
+
+/// Kendall 1945: concordant less discordant pairs, over the geometric mean of the pairs untied in each.
+fn tau_b(pairs: &[(f64, f64)]) -> Option<f64> {
+    let (mut score, mut first, mut second) = (0.0, 0.0, 0.0);
+    for (index, a) in pairs.iter().enumerate() {
+        for b in &pairs[index + 1..] {
+            let sign = |difference: f64| if difference == 0.0 { 0.0 } else { difference.signum() };
+            let (x, y) = (sign(a.0 - b.0), sign(a.1 - b.1));
+            score += x * y;
+            first += x * x;
+            second += y * y;
+        }
+    }
+    (first > 0.0 && second > 0.0).then(|| score / f64::sqrt(first * second))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tau_counts_pairs_and_ties() {
+        assert_eq!(tau_b(&[(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]), Some(1.0));
+        assert_eq!(tau_b(&[(1.0, 3.0), (2.0, 2.0), (3.0, 1.0)]), Some(-1.0));
+        // Two of three pairs in order, one tied in one of the two: 2 / sqrt(3 * 2).
+        let tied = tau_b(&[(1.0, 1.0), (2.0, 2.0), (3.0, 2.0)]).unwrap();
+        assert!((tied - 2.0 / 6f64.sqrt()).abs() < 1e-12, "{tied}");
+        assert_eq!(tau_b(&[(1.0, 1.0), (1.0, 2.0)]), None);
+    }
+
+    #[test]
+    fn the_regret_is_what_the_wrong_choice_costs() {
+        let sets = read(b"set_id,ids_best_first,more\ns,a b c,x\n", "sets.csv").unwrap();
+        let timing = |measured, predicted| Timing { group: "g", measured, predicted };
+        let rows =
+            BTreeMap::from([("a", timing(1.0, 1.2)), ("b", timing(1.1, 1.1)), ("d", timing(1.0, 1.0))]);
+        let judged = judge(&sets, &rows);
+        assert_eq!((judged[0].layouts, judged[0].chosen_id.as_str()), (2, "b"));
+        assert!((judged[0].regret - 0.1).abs() < 1e-12);
+    }
+}

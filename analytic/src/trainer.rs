@@ -1,0 +1,134 @@
+//! What trainers do differently with the same layout.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// The software that trains, as far as it changes time or memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trainer {
+    /// Megatron-LM up to 2022: attention in separate kernels, nothing overlapped.
+    Megatron,
+    /// Megatron-Core since 2023: fused attention, gradients and updated parameters overlapped.
+    MegatronCore,
+    /// Megatron on DeepSpeed's pipeline, as BLOOM was trained.
+    MegatronDeepspeed,
+    /// DeepSpeed ZeRO under a plain model.
+    Deepspeed,
+    /// PyTorch FSDP of 2022 and 2023, run operation by operation, with the first fused attention.
+    Fsdp,
+    /// PyTorch FSDP2 with scaled_dot_product_attention and compiled blocks.
+    Fsdp2,
+    /// InternEvo: ZeRO-1 within groups, fused kernels.
+    Internevo,
+    /// OneFlow: a static graph with fused kernels.
+    Oneflow,
+}
+
+/// How attention is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttentionKind {
+    /// Two batched products with masked softmax between; the scores are written to memory.
+    Unfused,
+    /// FlashAttention's first generation.
+    FirstFlash,
+    Flash,
+}
+
+impl Trainer {
+    pub const ALL: [Self; 8] = [
+        Self::Megatron,
+        Self::MegatronCore,
+        Self::MegatronDeepspeed,
+        Self::Deepspeed,
+        Self::Fsdp,
+        Self::Fsdp2,
+        Self::Internevo,
+        Self::Oneflow,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Megatron => "megatron",
+            Self::MegatronCore => "megatron-core",
+            Self::MegatronDeepspeed => "megatron-deepspeed",
+            Self::Deepspeed => "deepspeed",
+            Self::Fsdp => "fsdp",
+            Self::Fsdp2 => "fsdp2",
+            Self::Internevo => "internevo",
+            Self::Oneflow => "oneflow",
+        }
+    }
+
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|trainer| trainer.name() == name)
+    }
+
+    /// The trainer that a source's own words name: the first of these phrases that occurs in them.
+    pub fn of_words(words: &str) -> Option<Self> {
+        let words = words.to_ascii_lowercase();
+        let known = [
+            ("oneflow;", Self::Oneflow),
+            ("internevo", Self::Internevo),
+            ("megatron-deepspeed", Self::MegatronDeepspeed),
+            ("megatron deepspeed", Self::MegatronDeepspeed),
+            ("bigscience", Self::MegatronDeepspeed),
+            ("torchtitan", Self::Fsdp2),
+            ("fsdp2", Self::Fsdp2),
+            ("llm-foundry", Self::Fsdp),
+            ("fsdp", Self::Fsdp),
+            ("megatron-bridge", Self::MegatronCore),
+            ("megatron bridge", Self::MegatronCore),
+            ("megatron-core", Self::MegatronCore),
+            ("mcore", Self::MegatronCore),
+            ("nemo", Self::MegatronCore),
+            ("simumax", Self::MegatronCore),
+            ("megascale", Self::MegatronCore),
+            ("megatron", Self::Megatron),
+            ("deepspeed", Self::Deepspeed),
+        ];
+        known.into_iter().find(|(phrase, _)| words.contains(phrase)).map(|(_, trainer)| trainer)
+    }
+
+    pub fn attention(self) -> AttentionKind {
+        match self {
+            Self::Megatron | Self::MegatronDeepspeed | Self::Deepspeed | Self::Oneflow => {
+                AttentionKind::Unfused
+            }
+            Self::Fsdp => AttentionKind::FirstFlash,
+            Self::MegatronCore | Self::Fsdp2 | Self::Internevo => AttentionKind::Flash,
+        }
+    }
+
+    /// Kernel libraries of the years before 2023.
+    pub fn is_classic(self) -> bool {
+        matches!(self, Self::Megatron | Self::MegatronDeepspeed | Self::Deepspeed | Self::Oneflow)
+    }
+
+    /// Each operation is a kernel of its own.
+    pub fn is_eager(self) -> bool {
+        matches!(self, Self::Fsdp | Self::Deepspeed)
+    }
+
+    /// Parameters live in shards and are gathered layer by layer.
+    pub fn shards_parameters(self) -> bool {
+        matches!(self, Self::Fsdp | Self::Fsdp2)
+    }
+
+    /// Gradients are reduced while the backward pass runs.
+    pub fn overlaps_gradients(self) -> bool {
+        matches!(self, Self::MegatronCore | Self::Internevo | Self::Oneflow | Self::Fsdp | Self::Fsdp2)
+    }
+
+    /// Bytes of a gradient as it is accumulated and reduced.
+    pub fn gradient_bytes(self) -> f64 {
+        if self == Self::MegatronCore { 4.0 } else { 2.0 }
+    }
+}
+
+impl fmt::Display for Trainer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}

@@ -1,0 +1,123 @@
+//! What sources write in words: devices, networks, numbers in notes.
+
+use crate::machine::Uplink;
+use autodist_hardware::{Catalogue, NodeShape};
+
+/// The catalogue's name of a device, and whether that is what the row says.
+pub fn device(written: &str) -> Result<(String, bool), String> {
+    let lower = written.to_ascii_lowercase();
+    let bare = lower.split('(').next().unwrap_or_default().trim().replace([' ', '_'], "-");
+    let bare =
+        bare.replace("sxm2", "sxm").replace("sxm3", "sxm").replace("sxm4", "sxm").replace("sxm5", "sxm");
+    let catalogue = Catalogue::shipped();
+    if catalogue.device(&bare).is_ok() {
+        return Ok((bare, true));
+    }
+    let kind = bare.split('-').next().unwrap_or_default();
+    let alike = catalogue.devices().iter().filter(|known| known.name.split('-').next() == Some(kind));
+    // Of the same kind, the one whose name begins most like what was written.
+    let common = |name: &str| name.bytes().zip(bare.bytes()).take_while(|(a, b)| a == b).count();
+    let best = alike.max_by_key(|known| (common(&known.name), known.name.contains("80gb-sxm")));
+    best.map(|known| (known.name.clone(), false))
+        .ok_or_else(|| format!("`gpu` is `{written}`: the catalogue has none like it"))
+}
+
+/// The whole number that follows the phrase.
+pub fn number_after(words: &str, phrase: &str) -> Option<u32> {
+    let rest = &words[words.find(phrase)? + phrase.len()..];
+    rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
+}
+
+/// What joins nodes, from a source's words such as `8x HDR 200Gb/s IB per node` or `RoCE 1600 Gb/s per node`; else the
+/// network of the catalogue's node with that device.
+pub fn uplink(words: &str, device: &str, assumptions: &mut Vec<String>) -> Result<Uplink, String> {
+    let words = words.to_ascii_lowercase();
+    let fabric = match () {
+        () if words.contains("omni") || words.contains("opa") => "omni-path",
+        () if words.contains("roce") => "roce",
+        () if words.contains("efa") => "efa",
+        () if words.contains("slingshot") => "slingshot",
+        () if words.contains("ethernet") || words.contains("tcp") => "ethernet",
+        () => "infiniband",
+    }
+    .to_owned();
+    if let Some((nics, gigabits)) = cards(&words) {
+        return Ok(Uplink { fabric, bytes_per_s: f64::from(nics) * gigabits * 1e9 / 8.0, nics });
+    }
+    let catalogue = Catalogue::shipped();
+    let like = |name: &str| name.split('-').next() == device.split('-').next();
+    // The node with that device or one of its kind; of a fabric that is named, if there is one.
+    let fits = |node: &&NodeShape| {
+        let named = words.is_empty() || node.fabric == fabric;
+        (named, node.device == device)
+    };
+    let nodes = catalogue.nodes().iter().filter(|node| like(&node.device));
+    let node = nodes
+        .rev()
+        .max_by_key(fits)
+        .ok_or_else(|| format!("`inter_link` is not given, and no node of the catalogue has {device}"))?;
+    if words.is_empty() {
+        assumptions.push(format!("a network as of {}: not given", node.name));
+        return Ok(Uplink {
+            fabric: node.fabric.clone(),
+            bytes_per_s: node.nic_bytes_per_s.0 * f64::from(node.nics),
+            nics: node.nics,
+        });
+    }
+    assumptions.push(format!("network cards as of {}: rate not given", node.name));
+    Ok(Uplink { fabric, bytes_per_s: node.nic_bytes_per_s.0 * f64::from(node.nics), nics: node.nics })
+}
+
+/// Cards of a node and gigabits per second of each: `8 x 200 Gb/s`; or `1600 Gb/s` in all, in cards of 200.
+fn cards(words: &str) -> Option<(u32, f64)> {
+    let unit = words.find("gb/s")?;
+    let before = words[..unit].trim_end();
+    let start = before.rfind(|c: char| !c.is_ascii_digit() && c != '.').map_or(0, |at| at + 1);
+    let rate: f64 = before[start..].parse().ok()?;
+    let head = before[..start].trim_end();
+    let count = head.rfind('x').and_then(|at| {
+        let digits = head[..at].trim_end();
+        let first = digits.rfind(|c: char| !c.is_ascii_digit()).map_or(0, |at| at + 1);
+        digits[first..].parse::<u32>().ok()
+    });
+    match count {
+        Some(count) if count > 0 => Some((count, rate)),
+        _ => {
+            let cards = (rate / 200.0).ceil().max(1.0);
+            Some((cards as u32, rate / cards))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cards_are_read_from_a_sources_words() {
+        for (words, expected) in [
+            ("selene: 8x hdr 200gb/s ib per node (recalled)", (8, 200.0)),
+            ("4 x 100 gb/s roce per node", (4, 100.0)),
+            ("roce 1600 gb/s per node", (8, 200.0)),
+            ("omni-path 4x100gb/s per node", (4, 100.0)),
+            ("1 x edr 100 gb/s ib per node", (1, 100.0)),
+            ("800 gb/s per node (config)", (4, 200.0)),
+        ] {
+            assert_eq!(cards(words), Some(expected), "{words}");
+        }
+        assert_eq!(cards("selene hdr ib"), None);
+    }
+
+    #[test]
+    fn devices_are_found_by_what_sources_call_them() {
+        for (written, expected, exact) in [
+            ("A100-80GB-SXM", "a100-80gb-sxm", true),
+            ("V100-32GB-SXM3 (DGX-2)", "v100-32gb-sxm", true),
+            ("H100-96GB-500W (Grand Teton)", "h100-80gb-sxm", false),
+            ("A100-80GB-SXM4", "a100-80gb-sxm", true),
+        ] {
+            assert_eq!(device(written).unwrap(), (expected.to_owned(), exact), "{written}");
+        }
+        assert!(device("Cerebras").is_err());
+    }
+}

@@ -1,0 +1,317 @@
+//! What one step asks of devices and links, priced by the hardware model alone: nothing here is fitted to runs.
+
+use crate::run::{Recompute, Run};
+use crate::trainer::{AttentionKind, Trainer};
+use autodist_hardware::{Attention, BACKWARD_OVER_FORWARD, Collective, Dtype};
+
+/// Seconds of matrix products, apart by what a step may make slower.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Products {
+    /// As kernels alone would take.
+    pub plain: f64,
+    /// What a whole last wave of tiles would add.
+    pub waves: f64,
+    /// Of `plain`, products whose sides are no multiples of 64.
+    pub unaligned: f64,
+}
+
+impl std::ops::Add for Products {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self {
+            plain: self.plain + other.plain,
+            waves: self.waves + other.waves,
+            unaligned: self.unaligned + other.unaligned,
+        }
+    }
+}
+
+/// Seconds over links, and whether they leave the node.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Transfer {
+    pub seconds: f64,
+    pub between_nodes: bool,
+}
+
+/// One step's work of one device of the busiest kind.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Work {
+    /// Linear layers of one block, one micro-batch.
+    pub linear_forward: Products,
+    pub linear_backward: Products,
+    /// Attention of one block: products, or the fused kernel.
+    pub attention_forward: f64,
+    pub attention_backward: f64,
+    /// Attention scores of one block, elements; zero where they are never written.
+    pub scores: f64,
+    /// Bytes of norms, activations and residuals of one block.
+    pub element_bytes_forward: f64,
+    pub element_bytes_backward: f64,
+    /// Bytes of adding one block's gradients of a micro-batch to the others'.
+    pub accumulation_bytes: f64,
+    pub logit_products: Products,
+    pub logits: f64,
+    pub embedding_bytes: f64,
+    /// Tensor-parallel collectives of one block: forward, backward, in seconds each way.
+    pub tensor_forward: Transfer,
+    pub tensor_backward: Transfer,
+    /// How many collectives of them wait for all ranks: forward, backward.
+    pub tensor_calls: [f64; 2],
+    /// Keys and values sent round by context parallelism, one block, forward.
+    pub context: Transfer,
+    /// Tokens to experts and back, one block, forward.
+    pub experts: Transfer,
+    /// One activation to the next pipeline rank.
+    pub message: Transfer,
+    /// All gradients of the device summed over replicas.
+    pub reduce: Transfer,
+    /// Updated parameters gathered from shards.
+    pub update_gather: Transfer,
+    /// One block's parameters gathered from shards.
+    pub block_gather: Transfer,
+    /// Bytes of the optimizer's update.
+    pub optimizer_bytes: f64,
+    /// Elements of the device's parameters.
+    pub parameters: f64,
+}
+
+struct Local {
+    tokens: f64,
+    hidden: f64,
+    query: f64,
+    kv: f64,
+    ffn: f64,
+}
+
+impl Work {
+    pub fn of(run: &Run) -> Self {
+        let (shape, layout) = (&run.shape, &run.layout);
+        let tensor = f64::from(layout.tensor);
+        let local = Local {
+            tokens: f64::from(run.micro_batch) * f64::from(run.seq_len) / f64::from(layout.context),
+            hidden: f64::from(shape.hidden),
+            query: f64::from(shape.heads) * f64::from(shape.head_dim) / tensor,
+            kv: f64::from(shape.kv_heads.max(layout.tensor)) * f64::from(shape.head_dim) / tensor,
+            ffn: f64::from(shape.experts.map_or(shape.ffn, |e| e.ffn)) / tensor,
+        };
+        let mut work = Self::default();
+        work.linear(run, &local);
+        work.attention(run);
+        work.elements(run, &local);
+        work.head(run, &local);
+        work.transfers(run, &local);
+        work
+    }
+
+    fn linear(&mut self, run: &Run, local: &Local) {
+        let Local { tokens, hidden, query, kv, ffn } = *local;
+        let up = if run.shape.gated { 2.0 * ffn } else { ffn };
+        let mut add = |rows: f64, out: f64, into: f64, repeats: f64| {
+            let (forward, backward) = linear_layer(run, rows, out, into);
+            self.linear_forward = self.linear_forward + forward.times(repeats);
+            self.linear_backward = self.linear_backward + backward.times(repeats);
+        };
+        add(tokens, query + 2.0 * kv, hidden, 1.0);
+        add(tokens, hidden, query, 1.0);
+        match run.shape.experts {
+            None => {
+                add(tokens, up, hidden, 1.0);
+                add(tokens, hidden, ffn, 1.0);
+            }
+            Some(experts) => {
+                // Balanced: every local expert sees its share of the tokens of all ranks that share them out.
+                let held = f64::from(experts.count / run.layout.expert);
+                let rows = tokens * f64::from(experts.active) / held;
+                add(tokens, f64::from(experts.count), hidden, 1.0);
+                add(rows, up, hidden, held);
+                add(rows, hidden, ffn, held);
+            }
+        }
+    }
+
+    fn attention(&mut self, run: &Run) {
+        let (shape, layout, machine) = (&run.shape, &run.layout, &*run.machine);
+        let heads = u64::from(shape.heads.div_ceil(layout.tensor));
+        let batch = u64::from(run.micro_batch);
+        let (keys, head) = (u64::from(run.seq_len), u64::from(shape.head_dim));
+        let queries = keys / u64::from(layout.context);
+        match run.attention {
+            AttentionKind::Unfused => {
+                let product = |m, n, k| machine.products(sixteen_bits(run), batch * heads, m, n, k);
+                self.attention_forward = product(queries, keys, head) + product(queries, head, keys);
+                self.attention_backward = 2.0 * self.attention_forward;
+                self.scores = (batch * heads * queries * keys) as f64;
+            }
+            AttentionKind::FirstFlash | AttentionKind::Flash => {
+                let kv_heads = u64::from(shape.kv_heads.div_ceil(layout.tensor));
+                let (sequence, head_dim) = (queries, head);
+                let shape = Attention { batch, sequence, keys, heads, kv_heads, head_dim, causal: true };
+                self.attention_forward = machine.attention(&shape);
+                self.attention_backward = BACKWARD_OVER_FORWARD * self.attention_forward;
+            }
+        }
+    }
+
+    /// Elements that fused kernels read and write per token: two norms, two residuals with dropout, and the MLP's
+    /// activation; backward reads the input and the gradient again, and sums gradients of biases.
+    fn elements(&mut self, run: &Run, local: &Local) {
+        let split = if run.layout.sequence_parallel { f64::from(run.layout.tensor) } else { 1.0 };
+        let (along, gated) = (local.hidden / split, f64::from(u8::from(run.shape.gated)));
+        let routed = run.shape.experts.map_or(1.0, |e| f64::from(e.active));
+        let dispatch = if run.shape.experts.is_some() { 4.0 * routed * local.hidden } else { 0.0 };
+        let inner = local.ffn * routed;
+        self.element_bytes_forward = 2.0 * local.tokens * (11.0 * along + (2.0 + gated) * inner + dispatch);
+        self.element_bytes_backward =
+            2.0 * local.tokens * (16.0 * along + (3.0 + 2.0 * gated) * inner + dispatch);
+        let parameters = self.block_parameters(run);
+        if run.micro_batches() > 1.0 {
+            // Read the new and the old gradient, write the sum.
+            self.accumulation_bytes = parameters * 3.0 * run.trainer.gradient_bytes();
+        }
+    }
+
+    fn block_parameters(&self, run: &Run) -> f64 {
+        let split = f64::from(run.layout.tensor);
+        (run.shape.attention_parameters() + run.shape.mlp_parameters() / f64::from(run.layout.expert)) / split
+    }
+
+    fn head(&mut self, run: &Run, local: &Local) {
+        let tensor = f64::from(run.layout.tensor);
+        // Tables are padded so that every rank holds a multiple of 128 rows, as Megatron does.
+        let rows = (f64::from(run.shape.vocab) / 128.0 / tensor).ceil() * 128.0;
+        let (forward, backward) = linear_layer(run, local.tokens, rows, local.hidden);
+        self.logit_products = forward + backward;
+        self.logits = local.tokens * rows;
+        self.embedding_bytes = 16.0 * local.tokens * local.hidden;
+    }
+
+    fn transfers(&mut self, run: &Run, local: &Local) {
+        let (layout, machine) = (&run.layout, &*run.machine);
+        let per_node = machine.devices_per_node;
+        let (tensor, context, data) = (layout.tensor, layout.context, layout.data);
+        let activation = 2.0 * local.tokens * local.hidden;
+        let inside = tensor.min(per_node);
+
+        // Two all-reduces, or as many gathers and scatters with sequence parallelism, whose inputs are gathered once more backward.
+        let sum = machine.collective(Collective::AllReduce, activation, tensor, inside, 1);
+        let gather = machine.collective(Collective::AllGather, activation, tensor, inside, 1);
+        let (forward, backward, calls) = if layout.sequence_parallel {
+            let scatter = machine.collective(Collective::ReduceScatter, activation, tensor, inside, 1);
+            (2.0 * (gather + scatter), 2.0 * (gather + scatter) + 2.0 * gather, [4.0, 6.0])
+        } else {
+            (2.0 * sum, 2.0 * sum, [2.0, 2.0])
+        };
+        let crosses = tensor > per_node;
+        self.tensor_forward = Transfer { seconds: forward, between_nodes: crosses };
+        self.tensor_backward = Transfer { seconds: backward, between_nodes: crosses };
+        self.tensor_calls = if tensor > 1 { calls } else { [0.0; 2] };
+
+        let spread = (per_node / inside).clamp(1, context.max(1));
+        let kv = 2.0 * 2.0 * local.tokens * local.kv * f64::from(context);
+        let seconds = machine.collective(Collective::AllGather, kv, context, spread, inside);
+        self.context = Transfer { seconds, between_nodes: context > spread };
+
+        if let Some(experts) = run.shape.experts {
+            let split = if layout.sequence_parallel { f64::from(tensor) } else { 1.0 };
+            let bytes = activation * f64::from(experts.active) / split;
+            let near = (per_node / inside / context).clamp(1, layout.expert);
+            let seconds = 2.0 * machine.collective(Collective::AllToAll, bytes, layout.expert, near, inside);
+            self.experts = Transfer { seconds, between_nodes: layout.expert > near };
+        }
+
+        // Every rank of a stage sends at the same time, its tensor-parallel share of the activation.
+        let stage = tensor * context * data;
+        let crosses = stage >= per_node && layout.devices() > per_node;
+        let share = activation / f64::from(tensor);
+        let (ends, sharing) = if crosses { (1, per_node.min(layout.devices())) } else { (2, 1) };
+        let seconds = machine.collective(Collective::PointToPoint, share, 2, ends, sharing);
+        self.message =
+            Transfer { seconds: if layout.pipeline > 1 { seconds } else { 0.0 }, between_nodes: crosses };
+        self.gradients(run, local);
+    }
+
+    fn gradients(&mut self, run: &Run, local: &Local) {
+        let (layout, machine) = (&run.layout, &*run.machine);
+        let blocks = f64::from(run.shape.layers) / f64::from(layout.pipeline);
+        let block = self.block_parameters(run);
+        let table = run.shape.embedding_parameters() / f64::from(layout.tensor);
+        let ends = if layout.pipeline == 1 && !run.shape.tied_embeddings { 2.0 } else { 1.0 };
+        let positions = f64::from(run.shape.position_rows) * local.hidden;
+        self.parameters = block * blocks + ends * table + positions;
+
+        let inside = (layout.tensor * layout.context).min(machine.devices_per_node);
+        let replicas = layout.data * layout.context;
+        let near =
+            (machine.devices_per_node / layout.tensor.min(machine.devices_per_node)).clamp(1, replicas);
+        let crosses = replicas > near;
+        let bytes = self.parameters * run.trainer.gradient_bytes();
+        let sharded = layout.zero_stage >= 1;
+        let far = |kind, bytes, ranks: u32| Transfer {
+            seconds: machine.collective(kind, bytes, ranks, near.min(ranks), inside),
+            between_nodes: ranks > near,
+        };
+        // What ZeRO-3 scatters travels block by block; replicas of shards sum theirs at the end. Megatron-Core scatters
+        // under ZeRO-1; others sum whole gradients, and gather parameters on top.
+        let shard = layout.shard.max(1);
+        self.reduce = match layout.zero_stage {
+            3 => far(Collective::AllReduce, bytes / f64::from(shard), replicas / shard.min(replicas)),
+            1 | 2 if run.trainer == Trainer::MegatronCore => far(Collective::ReduceScatter, bytes, replicas),
+            _ => far(Collective::AllReduce, bytes, replicas),
+        };
+        self.reduce.between_nodes = crosses;
+        if sharded && run.broadcasts {
+            // Every rank of the shard group hands out its part to the others, one after the other.
+            let parts = f64::from(shard);
+            let one = far(Collective::Broadcast, 2.0 * self.parameters / parts, shard);
+            self.update_gather = Transfer { seconds: one.seconds * parts, ..one };
+        } else if sharded {
+            self.update_gather = far(Collective::AllGather, 2.0 * self.parameters, shard);
+        }
+        self.block_gather = far(Collective::AllGather, 2.0 * block, shard);
+
+        // Adam: gradient read; master weight and two moments read and written in fp32; the working weight written.
+        let parts = if sharded { f64::from(shard) } else { 1.0 };
+        let whole = if run.trainer.shards_parameters() { 0.0 } else { 8.0 * self.parameters };
+        self.optimizer_bytes = 30.0 * self.parameters / parts + whole;
+    }
+
+    /// Part of the forward pass that the backward pass repeats.
+    pub fn repeats(run: &Run) -> f64 {
+        if run.recompute == Recompute::Full { 1.0 } else { 0.0 }
+    }
+}
+
+impl Products {
+    fn times(self, factor: f64) -> Self {
+        Self { plain: self.plain * factor, waves: self.waves * factor, unaligned: self.unaligned * factor }
+    }
+}
+
+/// Attention and everything that is not a linear layer stay in 16 bits where products are in 8.
+fn sixteen_bits(run: &Run) -> Dtype {
+    if run.dtype == Dtype::Fp8 { Dtype::Bf16 } else { run.dtype }
+}
+
+/// Forward; and the gradients of inputs and weights.
+fn linear_layer(run: &Run, rows: f64, out: f64, into: f64) -> (Products, Products) {
+    let product = |m: f64, n: f64, k: f64| {
+        let side = |x: f64| x.ceil().max(1.0) as u64;
+        let plain = run.machine.products(run.dtype, 1, side(m), side(n), side(k));
+        let unaligned = if out % 64.0 == 0.0 && into % 64.0 == 0.0 { 0.0 } else { plain };
+        let waves =
+            if run.trainer.is_classic() { plain * idle_part(m, n, run.machine.processors) } else { 0.0 };
+        Products { plain, waves, unaligned }
+    };
+    (product(rows, out, into), product(rows, into, out) + product(out, into, rows))
+}
+
+/// How much longer whole waves of 128 by 256 tiles take than the work in them, on `processors` processors.
+fn idle_part(m: f64, n: f64, processors: f64) -> f64 {
+    let waves = |a: f64, b: f64| (m / a).ceil() * (n / b).ceil() / processors;
+    let idle = |waves: f64, price: f64| price * waves.ceil() / waves - 1.0;
+    // Smaller tiles fill waves better and reuse less.
+    idle(waves(128.0, 256.0), 1.0)
+        .min(idle(waves(256.0, 128.0), 1.0))
+        .min(idle(waves(128.0, 128.0), 1.07))
+        .max(0.0)
+}

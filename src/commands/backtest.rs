@@ -1,0 +1,192 @@
+//! `autodist backtest`
+
+use crate::cli::BacktestArgs;
+use crate::failure::Failure;
+use crate::{input, output};
+use autodist_analytic::backtest::{Answer, Backtest, Errors, Part};
+use autodist_analytic::measured::{MeasuredPlans, PlanEstimate};
+use autodist_analytic::table::{self, Row};
+use autodist_analytic::{
+    Calibration, Fold, Parameters, Work, backtest, cross_validated_bars, errors, fit, sets,
+};
+use autodist_spec::{Bytes, Seconds, to_json};
+use std::fmt::Write;
+use std::path::Path;
+
+const SHIPPED_RUNS: &str = include_str!("../../catalog/published/training_runs.csv");
+const SHIPPED_SETS: &str = include_str!("../../catalog/published/choice_sets.csv");
+
+pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
+    if let Some(path) = &args.measured_plans {
+        return measured_plans(path, args.json);
+    }
+    let (rows, shipped) = rows(args.runs.as_deref())?;
+    let sets = match &args.choice_sets {
+        Some(path) => sets::read(&input::bytes(path, "choice set")?, &path.display().to_string())?,
+        None if shipped => sets::read(SHIPPED_SETS.as_bytes(), "the shipped choice sets")?,
+        None => Vec::new(),
+    };
+    let result = if args.leave_one_group_out {
+        let fold = fold(&args.half_of_jobs);
+        let predicted = fit::cross_validated(&rows, &Parameters::prior(), fold);
+        let bars = cross_validated_bars(&errors(&rows, &predicted));
+        backtest(
+            &rows,
+            &predicted,
+            |group| bars(group),
+            &sets,
+            "every group predicted by a fit to the others",
+        )
+    } else {
+        let (parameters, bar, mode) = match &args.calibration {
+            Some(path) => {
+                let (calibration, parameters) = input::calibration(path)?;
+                (parameters, calibration.error_bar, format!("calibration {}", path.display()))
+            }
+            None => {
+                (*Parameters::shipped(), Calibration::shipped().error_bar, "shipped calibration".to_owned())
+            }
+        };
+        let seconds =
+            |row: &Row| row.run.as_ref().ok().map(|run| fit::seconds(run, &Work::of(run), &parameters));
+        let predicted: Vec<Option<f64>> = rows.iter().map(seconds).collect();
+        backtest(&rows, &predicted, |_| bar, &sets, &mode)
+    };
+    output::print(&if args.json { to_json(&result) } else { text(&result) })
+}
+
+/// Plans over layers that others have timed.
+fn measured_plans(path: &Path, json: bool) -> Result<(), Failure> {
+    let content = input::bytes(path, "measured plans")?;
+    let estimates = MeasuredPlans::read(&path.display().to_string(), &content)?.estimate();
+    let priced: Vec<_> = estimates.iter().filter_map(|estimate| estimate.as_ref().ok()).collect();
+    if json {
+        let refused: Vec<_> = estimates.iter().filter_map(|estimate| estimate.as_ref().err()).collect();
+        return output::print(&to_json(&serde_json::json!({ "plans": priced, "refused": refused })));
+    }
+    let mut text = String::new();
+    let percent =
+        |error: Option<f64>| error.map_or(String::new(), |error| format!("{:+.1} %", 100.0 * error));
+    for estimate in &estimates {
+        // Writing to a String cannot fail.
+        let _ = match estimate {
+            Ok(plan) => writeln!(
+                text,
+                "{:<52} {:>9}  {:>8}  {:>9}  {:>8}",
+                plan.id,
+                Seconds(plan.predicted_s).to_string(),
+                percent(plan.error),
+                Bytes(plan.predicted_memory_bytes as u64).to_string(),
+                percent(plan.memory_error)
+            ),
+            Err(reason) => writeln!(text, "refused: {reason}"),
+        };
+    }
+    for (name, of) in
+        [("time", errors_of(&priced, |p| p.error)), ("memory", errors_of(&priced, |p| p.memory_error))]
+    {
+        if let Some(errors) = of {
+            let _ = writeln!(
+                text,
+                "{name} of {} plans: median error {:.1} %, mean {:.1} %, largest {:.1} %",
+                errors.rows,
+                100.0 * errors.median,
+                100.0 * errors.mean,
+                100.0 * errors.max
+            );
+        }
+    }
+    output::print(&text)
+}
+
+fn errors_of(plans: &[&PlanEstimate], of: fn(&PlanEstimate) -> Option<f64>) -> Option<Errors> {
+    Errors::of(plans.iter().filter_map(|plan| of(plan)))
+}
+
+/// The rows of that table, or the shipped ones.
+fn rows(path: Option<&Path>) -> Result<(Vec<Row>, bool), Failure> {
+    Ok(match path {
+        Some(path) => (table::read(&input::bytes(path, "run table")?, &path.display().to_string())?, false),
+        None => (table::read(SHIPPED_RUNS.as_bytes(), "the shipped runs")?, true),
+    })
+}
+
+/// How runs of a group are left out: all, or half of the jobs of the groups that are named.
+pub fn fold(halves: &[String]) -> impl Fn(&str) -> Fold + Sync + '_ {
+    |group| if halves.iter().any(|half| half == group) { Fold::Jobs(2) } else { Fold::Group }
+}
+
+fn text(result: &Backtest) -> String {
+    let mut text = String::new();
+    for row in &result.rows {
+        let line = match (&row.answer, row.measured_s) {
+            (Answer::Predicted { predicted_s, error, assumptions, .. }, measured) => {
+                let measured = measured.map_or("not measured".to_owned(), |s| format!("{s:.4} s"));
+                let error = error.map_or(String::new(), |error| format!("{:+.1} %", 100.0 * error));
+                format!("{measured:>12}  {predicted_s:>10.4} s  {error:>8}  {}", assumptions.join("; "))
+            }
+            (Answer::Refused { reason }, _) => format!("refused: {reason}"),
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "{:<22} {line}", row.id);
+    }
+    let summary = &result.summary;
+    let _ = writeln!(
+        text,
+        "\n{}: relative errors of predicted times, beside those of one utilisation per device and precision\n",
+        summary.mode
+    );
+    let _ = writeln!(
+        text,
+        "{:<16} {:<25} {:<9} {:>5} {:>4}  {:>7} {:>7} {:>7} {:>7}   {:>7} {:>7}",
+        "group", "device", "precision", "rows", "ref.", "bias", "median", "mean", "p90", "constant", "p90"
+    );
+    for part in summary.parts.iter().chain([&summary.all]) {
+        let _ = writeln!(text, "{}", part_line(part));
+    }
+    if let Some(covered) = summary.covered {
+        let _ = writeln!(text, "\nwithin their error bars: {:.1} %", 100.0 * covered);
+    }
+    if let Some(memory) = &summary.memory {
+        let _ = writeln!(
+            text,
+            "memory of {} rows: median {:.1} %, lowest {:+.1} %, {} more than 5 % under",
+            memory.errors.rows,
+            100.0 * memory.errors.median,
+            100.0 * memory.lowest,
+            memory.more_than_5_percent_under
+        );
+    }
+    if let Some(choices) = &summary.choices {
+        let _ = writeln!(
+            text,
+            "{} choice sets: regret of the predicted best {:.1} % in the mean, {:.1} % at most; Kendall tau {:.2}",
+            choices.sets.len(),
+            100.0 * choices.mean_regret,
+            100.0 * choices.max_regret,
+            choices.mean_kendall_tau
+        );
+    }
+    text
+}
+
+fn part_line(part: &Part) -> String {
+    let percent = |value: f64| format!("{:.1} %", 100.0 * value);
+    let of = |errors: &Option<Errors>, value: fn(&Errors) -> f64| {
+        errors.as_ref().map_or("-".to_owned(), |e| percent(value(e)))
+    };
+    format!(
+        "{:<16} {:<25} {:<9} {:>5} {:>4}  {:>7} {:>7} {:>7} {:>7}   {:>7} {:>7}",
+        part.group,
+        part.device,
+        part.precision,
+        part.rows,
+        part.refused,
+        of(&part.errors, |e| e.bias),
+        of(&part.errors, |e| e.median),
+        of(&part.errors, |e| e.mean),
+        of(&part.errors, |e| e.p90),
+        of(&part.constant_mfu, |e| e.median),
+        of(&part.constant_mfu, |e| e.p90),
+    )
+}

@@ -1,0 +1,51 @@
+//! `autodist calibrate`
+
+use super::backtest::fold;
+use crate::cli::CalibrateArgs;
+use crate::failure::Failure;
+use crate::{input, output};
+use autodist_analytic::{Calibration, Fold, Parameters, fit, table, usual_fold};
+use autodist_spec::InputError;
+use std::fmt::Write;
+
+pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
+    output::check_writable(&args.output)?;
+    let file = args.runs.display().to_string();
+    let rows = table::read(&input::bytes(&args.runs, "run table")?, &file)?;
+    let usable = rows.iter().filter(|row| row.is_for_fitting()).count();
+    if usable < 3 {
+        let reason = rows.iter().find_map(|row| row.run.as_ref().err());
+        let problem = format!("has {usable} runs that a fit can use, of {}", rows.len());
+        let hint = reason
+            .map_or("give measured runs of dense models in 16 bits".to_owned(), |r| format!("one line: {r}"));
+        return Err(InputError::new("", "", problem).in_file(&file).hint(hint).into());
+    }
+    let middle = if args.from_priors { Parameters::prior() } else { *Parameters::shipped() };
+    let usual = usual_fold(&rows);
+    let named = fold(&args.half_of_jobs);
+    let by_group = |group: &str| if usual == Fold::Group { named(group) } else { usual };
+    let predicted = fit::cross_validated(&rows, &middle, by_group);
+    let calibration = Calibration::of(&rows, &middle, &predicted, &format!("{usable} runs of {file}"));
+    let mut content = String::from(
+        "# Efficiencies of training runs, fitted by `autodist calibrate`. What each number is: docs/files.md.\n\n",
+    );
+    content.push_str(&calibration.to_toml());
+    output::write(&args.output, content.as_bytes())?;
+
+    let mut text = format!(
+        "{usable} of {} rows fitted; left out of the fit, their median error is {:.1} %, and nine of ten lie within {:.1} %\n\n",
+        rows.len(),
+        100.0 * calibration.median_error,
+        100.0 * calibration.error_bar
+    );
+    let before = middle.to_table();
+    for (name, value) in &calibration.parameters {
+        let was = before[name];
+        if (value / was - 1.0).abs() > 0.02 {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "  {name:<20} {value:>10.4}  was {was:.4}");
+        }
+    }
+    let _ = writeln!(text, "\nwrote {}", args.output.display());
+    output::print(&text)
+}

@@ -1,0 +1,182 @@
+//! `autodist estimate` of a cluster that nobody measured: by the figures of its devices and links.
+
+use crate::cli::{EstimateArgs, RecomputeArg};
+use crate::failure::Failure;
+use crate::{input, output};
+use autodist_analytic::{
+    Calibration, Estimate, Layout, Machine, Memory, Parameters, Recompute, Run, Shape, Trainer, catalog,
+};
+use autodist_hardware::Dtype;
+use autodist_spec::{Bytes, InputError, Precision, to_json};
+use std::fmt::Write;
+use std::sync::Arc;
+
+pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
+    let cluster = input::cluster(cluster)?;
+    let mut machine = Machine::of_cluster(&cluster)?;
+    if let Some(bytes) = args.price.device_memory {
+        machine.memory = Bytes(bytes);
+    }
+    let run = described(args, Arc::new(machine), cluster.device_count())?;
+    run.check()?;
+    let (parameters, error_bar, source) = match &args.calibration {
+        Some(path) => {
+            let (calibration, parameters) = input::calibration(path)?;
+            (parameters, calibration.error_bar, format!("{} ({})", path.display(), calibration.fitted_to))
+        }
+        None => {
+            let shipped = Calibration::shipped();
+            (
+                *Parameters::shipped(),
+                shipped.error_bar,
+                format!("shipped calibration ({})", shipped.fitted_to),
+            )
+        }
+    };
+    let estimate = run.estimate(&parameters, error_bar);
+    if args.json {
+        let document = serde_json::json!({
+            "estimate": estimate, "assumptions": run.assumptions, "calibration": source,
+            "devices": run.layout.devices(), "mfu": utilisation(&run, &estimate),
+        });
+        return output::print(&to_json(&document));
+    }
+    output::print(&text(&run, &estimate, &source))
+}
+
+fn described(args: &EstimateArgs, machine: Arc<Machine>, devices: u32) -> Result<Run, Failure> {
+    let mut assumptions = Vec::new();
+    let name = &args.model.model;
+    let shape = match catalog::expert_models().iter().find(|model| model.name == *name) {
+        Some(model) => model.shape(),
+        None => Shape::from(&input::model(name)?),
+    };
+    let job = input::job(&args.job, None, None, Some(Precision::Bf16))?;
+    let strategy = input::strategy(&args.strategy, devices)?;
+    let trainer = args.trainer.map(Trainer::from).unwrap_or_else(|| {
+        assumptions.push("trained by megatron-core: --trainer not given".to_owned());
+        Trainer::MegatronCore
+    });
+    let mut layout = Layout {
+        tensor: strategy.tensor,
+        context: strategy.context,
+        data: strategy.data,
+        pipeline: strategy.pipeline,
+        virtual_stages: strategy.virtual_stages,
+        expert: strategy.expert,
+        sequence_parallel: strategy.sequence_parallel,
+        zero_stage: strategy.zero_stage,
+        shard: strategy.shard,
+    };
+    if layout.devices() != devices {
+        let problem = format!("makes {} devices, but the cluster has {devices}", layout.devices());
+        let product = format!("{}x{}x{}x{}", layout.tensor, layout.pipeline, layout.context, layout.data);
+        let error = InputError::new("--tp, --pp, --cp, --dp", product, problem);
+        return Err(error.hint("leave --dp out to use all devices").into());
+    }
+    if args.strategy.zero.is_none() {
+        layout.zero_stage = match trainer {
+            Trainer::Fsdp | Trainer::Fsdp2 => 3,
+            Trainer::MegatronCore | Trainer::Internevo => 1,
+            _ => 0,
+        };
+        layout.shard = args.strategy.shard.unwrap_or(layout.data);
+        if layout.data > 1 {
+            assumptions
+                .push(format!("ZeRO stage {}, as {trainer} does: --zero not given", layout.zero_stage));
+        }
+    }
+    let mut run = Run::new(shape, machine, layout, trainer);
+    run.seq_len = job.seq_len;
+    run.global_batch = job.global_batch;
+    run.micro_batch = strategy.micro_batch;
+    run.dtype = match job.precision {
+        Precision::Fp32 => Dtype::Fp32,
+        Precision::Tf32 => Dtype::Tf32,
+        Precision::Bf16 => Dtype::Bf16,
+    };
+    run.recompute = match args.strategy.recompute {
+        Some(RecomputeArg::None) => Recompute::None,
+        Some(RecomputeArg::Selective) => Recompute::Selective,
+        Some(RecomputeArg::Full) => Recompute::Full,
+        None => {
+            let mode = run.least_recompute();
+            assumptions.push(
+                format!("recomputation {mode:?}, the least that fits: --recompute not given").to_lowercase(),
+            );
+            mode
+        }
+    };
+    run.assumptions = assumptions;
+    Ok(run)
+}
+
+fn utilisation(run: &Run, estimate: &Estimate) -> f64 {
+    let tokens = f64::from(run.global_batch) * f64::from(run.seq_len);
+    let peak = f64::from(run.layout.devices()) * run.machine.peak_flops_per_s;
+    tokens * run.shape.flops_per_token(run.seq_len) / (estimate.step.0 * peak)
+}
+
+fn text(run: &Run, estimate: &Estimate, source: &str) -> String {
+    let tokens = f64::from(run.global_batch) * f64::from(run.seq_len);
+    let devices = f64::from(run.layout.devices());
+    let mut text = format!(
+        "step        {} ± {:.0} %, {}: nine of ten runs that were left out of the fit lay within\n",
+        estimate.step,
+        100.0 * estimate.error_bar,
+        estimate.provenance
+    );
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "speed       {:.0} tokens/s per device, {:.1} % of its peak",
+        tokens / estimate.step.0 / devices,
+        100.0 * utilisation(run, estimate)
+    );
+    let bytes = |value: f64| Bytes(value as u64).to_string();
+    let Memory { weights, gradients, optimizer, activations, logits, buffers, fragmentation, context } =
+        estimate.memory;
+    let fits = if estimate.memory.total() <= run.machine.memory.as_f64() {
+        "fits into"
+    } else {
+        "does NOT fit into"
+    };
+    let _ = writeln!(text, "memory      {} {fits} {}", bytes(estimate.memory.total()), run.machine.memory);
+    let _ = writeln!(text, "\nof the step");
+    for (name, seconds) in estimate.breakdown.parts() {
+        let part = 100.0 * seconds / estimate.step.0;
+        if part >= 0.05 {
+            let _ = writeln!(
+                text,
+                "  {name:<32} {:>9}  {part:>5.1} %",
+                autodist_spec::Seconds(seconds).to_string()
+            );
+        }
+    }
+    let _ = writeln!(text, "\nof the memory");
+    let parts = [
+        ("weights", weights),
+        ("gradients", gradients),
+        ("optimizer", optimizer),
+        ("activations", activations),
+        ("logits", logits),
+        ("buffers", buffers),
+        ("fragmentation", fragmentation),
+        ("CUDA and NCCL", context),
+    ];
+    for (name, value) in parts.into_iter().filter(|part| part.1 > 0.0) {
+        let _ = writeln!(text, "  {name:<32} {:>9}", bytes(value));
+    }
+    let _ = writeln!(
+        text,
+        "\nfrom\n  kernels and links: {} of the catalogue\n  a step beyond them: {source}",
+        run.machine.device_name
+    );
+    if !run.assumptions.is_empty() {
+        let _ = writeln!(text, "\nassumed");
+        run.assumptions.iter().for_each(|assumption| {
+            let _ = writeln!(text, "  {assumption}");
+        });
+    }
+    text
+}
