@@ -16,7 +16,12 @@ fn main() {
     let usable = rows.iter().filter(|r| r.is_for_fitting()).count();
     print!(
         "{}",
-        Calibration::of(&rows, &middle, &out, &format!("{usable} runs of catalog/published/training_runs.csv"))
-            .to_toml()
+        Calibration::of(
+            &rows,
+            &middle,
+            &out,
+            &format!("{usable} runs of catalog/published/training_runs.csv")
+        )
+        .to_toml()
     );
 }
