@@ -164,8 +164,7 @@ fn codecs_are_measured_planned_and_validated_on_gpus() {
     let folder = common::folder(2);
     let folder = folder.path();
     std::fs::remove_file(folder.join("profile.json")).unwrap();
-    let codecs =
-        "codecs = [\"none\", \"bf16\", { powersgd = { rank = 2, start_step = 0 } }, { top_k = { per_mille = 10 } }]\n";
+    let codecs = "codecs = [\"none\", \"bf16\", { powersgd = { rank = 2, start_step = 0 } }, { top_k = { per_mille = 10 } }]\n";
     let space = "micro_batch = [4]\nrecompute = [\"none\"]\nzero_stage = [0]\nbucket_bytes = [1048576]\ntensor = [1]\npipeline = [1]\n";
     let job = format!("schema_version = 1\nglobal_batch = 8\nseq_len = 16\n[allow]\n{space}{codecs}");
     common::write(folder, "job.toml", job);
