@@ -56,10 +56,11 @@ pub(crate) fn train_and<B: Device, R>(
     let before_reference = device.live_memory();
     let emulated = task.emulated_flops_per_s.is_some();
     let mut reference = device.reference().filter(|_| !emulated);
-    let instrument = device.live_memory() - before_reference;
+    // Where a rank is a thread (over MPI), others of its process may free memory meanwhile.
+    let instrument = device.live_memory().saturating_sub(before_reference);
     let mut speed = || reference.as_mut().map_or(0.0, |reference| reference.seconds());
     speed();
-    let baseline = device.live_memory() - instrument;
+    let baseline = device.live_memory().saturating_sub(instrument);
     let lanes = Lanes::open(&program, at, endpoint, name, placement, device, task)?;
     let runner = &program.ranks[at.pipeline];
     let bodies: Vec<_> = runner.bodies.iter().map(|b| b.instructions.clone()).collect();
