@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All-reduce over loopback, ours and Gloo's in turn, twice: the table "Beside Gloo" of docs/performance.md. Wants Debian's
+# All-reduce over loopback, ours and Gloo's in turn, twice: to compare. Wants Debian's
 # libgloo-dev and g++.
 set -euo pipefail
 cd "$(dirname "$0")/.."
