@@ -1,7 +1,7 @@
 //! Fused attention, as kernels.
 
-use crate::backend::{Cuda, named, read, read_full, same, write, write_full};
 use crate::launch::{Argument, Form, float, int};
+use crate::operands::{Cuda, named, read, read_full, same, write, write_full};
 use crate::queue::Kind;
 use autodist_compute::backend::{AttentionShape, FusedAttention};
 use autodist_compute::{Region, RegionMut};

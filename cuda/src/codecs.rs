@@ -2,8 +2,8 @@
 //! host are encoded bytes and low-rank factors.
 
 use crate::api::DevicePointer;
-use crate::backend::Cuda;
 use crate::launch::{Argument, Form as Grid, float, int, long};
+use crate::operands::Cuda;
 use crate::queue::{Buffer, Kind};
 use autodist_codecs::{Arithmetic, Factor, Form, Levels, LowRank, Part, PartMut, Scale};
 use autodist_compute::{Backend, Region, RegionMut};

@@ -19,14 +19,15 @@ mod launch;
 mod library;
 mod nccl;
 pub mod nvml;
+mod operands;
 mod queue;
 pub mod selftest;
 
 pub use api::{CublasLt, Driver, Nccl, Nvrtc};
-pub use backend::{Cuda, Scalar};
 pub use codecs::Encoded;
 pub use device::{Gpu, gpus};
 pub use error::{CudaError, Missing};
 pub use library::{Libraries, OVERRIDE, Search, diagnose};
 pub use nccl::{NcclGroup, Reduce, Traffic, UniqueId};
+pub use operands::{Cuda, Scalar};
 pub use queue::{Buffer, Event};

@@ -1,10 +1,10 @@
 //! Collectives and messages between GPUs by NCCL.
 
 use crate::api::{Handle, Nccl, RawUniqueId};
-use crate::backend::Cuda;
 use crate::device::Shared;
 use crate::error::CudaError;
 use crate::library::Libraries;
+use crate::operands::Cuda;
 use crate::queue::{Buffer, Kind};
 use cudarc::nccl::sys::{ncclDataType_t as DataType, ncclRedOp_t as Operation};
 use std::ffi::{c_int, c_void};

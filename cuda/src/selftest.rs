@@ -1,7 +1,7 @@
 //! Whether a GPU codes gradients as the host does: the bytes that leave it and what it makes of those that come, for
 //! every codec, over steps, so that what is kept between them is checked too.
 
-use crate::backend::Cuda;
+use crate::operands::Cuda;
 use autodist_codecs::{Compressor, Exchange, PartMut, Tensor};
 use autodist_compute::selftest::Check;
 use autodist_compute::{Backend, DeviceError, Region};

@@ -1,0 +1,233 @@
+//! One queue of a GPU: its memory, what goes to it and comes from it, and where the operands of kernels lie.
+
+use crate::api::DevicePointer;
+use crate::blas::Strides;
+use crate::device::{Device, Gpu};
+use crate::error::CudaError;
+use crate::launch::{Argument, Form, int};
+use crate::library::Libraries;
+use crate::queue::{Buffer, Kind, Queue};
+use autodist_compute::{Backend, Matrix, Product, Region, RegionMut};
+use autodist_spec::Precision;
+use std::ffi::c_void;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// One queue of a GPU. Clones share it.
+#[derive(Clone)]
+pub struct Cuda {
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) precision: Precision,
+    /// Of all queues of the device.
+    pub(crate) nccl: Arc<AtomicBool>,
+}
+
+/// A number that the device works out.
+pub struct Scalar(pub(crate) Buffer);
+
+impl Cuda {
+    /// Opens GPU `ordinal` for training in `precision`; its kernels are compiled if this machine has not done so yet.
+    ///
+    /// # Errors
+    /// No such GPU; the driver's and the compiler's.
+    pub fn open(libraries: Arc<Libraries>, ordinal: usize, precision: Precision) -> Result<Self, CudaError> {
+        let queue = Queue::new(Device::open(libraries, ordinal)?)?;
+        Ok(Self { queue, precision, nccl: Arc::default() })
+    }
+
+    /// The same GPU and queue for training in another precision.
+    #[must_use]
+    pub fn in_precision(&self, precision: Precision) -> Self {
+        Self { precision, ..self.clone() }
+    }
+
+    pub fn gpu(&self) -> &Gpu {
+        &self.queue.device.gpu
+    }
+
+    pub fn libraries(&self) -> &Arc<Libraries> {
+        &self.queue.device.libraries
+    }
+
+    /// Whether collectives go by NCCL: the ranks agree on it once, for all queues.
+    pub fn uses_nccl(&self) -> bool {
+        self.nccl.load(Relaxed)
+    }
+
+    pub fn use_nccl(&self, serves: bool) {
+        self.nccl.store(serves, Relaxed);
+    }
+
+    /// Bytes of buffers and scratch memory in use by all queues of this device.
+    pub fn live_bytes(&self) -> usize {
+        self.queue.device.live()
+    }
+
+    /// Highest [`live_bytes`](Cuda::live_bytes) since the last reset.
+    pub fn peak_bytes(&self) -> usize {
+        self.queue.device.peak()
+    }
+
+    /// Begins a new peak and returns the old one.
+    pub fn reset_peak(&self) -> usize {
+        self.queue.device.reset_peak()
+    }
+
+    /// Highest use of the driver's memory pool since the last call, bytes: [`peak_bytes`](Cuda::peak_bytes) as the
+    /// driver saw it.
+    pub fn pool_high_water(&self) -> usize {
+        self.queue.device.pool_high_water()
+    }
+
+    pub(crate) fn working(&self) -> Kind {
+        if self.precision.is_mixed() { Kind::Bf16 } else { Kind::F32 }
+    }
+
+    pub(crate) fn launch(&self, kernel: &str, form: Form, arguments: &[Argument]) {
+        self.queue.launch(kernel, form, arguments);
+    }
+
+    pub(crate) fn filled(&self, len: usize, kind: Kind) -> Buffer {
+        let buffer = self.queue.allocate(len, kind);
+        self.zero(&buffer, 0, len);
+        buffer
+    }
+
+    pub(crate) fn zero(&self, buffer: &Buffer, offset: usize, len: usize) {
+        if buffer.pointer != 0 && len > 0 {
+            let bytes = len * buffer.kind.bytes();
+            // SAFETY: the range lies in the buffer, as the caller has checked.
+            self.queue.run("cuMemsetD8Async", |stream| unsafe {
+                (self.libraries().driver.cuMemsetD8Async)(buffer.at(offset), 0, bytes, stream)
+            });
+        }
+    }
+
+    /// Host bytes onto the device. The driver takes them before the call returns, as it does with pageable memory.
+    pub(crate) fn send(&self, from: *const c_void, bytes: usize, to: DevicePointer) {
+        if to != 0 && bytes > 0 {
+            // SAFETY: the caller's: both ranges have this many bytes.
+            self.queue.run("cuMemcpyHtoDAsync", |stream| unsafe {
+                (self.libraries().driver.cuMemcpyHtoDAsync_v2)(to, from, bytes, stream)
+            });
+        }
+    }
+
+    /// Device bytes onto the host; waits for them.
+    pub(crate) fn fetch(&self, from: DevicePointer, bytes: usize, to: *mut c_void) {
+        if from != 0 && bytes > 0 {
+            self.fetch_later(from, bytes, to);
+            self.queue.drain();
+        }
+    }
+
+    /// Device bytes onto the host, which are there once the queue is drained, and not to be touched before.
+    pub(crate) fn fetch_later(&self, from: DevicePointer, bytes: usize, to: *mut c_void) {
+        if from != 0 && bytes > 0 {
+            // SAFETY: the caller's: both ranges have this many bytes, and the host's lives until the queue is drained.
+            self.queue.run("cuMemcpyDtoHAsync", |stream| unsafe {
+                (self.libraries().driver.cuMemcpyDtoHAsync_v2)(to, from, bytes, stream)
+            });
+        }
+    }
+
+    pub(crate) fn put(&self, from: &[f32], buffer: &Buffer, offset: usize) {
+        assert!(offset + from.len() <= buffer.len, "{} elements at {offset} of {}", from.len(), buffer.len);
+        if !buffer.is_there() {
+            return;
+        }
+        match buffer.kind {
+            Kind::F32 => self.send(from.as_ptr().cast(), size_of_val(from), buffer.at(offset)),
+            Kind::Bf16 => {
+                let rounded: Vec<u16> = from.iter().map(|x| bf16(*x)).collect();
+                self.send(rounded.as_ptr().cast(), size_of_val(rounded.as_slice()), buffer.at(offset));
+            }
+        }
+    }
+
+    pub(crate) fn scalar(&self) -> Scalar {
+        // Eight bytes: a double.
+        Scalar(self.queue.allocate(2, Kind::F32))
+    }
+
+    /// Room for the partial sums of `count` blocks, in double.
+    pub(crate) fn partial(&self, count: usize) -> Buffer {
+        self.queue.allocate(2 * count, Kind::F32)
+    }
+
+    /// What partial sums add up to.
+    pub(crate) fn sum_partials(&self, count: usize, partial: &Buffer) -> Scalar {
+        let result = self.scalar();
+        let arguments = [int(count), summed(partial.pointer, count), result.0.pointer.into()];
+        self.launch("sum_partials", Form::Rows(1), &arguments);
+        result
+    }
+
+    /// `from` copied so that its rows are dense.
+    pub(crate) fn packed(&self, batch: usize, rows: usize, columns: usize, from: Matrix<'_, Self>) -> Buffer {
+        let mut to = self.queue.allocate(batch * rows * columns, from.region.buffer.kind);
+        let product = Product { batch, m: rows, n: columns, k: 0 };
+        let dense = RegionMut::start(&mut to).rows(columns).batched(rows * columns);
+        self.copy_matrices(product, from, dense);
+        to
+    }
+}
+
+/// To the nearest, ties to even; NaN stays NaN.
+fn bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    if x.is_nan() { 0x7fff } else { ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16 }
+}
+
+/// Where a region begins, once it is known to hold `len` elements.
+pub(crate) fn read(region: Region<'_, Cuda>, len: usize) -> DevicePointer {
+    let Region { buffer, offset } = region;
+    assert!(offset + len <= buffer.len, "{len} elements at {offset} of {}", buffer.len);
+    buffer.at(offset)
+}
+
+pub(crate) fn write(region: &RegionMut<'_, Cuda>, len: usize) -> DevicePointer {
+    read(Region::new(region.buffer, region.offset), len)
+}
+
+/// [`read`] of a buffer in full precision.
+pub(crate) fn read_full(region: Region<'_, Cuda>, len: usize) -> DevicePointer {
+    assert_eq!(region.buffer.kind, Kind::F32, "an operand in full precision");
+    read(region, len)
+}
+
+/// What a sum over `len` elements reads. That of none is still to be worked out, though an empty buffer has no memory.
+pub(crate) fn summed(pointer: DevicePointer, len: usize) -> Argument {
+    if len == 0 { Argument::Null } else { pointer.into() }
+}
+
+pub(crate) fn write_full(region: &RegionMut<'_, Cuda>, len: usize) -> DevicePointer {
+    read_full(Region::new(region.buffer, region.offset), len)
+}
+
+/// Elements from the first to the last of a strided batch.
+pub(crate) fn extent(sides: [(usize, usize); 3]) -> usize {
+    if sides.iter().any(|(count, _)| *count == 0) {
+        return 0;
+    }
+    sides.iter().map(|(count, stride)| (count - 1) * stride).sum::<usize>() + 1
+}
+
+pub(crate) fn strides(matrix: &Matrix<'_, Cuda>) -> Strides {
+    Strides { row: matrix.row_stride, column: matrix.column_stride, batch: matrix.batch_stride }
+}
+
+/// A kernel's name for operands of this kind.
+pub(crate) fn named(operation: &str, kind: Kind) -> String {
+    let suffix = match kind {
+        Kind::F32 => "f32",
+        Kind::Bf16 => "bf16",
+    };
+    format!("{operation}_{suffix}")
+}
+
+/// All operands of an operation have one kind.
+pub(crate) fn same(kinds: &[Kind]) -> Kind {
+    assert!(kinds.iter().all(|kind| *kind == kinds[0]), "operands of one precision, not {kinds:?}");
+    kinds[0]
+}
