@@ -2,6 +2,7 @@
 
 use autodist_analytic::Trainer;
 use autodist_spec::{Objective, Precision, Recompute, ScheduleKind};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -345,8 +346,8 @@ pub struct EstimateArgs {
     #[command(flatten)]
     pub strategy: StrategyArgs,
     /// Without a profile: the software that trains
-    #[arg(long, value_enum)]
-    pub trainer: Option<TrainerArg>,
+    #[arg(long, value_parser = trainers())]
+    pub trainer: Option<Trainer>,
     /// Without a profile: a cluster's own efficiencies, as `autodist calibrate` writes them
     #[arg(long)]
     pub calibration: Option<PathBuf>,
@@ -357,32 +358,9 @@ pub struct EstimateArgs {
     pub json: bool,
 }
 
-/// Software that trains, as far as it changes time or memory.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum TrainerArg {
-    Megatron,
-    MegatronCore,
-    MegatronDeepspeed,
-    Deepspeed,
-    Fsdp,
-    Fsdp2,
-    Internevo,
-    Oneflow,
-}
-
-impl From<TrainerArg> for Trainer {
-    fn from(arg: TrainerArg) -> Self {
-        match arg {
-            TrainerArg::Megatron => Self::Megatron,
-            TrainerArg::MegatronCore => Self::MegatronCore,
-            TrainerArg::MegatronDeepspeed => Self::MegatronDeepspeed,
-            TrainerArg::Deepspeed => Self::Deepspeed,
-            TrainerArg::Fsdp => Self::Fsdp,
-            TrainerArg::Fsdp2 => Self::Fsdp2,
-            TrainerArg::Internevo => Self::Internevo,
-            TrainerArg::Oneflow => Self::Oneflow,
-        }
-    }
+fn trainers() -> impl TypedValueParser<Value = Trainer> {
+    PossibleValuesParser::new(Trainer::ALL.map(Trainer::name))
+        .try_map(|name| Trainer::of_name(&name).ok_or("no such trainer"))
 }
 
 #[derive(Debug, Args)]

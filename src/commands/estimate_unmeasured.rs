@@ -53,7 +53,7 @@ fn described(args: &EstimateArgs, machine: Arc<Machine>, devices: u32) -> Result
     };
     let job = input::job(&args.job, None, None, Some(Precision::Bf16))?;
     let strategy = input::strategy(&args.strategy, devices)?;
-    let trainer = args.trainer.map(Trainer::from).unwrap_or_else(|| {
+    let trainer = args.trainer.unwrap_or_else(|| {
         assumptions.push("trained by megatron-core: --trainer not given".to_owned());
         Trainer::MegatronCore
     });
