@@ -60,7 +60,7 @@ fn coding(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("coding");
     group.sample_size(20).throughput(Throughput::Elements(ELEMENTS as u64));
     for codec in Codec::DEFAULTS.into_iter().filter(|codec| *codec != Codec::None) {
-        let mut compressor = Compressor::new(codec, &tensors, ELEMENTS, 2, 0).after_warmup();
+        let mut compressor = Compressor::new(codec, &tensors, ELEMENTS, 0).after_warmup();
         group.bench_function(BenchmarkId::from_parameter(codec.name()), |bencher| {
             bencher.iter_batched_ref(
                 || gradient.clone(),

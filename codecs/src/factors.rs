@@ -250,9 +250,12 @@ fn part<A: Arithmetic>(owned: &mut A::Owned, range: Range<usize>) -> PartMut<'_,
 /// a column that depends on the others becomes zero.
 pub(crate) fn orthogonalise(factor: &mut [f32], rank: usize) {
     let rows = factor.len() / rank;
+    if rows == 0 {
+        return;
+    }
     // Column after column, as the work is done.
     let mut columns = vec![0.0; factor.len()];
-    for (column, values) in columns.chunks_exact_mut(rows.max(1)).enumerate() {
+    for (column, values) in columns.chunks_exact_mut(rows).enumerate() {
         values.iter_mut().zip(factor.iter().skip(column).step_by(rank)).for_each(|(to, from)| *to = *from);
     }
     for column in 0..rank {
@@ -261,7 +264,7 @@ pub(crate) fn orthogonalise(factor: &mut [f32], rank: usize) {
         vectorised(|| {
             let before = exact_dot(own, own);
             for _ in 0..2 {
-                for earlier in earlier.chunks_exact(rows.max(1)) {
+                for earlier in earlier.chunks_exact(rows) {
                     let along = exact_dot(earlier, own) as f32;
                     own.iter_mut().zip(earlier).for_each(|(own, earlier)| *own -= along * earlier);
                 }
@@ -271,7 +274,7 @@ pub(crate) fn orthogonalise(factor: &mut [f32], rank: usize) {
             own.iter_mut().for_each(|own| *own *= inverse);
         });
     }
-    for (column, values) in columns.chunks_exact(rows.max(1)).enumerate() {
+    for (column, values) in columns.chunks_exact(rows).enumerate() {
         factor.iter_mut().skip(column).step_by(rank).zip(values).for_each(|(to, from)| *to = *from);
     }
 }

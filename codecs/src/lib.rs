@@ -119,11 +119,10 @@ enum Kind<A: Arithmetic> {
 }
 
 impl Compressor {
-    /// On the host: for a bucket of `elements` that holds `tensors`, reduced over `size` members. `seed` is the same on
-    /// all.
+    /// On the host: for a bucket of `elements` that holds `tensors`. `seed` is the same on all members.
     #[must_use]
-    pub fn new(codec: Codec, tensors: &[Tensor], elements: usize, size: usize, seed: u64) -> Self {
-        Self::on(&Host, codec, tensors, elements, size, seed)
+    pub fn new(codec: Codec, tensors: &[Tensor], elements: usize, seed: u64) -> Self {
+        Self::on(&Host, codec, tensors, elements, seed)
     }
 
     /// Replaces `gradient` by an approximation of the sum over all members.
@@ -157,9 +156,9 @@ impl Compressor {
 }
 
 impl<A: Arithmetic> Compressor<A> {
-    /// For a bucket of `elements` that holds `tensors`, reduced over `size` members. `seed` is the same on all.
+    /// For a bucket of `elements` that holds `tensors`. `seed` is the same on all members.
     #[must_use]
-    pub fn on(on: &A, codec: Codec, tensors: &[Tensor], elements: usize, size: usize, seed: u64) -> Self {
+    pub fn on(on: &A, codec: Codec, tensors: &[Tensor], elements: usize, seed: u64) -> Self {
         let kind = match codec {
             Codec::None => Kind::Sum,
             Codec::Fp16 => Kind::Shards(Form::Fp16),
@@ -188,7 +187,6 @@ impl<A: Arithmetic> Compressor<A> {
             Codec::TernGrad => Kind::Random(Random::terngrad(seed)),
             Codec::OneBitAdam { warmup_steps } => Kind::Adam(Adam::new(on, elements, warmup_steps)),
         };
-        let _ = size;
         let dense_steps = if matches!(kind, Kind::Factors(_)) { codec.dense_steps() } else { 0 };
         Self { kind, elements, memory: true, dense_steps }
     }

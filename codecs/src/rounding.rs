@@ -29,14 +29,35 @@ pub fn reduce_scatter<A: Arithmetic, X: Exchange>(
     mut gradient: PartMut<'_, A>,
     exchange: &mut X,
 ) -> Result<(), X::Error> {
-    let (size, rank, length) = (exchange.size(), exchange.rank(), gradient.len());
-    let shard = |member: usize| range(length, size, member);
-    let parts = (0..size).map(|to| on.encode(form, gradient.part(shard(to)))).collect();
+    let parts = encode_shards(form, on, &gradient, exchange.size());
+    sum_shards(form, on, parts, gradient.again(), exchange)
+}
+
+/// Every member's shard as it travels.
+pub(crate) fn encode_shards<A: Arithmetic>(
+    form: Form,
+    on: &A,
+    gradient: &PartMut<'_, A>,
+    size: usize,
+) -> Vec<A::Bytes> {
+    let shard = |member: usize| range(gradient.len(), size, member);
+    (0..size).map(|to| on.encode(form, gradient.part(shard(to)))).collect()
+}
+
+/// Hands out encoded shards, and puts the sum of those that come into the place of this member's.
+pub(crate) fn sum_shards<A: Arithmetic, X: Exchange>(
+    form: Form,
+    on: &A,
+    parts: Vec<A::Bytes>,
+    mut gradient: PartMut<'_, A>,
+    exchange: &mut X,
+) -> Result<(), X::Error> {
     let arrived = exchange.all_to_all(&on.fetch(parts))?;
-    on.fill_zero(gradient.part_mut(shard(rank)));
+    let own = range(gradient.len(), exchange.size(), exchange.rank());
+    on.fill_zero(gradient.part_mut(own.clone()));
     // In the order of members: a sum does not depend on who was first.
     for part in arrived {
-        on.add_encoded(form, &on.bring(part), gradient.part_mut(shard(rank)));
+        on.add_encoded(form, &on.bring(part), gradient.part_mut(own.clone()));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use crate::arithmetic::{Arithmetic, Form, Part, PartMut};
 use crate::host::{largest_magnitude, vectorised};
-use crate::{Exchange, Phase, Report};
+use crate::{Exchange, Phase, Report, rounding};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::ops::Range;
@@ -22,22 +22,10 @@ pub(crate) fn reduce<A: Arithmetic, X: Exchange>(
     mut gradient: PartMut<'_, A>,
     exchange: &mut X,
 ) -> Result<Report, X::Error> {
-    let (size, rank, length) = (exchange.size(), exchange.rank(), gradient.len());
-    let shard = |member: usize| range(length, size, member);
-    let parts: Vec<A::Bytes> = (0..size).map(|to| on.encode(form, gradient.part(shard(to)))).collect();
+    let parts = rounding::encode_shards(form, on, &gradient, exchange.size());
     let report = report(form, on, &gradient, &parts);
-    let arrived = exchange.all_to_all(&on.fetch(parts))?;
-    on.fill_zero(gradient.part_mut(shard(rank)));
-    // In the order of members: a sum does not depend on who was first.
-    for part in arrived {
-        on.add_encoded(form, &on.bring(part), gradient.part_mut(shard(rank)));
-    }
-    let coded = on.fetch(vec![on.encode(form, gradient.part(shard(rank)))]);
-    let all = exchange.all_gather(&coded[0])?;
-    on.fill_zero(gradient.again());
-    for (from, part) in all.into_iter().enumerate() {
-        on.add_encoded(form, &on.bring(part), gradient.part_mut(shard(from)));
-    }
+    rounding::sum_shards(form, on, parts, gradient.again(), exchange)?;
+    rounding::all_gather(form, on, gradient, exchange)?;
     Ok(report)
 }
 

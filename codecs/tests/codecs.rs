@@ -195,7 +195,7 @@ fn one_bit_adam_sends_the_momentum() {
     let (size, warmup, decay) = (3, 4, 0.8);
     let compressor = || {
         let codec = Codec::OneBitAdam { warmup_steps: warmup };
-        Compressor::new(codec, &TENSORS, ELEMENTS, size, 0).with_momentum(f64::from(decay))
+        Compressor::new(codec, &TENSORS, ELEMENTS, 0).with_momentum(f64::from(decay))
     };
     // The last elements have a gradient only when it is too late.
     let gradient = |step: usize, member: usize| -> Vec<f32> {

@@ -75,7 +75,7 @@ impl Fixtures {
         let compressor = || {
             // As many as any of the factors needs; the same formula as the references'.
             let factors: Vec<f32> = (0..self.elements).map(|index| value(1000, 0, index)).collect();
-            Compressor::new(codec, &self.tensors, self.elements, self.members, 0).with_first_factors(&factors)
+            Compressor::new(codec, &self.tensors, self.elements, 0).with_first_factors(&factors)
         };
         let directions = match codec {
             Codec::PowerSgd { rank, .. } | Codec::PowerSgdHalf { rank, .. } => rank as usize,

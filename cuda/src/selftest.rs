@@ -167,8 +167,8 @@ struct Case<'a> {
 impl Case<'_> {
     fn run(&self, cuda: &Cuda) -> Result<Check, DeviceError> {
         let Self { codec, tensors, len, lead, memory } = *self;
-        let mut host = Compressor::new(codec, tensors, len, SIZE, 7);
-        let mut device = Compressor::on(cuda, codec, tensors, len, SIZE, 7);
+        let mut host = Compressor::new(codec, tensors, len, 7);
+        let mut device = Compressor::on(cuda, codec, tensors, len, 7);
         if !memory {
             (host, device) = (host.without_error_feedback(), device.without_error_feedback());
         }

@@ -185,7 +185,7 @@ fn codecs_take_the_memory_that_their_footprint_says() {
         let mut gradient = cuda.zeros_full(ELEMENTS);
         for codec in Codec::DEFAULTS.into_iter().skip(1) {
             let before = cuda.live_bytes();
-            let mut compressor = Compressor::on(&cuda, codec, &tensors, ELEMENTS, 4, 7).after_warmup();
+            let mut compressor = Compressor::on(&cuda, codec, &tensors, ELEMENTS, 7).after_warmup();
             let expected = footprint(codec, Coded::Gradients, &tensors, ELEMENTS, 4, 0);
             for _ in 0..2 {
                 cuda.write(&vec![0.5; ELEMENTS], RegionMut::start(&mut gradient));

@@ -135,9 +135,8 @@ pub fn of<D: Device>(
             .collect();
         let work = autodist_codecs::work(codec, Coded::Gradients, &tensors, bucket.padded, size);
         let emulated_s = task.emulated_flops_per_s.map(|rate| work / rate);
-        let compressor =
-            autodist_codecs::Compressor::on(&on, codec, &tensors, bucket.padded, size, task.job.seed)
-                .with_momentum(decay);
+        let compressor = autodist_codecs::Compressor::on(&on, codec, &tensors, bucket.padded, task.job.seed)
+            .with_momentum(decay);
         let compressor = match task.coding.error_feedback {
             true => compressor,
             false => compressor.without_error_feedback(),

@@ -136,7 +136,7 @@ impl One<'_> {
         let on = device.coding();
         let work = || autodist_codecs::work(codec, coded, tensors, elements, group);
         let emulated = task.emulated_flops_per_s.map_or(0.0, |rate| work() / rate);
-        let mut compressor = Compressor::on(&on, codec, tensors, elements, group, 0).after_warmup();
+        let mut compressor = Compressor::on(&on, codec, tensors, elements, 0).after_warmup();
         let mut seconds = Vec::new();
         for repetition in 0..=task.repetitions {
             let numbers: Vec<f32> =

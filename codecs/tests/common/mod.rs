@@ -104,7 +104,7 @@ pub fn run(
     gradient: impl Fn(usize, usize) -> Vec<f32> + Sync,
 ) -> Vec<Vec<Step>> {
     let compressor = || {
-        let compressor = Compressor::new(codec, tensors, elements, size, 7);
+        let compressor = Compressor::new(codec, tensors, elements, 7);
         if memory { compressor } else { compressor.without_error_feedback() }
     };
     run_with(compressor, size, steps, gradient)
