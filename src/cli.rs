@@ -1,6 +1,7 @@
 //! Command lines: clap types only.
 
 use autodist_analytic::Trainer;
+use autodist_exporters::Target;
 use autodist_spec::{Objective, Precision, Recompute, ScheduleKind};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -33,6 +34,8 @@ pub enum Command {
     Validate(ValidateArgs),
     /// Profile, plan, validate the best few and report, in one go
     Tune(TuneArgs),
+    /// Write a plan as another trainer's configuration, with a script that starts it
+    Export(ExportArgs),
     /// Say why a plan won, what limits it, and what other hardware would change
     Explain(ExplainArgs),
     /// Write an HTML page, PNG figures and CSV tables of a plan and its runs
@@ -48,7 +51,7 @@ pub enum Command {
 }
 
 /// What is trained.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct JobArgs {
     /// Job file (TOML); flags override it
     #[arg(long)]
@@ -109,6 +112,16 @@ impl From<PrecisionArg> for Precision {
     }
 }
 
+impl From<Precision> for PrecisionArg {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::Fp32 => Self::Fp32,
+            Precision::Tf32 => Self::Tf32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct ModelArg {
     /// Name from the catalogue, a Hugging Face config.json, or a model file
@@ -133,6 +146,16 @@ impl From<RecomputeArg> for Recompute {
     }
 }
 
+impl From<Recompute> for RecomputeArg {
+    fn from(recompute: Recompute) -> Self {
+        match recompute {
+            Recompute::None => Self::None,
+            Recompute::Selective => Self::Selective,
+            Recompute::Full => Self::Full,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum ScheduleArg {
     Gpipe,
@@ -151,8 +174,18 @@ impl From<ScheduleArg> for ScheduleKind {
     }
 }
 
+impl From<ScheduleKind> for ScheduleArg {
+    fn from(kind: ScheduleKind) -> Self {
+        match kind {
+            ScheduleKind::GPipe => Self::Gpipe,
+            ScheduleKind::OneFOneB => Self::OneFOneB,
+            ScheduleKind::Interleaved => Self::Interleaved,
+        }
+    }
+}
+
 /// Degrees and switches of a way of training; a search takes each as a restriction.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct StrategyArgs {
     /// Tensor-parallel degree
     #[arg(long)]
@@ -337,8 +370,12 @@ pub struct EstimateArgs {
         "dp", "cp", "ep", "vpp", "zero", "shard", "sp", "recompute", "micro_batch", "schedule", "bucket_bytes",
     ])]
     pub plan: Option<PathBuf>,
-    #[command(flatten)]
-    pub model: ModelArg,
+    /// What a trainer's own file says, in the place of flags; flags override it
+    #[arg(long, num_args = 2, value_names = ["TRAINER", "FILE"], conflicts_with = "plan")]
+    pub from: Vec<String>,
+    /// Name from the catalogue, a Hugging Face config.json, or a model file; tiny-llama if nothing says it
+    #[arg(long)]
+    pub model: Option<String>,
     #[command(flatten)]
     pub job: JobArgs,
     #[command(flatten)]
@@ -467,6 +504,33 @@ pub struct TuneArgs {
     pub output: PathBuf,
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    pub plan: PathBuf,
+    /// What takes the plan
+    #[arg(long, value_parser = targets())]
+    pub to: Target,
+    /// Steps between checkpoints; the trainer saves none if not given
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub checkpoint_interval: Option<u32>,
+    /// For slurm and kubernetes: a script to start on every node, as `export` writes it for a trainer, in place of autodist
+    #[arg(long)]
+    pub script: Option<String>,
+    /// For kubernetes: the container image
+    #[arg(long, default_value = "autodist:latest")]
+    pub image: String,
+    /// Folder for what is written
+    #[arg(short, long, default_value = "export")]
+    pub output: PathBuf,
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn targets() -> impl TypedValueParser<Value = Target> {
+    PossibleValuesParser::new(Target::ALL.map(Target::name))
+        .try_map(|name| Target::of_name(&name).ok_or("no such target"))
 }
 
 #[derive(Debug, Args)]

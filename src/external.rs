@@ -34,6 +34,7 @@ fn run_args(cli: &Cli) -> Option<&RunArgs> {
         | Command::Estimate(_)
         | Command::Backtest(_)
         | Command::Calibrate(_)
+        | Command::Export(_)
         | Command::Explain(_)
         | Command::Report(_)
         | Command::Selftest(_)

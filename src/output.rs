@@ -34,6 +34,15 @@ pub fn error(failure: &Failure) {
 
 /// Writes a file as a whole: into a temporary one beside it, which then takes its name.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), Failure> {
+    write_as(path, content, 0o644)
+}
+
+/// Writes a file that can be run, as a whole.
+pub fn write_script(path: &Path, content: &[u8]) -> Result<(), Failure> {
+    write_as(path, content, 0o755)
+}
+
+fn write_as(path: &Path, content: &[u8], mode: u32) -> Result<(), Failure> {
     let write = || {
         if is_stream(path)? {
             return fs::OpenOptions::new().write(true).open(path)?.write_all(content);
@@ -41,7 +50,7 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), Failure> {
         let mut file = temporary(path)?;
         file.write_all(content)?;
         file.as_file().sync_all()?;
-        file.as_file().set_permissions(Permissions::from_mode(0o644))?;
+        file.as_file().set_permissions(Permissions::from_mode(mode))?;
         file.persist(path).map_err(|error| error.error)?;
         Ok(())
     };

@@ -92,10 +92,13 @@ pub(crate) fn train_and<B: Device, R>(
         losses: Vec::with_capacity(program.micro_batches),
         memory_peak: 0,
         pace: Pace::new(task.emulated_flops_per_s),
+        placement,
         recorder,
     };
     rank.lanes.world.barrier()?;
-    host::enter_compute(placement);
+    if task.emulated_flops_per_s.is_none() {
+        host::enter_compute(placement);
+    }
     device.reset_peak_memory();
     device.reset_high_water();
     let mut outcome = RankOutcome {
@@ -273,6 +276,7 @@ struct Rank<'a, B: Device> {
     losses: Vec<B::Scalar>,
     memory_peak: usize,
     pace: Pace,
+    placement: Placement,
     recorder: Recorder<B>,
 }
 
@@ -401,16 +405,20 @@ impl<B: Device> Rank<'_, B> {
 
     /// As the device would do it that this rank stands for.
     fn run_paced(&mut self, instruction: &Instruction, frame: &mut Frame<B>) -> Result<(), ExecutionError> {
-        let Some(start) = self.pace.begin() else { return self.run_instruction(instruction, frame) };
-        self.run_instruction(instruction, frame)?;
+        let Program { model, strategy, seq_len, .. } = self.program;
         let flops = match *instruction {
             Instruction::Segment { segment, pass, recompute, .. } => {
-                let Program { model, strategy, seq_len, .. } = self.program;
                 work::segment_flops(model, *seq_len, strategy, segment, pass, recompute)
             }
             Instruction::Update { elements, .. } => work::update_flops(elements),
-            _ => return Ok(()),
+            _ => return self.run_instruction(instruction, frame),
         };
+        let Some(start) = self.pace.begin() else { return self.run_instruction(instruction, frame) };
+        // Several emulated devices share a core: their arithmetic must not keep each other from communicating.
+        host::enter_compute(self.placement);
+        let done = self.run_instruction(instruction, frame);
+        host::enter_communication(self.placement);
+        done?;
         self.pace.end(start, flops);
         Ok(())
     }

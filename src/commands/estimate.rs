@@ -1,6 +1,6 @@
 //! `autodist estimate`
 
-use super::{Prices, check_prices, prices, profile_of, refused};
+use super::{DEFAULT_MODEL, Prices, check_prices, from_trainer, prices, profile_of, refused};
 use crate::cli::EstimateArgs;
 use crate::failure::Failure;
 use crate::{input, output};
@@ -39,12 +39,26 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
 
 fn of_flags(args: &EstimateArgs) -> Result<Plan, Failure> {
     let prices = prices(&args.price)?;
-    let model = input::model(&args.model.model)?;
-    let job = input::job(&args.job, None, Some(prices.profile.seq_len), Some(prices.profile.precision))?;
-    let strategy = input::strategy(&args.strategy, prices.cluster.device_count())?;
+    let measured = (Some(prices.profile.seq_len), Some(prices.profile.precision));
+    let devices = prices.cluster.device_count();
+    let (model, job, strategy, stages) = match from_trainer::read(args)? {
+        None => {
+            let model = input::model(args.model.as_deref().unwrap_or(DEFAULT_MODEL))?;
+            let job = input::job(&args.job, None, measured.0, measured.1)?;
+            (model, job, input::strategy(&args.strategy, devices)?, None)
+        }
+        Some(given) => {
+            let model = given.model(args.model.as_deref())?;
+            let mut job = input::job(&given.job_flags(&args.job), None, measured.0, measured.1)?;
+            given.complete(&mut job)?;
+            let mut strategy = input::strategy(&given.strategy(&args.strategy), devices)?;
+            strategy.communication.reduce.codec = given.gradients();
+            (model.clone(), job, strategy, given.stages(&args.strategy, &model))
+        }
+    };
     check_prices(&prices, &model, &job)?;
     let planner = Planner::new(&model, &prices.cluster, &job, &prices.profile);
-    let mut plan = planner.given(&strategy, None).map_err(|error| refused(&strategy, error))?;
+    let mut plan = planner.given(&strategy, stages.as_deref()).map_err(|error| refused(&strategy, error))?;
     plan.profile.path = prices.path.display().to_string();
     Ok(plan)
 }

@@ -1,5 +1,6 @@
 //! `autodist estimate` of a cluster that nobody measured: by the figures of its devices and links.
 
+use super::{DEFAULT_MODEL, from_trainer};
 use crate::cli::{EstimateArgs, RecomputeArg};
 use crate::failure::Failure;
 use crate::{input, output};
@@ -46,13 +47,20 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
 
 fn described(args: &EstimateArgs, machine: Arc<Machine>, devices: u32) -> Result<Run, Failure> {
     let mut assumptions = Vec::new();
-    let name = &args.model.model;
-    let shape = match catalog::expert_models().iter().find(|model| model.name == *name) {
-        Some(model) => model.shape(),
-        None => Shape::from(&input::model(name)?),
+    let given = from_trainer::read(args)?;
+    let name = args.model.as_deref();
+    let experts = catalog::expert_models().iter().find(|model| Some(model.name.as_str()) == name);
+    let shape = match (experts, &given) {
+        (Some(model), _) => model.shape(),
+        (None, Some(given)) => Shape::from(&given.model(name)?),
+        (None, None) => Shape::from(&input::model(name.unwrap_or(DEFAULT_MODEL))?),
     };
-    let job = input::job(&args.job, None, None, Some(Precision::Bf16))?;
-    let strategy = input::strategy(&args.strategy, devices)?;
+    let (job_flags, flags) = match &given {
+        Some(given) => (given.job_flags(&args.job), given.strategy(&args.strategy)),
+        None => (args.job.clone(), args.strategy.clone()),
+    };
+    let job = input::job(&job_flags, None, None, Some(Precision::Bf16))?;
+    let strategy = input::strategy(&flags, devices)?;
     let trainer = args.trainer.unwrap_or_else(|| {
         assumptions.push("trained by megatron-core: --trainer not given".to_owned());
         Trainer::MegatronCore
@@ -74,13 +82,13 @@ fn described(args: &EstimateArgs, machine: Arc<Machine>, devices: u32) -> Result
         let error = InputError::new("--tp, --pp, --cp, --dp", product, problem);
         return Err(error.hint("leave --dp out to use all devices").into());
     }
-    if args.strategy.zero.is_none() {
+    if flags.zero.is_none() {
         layout.zero_stage = match trainer {
             Trainer::Fsdp | Trainer::Fsdp2 => 3,
             Trainer::MegatronCore | Trainer::Internevo => 1,
             _ => 0,
         };
-        layout.shard = args.strategy.shard.unwrap_or(layout.data);
+        layout.shard = flags.shard.unwrap_or(layout.data);
         if layout.data > 1 {
             assumptions
                 .push(format!("ZeRO stage {}, as {trainer} does: --zero not given", layout.zero_stage));
@@ -95,7 +103,7 @@ fn described(args: &EstimateArgs, machine: Arc<Machine>, devices: u32) -> Result
         Precision::Tf32 => Dtype::Tf32,
         Precision::Bf16 => Dtype::Bf16,
     };
-    run.recompute = match args.strategy.recompute {
+    run.recompute = match flags.recompute {
         Some(RecomputeArg::None) => Recompute::None,
         Some(RecomputeArg::Selective) => Recompute::Selective,
         Some(RecomputeArg::Full) => Recompute::Full,

@@ -6,6 +6,8 @@ mod catalog;
 mod estimate;
 mod estimate_unmeasured;
 mod explain;
+mod export;
+mod from_trainer;
 mod plan;
 mod profile;
 mod report;
@@ -25,6 +27,9 @@ use autodist_spec::{
 };
 use std::path::{Path, PathBuf};
 
+/// What is trained if nothing says it.
+const DEFAULT_MODEL: &str = "tiny-llama";
+
 pub fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Profile(args) => profile::run(args),
@@ -35,6 +40,7 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Validate(args) => validate::run(args),
         Command::Tune(args) => tune::run(args),
         Command::Explain(args) => explain::run(args),
+        Command::Export(args) => export::run(args),
         Command::Report(args) => report::run(args),
         Command::Train(args) => train::run(args),
         Command::Selftest(args) => selftest::run(args),

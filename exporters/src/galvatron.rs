@@ -1,0 +1,233 @@
+//! Galvatron's strategy file: a list of numbers per setting, one for every block.
+
+use crate::document::Document;
+use crate::launch::Script;
+use crate::row::{ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, count, instead, refuse};
+use crate::settings::Field;
+use crate::{Export, Exporter, File};
+use autodist_spec::{InputError, Precision, Recompute, ScheduleKind};
+use std::fmt::Display;
+
+pub struct Galvatron;
+
+impl Exporter for Galvatron {
+    fn version(&self) -> &'static str {
+        "hetu-galvatron 2.4"
+    }
+
+    fn rows(&self) -> &'static [Row] {
+        ROWS
+    }
+
+    fn lacks(&self) -> &'static [Lack] {
+        LACKS
+    }
+
+    fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
+        let purpose =
+            format!("Galvatron trains {} as planned: {}", job.plan.model.name, job.plan.strategy.label());
+        let setup = [
+            "export CUDA_DEVICE_MAX_CONNECTIONS=1",
+            ": \"${TRAIN_SCRIPT:?train_dist.py of this model's folder, with its model's arguments given to this script}\"",
+        ];
+        let mut arguments = vec!["--galvatron_config_path \"$(dirname \"$0\")/galvatron.json\"".to_owned()];
+        if job.settings.sequence_parallel {
+            arguments.push("--sequence-parallel".to_owned());
+        }
+        let precision = if job.settings.precision == Precision::Bf16 { "bf16" } else { "fp32" };
+        arguments.push(format!("--mixed_precision {precision}"));
+        arguments.push(format!("--seq-length {}", job.settings.seq_len));
+        let command = format!("{} \"$TRAIN_SCRIPT\"", job.machines.torchrun());
+        vec![
+            File::text("galvatron.json", document.json()),
+            File::script(
+                "galvatron.sh",
+                Script::new(&purpose, job.machines, &setup).run(&command, &arguments),
+            ),
+        ]
+    }
+
+    fn parse(&self, text: &str) -> Result<Document, InputError> {
+        Document::of_json(text)
+    }
+}
+
+static LACKS: &[Lack] = &[
+    instead(Field::Data, "what is left of the processes that torchrun starts"),
+    instead(Field::Model, "the training script builds the model"),
+    instead(Field::SeqLen, "the script that is written beside says it"),
+    instead(Field::SequenceParallel, "the script that is written beside says it"),
+    instead(Field::Precision, "the script that is written beside says it"),
+    instead(Field::Optimizer, "the training script's own arguments say it"),
+    instead(Field::LearningRate, "the training script's own arguments say it"),
+    instead(Field::GradientClip, "the training script's own arguments say it"),
+    instead(Field::Seed, "the training script's own arguments say it"),
+    instead(Field::CheckpointInterval, "the training script's own arguments say it"),
+    instead(Field::BucketBytes, "a bucket is a block"),
+    refuse(Field::Context, "context parallelism is not in its strategies", "plan with --cp 1"),
+    refuse(Field::Expert, "expert parallelism is not in its strategies", "plan with --ep 1"),
+    refuse(Field::Gradients, "gradients travel as they are", "plan with allow.codecs = [\"none\"]"),
+    PARAMETERS_AS_THEY_ARE,
+    ACTIVATIONS_AS_THEY_ARE,
+];
+
+static ROWS: &[Row] = &[
+    count!(Pipeline, pipeline, "pp_deg"),
+    Row {
+        field: Field::Tensor,
+        theirs: "tp_sizes_enc, vtp",
+        write: |settings, draft| {
+            let blocks = settings.blocks();
+            draft.set("tp_sizes_enc", list(blocks, settings.tensor));
+            draft.set("tp_consecutive_flags", list(blocks, 1));
+            draft.set("vtp", settings.tensor);
+        },
+        read: |document, settings| {
+            let Some(sizes) = document.counts("tp_sizes_enc")? else { return Ok(false) };
+            for key in ["tp_consecutive_flags", "vtp"] {
+                document.get(key);
+            }
+            settings.tensor = *sizes.first().unwrap_or(&1);
+            settings.recompute = vec![Recompute::None; sizes.len()];
+            if sizes.iter().any(|size| *size != settings.tensor) {
+                return Err(InputError::new(
+                    "tp_sizes_enc",
+                    sizes.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
+                    "splits blocks in different ways, and plans split all alike",
+                )
+                .hint("give one size for all blocks"));
+            }
+            Ok(true)
+        },
+    },
+    count!(GlobalBatch, global_batch, "global_bsz"),
+    Row {
+        field: Field::MicroBatch,
+        theirs: "chunks",
+        write: |settings, draft| draft.set("chunks", settings.micro_batches()),
+        // How many data ranks share a chunk is not in this file.
+        read: |document, _| {
+            document.count("chunks")?;
+            Ok(false)
+        },
+    },
+    Row {
+        field: Field::VirtualStages,
+        theirs: "pp_deg",
+        write: |settings, draft| {
+            if settings.virtual_stages > 1 {
+                draft.refuse(Field::VirtualStages, "pipelines have one stage a rank", "plan with --vpp 1");
+            }
+        },
+        read: |_, settings| {
+            settings.virtual_stages = 1;
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Schedule,
+        theirs: "pipeline_type",
+        write: |settings, draft| {
+            let gpipe = settings.schedule == ScheduleKind::GPipe;
+            draft.set("pipeline_type", if gpipe { "gpipe" } else { "pipedream_flush" });
+        },
+        read: |document, settings| {
+            let gpipe =
+                document.text("pipeline_type").is_none_or(|kind| kind == "gpipe") && settings.pipeline > 1;
+            settings.schedule = if gpipe { ScheduleKind::GPipe } else { ScheduleKind::OneFOneB };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Stages,
+        theirs: "pp_division",
+        write: |settings, draft| {
+            draft
+                .set("pp_division", settings.stages.iter().map(u32::to_string).collect::<Vec<_>>().join(","));
+        },
+        read: |document, settings| {
+            let found = document.counts("pp_division")?;
+            let said = found.is_some();
+            settings.stages = found.unwrap_or_default();
+            Ok(said)
+        },
+    },
+    Row {
+        field: Field::Recompute,
+        theirs: "checkpoint",
+        write: |settings, draft| {
+            if settings.recompute.contains(&Recompute::Selective) {
+                draft.instead(Field::Recompute, "those blocks are recomputed whole: less memory, more time");
+            }
+            let flags: Vec<_> =
+                settings.recompute.iter().map(|r| u32::from(*r != Recompute::None).to_string()).collect();
+            draft.set("checkpoint", flags.join(","));
+        },
+        read: |document, settings| {
+            let Some(flags) = document.counts("checkpoint")? else { return Ok(false) };
+            settings.recompute =
+                flags.iter().map(|flag| if *flag > 0 { Recompute::Full } else { Recompute::None }).collect();
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::ZeroStage,
+        theirs: "default_dp_type, dp_types_enc",
+        write: |settings, draft| {
+            let kind = match settings.zero_stage {
+                0 => "ddp",
+                1 => {
+                    draft.refuse(
+                        Field::ZeroStage,
+                        "data parallelism is ddp, zero2 or zero3",
+                        "plan with --zero 0, 2 or 3",
+                    );
+                    return;
+                }
+                2 => "zero2",
+                _ => "zero3",
+            };
+            draft.set("default_dp_type", kind);
+            draft.set("dp_types_enc", list(settings.blocks(), u32::from(settings.zero_stage == 3)));
+            draft.set("use_sp", list(settings.blocks(), 0));
+        },
+        read: |document, settings| {
+            document.get("use_sp");
+            let own = document.counts("dp_types_enc")?.unwrap_or_default();
+            let zero3 = own.first().is_some_and(|flag| *flag == 1);
+            if own.iter().any(|flag| (*flag == 1) != zero3) {
+                return Err(InputError::new(
+                    "dp_types_enc",
+                    own.len(),
+                    "shards some blocks, and plans shard all or none",
+                )
+                .hint("give 1 for all blocks, or 0 for all"));
+            }
+            settings.zero_stage = match document.text("default_dp_type").as_deref() {
+                _ if zero3 => 3,
+                Some("zero3") => 3,
+                Some("zero2") => 2,
+                _ => 0,
+            };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Shard,
+        theirs: "default_dp_type",
+        write: |settings, draft| {
+            if !settings.does_without(Field::Shard) {
+                draft.refuse(
+                    Field::Shard,
+                    "it shards over all data-parallel ranks",
+                    "plan with shard = the data degree",
+                );
+            }
+        },
+        read: |_, _| Ok(false),
+    },
+];
+
+fn list(blocks: u32, value: impl Display) -> String {
+    vec![value.to_string(); blocks as usize].join(",")
+}

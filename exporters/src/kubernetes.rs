@@ -1,0 +1,157 @@
+//! Manifests for Kubernetes: a JobSet, and a TrainJob of the Kubeflow trainer.
+
+use crate::document::{Document, yaml};
+use crate::launch::Machines;
+use crate::row::{Lack, Row};
+use crate::slurm::PLAN;
+use crate::{Export, Exporter, File};
+use autodist_spec::{InputError, to_json};
+use serde_json::{Value, json};
+
+pub struct Kubernetes;
+
+impl Exporter for Kubernetes {
+    fn version(&self) -> &'static str {
+        "JobSet v1alpha2, Kubeflow TrainJob v1alpha1"
+    }
+
+    fn rows(&self) -> &'static [Row] {
+        &[]
+    }
+
+    fn lacks(&self) -> &'static [Lack] {
+        &[]
+    }
+
+    fn files(&self, _: &Document, job: &Export<'_>) -> Vec<File> {
+        let own = job.options.script.is_none();
+        let mut jobset = if own { config_map(job) + "---\n" } else { String::new() };
+        jobset += &yaml(&self::jobset(job));
+        let mut trainjob = if own { config_map(job) + "---\n" } else { String::new() };
+        trainjob += &yaml(&self::trainjob(job));
+        vec![File::text("jobset.yaml", jobset), File::text("trainjob.yaml", trainjob)]
+    }
+
+    fn parse(&self, _: &str) -> Result<Document, InputError> {
+        Err(InputError::new(
+            "",
+            "kubernetes",
+            "starts processes; how they split a model is in their own files",
+        )
+        .hint("give the trainer's configuration with --from TRAINER"))
+    }
+}
+
+const NAME: &str = "autodist";
+
+/// The plan, for pods to mount.
+fn config_map(job: &Export<'_>) -> String {
+    yaml(&json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": { "name": format!("{NAME}-plan") },
+        "data": { PLAN: to_json(job.plan) },
+    }))
+}
+
+/// What each node runs, with NODE_RANK and MASTER_ADDR set where there are several.
+fn command(job: &Export<'_>) -> String {
+    match &job.options.script {
+        Some(script) => format!("exec bash '{}'", script.replace('\'', "'\\''")),
+        None => format!(
+            "exec {} --no-python autodist train /plan/{PLAN} --steps {} -o /tmp/run.json",
+            job.machines.torchrun(),
+            job.settings.learning_rate.total_steps
+        ),
+    }
+}
+
+fn resources(machines: Machines) -> Value {
+    let key = if machines.gpus { "nvidia.com/gpu" } else { "cpu" };
+    json!({ "limits": { key: machines.devices.to_string() } })
+}
+
+fn jobset(job: &Export<'_>) -> Value {
+    let own = job.options.script.is_none();
+    let machines = job.machines;
+    // A JobSet's pods are known as <jobset>-<job>-<job index>-<pod index>.<jobset>.
+    let environment = json!([
+        { "name": "MASTER_ADDR", "value": format!("{NAME}-node-0-0.{NAME}") },
+        {
+            "name": "NODE_RANK",
+            "valueFrom": {
+                "fieldRef": { "fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']" },
+            },
+        },
+    ]);
+    let mounts = if own { json!([{ "name": "plan", "mountPath": "/plan" }]) } else { json!([]) };
+    let volumes = if own {
+        json!([{ "name": "plan", "configMap": { "name": format!("{NAME}-plan") } }])
+    } else {
+        json!([])
+    };
+    json!({
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": { "name": NAME },
+        "spec": {
+            "replicatedJobs": [{
+                "name": "node",
+                "replicas": 1,
+                "template": { "spec": {
+                    "parallelism": machines.nodes,
+                    "completions": machines.nodes,
+                    "completionMode": "Indexed",
+                    "backoffLimit": 0,
+                    "template": { "spec": {
+                        "restartPolicy": "Never",
+                        "containers": [{
+                            "name": "trainer",
+                            "image": job.options.image,
+                            "command": ["bash", "-c", command(job)],
+                            "env": environment,
+                            "resources": resources(machines),
+                            "volumeMounts": mounts,
+                        }],
+                        "volumes": volumes,
+                    } },
+                } },
+            }],
+        },
+    })
+}
+
+fn trainjob(job: &Export<'_>) -> Value {
+    // The runtime sets PET_NODE_RANK and PET_MASTER_ADDR, which torchrun reads in the place of flags.
+    let command =
+        format!("export NODE_RANK=\"$PET_NODE_RANK\" MASTER_ADDR=\"$PET_MASTER_ADDR\"; {}", command(job));
+    let mut value = json!({
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "TrainJob",
+        "metadata": { "name": NAME },
+        "spec": {
+            "runtimeRef": {
+                "name": "torch-distributed",
+                "kind": "ClusterTrainingRuntime",
+                "apiGroup": "trainer.kubeflow.org",
+            },
+            "trainer": {
+                "image": job.options.image,
+                "command": ["bash", "-c", command],
+                "numNodes": job.machines.nodes,
+                "numProcPerNode": job.machines.devices,
+                "resourcesPerNode": resources(job.machines),
+            },
+        },
+    });
+    if job.options.script.is_none() {
+        value["spec"]["podTemplateOverrides"] = json!([{
+            "targetJobs": [{ "name": "node" }],
+            "spec": {
+                "volumes": [{ "name": "plan", "configMap": { "name": format!("{NAME}-plan") } }],
+                "containers": [{ "name": "node", "volumeMounts": [{ "name": "plan", "mountPath": "/plan" }] }],
+            },
+        }]);
+    }
+    value
+}

@@ -1,0 +1,82 @@
+//! What starts processes on a plan's machines.
+
+use autodist_spec::{Cluster, InputError};
+use std::fmt::Write;
+
+/// Machines of one size, and what runs on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machines {
+    pub nodes: u32,
+    /// Devices of each.
+    pub devices: u32,
+    /// Whether devices are GPUs; else a process has a core.
+    pub gpus: bool,
+}
+
+impl Machines {
+    /// # Errors
+    /// If nodes differ in size: launchers start as many processes on each.
+    pub fn of(cluster: &Cluster, gpus: bool) -> Result<Self, InputError> {
+        let sizes = cluster.devices_per_node();
+        let devices = sizes.first().copied().unwrap_or(1);
+        if sizes.iter().any(|size| *size != devices) {
+            return Err(InputError::new(
+                "cluster.nodes",
+                format!("{sizes:?} devices"),
+                "have different numbers of devices, but launchers start as many processes on each node",
+            )
+            .hint("plan for nodes of one size"));
+        }
+        Ok(Self { nodes: cluster.node_count(), devices, gpus })
+    }
+
+    pub fn devices(self) -> u32 {
+        self.nodes * self.devices
+    }
+
+    /// `torchrun` with one process a device; where there are several nodes, each runs the script.
+    pub fn torchrun(self) -> String {
+        let mut text = format!("torchrun --nnodes {} --nproc-per-node {}", self.nodes, self.devices);
+        if self.nodes > 1 {
+            text += " --node-rank \"$NODE_RANK\" --master-addr \"$MASTER_ADDR\" --master-port \"${MASTER_PORT:-29500}\"";
+        }
+        text
+    }
+}
+
+/// A shell script that begins with what must be known on every node.
+pub struct Script(String);
+
+impl Script {
+    /// `purpose` is a sentence; `setup` are lines that prepare what the command needs.
+    pub fn new(purpose: &str, machines: Machines, setup: &[&str]) -> Self {
+        let mut text = format!("#!/usr/bin/env bash\n# {purpose}\n");
+        if machines.nodes > 1 {
+            text += &format!(
+                "# Run it on each of the {} nodes, with NODE_RANK (0 to {}) and MASTER_ADDR (the first node's address) set.\n",
+                machines.nodes,
+                machines.nodes - 1
+            );
+        }
+        text += "set -euo pipefail\n";
+        if machines.nodes > 1 {
+            text += ": \"${NODE_RANK:?this node, from 0}\" \"${MASTER_ADDR:?address of the first node}\"\n";
+        }
+        for line in setup {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{line}");
+        }
+        Self(text)
+    }
+
+    /// A command over several lines; what the script is called with goes to the command.
+    #[must_use]
+    pub fn run(mut self, command: &str, arguments: &[String]) -> String {
+        self.0 += &format!("exec {command}");
+        for argument in arguments {
+            self.0 += &format!(" \\\n    {argument}");
+        }
+        self.0 += " \\\n    \"$@\"\n";
+        self.0
+    }
+}

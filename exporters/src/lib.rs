@@ -1,0 +1,279 @@
+//! Plans as other trainers take them, and back.
+//!
+//! A trainer is a list of [`Row`]s, each a field of a plan in the trainer's words in both directions, and of [`Lack`]s,
+//! fields that it has no setting for. So what is written, what is read, and the mapping table in the documentation are
+//! one thing, and no field is forgotten: a test holds rows and lacks of every trainer against [`Field::ALL`].
+
+mod accelerate;
+mod deepspeed;
+mod document;
+mod galvatron;
+mod kubernetes;
+mod launch;
+mod maxtext;
+mod megatron;
+mod nanotron;
+mod row;
+mod settings;
+mod slurm;
+mod stages;
+mod torchtitan;
+mod transformers;
+
+pub use document::Document;
+pub use launch::Machines;
+pub use row::{Lack, Note, Otherwise, Row};
+pub use settings::{Field, Settings};
+
+use autodist_spec::{DeviceKind, InputError, ModelSpec, Plan};
+use row::{Draft, instead, refuse};
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+/// What a plan can be written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    Megatron,
+    MegatronBridge,
+    Torchtitan,
+    DeepSpeed,
+    Accelerate,
+    Transformers,
+    Nanotron,
+    Galvatron,
+    MaxText,
+    Slurm,
+    Kubernetes,
+}
+
+impl Target {
+    pub const ALL: [Target; 11] = [
+        Self::Megatron,
+        Self::MegatronBridge,
+        Self::Torchtitan,
+        Self::DeepSpeed,
+        Self::Accelerate,
+        Self::Transformers,
+        Self::Nanotron,
+        Self::Galvatron,
+        Self::MaxText,
+        Self::Slurm,
+        Self::Kubernetes,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Megatron => "megatron",
+            Self::MegatronBridge => "megatron-bridge",
+            Self::Torchtitan => "torchtitan",
+            Self::DeepSpeed => "deepspeed",
+            Self::Accelerate => "accelerate",
+            Self::Transformers => "transformers",
+            Self::Nanotron => "nanotron",
+            Self::Galvatron => "galvatron",
+            Self::MaxText => "maxtext",
+            Self::Slurm => "slurm",
+            Self::Kubernetes => "kubernetes",
+        }
+    }
+
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|target| target.name() == name)
+    }
+
+    /// Whether it has a configuration of its own; the others start processes, which take the plan file itself.
+    pub fn is_trainer(self) -> bool {
+        !matches!(self, Self::Slurm | Self::Kubernetes)
+    }
+
+    pub fn exporter(self) -> &'static dyn Exporter {
+        match self {
+            Self::Megatron => &megatron::Megatron,
+            Self::MegatronBridge => &megatron::Bridge,
+            Self::Torchtitan => &torchtitan::Torchtitan,
+            Self::DeepSpeed => &deepspeed::DeepSpeed,
+            Self::Accelerate => &accelerate::Accelerate,
+            Self::Transformers => &transformers::Transformers,
+            Self::Nanotron => &nanotron::Nanotron,
+            Self::Galvatron => &galvatron::Galvatron,
+            Self::MaxText => &maxtext::MaxText,
+            Self::Slurm => &slurm::Slurm,
+            Self::Kubernetes => &kubernetes::Kubernetes,
+        }
+    }
+}
+
+/// How plans are written for one target.
+pub trait Exporter: Sync {
+    /// The version whose settings these are.
+    fn version(&self) -> &'static str;
+
+    fn rows(&self) -> &'static [Row];
+
+    fn lacks(&self) -> &'static [Lack];
+
+    /// A row's names as the trainer's file has them.
+    fn theirs(&self, row: &Row) -> String {
+        row.theirs.to_owned()
+    }
+
+    /// The files of a configuration, and what starts it.
+    fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File>;
+
+    /// # Errors
+    /// If the text is not in the trainer's notation.
+    fn parse(&self, text: &str) -> Result<Document, InputError>;
+}
+
+/// What is exported.
+pub struct Export<'a> {
+    pub plan: &'a Plan,
+    pub settings: &'a Settings,
+    pub machines: Machines,
+    pub options: &'a Options,
+}
+
+/// What a plan does not say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Steps between checkpoints; absent for none.
+    pub checkpoint_interval: Option<u32>,
+    /// For Slurm and Kubernetes: a script to start on every node, in place of this program.
+    pub script: Option<String>,
+    /// Container image, for Kubernetes.
+    pub image: String,
+}
+
+/// A file to write, whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct File {
+    pub name: String,
+    pub content: String,
+    pub executable: bool,
+}
+
+impl File {
+    pub(crate) fn text(name: &str, content: String) -> Self {
+        Self { name: name.to_owned(), content, executable: false }
+    }
+
+    pub(crate) fn script(name: &str, content: String) -> Self {
+        Self { name: name.to_owned(), content, executable: true }
+    }
+}
+
+/// What one way of training became.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exported {
+    pub files: Vec<File>,
+    /// What the trainer was not told, and what it does instead.
+    pub notes: Vec<Note>,
+}
+
+/// No trainer that is started as a script chooses algorithms or places ranks.
+const EVERYWHERE: [Lack; 3] = [
+    instead(
+        Field::Algorithms,
+        "the communication library chooses the algorithm of every collective, by its own measure",
+    ),
+    refuse(
+        Field::Placement,
+        "ranks take devices in order",
+        "order the hosts that way and plan with allow.placements = [[]], or train with this program",
+    ),
+    refuse(
+        Field::BucketCodecs,
+        "all buckets of gradients travel in one form",
+        "plan with one codec in allow.codecs",
+    ),
+];
+
+/// Every lack of a trainer.
+pub fn lacks(target: Target) -> impl Iterator<Item = &'static Lack> {
+    let common: &[Lack] = if target.is_trainer() { &EVERYWHERE } else { &[] };
+    target.exporter().lacks().iter().chain(common)
+}
+
+/// Writes a plan for a target.
+///
+/// # Errors
+/// Everything that the target cannot express and nothing can stand for, each with the way out.
+pub fn export(plan: &Plan, target: Target, options: &Options) -> Result<Exported, Vec<InputError>> {
+    let settings = Settings::of(plan, options.checkpoint_interval);
+    let machines =
+        Machines::of(&plan.cluster, plan.profile.devices == DeviceKind::Cuda).map_err(|error| vec![error])?;
+    let exporter = target.exporter();
+    let mut draft = Draft::new(&settings, machines);
+    for row in exporter.rows() {
+        (row.write)(&settings, &mut draft);
+    }
+    for lack in lacks(target) {
+        draft.lack(lack);
+    }
+    let Draft { document, notes, refusals, .. } = draft;
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    let job = Export { plan, settings: &settings, machines, options };
+    Ok(Exported { files: exporter.files(&document, &job), notes })
+}
+
+/// What a trainer's file says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Imported {
+    pub settings: Settings,
+    /// What the file says; the rest of the settings are defaults.
+    pub known: BTreeSet<Field>,
+    /// Keys of the file that say nothing of a plan, or nothing that is understood.
+    pub unread: Vec<String>,
+}
+
+/// Reads a trainer's file. `model` is what is trained, where the file does not say it.
+///
+/// # Errors
+/// If it is not in the trainer's notation, or a value cannot be.
+pub fn import(target: Target, text: &str, model: Option<ModelSpec>) -> Result<Imported, InputError> {
+    let exporter = target.exporter();
+    let document = exporter.parse(text)?;
+    let mut settings = Settings { model, ..Settings::default() };
+    let mut known = BTreeSet::new();
+    for row in exporter.rows() {
+        if (row.read)(&document, &mut settings)? {
+            known.insert(row.field);
+        }
+    }
+    let unread = document.unread();
+    if unread.len() == document.entries().len() {
+        return Err(InputError::new("", "", format!("says nothing that {} would be told", target.name()))
+            .hint("give the file that the trainer is started with, or another trainer with --from"));
+    }
+    Ok(Imported { settings, known, unread })
+}
+
+/// The mapping table of the documentation, in Markdown.
+pub fn mapping() -> String {
+    let mut text = String::new();
+    for target in Target::ALL.into_iter().filter(|target| target.is_trainer()) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "### {} ({})\n\n| plan | setting |\n|---|---|",
+            target.name(),
+            target.exporter().version()
+        );
+        for row in target.exporter().rows() {
+            let names = target.exporter().theirs(row);
+            let theirs: Vec<_> = names.split(", ").map(|key| format!("`{key}`")).collect();
+            let _ = writeln!(text, "| `{}` | {} |", row.field.name(), theirs.join(", "));
+        }
+        for lack in lacks(target) {
+            let what = match lack.otherwise {
+                Otherwise::Refuse { why, way_out } => format!("refused: {why}; {way_out}"),
+                Otherwise::Instead(what) => format!("instead: {what}"),
+            };
+            let _ = writeln!(text, "| `{}` | {what} |", lack.field.name());
+        }
+        text.push('\n');
+    }
+    text
+}

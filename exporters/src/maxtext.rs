@@ -1,0 +1,507 @@
+//! MaxText's YAML over its `base.yml`.
+
+use crate::document::Document;
+use crate::launch::{Machines, Script};
+use crate::row::{ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, count, instead, real, refuse};
+use crate::settings::Field;
+use crate::stages::uniform_recompute;
+use crate::{Export, Exporter, File};
+use autodist_spec::{
+    Activation, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions, Precision, Recompute,
+    ScheduleKind,
+};
+
+pub struct MaxText;
+
+impl Exporter for MaxText {
+    fn version(&self) -> &'static str {
+        "MaxText 0.2.5"
+    }
+
+    fn rows(&self) -> &'static [Row] {
+        ROWS
+    }
+
+    fn lacks(&self) -> &'static [Lack] {
+        LACKS
+    }
+
+    fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
+        let purpose =
+            format!("MaxText trains {} as planned: {}", job.plan.model.name, job.plan.strategy.label());
+        let setup = [
+            ": \"${OUTPUT_DIRECTORY:?where checkpoints and logs go}\"",
+            "BASE=$(python3 -c 'import maxtext, os; print(os.path.join(list(maxtext.__path__)[0], \"configs/base.yml\"))')",
+            "cp \"$BASE\" \"$(dirname \"$0\")/base.yml\"",
+        ];
+        let mut arguments = vec![
+            "\"$(dirname \"$0\")/maxtext.yml\"".to_owned(),
+            "base_output_directory=\"$OUTPUT_DIRECTORY\"".to_owned(),
+            format!("hardware={}", if job.machines.gpus { "gpu" } else { "cpu" }),
+        ];
+        if job.machines.nodes > 1 {
+            arguments.push("jax_distributed_initialization_timeout=300".to_owned());
+        }
+        let mut whole = Document::default();
+        whole.set("base_config", "base.yml");
+        whole.set("run_name", "autodist");
+        for (key, value) in split(document, job.machines).entries() {
+            whole.set(key, value.clone());
+        }
+        vec![
+            File::text("maxtext.yml", whole.yaml()),
+            File::script(
+                "maxtext.sh",
+                Script::new(&purpose, job.machines, &setup)
+                    .run("python3 -m maxtext.trainers.pre_train.train", &arguments),
+            ),
+        ]
+    }
+
+    fn parse(&self, text: &str) -> Result<Document, InputError> {
+        Document::of_yaml(text)
+    }
+}
+
+/// Axes of the mesh, the one with the most traffic first.
+const AXES: [&str; 6] = ["tensor", "context", "expert", "fsdp", "data", "pipeline"];
+
+/// Divides each axis into what fits into a node (ici) and what spans nodes (dcn).
+fn split(document: &Document, machines: Machines) -> Document {
+    let mut all = Document::default();
+    let mut room = u64::from(machines.devices);
+    let sizes: Vec<(String, u64, u64)> = AXES
+        .iter()
+        .map(|axis| {
+            let ici = format!("ici_{axis}_parallelism");
+            let size = document
+                .entries()
+                .iter()
+                .find(|(key, _)| *key == ici)
+                .and_then(|(_, v)| v.as_u64())
+                .unwrap_or(1);
+            let inside = greatest_common_divisor(size, room);
+            room /= inside.max(1);
+            ((*axis).to_owned(), inside, size / inside.max(1))
+        })
+        .collect();
+    for (key, value) in document.entries() {
+        if !AXES.iter().any(|axis| *key == format!("ici_{axis}_parallelism")) {
+            all.set(key, value.clone());
+        }
+    }
+    for (axis, inside, across) in sizes {
+        all.set(&format!("ici_{axis}_parallelism"), inside);
+        all.set(&format!("dcn_{axis}_parallelism"), across);
+    }
+    all
+}
+
+fn greatest_common_divisor(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
+}
+
+/// The whole size of an axis.
+fn axis(document: &Document, name: &str) -> Result<u32, InputError> {
+    let part = |place: &str| document.count(&format!("{place}_{name}_parallelism"));
+    let (inside, across) = (part("ici")?.unwrap_or(1), part("dcn")?.unwrap_or(1));
+    Ok(inside.saturating_mul(across))
+}
+
+static LACKS: &[Lack] = &[
+    refuse(
+        Field::Stages,
+        "all stages hold as many blocks",
+        "plan with allow.uneven_stages = false and a --pp that divides the blocks",
+    ),
+    instead(Field::BucketBytes, "the compiler groups what travels"),
+    refuse(Field::Gradients, "gradients travel as they are", "plan with allow.codecs = [\"none\"]"),
+    PARAMETERS_AS_THEY_ARE,
+    ACTIVATIONS_AS_THEY_ARE,
+];
+
+macro_rules! mesh_axis {
+    ($field:ident, $member:ident, $name:literal) => {
+        Row {
+            field: Field::$field,
+            theirs: concat!("ici_", $name, "_parallelism, dcn_", $name, "_parallelism"),
+            write: |settings, draft| draft.set(concat!("ici_", $name, "_parallelism"), settings.$member),
+            read: |document, settings| {
+                settings.$member = axis(document, $name)?;
+                Ok(true)
+            },
+        }
+    };
+}
+
+static ROWS: &[Row] = &[
+    Row {
+        field: Field::Model,
+        theirs: "base_emb_dim, base_mlp_dim, base_num_decoder_layers, base_num_query_heads, base_num_kv_heads, head_dim, \
+                 vocab_size, normalization_layer_epsilon, rope_max_timescale, logits_via_embedding, decoder_block, \
+                 mlp_activations",
+        write: |settings, draft| {
+            let Some(model) = &settings.model else { return };
+            let Positions::Rotary { theta } = model.positions else {
+                draft.refuse(
+                    Field::Model,
+                    LLAMA,
+                    "train a model with rotary positions, or export to megatron",
+                );
+                return;
+            };
+            if model.norm != Norm::RmsNorm || model.activation != Activation::SwiGlu || model.bias {
+                draft.refuse(Field::Model, LLAMA, "train a model of Llama's kind, or export to megatron");
+                return;
+            }
+            draft.set("decoder_block", "llama2");
+            draft.set("mlp_activations", vec!["silu", "linear"]);
+            draft.set("base_emb_dim", model.hidden);
+            draft.set("base_mlp_dim", model.ffn);
+            draft.set("base_num_decoder_layers", model.layers);
+            draft.set("base_num_query_heads", model.heads);
+            draft.set("base_num_kv_heads", model.kv_heads);
+            draft.set("head_dim", model.head_dim);
+            draft.set("vocab_size", model.vocab);
+            draft.set("normalization_layer_epsilon", model.norm_epsilon);
+            draft.set("rope_max_timescale", theta as u64);
+            draft.set("logits_via_embedding", model.tied_embeddings);
+        },
+        read: |document, settings| {
+            for key in ["decoder_block", "mlp_activations", "base_config", "run_name"] {
+                document.get(key);
+            }
+            let (Some(hidden), Some(layers), Some(heads), Some(ffn)) = (
+                document.count("base_emb_dim")?,
+                document.count("base_num_decoder_layers")?,
+                document.count("base_num_query_heads")?,
+                document.count("base_mlp_dim")?,
+            ) else {
+                return Ok(false);
+            };
+            settings.model = Some(ModelSpec {
+                name: "maxtext".to_owned(),
+                layers,
+                hidden,
+                heads,
+                kv_heads: document.count("base_num_kv_heads")?.unwrap_or(heads),
+                head_dim: document.count("head_dim")?.unwrap_or(128),
+                ffn,
+                vocab: document.count("vocab_size")?.unwrap_or(32_000),
+                // Rotary positions have no table; sequences are as long as the next setting says.
+                max_seq_len: document.count("max_target_length")?.unwrap_or(2048),
+                positions: Positions::Rotary {
+                    theta: document.real("rope_max_timescale")?.unwrap_or(10_000.0),
+                },
+                norm: Norm::RmsNorm,
+                norm_epsilon: document.real("normalization_layer_epsilon")?.unwrap_or(1e-5),
+                activation: Activation::SwiGlu,
+                bias: false,
+                tied_embeddings: document.flag("logits_via_embedding")?.unwrap_or(false),
+            });
+            Ok(true)
+        },
+    },
+    mesh_axis!(Tensor, tensor, "tensor"),
+    mesh_axis!(Context, context, "context"),
+    mesh_axis!(Expert, expert, "expert"),
+    mesh_axis!(Pipeline, pipeline, "pipeline"),
+    Row {
+        field: Field::ZeroStage,
+        theirs: "ici_fsdp_parallelism, dcn_fsdp_parallelism, shard_optimizer_over_data",
+        write: |settings, draft| {
+            if settings.zero_stage == 2 {
+                draft.refuse(
+                    Field::ZeroStage,
+                    "it shards the optimizer's state alone, or parameters as well",
+                    "plan with --zero 0, 1 or 3",
+                );
+            }
+            draft.set("ici_fsdp_parallelism", if settings.zero_stage == 3 { settings.shard } else { 1 });
+            draft.set("shard_optimizer_over_data", settings.zero_stage == 1);
+        },
+        read: |document, settings| {
+            let optimizer = document.flag("shard_optimizer_over_data")?.unwrap_or(false);
+            settings.zero_stage = if axis(document, "fsdp")? > 1 { 3 } else { u8::from(optimizer) };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Data,
+        theirs: "ici_data_parallelism, dcn_data_parallelism",
+        write: |settings, draft| {
+            let replicas =
+                if settings.zero_stage == 3 { settings.data / settings.shard } else { settings.data };
+            draft.set("ici_data_parallelism", replicas);
+        },
+        read: |document, settings| {
+            settings.data = axis(document, "data")?.saturating_mul(axis(document, "fsdp")?);
+            if settings.data == 1 {
+                settings.zero_stage = 0;
+            }
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Shard,
+        theirs: "ici_fsdp_parallelism, dcn_fsdp_parallelism",
+        write: |settings, draft| {
+            if settings.zero_stage == 1 && !settings.does_without(Field::Shard) {
+                draft.refuse(
+                    Field::Shard,
+                    "the optimizer's state is sharded over all data-parallel ranks",
+                    "plan with shard = the data degree, or with --zero 3",
+                );
+            }
+        },
+        read: |document, settings| {
+            settings.shard = match settings.zero_stage {
+                0 => 1,
+                3 => axis(document, "fsdp")?,
+                _ => settings.data,
+            };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::VirtualStages,
+        theirs: "num_layers_per_pipeline_stage, num_pipeline_repeats",
+        write: |settings, draft| {
+            if settings.pipeline > 1 {
+                draft.set("num_layers_per_pipeline_stage", settings.stages.first().copied().unwrap_or(1));
+                draft.set("num_pipeline_repeats", settings.virtual_stages);
+                draft.set("scan_layers", false);
+            }
+        },
+        read: |document, settings| {
+            for key in ["num_layers_per_pipeline_stage", "scan_layers"] {
+                document.get(key);
+            }
+            settings.virtual_stages = document.count("num_pipeline_repeats")?.unwrap_or(1).max(1);
+            if let Some(equal) = settings.equal_stages() {
+                settings.stages = equal;
+            }
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Schedule,
+        theirs: "num_pipeline_repeats",
+        write: |settings, draft| {
+            if settings.pipeline > 1 && settings.schedule != ScheduleKind::GPipe {
+                draft.instead(
+                    Field::Schedule,
+                    "all micro-batches forward, then all backward: slower, and it needs more memory than planned",
+                );
+            }
+        },
+        read: |_, settings| {
+            settings.schedule = match (settings.pipeline, settings.virtual_stages) {
+                (1, _) => ScheduleKind::OneFOneB,
+                (_, 1) => ScheduleKind::GPipe,
+                _ => ScheduleKind::Interleaved,
+            };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::MicroBatch,
+        theirs: "num_pipeline_microbatches, gradient_accumulation_steps",
+        write: |settings, draft| {
+            let count = settings.micro_batches();
+            if settings.pipeline == 1 {
+                draft.set("gradient_accumulation_steps", count);
+                return;
+            }
+            draft.set("gradient_accumulation_steps", 1);
+            draft.set("num_pipeline_microbatches", count);
+            if !count.is_multiple_of(settings.pipeline) {
+                draft.refuse(
+                    Field::MicroBatch,
+                    format!("{count} micro-batches are no multiple of {} stages", settings.pipeline),
+                    "plan with a smaller micro-batch or a larger global batch",
+                );
+            }
+        },
+        // Read with the global batch.
+        read: |_, _| Ok(false),
+    },
+    Row {
+        field: Field::GlobalBatch,
+        theirs: "per_device_batch_size, gradient_accumulation_steps",
+        write: |settings, draft| {
+            let steps = if settings.pipeline == 1 { settings.micro_batches() } else { 1 };
+            let sequences = f64::from(settings.global_batch) / f64::from(steps.max(1));
+            draft.set("per_device_batch_size", sequences / f64::from(settings.devices()));
+        },
+        read: |document, settings| {
+            let Some(per_device) = document.real("per_device_batch_size")? else { return Ok(false) };
+            let steps = document.count("gradient_accumulation_steps")?.unwrap_or(1).max(1);
+            let count = document.count("num_pipeline_microbatches")?;
+            let count = if settings.pipeline == 1 { steps } else { count.unwrap_or(settings.pipeline) };
+            let sequences = per_device * f64::from(settings.devices()) * f64::from(steps);
+            settings.global_batch = sequences.round().max(1.0) as u32;
+            settings.micro_batch = settings.global_batch / (count * settings.data).max(1);
+            Ok(true)
+        },
+    },
+    count!(SeqLen, seq_len, "max_target_length"),
+    Row {
+        field: Field::SequenceParallel,
+        theirs: "ici_tensor_parallelism",
+        write: |settings, draft| {
+            if settings.tensor > 1 && !settings.sequence_parallel {
+                draft.instead(
+                    Field::SequenceParallel,
+                    "norms are divided along the sequence, too: less memory",
+                );
+            }
+        },
+        read: |_, settings| {
+            settings.sequence_parallel = settings.tensor > 1;
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Recompute,
+        theirs: "remat_policy",
+        write: |settings, draft| {
+            let policy = match uniform_recompute(settings, draft, true) {
+                Recompute::None => "minimal_with_context",
+                Recompute::Selective => "minimal",
+                Recompute::Full => "full",
+            };
+            draft.set("remat_policy", policy);
+        },
+        read: |document, settings| {
+            let policy = document.text("remat_policy").unwrap_or_else(|| "full".to_owned());
+            let mode = match policy.as_str() {
+                "minimal_with_context" => Recompute::None,
+                "minimal" => Recompute::Selective,
+                "full" => Recompute::Full,
+                _ => {
+                    return Err(InputError::new("remat_policy", policy, "is none that plans have")
+                        .hint("give minimal_with_context (none), minimal (attention) or full"));
+                }
+            };
+            settings.recompute = vec![mode; settings.blocks() as usize];
+            Ok(settings.blocks() > 0)
+        },
+    },
+    Row {
+        field: Field::Precision,
+        theirs: "dtype, weight_dtype",
+        write: |settings, draft| {
+            draft.set("dtype", if settings.precision == Precision::Bf16 { "bfloat16" } else { "float32" });
+            draft.set("weight_dtype", "float32");
+            if settings.precision == Precision::Tf32 {
+                draft.set("matmul_precision", "default");
+            }
+        },
+        read: |document, settings| {
+            document.text("weight_dtype");
+            let fp32 = document.text("dtype").is_some_and(|kind| kind == "float32");
+            let tf32 = document.text("matmul_precision").is_some_and(|kind| kind == "default");
+            settings.precision = match (fp32, tf32) {
+                (true, true) => Precision::Tf32,
+                (true, false) => Precision::Fp32,
+                (false, _) => Precision::Bf16,
+            };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Optimizer,
+        theirs: "opt_type, adam_b1, adam_b2, adam_eps, adam_weight_decay",
+        write: |settings, draft| match settings.optimizer {
+            Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
+                draft.set("opt_type", "adamw");
+                draft.set("adam_b1", beta1);
+                draft.set("adam_b2", beta2);
+                draft.set("adam_eps", epsilon);
+                draft.set("adam_weight_decay", weight_decay);
+            }
+            Optimizer::Sgd { momentum, .. } => {
+                if momentum != 0.0 {
+                    draft.refuse(
+                        Field::Optimizer,
+                        "its SGD has no momentum",
+                        "train with adamw, or with momentum = 0",
+                    );
+                }
+                draft.set("opt_type", "sgd");
+            }
+        },
+        read: |document, settings| {
+            let kind = document.text("opt_type").unwrap_or_else(|| "adamw".to_owned());
+            settings.optimizer = if kind == "sgd" {
+                Optimizer::Sgd { momentum: 0.0, weight_decay: 0.0 }
+            } else {
+                Optimizer::AdamW {
+                    beta1: document.real("adam_b1")?.unwrap_or(0.9),
+                    beta2: document.real("adam_b2")?.unwrap_or(0.95),
+                    epsilon: document.real("adam_eps")?.unwrap_or(1e-8),
+                    weight_decay: document.real("adam_weight_decay")?.unwrap_or(0.1),
+                }
+            };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::LearningRate,
+        theirs: "learning_rate, learning_rate_final_fraction, warmup_steps_fraction, learning_rate_schedule_steps, steps",
+        write: |settings, draft| {
+            let LearningRate { peak, warmup_steps, total_steps, final_fraction } = settings.learning_rate;
+            draft.set("learning_rate", peak);
+            draft.set("learning_rate_final_fraction", final_fraction);
+            draft.set("warmup_steps_fraction", f64::from(warmup_steps) / f64::from(total_steps));
+            draft.set("learning_rate_schedule_steps", total_steps);
+            draft.set("steps", total_steps);
+        },
+        read: |document, settings| {
+            let Some(peak) = document.real("learning_rate")? else { return Ok(false) };
+            let steps = document.count("steps")?;
+            let total_steps = document.count("learning_rate_schedule_steps")?.or(steps).unwrap_or(1);
+            let warmup = document.real("warmup_steps_fraction")?.unwrap_or(0.1);
+            settings.learning_rate = LearningRate {
+                peak,
+                warmup_steps: (warmup * f64::from(total_steps)).round().max(0.0) as u32,
+                total_steps,
+                final_fraction: document.real("learning_rate_final_fraction")?.unwrap_or(0.1),
+            };
+            Ok(true)
+        },
+    },
+    real!(GradientClip, gradient_clip, "gradient_clipping_threshold"),
+    Row {
+        field: Field::Seed,
+        theirs: "init_weights_seed, data_shuffle_seed",
+        write: |settings, draft| {
+            draft.set("init_weights_seed", settings.seed);
+            draft.set("data_shuffle_seed", settings.seed);
+        },
+        read: |document, settings| {
+            document.get("data_shuffle_seed");
+            let found = document.count("init_weights_seed")?;
+            settings.seed = u64::from(found.unwrap_or(0));
+            Ok(found.is_some())
+        },
+    },
+    Row {
+        field: Field::CheckpointInterval,
+        theirs: "enable_checkpointing, checkpoint_period",
+        write: |settings, draft| {
+            draft.set("enable_checkpointing", settings.checkpoint_interval.is_some());
+            if let Some(steps) = settings.checkpoint_interval {
+                draft.set("checkpoint_period", steps);
+            }
+        },
+        read: |document, settings| {
+            let on = document.flag("enable_checkpointing")?.unwrap_or(true);
+            settings.checkpoint_interval = document.count("checkpoint_period")?.filter(|_| on);
+            Ok(true)
+        },
+    },
+];
+
+const LLAMA: &str = "this mapping is of models of Llama's kind: RMSNorm, SwiGLU, rotary positions, no biases";

@@ -1,0 +1,397 @@
+//! nanotron's YAML.
+
+use crate::document::Document;
+use crate::launch::Script;
+use crate::row::{ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, count, instead, real, refuse};
+use crate::settings::Field;
+use crate::stages::uniform_recompute;
+use crate::{Export, Exporter, File};
+use autodist_spec::{
+    Activation, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions, Precision, Recompute,
+    ScheduleKind,
+};
+
+pub struct Nanotron;
+
+impl Exporter for Nanotron {
+    fn version(&self) -> &'static str {
+        "nanotron 2026-04"
+    }
+
+    fn rows(&self) -> &'static [Row] {
+        ROWS
+    }
+
+    fn lacks(&self) -> &'static [Lack] {
+        LACKS
+    }
+
+    fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
+        // What nanotron asks for and a plan does not say.
+        let mut whole = Document::default();
+        whole.set("general.project", "autodist");
+        whole.set("general.run", format!("{}_%date_%jobid", job.plan.model.name));
+        for (key, value) in document.entries() {
+            whole.set(key, value.clone());
+        }
+        let purpose =
+            format!("nanotron trains {} as planned: {}", job.plan.model.name, job.plan.strategy.label());
+        let setup = ["export CUDA_DEVICE_MAX_CONNECTIONS=1"];
+        let command = format!("{} run_train.py", job.machines.torchrun());
+        let arguments = ["--config-file \"$(dirname \"$0\")/nanotron.yaml\"".to_owned()];
+        vec![
+            File::text("nanotron.yaml", whole.yaml()),
+            File::script(
+                "nanotron.sh",
+                Script::new(&purpose, job.machines, &setup).run(&command, &arguments),
+            ),
+        ]
+    }
+
+    fn parse(&self, text: &str) -> Result<Document, InputError> {
+        Document::of_yaml(text)
+    }
+}
+
+static LACKS: &[Lack] = &[
+    refuse(Field::VirtualStages, "pipelines have one stage a rank", "plan with --vpp 1"),
+    instead(Field::Stages, "it divides the blocks by their cost, as evenly as it can"),
+    refuse(Field::Gradients, "gradients travel as they are", "plan with allow.codecs = [\"none\"]"),
+    PARAMETERS_AS_THEY_ARE,
+    ACTIVATIONS_AS_THEY_ARE,
+];
+
+static ROWS: &[Row] = &[
+    Row {
+        field: Field::Model,
+        theirs: "model.model_config.hidden_size, model.model_config.intermediate_size, \
+                 model.model_config.num_hidden_layers, model.model_config.num_attention_heads, \
+                 model.model_config.num_key_value_heads, model.model_config.vocab_size, \
+                 model.model_config.max_position_embeddings, model.model_config.rms_norm_eps, \
+                 model.model_config.rope_theta, model.model_config.tie_word_embeddings",
+        write: |settings, draft| {
+            let Some(model) = &settings.model else { return };
+            let Positions::Rotary { theta } = model.positions else {
+                draft.refuse(
+                    Field::Model,
+                    LLAMA,
+                    "train a model with rotary positions, or export to megatron",
+                );
+                return;
+            };
+            let llama = model.norm == Norm::RmsNorm && model.activation == Activation::SwiGlu && !model.bias;
+            if !llama || model.head_dim * model.heads != model.hidden {
+                draft.refuse(Field::Model, LLAMA, "train a model of Llama's kind, or export to megatron");
+                return;
+            }
+            draft.set("model.init_method.std", 0.02);
+            draft.set("model.make_vocab_size_divisible_by", 1);
+            draft.set(&config("is_llama_config"), true);
+            draft.set(&config("hidden_act"), "silu");
+            draft.set(&config("initializer_range"), 0.02);
+            draft.set(&config("bos_token_id"), 1);
+            draft.set(&config("eos_token_id"), 2);
+            draft.set(&config("pretraining_tp"), 1);
+            draft.set(&config("use_cache"), false);
+            draft.set(&config("hidden_size"), model.hidden);
+            draft.set(&config("intermediate_size"), model.ffn);
+            draft.set(&config("num_hidden_layers"), model.layers);
+            draft.set(&config("num_attention_heads"), model.heads);
+            draft.set(&config("num_key_value_heads"), model.kv_heads);
+            draft.set(&config("vocab_size"), model.vocab);
+            draft.set(&config("max_position_embeddings"), model.max_seq_len);
+            draft.set(&config("rms_norm_eps"), model.norm_epsilon);
+            draft.set(&config("rope_theta"), theta);
+            draft.set(&config("tie_word_embeddings"), model.tied_embeddings);
+        },
+        read: |document, settings| {
+            let count = |name: &str| document.count(&config(name));
+            for name in ["is_llama_config", "hidden_act", "initializer_range", "bos_token_id", "eos_token_id"]
+            {
+                document.get(&config(name));
+            }
+            for name in ["pretraining_tp", "use_cache", "pad_token_id"] {
+                document.get(&config(name));
+            }
+            let (Some(hidden), Some(layers), Some(heads), Some(ffn), Some(vocab)) = (
+                count("hidden_size")?,
+                count("num_hidden_layers")?,
+                count("num_attention_heads")?,
+                count("intermediate_size")?,
+                count("vocab_size")?,
+            ) else {
+                return Ok(false);
+            };
+            settings.model = Some(ModelSpec {
+                name: "nanotron".to_owned(),
+                layers,
+                hidden,
+                heads,
+                kv_heads: count("num_key_value_heads")?.unwrap_or(heads),
+                head_dim: hidden / heads.max(1),
+                ffn,
+                vocab,
+                max_seq_len: count("max_position_embeddings")?.unwrap_or(2048),
+                positions: Positions::Rotary {
+                    theta: document.real(&config("rope_theta"))?.unwrap_or(10_000.0),
+                },
+                norm: Norm::RmsNorm,
+                norm_epsilon: document.real(&config("rms_norm_eps"))?.unwrap_or(1e-6),
+                activation: Activation::SwiGlu,
+                bias: false,
+                tied_embeddings: document.flag(&config("tie_word_embeddings"))?.unwrap_or(false),
+            });
+            Ok(true)
+        },
+    },
+    count!(Data, data, "parallelism.dp"),
+    count!(Tensor, tensor, "parallelism.tp"),
+    count!(Pipeline, pipeline, "parallelism.pp"),
+    count!(Context, context, "parallelism.context_parallel_size"),
+    count!(Expert, expert, "parallelism.expert_parallel_size"),
+    Row {
+        field: Field::Schedule,
+        theirs: "parallelism.pp_engine",
+        write: |settings, draft| {
+            let gpipe = settings.schedule == ScheduleKind::GPipe;
+            draft.set("parallelism.pp_engine", if gpipe { "afab" } else { "1f1b" });
+        },
+        read: |document, settings| {
+            let engine = document.text("parallelism.pp_engine");
+            settings.schedule = if engine.as_deref() == Some("afab") && settings.pipeline > 1 {
+                ScheduleKind::GPipe
+            } else {
+                ScheduleKind::OneFOneB
+            };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::SequenceParallel,
+        theirs: "parallelism.tp_mode",
+        write: |settings, draft| {
+            let mode = if settings.sequence_parallel { "REDUCE_SCATTER" } else { "ALL_REDUCE" };
+            draft.set("parallelism.tp_mode", mode);
+            draft.set("parallelism.tp_linear_async_communication", false);
+        },
+        read: |document, settings| {
+            document.flag("parallelism.tp_linear_async_communication")?;
+            let mode = document.text("parallelism.tp_mode");
+            settings.sequence_parallel = settings.tensor > 1 && mode.as_deref() == Some("REDUCE_SCATTER");
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Recompute,
+        theirs: "parallelism.recompute_layer",
+        write: |settings, draft| {
+            let full = uniform_recompute(settings, draft, false) == Recompute::Full;
+            draft.set("parallelism.recompute_layer", full);
+        },
+        read: |document, settings| {
+            let full = document.flag("parallelism.recompute_layer")?.unwrap_or(false);
+            settings.recompute =
+                vec![if full { Recompute::Full } else { Recompute::None }; settings.blocks() as usize];
+            Ok(settings.blocks() > 0)
+        },
+    },
+    count!(MicroBatch, micro_batch, "tokens.micro_batch_size"),
+    Row {
+        field: Field::GlobalBatch,
+        theirs: "tokens.batch_accumulation_per_replica",
+        write: |settings, draft| draft.set("tokens.batch_accumulation_per_replica", settings.micro_batches()),
+        read: |document, settings| {
+            let Some(steps) = document.count("tokens.batch_accumulation_per_replica")? else {
+                return Ok(false);
+            };
+            settings.global_batch = settings.micro_batch.saturating_mul(steps).saturating_mul(settings.data);
+            Ok(true)
+        },
+    },
+    count!(SeqLen, seq_len, "tokens.sequence_length"),
+    Row {
+        field: Field::ZeroStage,
+        theirs: "optimizer.zero_stage",
+        write: |settings, draft| {
+            if settings.zero_stage > 1 {
+                draft.refuse(
+                    Field::ZeroStage,
+                    "it shards the optimizer's state at most",
+                    "plan with --zero 0 or 1",
+                );
+            }
+            draft.set("optimizer.zero_stage", settings.zero_stage);
+        },
+        read: |document, settings| {
+            let stage = document.count("optimizer.zero_stage")?.unwrap_or(0);
+            settings.zero_stage = if settings.data > 1 { stage.min(3) as u8 } else { 0 };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Shard,
+        theirs: "optimizer.zero_stage",
+        write: |settings, draft| {
+            if !settings.does_without(Field::Shard) {
+                draft.refuse(
+                    Field::Shard,
+                    "it shards over all data-parallel ranks",
+                    "plan with shard = the data degree",
+                );
+            }
+        },
+        read: |_, settings| {
+            settings.shard = if settings.zero_stage > 0 { settings.data } else { 1 };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::BucketBytes,
+        theirs: "model.ddp_bucket_cap_mb",
+        write: |settings, draft| {
+            draft.set("model.ddp_bucket_cap_mb", settings.bucket_bytes.div_ceil(1 << 20))
+        },
+        read: |document, settings| {
+            let Some(size) = document.count("model.ddp_bucket_cap_mb")? else { return Ok(false) };
+            settings.bucket_bytes = u64::from(size) << 20;
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Precision,
+        theirs: "model.dtype",
+        write: |settings, draft| {
+            let bf16 = settings.precision == Precision::Bf16;
+            draft.set("model.dtype", if bf16 { "bfloat16" } else { "float32" });
+            draft.set("optimizer.accumulate_grad_in_fp32", true);
+            if settings.precision == Precision::Tf32 {
+                draft.instead(
+                    Field::Precision,
+                    "fp32 in this file; set NVIDIA_TF32_OVERRIDE=1 for the processes",
+                );
+            }
+        },
+        read: |document, settings| {
+            document.flag("optimizer.accumulate_grad_in_fp32")?;
+            let fp32 = document.text("model.dtype").is_some_and(|kind| kind == "float32");
+            settings.precision = if fp32 { Precision::Fp32 } else { Precision::Bf16 };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Optimizer,
+        theirs: "optimizer.optimizer_factory.name, optimizer.optimizer_factory.adam_beta1, \
+                 optimizer.optimizer_factory.adam_beta2, optimizer.optimizer_factory.adam_eps, optimizer.weight_decay",
+        write: |settings, draft| match settings.optimizer {
+            Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
+                draft.set(&factory("name"), "adamW");
+                draft.set(&factory("adam_beta1"), beta1);
+                draft.set(&factory("adam_beta2"), beta2);
+                draft.set(&factory("adam_eps"), epsilon);
+                draft.set(&factory("torch_adam_is_fused"), true);
+                draft.set("optimizer.weight_decay", weight_decay);
+            }
+            Optimizer::Sgd { momentum, weight_decay } => {
+                if momentum != 0.0 {
+                    draft.refuse(
+                        Field::Optimizer,
+                        "its SGD has no momentum",
+                        "train with adamw, or with momentum = 0",
+                    );
+                }
+                draft.set(&factory("name"), "sgd");
+                draft.set("optimizer.weight_decay", weight_decay);
+            }
+        },
+        read: |document, settings| {
+            let Some(name) = document.text(&factory("name")) else { return Ok(false) };
+            document.get(&factory("torch_adam_is_fused"));
+            let weight_decay = document.real("optimizer.weight_decay")?.unwrap_or(0.0);
+            settings.optimizer = if name == "sgd" {
+                Optimizer::Sgd { momentum: 0.0, weight_decay }
+            } else {
+                Optimizer::AdamW {
+                    beta1: document.real(&factory("adam_beta1"))?.unwrap_or(0.9),
+                    beta2: document.real(&factory("adam_beta2"))?.unwrap_or(0.95),
+                    epsilon: document.real(&factory("adam_eps"))?.unwrap_or(1e-8),
+                    weight_decay,
+                }
+            };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::LearningRate,
+        theirs: "optimizer.learning_rate_scheduler.learning_rate, optimizer.learning_rate_scheduler.lr_warmup_steps, \
+                 optimizer.learning_rate_scheduler.lr_decay_steps, optimizer.learning_rate_scheduler.lr_decay_style, \
+                 optimizer.learning_rate_scheduler.min_decay_lr, tokens.train_steps",
+        write: |settings, draft| {
+            let LearningRate { peak, warmup_steps, total_steps, final_fraction } = settings.learning_rate;
+            draft.set(&scheduler("learning_rate"), peak);
+            draft.set(&scheduler("lr_warmup_steps"), warmup_steps);
+            draft.set(&scheduler("lr_warmup_style"), "linear");
+            draft.set(&scheduler("lr_decay_steps"), total_steps.saturating_sub(warmup_steps));
+            draft.set(&scheduler("lr_decay_style"), "cosine");
+            draft.set(&scheduler("min_decay_lr"), peak * final_fraction);
+            draft.set("tokens.train_steps", total_steps);
+        },
+        read: |document, settings| {
+            let Some(peak) = document.real(&scheduler("learning_rate"))?.filter(|peak| *peak > 0.0) else {
+                return Ok(false);
+            };
+            let cosine = document.text(&scheduler("lr_decay_style")).is_some_and(|kind| kind == "cosine");
+            document.text(&scheduler("lr_warmup_style"));
+            let warmup_steps = document.count(&scheduler("lr_warmup_steps"))?.unwrap_or(0);
+            let steps = document.count("tokens.train_steps")?;
+            let decay =
+                document.count(&scheduler("lr_decay_steps"))?.map(|steps| warmup_steps.saturating_add(steps));
+            settings.learning_rate = LearningRate {
+                peak,
+                warmup_steps,
+                total_steps: decay.or(steps).unwrap_or(1),
+                final_fraction: document.real(&scheduler("min_decay_lr"))?.unwrap_or(0.0) / peak,
+            };
+            Ok(cosine)
+        },
+    },
+    real!(GradientClip, gradient_clip, "optimizer.clip_grad"),
+    Row {
+        field: Field::Seed,
+        theirs: "general.seed",
+        write: |settings, draft| draft.set("general.seed", settings.seed),
+        read: |document, settings| {
+            let found = document.count("general.seed")?;
+            settings.seed = u64::from(found.unwrap_or(0));
+            Ok(found.is_some())
+        },
+    },
+    Row {
+        field: Field::CheckpointInterval,
+        theirs: "checkpoints.checkpoint_interval",
+        write: |settings, draft| {
+            if let Some(steps) = settings.checkpoint_interval {
+                draft.set("checkpoints.checkpoint_interval", steps);
+                draft.set("checkpoints.checkpoints_path", "checkpoints");
+            }
+        },
+        read: |document, settings| {
+            document.get("checkpoints.checkpoints_path");
+            settings.checkpoint_interval = document.count("checkpoints.checkpoint_interval")?;
+            Ok(true)
+        },
+    },
+];
+
+const LLAMA: &str = "it trains models of Llama's kind: RMSNorm, SwiGLU, rotary positions, no biases";
+
+fn config(name: &str) -> String {
+    format!("model.model_config.{name}")
+}
+
+fn factory(name: &str) -> String {
+    format!("optimizer.optimizer_factory.{name}")
+}
+
+fn scheduler(name: &str) -> String {
+    format!("optimizer.learning_rate_scheduler.{name}")
+}

@@ -1,0 +1,372 @@
+//! What a plan says that a trainer may have a setting for, flat.
+
+use autodist_spec::{
+    Algorithm, Bytes, Codec, LayerKind, LearningRate, ModelSpec, Optimizer, ParallelStrategy, Plan,
+    Precision, Recompute, ScheduleKind, Stage,
+};
+use serde::Serialize;
+
+/// One thing that a plan says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Field {
+    Model,
+    Data,
+    Tensor,
+    Pipeline,
+    Context,
+    Expert,
+    ZeroStage,
+    Shard,
+    MicroBatch,
+    GlobalBatch,
+    SeqLen,
+    VirtualStages,
+    Schedule,
+    SequenceParallel,
+    Stages,
+    Recompute,
+    Precision,
+    Optimizer,
+    LearningRate,
+    GradientClip,
+    Seed,
+    BucketBytes,
+    Gradients,
+    BucketCodecs,
+    Parameters,
+    Activations,
+    Algorithms,
+    Placement,
+    CheckpointInterval,
+}
+
+impl Field {
+    pub const ALL: [Field; 29] = [
+        Self::Model,
+        Self::Data,
+        Self::Tensor,
+        Self::Pipeline,
+        Self::Context,
+        Self::Expert,
+        Self::ZeroStage,
+        Self::Shard,
+        Self::MicroBatch,
+        Self::GlobalBatch,
+        Self::SeqLen,
+        Self::VirtualStages,
+        Self::Schedule,
+        Self::SequenceParallel,
+        Self::Stages,
+        Self::Recompute,
+        Self::Precision,
+        Self::Optimizer,
+        Self::LearningRate,
+        Self::GradientClip,
+        Self::Seed,
+        Self::BucketBytes,
+        Self::Gradients,
+        Self::BucketCodecs,
+        Self::Parameters,
+        Self::Activations,
+        Self::Algorithms,
+        Self::Placement,
+        Self::CheckpointInterval,
+    ];
+
+    /// As the plan file names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Data => "data",
+            Self::Tensor => "tensor",
+            Self::Pipeline => "pipeline",
+            Self::Context => "context",
+            Self::Expert => "expert",
+            Self::ZeroStage => "zero_stage",
+            Self::Shard => "shard",
+            Self::MicroBatch => "micro_batch",
+            Self::GlobalBatch => "global_batch",
+            Self::SeqLen => "seq_len",
+            Self::VirtualStages => "virtual_stages",
+            Self::Schedule => "schedule",
+            Self::SequenceParallel => "sequence_parallel",
+            Self::Stages => "stages",
+            Self::Recompute => "recompute",
+            Self::Precision => "precision",
+            Self::Optimizer => "optimizer",
+            Self::LearningRate => "learning_rate",
+            Self::GradientClip => "gradient_clip",
+            Self::Seed => "seed",
+            Self::BucketBytes => "bucket_bytes",
+            Self::Gradients => "reduce.codec",
+            Self::BucketCodecs => "buckets",
+            Self::Parameters => "parameters",
+            Self::Activations => "activations",
+            Self::Algorithms => "algorithms",
+            Self::Placement => "placement",
+            Self::CheckpointInterval => "checkpoint_interval",
+        }
+    }
+}
+
+/// A plan, flat. What was read from a trainer's file leaves what that file does not say at its default.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Settings {
+    /// Absent where the trainer builds it elsewhere.
+    pub model: Option<ModelSpec>,
+    pub data: u32,
+    pub tensor: u32,
+    pub pipeline: u32,
+    pub context: u32,
+    pub expert: u32,
+    pub zero_stage: u8,
+    pub shard: u32,
+    pub micro_batch: u32,
+    pub global_batch: u32,
+    pub seq_len: u32,
+    pub virtual_stages: u32,
+    pub schedule: ScheduleKind,
+    pub sequence_parallel: bool,
+    /// Blocks of every model chunk, in the order of the chain.
+    pub stages: Vec<u32>,
+    /// Of every block.
+    pub recompute: Vec<Recompute>,
+    pub precision: Precision,
+    pub optimizer: Optimizer,
+    pub learning_rate: LearningRate,
+    pub gradient_clip: f64,
+    pub seed: u64,
+    pub bucket_bytes: u64,
+    #[serde(rename = "reduce.codec")]
+    pub gradients: Codec,
+    /// Buckets whose gradients travel in another way than the rest.
+    #[serde(rename = "buckets")]
+    pub bucket_codecs: usize,
+    pub parameters: Codec,
+    pub activations: Codec,
+    /// Of tensor collectives, gathers and reductions.
+    pub algorithms: [Algorithm; 3],
+    pub placement: Vec<u32>,
+    /// Steps between checkpoints; absent where nobody asked for them.
+    pub checkpoint_interval: Option<u32>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let strategy = ParallelStrategy::data_parallel(1, 1);
+        Self {
+            model: None,
+            data: 1,
+            tensor: 1,
+            pipeline: 1,
+            context: 1,
+            expert: 1,
+            zero_stage: 0,
+            shard: 1,
+            micro_batch: 1,
+            global_batch: 1,
+            seq_len: 1,
+            virtual_stages: 1,
+            schedule: ScheduleKind::OneFOneB,
+            sequence_parallel: false,
+            stages: Vec::new(),
+            recompute: Vec::new(),
+            precision: Precision::Fp32,
+            optimizer: Optimizer::default(),
+            learning_rate: LearningRate::default(),
+            gradient_clip: 1.0,
+            seed: 0,
+            bucket_bytes: strategy.bucket_bytes.0,
+            gradients: Codec::None,
+            bucket_codecs: 0,
+            parameters: Codec::None,
+            activations: Codec::None,
+            algorithms: [Algorithm::Ring; 3],
+            placement: Vec::new(),
+            checkpoint_interval: None,
+        }
+    }
+}
+
+impl Settings {
+    pub fn of(plan: &Plan, checkpoint_interval: Option<u32>) -> Self {
+        let (strategy, job) = (&plan.strategy, &plan.job);
+        let communication = &strategy.communication;
+        let block = |layer: usize| plan.model.kind(layer) == LayerKind::Block;
+        let blocks = |stage: &Stage| stage.layers().filter(|layer| block(*layer)).count() as u32;
+        Self {
+            model: Some(plan.model.clone()),
+            data: strategy.data,
+            tensor: strategy.tensor,
+            pipeline: strategy.pipeline,
+            context: strategy.context,
+            expert: strategy.expert,
+            zero_stage: strategy.zero_stage,
+            shard: strategy.shard,
+            micro_batch: strategy.micro_batch,
+            global_batch: job.global_batch,
+            seq_len: job.seq_len,
+            virtual_stages: strategy.virtual_stages,
+            schedule: strategy.schedule,
+            sequence_parallel: strategy.sequence_parallel,
+            stages: plan.stages.iter().map(blocks).collect(),
+            recompute: plan
+                .stages
+                .iter()
+                .flat_map(|stage| stage.layers().zip(&stage.recompute))
+                .filter(|(layer, _)| block(*layer))
+                .map(|(_, recompute)| *recompute)
+                .collect(),
+            precision: job.precision,
+            optimizer: job.optimizer,
+            learning_rate: job.learning_rate,
+            gradient_clip: job.gradient_clip,
+            seed: job.seed,
+            bucket_bytes: strategy.bucket_bytes.0,
+            gradients: communication.reduce.codec,
+            bucket_codecs: communication.buckets.len(),
+            parameters: communication.parameters,
+            activations: communication.activations,
+            algorithms: [communication.tensor, communication.gather, communication.reduce.algorithm],
+            placement: communication.placement.clone(),
+            checkpoint_interval,
+        }
+    }
+
+    /// The strategy of what was read.
+    pub fn strategy(&self) -> ParallelStrategy {
+        let mut strategy = ParallelStrategy {
+            tensor: self.tensor,
+            pipeline: self.pipeline,
+            context: self.context,
+            expert: self.expert,
+            zero_stage: self.zero_stage,
+            shard: self.shard,
+            virtual_stages: self.virtual_stages,
+            schedule: self.schedule,
+            sequence_parallel: self.sequence_parallel,
+            recompute: self.recompute.iter().copied().max().unwrap_or_default(),
+            bucket_bytes: Bytes(self.bucket_bytes),
+            ..ParallelStrategy::data_parallel(self.data, self.micro_batch)
+        };
+        strategy.communication.reduce.codec = self.gradients;
+        strategy.communication.parameters = self.parameters;
+        strategy
+    }
+
+    /// The chunks of what was read; embedding and head go with the first and the last.
+    pub fn plan_stages(&self) -> Vec<Stage> {
+        let blocks: u32 = self.stages.iter().sum();
+        let mut recompute = self.recompute.iter().copied();
+        let mut next = 0;
+        let mut before = 0;
+        self.stages
+            .iter()
+            .enumerate()
+            .map(|(chunk, count)| {
+                let first_layer = next;
+                before += count;
+                next = if chunk + 1 == self.stages.len() { blocks + 2 } else { before + 1 };
+                let of = |layer: u32| layer > 0 && layer <= blocks;
+                let recompute = (first_layer..next)
+                    .map(
+                        |layer| {
+                            if of(layer) { recompute.next().unwrap_or_default() } else { Recompute::None }
+                        },
+                    )
+                    .collect();
+                Stage { first_layer, end_layer: next, recompute }
+            })
+            .collect()
+    }
+
+    pub fn devices(&self) -> u32 {
+        self.data * self.tensor * self.pipeline * self.context
+    }
+
+    /// Micro-batches of a step on each data-parallel rank.
+    pub fn micro_batches(&self) -> u32 {
+        self.global_batch / (self.data * self.micro_batch).max(1)
+    }
+
+    pub fn blocks(&self) -> u32 {
+        self.model.as_ref().map_or_else(|| self.stages.iter().sum(), |model| model.layers)
+    }
+
+    /// Equal numbers of blocks per chunk, where they divide.
+    pub fn equal_stages(&self) -> Option<Vec<u32>> {
+        let chunks = self.pipeline * self.virtual_stages;
+        (chunks > 0 && self.blocks() > 0 && self.blocks().is_multiple_of(chunks))
+            .then(|| vec![self.blocks() / chunks; chunks as usize])
+    }
+
+    /// Whether the plan does without what a trainer that lacks the field would have to be told.
+    pub fn does_without(&self, field: Field) -> bool {
+        match field {
+            Field::Data => self.data == 1,
+            Field::Tensor => self.tensor == 1,
+            Field::Pipeline => self.pipeline == 1,
+            Field::Context => self.context == 1,
+            Field::Expert => self.expert == 1,
+            Field::ZeroStage => self.zero_stage == 0,
+            Field::Shard => self.shard == if self.zero_stage > 0 { self.data } else { 1 },
+            Field::VirtualStages => self.virtual_stages == 1,
+            Field::Schedule => self.pipeline == 1 || self.schedule != ScheduleKind::GPipe,
+            Field::SequenceParallel => !self.sequence_parallel,
+            Field::Stages => self.pipeline == 1 || self.equal_stages().as_ref() == Some(&self.stages),
+            Field::Recompute => self.recompute.iter().all(|r| *r == Recompute::None),
+            Field::Precision => self.precision == Precision::Fp32,
+            Field::BucketBytes => self.bucket_bytes == Self::default().bucket_bytes || self.data == 1,
+            Field::Gradients => self.gradients == Codec::None,
+            Field::BucketCodecs => self.bucket_codecs == 0,
+            Field::Parameters => self.parameters == Codec::None,
+            Field::Activations => self.activations == Codec::None,
+            Field::Algorithms => self.algorithms == [Algorithm::Ring; 3],
+            Field::Placement => {
+                self.placement.iter().enumerate().all(|(rank, device)| rank as u32 == *device)
+            }
+            Field::CheckpointInterval => self.checkpoint_interval.is_none(),
+            Field::Model
+            | Field::MicroBatch
+            | Field::GlobalBatch
+            | Field::SeqLen
+            | Field::Optimizer
+            | Field::LearningRate
+            | Field::GradientClip
+            | Field::Seed => false,
+        }
+    }
+
+    /// A field's value as people read it.
+    pub fn show(&self, field: Field) -> String {
+        match field {
+            Field::Model => self.model.as_ref().map_or_else(|| "unknown".to_owned(), |m| m.name.clone()),
+            Field::Recompute => {
+                let some: Vec<_> = self.recompute.iter().filter(|r| **r != Recompute::None).collect();
+                some.first().map_or_else(
+                    || "none".to_owned(),
+                    |r| format!("{} on {} of {} blocks", r.name(), some.len(), self.recompute.len()),
+                )
+            }
+            Field::Gradients => self.gradients.name(),
+            Field::Parameters => self.parameters.name(),
+            Field::Activations => self.activations.name(),
+            Field::Algorithms => self.algorithms.map(Algorithm::name).join(", "),
+            Field::Optimizer => match self.optimizer {
+                Optimizer::AdamW { .. } => "adamw".to_owned(),
+                Optimizer::Sgd { .. } => "sgd".to_owned(),
+            },
+            Field::LearningRate => self.learning_rate.peak.to_string(),
+            other => match self.value(other) {
+                serde_json::Value::String(text) => text,
+                value => value.to_string(),
+            },
+        }
+    }
+
+    /// A field's value, to compare.
+    pub fn value(&self, field: Field) -> serde_json::Value {
+        let all = serde_json::to_value(self).unwrap_or_default();
+        all.get(field.name()).cloned().unwrap_or_default()
+    }
+}

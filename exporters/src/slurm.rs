@@ -1,0 +1,76 @@
+//! A batch script for Slurm.
+
+use crate::document::Document;
+use crate::row::{Lack, Row};
+use crate::{Export, Exporter, File};
+use autodist_spec::{InputError, to_json};
+use std::fmt::Write;
+
+pub struct Slurm;
+
+impl Exporter for Slurm {
+    fn version(&self) -> &'static str {
+        "Slurm 22.05"
+    }
+
+    fn rows(&self) -> &'static [Row] {
+        &[]
+    }
+
+    fn lacks(&self) -> &'static [Lack] {
+        &[]
+    }
+
+    fn files(&self, _: &Document, job: &Export<'_>) -> Vec<File> {
+        let machines = job.machines;
+        let own = job.options.script.is_none();
+        // Trainers' scripts start the processes of their node themselves; this program's ranks are tasks.
+        let (tasks, cores) = if own { (machines.devices, 1) } else { (1, machines.devices) };
+        let mut text = format!(
+            "#!/bin/bash\n#SBATCH --job-name=autodist\n#SBATCH --nodes={}\n#SBATCH --ntasks-per-node={tasks}\n\
+             #SBATCH --cpus-per-task={cores}\n",
+            machines.nodes
+        );
+        if machines.gpus {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "#SBATCH --gres=gpu:{}", machines.devices);
+        }
+        let _ = writeln!(
+            text,
+            "#SBATCH --exclusive\n#SBATCH --output=%x-%j.out\n\n# {} as planned: {}\n\
+             # Submit it in this folder, which every node must see: sbatch {JOB}\nset -euo pipefail",
+            job.plan.model.name,
+            job.plan.strategy.label()
+        );
+        text += "MASTER_ADDR=$(scontrol show hostnames \"$SLURM_JOB_NODELIST\" | head -n 1)\nexport MASTER_ADDR\n";
+        match &job.options.script {
+            None => {
+                let _ = writeln!(
+                    text,
+                    "srun autodist train {PLAN} --steps {} -o run.json",
+                    job.settings.learning_rate.total_steps
+                );
+            }
+            Some(script) => {
+                let quoted = format!("'{}'", script.replace('\'', "'\\''"));
+                let _ = writeln!(
+                    text,
+                    "export SCRIPT={quoted}\nsrun bash -c 'NODE_RANK=$SLURM_NODEID exec bash \"$SCRIPT\"'"
+                );
+            }
+        }
+        let mut files = vec![File::script(JOB, text)];
+        if own {
+            files.push(File::text(PLAN, to_json(job.plan)));
+        }
+        files
+    }
+
+    fn parse(&self, _: &str) -> Result<Document, InputError> {
+        Err(InputError::new("", "slurm", "starts processes; how they split a model is in their own files")
+            .hint("give the trainer's configuration with --from TRAINER"))
+    }
+}
+
+const JOB: &str = "job.sbatch";
+pub(crate) const PLAN: &str = "plan.json";

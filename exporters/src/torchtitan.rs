@@ -1,0 +1,462 @@
+//! torchtitan's command line; stages that differ in size need a module in Python beside it.
+
+use crate::document::Document;
+use crate::launch::Script;
+use crate::row::{ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, count, instead, real, refuse};
+use crate::settings::Field;
+use crate::stages::uniform_recompute;
+use crate::{Export, Exporter, File};
+use autodist_spec::{InputError, LearningRate, Optimizer, Precision, Recompute, ScheduleKind};
+
+pub struct Torchtitan;
+
+/// Key of the stages' modules in a document; it is no flag.
+const PARTS: &str = "module_fqns_per_model_part";
+const RECOMPUTE: &str = "activation_checkpoint";
+
+impl Exporter for Torchtitan {
+    fn version(&self) -> &'static str {
+        "torchtitan 0.3"
+    }
+
+    fn rows(&self) -> &'static [Row] {
+        ROWS
+    }
+
+    fn lacks(&self) -> &'static [Lack] {
+        LACKS
+    }
+
+    fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
+        let purpose = format!("torchtitan trains as planned: {}", job.plan.strategy.label());
+        let mut flags = Document::default();
+        let mut last = Vec::new();
+        let mut parts = None;
+        for (key, value) in document.entries() {
+            match key.as_str() {
+                PARTS => parts = Some(value),
+                // A subcommand, which must be the last.
+                RECOMPUTE => last.push(format!("activation_checkpoint:{}", value.as_str().unwrap_or("none"))),
+                _ => flags.set(key, value.clone()),
+            }
+        }
+        let mut setup = vec![
+            "MODULE=${MODULE:-llama3} CONFIG=${CONFIG:-llama3_8b}  # the configuration of the planned model",
+        ];
+        let mut files = Vec::new();
+        if let Some(parts) = parts {
+            files.push(File::text("autodist_stages.py", module(parts)));
+            setup.extend([
+                "export AUTODIST_BASE=\"$MODULE:$CONFIG\" PYTHONPATH=\"$(dirname \"$0\")${PYTHONPATH:+:$PYTHONPATH}\"",
+                "MODULE=autodist_stages CONFIG=config",
+            ]);
+        }
+        let mut arguments = vec!["--module \"$MODULE\" --config \"$CONFIG\"".to_owned()];
+        arguments.extend(flags.flags());
+        arguments.extend(last);
+        let command = format!("{} -m torchtitan.train", job.machines.torchrun());
+        files.push(File::script(
+            "torchtitan.sh",
+            Script::new(&purpose, job.machines, &setup).run(&command, &arguments),
+        ));
+        files
+    }
+
+    fn parse(&self, text: &str) -> Result<Document, InputError> {
+        // The module of the stages may come with the command line, in one text.
+        let parts = text.lines().find_map(|line| line.trim().strip_prefix("PARTS = "));
+        let flags: String = text.lines().filter(|line| !line.trim().starts_with("PARTS = ")).fold(
+            String::new(),
+            |mut all, line| {
+                all += line;
+                all.push('\n');
+                all
+            },
+        );
+        let mut document = Document::of_flags(&flags)?;
+        if let Some(parts) = parts {
+            let value: serde_json::Value = serde_json::from_str(parts).map_err(|error| {
+                InputError::new("PARTS", parts, format!("is no list of lists of names: {error}")).hint(
+                    "write it as [[\"tok_embeddings\", \"layers.0\"], [\"layers.1\", \"norm\", \"lm_head\"]]",
+                )
+            })?;
+            document.set(PARTS, value);
+        }
+        Ok(document)
+    }
+}
+
+/// A configuration as another one, but with stages of its own.
+fn module(parts: &serde_json::Value) -> String {
+    format!(
+        "\"\"\"The configuration that AUTODIST_BASE names as module:config, with pipeline stages as planned.\"\"\"\n\
+         import importlib\n\
+         import os\n\n\
+         PARTS = {parts}\n\n\n\
+         def config():\n    \
+             module, name = os.environ.get(\"AUTODIST_BASE\", \"llama3:llama3_8b\").split(\":\")\n    \
+             base = getattr(importlib.import_module(f\"torchtitan.models.{{module}}.config_registry\"), name)()\n    \
+             base.parallelism.module_fqns_per_model_part = PARTS\n    \
+             return base\n"
+    )
+}
+
+static LACKS: &[Lack] = &[
+    instead(Field::Model, "the function that MODULE and CONFIG name builds the model: give this one's"),
+    refuse(
+        Field::Gradients,
+        "gradients travel as fp32",
+        "plan with allow.codecs = [\"none\"], or train with `--engine torch`",
+    ),
+    instead(Field::BucketBytes, "a bucket is a block with FSDP, and 100 MB with DDP"),
+    PARAMETERS_AS_THEY_ARE,
+    ACTIVATIONS_AS_THEY_ARE,
+];
+
+static ROWS: &[Row] = &[
+    count!(SeqLen, seq_len, "training.seq_len"),
+    count!(GlobalBatch, global_batch, "training.global_batch_size"),
+    count!(Tensor, tensor, "parallelism.tensor_parallel_degree"),
+    count!(Context, context, "parallelism.context_parallel_degree"),
+    count!(Expert, expert, "parallelism.expert_parallel_degree"),
+    count!(Pipeline, pipeline, "parallelism.pipeline_parallel_degree"),
+    Row {
+        field: Field::MicroBatch,
+        theirs: "training.local_batch_size, parallelism.pipeline_parallel_microbatch_size",
+        write: |settings, draft| {
+            // A pipeline cuts its local batch into micro-batches; elsewhere a local batch is one, and gradients accumulate.
+            if settings.pipeline > 1 {
+                draft.set("training.local_batch_size", settings.micro_batch * settings.micro_batches());
+                draft.set("parallelism.pipeline_parallel_microbatch_size", settings.micro_batch);
+                // The parser asks for it.
+                draft.set("training.disable_cuda_graphs", true);
+            } else {
+                draft.set("training.local_batch_size", settings.micro_batch);
+            }
+        },
+        read: |document, settings| {
+            document.flag("training.disable_cuda_graphs")?;
+            let key = if settings.pipeline > 1 {
+                // So that it counts as understood.
+                document.count("training.local_batch_size")?;
+                "parallelism.pipeline_parallel_microbatch_size"
+            } else {
+                "training.local_batch_size"
+            };
+            let found = document.count(key)?;
+            settings.micro_batch = found.unwrap_or(1);
+            Ok(found.is_some())
+        },
+    },
+    Row {
+        field: Field::ZeroStage,
+        theirs: "parallelism.fsdp_reshard_after_forward",
+        write: |settings, draft| match settings.zero_stage {
+            0 => {}
+            1 => draft.refuse(
+                Field::ZeroStage,
+                "FSDP shards gradients together with the optimizer's state",
+                "plan with --zero 2 or 3, or export to megatron or deepspeed",
+            ),
+            stage => draft
+                .set("parallelism.fsdp_reshard_after_forward", if stage == 3 { "always" } else { "never" }),
+        },
+        read: |document, settings| {
+            let sharded = document.count(SHARD)?.is_some_and(|size| size > 1);
+            let policy = document.text("parallelism.fsdp_reshard_after_forward");
+            settings.zero_stage = match policy.as_deref() {
+                _ if !sharded => 0,
+                Some("never") => 2,
+                // Its default keeps parameters where a pipeline would gather them for every micro-batch.
+                None | Some("default") if settings.pipeline > 1 => 2,
+                None | Some("default" | "always") => 3,
+                Some(other) => {
+                    return Err(InputError::new(
+                        "parallelism.fsdp_reshard_after_forward",
+                        other,
+                        "is no policy",
+                    )
+                    .hint("give default, always or never"));
+                }
+            };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Shard,
+        theirs: "parallelism.data_parallel_shard_degree",
+        write: |settings, draft| draft.set(SHARD, if settings.zero_stage > 0 { settings.shard } else { 1 }),
+        read: |document, settings| {
+            let found = document.count(SHARD)?;
+            settings.shard = found.unwrap_or(1);
+            Ok(found.is_some())
+        },
+    },
+    Row {
+        field: Field::Data,
+        theirs: "parallelism.data_parallel_replicate_degree",
+        write: |settings, draft| draft.set(REPLICATE, settings.data / settings.shard),
+        read: |document, settings| {
+            let found = document.count(REPLICATE)?;
+            settings.data = found.unwrap_or(1) * settings.shard;
+            Ok(found.is_some() || settings.shard > 1)
+        },
+    },
+    Row {
+        field: Field::SequenceParallel,
+        theirs: "parallelism.enable_sequence_parallel, parallelism.no_enable_sequence_parallel",
+        write: |settings, draft| {
+            if settings.tensor > 1 {
+                let no = if settings.sequence_parallel { "" } else { "no_" };
+                draft.set(&format!("parallelism.{no}enable_sequence_parallel"), true);
+            }
+        },
+        read: |document, settings| {
+            let off = document.flag("parallelism.no_enable_sequence_parallel")?.unwrap_or(false);
+            let on = document.flag("parallelism.enable_sequence_parallel")?.unwrap_or(true);
+            settings.sequence_parallel = settings.tensor > 1 && on && !off;
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Schedule,
+        theirs: "parallelism.pipeline_parallel_schedule",
+        write: |settings, draft| {
+            if settings.pipeline > 1 {
+                let name = match settings.schedule {
+                    ScheduleKind::GPipe => "GPipe",
+                    ScheduleKind::OneFOneB => "1F1B",
+                    ScheduleKind::Interleaved => "Interleaved1F1B",
+                };
+                draft.set("parallelism.pipeline_parallel_schedule", name);
+            }
+        },
+        read: |document, settings| {
+            let name = document.text("parallelism.pipeline_parallel_schedule");
+            settings.schedule = match name.as_deref() {
+                _ if settings.pipeline == 1 => ScheduleKind::OneFOneB,
+                None | Some("1F1B") => ScheduleKind::OneFOneB,
+                Some("GPipe") => ScheduleKind::GPipe,
+                Some("Interleaved1F1B") => ScheduleKind::Interleaved,
+                Some(other) => {
+                    return Err(InputError::new(
+                        "parallelism.pipeline_parallel_schedule",
+                        other,
+                        "is not in this release's space",
+                    )
+                    .hint("give GPipe, 1F1B or Interleaved1F1B"));
+                }
+            };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Stages,
+        theirs: "parallelism.pipeline_parallel_layers_per_stage, module_fqns_per_model_part",
+        write: |settings, draft| {
+            if settings.pipeline == 1 {
+                return;
+            }
+            if settings.does_without(Field::Stages) {
+                // It would give the ends less, for the embedding and the head.
+                draft.set(PER_STAGE, settings.stages.first().copied().unwrap_or(1));
+                draft.set("parallelism.pipeline_parallel_first_stage_less_layers", 0);
+                draft.set("parallelism.pipeline_parallel_last_stage_less_layers", 0);
+            } else {
+                draft.set(PARTS, parts(&settings.stages));
+            }
+        },
+        read: |document, settings| {
+            for end in ["first", "last"] {
+                document.get(&format!("parallelism.pipeline_parallel_{end}_stage_less_layers"));
+            }
+            let blocks = |names: &serde_json::Value| {
+                let names = names.as_array().map_or(&[][..], Vec::as_slice);
+                names.iter().filter(|name| name.as_str().is_some_and(|n| n.starts_with("layers."))).count()
+                    as u32
+            };
+            if let Some(parts) = document.get(PARTS).and_then(|value| value.as_array()) {
+                settings.stages = parts.iter().map(blocks).collect();
+                settings.virtual_stages = (settings.stages.len() as u32 / settings.pipeline.max(1)).max(1);
+                return Ok(true);
+            }
+            // How many stages there are depends on the model, which is not in this file.
+            document.count(PER_STAGE)?;
+            Ok(false)
+        },
+    },
+    Row {
+        field: Field::VirtualStages,
+        theirs: "parallelism.pipeline_parallel_schedule, parallelism.pipeline_parallel_layers_per_stage",
+        // Said by the number of layers of a stage.
+        write: |_, _| {},
+        read: |document, settings| {
+            // Two for interleaved schedules is what it takes if nothing is said.
+            let said = document.get(PARTS).is_some() || settings.schedule != ScheduleKind::Interleaved;
+            if !said {
+                settings.virtual_stages = 2;
+            }
+            Ok(said)
+        },
+    },
+    Row {
+        field: Field::Recompute,
+        theirs: "activation_checkpoint",
+        write: |settings, draft| match uniform_recompute(settings, draft, true) {
+            Recompute::None => draft.set(RECOMPUTE, "none"),
+            Recompute::Selective => {
+                draft.set(RECOMPUTE, "selective");
+                draft.instead(
+                    Field::Recompute,
+                    "its own selection: it keeps the results of matrix products, and recomputes the rest",
+                );
+            }
+            Recompute::Full => draft.set(RECOMPUTE, "full"),
+        },
+        read: |document, settings| {
+            let blocks = settings.blocks() as usize;
+            let mode = match document.text(RECOMPUTE).as_deref() {
+                None => return Ok(false),
+                Some("none") => Recompute::None,
+                Some("selective") => Recompute::Selective,
+                Some("full") => Recompute::Full,
+                Some(other) => {
+                    return Err(InputError::new(RECOMPUTE, other, "is no mode that plans have")
+                        .hint("give none, selective or full"));
+                }
+            };
+            settings.recompute = vec![mode; blocks];
+            Ok(blocks > 0)
+        },
+    },
+    Row {
+        field: Field::Precision,
+        theirs: "training.mixed_precision_param",
+        write: |settings, draft| {
+            let bf16 = settings.precision == Precision::Bf16;
+            draft.set("training.mixed_precision_param", if bf16 { "bfloat16" } else { "float32" });
+            if settings.precision == Precision::Tf32 {
+                draft.instead(
+                    Field::Precision,
+                    "fp32 by the flags; set NVIDIA_TF32_OVERRIDE=1 for the processes",
+                );
+            }
+        },
+        read: |document, settings| {
+            let kind = document.text("training.mixed_precision_param");
+            let fp32 = kind.as_deref() == Some("float32");
+            settings.precision = if fp32 { Precision::Fp32 } else { Precision::Bf16 };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Optimizer,
+        theirs: "optimizer.param-groups.0.optimizer-kwargs.betas, optimizer.param-groups.0.optimizer-kwargs.eps, \
+                 optimizer.param-groups.0.optimizer-kwargs.weight-decay",
+        write: |settings, draft| match settings.optimizer {
+            Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
+                draft.set(&kwargs("betas"), vec![beta1, beta2]);
+                draft.set(&kwargs("eps"), epsilon);
+                draft.set(&kwargs("weight-decay"), weight_decay);
+            }
+            Optimizer::Sgd { .. } => draft.refuse(
+                Field::Optimizer,
+                "optimizers are AdamW and Muon",
+                "train with adamw, or export to deepspeed or transformers",
+            ),
+        },
+        read: |document, settings| {
+            let betas = document.reals(&kwargs("betas"))?;
+            let (epsilon, weight_decay) =
+                (document.real(&kwargs("eps"))?, document.real(&kwargs("weight-decay"))?);
+            let said = betas.is_some();
+            let betas = betas.unwrap_or_default();
+            settings.optimizer = Optimizer::AdamW {
+                beta1: betas.first().copied().unwrap_or(0.9),
+                beta2: betas.get(1).copied().unwrap_or(0.95),
+                epsilon: epsilon.unwrap_or(1e-8),
+                weight_decay: weight_decay.unwrap_or(0.1),
+            };
+            Ok(said)
+        },
+    },
+    Row {
+        field: Field::LearningRate,
+        theirs: "optimizer.param-groups.0.optimizer-kwargs.lr, lr_scheduler.warmup_steps, lr_scheduler.decay_type, \
+                 lr_scheduler.min_lr_factor, lr_scheduler.total_steps, training.steps",
+        write: |settings, draft| {
+            let LearningRate { peak, warmup_steps, total_steps, final_fraction } = settings.learning_rate;
+            draft.set(&kwargs("lr"), peak);
+            draft.set("lr_scheduler.warmup_steps", warmup_steps);
+            draft.set("lr_scheduler.decay_type", "cosine");
+            draft.set("lr_scheduler.min_lr_factor", final_fraction);
+            draft.set("training.steps", total_steps);
+        },
+        read: |document, settings| {
+            let Some(peak) = document.real(&kwargs("lr"))? else { return Ok(false) };
+            let cosine = document.text("lr_scheduler.decay_type").is_some_and(|kind| kind == "cosine");
+            let steps = document.count("training.steps")?;
+            settings.learning_rate = LearningRate {
+                peak,
+                warmup_steps: document.count("lr_scheduler.warmup_steps")?.unwrap_or(200),
+                total_steps: document.count("lr_scheduler.total_steps")?.or(steps).unwrap_or(10_000),
+                final_fraction: document.real("lr_scheduler.min_lr_factor")?.unwrap_or(0.0),
+            };
+            Ok(cosine)
+        },
+    },
+    real!(GradientClip, gradient_clip, "training.max_norm"),
+    Row {
+        field: Field::Seed,
+        theirs: "debug.seed",
+        write: |settings, draft| draft.set("debug.seed", settings.seed),
+        read: |document, settings| {
+            let found = document.count("debug.seed")?;
+            settings.seed = u64::from(found.unwrap_or(0));
+            Ok(found.is_some())
+        },
+    },
+    Row {
+        field: Field::CheckpointInterval,
+        theirs: "checkpoint.enable, checkpoint.interval",
+        write: |settings, draft| {
+            if let Some(steps) = settings.checkpoint_interval {
+                draft.set("checkpoint.enable", true);
+                draft.set("checkpoint.interval", steps);
+            }
+        },
+        read: |document, settings| {
+            let on = document.flag("checkpoint.enable")?.unwrap_or(false);
+            settings.checkpoint_interval = document.count("checkpoint.interval")?.filter(|_| on);
+            Ok(true)
+        },
+    },
+];
+
+const SHARD: &str = "parallelism.data_parallel_shard_degree";
+const REPLICATE: &str = "parallelism.data_parallel_replicate_degree";
+const PER_STAGE: &str = "parallelism.pipeline_parallel_layers_per_stage";
+
+fn kwargs(name: &str) -> String {
+    format!("optimizer.param-groups.0.optimizer-kwargs.{name}")
+}
+
+/// Names of the modules of every stage.
+fn parts(stages: &[u32]) -> Vec<Vec<String>> {
+    let mut next = 0;
+    let mut parts: Vec<Vec<String>> = stages
+        .iter()
+        .map(|count| {
+            let names = (next..next + count).map(|layer| format!("layers.{layer}")).collect();
+            next += count;
+            names
+        })
+        .collect();
+    if let Some(first) = parts.first_mut() {
+        first.insert(0, "tok_embeddings".to_owned());
+    }
+    if let Some(last) = parts.last_mut() {
+        last.extend(["norm".to_owned(), "lm_head".to_owned()]);
+    }
+    parts
+}

@@ -1,0 +1,252 @@
+//! Transformers' `TrainingArguments` as JSON, started by Accelerate.
+
+use crate::document::Document;
+use crate::launch::Script;
+use crate::row::{
+    ACTIVATIONS_AS_THEY_ARE, Draft, Lack, NO_PIPELINE, PARAMETERS_AS_THEY_ARE, Row, count, instead, real,
+    refuse,
+};
+use crate::settings::Field;
+use crate::stages::uniform_recompute;
+use crate::{Export, Exporter, File, accelerate};
+use autodist_spec::{InputError, LearningRate, Optimizer, Precision, Recompute};
+
+pub struct Transformers;
+
+impl Exporter for Transformers {
+    fn version(&self) -> &'static str {
+        "Transformers 5.23"
+    }
+
+    fn rows(&self) -> &'static [Row] {
+        ROWS
+    }
+
+    fn lacks(&self) -> &'static [Lack] {
+        LACKS
+    }
+
+    fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
+        // What it would refuse was refused by rows of ours; what it notes is said by lacks of ours.
+        let mut draft = Draft::new(job.settings, job.machines);
+        for row in accelerate::Accelerate.rows() {
+            (row.write)(job.settings, &mut draft);
+        }
+        let purpose = format!("Transformers trains as planned: {}", job.plan.strategy.label());
+        let setup = [": \"${TRAIN_SCRIPT:?script that reads TrainingArguments from a JSON file}\""];
+        let arguments =
+            ["\"$TRAIN_SCRIPT\"".to_owned(), "\"$(dirname \"$0\")/training_args.json\"".to_owned()];
+        let script = Script::new(&purpose, job.machines, &setup).run(&accelerate::launch(job), &arguments);
+        vec![
+            File::text("training_args.json", document.json()),
+            File::text("accelerate.yaml", draft.document.yaml()),
+            File::script("transformers.sh", script),
+        ]
+    }
+
+    fn parse(&self, text: &str) -> Result<Document, InputError> {
+        Document::of_json(text)
+    }
+}
+
+static LACKS: &[Lack] = &[
+    NO_PIPELINE[0],
+    NO_PIPELINE[1],
+    NO_PIPELINE[2],
+    NO_PIPELINE[3],
+    PARAMETERS_AS_THEY_ARE,
+    ACTIVATIONS_AS_THEY_ARE,
+    refuse(Field::Expert, "expert parallelism is not in its training arguments", "plan with --ep 1"),
+    refuse(
+        Field::SequenceParallel,
+        "its tensor parallelism keeps whole sequences, which needs more memory than planned",
+        "plan with allow.sequence_parallel = [false]",
+    ),
+    refuse(
+        Field::Gradients,
+        "communication hooks are not in its training arguments",
+        "plan with allow.codecs = [\"none\"], or train with `--engine torch`",
+    ),
+    instead(Field::Model, "the training script builds the model"),
+    instead(Field::Data, "accelerate.yaml, which is written beside, says it"),
+    instead(Field::Tensor, "accelerate.yaml, which is written beside, says it"),
+    instead(Field::Context, "accelerate.yaml, which is written beside, says it"),
+    instead(Field::Shard, "accelerate.yaml, which is written beside, says it"),
+    instead(Field::SeqLen, "the training script cuts sequences"),
+    instead(
+        Field::BucketBytes,
+        "a bucket is a block with FSDP; with DDP it is ddp_bucket_cap_mb's default, 25 MB",
+    ),
+];
+
+static ROWS: &[Row] = &[
+    count!(MicroBatch, micro_batch, "per_device_train_batch_size"),
+    Row {
+        field: Field::GlobalBatch,
+        theirs: "gradient_accumulation_steps",
+        write: |settings, draft| draft.set("gradient_accumulation_steps", settings.micro_batches()),
+        read: |document, settings| {
+            let steps = document.count("gradient_accumulation_steps")?.unwrap_or(1);
+            // Of one data-parallel rank: how many there are is not in this file.
+            settings.global_batch = steps * settings.micro_batch;
+            Ok(false)
+        },
+    },
+    Row {
+        field: Field::ZeroStage,
+        theirs: "fsdp, fsdp_config.version, fsdp_config.reshard_after_forward",
+        write: |settings, draft| {
+            accelerate::refuse_zero(settings, draft);
+            if settings.zero_stage > 0 {
+                draft.set("fsdp", true);
+                draft.set("fsdp_config.version", 2);
+                draft.set("fsdp_config.reshard_after_forward", settings.zero_stage == 3);
+                draft.set("fsdp_config.auto_wrap_policy", "TRANSFORMER_BASED_WRAP");
+            }
+        },
+        read: |document, settings| {
+            let on = document.get("fsdp").is_some_and(|value| match value {
+                serde_json::Value::Bool(on) => *on,
+                serde_json::Value::String(text) => !text.is_empty(),
+                _ => false,
+            });
+            for key in ["fsdp_config.version", "fsdp_config.auto_wrap_policy"] {
+                document.get(key);
+            }
+            let resharded = document.flag("fsdp_config.reshard_after_forward")?.unwrap_or(true);
+            settings.zero_stage = match (on, resharded) {
+                (false, _) => 0,
+                (true, false) => 2,
+                (true, true) => 3,
+            };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Precision,
+        theirs: "bf16, tf32",
+        write: |settings, draft| {
+            draft.set("bf16", settings.precision == Precision::Bf16);
+            if settings.precision == Precision::Tf32 {
+                draft.set("tf32", true);
+            }
+        },
+        read: |document, settings| {
+            if document.flag("fp16")?.unwrap_or(false) {
+                return Err(InputError::new("fp16", "true", "is an arithmetic that plans do not have")
+                    .hint("give bf16, which takes as long"));
+            }
+            let (bf16, tf32) =
+                (document.flag("bf16")?.unwrap_or(false), document.flag("tf32")?.unwrap_or(false));
+            settings.precision = match (bf16, tf32) {
+                (true, _) => Precision::Bf16,
+                (false, true) => Precision::Tf32,
+                (false, false) => Precision::Fp32,
+            };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::Recompute,
+        theirs: "gradient_checkpointing",
+        write: |settings, draft| {
+            let full = uniform_recompute(settings, draft, false) == Recompute::Full;
+            draft.set("gradient_checkpointing", full);
+        },
+        read: |document, settings| {
+            let full = document.flag("gradient_checkpointing")?.unwrap_or(false);
+            settings.recompute =
+                vec![if full { Recompute::Full } else { Recompute::None }; settings.blocks() as usize];
+            Ok(settings.blocks() > 0)
+        },
+    },
+    Row {
+        field: Field::Optimizer,
+        theirs: "optim, adam_beta1, adam_beta2, adam_epsilon, weight_decay",
+        write: |settings, draft| match settings.optimizer {
+            Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
+                draft.set("optim", "adamw_torch");
+                draft.set("adam_beta1", beta1);
+                draft.set("adam_beta2", beta2);
+                draft.set("adam_epsilon", epsilon);
+                draft.set("weight_decay", weight_decay);
+            }
+            Optimizer::Sgd { momentum, weight_decay } => {
+                draft.set("optim", "sgd");
+                draft.set("weight_decay", weight_decay);
+                draft.set("optim_args", format!("momentum={momentum}"));
+            }
+        },
+        read: |document, settings| {
+            let kind = document.text("optim").unwrap_or_else(|| "adamw_torch".to_owned());
+            let weight_decay = document.real("weight_decay")?.unwrap_or(0.0);
+            settings.optimizer = if kind == "sgd" {
+                let arguments = document.text("optim_args").unwrap_or_default();
+                let momentum =
+                    arguments.split(',').find_map(|part| part.trim().strip_prefix("momentum=")?.parse().ok());
+                Optimizer::Sgd { momentum: momentum.unwrap_or(0.0), weight_decay }
+            } else if kind.starts_with("adamw") {
+                Optimizer::AdamW {
+                    beta1: document.real("adam_beta1")?.unwrap_or(0.9),
+                    beta2: document.real("adam_beta2")?.unwrap_or(0.999),
+                    epsilon: document.real("adam_epsilon")?.unwrap_or(1e-8),
+                    weight_decay,
+                }
+            } else {
+                return Err(InputError::new("optim", kind, "is none that plans have").hint(
+                    "plans know adamw_torch and sgd; a plan's memory is that of its optimizer's state",
+                ));
+            };
+            Ok(true)
+        },
+    },
+    Row {
+        field: Field::LearningRate,
+        theirs: "learning_rate, lr_scheduler_type, lr_scheduler_kwargs.min_lr_rate, warmup_steps, max_steps",
+        write: |settings, draft| {
+            let LearningRate { peak, warmup_steps, total_steps, final_fraction } = settings.learning_rate;
+            draft.set("learning_rate", peak);
+            draft.set("lr_scheduler_type", "cosine_with_min_lr");
+            draft.set("lr_scheduler_kwargs.min_lr_rate", final_fraction);
+            draft.set("warmup_steps", warmup_steps);
+            draft.set("max_steps", total_steps);
+        },
+        read: |document, settings| {
+            let Some(peak) = document.real("learning_rate")? else { return Ok(false) };
+            let kind = document.text("lr_scheduler_type").unwrap_or_default();
+            settings.learning_rate = LearningRate {
+                peak,
+                warmup_steps: document.count("warmup_steps")?.unwrap_or(0),
+                total_steps: document.count("max_steps")?.unwrap_or(1),
+                final_fraction: document.real("lr_scheduler_kwargs.min_lr_rate")?.unwrap_or(0.0),
+            };
+            Ok(kind.starts_with("cosine"))
+        },
+    },
+    real!(GradientClip, gradient_clip, "max_grad_norm"),
+    Row {
+        field: Field::Seed,
+        theirs: "seed",
+        write: |settings, draft| draft.set("seed", settings.seed),
+        read: |document, settings| {
+            let found = document.count("seed")?;
+            settings.seed = u64::from(found.unwrap_or(0));
+            Ok(found.is_some())
+        },
+    },
+    Row {
+        field: Field::CheckpointInterval,
+        theirs: "save_strategy, save_steps",
+        write: |settings, draft| {
+            draft.set("save_strategy", if settings.checkpoint_interval.is_some() { "steps" } else { "no" });
+            if let Some(steps) = settings.checkpoint_interval {
+                draft.set("save_steps", steps);
+            }
+        },
+        read: |document, settings| {
+            let on = document.text("save_strategy").is_some_and(|kind| kind == "steps");
+            settings.checkpoint_interval = document.count("save_steps")?.filter(|_| on);
+            Ok(true)
+        },
+    },
+];

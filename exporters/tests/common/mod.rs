@@ -1,0 +1,82 @@
+//! Plans that tests make up: only what an exporter looks at is meant.
+
+use autodist_spec::{
+    Bytes, Cluster, CostBreakdown, DeviceKind, Estimate, Job, LayerKind, MemoryBreakdown, ModelSpec,
+    ParallelStrategy, Plan, ProfileReference, Provenance, Recompute, SCHEMA_VERSION, SearchReport, Seconds,
+    Stage, StopReason,
+};
+
+/// Stages of so many blocks each; `recompute` of every block.
+pub fn stages(model: &ModelSpec, blocks: &[u32], recompute: &[Recompute]) -> Vec<Stage> {
+    let mut next = 0;
+    let mut before = 0;
+    blocks
+        .iter()
+        .enumerate()
+        .map(|(index, count)| {
+            let first_layer = next;
+            before += count;
+            next = if index + 1 == blocks.len() { model.layers + 2 } else { before + 1 };
+            let of = |layer: u32| match model.kind(layer as usize) {
+                LayerKind::Block => recompute[layer as usize - 1],
+                _ => Recompute::None,
+            };
+            Stage { first_layer, end_layer: next, recompute: (first_layer..next).map(of).collect() }
+        })
+        .collect()
+}
+
+pub fn plan(
+    model: ModelSpec,
+    cluster: &str,
+    job: Job,
+    strategy: ParallelStrategy,
+    stages: Vec<Stage>,
+) -> Plan {
+    let estimate = Estimate {
+        step_time_s: Seconds(1.0),
+        step_time_spread_s: Seconds(0.1),
+        tokens_per_s: 1.0,
+        mfu: None,
+        peak_memory_bytes: Bytes(1),
+        cost: CostBreakdown { compute_s: Seconds(1.0), ..CostBreakdown::default() },
+        memory: MemoryBreakdown { weights_bytes: Bytes(1), ..MemoryBreakdown::default() },
+        stages: Vec::new(),
+        lower_bound_s: Seconds(1.0),
+        provenance: Provenance::Assumed,
+        slowdown: None,
+        time_to_loss_s: None,
+    };
+    let search = SearchReport {
+        explored: 1,
+        pruned: 0,
+        simulated: 1,
+        lower_bound_s: Seconds(1.0),
+        gap: 0.0,
+        stop_reason: StopReason::Given,
+    };
+    let profile = ProfileReference {
+        fingerprint: String::new(),
+        path: String::new(),
+        reference_s: Seconds(0.0),
+        devices: DeviceKind::Cuda,
+        emulated: false,
+    };
+    Plan {
+        schema_version: SCHEMA_VERSION,
+        micro_batches: strategy.micro_batches(job.global_batch),
+        model,
+        cluster: Cluster::from_short_form(cluster).unwrap(),
+        job,
+        strategy,
+        stages,
+        estimate,
+        search,
+        alternatives: Vec::new(),
+        rejected: Vec::new(),
+        collectives: Vec::new(),
+        placement: None,
+        codecs: Vec::new(),
+        profile,
+    }
+}

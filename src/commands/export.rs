@@ -1,0 +1,64 @@
+//! `autodist export`
+
+use crate::cli::ExportArgs;
+use crate::failure::Failure;
+use crate::{input, output};
+use autodist_exporters::{Exported, File, Options, Target, export};
+use autodist_spec::{InputError, to_json};
+use std::fmt::Write;
+
+pub fn run(args: &ExportArgs) -> Result<(), Failure> {
+    let plan = input::plan(&args.plan)?;
+    if args.script.is_some() && args.to.is_trainer() {
+        let error = InputError::new("--script", args.to.name(), "has a script of its own");
+        return Err(error.hint("give --script with --to slurm or --to kubernetes").into());
+    }
+    let options = Options {
+        checkpoint_interval: args.checkpoint_interval,
+        script: args.script.clone(),
+        image: args.image.clone(),
+    };
+    let Exported { files, notes } = export(&plan, args.to, &options)
+        .map_err(|refusals| refused(&args.plan.display().to_string(), args.to, &refusals))?;
+    for file in &files {
+        let path = args.output.join(&file.name);
+        let write = if file.executable { output::write_script } else { output::write };
+        write(&path, file.content.as_bytes())?;
+    }
+    if args.json {
+        let files: Vec<_> = files.iter().map(|file| args.output.join(&file.name)).collect();
+        let notes: Vec<_> = notes
+            .iter()
+            .map(|note| serde_json::json!({ "field": note.field.name(), "value": note.value, "instead": note.instead }))
+            .collect();
+        return output::print(&to_json(
+            &serde_json::json!({ "target": args.to.name(), "files": files, "instead": notes }),
+        ));
+    }
+    let mut text =
+        format!("{} for {} ({})\n", plan.strategy.label(), args.to.name(), args.to.exporter().version());
+    for File { name, executable, .. } in &files {
+        let starts = if *executable { ", which starts it" } else { "" };
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "wrote {}{starts}", args.output.join(name).display());
+    }
+    if !notes.is_empty() {
+        text += "\nnot in these files, and what is used instead:\n";
+        for note in &notes {
+            let _ = writeln!(text, "  {note}");
+        }
+    }
+    output::print(&text)
+}
+
+/// Everything that stands in the way, at once.
+fn refused(file: &str, target: Target, refusals: &[InputError]) -> Failure {
+    let mut problem = format!("{} cannot train this plan", target.name());
+    for refusal in refusals {
+        problem += &format!("\n  {} {}: {}; {}", refusal.field, refusal.value, refusal.problem, refusal.hint);
+    }
+    InputError::new("", "", problem)
+        .hint("`autodist plan` takes these as restrictions; other targets may take the plan as it is")
+        .in_file(file)
+        .into()
+}
