@@ -10,7 +10,7 @@ use std::process::Command;
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
 /// Each crate and the crates of this workspace that it uses.
-const EDGES: [(&str, &str); 16] = [
+const EDGES: [(&str, &str); 17] = [
     ("spec", ""),
     ("collectives", "spec"),
     ("codecs", "collectives spec"),
@@ -25,7 +25,11 @@ const EDGES: [(&str, &str); 16] = [
     ("executor", "codecs communication compute cuda program spec"),
     ("profiler", "codecs collectives communication compute executor program spec"),
     ("reports", "spec"),
-    ("autodist", "analytic compute cost-model executor hardware planner profiler program reports spec"),
+    ("exporters", "spec"),
+    (
+        "autodist",
+        "analytic compute cost-model executor exporters hardware planner profiler program reports spec",
+    ),
     ("software-gpu", ""),
 ];
 

@@ -2,6 +2,7 @@
 
 use crate::device::Device;
 use crate::guard::Watch;
+use crate::pace::Emulated;
 use crate::rounding::Rounding;
 use crate::{ExecutionError, Task};
 use autodist_codecs::{Arithmetic, Exchange, PartMut, Tensor};
@@ -19,6 +20,7 @@ pub struct Compressor<D: Device> {
     codec: autodist_codecs::Compressor<D::Coding>,
     /// Seconds that coding takes on an emulated device.
     emulated_s: Option<f64>,
+    emulated: Option<Emulated>,
     watch: SharedWatch,
 }
 
@@ -41,8 +43,8 @@ impl<D: Device> Compression<'_, D> {
         group: &mut dyn Communicator,
     ) -> Result<(), ExecutionError> {
         let start = Instant::now();
-        let Compressor { codec, emulated_s, watch } = self.compressor;
-        let mut over = Over::new(group, self.algorithm);
+        let Compressor { codec, emulated_s, emulated, watch } = self.compressor;
+        let mut over = Over::new(group, self.algorithm, *emulated);
         let (on, mut gradient) = (queue.coding(), PartMut::new(D::values(buffer), range));
         let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
         let votes = codec.keeps() && watch.votes();
@@ -54,8 +56,9 @@ impl<D: Device> Compression<'_, D> {
             codec.stop();
             *emulated_s = None;
         }
+        let communicating = over.end();
         if let Some(emulated) = *emulated_s {
-            let coding = start.elapsed().as_secs_f64() - over.communicating().as_secs_f64();
+            let coding = (start.elapsed() - communicating).as_secs_f64();
             std::thread::sleep(Duration::from_secs_f64((emulated - coding).max(0.0)));
         }
         Ok(())
@@ -110,6 +113,7 @@ pub fn of<D: Device>(
     program: &Program,
     at: Coordinates,
     task: &Task,
+    emulated: Option<Emulated>,
 ) -> (BTreeMap<usize, Compressor<D>>, Vec<SharedWatch>) {
     let strategy = &program.strategy;
     let size = strategy.data as usize;
@@ -134,7 +138,7 @@ pub fn of<D: Device>(
             .map(|p| Tensor { offset: p.offset, rows: p.rows, columns: p.columns })
             .collect();
         let work = autodist_codecs::work(codec, Coded::Gradients, &tensors, bucket.padded, size);
-        let emulated_s = task.emulated_flops_per_s.map(|rate| work / rate);
+        let emulated_s = emulated.map(|emulated| work / emulated.flops_per_s);
         let compressor = autodist_codecs::Compressor::on(&on, codec, &tensors, bucket.padded, task.job.seed)
             .with_momentum(decay);
         let compressor = match task.coding.error_feedback {
@@ -143,7 +147,7 @@ pub fn of<D: Device>(
         };
         let watch = Arc::new(Mutex::new(Watch::new(task.coding.guard, at.pipeline, index, codec)));
         watches.push(Arc::clone(&watch));
-        compressors.insert(index, Compressor { codec: compressor, emulated_s, watch });
+        compressors.insert(index, Compressor { codec: compressor, emulated_s, emulated, watch });
     }
     (compressors, watches)
 }
@@ -166,16 +170,19 @@ pub(crate) struct Over<'a> {
     group: &'a mut dyn Communicator,
     algorithm: Algorithm,
     communicating: Duration,
+    emulated: Option<Emulated>,
 }
 
 impl<'a> Over<'a> {
-    /// `algorithm` is that of sums.
-    pub fn new(group: &'a mut dyn Communicator, algorithm: Algorithm) -> Self {
-        Self { group, algorithm, communicating: Duration::ZERO }
+    /// `algorithm` is that of sums. What this thread does between exchanges is coding, until [`Self::end`].
+    pub fn new(group: &'a mut dyn Communicator, algorithm: Algorithm, emulated: Option<Emulated>) -> Self {
+        emulated.inspect(|emulated| emulated.enter_coding());
+        Self { group, algorithm, communicating: Duration::ZERO, emulated }
     }
 
-    /// The time so far that was no coding.
-    pub fn communicating(&self) -> Duration {
+    /// The time that was no coding.
+    pub fn end(self) -> Duration {
+        self.emulated.inspect(|emulated| emulated.enter_communication());
         self.communicating
     }
 
@@ -184,7 +191,9 @@ impl<'a> Over<'a> {
         work: impl FnOnce(&mut dyn Communicator, Algorithm) -> Result<T, CommunicationError>,
     ) -> Result<T, CommunicationError> {
         let start = Instant::now();
+        self.emulated.inspect(|emulated| emulated.enter_communication());
         let result = work(self.group, self.algorithm);
+        self.emulated.inspect(|emulated| emulated.enter_coding());
         self.communicating += start.elapsed();
         result
     }

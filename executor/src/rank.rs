@@ -5,7 +5,7 @@ use crate::data::Data;
 use crate::device::{Device, Group, Messages, Tag};
 use crate::host::{self, Placement};
 use crate::layers::{Context, Frame, Rows};
-use crate::pace::Pace;
+use crate::pace::{Emulated, Pace};
 use crate::record::{Occasion, RankOutcome, Recorder, StepOutcome};
 use crate::rounding::{RoundedMessages, Rounding};
 use crate::store::Store;
@@ -54,8 +54,8 @@ pub(crate) fn train_and<B: Device, R>(
     let at = program.layout.coordinates(me);
     let data = Data::open(&task.data, task.model.vocab, program.seq_len, task.job.seed)?;
     let before_reference = device.live_memory();
-    let emulated = task.emulated_flops_per_s.is_some();
-    let mut reference = device.reference().filter(|_| !emulated);
+    let emulated = Emulated::new(task.emulated_flops_per_s, placement);
+    let mut reference = device.reference().filter(|_| emulated.is_none());
     // Where a rank is a thread (over MPI), others of its process may free memory meanwhile.
     let instrument = device.live_memory().saturating_sub(before_reference);
     let mut speed = || reference.as_mut().map_or(0.0, |reference| reference.seconds());
@@ -91,12 +91,11 @@ pub(crate) fn train_and<B: Device, R>(
         gradient_norm: 0.0,
         losses: Vec::with_capacity(program.micro_batches),
         memory_peak: 0,
-        pace: Pace::new(task.emulated_flops_per_s),
-        placement,
+        pace: Pace::new(emulated),
         recorder,
     };
     rank.lanes.world.barrier()?;
-    if task.emulated_flops_per_s.is_none() {
+    if emulated.is_none() {
         host::enter_compute(placement);
     }
     device.reset_peak_memory();
@@ -196,7 +195,8 @@ impl<B: Device> Lanes<B> {
         let reduces =
             if program.strategy.zero_stage == 0 { layout.data_group(at) } else { layout.shard_group(at) };
         let queue = device.queue()?;
-        let (compressors, watches) = compression::of(&queue, program, at, task);
+        let emulated = Emulated::new(task.emulated_flops_per_s, placement);
+        let (compressors, watches) = compression::of(&queue, program, at, task, emulated);
         let ways = Ways {
             algorithms: communication.reductions().map(|reduction| reduction.algorithm).collect(),
             all_to_all: communication.reductions().any(|reduction| reduction.codec != Codec::None),
@@ -205,7 +205,7 @@ impl<B: Device> Lanes<B> {
             reduce: open("reduce", &reduces, &ways)?,
             replicas: open("replicas", &layout.replica_group(at), &Ways::default())?,
             gather: open("gather", &layout.shard_group(at), &by(communication.gather))?,
-            flops_per_s: task.emulated_flops_per_s,
+            emulated,
             compressors,
         };
         let ends = at.pipeline == 0 || at.pipeline + 1 == layout.pipeline;
@@ -217,8 +217,7 @@ impl<B: Device> Lanes<B> {
             true => None,
             false => {
                 let name = format!("{name}.messages");
-                let rounding =
-                    Rounding::of(communication.activations, Coded::Activations, task.emulated_flops_per_s);
+                let rounding = Rounding::of(communication.activations, Coded::Activations, emulated);
                 Some(match rounding {
                     Some(rounding) => {
                         Box::new(RoundedMessages::new(endpoint.point_to_point(&name, &peers)?, rounding))
@@ -276,7 +275,6 @@ struct Rank<'a, B: Device> {
     losses: Vec<B::Scalar>,
     memory_peak: usize,
     pace: Pace,
-    placement: Placement,
     recorder: Recorder<B>,
 }
 
@@ -414,11 +412,7 @@ impl<B: Device> Rank<'_, B> {
             _ => return self.run_instruction(instruction, frame),
         };
         let Some(start) = self.pace.begin() else { return self.run_instruction(instruction, frame) };
-        // Several emulated devices share a core: their arithmetic must not keep each other from communicating.
-        host::enter_compute(self.placement);
-        let done = self.run_instruction(instruction, frame);
-        host::enter_communication(self.placement);
-        done?;
+        self.run_instruction(instruction, frame)?;
         self.pace.end(start, flops);
         Ok(())
     }

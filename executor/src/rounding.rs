@@ -3,6 +3,7 @@
 use crate::ExecutionError;
 use crate::compression::Over;
 use crate::device::{Device, Messages, Tag};
+use crate::pace::Emulated;
 use autodist_codecs::{Arithmetic, Form, Part, PartMut, rounding};
 use autodist_communication::{Communicator, Counters, Mailbox};
 use autodist_spec::{Algorithm, Codec, Coded};
@@ -15,13 +16,13 @@ pub struct Rounding {
     codec: Codec,
     form: Form,
     coded: Coded,
-    flops_per_s: Option<f64>,
+    emulated: Option<Emulated>,
 }
 
 impl Rounding {
     /// `None` for codecs that do not round; the rules let none of them through.
-    pub fn of(codec: Codec, coded: Coded, flops_per_s: Option<f64>) -> Option<Self> {
-        Form::of(codec).map(|form| Self { codec, form, coded, flops_per_s })
+    pub fn of(codec: Codec, coded: Coded, emulated: Option<Emulated>) -> Option<Self> {
+        Form::of(codec).map(|form| Self { codec, form, coded, emulated })
     }
 
     /// Does it in order with the work of `queue`.
@@ -40,20 +41,22 @@ impl Rounding {
         if size == 1 {
             return Ok(());
         }
-        let mut over = Over::new(group, Algorithm::Ring);
+        let mut over = Over::new(group, Algorithm::Ring, self.emulated);
         let (on, values) = (queue.coding(), PartMut::new(D::values(buffer), range));
         match self.coded {
             Coded::Parameters => rounding::all_gather(self.form, &on, values, &mut over)?,
             _ => rounding::reduce_scatter(self.form, &on, values, &mut over)?,
         }
-        self.wait(start + over.communicating(), elements, size, 1.0);
+        let communicating = over.end();
+        self.wait(start + communicating, elements, size, 1.0);
         Ok(())
     }
 
     /// As long as an emulated device would take over a part of the coding that began at `start`.
     fn wait(self, start: Instant, elements: usize, size: usize, part: f64) {
-        let Some(rate) = self.flops_per_s else { return };
-        let seconds = part * autodist_codecs::work(self.codec, self.coded, &[], elements, size) / rate;
+        let Some(emulated) = self.emulated else { return };
+        let work = autodist_codecs::work(self.codec, self.coded, &[], elements, size);
+        let seconds = part * work / emulated.flops_per_s;
         let due = start + Duration::from_secs_f64(seconds);
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
     }

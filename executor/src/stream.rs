@@ -5,6 +5,7 @@ use crate::ExecutionError;
 pub use crate::compression::Compressor;
 use crate::compression::{Coding, Compression};
 use crate::device::{Device, Group};
+use crate::pace::Emulated;
 use crate::rounding::Rounding;
 use autodist_communication::queue::{Receiver, Sender, queue};
 use autodist_communication::{Counters, Reduction};
@@ -42,8 +43,7 @@ pub struct Groups<B: Device> {
     pub reduce: Box<dyn Group<B>>,
     pub replicas: Box<dyn Group<B>>,
     pub gather: Box<dyn Group<B>>,
-    /// Of an emulated device.
-    pub flops_per_s: Option<f64>,
+    pub emulated: Option<Emulated>,
     /// Of the buckets whose gradients are compressed, whole.
     pub compressors: BTreeMap<usize, Compressor<B>>,
 }
@@ -154,8 +154,8 @@ fn transfer<B: Device>(stream: &B, groups: &mut Groups<B>, work: Work<B>) -> Res
     let Work { key, kind, reduction, mut buffer, range, ready } = work;
     stream.wait_for(&ready);
     let start = stream.record();
-    let flops_per_s = groups.flops_per_s;
-    let rounded = |coded| Rounding::of(reduction.codec, coded, flops_per_s);
+    let emulated = groups.emulated;
+    let rounded = |coded| Rounding::of(reduction.codec, coded, emulated);
     let (group, coding): (_, Option<Coding<'_, B>>) = match (key.0, kind) {
         (Transfer::Reduce, CollectiveKind::AllReduce) => {
             let algorithm = reduction.algorithm;

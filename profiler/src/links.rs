@@ -245,7 +245,7 @@ pub(crate) fn handover<D: Device>(
         reduce: group("reduce")?,
         replicas: group("replicas")?,
         gather: group("gather")?,
-        flops_per_s: None,
+        emulated: None,
         compressors: BTreeMap::new(),
     };
     let mut stream = CommunicationStream::start(device.queue()?, groups)?;

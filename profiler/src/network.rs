@@ -158,17 +158,18 @@ pub fn measure<D: Device>(
                 // The first warms the connection up.
                 timings.round_trip.extend(once(&mut group, 1)?.filter(|_| repetition > 0));
             }
-            let round_trip = Sample::of(&timings.round_trip).median_s.0;
-            while pass == 0 {
+            let mut sized = pass > 0;
+            while !sized {
+                let round_trip = Sample::of(&timings.round_trip).median_s.0;
                 let taken = once(&mut group, timings.elements)?.unwrap_or(0.0);
                 let mut longest = [taken as f32, round_trip as f32];
                 group.all_reduce(&mut longest, Reduction::Max)?;
                 let [longest, round_trip] = longest.map(f64::from);
                 let more = (4 * timings.elements).min(task.most_elements);
-                if longest >= LONG_ENOUGH_S.max(ROUND_TRIPS * round_trip) || more <= timings.elements {
-                    break;
+                sized = longest >= LONG_ENOUGH_S.max(ROUND_TRIPS * round_trip) || more <= timings.elements;
+                if !sized {
+                    timings.elements = more;
                 }
-                timings.elements = more;
             }
             for _ in 0..task.repetitions {
                 timings.whole.extend(once(&mut group, timings.elements)?);

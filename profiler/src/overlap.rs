@@ -60,7 +60,7 @@ pub fn measure<D: Device>(
         reduce: group("reduce", &everyone)?,
         replicas: group("replicas", &[rank])?,
         gather: group("gather", &[rank])?,
-        flops_per_s: None,
+        emulated: None,
         compressors: BTreeMap::new(),
     };
     let mut stream = CommunicationStream::start(device.queue()?, groups)?;

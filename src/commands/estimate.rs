@@ -48,7 +48,7 @@ fn of_flags(args: &EstimateArgs) -> Result<Plan, Failure> {
             (model, job, input::strategy(&args.strategy, devices)?, None)
         }
         Some(given) => {
-            let model = given.model(args.model.as_deref())?;
+            let model = given.model(args.model.as_deref(), Some(&prices.profile.model))?;
             let mut job = input::job(&given.job_flags(&args.job), None, measured.0, measured.1)?;
             given.complete(&mut job)?;
             let mut strategy = input::strategy(&given.strategy(&args.strategy), devices)?;

@@ -52,7 +52,7 @@ fn described(args: &EstimateArgs, machine: Arc<Machine>, devices: u32) -> Result
     let experts = catalog::expert_models().iter().find(|model| Some(model.name.as_str()) == name);
     let shape = match (experts, &given) {
         (Some(model), _) => model.shape(),
-        (None, Some(given)) => Shape::from(&given.model(name)?),
+        (None, Some(given)) => Shape::from(&given.model(name, None)?),
         (None, None) => Shape::from(&input::model(name.unwrap_or(DEFAULT_MODEL))?),
     };
     let (job_flags, flags) = match &given {

@@ -4,7 +4,7 @@ use crate::cli::{EstimateArgs, JobArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_exporters::{Field, Imported, Target, import};
-use autodist_spec::{InputError, Job, ModelSpec, Stage};
+use autodist_spec::{Check, Codec, InputError, Job, LearningRate, ModelSpec, Positions, Stage};
 use std::path::Path;
 
 /// What the file says.
@@ -37,8 +37,8 @@ pub fn read(args: &EstimateArgs) -> Result<Option<Given>, Failure> {
 }
 
 impl Given {
-    /// The model: of the flag, or else of the file.
-    pub fn model(&self, flag: Option<&str>) -> Result<ModelSpec, Failure> {
+    /// The model: of the flag, or else of the file. Files give models no name: one that is as `measured` is that one.
+    pub fn model(&self, flag: Option<&str>, measured: Option<&ModelSpec>) -> Result<ModelSpec, Failure> {
         if let Some(name) = flag {
             return input::model(name);
         }
@@ -55,7 +55,16 @@ impl Given {
                 InputError::new("vocab-size", "", "is missing, and with it the size of the embedding");
             return Err(error.hint("add it to the file, or give --model").in_file(&self.file).into());
         }
-        autodist_spec::Check::check(&model).map_err(|error| error.under("model").in_file(&self.file))?;
+        if let Some(measured) = measured {
+            let named = ModelSpec { name: measured.name.clone(), ..model.clone() };
+            // How long sequences could be is a matter of weights with learned positions only.
+            let as_long = ModelSpec { max_seq_len: measured.max_seq_len, ..named.clone() };
+            let alike = if measured.positions == Positions::Learned { named } else { as_long };
+            if alike == *measured {
+                model = alike;
+            }
+        }
+        model.check().map_err(|error| error.under("model").in_file(&self.file))?;
         Ok(model)
     }
 
@@ -106,9 +115,9 @@ impl Given {
         job.gradient_clip =
             self.known(Field::GradientClip, settings.gradient_clip).unwrap_or(job.gradient_clip);
         if let Some(rate) = self.known(Field::LearningRate, settings.learning_rate) {
-            job.learning_rate = autodist_spec::LearningRate { peak: job.learning_rate.peak, ..rate };
+            job.learning_rate = LearningRate { peak: job.learning_rate.peak, ..rate };
         }
-        Ok(autodist_spec::Check::check(job).map_err(|error| error.in_file(&self.file))?)
+        Ok(job.check().map_err(|error| error.in_file(&self.file))?)
     }
 
     /// The pipeline's stages, where the file says them and no flag says otherwise.
@@ -120,7 +129,7 @@ impl Given {
     }
 
     /// In which form gradients travel.
-    pub fn gradients(&self) -> autodist_spec::Codec {
+    pub fn gradients(&self) -> Codec {
         self.imported.settings.gradients
     }
 }
