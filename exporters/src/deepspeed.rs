@@ -121,19 +121,18 @@ static ROWS: &[Row] = &[
     },
     Row {
         field: Field::Shard,
-        theirs: "zero_optimization.mics_shard_size",
-        write: |settings, draft| match settings.zero_stage {
-            _ if settings.does_without(Field::Shard) => {}
-            3 => draft.set("zero_optimization.mics_shard_size", settings.shard),
-            _ => draft.refuse(
-                Field::Shard,
-                "only ZeRO-3 shards over a part of the data-parallel ranks (MiCS)",
-                "plan with shard = the data degree, or with zero_stage 3",
-            ),
+        theirs: "zero_optimization.stage",
+        write: |settings, draft| {
+            if !settings.does_without(Field::Shard) {
+                draft.refuse(
+                    Field::Shard,
+                    "ZeRO shards over all data-parallel ranks; MiCS, which did not, is gone",
+                    "plan with shard = the data degree",
+                );
+            }
         },
-        read: |document, settings| {
-            let group = document.count("zero_optimization.mics_shard_size")?;
-            settings.shard = if settings.zero_stage > 0 { group.unwrap_or(settings.data) } else { 1 };
+        read: |_, settings| {
+            settings.shard = if settings.zero_stage > 0 { settings.data } else { 1 };
             Ok(true)
         },
     },

@@ -145,12 +145,14 @@ fn trainjob(job: &Export<'_>) -> Value {
         },
     });
     if job.options.script.is_none() {
-        value["spec"]["podTemplateOverrides"] = json!([{
-            "targetJobs": [{ "name": "node" }],
-            "spec": {
-                "volumes": [{ "name": "plan", "configMap": { "name": format!("{NAME}-plan") } }],
-                "containers": [{ "name": "node", "volumeMounts": [{ "name": "plan", "mountPath": "/plan" }] }],
-            },
+        let pod = json!({
+            "volumes": [{ "name": "plan", "configMap": { "name": format!("{NAME}-plan") } }],
+            "containers": [{ "name": "node", "volumeMounts": [{ "name": "plan", "mountPath": "/plan" }] }],
+        });
+        let jobs = json!([{ "name": "node", "template": { "spec": { "template": { "spec": pod } } } }]);
+        value["spec"]["runtimePatches"] = json!([{
+            "manager": format!("{NAME}/export"),
+            "trainingRuntimeSpec": { "template": { "spec": { "replicatedJobs": jobs } } },
         }]);
     }
     value

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.commands import launch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.parallelism_config import ParallelismConfig
+from accelerate.utils import launch as environments
 from common import Sizes, arguments, run, value
 
 
 def understood(file: Path, rank_flags: list[str]) -> Sizes:
-    from accelerate.commands import launch
-    from accelerate.commands.config.config_args import load_config_from_file
-    from accelerate.utils import launch as environments
-
     config = load_config_from_file(str(file))
     parser = launch.launch_command_parser()
     given = parser.parse_args(["--config_file", str(file), *rank_flags, "train.py"])
@@ -27,10 +28,6 @@ def understood(file: Path, rank_flags: list[str]) -> Sizes:
     if not given.use_fsdp:
         return {**sizes, "data": processes, "tensor": 1, "context": 1, "zero_stage": 0, "shard": 1}
     os.environ.update({key: str(entry) for key, entry in environments.prepare_multi_gpu_env(given).items()})
-
-    from accelerate import FullyShardedDataParallelPlugin
-    from accelerate.parallelism_config import ParallelismConfig
-
     plugin, mesh = FullyShardedDataParallelPlugin(), ParallelismConfig()
     assert mesh.total_size == processes, f"the mesh has {mesh.total_size} devices, {processes} processes start"
     assert plugin.fsdp_version == 2

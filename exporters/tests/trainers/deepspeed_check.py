@@ -11,16 +11,16 @@ from common import Sizes, arguments, run, value
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("DS_IGNORE_CUDA_DETECTION", "1")
 
+import deepspeed.comm  # noqa: E402  It asks the environment at once.
+from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS, DeepSpeedConfig  # noqa: E402
+from deepspeed.runtime.lr_schedules import VALID_LR_SCHEDULES  # noqa: E402
+
 
 def check(folder: Path, expected: Sizes) -> Sizes:
     words = arguments(folder / "deepspeed.sh", "torchrun")
     world = int(value(words, "--nnodes")) * int(value(words, "--nproc-per-node"))
     raw = json.loads(Path(value(words, "--deepspeed_config")).read_text())
     tensor = raw.get("tensor_parallel", {}).get("autotp_size", 1)
-
-    import deepspeed.comm
-    from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS, DeepSpeedConfig
-    from deepspeed.runtime.lr_schedules import VALID_LR_SCHEDULES
 
     class Mpu:
         """What DeepSpeed asks of a trainer that splits models."""
@@ -36,13 +36,12 @@ def check(folder: Path, expected: Sizes) -> Sizes:
     assert config.optimizer_name in DEEPSPEED_OPTIMIZERS, config.optimizer_name
     assert config.scheduler_name in VALID_LR_SCHEDULES, config.scheduler_name
     zero = config.zero_config
-    shard = zero.mics_shard_size if zero.mics_shard_size > 0 else world // tensor
     return {
         "data": config.train_batch_size
         // (config.train_micro_batch_size_per_gpu * config.gradient_accumulation_steps),
         "tensor": tensor,
         "zero_stage": int(zero.stage),
-        "shard": shard if int(zero.stage) > 0 else 1,
+        "shard": world // tensor if int(zero.stage) > 0 else 1,
         "micro_batch": config.train_micro_batch_size_per_gpu,
         "global_batch": config.train_batch_size,
         "bf16": config.bfloat16_config.enabled,

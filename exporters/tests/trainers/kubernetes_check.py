@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kubeflow_trainer_api.models as models
+import kubernetes_validate
+import yaml
 from common import Sizes, run
 
 
@@ -24,20 +27,14 @@ def dropped(given: Any, kept: Any, path: str = "") -> Iterator[str]:
 
 
 def manifests(file: Path) -> list[dict[str, Any]]:
-    import yaml
-
     return list(yaml.safe_load_all(file.read_text()))
 
 
 def strict(manifest: dict[str, Any]) -> None:
-    import kubernetes_validate
-
     kubernetes_validate.validate(manifest, "1.37", strict=True)
 
 
 def check(folder: Path, expected: Sizes) -> Sizes:
-    import kubeflow_trainer_api.models as models
-
     sizes: Sizes = {}
     for manifest in manifests(folder / "jobset.yaml") + manifests(folder / "trainjob.yaml"):
         kind = manifest["kind"]

@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 
 from common import Sizes, after, arguments, run, value
+from megatron.training import arguments as parser
 
 
 def check(folder: Path, expected: Sizes) -> Sizes:
     words = arguments(folder / "megatron.sh", "torchrun")
     world = int(value(words, "--nnodes")) * int(value(words, "--nproc-per-node"))
     os.environ |= {"WORLD_SIZE": str(world), "RANK": "0", "LOCAL_RANK": "0", "CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-
-    from megatron.training import arguments as parser
 
     # The one question to a GPU: which generation it is.
     parser.get_device_arch_version = lambda: 9

@@ -7,7 +7,13 @@ import os
 import sys
 from pathlib import Path
 
+import torchtitan.trainer  # noqa: F401  The configurations' own imports, which take longest.
 from common import Sizes, after, arguments, run, value
+from torch.distributed.pipelining.schedules import get_schedule_class
+from torchtitan.config import ConfigManager
+from torchtitan.distributed import pipeline_parallel
+from torchtitan.distributed.parallel_dims import ParallelDims
+from torchtitan.models.llama3 import config_registry  # noqa: F401
 
 
 def check(folder: Path, expected: Sizes) -> Sizes:
@@ -18,12 +24,6 @@ def check(folder: Path, expected: Sizes) -> Sizes:
         os.environ["AUTODIST_BASE"] = "llama3:llama3_8b"
         sys.path.insert(0, str(folder))
         importlib.import_module("autodist_stages")
-
-    from torch.distributed.pipelining.schedules import get_schedule_class
-    from torchtitan.config import ConfigManager
-    from torchtitan.distributed import pipeline_parallel
-    from torchtitan.distributed.parallel_dims import ParallelDims
-
     config = ConfigManager().parse_args(after(words, "torchtitan.train"))
     parallelism, training = config.parallelism, config.training
     mesh = ParallelDims.from_config(parallelism, world)

@@ -8,17 +8,15 @@ from pathlib import Path
 
 from accelerate_check import understood
 from common import Sizes, arguments, run, value
+from transformers import HfArgumentParser, TrainingArguments
 
 
 def check(folder: Path, expected: Sizes) -> Sizes:
-    from transformers import HfArgumentParser, TrainingArguments
-
     words = arguments(folder / "transformers.sh", "accelerate")
     mesh = understood(Path(value(words, "--config_file")), [])
     given = json.loads(Path(words[-1]).read_text())
-    given |= {"output_dir": tempfile.gettempdir()}
     # There is no GPU here, which bf16 and FSDP would ask for.
-    given |= {"use_cpu": True}
+    given |= {"output_dir": tempfile.gettempdir(), "use_cpu": True}
     (parsed,) = HfArgumentParser(TrainingArguments).parse_dict(given, allow_extra_keys=False)
     steps = parsed.gradient_accumulation_steps
     return {
