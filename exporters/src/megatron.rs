@@ -492,8 +492,11 @@ static ROWS: &[Row] = &[
 
 pub struct Bridge;
 
+/// The other way round than Megatron-LM's flag.
+const IN_FP32: &str = "ddp.grad_reduce_in_fp32";
+
 /// Megatron-LM's flag, and where Megatron-Bridge's configuration has it.
-const PATHS: [(&str, &str); 38] = [
+const PATHS: [(&str, &str); 37] = [
     ("seq-length", "model.seq_length"),
     ("micro-batch-size", "train.micro_batch_size"),
     ("global-batch-size", "train.global_batch_size"),
@@ -516,7 +519,6 @@ const PATHS: [(&str, &str); 38] = [
     ("overlap-param-gather", "ddp.overlap_param_gather"),
     ("num-distributed-optimizer-instances", "ddp.num_distributed_optimizer_instances"),
     ("ddp-bucket-size", "ddp.bucket_size"),
-    ("grad-reduce-in-bf16", "ddp.grad_reduce_in_bf16"),
     ("bf16", "model.bf16"),
     ("optimizer", "optimizer.optimizer"),
     ("adam-beta1", "optimizer.adam_beta1"),
@@ -549,7 +551,9 @@ impl Exporter for Bridge {
     }
 
     fn theirs(&self, row: &Row) -> String {
-        let path = |flag: &str| PATHS.iter().find(|(other, _)| *other == flag).map(|(_, path)| *path);
+        let more = [("grad-reduce-in-bf16", IN_FP32), ("save-interval", "checkpoint.save_interval")];
+        let path =
+            |flag: &str| PATHS.iter().chain(&more).find(|(other, _)| *other == flag).map(|(_, path)| *path);
         row.theirs.split(", ").map(|flag| path(flag).unwrap_or(flag)).collect::<Vec<_>>().join(", ")
     }
 
@@ -561,6 +565,8 @@ impl Exporter for Bridge {
                 nested.set(path, value.clone());
             }
         }
+        nested.set("dataset.seq_length", job.settings.seq_len);
+        nested.set(IN_FP32, job.settings.gradients == Codec::None);
         if job.settings.checkpoint_interval.is_some() {
             nested.set("checkpoint.save_interval", job.settings.checkpoint_interval);
         }
@@ -592,6 +598,10 @@ impl Exporter for Bridge {
         let nested = Document::of_yaml(text)?;
         let mut flat = Document::default();
         for (path, value) in nested.entries() {
+            if path == IN_FP32 {
+                flat.set("grad-reduce-in-bf16", value == &serde_json::Value::Bool(false));
+                continue;
+            }
             let flag = PATHS.iter().find(|(_, other)| other == path).map(|(flag, _)| *flag);
             let flag = flag.or((path == "checkpoint.save_interval").then_some("save-interval"));
             flat.set(flag.unwrap_or(path), value.clone());

@@ -88,8 +88,8 @@ fn expected(plan: &Plan) -> serde_json::Value {
 
 fn ask(target: Target) {
     let variable = match target {
-        // It needs a younger Python.
-        Target::Megatron => "AUTODIST_MEGATRON_PYTHON",
+        // They need a younger Python.
+        Target::Megatron | Target::MaxText => "AUTODIST_TRAINERS_PYTHON312",
         _ => "AUTODIST_TRAINERS_PYTHON",
     };
     let Some(python) = std::env::var_os(variable) else {
@@ -146,6 +146,16 @@ fn transformers_understands_what_was_planned() {
 #[test]
 fn kubernetes_understands_what_was_planned() {
     ask(Target::Kubernetes);
+}
+
+#[test]
+fn galvatron_understands_what_was_planned() {
+    ask(Target::Galvatron);
+}
+
+#[test]
+fn maxtext_understands_what_was_planned() {
+    ask(Target::MaxText);
 }
 
 #[test]
