@@ -51,6 +51,9 @@ fn what_is_exported_comes_back_as_the_same_estimate() {
     let back = line(folder.path(), "estimate --from megatron out/megatron.sh --profile profile.json --json");
     assert!(back.err.is_empty(), "{}", back.err);
     assert_eq!(step(back), given);
+    // What people who have a configuration ask.
+    let text = line(folder.path(), "estimate --from megatron out/megatron.sh --profile profile.json").ok();
+    assert!(text.contains("Beside the best of its space\n") && text.contains("% slower: "), "{text}");
     // A flag lies over the file.
     let other = line(
         folder.path(),

@@ -1,8 +1,8 @@
 //! What a plan says that a trainer may have a setting for, flat.
 
 use autodist_spec::{
-    Algorithm, Bytes, Codec, LayerKind, LearningRate, ModelSpec, Optimizer, ParallelStrategy, Plan,
-    Precision, Recompute, ScheduleKind, Stage,
+    Algorithm, Codec, LayerKind, LearningRate, ModelSpec, Optimizer, ParallelStrategy, Plan, Precision,
+    Recompute, ScheduleKind, Stage,
 };
 use serde::Serialize;
 
@@ -231,27 +231,6 @@ impl Settings {
             placement: communication.placement.clone(),
             checkpoint_interval,
         }
-    }
-
-    /// The strategy of what was read.
-    pub fn strategy(&self) -> ParallelStrategy {
-        let mut strategy = ParallelStrategy {
-            tensor: self.tensor,
-            pipeline: self.pipeline,
-            context: self.context,
-            expert: self.expert,
-            zero_stage: self.zero_stage,
-            shard: self.shard,
-            virtual_stages: self.virtual_stages,
-            schedule: self.schedule,
-            sequence_parallel: self.sequence_parallel,
-            recompute: self.recompute.iter().copied().max().unwrap_or_default(),
-            bucket_bytes: Bytes(self.bucket_bytes),
-            ..ParallelStrategy::data_parallel(self.data, self.micro_batch)
-        };
-        strategy.communication.reduce.codec = self.gradients;
-        strategy.communication.parameters = self.parameters;
-        strategy
     }
 
     /// The chunks of what was read; embedding and head go with the first and the last.

@@ -4,7 +4,7 @@ use super::{DEFAULT_MODEL, Prices, check_prices, from_trainer, prices, profile_o
 use crate::cli::EstimateArgs;
 use crate::failure::Failure;
 use crate::{input, output};
-use autodist_planner::Planner;
+use autodist_planner::{Comparison, Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::{Plan, to_json};
 
@@ -13,6 +13,7 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
     if let (None, None, Some(cluster)) = (&args.plan, &args.price.profile, &args.price.cluster) {
         return super::estimate_unmeasured::run(args, cluster);
     }
+    let mut beside = String::new();
     let plan = match &args.plan {
         Some(path) => {
             let given = input::plan(path)?;
@@ -30,15 +31,38 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
             plan.profile.path = profile_path.display().to_string();
             plan
         }
-        None => of_flags(args)?,
+        None => {
+            let prices = prices(&args.price)?;
+            let plan = of_flags(args, &prices)?;
+            if !args.from.is_empty() && !args.json {
+                beside = beside_the_best(&plan, &prices);
+            }
+            plan
+        }
     };
     super::plan::write(&plan, args.output.as_deref())?;
-    output::print(&if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) })?;
+    output::print(&if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) + &beside })?;
     Ok(())
 }
 
-fn of_flags(args: &EstimateArgs) -> Result<Plan, Failure> {
-    let prices = prices(&args.price)?;
+/// What is wrong with a configuration that somebody has: the best of the same space, and what it saves.
+fn beside_the_best(plan: &Plan, prices: &Prices) -> String {
+    let limits = SearchLimits { top: 1, ..SearchLimits::default() };
+    let planner = Planner::new(&plan.model, &prices.cluster, &plan.job, &prices.profile).limits(limits);
+    let Ok(best) = planner.plan() else { return String::new() };
+    let title = "\nBeside the best of its space\n";
+    if best.estimate.step_time_s.0 >= plan.estimate.step_time_s.0 {
+        return format!("{title}nothing that exact training allows is predicted faster\n");
+    }
+    let comparison = Comparison::of(&best.estimate, &plan.estimate);
+    format!(
+        "{title}{} takes {} a step; this one is {comparison}\n`autodist plan` with the same job writes it\n",
+        best.strategy.label(),
+        best.estimate.step_time_s
+    )
+}
+
+fn of_flags(args: &EstimateArgs, prices: &Prices) -> Result<Plan, Failure> {
     let measured = (Some(prices.profile.seq_len), Some(prices.profile.precision));
     let devices = prices.cluster.device_count();
     let (model, job, strategy, stages) = match from_trainer::read(args)? {
@@ -52,11 +76,11 @@ fn of_flags(args: &EstimateArgs) -> Result<Plan, Failure> {
             let mut job = input::job(&given.job_flags(&args.job), None, measured.0, measured.1)?;
             given.complete(&mut job)?;
             let mut strategy = input::strategy(&given.strategy(&args.strategy), devices)?;
-            strategy.communication.reduce.codec = given.gradients();
+            given.code(&mut strategy);
             (model.clone(), job, strategy, given.stages(&args.strategy, &model))
         }
     };
-    check_prices(&prices, &model, &job)?;
+    check_prices(prices, &model, &job)?;
     let planner = Planner::new(&model, &prices.cluster, &job, &prices.profile);
     let mut plan = planner.given(&strategy, stages.as_deref()).map_err(|error| refused(&strategy, error))?;
     plan.profile.path = prices.path.display().to_string();

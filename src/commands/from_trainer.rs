@@ -4,7 +4,7 @@ use crate::cli::{EstimateArgs, JobArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_exporters::{Field, Imported, Target, import};
-use autodist_spec::{Check, Codec, InputError, Job, LearningRate, ModelSpec, Positions, Stage};
+use autodist_spec::{Check, InputError, Job, LearningRate, ModelSpec, ParallelStrategy, Positions, Stage};
 use std::path::Path;
 
 /// What the file says.
@@ -128,8 +128,9 @@ impl Given {
             .then(|| settings.plan_stages())
     }
 
-    /// In which form gradients travel.
-    pub fn gradients(&self) -> Codec {
-        self.imported.settings.gradients
+    /// In which form gradients and gathered parameters travel.
+    pub fn code(&self, strategy: &mut ParallelStrategy) {
+        strategy.communication.reduce.codec = self.imported.settings.gradients;
+        strategy.communication.parameters = self.imported.settings.parameters;
     }
 }
