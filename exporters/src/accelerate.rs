@@ -3,7 +3,8 @@
 use crate::document::Document;
 use crate::launch::Script;
 use crate::row::{
-    ACTIVATIONS_AS_THEY_ARE, Draft, Lack, NO_PIPELINE, PARAMETERS_AS_THEY_ARE, Row, instead, refuse,
+    ACTIVATIONS_AS_THEY_ARE, Draft, Lack, NO_PIPELINE, PARAMETERS_AS_THEY_ARE, Row, instead, note_tf32,
+    refuse,
 };
 use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
@@ -225,12 +226,7 @@ static ROWS: &[Row] = &[
         theirs: "mixed_precision",
         write: |settings, draft| {
             draft.set("mixed_precision", if settings.precision == Precision::Bf16 { "bf16" } else { "no" });
-            if settings.precision == Precision::Tf32 {
-                draft.instead(
-                    Field::Precision,
-                    "fp32 in this file; set NVIDIA_TF32_OVERRIDE=1 for the processes",
-                );
-            }
+            note_tf32(settings, draft);
         },
         read: |document, settings| {
             let Some(kind) = document.text("mixed_precision") else { return Ok(false) };

@@ -2,7 +2,9 @@
 
 use crate::document::Document;
 use crate::launch::Script;
-use crate::row::{ACTIVATIONS_AS_THEY_ARE, Lack, NO_PIPELINE, Row, count, instead, real, refuse};
+use crate::row::{
+    ACTIVATIONS_AS_THEY_ARE, Lack, NO_PIPELINE, Row, count, instead, note_tf32, real, refuse, refuse_fp16,
+};
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
 use crate::{Export, Exporter, File};
@@ -204,26 +206,12 @@ static ROWS: &[Row] = &[
     Row {
         field: Field::Precision,
         theirs: "bf16.enabled",
-        write: |settings, draft| match settings.precision {
-            Precision::Bf16 => draft.set("bf16.enabled", true),
-            Precision::Fp32 => draft.set("bf16.enabled", false),
-            Precision::Tf32 => {
-                draft.set("bf16.enabled", false);
-                draft.instead(
-                    Field::Precision,
-                    "fp32 in this file; set NVIDIA_TF32_OVERRIDE=1 for the processes",
-                );
-            }
+        write: |settings, draft| {
+            draft.set("bf16.enabled", settings.precision == Precision::Bf16);
+            note_tf32(settings, draft);
         },
         read: |document, settings| {
-            if document.flag("fp16.enabled")?.unwrap_or(false) {
-                return Err(InputError::new(
-                    "fp16.enabled",
-                    "true",
-                    "is an arithmetic that plans do not have",
-                )
-                .hint("give bf16, which takes as long"));
-            }
+            refuse_fp16(document, "fp16.enabled")?;
             let bf16 = document.flag("bf16.enabled")?.unwrap_or(false);
             settings.precision = if bf16 { Precision::Bf16 } else { Precision::Fp32 };
             Ok(true)

@@ -12,6 +12,7 @@ mod kubernetes;
 mod launch;
 mod maxtext;
 mod megatron;
+mod megatron_bridge;
 mod nanotron;
 mod row;
 mod settings;
@@ -89,7 +90,7 @@ impl Target {
     pub fn exporter(self) -> &'static dyn Exporter {
         match self {
             Self::Megatron => &megatron::Megatron,
-            Self::MegatronBridge => &megatron::Bridge,
+            Self::MegatronBridge => &megatron_bridge::MegatronBridge,
             Self::Torchtitan => &torchtitan::Torchtitan,
             Self::DeepSpeed => &deepspeed::DeepSpeed,
             Self::Accelerate => &accelerate::Accelerate,

@@ -2,9 +2,11 @@
 
 use crate::document::Document;
 use crate::launch::Script;
-use crate::row::{ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, count, instead, real, refuse};
+use crate::row::{
+    ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, count, full_recompute, instead, note_tf32,
+    real, refuse, seed,
+};
 use crate::settings::Field;
-use crate::stages::uniform_recompute;
 use crate::{Export, Exporter, File};
 use autodist_spec::{
     Activation, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions, Precision, Recompute,
@@ -181,20 +183,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
-        field: Field::Recompute,
-        theirs: "parallelism.recompute_layer",
-        write: |settings, draft| {
-            let full = uniform_recompute(settings, draft, false) == Recompute::Full;
-            draft.set("parallelism.recompute_layer", full);
-        },
-        read: |document, settings| {
-            let full = document.flag("parallelism.recompute_layer")?.unwrap_or(false);
-            settings.recompute =
-                vec![if full { Recompute::Full } else { Recompute::None }; settings.blocks() as usize];
-            Ok(settings.blocks() > 0)
-        },
-    },
+    full_recompute!("parallelism.recompute_layer"),
     count!(MicroBatch, micro_batch, "tokens.micro_batch_size"),
     Row {
         field: Field::GlobalBatch,
@@ -264,12 +253,7 @@ static ROWS: &[Row] = &[
             let bf16 = settings.precision == Precision::Bf16;
             draft.set("model.dtype", if bf16 { "bfloat16" } else { "float32" });
             draft.set("optimizer.accumulate_grad_in_fp32", true);
-            if settings.precision == Precision::Tf32 {
-                draft.instead(
-                    Field::Precision,
-                    "fp32 in this file; set NVIDIA_TF32_OVERRIDE=1 for the processes",
-                );
-            }
+            note_tf32(settings, draft);
         },
         read: |document, settings| {
             document.flag("optimizer.accumulate_grad_in_fp32")?;
@@ -355,16 +339,7 @@ static ROWS: &[Row] = &[
         },
     },
     real!(GradientClip, gradient_clip, "optimizer.clip_grad"),
-    Row {
-        field: Field::Seed,
-        theirs: "general.seed",
-        write: |settings, draft| draft.set("general.seed", settings.seed),
-        read: |document, settings| {
-            let found = document.count("general.seed")?;
-            settings.seed = u64::from(found.unwrap_or(0));
-            Ok(found.is_some())
-        },
-    },
+    seed!("general.seed"),
     Row {
         field: Field::CheckpointInterval,
         theirs: "checkpoints.checkpoint_interval",

@@ -3,7 +3,7 @@
 use crate::document::Document;
 use crate::launch::Machines;
 use crate::settings::{Field, Settings};
-use autodist_spec::InputError;
+use autodist_spec::{InputError, Precision};
 use std::fmt;
 
 /// One field of a plan in a trainer's words, in both directions.
@@ -145,4 +145,59 @@ macro_rules! real {
     };
 }
 
-pub(crate) use {count, real};
+/// A row for the seed under one key.
+macro_rules! seed {
+    ($key:literal) => {
+        crate::row::Row {
+            field: crate::settings::Field::Seed,
+            theirs: $key,
+            write: |settings, draft| draft.set($key, settings.seed),
+            read: |document, settings| {
+                let found = document.count($key)?;
+                settings.seed = u64::from(found.unwrap_or(0));
+                Ok(found.is_some())
+            },
+        }
+    };
+}
+
+/// A row for a key that says whether all blocks are recomputed whole.
+macro_rules! full_recompute {
+    ($key:literal) => {
+        crate::row::Row {
+            field: crate::settings::Field::Recompute,
+            theirs: $key,
+            write: |settings, draft| {
+                let full = crate::stages::uniform_recompute(settings, draft, false) == Recompute::Full;
+                draft.set($key, full);
+            },
+            read: |document, settings| {
+                let full = document.flag($key)?.unwrap_or(false);
+                let mode = if full { Recompute::Full } else { Recompute::None };
+                settings.recompute = vec![mode; settings.blocks() as usize];
+                Ok(settings.blocks() > 0)
+            },
+        }
+    };
+}
+
+/// fp16 with a loss scale, as trainers have it, is no arithmetic of plans.
+///
+/// # Errors
+/// If the key is true.
+pub fn refuse_fp16(document: &Document, key: &str) -> Result<(), InputError> {
+    if document.flag(key)?.unwrap_or(false) {
+        return Err(InputError::new(key, "true", "is an arithmetic that plans do not have")
+            .hint("give bf16, which takes as long"));
+    }
+    Ok(())
+}
+
+/// Where a trainer has no setting for tf32.
+pub fn note_tf32(settings: &Settings, draft: &mut Draft) {
+    if settings.precision == Precision::Tf32 {
+        draft.instead(Field::Precision, "fp32 in these files; set NVIDIA_TF32_OVERRIDE=1 for the processes");
+    }
+}
+
+pub(crate) use {count, full_recompute, real, seed};

@@ -2,7 +2,9 @@
 
 use crate::document::Document;
 use crate::launch::Script;
-use crate::row::{ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, count, instead, real, refuse};
+use crate::row::{
+    ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, count, instead, note_tf32, real, refuse, seed,
+};
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
 use crate::{Export, Exporter, File};
@@ -335,12 +337,7 @@ static ROWS: &[Row] = &[
         write: |settings, draft| {
             let bf16 = settings.precision == Precision::Bf16;
             draft.set("training.mixed_precision_param", if bf16 { "bfloat16" } else { "float32" });
-            if settings.precision == Precision::Tf32 {
-                draft.instead(
-                    Field::Precision,
-                    "fp32 by the flags; set NVIDIA_TF32_OVERRIDE=1 for the processes",
-                );
-            }
+            note_tf32(settings, draft);
         },
         read: |document, settings| {
             let kind = document.text("training.mixed_precision_param");
@@ -406,16 +403,7 @@ static ROWS: &[Row] = &[
         },
     },
     real!(GradientClip, gradient_clip, "training.max_norm"),
-    Row {
-        field: Field::Seed,
-        theirs: "debug.seed",
-        write: |settings, draft| draft.set("debug.seed", settings.seed),
-        read: |document, settings| {
-            let found = document.count("debug.seed")?;
-            settings.seed = u64::from(found.unwrap_or(0));
-            Ok(found.is_some())
-        },
-    },
+    seed!("debug.seed"),
     Row {
         field: Field::CheckpointInterval,
         theirs: "checkpoint.enable, checkpoint.interval",

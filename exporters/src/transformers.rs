@@ -3,11 +3,10 @@
 use crate::document::Document;
 use crate::launch::Script;
 use crate::row::{
-    ACTIVATIONS_AS_THEY_ARE, Draft, Lack, NO_PIPELINE, PARAMETERS_AS_THEY_ARE, Row, count, instead, real,
-    refuse,
+    ACTIVATIONS_AS_THEY_ARE, Draft, Lack, NO_PIPELINE, PARAMETERS_AS_THEY_ARE, Row, count, full_recompute,
+    instead, real, refuse, refuse_fp16, seed,
 };
 use crate::settings::Field;
-use crate::stages::uniform_recompute;
 use crate::{Export, Exporter, File, accelerate};
 use autodist_spec::{InputError, LearningRate, Optimizer, Precision, Recompute};
 
@@ -132,10 +131,7 @@ static ROWS: &[Row] = &[
             }
         },
         read: |document, settings| {
-            if document.flag("fp16")?.unwrap_or(false) {
-                return Err(InputError::new("fp16", "true", "is an arithmetic that plans do not have")
-                    .hint("give bf16, which takes as long"));
-            }
+            refuse_fp16(document, "fp16")?;
             let (bf16, tf32) =
                 (document.flag("bf16")?.unwrap_or(false), document.flag("tf32")?.unwrap_or(false));
             settings.precision = match (bf16, tf32) {
@@ -146,20 +142,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
-        field: Field::Recompute,
-        theirs: "gradient_checkpointing",
-        write: |settings, draft| {
-            let full = uniform_recompute(settings, draft, false) == Recompute::Full;
-            draft.set("gradient_checkpointing", full);
-        },
-        read: |document, settings| {
-            let full = document.flag("gradient_checkpointing")?.unwrap_or(false);
-            settings.recompute =
-                vec![if full { Recompute::Full } else { Recompute::None }; settings.blocks() as usize];
-            Ok(settings.blocks() > 0)
-        },
-    },
+    full_recompute!("gradient_checkpointing"),
     Row {
         field: Field::Optimizer,
         theirs: "optim, adam_beta1, adam_beta2, adam_epsilon, weight_decay",
@@ -224,16 +207,7 @@ static ROWS: &[Row] = &[
         },
     },
     real!(GradientClip, gradient_clip, "max_grad_norm"),
-    Row {
-        field: Field::Seed,
-        theirs: "seed",
-        write: |settings, draft| draft.set("seed", settings.seed),
-        read: |document, settings| {
-            let found = document.count("seed")?;
-            settings.seed = u64::from(found.unwrap_or(0));
-            Ok(found.is_some())
-        },
-    },
+    seed!("seed"),
     Row {
         field: Field::CheckpointInterval,
         theirs: "save_strategy, save_steps",

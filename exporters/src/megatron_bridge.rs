@@ -1,0 +1,140 @@
+//! The configuration of Megatron-Bridge, which names in sections what Megatron-LM's command line does.
+
+use crate::document::Document;
+use crate::launch::Script;
+use crate::megatron::{ROWS, TF32};
+use crate::row::{ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, instead};
+use crate::settings::Field;
+use crate::{Export, Exporter, File};
+use autodist_spec::{Codec, InputError, Precision};
+
+pub struct MegatronBridge;
+
+/// The other way round than Megatron-LM's flag.
+const IN_FP32: &str = "ddp.grad_reduce_in_fp32";
+
+/// Megatron-LM's flag, and where Megatron-Bridge's configuration has it.
+const PATHS: [(&str, &str); 37] = [
+    ("seq-length", "model.seq_length"),
+    ("micro-batch-size", "train.micro_batch_size"),
+    ("global-batch-size", "train.global_batch_size"),
+    ("tensor-model-parallel-size", "model.tensor_model_parallel_size"),
+    ("pipeline-model-parallel-size", "model.pipeline_model_parallel_size"),
+    ("context-parallel-size", "model.context_parallel_size"),
+    ("expert-model-parallel-size", "model.expert_model_parallel_size"),
+    ("sequence-parallel", "model.sequence_parallel"),
+    ("num-virtual-stages-per-pipeline-rank", "model.virtual_pipeline_model_parallel_size"),
+    ("pipeline-model-parallel-layout", "model.pipeline_model_parallel_layout"),
+    ("decoder-first-pipeline-num-layers", "model.num_layers_in_first_pipeline_stage"),
+    ("decoder-last-pipeline-num-layers", "model.num_layers_in_last_pipeline_stage"),
+    ("recompute-granularity", "model.recompute_granularity"),
+    ("recompute-method", "model.recompute_method"),
+    ("recompute-num-layers", "model.recompute_num_layers"),
+    ("use-distributed-optimizer", "ddp.use_distributed_optimizer"),
+    ("use-megatron-fsdp", "ddp.use_megatron_fsdp"),
+    ("data-parallel-sharding-strategy", "ddp.data_parallel_sharding_strategy"),
+    ("overlap-grad-reduce", "ddp.overlap_grad_reduce"),
+    ("overlap-param-gather", "ddp.overlap_param_gather"),
+    ("num-distributed-optimizer-instances", "ddp.num_distributed_optimizer_instances"),
+    ("ddp-bucket-size", "ddp.bucket_size"),
+    ("bf16", "model.bf16"),
+    ("optimizer", "optimizer.optimizer"),
+    ("adam-beta1", "optimizer.adam_beta1"),
+    ("adam-beta2", "optimizer.adam_beta2"),
+    ("adam-eps", "optimizer.adam_eps"),
+    ("sgd-momentum", "optimizer.sgd_momentum"),
+    ("weight-decay", "optimizer.weight_decay"),
+    ("lr", "optimizer.lr"),
+    ("min-lr", "optimizer.min_lr"),
+    ("clip-grad", "optimizer.clip_grad"),
+    ("lr-decay-style", "scheduler.lr_decay_style"),
+    ("lr-warmup-iters", "scheduler.lr_warmup_iters"),
+    ("lr-decay-iters", "scheduler.lr_decay_iters"),
+    ("train-iters", "train.train_iters"),
+    ("seed", "rng.seed"),
+];
+
+impl Exporter for MegatronBridge {
+    fn version(&self) -> &'static str {
+        "Megatron-Bridge 0.6"
+    }
+
+    fn rows(&self) -> &'static [Row] {
+        // All but the first row, the model: that comes from the recipe.
+        &ROWS[1..]
+    }
+
+    fn lacks(&self) -> &'static [Lack] {
+        LACKS
+    }
+
+    fn theirs(&self, row: &Row) -> String {
+        let more = [("grad-reduce-in-bf16", IN_FP32), ("save-interval", "checkpoint.save_interval")];
+        let path =
+            |flag: &str| PATHS.iter().chain(&more).find(|(other, _)| *other == flag).map(|(_, path)| *path);
+        row.theirs.split(", ").map(|flag| path(flag).unwrap_or(flag)).collect::<Vec<_>>().join(", ")
+    }
+
+    fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
+        let mut nested = Document::default();
+        for (flag, path) in PATHS {
+            let entry = document.entries().iter().find(|(other, _)| other == flag);
+            if let Some((_, value)) = entry {
+                nested.set(path, value.clone());
+            }
+        }
+        nested.set("dataset.seq_length", job.settings.seq_len);
+        nested.set(IN_FP32, job.settings.gradients == Codec::None);
+        if job.settings.checkpoint_interval.is_some() {
+            nested.set("checkpoint.save_interval", job.settings.checkpoint_interval);
+        }
+        let mut setup = vec![
+            "export CUDA_DEVICE_MAX_CONNECTIONS=1",
+            ": \"${RECIPE:?script that trains by a recipe and takes --config-file}\"",
+        ];
+        if job.settings.precision == Precision::Tf32 {
+            setup.push(TF32);
+        }
+        let purpose = format!("Megatron-Bridge trains as planned: {}", job.plan.strategy.label());
+        let command = format!("{} \"$RECIPE\"", job.machines.torchrun());
+        let arguments = ["--config-file \"$(dirname \"$0\")/megatron-bridge.yaml\"".to_owned()];
+        let mut overrides = format!(
+            "# world size {}: data parallelism is what the other degrees leave of it\n",
+            job.machines.devices()
+        );
+        overrides += &nested.yaml();
+        vec![
+            File::text("megatron-bridge.yaml", overrides),
+            File::script(
+                "megatron-bridge.sh",
+                Script::new(&purpose, job.machines, &setup).run(&command, &arguments),
+            ),
+        ]
+    }
+
+    fn parse(&self, text: &str) -> Result<Document, InputError> {
+        let nested = Document::of_yaml(text)?;
+        let mut flat = Document::default();
+        for (path, value) in nested.entries() {
+            if path == IN_FP32 {
+                flat.set("grad-reduce-in-bf16", value == &serde_json::Value::Bool(false));
+                continue;
+            }
+            let flag = PATHS.iter().find(|(_, other)| other == path).map(|(flag, _)| *flag);
+            let flag = flag.or((path == "checkpoint.save_interval").then_some("save-interval"));
+            flat.set(flag.unwrap_or(path), value.clone());
+        }
+        // `# world size N` is how files that this program wrote say how many processes there are.
+        let world = text.lines().find_map(|line| line.strip_prefix("# world size ")?.split(':').next());
+        if let Some(world) = world {
+            flat.set("nproc-per-node", world);
+        }
+        Ok(flat)
+    }
+}
+
+static LACKS: &[Lack] = &[
+    instead(Field::Model, "the recipe builds the model: start it with the recipe of this one"),
+    PARAMETERS_AS_THEY_ARE,
+    ACTIVATIONS_AS_THEY_ARE,
+];
