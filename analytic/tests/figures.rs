@@ -84,9 +84,9 @@ fn dense_rows_are_predicted_and_others_refused_with_a_reason() {
 #[test]
 fn the_predicted_best_of_measured_layouts_costs_little() {
     let choices = LEFT_OUT.summary.choices.as_ref().unwrap();
-    assert_eq!(choices.sets.len(), 41);
+    assert_eq!(choices.sets.len(), 48, "41 sets, some of two jobs");
     assert!(choices.mean_regret <= 0.02, "{:.4}", choices.mean_regret);
-    assert!(choices.mean_kendall_tau >= 0.7, "{:.3}", choices.mean_kendall_tau);
+    assert!(choices.mean_kendall_tau >= 0.75, "{:.3}", choices.mean_kendall_tau);
 }
 
 #[test]
