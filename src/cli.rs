@@ -122,6 +122,15 @@ impl From<Precision> for PrecisionArg {
     }
 }
 
+/// Hardware that the built-in catalogue does not have.
+#[derive(Debug, Args)]
+pub struct CatalogueArgs {
+    /// File of devices (TOML, docs/hardware.md), for predictions without a profile: they join the catalogue, or take the place of those of the
+    /// same name; may be given more than once
+    #[arg(long, value_name = "FILE")]
+    pub devices: Vec<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub struct ModelArg {
     /// Name from the catalogue, a Hugging Face config.json, or a model file
@@ -368,6 +377,7 @@ pub struct EstimateArgs {
     #[arg(conflicts_with_all = [
         "model", "job", "global_batch", "seq_len", "seed", "learning_rate", "precision", "cluster", "device_memory", "tp", "pp",
         "dp", "cp", "ep", "vpp", "zero", "shard", "sp", "recompute", "micro_batch", "schedule", "bucket_bytes",
+        "devices",
     ])]
     pub plan: Option<PathBuf>,
     /// What a trainer's own file says, in the place of flags; flags override it
@@ -388,6 +398,8 @@ pub struct EstimateArgs {
     /// Without a profile: a cluster's own efficiencies, as `autodist calibrate` writes them
     #[arg(long)]
     pub calibration: Option<PathBuf>,
+    #[command(flatten)]
+    pub catalogue: CatalogueArgs,
     /// Where to write the plan document
     #[arg(short, long)]
     pub output: Option<PathBuf>,
@@ -408,7 +420,7 @@ pub struct BacktestArgs {
     #[arg(long, value_name = "FILE")]
     pub choice_sets: Option<PathBuf>,
     /// Plans over layers that others have timed (JSON, docs/files.md), in place of a table
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["runs", "choice_sets", "leave_one_group_out"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["runs", "choice_sets", "leave_one_group_out", "devices"])]
     pub measured_plans: Option<PathBuf>,
     /// Efficiencies to predict with, in place of those that are shipped
     #[arg(long, conflicts_with = "leave_one_group_out")]
@@ -419,6 +431,8 @@ pub struct BacktestArgs {
     /// Of this group leave out only half of the jobs at a time
     #[arg(long, value_name = "GROUP", requires = "leave_one_group_out")]
     pub half_of_jobs: Vec<String>,
+    #[command(flatten)]
+    pub catalogue: CatalogueArgs,
     #[arg(long)]
     pub json: bool,
 }
@@ -436,6 +450,8 @@ pub struct CalibrateArgs {
     /// Of this group leave out only half of the jobs at a time
     #[arg(long, value_name = "GROUP")]
     pub half_of_jobs: Vec<String>,
+    #[command(flatten)]
+    pub catalogue: CatalogueArgs,
 }
 
 /// How many of a plan's alternatives.

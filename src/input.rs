@@ -1,9 +1,10 @@
 //! Reads the user's files and flags into typed, checked specs. Nothing else in the program opens an input file.
 
-use crate::cli::{AllowArg, JobArgs, StrategyArgs};
+use crate::cli::{AllowArg, CatalogueArgs, JobArgs, StrategyArgs};
 use crate::failure::Failure;
 use autodist_analytic::{Calibration, Parameters};
 use autodist_executor::hosts::{self, Host};
+use autodist_hardware::Catalogue;
 use autodist_program::rules;
 use autodist_spec::error::in_range;
 use autodist_spec::parse::{self, Check};
@@ -142,11 +143,26 @@ pub fn model(text: &str) -> Result<ModelSpec, Failure> {
 
 /// A cluster file, or the short form.
 pub fn cluster(text: &str) -> Result<Cluster, Failure> {
+    cluster_of(text, &Catalogue::shipped())
+}
+
+/// The same, of devices of that catalogue.
+pub fn cluster_of(text: &str, catalogue: &Catalogue) -> Result<Cluster, Failure> {
     let path = Path::new(text);
     if path.exists() || text.ends_with(".toml") {
-        return Ok(parse::toml(text, &bytes(path, "cluster")?)?);
+        return Ok(Cluster::read(text, &bytes(path, "cluster")?, catalogue.devices())?);
     }
-    Ok(Cluster::from_short_form(text).map_err(|e| e.in_file("--cluster"))?)
+    let cluster = Cluster::from_short_form_with(text, catalogue.devices());
+    Ok(cluster.map_err(|e| e.in_file("--cluster"))?)
+}
+
+/// The built-in catalogue and the devices of those files.
+pub fn catalogue(args: &CatalogueArgs) -> Result<Catalogue, Failure> {
+    let mut catalogue = Catalogue::shipped();
+    for path in &args.devices {
+        catalogue = catalogue.with_devices(&path.display().to_string(), &bytes(path, "device")?)?;
+    }
+    Ok(catalogue)
 }
 
 /// Efficiencies that `autodist calibrate` wrote.

@@ -46,6 +46,75 @@ fn what_is_wrong_is_said_with_a_way_out() {
     }
 }
 
+/// The part of a page of documentation that stands under a heading.
+fn section(page: &'static str, heading: &str) -> &'static str {
+    let after = page.split_once(heading).unwrap().1;
+    after.split("\n## ").next().unwrap()
+}
+
+#[test]
+fn a_device_of_ones_own_is_priced_as_the_documentation_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = section(include_str!("../docs/hardware.md"), "## A device of your own\n");
+    let file = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    write(folder.path(), "mine.toml", file);
+    let command = page.lines().find_map(|line| line.strip_prefix("    autodist ")).unwrap();
+    let run = line(folder.path(), command);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(run.out.contains("h100-96gb-500w of the catalogue"), "{}", run.out);
+
+    // The same by a cluster's file; and a slower one of the same name is slower.
+    let cluster = "schema_version = 1\nname = \"lab\"\n[[nodes]]\ncount = 16\ndevices = 8\ndevice = \"h100-96gb-500w\"\n\
+                   [network]\nbytes_per_s = 4e11\n";
+    write(folder.path(), "lab.toml", cluster);
+    write(folder.path(), "slower.toml", file.replace("8.0e14", "4.0e14").replace("6.5e14", "3.2e14"));
+    let by_file = command.replace("16x8xh100-96gb-500w@8x400gbps", "lab.toml");
+    let step = |command: &str| line(folder.path(), command).json()["estimate"]["step"].as_f64().unwrap();
+    let known = step(&format!("{command} --json"));
+    assert_eq!(known, step(&format!("{by_file} --json")));
+    let slower = step(&format!("{command} --devices slower.toml --json"));
+    assert!(slower > 1.3 * known, "the last file of a name counts: {slower} after {known}");
+
+    // Runs on it are understood, and learnt from.
+    let runs: Vec<String> = (1..=4)
+        .map(|i| {
+            format!(
+                "r{i},mine,Megatron-LM,{},4096,32,2048,H100-96GB-500W,8,bf16,8,1,1,full,1,32,{}",
+                12 * i,
+                0.35 * f64::from(i)
+            )
+        })
+        .collect();
+    let header = "id,group,source,layers,hidden,heads,seq_len,gpu,gpus_total,precision,tp,pp,dp,recompute,micro_batch,global_batch,iteration_s";
+    write(folder.path(), "runs.csv", format!("{header}\n{}\n", runs.join("\n")));
+    let guessed = |command: &str| line(folder.path(), command).ok().contains("device taken to be");
+    assert!(guessed("backtest runs.csv") && !guessed("backtest runs.csv --devices mine.toml"));
+    let run = line(folder.path(), "calibrate runs.csv --devices mine.toml -o calibration.toml");
+    assert_eq!(run.code, Some(0), "{}", run.err);
+}
+
+#[test]
+fn a_wrong_file_of_devices_is_refused_with_file_field_and_value() {
+    let folder = tempfile::tempdir().unwrap();
+    write(
+        folder.path(),
+        "bad.toml",
+        "[[device]]\nname = \"x1\"\nmemory_bytes = 1000000000\npeak_flops_per_s = -1.0\nmemory_bytes_per_s = 1e12\nlink_bytes_per_s = 1e11\nsource = \"\"\n",
+    );
+    let runs = "backtest --devices bad.toml";
+    for (command, expected) in [
+        (format!("{GPT3} --devices bad.toml"), &["bad.toml", "peak_flops_per_s", "-1"][..]),
+        (runs.to_owned(), &["bad.toml", "peak_flops_per_s", "-1"]),
+        ("backtest --devices none.toml".to_owned(), &["none.toml", "cannot be read"]),
+        (GPT3.replace("a100-80gb-sxm", "x1"), &["x1", "--devices"]),
+    ] {
+        let run = line(folder.path(), &command);
+        assert_eq!(run.code, Some(2), "{command}: {} {}", run.out, run.err);
+        let told = expected.iter().all(|text| run.err.contains(text));
+        assert!(told && run.err.contains("hint: "), "{command}: {}", run.err);
+    }
+}
+
 #[test]
 fn a_backtest_is_one_document() {
     let folder = tempfile::tempdir().unwrap();

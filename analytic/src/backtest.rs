@@ -1,6 +1,7 @@
 //! Predictions held against measurements.
 
-use crate::memory::Memory;
+use crate::memory::{Memory, Reserve};
+use crate::run::Run;
 use crate::sets::{self, Choice, ChoiceSet, Timing};
 use crate::statistics::{mean, quantile};
 use crate::table::Row;
@@ -74,6 +75,9 @@ pub struct Summary {
     /// Part of the measured rows that lie within their error bars.
     pub covered: Option<f64>,
     pub memory: Option<MemoryErrors>,
+    /// The same with what is not counted learnt from the other groups; absent where none was left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_left_out: Option<MemoryErrors>,
     pub choices: Option<Choices>,
 }
 
@@ -101,10 +105,12 @@ pub struct Backtest {
     pub summary: Summary,
 }
 
-/// Holds `predicted` seconds of the rows, with their error bars, against what was measured.
+/// Holds `predicted` seconds of the rows, with their error bars, and their memory against what was measured; `left_out` are
+/// reserves of the rows that were learnt without their groups.
 pub fn backtest(
     rows: &[Row],
     predicted: &[Option<f64>],
+    left_out: Option<&[Reserve]>,
     error_bar: impl Fn(&str) -> f64,
     sets: &[ChoiceSet],
     mode: &str,
@@ -116,15 +122,27 @@ pub fn backtest(
         .zip(&constant)
         .map(|((row, predicted), constant)| outcome(row, *predicted, *constant, error_bar(&row.group)))
         .collect();
-    let summary = summary(rows, &outcomes, sets, mode);
+    let mut summary = summary(rows, &outcomes, sets, mode);
+    summary.memory_left_out = left_out.and_then(|reserves| {
+        let errors = rows.iter().zip(reserves).filter_map(|(row, reserve)| memory_error(row, reserve));
+        memory(&errors.collect::<Vec<_>>())
+    });
     Backtest { rows: outcomes, summary }
+}
+
+/// Gibibytes of the fullest device, as that trainer's users read them off.
+fn memory_gib(run: &Run, reserve: &Reserve) -> f64 {
+    Memory::with(run, reserve).as_reported(run.trainer) / f64::from(1 << 30)
+}
+
+fn memory_error(row: &Row, reserve: &Reserve) -> Option<f64> {
+    Some(memory_gib(row.run.as_ref().ok()?, reserve) / row.measured_memory_gb? - 1.0)
 }
 
 fn outcome(row: &Row, predicted: Option<f64>, constant_mfu_s: Option<f64>, error_bar: f64) -> Outcome {
     let answer = match (&row.run, predicted) {
         (Ok(run), Some(predicted_s)) => {
-            let gib = f64::from(1 << 30);
-            let predicted_memory_gib = Memory::of(run).as_reported(run.trainer) / gib;
+            let predicted_memory_gib = memory_gib(run, &Reserve::SHIPPED);
             Answer::Predicted {
                 predicted_s,
                 error: row.measured_s.map(|measured| predicted_s / measured - 1.0),
@@ -132,7 +150,7 @@ fn outcome(row: &Row, predicted: Option<f64>, constant_mfu_s: Option<f64>, error
                 constant_mfu_s,
                 measured_memory_gib: row.measured_memory_gb,
                 predicted_memory_gib,
-                memory_error: row.measured_memory_gb.map(|measured| predicted_memory_gib / measured - 1.0),
+                memory_error: memory_error(row, &Reserve::SHIPPED),
                 assumptions: run.assumptions.clone(),
             }
         }
@@ -193,6 +211,13 @@ impl Outcome {
         }
     }
 
+    fn memory_error(&self) -> Option<f64> {
+        match self.answer {
+            Answer::Predicted { memory_error, .. } => memory_error,
+            Answer::Refused { .. } => None,
+        }
+    }
+
     fn constant_error(&self) -> Option<f64> {
         match &self.answer {
             Answer::Predicted { constant_mfu_s, .. } => Some((*constant_mfu_s)? / self.measured_s? - 1.0),
@@ -234,38 +259,30 @@ fn summary(rows: &[Row], outcomes: &[Outcome], sets: &[ChoiceSet], mode: &str) -
         parts: parts.into_iter().map(|(key, outcomes)| part(key, &outcomes)).collect(),
         all: part(["all", "", ""], &all),
         covered,
-        memory: memory(outcomes),
-        choices: choices(outcomes, sets),
+        memory: memory(&outcomes.iter().filter_map(Outcome::memory_error).collect::<Vec<_>>()),
+        memory_left_out: None,
+        choices: choices(rows, outcomes, sets),
     }
 }
 
-fn memory(outcomes: &[Outcome]) -> Option<MemoryErrors> {
-    let errors = || {
-        outcomes.iter().filter_map(|outcome| match outcome.answer {
-            Answer::Predicted { memory_error, .. } => memory_error,
-            Answer::Refused { .. } => None,
-        })
-    };
+fn memory(errors: &[f64]) -> Option<MemoryErrors> {
     Some(MemoryErrors {
-        errors: Errors::of(errors())?,
-        lowest: errors().fold(f64::INFINITY, f64::min),
-        more_than_5_percent_under: errors().filter(|&error| error < -0.05).count(),
+        errors: Errors::of(errors.iter().copied())?,
+        lowest: errors.iter().copied().fold(f64::INFINITY, f64::min),
+        more_than_5_percent_under: errors.iter().filter(|&&error| error < -0.05).count(),
     })
 }
 
-fn choices(outcomes: &[Outcome], sets: &[ChoiceSet]) -> Option<Choices> {
-    let timing = |outcome: &'_ Outcome| match outcome.answer {
-        Answer::Predicted { predicted_s, .. } => {
-            Some(Timing { group: "", measured: outcome.measured_s?, predicted: predicted_s })
+fn choices(rows: &[Row], outcomes: &[Outcome], sets: &[ChoiceSet]) -> Option<Choices> {
+    let mut timings: BTreeMap<&str, Timing> = BTreeMap::new();
+    for (row, outcome) in rows.iter().zip(outcomes) {
+        if let (Ok(run), Answer::Predicted { predicted_s, .. }, Some(measured)) =
+            (&row.run, &outcome.answer, outcome.measured_s)
+        {
+            let timing = Timing { group: &row.group, job: run.job(), measured, predicted: *predicted_s };
+            timings.insert(&row.id, timing);
         }
-        Answer::Refused { .. } => None,
-    };
-    let timings: BTreeMap<&str, Timing> = outcomes
-        .iter()
-        .filter_map(|outcome| {
-            Some((outcome.id.as_str(), Timing { group: &outcome.group, ..timing(outcome)? }))
-        })
-        .collect();
+    }
     let judged = sets::judge(sets, &timings);
     if judged.is_empty() {
         return None;

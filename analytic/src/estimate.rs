@@ -89,6 +89,9 @@ pub struct Estimate {
     pub provenance: Provenance,
 }
 
+/// Embedding, head and loss are about as many kernels as a block, and the host queues them too.
+const HOST_OF_ENDS: f64 = 1.0;
+
 /// Maximum of two times that mostly hide each other, a little above where they meet.
 fn hiding(a: f64, b: f64) -> f64 {
     let (low, high) = (a.min(b), a.max(b));
@@ -167,7 +170,8 @@ pub fn time(run: &Run, work: &Work, parameters: &Parameters) -> Breakdown {
     let micro_batches = run.micro_batches();
 
     let loss_bytes = if run.fused_loss { 0.4 } else { 1.0 } * p.logit_bytes;
-    let head = rates.products(work.logit_products) + work.logits * loss_bytes * rates.second_per_byte;
+    let head_bytes = work.logits * loss_bytes + work.head_accumulation_bytes;
+    let head = rates.products(work.logit_products) + head_bytes * rates.second_per_byte;
     let embedding = work.embedding_bytes * rates.second_per_byte;
 
     // Arithmetic of a stage, one micro-batch; ZeRO-3 gathers beside it.
@@ -175,10 +179,12 @@ pub fn time(run: &Run, work: &Work, parameters: &Parameters) -> Breakdown {
     let alone = block.forward + block.backward;
     let beside = block.forward.max(gather) + block.backward.max(2.0 * gather) + 3.0 * p.gather_drag * gather;
     let stage = blocks * beside;
-    let host = blocks * host_seconds(run, p);
+    let block_host = host_seconds(run, work, p);
+    let host = blocks * block_host;
     let middle = hiding(stage, host);
     let ends = head + embedding;
-    let last = hiding(stage + if stages > 1.0 { head } else { ends }, host);
+    let (here, queued) = if stages > 1.0 { (head, 0.5 * HOST_OF_ENDS) } else { (ends, HOST_OF_ENDS) };
+    let last = hiding(stage + here, host + queued * block_host);
 
     // 1F1B: every stage works on all micro-batches; the slowest sets the pace, the others fill and drain.
     let virtual_stages = f64::from(layout.virtual_stages);
@@ -206,7 +212,7 @@ pub fn time(run: &Run, work: &Work, parameters: &Parameters) -> Breakdown {
         out.message_s = messages;
     } else {
         out.head_s = micro_batches * ends;
-        out.host_s = micro_batches * (last - stage - ends);
+        out.host_s = micro_batches * (last - stage - here);
     }
     out.data_s = data(run, work, &rates, blocks * block.backward);
     let nodes = f64::from(layout.devices().div_ceil(run.machine.devices_per_node));
@@ -223,7 +229,8 @@ fn block(run: &Run, work: &Work, rates: &Rates) -> Block {
     let (attention_forward, attention_backward) = match run.attention {
         AttentionKind::Unfused => {
             let heads = if run.shape.head_dim % 8 == 0 { 1.0 } else { 1.0 / p.unaligned_heads };
-            let scores = work.scores * p.score_bytes * rates.second_per_byte;
+            let apart = if work.softmax_apart { p.apart_score_bytes } else { 1.0 };
+            let scores = work.scores * p.score_bytes * apart * rates.second_per_byte;
             let products = heads / rates.gemm;
             (work.attention_forward * products + scores, work.attention_backward * products + 1.2 * scores)
         }
@@ -278,7 +285,7 @@ fn block(run: &Run, work: &Work, rates: &Rates) -> Block {
 
 /// Seconds that the host needs to queue one block's passes of one micro-batch: kernels of a backward pass are one
 /// and a half times as many.
-fn host_seconds(run: &Run, p: &Parameters) -> f64 {
+fn host_seconds(run: &Run, work: &Work, p: &Parameters) -> f64 {
     let forward = match run.trainer {
         Trainer::MegatronDeepspeed => p.host_deepspeed_s,
         Trainer::Fsdp | Trainer::Fsdp2 | Trainer::Deepspeed => p.host_eager_s,
@@ -287,7 +294,8 @@ fn host_seconds(run: &Run, p: &Parameters) -> f64 {
         }
     };
     let tensor = 1.0 + p.host_tensor * f64::from(run.layout.tensor).log2();
-    forward * tensor * (2.5 + Work::repeats(run))
+    let apart = if work.softmax_apart { 1.0 + p.apart_host } else { 1.0 };
+    forward * tensor * apart * (2.5 + Work::repeats(run))
 }
 
 /// Exposed seconds of reducing gradients and handing out updates; `last_backward` is what they can hide behind.

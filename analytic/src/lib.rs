@@ -21,13 +21,16 @@
 pub mod backtest;
 mod calibration;
 pub mod catalog;
+mod described;
 mod estimate;
+mod fields;
 pub mod fit;
 mod machine;
 pub mod measured;
 mod memo;
 mod memory;
 mod parameters;
+pub mod reserve;
 mod run;
 pub mod sets;
 mod statistics;
@@ -41,7 +44,7 @@ pub use calibration::{COVERAGE, Calibration, cross_validated_bars, error_bar, er
 pub use estimate::{Breakdown, Estimate, time};
 pub use fit::Fold;
 pub use machine::{Fabric, Generation, Machine, Uplink};
-pub use memory::Memory;
+pub use memory::{Memory, Reserve};
 pub use parameters::{PRIORS, Parameters, Prior};
 pub use run::{Experts, Layout, Recompute, Run, Shape};
 pub use trainer::{AttentionKind, Trainer};

@@ -59,19 +59,30 @@ pub struct Uplink {
 impl Machine {
     /// # Errors
     /// A device that the catalogue does not know and the cluster does not describe.
-    pub fn of_cluster(cluster: &Cluster) -> Result<Self, InputError> {
-        let catalogue = Catalogue::shipped();
-        let device = DeviceModel::of_cluster(cluster, &catalogue)?;
-        let interconnect = Interconnect::of_cluster(cluster, &catalogue)?;
+    pub fn of_cluster(cluster: &Cluster, catalogue: &Catalogue) -> Result<Self, InputError> {
+        let device = DeviceModel::of_cluster(cluster, catalogue)?;
+        let interconnect = Interconnect::of_cluster(cluster, catalogue)?;
         Ok(Self::new(device, interconnect, Fabric::InfinibandOrEthernet, cluster.nodes[0].devices))
     }
 
-    /// Nodes of `per_node` devices of that name.
+    /// Nodes of `per_node` devices of that name of the shipped catalogue.
     ///
     /// # Errors
     /// A device or a fabric that the catalogue does not know.
     pub fn named(device: &str, per_node: u32, uplink: Option<&Uplink>) -> Result<Self, InputError> {
-        let catalogue = Catalogue::shipped();
+        Self::of_catalogue(&Catalogue::shipped(), device, per_node, uplink)
+    }
+
+    /// The same of any catalogue.
+    ///
+    /// # Errors
+    /// A device or a fabric that the catalogue does not know.
+    pub fn of_catalogue(
+        catalogue: &Catalogue,
+        device: &str,
+        per_node: u32,
+        uplink: Option<&Uplink>,
+    ) -> Result<Self, InputError> {
         let figures = catalogue.device(device)?;
         let parameters = KernelParameters::shipped();
         let mut interconnect = Interconnect::of_device(figures, parameters);

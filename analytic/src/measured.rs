@@ -1,7 +1,8 @@
 //! Plans over layers that others have timed: a list of layers for each device, micro-batch and tensor-parallel degree,
 //! rates of links by message size, and plans, of one kind of device or several, with what was measured of them.
 
-use crate::memory::{BUCKET, CONTEXT, FRAGMENTATION, kept};
+use crate::memory::{BUCKET, Reserve, kept};
+use crate::parameters::Parameters;
 use crate::run::Shape;
 use crate::trainer::AttentionKind;
 use autodist_spec::InputError;
@@ -176,19 +177,21 @@ impl MeasuredPlans {
             return Err("stages must have equally many replicas, one at least".to_owned());
         }
         let micro_batches = f64::from(plan.global_batch) / (replicas as f64 * f64::from(plan.micro_batch));
+        // Layers were timed alone; among others caches are cold and clocks lower, as for the catalogue's kernels.
+        let alone = Parameters::shipped().gemm_efficiency;
         let mut work = Vec::new();
         for stage in &plan.stages {
-            work.push(self.worst(plan, stage, |layer| layer.forward_s + layer.backward_s)?);
+            work.push(self.worst(plan, stage, |layer| layer.forward_s + layer.backward_s)? / alone);
         }
-        // A stage of 1F1B receives and sends one activation and one gradient per micro-batch at each of its borders, and
-        // every tensor-parallel rank sends all of it.
+        // A stage of 1F1B receives and sends one activation and one gradient per micro-batch at each of its borders;
+        // DeepSpeed cuts them up, so that each tensor-parallel rank sends its part of them.
         let mut borders = Vec::new();
         for pair in plan.stages.windows(2) {
             let mut slowest: f64 = 0.0;
             for (from, to) in pair[0].replicas.iter().zip(&pair[1].replicas) {
                 let last = pair[0].layers.last().ok_or("a stage without layers")?;
                 let result = self.profile(plan, from)?.layers.get(*last).map_or(0.0, |layer| layer.result);
-                let bytes = SENT * result * f64::from(plan.micro_batch) * f64::from(from.tensor);
+                let bytes = SENT * result * f64::from(plan.micro_batch);
                 slowest = slowest.max(self.send(from, to, bytes)?);
             }
             borders.push(slowest);
@@ -274,7 +277,8 @@ impl MeasuredPlans {
                     + flight * blocks as f64 * block
                     + logits
                     + 4.0 * BUCKET.min(parameters);
-                fullest = fullest.max((1.0 + FRAGMENTATION) * held + CONTEXT);
+                let reserve = Reserve::SHIPPED;
+                fullest = fullest.max((1.0 + reserve.fragmentation) * held + reserve.context);
             }
         }
         Ok(fullest)

@@ -28,10 +28,17 @@ pub struct Memory {
 
 /// DeepSpeed's default buckets hold so many elements.
 pub(crate) const BUCKET: f64 = 5e8;
-/// CUDA's context, libraries and NCCL's channels, bytes.
-pub(crate) const CONTEXT: f64 = 3e9;
-/// Part of the peak that an allocator watched from outside holds beside what it has handed out.
-pub(crate) const FRAGMENTATION: f64 = 0.125;
+/// Part of its peak that Megatron-Core's allocator holds beside it: it is one of expandable segments.
+const CORE_FRAGMENTATION: f64 = 0.03;
+
+/// What a device holds beside tensors: two numbers that are learnt from measured peaks, everything else is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Reserve {
+    /// CUDA's context, libraries and NCCL's channels, bytes.
+    pub context: f64,
+    /// Part of the peak that an allocator watched from outside holds beside what it has handed out.
+    pub fragmentation: f64,
+}
 
 impl Memory {
     /// What the allocator has handed out at the peak, as `max_memory_allocated` tells.
@@ -51,9 +58,17 @@ impl Memory {
 
     /// Of the first or the last pipeline rank, whichever is fuller.
     pub fn of(run: &Run) -> Self {
+        Self::with(run, &Reserve::SHIPPED)
+    }
+
+    /// The same with other numbers for what no tensor is.
+    pub fn with(run: &Run, reserve: &Reserve) -> Self {
         let first = Self::of_stage(run, true);
         let last = Self::of_stage(run, false);
-        if first.total() >= last.total() { first } else { last }
+        let fuller = if first.allocated() >= last.allocated() { first } else { last };
+        let fragmentation =
+            if run.trainer == Trainer::MegatronCore { CORE_FRAGMENTATION } else { reserve.fragmentation };
+        Self { fragmentation: fragmentation * fuller.allocated(), context: reserve.context, ..fuller }
     }
 
     fn of_stage(run: &Run, first: bool) -> Self {
@@ -104,9 +119,6 @@ impl Memory {
             memory.logits = tokens * f64::from(shape.vocab) / tensor * bytes.logit(run.fused_loss);
         }
         memory.buffers = buffers(run, elements, first || last);
-        let fragmented = if run.trainer == Trainer::MegatronCore { 0.03 } else { FRAGMENTATION };
-        memory.fragmentation = fragmented * memory.allocated();
-        memory.context = CONTEXT;
         memory
     }
 }

@@ -75,6 +75,10 @@ parameters! {
     memory_efficiency: 1.0, 0.12;
     /// Bytes moved per attention score and pass by masking, softmax and dropout: read and write twice in 16 bits, and a mask.
     score_bytes: 9.0, 0.25;
+    /// The same over the fused kernel's where softmax is taken apart: to fp32, masked, softmax, and back to 16 bits.
+    apart_score_bytes: 3.8, 0.3;
+    /// And the host's time for those kernels, as a part of a block's.
+    apart_host: 0.25, 0.5;
     /// Bytes of norms, activations, residuals and dropout over those of fused kernels.
     elementwise: 1.0, 0.25;
     /// The same for trainers that run each operation as a kernel of its own.

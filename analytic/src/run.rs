@@ -196,6 +196,15 @@ impl Run {
         f64::from(self.global_batch) / (f64::from(self.layout.data) * f64::from(self.micro_batch))
     }
 
+    /// What all layouts of one job have in common: model, devices, batch, arithmetic and trainer.
+    pub fn job(&self) -> String {
+        let (shape, devices) = (&self.shape, self.layout.devices());
+        format!(
+            "{shape:?} {devices} {} {} {} {} {}",
+            self.machine.device_name, self.seq_len, self.global_batch, self.dtype, self.trainer
+        )
+    }
+
     /// The least recomputation with which the run fits into its devices; full where nothing does.
     pub fn least_recompute(&self) -> Recompute {
         let fits = |mode: &Recompute| {

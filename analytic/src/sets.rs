@@ -1,5 +1,6 @@
 //! Layouts of one job, measured: how much slower is the predicted best, and how alike are the two orders.
 
+use crate::table::Row;
 use autodist_spec::InputError;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -11,6 +12,9 @@ pub struct ChoiceSet {
     /// Ids of rows.
     pub members: Vec<String>,
 }
+
+/// Layouts of a set are compared from this many on; what is left of a mixed set is often less.
+const LEAST: usize = 3;
 
 /// How a prediction orders one set.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -51,38 +55,67 @@ pub fn read(text: &[u8], file: &str) -> Result<Vec<ChoiceSet>, InputError> {
         .collect()
 }
 
-/// What is known of one row: its group, measured and predicted seconds.
-#[derive(Debug, Clone, Copy)]
+/// What is known of one row: its group, the job that it does, measured and predicted seconds.
+#[derive(Debug, Clone)]
 pub struct Timing<'a> {
     pub group: &'a str,
+    /// Only layouts of one job can be chosen among: see [`crate::Run::job`].
+    pub job: String,
     pub measured: f64,
     pub predicted: f64,
 }
 
-/// Judges the sets of which two rows at least were measured and predicted.
-pub fn judge(sets: &[ChoiceSet], rows: &BTreeMap<&str, Timing>) -> Vec<Choice> {
-    let choice = |set: &ChoiceSet| {
-        let found: Vec<(&String, &Timing)> =
-            set.members.iter().filter_map(|id| Some((id, rows.get(id.as_str())?))).collect();
-        if found.len() < 2 {
-            return None;
+/// All jobs of a table that were measured in three layouts or more, named after their first row.
+pub fn of_rows(rows: &[Row]) -> Vec<ChoiceSet> {
+    let mut jobs: BTreeMap<(&str, String), Vec<&Row>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.measured_s.is_some()) {
+        if let Ok(run) = &row.run {
+            jobs.entry((&row.group, run.job())).or_default().push(row);
         }
-        let least =
-            |key: fn(&Timing) -> f64| found.iter().min_by(|a, b| key(a.1).total_cmp(&key(b.1))).copied();
-        let (best, chosen) = (least(|row| row.measured)?, least(|row| row.predicted)?);
-        Some(Choice {
-            set_id: set.id.clone(),
-            group: best.1.group.to_owned(),
-            layouts: found.len(),
-            best_id: best.0.clone(),
-            chosen_id: chosen.0.clone(),
-            regret: chosen.1.measured / best.1.measured - 1.0,
-            kendall_tau: tau_b(
-                &found.iter().map(|(_, row)| (row.measured, row.predicted)).collect::<Vec<_>>(),
-            ),
-        })
-    };
-    sets.iter().filter_map(choice).collect()
+    }
+    let sets = jobs.into_values().filter(|members| members.len() >= LEAST);
+    let named = sets.map(|members| ChoiceSet {
+        id: format!("job of {}", members[0].id),
+        members: members.iter().map(|row| row.id.clone()).collect(),
+    });
+    named.collect()
+}
+
+/// Judges the sets of which two rows at least were measured and predicted. A set that mixes jobs is taken apart: that one
+/// model trains faster than another is no choice of a layout.
+pub fn judge(sets: &[ChoiceSet], rows: &BTreeMap<&str, Timing>) -> Vec<Choice> {
+    sets.iter().flat_map(|set| judge_one(set, rows)).collect()
+}
+
+fn judge_one(set: &ChoiceSet, rows: &BTreeMap<&str, Timing>) -> Vec<Choice> {
+    let mut jobs: BTreeMap<&str, Vec<(&str, &Timing)>> = BTreeMap::new();
+    for id in &set.members {
+        if let Some((id, row)) = rows.get_key_value(id.as_str()) {
+            jobs.entry(&row.job).or_default().push((id, row));
+        }
+    }
+    let parts = jobs.len();
+    let least = if parts > 1 { LEAST } else { 2 };
+    let judged = jobs.into_values().enumerate().filter(|(_, found)| found.len() >= least);
+    let choices = judged.filter_map(|(part, found)| {
+        let of = if parts > 1 { format!(", job {} of {parts}", part + 1) } else { String::new() };
+        choice(format!("{}{of}", set.id), &found)
+    });
+    choices.collect()
+}
+
+fn choice(set_id: String, found: &[(&str, &Timing)]) -> Option<Choice> {
+    let least = |key: fn(&Timing) -> f64| found.iter().min_by(|a, b| key(a.1).total_cmp(&key(b.1))).copied();
+    let (best, chosen) = (least(|row| row.measured)?, least(|row| row.predicted)?);
+    Some(Choice {
+        set_id,
+        group: best.1.group.to_owned(),
+        layouts: found.len(),
+        best_id: best.0.to_owned(),
+        chosen_id: chosen.0.to_owned(),
+        regret: chosen.1.measured / best.1.measured - 1.0,
+        kendall_tau: tau_b(&found.iter().map(|(_, row)| (row.measured, row.predicted)).collect::<Vec<_>>()),
+    })
 }
 
 /// Kendall 1945: concordant less discordant pairs, over the geometric mean of the pairs untied in each.
@@ -117,11 +150,17 @@ mod tests {
     #[test]
     fn the_regret_is_what_the_wrong_choice_costs() {
         let sets = read(b"set_id,ids_best_first,more\ns,a b c,x\n", "sets.csv").unwrap();
-        let timing = |measured, predicted| Timing { group: "g", measured, predicted };
-        let rows =
+        let timing = |measured, predicted| Timing { group: "g", job: "j".to_owned(), measured, predicted };
+        let mut rows =
             BTreeMap::from([("a", timing(1.0, 1.2)), ("b", timing(1.1, 1.1)), ("d", timing(1.0, 1.0))]);
         let judged = judge(&sets, &rows);
         assert_eq!((judged[0].layouts, judged[0].chosen_id.as_str()), (2, "b"));
         assert!((judged[0].regret - 0.1).abs() < 1e-12);
+        // Another job is no alternative, and two layouts of a mixed set are none either.
+        rows.insert("c", Timing { job: "other".to_owned(), ..timing(0.1, 0.1) });
+        assert!(judge(&sets, &rows).is_empty());
+        let more = read(b"set_id,ids_best_first\ns,a b c d\n", "sets.csv").unwrap();
+        let judged = judge(&more, &rows);
+        assert_eq!((judged.len(), judged[0].layouts, judged[0].best_id.as_str()), (1, 3, "a"));
     }
 }

@@ -1,13 +1,10 @@
 //! Tables of published or logged runs: a line each, columns by name, what is missing unknown.
 
-use crate::machine::{Machine, Uplink};
-use crate::run::{Experts, Layout, Recompute, Run, Shape};
-use crate::trainer::Trainer;
-use crate::words;
-use autodist_hardware::Dtype;
+use crate::described::{Machines, run};
+use crate::fields::Fields;
+use crate::run::Run;
+use autodist_hardware::{Catalogue, Dtype};
 use autodist_spec::InputError;
-use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// One line: the run as far as it is understood, or why it is not, and what was measured.
 #[derive(Debug, Clone)]
@@ -33,57 +30,11 @@ impl Row {
     }
 }
 
-/// The fields of one line by column; an empty field is missing.
-struct Fields<'a>(BTreeMap<&'a str, &'a str>);
-
-impl Fields<'_> {
-    fn text(&self, name: &str) -> Option<&str> {
-        self.0.get(name).copied().filter(|value| !value.is_empty())
-    }
-
-    fn number(&self, name: &str) -> Result<Option<f64>, String> {
-        let Some(text) = self.text(name) else { return Ok(None) };
-        match text.parse::<f64>() {
-            Ok(number) if number.is_finite() && number >= 0.0 => Ok(Some(number)),
-            _ => Err(format!("`{name}` is `{text}`: no number")),
-        }
-    }
-
-    fn count(&self, name: &str) -> Result<Option<u32>, String> {
-        match self.number(name)? {
-            None => Ok(None),
-            Some(n) if n >= 1.0 && n.fract() == 0.0 && n <= f64::from(u32::MAX) => Ok(Some(n as u32)),
-            Some(n) => Err(format!("`{name}` is `{n}`: no count")),
-        }
-    }
-
-    fn needed(&self, name: &str) -> Result<u32, String> {
-        self.count(name)?.ok_or_else(|| format!("`{name}` is not given"))
-    }
-}
-
-/// Machines that rows share, made once each.
-#[derive(Default)]
-pub struct Machines(BTreeMap<String, Arc<Machine>>);
-
-impl Machines {
-    fn get(&mut self, device: &str, per_node: u32, uplink: Option<&Uplink>) -> Result<Arc<Machine>, String> {
-        let key = format!("{device} {per_node} {uplink:?}");
-        if let Some(known) = self.0.get(&key) {
-            return Ok(Arc::clone(known));
-        }
-        let machine = Machine::named(device, per_node, uplink).map_err(|error| error.to_string())?;
-        let machine = Arc::new(machine);
-        self.0.insert(key, Arc::clone(&machine));
-        Ok(machine)
-    }
-}
-
-/// Reads a table with a header line. Unknown columns are ignored.
+/// Reads a table with a header line, whose devices `catalogue` knows. Unknown columns are ignored.
 ///
 /// # Errors
 /// Text that is no CSV, or a table without `id`.
-pub fn read(text: &[u8], file: &str) -> Result<Vec<Row>, InputError> {
+pub fn read(text: &[u8], file: &str, catalogue: &Catalogue) -> Result<Vec<Row>, InputError> {
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text);
     let broken = |error: csv::Error| InputError::new("", "", error.to_string()).in_file(file);
     let header = reader.headers().map_err(broken)?.clone();
@@ -91,11 +42,11 @@ pub fn read(text: &[u8], file: &str) -> Result<Vec<Row>, InputError> {
         let error = InputError::new("id", "", "there is no such column").in_file(file);
         return Err(error.hint("the first line names the columns; docs/files.md lists them"));
     }
-    let mut machines = Machines::default();
+    let mut machines = Machines::of(catalogue);
     let mut rows = Vec::new();
     for record in reader.records() {
         let record = record.map_err(broken)?;
-        let fields = Fields(header.iter().zip(record.iter()).collect());
+        let fields = Fields::new(header.iter().zip(record.iter()));
         rows.push(row(&fields, &mut machines));
     }
     Ok(rows)
@@ -129,261 +80,6 @@ fn measured(fields: &Fields) -> Option<f64> {
     })
 }
 
-fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Result<Run, String> {
-    let mut assumptions = Vec::new();
-    let prose = ["source", "url_or_repo_path", "notes"].map(|name| fields.text(name).unwrap_or_default());
-    let prose = prose.join(" ").to_ascii_lowercase();
-    let shape = shape(fields, sparse, &mut assumptions)?;
-    let (device, exact) = words::device(fields.text("gpu").ok_or("`gpu` is not given")?)?;
-    if !exact {
-        assumptions.push(format!("device taken to be {device}"));
-    }
-    let trainer = trainer(fields, &prose, &device, &mut assumptions)?;
-    let devices = fields.needed("gpus_total")?;
-    let layout = layout(fields, &prose, trainer, devices, &mut assumptions)?;
-    let per_node = fields.count("gpus_per_node")?.unwrap_or_else(|| {
-        assumptions.push("8 devices per node".to_owned());
-        8
-    });
-    let uplink = if devices > per_node {
-        Some(words::uplink(fields.text("inter_link").unwrap_or_default(), &device, &mut assumptions)?)
-    } else {
-        None
-    };
-    let machine = machines.get(&device, per_node, uplink.as_ref())?;
-
-    let mut run = Run::new(shape, machine, layout, trainer);
-    run.seq_len = fields.needed("seq_len")?;
-    run.global_batch = fields.needed("global_batch")?;
-    run.dtype = dtype(fields, &mut assumptions)?;
-    run.micro_batch = match fields.count("micro_batch")? {
-        Some(micro_batch) => micro_batch,
-        None => {
-            // Enough micro-batches to keep a pipeline busy, as most do.
-            let each = (run.global_batch / layout.data).max(1);
-            let wanted = if layout.pipeline > 1 { (each / (4 * layout.pipeline)).max(1) } else { 1 };
-            assumptions.push(format!("micro-batches of {wanted}: not given"));
-            wanted
-        }
-    };
-    if prose.contains("no overlap") {
-        run.overlap = false;
-    }
-    run.fused_loss = prose.contains("cross-entropy fusion") || prose.contains("fused cross");
-    run.broadcasts = trainer == Trainer::Internevo;
-    run.recompute = recompute(fields, &run, &mut assumptions)?;
-    run.assumptions = assumptions;
-    run.check().map_err(|error| format!("`{}` is `{}`: {}", error.field, error.value, error.problem))?;
-    Ok(run)
-}
-
-fn shape(fields: &Fields, sparse: bool, assumptions: &mut Vec<String>) -> Result<Shape, String> {
-    let family = fields.text("model_family").unwrap_or_default().to_ascii_lowercase();
-    let named = |names: &[&str]| names.iter().any(|name| family.contains(name));
-    let gated = named(&[
-        "llama",
-        "intern",
-        "mistral",
-        "mixtral",
-        "qwen",
-        "deepseek",
-        "gemma",
-        "yi",
-        "palm",
-        "nemotron-h",
-    ]);
-    let hidden = fields.needed("hidden")?;
-    let heads = match fields.count("heads")? {
-        Some(heads) => heads,
-        None => {
-            let head_dim = if gated { 128 } else { 64 };
-            assumptions.push(format!("heads of {head_dim}: not given"));
-            (hidden / head_dim).max(1)
-        }
-    };
-    let experts = match (
-        sparse,
-        fields.count("experts")?,
-        fields.count("experts_active")?,
-        fields.count("expert_ffn")?,
-    ) {
-        (false, ..) => None,
-        (true, Some(count), Some(active), Some(ffn)) => Some(Experts { count, active, ffn }),
-        _ => {
-            return Err(
-                "a model of experts, and `experts`, `experts_active` or `expert_ffn` is not given".to_owned()
-            );
-        }
-    };
-    let ffn = match fields.count("ffn")? {
-        Some(ffn) => ffn,
-        None if experts.is_some() => 0,
-        None => {
-            let ffn = if gated { (hidden * 8 / 3).div_ceil(256) * 256 } else { 4 * hidden };
-            assumptions.push(format!("an MLP of {ffn}: not given"));
-            ffn
-        }
-    };
-    let vocab = match fields.count("vocab")? {
-        Some(vocab) => vocab,
-        None => {
-            let vocab = if gated { 32_000 } else { 51_200 };
-            assumptions.push(format!("a vocabulary of {vocab}: not given"));
-            vocab
-        }
-    };
-    let seq_len = fields.needed("seq_len")?;
-    Ok(Shape {
-        layers: fields.needed("layers")?,
-        hidden,
-        heads,
-        kv_heads: fields.count("kv_heads")?.unwrap_or(heads),
-        head_dim: fields.count("head_dim")?.unwrap_or(hidden / heads),
-        ffn,
-        vocab,
-        gated,
-        position_rows: if gated { 0 } else { seq_len },
-        tied_embeddings: !gated,
-        experts,
-    })
-}
-
-fn trainer(
-    fields: &Fields,
-    prose: &str,
-    device: &str,
-    assumptions: &mut Vec<String>,
-) -> Result<Trainer, String> {
-    if let Some(name) = fields.text("trainer") {
-        return Trainer::of_name(name)
-            .ok_or_else(|| format!("`trainer` is `{name}`: not one of docs/files.md"));
-    }
-    let young = !(device.starts_with("v100") || device.starts_with("a100"));
-    match Trainer::of_words(prose) {
-        // Megatron of Hopper's years is Megatron-Core.
-        Some(Trainer::Megatron) if young || prose.contains("flash") => Ok(Trainer::MegatronCore),
-        Some(trainer) => Ok(trainer),
-        None => {
-            let sharded = fields.text("zero_stage") == Some("3");
-            let trainer = match (sharded, young) {
-                (true, true) => Trainer::Fsdp2,
-                (true, false) => Trainer::Fsdp,
-                (false, true) => Trainer::MegatronCore,
-                (false, false) => Trainer::Megatron,
-            };
-            assumptions.push(format!("trained by {trainer}: not named"));
-            Ok(trainer)
-        }
-    }
-}
-
-fn layout(
-    fields: &Fields,
-    prose: &str,
-    trainer: Trainer,
-    devices: u32,
-    assumptions: &mut Vec<String>,
-) -> Result<Layout, String> {
-    let sharded = trainer.shards_parameters();
-    let degree = |name: &str| match fields.count(name)? {
-        Some(degree) => Ok(degree),
-        None if sharded => Ok(1),
-        None => Err(format!("`{name}` is not given: the layout is unknown")),
-    };
-    let (tensor, pipeline) = (degree("tp")?, degree("pp")?);
-    let context = fields.count("cp")?.unwrap_or(1);
-    let model = tensor * pipeline * context;
-    if devices % model != 0 {
-        return Err(format!("tp x pp x cp = {model} does not divide `gpus_total` = {devices}"));
-    }
-    let data = devices / model;
-    if let Some(given) = fields.count("dp")?
-        && given != data
-    {
-        return Err(format!("`dp` is `{given}`, but {devices} devices leave {data}"));
-    }
-    let zero_stage = match fields.number("zero_stage")? {
-        Some(stage) if stage <= 3.0 => stage as u8,
-        Some(stage) => return Err(format!("`zero_stage` is `{stage}`: 0 to 3")),
-        None => {
-            let stage = match trainer {
-                Trainer::Fsdp | Trainer::Fsdp2 => 3,
-                Trainer::Internevo | Trainer::MegatronCore => 1,
-                _ => 0,
-            };
-            if data > 1 {
-                assumptions.push(format!("ZeRO stage {stage}: not given"));
-            }
-            stage
-        }
-    };
-    let shard = fields
-        .count("shard")?
-        .or_else(|| words::number_after(prose, "shard group "))
-        .map_or(data, |s| s.min(data));
-    let sequence_parallel = match fields.text("sequence_parallel") {
-        Some("yes" | "true" | "1") => true,
-        Some(_) => false,
-        None => {
-            let usual = trainer == Trainer::MegatronCore && tensor > 1;
-            if usual {
-                assumptions.push("sequence parallelism: not given".to_owned());
-            }
-            usual
-        }
-    };
-    let virtual_stages = match fields.count("vpp")? {
-        Some(stages) if pipeline > 1 => stages,
-        None if pipeline > 1 => {
-            assumptions.push("one chunk of layers per pipeline rank: vpp not given".to_owned());
-            1
-        }
-        _ => 1,
-    };
-    let expert = fields.count("ep")?.unwrap_or(1);
-    Ok(Layout {
-        tensor,
-        context,
-        data,
-        pipeline,
-        virtual_stages,
-        expert,
-        sequence_parallel,
-        zero_stage,
-        shard,
-    })
-}
-
-fn dtype(fields: &Fields, assumptions: &mut Vec<String>) -> Result<Dtype, String> {
-    let written = fields.text("precision").unwrap_or_else(|| {
-        assumptions.push("bf16: precision not given".to_owned());
-        "bf16"
-    });
-    match written.to_ascii_lowercase().as_str() {
-        "fp16" | "amp_fp16" | "float16" => Ok(Dtype::Fp16),
-        "bf16" | "amp_bf16" | "bfloat16" => Ok(Dtype::Bf16),
-        text if text.contains("fp8") => Ok(Dtype::Fp8),
-        text if text.contains("fp4") => Ok(Dtype::Fp4),
-        "fp32" => Ok(Dtype::Fp32),
-        "tf32" => Ok(Dtype::Tf32),
-        _ => Err(format!("`precision` is `{written}`: not one that is priced")),
-    }
-}
-
-/// An unknown mode is taken to be the least that fits into memory, and is named.
-fn recompute(fields: &Fields, run: &Run, assumptions: &mut Vec<String>) -> Result<Recompute, String> {
-    match fields.text("recompute").map(str::to_ascii_lowercase).as_deref() {
-        Some("none" | "no") => return Ok(Recompute::None),
-        Some("selective") => return Ok(Recompute::Selective),
-        Some("full") => return Ok(Recompute::Full),
-        Some(other) => return Err(format!("`recompute` is `{other}`: none, selective or full")),
-        None => {}
-    }
-    let mode = run.least_recompute();
-    assumptions.push(format!("recomputation {mode:?}, the least that fits: not given").to_lowercase());
-    Ok(mode)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -394,11 +90,13 @@ mod tests {
                      a,24,2048,16,8192,51200,2048,A100-80GB-SXM,8,8,bf16,1,1,8,4,64\n\
                      b,24,2048,16,8192,51200,2048,A100-80GB-SXM,8,8,bf16,,,,4,64\n\
                      c,24,2048,16,8192,51200,2048,Cerebras,8,8,bf16,1,1,8,4,64\n";
-        let rows = read(table.as_bytes(), "runs.csv").unwrap();
+        let rows = read(table.as_bytes(), "runs.csv", &Catalogue::shipped()).unwrap();
         let run = rows[0].run.as_ref().unwrap();
         assert!(run.assumptions.iter().any(|a| a.contains("recomputation")), "{:?}", run.assumptions);
         assert!(rows[1].run.as_ref().unwrap_err().contains("layout"));
         assert!(rows[2].run.as_ref().unwrap_err().contains("Cerebras"));
-        assert!(read(b"x,y\n1,2\n", "runs.csv").unwrap_err().to_string().contains("id"));
+        assert!(
+            read(b"x,y\n1,2\n", "runs.csv", &Catalogue::shipped()).unwrap_err().to_string().contains("id")
+        );
     }
 }

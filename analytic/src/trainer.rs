@@ -101,6 +101,13 @@ impl Trainer {
         }
     }
 
+    /// Whether Megatron's fused kernel of masked softmax refuses so many heads of a micro-batch, or sequences so long, and
+    /// single operations do its work (`is_kernel_available` of `megatron/model/fused_softmax.py`, 2021).
+    pub fn softmax_is_apart(self, heads: u64, keys: u64) -> bool {
+        let has_kernel = matches!(self, Self::Megatron | Self::MegatronDeepspeed);
+        has_kernel && !(heads.is_multiple_of(4) && keys.is_multiple_of(4) && (17..=2048).contains(&keys))
+    }
+
     /// Kernel libraries of the years before 2023.
     pub fn is_classic(self) -> bool {
         matches!(self, Self::Megatron | Self::MegatronDeepspeed | Self::Deepspeed | Self::Oneflow)

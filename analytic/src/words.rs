@@ -4,12 +4,11 @@ use crate::machine::Uplink;
 use autodist_hardware::{Catalogue, NodeShape};
 
 /// The catalogue's name of a device, and whether that is what the row says.
-pub fn device(written: &str) -> Result<(String, bool), String> {
+pub fn device(catalogue: &Catalogue, written: &str) -> Result<(String, bool), String> {
     let lower = written.to_ascii_lowercase();
     let bare = lower.split('(').next().unwrap_or_default().trim().replace([' ', '_'], "-");
     let bare =
         bare.replace("sxm2", "sxm").replace("sxm3", "sxm").replace("sxm4", "sxm").replace("sxm5", "sxm");
-    let catalogue = Catalogue::shipped();
     if catalogue.device(&bare).is_ok() {
         return Ok((bare, true));
     }
@@ -30,7 +29,12 @@ pub fn number_after(words: &str, phrase: &str) -> Option<u32> {
 
 /// What joins nodes, from a source's words such as `8x HDR 200Gb/s IB per node` or `RoCE 1600 Gb/s per node`; else the
 /// network of the catalogue's node with that device.
-pub fn uplink(words: &str, device: &str, assumptions: &mut Vec<String>) -> Result<Uplink, String> {
+pub fn uplink(
+    catalogue: &Catalogue,
+    words: &str,
+    device: &str,
+    assumptions: &mut Vec<String>,
+) -> Result<Uplink, String> {
     let words = words.to_ascii_lowercase();
     let fabric = match () {
         () if words.contains("omni") || words.contains("opa") => "omni-path",
@@ -44,7 +48,6 @@ pub fn uplink(words: &str, device: &str, assumptions: &mut Vec<String>) -> Resul
     if let Some((nics, gigabits)) = cards(&words) {
         return Ok(Uplink { fabric, bytes_per_s: f64::from(nics) * gigabits * 1e9 / 8.0, nics });
     }
-    let catalogue = Catalogue::shipped();
     let like = |name: &str| name.split('-').next() == device.split('-').next();
     // The node with that device or one of its kind; of a fabric that is named, if there is one.
     let fits = |node: &&NodeShape| {
@@ -110,14 +113,15 @@ mod tests {
 
     #[test]
     fn devices_are_found_by_what_sources_call_them() {
+        let catalogue = Catalogue::shipped();
         for (written, expected, exact) in [
             ("A100-80GB-SXM", "a100-80gb-sxm", true),
             ("V100-32GB-SXM3 (DGX-2)", "v100-32gb-sxm", true),
             ("H100-96GB-500W (Grand Teton)", "h100-80gb-sxm", false),
             ("A100-80GB-SXM4", "a100-80gb-sxm", true),
         ] {
-            assert_eq!(device(written).unwrap(), (expected.to_owned(), exact), "{written}");
+            assert_eq!(device(&catalogue, written).unwrap(), (expected.to_owned(), exact), "{written}");
         }
-        assert!(device("Cerebras").is_err());
+        assert!(device(&catalogue, "Cerebras").is_err());
     }
 }

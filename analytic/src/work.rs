@@ -44,6 +44,8 @@ pub struct Work {
     pub attention_backward: f64,
     /// Attention scores of one block, elements; zero where they are never written.
     pub scores: f64,
+    /// Whether softmax over them is several kernels, because the fused one does not take this shape.
+    pub softmax_apart: bool,
     /// Bytes of norms, activations and residuals of one block.
     pub element_bytes_forward: f64,
     pub element_bytes_backward: f64,
@@ -51,6 +53,8 @@ pub struct Work {
     pub accumulation_bytes: f64,
     pub logit_products: Products,
     pub logits: f64,
+    /// Bytes of adding the head's gradient of a micro-batch to the others'.
+    pub head_accumulation_bytes: f64,
     pub embedding_bytes: f64,
     /// Tensor-parallel collectives of one block: forward, backward, in seconds each way.
     pub tensor_forward: Transfer,
@@ -141,6 +145,7 @@ impl Work {
                 self.attention_forward = product(queries, keys, head) + product(queries, head, keys);
                 self.attention_backward = 2.0 * self.attention_forward;
                 self.scores = (batch * heads * queries * keys) as f64;
+                self.softmax_apart = run.trainer.softmax_is_apart(batch * heads, keys);
             }
             AttentionKind::FirstFlash | AttentionKind::Flash => {
                 let kv_heads = u64::from(shape.kv_heads.div_ceil(layout.tensor));
@@ -182,7 +187,14 @@ impl Work {
         let (forward, backward) = linear_layer(run, local.tokens, rows, local.hidden);
         self.logit_products = forward + backward;
         self.logits = local.tokens * rows;
-        self.embedding_bytes = 16.0 * local.tokens * local.hidden;
+        // The gradient of the table is zeroed as a whole and then added to, or to the head's where the two are tied.
+        let table = rows * local.hidden;
+        let sum = 3.0 * run.trainer.gradient_bytes();
+        let more = run.micro_batches() > 1.0;
+        let tied = run.shape.tied_embeddings && run.layout.pipeline == 1;
+        self.embedding_bytes =
+            16.0 * local.tokens * local.hidden + table * (2.0 + if more || tied { sum } else { 0.0 });
+        self.head_accumulation_bytes = if more { table * sum } else { 0.0 };
     }
 
     fn transfers(&mut self, run: &Run, local: &Local) {

@@ -6,21 +6,31 @@ use autodist_analytic::backtest::Part;
 use autodist_analytic::measured::MeasuredPlans;
 use autodist_analytic::table::{self, Row};
 use autodist_analytic::{
-    Backtest, Fold, Parameters, Work, backtest, cross_validated_bars, errors, fit, sets,
+    Backtest, Fold, Parameters, Work, backtest, cross_validated_bars, errors, fit, reserve, sets,
 };
+use autodist_hardware::Catalogue;
 use std::sync::LazyLock;
 
 const RUNS: &[u8] = include_bytes!("../../catalog/published/training_runs.csv");
 const SETS: &[u8] = include_bytes!("../../catalog/published/choice_sets.csv");
 const PLANS: &[u8] = include_bytes!("../../catalog/published/measured_plans.json");
 
-static ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| table::read(RUNS, "training_runs.csv").unwrap());
+static ROWS: LazyLock<Vec<Row>> =
+    LazyLock::new(|| table::read(RUNS, "training_runs.csv", &Catalogue::shipped()).unwrap());
 
 static LEFT_OUT: LazyLock<Backtest> = LazyLock::new(|| {
     let fold = |group: &str| if group == "vtrain-single" { Fold::Jobs(2) } else { Fold::Group };
     let predicted = fit::cross_validated(&ROWS, &Parameters::prior(), fold);
     let bars = cross_validated_bars(&errors(&ROWS, &predicted));
-    backtest(&ROWS, &predicted, bars, &sets::read(SETS, "choice_sets.csv").unwrap(), "left out")
+    let reserves = reserve::cross_validated(&ROWS);
+    backtest(
+        &ROWS,
+        &predicted,
+        Some(&reserves),
+        bars,
+        &sets::read(SETS, "choice_sets.csv").unwrap(),
+        "left out",
+    )
 });
 
 fn part(group: &str) -> &'static Part {
@@ -42,11 +52,11 @@ fn unseen_groups_on_a100_and_h100_are_predicted_within_a_few_percent() {
     let sizes = sizes(&["A100", "H100"]);
     let (median, p90) = (sizes[sizes.len() / 2], sizes[sizes.len() * 9 / 10]);
     assert!(median <= 0.06, "median {median:.3}");
-    assert!(p90 <= 0.16, "p90 {p90:.3}");
+    assert!(p90 <= 0.15, "p90 {p90:.3}");
     let sc21 = part("megatron-sc21").errors.unwrap();
     assert!(sc21.mean <= 0.04, "{sc21:?}");
     let single = part("vtrain-single").errors.unwrap();
-    assert!(single.mean <= 0.085, "{single:?}");
+    assert!(single.mean <= 0.075, "{single:?}");
 }
 
 #[test]
@@ -74,17 +84,19 @@ fn dense_rows_are_predicted_and_others_refused_with_a_reason() {
 #[test]
 fn the_predicted_best_of_measured_layouts_costs_little() {
     let choices = LEFT_OUT.summary.choices.as_ref().unwrap();
-    assert_eq!(choices.sets.len(), 41);
+    assert_eq!(choices.sets.len(), 48, "41 sets, some of two jobs");
     assert!(choices.mean_regret <= 0.02, "{:.4}", choices.mean_regret);
-    assert!(choices.mean_kendall_tau >= 0.7, "{:.3}", choices.mean_kendall_tau);
+    assert!(choices.mean_kendall_tau >= 0.75, "{:.3}", choices.mean_kendall_tau);
 }
 
 #[test]
 fn peak_memory_is_close_and_hardly_ever_too_low() {
     let memory = LEFT_OUT.summary.memory.unwrap();
     assert!(memory.errors.rows > 100 && memory.errors.median <= 0.05, "{memory:?}");
-    // One row has less memory with a smaller micro-batch in its neighbour, one does not shrink with tensor parallelism.
+    // One row has less memory with a larger micro-batch in its neighbour, one does not shrink with tensor parallelism.
     assert!(memory.more_than_5_percent_under <= 2, "{memory:?}");
+    let left_out = LEFT_OUT.summary.memory_left_out.unwrap();
+    assert!(left_out.errors.median <= 0.05 && left_out.more_than_5_percent_under <= 15, "{left_out:?}");
 }
 
 #[test]

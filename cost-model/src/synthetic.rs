@@ -63,6 +63,7 @@ impl Machine {
                 count: 1,
                 devices: self.devices,
                 device,
+                nics: None,
                 link: None,
                 uplink: None,
                 downlink: None,

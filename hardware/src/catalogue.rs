@@ -72,8 +72,8 @@ impl Catalogue {
     ///
     /// # Errors
     /// Text that is no list of devices; names `file`, the device and the field.
-    pub fn with_devices(mut self, toml: &str, file: &str) -> Result<Self, InputError> {
-        for device in catalog::read_devices(toml).map_err(|error| error.in_file(file))? {
+    pub fn with_devices(mut self, file: &str, toml: &[u8]) -> Result<Self, InputError> {
+        for device in catalog::read_devices(file, toml)? {
             self.devices.retain(|known| known.name != device.name);
             self.devices.push(device);
         }
@@ -96,7 +96,7 @@ impl Catalogue {
     /// An unknown name; names the closest.
     pub fn device(&self, name: &str) -> Result<&DeviceFigures, InputError> {
         find("device", name, &self.devices, |device| &device.name).map_err(|error| {
-            error.hint("`autodist catalog` lists the devices; a file of devices can add to them")
+            error.hint("`autodist catalog` lists the devices; --devices adds those of a file")
         })
     }
 
@@ -158,13 +158,23 @@ mod tests {
             link_bytes_per_s = 1e9
             source = "counted"
         "#;
-        let catalogue = Catalogue::shipped().with_devices(good, "mine.toml").unwrap();
+        let with = |text: &str| Catalogue::shipped().with_devices("mine.toml", text.as_bytes());
+        let catalogue = with(good).unwrap();
         assert_eq!(catalogue.device("abacus").unwrap().source, "counted");
-        let bad = good.replace("1e12", "-1.0");
-        let error = Catalogue::shipped().with_devices(&bad, "mine.toml").unwrap_err().to_string();
-        assert!(error.contains("mine.toml") && error.contains("peak_flops_per_s"), "{error}");
-        let error = Catalogue::shipped().with_devices("[[device]]\nname = 3", "mine.toml").unwrap_err();
-        assert!(error.to_string().contains("mine.toml"), "{error}");
+        for (from, to, expected) in [
+            ("1e12", "-1.0", "`device `abacus`.peak_flops_per_s` is `-1`"),
+            ("\"abacus\"", "3", "`device[0].name` is `3`"),
+            ("1e11", "nan", "`device[0].memory_bytes_per_s` is `NaN`"),
+            ("source", "architecture = \"babbage\"\nsource", "`babbage`"),
+            ("source", "colour = \"brass\"\nsource", "colour"),
+            ("source = \"counted\"", "", "missing field `source`"),
+            (good, "", "empty"),
+        ] {
+            let error = with(&good.replace(from, to)).unwrap_err().to_string();
+            assert!(error.contains("mine.toml") && error.contains(expected), "{to}: {error}");
+            assert!(error.contains("hint: "), "{error}");
+        }
+        assert!(with(&good.repeat(2)).unwrap_err().to_string().contains("twice"));
         assert!(catalogue.device("h100").unwrap_err().to_string().contains("h100-80gb-sxm"));
     }
 }

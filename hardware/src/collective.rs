@@ -114,8 +114,8 @@ impl Interconnect {
     }
 
     /// The links of a cluster file: those within nodes by what was measured of the device's kind, at the file's rate. Each
-    /// device is taken to have a card of its own, and the network to be like InfiniBand of this catalogue where the file
-    /// gives no latency; [`Self::with_network`] says otherwise.
+    /// device is taken to have a card of its own where the file does not count them, and the network to be like InfiniBand
+    /// of this catalogue where it gives no latency; [`Self::with_network`] says otherwise.
     ///
     /// # Errors
     /// A device that the catalogue does not know, in nodes whose devices nothing joins.
@@ -155,7 +155,7 @@ impl Interconnect {
         let fabric = catalogue.fabric("infiniband")?;
         Ok(inside.with_network(Network {
             node_rate: link.bytes_per_s,
-            nics: group.devices,
+            nics: group.nics.unwrap_or(group.devices),
             devices: group.devices,
             latency: if link.latency_s.0 > 0.0 { link.latency_s } else { fabric.latency_s },
             efficiency: fabric.efficiency,

@@ -174,6 +174,14 @@ fn clusters_are_priced_by_their_names_and_by_their_own_figures() {
     assert_eq!(own.gemm(Dtype::Bf16, 999, 999, 999), same.gemm(Dtype::Bf16, 999, 999, 999));
     let links = Interconnect::of_cluster(&named, &catalogue).unwrap();
     assert_eq!(links.network().unwrap().node_rate, BytesPerSecond(200e9));
+    // Half as many cards of twice the rate: a device alone has a faster one.
+    let fewer = Cluster::from_short_form("4x8xa100-80gb-sxm@4x400gbps").unwrap();
+    let message = |cluster: &Cluster| {
+        let pair = Group { per_node: 1, nodes: 2, sharing: 1 };
+        let links = Interconnect::of_cluster(cluster, &catalogue).unwrap();
+        links.collective(Collective::PointToPoint, Bytes(1 << 30), pair).time
+    };
+    assert!(message(&fewer).0 < 0.6 * message(&named).0);
     let mut other = named.clone();
     other.nodes[0].device.name = "abacus".to_owned();
     other.nodes[0].link = None;

@@ -54,6 +54,7 @@ pub fn cluster(
         count: 1,
         devices,
         device: device.clone(),
+        nics: None,
         link,
         uplink,
         downlink,

@@ -3,6 +3,7 @@
 use crate::cluster::{Device, Link};
 use crate::error::{InputError, in_range, positive};
 use crate::model::ModelSpec;
+use crate::parse::{self, Check};
 use crate::units::{Bytes, BytesPerSecond, FlopsPerSecond, Provenance, Seconds};
 use serde::Deserialize;
 use std::sync::LazyLock;
@@ -84,6 +85,10 @@ static MODELS: LazyLock<Vec<CatalogModel>> = LazyLock::new(|| {
         .collect()
 });
 
+/// Generations of devices whose kernels are known.
+const ARCHITECTURES: [&str; 9] =
+    ["volta", "ampere", "ada", "hopper", "blackwell", "blackwell-rtx", "cdna2", "cdna3", "cdna4"];
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DeviceFile {
@@ -91,21 +96,63 @@ struct DeviceFile {
 }
 
 static DEVICES: LazyLock<Vec<DeviceFigures>> = LazyLock::new(|| {
-    read_devices(include_str!("../../catalog/devices.toml"))
-        .expect("the embedded catalogue is one of devices")
+    read_devices("the embedded catalogue", include_bytes!("../../catalog/devices.toml"))
+        .expect("it is one of devices")
 });
 
-/// The devices of a text of the form of `catalog/devices.toml`.
+/// The devices of a text of the form of `catalog/devices.toml`; `file` is its name.
 ///
 /// # Errors
-/// Text of another form, or a figure that is none; names the device and the field.
-pub fn read_devices(text: &str) -> Result<Vec<DeviceFigures>, InputError> {
-    let file: DeviceFile = toml::from_str(text).map_err(|error| {
-        InputError::new("", "", error.to_string().trim().to_owned())
-            .hint("[[device]] with name, memory_bytes, peak_flops_per_s, memory_bytes_per_s, link_bytes_per_s, source")
-    })?;
-    for device in &file.device {
+/// Text of another form, or a figure that is none; names the file, the device and the field.
+pub fn read_devices(file: &str, text: &[u8]) -> Result<Vec<DeviceFigures>, InputError> {
+    let read = parse::toml::<DeviceFile>(file, text);
+    let read = read.map_err(|error| match error.hint.contains("schema") {
+        true => error.hint(
+            "a file of devices holds [[device]] tables, each with name, memory_bytes, peak_flops_per_s, \
+             memory_bytes_per_s, link_bytes_per_s, source; docs/files.md lists what may follow",
+        ),
+        false => error,
+    });
+    Ok(read?.device)
+}
+
+impl Check for DeviceFile {
+    const WHAT: &'static str = "device";
+
+    fn versioned() -> bool {
+        false
+    }
+
+    fn check(&self) -> Result<(), InputError> {
+        for (index, device) in self.device.iter().enumerate() {
+            device.check()?;
+            if self.device[..index].iter().any(|earlier| earlier.name == device.name) {
+                let error = InputError::new(format!("device[{index}].name"), &device.name, "is there twice");
+                return Err(error.hint("give each device of the file a name of its own"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl DeviceFigures {
+    fn check(&self) -> Result<(), InputError> {
+        let device = self;
         let at = |field: &str| format!("device `{}`.{field}", device.name);
+        // A name is a word of a cluster's short form.
+        if device.name.is_empty() || device.name.contains(['@', ' ']) {
+            let error = InputError::new("device.name", &device.name, "must be a word without `@`");
+            return Err(error.hint("name it like the others, e.g. h100-96gb-500w"));
+        }
+        if let Some(architecture) = &device.architecture
+            && !ARCHITECTURES.contains(&architecture.as_str())
+        {
+            let error = InputError::new(at("architecture"), architecture, "is none whose kernels are known");
+            return Err(error.hint(format!(
+                "choose the nearest of {}, or leave it out: Hopper's stand for it",
+                ARCHITECTURES.join(", ")
+            )));
+        }
         in_range(&at("memory_bytes"), device.memory_bytes.0, 1 << 20, 1 << 50)?;
         if let Some(processors) = device.processors {
             in_range(&at("processors"), u64::from(processors), 1, 1 << 20)?;
@@ -124,8 +171,8 @@ pub fn read_devices(text: &str) -> Result<Vec<DeviceFigures>, InputError> {
         ] {
             rate.map_or(Ok(()), |rate| positive(&at(field), rate))?;
         }
+        Ok(())
     }
-    Ok(file.device)
 }
 
 /// All devices.
@@ -173,8 +220,16 @@ pub fn device_names() -> Vec<&'static str> {
 
 /// The device of that name, and the link between two of them in one node.
 pub fn device(name: &str) -> Result<(Device, Option<Link>), InputError> {
-    let entry = DEVICES.iter().find(|d| d.name == name).ok_or_else(|| {
-        let nearest = closest(name, DEVICES.iter().map(|d| d.name.as_str()));
+    device_of(&DEVICES, name)
+}
+
+/// The same among `devices`.
+///
+/// # Errors
+/// An unknown name; names the closest.
+pub fn device_of(devices: &[DeviceFigures], name: &str) -> Result<(Device, Option<Link>), InputError> {
+    let entry = devices.iter().find(|d| d.name == name).ok_or_else(|| {
+        let nearest = closest(name, devices.iter().map(|d| d.name.as_str()));
         InputError::new(
             "device",
             name,

@@ -1,7 +1,8 @@
 //! The machines: nodes of devices, joined by links.
 
+use crate::catalog::{self, DeviceFigures};
 use crate::error::{InputError, in_range, not_negative, positive};
-use crate::parse::{Check, SCHEMA_VERSION};
+use crate::parse::{self, Check, SCHEMA_VERSION};
 use crate::units::{Bytes, BytesPerSecond, FlopsPerSecond, Provenance, Seconds};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,9 @@ pub struct NodeGroup {
     pub devices: u32,
     #[schemars(with = "DeviceForm")]
     pub device: Device,
+    /// Network cards of each node, which its devices share; one for each device where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nics: Option<u32>,
     /// Between two devices of one node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<Link>,
@@ -94,9 +98,9 @@ impl<'de> Deserialize<'de> for Device {
         // Through a value, so that a wrong field of the table is named and not hidden behind "no variant matched".
         let value = serde_json::Value::deserialize(deserializer)?;
         match value {
-            serde_json::Value::String(name) => crate::catalog::device(&name)
-                .map(|(device, _)| device)
-                .map_err(|e| D::Error::custom(e.problem)),
+            serde_json::Value::String(name) => {
+                catalog::device(&name).map(|(device, _)| device).map_err(|e| D::Error::custom(e.problem))
+            }
             other => serde_json::from_value::<DeviceTable>(other).map(Device::from).map_err(D::Error::custom),
         }
     }
@@ -138,12 +142,40 @@ impl Cluster {
         self.nodes.iter().all(|group| group.device == self.nodes[0].device)
     }
 
+    /// Reads a cluster's TOML file, in which `devices` are known by their names.
+    ///
+    /// # Errors
+    /// Text that is no cluster, or a device by a name that `devices` do not have.
+    pub fn read(file: &str, text: &[u8], devices: &[DeviceFigures]) -> Result<Self, InputError> {
+        let mut value = parse::toml_value(file, text, Self::WHAT)?;
+        let groups = value.get_mut("nodes").and_then(|nodes| nodes.as_array_mut());
+        for (index, group) in groups.into_iter().flatten().enumerate() {
+            if let Some(device) = group.get_mut("device")
+                && let Some(name) = device.as_str()
+            {
+                let (found, _) = catalog::device_of(devices, name).map_err(|error| {
+                    InputError { field: format!("nodes[{index}].device"), ..error }.in_file(file)
+                })?;
+                *device = serde_json::to_value(found).unwrap_or_default();
+            }
+        }
+        parse::from_value(file, value)
+    }
+
     /// Reads `<nodes>x<devices per node>x<device>[@<NICs per node>x<rate>]`, e.g. `64x8xa100-80gb-sxm@8x200gbps`.
     pub fn from_short_form(text: &str) -> Result<Self, InputError> {
+        Self::from_short_form_with(text, catalog::devices())
+    }
+
+    /// The same, where these devices are `known` by their names.
+    ///
+    /// # Errors
+    /// Text of another form, or a device that is not known.
+    pub fn from_short_form_with(text: &str, known: &[DeviceFigures]) -> Result<Self, InputError> {
         let wrong = |problem: String| {
             InputError::new("cluster", text, problem).hint(
                 "write <nodes>x<devices per node>x<device>[@<NICs per node>x<rate>], e.g. 2x8xa100-80gb-sxm@8x200gbps; \
-                 `autodist catalog` lists the devices",
+                 `autodist catalog` lists the devices, `estimate --devices` adds to them",
             )
         };
         let (machines, network) = match text.split_once('@') {
@@ -164,15 +196,15 @@ impl Cluster {
             .next()
             .filter(|n| !n.is_empty())
             .ok_or_else(|| wrong("the device is missing".to_owned()))?;
-        let (device, link) = crate::catalog::device(name).map_err(|e| wrong(e.problem))?;
-        let network = network.map(|n| parse_network(n, &wrong)).transpose()?;
+        let (device, link) = catalog::device_of(known, name).map_err(|e| wrong(e.problem))?;
+        let (nics, network) = network.map(|n| parse_network(n, &wrong)).transpose()?.unzip();
         if count > 1 && network.is_none() {
             return Err(wrong(format!("{count} nodes need a network: nothing says how they are joined")));
         }
         let cluster = Self {
             schema_version: SCHEMA_VERSION,
             name: text.to_owned(),
-            nodes: vec![NodeGroup { count, devices, device, link, uplink: None, downlink: None }],
+            nodes: vec![NodeGroup { count, devices, device, nics, link, uplink: None, downlink: None }],
             network,
         };
         cluster.check()?;
@@ -180,7 +212,8 @@ impl Cluster {
     }
 }
 
-fn parse_network(text: &str, wrong: &dyn Fn(String) -> InputError) -> Result<Link, InputError> {
+/// Network cards of a node, and what they carry together.
+fn parse_network(text: &str, wrong: &dyn Fn(String) -> InputError) -> Result<(u32, Link), InputError> {
     let (nics, rate) = text.split_once('x').ok_or_else(|| wrong(format!("`{text}` is not <NICs>x<rate>")))?;
     let nics: u32 = nics
         .parse()
@@ -197,7 +230,8 @@ fn parse_network(text: &str, wrong: &dyn Fn(String) -> InputError) -> Result<Lin
         .ok()
         .filter(|v: &f64| v.is_finite() && *v > 0.0)
         .ok_or_else(|| wrong(format!("`{digits}` is no rate")))?;
-    Ok(Link { bytes_per_s: BytesPerSecond(f64::from(nics) * bits * scale / 8.0), latency_s: Seconds::ZERO })
+    let bytes_per_s = BytesPerSecond(f64::from(nics) * bits * scale / 8.0);
+    Ok((nics, Link { bytes_per_s, latency_s: Seconds::ZERO }))
 }
 
 impl Check for Cluster {
@@ -213,6 +247,9 @@ impl Check for Cluster {
             let at = |field: &str| format!("nodes[{index}].{field}");
             in_range(&at("count"), u64::from(group.count), 1, 1 << 20)?;
             in_range(&at("devices"), u64::from(group.devices), 1, 1 << 12)?;
+            if let Some(nics) = group.nics {
+                in_range(&at("nics"), u64::from(nics), 1, 1 << 12)?;
+            }
             devices += u64::from(group.count) * u64::from(group.devices);
             in_range("devices in all", devices, 1, 1 << 20)?;
             in_range(&at("device.memory_bytes"), group.device.memory_bytes.0, 1 << 20, 1 << 50)?;
@@ -252,6 +289,7 @@ mod tests {
         let cluster = Cluster::from_short_form("64x8xa100-80gb-sxm@8x200gbps").unwrap();
         assert_eq!(cluster.device_count(), 512);
         assert_eq!(cluster.network.unwrap().bytes_per_s, BytesPerSecond(200e9));
+        assert_eq!(cluster.nodes[0].nics, Some(8));
     }
 
     #[test]

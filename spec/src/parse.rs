@@ -71,7 +71,10 @@ fn lookup<'a>(root: &'a serde_json::Value, path: &str) -> Option<&'a serde_json:
     Some(value)
 }
 
-fn from_value<T: DeserializeOwned + Check>(name: &str, value: serde_json::Value) -> Result<T, InputError> {
+pub(crate) fn from_value<T: DeserializeOwned + Check>(
+    name: &str,
+    value: serde_json::Value,
+) -> Result<T, InputError> {
     if !value.is_object() {
         return Err(InputError::new("", "", format!("a {} file holds one object", T::WHAT))
             .hint(format!("see `autodist schema {}`", T::WHAT))
@@ -108,9 +111,15 @@ pub fn json_value(name: &str, bytes: &[u8], what: &str) -> Result<serde_json::Va
 
 /// Reads a TOML document that holds a `T`.
 pub fn toml<T: DeserializeOwned + Check>(name: &str, bytes: &[u8]) -> Result<T, InputError> {
-    let table: ::toml::Table = text(name, bytes, T::WHAT)?.parse().map_err(|error: ::toml::de::Error| {
+    from_value(name, toml_value(name, bytes, T::WHAT)?)
+}
+
+/// Reads any TOML document; `what` names it in the error.
+pub(crate) fn toml_value(name: &str, bytes: &[u8], what: &str) -> Result<serde_json::Value, InputError> {
+    let example = || format!("see the example of a {what} file in docs/files.md");
+    let table: ::toml::Table = text(name, bytes, what)?.parse().map_err(|error: ::toml::de::Error| {
         InputError::new("", "", format!("not valid TOML: {}", error.to_string().trim_end()))
-            .hint(format!("see the example of a {} file in docs/files.md", T::WHAT))
+            .hint(example())
             .in_file(name)
     })?;
     let table = ::toml::Value::Table(table);
@@ -120,12 +129,9 @@ pub fn toml<T: DeserializeOwned + Check>(name: &str, bytes: &[u8]) -> Result<T, 
             .hint("give a finite number")
             .in_file(name));
     }
-    let value = serde_json::to_value(&table).map_err(|error| {
-        InputError::new("", "", format!("not a {}: {error}", T::WHAT))
-            .hint(format!("see the example of a {} file in docs/files.md", T::WHAT))
-            .in_file(name)
-    })?;
-    from_value(name, value)
+    serde_json::to_value(&table).map_err(|error| {
+        InputError::new("", "", format!("not a {what}: {error}")).hint(example()).in_file(name)
+    })
 }
 
 /// Path and value of the first number that is not finite.

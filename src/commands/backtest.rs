@@ -7,8 +7,9 @@ use autodist_analytic::backtest::{Answer, Backtest, Errors, Part};
 use autodist_analytic::measured::{MeasuredPlans, PlanEstimate};
 use autodist_analytic::table::{self, Row};
 use autodist_analytic::{
-    Calibration, Fold, Parameters, Work, backtest, cross_validated_bars, errors, fit, sets,
+    Calibration, Fold, Parameters, Work, backtest, cross_validated_bars, errors, fit, reserve, sets,
 };
+use autodist_hardware::Catalogue;
 use autodist_spec::{Bytes, Seconds, to_json};
 use std::fmt::Write;
 use std::path::Path;
@@ -20,11 +21,11 @@ pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
     if let Some(path) = &args.measured_plans {
         return measured_plans(path, args.json);
     }
-    let (rows, shipped) = rows(args.runs.as_deref())?;
+    let (rows, shipped) = rows(args.runs.as_deref(), &input::catalogue(&args.catalogue)?)?;
     let sets = match &args.choice_sets {
         Some(path) => sets::read(&input::bytes(path, "choice set")?, &path.display().to_string())?,
         None if shipped => sets::read(SHIPPED_SETS.as_bytes(), "the shipped choice sets")?,
-        None => Vec::new(),
+        None => sets::of_rows(&rows),
     };
     let result = if args.leave_one_group_out {
         let fold = fold(&args.half_of_jobs);
@@ -33,6 +34,7 @@ pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
         backtest(
             &rows,
             &predicted,
+            Some(&reserve::cross_validated(&rows)),
             |group| bars(group),
             &sets,
             "every group predicted by a fit to the others",
@@ -50,7 +52,7 @@ pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
         let seconds =
             |row: &Row| row.run.as_ref().ok().map(|run| fit::seconds(run, &Work::of(run), &parameters));
         let predicted: Vec<Option<f64>> = rows.iter().map(seconds).collect();
-        backtest(&rows, &predicted, |_| bar, &sets, &mode)
+        backtest(&rows, &predicted, None, |_| bar, &sets, &mode)
     };
     output::print(&if args.json { to_json(&result) } else { text(&result) })
 }
@@ -104,11 +106,12 @@ fn errors_of(plans: &[&PlanEstimate], of: fn(&PlanEstimate) -> Option<f64>) -> O
 }
 
 /// The rows of that table, or the shipped ones.
-fn rows(path: Option<&Path>) -> Result<(Vec<Row>, bool), Failure> {
-    Ok(match path {
-        Some(path) => (table::read(&input::bytes(path, "run table")?, &path.display().to_string())?, false),
-        None => (table::read(SHIPPED_RUNS.as_bytes(), "the shipped runs")?, true),
-    })
+fn rows(path: Option<&Path>, catalogue: &Catalogue) -> Result<(Vec<Row>, bool), Failure> {
+    let Some(path) = path else {
+        return Ok((table::read(SHIPPED_RUNS.as_bytes(), "the shipped runs", catalogue)?, true));
+    };
+    let text = input::bytes(path, "run table")?;
+    Ok((table::read(&text, &path.display().to_string(), catalogue)?, false))
 }
 
 /// How runs of a group are left out: all, or half of the jobs of the groups that are named.
@@ -147,10 +150,12 @@ fn text(result: &Backtest) -> String {
     if let Some(covered) = summary.covered {
         let _ = writeln!(text, "\nwithin their error bars: {:.1} %", 100.0 * covered);
     }
-    if let Some(memory) = &summary.memory {
+    let learnt =
+        summary.memory_left_out.as_ref().map(|memory| (", its reserve learnt from the others", memory));
+    for (how, memory) in summary.memory.as_ref().map(|memory| ("", memory)).into_iter().chain(learnt) {
         let _ = writeln!(
             text,
-            "memory of {} rows: median {:.1} %, lowest {:+.1} %, {} more than 5 % under",
+            "memory of {} rows{how}: median {:.1} %, lowest {:+.1} %, {} more than 5 % under",
             memory.errors.rows,
             100.0 * memory.errors.median,
             100.0 * memory.lowest,

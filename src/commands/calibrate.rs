@@ -11,7 +11,8 @@ use std::fmt::Write;
 pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
     output::check_writable(&args.output)?;
     let file = args.runs.display().to_string();
-    let rows = table::read(&input::bytes(&args.runs, "run table")?, &file)?;
+    let catalogue = input::catalogue(&args.catalogue)?;
+    let rows = table::read(&input::bytes(&args.runs, "run table")?, &file, &catalogue)?;
     let usable = rows.iter().filter(|row| row.is_for_fitting()).count();
     if usable < 3 {
         let reason = rows.iter().find_map(|row| row.run.as_ref().err());

@@ -6,12 +6,16 @@ use crate::failure::Failure;
 use crate::{input, output};
 use autodist_planner::{Comparison, Planner, SearchLimits};
 use autodist_reports::terminal;
-use autodist_spec::{Plan, to_json};
+use autodist_spec::{InputError, Plan, to_json};
 
 pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
     // A cluster that nobody measured is priced by its devices' figures.
     if let (None, None, Some(cluster)) = (&args.plan, &args.price.profile, &args.price.cluster) {
         return super::estimate_unmeasured::run(args, cluster);
+    }
+    if let Some(path) = args.catalogue.devices.first() {
+        let error = InputError::new("--devices", path.display(), "says nothing where a profile was measured");
+        return Err(error.hint("leave it out; or leave --profile out, and give --cluster").into());
     }
     let mut beside = String::new();
     let plan = match &args.plan {

@@ -13,8 +13,9 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
-    let cluster = input::cluster(cluster)?;
-    let mut machine = Machine::of_cluster(&cluster)?;
+    let catalogue = input::catalogue(&args.catalogue)?;
+    let cluster = input::cluster_of(cluster, &catalogue)?;
+    let mut machine = Machine::of_cluster(&cluster, &catalogue)?;
     if let Some(bytes) = args.price.device_memory {
         machine.memory = Bytes(bytes);
     }

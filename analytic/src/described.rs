@@ -1,0 +1,291 @@
+//! What the fields of a line say of a run, and what is assumed where they are silent.
+
+use crate::fields::Fields;
+use crate::machine::{Machine, Uplink};
+use crate::run::{Experts, Layout, Recompute, Run, Shape};
+use crate::trainer::Trainer;
+use crate::words;
+use autodist_hardware::{Catalogue, Dtype};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Machines that rows share, made once each.
+pub(crate) struct Machines<'a> {
+    catalogue: &'a Catalogue,
+    made: BTreeMap<String, Arc<Machine>>,
+}
+
+impl<'a> Machines<'a> {
+    pub fn of(catalogue: &'a Catalogue) -> Self {
+        Self { catalogue, made: BTreeMap::new() }
+    }
+
+    fn get(&mut self, device: &str, per_node: u32, uplink: Option<&Uplink>) -> Result<Arc<Machine>, String> {
+        let key = format!("{device} {per_node} {uplink:?}");
+        if let Some(known) = self.made.get(&key) {
+            return Ok(Arc::clone(known));
+        }
+        let machine = Machine::of_catalogue(self.catalogue, device, per_node, uplink);
+        let machine = Arc::new(machine.map_err(|error| error.to_string())?);
+        self.made.insert(key, Arc::clone(&machine));
+        Ok(machine)
+    }
+}
+
+/// The run that a line describes, with what had to be assumed; or why it is none.
+pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Result<Run, String> {
+    let catalogue = machines.catalogue;
+    let mut assumptions = Vec::new();
+    let prose = ["source", "url_or_repo_path", "notes"].map(|name| fields.text(name).unwrap_or_default());
+    let prose = prose.join(" ").to_ascii_lowercase();
+    let shape = shape(fields, sparse, &mut assumptions)?;
+    let (device, exact) = words::device(catalogue, fields.text("gpu").ok_or("`gpu` is not given")?)?;
+    if !exact {
+        assumptions.push(format!("device taken to be {device}"));
+    }
+    let trainer = trainer(fields, &prose, &device, &mut assumptions)?;
+    let devices = fields.needed("gpus_total")?;
+    let layout = layout(fields, &prose, trainer, devices, &mut assumptions)?;
+    let per_node = fields.count("gpus_per_node")?.unwrap_or_else(|| {
+        assumptions.push("8 devices per node".to_owned());
+        8
+    });
+    let uplink = if devices > per_node {
+        let written = fields.text("inter_link").unwrap_or_default();
+        Some(words::uplink(catalogue, written, &device, &mut assumptions)?)
+    } else {
+        None
+    };
+    let machine = machines.get(&device, per_node, uplink.as_ref())?;
+
+    let mut run = Run::new(shape, machine, layout, trainer);
+    run.seq_len = fields.needed("seq_len")?;
+    run.global_batch = fields.needed("global_batch")?;
+    run.dtype = dtype(fields, &mut assumptions)?;
+    run.micro_batch = match fields.count("micro_batch")? {
+        Some(micro_batch) => micro_batch,
+        None => {
+            // Enough micro-batches to keep a pipeline busy, as most do.
+            let each = (run.global_batch / layout.data).max(1);
+            let wanted = if layout.pipeline > 1 { (each / (4 * layout.pipeline)).max(1) } else { 1 };
+            assumptions.push(format!("micro-batches of {wanted}: not given"));
+            wanted
+        }
+    };
+    if prose.contains("no overlap") {
+        run.overlap = false;
+    }
+    run.fused_loss = prose.contains("cross-entropy fusion") || prose.contains("fused cross");
+    run.broadcasts = trainer == Trainer::Internevo;
+    run.recompute = recompute(fields, &run, &mut assumptions)?;
+    run.assumptions = assumptions;
+    run.check().map_err(|error| format!("`{}` is `{}`: {}", error.field, error.value, error.problem))?;
+    Ok(run)
+}
+
+fn shape(fields: &Fields, sparse: bool, assumptions: &mut Vec<String>) -> Result<Shape, String> {
+    let family = fields.text("model_family").unwrap_or_default().to_ascii_lowercase();
+    let named = |names: &[&str]| names.iter().any(|name| family.contains(name));
+    let gated = named(&[
+        "llama",
+        "intern",
+        "mistral",
+        "mixtral",
+        "qwen",
+        "deepseek",
+        "gemma",
+        "yi",
+        "palm",
+        "nemotron-h",
+    ]);
+    let hidden = fields.needed("hidden")?;
+    let heads = match fields.count("heads")? {
+        Some(heads) => heads,
+        None => {
+            let head_dim = if gated { 128 } else { 64 };
+            assumptions.push(format!("heads of {head_dim}: not given"));
+            (hidden / head_dim).max(1)
+        }
+    };
+    let experts = match (
+        sparse,
+        fields.count("experts")?,
+        fields.count("experts_active")?,
+        fields.count("expert_ffn")?,
+    ) {
+        (false, ..) => None,
+        (true, Some(count), Some(active), Some(ffn)) => Some(Experts { count, active, ffn }),
+        _ => {
+            return Err(
+                "a model of experts, and `experts`, `experts_active` or `expert_ffn` is not given".to_owned()
+            );
+        }
+    };
+    let ffn = match fields.count("ffn")? {
+        Some(ffn) => ffn,
+        None if experts.is_some() => 0,
+        None => {
+            let ffn = if gated { (hidden * 8 / 3).div_ceil(256) * 256 } else { 4 * hidden };
+            assumptions.push(format!("an MLP of {ffn}: not given"));
+            ffn
+        }
+    };
+    let vocab = match fields.count("vocab")? {
+        Some(vocab) => vocab,
+        None => {
+            let vocab = if gated { 32_000 } else { 51_200 };
+            assumptions.push(format!("a vocabulary of {vocab}: not given"));
+            vocab
+        }
+    };
+    let seq_len = fields.needed("seq_len")?;
+    Ok(Shape {
+        layers: fields.needed("layers")?,
+        hidden,
+        heads,
+        kv_heads: fields.count("kv_heads")?.unwrap_or(heads),
+        head_dim: fields.count("head_dim")?.unwrap_or(hidden / heads),
+        ffn,
+        vocab,
+        gated,
+        position_rows: if gated { 0 } else { seq_len },
+        tied_embeddings: !gated,
+        experts,
+    })
+}
+
+fn trainer(
+    fields: &Fields,
+    prose: &str,
+    device: &str,
+    assumptions: &mut Vec<String>,
+) -> Result<Trainer, String> {
+    if let Some(name) = fields.text("trainer") {
+        return Trainer::of_name(name)
+            .ok_or_else(|| format!("`trainer` is `{name}`: not one of docs/files.md"));
+    }
+    let young = !(device.starts_with("v100") || device.starts_with("a100"));
+    match Trainer::of_words(prose) {
+        // Megatron of Hopper's years is Megatron-Core.
+        Some(Trainer::Megatron) if young || prose.contains("flash") => Ok(Trainer::MegatronCore),
+        Some(trainer) => Ok(trainer),
+        None => {
+            let sharded = fields.text("zero_stage") == Some("3");
+            let trainer = match (sharded, young) {
+                (true, true) => Trainer::Fsdp2,
+                (true, false) => Trainer::Fsdp,
+                (false, true) => Trainer::MegatronCore,
+                (false, false) => Trainer::Megatron,
+            };
+            assumptions.push(format!("trained by {trainer}: not named"));
+            Ok(trainer)
+        }
+    }
+}
+
+fn layout(
+    fields: &Fields,
+    prose: &str,
+    trainer: Trainer,
+    devices: u32,
+    assumptions: &mut Vec<String>,
+) -> Result<Layout, String> {
+    let sharded = trainer.shards_parameters();
+    let degree = |name: &str| match fields.count(name)? {
+        Some(degree) => Ok(degree),
+        None if sharded => Ok(1),
+        None => Err(format!("`{name}` is not given: the layout is unknown")),
+    };
+    let (tensor, pipeline) = (degree("tp")?, degree("pp")?);
+    let context = fields.count("cp")?.unwrap_or(1);
+    let model = tensor * pipeline * context;
+    if devices % model != 0 {
+        return Err(format!("tp x pp x cp = {model} does not divide `gpus_total` = {devices}"));
+    }
+    let data = devices / model;
+    if let Some(given) = fields.count("dp")?
+        && given != data
+    {
+        return Err(format!("`dp` is `{given}`, but {devices} devices leave {data}"));
+    }
+    let zero_stage = match fields.number("zero_stage")? {
+        Some(stage) if stage <= 3.0 => stage as u8,
+        Some(stage) => return Err(format!("`zero_stage` is `{stage}`: 0 to 3")),
+        None => {
+            let stage = match trainer {
+                Trainer::Fsdp | Trainer::Fsdp2 => 3,
+                Trainer::Internevo | Trainer::MegatronCore => 1,
+                _ => 0,
+            };
+            if data > 1 {
+                assumptions.push(format!("ZeRO stage {stage}: not given"));
+            }
+            stage
+        }
+    };
+    let shard = fields
+        .count("shard")?
+        .or_else(|| words::number_after(prose, "shard group "))
+        .map_or(data, |s| s.min(data));
+    let sequence_parallel = match fields.text("sequence_parallel") {
+        Some("yes" | "true" | "1") => true,
+        Some(_) => false,
+        None => {
+            let usual = trainer == Trainer::MegatronCore && tensor > 1;
+            if usual {
+                assumptions.push("sequence parallelism: not given".to_owned());
+            }
+            usual
+        }
+    };
+    let virtual_stages = match fields.count("vpp")? {
+        Some(stages) if pipeline > 1 => stages,
+        None if pipeline > 1 => {
+            assumptions.push("one chunk of layers per pipeline rank: vpp not given".to_owned());
+            1
+        }
+        _ => 1,
+    };
+    let expert = fields.count("ep")?.unwrap_or(1);
+    Ok(Layout {
+        tensor,
+        context,
+        data,
+        pipeline,
+        virtual_stages,
+        expert,
+        sequence_parallel,
+        zero_stage,
+        shard,
+    })
+}
+
+fn dtype(fields: &Fields, assumptions: &mut Vec<String>) -> Result<Dtype, String> {
+    let written = fields.text("precision").unwrap_or_else(|| {
+        assumptions.push("bf16: precision not given".to_owned());
+        "bf16"
+    });
+    match written.to_ascii_lowercase().as_str() {
+        "fp16" | "amp_fp16" | "float16" => Ok(Dtype::Fp16),
+        "bf16" | "amp_bf16" | "bfloat16" => Ok(Dtype::Bf16),
+        text if text.contains("fp8") => Ok(Dtype::Fp8),
+        text if text.contains("fp4") => Ok(Dtype::Fp4),
+        "fp32" => Ok(Dtype::Fp32),
+        "tf32" => Ok(Dtype::Tf32),
+        _ => Err(format!("`precision` is `{written}`: not one that is priced")),
+    }
+}
+
+/// An unknown mode is taken to be the least that fits into memory, and is named.
+fn recompute(fields: &Fields, run: &Run, assumptions: &mut Vec<String>) -> Result<Recompute, String> {
+    match fields.text("recompute").map(str::to_ascii_lowercase).as_deref() {
+        Some("none" | "no") => return Ok(Recompute::None),
+        Some("selective") => return Ok(Recompute::Selective),
+        Some("full") => return Ok(Recompute::Full),
+        Some(other) => return Err(format!("`recompute` is `{other}`: none, selective or full")),
+        None => {}
+    }
+    let mode = run.least_recompute();
+    assumptions.push(format!("recomputation {mode:?}, the least that fits: not given").to_lowercase());
+    Ok(mode)
+}

@@ -1,0 +1,36 @@
+//! One line of a table, field by field.
+
+use std::collections::BTreeMap;
+
+/// The fields of one line by column; an empty field is missing.
+pub(crate) struct Fields<'a>(BTreeMap<&'a str, &'a str>);
+
+impl<'a> Fields<'a> {
+    pub fn new(columns: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
+        Self(columns.collect())
+    }
+
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).copied().filter(|value| !value.is_empty())
+    }
+
+    pub fn number(&self, name: &str) -> Result<Option<f64>, String> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        match text.parse::<f64>() {
+            Ok(number) if number.is_finite() && number >= 0.0 => Ok(Some(number)),
+            _ => Err(format!("`{name}` is `{text}`: no number")),
+        }
+    }
+
+    pub fn count(&self, name: &str) -> Result<Option<u32>, String> {
+        match self.number(name)? {
+            None => Ok(None),
+            Some(n) if n >= 1.0 && n.fract() == 0.0 && n <= f64::from(u32::MAX) => Ok(Some(n as u32)),
+            Some(n) => Err(format!("`{name}` is `{n}`: no count")),
+        }
+    }
+
+    pub fn needed(&self, name: &str) -> Result<u32, String> {
+        self.count(name)?.ok_or_else(|| format!("`{name}` is not given"))
+    }
+}
