@@ -40,8 +40,9 @@ pub fn torch(run: &RunArgs, emulated: bool) -> Result<Torch, Failure> {
     let python = python(run);
     let torch = Torch::find(&python).map_err(|problem| {
         let value = python.display().to_string();
-        InputError::new("--python", value, format!("cannot run engine torch: {problem}"))
-            .hint(format!("install it with `{INSTALL}`, or name a Python that has it by --python or AUTODIST_PYTHON"))
+        InputError::new("--python", value, format!("cannot run engine torch: {problem}")).hint(format!(
+            "install it with `{INSTALL}`, or name a Python that has it by --python or AUTODIST_PYTHON"
+        ))
     })?;
     if !torch.version().starts_with(TESTED) {
         output::warn(&format!("PyTorch {}: this release is tested with {TESTED}x", torch.version()));
@@ -61,7 +62,12 @@ fn python(run: &RunArgs) -> PathBuf {
 
 /// # Errors
 /// The part of the strategy that the engine has no way for.
-pub fn check(engine: Engine, plan: &Plan, strategy: &ParallelStrategy, field: &str) -> Result<(), InputError> {
+pub fn check(
+    engine: Engine,
+    plan: &Plan,
+    strategy: &ParallelStrategy,
+    field: &str,
+) -> Result<(), InputError> {
     engine::check(engine, &plan.model, &plan.job, strategy).map_err(|broken| {
         InputError::new(field, strategy.label(), broken.reason)
             .hint("plan with a profile of that engine (`autodist profile --engine torch`): it proposes only what can be run")

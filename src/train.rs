@@ -11,8 +11,8 @@ use autodist_spec::plan::label;
 use autodist_spec::profile::{Environment, Sample};
 use autodist_spec::run::{FailedRun, Measured, StepRecord, ValidatedRun};
 use autodist_spec::{
-    Alternative, Cluster, DeviceKind, Engine, InputError, Job, ModelSpec, Network, Plan, RunRecord, SCHEMA_VERSION,
-    Validation,
+    Alternative, Cluster, DeviceKind, Engine, InputError, Job, ModelSpec, Network, Plan, RunRecord,
+    SCHEMA_VERSION, Validation,
 };
 use std::path::PathBuf;
 use std::sync::Arc;

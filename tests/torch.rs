@@ -17,7 +17,8 @@ use std::time::Duration;
 static PYTHON: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python");
     let python = std::env::var_os("AUTODIST_PYTHON").map_or(installed, PathBuf::from);
-    let there = Command::new(&python).args(["-c", "import autodist_torch, importlib.util as u; assert u.find_spec('torch')"]);
+    let there = Command::new(&python)
+        .args(["-c", "import autodist_torch, importlib.util as u; assert u.find_spec('torch')"]);
     let there = { there }.output().is_ok_and(|output| output.status.success());
     if !there {
         // Past the harness, which keeps to itself what tests that pass print.
@@ -37,7 +38,8 @@ fn plan(folder: &Path, fields: &Value) {
     for (key, value) in fields.as_object().unwrap() {
         plan["strategy"][key] = value.clone();
     }
-    plan["stages"] = json!([{"first_layer": 0, "end_layer": 4, "recompute": ["none", "none", "none", "none"]}]);
+    plan["stages"] =
+        json!([{"first_layer": 0, "end_layer": 4, "recompute": ["none", "none", "none", "none"]}]);
     write(folder, "plan.json", plan.to_string());
 }
 
@@ -63,7 +65,8 @@ fn a_plan_that_torch_cannot_run_is_refused_before_anything_starts() {
     ] {
         plan(folder.path(), &fields);
         for command in ["train", "validate"] {
-            let finished = line(folder.path(), &format!("{command} plan.json --engine torch --python /nowhere"));
+            let finished =
+                line(folder.path(), &format!("{command} plan.json --engine torch --python /nowhere"));
             refused(finished, 2, &[parts[0], parts[1], "`strategy`"]);
         }
     }
@@ -78,7 +81,9 @@ fn a_python_without_pytorch_is_refused_with_the_command_that_installs_it() {
     refused(finished, 2, &["/nowhere/python", "cannot be started", "pip install ./executor/torch"]);
     let script = "#!/bin/sh\necho \"ModuleNotFoundError: No module named 'autodist_torch'\" >&2\nexit 1\n";
     write(folder.path(), "python", script);
-    assert!(Command::new("chmod").args(["+x", "python"]).current_dir(folder.path()).status().unwrap().success());
+    assert!(
+        Command::new("chmod").args(["+x", "python"]).current_dir(folder.path()).status().unwrap().success()
+    );
     let finished = line(folder.path(), &format!("{train} ./python"));
     refused(finished, 2, &["No module named 'autodist_torch'", "pip install ./executor/torch"]);
     assert!(!folder.path().join("run.json").exists());
@@ -98,7 +103,11 @@ fn a_plan_of_a_torch_profile_is_one_that_torch_can_run() {
     let folder = common::folder(4);
     let profile: Value =
         serde_json::from_str(&std::fs::read_to_string(folder.path().join("profile.json")).unwrap()).unwrap();
-    write(folder.path(), "profile.json", edited(&profile, "/environment/engine", Some(json!("torch"))).to_string());
+    write(
+        folder.path(),
+        "profile.json",
+        edited(&profile, "/environment/engine", Some(json!("torch"))).to_string(),
+    );
     let found = line(folder.path(), "plan --model model.json --job job.toml --top 1000 --json").json();
     assert_eq!(found["profile"]["engine"], "torch");
     let alternatives = found["alternatives"].as_array().unwrap();
@@ -137,7 +146,8 @@ fn torch_profiles_plans_trains_and_compares() {
     assert_eq!(record["environment"]["engine"], "torch");
     let native = line(folder.path(), "train plan.json --steps 5 --json --engine native --no-realtime").json();
     assert_eq!(native["environment"].get("engine"), None);
-    for (torch, native) in record["steps"].as_array().unwrap().iter().zip(native["steps"].as_array().unwrap()) {
+    for (torch, native) in record["steps"].as_array().unwrap().iter().zip(native["steps"].as_array().unwrap())
+    {
         let (torch, native) = (torch["loss"].as_f64().unwrap(), native["loss"].as_f64().unwrap());
         assert!((torch / native - 1.0).abs() < 1e-3, "{torch} {native}");
     }
@@ -150,8 +160,9 @@ fn ranks_end_with_their_launcher_and_leave_no_record() {
         let folder = common::folder(2);
         plan(folder.path(), &json!({}));
         let args = ["train", "plan.json", "--engine", "torch", "--steps", "1000000", "--python"];
-        let mut launcher =
-            common::command(folder.path(), &[&args[..], &[python.to_str().unwrap()]].concat()).spawn().unwrap();
+        let mut launcher = common::command(folder.path(), &[&args[..], &[python.to_str().unwrap()]].concat())
+            .spawn()
+            .unwrap();
         let mut ranks = Vec::new();
         wait(Duration::from_secs(60), || {
             ranks = children(launcher.id() as i32);

@@ -48,8 +48,8 @@ pub use simulate::Simulation;
 use autodist_program::Program;
 use autodist_spec::profile::{Interference, Profile};
 use autodist_spec::{
-    Algorithm, Bytes, CodecProbe, CollectiveKind, Device, DeviceKind, Engine, Estimate, Job, MemoryBreakdown, ModelSpec,
-    Optimizer, Precision, Seconds, TimelineEvent,
+    Algorithm, Bytes, CodecProbe, CollectiveKind, Device, DeviceKind, Engine, Estimate, Job, MemoryBreakdown,
+    ModelSpec, Optimizer, Precision, Seconds, TimelineEvent,
 };
 use coding::Codings;
 use measured::{Links, OptimizerCurves, Segments};

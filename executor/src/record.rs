@@ -99,8 +99,11 @@ impl RankOutcome {
         let named = std::mem::take(&mut self.named);
         let find = |of: Timed| named.iter().find(|sample| sample.of == of);
         let Some(runner) = program.ranks.first() else { return };
-        let used = |index: usize| runner.ops.iter().any(|op| matches!(op, Op::Run { body, .. } if *body == index));
-        for (body, Body { kind, instructions }) in runner.bodies.iter().enumerate().filter(|(body, _)| used(*body)) {
+        let used =
+            |index: usize| runner.ops.iter().any(|op| matches!(op, Op::Run { body, .. } if *body == index));
+        for (body, Body { kind, instructions }) in
+            runner.bodies.iter().enumerate().filter(|(body, _)| used(*body))
+        {
             let elements = |instruction: &Instruction| match instruction {
                 Instruction::Update { elements, .. } => *elements,
                 _ => 0,

@@ -92,7 +92,8 @@ fn check(cases: &[(Task, f64)]) {
 }
 
 fn both(strategies: impl IntoIterator<Item = ParallelStrategy>) -> Vec<(Task, f64)> {
-    let of = |strategy: ParallelStrategy| [false, true].map(|llama| (task(llama, strategy.clone()), TOLERANCE));
+    let of =
+        |strategy: ParallelStrategy| [false, true].map(|llama| (task(llama, strategy.clone()), TOLERANCE));
     strategies.into_iter().flat_map(of).collect()
 }
 

@@ -9,8 +9,8 @@ use autodist_cost_model::{CostModel, InFlight, LayerCosts, Outline, Split, Unpri
 use autodist_program::{Illegal, Program, engine, rules, stages};
 use autodist_spec::model::share;
 use autodist_spec::{
-    Alternative, Bytes, Cluster, Engine, Estimate, Job, LayerKind, ModelSpec, Network, ParallelStrategy, Recompute,
-    ScheduleKind, Seconds, Stage,
+    Alternative, Bytes, Cluster, Engine, Estimate, Job, LayerKind, ModelSpec, Network, ParallelStrategy,
+    Recompute, ScheduleKind, Seconds, Stage,
 };
 use rayon::prelude::*;
 use std::collections::BTreeMap;

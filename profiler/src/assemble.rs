@@ -14,7 +14,9 @@ use crate::{Assignment, Request};
 use autodist_executor::{RankOutcome, Task};
 use autodist_program::{Instruction, Op, Program};
 use autodist_spec::profile::{CodecCost, CollectiveKind, Environment, Hardware, Sample};
-use autodist_spec::{Codec, Coded, DeviceKind, Engine, Network, Pass, Profile, Provenance, Recompute, Segment};
+use autodist_spec::{
+    Codec, Coded, DeviceKind, Engine, Network, Pass, Profile, Provenance, Recompute, Segment,
+};
 use serde_json::Value;
 use std::collections::BTreeMap;
 

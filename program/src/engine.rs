@@ -55,7 +55,9 @@ fn communication(model: &ModelSpec, s: &ParallelStrategy) -> Result<(), String> 
             "communication.placement: a rank sits on the device of its number; leave it out".to_owned()
         );
     }
-    for (field, algorithm) in [("tensor", tensor), ("gather", gather), ("reduce.algorithm", &reduce.algorithm)] {
+    for (field, algorithm) in
+        [("tensor", tensor), ("gather", gather), ("reduce.algorithm", &reduce.algorithm)]
+    {
         if *algorithm != Algorithm::Ring {
             return Err(format!(
                 "communication.{field} = {}: Gloo and NCCL choose the algorithm of a collective themselves; leave it out",

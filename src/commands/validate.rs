@@ -68,7 +68,11 @@ fn runnable(
 ) -> Result<Vec<Alternative>, Failure> {
     if !all {
         for (index, candidate) in candidates.iter().enumerate() {
-            let field = if index == 0 { "strategy".to_owned() } else { format!("alternatives[{}].strategy", index - 1) };
+            let field = if index == 0 {
+                "strategy".to_owned()
+            } else {
+                format!("alternatives[{}].strategy", index - 1)
+            };
             engine::check(engine, plan, &candidate.strategy, &field)?;
         }
         return Ok(candidates);

@@ -69,7 +69,8 @@ impl Torch {
             "timeout_s": options.timeout.as_secs_f64(),
             "assignments": assignments,
         });
-        let orders = serde_json::to_vec(&orders).map_err(|error| LaunchError::Answer { rank: 0, detail: error.to_string() })?;
+        let orders = serde_json::to_vec(&orders)
+            .map_err(|error| LaunchError::Answer { rank: 0, detail: error.to_string() })?;
         let (say, hear) = channel();
         let mut ranks = Vec::new();
         for rank in 0..world {
@@ -112,7 +113,13 @@ impl Torch {
         dead(&mut ranks).map_or(Ok(()), |(_, error)| Err(error))
     }
 
-    fn start(&self, rank: usize, world: usize, orders: &[u8], say: Sender<Word>) -> Result<Process, LaunchError> {
+    fn start(
+        &self,
+        rank: usize,
+        world: usize,
+        orders: &[u8],
+        say: Sender<Word>,
+    ) -> Result<Process, LaunchError> {
         let mut program = Command::new(&self.python);
         program
             .args(["-m", "autodist_torch"])
@@ -164,7 +171,9 @@ fn cause(hear: &Receiver<Word>, ranks: &mut [Process], first: LaunchError, rank:
     }
     let until = Instant::now() + GRACE;
     while Instant::now() < until {
-        if let Ok((rank, Some(Ok(Answer::Failed { message, consequence: false })))) = hear.recv_timeout(LOOK_AGAIN) {
+        if let Ok((rank, Some(Ok(Answer::Failed { message, consequence: false })))) =
+            hear.recv_timeout(LOOK_AGAIN)
+        {
             return LaunchError::RankFailed { rank, message };
         }
         for (rank, process) in ranks.iter_mut().enumerate() {
