@@ -133,7 +133,7 @@ pub fn validate(
     // An emulated device is always equally fast.
     let rounds = if options.network.is_some() { EMULATED_ROUNDS } else { ROUNDS }.min(steps);
     let measured = steps.div_ceil(rounds);
-    let tasks: Vec<Task> = candidates
+    let mut tasks: Vec<Task> = candidates
         .iter()
         .map(|candidate| {
             // The prediction is of the steps after a codec's warm-up.
@@ -151,6 +151,10 @@ pub fn validate(
         let mut order: Vec<usize> = (0..tasks.len()).collect();
         if round % 2 == 1 {
             order.reverse();
+        }
+        if round == 1 {
+            // It is the same in every round.
+            tasks.iter_mut().for_each(|task| task.count_memory = false);
         }
         run_round(&tasks, &order, options, &mut records, |done| {
             progress.at(

@@ -132,6 +132,7 @@ pub fn task(request: &Request, probe: &Probe) -> Task {
         steps: if request.emulated.is_some() { EMULATED_STEPS } else { STEPS },
         warmup_steps: if request.emulated.is_some() { 1 } else { WARMUP_STEPS },
         detail: true,
+        count_memory: true,
         emulated_flops_per_s: request.emulated_flops_per_s(),
         coding: Coding::default(),
     }

@@ -127,7 +127,6 @@ def _replicate(task: Task, chunk: Chunk, mesh: Mesh) -> nn.Module:
         process_group=mesh.data,
         bucket_cap_mb=mebibytes,  # type: ignore[arg-type]
         gradient_as_bucket_view=True,
-        broadcast_buffers=False,
     )
     if name == "fp16":
         wrapped.register_comm_hook(mesh.data, default_hooks.fp16_compress_hook)

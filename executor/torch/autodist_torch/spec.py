@@ -249,6 +249,8 @@ class Task:
     warmup_steps: int
     # Whether to time every segment, for a profile.
     detail: bool = False
+    # Whether to count what tensors hold, which takes a step under the profiler.
+    count_memory: bool = True
     emulated_flops_per_s: float | None = None
     coding: Any = None
 

@@ -112,7 +112,7 @@ class Run:
             before = after
             if step >= task.warmup_steps:
                 timelines.append(self._timeline.events)
-        used = self._memory(task.steps)
+        used = self._memory(task.steps) if task.count_memory else memory.StepMemory()
         return {
             "rank": world.rank,
             "realtime": world.realtime,
