@@ -63,7 +63,8 @@ impl Torch {
     ) -> Result<(), LaunchError> {
         let meeting = Meeting(std::env::temp_dir().join(format!("autodist-{}", random_token())));
         let orders = json!({
-            "realtime": options.realtime,
+            // Where a native rank asks for real-time priority.
+            "preferred": options.realtime,
             "cuda": options.devices == DeviceKind::Cuda,
             "store": &meeting.0,
             "timeout_s": options.timeout.as_secs_f64(),

@@ -52,7 +52,7 @@ def serve() -> int:
         answers.flush()
 
     try:
-        world = World.join(orders["realtime"], orders["cuda"], orders["store"], orders["timeout_s"])
+        world = World.join(orders["preferred"], orders["cuda"], orders["store"], orders["timeout_s"])
         for index, assignment in enumerate(orders["assignments"]):
             say({"done": {"assignment": index, "value": _answer(assignment, world)}})
     except (RuntimeError, ValueError, OSError) as error:

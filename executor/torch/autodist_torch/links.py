@@ -27,8 +27,7 @@ def _group(world: World, size: int, stride: int) -> dist.ProcessGroup:
             for first in range(0, world.size, span)
             for inner in range(stride)
         ]
-        with world.communicating():
-            group, _ = dist.new_subgroups_by_enumeration(lists)
+        group, _ = dist.new_subgroups_by_enumeration(lists)
         _groups[(size, stride)] = group
     return _groups[(size, stride)]
 

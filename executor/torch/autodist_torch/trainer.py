@@ -63,8 +63,7 @@ class Run:
         check(task, world.size)
         self._task, self._world = task, world
         strategy = task.strategy
-        with world.communicating():
-            self._mesh = mesh(strategy, world.device.type)
+        self._mesh = mesh(strategy, world.device.type)
         self._clock = Stopwatch() if task.detail else None
         tensor = TensorGroup(
             self._mesh.group("tensor"),
@@ -115,7 +114,7 @@ class Run:
         used = self._memory(task.steps) if task.count_memory else memory.StepMemory()
         return {
             "rank": world.rank,
-            "realtime": world.realtime,
+            "realtime": False,
             "route": f"PyTorch {torch.__version__}, {'NCCL' if world.device.type == 'cuda' else 'Gloo'}",
             "steps": steps,
             "peak_memory": self._persistent() + used.peak,
