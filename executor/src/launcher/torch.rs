@@ -66,7 +66,7 @@ impl Torch {
             // Where a native rank asks for real-time priority.
             "preferred": options.realtime,
             "cuda": options.devices == DeviceKind::Cuda,
-            "store": &meeting.0,
+            "meeting": &meeting.0,
             "timeout_s": options.timeout.as_secs_f64(),
             "assignments": assignments,
         });

@@ -10,7 +10,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
-from .lifetime import die_with_parent
+from .lifetime import die_with_parent, prefer
 
 if TYPE_CHECKING:
     from .world import World
@@ -44,6 +44,8 @@ def serve() -> int:
     die_with_parent()
     answers = _answers()
     orders = json.load(sys.stdin)
+    if orders["preferred"]:
+        prefer()
 
     from .world import World
 
@@ -52,7 +54,7 @@ def serve() -> int:
         answers.flush()
 
     try:
-        world = World.join(orders["preferred"], orders["cuda"], orders["store"], orders["timeout_s"])
+        world = World.join(orders["cuda"], orders["meeting"], orders["timeout_s"])
         for index, assignment in enumerate(orders["assignments"]):
             say({"done": {"assignment": index, "value": _answer(assignment, world)}})
     except (RuntimeError, ValueError, OSError) as error:

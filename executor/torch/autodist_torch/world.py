@@ -1,15 +1,12 @@
 """This process among the ranks of a job."""
 
 import os
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-
-# Real-time priorities are no way here: Gloo's threads spin while another of the rank holds what they need, and would keep it
-# from running.
-HIGHEST_NICENESS = -20
 
 
 @dataclass(frozen=True)
@@ -19,8 +16,8 @@ class World:
     device: torch.device
 
     @staticmethod
-    def join(preferred: bool = False, cuda: bool = False, store: str | None = None, timeout_s: float = 600.0) -> "World":
-        """As torchrun's environment says; the ranks find each other by `store`, a file, or by its address."""
+    def join(cuda: bool = False, meeting: str | None = None, timeout_s: float = 600.0) -> "World":
+        """As torchrun's environment says; the ranks find each other by the file `meeting`, or by its address."""
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         local = int(os.environ.get("LOCAL_RANK", rank))
         # One core a rank, as the native engine computes.
@@ -30,14 +27,13 @@ class World:
         else:
             cores = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, {cores[local % len(cores)]})
-            if preferred:
-                _prefer()
+        limit = timedelta(seconds=timeout_s)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            init_method="env://" if store is None else f"file://{store}",
+            store=None if meeting is None else _meet(meeting, rank, size, limit),
             rank=rank,
             world_size=size,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=limit,
         )
         dist.barrier()
         device = torch.device("cuda", local) if cuda else torch.device("cpu")
@@ -48,9 +44,18 @@ class World:
             torch.cuda.synchronize()
 
 
-def _prefer() -> None:
-    """Before other processes of this machine, where that is allowed; threads that are made later come along."""
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, HIGHEST_NICENESS)
-    except PermissionError:
-        pass
+def _meet(path: str, rank: int, size: int, limit: timedelta) -> dist.Store:
+    """The first rank takes a free port and leaves its number in the file, where the others wait for it."""
+    if rank == 0:
+        store = dist.TCPStore("127.0.0.1", 0, size, is_master=True, timeout=limit, wait_for_workers=False)
+        with open(f"{path}.new", "w", encoding="ascii") as file:
+            file.write(str(store.port))
+        os.replace(f"{path}.new", path)
+        return store
+    until = time.monotonic() + limit.total_seconds()
+    while not os.path.exists(path):
+        if time.monotonic() > until:
+            raise TimeoutError("the first rank has not come")
+        time.sleep(0.05)
+    with open(path, encoding="ascii") as file:
+        return dist.TCPStore("127.0.0.1", int(file.read()), size, is_master=False, timeout=limit)
