@@ -59,7 +59,7 @@ def test_what_it_can_run_passes() -> None:
     ],
 )
 def test_what_it_cannot_run_is_refused(changes: dict[str, Any], field: str, way_out: str) -> None:
-    with pytest.raises(Refused, match="") as refusal:
+    with pytest.raises(Refused) as refusal:
         check(task(**changes), 2)
     assert field in str(refusal.value)
     assert way_out in str(refusal.value)
