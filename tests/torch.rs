@@ -17,9 +17,9 @@ use std::time::Duration;
 static PYTHON: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/python/bin/python");
     let python = std::env::var_os("AUTODIST_PYTHON").map_or(installed, PathBuf::from);
-    let there = Command::new(&python)
-        .args(["-c", "import autodist_torch, importlib.util as u; assert u.find_spec('torch')"]);
-    let there = { there }.output().is_ok_and(|output| output.status.success());
+    let seen = "import autodist_torch, importlib.util as known; assert known.find_spec('torch')";
+    let output = Command::new(&python).args(["-c", seen]).output();
+    let there = output.is_ok_and(|output| output.status.success());
     if !there {
         // Past the harness, which keeps to itself what tests that pass print.
         let _ = writeln!(
