@@ -2,7 +2,7 @@
 
 use autodist_analytic::Trainer;
 use autodist_exporters::Target;
-use autodist_spec::{Objective, Precision, Recompute, ScheduleKind};
+use autodist_spec::{Engine, Objective, Precision, Recompute, ScheduleKind};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -242,9 +242,30 @@ pub enum AllowArg {
     Compression,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EngineArg {
+    Native,
+    Torch,
+}
+
+impl From<EngineArg> for Engine {
+    fn from(arg: EngineArg) -> Self {
+        match arg {
+            EngineArg::Native => Self::Native,
+            EngineArg::Torch => Self::Torch,
+        }
+    }
+}
+
 /// How ranks are run.
 #[derive(Debug, Args)]
 pub struct RunArgs {
+    /// What trains: autodist itself, or PyTorch; for a plan, that for which it was made if not given
+    #[arg(long, value_enum)]
+    pub engine: Option<EngineArg>,
+    /// Python with PyTorch and autodist_torch; AUTODIST_PYTHON, .venv/bin/python or python3 if not given
+    #[arg(long, value_name = "PATH")]
+    pub python: Option<PathBuf>,
     /// Do not ask for real-time priority
     #[arg(long)]
     pub no_realtime: bool,

@@ -7,6 +7,7 @@ mod agreement;
 mod cli;
 mod commands;
 mod devices;
+mod engine;
 mod external;
 mod failure;
 mod gains;

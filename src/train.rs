@@ -3,7 +3,7 @@
 use crate::cli::RunArgs;
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::{agreement, devices, external, gains};
+use crate::{agreement, devices, engine, external, gains};
 use autodist_executor::launcher::{LaunchError, LaunchOptions, launch};
 use autodist_executor::{DataSource, RankOutcome, Task, merge};
 use autodist_profiler::Assignment;
@@ -11,8 +11,8 @@ use autodist_spec::plan::label;
 use autodist_spec::profile::{Environment, Sample};
 use autodist_spec::run::{FailedRun, Measured, StepRecord, ValidatedRun};
 use autodist_spec::{
-    Alternative, Cluster, DeviceKind, InputError, Job, ModelSpec, Network, Plan, RunRecord, SCHEMA_VERSION,
-    Validation,
+    Alternative, Cluster, DeviceKind, Engine, InputError, Job, ModelSpec, Network, Plan, RunRecord,
+    SCHEMA_VERSION, Validation,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,14 +35,22 @@ pub fn stop_flag() -> Arc<AtomicBool> {
     flag.clone()
 }
 
-/// How ranks on `devices` are run, which must be there; standing for the devices and links of `emulated`.
+/// How ranks of `engine` on `devices` are run, which must be there; standing for the devices and links of `emulated`.
 pub fn options(
     run: &RunArgs,
+    engine: Engine,
     devices: DeviceKind,
     emulated: Option<&Cluster>,
 ) -> Result<LaunchOptions, Failure> {
     let timeout = timeout(run)?;
-    devices::check(devices)?;
+    let torch = match engine {
+        Engine::Native => None,
+        Engine::Torch => Some(engine::torch(run, emulated.is_some())?),
+    };
+    // PyTorch finds its GPUs itself.
+    if torch.is_none() {
+        devices::check(devices)?;
+    }
     Ok(LaunchOptions {
         runner: external::runner()?,
         rendezvous: run.rendezvous,
@@ -52,6 +60,7 @@ pub fn options(
         stop: stop_flag(),
         agents: external::agents(),
         network: emulated.and_then(Network::of),
+        torch,
     })
 }
 
@@ -86,7 +95,7 @@ pub fn run(task: &Task, options: &LaunchOptions) -> Result<RunRecord, LaunchErro
         serde_json::to_value(Assignment::Train(Box::new(task.clone()))).map_err(|e| broken(e.to_string()))?;
     let mut result = Err(broken("no answer".to_owned()));
     launch(task.world(), &[assignment], options, |_, answers| {
-        result = autodist_profiler::outcomes(answers).map_err(|e| broken(e.to_string()));
+        result = autodist_profiler::outcomes(task, answers).map_err(|e| broken(e.to_string()));
     })?;
     let outcomes = result?;
     Ok(merge(task, &outcomes, environment(&outcomes, options)))
@@ -124,7 +133,7 @@ pub fn validate(
     // An emulated device is always equally fast.
     let rounds = if options.network.is_some() { EMULATED_ROUNDS } else { ROUNDS }.min(steps);
     let measured = steps.div_ceil(rounds);
-    let tasks: Vec<Task> = candidates
+    let mut tasks: Vec<Task> = candidates
         .iter()
         .map(|candidate| {
             // The prediction is of the steps after a codec's warm-up.
@@ -142,6 +151,10 @@ pub fn validate(
         let mut order: Vec<usize> = (0..tasks.len()).collect();
         if round % 2 == 1 {
             order.reverse();
+        }
+        if round == 1 {
+            // It is the same in every round.
+            tasks.iter_mut().for_each(|task| task.count_memory = false);
         }
         run_round(&tasks, &order, options, &mut records, |done| {
             progress.at(
@@ -200,7 +213,7 @@ fn take_round(
     options: &LaunchOptions,
     record: &mut Result<Option<RunRecord>, String>,
 ) {
-    let outcomes = match autodist_profiler::outcomes(answers) {
+    let outcomes = match autodist_profiler::outcomes(task, answers) {
         Ok(outcomes) => outcomes,
         Err(error) => {
             *record = Err(error.to_string());
@@ -219,7 +232,8 @@ fn environment(outcomes: &[RankOutcome], options: &LaunchOptions) -> Environment
     let realtime = outcomes.iter().all(|o| o.realtime);
     let mut environment = autodist_profiler::environment(realtime, options.devices);
     environment.emulated = options.network.is_some();
-    options.runner.transport().clone_into(&mut environment.transport);
+    options.transport().clone_into(&mut environment.transport);
+    environment.engine = options.engine();
     // They have all come, or there would be no outcomes.
     environment.machines = external::machines().unwrap_or_default();
     environment.collectives = outcomes.first().map(|o| o.route.clone()).unwrap_or_default();

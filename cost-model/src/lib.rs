@@ -48,8 +48,8 @@ pub use simulate::Simulation;
 use autodist_program::Program;
 use autodist_spec::profile::{Interference, Profile};
 use autodist_spec::{
-    Algorithm, Bytes, CodecProbe, CollectiveKind, Device, Estimate, Job, MemoryBreakdown, ModelSpec,
-    Optimizer, Precision, Seconds, TimelineEvent,
+    Algorithm, Bytes, CodecProbe, CollectiveKind, Device, DeviceKind, Engine, Estimate, Job, MemoryBreakdown,
+    ModelSpec, Optimizer, Precision, Seconds, TimelineEvent,
 };
 use coding::Codings;
 use measured::{Links, OptimizerCurves, Segments};
@@ -75,6 +75,10 @@ pub struct CostModel {
     pub(crate) optimizer: OptimizerCurves,
     pub(crate) interference: Interference,
     pub(crate) stream_handover: Price,
+    /// Around each transfer of a sharded bucket.
+    pub(crate) sharding: Price,
+    /// Whether compute waits for each transfer of a sharded bucket: FSDP2 overlaps them by CUDA streams, and a CPU has none.
+    pub(crate) sharding_blocks: bool,
     pub(crate) synchronisation: Price,
     pub(crate) step_overhead: Price,
     pub(crate) zero_s_per_element: f64,
@@ -103,6 +107,9 @@ impl CostModel {
             optimizer: OptimizerCurves::new(&profile.optimizer),
             interference: profile.interference.clone(),
             stream_handover: Price::from(&profile.stream_handover),
+            sharding: profile.sharding.as_ref().map_or(Price::ZERO, Price::from),
+            sharding_blocks: (profile.environment.engine, profile.environment.devices)
+                == (Engine::Torch, DeviceKind::Cpu),
             // On a network, schedules are simulated with their waits.
             synchronisation: match &profile.network {
                 Some(_) => Price::ZERO,

@@ -315,6 +315,12 @@ impl<'a> Pricer<'a> {
         Price { seconds: self.costs.add_s_per_element * shard, ..Price::ZERO }
     }
 
+    /// The engine's own work for a transfer of a sharded bucket.
+    fn around_shard(&self, transfer: Transfer) -> Price {
+        let sharded = self.program.strategy.zero_stage >= 2 && transfer != Transfer::ReduceReplicas;
+        if sharded { self.costs.sharding } else { Price::ZERO }
+    }
+
     /// Sum of a tied table's gradients over the first and the last pipeline rank.
     fn tied(&self, elements: usize) -> Result<Price, Unpriced> {
         let layout = &self.program.layout;
@@ -364,10 +370,13 @@ impl<'a> Pricer<'a> {
                 }
                 Instruction::Start { transfer, bucket } => match self.transfer(rank, transfer, bucket)? {
                     Some(price) => {
-                        let copy = self.own_shard(rank, transfer, bucket);
-                        steps.work(Work { data: copy.seconds, ..Work::default() });
+                        let around = self.own_shard(rank, transfer, bucket) + self.around_shard(transfer);
+                        steps.work(Work { data: around.seconds, ..Work::default() });
                         steps.push(Step::Start((transfer, bucket), price.seconds));
-                        price + copy
+                        if self.costs.sharding_blocks && self.program.strategy.zero_stage >= 2 {
+                            steps.push(Step::Wait((transfer, bucket)));
+                        }
+                        price + around
                     }
                     None => Price::ZERO,
                 },

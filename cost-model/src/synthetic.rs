@@ -99,6 +99,7 @@ impl Machine {
                 provenance: Provenance::Assumed,
             },
             stream_handover: exactly(self.handover_s),
+            sharding: None,
             step_overhead: exactly(self.overhead_s),
             baseline_bytes: Bytes(1 << 20),
             staging_bytes: Bytes(1 << 16),

@@ -12,6 +12,7 @@ mod remote;
 mod runner;
 mod serve;
 mod tail;
+mod torch;
 mod watch;
 
 pub use agent::{Agent, AgentError};
@@ -19,13 +20,14 @@ pub use agents::{Agents, Machine};
 pub use remote::{Head, Ssh, enter_environment};
 pub use runner::{Handler, Runner};
 pub use serve::{Worker, is_rank, serve};
+pub use torch::Torch;
 
 use crate::ExecutionError;
 use crate::external::{Launcher, random_token};
 use autodist_communication::CommunicationError;
 use autodist_communication::switch::{Links, Route, Switch};
 use autodist_communication::tcp::Rendezvous;
-use autodist_spec::{DeviceKind, Network, Path};
+use autodist_spec::{DeviceKind, Engine, Network, Path};
 use orders::RankEnvironment;
 use ranks::Ranks;
 use serde_json::Value;
@@ -60,6 +62,21 @@ pub struct LaunchOptions {
     pub agents: Option<Arc<Agents>>,
     /// Links that all bytes between ranks are made to cross, where devices are emulated.
     pub network: Option<Network>,
+    /// Trains in the place of this program's executor.
+    pub torch: Option<Torch>,
+}
+
+impl LaunchOptions {
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        if self.torch.is_some() { Engine::Torch } else { Engine::Native }
+    }
+
+    /// What carries what ranks say to each other, as records call it.
+    #[must_use]
+    pub fn transport(&self) -> &str {
+        if self.torch.is_some() { "" } else { self.runner.transport() }
+    }
 }
 
 /// Why a job ended early.
@@ -118,6 +135,9 @@ pub fn launch(
     options: &LaunchOptions,
     mut done: impl FnMut(usize, Vec<Value>),
 ) -> Result<(), LaunchError> {
+    if let Some(torch) = &options.torch {
+        return torch.launch(world, assignments, options, done);
+    }
     let token = random_token();
     let (bind, advertised) = match &options.agents {
         None => (options.rendezvous, None),

@@ -37,7 +37,7 @@ pub use devices::Devices;
 pub use external::External;
 pub use guard::Guard;
 pub use rank::train;
-pub use record::{InstructionSample, RankOutcome, StepOutcome, merge};
+pub use record::{InstructionSample, NamedSample, RankOutcome, StepOutcome, Timed, merge};
 pub use reference::Reference;
 pub use task::{Coding, Task};
 

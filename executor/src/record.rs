@@ -3,12 +3,13 @@
 use crate::guard;
 use crate::task::Task;
 use autodist_compute::Backend;
-use autodist_program::Instruction;
+use autodist_program::{Body, BodyKind, Instruction, Op, Program};
 use autodist_spec::plan::label;
-use autodist_spec::profile::{Environment, Sample};
+use autodist_spec::profile::{CollectiveKind, Environment, Pass, Sample, Segment};
 use autodist_spec::run::{BucketCompression, RankRecord, StepRecord};
 use autodist_spec::{Bytes, OperationKind, RunRecord, SCHEMA_VERSION, Seconds, Stream, TimelineEvent};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// One step as one rank saw it.
@@ -37,6 +38,37 @@ pub struct InstructionSample {
     pub peak: u64,
 }
 
+/// What an engine has timed that knows no Program, for which an instruction is to be found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Timed {
+    Segment {
+        layer: usize,
+        segment: Segment,
+        pass: Pass,
+    },
+    /// The tensor-parallel collective of this kind whose turn it is in the forward or the backward.
+    Collective {
+        backward: bool,
+        kind: CollectiveKind,
+        turn: usize,
+    },
+    /// Norm and clipping of the gradient.
+    Norm,
+    /// Of all that this rank updates.
+    Update,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NamedSample {
+    pub of: Timed,
+    pub seconds: Vec<f64>,
+    #[serde(default)]
+    pub growth: i64,
+    #[serde(default)]
+    pub peak: u64,
+}
+
 /// All that one rank measured.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct RankOutcome {
@@ -56,6 +88,53 @@ pub struct RankOutcome {
     pub timelines: Vec<Vec<TimelineEvent>>,
     /// Empty unless the task asks for detail.
     pub instructions: Vec<InstructionSample>,
+    /// The same from an engine that knows no Program.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub named: Vec<NamedSample>,
+}
+
+impl RankOutcome {
+    /// Finds the instructions of what was timed by name, in a program of one pipeline rank and one micro-batch.
+    pub fn resolve(&mut self, program: &Program) {
+        let named = std::mem::take(&mut self.named);
+        let find = |of: Timed| named.iter().find(|sample| sample.of == of);
+        let Some(runner) = program.ranks.first() else { return };
+        let used =
+            |index: usize| runner.ops.iter().any(|op| matches!(op, Op::Run { body, .. } if *body == index));
+        for (body, Body { kind, instructions }) in
+            runner.bodies.iter().enumerate().filter(|(body, _)| used(*body))
+        {
+            let elements = |instruction: &Instruction| match instruction {
+                Instruction::Update { elements, .. } => *elements,
+                _ => 0,
+            };
+            let updated: usize = instructions.iter().map(elements).sum();
+            let mut turns = BTreeMap::new();
+            for (index, instruction) in instructions.iter().enumerate() {
+                let (of, share) = match *instruction {
+                    Instruction::Segment { layer, segment, pass, .. } => {
+                        (Timed::Segment { layer, segment, pass }, 1.0)
+                    }
+                    Instruction::Tensor { collective, .. } => {
+                        let turn = turns.entry(collective.kind()).or_insert(0);
+                        let backward = matches!(kind, BodyKind::Backward { .. });
+                        let of = Timed::Collective { backward, kind: collective.kind(), turn: *turn };
+                        *turn += 1;
+                        (of, 1.0)
+                    }
+                    Instruction::GradientNorm { .. } => (Timed::Norm, 1.0),
+                    // All buckets are updated at once; each has its part of the time.
+                    Instruction::Update { elements, .. } => (Timed::Update, elements as f64 / updated as f64),
+                    _ => continue,
+                };
+                if let Some(sample) = find(of) {
+                    let seconds = sample.seconds.iter().map(|s| s * share).collect();
+                    let NamedSample { growth, peak, .. } = *sample;
+                    self.instructions.push(InstructionSample { body, index, seconds, growth, peak });
+                }
+            }
+        }
+    }
 }
 
 /// Timings of the step that is being run. Its memory is taken before the training begins, so that recording does not

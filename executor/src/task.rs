@@ -34,6 +34,9 @@ pub struct Task {
     pub warmup_steps: u32,
     /// Whether to keep the time and memory of every single instruction, for a profile.
     pub detail: bool,
+    /// Whether an engine to which it does not come for free counts its memory.
+    #[serde(default)]
+    pub count_memory: bool,
     /// Floating-point operations per second of the device that each rank stands for: arithmetic waits until that
     /// device would be done. Absent where the rank's own device is meant.
     #[serde(default)]
@@ -53,6 +56,7 @@ impl Task {
             steps,
             warmup_steps,
             detail: false,
+            count_memory: true,
             emulated_flops_per_s: plan.emulated_flops_per_s(),
             coding: Coding::default(),
         }

@@ -64,6 +64,7 @@ fn train(codec: Codec, setting: Setting, coding: Coding) -> RunRecord {
         steps,
         warmup_steps: 0,
         detail: false,
+        count_memory: false,
         emulated_flops_per_s: None,
         coding,
     };

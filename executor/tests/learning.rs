@@ -25,6 +25,7 @@ fn final_loss(strategy: ParallelStrategy, optimizer: Optimizer, peak: f64) -> f6
         steps: 200,
         warmup_steps: 0,
         detail: false,
+        count_memory: false,
         emulated_flops_per_s: None,
         coding: Coding::default(),
     };

@@ -25,6 +25,7 @@ fn train(strategy: ParallelStrategy) -> RunRecord {
         steps: STEPS,
         warmup_steps: 0,
         detail: false,
+        count_memory: false,
         emulated_flops_per_s: None,
         coding: Coding::default(),
     };

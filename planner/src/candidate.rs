@@ -6,11 +6,11 @@ use crate::space::Candidate;
 use crate::usable;
 use crate::ways::Ways;
 use autodist_cost_model::{CostModel, InFlight, LayerCosts, Outline, Split, Unpriced, in_flight};
-use autodist_program::{Illegal, Program, rules, stages};
+use autodist_program::{Illegal, Program, engine, rules, stages};
 use autodist_spec::model::share;
 use autodist_spec::{
-    Alternative, Bytes, Cluster, Estimate, Job, LayerKind, ModelSpec, Network, ParallelStrategy, Recompute,
-    ScheduleKind, Seconds, Stage,
+    Alternative, Bytes, Cluster, Engine, Estimate, Job, LayerKind, ModelSpec, Network, ParallelStrategy,
+    Recompute, ScheduleKind, Seconds, Stage,
 };
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -74,6 +74,8 @@ pub(crate) struct Evaluator<'a> {
     pub cluster: &'a Cluster,
     pub job: &'a Job,
     pub costs: &'a CostModel,
+    /// Whose training the prices are of: no other could run the plan so.
+    pub engine: Engine,
     pub usable: Bytes,
     pub ways: Ways,
 }
@@ -102,14 +104,17 @@ impl<'a> Evaluator<'a> {
         cluster: &'a Cluster,
         job: &'a Job,
         costs: &'a CostModel,
+        engine: Engine,
         network: Option<&Network>,
     ) -> Self {
-        Self { model, cluster, job, costs, usable: usable(cluster, job), ways: Ways::new(network, job) }
+        let (usable, ways) = (usable(cluster, job), Ways::new(network, job));
+        Self { model, cluster, job, costs, engine, usable, ways }
     }
 
     /// The rules that need no stages.
     pub fn legal(&self, candidate: &Candidate) -> Result<(), Illegal> {
-        rules::check_strategy(self.model, self.job, self.cluster.device_count(), &candidate.strategy)
+        rules::check_strategy(self.model, self.job, self.cluster.device_count(), &candidate.strategy)?;
+        engine::check(self.engine, self.model, self.job, &candidate.strategy)
     }
 
     /// Bounds of all the candidates, which are legal; in their order. What they share is worked out once.
@@ -268,6 +273,7 @@ impl<'a> Evaluator<'a> {
     }
 
     fn compile(&self, strategy: &ParallelStrategy, stages: &[Stage]) -> Result<Program, Illegal> {
+        engine::check(self.engine, self.model, self.job, strategy)?;
         Program::compile(self.model, self.job, self.cluster.device_count(), strategy, stages)
     }
 

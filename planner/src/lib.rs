@@ -34,7 +34,7 @@ pub use reason::{Comparison, Limit};
 pub use refusal::{Infeasible, Miss, PlanError};
 
 use autodist_cost_model::{CostModel, Unpriced};
-use autodist_program::Program;
+use autodist_program::{Program, engine};
 use autodist_spec::{
     Alternative, Bytes, Check, Cluster, CodecProbe, Estimate, Job, ModelSpec, ParallelStrategy, Plan,
     Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Stage, StopReason, fingerprint,
@@ -125,6 +125,7 @@ impl<'a> Planner<'a> {
             None => evaluator.stages(strategy)?,
         };
         let program = Program::compile(self.model, self.job, self.cluster.device_count(), strategy, &stages)?;
+        engine::check(evaluator.engine, self.model, self.job, strategy)?;
         let priced = self.costs.price(&program)?;
         if let Some(miss) = Miss::of(&program, &priced.memory(), &evaluator) {
             return Err(PlanError::OutOfMemory(Box::new(miss)));
@@ -172,7 +173,8 @@ impl<'a> Planner<'a> {
                 hint: "plan for the nodes of one kind".to_owned(),
             });
         }
-        Ok(Evaluator::new(self.model, self.cluster, self.job, &self.costs, self.profile.network.as_ref()))
+        let (engine, network) = (self.profile.environment.engine, self.profile.network.as_ref());
+        Ok(Evaluator::new(self.model, self.cluster, self.job, &self.costs, engine, network))
     }
 
     fn document(
@@ -202,6 +204,7 @@ impl<'a> Planner<'a> {
                 path: String::new(),
                 reference_s: self.profile.reference_s,
                 devices: self.profile.environment.devices,
+                engine: self.profile.environment.engine,
                 emulated: self.profile.environment.emulated,
             },
         }

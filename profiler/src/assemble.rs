@@ -12,9 +12,11 @@ use crate::patterns::{self, PatternSeconds};
 use crate::probes::Probe;
 use crate::{Assignment, Request};
 use autodist_executor::{RankOutcome, Task};
-use autodist_program::Instruction;
+use autodist_program::{Instruction, Op, Program};
 use autodist_spec::profile::{CodecCost, CollectiveKind, Environment, Hardware, Sample};
-use autodist_spec::{Codec, Coded, DeviceKind, Network, Pass, Profile, Provenance, Recompute, Segment};
+use autodist_spec::{
+    Codec, Coded, DeviceKind, Engine, Network, Pass, Profile, Provenance, Recompute, Segment,
+};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -48,6 +50,8 @@ pub struct Assembly<'a> {
     /// Collectives inside a step, step by step: kind, group and bytes, with the ranks' mean time.
     in_step: Vec<Vec<(CollectiveKind, usize, usize, f64)>>,
     overhead: Vec<f64>,
+    /// The same where parameters are sharded: of each step, with the transfers in it.
+    sharded_overhead: Vec<(f64, usize)>,
     baseline: u64,
     staging: u64,
     overlap: Option<OverlapAnswer>,
@@ -76,6 +80,16 @@ fn recompute_key(segment: Segment, recompute: Recompute) -> Recompute {
     }
 }
 
+/// Transfers of buckets in a step.
+fn transfers(program: &Program) -> usize {
+    let rank = &program.ranks[0];
+    let of_body = |body: usize| {
+        let starts = |instruction: &&Instruction| matches!(instruction, Instruction::Start { .. });
+        rank.bodies[body].instructions.iter().filter(starts).count()
+    };
+    rank.ops.iter().map(|op| if let Op::Run { body, .. } = op { of_body(*body) } else { 0 }).sum()
+}
+
 impl<'a> Assembly<'a> {
     pub fn new(request: &'a Request, earlier: Option<Profile>, environment: Environment) -> Self {
         Self {
@@ -91,6 +105,7 @@ impl<'a> Assembly<'a> {
             handover: Vec::new(),
             in_step: Vec::new(),
             overhead: Vec::new(),
+            sharded_overhead: Vec::new(),
             baseline: 0,
             staging: 0,
             overlap: None,
@@ -205,7 +220,7 @@ impl<'a> Assembly<'a> {
     pub fn take(&mut self, assignment: &Assignment, answers: Vec<Value>) -> Result<(), serde_json::Error> {
         match assignment {
             Assignment::Train(task) => {
-                let outcomes = crate::outcomes(answers)?;
+                let outcomes = crate::outcomes(task, answers)?;
                 self.probe(task, &outcomes);
             }
             Assignment::Links(_) => {
@@ -292,8 +307,12 @@ impl<'a> Assembly<'a> {
             self.environment.collectives.clone_from(&outcome.route);
             self.baseline = self.baseline.max(outcome.baseline_memory);
             let measured = &outcome.steps[task.warmup_steps as usize..];
-            if !self.apart {
-                self.overhead.extend(measured.iter().map(|s| s.seconds - s.in_operations));
+            let beyond = measured.iter().map(|s| s.seconds - s.in_operations);
+            if self.environment.engine == Engine::Torch && s.shard > 1 {
+                let transfers = transfers(&program);
+                self.sharded_overhead.extend(beyond.map(|seconds| (seconds, transfers)));
+            } else if !self.apart {
+                self.overhead.extend(beyond);
             }
             for sample in outcome.instructions.iter().filter(|s| !s.seconds.is_empty()) {
                 match bodies[sample.body].instructions[sample.index] {

@@ -7,7 +7,7 @@ use autodist_communication::{Communicator, Reduction};
 use autodist_executor::launcher::Worker;
 use autodist_executor::{Device, ExecutionError, host};
 use autodist_program::{buckets, rules, stages};
-use autodist_spec::{Bytes, Codec, Coded, ParallelStrategy};
+use autodist_spec::{Bytes, Codec, Coded, Engine, ParallelStrategy};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::time::Instant;
@@ -39,8 +39,12 @@ pub struct CodingTimings {
 const REPETITIONS: usize = 5;
 
 impl CodingTask {
-    /// `None` where the job allows gradients as they are alone.
+    /// `None` where the job allows gradients as they are alone, or the engine has no codecs of its own.
     pub fn of(request: &Request) -> Option<Self> {
+        // PyTorch's hooks code and exchange in one: there is nothing to time apart.
+        if request.engine == Engine::Torch {
+            return None;
+        }
         let allow = &request.job.allow;
         let sharded = allow.zero_stage.iter().any(|stage| *stage > 0);
         let working = !request.job.precision.is_mixed();

@@ -25,7 +25,7 @@ use autodist_executor::cuda::{self, Survey};
 use autodist_executor::launcher::{LaunchError, LaunchOptions, Worker, launch};
 use autodist_executor::{Device, ExecutionError, RankOutcome, Task, devices, host, train};
 use autodist_spec::profile::{DeviceKind, Environment};
-use autodist_spec::{Cluster, Job, Machine, ModelSpec, Network, Precision, Profile};
+use autodist_spec::{Cluster, Engine, Job, Machine, ModelSpec, Network, Precision, Profile};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::time::Instant;
@@ -113,6 +113,8 @@ pub struct Request {
     pub interval: f64,
     /// The cluster that the ranks stand for, where they are not themselves what is meant.
     pub emulated: Option<Cluster>,
+    /// Whose training is measured.
+    pub engine: Engine,
     /// The machines that a launcher has spread the ranks over; none where there is one alone. Rank r is device r.
     pub machines: Vec<Machine>,
 }
@@ -178,7 +180,8 @@ pub fn profile(
     let began = Instant::now();
     let environment = Environment {
         emulated: request.emulated.is_some(),
-        transport: options.runner.transport().to_owned(),
+        transport: options.transport().to_owned(),
+        engine: options.engine(),
         machines: request.machines.clone(),
         ..environment(options.realtime, options.devices)
     };
@@ -251,6 +254,7 @@ pub fn environment(realtime: bool, devices: DeviceKind) -> Environment {
         realtime,
         started_unix_s: now.as_secs(),
         autodist_version: env!("CARGO_PKG_VERSION").to_owned(),
+        engine: Engine::Native,
         emulated: false,
         devices,
         accelerators: gpus.accelerators,
@@ -284,7 +288,10 @@ pub fn matches(profile: &Profile, request: &Request, options: &LaunchOptions) ->
     if profile.environment.devices != devices {
         return differs("devices", &profile.environment.devices.name(), &devices.name());
     }
-    let (theirs, ours) = (profile.environment.transport.as_str(), options.runner.transport());
+    if profile.environment.engine != options.engine() {
+        return differs("engine", &profile.environment.engine.name(), &options.engine().name());
+    }
+    let (theirs, ours) = (profile.environment.transport.as_str(), options.transport());
     if theirs != ours {
         let name = |transport: &str| if transport.is_empty() { "TCP" } else { transport }.to_owned();
         return differs("transport", &name(theirs), &name(ours));
@@ -335,8 +342,14 @@ fn places(machines: &[Machine]) -> String {
 ///
 /// # Errors
 /// An answer that is no outcome.
-pub fn outcomes(answers: Vec<Value>) -> Result<Vec<RankOutcome>, serde_json::Error> {
-    answers.into_iter().map(serde_json::from_value).collect()
+pub fn outcomes(task: &Task, answers: Vec<Value>) -> Result<Vec<RankOutcome>, serde_json::Error> {
+    let mut outcomes: Vec<RankOutcome> =
+        answers.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
+    // The task ran, so it compiles.
+    if let Ok(program) = task.program() {
+        outcomes.iter_mut().filter(|o| !o.named.is_empty()).for_each(|o| o.resolve(&program));
+    }
+    Ok(outcomes)
 }
 
 /// Whether a finished profile has every cell that `request` would measure.

@@ -136,6 +136,7 @@ mod tests {
             budget_s: 1.0,
             interval: 0.1,
             emulated: None,
+            engine: autodist_spec::Engine::Native,
             machines: vec![machine("one", &[0, 2], 8 << 30), machine("two", &[1], 2 << 30)],
         };
         let mut network = request.structure().unwrap();

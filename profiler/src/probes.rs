@@ -4,7 +4,7 @@ use crate::assemble::Assembly;
 use crate::{Assignment, CodingTask, HardwareTask, LinkTask, NetworkTask, OverlapTask, PatternTask, Request};
 use autodist_executor::{Coding, DataSource, Task};
 use autodist_program::{rules, stages};
-use autodist_spec::{Bytes, Codec, Job, LayerKind, ParallelStrategy, Recompute, TensorSplit};
+use autodist_spec::{Bytes, Codec, Engine, Job, LayerKind, ParallelStrategy, Recompute, TensorSplit};
 
 /// At most this many rounds, however noisy the machine: more would not help.
 const MOST_ROUNDS: usize = 20;
@@ -109,7 +109,12 @@ pub fn task(request: &Request, probe: &Probe) -> Task {
         tensor: probe.tensor,
         sequence_parallel: probe.sequence_parallel,
         recompute: probe.recompute,
-        zero_stage: u8::from(probe.shard > 1),
+        zero_stage: match (probe.shard, request.engine) {
+            (1, _) => 0,
+            (_, Engine::Native) => 1,
+            // The least that FSDP2 shards.
+            (_, Engine::Torch) => 2,
+        },
         shard: probe.shard,
         // One bucket: its reduction begins when the backward is over and disturbs no layer.
         bucket_bytes: Bytes(1 << 40),
@@ -127,6 +132,7 @@ pub fn task(request: &Request, probe: &Probe) -> Task {
         steps: if request.emulated.is_some() { EMULATED_STEPS } else { STEPS },
         warmup_steps: if request.emulated.is_some() { 1 } else { WARMUP_STEPS },
         detail: true,
+        count_memory: true,
         emulated_flops_per_s: request.emulated_flops_per_s(),
         coding: Coding::default(),
     }

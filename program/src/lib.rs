@@ -17,6 +17,7 @@
 
 mod bucket;
 mod compile;
+pub mod engine;
 mod layout;
 pub mod rules;
 pub mod schedule;

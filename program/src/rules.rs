@@ -36,6 +36,7 @@ pub enum Rule {
     Positions,
     Recompute,
     Communication,
+    Engine,
 }
 
 impl Rule {
@@ -52,6 +53,7 @@ impl Rule {
             Self::Positions => "sequence fits the model",
             Self::Recompute => "recomputation is for blocks",
             Self::Communication => "communication fits its groups",
+            Self::Engine => "what the engine has a way for",
         }
     }
 }

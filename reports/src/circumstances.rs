@@ -3,7 +3,7 @@
 
 use crate::words::plural;
 use autodist_spec::profile::{Accelerator, AcceleratorPath};
-use autodist_spec::{DeviceKind, Environment, RunRecord};
+use autodist_spec::{DeviceKind, Engine, Environment, RunRecord};
 use std::collections::BTreeMap;
 
 pub(crate) fn device_kind(emulated: bool) -> &'static str {
@@ -40,9 +40,15 @@ pub(crate) fn devices(run: &RunRecord) -> String {
     if environment.emulated { format!("{kind} on {names}") } else { names }
 }
 
+/// What trained, where it was not this program.
+pub(crate) fn engine(environment: &Environment) -> Option<&str> {
+    (environment.engine != Engine::Native).then_some(environment.collectives.as_str())
+}
+
 /// What carried collectives from GPU to GPU, and all else where it was not TCP.
 pub(crate) fn between(environment: &Environment) -> Option<String> {
-    let known = on_gpus(environment) && !environment.collectives.is_empty();
+    let native = environment.engine == Engine::Native;
+    let known = on_gpus(environment) && native && !environment.collectives.is_empty();
     let collectives = known.then(|| format!("collectives through {}", environment.collectives));
     let transport = &environment.transport;
     let transport = (!transport.is_empty()).then(|| format!("what ranks say through {transport}"));

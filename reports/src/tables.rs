@@ -440,6 +440,9 @@ pub(crate) fn other_costs(profile: &Profile) -> Table {
     }
     sample("hand-over to the communication stream and back".to_owned(), &profile.stream_handover);
     sample("step overhead: data, bookkeeping, barrier".to_owned(), &profile.step_overhead);
+    if let Some(sharding) = &profile.sharding {
+        sample("the engine's work around a transfer of a shard".to_owned(), sharding);
+    }
     let slow = &profile.interference;
     let measured = Provenance::Measured.to_string();
     for (what, value, spread, provenance) in [
@@ -546,6 +549,9 @@ pub(crate) fn environment(profile: &Profile) -> Table {
         None => {}
     }
     row("devices", device_kind(environment.emulated));
+    if let Some(engine) = circumstances::engine(environment) {
+        row("engine", engine);
+    }
     for (what, value) in circumstances::gpus(environment) {
         row(&what, &value);
     }

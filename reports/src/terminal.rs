@@ -152,6 +152,9 @@ pub fn profile_summary(profile: &Profile) -> String {
             ),
         );
     }
+    if let Some(engine) = circumstances::engine(environment) {
+        text += &labelled("engine", engine);
+    }
     for (what, value) in circumstances::gpus(environment) {
         text += &labelled(&what, &value);
     }
@@ -254,6 +257,9 @@ pub fn run_summary(run: &RunRecord) -> String {
             priority(&run.environment)
         ),
     );
+    if let Some(engine) = circumstances::engine(&run.environment) {
+        text += &labelled("engine", engine);
+    }
     if let Some(between) = circumstances::between(&run.environment) {
         text += &labelled("between", &between);
     }

@@ -37,7 +37,7 @@ pub use plan::{
     Stage, StageEstimate, StopReason,
 };
 pub use profile::{
-    CollectiveKind, DeviceKind, Environment, Machine, Pass, Profile, Sample, Segment, SegmentCost,
+    CollectiveKind, DeviceKind, Engine, Environment, Machine, Pass, Profile, Sample, Segment, SegmentCost,
 };
 pub use run::{CodecProbe, OperationKind, RunRecord, Stream, TimelineEvent, ValidatedRun, Validation};
 pub use units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Provenance, Seconds};

@@ -7,7 +7,7 @@ use crate::job::{Job, Objective};
 use crate::model::ModelSpec;
 use crate::network::Pattern;
 use crate::parse::Check;
-use crate::profile::DeviceKind;
+use crate::profile::{DeviceKind, Engine};
 use crate::units::{Bytes, Provenance, Seconds};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -499,6 +499,9 @@ pub struct ProfileReference {
     /// What the profile was measured on, and so what the plan is for.
     #[serde(default)]
     pub devices: DeviceKind,
+    /// What trained while it was measured, and so what the plan is for.
+    #[serde(default, skip_serializing_if = "Engine::is_native")]
+    pub engine: Engine,
     /// Whether the devices and links were emulated: the plan is validated on the same emulation.
     #[serde(default)]
     pub emulated: bool,

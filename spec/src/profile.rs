@@ -216,6 +216,31 @@ impl DeviceKind {
     }
 }
 
+/// What trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// This program's own executor.
+    #[default]
+    Native,
+    /// PyTorch: DistributedDataParallel, FSDP2 and pipelining over Gloo or NCCL.
+    Torch,
+}
+
+impl Engine {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Torch => "torch",
+        }
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub(crate) fn is_native(&self) -> bool {
+        *self == Self::Native
+    }
+}
+
 /// A GPU as it was while it was measured.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -318,6 +343,9 @@ pub struct Environment {
     /// Seconds since 1970 when the measurement began.
     pub started_unix_s: u64,
     pub autodist_version: String,
+    /// Whose training was measured.
+    #[serde(skip_serializing_if = "Engine::is_native")]
+    pub engine: Engine,
     /// A device emulated by padding and pacing is no measurement of that device.
     pub emulated: bool,
     /// What the ranks computed on.
@@ -378,6 +406,10 @@ pub struct Profile {
     pub add_s_per_element: f64,
     /// Hand-over of a collective to the communication stream and back.
     pub stream_handover: Sample,
+    /// What an engine does around each gather and each scatter of a sharded bucket: the host's work, and copies. Absent
+    /// where it is part of other times.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sharding: Option<Sample>,
     /// Part of a step that belongs to no operation: data, bookkeeping, barrier.
     pub step_overhead: Sample,
     /// Heap of a rank that has joined the job but holds no model.
@@ -464,6 +496,7 @@ impl Check for Profile {
         not_negative("add_s_per_element", self.add_s_per_element)?;
         self.synchronisation.check("synchronisation")?;
         self.stream_handover.check("stream_handover")?;
+        self.sharding.as_ref().map_or(Ok(()), |sample| sample.check("sharding"))?;
         self.step_overhead.check("step_overhead")?;
         not_negative("repeatability", self.repeatability)
     }

@@ -3,7 +3,7 @@
 use super::{check_prices, prices};
 use crate::cli::PlanArgs;
 use crate::failure::Failure;
-use crate::{devices, input, output};
+use crate::{devices, engine, input, output};
 use autodist_planner::{Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
@@ -17,6 +17,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let mut job = input::job(&args.job, None, Some(prices.profile.seq_len), Some(prices.profile.precision))?;
     input::narrow(&mut job, &args.strategy, prices.cluster.device_count())?;
     devices::leave_out(prices.profile.environment.devices, &mut job);
+    engine::leave_out(prices.profile.environment.engine, &mut job);
     check_prices(&prices, &model, &job)?;
     in_range("--top", args.top as u64, 1, 100_000)?;
     in_range("--threads", args.threads as u64, 0, 1024)?;

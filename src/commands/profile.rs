@@ -4,11 +4,11 @@ use crate::cli::{ProfileArgs, RanksArgs};
 use crate::devices::{self, Devices};
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::{external, input, output, train};
+use crate::{engine, external, input, output, train};
 use autodist_executor::launcher::LaunchOptions;
 use autodist_profiler::Request;
 use autodist_reports::terminal;
-use autodist_spec::{Cluster, DeviceKind, InputError, Job, ModelSpec, Profile, to_json};
+use autodist_spec::{Cluster, DeviceKind, Engine, InputError, Job, ModelSpec, Profile, to_json};
 use std::path::Path;
 
 pub const DEFAULT_BATCH: u32 = 8;
@@ -19,8 +19,9 @@ pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
     let seq_len = DEFAULT_SEQ_LEN.min(model.max_seq_len);
     let job = input::job(&args.job, Some(DEFAULT_BATCH), Some(seq_len), None)?;
     let devices = devices::choose(args.ranks.kind())?;
-    let request = request(model, job, &args.ranks, &devices, args.budget, args.interval)?;
-    let options = train::options(&args.run, devices.kind, request.emulated.as_ref())?;
+    let engine = engine::asked_for(&args.run);
+    let request = request(model, job, &args.ranks, &devices, engine, args.budget, args.interval)?;
+    let options = train::options(&args.run, engine, devices.kind, request.emulated.as_ref())?;
     output::check_writable(&args.output)?;
     let profile = obtain(&request, &options, &args.output, args.fresh)?;
     output::print(&if args.json { to_json(&profile) } else { terminal::profile_summary(&profile) })?;
@@ -33,6 +34,7 @@ pub fn request(
     mut job: Job,
     ranks: &RanksArgs,
     devices: &Devices,
+    engine: Engine,
     budget: f64,
     interval: f64,
 ) -> Result<Request, Failure> {
@@ -78,7 +80,9 @@ pub fn request(
         return Err(InputError::new("--ranks", share.ranks, problem).hint(hint).into());
     }
     devices::check_precision(devices.kind, job.precision)?;
+    engine::check_devices(engine, devices.kind)?;
     devices::leave_out(devices.kind, &mut job);
+    engine::leave_out(engine, &mut job);
     for (flag, value) in [("--budget", budget), ("--interval", interval)] {
         autodist_spec::error::positive(flag, value)?;
     }
@@ -91,7 +95,7 @@ pub fn request(
     train::data(None, &model, &job)?;
     let shared = share.ranks > share.devices;
     let machines = external::machines()?;
-    Ok(Request { model, job, ranks, shared, budget_s: budget, interval, emulated, machines })
+    Ok(Request { model, job, ranks, shared, budget_s: budget, interval, emulated, engine, machines })
 }
 
 /// The profile of `request`: the one in `path` if it is of this model on this machine, gone on with if it is

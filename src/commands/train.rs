@@ -2,7 +2,7 @@
 
 use crate::cli::TrainArgs;
 use crate::failure::Failure;
-use crate::{external, input, output, train};
+use crate::{engine, external, input, output, train};
 use autodist_executor::{DataSource, SyntheticLanguage, Task};
 use autodist_reports::terminal;
 use autodist_spec::{InputError, to_json};
@@ -16,7 +16,9 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     }
     input::check_data_file(args.data.as_ref())?;
     let data = train::data(args.data.as_ref(), &plan.model, &plan.job)?;
-    let options = train::options(&args.run, plan.profile.devices, plan.emulated())?;
+    let engine = engine::of_plan(&args.run, &plan);
+    engine::check(engine, &plan, &plan.strategy, "strategy")?;
+    let options = train::options(&args.run, engine, plan.profile.devices, plan.emulated())?;
     output::check_writable(&args.output)?;
     external::compare_machines(&plan)?;
     let codec_warmup = plan.strategy.communication.warmup_steps();

@@ -3,7 +3,7 @@
 use super::{plan as plan_command, profile as profile_command, report, validate};
 use crate::cli::{SelectionArgs, TuneArgs};
 use crate::failure::Failure;
-use crate::{devices, input, output, train};
+use crate::{devices, engine, input, output, train};
 use autodist_planner::{Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
@@ -26,14 +26,16 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     let seq_len = profile_command::DEFAULT_SEQ_LEN.min(model.max_seq_len);
     let job = input::job(&args.job, Some(profile_command::DEFAULT_BATCH), Some(seq_len), None)?;
     let devices = devices::choose(args.ranks.kind())?;
-    let mut request = profile_command::request(model, job, &args.ranks, &devices, args.budget, INTERVAL)?;
+    let engine = engine::asked_for(&args.run);
+    let mut request =
+        profile_command::request(model, job, &args.ranks, &devices, engine, args.budget, INTERVAL)?;
     input::narrow(&mut request.job, &args.strategy, request.ranks)?;
     // Hours of profiling come first: everything that can be wrong is looked at before them.
     in_range("--top", args.top as u64, 1, 100_000)?;
     in_range("--steps", u64::from(args.steps), 2, u64::from(u32::MAX))?;
     input::check_data_file(args.data.as_ref())?;
     train::data(args.data.as_ref(), &request.model, &request.job)?;
-    let options = train::options(&args.run, devices.kind, request.emulated.as_ref())?;
+    let options = train::options(&args.run, engine, devices.kind, request.emulated.as_ref())?;
     let folder = &args.output;
     output::check_writable(&folder.join("plan.json"))?;
     let profile = profile_command::obtain(&request, &options, &folder.join("profile.json"), false)?;

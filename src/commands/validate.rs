@@ -3,19 +3,28 @@
 use super::profile_of;
 use crate::cli::{SelectionArgs, ValidateArgs};
 use crate::failure::Failure;
-use crate::{external, input, output, probe, train};
+use crate::{engine, external, input, output, probe, train};
 use autodist_executor::launcher::LaunchOptions;
 use autodist_planner::Planner;
 use autodist_reports::{csv_validation, terminal};
 use autodist_spec::error::in_range;
-use autodist_spec::{Alternative, Plan, Profile, RunRecord, Validation, to_json};
+use autodist_spec::{Alternative, Engine, Plan, Profile, RunRecord, Validation, to_json};
 use std::path::Path;
 
 pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
     let plan = input::plan(&args.plan)?;
     in_range("--top", args.selection.top as u64, 1, 100_000)?;
+    let engine = engine::of_plan(&args.run, &plan);
     let candidates = candidates(&plan, &args.plan, &args.selection, args.profile.as_ref())?;
-    let options = train::options(&args.run, plan.profile.devices, plan.emulated())?;
+    let candidates = runnable(engine, &plan, candidates, args.selection.all)?;
+    let options = train::options(&args.run, engine, plan.profile.devices, plan.emulated())?;
+    if engine != plan.profile.engine {
+        output::warn(&format!(
+            "the plan's predictions are of engine {}, but engine {} trains: errors say how the two differ",
+            plan.profile.engine.name(),
+            engine.name()
+        ));
+    }
     external::compare_machines(&plan)?;
     let (validation, records) =
         validate(&plan, &candidates, &args.selection, args.probe, &options, &args.output)?;
@@ -47,6 +56,37 @@ fn candidates(
         ));
     }
     candidates.truncate(selection.top);
+    Ok(candidates)
+}
+
+/// Of a whole space what the engine has a way for; a plan that was asked for by itself is refused instead.
+fn runnable(
+    engine: Engine,
+    plan: &Plan,
+    mut candidates: Vec<Alternative>,
+    all: bool,
+) -> Result<Vec<Alternative>, Failure> {
+    if !all {
+        for (index, candidate) in candidates.iter().enumerate() {
+            let field = if index == 0 {
+                "strategy".to_owned()
+            } else {
+                format!("alternatives[{}].strategy", index - 1)
+            };
+            engine::check(engine, plan, &candidate.strategy, &field)?;
+        }
+        return Ok(candidates);
+    }
+    let count = candidates.len();
+    let mut reason = None;
+    candidates.retain(|candidate| {
+        let broken = engine::check(engine, plan, &candidate.strategy, "strategy").err();
+        reason = reason.take().or_else(|| broken.as_ref().map(ToString::to_string));
+        broken.is_none()
+    });
+    if let Some(reason) = reason {
+        output::note(&format!("left out: {} of {count} plans, such as {reason}", count - candidates.len()));
+    }
     Ok(candidates)
 }
 

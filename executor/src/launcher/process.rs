@@ -6,7 +6,7 @@ use super::tail::Tail;
 use serde_json::Value;
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 /// Lets recent versions of NCCL put several ranks on one GPU, if the user has not said otherwise.
 const SHARED_GPU: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
@@ -29,20 +29,27 @@ impl Process {
         if std::env::var_os(SHARED_GPU).is_none() {
             program.env(SHARED_GPU, "1");
         }
-        let mut child = program
+        program
             .args(&command[1..])
             .env(ENVIRONMENT, serde_json::to_string(environment)?)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let mut input = child.stdin.take();
+            .stdout(Stdio::null());
+        Self::spawn(program, &serde_json::to_vec(assignments)?)
+    }
+
+    /// Starts a program that reads `input` from its standard input.
+    pub fn spawn(mut program: Command, input: &[u8]) -> io::Result<Self> {
+        let mut child = program.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut pipe = child.stdin.take();
         let output = Tail::follow(child.stderr.take());
         let process = Self { child, end: None, output };
-        let text = serde_json::to_vec(assignments)?;
         // A rank that dies while it reads is noticed as dead: its pipe says nothing that its status does not.
-        let _ = input.as_mut().map(|input| input.write_all(&text));
+        let _ = pipe.as_mut().map(|pipe| pipe.write_all(input));
         Ok(process)
+    }
+
+    /// What it writes to its standard output, where that is a pipe; once.
+    pub fn answers(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
     }
 
     /// How it ended, if it has.

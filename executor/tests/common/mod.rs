@@ -70,6 +70,7 @@ pub fn task(model: &ModelSpec, strategy: ParallelStrategy, stages: Vec<Stage>) -
         steps: 3,
         warmup_steps: 0,
         detail: false,
+        count_memory: false,
         emulated_flops_per_s: None,
         coding: Coding::default(),
     }

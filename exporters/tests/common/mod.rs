@@ -1,7 +1,7 @@
 //! Plans that tests make up: only what an exporter looks at is meant.
 
 use autodist_spec::{
-    Bytes, Cluster, CostBreakdown, DeviceKind, Estimate, Job, LayerKind, MemoryBreakdown, ModelSpec,
+    Bytes, Cluster, CostBreakdown, DeviceKind, Engine, Estimate, Job, LayerKind, MemoryBreakdown, ModelSpec,
     ParallelStrategy, Plan, ProfileReference, Provenance, Recompute, SCHEMA_VERSION, SearchReport, Seconds,
     Stage, StopReason,
 };
@@ -61,6 +61,7 @@ pub fn plan(
         reference_s: Seconds(0.0),
         devices: DeviceKind::Cuda,
         emulated: false,
+        engine: Engine::Native,
     };
     Plan {
         schema_version: SCHEMA_VERSION,

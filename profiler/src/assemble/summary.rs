@@ -58,6 +58,7 @@ impl Assembly<'_> {
             zero_s_per_element: self.overlap.as_ref().map_or(0.0, |o| Sample::of(&o.zeroing).median_s.0),
             add_s_per_element: self.overlap.as_ref().map_or(0.0, |o| Sample::of(&o.adding).median_s.0),
             stream_handover: Sample::of(&self.handover),
+            sharding: self.sharding(),
             step_overhead: Sample::of(&self.overhead),
             baseline_bytes: Bytes(self.baseline),
             staging_bytes: Bytes(self.staging),
@@ -90,6 +91,16 @@ impl Assembly<'_> {
     fn scale(&self) -> f64 {
         let reference = self.reference();
         if reference > 0.0 { reference } else { 1.0 }
+    }
+
+    /// What an engine does around a transfer, beyond what a step costs it anyway.
+    fn sharding(&self) -> Option<Sample> {
+        let step = Sample::of(&self.overhead).median_s.0;
+        let of_step = |(seconds, transfers): &(f64, usize)| (seconds - step).max(0.0) / *transfers as f64;
+        match (self.sharded_overhead.is_empty(), &self.earlier) {
+            (true, earlier) => earlier.as_ref().and_then(|profile| profile.sharding),
+            (false, _) => Some(Sample::of(&self.sharded_overhead.iter().map(of_step).collect::<Vec<_>>())),
+        }
     }
 
     fn optimizer(&self) -> Vec<OptimizerCost> {

@@ -280,6 +280,13 @@ fn runs(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
         );
     }
     page.table(&tables::runs(input.runs));
+    let engine = |run: &RunRecord| {
+        circumstances::engine(&run.environment)
+            .map(|engine| format!("trained by {engine}"))
+            .into_iter()
+            .collect()
+    };
+    once_each(input.runs, engine).iter().for_each(|line| page.note(&capitalized(line)));
     for line in once_each(input.runs, |run| circumstances::between(&run.environment).into_iter().collect()) {
         page.note(&capitalized(&line));
     }

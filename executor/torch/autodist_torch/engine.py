@@ -1,0 +1,96 @@
+"""What this engine can run. The Rust side asks the same (`program::engine`) before it starts anything; here the package
+speaks for itself, under any launcher."""
+
+from typing import Any
+
+from .spec import Task
+
+# Codecs of gradients that have a communication hook.
+HOOKS = ("none", "fp16", "bf16", "powersgd")
+
+
+class Refused(ValueError):
+    """A plan that this engine cannot run: the field, why, and the way out."""
+
+
+def codec_name(codec: Any) -> str:
+    return codec if isinstance(codec, str) else next(iter(codec))
+
+
+def check(task: Task, world: int) -> None:
+    strategy, job = task.strategy, task.job
+    communication = strategy.communication
+
+    def refuse(condition: bool, field: str, why: str, instead: str) -> None:
+        if condition:
+            raise Refused(f"{field}: {why}; {instead}")
+
+    refuse(
+        strategy.world() != world,
+        "strategy",
+        f"dp={strategy.data} x tp={strategy.tensor} x pp={strategy.pipeline} is {strategy.world()} ranks, but {world} were started",
+        f"start {strategy.world()}",
+    )
+    refuse(strategy.context > 1 or strategy.expert > 1, "strategy.context, strategy.expert", "not built", "use 1")
+    refuse(
+        strategy.zero_stage == 1,
+        "strategy.zero_stage = 1",
+        "PyTorch's ZeroRedundancyOptimizer hands out whole parameters, not equal shards",
+        "use zero_stage 2, which FSDP2 runs",
+    )
+    refuse(
+        job.precision != "fp32",
+        f"job.precision = {job.precision}",
+        "this engine has been held against the native one in fp32 alone",
+        "use fp32, or the native engine",
+    )
+    refuse(
+        task.emulated_flops_per_s is not None,
+        "emulated",
+        "PyTorch's kernels and links cannot be slowed down",
+        "use the native engine",
+    )
+    refuse(
+        communication.placement != [],
+        "strategy.communication.placement",
+        "torchrun's ranks sit on the devices of their number",
+        "leave it out",
+    )
+    algorithms = (communication.tensor, communication.gather, communication.reduce.algorithm)
+    refuse(
+        any(algorithm != "ring" for algorithm in algorithms) or communication.buckets != [],
+        "strategy.communication",
+        "Gloo and NCCL choose the algorithm of a collective themselves, and a hook is one for all buckets",
+        "leave algorithms and buckets out",
+    )
+    refuse(
+        communication.parameters != "none" or communication.activations != "none",
+        "strategy.communication.parameters, .activations",
+        "FSDP2 and pipelining send what layers compute with",
+        "leave them out, or use the native engine",
+    )
+    codec = codec_name(communication.reduce.codec)
+    refuse(
+        codec not in HOOKS,
+        f"strategy.communication.reduce.codec = {codec}",
+        "PyTorch has no communication hook for it",
+        f"use one of {', '.join(HOOKS)}, or the native engine",
+    )
+    refuse(
+        codec == "powersgd" and communication.reduce.codec["powersgd"].get("start_step", 10) < 2,
+        "strategy.communication.reduce.codec = powersgd",
+        "PyTorch's hook keeps no error before its third step",
+        "use start_step 2 or more",
+    )
+    refuse(
+        strategy.pipeline > 1 and strategy.micro_batches(job) < strategy.pipeline,
+        f"strategy.micro_batch = {strategy.micro_batch}",
+        "torch.distributed.pipelining wants a micro-batch for each stage",
+        "use a smaller micro_batch",
+    )
+    refuse(
+        codec != "none" and strategy.zero_stage > 0,
+        f"strategy.communication.reduce.codec = {codec}",
+        "communication hooks belong to DistributedDataParallel, and FSDP2 has none",
+        "use zero_stage 0",
+    )

@@ -1,0 +1,156 @@
+//! What an engine can run. Every engine trains the same programs, but not every one has a way for each of them: here each
+//! gap is a rule, with its reason and the way out, which planner, commands and the engine itself go by.
+
+use crate::rules::{Illegal, Rule};
+use autodist_spec::{
+    Algorithm, Bytes, Codec, Communication, Engine, Job, ModelSpec, ParallelStrategy, Precision,
+};
+
+/// # Errors
+/// The first part of a legal way of training that the engine has no way for.
+pub fn check(
+    engine: Engine,
+    model: &ModelSpec,
+    job: &Job,
+    strategy: &ParallelStrategy,
+) -> Result<(), Illegal> {
+    match engine {
+        Engine::Native => Ok(()),
+        Engine::Torch => torch(model, job, strategy)
+            .map_err(|reason| Illegal { rule: Rule::Engine, reason: format!("engine torch: {reason}") }),
+    }
+}
+
+fn torch(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<(), String> {
+    if s.zero_stage == 1 {
+        return Err(
+            "zero_stage = 1: ZeroRedundancyOptimizer hands out whole parameters, not equal shards; use zero_stage 2, \
+             which FSDP2 runs"
+                .to_owned(),
+        );
+    }
+    if job.precision != Precision::Fp32 {
+        return Err(format!(
+            "precision = {}: it has been held against the native engine in fp32 alone; use fp32, or --engine native",
+            job.precision.name()
+        ));
+    }
+    if s.pipeline > 1 && s.micro_batches(job.global_batch) < s.pipeline {
+        return Err(format!(
+            "micro_batch = {} makes {} micro-batches, and torch.distributed.pipelining wants one for each of {} stages; use \
+             a smaller micro_batch",
+            s.micro_batch,
+            s.micro_batches(job.global_batch),
+            s.pipeline
+        ));
+    }
+    communication(model, s)
+}
+
+fn communication(model: &ModelSpec, s: &ParallelStrategy) -> Result<(), String> {
+    let Communication { placement, tensor, gather, parameters, activations, reduce, buckets } =
+        &s.communication;
+    if !placement.is_empty() {
+        return Err(
+            "communication.placement: a rank sits on the device of its number; leave it out".to_owned()
+        );
+    }
+    for (field, algorithm) in
+        [("tensor", tensor), ("gather", gather), ("reduce.algorithm", &reduce.algorithm)]
+    {
+        if *algorithm != Algorithm::Ring {
+            return Err(format!(
+                "communication.{field} = {}: Gloo and NCCL choose the algorithm of a collective themselves; leave it out",
+                algorithm.name()
+            ));
+        }
+    }
+    for (field, codec) in [("parameters", parameters), ("activations", activations)] {
+        if *codec != Codec::None {
+            return Err(format!(
+                "communication.{field} = {}: FSDP2 and pipelining send what layers compute with; leave it out, or use \
+                 --engine native",
+                codec.name()
+            ));
+        }
+    }
+    if !buckets.is_empty() {
+        return Err(
+            "communication.buckets: a communication hook is one for all buckets; leave them out".to_owned()
+        );
+    }
+    let name = reduce.codec.name();
+    match reduce.codec {
+        Codec::None => Ok(()),
+        Codec::Fp16 | Codec::Bf16 | Codec::PowerSgd { .. } if s.zero_stage > 0 => Err(format!(
+            "communication.reduce.codec = {name}: communication hooks belong to DistributedDataParallel, and FSDP2 has \
+             none; use zero_stage 0"
+        )),
+        Codec::Fp16 | Codec::Bf16 => Ok(()),
+        Codec::PowerSgd { start_step, .. } if start_step < 2 => Err(format!(
+            "communication.reduce.codec = {name} from step {start_step}: PyTorch's hook keeps no error before its third \
+             step; use start_step 2 or more"
+        )),
+        Codec::PowerSgd { .. } if s.bucket_bytes < Bytes::of_f32(model.total_parameters()) => Err(format!(
+            "communication.reduce.codec = {name}: over Gloo PyTorch's hook dies with more than one bucket; use \
+             bucket_bytes of {} or more",
+            Bytes::of_f32(model.total_parameters()).0
+        )),
+        Codec::PowerSgd { .. } => Ok(()),
+        _ => Err(format!(
+            "communication.reduce.codec = {name}: PyTorch has no communication hook for it; use none, fp16, bf16 or \
+             powersgd, or --engine native"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use autodist_spec::catalog;
+
+    #[track_caller]
+    fn refused(change: impl FnOnce(&mut ParallelStrategy, &mut Job), field: &str, way_out: &str) {
+        let model = catalog::model("tiny-llama").unwrap();
+        let (mut strategy, mut job) = (ParallelStrategy::data_parallel(2, 2), Job::new(8, 128));
+        assert_eq!(check(Engine::Torch, &model, &job, &strategy), Ok(()));
+        change(&mut strategy, &mut job);
+        assert_eq!(check(Engine::Native, &model, &job, &strategy), Ok(()));
+        let Illegal { rule, reason } = check(Engine::Torch, &model, &job, &strategy).unwrap_err();
+        assert_eq!(rule, Rule::Engine);
+        assert!(reason.contains(field) && reason.contains(way_out), "{reason}");
+    }
+
+    #[test]
+    fn what_torch_has_no_way_for_is_refused_with_the_field_and_the_way_out() {
+        let coded = |codec| move |s: &mut ParallelStrategy, _: &mut Job| s.communication.reduce.codec = codec;
+        refused(|s, _| (s.zero_stage, s.shard) = (1, 2), "zero_stage = 1", "use zero_stage 2");
+        refused(|_, job| job.precision = Precision::Bf16, "precision = bf16", "--engine native");
+        refused(
+            |s, _| (s.data, s.pipeline, s.micro_batch) = (1, 2, 8),
+            "micro_batch = 8",
+            "a smaller micro_batch",
+        );
+        refused(|s, _| s.communication.placement = vec![1, 0], "placement", "leave it out");
+        refused(|s, _| s.communication.gather = Algorithm::HalvingDoubling, "gather", "leave it out");
+        refused(|s, _| s.communication.activations = Codec::Bf16, "activations = bf16", "--engine native");
+        refused(coded(Codec::OneBit), "one-bit", "powersgd");
+        refused(coded(Codec::PowerSgd { rank: 2, start_step: 0 }), "powersgd/2", "start_step 2");
+        refused(
+            |s, _| {
+                s.bucket_bytes = Bytes(1 << 20);
+                s.communication.reduce.codec = Codec::PowerSgd { rank: 2, start_step: 10 };
+            },
+            "powersgd/2",
+            "bucket_bytes of 3215872",
+        );
+        refused(
+            |s, _| {
+                (s.zero_stage, s.shard) = (2, 2);
+                s.communication.reduce.codec = Codec::Fp16;
+            },
+            "fp16",
+            "use zero_stage 0",
+        );
+    }
+}

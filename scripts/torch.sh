@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# PyTorch on this machine: its profile, a plan from that, every plan of the space trained by it, predicted beside measured
+# (docs/validation.md). Wants the package: `python3 -m venv .venv && .venv/bin/pip install ./executor/torch`, or AUTODIST_PYTHON.
+set -euo pipefail
+folder=${1:-autodist-torch}
+cd "$(dirname "$0")/.."
+cargo build --release --quiet --workspace
+autodist=target/release/autodist
+mkdir -p "$folder"
+"$autodist" profile --engine torch --model tiny-llama --ranks 2 --budget "${BUDGET:-120}" -o "$folder/profile.json"
+"$autodist" plan --model tiny-llama --profile "$folder/profile.json" --global-batch 8 -o "$folder/plan.json"
+"$autodist" validate "$folder/plan.json" --all --steps "${STEPS:-20}" -o "$folder/runs"
+python3 - "$folder/runs/validation.json" <<'END'
+import json, statistics, sys
+
+runs = json.load(open(sys.argv[1]))["runs"]
+
+def family(strategy):
+    if strategy["pipeline"] > 1:
+        return "pipeline, " + strategy["schedule"]
+    if strategy["tensor"] > 1:
+        return "tensor + sequence parallel" if strategy["sequence_parallel"] else "tensor parallel"
+    return "data parallel" if strategy["zero_stage"] == 0 else f"FSDP2, zero {strategy['zero_stage']}"
+
+groups = {}
+for run in runs:
+    groups.setdefault(family(run["strategy"]), []).append(run["adjusted_error"])
+print("| family | plans | median error | lowest | highest |\n|---|---|---|---|---|")
+for name, errors in sorted(groups.items()):
+    print(f"| {name} | {len(errors)} | {statistics.median(errors):+.1%} | {min(errors):+.1%} | {max(errors):+.1%} |")
+END

@@ -1,0 +1,95 @@
+//! What trains: this program's own executor, or PyTorch.
+
+use crate::cli::RunArgs;
+use crate::failure::Failure;
+use crate::{external, output};
+use autodist_executor::launcher::Torch;
+use autodist_program::engine;
+use autodist_spec::{DeviceKind, Engine, InputError, Job, ParallelStrategy, Plan, Recompute};
+use std::path::{Path, PathBuf};
+
+const INSTALL: &str = "python3 -m venv .venv && .venv/bin/pip install ./executor/torch";
+/// Of PyTorch, what this release is tested with.
+const TESTED: &str = "2.15.";
+
+/// For what measures anew.
+pub fn asked_for(run: &RunArgs) -> Engine {
+    run.engine.map_or(Engine::Native, Engine::from)
+}
+
+/// For what trains a plan: the one that it was made for, unless another is asked for.
+pub fn of_plan(run: &RunArgs, plan: &Plan) -> Engine {
+    run.engine.map_or(plan.profile.engine, Engine::from)
+}
+
+/// PyTorch, which must be there.
+///
+/// # Errors
+/// Where it was looked for, what is missing, and how to get it; what it cannot be joined with.
+pub fn torch(run: &RunArgs, emulated: bool) -> Result<Torch, Failure> {
+    let refused = |problem: &str, hint: &str| {
+        Err(Failure::from(InputError::new("--engine", "torch", problem).hint(hint)))
+    };
+    if emulated {
+        return refused("cannot be slowed down to stand for other devices and links", "use --engine native");
+    }
+    if external::world().is_some() {
+        let problem = "starts its ranks on this machine itself, but a launcher has started several processes";
+        return refused(problem, "start autodist by itself, or set AUTODIST_LAUNCHER=none");
+    }
+    let python = python(run);
+    let torch = Torch::find(&python).map_err(|problem| {
+        let value = python.display().to_string();
+        InputError::new("--python", value, format!("cannot run engine torch: {problem}")).hint(format!(
+            "install it with `{INSTALL}`, or name a Python that has it by --python or AUTODIST_PYTHON"
+        ))
+    })?;
+    if !torch.version().starts_with(TESTED) {
+        output::warn(&format!("PyTorch {}: this release is tested with {TESTED}x", torch.version()));
+    }
+    Ok(torch)
+}
+
+fn python(run: &RunArgs) -> PathBuf {
+    let beside = Path::new(".venv/bin/python");
+    match (&run.python, std::env::var_os("AUTODIST_PYTHON")) {
+        (Some(path), _) => path.clone(),
+        (None, Some(path)) => path.into(),
+        (None, None) if beside.exists() => beside.to_owned(),
+        (None, None) => PathBuf::from("python3"),
+    }
+}
+
+/// # Errors
+/// The part of the strategy that the engine has no way for.
+pub fn check(
+    engine: Engine,
+    plan: &Plan,
+    strategy: &ParallelStrategy,
+    field: &str,
+) -> Result<(), InputError> {
+    engine::check(engine, &plan.model, &plan.job, strategy).map_err(|broken| {
+        InputError::new(field, strategy.label(), broken.reason)
+            .hint("plan with a profile of that engine (`autodist profile --engine torch`): it proposes only what can be run")
+    })
+}
+
+/// # Errors
+/// The engine cannot be measured on such devices.
+pub fn check_devices(engine: Engine, devices: DeviceKind) -> Result<(), InputError> {
+    if (engine, devices) == (Engine::Torch, DeviceKind::Cuda) {
+        let problem = "is measured on CPUs alone: on a GPU its kernels are queued, and a host's clock between segments tells nothing";
+        return Err(InputError::new("--engine", "torch", problem)
+            .hint("use --devices cpu; plans of a native profile train on GPUs with `train --engine torch`"));
+    }
+    Ok(())
+}
+
+/// Leaves out of the search what makes no difference to an engine: PyTorch's attention keeps no scores, so that selective
+/// recomputation is what it does anyway.
+pub fn leave_out(engine: Engine, job: &mut Job) {
+    let recompute = &mut job.allow.recompute;
+    if engine == Engine::Torch && recompute.contains(&Recompute::None) {
+        recompute.retain(|policy| *policy != Recompute::Selective);
+    }
+}
