@@ -90,6 +90,9 @@ fn split(document: &Document, machines: Machines) -> Document {
             all.set(key, value.clone());
         }
     }
+    if machines.nodes > 1 {
+        all.set("num_slices", machines.nodes);
+    }
     for (axis, inside, across) in sizes {
         all.set(&format!("ici_{axis}_parallelism"), inside);
         all.set(&format!("dcn_{axis}_parallelism"), across);
@@ -168,7 +171,7 @@ static ROWS: &[Row] = &[
             draft.set("logits_via_embedding", model.tied_embeddings);
         },
         read: |document, settings| {
-            for key in ["decoder_block", "mlp_activations", "base_config", "run_name"] {
+            for key in ["decoder_block", "mlp_activations", "base_config", "run_name", "num_slices"] {
                 document.get(key);
             }
             let (Some(hidden), Some(layers), Some(heads), Some(ffn)) = (

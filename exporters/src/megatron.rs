@@ -29,7 +29,7 @@ impl Exporter for Megatron {
     }
 
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
-        let mut setup = vec!["export CUDA_DEVICE_MAX_CONNECTIONS=1"];
+        let mut setup = connections(job.settings.zero_stage);
         if job.settings.precision == Precision::Tf32 {
             setup.push(TF32);
         }
@@ -44,6 +44,16 @@ impl Exporter for Megatron {
 
     fn parse(&self, text: &str) -> Result<Document, InputError> {
         Document::of_flags(text)
+    }
+}
+
+/// Kernels of tensor and sequence parallelism must begin in the order in which they were queued; Megatron's FSDP will not have
+/// that.
+pub(crate) fn connections(zero_stage: u8) -> Vec<&'static str> {
+    if zero_stage > 1 {
+        vec!["unset CUDA_DEVICE_MAX_CONNECTIONS"]
+    } else {
+        vec!["export CUDA_DEVICE_MAX_CONNECTIONS=1"]
     }
 }
 
@@ -309,6 +319,8 @@ pub(crate) static ROWS: &[Row] = &[
                 draft.set("use-megatron-fsdp", true);
                 let what = if settings.zero_stage == 2 { "optim_grads" } else { "optim_grads_params" };
                 draft.set("data-parallel-sharding-strategy", what);
+                // The one format in which its shards are saved.
+                draft.set("ckpt-format", "fsdp_dtensor");
             }
             // Gradients and parameters travel beside compute, as the plan has them.
             draft.set("overlap-grad-reduce", settings.data > 1);
@@ -318,8 +330,8 @@ pub(crate) static ROWS: &[Row] = &[
             let distributed = document.flag("use-distributed-optimizer")?.unwrap_or(false);
             let fsdp = document.flag("use-megatron-fsdp")?.unwrap_or(false);
             let strategy = document.text("data-parallel-sharding-strategy");
-            for key in ["overlap-grad-reduce", "overlap-param-gather"] {
-                document.flag(key)?;
+            for key in ["overlap-grad-reduce", "overlap-param-gather", "ckpt-format"] {
+                document.get(key);
             }
             settings.zero_stage = match (fsdp, strategy.as_deref()) {
                 (true, Some("optim_grads")) => 2,

@@ -2,7 +2,7 @@
 
 use crate::document::Document;
 use crate::launch::Script;
-use crate::megatron::{ROWS, TF32};
+use crate::megatron::{ROWS, TF32, connections};
 use crate::row::{ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, instead};
 use crate::settings::Field;
 use crate::{Export, Exporter, File};
@@ -14,7 +14,7 @@ pub struct MegatronBridge;
 const IN_FP32: &str = "ddp.grad_reduce_in_fp32";
 
 /// Megatron-LM's flag, and where Megatron-Bridge's configuration has it.
-const PATHS: [(&str, &str); 37] = [
+const PATHS: [(&str, &str); 38] = [
     ("seq-length", "model.seq_length"),
     ("micro-batch-size", "train.micro_batch_size"),
     ("global-batch-size", "train.global_batch_size"),
@@ -33,6 +33,7 @@ const PATHS: [(&str, &str); 37] = [
     ("use-distributed-optimizer", "ddp.use_distributed_optimizer"),
     ("use-megatron-fsdp", "ddp.use_megatron_fsdp"),
     ("data-parallel-sharding-strategy", "ddp.data_parallel_sharding_strategy"),
+    ("ckpt-format", "checkpoint.ckpt_format"),
     ("overlap-grad-reduce", "ddp.overlap_grad_reduce"),
     ("overlap-param-gather", "ddp.overlap_param_gather"),
     ("num-distributed-optimizer-instances", "ddp.num_distributed_optimizer_instances"),
@@ -88,10 +89,8 @@ impl Exporter for MegatronBridge {
         if job.settings.checkpoint_interval.is_some() {
             nested.set("checkpoint.save_interval", job.settings.checkpoint_interval);
         }
-        let mut setup = vec![
-            "export CUDA_DEVICE_MAX_CONNECTIONS=1",
-            ": \"${RECIPE:?script that trains by a recipe and takes --config-file}\"",
-        ];
+        let mut setup = connections(job.settings.zero_stage);
+        setup.push(": \"${RECIPE:?script that trains by a recipe and takes --config-file}\"");
         if job.settings.precision == Precision::Tf32 {
             setup.push(TF32);
         }
