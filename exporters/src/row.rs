@@ -113,15 +113,15 @@ pub const NO_PIPELINE: [Lack; 4] = [
     refuse(Field::Stages, "there are no pipelines in its configuration", "plan with --pp 1"),
 ];
 
-/// A row for a whole number under one key.
-macro_rules! count {
-    ($field:ident, $member:ident, $key:literal) => {
+/// A row for a value under one key, that `$read` of a document finds.
+macro_rules! keyed {
+    ($read:ident, $field:ident, $member:ident, $key:literal) => {
         crate::row::Row {
             field: crate::settings::Field::$field,
             theirs: $key,
             write: |settings, draft| draft.set($key, settings.$member),
             read: |document, settings| {
-                let found = document.count($key)?;
+                let found = document.$read($key)?;
                 settings.$member = found.unwrap_or(settings.$member);
                 Ok(found.is_some())
             },
@@ -129,19 +129,17 @@ macro_rules! count {
     };
 }
 
+/// A row for a whole number under one key.
+macro_rules! count {
+    ($field:ident, $member:ident, $key:literal) => {
+        crate::row::keyed!(count, $field, $member, $key)
+    };
+}
+
 /// A row for a real number under one key.
 macro_rules! real {
     ($field:ident, $member:ident, $key:literal) => {
-        crate::row::Row {
-            field: crate::settings::Field::$field,
-            theirs: $key,
-            write: |settings, draft| draft.set($key, settings.$member),
-            read: |document, settings| {
-                let found = document.real($key)?;
-                settings.$member = found.unwrap_or(settings.$member);
-                Ok(found.is_some())
-            },
-        }
+        crate::row::keyed!(real, $field, $member, $key)
     };
 }
 
@@ -200,4 +198,4 @@ pub fn note_tf32(settings: &Settings, draft: &mut Draft) {
     }
 }
 
-pub(crate) use {count, full_recompute, real, seed};
+pub(crate) use {count, full_recompute, keyed, real, seed};
