@@ -1,6 +1,7 @@
 //! `autodist estimate`
 
-use super::{DEFAULT_MODEL, Prices, check_prices, from_trainer, prices, profile_of, refused};
+use super::from_trainer::{self, Given};
+use super::{DEFAULT_MODEL, Prices, check_prices, prices, profile_of, refused};
 use crate::cli::EstimateArgs;
 use crate::failure::Failure;
 use crate::{input, output};
@@ -36,8 +37,10 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
             plan
         }
         None => {
+            // A wrong file is reported as such before what is missing beside it.
+            let given = from_trainer::read(args)?;
             let prices = prices(&args.price)?;
-            let plan = of_flags(args, &prices)?;
+            let plan = of_flags(args, given.as_ref(), &prices)?;
             if !args.from.is_empty() && !args.json {
                 beside = beside_the_best(&plan, &prices);
             }
@@ -66,10 +69,10 @@ fn beside_the_best(plan: &Plan, prices: &Prices) -> String {
     )
 }
 
-fn of_flags(args: &EstimateArgs, prices: &Prices) -> Result<Plan, Failure> {
+fn of_flags(args: &EstimateArgs, given: Option<&Given>, prices: &Prices) -> Result<Plan, Failure> {
     let measured = (Some(prices.profile.seq_len), Some(prices.profile.precision));
     let devices = prices.cluster.device_count();
-    let (model, job, strategy, stages) = match from_trainer::read(args)? {
+    let (model, job, strategy, stages) = match given {
         None => {
             let model = input::model(args.model.as_deref().unwrap_or(DEFAULT_MODEL))?;
             let job = input::job(&args.job, None, measured.0, measured.1)?;
