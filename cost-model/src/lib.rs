@@ -46,14 +46,15 @@ pub use priced::Priced;
 pub use simulate::Simulation;
 
 use autodist_program::Program;
-use autodist_spec::profile::{Interference, Profile};
+use autodist_spec::profile::{CollectiveCost, Interference, Profile};
 use autodist_spec::{
     Algorithm, Bytes, CodecProbe, CollectiveKind, Device, DeviceKind, Engine, Estimate, Job, MemoryBreakdown,
-    ModelSpec, Optimizer, Precision, Seconds, TimelineEvent,
+    ModelSpec, Optimizer, Precision, ScheduleKind, Seconds, TimelineEvent,
 };
 use coding::Codings;
 use measured::{Links, OptimizerCurves, Segments};
 use routes::Routes;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A profile, indexed.
@@ -77,9 +78,14 @@ pub struct CostModel {
     pub(crate) stream_handover: Price,
     /// Around each transfer of a sharded bucket.
     pub(crate) sharding: Price,
+    /// Around each pass of a chunk in a pipeline, by schedule.
+    pub(crate) pipelining: BTreeMap<ScheduleKind, Price>,
     /// Whether compute waits for each transfer of a sharded bucket: FSDP2 overlaps them by CUDA streams, and a CPU has none.
     pub(crate) sharding_blocks: bool,
     pub(crate) synchronisation: Price,
+    /// By degree, what a tensor collective takes in a step beyond its schedule on the network, seconds; less than that if
+    /// negative.
+    pub(crate) within_steps: BTreeMap<u32, f64>,
     pub(crate) step_overhead: Price,
     pub(crate) zero_s_per_element: f64,
     pub(crate) add_s_per_element: f64,
@@ -90,9 +96,25 @@ pub struct CostModel {
     pub(crate) probes: Vec<CodecProbe>,
 }
 
+/// Probes' tensor groups are neighbours, and all of a step go at once.
+fn within_steps(routes: &Routes, timed: &[CollectiveCost]) -> BTreeMap<u32, f64> {
+    let mut sums: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
+    for CollectiveCost { kind, group, bytes, time, .. } in timed {
+        let devices: Vec<usize> = (0..routes.nodes().len()).collect();
+        let groups: Vec<Vec<usize>> = devices.chunks(*group as usize).map(<[usize]>::to_vec).collect();
+        let alone = routes.collective(routes::pattern(*kind, Algorithm::Ring), &groups, *bytes).seconds;
+        let (beyond, count) = sums.entry(*group).or_default();
+        // As often as each occurs in a step.
+        *beyond += time.count as f64 * (time.median_s.0 - alone);
+        *count += time.count as f64;
+    }
+    sums.into_iter().map(|(group, (beyond, count))| (group, beyond / count.max(1.0))).collect()
+}
+
 impl CostModel {
     #[must_use]
     pub fn new(profile: &Profile) -> Self {
+        let routes = profile.network.as_ref().map(|network| Arc::new(Routes::new(network)));
         Self {
             model: profile.model.clone(),
             seq_len: profile.seq_len,
@@ -100,7 +122,8 @@ impl CostModel {
             optimizer_kind: profile.optimizer_kind,
             segments: Segments::new(&profile.segments),
             links: Links::new(&profile.collectives, &profile.messages, &profile.fits),
-            routes: profile.network.as_ref().map(|network| Arc::new(Routes::new(network))),
+            within_steps: routes.as_ref().map(|r| within_steps(r, &profile.within_steps)).unwrap_or_default(),
+            routes,
             codings: Codings::new(&profile.codecs),
             exchanges: (!profile.exchanges.is_empty()).then(|| Links::new(&profile.exchanges, &[], &[])),
             on_accelerators: !profile.environment.accelerators.is_empty(),
@@ -108,6 +131,11 @@ impl CostModel {
             interference: profile.interference.clone(),
             stream_handover: Price::from(&profile.stream_handover),
             sharding: profile.sharding.as_ref().map_or(Price::ZERO, Price::from),
+            pipelining: profile
+                .pipelining
+                .iter()
+                .map(|cost| (cost.schedule, Price::from(&cost.time)))
+                .collect(),
             sharding_blocks: (profile.environment.engine, profile.environment.devices)
                 == (Engine::Torch, DeviceKind::Cpu),
             // On a network, schedules are simulated with their waits.

@@ -4,9 +4,12 @@ use crate::curve::Price;
 use crate::measured::{SegmentKey, SegmentPrice, Unpriced};
 use crate::memory::{BodyMemory, body_memory};
 use crate::{CostModel, coding};
-use autodist_program::{Body, Instruction, Message, Op, Program, RankProgram, Transfer};
+use autodist_program::{Body, BodyKind, Instruction, Message, Op, Program, RankProgram, Transfer};
 use autodist_spec::{Algorithm, Bytes, Codec, CollectiveKind, Pass, Recompute, Segment};
 use std::collections::BTreeMap;
+
+/// Of a tensor collective's time alone, what is left at the least of it in a step.
+const LEAST_WITHIN_STEPS: f64 = 0.5;
 
 /// A program whose every part has a time and a memory need.
 #[derive(Debug)]
@@ -43,7 +46,7 @@ pub(crate) struct Work {
     pub tensor: f64,
     /// What a bucket's transfers cost the compute stream.
     pub data: f64,
-    /// Coding of messages between pipeline ranks.
+    /// Coding of messages between pipeline ranks, and the engine's work around a pass.
     pub pipeline: f64,
     pub optimizer: f64,
 }
@@ -261,7 +264,15 @@ impl<'a> Pricer<'a> {
         } else {
             self.costs.over(kind, algorithm, &groups, 1, bytes)?
         };
-        let price = if self.program.layout.tensor > 1 { alone + self.costs.synchronisation } else { alone };
+        let price = match self.program.layout.tensor {
+            1 => alone,
+            degree => {
+                let beyond = self.costs.within_steps.get(&(degree as u32)).copied().unwrap_or(0.0);
+                // What was learnt from one size must not take all of another's time away.
+                let seconds = (alone.seconds + beyond).max(LEAST_WITHIN_STEPS * alone.seconds);
+                Price { seconds, ..alone } + self.costs.synchronisation
+            }
+        };
         self.tensor.insert((rank, kind, bytes), price);
         Ok(price)
     }
@@ -321,6 +332,17 @@ impl<'a> Pricer<'a> {
         if sharded { self.costs.sharding } else { Price::ZERO }
     }
 
+    /// The engine's own work for a pass of a chunk in a pipeline.
+    fn around_pass(&self, body: &Body) -> Price {
+        let strategy = &self.program.strategy;
+        match body.kind {
+            BodyKind::Forward { .. } | BodyKind::Backward { .. } if strategy.pipeline > 1 => {
+                self.costs.pipelining.get(&strategy.schedule).copied().unwrap_or(Price::ZERO)
+            }
+            _ => Price::ZERO,
+        }
+    }
+
     /// Sum of a tied table's gradients over the first and the last pipeline rank.
     fn tied(&self, elements: usize) -> Result<Price, Unpriced> {
         let layout = &self.program.layout;
@@ -345,7 +367,8 @@ impl<'a> Pricer<'a> {
 
     fn body(&mut self, rank: &RankProgram, body: &Body) -> Result<PricedBody, Unpriced> {
         let mut steps = Steps { apart: self.places_matter(), ..Steps::default() };
-        let mut total = Price::ZERO;
+        let mut total = self.around_pass(body);
+        steps.work(Work { pipeline: total.seconds, ..Work::default() });
         for instruction in &body.instructions {
             let price = match *instruction {
                 Instruction::Segment { segment, pass, recompute, .. } => {

@@ -91,6 +91,7 @@ impl Machine {
             network: None,
             codecs: Vec::new(),
             exchanges: Vec::new(),
+            within_steps: Vec::new(),
             fits: self.fits(),
             optimizer: [1_u64, 1 << 20].map(|elements| self.optimizer(elements)).to_vec(),
             interference: Interference {
@@ -100,6 +101,7 @@ impl Machine {
             },
             stream_handover: exactly(self.handover_s),
             sharding: None,
+            pipelining: Vec::new(),
             step_overhead: exactly(self.overhead_s),
             baseline_bytes: Bytes(1 << 20),
             staging_bytes: Bytes(1 << 16),

@@ -3,9 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
 use autodist_cost_model::{CostModel, synthetic::Machine};
-use autodist_program::{Op, Program, stages};
+use autodist_program::{Instruction, Op, Program, stages};
+use autodist_spec::profile::{CollectiveCost, PipeliningCost, Sample};
 use autodist_spec::{
-    Bytes, Job, ModelSpec, OperationKind, ParallelStrategy, Profile, Provenance, Recompute, ScheduleKind,
+    Bytes, CollectiveKind, Job, Network, Path, ModelSpec, OperationKind, ParallelStrategy, Profile, Provenance, Recompute, ScheduleKind,
     Seconds, catalog,
 };
 
@@ -82,6 +83,55 @@ fn virtual_stages_divide_the_bubble() {
     };
     let simulation = costs.price(&compile(&model, &job, 2, &strategy)).unwrap().simulate();
     close(simulation.step_time_s, 8.0 * 12e-3 + 12e-3 / 2.0);
+}
+
+#[test]
+fn what_an_engine_does_around_a_pass_is_in_every_pass() {
+    let (model, job) = (tiny(), Job::new(8, 128));
+    let mut profile = unit_profile(&model, &job);
+    let strategy = ParallelStrategy { pipeline: 2, ..ParallelStrategy::data_parallel(1, 1) };
+    let program = compile(&model, &job, 2, &strategy);
+    for (schedule, around) in [(ScheduleKind::GPipe, 0.0), (ScheduleKind::OneFOneB, 0.5e-3)] {
+        let time = Sample::of(&[0.5e-3]);
+        profile.pipelining = vec![PipeliningCost { schedule, time }];
+        let costs = CostModel::new(&profile);
+        let simulation = costs.price(&program).unwrap().simulate();
+        // Half of six layers, forward and backward, 8 micro-batches and the pipeline's filling.
+        close(simulation.step_time_s, 9.0 * (9e-3 + 2.0 * around));
+        close(costs.lower_bound(&program).unwrap(), simulation.step_time_s.0);
+        close(simulation.ranks[0].pipeline_communication_s, 16.0 * around);
+    }
+}
+
+#[test]
+fn tensor_collectives_on_a_network_cost_what_they_took_in_steps() {
+    let (model, job) = (tiny(), Job::new(1, 128));
+    let strategy = ParallelStrategy { tensor: 2, ..ParallelStrategy::data_parallel(1, 1) };
+    let program = compile(&model, &job, 2, &strategy);
+    let mut profile = unit_profile(&model, &job);
+    let at_once = Path { links: Vec::new(), latency_s: Seconds(0.0) };
+    profile.network = Some(Network {
+        nodes: vec![0, 1],
+        links: Vec::new(),
+        paths: vec![vec![at_once; 2]; 2],
+        patterns: Vec::new(),
+    });
+    let alone = CostModel::new(&profile).price(&program).unwrap().simulate();
+    let took = |bytes, milliseconds: f64, times| CollectiveCost {
+        kind: CollectiveKind::AllReduce,
+        group: 2,
+        stride: 1,
+        bytes: Bytes(bytes),
+        time: Sample::of(&vec![1e-3 * milliseconds; times]),
+    };
+    // On links that cost nothing, all of it is beyond them: 3 ms on average.
+    profile.within_steps = vec![took(1024, 1.0, 1), took(65_536, 4.0, 2)];
+    let in_steps = CostModel::new(&profile).price(&program).unwrap().simulate();
+    let is_collective = |i: &&Instruction| {
+        matches!(i, Instruction::Tensor { .. } | Instruction::SumReplicated { .. })
+    };
+    let collectives = program.ranks[0].bodies.iter().flat_map(|body| &body.instructions).filter(is_collective);
+    close(in_steps.step_time_s, alone.step_time_s.0 + 3e-3 * collectives.count() as f64);
 }
 
 /// Data parallelism over two ranks, one micro-batch, a bucket for every layer, each reduction `transfer` seconds.

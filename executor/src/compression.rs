@@ -2,7 +2,7 @@
 
 use crate::device::Device;
 use crate::guard::Watch;
-use crate::pace::Emulated;
+use crate::pace::{CodingPace, Emulated};
 use crate::rounding::Rounding;
 use crate::{ExecutionError, Task};
 use autodist_codecs::{Arithmetic, Exchange, PartMut, Tensor};
@@ -18,9 +18,8 @@ use std::time::{Duration, Instant};
 /// One bucket's codec with what it keeps between steps, in the device's memory.
 pub struct Compressor<D: Device> {
     codec: autodist_codecs::Compressor<D::Coding>,
-    /// Seconds that coding takes on an emulated device.
-    emulated_s: Option<f64>,
-    emulated: Option<Emulated>,
+    /// The device that codes if not this one, the operations that this takes, and the exchanges between them.
+    emulated: Option<(Emulated, f64, usize)>,
     watch: SharedWatch,
 }
 
@@ -42,9 +41,9 @@ impl<D: Device> Compression<'_, D> {
         range: Range<usize>,
         group: &mut dyn Communicator,
     ) -> Result<(), ExecutionError> {
-        let start = Instant::now();
-        let Compressor { codec, emulated_s, emulated, watch } = self.compressor;
-        let mut over = Over::new(group, self.algorithm, *emulated);
+        let Compressor { codec, emulated, watch } = self.compressor;
+        let pace = emulated.map(|(emulated, flops, exchanges)| CodingPace::begin(emulated, flops, exchanges));
+        let mut over = Over::new(group, self.algorithm, pace);
         let (on, mut gradient) = (queue.coding(), PartMut::new(D::values(buffer), range));
         let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
         let votes = codec.keeps() && watch.votes();
@@ -54,13 +53,9 @@ impl<D: Device> Compression<'_, D> {
         if votes && let Some(reason) = reason(over.max(vote(own))?) {
             watch.fell_back(reason);
             codec.stop();
-            *emulated_s = None;
+            *emulated = None;
         }
-        let communicating = over.end();
-        if let Some(emulated) = *emulated_s {
-            let coding = (start.elapsed() - communicating).as_secs_f64();
-            std::thread::sleep(Duration::from_secs_f64((emulated - coding).max(0.0)));
-        }
+        over.end();
         Ok(())
     }
 }
@@ -137,8 +132,12 @@ pub fn of<D: Device>(
             .iter()
             .map(|p| Tensor { offset: p.offset, rows: p.rows, columns: p.columns })
             .collect();
-        let work = autodist_codecs::work(codec, Coded::Gradients, &tensors, bucket.padded, size);
-        let emulated_s = emulated.map(|emulated| work / emulated.flops_per_s);
+        let coded = Coded::Gradients;
+        let emulated = emulated.map(|emulated| {
+            let flops = autodist_codecs::work(codec, coded, &tensors, bucket.padded, size);
+            let exchanges = autodist_codecs::phases(codec, coded, &tensors, bucket.padded, size).len();
+            (emulated, flops, exchanges)
+        });
         let compressor = autodist_codecs::Compressor::on(&on, codec, &tensors, bucket.padded, task.job.seed)
             .with_momentum(decay);
         let compressor = match task.coding.error_feedback {
@@ -147,7 +146,7 @@ pub fn of<D: Device>(
         };
         let watch = Arc::new(Mutex::new(Watch::new(task.coding.guard, at.pipeline, index, codec)));
         watches.push(Arc::clone(&watch));
-        compressors.insert(index, Compressor { codec: compressor, emulated_s, emulated, watch });
+        compressors.insert(index, Compressor { codec: compressor, emulated, watch });
     }
     (compressors, watches)
 }
@@ -169,32 +168,35 @@ pub fn optimizer_beside(codec: Codec, optimizer: Optimizer) -> (Optimizer, Optio
 pub(crate) struct Over<'a> {
     group: &'a mut dyn Communicator,
     algorithm: Algorithm,
-    communicating: Duration,
-    emulated: Option<Emulated>,
+    exchanging: Duration,
+    pace: Option<CodingPace>,
 }
 
 impl<'a> Over<'a> {
     /// `algorithm` is that of sums. What this thread does between exchanges is coding, until [`Self::end`].
-    pub fn new(group: &'a mut dyn Communicator, algorithm: Algorithm, emulated: Option<Emulated>) -> Self {
-        emulated.inspect(|emulated| emulated.enter_coding());
-        Self { group, algorithm, communicating: Duration::ZERO, emulated }
+    pub fn new(group: &'a mut dyn Communicator, algorithm: Algorithm, pace: Option<CodingPace>) -> Self {
+        Self { group, algorithm, exchanging: Duration::ZERO, pace }
     }
 
-    /// The time that was no coding.
-    pub fn end(self) -> Duration {
-        self.emulated.inspect(|emulated| emulated.enter_communication());
-        self.communicating
+    /// What is coded after the last exchange has been.
+    pub fn end(mut self) {
+        self.end_part();
+    }
+
+    fn end_part(&mut self) {
+        if let Some(pace) = &mut self.pace {
+            pace.end_part(self.exchanging);
+        }
     }
 
     fn timed<T>(
         &mut self,
         work: impl FnOnce(&mut dyn Communicator, Algorithm) -> Result<T, CommunicationError>,
     ) -> Result<T, CommunicationError> {
+        self.end_part();
         let start = Instant::now();
-        self.emulated.inspect(|emulated| emulated.enter_communication());
         let result = work(self.group, self.algorithm);
-        self.emulated.inspect(|emulated| emulated.enter_coding());
-        self.communicating += start.elapsed();
+        self.exchanging += start.elapsed();
         result
     }
 }

@@ -3,8 +3,6 @@
 /// Priority of threads that move bytes: above compute, so that a message never waits for a matrix product to end.
 const COMMUNICATION_PRIORITY: i32 = 21;
 const COMPUTE_PRIORITY: i32 = 20;
-/// Coding for an emulated device, which has a core's share only: below compute, which would otherwise wait for all of it.
-const EMULATED_CODING_PRIORITY: i32 = 19;
 
 /// What a process got of what it asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,13 +45,6 @@ pub fn place(rank: usize, realtime: bool) -> Placement {
 pub fn enter_compute(placement: Placement) {
     if placement.realtime {
         set_priority(COMPUTE_PRIORITY);
-    }
-}
-
-/// Lowers this thread below those that compute.
-pub fn enter_emulated_coding(placement: Placement) {
-    if placement.realtime {
-        set_priority(EMULATED_CODING_PRIORITY);
     }
 }
 

@@ -4,7 +4,7 @@ use crate::host::{self, Placement};
 use std::time::{Duration, Instant};
 
 /// The device that a rank stands for, and where the rank really runs. Several share a core: what one computes must not
-/// keep the others from communicating, and what one codes must not keep them from computing.
+/// keep the others from communicating.
 #[derive(Debug, Clone, Copy)]
 pub struct Emulated {
     pub flops_per_s: f64,
@@ -16,29 +16,15 @@ impl Emulated {
         flops_per_s.map(|flops_per_s| Self { flops_per_s, placement })
     }
 
-    /// Arithmetic of this thread follows.
-    pub fn enter_compute(self) {
-        host::enter_compute(self.placement);
-    }
-
-    /// Coding of this thread, beside the rank's arithmetic, follows.
-    pub fn enter_coding(self) {
-        host::enter_emulated_coding(self.placement);
-    }
-
-    /// What follows is to be done at once.
-    pub fn enter_communication(self) {
-        host::enter_communication(self.placement);
+    fn seconds(self, flops: f64) -> Duration {
+        Duration::from_secs_f64(flops / self.flops_per_s)
     }
 }
-
-/// A sleep may end this much too late without the next piece of work being late too.
-const SLACK: Duration = Duration::from_micros(500);
 
 /// The clock of an emulated device; nothing where the rank's own device is meant.
 pub struct Pace {
     emulated: Option<Emulated>,
-    /// When the last piece of work was due.
+    /// When the last piece of work was due, if the next follows at once.
     due: Option<Instant>,
 }
 
@@ -49,18 +35,84 @@ impl Pace {
 
     /// When work that follows begins; `None` where nothing is emulated.
     pub fn begin(&mut self) -> Option<Instant> {
-        self.emulated?.enter_compute();
-        let now = Instant::now();
-        // Work that follows at once begins when the last was due, however late the sleep ended.
-        Some(self.due.filter(|due| *due <= now && now - *due <= SLACK).unwrap_or(now))
+        host::enter_compute(self.emulated?.placement);
+        // However late the sleep ended, or another rank's turn on the core that this one only stands for.
+        Some(self.due.unwrap_or_else(Instant::now))
     }
 
     /// Waits until `flops` operations that began at `start` are done.
     pub fn end(&mut self, start: Instant, flops: f64) {
         let Some(emulated) = self.emulated else { return };
-        emulated.enter_communication();
-        let due = start + Duration::from_secs_f64(flops / emulated.flops_per_s);
+        host::enter_communication(emulated.placement);
+        let due = start + emulated.seconds(flops);
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         self.due = Some(due);
+    }
+
+    /// The rank has done something else, or waited for others.
+    pub fn interrupt(&mut self) {
+        self.due = None;
+    }
+}
+
+/// The same for coding, of which a part comes before each exchange and one after the last.
+#[derive(Debug, Clone, Copy)]
+pub struct CodingPace {
+    part: Duration,
+    /// Parts that are to come.
+    left: u32,
+    /// When the next part is due, if no exchange took any time.
+    due: Instant,
+}
+
+impl CodingPace {
+    /// Of coding that begins now, of `flops` operations and `exchanges`.
+    pub fn begin(emulated: Emulated, flops: f64, exchanges: usize) -> Self {
+        let parts = exchanges as u32 + 1;
+        Self { part: emulated.seconds(flops) / parts, left: parts, due: Instant::now() }
+    }
+
+    /// Waits until the part before an exchange is done, or the last; `exchanging` is the time that exchanges took so far.
+    pub fn end_part(&mut self, exchanging: Duration) {
+        if self.left > 0 {
+            self.left -= 1;
+            self.due += self.part;
+            std::thread::sleep((self.due + exchanging).saturating_duration_since(Instant::now()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOWHERE: Placement = Placement { core: None, realtime: false };
+
+    #[test]
+    fn work_follows_when_the_last_was_due_unless_something_came_between() {
+        let mut pace = Pace::new(Emulated::new(Some(1e6), NOWHERE));
+        let start = pace.begin().unwrap();
+        // 2 ms of work, of which the core was away for 5.
+        std::thread::sleep(Duration::from_millis(5));
+        pace.end(start, 2e3);
+        let due = start + Duration::from_millis(2);
+        assert_eq!(pace.begin(), Some(due));
+        pace.interrupt();
+        assert!(pace.begin().unwrap() >= start + Duration::from_millis(5));
+        assert_eq!(Pace::new(None).begin(), None);
+    }
+
+    #[test]
+    fn coding_takes_a_part_of_its_time_before_each_exchange() {
+        let emulated = Emulated::new(Some(1e6), NOWHERE).unwrap();
+        let start = Instant::now();
+        // 12 ms: 4 before each of two exchanges, and 4 after them.
+        let mut pace = CodingPace::begin(emulated, 12e3, 2);
+        pace.end_part(Duration::ZERO);
+        assert!(start.elapsed() >= Duration::from_millis(4));
+        pace.end_part(Duration::from_millis(3));
+        assert!(start.elapsed() >= Duration::from_millis(11));
+        pace.end_part(Duration::from_millis(6));
+        assert!(start.elapsed() >= Duration::from_millis(18));
     }
 }

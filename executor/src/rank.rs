@@ -299,6 +299,7 @@ impl<B: Device> Rank<'_, B> {
             return Err(ExecutionError::Diverged { step, loss: loss_sum });
         }
         self.lanes.world.barrier()?;
+        self.pace.interrupt();
         Ok(StepOutcome {
             seconds: self.recorder.elapsed(),
             in_operations: self.recorder.end_step(),
@@ -317,6 +318,7 @@ impl<B: Device> Rank<'_, B> {
         let peer = self.peer(message);
         let messages = self.lanes.messages.as_mut().expect("a Program with messages has a way for them");
         let values = messages.receive(self.device, peer, tag(message), message.elements)?;
+        self.pace.interrupt();
         self.frames.entry((message.chunk, message.micro_batch)).or_default().flow = Some(values);
         Ok(occasion(OperationKind::Receive, message.chunk, message.micro_batch))
     }
@@ -326,6 +328,9 @@ impl<B: Device> Rank<'_, B> {
         let buffer = self.outgoing.take().expect("a body has given what is sent");
         let messages = self.lanes.messages.as_mut().expect("a Program with messages has a way for them");
         messages.send(self.device, peer, tag(message), buffer)?;
+        if self.program.strategy.communication.activations != Codec::None {
+            self.pace.interrupt();
+        }
         Ok(occasion(OperationKind::Send, message.chunk, message.micro_batch))
     }
 
@@ -409,7 +414,14 @@ impl<B: Device> Rank<'_, B> {
                 work::segment_flops(model, *seq_len, strategy, segment, pass, recompute)
             }
             Instruction::Update { elements, .. } => work::update_flops(elements),
-            _ => return self.run_instruction(instruction, frame),
+            Instruction::Start { .. } | Instruction::Release { .. } => {
+                return self.run_instruction(instruction, frame);
+            }
+            _ => {
+                self.run_instruction(instruction, frame)?;
+                self.pace.interrupt();
+                return Ok(());
+            }
         };
         let Some(start) = self.pace.begin() else { return self.run_instruction(instruction, frame) };
         self.run_instruction(instruction, frame)?;

@@ -3,12 +3,12 @@
 use crate::ExecutionError;
 use crate::compression::Over;
 use crate::device::{Device, Messages, Tag};
-use crate::pace::Emulated;
+use crate::pace::{CodingPace, Emulated};
 use autodist_codecs::{Arithmetic, Form, Part, PartMut, rounding};
 use autodist_communication::{Communicator, Counters, Mailbox};
 use autodist_spec::{Algorithm, Codec, Coded};
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// One rounded collective on a part of a buffer.
 #[derive(Debug, Clone, Copy)]
@@ -36,29 +36,30 @@ impl Rounding {
         range: Range<usize>,
         group: &mut dyn Communicator,
     ) -> Result<(), ExecutionError> {
-        let start = Instant::now();
         let (elements, size) = (range.len(), group.size());
         if size == 1 {
             return Ok(());
         }
-        let mut over = Over::new(group, Algorithm::Ring, self.emulated);
+        // One exchange.
+        let mut over = Over::new(group, Algorithm::Ring, self.pace(elements, size, 1));
         let (on, values) = (queue.coding(), PartMut::new(D::values(buffer), range));
         match self.coded {
             Coded::Parameters => rounding::all_gather(self.form, &on, values, &mut over)?,
             _ => rounding::reduce_scatter(self.form, &on, values, &mut over)?,
         }
-        let communicating = over.end();
-        self.wait(start + communicating, elements, size, 1.0);
+        over.end();
         Ok(())
     }
 
-    /// As long as an emulated device would take over a part of the coding that began at `start`.
-    fn wait(self, start: Instant, elements: usize, size: usize, part: f64) {
-        let Some(emulated) = self.emulated else { return };
-        let work = autodist_codecs::work(self.codec, self.coded, &[], elements, size);
-        let seconds = part * work / emulated.flops_per_s;
-        let due = start + Duration::from_secs_f64(seconds);
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    /// Of coding that begins now.
+    fn pace(self, elements: usize, size: usize, exchanges: usize) -> Option<CodingPace> {
+        let work = || autodist_codecs::work(self.codec, self.coded, &[], elements, size);
+        self.emulated.map(|emulated| CodingPace::begin(emulated, work(), exchanges))
+    }
+
+    /// Of one side of a message.
+    fn message_pace(self, elements: usize) -> Option<CodingPace> {
+        self.pace(elements, 2, 1)
     }
 }
 
@@ -83,13 +84,13 @@ impl<D: Device> Messages<D> for RoundedMessages {
         tag: Tag,
         mut buffer: D::Buffer,
     ) -> Result<(), ExecutionError> {
-        let start = Instant::now();
         let elements = queue.len(&buffer);
+        let pace = self.rounding.message_pace(elements);
         let on = queue.coding();
         let bytes = on.encode(self.rounding.form, Part::new(D::values(&mut buffer), 0..elements));
         let words: Vec<f32> = on.fetch(vec![bytes]).iter().flat_map(|bytes| words(bytes)).collect();
         drop(buffer);
-        self.rounding.wait(start, elements, 2, 0.5);
+        end(pace);
         Ok(self.mailbox.send(peer, tag.number(), words)?)
     }
 
@@ -101,7 +102,7 @@ impl<D: Device> Messages<D> for RoundedMessages {
         elements: usize,
     ) -> Result<D::Buffer, ExecutionError> {
         let words = self.mailbox.receive(peer, tag.number())?;
-        let start = Instant::now();
+        let pace = self.rounding.message_pace(elements);
         let expected = rounding::message_bytes(self.rounding.form, elements) / 4;
         if words.len() != expected {
             return Err(ExecutionError::Message { peer, expected, given: words.len() });
@@ -111,7 +112,7 @@ impl<D: Device> Messages<D> for RoundedMessages {
         let (on, mut buffer) = (queue.coding(), queue.zeros(elements));
         let values = PartMut::new(D::values(&mut buffer), 0..elements);
         on.add_encoded(self.rounding.form, &on.bring(bytes), values);
-        self.rounding.wait(start, elements, 2, 0.5);
+        end(pace);
         Ok(buffer)
     }
 
@@ -122,6 +123,11 @@ impl<D: Device> Messages<D> for RoundedMessages {
     fn close(self: Box<Self>) -> Result<(), ExecutionError> {
         Ok(self.mailbox.close()?)
     }
+}
+
+/// Of one side's half of the coding.
+fn end(pace: Option<CodingPace>) {
+    pace.into_iter().for_each(|mut pace| pace.end_part(Duration::ZERO));
 }
 
 /// Bytes as the bits of floats, which nobody computes with; the last are filled up with zeros.

@@ -12,10 +12,10 @@ use crate::patterns::{self, PatternSeconds};
 use crate::probes::Probe;
 use crate::{Assignment, Request};
 use autodist_executor::{RankOutcome, Task};
-use autodist_program::{Instruction, Op, Program};
+use autodist_program::{Instruction, Op, Program, RankProgram};
 use autodist_spec::profile::{CodecCost, CollectiveKind, Environment, Hardware, Sample};
 use autodist_spec::{
-    Codec, Coded, DeviceKind, Engine, Network, Pass, Profile, Provenance, Recompute, Segment,
+    Codec, Coded, DeviceKind, Engine, Network, Pass, Profile, Provenance, Recompute, ScheduleKind, Segment,
 };
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -47,11 +47,13 @@ pub struct Assembly<'a> {
     exchanges: BTreeMap<(CollectiveKind, usize, usize, usize), Vec<f64>>,
     messages: BTreeMap<(usize, usize), Vec<f64>>,
     handover: Vec<f64>,
-    /// Collectives inside a step, step by step: kind, group and bytes, with the ranks' mean time.
+    /// Collectives inside a step, step by step: kind, group and bytes, with the mean time of the slowest group's ranks.
     in_step: Vec<Vec<(CollectiveKind, usize, usize, f64)>>,
     overhead: Vec<f64>,
     /// The same where parameters are sharded: of each step, with the transfers in it.
     sharded_overhead: Vec<(f64, usize)>,
+    /// The same in pipelines: of each step, with the passes in it.
+    pipeline_overhead: BTreeMap<ScheduleKind, Vec<(f64, usize)>>,
     baseline: u64,
     staging: u64,
     overlap: Option<OverlapAnswer>,
@@ -106,6 +108,7 @@ impl<'a> Assembly<'a> {
             in_step: Vec::new(),
             overhead: Vec::new(),
             sharded_overhead: Vec::new(),
+            pipeline_overhead: BTreeMap::new(),
             baseline: 0,
             staging: 0,
             overlap: None,
@@ -134,6 +137,7 @@ impl<'a> Assembly<'a> {
                     && (c.tensor, c.sequence_parallel) == (probe.tensor, probe.sequence_parallel)
                     && (c.micro_batch, c.recompute) == (probe.micro_batch, probe.recompute)
             }) && (probe.shard == 1 || profile.optimizer.len() > 1)
+                && probe.schedule.is_none_or(|s| profile.pipelining.iter().any(|cost| cost.schedule == s))
         })
     }
 
@@ -287,7 +291,12 @@ impl<'a> Assembly<'a> {
             micro_batch: s.micro_batch,
             recompute: s.recompute,
             shard: s.shard,
+            schedule: (s.pipeline > 1).then_some(s.schedule),
         };
+        if probe.schedule.is_some() {
+            self.pipeline(probe, task, &program, outcomes);
+            return;
+        }
         let bodies = &program.ranks[0].bodies;
         let beside: Vec<f64> = outcomes
             .iter()
@@ -368,7 +377,9 @@ impl<'a> Assembly<'a> {
             for step in 0..sample.seconds.len() {
                 let of_rank =
                     |o: &RankOutcome| o.instructions[index].seconds.get(step).copied().unwrap_or(0.0);
-                let mean = outcomes.iter().map(of_rank).sum::<f64>() / outcomes.len() as f64;
+                let of_group =
+                    |ranks: &[RankOutcome]| ranks.iter().map(of_rank).sum::<f64>() / ranks.len() as f64;
+                let slowest = outcomes.chunks(s.tensor as usize).map(of_group).fold(0.0, f64::max);
                 if self.in_step.len() <= first_step + step {
                     self.in_step.push(Vec::new());
                 }
@@ -376,7 +387,7 @@ impl<'a> Assembly<'a> {
                     collective.kind(),
                     s.tensor as usize,
                     program.tensor_bytes(segment, collective, elements).0 as usize,
-                    mean,
+                    slowest,
                 ));
             }
         }
@@ -384,6 +395,22 @@ impl<'a> Assembly<'a> {
             .map(|step| outcomes.iter().map(|o| o.steps[step].seconds).fold(0.0, f64::max) / reference)
             .collect();
         self.medians.entry(probe).or_default().push(Sample::of(&steps).median_s.0);
+    }
+
+    /// What an engine adds to a pipeline. The layers in it are timed apart from it, and add nothing to theirs.
+    fn pipeline(&mut self, probe: Probe, task: &Task, program: &Program, outcomes: &[RankOutcome]) {
+        let passes =
+            |rank: &RankProgram| rank.ops.iter().filter(|op| matches!(op, Op::Run { .. })).count() - 1;
+        let to_model = program.layout.world() / program.layout.pipeline;
+        let overhead = self.pipeline_overhead.entry(task.strategy.schedule).or_default();
+        for outcome in outcomes {
+            let passes = passes(&program.ranks[outcome.rank / to_model]);
+            let measured = &outcome.steps[task.warmup_steps as usize..];
+            overhead.extend(measured.iter().map(|step| (step.seconds - step.in_operations, passes)));
+        }
+        let steps = (task.warmup_steps as usize..task.steps as usize)
+            .map(|step| outcomes.iter().map(|o| o.steps[step].seconds).fold(0.0, f64::max));
+        self.medians.entry(probe).or_default().push(Sample::of(&steps.collect::<Vec<_>>()).median_s.0);
     }
 
     fn links(&mut self, answers: &[LinkAnswer]) {

@@ -4,7 +4,9 @@ use crate::assemble::Assembly;
 use crate::{Assignment, CodingTask, HardwareTask, LinkTask, NetworkTask, OverlapTask, PatternTask, Request};
 use autodist_executor::{Coding, DataSource, Task};
 use autodist_program::{rules, stages};
-use autodist_spec::{Bytes, Codec, Engine, Job, LayerKind, ParallelStrategy, Recompute, TensorSplit};
+use autodist_spec::{
+    Bytes, Codec, Engine, Job, LayerKind, ParallelStrategy, Recompute, ScheduleKind, TensorSplit,
+};
 
 /// At most this many rounds, however noisy the machine: more would not help.
 const MOST_ROUNDS: usize = 20;
@@ -13,6 +15,11 @@ const MOST_ROUNDS: usize = 20;
 const STEPS: u32 = 5;
 const WARMUP_STEPS: u32 = 2;
 const EMULATED_STEPS: u32 = 4;
+/// How often collectives of tensor groups are looked at in steps, where links differ.
+const TENSOR_PASSES: usize = 3;
+/// Of a probe of a pipeline.
+const PIPELINE: u32 = 2;
+const PIPELINED_MICRO_BATCHES: u32 = 4;
 /// A micro-batch whose activations would be larger than this part of a rank's memory is not probed.
 const LARGEST_PART_OF_MEMORY: f64 = 0.4;
 
@@ -25,6 +32,21 @@ pub struct Probe {
     pub recompute: Recompute,
     /// Ranks that share the optimizer's work; more than 1 only to time smaller updates.
     pub shard: u32,
+    /// Of a pipeline, to time what an engine's runtime does around its passes.
+    pub schedule: Option<ScheduleKind>,
+}
+
+impl Probe {
+    fn plain(tensor: u32, micro_batch: u32) -> Self {
+        Self {
+            tensor,
+            sequence_parallel: false,
+            micro_batch,
+            recompute: Recompute::None,
+            shard: 1,
+            schedule: None,
+        }
+    }
 }
 
 /// All probes of a request, the cheapest first.
@@ -33,7 +55,7 @@ pub fn all(request: &Request) -> Vec<Probe> {
     let allow = &request.job.allow;
     let mut probes = Vec::new();
     for tensor in (1..=ranks).filter(|t| ranks % t == 0) {
-        if allow.tensor.as_ref().is_some_and(|list| !list.contains(&tensor)) {
+        if !allows(&allow.tensor, tensor) {
             continue;
         }
         for sequence_parallel in [false, true] {
@@ -42,27 +64,29 @@ pub fn all(request: &Request) -> Vec<Probe> {
             }
             for micro_batch in micro_batches(request, tensor) {
                 for recompute in &allow.recompute {
-                    let probe =
-                        Probe { tensor, sequence_parallel, micro_batch, recompute: *recompute, shard: 1 };
-                    probes.push(probe);
+                    let plain = Probe::plain(tensor, micro_batch);
+                    probes.push(Probe { sequence_parallel, recompute: *recompute, ..plain });
                 }
             }
         }
     }
     if let Some(smallest) = micro_batches(request, 1).first() {
         for shard in (2..=ranks).filter(|s| ranks % s == 0) {
-            probes.push(Probe {
-                tensor: 1,
-                sequence_parallel: false,
-                micro_batch: *smallest,
-                recompute: Recompute::None,
-                shard,
-            });
+            probes.push(Probe { shard, ..Probe::plain(1, *smallest) });
+        }
+        // The native engine's runtime costs nothing that its own operations do not.
+        if request.engine == Engine::Torch && ranks % PIPELINE == 0 {
+            let kinds = allow.schedule.iter().filter(|_| allows(&allow.pipeline, PIPELINE));
+            probes.extend(kinds.map(|kind| Probe { schedule: Some(*kind), ..Probe::plain(1, *smallest) }));
         }
     }
     probes.retain(|probe| legal(request, probe));
     probes.sort_by_key(|p| (p.micro_batch, *p));
     probes
+}
+
+fn allows(list: &Option<Vec<u32>>, degree: u32) -> bool {
+    list.as_ref().is_none_or(|list| list.contains(&degree))
 }
 
 fn legal(request: &Request, probe: &Probe) -> bool {
@@ -88,7 +112,7 @@ fn micro_batches(request: &Request, tensor: u32) -> Vec<u32> {
     let batch = request.job.global_batch;
     let others = request.ranks / tensor;
     let possible = |m: u32| (1..=others).any(|data| others % data == 0 && batch % (data * m) == 0);
-    let allowed = |m: &u32| request.job.allow.micro_batch.as_ref().is_none_or(|list| list.contains(m));
+    let allowed = |m: &u32| allows(&request.job.allow.micro_batch, *m);
     let list: Vec<u32> = (1..=batch).filter(|m| possible(*m)).filter(allowed).collect();
     thinned(&list)
 }
@@ -102,10 +126,15 @@ fn thinned(list: &[u32]) -> Vec<u32> {
     list.iter().copied().filter(|m| ends.contains(m) || m.is_power_of_two()).collect()
 }
 
-/// The training run behind a probe: one micro-batch on every rank.
+/// The training run behind a probe: one micro-batch on every rank, and several in a pipeline.
 pub fn task(request: &Request, probe: &Probe) -> Task {
-    let data = request.ranks / probe.tensor;
+    let pipeline = if probe.schedule.is_some() { PIPELINE } else { 1 };
+    let micro_batches = if probe.schedule.is_some() { PIPELINED_MICRO_BATCHES } else { 1 };
+    let data = request.ranks / probe.tensor / pipeline;
     let strategy = ParallelStrategy {
+        pipeline,
+        schedule: probe.schedule.unwrap_or_default(),
+        virtual_stages: if probe.schedule == Some(ScheduleKind::Interleaved) { 2 } else { 1 },
         tensor: probe.tensor,
         sequence_parallel: probe.sequence_parallel,
         recompute: probe.recompute,
@@ -121,7 +150,7 @@ pub fn task(request: &Request, probe: &Probe) -> Task {
         ..ParallelStrategy::data_parallel(data, probe.micro_batch)
     };
     let stages = stages::even(&request.model, &strategy);
-    let job = Job { global_batch: data * probe.micro_batch, ..request.job.clone() };
+    let job = Job { global_batch: data * probe.micro_batch * micro_batches, ..request.job.clone() };
     Task {
         model: request.model.clone(),
         job,
@@ -177,7 +206,13 @@ pub fn round(request: &Request, assembly: &Assembly, round: usize) -> Vec<Assign
     if let Some(task) = CodingTask::of(request).filter(|task| assembly.wants_codings(task, round)) {
         pieces.push(Assignment::Coding(task));
     }
-    pieces.extend(probes.iter().map(|probe| Assignment::Train(Box::new(task(request, probe)))));
+    let train = |probe: &Probe| Assignment::Train(Box::new(task(request, probe)));
+    pieces.extend(probes.iter().map(train));
+    if request.structure().is_some() && round == 0 {
+        // How ranks wait for each other in a step differs from one moment to the next.
+        let collective = || probes.iter().filter(|probe| probe.tensor > 1).map(train);
+        (1..TENSOR_PASSES).for_each(|_| pieces.extend(collective()));
+    }
     pieces
 }
 

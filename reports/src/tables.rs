@@ -443,6 +443,10 @@ pub(crate) fn other_costs(profile: &Profile) -> Table {
     if let Some(sharding) = &profile.sharding {
         sample("the engine's work around a transfer of a shard".to_owned(), sharding);
     }
+    for cell in &profile.pipelining {
+        let schedule = cell.schedule.name();
+        sample(format!("the engine's work around a pass of a chunk, {schedule}"), &cell.time);
+    }
     let slow = &profile.interference;
     let measured = Provenance::Measured.to_string();
     for (what, value, spread, provenance) in [

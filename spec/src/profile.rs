@@ -7,7 +7,7 @@ use crate::job::{Optimizer, Precision};
 use crate::model::ModelSpec;
 use crate::network::Network;
 use crate::parse::Check;
-use crate::plan::Recompute;
+use crate::plan::{Recompute, ScheduleKind};
 use crate::units::{Bytes, FlopsPerSecond, Provenance, Seconds};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -170,6 +170,14 @@ pub struct OptimizerCost {
     pub update: Sample,
     /// Sum of squares for the gradient norm, and zeroing for the next step.
     pub norm: Sample,
+}
+
+/// One pass of one chunk over one micro-batch, beyond the chunk's layers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PipeliningCost {
+    pub schedule: ScheduleKind,
+    pub time: Sample,
 }
 
 /// Encoding and decoding of one bucket or one message, exchanges left out.
@@ -396,6 +404,10 @@ pub struct Profile {
     /// host beside NCCL.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exchanges: Vec<CollectiveCost>,
+    /// Collectives of tensor groups inside training steps, of the slowest group, where `network` says how links are
+    /// joined: beside what they take alone, they show what waiting for each other and for turns on a core adds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub within_steps: Vec<CollectiveCost>,
     pub optimizer: Vec<OptimizerCost>,
     pub interference: Interference,
     /// What a collective inside a step costs beyond its time alone: ranks that do not come together, cold caches.
@@ -410,6 +422,10 @@ pub struct Profile {
     /// where it is part of other times.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharding: Option<Sample>,
+    /// What an engine's pipeline runtime does around each pass of a chunk, by schedule: the host's work between its layers,
+    /// its messages and their waits. Absent where it is part of other times.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pipelining: Vec<PipeliningCost>,
     /// Part of a step that belongs to no operation: data, bookkeeping, barrier.
     pub step_overhead: Sample,
     /// Heap of a rank that has joined the job but holds no model.
@@ -443,7 +459,12 @@ impl Check for Profile {
             return Err(InputError::new("segments[].time.median_s", 0, "no segment takes any time")
                 .hint("measure again with `autodist profile --fresh`"));
         }
-        for (field, cells) in [("collectives", &self.collectives), ("exchanges", &self.exchanges)] {
+        let collectives = [
+            ("collectives", &self.collectives),
+            ("exchanges", &self.exchanges),
+            ("within_steps", &self.within_steps),
+        ];
+        for (field, cells) in collectives {
             for (index, cell) in cells.iter().enumerate() {
                 in_range(&format!("{field}[{index}].group"), u64::from(cell.group), 2, 1 << 20)?;
                 bytes(&format!("{field}[{index}].bytes"), cell.bytes)?;
@@ -496,6 +517,9 @@ impl Check for Profile {
         not_negative("add_s_per_element", self.add_s_per_element)?;
         self.synchronisation.check("synchronisation")?;
         self.stream_handover.check("stream_handover")?;
+        for (index, cell) in self.pipelining.iter().enumerate() {
+            cell.time.check(&format!("pipelining[{index}].time"))?;
+        }
         self.sharding.as_ref().map_or(Ok(()), |sample| sample.check("sharding"))?;
         self.step_overhead.check("step_overhead")?;
         not_negative("repeatability", self.repeatability)

@@ -24,6 +24,12 @@ class Clock:
 
     backward = False
 
+    def begin_forward(self) -> None:
+        """A micro-batch's forward follows."""
+
+    def begin_backward(self) -> None:
+        """Its backward follows."""
+
     def segment(self, layer: int, segment: str) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 
@@ -37,7 +43,7 @@ class Clock:
 
 
 class Stopwatch(Clock):
-    """Times every segment and every tensor-parallel collective of steps that have one micro-batch."""
+    """Times every segment and every tensor-parallel collective of a step; over several micro-batches, their sum."""
 
     def __init__(self) -> None:
         # Told where intervals begin and end, while memory is counted.
@@ -57,6 +63,9 @@ class Stopwatch(Clock):
         # Seconds that belong to no interval that is open now.
         self._away = 0.0
         self._since = (0.0, 0.0)
+
+    def begin_forward(self) -> None:
+        self.backward = False
 
     def begin_backward(self) -> None:
         self.backward = True

@@ -1,12 +1,14 @@
 """Pipeline schedules of `torch.distributed.pipelining`."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B, schedules
 
+from .clock import Clock
 from .mesh import Mesh
 from .spec import Task
 
@@ -16,14 +18,32 @@ Timed = Callable[[str, int, int, Callable[[], Any]], Any]
 
 class _TimedStage(PipelineStage):
     timed: Timed
+    clock: Clock
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        self.clock.begin_forward()
         run = super().forward_one_chunk
         return self.timed("forward", self.stage_index, fwd_chunk_id, lambda: run(fwd_chunk_id, *args, **kwargs))
 
     def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         run = super().backward_one_chunk
+        self.clock.begin_backward()
         return self.timed("backward", self.stage_index, bwd_chunk_id, lambda: run(bwd_chunk_id, *args, **kwargs))
+
+
+class Waits:
+    """Seconds that this process's schedules wait for messages."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        # The one place where all schedules wait. Private, so a release of PyTorch may move it.
+        self._wait = schedules._wait_batch_p2p
+        schedules._wait_batch_p2p = self._timed
+
+    def _timed(self, work: list[Any]) -> None:
+        start = time.perf_counter()
+        self._wait(work)
+        self.seconds += time.perf_counter() - start
 
 
 class Pipeline:
@@ -35,6 +55,7 @@ class Pipeline:
         indices: list[int],
         loss: Callable[[Tensor, Tensor], Tensor],
         timed: Timed,
+        clock: Clock,
         device: torch.device,
     ) -> None:
         strategy = task.strategy
@@ -44,7 +65,7 @@ class Pipeline:
             for module, index in zip(modules, indices, strict=True)
         ]
         for stage in stages:
-            stage.timed = timed
+            stage.timed, stage.clock = timed, clock
         self._first, self._last = indices[0] == 0, indices[-1] == chunks - 1
         # The loss is divided by the tokens of the whole step already.
         common: dict[str, Any] = {"n_microbatches": micro_batches, "loss_fn": loss, "scale_grads": False}

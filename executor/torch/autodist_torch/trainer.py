@@ -22,7 +22,7 @@ from .mesh import mesh
 from .model import Chunk, held, wrap
 from .optimizer import Updates
 from .parallel import TensorGroup
-from .pipeline import Pipeline
+from .pipeline import Pipeline, Waits
 from .reference import Reference
 from .sharding import Transfers
 from .spec import Task
@@ -86,8 +86,16 @@ class Run:
         self._pipeline = None
         if strategy.pipeline > 1:
             self._pipeline = Pipeline(
-                task, self._mesh, self._modules, list(indices), self._loss, self._timeline.run, world.device
+                task,
+                self._mesh,
+                self._modules,
+                list(indices),
+                self._loss,
+                self._timeline.run,
+                self._clock or Clock(),
+                world.device,
             )
+        self._waits = Waits() if self._clock and self._pipeline else None
         self._norms: list[float] = []
         self._updated: list[float] = []
 
@@ -122,7 +130,8 @@ class Run:
             "bytes_sent_per_step": 0,
             "timelines": timelines,
             "instructions": [],
-            "named": self._named(used) if self._clock else [],
+            # In a pipeline they are sums over micro-batches.
+            "named": self._named(used) if self._clock and not self._pipeline else [],
         }
 
     def _clear(self) -> None:
@@ -140,6 +149,8 @@ class Run:
             clock.begin_step()
         if self._transfers:
             self._transfers.seconds = 0.0
+        if self._waits:
+            self._waits.seconds = 0.0
         sums = self._pipeline.step(tokens) if self._pipeline else self._accumulate(tokens)
         loss = float(sums) / self._scale if sums is not None and self._mesh.tensor == 0 else 0.0
         if not math.isfinite(loss):
@@ -163,7 +174,8 @@ class Run:
         if clock:
             # Only what a profile has a price for: the rest is this engine's overhead.
             moved = self._transfers.seconds if self._transfers else reduced
-            priced = clock.end_step() + clock.in_collectives + moved + (end - start)
+            waited = self._waits.seconds if self._waits else 0.0
+            priced = clock.end_step() + clock.in_collectives + moved + waited + (end - start)
         return {"seconds": seconds, "in_operations": priced, "loss_sum": loss, "gradient_norm": norm}
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:

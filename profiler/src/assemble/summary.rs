@@ -4,9 +4,10 @@ use super::fits::fits;
 use super::{Assembly, Cell, CellKey};
 use crate::{machines, probes};
 use autodist_spec::profile::{
-    CollectiveCost, CollectiveKind, Interference, MessageCost, OptimizerCost, Sample, SegmentCost,
+    CollectiveCost, CollectiveKind, Interference, MessageCost, OptimizerCost, PipeliningCost, Sample,
+    SegmentCost,
 };
-use autodist_spec::{Bytes, DeviceKind, Machine, Profile, Provenance, SCHEMA_VERSION, Seconds};
+use autodist_spec::{Bytes, DeviceKind, Machine, Profile, Provenance, SCHEMA_VERSION, ScheduleKind, Seconds};
 use std::collections::BTreeMap;
 
 impl Assembly<'_> {
@@ -49,6 +50,7 @@ impl Assembly<'_> {
             network: self.network.clone().filter(|_| self.by_schedule),
             codecs: self.codecs(),
             exchanges: collective_costs(&self.exchanges),
+            within_steps: self.within_steps(),
             fits: fits(&collectives, &messages),
             collectives,
             messages,
@@ -59,6 +61,7 @@ impl Assembly<'_> {
             add_s_per_element: self.overlap.as_ref().map_or(0.0, |o| Sample::of(&o.adding).median_s.0),
             stream_handover: Sample::of(&self.handover),
             sharding: self.sharding(),
+            pipelining: self.pipelining(),
             step_overhead: Sample::of(&self.overhead),
             baseline_bytes: Bytes(self.baseline),
             staging_bytes: Bytes(self.staging),
@@ -100,6 +103,20 @@ impl Assembly<'_> {
         match (self.sharded_overhead.is_empty(), &self.earlier) {
             (true, earlier) => earlier.as_ref().and_then(|profile| profile.sharding),
             (false, _) => Some(Sample::of(&self.sharded_overhead.iter().map(of_step).collect::<Vec<_>>())),
+        }
+    }
+
+    /// The same of a pass of a chunk in a pipeline.
+    fn pipelining(&self) -> Vec<PipeliningCost> {
+        let step = Sample::of(&self.overhead).median_s.0;
+        let of_step = |(seconds, passes): &(f64, usize)| (seconds - step).max(0.0) / *passes as f64;
+        let cost = |(schedule, steps): (&ScheduleKind, &Vec<(f64, usize)>)| PipeliningCost {
+            schedule: *schedule,
+            time: Sample::of(&steps.iter().map(of_step).collect::<Vec<_>>()),
+        };
+        match &self.earlier {
+            Some(earlier) if self.pipeline_overhead.is_empty() => earlier.pipelining.clone(),
+            _ => self.pipeline_overhead.iter().map(cost).collect(),
         }
     }
 
@@ -187,6 +204,18 @@ impl Assembly<'_> {
             Some(earlier) if beyond.is_empty() => earlier.synchronisation,
             _ => Sample::of(&beyond),
         }
+    }
+
+    /// The same collectives as they were, where links differ and none was timed alone.
+    fn within_steps(&self) -> Vec<CollectiveCost> {
+        if self.network.is_none() || !self.by_schedule {
+            return Vec::new();
+        }
+        let mut timings: BTreeMap<(CollectiveKind, usize, usize, usize), Vec<f64>> = BTreeMap::new();
+        for (kind, group, bytes, seconds) in self.in_step.iter().flatten() {
+            timings.entry((*kind, *group, 1, *bytes)).or_default().push(*seconds);
+        }
+        collective_costs(&timings)
     }
 
     /// Median over the probes of the relative difference between a round and the next.
@@ -332,6 +361,9 @@ fn adopt(profile: &mut Profile, earlier: &Profile) {
     }
     if profile.network.is_none() {
         profile.network.clone_from(&earlier.network);
+    }
+    if profile.within_steps.is_empty() {
+        profile.within_steps.clone_from(&earlier.within_steps);
     }
     if profile.exchanges.is_empty() {
         profile.exchanges.clone_from(&earlier.exchanges);
