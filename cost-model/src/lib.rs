@@ -82,6 +82,8 @@ pub struct CostModel {
     pub(crate) pipelining: BTreeMap<ScheduleKind, Price>,
     /// Whether compute waits for each transfer of a sharded bucket: FSDP2 overlaps them by CUDA streams, and a CPU has none.
     pub(crate) sharding_blocks: bool,
+    /// Whether what a forward kept is freed by its backward, but not by the segments that are seen to: PyTorch's autograd.
+    pub(crate) frees_late: bool,
     pub(crate) synchronisation: Price,
     /// By degree, what a tensor collective takes in a step beyond its schedule on the network, seconds; less than that if
     /// negative.
@@ -138,6 +140,7 @@ impl CostModel {
                 .collect(),
             sharding_blocks: (profile.environment.engine, profile.environment.devices)
                 == (Engine::Torch, DeviceKind::Cpu),
+            frees_late: profile.environment.engine == Engine::Torch,
             // On a network, schedules are simulated with their waits.
             synchronisation: match &profile.network {
                 Some(_) => Price::ZERO,

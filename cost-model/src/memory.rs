@@ -4,7 +4,7 @@ use crate::coding;
 use crate::measured::Unpriced;
 use crate::priced::{Priced, Pricer};
 use autodist_program::{
-    Body, Bucket, Instruction, Op, Operand, Program, RankProgram, TensorCollective, Transfer,
+    Body, BodyKind, Bucket, Instruction, Op, Operand, Program, RankProgram, TensorCollective, Transfer,
 };
 use autodist_spec::{Bytes, LayerKind, MemoryBreakdown, Optimizer, ParallelStrategy, Pass, Precision};
 
@@ -235,6 +235,11 @@ impl Priced<'_> {
 
     /// Walks the operations: what is live above the persistent state at the step's highest moment.
     fn step_peak(&self, index: usize) -> Live {
+        let bodies = &self.program.ranks[index].bodies;
+        let kept_by_forward = |chunk: usize| {
+            let forward = bodies.iter().position(|body| body.kind == BodyKind::Forward { chunk });
+            forward.map_or(0, |body| self.ranks[index][body].memory.net_activations)
+        };
         let mut account = Account::default();
         let mut leaving = 0;
         for op in &self.program.ranks[index].ops {
@@ -246,7 +251,10 @@ impl Priced<'_> {
                 Op::Run { body, .. } => {
                     let memory = &self.ranks[index][*body].memory;
                     account.moment(memory.peak);
-                    account.live.activations += memory.net_activations;
+                    account.live.activations += match bodies[*body].kind {
+                        BodyKind::Backward { chunk } if self.costs.frees_late => -kept_by_forward(chunk),
+                        _ => memory.net_activations,
+                    };
                 }
                 Op::Send(message) => {
                     // On its way until the next operation ends.

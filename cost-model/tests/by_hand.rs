@@ -6,8 +6,8 @@ use autodist_cost_model::{CostModel, synthetic::Machine};
 use autodist_program::{Instruction, Op, Program, stages};
 use autodist_spec::profile::{CollectiveCost, PipeliningCost, Sample};
 use autodist_spec::{
-    Bytes, CollectiveKind, Job, Network, Path, ModelSpec, OperationKind, ParallelStrategy, Profile, Provenance, Recompute, ScheduleKind,
-    Seconds, catalog,
+    Bytes, CollectiveKind, Job, ModelSpec, Network, OperationKind, ParallelStrategy, Path, Profile,
+    Provenance, Recompute, ScheduleKind, Seconds, catalog,
 };
 
 /// Every layer of the chain takes 1 ms forward and 2 ms backward; nothing else takes time.
@@ -127,10 +127,10 @@ fn tensor_collectives_on_a_network_cost_what_they_took_in_steps() {
     // On links that cost nothing, all of it is beyond them: 3 ms on average.
     profile.within_steps = vec![took(1024, 1.0, 1), took(65_536, 4.0, 2)];
     let in_steps = CostModel::new(&profile).price(&program).unwrap().simulate();
-    let is_collective = |i: &&Instruction| {
-        matches!(i, Instruction::Tensor { .. } | Instruction::SumReplicated { .. })
-    };
-    let collectives = program.ranks[0].bodies.iter().flat_map(|body| &body.instructions).filter(is_collective);
+    let is_collective =
+        |i: &&Instruction| matches!(i, Instruction::Tensor { .. } | Instruction::SumReplicated { .. });
+    let collectives =
+        program.ranks[0].bodies.iter().flat_map(|body| &body.instructions).filter(is_collective);
     close(in_steps.step_time_s, alone.step_time_s.0 + 3e-3 * collectives.count() as f64);
 }
 

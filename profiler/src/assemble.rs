@@ -330,8 +330,11 @@ impl<'a> Assembly<'a> {
                         let key = (segment, pass, s.tensor, s.sequence_parallel, s.micro_batch, recompute);
                         let cell = self.cells.entry(key).or_default();
                         cell.multiples.extend(sample.seconds.iter().map(|s| s / reference));
-                        cell.growth = cell.growth.max(Some(sample.growth));
-                        cell.peak = cell.peak.max(sample.peak);
+                        // Beside its layers, FSDP2 gathers and frees parameters.
+                        if self.environment.engine == Engine::Native || s.shard == 1 {
+                            cell.growth = cell.growth.max(Some(sample.growth));
+                            cell.peak = cell.peak.max(sample.peak);
+                        }
                     }
                     Instruction::Update { elements, .. } => {
                         let timings = self.updates.entry(elements as u64).or_default();

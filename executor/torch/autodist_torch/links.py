@@ -29,6 +29,7 @@ def _group(world: World, size: int, stride: int) -> dist.ProcessGroup:
         ]
         group, _ = dist.new_subgroups_by_enumeration(lists)
         _groups[(size, stride)] = group
+        world.free_threads()
     return _groups[(size, stride)]
 
 

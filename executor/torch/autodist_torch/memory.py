@@ -54,6 +54,7 @@ def of_step(step: Callable[[], None]) -> StepMemory:
     events = record.kineto_results.events()
     found = StepMemory()
     live = start = peak = 0
+    last: SegmentMemory | None = None
     for event in sorted(events, key=lambda event: event.start_ns()):
         name = event.name()
         if name == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU:
@@ -62,8 +63,10 @@ def of_step(step: Callable[[], None]) -> StepMemory:
         elif name.startswith(_PREFIX):
             layer, segment, direction = name[len(_PREFIX) :].split()
             if direction != "start":
-                memory = found.segments.setdefault((int(layer), segment, direction), SegmentMemory())
-                memory.growth += live - start
-                memory.peak = max(memory.peak, peak - start)
+                last = found.segments.setdefault((int(layer), segment, direction), SegmentMemory())
+                last.peak = max(last.peak, peak - start)
+            if last is not None:
+                # What comes and goes between segments is of the one before: autograd frees a layer's tensors late.
+                last.growth += live - start
             start = peak = live
     return found

@@ -102,6 +102,7 @@ class Run:
     def train(self) -> dict[str, Any]:
         """The Rust side's `RankOutcome`."""
         task, world = self._task, self._world
+        world.free_threads()
         reference = Reference() if world.device.type == "cpu" else None
         steps: list[dict[str, float]] = []
         timelines: list[list[dict[str, Any]]] = []

@@ -1,6 +1,7 @@
 """This process among the ranks of a job."""
 
 import os
+import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +15,8 @@ class World:
     rank: int
     size: int
     device: torch.device
+    # Where this process may run.
+    cores: frozenset[int]
 
     @staticmethod
     def join(cuda: bool = False, meeting: str | None = None, timeout_s: float = 600.0) -> "World":
@@ -22,11 +25,11 @@ class World:
         local = int(os.environ.get("LOCAL_RANK", rank))
         # One core a rank, as the native engine computes.
         torch.set_num_threads(1)
+        cores = frozenset(os.sched_getaffinity(0))
         if cuda:
             torch.cuda.set_device(local)
         else:
-            cores = sorted(os.sched_getaffinity(0))
-            os.sched_setaffinity(0, {cores[local % len(cores)]})
+            os.sched_setaffinity(0, {sorted(cores)[local % len(cores)]})
         limit = timedelta(seconds=timeout_s)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
@@ -37,7 +40,20 @@ class World:
         )
         dist.barrier()
         device = torch.device("cuda", local) if cuda else torch.device("cpu")
-        return World(rank, size, device)
+        world = World(rank, size, device, cores)
+        world.free_threads()
+        return world
+
+    def free_threads(self) -> None:
+        """Lets Gloo's threads run anywhere: a group's are made where this one is, on the core that computes, where each
+        would wait for the other's whole turn."""
+        for thread in map(int, os.listdir("/proc/self/task")):
+            if thread != threading.get_native_id():
+                try:
+                    os.sched_setaffinity(thread, self.cores)
+                except ProcessLookupError:
+                    # It has ended meanwhile.
+                    pass
 
     def synchronise(self) -> None:
         if self.device.type == "cuda":
