@@ -136,12 +136,21 @@ fn torch_profiles_plans_trains_and_compares() {
     assert_eq!(profile["environment"]["engine"], "torch");
     assert!(profile["environment"]["collectives"].as_str().unwrap().starts_with("PyTorch 2."), "{profile}");
     assert!(profile["sharding"]["count"].as_u64().unwrap() > 0);
+    let around_passes = profile["pipelining"].as_array().unwrap();
+    assert!(around_passes.iter().any(|cost| cost["schedule"] == "1f1b"), "{profile}");
+    for cost in around_passes {
+        assert!(cost["time"]["median_s"].as_f64().unwrap() > 0.0, "{cost}");
+    }
     let plan = "plan --model model.json --job job.toml --profile torch.json -o plan.json --json";
     let plan = line(folder.path(), plan).json();
     assert_eq!(plan["profile"]["engine"], "torch");
     let validation = run("validate plan.json --top 2 --steps 2 --json").json();
     assert_eq!(validation["runs"].as_array().unwrap().len(), 2, "{validation}");
-    assert!(validation["runs"][0]["measured"]["peak_memory_bytes"].as_u64().unwrap() > 0);
+    for run in validation["runs"].as_array().unwrap() {
+        assert!(run["measured"]["peak_memory_bytes"].as_u64().unwrap() > 0);
+        // Bytes do not depend on how busy the machine is.
+        assert!(run["peak_memory_error"].as_f64().unwrap().abs() < 0.25, "{run}");
+    }
     let record = run("train plan.json --steps 5 --json").json();
     assert_eq!(record["environment"]["engine"], "torch");
     let native = line(folder.path(), "train plan.json --steps 5 --json --engine native --no-realtime").json();
