@@ -24,10 +24,8 @@ fn algorithms(size: usize) -> Vec<Algorithm> {
     all
 }
 
-/// Opens one group at all ranks, over `links` if there are any.
-fn open(world: usize, links: Option<Links>) -> Result<Vec<Box<dyn Communicator>>> {
-    let switch =
-        links.map(|links| Arc::new(Switch::start(links).expect("a switch takes sockets and a thread")));
+/// Opens one group at all ranks, through a switch if there is one, which carries their bytes as long as it lives.
+fn open(world: usize, switch: Option<Arc<Switch>>) -> Result<Vec<Box<dyn Communicator>>> {
     let rendezvous = Rendezvous::bind_with(([127, 0, 0, 1], 0).into(), world, "bench", switch)?;
     let address = rendezvous.address();
     std::thread::scope(|scope| {
@@ -132,7 +130,8 @@ fn star(world: usize) -> Links {
 
 fn paced(criterion: &mut Criterion) {
     let world = 4;
-    let mut groups = open(world, Some(star(world))).expect("ranks find each other");
+    let switch = Arc::new(Switch::start(star(world)).expect("a switch takes sockets and a thread"));
+    let mut groups = open(world, Some(Arc::clone(&switch))).expect("ranks find each other");
     let mut bench = criterion.benchmark_group("4 ranks, 200 Mbit/s");
     bench.sample_size(10).measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_millis(500));
     for bytes in [1 << 20, 4 << 20] {
