@@ -15,7 +15,7 @@ const MOST_ROUNDS: usize = 20;
 const STEPS: u32 = 5;
 const WARMUP_STEPS: u32 = 2;
 const EMULATED_STEPS: u32 = 4;
-/// How often collectives of tensor groups are looked at in steps, where links differ.
+/// How often collectives of tensor groups are looked at in steps, where devices are emulated.
 const TENSOR_PASSES: usize = 3;
 /// Of a probe of a pipeline.
 const PIPELINE: u32 = 2;
@@ -208,7 +208,7 @@ pub fn round(request: &Request, assembly: &Assembly, round: usize) -> Vec<Assign
     }
     let train = |probe: &Probe| Assignment::Train(Box::new(task(request, probe)));
     pieces.extend(probes.iter().map(train));
-    if request.structure().is_some() && round == 0 {
+    if request.emulated.is_some() && round == 0 {
         // How ranks wait for each other in a step differs from one moment to the next.
         let collective = || probes.iter().filter(|probe| probe.tensor > 1).map(train);
         (1..TENSOR_PASSES).for_each(|_| pieces.extend(collective()));

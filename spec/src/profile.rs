@@ -404,8 +404,8 @@ pub struct Profile {
     /// host beside NCCL.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exchanges: Vec<CollectiveCost>,
-    /// Collectives of tensor groups inside training steps, of the slowest group, where `network` says how links are
-    /// joined: beside what they take alone, they show what waiting for each other and for turns on a core adds.
+    /// Collectives of tensor groups inside training steps, of the slowest group, where devices are emulated: beside what
+    /// they take alone, they show what waiting for each other and for turns on a core adds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub within_steps: Vec<CollectiveCost>,
     pub optimizer: Vec<OptimizerCost>,

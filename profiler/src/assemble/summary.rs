@@ -206,9 +206,10 @@ impl Assembly<'_> {
         }
     }
 
-    /// The same collectives as they were, where links differ and none was timed alone.
+    /// The same collectives as they were, where devices are emulated: theirs wait for turns on a core, which those timed
+    /// alone do not, and real ones do not either.
     fn within_steps(&self) -> Vec<CollectiveCost> {
-        if self.network.is_none() || !self.by_schedule {
+        if self.request.emulated.is_none() {
             return Vec::new();
         }
         let mut timings: BTreeMap<(CollectiveKind, usize, usize, usize), Vec<f64>> = BTreeMap::new();
