@@ -2,7 +2,7 @@
 
 use crate::device::Device;
 use crate::guard::Watch;
-use crate::pace::{CodingPace, Emulated};
+use crate::pace::{CodingPace, CodingTime, Emulated};
 use crate::rounding::Rounding;
 use crate::{ExecutionError, Task};
 use autodist_codecs::{Arithmetic, Exchange, PartMut, Tensor};
@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 /// One bucket's codec with what it keeps between steps, in the device's memory.
 pub struct Compressor<D: Device> {
     codec: autodist_codecs::Compressor<D::Coding>,
-    /// The device that codes if not this one, the operations that this takes, and the exchanges between them.
-    emulated: Option<(Emulated, f64, usize)>,
+    /// On an emulated device.
+    time: Option<CodingTime>,
     watch: SharedWatch,
 }
 
@@ -41,9 +41,8 @@ impl<D: Device> Compression<'_, D> {
         range: Range<usize>,
         group: &mut dyn Communicator,
     ) -> Result<(), ExecutionError> {
-        let Compressor { codec, emulated, watch } = self.compressor;
-        let pace = emulated.map(|(emulated, flops, exchanges)| CodingPace::begin(emulated, flops, exchanges));
-        let mut over = Over::new(group, self.algorithm, pace);
+        let Compressor { codec, time, watch } = self.compressor;
+        let mut over = Over::new(group, self.algorithm, time.map(CodingTime::begin));
         let (on, mut gradient) = (queue.coding(), PartMut::new(D::values(buffer), range));
         let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
         let votes = codec.keeps() && watch.votes();
@@ -53,7 +52,7 @@ impl<D: Device> Compression<'_, D> {
         if votes && let Some(reason) = reason(over.max(vote(own))?) {
             watch.fell_back(reason);
             codec.stop();
-            *emulated = None;
+            *time = None;
         }
         over.end();
         Ok(())
@@ -133,10 +132,10 @@ pub fn of<D: Device>(
             .map(|p| Tensor { offset: p.offset, rows: p.rows, columns: p.columns })
             .collect();
         let coded = Coded::Gradients;
-        let emulated = emulated.map(|emulated| {
+        let time = emulated.map(|emulated| {
             let flops = autodist_codecs::work(codec, coded, &tensors, bucket.padded, size);
             let exchanges = autodist_codecs::phases(codec, coded, &tensors, bucket.padded, size).len();
-            (emulated, flops, exchanges)
+            emulated.coding(flops, exchanges)
         });
         let compressor = autodist_codecs::Compressor::on(&on, codec, &tensors, bucket.padded, task.job.seed)
             .with_momentum(decay);
@@ -146,7 +145,7 @@ pub fn of<D: Device>(
         };
         let watch = Arc::new(Mutex::new(Watch::new(task.coding.guard, at.pipeline, index, codec)));
         watches.push(Arc::clone(&watch));
-        compressors.insert(index, Compressor { codec: compressor, emulated, watch });
+        compressors.insert(index, Compressor { codec: compressor, time, watch });
     }
     (compressors, watches)
 }

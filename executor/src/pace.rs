@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// keep the others from communicating.
 #[derive(Debug, Clone, Copy)]
 pub struct Emulated {
-    pub flops_per_s: f64,
+    flops_per_s: f64,
     placement: Placement,
 }
 
@@ -18,6 +18,12 @@ impl Emulated {
 
     fn seconds(self, flops: f64) -> Duration {
         Duration::from_secs_f64(flops / self.flops_per_s)
+    }
+
+    /// Coding of `flops` operations and `exchanges`.
+    pub fn coding(self, flops: f64, exchanges: usize) -> CodingTime {
+        let parts = exchanges as u32 + 1;
+        CodingTime { part: self.seconds(flops) / parts, parts }
     }
 }
 
@@ -55,8 +61,22 @@ impl Pace {
     }
 }
 
-/// The same for coding, of which a part comes before each exchange and one after the last.
+/// What coding takes on an emulated device: equal parts, one before each exchange and one after the last.
 #[derive(Debug, Clone, Copy)]
+pub struct CodingTime {
+    part: Duration,
+    parts: u32,
+}
+
+impl CodingTime {
+    /// Of coding that begins now.
+    pub fn begin(self) -> CodingPace {
+        CodingPace { part: self.part, left: self.parts, due: Instant::now() }
+    }
+}
+
+/// The clock of coding on an emulated device.
+#[derive(Debug)]
 pub struct CodingPace {
     part: Duration,
     /// Parts that are to come.
@@ -66,12 +86,6 @@ pub struct CodingPace {
 }
 
 impl CodingPace {
-    /// Of coding that begins now, of `flops` operations and `exchanges`.
-    pub fn begin(emulated: Emulated, flops: f64, exchanges: usize) -> Self {
-        let parts = exchanges as u32 + 1;
-        Self { part: emulated.seconds(flops) / parts, left: parts, due: Instant::now() }
-    }
-
     /// Waits until the part before an exchange is done, or the last; `exchanging` is the time that exchanges took so far.
     pub fn end_part(&mut self, exchanging: Duration) {
         if self.left > 0 {
@@ -107,7 +121,7 @@ mod tests {
         let emulated = Emulated::new(Some(1e6), NOWHERE).unwrap();
         let start = Instant::now();
         // 12 ms: 4 before each of two exchanges, and 4 after them.
-        let mut pace = CodingPace::begin(emulated, 12e3, 2);
+        let mut pace = emulated.coding(12e3, 2).begin();
         pace.end_part(Duration::ZERO);
         assert!(start.elapsed() >= Duration::from_millis(4));
         pace.end_part(Duration::from_millis(3));

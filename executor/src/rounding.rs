@@ -40,8 +40,7 @@ impl Rounding {
         if size == 1 {
             return Ok(());
         }
-        // One exchange.
-        let mut over = Over::new(group, Algorithm::Ring, self.pace(elements, size, 1));
+        let mut over = Over::new(group, Algorithm::Ring, self.pace(elements, size));
         let (on, values) = (queue.coding(), PartMut::new(D::values(buffer), range));
         match self.coded {
             Coded::Parameters => rounding::all_gather(self.form, &on, values, &mut over)?,
@@ -51,15 +50,10 @@ impl Rounding {
         Ok(())
     }
 
-    /// Of coding that begins now.
-    fn pace(self, elements: usize, size: usize, exchanges: usize) -> Option<CodingPace> {
+    /// Of coding that begins now, around one exchange or message.
+    fn pace(self, elements: usize, size: usize) -> Option<CodingPace> {
         let work = || autodist_codecs::work(self.codec, self.coded, &[], elements, size);
-        self.emulated.map(|emulated| CodingPace::begin(emulated, work(), exchanges))
-    }
-
-    /// Of one side of a message.
-    fn message_pace(self, elements: usize) -> Option<CodingPace> {
-        self.pace(elements, 2, 1)
+        self.emulated.map(|emulated| emulated.coding(work(), 1).begin())
     }
 }
 
@@ -85,7 +79,7 @@ impl<D: Device> Messages<D> for RoundedMessages {
         mut buffer: D::Buffer,
     ) -> Result<(), ExecutionError> {
         let elements = queue.len(&buffer);
-        let pace = self.rounding.message_pace(elements);
+        let pace = self.rounding.pace(elements, 2);
         let on = queue.coding();
         let bytes = on.encode(self.rounding.form, Part::new(D::values(&mut buffer), 0..elements));
         let words: Vec<f32> = on.fetch(vec![bytes]).iter().flat_map(|bytes| words(bytes)).collect();
@@ -102,7 +96,7 @@ impl<D: Device> Messages<D> for RoundedMessages {
         elements: usize,
     ) -> Result<D::Buffer, ExecutionError> {
         let words = self.mailbox.receive(peer, tag.number())?;
-        let pace = self.rounding.message_pace(elements);
+        let pace = self.rounding.pace(elements, 2);
         let expected = rounding::message_bytes(self.rounding.form, elements) / 4;
         if words.len() != expected {
             return Err(ExecutionError::Message { peer, expected, given: words.len() });
