@@ -32,13 +32,16 @@ class _TimedStage(PipelineStage):
 
 
 class Waits:
-    """Seconds that this process's schedules wait for messages."""
+    """Seconds that this process's schedules wait for messages, until `end`."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         # The one place where all schedules wait. Private, so a release of PyTorch may move it.
         self._wait = schedules._wait_batch_p2p
         schedules._wait_batch_p2p = self._timed
+
+    def end(self) -> None:
+        schedules._wait_batch_p2p = self._wait
 
     def _timed(self, work: list[Any]) -> None:
         start = time.perf_counter()

@@ -121,6 +121,8 @@ class Run:
             if step >= task.warmup_steps:
                 timelines.append(self._timeline.events)
         used = self._memory(task.steps) if task.count_memory else memory.StepMemory()
+        if self._waits:
+            self._waits.end()
         return {
             "rank": world.rank,
             "realtime": False,
