@@ -368,7 +368,9 @@ impl<'a> Pricer<'a> {
     fn body(&mut self, rank: &RankProgram, body: &Body) -> Result<PricedBody, Unpriced> {
         let mut steps = Steps { apart: self.places_matter(), ..Steps::default() };
         let mut total = self.around_pass(body);
-        steps.work(Work { pipeline: total.seconds, ..Work::default() });
+        if total.seconds > 0.0 {
+            steps.work(Work { pipeline: total.seconds, ..Work::default() });
+        }
         for instruction in &body.instructions {
             let price = match *instruction {
                 Instruction::Segment { segment, pass, recompute, .. } => {
