@@ -98,7 +98,7 @@ impl Assembly<'_> {
 
     /// What an engine does around a transfer, beyond what a step costs it anyway.
     fn sharding(&self) -> Option<Sample> {
-        let step = Sample::of(&self.overhead).median_s.0;
+        let step = self.step_overhead();
         let of_step = |(seconds, transfers): &(f64, usize)| (seconds - step).max(0.0) / *transfers as f64;
         match (self.sharded_overhead.is_empty(), &self.earlier) {
             (true, earlier) => earlier.as_ref().and_then(|profile| profile.sharding),
@@ -108,15 +108,20 @@ impl Assembly<'_> {
 
     /// The same of a pass of a chunk in a pipeline.
     fn pipelining(&self) -> Vec<PipeliningCost> {
-        let step = Sample::of(&self.overhead).median_s.0;
+        let step = self.step_overhead();
         let of_step = |(seconds, passes): &(f64, usize)| (seconds - step).max(0.0) / *passes as f64;
         let cost = |(schedule, steps): (&ScheduleKind, &Vec<(f64, usize)>)| PipeliningCost {
             schedule: *schedule,
             time: Sample::of(&steps.iter().map(of_step).collect::<Vec<_>>()),
         };
+        self.pipeline_overhead.iter().map(cost).collect()
+    }
+
+    /// What a step costs anyway: as measured here, or in the earlier profile.
+    fn step_overhead(&self) -> f64 {
         match &self.earlier {
-            Some(earlier) if self.pipeline_overhead.is_empty() => earlier.pipelining.clone(),
-            _ => self.pipeline_overhead.iter().map(cost).collect(),
+            Some(earlier) if self.overhead.is_empty() => earlier.step_overhead.median_s.0,
+            _ => Sample::of(&self.overhead).median_s.0,
         }
     }
 
@@ -358,6 +363,11 @@ fn adopt(profile: &mut Profile, earlier: &Profile) {
     for cost in &earlier.codecs {
         if !profile.codecs.iter().any(|c| (c.codec, c.coded) == (cost.codec, cost.coded)) {
             profile.codecs.push(cost.clone());
+        }
+    }
+    for cost in &earlier.pipelining {
+        if !profile.pipelining.iter().any(|p| p.schedule == cost.schedule) {
+            profile.pipelining.push(cost.clone());
         }
     }
     if profile.network.is_none() {
