@@ -416,6 +416,12 @@ pub struct EstimateArgs {
     /// Without a profile: the software that trains
     #[arg(long, value_parser = trainers())]
     pub trainer: Option<Trainer>,
+    /// Without a profile: search all layouts that the flags leave open, and list so many of the fastest
+    #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "10", conflicts_with_all = ["plan", "output"])]
+    pub best: Option<usize>,
+    /// Without a profile: products of linear layers in 8 bits
+    #[arg(long, conflicts_with = "precision")]
+    pub fp8: bool,
     /// Without a profile: a cluster's own efficiencies, as `autodist calibrate` writes them
     #[arg(long)]
     pub calibration: Option<PathBuf>,
@@ -435,8 +441,8 @@ fn trainers() -> impl TypedValueParser<Value = Trainer> {
 
 #[derive(Debug, Args)]
 pub struct BacktestArgs {
-    /// Table of runs (CSV, docs/files.md); the one that is shipped if not given
-    pub runs: Option<PathBuf>,
+    /// Tables of runs (CSV, docs/files.md); the one that is shipped if not given
+    pub runs: Vec<PathBuf>,
     /// Layouts of the same jobs (CSV): regret of the predicted best, and rank correlation
     #[arg(long, value_name = "FILE")]
     pub choice_sets: Option<PathBuf>,
@@ -460,8 +466,9 @@ pub struct BacktestArgs {
 
 #[derive(Debug, Args)]
 pub struct CalibrateArgs {
-    /// Table of runs (CSV, docs/files.md)
-    pub runs: PathBuf,
+    /// Tables of runs (CSV, docs/files.md)
+    #[arg(required = true)]
+    pub runs: Vec<PathBuf>,
     /// Where to write the efficiencies (TOML)
     #[arg(short, long)]
     pub output: PathBuf,

@@ -2,6 +2,7 @@
 
 use crate::cli::{AllowArg, CatalogueArgs, JobArgs, StrategyArgs};
 use crate::failure::Failure;
+use autodist_analytic::table::{self, Row};
 use autodist_analytic::{Calibration, Parameters};
 use autodist_executor::hosts::{self, Host};
 use autodist_hardware::Catalogue;
@@ -13,6 +14,7 @@ use autodist_spec::{
     Profile, RunRecord, ScheduleKind, Stage, Validation, catalog, huggingface,
 };
 use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -163,6 +165,22 @@ pub fn catalogue(args: &CatalogueArgs) -> Result<Catalogue, Failure> {
         catalogue = catalogue.with_devices(&path.display().to_string(), &bytes(path, "device")?)?;
     }
     Ok(catalogue)
+}
+
+/// The rows of all tables, each of which may have columns of its own.
+pub fn runs(paths: &[PathBuf], catalogue: &Catalogue) -> Result<Vec<Row>, Failure> {
+    let mut rows: Vec<Row> = Vec::new();
+    for path in paths {
+        let file = path.display().to_string();
+        let more = table::read(&bytes(path, "run table")?, &file, catalogue)?;
+        let known: BTreeSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+        if let Some(twice) = more.iter().find(|row| known.contains(row.id.as_str())) {
+            let error = InputError::new("id", &twice.id, "is in another of the tables, too").in_file(&file);
+            return Err(error.hint("give each run a name of its own, or leave one table out").into());
+        }
+        rows.extend(more);
+    }
+    Ok(rows)
 }
 
 /// Efficiencies that `autodist calibrate` wrote.

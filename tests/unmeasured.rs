@@ -28,6 +28,74 @@ fn a_cluster_that_nobody_measured_is_priced_by_its_figures() {
 }
 
 #[test]
+fn the_fastest_layouts_of_a_job_are_found_and_can_be_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = "estimate --model gpt3-175b --cluster 64x8xa100-80gb-sxm@8x200gbps --global-batch 1536 --seq-len 2048";
+    let run = line(folder.path(), &format!("{job} --best 5 --json"));
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let found: Value = serde_json::from_str(&run.out).unwrap();
+    let best = found["best"].as_array().unwrap();
+    assert_eq!(best.len(), 5);
+    assert!(found["considered"].as_u64().unwrap() > found["too_large"].as_u64().unwrap());
+    let step = |document: &Value| document["estimate"]["step"].as_f64().unwrap();
+    assert!(best.windows(2).all(|pair| step(&pair[0]) <= step(&pair[1])));
+    // Each is what its flags say, and fits.
+    for layout in best {
+        assert_eq!(layout["devices"], 512);
+        let flags = layout["flags"].as_str().unwrap();
+        let alone = line(folder.path(), &format!("{job} {flags} --json"));
+        let alone: Value = serde_json::from_str(&alone.out).unwrap();
+        assert!((step(&alone) / step(layout) - 1.0).abs() < 1e-12, "{flags}");
+    }
+    // A layout that somebody has is none that the search would have missed.
+    let known = line(folder.path(), &format!("{GPT3} --zero 1 --sp --recompute none --json"));
+    let known: Value = serde_json::from_str(&known.out).unwrap();
+    assert!(step(&best[0]) <= step(&known));
+
+    let text = line(folder.path(), &format!("{job} --tp 4 --best"));
+    assert!(
+        text.out.contains("layouts of 512 devices") && text.out.contains("the first\nstep"),
+        "{}",
+        text.out
+    );
+    assert!(text.out.lines().filter(|l| l.contains("--dp ")).all(|l| l.contains("--tp 4 ")), "{}", text.out);
+    for (flags, expected) in [
+        ("--tp 5", "has no layout"),
+        ("--device-memory 4000000000", "the smallest needs"),
+        ("--shard 8", "--shard"),
+    ] {
+        let run = line(folder.path(), &format!("{job} {flags} --best"));
+        assert_eq!(run.code, Some(2), "{flags}: {}", run.out);
+        assert!(run.err.contains(expected) && run.err.contains("hint: "), "{flags}: {}", run.err);
+    }
+}
+
+#[test]
+fn products_in_8_bits_are_faster_and_tables_of_runs_are_joined() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = "estimate --model llama3-8b --cluster 1x8xh100-80gb-sxm --global-batch 128 --seq-len 8192 --recompute none \
+               --trainer nemo --json";
+    let step = |flags: &str| {
+        let run = line(folder.path(), &format!("{job} {flags}"));
+        serde_json::from_str::<Value>(&run.out).unwrap()["estimate"]["step"].as_f64().unwrap()
+    };
+    assert!(step("--fp8") < 0.95 * step(""));
+
+    let header = "id,group,layers,hidden,heads,ffn,vocab,seq_len,gpu,gpus_total,precision,tp,pp,micro_batch,global_batch,iteration_s";
+    let row =
+        |id: &str| format!("{header}\n{id},g,24,2048,16,8192,51200,2048,A100-80GB-SXM,8,bf16,1,1,4,64,2.0\n");
+    write(folder.path(), "one.csv", row("a"));
+    write(folder.path(), "two.csv", row("b"));
+    let run = line(folder.path(), "backtest one.csv two.csv --json");
+    let document: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!(document["rows"].as_array().unwrap().len(), 2);
+    write(folder.path(), "two.csv", row("a"));
+    let run = line(folder.path(), "backtest one.csv two.csv");
+    assert_eq!(run.code, Some(2));
+    assert!(run.err.contains("two.csv") && run.err.contains("another of the tables"), "{}", run.err);
+}
+
+#[test]
 fn what_is_wrong_is_said_with_a_way_out() {
     let folder = tempfile::tempdir().unwrap();
     for (left_out, flags, expected) in [

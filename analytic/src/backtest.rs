@@ -14,6 +14,8 @@ pub struct Outcome {
     pub id: String,
     pub group: String,
     pub device: String,
+    /// Whether the model has no experts.
+    pub dense: bool,
     pub measured_s: Option<f64>,
     #[serde(flatten)]
     pub answer: Answer,
@@ -96,6 +98,8 @@ pub struct Choices {
     pub mean_regret: f64,
     pub max_regret: f64,
     pub mean_kendall_tau: f64,
+    /// Median over the sets of how far errors scatter inside one.
+    pub median_scatter: f64,
 }
 
 /// The whole document.
@@ -111,7 +115,7 @@ pub fn backtest(
     rows: &[Row],
     predicted: &[Option<f64>],
     left_out: Option<&[Reserve]>,
-    error_bar: impl Fn(&str) -> f64,
+    error_bar: impl Fn(&Row) -> f64,
     sets: &[ChoiceSet],
     mode: &str,
 ) -> Backtest {
@@ -120,7 +124,7 @@ pub fn backtest(
         .iter()
         .zip(predicted)
         .zip(&constant)
-        .map(|((row, predicted), constant)| outcome(row, *predicted, *constant, error_bar(&row.group)))
+        .map(|((row, predicted), constant)| outcome(row, *predicted, *constant, error_bar(row)))
         .collect();
     let mut summary = summary(rows, &outcomes, sets, mode);
     summary.memory_left_out = left_out.and_then(|reserves| {
@@ -162,6 +166,7 @@ fn outcome(row: &Row, predicted: Option<f64>, constant_mfu_s: Option<f64>, error
         id: text(&row.id),
         group: text(&row.group),
         device: text(&row.device),
+        dense: row.dense,
         measured_s: row.measured_s,
         answer,
     }
@@ -226,8 +231,9 @@ impl Outcome {
     }
 }
 
-fn part(key: [&str; 3], outcomes: &[&Outcome]) -> Part {
+fn part(key: [&str; 3], dense: bool, outcomes: &[&Outcome]) -> Part {
     let [group, device, precision] = key.map(str::to_owned);
+    let group = if dense { group } else { format!("{group}, experts") };
     let refused = outcomes.iter().filter(|o| matches!(o.answer, Answer::Refused { .. })).count();
     Part {
         group,
@@ -241,9 +247,10 @@ fn part(key: [&str; 3], outcomes: &[&Outcome]) -> Part {
 }
 
 fn summary(rows: &[Row], outcomes: &[Outcome], sets: &[ChoiceSet], mode: &str) -> Summary {
-    let mut parts: BTreeMap<[&str; 3], Vec<&Outcome>> = BTreeMap::new();
+    let mut parts: BTreeMap<(bool, [&str; 3]), Vec<&Outcome>> = BTreeMap::new();
     for (row, outcome) in rows.iter().zip(outcomes) {
-        parts.entry([&row.group, &row.device, &row.precision]).or_default().push(outcome);
+        let key = [&row.group, &row.device, &row.precision].map(String::as_str);
+        parts.entry((!row.dense, key)).or_default().push(outcome);
     }
     let all: Vec<&Outcome> = outcomes.iter().collect();
     let within = outcomes.iter().filter_map(|outcome| match outcome.answer {
@@ -256,8 +263,8 @@ fn summary(rows: &[Row], outcomes: &[Outcome], sets: &[ChoiceSet], mode: &str) -
         .then(|| within.iter().filter(|&&within| within).count() as f64 / within.len() as f64);
     Summary {
         mode: mode.to_owned(),
-        parts: parts.into_iter().map(|(key, outcomes)| part(key, &outcomes)).collect(),
-        all: part(["all", "", ""], &all),
+        parts: parts.into_iter().map(|((sparse, key), outcomes)| part(key, !sparse, &outcomes)).collect(),
+        all: part(["all", "", ""], true, &all),
         covered,
         memory: memory(&outcomes.iter().filter_map(Outcome::memory_error).collect::<Vec<_>>()),
         memory_left_out: None,
@@ -293,6 +300,7 @@ fn choices(rows: &[Row], outcomes: &[Outcome], sets: &[ChoiceSet]) -> Option<Cho
         mean_regret: mean(&regrets),
         max_regret: regrets.iter().copied().fold(0.0, f64::max),
         mean_kendall_tau: mean(&taus),
+        median_scatter: quantile(&mut judged.iter().map(|choice| choice.scatter).collect::<Vec<_>>(), 0.5),
         sets: judged,
     })
 }

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
+/// An error bar of fewer runs says nothing.
+const FEW: usize = 10;
 /// Part of the left-out runs that the error bar covers.
 pub const COVERAGE: f64 = 0.9;
 
@@ -23,6 +25,9 @@ pub struct Calibration {
     pub runs: usize,
     /// Relative error that nine of ten left-out runs stayed within.
     pub error_bar: f64,
+    /// The same of models of experts, which no fit sees; absent where too few of them were measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_bar_experts: Option<f64>,
     /// Median relative error of left-out runs.
     pub median_error: f64,
     /// By name; what is missing stays as it is without any run.
@@ -41,6 +46,7 @@ impl Check for Calibration {
 
     fn check(&self) -> Result<(), InputError> {
         positive("error_bar", self.error_bar)?;
+        positive("error_bar_experts", self.error_bar_experts.unwrap_or(1.0))?;
         Parameters::from_table(&self.parameters).map(drop)
     }
 }
@@ -49,6 +55,15 @@ impl Calibration {
     /// What is shipped.
     pub fn shipped() -> &'static Self {
         &SHIPPED.1
+    }
+
+    /// The error bar of a dense model, or of one of experts.
+    pub fn error_bar_of(&self, dense: bool) -> f64 {
+        if dense {
+            self.error_bar
+        } else {
+            self.error_bar_experts.unwrap_or(self.error_bar).max(self.error_bar)
+        }
     }
 
     /// Reads a file that `autodist calibrate` wrote.
@@ -72,7 +87,8 @@ impl Calibration {
     pub fn of(rows: &[Row], middle: &Parameters, predicted: &[Option<f64>], fitted_to: &str) -> Self {
         let samples = fit::samples(rows);
         let parameters = fit::fit(&samples.iter().collect::<Vec<_>>(), middle);
-        let errors = errors(rows, predicted);
+        let experts = errors(rows, predicted, |row| !row.dense);
+        let errors = errors(rows, predicted, Row::is_for_fitting);
         let bar = error_bar(&errors);
         let mut sizes: Vec<f64> = errors.iter().map(|(_, error)| error.abs()).collect();
         Self {
@@ -80,6 +96,7 @@ impl Calibration {
             fitted_to: fitted_to.to_owned(),
             runs: samples.len(),
             error_bar: rounded(bar),
+            error_bar_experts: (experts.len() >= FEW).then(|| rounded(error_bar(&experts))),
             median_error: rounded(crate::statistics::quantile(&mut sizes, 0.5)),
             parameters: parameters
                 .to_table()
@@ -102,9 +119,13 @@ impl Parameters {
     }
 }
 
-/// Groups and relative errors of what a fit may see.
-pub fn errors<'a>(rows: &'a [Row], predicted: &[Option<f64>]) -> Vec<(&'a str, f64)> {
-    let judged = rows.iter().zip(predicted).filter(|(row, _)| row.is_for_fitting());
+/// Groups and relative errors of some of the rows.
+pub fn errors<'a>(
+    rows: &'a [Row],
+    predicted: &[Option<f64>],
+    of: impl Fn(&Row) -> bool,
+) -> Vec<(&'a str, f64)> {
+    let judged = rows.iter().zip(predicted).filter(|(row, _)| of(row));
     judged
         .filter_map(|(row, predicted)| Some((row.group.as_str(), (*predicted)? / row.measured_s? - 1.0)))
         .collect()

@@ -1,13 +1,16 @@
 //! What the fields of a line say of a run, and what is assumed where they are silent.
 
 use crate::fields::Fields;
-use crate::machine::{Machine, Uplink};
+use crate::machine::{Generation, Machine, Uplink};
 use crate::run::{Experts, Layout, Recompute, Run, Shape};
-use crate::trainer::Trainer;
+use crate::trainer::{AttentionKind, Trainer};
 use crate::words;
 use autodist_hardware::{Catalogue, Dtype};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Elements of an activation from which on products are as fast as they get.
+const LARGE_ACTIVATION: u64 = 1 << 24;
 
 /// Machines that rows share, made once each.
 pub(crate) struct Machines<'a> {
@@ -46,10 +49,14 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
     let trainer = trainer(fields, &prose, &device, &mut assumptions)?;
     let devices = fields.needed("gpus_total")?;
     let layout = layout(fields, &prose, trainer, devices, &mut assumptions)?;
-    let per_node = fields.count("gpus_per_node")?.unwrap_or_else(|| {
-        assumptions.push("8 devices per node".to_owned());
-        8
-    });
+    let link = fields.text("inter_link").unwrap_or_default();
+    let rack = words::rack(catalogue, link, &device);
+    let per_node = rack
+        .map_or_else(|| fields.count("gpus_per_node"), |ranks| Ok(Some(ranks.min(devices))))?
+        .unwrap_or_else(|| {
+            assumptions.push("8 devices per node".to_owned());
+            8
+        });
     let uplink = if devices > per_node {
         let written = fields.text("inter_link").unwrap_or_default();
         Some(words::uplink(catalogue, written, &device, &mut assumptions)?)
@@ -59,15 +66,19 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
     let machine = machines.get(&device, per_node, uplink.as_ref())?;
 
     let mut run = Run::new(shape, machine, layout, trainer);
+    run.attention = attention(&prose, &run, &mut assumptions);
+    run.eager |= trainer == Trainer::Fsdp2 && !prose.contains("compile");
     run.seq_len = fields.needed("seq_len")?;
     run.global_batch = fields.needed("global_batch")?;
     run.dtype = dtype(fields, &mut assumptions)?;
     run.micro_batch = match fields.count("micro_batch")? {
         Some(micro_batch) => micro_batch,
         None => {
-            // Enough micro-batches to keep a pipeline busy, as most do.
+            // As many sequences as make products large, and enough micro-batches to keep a pipeline busy, as most do.
             let each = (run.global_batch / layout.data).max(1);
-            let wanted = if layout.pipeline > 1 { (each / (4 * layout.pipeline)).max(1) } else { 1 };
+            let large = LARGE_ACTIVATION / (u64::from(run.seq_len) * u64::from(run.shape.hidden)).max(1);
+            let busy = if layout.pipeline > 1 { each / (4 * layout.pipeline) } else { each };
+            let wanted = busy.min(large as u32).max(1);
             assumptions.push(format!("micro-batches of {wanted}: not given"));
             wanted
         }
@@ -77,7 +88,7 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
     }
     run.fused_loss = prose.contains("cross-entropy fusion") || prose.contains("fused cross");
     run.broadcasts = trainer == Trainer::Internevo;
-    run.recompute = recompute(fields, &run, &mut assumptions)?;
+    run.recompute = recompute(fields, &run, &prose, &mut assumptions)?;
     run.assumptions = assumptions;
     run.check().map_err(|error| format!("`{}` is `{}`: {}", error.field, error.value, error.problem))?;
     Ok(run)
@@ -166,11 +177,12 @@ fn trainer(
     }
     let young = !(device.starts_with("v100") || device.starts_with("a100"));
     match Trainer::of_words(prose) {
-        // Megatron of Hopper's years is Megatron-Core.
-        Some(Trainer::Megatron) if young || prose.contains("flash") => Ok(Trainer::MegatronCore),
+        Some(Trainer::Megatron) if young || is_of_2022(fields, prose) => Ok(Trainer::MegatronCore),
         Some(trainer) => Ok(trainer),
         None => {
             let sharded = fields.text("zero_stage") == Some("3");
+            let young =
+                young || device.starts_with("a100") && words::year(prose).is_none_or(|year| year >= 2022);
             let trainer = match (sharded, young) {
                 (true, true) => Trainer::Fsdp2,
                 (true, false) => Trainer::Fsdp,
@@ -181,6 +193,33 @@ fn trainer(
             Ok(trainer)
         }
     }
+}
+
+/// Whether a source's own words date Megatron to the years of Megatron-Core, or name what it came with.
+fn is_of_2022(fields: &Fields, prose: &str) -> bool {
+    words::year(prose).is_some_and(|year| year >= 2022)
+        || fields.text("sequence_parallel") == Some("yes")
+        || fields.text("recompute") == Some("selective")
+        || prose.contains("flash")
+}
+
+/// The trainer's own, but where the source names one, or dates Megatron before it was fused.
+fn attention(prose: &str, run: &Run, assumptions: &mut Vec<String>) -> AttentionKind {
+    let usual = run.attention;
+    if words::named_unfused(prose) {
+        return AttentionKind::Unfused;
+    }
+    if prose.contains("flash") {
+        return if usual == AttentionKind::Unfused { AttentionKind::Flash } else { usual };
+    }
+    // Megatron ran fused attention where it was asked to, until it became the default with Transformer Engine on Hopper.
+    let last = if run.machine.generation == Generation::Ampere { 2024 } else { 2022 };
+    let before = words::year(prose).is_some_and(|year| year <= last);
+    if run.trainer == Trainer::MegatronCore && before {
+        assumptions.push("attention not fused: of those years, and not named".to_owned());
+        return AttentionKind::Unfused;
+    }
+    usual
 }
 
 fn layout(
@@ -214,7 +253,7 @@ fn layout(
         None => {
             let stage = match trainer {
                 Trainer::Fsdp | Trainer::Fsdp2 => 3,
-                Trainer::Internevo | Trainer::MegatronCore => 1,
+                Trainer::Internevo | Trainer::MegatronCore | Trainer::Nemo => 1,
                 _ => 0,
             };
             if data > 1 {
@@ -231,7 +270,7 @@ fn layout(
         Some("yes" | "true" | "1") => true,
         Some(_) => false,
         None => {
-            let usual = trainer == Trainer::MegatronCore && tensor > 1;
+            let usual = (trainer.is_core() || trainer == Trainer::Fsdp2) && tensor > 1;
             if usual {
                 assumptions.push("sequence parallelism: not given".to_owned());
             }
@@ -277,15 +316,27 @@ fn dtype(fields: &Fields, assumptions: &mut Vec<String>) -> Result<Dtype, String
 }
 
 /// An unknown mode is taken to be the least that fits into memory, and is named.
-fn recompute(fields: &Fields, run: &Run, assumptions: &mut Vec<String>) -> Result<Recompute, String> {
+fn recompute(
+    fields: &Fields,
+    run: &Run,
+    prose: &str,
+    assumptions: &mut Vec<String>,
+) -> Result<Recompute, String> {
     match fields.text("recompute").map(str::to_ascii_lowercase).as_deref() {
         Some("none" | "no") => return Ok(Recompute::None),
-        Some("selective") => return Ok(Recompute::Selective),
+        Some(text) if text.starts_with("selective") => return Ok(Recompute::Selective),
         Some("full") => return Ok(Recompute::Full),
         Some(other) => return Err(format!("`recompute` is `{other}`: none, selective or full")),
         None => {}
     }
-    let mode = run.least_recompute();
+    // Nobody forgot scores alone before 2022.
+    let early = words::year(prose).is_some_and(|year| year <= 2022);
+    let offloads = run.trainer == Trainer::Nemo && run.layout.zero_stage == 3;
+    let mode = match run.least_recompute() {
+        _ if offloads => Recompute::None,
+        Recompute::Selective if early => Recompute::Full,
+        mode => mode,
+    };
     assumptions.push(format!("recomputation {mode:?}, the least that fits: not given").to_lowercase());
     Ok(mode)
 }

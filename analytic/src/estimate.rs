@@ -5,7 +5,8 @@ use crate::memory::Memory;
 use crate::parameters::Parameters;
 use crate::run::Run;
 use crate::trainer::{AttentionKind, Trainer};
-use crate::work::{Products, Transfer, Work};
+use crate::work::{Products, Sums, Transfer, Work};
+use autodist_hardware::Dtype;
 use autodist_spec::{Provenance, Seconds};
 use serde::Serialize;
 
@@ -115,6 +116,8 @@ struct Block {
 struct Rates<'a> {
     parameters: &'a Parameters,
     gemm: f64,
+    /// The same where nothing is in 8 bits.
+    gemm_16: f64,
     waves: f64,
     second_per_byte: f64,
     link: f64,
@@ -129,6 +132,7 @@ impl<'a> Rates<'a> {
             Generation::Ampere => p.ampere,
             Generation::Hopper => p.hopper,
             Generation::Blackwell => p.blackwell,
+            Generation::BlackwellUltra => p.blackwell_ultra,
             Generation::Other => p.other_device,
         };
         let classic = run.trainer.is_classic();
@@ -136,9 +140,20 @@ impl<'a> Rates<'a> {
             Generation::Volta => (p.volta_memory, p.volta_links),
             _ => (1.0, 1.0),
         };
+        let library = match (run.trainer, run.machine.generation) {
+            (Trainer::Fsdp, Generation::Hopper) => p.first_hopper,
+            _ if classic => p.classic_library,
+            _ => 1.0,
+        };
+        let eight_bits = match run.machine.generation {
+            Generation::Blackwell | Generation::BlackwellUltra => p.eight_bits_blackwell,
+            _ => p.eight_bits,
+        };
+        let gemm_16 = p.gemm_efficiency * generation * library;
         Self {
             parameters,
-            gemm: p.gemm_efficiency * generation * if classic { p.classic_library } else { 1.0 },
+            gemm: gemm_16 * if matches!(run.dtype, Dtype::Fp8 | Dtype::Fp4) { eight_bits } else { 1.0 },
+            gemm_16,
             waves: if classic { p.classic_waves } else { 0.0 },
             second_per_byte: run.machine.seconds_per_byte / (p.memory_efficiency * memory),
             link: p.link * links,
@@ -166,7 +181,7 @@ pub fn time(run: &Run, work: &Work, parameters: &Parameters) -> Breakdown {
     let layout = &run.layout;
     let block = block(run, work, &rates);
     let stages = f64::from(layout.pipeline);
-    let blocks = f64::from(run.shape.layers) / stages;
+    let (blocks, fewer) = run.blocks();
     let micro_batches = run.micro_batches();
 
     let loss_bytes = if run.fused_loss { 0.4 } else { 1.0 } * p.logit_bytes;
@@ -175,16 +190,26 @@ pub fn time(run: &Run, work: &Work, parameters: &Parameters) -> Breakdown {
     let embedding = work.embedding_bytes * rates.second_per_byte;
 
     // Arithmetic of a stage, one micro-batch; ZeRO-3 gathers beside it.
-    let gather = if layout.zero_stage == 3 { rates.transfer(work.block_gather) } else { 0.0 };
+    let all_gather = if layout.zero_stage == 3 { rates.transfer(work.block_gather) } else { 0.0 };
     let alone = block.forward + block.backward;
-    let beside = block.forward.max(gather) + block.backward.max(2.0 * gather) + 3.0 * p.gather_drag * gather;
+    let beside_gathers = |gather: f64, again: f64| {
+        let (forward, backward) = (block.forward.max(gather), block.backward.max((1.0 + again) * gather));
+        forward + backward + (2.0 + again) * p.gather_drag * gather
+    };
+    // A pipeline keeps what it has gathered until its last micro-batch, and scatters gradients after that.
+    let (gather, gathered_once) = if stages > 1.0 {
+        (0.0, blocks * (beside_gathers(all_gather, 0.0) - alone))
+    } else {
+        (all_gather, 0.0)
+    };
+    let beside = beside_gathers(gather, 1.0);
     let stage = blocks * beside;
     let block_host = host_seconds(run, work, p);
     let host = blocks * block_host;
     let middle = hiding(stage, host);
     let ends = head + embedding;
     let (here, queued) = if stages > 1.0 { (head, 0.5 * HOST_OF_ENDS) } else { (ends, HOST_OF_ENDS) };
-    let last = hiding(stage + here, host + queued * block_host);
+    let last = hiding(stage - fewer * beside + here, host + (queued - fewer) * block_host);
 
     // 1F1B: every stage works on all micro-batches; the slowest sets the pace, the others fill and drain.
     let virtual_stages = f64::from(layout.virtual_stages);
@@ -203,9 +228,9 @@ pub fn time(run: &Run, work: &Work, parameters: &Parameters) -> Breakdown {
     out.tensor_s = times * block.tensor;
     out.context_s = times * block.context;
     out.expert_s = times * block.expert;
-    out.gather_s = times * (beside - alone) + if gather > 0.0 { 2.0 * gather } else { 0.0 };
+    out.gather_s = gathered_once + times * (beside - alone) + 2.0 * all_gather;
     if stages > 1.0 {
-        let once = last - middle + embedding;
+        let once = (last - middle + embedding).max(0.0);
         out.head_s = pace + once;
         out.host_s = micro_batches * (middle - stage);
         out.bubble_s = fill;
@@ -231,22 +256,38 @@ fn block(run: &Run, work: &Work, rates: &Rates) -> Block {
             let heads = if run.shape.head_dim % 8 == 0 { 1.0 } else { 1.0 / p.unaligned_heads };
             let apart = if work.softmax_apart { p.apart_score_bytes } else { 1.0 };
             let scores = work.scores * p.score_bytes * apart * rates.second_per_byte;
-            let products = heads / rates.gemm;
+            let products = heads / rates.gemm_16;
             (work.attention_forward * products + scores, work.attention_backward * products + 1.2 * scores)
         }
         AttentionKind::FirstFlash | AttentionKind::Flash => {
-            let first = if run.attention == AttentionKind::FirstFlash { p.first_flash } else { 1.0 };
-            let rate = p.flash * first * rates.gemm / p.gemm_efficiency;
+            let flash = match (run.attention, run.trainer, run.machine.generation) {
+                (AttentionKind::FirstFlash, ..) => p.first_flash,
+                (.., Generation::Volta | Generation::Ampere | Generation::Other) => p.flash,
+                (_, Trainer::Fsdp2, Generation::Hopper) => p.older_flash,
+                _ => p.young_flash,
+            };
+            let rate = flash * rates.gemm_16 / p.gemm_efficiency;
             (work.attention_forward / rate, work.attention_backward / rate)
         }
     };
-    let bytes = p.elementwise * rates.second_per_byte * if run.trainer.is_eager() { p.eager } else { 1.0 };
-    let forward_elements = work.element_bytes_forward * bytes;
+    let bytes = p.elementwise * rates.second_per_byte * if run.eager { p.eager } else { 1.0 };
+    // In 8 bits, operands are read in 16 and written twice, as they are and transposed, and so are their gradients.
+    let casts =
+        if run.dtype == Dtype::Fp8 { p.cast_bytes * work.operands * rates.second_per_byte } else { 0.0 };
+    let forward_elements = work.element_bytes_forward * bytes + casts;
     let backward_elements =
-        work.element_bytes_backward * bytes + work.accumulation_bytes * rates.second_per_byte;
+        work.element_bytes_backward * bytes + work.accumulation_bytes * rates.second_per_byte + casts;
 
-    let tensor_forward = rates.transfer(work.tensor_forward) + work.tensor_calls[0] * p.skew_s;
-    let tensor_backward = rates.transfer(work.tensor_backward) + work.tensor_calls[1] * p.skew_s;
+    // More ranks wait for a later slowest one.
+    let skew = p.skew_s * f64::from(run.layout.tensor).log2();
+    // What runs beside products takes processors and bandwidth from them.
+    let sums = |sums: &Sums, products: f64| {
+        let beside = rates.transfer(sums.beside);
+        let exposed = (beside - products).max(0.0) + p.tensor_drag * beside.min(products);
+        rates.transfer(sums.alone) + sums.calls * skew + exposed
+    };
+    let tensor_forward = sums(&work.tensor_forward, linear_forward);
+    let tensor_backward = sums(&work.tensor_backward, linear_backward);
     let context = rates.transfer(work.context);
     let experts = rates.transfer(work.experts);
     // Keys and values of the next ring step travel beside the scores of this one.
@@ -263,8 +304,10 @@ fn block(run: &Run, work: &Work, rates: &Rates) -> Block {
         + experts;
     let recompute = match run.recompute {
         crate::Recompute::None => 0.0,
-        crate::Recompute::Selective if run.attention == AttentionKind::Unfused => attention_forward,
-        crate::Recompute::Selective => 0.0,
+        crate::Recompute::Selective if run.trainer.shards_parameters() => {
+            0.5 * (linear_forward + forward_elements + tensor_forward)
+        }
+        crate::Recompute::Selective => attention_forward,
         crate::Recompute::Full => {
             let stops = matches!(run.trainer, Trainer::Fsdp | Trainer::Fsdp2);
             forward - if stops { (1.0 - p.early_stop).max(0.0) * linear_forward } else { 0.0 }
@@ -289,7 +332,7 @@ fn host_seconds(run: &Run, work: &Work, p: &Parameters) -> f64 {
     let forward = match run.trainer {
         Trainer::MegatronDeepspeed => p.host_deepspeed_s,
         Trainer::Fsdp | Trainer::Fsdp2 | Trainer::Deepspeed => p.host_eager_s,
-        Trainer::Megatron | Trainer::MegatronCore | Trainer::Internevo | Trainer::Oneflow => {
+        Trainer::Megatron | Trainer::MegatronCore | Trainer::Nemo | Trainer::Internevo | Trainer::Oneflow => {
             p.host_megatron_s
         }
     };

@@ -15,6 +15,7 @@ pub enum Generation {
     Ampere,
     Hopper,
     Blackwell,
+    BlackwellUltra,
     Other,
 }
 
@@ -159,7 +160,8 @@ fn generation(architecture: Option<&str>) -> Generation {
         Some("volta") => Generation::Volta,
         Some("ampere") => Generation::Ampere,
         Some("hopper") => Generation::Hopper,
-        Some("blackwell" | "blackwell_ultra") => Generation::Blackwell,
+        Some("blackwell") => Generation::Blackwell,
+        Some("blackwell-ultra") => Generation::BlackwellUltra,
         _ => Generation::Other,
     }
 }

@@ -2,12 +2,15 @@
 //! rates of links by message size, and plans, of one kind of device or several, with what was measured of them.
 
 use crate::memory::{BUCKET, Reserve, kept};
-use crate::parameters::Parameters;
 use crate::run::Shape;
 use crate::trainer::AttentionKind;
 use autodist_spec::InputError;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+/// Rate of layers inside a step over their rate when timed alone: caches are cold, clocks lower. It is the
+/// `gemm_efficiency` of a fit to catalog/published/training_runs.csv, which knows nothing of these plans.
+const ALONE: f64 = 0.935;
 
 /// The file: what was timed, and plans to be priced.
 #[derive(Debug, Clone, Deserialize)]
@@ -177,11 +180,9 @@ impl MeasuredPlans {
             return Err("stages must have equally many replicas, one at least".to_owned());
         }
         let micro_batches = f64::from(plan.global_batch) / (replicas as f64 * f64::from(plan.micro_batch));
-        // Layers were timed alone; among others caches are cold and clocks lower, as for the catalogue's kernels.
-        let alone = Parameters::shipped().gemm_efficiency;
         let mut work = Vec::new();
         for stage in &plan.stages {
-            work.push(self.worst(plan, stage, |layer| layer.forward_s + layer.backward_s)? / alone);
+            work.push(self.worst(plan, stage, |layer| layer.forward_s + layer.backward_s)? / ALONE);
         }
         // A stage of 1F1B receives and sends one activation and one gradient per micro-batch at each of its borders;
         // DeepSpeed cuts them up, so that each tensor-parallel rank sends its part of them.

@@ -51,41 +51,47 @@ impl Memory {
         self.allocated() + self.fragmentation + self.context
     }
 
-    /// What that trainer's users read off: Megatron-Core logs what was allocated, the others are watched from outside.
+    /// What that trainer's users read off: Megatron-Core logs what its allocator holds, the others are watched from outside.
     pub fn as_reported(&self, trainer: Trainer) -> f64 {
-        if trainer == Trainer::MegatronCore { self.allocated() } else { self.total() }
+        if trainer.is_core() { self.allocated() + self.fragmentation } else { self.total() }
     }
 
-    /// Of the first or the last pipeline rank, whichever is fuller.
+    /// Of the fullest pipeline rank: the first, the last, or the second where the first one holds fewer blocks.
     pub fn of(run: &Run) -> Self {
         Self::with(run, &Reserve::SHIPPED)
     }
 
     /// The same with other numbers for what no tensor is.
     pub fn with(run: &Run, reserve: &Reserve) -> Self {
-        let first = Self::of_stage(run, true);
-        let last = Self::of_stage(run, false);
-        let fuller = if first.allocated() >= last.allocated() { first } else { last };
-        let fragmentation =
-            if run.trainer == Trainer::MegatronCore { CORE_FRAGMENTATION } else { reserve.fragmentation };
+        let ranks = [Rank::First, Rank::Second, Rank::Last].map(|rank| Self::of_rank(run, rank));
+        let [first, second, last] = ranks;
+        let fuller = |one: Self, other: Self| if other.allocated() > one.allocated() { other } else { one };
+        let fuller = fuller(fuller(first, second), last);
+        let fragmentation = if run.trainer.is_core() { CORE_FRAGMENTATION } else { reserve.fragmentation };
         Self { fragmentation: fragmentation * fuller.allocated(), context: reserve.context, ..fuller }
     }
 
-    fn of_stage(run: &Run, first: bool) -> Self {
+    fn of_rank(run: &Run, rank: Rank) -> Self {
         let (shape, layout) = (&run.shape, &run.layout);
-        let (tensor, stages) = (f64::from(layout.tensor), f64::from(layout.pipeline));
-        let (only, last) = (layout.pipeline == 1, layout.pipeline == 1 || !first);
-        let blocks = (f64::from(shape.layers) / stages).ceil();
+        let tensor = f64::from(layout.tensor);
+        let only = layout.pipeline == 1;
+        let (first, last) = (only || rank == Rank::First, only || rank == Rank::Last);
+        let (blocks, fewer) = run.blocks();
+        let blocks = blocks.ceil() - if first || last { fewer } else { 0.0 };
         let experts = f64::from(layout.expert);
         let dense = blocks * shape.attention_parameters() / tensor
             + if shape.experts.is_none() { blocks * shape.mlp_parameters() / tensor } else { 0.0 };
         let routed =
             if shape.experts.is_some() { blocks * shape.mlp_parameters() / tensor / experts } else { 0.0 };
-        let tables = if only && !shape.tied_embeddings { 2.0 } else { 1.0 };
+        let tables = match rank {
+            _ if only && !shape.tied_embeddings => 2.0,
+            Rank::Second if !only => 0.0,
+            _ => 1.0,
+        };
         let dense = dense + tables * shape.embedding_parameters() / tensor;
         let elements = dense + routed;
 
-        let replicas = f64::from(layout.shard.max(1));
+        let replicas = f64::from(layout.shards());
         // Experts are replicated over what is left of the data axis.
         let part = |stage: u8| {
             if layout.zero_stage >= stage {
@@ -102,10 +108,11 @@ impl Memory {
             ..Self::default()
         };
         let tokens = f64::from(run.micro_batch) * f64::from(run.seq_len) / f64::from(layout.context);
-        let flight = in_flight(run, first);
+        let flight = in_flight(run, rank);
         let block = block_activations(run, tokens);
         let kept = match run.recompute {
             Recompute::None => block.all(),
+            Recompute::Selective if run.trainer.shards_parameters() => 0.5 * block.all(),
             Recompute::Selective => block.all() - block.scores,
             Recompute::Full => 2.0 * tokens * f64::from(shape.hidden) / block.sequence_split,
         };
@@ -121,6 +128,14 @@ impl Memory {
         memory.buffers = buffers(run, elements, first || last);
         memory
     }
+}
+
+/// Pipeline ranks that may be the fullest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rank {
+    First,
+    Second,
+    Last,
 }
 
 /// Bytes per parameter.
@@ -139,6 +154,7 @@ impl Bytes {
         let trainer = run.trainer;
         let (weight, gradient, state) = match trainer {
             Trainer::Megatron | Trainer::MegatronCore | Trainer::Oneflow => (2.0, 4.0, 12.0),
+            Trainer::Nemo => (2.0, 2.0, 12.0),
             Trainer::MegatronDeepspeed | Trainer::Deepspeed if run.dtype == Dtype::Bf16 => (2.0, 6.0, 14.0),
             Trainer::MegatronDeepspeed | Trainer::Deepspeed | Trainer::Internevo => (2.0, 2.0, 18.0),
             Trainer::Fsdp | Trainer::Fsdp2 => (4.0, 4.0, 8.0),
@@ -158,14 +174,16 @@ impl Bytes {
 }
 
 /// Micro-batches whose activations a rank holds, in units of all its layers: 1F1B, interleaved or not (Narayanan et al., SC'21, 2.2).
-fn in_flight(run: &Run, first: bool) -> f64 {
+fn in_flight(run: &Run, rank: Rank) -> f64 {
     let (stages, chunks) = (f64::from(run.layout.pipeline), f64::from(run.layout.virtual_stages));
     let all = run.micro_batches();
-    if !first {
+    if rank == Rank::Last && stages > 1.0 {
         return if chunks > 1.0 { (1.0 + (stages - 1.0) / stages).min(all) } else { 1.0 };
     }
     let interleaved = if chunks > 1.0 { 1.0 + (stages - 1.0) / (stages * chunks) } else { 1.0 };
-    (stages * interleaved).min(all)
+    // The second rank begins one micro-batch later, and holds one less.
+    let later = if rank == Rank::Second { 1.0 } else { 0.0 };
+    (stages * interleaved - later).max(1.0).min(all)
 }
 
 /// Bytes that one block keeps of one micro-batch.
@@ -229,18 +247,20 @@ fn buffers(run: &Run, elements: f64, has_table: bool) -> f64 {
         (shape.attention_parameters() + shape.mlp_parameters() / f64::from(run.layout.expert)) / tensor;
     match run.trainer {
         // The largest gradient in 16 bits, before it is added to the fp32 sum.
-        Trainer::Megatron | Trainer::MegatronCore | Trainer::Oneflow => {
+        Trainer::Megatron | Trainer::MegatronCore | Trainer::Nemo | Trainer::Oneflow => {
             let table = if has_table { shape.embedding_parameters() / tensor } else { 0.0 };
             let up =
                 if shape.gated { 2.0 } else { 1.0 } * f64::from(shape.hidden) * f64::from(shape.ffn) / tensor;
             2.0 * table.max(up)
         }
         Trainer::MegatronDeepspeed | Trainer::Deepspeed | Trainer::Internevo => {
-            let whole = run.layout.pipeline == 1 && run.layout.zero_stage >= 1 && run.layout.shard > 1;
+            let whole = run.layout.pipeline == 1 && run.layout.zero_stage >= 1 && run.layout.shards() > 1;
             // Without a pipeline, gradients are copied into one flat buffer before they are reduced.
             4.0 * BUCKET.min(elements) + if whole { 2.0 * elements } else { 0.0 }
         }
+        // A pipeline keeps all that it has gathered, and their gradients.
+        Trainer::Fsdp | Trainer::Fsdp2 if run.layout.pipeline > 1 => 4.0 * elements,
         // Two blocks gathered, and the gradients of one before they are scattered.
-        Trainer::Fsdp | Trainer::Fsdp2 => 6.0 * block.max(shape.embedding_parameters()),
+        Trainer::Fsdp | Trainer::Fsdp2 => 6.0 * block.max(shape.embedding_parameters() / tensor),
     }
 }

@@ -58,9 +58,13 @@ parameters! {
     /// For A100: close to what it does alone.
     ampere: 1.0, 0.03;
     /// For H100 and H200: at 700 W clocks fall under sustained products.
-    hopper: 0.85, 0.08;
+    hopper: 0.92, 0.08;
+    /// What PyTorch of Hopper's first year made of it over later libraries.
+    first_hopper: 0.85, 0.1;
     /// For B200 and its kin.
     blackwell: 0.85, 0.12;
+    /// For B300 and its kin, which draw more power.
+    blackwell_ultra: 0.9, 0.12;
     /// For every other device.
     other_device: 0.85, 0.2;
     /// Libraries of the years before 2023 over those that were measured.
@@ -79,6 +83,12 @@ parameters! {
     apart_score_bytes: 3.8, 0.3;
     /// And the host's time for those kernels, as a part of a block's.
     apart_host: 0.25, 0.5;
+    /// Rate of products in 8 bits inside a step over their rate alone, beyond what 16 bits lose.
+    eight_bits: 0.95, 0.08;
+    /// The same on Blackwell, whose products in 8 bits were measured with its first libraries, at half the peak, the best at three quarters.
+    eight_bits_blackwell: 1.4, 0.15;
+    /// Bytes moved per operand of a product in 8 bits by casting it, where another kernel does not write it so.
+    cast_bytes: 2.0, 0.25;
     /// Bytes of norms, activations, residuals and dropout over those of fused kernels.
     elementwise: 1.0, 0.25;
     /// The same for trainers that run each operation as a kernel of its own.
@@ -89,6 +99,11 @@ parameters! {
     flash: 1.0, 0.12;
     /// The first fused attention over the second, which its authors measured at twice the rate (Dao 2023, 2307.08691).
     first_flash: 0.5, 0.15;
+    /// Fused attention of Hopper and later: forward passes were measured, and backward passes gain less from its new
+    /// instructions (Shah et al. 2024, 2407.08608, section 4).
+    young_flash: 0.75, 0.12;
+    /// PyTorch's on Hopper, which does without these instructions.
+    older_flash: 0.5, 0.15;
     /// Part of a block's linear forward that recomputation repeats where it stops at the last tensor it needs:
     /// the MLP's second product, a third, is left out.
     early_stop: 0.67, 0.1;
@@ -96,6 +111,8 @@ parameters! {
     link: 1.0, 0.12;
     /// Seconds that a tensor-parallel collective costs beyond the collective alone: ranks wait for the slowest.
     skew_s: 50e-6, 0.5;
+    /// Part of tensor-parallel collectives beside products that slows these down.
+    tensor_drag: 0.25, 0.4;
     /// Networks between nodes inside a step over the catalogue's efficiency.
     network: 1.0, 0.15;
     /// The same for Omni-Path: over 4 nodes BigScience's all-reduce reached 14 to 42 % of its links, and what the

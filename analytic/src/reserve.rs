@@ -5,7 +5,6 @@
 
 use crate::memory::{Memory, Reserve};
 use crate::table::Row;
-use crate::trainer::Trainer;
 use std::collections::BTreeMap;
 
 /// What is known without any run: a context and the buffers of some communicators; and what an allocator of blocks loses.
@@ -59,7 +58,7 @@ pub fn of_rows(rows: &[Row]) -> Reserve {
 fn peak(row: &Row) -> Option<Peak> {
     let run = row.run.as_ref().ok()?;
     let allocated = Memory::of(run).allocated();
-    let watched = run.trainer != Trainer::MegatronCore;
+    let watched = !run.trainer.is_core();
     watched.then_some(Peak { allocated, measured: row.measured_memory_gb? * f64::from(1 << 30) })
 }
 

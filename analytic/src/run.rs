@@ -130,6 +130,11 @@ impl Default for Layout {
 }
 
 impl Layout {
+    /// Ranks that a shard is one of: context-parallel ranks hold the same parameters, and share them out too.
+    pub fn shards(&self) -> u32 {
+        self.shard.max(1) * self.context
+    }
+
     pub fn devices(&self) -> u32 {
         self.tensor * self.context * self.data * self.pipeline
     }
@@ -139,11 +144,14 @@ impl Layout {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Recompute {
     None,
-    /// Attention's scores only (Korthikanti et al. 2022, 2205.05198).
+    /// Attention only (Korthikanti et al. 2022, 2205.05198); with PyTorch every second block or product, which is half.
     Selective,
     /// Everything but each block's input.
     Full,
 }
+
+/// Tensors are counted on the large side: what is counted this much larger than a device may have fitted.
+const COUNTED: f64 = 1.25;
 
 /// One training step to be predicted.
 #[derive(Debug, Clone)]
@@ -164,6 +172,8 @@ pub struct Run {
     pub overlap: bool,
     /// Parameters handed out rank by rank after the step, instead of gathered in one collective.
     pub broadcasts: bool,
+    /// Each operation is a kernel of its own.
+    pub eager: bool,
     /// Whether the loss is one fused kernel, which keeps logits in 16 bits.
     pub fused_loss: bool,
     /// What is not known of this run and was assumed.
@@ -173,6 +183,7 @@ pub struct Run {
 impl Run {
     /// A run of that trainer with its usual ways.
     pub fn new(shape: Shape, machine: Arc<Machine>, layout: Layout, trainer: Trainer) -> Self {
+        let attention = trainer.attention_on(machine.generation);
         Self {
             shape,
             machine,
@@ -183,12 +194,23 @@ impl Run {
             dtype: Dtype::Bf16,
             recompute: Recompute::None,
             trainer,
-            attention: trainer.attention(),
+            attention,
             overlap: trainer.overlaps_gradients(),
             broadcasts: false,
+            eager: trainer.is_eager(),
             fused_loss: false,
             assumptions: Vec::new(),
         }
+    }
+
+    /// Blocks of a pipeline rank, and how many fewer the first and the last one hold: one where that lets the others be
+    /// alike, as Megatron splits 126 blocks over 8 ranks to make room for embedding and loss.
+    pub fn blocks(&self) -> (f64, f64) {
+        let (layers, stages) = (self.shape.layers, self.layout.pipeline);
+        if stages > 1 && layers % stages != 0 && (layers + 2).is_multiple_of(stages) {
+            return (f64::from((layers + 2) / stages), 1.0);
+        }
+        (f64::from(layers) / f64::from(stages), 0.0)
     }
 
     /// Micro-batches per pipeline and step; whole unless the source's batch does not divide.
@@ -205,13 +227,20 @@ impl Run {
         )
     }
 
-    /// The least recomputation with which the run fits into its devices; full where nothing does.
+    /// The least recomputation with which the run fits into its devices, as closely as tensors are counted; full where
+    /// nothing does.
     pub fn least_recompute(&self) -> Recompute {
         let fits = |mode: &Recompute| {
             let trial = Self { recompute: *mode, ..self.clone() };
-            Memory::of(&trial).total() <= self.machine.memory.as_f64()
+            Memory::of(&trial).allocated() <= COUNTED * self.machine.memory.as_f64()
         };
-        [Recompute::None, Recompute::Selective].into_iter().find(fits).unwrap_or(Recompute::Full)
+        // Their software forgets whole blocks or nothing.
+        let modes: &[Recompute] = if self.trainer.is_classic() {
+            &[Recompute::None]
+        } else {
+            &[Recompute::None, Recompute::Selective]
+        };
+        modes.iter().copied().find(fits).unwrap_or(Recompute::Full)
     }
 
     /// # Errors

@@ -1,5 +1,6 @@
 //! Layouts of one job, measured: how much slower is the predicted best, and how alike are the two orders.
 
+use crate::statistics::quantile;
 use crate::table::Row;
 use autodist_spec::InputError;
 use serde::Serialize;
@@ -28,6 +29,8 @@ pub struct Choice {
     pub regret: f64,
     /// Kendall's tau-b of predicted and measured times; absent where all are equal.
     pub kendall_tau: Option<f64>,
+    /// Relative errors less the set's median error: their median size.
+    pub scatter: f64,
 }
 
 /// Reads sets: columns `set_id` and `ids_best_first`, ids apart by spaces; other columns are ignored.
@@ -65,12 +68,12 @@ pub struct Timing<'a> {
     pub predicted: f64,
 }
 
-/// All jobs of a table that were measured in three layouts or more, named after their first row.
+/// All jobs of a table that one source measured in three layouts or more, named after their first row.
 pub fn of_rows(rows: &[Row]) -> Vec<ChoiceSet> {
-    let mut jobs: BTreeMap<(&str, String), Vec<&Row>> = BTreeMap::new();
+    let mut jobs: BTreeMap<(&str, &str, String), Vec<&Row>> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.measured_s.is_some()) {
         if let Ok(run) = &row.run {
-            jobs.entry((&row.group, run.job())).or_default().push(row);
+            jobs.entry((&row.group, &row.source, run.job())).or_default().push(row);
         }
     }
     let sets = jobs.into_values().filter(|members| members.len() >= LEAST);
@@ -114,8 +117,16 @@ fn choice(set_id: String, found: &[(&str, &Timing)]) -> Option<Choice> {
         best_id: best.0.to_owned(),
         chosen_id: chosen.0.to_owned(),
         regret: chosen.1.measured / best.1.measured - 1.0,
+        scatter: scatter(found),
         kendall_tau: tau_b(&found.iter().map(|(_, row)| (row.measured, row.predicted)).collect::<Vec<_>>()),
     })
+}
+
+fn scatter(found: &[(&str, &Timing)]) -> f64 {
+    let mut errors: Vec<f64> = found.iter().map(|(_, row)| (row.predicted / row.measured).ln()).collect();
+    let middle = quantile(&mut errors, 0.5);
+    errors.iter_mut().for_each(|error| *error = (*error - middle).abs());
+    quantile(&mut errors, 0.5)
 }
 
 /// Kendall 1945: concordant less discordant pairs, over the geometric mean of the pairs untied in each.
@@ -156,6 +167,8 @@ mod tests {
         let judged = judge(&sets, &rows);
         assert_eq!((judged[0].layouts, judged[0].chosen_id.as_str()), (2, "b"));
         assert!((judged[0].regret - 0.1).abs() < 1e-12);
+        // One is said 20 % too slow, the other rightly: both are half of that off their middle.
+        assert!((judged[0].scatter - 0.5 * 1.2f64.ln()).abs() < 1e-12);
         // Another job is no alternative, and two layouts of a mixed set are none either.
         rows.insert("c", Timing { job: "other".to_owned(), ..timing(0.1, 0.1) });
         assert!(judge(&sets, &rows).is_empty());

@@ -12,6 +12,8 @@ pub struct Row {
     pub id: String,
     /// Rows of one source share clusters and software; errors are judged with whole groups left out.
     pub group: String,
+    /// Where it was read: releases of one benchmark differ in software, not in layouts.
+    pub source: String,
     pub device: String,
     pub precision: String,
     pub dense: bool,
@@ -23,10 +25,11 @@ pub struct Row {
 }
 
 impl Row {
-    /// Whether a fit may see it: dense, in 16 bits, read at its source, with a time.
+    /// Whether a fit may see it: dense, in 16 or 8 bits, read at its source, with a time.
     pub fn is_for_fitting(&self) -> bool {
-        let sixteen = matches!(&self.run, Ok(run) if matches!(run.dtype, Dtype::Bf16 | Dtype::Fp16));
-        self.dense && sixteen && self.quality != "R" && self.measured_s.is_some()
+        let known =
+            matches!(&self.run, Ok(run) if matches!(run.dtype, Dtype::Bf16 | Dtype::Fp16 | Dtype::Fp8));
+        self.dense && known && self.quality != "R" && self.measured_s.is_some()
     }
 }
 
@@ -61,6 +64,7 @@ fn row(fields: &Fields, machines: &mut Machines) -> Row {
     Row {
         id: text("id"),
         group: text("group"),
+        source: text("source"),
         device: text("gpu"),
         precision: text("precision"),
         dense: !sparse,
@@ -83,6 +87,33 @@ fn measured(fields: &Fields) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trainer::{AttentionKind, Trainer};
+
+    #[test]
+    fn software_is_dated_by_its_source() {
+        let row = |source: &str, device: &str, more: &str| {
+            let table = format!(
+                "id,source,layers,hidden,heads,ffn,vocab,seq_len,gpu,gpus_total,gpus_per_node,precision,tp,pp,dp,micro_batch,global_batch,recompute\n\
+                 a,{source},24,2048,16,8192,51200,2048,{device},8,8,bf16,2,1,4,4,64,{more}\n"
+            );
+            let mut rows = read(table.as_bytes(), "runs.csv", &Catalogue::shipped()).unwrap();
+            rows.remove(0).run.unwrap()
+        };
+        let of = |run: &Run| (run.trainer, run.attention);
+        let (classic, core) = (Trainer::Megatron, Trainer::MegatronCore);
+        let a100 = "A100-80GB-SXM";
+        assert_eq!(of(&row("Megatron-LM 2021", a100, "full")), (classic, AttentionKind::Unfused));
+        // Nobody forgot scores alone before 2022.
+        assert_eq!(of(&row("Megatron-LM", a100, "selective")), (core, AttentionKind::Flash));
+        assert_eq!(of(&row("Megatron-LM arXiv 2205.05198", a100, "full")), (core, AttentionKind::Unfused));
+        assert_eq!(of(&row("Megatron-LM 2024", a100, "full")), (core, AttentionKind::Unfused));
+        assert_eq!(of(&row("Megatron-LM 2024 FlashAttention", a100, "full")), (core, AttentionKind::Flash));
+        assert_eq!(of(&row("Megatron-LM 2024", "H100-80GB-SXM", "full")), (core, AttentionKind::Flash));
+        assert_eq!(of(&row("NVIDIA NeMo 24.07", "H100-80GB-SXM", "")), (Trainer::Nemo, AttentionKind::Flash));
+        assert!(
+            row("torchtitan", a100, "full").eager && !row("torchtitan + torch.compile", a100, "full").eager
+        );
+    }
 
     #[test]
     fn what_is_missing_is_said_or_refused() {

@@ -1,5 +1,6 @@
 //! What trainers do differently with the same layout.
 
+use crate::machine::Generation;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -11,6 +12,9 @@ pub enum Trainer {
     Megatron,
     /// Megatron-Core since 2023: fused attention, gradients and updated parameters overlapped.
     MegatronCore,
+    /// Megatron-Core as NVIDIA tunes it in NeMo and Megatron-Bridge: tensor-parallel collectives cut into the products beside
+    /// them, gradients in 16 bits.
+    Nemo,
     /// Megatron on DeepSpeed's pipeline, as BLOOM was trained.
     MegatronDeepspeed,
     /// DeepSpeed ZeRO under a plain model.
@@ -25,6 +29,16 @@ pub enum Trainer {
     Oneflow,
 }
 
+/// Which tensor-parallel collectives run beside products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TensorOverlap {
+    None,
+    /// Sums of the backward pass, beside the gradients of weights.
+    Gradients,
+    /// With sequence parallelism all, cut into pieces that alternate with pieces of products.
+    All,
+}
+
 /// How attention is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -37,9 +51,10 @@ pub enum AttentionKind {
 }
 
 impl Trainer {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Megatron,
         Self::MegatronCore,
+        Self::Nemo,
         Self::MegatronDeepspeed,
         Self::Deepspeed,
         Self::Fsdp,
@@ -52,6 +67,7 @@ impl Trainer {
         match self {
             Self::Megatron => "megatron",
             Self::MegatronCore => "megatron-core",
+            Self::Nemo => "nemo",
             Self::MegatronDeepspeed => "megatron-deepspeed",
             Self::Deepspeed => "deepspeed",
             Self::Fsdp => "fsdp",
@@ -74,15 +90,16 @@ impl Trainer {
             ("megatron-deepspeed", Self::MegatronDeepspeed),
             ("megatron deepspeed", Self::MegatronDeepspeed),
             ("bigscience", Self::MegatronDeepspeed),
+            ("megatron-bridge", Self::Nemo),
+            ("megatron bridge", Self::Nemo),
+            ("dgxc-benchmarking", Self::Nemo),
+            ("nemo", Self::Nemo),
             ("torchtitan", Self::Fsdp2),
             ("fsdp2", Self::Fsdp2),
             ("llm-foundry", Self::Fsdp),
             ("fsdp", Self::Fsdp),
-            ("megatron-bridge", Self::MegatronCore),
-            ("megatron bridge", Self::MegatronCore),
             ("megatron-core", Self::MegatronCore),
             ("mcore", Self::MegatronCore),
-            ("nemo", Self::MegatronCore),
             ("simumax", Self::MegatronCore),
             ("megascale", Self::MegatronCore),
             ("megatron", Self::Megatron),
@@ -97,14 +114,23 @@ impl Trainer {
                 AttentionKind::Unfused
             }
             Self::Fsdp => AttentionKind::FirstFlash,
-            Self::MegatronCore | Self::Fsdp2 | Self::Internevo => AttentionKind::Flash,
+            Self::MegatronCore | Self::Nemo | Self::Fsdp2 | Self::Internevo => AttentionKind::Flash,
+        }
+    }
+
+    /// The same on devices of that generation: fused attention since its second version needs Ampere (Dao 2023, 2307.08691).
+    pub fn attention_on(self, generation: Generation) -> AttentionKind {
+        match (self.attention(), generation) {
+            (AttentionKind::Flash, Generation::Volta) => AttentionKind::Unfused,
+            (usual, _) => usual,
         }
     }
 
     /// Whether Megatron's fused kernel of masked softmax refuses so many heads of a micro-batch, or sequences so long, and
     /// single operations do its work (`is_kernel_available` of `megatron/model/fused_softmax.py`, 2021).
     pub fn softmax_is_apart(self, heads: u64, keys: u64) -> bool {
-        let has_kernel = matches!(self, Self::Megatron | Self::MegatronDeepspeed);
+        let has_kernel =
+            matches!(self, Self::Megatron | Self::MegatronCore | Self::Nemo | Self::MegatronDeepspeed);
         has_kernel && !(heads.is_multiple_of(4) && keys.is_multiple_of(4) && (17..=2048).contains(&keys))
     }
 
@@ -113,7 +139,7 @@ impl Trainer {
         matches!(self, Self::Megatron | Self::MegatronDeepspeed | Self::Deepspeed | Self::Oneflow)
     }
 
-    /// Each operation is a kernel of its own.
+    /// Each operation is a kernel of its own where nothing else is said.
     pub fn is_eager(self) -> bool {
         matches!(self, Self::Fsdp | Self::Deepspeed)
     }
@@ -125,7 +151,40 @@ impl Trainer {
 
     /// Gradients are reduced while the backward pass runs.
     pub fn overlaps_gradients(self) -> bool {
-        matches!(self, Self::MegatronCore | Self::Internevo | Self::Oneflow | Self::Fsdp | Self::Fsdp2)
+        !matches!(self, Self::Megatron | Self::MegatronDeepspeed | Self::Deepspeed)
+    }
+
+    pub fn tensor_overlap(self) -> TensorOverlap {
+        match self {
+            Self::MegatronCore => TensorOverlap::Gradients,
+            Self::Nemo => TensorOverlap::All,
+            _ => TensorOverlap::None,
+        }
+    }
+
+    /// Splits layers among tensor-parallel ranks.
+    pub fn splits_layers(self) -> bool {
+        !matches!(self, Self::Fsdp | Self::Deepspeed)
+    }
+
+    /// Runs pipelines, as far as they are priced: those of FSDP2 are not its usual way.
+    pub fn has_pipelines(self) -> bool {
+        !matches!(self, Self::Fsdp | Self::Fsdp2 | Self::Deepspeed)
+    }
+
+    /// Gives a pipeline rank several chunks of blocks.
+    pub fn interleaves(self) -> bool {
+        matches!(self, Self::Megatron | Self::MegatronCore | Self::Nemo)
+    }
+
+    /// Megatron-Core and what is built on it.
+    pub fn is_core(self) -> bool {
+        matches!(self, Self::MegatronCore | Self::Nemo)
+    }
+
+    /// ZeRO-1 scatters gradients instead of summing them whole.
+    pub fn scatters_gradients(self) -> bool {
+        self.is_core()
     }
 
     /// Bytes of a gradient as it is accumulated and reduced.

@@ -21,6 +21,43 @@ pub fn device(catalogue: &Catalogue, written: &str) -> Result<(String, bool), St
         .ok_or_else(|| format!("`gpu` is `{written}`: the catalogue has none like it"))
 }
 
+/// The year that a source's words tell: of its arXiv number, or the first year named.
+pub fn year(words: &str) -> Option<u32> {
+    let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
+    let mut named = None;
+    let mut at = 0;
+    while let Some(found) = words[at..].find(|c: char| c.is_ascii_digit()) {
+        let rest = &words[at + found..];
+        let long = digits(rest);
+        let fraction = rest[long..].strip_prefix('.').map_or(0, digits);
+        let (head, month) = (rest[..long.min(4)].parse().unwrap_or(0), rest[..long.min(4)].get(2..4));
+        let is_month = month.and_then(|m| m.parse::<u32>().ok()).is_some_and(|m| (1..=12).contains(&m));
+        if long == 4 && matches!(fraction, 4 | 5) && is_month {
+            return Some(2000 + head / 100);
+        }
+        if long == 4 && fraction == 0 && (2018..=2035).contains(&head) {
+            named = named.or(Some(head));
+        }
+        at += found + long;
+    }
+    named
+}
+
+/// Whether attention is said to be several kernels.
+pub fn named_unfused(words: &str) -> bool {
+    ["unfused", "non-flash", "no flash", "not flash", "without flash", "core attention"]
+        .iter()
+        .any(|w| words.contains(w))
+}
+
+/// Devices of a rack that is one domain of fast links, where sources count trays as nodes: as many as jobs take of it.
+pub fn rack(catalogue: &Catalogue, link: &str, device: &str) -> Option<u32> {
+    let one_domain = link.is_empty() || link.to_ascii_lowercase().contains("nvl");
+    let mut nodes = catalogue.nodes().iter();
+    let rack = nodes.find(|node| one_domain && node.device == device && node.devices > 16)?;
+    Some(1 << rack.devices.ilog2())
+}
+
 /// The whole number that follows the phrase.
 pub fn number_after(words: &str, phrase: &str) -> Option<u32> {
     let rest = &words[words.find(phrase)? + phrase.len()..];
@@ -109,6 +146,29 @@ mod tests {
             assert_eq!(cards(words), Some(expected), "{words}");
         }
         assert_eq!(cards("selene hdr ib"), None);
+    }
+
+    #[test]
+    fn years_are_read_from_arxiv_numbers_and_dates() {
+        for (words, expected) in [
+            ("narayanan et al., 2104.04473, table 1", Some(2021)),
+            ("arxiv 2401.10241 / openreview tuztn0eio5", Some(2024)),
+            ("korthikanti et al. 2022 reducing activation recomputation arxiv 2205.05198", Some(2022)),
+            ("dlperf gpt report 2021-05-12 dlperf_gpt_test_report_210512.md", Some(2021)),
+            ("vtrain (micro-57), seq 2048, 4096 wide, 1600.5 tokens", None),
+            ("9999.12345", None),
+        ] {
+            assert_eq!(year(words), expected, "{words}");
+        }
+    }
+
+    #[test]
+    fn racks_are_domains_where_nothing_else_is_said() {
+        let catalogue = Catalogue::shipped();
+        assert_eq!(rack(&catalogue, "", "gb200-186gb"), Some(64));
+        assert_eq!(rack(&catalogue, "NVL72", "gb300-288gb"), Some(64));
+        assert_eq!(rack(&catalogue, "4x400Gb/s InfiniBand", "gb200-186gb"), None);
+        assert_eq!(rack(&catalogue, "", "h100-80gb-sxm"), None);
     }
 
     #[test]

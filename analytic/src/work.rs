@@ -1,7 +1,7 @@
 //! What one step asks of devices and links, priced by the hardware model alone: nothing here is fitted to runs.
 
 use crate::run::{Recompute, Run};
-use crate::trainer::{AttentionKind, Trainer};
+use crate::trainer::{AttentionKind, TensorOverlap};
 use autodist_hardware::{Attention, BACKWARD_OVER_FORWARD, Collective, Dtype};
 
 /// Seconds of matrix products, apart by what a step may make slower.
@@ -33,6 +33,16 @@ pub struct Transfer {
     pub between_nodes: bool,
 }
 
+/// Tensor-parallel collectives of one block and pass.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Sums {
+    pub alone: Transfer,
+    /// Those that run beside products.
+    pub beside: Transfer,
+    /// How often ranks wait for the slowest of them.
+    pub calls: f64,
+}
+
 /// One step's work of one device of the busiest kind.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Work {
@@ -46,6 +56,8 @@ pub struct Work {
     pub scores: f64,
     /// Whether softmax over them is several kernels, because the fused one does not take this shape.
     pub softmax_apart: bool,
+    /// Elements that one block's products read, forward; and as many gradients, backward.
+    pub operands: f64,
     /// Bytes of norms, activations and residuals of one block.
     pub element_bytes_forward: f64,
     pub element_bytes_backward: f64,
@@ -56,11 +68,9 @@ pub struct Work {
     /// Bytes of adding the head's gradient of a micro-batch to the others'.
     pub head_accumulation_bytes: f64,
     pub embedding_bytes: f64,
-    /// Tensor-parallel collectives of one block: forward, backward, in seconds each way.
-    pub tensor_forward: Transfer,
-    pub tensor_backward: Transfer,
-    /// How many collectives of them wait for all ranks: forward, backward.
-    pub tensor_calls: [f64; 2],
+    /// Tensor-parallel collectives of one block.
+    pub tensor_forward: Sums,
+    pub tensor_backward: Sums,
     /// Keys and values sent round by context parallelism, one block, forward.
     pub context: Transfer,
     /// Tokens to experts and back, one block, forward.
@@ -114,6 +124,7 @@ impl Work {
             let (forward, backward) = linear_layer(run, rows, out, into);
             self.linear_forward = self.linear_forward + forward.times(repeats);
             self.linear_backward = self.linear_backward + backward.times(repeats);
+            self.operands += rows * into * repeats;
         };
         add(tokens, query + 2.0 * kv, hidden, 1.0);
         add(tokens, hidden, query, 1.0);
@@ -149,9 +160,10 @@ impl Work {
             }
             AttentionKind::FirstFlash | AttentionKind::Flash => {
                 let kv_heads = u64::from(shape.kv_heads.div_ceil(layout.tensor));
-                let (sequence, head_dim) = (queries, head);
+                let (sequence, head_dim) = (keys, head);
                 let shape = Attention { batch, sequence, keys, heads, kv_heads, head_dim, causal: true };
-                self.attention_forward = machine.attention(&shape);
+                // Context-parallel ranks take an early and a late part of the sequence each, so that all see as many keys.
+                self.attention_forward = machine.attention(&shape) / f64::from(layout.context);
                 self.attention_backward = BACKWARD_OVER_FORWARD * self.attention_forward;
             }
         }
@@ -204,19 +216,34 @@ impl Work {
         let activation = 2.0 * local.tokens * local.hidden;
         let inside = tensor.min(per_node);
 
-        // Two all-reduces, or as many gathers and scatters with sequence parallelism, whose inputs are gathered once more backward.
+        // Two all-reduces each way, or as many scatters and gathers with sequence parallelism, whose inputs are gathered
+        // once more for the gradients of weights. What trainers since 2022 put beside products: that gather beside the
+        // gradients of inputs, and the sums of these beside the gradients of weights (Korthikanti et al. 2022, 4.2.2).
         let sum = machine.collective(Collective::AllReduce, activation, tensor, inside, 1);
         let gather = machine.collective(Collective::AllGather, activation, tensor, inside, 1);
-        let (forward, backward, calls) = if layout.sequence_parallel {
-            let scatter = machine.collective(Collective::ReduceScatter, activation, tensor, inside, 1);
-            (2.0 * (gather + scatter), 2.0 * (gather + scatter) + 2.0 * gather, [4.0, 6.0])
+        let scatter = machine.collective(Collective::ReduceScatter, activation, tensor, inside, 1);
+        let (forward, gathers, sums, again) = if layout.sequence_parallel {
+            (2.0 * (gather + scatter), 2.0 * gather, 2.0 * scatter, 2.0 * gather)
         } else {
-            (2.0 * sum, 2.0 * sum, [2.0, 2.0])
+            (2.0 * sum, 0.0, 2.0 * sum, 0.0)
         };
-        let crosses = tensor > per_node;
-        self.tensor_forward = Transfer { seconds: forward, between_nodes: crosses };
-        self.tensor_backward = Transfer { seconds: backward, between_nodes: crosses };
-        self.tensor_calls = if tensor > 1 { calls } else { [0.0; 2] };
+        let between_nodes = tensor > per_node;
+        let split = |alone: f64, beside: f64| {
+            let transfer = |seconds: f64| Transfer { seconds, between_nodes };
+            // A rank waits for the slowest once for each pair of a scatter and a gather, too: nothing but a norm lies between.
+            let calls = if tensor > 1 && alone > 0.0 { 2.0 } else { 0.0 };
+            Sums { alone: transfer(alone), beside: transfer(beside), calls }
+        };
+        [self.tensor_forward, self.tensor_backward] = match run.trainer.tensor_overlap() {
+            _ if between_nodes => [split(forward, 0.0), split(gathers + sums, again)],
+            TensorOverlap::All if layout.sequence_parallel => {
+                [split(0.0, forward), split(0.0, gathers + sums + again)]
+            }
+            TensorOverlap::All | TensorOverlap::Gradients => {
+                [split(forward, 0.0), split(gathers, sums + again)]
+            }
+            TensorOverlap::None => [split(forward, 0.0), split(gathers + sums, again)],
+        };
 
         let spread = (per_node / inside).clamp(1, context.max(1));
         let kv = 2.0 * 2.0 * local.tokens * local.kv * f64::from(context);
@@ -264,10 +291,10 @@ impl Work {
         };
         // What ZeRO-3 scatters travels block by block; replicas of shards sum theirs at the end. Megatron-Core scatters
         // under ZeRO-1; others sum whole gradients, and gather parameters on top.
-        let shard = layout.shard.max(1);
+        let shard = layout.shards();
         self.reduce = match layout.zero_stage {
             3 => far(Collective::AllReduce, bytes / f64::from(shard), replicas / shard.min(replicas)),
-            1 | 2 if run.trainer == Trainer::MegatronCore => far(Collective::ReduceScatter, bytes, replicas),
+            1 | 2 if run.trainer.scatters_gradients() => far(Collective::ReduceScatter, bytes, replicas),
             _ => far(Collective::AllReduce, bytes, replicas),
         };
         self.reduce.between_nodes = crosses;

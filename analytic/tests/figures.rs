@@ -12,22 +12,30 @@ use autodist_hardware::Catalogue;
 use std::sync::LazyLock;
 
 const RUNS: &[u8] = include_bytes!("../../catalog/published/training_runs.csv");
+const LATER: &[u8] = include_bytes!("../../catalog/published/later_runs.csv");
 const SETS: &[u8] = include_bytes!("../../catalog/published/choice_sets.csv");
 const PLANS: &[u8] = include_bytes!("../../catalog/published/measured_plans.json");
 
 static ROWS: LazyLock<Vec<Row>> =
     LazyLock::new(|| table::read(RUNS, "training_runs.csv", &Catalogue::shipped()).unwrap());
 
+/// Those and the ones that were read later.
+static ALL: LazyLock<Vec<Row>> = LazyLock::new(|| {
+    let mut rows = ROWS.clone();
+    rows.extend(table::read(LATER, "later_runs.csv", &Catalogue::shipped()).unwrap());
+    rows
+});
+
 static LEFT_OUT: LazyLock<Backtest> = LazyLock::new(|| {
     let fold = |group: &str| if group == "vtrain-single" { Fold::Jobs(2) } else { Fold::Group };
     let predicted = fit::cross_validated(&ROWS, &Parameters::prior(), fold);
-    let bars = cross_validated_bars(&errors(&ROWS, &predicted));
+    let bars = cross_validated_bars(&errors(&ROWS, &predicted, Row::is_for_fitting));
     let reserves = reserve::cross_validated(&ROWS);
     backtest(
         &ROWS,
         &predicted,
         Some(&reserves),
-        bars,
+        |row| bars(&row.group),
         &sets::read(SETS, "choice_sets.csv").unwrap(),
         "left out",
     )
@@ -60,6 +68,28 @@ fn unseen_groups_on_a100_and_h100_are_predicted_within_a_few_percent() {
 }
 
 #[test]
+fn so_are_groups_of_later_software_in_16_and_8_bits() {
+    let fold = |group: &str| if group == "vtrain-single" { Fold::Jobs(2) } else { Fold::Group };
+    let predicted = fit::cross_validated(&ALL, &Parameters::prior(), fold);
+    let of = |keep: &dyn Fn(&Row) -> bool| {
+        let device = |row: &Row| ["A100", "A800", "H100", "H800"].iter().any(|d| row.device.contains(d));
+        let judged = errors(&ALL, &predicted, |row| {
+            row.is_for_fitting() && row.group != "vtrain-single" && device(row) && keep(row)
+        });
+        let mut sizes: Vec<f64> = judged.iter().map(|(_, error)| error.abs()).collect();
+        sizes.sort_by(f64::total_cmp);
+        (sizes.len(), sizes[sizes.len() / 2], sizes[sizes.len() * 9 / 10])
+    };
+    let (rows, median, p90) = of(&|_| true);
+    assert!(rows > 700 && median <= 0.08 && p90 <= 0.2, "{rows} {median:.3} {p90:.3}");
+    let eight_bits = |row: &Row| row.precision.contains("fp8");
+    let (rows, median, p90) = of(&eight_bits);
+    assert!(rows > 140 && median <= 0.08 && p90 <= 0.2, "{rows} {median:.3} {p90:.3}");
+    let (rows, median, p90) = of(&|row| !eight_bits(row));
+    assert!(rows > 550 && median <= 0.08 && p90 <= 0.2, "{rows} {median:.3} {p90:.3}");
+}
+
+#[test]
 fn a_constant_utilisation_does_worse_on_the_very_rows_that_it_was_fitted_to() {
     let all = &LEFT_OUT.summary.all;
     let (ours, constant) = (all.errors.unwrap(), all.constant_mfu.unwrap());
@@ -86,7 +116,7 @@ fn the_predicted_best_of_measured_layouts_costs_little() {
     let choices = LEFT_OUT.summary.choices.as_ref().unwrap();
     assert_eq!(choices.sets.len(), 48, "41 sets, some of two jobs");
     assert!(choices.mean_regret <= 0.02, "{:.4}", choices.mean_regret);
-    assert!(choices.mean_kendall_tau >= 0.75, "{:.3}", choices.mean_kendall_tau);
+    assert!(choices.mean_kendall_tau >= 0.8, "{:.3}", choices.mean_kendall_tau);
 }
 
 #[test]
@@ -118,9 +148,9 @@ fn plans_over_layers_that_others_timed_are_priced() {
 
 #[test]
 fn the_shipped_calibration_is_the_fit_of_the_shipped_runs() {
-    let samples = fit::samples(&*ROWS);
+    let samples = fit::samples(&*ALL);
     let fitted = fit::fit(&samples.iter().collect::<Vec<_>>(), &Parameters::prior());
-    for row in ROWS.iter().filter(|row| row.is_for_fitting()).step_by(50) {
+    for row in ALL.iter().filter(|row| row.is_for_fitting()).step_by(50) {
         let run = row.run.as_ref().unwrap();
         let work = Work::of(run);
         let ratio = fit::seconds(run, &work, &fitted) / fit::seconds(run, &work, Parameters::shipped());

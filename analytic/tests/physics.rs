@@ -5,6 +5,7 @@
 use autodist_analytic::{
     Layout, Machine, Memory, Parameters, Recompute, Run, Shape, Trainer, Uplink, catalog,
 };
+use autodist_hardware::Dtype;
 use std::sync::Arc;
 
 fn gpt3(layout: Layout, trainer: Trainer) -> Run {
@@ -71,6 +72,87 @@ fn sharding_and_sequence_parallelism_save_memory() {
     let fsdp = Layout { tensor: 1, pipeline: 1, data: 512, zero_stage: 3, shard: 512, ..LAYOUT };
     let hybrid = Layout { shard: 64, ..fsdp };
     assert!(total(fsdp, Trainer::Fsdp2) < total(hybrid, Trainer::Fsdp2));
+}
+
+#[test]
+fn sums_beside_products_cost_less_than_sums_alone() {
+    let sequence = Layout { sequence_parallel: true, ..LAYOUT };
+    let tensor =
+        |layout, trainer| gpt3(layout, trainer).estimate(Parameters::shipped(), 0.2).breakdown.tensor_s;
+    let [classic, core, nemo] =
+        [Trainer::Megatron, Trainer::MegatronCore, Trainer::Nemo].map(|trainer| tensor(sequence, trainer));
+    assert!(nemo < core && core < classic, "{nemo} {core} {classic}");
+    // As many bytes with sequence parallelism as without, and one more gather that hides (Korthikanti et al. 2022, 4.2.2).
+    let ratio = tensor(sequence, Trainer::MegatronCore) / tensor(LAYOUT, Trainer::MegatronCore);
+    assert!((0.8..2.0).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn context_parallel_ranks_share_a_causal_mask_evenly() {
+    let attention = |context: u32| {
+        let layout = Layout { context, data: 8 / context, pipeline: 8, ..LAYOUT };
+        let mut run = gpt3(layout, Trainer::MegatronCore);
+        (run.seq_len, run.global_batch, run.recompute) = (32_768, 64, Recompute::None);
+        run.estimate(Parameters::shipped(), 0.2).breakdown.attention_s / run.micro_batches()
+    };
+    let ratio = attention(1) / attention(4);
+    assert!((ratio - 4.0).abs() < 0.05, "{ratio}");
+}
+
+#[test]
+fn eight_bits_are_faster_where_the_device_has_them() {
+    let machine = Arc::new(Machine::named("h100-80gb-sxm", 8, None).unwrap());
+    let layout = Layout { data: 8, zero_stage: 1, shard: 8, ..Layout::default() };
+    let with = |dtype| {
+        let shape = Shape::from(&autodist_spec::catalog::model("llama3-8b").unwrap());
+        let mut run = Run::new(shape, Arc::clone(&machine), layout, Trainer::Nemo);
+        (run.seq_len, run.global_batch, run.dtype) = (8192, 128, dtype);
+        step(&run)
+    };
+    let ratio = with(Dtype::Bf16) / with(Dtype::Fp8);
+    assert!((1.1..1.9).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn pipelines_gather_shards_once() {
+    let layout = Layout { zero_stage: 3, shard: 8, ..LAYOUT };
+    let gathers = |batch| {
+        let run = Run { global_batch: batch, ..gpt3(layout, Trainer::Fsdp2) };
+        run.estimate(Parameters::shipped(), 0.2).breakdown.gather_s
+    };
+    assert_eq!(gathers(512), gathers(1024));
+    assert!(gathers(512) > 0.0);
+}
+
+#[test]
+fn the_ends_of_a_pipeline_may_hold_fewer_blocks() {
+    let with = |layers: u32| {
+        let mut run = gpt3(LAYOUT, Trainer::MegatronCore);
+        run.shape.layers = layers;
+        run
+    };
+    assert_eq!(with(96).blocks(), (12.0, 0.0));
+    assert_eq!(with(94).blocks(), (12.0, 1.0));
+    assert_eq!(with(95).blocks(), (95.0 / 8.0, 0.0));
+    // Whoever makes room for embedding and loss waits less for the last rank.
+    assert!(step(&with(94)) < step(&with(96)));
+    // The second rank is then the fullest, with one micro-batch less than the first would hold.
+    let mut run = with(94);
+    run.recompute = Recompute::None;
+    let (uneven, even) = (
+        Memory::of(&run).activations,
+        Memory::of(&Run { recompute: Recompute::None, ..with(96) }).activations,
+    );
+    assert!(uneven < even && uneven > 0.8 * even, "{uneven} {even}");
+}
+
+#[test]
+fn context_parallel_ranks_hold_a_part_of_each_shard() {
+    let optimizer = |context: u32, data: u32| {
+        let layout = Layout { context, data, zero_stage: 1, shard: data, ..LAYOUT };
+        Memory::of(&gpt3(layout, Trainer::MegatronCore)).optimizer
+    };
+    assert_eq!(optimizer(4, 2), optimizer(1, 8));
 }
 
 #[test]

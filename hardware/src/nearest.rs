@@ -8,7 +8,7 @@ fn generation(architecture: Option<&str>) -> f64 {
         Some("volta") => 0.0,
         Some("ampere" | "cdna2") => 1.0,
         Some("ada") => 1.5,
-        Some("blackwell") => 3.0,
+        Some("blackwell" | "blackwell-ultra") => 3.0,
         Some("blackwell-rtx") => 2.5,
         Some("cdna4") => 3.0,
         // Hopper and CDNA3; what is unknown is as likely of these years as of others.

@@ -86,8 +86,18 @@ static MODELS: LazyLock<Vec<CatalogModel>> = LazyLock::new(|| {
 });
 
 /// Generations of devices whose kernels are known.
-const ARCHITECTURES: [&str; 9] =
-    ["volta", "ampere", "ada", "hopper", "blackwell", "blackwell-rtx", "cdna2", "cdna3", "cdna4"];
+const ARCHITECTURES: [&str; 10] = [
+    "volta",
+    "ampere",
+    "ada",
+    "hopper",
+    "blackwell",
+    "blackwell-ultra",
+    "blackwell-rtx",
+    "cdna2",
+    "cdna3",
+    "cdna4",
+];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

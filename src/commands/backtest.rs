@@ -9,7 +9,6 @@ use autodist_analytic::table::{self, Row};
 use autodist_analytic::{
     Calibration, Fold, Parameters, Work, backtest, cross_validated_bars, errors, fit, reserve, sets,
 };
-use autodist_hardware::Catalogue;
 use autodist_spec::{Bytes, Seconds, to_json};
 use std::fmt::Write;
 use std::path::Path;
@@ -21,7 +20,13 @@ pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
     if let Some(path) = &args.measured_plans {
         return measured_plans(path, args.json);
     }
-    let (rows, shipped) = rows(args.runs.as_deref(), &input::catalogue(&args.catalogue)?)?;
+    let catalogue = input::catalogue(&args.catalogue)?;
+    let shipped = args.runs.is_empty();
+    let rows = if shipped {
+        table::read(SHIPPED_RUNS.as_bytes(), "the shipped runs", &catalogue)?
+    } else {
+        input::runs(&args.runs, &catalogue)?
+    };
     let sets = match &args.choice_sets {
         Some(path) => sets::read(&input::bytes(path, "choice set")?, &path.display().to_string())?,
         None if shipped => sets::read(SHIPPED_SETS.as_bytes(), "the shipped choice sets")?,
@@ -30,29 +35,30 @@ pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
     let result = if args.leave_one_group_out {
         let fold = fold(&args.half_of_jobs);
         let predicted = fit::cross_validated(&rows, &Parameters::prior(), fold);
-        let bars = cross_validated_bars(&errors(&rows, &predicted));
+        let dense = cross_validated_bars(&errors(&rows, &predicted, Row::is_for_fitting));
+        let experts = cross_validated_bars(&errors(&rows, &predicted, |row| !row.dense));
         backtest(
             &rows,
             &predicted,
             Some(&reserve::cross_validated(&rows)),
-            |group| bars(group),
+            |row| if row.dense { dense(&row.group) } else { experts(&row.group) },
             &sets,
             "every group predicted by a fit to the others",
         )
     } else {
-        let (parameters, bar, mode) = match &args.calibration {
+        let (calibration, parameters, mode) = match &args.calibration {
             Some(path) => {
                 let (calibration, parameters) = input::calibration(path)?;
-                (parameters, calibration.error_bar, format!("calibration {}", path.display()))
+                (calibration, parameters, format!("calibration {}", path.display()))
             }
             None => {
-                (*Parameters::shipped(), Calibration::shipped().error_bar, "shipped calibration".to_owned())
+                (Calibration::shipped().clone(), *Parameters::shipped(), "shipped calibration".to_owned())
             }
         };
         let seconds =
             |row: &Row| row.run.as_ref().ok().map(|run| fit::seconds(run, &Work::of(run), &parameters));
         let predicted: Vec<Option<f64>> = rows.iter().map(seconds).collect();
-        backtest(&rows, &predicted, None, |_| bar, &sets, &mode)
+        backtest(&rows, &predicted, None, |row| calibration.error_bar_of(row.dense), &sets, &mode)
     };
     output::print(&if args.json { to_json(&result) } else { text(&result) })
 }
@@ -103,15 +109,6 @@ fn measured_plans(path: &Path, json: bool) -> Result<(), Failure> {
 
 fn errors_of(plans: &[&PlanEstimate], of: fn(&PlanEstimate) -> Option<f64>) -> Option<Errors> {
     Errors::of(plans.iter().filter_map(|plan| of(plan)))
-}
-
-/// The rows of that table, or the shipped ones.
-fn rows(path: Option<&Path>, catalogue: &Catalogue) -> Result<(Vec<Row>, bool), Failure> {
-    let Some(path) = path else {
-        return Ok((table::read(SHIPPED_RUNS.as_bytes(), "the shipped runs", catalogue)?, true));
-    };
-    let text = input::bytes(path, "run table")?;
-    Ok((table::read(&text, &path.display().to_string(), catalogue)?, false))
 }
 
 /// How runs of a group are left out: all, or half of the jobs of the groups that are named.
@@ -165,11 +162,12 @@ fn text(result: &Backtest) -> String {
     if let Some(choices) = &summary.choices {
         let _ = writeln!(
             text,
-            "{} choice sets: regret of the predicted best {:.1} % in the mean, {:.1} % at most; Kendall tau {:.2}",
+            "{} choice sets: regret of the predicted best {:.1} % in the mean, {:.1} % at most; Kendall tau {:.2}; inside a set errors scatter by {:.1} %",
             choices.sets.len(),
             100.0 * choices.mean_regret,
             100.0 * choices.max_regret,
-            choices.mean_kendall_tau
+            choices.mean_kendall_tau,
+            100.0 * choices.median_scatter
         );
     }
     text

@@ -4,21 +4,21 @@ use super::backtest::fold;
 use crate::cli::CalibrateArgs;
 use crate::failure::Failure;
 use crate::{input, output};
-use autodist_analytic::{Calibration, Fold, Parameters, fit, table, usual_fold};
+use autodist_analytic::{Calibration, Fold, Parameters, fit, usual_fold};
 use autodist_spec::InputError;
 use std::fmt::Write;
 
 pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
     output::check_writable(&args.output)?;
-    let file = args.runs.display().to_string();
-    let catalogue = input::catalogue(&args.catalogue)?;
-    let rows = table::read(&input::bytes(&args.runs, "run table")?, &file, &catalogue)?;
+    let file = args.runs.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    let rows = input::runs(&args.runs, &input::catalogue(&args.catalogue)?)?;
     let usable = rows.iter().filter(|row| row.is_for_fitting()).count();
     if usable < 3 {
         let reason = rows.iter().find_map(|row| row.run.as_ref().err());
         let problem = format!("has {usable} runs that a fit can use, of {}", rows.len());
-        let hint = reason
-            .map_or("give measured runs of dense models in 16 bits".to_owned(), |r| format!("one line: {r}"));
+        let hint = reason.map_or("give measured runs of dense models in 16 or 8 bits".to_owned(), |r| {
+            format!("one line: {r}")
+        });
         return Err(InputError::new("", "", problem).in_file(&file).hint(hint).into());
     }
     let middle = if args.from_priors { Parameters::prior() } else { *Parameters::shipped() };

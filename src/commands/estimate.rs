@@ -18,6 +18,18 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
         let error = InputError::new("--devices", path.display(), "says nothing where a profile was measured");
         return Err(error.hint("leave it out; or leave --profile out, and give --cluster").into());
     }
+    if let Some(count) = args.best {
+        let error = InputError::new("--best", count, "searches where nothing was measured");
+        return Err(error
+            .hint(
+                "measured devices are planned by `autodist plan`; or leave --profile out, and give --cluster",
+            )
+            .into());
+    }
+    if args.fp8 {
+        let error = InputError::new("--fp8", "", "says nothing where a profile was measured");
+        return Err(error.hint("leave it out; or leave --profile out, and give --cluster").into());
+    }
     let mut beside = String::new();
     let plan = match &args.plan {
         Some(path) => {

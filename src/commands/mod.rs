@@ -4,6 +4,7 @@ mod backtest;
 mod calibrate;
 mod catalog;
 mod estimate;
+mod estimate_best;
 mod estimate_unmeasured;
 mod explain;
 mod export;
@@ -74,7 +75,7 @@ fn prices(args: &PriceArgs) -> Result<Prices, Failure> {
                 "nothing says what layers and links cost there: searches price plans with measured profiles only",
             );
             return Err(error
-                .hint("measure on the cluster with `autodist profile`, and give --profile; `autodist estimate` prices one given way without")
+                .hint("measure on the cluster with `autodist profile`, and give --profile; `autodist estimate` prices one given way without, and `estimate --best` the fastest")
                 .into());
         }
     };

@@ -1,0 +1,186 @@
+//! All ways in which a trainer can split one job over one cluster, and the fastest of them.
+
+use crate::estimate::Estimate;
+use crate::memory::Memory;
+use crate::parameters::Parameters;
+use crate::run::{Layout, Recompute, Run};
+use crate::trainer::Trainer;
+
+/// Largest micro-batch that is tried; larger ones make no product faster.
+const LARGEST_MICRO_BATCH: u32 = 16;
+/// A context-parallel rank keeps this many tokens of a sequence at least.
+const LEAST_TOKENS: u32 = 4096;
+
+/// What somebody has decided; the rest is searched.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fixed {
+    pub tensor: Option<u32>,
+    pub context: Option<u32>,
+    pub pipeline: Option<u32>,
+    pub data: Option<u32>,
+    pub virtual_stages: Option<u32>,
+    pub expert: Option<u32>,
+    pub zero_stage: Option<u8>,
+    pub micro_batch: Option<u32>,
+    pub recompute: Option<Recompute>,
+    /// Always, or where the trainer usually has it.
+    pub sequence_parallel: bool,
+}
+
+/// What a search has found.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Fastest first.
+    pub best: Vec<(Run, Estimate)>,
+    /// Layouts that were priced or found too large.
+    pub considered: usize,
+    /// Those that do not fit into the devices even with full recomputation.
+    pub too_large: usize,
+    /// Bytes that the smallest of these needs.
+    pub least_memory: Option<f64>,
+}
+
+/// The `keep` fastest layouts of `base`'s job on `devices` devices, with the least recomputation that fits each. What `base`
+/// says of its own layout is not looked at.
+pub fn search(
+    base: &Run,
+    devices: u32,
+    fixed: &Fixed,
+    parameters: &Parameters,
+    error_bar: f64,
+    keep: usize,
+) -> Found {
+    let mut found = Found { best: Vec::new(), considered: 0, too_large: 0, least_memory: None };
+    for layout in layouts(base, devices, fixed) {
+        for micro_batch in micro_batches(base, &layout, fixed) {
+            for virtual_stages in virtual_stages(base, &layout, micro_batch, fixed) {
+                let layout = Layout { virtual_stages, ..layout };
+                let run = Run { layout, micro_batch, ..base.clone() };
+                if run.check().is_ok() {
+                    found.consider(run, fixed, parameters, error_bar);
+                }
+            }
+        }
+    }
+    found.best.sort_by(|a, b| a.1.step.0.total_cmp(&b.1.step.0));
+    found.best.truncate(keep);
+    found
+}
+
+impl Found {
+    fn consider(&mut self, mut run: Run, fixed: &Fixed, parameters: &Parameters, error_bar: f64) {
+        self.considered += 1;
+        let capacity = run.machine.memory.as_f64();
+        let mut least = f64::INFINITY;
+        for mode in modes(run.trainer, fixed) {
+            run.recompute = mode;
+            let memory = Memory::of(&run).total();
+            least = least.min(memory);
+            if memory <= capacity {
+                let estimate = run.estimate(parameters, error_bar);
+                self.best.push((run, estimate));
+                return;
+            }
+        }
+        self.too_large += 1;
+        self.least_memory = Some(self.least_memory.map_or(least, |known| known.min(least)));
+    }
+}
+
+/// Modes of recomputation, cheapest first.
+fn modes(trainer: Trainer, fixed: &Fixed) -> Vec<Recompute> {
+    match fixed.recompute {
+        Some(mode) => vec![mode],
+        None if trainer.is_classic() => vec![Recompute::None, Recompute::Full],
+        None => vec![Recompute::None, Recompute::Selective, Recompute::Full],
+    }
+}
+
+fn divisors(of: u32) -> impl Iterator<Item = u32> {
+    (1..=of).filter(move |degree| of.is_multiple_of(*degree))
+}
+
+/// What is fixed, or those of the others that the trainer has.
+fn degrees(fixed: Option<u32>, has: bool, others: impl Iterator<Item = u32>) -> Vec<u32> {
+    match fixed {
+        Some(degree) => vec![degree],
+        None if has => others.collect(),
+        None => vec![1],
+    }
+}
+
+/// Layouts of all devices, one chunk of blocks per pipeline rank.
+fn layouts(base: &Run, devices: u32, fixed: &Fixed) -> Vec<Layout> {
+    let (shape, trainer) = (&base.shape, base.trainer);
+    let in_node = base.machine.devices_per_node.min(shape.heads);
+    let fits_heads = |tensor: &u32| *tensor <= in_node && shape.heads.is_multiple_of(*tensor);
+    let long = |context: &u32| context.is_power_of_two() && base.seq_len / context >= LEAST_TOKENS;
+    let even = |stages: &u32| {
+        *stages == 1
+            || shape.layers.is_multiple_of(*stages)
+            || *stages <= shape.layers && (shape.layers + 2).is_multiple_of(*stages)
+    };
+    let mut found = Vec::new();
+    for tensor in degrees(fixed.tensor, trainer.splits_layers(), divisors(devices).filter(fits_heads)) {
+        let splits_sequences = trainer.is_core() || trainer == Trainer::Fsdp2;
+        let rest = devices / tensor.max(1);
+        for context in degrees(fixed.context, splits_sequences, divisors(rest).filter(|c| *c == 1 || long(c)))
+        {
+            let rest = rest / context.max(1);
+            for pipeline in degrees(fixed.pipeline, trainer.has_pipelines(), divisors(rest).filter(even)) {
+                let model = tensor * context * pipeline;
+                if model == 0 || !devices.is_multiple_of(model) {
+                    continue;
+                }
+                let data = devices / model;
+                if fixed.data.is_some_and(|wanted| wanted != data) || !base.global_batch.is_multiple_of(data)
+                {
+                    continue;
+                }
+                let experts = shape.experts.map_or(1, |experts| experts.count);
+                let shared = |expert: &u32| data.is_multiple_of(*expert);
+                for expert in degrees(fixed.expert, experts > 1, divisors(experts).filter(shared)) {
+                    for zero_stage in zero_stages(trainer, data, fixed) {
+                        found.push(Layout {
+                            tensor,
+                            context,
+                            data,
+                            pipeline,
+                            virtual_stages: 1,
+                            expert,
+                            sequence_parallel: tensor > 1 && (fixed.sequence_parallel || splits_sequences),
+                            zero_stage,
+                            shard: if zero_stage > 0 { data } else { 1 },
+                        });
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+fn zero_stages(trainer: Trainer, data: u32, fixed: &Fixed) -> Vec<u8> {
+    match fixed.zero_stage {
+        Some(stage) => vec![stage],
+        None if data == 1 => vec![0],
+        None if trainer.shards_parameters() => vec![3],
+        None if trainer.is_core() => vec![1],
+        None => vec![0, 1],
+    }
+}
+
+fn micro_batches(base: &Run, layout: &Layout, fixed: &Fixed) -> Vec<u32> {
+    let each = base.global_batch / layout.data;
+    let sizes = (0..).map(|power| 1 << power).take_while(|size| *size <= LARGEST_MICRO_BATCH);
+    degrees(fixed.micro_batch, true, sizes.filter(|size| each.is_multiple_of(*size)))
+}
+
+/// Interleaving deals out micro-batches to all ranks in turn, and chunks of as many blocks.
+fn virtual_stages(base: &Run, layout: &Layout, micro_batch: u32, fixed: &Fixed) -> Vec<u32> {
+    let rounds = base.global_batch / layout.data / micro_batch.max(1);
+    let interleaves =
+        base.trainer.interleaves() && layout.pipeline > 1 && rounds.is_multiple_of(layout.pipeline);
+    let (blocks, _) = Run { layout: *layout, ..base.clone() }.blocks();
+    degrees(fixed.virtual_stages, interleaves, divisors(blocks as u32))
+}

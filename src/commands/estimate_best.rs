@@ -1,0 +1,145 @@
+//! `autodist estimate --best`: the fastest layouts of a job on a cluster that nobody measured.
+
+use super::estimate_unmeasured::{Asked, document, text as text_of, utilisation};
+use crate::failure::Failure;
+use autodist_analytic::{Fixed, Found, Parameters, Run, search};
+use autodist_spec::{Bytes, InputError, to_json};
+use std::fmt::Write;
+
+/// The fastest layouts, as they are shown.
+pub struct Best {
+    found: Found,
+    devices: u32,
+}
+
+impl Best {
+    /// The fastest layouts that the flags leave open.
+    pub fn of(
+        asked: &Asked,
+        devices: u32,
+        parameters: &Parameters,
+        error_bar: f64,
+        keep: usize,
+    ) -> Result<Self, Failure> {
+        let flags = &asked.flags;
+        for (flag, given) in [
+            ("--shard", flags.shard.map(u64::from)),
+            ("--bucket-bytes", flags.bucket_bytes),
+            ("--schedule", flags.schedule.map(|_| 0)),
+        ] {
+            if let Some(value) = given {
+                let error = InputError::new(flag, value, "says nothing where layouts are searched");
+                return Err(error.hint("leave it out").into());
+            }
+        }
+        let fixed = Fixed {
+            tensor: flags.tp,
+            context: flags.cp,
+            pipeline: flags.pp,
+            data: flags.dp,
+            virtual_stages: flags.vpp,
+            expert: flags.ep,
+            zero_stage: flags.zero,
+            micro_batch: flags.micro_batch,
+            recompute: asked.recompute(),
+            sequence_parallel: flags.sp,
+        };
+        let found = search(&asked.run, devices, &fixed, parameters, error_bar, keep);
+        if !found.best.is_empty() {
+            return Ok(Self { found, devices });
+        }
+        let memory = asked.run.machine.memory;
+        let error = match found.least_memory {
+            Some(least) => {
+                let problem = format!(
+                    "holds none of {} layouts; the smallest needs {}",
+                    found.considered,
+                    Bytes(least as u64)
+                );
+                InputError::new("memory of a device", memory, problem)
+                    .hint("take more devices or larger ones, or leave flags out")
+            }
+            None => {
+                let problem = "has no layout of the job that these flags allow".to_owned();
+                let batch = asked.run.global_batch;
+                InputError::new("cluster of devices", devices, problem).hint(format!(
+                    "degrees must divide devices, heads, blocks and the batch of {batch}: leave flags out, or change --global-batch"
+                ))
+            }
+        };
+        Err(error.into())
+    }
+
+    pub fn json(&self, source: &str) -> String {
+        let layouts: Vec<_> = self
+            .found
+            .best
+            .iter()
+            .map(|(run, estimate)| {
+                let mut document = document(run, estimate, source);
+                document["flags"] = flags(run).into();
+                document
+            })
+            .collect();
+        to_json(&serde_json::json!({
+            "best": layouts, "considered": self.found.considered, "too_large": self.found.too_large,
+        }))
+    }
+
+    pub fn text(&self, source: &str) -> String {
+        let found = &self.found;
+        let (best, estimate) = &found.best[0];
+        let mut text = format!(
+            "{} layouts of {} devices, {} of which do not fit; the fastest:\n\n{:>10}  {:>9}  {:>7}  {:>9}  flags\n",
+            found.considered, self.devices, found.too_large, "step", "tokens/s", "of peak", "memory"
+        );
+        for (run, estimate) in &found.best {
+            let tokens = f64::from(run.global_batch) * f64::from(run.seq_len);
+            // Writing to a String cannot fail.
+            let _ = writeln!(
+                text,
+                "{:>10}  {:>9.0}  {:>5.1} %  {:>9}  {}",
+                estimate.step.to_string(),
+                tokens / estimate.step.0 / f64::from(self.devices),
+                100.0 * utilisation(run, estimate),
+                Bytes(estimate.memory.total() as u64).to_string(),
+                flags(run)
+            );
+        }
+        let near = found.best.iter().filter(|(_, e)| e.step.0 <= estimate.step.0 * NEAR).count();
+        if near > 1 {
+            let _ = writeln!(
+                text,
+                "\n{near} of these are within {:.0} % of the first: less than predictions of one job scatter (docs/validation.md)",
+                100.0 * (NEAR - 1.0)
+            );
+        }
+        let _ = write!(text, "\nthe first\n{}", text_of(best, estimate, source));
+        text
+    }
+}
+
+/// Errors scatter by so much inside a set of layouts of one job, as `autodist backtest --leave-one-group-out` prints it.
+const NEAR: f64 = 1.02;
+
+/// The flags that describe a run's layout.
+fn flags(run: &Run) -> String {
+    let layout = &run.layout;
+    let mut text = String::new();
+    let mut degree = |name: &str, value: u32, usual: u32| {
+        if value != usual {
+            let _ = write!(text, "--{name} {value} ");
+        }
+    };
+    degree("tp", layout.tensor, 1);
+    degree("cp", layout.context, 1);
+    degree("pp", layout.pipeline, 1);
+    degree("vpp", layout.virtual_stages, 1);
+    degree("dp", layout.data, 0);
+    degree("ep", layout.expert, 1);
+    degree("micro-batch", run.micro_batch, 0);
+    let sequence = if layout.sequence_parallel { "--sp " } else { "" };
+    let recompute = format!("{:?}", run.recompute).to_lowercase();
+    let _ = write!(text, "--zero {} {sequence}--recompute {recompute}", layout.zero_stage);
+    text
+}
