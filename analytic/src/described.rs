@@ -331,9 +331,12 @@ fn recompute(
     }
     // Nobody forgot scores alone before 2022.
     let early = words::year(prose).is_some_and(|year| year <= 2022);
-    let offloads = run.trainer == Trainer::Nemo && run.layout.zero_stage == 3;
-    let mode = match run.least_recompute() {
-        _ if offloads => Recompute::None,
+    if run.trainer == Trainer::Nemo && run.layout.zero_stage == 3 {
+        assumptions
+            .push("no recomputation, what does not fit offloaded as in those recipes: not given".to_owned());
+        return Ok(Recompute::None);
+    }
+    let mode = match run.recompute_that_fitted() {
         Recompute::Selective if early => Recompute::Full,
         mode => mode,
     };

@@ -150,7 +150,7 @@ pub enum Recompute {
     Full,
 }
 
-/// Tensors are counted on the large side: what is counted this much larger than a device may have fitted.
+/// What is counted this much larger than a device may have fitted.
 const COUNTED: f64 = 1.25;
 
 /// One training step to be predicted.
@@ -227,20 +227,25 @@ impl Run {
         )
     }
 
-    /// The least recomputation with which the run fits into its devices, as closely as tensors are counted; full where
-    /// nothing does.
+    /// The least recomputation with which the run fits into its devices; full where nothing does.
     pub fn least_recompute(&self) -> Recompute {
-        let fits = |mode: &Recompute| {
-            let trial = Self { recompute: *mode, ..self.clone() };
-            Memory::of(&trial).allocated() <= COUNTED * self.machine.memory.as_f64()
-        };
-        // Their software forgets whole blocks or nothing.
+        self.least_recompute_where(|memory| memory.total() <= self.machine.memory.as_f64())
+    }
+
+    /// The same of a run that is known to have fitted: tensors are counted on the large side.
+    pub(crate) fn recompute_that_fitted(&self) -> Recompute {
+        self.least_recompute_where(|memory| memory.allocated() <= COUNTED * self.machine.memory.as_f64())
+    }
+
+    fn least_recompute_where(&self, fits: impl Fn(&Memory) -> bool) -> Recompute {
+        // The software before 2022 forgets whole blocks or nothing.
         let modes: &[Recompute] = if self.trainer.is_classic() {
             &[Recompute::None]
         } else {
             &[Recompute::None, Recompute::Selective]
         };
-        modes.iter().copied().find(fits).unwrap_or(Recompute::Full)
+        let with = |mode: Recompute| Memory::of(&Self { recompute: mode, ..self.clone() });
+        modes.iter().copied().find(|mode| fits(&with(*mode))).unwrap_or(Recompute::Full)
     }
 
     /// # Errors
