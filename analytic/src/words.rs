@@ -177,7 +177,7 @@ mod tests {
         for (written, expected, exact) in [
             ("A100-80GB-SXM", "a100-80gb-sxm", true),
             ("V100-32GB-SXM3 (DGX-2)", "v100-32gb-sxm", true),
-            ("H100-96GB-500W (Grand Teton)", "h100-80gb-sxm", false),
+            ("H100-96GB-500W (Grand Teton)", "h100-96gb-sxm", false),
             ("A100-80GB-SXM4", "a100-80gb-sxm", true),
         ] {
             assert_eq!(device(&catalogue, written).unwrap(), (expected.to_owned(), exact), "{written}");

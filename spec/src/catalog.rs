@@ -251,12 +251,14 @@ pub fn device_of(devices: &[DeviceFigures], name: &str) -> Result<(Device, Optio
     Ok((entry.device(), Some(link)))
 }
 
-/// The known name that is spelt most like what was written (Jaro and Winkler's similarity).
+/// The known name that begins with what was written, or else is spelt most like it (Jaro and Winkler's similarity); the first
+/// of equals.
 pub fn closest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> String {
     let written = written.to_ascii_lowercase();
-    let similarity = |name: &str| strsim::jaro_winkler(&written, name);
+    let begins = |name: &str| if name.starts_with(&written) { 1.0 } else { 0.0 };
+    let similarity = |name: &str| begins(name) + strsim::jaro_winkler(&written, name);
     known
-        .max_by(|a, b| similarity(a).total_cmp(&similarity(b)))
+        .min_by(|a, b| similarity(b).total_cmp(&similarity(a)))
         .map(|name| format!("`{name}`"))
         .unwrap_or_default()
 }
@@ -298,5 +300,6 @@ mod tests {
         let error = model("lama2-7b").unwrap_err();
         assert!(error.to_string().contains("`llama2-7b`"), "{error}");
         assert!(device("h100").unwrap_err().problem.contains("h100-80gb"));
+        assert!(device("a100").unwrap_err().problem.contains("a100-40gb"));
     }
 }
