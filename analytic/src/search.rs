@@ -140,7 +140,7 @@ fn layouts(base: &Run, devices: u32, fixed: &Fixed) -> Vec<Layout> {
                 let experts = shape.experts.map_or(1, |experts| experts.count);
                 let shared = |expert: &u32| data.is_multiple_of(*expert);
                 for expert in degrees(fixed.expert, experts > 1, divisors(experts).filter(shared)) {
-                    for zero_stage in zero_stages(trainer, data, fixed) {
+                    for zero_stage in zero_stages(trainer, data * context, fixed) {
                         found.push(Layout {
                             tensor,
                             context,
@@ -160,12 +160,14 @@ fn layouts(base: &Run, devices: u32, fixed: &Fixed) -> Vec<Layout> {
     found
 }
 
-fn zero_stages(trainer: Trainer, data: u32, fixed: &Fixed) -> Vec<u8> {
+/// Stages that the trainer has, where `replicas` ranks hold the same parameters.
+fn zero_stages(trainer: Trainer, replicas: u32, fixed: &Fixed) -> Vec<u8> {
     match fixed.zero_stage {
         Some(stage) => vec![stage],
-        None if data == 1 => vec![0],
+        None if replicas == 1 => vec![0],
         None if trainer.shards_parameters() => vec![3],
         None if trainer.is_core() => vec![1],
+        None if trainer == Trainer::Deepspeed => vec![0, 1, 2, 3],
         None => vec![0, 1],
     }
 }
