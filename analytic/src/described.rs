@@ -58,8 +58,7 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
             8
         });
     let uplink = if devices > per_node {
-        let written = fields.text("inter_link").unwrap_or_default();
-        Some(words::uplink(catalogue, written, &device, &mut assumptions)?)
+        Some(words::uplink(catalogue, link, &device, &mut assumptions)?)
     } else {
         None
     };
@@ -251,11 +250,7 @@ fn layout(
         Some(stage) if stage <= 3.0 => stage as u8,
         Some(stage) => return Err(format!("`zero_stage` is `{stage}`: 0 to 3")),
         None => {
-            let stage = match trainer {
-                Trainer::Fsdp | Trainer::Fsdp2 => 3,
-                Trainer::Internevo | Trainer::MegatronCore | Trainer::Nemo => 1,
-                _ => 0,
-            };
+            let stage = trainer.usual_zero_stage();
             if data > 1 {
                 assumptions.push(format!("ZeRO stage {stage}: not given"));
             }
@@ -270,7 +265,7 @@ fn layout(
         Some("yes" | "true" | "1") => true,
         Some(_) => false,
         None => {
-            let usual = (trainer.is_core() || trainer == Trainer::Fsdp2) && tensor > 1;
+            let usual = trainer.splits_sequences() && tensor > 1;
             if usual {
                 assumptions.push("sequence parallelism: not given".to_owned());
             }

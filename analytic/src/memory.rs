@@ -63,8 +63,8 @@ impl Memory {
 
     /// The same with other numbers for what no tensor is.
     pub fn with(run: &Run, reserve: &Reserve) -> Self {
-        let ranks = [Rank::First, Rank::Second, Rank::Last].map(|rank| Self::of_rank(run, rank));
-        let [first, second, last] = ranks;
+        let [first, second, last] =
+            [Rank::First, Rank::Second, Rank::Last].map(|rank| Self::of_rank(run, rank));
         let fuller = |one: Self, other: Self| if other.allocated() > one.allocated() { other } else { one };
         let fuller = fuller(fuller(first, second), last);
         let fragmentation = if run.trainer.is_core() { CORE_FRAGMENTATION } else { reserve.fragmentation };

@@ -153,6 +153,15 @@ pub enum Recompute {
 /// What is counted this much larger than a device may have fitted.
 const COUNTED: f64 = 1.25;
 
+/// Blocks of each of `stages` pipeline ranks, and how many fewer the first and the last one hold: none, or one where that lets
+/// the others be alike, as Megatron splits 126 blocks over 8 ranks to make room for embedding and loss.
+pub(crate) fn even_blocks(layers: u32, stages: u32) -> Option<(u32, u32)> {
+    if layers.is_multiple_of(stages) {
+        return Some((layers / stages, 0));
+    }
+    (layers + 2).is_multiple_of(stages).then(|| ((layers + 2) / stages, 1))
+}
+
 /// One training step to be predicted.
 #[derive(Debug, Clone)]
 pub struct Run {
@@ -203,14 +212,13 @@ impl Run {
         }
     }
 
-    /// Blocks of a pipeline rank, and how many fewer the first and the last one hold: one where that lets the others be
-    /// alike, as Megatron splits 126 blocks over 8 ranks to make room for embedding and loss.
+    /// Blocks of a pipeline rank, and how many fewer the first and the last one hold.
     pub fn blocks(&self) -> (f64, f64) {
         let (layers, stages) = (self.shape.layers, self.layout.pipeline);
-        if stages > 1 && layers % stages != 0 && (layers + 2).is_multiple_of(stages) {
-            return (f64::from((layers + 2) / stages), 1.0);
+        match even_blocks(layers, stages) {
+            Some((blocks, fewer)) => (f64::from(blocks), f64::from(fewer)),
+            None => (f64::from(layers) / f64::from(stages), 0.0),
         }
-        (f64::from(layers) / f64::from(stages), 0.0)
     }
 
     /// Micro-batches per pipeline and step; whole unless the source's batch does not divide.
@@ -238,14 +246,12 @@ impl Run {
     }
 
     fn least_recompute_where(&self, fits: impl Fn(&Memory) -> bool) -> Recompute {
-        // The software before 2022 forgets whole blocks or nothing.
-        let modes: &[Recompute] = if self.trainer.is_classic() {
-            &[Recompute::None]
-        } else {
-            &[Recompute::None, Recompute::Selective]
-        };
         let with = |mode: Recompute| Memory::of(&Self { recompute: mode, ..self.clone() });
-        modes.iter().copied().find(|mode| fits(&with(*mode))).unwrap_or(Recompute::Full)
+        let modes = self.trainer.recompute_modes().iter().copied();
+        modes
+            .filter(|mode| *mode != Recompute::Full)
+            .find(|mode| fits(&with(*mode)))
+            .unwrap_or(Recompute::Full)
     }
 
     /// # Errors

@@ -1,9 +1,8 @@
 //! All ways in which a trainer can split one job over one cluster, and the fastest of them.
 
 use crate::estimate::Estimate;
-use crate::memory::Memory;
 use crate::parameters::Parameters;
-use crate::run::{Layout, Recompute, Run};
+use crate::run::{Layout, Recompute, Run, even_blocks};
 use crate::trainer::Trainer;
 
 /// Largest micro-batch that is tried; larger ones make no product faster.
@@ -72,27 +71,19 @@ impl Found {
         self.considered += 1;
         let capacity = run.machine.memory.as_f64();
         let mut least = f64::INFINITY;
-        for mode in modes(run.trainer, fixed) {
+        let modes = fixed.recompute.as_ref().map_or(run.trainer.recompute_modes(), std::slice::from_ref);
+        for &mode in modes {
             run.recompute = mode;
-            let memory = Memory::of(&run).total();
+            let estimate = run.estimate(parameters, error_bar);
+            let memory = estimate.memory.total();
             least = least.min(memory);
             if memory <= capacity {
-                let estimate = run.estimate(parameters, error_bar);
                 self.best.push((run, estimate));
                 return;
             }
         }
         self.too_large += 1;
         self.least_memory = Some(self.least_memory.map_or(least, |known| known.min(least)));
-    }
-}
-
-/// Modes of recomputation, cheapest first.
-fn modes(trainer: Trainer, fixed: &Fixed) -> Vec<Recompute> {
-    match fixed.recompute {
-        Some(mode) => vec![mode],
-        None if trainer.is_classic() => vec![Recompute::None, Recompute::Full],
-        None => vec![Recompute::None, Recompute::Selective, Recompute::Full],
     }
 }
 
@@ -115,14 +106,10 @@ fn layouts(base: &Run, devices: u32, fixed: &Fixed) -> Vec<Layout> {
     let in_node = base.machine.devices_per_node.min(shape.heads);
     let fits_heads = |tensor: &u32| *tensor <= in_node && shape.heads.is_multiple_of(*tensor);
     let long = |context: &u32| context.is_power_of_two() && base.seq_len / context >= LEAST_TOKENS;
-    let even = |stages: &u32| {
-        *stages == 1
-            || shape.layers.is_multiple_of(*stages)
-            || *stages <= shape.layers && (shape.layers + 2).is_multiple_of(*stages)
-    };
+    let even = |stages: &u32| *stages <= shape.layers && even_blocks(shape.layers, *stages).is_some();
     let mut found = Vec::new();
     for tensor in degrees(fixed.tensor, trainer.splits_layers(), divisors(devices).filter(fits_heads)) {
-        let splits_sequences = trainer.is_core() || trainer == Trainer::Fsdp2;
+        let splits_sequences = trainer.splits_sequences();
         let rest = devices / tensor.max(1);
         for context in degrees(fixed.context, splits_sequences, divisors(rest).filter(|c| *c == 1 || long(c)))
         {
@@ -165,8 +152,7 @@ fn zero_stages(trainer: Trainer, replicas: u32, fixed: &Fixed) -> Vec<u8> {
     match fixed.zero_stage {
         Some(stage) => vec![stage],
         None if replicas == 1 => vec![0],
-        None if trainer.shards_parameters() => vec![3],
-        None if trainer.is_core() => vec![1],
+        None if trainer.shards_parameters() || trainer.is_core() => vec![trainer.usual_zero_stage()],
         None if trainer == Trainer::Deepspeed => vec![0, 1, 2, 3],
         None => vec![0, 1],
     }
@@ -183,6 +169,6 @@ fn virtual_stages(base: &Run, layout: &Layout, micro_batch: u32, fixed: &Fixed) 
     let rounds = base.global_batch / layout.data / micro_batch.max(1);
     let interleaves =
         base.trainer.interleaves() && layout.pipeline > 1 && rounds.is_multiple_of(layout.pipeline);
-    let (blocks, _) = Run { layout: *layout, ..base.clone() }.blocks();
-    degrees(fixed.virtual_stages, interleaves, divisors(blocks as u32))
+    let blocks = even_blocks(base.shape.layers, layout.pipeline).map_or(1, |(blocks, _)| blocks);
+    degrees(fixed.virtual_stages, interleaves, divisors(blocks))
 }

@@ -1,6 +1,7 @@
 //! What trainers do differently with the same layout.
 
 use crate::machine::Generation;
+use crate::run::Recompute;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -182,9 +183,27 @@ impl Trainer {
         matches!(self, Self::MegatronCore | Self::Nemo)
     }
 
-    /// ZeRO-1 scatters gradients instead of summing them whole.
-    pub fn scatters_gradients(self) -> bool {
-        self.is_core()
+    /// Splits activations along the sequence: beside tensor parallelism, and among context-parallel ranks.
+    pub fn splits_sequences(self) -> bool {
+        self.is_core() || self == Self::Fsdp2
+    }
+
+    /// The ZeRO stage that it runs where nobody says one.
+    pub fn usual_zero_stage(self) -> u8 {
+        match self {
+            Self::Fsdp | Self::Fsdp2 => 3,
+            Self::MegatronCore | Self::Nemo | Self::Internevo => 1,
+            _ => 0,
+        }
+    }
+
+    /// Modes of recomputation, cheapest first: the software before 2022 forgets whole blocks or nothing.
+    pub fn recompute_modes(self) -> &'static [Recompute] {
+        if self.is_classic() {
+            &[Recompute::None, Recompute::Full]
+        } else {
+            &[Recompute::None, Recompute::Selective, Recompute::Full]
+        }
     }
 
     /// Bytes of a gradient as it is accumulated and reduced.

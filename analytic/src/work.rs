@@ -294,7 +294,7 @@ impl Work {
         let shard = layout.shards();
         self.reduce = match layout.zero_stage {
             3 => far(Collective::AllReduce, bytes / f64::from(shard), replicas / shard.min(replicas)),
-            1 | 2 if run.trainer.scatters_gradients() => far(Collective::ReduceScatter, bytes, replicas),
+            1 | 2 if run.trainer.is_core() => far(Collective::ReduceScatter, bytes, replicas),
             _ => far(Collective::AllReduce, bytes, replicas),
         };
         self.reduce.between_nodes = crosses;

@@ -127,11 +127,7 @@ impl Asked {
             return Err(error.hint("leave --dp out to use all devices").into());
         }
         if flags.zero.is_none() {
-            layout.zero_stage = match run.trainer {
-                Trainer::Fsdp | Trainer::Fsdp2 => 3,
-                Trainer::MegatronCore | Trainer::Nemo | Trainer::Internevo => 1,
-                _ => 0,
-            };
+            layout.zero_stage = run.trainer.usual_zero_stage();
             layout.shard = flags.shard.unwrap_or(layout.data);
             if layout.data > 1 {
                 let (stage, trainer) = (layout.zero_stage, run.trainer);
