@@ -99,6 +99,7 @@ impl Machine {
                 devices: per_node,
                 latency: fabric.latency_s,
                 efficiency: fabric.efficiency,
+                group_nics: fabric.group_nics,
             });
         }
         Ok(Self::new(DeviceModel::new(figures, parameters)?, interconnect, kind, per_node))

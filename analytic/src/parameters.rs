@@ -115,15 +115,16 @@ parameters! {
     tensor_drag: 0.25, 0.4;
     /// Networks between nodes inside a step over the catalogue's efficiency.
     network: 1.0, 0.15;
-    /// The same for Omni-Path: over 4 nodes BigScience's all-reduce reached 14 to 42 % of its links, and what the
-    /// catalogue has of 16 nodes is the least of that (bigscience/experiments/bandwidth).
-    omni_path: 1.5, 0.2;
+    /// The same for Omni-Path, where measured all-reduces lie between 0.7 and 1.5 of the catalogue's efficiency
+    /// (bigscience/experiments/bandwidth).
+    omni_path: 1.0, 0.3;
     /// Part of a pipeline's messages that is not hidden.
     message_exposed: 0.8, 0.25;
     /// Seconds that each message of a pipeline costs both ends beyond its bytes.
     message_s: 100e-6, 0.5;
-    /// Part of the gradients' reduction that stays exposed where it overlaps the backward pass.
-    reduce_exposed: 0.5, 0.25;
+    /// Part of the gradients' reduction that stays exposed where it overlaps the backward pass: the last bucket, and what slows
+    /// down beside it.
+    reduce_exposed: 0.3, 0.3;
     /// Part of ZeRO-3's transfers that slows down the arithmetic beside it.
     gather_drag: 0.2, 0.4;
     /// All-gather of updated parameters after a sharded step, over one that runs alone.

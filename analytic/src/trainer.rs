@@ -2,6 +2,7 @@
 
 use crate::machine::Generation;
 use crate::run::Recompute;
+use autodist_hardware::Dtype;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -206,9 +207,13 @@ impl Trainer {
         }
     }
 
-    /// Bytes of a gradient as it is accumulated and reduced.
-    pub fn gradient_bytes(self) -> f64 {
-        if self == Self::MegatronCore { 4.0 } else { 2.0 }
+    /// Bytes of a gradient as it is accumulated and reduced: DeepSpeed's optimizer for bf16 keeps sums in fp32.
+    pub fn gradient_bytes(self, dtype: Dtype) -> f64 {
+        match self {
+            Self::MegatronCore => 4.0,
+            Self::MegatronDeepspeed | Self::Deepspeed if dtype == Dtype::Bf16 => 4.0,
+            _ => 2.0,
+        }
     }
 }
 

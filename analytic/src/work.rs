@@ -183,7 +183,7 @@ impl Work {
         let parameters = self.block_parameters(run);
         if run.micro_batches() > 1.0 {
             // Read the new and the old gradient, write the sum.
-            self.accumulation_bytes = parameters * 3.0 * run.trainer.gradient_bytes();
+            self.accumulation_bytes = parameters * 3.0 * run.trainer.gradient_bytes(run.dtype);
         }
     }
 
@@ -201,7 +201,7 @@ impl Work {
         self.logits = local.tokens * rows;
         // The gradient of the table is zeroed as a whole and then added to, or to the head's where the two are tied.
         let table = rows * local.hidden;
-        let sum = 3.0 * run.trainer.gradient_bytes();
+        let sum = 3.0 * run.trainer.gradient_bytes(run.dtype);
         let more = run.micro_batches() > 1.0;
         let tied = run.shape.tied_embeddings && run.layout.pipeline == 1;
         self.embedding_bytes =
@@ -283,7 +283,7 @@ impl Work {
         let near =
             (machine.devices_per_node / layout.tensor.min(machine.devices_per_node)).clamp(1, replicas);
         let crosses = replicas > near;
-        let bytes = self.parameters * run.trainer.gradient_bytes();
+        let bytes = self.parameters * run.trainer.gradient_bytes(run.dtype);
         let sharded = layout.zero_stage >= 1;
         let far = |kind, bytes, ranks: u32| Transfer {
             seconds: machine.collective(kind, bytes, ranks, near.min(ranks), inside),
@@ -341,7 +341,9 @@ fn linear_layer(run: &Run, rows: f64, out: f64, into: f64) -> (Products, Product
             if run.trainer.is_classic() { plain * idle_part(m, n, run.machine.processors) } else { 0.0 };
         Products { plain, waves, unaligned }
     };
-    (product(rows, out, into), product(rows, into, out) + product(out, into, rows))
+    // Libraries cut the long inner side of the gradients of weights, and so fill all waves.
+    let of_weights = Products { waves: 0.0, ..product(out, into, rows) };
+    (product(rows, out, into), product(rows, into, out) + of_weights)
 }
 
 /// How much longer whole waves of 128 by 256 tiles take than the work in them, on `processors` processors.

@@ -29,6 +29,8 @@ pub struct Fabric {
     pub latency_s: Seconds,
     /// Part of the cards' rate that large collectives reach.
     pub efficiency: f64,
+    /// Cards of a node that the rings of one group use; all of its devices' where this is not given.
+    pub group_nics: Option<u32>,
     pub source: String,
 }
 

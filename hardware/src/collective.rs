@@ -57,6 +57,8 @@ pub struct Network {
     pub latency: Seconds,
     /// Part of the rate that large collectives reach.
     pub efficiency: f64,
+    /// Cards of a node that the rings of one group use; all of its devices' where nothing is said.
+    pub group_nics: Option<u32>,
 }
 
 /// What collectives cost within nodes and between them.
@@ -108,6 +110,7 @@ impl Interconnect {
             devices: node.devices,
             latency: fabric.latency_s,
             efficiency: fabric.efficiency,
+            group_nics: fabric.group_nics,
         };
         let device = catalogue.device(&node.device)?;
         Ok(Self::of_device(device, KernelParameters::shipped()).with_network(network))
@@ -159,6 +162,7 @@ impl Interconnect {
             devices: group.devices,
             latency: if link.latency_s.0 > 0.0 { link.latency_s } else { fabric.latency_s },
             efficiency: fabric.efficiency,
+            group_nics: fabric.group_nics,
         }))
     }
 

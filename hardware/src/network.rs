@@ -30,11 +30,12 @@ const SPREAD: f64 = 0.3;
 
 impl Network {
     /// Bytes per second that one of `sharing` equal groups gets out of a node where it has `per_node` ranks: its part of
-    /// all cards, and no more than the cards of its own devices.
+    /// all cards, and no more than the cards of its own devices, or those that its rings use.
     fn group_rate(&self, per_node: u32, sharing: u32) -> f64 {
         let whole = self.node_rate.0 * self.efficiency;
         let (nics, devices) = (f64::from(self.nics.max(1)), f64::from(self.devices.max(1)));
-        let cards = f64::from(per_node) * (nics / devices).max(1.0);
+        let own = f64::from(per_node) * (nics / devices).max(1.0);
+        let cards = self.group_nics.map_or(own, |used| own.min(f64::from(used)));
         (whole / f64::from(sharing.max(1))).min(whole * (cards / nics).min(1.0))
     }
 }
