@@ -116,7 +116,8 @@ parameters! {
     /// Networks between nodes inside a step over the catalogue's efficiency.
     network: 1.0, 0.15;
     /// The same for Omni-Path, where measured all-reduces lie between 0.7 and 1.5 of the catalogue's efficiency
-    /// (bigscience/experiments/bandwidth).
+    /// (bigscience/experiments/bandwidth). The fit takes it lower: whatever else slows BigScience's jobs, the only ones on
+    /// such a network, it lays on that.
     omni_path: 1.0, 0.3;
     /// Part of a pipeline's messages that is not hidden.
     message_exposed: 0.8, 0.25;

@@ -114,6 +114,17 @@ fn eight_bits_are_faster_where_the_device_has_them() {
 }
 
 #[test]
+fn deepspeed_reduces_gradients_of_bf16_in_fp32() {
+    let data = |trainer, dtype| {
+        let run = Run { dtype, ..gpt3(LAYOUT, trainer) };
+        run.estimate(Parameters::shipped(), 0.2).breakdown.data_s
+    };
+    let over = |trainer| data(trainer, Dtype::Bf16) / data(trainer, Dtype::Fp16);
+    assert!((over(Trainer::MegatronDeepspeed) - 2.0).abs() < 0.02, "{}", over(Trainer::MegatronDeepspeed));
+    assert_eq!(over(Trainer::Megatron), 1.0);
+}
+
+#[test]
 fn pipelines_gather_shards_once() {
     let layout = Layout { zero_stage: 3, shard: 8, ..LAYOUT };
     let gathers = |batch| {

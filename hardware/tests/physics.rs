@@ -130,6 +130,11 @@ fn between_nodes_the_cards_are_the_limit_and_are_shared() {
     let alone = shared.collective(Collective::AllReduce, bytes, Group { per_node: 1, nodes: 4, sharing: 1 });
     let busy = shared.collective(Collective::AllReduce, bytes, Group { per_node: 1, nodes: 4, sharing: 8 });
     assert!(busy.time.0 > 6.0 * alone.time.0);
+    // Where rings use one of eight cards, whole nodes are as slow as one device, and eight groups together lose nothing.
+    let one_card = node.clone().with_network(Network { group_nics: Some(1), ..*node.network().unwrap() });
+    let time = |group: Group| one_card.collective(Collective::AllReduce, bytes, group).time.0;
+    assert!(time(Group { per_node: 8, nodes: 4, sharing: 1 }) > 6.0 * whole);
+    assert_eq!(time(Group { per_node: 1, nodes: 4, sharing: 8 }), one_of_eight);
 }
 
 #[test]
