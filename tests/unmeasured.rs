@@ -15,9 +15,15 @@ fn a_cluster_that_nobody_measured_is_priced_by_its_figures() {
     let folder = tempfile::tempdir().unwrap();
     let run = line(folder.path(), GPT3);
     assert_eq!(run.code, Some(0), "{}", run.err);
-    for text in
-        ["step ", "± ", "memory ", "pipeline bubble", "shipped calibration", "assumed", "recomputation"]
-    {
+    for text in [
+        "step ",
+        "± ",
+        "memory ",
+        "pipeline bubble",
+        "shipped calibration",
+        "recomputation",
+        "--sp not given",
+    ] {
         assert!(run.out.contains(text), "`{text}` is not in: {}", run.out);
     }
     let run = line(folder.path(), &format!("{GPT3} --json --trainer megatron --recompute full"));

@@ -134,6 +134,9 @@ impl Asked {
                 run.assumptions.push(format!("ZeRO stage {stage}, as {trainer} does: --zero not given"));
             }
         }
+        if layout.tensor > 1 && run.trainer.splits_sequences() && !layout.sequence_parallel {
+            run.assumptions.push("sequence parallelism off: --sp not given".to_owned());
+        }
         run.layout = layout;
         run.micro_batch = strategy.micro_batch;
         run.recompute = recompute.unwrap_or_else(|| {
