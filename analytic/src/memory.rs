@@ -117,7 +117,9 @@ impl Memory {
             Recompute::Full => 2.0 * tokens * f64::from(shape.hidden) / block.sequence_split,
         };
         let repeated = if run.recompute == Recompute::None { 0.0 } else { block.all() };
-        memory.activations = flight * blocks * kept + repeated;
+        // Of the classic trainers it is part of the fragmentation that was learnt from their peaks.
+        let passing = if run.trainer.is_classic() { 0.0 } else { passing(run, tokens) };
+        memory.activations = flight * blocks * kept + repeated + passing;
         if run.trainer == Trainer::MegatronDeepspeed && !only {
             // Its pipeline keeps an input and an output buffer of each micro-batch.
             memory.activations += 2.0 * flight * 2.0 * tokens * f64::from(shape.hidden);
@@ -181,8 +183,12 @@ fn in_flight(run: &Run, rank: Rank) -> f64 {
         return if chunks > 1.0 { (1.0 + (stages - 1.0) / stages).min(all) } else { 1.0 };
     }
     let interleaved = if chunks > 1.0 { 1.0 + (stages - 1.0) / (stages * chunks) } else { 1.0 };
-    // The second rank begins one micro-batch later, and holds one less.
-    let later = if rank == Rank::Second { 1.0 } else { 0.0 };
+    // The second rank begins one micro-batch later, and holds one less; interleaved, two chunks' worth.
+    let later = match rank {
+        Rank::Second if chunks > 1.0 => 2.0 / chunks,
+        Rank::Second => 1.0,
+        _ => 0.0,
+    };
     (stages * interleaved - later).max(1.0).min(all)
 }
 
@@ -199,6 +205,20 @@ impl Kept {
     pub(crate) fn all(&self) -> f64 {
         self.along + self.split + self.scores
     }
+}
+
+/// Bytes of the gradients that one block's backward pass holds at once: of attention's scores before and after softmax, or of
+/// the MLP's inner layer, and of the residual stream before and after.
+fn passing(run: &Run, tokens: f64) -> f64 {
+    let (shape, tensor) = (&run.shape, f64::from(run.layout.tensor));
+    let scores = match run.attention {
+        AttentionKind::Unfused => 4.0 * f64::from(shape.heads) * f64::from(run.seq_len),
+        AttentionKind::FirstFlash | AttentionKind::Flash => 0.0,
+    };
+    let routed = shape.experts.map_or(1.0, |e| f64::from(e.active));
+    let inner = routed * f64::from(shape.experts.map_or(shape.ffn, |e| e.ffn));
+    let inner = if shape.gated { 6.0 } else { 4.0 } * inner;
+    tokens * (scores.max(inner) / tensor + 4.0 * f64::from(shape.hidden))
 }
 
 fn block_activations(run: &Run, tokens: f64) -> Kept {
