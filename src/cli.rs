@@ -417,7 +417,7 @@ pub struct EstimateArgs {
     #[arg(long, value_parser = trainers())]
     pub trainer: Option<Trainer>,
     /// Without a profile: search all layouts that the flags leave open, and list so many of the fastest
-    #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "10", conflicts_with_all = ["plan", "output"])]
+    #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "10", conflicts_with = "plan")]
     pub best: Option<usize>,
     /// Without a profile: products of linear layers in 8 bits
     #[arg(long, conflicts_with = "precision")]
@@ -427,7 +427,7 @@ pub struct EstimateArgs {
     pub calibration: Option<PathBuf>,
     #[command(flatten)]
     pub catalogue: CatalogueArgs,
-    /// Where to write the plan document
+    /// Where to write the plan document; with --best that of the fastest layout
     #[arg(short, long)]
     pub output: Option<PathBuf>,
     #[arg(long)]

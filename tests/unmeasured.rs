@@ -77,6 +77,42 @@ fn the_fastest_layouts_of_a_job_are_found_and_can_be_asked_for() {
 }
 
 #[test]
+fn a_layout_that_nobody_measured_goes_to_trainers_and_reports() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = "estimate --model llama3-70b --cluster 32x8xh100-80gb-sxm@8x400gbps --global-batch 1024 --seq-len 8192";
+    let run = line(folder.path(), &format!("{job} --tp 8 --pp 4 --vpp 5 --sp --recompute none -o plan.json"));
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let run = line(folder.path(), "export plan.json --to megatron -o out");
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let script = std::fs::read_to_string(folder.path().join("out/megatron.sh")).unwrap();
+    for text in
+        ["--tensor-model-parallel-size 8", "--num-virtual-stages-per-pipeline-rank 5", "--sequence-parallel"]
+    {
+        assert!(script.contains(text), "`{text}` is not in: {script}");
+    }
+    let run = line(folder.path(), "report plan.json -o report");
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let page = std::fs::read_to_string(folder.path().join("report/report.html")).unwrap();
+    assert!(page.contains("priced by published figures"));
+
+    // The fastest listed one that has a plan is written, and why those before it have none is said.
+    let run = line(folder.path(), &format!("{job} --tp 8 --pp 1 --best 40 -o best.json"));
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let plan: Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.path().join("best.json")).unwrap()).unwrap();
+    assert_eq!((&plan["strategy"]["tensor"], &plan["strategy"]["context"]), (&8.into(), &1.into()));
+
+    for (flags, expected) in
+        [("--tp 8 --cp 2", "context parallelism"), ("--tp 8 --fp8", "--fp8"), ("--tp 8 --pp 3 --dp 10", "")]
+    {
+        let run = line(folder.path(), &format!("{job} {flags} -o none.json"));
+        assert_eq!(run.code, Some(2), "{flags}: {}", run.out);
+        assert!(run.err.contains(expected) && run.err.contains("hint: "), "{flags}: {}", run.err);
+        assert!(!folder.path().join("none.json").exists(), "{flags}");
+    }
+}
+
+#[test]
 fn products_in_8_bits_are_faster_and_tables_of_runs_are_joined() {
     let folder = tempfile::tempdir().unwrap();
     let job = "estimate --model llama3-8b --cluster 1x8xh100-80gb-sxm --global-batch 128 --seq-len 8192 --recompute none \

@@ -292,7 +292,9 @@ pub(crate) fn regret(validation: &Validation) -> String {
 
 /// Where the profile of a plan came from.
 pub(crate) fn profile_source(plan: &Plan) -> String {
-    if plan.profile.path.is_empty() {
+    if plan.profile.path.is_empty() && plan.profile.fingerprint.is_empty() {
+        "none: priced by published figures of devices, links and runs".to_owned()
+    } else if plan.profile.path.is_empty() {
         format!("modelled from the hardware catalogue, fingerprint {}", clean(&plan.profile.fingerprint))
     } else {
         format!("{}, fingerprint {}", clean(&plan.profile.path), clean(&plan.profile.fingerprint))

@@ -2,8 +2,9 @@
 
 use super::estimate_unmeasured::{Asked, document, text as text_of, utilisation};
 use crate::failure::Failure;
-use autodist_analytic::{Fixed, Found, Parameters, Run, search};
-use autodist_spec::{Bytes, InputError, to_json};
+use crate::output;
+use autodist_analytic::{Estimate, Fixed, Found, Parameters, Run, search};
+use autodist_spec::{Bytes, InputError, Plan, to_json};
 use std::fmt::Write;
 
 /// The fastest layouts, as they are shown.
@@ -68,6 +69,26 @@ impl Best {
             }
         };
         Err(error.into())
+    }
+
+    /// The plan of the fastest of the listed layouts that have one.
+    ///
+    /// # Errors
+    /// Why the fastest has none, where none has.
+    pub fn plan(&self, of: impl Fn(&Run, &Estimate) -> Result<Plan, Failure>) -> Result<Plan, Failure> {
+        let mut first = None;
+        for (run, estimate) in &self.found.best {
+            match of(run, estimate) {
+                Ok(plan) => {
+                    if let Some(failure) = first {
+                        output::note(&format!("the plan is of `{}`: of the fastest, {failure}", flags(run)));
+                    }
+                    return Ok(plan);
+                }
+                Err(failure) => first = first.or(Some(failure)),
+            }
+        }
+        Err(first.expect("a search that finds nothing has failed before"))
     }
 
     pub fn json(&self, source: &str) -> String {

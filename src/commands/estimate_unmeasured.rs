@@ -1,6 +1,7 @@
 //! `autodist estimate` of a cluster that nobody measured: by the figures of its devices and links.
 
 use super::estimate_best::Best;
+use super::unmeasured_plan::{self, Wanted};
 use super::{DEFAULT_MODEL, from_trainer};
 use crate::cli::{EstimateArgs, RecomputeArg, StrategyArgs};
 use crate::failure::Failure;
@@ -10,7 +11,7 @@ use autodist_analytic::{
 };
 use autodist_hardware::Dtype;
 use autodist_spec::error::in_range;
-use autodist_spec::{Bytes, InputError, Precision, to_json};
+use autodist_spec::{Bytes, InputError, Job, ModelSpec, Precision, to_json};
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -34,15 +35,25 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
         }
     };
     let asked = Asked::of(args, Arc::new(machine))?;
+    let (model, job, flags) = (asked.model.clone(), asked.job.clone(), asked.flags.clone());
+    let wanted = Wanted { model: model.as_ref(), cluster: &cluster, job: &job, flags: &flags };
     let error_bar = calibration.error_bar_of(asked.run.shape.experts.is_none());
     if let Some(keep) = args.best {
         in_range("--best", keep as u64, 1, 10_000)?;
         let best = Best::of(&asked, cluster.device_count(), &parameters, error_bar, keep)?;
+        if let Some(path) = &args.output {
+            let plan = best.plan(|run, estimate| unmeasured_plan::of(run, estimate, &wanted))?;
+            super::plan::write(&plan, Some(path))?;
+        }
         return output::print(&if args.json { best.json(&source) } else { best.text(&source) });
     }
     let run = asked.laid_out(cluster.device_count())?;
     run.check()?;
     let estimate = run.estimate(&parameters, error_bar);
+    if let Some(path) = &args.output {
+        let plan = unmeasured_plan::of(&run, &estimate, &wanted)?;
+        super::plan::write(&plan, Some(path))?;
+    }
     output::print(&if args.json {
         to_json(&document(&run, &estimate, &source))
     } else {
@@ -62,6 +73,9 @@ pub struct Asked {
     /// Without a layout of its own yet.
     pub run: Run,
     pub flags: StrategyArgs,
+    /// None for a model of experts.
+    model: Option<ModelSpec>,
+    job: Job,
 }
 
 impl Asked {
@@ -70,10 +84,16 @@ impl Asked {
         let given = from_trainer::read(args)?;
         let name = args.model.as_deref();
         let experts = catalog::expert_models().iter().find(|model| Some(model.name.as_str()) == name);
-        let shape = match (experts, &given) {
-            (Some(model), _) => model.shape(),
-            (None, Some(given)) => Shape::from(&given.model(name, None)?),
-            (None, None) => Shape::from(&input::model(name.unwrap_or(DEFAULT_MODEL))?),
+        let (model, shape) = match (experts, &given) {
+            (Some(model), _) => (None, model.shape()),
+            (None, given) => {
+                let model = match given {
+                    Some(given) => given.model(name, None)?,
+                    None => input::model(name.unwrap_or(DEFAULT_MODEL))?,
+                };
+                let shape = Shape::from(&model);
+                (Some(model), shape)
+            }
         };
         let (job_flags, flags) = match &given {
             Some(given) => (given.job_flags(&args.job), given.strategy(&args.strategy)),
@@ -94,7 +114,7 @@ impl Asked {
             Precision::Bf16 => Dtype::Bf16,
         };
         run.assumptions = assumptions;
-        Ok(Self { run, flags })
+        Ok(Self { run, flags, model, job })
     }
 
     pub fn recompute(&self) -> Option<Recompute> {

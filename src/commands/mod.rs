@@ -16,6 +16,7 @@ mod schema;
 mod selftest;
 mod train;
 mod tune;
+mod unmeasured_plan;
 mod validate;
 
 use crate::cli::{Cli, Command, PriceArgs};

@@ -1,0 +1,185 @@
+//! The plan document of a layout that was priced by the figures of its devices: what `autodist export` takes.
+
+use super::estimate_unmeasured::utilisation;
+use crate::cli::StrategyArgs;
+use crate::failure::Failure;
+use autodist_analytic::{Estimate, Recompute, Run};
+use autodist_hardware::Dtype;
+use autodist_program::{rules, stages};
+use autodist_spec::{
+    Bytes, Cluster, CostBreakdown, DeviceKind, Engine, InputError, Job, MemoryBreakdown, ModelSpec,
+    ParallelStrategy, Plan, ProfileReference, ScheduleKind, SearchReport, Seconds, StopReason,
+};
+
+/// Gradients travel in buckets of this size where nothing is said, as PyTorch's do.
+const BUCKET: Bytes = Bytes(25 << 20);
+
+/// What a plan says beside its layout.
+pub struct Wanted<'a> {
+    /// None for a model of experts.
+    pub model: Option<&'a ModelSpec>,
+    pub cluster: &'a Cluster,
+    pub job: &'a Job,
+    /// Schedule and buckets, which change no estimate here.
+    pub flags: &'a StrategyArgs,
+}
+
+/// # Errors
+/// A layout that no plan can say, or that this release's executor could not run.
+pub fn of(run: &Run, estimate: &Estimate, wanted: &Wanted) -> Result<Plan, Failure> {
+    let Wanted { model, cluster, job, flags } = *wanted;
+    let refuse = |field: &str, value: String, problem: &str, hint: &str| -> Failure {
+        InputError::new(field, value, problem).hint(hint).into()
+    };
+    let model = model.ok_or_else(|| {
+        refuse("--output", "a model of experts".to_owned(), "has no plan document", "leave --output out")
+    })?;
+    if run.dtype == Dtype::Fp8 {
+        return Err(refuse("--fp8", String::new(), "has no place in a plan document", "leave --output out"));
+    }
+    let micro_batches = run.micro_batches();
+    if micro_batches.fract() != 0.0 {
+        let problem =
+            format!("is no multiple of {} replicas of {} sequences", run.layout.data, run.micro_batch);
+        return Err(refuse(
+            "--global-batch",
+            run.global_batch.to_string(),
+            &problem,
+            "change one of the three",
+        ));
+    }
+    let strategy = strategy(run, flags);
+    let ends = ends(model.layers, strategy.chunks()).ok_or_else(|| {
+        let problem = format!("does not cut {} blocks into equal chunks", model.layers);
+        refuse("--pp x --vpp", strategy.chunks().to_string(), &problem, "choose divisors of the blocks")
+    })?;
+    let stages = stages::from_ends(model, &ends, strategy.recompute);
+    rules::check(model, job, cluster.device_count(), &strategy, &stages).map_err(|broken| {
+        let hint = "other flags give layouts that have one";
+        refuse("layout", strategy.label(), &format!("has no plan document: {}", broken.reason), hint)
+    })?;
+    let step = estimate.step;
+    let cost = cost(estimate);
+    let memory = memory(estimate);
+    let bound = cost.compute_s + cost.recompute_s;
+    Ok(Plan {
+        schema_version: autodist_spec::SCHEMA_VERSION,
+        model: model.clone(),
+        cluster: cluster.clone(),
+        job: job.clone(),
+        stages,
+        strategy,
+        micro_batches: micro_batches as u32,
+        estimate: autodist_spec::Estimate {
+            step_time_s: step,
+            step_time_spread_s: step * estimate.error_bar,
+            tokens_per_s: f64::from(run.global_batch) * f64::from(run.seq_len) / step.0,
+            mfu: Some(utilisation(run, estimate)),
+            peak_memory_bytes: memory.total(),
+            lower_bound_s: bound,
+            cost,
+            memory,
+            // Only the fullest and the busiest device were priced.
+            stages: Vec::new(),
+            provenance: estimate.provenance,
+            slowdown: None,
+            time_to_loss_s: None,
+        },
+        search: SearchReport {
+            explored: 1,
+            pruned: 0,
+            simulated: 0,
+            lower_bound_s: bound,
+            gap: 0.0,
+            stop_reason: StopReason::Given,
+        },
+        alternatives: Vec::new(),
+        rejected: Vec::new(),
+        collectives: Vec::new(),
+        placement: None,
+        codecs: Vec::new(),
+        profile: ProfileReference {
+            fingerprint: String::new(),
+            path: String::new(),
+            reference_s: Seconds(0.0),
+            devices: DeviceKind::Cuda,
+            engine: Engine::default(),
+            emulated: false,
+        },
+    })
+}
+
+fn strategy(run: &Run, flags: &StrategyArgs) -> ParallelStrategy {
+    let layout = &run.layout;
+    let usual = if layout.virtual_stages > 1 { ScheduleKind::Interleaved } else { ScheduleKind::OneFOneB };
+    ParallelStrategy {
+        tensor: layout.tensor,
+        pipeline: layout.pipeline,
+        context: layout.context,
+        expert: layout.expert,
+        zero_stage: layout.zero_stage,
+        shard: if layout.zero_stage > 0 { layout.shard.min(layout.data) } else { 1 },
+        virtual_stages: layout.virtual_stages,
+        sequence_parallel: layout.sequence_parallel,
+        recompute: match run.recompute {
+            Recompute::None => autodist_spec::Recompute::None,
+            Recompute::Selective => autodist_spec::Recompute::Selective,
+            Recompute::Full => autodist_spec::Recompute::Full,
+        },
+        schedule: flags.schedule.map_or(usual, Into::into),
+        bucket_bytes: flags.bucket_bytes.map_or(BUCKET, Bytes),
+        ..ParallelStrategy::data_parallel(layout.data, run.micro_batch)
+    }
+}
+
+/// Where each chunk of the chain ends, with equally many blocks each, or one less at both ends.
+fn ends(blocks: u32, chunks: u32) -> Option<Vec<usize>> {
+    let fewer = [0, 1].into_iter().find(|fewer| (blocks + 2 * fewer).is_multiple_of(chunks))?;
+    let each = (blocks + 2 * fewer) / chunks;
+    let last = blocks as usize + 2;
+    let inner = (1..chunks).map(|chunk| (1 + chunk * each - fewer) as usize);
+    Some([0].into_iter().chain(inner).chain([last]).collect())
+}
+
+fn cost(estimate: &Estimate) -> CostBreakdown {
+    let parts = &estimate.breakdown;
+    CostBreakdown {
+        compute_s: Seconds(parts.linear_s + parts.attention_s + parts.elementwise_s + parts.head_s),
+        recompute_s: Seconds(parts.recompute_s),
+        tensor_communication_s: Seconds(parts.tensor_s + parts.context_s + parts.expert_s),
+        data_communication_s: Seconds(parts.data_s + parts.gather_s),
+        pipeline_communication_s: Seconds(parts.message_s),
+        bubble_s: Seconds(parts.bubble_s),
+        interference_s: Seconds(0.0),
+        optimizer_s: Seconds(parts.optimizer_s),
+        overhead_s: Seconds(parts.host_s + parts.jitter_s + parts.other_s),
+    }
+}
+
+fn memory(estimate: &Estimate) -> MemoryBreakdown {
+    let parts = &estimate.memory;
+    let bytes = |value: f64| Bytes(value as u64);
+    MemoryBreakdown {
+        weights_bytes: bytes(parts.weights),
+        gradients_bytes: bytes(parts.gradients),
+        optimizer_state_bytes: bytes(parts.optimizer),
+        activations_bytes: bytes(parts.activations),
+        communication_buffers_bytes: bytes(parts.buffers),
+        temporary_bytes: bytes(parts.logits),
+        reserve_bytes: bytes(parts.fragmentation + parts.context),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ends;
+
+    #[test]
+    fn chunks_hold_equally_many_blocks_or_one_less_at_both_ends() {
+        assert_eq!(ends(4, 1), Some(vec![0, 6]));
+        assert_eq!(ends(4, 2), Some(vec![0, 3, 6]));
+        // 6 blocks in 4 chunks: 1, 2, 2, 1, with the embedding before and the head after.
+        assert_eq!(ends(6, 4), Some(vec![0, 2, 4, 6, 8]));
+        assert_eq!(ends(5, 3), None);
+    }
+}
