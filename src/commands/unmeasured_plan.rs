@@ -111,14 +111,16 @@ pub fn of(run: &Run, estimate: &Estimate, wanted: &Wanted) -> Result<Plan, Failu
 
 fn strategy(run: &Run, flags: &StrategyArgs) -> ParallelStrategy {
     let layout = &run.layout;
+    // One rank has nothing to share its state with.
+    let zero_stage = if layout.data > 1 { layout.zero_stage } else { 0 };
     let usual = if layout.virtual_stages > 1 { ScheduleKind::Interleaved } else { ScheduleKind::OneFOneB };
     ParallelStrategy {
         tensor: layout.tensor,
         pipeline: layout.pipeline,
         context: layout.context,
         expert: layout.expert,
-        zero_stage: layout.zero_stage,
-        shard: if layout.zero_stage > 0 { layout.shard.min(layout.data) } else { 1 },
+        zero_stage,
+        shard: if zero_stage > 0 { layout.shard.min(layout.data) } else { 1 },
         virtual_stages: layout.virtual_stages,
         sequence_parallel: layout.sequence_parallel,
         recompute: match run.recompute {
