@@ -102,9 +102,12 @@ fn a_layout_that_nobody_measured_goes_to_trainers_and_reports() {
         serde_json::from_str(&std::fs::read_to_string(folder.path().join("best.json")).unwrap()).unwrap();
     assert_eq!((&plan["strategy"]["tensor"], &plan["strategy"]["context"]), (&8.into(), &1.into()));
 
-    for (flags, expected) in
-        [("--tp 8 --cp 2", "context parallelism"), ("--tp 8 --fp8", "--fp8"), ("--tp 8 --pp 3 --dp 10", "")]
-    {
+    for (flags, expected) in [
+        ("--tp 8 --cp 2", "context parallelism"),
+        ("--tp 8 --fp8", "--fp8"),
+        ("--tp 8 --pp 3 --dp 10", ""),
+        ("--pp 4 --tp 2 --recompute none", "needs"),
+    ] {
         let run = line(folder.path(), &format!("{job} {flags} -o none.json"));
         assert_eq!(run.code, Some(2), "{flags}: {}", run.out);
         assert!(run.err.contains(expected) && run.err.contains("hint: "), "{flags}: {}", run.err);

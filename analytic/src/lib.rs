@@ -47,7 +47,7 @@ pub use fit::Fold;
 pub use machine::{Fabric, Generation, Machine, Uplink};
 pub use memory::{Memory, Reserve};
 pub use parameters::{PRIORS, Parameters, Prior};
-pub use run::{Experts, Layout, Recompute, Run, Shape};
+pub use run::{Experts, Layout, Recompute, Run, Shape, even_blocks};
 pub use search::{Fixed, Found, search};
 pub use trainer::{AttentionKind, Trainer};
 pub use work::Work;

@@ -215,9 +215,7 @@ fn passing(run: &Run, tokens: f64) -> f64 {
         AttentionKind::Unfused => 4.0 * f64::from(shape.heads) * f64::from(run.seq_len),
         AttentionKind::FirstFlash | AttentionKind::Flash => 0.0,
     };
-    let routed = shape.experts.map_or(1.0, |e| f64::from(e.active));
-    let inner = routed * f64::from(shape.experts.map_or(shape.ffn, |e| e.ffn));
-    let inner = if shape.gated { 6.0 } else { 4.0 } * inner;
+    let inner = if shape.gated { 6.0 } else { 4.0 } * shape.inner();
     tokens * (scores.max(inner) / tensor + 4.0 * f64::from(shape.hidden))
 }
 
@@ -248,7 +246,7 @@ pub(crate) fn kept(
     // Inputs of two norms and of what follows them; masks of two dropouts, which younger models do without.
     let along = tokens * hidden * if shape.gated { 8.0 } else { 10.0 };
     let routed = shape.experts.map_or(1.0, |e| f64::from(e.active));
-    let inner = routed * f64::from(shape.experts.map_or(shape.ffn, |e| e.ffn));
+    let inner = shape.inner();
     let dispatched = if shape.experts.is_some() { 2.0 * 2.0 * routed * hidden * tensor } else { 0.0 };
     let inner_bytes = if shape.gated { 6.0 } else { 4.0 };
     let split = tokens * (2.0 * (2.0 * query + 2.0 * kv) + inner_bytes * inner + dispatched);

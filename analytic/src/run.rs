@@ -55,6 +55,11 @@ impl From<&ModelSpec> for Shape {
 }
 
 impl Shape {
+    /// Inner elements of the MLP for one token, over all experts that it visits.
+    pub fn inner(&self) -> f64 {
+        self.experts.map_or(f64::from(self.ffn), |e| f64::from(e.active) * f64::from(e.ffn))
+    }
+
     /// Query, key, value and output matrices of one block, elements.
     pub fn attention_parameters(&self) -> f64 {
         let (hidden, head) = (f64::from(self.hidden), f64::from(self.head_dim));
@@ -155,7 +160,7 @@ const COUNTED: f64 = 1.25;
 
 /// Blocks of each of `stages` pipeline ranks, and how many fewer the first and the last one hold: none, or one where that lets
 /// the others be alike, as Megatron splits 126 blocks over 8 ranks to make room for embedding and loss.
-pub(crate) fn even_blocks(layers: u32, stages: u32) -> Option<(u32, u32)> {
+pub fn even_blocks(layers: u32, stages: u32) -> Option<(u32, u32)> {
     if layers.is_multiple_of(stages) {
         return Some((layers / stages, 0));
     }

@@ -1,8 +1,7 @@
 //! `autodist estimate` of a cluster that nobody measured: by the figures of its devices and links.
 
 use super::estimate_best::Best;
-use super::unmeasured_plan::{self, Wanted};
-use super::{DEFAULT_MODEL, from_trainer};
+use super::{DEFAULT_MODEL, from_trainer, unmeasured_plan};
 use crate::cli::{EstimateArgs, RecomputeArg, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
@@ -35,14 +34,12 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
         }
     };
     let asked = Asked::of(args, Arc::new(machine))?;
-    let (model, job, flags) = (asked.model.clone(), asked.job.clone(), asked.flags.clone());
-    let wanted = Wanted { model: model.as_ref(), cluster: &cluster, job: &job, flags: &flags };
     let error_bar = calibration.error_bar_of(asked.run.shape.experts.is_none());
     if let Some(keep) = args.best {
         in_range("--best", keep as u64, 1, 10_000)?;
         let best = Best::of(&asked, cluster.device_count(), &parameters, error_bar, keep)?;
         if let Some(path) = &args.output {
-            let plan = best.plan(|run, estimate| unmeasured_plan::of(run, estimate, &wanted))?;
+            let plan = best.plan(|run, estimate| unmeasured_plan::of(run, estimate, &asked, &cluster))?;
             super::plan::write(&plan, Some(path))?;
         }
         return output::print(&if args.json { best.json(&source) } else { best.text(&source) });
@@ -51,7 +48,7 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
     run.check()?;
     let estimate = run.estimate(&parameters, error_bar);
     if let Some(path) = &args.output {
-        let plan = unmeasured_plan::of(&run, &estimate, &wanted)?;
+        let plan = unmeasured_plan::of(&run, &estimate, &asked, &cluster)?;
         super::plan::write(&plan, Some(path))?;
     }
     output::print(&if args.json {
@@ -74,8 +71,8 @@ pub struct Asked {
     pub run: Run,
     pub flags: StrategyArgs,
     /// None for a model of experts.
-    model: Option<ModelSpec>,
-    job: Job,
+    pub model: Option<ModelSpec>,
+    pub job: Job,
 }
 
 impl Asked {
@@ -126,7 +123,7 @@ impl Asked {
     }
 
     /// The one layout that the flags describe.
-    fn laid_out(self, devices: u32) -> Result<Run, Failure> {
+    fn laid_out(&self, devices: u32) -> Result<Run, Failure> {
         let (flags, recompute, mut run) = (&self.flags, self.recompute(), self.run.clone());
         let strategy = input::strategy(flags, devices)?;
         let mut layout = Layout {

@@ -1,54 +1,31 @@
 //! The plan document of a layout that was priced by the figures of its devices: what `autodist export` takes.
 
-use super::estimate_unmeasured::utilisation;
-use crate::cli::StrategyArgs;
+use super::estimate_unmeasured::{Asked, utilisation};
+use crate::cli::{RecomputeArg, StrategyArgs};
 use crate::failure::Failure;
-use autodist_analytic::{Estimate, Recompute, Run};
+use crate::input;
+use autodist_analytic::{Estimate, Recompute, Run, even_blocks};
 use autodist_hardware::Dtype;
 use autodist_program::{rules, stages};
 use autodist_spec::{
-    Bytes, Cluster, CostBreakdown, DeviceKind, Engine, InputError, Job, MemoryBreakdown, ModelSpec,
-    ParallelStrategy, Plan, ProfileReference, ScheduleKind, SearchReport, Seconds, StopReason,
+    Bytes, Cluster, CostBreakdown, DeviceKind, Engine, InputError, MemoryBreakdown, ParallelStrategy, Plan,
+    ProfileReference, SearchReport, Seconds, StopReason,
 };
 
-/// Gradients travel in buckets of this size where nothing is said, as PyTorch's do.
-const BUCKET: Bytes = Bytes(25 << 20);
-
-/// What a plan says beside its layout.
-pub struct Wanted<'a> {
-    /// None for a model of experts.
-    pub model: Option<&'a ModelSpec>,
-    pub cluster: &'a Cluster,
-    pub job: &'a Job,
-    /// Schedule and buckets, which change no estimate here.
-    pub flags: &'a StrategyArgs,
-}
-
 /// # Errors
-/// A layout that no plan can say, or that this release's executor could not run.
-pub fn of(run: &Run, estimate: &Estimate, wanted: &Wanted) -> Result<Plan, Failure> {
-    let Wanted { model, cluster, job, flags } = *wanted;
+/// A layout that no plan can say, that this release's executor could not run, or that does not fit.
+pub fn of(run: &Run, estimate: &Estimate, asked: &Asked, cluster: &Cluster) -> Result<Plan, Failure> {
     let refuse = |field: &str, value: String, problem: &str, hint: &str| -> Failure {
         InputError::new(field, value, problem).hint(hint).into()
     };
-    let model = model.ok_or_else(|| {
+    let job = &asked.job;
+    let model = asked.model.as_ref().ok_or_else(|| {
         refuse("--output", "a model of experts".to_owned(), "has no plan document", "leave --output out")
     })?;
     if run.dtype == Dtype::Fp8 {
         return Err(refuse("--fp8", String::new(), "has no place in a plan document", "leave --output out"));
     }
-    let micro_batches = run.micro_batches();
-    if micro_batches.fract() != 0.0 {
-        let problem =
-            format!("is no multiple of {} replicas of {} sequences", run.layout.data, run.micro_batch);
-        return Err(refuse(
-            "--global-batch",
-            run.global_batch.to_string(),
-            &problem,
-            "change one of the three",
-        ));
-    }
-    let strategy = strategy(run, flags);
+    let strategy = strategy(run, &asked.flags)?;
     let ends = ends(model.layers, strategy.chunks()).ok_or_else(|| {
         let problem = format!("does not cut {} blocks into equal chunks", model.layers);
         refuse("--pp x --vpp", strategy.chunks().to_string(), &problem, "choose divisors of the blocks")
@@ -58,6 +35,11 @@ pub fn of(run: &Run, estimate: &Estimate, wanted: &Wanted) -> Result<Plan, Failu
         let hint = "other flags give layouts that have one";
         refuse("layout", strategy.label(), &format!("has no plan document: {}", broken.reason), hint)
     })?;
+    if estimate.memory.total() > run.machine.memory.as_f64() {
+        let needs = Bytes(estimate.memory.total() as u64);
+        let problem = format!("needs {needs} of a device's {}", run.machine.memory);
+        return Err(refuse("layout", strategy.label(), &problem, "`estimate --best` lists layouts that fit"));
+    }
     let step = estimate.step;
     let cost = cost(estimate);
     let memory = memory(estimate);
@@ -67,9 +49,9 @@ pub fn of(run: &Run, estimate: &Estimate, wanted: &Wanted) -> Result<Plan, Failu
         model: model.clone(),
         cluster: cluster.clone(),
         job: job.clone(),
+        micro_batches: strategy.micro_batches(job.global_batch),
         stages,
         strategy,
-        micro_batches: micro_batches as u32,
         estimate: autodist_spec::Estimate {
             step_time_s: step,
             step_time_spread_s: step * estimate.error_bar,
@@ -90,7 +72,7 @@ pub fn of(run: &Run, estimate: &Estimate, wanted: &Wanted) -> Result<Plan, Failu
             pruned: 0,
             simulated: 0,
             lower_bound_s: bound,
-            gap: 0.0,
+            gap: step / bound - 1.0,
             stop_reason: StopReason::Given,
         },
         alternatives: Vec::new(),
@@ -109,38 +91,37 @@ pub fn of(run: &Run, estimate: &Estimate, wanted: &Wanted) -> Result<Plan, Failu
     })
 }
 
-fn strategy(run: &Run, flags: &StrategyArgs) -> ParallelStrategy {
+/// What the flags of that layout say; schedule and buckets, which change no estimate here, as they were given.
+fn strategy(run: &Run, given: &StrategyArgs) -> Result<ParallelStrategy, Failure> {
     let layout = &run.layout;
     // One rank has nothing to share its state with.
     let zero_stage = if layout.data > 1 { layout.zero_stage } else { 0 };
-    let usual = if layout.virtual_stages > 1 { ScheduleKind::Interleaved } else { ScheduleKind::OneFOneB };
-    ParallelStrategy {
-        tensor: layout.tensor,
-        pipeline: layout.pipeline,
-        context: layout.context,
-        expert: layout.expert,
-        zero_stage,
-        shard: if zero_stage > 0 { layout.shard.min(layout.data) } else { 1 },
-        virtual_stages: layout.virtual_stages,
-        sequence_parallel: layout.sequence_parallel,
-        recompute: match run.recompute {
-            Recompute::None => autodist_spec::Recompute::None,
-            Recompute::Selective => autodist_spec::Recompute::Selective,
-            Recompute::Full => autodist_spec::Recompute::Full,
-        },
-        schedule: flags.schedule.map_or(usual, Into::into),
-        bucket_bytes: flags.bucket_bytes.map_or(BUCKET, Bytes),
-        ..ParallelStrategy::data_parallel(layout.data, run.micro_batch)
-    }
+    let flags = StrategyArgs {
+        tp: Some(layout.tensor),
+        pp: Some(layout.pipeline),
+        dp: Some(layout.data),
+        cp: Some(layout.context),
+        ep: Some(layout.expert),
+        vpp: Some(layout.virtual_stages),
+        zero: Some(zero_stage),
+        shard: Some(if zero_stage > 0 { layout.shard.min(layout.data) } else { 1 }),
+        sp: layout.sequence_parallel,
+        recompute: Some(match run.recompute {
+            Recompute::None => RecomputeArg::None,
+            Recompute::Selective => RecomputeArg::Selective,
+            Recompute::Full => RecomputeArg::Full,
+        }),
+        micro_batch: Some(run.micro_batch),
+        ..given.clone()
+    };
+    input::strategy(&flags, layout.devices())
 }
 
 /// Where each chunk of the chain ends, with equally many blocks each, or one less at both ends.
 fn ends(blocks: u32, chunks: u32) -> Option<Vec<usize>> {
-    let fewer = [0, 1].into_iter().find(|fewer| (blocks + 2 * fewer).is_multiple_of(chunks))?;
-    let each = (blocks + 2 * fewer) / chunks;
-    let last = blocks as usize + 2;
+    let (each, fewer) = even_blocks(blocks, chunks)?;
     let inner = (1..chunks).map(|chunk| (1 + chunk * each - fewer) as usize);
-    Some([0].into_iter().chain(inner).chain([last]).collect())
+    Some([0].into_iter().chain(inner).chain([blocks as usize + 2]).collect())
 }
 
 fn cost(estimate: &Estimate) -> CostBreakdown {
