@@ -9,10 +9,10 @@ format:
     cargo fmt --all --check
 
 lint:
-    cargo clippy --workspace --all-targets -- -D warnings
+    cargo clippy --workspace --all-targets $(scripts/features.sh) -- -D warnings
 
 test:
-    cargo test --workspace
+    scripts/test.sh
 
 # Measure this machine, search, train the best plans, compare
 tune:
@@ -46,9 +46,9 @@ bench-links:
 test-gpu:
     cargo test --release --test real_gpu -- --test-threads 1
 
-# Ranks over MPI, with Debian's Open MPI
+# Ranks over MPI, where one is installed
 test-mpi:
-    .ci/mpi
+    scripts/test.sh over_mpi
 
 # The real compiler for the kernels' tests, where no CUDA is installed
 nvrtc:
@@ -57,3 +57,7 @@ nvrtc:
 # Ranks on network namespaces with links between them (docs/validation-links.md); needs root
 links:
     cargo test --test namespaces -- --test-threads 1
+
+# A hundred thousand changed files of every kind through the program's readers, counted by what became of them
+fuzz cases="100000":
+    AUTODIST_MUTATIONS={{cases}} cargo test --release --test mutations no_changed_file -- --nocapture

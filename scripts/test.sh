@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# All tests that this machine can run, over MPI too where that is installed. Arguments go to the test runner:
+# `scripts/test.sh -p autodist-planner`, `scripts/test.sh --test torch`, `scripts/test.sh over_mpi`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+mapfile -t features < <(scripts/features.sh)
+# Open MPI starts nothing for root unless it is told to.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+
+if cargo nextest --version >/dev/null 2>&1; then
+    cargo nextest run --workspace --locked "${features[@]}" "$@"
+else
+    echo "cargo-nextest is not installed: the tests run one program after the other (cargo install cargo-nextest --locked)"
+    cargo test --workspace --locked --lib --bins --tests "${features[@]}" "$@"
+fi
+# Examples in the documentation; no tests are in there to choose from.
+[ $# -gt 0 ] || cargo test --workspace --locked --doc --quiet "${features[@]}"
