@@ -1,10 +1,8 @@
 //! How well predictions order plans.
 
+use crate::verdict::TIE;
 use autodist_spec::run::Agreement;
 use autodist_spec::{Plan, Recompute, ValidatedRun};
-
-/// Measured times that differ by less are ties.
-const TIE: f64 = 0.02;
 
 /// `None` with fewer than two runs.
 pub fn of(plan: &Plan, runs: &[ValidatedRun]) -> Option<Agreement> {

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 
 /// How should this model be split on these machines, and how fast will it go?
 ///
-/// Exit codes: 0 done, 2 bad input, 3 no plan fits, 4 a rank or a device failed or a result could not be written,
-/// 130 interrupted.
+/// Exit codes: 0 done, 2 bad input, 3 nothing fits, 4 a rank or a device failed or a result could not be written,
+/// 5 the measurement refutes the plan's prediction, 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true)]
 pub struct Cli {
@@ -30,7 +30,7 @@ pub enum Command {
     Backtest(BacktestArgs),
     /// Learn a cluster's efficiencies from a table of its runs
     Calibrate(CalibrateArgs),
-    /// Train plans for real and hold the measurement beside the prediction
+    /// Train plans for real, hold the measurement beside the prediction, and put the fastest first in the document
     Validate(ValidateArgs),
     /// Profile, plan, validate the best few and report, in one go
     Tune(TuneArgs),
@@ -263,7 +263,8 @@ pub struct RunArgs {
     /// What trains: autodist itself, or PyTorch; for a plan, that for which it was made if not given
     #[arg(long, value_enum)]
     pub engine: Option<EngineArg>,
-    /// Python with PyTorch and autodist_torch; AUTODIST_PYTHON, .venv/bin/python or python3 if not given
+    /// Python with PyTorch and autodist_torch; if not given AUTODIST_PYTHON, or .venv/bin/python where --engine torch is
+    /// given, or python3
     #[arg(long, value_name = "PATH")]
     pub python: Option<PathBuf>,
     /// Do not ask for real-time priority
@@ -272,7 +273,7 @@ pub struct RunArgs {
     /// Address where the ranks find each other
     #[arg(long, default_value = "127.0.0.1:0")]
     pub rendezvous: std::net::SocketAddr,
-    /// Seconds after which a silent rank is given up
+    /// Seconds without a sign of life after which a rank is given up
     #[arg(long, default_value_t = 60.0)]
     pub timeout: f64,
     /// What carries what ranks say to each other: `mpi` needs mpirun, and an autodist built with it
@@ -419,7 +420,7 @@ pub struct EstimateArgs {
     /// Without a profile: search all layouts that the flags leave open, and list so many of the fastest
     #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "10", conflicts_with = "plan")]
     pub best: Option<usize>,
-    /// Without a profile: products of linear layers in 8 bits
+    /// Without a profile: GEMMs of linear layers in 8 bits; MFU is then of the device's fp8 peak
     #[arg(long, conflicts_with = "precision")]
     pub fp8: bool,
     /// Without a profile: a cluster's own efficiencies, as `autodist calibrate` writes them
@@ -515,6 +516,9 @@ pub struct ValidateArgs {
     /// Folder for the run records and the validation
     #[arg(short, long, default_value = "runs")]
     pub output: PathBuf,
+    /// Go on with an unfinished validation of the same plans in that folder: rounds that are done are not trained again
+    #[arg(long)]
+    pub resume: bool,
     #[arg(long)]
     pub json: bool,
 }
@@ -550,13 +554,23 @@ pub struct TuneArgs {
     pub json: bool,
 }
 
+/// Which plan of a document.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct NumberArgs {
+    /// The N-th plan of the document: 1 is its choice, 2 the first alternative
+    #[arg(long = "plan", value_name = "N", default_value_t = 1)]
+    pub number: usize,
+}
+
 #[derive(Debug, Args)]
 pub struct ExportArgs {
     pub plan: PathBuf,
+    #[command(flatten)]
+    pub number: NumberArgs,
     /// What takes the plan
     #[arg(long, value_parser = targets())]
     pub to: Target,
-    /// Steps between checkpoints; the trainer saves none if not given
+    /// Steps between checkpoints; the trainer's own setting holds if not given
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub checkpoint_interval: Option<u32>,
     /// For slurm and kubernetes: a script to start on every node, as `export` writes it for a trainer, in place of autodist
@@ -580,6 +594,8 @@ fn targets() -> impl TypedValueParser<Value = Target> {
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
     pub plan: PathBuf,
+    #[command(flatten)]
+    pub number: NumberArgs,
     /// Profile that the plan was made from; the path in the plan if not given
     #[arg(long)]
     pub profile: Option<PathBuf>,
@@ -593,6 +609,8 @@ pub struct ExplainArgs {
 #[derive(Debug, Args)]
 pub struct ReportArgs {
     pub plan: PathBuf,
+    #[command(flatten)]
+    pub number: NumberArgs,
     /// Run records (JSON) of `validate` or `train`, and its validation.json
     pub runs: Vec<PathBuf>,
     #[arg(long)]
@@ -606,6 +624,8 @@ pub struct ReportArgs {
 #[derive(Debug, Args)]
 pub struct TrainArgs {
     pub plan: PathBuf,
+    #[command(flatten)]
+    pub number: NumberArgs,
     #[arg(long, default_value_t = 200)]
     pub steps: u32,
     /// Text file to train on, bytes as tokens; a synthetic language if not given

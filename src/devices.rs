@@ -6,21 +6,24 @@ use crate::output;
 use autodist_executor::{Absent, cuda, host};
 use autodist_spec::{DeviceKind, InputError, Job, Precision, Recompute};
 
-/// What `--devices` comes to on this machine.
+/// Flag by which `profile` and `tune` are told what ranks compute on.
+pub const FLAG: &str = "--devices";
+
+/// What that flag comes to on this machine.
 pub struct Devices {
     pub kind: DeviceKind,
     pub count: u32,
 }
 
-/// GPUs where they are asked for, or are there.
+/// GPUs where they are asked for by `flag`, or are there.
 ///
 /// # Errors
 /// GPUs are asked for and cannot be used: what is missing, where it was looked for, how to get it.
-pub fn choose(arg: DevicesArg) -> Result<Devices, Failure> {
+pub fn choose(arg: DevicesArg, flag: &str) -> Result<Devices, Failure> {
     let cores = Devices { kind: DeviceKind::Cpu, count: host::cores().len() as u32 };
     match arg {
         DevicesArg::Cpu => Ok(cores),
-        DevicesArg::Cuda => gpus().map_err(|absent| refused(&absent)),
+        DevicesArg::Cuda => gpus().map_err(|absent| refused(&absent, flag)),
         DevicesArg::Auto => Ok(gpus().unwrap_or_else(|absent| {
             output::note(&format!("ranks compute on CPU cores: {}", absent.brief));
             cores
@@ -35,17 +38,26 @@ pub fn choose(arg: DevicesArg) -> Result<Devices, Failure> {
 pub fn check(kind: DeviceKind) -> Result<(), Failure> {
     match kind {
         DeviceKind::Cpu => Ok(()),
-        DeviceKind::Cuda => gpus().map(|_| ()).map_err(|absent| refused(&absent)),
+        DeviceKind::Cuda => gpus().map(|_| ()).map_err(|absent| {
+            let problem = format!("cannot be used here: {}\n{}", absent.brief, absent.details);
+            InputError::new("profile.devices", "cuda", problem)
+                .hint(
+                    "make a plan for CPU cores, from `autodist profile --devices cpu`, or add what is missing; \
+                     `autodist selftest --device cuda` proves it",
+                )
+                .into()
+        }),
     }
 }
 
 /// # Errors
 /// CPUs compute in fp32 only.
-pub fn check_precision(kind: DeviceKind, precision: Precision) -> Result<(), Failure> {
+pub fn check_precision(kind: DeviceKind, precision: Precision, flag: &str) -> Result<(), Failure> {
     if kind == DeviceKind::Cpu && precision != Precision::Fp32 {
         let problem = "needs a GPU: CPU ranks train in fp32";
         let error = InputError::new("--precision", precision.name(), problem);
-        return Err(error.hint("use --precision fp32, or --devices cuda where there is a GPU").into());
+        let hint = format!("use --precision fp32, or {flag} cuda where there is a GPU");
+        return Err(error.hint(hint).into());
     }
     Ok(())
 }
@@ -59,7 +71,7 @@ pub fn leave_out(kind: DeviceKind, job: &mut Job) {
     }
 }
 
-/// What `ordinal` names, for people.
+/// What `ordinal` of `selftest` names, for people.
 ///
 /// # Errors
 /// There is no such GPU.
@@ -67,7 +79,7 @@ pub fn name(kind: DeviceKind, ordinal: usize) -> Result<String, Failure> {
     if kind == DeviceKind::Cpu {
         return Ok(format!("cpu ({})", host::processor()));
     }
-    let found = cuda::survey().map_err(|absent| refused(&absent))?.accelerators;
+    let found = cuda::survey().map_err(|absent| refused(&absent, "--device"))?.accelerators;
     let gpu = found.get(ordinal).ok_or_else(|| {
         let problem = format!("is no GPU of this machine: it has {}", found.len());
         InputError::new("--ordinal", ordinal, problem).hint("count from 0")
@@ -80,8 +92,8 @@ fn gpus() -> Result<Devices, Absent> {
     Ok(Devices { kind: DeviceKind::Cuda, count })
 }
 
-fn refused(absent: &Absent) -> Failure {
-    InputError::new("--devices", "cuda", format!("cannot be used here: {}\n{}", absent.brief, absent.details))
-        .hint("use --devices cpu, or add what is missing; `autodist selftest --device cuda` proves it")
+fn refused(absent: &Absent, flag: &str) -> Failure {
+    InputError::new(flag, "cuda", format!("cannot be used here: {}\n{}", absent.brief, absent.details))
+        .hint(format!("use {flag} cpu, or add what is missing; `autodist selftest --device cuda` proves it"))
         .into()
 }

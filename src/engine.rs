@@ -1,6 +1,6 @@
 //! What trains: this program's own executor, or PyTorch.
 
-use crate::cli::RunArgs;
+use crate::cli::{EngineArg, RunArgs};
 use crate::failure::Failure;
 use crate::{external, output};
 use autodist_executor::launcher::Torch;
@@ -40,8 +40,12 @@ pub fn torch(run: &RunArgs, emulated: bool) -> Result<Torch, Failure> {
     let python = python(run);
     let torch = Torch::find(&python).map_err(|problem| {
         let value = python.display().to_string();
+        let unasked = match run.engine {
+            Some(_) => "",
+            None => ", or give --engine torch for the one in .venv: no plan's word is enough to run what lies in this folder",
+        };
         InputError::new("--python", value, format!("cannot run engine torch: {problem}")).hint(format!(
-            "install it with `{INSTALL}`, or name a Python that has it by --python or AUTODIST_PYTHON"
+            "install it with `{INSTALL}`, or name a Python that has it by --python or AUTODIST_PYTHON{unasked}"
         ))
     })?;
     if !torch.version().starts_with(TESTED) {
@@ -50,12 +54,14 @@ pub fn torch(run: &RunArgs, emulated: bool) -> Result<Torch, Failure> {
     Ok(torch)
 }
 
+/// The one that is named; that of the working folder's environment only where the command line itself asks for the engine,
+/// for a plan may come from anybody, along with a folder.
 fn python(run: &RunArgs) -> PathBuf {
     let beside = Path::new(".venv/bin/python");
     match (&run.python, std::env::var_os("AUTODIST_PYTHON")) {
         (Some(path), _) => path.clone(),
         (None, Some(path)) => path.into(),
-        (None, None) if beside.exists() => beside.to_owned(),
+        (None, None) if run.engine == Some(EngineArg::Torch) && beside.exists() => beside.to_owned(),
         (None, None) => PathBuf::from("python3"),
     }
 }

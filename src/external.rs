@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::{input, output, train};
 use autodist_executor::external::Launcher;
 use autodist_executor::launcher::{Agent, AgentError, Agents, Head, Runner, Ssh};
-use autodist_executor::{External, Mpi};
+use autodist_executor::{External, Mpi, host};
 use autodist_spec::{Bytes, DeviceKind, InputError, Machine, Plan};
 use clap::Parser;
 use std::ffi::OsString;
@@ -48,12 +48,22 @@ pub fn runner() -> Result<Runner, Failure> {
     if let Some(mpi) = MPI.get() {
         return Ok(Runner::Thread { mpi: mpi.clone(), handle: autodist_profiler::handle });
     }
-    Ok(Runner::Program(vec![program()?]))
+    let program = host::this_program().map_err(lost)?;
+    Ok(Runner::Program(vec![program.into()]))
 }
 
+fn lost(error: std::io::Error) -> Failure {
+    Failure::Run(format!("cannot find this program's file: {error}"))
+}
+
+/// This program's file, which must be on other machines too.
 fn program() -> Result<OsString, Failure> {
-    let program = std::env::current_exe();
-    Ok(program.map_err(|e| Failure::Run(format!("cannot find this program's file: {e}")))?.into())
+    let program = std::env::current_exe().map_err(lost)?;
+    if !program.exists() {
+        let problem = "has been replaced or deleted since this autodist started: start it again";
+        return Err(Failure::Run(format!("this program's file, {}, {problem}", program.display())));
+    }
+    Ok(program.into())
 }
 
 /// Starts agents on the hosts of a file.
@@ -73,7 +83,13 @@ fn start_on(file: &Path, run: &RunArgs, external: Option<&External>) -> Result<A
     let folder =
         std::env::current_dir().map_err(|e| Failure::Run(format!("cannot find this folder: {e}")))?;
     let program = std::iter::once(program()?).chain(std::env::args_os().skip(1)).collect();
-    Ok(Agents::open_on(&hosts, &Ssh { command, program, folder }, train::timeout(run)?)??)
+    Ok(Agents::open_on(
+        &hosts,
+        &Ssh { command, program, folder },
+        run.rendezvous.ip(),
+        train::timeout(run)?,
+        output::warn,
+    )??)
 }
 
 /// Takes part in the MPI job, where ranks are to talk over MPI; all of its processes do.
@@ -134,11 +150,31 @@ pub fn open(cli: &Cli, external: Option<&External>) -> Result<(), Failure> {
     take_part(run, external)?;
     let agents = match (&run.hosts, external) {
         (Some(file), _) => start_on(file, run, external)?,
-        (None, Some(external)) => Agents::open(external, train::timeout(run)?)?,
+        (None, Some(external)) => {
+            let agents = Agents::open(external, run.rendezvous.ip(), train::timeout(run)?, output::warn)?;
+            warn_of_strangers(external);
+            agents
+        }
         (None, None) => return Ok(()),
     };
     AGENTS.get_or_init(|| Arc::new(agents));
     Ok(())
+}
+
+/// Says so where nothing keeps others out.
+fn warn_of_strangers(external: &External) {
+    if external.secret {
+        return;
+    }
+    let who = if external.on_one_machine() {
+        "other users of this machine could join the job"
+    } else {
+        "other users of these machines, and whoever reaches them over a network, could join the job"
+    };
+    output::warn(&format!(
+        "AUTODIST_TOKEN is not set, and {} gives the job no secret: {who} (set it to a long random text, the same for all processes)",
+        external.launcher
+    ));
 }
 
 /// Rank 0's process: lets the others go.
@@ -146,10 +182,15 @@ pub fn open(cli: &Cli, external: Option<&External>) -> Result<(), Failure> {
 /// # Errors
 /// Processes of an MPI job that do not end.
 pub fn dismiss() -> Result<(), Failure> {
+    send_home();
+    leave()
+}
+
+/// The same for those that wait for orders.
+pub fn send_home() {
     if let Some(agents) = AGENTS.get() {
         agents.dismiss(&train::stop_flag());
     }
-    leave()
 }
 
 /// The life of any other process; returns its exit code. What is wrong with the command is said by rank 0's process.

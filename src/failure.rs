@@ -16,6 +16,8 @@ pub enum Failure {
     Run(String),
     /// A result could not be written: exit code 4.
     Write { path: PathBuf, source: std::io::Error },
+    /// The measurement refutes the prediction of the plan: exit code 5.
+    Refuted(String),
     /// Ctrl-C or a termination signal: exit code 130.
     Interrupted,
 }
@@ -26,6 +28,7 @@ impl Failure {
             Self::Input(_) => 2,
             Self::Infeasible(_) => 3,
             Self::Run(_) | Self::Write { .. } => 4,
+            Self::Refuted(_) => 5,
             Self::Interrupted => 130,
         }
     }
@@ -35,7 +38,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Input(error) => write!(f, "{error}"),
-            Self::Infeasible(text) | Self::Run(text) => f.write_str(text),
+            Self::Infeasible(text) | Self::Run(text) | Self::Refuted(text) => f.write_str(text),
             Self::Write { path, source } => write!(f, "cannot write {}: {source}", path.display()),
             Self::Interrupted => f.write_str("interrupted: all ranks have been stopped"),
         }

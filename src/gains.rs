@@ -1,21 +1,17 @@
 //! What codecs brought: every run with gradients, parameters or activations in fewer bytes beside the same plan without.
 
+use crate::verdict;
 use autodist_spec::run::CodecGain;
 use autodist_spec::{Codec, Communication, ParallelStrategy, ValidatedRun};
-
-/// Measured gains that are smaller than that are none, as for plans that tie.
-const TIE: f64 = 0.02;
 
 /// One entry for every run whose exact twin ran too.
 pub fn of(runs: &[ValidatedRun]) -> Vec<CodecGain> {
     let gain = |run: &ValidatedRun| {
         let codec = codecs(&run.strategy.communication).find(|codec| *codec != Codec::None)?;
         let twin = twin(run, runs)?;
-        let spread =
-            |run: &ValidatedRun| run.measured.adjusted_step_time_spread_s / run.measured.adjusted_step_time_s;
         let predicted = twin.predicted.step_time_s / run.predicted.step_time_s - 1.0;
         let measured = twin.measured.adjusted_step_time_s / run.measured.adjusted_step_time_s - 1.0;
-        let noise = TIE.max(spread(run) + spread(twin));
+        let noise = verdict::noise_between(&run.measured, &twin.measured);
         let agrees = (predicted > 0.0) == (measured > 0.0) || measured.abs() <= noise;
         Some(CodecGain { label: run.label.clone(), codec, predicted, measured, noise, agrees })
     };

@@ -1,26 +1,41 @@
 //! Reads the user's files and flags into typed, checked specs. Nothing else in the program opens an input file.
 
-use crate::cli::{AllowArg, CatalogueArgs, JobArgs, StrategyArgs};
+use crate::cli::{AllowArg, CatalogueArgs, JobArgs, NumberArgs, StrategyArgs};
 use crate::failure::Failure;
 use autodist_analytic::table::{self, Row};
 use autodist_analytic::{Calibration, Parameters};
+use autodist_executor::host;
 use autodist_executor::hosts::{self, Host};
 use autodist_hardware::Catalogue;
 use autodist_program::rules;
 use autodist_spec::error::in_range;
 use autodist_spec::parse::{self, Check};
 use autodist_spec::{
-    Bytes, Cluster, Codec, InputError, Job, ModelSpec, Network, Objective, ParallelStrategy, Plan, Precision,
-    Profile, RunRecord, ScheduleKind, Stage, Validation, catalog, huggingface,
+    Bytes, Cluster, Codec, Hyperparameter, InputError, Job, ModelSpec, Network, Objective, ParallelStrategy,
+    Plan, Precision, Profile, RunRecord, ScheduleKind, Stage, Validation, catalog, huggingface, text,
 };
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// Larger files are none of ours.
-const LARGEST_FILE: u64 = 1 << 28;
+const MIB: u64 = 1 << 20;
 
+/// Bytes of the largest file of a kind that is read. Documents of this program grow with plans and steps; what people write by
+/// hand does not.
+fn largest(what: &str) -> u64 {
+    match what {
+        "plan" | "profile" | "run" | "validation" => 64 * MIB,
+        "run table" | "choice set" | "measured plans" => 16 * MIB,
+        "model" | "configuration" => 4 * MIB,
+        _ => MIB,
+    }
+}
+
+/// The content of a file; `what` is its kind.
+///
+/// # Errors
+/// A file that cannot be read, is larger than files of its kind are, or has a name that no document could hold.
 pub fn bytes(path: &Path, what: &str) -> Result<Vec<u8>, InputError> {
     let name = path.display().to_string();
     let failed = |problem: String| {
@@ -28,18 +43,62 @@ pub fn bytes(path: &Path, what: &str) -> Result<Vec<u8>, InputError> {
             .hint(format!("give the path of a {what} file that can be read"))
             .in_file(&name)
     };
+    // Names of files go into plans, calibrations and scripts.
+    text::check("name of the file", &name)?;
     let unreadable = |error: std::io::Error| failed(format!("cannot be read: {error}"));
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    if file.metadata().map_err(unreadable)?.is_dir() {
-        return Err(failed("is a folder".to_owned()));
-    }
-    // A pipe or a device has no length, and may have no end.
+    let file = readable(path).map_err(failed)?;
+    // It may grow while it is read.
+    let largest = largest(what);
     let mut content = Vec::new();
-    file.take(LARGEST_FILE + 1).read_to_end(&mut content).map_err(unreadable)?;
-    if content.len() as u64 > LARGEST_FILE {
-        return Err(failed(format!("has more than {LARGEST_FILE} bytes, which no {what} file has")));
+    file.take(largest + 1).read_to_end(&mut content).map_err(unreadable)?;
+    if content.len() as u64 > largest {
+        let problem = format!("is larger than {} MiB, and no {what} file is", largest / MIB);
+        return Err(failed(problem).hint(format!("give a {what} file of at most {largest} bytes")));
     }
     Ok(content)
+}
+
+/// Opens a file, without ever waiting for it: a pipe or a device has no length, and may have no end. What the shell hands
+/// over, as `/dev/stdin` or by `<(…)`, is read as it comes.
+///
+/// # Errors
+/// What is wrong with it, for the middle of a message.
+fn readable(path: &Path) -> Result<std::fs::File, String> {
+    if ["/dev/stdin", "/dev/fd", "/proc/self/fd"].iter().any(|handed| path.starts_with(handed)) {
+        return std::fs::File::open(path).map_err(|error| format!("cannot be read: {error}"));
+    }
+    regular(path)
+}
+
+/// The same of a file that is read more than once.
+fn regular(path: &Path) -> Result<std::fs::File, String> {
+    if path.is_dir() {
+        return Err("is a folder".to_owned());
+    }
+    host::open_regular(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::Other => error.to_string(),
+        _ => format!("cannot be read: {error}"),
+    })
+}
+
+/// Refuses what is no plain file by its name: what a document or a folder names is not waited for, whatever it is.
+///
+/// # Errors
+/// Anything but a plain file, or a link to one; names `path`. What is not there is refused where it is read.
+pub fn check_plain(path: &Path, what: &str) -> Result<(), InputError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    regular(path).map(drop).map_err(|problem| {
+        InputError::new("", "", problem)
+            .hint(format!("give the path of a {what} file that can be read"))
+            .in_file(&path.display().to_string())
+    })
+}
+
+/// Refuses a text of the command line that files and scripts could not hold.
+pub fn check_flag(flag: &str, value: &str) -> Result<(), InputError> {
+    text::check(flag, value)
 }
 
 fn json<T: DeserializeOwned + Check>(path: &Path) -> Result<T, Failure> {
@@ -48,7 +107,8 @@ fn json<T: DeserializeOwned + Check>(path: &Path) -> Result<T, Failure> {
 
 /// A plan that can be run: it breaks no rule.
 pub fn plan(path: &Path) -> Result<Plan, Failure> {
-    let plan: Plan = json(path)?;
+    let mut plan: Plan = json(path)?;
+    plan.correct_mfu();
     let devices = plan.cluster.device_count();
     let legal = |field: &str, strategy: &ParallelStrategy, stages: &[Stage]| {
         rules::check(&plan.model, &plan.job, devices, strategy, stages).map_err(|broken| {
@@ -64,6 +124,17 @@ pub fn plan(path: &Path) -> Result<Plan, Failure> {
     Ok(plan)
 }
 
+/// One of the plans of a document, as the document's choice.
+pub fn nth_plan(path: &Path, NumberArgs { number }: NumberArgs) -> Result<Plan, Failure> {
+    let document = plan(path)?;
+    document.nth(number).ok_or_else(|| {
+        let plans = document.count();
+        InputError::new("--plan", number, format!("{} holds {plans} plans", path.display()))
+            .hint(format!("give a number from 1 to {plans}; `autodist plan --top` keeps more"))
+            .into()
+    })
+}
+
 pub fn profile(path: &Path) -> Result<Profile, Failure> {
     json(path)
 }
@@ -74,6 +145,27 @@ pub fn run(path: &Path) -> Result<RunRecord, Failure> {
 
 pub fn validation(path: &Path) -> Result<Validation, Failure> {
     json(path)
+}
+
+/// What was measured of a plan.
+pub enum Measured {
+    Plan,
+    Run(Box<RunRecord>),
+    Validation(Box<Validation>),
+}
+
+/// A run, a validation, or a plan among them, whichever the file holds.
+pub fn measured(path: &Path) -> Result<Measured, Failure> {
+    let (name, content) = (path.display().to_string(), bytes(path, "run")?);
+    let keys = parse::json_keys(&name, &content, "run")?;
+    let has = |name: &str| keys.iter().any(|key| key == name);
+    Ok(if has("search") {
+        Measured::Plan
+    } else if has("runs") {
+        Measured::Validation(Box::new(parse::json(&name, &content)?))
+    } else {
+        Measured::Run(Box::new(parse::json(&name, &content)?))
+    })
 }
 
 /// The hosts of a file, on which ranks are started.
@@ -113,12 +205,9 @@ pub fn emulated(path: &Path) -> Result<Cluster, Failure> {
 
 /// Refuses what no training text can be read from; ranks would find out only after they have started.
 pub fn check_data_file(path: Option<&PathBuf>) -> Result<(), Failure> {
-    match path {
-        Some(path) if path.is_dir() => {
-            Err(InputError::new("--data", path.display(), "is a folder").hint("give a text file").into())
-        }
-        _ => Ok(()),
-    }
+    let Some(path) = path else { return Ok(()) };
+    let wrong = |problem: String| InputError::new("--data", path.display(), problem).hint("give a text file");
+    Ok(regular(path).map(drop).map_err(wrong)?)
 }
 
 /// A model by its name in the catalogue, a Hugging Face `config.json` (or the folder that holds it), or a model file.
@@ -133,14 +222,31 @@ pub fn model(text: &str) -> Result<ModelSpec, Failure> {
         return Ok(catalog::model(text)?);
     }
     let file = path.display().to_string();
+    if folder {
+        check_plain(&path, "model")?;
+    }
     let content = bytes(&path, "model")?;
     let value = parse::json_value(&file, &content, "model")?;
     if value.get("model_type").is_some() {
-        let stem = path.parent().and_then(Path::file_name).or_else(|| path.file_stem());
-        let name = stem.map_or_else(|| "model".to_owned(), |s| s.to_string_lossy().into_owned());
+        let name = name_of(&value, &path);
+        text::check_name("name of the model, which is its folder's", &name).map_err(|e| e.in_file(&file))?;
         return Ok(huggingface::model_from_config(&file, &name, &content)?);
     }
     Ok(parse::json(&file, &content)?)
+}
+
+/// What a Hugging Face configuration is called: as it says itself, or as its file, or as the folder of a `config.json`, which
+/// they all are.
+fn name_of(config: &serde_json::Value, path: &Path) -> String {
+    let last = |name: &str| name.rsplit('/').find(|part| !part.is_empty()).map(str::to_owned);
+    let own = config.get("_name_or_path").and_then(serde_json::Value::as_str).and_then(last);
+    let place = || {
+        let whole = std::path::absolute(path).ok()?;
+        let everywhere = path.file_name().is_some_and(|name| name == "config.json");
+        let name = if everywhere { whole.parent()?.file_name()? } else { path.file_stem()? };
+        Some(name.to_string_lossy().into_owned())
+    };
+    own.filter(|name| name != "." && name != "..").or_else(place).unwrap_or_else(|| "model".to_owned())
 }
 
 /// A cluster file, or the short form.
@@ -156,6 +262,11 @@ pub fn cluster_of(text: &str, catalogue: &Catalogue) -> Result<Cluster, Failure>
     }
     let cluster = Cluster::from_short_form_with(text, catalogue.devices());
     Ok(cluster.map_err(|e| e.in_file("--cluster"))?)
+}
+
+/// How errors name a cluster: its file, or the flag that gave the short form.
+pub fn cluster_source(text: &str) -> &str {
+    if Path::new(text).exists() || text.ends_with(".toml") { text } else { "--cluster" }
 }
 
 /// The built-in catalogue and the devices of those files.
@@ -198,7 +309,7 @@ pub fn job(
     measured: Option<Precision>,
 ) -> Result<Job, Failure> {
     let mut job = match &args.job {
-        Some(path) => parse::toml(&path.display().to_string(), &bytes(path, "job")?)?,
+        Some(path) => Job::read(&path.display().to_string(), &bytes(path, "job")?)?,
         None => {
             let missing = |flag: &str, example: u32| {
                 InputError::new(flag, "", "is missing")
@@ -206,12 +317,19 @@ pub fn job(
             };
             let batch = args.global_batch.or(default_batch).ok_or_else(|| missing("--global-batch", 8))?;
             let seq_len = args.seq_len.or(default_seq_len).ok_or_else(|| missing("--seq-len", 128))?;
-            Job { precision: measured.unwrap_or_default(), ..Job::new(batch, seq_len) }
+            Job {
+                precision: measured.unwrap_or_default(),
+                given: Some(BTreeSet::new()),
+                ..Job::new(batch, seq_len)
+            }
         }
     };
     job.global_batch = args.global_batch.unwrap_or(job.global_batch);
     job.seq_len = args.seq_len.unwrap_or(job.seq_len);
-    job.seed = args.seed.unwrap_or(job.seed);
+    if let Some(seed) = args.seed {
+        job.seed = seed;
+        job.give(Hyperparameter::Seed);
+    }
     job.objective = args.objective.map_or(job.objective, Objective::from);
     job.precision = args.precision.map_or(job.precision, Precision::from);
     if args.allow.contains(&AllowArg::Compression) {
@@ -221,6 +339,7 @@ pub fn job(
     }
     if let Some(peak) = args.learning_rate {
         job.learning_rate.peak = peak;
+        job.give(Hyperparameter::PeakLearningRate);
     }
     let file = args.job.as_ref().map_or_else(|| "the flags".to_owned(), |path| path.display().to_string());
     let flags = [

@@ -3,24 +3,33 @@
 //! Parse, resolve settings once into typed specs, call one library function, hand the result to `reports`. Results go
 //! to standard output, progress and warnings to standard error.
 
+#![forbid(unsafe_code)]
+
 mod agreement;
 mod cli;
 mod commands;
+mod compare;
 mod devices;
 mod engine;
 mod external;
 mod failure;
 mod gains;
+mod handover;
 mod input;
+mod interrupt;
+mod keep;
 mod output;
 mod probe;
 mod progress;
+mod rounds;
 mod train;
+mod verdict;
 
 use autodist_executor::External;
 use autodist_executor::memory::CountingAllocator;
 use clap::Parser;
 use failure::Failure;
+use std::panic::AssertUnwindSafe;
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -36,8 +45,8 @@ fn main() {
     let code = match External::from_environment() {
         Ok(Some(external)) if external.is_agent() => external::attend(&external),
         Ok(external) => {
-            let cli = cli::Cli::parse();
-            let code = code(external::open(&cli, external.as_ref()).and_then(|()| commands::run(&cli)));
+            let cli = parse();
+            let code = code(external::open(&cli, external.as_ref()).and_then(|()| run(&cli)));
             // Whatever went wrong before says more.
             match self::code(external::dismiss()) {
                 0 => code,
@@ -48,6 +57,27 @@ fn main() {
         Err(error) => code(Err(error.into())),
     };
     std::process::exit(code);
+}
+
+/// The command line. A message about one that is wrong quotes it, and must not drive the terminal either.
+fn parse() -> cli::Cli {
+    cli::Cli::try_parse().unwrap_or_else(|error| {
+        let text = error.to_string();
+        if error.use_stderr() && autodist_spec::printable(&text) != text {
+            output::note(text.trim_end());
+            std::process::exit(error.exit_code());
+        }
+        error.exit()
+    })
+}
+
+/// A panic is a fault of this program; it ends it as every other failure does.
+fn run(cli: &cli::Cli) -> Result<(), Failure> {
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| commands::run(cli)));
+    outcome.unwrap_or_else(|_| {
+        let problem = "this is a fault of autodist: please report it with the lines above and the command";
+        Err(Failure::Run(problem.to_owned()))
+    })
 }
 
 fn code(outcome: Result<(), Failure>) -> i32 {

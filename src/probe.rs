@@ -14,14 +14,19 @@ const WINDOW: usize = 10;
 /// A codec may take so many times as many steps before it is given up.
 const PATIENCE: f64 = 1.5;
 
-/// Trains for `steps` steps without a codec, and with every codec that the plan's job allows until it is as good.
+/// Of a longer training a record would not have every loss.
+const MOST_STEPS: u64 = 100_000;
+
+/// Trains for `steps` steps without a codec, and with every codec that the plan's job allows until it is as good. Returns
+/// why not all could be trained, if so; `probes` has those that could.
 pub fn probe(
     plan: &Plan,
     data: &DataSource,
     steps: u32,
     options: &LaunchOptions,
-) -> Result<Vec<CodecProbe>, Failure> {
-    in_range("--probe", u64::from(steps), 2 * WINDOW as u64, 1 << 20)?;
+    probes: &mut Vec<CodecProbe>,
+) -> Result<Option<Failure>, Failure> {
+    in_range("--probe", u64::from(steps), 2 * WINDOW as u64, MOST_STEPS)?;
     let devices = plan.cluster.device_count();
     let exact = plain(plan)?;
     let allow = &plan.job.allow;
@@ -43,12 +48,16 @@ pub fn probe(
             emulated_flops_per_s: None,
             ..Task::of_plan(plan, data.clone(), steps, 0)
         };
-        let record = train::run(&task, &options)?;
-        Ok(smooth(&record.steps.iter().map(|step| step.loss).collect::<Vec<_>>()))
+        let trained = train::run(&task, &options, |_| ());
+        trained.failure.map_or(Ok(()), Err)?;
+        let steps = trained.record.map(|record| record.steps).unwrap_or_default();
+        Ok(smooth(&steps.iter().map(|step| step.loss).collect::<Vec<_>>()))
     };
     progress.at(0, pairs.len() + 1, "training with everything as it is");
-    let exact_loss = train(&exact, steps)?.last().copied().unwrap_or(f64::NAN);
-    let mut probes = Vec::new();
+    let exact_loss = match train(&exact, steps) {
+        Ok(losses) => losses.last().copied().unwrap_or_default(),
+        Err(failure) => return Ok(Some(failure)),
+    };
     for (index, (coded, codec)) in pairs.iter().enumerate() {
         let name = format!("{} as {}", coded.name(), codec.name());
         progress.at(index + 1, pairs.len() + 1, &format!("training with {name}"));
@@ -58,10 +67,16 @@ pub fn probe(
             output::note(&format!("not probed: {name}: {illegal}"));
             continue;
         }
-        let losses = train(&strategy, (PATIENCE * f64::from(steps)).ceil() as u32)?;
-        probes.push(compare((*coded, *codec), steps, exact_loss, &losses));
+        match train(&strategy, (PATIENCE * f64::from(steps)).ceil() as u32) {
+            Ok(losses) => probes.push(compare((*coded, *codec), steps, exact_loss, &losses)),
+            // A codec with which training diverges says nothing of the others.
+            Err(failure @ Failure::Run(_)) => {
+                progress.say(&format!("warning: not probed: {name}: {failure}; the others go on"));
+            }
+            Err(failure) => return Ok(Some(failure)),
+        }
     }
-    Ok(probes)
+    Ok(None)
 }
 
 /// Plain data parallelism over the plan's devices.
@@ -117,7 +132,7 @@ fn compare((coded, codec): (Coded, Codec), steps: u32, exact_loss: f64, losses: 
         coded,
         steps,
         exact_loss,
-        loss: losses.get(steps as usize - 1).copied().unwrap_or(f64::NAN),
+        loss: losses.get(steps as usize - 1).or(losses.last()).copied().unwrap_or_default(),
         slowdown: made as f64 / f64::from(steps),
         reached: after.is_some(),
     }

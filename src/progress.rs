@@ -1,42 +1,88 @@
-//! Progress on standard error: a bar on a terminal, plain lines elsewhere.
+//! Progress on standard error: a bar on a terminal, plain lines elsewhere. It never goes back.
 
+use crate::output;
+use autodist_spec::one_line;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// Elsewhere than on a terminal, a line at most this often.
+/// Elsewhere than on a terminal, a line at most this often; the longer it takes, the rarer.
 const LINE_EVERY: Duration = Duration::from_secs(5);
+const LINES: u32 = 50;
+/// Positions of a bar that stands for time.
+const PARTS: f64 = 1000.0;
 
 pub struct Progress {
     bar: Option<ProgressBar>,
     title: String,
+    began: Instant,
     last_line: Option<Instant>,
+    /// Where it stood when it was first heard of: what was there before took no time.
+    from: Option<usize>,
+    furthest: u64,
 }
 
 impl Progress {
     pub fn new(title: &str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new(0);
-            if let Ok(style) =
-                ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {elapsed} {wide_msg}")
-            {
+            // A bar of no length would be drawn full.
+            let bar = ProgressBar::new(1);
+            if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {wide_msg}") {
                 bar.set_style(style.progress_chars("=> "));
             }
-            bar.set_prefix(title.to_owned());
+            bar.set_prefix(one_line(title));
             bar
         });
-        Self { bar, title: title.to_owned(), last_line: None }
+        Self { bar, title: title.to_owned(), began: Instant::now(), last_line: None, from: None, furthest: 0 }
     }
 
+    /// `done` of `of` equal pieces; `what` is under way.
     pub fn at(&mut self, done: usize, of: usize, what: &str) {
+        let from = *self.from.get_or_insert(done);
+        let used = self.began.elapsed();
+        let left = match done.saturating_sub(from) {
+            0 => String::new(),
+            made => {
+                let each = used.as_secs_f64() / made as f64;
+                format!(", about {} left", span(each * of.saturating_sub(done) as f64))
+            }
+        };
+        let text = format!("{done}/{of}, {} used{left}: {what}", span(used.as_secs_f64()));
+        self.show(done as u64, of as u64, &text);
+    }
+
+    /// What ends with a budget of seconds, however many pieces it has.
+    pub fn within(&mut self, used_s: f64, budget_s: f64, what: &str) {
+        let left = budget_s - used_s;
+        let left = if left > 0.0 {
+            format!("{} of the budget left", span(left))
+        } else {
+            "the budget is spent, this round is the last".to_owned()
+        };
+        let text = format!("{what}; {} used, {left}", span(used_s));
+        let part = (used_s / budget_s.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
+        self.show((PARTS * part) as u64, PARTS as u64, &text);
+    }
+
+    /// A line that stays.
+    pub fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| output::note(text)),
+            None => output::note(text),
+        }
+    }
+
+    fn show(&mut self, position: u64, length: u64, text: &str) {
+        self.furthest = self.furthest.max(position);
         if let Some(bar) = &self.bar {
-            bar.set_length(of as u64);
-            bar.set_position(done as u64);
-            bar.set_message(what.to_owned());
+            bar.set_length(length.max(1));
+            bar.set_position(self.furthest);
+            bar.set_message(one_line(text));
             return;
         }
-        if self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
-            crate::output::note(&format!("{} {done}/{of}: {what}", self.title));
+        let pause = LINE_EVERY.max(self.began.elapsed() / LINES);
+        if self.last_line.is_none_or(|last| last.elapsed() >= pause) {
+            output::note(&format!("{} {text}", self.title));
             self.last_line = Some(Instant::now());
         }
     }
@@ -47,5 +93,37 @@ impl Drop for Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// A time as people say it.
+fn span(seconds: f64) -> String {
+    let whole = seconds.clamp(0.0, 1e9) as u64;
+    match (whole / 3600, whole / 60 % 60, whole % 60) {
+        (0, 0, seconds) => format!("{seconds} s"),
+        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (hours, minutes, _) => format!("{hours} h {minutes} min"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_said_in_its_two_largest_units() {
+        let said: Vec<_> = [0.4, 59.9, 61.0, 3599.0, 3660.0, f64::NAN].map(span).to_vec();
+        assert_eq!(said, ["0 s", "59 s", "1 min 1 s", "59 min 59 s", "1 h 1 min", "0 s"]);
+    }
+
+    #[test]
+    fn it_never_goes_back() {
+        let mut progress = Progress::new("profile");
+        let seen =
+            [(10.0, 60.0), (50.0, 60.0), (20.0, 60.0), (70.0, 60.0), (71.0, 60.0)].map(|(used, budget)| {
+                progress.within(used, budget, "round 1, 1 of 2");
+                progress.furthest
+            });
+        assert_eq!(seen, [166, 833, 833, 1000, 1000]);
     }
 }

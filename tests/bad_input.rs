@@ -541,7 +541,7 @@ fn validations() {
     ] {
         reader.change(&validation, pointer, value, expected);
     }
-    for field in ["median_error", "regret"] {
+    for field in ["median_error", "median_adjusted_error"] {
         reader.remove(&validation, &format!("/{field}"));
     }
     for field in ["label", "strategy", "measured", "predicted"] {

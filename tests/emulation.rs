@@ -65,7 +65,7 @@ fn a_slow_link_is_measured_planned_around_and_trained_over() {
     assert!(codecs.iter().all(|verdict| !verdict["reason"].as_str().unwrap().is_empty()));
 
     let validation =
-        line(folder.path(), "validate plan.json --all --steps 2 --timeout 30 --json -o runs").json();
+        line(folder.path(), "validate plan.json --all --steps 2 --timeout 30 --json -o runs").measured();
     let runs = validation["runs"].as_array().unwrap();
     assert!(validation["failed"].as_array().unwrap().is_empty(), "{}", validation["failed"]);
     // As they are and by each codec; whichever device is which rank, a ring loads the same links.
@@ -94,7 +94,7 @@ fn what_a_codec_costs_in_steps_is_a_prior_until_it_is_probed() {
     let before = line(folder.path(), search).json();
     assert!(codecs(&before).iter().all(|verdict| verdict["slowdown"]["provenance"] == "assumed"));
     let validation =
-        line(folder.path(), "validate plan.json --probe 20 --steps 2 --timeout 30 --json -o runs").json();
+        line(folder.path(), "validate plan.json --probe 20 --steps 2 --timeout 30 --json -o runs").measured();
     let probes = validation["probes"].as_array().unwrap();
     assert_eq!(probes.len(), 2);
     // Rounding to bfloat16 is hardly seen in the loss.

@@ -92,7 +92,7 @@ fn measure_plan_train_validate_explain_report() {
     assert_eq!(record["ranks"].as_array().unwrap().len(), 2);
 
     let validation =
-        line(folder, &format!("validate plan.json --all --steps 2 {RANKS} --json -o runs")).json();
+        line(folder, &format!("validate plan.json --all --steps 2 {RANKS} --json -o runs")).measured();
     check_validation(&validation, 30);
     assert_eq!(validation["runs"][0]["strategy"], plan["strategy"], "the planner's choice comes first");
     let kept: Value =
@@ -122,7 +122,7 @@ fn tune_does_it_all() {
     let args = format!(
         "tune --model model.json --job job.toml --ranks 2 --budget 1 --top 3 --steps 4 {RANKS} -o tuned --json"
     );
-    let tuned = line(folder.path(), &args).json();
+    let tuned = line(folder.path(), &args).measured();
     check_validation(&tuned["validated"], 1);
     let made = folder.path().join("tuned");
     for name in

@@ -8,27 +8,168 @@ use common::{command, folder, line, write};
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 const GIVEN: &str = "estimate --model model.json --job job.toml -o plan.json";
 
 /// What a launch script would start, by a stand-in that writes its words down.
 fn started(folder: &Path, script: &str, program: &str) -> String {
+    let output = start(folder, script, program, &[("LR", "3e-4"), ("TRAIN_ITERS", "1000")]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn start(folder: &Path, script: &str, program: &str, given: &[(&str, &str)]) -> Output {
     let bin = folder.join("bin");
     std::fs::create_dir_all(&bin).unwrap();
     write(&bin, program, "#!/bin/bash\necho \"$0\" \"$@\"\n");
     std::fs::set_permissions(bin.join(program), std::fs::Permissions::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    let output = Command::new("bash")
+    Command::new("bash")
         .arg(folder.join(script))
         .args(["--data-path", "my data"])
         .env("PATH", path)
         .env("TRAIN_SCRIPT", "train.py")
+        .envs(given.iter().copied())
         .current_dir(folder)
         .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+        .unwrap()
+}
+
+#[test]
+fn scripts_carry_what_was_given_and_ask_for_what_the_trainer_needs() {
+    let folder = folder(2);
+    line(folder.path(), &format!("{GIVEN} --micro-batch 2")).ok();
+    let out = line(folder.path(), "export plan.json --to megatron -o out").ok();
+    assert!(out.contains("learning_rate.peak: not given; the script asks for LR\n"), "{out}");
+    assert!(out.contains("seed: not given; the trainer's own values hold\n"), "{out}");
+    // Nothing of the built-in defaults: 0.003, 200 steps, 10 of warm-up.
+    let script = std::fs::read_to_string(folder.path().join("out/megatron.sh")).unwrap();
+    for built_in in ["3e-3", "0.003", "200", "warmup", "cosine", "beta", "--weight-decay", "--clip", "--seed"]
+    {
+        assert!(!script.contains(built_in), "{built_in} in {script}");
+    }
+    let output = start(folder.path(), "out/megatron.sh", "torchrun", &[("LR", "3e-4")]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
+    assert!(said.contains("TRAIN_ITERS: steps to train"), "{said}");
+    let words = started(folder.path(), "out/megatron.sh", "torchrun");
+    assert!(words.contains("--lr 3e-4") && words.contains("--train-iters 1000"), "{words}");
+
+    // By flag and by job file, also where the value is the built-in one.
+    let head = "schema_version = 1\nglobal_batch = 8\nseq_len = 16\n";
+    let rate = "[learning_rate]\ntotal_steps = 200\nfinal_fraction = 0.1\n";
+    write(folder.path(), "job.toml", format!("{head}gradient_clip = 1.0\n{rate}"));
+    line(folder.path(), &format!("{GIVEN} --micro-batch 2 --learning-rate 0.003 --seed 0")).ok();
+    let out = line(folder.path(), "export plan.json --to megatron -o out").ok();
+    assert!(!out.contains("asks for"), "{out}");
+    let words = started(folder.path(), "out/megatron.sh", "torchrun");
+    for given in [
+        "--lr 3e-3",
+        "--min-lr 3e-4",
+        "--lr-decay-style cosine",
+        "--train-iters 200",
+        "--clip-grad 1.0",
+        "--seed 0",
+    ] {
+        assert!(words.contains(given), "{given} is not in {words}");
+    }
+    assert!(!words.contains("warmup") && !words.contains("beta"), "{words}");
+    // And it comes back as what was given.
+    let back = "estimate --from megatron out/megatron.sh --profile profile.json --json";
+    let given = &line(folder.path(), back).json()["job"]["given"];
+    let mut expected = vec![
+        "learning_rate.peak",
+        "learning_rate.total_steps",
+        "learning_rate.final_fraction",
+        "gradient_clip",
+        "seed",
+    ];
+    let mut given: Vec<_> = given.as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
+    given.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(given, expected);
+}
+
+#[test]
+fn what_nanotron_has_no_default_for_is_filled_in_by_its_script() {
+    let folder = folder(2);
+    line(folder.path(), &format!("{GIVEN} --micro-batch 2 --learning-rate 0.0002")).ok();
+    let out = line(folder.path(), "export plan.json --to nanotron -o out").ok();
+    assert!(
+        out.contains("optimizer.betas: not given; the script asks for ADAM_BETA1 and ADAM_BETA2\n"),
+        "{out}"
+    );
+    let given = [
+        ("TRAIN_STEPS", "500"),
+        ("WEIGHT_DECAY", "0.05"),
+        ("ADAM_BETA1", "0.9"),
+        ("ADAM_BETA2", "0.98"),
+        ("ADAM_EPS", "0.000001"),
+    ];
+    let output = start(folder.path(), "out/nanotron.sh", "torchrun", &given[..4]);
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("ADAM_EPS"));
+    let output = start(folder.path(), "out/nanotron.sh", "torchrun", &given);
+    let words = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && words.contains("nanotron.filled.yaml"), "{output:?}");
+    let filled = std::fs::read_to_string(folder.path().join("out/nanotron.filled.yaml")).unwrap();
+    for expected in
+        ["learning_rate: 0.0002\n", "train_steps: 500\n", "weight_decay: 0.05\n", "adam_beta2: 0.98\n"]
+    {
+        assert!(filled.contains(expected), "{expected} is not in {filled}");
+    }
+    assert!(!filled.contains('$') && !filled.contains("seed"), "{filled}");
+    // Both files are read; the one with variables says nothing of them.
+    for (file, steps) in [("nanotron.yaml", None), ("nanotron.filled.yaml", Some(500))] {
+        let back = line(
+            folder.path(),
+            &format!("estimate --from nanotron out/{file} --profile profile.json --json"),
+        );
+        let job = back.json()["job"].clone();
+        let gives = |name: &str| job["given"].as_array().unwrap().contains(&json!(name));
+        assert!(gives("learning_rate.peak"), "{job}");
+        assert_eq!(gives("learning_rate.total_steps"), steps.is_some(), "{job}");
+    }
+}
+
+#[test]
+fn plans_of_older_releases_export_what_differs_from_the_defaults() {
+    let folder = folder(2);
+    line(folder.path(), &format!("{GIVEN} --micro-batch 2 --learning-rate 0.0002")).ok();
+    let text = std::fs::read_to_string(folder.path().join("plan.json")).unwrap();
+    let old = common::edited(&serde_json::from_str(&text).unwrap(), "/job/given", None);
+    write(folder.path(), "plan.json", old.to_string());
+    let document = line(folder.path(), "export plan.json --to megatron -o out --json").json();
+    let asked: Vec<_> = document["not_given"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|one| one["asked_as"].as_array().unwrap())
+        .collect();
+    assert_eq!(asked, [&json!("TRAIN_ITERS")]);
+    let script = std::fs::read_to_string(folder.path().join("out/megatron.sh")).unwrap();
+    assert!(script.contains("--lr 2e-4") && !script.contains("--min-lr"), "{script}");
+}
+
+#[test]
+fn a_trainers_file_hands_its_own_values_on_to_another_trainer() {
+    let folder = folder(2);
+    let config = json!({
+        "train_batch_size": 8, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2,
+        "optimizer": { "type": "AdamW", "params": { "lr": 1.5e-5, "weight_decay": 0.03 } },
+        "gradient_clipping": 0.7,
+    });
+    write(folder.path(), "ds.json", config.to_string());
+    for price in ["--profile profile.json", "--cluster 1x2xh100-80gb-sxm --precision fp32"] {
+        let from = "estimate --from deepspeed ds.json --model model.json --seq-len 16 -o plan.json";
+        line(folder.path(), &format!("{from} {price}")).ok();
+        line(folder.path(), "export plan.json --to megatron -o out").ok();
+        let words = started(folder.path(), "out/megatron.sh", "torchrun");
+        for given in ["--lr 1.5e-5", "--weight-decay 0.03", "--clip-grad 0.7", "--train-iters 1000"] {
+            assert!(words.contains(given), "{price}: {given} is not in {words}");
+        }
+        assert!(!words.contains("beta") && !words.contains("--seed"), "{price}: {words}");
+    }
 }
 
 #[test]
@@ -177,7 +318,9 @@ fn launchers_get_the_plan_or_a_script() {
     line(folder.path(), "export plan.json --to slurm -o own").ok();
     let own = std::fs::read_to_string(folder.path().join("own/job.sbatch")).unwrap();
     assert!(
-        own.contains("#SBATCH --ntasks-per-node=2") && own.contains("srun autodist train plan.json"),
+        own.contains("#SBATCH --ntasks-per-node=2")
+            && own.contains("srun autodist train plan.json --steps \"$TRAIN_STEPS\"")
+            && own.contains("${TRAIN_STEPS:?"),
         "{own}"
     );
     // The plan goes along, as it was.
@@ -187,7 +330,7 @@ fn launchers_get_the_plan_or_a_script() {
     assert_eq!(plan("own/plan.json"), plan("plan.json"));
     line(folder.path(), "export plan.json --to slurm -o other --script megatron.sh").ok();
     let other = std::fs::read_to_string(folder.path().join("other/job.sbatch")).unwrap();
-    assert!(other.contains("--ntasks-per-node=1") && other.contains("SCRIPT='megatron.sh'"), "{other}");
+    assert!(other.contains("--ntasks-per-node=1") && other.contains("SCRIPT=megatron.sh"), "{other}");
     for script in ["own/job.sbatch", "other/job.sbatch"] {
         let checked = Command::new("bash").arg("-n").arg(folder.path().join(script)).status().unwrap();
         assert!(checked.success());

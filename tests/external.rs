@@ -74,7 +74,7 @@ fn profile_plan_and_validate_follow_the_launcher() {
     let (folder, plan) = run(folder, &format!("plan {job} -o plan.json"));
     let plan = plan.json();
     let (_folder, validation) = run(folder, &format!("validate plan.json --top 2 --steps 2 --json {RANKS}"));
-    let validation = validation.json();
+    let validation = validation.measured();
     assert_eq!(validation["runs"][0]["strategy"], plan["strategy"]);
     assert_eq!(validation["runs"].as_array().unwrap().len(), 2);
     assert_eq!(validation["failed"].as_array().unwrap().len(), 0, "{}", validation["failed"]);

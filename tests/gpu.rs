@@ -179,7 +179,8 @@ fn codecs_are_measured_planned_and_validated_on_gpus() {
     let plan = on(&machine, folder, "plan --model model.json --job job.toml -o plan.json --json").json();
     assert_eq!(plan["codecs"].as_array().unwrap().len(), 3, "{}", plan["codecs"]);
     let validation =
-        on(&machine, folder, &format!("validate plan.json --all --steps 2 {RANKS} --json -o runs")).json();
+        on(&machine, folder, &format!("validate plan.json --all --steps 2 {RANKS} --json -o runs"))
+            .measured();
     assert_eq!(validation["failed"].as_array().unwrap().len(), 0, "{}", validation["failed"]);
     let runs = validation["runs"].as_array().unwrap();
     let of = |codec: &str| runs.iter().find(|run| run["label"].as_str().unwrap().contains(codec));
@@ -225,7 +226,8 @@ fn measure_plan_validate() {
     common::write(folder, "space.toml", job);
     on(&machine, folder, "plan --model model.json --job space.toml -o plan.json --json").ok();
     let validation =
-        on(&machine, folder, &format!("validate plan.json --all --steps 2 {RANKS} --json -o runs")).json();
+        on(&machine, folder, &format!("validate plan.json --all --steps 2 {RANKS} --json -o runs"))
+            .measured();
     assert_eq!(validation["failed"].as_array().unwrap().len(), 0, "{}", validation["failed"]);
     let runs = validation["runs"].as_array().unwrap();
     assert!(runs.len() >= 30, "{}", runs.len());
@@ -329,6 +331,30 @@ fn what_is_missing_is_named_with_where_it_was_looked_for() {
     let none = Machine::new().devices(0);
     let refused = on(&none, folder.path(), "profile --devices cuda --model model.json --job job.toml");
     assert!(refused.err.contains("finds no GPU"), "{}", refused.err);
+}
+
+/// A hint names a flag that the command has.
+#[test]
+fn what_to_do_without_a_gpu_is_a_flag_of_that_command() {
+    let folder = folder(1, "fp32");
+    let none = Machine::with_libraries(without("libcuda.so.1"));
+    let hint = |args: &str| {
+        let refused = on(&none, folder.path(), args);
+        assert_eq!(refused.code, Some(2), "{args}: {}", refused.err);
+        refused.err.lines().find_map(|line| line.strip_prefix("hint: ")).unwrap().to_owned()
+    };
+    assert!(hint("selftest --device cuda").starts_with("use --device cpu,"));
+    assert!(
+        hint("profile --devices cuda --model model.json --job job.toml").starts_with("use --devices cpu,")
+    );
+    // It trains what the plan was made for.
+    common::line(folder.path(), "estimate --model model.json --job job.toml --micro-batch 8 -o plan.json")
+        .ok();
+    let trained = hint("train plan.json --steps 2");
+    assert!(
+        trained.starts_with("make a plan for CPU cores, from `autodist profile --devices cpu`"),
+        "{trained}"
+    );
 }
 
 #[test]

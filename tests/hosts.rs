@@ -5,9 +5,9 @@
 
 mod common;
 
-use common::cluster::{RANKS, SOON, Started, plan, start};
+use common::cluster::{RANKS, SOON, Started, plan, start, start_by};
 use common::processes::{alive, busy, children, kill, wait};
-use common::{Finished, line, write};
+use common::{AUTODIST, Finished, line, write};
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -79,8 +79,21 @@ fn profile_and_validate_follow_the_host_file() {
     assert_eq!(profile["cluster"]["nodes"][0]["devices"], 2);
     line(folder, &format!("plan {job} -o plan.json")).ok();
     let validation = run(folder, "validate plan.json --top 2 --steps 2 --json").end(Duration::from_secs(60));
-    let validation = validation.json();
+    let validation = validation.measured();
     assert_eq!(validation["failed"].as_array().unwrap().len(), 0, "{}", validation["failed"]);
+}
+
+/// To `env` such a path would be a variable, and the next word the program.
+#[test]
+fn a_program_with_an_equals_sign_in_its_path_is_run_on_hosts() {
+    let folder = folder(2, "one\ntwo\n");
+    let place = folder.path().join("NAME=value");
+    std::fs::create_dir(&place).unwrap();
+    let program = place.join("autodist");
+    std::fs::copy(AUTODIST, &program).unwrap();
+    let args = over(folder.path(), "train plan.json --steps 2 --json");
+    let mut job = start_by(&[program.to_str().unwrap()], folder.path(), PLACE, &args);
+    assert_eq!(job.end(Duration::from_secs(40)).json()["steps"].as_array().unwrap().len(), 2);
 }
 
 /// All processes of a job that would take minutes: its ranks, agents and what has started them.
@@ -120,9 +133,11 @@ fn however_the_launcher_ends_nothing_is_left_on_any_host() {
         let (mut job, all) = long(folder.path());
         kill(job.pid(), signal);
         let Finished { code: found, out, .. } = job.end(SOON);
-        assert_eq!((found, out.as_str()), (code, ""));
+        assert_eq!(found, code);
+        assert!(out.is_empty() || out.contains("ended      early"), "{out}");
         wait(SOON, || all.iter().all(|pid| !alive(*pid)));
-        assert_eq!(std::fs::read_dir(folder.path().join("out")).into_iter().flatten().count(), 0);
+        let left = std::fs::read_dir(folder.path().join("out")).into_iter().flatten();
+        assert!(left.into_iter().all(|entry| entry.unwrap().file_name() == "run.partial.json"));
     }
 }
 
@@ -132,7 +147,8 @@ fn a_killed_ssh_is_noticed() {
     let (mut job, all) = long(folder.path());
     kill(children(job.pid())[0], libc::SIGKILL);
     let Finished { code, out, err } = job.end(SOON);
-    assert_eq!((code, out.as_str()), (Some(4), ""), "{err}");
+    assert_eq!(code, Some(4), "{err}");
+    assert!(out.contains("ended      early"), "{out}");
     assert!(err.contains("is lost with the autodist process that ran it"), "{err}");
     wait(SOON, || all.iter().all(|pid| !alive(*pid)));
 }

@@ -195,7 +195,7 @@ fn cores(machine: usize, ranks: usize) -> String {
 /// What rank 0 printed, once all have ended well.
 fn run(lab: &Lab, of: &[usize], folder: &Path, args: &str) -> Value {
     let mut processes = launch(lab, of, folder, "TORCHELASTIC_RUN_ID=lab", args);
-    let printed = processes[0].end(Duration::from_secs(80)).json();
+    let printed = processes[0].end(Duration::from_secs(80)).measured();
     for process in &mut processes[1..] {
         let finished = process.end(SOON);
         assert_eq!((finished.code, finished.out.as_str()), (Some(0), ""), "{}", finished.err);
@@ -409,7 +409,7 @@ fn who_does_not_know_the_token_is_refused_on_every_machine() {
     for token in ["AUTODIST_TOKEN=guess", "TORCHELASTIC_RUN_ID=lab", ""] {
         let finished = start(1, token).end(SOON);
         assert_eq!(finished.code, Some(4), "{token}: {}", finished.err);
-        assert!(finished.err.contains("refused the token"), "{token}: {}", finished.err);
+        assert!(finished.err.contains("does not know this job's token"), "{token}: {}", finished.err);
     }
     // A stranger who says nothing that makes sense holds nobody up.
     let address = SocketAddr::new(lab.machines[0].address.into(), port);
@@ -422,6 +422,33 @@ fn who_does_not_know_the_token_is_refused_on_every_machine() {
     let mut second = start(1, "AUTODIST_TOKEN=secret");
     first.end(Duration::from_secs(20)).json();
     assert_eq!(second.end(SOON).code, Some(0));
+}
+
+#[test]
+fn who_cannot_come_through_a_firewall_is_named_with_the_address() {
+    let link = Uplink::even(200.0, DELAY);
+    let Some(lab) = Lab::new("who_cannot_come_through_a_firewall", &[link, link]) else { return };
+    let folder = common::folder(2);
+    common::cluster::plan(folder.path(), 2);
+    let (port, host) = (free_port(), lab.machines[0].address);
+    lab.let_through_only(port);
+    let start = |rank: usize| {
+        let variables = format!(
+            "RANK={rank} WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_ADDR={host} AUTODIST_PORT={port} \
+             AUTODIST_TOKEN=secret"
+        );
+        let args = "train plan.json --steps 2 --no-realtime --timeout 4";
+        spawn(lab.command(rank, AUTODIST), folder.path(), &variables, args)
+    };
+    let (mut first, mut second) = (start(0), start(1));
+    let finished = first.end(Duration::from_secs(20));
+    assert_eq!(finished.code, Some(4), "{}", finished.err);
+    // Rank 0 waited in vain, and is not to blame.
+    for expected in ["rank 1 ", &format!("cannot be reached at {host}:"), "firewall"] {
+        assert!(finished.err.contains(expected), "`{expected}` is not in: {}", finished.err);
+    }
+    assert!(!finished.err.contains("rank 0 "), "{}", finished.err);
+    second.end(SOON);
 }
 
 /// However a test ends: this one kills another that has a lab.

@@ -38,7 +38,7 @@ fn validated(ranks: usize, precision: &str, more: &str) -> Value {
     let common = format!("--model tiny-llama --precision {precision} --global-batch 8 --seq-len 128");
     line(folder, &format!("profile {common} --devices cuda --ranks {ranks} {more} --budget 30")).ok();
     line(folder, &format!("plan {common} -o plan.json --json")).ok();
-    let validation = line(folder, "validate plan.json --all --steps 10 --json -o runs").json();
+    let validation = line(folder, "validate plan.json --all --steps 10 --json -o runs").measured();
     assert_eq!(validation["failed"].as_array().unwrap().len(), 0, "{}", validation["failed"]);
     validation
 }

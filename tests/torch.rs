@@ -89,6 +89,71 @@ fn a_python_without_pytorch_is_refused_with_the_command_that_installs_it() {
     assert!(!folder.path().join("run.json").exists());
 }
 
+/// A script in the place of a Python.
+fn script(folder: &Path, name: &str, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let path = folder.join(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn a_plan_runs_no_code_that_lies_beside_it() {
+    let folder = common::folder(2);
+    let folder = folder.path();
+    plan(folder, &json!({}));
+    let mut document: Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.join("plan.json")).unwrap()).unwrap();
+    document["profile"]["engine"] = json!("torch");
+    write(folder, "plan.json", document.to_string());
+    let trap = "echo > PWNED; echo trapped >&2; exit 1";
+    script(folder, ".venv/bin/python", trap);
+    script(folder, "python3", trap);
+    write(folder, "autodist_torch.py", "open('PWNED', 'w')");
+    write(folder, "runpy.py", "open('PWNED', 'w')");
+    let path = std::env::var("PATH").unwrap();
+    for (path, python_path) in [(path.clone(), None), (format!(":.:{path}"), Some(":")), (path, Some(""))] {
+        for command in ["train plan.json --steps 2", "validate plan.json --top 1"] {
+            let mut program = common::command(folder, &command.split(' ').collect::<Vec<_>>());
+            program.env("PATH", &path).env_remove("AUTODIST_PYTHON");
+            if let Some(python_path) = python_path {
+                program.env("PYTHONPATH", python_path);
+            }
+            let output = program.output().unwrap();
+            let err = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{err}");
+            // Which Python was asked, and why not the one that is here.
+            assert!(err.contains("`--python` is `python3`") && err.contains("--engine torch"), "{err}");
+            assert!(!folder.join("PWNED").exists(), "{command}: {err}");
+        }
+    }
+    // The command line may ask for it.
+    let asked = ["train", "plan.json", "--steps", "2", "--engine", "torch"];
+    let output = common::command(folder, &asked).env_remove("AUTODIST_PYTHON").output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{err}");
+    assert!(err.contains("`--python` is `.venv/bin/python`") && err.contains("trapped"), "{err}");
+    assert!(folder.join("PWNED").exists());
+}
+
+#[test]
+fn ranks_of_another_program_that_say_nothing_or_end_early_are_given_up() {
+    let folder = common::folder(2);
+    let folder = folder.path();
+    plan(folder, &json!({}));
+    for (rank, expected) in [
+        ("echo '\"alive\"'; exec sleep 1000", "no sign of life for 1 s"),
+        ("exit 0", "ended before it had done its work"),
+        ("kill -9 $$", "memory has run out"),
+        ("echo nonsense; exec sleep 1000", "answered something that is no answer"),
+    ] {
+        script(folder, "python", &format!("case \"$*\" in *give_signs*) echo 2.15.0;; *) {rank};; esac"));
+        let finished = line(folder, "train plan.json --engine torch --python ./python --timeout 1");
+        refused(finished, 4, &[expected, "error: rank"]);
+    }
+}
+
 #[test]
 fn emulated_devices_are_no_place_for_torch() {
     let folder = common::folder(2);
@@ -144,7 +209,7 @@ fn torch_profiles_plans_trains_and_compares() {
     let plan = "plan --model model.json --job job.toml --profile torch.json -o plan.json --json";
     let plan = line(folder.path(), plan).json();
     assert_eq!(plan["profile"]["engine"], "torch");
-    let validation = run("validate plan.json --top 2 --steps 2 --json").json();
+    let validation = run("validate plan.json --top 2 --steps 2 --json").measured();
     assert_eq!(validation["runs"].as_array().unwrap().len(), 2, "{validation}");
     for run in validation["runs"].as_array().unwrap() {
         assert!(run["measured"]["peak_memory_bytes"].as_u64().unwrap() > 0);

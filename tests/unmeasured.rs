@@ -65,15 +65,82 @@ fn the_fastest_layouts_of_a_job_are_found_and_can_be_asked_for() {
         text.out
     );
     assert!(text.out.lines().filter(|l| l.contains("--dp ")).all(|l| l.contains("--tp 4 ")), "{}", text.out);
-    for (flags, expected) in [
-        ("--tp 5", "has no layout"),
-        ("--device-memory 4000000000", "the smallest needs"),
-        ("--shard 8", "--shard"),
+    for (flags, code, expected) in [
+        ("--tp 5", 2, "`--tp` is `5`: does not divide the 512 devices"),
+        ("--pp 256", 3, "has no layout"),
+        ("--device-memory 4000000000", 3, "the smallest needs"),
+        ("--shard 8", 2, "--shard"),
     ] {
         let run = line(folder.path(), &format!("{job} {flags} --best"));
-        assert_eq!(run.code, Some(2), "{flags}: {}", run.out);
+        assert_eq!(run.code, Some(code), "{flags}: {}", run.out);
+        assert_eq!(run.out, "", "{flags}");
         assert!(run.err.contains(expected) && run.err.contains("hint: "), "{flags}: {}", run.err);
     }
+}
+
+#[test]
+fn a_configuration_is_called_as_it_says_or_as_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("my-llama");
+    std::fs::create_dir(&place).unwrap();
+    let config = |name: &str| {
+        format!(
+            "{{{name}\"model_type\": \"llama\", \"hidden_size\": 64, \"num_attention_heads\": 4, \"num_hidden_layers\": 2, \
+             \"intermediate_size\": 128, \"vocab_size\": 64, \"max_position_embeddings\": 16, \"rms_norm_eps\": 1e-5, \
+             \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", \"tie_word_embeddings\": false}}"
+        )
+    };
+    let called = |at: &std::path::Path, model: &str| {
+        let args = "--cluster 1x2xh100-80gb-sxm --global-batch 8 --seq-len 16 -o plan.json";
+        line(at, &format!("estimate --model {model} {args}")).ok();
+        let plan: Value =
+            serde_json::from_str(&std::fs::read_to_string(at.join("plan.json")).unwrap()).unwrap();
+        plan["model"]["name"].as_str().unwrap().to_owned()
+    };
+    write(&place, "config.json", config(""));
+    assert_eq!(called(&place, "config.json"), "my-llama");
+    assert_eq!(called(&place, "."), "my-llama");
+    assert_eq!(called(folder.path(), "my-llama"), "my-llama");
+    write(&place, "other.json", config(""));
+    assert_eq!(called(&place, "other.json"), "other");
+    write(&place, "config.json", config("\"_name_or_path\": \"someone/Their-Llama\", "));
+    assert_eq!(called(&place, "config.json"), "Their-Llama");
+}
+
+#[test]
+fn utilisation_is_of_the_peak_of_the_arithmetic_that_is_trained_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let on = |device: &str, flags: &str| {
+        let job = "--model gpt2-xl --global-batch 64 --seq-len 1024 --dp 8 --micro-batch 8";
+        let job = format!("estimate --cluster 1x8x{device} {job} {flags}");
+        let text = line(folder.path(), &job).ok();
+        (
+            text.split_whitespace().collect::<Vec<_>>().join(" "),
+            line(folder.path(), &format!("{job} --json")).json(),
+        )
+    };
+    for (flags, arithmetic, peak) in
+        [("", "bf16", 989e12), ("--fp8", "fp8", 1979e12), ("--precision tf32", "tf32", 494.5e12)]
+    {
+        let (text, document) = on("h100-80gb-sxm", flags);
+        assert!(
+            text.contains(&format!("({arithmetic}, published): MFU with attention GEMMs counted in full")),
+            "{text}"
+        );
+        assert_eq!(document["peak"]["arithmetic"], arithmetic);
+        assert_eq!(document["peak"]["flops_per_s"].as_f64(), Some(peak));
+        let share = document["flops_per_s_per_device"].as_f64().unwrap() / peak;
+        let mfu = document["mfu"].as_f64().unwrap();
+        assert!((mfu - share).abs() < 1e-12 && mfu <= 1.0, "{mfu} {share}");
+    }
+    // No figure of the arithmetic: the rate alone.
+    let (text, document) = on("a100-80gb-sxm", "--fp8");
+    assert!(text.contains("TFLOP/s a device") && !text.contains("MFU"), "{text}");
+    assert!(document.get("mfu").is_none() && document.get("peak").is_none(), "{document}");
+    let best = "estimate --cluster 1x8xh100-80gb-sxm --model gpt2-xl --global-batch 64 --seq-len 1024 --fp8 --best 3";
+    let best = line(folder.path(), best).ok();
+    assert!(best.contains("MFU is of 1.98 PFLOP/s (fp8, published)"), "{best}");
+    assert!(best.contains("  MFU  "), "{best}");
 }
 
 #[test]
@@ -94,6 +161,18 @@ fn a_layout_that_nobody_measured_goes_to_trainers_and_reports() {
     assert_eq!(run.code, Some(0), "{}", run.err);
     let page = std::fs::read_to_string(folder.path().join("report/report.html")).unwrap();
     assert!(page.contains("priced by published figures"));
+    // One figure everywhere, of the device that the catalogue has.
+    let plan: Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.path().join("plan.json")).unwrap()).unwrap();
+    let mfu = format!(
+        "{:.1} % of its 989 TFLOP/s (bf16, published)",
+        100.0 * plan["estimate"]["mfu"].as_f64().unwrap()
+    );
+    assert!(page.contains(&mfu), "{mfu} is not in the page");
+    // And no value of a toy job in the script of a large one.
+    for built_in in ["0.003", "3e-3", "--train-iters 200", "warmup", "--seed"] {
+        assert!(!script.contains(built_in), "{built_in} in {script}");
+    }
 
     // The fastest listed one that has a plan is written, and why those before it have none is said.
     let run = line(folder.path(), &format!("{job} --tp 8 --pp 1 --best 40 -o best.json"));
@@ -102,17 +181,37 @@ fn a_layout_that_nobody_measured_goes_to_trainers_and_reports() {
         serde_json::from_str(&std::fs::read_to_string(folder.path().join("best.json")).unwrap()).unwrap();
     assert_eq!((&plan["strategy"]["tensor"], &plan["strategy"]["context"]), (&8.into(), &1.into()));
 
-    for (flags, expected) in [
-        ("--tp 8 --cp 2", "context parallelism"),
-        ("--tp 8 --fp8", "--fp8"),
-        ("--tp 8 --pp 3 --dp 10", ""),
-        ("--pp 4 --tp 2 --recompute none", "needs"),
-    ] {
+    for (flags, expected) in
+        [("--tp 8 --cp 2", "context parallelism"), ("--tp 8 --fp8", "--fp8"), ("--tp 8 --pp 3 --dp 10", "")]
+    {
         let run = line(folder.path(), &format!("{job} {flags} -o none.json"));
         assert_eq!(run.code, Some(2), "{flags}: {}", run.out);
         assert!(run.err.contains(expected) && run.err.contains("hint: "), "{flags}: {}", run.err);
         assert!(!folder.path().join("none.json").exists(), "{flags}");
     }
+
+    // What does not fit is said with all that is known of it.
+    let large = format!("{job} --pp 4 --tp 2 --recompute none");
+    let run = line(folder.path(), &format!("{large} -o none.json"));
+    assert_eq!(run.code, Some(3), "{}", run.out);
+    assert!(
+        run.out.contains("does NOT fit into") && run.err.contains("does not fit: it needs"),
+        "{}",
+        run.err
+    );
+    assert!(
+        run.err.contains("no plan was written to none.json") && run.err.contains("hint: "),
+        "{}",
+        run.err
+    );
+    assert!(!folder.path().join("none.json").exists());
+    let run = line(folder.path(), &format!("{large} --json"));
+    assert_eq!(
+        (run.code, serde_json::from_str::<Value>(&run.out).unwrap()["fits"].as_bool()),
+        (Some(3), Some(false))
+    );
+    let run = line(folder.path(), &format!("{job} --pp 4 --tp 8 --sp --json")).json();
+    assert_eq!(run["fits"], true);
 }
 
 #[test]

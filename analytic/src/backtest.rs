@@ -97,7 +97,8 @@ pub struct Choices {
     pub sets: Vec<Choice>,
     pub mean_regret: f64,
     pub max_regret: f64,
-    pub mean_kendall_tau: f64,
+    /// Absent where no set has an order.
+    pub mean_kendall_tau: Option<f64>,
     /// Median over the sets of how far errors scatter inside one.
     pub median_scatter: f64,
 }
@@ -139,13 +140,18 @@ fn memory_gib(run: &Run, reserve: &Reserve) -> f64 {
     Memory::with(run, reserve).as_reported(run.trainer) / f64::from(1 << 30)
 }
 
+/// Whether time and memory are numbers, and of this world.
+fn sound(run: &Run, predicted_s: f64) -> bool {
+    (1e-9..=1e15).contains(&predicted_s) && (0.0..=1e12).contains(&memory_gib(run, &Reserve::SHIPPED))
+}
+
 fn memory_error(row: &Row, reserve: &Reserve) -> Option<f64> {
     Some(memory_gib(row.run.as_ref().ok()?, reserve) / row.measured_memory_gb? - 1.0)
 }
 
 fn outcome(row: &Row, predicted: Option<f64>, constant_mfu_s: Option<f64>, error_bar: f64) -> Outcome {
     let answer = match (&row.run, predicted) {
-        (Ok(run), Some(predicted_s)) => {
+        (Ok(run), Some(predicted_s)) if sound(run, predicted_s) => {
             let predicted_memory_gib = memory_gib(run, &Reserve::SHIPPED);
             Answer::Predicted {
                 predicted_s,
@@ -159,6 +165,9 @@ fn outcome(row: &Row, predicted: Option<f64>, constant_mfu_s: Option<f64>, error
             }
         }
         (Err(reason), _) => Answer::Refused { reason: reason.clone() },
+        (Ok(_), Some(_)) => Answer::Refused {
+            reason: "the prediction is out of all proportion: so is one of its sizes".to_owned(),
+        },
         (Ok(_), None) => Answer::Refused { reason: "no prediction was made".to_owned() },
     };
     let text = |text: &str| text.to_owned();
@@ -299,7 +308,7 @@ fn choices(rows: &[Row], outcomes: &[Outcome], sets: &[ChoiceSet]) -> Option<Cho
     Some(Choices {
         mean_regret: mean(&regrets),
         max_regret: regrets.iter().copied().fold(0.0, f64::max),
-        mean_kendall_tau: mean(&taus),
+        mean_kendall_tau: (!taus.is_empty()).then(|| mean(&taus)),
         median_scatter: quantile(&mut judged.iter().map(|choice| choice.scatter).collect::<Vec<_>>(), 0.5),
         sets: judged,
     })

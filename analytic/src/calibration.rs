@@ -3,7 +3,6 @@
 use crate::fit::{self, Fold};
 use crate::parameters::Parameters;
 use crate::table::Row;
-use autodist_spec::error::positive;
 use autodist_spec::{Check, InputError, SCHEMA_VERSION, parse};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +12,9 @@ use std::sync::LazyLock;
 const FEW: usize = 10;
 /// Part of the left-out runs that the error bar covers.
 pub const COVERAGE: f64 = 0.9;
+
+/// Predictions that are further off say nothing of those runs.
+const LARGEST_ERROR: f64 = 1e6;
 
 /// A calibration as it is kept in a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -45,8 +47,17 @@ impl Check for Calibration {
     const WHAT: &'static str = "calibration";
 
     fn check(&self) -> Result<(), InputError> {
-        positive("error_bar", self.error_bar)?;
-        positive("error_bar_experts", self.error_bar_experts.unwrap_or(1.0))?;
+        for (field, error) in [
+            ("error_bar", self.error_bar),
+            ("error_bar_experts", self.error_bar_experts.unwrap_or_default()),
+            ("median_error", self.median_error),
+        ] {
+            if !(0.0..=LARGEST_ERROR).contains(&error) {
+                let problem = format!("must be a relative error from 0 to {LARGEST_ERROR}");
+                return Err(InputError::new(field, error, problem)
+                    .hint("make the file again with `autodist calibrate`"));
+            }
+        }
         Parameters::from_table(&self.parameters).map(drop)
     }
 }

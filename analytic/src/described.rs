@@ -2,15 +2,20 @@
 
 use crate::fields::Fields;
 use crate::machine::{Generation, Machine, Uplink};
+use crate::parameters::Parameters;
 use crate::run::{Experts, Layout, Recompute, Run, Shape};
 use crate::trainer::{AttentionKind, Trainer};
 use crate::words;
 use autodist_hardware::{Catalogue, Dtype};
+use autodist_spec::InputError;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Elements of an activation from which on products are as fast as they get.
 const LARGE_ACTIVATION: u64 = 1 << 24;
+
+/// As in a cluster's file.
+const MOST_DEVICES: u32 = 1 << 20;
 
 /// Machines that rows share, made once each.
 pub(crate) struct Machines<'a> {
@@ -48,6 +53,9 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
     }
     let trainer = trainer(fields, &prose, &device, &mut assumptions)?;
     let devices = fields.needed("gpus_total")?;
+    if devices > MOST_DEVICES {
+        return Err(format!("`gpus_total` is `{devices}`: no count from 1 to {MOST_DEVICES}"));
+    }
     let layout = layout(fields, &prose, trainer, devices, &mut assumptions)?;
     let link = fields.text("inter_link").unwrap_or_default();
     let rack = words::rack(catalogue, link, &device);
@@ -89,7 +97,10 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
     run.broadcasts = trainer == Trainer::Internevo;
     run.recompute = recompute(fields, &run, &prose, &mut assumptions)?;
     run.assumptions = assumptions;
-    run.check().map_err(|error| format!("`{}` is `{}`: {}", error.field, error.value, error.problem))?;
+    let said = |error: InputError| format!("`{}` is `{}`: {}", error.field, error.value, error.problem);
+    run.check().map_err(said)?;
+    // Sizes that are right each may make a step that no number says, and one such row would spoil every sum over all.
+    run.estimate(Parameters::shipped(), 0.0).check().map_err(said)?;
     Ok(run)
 }
 
@@ -236,11 +247,12 @@ fn layout(
     };
     let (tensor, pipeline) = (degree("tp")?, degree("pp")?);
     let context = fields.count("cp")?.unwrap_or(1);
-    let model = tensor * pipeline * context;
-    if devices % model != 0 {
+    let model = [pipeline, context].iter().fold(u64::from(tensor), |n, d| n.saturating_mul(u64::from(*d)));
+    let ranks = u32::try_from(model).ok().filter(|ranks| devices.is_multiple_of(*ranks));
+    let Some(ranks) = ranks else {
         return Err(format!("tp x pp x cp = {model} does not divide `gpus_total` = {devices}"));
-    }
-    let data = devices / model;
+    };
+    let data = devices / ranks;
     if let Some(given) = fields.count("dp")?
         && given != data
     {

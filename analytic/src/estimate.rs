@@ -7,7 +7,8 @@ use crate::run::Run;
 use crate::trainer::{AttentionKind, Trainer};
 use crate::work::{Products, Sums, Transfer, Work};
 use autodist_hardware::Dtype;
-use autodist_spec::{Provenance, Seconds};
+use autodist_spec::error::{finite, not_negative, positive};
+use autodist_spec::{InputError, Provenance, Seconds};
 use serde::Serialize;
 
 /// Where a step's time goes, on the critical path: the parts add up to the step.
@@ -88,6 +89,26 @@ pub struct Estimate {
     /// Relative: nine of ten runs that were left out of the fit lay within `step * (1 ± error_bar)`.
     pub error_bar: f64,
     pub provenance: Provenance,
+}
+
+/// An exbibyte.
+const MOST_BYTES: f64 = (1_u64 << 60) as f64;
+
+impl Estimate {
+    /// # Errors
+    /// A number that is none, or is out of all proportion; names its field.
+    pub fn check(&self) -> Result<(), InputError> {
+        positive("step", self.step.0)?;
+        not_negative("error_bar", self.error_bar)?;
+        for (part, seconds) in self.breakdown.parts() {
+            finite(&format!("breakdown: {part}"), seconds)?;
+        }
+        let memory = self.memory.total();
+        if memory <= MOST_BYTES {
+            return positive("memory", memory);
+        }
+        Err(InputError::new("memory", format!("{memory:.1e}"), "is more bytes than any device could hold"))
+    }
 }
 
 /// Embedding, head and loss are about as many kernels as a block, and the host queues them too.

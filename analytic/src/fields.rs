@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+/// No size or count of a run is larger: products of two of them are far from the end of 64 bits.
+const MOST: u32 = 1 << 26;
+
 /// The fields of one line by column; an empty field is missing.
 pub(crate) struct Fields<'a>(BTreeMap<&'a str, &'a str>);
 
@@ -22,11 +25,26 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A number in that range, `unit` for its message; zero stands for what was not measured.
+    pub fn within(
+        &self,
+        name: &str,
+        range: std::ops::RangeInclusive<f64>,
+        unit: &str,
+    ) -> Result<Option<f64>, String> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        match text.parse::<f64>() {
+            Ok(0.0) => Ok(None),
+            Ok(number) if range.contains(&number) => Ok(Some(number)),
+            _ => Err(format!("`{name}` is `{text}`: not from {} to {} {unit}", range.start(), range.end())),
+        }
+    }
+
     pub fn count(&self, name: &str) -> Result<Option<u32>, String> {
         match self.number(name)? {
             None => Ok(None),
-            Some(n) if n >= 1.0 && n.fract() == 0.0 && n <= f64::from(u32::MAX) => Ok(Some(n as u32)),
-            Some(n) => Err(format!("`{name}` is `{n}`: no count")),
+            Some(n) if n >= 1.0 && n.fract() == 0.0 && n <= f64::from(MOST) => Ok(Some(n as u32)),
+            Some(n) => Err(format!("`{name}` is `{n}`: no count from 1 to {MOST}")),
         }
     }
 

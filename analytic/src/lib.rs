@@ -18,9 +18,12 @@
 //! timed alone, by the few numbers of `parameters`, which `fit` learns from `table`s of runs and judges by runs it has
 //! not seen.
 
+#![forbid(unsafe_code)]
+
 pub mod backtest;
 mod calibration;
 pub mod catalog;
+mod cells;
 mod described;
 mod estimate;
 mod fields;

@@ -4,7 +4,8 @@
 use crate::memory::{BUCKET, Reserve, kept};
 use crate::run::Shape;
 use crate::trainer::AttentionKind;
-use autodist_spec::InputError;
+use autodist_spec::error::{in_range, not_negative, positive, rate};
+use autodist_spec::{Check, InputError, parse};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -107,6 +108,86 @@ pub struct PlanEstimate {
     pub memory_error: Option<f64>,
 }
 
+/// Layers of all profiles together, those that follow one another counted.
+const MOST_LAYERS: u64 = 1_000_000;
+
+impl Check for MeasuredPlans {
+    const WHAT: &'static str = "measured plans";
+
+    fn versioned() -> bool {
+        false
+    }
+
+    fn check(&self) -> Result<(), InputError> {
+        let count = |field: String, value: u32| in_range(&field, u64::from(value), 1, 1 << 20);
+        for (name, model) in &self.models {
+            let at = |field: &str| format!("models.{name}.{field}");
+            count(at("hidden"), model.hidden)?;
+            count(at("heads"), model.heads)?;
+            in_range(&at("seq_len"), u64::from(model.seq_len), 1, 1 << 24)?;
+            in_range(&at("vocab"), u64::from(model.vocab), 1, 1 << 26)?;
+        }
+        let mut all = 0;
+        for (index, profile) in self.profiles.iter().enumerate() {
+            let at = |field: &str| format!("profiles[{index}].{field}");
+            count(at("micro_batch"), profile.micro_batch)?;
+            count(at("tensor"), profile.tensor)?;
+            in_range(&at("layers"), profile.layers.len() as u64, 1, MOST_LAYERS)?;
+            for (number, layer) in profile.layers.iter().enumerate() {
+                let at = |field: &str| at(&format!("layers[{number}].{field}"));
+                in_range(&at("times"), layer.times as u64, 1, MOST_LAYERS)?;
+                all += layer.times as u64;
+                in_range("layers of all profiles", all, 1, MOST_LAYERS)?;
+                for (field, value) in [
+                    ("forward_s", layer.forward_s),
+                    ("backward_s", layer.backward_s),
+                    ("update_s", layer.update_s),
+                    ("parameters", layer.parameters),
+                    ("result", layer.result),
+                ] {
+                    not_negative(&at(field), value)?;
+                }
+            }
+        }
+        for (index, link) in self.links.iter().enumerate() {
+            let at = |field: &str| format!("links[{index}].{field}");
+            in_range(&at("rates"), link.rates.len() as u64, 1, 1 << 20)?;
+            for (point, (bytes, of)) in link.rates.iter().enumerate() {
+                positive(&at(&format!("rates[{point}][0]")), *bytes)?;
+                rate(&at(&format!("rates[{point}][1]")), *of)?;
+            }
+            if let Some(at_point) = link.rates.windows(2).position(|pair| pair[0].0 >= pair[1].0) {
+                let field = at(&format!("rates[{}][0]", at_point + 1));
+                let error =
+                    InputError::new(field, link.rates[at_point + 1].0, "sizes of messages must ascend");
+                return Err(error.hint("list each size once, the smallest first"));
+            }
+        }
+        for (index, plan) in self.plans.iter().enumerate() {
+            let at = |field: &str| format!("plans[{index}].{field}");
+            count(at("micro_batch"), plan.micro_batch)?;
+            count(at("global_batch"), plan.global_batch)?;
+            for (field, measured) in
+                [("measured_s", plan.measured_s), ("measured_memory_bytes", plan.measured_memory_bytes)]
+            {
+                positive(&at(field), measured.unwrap_or(1.0))?;
+            }
+            for (number, stage) in plan.stages.iter().enumerate() {
+                in_range(
+                    &at(&format!("stages[{number}].layers")),
+                    stage.layers.len() as u64,
+                    1,
+                    MOST_LAYERS,
+                )?;
+                for place in &stage.replicas {
+                    count(at(&format!("stages[{number}].replicas[].tensor")), place.tensor)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Bytes of a number on the way: 16 bits.
 const SENT: f64 = 2.0;
 
@@ -114,10 +195,9 @@ impl MeasuredPlans {
     /// Reads the JSON form of docs/files.md.
     ///
     /// # Errors
-    /// Text that is not of that form.
+    /// Text that is not of that form, or a number out of its range; names the field.
     pub fn read(file: &str, text: &[u8]) -> Result<Self, InputError> {
-        let mut plans: Self = serde_json::from_slice(text)
-            .map_err(|error| InputError::new("", "", error.to_string()).in_file(file))?;
+        let mut plans: Self = parse::json(file, text)?;
         for profile in &mut plans.profiles {
             let repeated = profile.layers.iter().flat_map(|layer| std::iter::repeat_n(*layer, layer.times));
             profile.layers = repeated.collect();
@@ -180,6 +260,12 @@ impl MeasuredPlans {
             return Err("stages must have equally many replicas, one at least".to_owned());
         }
         let micro_batches = f64::from(plan.global_batch) / (replicas as f64 * f64::from(plan.micro_batch));
+        if micro_batches < 1.0 {
+            return Err(format!(
+                "{replicas} replicas with micro-batches of {} are more than the batch of {}",
+                plan.micro_batch, plan.global_batch
+            ));
+        }
         let mut work = Vec::new();
         for stage in &plan.stages {
             work.push(self.worst(plan, stage, |layer| layer.forward_s + layer.backward_s)? / ALONE);
@@ -211,6 +297,11 @@ impl MeasuredPlans {
         }
         let predicted_s = (micro_batches - 1.0) * pace + fill + reduce + update;
         let predicted_memory_bytes = self.memory(plan, micro_batches)?;
+        if !(1e-9..=1e15).contains(&predicted_s) || predicted_memory_bytes > 1e18 {
+            return Err(format!(
+                "{predicted_s:.1e} s and {predicted_memory_bytes:.1e} bytes are out of all proportion: so is one of its timings or sizes"
+            ));
+        }
         Ok(PlanEstimate {
             id: plan.id.clone(),
             predicted_s,

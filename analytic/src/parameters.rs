@@ -148,6 +148,9 @@ parameters! {
     step_s: 8e-3, 0.5;
 }
 
+/// No run moves a number further from its prior, in either direction, than by this factor: it would be no such number.
+const FURTHEST: f64 = 1e3;
+
 impl Parameters {
     pub fn to_table(&self) -> BTreeMap<String, f64> {
         PRIORS.iter().zip(self.to_array()).map(|(prior, value)| (prior.name.to_owned(), value)).collect()
@@ -156,7 +159,7 @@ impl Parameters {
     /// Numbers by name; what is missing stays at its prior.
     ///
     /// # Errors
-    /// A name that is none of these, or a value that is not positive.
+    /// A name that is none of these, or a value out of all proportion to its prior.
     pub fn from_table(table: &BTreeMap<String, f64>) -> Result<Self, InputError> {
         let mut values = Self::prior().to_array();
         for (name, &value) in table {
@@ -165,8 +168,12 @@ impl Parameters {
                 return Err(InputError::new(field, value, "is no parameter of this release")
                     .hint("make the file again with `autodist calibrate`"));
             };
-            if !(value.is_finite() && value > 0.0) {
-                return Err(InputError::new(field, value, "must be a positive number"));
+            let middle = PRIORS[index].middle;
+            let (low, high) = (middle / FURTHEST, middle * FURTHEST);
+            if !(low..=high).contains(&value) {
+                let problem = format!("must be from {low:.3e} to {high:.3e}: without any run it is {middle}");
+                let hint = "make the file again with `autodist calibrate`, or leave the line out";
+                return Err(InputError::new(field, value, problem).hint(hint));
             }
             values[index] = value;
         }

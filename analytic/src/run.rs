@@ -1,5 +1,6 @@
 //! What is trained, on what, and how it is split.
 
+use crate::estimate::Estimate;
 use crate::machine::Machine;
 use crate::memory::Memory;
 use crate::trainer::{AttentionKind, Trainer};
@@ -137,11 +138,12 @@ impl Default for Layout {
 impl Layout {
     /// Ranks that a shard is one of: context-parallel ranks hold the same parameters, and share them out too.
     pub fn shards(&self) -> u32 {
-        self.shard.max(1) * self.context
+        self.shard.max(1).saturating_mul(self.context)
     }
 
+    /// Product of the degrees; of degrees whose product is none of a cluster, `u32::MAX`.
     pub fn devices(&self) -> u32 {
-        self.tensor * self.context * self.data * self.pipeline
+        [self.context, self.data, self.pipeline].into_iter().fold(self.tensor, u32::saturating_mul)
     }
 }
 
@@ -240,6 +242,11 @@ impl Run {
         )
     }
 
+    /// Whether the fullest device holds it.
+    pub fn fits(&self, estimate: &Estimate) -> bool {
+        estimate.memory.total() <= self.machine.memory.as_f64()
+    }
+
     /// The least recomputation with which the run fits into its devices; full where nothing does.
     pub fn least_recompute(&self) -> Recompute {
         self.least_recompute_where(|memory| memory.total() <= self.machine.memory.as_f64())
@@ -277,6 +284,14 @@ impl Run {
         if layout.tensor > self.shape.heads {
             let problem = format!("is more than the {} heads", self.shape.heads);
             return wrong("tp", layout.tensor, problem, "choose a divisor of the heads");
+        }
+        if layout.shard > layout.data {
+            let problem = format!("is more than the {} data-parallel ranks", layout.data);
+            return wrong("shard", layout.shard, problem, "choose a divisor of them, or leave it out");
+        }
+        if layout.context > self.seq_len {
+            let problem = format!("is more than the {} tokens of a sequence", self.seq_len);
+            return wrong("cp", layout.context, problem, "give every rank a token at least");
         }
         if self.shape.experts.is_none() && layout.expert > 1 {
             let problem = "the model has no experts".to_owned();

@@ -115,10 +115,11 @@ fn layouts(base: &Run, devices: u32, fixed: &Fixed) -> Vec<Layout> {
         {
             let rest = rest / context.max(1);
             for pipeline in degrees(fixed.pipeline, trainer.has_pipelines(), divisors(rest).filter(even)) {
-                let model = tensor * context * pipeline;
-                if model == 0 || !devices.is_multiple_of(model) {
+                // Degrees that are given may multiply to more than a number of devices can be.
+                let model = [context, pipeline].into_iter().try_fold(tensor, u32::checked_mul);
+                let Some(model) = model.filter(|model| *model > 0 && devices.is_multiple_of(*model)) else {
                     continue;
-                }
+                };
                 let data = devices / model;
                 if fixed.data.is_some_and(|wanted| wanted != data) || !base.global_batch.is_multiple_of(data)
                 {
@@ -127,7 +128,7 @@ fn layouts(base: &Run, devices: u32, fixed: &Fixed) -> Vec<Layout> {
                 let experts = shape.experts.map_or(1, |experts| experts.count);
                 let shared = |expert: &u32| data.is_multiple_of(*expert);
                 for expert in degrees(fixed.expert, experts > 1, divisors(experts).filter(shared)) {
-                    for zero_stage in zero_stages(trainer, data * context, fixed) {
+                    for zero_stage in zero_stages(trainer, data.saturating_mul(context), fixed) {
                         found.push(Layout {
                             tensor,
                             context,

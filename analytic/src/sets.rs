@@ -1,5 +1,6 @@
 //! Layouts of one job, measured: how much slower is the predicted best, and how alike are the two orders.
 
+use crate::cells;
 use crate::statistics::quantile;
 use crate::table::Row;
 use autodist_spec::InputError;
@@ -38,9 +39,7 @@ pub struct Choice {
 /// # Errors
 /// Text that is no CSV, or without these columns.
 pub fn read(text: &[u8], file: &str) -> Result<Vec<ChoiceSet>, InputError> {
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text);
-    let broken = |error: csv::Error| InputError::new("", "", error.to_string()).in_file(file);
-    let header = reader.headers().map_err(broken)?.clone();
+    let (header, lines) = cells::read(text, file)?;
     let column = |name: &str| {
         header.iter().position(|column| column == name).ok_or_else(|| {
             let error = InputError::new(name, "", "there is no such column").in_file(file);
@@ -48,14 +47,11 @@ pub fn read(text: &[u8], file: &str) -> Result<Vec<ChoiceSet>, InputError> {
         })
     };
     let (id, members) = (column("set_id")?, column("ids_best_first")?);
-    reader
-        .records()
-        .map(|record| {
-            let record = record.map_err(broken)?;
-            let members = record[members].split_whitespace().map(str::to_owned).collect();
-            Ok(ChoiceSet { id: record[id].to_owned(), members })
-        })
-        .collect()
+    let set = |record: &csv::StringRecord| ChoiceSet {
+        id: record[id].to_owned(),
+        members: record[members].split_whitespace().map(str::to_owned).collect(),
+    };
+    Ok(lines.iter().map(set).collect())
 }
 
 /// What is known of one row: its group, the job that it does, measured and predicted seconds.

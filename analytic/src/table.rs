@@ -1,5 +1,6 @@
 //! Tables of published or logged runs: a line each, columns by name, what is missing unknown.
 
+use crate::cells;
 use crate::described::{Machines, run};
 use crate::fields::Fields;
 use crate::run::Run;
@@ -38,21 +39,14 @@ impl Row {
 /// # Errors
 /// Text that is no CSV, or a table without `id`.
 pub fn read(text: &[u8], file: &str, catalogue: &Catalogue) -> Result<Vec<Row>, InputError> {
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text);
-    let broken = |error: csv::Error| InputError::new("", "", error.to_string()).in_file(file);
-    let header = reader.headers().map_err(broken)?.clone();
+    let (header, lines) = cells::read(text, file)?;
     if !header.iter().any(|name| name == "id") {
         let error = InputError::new("id", "", "there is no such column").in_file(file);
         return Err(error.hint("the first line names the columns; docs/files.md lists them"));
     }
     let mut machines = Machines::of(catalogue);
-    let mut rows = Vec::new();
-    for record in reader.records() {
-        let record = record.map_err(broken)?;
-        let fields = Fields::new(header.iter().zip(record.iter()));
-        rows.push(row(&fields, &mut machines));
-    }
-    Ok(rows)
+    let row = |record: &csv::StringRecord| row(&Fields::new(header.iter().zip(record)), &mut machines);
+    Ok(lines.iter().map(row).collect())
 }
 
 fn row(fields: &Fields, machines: &mut Machines) -> Row {
@@ -61,6 +55,13 @@ fn row(fields: &Fields, machines: &mut Machines) -> Row {
     let sparse = known.is_some()
         || fields.text("ep").is_some_and(|ep| ep != "1")
         || fields.text("active_params_B").is_some();
+    // A measurement that is none would be taken for a run that nobody measured.
+    let (seconds, memory) = (measured(fields), memory(fields));
+    let run = run(fields, machines, sparse);
+    let (run, measured_s, measured_memory_gb) = match (run, seconds, memory) {
+        (run, Ok(seconds), Ok(memory)) => (run, seconds, memory),
+        (Err(reason), ..) | (_, Err(reason), _) | (.., Err(reason)) => (Err(reason), None, None),
+    };
     Row {
         id: text("id"),
         group: text("group"),
@@ -69,19 +70,29 @@ fn row(fields: &Fields, machines: &mut Machines) -> Row {
         precision: text("precision"),
         dense: !sparse,
         quality: text("quality"),
-        run: run(fields, machines, sparse),
-        measured_s: measured(fields),
-        measured_memory_gb: fields.number("peak_mem_gb").ok().flatten(),
+        run,
+        measured_s,
+        measured_memory_gb,
     }
 }
 
-/// Seconds per step, from whatever the source prints.
-fn measured(fields: &Fields) -> Option<f64> {
-    let number = |name| fields.number(name).ok().flatten().filter(|&n| n > 0.0);
-    number("iteration_s").or_else(|| number("d_iteration_s")).or_else(|| {
-        let tokens = number("global_batch")? * number("seq_len")?;
-        Some(tokens / (number("tokens_per_s_per_gpu")? * number("gpus_total")?))
-    })
+/// Seconds per step, from whatever the source prints; or the number that is none.
+fn measured(fields: &Fields) -> Result<Option<f64>, String> {
+    let seconds = |name| fields.within(name, 1e-6..=1e9, "seconds");
+    let said = seconds("iteration_s")?.or(seconds("d_iteration_s")?);
+    let rate = fields.within("tokens_per_s_per_gpu", 1e-6..=1e12, "tokens per second")?;
+    let (None, Some(rate)) = (said, rate) else { return Ok(said) };
+    // Without a batch or devices there is no run either, whose message says so.
+    let [Ok(Some(batch)), Ok(Some(seq_len)), Ok(Some(devices))] =
+        ["global_batch", "seq_len", "gpus_total"].map(|name| fields.count(name))
+    else {
+        return Ok(None);
+    };
+    Ok(Some(f64::from(batch) * f64::from(seq_len) / (rate * f64::from(devices))))
+}
+
+fn memory(fields: &Fields) -> Result<Option<f64>, String> {
+    fields.within("peak_mem_gb", 1e-6..=1e6, "GiB")
 }
 
 #[cfg(test)]

@@ -83,6 +83,10 @@ pub fn uplink(
     }
     .to_owned();
     if let Some((nics, gigabits)) = cards(&words) {
+        // Cards of a node, and what one of them carries: a thousand times what is sold.
+        if nics > 1 << 12 || !(1e-3..=1e6).contains(&gigabits) {
+            return Err(format!("`inter_link` is `{words}`: no rate of a node's network"));
+        }
         return Ok(Uplink { fabric, bytes_per_s: f64::from(nics) * gigabits * 1e9 / 8.0, nics });
     }
     let like = |name: &str| name.split('-').next() == device.split('-').next();

@@ -155,7 +155,7 @@ impl Work {
                 let product = |m, n, k| machine.products(sixteen_bits(run), batch * heads, m, n, k);
                 self.attention_forward = product(queries, keys, head) + product(queries, head, keys);
                 self.attention_backward = 2.0 * self.attention_forward;
-                self.scores = (batch * heads * queries * keys) as f64;
+                self.scores = [batch, heads, queries, keys].map(|size| size as f64).iter().product();
                 self.softmax_apart = run.trainer.softmax_is_apart(batch * heads, keys);
             }
             AttentionKind::FirstFlash | AttentionKind::Flash => {

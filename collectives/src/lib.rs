@@ -7,6 +7,8 @@
 //! time; what each member must really wait for follows from which elements they touch. So no schedule can deadlock or
 //! depend on who is faster, whatever the algorithm.
 
+#![forbid(unsafe_code)]
+
 mod algorithms;
 mod builder;
 mod choice;

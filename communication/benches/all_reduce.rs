@@ -26,7 +26,7 @@ fn algorithms(size: usize) -> Vec<Algorithm> {
 
 /// Opens one group at all ranks, through a switch if there is one, which carries their bytes as long as it lives.
 fn open(world: usize, switch: Option<Arc<Switch>>) -> Result<Vec<Box<dyn Communicator>>> {
-    let rendezvous = Rendezvous::bind_with(([127, 0, 0, 1], 0).into(), world, "bench", switch)?;
+    let rendezvous = Rendezvous::bind_with(([127, 0, 0, 1], 0).into(), world, "bench", switch, |_| {})?;
     let address = rendezvous.address();
     std::thread::scope(|scope| {
         let rank = |rank| {

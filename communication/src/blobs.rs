@@ -1,7 +1,7 @@
 //! Collectives of bytes whose number the others do not know: what compressed gradients are.
 
 use crate::communicator::{Counters, Links};
-use crate::connection::{Connection, Idle};
+use crate::connection::{Connection, Idle, next_room};
 use crate::error::{CommunicationError, Result};
 use crate::ring::PORTION;
 
@@ -147,23 +147,25 @@ impl<'a> Outgoing<'a> {
 
 /// A header and a part, as far as they are known here.
 struct Block {
-    /// As long as announced, once it is.
+    /// What is known, and room for more.
     bytes: Vec<u8>,
     known: usize,
+    /// Of header and part, as far as it is announced.
+    length: usize,
 }
 
 impl Block {
     fn own(part: &[u8]) -> Self {
         let bytes = [&(part.len() as u64).to_le_bytes(), part].concat();
-        Self { known: bytes.len(), bytes }
+        Self { known: bytes.len(), length: bytes.len(), bytes }
     }
 
     fn awaited() -> Self {
-        Self { bytes: vec![0; HEADER], known: 0 }
+        Self { bytes: vec![0; HEADER], known: 0, length: HEADER }
     }
 
     fn is_whole(&self) -> bool {
-        self.known >= HEADER && self.known == self.bytes.len()
+        self.known >= HEADER && self.known == self.length
     }
 
     /// Takes what has arrived; says how much.
@@ -178,9 +180,13 @@ impl Block {
         counters.received += (payload(self.known + received) - payload(self.known)) as u64;
         self.known += received;
         if received > 0 && self.known == HEADER {
-            let length = announced(&self.bytes, link)?;
-            self.bytes.try_reserve_exact(length).map_err(|_| too_long(length as u64, link))?;
-            self.bytes.resize(HEADER + length, 0);
+            self.length += announced(&self.bytes, link)?;
+        }
+        if self.known == self.bytes.len() && self.known < self.length {
+            let room = next_room(self.known, self.length, 1);
+            let too_long = |_| too_long((self.length - HEADER) as u64, link);
+            self.bytes.try_reserve_exact(room - self.known).map_err(too_long)?;
+            self.bytes.resize(room, 0);
         }
         Ok(received)
     }

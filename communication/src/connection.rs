@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{CommunicationError, Peer, Result};
+use crate::patience::Patience;
 use crate::poll;
 
 /// A duplex, ordered, reliable stream of bytes to one peer.
@@ -78,6 +79,50 @@ pub fn receive_exact(connection: &dyn Connection, buffer: &mut [u8], operation: 
     Ok(())
 }
 
+/// As [`receive_exact`], but all of it must come before `deadline`: who sends a byte now and then gains nothing by it.
+pub(crate) fn receive_by(
+    connection: &dyn Connection,
+    buffer: &mut [u8],
+    deadline: Instant,
+    operation: &'static str,
+) -> Result<()> {
+    let began = Instant::now();
+    let mut received = 0;
+    while received < buffer.len() {
+        match connection.try_receive(&mut buffer[received..], operation)? {
+            0 => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let ready = !left.is_zero()
+                    && poll::ready(&[], &[connection], began.elapsed(), left).map_err(|source| {
+                        CommunicationError::Io {
+                            peer: connection.peer(),
+                            lane: connection.lane().to_owned(),
+                            operation,
+                            source: Arc::new(source),
+                        }
+                    })?;
+                if !ready {
+                    return Err(CommunicationError::TimedOut {
+                        peer: connection.peer(),
+                        lane: connection.lane().to_owned(),
+                        operation,
+                        waited: began.elapsed(),
+                    });
+                }
+            }
+            more => received += more,
+        }
+    }
+    Ok(())
+}
+
+/// How many of the elements that a peer has announced to make room for next, when so many of them have come: as many as
+/// most messages have, and then never more than are there. A length that is said costs nothing until it is sent.
+pub(crate) fn next_room(come: usize, announced: usize, element: usize) -> usize {
+    const AT_ONCE: usize = 16 << 20;
+    announced.min(come + come.max(AT_ONCE / element))
+}
+
 /// Sends `outgoing` to `next` while it receives `incoming` from `previous`, so that a ring in which all ranks
 /// do so moves on whatever the sizes. Both may be the same connection: a ring of two.
 ///
@@ -119,7 +164,7 @@ pub fn exchange(
 /// How long nothing has moved. A fresh one is made whenever a byte moves.
 #[derive(Default)]
 pub(crate) struct Idle {
-    since: Option<Instant>,
+    patience: Option<Patience>,
 }
 
 impl Idle {
@@ -143,26 +188,29 @@ impl Idle {
     ) -> Result<()> {
         // A peer we wait to hear from is the likelier culprit: what we send is stuck only behind it.
         let Some(suspect) = receiving.first().or(sending.first()) else { return Ok(()) };
-        let waited = self.since.get_or_insert_with(Instant::now).elapsed();
-        let left = suspect.timeout().saturating_sub(waited);
-        let timed_out = || CommunicationError::TimedOut {
-            peer: suspect.peer(),
-            lane: suspect.lane().to_owned(),
-            operation,
-            waited: self.since.map_or(waited, |since| since.elapsed()),
-        };
-        if left.is_zero() {
-            return Err(timed_out());
-        }
-        match poll::ready(sending, receiving, waited, left) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(timed_out()),
-            Err(source) => Err(CommunicationError::Io {
-                peer: suspect.peer(),
-                lane: suspect.lane().to_owned(),
-                operation,
-                source: Arc::new(source),
-            }),
+        let patience = self.patience.get_or_insert_with(|| Patience::new(suspect.timeout()));
+        loop {
+            let nap = patience.nap();
+            if nap.is_zero() {
+                return Err(CommunicationError::TimedOut {
+                    peer: suspect.peer(),
+                    lane: suspect.lane().to_owned(),
+                    operation,
+                    waited: patience.waited(),
+                });
+            }
+            let ready = poll::ready(sending, receiving, patience.waited(), nap).map_err(|source| {
+                CommunicationError::Io {
+                    peer: suspect.peer(),
+                    lane: suspect.lane().to_owned(),
+                    operation,
+                    source: Arc::new(source),
+                }
+            })?;
+            patience.count(nap);
+            if ready {
+                return Ok(());
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::connection::Connection;
 use crate::error::{CommunicationError, Peer, Result};
 use crate::poll;
-use crate::wire::{Decoder, Kind, LONGEST_FRAME, frame, send_frame};
+use crate::wire::{Decoder, Kind, LONGEST_FRAME, empty_frame, frame, send_frame};
 
 const OPERATION: &str = "control";
 
@@ -48,6 +48,8 @@ pub enum ControlEvent {
     Joined(usize),
     /// The rank said this.
     Message(usize, Vec<u8>),
+    /// The rank gave a sign of life ([`Control::alive`]), or a part of a longer message has come from it.
+    Alive(usize),
     /// The rank ended as it should.
     Left(usize),
     /// The rank's connection broke: its process ended without [`crate::Endpoint::close`].
@@ -79,6 +81,15 @@ impl Control {
         let connection = &self.channel.connection;
         check_length(message, connection.peer(), connection.lane())?;
         self.write(Kind::Message, message)
+    }
+
+    /// Gives the launcher a sign of life. Takes no memory, so that it does not show where memory is measured.
+    ///
+    /// # Errors
+    /// As [`Control::send`].
+    pub fn alive(&self) -> Result<()> {
+        let _writing = lock(&self.channel.writing);
+        send_frame(&*self.channel.connection, &empty_frame(Kind::Alive), OPERATION)
     }
 
     /// Waits for the launcher's next word, at most for `limit`; `None` if it said nothing.
@@ -154,9 +165,21 @@ impl Control {
         Ok(())
     }
 
-    /// Says goodbye.
-    pub(crate) fn leave(&self) -> Result<()> {
-        self.write(Kind::Leave, &[])
+    /// Says goodbye to the launcher, if it still lives: that this rank ends now is no accident.
+    ///
+    /// # Errors
+    /// Those of [`Control::send`], but for a launcher that is gone.
+    pub fn leave(&self) -> Result<()> {
+        match self.write(Kind::Leave, &[]) {
+            Err(CommunicationError::PeerClosed { .. }) => Ok(()),
+            outcome => outcome,
+        }
+    }
+
+    /// Tells the launcher what somebody has done who is none of the job.
+    pub(crate) fn tell_of_stranger(&self, tale: &str) {
+        // If the launcher is gone, this rank ends for that.
+        let _ = self.write(Kind::Stranger, tale.as_bytes());
     }
 
     fn write(&self, kind: Kind, payload: &[u8]) -> Result<()> {

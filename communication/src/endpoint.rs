@@ -40,12 +40,6 @@ impl Endpoint {
         Self { rank, world, transport, control, lanes: BTreeSet::new() }
     }
 
-    /// The same endpoint, whose ranks reach each other otherwise from now on.
-    #[cfg(feature = "mpi")]
-    pub(crate) fn over(self, transport: Box<dyn Transport>) -> Self {
-        Self { transport, ..self }
-    }
-
     /// This rank's number in the world.
     #[must_use]
     pub fn rank(&self) -> usize {
@@ -138,10 +132,7 @@ impl Endpoint {
     /// # Errors
     /// Those of [`Control::send`], but for a launcher that is gone.
     pub fn close(self) -> Result<()> {
-        match self.control.leave() {
-            Err(CommunicationError::PeerClosed { .. }) => Ok(()),
-            outcome => outcome,
-        }
+        self.control.leave()
     }
 
     fn check(&self, name: &str, ranks: &[usize]) -> Result<()> {

@@ -49,9 +49,23 @@ pub enum CommunicationError {
     #[error("{address}: the job is being stopped")]
     Stopped { address: SocketAddr },
 
-    /// The token differs from that of the job which is served at the address.
-    #[error("{address} refused the token: it belongs to another job")]
+    /// Who listens at the address does not know this job's token: another job, or a stranger.
+    #[error("{address} does not know this job's token: it belongs to another job")]
     BadToken { address: SocketAddr },
+
+    /// Who listens at the address does not take part in the handshake: it is no process of this program, or has no time.
+    #[error("who listens at {address} has not proved that it knows this job's token: {detail}")]
+    Unproven { address: SocketAddr, detail: String },
+
+    /// No way leads to the address at which somebody listens: a firewall, or an address of another network.
+    #[error(
+        "{peer} cannot be reached at {address}: {reason}; a firewall must let ranks through to the free ports of each other's machines"
+    )]
+    Unreachable { peer: Peer, address: SocketAddr, reason: String },
+
+    /// This rank has joined, and others have not.
+    #[error("not all ranks have come to the rendezvous at {address} within {:.1} s", waited.as_secs_f64())]
+    RanksMissing { address: SocketAddr, waited: Duration },
 
     /// Another process listens there already.
     #[error("cannot listen on {address}: the address is in use")]

@@ -61,7 +61,7 @@ pub fn mesh(world: usize, timeout: Duration) -> Result<(Vec<Endpoint>, Superviso
         let transport = LocalTransport { rank, timeout, switchboard: switchboard.clone() };
         endpoints.push(Endpoint::new(rank, world, Box::new(transport), Control::new(Arc::new(here))));
     }
-    let supervisor = Supervisor::start(world, None, ends, None).map_err(failed)?;
+    let supervisor = Supervisor::start(world, None, ends, None, |_| {}).map_err(failed)?;
     Ok((endpoints, supervisor))
 }
 

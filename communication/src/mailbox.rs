@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crate::communicator::Counters;
-use crate::connection::{Connection, receive_exact, send_all};
+use crate::connection::{Connection, next_room, receive_exact, send_all};
 use crate::element::{as_bytes, as_bytes_mut};
 use crate::error::{CommunicationError, Peer, Result};
 use crate::queue::{Sender, queue};
@@ -255,15 +255,23 @@ impl Link {
             word.copy_from_slice(&header[at..at + 8]);
             u64::from_le_bytes(word)
         });
+        let too_long = || CommunicationError::Protocol {
+            peer: self.connection.peer(),
+            lane: self.connection.lane().to_owned(),
+            detail: format!("a message of {length} elements"),
+        };
         if length > LONGEST {
-            return Err(CommunicationError::Protocol {
-                peer: self.connection.peer(),
-                lane: self.connection.lane().to_owned(),
-                detail: format!("a message of {length} elements"),
-            });
+            return Err(too_long());
         }
-        let mut values = vec![0.0_f32; length as usize];
-        receive_exact(&*self.connection, as_bytes_mut(&mut values), OPERATION)?;
+        let length = length as usize;
+        let mut values: Vec<f32> = Vec::new();
+        while values.len() < length {
+            let known = values.len();
+            let room = next_room(known, length, size_of::<f32>());
+            values.try_reserve_exact(room - known).map_err(|_| too_long())?;
+            values.resize(room, 0.0);
+            receive_exact(&*self.connection, as_bytes_mut(&mut values[known..]), OPERATION)?;
+        }
         Ok((tag, values))
     }
 

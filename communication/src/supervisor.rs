@@ -1,25 +1,25 @@
 //! The launcher's end of the control channel: one thread that serves all ranks.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use crate::connection::{Connection, Socket, SocketConnection};
 use crate::control::{ControlEvent, check_length};
+use crate::door::{Arrival, Door};
 use crate::error::{Peer, Result};
-use crate::keep_alive::keep_alive;
 use crate::poll;
 use crate::switch::Switch;
-use crate::wire::{Decoder, Hello, Kind, LONGEST_FRAME, LONGEST_HELLO, Purpose, Refusal, frame, frame_of};
+use crate::wire::{Decoder, Hello, Kind, LONGEST_FRAME, LONGEST_TALE, Purpose, Refusal, frame, frame_of};
 
 const OPERATION: &str = "control";
-/// Who connects says who it is within this time, or goes.
-const HELLO_WITHIN: Duration = Duration::from_secs(10);
+
+/// What is called with a sentence about somebody who tried to come in and is none of the job, on any thread.
+pub type Warn = fn(&str);
 
 /// Watches the ranks of a job from the process that started them.
 ///
@@ -88,12 +88,14 @@ impl Supervisor {
         StopHandle { commands: self.commands.clone() }
     }
 
-    /// Serves `world` ranks: those in `known`, and those that come to `door` with the token.
+    /// Serves `world` ranks: those in `known`, and those that come to `door` with the token, which is closed once all
+    /// have. Strangers there, and at the ranks' own, go to `warn`.
     pub(crate) fn start(
         world: usize,
-        door: Option<(TcpListener, String)>,
+        door: Option<Door>,
         known: Vec<(usize, SocketConnection)>,
         switch: Option<Arc<Switch>>,
+        warn: Warn,
     ) -> io::Result<Self> {
         let (wake, woken) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
@@ -102,19 +104,21 @@ impl Supervisor {
         let (sender, events) = mpsc::channel();
         let mut hub = Hub {
             world,
+            warn,
+            complete: door.is_none(),
             door,
             woken,
             commands: commands.clone(),
             events: sender,
             visitors: Vec::new(),
             switch,
-            listens: vec![None; world],
+            here: vec![None; world],
             undelivered: Vec::new(),
             gone: 0,
             stopped: false,
         };
         for (rank, connection) in known {
-            hub.visitors.push(Visitor::new(connection, Stage::Joined(rank)));
+            hub.visitors.push(Visitor::new(connection, rank));
             // The receiver is still here.
             let _ = hub.events.send(ControlEvent::Joined(rank));
         }
@@ -143,15 +147,19 @@ impl Commands {
 /// The state of the thread.
 struct Hub {
     world: usize,
-    door: Option<(TcpListener, String)>,
+    warn: Warn,
+    /// Open until every rank has joined.
+    door: Option<Door>,
+    /// Whether every rank has joined.
+    complete: bool,
     woken: UnixStream,
     commands: Arc<Commands>,
     events: Sender<ControlEvent>,
     visitors: Vec<Visitor>,
     /// What the ranks reach each other through.
     switch: Option<Arc<Switch>>,
-    /// Where each rank that has come through the door listens.
-    listens: Vec<Option<SocketAddr>>,
+    /// The ranks that have come through the door, and where each listens, if it does.
+    here: Vec<Option<Option<SocketAddr>>>,
     /// Messages for ranks that do not know yet where the others are.
     undelivered: Vec<(usize, Vec<u8>)>,
     /// How many ranks have left or been lost after the job was complete.
@@ -159,27 +167,18 @@ struct Hub {
     stopped: bool,
 }
 
-/// One connection.
+/// The connection of a rank.
 struct Visitor {
     connection: SocketConnection,
-    stage: Stage,
+    rank: usize,
+    gone: bool,
     decoder: Decoder,
     unsent: Vec<u8>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// Has not said hello since it came.
-    Unknown(Instant),
-    Joined(usize),
-    /// Gets what is still unsent, then goes.
-    Leaving,
-    Gone,
-}
-
 impl Visitor {
-    fn new(connection: SocketConnection, stage: Stage) -> Self {
-        Self { connection, stage, decoder: Decoder::default(), unsent: Vec::new() }
+    fn new(connection: SocketConnection, rank: usize) -> Self {
+        Self { connection, rank, gone: false, decoder: Decoder::default(), unsent: Vec::new() }
     }
 
     /// Writes what the socket takes now.
@@ -192,9 +191,6 @@ impl Visitor {
                 Err(_) => self.unsent.clear(),
             }
         }
-        if self.stage == Stage::Leaving {
-            self.stage = Stage::Gone;
-        }
     }
 }
 
@@ -206,33 +202,25 @@ impl Hub {
                 let descriptor = visitor.connection.socket();
                 descriptors.push(poll::interest(descriptor, true, !visitor.unsent.is_empty()));
             }
-            if let Some((listener, _)) = &self.door {
-                descriptors.push(poll::interest(listener.as_fd(), true, false));
+            let visitors = self.visitors.len();
+            if let Some(door) = &self.door {
+                door.watch(&mut descriptors);
             }
-            let nameless =
-                self.visitors.iter().any(|v| matches!(v.stage, Stage::Unknown(_) | Stage::Leaving));
-            if poll::wait(&mut descriptors, nameless.then_some(HELLO_WITHIN)).is_err() {
+            let due = self.door.as_ref().and_then(Door::due);
+            if poll::wait(&mut descriptors, due).is_err() {
                 return;
             }
-            let visitors = self.visitors.len();
             for index in 0..visitors {
                 if descriptors[1 + index].revents != 0 {
                     self.visitors[index].flush();
                     self.read(index);
                 }
             }
-            if descriptors.get(1 + visitors).is_some_and(|door| door.revents != 0) {
-                self.admit();
-            }
+            self.admit(&descriptors[1 + visitors..]);
             if descriptors[0].revents != 0 && self.obey() {
                 return;
             }
-            for visitor in &mut self.visitors {
-                if matches!(visitor.stage, Stage::Unknown(since) if since.elapsed() >= HELLO_WITHIN) {
-                    visitor.stage = Stage::Gone;
-                }
-            }
-            self.visitors.retain(|visitor| visitor.stage != Stage::Gone);
+            self.visitors.retain(|visitor| !visitor.gone);
             if self.gone == self.world {
                 return;
             }
@@ -251,47 +239,40 @@ impl Hub {
         if stop && !self.stopped {
             self.stopped = true;
             for visitor in &mut self.visitors {
-                if let Stage::Joined(_) = visitor.stage {
-                    visitor.unsent.extend(frame(Kind::Stop, &[]));
-                    visitor.flush();
-                }
+                visitor.unsent.extend(frame(Kind::Stop, &[]));
+                visitor.flush();
             }
         }
         end
     }
 
-    /// Whether every rank has joined.
-    fn complete(&self) -> bool {
-        self.door.is_none() || !self.listens.contains(&None)
-    }
-
     /// Sends messages on their way, once the ranks can make sense of them.
     fn deliver(&mut self) {
-        if !self.complete() {
+        if !self.complete {
             return;
         }
         for (rank, frame) in std::mem::take(&mut self.undelivered) {
-            if let Some(visitor) = self.visitors.iter_mut().find(|v| v.stage == Stage::Joined(rank)) {
+            if let Some(visitor) = self.visitors.iter_mut().find(|v| v.rank == rank && !v.gone) {
                 visitor.unsent.extend(frame);
                 visitor.flush();
             }
         }
     }
 
-    /// Lets in who waits at the door.
-    fn admit(&mut self) {
-        let Some((listener, _)) = &self.door else { return };
-        while let Ok((socket, address)) = listener.accept() {
-            let connection = keep_alive(&socket).and_then(|()| {
-                SocketConnection::tcp(socket, Peer::Unidentified(address), OPERATION, HELLO_WITHIN)
-            });
-            if let Ok(connection) = connection {
-                self.visitors.push(Visitor::new(connection, Stage::Unknown(Instant::now())));
+    /// Lets in who has proved the token; `watched` is what the door waited for.
+    fn admit(&mut self, watched: &[libc::pollfd]) {
+        let Some(door) = &mut self.door else { return };
+        let arrivals = door.tend(watched);
+        door.strangers().iter().for_each(|stranger| (self.warn)(stranger));
+        for arrival in arrivals {
+            match self.place(&arrival.hello) {
+                Ok(listens) => self.join(arrival, listens),
+                Err(refusal) => arrival.refuse(&refusal),
             }
         }
     }
 
-    /// Reads all that a visitor has said so far.
+    /// Reads all that a rank has said so far.
     fn read(&mut self, index: usize) {
         let mut portion = [0; 16 << 10];
         loop {
@@ -303,13 +284,18 @@ impl Hub {
             }
             loop {
                 let visitor = &mut self.visitors[index];
-                let longest = match visitor.stage {
-                    Stage::Unknown(_) => LONGEST_HELLO,
-                    Stage::Joined(_) => LONGEST_FRAME,
-                    Stage::Leaving | Stage::Gone => return,
-                };
-                match visitor.decoder.next(longest) {
-                    Ok(None) => break,
+                if visitor.gone {
+                    return;
+                }
+                match visitor.decoder.next(LONGEST_FRAME) {
+                    Ok(None) => {
+                        if !visitor.decoder.bytes.is_empty() {
+                            // A long message on a slow link is no silence.
+                            let rank = visitor.rank;
+                            self.tell(ControlEvent::Alive(rank));
+                        }
+                        break;
+                    }
                     Ok(Some((kind, payload))) => self.hear(index, kind, payload),
                     Err(_) => return self.lose(index),
                 }
@@ -318,19 +304,16 @@ impl Hub {
     }
 
     fn hear(&mut self, index: usize, kind: Kind, payload: Vec<u8>) {
-        match (self.visitors[index].stage, kind) {
-            (Stage::Unknown(_), Kind::Hello) => match self.identify(&payload) {
-                Ok((rank, listens)) => self.join(index, rank, listens),
-                Err(refusal) => {
-                    let visitor = &mut self.visitors[index];
-                    visitor.unsent = frame_of(Kind::Refused, &refusal);
-                    visitor.stage = Stage::Leaving;
-                    visitor.flush();
-                }
-            },
-            (Stage::Joined(rank), Kind::Message) => self.tell(ControlEvent::Message(rank, payload)),
-            (Stage::Joined(rank), Kind::Leave) => {
-                self.visitors[index].stage = Stage::Gone;
+        let rank = self.visitors[index].rank;
+        match kind {
+            Kind::Message => self.tell(ControlEvent::Message(rank, payload)),
+            Kind::Alive => self.tell(ControlEvent::Alive(rank)),
+            Kind::Stranger => {
+                let tale = String::from_utf8_lossy(&payload[..payload.len().min(LONGEST_TALE)]);
+                (self.warn)(&format!("rank {rank}: {tale}"));
+            }
+            Kind::Leave => {
+                self.visitors[index].gone = true;
                 self.gone += 1;
                 self.tell(ControlEvent::Left(rank));
             }
@@ -338,57 +321,62 @@ impl Hub {
         }
     }
 
-    fn identify(&self, payload: &[u8]) -> std::result::Result<(usize, SocketAddr), Refusal> {
-        let hello: Hello = serde_json::from_slice(payload)
-            .map_err(|error| Refusal::Other(format!("its hello cannot be read: {error}")))?;
-        let token = self.door.as_ref().map_or("", |(_, token)| token);
-        hello.check(token, self.world)?;
+    /// Whether there is a place for who says this.
+    fn place(&self, hello: &Hello) -> std::result::Result<Option<SocketAddr>, Refusal> {
+        hello.check(self.world)?;
         let Purpose::Join { listens } = hello.purpose else {
-            return Err(Refusal::Other("this is the rendezvous, not a rank".to_owned()));
+            return Err(Refusal("this is the rendezvous, not a rank".to_owned()));
         };
-        if self.listens[hello.rank].is_some() {
-            return Err(Refusal::Other(format!("rank {} has joined already", hello.rank)));
+        if self.here[hello.rank].is_some() {
+            return Err(Refusal(format!("rank {} has joined already", hello.rank)));
         }
-        Ok((hello.rank, listens))
+        Ok(listens)
     }
 
-    fn join(&mut self, index: usize, rank: usize, listens: SocketAddr) {
-        self.visitors[index].stage = Stage::Joined(rank);
-        self.listens[rank] = Some(listens);
-        self.tell(ControlEvent::Joined(rank));
+    fn join(&mut self, arrival: Arrival, listens: Option<SocketAddr>) {
+        let rank = arrival.hello.rank;
+        let connection = arrival.welcome().identified(Peer::Rank(rank), OPERATION);
+        let mut visitor = Visitor::new(connection, rank);
         if self.stopped {
-            self.visitors[index].unsent.extend(frame(Kind::Stop, &[]));
+            visitor.unsent.extend(frame(Kind::Stop, &[]));
+            visitor.flush();
         }
-        if let Some(table) = self.listens.iter().copied().collect::<Option<Vec<_>>>() {
-            for visitor in &mut self.visitors {
-                if let Stage::Joined(rank) = visitor.stage {
-                    let own =
-                        self.switch.as_ref().map_or_else(|| Ok(table.clone()), |s| s.table(rank, &table));
-                    let answer = match own {
-                        Ok(table) => frame_of(Kind::Table, &table),
-                        Err(error) => {
-                            frame_of(Kind::Refused, &Refusal::Other(format!("no emulated links: {error}")))
-                        }
-                    };
-                    visitor.unsent.extend_from_slice(&answer);
-                    visitor.flush();
-                }
-            }
-            self.deliver();
+        self.visitors.push(visitor);
+        self.here[rank] = Some(listens);
+        self.tell(ControlEvent::Joined(rank));
+        let Some(all) = self.here.iter().copied().collect::<Option<Vec<_>>>() else { return };
+        self.complete = true;
+        // Nobody else is to come: the port is free again, and strangers find it closed.
+        self.door = None;
+        let table = all.into_iter().collect::<Option<Vec<_>>>().unwrap_or_default();
+        for visitor in self.visitors.iter_mut().filter(|visitor| !visitor.gone) {
+            let own = match &self.switch {
+                Some(switch) => switch.table(visitor.rank, &table),
+                None => Ok(table.clone()),
+            };
+            let answer = match own {
+                Ok(table) => frame_of(Kind::Table, &table),
+                Err(error) => frame_of(Kind::Refused, &Refusal(format!("no emulated links: {error}"))),
+            };
+            visitor.unsent.extend_from_slice(&answer);
+            visitor.flush();
         }
+        self.deliver();
     }
 
     fn lose(&mut self, index: usize) {
-        let stage = std::mem::replace(&mut self.visitors[index].stage, Stage::Gone);
-        if let Stage::Joined(rank) = stage {
-            if !self.complete() {
-                // The job is not complete, so another process may take the rank's place.
-                self.listens[rank] = None;
-            } else {
-                self.gone += 1;
-            }
-            self.tell(ControlEvent::Lost(rank));
+        let visitor = &mut self.visitors[index];
+        if std::mem::replace(&mut visitor.gone, true) {
+            return;
         }
+        let rank = visitor.rank;
+        if self.complete {
+            self.gone += 1;
+        } else {
+            // Another process may take the rank's place.
+            self.here[rank] = None;
+        }
+        self.tell(ControlEvent::Lost(rank));
     }
 
     fn tell(&self, event: ControlEvent) {

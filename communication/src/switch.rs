@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::wire::BEFORE_PROOF;
+
 /// Portions of a direction that may be on links at a time.
 const UNDER_WAY: usize = 3;
 /// What a portion should take on the slowest link of its route, seconds, and its limits in bytes.
@@ -24,6 +26,14 @@ const PORTION_BYTES: (usize, usize) = (2 << 10, 64 << 10);
 const LATENESS: Duration = Duration::from_millis(1);
 /// Of the switch's sockets: a sender notices soon that a link is slow.
 const SOCKET_BUFFER: libc::c_int = 64 << 10;
+/// So many connections come in, then none for a moment: whoever connects again and again keeps nobody busy.
+const AT_ONCE: usize = 64;
+const REST: Duration = Duration::from_millis(20);
+/// Connections at once whose ranks have not yet proved the job's token to each other; the oldest goes first. The switch
+/// knows no token, but a rank says more than its challenge only to who does.
+const MOST_UNPROVEN: usize = 64;
+/// A rank's listener on this very machine answers sooner.
+const REACHED_WITHIN: Duration = Duration::from_millis(100);
 /// Above all ranks: their bytes must not wait for their arithmetic.
 const PRIORITY: libc::c_int = 40;
 
@@ -97,6 +107,7 @@ impl Switch {
             shared: shared.clone(),
             woken,
             doors: Vec::new(),
+            rests_until: None,
             pipes: Vec::new(),
         };
         let thread = std::thread::Builder::new().name("switch".to_owned()).spawn(move || {
@@ -167,6 +178,8 @@ struct Direction {
 struct Pipe {
     ends: [TcpStream; 2],
     directions: [Direction; 2],
+    /// Bytes that have reached the dialler.
+    answered: u64,
     broken: bool,
 }
 
@@ -177,6 +190,8 @@ struct Hub {
     shared: Arc<Shared>,
     woken: UnixStream,
     doors: Vec<Door>,
+    /// Nobody is let in before.
+    rests_until: Option<Instant>,
     pipes: Vec<Pipe>,
 }
 
@@ -192,14 +207,17 @@ impl Hub {
                 self.doors.append(&mut state.doors);
             }
             self.accept();
-            let mut next: Option<Instant> = None;
+            let mut next: Option<Instant> = self.rests_until;
             let mut interests = vec![interest(self.woken.as_fd(), libc::POLLIN)];
-            interests.extend(self.doors.iter().map(|door| interest(door.listener.as_fd(), libc::POLLIN)));
+            if self.rests_until.is_none() {
+                interests.extend(self.doors.iter().map(|door| interest(door.listener.as_fd(), libc::POLLIN)));
+            }
             let now = Instant::now();
             for pipe in &mut self.pipes {
                 for way in 0..2 {
                     let moved = pipe.advance(way, now, &mut buffer, &self.links, &mut self.free);
                     if moved > 0 {
+                        pipe.answered += if way == 1 { moved } else { 0 };
                         let direction = &pipe.directions[way];
                         self.shared.state().carried[direction.from][direction.to] += moved;
                     }
@@ -215,26 +233,50 @@ impl Hub {
         }
     }
 
+    /// Lets callers in, and joins them with the ranks that they want.
     fn accept(&mut self) {
+        let now = Instant::now();
+        if self.rests_until.is_some_and(|until| now < until) {
+            return;
+        }
+        self.rests_until = None;
+        let mut came = 0;
         for door in &self.doors {
-            while let Ok((dialled, _)) = door.listener.accept() {
-                // A rank that is gone, or gone by now, is told apart by the dialler: its connection ends.
-                let Ok(reached) = TcpStream::connect(door.address) else { continue };
-                let set_up = |socket: &TcpStream| {
-                    small_buffers(socket.as_fd());
-                    socket.set_nonblocking(true).and_then(|()| socket.set_nodelay(true))
+            while came < AT_ONCE {
+                let opened = match door.listener.accept() {
+                    Ok((dialled, _)) => TcpStream::connect_timeout(&door.address, REACHED_WITHIN)
+                        .map(|reached| (dialled, reached)),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => Err(error),
                 };
-                if set_up(&dialled).and_then(|()| set_up(&reached)).is_err() {
-                    continue;
+                came += 1;
+                match opened {
+                    Ok((dialled, reached)) => {
+                        self.pipes.extend(Pipe::new(door, dialled, reached, &self.links))
+                    }
+                    Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
+                        // The listener stays ready: looking again at once would spin.
+                        drop_oldest(&mut self.pipes);
+                        came = AT_ONCE;
+                    }
+                    // A rank that is gone, or gone by now, is told apart by the dialler: its connection ends.
+                    Err(_) => {}
                 }
-                let direction = |from: usize, to: usize| Direction::new(from, to, &self.links);
-                self.pipes.push(Pipe {
-                    ends: [dialled, reached],
-                    directions: [direction(door.from, door.to), direction(door.to, door.from)],
-                    broken: false,
-                });
+                if self.pipes.iter().filter(|pipe| pipe.is_unproven()).count() > MOST_UNPROVEN {
+                    drop_oldest(&mut self.pipes);
+                }
             }
         }
+        if came == AT_ONCE {
+            self.rests_until = Some(now + REST);
+        }
+    }
+}
+
+/// Ends the oldest connection over which nobody has proved the token.
+fn drop_oldest(pipes: &mut Vec<Pipe>) {
+    if let Some(oldest) = pipes.iter().position(Pipe::is_unproven) {
+        pipes.remove(oldest);
     }
 }
 
@@ -280,6 +322,21 @@ impl Direction {
 }
 
 impl Pipe {
+    /// `None` if one of its ends is gone already.
+    fn new(door: &Door, dialled: TcpStream, reached: TcpStream, links: &Links) -> Option<Self> {
+        for socket in [&dialled, &reached] {
+            small_buffers(socket.as_fd());
+            socket.set_nonblocking(true).and_then(|()| socket.set_nodelay(true)).ok()?;
+        }
+        let direction = |from: usize, to: usize| Direction::new(from, to, links);
+        let directions = [direction(door.from, door.to), direction(door.to, door.from)];
+        Some(Self { ends: [dialled, reached], directions, answered: 0, broken: false })
+    }
+
+    fn is_unproven(&self) -> bool {
+        self.answered <= BEFORE_PROOF as u64
+    }
+
     /// Moves what can be moved one way; bytes handed on.
     fn advance(
         &mut self,

@@ -1,30 +1,54 @@
 //! Frames: what handshakes and the control channel are made of. A frame is its length (u32, little-endian), its
 //! kind (one byte) and that many bytes less one.
+//!
+//! | a connection begins with | from | payload |
+//! |---|---|---|
+//! | [`Kind::Greeting`] | who dials | [`Greeting`]: version of the protocol, byte order, nonce |
+//! | [`Kind::Challenge`] | who listens | its nonce, its proof of the token |
+//! | [`Kind::Hello`] | who dials | its proof of the token, and what that covers: [`Hello`] as JSON |
+//! | [`Kind::Welcome`] | who listens | |
+//!
+//! In the place of what is due there may be [`Kind::Refused`]. Before the token is proved nothing is said that tells
+//! anything of the job, and no frame is longer than [`LONGEST_HELLO`].
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::connection::{Connection, receive_exact, send_all};
+use crate::connection::{Connection, receive_by, send_all};
 use crate::error::{CommunicationError, Result};
+use crate::secret::{LENGTH, Nonce, Proof, Role, Secret};
 
 /// Raised when frames or streams change.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Before a peer has proved the token, it may not make us keep more than this.
-pub(crate) const LONGEST_HELLO: usize = 64 << 10;
+pub(crate) const LONGEST_HELLO: usize = 16 << 10;
+/// Of a frame that is waited for, in bytes.
+const PORTION: usize = 64 << 10;
 /// Length and kind.
 const START: usize = 5;
 /// The longest control message.
 pub(crate) const LONGEST_FRAME: usize = 64 << 20;
+/// The longest sentence about a stranger.
+pub(crate) const LONGEST_TALE: usize = 1 << 10;
+/// Bytes that a listener sends before its caller has proved the token.
+pub(crate) const BEFORE_PROOF: usize = START + 2 * LENGTH;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
-    /// Who I am ([`Hello`]).
-    Hello = 1,
+    /// The first of all, from who dials.
+    Greeting = 16,
+    /// From who listens: I know the token; do you?
+    Challenge,
+    /// I know it too, and this is who I am.
+    Hello,
+    /// You are in.
+    Welcome,
     /// Why you cannot come in ([`Refusal`]).
     Refused,
-    /// Where all ranks listen (`Vec<SocketAddr>`).
+    /// Where all ranks listen (`Vec<SocketAddr>`), once all are there; empty where they do not.
     Table,
     /// Anything, from a rank to its launcher or back.
     Message,
@@ -32,23 +56,85 @@ pub(crate) enum Kind {
     Stop,
     /// A rank has done its work.
     Leave,
+    /// A rank's sign of life.
+    Alive,
+    /// From a rank to its launcher: what somebody who is none of the job has done at the rank's listener.
+    Stranger,
 }
 
 impl Kind {
+    const ALL: [Self; 11] = [
+        Self::Greeting,
+        Self::Challenge,
+        Self::Hello,
+        Self::Welcome,
+        Self::Refused,
+        Self::Table,
+        Self::Message,
+        Self::Stop,
+        Self::Leave,
+        Self::Alive,
+        Self::Stranger,
+    ];
+
     fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Hello, Self::Refused, Self::Table, Self::Message, Self::Stop, Self::Leave]
-            .into_iter()
-            .find(|&kind| kind as u8 == byte)
+        Self::ALL.into_iter().find(|&kind| kind as u8 == byte)
     }
 }
 
 /// The first frame on every connection.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Hello {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Greeting {
     version: u32,
     /// Values travel as they lie in memory.
     little_endian: bool,
-    token: String,
+    pub(crate) nonce: Nonce,
+}
+
+impl Greeting {
+    pub(crate) fn new(nonce: Nonce) -> Self {
+        Self { version: VERSION, little_endian: cfg!(target_endian = "little"), nonce }
+    }
+
+    pub(crate) fn frame(&self) -> Vec<u8> {
+        let parts = [&self.version.to_le_bytes()[..], &[u8::from(self.little_endian)], &self.nonce];
+        frame(Kind::Greeting, &parts.concat())
+    }
+
+    pub(crate) fn parse(payload: &[u8]) -> Option<Self> {
+        let (version, rest) = payload.split_first_chunk()?;
+        let (little_endian, nonce) = rest.split_first()?;
+        let version = u32::from_le_bytes(*version);
+        Some(Self { version, little_endian: *little_endian == 1, nonce: nonce.try_into().ok()? })
+    }
+
+    /// Whether the two can understand each other.
+    pub(crate) fn check(&self) -> Result<(), Refusal> {
+        let other = |reason| Err(Refusal(reason));
+        if self.version != VERSION {
+            return other(format!("it speaks protocol version {VERSION}, this process {}", self.version));
+        }
+        if self.little_endian != cfg!(target_endian = "little") {
+            return other("its machine has another byte order".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// The answer to a greeting, as a frame.
+pub(crate) fn challenge(secret: &Secret, role: Role, caller: &Nonce, own: &Nonce) -> Vec<u8> {
+    frame(Kind::Challenge, &[&own[..], &secret.challenge(role, caller, own)].concat())
+}
+
+/// Nonce and proof of a challenge; `None` if it is none.
+pub(crate) fn parse_challenge(payload: &[u8]) -> Option<(Nonce, Proof)> {
+    let (nonce, proof) = payload.split_first_chunk()?;
+    Some((*nonce, proof.try_into().ok()?))
+}
+
+/// Who somebody is, once both have proved the token.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Hello {
     pub(crate) world: usize,
     pub(crate) rank: usize,
     pub(crate) purpose: Purpose,
@@ -56,67 +142,61 @@ pub(crate) struct Hello {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Purpose {
-    /// To the rendezvous: the address at which the rank's peers find it.
-    Join { listens: SocketAddr },
+    /// To the rendezvous: the address at which the rank's peers find it, if they are to.
+    Join { listens: Option<SocketAddr> },
     /// To a peer: the lane that this connection will serve, and which of the lane's connections between the two
     /// it is.
     Lane { name: String, channel: usize },
 }
 
-/// Why a hello was not accepted.
+/// Why somebody was not let in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Refusal {
-    Token,
-    Other(String),
-}
+pub(crate) struct Refusal(pub(crate) String);
 
 impl Refusal {
+    /// The same from somebody who may be anybody: short, and no control characters.
+    pub(crate) fn made_harmless(self) -> Self {
+        Self(self.0.chars().filter(|c| !c.is_control()).take(200).collect())
+    }
+
     pub(crate) fn into_error(self, address: SocketAddr) -> CommunicationError {
-        match self {
-            Refusal::Token => CommunicationError::BadToken { address },
-            Refusal::Other(reason) => CommunicationError::Refused { address, reason },
-        }
+        CommunicationError::Refused { address, reason: self.0 }
     }
 }
 
 impl Hello {
-    pub(crate) fn new(token: &str, world: usize, rank: usize, purpose: Purpose) -> Self {
-        Self {
-            version: VERSION,
-            little_endian: cfg!(target_endian = "little"),
-            token: token.to_owned(),
-            world,
-            rank,
-            purpose,
-        }
+    /// As a frame, with the proof of the token.
+    pub(crate) fn frame(&self, secret: &Secret, role: Role, own: &Nonce, called: &Nonce) -> Vec<u8> {
+        // Our own types have string keys and finite numbers only, so there is nothing that JSON cannot say.
+        let says = serde_json::to_vec(self).unwrap_or_default();
+        frame(Kind::Hello, &[&secret.answer(role, own, called, &says)[..], &says].concat())
     }
 
-    /// Whether this comes from a rank of the job that `token` names.
-    pub(crate) fn check(&self, token: &str, world: usize) -> Result<(), Refusal> {
-        if !same(self.token.as_bytes(), token.as_bytes()) {
-            return Err(Refusal::Token);
+    /// What was said, if whoever said it knows the token; else what is wrong.
+    pub(crate) fn parse(
+        payload: &[u8],
+        secret: &Secret,
+        role: Role,
+        caller: &Nonce,
+        own: &Nonce,
+    ) -> Result<Self, &'static str> {
+        let (proof, says) = payload.split_first_chunk::<LENGTH>().ok_or("sent what is no handshake")?;
+        if !secret.holds_answer(role, caller, own, says, proof) {
+            return Err("does not know the job's token");
         }
-        let other = |reason| Err(Refusal::Other(reason));
-        if self.version != VERSION {
-            return other(format!("it speaks protocol version {VERSION}, this rank {}", self.version));
-        }
-        if self.little_endian != cfg!(target_endian = "little") {
-            return other("its machine has another byte order".to_owned());
-        }
+        serde_json::from_slice(says).map_err(|_| "knows the token, but says nothing that can be read")
+    }
+
+    /// Whether a job of so many ranks has such a rank.
+    pub(crate) fn check(&self, world: usize) -> Result<(), Refusal> {
         if self.world != world {
-            return other(format!("its job has {world} ranks, this rank's has {}", self.world));
+            return Err(Refusal(format!("its job has {world} ranks, this rank's has {}", self.world)));
         }
         if self.rank >= world {
-            return other(format!("there is no rank {} among {world}", self.rank));
+            return Err(Refusal(format!("there is no rank {} among {world}", self.rank)));
         }
         Ok(())
     }
-}
-
-/// Compares in a time that depends on the lengths alone.
-fn same(left: &[u8], right: &[u8]) -> bool {
-    let difference = left.iter().zip(right).fold(0, |difference, (left, right)| difference | (left ^ right));
-    left.len() == right.len() && std::hint::black_box(difference) == 0
 }
 
 /// A frame as bytes.
@@ -126,6 +206,11 @@ pub(crate) fn frame(kind: Kind, payload: &[u8]) -> Vec<u8> {
     bytes.push(kind as u8);
     bytes.extend_from_slice(payload);
     bytes
+}
+
+/// A frame without a payload, for which no memory is taken.
+pub(crate) const fn empty_frame(kind: Kind) -> [u8; START] {
+    [1, 0, 0, 0, kind as u8]
 }
 
 /// A frame with a value as JSON.
@@ -138,21 +223,27 @@ pub(crate) fn send_frame(connection: &dyn Connection, frame: &[u8], operation: &
     send_all(connection, frame, operation)
 }
 
-/// Waits for one frame.
+/// Waits for one frame until `deadline`.
 pub(crate) fn receive_frame(
     connection: &dyn Connection,
     longest: usize,
+    deadline: Instant,
     operation: &'static str,
 ) -> Result<(Kind, Vec<u8>)> {
     let mut start = [0; START];
-    receive_exact(connection, &mut start, operation)?;
+    receive_by(connection, &mut start, deadline, operation)?;
     let (kind, length) = read_start(&start, longest).map_err(|detail| CommunicationError::Protocol {
         peer: connection.peer(),
         lane: connection.lane().to_owned(),
         detail,
     })?;
-    let mut payload = vec![0; length];
-    receive_exact(connection, &mut payload, operation)?;
+    let mut payload = Vec::new();
+    while payload.len() < length {
+        // No announced length makes us keep more than has come.
+        let known = payload.len();
+        payload.resize(length.min(known + PORTION), 0);
+        receive_by(connection, &mut payload[known..], deadline, operation)?;
+    }
     Ok((kind, payload))
 }
 
@@ -225,11 +316,5 @@ mod tests {
         assert!(decoder.next(LONGEST_HELLO).is_err());
         let mut decoder = Decoder { bytes: vec![1, 0, 0, 0, 99] };
         assert!(decoder.next(LONGEST_HELLO).is_err());
-    }
-
-    #[test]
-    fn tokens_compare_whole() {
-        assert!(same(b"", b"") && same(b"job", b"job"));
-        assert!(!same(b"job", b"jo") && !same(b"job", b"jobs") && !same(b"job", b"jab"));
     }
 }

@@ -28,7 +28,7 @@ fn over<T: Send>(links: Links, work: impl Fn(Endpoint) -> T + Sync) -> (Vec<T>, 
     let world = links.routes.len();
     let switch = Arc::new(Switch::start(links).unwrap());
     let address = ([127, 0, 0, 1], 0).into();
-    let rendezvous = Rendezvous::bind_with(address, world, "secret", Some(switch.clone())).unwrap();
+    let rendezvous = Rendezvous::bind_with(address, world, "secret", Some(switch.clone()), |_| {}).unwrap();
     let address = rendezvous.address();
     let work = &work;
     let results = std::thread::scope(|scope| {

@@ -35,6 +35,7 @@ impl Codings {
             what: format!("the profile has no {} of {} over {group} ranks", codec.name(), coded.name()),
             hint: "profile again with `--allow compression`, or with this codec in the job's `allow`"
                 .to_owned(),
+            doubted: false,
         })
     }
 }

@@ -10,11 +10,26 @@ pub struct Price {
     pub seconds: f64,
     /// Half-width, in seconds, of the 95 % interval of the median.
     pub half_width: f64,
+    /// Seconds of it that lie above the median, because the interval is wide.
+    pub caution: f64,
     pub provenance: Provenance,
 }
 
+/// What is not known to a quarter of its time, up or down, is priced at the top of its interval.
+const WIDE: f64 = 0.5;
+
 impl Price {
-    pub const ZERO: Self = Self { seconds: 0.0, half_width: 0.0, provenance: Provenance::Measured };
+    pub const ZERO: Self =
+        Self { seconds: 0.0, half_width: 0.0, caution: 0.0, provenance: Provenance::Measured };
+
+    /// Of what is repeated in every plan's inner loop: the median, or, where that is hardly known, the top of its interval.
+    /// So a plan does not win by the lucky middle of a wide interval; bounds and simulations use the same price.
+    pub fn cautious(sample: &Sample) -> Self {
+        let price = Self::from(sample);
+        let caution = if sample.relative_width() > WIDE { sample.high_s.0 - sample.median_s.0 } else { 0.0 };
+        let caution = caution.max(0.0);
+        Self { seconds: price.seconds + caution, caution, ..price }
+    }
 
     fn no_better_than(self, provenance: Provenance) -> Self {
         Self { provenance: self.provenance.max(provenance), ..self }
@@ -24,7 +39,7 @@ impl Price {
 impl From<&Sample> for Price {
     fn from(sample: &Sample) -> Self {
         let half_width = (0.5 * (sample.high_s.0 - sample.low_s.0)).max(0.0);
-        Self { seconds: sample.median_s.0, half_width, provenance: sample.provenance }
+        Self { seconds: sample.median_s.0, half_width, caution: 0.0, provenance: sample.provenance }
     }
 }
 
@@ -35,6 +50,7 @@ impl Add for Price {
         Self {
             seconds: self.seconds + rhs.seconds,
             half_width: self.half_width + rhs.half_width,
+            caution: self.caution + rhs.caution,
             provenance: self.provenance.max(rhs.provenance),
         }
     }
@@ -43,7 +59,12 @@ impl Add for Price {
 impl Mul<f64> for Price {
     type Output = Self;
     fn mul(self, factor: f64) -> Self {
-        Self { seconds: self.seconds * factor, half_width: self.half_width * factor, ..self }
+        Self {
+            seconds: self.seconds * factor,
+            half_width: self.half_width * factor,
+            caution: self.caution * factor,
+            ..self
+        }
     }
 }
 
@@ -152,8 +173,9 @@ fn log_between(a: &(f64, Price), b: &(f64, Price), x: f64) -> Price {
 
 fn interpolated(a: &(f64, Price), b: &(f64, Price), weight: f64, seconds: f64) -> Price {
     let half_width = a.1.half_width + weight * (b.1.half_width - a.1.half_width);
+    let caution = a.1.caution + weight * (b.1.caution - a.1.caution);
     let provenance = a.1.provenance.max(b.1.provenance);
-    Price { seconds, half_width, provenance }.no_better_than(Provenance::Interpolated)
+    Price { seconds, half_width, caution, provenance }.no_better_than(Provenance::Interpolated)
 }
 
 /// The line through two points, or through the origin where there is one point or the line would cross zero time.
@@ -169,14 +191,15 @@ fn beyond(near: &(f64, Price), next: Option<&(f64, Price)>, x: f64) -> Price {
 
 /// `seconds`, as uncertain in proportion as `near`, and modelled.
 fn like(near: Price, seconds: f64) -> Price {
-    let relative = if near.seconds > 0.0 { near.half_width / near.seconds } else { 0.0 };
-    Price { seconds, half_width: seconds * relative, provenance: near.provenance }
-        .no_better_than(Provenance::Modelled)
+    let relative = |part: f64| if near.seconds > 0.0 { part / near.seconds } else { 0.0 };
+    let (half_width, caution) = (seconds * relative(near.half_width), seconds * relative(near.caution));
+    Price { seconds, half_width, caution, provenance: near.provenance }.no_better_than(Provenance::Modelled)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use autodist_spec::Seconds;
 
     fn curve(points: &[(f64, f64)]) -> Curve {
         let mut curve = Curve::default();
@@ -204,6 +227,21 @@ mod tests {
         curve.set_fit(2.0, 1.0);
         let price = curve.log_log(30.0).unwrap();
         assert_eq!((price.seconds, price.provenance), (32.0, Provenance::Modelled));
+    }
+
+    #[test]
+    fn what_is_hardly_known_is_priced_at_the_top_of_its_interval() {
+        let sample = |low, high| Sample {
+            median_s: Seconds(1.0),
+            low_s: Seconds(low),
+            high_s: Seconds(high),
+            count: 9,
+            provenance: Provenance::Measured,
+        };
+        let known = Price::cautious(&sample(0.8, 1.2));
+        assert_eq!((known.seconds, known.caution), (1.0, 0.0));
+        let wide = Price::cautious(&sample(0.9, 1.6));
+        assert_eq!((wide.seconds, wide.caution), (1.6, 1.6 - 1.0));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::curve::Price;
 use crate::priced::Priced;
 use crate::statistics;
 use autodist_program::Op;
-use autodist_spec::{Device, Estimate, Job, Seconds, StageEstimate};
+use autodist_spec::{Device, Estimate, Job, Seconds, StageEstimate, Utilisation};
 
 impl Priced<'_> {
     pub fn estimate(&self, job: &Job, device: &Device) -> Estimate {
@@ -13,10 +13,8 @@ impl Priced<'_> {
         let step = simulation.step_time_s;
         let busiest = simulation.busiest();
         let fullest = (0..memory.len()).rev().max_by_key(|rank| memory[*rank].total()).unwrap_or(0);
-        let devices = self.program.layout.world() as f64;
-        let mfu = device
-            .peak_flops_per_s
-            .map(|peak| self.program.model.mfu(job.tokens(), u64::from(job.seq_len), step, peak.0 * devices));
+        let devices = self.program.layout.world() as u64;
+        let mfu = Utilisation::of(&self.program.model, job, device, devices, step).mfu();
         let totals: Vec<Price> = (0..self.ranks.len()).map(|rank| self.rank_total(rank)).collect();
         let slowdown = statistics::slowdown(self.program, job, &self.costs.probes);
         Estimate {
@@ -24,6 +22,7 @@ impl Priced<'_> {
             time_to_loss_s: statistics::time_to_loss(job, slowdown, step.0),
             step_time_s: step,
             step_time_spread_s: self.spread(totals[busiest], step),
+            caution_s: Seconds(totals[busiest].caution),
             tokens_per_s: job.tokens() as f64 / step.0,
             mfu,
             peak_memory_bytes: memory[fullest].total(),
@@ -52,9 +51,9 @@ impl Priced<'_> {
     }
 
     /// Half-width of the interval that should hold a measured median: the intervals of all cells that the busiest
-    /// rank uses, as if they all erred the same way, and the difference between two runs of one plan; independent of
-    /// each other, so they add in quadrature.
+    /// rank uses, as if they all erred the same way, and the difference between two runs of one plan, where it is known;
+    /// independent of each other, so they add in quadrature.
     fn spread(&self, busiest: Price, step: Seconds) -> Seconds {
-        Seconds(busiest.half_width.hypot(self.costs.repeatability * step.0))
+        Seconds(busiest.half_width.hypot(self.costs.repeatability.unwrap_or(0.0) * step.0))
     }
 }

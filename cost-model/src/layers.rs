@@ -82,8 +82,10 @@ impl CostModel {
             ..ParallelStrategy::data_parallel(1, split.micro_batch)
         };
         let whole = stages::from_ends(&small, &[0, small.chain_len()], split.recompute);
-        let program = Program::compile(&small, &alone, split.tensor, &strategy, &whole)
-            .map_err(|illegal| Unpriced { what: illegal.reason, hint: "choose a legal split".to_owned() })?;
+        let program =
+            Program::compile(&small, &alone, split.tensor, &strategy, &whole).map_err(|illegal| {
+                Unpriced { what: illegal.reason, hint: "choose a legal split".to_owned(), doubted: false }
+            })?;
         let mut pricer = Pricer::new(self, &program);
         let rank = &program.ranks[0];
         let [forward, backward, ..] = rank.bodies.as_slice() else { return Ok(LayerCosts::default()) };

@@ -18,6 +18,8 @@
 //! assert!(estimate.lower_bound_s <= estimate.step_time_s);
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod bound;
 mod choice;
 mod coding;
@@ -93,7 +95,8 @@ pub struct CostModel {
     pub(crate) add_s_per_element: f64,
     pub(crate) baseline_bytes: Bytes,
     pub(crate) staging_bytes: Bytes,
-    pub(crate) repeatability: f64,
+    /// Absent where nobody ran a plan twice.
+    pub(crate) repeatability: Option<f64>,
     /// What codecs were measured to cost in steps.
     pub(crate) probes: Vec<CodecProbe>,
 }
@@ -122,14 +125,14 @@ impl CostModel {
             seq_len: profile.seq_len,
             precision: profile.precision,
             optimizer_kind: profile.optimizer_kind,
-            segments: Segments::new(&profile.segments),
-            links: Links::new(&profile.collectives, &profile.messages, &profile.fits),
+            segments: Segments::new(profile),
+            links: Links::of(profile),
             within_steps: routes.as_ref().map(|r| within_steps(r, &profile.within_steps)).unwrap_or_default(),
             routes,
             codings: Codings::new(&profile.codecs),
             exchanges: (!profile.exchanges.is_empty()).then(|| Links::new(&profile.exchanges, &[], &[])),
             on_accelerators: !profile.environment.accelerators.is_empty(),
-            optimizer: OptimizerCurves::new(&profile.optimizer),
+            optimizer: OptimizerCurves::new(profile),
             interference: profile.interference.clone(),
             stream_handover: Price::from(&profile.stream_handover),
             sharding: profile.sharding.as_ref().map_or(Price::ZERO, Price::from),
@@ -151,7 +154,7 @@ impl CostModel {
             add_s_per_element: profile.add_s_per_element,
             baseline_bytes: profile.baseline_bytes,
             staging_bytes: profile.staging_bytes,
-            repeatability: profile.repeatability,
+            repeatability: profile.noise(),
             probes: Vec::new(),
         }
     }
@@ -192,6 +195,7 @@ impl CostModel {
                 what: format!("the profile measured rings alone, not {}", algorithm.name()),
                 hint: "describe the links with `profile --emulate`, or leave the algorithm out of `allow`"
                     .to_owned(),
+                doubted: false,
             });
         }
         self.links.collective(kind, group, stride, bytes)
@@ -250,7 +254,7 @@ impl CostModel {
             return Ok(());
         };
         let hint = "profile this model with this job's sequence length, precision and optimizer".to_owned();
-        Err(Unpriced { what, hint })
+        Err(Unpriced { what, hint, doubted: false })
     }
 
     /// # Errors

@@ -1,8 +1,10 @@
 //! The profile's cells, indexed: what a segment, a collective, a message and an optimizer step cost.
 
 use crate::curve::{Curve, Price, linear_weight};
-use autodist_spec::profile::{CollectiveCost, LinkFit, MessageCost, OptimizerCost};
-use autodist_spec::{Bytes, CollectiveKind, Pass, Provenance, Recompute, Segment, SegmentCost};
+use autodist_spec::profile::{CollectiveCost, LinkFit, MessageCost};
+use autodist_spec::{
+    Bytes, CollectiveKind, DoubtedCell, Pass, Profile, Provenance, Recompute, Segment, SegmentCost,
+};
 use std::collections::BTreeMap;
 
 /// A cost that the profile does not hold and that nothing sound stands in for.
@@ -13,6 +15,8 @@ pub struct Unpriced {
     pub what: String,
     /// The way out.
     pub hint: String,
+    /// Whether there is a cell, but it is not believed.
+    pub doubted: bool,
 }
 
 /// Cells that differ in micro-batch alone.
@@ -44,35 +48,51 @@ struct SegmentCurve {
 #[derive(Debug, Clone, Default)]
 pub struct Segments {
     cells: BTreeMap<SegmentKey, SegmentCurve>,
+    /// Cells that no price rests on, by micro-batch, and why.
+    doubted: BTreeMap<(SegmentKey, u32), String>,
 }
 
 impl Segments {
-    pub fn new(costs: &[SegmentCost]) -> Self {
+    pub fn new(profile: &Profile) -> Self {
         let mut cells: BTreeMap<SegmentKey, SegmentCurve> = BTreeMap::new();
-        for cost in costs {
+        let mut doubted = BTreeMap::new();
+        for cost in &profile.segments {
             let SegmentCost { segment, pass, tensor, sequence_parallel, recompute, .. } = *cost;
-            let cell =
-                cells.entry(SegmentKey { segment, pass, tensor, sequence_parallel, recompute }).or_default();
-            cell.time.insert(f64::from(cost.micro_batch), Price::from(&cost.time));
+            let key = SegmentKey { segment, pass, tensor, sequence_parallel, recompute };
+            let cell = cells.entry(key).or_default();
+            match profile.distrusts(&DoubtedCell::from(cost)) {
+                None => cell.time.insert(f64::from(cost.micro_batch), Price::cautious(&cost.time)),
+                Some(doubt) => {
+                    let why = format!("{} is in doubt: {}", doubt.cell, doubt.reason);
+                    doubted.insert((key, cost.micro_batch), why);
+                }
+            }
             let point = (cost.micro_batch, cost.growth_bytes, cost.peak_bytes.0 as i64);
             match cell.memory.binary_search_by_key(&cost.micro_batch, |p| p.0) {
                 Ok(at) => cell.memory[at] = point,
                 Err(at) => cell.memory.insert(at, point),
             }
         }
-        Self { cells }
+        Self { cells, doubted }
     }
 
     /// One pass of a segment over one micro-batch: measured, between two measured micro-batches (log–log in time,
     /// affine in memory), or in proportion to the nearest one.
     pub fn price(&self, key: SegmentKey, micro_batch: u32) -> Result<SegmentPrice, Unpriced> {
+        if let Some(why) = self.doubted.get(&(key, micro_batch)) {
+            return Err(in_doubt(why));
+        }
         let (cell, provenance) =
             match (self.cells.get(&key), stand_in(key).and_then(|other| self.cells.get(&other))) {
                 (Some(cell), _) => (cell, Provenance::Measured),
                 (None, Some(cell)) => (cell, Provenance::Modelled),
                 (None, None) => return Err(self.missing(key)),
             };
-        let mut time = cell.time.proportional(f64::from(micro_batch)).ok_or_else(|| self.missing(key))?;
+        let nearest = || {
+            let mut of_key = self.doubted.range((key, 0)..=(key, u32::MAX));
+            of_key.next().map_or_else(|| self.missing(key), |(_, why)| in_doubt(why))
+        };
+        let mut time = cell.time.proportional(f64::from(micro_batch)).ok_or_else(nearest)?;
         time.provenance = time.provenance.max(provenance);
         let bytes = |of: fn(&(u32, i64, i64)) -> i64| affine(&cell.memory, micro_batch, of);
         Ok(SegmentPrice { time, growth_bytes: bytes(|p| p.1), peak_bytes: bytes(|p| p.2).max(0) })
@@ -96,7 +116,15 @@ impl Segments {
             "profile has no {pass:?} of {segment:?} at tensor={tensor}{parallel}, recompute={}",
             recompute.name()
         );
-        Unpriced { what, hint }
+        Unpriced { what, hint, doubted: false }
+    }
+}
+
+fn in_doubt(why: &str) -> Unpriced {
+    Unpriced {
+        what: why.to_owned(),
+        hint: "measure again with `autodist profile`: it keeps what is not in doubt".to_owned(),
+        doubted: true,
     }
 }
 
@@ -138,7 +166,23 @@ pub struct Links {
 }
 
 impl Links {
-    pub fn new(collectives: &[CollectiveCost], messages: &[MessageCost], fits: &[LinkFit]) -> Self {
+    /// Of what the profile believes.
+    pub fn of(profile: &Profile) -> Self {
+        let collectives = profile.collectives.iter().filter(|c| {
+            let CollectiveCost { kind, group, stride, bytes, .. } = **c;
+            profile.distrusts(&DoubtedCell::Collective { kind, group, stride, bytes }).is_none()
+        });
+        let messages = profile.messages.iter().filter(|m| {
+            profile.distrusts(&DoubtedCell::Message { stride: m.stride, bytes: m.bytes }).is_none()
+        });
+        Self::new(collectives, messages, &profile.fits)
+    }
+
+    pub fn new<'a>(
+        collectives: impl IntoIterator<Item = &'a CollectiveCost>,
+        messages: impl IntoIterator<Item = &'a MessageCost>,
+        fits: &[LinkFit],
+    ) -> Self {
         let mut links = Self::default();
         for cost in collectives {
             let strides = links.collectives.entry((cost.kind, cost.group)).or_default();
@@ -180,6 +224,7 @@ impl Links {
         let missing = || Unpriced {
             what: format!("profile has no {kind:?} over {group} ranks"),
             hint: format!("profile again with --ranks {group} or a multiple of it"),
+            doubted: false,
         };
         let strides = self.collectives.get(&(kind, group as u32)).ok_or_else(missing)?;
         nearest(strides, stride, bytes).ok_or_else(missing)
@@ -190,6 +235,7 @@ impl Links {
         nearest(&self.messages, stride, bytes).ok_or_else(|| Unpriced {
             what: "profile has no messages between ranks".to_owned(),
             hint: "profile again with --ranks 2 or more".to_owned(),
+            doubted: false,
         })
     }
 }
@@ -223,11 +269,13 @@ pub struct OptimizerCurves {
 }
 
 impl OptimizerCurves {
-    pub fn new(costs: &[OptimizerCost]) -> Self {
+    pub fn new(profile: &Profile) -> Self {
         let mut curves = Self::default();
-        for cost in costs {
-            curves.update.insert(cost.elements as f64, Price::from(&cost.update));
-            curves.norm.insert(cost.elements as f64, Price::from(&cost.norm));
+        for cost in &profile.optimizer {
+            if profile.distrusts(&DoubtedCell::Update { elements: cost.elements }).is_none() {
+                curves.update.insert(cost.elements as f64, Price::cautious(&cost.update));
+            }
+            curves.norm.insert(cost.elements as f64, Price::cautious(&cost.norm));
         }
         curves
     }
@@ -247,6 +295,7 @@ impl OptimizerCurves {
         curve.linear(elements as f64).ok_or_else(|| Unpriced {
             what: "profile has no optimizer step".to_owned(),
             hint: "profile again: the profile is not complete".to_owned(),
+            doubted: false,
         })
     }
 }

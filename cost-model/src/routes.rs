@@ -80,7 +80,7 @@ impl Routes {
         let weight = (bytes.as_f64() - below as f64).max(0.0) / (above - below) as f64;
         let links = low + weight * (high - low);
         let seconds = links * self.beyond_links(&key, bytes);
-        Price { seconds, half_width: UNCERTAINTY * seconds, provenance: Provenance::Modelled }
+        Price { seconds, half_width: UNCERTAINTY * seconds, caution: 0.0, provenance: Provenance::Modelled }
     }
 
     /// How many times as long a pattern takes as its links explain: as it was timed on all devices, between its sizes

@@ -109,7 +109,8 @@ impl Machine {
             zero_s_per_element: 1e-10,
             add_s_per_element: 3e-10,
             reference_s: Seconds::ZERO,
-            repeatability: 0.01,
+            repeatability: Some(0.01),
+            doubts: Vec::new(),
         }
     }
 

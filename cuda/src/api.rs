@@ -70,6 +70,7 @@ table!(Driver {
     cuStreamCreate(*mut Handle, c_uint) -> c_int;
     cuStreamDestroy_v2(Handle) -> c_int;
     cuStreamWaitEvent(Handle, Handle, c_uint) -> c_int;
+    cuStreamSynchronize(Handle) -> c_int;
     cuEventCreate(*mut Handle, c_uint) -> c_int;
     cuEventRecord(Handle, Handle) -> c_int;
     cuEventSynchronize(Handle) -> c_int;
@@ -297,7 +298,7 @@ mod tests {
             cuInit(_) cuDriverGetVersion(_) cuGetErrorName(_ _) cuGetErrorString(_ _) cuDeviceGetCount(_)
             cuDeviceGet(_ _) cuDeviceGetName(_ _ _) cuDeviceGetUuid_v2(_ _) cuDeviceTotalMem_v2(_ _)
             cuDeviceGetAttribute(_ _ _) cuDevicePrimaryCtxRetain(_ _) cuCtxSetCurrent(_) cuMemGetInfo_v2(_ _)
-            cuStreamCreate(_ _) cuStreamDestroy_v2(_) cuStreamWaitEvent(_ _ _) cuEventCreate(_ _)
+            cuStreamCreate(_ _) cuStreamDestroy_v2(_) cuStreamWaitEvent(_ _ _) cuStreamSynchronize(_) cuEventCreate(_ _)
             cuEventRecord(_ _) cuEventSynchronize(_) cuEventElapsedTime(_ _ _) cuDeviceGetDefaultMemPool(_ _)
             cuMemPoolSetAttribute(_ _ _) cuMemPoolGetAttribute(_ _ _) cuMemAllocAsync(_ _ _)
             cuMemFreeAsync(_ _) cuMemcpyHtoDAsync_v2(_ _ _ _) cuMemcpyDtoHAsync_v2(_ _ _ _)

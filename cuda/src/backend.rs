@@ -49,9 +49,9 @@ impl Backend for Cuda {
     }
 
     fn read(&self, scalar: &Scalar) -> f64 {
-        let mut value = f64::NAN;
-        self.fetch(scalar.0.pointer, 8, (&raw mut value).cast());
-        value
+        let mut value = [f64::NAN];
+        self.fetch(&scalar.0, 0, &mut value);
+        value[0]
     }
 
     fn is_mixed(&self) -> bool {
@@ -92,7 +92,7 @@ impl Backend for Cuda {
 
     fn upload_indices(&self, from: &[u32]) -> Buffer {
         let buffer = self.queue.allocate(from.len(), Kind::F32);
-        self.send(from.as_ptr().cast(), size_of_val(from), buffer.pointer);
+        self.send(from, &buffer, 0);
         buffer
     }
 
@@ -101,18 +101,18 @@ impl Backend for Cuda {
     }
 
     fn download(&self, from: Region<'_, Self>, to: &mut [f32]) {
-        let pointer = read(from, to.len());
+        read(from, to.len());
+        let at = from.offset * from.buffer.kind.bytes();
         if !from.buffer.is_there() {
             // Nobody should take what was there for a result.
             to.fill(f32::NAN);
             return;
         }
         match from.buffer.kind {
-            Kind::F32 => self.fetch(pointer, size_of_val(to), to.as_mut_ptr().cast()),
+            Kind::F32 => self.fetch(from.buffer, at, to),
             Kind::Bf16 => {
                 let mut halves = vec![0_u16; to.len()];
-                let bytes = size_of_val(halves.as_slice());
-                self.fetch(pointer, bytes, halves.as_mut_ptr().cast());
+                self.fetch(from.buffer, at, &mut halves);
                 for (to, half) in to.iter_mut().zip(halves) {
                     *to = f32::from_bits(u32::from(half) << 16);
                 }

@@ -132,7 +132,8 @@ impl Arithmetic for Cuda {
         // Zeros where there was no memory: the others wait for as many bytes as they were told.
         let mut fetched: Vec<Vec<u8>> = bytes.iter().map(|part| vec![0; part.len]).collect();
         for (part, to) in bytes.iter().zip(&mut fetched) {
-            self.fetch_later(part.memory.pointer, part.len, to.as_mut_ptr().cast());
+            // SAFETY: the vector is not touched before the queue has been drained, below.
+            unsafe { self.fetch_later(&part.memory, 0, to) };
         }
         self.queue.drain();
         fetched
@@ -140,7 +141,7 @@ impl Arithmetic for Cuda {
 
     fn bring(&self, bytes: Vec<u8>) -> Encoded {
         let brought = self.bytes(bytes.len());
-        self.send(bytes.as_ptr().cast(), bytes.len(), brought.memory.pointer);
+        self.send(&bytes, &brought.memory, 0);
         brought
     }
 

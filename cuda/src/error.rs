@@ -48,6 +48,10 @@ pub enum CudaError {
     Ordinal { ordinal: usize, count: usize },
     #[error("GPU memory is used up: {asked} bytes were asked for, {free} of {total} are free")]
     OutOfMemory { asked: usize, free: usize, total: usize },
+    #[error(
+        "kernel `{kernel}` needs {blocks} blocks along {axis}, of which CUDA allows {most}: use a smaller micro-batch, or more tensor ranks"
+    )]
+    Grid { kernel: String, axis: &'static str, blocks: usize, most: usize },
     #[error("the kernels do not compile for {architecture}: {log}")]
     Compile { architecture: String, log: String },
     #[error("{operation} failed: {text}")]

@@ -1,6 +1,7 @@
 //! Launching kernels: forms of grids, and arguments.
 
 use crate::api::DevicePointer;
+use crate::error::CudaError;
 use crate::queue::Queue;
 use autodist_compute::backend::AttentionShape;
 use std::ffi::c_void;
@@ -77,6 +78,22 @@ pub(crate) fn double(value: f64) -> Argument {
     Argument::Double(value)
 }
 
+/// Blocks of a grid along x, y and z, at most, on every GPU (CUDA C++ Programming Guide, "Technical Specifications per
+/// Compute Capability").
+const MOST_BLOCKS: [usize; 3] = [(1 << 31) - 1, (1 << 16) - 1, (1 << 16) - 1];
+
+/// # Errors
+/// More blocks than CUDA allows.
+fn checked(kernel: &str, blocks: [usize; 3]) -> Result<[u32; 3], CudaError> {
+    for ((blocks, most), axis) in blocks.into_iter().zip(MOST_BLOCKS).zip(["x", "y", "z"]) {
+        if blocks > most {
+            return Err(CudaError::Grid { kernel: kernel.to_owned(), axis, blocks, most });
+        }
+    }
+    // They are below 2^31.
+    Ok(blocks.map(|count| count as u32))
+}
+
 impl Queue {
     pub fn launch(&self, kernel: &str, form: Form, arguments: &[Argument]) {
         let (blocks, threads) = form.grid();
@@ -96,8 +113,11 @@ impl Queue {
                 Argument::Null => (&raw const NOTHING).cast_mut().cast(),
             })
             .collect();
+        let [x, y, z] = match checked(kernel, blocks) {
+            Ok(blocks) => blocks,
+            Err(error) => return self.device.fail("cuLaunchKernel", error),
+        };
         let function = self.device.kernel(kernel);
-        let [x, y, z] = blocks.map(|count| u32::try_from(count).expect("grids have fewer than 2^32 blocks"));
         let [tx, ty, tz] = threads;
         // SAFETY: the arguments are those of the kernel's signature, in order, and are copied by the call.
         self.run("cuLaunchKernel", |stream| unsafe {
@@ -115,5 +135,20 @@ impl Queue {
                 ptr::null_mut(),
             )
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grids_that_cuda_does_not_allow_are_refused_with_the_way_out() {
+        assert_eq!(checked("k", [(1 << 31) - 1, 65_535, 65_535]).unwrap(), [0x7fff_ffff, 65_535, 65_535]);
+        for (blocks, axis) in [([1 << 31, 1, 1], "x"), ([1, 65_536, 1], "y"), ([1, 1, 1 << 40], "z")] {
+            let error = checked("attention_forward", blocks).unwrap_err().to_string();
+            assert!(error.contains("`attention_forward`") && error.contains("micro-batch"), "{error}");
+            assert!(error.contains(&format!("along {axis}")), "{error}");
+        }
     }
 }

@@ -9,7 +9,6 @@ use crate::library::Libraries;
 use crate::queue::{Buffer, Kind, Queue};
 use autodist_compute::{Backend, Matrix, Product, Region, RegionMut};
 use autodist_spec::Precision;
-use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -96,51 +95,66 @@ impl Cuda {
     pub(crate) fn zero(&self, buffer: &Buffer, offset: usize, len: usize) {
         if buffer.pointer != 0 && len > 0 {
             let bytes = len * buffer.kind.bytes();
-            // SAFETY: the range lies in the buffer, as the caller has checked.
+            check_bytes(buffer, offset * buffer.kind.bytes(), bytes);
+            // SAFETY: the range lies in the buffer.
             self.queue.run("cuMemsetD8Async", |stream| unsafe {
                 (self.libraries().driver.cuMemsetD8Async)(buffer.at(offset), 0, bytes, stream)
             });
         }
     }
 
-    /// Host bytes onto the device. The driver takes them before the call returns, as it does with pageable memory.
-    pub(crate) fn send(&self, from: *const c_void, bytes: usize, to: DevicePointer) {
-        if to != 0 && bytes > 0 {
-            // SAFETY: the caller's: both ranges have this many bytes.
+    /// Numbers of the host onto the device, from the buffer's byte `at` on. The driver takes them before the call returns, as
+    /// it does with pageable memory.
+    ///
+    /// # Panics
+    /// When the buffer has no room for them.
+    pub(crate) fn send<T: Plain>(&self, from: &[T], to: &Buffer, at: usize) {
+        let bytes = size_of_val(from);
+        check_bytes(to, at, bytes);
+        if to.pointer != 0 && bytes > 0 {
+            let target = to.pointer + at as DevicePointer;
+            // SAFETY: the slice has this many bytes, and so has the buffer from there on.
             self.queue.run("cuMemcpyHtoDAsync", |stream| unsafe {
-                (self.libraries().driver.cuMemcpyHtoDAsync_v2)(to, from, bytes, stream)
+                (self.libraries().driver.cuMemcpyHtoDAsync_v2)(target, from.as_ptr().cast(), bytes, stream)
             });
         }
     }
 
-    /// Device bytes onto the host; waits for them.
-    pub(crate) fn fetch(&self, from: DevicePointer, bytes: usize, to: *mut c_void) {
-        if from != 0 && bytes > 0 {
-            self.fetch_later(from, bytes, to);
-            self.queue.drain();
-        }
+    /// Numbers of the device, from the buffer's byte `at` on, onto the host; waits for them. Nothing is changed where the
+    /// buffer has no memory.
+    ///
+    /// # Panics
+    /// When the buffer holds fewer.
+    pub(crate) fn fetch<T: Plain>(&self, from: &Buffer, at: usize, to: &mut [T]) {
+        // SAFETY: the slice is borrowed until the queue has been drained.
+        unsafe { self.fetch_later(from, at, to) };
+        self.queue.drain();
     }
 
-    /// Device bytes onto the host, which are there once the queue is drained, and not to be touched before.
-    pub(crate) fn fetch_later(&self, from: DevicePointer, bytes: usize, to: *mut c_void) {
-        if from != 0 && bytes > 0 {
-            // SAFETY: the caller's: both ranges have this many bytes, and the host's lives until the queue is drained.
+    /// The same without waiting: they are there once the queue is drained.
+    ///
+    /// # Safety
+    /// `to` must live, and must not be touched, until the queue is drained.
+    pub(crate) unsafe fn fetch_later<T: Plain>(&self, from: &Buffer, at: usize, to: &mut [T]) {
+        let bytes = size_of_val(to);
+        check_bytes(from, at, bytes);
+        if from.pointer != 0 && bytes > 0 {
+            let source = from.pointer + at as DevicePointer;
+            // SAFETY: the slice has this many bytes, and so has the buffer from there on; the caller keeps the slice.
             self.queue.run("cuMemcpyDtoHAsync", |stream| unsafe {
-                (self.libraries().driver.cuMemcpyDtoHAsync_v2)(to, from, bytes, stream)
+                (self.libraries().driver.cuMemcpyDtoHAsync_v2)(to.as_mut_ptr().cast(), source, bytes, stream)
             });
         }
     }
 
     pub(crate) fn put(&self, from: &[f32], buffer: &Buffer, offset: usize) {
-        assert!(offset + from.len() <= buffer.len, "{} elements at {offset} of {}", from.len(), buffer.len);
-        if !buffer.is_there() {
-            return;
-        }
+        read(Region::new(buffer, offset), from.len());
+        let at = offset * buffer.kind.bytes();
         match buffer.kind {
-            Kind::F32 => self.send(from.as_ptr().cast(), size_of_val(from), buffer.at(offset)),
+            Kind::F32 => self.send(from, buffer, at),
             Kind::Bf16 => {
                 let rounded: Vec<u16> = from.iter().map(|x| bf16(*x)).collect();
-                self.send(rounded.as_ptr().cast(), size_of_val(rounded.as_slice()), buffer.at(offset));
+                self.send(&rounded, buffer, at);
             }
         }
     }
@@ -171,6 +185,19 @@ impl Cuda {
         self.copy_matrices(product, from, dense);
         to
     }
+}
+
+/// Numbers without gaps between them, of which any bits are one.
+pub(crate) trait Plain: Copy {}
+impl Plain for u8 {}
+impl Plain for u16 {}
+impl Plain for u32 {}
+impl Plain for f32 {}
+impl Plain for f64 {}
+
+fn check_bytes(buffer: &Buffer, at: usize, bytes: usize) {
+    let end = at.checked_add(bytes);
+    assert!(end.is_some_and(|end| end <= buffer.bytes()), "{bytes} bytes at {at} of {}", buffer.bytes());
 }
 
 /// To the nearest, ties to even; NaN stays NaN.

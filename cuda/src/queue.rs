@@ -58,28 +58,35 @@ impl Queue {
         Buffer { queue: self.clone(), pointer, len, kind }
     }
 
-    /// Runs `call` with the stream, the device's context being current; a failure is kept.
-    pub fn run(&self, operation: &'static str, call: impl FnOnce(Handle) -> c_int) {
+    /// Runs `call` with the stream, the device's context being current; a failure is kept. Whether the driver did it.
+    pub fn run(&self, operation: &'static str, call: impl FnOnce(Handle) -> c_int) -> bool {
         self.device.enter();
         let code = call(self.stream.0);
-        self.device.attempt(operation, code);
+        self.device.attempt(operation, code)
     }
 
     pub fn record(&self) -> Event {
         self.device.enter();
-        let handle = self.device.event();
-        if let Some(event) = handle {
+        // An event that was not recorded would count as one that is reached.
+        let handle = self.device.event().filter(|event| {
             // SAFETY: event and stream are this device's.
             self.run("cuEventRecord", |stream| unsafe {
-                (self.device.libraries.driver.cuEventRecord)(event, stream)
-            });
-        }
+                (self.device.libraries.driver.cuEventRecord)(*event, stream)
+            })
+        });
         Event(Arc::new(Mark { device: self.device.clone(), handle: handle.map(Shared) }))
     }
 
     /// Waits, asleep, until all work so far is done.
     pub fn drain(&self) {
-        self.record().wait();
+        if !self.record().wait() {
+            // Memory of the host that the queue still writes to must not be given out: without an event, wait for the
+            // stream itself.
+            // SAFETY: the stream is this device's.
+            self.run("cuStreamSynchronize", |stream| unsafe {
+                (self.device.libraries.driver.cuStreamSynchronize)(stream)
+            });
+        }
     }
 }
 
@@ -111,15 +118,15 @@ impl Event {
         self.0.handle.map(|event| event.0)
     }
 
-    /// Waits, asleep, until it is reached.
-    pub(crate) fn wait(&self) {
+    /// Waits, asleep, until it is reached; false where a failure came before it was recorded, or while it was waited for.
+    pub(crate) fn wait(&self) -> bool {
         let device = &self.0.device;
         device.enter();
-        if let Some(event) = self.handle() {
+        self.handle().is_some_and(|event| {
             // SAFETY: the event is recorded and alive.
             let code = unsafe { (device.libraries.driver.cuEventSynchronize)(event) };
-            device.attempt("cuEventSynchronize", code);
-        }
+            device.attempt("cuEventSynchronize", code)
+        })
     }
 
     /// Seconds to a later event; NaN after a failure.

@@ -1,5 +1,6 @@
 //! What is trained on: a text file, bytes as tokens, or a synthetic language whose entropy is known.
 
+use crate::host;
 use crate::random::Stream;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -27,10 +28,8 @@ pub enum Data {
 /// Why a source cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
-    #[error("cannot read the training data {path}: {source}")]
+    #[error("the training data {path} cannot be read: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("the training data {path} is no regular file: sequences are read from anywhere in it")]
-    NoFile { path: PathBuf },
     #[error("the training data {path} has {len} bytes; a sequence needs {needed}")]
     TooShort { path: PathBuf, len: u64, needed: u64 },
     #[error("text is read as bytes, which need a vocabulary of 256, but the model's has {vocab}")]
@@ -102,12 +101,8 @@ impl Data {
             DataSource::Text(_) if vocab < 256 => Err(DataError::Vocabulary { vocab }),
             DataSource::Text(path) => {
                 let failed = |source| DataError::Io { path: path.clone(), source };
-                let file = File::open(path).map_err(failed)?;
-                let metadata = file.metadata().map_err(failed)?;
-                if !metadata.is_file() {
-                    return Err(DataError::NoFile { path: path.clone() });
-                }
-                let len = metadata.len();
+                let file = host::open_regular(path).map_err(failed)?;
+                let len = file.metadata().map_err(failed)?.len();
                 let needed = seq_len as u64 + 1;
                 if len < needed {
                     return Err(DataError::TooShort { path: path.clone(), len, needed });

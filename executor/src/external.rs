@@ -5,9 +5,9 @@ mod slurm;
 #[cfg(test)]
 mod tests;
 
+use autodist_communication::random_token;
 use autodist_spec::InputError;
 use std::fmt;
-use std::io::Read;
 
 /// Who has started the processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,13 +48,15 @@ pub struct External {
     pub host: String,
     /// Where rank 0 listens for the others.
     pub port: u16,
-    /// Tells this job from others. No secret, unless the user has set it.
+    /// Tells this job from others.
     pub token: String,
+    /// Whether others cannot guess it: the user has set it, or we have made it.
+    pub secret: bool,
 }
 
 impl fmt::Debug for External {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { launcher, rank, world, local_rank, local_world, host, port, token: _ } = self;
+        let Self { launcher, rank, world, local_rank, local_world, host, port, token: _, secret: _ } = self;
         write!(
             f,
             "rank {rank} of {world} ({local_rank} of {local_world}) by {launcher}, met at {host}:{port}"
@@ -161,6 +163,7 @@ impl External {
             host,
             port: variables.port()?,
             token: variables.token(names.launcher),
+            secret: variables.has(&[TOKEN]),
         }))
     }
 
@@ -171,6 +174,14 @@ impl External {
     /// As [`External::read`].
     pub fn by_ssh(world: usize, address: impl FnOnce() -> String) -> Result<Self, InputError> {
         let variables = Variables { lookup: &from_environment };
+        let token = match variables.text(TOKEN) {
+            Some(token) => token,
+            None => random_token().map_err(|error| {
+                let problem =
+                    format!("is not set, and the system gives no random bytes to make one of: {error}");
+                InputError::new(TOKEN, "", problem).hint("set it to a secret")
+            })?,
+        };
         Ok(Self {
             launcher: Launcher::Ssh,
             rank: 0,
@@ -180,7 +191,8 @@ impl External {
             host: variables.text(MASTER_ADDRESS).unwrap_or_else(address),
             // Where nothing names a port, any will do: the processes are told which.
             port: if variables.has(&[PORT]) { variables.port()? } else { 0 },
-            token: variables.text(TOKEN).unwrap_or_else(random_token),
+            token,
+            secret: true,
         })
     }
 
@@ -209,18 +221,6 @@ impl External {
 
 fn from_environment(name: &str) -> Option<String> {
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
-}
-
-/// A token that other users of the machine cannot guess.
-pub(crate) fn random_token() -> String {
-    let mut bytes = [0; 16];
-    let read = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    if read.is_err() {
-        // Without a source of randomness the process and the time still tell jobs of one user apart.
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        bytes = (now.as_nanos() ^ (u128::from(std::process::id()) << 64)).to_le_bytes();
-    }
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// An environment.

@@ -4,6 +4,7 @@
 //! square norm, with `δ > 0` (Karimireddy et al., 1901.09847). Every step measures δ for free. Codecs that keep nothing are
 //! unbiased or nearly exact instead, and are watched by nobody.
 
+use crate::thinned::Thinned;
 use autodist_codecs::Report;
 use autodist_spec::Codec;
 use autodist_spec::run::{BucketCompression, Fallback, FallbackReason};
@@ -28,6 +29,9 @@ impl Default for Guard {
     }
 }
 
+/// Steps of which contraction and kept error are known at most, however long the training.
+const KEPT: usize = 4096;
+
 /// What was kept and what was given at a vote, as L2 norms.
 #[derive(Debug, Clone, Copy)]
 struct Norms {
@@ -43,8 +47,12 @@ pub struct Watch {
     pub bucket: u32,
     pub codec: Codec,
     step: u32,
-    contractions: Vec<f64>,
-    errors: Vec<f64>,
+    contractions: Thinned<f64>,
+    lowest: f64,
+    /// Contractions of the last steps, as many as the votes look back.
+    recent: VecDeque<f64>,
+    errors: Thinned<f64>,
+    last_error: f64,
     /// Of the last votes, oldest first; one more than the patience, to tell growth.
     norms: VecDeque<Norms>,
     /// Steps since one was good enough.
@@ -60,8 +68,11 @@ impl Watch {
             bucket: bucket as u32,
             codec,
             step: 0,
-            contractions: Vec::new(),
-            errors: Vec::new(),
+            contractions: Thinned::new(KEPT),
+            lowest: f64::INFINITY,
+            recent: VecDeque::new(),
+            errors: Thinned::new(KEPT),
+            last_error: 0.0,
             norms: VecDeque::new(),
             lost: 0,
             fallback: None,
@@ -76,10 +87,17 @@ impl Watch {
     /// Takes in a step; `gradient` is this member's norm where it votes. What it says must be known to all members.
     pub fn observe(&mut self, report: Report, gradient: Option<f64>) -> Option<FallbackReason> {
         self.step += 1;
-        // Steps that lose nothing are those of a warm-up, or of a bucket without anything to compress.
-        if report.contraction < 1.0 {
+        // Steps that lose nothing are those of a warm-up, or of a bucket without anything to compress. Where numbers have
+        // overflowed, the loss says so.
+        if report.contraction < 1.0 && report.contraction.is_finite() && report.error_norm.is_finite() {
             self.contractions.push(report.contraction);
+            self.lowest = self.lowest.min(report.contraction);
+            self.recent.push_back(report.contraction);
+            if self.recent.len() > (self.guard.every * self.guard.patience) as usize {
+                self.recent.pop_front();
+            }
             self.errors.push(report.error_norm);
+            self.last_error = report.error_norm;
         }
         self.lost = if report.contraction < self.guard.floor { self.lost + 1 } else { 0 };
         let norms = Norms { error: report.error_norm, gradient: gradient? };
@@ -105,9 +123,8 @@ impl Watch {
         };
         let growing =
             norms.iter().zip(norms.iter().skip(1)).all(|(before, after)| after.error > before.error);
-        let window = (self.guard.every * self.guard.patience) as usize;
-        let recent = &self.contractions[self.contractions.len().saturating_sub(window)..];
-        let delta = median(recent).clamp(self.guard.floor.max(f64::MIN_POSITIVE), 1.0);
+        let recent: Vec<f64> = self.recent.iter().copied().collect();
+        let delta = median(&recent).clamp(self.guard.floor.max(f64::MIN_POSITIVE), 1.0);
         let largest = norms.iter().fold(0.0, |most, n| n.gradient.max(most));
         growing && last.error > 2.0 * (1.0 - delta).sqrt() / delta * largest
     }
@@ -119,18 +136,15 @@ impl Watch {
 
     /// Nothing where nothing was compressed.
     pub fn record(&self) -> Option<BucketCompression> {
-        if self.contractions.is_empty() {
-            return None;
-        }
-        let halfway = self.errors[self.errors.len() / 2];
-        let last = self.errors.last().copied().unwrap_or_default();
+        let (contractions, errors) = (self.contractions.kept(), self.errors.kept());
+        let halfway = *errors.get(errors.len() / 2)?;
         Some(BucketCompression {
             pipeline_rank: self.pipeline_rank,
             bucket: self.bucket,
             codec: self.codec,
-            contraction_median: median(&self.contractions),
-            contraction_lowest: self.contractions.iter().copied().fold(f64::INFINITY, f64::min),
-            error_growth: if halfway > 0.0 { last / halfway } else { 0.0 },
+            contraction_median: median(contractions),
+            contraction_lowest: self.lowest,
+            error_growth: if halfway > 0.0 { (self.last_error / halfway).min(f64::MAX) } else { 0.0 },
             fallback: self.fallback,
         })
     }
@@ -167,6 +181,7 @@ pub fn merge(members: impl Iterator<Item = BucketCompression>) -> Vec<BucketComp
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
@@ -205,6 +220,21 @@ mod tests {
         assert_eq!(trips(|step| (0.5, 100.0 - 0.1 * f64::from(step))), None);
         // White noise, the largest thousandth sent: errors grow for long, as they should.
         assert_eq!(trips(|step| (0.01, f64::from(step).sqrt().min(10.0))), None);
+    }
+
+    #[test]
+    fn what_is_watched_does_not_grow_with_the_steps() {
+        let mut watch = watch(Guard::default());
+        for step in 0..20_000 {
+            let contraction = if step == 7 { -0.5 } else { 0.5 };
+            watch.observe(Report { contraction, error_norm: 1.0 + f64::from(step) }, None);
+        }
+        watch.observe(Report { contraction: f64::NEG_INFINITY, error_norm: f64::INFINITY }, None);
+        assert!(watch.contractions.kept().len() <= KEPT && watch.errors.kept().len() <= KEPT);
+        assert_eq!(watch.recent.len(), 50);
+        let record = watch.record().unwrap();
+        assert_eq!((record.contraction_median, record.contraction_lowest), (0.5, -0.5));
+        assert!((record.error_growth - 2.0).abs() < 0.01, "{record:?}");
     }
 
     #[test]

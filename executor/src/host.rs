@@ -1,4 +1,10 @@
-//! Where a rank runs: which core, with which priority.
+//! Where a rank runs: which core, with which priority, along with which process; and what it asks the system for.
+
+use std::fs::File;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Priority of threads that move bytes: above compute, so that a message never waits for a matrix product to end.
 const COMMUNICATION_PRIORITY: i32 = 21;
@@ -11,20 +17,41 @@ pub struct Placement {
     pub realtime: bool,
 }
 
+/// One bit for each core of a set, in the words of the system.
+type CoreSet = Vec<libc::c_ulong>;
+const WORD: usize = libc::c_ulong::BITS as usize;
+/// Of the smallest set that is asked for, and of the largest: no system has more cores.
+const CORES: [usize; 2] = [1024, 1 << 20];
+
 /// Cores that this process may run on.
 pub fn cores() -> Vec<usize> {
-    // SAFETY: a zeroed cpu_set_t is an empty set, and the call fills it within its size.
-    let set = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) != 0 {
+    let mut size = CORES[0];
+    loop {
+        let mut set: CoreSet = vec![0; size / WORD];
+        let bytes = size_of_val(set.as_slice());
+        // SAFETY: the call writes at most `bytes` bytes, which is what the vector holds.
+        let outcome = unsafe { libc::sched_getaffinity(0, bytes, set.as_mut_ptr().cast()) };
+        if outcome == 0 {
+            let cores = members(&set);
+            return if cores.is_empty() { vec![0] } else { cores };
+        }
+        // The system has more cores than the set has room for.
+        let small = std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL);
+        if !small || size >= CORES[1] {
             return vec![0];
         }
-        set
-    };
-    // SAFETY: every index is below CPU_SETSIZE.
-    let cores: Vec<usize> =
-        (0..libc::CPU_SETSIZE as usize).filter(|c| unsafe { libc::CPU_ISSET(*c, &set) }).collect();
-    if cores.is_empty() { vec![0] } else { cores }
+        size *= 2;
+    }
+}
+
+fn members(set: &[libc::c_ulong]) -> Vec<usize> {
+    (0..set.len() * WORD).filter(|core| set[core / WORD] >> (core % WORD) & 1 == 1).collect()
+}
+
+fn set_of(core: usize) -> CoreSet {
+    let mut set = vec![0; (core + 1).max(CORES[0]).div_ceil(WORD)];
+    set[core / WORD] |= 1 << (core % WORD);
+    set
 }
 
 /// Ties this process to the core whose turn it is, and asks for real-time priority if `realtime`. Threads made
@@ -32,12 +59,9 @@ pub fn cores() -> Vec<usize> {
 pub fn place(rank: usize, realtime: bool) -> Placement {
     let cores = cores();
     let core = cores[rank % cores.len()];
-    // SAFETY: the set is initialised, and the index comes from the process's own set.
-    let pinned = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(core, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) == 0
-    };
+    let set = set_of(core);
+    // SAFETY: the call reads as many bytes as the vector holds.
+    let pinned = unsafe { libc::sched_setaffinity(0, size_of_val(set.as_slice()), set.as_ptr().cast()) == 0 };
     Placement { core: pinned.then_some(core), realtime: realtime && set_priority(COMMUNICATION_PRIORITY) }
 }
 
@@ -61,11 +85,101 @@ fn set_priority(priority: i32) -> bool {
     unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const parameter) == 0 }
 }
 
-/// The kernel kills this process when the one that started it dies, however it dies.
+/// Names the process that a child ends with.
+pub(crate) const PARENT: &str = "AUTODIST_PARENT";
+/// The exit code of a process whose parent was gone before it began.
+const ORPHAN: i32 = 4;
+
+/// The kernel kills this process when the one that started it dies, however it dies. If that has happened already, this
+/// does not return.
 pub fn die_with_parent() {
     // SAFETY: prctl with PR_SET_PDEATHSIG takes a signal number and has no other effect.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+    }
+    let parent = std::env::var(PARENT).ok().and_then(|parent| parent.parse::<u32>().ok());
+    if parent.is_some_and(|parent| parent != std::os::unix::process::parent_id()) {
+        std::process::exit(ORPHAN);
+    }
+}
+
+/// Has the kernel kill what `command` starts when this process dies, even if that is before it runs.
+pub(crate) fn tie(command: &mut Command) {
+    let parent = std::process::id();
+    // SAFETY: between fork and exec the closure makes two system calls, which are async-signal-safe, and takes no memory.
+    unsafe {
+        command.pre_exec(move || {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if std::os::unix::process::parent_id() == parent {
+                return Ok(());
+            }
+            Err(std::io::Error::from_raw_os_error(libc::ESRCH))
+        });
+    }
+}
+
+/// This program, whatever becomes of its file.
+pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// What runs this very program again, even if its file has been replaced or deleted meanwhile.
+///
+/// # Errors
+/// The system does not tell (it has no `/proc`).
+pub fn this_program() -> std::io::Result<PathBuf> {
+    let own = Path::new(OWN_PROGRAM);
+    if own.exists() { Ok(own.to_owned()) } else { std::env::current_exe() }
+}
+
+/// The file that a command's name stands for: where it has no slash, the first of that name in a folder of `PATH` that is
+/// given from the root. What lies in the working folder is never run because of its name alone.
+///
+/// # Errors
+/// No such file.
+pub fn find_program(name: &Path) -> std::io::Result<PathBuf> {
+    if name.components().count() > 1 || name.is_absolute() {
+        return Ok(name.to_owned());
+    }
+    let executable = |path: &PathBuf| {
+        std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+    };
+    let folders = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    let found = std::env::split_paths(&folders).filter(|folder| folder.is_absolute());
+    found.map(|folder| folder.join(name)).find(executable).ok_or_else(|| {
+        std::io::Error::new(std::io::ErrorKind::NotFound, "there is no such program in the folders of PATH")
+    })
+}
+
+/// Opens what is to be read, without ever waiting for it.
+///
+/// # Errors
+/// As [`File::open`]; what is no regular file: a pipe, say, which may have no end, or a device.
+pub fn open_regular(path: &Path) -> std::io::Result<File> {
+    let check = |metadata: &std::fs::Metadata| {
+        let kind = metadata.file_type();
+        let what = match () {
+            () if kind.is_file() => return Ok(()),
+            () if kind.is_dir() => "is a folder",
+            () if kind.is_fifo() => "is a pipe",
+            () if kind.is_socket() => "is a socket",
+            () => "is a device",
+        };
+        Err(std::io::Error::other(format!("{what}, no regular file")))
+    };
+    // To open a device may do something by itself.
+    check(&std::fs::metadata(path)?)?;
+    // What has taken its place meanwhile is not waited for.
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    check(&file.metadata()?)?;
+    Ok(file)
+}
+
+/// Whether this process was started with `signal` ignored, as `nohup` does with SIGHUP.
+pub fn is_ignored(signal: i32) -> bool {
+    // SAFETY: zeros are a value of the struct, which the call fills; without a new action it changes nothing.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &raw mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
     }
 }
 
@@ -94,4 +208,46 @@ pub fn available_memory() -> u64 {
     let line = text.lines().find(|line| line.starts_with("MemAvailable:"));
     let kib = line.and_then(|line| line.split_whitespace().nth(1)).and_then(|word| word.parse::<u64>().ok());
     kib.unwrap_or(1 << 20) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_hold_any_number_of_cores() {
+        for core in [0, 63, 64, 1023, 1024, 1025, 4095, 100_000] {
+            assert_eq!(members(&set_of(core)), [core]);
+        }
+        assert!(!cores().is_empty());
+    }
+
+    #[test]
+    fn only_regular_files_are_opened_and_none_is_waited_for() {
+        let folder = std::env::temp_dir().join(format!("autodist-host-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let fifo = folder.join("fifo");
+        assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let socket = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
+        for (path, what) in [
+            (folder.join("fifo"), "pipe"),
+            (folder.join("socket"), "socket"),
+            (folder.clone(), "folder"),
+            ("/dev/zero".into(), "device"),
+        ] {
+            let error = open_regular(&path).unwrap_err().to_string();
+            assert_eq!(error, format!("is a {what}, no regular file"));
+        }
+        std::fs::write(folder.join("file"), "").unwrap();
+        assert!(open_regular(&folder.join("file")).is_ok());
+        drop(socket);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_program_is_looked_up_in_folders_from_the_root_alone() {
+        assert!(find_program(Path::new("sh")).unwrap().is_absolute());
+        assert!(find_program(Path::new("autodist-no-such-program")).is_err());
+        assert_eq!(find_program(Path::new("./python")).unwrap(), Path::new("./python"));
+    }
 }

@@ -7,10 +7,12 @@ mod agent;
 mod agents;
 mod orders;
 mod process;
+mod pulse;
 mod ranks;
 mod remote;
 mod runner;
 mod serve;
+mod silence;
 mod tail;
 mod torch;
 mod watch;
@@ -19,19 +21,17 @@ pub use agent::{Agent, AgentError};
 pub use agents::{Agents, Machine};
 pub use remote::{Head, Ssh, enter_environment};
 pub use runner::{Handler, Runner};
-pub use serve::{Worker, is_rank, serve};
+pub use serve::{Teller, Worker, is_rank, serve};
 pub use torch::Torch;
 
 use crate::ExecutionError;
-use crate::external::{Launcher, random_token};
-use autodist_communication::CommunicationError;
+use crate::external::Launcher;
 use autodist_communication::switch::{Links, Route, Switch};
-use autodist_communication::tcp::Rendezvous;
+use autodist_communication::{CommunicationError, Warn, derived_token, random_token};
 use autodist_spec::{DeviceKind, Engine, Network, Path};
 use orders::RankEnvironment;
 use ranks::Ranks;
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,6 +64,8 @@ pub struct LaunchOptions {
     pub network: Option<Network>,
     /// Trains in the place of this program's executor.
     pub torch: Option<Torch>,
+    /// Hears of strangers that have tried to come in, on any thread.
+    pub warn: Warn,
 }
 
 impl LaunchOptions {
@@ -86,12 +88,18 @@ pub enum LaunchError {
     Interrupted,
     #[error("cannot start rank {rank} ({program}): {source}")]
     Spawn { rank: usize, program: String, source: std::io::Error },
+    #[error("the system gives no random bytes, of which the job's token is made: {0}")]
+    Random(std::io::Error),
     #[error("cannot emulate the network: {0}")]
     Switch(std::io::Error),
     #[error(transparent)]
     Rendezvous(#[from] CommunicationError),
     #[error("rank {rank} {what}; all other ranks have been stopped{output}")]
     RankEnded { rank: usize, what: String, output: String },
+    #[error(
+        "rank {ranks} has not come to {address}, where the ranks meet, within {waited_s} s; all other ranks have been stopped: a firewall must let ranks through to the free ports of each other's machines"
+    )]
+    RanksMissing { ranks: String, address: SocketAddr, waited_s: f64 },
     #[error("rank {rank} failed: {message}; all other ranks have been stopped")]
     RankFailed { rank: usize, message: String },
     #[error("rank {rank} answered something that is no answer: {detail}")]
@@ -123,8 +131,16 @@ impl LaunchError {
     }
 }
 
-/// Runs `assignments` on `world` new ranks. `done` gets the answers to each assignment, in rank order, as soon as all
-/// ranks have given theirs.
+/// What is heard of a launch under way.
+#[derive(Debug)]
+pub enum News {
+    /// What a rank told of an assignment before it was done ([`Teller::tell`]).
+    Progress { assignment: usize, rank: usize, value: Value },
+    /// The answers to an assignment, in rank order, as soon as all ranks have given theirs.
+    Done { assignment: usize, answers: Vec<Value> },
+}
+
+/// Runs `assignments` on `world` new ranks. `heard` gets what they say, also just before the launch fails.
 ///
 /// # Errors
 /// A rank that cannot be started, fails, or is killed: the error names it and why. All ranks have ended when this
@@ -133,26 +149,29 @@ pub fn launch(
     world: usize,
     assignments: &[Value],
     options: &LaunchOptions,
-    mut done: impl FnMut(usize, Vec<Value>),
+    mut heard: impl FnMut(News),
 ) -> Result<(), LaunchError> {
     if let Some(torch) = &options.torch {
-        return torch.launch(world, assignments, options, done);
+        return torch.launch(world, assignments, options, heard);
     }
-    let token = random_token();
-    let (bind, advertised) = match &options.agents {
-        None => (options.rendezvous, None),
+    let salt = random_token().map_err(LaunchError::Random)?;
+    let (token, bind, advertised) = match &options.agents {
+        None => (salt.clone(), vec![options.rendezvous], None),
         Some(agents) => {
             let (launcher, processes) = (agents.external().launcher, agents.external().world);
             if processes != world {
                 return Err(LaunchError::World { ranks: world, launcher, processes });
             }
             agents.gather(&options.stop)?;
-            agents.place(options.rendezvous)
+            let (bind, advertised) = agents.place(options.rendezvous);
+            // Orders cross networks in the clear: they say the salt, of which only who knows the job's token can make
+            // this launch's.
+            (derived_token(&agents.external().token, &salt), bind, advertised)
         }
     };
     let switch = options.network.as_ref().map(links).map(Switch::start).transpose().map(|s| s.map(Arc::new));
     let switch = switch.map_err(LaunchError::Switch)?;
-    let rendezvous = Rendezvous::bind_with(bind, world, &token, switch)?;
+    let rendezvous = agents::listen_at(&bind, world, &token, switch, options.warn)?;
     let bound = rendezvous.address();
     let environment = RankEnvironment {
         rank: 0,
@@ -165,18 +184,25 @@ pub fn launch(
         devices: options.devices,
     };
     let mut ranks = Ranks::new(options);
-    ranks.start(&environment, assignments)?;
-    let mut watch = Watch { world, answers: BTreeMap::new(), left: 0, cause: None };
-    while watch.left < world && watch.cause.is_none() {
+    ranks.start(&environment, &salt, assignments)?;
+    let mut watch = Watch::new(world, options.timeout);
+    while !watch.is_over() && watch.cause.is_none() {
         if options.stop.load(Ordering::Relaxed) {
             watch.cause = Some(Cause { error: LaunchError::Interrupted, consequence: false });
             break;
         }
         match rendezvous.events().recv_timeout(LOOK_AGAIN) {
-            Ok(event) => watch.take(event, &mut ranks, &mut done)?,
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => watch.look_for_dead(&mut ranks),
+            Ok(event) => {
+                watch.take(event, &mut ranks, &mut heard)?;
+                while let Ok(event) = rendezvous.events().try_recv() {
+                    watch.take(event, &mut ranks, &mut heard)?;
+                }
+            }
+            // How they ended is still to be learnt.
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK_AGAIN),
+            Err(RecvTimeoutError::Timeout) => {}
         }
+        watch.look(&mut ranks);
     }
     if watch.cause.is_some() {
         // The first news may be a consequence: listen for the cause while the ranks end.
@@ -185,28 +211,31 @@ pub fn launch(
         loop {
             // The last to end may have said something before.
             let last = Instant::now() >= until || ranks.all_ended();
-            match rendezvous.events().recv_timeout(LOOK_AGAIN) {
-                Ok(event) => {
-                    watch.take(event, &mut ranks, &mut done)?;
-                    continue;
-                }
-                Err(RecvTimeoutError::Disconnected) if !last => std::thread::sleep(LOOK_AGAIN),
-                Err(_) => {}
+            while let Ok(event) = rendezvous.events().try_recv() {
+                watch.take(event, &mut ranks, &mut heard)?;
             }
             watch.look_for_dead(&mut ranks);
             if last {
                 break;
             }
+            std::thread::sleep(LOOK_AGAIN);
         }
+        watch.give_up_all();
     }
     ranks.end(if watch.cause.is_some() { Duration::ZERO } else { GRACE });
+    let missing = watch.waited_for();
     match watch.cause.map(|cause| cause.error) {
         // A cluster's launcher tells all processes to end at once: what it does to others is no failure of theirs.
         Some(_) if options.stop.load(Ordering::Relaxed) => Err(LaunchError::Interrupted),
-        Some(LaunchError::RankEnded { rank, what, .. }) => {
-            let output = ranks.output(rank);
-            Err(LaunchError::RankEnded { rank, what, output })
-        }
+        Some(LaunchError::RankEnded { rank, what, .. }) => Err(match missing {
+            // It waited for those in vain.
+            Some(ranks) => LaunchError::RanksMissing {
+                ranks,
+                address: environment.rendezvous,
+                waited_s: environment.timeout_s,
+            },
+            None => LaunchError::RankEnded { rank, what, output: ranks.output(rank) },
+        }),
         Some(error) => Err(error),
         None => Ok(()),
     }

@@ -28,6 +28,7 @@ mod rounding;
 mod store;
 pub mod stream;
 mod task;
+mod thinned;
 
 pub use autodist_communication::mpi::{Mpi, MpiError};
 pub use cuda::Absent;
@@ -36,8 +37,8 @@ pub use device::Device;
 pub use devices::Devices;
 pub use external::External;
 pub use guard::Guard;
-pub use rank::train;
-pub use record::{InstructionSample, NamedSample, RankOutcome, StepOutcome, Timed, merge};
+pub use rank::{Tell, train};
+pub use record::{Growing, InstructionSample, NamedSample, RankOutcome, StepOutcome, Timed, merge};
 pub use reference::Reference;
 pub use task::{Coding, Task};
 
@@ -69,8 +70,10 @@ pub enum ExecutionError {
     StreamEnded { key: stream::Key },
     #[error("rank {peer} sent {given} values where {expected} were due")]
     Message { peer: usize, expected: usize, given: usize },
-    #[error("the loss of step {step} is {loss}: training diverged; lower the learning rate")]
-    Diverged { step: u32, loss: f64 },
+    #[error(
+        "the {what} of step {step} is {value}: training diverged; lower the learning rate, or clip gradients"
+    )]
+    Diverged { what: &'static str, step: u32, value: f64 },
     #[error("the job was stopped")]
     Stopped,
     #[error("the job has {expected} ranks, but the task is for {given}")]

@@ -34,7 +34,7 @@ pub fn train<B: Device>(
         let run = |(rank, (mut endpoint, device))| {
             scope.spawn(move || {
                 let result =
-                    train_and(&device, task, &mut endpoint, "local", nowhere, |store| store.export());
+                    train_and(&device, task, &mut endpoint, "local", nowhere, None, |store| store.export());
                 (rank, result)
             })
         };

@@ -1,33 +1,77 @@
 //! How much memory the process holds: a counting allocator.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 static EXCLUDED: AtomicUsize = AtomicUsize::new(0);
 
-/// The system's allocator, counting live bytes and their peak. A binary that measures memory installs it:
+/// The system's allocator, counting live bytes and their peak. Where it has no memory left, it ends the process with a
+/// message and exit code 4. A binary that measures memory installs it:
 /// `#[global_allocator] static ALLOCATOR: CountingAllocator = CountingAllocator;`
 pub struct CountingAllocator;
 
-fn grew(bytes: usize) {
+/// The exit code of a process that could not get the memory it needs, as of any other failed run.
+const NO_MEMORY: libc::c_int = 4;
+
+/// Counts what has been allocated: nothing where there is no pointer, and then this does not return.
+fn grew(pointer: *mut u8, bytes: usize) {
+    if pointer.is_null() {
+        give_up(bytes);
+    }
     let live = LIVE.fetch_add(bytes, Relaxed) + bytes;
     PEAK.fetch_max(live, Relaxed);
 }
 
-// SAFETY: every call is passed on to the system's allocator unchanged; counting has no side effect on memory.
+/// Ends this process, for nothing in it can go on without the memory; without a word it would end by SIGABRT.
+#[cold]
+fn give_up(bytes: usize) -> ! {
+    let mut text = Line { bytes: [0; 160], len: 0 };
+    // It cannot fail: what has no room is left out.
+    let _ = writeln!(
+        text,
+        "error: memory has run out: the system gives no {bytes} bytes more; see `ulimit -v`, the container's limit, or free memory"
+    );
+    // SAFETY: the pointer and the length are those of a live array, and no destructor is run that could allocate.
+    unsafe {
+        libc::write(libc::STDERR_FILENO, text.bytes.as_ptr().cast(), text.len);
+        libc::_exit(NO_MEMORY)
+    }
+}
+
+/// A line that takes no memory.
+struct Line {
+    bytes: [u8; 160],
+    len: usize,
+}
+
+impl Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = &mut self.bytes[self.len..];
+        let taken = text.len().min(room.len());
+        room[..taken].copy_from_slice(&text.as_bytes()[..taken]);
+        self.len += taken;
+        Ok(())
+    }
+}
+
+// SAFETY: every call is passed on to the system's allocator unchanged; counting has no side effect on memory. Where the
+// system gives none, the process ends.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grew(layout.size());
         // SAFETY: the caller's contract is the system allocator's.
-        unsafe { System.alloc(layout) }
+        let pointer = unsafe { System.alloc(layout) };
+        grew(pointer, layout.size());
+        pointer
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        grew(layout.size());
         // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
+        let pointer = unsafe { System.alloc_zeroed(layout) };
+        grew(pointer, layout.size());
+        pointer
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
@@ -37,13 +81,14 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        if new_size >= layout.size() {
-            grew(new_size - layout.size());
-        } else {
-            LIVE.fetch_sub(layout.size() - new_size, Relaxed);
-        }
         // SAFETY: as above.
-        unsafe { System.realloc(pointer, layout, new_size) }
+        let new = unsafe { System.realloc(pointer, layout, new_size) };
+        if new.is_null() {
+            give_up(new_size);
+        }
+        grew(new, new_size.saturating_sub(layout.size()));
+        LIVE.fetch_sub(layout.size().saturating_sub(new_size), Relaxed);
+        new
     }
 }
 

@@ -6,12 +6,13 @@ use crate::device::{Device, Group, Messages, Tag};
 use crate::host::{self, Placement};
 use crate::layers::{Context, Frame, Rows};
 use crate::pace::{Emulated, Pace};
-use crate::record::{Occasion, RankOutcome, Recorder, StepOutcome};
+use crate::record::{Occasion, RankOutcome, Recorder, StepOutcome, typical};
+use crate::reference::beside;
 use crate::rounding::{RoundedMessages, Rounding};
 use crate::store::Store;
 use crate::stream::{CommunicationStream, Groups, Work};
 use crate::{ExecutionError, Task};
-use autodist_communication::{Communicator, Counters, Endpoint, Reduction, Ways};
+use autodist_communication::{Communicator, Control, Counters, Endpoint, Reduction, Ways};
 use autodist_compute::layers::{LayerShape, TensorShard};
 use autodist_compute::{Backend, Region, RegionMut};
 use autodist_program::{
@@ -21,9 +22,19 @@ use autodist_program::{
 use autodist_spec::{Algorithm, Codec, Coded, OperationKind, Segment, Stream};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::PoisonError;
+use std::sync::TryLockError;
+use std::time::{Duration, Instant};
 
-/// Trains `task` as this endpoint's rank. `name` must be new to the endpoint; all ranks use the same.
+/// Between two words about the steps of a training that is under way.
+const TELL_EVERY: Duration = Duration::from_millis(250);
+/// Steps after which a rank says so at once: what it says takes memory that is counted.
+const TELL_AT: usize = 64;
+
+/// Hears of a training that is under way: the steps since the last word, and how the rest stands.
+pub type Tell<'a> = &'a mut dyn FnMut(&RankOutcome) -> Result<(), ExecutionError>;
+
+/// Trains `task` as this endpoint's rank. `name` must be new to the endpoint; all ranks use the same. Steps are told as they
+/// are done, also where an error follows; without `tell` the outcome has them all.
 ///
 /// # Errors
 /// An illegal task, data that cannot be read, a peer that is gone or silent, a stop that the launcher asked for.
@@ -33,8 +44,9 @@ pub fn train<B: Device>(
     endpoint: &mut Endpoint,
     name: &str,
     placement: Placement,
+    tell: Option<Tell<'_>>,
 ) -> Result<RankOutcome, ExecutionError> {
-    train_and(device, task, endpoint, name, placement, |_| ()).map(|(outcome, ())| outcome)
+    train_and(device, task, endpoint, name, placement, tell, |_| ()).map(|(outcome, ())| outcome)
 }
 
 /// As [`train`]; `inspect` sees the trained parameters.
@@ -44,6 +56,7 @@ pub(crate) fn train_and<B: Device, R>(
     endpoint: &mut Endpoint,
     name: &str,
     placement: Placement,
+    tell: Option<Tell<'_>>,
     inspect: impl FnOnce(&Store<B>) -> R,
 ) -> Result<(RankOutcome, R), ExecutionError> {
     if endpoint.world() != task.world() {
@@ -65,11 +78,12 @@ pub(crate) fn train_and<B: Device, R>(
     let runner = &program.ranks[at.pipeline];
     let bodies: Vec<_> = runner.bodies.iter().map(|b| b.instructions.clone()).collect();
     let measured = task.steps.saturating_sub(task.warmup_steps) as usize;
+    let longest = program.ranks.iter().map(events_per_step).max().unwrap_or_default();
     let recorder = Recorder::new(
         device,
         me,
         &bodies,
-        events_per_step(runner),
+        (events_per_step(runner), longest),
         measured.max(task.warmup_steps as usize),
         program.micro_batches,
         task.detail,
@@ -93,6 +107,7 @@ pub(crate) fn train_and<B: Device, R>(
         memory_peak: 0,
         pace: Pace::new(emulated),
         recorder,
+        control: endpoint.control().clone(),
     };
     rank.lanes.world.barrier()?;
     if emulated.is_none() {
@@ -106,33 +121,16 @@ pub(crate) fn train_and<B: Device, R>(
         baseline_memory: baseline as u64,
         ..RankOutcome::default()
     };
-    let mut sent_before = Counters::default();
-    let mut before = speed();
-    for step in 0..task.steps {
-        if endpoint.control().stop_requested() {
-            return Err(ExecutionError::Stopped);
-        }
-        if step == task.warmup_steps {
-            rank.recorder.clear();
-            sent_before = rank.lanes.counters();
-        }
-        let mut done = rank.run_step(step)?;
-        let after = speed();
-        done.reference = (before + after) / 2.0;
-        before = after;
-        outcome.steps.push(done);
-        rank.lanes.world.barrier()?;
-    }
-    let sent = (rank.lanes.counters() - sent_before).sent;
-    outcome.bytes_sent_per_step = sent / measured.max(1) as u64;
     let own = if device.is_host() { rank.recorder.bytes() + instrument } else { 0 };
-    let peak = device.high_water(rank.memory_peak.max(device.peak_memory()));
-    outcome.peak_memory = (peak as u64).saturating_sub(own as u64);
-    let of = |watch: &SharedWatch| watch.lock().unwrap_or_else(PoisonError::into_inner).record();
-    outcome.compression = rank.lanes.watches.iter().filter_map(of).collect();
+    rank.train(&mut outcome, own, &mut speed, tell)?;
+    // All ranks keep the timelines of the same steps, and choose the same one.
+    let mut seconds = rank.recorder.kept_seconds();
+    if !seconds.is_empty() {
+        rank.lanes.world.all_reduce(&mut seconds, Reduction::Max)?;
+    }
     let inspected = inspect(&rank.store);
     let Rank { recorder, lanes, .. } = rank;
-    (outcome.timelines, outcome.instructions) = recorder.finish();
+    (outcome.timeline, outcome.instructions) = recorder.finish(typical(&seconds));
     lanes.messages.map_or(Ok(()), Messages::close)?;
     host::enter_communication(placement);
     Ok((outcome, inspected))
@@ -276,10 +274,89 @@ struct Rank<'a, B: Device> {
     memory_peak: usize,
     pace: Pace,
     recorder: Recorder<B>,
+    control: Control,
 }
 
 impl<B: Device> Rank<'_, B> {
+    /// All steps. `own` bytes of the memory are the measurement's.
+    fn train(
+        &mut self,
+        outcome: &mut RankOutcome,
+        own: usize,
+        speed: &mut dyn FnMut() -> f64,
+        mut tell: Option<Tell<'_>>,
+    ) -> Result<(), ExecutionError> {
+        let mut sent_before = Counters::default();
+        let mut told: Option<Instant> = None;
+        let mut before = speed();
+        let mut trained = Ok(());
+        for step in 0..self.task.steps {
+            if step == self.task.warmup_steps {
+                self.recorder.clear();
+                sent_before = self.lanes.counters();
+            }
+            trained = self.train_step(step, &mut before, speed, outcome);
+            if trained.is_err() {
+                break;
+            }
+            let due = outcome.steps.len() >= TELL_AT || told.is_none_or(|told| told.elapsed() >= TELL_EVERY);
+            if let Some(tell) = tell.as_mut().filter(|_| due) {
+                self.stand(outcome, &sent_before, own);
+                tell(outcome)?;
+                outcome.steps.clear();
+                told = Some(Instant::now());
+            }
+            trained = self.lanes.world.barrier().map_err(ExecutionError::from);
+            if trained.is_err() {
+                break;
+            }
+        }
+        self.stand(outcome, &sent_before, own);
+        if let Some(tell) = tell.filter(|_| !outcome.steps.is_empty()) {
+            // Where the launcher is gone, why the training ended says more.
+            trained = trained.and(tell(outcome));
+            outcome.steps.clear();
+        }
+        trained
+    }
+
+    fn train_step(
+        &mut self,
+        step: u32,
+        before: &mut f64,
+        speed: &mut dyn FnMut() -> f64,
+        outcome: &mut RankOutcome,
+    ) -> Result<(), ExecutionError> {
+        let mut done = self.run_step(step)?;
+        let after = speed();
+        done.reference = beside(*before, after);
+        *before = after;
+        outcome.steps.push(done);
+        Ok(())
+    }
+
+    /// How all but the steps stands now.
+    fn stand(&self, outcome: &mut RankOutcome, sent_before: &Counters, own: usize) {
+        // Counted from the end of the warm-up, or while that lasts from the start.
+        let measured = self.step.checked_sub(self.task.warmup_steps).unwrap_or(self.step) + 1;
+        let sent = (self.lanes.counters() - *sent_before).sent;
+        outcome.bytes_sent_per_step = sent / u64::from(measured);
+        // Some devices' marks begin anew when they are read.
+        let peak = self.device.high_water(self.memory_peak.max(self.device.peak_memory()));
+        outcome.peak_memory = outcome.peak_memory.max((peak as u64).saturating_sub(own as u64));
+        // Where a step has failed, a reduction may still be waiting for a peer: it is not waited for.
+        let of = |watch: &SharedWatch| match watch.try_lock() {
+            Ok(watch) => watch.record(),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().record(),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        outcome.compression = self.lanes.watches.iter().filter_map(of).collect();
+    }
+
     fn run_step(&mut self, step: u32) -> Result<StepOutcome, ExecutionError> {
+        if self.control.stop_requested() {
+            return Err(ExecutionError::Stopped);
+        }
         self.step = step;
         self.losses.clear();
         self.recorder.begin_step();
@@ -295,14 +372,17 @@ impl<B: Device> Rank<'_, B> {
         }
         self.device.synchronise()?;
         let loss_sum = self.losses.iter().map(|loss| self.device.read(loss)).sum();
-        if !f64::is_finite(loss_sum) {
-            return Err(ExecutionError::Diverged { step, loss: loss_sum });
+        for (what, value) in [("loss", loss_sum), ("gradient norm", self.gradient_norm)] {
+            if !f64::is_finite(value) {
+                return Err(ExecutionError::Diverged { what, step, value });
+            }
         }
         self.lanes.world.barrier()?;
         self.pace.interrupt();
+        let seconds = self.recorder.elapsed();
         Ok(StepOutcome {
-            seconds: self.recorder.elapsed(),
-            in_operations: self.recorder.end_step(),
+            seconds,
+            in_operations: self.recorder.end_step(seconds),
             loss_sum,
             gradient_norm: self.gradient_norm,
             reference: 0.0,

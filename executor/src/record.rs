@@ -2,15 +2,26 @@
 
 use crate::guard;
 use crate::task::Task;
+use crate::thinned::Thinned;
 use autodist_compute::Backend;
 use autodist_program::{Body, BodyKind, Instruction, Op, Program};
 use autodist_spec::plan::label;
 use autodist_spec::profile::{CollectiveKind, Environment, Pass, Sample, Segment};
-use autodist_spec::run::{BucketCompression, RankRecord, StepRecord};
+use autodist_spec::run::{BucketCompression, Ended, RankRecord, StepRecord};
 use autodist_spec::{Bytes, OperationKind, RunRecord, SCHEMA_VERSION, Seconds, Stream, TimelineEvent};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
+
+/// Operations of a rank's step, at most, of which a timeline is kept: nobody looks at more, and a message has its limits.
+pub const LONGEST_TIMELINE: usize = 1 << 16;
+/// Steps whose timelines a rank keeps until it is known which of them is the typical one, at most.
+const TIMELINES: usize = 64;
+/// Operations of all of them, at most (of 40 bytes each).
+const OPERATIONS: usize = 1 << 18;
+/// Steps that a record has, at most: of a longer training every second, fourth, ... is kept. The document then has some
+/// 60 MB.
+pub const LONGEST_RECORD: usize = 1 << 18;
 
 /// One step as one rank saw it.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -22,7 +33,7 @@ pub struct StepOutcome {
     /// Summed over this rank's tokens, nats; 0 where the rank holds no head.
     pub loss_sum: f64,
     pub gradient_norm: f64,
-    /// Seconds of the reference arithmetic, mean of just before and just after; 0 on a device that needs none.
+    /// Seconds of the reference arithmetic, the faster of just before and just after; 0 on a device that needs none.
     pub reference: f64,
 }
 
@@ -69,13 +80,15 @@ pub struct NamedSample {
     pub peak: u64,
 }
 
-/// All that one rank measured.
+/// What one rank measured: all of it, or, while the training is under way, what is new of its steps and how the rest
+/// stands. So neither what a rank holds nor what it says in the end grows with the number of steps.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct RankOutcome {
     pub rank: usize,
     pub realtime: bool,
     /// How GPUs of different ranks reach each other; empty on CPUs.
     pub route: String,
+    /// Those that it has not told before.
     pub steps: Vec<StepOutcome>,
     /// The device's memory at its highest during the steps, bytes (a CPU's is the heap).
     pub peak_memory: u64,
@@ -84,8 +97,9 @@ pub struct RankOutcome {
     pub bytes_sent_per_step: u64,
     #[serde(default)]
     pub compression: Vec<BucketCompression>,
-    /// Operations of every measured step.
-    pub timelines: Vec<Vec<TimelineEvent>>,
+    /// Operations of one measured step, the same on all ranks; none where a step has more than [`LONGEST_TIMELINE`].
+    #[serde(default)]
+    pub timeline: Vec<TimelineEvent>,
     /// Empty unless the task asks for detail.
     pub instructions: Vec<InstructionSample>,
     /// The same from an engine that knows no Program.
@@ -137,6 +151,9 @@ impl RankOutcome {
     }
 }
 
+/// Entries for which memory is taken in advance, at most: what is longer grows as it is filled.
+const MOST_TAKEN: usize = 1 << 16;
+
 /// Timings of the step that is being run. Its memory is taken before the training begins, so that recording does not
 /// show in what is recorded.
 pub struct Recorder<B: Backend> {
@@ -147,8 +164,7 @@ pub struct Recorder<B: Backend> {
     /// Operations and instructions of the step under way; their times are known when the device has done them.
     operations: Vec<Operation<B>>,
     instructions: Vec<(usize, B::Event, B::Event)>,
-    events: Vec<TimelineEvent>,
-    per_step: usize,
+    timelines: Timelines,
     detail: bool,
     samples: Vec<InstructionSample>,
     slots: Vec<Vec<usize>>,
@@ -170,12 +186,13 @@ struct Operation<B: Backend> {
 }
 
 impl<B: Backend> Recorder<B> {
-    /// For `steps` steps of `operations` entries each, in which every body runs at most `runs` times.
+    /// For `steps` steps of `operations` entries each (`longest` on the rank that has most), in which every body runs at
+    /// most `runs` times.
     pub fn new(
         device: &B,
         rank: usize,
         bodies: &[Vec<Instruction>],
-        operations: usize,
+        (operations, longest): (usize, usize),
         steps: usize,
         runs: usize,
         detail: bool,
@@ -185,14 +202,14 @@ impl<B: Backend> Recorder<B> {
         if detail {
             for (body, instructions) in bodies.iter().enumerate() {
                 let slot = |index| {
-                    let seconds = Vec::with_capacity(steps * runs);
+                    let seconds = Vec::with_capacity(steps.saturating_mul(runs).min(MOST_TAKEN));
                     samples.push(InstructionSample { body, index, seconds, growth: 0, peak: 0 });
                     samples.len() - 1
                 };
                 slots.push((0..instructions.len()).map(slot).collect());
             }
         }
-        let instructions = Vec::with_capacity(samples.len() * runs);
+        let instructions = Vec::with_capacity(samples.len().saturating_mul(runs).min(MOST_TAKEN));
         Self {
             device: device.clone(),
             rank: rank as u32,
@@ -200,8 +217,7 @@ impl<B: Backend> Recorder<B> {
             origin: device.record(),
             operations: Vec::with_capacity(operations),
             instructions,
-            events: Vec::with_capacity(operations * steps),
-            per_step: operations,
+            timelines: Timelines::new(operations, Timelines::limit(longest, steps)),
             detail,
             samples,
             slots,
@@ -212,7 +228,7 @@ impl<B: Backend> Recorder<B> {
     pub fn bytes(&self) -> usize {
         let samples: usize =
             self.samples.iter().map(|s| s.seconds.capacity() * 8 + size_of::<InstructionSample>()).sum();
-        self.events.capacity() * size_of::<TimelineEvent>()
+        self.timelines.events.capacity() * size_of::<TimelineEvent>()
             + self.operations.capacity() * size_of::<Operation<B>>()
             + self.instructions.capacity() * size_of::<(usize, B::Event, B::Event)>()
             + samples
@@ -251,8 +267,9 @@ impl<B: Backend> Recorder<B> {
         self.instructions.push((slot, start, end));
     }
 
-    /// Takes in the times of a step whose work is done; returns the seconds in operations on the compute stream.
-    pub fn end_step(&mut self) -> f64 {
+    /// Takes in the times of a step whose work is done and that took `seconds`; returns the seconds in operations on the
+    /// compute stream.
+    pub fn end_step(&mut self, seconds: f64) -> f64 {
         let mut compute = 0.0;
         for operation in self.operations.drain(..) {
             let since = |event| Seconds(self.device.seconds_between(&self.origin, event));
@@ -261,8 +278,17 @@ impl<B: Backend> Recorder<B> {
             compute += if stream == Stream::Compute { end_s.0 - start_s.0 } else { 0.0 };
             let (chunk, micro_batch) = (chunk as u32, micro_batch as u32);
             let rank = self.rank;
-            self.events.push(TimelineEvent { rank, stream, operation, chunk, micro_batch, start_s, end_s });
+            self.timelines.take(TimelineEvent {
+                rank,
+                stream,
+                operation,
+                chunk,
+                micro_batch,
+                start_s,
+                end_s,
+            });
         }
+        self.timelines.end_step(seconds);
         for (slot, start, end) in self.instructions.drain(..) {
             self.samples[slot].seconds.push(self.device.seconds_between(&start, &end));
         }
@@ -271,70 +297,354 @@ impl<B: Backend> Recorder<B> {
 
     /// Forgets all that was recorded: warm-up is over.
     pub fn clear(&mut self) {
-        self.events.clear();
+        self.timelines.clear();
         for sample in &mut self.samples {
             sample.seconds.clear();
             sample.peak = 0;
         }
     }
 
-    pub fn finish(self) -> (Vec<Vec<TimelineEvent>>, Vec<InstructionSample>) {
-        let timelines = self.events.chunks(self.per_step.max(1)).map(<[_]>::to_vec).collect();
-        (timelines, self.samples)
+    /// Seconds of the steps whose timelines are still there: of the same steps on all ranks.
+    pub fn kept_seconds(&self) -> Vec<f32> {
+        self.timelines.seconds.iter().map(|seconds| *seconds as f32).collect()
+    }
+
+    /// The timeline of the `chosen` one among those steps, and the times of all instructions.
+    pub fn finish(self, chosen: Option<usize>) -> (Vec<TimelineEvent>, Vec<InstructionSample>) {
+        (chosen.map(|step| self.timelines.of(step).to_vec()).unwrap_or_default(), self.samples)
     }
 }
 
-/// Joins what the ranks measured. A step took as long as its slowest rank.
-pub fn merge(task: &Task, outcomes: &[RankOutcome], environment: Environment) -> RunRecord {
-    let mut outcomes: Vec<&RankOutcome> = outcomes.iter().collect();
-    outcomes.sort_by_key(|outcome| outcome.rank);
-    let tokens = task.job.tokens() as f64;
-    let steps: Vec<StepRecord> = (0..task.steps as usize)
-        .map(|step| {
-            let of = |value: fn(&StepOutcome) -> f64| {
-                outcomes.iter().map(move |o| o.steps.get(step).map_or(0.0, value))
-            };
-            StepRecord {
-                step: step as u32,
-                time_s: Seconds(of(|s| s.seconds).fold(0.0, f64::max)),
-                loss: of(|s| s.loss_sum).sum::<f64>() / tokens,
-                gradient_norm: of(|s| s.gradient_norm).fold(0.0, f64::max),
-                learning_rate: task.job.learning_rate.at(step as u32),
-                reference_s: Seconds(of(|s| s.reference).fold(0.0, f64::max)),
+/// The place of the value nearest the median.
+pub fn typical(seconds: &[f32]) -> Option<usize> {
+    let median = Sample::of(&seconds.iter().map(|s| f64::from(*s)).collect::<Vec<_>>()).median_s.0;
+    let apart = |seconds: f32| (f64::from(seconds) - median).abs();
+    let places = seconds.iter().enumerate();
+    places.min_by(|(_, a), (_, b)| apart(**a).total_cmp(&apart(**b))).map(|(place, _)| place)
+}
+
+/// Timelines of some steps, evenly spaced over all: which ones depends on their number and the limit alone, so all ranks
+/// that have the same limit have those of the same steps. Memory is taken once.
+struct Timelines {
+    /// Steps, at most.
+    limit: usize,
+    /// Of every step.
+    operations: usize,
+    events: Vec<TimelineEvent>,
+    /// Of each step that is kept.
+    seconds: Vec<f64>,
+    /// One of so many steps is kept.
+    every: u64,
+    step: u64,
+}
+
+impl Timelines {
+    /// Timelines to keep where the rank that has most has so many operations in a step.
+    fn limit(operations: usize, steps: usize) -> usize {
+        match operations {
+            0..=LONGEST_TIMELINE => (OPERATIONS / operations.max(1)).clamp(1, TIMELINES).min(steps),
+            _ => 0,
+        }
+    }
+
+    fn new(operations: usize, limit: usize) -> Self {
+        Self {
+            limit,
+            operations,
+            events: Vec::with_capacity(limit * operations),
+            seconds: Vec::with_capacity(limit),
+            every: 1,
+            step: 0,
+        }
+    }
+
+    fn wanted(&self) -> bool {
+        self.limit > 0 && self.step % self.every == 0
+    }
+
+    fn take(&mut self, event: TimelineEvent) {
+        if !self.wanted() {
+            return;
+        }
+        if self.seconds.len() == self.limit {
+            // Full: every second step goes.
+            let (mut place, operations) = (0, self.operations.max(1));
+            self.events.retain(|_| {
+                place += 1;
+                (place - 1) / operations % 2 == 0
+            });
+            let mut even = false;
+            self.seconds.retain(|_| {
+                even = !even;
+                even
+            });
+            self.every *= 2;
+            if !self.wanted() {
+                return;
             }
-        })
-        .collect();
-    let measured: Vec<f64> = steps.iter().skip(task.warmup_steps as usize).map(|s| s.time_s.0).collect();
-    let step_time = Sample::of(&measured);
-    let nearest = measured
-        .iter()
-        .enumerate()
-        .min_by(|(_, a), (_, b)| {
-            (*a - step_time.median_s.0).abs().total_cmp(&(*b - step_time.median_s.0).abs())
-        })
-        .map(|(index, _)| index);
-    let timeline = nearest
-        .map(|step| outcomes.iter().filter_map(|o| o.timelines.get(step)).flatten().cloned().collect())
-        .unwrap_or_default();
-    RunRecord {
-        schema_version: SCHEMA_VERSION,
-        label: label(&task.strategy, &task.stages),
-        strategy: task.strategy.clone(),
-        stages: task.stages.clone(),
-        precision: task.job.precision,
-        environment,
-        steps,
-        warmup_steps: task.warmup_steps,
-        step_time,
-        ranks: outcomes
-            .iter()
-            .map(|o| RankRecord {
-                rank: o.rank as u32,
-                peak_memory_bytes: Bytes(o.peak_memory),
-                bytes_sent_per_step: Bytes(o.bytes_sent_per_step),
-            })
-            .collect(),
-        compression: guard::merge(outcomes.iter().flat_map(|o| o.compression.iter().copied())),
-        timeline,
+        }
+        self.events.push(event);
+    }
+
+    fn end_step(&mut self, seconds: f64) {
+        if self.wanted() && self.seconds.len() < self.limit {
+            self.seconds.push(seconds);
+        }
+        self.step += 1;
+    }
+
+    fn clear(&mut self) {
+        self.events.clear();
+        self.seconds.clear();
+        (self.every, self.step) = (1, 0);
+    }
+
+    fn of(&self, kept: usize) -> &[TimelineEvent] {
+        let events = &self.events[(kept * self.operations).min(self.events.len())..];
+        &events[..self.operations.min(events.len())]
+    }
+}
+
+/// The record of a training, as it grows by what the ranks tell. It holds what a record holds, and what one rank has told
+/// of steps of which another has not yet.
+#[derive(Debug, Clone)]
+pub struct Growing {
+    task: Task,
+    ranks: Vec<Heard>,
+    steps: Thinned<StepRecord>,
+    last: Option<StepRecord>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Heard {
+    waiting: VecDeque<StepOutcome>,
+    /// How the rest stands; none before the first word.
+    outcome: Option<RankOutcome>,
+}
+
+impl Growing {
+    #[must_use]
+    pub fn new(task: &Task) -> Self {
+        Self::with_limit(task, LONGEST_RECORD)
+    }
+
+    fn with_limit(task: &Task, limit: usize) -> Self {
+        Self {
+            task: task.clone(),
+            ranks: vec![Heard::default(); task.world()],
+            steps: Thinned::new(limit),
+            last: None,
+        }
+    }
+
+    /// Takes in what `rank` has told. A step took as long as its slowest rank.
+    pub fn take(&mut self, rank: usize, mut outcome: RankOutcome) {
+        let Some(heard) = self.ranks.get_mut(rank) else { return };
+        heard.waiting.extend(outcome.steps.drain(..));
+        heard.outcome = Some(outcome);
+        let tokens = self.task.job.tokens() as f64;
+        while self.ranks.iter().all(|rank| !rank.waiting.is_empty()) {
+            let step = self.steps.seen() as u32;
+            let mut joined = StepRecord {
+                step,
+                time_s: Seconds(0.0),
+                loss: 0.0,
+                gradient_norm: 0.0,
+                learning_rate: self.task.job.learning_rate.at(step),
+                reference_s: Seconds(0.0),
+            };
+            for of in self.ranks.iter_mut().filter_map(|rank| rank.waiting.pop_front()) {
+                joined.time_s.0 = joined.time_s.0.max(of.seconds);
+                joined.loss += of.loss_sum;
+                joined.gradient_norm = joined.gradient_norm.max(of.gradient_norm);
+                joined.reference_s.0 = joined.reference_s.0.max(of.reference);
+            }
+            joined.loss /= tokens;
+            self.steps.push(joined.clone());
+            self.last = Some(joined);
+        }
+    }
+
+    /// Steps that all ranks have told of.
+    #[must_use]
+    pub fn done(&self) -> u32 {
+        self.steps.seen() as u32
+    }
+
+    #[must_use]
+    pub fn last(&self) -> Option<&StepRecord> {
+        self.last.as_ref()
+    }
+
+    /// What the ranks said last of all but their steps, by plan rank.
+    #[must_use]
+    pub fn outcomes(&self) -> Vec<&RankOutcome> {
+        let mut outcomes: Vec<_> = self.ranks.iter().filter_map(|rank| rank.outcome.as_ref()).collect();
+        outcomes.sort_by_key(|outcome| outcome.rank);
+        outcomes
+    }
+
+    /// The record of what has been told; `reason` says why that is not all, where it is not.
+    #[must_use]
+    pub fn record(&self, environment: Environment, reason: Option<&str>) -> RunRecord {
+        let task = &self.task;
+        let mut steps = self.steps.kept().to_vec();
+        // How it ended is always there.
+        steps.extend(self.last.clone().filter(|_| !self.steps.has_last()));
+        let measured: Vec<f64> =
+            steps.iter().filter(|s| s.step >= task.warmup_steps).map(|s| s.time_s.0).collect();
+        let outcomes = self.outcomes();
+        RunRecord {
+            schema_version: SCHEMA_VERSION,
+            label: label(&task.strategy, &task.stages),
+            strategy: task.strategy.clone(),
+            stages: task.stages.clone(),
+            precision: task.job.precision,
+            environment,
+            steps,
+            warmup_steps: task.warmup_steps,
+            step_time: Sample::of(&measured),
+            ranks: outcomes
+                .iter()
+                .map(|o| RankRecord {
+                    rank: o.rank as u32,
+                    peak_memory_bytes: Bytes(o.peak_memory),
+                    bytes_sent_per_step: Bytes(o.bytes_sent_per_step),
+                })
+                .collect(),
+            compression: guard::merge(outcomes.iter().flat_map(|o| o.compression.iter().copied())),
+            timeline: outcomes.iter().flat_map(|o| o.timeline.iter().cloned()).collect(),
+            rounds: None,
+            ended: reason.map(|reason| Ended { step: self.done(), reason: reason.to_owned() }),
+        }
+    }
+}
+
+/// Joins what the ranks measured, all at once.
+pub fn merge(task: &Task, outcomes: &[RankOutcome], environment: Environment) -> RunRecord {
+    let mut growing = Growing::new(task);
+    outcomes.iter().enumerate().for_each(|(rank, outcome)| growing.take(rank, outcome.clone()));
+    growing.record(environment, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DataSource;
+    use autodist_program::stages;
+    use autodist_spec::{Job, ModelSpec, ParallelStrategy};
+
+    const MODEL: &str = r#"{"name": "small", "layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "head_dim": 8,
+        "ffn": 64, "vocab": 64, "max_seq_len": 16, "positions": {"kind": "rotary", "theta": 1e4}, "norm": "rms_norm",
+        "norm_epsilon": 1e-5, "activation": "swi_glu", "bias": false, "tied_embeddings": false}"#;
+
+    fn task(steps: u32) -> Task {
+        let model: ModelSpec = serde_json::from_str(MODEL).expect("a model");
+        let strategy = ParallelStrategy::data_parallel(2, 2);
+        Task {
+            stages: stages::even(&model, &strategy),
+            model,
+            job: Job::new(8, 16),
+            strategy,
+            data: DataSource::Synthetic,
+            steps,
+            warmup_steps: 2,
+            detail: false,
+            count_memory: false,
+            emulated_flops_per_s: None,
+            coding: crate::Coding::default(),
+        }
+    }
+
+    fn told(rank: usize, steps: std::ops::Range<u32>) -> RankOutcome {
+        let step = |step: u32| StepOutcome {
+            seconds: 1e-3 * (1.0 + rank as f64),
+            in_operations: 1e-3,
+            loss_sum: f64::from(step),
+            gradient_norm: 1.0,
+            reference: 1e-5,
+        };
+        RankOutcome { rank, steps: steps.map(step).collect(), ..RankOutcome::default() }
+    }
+
+    /// Twenty thousand steps in words of 64, one rank ahead of the other.
+    fn long(limit: usize) -> Growing {
+        let mut growing = Growing::with_limit(&task(20_000), limit);
+        let word = |number: u32| number * 64..((number + 1) * 64).min(20_000);
+        growing.take(1, told(1, word(0)));
+        for number in 0..313 {
+            growing.take(0, told(0, word(number)));
+            assert!(growing.ranks.iter().all(|rank| rank.waiting.len() <= 64));
+            growing.take(1, told(1, word(number + 1)));
+        }
+        growing
+    }
+
+    #[test]
+    fn a_record_holds_every_step_up_to_its_limit() {
+        let record = long(LONGEST_RECORD).record(Environment::default(), None);
+        assert_eq!(record.steps.len(), 20_000);
+        assert!(record.steps.iter().zip(0..).all(|(step, number)| step.step == number));
+        assert_eq!((record.step_time.count, record.step_time.median_s), (19_998, Seconds(2e-3)));
+        assert!((record.steps[400].loss - 800.0 / 128.0).abs() < 1e-12, "the sum over ranks, per token");
+        assert_eq!((record.ended, record.ranks.len()), (None, 2));
+    }
+
+    #[test]
+    fn a_longer_record_has_steps_of_all_of_it_and_the_last() {
+        let growing = long(100);
+        assert_eq!(growing.done(), 20_000);
+        let record = growing.record(Environment::default(), Some("why"));
+        assert!((50..=101).contains(&record.steps.len()), "{}", record.steps.len());
+        assert_eq!((record.steps[0].step, record.steps[record.steps.len() - 1].step), (0, 19_999));
+        assert_eq!(record.ended, Some(Ended { step: 20_000, reason: "why".to_owned() }));
+        let document = autodist_spec::to_json(&record);
+        assert_eq!(autodist_spec::parse::json::<RunRecord>("run", document.as_bytes()), Ok(record));
+    }
+
+    #[test]
+    fn ranks_keep_timelines_of_the_same_few_steps_however_many_there_are() {
+        let event = |rank: u32, step: u32| TimelineEvent {
+            rank,
+            stream: Stream::Compute,
+            operation: OperationKind::Forward,
+            chunk: 0,
+            micro_batch: 0,
+            start_s: Seconds(f64::from(step)),
+            end_s: Seconds(f64::from(step) + 1.0),
+        };
+        // Ranks of a pipeline may have different numbers of operations; few of them here, and many.
+        for operations in [[3, 5], [20_000, 20_000], [LONGEST_TIMELINE, LONGEST_TIMELINE]] {
+            let steps = if operations[0] < 10 { 20_000 } else { 40 };
+            let limit = Timelines::limit(operations[0].max(operations[1]), steps as usize);
+            let ranks = [0, 1].map(|rank| {
+                let mut timelines = Timelines::new(operations[rank], limit);
+                let taken = timelines.events.capacity();
+                for step in 0..steps {
+                    (0..operations[rank]).for_each(|_| timelines.take(event(rank as u32, step)));
+                    timelines.end_step(f64::from(step));
+                }
+                assert_eq!(timelines.events.capacity(), taken);
+                assert!(timelines.events.len() <= OPERATIONS.max(LONGEST_TIMELINE));
+                timelines
+            });
+            assert_eq!(ranks[0].seconds, ranks[1].seconds);
+            assert!((1..=TIMELINES).contains(&ranks[0].seconds.len()));
+            for (place, seconds) in ranks[0].seconds.iter().enumerate() {
+                for rank in &ranks {
+                    let of = rank.of(place);
+                    assert_eq!(of.len(), rank.operations);
+                    assert!(of.iter().all(|event| event.start_s.0 == *seconds));
+                }
+            }
+        }
+        let none = Timelines::new(LONGEST_TIMELINE + 1, Timelines::limit(LONGEST_TIMELINE + 1, 10));
+        assert_eq!(none.events.capacity(), 0);
+    }
+
+    #[test]
+    fn the_typical_step_is_the_one_nearest_the_median() {
+        assert_eq!(typical(&[5.0, 1.0, 2.9, 3.0, 9.0]), Some(3));
+        assert_eq!(typical(&[]), None);
     }
 }

@@ -5,8 +5,8 @@
 mod common;
 
 use autodist_compute::Cpu;
-use autodist_executor::launcher::{LaunchError, LaunchOptions, Runner, Torch, launch};
-use autodist_executor::{RankOutcome, Task, local, merge};
+use autodist_executor::launcher::{LaunchError, LaunchOptions, News, Runner, Torch, launch};
+use autodist_executor::{Growing, Task, local};
 use autodist_program::{engine, stages};
 use autodist_spec::profile::Environment;
 use autodist_spec::run::StepRecord;
@@ -51,6 +51,7 @@ fn options(torch: &Torch) -> LaunchOptions {
         agents: None,
         network: None,
         torch: Some(torch.clone()),
+        warn: |_| {},
     }
 }
 
@@ -62,12 +63,18 @@ fn task(llama: bool, strategy: ParallelStrategy) -> Task {
 /// Trains all tasks in one launch; the steps of each.
 fn train(torch: &Torch, tasks: &[Task]) -> Result<Vec<Vec<StepRecord>>, LaunchError> {
     let assignments: Vec<_> = tasks.iter().map(|task| serde_json::json!({ "train": task })).collect();
-    let mut records = Vec::new();
-    launch(tasks[0].world(), &assignments, &options(torch), |index, answers| {
-        let outcomes: Vec<RankOutcome> =
-            answers.into_iter().map(|answer| serde_json::from_value(answer).unwrap()).collect();
-        records.push(merge(&tasks[index], &outcomes, Environment::default()).steps);
+    let mut growing: Vec<Growing> = tasks.iter().map(Growing::new).collect();
+    launch(tasks[0].world(), &assignments, &options(torch), |news| match news {
+        News::Progress { assignment, rank, value } => {
+            growing[assignment].take(rank, serde_json::from_value(value).unwrap());
+        }
+        News::Done { assignment, answers } => {
+            for (rank, answer) in answers.into_iter().enumerate() {
+                growing[assignment].take(rank, serde_json::from_value(answer).unwrap());
+            }
+        }
     })?;
+    let records = growing.iter().map(|growing| growing.record(Environment::default(), None).steps).collect();
     Ok(records)
 }
 

@@ -1,6 +1,6 @@
 //! The file of `accelerate launch --config_file`.
 
-use crate::document::Document;
+use crate::document::{Document, product, quotient};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, Draft, Lack, NO_PIPELINE, PARAMETERS_AS_THEY_ARE, Row, instead, note_tf32,
@@ -58,7 +58,7 @@ pub(crate) fn refuse_zero(settings: &Settings, draft: &mut Draft) {
             "plan with --zero 2 or 3, or export to deepspeed",
         );
     }
-    if settings.zero_stage == 0 && settings.data > 1 && settings.tensor * settings.context > 1 {
+    if settings.zero_stage == 0 && settings.data > 1 && settings.tensor.saturating_mul(settings.context) > 1 {
         draft.refuse(
             Field::ZeroStage,
             "replicas beside tensor or context parallelism need FSDP",
@@ -106,8 +106,10 @@ static ROWS: &[Row] = &[
         theirs: "distributed_type, fsdp_config.fsdp_version, fsdp_config.fsdp_reshard_after_forward",
         write: |settings, draft| {
             refuse_zero(settings, draft);
-            let (machines, mesh) =
-                (draft.machines, settings.zero_stage > 0 || settings.tensor * settings.context > 1);
+            let (machines, mesh) = (
+                draft.machines,
+                settings.zero_stage > 0 || settings.tensor.saturating_mul(settings.context) > 1,
+            );
             draft.set("compute_environment", "LOCAL_MACHINE");
             let plain = if machines.gpus { "MULTI_GPU" } else { "MULTI_CPU" };
             draft.set("distributed_type", if mesh { "FSDP" } else { plain });
@@ -143,7 +145,7 @@ static ROWS: &[Row] = &[
                 Some(serde_json::Value::String(old)) => old == "FULL_SHARD" || old == "true",
                 Some(value) => value == &serde_json::Value::Bool(true),
             };
-            let sharded = document.count(SHARD)?.is_none_or(|size| size > 1);
+            let sharded = document.size(SHARD)?.is_none_or(|size| size > 1);
             settings.zero_stage = match kind.as_str() {
                 "FSDP" if sharded => {
                     if resharded {
@@ -166,7 +168,7 @@ static ROWS: &[Row] = &[
             }
         },
         read: |document, settings| {
-            settings.tensor = document.count(TENSOR)?.unwrap_or(1);
+            settings.tensor = document.size(TENSOR)?.unwrap_or(1);
             Ok(true)
         },
     },
@@ -179,7 +181,7 @@ static ROWS: &[Row] = &[
             }
         },
         read: |document, settings| {
-            settings.context = document.count(CONTEXT)?.unwrap_or(1);
+            settings.context = document.size(CONTEXT)?.unwrap_or(1);
             Ok(true)
         },
     },
@@ -192,17 +194,10 @@ static ROWS: &[Row] = &[
             }
         },
         read: |document, settings| {
-            let Some(processes) = document.count("num_processes")? else { return Ok(false) };
-            let others = settings.tensor * settings.context;
-            if others == 0 || !processes.is_multiple_of(others) {
-                return Err(InputError::new(
-                    "num_processes",
-                    processes,
-                    format!("is no multiple of tp_size x cp_size, {others}"),
-                )
-                .hint("choose sizes whose product is the number of processes"));
-            }
-            settings.data = processes / others;
+            let Some(processes) = document.size("num_processes")? else { return Ok(false) };
+            let what = "parallelism_config_tp_size x parallelism_config_cp_size";
+            let others = product(what, &[settings.tensor, settings.context])?;
+            settings.data = quotient("num_processes", processes.into(), others.into(), what)?;
             Ok(true)
         },
     },
@@ -215,8 +210,11 @@ static ROWS: &[Row] = &[
             }
         },
         read: |document, settings| {
-            let replicas = document.count(REPLICATE)?.unwrap_or(1).max(1);
-            let shard = document.count(SHARD)?.unwrap_or(settings.data / replicas);
+            let replicas = document.size(REPLICATE)?.unwrap_or(1);
+            let shard = match document.size(SHARD)? {
+                Some(shard) => shard,
+                None => quotient("data-parallel ranks", settings.data.into(), replicas.into(), REPLICATE)?,
+            };
             settings.shard = if settings.zero_stage > 0 { shard } else { 1 };
             Ok(true)
         },

@@ -1,14 +1,15 @@
 //! DeepSpeed's `ds_config.json`.
 
-use crate::document::Document;
+use crate::document::{Document, product, quotient};
 use crate::launch::Script;
 use crate::row::{
-    ACTIVATIONS_AS_THEY_ARE, Lack, NO_PIPELINE, Row, count, instead, note_tf32, real, refuse, refuse_fp16,
+    ACTIVATIONS_AS_THEY_ARE, Lack, NO_PIPELINE, ReadRate, Row, clip, instead, note_tf32, refuse, refuse_fp16,
+    size,
 };
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
 use crate::{Export, Exporter, File};
-use autodist_spec::{Codec, InputError, LearningRate, Optimizer, Precision, Recompute};
+use autodist_spec::{Codec, Hyperparameter, InputError, LearningRate, Optimizer, Precision, Recompute};
 
 pub struct DeepSpeed;
 
@@ -45,6 +46,8 @@ impl Exporter for DeepSpeed {
     }
 }
 
+const DECAY: Hyperparameter = Hyperparameter::WeightDecay;
+
 static LACKS: &[Lack] = &[
     NO_PIPELINE[0],
     NO_PIPELINE[1],
@@ -65,27 +68,17 @@ static LACKS: &[Lack] = &[
 ];
 
 static ROWS: &[Row] = &[
-    count!(MicroBatch, micro_batch, "train_micro_batch_size_per_gpu"),
-    count!(GlobalBatch, global_batch, "train_batch_size"),
+    size!(MicroBatch, micro_batch, "train_micro_batch_size_per_gpu"),
+    size!(GlobalBatch, global_batch, "train_batch_size"),
     Row {
         field: Field::Data,
         theirs: "gradient_accumulation_steps",
         write: |settings, draft| draft.set("gradient_accumulation_steps", settings.micro_batches()),
         read: |document, settings| {
-            let Some(steps) = document.count("gradient_accumulation_steps")? else { return Ok(false) };
-            let round = steps * settings.micro_batch;
-            if round == 0 || !settings.global_batch.is_multiple_of(round) {
-                return Err(InputError::new(
-                    "train_batch_size",
-                    settings.global_batch,
-                    format!(
-                        "is no multiple of train_micro_batch_size_per_gpu {} x gradient_accumulation_steps {steps}",
-                        settings.micro_batch
-                    ),
-                )
-                .hint("their quotient is the number of data-parallel ranks"));
-            }
-            settings.data = settings.global_batch / round;
+            let Some(steps) = document.size("gradient_accumulation_steps")? else { return Ok(false) };
+            let what = "train_micro_batch_size_per_gpu x gradient_accumulation_steps";
+            let round = product(what, &[steps, settings.micro_batch])?;
+            settings.data = quotient("train_batch_size", settings.global_batch.into(), round.into(), what)?;
             Ok(true)
         },
     },
@@ -98,7 +91,7 @@ static ROWS: &[Row] = &[
             }
         },
         read: |document, settings| {
-            settings.tensor = document.count("tensor_parallel.autotp_size")?.unwrap_or(1);
+            settings.tensor = document.size("tensor_parallel.autotp_size")?.unwrap_or(1);
             Ok(true)
         },
     },
@@ -110,14 +103,10 @@ static ROWS: &[Row] = &[
             draft.set("zero_optimization.overlap_comm", true);
         },
         read: |document, settings| {
-            let stage = document.count("zero_optimization.stage")?.unwrap_or(0);
+            let stage = document.zero_stage("zero_optimization.stage")?.unwrap_or(0);
             document.flag("zero_optimization.overlap_comm")?;
-            if stage > 3 {
-                return Err(InputError::new("zero_optimization.stage", stage, "is none that there is")
-                    .hint("give 0, 1, 2 or 3"));
-            }
             // One data rank has nobody to share with.
-            settings.zero_stage = if settings.data > 1 { stage as u8 } else { 0 };
+            settings.zero_stage = if settings.data > 1 { stage } else { 0 };
             Ok(true)
         },
     },
@@ -146,10 +135,10 @@ static ROWS: &[Row] = &[
             draft.set("zero_optimization.reduce_bucket_size", settings.bucket_bytes.div_ceil(4));
         },
         read: |document, settings| {
-            let Some(elements) = document.real("zero_optimization.reduce_bucket_size")? else {
+            let Some(bytes) = document.bucket("zero_optimization.reduce_bucket_size", 4)? else {
                 return Ok(false);
             };
-            settings.bucket_bytes = 4 * elements.max(1.0) as u64;
+            settings.bucket_bytes = bytes;
             Ok(true)
         },
     },
@@ -226,7 +215,7 @@ static ROWS: &[Row] = &[
             }
         },
         read: |document, settings| {
-            let Some(blocks) = document.count("activation_checkpointing.number_checkpoints")? else {
+            let Some(blocks) = document.blocks("activation_checkpointing.number_checkpoints")? else {
                 return Ok(false);
             };
             settings.recompute = vec![Recompute::Full; blocks as usize];
@@ -237,33 +226,50 @@ static ROWS: &[Row] = &[
         field: Field::Optimizer,
         theirs: "optimizer.type, optimizer.params.betas, optimizer.params.eps, optimizer.params.momentum, \
                  optimizer.params.weight_decay",
-        write: |settings, draft| match settings.optimizer {
-            Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
-                draft.set("optimizer.type", "AdamW");
-                draft.set("optimizer.params.betas", vec![beta1, beta2]);
-                draft.set("optimizer.params.eps", epsilon);
-                draft.set("optimizer.params.weight_decay", weight_decay);
+        write: |settings, draft| {
+            if !settings.gives(Hyperparameter::PeakLearningRate) {
+                // Named here, it would train at a learning rate of its own.
+                draft.instead(
+                    Field::Optimizer,
+                    "the training script makes it, as no learning rate was given to name here",
+                );
+                return;
             }
-            Optimizer::Sgd { momentum, weight_decay } => {
-                draft.set("optimizer.type", "SGD");
-                draft.set("optimizer.params.momentum", momentum);
-                draft.set("optimizer.params.weight_decay", weight_decay);
+            match settings.optimizer {
+                Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
+                    draft.set("optimizer.type", "AdamW");
+                    draft.set_given(Hyperparameter::Betas, "optimizer.params.betas", vec![beta1, beta2]);
+                    draft.set_given(Hyperparameter::Epsilon, "optimizer.params.eps", epsilon);
+                    draft.set_given(DECAY, "optimizer.params.weight_decay", weight_decay);
+                }
+                Optimizer::Sgd { momentum, weight_decay } => {
+                    draft.set("optimizer.type", "SGD");
+                    draft.set_given(Hyperparameter::Momentum, "optimizer.params.momentum", momentum);
+                    draft.set_given(DECAY, "optimizer.params.weight_decay", weight_decay);
+                }
             }
         },
         read: |document, settings| {
             let Some(kind) = document.text("optimizer.type") else { return Ok(false) };
-            let weight_decay = document.real("optimizer.params.weight_decay")?.unwrap_or(0.0);
+            let weight_decay = document.real("optimizer.params.weight_decay")?;
+            settings.give(DECAY, weight_decay.is_some());
+            let weight_decay = weight_decay.unwrap_or(0.0);
             settings.optimizer = match kind.as_str() {
-                "SGD" => Optimizer::Sgd {
-                    momentum: document.real("optimizer.params.momentum")?.unwrap_or(0.0),
-                    weight_decay,
-                },
+                "SGD" => {
+                    let momentum = document.real("optimizer.params.momentum")?;
+                    settings.give(Hyperparameter::Momentum, momentum.is_some());
+                    Optimizer::Sgd { momentum: momentum.unwrap_or(0.0), weight_decay }
+                }
                 "Adam" | "AdamW" => {
-                    let betas = document.reals("optimizer.params.betas")?.unwrap_or_default();
+                    let betas = document.reals("optimizer.params.betas")?;
+                    let epsilon = document.real("optimizer.params.eps")?;
+                    settings.give(Hyperparameter::Betas, betas.is_some());
+                    settings.give(Hyperparameter::Epsilon, epsilon.is_some());
+                    let betas = betas.unwrap_or_default();
                     Optimizer::AdamW {
                         beta1: betas.first().copied().unwrap_or(0.9),
                         beta2: betas.get(1).copied().unwrap_or(0.999),
-                        epsilon: document.real("optimizer.params.eps")?.unwrap_or(1e-8),
+                        epsilon: epsilon.unwrap_or(1e-8),
                         weight_decay,
                     }
                 }
@@ -281,25 +287,35 @@ static ROWS: &[Row] = &[
                  scheduler.params.total_num_steps, scheduler.params.cos_min_ratio",
         write: |settings, draft| {
             let LearningRate { peak, warmup_steps, total_steps, final_fraction } = settings.learning_rate;
-            draft.set("optimizer.params.lr", peak);
-            draft.set("scheduler.type", "WarmupCosineLR");
-            draft.set("scheduler.params.warmup_num_steps", warmup_steps);
-            draft.set("scheduler.params.warmup_type", "linear");
-            draft.set("scheduler.params.total_num_steps", total_steps);
-            draft.set("scheduler.params.cos_min_ratio", final_fraction);
+            draft.set_given(Hyperparameter::PeakLearningRate, "optimizer.params.lr", peak);
+            let parts =
+                [Hyperparameter::FinalFraction, Hyperparameter::TotalSteps, Hyperparameter::WarmupSteps];
+            if parts.iter().all(|part| settings.gives(*part)) {
+                draft.set("scheduler.type", "WarmupCosineLR");
+                draft.set("scheduler.params.warmup_num_steps", warmup_steps);
+                draft.set("scheduler.params.warmup_type", "linear");
+                draft.set("scheduler.params.total_num_steps", total_steps);
+                draft.set("scheduler.params.cos_min_ratio", final_fraction);
+            } else if parts.iter().any(|part| settings.gives(*part)) {
+                // Its scheduler has defaults of its own for what is left out.
+                draft.instead(
+                    Field::LearningRate,
+                    "the training script makes the scheduler, as not all of it was given",
+                );
+            }
         },
         read: |document, settings| {
-            let Some(peak) = document.real("optimizer.params.lr")? else { return Ok(false) };
             let cosine = document.text("scheduler.type").is_some_and(|kind| kind == "WarmupCosineLR");
             document.text("scheduler.params.warmup_type");
-            settings.learning_rate = LearningRate {
-                peak,
-                warmup_steps: document.count("scheduler.params.warmup_num_steps")?.unwrap_or(0),
-                total_steps: document.count("scheduler.params.total_num_steps")?.unwrap_or(1),
-                final_fraction: document.real("scheduler.params.cos_min_ratio")?.unwrap_or(1.0),
+            let ratio = document.real("scheduler.params.cos_min_ratio")?;
+            let rate = ReadRate {
+                peak: document.real("optimizer.params.lr")?,
+                warmup_steps: document.count("scheduler.params.warmup_num_steps")?,
+                total_steps: document.count("scheduler.params.total_num_steps")?,
+                final_fraction: ratio.filter(|_| cosine),
             };
-            Ok(cosine)
+            Ok(rate.take(settings))
         },
     },
-    real!(GradientClip, gradient_clip, "gradient_clipping"),
+    clip!("gradient_clipping"),
 ];

@@ -1,41 +1,80 @@
 //! A trainer's configuration as keys and values, and the notations in which trainers take it.
 
-use autodist_spec::InputError;
+use crate::launch::quoted;
+use autodist_spec::{InputError, parse, text};
 use serde_json::{Map, Number, Value};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
+/// Bytes of a trainer's keys and values; its longest files have some ten thousand.
+const LARGEST: usize = 16 << 20;
+/// A whole number of a trainer's file: all of them fit into the trainers' own 32 bits.
+const LARGEST_COUNT: u32 = i32::MAX as u32;
+/// A size of a model or a job, or a degree.
+const LARGEST_SIZE: u32 = 1 << 26;
+/// Blocks of a model, and chunks of a pipeline.
+pub(crate) const MOST_BLOCKS: u32 = 10_000;
+
 /// Keys in the order in which they were set. In files that nest, a key is a path: `zero_optimization.stage`.
 #[derive(Debug, Clone, Default)]
 pub struct Document {
     entries: Vec<(String, Value)>,
+    /// Where each key stands.
+    places: BTreeMap<String, usize>,
+    /// Of what was read from a file.
+    bytes: usize,
     read: RefCell<BTreeSet<String>>,
 }
 
 impl Document {
     pub fn set(&mut self, key: &str, value: impl Into<Value>) {
         let value = value.into();
-        match self.entries.iter_mut().find(|(other, _)| other == key) {
-            Some(entry) => entry.1 = value,
-            None => self.entries.push((key.to_owned(), value)),
+        match self.places.get(key) {
+            Some(place) => self.entries[*place].1 = value,
+            None => {
+                self.places.insert(key.to_owned(), self.entries.len());
+                self.entries.push((key.to_owned(), value));
+            }
         }
     }
 
-    fn append(&mut self, key: &str, value: &str) {
-        if let Some((_, entry)) = self.entries.iter_mut().find(|(other, _)| other == key) {
-            let mut list = match entry.take() {
-                Value::Array(list) => list,
-                single => vec![single],
-            };
-            list.push(value.into());
-            *entry = Value::Array(list);
+    /// The same for what a file says: together that has a limit, whatever the file makes of its bytes.
+    fn add(&mut self, key: &str, value: impl Into<Value>) -> Result<(), InputError> {
+        let value = value.into();
+        self.bytes += key.len() + value.as_str().map_or(0, str::len);
+        if self.bytes > LARGEST {
+            return Err(InputError::new(
+                "",
+                "",
+                format!("says more than {LARGEST} bytes of keys and values"),
+            )
+            .hint("give the trainer's configuration alone"));
         }
+        self.set(key, value);
+        Ok(())
+    }
+
+    fn append(&mut self, key: &str, value: &str) {
+        if let Some(place) = self.places.get(key) {
+            let entry = &mut self.entries[*place].1;
+            if !entry.is_array() {
+                *entry = Value::Array(vec![entry.take()]);
+            }
+            if let Value::Array(list) = entry {
+                list.push(value.into());
+            }
+        }
+    }
+
+    /// Whether a key is there, understood or not.
+    pub fn has(&self, key: &str) -> bool {
+        self.places.contains_key(key)
     }
 
     /// A value, which counts as understood from now on.
     pub fn get(&self, key: &str) -> Option<&Value> {
-        let (key, value) = self.entries.iter().find(|(other, _)| other == key)?;
+        let (key, value) = &self.entries[*self.places.get(key)?];
         self.read.borrow_mut().insert(key.clone());
         (!value.is_null()).then_some(value)
     }
@@ -46,36 +85,119 @@ impl Document {
         self.entries.iter().map(|(key, _)| key).filter(|key| !read.contains(*key)).cloned().collect()
     }
 
+    /// # Errors
+    /// A key, or a value that was understood, with characters that cannot be seen, or too long. Other values may have several
+    /// lines: nobody looks at them.
+    pub fn check_texts(&self) -> Result<(), InputError> {
+        let read = self.read.borrow();
+        for (key, value) in &self.entries {
+            text::check("key", key)?;
+            if read.contains(key) {
+                let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+                list.iter().filter_map(Value::as_str).try_for_each(|entry| text::check(key, entry))?;
+            }
+        }
+        Ok(())
+    }
+
     pub fn entries(&self) -> &[(String, Value)] {
         &self.entries
     }
 
-    /// # Errors
-    /// If the value is no whole number that fits.
-    pub fn count(&self, key: &str) -> Result<Option<u32>, InputError> {
+    /// The one way in which a file's whole number becomes one: nothing is rounded, cut off or guessed.
+    fn whole(&self, key: &str, least: u64, most: u64) -> Result<Option<u64>, InputError> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        let number = match value {
-            Value::String(text) => text.trim().parse().ok(),
-            value => value.as_f64().filter(|n| n.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(n)),
-        };
-        match number {
-            Some(number) => Ok(Some(number as u32)),
-            None => Err(wrong(key, value, "is no whole number").hint("give a number such as 8")),
+        match whole(value).filter(|number| (least..=most).contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => Err(wrong(key, value, &format!("is no whole number from {least} to {most}"))
+                .hint("give a number such as 8, in decimal digits alone")),
         }
     }
 
+    fn small(&self, key: &str, least: u32, most: u32) -> Result<Option<u32>, InputError> {
+        Ok(self.whole(key, least.into(), most.into())?.map(|number| number as u32))
+    }
+
     /// # Errors
-    /// If the value is no number.
+    /// If the value is no whole number of the size of a count.
+    pub fn count(&self, key: &str) -> Result<Option<u32>, InputError> {
+        self.small(key, 0, LARGEST_COUNT)
+    }
+
+    /// A size of a model or a job, or a degree of parallelism: one at least.
+    ///
+    /// # Errors
+    /// If the value is none.
+    pub fn size(&self, key: &str) -> Result<Option<u32>, InputError> {
+        self.small(key, 1, LARGEST_SIZE)
+    }
+
+    /// # Errors
+    /// If the value is no whole number.
+    pub fn seed(&self, key: &str) -> Result<Option<u64>, InputError> {
+        self.whole(key, 0, u64::MAX)
+    }
+
+    /// The bytes of a bucket that the file counts in `unit` bytes.
+    ///
+    /// # Errors
+    /// If the value is no whole number, or makes more than a tebibyte.
+    pub fn bucket(&self, key: &str, unit: u64) -> Result<Option<u64>, InputError> {
+        Ok(self.whole(key, 1, (1 << 40) / unit)?.map(|number| number * unit))
+    }
+
+    /// # Errors
+    /// If the value is no stage of ZeRO.
+    pub fn zero_stage(&self, key: &str) -> Result<Option<u8>, InputError> {
+        Ok(self.small(key, 0, 3)?.map(|stage| stage as u8))
+    }
+
+    /// A number of blocks of a model.
+    ///
+    /// # Errors
+    /// If the value is none.
+    pub fn blocks(&self, key: &str) -> Result<Option<u32>, InputError> {
+        self.small(key, 0, MOST_BLOCKS)
+    }
+
+    /// # Errors
+    /// If the value is no finite number of at most 1e30.
     pub fn real(&self, key: &str) -> Result<Option<f64>, InputError> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        let number = match value {
-            Value::String(text) => text.trim().parse().ok(),
-            value => value.as_f64(),
-        };
-        match number {
+        match real(value) {
             Some(number) => Ok(Some(number)),
-            None => Err(wrong(key, value, "is no number").hint("give a number such as 0.1")),
+            None => {
+                Err(wrong(key, value, "is no number from -1e30 to 1e30").hint("give a number such as 0.1"))
+            }
         }
+    }
+
+    /// A number, where the file says it: a variable that only the running script knows says nothing.
+    ///
+    /// # Errors
+    /// If the value is something else.
+    pub fn known_real(&self, key: &str) -> Result<Option<f64>, InputError> {
+        if self.is_variable(key) { Ok(None) } else { self.real(key) }
+    }
+
+    /// A whole number, likewise.
+    ///
+    /// # Errors
+    /// If the value is something else.
+    pub fn known_count(&self, key: &str) -> Result<Option<u32>, InputError> {
+        if self.is_variable(key) { Ok(None) } else { self.count(key) }
+    }
+
+    /// The same of a seed.
+    ///
+    /// # Errors
+    /// If the value is something else.
+    pub fn known_seed(&self, key: &str) -> Result<Option<u64>, InputError> {
+        if self.is_variable(key) { Ok(None) } else { self.seed(key) }
+    }
+
+    fn is_variable(&self, key: &str) -> bool {
+        self.get(key).is_some_and(|value| plain(value).starts_with('$'))
     }
 
     pub fn text(&self, key: &str) -> Option<String> {
@@ -93,21 +215,24 @@ impl Document {
         }
     }
 
-    /// Numbers of a list, or of a string of them with commas between.
+    /// Numbers of a list, or of a string of them with commas between: one for each block at most, each at most `most`.
     ///
     /// # Errors
-    /// If one of them is no whole number.
-    pub fn counts(&self, key: &str) -> Result<Option<Vec<u32>>, InputError> {
+    /// If one of them is no whole number, or too large, or there are too many.
+    pub fn counts(&self, key: &str, most: u32) -> Result<Option<Vec<u32>>, InputError> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        let text = match value {
-            Value::Array(list) => list.iter().map(plain).collect::<Vec<_>>().join(","),
-            value => plain(value),
+        let entry =
+            |value: &Value| whole(value).filter(|number| *number <= u64::from(most)).map(|n| n as u32);
+        let numbers: Option<Vec<u32>> = match value {
+            Value::Array(list) => list.iter().map(entry).collect(),
+            Value::String(text) => text.split(',').map(|part| entry(&Value::from(part.trim()))).collect(),
+            value => entry(value).map(|number| vec![number]),
         };
-        let numbers = text.split(',').map(|part| part.trim().parse().ok()).collect::<Option<Vec<u32>>>();
-        match numbers {
+        match numbers.filter(|numbers| numbers.len() <= MOST_BLOCKS as usize) {
             Some(numbers) => Ok(Some(numbers)),
             None => {
-                Err(wrong(key, value, "is no list of whole numbers").hint("separate them by commas: 8,8,7,7"))
+                let problem = format!("is no list of at most {MOST_BLOCKS} whole numbers from 0 to {most}");
+                Err(wrong(key, value, &problem).hint("separate them by commas: 8,8,7,7"))
             }
         }
     }
@@ -120,7 +245,7 @@ impl Document {
             Value::Array(list) => list.as_slice(),
             value => std::slice::from_ref(value),
         };
-        match list.iter().map(|entry| plain(entry).trim().parse().ok()).collect::<Option<Vec<f64>>>() {
+        match list.iter().map(real).collect::<Option<Vec<f64>>>() {
             Some(numbers) => Ok(Some(numbers)),
             None => Err(wrong(key, value, "is no list of numbers").hint("give numbers such as 0.9 0.95")),
         }
@@ -146,34 +271,40 @@ impl Document {
         Value::Object(root)
     }
 
-    pub fn of_tree(tree: &Value) -> Self {
+    fn of_tree(tree: &Value) -> Result<Self, InputError> {
         let mut document = Self::default();
-        document.flatten("", tree);
-        document
+        document.flatten("", tree)?;
+        Ok(document)
     }
 
-    fn flatten(&mut self, prefix: &str, value: &Value) {
+    fn flatten(&mut self, prefix: &str, value: &Value) -> Result<(), InputError> {
         match value {
             Value::Object(map) if !map.is_empty() => {
                 for (key, value) in map {
-                    let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                    self.flatten(&key, value);
+                    if prefix.is_empty() {
+                        self.flatten(key, value)?;
+                    } else {
+                        self.flatten(&format!("{prefix}.{key}"), value)?;
+                    }
                 }
+                Ok(())
             }
-            value => self.set(prefix, value.clone()),
+            value => self.add(prefix, value.clone()),
         }
     }
 
     /// # Errors
-    /// If the text is no JSON object.
+    /// If the text is no JSON object, or has what no document may have.
     pub fn of_json(text: &str) -> Result<Self, InputError> {
-        object(serde_json::from_str(text).map_err(|error| error.to_string()), "JSON")
+        let seen = parse::look_over(&mut serde_json::Deserializer::from_str(text))?;
+        object(seen.and_then(|()| serde_json::from_str(text)).map_err(|error| error.to_string()), "JSON")
     }
 
     /// # Errors
-    /// If the text is no YAML mapping.
+    /// If the text is no YAML mapping, or has what no document may have.
     pub fn of_yaml(text: &str) -> Result<Self, InputError> {
-        object(serde_yaml_ng::from_str(text).map_err(|error| error.to_string()), "YAML")
+        let seen = parse::look_over(serde_yaml_ng::Deserializer::from_str(text))?;
+        object(seen.and_then(|()| serde_yaml_ng::from_str(text)).map_err(|error| error.to_string()), "YAML")
     }
 
     pub fn json(&self) -> String {
@@ -192,7 +323,8 @@ impl Document {
     /// # Errors
     /// If quotes do not close, or a flag's value cannot be known without running the script.
     pub fn of_flags(text: &str) -> Result<Self, InputError> {
-        let words = shlex::split(&text.replace("\\\n", " ")).ok_or_else(|| {
+        // Files from Windows end their lines in two characters.
+        let words = shlex::split(&text.replace("\r\n", "\n").replace("\\\n", " ")).ok_or_else(|| {
             InputError::new("", "", "has a quote that does not close")
                 .hint("give a file with the arguments alone: --flag value")
         })?;
@@ -209,15 +341,15 @@ impl Document {
                     None => (flag, None),
                 };
                 match value {
-                    Some(value) => document.set(flag, resolve(flag, value, &variables)?),
-                    None => document.set(flag, true),
+                    Some(value) => document.add(flag, resolve(flag, value, &variables)?)?,
+                    None => document.add(flag, true)?,
                 }
                 open = value.is_none().then(|| flag.to_owned());
                 filled = None;
                 continue;
             }
             if let Some(flag) = open.take().filter(|_| !word.is_empty()) {
-                document.set(&flag, resolve(&flag, word, &variables)?);
+                document.add(&flag, resolve(&flag, word, &variables)?)?;
                 filled = Some(flag);
                 continue;
             }
@@ -235,7 +367,7 @@ impl Document {
             } else if let Some((section, value)) = word.split_once(':') {
                 // torchtitan's subcommands.
                 if section == "activation_checkpoint" {
-                    document.set(section, value);
+                    document.add(section, value)?;
                 }
             }
         }
@@ -244,14 +376,6 @@ impl Document {
 
     /// Each key as a flag; true is the bare flag.
     pub fn flags(&self) -> Vec<String> {
-        let quoted = |text: &str| {
-            let plain = |c: char| c.is_ascii_alphanumeric() || "_-.,/:=".contains(c);
-            if !text.is_empty() && text.chars().all(plain) {
-                text.to_owned()
-            } else {
-                format!("'{}'", text.replace('\'', "'\\''"))
-            }
-        };
         self.entries
             .iter()
             .filter(|(_, value)| *value != Value::Bool(false))
@@ -260,6 +384,9 @@ impl Document {
                 Value::Array(list) => {
                     let words: Vec<_> = list.iter().map(|entry| quoted(&plain(entry))).collect();
                     format!("--{key} {}", words.join(" "))
+                }
+                Value::Number(number) if number.is_f64() => {
+                    format!("--{key} {}", shortest(number.as_f64().unwrap_or_default()))
                 }
                 value => format!("--{key} {}", quoted(&plain(value))),
             })
@@ -271,6 +398,10 @@ fn resolve(flag: &str, value: &str, variables: &BTreeMap<String, String>) -> Res
     let mut value = value.to_owned();
     // A variable may stand for another one.
     for _ in 0..8 {
+        if value.len() > text::LONGEST_TEXT {
+            return Err(InputError::new(format!("--{flag}"), value, "is too long")
+                .hint("give the file with the arguments alone: --flag value"));
+        }
         let Some(at) = value.find('$') else { return Ok(value) };
         let rest = &value[at + 1..];
         let braces = rest.starts_with('{');
@@ -293,12 +424,71 @@ fn resolve(flag: &str, value: &str, variables: &BTreeMap<String, String>) -> Res
 
 fn object(value: Result<Value, String>, notation: &str) -> Result<Document, InputError> {
     match value {
-        Ok(value @ Value::Object(_)) => Ok(Document::of_tree(&value)),
+        Ok(value @ Value::Object(_)) => Document::of_tree(&value),
         Ok(other) => Err(InputError::new("", plain(&other), format!("is no {notation} mapping"))
             .hint("give the trainer's whole configuration file")),
         Err(error) => Err(InputError::new("", "", format!("is no {notation}: {error}"))
             .hint("give the trainer's whole configuration file")),
     }
+}
+
+/// A value as a whole number, if it is one as it stands: `8`, not `8.9`, ` 8`, `+8`, `08`, `0x10` or `8e0`.
+fn whole(value: &Value) -> Option<u64> {
+    match value {
+        Value::String(text) => {
+            let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            let plain = digits && (text == "0" || !text.starts_with('0'));
+            plain.then(|| text.parse().ok()).flatten()
+        }
+        // Some writers give all numbers a point; up to 2^53 nothing is lost by it.
+        value => value.as_u64().or_else(|| {
+            let real = value.as_f64().filter(|n| n.fract() == 0.0 && (0.0..=9e15).contains(n))?;
+            Some(real as u64)
+        }),
+    }
+}
+
+/// A value as a number, no larger than any quantity is.
+fn real(value: &Value) -> Option<f64> {
+    let number: Option<f64> = match value {
+        Value::String(text) => text.parse().ok(),
+        value => value.as_f64(),
+    };
+    number.filter(|number| (-1e30..=1e30).contains(number))
+}
+
+/// `dividend / divisor`, where that leaves nothing.
+///
+/// # Errors
+/// If it does; `key` is said to be wrong, by `what` it should be a multiple of.
+pub(crate) fn quotient(key: &str, dividend: u64, divisor: u64, what: &str) -> Result<u32, InputError> {
+    if divisor == 0 || !dividend.is_multiple_of(divisor) {
+        return Err(InputError::new(key, dividend, format!("is no multiple of {what}, {divisor}"))
+            .hint("choose numbers that divide each other"));
+    }
+    u32::try_from(dividend / divisor).map_err(|_| too_large(key, dividend / divisor))
+}
+
+/// The product of a file's numbers.
+///
+/// # Errors
+/// If it is larger than any count.
+pub(crate) fn product(key: &str, factors: &[u32]) -> Result<u32, InputError> {
+    let product = factors.iter().fold(1, |product: u64, factor| product.saturating_mul(u64::from(*factor)));
+    u32::try_from(product).ok().filter(|n| *n <= LARGEST_COUNT).ok_or_else(|| too_large(key, product))
+}
+
+/// # Errors
+/// If a number that others are divided by is not above zero.
+pub(crate) fn above_zero(key: &str, value: f64) -> Result<(), InputError> {
+    if value > 0.0 {
+        return Ok(());
+    }
+    Err(InputError::new(key, value, "must be above zero").hint("give a number such as 3e-4"))
+}
+
+fn too_large(key: &str, value: u64) -> InputError {
+    InputError::new(key, value, format!("is larger than {LARGEST_COUNT}")).hint("lower one of its factors")
 }
 
 pub(crate) fn wrong(key: &str, value: &Value, problem: &str) -> InputError {
@@ -318,6 +508,21 @@ fn plain(value: &Value) -> String {
     }
 }
 
+/// A number in the fewest characters: `3e-4`, `0.1`, `1.0`.
+pub(crate) fn shortest(number: f64) -> String {
+    let (decimal, exponent) = (number.to_string(), format!("{number:e}"));
+    match decimal.contains('.') {
+        _ if exponent.len() < decimal.len() => exponent,
+        true => decimal,
+        false => format!("{decimal}.0"),
+    }
+}
+
+/// A number that came out of arithmetic, without the digits that rounding left behind: 3e-3 x 0.1 is 3e-4.
+pub(crate) fn rounded(number: f64) -> f64 {
+    format!("{number:.13e}").parse().unwrap_or(number)
+}
+
 /// Without an exponent: YAML 1.1 takes `1e-5`, which has no point, for a string.
 fn decimal(number: &Number) -> String {
     match number.as_f64() {
@@ -327,6 +532,20 @@ fn decimal(number: &Number) -> String {
         }
         _ => number.to_string(),
     }
+}
+
+/// Double quotes as JSON has them, and escapes for what YAML takes for line breaks and JSON does not.
+fn in_quotes(text: &str) -> String {
+    let mut quoted = String::new();
+    for c in Value::from(text).to_string().chars() {
+        // Writing to a String cannot fail.
+        let _ = match u32::from(c) {
+            _ if !text::is_hidden(c) => write!(quoted, "{c}"),
+            short @ ..=0xffff => write!(quoted, "\\u{short:04x}"),
+            long => write!(quoted, "\\U{long:08x}"),
+        };
+    }
+    quoted
 }
 
 /// Block style for mappings and lists of them, flow style for other lists.
@@ -340,7 +559,7 @@ pub(crate) fn yaml(value: &Value) -> String {
                     && text.chars().all(plain)
                     && !["true", "false", "yes", "no", "on", "off", "null", "y", "n"]
                         .contains(&text.to_ascii_lowercase().as_str());
-                if word { text.clone() } else { Value::String(text.clone()).to_string() }
+                if word { text.clone() } else { in_quotes(text) }
             }
             Value::Number(number) => decimal(number),
             Value::Array(list) => format!("[{}]", list.iter().map(scalar).collect::<Vec<_>>().join(", ")),
@@ -415,6 +634,20 @@ torchrun --nproc_per_node 8 pretrain.py "${ARGS[@]}" --seed 7 "#;
     }
 
     #[test]
+    fn numbers_are_short() {
+        for (number, text) in [(3e-4, "3e-4"), (1e-8, "1e-8"), (0.1, "0.1"), (1.0, "1.0"), (0.95, "0.95")] {
+            assert_eq!(shortest(number), text);
+        }
+        assert_eq!(rounded(3e-3 * 0.1), 3e-4);
+        assert_eq!(rounded(0.1), 0.1);
+        let mut document = Document::default();
+        document.set("min-lr", rounded(3e-3 * 0.1));
+        document.set("lr", "$LR");
+        assert_eq!(document.flags()[0], "--min-lr 3e-4");
+        assert_eq!(document.known_real("lr").unwrap(), None);
+    }
+
+    #[test]
     fn numbers_survive_every_notation() {
         let mut document = Document::default();
         document.set("a.rate", 1e-8);
@@ -427,7 +660,7 @@ torchrun --nproc_per_node 8 pretrain.py "${ARGS[@]}" --seed 7 "#;
         {
             assert_eq!(again.real("a.rate").unwrap(), Some(1e-8));
             assert_eq!(again.text("b").unwrap(), "1.5");
-            assert_eq!(again.counts("c").unwrap(), Some(vec![1, 2]));
+            assert_eq!(again.counts("c", 10).unwrap(), Some(vec![1, 2]));
         }
         assert!(Document::of_json("[1]").is_err());
         assert!(Document::of_flags("--a 'open").unwrap_err().problem.contains("does not close"));

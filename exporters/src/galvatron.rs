@@ -1,8 +1,8 @@
 //! Galvatron's strategy file: a list of numbers per setting, one for every block.
 
-use crate::document::Document;
+use crate::document::{Document, MOST_BLOCKS};
 use crate::launch::Script;
-use crate::row::{ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, count, instead, refuse};
+use crate::row::{ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, instead, refuse, size};
 use crate::settings::Field;
 use crate::{Export, Exporter, File};
 use autodist_spec::{InputError, Precision, Recompute, ScheduleKind};
@@ -28,7 +28,7 @@ impl Exporter for Galvatron {
             format!("Galvatron trains {} as planned: {}", job.plan.model.name, job.plan.strategy.label());
         let setup = [
             "export CUDA_DEVICE_MAX_CONNECTIONS=1",
-            ": \"${TRAIN_SCRIPT:?train_dist.py of this model's folder, with its model's arguments given to this script}\"",
+            ": \"${TRAIN_SCRIPT:?train_dist.py in the folder of this model, whose arguments are given to this script}\"",
         ];
         let mut arguments = vec!["--galvatron_config_path \"$(dirname \"$0\")/galvatron.json\"".to_owned()];
         if job.settings.sequence_parallel {
@@ -72,7 +72,7 @@ static LACKS: &[Lack] = &[
 ];
 
 static ROWS: &[Row] = &[
-    count!(Pipeline, pipeline, "pp_deg"),
+    size!(Pipeline, pipeline, "pp_deg"),
     Row {
         field: Field::Tensor,
         theirs: "tp_sizes_enc, vtp",
@@ -83,7 +83,7 @@ static ROWS: &[Row] = &[
             draft.set("vtp", settings.tensor);
         },
         read: |document, settings| {
-            let Some(sizes) = document.counts("tp_sizes_enc")? else { return Ok(false) };
+            let Some(sizes) = document.counts("tp_sizes_enc", 1 << 20)? else { return Ok(false) };
             for key in ["tp_consecutive_flags", "vtp"] {
                 document.get(key);
             }
@@ -100,14 +100,14 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    count!(GlobalBatch, global_batch, "global_bsz"),
+    size!(GlobalBatch, global_batch, "global_bsz"),
     Row {
         field: Field::MicroBatch,
         theirs: "chunks",
         write: |settings, draft| draft.set("chunks", settings.micro_batches()),
         // How many data ranks share a chunk is not in this file.
         read: |document, _| {
-            document.count("chunks")?;
+            document.size("chunks")?;
             Ok(false)
         },
     },
@@ -146,7 +146,7 @@ static ROWS: &[Row] = &[
                 .set("pp_division", settings.stages.iter().map(u32::to_string).collect::<Vec<_>>().join(","));
         },
         read: |document, settings| {
-            let found = document.counts("pp_division")?;
+            let found = document.counts("pp_division", MOST_BLOCKS)?;
             let said = found.is_some();
             settings.stages = found.unwrap_or_default();
             Ok(said)
@@ -164,7 +164,7 @@ static ROWS: &[Row] = &[
             draft.set("checkpoint", flags.join(","));
         },
         read: |document, settings| {
-            let Some(flags) = document.counts("checkpoint")? else { return Ok(false) };
+            let Some(flags) = document.counts("checkpoint", 1)? else { return Ok(false) };
             settings.recompute =
                 flags.iter().map(|flag| if *flag > 0 { Recompute::Full } else { Recompute::None }).collect();
             Ok(true)
@@ -193,7 +193,7 @@ static ROWS: &[Row] = &[
         },
         read: |document, settings| {
             document.get("use_sp");
-            let own = document.counts("dp_types_enc")?.unwrap_or_default();
+            let own = document.counts("dp_types_enc", 1)?.unwrap_or_default();
             let zero3 = own.first().is_some_and(|flag| *flag == 1);
             if own.iter().any(|flag| (*flag == 1) != zero3) {
                 return Err(InputError::new(

@@ -1,10 +1,10 @@
 //! Manifests for Kubernetes: a JobSet, and a TrainJob of the Kubeflow trainer.
 
 use crate::document::{Document, yaml};
-use crate::launch::Machines;
+use crate::launch::{Machines, quoted};
 use crate::row::{Lack, Row};
-use crate::slurm::PLAN;
-use crate::{Export, Exporter, File};
+use crate::slurm::{ASKS, PLAN, steps};
+use crate::{Ask, Export, Exporter, File};
 use autodist_spec::{InputError, to_json};
 use serde_json::{Value, json};
 
@@ -32,6 +32,10 @@ impl Exporter for Kubernetes {
         vec![File::text("jobset.yaml", jobset), File::text("trainjob.yaml", trainjob)]
     }
 
+    fn asks(&self) -> &'static [Ask] {
+        &ASKS
+    }
+
     fn parse(&self, _: &str) -> Result<Document, InputError> {
         Err(InputError::new(
             "",
@@ -57,12 +61,14 @@ fn config_map(job: &Export<'_>) -> String {
 /// What each node runs, with NODE_RANK and MASTER_ADDR set where there are several.
 fn command(job: &Export<'_>) -> String {
     match &job.options.script {
-        Some(script) => format!("exec bash '{}'", script.replace('\'', "'\\''")),
-        None => format!(
-            "exec {} --no-python autodist train /plan/{PLAN} --steps {} -o /tmp/run.json",
-            job.machines.torchrun(),
-            job.settings.learning_rate.total_steps
-        ),
+        Some(script) => format!("exec bash {}", quoted(script)),
+        None => {
+            let asked: String = job.asked().map(|ask| format!("{}; ", ask.line())).collect();
+            let (torchrun, steps) = (job.machines.torchrun(), steps(job));
+            format!(
+                "{asked}exec {torchrun} --no-python autodist train /plan/{PLAN} --steps {steps} -o /tmp/run.json"
+            )
+        }
     }
 }
 
@@ -71,11 +77,17 @@ fn resources(machines: Machines) -> Value {
     json!({ "limits": { key: machines.devices.to_string() } })
 }
 
+/// Variables for the user to fill in.
+fn to_fill(job: &Export<'_>) -> Vec<Value> {
+    let asked = job.asked().filter(|_| job.options.script.is_none());
+    asked.map(|ask| json!({ "name": ask.variable, "value": "" })).collect()
+}
+
 fn jobset(job: &Export<'_>) -> Value {
     let own = job.options.script.is_none();
     let machines = job.machines;
     // A JobSet's pods are known as <jobset>-<job>-<job index>-<pod index>.<jobset>.
-    let environment = json!([
+    let mut environment = json!([
         { "name": "MASTER_ADDR", "value": format!("{NAME}-node-0-0.{NAME}") },
         {
             "name": "NODE_RANK",
@@ -84,6 +96,9 @@ fn jobset(job: &Export<'_>) -> Value {
             },
         },
     ]);
+    if let Some(list) = environment.as_array_mut() {
+        list.extend(to_fill(job));
+    }
     let mounts = if own { json!([{ "name": "plan", "mountPath": "/plan" }]) } else { json!([]) };
     let volumes = if own {
         json!([{ "name": "plan", "configMap": { "name": format!("{NAME}-plan") } }])
@@ -144,6 +159,10 @@ fn trainjob(job: &Export<'_>) -> Value {
             },
         },
     });
+    let to_fill = to_fill(job);
+    if !to_fill.is_empty() {
+        value["spec"]["trainer"]["env"] = to_fill.into();
+    }
     if job.options.script.is_none() {
         let pod = json!({
             "volumes": [{ "name": "plan", "configMap": { "name": format!("{NAME}-plan") } }],

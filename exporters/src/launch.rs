@@ -1,6 +1,7 @@
 //! What starts processes on a plan's machines.
 
-use autodist_spec::{Cluster, InputError};
+use crate::Export;
+use autodist_spec::{Cluster, InputError, text};
 use std::fmt::Write;
 
 /// Machines of one size, and what runs on them.
@@ -44,13 +45,28 @@ impl Machines {
     }
 }
 
+/// A word of a shell's command line that stands for `word` alone, whatever it holds.
+pub(crate) fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-.,/:=".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+/// A comment of a script: one line, whatever the text holds.
+pub(crate) fn comment(words: &str) -> String {
+    format!("# {}\n", text::shown(words, 400))
+}
+
 /// A shell script that begins with what must be known on every node.
 pub struct Script(String);
 
 impl Script {
     /// `purpose` is a sentence; `setup` are lines that prepare what the command needs.
     pub fn new(purpose: &str, machines: Machines, setup: &[&str]) -> Self {
-        let mut text = format!("#!/usr/bin/env bash\n# {purpose}\n");
+        let mut text = format!("#!/usr/bin/env bash\n{}", comment(purpose));
         if machines.nodes > 1 {
             text += &format!(
                 "# Run it on each of the {} nodes, with NODE_RANK (0 to {}) and MASTER_ADDR (the first node's address) set.\n",
@@ -67,6 +83,24 @@ impl Script {
             let _ = writeln!(text, "{line}");
         }
         Self(text)
+    }
+
+    /// Ends the script where what the trainer needs and nobody gave is not in the environment.
+    #[must_use]
+    pub fn asking(mut self, job: &Export<'_>) -> Self {
+        for ask in job.asked() {
+            // Writing to a String cannot fail.
+            let _ = writeln!(self.0, "{}", ask.line());
+        }
+        self
+    }
+
+    /// One more line before the command.
+    #[must_use]
+    pub fn line(mut self, line: &str) -> Self {
+        self.0 += line;
+        self.0.push('\n');
+        self
     }
 
     /// A command over several lines; what the script is called with goes to the command.

@@ -4,6 +4,8 @@
 //! fields that it has no setting for. So what is written, what is read, and the mapping table in the documentation are
 //! one thing, and no field is forgotten: a test holds rows and lacks of every trainer against [`Field::ALL`].
 
+#![forbid(unsafe_code)]
+
 mod accelerate;
 mod deepspeed;
 mod document;
@@ -26,9 +28,9 @@ pub use launch::Machines;
 pub use row::{Lack, Note, Otherwise, Row};
 pub use settings::{Field, Settings};
 
-use autodist_spec::{DeviceKind, InputError, ModelSpec, Plan};
+use autodist_spec::{DeviceKind, Hyperparameter, InputError, ModelSpec, Plan};
 use row::{Draft, instead, refuse};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 /// What a plan can be written for.
@@ -113,9 +115,14 @@ pub trait Exporter: Sync {
 
     fn lacks(&self) -> &'static [Lack];
 
-    /// A row's names as the trainer's file has them.
-    fn theirs(&self, row: &Row) -> String {
-        row.theirs.to_owned()
+    /// What its script asks for by name, as the trainer cannot do without and nobody gave it.
+    fn asks(&self) -> &'static [Ask] {
+        &[]
+    }
+
+    /// A key of the document as the trainer's file has it.
+    fn spelled(&self, key: &str) -> String {
+        key.to_owned()
     }
 
     /// The files of a configuration, and what starts it.
@@ -128,10 +135,54 @@ pub trait Exporter: Sync {
 
 /// What is exported.
 pub struct Export<'a> {
+    pub exporter: &'static dyn Exporter,
     pub plan: &'a Plan,
     pub settings: &'a Settings,
     pub machines: Machines,
     pub options: &'a Options,
+}
+
+/// A hyperparameter that a trainer cannot do without, and the variable by which its script asks for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    pub what: Hyperparameter,
+    /// The trainer's name for it.
+    pub key: &'static str,
+    /// In the environment.
+    pub variable: &'static str,
+}
+
+impl Ask {
+    /// A line of a script that ends it where the variable is empty.
+    pub(crate) fn line(&self) -> String {
+        let what = match self.what {
+            Hyperparameter::PeakLearningRate => "peak learning rate, such as 0.0003",
+            Hyperparameter::TotalSteps => "steps to train, such as 1000",
+            Hyperparameter::WeightDecay => "weight decay, such as 0.1",
+            Hyperparameter::Epsilon => "epsilon of AdamW, such as 0.00000001",
+            Hyperparameter::Betas => "beta of AdamW, such as 0.9",
+            other => other.name(),
+        };
+        format!(": \"${{{}:?{what}: the plan does not say it}}\"", self.variable)
+    }
+}
+
+impl Export<'_> {
+    /// What the script asks for.
+    pub(crate) fn asked(&self) -> impl Iterator<Item = &'static Ask> {
+        self.exporter
+            .asks()
+            .iter()
+            .filter(|ask| ask.what.is_of(&self.settings.optimizer) && !self.settings.gives(ask.what))
+    }
+}
+
+/// A hyperparameter that is not in the files, as nobody gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotGiven {
+    pub what: Hyperparameter,
+    /// The variables by which the script asks for it; where there are none, the trainer's own default holds.
+    pub asked_as: Vec<&'static str>,
 }
 
 /// What a plan does not say.
@@ -169,6 +220,8 @@ pub struct Exported {
     pub files: Vec<File>,
     /// What the trainer was not told, and what it does instead.
     pub notes: Vec<Note>,
+    /// Hyperparameters that nobody gave: plans are made with built-in defaults, which suit no other training.
+    pub not_given: Vec<NotGiven>,
 }
 
 /// No trainer that is started as a script chooses algorithms or places ranks.
@@ -215,8 +268,18 @@ pub fn export(plan: &Plan, target: Target, options: &Options) -> Result<Exported
     if !refusals.is_empty() {
         return Err(refusals);
     }
-    let job = Export { plan, settings: &settings, machines, options };
-    Ok(Exported { files: exporter.files(&document, &job), notes })
+    let job = Export { exporter, plan, settings: &settings, machines, options };
+    let files = exporter.files(&document, &job);
+    // What only starts processes hands on the plan, and asks for what it starts this program with.
+    let asked_only = !target.is_trainer();
+    let asked: Vec<_> = job.asked().filter(|_| !asked_only || options.script.is_none()).collect();
+    let not_given = |what: &Hyperparameter| !settings.gives(*what) && what.is_of(&settings.optimizer);
+    let not_given = Hyperparameter::ALL.into_iter().filter(not_given).map(|what| {
+        let asked_as = asked.iter().filter(|ask| ask.what == what).map(|ask| ask.variable).collect();
+        NotGiven { what, asked_as }
+    });
+    let not_given = not_given.filter(|one| !one.asked_as.is_empty() || !asked_only).collect();
+    Ok(Exported { files, notes, not_given })
 }
 
 /// What a trainer's file says.
@@ -227,6 +290,46 @@ pub struct Imported {
     pub known: BTreeSet<Field>,
     /// Keys of the file that say nothing of a plan, or nothing that is understood.
     pub unread: Vec<String>,
+    /// Keys of the file that say something of a field.
+    keys: BTreeMap<Field, String>,
+}
+
+impl Imported {
+    /// The keys by which the file says a field, if it does.
+    pub fn keys(&self, field: Field) -> Option<&str> {
+        self.keys.get(&field).map(String::as_str)
+    }
+
+    /// Whether the stages that the file lists are those of a pipeline over `blocks` blocks.
+    ///
+    /// # Errors
+    /// If they are not; names their keys.
+    pub fn check_stages(&self, blocks: u32) -> Result<(), InputError> {
+        let Some(keys) = self.keys(Field::Stages).filter(|_| self.known.contains(&Field::Stages)) else {
+            return Ok(());
+        };
+        let Settings { stages, pipeline, virtual_stages, recompute, .. } = &self.settings;
+        let wrong = |problem: String, hint: &str| {
+            let list: Vec<String> = stages.iter().map(u32::to_string).collect();
+            Err(InputError::new(keys, list.join(", "), problem).hint(hint))
+        };
+        let sum: u64 = stages.iter().map(|blocks| u64::from(*blocks)).sum();
+        if sum != u64::from(blocks) {
+            let problem = format!("has {sum} blocks in all, but the model has {blocks}");
+            return wrong(problem, "give every block of the model to one stage");
+        }
+        let chunks = u64::from(*pipeline) * u64::from(*virtual_stages);
+        if stages.len() as u64 != chunks {
+            let problem = format!("has {} stages, but the pipeline has {chunks}", stages.len());
+            return wrong(problem, "list as many stages as pipeline ranks, or a multiple of them");
+        }
+        let key = self.keys(Field::Recompute).unwrap_or("recomputation");
+        if self.known.contains(&Field::Recompute) && recompute.len() as u64 != sum {
+            let problem = format!("says it of {} blocks, but the model has {sum}", recompute.len());
+            return Err(InputError::new(key, "", problem).hint("say it once for each block"));
+        }
+        Ok(())
+    }
 }
 
 /// Reads a trainer's file. `model` is what is trained, where the file does not say it.
@@ -237,18 +340,25 @@ pub fn import(target: Target, text: &str, model: Option<ModelSpec>) -> Result<Im
     let exporter = target.exporter();
     let document = exporter.parse(text)?;
     let mut settings = Settings { model, ..Settings::default() };
-    let mut known = BTreeSet::new();
+    let (mut known, mut keys) = (BTreeSet::new(), BTreeMap::new());
+    let spelled = |error: InputError| InputError { field: exporter.spelled(&error.field), ..error };
     for row in exporter.rows() {
-        if (row.read)(&document, &mut settings)? {
+        if (row.read)(&document, &mut settings).map_err(spelled)? {
             known.insert(row.field);
         }
+        let there: Vec<_> =
+            row.theirs.split(", ").filter(|key| document.has(key)).map(|key| exporter.spelled(key)).collect();
+        if !there.is_empty() {
+            keys.insert(row.field, there.join(", "));
+        }
     }
+    document.check_texts().map_err(spelled)?;
     let unread = document.unread();
     if unread.len() == document.entries().len() {
         return Err(InputError::new("", "", format!("says nothing that {} would be told", target.name()))
             .hint("give the file that the trainer is started with, or another trainer with --from"));
     }
-    Ok(Imported { settings, known, unread })
+    Ok(Imported { settings, known, unread, keys })
 }
 
 /// The mapping table of the documentation, in Markdown.
@@ -263,8 +373,8 @@ pub fn mapping() -> String {
             target.exporter().version()
         );
         for row in target.exporter().rows() {
-            let names = target.exporter().theirs(row);
-            let theirs: Vec<_> = names.split(", ").map(|key| format!("`{key}`")).collect();
+            let spelled = |key| format!("`{}`", target.exporter().spelled(key));
+            let theirs: Vec<_> = row.theirs.split(", ").map(spelled).collect();
             let _ = writeln!(text, "| `{}` | {} |", row.field.name(), theirs.join(", "));
         }
         for lack in lacks(target) {

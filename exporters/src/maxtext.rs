@@ -1,14 +1,17 @@
 //! MaxText's YAML over its `base.yml`.
 
-use crate::document::Document;
+use crate::document::{Document, product, quotient, rounded};
 use crate::launch::{Machines, Script};
-use crate::row::{ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, count, instead, real, refuse};
+use crate::row::{
+    ACTIVATIONS_AS_THEY_ARE, Lack, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, Row, clip, instead,
+    refuse, size,
+};
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
 use crate::{Export, Exporter, File};
 use autodist_spec::{
-    Activation, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions, Precision, Recompute,
-    ScheduleKind,
+    Activation, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions, Precision,
+    Recompute, ScheduleKind,
 };
 
 pub struct MaxText;
@@ -106,10 +109,13 @@ fn greatest_common_divisor(a: u64, b: u64) -> u64 {
 
 /// The whole size of an axis.
 fn axis(document: &Document, name: &str) -> Result<u32, InputError> {
-    let part = |place: &str| document.count(&format!("{place}_{name}_parallelism"));
+    let part = |place: &str| document.size(&format!("{place}_{name}_parallelism"));
     let (inside, across) = (part("ici")?.unwrap_or(1), part("dcn")?.unwrap_or(1));
-    Ok(inside.saturating_mul(across))
+    product(&format!("ici_{name}_parallelism x dcn_{name}_parallelism"), &[inside, across])
 }
+
+const OPTIMIZER: OptimizerKeys =
+    OptimizerKeys { betas: ["adam_b1", "adam_b2"], epsilon: "adam_eps", weight_decay: "adam_weight_decay" };
 
 static LACKS: &[Lack] = &[
     refuse(
@@ -175,10 +181,10 @@ static ROWS: &[Row] = &[
                 document.get(key);
             }
             let (Some(hidden), Some(layers), Some(heads), Some(ffn)) = (
-                document.count("base_emb_dim")?,
-                document.count("base_num_decoder_layers")?,
-                document.count("base_num_query_heads")?,
-                document.count("base_mlp_dim")?,
+                document.size("base_emb_dim")?,
+                document.blocks("base_num_decoder_layers")?,
+                document.size("base_num_query_heads")?,
+                document.size("base_mlp_dim")?,
             ) else {
                 return Ok(false);
             };
@@ -187,12 +193,12 @@ static ROWS: &[Row] = &[
                 layers,
                 hidden,
                 heads,
-                kv_heads: document.count("base_num_kv_heads")?.unwrap_or(heads),
-                head_dim: document.count("head_dim")?.unwrap_or(128),
+                kv_heads: document.size("base_num_kv_heads")?.unwrap_or(heads),
+                head_dim: document.size("head_dim")?.unwrap_or(128),
                 ffn,
-                vocab: document.count("vocab_size")?.unwrap_or(32_000),
+                vocab: document.size("vocab_size")?.unwrap_or(32_000),
                 // Rotary positions have no table; sequences are as long as the next setting says.
-                max_seq_len: document.count("max_target_length")?.unwrap_or(2048),
+                max_seq_len: document.size("max_target_length")?.unwrap_or(2048),
                 positions: Positions::Rotary {
                     theta: document.real("rope_max_timescale")?.unwrap_or(10_000.0),
                 },
@@ -238,7 +244,8 @@ static ROWS: &[Row] = &[
             draft.set("ici_data_parallelism", replicas);
         },
         read: |document, settings| {
-            settings.data = axis(document, "data")?.saturating_mul(axis(document, "fsdp")?);
+            settings.data =
+                product("data x fsdp parallelism", &[axis(document, "data")?, axis(document, "fsdp")?])?;
             if settings.data == 1 {
                 settings.zero_stage = 0;
             }
@@ -280,7 +287,7 @@ static ROWS: &[Row] = &[
             for key in ["num_layers_per_pipeline_stage", "scan_layers"] {
                 document.get(key);
             }
-            settings.virtual_stages = document.count("num_pipeline_repeats")?.unwrap_or(1).max(1);
+            settings.virtual_stages = document.size("num_pipeline_repeats")?.unwrap_or(1);
             if let Some(equal) = settings.equal_stages() {
                 settings.stages = equal;
             }
@@ -339,16 +346,29 @@ static ROWS: &[Row] = &[
         },
         read: |document, settings| {
             let Some(per_device) = document.real("per_device_batch_size")? else { return Ok(false) };
-            let steps = document.count("gradient_accumulation_steps")?.unwrap_or(1).max(1);
-            let count = document.count("num_pipeline_microbatches")?;
+            let steps = document.size("gradient_accumulation_steps")?.unwrap_or(1);
+            let count = document.size("num_pipeline_microbatches")?;
             let count = if settings.pipeline == 1 { steps } else { count.unwrap_or(settings.pipeline) };
-            let sequences = per_device * f64::from(settings.devices()) * f64::from(steps);
-            settings.global_batch = sequences.round().max(1.0) as u32;
-            settings.micro_batch = settings.global_batch / (count * settings.data).max(1);
+            let devices = product("devices", &settings.degrees())?;
+            let sequences = per_device * f64::from(devices) * f64::from(steps);
+            // A part of a sequence a device is a decimal fraction, which its product with the devices need not end.
+            let whole = sequences.round();
+            if !(1.0..=f64::from(1 << 26)).contains(&whole) || (sequences - whole).abs() > 1e-6 * whole {
+                let problem = format!(
+                    "makes {sequences} sequences of {devices} devices and {steps} accumulation steps"
+                );
+                return Err(InputError::new("per_device_batch_size", per_device, problem)
+                    .hint("choose it so that a step has a whole number of sequences, at most 67108864"));
+            }
+            settings.global_batch = whole as u32;
+            let what = "num_pipeline_microbatches or gradient_accumulation_steps, x data-parallel ranks";
+            let parts = product(what, &[count, settings.data])?;
+            let key = "per_device_batch_size x devices x gradient_accumulation_steps";
+            settings.micro_batch = quotient(key, settings.global_batch.into(), parts.into(), what)?;
             Ok(true)
         },
     },
-    count!(SeqLen, seq_len, "max_target_length"),
+    size!(SeqLen, seq_len, "max_target_length"),
     Row {
         field: Field::SequenceParallel,
         theirs: "ici_tensor_parallelism",
@@ -417,14 +437,14 @@ static ROWS: &[Row] = &[
         field: Field::Optimizer,
         theirs: "opt_type, adam_b1, adam_b2, adam_eps, adam_weight_decay",
         write: |settings, draft| match settings.optimizer {
-            Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
+            Optimizer::AdamW { .. } => {
                 draft.set("opt_type", "adamw");
-                draft.set("adam_b1", beta1);
-                draft.set("adam_b2", beta2);
-                draft.set("adam_eps", epsilon);
-                draft.set("adam_weight_decay", weight_decay);
+                OPTIMIZER.write(settings, draft);
             }
-            Optimizer::Sgd { momentum, .. } => {
+            Optimizer::Sgd { momentum, weight_decay } => {
+                if settings.gives(Hyperparameter::WeightDecay) && weight_decay != 0.0 {
+                    draft.instead(Field::Optimizer, "its SGD has no weight decay");
+                }
                 if momentum != 0.0 {
                     draft.refuse(
                         Field::Optimizer,
@@ -440,12 +460,7 @@ static ROWS: &[Row] = &[
             settings.optimizer = if kind == "sgd" {
                 Optimizer::Sgd { momentum: 0.0, weight_decay: 0.0 }
             } else {
-                Optimizer::AdamW {
-                    beta1: document.real("adam_b1")?.unwrap_or(0.9),
-                    beta2: document.real("adam_b2")?.unwrap_or(0.95),
-                    epsilon: document.real("adam_eps")?.unwrap_or(1e-8),
-                    weight_decay: document.real("adam_weight_decay")?.unwrap_or(0.1),
-                }
+                OPTIMIZER.read_adam(document, settings, [0.9, 0.95, 1e-8, 0.1])?
             };
             Ok(true)
         },
@@ -455,47 +470,63 @@ static ROWS: &[Row] = &[
         theirs: "learning_rate, learning_rate_final_fraction, warmup_steps_fraction, learning_rate_schedule_steps, steps",
         write: |settings, draft| {
             let LearningRate { peak, warmup_steps, total_steps, final_fraction } = settings.learning_rate;
-            draft.set("learning_rate", peak);
-            draft.set("learning_rate_final_fraction", final_fraction);
-            draft.set("warmup_steps_fraction", f64::from(warmup_steps) / f64::from(total_steps));
-            draft.set("learning_rate_schedule_steps", total_steps);
-            draft.set("steps", total_steps);
+            use Hyperparameter::{FinalFraction, PeakLearningRate, TotalSteps, WarmupSteps};
+            draft.set_given(PeakLearningRate, "learning_rate", peak);
+            draft.set_given(FinalFraction, "learning_rate_final_fraction", final_fraction);
+            if settings.gives(WarmupSteps) {
+                if settings.gives(TotalSteps) {
+                    let fraction = rounded(f64::from(warmup_steps) / f64::from(total_steps));
+                    draft.set("warmup_steps_fraction", fraction);
+                } else {
+                    draft.instead(
+                        Field::LearningRate,
+                        "its own warm-up: it takes a part of the steps, whose number was not given",
+                    );
+                }
+            }
+            draft.set_given(TotalSteps, "learning_rate_schedule_steps", total_steps);
+            draft.set_given(TotalSteps, "steps", total_steps);
         },
         read: |document, settings| {
-            let Some(peak) = document.real("learning_rate")? else { return Ok(false) };
             let steps = document.count("steps")?;
-            let total_steps = document.count("learning_rate_schedule_steps")?.or(steps).unwrap_or(1);
-            let warmup = document.real("warmup_steps_fraction")?.unwrap_or(0.1);
-            settings.learning_rate = LearningRate {
-                peak,
-                warmup_steps: (warmup * f64::from(total_steps)).round().max(0.0) as u32,
+            let total_steps = document.count("learning_rate_schedule_steps")?.or(steps);
+            let warmup = document.real("warmup_steps_fraction")?;
+            if let Some(part) = warmup.filter(|part| !(0.0..=1.0).contains(part)) {
+                return Err(InputError::new("warmup_steps_fraction", part, "is no part of the steps")
+                    .hint("give a number from 0 to 1"));
+            }
+            let rate = ReadRate {
+                peak: document.real("learning_rate")?,
+                warmup_steps: warmup
+                    .zip(total_steps)
+                    .map(|(part, steps)| (part * f64::from(steps)).round() as u32),
                 total_steps,
-                final_fraction: document.real("learning_rate_final_fraction")?.unwrap_or(0.1),
+                final_fraction: document.real("learning_rate_final_fraction")?,
             };
-            Ok(true)
+            Ok(rate.take(settings))
         },
     },
-    real!(GradientClip, gradient_clip, "gradient_clipping_threshold"),
+    clip!("gradient_clipping_threshold"),
     Row {
         field: Field::Seed,
         theirs: "init_weights_seed, data_shuffle_seed",
         write: |settings, draft| {
-            draft.set("init_weights_seed", settings.seed);
-            draft.set("data_shuffle_seed", settings.seed);
+            draft.set_given(Hyperparameter::Seed, "init_weights_seed", settings.seed);
+            draft.set_given(Hyperparameter::Seed, "data_shuffle_seed", settings.seed);
         },
         read: |document, settings| {
             document.get("data_shuffle_seed");
-            let found = document.count("init_weights_seed")?;
-            settings.seed = u64::from(found.unwrap_or(0));
-            Ok(found.is_some())
+            let found = document.seed("init_weights_seed")?;
+            settings.seed = found.unwrap_or(settings.seed);
+            Ok(settings.give(Hyperparameter::Seed, found.is_some()))
         },
     },
     Row {
         field: Field::CheckpointInterval,
         theirs: "enable_checkpointing, checkpoint_period",
         write: |settings, draft| {
-            draft.set("enable_checkpointing", settings.checkpoint_interval.is_some());
             if let Some(steps) = settings.checkpoint_interval {
+                draft.set("enable_checkpointing", true);
                 draft.set("checkpoint_period", steps);
             }
         },

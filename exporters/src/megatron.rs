@@ -1,16 +1,17 @@
 //! Megatron-LM's command line.
 
-use crate::document::Document;
+use crate::document::{Document, above_zero, product, quotient, rounded};
 use crate::launch::Script;
 use crate::row::{
-    ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, count, real, refuse_fp16, seed,
+    ACTIVATIONS_AS_THEY_ARE, Lack, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, Row, clip, refuse_fp16,
+    seed, size,
 };
 use crate::settings::Field;
 use crate::stages::{blocks_of_layout, layout, leading_full, uniform_recompute};
-use crate::{Export, Exporter, File};
+use crate::{Ask, Export, Exporter, File};
 use autodist_spec::{
-    Activation, Codec, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions, Precision, Recompute,
-    ScheduleKind,
+    Activation, Codec, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions,
+    Precision, Recompute, ScheduleKind,
 };
 
 pub struct Megatron;
@@ -36,10 +37,19 @@ impl Exporter for Megatron {
         let purpose =
             format!("Megatron-LM trains {} as planned: {}", job.plan.model.name, job.plan.strategy.label());
         let command = format!("{} pretrain_gpt.py", job.machines.torchrun());
+        let mut arguments = document.flags();
+        arguments.extend(job.asked().map(|ask| format!("--{} \"${}\"", ask.key, ask.variable)));
         vec![File::script(
             "megatron.sh",
-            Script::new(&purpose, job.machines, &setup).run(&command, &document.flags()),
+            Script::new(&purpose, job.machines, &setup).asking(job).run(&command, &arguments),
         )]
+    }
+
+    fn asks(&self) -> &'static [Ask] {
+        &[
+            Ask { what: Hyperparameter::PeakLearningRate, key: "lr", variable: "LR" },
+            Ask { what: Hyperparameter::TotalSteps, key: "train-iters", variable: "TRAIN_ITERS" },
+        ]
     }
 
     fn parse(&self, text: &str) -> Result<Document, InputError> {
@@ -58,6 +68,9 @@ pub(crate) fn connections(zero_stage: u8) -> Vec<&'static str> {
 }
 
 pub(crate) const TF32: &str = "export NVIDIA_TF32_OVERRIDE=1";
+
+const OPTIMIZER: OptimizerKeys =
+    OptimizerKeys { betas: ["adam-beta1", "adam-beta2"], epsilon: "adam-eps", weight_decay: "weight-decay" };
 
 static LACKS: &[Lack] = &[PARAMETERS_AS_THEY_ARE, ACTIVATIONS_AS_THEY_ARE];
 
@@ -95,9 +108,9 @@ pub(crate) static ROWS: &[Row] = &[
         },
         read: |document, settings| {
             let (Some(layers), Some(hidden), Some(heads)) = (
-                document.count("num-layers")?,
-                document.count("hidden-size")?,
-                document.count("num-attention-heads")?,
+                document.blocks("num-layers")?,
+                document.size("hidden-size")?,
+                document.size("num-attention-heads")?,
             ) else {
                 return Ok(false);
             };
@@ -107,22 +120,25 @@ pub(crate) static ROWS: &[Row] = &[
             let theta = document.real("rotary-base")?.unwrap_or(10_000.0);
             let rms = document.text("normalization").is_some_and(|norm| norm == "RMSNorm");
             let grouped = document.flag("group-query-attention")?.unwrap_or(false);
-            let groups = document.count("num-query-groups")?.filter(|_| grouped);
+            let groups = document.size("num-query-groups")?.filter(|_| grouped);
             settings.model = Some(ModelSpec {
                 name: "megatron".to_owned(),
                 layers,
                 hidden,
                 heads,
                 kv_heads: groups.unwrap_or(heads),
-                head_dim: document.count("kv-channels")?.unwrap_or(hidden / heads.max(1)),
+                head_dim: match document.size("kv-channels")? {
+                    Some(channels) => channels,
+                    None => quotient("hidden-size", hidden.into(), heads.into(), "num-attention-heads")?,
+                },
                 // Two thirds, so that SwiGLU's three matrices weigh as much as two.
-                ffn: document.count("ffn-hidden-size")?.unwrap_or(if swiglu {
+                ffn: document.size("ffn-hidden-size")?.unwrap_or(if swiglu {
                     (4 * hidden * 2 / 3) / 64 * 64
                 } else {
-                    4 * hidden
+                    hidden.saturating_mul(4)
                 }),
-                vocab: document.count("vocab-size")?.unwrap_or(0),
-                max_seq_len: document.count("max-position-embeddings")?.unwrap_or(0),
+                vocab: document.size("vocab-size")?.unwrap_or(0),
+                max_seq_len: document.size("max-position-embeddings")?.unwrap_or(0),
                 positions: if learned { Positions::Learned } else { Positions::Rotary { theta } },
                 norm: if rms { Norm::RmsNorm } else { Norm::LayerNorm },
                 norm_epsilon: document.real("norm-epsilon")?.unwrap_or(1e-5),
@@ -133,36 +149,31 @@ pub(crate) static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    count!(SeqLen, seq_len, "seq-length"),
-    count!(MicroBatch, micro_batch, "micro-batch-size"),
-    count!(GlobalBatch, global_batch, "global-batch-size"),
-    count!(Tensor, tensor, "tensor-model-parallel-size"),
-    count!(Pipeline, pipeline, "pipeline-model-parallel-size"),
-    count!(Context, context, "context-parallel-size"),
-    count!(Expert, expert, "expert-model-parallel-size"),
+    size!(SeqLen, seq_len, "seq-length"),
+    size!(MicroBatch, micro_batch, "micro-batch-size"),
+    size!(GlobalBatch, global_batch, "global-batch-size"),
+    size!(Tensor, tensor, "tensor-model-parallel-size"),
+    size!(Pipeline, pipeline, "pipeline-model-parallel-size"),
+    size!(Context, context, "context-parallel-size"),
+    size!(Expert, expert, "expert-model-parallel-size"),
     Row {
         field: Field::Data,
         theirs: "nnodes, nproc-per-node",
         // What is left of the processes that torchrun starts.
         write: |_, _| {},
         read: |document, settings| {
-            let per_node = match document.count("nproc-per-node")? {
+            let per_node = match document.size("nproc-per-node")? {
                 Some(count) => Some(count),
-                None => document.count("nproc_per_node")?,
+                None => document.size("nproc_per_node")?,
             };
             let Some(per_node) = per_node else { return Ok(false) };
-            let world = u64::from(per_node) * u64::from(document.count("nnodes")?.unwrap_or(1));
-            let others = [settings.tensor, settings.pipeline, settings.context].map(u64::from);
-            let others: u64 = others.iter().product();
-            if others == 0 || world % others != 0 {
-                return Err(InputError::new(
-                    "nnodes x nproc-per-node",
-                    world,
-                    format!("is no multiple of tensor x pipeline x context, {others}"),
-                )
-                .hint("choose degrees whose product divides the number of processes"));
-            }
-            settings.data = (world / others).min(u64::from(u32::MAX)) as u32;
+            let key = "nnodes x nproc-per-node";
+            let world = product(key, &[per_node, document.size("nnodes")?.unwrap_or(1)])?;
+            let others = product(
+                "tensor x pipeline x context",
+                &[settings.tensor, settings.pipeline, settings.context],
+            )?;
+            settings.data = quotient(key, world.into(), others.into(), "tensor x pipeline x context")?;
             Ok(true)
         },
     },
@@ -186,14 +197,19 @@ pub(crate) static ROWS: &[Row] = &[
         },
         read: |document, settings| {
             if let Some(text) = document.text("pipeline-model-parallel-layout") {
-                let chunks = blocks_of_layout(&text)?.len() as u32;
-                settings.virtual_stages = (chunks / settings.pipeline.max(1)).max(1);
-            } else if let Some(stages) = document.count("num-virtual-stages-per-pipeline-rank")? {
+                let chunks = blocks_of_layout(&text)?.len() as u64;
+                let what = "pipeline-model-parallel-size";
+                let stages = settings.pipeline.into();
+                settings.virtual_stages =
+                    quotient("stages of pipeline-model-parallel-layout", chunks, stages, what)?;
+            } else if let Some(stages) = document.size("num-virtual-stages-per-pipeline-rank")? {
                 settings.virtual_stages = stages;
             } else if let (Some(layers), Some(model)) =
-                (document.count("num-layers-per-virtual-pipeline-stage")?, &settings.model)
+                (document.size("num-layers-per-virtual-pipeline-stage")?, &settings.model)
             {
-                settings.virtual_stages = model.layers / (layers * settings.pipeline).max(1);
+                let what = "num-layers-per-virtual-pipeline-stage x pipeline-model-parallel-size";
+                let each = product(what, &[layers, settings.pipeline])?;
+                settings.virtual_stages = quotient("num-layers", model.layers.into(), each.into(), what)?;
             }
             Ok(true)
         },
@@ -226,16 +242,17 @@ pub(crate) static ROWS: &[Row] = &[
         },
         read: |document, settings| {
             let layers = settings.blocks();
-            let chunks = settings.pipeline * settings.virtual_stages;
-            let first = document.count("decoder-first-pipeline-num-layers")?;
-            let last = document.count("decoder-last-pipeline-num-layers")?;
+            let chunks = settings.pipeline.saturating_mul(settings.virtual_stages);
+            let first = document.blocks("decoder-first-pipeline-num-layers")?;
+            let last = document.blocks("decoder-last-pipeline-num-layers")?;
             if let Some(text) = document.text("pipeline-model-parallel-layout") {
                 settings.stages = blocks_of_layout(&text)?;
-            } else if first.is_some() || last.is_some() {
+            } else if layers > 0 && (first.is_some() || last.is_some()) {
                 let ends = first.into_iter().chain(last).collect::<Vec<_>>();
                 let between = chunks.saturating_sub(ends.len() as u32).max(1);
                 let rest = layers.saturating_sub(ends.iter().sum());
-                if settings.virtual_stages > 1 || !rest.is_multiple_of(between) {
+                // Each of the stages between holds a block at least, so that there are no more of them than blocks.
+                if settings.virtual_stages > 1 || !rest.is_multiple_of(between) || chunks > layers {
                     let shown = format!("{first:?}, {last:?}");
                     return Err(InputError::new(
                         "decoder-first-pipeline-num-layers, decoder-last-pipeline-num-layers",
@@ -284,7 +301,7 @@ pub(crate) static ROWS: &[Row] = &[
             let short = document.flag("recompute-activations")?.unwrap_or(false);
             let kind = document.text("recompute-granularity");
             let method = document.text("recompute-method");
-            let number = document.count("recompute-num-layers")?;
+            let number = document.blocks("recompute-num-layers")?;
             settings.recompute = match kind.as_deref().or(short.then_some("selective")) {
                 None => vec![Recompute::None; blocks],
                 Some("selective") => vec![Recompute::Selective; blocks],
@@ -364,8 +381,13 @@ pub(crate) static ROWS: &[Row] = &[
             }
         },
         read: |document, settings| {
-            let instances = document.count("num-distributed-optimizer-instances")?.unwrap_or(1).max(1);
-            settings.shard = if settings.zero_stage > 0 { settings.data / instances } else { 1 };
+            let key = "num-distributed-optimizer-instances";
+            let instances = document.size(key)?.unwrap_or(1);
+            settings.shard = if settings.zero_stage > 0 {
+                quotient("data-parallel ranks", settings.data.into(), instances.into(), key)?
+            } else {
+                1
+            };
             Ok(true)
         },
     },
@@ -375,8 +397,8 @@ pub(crate) static ROWS: &[Row] = &[
         // In elements, of four bytes: gradients are summed in fp32.
         write: |settings, draft| draft.set("ddp-bucket-size", settings.bucket_bytes.div_ceil(4)),
         read: |document, settings| {
-            let Some(elements) = document.count("ddp-bucket-size")? else { return Ok(false) };
-            settings.bucket_bytes = 4 * u64::from(elements);
+            let Some(bytes) = document.bucket("ddp-bucket-size", 4)? else { return Ok(false) };
+            settings.bucket_bytes = bytes;
             Ok(true)
         },
     },
@@ -421,30 +443,24 @@ pub(crate) static ROWS: &[Row] = &[
         field: Field::Optimizer,
         theirs: "optimizer, adam-beta1, adam-beta2, adam-eps, sgd-momentum, weight-decay",
         write: |settings, draft| match settings.optimizer {
-            Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
+            Optimizer::AdamW { .. } => {
                 draft.set("optimizer", "adam");
-                draft.set("adam-beta1", beta1);
-                draft.set("adam-beta2", beta2);
-                draft.set("adam-eps", epsilon);
-                draft.set("weight-decay", weight_decay);
+                OPTIMIZER.write(settings, draft);
             }
-            Optimizer::Sgd { momentum, weight_decay } => {
+            Optimizer::Sgd { momentum, .. } => {
                 draft.set("optimizer", "sgd");
-                draft.set("sgd-momentum", momentum);
-                draft.set("weight-decay", weight_decay);
+                draft.set_given(Hyperparameter::Momentum, "sgd-momentum", momentum);
+                OPTIMIZER.write(settings, draft);
             }
         },
         read: |document, settings| {
-            let weight_decay = document.real("weight-decay")?.unwrap_or(0.01);
             settings.optimizer = if document.text("optimizer").is_some_and(|name| name == "sgd") {
-                Optimizer::Sgd { momentum: document.real("sgd-momentum")?.unwrap_or(0.9), weight_decay }
+                let momentum = document.known_real("sgd-momentum")?;
+                settings.give(Hyperparameter::Momentum, momentum.is_some());
+                let weight_decay = OPTIMIZER.read_decay(document, settings)?.unwrap_or(0.01);
+                Optimizer::Sgd { momentum: momentum.unwrap_or(0.9), weight_decay }
             } else {
-                Optimizer::AdamW {
-                    beta1: document.real("adam-beta1")?.unwrap_or(0.9),
-                    beta2: document.real("adam-beta2")?.unwrap_or(0.999),
-                    epsilon: document.real("adam-eps")?.unwrap_or(1e-8),
-                    weight_decay,
-                }
+                OPTIMIZER.read_adam(document, settings, [0.9, 0.999, 1e-8, 0.01])?
             };
             Ok(true)
         },
@@ -453,29 +469,42 @@ pub(crate) static ROWS: &[Row] = &[
         field: Field::LearningRate,
         theirs: "lr, min-lr, lr-decay-style, lr-warmup-iters, lr-decay-iters, train-iters",
         write: |settings, draft| {
+            use Hyperparameter::{FinalFraction, PeakLearningRate, TotalSteps, WarmupSteps};
             let LearningRate { peak, warmup_steps, total_steps, final_fraction } = settings.learning_rate;
-            draft.set("lr", peak);
-            draft.set("min-lr", peak * final_fraction);
-            draft.set("lr-decay-style", "cosine");
-            draft.set("lr-warmup-iters", warmup_steps);
-            draft.set("lr-decay-iters", total_steps);
-            draft.set("train-iters", total_steps);
+            draft.set_given(PeakLearningRate, "lr", peak);
+            if settings.gives(FinalFraction) {
+                draft.set("lr-decay-style", "cosine");
+                if settings.gives(PeakLearningRate) {
+                    draft.set("min-lr", rounded(peak * final_fraction));
+                } else {
+                    draft.instead(
+                        Field::LearningRate,
+                        "min-lr is 0 unless you give it: the peak was not given",
+                    );
+                }
+            }
+            draft.set_given(WarmupSteps, "lr-warmup-iters", warmup_steps);
+            draft.set_given(TotalSteps, "lr-decay-iters", total_steps);
+            draft.set_given(TotalSteps, "train-iters", total_steps);
         },
         read: |document, settings| {
-            let (peak, lowest) = (document.real("lr")?, document.real("min-lr")?.unwrap_or(0.0));
-            document.text("lr-decay-style");
-            let Some(peak) = peak.filter(|peak| *peak > 0.0) else { return Ok(false) };
-            let train = document.count("train-iters")?;
-            settings.learning_rate = LearningRate {
+            let peak = document.known_real("lr")?;
+            if let Some(peak) = peak {
+                above_zero("lr", peak)?;
+            }
+            let lowest = document.known_real("min-lr")?;
+            let cosine = document.text("lr-decay-style").is_some_and(|style| style == "cosine");
+            let train = document.known_count("train-iters")?;
+            let rate = ReadRate {
                 peak,
-                warmup_steps: document.count("lr-warmup-iters")?.unwrap_or(0),
-                total_steps: document.count("lr-decay-iters")?.or(train).unwrap_or(1),
-                final_fraction: lowest / peak,
+                warmup_steps: document.known_count("lr-warmup-iters")?,
+                total_steps: document.known_count("lr-decay-iters")?.or(train),
+                final_fraction: peak.filter(|_| cosine).map(|peak| rounded(lowest.unwrap_or(0.0) / peak)),
             };
-            Ok(true)
+            Ok(rate.take(settings))
         },
     },
-    real!(GradientClip, gradient_clip, "clip-grad"),
+    clip!("clip-grad"),
     seed!("seed"),
     Row {
         field: Field::CheckpointInterval,

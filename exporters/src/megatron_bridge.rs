@@ -69,11 +69,10 @@ impl Exporter for MegatronBridge {
         LACKS
     }
 
-    fn theirs(&self, row: &Row) -> String {
+    fn spelled(&self, flag: &str) -> String {
         let more = [("grad-reduce-in-bf16", IN_FP32), ("save-interval", "checkpoint.save_interval")];
-        let path =
-            |flag: &str| PATHS.iter().chain(&more).find(|(other, _)| *other == flag).map(|(_, path)| *path);
-        row.theirs.split(", ").map(|flag| path(flag).unwrap_or(flag)).collect::<Vec<_>>().join(", ")
+        let path = PATHS.iter().chain(&more).find(|(other, _)| *other == flag).map(|(_, path)| *path);
+        path.unwrap_or(flag).to_owned()
     }
 
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {

@@ -1,16 +1,16 @@
 //! nanotron's YAML.
 
-use crate::document::Document;
+use crate::document::{Document, above_zero, product, quotient, rounded};
 use crate::launch::Script;
 use crate::row::{
-    ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, count, full_recompute, instead, note_tf32,
-    real, refuse, seed,
+    ACTIVATIONS_AS_THEY_ARE, Lack, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, Row, clip,
+    full_recompute, instead, note_tf32, refuse, seed, size,
 };
 use crate::settings::Field;
-use crate::{Export, Exporter, File};
+use crate::{Ask, Export, Exporter, File};
 use autodist_spec::{
-    Activation, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions, Precision, Recompute,
-    ScheduleKind,
+    Activation, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions, Precision,
+    Recompute, ScheduleKind,
 };
 
 pub struct Nanotron;
@@ -40,20 +40,64 @@ impl Exporter for Nanotron {
             format!("nanotron trains {} as planned: {}", job.plan.model.name, job.plan.strategy.label());
         let setup = ["export CUDA_DEVICE_MAX_CONNECTIONS=1"];
         let command = format!("{} run_train.py", job.machines.torchrun());
-        let arguments = ["--config-file \"$(dirname \"$0\")/nanotron.yaml\"".to_owned()];
-        vec![
-            File::text("nanotron.yaml", whole.yaml()),
-            File::script(
-                "nanotron.sh",
-                Script::new(&purpose, job.machines, &setup).run(&command, &arguments),
-            ),
-        ]
+        let mut script = Script::new(&purpose, job.machines, &setup).asking(job);
+        let mut name = "nanotron.yaml";
+        let mut fill = String::new();
+        for ask in job.asked() {
+            whole.set(ask.key, format!("${{{}}}", ask.variable));
+            fill += &format!(" -e \"s|\\${{{0}}}|${0}|\"", ask.variable);
+        }
+        if !fill.is_empty() {
+            // Its file has no way to read the environment.
+            name = "nanotron.filled.yaml";
+            script = script.line(&format!(
+                "sed{fill} \"$(dirname \"$0\")/nanotron.yaml\" > \"$(dirname \"$0\")/{name}\""
+            ));
+        }
+        // Quoted, a number would be a text.
+        let yaml = job.asked().fold(whole.yaml(), |yaml, ask| {
+            yaml.replace(&format!("\"${{{}}}\"", ask.variable), &format!("${{{}}}", ask.variable))
+        });
+        let arguments = [format!("--config-file \"$(dirname \"$0\")/{name}\"")];
+        vec![File::text("nanotron.yaml", yaml), File::script("nanotron.sh", script.run(&command, &arguments))]
+    }
+
+    fn asks(&self) -> &'static [Ask] {
+        &ASKS
     }
 
     fn parse(&self, text: &str) -> Result<Document, InputError> {
         Document::of_yaml(text)
     }
 }
+
+/// What its configuration has no defaults for.
+const ASKS: [Ask; 6] = [
+    Ask {
+        what: Hyperparameter::PeakLearningRate,
+        key: "optimizer.learning_rate_scheduler.learning_rate",
+        variable: "LR",
+    },
+    Ask { what: Hyperparameter::TotalSteps, key: "tokens.train_steps", variable: "TRAIN_STEPS" },
+    Ask { what: Hyperparameter::WeightDecay, key: "optimizer.weight_decay", variable: "WEIGHT_DECAY" },
+    Ask {
+        what: Hyperparameter::Betas,
+        key: "optimizer.optimizer_factory.adam_beta1",
+        variable: "ADAM_BETA1",
+    },
+    Ask {
+        what: Hyperparameter::Betas,
+        key: "optimizer.optimizer_factory.adam_beta2",
+        variable: "ADAM_BETA2",
+    },
+    Ask { what: Hyperparameter::Epsilon, key: "optimizer.optimizer_factory.adam_eps", variable: "ADAM_EPS" },
+];
+
+const OPTIMIZER: OptimizerKeys = OptimizerKeys {
+    betas: ["optimizer.optimizer_factory.adam_beta1", "optimizer.optimizer_factory.adam_beta2"],
+    epsilon: "optimizer.optimizer_factory.adam_eps",
+    weight_decay: "optimizer.weight_decay",
+};
 
 static LACKS: &[Lack] = &[
     refuse(Field::VirtualStages, "pipelines have one stage a rank", "plan with --vpp 1"),
@@ -82,7 +126,7 @@ static ROWS: &[Row] = &[
                 return;
             };
             let llama = model.norm == Norm::RmsNorm && model.activation == Activation::SwiGlu && !model.bias;
-            if !llama || model.head_dim * model.heads != model.hidden {
+            if !llama || model.head_dim.saturating_mul(model.heads) != model.hidden {
                 draft.refuse(Field::Model, LLAMA, "train a model of Llama's kind, or export to megatron");
                 return;
             }
@@ -107,7 +151,7 @@ static ROWS: &[Row] = &[
             draft.set(&config("tie_word_embeddings"), model.tied_embeddings);
         },
         read: |document, settings| {
-            let count = |name: &str| document.count(&config(name));
+            let count = |name: &str| document.size(&config(name));
             for name in ["is_llama_config", "hidden_act", "initializer_range", "bos_token_id", "eos_token_id"]
             {
                 document.get(&config(name));
@@ -117,7 +161,7 @@ static ROWS: &[Row] = &[
             }
             let (Some(hidden), Some(layers), Some(heads), Some(ffn), Some(vocab)) = (
                 count("hidden_size")?,
-                count("num_hidden_layers")?,
+                document.blocks(&config("num_hidden_layers"))?,
                 count("num_attention_heads")?,
                 count("intermediate_size")?,
                 count("vocab_size")?,
@@ -130,7 +174,12 @@ static ROWS: &[Row] = &[
                 hidden,
                 heads,
                 kv_heads: count("num_key_value_heads")?.unwrap_or(heads),
-                head_dim: hidden / heads.max(1),
+                head_dim: quotient(
+                    &config("hidden_size"),
+                    hidden.into(),
+                    heads.into(),
+                    "num_attention_heads",
+                )?,
                 ffn,
                 vocab,
                 max_seq_len: count("max_position_embeddings")?.unwrap_or(2048),
@@ -146,11 +195,11 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    count!(Data, data, "parallelism.dp"),
-    count!(Tensor, tensor, "parallelism.tp"),
-    count!(Pipeline, pipeline, "parallelism.pp"),
-    count!(Context, context, "parallelism.context_parallel_size"),
-    count!(Expert, expert, "parallelism.expert_parallel_size"),
+    size!(Data, data, "parallelism.dp"),
+    size!(Tensor, tensor, "parallelism.tp"),
+    size!(Pipeline, pipeline, "parallelism.pp"),
+    size!(Context, context, "parallelism.context_parallel_size"),
+    size!(Expert, expert, "parallelism.expert_parallel_size"),
     Row {
         field: Field::Schedule,
         theirs: "parallelism.pp_engine",
@@ -184,20 +233,19 @@ static ROWS: &[Row] = &[
         },
     },
     full_recompute!("parallelism.recompute_layer"),
-    count!(MicroBatch, micro_batch, "tokens.micro_batch_size"),
+    size!(MicroBatch, micro_batch, "tokens.micro_batch_size"),
     Row {
         field: Field::GlobalBatch,
         theirs: "tokens.batch_accumulation_per_replica",
         write: |settings, draft| draft.set("tokens.batch_accumulation_per_replica", settings.micro_batches()),
         read: |document, settings| {
-            let Some(steps) = document.count("tokens.batch_accumulation_per_replica")? else {
-                return Ok(false);
-            };
-            settings.global_batch = settings.micro_batch.saturating_mul(steps).saturating_mul(settings.data);
+            let key = "tokens.batch_accumulation_per_replica";
+            let Some(steps) = document.size(key)? else { return Ok(false) };
+            settings.global_batch = product(key, &[settings.micro_batch, steps, settings.data])?;
             Ok(true)
         },
     },
-    count!(SeqLen, seq_len, "tokens.sequence_length"),
+    size!(SeqLen, seq_len, "tokens.sequence_length"),
     Row {
         field: Field::ZeroStage,
         theirs: "optimizer.zero_stage",
@@ -212,8 +260,8 @@ static ROWS: &[Row] = &[
             draft.set("optimizer.zero_stage", settings.zero_stage);
         },
         read: |document, settings| {
-            let stage = document.count("optimizer.zero_stage")?.unwrap_or(0);
-            settings.zero_stage = if settings.data > 1 { stage.min(3) as u8 } else { 0 };
+            let stage = document.zero_stage("optimizer.zero_stage")?.unwrap_or(0);
+            settings.zero_stage = if settings.data > 1 { stage } else { 0 };
             Ok(true)
         },
     },
@@ -241,8 +289,8 @@ static ROWS: &[Row] = &[
             draft.set("model.ddp_bucket_cap_mb", settings.bucket_bytes.div_ceil(1 << 20))
         },
         read: |document, settings| {
-            let Some(size) = document.count("model.ddp_bucket_cap_mb")? else { return Ok(false) };
-            settings.bucket_bytes = u64::from(size) << 20;
+            let Some(bytes) = document.bucket("model.ddp_bucket_cap_mb", 1 << 20)? else { return Ok(false) };
+            settings.bucket_bytes = bytes;
             Ok(true)
         },
     },
@@ -267,15 +315,12 @@ static ROWS: &[Row] = &[
         theirs: "optimizer.optimizer_factory.name, optimizer.optimizer_factory.adam_beta1, \
                  optimizer.optimizer_factory.adam_beta2, optimizer.optimizer_factory.adam_eps, optimizer.weight_decay",
         write: |settings, draft| match settings.optimizer {
-            Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
+            Optimizer::AdamW { .. } => {
                 draft.set(&factory("name"), "adamW");
-                draft.set(&factory("adam_beta1"), beta1);
-                draft.set(&factory("adam_beta2"), beta2);
-                draft.set(&factory("adam_eps"), epsilon);
                 draft.set(&factory("torch_adam_is_fused"), true);
-                draft.set("optimizer.weight_decay", weight_decay);
+                OPTIMIZER.write(settings, draft);
             }
-            Optimizer::Sgd { momentum, weight_decay } => {
+            Optimizer::Sgd { momentum, .. } => {
                 if momentum != 0.0 {
                     draft.refuse(
                         Field::Optimizer,
@@ -284,22 +329,17 @@ static ROWS: &[Row] = &[
                     );
                 }
                 draft.set(&factory("name"), "sgd");
-                draft.set("optimizer.weight_decay", weight_decay);
+                OPTIMIZER.write(settings, draft);
             }
         },
         read: |document, settings| {
             let Some(name) = document.text(&factory("name")) else { return Ok(false) };
             document.get(&factory("torch_adam_is_fused"));
-            let weight_decay = document.real("optimizer.weight_decay")?.unwrap_or(0.0);
             settings.optimizer = if name == "sgd" {
+                let weight_decay = OPTIMIZER.read_decay(document, settings)?.unwrap_or(0.0);
                 Optimizer::Sgd { momentum: 0.0, weight_decay }
             } else {
-                Optimizer::AdamW {
-                    beta1: document.real(&factory("adam_beta1"))?.unwrap_or(0.9),
-                    beta2: document.real(&factory("adam_beta2"))?.unwrap_or(0.95),
-                    epsilon: document.real(&factory("adam_eps"))?.unwrap_or(1e-8),
-                    weight_decay,
-                }
+                OPTIMIZER.read_adam(document, settings, [0.9, 0.95, 1e-8, 0.0])?
             };
             Ok(true)
         },
@@ -311,34 +351,52 @@ static ROWS: &[Row] = &[
                  optimizer.learning_rate_scheduler.min_decay_lr, tokens.train_steps",
         write: |settings, draft| {
             let LearningRate { peak, warmup_steps, total_steps, final_fraction } = settings.learning_rate;
-            draft.set(&scheduler("learning_rate"), peak);
-            draft.set(&scheduler("lr_warmup_steps"), warmup_steps);
-            draft.set(&scheduler("lr_warmup_style"), "linear");
-            draft.set(&scheduler("lr_decay_steps"), total_steps.saturating_sub(warmup_steps));
-            draft.set(&scheduler("lr_decay_style"), "cosine");
-            draft.set(&scheduler("min_decay_lr"), peak * final_fraction);
-            draft.set("tokens.train_steps", total_steps);
+            use Hyperparameter::{FinalFraction, PeakLearningRate, TotalSteps, WarmupSteps};
+            draft.set_given(PeakLearningRate, &scheduler("learning_rate"), peak);
+            draft.set_given(WarmupSteps, &scheduler("lr_warmup_steps"), warmup_steps);
+            draft.set_given(WarmupSteps, &scheduler("lr_warmup_style"), "linear");
+            draft.set_given(TotalSteps, "tokens.train_steps", total_steps);
+            if settings.gives(FinalFraction) {
+                draft.set(&scheduler("lr_decay_style"), "cosine");
+                if settings.gives(TotalSteps) {
+                    let warmup = if settings.gives(WarmupSteps) { warmup_steps } else { 0 };
+                    draft.set(&scheduler("lr_decay_steps"), total_steps.saturating_sub(warmup));
+                }
+                if settings.gives(PeakLearningRate) {
+                    draft.set(&scheduler("min_decay_lr"), rounded(peak * final_fraction));
+                } else {
+                    draft.instead(
+                        Field::LearningRate,
+                        "min_decay_lr is the peak unless you give it: the peak was not given",
+                    );
+                }
+            }
         },
         read: |document, settings| {
-            let Some(peak) = document.real(&scheduler("learning_rate"))?.filter(|peak| *peak > 0.0) else {
-                return Ok(false);
-            };
+            let peak = document.known_real(&scheduler("learning_rate"))?;
+            if let Some(peak) = peak {
+                above_zero(&scheduler("learning_rate"), peak)?;
+            }
             let cosine = document.text(&scheduler("lr_decay_style")).is_some_and(|kind| kind == "cosine");
             document.text(&scheduler("lr_warmup_style"));
-            let warmup_steps = document.count(&scheduler("lr_warmup_steps"))?.unwrap_or(0);
-            let steps = document.count("tokens.train_steps")?;
-            let decay =
-                document.count(&scheduler("lr_decay_steps"))?.map(|steps| warmup_steps.saturating_add(steps));
-            settings.learning_rate = LearningRate {
+            let warmup_steps = document.known_count(&scheduler("lr_warmup_steps"))?;
+            let steps = document.known_count("tokens.train_steps")?;
+            let decay = document.known_count(&scheduler("lr_decay_steps"))?;
+            let decay = decay.map(|steps| warmup_steps.unwrap_or(0).saturating_add(steps));
+            let lowest = document.known_real(&scheduler("min_decay_lr"))?;
+            let rate = ReadRate {
                 peak,
                 warmup_steps,
-                total_steps: decay.or(steps).unwrap_or(1),
-                final_fraction: document.real(&scheduler("min_decay_lr"))?.unwrap_or(0.0) / peak,
+                total_steps: decay.or(steps),
+                final_fraction: peak
+                    .zip(lowest)
+                    .filter(|_| cosine)
+                    .map(|(peak, lowest)| rounded(lowest / peak)),
             };
-            Ok(cosine)
+            Ok(rate.take(settings))
         },
     },
-    real!(GradientClip, gradient_clip, "optimizer.clip_grad"),
+    clip!("optimizer.clip_grad"),
     seed!("general.seed"),
     Row {
         field: Field::CheckpointInterval,

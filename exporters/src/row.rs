@@ -3,7 +3,7 @@
 use crate::document::Document;
 use crate::launch::Machines;
 use crate::settings::{Field, Settings};
-use autodist_spec::{InputError, Precision};
+use autodist_spec::{Hyperparameter, InputError, Optimizer, Precision};
 use std::fmt;
 
 /// One field of a plan in a trainer's words, in both directions.
@@ -61,6 +61,13 @@ impl<'a> Draft<'a> {
 
     pub fn set(&mut self, key: &str, value: impl Into<serde_json::Value>) {
         self.document.set(key, value);
+    }
+
+    /// A hyperparameter, where somebody gave it.
+    pub fn set_given(&mut self, one: Hyperparameter, key: &str, value: impl Into<serde_json::Value>) {
+        if self.settings.gives(one) {
+            self.set(key, value);
+        }
     }
 
     /// Something else is used than the plan says.
@@ -129,31 +136,45 @@ macro_rules! keyed {
     };
 }
 
-/// A row for a whole number under one key.
-macro_rules! count {
+/// A row for a size or a degree under one key.
+macro_rules! size {
     ($field:ident, $member:ident, $key:literal) => {
-        crate::row::keyed!(count, $field, $member, $key)
+        crate::row::keyed!(size, $field, $member, $key)
     };
 }
 
-/// A row for a real number under one key.
-macro_rules! real {
-    ($field:ident, $member:ident, $key:literal) => {
-        crate::row::keyed!(real, $field, $member, $key)
-    };
-}
-
-/// A row for the seed under one key.
+/// A row for the seed under one key, written where somebody gave it.
 macro_rules! seed {
     ($key:literal) => {
         crate::row::Row {
             field: crate::settings::Field::Seed,
             theirs: $key,
-            write: |settings, draft| draft.set($key, settings.seed),
+            write: |settings, draft| {
+                draft.set_given(autodist_spec::Hyperparameter::Seed, $key, settings.seed)
+            },
             read: |document, settings| {
-                let found = document.count($key)?;
-                settings.seed = u64::from(found.unwrap_or(0));
-                Ok(found.is_some())
+                let found = document.known_seed($key)?;
+                settings.seed = found.unwrap_or(settings.seed);
+                Ok(settings.give(autodist_spec::Hyperparameter::Seed, found.is_some()))
+            },
+        }
+    };
+}
+
+/// A row for the largest norm of gradients under one key, written where somebody gave it.
+macro_rules! clip {
+    ($key:literal) => {
+        crate::row::Row {
+            field: crate::settings::Field::GradientClip,
+            theirs: $key,
+            write: |settings, draft| {
+                let clip = settings.gradient_clip;
+                draft.set_given(autodist_spec::Hyperparameter::GradientClip, $key, clip);
+            },
+            read: |document, settings| {
+                let found = document.known_real($key)?;
+                settings.gradient_clip = found.unwrap_or(settings.gradient_clip);
+                Ok(settings.give(autodist_spec::Hyperparameter::GradientClip, found.is_some()))
             },
         }
     };
@@ -179,6 +200,92 @@ macro_rules! full_recompute {
     };
 }
 
+/// Keys of an optimizer's numbers, where each has one of its own.
+pub struct OptimizerKeys {
+    pub betas: [&'static str; 2],
+    pub epsilon: &'static str,
+    pub weight_decay: &'static str,
+}
+
+impl OptimizerKeys {
+    /// Those that somebody gave.
+    pub fn write(&self, settings: &Settings, draft: &mut Draft) {
+        use Hyperparameter::{Betas, Epsilon, WeightDecay};
+        if let Optimizer::AdamW { beta1, beta2, epsilon, .. } = settings.optimizer {
+            draft.set_given(Betas, self.betas[0], beta1);
+            draft.set_given(Betas, self.betas[1], beta2);
+            draft.set_given(Epsilon, self.epsilon, epsilon);
+        }
+        let (Optimizer::AdamW { weight_decay, .. } | Optimizer::Sgd { weight_decay, .. }) =
+            settings.optimizer;
+        draft.set_given(WeightDecay, self.weight_decay, weight_decay);
+    }
+
+    /// AdamW with the numbers that the document says, and the trainer's own `otherwise`.
+    ///
+    /// # Errors
+    /// If one of them is no number.
+    pub fn read_adam(
+        &self,
+        document: &Document,
+        settings: &mut Settings,
+        otherwise: [f64; 4],
+    ) -> Result<Optimizer, InputError> {
+        use Hyperparameter::{Betas, Epsilon};
+        let [first, second] = self.betas;
+        let (beta1, beta2) = (document.known_real(first)?, document.known_real(second)?);
+        let epsilon = document.known_real(self.epsilon)?;
+        settings.give(Betas, beta1.is_some() || beta2.is_some());
+        settings.give(Epsilon, epsilon.is_some());
+        Ok(Optimizer::AdamW {
+            beta1: beta1.unwrap_or(otherwise[0]),
+            beta2: beta2.unwrap_or(otherwise[1]),
+            epsilon: epsilon.unwrap_or(otherwise[2]),
+            weight_decay: self.read_decay(document, settings)?.unwrap_or(otherwise[3]),
+        })
+    }
+
+    /// # Errors
+    /// If it is no number.
+    pub fn read_decay(
+        &self,
+        document: &Document,
+        settings: &mut Settings,
+    ) -> Result<Option<f64>, InputError> {
+        let found = document.known_real(self.weight_decay)?;
+        settings.give(Hyperparameter::WeightDecay, found.is_some());
+        Ok(found)
+    }
+}
+
+/// A learning rate as a document says it.
+#[derive(Default)]
+pub struct ReadRate {
+    pub peak: Option<f64>,
+    pub warmup_steps: Option<u32>,
+    pub total_steps: Option<u32>,
+    /// Where the rate falls along a cosine.
+    pub final_fraction: Option<f64>,
+}
+
+impl ReadRate {
+    /// Takes what is said; whether anything is.
+    pub fn take(self, settings: &mut Settings) -> bool {
+        let rate = &mut settings.learning_rate;
+        rate.peak = self.peak.unwrap_or(rate.peak);
+        rate.warmup_steps = self.warmup_steps.unwrap_or(rate.warmup_steps);
+        rate.total_steps = self.total_steps.unwrap_or(rate.total_steps);
+        rate.final_fraction = self.final_fraction.unwrap_or(rate.final_fraction);
+        let said = [
+            settings.give(Hyperparameter::PeakLearningRate, self.peak.is_some()),
+            settings.give(Hyperparameter::WarmupSteps, self.warmup_steps.is_some()),
+            settings.give(Hyperparameter::TotalSteps, self.total_steps.is_some()),
+            settings.give(Hyperparameter::FinalFraction, self.final_fraction.is_some()),
+        ];
+        said.contains(&true)
+    }
+}
+
 /// fp16 with a loss scale, as trainers have it, is no arithmetic of plans.
 ///
 /// # Errors
@@ -198,4 +305,4 @@ pub fn note_tf32(settings: &Settings, draft: &mut Draft) {
     }
 }
 
-pub(crate) use {count, full_recompute, keyed, real, seed};
+pub(crate) use {clip, full_recompute, keyed, seed, size};

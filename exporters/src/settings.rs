@@ -1,10 +1,12 @@
 //! What a plan says that a trainer may have a setting for, flat.
 
+use crate::document::shortest;
 use autodist_spec::{
-    Algorithm, Codec, LayerKind, LearningRate, ModelSpec, Optimizer, ParallelStrategy, Plan, Precision,
-    Recompute, ScheduleKind, Stage,
+    Algorithm, Codec, Hyperparameter, LayerKind, LearningRate, ModelSpec, Optimizer, ParallelStrategy, Plan,
+    Precision, Recompute, ScheduleKind, Stage,
 };
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// One thing that a plan says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -109,6 +111,14 @@ impl Field {
     }
 }
 
+/// What a learning rate is made of.
+pub(crate) const LEARNING_RATE: [Hyperparameter; 4] = [
+    Hyperparameter::PeakLearningRate,
+    Hyperparameter::WarmupSteps,
+    Hyperparameter::TotalSteps,
+    Hyperparameter::FinalFraction,
+];
+
 /// A plan, flat. What was read from a trainer's file leaves what that file does not say at its default.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Settings {
@@ -149,6 +159,9 @@ pub struct Settings {
     pub placement: Vec<u32>,
     /// Steps between checkpoints; absent where nobody asked for them.
     pub checkpoint_interval: Option<u32>,
+    /// The hyperparameters that somebody gave; values of the others are built-in defaults, and are neither written nor taken.
+    #[serde(skip)]
+    pub given: BTreeSet<Hyperparameter>,
 }
 
 impl Default for Settings {
@@ -184,6 +197,7 @@ impl Default for Settings {
             algorithms: [Algorithm::Ring; 3],
             placement: Vec::new(),
             checkpoint_interval: None,
+            given: BTreeSet::new(),
         }
     }
 }
@@ -230,7 +244,20 @@ impl Settings {
             algorithms: [communication.tensor, communication.gather, communication.reduce.algorithm],
             placement: communication.placement.clone(),
             checkpoint_interval,
+            given: job.given(),
         }
+    }
+
+    pub fn gives(&self, one: Hyperparameter) -> bool {
+        self.given.contains(&one)
+    }
+
+    /// Notes that somebody gave it, where a file says it; whether it does.
+    pub(crate) fn give(&mut self, one: Hyperparameter, said: bool) -> bool {
+        if said {
+            self.given.insert(one);
+        }
+        said
     }
 
     /// The chunks of what was read; embedding and head go with the first and the last.
@@ -259,22 +286,30 @@ impl Settings {
             .collect()
     }
 
+    /// Their product is the number of devices.
+    pub fn degrees(&self) -> [u32; 4] {
+        [self.data, self.tensor, self.pipeline, self.context]
+    }
+
+    /// Of a plan, whose degrees have been checked.
     pub fn devices(&self) -> u32 {
-        self.data * self.tensor * self.pipeline * self.context
+        self.degrees().iter().fold(1, |product: u32, degree| product.saturating_mul(*degree))
     }
 
     /// Micro-batches of a step on each data-parallel rank.
     pub fn micro_batches(&self) -> u32 {
-        self.global_batch / (self.data * self.micro_batch).max(1)
+        self.global_batch / self.data.saturating_mul(self.micro_batch).max(1)
     }
 
     pub fn blocks(&self) -> u32 {
-        self.model.as_ref().map_or_else(|| self.stages.iter().sum(), |model| model.layers)
+        self.model
+            .as_ref()
+            .map_or_else(|| self.stages.iter().copied().fold(0, u32::saturating_add), |model| model.layers)
     }
 
     /// Equal numbers of blocks per chunk, where they divide.
     pub fn equal_stages(&self) -> Option<Vec<u32>> {
-        let chunks = self.pipeline * self.virtual_stages;
+        let chunks = self.pipeline.saturating_mul(self.virtual_stages);
         (chunks > 0 && self.blocks() > 0 && self.blocks().is_multiple_of(chunks))
             .then(|| vec![self.blocks() / chunks; chunks as usize])
     }
@@ -305,14 +340,10 @@ impl Settings {
                 self.placement.iter().enumerate().all(|(rank, device)| rank as u32 == *device)
             }
             Field::CheckpointInterval => self.checkpoint_interval.is_none(),
-            Field::Model
-            | Field::MicroBatch
-            | Field::GlobalBatch
-            | Field::SeqLen
-            | Field::Optimizer
-            | Field::LearningRate
-            | Field::GradientClip
-            | Field::Seed => false,
+            Field::LearningRate => !LEARNING_RATE.iter().any(|part| self.gives(*part)),
+            Field::GradientClip => !self.gives(Hyperparameter::GradientClip),
+            Field::Seed => !self.gives(Hyperparameter::Seed),
+            Field::Model | Field::MicroBatch | Field::GlobalBatch | Field::SeqLen | Field::Optimizer => false,
         }
     }
 
@@ -335,12 +366,25 @@ impl Settings {
                 Optimizer::AdamW { .. } => "adamw".to_owned(),
                 Optimizer::Sgd { .. } => "sgd".to_owned(),
             },
-            Field::LearningRate => self.learning_rate.peak.to_string(),
+            Field::LearningRate => self.show_learning_rate(),
             other => match self.value(other) {
                 serde_json::Value::String(text) => text,
                 value => value.to_string(),
             },
         }
+    }
+
+    /// The parts of the learning rate that somebody gave.
+    fn show_learning_rate(&self) -> String {
+        let LearningRate { peak, warmup_steps, total_steps, final_fraction } = self.learning_rate;
+        let parts = [
+            (Hyperparameter::PeakLearningRate, format!("peak {}", shortest(peak))),
+            (Hyperparameter::WarmupSteps, format!("{warmup_steps} warm-up steps")),
+            (Hyperparameter::TotalSteps, format!("{total_steps} steps")),
+            (Hyperparameter::FinalFraction, format!("down to {} of the peak", shortest(final_fraction))),
+        ];
+        let given: Vec<_> = parts.into_iter().filter(|(one, _)| self.gives(*one)).map(|(_, t)| t).collect();
+        if given.is_empty() { "not given".to_owned() } else { given.join(", ") }
     }
 
     /// A field's value, to compare.

@@ -1,9 +1,10 @@
 //! A batch script for Slurm.
 
 use crate::document::Document;
+use crate::launch::{comment, quoted};
 use crate::row::{Lack, Row};
-use crate::{Export, Exporter, File};
-use autodist_spec::{InputError, to_json};
+use crate::{Ask, Export, Exporter, File};
+use autodist_spec::{Hyperparameter, InputError, to_json};
 use std::fmt::Write;
 
 pub struct Slurm;
@@ -37,25 +38,23 @@ impl Exporter for Slurm {
         }
         let _ = writeln!(
             text,
-            "#SBATCH --exclusive\n#SBATCH --output=%x-%j.out\n\n# {} as planned: {}\n\
+            "#SBATCH --exclusive\n#SBATCH --output=%x-%j.out\n\n{}\
              # Submit it in this folder, which every node must see: sbatch {JOB}\nset -euo pipefail",
-            job.plan.model.name,
-            job.plan.strategy.label()
+            comment(&format!("{} as planned: {}", job.plan.model.name, job.plan.strategy.label()))
         );
         text += "MASTER_ADDR=$(scontrol show hostnames \"$SLURM_JOB_NODELIST\" | head -n 1)\nexport MASTER_ADDR\n";
         match &job.options.script {
             None => {
-                let _ = writeln!(
-                    text,
-                    "srun autodist train {PLAN} --steps {} -o run.json",
-                    job.settings.learning_rate.total_steps
-                );
+                for ask in job.asked() {
+                    let _ = writeln!(text, "{}", ask.line());
+                }
+                let _ = writeln!(text, "srun autodist train {PLAN} --steps {} -o run.json", steps(job));
             }
             Some(script) => {
-                let quoted = format!("'{}'", script.replace('\'', "'\\''"));
                 let _ = writeln!(
                     text,
-                    "export SCRIPT={quoted}\nsrun bash -c 'NODE_RANK=$SLURM_NODEID exec bash \"$SCRIPT\"'"
+                    "export SCRIPT={}\nsrun bash -c 'NODE_RANK=$SLURM_NODEID exec bash \"$SCRIPT\"'",
+                    quoted(script)
                 );
             }
         }
@@ -66,9 +65,25 @@ impl Exporter for Slurm {
         files
     }
 
+    fn asks(&self) -> &'static [Ask] {
+        &ASKS
+    }
+
     fn parse(&self, _: &str) -> Result<Document, InputError> {
         Err(InputError::new("", "slurm", "starts processes; how they split a model is in their own files")
             .hint("give the trainer's configuration with --from TRAINER"))
+    }
+}
+
+/// What asks for the steps where nobody gave them.
+pub(crate) const ASKS: [Ask; 1] =
+    [Ask { what: Hyperparameter::TotalSteps, key: "steps", variable: "TRAIN_STEPS" }];
+
+/// The steps to train, or the variable that has them.
+pub(crate) fn steps(job: &Export<'_>) -> String {
+    match job.asked().next() {
+        Some(ask) => format!("\"${}\"", ask.variable),
+        None => job.settings.learning_rate.total_steps.to_string(),
     }
 }
 

@@ -115,7 +115,7 @@ fn expand(text: &[char], depth: usize) -> Option<String> {
             times = digits.parse().ok()?;
             at += 1 + digits.len();
         }
-        if flat.len() + unit.len() * times > LONGEST {
+        if flat.len().saturating_add(unit.len().saturating_mul(times)) > LONGEST {
             return None;
         }
         flat += &unit.repeat(times);

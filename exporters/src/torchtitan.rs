@@ -1,14 +1,18 @@
 //! torchtitan's command line; stages that differ in size need a module in Python beside it.
 
-use crate::document::Document;
+use crate::document::{Document, product, quotient};
 use crate::launch::Script;
 use crate::row::{
-    ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, count, instead, note_tf32, real, refuse, seed,
+    ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, ReadRate, Row, clip, instead, note_tf32, refuse,
+    seed, size,
 };
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
 use crate::{Export, Exporter, File};
-use autodist_spec::{InputError, LearningRate, Optimizer, Precision, Recompute, ScheduleKind};
+use autodist_spec::{
+    Hyperparameter, InputError, LearningRate, ModelSpec, Optimizer, Precision, Recompute, ScheduleKind,
+    catalog, parse,
+};
 
 pub struct Torchtitan;
 
@@ -30,7 +34,8 @@ impl Exporter for Torchtitan {
     }
 
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
-        let purpose = format!("torchtitan trains as planned: {}", job.plan.strategy.label());
+        let purpose =
+            format!("torchtitan trains {} as planned: {}", job.plan.model.name, job.plan.strategy.label());
         let mut flags = Document::default();
         let mut last = Vec::new();
         let mut parts = None;
@@ -42,9 +47,13 @@ impl Exporter for Torchtitan {
                 _ => flags.set(key, value.clone()),
             }
         }
-        let mut setup = vec![
-            "MODULE=${MODULE:-llama3} CONFIG=${CONFIG:-llama3_8b}  # the configuration of the planned model",
-        ];
+        let mut setup = vec![match shipped(&job.plan.model) {
+            Some((_, setup)) => *setup,
+            None => {
+                ": \"${MODULE:?module of torchtitan.models that has the planned model, such as llama3}\" \
+                 \"${CONFIG:?its configuration of the planned model, a function in the config_registry of that module}\""
+            }
+        }];
         let mut files = Vec::new();
         if let Some(parts) = parts {
             files.push(File::text("autodist_stages.py", module(parts)));
@@ -82,10 +91,26 @@ impl Exporter for Torchtitan {
                     "write it as [[\"tok_embeddings\", \"layers.0\"], [\"layers.1\", \"norm\", \"lm_head\"]]",
                 )
             })?;
+            // Values have no notation to break.
+            let _ = parse::look_over(&value)?;
             document.set(PARTS, value);
         }
         Ok(document)
     }
+}
+
+/// Models that torchtitan has by the same name, with the line of the script that names them.
+static SHIPPED: [(&str, &str); 3] = [
+    ("llama3-8b", "MODULE=${MODULE:-llama3} CONFIG=${CONFIG:-llama3_8b}"),
+    ("llama3-70b", "MODULE=${MODULE:-llama3} CONFIG=${CONFIG:-llama3_70b}"),
+    ("llama3-405b", "MODULE=${MODULE:-llama3} CONFIG=${CONFIG:-llama3_405b}"),
+];
+
+/// The entry of that very model: a name alone says little, as anybody may give it.
+fn shipped(model: &ModelSpec) -> Option<&'static (&'static str, &'static str)> {
+    SHIPPED
+        .iter()
+        .find(|(name, _)| *name == model.name && catalog::model(name).is_ok_and(|known| known == *model))
 }
 
 /// A configuration as another one, but with stages of its own.
@@ -96,7 +121,7 @@ fn module(parts: &serde_json::Value) -> String {
          import os\n\n\
          PARTS = {parts}\n\n\n\
          def config():\n    \
-             module, name = os.environ.get(\"AUTODIST_BASE\", \"llama3:llama3_8b\").split(\":\")\n    \
+             module, name = os.environ[\"AUTODIST_BASE\"].split(\":\")\n    \
              base = getattr(importlib.import_module(f\"torchtitan.models.{{module}}.config_registry\"), name)()\n    \
              base.parallelism.module_fqns_per_model_part = PARTS\n    \
              return base\n"
@@ -116,19 +141,22 @@ static LACKS: &[Lack] = &[
 ];
 
 static ROWS: &[Row] = &[
-    count!(SeqLen, seq_len, "training.seq_len"),
-    count!(GlobalBatch, global_batch, "training.global_batch_size"),
-    count!(Tensor, tensor, "parallelism.tensor_parallel_degree"),
-    count!(Context, context, "parallelism.context_parallel_degree"),
-    count!(Expert, expert, "parallelism.expert_parallel_degree"),
-    count!(Pipeline, pipeline, "parallelism.pipeline_parallel_degree"),
+    size!(SeqLen, seq_len, "training.seq_len"),
+    size!(GlobalBatch, global_batch, "training.global_batch_size"),
+    size!(Tensor, tensor, "parallelism.tensor_parallel_degree"),
+    size!(Context, context, "parallelism.context_parallel_degree"),
+    size!(Expert, expert, "parallelism.expert_parallel_degree"),
+    size!(Pipeline, pipeline, "parallelism.pipeline_parallel_degree"),
     Row {
         field: Field::MicroBatch,
         theirs: "training.local_batch_size, parallelism.pipeline_parallel_microbatch_size",
         write: |settings, draft| {
             // A pipeline cuts its local batch into micro-batches; elsewhere a local batch is one, and gradients accumulate.
             if settings.pipeline > 1 {
-                draft.set("training.local_batch_size", settings.micro_batch * settings.micro_batches());
+                draft.set(
+                    "training.local_batch_size",
+                    settings.micro_batch.saturating_mul(settings.micro_batches()),
+                );
                 draft.set("parallelism.pipeline_parallel_microbatch_size", settings.micro_batch);
                 // The parser asks for it.
                 draft.set("training.disable_cuda_graphs", true);
@@ -140,12 +168,12 @@ static ROWS: &[Row] = &[
             document.flag("training.disable_cuda_graphs")?;
             let key = if settings.pipeline > 1 {
                 // So that it counts as understood.
-                document.count("training.local_batch_size")?;
+                document.size("training.local_batch_size")?;
                 "parallelism.pipeline_parallel_microbatch_size"
             } else {
                 "training.local_batch_size"
             };
-            let found = document.count(key)?;
+            let found = document.size(key)?;
             settings.micro_batch = found.unwrap_or(1);
             Ok(found.is_some())
         },
@@ -164,7 +192,7 @@ static ROWS: &[Row] = &[
                 .set("parallelism.fsdp_reshard_after_forward", if stage == 3 { "always" } else { "never" }),
         },
         read: |document, settings| {
-            let sharded = document.count(SHARD)?.is_some_and(|size| size > 1);
+            let sharded = document.size(SHARD)?.is_some_and(|size| size > 1);
             let policy = document.text("parallelism.fsdp_reshard_after_forward");
             settings.zero_stage = match policy.as_deref() {
                 _ if !sharded => 0,
@@ -189,7 +217,7 @@ static ROWS: &[Row] = &[
         theirs: "parallelism.data_parallel_shard_degree",
         write: |settings, draft| draft.set(SHARD, if settings.zero_stage > 0 { settings.shard } else { 1 }),
         read: |document, settings| {
-            let found = document.count(SHARD)?;
+            let found = document.size(SHARD)?;
             settings.shard = found.unwrap_or(1);
             Ok(found.is_some())
         },
@@ -199,8 +227,9 @@ static ROWS: &[Row] = &[
         theirs: "parallelism.data_parallel_replicate_degree",
         write: |settings, draft| draft.set(REPLICATE, settings.data / settings.shard),
         read: |document, settings| {
-            let found = document.count(REPLICATE)?;
-            settings.data = found.unwrap_or(1) * settings.shard;
+            let found = document.size(REPLICATE)?;
+            let both = [found.unwrap_or(1), settings.shard];
+            settings.data = product("data_parallel_replicate_degree x data_parallel_shard_degree", &both)?;
             Ok(found.is_some() || settings.shard > 1)
         },
     },
@@ -279,11 +308,13 @@ static ROWS: &[Row] = &[
             };
             if let Some(parts) = document.get(PARTS).and_then(|value| value.as_array()) {
                 settings.stages = parts.iter().map(blocks).collect();
-                settings.virtual_stages = (settings.stages.len() as u32 / settings.pipeline.max(1)).max(1);
+                let (parts, stages) = (settings.stages.len() as u64, settings.pipeline.into());
+                let what = "pipeline_parallel_degree";
+                settings.virtual_stages = quotient("parts of the pipeline", parts, stages, what)?;
                 return Ok(true);
             }
             // How many stages there are depends on the model, which is not in this file.
-            document.count(PER_STAGE)?;
+            document.blocks(PER_STAGE)?;
             Ok(false)
         },
     },
@@ -352,9 +383,9 @@ static ROWS: &[Row] = &[
                  optimizer.param-groups.0.optimizer-kwargs.weight-decay",
         write: |settings, draft| match settings.optimizer {
             Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
-                draft.set(&kwargs("betas"), vec![beta1, beta2]);
-                draft.set(&kwargs("eps"), epsilon);
-                draft.set(&kwargs("weight-decay"), weight_decay);
+                draft.set_given(Hyperparameter::Betas, &kwargs("betas"), vec![beta1, beta2]);
+                draft.set_given(Hyperparameter::Epsilon, &kwargs("eps"), epsilon);
+                draft.set_given(Hyperparameter::WeightDecay, &kwargs("weight-decay"), weight_decay);
             }
             Optimizer::Sgd { .. } => draft.refuse(
                 Field::Optimizer,
@@ -366,7 +397,9 @@ static ROWS: &[Row] = &[
             let betas = document.reals(&kwargs("betas"))?;
             let (epsilon, weight_decay) =
                 (document.real(&kwargs("eps"))?, document.real(&kwargs("weight-decay"))?);
-            let said = betas.is_some();
+            settings.give(Hyperparameter::Betas, betas.is_some());
+            settings.give(Hyperparameter::Epsilon, epsilon.is_some());
+            settings.give(Hyperparameter::WeightDecay, weight_decay.is_some());
             let betas = betas.unwrap_or_default();
             settings.optimizer = Optimizer::AdamW {
                 beta1: betas.first().copied().unwrap_or(0.9),
@@ -374,7 +407,8 @@ static ROWS: &[Row] = &[
                 epsilon: epsilon.unwrap_or(1e-8),
                 weight_decay: weight_decay.unwrap_or(0.1),
             };
-            Ok(said)
+            // It trains with no other one.
+            Ok(true)
         },
     },
     Row {
@@ -383,26 +417,27 @@ static ROWS: &[Row] = &[
                  lr_scheduler.min_lr_factor, lr_scheduler.total_steps, training.steps",
         write: |settings, draft| {
             let LearningRate { peak, warmup_steps, total_steps, final_fraction } = settings.learning_rate;
-            draft.set(&kwargs("lr"), peak);
-            draft.set("lr_scheduler.warmup_steps", warmup_steps);
-            draft.set("lr_scheduler.decay_type", "cosine");
-            draft.set("lr_scheduler.min_lr_factor", final_fraction);
-            draft.set("training.steps", total_steps);
+            use Hyperparameter::{FinalFraction, PeakLearningRate, TotalSteps, WarmupSteps};
+            draft.set_given(PeakLearningRate, &kwargs("lr"), peak);
+            draft.set_given(WarmupSteps, "lr_scheduler.warmup_steps", warmup_steps);
+            draft.set_given(FinalFraction, "lr_scheduler.decay_type", "cosine");
+            draft.set_given(FinalFraction, "lr_scheduler.min_lr_factor", final_fraction);
+            draft.set_given(TotalSteps, "training.steps", total_steps);
         },
         read: |document, settings| {
-            let Some(peak) = document.real(&kwargs("lr"))? else { return Ok(false) };
             let cosine = document.text("lr_scheduler.decay_type").is_some_and(|kind| kind == "cosine");
-            let steps = document.count("training.steps")?;
-            settings.learning_rate = LearningRate {
-                peak,
-                warmup_steps: document.count("lr_scheduler.warmup_steps")?.unwrap_or(200),
-                total_steps: document.count("lr_scheduler.total_steps")?.or(steps).unwrap_or(10_000),
-                final_fraction: document.real("lr_scheduler.min_lr_factor")?.unwrap_or(0.0),
+            let steps = document.known_count("training.steps")?;
+            let lowest = document.known_real("lr_scheduler.min_lr_factor")?;
+            let rate = ReadRate {
+                peak: document.known_real(&kwargs("lr"))?,
+                warmup_steps: document.known_count("lr_scheduler.warmup_steps")?,
+                total_steps: document.known_count("lr_scheduler.total_steps")?.or(steps),
+                final_fraction: cosine.then(|| lowest.unwrap_or(0.0)),
             };
-            Ok(cosine)
+            Ok(rate.take(settings))
         },
     },
-    real!(GradientClip, gradient_clip, "training.max_norm"),
+    clip!("training.max_norm"),
     seed!("debug.seed"),
     Row {
         field: Field::CheckpointInterval,

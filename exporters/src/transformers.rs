@@ -1,14 +1,14 @@
 //! Transformers' `TrainingArguments` as JSON, started by Accelerate.
 
-use crate::document::Document;
+use crate::document::{Document, product};
 use crate::launch::Script;
 use crate::row::{
-    ACTIVATIONS_AS_THEY_ARE, Draft, Lack, NO_PIPELINE, PARAMETERS_AS_THEY_ARE, Row, count, full_recompute,
-    instead, real, refuse, refuse_fp16, seed,
+    ACTIVATIONS_AS_THEY_ARE, Draft, Lack, NO_PIPELINE, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, Row,
+    clip, full_recompute, instead, refuse, refuse_fp16, seed, size,
 };
 use crate::settings::Field;
 use crate::{Export, Exporter, File, accelerate};
-use autodist_spec::{InputError, LearningRate, Optimizer, Precision, Recompute};
+use autodist_spec::{Hyperparameter, InputError, LearningRate, Optimizer, Precision, Recompute};
 
 pub struct Transformers;
 
@@ -48,6 +48,12 @@ impl Exporter for Transformers {
     }
 }
 
+const OPTIMIZER: OptimizerKeys = OptimizerKeys {
+    betas: ["adam_beta1", "adam_beta2"],
+    epsilon: "adam_epsilon",
+    weight_decay: "weight_decay",
+};
+
 static LACKS: &[Lack] = &[
     NO_PIPELINE[0],
     NO_PIPELINE[1],
@@ -79,15 +85,16 @@ static LACKS: &[Lack] = &[
 ];
 
 static ROWS: &[Row] = &[
-    count!(MicroBatch, micro_batch, "per_device_train_batch_size"),
+    size!(MicroBatch, micro_batch, "per_device_train_batch_size"),
     Row {
         field: Field::GlobalBatch,
         theirs: "gradient_accumulation_steps",
         write: |settings, draft| draft.set("gradient_accumulation_steps", settings.micro_batches()),
         read: |document, settings| {
-            let steps = document.count("gradient_accumulation_steps")?.unwrap_or(1);
+            let key = "gradient_accumulation_steps";
+            let steps = document.size(key)?.unwrap_or(1);
             // Of one data-parallel rank: how many there are is not in this file.
-            settings.global_batch = steps * settings.micro_batch;
+            settings.global_batch = product(key, &[steps, settings.micro_batch])?;
             Ok(false)
         },
     },
@@ -147,34 +154,31 @@ static ROWS: &[Row] = &[
         field: Field::Optimizer,
         theirs: "optim, adam_beta1, adam_beta2, adam_epsilon, weight_decay",
         write: |settings, draft| match settings.optimizer {
-            Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
+            Optimizer::AdamW { .. } => {
                 draft.set("optim", "adamw_torch");
-                draft.set("adam_beta1", beta1);
-                draft.set("adam_beta2", beta2);
-                draft.set("adam_epsilon", epsilon);
-                draft.set("weight_decay", weight_decay);
+                OPTIMIZER.write(settings, draft);
             }
-            Optimizer::Sgd { momentum, weight_decay } => {
+            Optimizer::Sgd { momentum, .. } => {
                 draft.set("optim", "sgd");
-                draft.set("weight_decay", weight_decay);
-                draft.set("optim_args", format!("momentum={momentum}"));
+                OPTIMIZER.write(settings, draft);
+                draft.set_given(Hyperparameter::Momentum, "optim_args", format!("momentum={momentum}"));
             }
         },
         read: |document, settings| {
             let kind = document.text("optim").unwrap_or_else(|| "adamw_torch".to_owned());
-            let weight_decay = document.real("weight_decay")?.unwrap_or(0.0);
             settings.optimizer = if kind == "sgd" {
+                let weight_decay = OPTIMIZER.read_decay(document, settings)?.unwrap_or(0.0);
                 let arguments = document.text("optim_args").unwrap_or_default();
-                let momentum =
-                    arguments.split(',').find_map(|part| part.trim().strip_prefix("momentum=")?.parse().ok());
+                let momentum = arguments.split(',').find_map(|part| part.trim().strip_prefix("momentum="));
+                let wrong = || {
+                    InputError::new("optim_args", &arguments, "has a momentum that is no number")
+                        .hint("write momentum=0.9")
+                };
+                let momentum = momentum.map(|text| text.parse().map_err(|_| wrong())).transpose()?;
+                settings.give(Hyperparameter::Momentum, momentum.is_some());
                 Optimizer::Sgd { momentum: momentum.unwrap_or(0.0), weight_decay }
             } else if kind.starts_with("adamw") {
-                Optimizer::AdamW {
-                    beta1: document.real("adam_beta1")?.unwrap_or(0.9),
-                    beta2: document.real("adam_beta2")?.unwrap_or(0.999),
-                    epsilon: document.real("adam_epsilon")?.unwrap_or(1e-8),
-                    weight_decay,
-                }
+                OPTIMIZER.read_adam(document, settings, [0.9, 0.999, 1e-8, 0.0])?
             } else {
                 return Err(InputError::new("optim", kind, "is none that plans have").hint(
                     "plans know adamw_torch and sgd; a plan's memory is that of its optimizer's state",
@@ -188,32 +192,37 @@ static ROWS: &[Row] = &[
         theirs: "learning_rate, lr_scheduler_type, lr_scheduler_kwargs.min_lr_rate, warmup_steps, max_steps",
         write: |settings, draft| {
             let LearningRate { peak, warmup_steps, total_steps, final_fraction } = settings.learning_rate;
-            draft.set("learning_rate", peak);
-            draft.set("lr_scheduler_type", "cosine_with_min_lr");
-            draft.set("lr_scheduler_kwargs.min_lr_rate", final_fraction);
-            draft.set("warmup_steps", warmup_steps);
-            draft.set("max_steps", total_steps);
+            use Hyperparameter::{FinalFraction, PeakLearningRate, TotalSteps, WarmupSteps};
+            draft.set_given(PeakLearningRate, "learning_rate", peak);
+            draft.set_given(FinalFraction, "lr_scheduler_type", "cosine_with_min_lr");
+            draft.set_given(FinalFraction, "lr_scheduler_kwargs.min_lr_rate", final_fraction);
+            draft.set_given(WarmupSteps, "warmup_steps", warmup_steps);
+            draft.set_given(TotalSteps, "max_steps", total_steps);
         },
         read: |document, settings| {
-            let Some(peak) = document.real("learning_rate")? else { return Ok(false) };
             let kind = document.text("lr_scheduler_type").unwrap_or_default();
-            settings.learning_rate = LearningRate {
-                peak,
-                warmup_steps: document.count("warmup_steps")?.unwrap_or(0),
-                total_steps: document.count("max_steps")?.unwrap_or(1),
-                final_fraction: document.real("lr_scheduler_kwargs.min_lr_rate")?.unwrap_or(0.0),
+            let lowest = document.real("lr_scheduler_kwargs.min_lr_rate")?;
+            let rate = ReadRate {
+                peak: document.real("learning_rate")?,
+                warmup_steps: document.count("warmup_steps")?,
+                // -1 is its word for "by epochs".
+                total_steps: match document.real("max_steps")? {
+                    Some(-1.0) => None,
+                    _ => document.count("max_steps")?,
+                },
+                final_fraction: kind.starts_with("cosine").then(|| lowest.unwrap_or(0.0)),
             };
-            Ok(kind.starts_with("cosine"))
+            Ok(rate.take(settings))
         },
     },
-    real!(GradientClip, gradient_clip, "max_grad_norm"),
+    clip!("max_grad_norm"),
     seed!("seed"),
     Row {
         field: Field::CheckpointInterval,
         theirs: "save_strategy, save_steps",
         write: |settings, draft| {
-            draft.set("save_strategy", if settings.checkpoint_interval.is_some() { "steps" } else { "no" });
             if let Some(steps) = settings.checkpoint_interval {
+                draft.set("save_strategy", "steps");
                 draft.set("save_steps", steps);
             }
         },

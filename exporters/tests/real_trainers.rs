@@ -7,7 +7,9 @@
 mod common;
 
 use autodist_exporters::{Options, Settings, Target, export};
-use autodist_spec::{Job, ParallelStrategy, Plan, Precision, Recompute, ScheduleKind, catalog};
+use autodist_spec::{
+    Hyperparameter, Job, ParallelStrategy, Plan, Precision, Recompute, ScheduleKind, catalog,
+};
 use serde_json::json;
 use std::fs;
 use std::path::Path;
@@ -20,7 +22,8 @@ fn plans() -> Vec<(&'static str, Plan)> {
     let model = catalog::model("llama3-8b").unwrap();
     let mut plans = Vec::new();
     let mut add = |name, strategy: ParallelStrategy, blocks: &[u32], mode: Recompute| {
-        let job = Job { precision: Precision::Bf16, ..Job::new(64, 4096) };
+        let given = Some(Hyperparameter::ALL.into_iter().collect());
+        let job = Job { precision: Precision::Bf16, given, ..Job::new(64, 4096) };
         let stages = common::stages(&model, blocks, &[mode; 32]);
         let cluster = match strategy.devices() {
             devices @ 1..=8 => format!("1x{devices}xh100-80gb-sxm"),

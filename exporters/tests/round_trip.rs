@@ -6,11 +6,12 @@ mod common;
 
 use autodist_exporters::{Exported, Field, Options, Settings, Target, export, import, lacks};
 use autodist_spec::{
-    Bytes, Codec, Job, LearningRate, Optimizer, ParallelStrategy, Plan, Precision, Recompute, ScheduleKind,
-    catalog,
+    Bytes, Codec, Hyperparameter, Job, LearningRate, Optimizer, ParallelStrategy, Plan, Precision, Recompute,
+    ScheduleKind, catalog,
 };
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
 
 const OPTIONS: Options = Options { checkpoint_interval: Some(500), script: None, image: String::new() };
 
@@ -70,9 +71,50 @@ fn close(a: &serde_json::Value, b: &serde_json::Value) -> bool {
     }
 }
 
+/// The hyperparameters that a field is made of.
+fn hyperparameters(field: Field) -> Vec<Hyperparameter> {
+    use Hyperparameter as H;
+    match field {
+        Field::Optimizer => vec![H::Betas, H::Epsilon, H::Momentum, H::WeightDecay],
+        Field::LearningRate => vec![H::PeakLearningRate, H::WarmupSteps, H::TotalSteps, H::FinalFraction],
+        Field::GradientClip => vec![H::GradientClip],
+        Field::Seed => vec![H::Seed],
+        _ => Vec::new(),
+    }
+}
+
+/// What was given comes back, and nothing else does.
+fn same_hyperparameters(target: Target, field: Field, read: &Settings, written: &Settings, text: &str) {
+    let value = |settings: &Settings, one: Hyperparameter| -> serde_json::Value {
+        use Hyperparameter as H;
+        let (rate, optimizer) = (&settings.learning_rate, settings.value(Field::Optimizer));
+        match one {
+            H::PeakLearningRate => json!(rate.peak),
+            H::WarmupSteps => json!(rate.warmup_steps),
+            H::TotalSteps => json!(rate.total_steps),
+            H::FinalFraction => json!(rate.final_fraction),
+            H::Betas => json!([optimizer["beta1"], optimizer["beta2"]]),
+            H::Epsilon => optimizer["epsilon"].clone(),
+            H::Momentum => optimizer["momentum"].clone(),
+            H::WeightDecay => optimizer["weight_decay"].clone(),
+            H::GradientClip => json!(settings.gradient_clip),
+            H::Seed => json!(settings.seed),
+        }
+    };
+    for one in hyperparameters(field) {
+        let told = written.gives(one);
+        assert_eq!(read.gives(one), told, "{}: {} in\n{text}", target.name(), one.name());
+        if told {
+            let (read, written) = (value(read, one), value(written, one));
+            let name = target.name();
+            assert!(close(&read, &written), "{name}: {} is {written}, read {read} from\n{text}", one.name());
+        }
+    }
+}
+
 /// Checks one plan with one trainer; whether the trainer takes it.
 fn goes_round(plan: &Plan, target: Target) -> bool {
-    let Ok(Exported { files, notes }) = export(plan, target, &OPTIONS) else { return false };
+    let Ok(Exported { files, notes, .. }) = export(plan, target, &OPTIONS) else { return false };
     // A trainer's configuration is its first file; torchtitan's is the script and the module of its stages.
     let text = match target {
         Target::Torchtitan => files.iter().map(|file| file.content.as_str()).collect::<Vec<_>>().join("\n"),
@@ -93,6 +135,10 @@ fn goes_round(plan: &Plan, target: Target) -> bool {
                 // It says how long sequences are, not how long they could be.
                 model.max_seq_len = plan.model.max_seq_len;
             }
+        }
+        if !hyperparameters(field).is_empty() {
+            same_hyperparameters(target, field, &read, &written, &text);
+            continue;
         }
         let (read, written) = (read.value(field), written.value(field));
         assert!(
@@ -116,7 +162,10 @@ prop_compose! {
         warmup_steps in 1..100_u32,
         clip in prop::sample::select(vec![0.0, 1.0]),
         seed in 0..1000_u64,
+        all in prop::bool::weighted(0.5),
+        some in prop::collection::btree_set(prop::sample::select(Hyperparameter::ALL.to_vec()), 0..8),
     ) -> Job {
+        let given = if all { Hyperparameter::ALL.into_iter().collect() } else { some };
         let optimizer = if adam {
             Optimizer::AdamW { beta1: 0.9, beta2: 0.97, epsilon: 1e-8, weight_decay: 0.1 }
         } else {
@@ -128,6 +177,7 @@ prop_compose! {
             learning_rate: LearningRate { peak, warmup_steps, total_steps: 400, final_fraction: 0.1 },
             gradient_clip: clip,
             seed,
+            given: Some(given),
             ..Job::new(data * micro_batch * rounds, 64)
         }
     }
@@ -227,7 +277,8 @@ fn variety() -> Vec<(&'static str, Plan)> {
     model.layers = 8;
     let make = |name, strategy: ParallelStrategy, blocks: &[u32], mode: Recompute| {
         let devices = strategy.devices();
-        let job = Job { precision: Precision::Bf16, ..Job::new(32, 64) };
+        let given = Some(Hyperparameter::ALL.into_iter().collect());
+        let job = Job { precision: Precision::Bf16, given, ..Job::new(32, 64) };
         let stages = common::stages(&model, blocks, &[mode; 8]);
         (name, common::plan(model.clone(), &format!("1x{devices}xa100-80gb-sxm"), job, strategy, stages))
     };
@@ -266,6 +317,121 @@ fn variety() -> Vec<(&'static str, Plan)> {
             Recompute::Selective,
         ),
     ]
+}
+
+/// Values that stand nowhere else, of which the plan says that `given` were given.
+fn with_odd_values(plan: &Plan, given: BTreeSet<Hyperparameter>) -> Plan {
+    let mut plan = plan.clone();
+    plan.job.learning_rate =
+        LearningRate { peak: 0.00717, warmup_steps: 1717, total_steps: 71717, final_fraction: 0.717 };
+    plan.job.optimizer =
+        Optimizer::AdamW { beta1: 0.7171, beta2: 0.7172, epsilon: 7.17e-7, weight_decay: 0.0717 };
+    plan.job.gradient_clip = 7.17;
+    plan.job.seed = 717_717;
+    plan.job.given = Some(given);
+    plan
+}
+
+#[test]
+fn files_hold_no_value_that_nobody_gave() {
+    const NO_OPTIONS: Options = Options { checkpoint_interval: None, script: None, image: String::new() };
+    for target in trainers() {
+        let mut taken = 0;
+        for (name, plan) in variety() {
+            let Ok(exported) = export(&with_odd_values(&plan, BTreeSet::new()), target, &NO_OPTIONS) else {
+                continue;
+            };
+            taken += 1;
+            for file in &exported.files {
+                for built_in in ["717", "cosine", "warmup", "betas", "save", "enable_checkpointing"] {
+                    let at = file.content.find(built_in);
+                    let line = at.map(|at| file.content[..at].lines().count());
+                    assert_eq!(
+                        line,
+                        None,
+                        "{} {name}: {built_in} in {}\n{}",
+                        target.name(),
+                        file.name,
+                        file.content
+                    );
+                }
+            }
+            assert!(
+                !exported.notes.iter().any(|note| note.to_string().contains("717")),
+                "{:?}",
+                exported.notes
+            );
+            // All of it is listed, whether the script asks for it or not.
+            let adamw = Hyperparameter::ALL.iter().filter(|one| **one != Hyperparameter::Momentum);
+            let listed: Vec<_> = exported.not_given.iter().map(|one| one.what).collect();
+            assert_eq!(listed, adamw.copied().collect::<Vec<_>>(), "{} {name}", target.name());
+            for variable in exported.not_given.iter().flat_map(|one| &one.asked_as) {
+                let asks = format!("${{{variable}:?");
+                assert!(exported.files.iter().any(|file| file.content.contains(&asks)), "{asks}");
+            }
+        }
+        assert!(taken > 0, "{}", target.name());
+    }
+}
+
+/// An apostrophe in what a variable is asked for by opens a quote.
+#[test]
+fn scripts_are_bash_whatever_was_given() {
+    let folder = tempfile::tempdir().unwrap();
+    for target in Target::ALL {
+        for given in [BTreeSet::new(), Hyperparameter::ALL.into_iter().collect()] {
+            let exported = export(&with_odd_values(&variety()[0].1, given), target, &OPTIONS).unwrap();
+            for file in exported.files.iter().filter(|file| file.executable) {
+                let path = folder.path().join(&file.name);
+                std::fs::write(&path, &file.content).unwrap();
+                let checked = std::process::Command::new("bash").arg("-n").arg(&path).status().unwrap();
+                assert!(checked.success(), "{}", file.content);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_trainer_needs_and_nobody_gave_is_asked_for_by_name() {
+    let plan = &variety()[0].1;
+    let asked = |target, given: &[Hyperparameter]| -> Vec<&str> {
+        let plan = with_odd_values(plan, given.iter().copied().collect());
+        let exported = export(&plan, target, &OPTIONS).unwrap();
+        exported.not_given.iter().flat_map(|one| one.asked_as.clone()).collect()
+    };
+    assert_eq!(asked(Target::Megatron, &[]), ["LR", "TRAIN_ITERS"]);
+    assert_eq!(asked(Target::Megatron, &[Hyperparameter::PeakLearningRate]), ["TRAIN_ITERS"]);
+    assert_eq!(asked(Target::Megatron, &Hyperparameter::ALL), [""; 0]);
+    assert_eq!(
+        asked(Target::Nanotron, &[Hyperparameter::Epsilon]),
+        ["LR", "TRAIN_STEPS", "ADAM_BETA1", "ADAM_BETA2", "WEIGHT_DECAY"]
+    );
+    assert_eq!(asked(Target::Slurm, &[]), ["TRAIN_STEPS"]);
+    assert_eq!(asked(Target::Kubernetes, &[Hyperparameter::TotalSteps]), [""; 0]);
+    assert_eq!(asked(Target::Torchtitan, &[]), [""; 0]);
+}
+
+#[test]
+fn torchtitan_is_told_a_configuration_of_that_very_model_or_asks_for_it() {
+    let script = |model: &str, change: &dyn Fn(&mut Plan)| {
+        let mut plan = variety()[0].1.clone();
+        plan.model = catalog::model(model).unwrap();
+        change(&mut plan);
+        plan.stages = common::stages(&plan.model, &[plan.model.layers], &[Recompute::None; 200]);
+        let files = export(&plan, Target::Torchtitan, &OPTIONS).unwrap().files;
+        files.into_iter().map(|file| file.content).collect::<String>()
+    };
+    for (model, config) in
+        [("llama3-8b", "llama3_8b"), ("llama3-70b", "llama3_70b"), ("llama3-405b", "llama3_405b")]
+    {
+        let text = script(model, &|_| {});
+        assert!(text.contains(&format!("CONFIG=${{CONFIG:-{config}}}")), "{text}");
+    }
+    // Another model, and another one of the same name.
+    for text in [script("tiny-llama", &|_| {}), script("llama3-8b", &|plan| plan.model.layers = 8)] {
+        assert!(text.contains("${MODULE:?") && text.contains("${CONFIG:?"), "{text}");
+        assert!(!text.contains("llama3_"), "{text}");
+    }
 }
 
 /// So that the property cannot hold by refusing everything.

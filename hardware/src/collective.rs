@@ -150,6 +150,7 @@ impl Interconnect {
                 link_bytes_per_s: rate.unwrap_or(BytesPerSecond(1.0)),
                 link: None,
                 measured_as: None,
+                driver_names: Vec::new(),
                 source: String::new(),
             },
         };

@@ -145,6 +145,7 @@ impl DeviceModel {
                     .map_or(Default::default(), |l| l.bytes_per_s),
                 link: None,
                 measured_as: None,
+                driver_names: Vec::new(),
                 source: device.source.clone().unwrap_or_default(),
             },
         };
@@ -233,8 +234,8 @@ impl DeviceModel {
     /// Products with the scores as result, or as operand (`true`), so many of each, and one kernel over the scores that
     /// moves `bytes` for each: softmax with its mask reads and writes 2 bytes, its gradient reads two and writes one.
     fn unfused(&self, shape: &Attention, products: &[(bool, u32)], bytes: f64) -> Price {
-        let batch = shape.batch * shape.heads;
-        let scores = (batch * shape.sequence * shape.keys) as f64;
+        let batch = shape.batch.saturating_mul(shape.heads);
+        let scores = batch as f64 * shape.sequence as f64 * shape.keys as f64;
         let mut whole = self.memory_bound(bytes * scores);
         for &(operand, count) in products {
             let (n, k) = if operand { (shape.head_dim, shape.keys) } else { (shape.keys, shape.head_dim) };

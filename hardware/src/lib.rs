@@ -15,6 +15,8 @@
 //! assert_eq!(two.provenance, Provenance::Extrapolated);
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod attention;
 mod catalogue;
 mod collective;

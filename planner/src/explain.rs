@@ -1,7 +1,7 @@
 //! Why this plan, which limit binds, and what would change it.
 
 use crate::{Comparison, Limit, PlanError, Planner, SearchLimits, usable};
-use autodist_spec::{Bytes, Cluster, ParallelStrategy, Plan, Profile, Seconds, StopReason};
+use autodist_spec::{Bytes, Cluster, ParallelStrategy, Plan, Profile, Seconds, StopReason, doubt};
 use serde::Serialize;
 use std::fmt;
 
@@ -10,9 +10,13 @@ use std::fmt;
 pub struct Explanation {
     pub label: String,
     pub step_time_s: Seconds,
+    /// As [`Estimate::caution_s`](autodist_spec::Estimate::caution_s).
+    pub caution_s: Seconds,
     /// The largest part of the step.
     pub binding: Limit,
     pub memory: MemoryUse,
+    /// Measurements of the profile that the search left out, and why.
+    pub doubts: Vec<String>,
     /// Why each alternative lost: its label, and the reason.
     pub alternatives: Vec<(String, String)>,
     /// The plan that was asked about: its label, and how it compares or why it cannot be run.
@@ -67,6 +71,8 @@ pub fn explain(
     Ok(Explanation {
         label: plan.strategy.label(),
         step_time_s: plan.estimate.step_time_s,
+        caution_s: plan.estimate.caution_s,
+        doubts: doubt::lines(&profile.doubts),
         binding: Limit::of(&plan.estimate),
         memory: MemoryUse {
             needed_bytes: plan.estimate.peak_memory_bytes,
@@ -144,9 +150,19 @@ fn larger_memory(cluster: &Cluster, factor: f64) -> Cluster {
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} takes {} a step", self.label, self.step_time_s)?;
+        if self.caution_s > Seconds::ZERO {
+            writeln!(
+                f,
+                "  {} of its work is caution: segments not known to ±25 % are priced at the top of their intervals",
+                self.caution_s
+            )?;
+        }
         let Limit { part, time_s, share } = &self.binding;
         writeln!(f, "  the largest part is {part}: {time_s}, {:.0} % of the step", 100.0 * share)?;
         writeln!(f, "  memory: {} of {} usable", self.memory.needed_bytes, self.memory.usable_bytes)?;
+        for doubt in &self.doubts {
+            writeln!(f, "  {doubt}")?;
+        }
         if let Some((label, verdict)) = &self.against {
             writeln!(f, "against {label}\n  {verdict}")?;
         }

@@ -19,6 +19,8 @@
 //! assert_eq!(plan.alternatives.len(), 2);
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod candidate;
 mod compression;
 mod explain;
@@ -27,17 +29,19 @@ mod reason;
 mod refusal;
 mod search;
 mod space;
+mod threads;
 mod ways;
 
 pub use explain::{Explanation, MemoryUse, WhatIf, explain};
 pub use reason::{Comparison, Limit};
 pub use refusal::{Infeasible, Miss, PlanError};
+pub use threads::with_threads;
 
 use autodist_cost_model::{CostModel, Unpriced};
 use autodist_program::{Program, engine};
 use autodist_spec::{
     Alternative, Bytes, Check, Cluster, CodecProbe, Estimate, Job, ModelSpec, ParallelStrategy, Plan,
-    Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Stage, StopReason, fingerprint,
+    Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Stage, StopReason,
 };
 use candidate::Evaluator;
 use search::{Keep, Search};
@@ -110,6 +114,7 @@ impl<'a> Planner<'a> {
             plan.collectives = self.costs.shares(&program);
             plan.placement = evaluator.ways.placement(&program);
         }
+        plan.correct_mfu();
         believable(&plan).map_err(|error| refusal::unpriced(self, &error))?;
         Ok(plan)
     }
@@ -143,6 +148,7 @@ impl<'a> Planner<'a> {
         let mut plan = self.document(strategy.clone(), stages, estimate, report);
         plan.collectives = self.costs.shares(&program);
         plan.placement = evaluator.ways.placement(&program);
+        plan.correct_mfu();
         believable(&plan)?;
         Ok(plan)
     }
@@ -171,6 +177,7 @@ impl<'a> Planner<'a> {
             return Err(Unpriced {
                 what: format!("`{}` has nodes of more than one kind", self.cluster.name),
                 hint: "plan for the nodes of one kind".to_owned(),
+                doubted: false,
             });
         }
         let (engine, network) = (self.profile.environment.engine, self.profile.network.as_ref());
@@ -200,13 +207,14 @@ impl<'a> Planner<'a> {
             placement: None,
             codecs: Vec::new(),
             profile: ProfileReference {
-                fingerprint: fingerprint(self.profile),
+                fingerprint: self.profile.fingerprint(),
                 path: String::new(),
                 reference_s: self.profile.reference_s,
                 devices: self.profile.environment.devices,
                 engine: self.profile.environment.engine,
                 emulated: self.profile.environment.emulated,
             },
+            measured: None,
         }
     }
 }
@@ -216,6 +224,7 @@ fn believable(plan: &Plan) -> Result<(), Unpriced> {
     plan.check().map_err(|error| Unpriced {
         what: format!("the profile's numbers give a plan beyond all measure: {error}"),
         hint: "measure again with `autodist profile --fresh`".to_owned(),
+        doubted: false,
     })
 }
 

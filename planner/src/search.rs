@@ -4,6 +4,7 @@ use crate::SearchLimits;
 use crate::candidate::{Evaluator, Found, Outcome, Promise, nanoseconds};
 use crate::refusal::Miss;
 use crate::space::{Candidate, candidates};
+use crate::threads::with_threads;
 use autodist_spec::{Bytes, Rejection, SearchReport, Seconds, StopReason};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -19,6 +20,9 @@ const NOT_REACHED: &str = "not reached before the limit";
 
 /// Name of the reason of what the profile lacks costs for.
 pub(crate) const UNPRICED: &str = "the profile prices it";
+
+/// Name of the reason of what only a measurement that is not believed speaks of.
+const DOUBTED: &str = "no measurement in doubt";
 
 /// Candidates out of memory that are compiled to find the nearest miss.
 const NEAREST: usize = 32;
@@ -53,11 +57,7 @@ impl<'a> Search<'a> {
     }
 
     pub fn run(&self, keep: Keep) -> SearchOutcome {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.limits.threads).build();
-        match pool {
-            Ok(pool) => pool.install(|| self.search(keep)),
-            Err(_) => self.search(keep),
-        }
+        with_threads(self.limits.threads, || self.search(keep))
     }
 
     fn search(&self, keep: Keep) -> SearchOutcome {
@@ -255,7 +255,8 @@ impl Tally {
             }
             Outcome::Unpriced(error) => {
                 self.unpriced_hint.get_or_insert_with(|| error.hint.clone());
-                self.count(UNPRICED, count, || format!("{}: {}", label(), error.what));
+                let rule = if error.doubted { DOUBTED } else { UNPRICED };
+                self.count(rule, count, || format!("{}: {}", label(), error.what));
             }
             Outcome::Same => {
                 self.count("no plan twice", count, || format!("{}: another plan does the same", label()))

@@ -2,6 +2,7 @@
 
 mod fits;
 mod summary;
+mod takes;
 
 use crate::coding::{CodingTask, CodingTimings};
 use crate::hardware::{self, HardwareAnswer};
@@ -10,28 +11,25 @@ use crate::network::{self, NetworkAnswer};
 use crate::overlap::OverlapAnswer;
 use crate::patterns::{self, PatternSeconds};
 use crate::probes::Probe;
-use crate::{Assignment, Request};
+use crate::{Assignment, Request, quality};
 use autodist_executor::{RankOutcome, Task};
 use autodist_program::{Instruction, Op, Program, RankProgram};
 use autodist_spec::profile::{CodecCost, CollectiveKind, Environment, Hardware, Sample};
 use autodist_spec::{
-    Codec, Coded, DeviceKind, Engine, Network, Pass, Profile, Provenance, Recompute, ScheduleKind, Segment,
+    Codec, Coded, DeviceKind, Doubt, DoubtedCell, Engine, Network, Pass, Profile, Provenance, Recompute,
+    Segment,
 };
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use takes::Take;
 
 /// Rounds in which everything is measured, whatever is known already.
 const ROUNDS_FOR_ALL: usize = 6;
 
 type CellKey = (Segment, Pass, u32, bool, u32, Recompute);
 
-#[derive(Debug, Default)]
-struct Cell {
-    /// Timings over the reference's.
-    multiples: Vec<f64>,
-    growth: Option<i64>,
-    peak: u64,
-}
+/// Live memory that a cell leaves, and the most while it runs, bytes.
+type Memory = (Option<i64>, u64);
 
 /// Measurements as they come in.
 pub struct Assembly<'a> {
@@ -39,21 +37,20 @@ pub struct Assembly<'a> {
     environment: Environment,
     /// Cells of an earlier profile that are kept as they are.
     earlier: Option<Profile>,
-    cells: BTreeMap<CellKey, Cell>,
-    /// Elements → timings.
-    updates: BTreeMap<u64, Vec<f64>>,
-    norms: BTreeMap<u64, Vec<f64>>,
+    /// What of it is in doubt, and so measured again.
+    distrusted: Vec<Doubt>,
+    /// Every probe that was run.
+    takes: Vec<Take>,
+    memory: BTreeMap<CellKey, Memory>,
+    /// Probes that gave no take to be believed, and why; the links likewise.
+    unsettled: BTreeMap<Probe, String>,
+    links_unsettled: Option<String>,
+    /// What was measured again, and why.
+    again: Vec<String>,
     collectives: BTreeMap<(CollectiveKind, usize, usize, usize), Vec<f64>>,
     exchanges: BTreeMap<(CollectiveKind, usize, usize, usize), Vec<f64>>,
     messages: BTreeMap<(usize, usize), Vec<f64>>,
     handover: Vec<f64>,
-    /// Collectives inside a step, step by step: kind, group and bytes, with the mean time of the slowest group's ranks.
-    in_step: Vec<Vec<(CollectiveKind, usize, usize, f64)>>,
-    overhead: Vec<f64>,
-    /// The same where parameters are sharded: of each step, with the transfers in it.
-    sharded_overhead: Vec<(f64, usize)>,
-    /// The same in pipelines: of each step, with the passes in it.
-    pipeline_overhead: BTreeMap<ScheduleKind, Vec<(f64, usize)>>,
     baseline: u64,
     staging: u64,
     overlap: Option<OverlapAnswer>,
@@ -65,21 +62,16 @@ pub struct Assembly<'a> {
     by_schedule: bool,
     /// By codec, what is coded, group and elements.
     codings: BTreeMap<(Codec, Coded, usize, usize), Vec<f64>>,
-    /// Per rank: of each probe, time of its layers over the fastest rank's.
-    slowness: BTreeMap<usize, Vec<f64>>,
-    /// Per probe: median step time of each round.
-    medians: BTreeMap<Probe, Vec<f64>>,
-    /// Times of the reference arithmetic. Timings of segments and updates are kept as multiples of it.
-    references: Vec<f64>,
     realtime: bool,
+}
+
+pub(crate) fn in_block(segment: Segment) -> bool {
+    matches!(segment, Segment::AttentionNorm | Segment::Attention | Segment::MlpNorm | Segment::Mlp)
 }
 
 /// Segments of blocks vary with the block's recomputation; those of embedding and head do not.
 fn recompute_key(segment: Segment, recompute: Recompute) -> Recompute {
-    match segment {
-        Segment::AttentionNorm | Segment::Attention | Segment::MlpNorm | Segment::Mlp => recompute,
-        _ => Recompute::None,
-    }
+    if in_block(segment) { recompute } else { Recompute::None }
 }
 
 /// Transfers of buckets in a step.
@@ -94,21 +86,22 @@ fn transfers(program: &Program) -> usize {
 
 impl<'a> Assembly<'a> {
     pub fn new(request: &'a Request, earlier: Option<Profile>, environment: Environment) -> Self {
+        let mut earlier = earlier;
+        let distrusted = earlier.as_mut().map(without_doubted).unwrap_or_default();
         Self {
             request,
             environment,
             earlier,
-            cells: BTreeMap::new(),
-            updates: BTreeMap::new(),
-            norms: BTreeMap::new(),
+            distrusted,
+            takes: Vec::new(),
+            memory: BTreeMap::new(),
+            unsettled: BTreeMap::new(),
+            links_unsettled: None,
+            again: Vec::new(),
             collectives: BTreeMap::new(),
             exchanges: BTreeMap::new(),
             messages: BTreeMap::new(),
             handover: Vec::new(),
-            in_step: Vec::new(),
-            overhead: Vec::new(),
-            sharded_overhead: Vec::new(),
-            pipeline_overhead: BTreeMap::new(),
             baseline: 0,
             staging: 0,
             overlap: None,
@@ -117,28 +110,27 @@ impl<'a> Assembly<'a> {
             network: None,
             by_schedule: true,
             codings: BTreeMap::new(),
-            slowness: BTreeMap::new(),
-            medians: BTreeMap::new(),
-            references: Vec::new(),
             realtime: true,
         }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.cells.is_empty() && self.earlier.is_none()
+        self.takes.is_empty() && self.earlier.is_none()
     }
 
     /// Whether the earlier profile has this probe's cells.
     fn known(&self, probe: &Probe) -> bool {
-        self.earlier.as_ref().is_some_and(|profile| {
-            profile.segments.iter().any(|c| {
-                c.segment == Segment::Attention
-                    && c.pass == Pass::Backward
-                    && (c.tensor, c.sequence_parallel) == (probe.tensor, probe.sequence_parallel)
-                    && (c.micro_batch, c.recompute) == (probe.micro_batch, probe.recompute)
-            }) && (probe.shard == 1 || profile.optimizer.len() > 1)
-                && probe.schedule.is_none_or(|s| profile.pipelining.iter().any(|cost| cost.schedule == s))
-        })
+        let doubted = self.distrusted.iter().any(|doubt| probe.times(&doubt.cell));
+        !doubted
+            && self.earlier.as_ref().is_some_and(|profile| {
+                profile.segments.iter().any(|c| {
+                    c.segment == Segment::Attention
+                        && c.pass == Pass::Backward
+                        && (c.tensor, c.sequence_parallel) == (probe.tensor, probe.sequence_parallel)
+                        && (c.micro_batch, c.recompute) == (probe.micro_batch, probe.recompute)
+                }) && (probe.shard == 1 || profile.optimizer.len() > 1)
+                    && probe.schedule.is_none_or(|s| profile.pipelining.iter().any(|cost| cost.schedule == s))
+            })
     }
 
     /// Whether `probe` should be run in this round.
@@ -146,9 +138,17 @@ impl<'a> Assembly<'a> {
         match round {
             0 => !self.known(probe),
             // Another look at everything shows what repeats, and how the machine drifts.
-            1..ROUNDS_FOR_ALL => self.medians.contains_key(probe),
-            _ => self.medians.contains_key(probe) && self.width(probe) > self.request.interval,
+            1..ROUNDS_FOR_ALL => self.has_run(probe),
+            _ => {
+                self.unsettled.contains_key(probe)
+                    || self.has_run(probe) && self.width(probe) > self.request.interval
+            }
         }
+    }
+
+    /// Whether this probe has been measured, now or for the earlier profile.
+    fn has(&self, probe: &Probe) -> bool {
+        self.probes().contains(probe) || self.known(probe)
     }
 
     /// Whether a codec of `task` is unknown; all of them are looked at twice.
@@ -200,7 +200,7 @@ impl<'a> Assembly<'a> {
                 self.earlier.as_ref().is_none_or(|p| p.collectives.is_empty() && p.cluster.device_count() > 1)
             }
             1..ROUNDS_FOR_ALL => !self.collectives.is_empty(),
-            _ => false,
+            _ => self.links_unsettled(),
         }
     }
 
@@ -210,10 +210,13 @@ impl<'a> Assembly<'a> {
         let of_probe = |key: &CellKey| {
             (key.2, key.3, key.4) == (probe.tensor, probe.sequence_parallel, probe.micro_batch)
         };
-        for (_, cell) in
-            self.cells.iter().filter(|(k, _)| of_probe(k) && k.5 == recompute_key(k.0, probe.recompute))
+        for multiples in self
+            .cells()
+            .iter()
+            .filter(|(k, _)| of_probe(k) && k.5 == recompute_key(k.0, probe.recompute))
+            .map(|(_, multiples)| multiples)
         {
-            let sample = Sample::of(&cell.multiples);
+            let sample = Sample::of(multiples);
             width += (sample.high_s - sample.low_s).0;
             total += sample.median_s.0;
         }
@@ -242,7 +245,7 @@ impl<'a> Assembly<'a> {
                     all.together.extend(answer.together);
                     all.zeroing.extend(answer.zeroing);
                     all.adding.extend(answer.adding);
-                    all.peak_flops_per_s = all.peak_flops_per_s.max(answer.peak_flops_per_s);
+                    all.gemm_flops_per_s = all.gemm_flops_per_s.max(answer.gemm_flops_per_s);
                 }
                 self.overlap = Some(all);
             }
@@ -298,19 +301,11 @@ impl<'a> Assembly<'a> {
             return;
         }
         let bodies = &program.ranks[0].bodies;
-        let beside: Vec<f64> = outcomes
-            .iter()
-            .flat_map(|o| &o.steps[task.warmup_steps as usize..])
-            .map(|step| step.reference)
-            .collect();
-        // The machine's speed while this probe ran. A device without a reference keeps its own: times stay seconds.
-        let reference = match Sample::of(&beside).median_s.0 {
-            unknown if unknown <= 0.0 => 1.0,
-            known => {
-                self.references.extend(&beside);
-                known
-            }
-        };
+        let mut take = Take::of(probe);
+        for outcome in outcomes {
+            let beside = outcome.steps[task.warmup_steps as usize..].iter().map(|step| step.reference);
+            take.references.entry(outcome.rank).or_default().extend(beside);
+        }
         for outcome in outcomes {
             self.realtime &= outcome.realtime;
             self.environment.collectives.clone_from(&outcome.route);
@@ -319,31 +314,29 @@ impl<'a> Assembly<'a> {
             let beyond = measured.iter().map(|s| s.seconds - s.in_operations);
             if self.environment.engine == Engine::Torch && s.shard > 1 {
                 let transfers = transfers(&program);
-                self.sharded_overhead.extend(beyond.map(|seconds| (seconds, transfers)));
+                take.sharded_overhead.extend(beyond.map(|seconds| (seconds, transfers)));
             } else if !self.apart {
-                self.overhead.extend(beyond);
+                take.overhead.extend(beyond);
             }
             for sample in outcome.instructions.iter().filter(|s| !s.seconds.is_empty()) {
                 match bodies[sample.body].instructions[sample.index] {
                     Instruction::Segment { segment, pass, recompute, .. } => {
                         let recompute = recompute_key(segment, recompute);
                         let key = (segment, pass, s.tensor, s.sequence_parallel, s.micro_batch, recompute);
-                        let cell = self.cells.entry(key).or_default();
-                        cell.multiples.extend(sample.seconds.iter().map(|s| s / reference));
+                        take.cells.entry(key).or_default().extend(&sample.seconds);
+                        let (growth, peak) = self.memory.entry(key).or_default();
                         // Beside its layers, FSDP2 gathers and frees parameters.
                         if self.environment.engine == Engine::Native || s.shard == 1 {
-                            cell.growth = cell.growth.max(Some(sample.growth));
-                            cell.peak = cell.peak.max(sample.peak);
+                            *growth = (*growth).max(Some(sample.growth));
+                            *peak = (*peak).max(sample.peak);
                         }
                     }
                     Instruction::Update { elements, .. } => {
-                        let timings = self.updates.entry(elements as u64).or_default();
-                        timings.extend(sample.seconds.iter().map(|s| s / reference));
+                        take.updates.entry(elements as u64).or_default().extend(&sample.seconds);
                     }
                     // With one rank to the model, the norm is all arithmetic.
                     Instruction::GradientNorm { elements } if s.tensor * s.shard == 1 => {
-                        let timings = self.norms.entry(elements as u64).or_default();
-                        timings.extend(sample.seconds.iter().map(|s| s / reference));
+                        take.norms.entry(elements as u64).or_default().extend(&sample.seconds);
                     }
                     _ => {}
                 }
@@ -355,7 +348,7 @@ impl<'a> Assembly<'a> {
                 let overhead = |o: &RankOutcome| o.steps[step].seconds - o.steps[step].in_operations;
                 outcomes.iter().map(overhead).fold(f64::INFINITY, f64::min)
             };
-            self.overhead.extend((task.warmup_steps as usize..task.steps as usize).map(of_step));
+            take.overhead.extend((task.warmup_steps as usize..task.steps as usize).map(of_step));
         }
         let of_layers = |o: &RankOutcome| {
             let segments = o
@@ -367,9 +360,8 @@ impl<'a> Assembly<'a> {
         let layers: Vec<f64> = outcomes.iter().map(of_layers).collect();
         let fastest = layers.iter().copied().fold(f64::INFINITY, f64::min);
         for (outcome, seconds) in outcomes.iter().zip(&layers).filter(|_| fastest > 0.0) {
-            self.slowness.entry(outcome.rank).or_default().push(seconds / fastest);
+            take.slowness.insert(outcome.rank, seconds / fastest);
         }
-        let first_step = self.in_step.len();
         for (index, sample) in outcomes.first().map_or(&[][..], |o| &o.instructions).iter().enumerate() {
             let Instruction::Tensor { segment, collective, elements, .. } =
                 bodies[sample.body].instructions[sample.index]
@@ -383,10 +375,10 @@ impl<'a> Assembly<'a> {
                 let of_group =
                     |ranks: &[RankOutcome]| ranks.iter().map(of_rank).sum::<f64>() / ranks.len() as f64;
                 let slowest = outcomes.chunks(s.tensor as usize).map(of_group).fold(0.0, f64::max);
-                if self.in_step.len() <= first_step + step {
-                    self.in_step.push(Vec::new());
+                if take.in_step.len() <= step {
+                    take.in_step.push(Vec::new());
                 }
-                self.in_step[first_step + step].push((
+                take.in_step[step].push((
                     collective.kind(),
                     s.tensor as usize,
                     program.tensor_bytes(segment, collective, elements).0 as usize,
@@ -395,9 +387,10 @@ impl<'a> Assembly<'a> {
             }
         }
         let steps: Vec<f64> = (task.warmup_steps as usize..task.steps as usize)
-            .map(|step| outcomes.iter().map(|o| o.steps[step].seconds).fold(0.0, f64::max) / reference)
+            .map(|step| outcomes.iter().map(|o| o.steps[step].seconds).fold(0.0, f64::max))
             .collect();
-        self.medians.entry(probe).or_default().push(Sample::of(&steps).median_s.0);
+        take.step = Sample::of(&steps).median_s.0;
+        self.add(take);
     }
 
     /// What an engine adds to a pipeline. The layers in it are timed apart from it, and add nothing to theirs.
@@ -405,19 +398,28 @@ impl<'a> Assembly<'a> {
         let passes =
             |rank: &RankProgram| rank.ops.iter().filter(|op| matches!(op, Op::Run { .. })).count() - 1;
         let to_model = program.layout.world() / program.layout.pipeline;
-        let overhead = self.pipeline_overhead.entry(task.strategy.schedule).or_default();
+        let mut take = Take::of(probe);
         for outcome in outcomes {
             let passes = passes(&program.ranks[outcome.rank / to_model]);
             let measured = &outcome.steps[task.warmup_steps as usize..];
-            overhead.extend(measured.iter().map(|step| (step.seconds - step.in_operations, passes)));
+            let beyond = measured.iter().map(|step| (step.seconds - step.in_operations, passes));
+            take.pipeline_overhead.extend(beyond);
         }
         let steps = (task.warmup_steps as usize..task.steps as usize)
             .map(|step| outcomes.iter().map(|o| o.steps[step].seconds).fold(0.0, f64::max));
-        self.medians.entry(probe).or_default().push(Sample::of(&steps.collect::<Vec<_>>()).median_s.0);
+        take.step = Sample::of(&steps.collect::<Vec<_>>()).median_s.0;
+        self.add(take);
     }
 
     fn links(&mut self, answers: &[LinkAnswer]) {
         let Some(first) = answers.first() else { return };
+        if let Some(reason) = self.links_unsettled.take() {
+            self.again.push(reason);
+            // What is in doubt does not count once it has been measured again.
+            self.collectives.clear();
+            self.exchanges.clear();
+            self.messages.clear();
+        }
         let timings: [fn(&LinkAnswer) -> &[CollectiveTimings]; 2] = [|a| &a.collectives, |a| &a.exchanges];
         for (of, all) in timings.into_iter().zip([&mut self.collectives, &mut self.exchanges]) {
             for (index, timing) in of(first).iter().enumerate() {
@@ -437,4 +439,21 @@ impl<'a> Assembly<'a> {
             self.staging = self.staging.max(answer.staging_bytes);
         }
     }
+}
+
+/// Takes out of an earlier profile what is in doubt, and says what that was: it is measured again.
+fn without_doubted(profile: &mut Profile) -> Vec<Doubt> {
+    quality::judge(profile);
+    let doubts = std::mem::take(&mut profile.doubts);
+    let cells: BTreeSet<DoubtedCell> = doubts.iter().map(|doubt| doubt.cell).collect();
+    profile.segments.retain(|cell| !cells.contains(&DoubtedCell::from(cell)));
+    profile.optimizer.retain(|cell| !cells.contains(&DoubtedCell::Update { elements: cell.elements }));
+    let of_links =
+        |doubt: &Doubt| matches!(doubt.cell, DoubtedCell::Collective { .. } | DoubtedCell::Message { .. });
+    if doubts.iter().any(of_links) {
+        profile.collectives.clear();
+        profile.messages.clear();
+        profile.fits.clear();
+    }
+    doubts
 }

@@ -19,14 +19,20 @@ pub struct HardwareTask {
 }
 
 impl HardwareTask {
-    /// The products of a layer's forward on `tokens` tokens, and copies up to the size of a layer's parameters, but at least
-    /// of more than caches hold.
-    pub fn of(model: &ModelSpec, tokens: usize, precision: Precision) -> Self {
+    /// The products of a layer's forward on `tokens` tokens, the largest of them on `most_tokens` too, since no segment that is
+    /// measured has a larger one to be faster in; and copies up to the size of a layer's parameters, but at least of more than
+    /// caches hold.
+    pub fn of(model: &ModelSpec, tokens: usize, most_tokens: usize, precision: Precision) -> Self {
         let matrices = [LayerKind::Block, LayerKind::Head]
             .into_iter()
             .flat_map(|kind| model.parameters(kind))
             .filter(|p| p.split != TensorSplit::Replicated && p.columns > 1);
-        let products: BTreeSet<_> = matrices.map(|p| (tokens, p.rows as usize, p.columns as usize)).collect();
+        let mut products: BTreeSet<_> =
+            matrices.map(|p| (tokens, p.rows as usize, p.columns as usize)).collect();
+        let block =
+            model.parameters(LayerKind::Block).into_iter().filter(|p| p.split != TensorSplit::Replicated);
+        let largest = block.filter(|p| p.columns > 1).max_by_key(|p| p.rows * p.columns);
+        products.extend(largest.map(|p| (most_tokens, p.rows as usize, p.columns as usize)));
         // What fits a cache would tell the cache's speed.
         let largest = (4 * model.layer_parameters(LayerKind::Block) as usize).clamp(32 << 20, 256 << 20);
         Self {
@@ -106,5 +112,5 @@ pub fn summarise(answers: &[HardwareAnswer]) -> Hardware {
         let seconds: Vec<f64> = answers.iter().flat_map(|a| a.copies[index].2.iter().copied()).collect();
         CopyCost { kind: *kind, bytes: Bytes(*bytes as u64), time: Sample::of(&seconds) }
     });
-    Hardware { products: products.collect(), copies: copies.collect() }
+    Hardware { products: products.collect(), copies: copies.collect(), ..Hardware::default() }
 }

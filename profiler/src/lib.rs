@@ -4,8 +4,11 @@
 //! and whose memory is counted. Links, messages, and what compute and communication do to each other are measured by
 //! tasks of their own. Rounds repeat until the medians are known well enough or the budget is spent.
 
+#![forbid(unsafe_code)]
+
 mod assemble;
 mod coding;
+mod forget;
 mod hardware;
 mod links;
 mod machines;
@@ -13,17 +16,20 @@ mod network;
 mod overlap;
 mod patterns;
 mod probes;
+mod quality;
 
 pub use coding::CodingTask;
-pub use hardware::HardwareTask;
-pub use links::LinkTask;
+pub use forget::forget;
+pub use hardware::{HardwareAnswer, HardwareTask};
+pub use links::{CollectiveTimings, KINDS, LinkAnswer, LinkTask, MessageTimings};
 pub use network::NetworkTask;
-pub use overlap::OverlapTask;
+pub use overlap::{OverlapAnswer, OverlapTask};
 pub use patterns::PatternTask;
+pub use quality::{doubts, judge};
 
 use autodist_executor::cuda::{self, Survey};
-use autodist_executor::launcher::{LaunchError, LaunchOptions, Worker, launch};
-use autodist_executor::{Device, ExecutionError, RankOutcome, Task, devices, host, train};
+use autodist_executor::launcher::{LaunchError, LaunchOptions, News, Worker, launch};
+use autodist_executor::{Device, ExecutionError, RankOutcome, Task, Tell, devices, host, train};
 use autodist_spec::profile::{DeviceKind, Environment};
 use autodist_spec::{Cluster, Engine, Job, Machine, ModelSpec, Network, Precision, Profile};
 use serde::{Deserialize, Serialize};
@@ -85,7 +91,11 @@ fn on_device<D: Device>(
     let name = format!("a{index}");
     Ok(match assignment {
         Assignment::Train(task) => {
-            let mut outcome = train(device, &task, &mut worker.endpoint, &name, worker.placement)?;
+            let Worker { endpoint, placement, teller, .. } = worker;
+            // A probe is short, and wanted whole.
+            let mut tell = |outcome: &RankOutcome| teller.tell(outcome);
+            let tell: Option<Tell<'_>> = if task.detail { None } else { Some(&mut tell) };
+            let mut outcome = train(device, &task, endpoint, &name, *placement, tell)?;
             outcome.route = worker.devices.route();
             serde_json::to_value(outcome)
         }
@@ -148,9 +158,18 @@ impl Request {
 /// Where the profiler is.
 #[derive(Debug, Clone, Copy)]
 pub struct Progress<'a> {
+    /// From 1.
+    pub round: usize,
+    /// Pieces of this round that are measured.
     pub done: usize,
+    /// Pieces of this round.
     pub of: usize,
+    /// The piece under way.
     pub what: &'a str,
+    /// Since the start.
+    pub used_s: f64,
+    /// After so many seconds no further round begins.
+    pub budget_s: f64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -165,8 +184,13 @@ pub enum ProfileError {
     Nothing { ranks: u32, global_batch: u32 },
 }
 
-/// Measures. `earlier` is a profile to go on from: its cells are not measured again. `partial` sees the profile after
-/// every piece, so that an interruption loses little.
+/// Rounds in which what is in doubt is measured again, once the others are over.
+const ROUNDS_AGAIN: usize = 3;
+/// No such round but the first begins later than this, over the budget.
+const BUDGETS_AGAIN: f64 = 2.0;
+
+/// Measures. `earlier` is a profile to go on from: its cells are not measured again, but for those in doubt. `partial` sees
+/// the profile after every piece, so that an interruption loses little.
 ///
 /// # Errors
 /// Ranks that cannot be started or fail; nothing to measure.
@@ -174,10 +198,9 @@ pub fn profile(
     request: &Request,
     options: &LaunchOptions,
     earlier: Option<Profile>,
-    mut progress: impl FnMut(Progress<'_>),
-    mut partial: impl FnMut(&Profile),
+    progress: impl FnMut(Progress<'_>),
+    partial: impl FnMut(&Profile),
 ) -> Result<Profile, ProfileError> {
-    let began = Instant::now();
     let environment = Environment {
         emulated: request.emulated.is_some(),
         transport: options.transport().to_owned(),
@@ -185,7 +208,56 @@ pub fn profile(
         machines: request.machines.clone(),
         ..environment(options.realtime, options.devices)
     };
+    let ranks = request.ranks as usize;
+    let ask = |pieces: &[Assignment], done: &mut dyn FnMut(usize, Vec<Value>)| -> Result<(), ProfileError> {
+        let values: Vec<Value> = pieces.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
+        Ok(launch(ranks, &values, options, |news| {
+            if let News::Done { assignment, answers } = news {
+                done(assignment, answers);
+            }
+        })?)
+    };
+    profile_by(request, environment, earlier, ask, progress, partial)
+}
+
+/// As [`profile`], of whatever answers: `ask` has every rank answer each of the assignments, and hands on an assignment's
+/// index with the ranks' answers to it.
+///
+/// # Errors
+/// As there, and those of `ask`.
+pub fn profile_by(
+    request: &Request,
+    environment: Environment,
+    earlier: Option<Profile>,
+    mut ask: impl FnMut(&[Assignment], &mut dyn FnMut(usize, Vec<Value>)) -> Result<(), ProfileError>,
+    mut progress: impl FnMut(Progress<'_>),
+    mut partial: impl FnMut(&Profile),
+) -> Result<Profile, ProfileError> {
+    let began = Instant::now();
     let mut assembly = assemble::Assembly::new(request, earlier, environment);
+    let mut measure = |assembly: &mut assemble::Assembly,
+                       pieces: &[Assignment],
+                       round,
+                       why: &str|
+     -> Result<(), ProfileError> {
+        let mut failure = None;
+        let mut at = |done: usize| {
+            let next = pieces.get(done).map_or_else(|| "putting it together".to_owned(), describe);
+            let (used_s, budget_s) = (began.elapsed().as_secs_f64(), request.budget_s);
+            let what = format!("{why}{next}");
+            progress(Progress { round, done, of: pieces.len(), what: &what, used_s, budget_s });
+        };
+        at(0);
+        ask(pieces, &mut |index, answers| {
+            if let Err(error) = assembly.take(&pieces[index], answers) {
+                failure = Some(error);
+            }
+            at(index + 1);
+            partial(&assembly.profile(false));
+        })?;
+        assembly.review();
+        failure.map_or(Ok(()), |error| Err(ProfileError::Answer(error)))
+    };
     let mut round = 0;
     loop {
         let pieces = probes::round(request, &assembly, round);
@@ -198,27 +270,20 @@ pub fn profile(
         if pieces.is_empty() {
             break;
         }
-        let values: Vec<Value> = pieces.iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
-        let mut failure = None;
-        let total = pieces.len();
-        launch(request.ranks as usize, &values, options, |index, answers| {
-            if let Err(error) = assembly.take(&pieces[index], answers) {
-                failure = Some(error);
-            }
-            progress(Progress {
-                done: index + 1,
-                of: total,
-                what: &format!("round {}: {}", round + 1, describe(&pieces[index])),
-            });
-            partial(&assembly.profile(false));
-        })?;
-        if let Some(error) = failure {
-            return Err(error.into());
-        }
+        measure(&mut assembly, &pieces, round + 1, "")?;
         round += 1;
         if began.elapsed().as_secs_f64() > request.budget_s {
             break;
         }
+    }
+    for again in 0..ROUNDS_AGAIN {
+        let pieces = probes::again(request, &assembly);
+        let late = began.elapsed().as_secs_f64() > BUDGETS_AGAIN * request.budget_s;
+        if pieces.is_empty() || again > 0 && late {
+            break;
+        }
+        round += 1;
+        measure(&mut assembly, &pieces, round, "in doubt, once more: ")?;
     }
     Ok(assembly.profile(true))
 }

@@ -4,18 +4,16 @@ use crate::Request;
 use autodist_executor::host;
 use autodist_spec::profile::{CopyKind, Environment, Hardware};
 use autodist_spec::{
-    Bytes, BytesPerSecond, Cluster, Device, FlopsPerSecond, Link, Network, NodeGroup, Provenance,
-    SCHEMA_VERSION, Seconds,
+    Bytes, BytesPerSecond, Cluster, Device, Link, Network, NodeGroup, Provenance, SCHEMA_VERSION, Seconds,
 };
 
 /// Machines that are named one by one.
 const NAMED: usize = 4;
 
-/// Each rank is a device with its part of its machine's memory; `peak` is its best rate of arithmetic. Several machines
-/// are a node each, once their links in `network` have been measured.
+/// Each rank is a device with its part of its machine's memory. Several machines are a node each, once their links in
+/// `network` have been measured.
 pub fn cluster(
     request: &Request,
-    peak: Option<f64>,
     hardware: &Hardware,
     environment: &Environment,
     network: Option<&Network>,
@@ -43,12 +41,11 @@ pub fn cluster(
     let device = Device {
         name,
         memory_bytes: Bytes(memory),
-        peak_flops_per_s: peak.map(FlopsPerSecond),
+        // What its maker publishes is looked up by its name; what one rank's GEMMs reached is no peak.
+        peak_flops_per_s: None,
         memory_bytes_per_s: memory_bandwidth(hardware),
         provenance: Provenance::Measured,
-        source: Some(format!(
-            "measured on {here}: one rank's best matrix product, and its part of {whose}{least}"
-        )),
+        source: Some(format!("measured on {here}: one rank's part of {whose}{least}")),
     };
     let group = |devices: u32, [link, uplink, downlink]: [Option<Link>; 3]| NodeGroup {
         count: 1,
@@ -147,11 +144,12 @@ mod tests {
         network.paths[0][1].latency_s = Seconds(2e-3);
         network.paths[2][1].latency_s = Seconds(3e-3);
         let environment = Environment { host: "one".to_owned(), ..Environment::default() };
-        let cluster = cluster(&request, Some(1e9), &Hardware::default(), &environment, Some(&network));
+        let cluster = cluster(&request, &Hardware::default(), &environment, Some(&network));
         cluster.check().unwrap();
         assert_eq!(cluster.devices_per_node(), [2, 1]);
         assert!(cluster.homogeneous() && cluster.name == "one + two", "{cluster:?}");
         assert_eq!(cluster.device().memory_bytes, Bytes(2 << 30));
+        assert_eq!(cluster.device().peak_flops_per_s, None);
         let uplink = |node: usize| cluster.nodes[node].uplink.clone().unwrap();
         assert_eq!((uplink(0).bytes_per_s.0, uplink(0).latency_s), (50e6, Seconds(1e-3)));
         assert_eq!(uplink(1).bytes_per_s.0, 10e6);

@@ -33,8 +33,8 @@ pub struct OverlapAnswer {
     pub reduce_alone: Vec<f64>,
     /// Of the batch while the row runs, with how long the row took then, both from a common start.
     pub together: Vec<(f64, f64)>,
-    /// Best rate of the product, FLOP/s.
-    pub peak_flops_per_s: f64,
+    /// Rate of the product in the fastest batch, FLOP/s.
+    pub gemm_flops_per_s: f64,
     /// Seconds per element.
     pub zeroing: Vec<f64>,
     pub adding: Vec<f64>,
@@ -134,7 +134,7 @@ pub fn measure<D: Device>(
         }
     }
     let fastest = answer.compute_alone.iter().copied().fold(f64::INFINITY, f64::min);
-    answer.peak_flops_per_s = 2.0 * (m * n * k * times) as f64 / fastest;
+    answer.gemm_flops_per_s = 2.0 * (m * n * k * times) as f64 / fastest;
     device.synchronise()?;
     host::enter_communication(worker.placement);
     Ok(answer)

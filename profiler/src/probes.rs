@@ -1,11 +1,11 @@
 //! Which measurements a round makes.
 
-use crate::assemble::Assembly;
+use crate::assemble::{Assembly, in_block};
 use crate::{Assignment, CodingTask, HardwareTask, LinkTask, NetworkTask, OverlapTask, PatternTask, Request};
 use autodist_executor::{Coding, DataSource, Task};
 use autodist_program::{rules, stages};
 use autodist_spec::{
-    Bytes, Codec, Engine, Job, LayerKind, ParallelStrategy, Recompute, ScheduleKind, TensorSplit,
+    Bytes, Codec, DoubtedCell, Engine, Job, LayerKind, ParallelStrategy, Recompute, ScheduleKind, TensorSplit,
 };
 
 /// At most this many rounds, however noisy the machine: more would not help.
@@ -45,6 +45,28 @@ impl Probe {
             recompute: Recompute::None,
             shard: 1,
             schedule: None,
+        }
+    }
+
+    /// As messages call it.
+    pub fn words(&self) -> String {
+        let sp = if self.sequence_parallel { " sp" } else { "" };
+        let shard = if self.shard > 1 { format!(" shard {}", self.shard) } else { String::new() };
+        let Self { tensor, micro_batch, recompute, .. } = self;
+        format!("tp{tensor}{sp} mb{micro_batch}{shard}, recompute {}", recompute.name())
+    }
+
+    /// Whether this probe times that cell. Updates are timed in all of them.
+    pub fn times(&self, cell: &DoubtedCell) -> bool {
+        match *cell {
+            DoubtedCell::Segment { segment, tensor, sequence_parallel, micro_batch, recompute, .. } => {
+                self.schedule.is_none()
+                    && (self.tensor, self.sequence_parallel) == (tensor, sequence_parallel)
+                    && self.micro_batch == micro_batch
+                    && (self.recompute == recompute || !in_block(segment))
+            }
+            DoubtedCell::Update { .. } => self.schedule.is_none(),
+            DoubtedCell::Collective { .. } | DoubtedCell::Message { .. } => false,
         }
     }
 }
@@ -194,11 +216,13 @@ pub fn round(request: &Request, assembly: &Assembly, round: usize) -> Vec<Assign
     if request.emulated.is_none() && assembly.wants_overlap(round) {
         pieces.push(Assignment::Overlap(overlap(request)));
         if round == 0 {
-            let tokens =
-                request.job.seq_len as usize * micro_batches(request, 1).first().map_or(1, |m| *m as usize);
+            let sizes = micro_batches(request, 1);
+            let tokens = |size: Option<&u32>| request.job.seq_len as usize * size.map_or(1, |m| *m as usize);
+            let largest = probes.iter().map(|probe| probe.micro_batch).max();
             pieces.push(Assignment::Hardware(HardwareTask::of(
                 &request.model,
-                tokens,
+                tokens(sizes.first()),
+                tokens(largest.as_ref()),
                 request.job.precision,
             )));
         }
@@ -214,6 +238,13 @@ pub fn round(request: &Request, assembly: &Assembly, round: usize) -> Vec<Assign
         (1..TENSOR_PASSES).for_each(|_| pieces.extend(collective()));
     }
     pieces
+}
+
+/// What gave nothing to be believed so far, once more.
+pub fn again(request: &Request, assembly: &Assembly) -> Vec<Assignment> {
+    let probes = assembly.unsettled().map(|probe| Assignment::Train(Box::new(task(request, probe))));
+    let links = assembly.links_unsettled().then(|| Assignment::Links(links(request)));
+    links.into_iter().chain(probes).collect()
 }
 
 /// Groups that some plan could form, and sizes up to the largest message that it could send.

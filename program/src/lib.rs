@@ -15,6 +15,8 @@
 //! assert_eq!(program.micro_batches, 2);
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod bucket;
 mod compile;
 pub mod engine;

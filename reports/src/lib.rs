@@ -6,9 +6,11 @@
 //!
 //! ```
 //! use autodist_spec::run::Validation;
-//! let nothing = Validation { schema_version: 1, runs: vec![], median_error: 0.0, median_adjusted_error: 0.0, regret: 0.0, agreement: None, gains: vec![], probes: vec![], failed: vec![] };
+//! let nothing = Validation { schema_version: 1, runs: vec![], verdict: None, beaten_by: None, median_error: 0.0, median_adjusted_error: 0.0, regret: None, agreement: None, gains: vec![], probes: vec![], failed: vec![], ended: None };
 //! assert!(autodist_reports::csv_validation(&nothing).starts_with("label,measured_step_time_s,"));
 //! ```
+
+#![forbid(unsafe_code)]
 
 mod circumstances;
 mod communication;
@@ -21,6 +23,7 @@ mod table;
 mod tables;
 pub mod terminal;
 mod trace;
+mod verdict;
 mod words;
 
 pub use error::ReportError;

@@ -1,9 +1,12 @@
 //! Tables for spreadsheets and scripts: comma-separated, one header line, the unit in the column's name.
 
 use crate::{tables, words};
+use autodist_spec::run::Verdict;
 use autodist_spec::{
-    Bytes, Estimate, ParallelStrategy, Plan, Profile, Sample, Seconds, Stage, TimelineEvent, Validation,
+    Alternative, Bytes, Estimate, ParallelStrategy, Plan, Profile, Sample, Seconds, Stage, TimelineEvent,
+    Utilisation, Validation, printable,
 };
+use std::borrow::Cow;
 
 /// Rows of text cells under a header.
 struct Sheet(csv::Writer<Vec<u8>>);
@@ -16,12 +19,30 @@ impl Sheet {
     }
 
     fn row<S: AsRef<str>>(&mut self, cells: &[S]) {
-        self.0.write_record(cells.iter().map(|cell| cell.as_ref())).expect("writing to memory cannot fail");
+        let cells = cells.iter().map(|cell| inert(cell.as_ref()));
+        self.0
+            .write_record(cells.map(|cell| cell.as_bytes().to_vec()))
+            .expect("writing to memory cannot fail");
     }
 
     fn finish(self) -> String {
         let bytes = self.0.into_inner().expect("writing to memory cannot fail");
         String::from_utf8(bytes).expect("every cell is text")
+    }
+}
+
+/// A cell as a spreadsheet shows it: text that it would take for a formula is marked as text by an apostrophe, as spreadsheets
+/// themselves do; control characters, which may hide one, are shown. Numbers stay as they are.
+fn inert(cell: &str) -> Cow<'_, str> {
+    let is_number = cell.parse::<f64>().is_ok_and(f64::is_finite);
+    let shown = printable(cell);
+    let begins = ['=', '+', '-', '@', '＝', '＋', '－', '＠'];
+    if !is_number && (cell.starts_with(['\t', '\r', '\n']) || cell.trim_start().starts_with(begins)) {
+        Cow::Owned(format!("'{shown}"))
+    } else if shown == cell {
+        Cow::Borrowed(cell)
+    } else {
+        Cow::Owned(shown)
     }
 }
 
@@ -60,6 +81,7 @@ pub fn csv_plans(plan: &Plan) -> String {
         "step_time_s",
         "step_time_spread_s",
         "tokens_per_s",
+        "flops_per_s_per_device",
         "mfu",
         "peak_memory_bytes",
         "lower_bound_s",
@@ -71,9 +93,11 @@ pub fn csv_plans(plan: &Plan) -> String {
     header.extend(plan.estimate.memory.parts().iter().map(|(part, _)| column("memory_", part, "bytes")));
     header.push("reason".to_owned());
     let mut sheet = Sheet::new(&header);
-    sheet.row(&plan_row(1, &plan.strategy, &plan.stages, &plan.estimate, "chosen"));
-    for (index, other) in plan.alternatives.iter().enumerate() {
-        sheet.row(&plan_row(index + 2, &other.strategy, &other.stages, &other.estimate, &other.reason));
+    let rate = |estimate: &Estimate| plan.utilisation(estimate);
+    let own = &plan.estimate;
+    sheet.row(&plan_row(1, &plan.strategy, &plan.stages, own, rate(own), "chosen"));
+    for (index, Alternative { strategy, stages, estimate, reason }) in plan.alternatives.iter().enumerate() {
+        sheet.row(&plan_row(index + 2, strategy, stages, estimate, rate(estimate), reason));
     }
     sheet.finish()
 }
@@ -83,6 +107,7 @@ fn plan_row(
     strategy: &ParallelStrategy,
     stages: &[Stage],
     estimate: &Estimate,
+    utilisation: Option<Utilisation>,
     reason: &str,
 ) -> Vec<String> {
     let layers: Vec<String> = stages.iter().map(|s| format!("{}..{}", s.first_layer, s.end_layer)).collect();
@@ -106,7 +131,8 @@ fn plan_row(
         seconds(estimate.step_time_s),
         seconds(estimate.step_time_spread_s),
         estimate.tokens_per_s.to_string(),
-        estimate.mfu.map(|mfu| mfu.to_string()).unwrap_or_default(),
+        utilisation.map(|all| all.achieved.0.to_string()).unwrap_or_default(),
+        utilisation.and_then(|all| all.mfu()).map(|mfu| mfu.to_string()).unwrap_or_default(),
         bytes(estimate.peak_memory_bytes),
         seconds(estimate.lower_bound_s),
         estimate.provenance.to_string(),
@@ -133,6 +159,8 @@ pub fn csv_validation(validation: &Validation) -> String {
         "predicted_peak_memory_bytes",
         "peak_memory_error",
         "regret",
+        "verdict",
+        "bar_s",
         "final_loss",
         "steps",
         "provenance",
@@ -153,6 +181,8 @@ pub fn csv_validation(validation: &Validation) -> String {
             bytes(run.predicted.peak_memory_bytes),
             run.peak_memory_error.to_string(),
             run.regret.to_string(),
+            run.verdict.map_or("", Verdict::name).to_owned(),
+            seconds(run.bar_s),
             run.measured.final_loss.to_string(),
             run.measured.steps.to_string(),
             run.predicted.provenance.to_string(),
@@ -160,9 +190,9 @@ pub fn csv_validation(validation: &Validation) -> String {
         ]);
     }
     for failed in &validation.failed {
-        let mut row = vec![String::new(); 17];
+        let mut row = vec![String::new(); 19];
         row[0] = failed.label.clone();
-        row[16] = failed.reason.clone();
+        row[18] = failed.reason.clone();
         sheet.row(&row);
     }
     sheet.finish()
@@ -214,8 +244,8 @@ pub fn csv_segments(profile: &Profile) -> String {
     ]);
     for cell in &profile.segments {
         let mut row = vec![
-            words::segment(cell.segment).to_owned(),
-            words::pass(cell.pass).to_owned(),
+            cell.segment.name().to_owned(),
+            cell.pass.name().to_owned(),
             cell.tensor.to_string(),
             cell.sequence_parallel.to_string(),
             cell.micro_batch.to_string(),
@@ -254,7 +284,7 @@ pub fn csv_copies(profile: &Profile) -> String {
         "provenance",
         "bytes_per_s",
     ]);
-    for cell in &profile.hardware.copies {
+    for cell in tables::shown_copies(profile) {
         let mut row = vec![words::copy(cell.kind).to_owned(), bytes(cell.bytes)];
         row.extend(sample(&cell.time));
         row.push(tables::copy_rate(cell).map(|rate| rate.0.to_string()).unwrap_or_default());
@@ -284,7 +314,7 @@ pub fn csv_links(profile: &Profile) -> String {
     let collectives = profile
         .collectives
         .iter()
-        .map(|cell| (words::collective(cell.kind), cell.group, cell.stride, cell.bytes, &cell.time));
+        .map(|cell| (cell.kind.name(), cell.group, cell.stride, cell.bytes, &cell.time));
     let messages = profile.messages.iter().map(|cell| ("message", 2, cell.stride, cell.bytes, &cell.time));
     for (what, group, stride, size, time) in collectives.chain(messages) {
         let mut row =
@@ -300,4 +330,27 @@ pub fn csv_links(profile: &Profile) -> String {
         sheet.row(&row);
     }
     sheet.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_cell_is_a_formula() {
+        for text in
+            ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", " =1", "＝1", "-", "-inf"]
+        {
+            let cell = inert(text);
+            assert!(cell.starts_with('\'') && !cell.contains('\r'), "{text}: {cell}");
+        }
+        for number in ["-1.5", "+2", "1e-7", "-3e5", "0"] {
+            assert_eq!(inert(number), number);
+        }
+        assert_eq!(inert("dp2 tp1"), "dp2 tp1");
+        assert_eq!(inert("a\u{1b}b"), "a\\u{1b}b");
+        let mut sheet = Sheet::new(&["a"]);
+        sheet.row(&["=A2", "-1", "x, y"]);
+        assert_eq!(sheet.finish(), "a\n'=A2,-1,\"x, y\"\n");
+    }
 }

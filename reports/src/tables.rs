@@ -9,9 +9,10 @@ use crate::words::{
     self, count, parameters, percent, plural, share, signed_percent, tokens_per_second, with_spread,
 };
 use autodist_spec::profile::{CopyCost, CopyKind};
+use autodist_spec::run::Verdict;
 use autodist_spec::{
-    BytesPerSecond, CostBreakdown, MemoryBreakdown, ParallelStrategy, Plan, Profile, Provenance, RunRecord,
-    Sample, Seconds, Validation,
+    BytesPerSecond, CostBreakdown, DeviceKind, MemoryBreakdown, ParallelStrategy, Plan, Profile, Provenance,
+    RunRecord, Sample, Seconds, ValidatedRun, Validation,
 };
 
 pub(crate) fn yes(value: bool) -> String {
@@ -115,7 +116,7 @@ pub(crate) fn cost(cost: &CostBreakdown) -> Table {
     let total = cost.total();
     for (name, part) in cost.parts() {
         let share = share(part.0, total.0);
-        table.row([name.to_owned(), time(part), percent(share), bar(share)]);
+        table.row([name.to_owned(), part.to_string(), percent(share), bar(share)]);
     }
     table.row(["total".to_owned(), total.to_string(), percent(share(total.0, total.0)), String::new()]);
     table
@@ -132,11 +133,6 @@ pub(crate) fn memory(memory: &MemoryBreakdown) -> Table {
     let whole = share(total.as_f64(), total.as_f64());
     table.row(["total".to_owned(), total.to_string(), percent(whole), String::new()]);
     table
-}
-
-/// Nothing is `0`, in whatever unit.
-fn time(time: Seconds) -> String {
-    if time == Seconds::ZERO { "0".to_owned() } else { time.to_string() }
 }
 
 fn bar(share: f64) -> String {
@@ -166,7 +162,7 @@ pub(crate) fn cost_per_rank(plan: &Plan) -> Table {
         .chain(plan.estimate.stages.iter().map(|stage| &stage.cost).take(RANK_NAMES.len()))
         .collect();
     for (index, (name, _)) in plan.estimate.cost.parts().iter().enumerate() {
-        let parts = all.iter().map(|cost| time(cost.parts()[index].1));
+        let parts = all.iter().map(|cost| cost.parts()[index].1.to_string());
         table.row(std::iter::once((*name).to_owned()).chain(parts));
     }
     table.row(std::iter::once("total".to_owned()).chain(all.iter().map(|cost| cost.total().to_string())));
@@ -187,6 +183,13 @@ pub(crate) fn memory_per_rank(plan: &Plan) -> Table {
     table
 }
 
+/// The fastest first, as the plans of the document are afterwards.
+fn measured_order(validation: &Validation) -> impl Iterator<Item = &ValidatedRun> {
+    let mut runs: Vec<&ValidatedRun> = validation.runs.iter().collect();
+    runs.sort_by(|a, b| a.regret.total_cmp(&b.regret));
+    runs.into_iter()
+}
+
 pub(crate) fn validation(validation: &Validation) -> Table {
     let mut table = Table::new(&[
         ("#", Right),
@@ -197,8 +200,9 @@ pub(crate) fn validation(validation: &Validation) -> Table {
         ("predicted step", Right),
         ("error", Right),
         ("regret", Right),
+        ("verdict", Left),
     ]);
-    for (index, run) in validation.runs.iter().enumerate() {
+    for (index, run) in measured_order(validation).enumerate() {
         table.row([
             (index + 1).to_string(),
             run.label.clone(),
@@ -208,6 +212,7 @@ pub(crate) fn validation(validation: &Validation) -> Table {
             with_spread(run.predicted.step_time_s, run.predicted.step_time_spread_s),
             signed_percent(run.adjusted_error),
             signed_percent(run.regret),
+            run.verdict.map_or("", Verdict::name).to_owned(),
         ]);
     }
     table
@@ -220,11 +225,11 @@ pub(crate) fn validation_memory(validation: &Validation) -> Table {
         ("measured peak", Right),
         ("predicted peak", Right),
         ("error", Right),
-        ("steps", Right),
-        ("final loss", Right),
+        ("measured steps", Right),
+        ("last loss", Right),
         ("prediction from", Left),
     ]);
-    for (index, run) in validation.runs.iter().enumerate() {
+    for (index, run) in measured_order(validation).enumerate() {
         table.row([
             (index + 1).to_string(),
             run.label.clone(),
@@ -241,8 +246,10 @@ pub(crate) fn validation_memory(validation: &Validation) -> Table {
 
 pub(crate) fn failed(validation: &Validation) -> Table {
     let mut table = Table::new(&[("plan", Left), ("why it did not run", Left)]);
+    let choice = validation.choice_failed().map(|failed| &failed.label);
     for run in &validation.failed {
-        table.row([run.label.clone(), run.reason.clone()]);
+        let whose = if Some(&run.label) == choice { " (the planner's choice)" } else { "" };
+        table.row([format!("{}{whose}", run.label), run.reason.clone()]);
     }
     table
 }
@@ -253,14 +260,14 @@ pub(crate) fn runs(runs: &[RunRecord]) -> Table {
         ("steps", Right),
         ("median step", Right),
         ("95 % interval", Right),
-        ("loss, first to last", Right),
+        ("loss", Right),
         ("peak memory", Right),
         ("on", Left),
     ]);
     for run in runs {
         table.row([
             run.label.clone(),
-            format!("{} ({} warm-up)", run.steps.len(), run.warmup_steps),
+            steps(run),
             run.step_time.median_s.to_string(),
             interval(&run.step_time),
             losses(run),
@@ -271,11 +278,23 @@ pub(crate) fn runs(runs: &[RunRecord]) -> Table {
     table
 }
 
+/// `22 in 5 rounds (2 warm-up)`.
+fn steps(run: &RunRecord) -> String {
+    let rounds = match run.rounds().count() {
+        0 | 1 => String::new(),
+        several => format!(" in {several} rounds"),
+    };
+    format!("{}{rounds} ({} warm-up)", run.steps.len(), run.warmup_steps)
+}
+
+/// Of the first training that the record holds: later rounds begin anew.
 pub(crate) fn losses(run: &RunRecord) -> String {
-    match (run.steps.first(), run.steps.last()) {
-        (Some(first), Some(last)) => format!("{:.4} to {:.4}", first.loss, last.loss),
-        _ => "no step".to_owned(),
-    }
+    let rounds = run.rounds().count();
+    let Some((first, last)) = run.rounds().next().and_then(|round| round.first().zip(round.last())) else {
+        return "no step".to_owned();
+    };
+    let which = if rounds > 1 { format!(", first of {rounds} rounds") } else { String::new() };
+    format!("{:.4} at step {} to {:.4} at step {}{which}", first.loss, first.step, last.loss, last.step)
 }
 
 /// One row per rank of a run.
@@ -346,7 +365,7 @@ pub(crate) fn links(profile: &Profile) -> Table {
         ]);
     };
     for cell in &profile.collectives {
-        row(words::collective(cell.kind), cell.group.to_string(), cell.stride, cell.bytes, &cell.time);
+        row(cell.kind.name(), cell.group.to_string(), cell.stride, cell.bytes, &cell.time);
     }
     for cell in &profile.messages {
         row("message", "2".to_owned(), cell.stride, cell.bytes, &cell.time);
@@ -371,8 +390,8 @@ pub(crate) fn segments(profile: &Profile) -> Table {
     ]);
     for cell in &profile.segments {
         table.row([
-            words::segment(cell.segment).to_owned(),
-            words::pass(cell.pass).to_owned(),
+            cell.segment.name().to_owned(),
+            cell.pass.name().to_owned(),
             cell.tensor.to_string(),
             yes(cell.sequence_parallel),
             cell.micro_batch.to_string(),
@@ -408,9 +427,15 @@ pub(crate) fn products(profile: &Profile) -> Table {
     table
 }
 
+/// On CPU cores the host is the device: what copies between the two would take says nothing.
+pub(crate) fn shown_copies(profile: &Profile) -> impl Iterator<Item = &CopyCost> {
+    let cpu = profile.environment.devices == DeviceKind::Cpu;
+    profile.hardware.copies.iter().filter(move |copy| !cpu || copy.kind == CopyKind::Device)
+}
+
 pub(crate) fn copies(profile: &Profile) -> Table {
     let mut table = Table::new(&[("copy", Left), ("bytes", Right), ("time", Right), ("rate", Right)]);
-    for copy in &profile.hardware.copies {
+    for copy in shown_copies(profile) {
         table.row([
             words::copy(copy.kind).to_owned(),
             copy.bytes.to_string(),
@@ -449,6 +474,10 @@ pub(crate) fn other_costs(profile: &Profile) -> Table {
     }
     let slow = &profile.interference;
     let measured = Provenance::Measured.to_string();
+    let (noise, unavoidable) = match profile.noise() {
+        Some(_) => (measured.clone(), "no model can predict this away"),
+        None => (Provenance::Assumed.to_string(), "nothing of it is in the intervals"),
+    };
     for (what, value, spread, provenance) in [
         (
             "compute beside communication",
@@ -464,12 +493,7 @@ pub(crate) fn other_costs(profile: &Profile) -> Table {
         ),
         ("memory of a rank without a model", profile.baseline_bytes.to_string(), "", measured.clone()),
         ("staging of one communicator", profile.staging_bytes.to_string(), "", measured.clone()),
-        (
-            "two runs of one plan differ by",
-            percent(profile.repeatability),
-            "no model can predict this away",
-            measured,
-        ),
+        ("two runs of one plan differ by", words::noise(profile), unavoidable, noise),
     ] {
         table.row([what.to_owned(), value, spread.to_owned(), provenance]);
     }
@@ -527,10 +551,10 @@ pub(crate) fn provenance(plan: &Plan) -> Table {
     for group in &plan.cluster.nodes {
         let device = &group.device;
         let source = device.source.as_deref().map(|s| format!(" ({s})")).unwrap_or_default();
-        let peak = device.peak_flops_per_s.map_or("peak unknown".to_owned(), |peak| format!("peak {peak}"));
+        let peak = words::peak(device, job.precision, plan.profile.emulated);
         table.row([
             "device".to_owned(),
-            format!("{}: {}, {peak}; {}{source}", device.name, device.memory_bytes, device.provenance),
+            format!("{}: {}{peak}; {}{source}", device.name, device.memory_bytes, device.provenance),
         ]);
     }
     table
@@ -560,6 +584,9 @@ pub(crate) fn environment(profile: &Profile) -> Table {
         row(&what, &value);
     }
     row("precision", words::precision(profile.precision));
+    if let Some(rate) = profile.fastest_gemm() {
+        row(words::FASTEST_GEMM, &rate.to_string());
+    }
     row("began", &words::date(environment.started_unix_s));
     row("autodist", &environment.autodist_version);
     table

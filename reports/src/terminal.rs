@@ -5,8 +5,9 @@ use crate::communication;
 use crate::network;
 use crate::table::{Table, paragraph};
 use crate::tables;
+use crate::verdict;
 use crate::words::{self, clean, parameters, percent, plural, tokens_per_second, with_spread};
-use autodist_spec::{Environment, Plan, Profile, Provenance, RunRecord, Validation};
+use autodist_spec::{Environment, Plan, Profile, Provenance, RunRecord, Seconds, Validation, doubt};
 
 /// The best strategy, where its time and memory go, what the search promises, and what lost.
 pub fn plan_summary(plan: &Plan) -> String {
@@ -22,17 +23,29 @@ pub fn plan_summary(plan: &Plan) -> String {
         0,
     );
     text += &labelled("best", &plan.strategy.label());
+    if let Some(measured) = &plan.measured {
+        text += &labelled("", &clean(&measured.reason));
+    }
     text += &labelled("", &words::strategy(&plan.strategy, plan.micro_batches));
-    let mfu = estimate.mfu.map(|mfu| format!(", MFU {}", percent(mfu))).unwrap_or_default();
     text += &labelled(
         "step time",
         &format!(
-            "{} ({}), {}{mfu}",
+            "{} ({})",
             with_spread(estimate.step_time_s, estimate.step_time_spread_s),
-            estimate.provenance,
-            tokens_per_second(estimate.tokens_per_s)
+            estimate.provenance
         ),
     );
+    let utilisation = plan.utilisation(estimate);
+    let rate = utilisation.map(|all| format!("; {all}")).unwrap_or_default();
+    text += &labelled("speed", &format!("{}{rate}", tokens_per_second(estimate.tokens_per_s)));
+    if estimate.caution_s > Seconds::ZERO {
+        let words =
+            "of its work is caution: segments not known to ±25 % are priced at the top of their intervals";
+        text += &labelled("", &format!("{} {words}", estimate.caution_s));
+    }
+    if let Some(contradiction) = utilisation.and_then(|all| all.contradiction()) {
+        text += &labelled("warning:", &contradiction);
+    }
     let device = plan.cluster.nodes.first().map(|group| {
         format!(
             " of {} per device, {} kept free",
@@ -50,7 +63,7 @@ pub fn plan_summary(plan: &Plan) -> String {
     if let Some(time) = estimate.time_to_loss_s {
         text += &labelled("to the loss", &format!("{time}, by the job's steps to it"));
     }
-    text += &labelled("search", &words::certificate(&plan.search));
+    text += &labelled("search", &words::search(plan, beaten(plan)));
     text += &labelled("profile", &words::profile_source(plan));
 
     section(&mut text, "Stages", &tables::stages(plan));
@@ -82,9 +95,35 @@ pub fn plan_summary(plan: &Plan) -> String {
     text
 }
 
+/// What was found, first of all: the plan to use, what it takes, what the measurement says of the planner's choice, and how
+/// sure that is. `plan` is the document with its measured plans in measured order; `files` say where what is.
+pub fn answer(plan: &Plan, validation: &Validation, files: &[(&str, String)]) -> String {
+    let mut text = labelled(
+        "plan",
+        &format!("{}: {}", plan.strategy.label(), words::strategy(&plan.strategy, plan.micro_batches)),
+    );
+    if let Some(run) = verdict::of_plan(plan, validation) {
+        text += &labelled("step time", &verdict::time(plan, run));
+    }
+    text += &labelled("verdict", &verdict::of_choice(validation));
+    text += &labelled("how sure", &verdict::sure(plan, validation));
+    for (label, value) in files {
+        text += &labelled(label, value);
+    }
+    text
+}
+
+/// What the measurement says of the planner's choice, in a sentence.
+pub fn verdict(validation: &Validation) -> String {
+    verdict::of_choice(validation)
+}
+
 /// Measured beside predicted, with signed errors: plus means the prediction was too high.
 pub fn validation_table(validation: &Validation) -> String {
     let mut text = String::new();
+    if let Some(ended) = &validation.ended {
+        text += &labelled("ended", &format!("early: {ended}"));
+    }
     if validation.runs.is_empty() {
         text += "no plan ran\n";
     } else {
@@ -142,15 +181,18 @@ pub fn profile_summary(profile: &Profile) -> String {
     );
     for group in &profile.cluster.nodes {
         let device = &group.device;
-        let peak = device.peak_flops_per_s.map_or("peak unknown".to_owned(), |peak| peak.to_string());
+        let peak = words::peak(device, profile.precision, environment.emulated);
         let bandwidth = device.memory_bytes_per_s.map(|rate| format!(", memory {rate}")).unwrap_or_default();
         text += &labelled(
             "devices",
             &format!(
-                "{} x {} x {}: {}, {peak}{bandwidth} ({})",
+                "{} x {} x {}: {}{bandwidth} ({}){peak}",
                 group.count, group.devices, device.name, device.memory_bytes, device.provenance
             ),
         );
+    }
+    if let Some(rate) = profile.fastest_gemm() {
+        text += &labelled("GEMM", &format!("{rate}: {}", words::FASTEST_GEMM));
     }
     if let Some(engine) = circumstances::engine(environment) {
         text += &labelled("engine", engine);
@@ -198,8 +240,10 @@ pub fn profile_summary(profile: &Profile) -> String {
             profile.interference.provenance
         ),
     );
-    text +=
-        &labelled("repeats", &format!("two runs of one plan differ by {}", percent(profile.repeatability)));
+    text += &labelled("repeats", &format!("two runs of one plan differ by {}", words::noise(profile)));
+    for line in doubt::lines(&profile.doubts) {
+        text += &labelled("doubt", line.trim_start_matches("in doubt: "));
+    }
     if let Some(network) = &profile.network {
         let title = "Links between devices: what they let through, and how late it arrives";
         section(&mut text, title, &network::links(network));
@@ -213,7 +257,7 @@ pub fn profile_summary(profile: &Profile) -> String {
         section(&mut text, "Links: time = alpha + beta * bytes", &tables::fits(profile));
     }
     if !profile.hardware.products.is_empty() {
-        let title = format!("Matrix products: {}", words::PRODUCTS);
+        let title = format!("GEMMs: {}", words::PRODUCTS);
         section(&mut text, &title, &tables::products(profile));
     }
     if !profile.hardware.copies.is_empty() {
@@ -229,6 +273,12 @@ pub fn run_summary(run: &RunRecord) -> String {
     let strategy = run.strategy.label();
     let named = if run.label == strategy { strategy } else { format!("{}: {strategy}", run.label) };
     let mut text = labelled("run", &named);
+    if let Some(ended) = &run.ended {
+        text += &labelled(
+            "ended",
+            &format!("early, after {}: {}", plural(u64::from(ended.step), "step"), ended.reason),
+        );
+    }
     let time = &run.step_time;
     text += &labelled(
         "step time",
@@ -332,6 +382,11 @@ fn priority(environment: &Environment) -> &'static str {
         Some(false) => ", no real-time priority: other load shows",
         None => "",
     }
+}
+
+/// Whether measurement has put another plan before the search's.
+fn beaten(plan: &Plan) -> bool {
+    plan.measured.as_ref().is_some_and(|measured| !verdict::stands(plan, measured))
 }
 
 fn labelled(label: &str, value: &str) -> String {

@@ -1,11 +1,11 @@
 //! How things are called on paper and on screen.
 
-use autodist_spec::profile::{CollectiveKind, CopyKind};
+use autodist_spec::profile::CopyKind;
 use autodist_spec::run::Agreement;
 use autodist_spec::{
-    LayerKind, ModelSpec, OperationKind, Optimizer, ParallelStrategy, Pass, PlacementReport, Plan, Precision,
-    Provenance, Recompute, ScheduleKind, SearchReport, Seconds, Segment, Slowdown, Stage, StopReason, Stream,
-    Validation,
+    Device, LayerKind, ModelSpec, OperationKind, Optimizer, ParallelStrategy, PlacementReport, Plan,
+    Precision, Profile, Provenance, Recompute, ScheduleKind, SearchReport, Seconds, Slowdown, Stage,
+    StopReason, Stream, Validation,
 };
 
 /// Text of foreign origin without the characters that neither XML nor a terminal should see.
@@ -17,7 +17,7 @@ pub(crate) fn clean(text: &str) -> String {
 
 /// `412 ms ± 9.30 ms`.
 pub(crate) fn with_spread(value: Seconds, spread: Seconds) -> String {
-    if spread == Seconds::ZERO { format!("{value} ± 0") } else { format!("{value} ± {spread}") }
+    format!("{value} ± {spread}")
 }
 
 /// `73.1 %`.
@@ -185,6 +185,22 @@ fn sharding(strategy: &ParallelStrategy) -> String {
 }
 
 /// What the search can promise.
+/// The search's certificate, which is of its first choice: no word of it where measurement has `beaten` that.
+pub(crate) fn search(plan: &Plan, beaten: bool) -> String {
+    let search = &plan.search;
+    if !beaten {
+        return certificate(search);
+    }
+    let counted = format!("{} explored, {} simulated", count(search.explored), count(search.simulated));
+    match &plan.measured {
+        Some(measured) if !measured.first_choice.is_empty() => format!(
+            "{counted}; measurement has overruled it: its first choice was {}",
+            clean(&measured.first_choice)
+        ),
+        _ => format!("{counted}; the measurement refutes what it chose"),
+    }
+}
+
 pub(crate) fn certificate(search: &SearchReport) -> String {
     let claim = match search.stop_reason {
         StopReason::Given => {
@@ -278,15 +294,19 @@ pub(crate) fn agreement(agreement: &Agreement) -> String {
     )
 }
 
+/// How much the planner's choice lost; what did not run, or had nothing beside it, is not compared.
 pub(crate) fn regret(validation: &Validation) -> String {
     let plans = plural(validation.runs.len() as u64, "plan");
-    if validation.regret <= 0.0 {
-        format!("the planner's choice was the fastest of the {plans} that ran")
-    } else {
-        format!(
+    match validation.regret {
+        None => "unknown: the planner's choice did not run".to_owned(),
+        Some(_) if validation.runs.len() == 1 => "unknown: no other plan ran".to_owned(),
+        Some(regret) if regret <= 0.0 => {
+            format!("the planner's choice was the fastest of the {plans} that ran")
+        }
+        Some(regret) => format!(
             "the planner's choice ran {} slower than the fastest of the {plans} that ran",
-            percent(validation.regret)
-        )
+            percent(regret)
+        ),
     }
 }
 
@@ -334,34 +354,9 @@ pub(crate) fn precision(precision: Precision) -> &'static str {
     }
 }
 
-pub(crate) fn segment(segment: Segment) -> &'static str {
-    match segment {
-        Segment::Embedding => "embedding",
-        Segment::AttentionNorm => "attention norm",
-        Segment::Attention => "attention",
-        Segment::MlpNorm => "MLP norm",
-        Segment::Mlp => "MLP",
-        Segment::FinalNorm => "final norm",
-        Segment::Logits => "logits",
-        Segment::Normalizer => "normalizer",
-        Segment::Loss => "loss",
-    }
-}
-
-pub(crate) fn pass(pass: Pass) -> &'static str {
-    match pass {
-        Pass::Forward => "forward",
-        Pass::Recompute => "recompute",
-        Pass::Backward => "backward",
-    }
-}
-
-pub(crate) fn collective(kind: CollectiveKind) -> &'static str {
-    match kind {
-        CollectiveKind::AllReduce => "all-reduce",
-        CollectiveKind::ReduceScatter => "reduce-scatter",
-        CollectiveKind::AllGather => "all-gather",
-    }
+/// By how much two runs of one plan differ.
+pub(crate) fn noise(profile: &Profile) -> String {
+    profile.noise().map_or_else(|| "not known (one round)".to_owned(), percent)
 }
 
 /// Under which the products of a profile stand.
@@ -370,6 +365,19 @@ pub(crate) const PRODUCTS: &str = "each m x k by k x n, alone on the device";
 /// Under which the copies of a profile stand.
 pub(crate) const COPIES: &str =
     "within the device every byte is read and written, so that its rate is 2 x bytes / time";
+
+/// What the highest rate of a profile's GEMMs is, and is not.
+pub(crate) const FASTEST_GEMM: &str = "fastest GEMM of this model's shapes, one rank; no peak of the device";
+
+/// `, peak 989 TFLOP/s (bf16, published)`; what an emulated device is said to do, and nothing where nobody says it.
+pub(crate) fn peak(device: &Device, precision: Precision, emulated: bool) -> String {
+    match (device.published_peak(precision), device.peak_flops_per_s) {
+        (_, Some(rate)) if emulated => format!(", emulated at {rate}"),
+        (Some(peak), _) => format!(", peak {peak}"),
+        (None, Some(rate)) if device.measured_rate().is_none() => format!(", peak {rate} (given)"),
+        _ => String::new(),
+    }
+}
 
 pub(crate) fn copy(kind: CopyKind) -> &'static str {
     match kind {

@@ -1,5 +1,7 @@
 //! The pictures: they decode, show something, and survive odd numbers.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod fixture;
 
 use autodist_reports::{ReportInput, figures, html};
@@ -97,6 +99,40 @@ fn step_times_of_all_sizes_are_drawn() {
             run.predicted.step_time_s = Seconds(size * 1.3);
         }
     });
+}
+
+/// Lines of the page's loss figure: the points of each.
+fn loss_lines(world: &World) -> Vec<Vec<(f64, f64)>> {
+    let page = html(&world.input()).unwrap();
+    let (_, runs) = page.split_once("id=\"runs\"").unwrap();
+    let (figure, _) = runs.split_once("</svg>").unwrap();
+    let lines = figure.split("<polyline").skip(1).filter(|line| line.contains("stroke-width"));
+    let points = lines.map(|line| line.split("points=\"").nth(1).unwrap().split('"').next().unwrap());
+    let point = |text: &str| {
+        let (x, y) = text.split_once(',').unwrap();
+        (x.parse().unwrap(), y.parse().unwrap())
+    };
+    points.map(|points| points.split_whitespace().map(point).collect()).collect()
+}
+
+#[test]
+fn no_line_of_a_loss_goes_back_in_time() {
+    let mut world = world();
+    world.runs.truncate(1);
+    let one = loss_lines(&world).into_iter().filter(|line| line.len() > 3).count();
+    // As `validate` keeps rounds, and as a training that was gone on with from an earlier step.
+    let steps = world.runs[0].steps.clone();
+    for _ in 0..3 {
+        world.runs[0].steps.extend_from_slice(&steps[2..]);
+    }
+    let lines = loss_lines(&world);
+    assert_eq!(lines.iter().filter(|line| line.len() > 3).count(), one + 3, "a line for each round");
+    for line in lines {
+        assert!(line.windows(2).all(|pair| pair[0].0 <= pair[1].0), "{line:?}");
+    }
+    // Rounds of one step.
+    world.runs[0].steps = vec![steps[0].clone(), steps[0].clone(), steps[0].clone()];
+    figures(&world.input()).unwrap();
 }
 
 #[test]

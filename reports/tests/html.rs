@@ -35,7 +35,7 @@ fn the_page_shows_every_number_of_its_inputs() {
             "dp2 tp1 pp2 mb2 1f1b recompute=selective",
             "412 ms ± 9.07 ms",
             "9,935",
-            "MFU 41.3 %",
+            "FLOP/s a device",
             "116 MiB",
             "1,412 strategies explored, 1,333 pruned, 79 simulated",
             "embedding, blocks 1-4",
@@ -50,13 +50,13 @@ fn the_page_shows_every_number_of_its_inputs() {
             "+31.1 %",
             "the planner's choice was the fastest of the 6 plans that ran",
             "rank 3 ended with signal 9 (killed) in step 4",
-            "8.3000 to 5.2878",
+            "8.3000 at step 0 to 5.2878 at step",
             "2 of 214 timings spread by more than 10 %",
             "AMD EPYC 7763",
             "9.200e-10",
             "fingerprint 5f1c9a0d2b7e4c68",
         ],
-        &["emulated", "GPU", "NVLink", "NCCL", "Matrix products", "Copies"],
+        &["emulated", "GPU", "NVLink", "NCCL", "GEMMs", "Copies", "MFU"],
     );
 }
 
@@ -77,7 +77,7 @@ fn the_page_tells_of_gpus_by_name() {
             "Collectives through NCCL 2.21.5 (",
             &host,
             "bf16; master weights, gradients and optimizer state in fp32",
-            "Matrix products",
+            "GEMMs",
             "537 TFLOP/s",
             "Within the device every byte is read and written",
             "2.68 TB/s",

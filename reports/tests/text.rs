@@ -1,15 +1,17 @@
 //! Plain text, comma-separated tables and the trace.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod fixture;
 
 use autodist_reports::{
     chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline, csv_validation,
-    terminal,
+    html, terminal,
 };
 use autodist_spec::profile::{Accelerator, Hardware};
 use autodist_spec::run::{BucketCompression, Fallback, FallbackReason};
-use autodist_spec::{Codec, Seconds};
-use fixture::{gpu_world, world};
+use autodist_spec::{Codec, DeviceKind, FlopsPerSecond, Precision, Seconds};
+use fixture::{World, gpu_world, world};
 
 fn narrow(text: &str) {
     for line in text.lines() {
@@ -33,7 +35,9 @@ fn the_plan_in_the_terminal() {
         &terminal::plan_summary(&world().plan),
         &[
             "best       dp2 tp1 pp2 mb2 1f1b recompute=selective",
-            "412 ms ± 9.07 ms (interpolated), 9,935 tokens/s, MFU 41.3 %",
+            "step time  412 ms ± 9.07 ms (interpolated)",
+            "speed      9,935 tokens/s; ",
+            "FLOP/s a device\n",
             "116 MiB peak of 256 MiB per device, 4.0 % kept free",
             "optimal in its space under this cost model, gap 0.0 %",
             "compute                  280 ms   68.0 %",
@@ -42,6 +46,107 @@ fn the_plan_in_the_terminal() {
             "1,006  lower bound",
         ],
     );
+}
+
+/// Text, page and table that speak of utilisation.
+fn of_utilisation(world: &World) -> [String; 3] {
+    let page = html(&world.input()).unwrap();
+    [terminal::plan_summary(&world.plan), page, csv_plans(&world.plan)]
+}
+
+/// The cells of a table's column.
+fn cells(table: &str, column: &str) -> Vec<String> {
+    let mut reader = csv::Reader::from_reader(table.as_bytes());
+    let at = reader.headers().unwrap().iter().position(|name| name == column).unwrap();
+    reader.records().map(|row| row.unwrap()[at].to_owned()).collect()
+}
+
+#[test]
+fn utilisation_is_of_the_published_peak_of_that_device_and_arithmetic() {
+    let mut world = gpu_world();
+    world.plan.cluster.nodes[0].devices = 4;
+    // 1.2 % of a device's 989 TFLOP/s in bf16, by the model's own count.
+    let flops = world.plan.model.step_flops(world.plan.job.tokens(), 256).0;
+    world.plan.estimate.step_time_s = Seconds(flops / 4.0 / (0.012 * 989e12));
+    for (precision, peak) in
+        [(Precision::Bf16, "989 TFLOP/s (bf16, published)"), (Precision::Tf32, "(tf32, published)")]
+    {
+        world.plan.job.precision = precision;
+        let [text, page, _] = of_utilisation(&world);
+        for text in [text.split_whitespace().collect::<Vec<_>>().join(" "), page] {
+            assert!(text.contains("11.9 TFLOP/s a device, ") && text.contains(peak), "{text}");
+            assert!(text.contains("attention GEMMs counted in full"), "{text}");
+        }
+    }
+    world.plan.job.precision = Precision::Bf16;
+    let text = terminal::plan_summary(&world.plan);
+    assert!(text.contains("1.2 % of its 989 TFLOP/s"), "{text}");
+    let mfu: f64 = cells(&csv_plans(&world.plan), "mfu")[0].parse().unwrap();
+    assert!((mfu - 0.012).abs() < 1e-9, "{mfu}");
+}
+
+#[test]
+fn no_published_peak_is_no_utilisation_whatever_was_measured() {
+    let mut world = world();
+    // What an older plan took for a peak, and for a share of it.
+    world.plan.cluster.nodes[0].device.peak_flops_per_s = Some(FlopsPerSecond(1e9));
+    world.profile.cluster.nodes[0].device.peak_flops_per_s = Some(FlopsPerSecond(114e9));
+    world.profile.hardware.fastest_gemm_flops_per_s = None;
+    world.plan.estimate.mfu = Some(1.608);
+    let [text, page, table] = of_utilisation(&world);
+    for text in [&text, &page] {
+        assert!(
+            !text.contains("MFU") && !text.contains("160.8 %") && !text.contains("peak 1.00 GFLOP/s"),
+            "{text}"
+        );
+    }
+    assert!(cells(&table, "mfu").iter().all(String::is_empty), "{table}");
+    let text = terminal::profile_summary(&world.profile);
+    assert!(text.contains("GEMM       114 GFLOP/s: fastest GEMM of this model's shapes"), "{text}");
+    assert!(!text.contains(", peak ") && !text.contains("peak unknown"), "{text}");
+    world.plan.correct_mfu();
+    assert_eq!((world.plan.estimate.mfu, world.plan.cluster.device().peak_flops_per_s), (None, None));
+}
+
+#[test]
+fn a_share_above_all_of_the_peak_is_left_out_with_both_figures() {
+    let mut world = gpu_world();
+    world.plan.estimate.step_time_s = Seconds(1e-9);
+    world.plan.estimate.mfu = Some(3.732);
+    let [text, page, table] = of_utilisation(&world);
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for text in [&text, &page] {
+        assert!(text.contains("a device is above its peak, 989 TFLOP/s (bf16, published)"), "{text}");
+        assert!(!text.contains("% of its") && !text.contains("373.2 %"), "{text}");
+    }
+    assert_eq!(cells(&table, "mfu")[0], "");
+    world.plan.correct_mfu();
+    assert_eq!(world.plan.estimate.mfu, None);
+}
+
+#[test]
+fn copies_between_host_and_device_are_of_gpus_alone() {
+    let mut world = gpu_world();
+    assert!(terminal::profile_summary(&world.profile).contains("host to device"));
+    world.profile.environment.devices = DeviceKind::Cpu;
+    let page = html(&world.input()).unwrap();
+    for text in [terminal::profile_summary(&world.profile), csv_copies(&world.profile), page] {
+        assert!(text.contains("within the device"), "{text}");
+        assert!(!text.contains("host to device") && !text.contains("device to host"), "{text}");
+    }
+}
+
+#[test]
+fn losses_of_several_rounds_are_those_of_the_first() {
+    let mut world = world();
+    let again = world.runs[0].steps[2..].to_vec();
+    let count = world.runs[0].steps.len();
+    world.runs[0].steps.extend(again.iter().cloned().chain(again.clone()));
+    let text = terminal::run_summary(&world.runs[0]).split_whitespace().collect::<Vec<_>>().join(" ");
+    let expected = format!("8.3000 at step 0 to 5.2878 at step {}, first of 3 rounds", count - 1);
+    assert!(text.contains(&expected), "{text}");
+    let page = html(&world.input()).unwrap();
+    assert!(page.contains(&format!("{} in 3 rounds", 3 * count - 4)), "{page}");
 }
 
 #[test]
@@ -57,7 +162,7 @@ fn the_validation_in_the_terminal() {
         ],
     );
     let mut world = world();
-    world.validation.regret = 0.013;
+    world.validation.regret = Some(0.013);
     check(
         &terminal::validation_table(&world.validation),
         &["ran 1.3 % slower than the fastest of the 6 plans"],
@@ -97,7 +202,7 @@ fn a_run_in_the_terminal() {
         &terminal::run_summary(&world().runs[0]),
         &[
             "420 ms median, 95 % interval 413 ms to 428 ms",
-            "8.3000 to 5.2878",
+            "8.3000 at step 0 to 5.2878 at step",
             "28.0 MiB",
             "real devices, 4 ranks",
         ],
@@ -158,7 +263,8 @@ fn a_profile_of_gpus_in_the_terminal() {
             "between    collectives through NCCL 2.21.5\n",
             "precision  bf16; master weights",
             "4 cores, real devices\n",
-            "Matrix products: each m x k by k x n",
+            "GEMMs: each m x k by k x n",
+            "fastest GEMM of this model's shapes",
             "2048  4096  1024  32.0 us  537 TFLOP/s",
             "Copies: within the device every byte is read and written, so that its rate is 2 x bytes / time\n",
             "within the device  256 MiB   200 us  2.68 TB/s",
@@ -192,7 +298,7 @@ fn a_profile_of_gpus_in_the_terminal() {
             "between    collectives through the host's memory: libnccl.so.2 is not there\n",
         ],
     );
-    absent(&text, &["MHz", "PCIe", "Matrix products", "Copies"]);
+    absent(&text, &["MHz", "PCIe", "GEMMs: ", "Copies"]);
 }
 
 #[test]
@@ -223,7 +329,7 @@ fn nothing_is_said_of_gpus_where_ranks_had_cores() {
     let text = terminal::profile_summary(&world.profile);
     check(&text, &["precision  fp32\n", "real-time priority, real devices\n"]);
     absent(&text, &OF_GPUS);
-    absent(&text, &["Matrix products", "Copies"]);
+    absent(&text, &["GEMMs: ", "Copies"]);
     absent(&terminal::run_summary(&world.runs[0]), &OF_GPUS);
 }
 

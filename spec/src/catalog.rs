@@ -1,10 +1,11 @@
 //! Built-in models and devices: data files, embedded when the program is built.
 
 use crate::cluster::{Device, Link};
-use crate::error::{InputError, in_range, positive};
+use crate::error::{InputError, in_range, rate as rate_in};
 use crate::model::ModelSpec;
 use crate::parse::{self, Check};
 use crate::units::{Bytes, BytesPerSecond, FlopsPerSecond, Provenance, Seconds};
+use crate::utilisation::Peak;
 use serde::Deserialize;
 use std::sync::LazyLock;
 
@@ -41,6 +42,9 @@ pub struct DeviceFigures {
     pub link: Option<LinkKind>,
     /// What tables of measured kernels call it.
     pub measured_as: Option<String>,
+    /// What its driver calls it, e.g. `NVIDIA H200`; by these names profiles know devices.
+    #[serde(default)]
+    pub driver_names: Vec<String>,
     pub source: String,
 }
 
@@ -116,7 +120,7 @@ static DEVICES: LazyLock<Vec<DeviceFigures>> = LazyLock::new(|| {
 /// Text of another form, or a figure that is none; names the file, the device and the field.
 pub fn read_devices(file: &str, text: &[u8]) -> Result<Vec<DeviceFigures>, InputError> {
     let read = parse::toml::<DeviceFile>(file, text);
-    let read = read.map_err(|error| match error.hint.contains("schema") {
+    let read = read.map_err(|error| match error.hint.starts_with("every field") {
         true => error.hint(
             "a file of devices holds [[device]] tables, each with name, memory_bytes, peak_flops_per_s, \
              memory_bytes_per_s, link_bytes_per_s, source; docs/files.md lists what may follow",
@@ -179,7 +183,7 @@ impl DeviceFigures {
             ("memory_bytes_per_s", Some(device.memory_bytes_per_s.0)),
             ("link_bytes_per_s", Some(device.link_bytes_per_s.0)),
         ] {
-            rate.map_or(Ok(()), |rate| positive(&at(field), rate))?;
+            rate.map_or(Ok(()), |rate| rate_in(&at(field), rate))?;
         }
         Ok(())
     }
@@ -191,6 +195,28 @@ pub fn devices() -> &'static [DeviceFigures] {
 }
 
 impl DeviceFigures {
+    /// Whether the catalogue or the device's driver has this name for it.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.driver_names.iter().any(|known| known == name)
+    }
+
+    /// Published peak of dense GEMMs of `bf16`, `fp32`, `tf32`, `fp16`, `fp8` or `fp4`; absent where there is no figure.
+    pub fn peak(&self, arithmetic: &str) -> Option<Peak> {
+        // Its 16-bit figure is of fp16, and bf16 is computed at that rate at most.
+        let no_bf16 = self.architecture.as_deref() == Some("volta");
+        let (rate, arithmetic) = match arithmetic {
+            "bf16" if no_bf16 => (Some(self.peak_flops_per_s), "fp16"),
+            "bf16" => (Some(self.peak_flops_per_s), "bf16"),
+            "fp32" => (self.peaks.fp32, "fp32"),
+            "tf32" => (self.peaks.tf32, "tf32"),
+            "fp16" => (self.peaks.fp16.or(Some(self.peak_flops_per_s)), "fp16"),
+            "fp8" => (self.peaks.fp8, "fp8"),
+            "fp4" => (self.peaks.fp4, "fp4"),
+            _ => (None, ""),
+        };
+        Some(Peak { rate: rate?, arithmetic })
+    }
+
     /// What a cluster file would say of it.
     pub fn device(&self) -> Device {
         Device {
@@ -266,6 +292,7 @@ pub fn closest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::Precision;
     use crate::parse::Check;
 
     #[test]
@@ -293,6 +320,36 @@ mod tests {
         let expected = blocks + 6.0 * b * s * h * v;
         let counted = spec.step_flops((b * s) as u64, s as u64).0;
         assert!((counted / expected - 1.0).abs() < 1e-9, "{counted:e} against {expected:e}");
+    }
+
+    #[test]
+    fn devices_are_known_by_the_drivers_names_with_the_peak_of_each_arithmetic() {
+        let peak = |name: &str, precision| {
+            let device = Device {
+                name: name.to_owned(),
+                peak_flops_per_s: None,
+                provenance: Provenance::Measured,
+                ..device("h100-80gb-sxm").unwrap().0
+            };
+            device.published_peak(precision).map(|peak| (peak.rate.0, peak.arithmetic))
+        };
+        assert_eq!(peak("NVIDIA H200", Precision::Bf16), Some((989e12, "bf16")));
+        assert_eq!(peak("h200-141gb-sxm", Precision::Fp32), Some((67e12, "fp32")));
+        assert_eq!(peak("NVIDIA A100-SXM4-80GB", Precision::Tf32), Some((156e12, "tf32")));
+        assert_eq!(peak("Tesla V100-SXM2-16GB", Precision::Bf16), Some((125e12, "fp16")));
+        for unknown in ["cpu (some processor)", "NVIDIA H200 MIG 1g.18gb", "emulated", ""] {
+            assert_eq!(peak(unknown, Precision::Bf16), None, "{unknown}");
+        }
+        let h100 = devices().iter().find(|d| d.name == "h100-80gb-sxm").unwrap();
+        assert!(h100.peak("fp8").unwrap().rate.0 > 1.9 * h100.peak("bf16").unwrap().rate.0);
+        // A device without the arithmetic has no peak of it.
+        assert_eq!(devices().iter().find(|d| d.name == "a100-80gb-sxm").unwrap().peak("fp8"), None);
+        // No name stands for two devices.
+        let mut names: Vec<_> = devices().iter().flat_map(|d| &d.driver_names).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
     }
 
     #[test]

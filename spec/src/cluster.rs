@@ -1,9 +1,11 @@
 //! The machines: nodes of devices, joined by links.
 
 use crate::catalog::{self, DeviceFigures};
-use crate::error::{InputError, in_range, not_negative, positive};
+use crate::error::{InputError, in_range, not_negative, rate as rate_in};
+use crate::job::Precision;
 use crate::parse::{self, Check, SCHEMA_VERSION};
 use crate::units::{Bytes, BytesPerSecond, FlopsPerSecond, Provenance, Seconds};
+use crate::utilisation::Peak;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +48,8 @@ pub struct NodeGroup {
 pub struct Device {
     pub name: String,
     pub memory_bytes: Bytes,
-    /// Dense matrix products per second in the training's precision; absent where nobody measured or published it.
+    /// Peak of dense 16-bit GEMMs, FLOP/s, as published or given; of an emulated device, what it does in training. Absent
+    /// for devices that were measured: older profiles have the rate of their fastest GEMM here, which is no peak.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_flops_per_s: Option<FlopsPerSecond>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,6 +106,27 @@ impl<'de> Deserialize<'de> for Device {
             }
             other => serde_json::from_value::<DeviceTable>(other).map(Device::from).map_err(D::Error::custom),
         }
+    }
+}
+
+impl Device {
+    /// Peak of dense GEMMs in that arithmetic, where a catalogue of devices says it: the built-in one, in which the device
+    /// is found by its own or its driver's name, or a file of devices that this one was taken from.
+    pub fn published_peak(&self, precision: Precision) -> Option<Peak> {
+        let figures = catalog::devices().iter().find(|known| known.is_called(&self.name));
+        let known = figures.and_then(|figures| figures.peak(precision.name()));
+        // What was taken from a catalogue brings its 16-bit figure along.
+        match self.peak_flops_per_s.filter(|_| self.provenance == Provenance::Modelled) {
+            Some(rate) if precision == Precision::Bf16 => {
+                Some(Peak { rate, arithmetic: known.map_or("bf16", |peak| peak.arithmetic) })
+            }
+            _ => known,
+        }
+    }
+
+    /// The rate of the fastest GEMM that older profiles have where newer ones have no peak.
+    pub fn measured_rate(&self) -> Option<FlopsPerSecond> {
+        self.peak_flops_per_s.filter(|_| self.provenance == Provenance::Measured)
     }
 }
 
@@ -178,6 +202,7 @@ impl Cluster {
                  `autodist catalog` lists the devices, `estimate --devices` adds to them",
             )
         };
+        crate::text::check_name("cluster", text)?;
         let (machines, network) = match text.split_once('@') {
             Some((machines, network)) => (machines, Some(network)),
             None => (text, None),
@@ -254,21 +279,21 @@ impl Check for Cluster {
             in_range("devices in all", devices, 1, 1 << 20)?;
             in_range(&at("device.memory_bytes"), group.device.memory_bytes.0, 1 << 20, 1 << 50)?;
             if let Some(rate) = group.device.peak_flops_per_s {
-                positive(&at("device.peak_flops_per_s"), rate.0)?;
+                rate_in(&at("device.peak_flops_per_s"), rate.0)?;
             }
             if let Some(rate) = group.device.memory_bytes_per_s {
-                positive(&at("device.memory_bytes_per_s"), rate.0)?;
+                rate_in(&at("device.memory_bytes_per_s"), rate.0)?;
             }
             for (name, link) in
                 [("link", &group.link), ("uplink", &group.uplink), ("downlink", &group.downlink)]
             {
                 let Some(link) = link else { continue };
-                positive(&at(&format!("{name}.bytes_per_s")), link.bytes_per_s.0)?;
+                rate_in(&at(&format!("{name}.bytes_per_s")), link.bytes_per_s.0)?;
                 not_negative(&at(&format!("{name}.latency_s")), link.latency_s.0)?;
             }
         }
         if let Some(network) = &self.network {
-            positive("network.bytes_per_s", network.bytes_per_s.0)?;
+            rate_in("network.bytes_per_s", network.bytes_per_s.0)?;
             not_negative("network.latency_s", network.latency_s.0)?;
         }
         let apart = self.nodes.iter().any(|group| group.uplink.is_none());

@@ -1,5 +1,6 @@
 //! One shape for every refusal of user input: which file, which field, which value, what is wrong, the way out.
 
+use crate::text::{one_line, shown};
 use std::fmt;
 
 /// Bad input. Displayed as
@@ -22,11 +23,12 @@ pub struct InputError {
 
 impl InputError {
     pub fn new(field: impl Into<String>, value: impl fmt::Display, problem: impl Into<String>) -> Self {
+        let (field, problem): (String, String) = (field.into(), problem.into());
         Self {
             source_name: String::new(),
-            field: field.into(),
-            value: shorten(&value.to_string()),
-            problem: problem.into(),
+            field,
+            value: shown(&value.to_string(), LONGEST_VALUE),
+            problem,
             hint: String::new(),
         }
     }
@@ -55,29 +57,31 @@ impl InputError {
     }
 }
 
-fn shorten(value: &str) -> String {
-    const LIMIT: usize = 60;
-    if value.chars().count() <= LIMIT {
-        return value.to_owned();
-    }
-    let mut short: String = value.chars().take(LIMIT).collect();
-    short.push('…');
-    short
+/// Characters of a value that a message shows.
+const LONGEST_VALUE: usize = 60;
+
+/// Characters of a line of what we say ourselves, which may list many things; what a parser quotes is cut where it is made.
+const LONGEST_LINE: usize = 2000;
+
+/// Each line as messages show it.
+fn by_line(text: &str) -> String {
+    text.split('\n').map(|line| shown(line, LONGEST_LINE)).collect::<Vec<_>>().join("\n")
 }
 
 impl fmt::Display for InputError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.source_name.is_empty() {
-            write!(f, "{}: ", self.source_name)?;
+            write!(f, "{}: ", one_line(&self.source_name))?;
         }
-        match (self.field.is_empty(), self.value.is_empty()) {
+        let (field, value) = (one_line(&self.field), one_line(&self.value));
+        match (field.is_empty(), value.is_empty()) {
             (true, _) => {}
-            (false, true) => write!(f, "`{}`: ", self.field)?,
-            (false, false) => write!(f, "`{}` is `{}`: ", self.field, self.value)?,
+            (false, true) => write!(f, "`{field}`: ")?,
+            (false, false) => write!(f, "`{field}` is `{value}`: ")?,
         }
-        f.write_str(&self.problem)?;
+        f.write_str(&by_line(&self.problem))?;
         if !self.hint.is_empty() {
-            write!(f, "\nhint: {}", self.hint)?;
+            write!(f, "\nhint: {}", by_line(&self.hint))?;
         }
         Ok(())
     }
@@ -99,13 +103,25 @@ pub fn in_range(field: &str, value: u64, low: u64, high: u64) -> Result<(), Inpu
 /// No quantity of ours is larger, in its unit; sums and products of a few numbers below it stay finite.
 const LARGEST: f64 = 1e30;
 
-/// Checks a real number: above zero, and no larger than any quantity of ours.
+/// No quantity of ours is smaller, in its unit, but for zero: what is divided by a few of them stays finite.
+const SMALLEST: f64 = 1e-30;
+
+/// Checks a real number: above zero, and neither smaller nor larger than any quantity of ours.
 pub fn positive(field: &str, value: f64) -> Result<(), InputError> {
-    if value > 0.0 && value <= LARGEST {
+    if (SMALLEST..=LARGEST).contains(&value) {
         return Ok(());
     }
-    Err(InputError::new(field, value, "must be a number above zero, at most 1e30")
+    Err(InputError::new(field, value, "must be a number above zero, from 1e-30 to 1e30")
         .hint("give a number such as 1.5e9"))
+}
+
+/// Checks a rate per second of a device or a link: none that trains moves less than one byte, or does less than one operation.
+pub fn rate(field: &str, value: f64) -> Result<(), InputError> {
+    if (1.0..=LARGEST).contains(&value) {
+        return Ok(());
+    }
+    Err(InputError::new(field, value, "must be a rate per second from 1 to 1e30")
+        .hint("give a number such as 1.5e9, in the unit that the field's name ends in"))
 }
 
 /// Checks a real number: not below zero, and no larger than any quantity of ours.
@@ -128,4 +144,36 @@ pub fn finite(field: &str, value: f64) -> Result<(), InputError> {
 /// Checks a number of bytes: no device of ours holds more than a pebibyte.
 pub fn bytes(field: &str, value: crate::units::Bytes) -> Result<(), InputError> {
     in_range(field, value.0, 0, 1 << 50)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_file_says_neither_drives_a_terminal_nor_passes_for_a_line_of_ours() {
+        let error = InputError::new("a\u{1b}[2J", "x\ny", "no `\u{9b}`\r\nsecond line")
+            .hint("leave \u{202e} out")
+            .in_file("f\n.json");
+        assert_eq!(
+            error.to_string(),
+            "f\\n.json: `a\\u{1b}[2J` is `x\\ny`: no `\\u{9b}`\\r\nsecond line\nhint: leave \\u{202e} out"
+        );
+        assert_eq!(crate::text::printable("naïve — 文\t1\n"), "naïve — 文\t1\n");
+    }
+
+    #[test]
+    fn messages_are_no_longer_than_a_screen() {
+        let long = "é".repeat(100_000);
+        let error = InputError::new(&long, &long, format!("{long}\n{long}"));
+        assert!(error.to_string().chars().count() < 5_000);
+    }
+
+    #[test]
+    fn quantities_are_neither_none_nor_out_of_all_proportion() {
+        for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e31, 1e-31, 5e-324] {
+            assert!(positive("x", wrong).is_err() && rate("x", wrong).is_err(), "{wrong}");
+        }
+        assert!(rate("x", 0.5).is_err() && rate("x", 1.0).is_ok() && positive("x", 1e-9).is_ok());
+    }
 }

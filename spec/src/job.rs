@@ -2,11 +2,12 @@
 
 use crate::communication::{Algorithm, Codec, Communication};
 use crate::error::{InputError, in_range, not_negative, positive};
-use crate::parse::{Check, SCHEMA_VERSION};
+use crate::parse::{self, Check, SCHEMA_VERSION};
 use crate::plan::{Recompute, ScheduleKind};
 use crate::units::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// A training job. Every field but the batch and the sequence has a default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -36,9 +37,113 @@ pub struct Job {
     pub convergence: Option<Convergence>,
     #[serde(default)]
     pub allow: Allow,
+    /// The hyperparameters that somebody gave, by flag, job file or a trainer's file: `export` hands on these alone. Where
+    /// the list is missing, as in plans of older releases, those count as given that differ from the built-in defaults.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given: Option<BTreeSet<Hyperparameter>>,
     /// Part of a device's memory that no plan may use.
     #[serde(default = "default_reserve")]
     pub memory_reserve: f64,
+}
+
+/// A value that says how a model is trained, not how fast: plans are made without it, by built-in defaults. Who gives the
+/// final fraction of the learning rate means that it falls along a cosine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
+pub enum Hyperparameter {
+    #[serde(rename = "learning_rate.peak")]
+    PeakLearningRate,
+    #[serde(rename = "learning_rate.warmup_steps")]
+    WarmupSteps,
+    #[serde(rename = "learning_rate.total_steps")]
+    TotalSteps,
+    #[serde(rename = "learning_rate.final_fraction")]
+    FinalFraction,
+    #[serde(rename = "optimizer.betas")]
+    Betas,
+    #[serde(rename = "optimizer.epsilon")]
+    Epsilon,
+    #[serde(rename = "optimizer.momentum")]
+    Momentum,
+    #[serde(rename = "optimizer.weight_decay")]
+    WeightDecay,
+    #[serde(rename = "gradient_clip")]
+    GradientClip,
+    #[serde(rename = "seed")]
+    Seed,
+}
+
+impl Hyperparameter {
+    pub const ALL: [Self; 10] = [
+        Self::PeakLearningRate,
+        Self::WarmupSteps,
+        Self::TotalSteps,
+        Self::FinalFraction,
+        Self::Betas,
+        Self::Epsilon,
+        Self::Momentum,
+        Self::WeightDecay,
+        Self::GradientClip,
+        Self::Seed,
+    ];
+
+    /// As job files have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PeakLearningRate => "learning_rate.peak",
+            Self::WarmupSteps => "learning_rate.warmup_steps",
+            Self::TotalSteps => "learning_rate.total_steps",
+            Self::FinalFraction => "learning_rate.final_fraction",
+            Self::Betas => "optimizer.betas",
+            Self::Epsilon => "optimizer.epsilon",
+            Self::Momentum => "optimizer.momentum",
+            Self::WeightDecay => "optimizer.weight_decay",
+            Self::GradientClip => "gradient_clip",
+            Self::Seed => "seed",
+        }
+    }
+
+    /// Whether that optimizer has it.
+    pub fn is_of(self, optimizer: &Optimizer) -> bool {
+        !matches!(
+            (self, optimizer),
+            (Self::Betas | Self::Epsilon, Optimizer::Sgd { .. }) | (Self::Momentum, Optimizer::AdamW { .. })
+        )
+    }
+
+    /// Whether two jobs have the same value of it.
+    fn is_same(self, one: &Job, other: &Job) -> bool {
+        let (rate, others) = (&one.learning_rate, &other.learning_rate);
+        let parts = |job: &Job| match job.optimizer {
+            Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
+                (Some((beta1, beta2)), Some(epsilon), None, weight_decay)
+            }
+            Optimizer::Sgd { momentum, weight_decay } => (None, None, Some(momentum), weight_decay),
+        };
+        let (own, theirs) = (parts(one), parts(other));
+        match self {
+            Self::PeakLearningRate => rate.peak == others.peak,
+            Self::WarmupSteps => rate.warmup_steps == others.warmup_steps,
+            Self::TotalSteps => rate.total_steps == others.total_steps,
+            Self::FinalFraction => rate.final_fraction == others.final_fraction,
+            Self::Betas => own.0 == theirs.0,
+            Self::Epsilon => own.1 == theirs.1,
+            Self::Momentum => own.2 == theirs.2,
+            // Another optimizer comes with a decay of its own.
+            Self::WeightDecay => own.3 == theirs.3 && own.2.is_some() == theirs.2.is_some(),
+            Self::GradientClip => one.gradient_clip == other.gradient_clip,
+            Self::Seed => one.seed == other.seed,
+        }
+    }
+
+    /// Whether a job file says it.
+    fn is_in(self, file: &serde_json::Value) -> bool {
+        let part = |table: &str, field: &str| file.get(table).and_then(|table| table.get(field)).is_some();
+        match self {
+            Self::Betas => part("optimizer", "beta1") || part("optimizer", "beta2"),
+            Self::GradientClip | Self::Seed => file.get(self.name()).is_some(),
+            other => other.name().split_once('.').is_some_and(|(table, field)| part(table, field)),
+        }
+    }
 }
 
 fn one() -> f64 {
@@ -241,8 +346,40 @@ impl Job {
             objective: Objective::default(),
             convergence: None,
             allow: Allow::default(),
+            given: None,
             memory_reserve: default_reserve(),
         }
+    }
+
+    /// Reads a job's TOML file, and which hyperparameters it gives.
+    ///
+    /// # Errors
+    /// Text that is no job; names `file`, the field and its value.
+    pub fn read(file: &str, text: &[u8]) -> Result<Self, InputError> {
+        let value = parse::toml_value(file, text, Self::WHAT)?;
+        let given = Hyperparameter::ALL.into_iter().filter(|one| one.is_in(&value)).collect();
+        let job: Self = parse::from_value(file, value)?;
+        Ok(Self { given: job.given.or(Some(given)), ..job })
+    }
+
+    /// The hyperparameters that somebody gave; the values of the others are built-in defaults.
+    pub fn given(&self) -> BTreeSet<Hyperparameter> {
+        let own = |one: &Hyperparameter| one.is_of(&self.optimizer);
+        match &self.given {
+            Some(given) => given.iter().copied().filter(own).collect(),
+            None => {
+                let default = Self::new(self.global_batch, self.seq_len);
+                let differs = |one: &Hyperparameter| !one.is_same(self, &default);
+                Hyperparameter::ALL.into_iter().filter(own).filter(differs).collect()
+            }
+        }
+    }
+
+    /// Notes that somebody gave it.
+    pub fn give(&mut self, one: Hyperparameter) {
+        let mut given = self.given();
+        given.insert(one);
+        self.given = Some(given);
     }
 
     /// Tokens of one optimizer step.
@@ -358,6 +495,36 @@ impl Check for Job {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_knows_what_somebody_gave() {
+        let given = |text: &str| -> Vec<&str> {
+            let head = "schema_version = 1\nglobal_batch = 8\nseq_len = 16\n";
+            let job = Job::read("job.toml", format!("{head}{text}").as_bytes()).unwrap();
+            let again: Job = serde_json::from_str(&crate::to_json(&job)).unwrap();
+            assert_eq!(again.given(), job.given(), "it survives a plan document");
+            job.given().into_iter().map(Hyperparameter::name).collect()
+        };
+        assert!(given("").is_empty());
+        // Also where it is the default.
+        assert_eq!(given("seed = 0\n[learning_rate]\npeak = 3e-3\n"), ["learning_rate.peak", "seed"]);
+        assert_eq!(
+            given("[optimizer]\nkind = \"sgd\"\nmomentum = 0.9\nweight_decay = 0.0\n"),
+            ["optimizer.momentum", "optimizer.weight_decay"]
+        );
+        // Of an older plan, what differs from the defaults.
+        let mut old = Job::new(8, 16);
+        assert!(old.given().is_empty());
+        old.learning_rate.peak = 3e-4;
+        old.optimizer = Optimizer::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
+        assert_eq!(
+            old.given().into_iter().collect::<Vec<_>>(),
+            [Hyperparameter::PeakLearningRate, Hyperparameter::Betas]
+        );
+        // And then nothing is forgotten.
+        old.give(Hyperparameter::Seed);
+        assert_eq!(old.given().len(), 3);
+    }
 
     #[test]
     fn the_learning_rate_warms_up_then_falls_along_a_cosine() {

@@ -10,9 +10,12 @@
 //! assert_eq!(ParallelStrategy::data_parallel(8, 4).micro_batches(64), 2);
 //! ```
 
+#![forbid(unsafe_code)]
+
 pub mod catalog;
 pub mod cluster;
 pub mod communication;
+pub mod doubt;
 pub mod error;
 pub mod huggingface;
 pub mod job;
@@ -22,22 +25,30 @@ pub mod parse;
 pub mod plan;
 pub mod profile;
 pub mod run;
+mod survey;
+pub mod text;
 pub mod units;
+pub mod utilisation;
 
 pub use cluster::{Cluster, Device, Link, NodeGroup};
 pub use communication::{Algorithm, BucketReduction, Codec, Coded, Communication, Reduction};
+pub use doubt::{Doubt, DoubtKind, DoubtedCell};
 pub use error::InputError;
-pub use job::{Convergence, Job, LearningRate, Objective, Optimizer, Precision};
+pub use job::{Convergence, Hyperparameter, Job, LearningRate, Objective, Optimizer, Precision};
 pub use model::{Activation, LayerKind, ModelSpec, Norm, Parameter, Positions, TensorSplit};
 pub use network::{Network, Path, Pattern, PatternTiming, SharedLink};
 pub use parse::{Check, SCHEMA_VERSION, fingerprint, to_json};
 pub use plan::{
-    Alternative, CodecVerdict, CollectiveShare, CostBreakdown, Estimate, MemoryBreakdown, ParallelStrategy,
-    PlacementReport, Plan, ProfileReference, Recompute, Rejection, ScheduleKind, SearchReport, Slowdown,
-    Stage, StageEstimate, StopReason,
+    Alternative, CodecVerdict, CollectiveShare, CostBreakdown, Estimate, MeasuredChoice, MemoryBreakdown,
+    ParallelStrategy, PlacementReport, Plan, ProfileReference, Recompute, Rejection, ScheduleKind,
+    SearchReport, Slowdown, Stage, StageEstimate, StopReason,
 };
 pub use profile::{
     CollectiveKind, DeviceKind, Engine, Environment, Machine, Pass, Profile, Sample, Segment, SegmentCost,
 };
-pub use run::{CodecProbe, OperationKind, RunRecord, Stream, TimelineEvent, ValidatedRun, Validation};
+pub use run::{
+    CodecProbe, OperationKind, RunRecord, Stream, TimelineEvent, ValidatedRun, Validation, Verdict,
+};
+pub use text::{one_line, printable};
 pub use units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Provenance, Seconds};
+pub use utilisation::{Peak, Utilisation};

@@ -1,6 +1,7 @@
 //! A model as a chain of layers: what each holds, and what each costs.
 
-use crate::units::{Flops, Seconds};
+use crate::profile::Segment;
+use crate::units::Flops;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -266,16 +267,26 @@ impl ModelSpec {
         })
     }
 
+    /// FLOPs of GEMMs in the forward of a segment at least, over all tensor ranks: of the attention core half, since a causal
+    /// kernel may skip what is masked.
+    pub fn least_forward_flops(&self, segment: Segment, tokens: u64, seq_len: u64) -> Flops {
+        let core = 2.0 * tokens as f64 * seq_len as f64 * self.query_width() as f64;
+        let block = || self.forward_flops(LayerKind::Block, tokens, seq_len).0;
+        let matrices = if self.activation == Activation::SwiGlu { 3.0 } else { 2.0 };
+        let mlp = 2.0 * tokens as f64 * matrices * f64::from(self.hidden) * f64::from(self.ffn);
+        Flops(match segment {
+            Segment::Attention => block() - mlp - core,
+            Segment::Mlp => mlp,
+            Segment::Logits => self.forward_flops(LayerKind::Head, tokens, seq_len).0,
+            _ => 0.0,
+        })
+    }
+
     /// FLOPs of a training step without recomputation: three forwards (Narayanan et al., SC'21, appendix).
     pub fn step_flops(&self, tokens: u64, seq_len: u64) -> Flops {
         let forward: Flops =
             self.chain().into_iter().map(|kind| self.forward_flops(kind, tokens, seq_len)).sum();
         forward * 3.0
-    }
-
-    /// Model FLOPs utilisation: useful FLOPs per second over what the devices could do (Chowdhery et al., PaLM, 2204.02311, appendix B).
-    pub fn mfu(&self, tokens: u64, seq_len: u64, step: Seconds, peak_flops_per_s: f64) -> f64 {
-        (self.step_flops(tokens, seq_len) / step).0 / peak_flops_per_s
     }
 }
 

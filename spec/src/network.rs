@@ -2,7 +2,7 @@
 
 use crate::cluster::{Cluster, Link};
 use crate::communication::Algorithm;
-use crate::error::{InputError, in_range, not_negative, positive};
+use crate::error::{InputError, in_range, not_negative, positive, rate};
 use crate::profile::Sample;
 use crate::units::{Bytes, BytesPerSecond, Provenance, Seconds};
 use schemars::JsonSchema;
@@ -190,8 +190,8 @@ impl Network {
             known = known.max(u64::from(*node) + 1);
         }
         for (index, link) in self.links.iter().enumerate() {
-            positive(&format!("links[{index}].bytes_per_s"), link.bytes_per_s.0)?;
-            positive(&format!("links[{index}].both_ways_bytes_per_s"), link.busy_rate().0)?;
+            rate(&format!("links[{index}].bytes_per_s"), link.bytes_per_s.0)?;
+            rate(&format!("links[{index}].both_ways_bytes_per_s"), link.busy_rate().0)?;
         }
         for (from, row) in self.paths.iter().enumerate() {
             in_range(&format!("paths[{from}]"), row.len() as u64, devices as u64, devices as u64)?;

@@ -1,6 +1,7 @@
 //! From bytes to checked values. Reading the bytes is the caller's business: this crate opens no file.
 
 use crate::error::InputError;
+use crate::survey::Survey;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -32,11 +33,71 @@ fn text<'a>(name: &str, bytes: &'a [u8], what: &str) -> Result<&'a str, InputErr
     Ok(text)
 }
 
-fn check_version(value: &serde_json::Value, what: &str) -> Result<(), InputError> {
-    match value.get("schema_version") {
+/// Values of the largest documents that are read straight into their types: the record of a step of thousands of micro-batches
+/// has a million.
+const MOST_VALUES: usize = 4_000_000;
+/// Values of documents that are kept as values, of which each takes some hundred bytes.
+const MOST_KEPT: usize = 500_000;
+
+/// Looks a document over: see [`Survey::of`].
+fn survey<'de, D: serde::Deserializer<'de>>(
+    name: &str,
+    most: usize,
+    document: D,
+) -> Result<Survey, Failed<D::Error>> {
+    let (mut survey, outcome) = Survey::of(most, document);
+    match (survey.refused.take(), outcome) {
+        (Some(error), _) => Err(Failed::Refused(if name.is_empty() { error } else { error.in_file(name) })),
+        (None, Err(error)) => Err(Failed::Notation(error)),
+        (None, Ok(())) => Ok(survey),
+    }
+}
+
+/// Why a survey came to no end.
+enum Failed<E> {
+    Refused(InputError),
+    /// The text is none of its notation.
+    Notation(E),
+}
+
+fn survey_json(name: &str, text: &str, what: &str, most: usize) -> Result<Survey, InputError> {
+    let mut document = serde_json::Deserializer::from_str(text);
+    let survey = survey(name, most, &mut document)
+        .and_then(|survey| document.end().map(|()| survey).map_err(Failed::Notation));
+    survey.map_err(|failed| match failed {
+        Failed::Refused(error) => error,
+        Failed::Notation(error) => not_json(&error, what).in_file(name),
+    })
+}
+
+fn not_json(error: &serde_json::Error, what: &str) -> InputError {
+    let problem = match error.classify() {
+        serde_json::error::Category::Eof => {
+            format!("the JSON ends too early, at line {} column {}", error.line(), error.column())
+        }
+        _ => format!("not valid JSON: {error}"),
+    };
+    InputError::new("", "", problem)
+        .hint(format!("give the whole {what} file; was it cut off while it was copied?"))
+}
+
+/// Looks over a document of any notation, as [`json`] does: its texts, its numbers, how many values it holds.
+///
+/// # Errors
+/// What no document may hold; inside is what is wrong with the notation, if anything.
+pub fn look_over<'de, D: serde::Deserializer<'de>>(document: D) -> Result<Result<(), D::Error>, InputError> {
+    match survey("", MOST_KEPT, document) {
+        Err(Failed::Refused(error)) => Err(error),
+        Err(Failed::Notation(error)) => Ok(Err(error)),
+        Ok(_) => Ok(Ok(())),
+    }
+}
+
+fn check_version(version: Option<&str>, what: &str) -> Result<(), InputError> {
+    match version {
         None => Err(InputError::new("schema_version", "", "is missing")
             .hint(format!("a {what} file of this release begins with schema_version = {SCHEMA_VERSION}"))),
-        Some(v) if v.as_u64() == Some(u64::from(SCHEMA_VERSION)) => Ok(()),
+        Some(v) if v == SCHEMA_VERSION.to_string() => Ok(()),
         Some(v) => {
             Err(InputError::new("schema_version", v, format!("this release reads version {SCHEMA_VERSION}"))
                 .hint(format!("make the {what} again with this release of autodist")))
@@ -47,17 +108,27 @@ fn check_version(value: &serde_json::Value, what: &str) -> Result<(), InputError
 /// Reads the path and value out of a typed failure, so that the message can name both.
 fn located(
     error: serde_path_to_error::Error<serde_json::Error>,
-    root: &serde_json::Value,
+    root: Option<&serde_json::Value>,
     what: &str,
 ) -> InputError {
     let path = error.path().to_string();
     let field = if path == "." { String::new() } else { path };
-    let value = lookup(root, &field)
+    let value = root
+        .and_then(|root| lookup(root, &field))
         .map(|v| if v.is_object() || v.is_array() { String::new() } else { v.to_string() });
     let inner = error.inner().to_string();
-    let problem = inner.split(" at line ").next().unwrap_or(&inner).to_owned();
-    InputError::new(field, value.unwrap_or_default(), problem)
-        .hint(format!("every field of a {what} file is described by `autodist schema {what}`"))
+    let problem = crate::text::one_line(inner.split(" at line ").next().unwrap_or(&inner));
+    InputError::new(field, value.unwrap_or_default(), problem).hint(described(what))
+}
+
+/// Where a kind of file is described.
+fn described(what: &str) -> String {
+    match what {
+        "model" | "cluster" | "job" | "profile" | "plan" | "run" | "validation" => {
+            format!("every field of a {what} file is described by `autodist schema {what}`")
+        }
+        _ => format!("every field of a {what} file is described in docs/files.md"),
+    }
 }
 
 fn lookup<'a>(root: &'a serde_json::Value, path: &str) -> Option<&'a serde_json::Value> {
@@ -71,42 +142,75 @@ fn lookup<'a>(root: &'a serde_json::Value, path: &str) -> Option<&'a serde_json:
     Some(value)
 }
 
+/// The parts of `T`'s files that are not in its type.
+fn check_outline<T: Check>(survey: &Survey) -> Result<(), InputError> {
+    if !survey.object {
+        return Err(InputError::new("", "", format!("a {} file holds one object", T::WHAT))
+            .hint(format!("see `autodist schema {}`", T::WHAT)));
+    }
+    if T::versioned() {
+        check_version(survey.version.as_deref(), T::WHAT)?;
+    }
+    Ok(())
+}
+
 pub(crate) fn from_value<T: DeserializeOwned + Check>(
     name: &str,
     value: serde_json::Value,
 ) -> Result<T, InputError> {
     if !value.is_object() {
         return Err(InputError::new("", "", format!("a {} file holds one object", T::WHAT))
-            .hint(format!("see `autodist schema {}`", T::WHAT))
+            .hint(described(T::WHAT))
             .in_file(name));
     }
-    if T::versioned() {
-        check_version(&value, T::WHAT).map_err(|e| e.in_file(name))?;
-    }
-    let parsed: T =
-        serde_path_to_error::deserialize(&value).map_err(|e| located(e, &value, T::WHAT).in_file(name))?;
+    let survey = match survey(name, MOST_KEPT, &value) {
+        Err(Failed::Refused(error)) => return Err(error),
+        Err(Failed::Notation(_)) => Survey::default(),
+        Ok(survey) => survey,
+    };
+    check_outline::<T>(&survey).map_err(|e| e.in_file(name))?;
+    let parsed: T = serde_path_to_error::deserialize(&value)
+        .map_err(|e| located(e, Some(&value), T::WHAT).in_file(name))?;
     parsed.check().map_err(|e| e.in_file(name))?;
     Ok(parsed)
 }
 
-/// Reads a JSON document that holds a `T`.
+/// Reads a JSON document that holds a `T`, straight into it.
+///
+/// # Errors
+/// Text that is no JSON, a text or a number of values that no document may have, another version, a field that is missing, unknown,
+/// of another type or out of its range.
 pub fn json<T: DeserializeOwned + Check>(name: &str, bytes: &[u8]) -> Result<T, InputError> {
-    from_value(name, json_value(name, bytes, T::WHAT)?)
+    let text = text(name, bytes, T::WHAT)?;
+    let survey = survey_json(name, text, T::WHAT, MOST_VALUES)?;
+    check_outline::<T>(&survey).map_err(|e| e.in_file(name))?;
+    let document = &mut serde_json::Deserializer::from_str(text);
+    let parsed: T = serde_path_to_error::deserialize(document).map_err(|error| {
+        // Only to show what stands there.
+        let value: Option<serde_json::Value> =
+            (survey.values <= MOST_KEPT).then(|| serde_json::from_str(text).ok()).flatten();
+        located(error, value.as_ref(), T::WHAT).in_file(name)
+    })?;
+    parsed.check().map_err(|e| e.in_file(name))?;
+    Ok(parsed)
 }
 
 /// Reads any JSON document; `what` names it in the error.
+///
+/// # Errors
+/// Text that is no JSON, a text or a number of values that no document may have.
 pub fn json_value(name: &str, bytes: &[u8], what: &str) -> Result<serde_json::Value, InputError> {
-    serde_json::from_str(text(name, bytes, what)?).map_err(|error| {
-        let problem = match error.classify() {
-            serde_json::error::Category::Eof => {
-                format!("the JSON ends too early, at line {} column {}", error.line(), error.column())
-            }
-            _ => format!("not valid JSON: {error}"),
-        };
-        InputError::new("", "", problem)
-            .hint(format!("give the whole {what} file; was it cut off while it was copied?"))
-            .in_file(name)
-    })
+    let text = text(name, bytes, what)?;
+    survey_json(name, text, what, MOST_KEPT)?;
+    serde_json::from_str(text).map_err(|error| not_json(&error, what).in_file(name))
+}
+
+/// The keys of a JSON document, without those of what it holds: enough to tell kinds of documents apart.
+///
+/// # Errors
+/// As [`json_value`].
+pub fn json_keys(name: &str, bytes: &[u8], what: &str) -> Result<Vec<String>, InputError> {
+    Ok(survey_json(name, text(name, bytes, what)?, what, MOST_VALUES)?.keys)
 }
 
 /// Reads a TOML document that holds a `T`.
@@ -117,8 +221,9 @@ pub fn toml<T: DeserializeOwned + Check>(name: &str, bytes: &[u8]) -> Result<T, 
 /// Reads any TOML document; `what` names it in the error.
 pub(crate) fn toml_value(name: &str, bytes: &[u8], what: &str) -> Result<serde_json::Value, InputError> {
     let example = || format!("see the example of a {what} file in docs/files.md");
-    let table: ::toml::Table = text(name, bytes, what)?.parse().map_err(|error: ::toml::de::Error| {
-        InputError::new("", "", format!("not valid TOML: {}", error.to_string().trim_end()))
+    let text = text(name, bytes, what)?;
+    let table: ::toml::Table = text.parse().map_err(|error: ::toml::de::Error| {
+        InputError::new("", "", format!("not valid TOML: {}", shown(&error, text)))
             .hint(example())
             .in_file(name)
     })?;
@@ -129,9 +234,28 @@ pub(crate) fn toml_value(name: &str, bytes: &[u8], what: &str) -> Result<serde_j
             .hint("give a finite number")
             .in_file(name));
     }
-    serde_json::to_value(&table).map_err(|error| {
+    let value = serde_json::to_value(&table).map_err(|error| {
         InputError::new("", "", format!("not a {what}: {error}")).hint(example()).in_file(name)
-    })
+    })?;
+    match survey(name, MOST_KEPT, &value) {
+        Err(Failed::Refused(error)) => Err(error),
+        // A value has no notation to break.
+        Err(Failed::Notation(_)) | Ok(_) => Ok(value),
+    }
+}
+
+/// An error of the TOML parser, which shows the line; without it where that is long.
+fn shown(error: &::toml::de::Error, text: &str) -> String {
+    const LONG: usize = 160;
+    let whole = error.to_string();
+    if whole.lines().all(|line| line.len() <= LONG) {
+        return whole.trim_end().to_owned();
+    }
+    let at = error.span().map_or(0, |span| span.start).min(text.len());
+    let before = &text.as_bytes()[..at];
+    let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
+    let column = 1 + before.iter().rev().take_while(|byte| **byte != b'\n').count();
+    format!("line {line}, column {column}: {}", error.message())
 }
 
 /// Path and value of the first number that is not finite.
@@ -148,12 +272,28 @@ fn not_finite(value: &::toml::Value, path: String) -> Option<(String, f64)> {
     }
 }
 
-/// The document as text: pretty JSON with a newline at its end.
+/// The document as text: pretty JSON with a newline at its end. Control characters that JSON lets pass are escaped as well:
+/// a document may be printed on a terminal.
 pub fn to_json<T: Serialize>(value: &T) -> String {
     let mut text =
         serde_json::to_string_pretty(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
+    if text.contains(drives) {
+        // They stand in strings alone: all else of JSON is printable ASCII.
+        text = text.chars().fold(String::with_capacity(text.len()), |mut escaped, c| {
+            match c {
+                c if drives(c) => escaped += &format!("\\u{:04x}", u32::from(c)),
+                c => escaped.push(c),
+            }
+            escaped
+        });
+    }
     text.push('\n');
     text
+}
+
+/// What is no text: control characters but for line feeds, and what turns the direction of writing.
+fn drives(c: char) -> bool {
+    c != '\n' && crate::text::is_hidden(c)
 }
 
 /// A short stable name for a value: the first 16 hex digits of the SHA-256 of its JSON.

@@ -8,7 +8,9 @@ use crate::model::ModelSpec;
 use crate::network::Pattern;
 use crate::parse::Check;
 use crate::profile::{DeviceKind, Engine};
+use crate::run::Verdict;
 use crate::units::{Bytes, Provenance, Seconds};
+use crate::utilisation::Utilisation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -296,8 +298,13 @@ pub struct Estimate {
     pub step_time_s: Seconds,
     /// Half-width of the interval that should hold the measured median step time.
     pub step_time_spread_s: Seconds,
+    /// What the step's work would take less if every segment and update were priced at its median: those that are not known
+    /// to ±25 % are priced at the top of their intervals.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub caution_s: Seconds,
     pub tokens_per_s: f64,
-    /// Model FLOPs utilisation; absent where the device's peak is unknown.
+    /// Model FLOPs utilisation, a part of 1: of the published peak of the device in the job's arithmetic, with attention's
+    /// GEMMs counted in full. Absent where no peak is published. Older plans stand on a measured rate instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mfu: Option<f64>,
     /// Of the fullest device.
@@ -317,6 +324,11 @@ pub struct Estimate {
     /// Time to the loss that the job's `convergence` is about; absent where it says nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_to_loss_s: Option<Seconds>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(time: &Seconds) -> bool {
+    *time == Seconds::ZERO
 }
 
 /// Steps to a loss over those of exact, synchronous training (phi). Measured by `validate --probe`; otherwise a prior of
@@ -483,6 +495,33 @@ pub struct Plan {
     pub codecs: Vec<CodecVerdict>,
     /// The profile that the estimate stands on.
     pub profile: ProfileReference,
+    /// What `tune` or `validate` measured: the plan is then the fastest of those that were trained, whatever the search
+    /// (`search`) put first, and the alternatives follow in measured order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<MeasuredChoice>,
+}
+
+/// How a plan came to be the first of its document by measurement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MeasuredChoice {
+    /// Of this plan, at the speed that the machine had when it was profiled.
+    pub step_time_s: Seconds,
+    /// Half-width of that median's 95 % interval.
+    pub step_time_spread_s: Seconds,
+    /// Plans that were trained and compared, this one among them.
+    pub plans: u32,
+    /// Label of the plan that was first before.
+    pub first_choice: String,
+    /// What the measurement says of that one; absent where it did not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// Why this plan is the first: "measured fastest: 677 ms; the planner's first choice, …, took 761 ms".
+    pub reason: String,
+    /// Ways of training whose predictions the measurement refuted while they stood first, or that it found faster than the
+    /// first: the cells of the profile that they stand on are in doubt, and `tune` measures them again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refuted: Vec<ParallelStrategy>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -508,6 +547,42 @@ pub struct ProfileReference {
 }
 
 impl Plan {
+    /// How fast a device computes at that step time, of this plan or of an alternative.
+    pub fn utilisation(&self, estimate: &Estimate) -> Option<Utilisation> {
+        let device = &self.cluster.nodes.first()?.device;
+        let mut all =
+            Utilisation::of(&self.model, &self.job, device, self.strategy.devices(), estimate.step_time_s);
+        if self.profile.emulated {
+            // Its devices stand for others, and only take as long.
+            all.peak = None;
+        }
+        all.achieved.0.is_finite().then_some(all)
+    }
+
+    /// Corrects model FLOPs utilisation that stands on another rate than a published peak: that of emulated devices, and
+    /// that of older plans, which took the rate of the profile's fastest GEMM for a peak.
+    pub fn correct_mfu(&mut self) {
+        let measured = self.cluster.nodes.iter().any(|group| group.device.measured_rate().is_some());
+        let corrected = |estimate: &Estimate| match estimate.mfu {
+            Some(_) if self.profile.emulated => None,
+            Some(_) if measured => self.utilisation(estimate).and_then(|all| all.mfu()),
+            mfu => mfu.filter(|mfu| *mfu <= 1.0),
+        };
+        let own = corrected(&self.estimate);
+        let others: Vec<_> = self.alternatives.iter().map(|other| corrected(&other.estimate)).collect();
+        self.estimate.mfu = own;
+        for (other, mfu) in self.alternatives.iter_mut().zip(others) {
+            other.estimate.mfu = mfu;
+        }
+        if !self.profile.emulated {
+            for group in &mut self.cluster.nodes {
+                if group.device.measured_rate().is_some() {
+                    group.device.peak_flops_per_s = None;
+                }
+            }
+        }
+    }
+
     /// The cluster that ranks stand for, where devices and links are emulated.
     pub fn emulated(&self) -> Option<&Cluster> {
         self.profile.emulated.then_some(&self.cluster)
@@ -517,6 +592,37 @@ impl Plan {
     pub fn emulated_flops_per_s(&self) -> Option<f64> {
         let peak = self.cluster.nodes.first()?.device.peak_flops_per_s?;
         self.profile.emulated.then_some(peak.0)
+    }
+}
+
+impl Plan {
+    /// Plans of the document: its choice and the alternatives.
+    pub fn count(&self) -> usize {
+        1 + self.alternatives.len()
+    }
+
+    /// The same document with its `number`-th plan first: 1 is the choice, 2 the first alternative. What was said of the
+    /// choice alone is left out. `None` where there are fewer.
+    #[must_use]
+    pub fn nth(&self, number: usize) -> Option<Self> {
+        if number == 1 {
+            return Some(self.clone());
+        }
+        let mut plan = self.clone();
+        let index = number.checked_sub(2).filter(|index| *index < plan.alternatives.len())?;
+        let Alternative { strategy, stages, estimate, .. } = plan.alternatives.remove(index);
+        let first = Alternative {
+            strategy: std::mem::replace(&mut plan.strategy, strategy),
+            stages: std::mem::replace(&mut plan.stages, stages),
+            estimate: std::mem::replace(&mut plan.estimate, estimate),
+            reason: "plan 1 of the document".to_owned(),
+        };
+        plan.alternatives.insert(0, first);
+        plan.micro_batches = plan.strategy.micro_batches(plan.job.global_batch);
+        plan.collectives.clear();
+        plan.codecs.clear();
+        (plan.placement, plan.measured) = (None, None);
+        Some(plan)
     }
 }
 
@@ -535,6 +641,19 @@ impl Check for Plan {
         finite("search.gap", self.search.gap)?;
         for (index, alternative) in self.alternatives.iter().enumerate() {
             alternative.check().map_err(|e| e.under(&format!("alternatives[{index}]")))?;
+        }
+        self.measured.as_ref().map_or(Ok(()), |measured| measured.check().map_err(|e| e.under("measured")))
+    }
+}
+
+impl MeasuredChoice {
+    fn check(&self) -> Result<(), InputError> {
+        positive("step_time_s", self.step_time_s.0)?;
+        not_negative("step_time_spread_s", self.step_time_spread_s.0)?;
+        for (index, strategy) in self.refuted.iter().enumerate() {
+            let at = format!("refuted[{index}]");
+            strategy.check().map_err(|e| e.under(&at))?;
+            strategy.communication.check(&format!("{at}.communication"))?;
         }
         Ok(())
     }
@@ -582,6 +701,7 @@ impl Estimate {
     pub fn check(&self) -> Result<(), InputError> {
         positive("step_time_s", self.step_time_s.0)?;
         not_negative("step_time_spread_s", self.step_time_spread_s.0)?;
+        not_negative("caution_s", self.caution_s.0)?;
         positive("tokens_per_s", self.tokens_per_s)?;
         not_negative("mfu", self.mfu.unwrap_or(0.0))?;
         not_negative("lower_bound_s", self.lower_bound_s.0)?;

@@ -2,7 +2,8 @@
 
 use crate::cluster::Cluster;
 use crate::communication::{Codec, Coded};
-use crate::error::{InputError, bytes, finite, in_range, not_negative};
+use crate::doubt::Doubt;
+use crate::error::{InputError, bytes, finite, in_range, not_negative, positive};
 use crate::job::{Optimizer, Precision};
 use crate::model::ModelSpec;
 use crate::network::Network;
@@ -31,6 +32,22 @@ pub enum Segment {
     Loss,
 }
 
+impl Segment {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Embedding => "embedding",
+            Self::AttentionNorm => "attention norm",
+            Self::Attention => "attention",
+            Self::MlpNorm => "MLP norm",
+            Self::Mlp => "MLP",
+            Self::FinalNorm => "final norm",
+            Self::Logits => "logits",
+            Self::Normalizer => "normalizer",
+            Self::Loss => "loss",
+        }
+    }
+}
+
 /// Which way a segment is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
 #[serde(rename_all = "snake_case")]
@@ -39,6 +56,16 @@ pub enum Pass {
     /// A forward that is run again just before the backward.
     Recompute,
     Backward,
+}
+
+impl Pass {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Recompute => "recompute",
+            Self::Backward => "backward",
+        }
+    }
 }
 
 /// Median of repeated timings, with a 95 % confidence interval of the median.
@@ -120,6 +147,16 @@ pub enum CollectiveKind {
     AllReduce,
     ReduceScatter,
     AllGather,
+}
+
+impl CollectiveKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AllReduce => "all-reduce",
+            Self::ReduceScatter => "reduce-scatter",
+            Self::AllGather => "all-gather",
+        }
+    }
 }
 
 /// A collective over one group while all other groups of the same kind do the same.
@@ -289,6 +326,10 @@ pub struct AcceleratorPath {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Hardware {
+    /// Rate of the fastest GEMM of this model's shapes that one rank ran alone. It is no peak of the device: small GEMMs
+    /// are bound by launches and memory, and other load takes its share. Absent in older profiles.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fastest_gemm_flops_per_s: Option<FlopsPerSecond>,
     /// Matrix products of the model's shapes.
     pub products: Vec<ProductCost>,
     pub copies: Vec<CopyCost>,
@@ -369,6 +410,9 @@ pub struct Environment {
     /// those of the first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub machines: Vec<Machine>,
+    // Written as one line each: drivers and ranks say what they like.
+    #[serde(serialize_with = "crate::text::serialize_lines")]
+    #[schemars(with = "Vec<String>")]
     pub warnings: Vec<String>,
 }
 
@@ -436,8 +480,13 @@ pub struct Profile {
     /// segments and updates are brought. 0 where it is unknown.
     #[serde(default)]
     pub reference_s: Seconds,
-    /// Relative difference between two runs of the same plan: what no model can predict away.
-    pub repeatability: f64,
+    /// Relative difference between two runs of the same plan: what no model can predict away. Absent where every plan
+    /// was run in one round only: then it is not known.
+    #[serde(default)]
+    pub repeatability: Option<f64>,
+    /// Measurements that are not believed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub doubts: Vec<Doubt>,
 }
 
 impl Check for Profile {
@@ -522,12 +571,34 @@ impl Check for Profile {
         }
         self.sharding.as_ref().map_or(Ok(()), |sample| sample.check("sharding"))?;
         self.step_overhead.check("step_overhead")?;
-        not_negative("repeatability", self.repeatability)
+        for (index, doubt) in self.doubts.iter().enumerate() {
+            doubt.check(&format!("doubts[{index}]"))?;
+        }
+        self.repeatability.map_or(Ok(()), |value| not_negative("repeatability", value))
+    }
+}
+
+impl Profile {
+    /// How much two runs of one plan differ, relative; `None` where it was not measured. Profiles of earlier versions say 0
+    /// then, which no two real runs do.
+    pub fn noise(&self) -> Option<f64> {
+        self.repeatability.filter(|value| *value > 0.0)
+    }
+}
+
+impl Profile {
+    /// Rate of the fastest GEMM of this model's shapes; older profiles have it among the figures of the device.
+    pub fn fastest_gemm(&self) -> Option<FlopsPerSecond> {
+        let older = || self.cluster.nodes.first()?.device.measured_rate();
+        self.hardware.fastest_gemm_flops_per_s.or_else(|| older().filter(|_| !self.environment.emulated))
     }
 }
 
 impl Hardware {
     fn check(&self) -> Result<(), InputError> {
+        if let Some(rate) = self.fastest_gemm_flops_per_s {
+            positive("hardware.fastest_gemm_flops_per_s", rate.0)?;
+        }
         for (index, product) in self.products.iter().enumerate() {
             let at = |field: &str| format!("hardware.products[{index}].{field}");
             for (field, size) in [("m", product.m), ("n", product.n), ("k", product.k)] {

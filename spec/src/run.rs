@@ -119,6 +119,29 @@ pub struct BucketCompression {
     pub fallback: Option<Fallback>,
 }
 
+/// That a training ended before its last step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Ended {
+    /// Steps that are done, from the start: the next would have been this one.
+    pub step: u32,
+    pub reason: String,
+}
+
+/// What a record is of, where a plan was trained in several rounds (`validate`): what goes on with it compares this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rounds {
+    /// Rounds whose steps are in the record.
+    pub done: u32,
+    /// Rounds in all.
+    pub of: u32,
+    /// Measured steps of each round.
+    pub steps: u32,
+    /// Of model, job, profile and data.
+    pub fingerprint: String,
+}
+
 /// One real training run of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -130,6 +153,9 @@ pub struct RunRecord {
     #[serde(default)]
     pub precision: Precision,
     pub environment: Environment,
+    /// In the order in which they were trained. `validate` trains a plan in several rounds, each from the same start: step
+    /// numbers then begin again, and of later rounds the warm-up is left out.
+    /// Of more than 262144 every second is there, or every fourth, and so on, and the last.
     pub steps: Vec<StepRecord>,
     /// Steps before this one are warm-up and in no statistic.
     pub warmup_steps: u32,
@@ -139,13 +165,25 @@ pub struct RunRecord {
     /// Buckets whose gradients lost something on the wire.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub compression: Vec<BucketCompression>,
-    /// Operations of the step whose time was nearest the median.
+    /// Operations of a typical step: of some steps, evenly spaced, the one whose time was nearest their median. Empty
+    /// where a rank has more than 65536 of them, and where the training ended early.
     pub timeline: Vec<TimelineEvent>,
+    /// Absent where the plan was trained once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounds: Option<Rounds>,
+    /// Absent where all steps were made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Ended>,
 }
 
 impl RunRecord {
     pub fn peak_memory(&self) -> Bytes {
         self.ranks.iter().map(|r| r.peak_memory_bytes).max().unwrap_or_default()
+    }
+
+    /// The trainings that the steps are of: one, or a round each where step numbers begin again.
+    pub fn rounds(&self) -> impl Iterator<Item = &[StepRecord]> {
+        self.steps.chunk_by(|one, next| one.step < next.step)
     }
 }
 
@@ -194,6 +232,30 @@ impl Check for RunRecord {
     }
 }
 
+/// What a measurement says of a prediction. Both are intervals: the prediction's bar is `bar_s` to either side of it, the
+/// measurement's noise its 95 % interval. How they are made: `src/verdict.rs`, docs/validation.md.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// All of the measured interval lies within the bar.
+    Holds,
+    /// The measured interval crosses the bar's edge: the difference cannot be told from noise.
+    WithinNoise,
+    /// All of the measured interval lies beyond the bar.
+    Refuted,
+}
+
+impl Verdict {
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Holds => "holds",
+            Self::WithinNoise => "within noise",
+            Self::Refuted => "REFUTED",
+        }
+    }
+}
+
 /// Measured beside predicted, for one plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -202,6 +264,13 @@ pub struct ValidatedRun {
     pub strategy: ParallelStrategy,
     pub measured: Measured,
     pub predicted: Estimate,
+    /// Of the prediction, at the speed that the machine had when it was profiled; absent in files of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// What the prediction may be off by, seconds to either side: its own interval, and the cost model's known error on
+    /// such machines; at most half of it. 0 in files of earlier releases.
+    #[serde(default)]
+    pub bar_s: Seconds,
     /// `predicted / measured - 1` of the step time as it was timed.
     pub step_time_error: f64,
     /// The same at the speed that the machine had when it was profiled: `predicted / measured.adjusted_step_time_s - 1`.
@@ -228,6 +297,7 @@ pub struct Measured {
     /// Half-width of that median's 95 % interval.
     pub adjusted_step_time_spread_s: Seconds,
     pub peak_memory_bytes: Bytes,
+    /// Of the last step of the first round, the warm-up counted in: nats per token after so few steps.
     pub final_loss: f64,
     pub steps: u32,
 }
@@ -237,14 +307,22 @@ pub struct Measured {
 #[serde(deny_unknown_fields)]
 pub struct Validation {
     pub schema_version: u32,
-    /// In the planner's order: the first is its choice.
+    /// In the planner's order: the first is its choice, if that ran.
     pub runs: Vec<ValidatedRun>,
+    /// Of the planner's choice: `refuted` also where a plan that it was preferred to is faster beyond both runs' noise
+    /// (`beaten_by`), `within_noise` also where one is faster by less. Absent where the choice did not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// Label of the fastest plan, where it beats the planner's choice beyond both runs' noise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beaten_by: Option<String>,
     /// Median |step_time_error|: as timed.
     pub median_error: f64,
     /// Median |adjusted_error|: at the speed that the machine had when it was profiled.
     pub median_adjusted_error: f64,
-    /// Of the planner's choice, all plans at one speed of the machine.
-    pub regret: f64,
+    /// Of the planner's choice, all plans at one speed of the machine; absent where the choice did not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regret: Option<f64>,
     /// How well the predictions order the plans; absent with fewer than two runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreement: Option<Agreement>,
@@ -254,9 +332,12 @@ pub struct Validation {
     /// What codecs cost in steps (`--probe`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub probes: Vec<CodecProbe>,
-    /// Plans that were predicted but could not be run, with the reason.
+    /// Plans that were predicted but could not be run, or not in all rounds (they are among the runs, too), with the reason.
     #[serde(default)]
     pub failed: Vec<FailedRun>,
+    /// Why the validation ended before all plans were trained in all rounds; absent where they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<String>,
 }
 
 /// Predictions against measurements over many plans, all at one speed of the machine. Plans whose measured times differ
@@ -318,7 +399,27 @@ pub struct CodecGain {
 #[serde(deny_unknown_fields)]
 pub struct FailedRun {
     pub label: String,
+    // Written as one line: what a rank said at its end may have several.
+    #[serde(serialize_with = "crate::text::serialize_joined")]
+    #[schemars(with = "String")]
     pub reason: String,
+}
+
+impl Validation {
+    /// Whether nothing was measured and nothing failed: it ended before anything began.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.failed.is_empty() && self.probes.is_empty()
+    }
+
+    /// The run of the planner's choice; `None` where it did not run.
+    pub fn choice(&self) -> Option<&ValidatedRun> {
+        self.regret.and_then(|_| self.runs.first())
+    }
+
+    /// Why the planner's choice did not run; `None` where it did.
+    pub fn choice_failed(&self) -> Option<&FailedRun> {
+        if self.regret.is_some() { None } else { self.failed.first() }
+    }
 }
 
 impl Check for Validation {
@@ -335,7 +436,7 @@ impl Check for Validation {
         }
         not_negative("median_error", self.median_error)?;
         not_negative("median_adjusted_error", self.median_adjusted_error)?;
-        not_negative("regret", self.regret)
+        self.regret.map_or(Ok(()), |regret| not_negative("regret", regret))
     }
 }
 
@@ -350,6 +451,7 @@ impl ValidatedRun {
         bytes("measured.peak_memory_bytes", self.measured.peak_memory_bytes)?;
         finite("measured.final_loss", self.measured.final_loss)?;
         self.predicted.check().map_err(|e| e.under("predicted"))?;
+        not_negative("bar_s", self.bar_s.0)?;
         finite("step_time_error", self.step_time_error)?;
         finite("adjusted_error", self.adjusted_error)?;
         finite("peak_memory_error", self.peak_memory_error)?;

@@ -126,6 +126,9 @@ fn digits(value: f64) -> String {
 }
 
 fn scaled(f: &mut fmt::Formatter<'_>, value: f64, base: f64, units: &[&str]) -> fmt::Result {
+    if value == 0.0 {
+        return f.pad(&format!("0 {}", units[0]));
+    }
     let mut scaled = value;
     let mut index = 0;
     while scaled.abs() >= base && index + 1 < units.len() {
@@ -138,7 +141,9 @@ fn scaled(f: &mut fmt::Formatter<'_>, value: f64, base: f64, units: &[&str]) -> 
 impl fmt::Display for Seconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let magnitude = self.0.abs();
-        let text = if magnitude >= 1.0 || magnitude == 0.0 {
+        let text = if magnitude == 0.0 {
+            "0 s".to_owned()
+        } else if magnitude >= 1.0 {
             format!("{} s", digits(self.0))
         } else if magnitude >= 1e-3 {
             format!("{} ms", digits(self.0 * 1e3))
@@ -222,6 +227,8 @@ mod tests {
             (Bytes(3 << 30).to_string(), "3.00 GiB"),
             (BytesPerSecond(2.5e10).to_string(), "25.0 GB/s"),
             (FlopsPerSecond(3.12e14).to_string(), "312 TFLOP/s"),
+            (Seconds(0.0).to_string(), "0 s"),
+            (Bytes(0).to_string(), "0 B"),
         ];
         for (shown, expected) in cases {
             assert_eq!(shown, expected);

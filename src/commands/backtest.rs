@@ -9,7 +9,7 @@ use autodist_analytic::table::{self, Row};
 use autodist_analytic::{
     Calibration, Fold, Parameters, Work, backtest, cross_validated_bars, errors, fit, reserve, sets,
 };
-use autodist_spec::{Bytes, Seconds, to_json};
+use autodist_spec::{Bytes, Seconds, one_line, to_json};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -81,13 +81,13 @@ fn measured_plans(path: &Path, json: bool) -> Result<(), Failure> {
             Ok(plan) => writeln!(
                 text,
                 "{:<52} {:>9}  {:>8}  {:>9}  {:>8}",
-                plan.id,
+                one_line(&plan.id),
                 Seconds(plan.predicted_s).to_string(),
                 percent(plan.error),
                 Bytes(plan.predicted_memory_bytes as u64).to_string(),
                 percent(plan.memory_error)
             ),
-            Err(reason) => writeln!(text, "refused: {reason}"),
+            Err(reason) => writeln!(text, "refused: {}", one_line(reason)),
         };
     }
     for (name, of) in
@@ -125,10 +125,10 @@ fn text(result: &Backtest) -> String {
                 let error = error.map_or(String::new(), |error| format!("{:+.1} %", 100.0 * error));
                 format!("{measured:>12}  {predicted_s:>10.4} s  {error:>8}  {}", assumptions.join("; "))
             }
-            (Answer::Refused { reason }, _) => format!("refused: {reason}"),
+            (Answer::Refused { reason }, _) => format!("refused: {}", one_line(reason)),
         };
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{:<22} {line}", row.id);
+        let _ = writeln!(text, "{:<22} {line}", one_line(&row.id));
     }
     let summary = &result.summary;
     let _ = writeln!(
@@ -162,11 +162,11 @@ fn text(result: &Backtest) -> String {
     if let Some(choices) = &summary.choices {
         let _ = writeln!(
             text,
-            "{} choice sets: regret of the predicted best {:.1} % in the mean, {:.1} % at most; Kendall tau {:.2}; inside a set errors scatter by {:.1} %",
+            "{} choice sets: regret of the predicted best {:.1} % in the mean, {:.1} % at most; Kendall tau {}; inside a set errors scatter by {:.1} %",
             choices.sets.len(),
             100.0 * choices.mean_regret,
             100.0 * choices.max_regret,
-            choices.mean_kendall_tau,
+            choices.mean_kendall_tau.map_or("-".to_owned(), |tau| format!("{tau:.2}")),
             100.0 * choices.median_scatter
         );
     }
@@ -180,9 +180,9 @@ fn part_line(part: &Part) -> String {
     };
     format!(
         "{:<16} {:<25} {:<9} {:>5} {:>4}  {:>7} {:>7} {:>7} {:>7}   {:>7} {:>7}",
-        part.group,
-        part.device,
-        part.precision,
+        one_line(&part.group),
+        one_line(&part.device),
+        one_line(&part.precision),
         part.rows,
         part.refused,
         of(&part.errors, |e| e.bias),

@@ -5,7 +5,7 @@ use crate::cli::CalibrateArgs;
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::{Calibration, Fold, Parameters, fit, usual_fold};
-use autodist_spec::InputError;
+use autodist_spec::{Check, InputError, one_line};
 use std::fmt::Write;
 
 pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
@@ -17,7 +17,7 @@ pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
         let reason = rows.iter().find_map(|row| row.run.as_ref().err());
         let problem = format!("has {usable} runs that a fit can use, of {}", rows.len());
         let hint = reason.map_or("give measured runs of dense models in 16 or 8 bits".to_owned(), |r| {
-            format!("one line: {r}")
+            format!("one line: {}", one_line(r))
         });
         return Err(InputError::new("", "", problem).in_file(&file).hint(hint).into());
     }
@@ -31,7 +31,14 @@ pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
         "# Efficiencies of training runs, fitted by `autodist calibrate`. What each number is: docs/files.md.\n\n",
     );
     content.push_str(&calibration.to_toml());
-    output::write(&args.output, content.as_bytes())?;
+    // What is written can be read again.
+    calibration.check().map_err(|error| {
+        let problem = format!("the fit's `{}` would be `{}`: {}", error.field, error.value, error.problem);
+        let hint =
+            "look for runs whose time or sizes are out of all proportion; `autodist backtest` shows each";
+        InputError::new("", "", problem).hint(hint).in_file(&file)
+    })?;
+    let written = output::write(&args.output, content.as_bytes());
 
     let mut text = format!(
         "{usable} of {} rows fitted; left out of the fit, their median error is {:.1} %, and nine of ten lie within {:.1} %\n\n",
@@ -47,6 +54,10 @@ pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
             let _ = writeln!(text, "  {name:<20} {value:>10.4}  was {was:.4}");
         }
     }
-    let _ = writeln!(text, "\nwrote {}", args.output.display());
-    output::print(&text)
+    let _ = match &written {
+        Ok(()) => writeln!(text, "\nwrote {}", args.output.display()),
+        // It took minutes: who reads this may keep it.
+        Err(_) => write!(text, "\nnot written to {}:\n{content}", args.output.display()),
+    };
+    output::print_with(&text, written)
 }

@@ -59,9 +59,8 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
             plan
         }
     };
-    super::plan::write(&plan, args.output.as_deref())?;
-    output::print(&if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) + &beside })?;
-    Ok(())
+    let text = if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) + &beside };
+    output::print_with(&text, super::plan::write(&plan, args.output.as_deref()))
 }
 
 /// What is wrong with a configuration that somebody has: the best of the same space, and what it saves.
@@ -92,16 +91,23 @@ fn of_flags(args: &EstimateArgs, given: Option<&Given>, prices: &Prices) -> Resu
         }
         Some(given) => {
             let model = given.model(args.model.as_deref(), Some(&prices.profile.model))?;
-            let mut job = input::job(&given.job_flags(&args.job), None, measured.0, measured.1)?;
-            given.complete(&mut job)?;
-            let mut strategy = input::strategy(&given.strategy(&args.strategy), devices)?;
+            let blame = |failure| given.blame(args, failure);
+            let mut job =
+                input::job(&given.job_flags(&args.job), None, measured.0, measured.1).map_err(blame)?;
+            given.complete(&mut job).map_err(blame)?;
+            let mut strategy = input::strategy(&given.strategy(&args.strategy), devices).map_err(blame)?;
             given.code(&mut strategy);
             (model.clone(), job, strategy, given.stages(&args.strategy, &model))
         }
     };
     check_prices(prices, &model, &job)?;
     let planner = Planner::new(&model, &prices.cluster, &job, &prices.profile);
-    let mut plan = planner.given(&strategy, stages.as_deref()).map_err(|error| refused(&strategy, error))?;
+    let blame = |failure| match given {
+        Some(given) => given.blame(args, failure),
+        None => failure,
+    };
+    let mut plan =
+        planner.given(&strategy, stages.as_deref()).map_err(|error| blame(refused(&strategy, error)))?;
     plan.profile.path = prices.path.display().to_string();
     Ok(plan)
 }

@@ -1,9 +1,10 @@
 //! `autodist estimate --best`: the fastest layouts of a job on a cluster that nobody measured.
 
-use super::estimate_unmeasured::{Asked, document, text as text_of, utilisation};
+use super::estimate_unmeasured::{Asked, document, sound, text as text_of, utilisation};
 use crate::failure::Failure;
 use crate::output;
 use autodist_analytic::{Estimate, Fixed, Found, Parameters, Run, search};
+use autodist_spec::error::in_range;
 use autodist_spec::{Bytes, InputError, Plan, to_json};
 use std::fmt::Write;
 
@@ -33,6 +34,17 @@ impl Best {
                 return Err(error.hint("leave it out").into());
             }
         }
+        for (flag, degree) in [("--tp", flags.tp), ("--cp", flags.cp), ("--pp", flags.pp), ("--dp", flags.dp)]
+        {
+            if let Some(value) = degree.filter(|degree| *degree == 0 || !devices.is_multiple_of(*degree)) {
+                let error = InputError::new(flag, value, format!("does not divide the {devices} devices"));
+                return Err(error.hint("choose a divisor, or leave the flag out: it is searched").into());
+            }
+        }
+        for (flag, value) in [("--vpp", flags.vpp), ("--ep", flags.ep), ("--micro-batch", flags.micro_batch)]
+        {
+            in_range(flag, u64::from(value.unwrap_or(1)), 1, 1 << 20)?;
+        }
         let fixed = Fixed {
             tensor: flags.tp,
             context: flags.cp,
@@ -46,6 +58,7 @@ impl Best {
             sequence_parallel: flags.sp,
         };
         let found = search(&asked.run, devices, &fixed, parameters, error_bar, keep);
+        found.best.iter().try_for_each(|(run, estimate)| sound(run, estimate))?;
         if !found.best.is_empty() {
             return Ok(Self { found, devices });
         }
@@ -68,7 +81,7 @@ impl Best {
                 ))
             }
         };
-        Err(error.into())
+        Err(Failure::Infeasible(error.to_string()))
     }
 
     /// The plan of the fastest of the listed layouts that have one.
@@ -110,19 +123,23 @@ impl Best {
     pub fn text(&self, source: &str) -> String {
         let found = &self.found;
         let (best, estimate) = &found.best[0];
+        let peak = utilisation(best, estimate).peak;
+        let peak = peak.map(|peak| format!(" (MFU is of {peak})")).unwrap_or_default();
         let mut text = format!(
-            "{} layouts of {} devices, {} of which do not fit; the fastest:\n\n{:>10}  {:>9}  {:>7}  {:>9}  flags\n",
-            found.considered, self.devices, found.too_large, "step", "tokens/s", "of peak", "memory"
+            "{} layouts of {} devices, {} of which do not fit; the fastest{}:\n\n{:>10}  {:>9}  {:>7}  {:>9}  flags\n",
+            found.considered, self.devices, found.too_large, peak, "step", "tokens/s", "MFU", "memory"
         );
         for (run, estimate) in &found.best {
             let tokens = f64::from(run.global_batch) * f64::from(run.seq_len);
+            let mfu = utilisation(run, estimate).mfu();
+            let mfu = mfu.map_or_else(|| "-".to_owned(), |mfu| format!("{:.1} %", 100.0 * mfu));
             // Writing to a String cannot fail.
             let _ = writeln!(
                 text,
-                "{:>10}  {:>9.0}  {:>5.1} %  {:>9}  {}",
+                "{:>10}  {:>9.0}  {:>7}  {:>9}  {}",
                 estimate.step.to_string(),
                 tokens / estimate.step.0 / f64::from(self.devices),
-                100.0 * utilisation(run, estimate),
+                mfu,
                 Bytes(estimate.memory.total() as u64).to_string(),
                 flags(run)
             );

@@ -1,24 +1,30 @@
 //! `autodist estimate` of a cluster that nobody measured: by the figures of its devices and links.
 
 use super::estimate_best::Best;
-use super::{DEFAULT_MODEL, from_trainer, unmeasured_plan};
-use crate::cli::{EstimateArgs, RecomputeArg, StrategyArgs};
+use super::from_trainer::{self, Given};
+use super::{DEFAULT_MODEL, unmeasured_plan};
+use crate::cli::{EstimateArgs, JobArgs, RecomputeArg, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::{
     Calibration, Estimate, Layout, Machine, Memory, Parameters, Recompute, Run, Shape, Trainer, catalog,
 };
 use autodist_hardware::Dtype;
-use autodist_spec::error::in_range;
-use autodist_spec::{Bytes, InputError, Job, ModelSpec, Precision, to_json};
+use autodist_spec::error::{in_range, not_negative};
+use autodist_spec::{
+    Bytes, FlopsPerSecond, InputError, Job, ModelSpec, Plan, Precision, Utilisation, to_json,
+};
 use std::fmt::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
     let catalogue = input::catalogue(&args.catalogue)?;
+    let source = input::cluster_source(cluster);
     let cluster = input::cluster_of(cluster, &catalogue)?;
-    let mut machine = Machine::of_cluster(&cluster, &catalogue)?;
+    let mut machine = Machine::of_cluster(&cluster, &catalogue).map_err(|error| error.in_file(source))?;
     if let Some(bytes) = args.price.device_memory {
+        in_range("--device-memory", bytes, 1 << 20, 1 << 50)?;
         machine.memory = Bytes(bytes);
     }
     let (parameters, calibration, source) = match &args.calibration {
@@ -38,31 +44,77 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
     if let Some(keep) = args.best {
         in_range("--best", keep as u64, 1, 10_000)?;
         let best = Best::of(&asked, cluster.device_count(), &parameters, error_bar, keep)?;
-        if let Some(path) = &args.output {
-            let plan = best.plan(|run, estimate| unmeasured_plan::of(run, estimate, &asked, &cluster))?;
-            super::plan::write(&plan, Some(path))?;
-        }
-        return output::print(&if args.json { best.json(&source) } else { best.text(&source) });
+        let plan = match &args.output {
+            Some(_) => Some(best.plan(|run, estimate| unmeasured_plan::of(run, estimate, &asked, &cluster))?),
+            None => None,
+        };
+        let text = if args.json { best.json(&source) } else { best.text(&source) };
+        return output::print_with(&text, write(plan, args.output.as_deref()));
     }
-    let run = asked.laid_out(cluster.device_count())?;
-    run.check()?;
+    let run = asked.laid_out(cluster.device_count()).and_then(|run| {
+        run.check()?;
+        Ok(run)
+    });
+    let run = run.map_err(|failure| match &asked.given {
+        Some(given) => given.blame(args, failure),
+        None => failure,
+    })?;
     let estimate = run.estimate(&parameters, error_bar);
-    if let Some(path) = &args.output {
-        let plan = unmeasured_plan::of(&run, &estimate, &asked, &cluster)?;
-        super::plan::write(&plan, Some(path))?;
+    sound(&run, &estimate)?;
+    let text =
+        if args.json { to_json(&document(&run, &estimate, &source)) } else { text(&run, &estimate, &source) };
+    if !run.fits(&estimate) {
+        let needs = Bytes(estimate.memory.total() as u64);
+        let written = args.output.as_ref().map_or(String::new(), |path| {
+            format!("; no plan was written to {}: it could not be trained", path.display())
+        });
+        let problem = format!(
+            "the layout does not fit: it needs {needs} of a device's {}{written}\nhint: `estimate --best` lists layouts that fit",
+            run.machine.memory
+        );
+        return output::print_with(&text, Err(Failure::Infeasible(problem)));
     }
-    output::print(&if args.json {
-        to_json(&document(&run, &estimate, &source))
-    } else {
-        text(&run, &estimate, &source)
-    })
+    let plan = match &args.output {
+        Some(_) => Some(unmeasured_plan::of(&run, &estimate, &asked, &cluster)?),
+        None => None,
+    };
+    output::print_with(&text, write(plan, args.output.as_deref()))
+}
+
+fn write(plan: Option<Plan>, path: Option<&Path>) -> Result<(), Failure> {
+    plan.map_or(Ok(()), |plan| super::plan::write(&plan, path))
+}
+
+/// A result that can be shown, and read again: every number is one, and in its range.
+///
+/// # Errors
+/// The first that is none, as figures out of all proportion make them.
+pub fn sound(run: &Run, estimate: &Estimate) -> Result<(), Failure> {
+    let check = || {
+        estimate.check()?;
+        not_negative("flops_per_s_per_device", utilisation(run, estimate).achieved.0)
+    };
+    Ok(check().map_err(|error| {
+        let hint =
+            "look for a figure out of all proportion in --cluster, --devices, --calibration or the model";
+        error.hint(hint).under("the result")
+    })?)
 }
 
 pub fn document(run: &Run, estimate: &Estimate, source: &str) -> serde_json::Value {
-    serde_json::json!({
+    let utilisation = utilisation(run, estimate);
+    let mut document = serde_json::json!({
         "estimate": estimate, "assumptions": run.assumptions, "calibration": source,
-        "devices": run.layout.devices(), "mfu": utilisation(run, estimate),
-    })
+        "devices": run.layout.devices(), "fits": run.fits(estimate),
+        "flops_per_s_per_device": utilisation.achieved,
+    });
+    if let Some(mfu) = utilisation.mfu() {
+        document["mfu"] = mfu.into();
+    }
+    if let Some(peak) = utilisation.peak {
+        document["peak"] = serde_json::json!({ "flops_per_s": peak.rate, "arithmetic": peak.arithmetic });
+    }
+    document
 }
 
 /// What the flags say, but for the layout.
@@ -73,6 +125,7 @@ pub struct Asked {
     /// None for a model of experts.
     pub model: Option<ModelSpec>,
     pub job: Job,
+    given: Option<Given>,
 }
 
 impl Asked {
@@ -92,11 +145,22 @@ impl Asked {
                 (Some(model), shape)
             }
         };
-        let (job_flags, flags) = match &given {
-            Some(given) => (given.job_flags(&args.job), given.strategy(&args.strategy)),
-            None => (args.job.clone(), args.strategy.clone()),
+        let job = |flags: &JobArgs| input::job(flags, None, None, Some(Precision::Bf16));
+        let (mut job, flags) = match &given {
+            None => (job(&args.job)?, args.strategy.clone()),
+            Some(given) => {
+                let job = job(&given.job_flags(&args.job)).map_err(|failure| given.blame(args, failure))?;
+                if args.best.is_none() {
+                    (job, given.strategy(&args.strategy))
+                } else {
+                    given.note_layout();
+                    (job, args.strategy.clone())
+                }
+            }
         };
-        let job = input::job(&job_flags, None, None, Some(Precision::Bf16))?;
+        if let Some(given) = &given {
+            given.complete(&mut job).map_err(|failure| given.blame(args, failure))?;
+        }
         let trainer = args.trainer.unwrap_or_else(|| {
             assumptions.push("trained by megatron-core: --trainer not given".to_owned());
             Trainer::MegatronCore
@@ -111,7 +175,7 @@ impl Asked {
             Precision::Bf16 => Dtype::Bf16,
         };
         run.assumptions = assumptions;
-        Ok(Self { run, flags, model, job })
+        Ok(Self { run, flags, model, job, given })
     }
 
     pub fn recompute(&self) -> Option<Recompute> {
@@ -167,15 +231,21 @@ impl Asked {
     }
 }
 
-pub fn utilisation(run: &Run, estimate: &Estimate) -> f64 {
+/// Beside the peak of the arithmetic of linear layers; without one where the device has no figure of it.
+pub fn utilisation(run: &Run, estimate: &Estimate) -> Utilisation {
     let tokens = f64::from(run.global_batch) * f64::from(run.seq_len);
-    let peak = f64::from(run.layout.devices()) * run.machine.peak_flops_per_s;
-    tokens * run.shape.flops_per_token(run.seq_len) / (estimate.step.0 * peak)
+    let flops = tokens * run.shape.flops_per_token(run.seq_len);
+    let achieved = FlopsPerSecond(flops / estimate.step.0 / f64::from(run.layout.devices()));
+    let figures = run.machine.device.figures();
+    // A figure of which nobody says where it was published is none to be measured by.
+    let peak = figures.peak(run.dtype.name()).filter(|_| !figures.source.is_empty());
+    Utilisation { achieved, peak }
 }
 
 pub fn text(run: &Run, estimate: &Estimate, source: &str) -> String {
     let tokens = f64::from(run.global_batch) * f64::from(run.seq_len);
     let devices = f64::from(run.layout.devices());
+    let utilisation = utilisation(run, estimate);
     let mut text = format!(
         "step        {} ± {:.0} %, {}: nine of ten runs that were left out of the fit lay within\n",
         estimate.step,
@@ -185,18 +255,16 @@ pub fn text(run: &Run, estimate: &Estimate, source: &str) -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "speed       {:.0} tokens/s per device, {:.1} % of its peak in 16 bits",
-        tokens / estimate.step.0 / devices,
-        100.0 * utilisation(run, estimate)
+        "speed       {:.0} tokens/s per device; {utilisation}",
+        tokens / estimate.step.0 / devices
     );
+    if let Some(contradiction) = utilisation.contradiction() {
+        let _ = writeln!(text, "warning:    {contradiction}");
+    }
     let bytes = |value: f64| Bytes(value as u64).to_string();
     let Memory { weights, gradients, optimizer, activations, logits, buffers, fragmentation, context } =
         estimate.memory;
-    let fits = if estimate.memory.total() <= run.machine.memory.as_f64() {
-        "fits into"
-    } else {
-        "does NOT fit into"
-    };
+    let fits = if run.fits(estimate) { "fits into" } else { "does NOT fit into" };
     let _ = writeln!(text, "memory      {} {fits} {}", bytes(estimate.memory.total()), run.machine.memory);
     let _ = writeln!(text, "\nof the step");
     for (name, seconds) in estimate.breakdown.parts() {

@@ -7,7 +7,7 @@ use crate::{input, output};
 use autodist_spec::to_json;
 
 pub fn run(args: &ExplainArgs) -> Result<(), Failure> {
-    let plan = input::plan(&args.plan)?;
+    let plan = input::nth_plan(&args.plan, args.number)?;
     let (profile, _) = profile_of(&plan, &args.plan, args.profile.as_ref())?;
     let against = args.against.as_deref().map(input::plan).transpose()?;
     let explanation = autodist_planner::explain(&plan, &profile, against.as_ref().map(|p| &p.strategy))

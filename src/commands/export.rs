@@ -3,22 +3,25 @@
 use crate::cli::ExportArgs;
 use crate::failure::Failure;
 use crate::{input, output};
-use autodist_exporters::{Exported, File, Options, Target, export};
+use autodist_exporters::{Exported, File, NotGiven, Options, Target, export};
 use autodist_spec::{InputError, to_json};
 use std::fmt::Write;
 
 pub fn run(args: &ExportArgs) -> Result<(), Failure> {
-    let plan = input::plan(&args.plan)?;
+    let plan = input::nth_plan(&args.plan, args.number)?;
     if args.script.is_some() && args.to.is_trainer() {
         let error = InputError::new("--script", args.to.name(), "has a script of its own");
         return Err(error.hint("give --script with --to slurm or --to kubernetes").into());
+    }
+    for (flag, value) in [("--script", args.script.as_deref()), ("--image", Some(args.image.as_str()))] {
+        value.map_or(Ok(()), |value| input::check_flag(flag, value))?;
     }
     let options = Options {
         checkpoint_interval: args.checkpoint_interval,
         script: args.script.clone(),
         image: args.image.clone(),
     };
-    let Exported { files, notes } = export(&plan, args.to, &options)
+    let Exported { files, notes, not_given } = export(&plan, args.to, &options)
         .map_err(|refusals| refused(&args.plan.display().to_string(), args.to, &refusals))?;
     for file in &files {
         let path = args.output.join(&file.name);
@@ -31,9 +34,13 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
             .iter()
             .map(|note| serde_json::json!({ "field": note.field.name(), "value": note.value, "instead": note.instead }))
             .collect();
-        return output::print(&to_json(
-            &serde_json::json!({ "target": args.to.name(), "files": files, "instead": notes }),
-        ));
+        let not_given: Vec<_> = not_given
+            .iter()
+            .map(|one| serde_json::json!({ "field": one.what.name(), "asked_as": one.asked_as }))
+            .collect();
+        return output::print(&to_json(&serde_json::json!({
+            "target": args.to.name(), "files": files, "instead": notes, "not_given": not_given,
+        })));
     }
     let mut text =
         format!("{} for {} ({})\n", plan.strategy.label(), args.to.name(), args.to.exporter().version());
@@ -48,7 +55,31 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
             let _ = writeln!(text, "  {note}");
         }
     }
+    text += &of_nobody(&not_given);
     output::print(&text)
+}
+
+/// What is in no file, as nobody gave it.
+fn of_nobody(not_given: &[NotGiven]) -> String {
+    let (asked, left): (Vec<_>, Vec<_>) = not_given.iter().partition(|one| !one.asked_as.is_empty());
+    let mut text = String::new();
+    if !not_given.is_empty() {
+        text += "\nnot in these files, as neither a flag nor a job file gave it:\n";
+    }
+    for one in asked {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "  {}: not given; the script asks for {}",
+            one.what.name(),
+            one.asked_as.join(" and ")
+        );
+    }
+    if !left.is_empty() {
+        let names: Vec<_> = left.iter().map(|one| one.what.name()).collect();
+        let _ = writeln!(text, "  {}: not given; the trainer's own values hold", names.join(", "));
+    }
+    text
 }
 
 /// Everything that stands in the way, at once.

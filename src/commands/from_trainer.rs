@@ -4,7 +4,9 @@ use crate::cli::{EstimateArgs, JobArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_exporters::{Field, Imported, Target, import};
-use autodist_spec::{Check, InputError, Job, LearningRate, ModelSpec, ParallelStrategy, Positions, Stage};
+use autodist_spec::{
+    Check, Hyperparameter, InputError, Job, ModelSpec, ParallelStrategy, Positions, Stage, text,
+};
 use std::path::Path;
 
 /// What the file says.
@@ -22,21 +24,150 @@ pub fn read(args: &EstimateArgs) -> Result<Option<Given>, Failure> {
             .hint(format!("give one of {}", trainers.join(", ")))
     })?;
     let content = input::bytes(Path::new(file), "configuration")?;
-    let text = String::from_utf8(content).map_err(|_| {
-        InputError::new("", "", "is no text").hint("give the trainer's configuration").in_file(file)
+    let content = String::from_utf8(content).map_err(|_| {
+        InputError::new("", "", "is not a text file in UTF-8")
+            .hint("give the trainer's configuration")
+            .in_file(file)
     })?;
     let model = args.model.as_deref().map(input::model).transpose()?;
-    let imported = import(target, &text, model).map_err(|error| error.in_file(file))?;
+    let imported = import(target, &content, model.clone()).map_err(|error| error.in_file(file))?;
+    let flags = &args.strategy;
+    if flags.pp.is_none()
+        && flags.vpp.is_none()
+        && let Some(model) = model.as_ref().or(imported.settings.model.as_ref())
+    {
+        imported.check_stages(model.layers).map_err(|error| error.in_file(file))?;
+    }
     if !imported.unread.is_empty() {
         output::note(&format!(
             "{file}: not used, as it says nothing of the split: {}",
-            imported.unread.join(", ")
+            some_of(&imported.unread)
         ));
     }
     Ok(Some(Given { imported, file: file.clone() }))
 }
 
+/// Some of a list that may be very long.
+fn some_of(list: &[String]) -> String {
+    const SHOWN: usize = 40;
+    let shown = list.iter().take(SHOWN).map(|entry| text::shown(entry, 100)).collect::<Vec<_>>().join(", ");
+    match list.len().checked_sub(SHOWN) {
+        Some(more) if more > 0 => format!("{shown} and {more} more"),
+        _ => shown,
+    }
+}
+
+/// A field by the name that errors have for it, and the flag that gives it.
+const SPOKEN: [(&[&str], &str, Field); 17] = [
+    (&["tp", "tensor"], "--tp", Field::Tensor),
+    (&["pp", "pipeline"], "--pp", Field::Pipeline),
+    (&["dp", "data"], "--dp", Field::Data),
+    (&["cp", "context"], "--cp", Field::Context),
+    (&["ep", "expert"], "--ep", Field::Expert),
+    (&["vpp", "virtual_stages"], "--vpp", Field::VirtualStages),
+    (&["zero_stage"], "--zero", Field::ZeroStage),
+    (&["shard"], "--shard", Field::Shard),
+    (&["micro_batch"], "--micro-batch", Field::MicroBatch),
+    (&["schedule"], "--schedule", Field::Schedule),
+    (&["bucket_bytes"], "--bucket-bytes", Field::BucketBytes),
+    (&["global_batch"], "--global-batch", Field::GlobalBatch),
+    (&["seq_len"], "--seq-len", Field::SeqLen),
+    (&["seed"], "--seed", Field::Seed),
+    (&["gradient_clip"], "gradient_clip in a job file", Field::GradientClip),
+    (&["learning_rate"], "--learning-rate", Field::LearningRate),
+    (&["optimizer"], "optimizer in a job file", Field::Optimizer),
+];
+
+/// What a search of layouts finds by itself.
+const LAYOUT: [Field; 14] = [
+    Field::Tensor,
+    Field::Pipeline,
+    Field::Data,
+    Field::Context,
+    Field::Expert,
+    Field::VirtualStages,
+    Field::ZeroStage,
+    Field::Shard,
+    Field::SequenceParallel,
+    Field::Recompute,
+    Field::MicroBatch,
+    Field::Schedule,
+    Field::BucketBytes,
+    Field::Stages,
+];
+
+fn is_given(args: &EstimateArgs, field: Field) -> bool {
+    let (layout, job) = (&args.strategy, &args.job);
+    match field {
+        Field::Tensor => layout.tp.is_some(),
+        Field::Pipeline => layout.pp.is_some(),
+        Field::Data => layout.dp.is_some(),
+        Field::Context => layout.cp.is_some(),
+        Field::Expert => layout.ep.is_some(),
+        Field::VirtualStages => layout.vpp.is_some(),
+        Field::ZeroStage => layout.zero.is_some(),
+        Field::Shard => layout.shard.is_some(),
+        Field::MicroBatch => layout.micro_batch.is_some(),
+        Field::Schedule => layout.schedule.is_some(),
+        Field::BucketBytes => layout.bucket_bytes.is_some(),
+        Field::GlobalBatch => job.global_batch.is_some(),
+        Field::SeqLen => job.seq_len.is_some(),
+        Field::Seed => job.seed.is_some(),
+        Field::LearningRate => job.learning_rate.is_some(),
+        _ => false,
+    }
+}
+
 impl Given {
+    /// Blames the file and its keys for what came from there, and not the flags that could have given it.
+    pub fn blame(&self, args: &EstimateArgs, failure: Failure) -> Failure {
+        let mut error = match failure {
+            Failure::Input(error) => error,
+            other => return other,
+        };
+        let field = error.field.clone();
+        let (mut keys, mut flags) = (Vec::new(), Vec::new());
+        for part in field.split(", ").flat_map(|part| part.split(" x ")) {
+            let first = part.split('.').next().unwrap_or(part);
+            let spoken = SPOKEN.iter().find(|(names, flag, _)| *flag == part || names.contains(&first));
+            let Some((_, flag, field)) = spoken else { continue };
+            if is_given(args, *field) {
+                return Failure::Input(error);
+            }
+            if let Some(key) = self.imported.keys(*field).filter(|key| !keys.contains(key)) {
+                keys.push(key);
+                flags.push(*flag);
+            }
+        }
+        if keys.is_empty() {
+            let of_flags = error.source_name == "the flags";
+            return Failure::Input(if of_flags { error } else { error.in_file(&self.file) });
+        }
+        error.field = keys.join(", ");
+        error.source_name.clone_from(&self.file);
+        Failure::Input(error.hint(format!(
+            "change it in the file, or give {} beside --from: flags lie over the file",
+            flags.join(", ")
+        )))
+    }
+
+    /// Says which of the file's keys a search of layouts does without.
+    pub fn note_layout(&self) {
+        let mut keys: Vec<String> = Vec::new();
+        for key in LAYOUT.iter().filter_map(|field| self.imported.keys(*field)) {
+            if !keys.iter().any(|known| known == key) {
+                keys.push(key.to_owned());
+            }
+        }
+        if !keys.is_empty() {
+            output::note(&format!(
+                "{}: not used, as --best searches layouts itself: {}; flags hold parts of them fixed",
+                self.file,
+                some_of(&keys)
+            ));
+        }
+    }
+
     /// The model: of the flag, or else of the file. Files give models no name: one that is as `measured` is that one.
     pub fn model(&self, flag: Option<&str>, measured: Option<&ModelSpec>) -> Result<ModelSpec, Failure> {
         if let Some(name) = flag {
@@ -99,25 +230,42 @@ impl Given {
         JobArgs {
             global_batch: flags.global_batch.or(self.known(Field::GlobalBatch, settings.global_batch)),
             seq_len: flags.seq_len.or(self.known(Field::SeqLen, settings.seq_len)),
-            seed: flags.seed.or(self.known(Field::Seed, settings.seed)),
-            learning_rate: flags
-                .learning_rate
-                .or(self.known(Field::LearningRate, settings.learning_rate.peak)),
             precision: flags.precision.or(self.known(Field::Precision, settings.precision.into())),
             ..flags.clone()
         }
     }
 
-    /// What the file says of a job and no flag does.
+    /// The hyperparameters that the file says and neither a flag nor a job file does.
     pub fn complete(&self, job: &mut Job) -> Result<(), Failure> {
+        use Hyperparameter::{
+            Betas, Epsilon, FinalFraction, GradientClip, Momentum, PeakLearningRate, Seed, TotalSteps,
+            WarmupSteps, WeightDecay,
+        };
         let settings = &self.imported.settings;
-        job.optimizer = self.known(Field::Optimizer, settings.optimizer).unwrap_or(job.optimizer);
-        job.gradient_clip =
-            self.known(Field::GradientClip, settings.gradient_clip).unwrap_or(job.gradient_clip);
-        if let Some(rate) = self.known(Field::LearningRate, settings.learning_rate) {
-            job.learning_rate = LearningRate { peak: job.learning_rate.peak, ..rate };
+        let before = job.given();
+        // The numbers of one optimizer belong together.
+        let own = [Betas, Epsilon, Momentum, WeightDecay];
+        let optimizer = !own.iter().any(|part| before.contains(part));
+        if let Some(theirs) = self.known(Field::Optimizer, settings.optimizer).filter(|_| optimizer) {
+            job.optimizer = theirs;
         }
-        Ok(job.check().map_err(|error| error.in_file(&self.file))?)
+        let (rate, theirs) = (&mut job.learning_rate, settings.learning_rate);
+        let mut taken = Vec::new();
+        for one in settings.given.iter().filter(|one| !before.contains(one)) {
+            match one {
+                PeakLearningRate => rate.peak = theirs.peak,
+                WarmupSteps => rate.warmup_steps = theirs.warmup_steps,
+                TotalSteps => rate.total_steps = theirs.total_steps,
+                FinalFraction => rate.final_fraction = theirs.final_fraction,
+                GradientClip => job.gradient_clip = settings.gradient_clip,
+                Seed => job.seed = settings.seed,
+                Betas | Epsilon | Momentum | WeightDecay if optimizer => {}
+                Betas | Epsilon | Momentum | WeightDecay => continue,
+            }
+            taken.push(*one);
+        }
+        taken.into_iter().for_each(|one| job.give(one));
+        Ok(job.check()?)
     }
 
     /// The pipeline's stages, where the file says them and no flag says otherwise.

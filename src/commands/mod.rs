@@ -21,11 +21,11 @@ mod validate;
 
 use crate::cli::{Cli, Command, PriceArgs};
 use crate::failure::Failure;
-use crate::input;
+use crate::{input, output};
 use autodist_cost_model::{CostModel, Unpriced};
-use autodist_planner::{Infeasible, PlanError};
+use autodist_planner::{Infeasible, PlanError, with_threads};
 use autodist_spec::{
-    Bytes, Cluster, InputError, Job, ModelSpec, ParallelStrategy, Plan, Profile, fingerprint,
+    Bytes, Check, Cluster, InputError, Job, ModelSpec, ParallelStrategy, Plan, Profile, doubt,
 };
 use std::path::{Path, PathBuf};
 
@@ -33,12 +33,57 @@ use std::path::{Path, PathBuf};
 const DEFAULT_MODEL: &str = "tiny-llama";
 
 pub fn run(cli: &Cli) -> Result<(), Failure> {
+    dispatch(cli).map_err(|failure| match failure {
+        Failure::Input(error) => Failure::Input(in_inputs(error, &cli.command)),
+        other => other,
+    })
+}
+
+/// Names the files that a refused value may have come from, where nobody named one: what a trainer's file says stands in the
+/// place of flags, and that a device has no rate or a model no layout is found out after the files were read.
+fn in_inputs(mut error: InputError, command: &Command) -> InputError {
+    if !matches!(error.source_name.as_str(), "" | "the flags") {
+        return error;
+    }
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+    let paths = |paths: &[PathBuf]| paths.iter().map(|path| path.display().to_string()).collect();
+    let mut files: Vec<String> = match command {
+        Command::Plan(args) => {
+            let others = [Some(args.model.model.clone()), args.price.cluster.clone()];
+            others.into_iter().chain([path(&args.job.job), path(&args.price.profile)]).flatten().collect()
+        }
+        Command::Estimate(args) => {
+            if let [_, file] = args.from.as_slice() {
+                return InputError { source_name: format!("{file} and the flags"), ..error };
+            }
+            let named = [args.model.clone(), args.price.cluster.clone()];
+            let given = [&args.plan, &args.job.job, &args.price.profile, &args.calibration].map(path);
+            let devices: Vec<String> = paths(&args.catalogue.devices);
+            named.into_iter().chain(given).flatten().chain(devices).collect()
+        }
+        Command::Explain(args) => {
+            [Some(args.plan.display().to_string()), path(&args.profile)].into_iter().flatten().collect()
+        }
+        Command::Export(args) => paths(std::slice::from_ref(&args.plan)),
+        Command::Backtest(args) => paths(&args.runs),
+        Command::Calibrate(args) => paths(&args.runs),
+        _ => Vec::new(),
+    };
+    files.retain(|file| Path::new(file).is_file());
+    if !error.field.starts_with("--") && error.source_name.is_empty() {
+        error.source_name = files.join(", ");
+    }
+    error
+}
+
+fn dispatch(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Profile(args) => profile::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Estimate(args) => estimate::run(args),
-        Command::Backtest(args) => backtest::run(args),
-        Command::Calibrate(args) => calibrate::run(args),
+        // What is fitted many times is fitted side by side.
+        Command::Backtest(args) => with_threads(0, || backtest::run(args)),
+        Command::Calibrate(args) => with_threads(0, || calibrate::run(args)),
         Command::Validate(args) => validate::run(args),
         Command::Tune(args) => tune::run(args),
         Command::Explain(args) => explain::run(args),
@@ -80,7 +125,13 @@ fn prices(args: &PriceArgs) -> Result<Prices, Failure> {
                 .into());
         }
     };
-    let profile = input::profile(&path)?;
+    if args.profile.is_none() {
+        input::check_plain(&path, "profile")?;
+    }
+    let profile = judged(input::profile(&path)?);
+    for line in doubt::lines(&profile.doubts) {
+        output::warn(&format!("{}: {line}", path.display()));
+    }
     let mut cluster = profile.cluster.clone();
     if let Some(text) = &args.cluster {
         let given = input::cluster(text)?;
@@ -100,7 +151,7 @@ fn prices(args: &PriceArgs) -> Result<Prices, Failure> {
     }
     if let Some(bytes) = args.device_memory {
         cluster.nodes.iter_mut().for_each(|group| group.device.memory_bytes = Bytes(bytes));
-        autodist_spec::Check::check(&cluster).map_err(|e| e.in_file("--device-memory"))?;
+        cluster.check().map_err(|e| e.in_file("--device-memory"))?;
     }
     Ok(Prices { profile, path, cluster })
 }
@@ -115,21 +166,41 @@ fn profile_of(plan: &Plan, plan_path: &Path, given: Option<&PathBuf>) -> Result<
             if named.is_relative() && beside.exists() { beside } else { named }
         }
     };
+    let plan_name = plan_path.display();
     if path.as_os_str().is_empty() {
-        let error = InputError::new("--profile", "", "is missing, and the plan names none");
+        let error = InputError::new("--profile", "", format!("is missing, and {plan_name} names none"));
         return Err(error.hint("give the profile that the plan was made from").into());
     }
-    let profile = input::profile(&path)?;
-    let found = fingerprint(&profile);
+    // A document may name anything; what the command line names may be a pipe.
+    let read = match given {
+        Some(_) => input::profile(&path),
+        None => {
+            input::check_plain(&path, "profile").map_err(Failure::from).and_then(|()| input::profile(&path))
+        }
+    };
+    let profile = judged(read.map_err(|failure| match failure {
+        Failure::Input(error) if given.is_none() => {
+            let problem = format!("{}\n{plan_name} names it as its profile", error.problem);
+            Failure::Input(InputError { problem, ..error })
+        }
+        other => other,
+    })?);
+    let found = profile.fingerprint();
     if found != plan.profile.fingerprint {
         let problem = format!(
-            "is not the profile that the plan was made from (fingerprint {})",
+            "is not the profile that {plan_name} was made from (fingerprint {})",
             plan.profile.fingerprint
         );
         let error = InputError::new("fingerprint", found, problem).in_file(&path.display().to_string());
         return Err(error.hint("plan again with this profile, or give the original with --profile").into());
     }
     Ok((profile, path))
+}
+
+/// With what is to be doubted of it: whoever wrote the file may not have looked.
+fn judged(mut profile: Profile) -> Profile {
+    autodist_profiler::judge(&mut profile);
+    profile
 }
 
 impl From<Infeasible> for Failure {

@@ -41,9 +41,8 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
         .limits(limits);
     let mut plan = planner.plan()?;
     plan.profile.path = prices.path.display().to_string();
-    write(&plan, args.output.as_deref())?;
-    output::print(&if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) })?;
-    Ok(())
+    let text = if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) };
+    output::print_with(&text, write(&plan, args.output.as_deref()))
 }
 
 fn limit(seconds: f64) -> Result<Duration, Failure> {

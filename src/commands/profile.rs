@@ -8,7 +8,7 @@ use crate::{engine, external, input, output, train};
 use autodist_executor::launcher::LaunchOptions;
 use autodist_profiler::Request;
 use autodist_reports::terminal;
-use autodist_spec::{Cluster, DeviceKind, Engine, InputError, Job, ModelSpec, Profile, to_json};
+use autodist_spec::{Cluster, DeviceKind, Engine, InputError, Job, ModelSpec, Profile, doubt, to_json};
 use std::path::Path;
 
 pub const DEFAULT_BATCH: u32 = 8;
@@ -18,15 +18,22 @@ pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
     let model = input::model(&args.model.model)?;
     let seq_len = DEFAULT_SEQ_LEN.min(model.max_seq_len);
     let job = input::job(&args.job, Some(DEFAULT_BATCH), Some(seq_len), None)?;
-    let devices = devices::choose(args.ranks.kind())?;
+    let devices = devices::choose(args.ranks.kind(), devices::FLAG)?;
     let engine = engine::asked_for(&args.run);
     let request = request(model, job, &args.ranks, &devices, engine, args.budget, args.interval)?;
     let options = train::options(&args.run, engine, devices.kind, request.emulated.as_ref())?;
     output::check_writable(&args.output)?;
-    let profile = obtain(&request, &options, &args.output, args.fresh)?;
-    output::print(&if args.json { to_json(&profile) } else { terminal::profile_summary(&profile) })?;
+    let Obtained { profile, unwritten } = obtain(&request, &options, &args.output, args.fresh)?;
+    let text = if args.json { to_json(&profile) } else { terminal::profile_summary(&profile) };
+    output::print_with(&text, unwritten.map_or(Ok(()), Err))?;
     output::note(&format!("wrote {}", args.output.display()));
     Ok(())
+}
+
+/// A profile, and why it is not in its file, where it could not be written.
+pub struct Obtained {
+    pub profile: Profile,
+    pub unwritten: Option<Failure>,
 }
 
 pub fn request(
@@ -79,7 +86,7 @@ pub fn request(
         let hint = format!("{fewer}, or --oversubscribe to try plans out all the same");
         return Err(InputError::new("--ranks", share.ranks, problem).hint(hint).into());
     }
-    devices::check_precision(devices.kind, job.precision)?;
+    devices::check_precision(devices.kind, job.precision, devices::FLAG)?;
     engine::check_devices(engine, devices.kind)?;
     devices::leave_out(devices.kind, &mut job);
     engine::leave_out(engine, &mut job);
@@ -105,7 +112,7 @@ pub fn obtain(
     options: &LaunchOptions,
     path: &Path,
     fresh: bool,
-) -> Result<Profile, Failure> {
+) -> Result<Obtained, Failure> {
     let mut earlier = None;
     if path.exists() && !fresh {
         match input::profile(path) {
@@ -120,29 +127,59 @@ pub fn obtain(
                         "{} is a profile of this model on this machine: reused",
                         path.display()
                     ));
-                    return Ok(profile);
+                    return Ok(Obtained { profile, unwritten: None });
                 }
                 Ok(()) => {
-                    output::note(&format!("{} is unfinished: going on with it", path.display()));
+                    let mut judged = profile.clone();
+                    autodist_profiler::judge(&mut judged);
+                    let path = path.display();
+                    if !judged.doubts.is_empty() {
+                        output::warn(&format!("{path} is not to be believed in all: measuring that again"));
+                    } else {
+                        output::note(&format!("{path} is unfinished: going on with it"));
+                    }
+                    for line in doubt::lines(&judged.doubts) {
+                        output::warn(&format!("{path}: {line}"));
+                    }
                     earlier = Some(profile);
                 }
             },
         }
     }
     let mut progress = Progress::new("profile");
-    let mut unsaved = None;
+    let (mut pieces, mut known, mut warned) = (0, 0, false);
     let profile = autodist_profiler::profile(
         request,
         options,
         earlier,
-        |at| progress.at(at.done, at.of, at.what),
-        |partial| unsaved = output::write(path, to_json(partial).as_bytes()).err(),
-    )?;
+        |at| {
+            pieces += usize::from(at.done > 0);
+            let what = format!("round {}, {} of {}: {}", at.round, at.done, at.of, at.what);
+            progress.within(at.used_s, at.budget_s, &what);
+        },
+        |partial| match output::write_growing(path, to_json(partial).as_bytes()) {
+            Ok(()) => known += 1,
+            Err(failure) if !std::mem::replace(&mut warned, true) => {
+                output::warn(&format!("{failure}; measuring goes on"));
+            }
+            Err(_) => {}
+        },
+    );
     drop(progress);
-    if let Some(failure) = unsaved {
-        return Err(failure);
-    }
-    output::write(path, to_json(&profile).as_bytes())?;
+    let profile = match profile {
+        Ok(profile) => profile,
+        Err(error) => {
+            if known > 0 {
+                output::note(&format!(
+                    "{} keeps what was measured, {pieces} pieces: the same command goes on with it",
+                    path.display()
+                ));
+            }
+            return Err(error.into());
+        }
+    };
+    let unwritten = output::write(path, to_json(&profile).as_bytes()).err();
     profile.environment.warnings.iter().for_each(|warning| output::warn(warning));
-    Ok(profile)
+    doubt::lines(&profile.doubts).iter().for_each(|line| output::warn(line));
+    Ok(Obtained { profile, unwritten })
 }

@@ -3,7 +3,8 @@
 use super::profile_of;
 use crate::cli::ReportArgs;
 use crate::failure::Failure;
-use crate::{input, output};
+use crate::input::Measured;
+use crate::{input, interrupt, output};
 use autodist_cost_model::CostModel;
 use autodist_program::Program;
 use autodist_reports::{
@@ -11,10 +12,13 @@ use autodist_reports::{
     csv_validation, figures, html,
 };
 use autodist_spec::{Plan, Profile, RunRecord, TimelineEvent, Validation, parse};
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+const PAGE: &str = "report.html";
+
 pub fn run(args: &ReportArgs) -> Result<(), Failure> {
-    let plan = input::plan(&args.plan)?;
+    let plan = input::nth_plan(&args.plan, args.number)?;
     let profile = match (&args.profile, plan.profile.path.is_empty()) {
         (None, true) => None,
         (given, _) => match profile_of(&plan, &args.plan, given.as_ref()) {
@@ -29,11 +33,11 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
     };
     let (mut runs, mut validation) = (Vec::new(), None);
     for path in &args.runs {
-        let value = parse::json_value(&path.display().to_string(), &input::bytes(path, "run")?, "run")?;
-        if value.get("runs").is_some() {
-            validation = Some(input::validation(path)?);
-        } else {
-            runs.push(input::run(path)?);
+        match input::measured(path)? {
+            Measured::Run(run) => runs.push(*run),
+            Measured::Validation(found) => validation = Some(*found),
+            // A plan document among the records of a folder.
+            Measured::Plan => {}
         }
     }
     let page = write(&plan, profile.as_ref(), validation.as_ref(), &runs, &args.output)?;
@@ -53,15 +57,28 @@ pub fn write(
     runs: &[RunRecord],
     folder: &Path,
 ) -> Result<PathBuf, Failure> {
-    let predicted = profile.map(|profile| timeline(plan, profile)).unwrap_or_default();
+    let page = folder.join(PAGE);
+    let files = interrupt::promptly(|| contents(plan, profile, validation, runs))??;
+    for (name, content) in &files {
+        output::write(&folder.join(name), content)?;
+    }
+    Ok(page)
+}
+
+/// The names and contents of all files of a report.
+fn contents(
+    plan: &Plan,
+    profile: Option<&Profile>,
+    validation: Option<&Validation>,
+    runs: &[RunRecord],
+) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+    let predicted = profile.map(|profile| timeline(&shortened(plan), profile)).unwrap_or_default();
     let report = ReportInput { plan, predicted_timeline: &predicted, validation, runs, profile };
     let drawing = |error: autodist_reports::ReportError| Failure::Run(format!("drawing the report: {error}"));
-    let page = folder.join("report.html");
-    output::write(&page, html(&report).map_err(drawing)?.as_bytes())?;
-    for (name, png) in figures(&report).map_err(drawing)? {
-        output::write(&folder.join(name), &png)?;
-    }
-    let measured = runs.first().map(|run| run.timeline.as_slice()).unwrap_or_default();
+    let mut files = vec![(PAGE.to_owned(), html(&report).map_err(drawing)?.into_bytes())];
+    files.extend(figures(&report).map_err(drawing)?);
+    let own = runs.iter().find(|run| run.strategy == plan.strategy && run.stages == plan.stages);
+    let measured = own.map(|run| run.timeline.as_slice()).unwrap_or_default();
     let mut tables = vec![
         ("plans.csv", csv_plans(plan)),
         ("timeline_predicted.csv", csv_timeline(&predicted)),
@@ -77,10 +94,29 @@ pub fn write(
             ("copies.csv", csv_copies(profile)),
         ]);
     }
-    for (name, table) in tables {
-        output::write(&folder.join(name), table.as_bytes())?;
+    files.extend(tables.into_iter().map(|(name, table)| (name.to_owned(), table.into_bytes())));
+    Ok(files)
+}
+
+/// Passes of micro-batches through chunks that a simulated step has in a report; nobody could tell more of them apart, and each
+/// is a line in the tables.
+const MOST_PASSES: u32 = 20_000;
+
+/// The plan, or the same with fewer micro-batches where a step has more than a report shows.
+fn shortened(plan: &Plan) -> Cow<'_, Plan> {
+    let strategy = &plan.strategy;
+    let (all, room) = (strategy.micro_batches(plan.job.global_batch), MOST_PASSES / strategy.chunks().max(1));
+    if all <= room.max(1) {
+        return Cow::Borrowed(plan);
     }
-    Ok(page)
+    // Whole rounds of the pipeline, which interleaved schedules ask for.
+    let kept = if room >= strategy.pipeline { room - room % strategy.pipeline } else { room.max(1) };
+    output::note(&format!(
+        "the report's predicted timeline is of {kept} micro-batches: a step of this plan has {all}"
+    ));
+    let mut short = plan.clone();
+    short.job.global_batch = kept * strategy.data * strategy.micro_batch;
+    Cow::Owned(short)
 }
 
 /// The simulated step of a plan; empty where the profile cannot price it.

@@ -39,14 +39,14 @@ struct Outcome {
 }
 
 pub fn run(args: &SelftestArgs) -> Result<(), Failure> {
-    let found = devices::choose(args.device)?;
+    let found = devices::choose(args.device, "--device")?;
     let all: &[Precision] = match found.kind {
         DeviceKind::Cpu => &[Precision::Fp32],
         DeviceKind::Cuda => &Precision::ALL,
     };
     let only = args.precision.map(Precision::from);
     if let Some(precision) = only {
-        devices::check_precision(found.kind, precision)?;
+        devices::check_precision(found.kind, precision, "--device")?;
     }
     let mut report = Report {
         devices: found.kind,

@@ -2,13 +2,15 @@
 
 use crate::cli::TrainArgs;
 use crate::failure::Failure;
+use crate::keep::{self, Kept};
+use crate::progress::Progress;
 use crate::{engine, external, input, output, train};
 use autodist_executor::{DataSource, SyntheticLanguage, Task};
 use autodist_reports::terminal;
-use autodist_spec::{InputError, to_json};
+use autodist_spec::{InputError, Plan, RunRecord, to_json};
 
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
-    let plan = input::plan(&args.plan)?;
+    let plan = input::nth_plan(&args.plan, args.number)?;
     if args.steps == 0 {
         return Err(InputError::new("--steps", 0, "must be at least 1")
             .hint("200 show what is learnt")
@@ -24,19 +26,52 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let codec_warmup = plan.strategy.communication.warmup_steps();
     let warmup = train::WARMUP_STEPS.max(codec_warmup).min(args.steps - 1);
     let task = Task::of_plan(&plan, data.clone(), args.steps, warmup);
-    let record = train::run(&task, &options)?;
-    output::write(&args.output, to_json(&record).as_bytes())?;
-    output::note(&format!("wrote {}", args.output.display()));
-    if args.json {
-        output::print(&to_json(&record))?;
-        return Ok(());
+    let mut kept = Kept::beside(&args.output);
+    let mut progress = Progress::new("train");
+    let trained = train::run(&task, &options, |growing| {
+        if let Some(last) = growing.last() {
+            let what = format!("loss {:.4}, {} a step", last.loss, last.time_s);
+            progress.at(growing.done() as usize, args.steps as usize, &what);
+        }
+        kept.grow(&progress, || growing.record(train::environment(growing, &options), Some(keep::UNDER_WAY)));
+    });
+    drop(progress);
+    let Some(record) = trained.record else {
+        return Err(trained.failure.unwrap_or_else(|| Failure::Run("no rank has trained a step".to_owned())));
+    };
+    let written = match &trained.failure {
+        None => output::write(&args.output, to_json(&record).as_bytes()).map(|()| {
+            kept.remove();
+            output::note(&format!("wrote {}", args.output.display()));
+        }),
+        Some(_) => kept.end_early(&args.output, &record).map(|path| {
+            let done = record.ended.as_ref().map_or(0, |ended| ended.step);
+            output::note(&format!(
+                "wrote what {done} of {} steps measured to {}",
+                args.steps,
+                path.display()
+            ));
+        }),
+    };
+    let text = if args.json { to_json(&record) } else { summary(&record, &plan, &data) };
+    let shown = output::print_with(&text, written);
+    match trained.failure {
+        None => shown,
+        // Why it ended says more than that a file is missing, but both are said.
+        Some(failure) => {
+            shown.unwrap_or_else(|other| output::error(&other));
+            Err(failure)
+        }
     }
-    output::print(&terminal::run_summary(&record))?;
-    if data == DataSource::Synthetic {
+}
+
+fn summary(record: &RunRecord, plan: &Plan, data: &DataSource) -> String {
+    let mut text = terminal::run_summary(record);
+    if *data == DataSource::Synthetic {
         let floor = SyntheticLanguage::new(plan.model.vocab).entropy();
-        output::print(&format!(
-            "The synthetic language's entropy is {floor:.4} nats a token: but for the scatter of single batches, no model's loss lies below it"
-        ))?;
+        text += &format!(
+            "The synthetic language's entropy is {floor:.4} nats a token: but for the scatter of single batches, no model's loss lies below it\n"
+        );
     }
-    Ok(())
+    text
 }

@@ -1,14 +1,21 @@
-//! `autodist tune`: profile → plan → validate → report.
+//! `autodist tune`: profile → plan → validate → report, and again where the measurement refutes the plan.
 
+use super::profile::Obtained;
+use super::validate::Validated;
 use super::{plan as plan_command, profile as profile_command, report, validate};
 use crate::cli::{SelectionArgs, TuneArgs};
 use crate::failure::Failure;
-use crate::{devices, engine, input, output, train};
+use crate::rounds::{Earlier, MOST_STEPS};
+use crate::{devices, engine, handover, input, interrupt, output, train};
+use autodist_executor::launcher::LaunchOptions;
 use autodist_planner::{Planner, SearchLimits};
+use autodist_profiler::Request;
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
-use autodist_spec::{Plan, Profile, Validation, to_json};
+use autodist_spec::run::Verdict;
+use autodist_spec::{Alternative, ParallelStrategy, Plan, Profile, RunRecord, Validation, to_json};
 use serde::Serialize;
+use std::path::Path;
 
 /// The stable shape of `tune --json`.
 #[derive(Serialize)]
@@ -21,43 +28,250 @@ struct Tuned<'a> {
 /// Medians of the default run are known to about this; more would cost minutes.
 const INTERVAL: f64 = 0.05;
 
+/// So often a refuted plan's cells are measured again, and the search and the training repeated: what is still refuted then
+/// is no slip of one measurement.
+const REPEATS: usize = 2;
+
 pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     let model = input::model(&args.model.model)?;
     let seq_len = profile_command::DEFAULT_SEQ_LEN.min(model.max_seq_len);
     let job = input::job(&args.job, Some(profile_command::DEFAULT_BATCH), Some(seq_len), None)?;
-    let devices = devices::choose(args.ranks.kind())?;
+    let devices = devices::choose(args.ranks.kind(), devices::FLAG)?;
     let engine = engine::asked_for(&args.run);
     let mut request =
         profile_command::request(model, job, &args.ranks, &devices, engine, args.budget, INTERVAL)?;
     input::narrow(&mut request.job, &args.strategy, request.ranks)?;
     // Hours of profiling come first: everything that can be wrong is looked at before them.
     in_range("--top", args.top as u64, 1, 100_000)?;
-    in_range("--steps", u64::from(args.steps), 2, u64::from(u32::MAX))?;
+    in_range("--steps", u64::from(args.steps), 2, MOST_STEPS)?;
     input::check_data_file(args.data.as_ref())?;
     train::data(args.data.as_ref(), &request.model, &request.job)?;
     let options = train::options(&args.run, engine, devices.kind, request.emulated.as_ref())?;
+    output::check_writable(&args.output.join("plan.json"))?;
+    distrust(&args.output)?;
+
+    let (round, refuted) = rounds(args, &request, &options)?;
+    let Round { profile, plan, validation, records, mut failure } = round;
+    let (profile, plan, validation) = (&profile, &plan, &validation);
     let folder = &args.output;
-    output::check_writable(&folder.join("plan.json"))?;
-    let profile = profile_command::obtain(&request, &options, &folder.join("profile.json"), false)?;
-
-    let limits = SearchLimits { top: args.top, ..SearchLimits::default() };
-    let planner = Planner::new(&request.model, &profile.cluster, &request.job, &profile).limits(limits);
-    let mut plan = planner.plan()?;
-    plan.profile.path = "profile.json".to_owned();
-    plan_command::write(&plan, Some(&folder.join("plan.json")))?;
-
-    let selection = SelectionArgs { top: args.top, all: false, steps: args.steps, data: args.data.clone() };
-    let candidates = train::candidates(&plan);
-    let (validation, records) =
-        validate::validate(&plan, &candidates, &selection, None, &options, &folder.join("runs"))?;
-    let page = report::write(&plan, Some(&profile), Some(&validation), &records, &folder.join("report"))?;
-
-    if args.json {
-        output::print(&to_json(&Tuned { profile: &profile, best: &plan, validated: &validation }))?;
-        return Ok(());
+    let mut page = None;
+    // Who has stopped it waits for no report.
+    if !matches!(failure, Some(Failure::Interrupted)) {
+        match report::write(plan, Some(profile), Some(validation), &records, &folder.join("report")) {
+            Ok(written) => page = Some(written),
+            Err(other) if failure.is_some() => output::error(&other),
+            Err(other) => failure = Some(other),
+        }
     }
-    output::print(&terminal::profile_summary(&profile))?;
-    output::print(&terminal::plan_summary(&plan))?;
-    output::print(&terminal::validation_table(&validation))?;
-    output::print(&format!("Everything is in {}; open {}", folder.display(), page.display()))
+    let outcome = || failure.map_or_else(|| handover::outcome(validation), Err);
+    if args.json {
+        output::print(&to_json(&Tuned { profile, best: plan, validated: validation }))?;
+        return outcome();
+    }
+    let mut notes: Vec<(&str, String)> = refuted.into_iter().map(|before| ("before", before)).collect();
+    let order = "its choice is the fastest measured plan, the others follow";
+    notes.push(("next", format!("autodist train {}: {order}", folder.join("plan.json").display())));
+    notes.extend(page.map(|page| ("report", page.display().to_string())));
+    output::print(&terminal::answer(plan, validation, &notes))?;
+    output::print(&format!("\n{}", terminal::validation_table(validation)))?;
+    output::print(&format!("\n{}", terminal::plan_summary(plan)))?;
+    output::print(&format!("\n{}", terminal::profile_summary(profile)))?;
+    outcome()
+}
+
+/// A profile, the plans that came of it, and what they took; the fastest measured plan is the document's choice.
+struct Round {
+    profile: Profile,
+    plan: Plan,
+    validation: Validation,
+    records: Vec<RunRecord>,
+    /// What ended it early, or could not be written.
+    failure: Option<Failure>,
+}
+
+/// Measures, searches, trains and hands over, until the measurement does not refute the search's choice or has done so for
+/// the last time. Also returns what was refuted before, in words.
+fn rounds(
+    args: &TuneArgs,
+    request: &Request,
+    options: &LaunchOptions,
+) -> Result<(Round, Vec<String>), Failure> {
+    let folder = &args.output;
+    let (profile_path, plan_path) = (folder.join("profile.json"), folder.join("plan.json"));
+    let Obtained { mut profile, mut unwritten } =
+        profile_command::obtain(request, options, &profile_path, false)?;
+    let (mut trained, mut refuted) = (Vec::<Alternative>::new(), Vec::new());
+    loop {
+        let limits = SearchLimits { top: args.top, ..SearchLimits::default() };
+        let planner = Planner::new(&request.model, &profile.cluster, &request.job, &profile).limits(limits);
+        let mut plan = interrupt::promptly(|| planner.plan())??;
+        plan.profile.path = "profile.json".to_owned();
+        let mut candidates = train::candidates(&plan);
+        // What was trained before is trained once more, beside the new plans and in turn with them.
+        let again = trained.iter().filter_map(|old| {
+            let plan = planner.given(&old.strategy, Some(&old.stages)).ok()?;
+            let reason = "trained before".to_owned();
+            Some(Alternative {
+                strategy: plan.strategy,
+                stages: plan.stages,
+                estimate: plan.estimate,
+                reason,
+            })
+        });
+        for old in again {
+            if !candidates.iter().any(|new| (&new.strategy, &new.stages) == (&old.strategy, &old.stages)) {
+                candidates.push(old);
+            }
+        }
+        if refuted.is_empty() {
+            // So that an interruption leaves a plan; later there is a measured one.
+            unwritten = go_on(plan_command::write(&plan, Some(&plan_path))).or(unwritten);
+        }
+        let selection =
+            SelectionArgs { top: args.top, all: false, steps: args.steps, data: args.data.clone() };
+        let runs = folder.join("runs");
+        let Validated { validation, records, failure } = validate::validate(
+            &plan,
+            &candidates,
+            &selection,
+            None,
+            options,
+            &runs,
+            Earlier::ResumeUnfinished,
+        )?;
+        let measured = (&validation, records.as_slice());
+        let plan = handover::measured_first(&plan, &candidates, measured, Some(&profile), candidates.len());
+        unwritten = go_on(plan_command::write(&plan, Some(&plan_path))).or(unwritten);
+        if failure.is_none() && validation.verdict == Some(Verdict::Refuted) && refuted.len() < REPEATS {
+            let doubtful = plan.measured.as_ref().map(|m| m.refuted.as_slice()).unwrap_or_default();
+            if forget(&mut profile, doubtful, &profile_path)? {
+                let verdict = terminal::verdict(&validation);
+                output::note(&format!(
+                    "{verdict}\nmeasuring again what these plans stand on, repeat {} of {REPEATS}: {}",
+                    refuted.len() + 1,
+                    labels(doubtful)
+                ));
+                refuted.push(verdict);
+                keep(&runs)?;
+                trained = candidates;
+                let again = profile_command::obtain(request, options, &profile_path, false)?;
+                profile = again.profile;
+                unwritten = again.unwritten.or(unwritten);
+                continue;
+            }
+        }
+        return Ok((Round { profile, plan, validation, records, failure: failure.or(unwritten) }, refuted));
+    }
+}
+
+/// What cannot be written is said, and measuring goes on.
+fn go_on(written: Result<(), Failure>) -> Option<Failure> {
+    let failure = written.err()?;
+    output::warn(&format!("{failure}; going on without"));
+    Some(failure)
+}
+
+fn labels(strategies: &[ParallelStrategy]) -> String {
+    strategies.iter().map(ParallelStrategy::label).collect::<Vec<_>>().join(", ")
+}
+
+/// Drops the cells that these plans stand on and writes the profile, which is unfinished then; false where there are none.
+fn forget(profile: &mut Profile, plans: &[ParallelStrategy], path: &Path) -> Result<bool, Failure> {
+    let dropped = autodist_profiler::forget(profile, plans);
+    if dropped > 0 {
+        output::write(path, to_json(profile).as_bytes())?;
+    }
+    Ok(dropped > 0)
+}
+
+/// A profile that led to a refuted plan, as the folder's plan document says, is not used again as it is.
+fn distrust(folder: &Path) -> Result<(), Failure> {
+    let path = folder.join("profile.json");
+    let (Ok(plan), Ok(mut profile)) = (input::plan(&folder.join("plan.json")), input::profile(&path)) else {
+        // No earlier run, or not one of ours: what is wrong with a profile is said when it is to be used.
+        return Ok(());
+    };
+    let refuted = plan.measured.map(|measured| measured.refuted).unwrap_or_default();
+    if plan.profile.fingerprint == profile.fingerprint() && forget(&mut profile, &refuted, &path)? {
+        output::note(&format!(
+            "{} led to plans that the measurement refuted: measuring again what they stand on: {}",
+            path.display(),
+            labels(&refuted)
+        ));
+    }
+    Ok(())
+}
+
+/// The records that refuted a plan stay beside those of the next repeat.
+fn keep(runs: &Path) -> Result<(), Failure> {
+    let beside = |number: usize| runs.with_file_name(format!("runs-refuted-{number}"));
+    let free = (1..).map(beside).find(|folder| !folder.exists());
+    let Some(kept) = free else { return Ok(()) };
+    std::fs::rename(runs, &kept).map_err(|source| Failure::Write { path: kept, source })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use autodist_cost_model::synthetic::Machine;
+    use autodist_spec::{Job, Recompute, Segment, SegmentCost, catalog};
+
+    fn profile() -> Profile {
+        Machine::new(2).profile(&catalog::model("tiny-llama").unwrap(), &Job::new(8, 64))
+    }
+
+    #[test]
+    fn exactly_the_cells_that_a_refuted_plan_stands_on_are_measured_again() {
+        let before = profile();
+        let strategy =
+            ParallelStrategy { tensor: 2, data: 1, micro_batch: 2, ..ParallelStrategy::data_parallel(1, 2) };
+        let mut after = before.clone();
+        let dropped = autodist_profiler::forget(&mut after, std::slice::from_ref(&strategy));
+        assert!(dropped > 0 && !after.complete);
+        let of_it = |cell: &&SegmentCost| {
+            let of_block = !matches!(
+                cell.segment,
+                Segment::Embedding
+                    | Segment::FinalNorm
+                    | Segment::Logits
+                    | Segment::Normalizer
+                    | Segment::Loss
+            );
+            (cell.tensor, cell.sequence_parallel, cell.micro_batch) == (2, false, 2)
+                && (cell.recompute == Recompute::None || !of_block)
+        };
+        let kept: Vec<SegmentCost> = before.segments.iter().filter(|cell| !of_it(cell)).cloned().collect();
+        assert!(kept.len() < before.segments.len());
+        assert_eq!(after.segments, kept);
+        assert!(after.collectives.is_empty() && after.messages.is_empty(), "links are measured in one piece");
+        assert_eq!((&after.optimizer, &after.hardware), (&before.optimizer, &before.hardware));
+        // What nothing stands on leaves the profile as it is.
+        let mut again = after.clone();
+        assert_eq!(autodist_profiler::forget(&mut again, &[]), 0);
+        assert_eq!(again, after);
+    }
+
+    #[test]
+    fn a_micro_batch_that_was_not_measured_stands_on_its_neighbours() {
+        let mut profile = profile();
+        profile.segments.retain(|cell| cell.micro_batch != 2);
+        let micro_batches = |profile: &Profile| {
+            let mut all: Vec<u32> =
+                profile.segments.iter().filter(|c| c.tensor == 1).map(|c| c.micro_batch).collect();
+            all.sort_unstable();
+            all.dedup();
+            all
+        };
+        let full: Vec<u32> = micro_batches(&profile);
+        let strategy = ParallelStrategy::data_parallel(2, 2);
+        // Of two plans that stand on the same cells the second must not take others in their place.
+        autodist_profiler::forget(&mut profile, &[strategy.clone(), strategy]);
+        let left = profile.segments.iter().filter(|c| c.tensor == 1 && c.recompute == Recompute::None);
+        let left: std::collections::BTreeSet<u32> = left.map(|cell| cell.micro_batch).collect();
+        let expected: std::collections::BTreeSet<u32> =
+            full.into_iter().filter(|micro_batch| ![1, 4].contains(micro_batch)).collect();
+        assert_eq!(left, expected);
+    }
 }

@@ -8,12 +8,12 @@ use autodist_analytic::{Estimate, Recompute, Run, even_blocks};
 use autodist_hardware::Dtype;
 use autodist_program::{rules, stages};
 use autodist_spec::{
-    Bytes, Cluster, CostBreakdown, DeviceKind, Engine, InputError, MemoryBreakdown, ParallelStrategy, Plan,
-    ProfileReference, SearchReport, Seconds, StopReason,
+    Bytes, Check, Cluster, CostBreakdown, DeviceKind, Engine, InputError, MemoryBreakdown, ParallelStrategy,
+    Plan, ProfileReference, SearchReport, Seconds, StopReason,
 };
 
 /// # Errors
-/// A layout that no plan can say, that this release's executor could not run, or that does not fit.
+/// A layout that no plan can say, or that this release's executor could not run. That it fits is for the caller to know.
 pub fn of(run: &Run, estimate: &Estimate, asked: &Asked, cluster: &Cluster) -> Result<Plan, Failure> {
     let refuse = |field: &str, value: String, problem: &str, hint: &str| -> Failure {
         InputError::new(field, value, problem).hint(hint).into()
@@ -35,16 +35,11 @@ pub fn of(run: &Run, estimate: &Estimate, asked: &Asked, cluster: &Cluster) -> R
         let hint = "other flags give layouts that have one";
         refuse("layout", strategy.label(), &format!("has no plan document: {}", broken.reason), hint)
     })?;
-    if estimate.memory.total() > run.machine.memory.as_f64() {
-        let needs = Bytes(estimate.memory.total() as u64);
-        let problem = format!("needs {needs} of a device's {}", run.machine.memory);
-        return Err(refuse("layout", strategy.label(), &problem, "`estimate --best` lists layouts that fit"));
-    }
     let step = estimate.step;
     let cost = cost(estimate);
     let memory = memory(estimate);
     let bound = cost.compute_s + cost.recompute_s;
-    Ok(Plan {
+    let plan = Plan {
         schema_version: autodist_spec::SCHEMA_VERSION,
         model: model.clone(),
         cluster: cluster.clone(),
@@ -55,8 +50,9 @@ pub fn of(run: &Run, estimate: &Estimate, asked: &Asked, cluster: &Cluster) -> R
         estimate: autodist_spec::Estimate {
             step_time_s: step,
             step_time_spread_s: step * estimate.error_bar,
+            caution_s: Seconds::ZERO,
             tokens_per_s: f64::from(run.global_batch) * f64::from(run.seq_len) / step.0,
-            mfu: Some(utilisation(run, estimate)),
+            mfu: utilisation(run, estimate).mfu(),
             peak_memory_bytes: memory.total(),
             lower_bound_s: bound,
             cost,
@@ -88,7 +84,11 @@ pub fn of(run: &Run, estimate: &Estimate, asked: &Asked, cluster: &Cluster) -> R
             engine: Engine::default(),
             emulated: false,
         },
-    })
+        measured: None,
+    };
+    // What is written can be read again.
+    plan.check().map_err(|error| error.hint("leave --output out"))?;
+    Ok(plan)
 }
 
 /// What the flags of that layout say; schedule and buckets, which change no estimate here, as they were given.

@@ -2,13 +2,16 @@
 
 use super::profile_of;
 use crate::cli::{SelectionArgs, ValidateArgs};
+use crate::compare::compare;
 use crate::failure::Failure;
-use crate::{engine, external, input, output, probe, train};
+use crate::rounds::{Earlier, MOST_STEPS, Session};
+use crate::{engine, external, handover, input, output, probe, train};
 use autodist_executor::launcher::LaunchOptions;
 use autodist_planner::Planner;
 use autodist_reports::{csv_validation, terminal};
 use autodist_spec::error::in_range;
-use autodist_spec::{Alternative, Engine, Plan, Profile, RunRecord, Validation, to_json};
+use autodist_spec::run::FailedRun;
+use autodist_spec::{Alternative, CodecProbe, Engine, Plan, Profile, RunRecord, Validation, to_json};
 use std::path::Path;
 
 pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
@@ -26,15 +29,38 @@ pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
         ));
     }
     external::compare_machines(&plan)?;
-    let (validation, records) =
-        validate(&plan, &candidates, &args.selection, args.probe, &options, &args.output)?;
-    if args.json {
-        output::print(&to_json(&validation))?;
-        return Ok(());
+    let earlier = if args.resume { Earlier::Resume } else { Earlier::Replace };
+    let Validated { validation, records, mut failure } =
+        validate(&plan, &candidates, &args.selection, args.probe, &options, &args.output, earlier)?;
+    if let Some(failure) = failure.take_if(|_| records.is_empty() && validation.is_empty()) {
+        return Err(failure);
     }
-    output::print(&(terminal::validation_table(&validation) + &terminal::compressions(&records)))?;
-    Ok(())
+    let mut answer = String::new();
+    // Where it ended early the document stays as it is, for --resume to go on with.
+    if engine == plan.profile.engine && validation.ended.is_none() {
+        let measured = (&validation, records.as_slice());
+        let profile = profile_of(&plan, &args.plan, args.profile.as_ref()).ok().map(|(profile, _)| profile);
+        let keep = plan.alternatives.len().max(FEWEST_KEPT);
+        let plan = handover::measured_first(&plan, &candidates, measured, profile.as_ref(), keep);
+        let written = handover::replace(&args.plan, &plan, &args.output).map(|written| {
+            let order = format!("{}: the fastest measured plan is its choice now", written.display());
+            output::note(&order);
+            ("written", order)
+        });
+        answer =
+            terminal::answer(&plan, &validation, written.as_ref().map_or(&[], std::slice::from_ref)) + "\n";
+        failure = failure.or(written.err());
+    }
+    output::print(&if args.json {
+        to_json(&validation)
+    } else {
+        answer + &terminal::validation_table(&validation) + &terminal::compressions(&records)
+    })?;
+    failure.map_or_else(|| handover::outcome(&validation), Err)
 }
+
+/// Alternatives that a document keeps at least, of all that were trained.
+const FEWEST_KEPT: usize = 4;
 
 /// The plans that are to be run, the planner's choice first.
 fn candidates(
@@ -95,7 +121,15 @@ pub fn all(plan: &Plan, profile: &Profile) -> Result<Vec<Alternative>, Failure> 
     Ok(Planner::new(&plan.model, &plan.cluster, &plan.job, profile).feasible()?)
 }
 
-/// Runs the candidates and leaves their records, the comparison and its table in `folder`.
+/// What a validation found, all of it or as far as it came.
+pub struct Validated {
+    pub validation: Validation,
+    pub records: Vec<RunRecord>,
+    /// Why that is not all, or not all is in files: to be returned once the results are printed.
+    pub failure: Option<Failure>,
+}
+
+/// Runs the candidates and leaves their records, the comparison and its table in `folder`: each as soon as it is there.
 pub fn validate(
     plan: &Plan,
     candidates: &[Alternative],
@@ -103,32 +137,82 @@ pub fn validate(
     probe_steps: Option<u32>,
     options: &LaunchOptions,
     folder: &Path,
-) -> Result<(Validation, Vec<RunRecord>), Failure> {
-    in_range("--steps", u64::from(selection.steps), 2, u64::from(u32::MAX))?;
+    earlier: Earlier,
+) -> Result<Validated, Failure> {
+    in_range("--steps", u64::from(selection.steps), 2, MOST_STEPS)?;
     output::check_writable(&folder.join("validation.json"))?;
     input::check_data_file(selection.data.as_ref())?;
     let data = train::data(selection.data.as_ref(), &plan.model, &plan.job)?;
-    let probes = match probe_steps {
-        Some(steps) => probe::probe(plan, &data, steps, options)?,
-        None => Vec::new(),
-    };
-    let (validation, records) = train::validate(plan, candidates, &data, selection.steps, options)?;
-    let validation = Validation { probes, ..validation };
-    for (index, record) in records.iter().enumerate() {
-        let name = record.label.replace(['=', '/'], "-").replace(' ', "_");
-        output::write(&folder.join(format!("{index:03}-{name}.json")), to_json(record).as_bytes())?;
+    let mut session = Session::new(plan, candidates, &data, selection.steps, options, folder, earlier)?;
+    let mut probes = Vec::new();
+    if let Some(steps) = probe_steps {
+        session.ended = probe::probe(plan, &data, steps, options, &mut probes)?;
     }
-    output::write(&folder.join("validation.json"), to_json(&validation).as_bytes())?;
-    output::write(&folder.join("validation.csv"), csv_validation(&validation).as_bytes())?;
+    if session.ended.is_none() {
+        session.train(options, |session| {
+            // What cannot be written is said when all is done.
+            let (validation, _) = found(plan, candidates, session, &probes);
+            let _ = output::write_growing(&folder.join("validation.json"), to_json(&validation).as_bytes());
+        });
+    }
+    let (validation, records) = found(plan, candidates, &session, &probes);
+    let written = write(&mut session, &validation, &records);
+    Ok(Validated { failure: failure(session, written), validation, records })
+}
+
+/// The comparison of what has been measured; a plan that failed after some rounds is there with those.
+fn found(
+    plan: &Plan,
+    candidates: &[Alternative],
+    session: &Session<'_>,
+    probes: &[CodecProbe],
+) -> (Validation, Vec<RunRecord>) {
+    let (mut tried, mut outcomes) = (Vec::new(), Vec::new());
+    let mut failed = Vec::new();
+    for (candidate, trial) in candidates.iter().zip(&session.plans) {
+        match (&trial.record, &trial.failed) {
+            (Some(record), later) => {
+                outcomes.push(Ok(record.clone()));
+                let of = |reason: &String| FailedRun { label: trial.label.clone(), reason: reason.clone() };
+                failed.extend(later.as_ref().map(of));
+            }
+            (None, Some(reason)) => outcomes.push(Err(reason.clone())),
+            // Its turn has not come.
+            (None, None) => continue,
+        }
+        tried.push(candidate.clone());
+    }
+    let (mut validation, records) = compare(plan, &tried, outcomes, session.per_round as usize);
+    validation.failed.extend(failed);
+    validation.probes = probes.to_vec();
+    validation.ended = session
+        .ended
+        .as_ref()
+        .map(|failure| format!("{failure}; {} of {} plans were trained", records.len(), candidates.len()));
+    (validation, records)
+}
+
+fn write(session: &mut Session<'_>, validation: &Validation, records: &[RunRecord]) -> Result<(), Failure> {
+    if records.is_empty() && validation.probes.is_empty() && validation.failed.is_empty() {
+        return Ok(());
+    }
+    session.unsaved()?;
+    let folder = session.folder;
+    output::write(&folder.join("validation.json"), to_json(validation).as_bytes())?;
+    output::write(&folder.join("validation.csv"), csv_validation(validation).as_bytes())?;
     output::note(&format!(
-        "wrote {} run records, validation.json and validation.csv to {}",
+        "wrote {} run records, validation.json and validation.csv to {}{}",
         records.len(),
-        folder.display()
+        folder.display(),
+        if session.ended.is_some() { ": the same command with --resume goes on from there" } else { "" }
     ));
-    if records.is_empty() {
-        let reason =
-            validation.failed.first().map_or_else(String::new, |f| format!("{}: {}", f.label, f.reason));
-        return Err(Failure::Run(format!("no plan could be run; {reason}")));
-    }
-    Ok((validation, records))
+    Ok(())
+}
+
+/// What ended it early, or could not be written; of both, the first is said when all is done, and the other here.
+fn failure(session: Session<'_>, written: Result<(), Failure>) -> Option<Failure> {
+    let mut failures = session.ended.into_iter().chain(written.err());
+    let worst = failures.next();
+    failures.for_each(|failure| output::error(&failure));
+    worst
 }

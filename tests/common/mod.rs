@@ -12,7 +12,7 @@ use autodist_spec::profile::Environment;
 use autodist_spec::run::{Measured, RankRecord, StepRecord, ValidatedRun};
 use autodist_spec::{
     Activation, Bytes, Job, ModelSpec, Norm, OperationKind, Plan, Positions, Precision, Profile, RunRecord,
-    SCHEMA_VERSION, Sample, Seconds, Stream, TimelineEvent, Validation, to_json,
+    SCHEMA_VERSION, Sample, Seconds, Stream, TimelineEvent, Validation, Verdict, to_json,
 };
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -35,16 +35,40 @@ impl Finished {
         self.out
     }
 
+    /// The result of training plans beside their predictions: on a machine that others share, measurements may refute
+    /// them, which is exit code 5.
+    #[track_caller]
+    pub fn measured(self) -> serde_json::Value {
+        assert!([Some(0), Some(5)].contains(&self.code), "{:?}: {}", self.code, self.err);
+        serde_json::from_str(&self.out).unwrap()
+    }
+
     #[track_caller]
     pub fn json(self) -> serde_json::Value {
         serde_json::from_str(&self.ok()).unwrap()
     }
 }
 
+/// `autodist` with signals as they are at a terminal, however these tests were started.
 pub fn command<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: &[S]) -> Command {
     let mut command = Command::new(AUTODIST);
+    heed(&mut command, libc::SIG_DFL, &[libc::SIGHUP, libc::SIGINT, libc::SIGTERM]);
     command.args(args).current_dir(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
+}
+
+/// Starts it so that it takes those signals in that way.
+pub fn heed(command: &mut Command, way: libc::sighandler_t, signals: &'static [i32]) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: signal may be called between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            for signal in signals {
+                libc::signal(*signal, way);
+            }
+            Ok(())
+        });
+    }
 }
 
 pub fn autodist<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: &[S]) -> Finished {
@@ -135,6 +159,8 @@ pub fn run_record() -> RunRecord {
         ranks: (0..2).map(rank).collect(),
         compression: Vec::new(),
         timeline: vec![event],
+        rounds: None,
+        ended: None,
     }
 }
 
@@ -155,6 +181,8 @@ pub fn validation() -> Validation {
             steps: 3,
         },
         predicted: plan.estimate,
+        verdict: Some(Verdict::Holds),
+        bar_s: Seconds(1e-3),
         step_time_error: 0.1,
         adjusted_error: 0.1,
         peak_memory_error: 0.1,
@@ -165,11 +193,14 @@ pub fn validation() -> Validation {
         runs: vec![run],
         median_error: 0.1,
         median_adjusted_error: 0.1,
-        regret: 0.0,
+        verdict: Some(Verdict::Holds),
+        beaten_by: None,
+        regret: Some(0.0),
         agreement: None,
         gains: Vec::new(),
         probes: Vec::new(),
         failed: Vec::new(),
+        ended: None,
     }
 }
 

@@ -33,6 +33,11 @@ pub fn busy(pid: i32) -> bool {
     stat(pid).is_some_and(|(_, _, ticks)| ticks >= 20)
 }
 
+/// Processor time in ticks.
+pub fn ticks(pid: i32) -> u64 {
+    stat(pid).map_or(0, |(_, _, ticks)| ticks)
+}
+
 pub fn children(parent: i32) -> Vec<i32> {
     let all = std::fs::read_dir("/proc").unwrap().filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
     all.filter(|pid| stat(*pid).is_some_and(|(_, of, _)| of == parent)).collect()

@@ -96,6 +96,11 @@ impl Lab {
         (self.machines.iter().map(Machine::repeated).sum(), lost)
     }
 
+    /// As [`Switch::let_through_only`].
+    pub fn let_through_only(&self, port: u16) {
+        self.switch.let_through_only(port);
+    }
+
     /// What has left each machine so far.
     pub fn counters(&self) -> Vec<Counters> {
         self.switch.counters()

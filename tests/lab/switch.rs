@@ -9,7 +9,7 @@ use super::{FRAME, Uplink};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -51,6 +51,8 @@ pub struct Counters {
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
+    /// The only port at which TCP may connect from one machine to another; 0 for all.
+    port: AtomicU16,
     /// By machine: packets, bytes, payload, lost.
     counters: Vec<[AtomicU64; 4]>,
 }
@@ -65,7 +67,7 @@ impl Switch {
     /// Joins the machines behind `ports`; the last number of a machine's address is its place, counted from 1.
     pub fn start(ports: Vec<OwnedFd>, uplinks: &[Uplink]) -> Result<Self, String> {
         let counters = ports.iter().map(|_| Default::default()).collect();
-        let shared = Arc::new(Shared { stop: AtomicBool::new(false), counters });
+        let shared = Arc::new(Shared { stop: AtomicBool::new(false), port: AtomicU16::new(0), counters });
         let links = |of: fn(&Uplink) -> Rate| -> Vec<Link> {
             uplinks.iter().map(|link| Link { rate: of(link), delay: link.delay, free: None }).collect()
         };
@@ -87,6 +89,11 @@ impl Switch {
         // Without the priority it is late where others compute; what is measured then shows it.
         started.recv().map_err(|_| "the switch did not start".to_owned())?;
         Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Lets nobody connect from now on but at this port, as a firewall that answers nothing.
+    pub fn let_through_only(&self, port: u16) {
+        self.shared.port.store(port, Ordering::Relaxed);
     }
 
     pub fn counters(&self) -> Vec<Counters> {
@@ -190,6 +197,10 @@ impl Forwarder {
             }
             let packet = &buffer[..read as usize];
             let Some(to) = receiver(packet).filter(|to| *to < self.ports.len()) else { continue };
+            let port = self.shared.port.load(Ordering::Relaxed);
+            if port != 0 && connects_to(packet).is_some_and(|to| to != port) {
+                continue;
+            }
             let frame = packet.len() + FRAME;
             let arrives = self.up[from].cross(Instant::now(), frame);
             self.count(from, frame, payload(packet), arrives.is_none());
@@ -238,6 +249,13 @@ fn receiver(packet: &[u8]) -> Option<usize> {
     let version = packet.first()? >> 4;
     let last = *packet.get(19)?;
     (version == 4 && last > 0).then(|| usize::from(last) - 1)
+}
+
+/// The port at which a packet of TCP asks to connect, if it does.
+fn connects_to(packet: &[u8]) -> Option<u16> {
+    let tcp = packet.get(4 * usize::from(packet[0] & 15)..)?;
+    let (syn, ack) = (tcp.get(13)? & 2 != 0, tcp[13] & 16 != 0);
+    (packet.get(9) == Some(&6) && syn && !ack).then(|| u16::from_be_bytes([tcp[2], tcp[3]]))
 }
 
 /// Bytes that TCP carries in an IPv4 packet.

@@ -103,9 +103,11 @@ impl Mpi {
     /// # Errors
     /// As [`crate::tcp::join`]; [`crate::CommunicationError::Mpi`] where the system gives no thread.
     pub fn join(&self, options: TcpOptions) -> Result<Endpoint> {
-        let (token, timeout) = (options.token.clone(), options.timeout);
-        let transport = transport::MpiTransport::open(&self.hub, &token, timeout)?;
-        Ok(crate::tcp::join(options)?.over(Box::new(transport)))
+        let TcpOptions { rank, world, timeout, .. } = options;
+        // Streams say to which launch they belong, and MPI sends that in the clear: it must not be the token.
+        let session = crate::derived_token(&options.token, "mpi session");
+        let transport = transport::MpiTransport::open(&self.hub, &session, timeout)?;
+        Ok(Endpoint::new(rank, world, Box::new(transport), crate::tcp::attend(&options)?))
     }
 
     /// Closes all connections of this process: threads that wait for peers notice, and so do the peers.

@@ -1,30 +1,35 @@
 //! Ranks that are processes, on one machine or several, over TCP.
 
+mod reception;
 mod rendezvous;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use rendezvous::Rendezvous;
 
-use crate::connection::{Connection, SocketConnection};
+use crate::connection::{Connection, SocketConnection, send_all};
 use crate::control::Control;
 use crate::endpoint::{Endpoint, Transport};
 use crate::error::{CommunicationError, Peer, Result};
 use crate::keep_alive::keep_alive;
-use crate::poll;
+use crate::secret::{Role, Secret, nonce};
 use crate::wire::{
-    Hello, Kind, LONGEST_FRAME, LONGEST_HELLO, Purpose, Refusal, frame_of, parse, receive_frame, send_frame,
+    Greeting, Hello, Kind, LONGEST_FRAME, LONGEST_HELLO, Purpose, Refusal, parse, parse_challenge,
+    receive_frame,
 };
+use reception::{Caller, Reception, listen};
 
 const RENDEZVOUS: &str = "rendezvous";
-/// A stray connection to a rank's listener may hold it up for this long.
-const HELLO_WITHIN: Duration = Duration::from_secs(2);
-/// Between two attempts to reach a rendezvous that does not listen yet.
+const CONNECT: &str = "connect";
+/// Between two attempts to reach somebody who does not listen yet, or had too many callers to hear this one.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
+/// Who does not answer within this time is called again.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// A rank that listens and does not let this one in is called so often.
+const CALLS: usize = 20;
 
 /// What a rank must know to find the others.
 #[derive(Debug, Clone)]
@@ -47,59 +52,97 @@ pub struct TcpOptions {
 
 /// Joins the job: returns when all its ranks have.
 ///
-/// The rendezvous may start later than the ranks: it is tried again until the time-out.
+/// The rendezvous may start later than the ranks: it is tried again until the time-out. Nothing is said to it but a
+/// random number before it has proved that it knows the token, nor to any rank later.
 ///
 /// # Errors
 /// [`CommunicationError::Refused`] when nobody listens there or the job has no place for this rank,
-/// [`CommunicationError::BadToken`] when it is another job's, [`CommunicationError::TimedOut`] when a rank is
-/// missing, [`CommunicationError::Stopped`] when the job ends before it begins.
+/// [`CommunicationError::BadToken`] when it is another job's, [`CommunicationError::Unproven`] when who listens there
+/// does not answer, [`CommunicationError::Unreachable`] when no way leads there,
+/// [`CommunicationError::RanksMissing`] when a rank is missing, [`CommunicationError::Stopped`] when the job ends
+/// before it begins.
 pub fn join(options: TcpOptions) -> Result<Endpoint> {
     let (rank, world) = (options.rank, options.world);
     let (transport, control) = enter(options)?;
     Ok(Endpoint::new(rank, world, Box::new(transport), control))
 }
 
+/// Joins the job for what the launcher says alone: nobody can call this rank, and it opens no port.
+///
+/// # Errors
+/// As [`join`].
+pub fn attend(options: &TcpOptions) -> Result<Control> {
+    meet(options, |_| Ok(None)).map(|(control, _)| control)
+}
+
 /// The ways to the other ranks and to the launcher.
 fn enter(options: TcpOptions) -> Result<(TcpTransport, Control)> {
-    let TcpOptions { rendezvous, rank, world, token, timeout, bind } = options;
+    let mut listener: Option<TcpListener> = None;
+    let (control, table) = meet(&options, |here| {
+        let bind = SocketAddr::new(options.bind.unwrap_or(here), 0);
+        let failed = |source| CommunicationError::at_address(bind, "listening", source);
+        if let Some(listener) = &listener {
+            return listener.local_addr().map(Some).map_err(failed);
+        }
+        let (opened, address) = listen(bind).map_err(failed)?;
+        listener = Some(opened);
+        Ok(Some(address))
+    })?;
+    let TcpOptions { rendezvous, rank, world, token, timeout, .. } = options;
+    let failed = |source| CommunicationError::at_address(rendezvous, "starting to listen", source);
+    let listener = listener.ok_or_else(|| failed(std::io::ErrorKind::NotConnected.into()))?;
+    let reception =
+        Reception::open(listener, (rank, world), &token, timeout, control.clone()).map_err(failed)?;
+    let secret = Secret::new(&token);
+    Ok((TcpTransport { rank, world, secret, timeout, table, reception }, control))
+}
+
+/// Joins at the rendezvous, where `listens` says at which address peers find this rank, given that of this machine which
+/// leads there. Returns the way to the launcher, and where all ranks listen.
+fn meet(
+    options: &TcpOptions,
+    mut listens: impl FnMut(IpAddr) -> Result<Option<SocketAddr>>,
+) -> Result<(Control, Vec<SocketAddr>)> {
+    let TcpOptions { rendezvous, rank, world, timeout, .. } = *options;
     let deadline = Instant::now() + timeout;
-    let socket = reach(rendezvous, deadline)?;
-    let failed = |operation| move |source| CommunicationError::at_address(rendezvous, operation, source);
-    keep_alive(&socket).map_err(failed("rendezvous"))?;
-    let bind = match bind {
-        Some(bind) => bind,
-        None => socket.local_addr().map_err(failed("rendezvous"))?.ip(),
+    let secret = Secret::new(&options.token);
+    let failed = |source| CommunicationError::at_address(rendezvous, RENDEZVOUS, source);
+    let connection = loop {
+        let socket = reach(rendezvous, deadline)?;
+        keep_alive(&socket).map_err(failed)?;
+        let listens = listens(socket.local_addr().map_err(failed)?.ip())?;
+        let hello = Hello { world, rank, purpose: Purpose::Join { listens } };
+        let connection = SocketConnection::tcp(socket, Peer::Launcher, "control", timeout).map_err(failed)?;
+        match introduce(&connection, rendezvous, &secret, Role::Rendezvous, &hello, deadline) {
+            Ok(()) => break connection,
+            Err(error) if is_an_answer(&error) => return Err(error),
+            // It may have had too many callers, or be somebody who goes away.
+            Err(error) if Instant::now() + RETRY_AFTER >= deadline => {
+                return Err(CommunicationError::Unproven { address: rendezvous, detail: error.to_string() });
+            }
+            Err(_) => std::thread::sleep(RETRY_AFTER),
+        }
     };
-    let bind = SocketAddr::new(bind, 0);
-    let listen = || -> std::io::Result<_> {
-        let listener = TcpListener::bind(bind)?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        Ok((listener, address))
-    };
-    let (listener, listens) =
-        listen().map_err(|source| CommunicationError::at_address(bind, "listening", source))?;
-    let control = SocketConnection::tcp(socket, Peer::Launcher, "control", timeout)
-        .map_err(failed("rendezvous"))?
-        .with_timeout(deadline.saturating_duration_since(Instant::now()));
-    let hello = Hello::new(&token, world, rank, Purpose::Join { listens });
-    send_frame(&control, &frame_of(Kind::Hello, &hello), RENDEZVOUS)?;
-    let table = match receive_frame(&control, LONGEST_FRAME, RENDEZVOUS)? {
-        (Kind::Table, payload) => parse::<Vec<SocketAddr>>(&control, &payload)?,
-        (Kind::Refused, payload) => return Err(parse::<Refusal>(&control, &payload)?.into_error(rendezvous)),
-        (Kind::Stop, _) => return Err(CommunicationError::Stopped { address: rendezvous }),
-        (kind, _) => {
+    let came = receive_frame(&connection, LONGEST_FRAME, deadline, RENDEZVOUS);
+    let table = match came {
+        Ok((Kind::Table, payload)) => parse::<Vec<SocketAddr>>(&connection, &payload)?,
+        Ok((Kind::Refused, payload)) => {
+            return Err(parse::<Refusal>(&connection, &payload)?.into_error(rendezvous));
+        }
+        Ok((Kind::Stop, _)) => return Err(CommunicationError::Stopped { address: rendezvous }),
+        Ok((kind, _)) => {
             return Err(CommunicationError::Protocol {
                 peer: Peer::Launcher,
                 lane: "control".to_owned(),
                 detail: format!("a {kind:?} where the table of ranks belongs"),
             });
         }
+        Err(CommunicationError::TimedOut { .. }) => {
+            return Err(CommunicationError::RanksMissing { address: rendezvous, waited: timeout });
+        }
+        Err(error) => return Err(error),
     };
-    let control = Control::new(Arc::new(control.with_timeout(timeout)));
-    let transport =
-        TcpTransport { rank, world, token, timeout, listener, listens, table, early: BTreeMap::new() };
-    Ok((transport, control))
+    Ok((Control::new(Arc::new(connection)), table))
 }
 
 /// Connects to the rendezvous, again and again until `deadline`.
@@ -110,7 +153,7 @@ fn reach(address: SocketAddr, deadline: Instant) -> Result<TcpStream> {
             Ok(socket) => return Ok(socket),
             Err(source) => {
                 if Instant::now() + RETRY_AFTER >= deadline {
-                    return Err(CommunicationError::at_address(address, RENDEZVOUS, source));
+                    return Err(not_reached(Peer::Launcher, address, source));
                 }
                 std::thread::sleep(RETRY_AFTER);
             }
@@ -118,112 +161,115 @@ fn reach(address: SocketAddr, deadline: Instant) -> Result<TcpStream> {
     }
 }
 
+/// What it means that no connection comes about.
+fn not_reached(peer: Peer, address: SocketAddr, source: std::io::Error) -> CommunicationError {
+    use std::io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
+    match source.kind() {
+        TimedOut | HostUnreachable | NetworkUnreachable => {
+            let reason = match source.kind() {
+                TimedOut => "no answer".to_owned(),
+                _ => source.to_string(),
+            };
+            CommunicationError::Unreachable { peer, address, reason }
+        }
+        _ => CommunicationError::at_address(address, CONNECT, source),
+    }
+}
+
+/// The caller's side of the handshake: proves the token to whoever listens, once that has proved it, and says `hello`.
+pub(crate) fn introduce(
+    connection: &SocketConnection,
+    address: SocketAddr,
+    secret: &Secret,
+    role: Role,
+    hello: &Hello,
+    deadline: Instant,
+) -> Result<()> {
+    let deadline = deadline.min(Instant::now() + ANSWER_WITHIN);
+    let unexpected = |kind: Kind, due: &str| CommunicationError::Protocol {
+        peer: connection.peer(),
+        lane: connection.lane().to_owned(),
+        detail: format!("a {kind:?} where {due} belongs"),
+    };
+    let own = nonce().map_err(|source| CommunicationError::at_address(address, "random bytes", source))?;
+    send_all(connection, &Greeting::new(own).frame(), CONNECT)?;
+    let called = match receive_frame(connection, LONGEST_HELLO, deadline, CONNECT)? {
+        (Kind::Challenge, payload) => match parse_challenge(&payload) {
+            Some((called, proof)) if secret.holds_challenge(role, &own, &called, &proof) => called,
+            Some(_) => return Err(CommunicationError::BadToken { address }),
+            None => return Err(unexpected(Kind::Challenge, "one of another length")),
+        },
+        // Whoever says that has proved nothing: it is no text to be shown as it is.
+        (Kind::Refused, payload) => {
+            return Err(parse::<Refusal>(connection, &payload)?.made_harmless().into_error(address));
+        }
+        (kind, _) => return Err(unexpected(kind, "the challenge")),
+    };
+    send_all(connection, &hello.frame(secret, role, &own, &called), CONNECT)?;
+    match receive_frame(connection, LONGEST_HELLO, deadline, CONNECT)? {
+        (Kind::Welcome, _) => Ok(()),
+        (Kind::Refused, payload) => Err(parse::<Refusal>(connection, &payload)?.into_error(address)),
+        (kind, _) => Err(unexpected(kind, "the welcome")),
+    }
+}
+
+/// Whether an error of [`introduce`] is an answer, which would be the same if one asked again.
+fn is_an_answer(error: &CommunicationError) -> bool {
+    matches!(error, CommunicationError::BadToken { .. } | CommunicationError::Refused { .. })
+}
+
 struct TcpTransport {
     rank: usize,
     world: usize,
-    token: String,
+    secret: Secret,
     timeout: Duration,
-    listener: TcpListener,
-    listens: SocketAddr,
     /// Where each rank listens.
     table: Vec<SocketAddr>,
-    /// Connections that were made to us before we asked for them.
-    early: BTreeMap<Caller, SocketConnection>,
+    reception: Reception,
 }
-
-/// What an accepted connection is for.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Caller {
-    lane: String,
-    rank: usize,
-    channel: usize,
-}
-
-const CONNECT: &str = "connect";
 
 impl TcpTransport {
     /// Connects to a rank that accepts.
-    fn dial(&self, lane: &str, peer: usize, channel: usize) -> Result<SocketConnection> {
+    fn dial(&self, lane: &str, peer: usize, channel: usize, deadline: Instant) -> Result<SocketConnection> {
         let address = *self.table.get(peer).ok_or_else(|| CommunicationError::NotAMember {
             operation: CONNECT,
             lane: lane.to_owned(),
             index: peer,
             members: (0..self.world).collect(),
         })?;
+        let to = Peer::Rank(peer);
         let failed = |source: std::io::Error| match source.kind() {
             // It listened when it joined.
             std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::ConnectionReset => {
-                CommunicationError::PeerClosed {
-                    peer: Peer::Rank(peer),
-                    lane: lane.to_owned(),
-                    operation: CONNECT,
-                }
+                CommunicationError::PeerClosed { peer: to, lane: lane.to_owned(), operation: CONNECT }
             }
-            std::io::ErrorKind::TimedOut => self.timed_out(lane, peer),
-            _ => CommunicationError::Io {
-                peer: Peer::Rank(peer),
-                lane: lane.to_owned(),
-                operation: CONNECT,
-                source: Arc::new(source),
-            },
+            _ => not_reached(to, address, source),
         };
-        let socket = TcpStream::connect_timeout(&address, self.timeout).map_err(failed)?;
-        let connection =
-            SocketConnection::tcp(socket, Peer::Rank(peer), lane, self.timeout).map_err(failed)?;
         let purpose = Purpose::Lane { name: lane.to_owned(), channel };
-        let hello = Hello::new(&self.token, self.world, self.rank, purpose);
-        send_frame(&connection, &frame_of(Kind::Hello, &hello), CONNECT)?;
-        Ok(connection)
+        let hello = Hello { world: self.world, rank: self.rank, purpose };
+        let mut calls = 0;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            let socket = TcpStream::connect_timeout(&address, left).map_err(failed)?;
+            let connection = SocketConnection::tcp(socket, to, lane, self.timeout).map_err(failed)?;
+            calls += 1;
+            match introduce(&connection, address, &self.secret, Role::Rank(peer), &hello, deadline) {
+                Ok(()) => return Ok(connection),
+                Err(error) if is_an_answer(&error) || calls == CALLS => return Err(error),
+                Err(error) if Instant::now() + RETRY_AFTER >= deadline => return Err(error),
+                Err(_) => std::thread::sleep(RETRY_AFTER),
+            }
+        }
     }
 
     /// Waits for a rank that dials.
-    fn accept(&mut self, wanted: &Caller, deadline: Instant) -> Result<SocketConnection> {
-        loop {
-            if let Some(connection) = self.early.remove(wanted) {
-                return Ok(connection);
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            let mut descriptors = [poll::interest(self.listener.as_fd(), true, false)];
-            let failed =
-                |source| CommunicationError::at_address(self.listens, "accepting connections", source);
-            if left.is_zero() || !poll::wait(&mut descriptors, Some(left)).map_err(failed)? {
-                return Err(self.timed_out(&wanted.lane, wanted.rank));
-            }
-            let Ok((socket, address)) = self.listener.accept() else { continue };
-            // Whoever cannot say a proper hello is no rank of this job and no reason to fail.
-            if let Ok((caller, connection)) = self.welcome(socket, address) {
-                self.early.insert(caller, connection);
-            }
-        }
-    }
-
-    /// Asks a caller who it is.
-    fn welcome(&self, socket: TcpStream, address: SocketAddr) -> Result<(Caller, SocketConnection)> {
-        let connection = SocketConnection::tcp(socket, Peer::Unidentified(address), CONNECT, HELLO_WITHIN)
-            .map_err(|source| CommunicationError::at_address(address, CONNECT, source))?;
-        let (_, payload) = receive_frame(&connection, LONGEST_HELLO, CONNECT)?;
-        let hello: Hello = parse(&connection, &payload)?;
-        hello.check(&self.token, self.world).map_err(|refusal| refusal.into_error(address))?;
-        match hello.purpose {
-            Purpose::Lane { name, channel } => {
-                let connection =
-                    connection.identified(Peer::Rank(hello.rank), &name).with_timeout(self.timeout);
-                Ok((Caller { lane: name, rank: hello.rank, channel }, connection))
-            }
-            Purpose::Join { .. } => Err(CommunicationError::Refused {
-                address,
-                reason: "this is a rank, not the rendezvous".to_owned(),
-            }),
-        }
-    }
-
-    fn timed_out(&self, lane: &str, peer: usize) -> CommunicationError {
-        CommunicationError::TimedOut {
-            peer: Peer::Rank(peer),
-            lane: lane.to_owned(),
+    fn accept(&self, wanted: &Caller, deadline: Instant) -> Result<SocketConnection> {
+        self.reception.wait(wanted, deadline).ok_or_else(|| CommunicationError::TimedOut {
+            peer: Peer::Rank(wanted.rank),
+            lane: wanted.lane.clone(),
             operation: CONNECT,
             waited: self.timeout,
-        }
+        })
     }
 }
 
@@ -234,7 +280,7 @@ impl Transport for TcpTransport {
         let channel = |index: usize| peers[..index].iter().filter(|&&peer| peer == peers[index]).count();
         let mut dialled = BTreeMap::new();
         for (index, &peer) in peers.iter().enumerate().filter(|&(_, &peer)| peer > self.rank) {
-            dialled.insert(index, self.dial(lane, peer, channel(index))?);
+            dialled.insert(index, self.dial(lane, peer, channel(index), deadline)?);
         }
         let mut opened: Vec<Arc<dyn Connection>> = Vec::new();
         for (index, &rank) in peers.iter().enumerate() {
@@ -250,72 +296,4 @@ impl Transport for TcpTransport {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::connection::{receive_exact, send_all};
-    use std::io::{ErrorKind, Read};
-
-    /// Two ranks that have joined.
-    fn pair(rendezvous: &Rendezvous) -> [TcpTransport; 2] {
-        let ranks = [0, 1].map(|rank| {
-            let options = TcpOptions {
-                rendezvous: rendezvous.address(),
-                rank,
-                world: 2,
-                token: "secret".to_owned(),
-                timeout: Duration::from_secs(10),
-                bind: None,
-            };
-            std::thread::spawn(move || enter(options).unwrap().0)
-        });
-        ranks.map(|rank| rank.join().unwrap())
-    }
-
-    /// A caller that calls itself rank 0 and says this.
-    fn call(address: SocketAddr, hello: &Hello) -> TcpStream {
-        let socket = TcpStream::connect(address).unwrap();
-        let clone = socket.try_clone().unwrap();
-        let connection =
-            SocketConnection::tcp(clone, Peer::Rank(1), "test", Duration::from_secs(10)).unwrap();
-        send_frame(&connection, &frame_of(Kind::Hello, hello), "test").unwrap();
-        socket.set_nonblocking(false).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        socket
-    }
-
-    #[test]
-    fn a_rank_lets_nobody_in_who_does_not_know_the_token() {
-        let rendezvous = Rendezvous::bind(([127, 0, 0, 1], 0).into(), 2, "secret").unwrap();
-        let [mut zero, mut one] = pair(&rendezvous);
-        let lane = || Purpose::Lane { name: "data".to_owned(), channel: 0 };
-        // They come first, and each claims the place of rank 0.
-        let join = Purpose::Join { listens: zero.listens };
-        let strangers = [
-            Hello::new("guess", 2, 0, lane()),
-            Hello::new("", 2, 0, lane()),
-            Hello::new("secret but longer", 2, 0, lane()),
-            Hello::new("secret", 3, 0, lane()),
-            Hello::new("secret", 2, 2, lane()),
-            Hello::new("secret", 2, 0, join),
-        ]
-        .map(|hello| call(one.listens, &hello));
-        let dials = std::thread::spawn(move || {
-            let connection = zero.connect("data", &[1]).unwrap().remove(0);
-            send_all(&*connection, b"it is me", "test").unwrap();
-            connection
-        });
-        let connection = one.connect("data", &[0]).unwrap().remove(0);
-        let mut heard = [0; 8];
-        receive_exact(&*connection, &mut heard, "test").unwrap();
-        assert_eq!(&heard, b"it is me");
-        for (index, mut stranger) in strangers.into_iter().enumerate() {
-            let end = stranger.read(&mut [0; 8]);
-            let closed = match &end {
-                Ok(read) => *read == 0,
-                Err(error) => error.kind() == ErrorKind::ConnectionReset,
-            };
-            assert!(closed, "stranger {index}: {end:?}");
-        }
-        dials.join().unwrap();
-    }
-}
+mod tests;

@@ -65,6 +65,7 @@ fn torchrun() {
         host: "node07".to_owned(),
         port: 29501,
         token: "torchrun none".to_owned(),
+        secret: false,
     };
     assert_eq!(place(TORCH), expected);
     assert!(!expected.on_one_machine());
@@ -88,6 +89,9 @@ fn open_mpi() {
     assert!(message.contains("mpirun -x MASTER_ADDR="), "{message}");
     let found = place(&format!("{apart} MASTER_ADDR=node01 MASTER_PORT=4000 AUTODIST_TOKEN=secret"));
     assert_eq!((found.host.as_str(), found.port, found.token.as_str()), ("node01", 4001, "secret"));
+    assert!(found.secret);
+    // An empty one is none.
+    assert!(!place(&format!("{apart} MASTER_ADDR=node01 AUTODIST_TOKEN=")).secret);
 }
 
 #[test]

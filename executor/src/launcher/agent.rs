@@ -7,7 +7,7 @@ use super::runner::{Runner, Running as Rank};
 use super::{GRACE, LOOK_AGAIN, RankEnvironment};
 use crate::external::External;
 use autodist_communication::tcp::{self, TcpOptions};
-use autodist_communication::{CommunicationError, ControlOrder, Endpoint};
+use autodist_communication::{CommunicationError, Control, ControlOrder, derived_token};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -25,15 +25,15 @@ pub enum AgentError {
     #[error(
         "rank 0 is not to be found within {waited_s} s ({source}): the same command must run there, MASTER_ADDR and AUTODIST_PORT say where it listens, --timeout how long to try"
     )]
-    Absent { waited_s: f64, source: CommunicationError },
+    Absent { waited_s: f64, source: Box<CommunicationError> },
     #[error(
-        "{address} refused the token, so another job listens there: set AUTODIST_PORT to a port of this job's own, and AUTODIST_TOKEN, if at all, to the same for all processes"
+        "who listens at {address} does not know this job's token, so it is another job or a stranger: set AUTODIST_PORT to a port of this job's own, and AUTODIST_TOKEN, if at all, to the same for all processes"
     )]
     OtherJob { address: SocketAddr },
     #[error("rank 0 is at {address}, but not all of the {world} processes have come within {waited_s} s")]
     Incomplete { address: SocketAddr, world: usize, waited_s: f64 },
     #[error("rank 0 at {address} is gone ({source})")]
-    Gone { address: SocketAddr, source: CommunicationError },
+    Gone { address: SocketAddr, source: Box<CommunicationError> },
     #[error("rank 0 at {address} gave an order that cannot be read, perhaps of another version: {detail}")]
     Order { address: SocketAddr, detail: String },
     #[error("interrupted")]
@@ -44,7 +44,7 @@ pub enum AgentError {
 pub struct Agent {
     external: External,
     address: SocketAddr,
-    endpoint: Endpoint,
+    control: Control,
 }
 
 /// The rank of the last order.
@@ -73,7 +73,8 @@ impl Agent {
                 Err(_) => std::thread::sleep(RESOLVE_AGAIN),
             }
         };
-        let joined = tcp::join(TcpOptions {
+        // Nothing is told, and no order taken, before rank 0 has proved that it knows the token.
+        let joined = tcp::attend(&TcpOptions {
             rendezvous: address,
             rank: external.rank - external.first_agent(),
             world: external.world - external.first_agent(),
@@ -81,19 +82,19 @@ impl Agent {
             timeout: deadline.saturating_duration_since(Instant::now()),
             bind: None,
         });
-        let endpoint = match joined {
-            Ok(endpoint) => endpoint,
+        let control = match joined {
+            Ok(control) => control,
             Err(CommunicationError::Stopped { .. }) => return Ok(None),
             Err(CommunicationError::BadToken { address }) => return Err(AgentError::OtherJob { address }),
-            Err(CommunicationError::TimedOut { .. }) => {
+            Err(CommunicationError::RanksMissing { .. }) => {
                 return Err(AgentError::Incomplete { address, world: external.world, waited_s });
             }
             Err(source @ CommunicationError::PeerClosed { .. }) => {
-                return Err(AgentError::Gone { address, source });
+                return Err(AgentError::Gone { address, source: source.into() });
             }
-            Err(source) => return Err(AgentError::Absent { waited_s, source }),
+            Err(source) => return Err(AgentError::Absent { waited_s, source: source.into() }),
         };
-        let agent = Self { external: external.clone(), address, endpoint };
+        let agent = Self { external: external.clone(), address, control };
         agent.report(&Report::Present(presence(address.ip())))?;
         Ok(Some(agent))
     }
@@ -108,8 +109,11 @@ impl Agent {
             if stop.load(Ordering::Relaxed) {
                 return Err(AgentError::Interrupted);
             }
-            let gone = |source| AgentError::Gone { address: self.address, source };
-            match self.endpoint.control().receive(LOOK_AGAIN).map_err(gone)? {
+            let gone = |source: CommunicationError| AgentError::Gone {
+                address: self.address,
+                source: source.into(),
+            };
+            match self.control.receive(LOOK_AGAIN).map_err(gone)? {
                 None => {}
                 Some(ControlOrder::Message(order)) => self.obey(&order, runner, &mut running)?,
                 Some(ControlOrder::Stop) => break,
@@ -124,7 +128,7 @@ impl Agent {
         }
         drop(running);
         // The launcher may be faster.
-        let _ = self.endpoint.close();
+        let _ = self.control.leave();
         Ok(())
     }
 
@@ -136,7 +140,8 @@ impl Agent {
                 // The one before has been killed if it has not ended.
                 *running = None;
                 let External { rank, local_rank, .. } = self.external;
-                let environment = RankEnvironment { rank, local_rank, ..environment };
+                let token = derived_token(&self.external.token, &environment.token);
+                let environment = RankEnvironment { rank, local_rank, token, ..environment };
                 match runner.start(environment, &assignments) {
                     Ok(rank) => *running = Some(Running { launch, rank }),
                     Err(error) => {
@@ -158,7 +163,8 @@ impl Agent {
     fn report(&self, report: &Report) -> Result<(), AgentError> {
         // Our own types have string keys and finite numbers only, so there is nothing that JSON cannot say.
         let report = serde_json::to_vec(report).unwrap_or_default();
-        let gone = |source| AgentError::Gone { address: self.address, source };
-        self.endpoint.control().send(&report).map_err(gone)
+        let gone =
+            |source: CommunicationError| AgentError::Gone { address: self.address, source: source.into() };
+        self.control.send(&report).map_err(gone)
     }
 }

@@ -9,8 +9,9 @@ use super::{GRACE, LOOK_AGAIN, LaunchError};
 use crate::external::External;
 use crate::host;
 use crate::hosts::Host;
-use autodist_communication::ControlEvent;
+use autodist_communication::switch::Switch;
 use autodist_communication::tcp::Rendezvous;
+use autodist_communication::{CommunicationError, ControlEvent, Warn};
 use autodist_spec::InputError;
 use serde_json::Value;
 use std::borrow::Cow;
@@ -19,7 +20,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The processes of all ranks but the first, or on hosts of a file of all, each of which starts its rank when it is told.
@@ -73,15 +74,29 @@ struct Meeting {
 }
 
 impl Agents {
-    /// Listens for the agents, which may come before or after.
+    /// Listens for the agents, which may come before or after, at `requested` unless that is the loopback. Strangers that
+    /// come instead are told to `warn`.
     ///
     /// # Errors
-    /// The port is in use.
-    pub fn open(external: &External, timeout: Duration) -> Result<Self, LaunchError> {
-        let address = SocketAddr::new(listening(external), external.port);
+    /// The port is in use; `requested` is no address of this machine.
+    pub fn open(
+        external: &External,
+        requested: IpAddr,
+        timeout: Duration,
+        warn: Warn,
+    ) -> Result<Self, LaunchError> {
+        let addresses: Vec<SocketAddr> = listening(external, requested)
+            .into_iter()
+            .map(|address| SocketAddr::new(address, external.port))
+            .collect();
         let first = external.first_agent();
-        let rendezvous = Rendezvous::bind(address, external.world - first, &external.token)
-            .map_err(|source| LaunchError::Port { source })?;
+        let rendezvous =
+            listen_at(&addresses, external.world - first, &external.token, None, warn).map_err(|source| {
+                match source {
+                    CommunicationError::AddressInUse { .. } => LaunchError::Port { source },
+                    source => LaunchError::Rendezvous(source),
+                }
+            })?;
         let meeting = Meeting {
             first,
             starters: Vec::new(),
@@ -110,11 +125,13 @@ impl Agents {
     pub fn open_on(
         hosts: &[Host],
         ssh: &Ssh,
+        requested: IpAddr,
         timeout: Duration,
+        warn: Warn,
     ) -> Result<Result<Self, LaunchError>, InputError> {
         let world = hosts.iter().map(|host| host.slots).sum();
         let external = External::by_ssh(world, || address_for(hosts))?;
-        Ok(Self::open(&external, timeout).and_then(|mut agents| {
+        Ok(Self::open(&external, requested, timeout, warn).and_then(|mut agents| {
             let meeting = agents.meeting.get_mut().unwrap_or_else(PoisonError::into_inner);
             agents.external.port = meeting.rendezvous.address().port();
             meeting.ssh = ssh.command.join(" ");
@@ -188,11 +205,11 @@ impl Agents {
         }
     }
 
-    /// Where the ranks of a launch meet, and at which address the ranks find it if that is another.
-    pub(super) fn place(&self, requested: SocketAddr) -> (SocketAddr, Option<IpAddr>) {
+    /// Where the ranks of a launch meet, the best address first, and at which the ranks find it if that is another.
+    pub(super) fn place(&self, requested: SocketAddr) -> (Vec<SocketAddr>, Option<IpAddr>) {
         let loopback = requested.ip().is_loopback();
         if self.external.on_one_machine() || !(loopback || requested.ip().is_unspecified()) {
-            return (requested, None);
+            return (vec![requested], None);
         }
         // What leads agents of other machines here leads ranks here too. A name of this machine may well lead its own
         // processes to the loopback: theirs is the last choice.
@@ -200,14 +217,16 @@ impl Agents {
         let reached: Vec<IpAddr> = meeting.present.values().map(|presence| presence.reached).collect();
         let from_outside = reached.iter().find(|address| !address.is_loopback()).or(reached.first());
         let address = from_outside.copied().unwrap_or(requested.ip());
-        let bind = if loopback { unspecified(address) } else { requested.ip() };
-        (SocketAddr::new(bind, requested.port()), Some(address))
+        // What leads here from other machines need not be an address of this one: there may be a translator between.
+        let bind = if loopback { vec![address, unspecified(address)] } else { vec![requested.ip()] };
+        (bind.into_iter().map(|bind| SocketAddr::new(bind, requested.port())).collect(), Some(address))
     }
 
     /// Has all agents start their ranks; returns the number of the launch.
     pub(super) fn start(
         &self,
         environment: &RankEnvironment,
+        salt: &str,
         assignments: &[Value],
     ) -> Result<u64, LaunchError> {
         let mut meeting = self.meeting();
@@ -216,7 +235,7 @@ impl Agents {
         let launch = meeting.launches;
         let order = Order::Start {
             launch,
-            environment: environment.clone(),
+            environment: RankEnvironment { token: salt.to_owned(), ..environment.clone() },
             assignments: Cow::Borrowed(assignments),
         };
         self.tell_all(&meeting, &order)?;
@@ -309,6 +328,7 @@ impl Meeting {
     fn take(&mut self, event: ControlEvent) {
         let first = self.first;
         match event {
+            ControlEvent::Alive(_) => {}
             ControlEvent::Joined(agent) => {
                 self.here.insert(agent + first);
                 self.came.insert(agent + first);
@@ -380,13 +400,45 @@ pub(super) fn presence(reached: IpAddr) -> Presence {
     }
 }
 
-/// The address on which rank 0 listens for agents.
-fn listening(external: &External) -> IpAddr {
+/// Lets ranks or agents in at the first of `addresses` that this machine has.
+pub(super) fn listen_at(
+    addresses: &[SocketAddr],
+    world: usize,
+    token: &str,
+    switch: Option<Arc<Switch>>,
+    warn: Warn,
+) -> Result<Rendezvous, CommunicationError> {
+    let mut rest = addresses.iter();
+    let mut at = rest.next().copied().unwrap_or_else(|| SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0));
+    loop {
+        match (Rendezvous::bind_with(at, world, token, switch.clone(), warn), rest.next()) {
+            (Err(CommunicationError::Address { source, .. }), Some(next))
+                if source.kind() == std::io::ErrorKind::AddrNotAvailable =>
+            {
+                at = *next;
+            }
+            (outcome, _) => return outcome,
+        }
+    }
+}
+
+/// The addresses on which rank 0 may listen for agents, the best first: the one that they are given where that is clear,
+/// and else all of this machine.
+fn listening(external: &External, requested: IpAddr) -> Vec<IpAddr> {
     if external.on_one_machine() {
-        return IpAddr::V4(Ipv4Addr::LOCALHOST);
+        return vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
+    }
+    if !requested.is_loopback() {
+        return vec![requested];
     }
     // What cannot be resolved here may well be there.
-    resolve(external).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| unspecified(address.ip()))
+    let Ok(known) = addresses(external) else { return vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED)] };
+    let all = known.first().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |first| unspecified(first.ip()));
+    match known.as_slice() {
+        // A machine's own name often leads it to its loopback, and others to where nobody would listen then.
+        [one] if !one.ip().is_loopback() => vec![one.ip(), all],
+        _ => vec![all],
+    }
 }
 
 /// All addresses of this machine that are of the same kind.
@@ -399,9 +451,22 @@ fn unspecified(like: IpAddr) -> IpAddr {
 
 /// Where rank 0 listens, as this machine sees it. Where there is a choice, IPv4: both sides must choose the same.
 pub(super) fn resolve(external: &External) -> std::io::Result<SocketAddr> {
-    let addresses: Vec<SocketAddr> = (external.host.as_str(), external.port).to_socket_addrs()?.collect();
-    let first = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
-    first.copied().ok_or_else(|| std::io::Error::other("it has no address"))
+    let first = addresses(external)?.into_iter().next();
+    first.ok_or_else(|| std::io::Error::other("it has no address"))
+}
+
+/// All that the name of rank 0's machine leads to, of the kind that is chosen.
+fn addresses(external: &External) -> std::io::Result<Vec<SocketAddr>> {
+    let mut known: Vec<SocketAddr> = Vec::new();
+    for address in (external.host.as_str(), external.port).to_socket_addrs()? {
+        if !known.contains(&address) {
+            known.push(address);
+        }
+    }
+    if known.iter().any(SocketAddr::is_ipv4) {
+        known.retain(SocketAddr::is_ipv4);
+    }
+    Ok(known)
 }
 
 #[cfg(test)]

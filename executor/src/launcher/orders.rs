@@ -26,15 +26,36 @@ pub(super) struct RankEnvironment {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
-    Done { assignment: usize, value: Value },
-    Failed { message: String, consequence: bool },
+    /// Of an assignment that is under way.
+    Progress {
+        assignment: usize,
+        value: Value,
+    },
+    Done {
+        assignment: usize,
+        value: Value,
+    },
+    Failed {
+        message: String,
+        consequence: bool,
+    },
+    /// A sign of life, of ranks that have no other way for it.
+    Alive,
+}
+
+/// [`Answer::Progress`] of a value that is not JSON yet: made as one, it would take several times its memory.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Word<'a, T> {
+    Progress { assignment: usize, value: &'a T },
 }
 
 /// From the launcher to an agent. No order names a program: an agent starts its own.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Order<'a> {
-    /// Start your rank; the rank and its place in the environment are your own.
+    /// Start your rank; the rank and its place in the environment are your own, and the token there is only what its
+    /// token is made of, along with the job's.
     Start { launch: u64, environment: RankEnvironment, assignments: Cow<'a, [Value]> },
     /// Kill it, unless it has ended.
     Kill { launch: u64 },
@@ -75,7 +96,7 @@ pub(super) enum End {
     NotStarted(String),
     /// With the agent that had started it.
     AgentLost,
-    /// It has not: it is a thread, which does not do as it is told.
+    /// It has not, though it was told to: it is a thread, or it hangs in the system.
     Stuck,
 }
 

@@ -1,12 +1,17 @@
 //! One rank's process on this machine.
 
 use super::ENVIRONMENT;
+use super::GRACE;
 use super::orders::{End, RankEnvironment};
 use super::tail::Tail;
+use crate::host;
 use serde_json::Value;
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Lets recent versions of NCCL put several ranks on one GPU, if the user has not said otherwise.
 const SHARED_GPU: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
@@ -15,6 +20,8 @@ const SHARED_GPU: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
 pub(super) struct Process {
     child: Child,
     end: Option<End>,
+    /// Since when it is to have ended.
+    killed: Option<Instant>,
     /// Of its standard error.
     output: Tail,
 }
@@ -29,6 +36,10 @@ impl Process {
         if std::env::var_os(SHARED_GPU).is_none() {
             program.env(SHARED_GPU, "1");
         }
+        if Path::new(&command[0]) == Path::new(host::OWN_PROGRAM) {
+            // As whoever lists processes knows it.
+            program.arg0(std::env::args_os().next().unwrap_or_default());
+        }
         program
             .args(&command[1..])
             .env(ENVIRONMENT, serde_json::to_string(environment)?)
@@ -38,12 +49,21 @@ impl Process {
 
     /// Starts a program that reads `input` from its standard input.
     pub fn spawn(mut program: Command, input: &[u8]) -> io::Result<Self> {
-        let mut child = program.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let mut pipe = child.stdin.take();
-        let output = Tail::follow(child.stderr.take());
-        let process = Self { child, end: None, output };
-        // A rank that dies while it reads is noticed as dead: its pipe says nothing that its status does not.
-        let _ = pipe.as_mut().map(|pipe| pipe.write_all(input));
+        host::tie(&mut program);
+        let mut child = program
+            .env(host::PARENT, std::process::id().to_string())
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let pipe = child.stdin.take();
+        let mut process = Self { child, end: None, killed: None, output: Tail::default() };
+        process.output = Tail::follow(process.child.stderr.take())?;
+        // A process that does not read must not hold this one up.
+        let input = input.to_vec();
+        std::thread::Builder::new().name("input".to_owned()).spawn(move || {
+            // A rank that dies while it reads is noticed as dead: its pipe says nothing that its status does not.
+            let _ = pipe.map(|mut pipe| pipe.write_all(&input));
+        })?;
         Ok(process)
     }
 
@@ -60,15 +80,26 @@ impl Process {
         self.end.clone()
     }
 
+    /// Tells it to end now, and does not wait for that.
+    pub fn tell_to_end(&mut self) {
+        if self.end().is_none() && self.killed.is_none() {
+            // It may have ended between the look and the kill.
+            let _ = self.child.kill();
+            self.killed = Some(Instant::now());
+        }
+    }
+
     /// Ends it now, unless it has ended.
     pub fn kill(&mut self) -> End {
-        if let Some(end) = self.end() {
-            return end;
+        self.tell_to_end();
+        // One that hangs in the system ends when that lets it go.
+        loop {
+            match self.end() {
+                Some(end) => return end,
+                None if self.killed.is_none_or(|killed| killed.elapsed() >= GRACE) => return End::Stuck,
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
         }
-        // It may have ended between the look and the kill.
-        let _ = self.child.kill();
-        let end = self.child.wait().map_or_else(|error| End::NotStarted(error.to_string()), End::from);
-        self.end.insert(end).clone()
     }
 
     /// What it wrote last, once it has ended.
@@ -80,6 +111,5 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
-        self.output();
     }
 }

@@ -35,8 +35,13 @@ impl<'a> Ranks<'a> {
         Self { options, local: BTreeMap::new(), remote: None, ended: BTreeMap::new() }
     }
 
-    /// Starts all ranks of `environment`'s world, whose own rank and place do not count.
-    pub fn start(&mut self, environment: &RankEnvironment, assignments: &[Value]) -> Result<(), LaunchError> {
+    /// Starts all ranks of `environment`'s world, whose own rank and place do not count; agents make its token of `salt`.
+    pub fn start(
+        &mut self,
+        environment: &RankEnvironment,
+        salt: &str,
+        assignments: &[Value],
+    ) -> Result<(), LaunchError> {
         let Some(agents) = self.options.agents.as_deref() else {
             return (0..environment.world).try_for_each(|rank| {
                 self.start_here(
@@ -45,7 +50,7 @@ impl<'a> Ranks<'a> {
                 )
             });
         };
-        let launch = agents.start(environment, assignments)?;
+        let launch = agents.start(environment, salt, assignments)?;
         self.remote =
             Some(Remote { agents, launch, ranks: environment.world - agents.external().first_agent() });
         if agents.external().first_agent() == 0 {
@@ -101,17 +106,10 @@ impl<'a> Ranks<'a> {
         self.ended.len() == self.local.len() + self.remote.as_ref().map_or(0, |remote| remote.ranks)
     }
 
-    /// Waits for one rank's end.
-    pub fn wait(&mut self, rank: usize, limit: Duration) -> Option<End> {
-        let until = Instant::now() + limit;
-        loop {
-            self.look();
-            let end = self.ended.get(&rank).map(|ended| ended.end.clone());
-            if end.is_some() || Instant::now() >= until {
-                return end;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+    /// How a rank has ended, if it has.
+    pub fn end_of(&mut self, rank: usize) -> Option<End> {
+        self.look();
+        self.ended.get(&rank).map(|ended| ended.end.clone())
     }
 
     /// Lets the ranks end by themselves for `grace`, then kills them.
@@ -122,6 +120,8 @@ impl<'a> Ranks<'a> {
         if let Some(Remote { agents, launch, .. }) = &self.remote {
             agents.kill(*launch);
         }
+        // Those that do not end are waited for side by side.
+        self.local.values_mut().for_each(Running::tell_to_end);
         self.local.values_mut().for_each(|process| drop(process.kill()));
         // An agent that does not answer is stopped itself: its rank finds that the rendezvous is gone.
         self.all_end_within(GRACE);

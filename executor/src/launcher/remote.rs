@@ -17,7 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ const LONGEST: usize = 1 << 20;
 /// Of the launcher's environment, what begins so goes along.
 const FORWARDED: [&str; 2] = ["AUTODIST_", "NCCL_"];
 /// Those would mislead it.
-const OWN: [&str; 2] = ["AUTODIST_LAUNCHER", ENVIRONMENT];
+const OWN: [&str; 3] = ["AUTODIST_LAUNCHER", ENVIRONMENT, host::PARENT];
 /// The exit code of a process whose launcher is gone.
 const LOST: i32 = 4;
 
@@ -59,7 +59,9 @@ pub(super) struct Starter {
 impl Starter {
     /// Starts the agents of the ranks from `first` on.
     pub fn start(host: &Host, first: usize, ssh: &Ssh, job: &External) -> io::Result<Self> {
-        let mut child = Command::new(&ssh.command[0])
+        let mut command = Command::new(host::find_program(Path::new(&ssh.command[0]))?);
+        host::tie(&mut command);
+        let mut child = command
             .args(&ssh.command[1..])
             // Nobody is there to be asked for a password.
             .args(["-o", "BatchMode=yes"])
@@ -73,10 +75,13 @@ impl Starter {
             .spawn()?;
         let mut input = child.stdin.take();
         let errors = Tail::follow(child.stderr.take());
+        let mut starter = Self { host: host.clone(), child, input: None, errors: Tail::default() };
+        starter.errors = errors?;
         let text = variables(host, first, job);
-        // An ssh that dies while it reads is noticed as dead.
+        // An ssh that dies while it reads is noticed as dead. What it is told fits into a pipe.
         let _ = input.as_mut().map(|input| input.write_all(text.as_bytes()));
-        Ok(Self { host: host.clone(), child, input, errors })
+        starter.input = input;
+        Ok(starter)
     }
 
     /// How it ended, if it has, and what it wrote last.
@@ -116,7 +121,8 @@ impl Drop for Starter {
 fn there(ssh: &Ssh) -> OsString {
     let mut line = OsString::from("cd ");
     line.push(quoted(ssh.folder.as_os_str()));
-    line.push(format!(" && exec env {ENVIRONMENT}=stdin"));
+    // To `env` a program with `=` in its path would be one more variable; to a shell's arguments it is not.
+    line.push(format!(" && exec env {ENVIRONMENT}=stdin sh -c 'exec \"$0\" \"$@\"'"));
     for word in &ssh.program {
         line.push(" ");
         line.push(quoted(word));
@@ -186,7 +192,7 @@ pub fn enter_environment() -> io::Result<()> {
     let pairs = text.lines().filter_map(|line| line.split_once('='));
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();
-    let mut again = Command::new(std::env::current_exe()?);
+    let mut again = Command::new(host::this_program()?);
     Err(again.arg0(name).args(arguments).env_remove(ENVIRONMENT).envs(pairs).exec())
 }
 
@@ -206,14 +212,18 @@ impl Head {
             host::die_with_parent();
             return Ok(None);
         }
-        let program = std::env::current_exe()?;
+        let program = host::this_program()?;
         let mut others = Vec::new();
         for local_rank in 1..external.local_world {
-            let child = Command::new(&program)
+            let mut command = Command::new(&program);
+            host::tie(&mut command);
+            let child = command
+                .arg0(std::env::args_os().next().unwrap_or_default())
                 .args(std::env::args_os().skip(1))
                 .env_remove(HEAD)
                 .env(RANK, (external.rank + local_rank).to_string())
                 .env(LOCAL_RANK, local_rank.to_string())
+                .env(host::PARENT, std::process::id().to_string())
                 .stdin(Stdio::null())
                 .spawn()?;
             others.push(child);

@@ -4,11 +4,12 @@ use super::orders::{End, RankEnvironment};
 use super::process::Process;
 use super::serve::{Worker, work};
 use super::{ExecutionError, GRACE};
-use crate::memory;
+use crate::{host, memory};
 use autodist_communication::mpi::Mpi;
 use serde_json::Value;
 use std::ffi::OsString;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -39,7 +40,12 @@ impl Runner {
     /// What is named when a rank cannot be started.
     pub(super) fn name(&self) -> String {
         match self {
-            Self::Program(command) => command[0].to_string_lossy().into_owned(),
+            Self::Program(command) => match std::env::current_exe() {
+                Ok(own) if Path::new(&command[0]) == Path::new(host::OWN_PROGRAM) => {
+                    own.display().to_string()
+                }
+                _ => command[0].to_string_lossy().into_owned(),
+            },
             Self::Thread { .. } => "a thread".to_owned(),
         }
     }
@@ -68,6 +74,14 @@ impl Running {
         match self {
             Self::Process(process) => process.end(),
             Self::Thread(thread) => thread.end(),
+        }
+    }
+
+    /// Tells it to end now, where that takes no time.
+    pub fn tell_to_end(&mut self) {
+        match self {
+            Self::Process(process) => process.tell_to_end(),
+            Self::Thread(_) => {}
         }
     }
 

@@ -1,14 +1,16 @@
 //! A rank's side: what the process that [`super::launch`] started does.
 
 use super::ENVIRONMENT;
-use super::orders::{Answer, RankEnvironment};
+use super::orders::{Answer, RankEnvironment, Word};
+use super::pulse::Pulse;
 use crate::devices::Devices;
 use crate::host::{self, Placement};
 use crate::{ExecutionError, memory};
-use autodist_communication::Endpoint;
 use autodist_communication::mpi::Mpi;
 use autodist_communication::tcp::{self, TcpOptions};
+use autodist_communication::{Control, Endpoint};
 use autodist_spec::DeviceKind;
+use serde::Serialize;
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -18,6 +20,28 @@ pub struct Worker {
     pub endpoint: Endpoint,
     pub placement: Placement,
     pub devices: Devices,
+    pub teller: Teller,
+}
+
+/// Tells the launcher of an assignment that is under way.
+pub struct Teller {
+    control: Control,
+    assignment: usize,
+}
+
+impl Teller {
+    /// The launcher hands it on as [`super::News::Progress`].
+    ///
+    /// # Errors
+    /// The launcher is gone.
+    pub fn tell<T: Serialize>(&self, value: &T) -> Result<(), ExecutionError> {
+        let word = Word::Progress { assignment: self.assignment, value };
+        let bytes = serde_json::to_vec(&word).map_err(|source| ExecutionError::System {
+            what: "telling the launcher of the training",
+            source: source.into(),
+        })?;
+        Ok(self.control.send(&bytes)?)
+    }
 }
 
 /// Whether this process was started as a rank.
@@ -28,6 +52,8 @@ pub fn is_rank() -> bool {
 /// A rank's life: joins the job, runs the assignments through `handle`, and answers. Returns the process's exit code.
 pub fn serve(handle: impl FnMut(&mut Worker, usize, &Value) -> Result<Value, ExecutionError>) -> i32 {
     host::die_with_parent();
+    // Started by another name, it would be listed as `exe`.
+    let _ = std::fs::write("/proc/self/comm", "autodist");
     memory::keep_freed_memory();
     // Ctrl-C reaches the whole process group; the launcher ends its ranks in order.
     // SAFETY: ignoring a signal has no memory effect.
@@ -67,15 +93,21 @@ pub(super) fn work(
         timeout: Duration::from_secs_f64(environment.timeout_s),
         bind: None,
     };
+    let timeout = options.timeout;
     let joined = match mpi {
         None => tcp::join(options),
         Some(mpi) => mpi.join(options),
     };
-    let endpoint = joined.map_err(|error| error.to_string())?;
+    let endpoint =
+        joined.map_err(|error| format!("rank {} has not found the others: {error}", environment.rank))?;
     let control = endpoint.control().clone();
-    let mut worker = Worker { endpoint, placement, devices };
+    let pulse = Pulse::start(control.clone(), timeout)
+        .map_err(|error| format!("cannot start the thread that gives signs of life: {error}"))?;
+    let teller = Teller { control: control.clone(), assignment: 0 };
+    let mut worker = Worker { endpoint, placement, devices, teller };
     memory::reset_peak();
     for (index, assignment) in assignments.iter().enumerate() {
+        worker.teller.assignment = index;
         let answer = match handle(&mut worker, index, assignment) {
             Ok(value) => Answer::Done { assignment: index, value },
             Err(error) => Answer::Failed { message: error.to_string(), consequence: error.is_consequence() },
@@ -87,6 +119,8 @@ pub(super) fn work(
             break;
         }
     }
+    // After its goodbye a rank says nothing more.
+    drop(pulse);
     worker.endpoint.close().map_err(|error| error.to_string())
 }
 

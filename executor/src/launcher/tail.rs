@@ -1,24 +1,30 @@
 //! The end of what a process writes, for messages.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+/// How long the end is waited for: others that the process has started may hold its output open.
+const WITHIN: Duration = Duration::from_millis(500);
 /// Bytes kept.
 const KEPT: usize = 4096;
 
 /// Follows what is written until it ends.
+#[derive(Default)]
 pub(super) struct Tail {
     kept: Arc<Mutex<Vec<u8>>>,
     reader: Option<JoinHandle<()>>,
 }
 
 impl Tail {
-    pub fn follow(source: Option<impl Read + Send + 'static>) -> Self {
+    /// # Errors
+    /// The system gives no thread.
+    pub fn follow(source: Option<impl Read + Send + 'static>) -> io::Result<Self> {
         let kept = Arc::new(Mutex::new(Vec::new()));
         let text = kept.clone();
         let reader = source.map(|mut source| {
-            std::thread::spawn(move || {
+            std::thread::Builder::new().name("output".to_owned()).spawn(move || {
                 let mut portion = [0; 1024];
                 while let Ok(n @ 1..) = source.read(&mut portion) {
                     let mut kept = text.lock().unwrap_or_else(PoisonError::into_inner);
@@ -28,13 +34,16 @@ impl Tail {
                 }
             })
         });
-        Self { kept, reader }
+        Ok(Self { kept, reader: reader.transpose()? })
     }
 
-    /// Waits for the end, which comes when nobody can write any more.
+    /// Waits for the end, which comes when nobody can write any more, but not for ever.
     pub fn whole(&mut self) -> String {
+        let until = Instant::now() + WITHIN;
         if let Some(reader) = self.reader.take() {
-            let _ = reader.join();
+            while !reader.is_finished() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
         self.so_far()
     }

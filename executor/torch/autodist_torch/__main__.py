@@ -8,9 +8,11 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
+import threading
 from typing import TYPE_CHECKING, Any, TextIO
 
-from .lifetime import die_with_parent, prefer
+from .lifetime import die_with_parent, give_signs, prefer
 
 if TYPE_CHECKING:
     from .world import World
@@ -23,13 +25,15 @@ def _answers() -> TextIO:
     return kept
 
 
-def _answer(assignment: dict[str, Any], world: "World") -> Any:
+def _answer(assignment: dict[str, Any], world: "World", tell: Callable[[Any], None]) -> Any:
     from . import device, links, trainer
     from .spec import BadInput, Task, read
 
     ((kind, task),) = assignment.items()
     if kind == "train":
-        return trainer.train(read(Task, task), world)
+        asked = read(Task, task)
+        # A probe is short, and wanted whole.
+        return trainer.train(asked, world, None if asked.detail else tell)
     if kind == "links":
         return links.measure(task, world)
     if kind == "overlap":
@@ -46,17 +50,27 @@ def serve() -> int:
     orders = json.load(sys.stdin)
     if orders["preferred"]:
         prefer()
+    whole = threading.Lock()
+
+    def say(answer: dict[str, Any] | str) -> None:
+        line = json.dumps(answer) + "\n"
+        with whole:
+            answers.write(line)
+            answers.flush()
+
+    # As often as native ranks do.
+    give_signs(lambda: say("alive"), min(orders["timeout_s"] / 8, 1.0))
 
     from .world import World
-
-    def say(answer: dict[str, Any]) -> None:
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
 
     try:
         world = World.join(orders["cuda"], orders["meeting"], orders["timeout_s"])
         for index, assignment in enumerate(orders["assignments"]):
-            say({"done": {"assignment": index, "value": _answer(assignment, world)}})
+
+            def tell(value: Any, index: int = index) -> None:
+                say({"progress": {"assignment": index, "value": value}})
+
+            say({"done": {"assignment": index, "value": _answer(assignment, world, tell)}})
     except (RuntimeError, ValueError, OSError) as error:
         # A peer's end is heard of as a broken connection, and is no cause.
         broken = type(error).__name__ == "DistBackendError" or "onnection" in str(error)

@@ -67,7 +67,7 @@ def overlap(task: dict[str, Any]) -> dict[str, Any]:
         "compute_alone": compute_alone,
         "reduce_alone": reduce_alone,
         "together": together,
-        "peak_flops_per_s": 2.0 * m * n * k * times / min(compute_alone),
+        "gemm_flops_per_s": 2.0 * m * n * k * times / min(compute_alone),
         "zeroing": zeroing,
         "adding": adding,
     }

@@ -178,6 +178,7 @@ class Job:
     objective: Any = None
     convergence: Any = None
     allow: Any = None
+    given: Any = None
     memory_reserve: float = 0.0
 
     def tokens(self) -> int:

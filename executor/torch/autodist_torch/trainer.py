@@ -2,6 +2,7 @@
 
 import gc
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -29,8 +30,50 @@ from .spec import Task
 from .world import World
 
 
+# Hears of a training that is under way: a `RankOutcome` with the steps since the last word.
+Tell = Callable[[dict[str, Any]], None]
+# As the native engine does: seconds between two words, and steps after which one is due at once.
+TELL_EVERY = 0.25
+TELL_AT = 64
+# Steps whose timelines are kept until it is known which of them is the typical one, at most; operations of all of them; and
+# operations of a step of which a timeline is kept at all.
+TIMELINES = 64
+OPERATIONS = 1 << 18
+LONGEST_TIMELINE = 1 << 16
+
+
 class Diverged(RuntimeError):
     pass
+
+
+class Timelines:
+    """Timelines of some steps, evenly spaced over all: which ones depends on their number alone, so all ranks keep those of
+    the same steps, if they are told the same limit."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._every, self._step = 1, 0
+        self.kept: list[tuple[float, list[dict[str, Any]]]] = []
+
+    def take(self, seconds: float, events: list[dict[str, Any]]) -> None:
+        wanted = self._limit > 0 and self._step % self._every == 0
+        if wanted and len(self.kept) == self._limit:
+            del self.kept[1::2]
+            self._every *= 2
+            wanted = self._step % self._every == 0
+        if wanted:
+            self.kept.append((seconds, events))
+        self._step += 1
+
+
+def _limit(operations: int) -> int:
+    return 0 if operations > LONGEST_TIMELINE else min(TIMELINES, max(1, OPERATIONS // max(operations, 1)))
+
+
+def _typical(seconds: list[float]) -> int:
+    """The place of the value nearest the median."""
+    middle = statistics.median(seconds)
+    return min(range(len(seconds)), key=lambda place: abs(seconds[place] - middle))
 
 
 @dataclass
@@ -99,43 +142,77 @@ class Run:
         self._norms: list[float] = []
         self._updated: list[float] = []
 
-    def train(self) -> dict[str, Any]:
-        """The Rust side's `RankOutcome`."""
+    def train(self, tell: Tell | None) -> dict[str, Any]:
+        """The Rust side's `RankOutcome`; where `tell` hears of the steps, without them."""
         task, world = self._task, self._world
         world.free_threads()
         reference = Reference() if world.device.type == "cpu" else None
         steps: list[dict[str, float]] = []
-        timelines: list[list[dict[str, Any]]] = []
+        timelines: Timelines | None = None
+        told: float | None = None
         before = _speed(reference)
-        for step in range(task.steps):
-            if step == task.warmup_steps:
-                self._clear()
-            tokens = self._data.batch(step).to(world.device)
-            # Between steps, so that it never comes within one.
-            gc.collect(0)
-            dist.barrier()
-            outcome = self._step(step, tokens)
-            after = _speed(reference)
-            steps.append(outcome | {"reference": (before + after) / 2})
-            before = after
-            if step >= task.warmup_steps:
-                timelines.append(self._timeline.events)
+        try:
+            for step in range(task.steps):
+                if step == task.warmup_steps:
+                    self._clear()
+                tokens = self._data.batch(step).to(world.device)
+                # Between steps, so that it never comes within one.
+                gc.collect(0)
+                dist.barrier()
+                outcome = self._step(step, tokens)
+                after = _speed(reference)
+                # An interruption only ever makes a yardstick slower, and a slow yardstick would make the step seem fast.
+                steps.append(outcome | {"reference": min(before, after)})
+                before = after
+                if step >= task.warmup_steps:
+                    timelines = timelines or Timelines(self._timelines())
+                    timelines.take(outcome["seconds"], self._timeline.events)
+                due = told is None or len(steps) >= TELL_AT or time.monotonic() - told >= TELL_EVERY
+                if tell and due:
+                    tell(self._outcome(steps))
+                    steps, told = [], time.monotonic()
+        finally:
+            # Also where the training ends early.
+            if tell and steps:
+                tell(self._outcome(steps))
+                steps = []
         used = self._memory(task.steps) if task.count_memory else memory.StepMemory()
         if self._waits:
             self._waits.end()
+        return self._outcome(steps) | {
+            "peak_memory": self._persistent() + used.peak,
+            "timeline": self._agreed(timelines),
+            # In a pipeline they are sums over micro-batches.
+            "named": self._named(used) if self._clock and not self._pipeline else [],
+        }
+
+    def _outcome(self, steps: list[dict[str, float]]) -> dict[str, Any]:
+        world = self._world
         return {
             "rank": world.rank,
             "realtime": False,
             "route": f"PyTorch {torch.__version__}, {'NCCL' if world.device.type == 'cuda' else 'Gloo'}",
             "steps": steps,
-            "peak_memory": self._persistent() + used.peak,
+            # Counted in a step of its own, at the end.
+            "peak_memory": self._persistent(),
             "baseline_memory": 0,
             "bytes_sent_per_step": 0,
-            "timelines": timelines,
             "instructions": [],
-            # In a pipeline they are sums over micro-batches.
-            "named": self._named(used) if self._clock and not self._pipeline else [],
         }
+
+    def _timelines(self) -> int:
+        """Timelines that are kept: as many as the rank with the longest may."""
+        longest = torch.tensor([float(len(self._timeline.events))], device=self._world.device)
+        dist.all_reduce(longest, dist.ReduceOp.MAX)
+        return _limit(int(longest.item()))
+
+    def _agreed(self, timelines: Timelines | None) -> list[dict[str, Any]]:
+        """The timeline of one step, the same on all ranks."""
+        if timelines is None or not timelines.kept:
+            return []
+        seconds = torch.tensor([seconds for seconds, _ in timelines.kept], device=self._world.device)
+        dist.all_reduce(seconds, dist.ReduceOp.MAX)
+        return timelines.kept[_typical(seconds.tolist())][1]
 
     def _clear(self) -> None:
         """Warm-up is over."""
@@ -157,11 +234,13 @@ class Run:
         sums = self._pipeline.step(tokens) if self._pipeline else self._accumulate(tokens)
         loss = float(sums) / self._scale if sums is not None and self._mesh.tensor == 0 else 0.0
         if not math.isfinite(loss):
-            raise Diverged(f"the loss of step {step} is {loss}: training diverged; lower the learning rate")
+            raise Diverged(_diverged("loss", step, loss))
         reduced = clock.since_last_mark() if clock and self._task.strategy.data > 1 and not self._transfers else 0.0
         start = time.perf_counter()
         norm = self._updates.clip()
         clipped = time.perf_counter()
+        if not math.isfinite(norm):
+            raise Diverged(_diverged("gradient norm", step, norm))
         self._updates.update(step)
         self._world.synchronise()
         end = time.perf_counter()
@@ -171,8 +250,9 @@ class Run:
         )
         dist.barrier()
         seconds = time.perf_counter() - timeline.origin
-        self._norms.append(clipped - start)
-        self._updated.append(end - clipped)
+        if clock:
+            self._norms.append(clipped - start)
+            self._updated.append(end - clipped)
         priced = sum(event["end_s"] - event["start_s"] for event in timeline.events)
         if clock:
             # Only what a profile has a price for: the rest is this engine's overhead.
@@ -261,6 +341,10 @@ def _lengths(clock: Stopwatch | None) -> list[tuple[list[float], int]]:
     return [(values, len(values)) for values in samples]
 
 
+def _diverged(what: str, step: int, value: float) -> str:
+    return f"the {what} of step {step} is {value}: training diverged; lower the learning rate, or clip gradients"
+
+
 def _ignore(outcome: object) -> None:
     """The profiler's step is for its memory alone."""
 
@@ -269,11 +353,11 @@ def _speed(reference: Reference | None) -> float:
     return reference.seconds() if reference else 0.0
 
 
-def train(task: Task, world: World) -> dict[str, Any]:
+def train(task: Task, world: World, tell: Tell | None = None) -> dict[str, Any]:
     gc.collect()
     gc.disable()
     try:
-        return Run(task, world).train()
+        return Run(task, world).train(tell)
     finally:
         gc.enable()
 

@@ -36,6 +36,7 @@ pub fn plan(
     let estimate = Estimate {
         step_time_s: Seconds(1.0),
         step_time_spread_s: Seconds(0.1),
+        caution_s: Seconds::ZERO,
         tokens_per_s: 1.0,
         mfu: None,
         peak_memory_bytes: Bytes(1),
@@ -79,5 +80,6 @@ pub fn plan(
         placement: None,
         codecs: Vec::new(),
         profile,
+        measured: None,
     }
 }

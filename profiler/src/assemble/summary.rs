@@ -1,21 +1,27 @@
 //! From what was collected to a Profile.
 
 use super::fits::fits;
-use super::{Assembly, Cell, CellKey};
-use crate::{machines, probes};
+use super::{Assembly, CellKey, Memory};
+use crate::{machines, probes, quality};
 use autodist_spec::profile::{
-    CollectiveCost, CollectiveKind, Interference, MessageCost, OptimizerCost, PipeliningCost, Sample,
-    SegmentCost,
+    CollectiveCost, CollectiveKind, Hardware, Interference, MessageCost, OptimizerCost, PipeliningCost,
+    Sample, SegmentCost,
 };
-use autodist_spec::{Bytes, DeviceKind, Machine, Profile, Provenance, SCHEMA_VERSION, ScheduleKind, Seconds};
+use autodist_spec::{
+    Bytes, DeviceKind, FlopsPerSecond, Machine, Profile, Provenance, SCHEMA_VERSION, ScheduleKind, Seconds,
+};
 use std::collections::BTreeMap;
 
 impl Assembly<'_> {
     /// The profile so far.
     pub fn profile(&self, complete: bool) -> Profile {
         let request = self.request;
-        let mut segments: Vec<SegmentCost> =
-            self.cells.iter().map(|(key, cell)| segment_cost(key, cell, self.scale())).collect();
+        let cells = self.cells();
+        let (overhead, scale) = (self.overhead(), self.scale());
+        let mut segments: Vec<SegmentCost> = cells
+            .iter()
+            .map(|(key, multiples)| segment_cost(key, multiples, self.memory[key], scale))
+            .collect();
         let collectives = collective_costs(&self.collectives);
         let messages: Vec<MessageCost> = self
             .messages
@@ -26,7 +32,6 @@ impl Assembly<'_> {
                 time: Sample::of(seconds),
             })
             .collect();
-        let peak = self.overlap.as_ref().map(|o| o.peak_flops_per_s);
         let mut environment = self.environment.clone();
         environment.realtime &= self.realtime;
         environment.warnings = self.warnings();
@@ -35,14 +40,14 @@ impl Assembly<'_> {
             (Some(cluster), _) => cluster.clone(),
             // Of the devices nothing more has been learnt.
             (None, Some(earlier)) if self.overlap.is_none() => earlier.cluster.clone(),
-            _ => machines::cluster(request, peak, &self.hardware, &environment, known),
+            _ => machines::cluster(request, &self.hardware, &environment, known),
         };
         let mut profile = Profile {
             schema_version: SCHEMA_VERSION,
             model: request.model.clone(),
             seq_len: request.job.seq_len,
             precision: request.job.precision,
-            hardware: self.hardware.clone(),
+            hardware: Hardware { fastest_gemm_flops_per_s: self.fastest_gemm(), ..self.hardware.clone() },
             optimizer_kind: request.job.optimizer,
             cluster,
             environment,
@@ -62,23 +67,36 @@ impl Assembly<'_> {
             stream_handover: Sample::of(&self.handover),
             sharding: self.sharding(),
             pipelining: self.pipelining(),
-            step_overhead: Sample::of(&self.overhead),
+            step_overhead: Sample::of(&overhead),
             baseline_bytes: Bytes(self.baseline),
             staging_bytes: Bytes(self.staging),
             reference_s: Seconds(self.reference()),
             repeatability: self.repeatability(),
+            doubts: Vec::new(),
             segments: Vec::new(),
         };
         if let Some(earlier) = &self.earlier {
             let known = |c: &SegmentCost| {
                 (c.segment, c.pass, c.tensor, c.sequence_parallel, c.micro_batch, c.recompute)
             };
-            segments.extend(earlier.segments.iter().filter(|c| !self.cells.contains_key(&known(c))).cloned());
+            segments.extend(earlier.segments.iter().filter(|c| !cells.contains_key(&known(c))).cloned());
             segments.sort_by_key(known);
             adopt(&mut profile, earlier);
         }
         profile.segments = segments;
+        if complete {
+            profile.doubts = self.unexplained(&profile);
+            quality::judge(&mut profile);
+        }
         profile
+    }
+
+    /// Rate of the fastest GEMM that was timed, be it alone or in the batches that ran beside communication.
+    fn fastest_gemm(&self) -> Option<FlopsPerSecond> {
+        let alone = self.hardware.products.iter().map(|product| product.flops_per_s.0);
+        let batches = self.overlap.iter().map(|overlap| overlap.gemm_flops_per_s);
+        let fastest = alone.chain(batches).fold(0.0, f64::max);
+        (fastest > 0.0 && fastest.is_finite()).then_some(FlopsPerSecond(fastest))
     }
 
     /// The speed of the machine to which all times are brought: its median while the probes ran, or that of the
@@ -86,7 +104,7 @@ impl Assembly<'_> {
     fn reference(&self) -> f64 {
         match &self.earlier {
             Some(earlier) if earlier.reference_s.0 > 0.0 => earlier.reference_s.0,
-            _ => Sample::of(&self.references).median_s.0,
+            _ => Sample::of(&self.believed().flat_map(|take| take.beside()).collect::<Vec<_>>()).median_s.0,
         }
     }
 
@@ -100,9 +118,10 @@ impl Assembly<'_> {
     fn sharding(&self) -> Option<Sample> {
         let step = self.step_overhead();
         let of_step = |(seconds, transfers): &(f64, usize)| (seconds - step).max(0.0) / *transfers as f64;
-        match (self.sharded_overhead.is_empty(), &self.earlier) {
+        let steps: Vec<f64> = self.believed().flat_map(|take| &take.sharded_overhead).map(of_step).collect();
+        match (steps.is_empty(), &self.earlier) {
             (true, earlier) => earlier.as_ref().and_then(|profile| profile.sharding),
-            (false, _) => Some(Sample::of(&self.sharded_overhead.iter().map(of_step).collect::<Vec<_>>())),
+            (false, _) => Some(Sample::of(&steps)),
         }
     }
 
@@ -110,44 +129,56 @@ impl Assembly<'_> {
     fn pipelining(&self) -> Vec<PipeliningCost> {
         let step = self.step_overhead();
         let of_step = |(seconds, passes): &(f64, usize)| (seconds - step).max(0.0) / *passes as f64;
-        let cost = |(schedule, steps): (&ScheduleKind, &Vec<(f64, usize)>)| PipeliningCost {
-            schedule: *schedule,
-            time: Sample::of(&steps.iter().map(of_step).collect::<Vec<_>>()),
+        let mut schedules: BTreeMap<ScheduleKind, Vec<f64>> = BTreeMap::new();
+        for take in self.believed() {
+            if let Some(schedule) = take.probe.and_then(|probe| probe.schedule) {
+                schedules.entry(schedule).or_default().extend(take.pipeline_overhead.iter().map(of_step));
+            }
+        }
+        let cost = |(schedule, steps): (ScheduleKind, Vec<f64>)| PipeliningCost {
+            schedule,
+            time: Sample::of(&steps),
         };
-        self.pipeline_overhead.iter().map(cost).collect()
+        schedules.into_iter().map(cost).collect()
     }
 
     /// What a step costs anyway: as measured here, or in the earlier profile.
     fn step_overhead(&self) -> f64 {
+        let overhead = self.overhead();
         match &self.earlier {
-            Some(earlier) if self.overhead.is_empty() => earlier.step_overhead.median_s.0,
-            _ => Sample::of(&self.overhead).median_s.0,
+            Some(earlier) if overhead.is_empty() => earlier.step_overhead.median_s.0,
+            _ => Sample::of(&overhead).median_s.0,
         }
     }
 
+    fn overhead(&self) -> Vec<f64> {
+        self.believed().flat_map(|take| take.overhead.iter().copied()).collect()
+    }
+
     fn optimizer(&self) -> Vec<OptimizerCost> {
-        // Norms are timed at fewer sizes than updates; in between they grow with the elements.
-        let norm_rate = self
-            .norms
+        let (updates, norms) = (self.updates(), self.norms());
+        // Norms are timed at fewer sizes than updates, and not in every session; in between they grow with the elements.
+        let known = self.earlier.as_ref().map_or(&[][..], |earlier| &earlier.optimizer);
+        let norm_rate = norms
             .iter()
             .next_back()
             .map(|(elements, multiples)| scaled(multiples, self.scale()).median_s / *elements as f64)
+            .or_else(|| known.last().map(|cost| cost.norm.median_s / cost.elements as f64))
             .unwrap_or_default();
         let cost = |(elements, multiples): (&u64, &Vec<f64>)| {
             let modelled = norm_rate * *elements as f64;
-            let norm = self.norms.get(elements).map_or(
-                Sample {
-                    median_s: modelled,
-                    low_s: modelled,
-                    high_s: modelled,
-                    count: 0,
-                    provenance: Provenance::Interpolated,
-                },
-                |multiples| scaled(multiples, self.scale()),
-            );
+            let timed = norms.get(elements).map(|multiples| scaled(multiples, self.scale()));
+            let before = || known.iter().find(|cost| cost.elements == *elements).map(|cost| cost.norm);
+            let norm = timed.or_else(before).unwrap_or(Sample {
+                median_s: modelled,
+                low_s: modelled,
+                high_s: modelled,
+                count: 0,
+                provenance: Provenance::Interpolated,
+            });
             OptimizerCost { elements: *elements, update: scaled(multiples, self.scale()), norm }
         };
-        self.updates.iter().map(cost).collect()
+        updates.iter().map(cost).collect()
     }
 
     fn interference(&self) -> Interference {
@@ -204,7 +235,7 @@ impl Assembly<'_> {
                 .collect();
             (!beyond.is_empty()).then(|| (beyond.iter().sum::<f64>() / beyond.len() as f64).max(0.0))
         };
-        let beyond: Vec<f64> = self.in_step.iter().filter_map(of_step).collect();
+        let beyond: Vec<f64> = self.believed().flat_map(|take| &take.in_step).filter_map(of_step).collect();
         match &self.earlier {
             Some(earlier) if beyond.is_empty() => earlier.synchronisation,
             _ => Sample::of(&beyond),
@@ -218,23 +249,27 @@ impl Assembly<'_> {
             return Vec::new();
         }
         let mut timings: BTreeMap<(CollectiveKind, usize, usize, usize), Vec<f64>> = BTreeMap::new();
-        for (kind, group, bytes, seconds) in self.in_step.iter().flatten() {
+        for (kind, group, bytes, seconds) in self.believed().flat_map(|take| &take.in_step).flatten() {
             timings.entry((*kind, *group, 1, *bytes)).or_default().push(*seconds);
         }
         collective_costs(&timings)
     }
 
-    /// Median over the probes of the relative difference between a round and the next.
-    fn repeatability(&self) -> f64 {
-        let differences: Vec<f64> = self
-            .medians
+    /// Median over the probes of the relative difference between a round and the next; nothing if there was one round.
+    fn repeatability(&self) -> Option<f64> {
+        let mut rounds: BTreeMap<_, Vec<f64>> = BTreeMap::new();
+        for take in self.believed() {
+            rounds.entry(take.probe).or_default().push(take.step / take.reference());
+        }
+        let differences: Vec<f64> = rounds
             .values()
             .flat_map(|rounds| rounds.windows(2))
             .map(|pair| (pair[0] - pair[1]).abs() / pair[0].min(pair[1]))
             .collect();
         match (differences.is_empty(), &self.earlier) {
-            (true, Some(earlier)) => earlier.repeatability,
-            _ => Sample::of(&differences).median_s.0,
+            (true, Some(earlier)) => earlier.noise(),
+            (true, None) => None,
+            (false, _) => Some(Sample::of(&differences).median_s.0),
         }
     }
 
@@ -248,8 +283,7 @@ impl Assembly<'_> {
                     .to_owned(),
             );
         }
-        let repeatability = self.repeatability();
-        if repeatability > 0.05 {
+        if let Some(repeatability) = self.repeatability().filter(|difference| *difference > 0.05) {
             warnings.push(format!(
                 "the machine is noisy: a step and its repetition some seconds later differ by {:.0} % (median), the machine's drift left out; close other programs",
                 100.0 * repeatability
@@ -262,16 +296,19 @@ impl Assembly<'_> {
             ));
         }
         warnings.extend(self.unlike_machines());
-        let wide: Vec<_> = probes::all(self.request)
-            .iter()
-            .filter(|p| self.width(p) > self.request.interval)
-            .copied()
-            .collect();
-        if !wide.is_empty() {
+        warnings.extend(self.measured_again());
+        let all = probes::all(self.request);
+        let measured: Vec<_> = all.iter().filter(|probe| self.has(probe)).collect();
+        let wide = measured.iter().filter(|probe| self.width(probe) > self.request.interval).count();
+        let missing = all.len() - measured.len();
+        if missing > 0 {
+            warnings
+                .push(format!("{missing} of {} probes are not measured: the profile ended early", all.len()));
+        }
+        if wide > 0 {
             warnings.push(format!(
-                "{} of {} probes are not known to {:.0} %: the budget was spent",
-                wide.len(),
-                self.medians.len(),
+                "{wide} of {} measured probes are not known to {:.0} %: the budget was spent",
+                measured.len(),
                 100.0 * self.request.interval
             ));
         }
@@ -293,8 +330,11 @@ impl Assembly<'_> {
     fn unlike_machines(&self) -> Option<String> {
         let mut speeds: Vec<(f64, &str)> = Vec::new();
         for Machine { name, ranks, .. } in &self.request.machines {
-            let of_rank = |rank: &u32| self.slowness.get(&(*rank as usize));
-            let ratios: Vec<f64> = ranks.iter().filter_map(of_rank).flatten().copied().collect();
+            let of_rank = |rank: &u32| {
+                let rank = *rank as usize;
+                self.believed().filter_map(move |take| take.slowness.get(&rank).copied())
+            };
+            let ratios: Vec<f64> = ranks.iter().flat_map(of_rank).collect();
             if !ratios.is_empty() {
                 speeds.push((Sample::of(&ratios).median_s.0, name));
             }
@@ -311,7 +351,7 @@ impl Assembly<'_> {
     }
 }
 
-fn segment_cost(key: &CellKey, cell: &Cell, reference: f64) -> SegmentCost {
+fn segment_cost(key: &CellKey, multiples: &[f64], (growth, peak): Memory, reference: f64) -> SegmentCost {
     SegmentCost {
         segment: key.0,
         pass: key.1,
@@ -319,9 +359,9 @@ fn segment_cost(key: &CellKey, cell: &Cell, reference: f64) -> SegmentCost {
         sequence_parallel: key.3,
         micro_batch: key.4,
         recompute: key.5,
-        time: scaled(&cell.multiples, reference),
-        growth_bytes: cell.growth.unwrap_or_default(),
-        peak_bytes: Bytes(cell.peak),
+        time: scaled(multiples, reference),
+        growth_bytes: growth.unwrap_or_default(),
+        peak_bytes: Bytes(peak),
     }
 }
 
@@ -393,9 +433,14 @@ fn adopt(profile: &mut Profile, earlier: &Profile) {
         profile.add_s_per_element = earlier.add_s_per_element;
         profile.interference = earlier.interference.clone();
     }
+    let fastest = match (profile.hardware.fastest_gemm_flops_per_s, earlier.fastest_gemm()) {
+        (Some(now), Some(before)) => Some(now.max(before)),
+        (now, before) => now.or(before),
+    };
     if profile.hardware.products.is_empty() {
         profile.hardware = earlier.hardware.clone();
     }
+    profile.hardware.fastest_gemm_flops_per_s = fastest;
     for cost in &earlier.optimizer {
         if !profile.optimizer.iter().any(|o| o.elements == cost.elements) {
             profile.optimizer.push(cost.clone());

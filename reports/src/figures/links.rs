@@ -3,7 +3,6 @@
 use super::canvas::{Area, Done, Drawn, Hotspot, legend, mesh};
 use super::palette;
 use crate::ReportInput;
-use crate::words;
 use autodist_spec::profile::LinkFit;
 use autodist_spec::{Bytes, Profile, Sample, Seconds};
 use plotters::coord::combinators::{IntoLogRange, LogCoord};
@@ -39,7 +38,7 @@ impl Series<'_> {
 
 fn series(profile: &Profile) -> Vec<Series<'_>> {
     let collectives =
-        profile.collectives.iter().map(|c| (words::collective(c.kind), c.group, c.stride, c.bytes, &c.time));
+        profile.collectives.iter().map(|c| (c.kind.name(), c.group, c.stride, c.bytes, &c.time));
     let messages = profile.messages.iter().map(|m| (MESSAGE, 2, m.stride, m.bytes, &m.time));
     let mut all: Vec<Series<'_>> = Vec::new();
     for (what, group, stride, bytes, time) in collectives.chain(messages) {

@@ -37,15 +37,20 @@ struct Lane<'a> {
 /// The panels that the input has events for: prediction first.
 pub(super) fn panels<'a>(input: &ReportInput<'a>) -> Vec<Panel<'a>> {
     let estimate = &input.plan.estimate;
-    let predicted = format!(
+    let events = input.predicted_timeline;
+    let mut predicted = format!(
         "predicted: {} ({})",
         words::with_spread(estimate.step_time_s, estimate.step_time_spread_s),
         estimate.provenance
     );
-    let mut panels =
-        vec![panel(predicted, estimate.step_time_s, input.predicted_timeline, "pipeline rank", |_| {
-            String::new()
-        })];
+    let mut end = estimate.step_time_s;
+    let (all, there) =
+        (input.plan.micro_batches, 1 + events.iter().map(|e| e.micro_batch).max().unwrap_or(0));
+    if there < all && !events.is_empty() {
+        predicted += &format!("; drawn with {there} of its {all} micro-batches");
+        end = events.iter().map(|event| event.end_s).fold(Seconds::ZERO, Seconds::max);
+    }
+    let mut panels = vec![panel(predicted, end, events, "pipeline rank", |_| String::new())];
     if let Some(run) = input.own_run() {
         let on = if run.environment.emulated { ", emulated devices" } else { "" };
         let heading = format!("measured: the step nearest the median of {}{on}", run.step_time.median_s);
@@ -193,13 +198,19 @@ struct Mark<'a> {
 fn merged<'a>(events: &[&'a TimelineEvent], whole: Seconds) -> Vec<Mark<'a>> {
     // Under a pixel of a figure of this width.
     let short = whole / 1500.0;
+    // Where there are many times more operations than pixels, those of all kinds are told by pixel.
+    let crowded = events.len() > 10_000;
     let mut marks: Vec<Mark<'a>> = Vec::new();
     for event in events {
         match marks.last_mut() {
             Some(mark)
-                if mark.first.operation == event.operation
-                    && event.start_s - mark.end < short
-                    && event.end_s - event.start_s < short =>
+                if event.start_s - mark.end < short
+                    && event.end_s - event.start_s < short
+                    && if crowded {
+                        event.end_s - mark.first.start_s < short
+                    } else {
+                        mark.first.operation == event.operation
+                    } =>
             {
                 mark.end = mark.end.max(event.end_s);
                 mark.count += 1;
@@ -258,7 +269,7 @@ fn says(mark: &Mark<'_>) -> String {
     let when = format!("{} to {}", event.start_s, mark.end);
     let what = words::operation(event.operation);
     if mark.count > 1 {
-        return format!("{} short operations ({what}), {when}", mark.count);
+        return format!("{} short operations (the first: {what}), {when}", mark.count);
     }
     format!(
         "{what}, micro-batch {}, chunk {}: {when}, {} long",

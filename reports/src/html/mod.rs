@@ -8,9 +8,11 @@ use crate::circumstances;
 use crate::communication;
 use crate::figures::{Figure, svg};
 use crate::tables;
-use crate::words::{self, parameters, percent, plural, tokens_per_second, with_spread};
+use crate::verdict;
+use crate::words::{self, parameters, percent, plural, signed_percent, tokens_per_second, with_spread};
 use crate::{ReportError, ReportInput};
-use autodist_spec::{Plan, Profile, Provenance, RunRecord, StopReason, Validation};
+use autodist_spec::run::Verdict;
+use autodist_spec::{Plan, Profile, Provenance, RunRecord, StopReason, Validation, doubt};
 use markup::{Emphasis, Markup};
 use std::collections::BTreeMap;
 
@@ -108,18 +110,40 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
             "Measured on emulated devices, padded and paced: no measurement of the devices they stand for",
         );
     }
+    let utilisation = plan.utilisation(estimate);
+    if let Some(contradiction) = utilisation.and_then(|all| all.contradiction()) {
+        page.warning(&contradiction);
+    }
+    // What measurement has beaten is not to be called optimal.
+    let beaten = plan.measured.as_ref().is_some_and(|measured| !verdict::stands(plan, measured))
+        || input.validation.is_some_and(|validation| validation.verdict == Some(Verdict::Refuted));
     page.inside("div", "cards", |cards| {
         cards.card(
             "predicted step time",
             &estimate.step_time_s.to_string(),
             &format!("± {}, {}", estimate.step_time_spread_s, estimate.provenance),
         );
-        let mfu = estimate.mfu.map_or("MFU unknown".to_owned(), |mfu| format!("MFU {}", percent(mfu)));
+        let rate = utilisation.map(|all| format!("; {all}")).unwrap_or_default();
         let tokens = tokens_per_second(estimate.tokens_per_s);
         let (number, unit) = tokens.split_once(' ').unwrap_or((&tokens, ""));
-        cards.card("throughput", number, &format!("{unit}, {mfu}"));
+        cards.card("throughput", number, &format!("{unit}{rate}"));
         cards.card("peak memory", &estimate.peak_memory_bytes.to_string(), &memory_note(plan));
-        if let Some(run) = input.own_run() {
+        let validated = input.validation.and_then(|validation| verdict::of_plan(plan, validation));
+        if let Some(run) = validated {
+            // Like with like: the plan's own run, at the speed that the machine had when it was predicted.
+            let speed = if run.measured.machine_speed == 1.0 { "" } else { " at profile speed" };
+            cards.card(
+                "measured step time",
+                &run.measured.adjusted_step_time_s.to_string(),
+                &format!("± {}{speed}", run.measured.adjusted_step_time_spread_s),
+            );
+            let word = if run.adjusted_error < 0.0 { "slower" } else { "faster" };
+            cards.card(
+                "prediction error",
+                &signed_percent(run.adjusted_error),
+                &format!("{word} than predicted, bar ± {}", run.bar_s),
+            );
+        } else if let Some(run) = input.own_run() {
             let time = &run.step_time;
             cards.card(
                 "measured step time",
@@ -132,10 +156,13 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
                 ),
             );
         }
-        if let Some(validation) = input.validation.filter(|v| !v.runs.is_empty()) {
+        if let Some(validation) = input.validation.filter(|v| !v.runs.is_empty() || !v.failed.is_empty()) {
             let over = plural(validation.runs.len() as u64, "plan");
-            let note = format!("median |error| over {over}, regret {}", percent(validation.regret));
-            cards.card("prediction error", &percent(validation.median_adjusted_error), &note);
+            let note = format!("of the planner's choice; {over} trained");
+            cards.card("verdict", validation.verdict.map_or("unknown", Verdict::name), &note);
+        }
+        if beaten {
+            return;
         }
         let search = &plan.search;
         let bound = match search.stop_reason {
@@ -144,7 +171,10 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
         };
         cards.card("search", words::stop_reason(search.stop_reason), &bound);
     });
-    page.note(&format!("Search: {}", words::certificate(&plan.search)));
+    if let Some(validation) = input.validation {
+        page.note(&format!("Verdict: {}", verdict::of_choice(validation)));
+    }
+    page.note(&format!("Search: {}", words::search(plan, beaten)));
     page.inside("nav", "", |nav| {
         for section in sections {
             nav.raw(&format!("<a href=\"#{}\">{}</a>\n", section.id, escape(section.title)));
@@ -276,7 +306,8 @@ fn runs(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
         page.figure(
             &svg(Figure::Loss, input)?,
             "Exact plans compute the same training, so their lines coincide; earlier runs are drawn wider, that each \
-             can be seen.",
+             can be seen. Where a plan was trained in several rounds, the first is drawn; later ones, which begin \
+             anew and leave the warm-up out, are thin lines.",
         );
     }
     page.table(&tables::runs(input.runs));
@@ -319,6 +350,9 @@ fn profile(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
     for warning in &profile.environment.warnings {
         page.warning(warning);
     }
+    for line in doubt::lines(&profile.doubts) {
+        page.warning(&line);
+    }
     page.element("h3", "", "Where and how it was measured");
     page.table(&tables::environment(profile));
     page.element("h3", "", "Links");
@@ -339,7 +373,7 @@ fn profile(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
     page.note(&segments_note(profile));
     folded(page, "timing of segments", &tables::segments(profile));
     if !profile.hardware.products.is_empty() {
-        page.element("h3", "", "Matrix products");
+        page.element("h3", "", "GEMMs");
         page.note(&capitalized(words::PRODUCTS));
         page.table(&tables::products(profile));
     }

@@ -1,0 +1,42 @@
+//! Lines and cells of a CSV text.
+
+use autodist_spec::{InputError, text};
+
+/// Lines of the largest table: a line takes a kilobyte once it is a run.
+const MOST_LINES: usize = 50_000;
+
+/// The header and the lines of a table; its cells hold nothing that a table or a terminal would take for more than text.
+///
+/// # Errors
+/// Text that is no CSV, a cell that no document may hold, or too many lines.
+pub(crate) fn read(
+    text: &[u8],
+    file: &str,
+) -> Result<(csv::StringRecord, Vec<csv::StringRecord>), InputError> {
+    let broken = |error: csv::Error| {
+        InputError::new("", "", format!("not valid CSV: {error}"))
+            .hint("give a table in UTF-8, with commas between cells and the names of the columns in its first line")
+            .in_file(file)
+    };
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text);
+    let header = reader.headers().map_err(broken)?.clone();
+    for name in &header {
+        text::check_name("name of a column", name).map_err(|error| error.in_file(file))?;
+    }
+    let mut lines = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(broken)?;
+        if lines.len() == MOST_LINES {
+            let problem = format!("has more than {MOST_LINES} lines, the most that are read");
+            return Err(InputError::new("", "", problem).hint("divide it into several tables").in_file(file));
+        }
+        for (name, cell) in header.iter().zip(&record) {
+            text::check(name, cell).map_err(|error| {
+                let line = record.position().map_or(0, csv::Position::line);
+                InputError { field: format!("{name}, line {line}"), ..error }.in_file(file)
+            })?;
+        }
+        lines.push(record);
+    }
+    Ok((header, lines))
+}

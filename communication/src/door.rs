@@ -1,0 +1,278 @@
+//! Where a job's own come in: a listener, and those who have connected but have not proved the job's token yet.
+//!
+//! Whoever can reach the port can connect, so nothing that such a guest does may end or delay the job: all are heard side
+//! by side, each has one deadline for its whole handshake, there are so many at most, of which the oldest goes first, and
+//! so many come in at a time.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use crate::connection::{Connection, SocketConnection};
+use crate::error::Peer;
+use crate::keep_alive::keep_alive;
+use crate::poll;
+use crate::secret::{Nonce, Role, Secret, nonce};
+use crate::wire::{Decoder, Greeting, Hello, Kind, LONGEST_HELLO, Refusal, challenge, frame, frame_of};
+
+const OPERATION: &str = "handshake";
+/// Who connects proves the token within this time, or goes.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// Guests at once: so many, but no more than this part of the descriptors that the process may have, and some in any
+/// case.
+const MOST_GUESTS: usize = 64;
+const PART_OF_DESCRIPTORS: u64 = 8;
+const FEWEST_GUESTS: usize = 4;
+/// So many come in within a moment, no more: whoever connects again and again keeps nobody busy, and those who came
+/// have at least that moment to prove the token.
+const AT_ONCE: usize = 32;
+const REST: Duration = Duration::from_millis(50);
+/// Strangers of whom each is told; then that there are more.
+const MOST_TOLD: usize = 3;
+
+/// A listener and its guests.
+pub(crate) struct Door {
+    listener: TcpListener,
+    secret: Secret,
+    role: Role,
+    /// In the order in which they came.
+    guests: VecDeque<Guest>,
+    most_guests: usize,
+    /// Nobody is let in before.
+    rests_until: Option<Instant>,
+    /// When the moment began that counts, and how many have come in since.
+    moment: Instant,
+    came_in: usize,
+    told: usize,
+    untold: Vec<String>,
+}
+
+/// One who knows the token.
+pub(crate) struct Arrival {
+    pub(crate) hello: Hello,
+    pub(crate) connection: SocketConnection,
+}
+
+impl Arrival {
+    /// Lets it in: whoever dialled waits for that word.
+    pub(crate) fn welcome(self) -> SocketConnection {
+        // What is so short always goes into an empty socket; if the peer is gone, whoever uses it next finds out.
+        let _ = self.connection.try_send(&frame(Kind::Welcome, &[]), OPERATION);
+        self.connection
+    }
+
+    pub(crate) fn refuse(self, refusal: &Refusal) {
+        let _ = self.connection.try_send(&frame_of(Kind::Refused, refusal), OPERATION);
+    }
+}
+
+struct Guest {
+    address: SocketAddr,
+    connection: SocketConnection,
+    since: Instant,
+    decoder: Decoder,
+    /// Of the caller and our own, once it has greeted.
+    nonces: Option<(Nonce, Nonce)>,
+}
+
+/// What a guest has come to.
+enum Outcome {
+    Waits,
+    Proved(Hello),
+    /// It was told why it cannot come in.
+    Refused,
+    /// What it did instead of proving the token.
+    Stranger(String),
+}
+
+impl Door {
+    pub(crate) fn new(listener: TcpListener, token: &str, role: Role) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self {
+            listener,
+            secret: Secret::new(token),
+            role,
+            guests: VecDeque::new(),
+            most_guests: most_guests(),
+            rests_until: None,
+            moment: Instant::now(),
+            came_in: 0,
+            told: 0,
+            untold: Vec::new(),
+        })
+    }
+
+    /// Adds what [`Door::tend`] waits for.
+    pub(crate) fn watch(&self, descriptors: &mut Vec<libc::pollfd>) {
+        descriptors
+            .extend(self.guests.iter().map(|guest| poll::interest(guest.connection.socket(), true, false)));
+        if self.rests_until.is_none() {
+            descriptors.push(poll::interest(self.listener.as_fd(), true, false));
+        }
+    }
+
+    /// When [`Door::tend`] has something to do even if nothing has happened.
+    pub(crate) fn due(&self) -> Option<Duration> {
+        let oldest = self.guests.front().map(|guest| guest.since + HELLO_WITHIN);
+        let next = [oldest, self.rests_until].into_iter().flatten().min();
+        next.map(|at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Hears the guests and lets new ones in; `watched` is what [`Door::watch`] has added. Returns those who have proved
+    /// the token. Never waits.
+    pub(crate) fn tend(&mut self, watched: &[libc::pollfd]) -> Vec<Arrival> {
+        let mut arrivals = Vec::new();
+        let guests = std::mem::take(&mut self.guests);
+        for (index, mut guest) in guests.into_iter().enumerate() {
+            let spoke = watched.get(index).is_some_and(|descriptor| descriptor.revents != 0);
+            let outcome = match spoke {
+                true => guest.hear(&self.secret, self.role),
+                false => Outcome::Waits,
+            };
+            match outcome {
+                Outcome::Waits if guest.since.elapsed() < HELLO_WITHIN => self.guests.push_back(guest),
+                Outcome::Waits => {
+                    let what = format!("has not proved the job's token within {} s", HELLO_WITHIN.as_secs());
+                    self.tell(guest.address, &what);
+                }
+                Outcome::Proved(hello) => arrivals.push(Arrival { hello, connection: guest.connection }),
+                Outcome::Refused => {}
+                Outcome::Stranger(what) => self.tell(guest.address, &what),
+            }
+        }
+        self.admit();
+        arrivals
+    }
+
+    /// What strangers have done since the last call, a sentence each.
+    pub(crate) fn strangers(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.untold)
+    }
+
+    fn admit(&mut self) {
+        let now = Instant::now();
+        if self.rests_until.is_some_and(|until| now < until) {
+            return;
+        }
+        self.rests_until = None;
+        if now.saturating_duration_since(self.moment) >= REST {
+            (self.moment, self.came_in) = (now, 0);
+        }
+        while self.came_in < AT_ONCE {
+            self.came_in += 1;
+            match self.listener.accept() {
+                Ok((socket, address)) => self.seat(socket, address),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.came_in -= 1;
+                    return;
+                }
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) => {
+                    // Mostly no descriptor is left, and the listener stays ready: looking again at once would spin.
+                    self.drop_oldest("had not proved the job's token when no descriptor was left");
+                    self.rests_until = Some(now + REST);
+                    return;
+                }
+            }
+        }
+        self.rests_until = Some(self.moment + REST);
+    }
+
+    fn seat(&mut self, socket: TcpStream, address: SocketAddr) {
+        let connection = keep_alive(&socket).and_then(|()| {
+            SocketConnection::tcp(socket, Peer::Unidentified(address), OPERATION, HELLO_WITHIN)
+        });
+        // One that is gone already is nobody.
+        let Ok(connection) = connection else { return };
+        let (since, decoder) = (Instant::now(), Decoder::default());
+        self.guests.push_back(Guest { address, connection, since, decoder, nonces: None });
+        if self.guests.len() > self.most_guests {
+            self.drop_oldest("was the oldest of too many that had not proved the job's token");
+        }
+    }
+
+    fn drop_oldest(&mut self, why: &str) {
+        if let Some(guest) = self.guests.pop_front() {
+            self.tell(guest.address, why);
+        }
+    }
+
+    fn tell(&mut self, address: SocketAddr, what: &str) {
+        self.told = self.told.saturating_add(1);
+        if self.told <= MOST_TOLD {
+            let at = self.listener.local_addr().map_or_else(|_| String::new(), |at| format!(" to {at}"));
+            self.untold.push(format!("{address}, which connected{at}, {what}: it was turned away"));
+        } else if self.told == MOST_TOLD + 1 {
+            self.untold.push("more strangers are turned away there; they are not named any more".to_owned());
+        }
+    }
+}
+
+impl Guest {
+    /// Reads what it has said so far.
+    fn hear(&mut self, secret: &Secret, role: Role) -> Outcome {
+        let mut portion = [0; 4096];
+        loop {
+            match self.connection.try_receive(&mut portion, OPERATION) {
+                Ok(0) => return Outcome::Waits,
+                Ok(received) => self.decoder.bytes.extend_from_slice(&portion[..received]),
+                Err(_) => return Outcome::Stranger("left without proving the job's token".to_owned()),
+            }
+            // Not one frame more than is due is read: a caller waits for an answer to each.
+            match self.decoder.next(LONGEST_HELLO) {
+                Ok(None) => {}
+                Ok(Some((kind, payload))) => match self.answer(kind, &payload, secret, role) {
+                    Outcome::Waits => {}
+                    outcome => return outcome,
+                },
+                Err(detail) => return Outcome::Stranger(format!("sent {detail}, which is no handshake")),
+            }
+        }
+    }
+
+    fn answer(&mut self, kind: Kind, payload: &[u8], secret: &Secret, role: Role) -> Outcome {
+        let stranger = |what: &str| Outcome::Stranger(what.to_owned());
+        if !self.decoder.bytes.is_empty() {
+            return stranger("went on without waiting for an answer");
+        }
+        match (kind, self.nonces) {
+            (Kind::Greeting, None) => {
+                let Some(greeting) = Greeting::parse(payload) else {
+                    return stranger("sent what is no handshake");
+                };
+                if let Err(refusal) = greeting.check() {
+                    let _ = self.connection.try_send(&frame_of(Kind::Refused, &refusal), OPERATION);
+                    return Outcome::Refused;
+                }
+                let Ok(own) = nonce() else { return stranger("came when the system gave no random bytes") };
+                self.nonces = Some((greeting.nonce, own));
+                let challenge = challenge(secret, role, &greeting.nonce, &own);
+                match self.connection.try_send(&challenge, OPERATION) {
+                    Ok(sent) if sent == challenge.len() => Outcome::Waits,
+                    _ => stranger("left without proving the job's token"),
+                }
+            }
+            (Kind::Hello, Some((caller, own))) => match Hello::parse(payload, secret, role, &caller, &own) {
+                Ok(hello) => Outcome::Proved(hello),
+                Err(what) => stranger(what),
+            },
+            _ => stranger("sent what is no handshake"),
+        }
+    }
+}
+
+/// How many guests this process has room for.
+fn most_guests() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the place outlives the call.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return FEWEST_GUESTS;
+    }
+    let part = usize::try_from(limit.rlim_cur / PART_OF_DESCRIPTORS).unwrap_or(MOST_GUESTS);
+    part.clamp(FEWEST_GUESTS, MOST_GUESTS)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,67 @@
+//! Cells that a measurement has shown to be in doubt are dropped, so that they are measured again.
+
+use autodist_spec::{ParallelStrategy, Profile, Recompute, Segment, SegmentCost};
+
+/// Drops from `profile` the cells that plans of these strategies stand on, and returns how many there were. The profile is
+/// then unfinished: [`crate::profile`] goes on with it.
+///
+/// Segments are those of the strategy's tensor degree, sequence parallelism, micro-batch (or the measured ones about it)
+/// and recomputation. Collectives and messages are measured in one piece, so all of them go where a strategy has any.
+/// Updates and what a step costs beside its layers come with every probe.
+pub fn forget(profile: &mut Profile, strategies: &[ParallelStrategy]) -> usize {
+    let before = cells(profile);
+    // Looked up before any cell is gone.
+    let measured: Vec<Vec<u32>> = strategies.iter().map(|strategy| about(profile, strategy)).collect();
+    for (strategy, micro_batches) in strategies.iter().zip(measured) {
+        profile.segments.retain(|cell| !stands_on(strategy, &micro_batches, cell));
+        if strategy.devices() > 1 && profile.network.is_none() {
+            profile.collectives.clear();
+            profile.exchanges.clear();
+            profile.messages.clear();
+            profile.fits.clear();
+        }
+        if strategy.pipeline > 1 {
+            profile.pipelining.retain(|cost| cost.schedule != strategy.schedule);
+        }
+        let communication = &strategy.communication;
+        let gradients = communication.reductions().map(|reduction| reduction.codec);
+        let used: Vec<_> = gradients.chain([communication.parameters, communication.activations]).collect();
+        profile.codecs.retain(|cost| !used.contains(&cost.codec));
+    }
+    let dropped = before - cells(profile);
+    profile.complete &= dropped == 0;
+    dropped
+}
+
+fn cells(profile: &Profile) -> usize {
+    profile.segments.len()
+        + profile.collectives.len()
+        + profile.messages.len()
+        + profile.pipelining.len()
+        + profile.codecs.len()
+}
+
+fn same_split(strategy: &ParallelStrategy, cell: &SegmentCost) -> bool {
+    (cell.tensor, cell.sequence_parallel) == (strategy.tensor, strategy.sequence_parallel)
+}
+
+/// The strategy's micro-batch; where it was not measured, its neighbours, between which times are interpolated.
+fn about(profile: &Profile, strategy: &ParallelStrategy) -> Vec<u32> {
+    let wanted = strategy.micro_batch;
+    let measured =
+        || profile.segments.iter().filter(|cell| same_split(strategy, cell)).map(|cell| cell.micro_batch);
+    if measured().any(|micro_batch| micro_batch == wanted) {
+        return vec![wanted];
+    }
+    let below = measured().filter(|micro_batch| *micro_batch < wanted).max();
+    let above = measured().filter(|micro_batch| *micro_batch > wanted).min();
+    below.into_iter().chain(above).collect()
+}
+
+fn stands_on(strategy: &ParallelStrategy, micro_batches: &[u32], cell: &SegmentCost) -> bool {
+    let of_block =
+        matches!(cell.segment, Segment::AttentionNorm | Segment::Attention | Segment::MlpNorm | Segment::Mlp);
+    // Where not all blocks recompute, the others do not; embedding and head never do.
+    let policy = cell.recompute == strategy.recompute || cell.recompute == Recompute::None;
+    same_split(strategy, cell) && micro_batches.contains(&cell.micro_batch) && (policy || !of_block)
+}
