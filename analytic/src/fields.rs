@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// No size or count of a run is larger: products of two of them are far from the end of 64 bits.
+/// No size or count of a run is larger, so that two of them can be multiplied in 64 bits.
 const MOST: u32 = 1 << 26;
 
 /// The fields of one line by column; an empty field is missing.
