@@ -78,24 +78,15 @@ impl<'a> Session<'a> {
         // An emulated device is always equally fast.
         let rounds = if options.network.is_some() { EMULATED_ROUNDS } else { ROUNDS }.min(steps);
         let per_round = steps.div_ceil(rounds);
-        // The order of plans may have changed since: the measured one comes first.
-        let earlier_files: Vec<PathBuf> = std::fs::read_dir(folder)
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .collect();
+        let earlier_files = records(folder);
         let trial = |(index, candidate): (usize, &Alternative)| {
             // The prediction is of the steps after a codec's warm-up.
             let warmup = train::WARMUP_STEPS.max(candidate.strategy.communication.warmup_steps());
             let label = label(&candidate.strategy, &candidate.stages);
             let name = label.replace(['=', '/'], "-").replace(' ', "_");
-            let is_its = |file: &&PathBuf| {
-                let known = file.file_name().and_then(|known| known.to_str());
-                known.and_then(|known| known.split_once('-')).is_some_and(|(number, rest)| {
-                    number.parse::<u32>().is_ok() && rest == format!("{name}.json")
-                })
-            };
-            let known = earlier_files.iter().find(is_its).cloned();
+            // The order of plans may have changed since: after a validation it is the measured one.
+            let known =
+                earlier_files.iter().find(|(_, plan, _)| *plan == name).map(|(.., file)| file.clone());
             Trial {
                 file: known.unwrap_or_else(|| folder.join(format!("{index:03}-{name}.json"))),
                 label,
@@ -170,13 +161,9 @@ impl<'a> Session<'a> {
 
     /// Refuses a folder in which another plan's record is in the place of one of these.
     fn refuse_others(&self) -> Result<(), InputError> {
-        // A folder that is not there holds none.
-        for entry in std::fs::read_dir(self.folder).into_iter().flatten().flatten() {
-            let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
-            let number =
-                name.strip_suffix(".json").and_then(|name| name.split_once('-')?.0.parse::<usize>().ok());
-            if let Some(trial) = number.and_then(|number| self.plans.get(number))
-                && trial.file.file_name() != path.file_name()
+        for (number, _, path) in records(self.folder) {
+            if let Some(trial) = self.plans.get(number)
+                && !self.plans.iter().any(|trial| trial.file == path)
             {
                 let problem = format!("is not the record of this validation's plan, {}", trial.label);
                 return Err(InputError::new("--resume", path.display(), problem)
@@ -384,6 +371,16 @@ impl<'a> Session<'a> {
             None => Ok(()),
         }
     }
+}
+
+/// The files of a folder that are named as records are, `003-dp2_tp1_pp1_mb4.json`: number, plan, path. A folder that is not
+/// there holds none.
+fn records(folder: &Path) -> Vec<(usize, String, PathBuf)> {
+    let named = |path: PathBuf| {
+        let (number, plan) = path.file_name()?.to_str()?.strip_suffix(".json")?.split_once('-')?;
+        Some((number.parse().ok()?, plan.to_owned(), path.clone()))
+    };
+    std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| named(entry.ok()?.path())).collect()
 }
 
 fn add_round(record: &mut RunRecord, second: &RunRecord) {
