@@ -273,7 +273,7 @@ pub struct RunArgs {
     /// Address where the ranks find each other
     #[arg(long, default_value = "127.0.0.1:0")]
     pub rendezvous: std::net::SocketAddr,
-    /// Seconds without a sign of life after which a rank is given up
+    /// Seconds without a sign of life, or without a byte for a peer that waits, after which a rank is given up
     #[arg(long, default_value_t = 60.0)]
     pub timeout: f64,
     /// What carries what ranks say to each other: `mpi` needs mpirun, and an autodist built with it

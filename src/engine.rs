@@ -8,6 +8,7 @@ use autodist_program::engine;
 use autodist_spec::{DeviceKind, Engine, InputError, Job, ParallelStrategy, Plan, Recompute};
 use std::path::{Path, PathBuf};
 
+const BESIDE: &str = ".venv/bin/python";
 const INSTALL: &str = "python3 -m venv .venv && .venv/bin/pip install ./executor/torch";
 /// Of PyTorch, what this release is tested with.
 const TESTED: &str = "2.15.";
@@ -40,9 +41,11 @@ pub fn torch(run: &RunArgs, emulated: bool) -> Result<Torch, Failure> {
     let python = python(run);
     let torch = Torch::find(&python).map_err(|problem| {
         let value = python.display().to_string();
-        let unasked = match run.engine {
-            Some(_) => "",
-            None => ", or give --engine torch for the one in .venv: no plan's word is enough to run what lies in this folder",
+        let named = run.python.is_some() || std::env::var_os("AUTODIST_PYTHON").is_some();
+        let unasked = if run.engine.is_none() && !named && Path::new(BESIDE).exists() {
+            ", or give --engine torch to use .venv/bin/python, which is not run just because a plan names the engine"
+        } else {
+            ""
         };
         InputError::new("--python", value, format!("cannot run engine torch: {problem}")).hint(format!(
             "install it with `{INSTALL}`, or name a Python that has it by --python or AUTODIST_PYTHON{unasked}"
@@ -57,7 +60,7 @@ pub fn torch(run: &RunArgs, emulated: bool) -> Result<Torch, Failure> {
 /// The one that is named; that of the working folder's environment only where the command line itself asks for the engine,
 /// for a plan may come from anybody, along with a folder.
 fn python(run: &RunArgs) -> PathBuf {
-    let beside = Path::new(".venv/bin/python");
+    let beside = Path::new(BESIDE);
     match (&run.python, std::env::var_os("AUTODIST_PYTHON")) {
         (Some(path), _) => path.clone(),
         (None, Some(path)) => path.into(),

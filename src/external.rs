@@ -4,7 +4,7 @@
 use crate::cli::{Cli, Command, RunArgs, TransportArg};
 use crate::devices::Devices;
 use crate::failure::Failure;
-use crate::{input, output, train};
+use crate::{input, interrupt, output, train};
 use autodist_executor::external::Launcher;
 use autodist_executor::launcher::{Agent, AgentError, Agents, Head, Runner, Ssh};
 use autodist_executor::{External, Mpi, host};
@@ -189,7 +189,7 @@ pub fn dismiss() -> Result<(), Failure> {
 /// The same for those that wait for orders.
 pub fn send_home() {
     if let Some(agents) = AGENTS.get() {
-        agents.dismiss(&train::stop_flag());
+        agents.dismiss(&interrupt::stop_flag());
     }
 }
 
@@ -214,7 +214,7 @@ pub fn attend(external: &External) -> i32 {
             error => Failure::Run(format!("rank {}: {error}", external.rank)),
         };
         if let Some(agent) = Agent::join(external, timeout).map_err(failed)? {
-            agent.work(&runner, &train::stop_flag()).map_err(failed)?;
+            agent.work(&runner, &interrupt::stop_flag()).map_err(failed)?;
         }
         head.into_iter().for_each(Head::close);
         leave()
@@ -244,7 +244,7 @@ pub struct Share {
 pub fn share(ranks: u32, devices: &Devices) -> Result<Share, Failure> {
     let here = Share { ranks, devices: devices.count };
     let Some(agents) = AGENTS.get() else { return Ok(here) };
-    let machines = agents.machines(&train::stop_flag())?;
+    let machines = agents.machines(&interrupt::stop_flag())?;
     let shares = machines.iter().map(|machine| Share {
         ranks: machine.ranks.len() as u32,
         devices: match devices.kind {
@@ -264,7 +264,7 @@ pub fn share(ranks: u32, devices: &Devices) -> Result<Share, Failure> {
 /// Processes that do not come.
 pub fn machines() -> Result<Vec<Machine>, Failure> {
     let Some(agents) = AGENTS.get() else { return Ok(Vec::new()) };
-    let machines = agents.machines(&train::stop_flag())?;
+    let machines = agents.machines(&interrupt::stop_flag())?;
     if machines.len() < 2 {
         return Ok(Vec::new());
     }

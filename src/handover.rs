@@ -70,7 +70,7 @@ pub fn measured_first(
         ..(*one).clone()
     });
     let broken = left.iter().filter_map(|one| {
-        let reason = format!("did not run: {}", failed(one)?.reason);
+        let reason = format!("failed: {}", failed(one)?.reason);
         Some(Alternative { reason, ..(*one).clone() })
     });
     document.alternatives = measured.chain(unmeasured).chain(broken).take(keep).collect();
@@ -172,10 +172,10 @@ pub fn outcome(validation: &Validation) -> Result<(), Failure> {
     }
     match validation.failed.as_slice() {
         [] => Ok(()),
-        [Failed { label, reason }] => Err(Failure::Run(format!("{label} did not run: {reason}{kept}"))),
+        [Failed { label, reason }] => Err(Failure::Run(format!("{label} failed: {reason}{kept}"))),
         [Failed { label, reason }, others @ ..] => {
             let others = others.len();
-            Err(Failure::Run(format!("{label} did not run: {reason}; nor did {others} more{kept}")))
+            Err(Failure::Run(format!("{label} failed: {reason}; so did {others} more{kept}")))
         }
     }
 }
@@ -235,7 +235,7 @@ mod tests {
         let all = crate::train::candidates(&plan);
         assert_eq!(order(&all, &document), [2, 1, 3, 0]);
         let reasons: Vec<&str> = document.alternatives.iter().map(|a| a.reason.as_str()).collect();
-        assert!(reasons[1].starts_with(UNMEASURED) && reasons[2].starts_with("did not run: "), "{reasons:?}");
+        assert!(reasons[1].starts_with(UNMEASURED) && reasons[2].starts_with("failed: "), "{reasons:?}");
         assert_eq!(document.measured.unwrap().verdict, None);
         let nothing = handed_over(&plan, &[BAD, BAD]).1;
         assert_eq!(nothing, plan, "without a measurement there is nothing to hand over");

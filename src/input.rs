@@ -25,7 +25,9 @@ const MIB: u64 = 1 << 20;
 /// hand does not.
 fn largest(what: &str) -> u64 {
     match what {
-        "plan" | "profile" | "run" | "validation" => 64 * MIB,
+        // The longest record that is written has some 80 MB.
+        "run" => 128 * MIB,
+        "plan" | "profile" | "validation" => 64 * MIB,
         "run table" | "choice set" | "measured plans" => 16 * MIB,
         "model" | "configuration" => 4 * MIB,
         _ => MIB,
@@ -229,7 +231,7 @@ pub fn model(text: &str) -> Result<ModelSpec, Failure> {
     let value = parse::json_value(&file, &content, "model")?;
     if value.get("model_type").is_some() {
         let name = name_of(&value, &path);
-        text::check_name("name of the model, which is its folder's", &name).map_err(|e| e.in_file(&file))?;
+        text::check_name("name of the model", &name).map_err(|e| e.in_file(&file))?;
         return Ok(huggingface::model_from_config(&file, &name, &content)?);
     }
     Ok(parse::json(&file, &content)?)

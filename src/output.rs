@@ -85,9 +85,12 @@ fn write_as(path: &Path, content: &[u8], mode: u32, on_disk: bool) -> Result<(),
         let mut file = temporary(path, if known.is_some() { 0o600 } else { mode })?;
         file.write_all(content)?;
         if let Some(known) = known {
-            // Only root may give files away; for others they are their own.
-            let _ = std::os::unix::fs::fchown(file.as_file(), Some(known.uid()), Some(known.gid()));
-            let kept = known.mode() & 0o777;
+            let mut kept = known.mode() & 0o777;
+            // Only root may give files away; others may keep the group, or else it is not to be another group's.
+            let give = |uid| std::os::unix::fs::fchown(file.as_file(), uid, Some(known.gid()));
+            if give(Some(known.uid())).is_err() && give(None).is_err() {
+                kept &= !0o070;
+            }
             let run = if mode & 0o111 != 0 { (kept & 0o444) >> 2 } else { 0 };
             file.as_file().set_permissions(Permissions::from_mode(kept | run))?;
         }

@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::{input, output, train};
 use autodist_executor::launcher::{LaunchError, LaunchOptions, News, launch};
-use autodist_executor::{DataSource, Growing, Task};
+use autodist_executor::{DataSource, Growing, LONGEST_RECORD, Task};
 use autodist_profiler::Assignment;
 use autodist_spec::plan::label;
 use autodist_spec::profile::Sample;
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 const ROUNDS: u32 = 5;
 const EMULATED_ROUNDS: u32 = 2;
 /// Of a validation: its records hold them all.
-pub const MOST_STEPS: u64 = 1_000_000;
+pub const MOST_STEPS: u64 = LONGEST_RECORD as u64;
 
 /// What becomes of records that an earlier validation has left in the folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

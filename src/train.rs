@@ -2,7 +2,7 @@
 
 use crate::cli::RunArgs;
 use crate::failure::Failure;
-use crate::{devices, engine, external};
+use crate::{devices, engine, external, interrupt};
 use autodist_executor::launcher::{LaunchError, LaunchOptions, News, launch};
 use autodist_executor::{DataSource, Growing, Task};
 use autodist_profiler::Assignment;
@@ -12,8 +12,6 @@ use autodist_spec::{
 };
 use std::path::PathBuf;
 use std::time::Duration;
-
-pub use crate::interrupt::stop_flag;
 
 pub const WARMUP_STEPS: u32 = 2;
 
@@ -39,7 +37,7 @@ pub fn options(
         timeout,
         realtime: !run.no_realtime && devices == DeviceKind::Cpu,
         devices,
-        stop: stop_flag(),
+        stop: interrupt::stop_flag(),
         agents: external::agents(),
         network: emulated.and_then(Network::of),
         torch,

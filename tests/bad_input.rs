@@ -570,7 +570,7 @@ fn training_data() {
         ("empty", "0 bytes"),
         ("short", "16 bytes; a sequence needs 17"),
         ("folder", "folder"),
-        ("/dev/null", "no regular file"),
+        ("/dev/null", "not a regular file"),
     ] {
         refused(
             &line(folder, &format!("train plan.json --steps 2 --data {name}")),

@@ -140,7 +140,7 @@ fn the_environment_is_checked_and_can_be_ignored() {
     let Finished { code, out, err } = start(folder.path(), nonsense, "catalog").end(SOON);
     assert_eq!((code, out.as_str()), (Some(2), ""), "{err}");
     assert!(
-        err.contains("`RANK` is `first`: is no number") && err.contains("AUTODIST_LAUNCHER=none"),
+        err.contains("`RANK` is `first`: is not a number") && err.contains("AUTODIST_LAUNCHER=none"),
         "{err}"
     );
     plan(folder.path(), 2);

@@ -6,6 +6,7 @@
 mod common;
 
 use autodist_spec::parse::{self, Check};
+use autodist_spec::run::Ended;
 use autodist_spec::{
     Cluster, Job, ModelSpec, Plan, Profile, RunRecord, Validation, catalog, huggingface, to_json,
 };
@@ -111,6 +112,10 @@ fn a_record_of_what_failed_is_read_again_whatever_a_rank_said() {
     let mut failed = validation();
     let reason = "rank 0 ended with exit code 1; it wrote:\n\u{1b}[31mTraceback\n  line 1\n".to_owned();
     failed.failed.push(autodist_spec::run::FailedRun { label: "dp2".to_owned(), reason });
+    let mut record = run_record();
+    record.ended = Some(Ended { step: 3, reason: failed.failed[0].reason.clone() });
+    let read: RunRecord = parse::json("run.json", to_json(&record).as_bytes()).unwrap();
+    assert!(read.ended.unwrap().reason.ends_with("Traceback;   line 1"));
     let again: Validation = parse::json("validation.json", to_json(&failed).as_bytes()).unwrap();
     assert_eq!(
         again.failed[0].reason,
@@ -406,7 +411,7 @@ fn a_wrong_value_of_a_trainers_file_is_blamed_on_the_file_and_its_key() {
             "megatron",
             megatron("--global-batch-size 8 --num-layers 8.9"),
             one,
-            "`num-layers` is `8.9`: is no whole number",
+            "`num-layers` is `8.9`: is not a whole number",
         ),
         (
             "megatron",

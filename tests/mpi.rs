@@ -20,7 +20,7 @@ const MPIRUN: &str = "AUTODIST_TEST_MPIRUN";
 /// More processes than cores, and root may (Open MPI).
 const OPEN_MPI: &str =
     "OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1";
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The name of `mpirun`, if it is there.
 fn mpirun(test: &str) -> Option<String> {

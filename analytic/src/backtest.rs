@@ -166,7 +166,8 @@ fn outcome(row: &Row, predicted: Option<f64>, constant_mfu_s: Option<f64>, error
         }
         (Err(reason), _) => Answer::Refused { reason: reason.clone() },
         (Ok(_), Some(_)) => Answer::Refused {
-            reason: "the prediction is out of all proportion: so is one of its sizes".to_owned(),
+            reason: "the predicted time or memory is implausible: check this row's sizes and timings"
+                .to_owned(),
         },
         (Ok(_), None) => Answer::Refused { reason: "no prediction was made".to_owned() },
     };

@@ -299,7 +299,7 @@ impl MeasuredPlans {
         let predicted_memory_bytes = self.memory(plan, micro_batches)?;
         if !(1e-9..=1e15).contains(&predicted_s) || predicted_memory_bytes > 1e18 {
             return Err(format!(
-                "{predicted_s:.1e} s and {predicted_memory_bytes:.1e} bytes are out of all proportion: so is one of its timings or sizes"
+                "{predicted_s:.1e} s and {predicted_memory_bytes:.1e} bytes are implausible: check the timings and sizes of its layers"
             ));
         }
         Ok(PlanEstimate {

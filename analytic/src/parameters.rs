@@ -71,7 +71,7 @@ parameters! {
     classic_library: 0.95, 0.08;
     /// Part of an incomplete last wave of tiles that such libraries pay for; later ones split it.
     classic_waves: 0.6, 0.3;
-    /// Products with a side that is no multiple of 64 elements run at this part of the rate.
+    /// Products with a side that is not a multiple of 64 elements run at this part of the rate.
     unaligned: 0.8, 0.2;
     /// Attention products over head sizes that are no multiple of 8 leave the tensor cores.
     unaligned_heads: 0.12, 0.5;

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::connection::Connection;
+use crate::connection::{Connection, send_all};
 use crate::error::{CommunicationError, Peer, Result};
 use crate::poll;
-use crate::wire::{Decoder, Kind, LONGEST_FRAME, empty_frame, frame, send_frame};
+use crate::wire::{Decoder, Kind, LONGEST_FRAME, empty_frame, frame};
 
 const OPERATION: &str = "control";
 
@@ -89,7 +89,7 @@ impl Control {
     /// As [`Control::send`].
     pub fn alive(&self) -> Result<()> {
         let _writing = lock(&self.channel.writing);
-        send_frame(&*self.channel.connection, &empty_frame(Kind::Alive), OPERATION)
+        send_all(&*self.channel.connection, &empty_frame(Kind::Alive), OPERATION)
     }
 
     /// Waits for the launcher's next word, at most for `limit`; `None` if it said nothing.
@@ -184,7 +184,7 @@ impl Control {
 
     fn write(&self, kind: Kind, payload: &[u8]) -> Result<()> {
         let _writing = lock(&self.channel.writing);
-        send_frame(&*self.channel.connection, &frame(kind, payload), OPERATION)
+        send_all(&*self.channel.connection, &frame(kind, payload), OPERATION)
     }
 }
 

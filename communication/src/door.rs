@@ -134,7 +134,10 @@ impl Door {
             match outcome {
                 Outcome::Waits if guest.since.elapsed() < HELLO_WITHIN => self.guests.push_back(guest),
                 Outcome::Waits => {
-                    let what = format!("has not proved the job's token within {} s", HELLO_WITHIN.as_secs());
+                    let what = format!(
+                        "has not authenticated (no proof of the job's token) within {} s",
+                        HELLO_WITHIN.as_secs()
+                    );
                     self.tell(guest.address, &what);
                 }
                 Outcome::Proved(hello) => arrivals.push(Arrival { hello, connection: guest.connection }),
@@ -203,9 +206,9 @@ impl Door {
         self.told = self.told.saturating_add(1);
         if self.told <= MOST_TOLD {
             let at = self.listener.local_addr().map_or_else(|_| String::new(), |at| format!(" to {at}"));
-            self.untold.push(format!("{address}, which connected{at}, {what}: it was turned away"));
+            self.untold.push(format!("{address}, which connected{at}, {what}: the connection was closed"));
         } else if self.told == MOST_TOLD + 1 {
-            self.untold.push("more strangers are turned away there; they are not named any more".to_owned());
+            self.untold.push("further unauthenticated connections there are not reported".to_owned());
         }
     }
 }

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::connection::{Connection, receive_by, send_all};
+use crate::connection::{Connection, receive_by};
 use crate::error::{CommunicationError, Result};
 use crate::secret::{LENGTH, Nonce, Proof, Role, Secret};
 
@@ -154,9 +154,9 @@ pub(crate) enum Purpose {
 pub(crate) struct Refusal(pub(crate) String);
 
 impl Refusal {
-    /// The same from somebody who may be anybody: short, and no control characters.
+    /// The same from somebody who may be anybody: short, with control characters shown.
     pub(crate) fn made_harmless(self) -> Self {
-        Self(self.0.chars().filter(|c| !c.is_control()).take(200).collect())
+        Self(autodist_spec::text::shown(&self.0, 200))
     }
 
     pub(crate) fn into_error(self, address: SocketAddr) -> CommunicationError {
@@ -217,10 +217,6 @@ pub(crate) const fn empty_frame(kind: Kind) -> [u8; START] {
 pub(crate) fn frame_of<T: Serialize>(kind: Kind, value: &T) -> Vec<u8> {
     // Our own types have string keys and finite numbers only, so there is nothing that JSON cannot say.
     frame(kind, &serde_json::to_vec(value).unwrap_or_default())
-}
-
-pub(crate) fn send_frame(connection: &dyn Connection, frame: &[u8], operation: &'static str) -> Result<()> {
-    send_all(connection, frame, operation)
 }
 
 /// Waits for one frame until `deadline`.

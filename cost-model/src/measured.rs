@@ -175,7 +175,19 @@ impl Links {
         let messages = profile.messages.iter().filter(|m| {
             profile.distrusts(&DoubtedCell::Message { stride: m.stride, bytes: m.bytes }).is_none()
         });
-        Self::new(collectives, messages, &profile.fits)
+        // A fit is of all points: one that is not believed would still price what lies beyond the others.
+        let believed = |fit: &&LinkFit| {
+            let kind = collective_kind(&fit.what);
+            !profile.doubts.iter().filter(|doubt| !doubt.used).any(|doubt| match doubt.cell {
+                DoubtedCell::Collective { kind: of, group, stride, .. } => {
+                    (kind, fit.group, fit.stride) == (Some(of), group, stride)
+                }
+                DoubtedCell::Message { stride, .. } => fit.what == "message" && fit.stride == stride,
+                DoubtedCell::Segment { .. } | DoubtedCell::Update { .. } => false,
+            })
+        };
+        let fits: Vec<LinkFit> = profile.fits.iter().filter(believed).cloned().collect();
+        Self::new(collectives, messages, &fits)
     }
 
     pub fn new<'a>(

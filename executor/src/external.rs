@@ -262,7 +262,7 @@ impl Variables<'_> {
                 "is missing, though other variables say that a launcher has started this process",
             )
         })?;
-        text.parse().map_err(|_| self.wrong(name, "is no number from 0"))
+        text.parse().map_err(|_| self.wrong(name, "is not a number from 0"))
     }
 
     fn count(&self, name: &str) -> Result<usize, InputError> {

@@ -152,7 +152,7 @@ pub fn find_program(name: &Path) -> std::io::Result<PathBuf> {
 /// Opens what is to be read, without ever waiting for it.
 ///
 /// # Errors
-/// As [`File::open`]; what is no regular file: a pipe, say, which may have no end, or a device.
+/// As [`File::open`]; what is not a regular file: a pipe, say, which may have no end, or a device.
 pub fn open_regular(path: &Path) -> std::io::Result<File> {
     let check = |metadata: &std::fs::Metadata| {
         let kind = metadata.file_type();
@@ -163,7 +163,7 @@ pub fn open_regular(path: &Path) -> std::io::Result<File> {
             () if kind.is_socket() => "is a socket",
             () => "is a device",
         };
-        Err(std::io::Error::other(format!("{what}, no regular file")))
+        Err(std::io::Error::other(format!("{what}, not a regular file")))
     };
     // To open a device may do something by itself.
     check(&std::fs::metadata(path)?)?;
@@ -236,7 +236,7 @@ mod tests {
             ("/dev/zero".into(), "device"),
         ] {
             let error = open_regular(&path).unwrap_err().to_string();
-            assert_eq!(error, format!("is a {what}, no regular file"));
+            assert_eq!(error, format!("is a {what}, not a regular file"));
         }
         std::fs::write(folder.join("file"), "").unwrap();
         assert!(open_regular(&folder.join("file")).is_ok());

@@ -97,7 +97,7 @@ pub enum LaunchError {
     #[error("rank {rank} {what}; all other ranks have been stopped{output}")]
     RankEnded { rank: usize, what: String, output: String },
     #[error(
-        "rank {ranks} has not come to {address}, where the ranks meet, within {waited_s} s; all other ranks have been stopped: a firewall must let ranks through to the free ports of each other's machines"
+        "rank {ranks} has not come to {address}, where the ranks meet, within {waited_s} s; all other ranks have been stopped{}", firewall(*address)
     )]
     RanksMissing { ranks: String, address: SocketAddr, waited_s: f64 },
     #[error("rank {rank} failed: {message}; all other ranks have been stopped")]
@@ -238,6 +238,13 @@ pub fn launch(
         }),
         Some(error) => Err(error),
         None => Ok(()),
+    }
+}
+
+fn firewall(address: SocketAddr) -> &'static str {
+    match address.ip().is_loopback() {
+        true => "",
+        false => ": a firewall must let ranks through to the free ports of each other's machines",
     }
 }
 

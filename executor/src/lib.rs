@@ -38,7 +38,9 @@ pub use devices::Devices;
 pub use external::External;
 pub use guard::Guard;
 pub use rank::{Tell, train};
-pub use record::{Growing, InstructionSample, NamedSample, RankOutcome, StepOutcome, Timed, merge};
+pub use record::{
+    Growing, InstructionSample, LONGEST_RECORD, NamedSample, RankOutcome, StepOutcome, Timed, merge,
+};
 pub use reference::Reference;
 pub use task::{Coding, Task};
 

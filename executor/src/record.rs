@@ -15,13 +15,15 @@ use std::time::Instant;
 
 /// Operations of a rank's step, at most, of which a timeline is kept: nobody looks at more, and a message has its limits.
 pub const LONGEST_TIMELINE: usize = 1 << 16;
+/// Operations of all ranks in a record, at most; of more there is no timeline, so that the document can be read again.
+const MOST_EVENTS: usize = 200_000;
 /// Steps whose timelines a rank keeps until it is known which of them is the typical one, at most.
 const TIMELINES: usize = 64;
 /// Operations of all of them, at most (of 40 bytes each).
 const OPERATIONS: usize = 1 << 18;
 /// Steps that a record has, at most: of a longer training every second, fourth, ... is kept. The document then has some
-/// 60 MB.
-pub const LONGEST_RECORD: usize = 1 << 18;
+/// 30 MB.
+pub const LONGEST_RECORD: usize = 1 << 17;
 
 /// One step as one rank saw it.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -513,7 +515,11 @@ impl Growing {
                 })
                 .collect(),
             compression: guard::merge(outcomes.iter().flat_map(|o| o.compression.iter().copied())),
-            timeline: outcomes.iter().flat_map(|o| o.timeline.iter().cloned()).collect(),
+            timeline: if outcomes.iter().map(|o| o.timeline.len()).sum::<usize>() <= MOST_EVENTS {
+                outcomes.iter().flat_map(|o| o.timeline.iter().cloned()).collect()
+            } else {
+                Vec::new()
+            },
             rounds: None,
             ended: reason.map(|reason| Ended { step: self.done(), reason: reason.to_owned() }),
         }

@@ -8,11 +8,11 @@ const ROWS: usize = 512;
 const INNER: usize = 128;
 const COLUMNS: usize = 352;
 /// Together larger than a core's own cache, as a layer's data is.
-const PRODUCTS: usize = 8;
+const GEMMS: usize = 8;
 
 type Buffer = <Cpu<f32> as Backend>::Buffer;
 
-/// Matrix products of fixed sizes over more memory than a core's own cache holds.
+/// GEMMs of fixed sizes over more memory than a core's own cache holds.
 pub struct Reference {
     device: Cpu<f32>,
     operands: Vec<(Buffer, Buffer, Buffer)>,
@@ -21,7 +21,7 @@ pub struct Reference {
 impl Reference {
     pub fn new() -> Self {
         let device = Cpu::<f32>::new();
-        let operands = (0..PRODUCTS)
+        let operands = (0..GEMMS)
             .map(|_| {
                 (device.zeros(ROWS * INNER), device.zeros(INNER * COLUMNS), device.zeros(ROWS * COLUMNS))
             })
@@ -29,18 +29,18 @@ impl Reference {
         Self { device, operands }
     }
 
-    /// Seconds that the arithmetic takes now, by its median product: what interrupts some of them says nothing of the
+    /// Seconds that the arithmetic takes now, by its median GEMM: what interrupts some of them says nothing of the
     /// core's speed.
     pub fn seconds(&mut self) -> f64 {
-        let mut products = [0.0; PRODUCTS];
-        for ((a, b, c), seconds) in self.operands.iter_mut().zip(&mut products) {
+        let mut gemms = [0.0; GEMMS];
+        for ((a, b, c), seconds) in self.operands.iter_mut().zip(&mut gemms) {
             let (a, b) = (Region::start(a).rows(INNER), Region::start(b).rows(COLUMNS));
             let c = RegionMut::start(c).rows(COLUMNS);
             let start = Instant::now();
             self.device.matmul(Product::new(ROWS, COLUMNS, INNER), 1.0, a, b, 0.0, c);
             *seconds = start.elapsed().as_secs_f64();
         }
-        PRODUCTS as f64 * median(products)
+        GEMMS as f64 * median(gemms)
     }
 }
 
@@ -50,9 +50,9 @@ pub(crate) fn beside(before: f64, after: f64) -> f64 {
     before.min(after)
 }
 
-fn median(mut seconds: [f64; PRODUCTS]) -> f64 {
+fn median(mut seconds: [f64; GEMMS]) -> f64 {
     seconds.sort_by(f64::total_cmp);
-    0.5 * (seconds[(PRODUCTS - 1) / 2] + seconds[PRODUCTS / 2])
+    0.5 * (seconds[(GEMMS - 1) / 2] + seconds[GEMMS / 2])
 }
 
 impl Default for Reference {
@@ -67,10 +67,10 @@ mod tests {
 
     #[test]
     fn an_interrupted_yardstick_tells_the_speed_all_the_same() {
-        let mut products = [1.0; PRODUCTS];
-        products[1] = 50.0;
-        products[6] = 7.0;
-        assert_eq!(median(products), 1.0);
+        let mut gemms = [1.0; GEMMS];
+        gemms[1] = 50.0;
+        gemms[6] = 7.0;
+        assert_eq!(median(gemms), 1.0);
         assert_eq!(beside(7.0, 1.0), 1.0);
         assert_eq!(beside(1.0, 7.0), 1.0);
     }

@@ -109,7 +109,7 @@ impl Document {
         let Some(value) = self.get(key) else { return Ok(None) };
         match whole(value).filter(|number| (least..=most).contains(number)) {
             Some(number) => Ok(Some(number)),
-            None => Err(wrong(key, value, &format!("is no whole number from {least} to {most}"))
+            None => Err(wrong(key, value, &format!("is not a whole number from {least} to {most}"))
                 .hint("give a number such as 8, in decimal digits alone")),
         }
     }
@@ -119,7 +119,7 @@ impl Document {
     }
 
     /// # Errors
-    /// If the value is no whole number of the size of a count.
+    /// If the value is not a whole number of the size of a count.
     pub fn count(&self, key: &str) -> Result<Option<u32>, InputError> {
         self.small(key, 0, LARGEST_COUNT)
     }
@@ -133,7 +133,7 @@ impl Document {
     }
 
     /// # Errors
-    /// If the value is no whole number.
+    /// If the value is not a whole number.
     pub fn seed(&self, key: &str) -> Result<Option<u64>, InputError> {
         self.whole(key, 0, u64::MAX)
     }
@@ -141,7 +141,7 @@ impl Document {
     /// The bytes of a bucket that the file counts in `unit` bytes.
     ///
     /// # Errors
-    /// If the value is no whole number, or makes more than a tebibyte.
+    /// If the value is not a whole number, or makes more than a tebibyte.
     pub fn bucket(&self, key: &str, unit: u64) -> Result<Option<u64>, InputError> {
         Ok(self.whole(key, 1, (1 << 40) / unit)?.map(|number| number * unit))
     }
@@ -167,7 +167,7 @@ impl Document {
         match real(value) {
             Some(number) => Ok(Some(number)),
             None => {
-                Err(wrong(key, value, "is no number from -1e30 to 1e30").hint("give a number such as 0.1"))
+                Err(wrong(key, value, "is not a number from -1e30 to 1e30").hint("give a number such as 0.1"))
             }
         }
     }
@@ -218,7 +218,7 @@ impl Document {
     /// Numbers of a list, or of a string of them with commas between: one for each block at most, each at most `most`.
     ///
     /// # Errors
-    /// If one of them is no whole number, or too large, or there are too many.
+    /// If one of them is not a whole number, or too large, or there are too many.
     pub fn counts(&self, key: &str, most: u32) -> Result<Option<Vec<u32>>, InputError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let entry =
@@ -231,14 +231,15 @@ impl Document {
         match numbers.filter(|numbers| numbers.len() <= MOST_BLOCKS as usize) {
             Some(numbers) => Ok(Some(numbers)),
             None => {
-                let problem = format!("is no list of at most {MOST_BLOCKS} whole numbers from 0 to {most}");
+                let problem =
+                    format!("is not a list of at most {MOST_BLOCKS} whole numbers from 0 to {most}");
                 Err(wrong(key, value, &problem).hint("separate them by commas: 8,8,7,7"))
             }
         }
     }
 
     /// # Errors
-    /// If one of a list's entries is no number.
+    /// If one of a list's entries is not a number.
     pub fn reals(&self, key: &str) -> Result<Option<Vec<f64>>, InputError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let list = match value {
@@ -247,7 +248,7 @@ impl Document {
         };
         match list.iter().map(real).collect::<Option<Vec<f64>>>() {
             Some(numbers) => Ok(Some(numbers)),
-            None => Err(wrong(key, value, "is no list of numbers").hint("give numbers such as 0.9 0.95")),
+            None => Err(wrong(key, value, "is not a list of numbers").hint("give numbers such as 0.9 0.95")),
         }
     }
 
@@ -463,7 +464,7 @@ fn real(value: &Value) -> Option<f64> {
 /// If it does; `key` is said to be wrong, by `what` it should be a multiple of.
 pub(crate) fn quotient(key: &str, dividend: u64, divisor: u64, what: &str) -> Result<u32, InputError> {
     if divisor == 0 || !dividend.is_multiple_of(divisor) {
-        return Err(InputError::new(key, dividend, format!("is no multiple of {what}, {divisor}"))
+        return Err(InputError::new(key, dividend, format!("is not a multiple of {what}, {divisor}"))
             .hint("choose numbers that divide each other"));
     }
     u32::try_from(dividend / divisor).map_err(|_| too_large(key, dividend / divisor))

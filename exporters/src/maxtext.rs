@@ -492,7 +492,7 @@ static ROWS: &[Row] = &[
             let total_steps = document.count("learning_rate_schedule_steps")?.or(steps);
             let warmup = document.real("warmup_steps_fraction")?;
             if let Some(part) = warmup.filter(|part| !(0.0..=1.0).contains(part)) {
-                return Err(InputError::new("warmup_steps_fraction", part, "is no part of the steps")
+                return Err(InputError::new("warmup_steps_fraction", part, "is not a fraction of the steps")
                     .hint("give a number from 0 to 1"));
             }
             let rate = ReadRate {

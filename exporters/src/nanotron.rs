@@ -41,24 +41,23 @@ impl Exporter for Nanotron {
         let setup = ["export CUDA_DEVICE_MAX_CONNECTIONS=1"];
         let command = format!("{} run_train.py", job.machines.torchrun());
         let mut script = Script::new(&purpose, job.machines, &setup).asking(job);
-        let mut name = "nanotron.yaml";
+        let mut config = "\"$(dirname \"$0\")/nanotron.yaml\"";
         let mut fill = String::new();
         for ask in job.asked() {
             whole.set(ask.key, format!("${{{}}}", ask.variable));
             fill += &format!(" -e \"s|\\${{{0}}}|${0}|\"", ask.variable);
         }
         if !fill.is_empty() {
-            // Its file has no way to read the environment.
-            name = "nanotron.filled.yaml";
-            script = script.line(&format!(
-                "sed{fill} \"$(dirname \"$0\")/nanotron.yaml\" > \"$(dirname \"$0\")/{name}\""
-            ));
+            // Its file has no way to read the environment. Each node fills in a copy of its own: the folder may be shared.
+            config = "\"$filled\"";
+            script = script.line("filled=$(mktemp --suffix=.yaml)");
+            script = script.line(&format!("sed{fill} \"$(dirname \"$0\")/nanotron.yaml\" > \"$filled\""));
         }
         // Quoted, a number would be a text.
         let yaml = job.asked().fold(whole.yaml(), |yaml, ask| {
             yaml.replace(&format!("\"${{{}}}\"", ask.variable), &format!("${{{}}}", ask.variable))
         });
-        let arguments = [format!("--config-file \"$(dirname \"$0\")/{name}\"")];
+        let arguments = [format!("--config-file {config}")];
         vec![File::text("nanotron.yaml", yaml), File::script("nanotron.sh", script.run(&command, &arguments))]
     }
 

@@ -224,7 +224,7 @@ impl OptimizerKeys {
     /// AdamW with the numbers that the document says, and the trainer's own `otherwise`.
     ///
     /// # Errors
-    /// If one of them is no number.
+    /// If one of them is not a number.
     pub fn read_adam(
         &self,
         document: &Document,
@@ -246,7 +246,7 @@ impl OptimizerKeys {
     }
 
     /// # Errors
-    /// If it is no number.
+    /// If it is not a number.
     pub fn read_decay(
         &self,
         document: &Document,

@@ -87,7 +87,7 @@ impl Exporter for Torchtitan {
         let mut document = Document::of_flags(&flags)?;
         if let Some(parts) = parts {
             let value: serde_json::Value = serde_json::from_str(parts).map_err(|error| {
-                InputError::new("PARTS", parts, format!("is no list of lists of names: {error}")).hint(
+                InputError::new("PARTS", parts, format!("is not a list of lists of names: {error}")).hint(
                     "write it as [[\"tok_embeddings\", \"layers.0\"], [\"layers.1\", \"norm\", \"lm_head\"]]",
                 )
             })?;

@@ -171,7 +171,7 @@ static ROWS: &[Row] = &[
                 let arguments = document.text("optim_args").unwrap_or_default();
                 let momentum = arguments.split(',').find_map(|part| part.trim().strip_prefix("momentum="));
                 let wrong = || {
-                    InputError::new("optim_args", &arguments, "has a momentum that is no number")
+                    InputError::new("optim_args", &arguments, "has a momentum that is not a number")
                         .hint("write momentum=0.9")
                 };
                 let momentum = momentum.map(|text| text.parse().map_err(|_| wrong())).transpose()?;

@@ -73,7 +73,7 @@ impl Catalogue {
     /// This catalogue and the devices of a TOML text, which take the place of those of the same name.
     ///
     /// # Errors
-    /// Text that is no list of devices; names `file`, the device and the field.
+    /// Text that is not a list of devices; names `file`, the device and the field.
     pub fn with_devices(mut self, file: &str, toml: &[u8]) -> Result<Self, InputError> {
         for device in catalog::read_devices(file, toml)? {
             self.devices.retain(|known| known.name != device.name);

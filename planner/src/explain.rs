@@ -15,7 +15,7 @@ pub struct Explanation {
     /// The largest part of the step.
     pub binding: Limit,
     pub memory: MemoryUse,
-    /// Measurements of the profile that the search left out, and why.
+    /// Measurements of the profile in doubt, why, and whether plans rest on them all the same.
     pub doubts: Vec<String>,
     /// Why each alternative lost: its label, and the reason.
     pub alternatives: Vec<(String, String)>,

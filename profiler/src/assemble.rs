@@ -148,7 +148,7 @@ impl<'a> Assembly<'a> {
 
     /// Whether this probe has been measured, now or for the earlier profile.
     fn has(&self, probe: &Probe) -> bool {
-        self.probes().contains(probe) || self.known(probe)
+        self.has_run(probe) || self.known(probe)
     }
 
     /// Whether a codec of `task` is unknown; all of them are looked at twice.
@@ -448,9 +448,7 @@ fn without_doubted(profile: &mut Profile) -> Vec<Doubt> {
     let cells: BTreeSet<DoubtedCell> = doubts.iter().map(|doubt| doubt.cell).collect();
     profile.segments.retain(|cell| !cells.contains(&DoubtedCell::from(cell)));
     profile.optimizer.retain(|cell| !cells.contains(&DoubtedCell::Update { elements: cell.elements }));
-    let of_links =
-        |doubt: &Doubt| matches!(doubt.cell, DoubtedCell::Collective { .. } | DoubtedCell::Message { .. });
-    if doubts.iter().any(of_links) {
+    if doubts.iter().any(|doubt| doubt.cell.is_of_links()) {
         profile.collectives.clear();
         profile.messages.clear();
         profile.fits.clear();

@@ -1,12 +1,13 @@
 //! Cells that a measurement has shown to be in doubt are dropped, so that they are measured again.
 
-use autodist_spec::{ParallelStrategy, Profile, Recompute, Segment, SegmentCost};
+use crate::assemble::in_block;
+use autodist_spec::{ParallelStrategy, Profile, Recompute, SegmentCost};
 
 /// Drops from `profile` the cells that plans of these strategies stand on, and returns how many there were. The profile is
 /// then unfinished: [`crate::profile`] goes on with it.
 ///
 /// Segments are those of the strategy's tensor degree, sequence parallelism, micro-batch (or the measured ones about it)
-/// and recomputation. Collectives and messages are measured in one piece, so all of them go where a strategy has any.
+/// and recomputation. Collectives and messages are measured in one piece, so all of them go where a strategy has any; those of a network, each link of which was measured by itself, stay.
 /// Updates and what a step costs beside its layers come with every probe.
 pub fn forget(profile: &mut Profile, strategies: &[ParallelStrategy]) -> usize {
     let before = cells(profile);
@@ -59,8 +60,7 @@ fn about(profile: &Profile, strategy: &ParallelStrategy) -> Vec<u32> {
 }
 
 fn stands_on(strategy: &ParallelStrategy, micro_batches: &[u32], cell: &SegmentCost) -> bool {
-    let of_block =
-        matches!(cell.segment, Segment::AttentionNorm | Segment::Attention | Segment::MlpNorm | Segment::Mlp);
+    let of_block = in_block(cell.segment);
     // Where not all blocks recompute, the others do not; embedding and head never do.
     let policy = cell.recompute == strategy.recompute || cell.recompute == Recompute::None;
     same_split(strategy, cell) && micro_batches.contains(&cell.micro_batch) && (policy || !of_block)

@@ -117,7 +117,8 @@ pub struct Request {
     pub ranks: u32,
     /// Whether some machine has more of them than devices.
     pub shared: bool,
-    /// Seconds after which no further round begins.
+    /// Seconds after which no further round begins, but for what is in doubt: at most three more, the later ones within
+    /// twice as long.
     pub budget_s: f64,
     /// Width of a median's confidence interval, relative to the median, at which a cell is known well enough.
     pub interval: f64,
@@ -186,7 +187,7 @@ pub enum ProfileError {
 
 /// Rounds in which what is in doubt is measured again, once the others are over.
 const ROUNDS_AGAIN: usize = 3;
-/// No such round but the first begins later than this, over the budget.
+/// The second and the third of them begin only within so many budgets.
 const BUDGETS_AGAIN: f64 = 2.0;
 
 /// Measures. `earlier` is a profile to go on from: its cells are not measured again, but for those in doubt. `partial` sees
@@ -283,7 +284,7 @@ pub fn profile_by(
             break;
         }
         round += 1;
-        measure(&mut assembly, &pieces, round, "in doubt, once more: ")?;
+        measure(&mut assembly, &pieces, round, "measuring again: ")?;
     }
     Ok(assembly.profile(true))
 }
@@ -297,7 +298,7 @@ fn describe(assignment: &Assignment) -> String {
         }
         Assignment::Links(_) => "links and collectives".to_owned(),
         Assignment::Overlap(_) => "compute beside communication".to_owned(),
-        Assignment::Hardware(_) => "products and copies".to_owned(),
+        Assignment::Hardware(_) => "GEMMs and copies".to_owned(),
         Assignment::Coding(_) => "coding of gradients".to_owned(),
         Assignment::Network(_) => "every link between devices".to_owned(),
         Assignment::Patterns(_) => "collectives of all devices".to_owned(),

@@ -56,7 +56,7 @@ impl Probe {
         format!("tp{tensor}{sp} mb{micro_batch}{shard}, recompute {}", recompute.name())
     }
 
-    /// Whether this probe times that cell. Updates are timed in all of them.
+    /// Whether this probe is run to time that cell. Updates are timed in all of them, but for those that fewer are run.
     pub fn times(&self, cell: &DoubtedCell) -> bool {
         match *cell {
             DoubtedCell::Segment { segment, tensor, sequence_parallel, micro_batch, recompute, .. } => {
@@ -65,7 +65,10 @@ impl Probe {
                     && self.micro_batch == micro_batch
                     && (self.recompute == recompute || !in_block(segment))
             }
-            DoubtedCell::Update { .. } => self.schedule.is_none(),
+            // They depend on neither; so few probes will do.
+            DoubtedCell::Update { .. } => {
+                self.schedule.is_none() && !self.sequence_parallel && self.recompute == Recompute::None
+            }
             DoubtedCell::Collective { .. } | DoubtedCell::Message { .. } => false,
         }
     }

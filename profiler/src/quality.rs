@@ -133,6 +133,9 @@ struct Peer {
     margin: f64,
 }
 
+/// So many decide a vote; a profile of ours has fewer.
+const MOST_PEERS: usize = 64;
+
 /// Who is compared with whom.
 struct Ballot {
     voters: Vec<Voter>,
@@ -143,7 +146,8 @@ impl Ballot {
     /// Of all pairs of `voters` that `relate` finds to be peers.
     fn of(voters: Vec<Voter>, relate: impl Fn(usize, usize) -> Option<Peer>) -> Self {
         let count = voters.len();
-        let of_one = |a: usize| (0..count).filter(|b| *b != a).filter_map(|b| relate(a, b)).collect();
+        let of_one =
+            |a: usize| (0..count).filter(|b| *b != a).filter_map(|b| relate(a, b)).take(MOST_PEERS).collect();
         Self { peers: (0..count).map(of_one).collect(), voters }
     }
 
@@ -360,8 +364,13 @@ fn rates(profile: &Profile) -> Vec<Doubt> {
         };
         let limit = RATE_MARGIN * fastest.max(usual);
         (*rate > limit).then(|| {
+            let whose = if usual > fastest {
+                "nine of ten segments of other probes do at most"
+            } else {
+                "the fastest GEMM measured here does"
+            };
             let reason = format!(
-                "{} would be {} even at the top of its interval, but the fastest GEMM measured here does {}",
+                "{} would be {} even at the top of its interval, but {whose} {}, and {RATE_MARGIN} times that is the limit",
                 cell.time.median_s,
                 FlopsPerSecond(*rate),
                 FlopsPerSecond(limit / RATE_MARGIN)

@@ -106,7 +106,7 @@ fn a_probe_whose_yardsticks_were_all_slow_is_measured_again() {
     let slow = |asked: &Asked| if asked.is_victim() && asked.before == 0 { (1.0, 7.0) } else { (1.0, 1.0) };
     let profile = lab.profile(None, &slow, &sound_links);
     assert_mended(&lab, &profile);
-    assert!(measured_again(&profile).iter().any(|line| line.contains("yardstick")));
+    assert!(measured_again(&profile).iter().any(|line| line.contains("reference arithmetic")));
 }
 
 #[test]

@@ -245,7 +245,7 @@ pub(crate) fn validation_memory(validation: &Validation) -> Table {
 }
 
 pub(crate) fn failed(validation: &Validation) -> Table {
-    let mut table = Table::new(&[("plan", Left), ("why it did not run", Left)]);
+    let mut table = Table::new(&[("plan", Left), ("why it failed", Left)]);
     let choice = validation.choice_failed().map(|failed| &failed.label);
     for run in &validation.failed {
         let whose = if Some(&run.label) == choice { " (the planner's choice)" } else { "" };

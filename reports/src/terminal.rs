@@ -160,7 +160,7 @@ pub fn validation_table(validation: &Validation) -> String {
         );
     }
     if !validation.failed.is_empty() {
-        section(&mut text, "Did not run", &tables::failed(validation));
+        section(&mut text, "Failed", &tables::failed(validation));
     }
     text
 }

@@ -12,7 +12,9 @@ pub(crate) fn stands(plan: &Plan, measured: &MeasuredChoice) -> bool {
 
 /// The run of the plan itself.
 pub(crate) fn of_plan<'a>(plan: &Plan, validation: &'a Validation) -> Option<&'a ValidatedRun> {
-    validation.runs.iter().find(|run| run.strategy == plan.strategy)
+    // Plans of one strategy may differ in what each stage recomputes.
+    let own = label(&plan.strategy, &plan.stages);
+    validation.runs.iter().find(|run| run.label == own)
 }
 
 /// `648 ms ± 25.2 ms measured, 1,580 tokens/s; predicted 608 ms ± 98.1 ms, -6.2 %`.
@@ -56,7 +58,7 @@ pub(crate) fn of_choice(validation: &Validation) -> String {
         format!("{} is faster, {} ({})", clean(&run.label), measured(run), percent_less(choice, run))
     });
     match (validation.verdict, faster) {
-        (None, _) => "none: another engine trained than the predictions are of".to_owned(),
+        (None, _) => "none: the predictions are for another engine than the one that trained".to_owned(),
         (Some(Verdict::Refuted), Some(faster)) => {
             format!("REFUTED: the planner's choice, {name}, was {own}; {faster}")
         }
@@ -90,7 +92,7 @@ pub(crate) fn sure(plan: &Plan, validation: &Validation) -> String {
         .min_by(|a, b| a.measured.adjusted_step_time_s.0.total_cmp(&b.measured.adjusted_step_time_s.0));
     let failed = match validation.failed.len() {
         0 => String::new(),
-        failed => format!("; {} did not run", plural(failed as u64, "plan")),
+        failed => format!("; {} failed", plural(failed as u64, "plan")),
     };
     match next {
         None => format!("the only plan that ran, {steps}{failed}"),

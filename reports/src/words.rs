@@ -5,13 +5,14 @@ use autodist_spec::run::Agreement;
 use autodist_spec::{
     Device, LayerKind, ModelSpec, OperationKind, Optimizer, ParallelStrategy, PlacementReport, Plan,
     Precision, Profile, Provenance, Recompute, ScheduleKind, SearchReport, Seconds, Slowdown, Stage,
-    StopReason, Stream, Validation,
+    StopReason, Stream, Validation, text,
 };
 
 /// Text of foreign origin without the characters that neither XML nor a terminal should see.
-pub(crate) fn clean(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() || ('\u{fffe}'..='\u{ffff}').contains(&c) { '\u{fffd}' } else { c })
+pub(crate) fn clean(foreign: &str) -> String {
+    foreign
+        .chars()
+        .map(|c| if text::is_hidden(c) || ('\u{fffe}'..='\u{ffff}').contains(&c) { '\u{fffd}' } else { c })
         .collect()
 }
 
@@ -184,7 +185,6 @@ fn sharding(strategy: &ParallelStrategy) -> String {
     format!(" (ZeRO-{}: {what} sharded{group})", strategy.zero_stage)
 }
 
-/// What the search can promise.
 /// The search's certificate, which is of its first choice: no word of it where measurement has `beaten` that.
 pub(crate) fn search(plan: &Plan, beaten: bool) -> String {
     let search = &plan.search;

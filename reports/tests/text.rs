@@ -168,7 +168,7 @@ fn the_validation_in_the_terminal() {
         &["ran 1.3 % slower than the fastest of the 6 plans"],
     );
     world.validation.runs.clear();
-    check(&terminal::validation_table(&world.validation), &["no plan ran", "Did not run"]);
+    check(&terminal::validation_table(&world.validation), &["no plan ran", "Failed"]);
 }
 
 #[test]

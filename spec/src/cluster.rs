@@ -213,7 +213,7 @@ impl Cluster {
             part.parse()
                 .ok()
                 .filter(|n| *n > 0)
-                .ok_or_else(|| wrong(format!("`{part}` is no number of {what}")))
+                .ok_or_else(|| wrong(format!("`{part}` is not a number of {what}")))
         };
         let count = number("nodes")?;
         let devices = number("devices per node")?;
@@ -244,7 +244,7 @@ fn parse_network(text: &str, wrong: &dyn Fn(String) -> InputError) -> Result<(u3
         .parse()
         .ok()
         .filter(|n| *n > 0)
-        .ok_or_else(|| wrong(format!("`{nics}` is no number of NICs")))?;
+        .ok_or_else(|| wrong(format!("`{nics}` is not a number of NICs")))?;
     let lower = rate.to_ascii_lowercase();
     let (digits, scale) = [("tbps", 1e12), ("gbps", 1e9), ("mbps", 1e6), ("gbit", 1e9), ("mbit", 1e6)]
         .iter()
@@ -320,8 +320,8 @@ mod tests {
     #[test]
     fn a_bad_short_form_says_what_is_wrong() {
         for (text, expected) in [
-            ("", "is no number of nodes"),
-            ("0x8xa100-80gb-sxm", "is no number of nodes"),
+            ("", "is not a number of nodes"),
+            ("0x8xa100-80gb-sxm", "is not a number of nodes"),
             ("2x8", "the device is missing"),
             ("1x8xabacus", "abacus"),
             ("2x8xa100-80gb-sxm", "need a network"),

@@ -143,7 +143,7 @@ pub fn lines(doubts: &[Doubt]) -> Vec<String> {
                 "no plan rests on it"
             };
             // The words may be a file's.
-            let reason = first.reason.replace(char::is_control, "\u{fffd}");
+            let reason = crate::text::one_line(&first.reason);
             Some(format!("in doubt: {}: {reason}{others}; {consequence}", first.cell))
         })
         .collect();
@@ -151,6 +151,13 @@ pub fn lines(doubts: &[Doubt]) -> Vec<String> {
         lines.push(format!("in doubt: measurements in {} other places", count - LINES));
     }
     lines
+}
+
+impl DoubtedCell {
+    /// Whether it is of what devices send each other, which is measured in one piece.
+    pub fn is_of_links(&self) -> bool {
+        matches!(self, Self::Collective { .. } | Self::Message { .. })
+    }
 }
 
 impl Profile {

@@ -23,12 +23,11 @@ pub struct InputError {
 
 impl InputError {
     pub fn new(field: impl Into<String>, value: impl fmt::Display, problem: impl Into<String>) -> Self {
-        let (field, problem): (String, String) = (field.into(), problem.into());
         Self {
             source_name: String::new(),
-            field,
+            field: field.into(),
             value: shown(&value.to_string(), LONGEST_VALUE),
-            problem,
+            problem: problem.into(),
             hint: String::new(),
         }
     }

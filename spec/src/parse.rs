@@ -43,9 +43,10 @@ const MOST_KEPT: usize = 500_000;
 fn survey<'de, D: serde::Deserializer<'de>>(
     name: &str,
     most: usize,
+    lines: bool,
     document: D,
 ) -> Result<Survey, Failed<D::Error>> {
-    let (mut survey, outcome) = Survey::of(most, document);
+    let (mut survey, outcome) = Survey::of(most, lines, document);
     match (survey.refused.take(), outcome) {
         (Some(error), _) => Err(Failed::Refused(if name.is_empty() { error } else { error.in_file(name) })),
         (None, Err(error)) => Err(Failed::Notation(error)),
@@ -62,7 +63,7 @@ enum Failed<E> {
 
 fn survey_json(name: &str, text: &str, what: &str, most: usize) -> Result<Survey, InputError> {
     let mut document = serde_json::Deserializer::from_str(text);
-    let survey = survey(name, most, &mut document)
+    let survey = survey(name, most, false, &mut document)
         .and_then(|survey| document.end().map(|()| survey).map_err(Failed::Notation));
     survey.map_err(|failed| match failed {
         Failed::Refused(error) => error,
@@ -81,12 +82,13 @@ fn not_json(error: &serde_json::Error, what: &str) -> InputError {
         .hint(format!("give the whole {what} file; was it cut off while it was copied?"))
 }
 
-/// Looks over a document of any notation, as [`json`] does: its texts, its numbers, how many values it holds.
+/// Looks over a document of any notation, as [`json`] does: its texts, which may have several lines here, its numbers, how
+/// many values it holds.
 ///
 /// # Errors
 /// What no document may hold; inside is what is wrong with the notation, if anything.
 pub fn look_over<'de, D: serde::Deserializer<'de>>(document: D) -> Result<Result<(), D::Error>, InputError> {
-    match survey("", MOST_KEPT, document) {
+    match survey("", MOST_KEPT, true, document) {
         Err(Failed::Refused(error)) => Err(error),
         Err(Failed::Notation(error)) => Ok(Err(error)),
         Ok(_) => Ok(Ok(())),
@@ -145,8 +147,9 @@ fn lookup<'a>(root: &'a serde_json::Value, path: &str) -> Option<&'a serde_json:
 /// The parts of `T`'s files that are not in its type.
 fn check_outline<T: Check>(survey: &Survey) -> Result<(), InputError> {
     if !survey.object {
-        return Err(InputError::new("", "", format!("a {} file holds one object", T::WHAT))
-            .hint(format!("see `autodist schema {}`", T::WHAT)));
+        return Err(
+            InputError::new("", "", format!("a {} file holds one object", T::WHAT)).hint(described(T::WHAT))
+        );
     }
     if T::versioned() {
         check_version(survey.version.as_deref(), T::WHAT)?;
@@ -158,17 +161,10 @@ pub(crate) fn from_value<T: DeserializeOwned + Check>(
     name: &str,
     value: serde_json::Value,
 ) -> Result<T, InputError> {
-    if !value.is_object() {
-        return Err(InputError::new("", "", format!("a {} file holds one object", T::WHAT))
-            .hint(described(T::WHAT))
-            .in_file(name));
+    if T::versioned() {
+        let version = value.get("schema_version").map(ToString::to_string);
+        check_version(version.as_deref(), T::WHAT).map_err(|e| e.in_file(name))?;
     }
-    let survey = match survey(name, MOST_KEPT, &value) {
-        Err(Failed::Refused(error)) => return Err(error),
-        Err(Failed::Notation(_)) => Survey::default(),
-        Ok(survey) => survey,
-    };
-    check_outline::<T>(&survey).map_err(|e| e.in_file(name))?;
     let parsed: T = serde_path_to_error::deserialize(&value)
         .map_err(|e| located(e, Some(&value), T::WHAT).in_file(name))?;
     parsed.check().map_err(|e| e.in_file(name))?;
@@ -228,20 +224,12 @@ pub(crate) fn toml_value(name: &str, bytes: &[u8], what: &str) -> Result<serde_j
             .in_file(name)
     })?;
     let table = ::toml::Value::Table(table);
-    // JSON, which the next step goes through, has no NaN and no infinity.
-    if let Some((field, number)) = not_finite(&table, String::new()) {
-        return Err(InputError::new(field, number, "is not a finite number")
-            .hint("give a finite number")
-            .in_file(name));
+    if let Err(Failed::Refused(error)) = survey(name, MOST_KEPT, false, table.clone()) {
+        return Err(error);
     }
-    let value = serde_json::to_value(&table).map_err(|error| {
+    serde_json::to_value(&table).map_err(|error| {
         InputError::new("", "", format!("not a {what}: {error}")).hint(example()).in_file(name)
-    })?;
-    match survey(name, MOST_KEPT, &value) {
-        Err(Failed::Refused(error)) => Err(error),
-        // A value has no notation to break.
-        Err(Failed::Notation(_)) | Ok(_) => Ok(value),
-    }
+    })
 }
 
 /// An error of the TOML parser, which shows the line; without it where that is long.
@@ -258,20 +246,6 @@ fn shown(error: &::toml::de::Error, text: &str) -> String {
     format!("line {line}, column {column}: {}", error.message())
 }
 
-/// Path and value of the first number that is not finite.
-fn not_finite(value: &::toml::Value, path: String) -> Option<(String, f64)> {
-    match value {
-        ::toml::Value::Float(number) if !number.is_finite() => Some((path, *number)),
-        ::toml::Value::Array(items) => {
-            items.iter().enumerate().find_map(|(index, item)| not_finite(item, format!("{path}[{index}]")))
-        }
-        ::toml::Value::Table(table) => table.iter().find_map(|(key, item)| {
-            not_finite(item, if path.is_empty() { key.clone() } else { format!("{path}.{key}") })
-        }),
-        _ => None,
-    }
-}
-
 /// The document as text: pretty JSON with a newline at its end. Control characters that JSON lets pass are escaped as well:
 /// a document may be printed on a terminal.
 pub fn to_json<T: Serialize>(value: &T) -> String {
@@ -281,7 +255,11 @@ pub fn to_json<T: Serialize>(value: &T) -> String {
         // They stand in strings alone: all else of JSON is printable ASCII.
         text = text.chars().fold(String::with_capacity(text.len()), |mut escaped, c| {
             match c {
-                c if drives(c) => escaped += &format!("\\u{:04x}", u32::from(c)),
+                c if drives(c) => {
+                    for unit in c.encode_utf16(&mut [0; 2]).iter() {
+                        escaped += &format!("\\u{unit:04x}");
+                    }
+                }
                 c => escaped.push(c),
             }
             escaped

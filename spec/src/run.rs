@@ -57,7 +57,7 @@ pub struct StepRecord {
     /// Global L2 norm before clipping.
     pub gradient_norm: f64,
     pub learning_rate: f64,
-    /// Time of a fixed piece of arithmetic just before and after the step, slowest rank: the machine's speed.
+    /// The faster reading of a fixed piece of arithmetic just before and just after the step, slowest rank: the machine's speed.
     pub reference_s: Seconds,
 }
 
@@ -125,6 +125,9 @@ pub struct BucketCompression {
 pub struct Ended {
     /// Steps that are done, from the start: the next would have been this one.
     pub step: u32,
+    // Written as one line: what a rank said at its end may have several.
+    #[serde(serialize_with = "crate::text::serialize_joined")]
+    #[schemars(with = "String")]
     pub reason: String,
 }
 
@@ -155,7 +158,7 @@ pub struct RunRecord {
     pub environment: Environment,
     /// In the order in which they were trained. `validate` trains a plan in several rounds, each from the same start: step
     /// numbers then begin again, and of later rounds the warm-up is left out.
-    /// Of more than 262144 every second is there, or every fourth, and so on, and the last.
+    /// Of more than 131072 every second is there, or every fourth, and so on, and the last.
     pub steps: Vec<StepRecord>,
     /// Steps before this one are warm-up and in no statistic.
     pub warmup_steps: u32,

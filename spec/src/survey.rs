@@ -19,6 +19,8 @@ pub(crate) struct Survey {
     /// What no document may hold.
     pub refused: Option<InputError>,
     most: usize,
+    /// Whether a text may have several lines.
+    lines: bool,
     path: Vec<Part>,
 }
 
@@ -31,8 +33,12 @@ enum Part {
 impl Survey {
     /// Looks for texts that no document may hold, and for more than `most` values: a byte or two can ask for a hundred bytes of
     /// memory. What was refused is in the survey, whatever the notation's own error says.
-    pub fn of<'de, D: Deserializer<'de>>(most: usize, document: D) -> (Self, Result<(), D::Error>) {
-        let mut survey = Self { most, ..Self::default() };
+    pub fn of<'de, D: Deserializer<'de>>(
+        most: usize,
+        lines: bool,
+        document: D,
+    ) -> (Self, Result<(), D::Error>) {
+        let mut survey = Self { most, lines, ..Self::default() };
         let outcome = document.deserialize_any(&mut survey);
         (survey, outcome)
     }
@@ -121,7 +127,13 @@ impl<'de> Visitor<'de> for &mut Survey {
             Part::Key(key) => Some(key.as_str()),
             Part::Index(_) => None,
         });
-        if let Err(error) = text::check(key.unwrap_or_default(), value) {
+        let key = key.unwrap_or_default();
+        let checked = if self.lines {
+            value.split(['\n', '\r', '\t']).try_for_each(|line| text::check(key, line))
+        } else {
+            text::check(key, value)
+        };
+        if let Err(error) = checked {
             let field = self.field();
             return Err(self.refuse(InputError { field: text::shown(&field, text::LONGEST_NAME), ..error }));
         }

@@ -34,8 +34,7 @@ pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
     // What is written can be read again.
     calibration.check().map_err(|error| {
         let problem = format!("the fit's `{}` would be `{}`: {}", error.field, error.value, error.problem);
-        let hint =
-            "look for runs whose time or sizes are out of all proportion; `autodist backtest` shows each";
+        let hint = "look for runs whose time or sizes are implausible; `autodist backtest` shows each";
         InputError::new("", "", problem).hint(hint).in_file(&file)
     })?;
     let written = output::write(&args.output, content.as_bytes());

@@ -95,8 +95,7 @@ pub fn sound(run: &Run, estimate: &Estimate) -> Result<(), Failure> {
         not_negative("flops_per_s_per_device", utilisation(run, estimate).achieved.0)
     };
     Ok(check().map_err(|error| {
-        let hint =
-            "look for a figure out of all proportion in --cluster, --devices, --calibration or the model";
+        let hint = "look for an implausible figure in --cluster, --devices, --calibration or the model";
         error.hint(hint).under("the result")
     })?)
 }

@@ -125,6 +125,10 @@ impl Given {
             Failure::Input(error) => error,
             other => return other,
         };
+        // Another file has been named already: the job's, the cluster's, the model's.
+        if !error.source_name.is_empty() && error.source_name != "the flags" {
+            return Failure::Input(error);
+        }
         let field = error.field.clone();
         let (mut keys, mut flags) = (Vec::new(), Vec::new());
         for part in field.split(", ").flat_map(|part| part.split(" x ")) {
@@ -224,8 +228,11 @@ impl Given {
         }
     }
 
-    /// Flags over the file.
+    /// Flags over the job file, which says all of these, over the trainer's file.
     pub fn job_flags(&self, flags: &JobArgs) -> JobArgs {
+        if flags.job.is_some() {
+            return flags.clone();
+        }
         let settings = &self.imported.settings;
         JobArgs {
             global_batch: flags.global_batch.or(self.known(Field::GlobalBatch, settings.global_batch)),

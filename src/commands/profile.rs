@@ -134,7 +134,7 @@ pub fn obtain(
                     autodist_profiler::judge(&mut judged);
                     let path = path.display();
                     if !judged.doubts.is_empty() {
-                        output::warn(&format!("{path} is not to be believed in all: measuring that again"));
+                        output::warn(&format!("{path} holds measurements in doubt: measuring those again"));
                     } else {
                         output::note(&format!("{path} is unfinished: going on with it"));
                     }

@@ -12,6 +12,7 @@ use autodist_planner::{Planner, SearchLimits};
 use autodist_profiler::Request;
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
+use autodist_spec::plan::label;
 use autodist_spec::run::Verdict;
 use autodist_spec::{Alternative, ParallelStrategy, Plan, Profile, RunRecord, Validation, to_json};
 use serde::Serialize;
@@ -119,7 +120,10 @@ fn rounds(
             })
         });
         for old in again {
-            if !candidates.iter().any(|new| (&new.strategy, &new.stages) == (&old.strategy, &old.stages)) {
+            // Records and verdicts know plans by their labels.
+            let same =
+                |new: &Alternative| label(&new.strategy, &new.stages) == label(&old.strategy, &old.stages);
+            if !candidates.iter().any(same) {
                 candidates.push(old);
             }
         }

@@ -11,7 +11,7 @@ use autodist_planner::Planner;
 use autodist_reports::{csv_validation, terminal};
 use autodist_spec::error::in_range;
 use autodist_spec::run::FailedRun;
-use autodist_spec::{Alternative, CodecProbe, Engine, Plan, Profile, RunRecord, Validation, to_json};
+use autodist_spec::{Alternative, CodecProbe, Engine, Plan, Profile, RunRecord, Validation, text, to_json};
 use std::path::Path;
 
 pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
@@ -185,10 +185,9 @@ fn found(
     let (mut validation, records) = compare(plan, &tried, outcomes, session.per_round as usize);
     validation.failed.extend(failed);
     validation.probes = probes.to_vec();
-    validation.ended = session
-        .ended
-        .as_ref()
-        .map(|failure| format!("{failure}; {} of {} plans were trained", records.len(), candidates.len()));
+    validation.ended = session.ended.as_ref().map(|failure| {
+        text::joined(&format!("{failure}; {} of {} plans were trained", records.len(), candidates.len()))
+    });
     (validation, records)
 }
 

@@ -60,7 +60,7 @@ fn a_guest_has_one_deadline_whatever_it_sends() {
     assert_eq!(door.due(), Some(Duration::ZERO));
     door.tend(&[]);
     assert!(door.guests.is_empty());
-    assert!(door.strangers()[0].contains("has not proved the job's token within 10 s"));
+    assert!(door.strangers()[0].contains("has not authenticated (no proof of the job's token) within 10 s"));
 }
 
 const CHILD: &str = "AUTODIST_COMMUNICATION_TEST_DESCRIPTORS";

@@ -251,7 +251,7 @@ fn nothing_is_told_to_who_does_not_know_the_token() {
         ("has not proved", Box::new(|_| frame(Kind::Welcome, &[]))),
         ("has not proved", Box::new(|_| Vec::new())),
         (
-            "refused: a name[31ma name",
+            "refused: a name\\u{1b}[31m\\na name",
             Box::new(move |_| crate::wire::frame_of(Kind::Refused, &Refusal(long))),
         ),
     ];

@@ -1,4 +1,5 @@
-//! A rank's signs of life: from a thread of their own, so that a step may take as long as it likes.
+//! A rank's signs of life: from a thread of their own, so that a rank that computes is not taken for one that hangs. Its
+//! peers wait for the time-out all the same.
 
 use autodist_communication::Control;
 use std::fs::File;

@@ -5,8 +5,8 @@
 //! `NAME=value` a line up to an empty one. It runs itself again with them in its environment, and starts the host's other
 //! ranks' agents. Its standard input stays open as long as the launcher lives: when it ends, so does everything here.
 
+use super::GRACE;
 use super::tail::Tail;
-use super::{GRACE, LOOK_AGAIN};
 use crate::external::External;
 use crate::host;
 use crate::hosts::Host;
@@ -91,9 +91,7 @@ impl Starter {
             Some(signal) => format!("was killed by signal {signal}"),
             None => format!("ended with exit code {}", status.code().unwrap_or(-1)),
         };
-        // What it wrote may be on its way; others that it has started may hold the pipe open.
-        std::thread::sleep(LOOK_AGAIN);
-        Some((what, self.errors.so_far()))
+        Some((what, self.errors.whole()))
     }
 
     /// Lets it end by itself until then; after that it must.

@@ -49,7 +49,7 @@ impl Tail {
     }
 
     /// What has come until now.
-    pub fn so_far(&self) -> String {
+    fn so_far(&self) -> String {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&kept).trim_end().to_owned()
     }

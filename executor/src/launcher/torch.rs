@@ -298,6 +298,8 @@ fn cause(
             Ok((rank, Some(Ok(Answer::Progress { assignment, value })))) => {
                 heard(News::Progress { assignment, rank, value });
             }
+            // All have closed their ways to say more.
+            Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK_AGAIN),
             _ => {}
         }
         for (rank, process) in ranks.iter_mut().enumerate() {

@@ -65,8 +65,13 @@ impl Watch {
     ) -> Result<(), LaunchError> {
         match event {
             ControlEvent::Joined(rank) => {
+                self.vanished.remove(&rank);
                 self.silence.heard(rank);
                 self.joined.insert(rank);
+                if self.joined.len() == self.world {
+                    // Their signs begin now.
+                    (0..self.world).for_each(|rank| self.silence.heard(rank));
+                }
             }
             ControlEvent::Alive(rank) => self.silence.heard(rank),
             ControlEvent::Left(rank) => {
@@ -114,7 +119,13 @@ impl Watch {
         }
         self.looked = Instant::now();
         self.look_for_dead(ranks);
-        let gone = |rank: usize| self.left.contains(&rank) || self.vanished.contains_key(&rank);
+        // Until all are here, who has joined waits for the others and gives no sign.
+        let waits = self.joined.len() < self.world;
+        let gone = |rank: usize| {
+            self.left.contains(&rank)
+                || self.vanished.contains_key(&rank)
+                || (waits && self.joined.contains(&rank))
+        };
         let silent = self.silence.look(gone);
         if let Some(first) = silent.first().copied()
             && self.cause.is_none()
@@ -189,7 +200,8 @@ impl Watch {
         };
         if !others.is_empty() {
             let others: Vec<String> = others.iter().map(usize::to_string).collect();
-            what += &format!("; so it is with rank {}", others.join(", "));
+            let ranks = if others.len() == 1 { "rank" } else { "ranks" };
+            what += &format!("; the same holds for {ranks} {}", others.join(", "));
         }
         // One that has not joined may still say why, by how it ends.
         self.cause_is(LaunchError::RankEnded { rank, what, output: String::new() }, !joined);
@@ -225,9 +237,7 @@ impl Vanished {
 /// The end of a rank by a signal that was not ours.
 pub(super) fn killed_by(signal: i32) -> String {
     let hint = match signal {
-        libc::SIGKILL => {
-            " (SIGKILL): if nobody has killed it, memory has run out, of which the system's log (dmesg) tells"
-        }
+        libc::SIGKILL => " (SIGKILL): perhaps by the kernel's out-of-memory killer (see dmesg)",
         _ => "",
     };
     format!("was killed by signal {signal}{hint}")
@@ -298,7 +308,8 @@ mod tests {
     fn ranks_that_never_come_are_given_up() {
         let options = options(&["sleep", "1000"], Duration::from_millis(300));
         let error = launch(3, &[], &options, |_| ()).unwrap_err().to_string();
-        let expected = "rank 0 has not joined the job within 0.3 s (--timeout); so it is with rank 1, 2";
+        let expected =
+            "rank 0 has not joined the job within 0.3 s (--timeout); the same holds for ranks 1, 2";
         assert!(error.contains(expected), "{error}");
     }
 

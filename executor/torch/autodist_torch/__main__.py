@@ -58,10 +58,10 @@ def serve() -> int:
             answers.write(line)
             answers.flush()
 
-    # As often as native ranks do.
-    give_signs(lambda: say("alive"), min(orders["timeout_s"] / 8, 1.0))
-
     from .world import World
+
+    # As often as native ranks do; while PyTorch was loaded, no thread could have spoken.
+    give_signs(lambda: say("alive"), min(orders["timeout_s"] / 8, 1.0))
 
     try:
         world = World.join(orders["cuda"], orders["meeting"], orders["timeout_s"])

@@ -26,7 +26,7 @@ def check(folder: Path, expected: Sizes) -> Sizes:
     own = {"hardware": "cpu", "base_output_directory": tempfile.gettempdir(), "skip_jax_distributed_system": True}
     words = [f"{key}={entry}" for key, entry in {**given, **own, "enable_checkpointing": False}.items()]
     config = pyconfig.initialize(["train", str(BASE), *words])
-    # The two calls by which it makes the mesh; a product that is no number of devices is an error.
+    # The two calls by which it makes the mesh; a product that is not a number of devices is an error.
     across = max_utils.fill_unspecified_mesh_axes(list(config.dcn_parallelism), nodes, "DCN")
     inside = max_utils.fill_unspecified_mesh_axes(list(config.ici_parallelism), devices // nodes, "ICI")
     axes = {axis: i * d for axis, i, d in zip(config.mesh_axes, inside, across, strict=True)}

@@ -182,7 +182,7 @@ impl Assembly<'_> {
                 let worst = corrections.max_by(|a, b| far(a).total_cmp(&far(b))).unwrap_or(1.0);
                 if far(&worst) > CORRECTION {
                     let reason = format!(
-                        "its yardstick took {worst:.2} times what it usually takes; from {:.2} to {CORRECTION:.2} a clock explains",
+                        "the reference arithmetic beside it took {worst:.2} times as long as usual; clock frequency explains {:.2} to {CORRECTION:.2}",
                         1.0 / CORRECTION
                     );
                     return Some(Suspicion { correction: true, figure: worst, reason });
@@ -256,8 +256,15 @@ impl Assembly<'_> {
         let mut reasons: BTreeMap<Probe, String> = BTreeMap::new();
         for take in self.takes.iter_mut().filter(|take| take.believed) {
             let Some(probe) = take.probe else { continue };
-            if let Some(doubt) = doubts.iter().find(|doubt| take.times(&doubt.cell)) {
-                take.set_aside = true;
+            let in_doubt = |of_segments: bool| {
+                let kind =
+                    move |doubt: &&Doubt| matches!(doubt.cell, DoubtedCell::Segment { .. }) == of_segments;
+                doubts.iter().filter(kind).find(|doubt| take.times(&doubt.cell))
+            };
+            // An update is timed in every take, whose segments may be as right as they are.
+            let of_segments = in_doubt(true);
+            if let Some(doubt) = of_segments.or_else(|| in_doubt(false)) {
+                take.set_aside = of_segments.is_some();
                 let why = take.suspicion.as_ref().map(|suspicion| format!("; {}", suspicion.reason));
                 reasons.insert(probe, format!("{} {}{}", doubt.cell, doubt.reason, why.unwrap_or_default()));
             } else if let Some(suspicion) = &take.suspicion {
@@ -266,10 +273,8 @@ impl Assembly<'_> {
         }
         self.believe();
         self.unsettled = reasons;
-        let of_links = |doubt: &&Doubt| {
-            matches!(doubt.cell, DoubtedCell::Collective { .. } | DoubtedCell::Message { .. })
-        };
-        let links = doubts.iter().find(of_links).filter(|_| !self.collectives.is_empty());
+        let links =
+            doubts.iter().find(|doubt| doubt.cell.is_of_links()).filter(|_| !self.collectives.is_empty());
         self.links_unsettled = links.map(|doubt| format!("{}: {}", doubt.cell, doubt.reason));
     }
 

@@ -53,7 +53,7 @@ pub(super) fn panels<'a>(input: &ReportInput<'a>) -> Vec<Panel<'a>> {
     let mut panels = vec![panel(predicted, end, events, "pipeline rank", |_| String::new())];
     if let Some(run) = input.own_run() {
         let on = if run.environment.emulated { ", emulated devices" } else { "" };
-        let heading = format!("measured: the step nearest the median of {}{on}", run.step_time.median_s);
+        let heading = format!("measured: a step near the median of {}{on}", run.step_time.median_s);
         let end = run.step_time.median_s;
         panels.push(panel(heading, end, &run.timeline, "rank", |rank| {
             pipeline_rank(run, rank).map(|stage| format!(" (stage {stage})")).unwrap_or_default()

@@ -275,7 +275,7 @@ fn validation(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
         measured_beside_predicted(page, input, validation)?;
     }
     if !validation.failed.is_empty() {
-        page.element("h3", "", "Did not run");
+        page.element("h3", "", "Failed");
         page.table(&tables::failed(validation));
     }
     Ok(())
