@@ -61,3 +61,7 @@ links:
 # A hundred thousand changed files of every kind through the program's readers, counted by what became of them
 fuzz cases="100000":
     AUTODIST_MUTATIONS={{cases}} cargo test --release --test mutations no_changed_file -- --nocapture
+
+# Coverage-guided fuzzing of every reader, so many seconds each; needs a nightly toolchain and cargo-fuzz
+fuzz-readers seconds="60":
+    scripts/fuzz.sh {{seconds}}

@@ -164,7 +164,7 @@ fn kinds(folder: &Path) -> Vec<Kind> {
             ],
         ),
         kind(
-            "runs",
+            "run table",
             "mutant.csv",
             &runs,
             &[here("backtest @"), here("backtest @ --json"), here("calibrate @ -o out.toml")],
@@ -591,12 +591,20 @@ fn no_changed_file_of_any_kind_is_taken_for_what_it_is_not() {
     assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), end - first, failures.join("\n\n"));
 }
 
-/// The right files are right: what is refused of the changed ones is refused for their changes.
+/// The right files are right: what is refused of the changed ones is refused for their changes. `scripts/fuzz.sh` begins with
+/// them, too: they are kept in the folder that `AUTODIST_MUTATIONS_SEEDS` names, a folder a kind.
 #[test]
 fn every_right_file_is_taken() {
     let folder = common::folder(2);
     let folder = folder.path();
+    let seeds = std::env::var_os("AUTODIST_MUTATIONS_SEEDS");
     for kind in kinds(folder) {
+        if let Some(seeds) = &seeds {
+            let name = kind.name.to_lowercase().replace([' ', '-'], "_");
+            let of_kind = Path::new(seeds).join(name);
+            std::fs::create_dir_all(&of_kind).unwrap();
+            write(&of_kind, "right", &kind.seed);
+        }
         // Not every trainer's file says what is trained: alone, some are refused for what is missing.
         let whole = |command: &&String| !command.contains("--from ") || command.contains("--model ");
         for command in kind.commands.iter().filter(whole) {

@@ -22,6 +22,8 @@ mod door;
 mod element;
 mod endpoint;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 #[cfg(test)]
 mod hostile;
 mod keep_alive;

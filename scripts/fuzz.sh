@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Coverage-guided fuzzing of the reader of every kind of file, and of the wire, by libFuzzer: `scripts/fuzz.sh [SECONDS [TARGET ...]]`,
+# 60 seconds a target where nothing is said. It begins with right files of each kind, and ends at the first that breaks a
+# reader, which it leaves in fuzz/artifacts. Needs a nightly toolchain and cargo-fuzz.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+seconds=${1:-60}
+shift || true
+targets=("$@")
+if [ "${#targets[@]}" = 0 ]; then
+    mapfile -t targets < <(cd fuzz/fuzz_targets && ls | sed 's/\.rs$//')
+fi
+cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is not installed: cargo install cargo-fuzz --locked" >&2 && exit 2; }
+
+AUTODIST_MUTATIONS_SEEDS="$PWD/fuzz/corpus" cargo test --quiet --locked --test mutations every_right_file_is_taken -- --nocapture
+for target in "${targets[@]}"; do
+    echo "== $target"
+    mkdir -p "fuzz/corpus/$target"
+    cargo +nightly fuzz run --features libfuzzer "$target" -- \
+        -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=65536 -print_final_stats=1 2>&1 |
+        grep -E 'BINGO|ERROR|SUMMARY|panicked|^stat::number_of_executed|^stat::peak|Test unit' || true
+    [ "${PIPESTATUS[0]}" = 0 ] || { echo "$target: broken, see fuzz/artifacts/$target" >&2 && exit 1; }
+done
