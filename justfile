@@ -44,7 +44,7 @@ bench-links:
 
 # What needs a real GPU; says why where there is none
 test-gpu:
-    cargo test --release --test real_gpu -- --test-threads 1
+    cargo test --release --test it real_gpu:: -- --test-threads 1
 
 # Ranks over MPI, where one is installed
 test-mpi:
@@ -56,11 +56,11 @@ nvrtc:
 
 # Ranks on network namespaces with links between them (docs/validation-links.md); needs root
 links:
-    cargo test --test namespaces -- --test-threads 1
+    scripts/test.sh namespaces::
 
 # A hundred thousand changed files of every kind through the program's readers, counted by what became of them
 fuzz cases="100000":
-    AUTODIST_MUTATIONS={{cases}} cargo test --release --test mutations no_changed_file -- --nocapture
+    AUTODIST_MUTATIONS={{cases}} cargo test --release --test it no_changed_file -- --nocapture
 
 # Coverage-guided fuzzing of every reader, so many seconds each; needs a nightly toolchain and cargo-fuzz
 fuzz-readers seconds="60":

@@ -13,7 +13,7 @@ if [ "${#targets[@]}" = 0 ]; then
 fi
 cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is not installed: cargo install cargo-fuzz --locked" >&2 && exit 2; }
 
-AUTODIST_MUTATIONS_SEEDS="$PWD/fuzz/corpus" cargo test --quiet --locked --test mutations every_right_file_is_taken -- --nocapture
+AUTODIST_MUTATIONS_SEEDS="$PWD/fuzz/corpus" cargo test --quiet --locked --test it every_right_file_is_taken -- --nocapture
 for target in "${targets[@]}"; do
     echo "== $target"
     mkdir -p "fuzz/corpus/$target"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All tests that this machine can run, over MPI too where that is installed. Arguments go to the test runner:
-# `scripts/test.sh -p autodist-planner`, `scripts/test.sh --test torch`, `scripts/test.sh over_mpi`.
+# `scripts/test.sh -p autodist-planner`, `scripts/test.sh torch::` (a file of tests), `scripts/test.sh over_mpi`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,6 +1,6 @@
 //! Low-rank factors (Vogels et al., PowerSGD, 1905.13727, algorithm 1), in two forms that must not be mixed: as PyTorch's
 //! communication hook does it (both factors every step; the error is against the mean's approximation), and as its authors'
-//! own package does (one factor a step, alternating; the error is against the member's own approximation). `tests/parity.rs`
+//! own package does (one factor a step, alternating; the error is against the member's own approximation). `tests/it/parity.rs`
 //! holds both against their references.
 //!
 //! The hook also keeps an "error" of what travels as it is, the member's gradient less the mean. Over the members it sums

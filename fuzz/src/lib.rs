@@ -1,7 +1,7 @@
 //! The readers of everything that comes from outside, as `libFuzzer` calls them (`scripts/fuzz.sh`): whatever the bytes are, they
 //! are taken, or refused in a message that names the file. What was taken and is written again reads as the same.
 //!
-//! The same kinds of files go through the whole program, a bounded number of times, in `tests/mutations.rs`.
+//! The same kinds of files go through the whole program, a bounded number of times, in `tests/it/mutations.rs`.
 
 use autodist_analytic::measured::MeasuredPlans;
 use autodist_analytic::{Calibration, sets, table};
@@ -31,7 +31,11 @@ fn outcome<T>(read: Result<T, InputError>) -> Option<T> {
 fn document<T: Check + Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) {
     let Some(value) = outcome(json::<T>(FILE, bytes)) else { return };
     let text = to_json(&value);
-    assert_eq!(json::<T>(FILE, text.as_bytes()).as_ref(), Ok(&value), "what is written reads as something else");
+    assert_eq!(
+        json::<T>(FILE, text.as_bytes()).as_ref(),
+        Ok(&value),
+        "what is written reads as something else"
+    );
 }
 
 pub fn plan(bytes: &[u8]) {
@@ -66,7 +70,8 @@ pub fn cluster_short_form(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     // The flag that it came by is named by whoever knows it.
     outcome(
-        Cluster::from_short_form_with(text, Catalogue::shipped().devices()).map_err(|error| error.in_file(FILE)),
+        Cluster::from_short_form_with(text, Catalogue::shipped().devices())
+            .map_err(|error| error.in_file(FILE)),
     );
 }
 
@@ -95,7 +100,9 @@ pub fn choice_sets(bytes: &[u8]) {
 pub fn measured_plans(bytes: &[u8]) {
     if let Some(plans) = outcome(MeasuredPlans::read(FILE, bytes)) {
         // Each is predicted, or left out with a reason.
-        assert!(plans.estimate().iter().all(|plan| plan.as_ref().err().is_none_or(|reason| !reason.is_empty())));
+        assert!(
+            plans.estimate().iter().all(|plan| plan.as_ref().err().is_none_or(|reason| !reason.is_empty()))
+        );
     }
 }
 

@@ -1,6 +1,6 @@
 //! Writes every view of a made-up plan into a folder: `cargo run -p autodist-reports --example sample -- FOLDER`.
 
-#[path = "../tests/fixture/mod.rs"]
+#[path = "../tests/it/fixture/mod.rs"]
 mod fixture;
 
 use autodist_reports::{

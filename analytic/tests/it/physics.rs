@@ -1,0 +1,206 @@
+//! What must hold whatever the numbers are.
+
+use autodist_analytic::{
+    Layout, Machine, Memory, Parameters, Recompute, Run, Shape, Trainer, Uplink, catalog,
+};
+use autodist_hardware::Dtype;
+use std::sync::Arc;
+
+fn gpt3(layout: Layout, trainer: Trainer) -> Run {
+    let network = Uplink { fabric: "infiniband".to_owned(), bytes_per_s: 200e9, nics: 8 };
+    let machine = Arc::new(Machine::named("a100-80gb-sxm", 8, Some(&network)).unwrap());
+    let model = autodist_spec::catalog::model("gpt3-175b").unwrap();
+    let mut run = Run::new(Shape::from(&model), machine, layout, trainer);
+    run.global_batch = 1536;
+    run.recompute = Recompute::Full;
+    run
+}
+
+fn step(run: &Run) -> f64 {
+    run.estimate(Parameters::shipped(), 0.2).step.0
+}
+
+const LAYOUT: Layout = Layout {
+    tensor: 8,
+    context: 1,
+    data: 8,
+    pipeline: 8,
+    virtual_stages: 1,
+    expert: 1,
+    sequence_parallel: false,
+    zero_stage: 0,
+    shard: 1,
+};
+
+#[test]
+fn parts_add_up_to_the_step() {
+    for trainer in Trainer::ALL {
+        let run = gpt3(LAYOUT, trainer);
+        let estimate = run.estimate(Parameters::shipped(), 0.2);
+        let sum: f64 = estimate.breakdown.parts().iter().map(|part| part.1).sum();
+        assert!((sum / estimate.step.0 - 1.0).abs() < 1e-9, "{trainer}: {sum} of {}", estimate.step);
+        assert!(estimate.breakdown.parts().iter().all(|part| part.1.is_finite()), "{trainer}");
+    }
+}
+
+#[test]
+fn recomputation_costs_time_and_saves_memory() {
+    let with = |recompute| Run { recompute, ..gpt3(LAYOUT, Trainer::Megatron) };
+    let modes = [Recompute::None, Recompute::Selective, Recompute::Full].map(with);
+    assert!(step(&modes[0]) < step(&modes[1]) && step(&modes[1]) < step(&modes[2]));
+    let memory = modes.each_ref().map(|run| Memory::of(run).total());
+    assert!(memory[0] > memory[1] && memory[1] > memory[2], "{memory:?}");
+}
+
+#[test]
+fn interleaving_shrinks_the_bubble() {
+    let plain = gpt3(LAYOUT, Trainer::Megatron);
+    let interleaved = gpt3(Layout { virtual_stages: 3, ..LAYOUT }, Trainer::Megatron);
+    let bubble = |run: &Run| run.estimate(Parameters::shipped(), 0.2).breakdown.bubble_s;
+    assert!((bubble(&plain) / bubble(&interleaved) - 3.0).abs() < 1e-6);
+}
+
+#[test]
+fn sharding_and_sequence_parallelism_save_memory() {
+    let total = |layout, trainer| Memory::of(&gpt3(layout, trainer)).total();
+    let sharded = Layout { zero_stage: 1, shard: 8, ..LAYOUT };
+    assert!(total(sharded, Trainer::MegatronCore) < total(LAYOUT, Trainer::MegatronCore));
+    let sequence = Layout { sequence_parallel: true, ..sharded };
+    assert!(total(sequence, Trainer::MegatronCore) < total(sharded, Trainer::MegatronCore));
+    let fsdp = Layout { tensor: 1, pipeline: 1, data: 512, zero_stage: 3, shard: 512, ..LAYOUT };
+    let hybrid = Layout { shard: 64, ..fsdp };
+    assert!(total(fsdp, Trainer::Fsdp2) < total(hybrid, Trainer::Fsdp2));
+}
+
+#[test]
+fn sums_beside_products_cost_less_than_sums_alone() {
+    let sequence = Layout { sequence_parallel: true, ..LAYOUT };
+    let tensor =
+        |layout, trainer| gpt3(layout, trainer).estimate(Parameters::shipped(), 0.2).breakdown.tensor_s;
+    let [classic, core, nemo] =
+        [Trainer::Megatron, Trainer::MegatronCore, Trainer::Nemo].map(|trainer| tensor(sequence, trainer));
+    assert!(nemo < core && core < classic, "{nemo} {core} {classic}");
+    // As many bytes with sequence parallelism as without, and one more gather that hides (Korthikanti et al. 2022, 4.2.2).
+    let ratio = tensor(sequence, Trainer::MegatronCore) / tensor(LAYOUT, Trainer::MegatronCore);
+    assert!((0.8..2.0).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn context_parallel_ranks_share_a_causal_mask_evenly() {
+    let attention = |context: u32| {
+        let layout = Layout { context, data: 8 / context, pipeline: 8, ..LAYOUT };
+        let mut run = gpt3(layout, Trainer::MegatronCore);
+        (run.seq_len, run.global_batch, run.recompute) = (32_768, 64, Recompute::None);
+        run.estimate(Parameters::shipped(), 0.2).breakdown.attention_s / run.micro_batches()
+    };
+    let ratio = attention(1) / attention(4);
+    assert!((ratio - 4.0).abs() < 0.05, "{ratio}");
+}
+
+#[test]
+fn eight_bits_are_faster_where_the_device_has_them() {
+    let machine = Arc::new(Machine::named("h100-80gb-sxm", 8, None).unwrap());
+    let layout = Layout { data: 8, zero_stage: 1, shard: 8, ..Layout::default() };
+    let with = |dtype| {
+        let shape = Shape::from(&autodist_spec::catalog::model("llama3-8b").unwrap());
+        let mut run = Run::new(shape, Arc::clone(&machine), layout, Trainer::Nemo);
+        (run.seq_len, run.global_batch, run.dtype) = (8192, 128, dtype);
+        step(&run)
+    };
+    let ratio = with(Dtype::Bf16) / with(Dtype::Fp8);
+    assert!((1.1..1.9).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn deepspeed_reduces_gradients_of_bf16_in_fp32() {
+    let data = |trainer, dtype| {
+        let run = Run { dtype, ..gpt3(LAYOUT, trainer) };
+        run.estimate(Parameters::shipped(), 0.2).breakdown.data_s
+    };
+    let over = |trainer| data(trainer, Dtype::Bf16) / data(trainer, Dtype::Fp16);
+    assert!((over(Trainer::MegatronDeepspeed) - 2.0).abs() < 0.02, "{}", over(Trainer::MegatronDeepspeed));
+    assert_eq!(over(Trainer::Megatron), 1.0);
+}
+
+#[test]
+fn pipelines_gather_shards_once() {
+    let layout = Layout { zero_stage: 3, shard: 8, ..LAYOUT };
+    let gathers = |batch| {
+        let run = Run { global_batch: batch, ..gpt3(layout, Trainer::Fsdp2) };
+        run.estimate(Parameters::shipped(), 0.2).breakdown.gather_s
+    };
+    assert_eq!(gathers(512), gathers(1024));
+    assert!(gathers(512) > 0.0);
+}
+
+#[test]
+fn the_ends_of_a_pipeline_may_hold_fewer_blocks() {
+    let with = |layers: u32| {
+        let mut run = gpt3(LAYOUT, Trainer::MegatronCore);
+        run.shape.layers = layers;
+        run
+    };
+    assert_eq!(with(96).blocks(), (12.0, 0.0));
+    assert_eq!(with(94).blocks(), (12.0, 1.0));
+    assert_eq!(with(95).blocks(), (95.0 / 8.0, 0.0));
+    // Whoever makes room for embedding and loss waits less for the last rank.
+    assert!(step(&with(94)) < step(&with(96)));
+    // The second rank is then the fullest, with one micro-batch less than the first would hold.
+    let mut run = with(94);
+    run.recompute = Recompute::None;
+    let (uneven, even) = (
+        Memory::of(&run).activations,
+        Memory::of(&Run { recompute: Recompute::None, ..with(96) }).activations,
+    );
+    assert!(uneven < even && uneven > 0.8 * even, "{uneven} {even}");
+}
+
+#[test]
+fn context_parallel_ranks_hold_a_part_of_each_shard() {
+    let optimizer = |context: u32, data: u32| {
+        let layout = Layout { context, data, zero_stage: 1, shard: data, ..LAYOUT };
+        Memory::of(&gpt3(layout, Trainer::MegatronCore)).optimizer
+    };
+    assert_eq!(optimizer(4, 2), optimizer(1, 8));
+}
+
+#[test]
+fn twice_the_batch_takes_less_than_twice_the_time() {
+    let once = gpt3(LAYOUT, Trainer::Megatron);
+    let twice = Run { global_batch: 2 * once.global_batch, ..once.clone() };
+    let ratio = step(&twice) / step(&once);
+    assert!((1.8..2.0).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn experts_cost_what_is_active() {
+    let machine = Arc::new(Machine::named("h100-80gb-sxm", 8, None).unwrap());
+    let mixtral = catalog::expert_models()[0].shape();
+    let dense = Shape { ffn: 2 * 14336, experts: None, ..mixtral.clone() };
+    let layout = Layout { data: 8, expert: 8, zero_stage: 1, shard: 8, ..Layout::default() };
+    let run = |shape: &Shape, expert| {
+        let mut run =
+            Run::new(shape.clone(), Arc::clone(&machine), Layout { expert, ..layout }, Trainer::MegatronCore);
+        (run.seq_len, run.global_batch) = (4096, 256);
+        run
+    };
+    let (sparse, dense) = (run(&mixtral, 8), run(&dense, 1));
+    let exchange = sparse.estimate(Parameters::shipped(), 0.2).breakdown.expert_s;
+    assert!(exchange > 0.0);
+    let ratio = step(&sparse) / step(&dense);
+    assert!(
+        (1.0..1.8).contains(&ratio),
+        "two of eight experts as an MLP of twice the width, and more: {ratio}"
+    );
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_the_field() {
+    let fields = |layout: Layout| gpt3(layout, Trainer::Megatron).check().unwrap_err().field;
+    assert_eq!(fields(Layout { pipeline: 128, ..LAYOUT }), "pp");
+    assert_eq!(fields(Layout { expert: 2, ..LAYOUT }), "ep");
+    assert_eq!(fields(Layout { pipeline: 1, virtual_stages: 2, ..LAYOUT }), "vpp");
+    let mut small = gpt3(LAYOUT, Trainer::Megatron);
+    small.global_batch = 4;
+    assert_eq!(small.check().unwrap_err().field, "global_batch");
+}

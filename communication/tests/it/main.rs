@@ -1,0 +1,11 @@
+//! Tests of the transport between ranks, in one program: what they share is compiled and linked once.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod algorithms;
+mod collectives;
+mod common;
+mod failures;
+mod mailboxes;
+mod orders;
+mod switch;

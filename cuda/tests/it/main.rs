@@ -1,0 +1,14 @@
+//! Tests of the CUDA backend, in one program: what they share is compiled and linked once.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod bugs;
+mod common;
+mod compiling;
+mod errors;
+mod installations;
+mod kernels;
+mod memory;
+mod nccl;
+mod nvml;
+mod nvrtc;

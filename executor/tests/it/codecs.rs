@@ -1,0 +1,229 @@
+//! Training with gradients in fewer bytes: the same plan, the same data, and where the loss ends.
+
+use crate::common;
+
+use autodist_codecs::{Phase, Tensor, phases};
+use autodist_compute::Cpu;
+use autodist_executor::{Coding, DataSource, Guard, Task, local};
+use autodist_program::{buckets, stages};
+use autodist_spec::run::FallbackReason;
+use autodist_spec::{
+    Codec, Coded, Communication, Job, LearningRate, Optimizer, ParallelStrategy, Reduction, RunRecord,
+};
+use common::learner;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const STEPS: u32 = 200;
+
+/// How a model is trained, but for the codec.
+#[derive(Clone, Copy, PartialEq)]
+struct Setting {
+    optimizer: Optimizer,
+    peak: f64,
+    gradient_clip: f64,
+    steps: u32,
+}
+
+const SGD: Optimizer = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.0 };
+
+impl Setting {
+    /// What a codec is tried with: AdamW, but for codecs that are for another optimizer, or for none that clips.
+    fn of(codec: Codec) -> Self {
+        let gradient_clip = if matches!(codec, Codec::OneBitAdam { .. }) { 0.0 } else { 1.0 };
+        match codec {
+            Codec::Dgc { .. } => Self::sgd(0.05, STEPS),
+            _ => Self { optimizer: Optimizer::default(), peak: 5e-3, gradient_clip, steps: STEPS },
+        }
+    }
+
+    const fn sgd(peak: f64, steps: u32) -> Self {
+        Self { optimizer: SGD, peak, gradient_clip: 0.0, steps }
+    }
+}
+
+fn strategy(codec: Codec) -> ParallelStrategy {
+    let communication =
+        Communication { reduce: Reduction { codec, ..Reduction::default() }, ..Communication::default() };
+    ParallelStrategy { communication, ..ParallelStrategy::data_parallel(2, 8) }
+}
+
+fn train(codec: Codec, setting: Setting, coding: Coding) -> RunRecord {
+    let model = learner();
+    let Setting { optimizer, peak, gradient_clip, steps } = setting;
+    let learning_rate = LearningRate { peak, total_steps: steps, ..LearningRate::default() };
+    let job = Job { optimizer, learning_rate, gradient_clip, ..Job::new(16, 64) };
+    let strategy = strategy(codec);
+    let stages = stages::even(&model, &strategy);
+    let task = Task {
+        model,
+        job,
+        strategy,
+        stages,
+        data: DataSource::Synthetic,
+        steps,
+        warmup_steps: 0,
+        detail: false,
+        count_memory: false,
+        emulated_flops_per_s: None,
+        coding,
+    };
+    let trained = local::train(&Cpu::<f32>::new(), &task, Duration::from_secs(60));
+    trained.unwrap_or_else(|error| panic!("{}: {error}", codec.name())).0
+}
+
+/// With gradients as they are: trained once for each way.
+fn dense(setting: Setting) -> Arc<RunRecord> {
+    static RECORDS: Mutex<Vec<(Setting, Arc<RunRecord>)>> = Mutex::new(Vec::new());
+    let mut records = RECORDS.lock().expect("no training panics while it is recorded");
+    if let Some((_, record)) = records.iter().find(|(of, _)| *of == setting) {
+        return Arc::clone(record);
+    }
+    let record = Arc::new(train(Codec::None, setting, Coding::default()));
+    records.push((setting, Arc::clone(&record)));
+    record
+}
+
+/// Of the loss, relative.
+const TOLERANCE: f64 = 0.02;
+
+/// Mean of the last ten steps.
+fn loss(record: &RunRecord) -> f64 {
+    let last = &record.steps[record.steps.len() - 10..];
+    last.iter().map(|s| s.loss).sum::<f64>() / last.len() as f64
+}
+
+/// Sent in a step, by both ranks.
+fn sent(record: &RunRecord) -> f64 {
+    record.ranks.iter().map(|rank| rank.bytes_sent_per_step.0 as f64).sum()
+}
+
+/// Bytes that both ranks send for the gradients in all steps, by the formulas; whether the guard votes.
+fn announced(codec: Codec, votes: bool) -> f64 {
+    let (model, strategy) = (learner(), strategy(codec));
+    let stages = stages::even(&model, &strategy);
+    let of = |codec: Codec| -> f64 {
+        let all = buckets(&model, &strategy, &stages, 0, 0);
+        let bytes = all.iter().flat_map(|bucket| {
+            let parameters = bucket.parameters(&model, 0, 1);
+            let tensors: Vec<Tensor> = parameters
+                .iter()
+                .map(|p| Tensor { offset: p.offset, rows: p.rows, columns: p.columns })
+                .collect();
+            phases(codec, Coded::Gradients, &tensors, bucket.padded, 2)
+        });
+        bytes.map(|phase| both_send(&phase)).sum()
+    };
+    let steps = f64::from(STEPS);
+    let warmup = f64::from(strategy.communication.warmup_steps());
+    let vote = if votes {
+        (steps / f64::from(Guard::default().every)).floor() * both_send(&Phase::Max)
+    } else {
+        0.0
+    };
+    warmup * of(Codec::None) + (steps - warmup) * of(codec) + vote
+}
+
+/// Of a group of two: each sends half of a sum twice, and of gathered bytes its own.
+fn both_send(phase: &Phase) -> f64 {
+    match phase {
+        Phase::Sum { elements } => 2.0 * 4.0 * *elements as f64,
+        Phase::Max => 2.0 * 4.0,
+        Phase::AllGather { bytes } => bytes.iter().sum::<usize>() as f64,
+        Phase::AllToAll { bytes } => (bytes[0][1] + bytes[1][0]) as f64,
+    }
+}
+
+#[test]
+fn every_codec_trains_to_the_dense_loss_in_the_bytes_that_it_announced() {
+    let mut failures = Vec::new();
+    for codec in Codec::DEFAULTS.into_iter().skip(1) {
+        let setting = Setting::of(codec);
+        let dense = dense(setting);
+        let (whole, dense) = (sent(&dense), loss(&dense));
+        let record = train(codec, setting, Coding::default());
+        let (loss, sent) = (loss(&record), sent(&record));
+        let [bucket] = record.compression[..] else { panic!("one bucket is compressed") };
+        println!(
+            "| {} | {loss:.4} | {dense:.4} | {:+.2} % | {:.1} | {:.3} | {:.3} | {:.2} |",
+            codec.name(),
+            100.0 * (loss / dense - 1.0),
+            whole / sent,
+            bucket.contraction_median,
+            bucket.contraction_lowest,
+            bucket.error_growth
+        );
+        assert_eq!(bucket.fallback, None, "{}: the guard is for codecs that fail", codec.name());
+        if loss / dense - 1.0 >= TOLERANCE {
+            failures.push(format!("{}: {loss} against {dense}", codec.name()));
+        }
+        // Left and right factors differ in size and take turns.
+        if let Codec::PowerSgdHalf { start_step, .. } = codec {
+            let compressed = 1.0 - f64::from(start_step) / f64::from(STEPS);
+            assert!(sent < whole * (1.0 - 0.5 * compressed));
+            continue;
+        }
+        let keeps = bucket.error_growth > 0.0;
+        let saved = (announced(Codec::None, false) - announced(codec, keeps)) / f64::from(STEPS);
+        // Ranks tell whole bytes a step.
+        assert!((whole - sent - saved).abs() <= 2.0, "{}: {} saved, not {saved}", codec.name(), whole - sent);
+    }
+    assert!(failures.is_empty(), "{failures:?}");
+}
+
+/// What was not sent is kept, and that is what makes these codecs train: so the test above can fail. SGD feels it most,
+/// whose steps are as long as the gradients; codecs that would begin late begin early.
+#[test]
+fn without_error_feedback_no_codec_that_has_it_trains_to_the_dense_loss() {
+    let (short, long) = (Setting::sgd(0.02, 100), |peak| Setting::sgd(peak, STEPS));
+    let cases = [
+        (Codec::PowerSgd { rank: 4, start_step: 10 }, short),
+        (Codec::PowerSgdHalf { rank: 4, start_step: 10 }, long(0.05)),
+        (Codec::TopK { per_mille: 10 }, short),
+        (Codec::Dgc { per_mille: 10, start_step: 10 }, long(0.1)),
+        (Codec::OneBit, short),
+    ];
+    let mut failures = Vec::new();
+    for (codec, setting) in cases {
+        let dense = loss(&dense(setting));
+        let above = |error_feedback: bool| {
+            loss(&train(codec, setting, Coding { error_feedback, ..Coding::default() })) / dense - 1.0
+        };
+        let (with, without) = (above(true), above(false));
+        println!("| {} | {dense:.4} | {:+.2} % | {:+.2} % |", codec.name(), 100.0 * with, 100.0 * without);
+        if with >= TOLERANCE || without <= 2.0 * TOLERANCE {
+            failures.push(format!("{}: {with} with error feedback, {without} without", codec.name()));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:?}");
+}
+
+/// The codec has the momentum in the optimizer's stead: while it sends everything, all is as ever.
+#[test]
+fn momentum_correction_that_sends_everything_is_momentum() {
+    let setting = Setting::sgd(0.05, 30);
+    let dense = loss(&dense(setting));
+    let of = |codec| (loss(&train(codec, setting, Coding::default())) / dense - 1.0).abs();
+    let started = of(Codec::Dgc { per_mille: 10, start_step: 30 });
+    assert!(started < 1e-4, "{started}");
+    // What was sent is masked, so that from the start there would be no momentum at all.
+    let masked = of(Codec::Dgc { per_mille: 1000, start_step: 0 });
+    assert!(masked > 0.1, "{masked}");
+}
+
+/// A floor that top-k cannot keep: both members stop in the same step, and the rest of the training is dense.
+#[test]
+fn a_bucket_whose_contraction_stays_below_the_floor_falls_back_to_dense() {
+    let guard = Guard { every: 10, patience: 2, floor: 0.99 };
+    let record =
+        train(Codec::TopK { per_mille: 10 }, Setting::of(Codec::None), Coding { guard, ..Coding::default() });
+    let fallback = record.compression[0].fallback.expect("the floor is out of reach");
+    assert_eq!((fallback.step, fallback.reason), (19, FallbackReason::Contraction));
+    // Twenty steps of top-k with two votes, then 180 as they are.
+    let codec = Codec::TopK { per_mille: 10 };
+    let per_step = |codec| announced(codec, false) / f64::from(STEPS);
+    let expected = 20.0 * per_step(codec) + 2.0 * both_send(&Phase::Max) + 180.0 * per_step(Codec::None);
+    let others = sent(&dense(Setting::of(Codec::None))) - per_step(Codec::None);
+    let gradients = sent(&record) - others;
+    assert!((gradients - expected / f64::from(STEPS)).abs() <= 2.0, "{gradients}, not {expected} / 200");
+}

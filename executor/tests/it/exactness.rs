@@ -1,0 +1,92 @@
+//! Every way of splitting a model trains the same model: losses and parameters equal those of one device.
+
+use crate::common;
+
+use autodist_compute::Cpu;
+use autodist_executor::{Task, local};
+use autodist_program::stages;
+use autodist_spec::{ParallelStrategy, Stage};
+use common::{Difference, Trained, any_way, model, task, ways};
+use proptest::prelude::*;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+fn train(task: &Task) -> Trained {
+    match local::train(&Cpu::<f32>::new(), task, Duration::from_secs(20)) {
+        Ok(trained) => trained,
+        Err(error) => panic!("{}: {error}", task.strategy.label()),
+    }
+}
+
+/// One device, whole batch at once.
+static REFERENCE: LazyLock<[Trained; 2]> = LazyLock::new(|| {
+    [false, true].map(|llama| {
+        let model = model(llama);
+        let strategy = ParallelStrategy::data_parallel(1, 8);
+        let stages = stages::even(&model, &strategy);
+        train(&task(&model, strategy, stages))
+    })
+});
+
+const TOLERANCE: f64 = 1e-4;
+
+fn check(llama: bool, strategy: ParallelStrategy, stages: Vec<Stage>) {
+    let label = format!("{} {}", strategy.label(), if llama { "llama" } else { "gpt" });
+    let trained = train(&task(&model(llama), strategy, stages));
+    let difference = Difference::of(&trained, &REFERENCE[usize::from(llama)]);
+    assert!(difference.largest() <= TOLERANCE, "{label}: {difference:?}");
+}
+
+fn check_all(about: &str) {
+    let ways: Vec<_> = ways().into_iter().filter(|(what, _)| *what == about).collect();
+    assert!(!ways.is_empty(), "no way is about {about}");
+    for (_, strategy) in ways {
+        for llama in [false, true] {
+            let stages = stages::even(&model(llama), &strategy);
+            check(llama, strategy.clone(), stages);
+        }
+    }
+}
+
+#[test]
+fn gradient_accumulation() {
+    check_all("gradient accumulation");
+}
+
+#[test]
+fn data_parallel_with_small_buckets() {
+    check_all("data parallel");
+}
+
+#[test]
+fn zero_stages() {
+    check_all("zero");
+}
+
+#[test]
+fn tensor_and_sequence_parallel() {
+    check_all("tensor parallel");
+}
+
+#[test]
+fn pipelines() {
+    check_all("pipeline");
+}
+
+#[test]
+fn algorithms_and_placements() {
+    check_all("algorithms and placement");
+}
+
+#[test]
+fn recomputation() {
+    check_all("recomputation");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, max_global_rejects: 100_000, ..ProptestConfig::default() })]
+    #[test]
+    fn any_legal_way_of_training_trains_the_same_model((llama, strategy, stages) in any_way()) {
+        check(llama, strategy, stages);
+    }
+}

@@ -1,0 +1,11 @@
+//! Tests of training, in one program: what they share is compiled and linked once.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod codecs;
+mod common;
+mod exactness;
+mod gpu;
+mod learning;
+mod rounding;
+mod torch;

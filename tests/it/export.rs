@@ -1,0 +1,345 @@
+//! Plans for other trainers, through the binary: `export`, and `estimate --from`.
+
+use crate::common;
+
+use common::{command, folder, line, write};
+use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const GIVEN: &str = "estimate --model model.json --job job.toml -o plan.json";
+
+/// What a launch script would start, by a stand-in that writes its words down.
+fn started(folder: &Path, script: &str, program: &str) -> String {
+    let output = start(folder, script, program, &[("LR", "3e-4"), ("TRAIN_ITERS", "1000")]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn start(folder: &Path, script: &str, program: &str, given: &[(&str, &str)]) -> Output {
+    let bin = folder.join("bin");
+    std::fs::create_dir_all(&bin).unwrap();
+    write(&bin, program, "#!/bin/bash\necho \"$0\" \"$@\"\n");
+    std::fs::set_permissions(bin.join(program), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    Command::new("bash")
+        .arg(folder.join(script))
+        .args(["--data-path", "my data"])
+        .env("PATH", path)
+        .env("TRAIN_SCRIPT", "train.py")
+        .envs(given.iter().copied())
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn scripts_carry_what_was_given_and_ask_for_what_the_trainer_needs() {
+    let folder = folder(2);
+    line(folder.path(), &format!("{GIVEN} --micro-batch 2")).ok();
+    let out = line(folder.path(), "export plan.json --to megatron -o out").ok();
+    assert!(out.contains("learning_rate.peak: not given; the script asks for LR\n"), "{out}");
+    assert!(out.contains("seed: not given; the trainer's own values hold\n"), "{out}");
+    // Nothing of the built-in defaults: 0.003, 200 steps, 10 of warm-up.
+    let script = std::fs::read_to_string(folder.path().join("out/megatron.sh")).unwrap();
+    for built_in in ["3e-3", "0.003", "200", "warmup", "cosine", "beta", "--weight-decay", "--clip", "--seed"]
+    {
+        assert!(!script.contains(built_in), "{built_in} in {script}");
+    }
+    let output = start(folder.path(), "out/megatron.sh", "torchrun", &[("LR", "3e-4")]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
+    assert!(said.contains("TRAIN_ITERS: steps to train"), "{said}");
+    let words = started(folder.path(), "out/megatron.sh", "torchrun");
+    assert!(words.contains("--lr 3e-4") && words.contains("--train-iters 1000"), "{words}");
+
+    // By flag and by job file, also where the value is the built-in one.
+    let head = "schema_version = 1\nglobal_batch = 8\nseq_len = 16\n";
+    let rate = "[learning_rate]\ntotal_steps = 200\nfinal_fraction = 0.1\n";
+    write(folder.path(), "job.toml", format!("{head}gradient_clip = 1.0\n{rate}"));
+    line(folder.path(), &format!("{GIVEN} --micro-batch 2 --learning-rate 0.003 --seed 0")).ok();
+    let out = line(folder.path(), "export plan.json --to megatron -o out").ok();
+    assert!(!out.contains("asks for"), "{out}");
+    let words = started(folder.path(), "out/megatron.sh", "torchrun");
+    for given in [
+        "--lr 3e-3",
+        "--min-lr 3e-4",
+        "--lr-decay-style cosine",
+        "--train-iters 200",
+        "--clip-grad 1.0",
+        "--seed 0",
+    ] {
+        assert!(words.contains(given), "{given} is not in {words}");
+    }
+    assert!(!words.contains("warmup") && !words.contains("beta"), "{words}");
+    // And it comes back as what was given.
+    let back = "estimate --from megatron out/megatron.sh --profile profile.json --json";
+    let given = &line(folder.path(), back).json()["job"]["given"];
+    let mut expected = vec![
+        "learning_rate.peak",
+        "learning_rate.total_steps",
+        "learning_rate.final_fraction",
+        "gradient_clip",
+        "seed",
+    ];
+    let mut given: Vec<_> = given.as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
+    given.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(given, expected);
+}
+
+#[test]
+fn what_nanotron_has_no_default_for_is_filled_in_by_its_script() {
+    let folder = folder(2);
+    line(folder.path(), &format!("{GIVEN} --micro-batch 2 --learning-rate 0.0002")).ok();
+    let out = line(folder.path(), "export plan.json --to nanotron -o out").ok();
+    assert!(
+        out.contains("optimizer.betas: not given; the script asks for ADAM_BETA1 and ADAM_BETA2\n"),
+        "{out}"
+    );
+    let given = [
+        ("TRAIN_STEPS", "500"),
+        ("WEIGHT_DECAY", "0.05"),
+        ("ADAM_BETA1", "0.9"),
+        ("ADAM_BETA2", "0.98"),
+        ("ADAM_EPS", "0.000001"),
+    ];
+    let output = start(folder.path(), "out/nanotron.sh", "torchrun", &given[..4]);
+    assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("ADAM_EPS"));
+    let output = start(folder.path(), "out/nanotron.sh", "torchrun", &given);
+    let words = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    let config = words.split_whitespace().skip_while(|word| *word != "--config-file").nth(1).unwrap();
+    let filled = std::fs::read_to_string(config).unwrap();
+    std::fs::remove_file(config).unwrap();
+    for expected in
+        ["learning_rate: 0.0002\n", "train_steps: 500\n", "weight_decay: 0.05\n", "adam_beta2: 0.98\n"]
+    {
+        assert!(filled.contains(expected), "{expected} is not in {filled}");
+    }
+    assert!(!filled.contains('$') && !filled.contains("seed"), "{filled}");
+    // Both files are read; the one with variables says nothing of them.
+    for (file, steps) in [("nanotron.yaml", None), ("nanotron.filled.yaml", Some(500))] {
+        let back = line(
+            folder.path(),
+            &format!("estimate --from nanotron out/{file} --profile profile.json --json"),
+        );
+        let job = back.json()["job"].clone();
+        let gives = |name: &str| job["given"].as_array().unwrap().contains(&json!(name));
+        assert!(gives("learning_rate.peak"), "{job}");
+        assert_eq!(gives("learning_rate.total_steps"), steps.is_some(), "{job}");
+    }
+}
+
+#[test]
+fn plans_of_older_releases_export_what_differs_from_the_defaults() {
+    let folder = folder(2);
+    line(folder.path(), &format!("{GIVEN} --micro-batch 2 --learning-rate 0.0002")).ok();
+    let text = std::fs::read_to_string(folder.path().join("plan.json")).unwrap();
+    let old = common::edited(&serde_json::from_str(&text).unwrap(), "/job/given", None);
+    write(folder.path(), "plan.json", old.to_string());
+    let document = line(folder.path(), "export plan.json --to megatron -o out --json").json();
+    let asked: Vec<_> = document["not_given"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|one| one["asked_as"].as_array().unwrap())
+        .collect();
+    assert_eq!(asked, [&json!("TRAIN_ITERS")]);
+    let script = std::fs::read_to_string(folder.path().join("out/megatron.sh")).unwrap();
+    assert!(script.contains("--lr 2e-4") && !script.contains("--min-lr"), "{script}");
+}
+
+#[test]
+fn a_trainers_file_hands_its_own_values_on_to_another_trainer() {
+    let folder = folder(2);
+    let config = json!({
+        "train_batch_size": 8, "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2,
+        "optimizer": { "type": "AdamW", "params": { "lr": 1.5e-5, "weight_decay": 0.03 } },
+        "gradient_clipping": 0.7,
+    });
+    write(folder.path(), "ds.json", config.to_string());
+    for price in ["--profile profile.json", "--cluster 1x2xh100-80gb-sxm --precision fp32"] {
+        let from = "estimate --from deepspeed ds.json --model model.json --seq-len 16 -o plan.json";
+        line(folder.path(), &format!("{from} {price}")).ok();
+        line(folder.path(), "export plan.json --to megatron -o out").ok();
+        let words = started(folder.path(), "out/megatron.sh", "torchrun");
+        for given in ["--lr 1.5e-5", "--weight-decay 0.03", "--clip-grad 0.7", "--train-iters 1000"] {
+            assert!(words.contains(given), "{price}: {given} is not in {words}");
+        }
+        assert!(!words.contains("beta") && !words.contains("--seed"), "{price}: {words}");
+    }
+}
+
+#[test]
+fn what_is_exported_comes_back_as_the_same_estimate() {
+    let folder = folder(4);
+    let step = |run: common::Finished| run.json()["estimate"]["step_time_s"].as_f64().unwrap();
+    let given = step(line(
+        folder.path(),
+        &format!("{GIVEN} --tp 2 --pp 2 --micro-batch 2 --sp --recompute full --json"),
+    ));
+    let out = line(folder.path(), "export plan.json --to megatron -o out").ok();
+    assert!(out.contains("wrote out/megatron.sh, which starts it"), "{out}");
+    assert!(!out.contains("instead"), "{out}");
+    let words = started(folder.path(), "out/megatron.sh", "torchrun");
+    for expected in
+        ["--nproc-per-node 4", "pretrain_gpt.py", "--tensor-model-parallel-size 2", "--data-path my data"]
+    {
+        assert!(words.contains(expected), "`{expected}` is not in {words}");
+    }
+    let back = line(folder.path(), "estimate --from megatron out/megatron.sh --profile profile.json --json");
+    assert!(back.err.is_empty(), "{}", back.err);
+    assert_eq!(step(back), given);
+    // What people who have a configuration ask.
+    let text = line(folder.path(), "estimate --from megatron out/megatron.sh --profile profile.json").ok();
+    assert!(text.contains("Beside the best of its space\n") && text.contains("% slower: "), "{text}");
+    // A flag lies over the file.
+    let other = line(
+        folder.path(),
+        "estimate --from megatron out/megatron.sh --profile profile.json --recompute none --json",
+    );
+    assert!(step(other) < given);
+}
+
+#[test]
+fn stages_and_recomputation_of_a_file_are_those_of_the_estimate() {
+    let folder = folder(2);
+    line(folder.path(), &format!("{GIVEN} --pp 2 --micro-batch 2")).ok();
+    line(folder.path(), "export plan.json --to megatron -o out").ok();
+    let script = std::fs::read_to_string(folder.path().join("out/megatron.sh")).unwrap();
+    let uneven = script.replace(
+        "--pipeline-model-parallel-size 2",
+        "--pipeline-model-parallel-size 2 --pipeline-model-parallel-layout 'E,t*2|L'",
+    );
+    assert_ne!(uneven, script);
+    write(folder.path(), "uneven.sh", uneven);
+    let plan = line(folder.path(), "estimate --from megatron uneven.sh --profile profile.json --json").json();
+    let ends: Vec<_> = plan["stages"].as_array().unwrap().iter().map(|s| s["end_layer"].clone()).collect();
+    assert_eq!(ends, [json!(3), json!(4)]);
+}
+
+#[test]
+fn a_configuration_that_people_have_is_priced_without_a_profile() {
+    let folder = folder(2);
+    write(
+        folder.path(),
+        "pretrain.sh",
+        "TP=8\nDATA=$(pwd)/data\nARGS=(\n  --tensor-model-parallel-size $TP --pipeline-model-parallel-size 8\n  \
+         --num-layers 96 --hidden-size 12288 --num-attention-heads 96 --seq-length 2048\n  \
+         --max-position-embeddings 2048 --vocab-size 51200 --micro-batch-size 1 --global-batch-size 1536\n  \
+         --num-layers-per-virtual-pipeline-stage 4 --recompute-granularity full --recompute-method uniform --bf16\n  \
+         --recompute-num-layers 1 --data-path $DATA --lr 0.00006\n)\n\
+         torchrun --nproc_per_node 8 --nnodes 64 pretrain_gpt.py ${ARGS[@]}\n",
+    );
+    let run = line(
+        folder.path(),
+        "estimate --from megatron pretrain.sh --cluster 64x8xa100-80gb-sxm@8x200gbps --trainer megatron --json",
+    );
+    assert!(run.err.contains("not used, as it says nothing of the split: data-path"), "{}", run.err);
+    let given = run.json()["estimate"]["step"].as_f64().unwrap();
+    let flags = line(
+        folder.path(),
+        "estimate --model gpt3-175b --cluster 64x8xa100-80gb-sxm@8x200gbps --tp 8 --pp 8 --vpp 3 --dp 8 \
+         --micro-batch 1 --global-batch 1536 --seq-len 2048 --recompute full --zero 0 --trainer megatron --json",
+    );
+    let by_flags = flags.json()["estimate"]["step"].as_f64().unwrap();
+    assert!((given / by_flags - 1.0).abs() < 0.02, "{given} {by_flags}");
+}
+
+#[test]
+fn what_cannot_be_said_is_refused_and_nothing_is_written() {
+    let folder = folder(4);
+    line(folder.path(), &format!("{GIVEN} --pp 2 --dp 2 --zero 1 --micro-batch 2")).ok();
+    let run = line(folder.path(), "export plan.json --to accelerate -o out");
+    assert_eq!(run.code, Some(2));
+    for expected in
+        ["accelerate cannot train this plan", "pipeline 2: ", "--pp 1", "zero_stage 1: ", "--zero 2 or 3"]
+    {
+        assert!(run.err.contains(expected), "`{expected}` is not in {}", run.err);
+    }
+    assert!(!folder.path().join("out").exists());
+    let run = line(folder.path(), "export plan.json --to abacus");
+    assert_eq!(run.code, Some(2));
+    assert!(run.err.contains("torchtitan"), "{}", run.err);
+}
+
+#[test]
+fn what_is_not_told_is_listed() {
+    let folder = folder(2);
+    line(folder.path(), &format!("{GIVEN} --micro-batch 2")).ok();
+    let document =
+        line(folder.path(), "export plan.json --to deepspeed -o out --checkpoint-interval 100 --json").json();
+    let instead = document["instead"].as_array().unwrap();
+    let field = |name: &str| instead.iter().find(|note| note["field"] == name).unwrap();
+    assert_eq!(field("checkpoint_interval")["value"], "100");
+    assert!(field("seq_len")["instead"].as_str().unwrap().contains("training script"));
+    let config: Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.path().join("out/ds_config.json")).unwrap())
+            .unwrap();
+    assert_eq!(config["train_batch_size"], 8);
+    assert!(started(folder.path(), "out/deepspeed.sh", "torchrun").contains("--nproc-per-node 2"));
+}
+
+#[test]
+fn wrong_files_are_told_with_a_way_out() {
+    let folder = folder(2);
+    write(folder.path(), "bad.json", "{\"train_batch_size\": \"many\"}");
+    write(folder.path(), "other.json", "{\"colour\": 3}");
+    write(folder.path(), "list.json", "[1]");
+    write(folder.path(), "open.sh", "torchrun --tensor-model-parallel-size '2");
+    write(folder.path(), "late.sh", "torchrun --tensor-model-parallel-size $(nproc)");
+    for (arguments, expected) in [
+        ("deepspeed bad.json", "bad.json: `train_batch_size` is `many`: is not a whole number"),
+        ("deepspeed other.json", "says nothing that deepspeed would be told"),
+        ("deepspeed list.json", "is no JSON mapping"),
+        ("deepspeed none.json", "none.json: cannot be read"),
+        ("megatron open.sh", "has a quote that does not close"),
+        ("megatron late.sh", "is known only when the script runs"),
+        ("slurm bad.json", "is no trainer whose files are read"),
+    ] {
+        let run = line(
+            folder.path(),
+            &format!("estimate --from {arguments} --model model.json --profile profile.json"),
+        );
+        assert_eq!(run.code, Some(2), "{arguments}: {}", run.err);
+        assert!(run.err.contains(expected) && run.err.contains("hint: "), "{arguments}: {}", run.err);
+    }
+    write(folder.path(), "ds.json", "{\"train_batch_size\": 8, \"train_micro_batch_size_per_gpu\": 2}");
+    let run = line(folder.path(), "estimate --from deepspeed ds.json --profile profile.json");
+    assert!(run.err.contains("does not say what is trained"), "{}", run.err);
+}
+
+#[test]
+fn launchers_get_the_plan_or_a_script() {
+    let folder = folder(2);
+    line(folder.path(), &format!("{GIVEN} --micro-batch 2")).ok();
+    line(folder.path(), "export plan.json --to slurm -o own").ok();
+    let own = std::fs::read_to_string(folder.path().join("own/job.sbatch")).unwrap();
+    assert!(
+        own.contains("#SBATCH --ntasks-per-node=2")
+            && own.contains("srun autodist train plan.json --steps \"$TRAIN_STEPS\"")
+            && own.contains("${TRAIN_STEPS:?"),
+        "{own}"
+    );
+    // The plan goes along, as it was.
+    let plan = |path: &str| -> Value {
+        serde_json::from_str(&std::fs::read_to_string(folder.path().join(path)).unwrap()).unwrap()
+    };
+    assert_eq!(plan("own/plan.json"), plan("plan.json"));
+    line(folder.path(), "export plan.json --to slurm -o other --script megatron.sh").ok();
+    let other = std::fs::read_to_string(folder.path().join("other/job.sbatch")).unwrap();
+    assert!(other.contains("--ntasks-per-node=1") && other.contains("SCRIPT=megatron.sh"), "{other}");
+    for script in ["own/job.sbatch", "other/job.sbatch"] {
+        let checked = Command::new("bash").arg("-n").arg(folder.path().join(script)).status().unwrap();
+        assert!(checked.success());
+    }
+    let refused = command(folder.path(), &["export", "plan.json", "--to", "megatron", "--script", "x.sh"])
+        .output()
+        .unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    line(folder.path(), "export plan.json --to kubernetes -o k8s --image registry/image:1").ok();
+    let manifest = std::fs::read_to_string(folder.path().join("k8s/jobset.yaml")).unwrap();
+    assert!(manifest.contains("kind: JobSet") && manifest.contains("registry/image:1"), "{manifest}");
+}

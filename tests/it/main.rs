@@ -1,0 +1,31 @@
+//! Tests of the program, as its users meet it, in one program: what they share is compiled and linked once.
+
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+
+mod architecture;
+mod bad_input;
+mod common;
+mod contract;
+mod doubts;
+mod emulation;
+mod end_to_end;
+mod export;
+mod external;
+mod external_failures;
+mod failures;
+mod gpu;
+mod hostile_files;
+mod hosts;
+mod kept;
+mod lab;
+mod mpi;
+mod mutations;
+mod namespaces;
+mod numbers;
+mod parsers;
+mod real_gpu;
+mod slurm;
+mod strangers;
+mod torch;
+mod unmeasured;
+mod verdict;

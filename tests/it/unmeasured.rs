@@ -1,0 +1,376 @@
+//! Predictions for hardware that is not here: `estimate` without a profile, `backtest`, `calibrate`.
+
+use crate::common;
+
+use common::{line, write};
+use serde_json::Value;
+
+const GPT3: &str = "estimate --model gpt3-175b --cluster 64x8xa100-80gb-sxm@8x200gbps --tp 8 --pp 8 --vpp 3 --dp 8 \
+                    --micro-batch 1 --global-batch 1536 --seq-len 2048";
+
+#[test]
+fn a_cluster_that_nobody_measured_is_priced_by_its_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = line(folder.path(), GPT3);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    for text in [
+        "step ",
+        "± ",
+        "memory ",
+        "pipeline bubble",
+        "shipped calibration",
+        "recomputation",
+        "--sp not given",
+    ] {
+        assert!(run.out.contains(text), "`{text}` is not in: {}", run.out);
+    }
+    let run = line(folder.path(), &format!("{GPT3} --json --trainer megatron --recompute full"));
+    let document: Value = serde_json::from_str(&run.out).unwrap();
+    let step = document["estimate"]["step"].as_f64().unwrap();
+    assert!((40.0..80.0).contains(&step), "{step}");
+    assert!(document["mfu"].as_f64().unwrap() < 1.0);
+}
+
+#[test]
+fn the_fastest_layouts_of_a_job_are_found_and_can_be_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = "estimate --model gpt3-175b --cluster 64x8xa100-80gb-sxm@8x200gbps --global-batch 1536 --seq-len 2048";
+    let run = line(folder.path(), &format!("{job} --best 5 --json"));
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let found: Value = serde_json::from_str(&run.out).unwrap();
+    let best = found["best"].as_array().unwrap();
+    assert_eq!(best.len(), 5);
+    assert!(found["considered"].as_u64().unwrap() > found["too_large"].as_u64().unwrap());
+    let step = |document: &Value| document["estimate"]["step"].as_f64().unwrap();
+    assert!(best.windows(2).all(|pair| step(&pair[0]) <= step(&pair[1])));
+    // Each is what its flags say, and fits.
+    for layout in best {
+        assert_eq!(layout["devices"], 512);
+        let flags = layout["flags"].as_str().unwrap();
+        let alone = line(folder.path(), &format!("{job} {flags} --json"));
+        let alone: Value = serde_json::from_str(&alone.out).unwrap();
+        assert!((step(&alone) / step(layout) - 1.0).abs() < 1e-12, "{flags}");
+    }
+    // A layout that somebody has is none that the search would have missed.
+    let known = line(folder.path(), &format!("{GPT3} --zero 1 --sp --recompute none --json"));
+    let known: Value = serde_json::from_str(&known.out).unwrap();
+    assert!(step(&best[0]) <= step(&known));
+
+    let text = line(folder.path(), &format!("{job} --tp 4 --best"));
+    assert!(
+        text.out.contains("layouts of 512 devices") && text.out.contains("the first\nstep"),
+        "{}",
+        text.out
+    );
+    assert!(text.out.lines().filter(|l| l.contains("--dp ")).all(|l| l.contains("--tp 4 ")), "{}", text.out);
+    for (flags, code, expected) in [
+        ("--tp 5", 2, "`--tp` is `5`: does not divide the 512 devices"),
+        ("--pp 256", 3, "has no layout"),
+        ("--device-memory 4000000000", 3, "the smallest needs"),
+        ("--shard 8", 2, "--shard"),
+    ] {
+        let run = line(folder.path(), &format!("{job} {flags} --best"));
+        assert_eq!(run.code, Some(code), "{flags}: {}", run.out);
+        assert_eq!(run.out, "", "{flags}");
+        assert!(run.err.contains(expected) && run.err.contains("hint: "), "{flags}: {}", run.err);
+    }
+}
+
+#[test]
+fn a_configuration_is_called_as_it_says_or_as_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("my-llama");
+    std::fs::create_dir(&place).unwrap();
+    let config = |name: &str| {
+        format!(
+            "{{{name}\"model_type\": \"llama\", \"hidden_size\": 64, \"num_attention_heads\": 4, \"num_hidden_layers\": 2, \
+             \"intermediate_size\": 128, \"vocab_size\": 64, \"max_position_embeddings\": 16, \"rms_norm_eps\": 1e-5, \
+             \"rope_theta\": 10000.0, \"hidden_act\": \"silu\", \"tie_word_embeddings\": false}}"
+        )
+    };
+    let called = |at: &std::path::Path, model: &str| {
+        let args = "--cluster 1x2xh100-80gb-sxm --global-batch 8 --seq-len 16 -o plan.json";
+        line(at, &format!("estimate --model {model} {args}")).ok();
+        let plan: Value =
+            serde_json::from_str(&std::fs::read_to_string(at.join("plan.json")).unwrap()).unwrap();
+        plan["model"]["name"].as_str().unwrap().to_owned()
+    };
+    write(&place, "config.json", config(""));
+    assert_eq!(called(&place, "config.json"), "my-llama");
+    assert_eq!(called(&place, "."), "my-llama");
+    assert_eq!(called(folder.path(), "my-llama"), "my-llama");
+    write(&place, "other.json", config(""));
+    assert_eq!(called(&place, "other.json"), "other");
+    write(&place, "config.json", config("\"_name_or_path\": \"someone/Their-Llama\", "));
+    assert_eq!(called(&place, "config.json"), "Their-Llama");
+}
+
+#[test]
+fn utilisation_is_of_the_peak_of_the_arithmetic_that_is_trained_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let on = |device: &str, flags: &str| {
+        let job = "--model gpt2-xl --global-batch 64 --seq-len 1024 --dp 8 --micro-batch 8";
+        let job = format!("estimate --cluster 1x8x{device} {job} {flags}");
+        let text = line(folder.path(), &job).ok();
+        (
+            text.split_whitespace().collect::<Vec<_>>().join(" "),
+            line(folder.path(), &format!("{job} --json")).json(),
+        )
+    };
+    for (flags, arithmetic, peak) in
+        [("", "bf16", 989e12), ("--fp8", "fp8", 1979e12), ("--precision tf32", "tf32", 494.5e12)]
+    {
+        let (text, document) = on("h100-80gb-sxm", flags);
+        assert!(
+            text.contains(&format!("({arithmetic}, published): MFU with attention GEMMs counted in full")),
+            "{text}"
+        );
+        assert_eq!(document["peak"]["arithmetic"], arithmetic);
+        assert_eq!(document["peak"]["flops_per_s"].as_f64(), Some(peak));
+        let share = document["flops_per_s_per_device"].as_f64().unwrap() / peak;
+        let mfu = document["mfu"].as_f64().unwrap();
+        assert!((mfu - share).abs() < 1e-12 && mfu <= 1.0, "{mfu} {share}");
+    }
+    // No figure of the arithmetic: the rate alone.
+    let (text, document) = on("a100-80gb-sxm", "--fp8");
+    assert!(text.contains("TFLOP/s a device") && !text.contains("MFU"), "{text}");
+    assert!(document.get("mfu").is_none() && document.get("peak").is_none(), "{document}");
+    let best = "estimate --cluster 1x8xh100-80gb-sxm --model gpt2-xl --global-batch 64 --seq-len 1024 --fp8 --best 3";
+    let best = line(folder.path(), best).ok();
+    assert!(best.contains("MFU is of 1.98 PFLOP/s (fp8, published)"), "{best}");
+    assert!(best.contains("  MFU  "), "{best}");
+}
+
+#[test]
+fn a_layout_that_nobody_measured_goes_to_trainers_and_reports() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = "estimate --model llama3-70b --cluster 32x8xh100-80gb-sxm@8x400gbps --global-batch 1024 --seq-len 8192";
+    let run = line(folder.path(), &format!("{job} --tp 8 --pp 4 --vpp 5 --sp --recompute none -o plan.json"));
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let run = line(folder.path(), "export plan.json --to megatron -o out");
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let script = std::fs::read_to_string(folder.path().join("out/megatron.sh")).unwrap();
+    for text in
+        ["--tensor-model-parallel-size 8", "--num-virtual-stages-per-pipeline-rank 5", "--sequence-parallel"]
+    {
+        assert!(script.contains(text), "`{text}` is not in: {script}");
+    }
+    let run = line(folder.path(), "report plan.json -o report");
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let page = std::fs::read_to_string(folder.path().join("report/report.html")).unwrap();
+    assert!(page.contains("priced by published figures"));
+    // One figure everywhere, of the device that the catalogue has.
+    let plan: Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.path().join("plan.json")).unwrap()).unwrap();
+    let mfu = format!(
+        "{:.1} % of its 989 TFLOP/s (bf16, published)",
+        100.0 * plan["estimate"]["mfu"].as_f64().unwrap()
+    );
+    assert!(page.contains(&mfu), "{mfu} is not in the page");
+    // And no value of a toy job in the script of a large one.
+    for built_in in ["0.003", "3e-3", "--train-iters 200", "warmup", "--seed"] {
+        assert!(!script.contains(built_in), "{built_in} in {script}");
+    }
+
+    // The fastest listed one that has a plan is written, and why those before it have none is said.
+    let run = line(folder.path(), &format!("{job} --tp 8 --pp 1 --best 40 -o best.json"));
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let plan: Value =
+        serde_json::from_str(&std::fs::read_to_string(folder.path().join("best.json")).unwrap()).unwrap();
+    assert_eq!((&plan["strategy"]["tensor"], &plan["strategy"]["context"]), (&8.into(), &1.into()));
+
+    for (flags, expected) in
+        [("--tp 8 --cp 2", "context parallelism"), ("--tp 8 --fp8", "--fp8"), ("--tp 8 --pp 3 --dp 10", "")]
+    {
+        let run = line(folder.path(), &format!("{job} {flags} -o none.json"));
+        assert_eq!(run.code, Some(2), "{flags}: {}", run.out);
+        assert!(run.err.contains(expected) && run.err.contains("hint: "), "{flags}: {}", run.err);
+        assert!(!folder.path().join("none.json").exists(), "{flags}");
+    }
+
+    // What does not fit is said with all that is known of it.
+    let large = format!("{job} --pp 4 --tp 2 --recompute none");
+    let run = line(folder.path(), &format!("{large} -o none.json"));
+    assert_eq!(run.code, Some(3), "{}", run.out);
+    assert!(
+        run.out.contains("does NOT fit into") && run.err.contains("does not fit: it needs"),
+        "{}",
+        run.err
+    );
+    assert!(
+        run.err.contains("no plan was written to none.json") && run.err.contains("hint: "),
+        "{}",
+        run.err
+    );
+    assert!(!folder.path().join("none.json").exists());
+    let run = line(folder.path(), &format!("{large} --json"));
+    assert_eq!(
+        (run.code, serde_json::from_str::<Value>(&run.out).unwrap()["fits"].as_bool()),
+        (Some(3), Some(false))
+    );
+    let run = line(folder.path(), &format!("{job} --pp 4 --tp 8 --sp --json")).json();
+    assert_eq!(run["fits"], true);
+}
+
+#[test]
+fn products_in_8_bits_are_faster_and_tables_of_runs_are_joined() {
+    let folder = tempfile::tempdir().unwrap();
+    let job = "estimate --model llama3-8b --cluster 1x8xh100-80gb-sxm --global-batch 128 --seq-len 8192 --recompute none \
+               --trainer nemo --json";
+    let step = |flags: &str| {
+        let run = line(folder.path(), &format!("{job} {flags}"));
+        serde_json::from_str::<Value>(&run.out).unwrap()["estimate"]["step"].as_f64().unwrap()
+    };
+    assert!(step("--fp8") < 0.95 * step(""));
+
+    let header = "id,group,layers,hidden,heads,ffn,vocab,seq_len,gpu,gpus_total,precision,tp,pp,micro_batch,global_batch,iteration_s";
+    let row =
+        |id: &str| format!("{header}\n{id},g,24,2048,16,8192,51200,2048,A100-80GB-SXM,8,bf16,1,1,4,64,2.0\n");
+    write(folder.path(), "one.csv", row("a"));
+    write(folder.path(), "two.csv", row("b"));
+    let run = line(folder.path(), "backtest one.csv two.csv --json");
+    let document: Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!(document["rows"].as_array().unwrap().len(), 2);
+    write(folder.path(), "two.csv", row("a"));
+    let run = line(folder.path(), "backtest one.csv two.csv");
+    assert_eq!(run.code, Some(2));
+    assert!(run.err.contains("two.csv") && run.err.contains("another of the tables"), "{}", run.err);
+}
+
+#[test]
+fn what_is_wrong_is_said_with_a_way_out() {
+    let folder = tempfile::tempdir().unwrap();
+    for (left_out, flags, expected) in [
+        (&["--tp", "--dp"][..], "--tp 3", "does not divide"),
+        (&["--dp"], "--dp 4", "cluster has 512"),
+        (&[], "--ep 2", "no experts"),
+        (&[], "--calibration none.toml", "none.toml"),
+    ] {
+        let words: Vec<&str> = GPT3.split_whitespace().collect();
+        let of_flag =
+            |at: usize| left_out.contains(&words[at]) || at > 0 && left_out.contains(&words[at - 1]);
+        let others: Vec<&str> = (0..words.len()).filter(|at| !of_flag(*at)).map(|at| words[at]).collect();
+        let run = line(folder.path(), &format!("{} {flags}", others.join(" ")));
+        assert_eq!(run.code, Some(2), "{flags}: {} {}", run.out, run.err);
+        assert!(run.err.contains(expected) && run.err.contains("hint: "), "{flags}: {}", run.err);
+    }
+}
+
+/// The part of a page of documentation that stands under a heading.
+fn section(page: &'static str, heading: &str) -> &'static str {
+    let after = page.split_once(heading).unwrap().1;
+    after.split("\n## ").next().unwrap()
+}
+
+#[test]
+fn a_device_of_ones_own_is_priced_as_the_documentation_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = section(include_str!("../../docs/hardware.md"), "## A device of your own\n");
+    let file = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    write(folder.path(), "mine.toml", file);
+    let command = page.lines().find_map(|line| line.strip_prefix("    autodist ")).unwrap();
+    let run = line(folder.path(), command);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(run.out.contains("h100-96gb-500w of the catalogue"), "{}", run.out);
+
+    // The same by a cluster's file; and a slower one of the same name is slower.
+    let cluster = "schema_version = 1\nname = \"lab\"\n[[nodes]]\ncount = 16\ndevices = 8\ndevice = \"h100-96gb-500w\"\n\
+                   [network]\nbytes_per_s = 4e11\n";
+    write(folder.path(), "lab.toml", cluster);
+    write(folder.path(), "slower.toml", file.replace("8.0e14", "4.0e14").replace("6.5e14", "3.2e14"));
+    let by_file = command.replace("16x8xh100-96gb-500w@8x400gbps", "lab.toml");
+    let step = |command: &str| line(folder.path(), command).json()["estimate"]["step"].as_f64().unwrap();
+    let known = step(&format!("{command} --json"));
+    assert_eq!(known, step(&format!("{by_file} --json")));
+    let slower = step(&format!("{command} --devices slower.toml --json"));
+    assert!(slower > 1.3 * known, "the last file of a name counts: {slower} after {known}");
+
+    // Runs on it are understood, and learnt from.
+    let runs: Vec<String> = (1..=4)
+        .map(|i| {
+            format!(
+                "r{i},mine,Megatron-LM,{},4096,32,2048,H100-96GB-500W,8,bf16,8,1,1,full,1,32,{}",
+                12 * i,
+                0.35 * f64::from(i)
+            )
+        })
+        .collect();
+    let header = "id,group,source,layers,hidden,heads,seq_len,gpu,gpus_total,precision,tp,pp,dp,recompute,micro_batch,global_batch,iteration_s";
+    write(folder.path(), "runs.csv", format!("{header}\n{}\n", runs.join("\n")));
+    let guessed = |command: &str| line(folder.path(), command).ok().contains("device taken to be");
+    assert!(guessed("backtest runs.csv") && !guessed("backtest runs.csv --devices mine.toml"));
+    let run = line(folder.path(), "calibrate runs.csv --devices mine.toml -o calibration.toml");
+    assert_eq!(run.code, Some(0), "{}", run.err);
+}
+
+#[test]
+fn a_wrong_file_of_devices_is_refused_with_file_field_and_value() {
+    let folder = tempfile::tempdir().unwrap();
+    write(
+        folder.path(),
+        "bad.toml",
+        "[[device]]\nname = \"x1\"\nmemory_bytes = 1000000000\npeak_flops_per_s = -1.0\nmemory_bytes_per_s = 1e12\nlink_bytes_per_s = 1e11\nsource = \"\"\n",
+    );
+    let runs = "backtest --devices bad.toml";
+    for (command, expected) in [
+        (format!("{GPT3} --devices bad.toml"), &["bad.toml", "peak_flops_per_s", "-1"][..]),
+        (runs.to_owned(), &["bad.toml", "peak_flops_per_s", "-1"]),
+        ("backtest --devices none.toml".to_owned(), &["none.toml", "cannot be read"]),
+        (GPT3.replace("a100-80gb-sxm", "x1"), &["x1", "--devices"]),
+    ] {
+        let run = line(folder.path(), &command);
+        assert_eq!(run.code, Some(2), "{command}: {} {}", run.out, run.err);
+        let told = expected.iter().all(|text| run.err.contains(text));
+        assert!(told && run.err.contains("hint: "), "{command}: {}", run.err);
+    }
+}
+
+#[test]
+fn a_backtest_is_one_document() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = line(folder.path(), "backtest --json");
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let document: Value = serde_json::from_str(&run.out).unwrap();
+    let rows = document["rows"].as_array().unwrap();
+    assert!(rows.len() > 1000);
+    for row in rows {
+        assert!(row["id"].is_string());
+        let predicted = row["predicted_s"].is_f64() && row["assumptions"].is_array();
+        assert!(predicted || row["reason"].is_string(), "{row}");
+    }
+    let summary = &document["summary"];
+    assert!(
+        summary["all"]["constant_mfu"]["median"].as_f64().unwrap()
+            > summary["all"]["errors"]["median"].as_f64().unwrap()
+    );
+    assert!(summary["choices"]["mean_kendall_tau"].is_f64());
+    assert!(summary["memory"]["median"].is_f64());
+    let text = line(folder.path(), "backtest");
+    assert!(text.out.contains("constant") && text.out.contains("choice sets"), "{}", text.out);
+}
+
+#[test]
+fn a_calibration_learns_from_runs_and_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let header = "id,group,source,layers,hidden,heads,ffn,vocab,seq_len,gpu,gpus_total,gpus_per_node,precision,tp,pp,dp,recompute,micro_batch,global_batch,iteration_s";
+    // A cluster that is slower than what is shipped says.
+    let runs: Vec<String> = (0..12)
+        .map(|i| {
+            let (layers, micro_batch) = (12 + 2 * (i % 4), 1 << (i % 3));
+            let seconds = 0.055 * f64::from(layers) * 1.3;
+            format!("r{i},mine,Megatron-LM,{layers},4096,32,16384,51200,2048,A100-80GB-SXM,8,8,bf16,8,1,1,full,{micro_batch},32,{seconds}")
+        })
+        .collect();
+    write(folder.path(), "runs.csv", format!("{header}\n{}\n", runs.join("\n")));
+    let run = line(folder.path(), "calibrate runs.csv -o mine.toml");
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(run.out.contains("left out of the fit"), "{}", run.out);
+    let run = line(folder.path(), &format!("{GPT3} --calibration mine.toml"));
+    assert!(run.out.contains("mine.toml"), "{} {}", run.out, run.err);
+    let before = line(folder.path(), "backtest runs.csv --json");
+    let after = line(folder.path(), "backtest runs.csv --json --calibration mine.toml");
+    let bias = |text: &str| {
+        serde_json::from_str::<Value>(text).unwrap()["summary"]["all"]["errors"]["mean"].as_f64().unwrap()
+    };
+    assert!(bias(&after.out) < bias(&before.out), "{} {}", bias(&after.out), bias(&before.out));
+}
