@@ -119,6 +119,7 @@ fn what_nanotron_has_no_default_for_is_filled_in_by_its_script() {
         assert!(filled.contains(expected), "{expected} is not in {filled}");
     }
     assert!(!filled.contains('$') && !filled.contains("seed"), "{filled}");
+    common::write(folder.path(), "out/nanotron.filled.yaml", &filled);
     // Both files are read; the one with variables says nothing of them.
     for (file, steps) in [("nanotron.yaml", None), ("nanotron.filled.yaml", Some(500))] {
         let back = line(
