@@ -195,11 +195,9 @@ fn tune_measures_again_what_a_refuted_plan_stands_on_and_hands_over_the_fastest_
     let made = folder.join("tuned");
     let repaired = read(&made.join("profile.json"));
     assert_ne!(repaired["segments"], doctored["segments"], "{}", found.err);
-    assert!(
-        found.err.contains("REFUTED") || found.err.contains("measuring that again"),
-        "the wrong cells are said: {}",
-        found.err
-    );
+    // On a quiet machine the cells stand out before any plan rests on them; else the training of a plan shows it.
+    let said = ["measuring those again", "REFUTED", "measuring that again"];
+    assert!(said.iter().any(|words| found.err.contains(words)), "the wrong cells are said: {}", found.err);
     let validation = read(&made.join("runs/validation.json"));
     let plan = read(&made.join("plan.json"));
     assert_eq!(plans(&plan), fastest_first(&validation));
