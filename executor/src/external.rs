@@ -302,7 +302,7 @@ impl Variables<'_> {
             None => Ok(None),
             Some(text) => match text.parse::<u16>() {
                 Ok(port) if (1..=highest).contains(&port) => Ok(Some(port)),
-                _ => Err(InputError::new(name, text, format!("is no port from 1 to {highest}")).hint(
+                _ => Err(InputError::new(name, text, format!("is not a port from 1 to {highest}")).hint(
                     format!("set {PORT} to a free port of rank 0's machine, the same for all processes"),
                 )),
             },
