@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All tests that this machine can run, over MPI too where that is installed. Arguments go to the test runner:
+# All tests that this machine can run, over MPI too where that is installed; a share of the cases of some (`.ci/at-length` runs
+# the others). Arguments go to the test runner:
 # `scripts/test.sh -p autodist-planner`, `scripts/test.sh torch::` (a file of tests), `scripts/test.sh over_mpi`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,11 +9,14 @@ mapfile -t features < <(scripts/features.sh)
 # Open MPI starts nothing for root unless it is told to.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
+whole=$([ $# -gt 0 ] || echo yes)
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run --workspace --locked "${features[@]}" "$@"
 else
     echo "cargo-nextest is not installed: the tests run one program after the other (cargo install cargo-nextest --locked)"
+    # As .config/nextest.toml says.
+    [ -z "$whole" ] || set -- -- --skip at_length
     cargo test --workspace --locked --lib --bins --tests "${features[@]}" "$@"
 fi
 # Examples in the documentation; no tests are in there to choose from.
-[ $# -gt 0 ] || cargo test --workspace --locked --doc --quiet "${features[@]}"
+[ -z "$whole" ] || cargo test --workspace --locked --doc --quiet "${features[@]}"

@@ -162,10 +162,10 @@ fn a_training_that_diverges_says_where_and_keeps_its_finite_steps() {
 #[test]
 fn a_training_that_is_done_leaves_one_file() {
     let folder = folder();
-    line(folder.path(), &format!("train plan.json --steps 400 -o out/run.json {RANKS}")).ok();
+    line(folder.path(), &format!("train plan.json --steps 150 -o out/run.json {RANKS}")).ok();
     assert_eq!(names(&folder.path().join("out")), ["run.json"]);
     let record = read(folder.path().join("out/run.json")).unwrap();
-    assert_eq!((steps(&record), &record["ended"]), (400, &Value::Null));
+    assert_eq!((steps(&record), &record["ended"]), (150, &Value::Null));
     let of =
         |rank: u64| record["timeline"].as_array().unwrap().iter().filter(move |e| e["rank"] == rank).count();
     assert!(of(0) > 0 && of(0) == of(1), "one step's timeline, of both ranks");
@@ -180,7 +180,7 @@ fn what_cannot_be_written_is_printed() {
     assert!(plan.err.contains("cannot write /dev/full"), "{}", plan.err);
     assert!(serde_json::from_str::<Value>(&plan.out).unwrap()["strategy"].is_object());
 
-    let train = "train plan.json --steps 600 --json -o away/run.json";
+    let train = "train plan.json --steps 300 --json -o away/run.json";
     let running = Running::start(folder, &format!("{train} {RANKS}"));
     wait(LIMIT, || folder.join("away/run.partial.json").exists() || folder.join("away/run.json").exists());
     take_away(&folder.join("away"));
@@ -192,15 +192,14 @@ fn what_cannot_be_written_is_printed() {
         assert_eq!(code, Some(4), "{err}");
         assert!(err.contains("error: cannot write away/run.json"), "{err}");
     }
-    assert_eq!(steps(&serde_json::from_str(&out).unwrap()), 600);
+    assert_eq!(steps(&serde_json::from_str(&out).unwrap()), 300);
 }
 
 #[test]
 fn a_profile_that_cannot_be_written_is_printed() {
     let folder = folder();
     let folder = folder.path();
-    let profile =
-        "profile --model model.json --job job.toml --ranks 2 --budget 0.1 --json -o away/profile.json";
+    let profile = "profile --model model.json --job job.toml --ranks 2 --tp 1 --pp 1 --budget 0.1 --json -o away/profile.json";
     let running = Running::start(folder, &format!("{profile} {RANKS}"));
     wait(LIMIT, || folder.join("away/profile.json").exists());
     take_away(&folder.join("away"));
@@ -233,7 +232,7 @@ fn an_interrupted_validation_is_kept_and_can_be_resumed() {
     let folder = folder.path();
     plans(folder);
     let runs = folder.join("runs");
-    let validate = format!("validate plan.json --top 3 --steps 200 {RANKS}");
+    let validate = format!("validate plan.json --top 3 --steps 100 {RANKS}");
     let running = Running::start(folder, &validate);
     wait(LIMIT, || rounds(&runs).len() == 3);
     running.signal(libc::SIGINT);
@@ -252,7 +251,7 @@ fn an_interrupted_validation_is_kept_and_can_be_resumed() {
     let other = edited(&read(folder.join("plan.json")).unwrap(), "/job/seed", Some(7.into()));
     write(folder, "other.json", other.to_string());
     for (args, field) in [
-        (validate.replace("200", "100"), "`rounds.steps`"),
+        (validate.replace("100", "50"), "`rounds.steps`"),
         (validate.replace("plan.json", "other.json"), "`rounds.fingerprint`"),
     ] {
         let refused = line(folder, &format!("{args} --resume"));
@@ -271,7 +270,7 @@ fn an_interrupted_validation_is_kept_and_can_be_resumed() {
     assert_eq!((&found["ended"], found["runs"].as_array().unwrap().len()), (&Value::Null, 3));
     assert_eq!(rounds(&runs), [5, 5, 5]);
     for (_, record) in records(&runs) {
-        assert_eq!(steps(&record), 202);
+        assert_eq!(steps(&record), 102);
     }
     // Nothing is left to do, in whatever order the plans come: a validation leaves them in measured order.
     let mut plan = read(folder.join("plan.json")).unwrap();
@@ -296,7 +295,7 @@ fn rounds_before_a_rank_died_are_kept_and_used() {
     let folder = folder.path();
     plans(folder);
     let runs = folder.join("runs");
-    let running = Running::start(folder, &format!("validate plan.json --top 2 --steps 600 --json {RANKS}"));
+    let running = Running::start(folder, &format!("validate plan.json --top 2 --steps 250 --json {RANKS}"));
     // Every other round has the reverse order: the first plan is being trained for the second time.
     wait(LIMIT, || rounds(&runs) == [1, 2]);
     let launcher = running.0.id() as i32;
@@ -322,7 +321,7 @@ fn a_validation_that_cannot_be_written_is_printed() {
     let folder = folder.path();
     plans(folder);
     let runs = folder.join("runs");
-    let running = Running::start(folder, &format!("validate plan.json --top 2 --steps 200 {RANKS}"));
+    let running = Running::start(folder, &format!("validate plan.json --top 2 --steps 100 {RANKS}"));
     wait(LIMIT, || !rounds(&runs).is_empty());
     take_away(&runs);
     let Finished { code, out, err } = running.end();
@@ -344,7 +343,7 @@ fn a_validation_whose_program_is_deleted_keeps_what_it_has() {
     if std::fs::hard_link(common::AUTODIST, &program).is_err() {
         std::fs::copy(common::AUTODIST, &program).unwrap();
     }
-    let args = format!("validate plan.json --top 2 --steps 200 {RANKS}");
+    let args = format!("validate plan.json --top 2 --steps 100 {RANKS}");
     let mut command = std::process::Command::new(&program);
     command.args(args.split_whitespace()).current_dir(folder);
     command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());

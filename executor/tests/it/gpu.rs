@@ -8,7 +8,7 @@ use autodist_compute::Cpu;
 use autodist_cuda::{Cuda, Libraries, Search};
 use autodist_executor::{Device, Task, local};
 use autodist_program::stages;
-use autodist_spec::{Codec, Communication, Job, Optimizer, ParallelStrategy, Precision, Reduction};
+use autodist_spec::{Codec, Communication, Job, Optimizer, ParallelStrategy, Precision, Reduction, Stage};
 use common::{Difference, Trained, any_way, model, task, ways};
 use proptest::prelude::*;
 use std::sync::{Arc, LazyLock};
@@ -56,16 +56,33 @@ const FP32: f64 = 1e-4;
 /// of roundings do not add up to more.
 const ROUNDING: f64 = 1.0 / 256.0;
 
+/// Of all splits every third, for the families in turn, beginning with another for each precision.
+fn share(first: usize) -> impl Iterator<Item = (ParallelStrategy, bool)> {
+    let some = ways().into_iter().skip(first).step_by(3).enumerate();
+    some.map(|(index, (_, strategy))| (strategy, index % 2 == 1))
+}
+
+fn all() -> impl Iterator<Item = (ParallelStrategy, bool)> {
+    ways().into_iter().flat_map(|(_, strategy)| [false, true].map(|llama| (strategy.clone(), llama)))
+}
+
 #[test]
-fn in_fp32_every_split_trains_what_the_cpu_trains() {
+fn in_fp32_splits_train_what_the_cpu_trains() {
+    train_in_fp32(share(0));
+}
+
+#[test]
+fn in_fp32_every_split_trains_what_the_cpu_trains_at_length() {
+    train_in_fp32(all());
+}
+
+fn train_in_fp32(cases: impl Iterator<Item = (ParallelStrategy, bool)>) {
     let device = gpu(Precision::Fp32);
-    for (_, strategy) in ways() {
-        for llama in [false, true] {
-            let stages = stages::even(&model(llama), &strategy);
-            let trained = train(&device, &task(&model(llama), strategy.clone(), stages));
-            let difference = Difference::of(&trained, &CPU[usize::from(llama)]);
-            assert!(difference.largest() <= FP32, "{}: {difference:?}", strategy.label());
-        }
+    for (strategy, llama) in cases {
+        let stages = stages::even(&model(llama), &strategy);
+        let trained = train(&device, &task(&model(llama), strategy.clone(), stages));
+        let difference = Difference::of(&trained, &CPU[usize::from(llama)]);
+        assert!(difference.largest() <= FP32, "{}: {difference:?}", strategy.label());
     }
 }
 
@@ -82,16 +99,23 @@ fn in_bf16_one_gpu_trains_what_the_cpu_trains_but_for_rounding() {
 }
 
 #[test]
-fn in_bf16_every_split_trains_what_one_gpu_trains_but_for_rounding() {
+fn in_bf16_splits_train_what_one_gpu_trains_but_for_rounding() {
+    train_in_bf16(share(1));
+}
+
+#[test]
+fn in_bf16_every_split_trains_what_one_gpu_trains_but_for_rounding_at_length() {
+    train_in_bf16(all());
+}
+
+fn train_in_bf16(cases: impl Iterator<Item = (ParallelStrategy, bool)>) {
     let device = gpu(Precision::Bf16);
-    for (_, strategy) in ways() {
-        for llama in [false, true] {
-            let stages = stages::even(&model(llama), &strategy);
-            let trained = train(&device, &in_bf16(task(&model(llama), strategy.clone(), stages)));
-            let difference = Difference::of(&trained, &BF16[usize::from(llama)]);
-            assert!(difference.loss <= ROUNDING, "{}: {difference:?}", strategy.label());
-            assert!(difference.parameters <= 4.0 * ROUNDING, "{}: {difference:?}", strategy.label());
-        }
+    for (strategy, llama) in cases {
+        let stages = stages::even(&model(llama), &strategy);
+        let trained = train(&device, &in_bf16(task(&model(llama), strategy.clone(), stages)));
+        let difference = Difference::of(&trained, &BF16[usize::from(llama)]);
+        assert!(difference.loss <= ROUNDING, "{}: {difference:?}", strategy.label());
+        assert!(difference.parameters <= 4.0 * ROUNDING, "{}: {difference:?}", strategy.label());
     }
 }
 
@@ -108,12 +132,21 @@ fn apart(codec: Codec) -> f64 {
 
 #[test]
 fn in_fp32_every_codec_trains_what_it_trains_on_the_cpu() {
+    train_with_codecs(&[true]);
+}
+
+#[test]
+fn in_fp32_every_codec_trains_the_other_family_at_length() {
+    train_with_codecs(&[false]);
+}
+
+fn train_with_codecs(families: &[bool]) {
     let device = gpu(Precision::Fp32);
     // 1-bit Adam divides by the second moments of its warm-up. Where a gradient is zero but for rounding, as that of a
     // key's bias is, they differ between devices, and so does all that follows; the self-test holds its coding alone.
     let alike = Codec::DEFAULTS.into_iter().filter(|codec| !matches!(codec, Codec::OneBitAdam { .. }));
     for codec in alike.map(Codec::at_once) {
-        for llama in [false, true] {
+        for &llama in families {
             let reduce = Reduction { codec, ..Reduction::default() };
             let communication = Communication { reduce, ..Communication::default() };
             let strategy = ParallelStrategy { communication, ..ParallelStrategy::data_parallel(2, 2) };
@@ -164,9 +197,21 @@ fn in_fp32_rounded_shards_parameters_and_activations_are_the_cpus() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_global_rejects: 100_000, ..ProptestConfig::default() })]
     #[test]
-    fn in_fp32_any_legal_way_trains_what_the_cpu_trains((llama, strategy, stages) in any_way()) {
-        let trained = train(&gpu(Precision::Fp32), &task(&model(llama), strategy.clone(), stages));
-        let difference = Difference::of(&trained, &CPU[usize::from(llama)]);
-        prop_assert!(difference.largest() <= FP32, "{}: {difference:?}", strategy.label());
+    fn in_fp32_any_legal_way_trains_what_the_cpu_trains_at_length((llama, strategy, stages) in any_way()) {
+        train_in_fp32_by(llama, strategy, stages);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4, max_global_rejects: 100_000, ..ProptestConfig::default() })]
+    #[test]
+    fn in_fp32_some_legal_way_trains_what_the_cpu_trains((llama, strategy, stages) in any_way()) {
+        train_in_fp32_by(llama, strategy, stages);
+    }
+}
+
+fn train_in_fp32_by(llama: bool, strategy: ParallelStrategy, stages: Vec<Stage>) {
+    let trained = train(&gpu(Precision::Fp32), &task(&model(llama), strategy.clone(), stages));
+    let difference = Difference::of(&trained, &CPU[usize::from(llama)]);
+    assert!(difference.largest() <= FP32, "{}: {difference:?}", strategy.label());
 }

@@ -48,22 +48,22 @@ fn one_device() {
 }
 
 #[test]
-fn data_parallel() {
+fn data_parallel_at_length() {
     check(ParallelStrategy::data_parallel(2, 8));
 }
 
 #[test]
-fn tensor_parallel() {
+fn tensor_parallel_at_length() {
     check(ParallelStrategy { tensor: 2, ..ParallelStrategy::data_parallel(1, 16) });
 }
 
 #[test]
-fn pipeline_parallel() {
+fn pipeline_parallel_at_length() {
     check(ParallelStrategy { pipeline: 2, ..ParallelStrategy::data_parallel(1, 4) });
 }
 
 #[test]
-fn momentum_sgd_learns_too_but_more_slowly() {
+fn momentum_sgd_learns_too_but_more_slowly_at_length() {
     let floor = SyntheticLanguage::new(64).entropy();
     let untrained = f64::from(learner().vocab).ln();
     let optimizer = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.0 };
