@@ -10,7 +10,6 @@ use std::process::Command;
 
 /// Its namespaces live as long as this, or as a process in them.
 pub struct Machine {
-    pub name: &'static str,
     pub address: Ipv4Addr,
     /// With their kinds, mounts last: the others are opened by paths.
     namespaces: Vec<(File, libc::c_int)>,
@@ -107,7 +106,7 @@ fn make(name: &'static str, address: Ipv4Addr, window: u64) -> Result<(Machine, 
         Ok((File::open(format!("/proc/thread-self/ns/{kind}"))?, *number))
     };
     let namespaces = KINDS.iter().map(open).collect::<io::Result<_>>().map_err(failed("namespaces"))?;
-    Ok((Machine { name, address, namespaces }, port))
+    Ok((Machine { address, namespaces }, port))
 }
 
 /// Memory that is shared by name is shared on this machine alone: libraries must not find a way past the switch.

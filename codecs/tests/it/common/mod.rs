@@ -1,6 +1,6 @@
 //! Groups whose members are threads.
 
-use autodist_codecs::{Compressor, Exchange, Phase, Report, Tensor};
+use autodist_codecs::{Compressor, Exchange, Phase, Tensor};
 use autodist_spec::Codec;
 use std::convert::Infallible;
 use std::sync::{Barrier, Mutex};
@@ -86,7 +86,6 @@ impl Exchange for Member<'_> {
 #[derive(Debug, Clone)]
 pub struct Step {
     pub result: Vec<f32>,
-    pub report: Report,
     pub seen: Vec<Phase>,
     pub state_bytes: u64,
     pub kept: Vec<f32>,
@@ -122,9 +121,9 @@ pub fn run_with(
         let step = |step: usize| {
             let mut member = Member { table: &table, rank, seen: Vec::new() };
             let mut result = gradient(step, rank);
-            let Ok(report) = compressor.reduce(&mut result, &mut member);
+            let Ok(_) = compressor.reduce(&mut result, &mut member);
             let (state_bytes, kept) = (compressor.state_bytes(), compressor.kept().to_vec());
-            Step { result, report, seen: member.seen, state_bytes, kept }
+            Step { result, seen: member.seen, state_bytes, kept }
         };
         (0..steps).map(step).collect::<Vec<_>>()
     };
