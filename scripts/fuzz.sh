@@ -17,7 +17,7 @@ AUTODIST_MUTATIONS_SEEDS="$PWD/fuzz/corpus" cargo test --quiet --locked --test i
 for target in "${targets[@]}"; do
     echo "== $target"
     mkdir -p "fuzz/corpus/$target"
-    cargo +nightly fuzz run --features libfuzzer "$target" -- \
+    cargo +nightly fuzz run --sanitizer none --features libfuzzer "$target" -- \
         -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=65536 -print_final_stats=1 2>&1 |
         grep -E 'BINGO|ERROR|SUMMARY|panicked|^stat::number_of_executed|^stat::peak|Test unit' || true
     [ "${PIPESTATUS[0]}" = 0 ] || { echo "$target: broken, see fuzz/artifacts/$target" >&2 && exit 1; }
