@@ -63,9 +63,13 @@ pub fn head_of_table(content: &str) -> String {
     format!("{head}\n({} lines)\n", lines.lines().count())
 }
 
+/// Rows of a page's table that are shown; how many more there are is said.
+const ROWS: usize = 12;
+
 /// What a reader of an HTML page reads: without figures, styles and scripts, a line for each paragraph and row.
 pub fn text_of_page(page: &str) -> String {
     let mut text = String::new();
+    let (mut rows, mut shown) = (0, 0);
     let mut rest = page;
     while let Some((before, after)) = rest.split_once('<') {
         text += &before.replace('\n', " ");
@@ -78,10 +82,15 @@ pub fn text_of_page(page: &str) -> String {
                 text += &format!("[{name}] ");
             }
             (true, "td" | "th") => text += " | ",
-            (
-                true,
-                "title" | "h1" | "h2" | "h3" | "p" | "div" | "tr" | "a" | "figcaption" | "summary" | "li",
-            ) => {
+            (false, "tbody") => rows = 0,
+            (false, "tr") => shown = text.len(),
+            (true, "tr") => {
+                rows += 1;
+                text.truncate(if rows > ROWS { shown } else { text.len() });
+                text.push('\n');
+            }
+            (true, "tbody") if rows > ROWS => text += &format!("({} rows more)\n", rows - ROWS),
+            (true, "title" | "h1" | "h2" | "h3" | "p" | "div" | "a" | "figcaption" | "summary" | "li") => {
                 text.push('\n');
             }
             (false, "br") => text.push('\n'),
