@@ -8,6 +8,8 @@ cd "$(dirname "$0")/.."
 mapfile -t features < <(scripts/features.sh)
 # Open MPI starts nothing for root unless it is told to.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+# A snapshot that differs fails its test, and no other file is written, unless somebody asks for it: INSTA_UPDATE=always.
+export INSTA_UPDATE=${INSTA_UPDATE:-no}
 
 whole=$([ $# -gt 0 ] || echo yes)
 if cargo nextest --version >/dev/null 2>&1; then

@@ -25,6 +25,7 @@ mod numbers;
 mod parsers;
 mod real_gpu;
 mod slurm;
+mod snapshots;
 mod strangers;
 mod torch;
 mod unmeasured;

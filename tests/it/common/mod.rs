@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod processes;
+pub mod shown;
 
 use autodist_cost_model::synthetic::Machine;
 use autodist_planner::{Planner, SearchLimits};
