@@ -1,6 +1,6 @@
 //! What a command shows, as one text that people can review.
 
-use super::common::{Finished, command};
+use super::{Finished, command};
 use std::collections::BTreeSet;
 use std::path::Path;
 
