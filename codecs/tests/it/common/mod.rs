@@ -1,6 +1,6 @@
 //! Groups whose members are threads.
 
-use autodist_codecs::{Compressor, Exchange, Phase, Report, Tensor};
+use autodist_codecs::{CodingQuality, Compressor, Exchange, Phase, Tensor};
 use autodist_spec::Codec;
 use std::convert::Infallible;
 use std::sync::{Barrier, Mutex};
@@ -86,7 +86,7 @@ impl Exchange for Member<'_> {
 #[derive(Debug, Clone)]
 pub struct Step {
     pub result: Vec<f32>,
-    pub report: Report,
+    pub report: CodingQuality,
     pub seen: Vec<Phase>,
     pub state_bytes: u64,
     pub kept: Vec<f32>,
