@@ -8,7 +8,7 @@ use std::process::Command;
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
 /// Each crate and the crates of this workspace that it uses.
-const EDGES: [(&str, &str); 17] = [
+const EDGES: [(&str, &str); 18] = [
     ("spec", ""),
     ("collectives", "spec"),
     ("codecs", "collectives spec"),
@@ -28,6 +28,7 @@ const EDGES: [(&str, &str); 17] = [
         "autodist",
         "analytic compute cost-model executor exporters hardware planner profiler program reports spec",
     ),
+    ("fuzz", "analytic communication executor exporters hardware spec"),
     ("software-gpu", ""),
 ];
 
