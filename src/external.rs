@@ -6,7 +6,7 @@ use crate::devices::Devices;
 use crate::failure::Failure;
 use crate::{input, interrupt, output, train};
 use autodist_executor::external::Launcher;
-use autodist_executor::launcher::{Agent, AgentError, Agents, Head, Runner, Ssh};
+use autodist_executor::launcher::{Agent, AgentError, Agents, HostLeader, Runner, Ssh};
 use autodist_executor::{External, Mpi, host};
 use autodist_spec::{Bytes, DeviceKind, InputError, Machine, Plan};
 use clap::Parser;
@@ -205,7 +205,7 @@ pub fn attend(external: &External) -> i32 {
         take_part(run, Some(external))?;
         let runner = runner()?;
         let head = match external.launcher {
-            Launcher::Ssh => Head::open(external)
+            Launcher::Ssh => HostLeader::open(external)
                 .map_err(|e| Failure::Run(format!("cannot start the agents of this host: {e}")))?,
             _ => None,
         };
@@ -216,7 +216,7 @@ pub fn attend(external: &External) -> i32 {
         if let Some(agent) = Agent::join(external, timeout).map_err(failed)? {
             agent.work(&runner, &interrupt::stop_flag()).map_err(failed)?;
         }
-        head.into_iter().for_each(Head::close);
+        head.into_iter().for_each(HostLeader::close);
         leave()
     };
     match work() {
@@ -268,7 +268,7 @@ pub fn machines() -> Result<Vec<Machine>, Failure> {
     if machines.len() < 2 {
         return Ok(Vec::new());
     }
-    let describe = |machine: autodist_executor::launcher::Machine| Machine {
+    let describe = |machine: autodist_executor::launcher::JobMachine| Machine {
         name: machine.name,
         ranks: machine.ranks.iter().map(|rank| *rank as u32).collect(),
         processor: machine.processor,

@@ -2,10 +2,10 @@
 
 use crate::cli::{AllowArg, CatalogueArgs, JobArgs, NumberArgs, StrategyArgs};
 use crate::failure::Failure;
-use autodist_analytic::table::{self, Row};
-use autodist_analytic::{Calibration, Parameters};
+use autodist_analytic::table::{self, TableRow};
+use autodist_analytic::{Calibration, FreeParameters};
 use autodist_executor::host;
-use autodist_executor::hosts::{self, Host};
+use autodist_executor::hosts::{self, HostEntry};
 use autodist_hardware::Catalogue;
 use autodist_program::rules;
 use autodist_spec::error::in_range;
@@ -150,28 +150,28 @@ pub fn validation(path: &Path) -> Result<Validation, Failure> {
 }
 
 /// What was measured of a plan.
-pub enum Measured {
+pub enum MeasurementFile {
     Plan,
     Run(Box<RunRecord>),
     Validation(Box<Validation>),
 }
 
 /// A run, a validation, or a plan among them, whichever the file holds.
-pub fn measured(path: &Path) -> Result<Measured, Failure> {
+pub fn measured(path: &Path) -> Result<MeasurementFile, Failure> {
     let (name, content) = (path.display().to_string(), bytes(path, "run")?);
     let keys = parse::json_keys(&name, &content, "run")?;
     let has = |name: &str| keys.iter().any(|key| key == name);
     Ok(if has("search") {
-        Measured::Plan
+        MeasurementFile::Plan
     } else if has("runs") {
-        Measured::Validation(Box::new(parse::json(&name, &content)?))
+        MeasurementFile::Validation(Box::new(parse::json(&name, &content)?))
     } else {
-        Measured::Run(Box::new(parse::json(&name, &content)?))
+        MeasurementFile::Run(Box::new(parse::json(&name, &content)?))
     })
 }
 
 /// The hosts of a file, on which ranks are started.
-pub fn hosts(path: &Path) -> Result<Vec<Host>, Failure> {
+pub fn hosts(path: &Path) -> Result<Vec<HostEntry>, Failure> {
     Ok(hosts::parse(&path.display().to_string(), &bytes(path, "host")?)?)
 }
 
@@ -281,8 +281,8 @@ pub fn catalogue(args: &CatalogueArgs) -> Result<Catalogue, Failure> {
 }
 
 /// The rows of all tables, each of which may have columns of its own.
-pub fn runs(paths: &[PathBuf], catalogue: &Catalogue) -> Result<Vec<Row>, Failure> {
-    let mut rows: Vec<Row> = Vec::new();
+pub fn runs(paths: &[PathBuf], catalogue: &Catalogue) -> Result<Vec<TableRow>, Failure> {
+    let mut rows: Vec<TableRow> = Vec::new();
     for path in paths {
         let file = path.display().to_string();
         let more = table::read(&bytes(path, "run table")?, &file, catalogue)?;
@@ -297,7 +297,7 @@ pub fn runs(paths: &[PathBuf], catalogue: &Catalogue) -> Result<Vec<Row>, Failur
 }
 
 /// Efficiencies that `autodist calibrate` wrote.
-pub fn calibration(path: &Path) -> Result<(Calibration, Parameters), Failure> {
+pub fn calibration(path: &Path) -> Result<(Calibration, FreeParameters), Failure> {
     let content = bytes(path, "calibration")?;
     Ok(Calibration::read(&path.display().to_string(), &content)?)
 }

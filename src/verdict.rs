@@ -164,7 +164,7 @@ pub mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
-    use autodist_cost_model::synthetic::Machine;
+    use autodist_cost_model::synthetic::SyntheticMachine;
     use autodist_planner::{Planner, SearchLimits};
     use autodist_spec::profile::Environment;
     use autodist_spec::run::RankRecord;
@@ -173,7 +173,7 @@ pub mod tests {
     /// A plan of two ranks on one machine, with runners-up.
     pub fn plan() -> Plan {
         let (model, job) = (catalog::model("tiny-llama").unwrap(), Job::new(8, 64));
-        let profile = Machine::new(2).profile(&model, &job);
+        let profile = SyntheticMachine::new(2).profile(&model, &job);
         let limits = SearchLimits { top: 4, threads: 1, ..SearchLimits::default() };
         Planner::new(&model, &profile.cluster, &job, &profile).limits(limits).plan().unwrap()
     }

@@ -2,26 +2,32 @@
 
 #![allow(clippy::unwrap_used, reason = "a bench")]
 
-use autodist_analytic::{Layout, Machine, Parameters, Recompute, Run, Shape, Trainer, Uplink};
-use autodist_spec::catalog;
+use autodist_analytic::{FreeParameters, NodeModel, ParallelDims, Shape, Trainer, TrainingRun, Uplink};
+use autodist_spec::{Recompute, catalog};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use std::sync::Arc;
 
 /// GPT-3 175B on 512 A100s with every tensor-parallel and pipeline degree: what a search would ask.
-fn runs() -> Vec<Run> {
+fn runs() -> Vec<TrainingRun> {
     let network = Uplink { fabric: "infiniband".to_owned(), bytes_per_s: 200e9, nics: 8 };
-    let machine = Arc::new(Machine::named("a100-80gb-sxm", 8, Some(&network)).unwrap());
+    let machine = Arc::new(NodeModel::named("a100-80gb-sxm", 8, Some(&network)).unwrap());
     let shape = Shape::from(&catalog::model("gpt3-175b").unwrap());
     let mut runs = Vec::new();
     for tensor in [1, 2, 4, 8] {
         for pipeline in [4, 8, 16, 32] {
             for micro_batch in [1, 2, 4] {
                 let data = 512 / tensor / pipeline;
-                let layout =
-                    Layout { tensor, pipeline, data, zero_stage: 1, shard: data, ..Layout::default() };
+                let layout = ParallelDims {
+                    tensor,
+                    pipeline,
+                    data,
+                    zero_stage: 1,
+                    shard: data,
+                    ..ParallelDims::default()
+                };
                 for trainer in [Trainer::Megatron, Trainer::MegatronCore] {
-                    let mut run = Run::new(shape.clone(), Arc::clone(&machine), layout, trainer);
+                    let mut run = TrainingRun::new(shape.clone(), Arc::clone(&machine), layout, trainer);
                     (run.global_batch, run.micro_batch) = (1536, micro_batch);
                     run.recompute =
                         if trainer == Trainer::Megatron { Recompute::Full } else { Recompute::None };
@@ -35,7 +41,7 @@ fn runs() -> Vec<Run> {
 
 fn bench(criterion: &mut Criterion) {
     let runs = runs();
-    let parameters = Parameters::shipped();
+    let parameters = FreeParameters::shipped();
     let mut group = criterion.benchmark_group("estimate");
     group.throughput(Throughput::Elements(runs.len() as u64));
     group.bench_function("gpt3-175b", |bencher| {

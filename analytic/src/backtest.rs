@@ -1,10 +1,10 @@
 //! Predictions held against measurements.
 
 use crate::memory::{Memory, Reserve};
-use crate::run::Run;
+use crate::run::TrainingRun;
 use crate::sets::{self, Choice, ChoiceSet, Timing};
 use crate::statistics::{mean, quantile};
-use crate::table::Row;
+use crate::table::TableRow;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -44,21 +44,21 @@ pub enum Answer {
     },
 }
 
-/// Errors of a part of the rows.
+/// Errors of the rows of one group, device and precision.
 #[derive(Debug, Clone, Serialize)]
-pub struct Part {
+pub struct AccuracySlice {
     pub group: String,
     pub device: String,
     pub precision: String,
     pub rows: usize,
     pub refused: usize,
-    pub errors: Option<Errors>,
-    pub constant_mfu: Option<Errors>,
+    pub errors: Option<ErrorStatistics>,
+    pub constant_mfu: Option<ErrorStatistics>,
 }
 
 /// Relative errors: `bias` is their median, the rest of their sizes.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct Errors {
+pub struct ErrorStatistics {
     pub rows: usize,
     pub bias: f64,
     pub median: f64,
@@ -71,9 +71,9 @@ pub struct Errors {
 pub struct Summary {
     /// How the judged rows were left out of the fit.
     pub mode: String,
-    pub parts: Vec<Part>,
+    pub parts: Vec<AccuracySlice>,
     /// All rows that were measured.
-    pub all: Part,
+    pub all: AccuracySlice,
     /// Part of the measured rows that lie within their error bars.
     pub covered: Option<f64>,
     pub memory: Option<MemoryErrors>,
@@ -86,7 +86,7 @@ pub struct Summary {
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct MemoryErrors {
     #[serde(flatten)]
-    pub errors: Errors,
+    pub errors: ErrorStatistics,
     /// The largest under-prediction: the lowest error.
     pub lowest: f64,
     pub more_than_5_percent_under: usize,
@@ -113,10 +113,10 @@ pub struct Backtest {
 /// Holds `predicted` seconds of the rows, with their error bars, and their memory against what was measured; `left_out` are
 /// reserves of the rows that were learnt without their groups.
 pub fn backtest(
-    rows: &[Row],
+    rows: &[TableRow],
     predicted: &[Option<f64>],
     left_out: Option<&[Reserve]>,
-    error_bar: impl Fn(&Row) -> f64,
+    error_bar: impl Fn(&TableRow) -> f64,
     sets: &[ChoiceSet],
     mode: &str,
 ) -> Backtest {
@@ -136,20 +136,20 @@ pub fn backtest(
 }
 
 /// Gibibytes of the fullest device, as that trainer's users read them off.
-fn memory_gib(run: &Run, reserve: &Reserve) -> f64 {
+fn memory_gib(run: &TrainingRun, reserve: &Reserve) -> f64 {
     Memory::with(run, reserve).as_reported(run.trainer) / f64::from(1 << 30)
 }
 
 /// Whether time and memory are numbers, and of this world.
-fn sound(run: &Run, predicted_s: f64) -> bool {
+fn sound(run: &TrainingRun, predicted_s: f64) -> bool {
     (1e-9..=1e15).contains(&predicted_s) && (0.0..=1e12).contains(&memory_gib(run, &Reserve::SHIPPED))
 }
 
-fn memory_error(row: &Row, reserve: &Reserve) -> Option<f64> {
+fn memory_error(row: &TableRow, reserve: &Reserve) -> Option<f64> {
     Some(memory_gib(row.run.as_ref().ok()?, reserve) / row.measured_memory_gb? - 1.0)
 }
 
-fn outcome(row: &Row, predicted: Option<f64>, constant_mfu_s: Option<f64>, error_bar: f64) -> Outcome {
+fn outcome(row: &TableRow, predicted: Option<f64>, constant_mfu_s: Option<f64>, error_bar: f64) -> Outcome {
     let answer = match (&row.run, predicted) {
         (Ok(run), Some(predicted_s)) if sound(run, predicted_s) => {
             let predicted_memory_gib = memory_gib(run, &Reserve::SHIPPED);
@@ -183,8 +183,8 @@ fn outcome(row: &Row, predicted: Option<f64>, constant_mfu_s: Option<f64>, error
 }
 
 /// Seconds by one utilisation for each device and precision: the median of the very rows that are judged.
-fn constant_mfu(rows: &[Row]) -> Vec<Option<f64>> {
-    let ideal = |row: &Row| {
+fn constant_mfu(rows: &[TableRow]) -> Vec<Option<f64>> {
+    let ideal = |row: &TableRow| {
         let run = row.run.as_ref().ok()?;
         let tokens = f64::from(run.global_batch) * f64::from(run.seq_len);
         let flops = tokens * run.shape.flops_per_token(run.seq_len);
@@ -203,7 +203,7 @@ fn constant_mfu(rows: &[Row]) -> Vec<Option<f64>> {
         .collect()
 }
 
-impl Errors {
+impl ErrorStatistics {
     /// Of relative errors; nothing of none.
     pub fn of(errors: impl Iterator<Item = f64>) -> Option<Self> {
         let mut signed: Vec<f64> = errors.collect();
@@ -241,22 +241,22 @@ impl Outcome {
     }
 }
 
-fn part(key: [&str; 3], dense: bool, outcomes: &[&Outcome]) -> Part {
+fn part(key: [&str; 3], dense: bool, outcomes: &[&Outcome]) -> AccuracySlice {
     let [group, device, precision] = key.map(str::to_owned);
     let group = if dense { group } else { format!("{group}, experts") };
     let refused = outcomes.iter().filter(|o| matches!(o.answer, Answer::Refused { .. })).count();
-    Part {
+    AccuracySlice {
         group,
         device,
         precision,
         rows: outcomes.len(),
         refused,
-        errors: Errors::of(outcomes.iter().filter_map(|o| o.error())),
-        constant_mfu: Errors::of(outcomes.iter().filter_map(|o| o.constant_error())),
+        errors: ErrorStatistics::of(outcomes.iter().filter_map(|o| o.error())),
+        constant_mfu: ErrorStatistics::of(outcomes.iter().filter_map(|o| o.constant_error())),
     }
 }
 
-fn summary(rows: &[Row], outcomes: &[Outcome], sets: &[ChoiceSet], mode: &str) -> Summary {
+fn summary(rows: &[TableRow], outcomes: &[Outcome], sets: &[ChoiceSet], mode: &str) -> Summary {
     let mut parts: BTreeMap<(bool, [&str; 3]), Vec<&Outcome>> = BTreeMap::new();
     for (row, outcome) in rows.iter().zip(outcomes) {
         let key = [&row.group, &row.device, &row.precision].map(String::as_str);
@@ -284,13 +284,13 @@ fn summary(rows: &[Row], outcomes: &[Outcome], sets: &[ChoiceSet], mode: &str) -
 
 fn memory(errors: &[f64]) -> Option<MemoryErrors> {
     Some(MemoryErrors {
-        errors: Errors::of(errors.iter().copied())?,
+        errors: ErrorStatistics::of(errors.iter().copied())?,
         lowest: errors.iter().copied().fold(f64::INFINITY, f64::min),
         more_than_5_percent_under: errors.iter().filter(|&&error| error < -0.05).count(),
     })
 }
 
-fn choices(rows: &[Row], outcomes: &[Outcome], sets: &[ChoiceSet]) -> Option<Choices> {
+fn choices(rows: &[TableRow], outcomes: &[Outcome], sets: &[ChoiceSet]) -> Option<Choices> {
     let mut timings: BTreeMap<&str, Timing> = BTreeMap::new();
     for (row, outcome) in rows.iter().zip(outcomes) {
         if let (Ok(run), Answer::Predicted { predicted_s, .. }, Some(measured)) =

@@ -1,8 +1,8 @@
 //! Numbers fitted to runs, with what they are worth, as files keep them.
 
 use crate::fit::{self, Fold};
-use crate::parameters::Parameters;
-use crate::table::Row;
+use crate::parameters::FreeParameters;
+use crate::table::TableRow;
 use autodist_spec::{Check, InputError, SCHEMA_VERSION, parse};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,10 +36,10 @@ pub struct Calibration {
     pub parameters: BTreeMap<String, f64>,
 }
 
-static SHIPPED: LazyLock<(Parameters, Calibration)> = LazyLock::new(|| {
+static SHIPPED: LazyLock<(FreeParameters, Calibration)> = LazyLock::new(|| {
     let text = include_str!("../../catalog/training.toml");
     let calibration: Calibration = toml::from_str(text).expect("the shipped calibration is TOML");
-    let parameters = Parameters::from_table(&calibration.parameters).expect("and has the right names");
+    let parameters = FreeParameters::from_table(&calibration.parameters).expect("and has the right names");
     (parameters, calibration)
 });
 
@@ -58,7 +58,7 @@ impl Check for Calibration {
                     .hint("make the file again with `autodist calibrate`"));
             }
         }
-        Parameters::from_table(&self.parameters).map(drop)
+        FreeParameters::from_table(&self.parameters).map(drop)
     }
 }
 
@@ -81,10 +81,10 @@ impl Calibration {
     ///
     /// # Errors
     /// Another file, version or set of names.
-    pub fn read(file: &str, text: &[u8]) -> Result<(Self, Parameters), InputError> {
+    pub fn read(file: &str, text: &[u8]) -> Result<(Self, FreeParameters), InputError> {
         let calibration: Self = parse::toml(file, text)?;
         let parameters =
-            Parameters::from_table(&calibration.parameters).map_err(|error| error.in_file(file))?;
+            FreeParameters::from_table(&calibration.parameters).map_err(|error| error.in_file(file))?;
         Ok((calibration, parameters))
     }
 
@@ -95,11 +95,16 @@ impl Calibration {
     }
 
     /// Fits all usable runs; `predicted` are predictions of the rows by numbers fitted without them.
-    pub fn of(rows: &[Row], middle: &Parameters, predicted: &[Option<f64>], fitted_to: &str) -> Self {
+    pub fn of(
+        rows: &[TableRow],
+        middle: &FreeParameters,
+        predicted: &[Option<f64>],
+        fitted_to: &str,
+    ) -> Self {
         let samples = fit::samples(rows);
         let parameters = fit::fit(&samples.iter().collect::<Vec<_>>(), middle);
         let experts = errors(rows, predicted, |row| !row.dense);
-        let errors = errors(rows, predicted, Row::is_for_fitting);
+        let errors = errors(rows, predicted, TableRow::is_for_fitting);
         let bar = error_bar(&errors);
         let mut sizes: Vec<f64> = errors.iter().map(|(_, error)| error.abs()).collect();
         Self {
@@ -123,7 +128,7 @@ fn rounded(value: f64) -> f64 {
     format!("{value:.3e}").parse().unwrap_or(value)
 }
 
-impl Parameters {
+impl FreeParameters {
     /// What is shipped.
     pub fn shipped() -> &'static Self {
         &SHIPPED.0
@@ -132,9 +137,9 @@ impl Parameters {
 
 /// Groups and relative errors of some of the rows.
 pub fn errors<'a>(
-    rows: &'a [Row],
+    rows: &'a [TableRow],
     predicted: &[Option<f64>],
-    of: impl Fn(&Row) -> bool,
+    of: impl Fn(&TableRow) -> bool,
 ) -> Vec<(&'a str, f64)> {
     let judged = rows.iter().zip(predicted).filter(|(row, _)| of(row));
     judged
@@ -163,7 +168,7 @@ pub fn error_bar(errors: &[(&str, f64)]) -> f64 {
 }
 
 /// How runs are left out where nobody says: group by group, or job by job where there is but one group.
-pub fn usual_fold(rows: &[Row]) -> Fold {
+pub fn usual_fold(rows: &[TableRow]) -> Fold {
     let groups: BTreeSet<&str> = rows.iter().map(|row| row.group.as_str()).collect();
     if groups.len() > 1 { Fold::Group } else { Fold::Jobs(5) }
 }

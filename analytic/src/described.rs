@@ -1,13 +1,13 @@
 //! What the fields of a line say of a run, and what is assumed where they are silent.
 
 use crate::fields::Fields;
-use crate::machine::{Generation, Machine, Uplink};
-use crate::parameters::Parameters;
-use crate::run::{Experts, Layout, Recompute, Run, Shape};
+use crate::machine::{Generation, NodeModel, Uplink};
+use crate::parameters::FreeParameters;
+use crate::run::{Experts, ParallelDims, Shape, TrainingRun};
 use crate::trainer::{AttentionKind, Trainer};
 use crate::words;
 use autodist_hardware::{Catalogue, Dtype};
-use autodist_spec::InputError;
+use autodist_spec::{InputError, Recompute};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ const MOST_DEVICES: u32 = 1 << 20;
 /// Machines that rows share, made once each.
 pub(crate) struct Machines<'a> {
     catalogue: &'a Catalogue,
-    made: BTreeMap<String, Arc<Machine>>,
+    made: BTreeMap<String, Arc<NodeModel>>,
 }
 
 impl<'a> Machines<'a> {
@@ -28,12 +28,17 @@ impl<'a> Machines<'a> {
         Self { catalogue, made: BTreeMap::new() }
     }
 
-    fn get(&mut self, device: &str, per_node: u32, uplink: Option<&Uplink>) -> Result<Arc<Machine>, String> {
+    fn get(
+        &mut self,
+        device: &str,
+        per_node: u32,
+        uplink: Option<&Uplink>,
+    ) -> Result<Arc<NodeModel>, String> {
         let key = format!("{device} {per_node} {uplink:?}");
         if let Some(known) = self.made.get(&key) {
             return Ok(Arc::clone(known));
         }
-        let machine = Machine::of_catalogue(self.catalogue, device, per_node, uplink);
+        let machine = NodeModel::of_catalogue(self.catalogue, device, per_node, uplink);
         let machine = Arc::new(machine.map_err(|error| error.to_string())?);
         self.made.insert(key, Arc::clone(&machine));
         Ok(machine)
@@ -41,7 +46,7 @@ impl<'a> Machines<'a> {
 }
 
 /// The run that a line describes, with what had to be assumed; or why it is none.
-pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Result<Run, String> {
+pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Result<TrainingRun, String> {
     let catalogue = machines.catalogue;
     let mut assumptions = Vec::new();
     let prose = ["source", "url_or_repo_path", "notes"].map(|name| fields.text(name).unwrap_or_default());
@@ -72,7 +77,7 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
     };
     let machine = machines.get(&device, per_node, uplink.as_ref())?;
 
-    let mut run = Run::new(shape, machine, layout, trainer);
+    let mut run = TrainingRun::new(shape, machine, layout, trainer);
     run.attention = attention(&prose, &run, &mut assumptions);
     run.eager |= trainer == Trainer::Fsdp2 && !prose.contains("compile");
     run.seq_len = fields.needed("seq_len")?;
@@ -100,7 +105,7 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
     let said = |error: InputError| format!("`{}` is `{}`: {}", error.field, error.value, error.problem);
     run.check().map_err(said)?;
     // Sizes that are right each may make a step that no number says, and one such row would spoil every sum over all.
-    run.estimate(Parameters::shipped(), 0.0).check().map_err(said)?;
+    run.estimate(FreeParameters::shipped(), 0.0).check().map_err(said)?;
     Ok(run)
 }
 
@@ -214,7 +219,7 @@ fn is_of_2022(fields: &Fields, prose: &str) -> bool {
 }
 
 /// The trainer's own, but where the source names one, or dates Megatron before it was fused.
-fn attention(prose: &str, run: &Run, assumptions: &mut Vec<String>) -> AttentionKind {
+fn attention(prose: &str, run: &TrainingRun, assumptions: &mut Vec<String>) -> AttentionKind {
     let usual = run.attention;
     if words::named_unfused(prose) {
         return AttentionKind::Unfused;
@@ -238,7 +243,7 @@ fn layout(
     trainer: Trainer,
     devices: u32,
     assumptions: &mut Vec<String>,
-) -> Result<Layout, String> {
+) -> Result<ParallelDims, String> {
     let sharded = trainer.shards_parameters();
     let degree = |name: &str| match fields.count(name)? {
         Some(degree) => Ok(degree),
@@ -293,7 +298,7 @@ fn layout(
         _ => 1,
     };
     let expert = fields.count("ep")?.unwrap_or(1);
-    Ok(Layout {
+    Ok(ParallelDims {
         tensor,
         context,
         data,
@@ -325,7 +330,7 @@ fn dtype(fields: &Fields, assumptions: &mut Vec<String>) -> Result<Dtype, String
 /// An unknown mode is taken to be the least that fits into memory, and is named.
 fn recompute(
     fields: &Fields,
-    run: &Run,
+    run: &TrainingRun,
     prose: &str,
     assumptions: &mut Vec<String>,
 ) -> Result<Recompute, String> {

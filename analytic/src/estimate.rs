@@ -1,14 +1,14 @@
 //! From work to seconds: what overlaps, what waits, what is exposed.
 
-use crate::machine::{Fabric, Generation};
+use crate::machine::{FabricKind, Generation};
 use crate::memory::Memory;
-use crate::parameters::Parameters;
-use crate::run::Run;
+use crate::parameters::FreeParameters;
+use crate::run::TrainingRun;
 use crate::trainer::{AttentionKind, Trainer};
-use crate::work::{Products, Sums, Transfer, Work};
+use crate::work::{GemmTime, LinkTime, StepWork, TensorParallelTime};
 use autodist_hardware::Dtype;
 use autodist_spec::error::{finite, not_negative, positive};
-use autodist_spec::{InputError, Provenance, Seconds};
+use autodist_spec::{InputError, Provenance, Recompute, Seconds};
 use serde::Serialize;
 
 /// Where a step's time goes, on the critical path: the parts add up to the step.
@@ -82,7 +82,7 @@ impl Breakdown {
 
 /// Time and memory of one step.
 #[derive(Debug, Clone, Serialize)]
-pub struct Estimate {
+pub struct StepEstimate {
     pub step: Seconds,
     pub breakdown: Breakdown,
     pub memory: Memory,
@@ -94,7 +94,7 @@ pub struct Estimate {
 /// An exbibyte.
 const MOST_BYTES: f64 = (1_u64 << 60) as f64;
 
-impl Estimate {
+impl StepEstimate {
     /// # Errors
     /// A number that is none, or is out of all proportion; names its field.
     pub fn check(&self) -> Result<(), InputError> {
@@ -135,7 +135,7 @@ struct Block {
 }
 
 struct Rates<'a> {
-    parameters: &'a Parameters,
+    parameters: &'a FreeParameters,
     gemm: f64,
     /// The same where nothing is in 8 bits.
     gemm_16: f64,
@@ -146,7 +146,7 @@ struct Rates<'a> {
 }
 
 impl<'a> Rates<'a> {
-    fn new(run: &Run, parameters: &'a Parameters) -> Self {
+    fn new(run: &TrainingRun, parameters: &'a FreeParameters) -> Self {
         let p = parameters;
         let generation = match run.machine.generation {
             Generation::Volta => p.volta,
@@ -179,35 +179,35 @@ impl<'a> Rates<'a> {
             second_per_byte: run.machine.seconds_per_byte / (p.memory_efficiency * memory),
             link: p.link * links,
             network: match run.machine.fabric {
-                Fabric::InfinibandOrEthernet => p.network * links,
-                Fabric::OmniPath => p.omni_path,
+                FabricKind::InfinibandOrEthernet => p.network * links,
+                FabricKind::OmniPath => p.omni_path,
             },
         }
     }
 
-    fn products(&self, work: Products) -> f64 {
+    fn gemms(&self, work: GemmTime) -> f64 {
         let unaligned = work.unaligned * (1.0 / self.parameters.unaligned - 1.0);
         (work.plain + work.waves * self.waves + unaligned) / self.gemm
     }
 
-    fn transfer(&self, work: Transfer) -> f64 {
+    fn transfer(&self, work: LinkTime) -> f64 {
         work.seconds / if work.between_nodes { self.network } else { self.link }
     }
 }
 
 /// Seconds of a step by parts.
-pub fn time(run: &Run, work: &Work, parameters: &Parameters) -> Breakdown {
+pub fn time(run: &TrainingRun, work: &StepWork, parameters: &FreeParameters) -> Breakdown {
     let p = parameters;
     let rates = Rates::new(run, p);
     let layout = &run.layout;
     let block = block(run, work, &rates);
     let stages = f64::from(layout.pipeline);
-    let (blocks, fewer) = run.blocks();
+    let (blocks, missing_at_ends) = run.blocks();
     let micro_batches = run.micro_batches();
 
     let loss_bytes = if run.fused_loss { 0.4 } else { 1.0 } * p.logit_bytes;
     let head_bytes = work.logits * loss_bytes + work.head_accumulation_bytes;
-    let head = rates.products(work.logit_products) + head_bytes * rates.second_per_byte;
+    let head = rates.gemms(work.logit_gemms) + head_bytes * rates.second_per_byte;
     let embedding = work.embedding_bytes * rates.second_per_byte;
 
     // Arithmetic of a stage, one micro-batch; ZeRO-3 gathers beside it.
@@ -230,7 +230,8 @@ pub fn time(run: &Run, work: &Work, parameters: &Parameters) -> Breakdown {
     let middle = hiding(stage, host);
     let ends = head + embedding;
     let (here, queued) = if stages > 1.0 { (head, 0.5 * HOST_OF_ENDS) } else { (ends, HOST_OF_ENDS) };
-    let last = hiding(stage - fewer * beside + here, host + (queued - fewer) * block_host);
+    let last =
+        hiding(stage - missing_at_ends * beside + here, host + (queued - missing_at_ends) * block_host);
 
     // 1F1B: every stage works on all micro-batches; the slowest sets the pace, the others fill and drain.
     let virtual_stages = f64::from(layout.virtual_stages);
@@ -268,17 +269,17 @@ pub fn time(run: &Run, work: &Work, parameters: &Parameters) -> Breakdown {
     out
 }
 
-fn block(run: &Run, work: &Work, rates: &Rates) -> Block {
+fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block {
     let p = rates.parameters;
-    let linear_forward = rates.products(work.linear_forward);
-    let linear_backward = rates.products(work.linear_backward);
+    let linear_forward = rates.gemms(work.linear_forward);
+    let linear_backward = rates.gemms(work.linear_backward);
     let (attention_forward, attention_backward) = match run.attention {
         AttentionKind::Unfused => {
             let heads = if run.shape.head_dim % 8 == 0 { 1.0 } else { 1.0 / p.unaligned_heads };
             let apart = if work.softmax_apart { p.apart_score_bytes } else { 1.0 };
             let scores = work.scores * p.score_bytes * apart * rates.second_per_byte;
-            let products = heads / rates.gemm_16;
-            (work.attention_forward * products + scores, work.attention_backward * products + 1.2 * scores)
+            let gemms = heads / rates.gemm_16;
+            (work.attention_forward * gemms + scores, work.attention_backward * gemms + 1.2 * scores)
         }
         AttentionKind::FirstFlash | AttentionKind::Flash => {
             let flash = match (run.attention, run.trainer, run.machine.generation) {
@@ -301,14 +302,14 @@ fn block(run: &Run, work: &Work, rates: &Rates) -> Block {
 
     // More ranks wait for a later slowest one.
     let skew = p.skew_s * f64::from(run.layout.tensor).log2();
-    // What runs beside products takes processors and bandwidth from them.
-    let sums = |sums: &Sums, products: f64| {
-        let beside = rates.transfer(sums.beside);
-        let exposed = (beside - products).max(0.0) + p.tensor_drag * beside.min(products);
-        rates.transfer(sums.alone) + sums.calls * skew + exposed
+    // What runs beside GEMMs takes processors and bandwidth from them.
+    let collectives = |time: &TensorParallelTime, gemms: f64| {
+        let overlapped = rates.transfer(time.overlapped);
+        let longer = (overlapped - gemms).max(0.0) + p.tensor_drag * overlapped.min(gemms);
+        rates.transfer(time.exposed) + time.calls * skew + longer
     };
-    let tensor_forward = sums(&work.tensor_forward, linear_forward);
-    let tensor_backward = sums(&work.tensor_backward, linear_backward);
+    let tensor_forward = collectives(&work.tensor_forward, linear_forward);
+    let tensor_backward = collectives(&work.tensor_backward, linear_backward);
     let context = rates.transfer(work.context);
     let experts = rates.transfer(work.experts);
     // Keys and values of the next ring step travel beside the scores of this one.
@@ -324,12 +325,13 @@ fn block(run: &Run, work: &Work, rates: &Rates) -> Block {
         + context_backward
         + experts;
     let recompute = match run.recompute {
-        crate::Recompute::None => 0.0,
-        crate::Recompute::Selective if run.trainer.shards_parameters() => {
+        Recompute::None => 0.0,
+        // PyTorch recomputes every second block or GEMM, which is half.
+        Recompute::Selective if run.trainer.shards_parameters() => {
             0.5 * (linear_forward + forward_elements + tensor_forward)
         }
-        crate::Recompute::Selective => attention_forward,
-        crate::Recompute::Full => {
+        Recompute::Selective => attention_forward,
+        Recompute::Full => {
             let stops = matches!(run.trainer, Trainer::Fsdp | Trainer::Fsdp2);
             forward - if stops { (1.0 - p.early_stop).max(0.0) * linear_forward } else { 0.0 }
         }
@@ -349,7 +351,7 @@ fn block(run: &Run, work: &Work, rates: &Rates) -> Block {
 
 /// Seconds that the host needs to queue one block's passes of one micro-batch: kernels of a backward pass are one
 /// and a half times as many.
-fn host_seconds(run: &Run, work: &Work, p: &Parameters) -> f64 {
+fn host_seconds(run: &TrainingRun, work: &StepWork, p: &FreeParameters) -> f64 {
     let forward = match run.trainer {
         Trainer::MegatronDeepspeed => p.host_deepspeed_s,
         Trainer::Fsdp | Trainer::Fsdp2 | Trainer::Deepspeed => p.host_eager_s,
@@ -359,11 +361,11 @@ fn host_seconds(run: &Run, work: &Work, p: &Parameters) -> f64 {
     };
     let tensor = 1.0 + p.host_tensor * f64::from(run.layout.tensor).log2();
     let apart = if work.softmax_apart { 1.0 + p.apart_host } else { 1.0 };
-    forward * tensor * apart * (2.5 + Work::repeats(run))
+    forward * tensor * apart * (2.5 + StepWork::repeats(run))
 }
 
 /// Exposed seconds of reducing gradients and handing out updates; `last_backward` is what they can hide behind.
-fn data(run: &Run, work: &Work, rates: &Rates, last_backward: f64) -> f64 {
+fn data(run: &TrainingRun, work: &StepWork, rates: &Rates, last_backward: f64) -> f64 {
     let p = rates.parameters;
     let reduce = rates.transfer(work.reduce);
     let exposed = if run.overlap { (p.reduce_exposed * reduce).max(reduce - last_backward) } else { reduce };
@@ -378,12 +380,12 @@ fn data(run: &Run, work: &Work, rates: &Rates, last_backward: f64) -> f64 {
     exposed + updates * hidden
 }
 
-impl Run {
+impl TrainingRun {
     /// Time and memory with the given numbers; the error bar is theirs.
-    pub fn estimate(&self, parameters: &Parameters, error_bar: f64) -> Estimate {
-        let work = Work::of(self);
+    pub fn estimate(&self, parameters: &FreeParameters, error_bar: f64) -> StepEstimate {
+        let work = StepWork::of(self);
         let breakdown = time(self, &work, parameters);
-        Estimate {
+        StepEstimate {
             step: Seconds(breakdown.total()),
             breakdown,
             memory: Memory::of(self),

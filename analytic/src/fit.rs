@@ -5,10 +5,10 @@
 //! a thousand runs of one cluster do not outvote ten of another. Gauss-Newton's method with a line search (argmin).
 
 use crate::estimate::time;
-use crate::parameters::{PRIORS, Parameters};
-use crate::run::Run;
-use crate::table::Row;
-use crate::work::Work;
+use crate::parameters::{FreeParameters, PRIORS};
+use crate::run::TrainingRun;
+use crate::table::TableRow;
+use crate::work::StepWork;
 use argmin::core::{Error, Executor, Jacobian, Operator, State};
 use argmin::solver::gaussnewton::GaussNewtonLS;
 use argmin::solver::linesearch::{BacktrackingLineSearch, condition::ArmijoCondition};
@@ -25,31 +25,31 @@ const GROUP_POWER: f64 = 0.4;
 const ROUNDS: u64 = 40;
 
 /// A run with its work and its measured time.
-pub struct Sample<'a> {
+pub struct FitSample<'a> {
     pub group: &'a str,
-    run: &'a Run,
-    work: Work,
+    run: &'a TrainingRun,
+    work: StepWork,
     measured: f64,
 }
 
-impl Sample<'_> {
+impl FitSample<'_> {
     /// Logarithm of predicted over measured.
-    fn error(&self, parameters: &Parameters) -> f64 {
+    fn error(&self, parameters: &FreeParameters) -> f64 {
         (seconds(self.run, &self.work, parameters) / self.measured).ln()
     }
 }
 
 /// Predicted seconds of a step.
-pub fn seconds(run: &Run, work: &Work, parameters: &Parameters) -> f64 {
+pub fn seconds(run: &TrainingRun, work: &StepWork, parameters: &FreeParameters) -> f64 {
     time(run, work, parameters).total()
 }
 
 /// The runs among `rows` that a fit may see.
-pub fn samples<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Vec<Sample<'a>> {
+pub fn samples<'a>(rows: impl IntoIterator<Item = &'a TableRow>) -> Vec<FitSample<'a>> {
     let usable = rows.into_iter().filter(|row| row.is_for_fitting());
-    let sample = |row: &'a Row| {
+    let sample = |row: &'a TableRow| {
         let run = row.run.as_ref().ok()?;
-        Some(Sample { group: &row.group, run, work: Work::of(run), measured: row.measured_s? })
+        Some(FitSample { group: &row.group, run, work: StepWork::of(run), measured: row.measured_s? })
     };
     usable.filter_map(sample).collect()
 }
@@ -57,7 +57,7 @@ pub fn samples<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Vec<Sample<'a>> {
 struct Problem<'a> {
     /// Logarithms of the middles of the priors.
     middle: Vec<f64>,
-    samples: &'a [&'a Sample<'a>],
+    samples: &'a [&'a FitSample<'a>],
     /// Square roots.
     weights: Vec<f64>,
 }
@@ -96,7 +96,7 @@ impl Jacobian for Problem<'_> {
 
     fn jacobian(&self, at: &Self::Param) -> Result<Self::Jacobian, Error> {
         const STEP: f64 = 1e-4;
-        let columns: Vec<Vec<f64>> = (0..Parameters::COUNT)
+        let columns: Vec<Vec<f64>> = (0..FreeParameters::COUNT)
             .into_par_iter()
             .map(|index| {
                 let moved = |by: f64| {
@@ -112,18 +112,18 @@ impl Jacobian for Problem<'_> {
     }
 }
 
-fn of_logarithms(logarithms: &[f64]) -> Parameters {
-    let mut values = [0.0; Parameters::COUNT];
+fn of_logarithms(logarithms: &[f64]) -> FreeParameters {
+    let mut values = [0.0; FreeParameters::COUNT];
     values.iter_mut().zip(logarithms).for_each(|(value, logarithm)| *value = logarithm.exp());
-    Parameters::from_array(&values)
+    FreeParameters::from_array(&values)
 }
 
 /// The numbers that fit the runs best, where `middle` is what is known without them; `middle` itself without runs.
-pub fn fit(samples: &[&Sample], middle: &Parameters) -> Parameters {
+pub fn fit(samples: &[&FitSample], middle: &FreeParameters) -> FreeParameters {
     let mut sizes: BTreeMap<&str, f64> = BTreeMap::new();
     samples.iter().for_each(|sample| *sizes.entry(sample.group).or_default() += 1.0);
     // Ten times, so that a group of ten runs means as much as ten priors do.
-    let weight = |sample: &&Sample| (10.0 * sizes[sample.group].powf(GROUP_POWER - 1.0)).sqrt();
+    let weight = |sample: &&FitSample| (10.0 * sizes[sample.group].powf(GROUP_POWER - 1.0)).sqrt();
     let middle: Vec<f64> = middle.to_array().iter().map(|value| value.ln()).collect();
     let start = DVector::from_vec(middle.clone());
     let problem = Problem { middle, samples, weights: samples.iter().map(weight).collect() };
@@ -151,16 +151,16 @@ pub enum Fold {
 
 /// Predicted seconds of every row that can be predicted, by numbers fitted without it.
 pub fn cross_validated(
-    rows: &[Row],
-    middle: &Parameters,
+    rows: &[TableRow],
+    middle: &FreeParameters,
     fold: impl Fn(&str) -> Fold + Sync,
 ) -> Vec<Option<f64>> {
     let all = samples(rows);
-    let part = |group: &str, run: &Run| match fold(group) {
+    let part = |group: &str, run: &TrainingRun| match fold(group) {
         Fold::Group => 0,
         Fold::Jobs(parts) => job(run) % parts.max(1),
     };
-    let mut held_out: BTreeMap<(&str, usize), Vec<(usize, &Run)>> = BTreeMap::new();
+    let mut held_out: BTreeMap<(&str, usize), Vec<(usize, &TrainingRun)>> = BTreeMap::new();
     for (index, row) in rows.iter().enumerate() {
         if let Ok(run) = &row.run {
             held_out.entry((&row.group, part(&row.group, run))).or_default().push((index, run));
@@ -169,9 +169,9 @@ pub fn cross_validated(
     let answers: Vec<(usize, f64)> = held_out
         .into_par_iter()
         .flat_map_iter(|((group, left_out), judged)| {
-            let seen = |sample: &&Sample| sample.group != group || part(group, sample.run) != left_out;
+            let seen = |sample: &&FitSample| sample.group != group || part(group, sample.run) != left_out;
             let parameters = fit(&all.iter().filter(seen).collect::<Vec<_>>(), middle);
-            judged.into_iter().map(move |(index, run)| (index, seconds(run, &Work::of(run), &parameters)))
+            judged.into_iter().map(move |(index, run)| (index, seconds(run, &StepWork::of(run), &parameters)))
         })
         .collect();
     let mut predicted = vec![None; rows.len()];
@@ -180,7 +180,7 @@ pub fn cross_validated(
 }
 
 /// A number that runs of one job share.
-fn job(run: &Run) -> usize {
+fn job(run: &TrainingRun) -> usize {
     let shape = &run.shape;
     let job = [shape.layers, shape.hidden, shape.heads, run.seq_len, run.layout.devices(), run.global_batch];
     // FNV-1a; the high bits are the well mixed ones.

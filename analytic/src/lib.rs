@@ -1,16 +1,17 @@
 //! Time and memory of a training run from hardware figures alone: no profile, no GPU, a few microseconds.
 //!
 //! ```
-//! use autodist_analytic::{Layout, Machine, Parameters, Recompute, Run, Shape, Trainer, Uplink};
+//! use autodist_analytic::{FreeParameters, NodeModel, ParallelDims, Shape, Trainer, TrainingRun, Uplink};
+//! use autodist_spec::Recompute;
 //! use std::sync::Arc;
 //! let model = autodist_spec::catalog::model("gpt3-175b").unwrap();
 //! let network = Uplink { fabric: "infiniband".into(), bytes_per_s: 200e9, nics: 8 };
-//! let machine = Arc::new(Machine::named("a100-80gb-sxm", 8, Some(&network)).unwrap());
-//! let layout = Layout { tensor: 8, pipeline: 8, virtual_stages: 3, data: 8, ..Layout::default() };
-//! let mut run = Run::new(Shape::from(&model), machine, layout, Trainer::Megatron);
+//! let machine = Arc::new(NodeModel::named("a100-80gb-sxm", 8, Some(&network)).unwrap());
+//! let layout = ParallelDims { tensor: 8, pipeline: 8, virtual_stages: 3, data: 8, ..ParallelDims::default() };
+//! let mut run = TrainingRun::new(Shape::from(&model), machine, layout, Trainer::Megatron);
 //! run.global_batch = 1536;
 //! run.recompute = Recompute::Full;
-//! let estimate = run.estimate(Parameters::shipped(), 0.2);
+//! let estimate = run.estimate(FreeParameters::shipped(), 0.2);
 //! assert!((40.0..80.0).contains(&estimate.step.0), "{estimate:?}");
 //! ```
 //!
@@ -45,12 +46,12 @@ mod work;
 
 pub use backtest::{Backtest, backtest};
 pub use calibration::{COVERAGE, Calibration, cross_validated_bars, error_bar, errors, usual_fold};
-pub use estimate::{Breakdown, Estimate, time};
+pub use estimate::{Breakdown, StepEstimate, time};
 pub use fit::Fold;
-pub use machine::{Fabric, Generation, Machine, Uplink};
+pub use machine::{FabricKind, Generation, NodeModel, Uplink};
 pub use memory::{Memory, Reserve};
-pub use parameters::{PRIORS, Parameters, Prior};
-pub use run::{Experts, Layout, Recompute, Run, Shape, even_blocks};
+pub use parameters::{FreeParameters, PRIORS, Prior};
+pub use run::{Experts, ParallelDims, Shape, TrainingRun, even_blocks};
 pub use search::{Fixed, Found, search};
 pub use trainer::{AttentionKind, Trainer};
-pub use work::Work;
+pub use work::StepWork;

@@ -2,10 +2,10 @@
 
 use crate::memo;
 use autodist_hardware::{
-    Attention, AttentionKernel, Catalogue, Collective, DeviceModel, Dtype, Group, Interconnect,
-    KernelParameters, Network,
+    Attention, AttentionKernel, Catalogue, DeviceModel, Dtype, GroupShape, InterNodeNetwork, Interconnect,
+    KernelParameters,
 };
-use autodist_spec::{Bytes, BytesPerSecond, Cluster, InputError};
+use autodist_spec::{Bytes, BytesPerSecond, Cluster, Collective, InputError};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Generations that a calibration tells apart.
@@ -21,26 +21,26 @@ pub enum Generation {
 
 /// The kind of network between nodes, where it matters beside its rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub enum Fabric {
+pub enum FabricKind {
     #[default]
     InfinibandOrEthernet,
     OmniPath,
 }
 
-/// A kind of node, many of them.
+/// A model of one kind of node, many of which are joined by a network.
 #[derive(Debug)]
-pub struct Machine {
+pub struct NodeModel {
     /// No two machines of a process have the same.
     number: u64,
     pub device_name: String,
     pub generation: Generation,
     pub device: DeviceModel,
     pub interconnect: Interconnect,
-    pub fabric: Fabric,
+    pub fabric: FabricKind,
     pub devices_per_node: u32,
     /// Of one device.
     pub memory: Bytes,
-    /// Peak of dense products in 16 bits, for utilisation.
+    /// Peak of dense GEMMs in 16 bits, for utilisation.
     pub peak_flops_per_s: f64,
     /// Streaming multiprocessors, for waves of tiles.
     pub processors: f64,
@@ -57,13 +57,13 @@ pub struct Uplink {
     pub nics: u32,
 }
 
-impl Machine {
+impl NodeModel {
     /// # Errors
     /// A device that the catalogue does not know and the cluster does not describe.
     pub fn of_cluster(cluster: &Cluster, catalogue: &Catalogue) -> Result<Self, InputError> {
         let device = DeviceModel::of_cluster(cluster, catalogue)?;
         let interconnect = Interconnect::of_cluster(cluster, catalogue)?;
-        Ok(Self::new(device, interconnect, Fabric::InfinibandOrEthernet, cluster.nodes[0].devices))
+        Ok(Self::new(device, interconnect, FabricKind::InfinibandOrEthernet, cluster.nodes[0].devices))
     }
 
     /// Nodes of `per_node` devices of that name of the shipped catalogue.
@@ -87,13 +87,13 @@ impl Machine {
         let figures = catalogue.device(device)?;
         let parameters = KernelParameters::shipped();
         let mut interconnect = Interconnect::of_device(figures, parameters);
-        let mut kind = Fabric::InfinibandOrEthernet;
+        let mut kind = FabricKind::InfinibandOrEthernet;
         if let Some(uplink) = uplink {
             let fabric = catalogue.fabric(&uplink.fabric)?;
             if uplink.fabric == "omni-path" {
-                kind = Fabric::OmniPath;
+                kind = FabricKind::OmniPath;
             }
-            interconnect = interconnect.with_network(Network {
+            interconnect = interconnect.with_network(InterNodeNetwork {
                 node_rate: BytesPerSecond(uplink.bytes_per_s),
                 nics: uplink.nics,
                 devices: per_node,
@@ -105,7 +105,12 @@ impl Machine {
         Ok(Self::new(DeviceModel::new(figures, parameters)?, interconnect, kind, per_node))
     }
 
-    fn new(device: DeviceModel, interconnect: Interconnect, fabric: Fabric, devices_per_node: u32) -> Self {
+    fn new(
+        device: DeviceModel,
+        interconnect: Interconnect,
+        fabric: FabricKind,
+        devices_per_node: u32,
+    ) -> Self {
         static MADE: AtomicU64 = AtomicU64::new(0);
         let figures = device.figures();
         let large = 1e9;
@@ -124,8 +129,8 @@ impl Machine {
         }
     }
 
-    /// Seconds of `batch` products `[m, k]` by `[k, n]` in one kernel.
-    pub fn products(&self, dtype: Dtype, batch: u64, m: u64, n: u64, k: u64) -> f64 {
+    /// Seconds of `batch` GEMMs `[m, k]` by `[k, n]` in one kernel.
+    pub fn gemms(&self, dtype: Dtype, batch: u64, m: u64, n: u64, k: u64) -> f64 {
         memo::remembered([self.number, 8 + dtype as u64, batch, m, n, k], || {
             self.device.batched_gemm(dtype, batch, m, n, k).time.0
         })
@@ -150,7 +155,7 @@ impl Machine {
         let (bytes, sharing) = (bytes as u64, sharing.max(1));
         let ends = u64::from(ranks) << 32 | u64::from(per_node);
         memo::remembered([self.number, 2, kind as u64, bytes, ends, u64::from(sharing)], || {
-            let group = Group { per_node, nodes: ranks.div_ceil(per_node), sharing };
+            let group = GroupShape { per_node, nodes: ranks.div_ceil(per_node), sharing };
             self.interconnect.collective(kind, Bytes(bytes), group).time.0
         })
     }

@@ -1,9 +1,9 @@
-//! Prices that were asked for a moment ago: a search asks for the same products again and again.
+//! Prices that were asked for a moment ago: a search asks for the same GEMMs again and again.
 
 use std::cell::RefCell;
 
 /// What tells one question from another.
-pub type Key = [u64; 6];
+pub(crate) type Key = [u64; 6];
 
 /// A power of two, so that a place is some bits of a hash.
 const PLACES: usize = 4096;

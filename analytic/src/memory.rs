@@ -4,9 +4,10 @@
 //! queries and fused attention are counted as they are. Where a figure is in doubt the larger one is taken: a plan that
 //! is said to fit must fit.
 
-use crate::run::{Recompute, Run, Shape};
+use crate::run::{Shape, TrainingRun};
 use crate::trainer::{AttentionKind, Trainer};
 use autodist_hardware::Dtype;
+use autodist_spec::Recompute;
 use serde::Serialize;
 
 /// Bytes of the fullest device.
@@ -57,12 +58,12 @@ impl Memory {
     }
 
     /// Of the fullest pipeline rank: the first, the last, or the second where the first one holds fewer blocks.
-    pub fn of(run: &Run) -> Self {
+    pub fn of(run: &TrainingRun) -> Self {
         Self::with(run, &Reserve::SHIPPED)
     }
 
     /// The same with other numbers for what no tensor is.
-    pub fn with(run: &Run, reserve: &Reserve) -> Self {
+    pub fn with(run: &TrainingRun, reserve: &Reserve) -> Self {
         let [first, second, last] =
             [Rank::First, Rank::Second, Rank::Last].map(|rank| Self::of_rank(run, rank));
         let fuller = |one: Self, other: Self| if other.allocated() > one.allocated() { other } else { one };
@@ -71,13 +72,13 @@ impl Memory {
         Self { fragmentation: fragmentation * fuller.allocated(), context: reserve.context, ..fuller }
     }
 
-    fn of_rank(run: &Run, rank: Rank) -> Self {
+    fn of_rank(run: &TrainingRun, rank: Rank) -> Self {
         let (shape, layout) = (&run.shape, &run.layout);
         let tensor = f64::from(layout.tensor);
         let only = layout.pipeline == 1;
         let (first, last) = (only || rank == Rank::First, only || rank == Rank::Last);
-        let (blocks, fewer) = run.blocks();
-        let blocks = blocks.ceil() - if first || last { fewer } else { 0.0 };
+        let (blocks, missing_at_ends) = run.blocks();
+        let blocks = blocks.ceil() - if first || last { missing_at_ends } else { 0.0 };
         let experts = f64::from(layout.expert);
         let dense = blocks * shape.attention_parameters() / tensor
             + if shape.experts.is_none() { blocks * shape.mlp_parameters() / tensor } else { 0.0 };
@@ -112,6 +113,7 @@ impl Memory {
         let block = block_activations(run, tokens);
         let kept = match run.recompute {
             Recompute::None => block.all(),
+            // PyTorch recomputes every second block or GEMM, which is half.
             Recompute::Selective if run.trainer.shards_parameters() => 0.5 * block.all(),
             Recompute::Selective => block.all() - block.scores,
             Recompute::Full => 2.0 * tokens * f64::from(shape.hidden) / block.sequence_split,
@@ -152,7 +154,7 @@ impl Bytes {
     /// Megatron: 16-bit weights, fp32 gradients, fp32 master weights and two moments: 18. DeepSpeed: 16-bit gradients, and
     /// beside its shard of master weights and moments an fp32 and a 16-bit copy of the shard's gradient; under bf16 the sum
     /// over micro-batches is kept in fp32 as well. PyTorch FSDP: all in fp32, and a block at a time gathered in 16 bits.
-    fn of(run: &Run) -> Self {
+    fn of(run: &TrainingRun) -> Self {
         let trainer = run.trainer;
         let (weight, gradient, state) = match trainer {
             Trainer::Megatron | Trainer::MegatronCore | Trainer::Oneflow => (2.0, 4.0, 12.0),
@@ -176,7 +178,7 @@ impl Bytes {
 }
 
 /// Micro-batches whose activations a rank holds, in units of all its layers: 1F1B, interleaved or not (Narayanan et al., SC'21, 2.2).
-fn in_flight(run: &Run, rank: Rank) -> f64 {
+fn in_flight(run: &TrainingRun, rank: Rank) -> f64 {
     let (stages, chunks) = (f64::from(run.layout.pipeline), f64::from(run.layout.virtual_stages));
     let all = run.micro_batches();
     if rank == Rank::Last && stages > 1.0 {
@@ -209,7 +211,7 @@ impl Kept {
 
 /// Bytes of the gradients that one block's backward pass holds at once: of attention's scores before and after softmax, or of
 /// the MLP's inner layer, and of the residual stream before and after.
-fn passing(run: &Run, tokens: f64) -> f64 {
+fn passing(run: &TrainingRun, tokens: f64) -> f64 {
     let (shape, tensor) = (&run.shape, f64::from(run.layout.tensor));
     let scores = match run.attention {
         AttentionKind::Unfused => 4.0 * f64::from(shape.heads) * f64::from(run.seq_len),
@@ -219,7 +221,7 @@ fn passing(run: &Run, tokens: f64) -> f64 {
     tokens * (scores.max(inner) / tensor + 4.0 * f64::from(shape.hidden))
 }
 
-fn block_activations(run: &Run, tokens: f64) -> Kept {
+fn block_activations(run: &TrainingRun, tokens: f64) -> Kept {
     let sequence_split = if run.layout.sequence_parallel { f64::from(run.layout.tensor) } else { 1.0 };
     kept(
         &run.shape,
@@ -258,7 +260,7 @@ pub(crate) fn kept(
     Kept { along: along / sequence_split, split: split / tensor, scores: scores / tensor, sequence_split }
 }
 
-fn buffers(run: &Run, elements: f64, has_table: bool) -> f64 {
+fn buffers(run: &TrainingRun, elements: f64, has_table: bool) -> f64 {
     let shape = &run.shape;
     let tensor = f64::from(run.layout.tensor);
     let block =

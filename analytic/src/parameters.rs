@@ -23,14 +23,14 @@ macro_rules! parameters {
     ($($(#[doc = $meaning:literal])+ $name:ident: $middle:literal, $spread:literal;)*) => {
         /// Values of all free numbers. Dimensionless factors unless the name ends in a unit.
         #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-        pub struct Parameters { $($(#[doc = $meaning])+ pub $name: f64,)* }
+        pub struct FreeParameters { $($(#[doc = $meaning])+ pub $name: f64,)* }
 
-        /// In the order of [`Parameters::to_array`].
+        /// In the order of [`FreeParameters::to_array`].
         pub const PRIORS: &[Prior] = &[$(Prior {
             name: stringify!($name), middle: $middle, spread: $spread, meaning: concat!($($meaning),+),
         }),*];
 
-        impl Parameters {
+        impl FreeParameters {
             pub const COUNT: usize = PRIORS.len();
 
             /// Every number at the middle of its prior: what is known without a single run.
@@ -151,7 +151,7 @@ parameters! {
 /// No run moves a number further from its prior, in either direction, than by this factor: it would be no such number.
 const FURTHEST: f64 = 1e3;
 
-impl Parameters {
+impl FreeParameters {
     pub fn to_table(&self) -> BTreeMap<String, f64> {
         PRIORS.iter().zip(self.to_array()).map(|(prior, value)| (prior.name.to_owned(), value)).collect()
     }

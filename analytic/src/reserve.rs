@@ -4,7 +4,7 @@
 //! one that was said too high, as it does whoever believes it.
 
 use crate::memory::{Memory, Reserve};
-use crate::table::Row;
+use crate::table::TableRow;
 use std::collections::BTreeMap;
 
 /// What is known without any run: a context and the buffers of some communicators; and what an allocator of blocks loses.
@@ -32,7 +32,7 @@ struct Peak {
 }
 
 /// The reserve for each row: by the peaks of the other groups.
-pub fn cross_validated(rows: &[Row]) -> Vec<Reserve> {
+pub fn cross_validated(rows: &[TableRow]) -> Vec<Reserve> {
     let mut groups: BTreeMap<&str, Vec<Peak>> = BTreeMap::new();
     for row in rows {
         if let Some(peak) = peak(row) {
@@ -49,13 +49,13 @@ pub fn cross_validated(rows: &[Row]) -> Vec<Reserve> {
 }
 
 /// The fit to all peaks of the rows.
-pub fn of_rows(rows: &[Row]) -> Reserve {
+pub fn of_rows(rows: &[TableRow]) -> Reserve {
     let peaks: Vec<Peak> = rows.iter().filter_map(peak).collect();
     fit(&[&peaks])
 }
 
 /// Nothing where the trainer itself reports what it has allocated: that has no reserve in it.
-fn peak(row: &Row) -> Option<Peak> {
+fn peak(row: &TableRow) -> Option<Peak> {
     let run = row.run.as_ref().ok()?;
     let allocated = Memory::of(run).allocated();
     let watched = !run.trainer.is_core();

@@ -1,11 +1,11 @@
 //! What is trained, on what, and how it is split.
 
-use crate::estimate::Estimate;
-use crate::machine::Machine;
+use crate::estimate::StepEstimate;
+use crate::machine::NodeModel;
 use crate::memory::Memory;
 use crate::trainer::{AttentionKind, Trainer};
 use autodist_hardware::Dtype;
-use autodist_spec::{Activation, InputError, ModelSpec, Positions};
+use autodist_spec::{Activation, InputError, ModelSpec, Positions, Recompute};
 use std::sync::Arc;
 
 /// Shapes of a decoder-only transformer, dense or with experts.
@@ -103,7 +103,7 @@ impl Shape {
 
 /// Degrees of parallelism. Ranks are numbered tensor first, then context, data and pipeline, as Megatron does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layout {
+pub struct ParallelDims {
     pub tensor: u32,
     pub context: u32,
     pub data: u32,
@@ -119,7 +119,7 @@ pub struct Layout {
     pub shard: u32,
 }
 
-impl Default for Layout {
+impl Default for ParallelDims {
     fn default() -> Self {
         Self {
             tensor: 1,
@@ -135,7 +135,7 @@ impl Default for Layout {
     }
 }
 
-impl Layout {
+impl ParallelDims {
     /// Ranks that a shard is one of: context-parallel ranks hold the same parameters, and share them out too.
     pub fn shards(&self) -> u32 {
         self.shard.max(1).saturating_mul(self.context)
@@ -147,20 +147,10 @@ impl Layout {
     }
 }
 
-/// What is forgotten in the forward pass and computed again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Recompute {
-    None,
-    /// Attention only (Korthikanti et al. 2022, 2205.05198); with PyTorch every second block or product, which is half.
-    Selective,
-    /// Everything but each block's input.
-    Full,
-}
-
 /// What is counted this much larger than a device may have fitted.
 const COUNTED: f64 = 1.25;
 
-/// Blocks of each of `stages` pipeline ranks, and how many fewer the first and the last one hold: none, or one where that lets
+/// Blocks of each of `stages` pipeline ranks, and how many the first and the last one hold less: none, or one where that lets
 /// the others be alike, as Megatron splits 126 blocks over 8 ranks to make room for embedding and loss.
 pub fn even_blocks(layers: u32, stages: u32) -> Option<(u32, u32)> {
     if layers.is_multiple_of(stages) {
@@ -171,10 +161,10 @@ pub fn even_blocks(layers: u32, stages: u32) -> Option<(u32, u32)> {
 
 /// One training step to be predicted.
 #[derive(Debug, Clone)]
-pub struct Run {
+pub struct TrainingRun {
     pub shape: Shape,
-    pub machine: Arc<Machine>,
-    pub layout: Layout,
+    pub machine: Arc<NodeModel>,
+    pub layout: ParallelDims,
     pub seq_len: u32,
     /// Sequences per device and pass.
     pub micro_batch: u32,
@@ -196,9 +186,9 @@ pub struct Run {
     pub assumptions: Vec<String>,
 }
 
-impl Run {
+impl TrainingRun {
     /// A run of that trainer with its usual ways.
-    pub fn new(shape: Shape, machine: Arc<Machine>, layout: Layout, trainer: Trainer) -> Self {
+    pub fn new(shape: Shape, machine: Arc<NodeModel>, layout: ParallelDims, trainer: Trainer) -> Self {
         let attention = trainer.attention_on(machine.generation);
         Self {
             shape,
@@ -219,11 +209,11 @@ impl Run {
         }
     }
 
-    /// Blocks of a pipeline rank, and how many fewer the first and the last one hold.
+    /// Blocks of a pipeline rank, and how many the first and the last one hold less.
     pub fn blocks(&self) -> (f64, f64) {
         let (layers, stages) = (self.shape.layers, self.layout.pipeline);
         match even_blocks(layers, stages) {
-            Some((blocks, fewer)) => (f64::from(blocks), f64::from(fewer)),
+            Some((blocks, missing_at_ends)) => (f64::from(blocks), f64::from(missing_at_ends)),
             None => (f64::from(layers) / f64::from(stages), 0.0),
         }
     }
@@ -243,7 +233,7 @@ impl Run {
     }
 
     /// Whether the fullest device holds it.
-    pub fn fits(&self, estimate: &Estimate) -> bool {
+    pub fn fits(&self, estimate: &StepEstimate) -> bool {
         estimate.memory.total() <= self.machine.memory.as_f64()
     }
 

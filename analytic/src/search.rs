@@ -1,9 +1,10 @@
 //! All ways in which a trainer can split one job over one cluster, and the fastest of them.
 
-use crate::estimate::Estimate;
-use crate::parameters::Parameters;
-use crate::run::{Layout, Recompute, Run, even_blocks};
+use crate::estimate::StepEstimate;
+use crate::parameters::FreeParameters;
+use crate::run::{ParallelDims, TrainingRun, even_blocks};
 use crate::trainer::Trainer;
+use autodist_spec::Recompute;
 
 /// Largest micro-batch that is tried; larger ones make no product faster.
 const LARGEST_MICRO_BATCH: u32 = 16;
@@ -30,7 +31,7 @@ pub struct Fixed {
 #[derive(Debug, Clone)]
 pub struct Found {
     /// Fastest first.
-    pub best: Vec<(Run, Estimate)>,
+    pub best: Vec<(TrainingRun, StepEstimate)>,
     /// Layouts that were priced or found too large.
     pub considered: usize,
     /// Those that do not fit into the devices even with full recomputation.
@@ -42,10 +43,10 @@ pub struct Found {
 /// The `keep` fastest layouts of `base`'s job on `devices` devices, with the least recomputation that fits each. What `base`
 /// says of its own layout is not looked at.
 pub fn search(
-    base: &Run,
+    base: &TrainingRun,
     devices: u32,
     fixed: &Fixed,
-    parameters: &Parameters,
+    parameters: &FreeParameters,
     error_bar: f64,
     keep: usize,
 ) -> Found {
@@ -53,8 +54,8 @@ pub fn search(
     for layout in layouts(base, devices, fixed) {
         for micro_batch in micro_batches(base, &layout, fixed) {
             for virtual_stages in virtual_stages(base, &layout, micro_batch, fixed) {
-                let layout = Layout { virtual_stages, ..layout };
-                let run = Run { layout, micro_batch, ..base.clone() };
+                let layout = ParallelDims { virtual_stages, ..layout };
+                let run = TrainingRun { layout, micro_batch, ..base.clone() };
                 if run.check().is_ok() {
                     found.consider(run, fixed, parameters, error_bar);
                 }
@@ -67,7 +68,7 @@ pub fn search(
 }
 
 impl Found {
-    fn consider(&mut self, mut run: Run, fixed: &Fixed, parameters: &Parameters, error_bar: f64) {
+    fn consider(&mut self, mut run: TrainingRun, fixed: &Fixed, parameters: &FreeParameters, error_bar: f64) {
         self.considered += 1;
         let capacity = run.machine.memory.as_f64();
         let mut least = f64::INFINITY;
@@ -101,7 +102,7 @@ fn degrees(fixed: Option<u32>, has: bool, others: impl Iterator<Item = u32>) -> 
 }
 
 /// Layouts of all devices, one chunk of blocks per pipeline rank.
-fn layouts(base: &Run, devices: u32, fixed: &Fixed) -> Vec<Layout> {
+fn layouts(base: &TrainingRun, devices: u32, fixed: &Fixed) -> Vec<ParallelDims> {
     let (shape, trainer) = (&base.shape, base.trainer);
     let in_node = base.machine.devices_per_node.min(shape.heads);
     let fits_heads = |tensor: &u32| *tensor <= in_node && shape.heads.is_multiple_of(*tensor);
@@ -129,7 +130,7 @@ fn layouts(base: &Run, devices: u32, fixed: &Fixed) -> Vec<Layout> {
                 let shared = |expert: &u32| data.is_multiple_of(*expert);
                 for expert in degrees(fixed.expert, experts > 1, divisors(experts).filter(shared)) {
                     for zero_stage in zero_stages(trainer, data.saturating_mul(context), fixed) {
-                        found.push(Layout {
+                        found.push(ParallelDims {
                             tensor,
                             context,
                             data,
@@ -159,14 +160,14 @@ fn zero_stages(trainer: Trainer, replicas: u32, fixed: &Fixed) -> Vec<u8> {
     }
 }
 
-fn micro_batches(base: &Run, layout: &Layout, fixed: &Fixed) -> Vec<u32> {
+fn micro_batches(base: &TrainingRun, layout: &ParallelDims, fixed: &Fixed) -> Vec<u32> {
     let each = base.global_batch / layout.data;
     let sizes = (0..).map(|power| 1 << power).take_while(|size| *size <= LARGEST_MICRO_BATCH);
     degrees(fixed.micro_batch, true, sizes.filter(|size| each.is_multiple_of(*size)))
 }
 
 /// Interleaving deals out micro-batches to all ranks in turn, and chunks of as many blocks.
-fn virtual_stages(base: &Run, layout: &Layout, micro_batch: u32, fixed: &Fixed) -> Vec<u32> {
+fn virtual_stages(base: &TrainingRun, layout: &ParallelDims, micro_batch: u32, fixed: &Fixed) -> Vec<u32> {
     let rounds = base.global_batch / layout.data / micro_batch.max(1);
     let interleaves =
         base.trainer.interleaves() && layout.pipeline > 1 && rounds.is_multiple_of(layout.pipeline);

@@ -2,7 +2,7 @@
 
 use crate::cells;
 use crate::statistics::quantile;
-use crate::table::Row;
+use crate::table::TableRow;
 use autodist_spec::InputError;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -58,15 +58,15 @@ pub fn read(text: &[u8], file: &str) -> Result<Vec<ChoiceSet>, InputError> {
 #[derive(Debug, Clone)]
 pub struct Timing<'a> {
     pub group: &'a str,
-    /// Only layouts of one job can be chosen among: see [`crate::Run::job`].
+    /// Only layouts of one job can be chosen among: see [`crate::TrainingRun::job`].
     pub job: String,
     pub measured: f64,
     pub predicted: f64,
 }
 
 /// All jobs of a table that one source measured in three layouts or more, named after their first row.
-pub fn of_rows(rows: &[Row]) -> Vec<ChoiceSet> {
-    let mut jobs: BTreeMap<(&str, &str, String), Vec<&Row>> = BTreeMap::new();
+pub fn of_rows(rows: &[TableRow]) -> Vec<ChoiceSet> {
+    let mut jobs: BTreeMap<(&str, &str, String), Vec<&TableRow>> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.measured_s.is_some()) {
         if let Ok(run) = &row.run {
             jobs.entry((&row.group, &row.source, run.job())).or_default().push(row);

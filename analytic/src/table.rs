@@ -3,13 +3,13 @@
 use crate::cells;
 use crate::described::{Machines, run};
 use crate::fields::Fields;
-use crate::run::Run;
+use crate::run::TrainingRun;
 use autodist_hardware::{Catalogue, Dtype};
 use autodist_spec::InputError;
 
 /// One line: the run as far as it is understood, or why it is not, and what was measured.
 #[derive(Debug, Clone)]
-pub struct Row {
+pub struct TableRow {
     pub id: String,
     /// Rows of one source share clusters and software; errors are judged with whole groups left out.
     pub group: String,
@@ -20,12 +20,12 @@ pub struct Row {
     pub dense: bool,
     /// `A` to `C`; `R` for figures from memory, which no fit may see.
     pub quality: String,
-    pub run: Result<Run, String>,
+    pub run: Result<TrainingRun, String>,
     pub measured_s: Option<f64>,
     pub measured_memory_gb: Option<f64>,
 }
 
-impl Row {
+impl TableRow {
     /// Whether a fit may see it: dense, in 16 or 8 bits, read at its source, with a time.
     pub fn is_for_fitting(&self) -> bool {
         let known =
@@ -38,7 +38,7 @@ impl Row {
 ///
 /// # Errors
 /// Text that is no CSV, or a table without `id`.
-pub fn read(text: &[u8], file: &str, catalogue: &Catalogue) -> Result<Vec<Row>, InputError> {
+pub fn read(text: &[u8], file: &str, catalogue: &Catalogue) -> Result<Vec<TableRow>, InputError> {
     let (header, lines) = cells::read(text, file)?;
     if !header.iter().any(|name| name == "id") {
         let error = InputError::new("id", "", "there is no such column").in_file(file);
@@ -49,7 +49,7 @@ pub fn read(text: &[u8], file: &str, catalogue: &Catalogue) -> Result<Vec<Row>, 
     Ok(lines.iter().map(row).collect())
 }
 
-fn row(fields: &Fields, machines: &mut Machines) -> Row {
+fn row(fields: &Fields, machines: &mut Machines) -> TableRow {
     let text = |name: &str| fields.text(name).unwrap_or_default().to_owned();
     let known = fields.count("experts").ok().flatten();
     let sparse = known.is_some()
@@ -62,7 +62,7 @@ fn row(fields: &Fields, machines: &mut Machines) -> Row {
         (run, Ok(seconds), Ok(memory)) => (run, seconds, memory),
         (Err(reason), ..) | (_, Err(reason), _) | (.., Err(reason)) => (Err(reason), None, None),
     };
-    Row {
+    TableRow {
         id: text("id"),
         group: text("group"),
         source: text("source"),
@@ -110,7 +110,7 @@ mod tests {
             let mut rows = read(table.as_bytes(), "runs.csv", &Catalogue::shipped()).unwrap();
             rows.remove(0).run.unwrap()
         };
-        let of = |run: &Run| (run.trainer, run.attention);
+        let of = |run: &TrainingRun| (run.trainer, run.attention);
         let (classic, core) = (Trainer::Megatron, Trainer::MegatronCore);
         let a100 = "A100-80GB-SXM";
         assert_eq!(of(&row("Megatron-LM 2021", a100, "full")), (classic, AttentionKind::Unfused));

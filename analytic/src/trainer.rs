@@ -1,8 +1,8 @@
 //! What trainers do differently with the same layout.
 
 use crate::machine::Generation;
-use crate::run::Recompute;
 use autodist_hardware::Dtype;
+use autodist_spec::Recompute;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -14,7 +14,7 @@ pub enum Trainer {
     Megatron,
     /// Megatron-Core since 2023: fused attention, gradients and updated parameters overlapped.
     MegatronCore,
-    /// Megatron-Core as NVIDIA tunes it in NeMo and Megatron-Bridge: tensor-parallel collectives cut into the products beside
+    /// Megatron-Core as NVIDIA tunes it in NeMo and Megatron-Bridge: tensor-parallel collectives cut into the GEMMs beside
     /// them, gradients in 16 bits.
     Nemo,
     /// Megatron on DeepSpeed's pipeline, as BLOOM was trained.
@@ -31,13 +31,13 @@ pub enum Trainer {
     Oneflow,
 }
 
-/// Which tensor-parallel collectives run beside products.
+/// Which tensor-parallel collectives run beside GEMMs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TensorOverlap {
     None,
     /// Sums of the backward pass, beside the gradients of weights.
     Gradients,
-    /// With sequence parallelism all, cut into pieces that alternate with pieces of products.
+    /// With sequence parallelism all, cut into pieces that alternate with pieces of GEMMs.
     All,
 }
 
@@ -45,7 +45,7 @@ pub enum TensorOverlap {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AttentionKind {
-    /// Two batched products with masked softmax between; the scores are written to memory.
+    /// Two batched GEMMs with masked softmax between; the scores are written to memory.
     Unfused,
     /// FlashAttention's first generation.
     FirstFlash,

@@ -1,21 +1,22 @@
 //! What one step asks of devices and links, priced by the hardware model alone: nothing here is fitted to runs.
 
-use crate::run::{Recompute, Run};
+use crate::run::TrainingRun;
 use crate::trainer::{AttentionKind, TensorOverlap};
-use autodist_hardware::{Attention, BACKWARD_OVER_FORWARD, Collective, Dtype};
+use autodist_hardware::{Attention, BACKWARD_OVER_FORWARD, Dtype};
+use autodist_spec::{Collective, Recompute};
 
-/// Seconds of matrix products, apart by what a step may make slower.
+/// Seconds of GEMMs, apart by what a step may make slower.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Products {
+pub struct GemmTime {
     /// As kernels alone would take.
     pub plain: f64,
     /// What a whole last wave of tiles would add.
     pub waves: f64,
-    /// Of `plain`, products whose sides are no multiples of 64.
+    /// Of `plain`, GEMMs whose sides are no multiples of 64.
     pub unaligned: f64,
 }
 
-impl std::ops::Add for Products {
+impl std::ops::Add for GemmTime {
     type Output = Self;
     fn add(self, other: Self) -> Self {
         Self {
@@ -28,61 +29,61 @@ impl std::ops::Add for Products {
 
 /// Seconds over links, and whether they leave the node.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Transfer {
+pub struct LinkTime {
     pub seconds: f64,
     pub between_nodes: bool,
 }
 
 /// Tensor-parallel collectives of one block and pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Sums {
-    pub alone: Transfer,
-    /// Those that run beside products.
-    pub beside: Transfer,
+pub struct TensorParallelTime {
+    pub exposed: LinkTime,
+    /// Those that run beside GEMMs.
+    pub overlapped: LinkTime,
     /// How often ranks wait for the slowest of them.
     pub calls: f64,
 }
 
 /// One step's work of one device of the busiest kind.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Work {
+pub struct StepWork {
     /// Linear layers of one block, one micro-batch.
-    pub linear_forward: Products,
-    pub linear_backward: Products,
-    /// Attention of one block: products, or the fused kernel.
+    pub linear_forward: GemmTime,
+    pub linear_backward: GemmTime,
+    /// Attention of one block: GEMMs, or the fused kernel.
     pub attention_forward: f64,
     pub attention_backward: f64,
     /// Attention scores of one block, elements; zero where they are never written.
     pub scores: f64,
     /// Whether softmax over them is several kernels, because the fused one does not take this shape.
     pub softmax_apart: bool,
-    /// Elements that one block's products read, forward; and as many gradients, backward.
+    /// Elements that one block's GEMMs read, forward; and as many gradients, backward.
     pub operands: f64,
     /// Bytes of norms, activations and residuals of one block.
     pub element_bytes_forward: f64,
     pub element_bytes_backward: f64,
     /// Bytes of adding one block's gradients of a micro-batch to the others'.
     pub accumulation_bytes: f64,
-    pub logit_products: Products,
+    pub logit_gemms: GemmTime,
     pub logits: f64,
     /// Bytes of adding the head's gradient of a micro-batch to the others'.
     pub head_accumulation_bytes: f64,
     pub embedding_bytes: f64,
     /// Tensor-parallel collectives of one block.
-    pub tensor_forward: Sums,
-    pub tensor_backward: Sums,
+    pub tensor_forward: TensorParallelTime,
+    pub tensor_backward: TensorParallelTime,
     /// Keys and values sent round by context parallelism, one block, forward.
-    pub context: Transfer,
+    pub context: LinkTime,
     /// Tokens to experts and back, one block, forward.
-    pub experts: Transfer,
+    pub experts: LinkTime,
     /// One activation to the next pipeline rank.
-    pub message: Transfer,
+    pub message: LinkTime,
     /// All gradients of the device summed over replicas.
-    pub reduce: Transfer,
+    pub reduce: LinkTime,
     /// Updated parameters gathered from shards.
-    pub update_gather: Transfer,
+    pub update_gather: LinkTime,
     /// One block's parameters gathered from shards.
-    pub block_gather: Transfer,
+    pub block_gather: LinkTime,
     /// Bytes of the optimizer's update.
     pub optimizer_bytes: f64,
     /// Elements of the device's parameters.
@@ -97,8 +98,8 @@ struct Local {
     ffn: f64,
 }
 
-impl Work {
-    pub fn of(run: &Run) -> Self {
+impl StepWork {
+    pub fn of(run: &TrainingRun) -> Self {
         let (shape, layout) = (&run.shape, &run.layout);
         let tensor = f64::from(layout.tensor);
         let local = Local {
@@ -117,7 +118,7 @@ impl Work {
         work
     }
 
-    fn linear(&mut self, run: &Run, local: &Local) {
+    fn linear(&mut self, run: &TrainingRun, local: &Local) {
         let Local { tokens, hidden, query, kv, ffn } = *local;
         let up = if run.shape.gated { 2.0 * ffn } else { ffn };
         let mut add = |rows: f64, out: f64, into: f64, repeats: f64| {
@@ -144,7 +145,7 @@ impl Work {
         }
     }
 
-    fn attention(&mut self, run: &Run) {
+    fn attention(&mut self, run: &TrainingRun) {
         let (shape, layout, machine) = (&run.shape, &run.layout, &*run.machine);
         let heads = u64::from(shape.heads.div_ceil(layout.tensor));
         let batch = u64::from(run.micro_batch);
@@ -152,8 +153,8 @@ impl Work {
         let queries = keys / u64::from(layout.context);
         match run.attention {
             AttentionKind::Unfused => {
-                let product = |m, n, k| machine.products(sixteen_bits(run), batch * heads, m, n, k);
-                self.attention_forward = product(queries, keys, head) + product(queries, head, keys);
+                let gemm = |m, n, k| machine.gemms(sixteen_bits(run), batch * heads, m, n, k);
+                self.attention_forward = gemm(queries, keys, head) + gemm(queries, head, keys);
                 self.attention_backward = 2.0 * self.attention_forward;
                 self.scores = [batch, heads, queries, keys].map(|size| size as f64).iter().product();
                 self.softmax_apart = run.trainer.softmax_is_apart(batch * heads, keys);
@@ -171,7 +172,7 @@ impl Work {
 
     /// Elements that fused kernels read and write per token: two norms, two residuals with dropout, and the MLP's
     /// activation; backward reads the input and the gradient again, and sums gradients of biases.
-    fn elements(&mut self, run: &Run, local: &Local) {
+    fn elements(&mut self, run: &TrainingRun, local: &Local) {
         let split = if run.layout.sequence_parallel { f64::from(run.layout.tensor) } else { 1.0 };
         let (along, gated) = (local.hidden / split, f64::from(u8::from(run.shape.gated)));
         let routed = run.shape.experts.map_or(1.0, |e| f64::from(e.active));
@@ -187,17 +188,17 @@ impl Work {
         }
     }
 
-    fn block_parameters(&self, run: &Run) -> f64 {
+    fn block_parameters(&self, run: &TrainingRun) -> f64 {
         let split = f64::from(run.layout.tensor);
         (run.shape.attention_parameters() + run.shape.mlp_parameters() / f64::from(run.layout.expert)) / split
     }
 
-    fn head(&mut self, run: &Run, local: &Local) {
+    fn head(&mut self, run: &TrainingRun, local: &Local) {
         let tensor = f64::from(run.layout.tensor);
         // Tables are padded so that every rank holds a multiple of 128 rows, as Megatron does.
         let rows = (f64::from(run.shape.vocab) / 128.0 / tensor).ceil() * 128.0;
         let (forward, backward) = linear_layer(run, local.tokens, rows, local.hidden);
-        self.logit_products = forward + backward;
+        self.logit_gemms = forward + backward;
         self.logits = local.tokens * rows;
         // The gradient of the table is zeroed as a whole and then added to, or to the head's where the two are tied.
         let table = rows * local.hidden;
@@ -209,7 +210,7 @@ impl Work {
         self.head_accumulation_bytes = if more { table * sum } else { 0.0 };
     }
 
-    fn transfers(&mut self, run: &Run, local: &Local) {
+    fn transfers(&mut self, run: &TrainingRun, local: &Local) {
         let (layout, machine) = (&run.layout, &*run.machine);
         let per_node = machine.devices_per_node;
         let (tensor, context, data) = (layout.tensor, layout.context, layout.data);
@@ -217,7 +218,7 @@ impl Work {
         let inside = tensor.min(per_node);
 
         // Two all-reduces each way, or as many scatters and gathers with sequence parallelism, whose inputs are gathered
-        // once more for the gradients of weights. What trainers since 2022 put beside products: that gather beside the
+        // once more for the gradients of weights. What trainers since 2022 put beside GEMMs: that gather beside the
         // gradients of inputs, and the sums of these beside the gradients of weights (Korthikanti et al. 2022, 4.2.2).
         let sum = machine.collective(Collective::AllReduce, activation, tensor, inside, 1);
         let gather = machine.collective(Collective::AllGather, activation, tensor, inside, 1);
@@ -228,11 +229,11 @@ impl Work {
             (2.0 * sum, 0.0, 2.0 * sum, 0.0)
         };
         let between_nodes = tensor > per_node;
-        let split = |alone: f64, beside: f64| {
-            let transfer = |seconds: f64| Transfer { seconds, between_nodes };
+        let split = |exposed: f64, overlapped: f64| {
+            let transfer = |seconds: f64| LinkTime { seconds, between_nodes };
             // A rank waits for the slowest once for each pair of a scatter and a gather, too: nothing but a norm lies between.
-            let calls = if tensor > 1 && alone > 0.0 { 2.0 } else { 0.0 };
-            Sums { alone: transfer(alone), beside: transfer(beside), calls }
+            let calls = if tensor > 1 && exposed > 0.0 { 2.0 } else { 0.0 };
+            TensorParallelTime { exposed: transfer(exposed), overlapped: transfer(overlapped), calls }
         };
         [self.tensor_forward, self.tensor_backward] = match run.trainer.tensor_overlap() {
             _ if between_nodes => [split(forward, 0.0), split(gathers + sums, again)],
@@ -248,14 +249,14 @@ impl Work {
         let spread = (per_node / inside).clamp(1, context.max(1));
         let kv = 2.0 * 2.0 * local.tokens * local.kv * f64::from(context);
         let seconds = machine.collective(Collective::AllGather, kv, context, spread, inside);
-        self.context = Transfer { seconds, between_nodes: context > spread };
+        self.context = LinkTime { seconds, between_nodes: context > spread };
 
         if let Some(experts) = run.shape.experts {
             let split = if layout.sequence_parallel { f64::from(tensor) } else { 1.0 };
             let bytes = activation * f64::from(experts.active) / split;
             let near = (per_node / inside / context).clamp(1, layout.expert);
             let seconds = 2.0 * machine.collective(Collective::AllToAll, bytes, layout.expert, near, inside);
-            self.experts = Transfer { seconds, between_nodes: layout.expert > near };
+            self.experts = LinkTime { seconds, between_nodes: layout.expert > near };
         }
 
         // Every rank of a stage sends at the same time, its tensor-parallel share of the activation.
@@ -263,13 +264,13 @@ impl Work {
         let crosses = stage >= per_node && layout.devices() > per_node;
         let share = activation / f64::from(tensor);
         let (ends, sharing) = if crosses { (1, per_node.min(layout.devices())) } else { (2, 1) };
-        let seconds = machine.collective(Collective::PointToPoint, share, 2, ends, sharing);
+        let seconds = machine.collective(Collective::SendRecv, share, 2, ends, sharing);
         self.message =
-            Transfer { seconds: if layout.pipeline > 1 { seconds } else { 0.0 }, between_nodes: crosses };
+            LinkTime { seconds: if layout.pipeline > 1 { seconds } else { 0.0 }, between_nodes: crosses };
         self.gradients(run, local);
     }
 
-    fn gradients(&mut self, run: &Run, local: &Local) {
+    fn gradients(&mut self, run: &TrainingRun, local: &Local) {
         let (layout, machine) = (&run.layout, &*run.machine);
         let blocks = f64::from(run.shape.layers) / f64::from(layout.pipeline);
         let block = self.block_parameters(run);
@@ -285,7 +286,7 @@ impl Work {
         let crosses = replicas > near;
         let bytes = self.parameters * run.trainer.gradient_bytes(run.dtype);
         let sharded = layout.zero_stage >= 1;
-        let far = |kind, bytes, ranks: u32| Transfer {
+        let far = |kind, bytes, ranks: u32| LinkTime {
             seconds: machine.collective(kind, bytes, ranks, near.min(ranks), inside),
             between_nodes: ranks > near,
         };
@@ -302,7 +303,7 @@ impl Work {
             // Every rank of the shard group hands out its part to the others, one after the other.
             let parts = f64::from(shard);
             let one = far(Collective::Broadcast, 2.0 * self.parameters / parts, shard);
-            self.update_gather = Transfer { seconds: one.seconds * parts, ..one };
+            self.update_gather = LinkTime { seconds: one.seconds * parts, ..one };
         } else if sharded {
             self.update_gather = far(Collective::AllGather, 2.0 * self.parameters, shard);
         }
@@ -315,35 +316,35 @@ impl Work {
     }
 
     /// Part of the forward pass that the backward pass repeats.
-    pub fn repeats(run: &Run) -> f64 {
+    pub fn repeats(run: &TrainingRun) -> f64 {
         if run.recompute == Recompute::Full { 1.0 } else { 0.0 }
     }
 }
 
-impl Products {
+impl GemmTime {
     fn times(self, factor: f64) -> Self {
         Self { plain: self.plain * factor, waves: self.waves * factor, unaligned: self.unaligned * factor }
     }
 }
 
-/// Attention and everything that is not a linear layer stay in 16 bits where products are in 8.
-fn sixteen_bits(run: &Run) -> Dtype {
+/// Attention and everything that is not a linear layer stay in 16 bits where GEMMs are in 8.
+fn sixteen_bits(run: &TrainingRun) -> Dtype {
     if run.dtype == Dtype::Fp8 { Dtype::Bf16 } else { run.dtype }
 }
 
 /// Forward; and the gradients of inputs and weights.
-fn linear_layer(run: &Run, rows: f64, out: f64, into: f64) -> (Products, Products) {
-    let product = |m: f64, n: f64, k: f64| {
+fn linear_layer(run: &TrainingRun, rows: f64, out: f64, into: f64) -> (GemmTime, GemmTime) {
+    let gemm = |m: f64, n: f64, k: f64| {
         let side = |x: f64| x.ceil().max(1.0) as u64;
-        let plain = run.machine.products(run.dtype, 1, side(m), side(n), side(k));
+        let plain = run.machine.gemms(run.dtype, 1, side(m), side(n), side(k));
         let unaligned = if out % 64.0 == 0.0 && into % 64.0 == 0.0 { 0.0 } else { plain };
         let waves =
             if run.trainer.is_classic() { plain * idle_part(m, n, run.machine.processors) } else { 0.0 };
-        Products { plain, waves, unaligned }
+        GemmTime { plain, waves, unaligned }
     };
     // Libraries cut the long inner side of the gradients of weights, and so fill all waves.
-    let of_weights = Products { waves: 0.0, ..product(out, into, rows) };
-    (product(rows, out, into), product(rows, into, out) + of_weights)
+    let of_weights = GemmTime { waves: 0.0, ..gemm(out, into, rows) };
+    (gemm(rows, out, into), gemm(rows, into, out) + of_weights)
 }
 
 /// How much longer whole waves of 128 by 256 tiles take than the work in them, on `processors` processors.

@@ -7,7 +7,7 @@
 use crate::arithmetic::{Arithmetic, Part, PartMut};
 use crate::host::vectorised;
 use crate::signs::Signs;
-use crate::{Exchange, Report};
+use crate::{CodingQuality, Exchange};
 
 pub(crate) struct Adam<A: Arithmetic> {
     /// First steps, whose gradients travel as they are.
@@ -52,13 +52,13 @@ impl<A: Arithmetic> Adam<A> {
         mut gradient: PartMut<'_, A>,
         exchange: &mut X,
         memory: bool,
-    ) -> Result<Report, X::Error> {
+    ) -> Result<CodingQuality, X::Error> {
         let (decay, rest) = (self.decay, 1.0 - self.decay);
         self.steps += 1;
         if self.steps <= self.warmup_steps {
             on.on_host(gradient.again(), |values| exchange.sum(values))?;
             on.mix(rest, gradient.read(), decay, PartMut::whole(&mut self.momentum));
-            return Ok(Report::LOSSLESS);
+            return Ok(CodingQuality::LOSSLESS);
         }
         // Every member's part of the new momentum: they add up to it.
         on.mix(decay / exchange.size() as f32, Part::whole(&self.momentum), rest, gradient.again());

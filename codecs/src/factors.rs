@@ -9,7 +9,7 @@
 use crate::arithmetic::{Arithmetic, Factor, Part, PartMut};
 use crate::host::{exact_dot, vectorised};
 use crate::layout::{Layout, Matrix};
-use crate::{Exchange, Phase, Report};
+use crate::{CodingQuality, Exchange, Phase};
 use std::borrow::BorrowMut;
 use std::ops::Range;
 
@@ -84,14 +84,14 @@ impl<A: Arithmetic> Factors<A> {
         mut gradient: PartMut<'_, A>,
         exchange: &mut X,
         memory: bool,
-    ) -> Result<Report, X::Error> {
+    ) -> Result<CodingQuality, X::Error> {
         let (whole, lost) = match (self.half, self.left.take()) {
             (true, Some(left)) => self.one_factor(on, left, gradient.again(), exchange)?,
             _ => self.both_factors(on, gradient.again(), exchange)?,
         };
         self.step += 1;
         let read = |sums: Vec<A::Sum>| sums.iter().map(|sum| on.read(sum)).sum();
-        let report = Report::of(read(whole), read(lost));
+        let report = CodingQuality::of(read(whole), read(lost));
         if !memory {
             on.fill_zero(PartMut::whole(&mut self.error));
         }

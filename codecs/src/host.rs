@@ -5,13 +5,13 @@ use crate::{adam, factors, random, shards, signs, skinny, sparse};
 
 /// The host, where numbers are slices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Host;
+pub struct HostArithmetic;
 
-fn slice<'a>(part: &Part<'a, Host>) -> &'a [f32] {
+fn slice<'a>(part: &Part<'a, HostArithmetic>) -> &'a [f32] {
     &part.values()[part.range()]
 }
 
-fn slice_mut(part: PartMut<'_, Host>) -> &mut [f32] {
+fn slice_mut(part: PartMut<'_, HostArithmetic>) -> &mut [f32] {
     let range = part.range();
     &mut part.into_values()[range]
 }
@@ -70,7 +70,7 @@ pub(crate) fn largest_magnitude(values: &[f32]) -> f32 {
     most.into_iter().fold(rest, f32::max)
 }
 
-impl Arithmetic for Host {
+impl Arithmetic for HostArithmetic {
     type Values = [f32];
     type Owned = Vec<f32>;
     type Bytes = Vec<u8>;

@@ -23,7 +23,7 @@ mod sparse;
 
 pub use arithmetic::{Arithmetic, Factor, Form, Levels, LowRank, Part, PartMut, Scale};
 pub use distortion::{Distortion, distortion};
-pub use host::Host;
+pub use host::HostArithmetic;
 pub use layout::Tensor;
 
 use adam::Adam;
@@ -82,14 +82,14 @@ pub enum Phase {
 
 /// How good one reduction was, as this member saw it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Report {
+pub struct CodingQuality {
     /// `1 - |x - C(x)|² / |x|²` of this member's compression: 1 where nothing was lost (delta of 1901.09847).
     pub contraction: f64,
     /// L2 norm of what is kept for the next step.
     pub error_norm: f64,
 }
 
-impl Report {
+impl CodingQuality {
     const LOSSLESS: Self = Self { contraction: 1.0, error_norm: 0.0 };
 
     /// Of squared norms: what was compressed, and what it lost.
@@ -100,7 +100,7 @@ impl Report {
 }
 
 /// One bucket's codec, with what it keeps between steps, where `A` works.
-pub struct Compressor<A: Arithmetic = Host> {
+pub struct Compressor<A: Arithmetic = HostArithmetic> {
     kind: Kind<A>,
     elements: usize,
     memory: bool,
@@ -122,7 +122,7 @@ impl Compressor {
     /// On the host: for a bucket of `elements` that holds `tensors`. `seed` is the same on all members.
     #[must_use]
     pub fn new(codec: Codec, tensors: &[Tensor], elements: usize, seed: u64) -> Self {
-        Self::on(&Host, codec, tensors, elements, seed)
+        Self::on(&HostArithmetic, codec, tensors, elements, seed)
     }
 
     /// Replaces `gradient` by an approximation of the sum over all members.
@@ -133,9 +133,9 @@ impl Compressor {
         &mut self,
         gradient: &mut [f32],
         exchange: &mut X,
-    ) -> Result<Report, X::Error> {
+    ) -> Result<CodingQuality, X::Error> {
         let all = 0..gradient.len();
-        self.reduce_on(&Host, PartMut::new(gradient, all), exchange)
+        self.reduce_on(&HostArithmetic, PartMut::new(gradient, all), exchange)
     }
 
     /// The same with given low-rank factors to begin with, one matrix after the other: the right ones of `powersgd`, the
@@ -143,7 +143,7 @@ impl Compressor {
     #[must_use]
     pub fn with_first_factors(mut self, given: &[f32]) -> Self {
         if let Kind::Factors(factors) = &mut self.kind {
-            factors.begin_with(&Host, given);
+            factors.begin_with(&HostArithmetic, given);
         }
         self
     }
@@ -257,13 +257,13 @@ impl<A: Arithmetic> Compressor<A> {
         on: &A,
         mut gradient: PartMut<'_, A>,
         exchange: &mut X,
-    ) -> Result<Report, X::Error> {
+    ) -> Result<CodingQuality, X::Error> {
         debug_assert_eq!(gradient.len(), self.elements);
         if exchange.size() == 1 {
-            return Ok(Report::LOSSLESS);
+            return Ok(CodingQuality::LOSSLESS);
         }
         let mut sum =
-            || on.on_host(gradient.again(), |values| exchange.sum(values)).map(|()| Report::LOSSLESS);
+            || on.on_host(gradient.again(), |values| exchange.sum(values)).map(|()| CodingQuality::LOSSLESS);
         if self.dense_steps > 0 {
             self.dense_steps -= 1;
             return sum();

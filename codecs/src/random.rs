@@ -3,7 +3,7 @@
 
 use crate::arithmetic::{Arithmetic, Levels, PartMut, Scale};
 use crate::host::square_sum;
-use crate::{Exchange, Phase, Report};
+use crate::{CodingQuality, Exchange, Phase};
 
 /// Standard deviations beyond which TernGrad clips.
 const CLIP: f64 = 2.5;
@@ -89,7 +89,7 @@ impl Random {
         on: &A,
         mut gradient: PartMut<'_, A>,
         exchange: &mut X,
-    ) -> Result<Report, X::Error> {
+    ) -> Result<CodingQuality, X::Error> {
         // No two members and no two steps draw the same numbers.
         let state =
             self.seed ^ (self.step << 20) ^ (exchange.rank() as u64).wrapping_mul(0xA24B_AED4_963E_E407);
@@ -106,12 +106,12 @@ impl Random {
         };
         let squares = on.square_sum(gradient.read());
         let (coded, lost) = on.encode_levels(levels, state, gradient.read());
-        let report = Report::of(on.read(&squares), on.read(&lost));
+        let report = CodingQuality::of(on.read(&squares), on.read(&lost));
         let all = exchange.all_gather(&on.fetch(vec![coded])[0])?;
         on.fill_zero(gradient.again());
         all.into_iter().for_each(|part| on.add_levels(levels, &on.bring(part), gradient.again()));
         // Nothing of it is kept.
-        Ok(Report { error_norm: 0.0, ..report })
+        Ok(CodingQuality { error_norm: 0.0, ..report })
     }
 }
 

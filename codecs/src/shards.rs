@@ -3,7 +3,7 @@
 
 use crate::arithmetic::{Arithmetic, Form, Part, PartMut};
 use crate::host::{largest_magnitude, vectorised};
-use crate::{Exchange, Phase, Report, rounding};
+use crate::{CodingQuality, Exchange, Phase, rounding};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::ops::Range;
@@ -21,7 +21,7 @@ pub(crate) fn reduce<A: Arithmetic, X: Exchange>(
     on: &A,
     mut gradient: PartMut<'_, A>,
     exchange: &mut X,
-) -> Result<Report, X::Error> {
+) -> Result<CodingQuality, X::Error> {
     let parts = rounding::encode_shards(form, on, &gradient, exchange.size());
     let report = report(form, on, &gradient, &parts);
     rounding::sum_shards(form, on, parts, gradient.again(), exchange)?;
@@ -29,7 +29,7 @@ pub(crate) fn reduce<A: Arithmetic, X: Exchange>(
     Ok(report)
 }
 
-fn report<A: Arithmetic>(form: Form, on: &A, gradient: &PartMut<'_, A>, parts: &[A::Bytes]) -> Report {
+fn report<A: Arithmetic>(form: Form, on: &A, gradient: &PartMut<'_, A>, parts: &[A::Bytes]) -> CodingQuality {
     let shard = |member: usize| range(gradient.len(), parts.len(), member);
     // The first shard is no shorter than others.
     let mut decoded = on.zeros(shard(0).len());
@@ -48,7 +48,7 @@ fn report<A: Arithmetic>(form: Form, on: &A, gradient: &PartMut<'_, A>, parts: &
         .collect();
     let lost = lost.iter().map(|lost| on.read(lost)).sum();
     // Nothing of it is kept.
-    Report { error_norm: 0.0, ..Report::of(on.read(&whole), lost) }
+    CodingQuality { error_norm: 0.0, ..CodingQuality::of(on.read(&whole), lost) }
 }
 
 pub(crate) fn encode(form: Form, values: &[f32]) -> Vec<u8> {

@@ -3,7 +3,7 @@
 
 use crate::arithmetic::{Arithmetic, Part, PartMut};
 use crate::shards::{range, two_phases};
-use crate::{Exchange, Phase, Report};
+use crate::{CodingQuality, Exchange, Phase};
 
 pub(crate) struct Signs<A: Arithmetic> {
     /// What this member's signs left out.
@@ -37,7 +37,7 @@ impl<A: Arithmetic> Signs<A> {
         mut gradient: PartMut<'_, A>,
         exchange: &mut X,
         memory: bool,
-    ) -> Result<Report, X::Error> {
+    ) -> Result<CodingQuality, X::Error> {
         let (size, rank, length) = (exchange.size(), exchange.rank(), gradient.len());
         let mut own = PartMut::<A>::whole(&mut self.own);
         let shard = self.shard.get_or_insert_with(|| on.zeros(range(length, size, rank).len()));
@@ -47,7 +47,7 @@ impl<A: Arithmetic> Signs<A> {
         let parts: Vec<A::Bytes> =
             (0..size).map(|to| on.encode_signs(own_scale, own.part(range(length, size, to)))).collect();
         on.subtract_signs(own_scale, own.again());
-        let report = Report::of(whole, on.read(&on.square_sum(own.read())));
+        let report = CodingQuality::of(whole, on.read(&on.square_sum(own.read())));
         let arrived = exchange.all_to_all(&on.fetch(parts))?;
         let mean = 1.0 / size as f32;
         arrived.into_iter().for_each(|part| on.add_signs(&on.bring(part), mean, shard.again()));

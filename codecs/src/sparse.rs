@@ -3,7 +3,7 @@
 
 use crate::arithmetic::{Arithmetic, Part, PartMut};
 use crate::host::{square_sum, vectorised};
-use crate::{Exchange, Phase, Report};
+use crate::{CodingQuality, Exchange, Phase};
 use std::cmp::Ordering;
 
 /// Momentum of the correction where nothing is said (1712.01887, section 4).
@@ -72,7 +72,7 @@ impl<A: Arithmetic> Sparse<A> {
         mut gradient: PartMut<'_, A>,
         exchange: &mut X,
         memory: bool,
-    ) -> Result<Report, X::Error> {
+    ) -> Result<CodingQuality, X::Error> {
         let mut pending = PartMut::<A>::whole(&mut self.pending);
         let mut velocity = self.velocity.as_mut().map(PartMut::<A>::whole);
         let whole = match &mut velocity {
@@ -85,13 +85,13 @@ impl<A: Arithmetic> Sparse<A> {
             self.whole_steps -= 1;
             on.copy(pending.read(), gradient.again());
             on.fill_zero(pending);
-            return on.on_host(gradient, |values| exchange.sum(values)).map(|()| Report::LOSSLESS);
+            return on.on_host(gradient, |values| exchange.sum(values)).map(|()| CodingQuality::LOSSLESS);
         }
         let (coded, sent) =
             on.take_largest(self.count, pending.again(), velocity.as_mut().map(PartMut::again));
         let (whole, sent) = (on.read(&whole), on.read(&sent));
         // Rounded apart, the two may differ by a little where everything is sent.
-        let report = Report::of(whole, (whole - sent).max(0.0));
+        let report = CodingQuality::of(whole, (whole - sent).max(0.0));
         let all = exchange.all_gather(&on.fetch(vec![coded])[0])?;
         on.fill_zero(gradient.again());
         all.into_iter().for_each(|part| on.add_entries(&on.bring(part), gradient.again()));

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use autodist_spec::Algorithm;
+use autodist_spec::{Algorithm, Collective};
 
 use crate::builder::Builder;
 use crate::choice::{Unsuitable, suits};
-use crate::schedule::{Collective, Schedule, shard_range};
+use crate::schedule::{Schedule, shard_range};
 
 /// The most elements of one message of a tree. What is on its way up or down is forwarded message by message, so a
 /// tree of depth `d` takes `d` of them longer than the data alone. With 128 KiB, a message takes a 10 Gbit/s link
@@ -187,13 +187,14 @@ fn halving_doubling(builder: &mut Builder, collective: Collective, length: usize
         }
     }
     match collective {
-        Collective::AllReduce => {}
         Collective::ReduceScatter => {
             pairs.clone().for_each(|(stays, leaves)| builder.message(stays, leaves, shard(leaves), false));
         }
         Collective::AllGather => {
             pairs.clone().for_each(|(stays, leaves)| builder.message(leaves, stays, shard(leaves), false));
         }
+        // An all-reduce: `suits` has refused all others.
+        _ => {}
     }
     if collective != Collective::ReduceScatter {
         for distance in distances() {

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use autodist_spec::Algorithm;
+use autodist_spec::{Algorithm, Collective};
 
 use crate::algorithms::{Folding, parent};
-use crate::schedule::{Collective, shard_range};
+use crate::schedule::shard_range;
 
 /// Why an algorithm is not for a group or a collective, as a sentence that names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +33,9 @@ pub fn suits(algorithm: Algorithm, collective: Collective, size: usize) -> Resul
         return refuse(format!("{name} needs a group with members"));
     }
     match (algorithm, collective) {
+        (_, Collective::AllToAll | Collective::Broadcast | Collective::SendRecv) => {
+            refuse(format!("{name} reduces and gathers, so it does no {}", collective.name()))
+        }
         (Algorithm::DoubleBinaryTree, Collective::ReduceScatter | Collective::AllGather) => {
             refuse(format!("{name} brings everything to a root, so it is an all-reduce only"))
         }
@@ -160,9 +163,10 @@ pub fn sent_elements(
             if member < 2 * folding.pairs {
                 let aside = shard(member + 1);
                 sent += match collective {
-                    Collective::AllReduce => length / 2 + length,
                     Collective::ReduceScatter => length / 2 + aside,
                     Collective::AllGather => length - aside,
+                    // An all-reduce: `suits` has refused all others.
+                    _ => length / 2 + length,
                 };
             }
             sent
@@ -197,8 +201,8 @@ fn grid_sent(collective: Collective, length: usize, size: usize, columns: usize,
     let across = if rows > 1 { own - shard((row + 1) % rows, column) } else { 0 };
     let along = if columns > 1 { length - block((column + 1) % columns) } else { 0 };
     match collective {
-        Collective::AllReduce => reduce + across + along,
         Collective::ReduceScatter => reduce,
         Collective::AllGather => across + along,
+        _ => reduce + across + along,
     }
 }

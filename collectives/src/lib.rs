@@ -17,4 +17,4 @@ mod schedule;
 mod tests;
 
 pub use choice::{Unsuitable, candidates, peers, sent_elements, suits};
-pub use schedule::{Collective, Receive, Schedule, Send, shard_range};
+pub use schedule::{Receive, Schedule, Send, shard_range};

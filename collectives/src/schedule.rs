@@ -2,17 +2,6 @@
 
 use std::ops::Range;
 
-/// What a collective does to a buffer of equal length on all members.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Collective {
-    /// All members end with the reduction of all elements.
-    AllReduce,
-    /// Member `i` ends with the reduction of its [`shard_range`]; the rest holds anything.
-    ReduceScatter,
-    /// Member `i` begins with its [`shard_range`]; all end with all.
-    AllGather,
-}
-
 /// A message to another member. A member's sends to one peer leave in the order of its list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Send {

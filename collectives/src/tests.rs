@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use autodist_spec::Algorithm;
+use autodist_spec::{Algorithm, Collective};
 use proptest::prelude::*;
 
 use crate::algorithms::build_chunked;
-use crate::{Collective, Schedule, candidates, peers, sent_elements, shard_range, suits};
+use crate::{Schedule, candidates, peers, sent_elements, shard_range, suits};
 
 const ALL: [Collective; 3] = [Collective::AllReduce, Collective::ReduceScatter, Collective::AllGather];
 
@@ -264,6 +264,21 @@ fn what_does_not_fit_says_why() {
     );
     assert!(Schedule::build(Algorithm::Ring, Collective::AllReduce, 4, 0).is_err());
     assert!(peers(Algorithm::Torus { columns: 3 }, 4, 0).is_empty());
+}
+
+#[test]
+fn what_neither_reduces_nor_gathers_has_no_schedule() {
+    for collective in [Collective::AllToAll, Collective::Broadcast, Collective::SendRecv] {
+        for algorithm in algorithms(4) {
+            let reason = suits(algorithm, collective, 4).unwrap_err().to_string();
+            assert_eq!(
+                reason,
+                format!("{} reduces and gathers, so it does no {}", algorithm.name(), collective.name())
+            );
+            assert!(Schedule::build(algorithm, collective, 16, 4).is_err());
+            assert_eq!(sent_elements(algorithm, collective, 16, 4, 0), 0);
+        }
+    }
 }
 
 #[test]

@@ -7,9 +7,9 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use autodist_communication::switch::{Links, Route, Switch};
+use autodist_communication::switch::{Switch, SwitchLinks, SwitchRoute};
 use autodist_communication::tcp::{Rendezvous, TcpOptions, join};
-use autodist_communication::{Communicator, Reduction, Result, Ways};
+use autodist_communication::{Communicator, GroupOptions, ReduceOp, Result};
 use autodist_spec::Algorithm;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -36,8 +36,8 @@ fn open(world: usize, switch: Option<Arc<Switch>>) -> Result<Vec<Box<dyn Communi
                 let mut endpoint =
                     join(TcpOptions { rendezvous: address, rank, world, token, timeout, bind: None })?;
                 let members: Vec<_> = (0..world).collect();
-                let ways = Ways { algorithms: algorithms(world), all_to_all: false };
-                let group = endpoint.group_for("data", &members, &ways)?;
+                let options = GroupOptions { algorithms: algorithms(world), all_to_all: false };
+                let group = endpoint.group_for("data", &members, &options)?;
                 endpoint.close()?;
                 Ok(group)
             })
@@ -55,7 +55,7 @@ fn reduce(groups: &mut [Box<dyn Communicator>], algorithm: Algorithm, bytes: usi
             group.barrier()?;
             let start = Instant::now();
             for _ in 0..times {
-                group.all_reduce_by(algorithm, &mut values, Reduction::Max)?;
+                group.all_reduce_by(algorithm, &mut values, ReduceOp::Max)?;
             }
             Ok(start.elapsed())
         };
@@ -119,13 +119,13 @@ fn all_reduce(criterion: &mut Criterion) {
 const RATE: f64 = 25e6;
 
 /// Ranks of one uplink and one downlink each, 0.5 ms apart.
-fn star(world: usize) -> Links {
+fn star(world: usize) -> SwitchLinks {
     let route = |from: usize, to: usize| match from == to {
-        true => Route::default(),
-        false => Route { links: vec![2 * from, 2 * to + 1], delay: Duration::from_micros(500) },
+        true => SwitchRoute::default(),
+        false => SwitchRoute { links: vec![2 * from, 2 * to + 1], delay: Duration::from_micros(500) },
     };
     let routes = (0..world).map(|from| (0..world).map(|to| route(from, to)).collect()).collect();
-    Links { rates: vec![RATE; 2 * world], routes }
+    SwitchLinks { rates: vec![RATE; 2 * world], routes }
 }
 
 fn paced(criterion: &mut Criterion) {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use autodist_communication::mpi::Mpi;
 use autodist_communication::tcp::{Rendezvous, TcpOptions, join};
-use autodist_communication::{CommunicationError, Endpoint, Reduction};
+use autodist_communication::{CommunicationError, Endpoint, ReduceOp};
 
 const BYTES: [usize; 7] = [64, 4 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 32 << 20];
 
@@ -75,16 +75,16 @@ fn measure(mut endpoint: Endpoint) -> Result<Vec<Vec<f32>>, CommunicationError> 
         let mut values = vec![1.0; bytes / 4];
         let repetitions = ((64 << 20) / bytes).clamp(15, 2000);
         for _ in 0..repetitions / 10 + 2 {
-            group.all_reduce(&mut values, Reduction::Max)?;
+            group.all_reduce(&mut values, ReduceOp::Max)?;
         }
         let mut of_size = Vec::new();
         for _ in 0..repetitions {
             group.barrier()?;
             let start = Instant::now();
-            group.all_reduce(&mut values, Reduction::Sum)?;
+            group.all_reduce(&mut values, ReduceOp::Sum)?;
             of_size.push(start.elapsed().as_secs_f32());
         }
-        group.all_reduce(&mut of_size, Reduction::Max)?;
+        group.all_reduce(&mut of_size, ReduceOp::Max)?;
         times.push(of_size);
     }
     endpoint.close()?;

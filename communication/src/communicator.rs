@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Add, Range, Sub};
 use std::sync::Arc;
 
-use autodist_collectives::{Collective, Schedule, peers, shard_range, suits};
-use autodist_spec::Algorithm;
+use autodist_collectives::{Schedule, peers, shard_range, suits};
+use autodist_spec::{Algorithm, Collective};
 
 use crate::blobs;
 use crate::connection::{Connection, exchange};
@@ -15,22 +15,22 @@ use crate::scheduled::Part;
 
 /// How values of several ranks become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reduction {
+pub enum ReduceOp {
     /// Their sum, in the order of the ring; in f32, so it rounds.
     Sum,
     /// The greatest; NaN if any is NaN, so that a bad value is not hidden.
     Max,
 }
 
-impl Reduction {
+impl ReduceOp {
     fn combine(self) -> fn(&mut [f32], &[f32]) {
         match self {
-            Reduction::Sum => |own, arrived| {
+            ReduceOp::Sum => |own, arrived| {
                 for (own, arrived) in own.iter_mut().zip(arrived) {
                     *own += arrived;
                 }
             },
-            Reduction::Max => |own, arrived| {
+            ReduceOp::Max => |own, arrived| {
                 for (own, &arrived) in own.iter_mut().zip(arrived) {
                     *own = if *own > arrived || own.is_nan() { *own } else { arrived };
                 }
@@ -84,27 +84,26 @@ pub trait Communicator: Send {
     fn members(&self) -> &[usize];
 
     /// Replaces `values` by their reduction over all members. Any length.
-    fn all_reduce(&mut self, values: &mut [f32], reduction: Reduction) -> Result<()>;
+    fn all_reduce(&mut self, values: &mut [f32], reduction: ReduceOp) -> Result<()>;
 
     /// Reduces in place and keeps one shard: on return `values[range]` is reduced, where `range`, which is
     /// returned, is [`shard_range`] of this member. The rest of `values` holds partial results.
-    fn reduce_scatter(&mut self, values: &mut [f32], reduction: Reduction) -> Result<Range<usize>>;
+    fn reduce_scatter(&mut self, values: &mut [f32], reduction: ReduceOp) -> Result<Range<usize>>;
 
     /// Fills `values`, of which this member holds its [`shard_range`], with the shards of all.
     fn all_gather(&mut self, values: &mut [f32]) -> Result<()>;
 
     /// [`Communicator::all_reduce`] by another algorithm than the ring, for which the group was opened
-    /// ([`Ways`]); otherwise [`CommunicationError::Unsuitable`], after which the group is as usable as before.
+    /// ([`GroupOptions`]); otherwise [`CommunicationError::Unsuitable`], after which the group is as usable as before.
     /// Sums are made in another order, so they may round otherwise.
-    fn all_reduce_by(&mut self, algorithm: Algorithm, values: &mut [f32], reduction: Reduction)
-    -> Result<()>;
+    fn all_reduce_by(&mut self, algorithm: Algorithm, values: &mut [f32], reduction: ReduceOp) -> Result<()>;
 
     /// [`Communicator::reduce_scatter`] by another algorithm.
     fn reduce_scatter_by(
         &mut self,
         algorithm: Algorithm,
         values: &mut [f32],
-        reduction: Reduction,
+        reduction: ReduceOp,
     ) -> Result<Range<usize>>;
 
     /// [`Communicator::all_gather`] by another algorithm.
@@ -115,7 +114,7 @@ pub trait Communicator: Send {
     fn all_gather_bytes(&mut self, own: &[u8]) -> Result<Vec<Vec<u8>>>;
 
     /// Gives `parts[i]` to member `i` and returns what each has for this one, by place. Lengths may differ. Needs
-    /// a connection to everybody ([`Ways::all_to_all`]), which groups of up to three have anyway.
+    /// a connection to everybody ([`GroupOptions::all_to_all`]), which groups of up to three have anyway.
     fn all_to_all_bytes(&mut self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>>;
 
     /// Replaces `values` by those of the member with place `root`.
@@ -128,16 +127,16 @@ pub trait Communicator: Send {
     fn counters(&self) -> Counters;
 }
 
-/// What a group is opened for, beyond rings, for which every group is. More algorithms need more connections.
+/// What a group can do beside rings, which every group can. More algorithms need more connections.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ways {
+pub struct GroupOptions {
     /// For the collectives that take an algorithm. All must suit the group.
     pub algorithms: Vec<Algorithm>,
     /// For [`Communicator::all_to_all_bytes`].
     pub all_to_all: bool,
 }
 
-impl Ways {
+impl GroupOptions {
     /// The members, by place, to whom the member at `rank` needs connections beside those of the ring.
     pub(crate) fn others(&self, size: usize, rank: usize) -> BTreeSet<usize> {
         let mut others: BTreeSet<usize> =
@@ -201,7 +200,7 @@ pub(crate) struct GroupCommunicator {
     lane: String,
     members: Vec<usize>,
     rank: usize,
-    ways: Ways,
+    options: GroupOptions,
     links: Links,
     parts: BTreeMap<(Algorithm, Collective, usize), Arc<Part>>,
     scratch: Vec<f32>,
@@ -210,12 +209,18 @@ pub(crate) struct GroupCommunicator {
 }
 
 impl GroupCommunicator {
-    pub(crate) fn new(lane: &str, members: &[usize], rank: usize, ways: &Ways, links: Links) -> Self {
+    pub(crate) fn new(
+        lane: &str,
+        members: &[usize],
+        rank: usize,
+        options: &GroupOptions,
+        links: Links,
+    ) -> Self {
         Self {
             lane: lane.to_owned(),
             members: members.to_vec(),
             rank,
-            ways: ways.clone(),
+            options: options.clone(),
             links,
             parts: BTreeMap::new(),
             scratch: Vec::new(),
@@ -254,7 +259,7 @@ impl GroupCommunicator {
         };
         suits(algorithm, collective, size).map_err(|unsuitable| refuse(unsuitable.reason))?;
         // Not whether this member happens to have the connections it needs: others might not, and would wait.
-        if !self.ways.algorithms.contains(&algorithm) {
+        if !self.options.algorithms.contains(&algorithm) {
             return Err(refuse("the group was not opened for it".to_owned()));
         }
         if size == 1 {
@@ -312,7 +317,7 @@ impl Communicator for GroupCommunicator {
         &self.members
     }
 
-    fn all_reduce(&mut self, values: &mut [f32], reduction: Reduction) -> Result<()> {
+    fn all_reduce(&mut self, values: &mut [f32], reduction: ReduceOp) -> Result<()> {
         if self.size() == 1 {
             return Ok(());
         }
@@ -320,7 +325,7 @@ impl Communicator for GroupCommunicator {
         self.run(&pass, values, reduction.combine())
     }
 
-    fn reduce_scatter(&mut self, values: &mut [f32], reduction: Reduction) -> Result<Range<usize>> {
+    fn reduce_scatter(&mut self, values: &mut [f32], reduction: ReduceOp) -> Result<Range<usize>> {
         let own = shard_range(values.len(), self.size(), self.rank);
         if self.size() > 1 {
             let pass = Pass::reduce_scatter(values.len(), self.size(), self.rank);
@@ -337,12 +342,7 @@ impl Communicator for GroupCommunicator {
         self.run(&pass, values, |_, _| ())
     }
 
-    fn all_reduce_by(
-        &mut self,
-        algorithm: Algorithm,
-        values: &mut [f32],
-        reduction: Reduction,
-    ) -> Result<()> {
+    fn all_reduce_by(&mut self, algorithm: Algorithm, values: &mut [f32], reduction: ReduceOp) -> Result<()> {
         match algorithm {
             Algorithm::Ring => self.all_reduce(values, reduction),
             _ => self.run_by(algorithm, Collective::AllReduce, "all-reduce", values, reduction.combine()),
@@ -353,7 +353,7 @@ impl Communicator for GroupCommunicator {
         &mut self,
         algorithm: Algorithm,
         values: &mut [f32],
-        reduction: Reduction,
+        reduction: ReduceOp,
     ) -> Result<Range<usize>> {
         if algorithm == Algorithm::Ring {
             return self.reduce_scatter(values, reduction);
@@ -387,7 +387,7 @@ impl Communicator for GroupCommunicator {
         if parts.len() != size {
             return Err(refuse(format!("{} parts are not one for each of {size} members", parts.len())));
         }
-        if size > 3 && !self.ways.all_to_all {
+        if size > 3 && !self.options.all_to_all {
             return Err(refuse("the group was not opened for it".to_owned()));
         }
         self.usable(blobs::ALL_TO_ALL)?;

@@ -1,11 +1,12 @@
 //! One rank's way to all others.
 
+use autodist_spec::Collective;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use autodist_collectives::{Collective, suits};
+use autodist_collectives::suits;
 
-use crate::communicator::{Communicator, GroupCommunicator, Links, Ways};
+use crate::communicator::{Communicator, GroupCommunicator, GroupOptions, Links};
 use crate::connection::Connection;
 use crate::control::Control;
 use crate::error::{CommunicationError, Result};
@@ -65,21 +66,26 @@ impl Endpoint {
     /// [`CommunicationError::InvalidGroup`] for members that are no group, and those of
     /// [`Transport::connect`].
     pub fn group(&mut self, name: &str, members: &[usize]) -> Result<Box<dyn Communicator>> {
-        self.group_for(name, members, &Ways::default())
+        self.group_for(name, members, &GroupOptions::default())
     }
 
-    /// The same with whatever connections `ways` need beside those of the ring. All members name the same ways.
+    /// The same with the connections that `options` need beside those of the ring. All members give the same options.
     ///
     /// # Errors
     /// As [`Endpoint::group`], and [`CommunicationError::Unsuitable`] for an algorithm that this group cannot run.
-    pub fn group_for(&mut self, name: &str, members: &[usize], ways: &Ways) -> Result<Box<dyn Communicator>> {
+    pub fn group_for(
+        &mut self,
+        name: &str,
+        members: &[usize],
+        options: &GroupOptions,
+    ) -> Result<Box<dyn Communicator>> {
         self.check(name, members)?;
         let place = members.iter().position(|&member| member == self.rank);
         let Some(place) = place else {
             return Err(self.invalid(name, members, "this rank is not among them"));
         };
         let size = members.len();
-        for &algorithm in &ways.algorithms {
+        for &algorithm in &options.algorithms {
             suits(algorithm, Collective::AllReduce, size).map_err(|unsuitable| {
                 CommunicationError::Unsuitable {
                     lane: name.to_owned(),
@@ -92,7 +98,8 @@ impl Endpoint {
         let mut links = Links::default();
         if size > 1 {
             let (next, previous) = ((place + 1) % size, (place + size - 1) % size);
-            let places: Vec<usize> = [next, previous].into_iter().chain(ways.others(size, place)).collect();
+            let places: Vec<usize> =
+                [next, previous].into_iter().chain(options.others(size, place)).collect();
             let peers: Vec<usize> = places.iter().map(|&place| members[place]).collect();
             let mut connections = self.transport.connect(name, &peers)?;
             if size == 2 && place == 1 {
@@ -107,7 +114,7 @@ impl Endpoint {
             connections.for_each(|(place, link)| links.insert(place, link));
         }
         self.lanes.insert(name.to_owned());
-        Ok(Box::new(GroupCommunicator::new(name, members, place, ways, links)))
+        Ok(Box::new(GroupCommunicator::new(name, members, place, options, links)))
     }
 
     /// Opens tagged messages with `peers`. Every peer calls it with the same name and this rank among its own

@@ -42,7 +42,7 @@ pub mod tcp;
 mod wire;
 
 pub use autodist_collectives::shard_range;
-pub use communicator::{Communicator, Counters, Reduction, Ways};
+pub use communicator::{Communicator, Counters, GroupOptions, ReduceOp};
 pub use connection::{Connection, exchange, receive_exact, send_all};
 pub use control::{Control, ControlEvent, ControlOrder};
 pub use endpoint::{Endpoint, Transport};

@@ -22,7 +22,7 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// control channels.
 ///
 /// ```
-/// use autodist_communication::{Reduction, local};
+/// use autodist_communication::{ReduceOp, local};
 ///
 /// # fn main() -> Result<(), autodist_communication::CommunicationError> {
 /// let (endpoints, _supervisor) = local::mesh(2, local::DEFAULT_TIMEOUT)?;
@@ -31,7 +31,7 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 ///         scope.spawn(move || {
 ///             let mut group = endpoint.group("data", &[0, 1])?;
 ///             let mut values = [endpoint.rank() as f32 + 1.0; 3];
-///             group.all_reduce(&mut values, Reduction::Sum)?;
+///             group.all_reduce(&mut values, ReduceOp::Sum)?;
 ///             assert_eq!(values, [3.0; 3]);
 ///             endpoint.close()
 ///         });

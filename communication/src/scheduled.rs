@@ -186,8 +186,9 @@ fn portion(elements: &Range<usize>, end: usize, done: usize) -> Range<usize> {
 
 #[cfg(test)]
 mod tests {
-    use autodist_collectives::{Collective, suits};
+    use autodist_collectives::suits;
     use autodist_spec::Algorithm;
+    use autodist_spec::Collective;
 
     use super::*;
     use crate::connection::testing::trickle;

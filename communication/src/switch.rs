@@ -37,22 +37,22 @@ const REACHED_WITHIN: Duration = Duration::from_millis(100);
 /// Above all ranks: their bytes must not wait for their arithmetic.
 const PRIORITY: libc::c_int = 40;
 
-/// The way of one direction.
+/// The route of one direction.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Route {
-    /// Indices into [`Links::rates`], in the order in which bytes cross them.
+pub struct SwitchRoute {
+    /// Indices into [`SwitchLinks::rates`], in the order in which bytes cross them.
     pub links: Vec<usize>,
     /// From the last link to the receiver.
     pub delay: Duration,
 }
 
-/// What ranks are joined by.
+/// The links that join ranks, and the routes over them.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Links {
+pub struct SwitchLinks {
     /// Bytes per second of each link.
     pub rates: Vec<f64>,
     /// By sender, then by receiver.
-    pub routes: Vec<Vec<Route>>,
+    pub routes: Vec<Vec<SwitchRoute>>,
 }
 
 /// Carries the bytes of one job until it is dropped.
@@ -95,7 +95,7 @@ struct Door {
 impl Switch {
     /// # Errors
     /// The system gives no sockets or no thread.
-    pub fn start(links: Links) -> io::Result<Self> {
+    pub fn start(links: SwitchLinks) -> io::Result<Self> {
         let (wake, woken) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         woken.set_nonblocking(true)?;
@@ -184,7 +184,7 @@ struct Pipe {
 }
 
 struct Hub {
-    links: Links,
+    links: SwitchLinks,
     /// When each link is free again.
     free: Vec<Instant>,
     shared: Arc<Shared>,
@@ -281,7 +281,7 @@ fn drop_oldest(pipes: &mut Vec<Pipe>) {
 }
 
 impl Direction {
-    fn new(from: usize, to: usize, links: &Links) -> Self {
+    fn new(from: usize, to: usize, links: &SwitchLinks) -> Self {
         let rates = links.routes[from][to].links.iter().map(|link| links.rates[*link]);
         let slowest = rates.fold(f64::INFINITY, f64::min);
         let portion = ((slowest * PORTION_S).min(PORTION_BYTES.1 as f64) as usize).max(PORTION_BYTES.0);
@@ -300,7 +300,7 @@ impl Direction {
     }
 
     /// Puts `bytes` on the links of the route.
-    fn take(&mut self, bytes: &[u8], now: Instant, links: &Links, free: &mut [Instant]) {
+    fn take(&mut self, bytes: &[u8], now: Instant, links: &SwitchLinks, free: &mut [Instant]) {
         let route = &links.routes[self.from][self.to];
         let full = bytes.len() == self.portion;
         let mut start = if self.streaming { now.checked_sub(LATENESS).unwrap_or(now) } else { now };
@@ -323,7 +323,7 @@ impl Direction {
 
 impl Pipe {
     /// `None` if one of its ends is gone already.
-    fn new(door: &Door, dialled: TcpStream, reached: TcpStream, links: &Links) -> Option<Self> {
+    fn new(door: &Door, dialled: TcpStream, reached: TcpStream, links: &SwitchLinks) -> Option<Self> {
         for socket in [&dialled, &reached] {
             small_buffers(socket.as_fd());
             socket.set_nonblocking(true).and_then(|()| socket.set_nodelay(true)).ok()?;
@@ -343,7 +343,7 @@ impl Pipe {
         way: usize,
         now: Instant,
         buffer: &mut [u8],
-        links: &Links,
+        links: &SwitchLinks,
         free: &mut [Instant],
     ) -> u64 {
         let (source, sink) = (&self.ends[way], &self.ends[1 - way]);

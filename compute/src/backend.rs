@@ -86,7 +86,7 @@ pub trait Backend: Clone + Send + 'static {
     /// Converts where precisions differ.
     fn copy(&self, len: usize, from: Region<'_, Self>, to: RegionMut<'_, Self>);
     /// Copies `product.batch` matrices of `m` rows and `n` columns (`k` is unused).
-    fn copy_matrices(&self, product: Product, from: Matrix<'_, Self>, to: MatrixMut<'_, Self>);
+    fn copy_matrices(&self, product: GemmShape, from: Matrix<'_, Self>, to: MatrixMut<'_, Self>);
     fn fill_zero(&self, len: usize, to: RegionMut<'_, Self>);
     /// `to += from`.
     fn add(&self, len: usize, from: Region<'_, Self>, to: RegionMut<'_, Self>);
@@ -101,7 +101,7 @@ pub trait Backend: Clone + Send + 'static {
     /// `c` is not read. `a` and `b` have one precision, `c` the same or full.
     fn matmul(
         &self,
-        product: Product,
+        product: GemmShape,
         alpha: f64,
         a: Matrix<'_, Self>,
         b: Matrix<'_, Self>,
@@ -410,16 +410,16 @@ impl<B: Backend> MatrixMut<'_, B> {
     }
 }
 
-/// `batch` products of an `m × k` by a `k × n` matrix.
+/// `batch` GEMMs of an `m × k` by a `k × n` matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Product {
+pub struct GemmShape {
     pub batch: usize,
     pub m: usize,
     pub n: usize,
     pub k: usize,
 }
 
-impl Product {
+impl GemmShape {
     pub fn new(m: usize, n: usize, k: usize) -> Self {
         Self { batch: 1, m, n, k }
     }

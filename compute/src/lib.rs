@@ -38,5 +38,5 @@ pub mod layers;
 pub mod optimizer;
 pub mod selftest;
 
-pub use backend::{Backend, DeviceError, Element, Matrix, MatrixMut, Product, Region, RegionMut};
+pub use backend::{Backend, DeviceError, Element, GemmShape, Matrix, MatrixMut, Region, RegionMut};
 pub use cpu::Cpu;

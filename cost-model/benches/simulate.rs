@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a bench")]
 
-use autodist_cost_model::{CostModel, synthetic::Machine};
+use autodist_cost_model::{CostModel, synthetic::SyntheticMachine};
 use autodist_program::{Program, stages};
 use autodist_spec::{Bytes, Job, ParallelStrategy, Recompute, ScheduleKind, catalog};
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -11,12 +11,12 @@ use std::hint::black_box;
 fn bench(criterion: &mut Criterion) {
     let model = catalog::model("gpt3-175b").unwrap();
     let job = Job::new(192, 2048);
-    let machine = Machine {
+    let machine = SyntheticMachine {
         memory_bytes: Bytes(80 << 30),
         flops_per_s: 1e14,
         bytes_per_s: 2e11,
         micro_batches: vec![1],
-        ..Machine::new(64)
+        ..SyntheticMachine::new(64)
     };
     let costs = CostModel::new(&machine.profile(&model, &job));
     let strategy = ParallelStrategy {

@@ -4,11 +4,11 @@
 use crate::measured::Unpriced;
 use crate::routes::pattern;
 use crate::{CostModel, coding};
-use autodist_collectives::{Collective, candidates, suits};
+use autodist_collectives::{candidates, suits};
 use autodist_program::{Program, Transfer};
 use autodist_spec::{
-    Algorithm, BucketReduction, Bytes, Codec, CollectiveKind, CollectiveShare, Communication, Pattern,
-    Reduction, Seconds,
+    Algorithm, BucketReduction, Bytes, Codec, Collective, CollectiveShare, Communication, Pattern, Reduction,
+    Seconds,
 };
 
 impl CostModel {
@@ -43,9 +43,9 @@ impl CostModel {
         let tensor = program.tensor_groups(0);
         let tokens = program.local_tokens() as u64;
         let activation = program.precision.working(tokens * u64::from(program.model.hidden));
-        let kinds: &[CollectiveKind] = match strategy.sequence_parallel {
-            true => &[CollectiveKind::AllReduce, CollectiveKind::ReduceScatter, CollectiveKind::AllGather],
-            false => &[CollectiveKind::AllReduce],
+        let kinds: &[Collective] = match strategy.sequence_parallel {
+            true => &[Collective::AllReduce, Collective::ReduceScatter, Collective::AllGather],
+            false => &[Collective::AllReduce],
         };
         let of_tensor = |algorithm| {
             kinds.iter().try_fold(0.0, |sum, kind| {
@@ -57,8 +57,8 @@ impl CostModel {
         for rank in &program.ranks {
             let groups = program.transfer_groups(rank.pipeline_rank, Transfer::Reduce);
             let kind = match strategy.zero_stage {
-                0 => CollectiveKind::AllReduce,
-                _ => CollectiveKind::ReduceScatter,
+                0 => Collective::AllReduce,
+                _ => Collective::ReduceScatter,
             };
             for (index, bucket) in rank.buckets.iter().enumerate() {
                 let codec = program.reduction(rank.pipeline_rank, Transfer::Reduce, index).codec;
@@ -84,7 +84,7 @@ impl CostModel {
                 .map(|bucket| program.transfer_bytes(Transfer::Gather, bucket))
                 .max()
                 .unwrap_or(Bytes(0));
-            let kind = CollectiveKind::AllGather;
+            let kind = Collective::AllGather;
             let time = |algorithm| Ok(self.over(kind, algorithm, &groups, 1, bytes)?.seconds);
             // Rounded parameters go around the ring.
             if communication.parameters == Codec::None {
@@ -135,7 +135,9 @@ impl CostModel {
             if reduction.codec == Codec::None {
                 let (kind, _) = program.transfer_work(transfer, bucket);
                 let bytes = program.transfer_bytes(transfer, bucket);
-                add(what, pattern(kind, reduction.algorithm), &groups, bytes);
+                if let Some(pattern) = pattern(kind, reduction.algorithm) {
+                    add(what, pattern, &groups, bytes);
+                }
                 continue;
             }
             let what = format!("{what}, {}", reduction.codec.name());
@@ -150,7 +152,7 @@ impl CostModel {
     fn fastest(
         &self,
         groups: &[Vec<usize>],
-        kinds: &[CollectiveKind],
+        kinds: &[Collective],
         time: impl Fn(Algorithm) -> Result<f64, Unpriced>,
     ) -> Result<Algorithm, Unpriced> {
         let Some((group, nodes)) = groups.iter().find(|group| group.len() > 1).zip(self.nodes()) else {
@@ -160,7 +162,7 @@ impl CostModel {
         let mut best = (time(Algorithm::Ring)?, Algorithm::Ring);
         for algorithm in candidates(group.len(), &nodes) {
             let size = group.len();
-            let fits = kinds.iter().all(|kind| suits(algorithm, collective(*kind), size).is_ok());
+            let fits = kinds.iter().all(|kind| suits(algorithm, *kind, size).is_ok());
             if fits && algorithm != Algorithm::Ring {
                 let seconds = time(algorithm)?;
                 // A difference that no measurement would show is none.
@@ -170,14 +172,6 @@ impl CostModel {
             }
         }
         Ok(best.1)
-    }
-}
-
-pub(crate) fn collective(kind: CollectiveKind) -> Collective {
-    match kind {
-        CollectiveKind::AllReduce => Collective::AllReduce,
-        CollectiveKind::ReduceScatter => Collective::ReduceScatter,
-        CollectiveKind::AllGather => Collective::AllGather,
     }
 }
 

@@ -6,7 +6,7 @@ use crate::measured::Unpriced;
 use autodist_codecs::{Form, Phase, Tensor, rounding};
 use autodist_program::{Bucket, Instruction, Message, Op, Program, Transfer};
 use autodist_spec::profile::CodecCost;
-use autodist_spec::{Algorithm, Bytes, Codec, Coded, CollectiveKind, Pattern, Reduction};
+use autodist_spec::{Algorithm, Bytes, Codec, Coded, Collective, Pattern, Reduction};
 use std::collections::BTreeMap;
 
 /// Coding times by codec, what is coded and group size, over the elements of a bucket or a message.
@@ -64,12 +64,10 @@ pub(crate) fn reduction(
             + match (&costs.routes, pattern) {
                 (Some(routes), pattern) => routes.collective(pattern, groups, bytes),
                 (None, Pattern::AllReduce(algorithm)) => {
-                    costs.exchange(CollectiveKind::AllReduce, algorithm, groups, stride, bytes)?
+                    costs.exchange(Collective::AllReduce, algorithm, groups, stride, bytes)?
                 }
                 // An all-to-all moves as much as a gather by rings, at most as fast.
-                (None, _) => {
-                    costs.exchange(CollectiveKind::AllGather, Algorithm::Ring, groups, stride, bytes)?
-                }
+                (None, _) => costs.exchange(Collective::AllGather, Algorithm::Ring, groups, stride, bytes)?,
             };
     }
     Ok(total)
@@ -210,7 +208,7 @@ impl CostModel {
         let bytes = program.transfer_bytes(transfer, bucket);
         let around = (size as f64 - 1.0) / size as f64;
         if reduced.codec == Codec::None {
-            let passes = if kind == CollectiveKind::AllReduce { 2.0 } else { 1.0 };
+            let passes = if kind == Collective::AllReduce { 2.0 } else { 1.0 };
             summary.wire_s += self.over(kind, reduced.algorithm, &groups, stride, bytes)?.seconds;
             summary.sent_bytes += passes * around * bytes.as_f64();
             return Ok(());

@@ -17,7 +17,7 @@ const NOTHING: f64 = 1e-3;
 
 /// One group's collective.
 #[derive(Debug, Clone, Copy)]
-pub struct Run<'a> {
+pub struct GroupCollective<'a> {
     /// The device of each member, by place.
     pub devices: &'a [usize],
     pub schedule: &'a Schedule,
@@ -40,7 +40,7 @@ struct Transfer {
 }
 
 /// Seconds until the last message of each run has arrived, all runs begun together.
-pub fn simulate(network: &Network, runs: &[Run]) -> Vec<f64> {
+pub fn simulate(network: &Network, runs: &[GroupCollective]) -> Vec<f64> {
     let mut transfers = Vec::new();
     for (index, run) in runs.iter().enumerate() {
         add(network, index, run, &mut transfers);
@@ -98,7 +98,7 @@ pub fn simulate(network: &Network, runs: &[Run]) -> Vec<f64> {
 }
 
 /// Adds a run's messages in portions, with what each waits for.
-fn add(network: &Network, index: usize, run: &Run, transfers: &mut Vec<Transfer>) {
+fn add(network: &Network, index: usize, run: &GroupCollective, transfers: &mut Vec<Transfer>) {
     let Schedule { sends, receives } = run.schedule;
     let base = transfers.len();
     let mut first_of = Vec::new();
@@ -265,7 +265,7 @@ fn capacity(network: &Network, from: &[usize], to: &[usize]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use autodist_collectives::Collective;
+    use autodist_spec::Collective;
     use autodist_spec::{Algorithm, BytesPerSecond, Path, Provenance, Seconds, SharedLink};
 
     /// Devices with an uplink and a downlink each.
@@ -291,7 +291,7 @@ mod tests {
 
     fn time(network: &Network, algorithm: Algorithm, devices: &[usize], elements: usize) -> f64 {
         let schedule = Schedule::build(algorithm, Collective::AllReduce, elements, devices.len()).unwrap();
-        simulate(network, &[Run { devices, schedule: &schedule, width: 4.0 }])[0]
+        simulate(network, &[GroupCollective { devices, schedule: &schedule, width: 4.0 }])[0]
     }
 
     #[test]
@@ -329,7 +329,7 @@ mod tests {
             }
         }
         let schedule = Schedule::build(Algorithm::Ring, Collective::AllReduce, 1000, 2).unwrap();
-        let run = |devices| Run { devices, schedule: &schedule, width: 4.0 };
+        let run = |devices| GroupCollective { devices, schedule: &schedule, width: 4.0 };
         let alone = simulate(&network, &[run(&[0, 2])])[0];
         let together = simulate(&network, &[run(&[0, 2]), run(&[1, 3])]);
         assert!(

@@ -10,7 +10,7 @@
 //! use autodist_spec::{Job, catalog, plan::ParallelStrategy};
 //! let model = catalog::model("tiny-llama").unwrap();
 //! let job = Job::new(8, 128);
-//! let profile = synthetic::Machine::new(2).profile(&model, &job);
+//! let profile = synthetic::SyntheticMachine::new(2).profile(&model, &job);
 //! let strategy = ParallelStrategy::data_parallel(2, 2);
 //! let program = Program::compile(&model, &job, 2, &strategy, &stages::even(&model, &strategy)).unwrap();
 //! let estimate = CostModel::new(&profile).estimate(&program, &job, profile.cluster.device()).unwrap();
@@ -50,11 +50,11 @@ pub use simulate::Simulation;
 use autodist_program::Program;
 use autodist_spec::profile::{CollectiveCost, Interference, Profile};
 use autodist_spec::{
-    Algorithm, Bytes, CodecProbe, CollectiveKind, Device, DeviceKind, Engine, Estimate, Job, MemoryBreakdown,
+    Algorithm, Bytes, CodecProbe, Collective, Device, DeviceKind, Engine, Estimate, Job, MemoryBreakdown,
     ModelSpec, Optimizer, Precision, ScheduleKind, Seconds, TimelineEvent,
 };
 use coding::Codings;
-use measured::{Links, OptimizerCurves, Segments};
+use measured::{LinkCurves, OptimizerCurves, Segments};
 use routes::Routes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -67,12 +67,12 @@ pub struct CostModel {
     pub(crate) precision: Precision,
     pub(crate) optimizer_kind: Optimizer,
     pub(crate) segments: Segments,
-    pub(crate) links: Links,
+    pub(crate) links: LinkCurves,
     /// Where links differ; it speaks before `links`.
     pub(crate) routes: Option<Arc<Routes>>,
     pub(crate) codings: Codings,
     /// Of what codecs send, where that goes another way.
-    pub(crate) exchanges: Option<Links>,
+    pub(crate) exchanges: Option<LinkCurves>,
     /// Whether gradients lie in memory that is not the host's.
     pub(crate) on_accelerators: bool,
     pub(crate) optimizer: OptimizerCurves,
@@ -107,7 +107,8 @@ fn within_steps(routes: &Routes, timed: &[CollectiveCost]) -> BTreeMap<u32, f64>
     for CollectiveCost { kind, group, bytes, time, .. } in timed {
         let devices: Vec<usize> = (0..routes.nodes().len()).collect();
         let groups: Vec<Vec<usize>> = devices.chunks(*group as usize).map(<[usize]>::to_vec).collect();
-        let alone = routes.collective(routes::pattern(*kind, Algorithm::Ring), &groups, *bytes).seconds;
+        let Some(pattern) = routes::pattern(*kind, Algorithm::Ring) else { continue };
+        let alone = routes.collective(pattern, &groups, *bytes).seconds;
         let (beyond, count) = sums.entry(*group).or_default();
         // As often as each occurs in a step.
         *beyond += time.count as f64 * (time.median_s.0 - alone);
@@ -126,11 +127,11 @@ impl CostModel {
             precision: profile.precision,
             optimizer_kind: profile.optimizer_kind,
             segments: Segments::new(profile),
-            links: Links::of(profile),
+            links: LinkCurves::of(profile),
             within_steps: routes.as_ref().map(|r| within_steps(r, &profile.within_steps)).unwrap_or_default(),
             routes,
             codings: Codings::new(&profile.codecs),
-            exchanges: (!profile.exchanges.is_empty()).then(|| Links::new(&profile.exchanges, &[], &[])),
+            exchanges: (!profile.exchanges.is_empty()).then(|| LinkCurves::new(&profile.exchanges, &[], &[])),
             on_accelerators: !profile.environment.accelerators.is_empty(),
             optimizer: OptimizerCurves::new(profile),
             interference: profile.interference.clone(),
@@ -180,14 +181,19 @@ impl CostModel {
     /// The profile measured no group of that size, or rings alone.
     pub(crate) fn over(
         &self,
-        kind: CollectiveKind,
+        kind: Collective,
         algorithm: Algorithm,
         groups: &[Vec<usize>],
         stride: usize,
         bytes: Bytes,
     ) -> Result<Price, Unpriced> {
         if let Some(routes) = &self.routes {
-            return Ok(routes.collective(routes::pattern(kind, algorithm), groups, bytes));
+            let pattern = routes::pattern(kind, algorithm).ok_or_else(|| Unpriced {
+                what: format!("the network's simulation knows no {}", kind.name()),
+                hint: "price it from the catalogue".to_owned(),
+                doubted: false,
+            })?;
+            return Ok(routes.collective(pattern, groups, bytes));
         }
         let group = groups.iter().map(Vec::len).max().unwrap_or(1);
         if group > 1 && algorithm != Algorithm::Ring {
@@ -207,7 +213,7 @@ impl CostModel {
     /// As there.
     pub(crate) fn exchange(
         &self,
-        kind: CollectiveKind,
+        kind: Collective,
         algorithm: Algorithm,
         groups: &[Vec<usize>],
         stride: usize,
@@ -228,7 +234,7 @@ impl CostModel {
     /// The profile measured no group of that size.
     pub fn collective(
         &self,
-        kind: CollectiveKind,
+        kind: Collective,
         group: usize,
         stride: usize,
         bytes: Bytes,

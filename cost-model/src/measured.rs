@@ -3,7 +3,7 @@
 use crate::curve::{Curve, Price, linear_weight};
 use autodist_spec::profile::{CollectiveCost, LinkFit, MessageCost};
 use autodist_spec::{
-    Bytes, CollectiveKind, DoubtedCell, Pass, Profile, Provenance, Recompute, Segment, SegmentCost,
+    Bytes, Collective, DoubtedCell, Pass, Profile, Provenance, Recompute, Segment, SegmentCost,
 };
 use std::collections::BTreeMap;
 
@@ -158,14 +158,14 @@ fn affine(points: &[(u32, i64, i64)], micro_batch: u32, of: fn(&(u32, i64, i64))
 
 /// Collectives and messages.
 #[derive(Debug, Clone, Default)]
-pub struct Links {
+pub struct LinkCurves {
     /// By kind and group size, then by stride.
-    collectives: BTreeMap<(CollectiveKind, u32), BTreeMap<u32, Curve>>,
+    collectives: BTreeMap<(Collective, u32), BTreeMap<u32, Curve>>,
     /// By stride.
     messages: BTreeMap<u32, Curve>,
 }
 
-impl Links {
+impl LinkCurves {
     /// Of what the profile believes.
     pub fn of(profile: &Profile) -> Self {
         let collectives = profile.collectives.iter().filter(|c| {
@@ -177,7 +177,7 @@ impl Links {
         });
         // A fit is of all points: one that is not believed would still price what lies beyond the others.
         let believed = |fit: &&LinkFit| {
-            let kind = collective_kind(&fit.what);
+            let kind = Collective::of_key(&fit.what);
             !profile.doubts.iter().filter(|doubt| !doubt.used).any(|doubt| match doubt.cell {
                 DoubtedCell::Collective { kind: of, group, stride, .. } => {
                     (kind, fit.group, fit.stride) == (Some(of), group, stride)
@@ -208,7 +208,7 @@ impl Links {
                 .insert(cost.bytes.as_f64(), Price::from(&cost.time));
         }
         for fit in fits {
-            let curve = match collective_kind(&fit.what) {
+            let curve = match Collective::of_key(&fit.what) {
                 Some(kind) => {
                     links.collectives.get_mut(&(kind, fit.group)).and_then(|s| s.get_mut(&fit.stride))
                 }
@@ -225,7 +225,7 @@ impl Links {
     /// A collective over `group` ranks, `stride` apart, on a tensor of `bytes` (the whole of it).
     pub fn collective(
         &self,
-        kind: CollectiveKind,
+        kind: Collective,
         group: usize,
         stride: usize,
         bytes: Bytes,
@@ -249,16 +249,6 @@ impl Links {
             hint: "profile again with --ranks 2 or more".to_owned(),
             doubted: false,
         })
-    }
-}
-
-/// Names of fits as the profiler writes them.
-fn collective_kind(what: &str) -> Option<CollectiveKind> {
-    match what {
-        "all_reduce" => Some(CollectiveKind::AllReduce),
-        "reduce_scatter" => Some(CollectiveKind::ReduceScatter),
-        "all_gather" => Some(CollectiveKind::AllGather),
-        _ => None,
     }
 }
 

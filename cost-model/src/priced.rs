@@ -5,7 +5,7 @@ use crate::measured::{SegmentKey, SegmentPrice, Unpriced};
 use crate::memory::{BodyMemory, body_memory};
 use crate::{CostModel, coding};
 use autodist_program::{Body, BodyKind, Instruction, Message, Op, Program, RankProgram, Transfer};
-use autodist_spec::{Algorithm, Bytes, Codec, CollectiveKind, Pass, Recompute, Segment};
+use autodist_spec::{Algorithm, Bytes, Codec, Collective, Pass, Recompute, Segment};
 use std::collections::BTreeMap;
 
 /// Of a tensor collective's time alone, what is left at the least of it in a step.
@@ -95,8 +95,8 @@ impl<'a> Priced<'a> {
         let mut pricer = Pricer::new(costs, program);
         let mut ranks = pricer.all()?;
         if pricer.places_matter() {
-            // How much of the time each kind of communication runs decides how often two groups meet on a link.
-            pricer.meet(&ranks);
+            // How much of the time each kind of communication occupies links decides how often two groups contend for one.
+            pricer.set_occupancy(&ranks);
             ranks = pricer.all()?;
         }
         let shared = (0..ranks.len()).map(|rank| costs.shares_links(program, rank)).collect();
@@ -152,22 +152,22 @@ pub(crate) struct Pricer<'a> {
     costs: &'a CostModel,
     program: &'a Program,
     segments: [Option<SegmentPrice>; 81],
-    tensor: BTreeMap<(usize, CollectiveKind, Bytes), Price>,
+    tensor: BTreeMap<(usize, Collective, Bytes), Price>,
     /// By pipeline rank.
-    duties: Vec<Duty>,
+    occupancy: Vec<LinkOccupancy>,
 }
 
-/// Parts of a step in which a rank's groups communicate, if nobody else does.
+/// Parts of a step in which a rank's groups occupy links, without contention.
 #[derive(Debug, Clone, Copy, Default)]
-struct Duty {
+struct LinkOccupancy {
     tensor: f64,
     data: f64,
 }
 
 impl<'a> Pricer<'a> {
     pub fn new(costs: &'a CostModel, program: &'a Program) -> Self {
-        let duties = vec![Duty::default(); program.ranks.len()];
-        Self { costs, program, segments: [None; 81], tensor: BTreeMap::new(), duties }
+        let occupancy = vec![LinkOccupancy::default(); program.ranks.len()];
+        Self { costs, program, segments: [None; 81], tensor: BTreeMap::new(), occupancy }
     }
 
     fn all(&mut self) -> Result<Vec<Vec<PricedBody>>, Unpriced> {
@@ -179,9 +179,9 @@ impl<'a> Pricer<'a> {
             .collect()
     }
 
-    /// Takes the duties from a first pricing, in which no two groups met.
-    fn meet(&mut self, ranks: &[Vec<PricedBody>]) {
-        for ((duty, rank), bodies) in self.duties.iter_mut().zip(&self.program.ranks).zip(ranks) {
+    /// Takes the occupancy of links from a first pricing, which knows no contention.
+    fn set_occupancy(&mut self, ranks: &[Vec<PricedBody>]) {
+        for ((occupancy, rank), bodies) in self.occupancy.iter_mut().zip(&self.program.ranks).zip(ranks) {
             let (mut work, mut tensor, mut data) = (0.0, 0.0, 0.0);
             for op in &rank.ops {
                 let Op::Run { body, .. } = op else { continue };
@@ -192,28 +192,28 @@ impl<'a> Pricer<'a> {
                 data += priced.steps.iter().map(seconds).sum::<f64>();
             }
             let part = |busy: f64| if busy > 0.0 { busy / (busy + work) } else { 0.0 };
-            *duty = Duty { tensor: part(tensor), data: part(data) };
+            *occupancy = LinkOccupancy { tensor: part(tensor), data: part(data) };
         }
         self.tensor.clear();
     }
 
-    /// A collective of groups that run in step, which meets the groups of `others` for the part `duty` of the time:
-    /// nothing keeps the two in step.
-    fn meeting(
+    /// A collective of groups that run in step. The groups of `others` contend with them for links for the part
+    /// `occupied` of the time: nothing keeps the two in step.
+    fn under_contention(
         &self,
-        (kind, algorithm): (CollectiveKind, Algorithm),
+        (kind, algorithm): (Collective, Algorithm),
         together: &[Vec<usize>],
         others: &[Vec<usize>],
-        duty: f64,
+        occupied: f64,
         stride: usize,
         bytes: Bytes,
     ) -> Result<Price, Unpriced> {
         let alone = self.costs.over(kind, algorithm, together, stride, bytes)?;
-        if duty <= 0.0 || others.len() <= together.len() {
+        if occupied <= 0.0 || others.len() <= together.len() {
             return Ok(alone);
         }
         let all = self.costs.over(kind, algorithm, others, stride, bytes)?;
-        Ok(alone + Price { seconds: duty * (all.seconds - alone.seconds).max(0.0), ..Price::ZERO })
+        Ok(alone + Price { seconds: occupied * (all.seconds - alone.seconds).max(0.0), ..Price::ZERO })
     }
 
     /// Groups of all pipeline ranks.
@@ -245,19 +245,20 @@ impl<'a> Pricer<'a> {
     }
 
     /// A collective over the tensor groups of a pipeline rank, whose ranks are neighbours.
-    pub fn tensor(&mut self, rank: usize, kind: CollectiveKind, bytes: Bytes) -> Result<Price, Unpriced> {
+    pub fn tensor(&mut self, rank: usize, kind: Collective, bytes: Bytes) -> Result<Price, Unpriced> {
         if let Some(price) = self.tensor.get(&(rank, kind, bytes)) {
             return Ok(*price);
         }
         let algorithm = self.program.strategy.communication.tensor;
         let groups = self.program.tensor_groups(rank);
         let alone = if self.places_matter() {
-            // Replicas are not in step: each group is by itself, and meets the others now and then.
+            // Replicas are not in step: each group runs by itself, and contends with the others now and then.
             let others = self.everywhere(|rank| self.program.tensor_groups(rank));
-            let duty = self.duties[rank].tensor;
+            let occupied = self.occupancy[rank].tensor;
             let mut slowest = Price::ZERO;
             for group in groups {
-                let price = self.meeting((kind, algorithm), &[group], &others, duty, 1, bytes)?;
+                let price =
+                    self.under_contention((kind, algorithm), &[group], &others, occupied, 1, bytes)?;
                 slowest = if price.seconds > slowest.seconds { price } else { slowest };
             }
             slowest
@@ -296,8 +297,8 @@ impl<'a> Pricer<'a> {
         let price = match reduction.codec {
             Codec::None if self.places_matter() => {
                 let others = self.everywhere(|rank| self.program.transfer_groups(rank, transfer));
-                let duty = self.duties[rank.pipeline_rank].data;
-                self.meeting((kind, reduction.algorithm), &groups, &others, duty, stride, bytes)?
+                let occupied = self.occupancy[rank.pipeline_rank].data;
+                self.under_contention((kind, reduction.algorithm), &groups, &others, occupied, stride, bytes)?
             }
             Codec::None => self.costs.over(kind, reduction.algorithm, &groups, stride, bytes)?,
             _ => coding::reduction(self.costs, self.program, transfer, bucket, reduction, &groups, stride)?,
@@ -351,7 +352,7 @@ impl<'a> Pricer<'a> {
         let pair = |rank: usize| self.program.devices(&[rank, rank + stride]);
         let groups: Vec<_> = (0..inner).map(pair).collect();
         let bytes = Bytes::of_f32(elements as u64);
-        self.costs.over(CollectiveKind::AllReduce, Algorithm::Ring, &groups, stride, bytes)
+        self.costs.over(Collective::AllReduce, Algorithm::Ring, &groups, stride, bytes)
     }
 
     /// Sum of one number over the ranks that together hold the model.
@@ -362,7 +363,7 @@ impl<'a> Pricer<'a> {
         groups.sort_unstable();
         groups.dedup();
         let groups: Vec<_> = groups.iter().map(|group| self.program.devices(group)).collect();
-        self.costs.over(CollectiveKind::AllReduce, Algorithm::Ring, &groups, 1, Bytes::of_f32(1))
+        self.costs.over(Collective::AllReduce, Algorithm::Ring, &groups, 1, Bytes::of_f32(1))
     }
 
     fn body(&mut self, rank: &RankProgram, body: &Body) -> Result<PricedBody, Unpriced> {
@@ -389,7 +390,7 @@ impl<'a> Pricer<'a> {
                 }
                 Instruction::SumReplicated { elements, .. } => {
                     let bytes = Bytes::of_f32(elements as u64);
-                    let price = self.tensor(rank.pipeline_rank, CollectiveKind::AllReduce, bytes)?;
+                    let price = self.tensor(rank.pipeline_rank, Collective::AllReduce, bytes)?;
                     steps.work(Work { tensor: price.seconds, ..Work::default() });
                     price
                 }

@@ -1,9 +1,9 @@
 //! What communication costs where links differ: schedules, simulated on the network that was measured.
 
 use crate::curve::Price;
-use crate::flows::{self, Run};
-use autodist_collectives::{Collective, Receive, Schedule, Send};
-use autodist_spec::{Algorithm, Bytes, CollectiveKind, Network, Pattern, PatternTiming, Provenance};
+use crate::flows::{self, GroupCollective};
+use autodist_collectives::{Receive, Schedule, Send};
+use autodist_spec::{Algorithm, Bytes, Collective, Network, Pattern, PatternTiming, Provenance};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
@@ -130,20 +130,23 @@ impl Routes {
         let elements = (bytes as f64 / WIDTH) as usize;
         let schedules: Vec<Schedule> =
             groups.iter().map(|group| schedule(*traffic, elements, group.len())).collect();
-        let runs: Vec<Run> = groups
+        let runs: Vec<GroupCollective> = groups
             .iter()
             .zip(&schedules)
-            .map(|(devices, schedule)| Run { devices, schedule, width: WIDTH })
+            .map(|(devices, schedule)| GroupCollective { devices, schedule, width: WIDTH })
             .collect();
         flows::simulate(&self.network, &runs).into_iter().fold(0.0, f64::max)
     }
 }
 
-pub(crate) fn pattern(kind: CollectiveKind, algorithm: Algorithm) -> Pattern {
+/// `None` for what no network is timed by.
+pub(crate) fn pattern(kind: Collective, algorithm: Algorithm) -> Option<Pattern> {
     match kind {
-        CollectiveKind::AllReduce => Pattern::AllReduce(algorithm),
-        CollectiveKind::ReduceScatter => Pattern::ReduceScatter(algorithm),
-        CollectiveKind::AllGather => Pattern::AllGather(algorithm),
+        Collective::AllReduce => Some(Pattern::AllReduce(algorithm)),
+        Collective::ReduceScatter => Some(Pattern::ReduceScatter(algorithm)),
+        Collective::AllGather => Some(Pattern::AllGather(algorithm)),
+        Collective::AllToAll => Some(Pattern::AllToAll),
+        Collective::Broadcast | Collective::SendRecv => None,
     }
 }
 

@@ -3,13 +3,13 @@
 
 use autodist_spec::profile::{CollectiveCost, Hardware, Interference, LinkFit, MessageCost, OptimizerCost};
 use autodist_spec::{
-    Bytes, Cluster, CollectiveKind, Device, Environment, Job, LayerKind, ModelSpec, NodeGroup, Pass, Profile,
+    Bytes, Cluster, Collective, Device, Environment, Job, LayerKind, ModelSpec, NodeGroup, Pass, Profile,
     Provenance, Recompute, SCHEMA_VERSION, Sample, Seconds, Segment, SegmentCost,
 };
 
 /// A machine with exact costs: a segment takes its FLOPs over the speed, a collective what a ring takes.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Machine {
+pub struct SyntheticMachine {
     pub devices: u32,
     pub memory_bytes: Bytes,
     pub flops_per_s: f64,
@@ -29,7 +29,7 @@ pub struct Machine {
     pub micro_batches: Vec<u32>,
 }
 
-impl Machine {
+impl SyntheticMachine {
     pub fn new(devices: u32) -> Self {
         Self {
             devices,
@@ -210,9 +210,7 @@ impl Machine {
             for stride in
                 (1..=self.devices / group).filter(|stride| (self.devices / group).is_multiple_of(*stride))
             {
-                for kind in
-                    [CollectiveKind::AllReduce, CollectiveKind::ReduceScatter, CollectiveKind::AllGather]
-                {
+                for kind in [Collective::AllReduce, Collective::ReduceScatter, Collective::AllGather] {
                     for bytes in sizes() {
                         let (alpha, beta) = self.ring(kind, group);
                         let time = exactly(alpha + beta * bytes as f64);
@@ -225,7 +223,7 @@ impl Machine {
     }
 
     fn fits(&self) -> Vec<LinkFit> {
-        let mut seen: Option<(CollectiveKind, u32, u32)> = None;
+        let mut seen: Option<(Collective, u32, u32)> = None;
         let mut fits = Vec::new();
         for cell in self.collectives() {
             if seen.replace((cell.kind, cell.group, cell.stride))
@@ -233,14 +231,9 @@ impl Machine {
             {
                 continue;
             }
-            let what = match cell.kind {
-                CollectiveKind::AllReduce => "all_reduce",
-                CollectiveKind::ReduceScatter => "reduce_scatter",
-                CollectiveKind::AllGather => "all_gather",
-            };
             let (alpha, beta) = self.ring(cell.kind, cell.group);
             fits.push(LinkFit {
-                what: what.to_owned(),
+                what: cell.kind.key().to_owned(),
                 group: cell.group,
                 stride: cell.stride,
                 alpha_s: Seconds(alpha),
@@ -252,8 +245,8 @@ impl Machine {
     }
 
     /// Latency and seconds per byte of a ring (Thakur et al. 2005, section 4.4); all-reduce is the other two.
-    pub fn ring(&self, kind: CollectiveKind, group: u32) -> (f64, f64) {
-        let rounds = if kind == CollectiveKind::AllReduce { 2.0 } else { 1.0 };
+    pub fn ring(&self, kind: Collective, group: u32) -> (f64, f64) {
+        let rounds = if kind == Collective::AllReduce { 2.0 } else { 1.0 };
         let hops = f64::from(group - 1);
         (rounds * hops * self.latency_s, rounds * hops / f64::from(group) / self.bytes_per_s)
     }

@@ -3,7 +3,7 @@
 #![expect(clippy::print_stdout, reason = "the times are the result")]
 
 use autodist_compute::layers::{LayerShape, TensorShard};
-use autodist_compute::{Backend, Product, Region, RegionMut};
+use autodist_compute::{Backend, GemmShape, Region, RegionMut};
 use autodist_cuda::{Cuda, CudaError, Libraries, Search};
 use autodist_spec::Precision;
 use autodist_spec::model::{Activation, LayerKind, ModelSpec, Norm, Positions};
@@ -86,7 +86,7 @@ fn product(device: &Cuda) -> f64 {
     let mut c = device.uninitialised(SIDE * SIDE);
     time(device, || {
         let (a, b) = (Region::start(&a).rows(SIDE), Region::start(&b).rows(SIDE).transposed());
-        device.matmul(Product::new(SIDE, SIDE, SIDE), 1.0, a, b, 0.0, RegionMut::start(&mut c).rows(SIDE));
+        device.matmul(GemmShape::new(SIDE, SIDE, SIDE), 1.0, a, b, 0.0, RegionMut::start(&mut c).rows(SIDE));
     })
 }
 

@@ -9,7 +9,7 @@ use crate::queue::{Buffer, Event, Kind, Queue};
 use autodist_compute::backend::{
     AdamWStep, Direction, FusedAttention, NormShape, RotaryShape, SgdStep, TableShape,
 };
-use autodist_compute::{Backend, DeviceError, Matrix, MatrixMut, Product, Region, RegionMut};
+use autodist_compute::{Backend, DeviceError, GemmShape, Matrix, MatrixMut, Region, RegionMut};
 use autodist_spec::Precision;
 use autodist_spec::model::{Activation, Norm};
 
@@ -141,8 +141,8 @@ impl Backend for Cuda {
         self.launch(kernel, Form::Elements(len), &arguments);
     }
 
-    fn copy_matrices(&self, product: Product, from: Matrix<'_, Self>, to: MatrixMut<'_, Self>) {
-        let Product { batch, m, n, .. } = product;
+    fn copy_matrices(&self, product: GemmShape, from: Matrix<'_, Self>, to: MatrixMut<'_, Self>) {
+        let GemmShape { batch, m, n, .. } = product;
         let kind = same(&[from.region.buffer.kind, to.region.buffer.kind]);
         let reach = |row, column, stride| extent([(batch, stride), (m, row), (n, column)]);
         let source = read(from.region, reach(from.row_stride, from.column_stride, from.batch_stride));
@@ -189,14 +189,14 @@ impl Backend for Cuda {
 
     fn matmul(
         &self,
-        product: Product,
+        product: GemmShape,
         alpha: f64,
         a: Matrix<'_, Self>,
         b: Matrix<'_, Self>,
         beta: f64,
         c: MatrixMut<'_, Self>,
     ) {
-        let Product { batch, m, n, k } = product;
+        let GemmShape { batch, m, n, k } = product;
         if batch * m * n == 0 {
             return;
         }

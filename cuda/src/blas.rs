@@ -6,7 +6,7 @@
 use crate::api::{CublasLt, DevicePointer, Handle, HeuristicResult};
 use crate::device::{Shared, lock};
 use crate::error::CudaError;
-use autodist_compute::Product;
+use autodist_compute::GemmShape;
 use cudarc::cublaslt::sys::{
     cublasComputeType_t as Compute, cublasLtMatmulAlgo_t, cublasLtMatmulDescAttributes_t as Attribute,
     cublasLtMatmulPreferenceAttributes_t as Preference, cublasLtMatrixLayoutAttribute_t as LayoutAttribute,
@@ -33,7 +33,7 @@ impl Strides {
 
 /// A column-major operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Operand {
+pub struct GemmOperand {
     /// Whether it enters the product transposed.
     pub transposed: bool,
     /// Rows and columns as they lie in memory.
@@ -49,9 +49,9 @@ pub struct Operand {
 pub struct Gemm {
     /// Whether our right operand is cuBLASLt's left one.
     pub swapped: bool,
-    pub left: Operand,
-    pub right: Operand,
-    pub result: Operand,
+    pub left: GemmOperand,
+    pub right: GemmOperand,
+    pub result: GemmOperand,
     pub batch: usize,
 }
 
@@ -60,36 +60,36 @@ pub struct Gemm {
 ///
 /// Read column by column, a row-major `c` is its own transpose, and `cᵀ = bᵀ aᵀ`: the operands change places, and
 /// each is transposed just if it is not row-major.
-pub fn layout(product: Product, a: Strides, b: Strides, c: Strides) -> Option<Gemm> {
-    let Product { m, n, .. } = product;
+pub fn layout(product: GemmShape, a: Strides, b: Strides, c: Strides) -> Option<Gemm> {
+    let GemmShape { m, n, .. } = product;
     if c.column == 1 || n == 1 {
         return row_major(product, a, b, c);
     }
     // Column by column as it is: the transposed problem has a row-major result.
-    let turned = Product { m: n, n: m, ..product };
+    let turned = GemmShape { m: n, n: m, ..product };
     let gemm = row_major(turned, b.transposed(), a.transposed(), c.transposed())?;
     (c.row == 1 || m == 1).then_some(Gemm { swapped: false, ..gemm })
 }
 
-fn row_major(product: Product, a: Strides, b: Strides, c: Strides) -> Option<Gemm> {
-    let Product { batch, m, n, k } = product;
+fn row_major(product: GemmShape, a: Strides, b: Strides, c: Strides) -> Option<Gemm> {
+    let GemmShape { batch, m, n, k } = product;
     // As column-major matrices: bᵀ is n × k, aᵀ is k × m, cᵀ is n × m.
     let left = operand(n, k, b.transposed())?;
     let right = operand(k, m, a.transposed())?;
     let leading = if m > 1 { c.row } else { c.row.max(n) };
-    let result = Operand { transposed: false, rows: n, columns: m, leading, batch_stride: c.batch };
+    let result = GemmOperand { transposed: false, rows: n, columns: m, leading, batch_stride: c.batch };
     (leading >= n).then_some(Gemm { swapped: true, left, right, result, batch })
 }
 
 /// A `rows × columns` matrix with these strides, as it enters a product.
-fn operand(rows: usize, columns: usize, strides: Strides) -> Option<Operand> {
+fn operand(rows: usize, columns: usize, strides: Strides) -> Option<GemmOperand> {
     // Dense columns: as it is. Dense rows: the transpose of what lies in memory. A stride along a side of length 1
     // is never taken.
     let as_it_is = strides.row == 1 || rows == 1;
     let turned = strides.column == 1 || columns == 1;
     let held = |transposed, (rows, columns): (usize, usize), stride: usize| {
         let leading = if columns > 1 { stride } else { stride.max(rows) };
-        let held = Operand { transposed, rows, columns, leading, batch_stride: strides.batch };
+        let held = GemmOperand { transposed, rows, columns, leading, batch_stride: strides.batch };
         (leading >= rows).then_some(held)
     };
     let plain = || as_it_is.then(|| held(false, (rows, columns), strides.column)).flatten();
@@ -271,9 +271,9 @@ impl Blas {
     }
 }
 
-fn matrix(library: &CublasLt, operand: Operand, data: c_int, batch: usize) -> Result<Shared, CudaError> {
+fn matrix(library: &CublasLt, operand: GemmOperand, data: c_int, batch: usize) -> Result<Shared, CudaError> {
     let mut layout = ptr::null_mut();
-    let Operand { rows, columns, leading, batch_stride, .. } = operand;
+    let GemmOperand { rows, columns, leading, batch_stride, .. } = operand;
     // SAFETY: the pointer is valid.
     library.check("cublasLtMatrixLayoutCreate", unsafe {
         let (rows, columns) = (rows as u64, columns as u64);
@@ -307,11 +307,11 @@ mod tests {
     /// What cuBLASLt documents that it does, and what it asks of its operands.
     fn carry_out(gemm: &Gemm, a: &[f64], b: &[f64], c: &mut [f64]) {
         let (left, right) = if gemm.swapped { (b, a) } else { (a, b) };
-        let enters = |o: Operand| if o.transposed { (o.columns, o.rows) } else { (o.rows, o.columns) };
+        let enters = |o: GemmOperand| if o.transposed { (o.columns, o.rows) } else { (o.rows, o.columns) };
         let ((m, k), (inner, n)) = (enters(gemm.left), enters(gemm.right));
         assert!(inner == k && (gemm.result.rows, gemm.result.columns) == (m, n), "{gemm:?}");
         assert!([gemm.left, gemm.right, gemm.result].iter().all(|o| o.leading >= o.rows), "{gemm:?}");
-        let place = |o: Operand, matrix: usize, row: usize, column: usize| {
+        let place = |o: GemmOperand, matrix: usize, row: usize, column: usize| {
             let (row, column) = if o.transposed { (column, row) } else { (row, column) };
             matrix * o.batch_stride + column * o.leading + row
         };
@@ -325,8 +325,8 @@ mod tests {
     }
 
     /// `layout`'s call gives what the strides say, and leaves alone what lies between.
-    fn check(product: Product, [a, b, c]: [Strides; 3]) {
-        let Product { batch, m, n, k } = product;
+    fn check(product: GemmShape, [a, b, c]: [Strides; 3]) {
+        let GemmShape { batch, m, n, k } = product;
         let at = |s: Strides, matrix, row, column| matrix * s.batch + row * s.row + column * s.column;
         let len = |strides, rows, columns| at(strides, batch - 1, rows - 1, columns - 1) + 1;
         let number = |i: usize| (i * 37 % 19) as f64 - 9.0;
@@ -365,7 +365,7 @@ mod tests {
             let right = operands(k, n);
             for (a, b) in operands(m, k).iter().flat_map(|a| right.iter().map(|b| (*a, *b))) {
                 for (batch, c) in [1, 3].into_iter().flat_map(|batch| orders(m, n).map(|c| (batch, c))) {
-                    check(Product { batch, m, n, k }, [a, b, c]);
+                    check(GemmShape { batch, m, n, k }, [a, b, c]);
                 }
             }
         }
@@ -373,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_matrix_with_gaps_both_ways_has_no_call() {
-        let product = Product { batch: 1, m: 2, n: 3, k: 5 };
+        let product = GemmShape { batch: 1, m: 2, n: 3, k: 5 };
         let [a, b, c] = [orders(2, 5)[0], orders(5, 3)[0], orders(2, 3)[0]];
         let gaps = Strides { row: 20, column: 2, batch: 0 };
         assert_eq!(layout(product, gaps, b, c), None);
@@ -393,7 +393,7 @@ mod tests {
             (1, 4, 1, [gaps, row, row]),
             (4, 1, 1, [column, gaps, column]),
         ] {
-            check(Product { batch: 3, m, n, k }, strides);
+            check(GemmShape { batch: 3, m, n, k }, strides);
         }
     }
 }

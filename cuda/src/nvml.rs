@@ -27,7 +27,7 @@ pub struct Health {
 
 /// Health of each GPU, and of each pair the nearest thing that they share.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct NvmlReport {
     pub health: Vec<Health>,
     pub paths: Vec<(usize, usize, String)>,
 }
@@ -36,7 +36,7 @@ pub struct Report {
 ///
 /// # Errors
 /// NVML is missing or refuses; what a GPU does not tell is left out.
-pub fn look(libraries: &Libraries, gpus: &[Gpu]) -> Result<Report, CudaError> {
+pub fn look(libraries: &Libraries, gpus: &[Gpu]) -> Result<NvmlReport, CudaError> {
     let file = libraries.nvml().map_err(Missing::clone)?;
     let refused = |error: NvmlError| CudaError::Library { operation: "NVML", text: error.to_string() };
     let nvml = Nvml::builder().lib_path(file.as_os_str()).init().map_err(refused)?;
@@ -75,7 +75,7 @@ pub fn look(libraries: &Libraries, gpus: &[Gpu]) -> Result<Report, CudaError> {
             paths.push((from, to, path));
         }
     }
-    Ok(Report { health, paths })
+    Ok(NvmlReport { health, paths })
 }
 
 /// What holds a clock below its highest. Idling is no reason: work ends it.

@@ -7,7 +7,7 @@ use crate::error::CudaError;
 use crate::launch::{Argument, Form, int};
 use crate::library::Libraries;
 use crate::queue::{Buffer, Kind, Queue};
-use autodist_compute::{Backend, Matrix, Product, Region, RegionMut};
+use autodist_compute::{Backend, GemmShape, Matrix, Region, RegionMut};
 use autodist_spec::Precision;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -180,7 +180,7 @@ impl Cuda {
     /// `from` copied so that its rows are dense.
     pub(crate) fn packed(&self, batch: usize, rows: usize, columns: usize, from: Matrix<'_, Self>) -> Buffer {
         let mut to = self.queue.allocate(batch * rows * columns, from.region.buffer.kind);
-        let product = Product { batch, m: rows, n: columns, k: 0 };
+        let product = GemmShape { batch, m: rows, n: columns, k: 0 };
         let dense = RegionMut::start(&mut to).rows(columns).batched(rows * columns);
         self.copy_matrices(product, from, dense);
         to

@@ -3,7 +3,7 @@
 
 use crate::operands::Cuda;
 use autodist_codecs::{Compressor, Exchange, PartMut, Tensor};
-use autodist_compute::selftest::Check;
+use autodist_compute::selftest::SelftestResult;
 use autodist_compute::{Backend, DeviceError, Region};
 use autodist_spec::Codec;
 use std::convert::Infallible;
@@ -139,7 +139,10 @@ fn apart(found: &[f32], expected: &[f32]) -> f64 {
 ///
 /// # Errors
 /// The device's own failure, which ends the test.
-pub fn codecs_match(cuda: &Cuda, mut seen: impl FnMut(&Check)) -> Result<Vec<Check>, DeviceError> {
+pub fn codecs_match(
+    cuda: &Cuda,
+    mut seen: impl FnMut(&SelftestResult),
+) -> Result<Vec<SelftestResult>, DeviceError> {
     let mut checks = Vec::new();
     for codec in codecs() {
         for len in LENGTHS {
@@ -165,7 +168,7 @@ struct Case<'a> {
 }
 
 impl Case<'_> {
-    fn run(&self, cuda: &Cuda) -> Result<Check, DeviceError> {
+    fn run(&self, cuda: &Cuda) -> Result<SelftestResult, DeviceError> {
         let Self { codec, tensors, len, lead, memory } = *self;
         let mut host = Compressor::new(codec, tensors, len, 7);
         let mut device = Compressor::on(cuda, codec, tensors, len, 7);
@@ -187,8 +190,9 @@ impl Case<'_> {
             let intact = found[..lead].iter().chain(&found[lead + len..]).all(|guard| *guard == GUARD);
             let same_length = said.bytes.len() == heard.bytes.len();
             let wrong = said.bytes.iter().zip(&heard.bytes).filter(|(said, heard)| said != heard).count();
-            let reports =
-                |report: &autodist_codecs::Report| [report.contraction as f32, report.error_norm as f32];
+            let reports = |report: &autodist_codecs::CodingQuality| {
+                [report.contraction as f32, report.error_norm as f32]
+            };
             let differences = [
                 if intact && same_length && host.state_bytes() == device.state_bytes() {
                     0.0
@@ -206,6 +210,6 @@ impl Case<'_> {
         let feedback = if memory { "" } else { ", no error feedback" };
         let case = format!("{}, {len} elements, offset {lead}{feedback}", codec.name());
         let (what, tolerance) = of(codec);
-        Ok(Check { what, case, error, tolerance })
+        Ok(SelftestResult { what, case, error, tolerance })
     }
 }

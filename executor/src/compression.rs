@@ -1,12 +1,12 @@
 //! Gradients that travel in fewer bytes.
 
-use crate::device::Device;
+use crate::device::TrainingDevice;
 use crate::guard::Watch;
 use crate::pace::{CodingPace, CodingTime, Emulated};
-use crate::rounding::Rounding;
+use crate::rounding::RoundedCollective;
 use crate::{ExecutionError, Task};
 use autodist_codecs::{Arithmetic, Exchange, PartMut, Tensor};
-use autodist_communication::{CommunicationError, Communicator, Reduction};
+use autodist_communication::{CommunicationError, Communicator, ReduceOp};
 use autodist_program::{Coordinates, Program};
 use autodist_spec::run::FallbackReason;
 use autodist_spec::{Algorithm, Codec, Coded, Optimizer};
@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// One bucket's codec with what it keeps between steps, in the device's memory.
-pub struct Compressor<D: Device> {
+pub struct BucketCompressor<D: TrainingDevice> {
     codec: autodist_codecs::Compressor<D::Coding>,
     /// On an emulated device.
     time: Option<CodingTime>,
@@ -27,13 +27,13 @@ pub struct Compressor<D: Device> {
 pub type SharedWatch = Arc<Mutex<Watch>>;
 
 /// One reduction through a codec.
-pub struct Compression<'a, D: Device> {
-    pub compressor: &'a mut Compressor<D>,
+pub struct Compression<'a, D: TrainingDevice> {
+    pub compressor: &'a mut BucketCompressor<D>,
     /// Of the sums in it.
     pub algorithm: Algorithm,
 }
 
-impl<D: Device> Compression<'_, D> {
+impl<D: TrainingDevice> Compression<'_, D> {
     pub fn reduce(
         self,
         queue: &D,
@@ -41,7 +41,7 @@ impl<D: Device> Compression<'_, D> {
         range: Range<usize>,
         group: &mut dyn Communicator,
     ) -> Result<(), ExecutionError> {
-        let Compressor { codec, time, watch } = self.compressor;
+        let BucketCompressor { codec, time, watch } = self.compressor;
         let mut over = Over::new(group, self.algorithm, time.map(CodingTime::begin));
         let (on, mut gradient) = (queue.coding(), PartMut::new(D::values(buffer), range));
         let mut watch = watch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -76,13 +76,13 @@ fn reason(vote: f32) -> Option<FallbackReason> {
     }
 }
 
-/// How a collective is done whose numbers travel in fewer bytes.
-pub enum Coding<'a, D: Device> {
+/// A collective whose payload a codec encodes.
+pub enum CodedCollective<'a, D: TrainingDevice> {
     Compression(Compression<'a, D>),
-    Rounding(Rounding),
+    Rounding(RoundedCollective),
 }
 
-impl<D: Device> Coding<'_, D> {
+impl<D: TrainingDevice> CodedCollective<'_, D> {
     /// Does it on a part of a buffer, over `group`.
     ///
     /// # Errors
@@ -102,13 +102,13 @@ impl<D: Device> Coding<'_, D> {
 }
 
 /// The compressors of a rank's buckets, by bucket, made by the queue that is to use them, and their watches.
-pub fn of<D: Device>(
+pub fn of<D: TrainingDevice>(
     queue: &D,
     program: &Program,
     at: Coordinates,
     task: &Task,
     emulated: Option<Emulated>,
-) -> (BTreeMap<usize, Compressor<D>>, Vec<SharedWatch>) {
+) -> (BTreeMap<usize, BucketCompressor<D>>, Vec<SharedWatch>) {
     let strategy = &program.strategy;
     let size = strategy.data as usize;
     let decay = match task.job.optimizer {
@@ -145,7 +145,7 @@ pub fn of<D: Device>(
         };
         let watch = Arc::new(Mutex::new(Watch::new(task.coding.guard, at.pipeline, index, codec)));
         watches.push(Arc::clone(&watch));
-        compressors.insert(index, Compressor { codec: compressor, time, watch });
+        compressors.insert(index, BucketCompressor { codec: compressor, time, watch });
     }
     (compressors, watches)
 }
@@ -212,12 +212,12 @@ impl Exchange for Over<'_> {
     }
 
     fn sum(&mut self, values: &mut [f32]) -> Result<(), CommunicationError> {
-        self.timed(|group, algorithm| group.all_reduce_by(algorithm, values, Reduction::Sum))
+        self.timed(|group, algorithm| group.all_reduce_by(algorithm, values, ReduceOp::Sum))
     }
 
     fn max(&mut self, value: f32) -> Result<f32, CommunicationError> {
         let mut values = [value];
-        self.timed(|group, _| group.all_reduce(&mut values, Reduction::Max))?;
+        self.timed(|group, _| group.all_reduce(&mut values, ReduceOp::Max))?;
         Ok(values[0])
     }
 

@@ -8,26 +8,26 @@ pub use autodist_cuda::selftest::codecs_match;
 pub use survey::{Absent, Survey, survey};
 
 use crate::ExecutionError;
-use crate::compression::Coding;
-use crate::device::{Device, Group, HostGroup, HostMessages, Messages};
+use crate::compression::CodedCollective;
+use crate::device::{CollectiveGroup, HostGroup, HostSendRecv, SendRecv, TrainingDevice};
 use crate::reference::Reference;
-use autodist_communication::{Communicator, Counters, Endpoint, Reduction, Ways};
+use autodist_communication::{Communicator, Counters, Endpoint, GroupOptions, ReduceOp};
 use autodist_compute::Backend;
 use autodist_cuda::{self as gpu, Cuda, Libraries, NcclGroup, Reduce, Search, UniqueId};
 use autodist_spec::{Algorithm, Precision};
-use messages::NcclMessages;
+use messages::NcclSendRecv;
 use std::ops::Range;
 
 /// How the ranks' GPUs reach each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Route {
+pub enum GpuTransport {
     /// Version of NCCL.
     Nccl(String),
     /// Through the hosts' memory, and why.
     Host(String),
 }
 
-impl Route {
+impl GpuTransport {
     /// Finds out together with all other ranks: NCCL serves if it serves everywhere, which a group of all tells.
     ///
     /// # Errors
@@ -60,7 +60,7 @@ impl Route {
 /// Whether it is so for all members.
 fn all(host: &mut dyn Communicator, here: bool) -> Result<bool, ExecutionError> {
     let mut against = [if here { 0.0 } else { 1.0 }];
-    host.all_reduce(&mut against, Reduction::Max)?;
+    host.all_reduce(&mut against, ReduceOp::Max)?;
     Ok(against[0] == 0.0)
 }
 
@@ -103,7 +103,7 @@ pub fn open_shared(local_rank: usize, precision: Precision) -> Result<Cuda, Exec
     Ok(Cuda::open(libraries, local_rank % count, precision)?)
 }
 
-impl Device for Cuda {
+impl TrainingDevice for Cuda {
     type Coding = Self;
 
     fn coding(&self) -> Self {
@@ -157,9 +157,9 @@ impl Device for Cuda {
         endpoint: &mut Endpoint,
         name: &str,
         members: &[usize],
-        ways: &Ways,
-    ) -> Result<Box<dyn Group<Self>>, ExecutionError> {
-        let mut host = endpoint.group_for(name, members, ways)?;
+        options: &GroupOptions,
+    ) -> Result<Box<dyn CollectiveGroup<Self>>, ExecutionError> {
+        let mut host = endpoint.group_for(name, members, options)?;
         if members.len() == 1 || !self.uses_nccl() {
             return Ok(Box::new(HostGroup(host)));
         }
@@ -171,11 +171,11 @@ impl Device for Cuda {
         endpoint: &mut Endpoint,
         name: &str,
         peers: &[usize],
-    ) -> Result<Box<dyn Messages<Self>>, ExecutionError> {
+    ) -> Result<Box<dyn SendRecv<Self>>, ExecutionError> {
         if self.uses_nccl() {
-            Ok(Box::new(NcclMessages::open(self, endpoint, name, peers)?))
+            Ok(Box::new(NcclSendRecv::open(self, endpoint, name, peers)?))
         } else {
-            Ok(Box::new(HostMessages(endpoint.point_to_point(name, peers)?)))
+            Ok(Box::new(HostSendRecv(endpoint.point_to_point(name, peers)?)))
         }
     }
 }
@@ -186,7 +186,7 @@ struct OverNccl {
     host: Box<dyn Communicator>,
 }
 
-impl Group<Cuda> for OverNccl {
+impl CollectiveGroup<Cuda> for OverNccl {
     fn all_reduce(
         &mut self,
         queue: &Cuda,
@@ -194,11 +194,11 @@ impl Group<Cuda> for OverNccl {
         _: Algorithm,
         buffer: &mut <Cuda as Backend>::Buffer,
         range: Range<usize>,
-        reduction: Reduction,
+        reduction: ReduceOp,
     ) -> Result<(), ExecutionError> {
         let reduction = match reduction {
-            Reduction::Sum => Reduce::Sum,
-            Reduction::Max => Reduce::Max,
+            ReduceOp::Sum => Reduce::Sum,
+            ReduceOp::Max => Reduce::Max,
         };
         Ok(self.nccl.all_reduce(queue, buffer, range, reduction)?)
     }
@@ -228,7 +228,7 @@ impl Group<Cuda> for OverNccl {
     fn coded(
         &mut self,
         queue: &Cuda,
-        coding: Coding<'_, Cuda>,
+        coding: CodedCollective<'_, Cuda>,
         buffer: &mut <Cuda as Backend>::Buffer,
         range: Range<usize>,
     ) -> Result<(), ExecutionError> {

@@ -1,7 +1,7 @@
 //! What is trained on: a text file, bytes as tokens, or a synthetic language whose entropy is known.
 
 use crate::host;
-use crate::random::Stream;
+use crate::random::RandomStream;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;
@@ -55,7 +55,7 @@ impl SyntheticLanguage {
         let alphabet = vocab.min(LARGEST_ALPHABET);
         let successors = (0..alphabet)
             .map(|symbol| {
-                let stream = Stream::new(&[0x1A46, u64::from(symbol)]);
+                let stream = RandomStream::new(&[0x1A46, u64::from(symbol)]);
                 let mut order: Vec<u32> = (0..alphabet).collect();
                 order.sort_by_key(|other| stream.word(u64::from(*other)));
                 // An alphabet of fewer than four symbols repeats some.
@@ -77,7 +77,7 @@ impl SyntheticLanguage {
         self.successors.iter().map(of).sum::<f64>() / self.successors.len() as f64
     }
 
-    fn write(&self, stream: Stream, sequence: &mut [u32]) {
+    fn write(&self, stream: RandomStream, sequence: &mut [u32]) {
         let mut symbol = (stream.word(0) % self.successors.len() as u64) as u32;
         for (position, token) in sequence.iter_mut().enumerate() {
             *token = symbol;
@@ -116,11 +116,11 @@ impl Data {
     pub fn sequence(&self, index: u64, tokens: &mut [u32]) -> io::Result<()> {
         match self {
             Self::Synthetic { language, seed } => {
-                language.write(Stream::new(&[*seed, 0xDA7A, index]), tokens)
+                language.write(RandomStream::new(&[*seed, 0xDA7A, index]), tokens)
             }
             Self::Text { file, len, seed } => {
                 let starts = len - tokens.len() as u64 + 1;
-                let start = Stream::new(&[*seed, 0x7E47]).word(index) % starts;
+                let start = RandomStream::new(&[*seed, 0x7E47]).word(index) % starts;
                 let mut bytes = vec![0; tokens.len()];
                 file.read_exact_at(&mut bytes, start)?;
                 for (token, byte) in tokens.iter_mut().zip(bytes) {

@@ -1,19 +1,19 @@
 //! What a rank needs of a device beside its backend: memory that is counted, gradients coded where they are, and ways to
 //! other ranks' devices.
 
-use crate::compression::Coding;
+use crate::compression::CodedCollective;
 use crate::reference::Reference;
 use crate::{ExecutionError, memory};
-use autodist_codecs::{Arithmetic, Host};
-use autodist_communication::{Communicator, Counters, Endpoint, Mailbox, Reduction, Ways};
+use autodist_codecs::{Arithmetic, HostArithmetic};
+use autodist_communication::{Communicator, Counters, Endpoint, GroupOptions, Mailbox, ReduceOp};
 use autodist_compute::{Backend, Cpu, Region, RegionMut};
 use autodist_spec::Algorithm;
 use std::ops::Range;
 
 /// A device on which a rank can train.
 ///
-/// Unless it knows a shorter way, ranks talk through the host ([`HostGroup`], [`HostMessages`]).
-pub trait Device: Backend<Element = f32> {
+/// Unless it knows a shorter way, ranks talk through the host ([`HostGroup`], [`HostSendRecv`]).
+pub trait TrainingDevice: Backend<Element = f32> {
     /// Where gradients are encoded and decoded.
     type Coding: Arithmetic;
     /// On this queue.
@@ -23,7 +23,7 @@ pub trait Device: Backend<Element = f32> {
 
     /// Bytes of the device's memory that this rank has in use.
     fn live_memory(&self) -> usize;
-    /// Highest [`live_memory`](Device::live_memory) since the last reset.
+    /// Highest [`live_memory`](TrainingDevice::live_memory) since the last reset.
     fn peak_memory(&self) -> usize;
     /// Begins a new peak at what is live now, and returns the old one.
     fn reset_peak_memory(&self) -> usize;
@@ -47,7 +47,7 @@ pub trait Device: Backend<Element = f32> {
         false
     }
 
-    /// Opens a group that communicates in `ways`; as [`Endpoint::group_for`].
+    /// Opens a group that communicates in `options`; as [`Endpoint::group_for`].
     ///
     /// # Errors
     /// Members that are no group, or cannot be reached.
@@ -56,9 +56,9 @@ pub trait Device: Backend<Element = f32> {
         endpoint: &mut Endpoint,
         name: &str,
         members: &[usize],
-        ways: &Ways,
-    ) -> Result<Box<dyn Group<Self>>, ExecutionError> {
-        Ok(Box::new(HostGroup(endpoint.group_for(name, members, ways)?)))
+        options: &GroupOptions,
+    ) -> Result<Box<dyn CollectiveGroup<Self>>, ExecutionError> {
+        Ok(Box::new(HostGroup(endpoint.group_for(name, members, options)?)))
     }
 
     /// Opens messages with `peers`; as [`Endpoint::point_to_point`].
@@ -70,14 +70,14 @@ pub trait Device: Backend<Element = f32> {
         endpoint: &mut Endpoint,
         name: &str,
         peers: &[usize],
-    ) -> Result<Box<dyn Messages<Self>>, ExecutionError> {
-        Ok(Box::new(HostMessages(endpoint.point_to_point(name, peers)?)))
+    ) -> Result<Box<dyn SendRecv<Self>>, ExecutionError> {
+        Ok(Box::new(HostSendRecv(endpoint.point_to_point(name, peers)?)))
     }
 }
 
 /// Collectives over one group of ranks on parts of device buffers, in order with the work of the queue that is given.
 /// All members make the same calls in the same order. Shards are equal parts of the range.
-pub trait Group<B: Device>: Send {
+pub trait CollectiveGroup<B: TrainingDevice>: Send {
     /// Replaces the range by its reduction over all members.
     ///
     /// # Errors
@@ -88,13 +88,13 @@ pub trait Group<B: Device>: Send {
         algorithm: Algorithm,
         buffer: &mut B::Buffer,
         range: Range<usize>,
-        reduction: Reduction,
+        reduction: ReduceOp,
     ) -> Result<(), ExecutionError>;
 
     /// Sums the range over all members; of the result this member's shard is kept, in place.
     ///
     /// # Errors
-    /// As [`Group::all_reduce`].
+    /// As [`CollectiveGroup::all_reduce`].
     fn reduce_scatter(
         &mut self,
         queue: &B,
@@ -106,7 +106,7 @@ pub trait Group<B: Device>: Send {
     /// Fills the range, of which this member holds its shard, with the shards of all.
     ///
     /// # Errors
-    /// As [`Group::all_reduce`].
+    /// As [`CollectiveGroup::all_reduce`].
     fn all_gather(
         &mut self,
         queue: &B,
@@ -118,11 +118,11 @@ pub trait Group<B: Device>: Send {
     /// Replaces the range by what `compression` makes of its sum over all members. What it sends goes through the host.
     ///
     /// # Errors
-    /// As [`Group::all_reduce`].
+    /// As [`CollectiveGroup::all_reduce`].
     fn coded(
         &mut self,
         queue: &B,
-        coding: Coding<'_, B>,
+        coding: CodedCollective<'_, B>,
         buffer: &mut B::Buffer,
         range: Range<usize>,
     ) -> Result<(), ExecutionError>;
@@ -130,9 +130,9 @@ pub trait Group<B: Device>: Send {
     fn counters(&self) -> Counters;
 }
 
-/// Messages between pipeline ranks. Those of one kind between two ranks are received in the order in which they were
+/// Send/recv between pipeline ranks. Messages of one kind between two ranks are received in the order in which they were
 /// sent.
-pub trait Messages<B: Backend>: Send {
+pub trait SendRecv<B: Backend>: Send {
     /// Sends a buffer, once the queue's work so far is done, and returns at once.
     ///
     /// # Errors
@@ -178,14 +178,14 @@ impl Tag {
 /// Through the host's memory.
 pub struct HostGroup(pub Box<dyn Communicator>);
 
-impl<B: Device> Group<B> for HostGroup {
+impl<B: TrainingDevice> CollectiveGroup<B> for HostGroup {
     fn all_reduce(
         &mut self,
         queue: &B,
         algorithm: Algorithm,
         buffer: &mut B::Buffer,
         range: Range<usize>,
-        reduction: Reduction,
+        reduction: ReduceOp,
     ) -> Result<(), ExecutionError> {
         if self.0.size() == 1 {
             return Ok(());
@@ -204,7 +204,7 @@ impl<B: Device> Group<B> for HostGroup {
             return Ok(());
         }
         on_host(queue, buffer, range, |values| {
-            self.0.reduce_scatter_by(algorithm, values, Reduction::Sum)?;
+            self.0.reduce_scatter_by(algorithm, values, ReduceOp::Sum)?;
             Ok(())
         })
     }
@@ -225,7 +225,7 @@ impl<B: Device> Group<B> for HostGroup {
     fn coded(
         &mut self,
         queue: &B,
-        coding: Coding<'_, B>,
+        coding: CodedCollective<'_, B>,
         buffer: &mut B::Buffer,
         range: Range<usize>,
     ) -> Result<(), ExecutionError> {
@@ -255,9 +255,9 @@ fn on_host<B: Backend<Element = f32>>(
 }
 
 /// Through the host's memory.
-pub struct HostMessages(pub Box<dyn Mailbox>);
+pub struct HostSendRecv(pub Box<dyn Mailbox>);
 
-impl<B: Backend<Element = f32>> Messages<B> for HostMessages {
+impl<B: Backend<Element = f32>> SendRecv<B> for HostSendRecv {
     fn send(&mut self, queue: &B, peer: usize, tag: Tag, buffer: B::Buffer) -> Result<(), ExecutionError> {
         let mut values = vec![0.0; queue.len(&buffer)];
         queue.download(Region::start(&buffer), &mut values);
@@ -288,11 +288,11 @@ impl<B: Backend<Element = f32>> Messages<B> for HostMessages {
     }
 }
 
-impl Device for Cpu<f32> {
-    type Coding = Host;
+impl TrainingDevice for Cpu<f32> {
+    type Coding = HostArithmetic;
 
-    fn coding(&self) -> Host {
-        Host
+    fn coding(&self) -> HostArithmetic {
+        HostArithmetic
     }
 
     fn values(buffer: &mut Self::Buffer) -> &mut [f32] {

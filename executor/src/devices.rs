@@ -1,21 +1,21 @@
 //! The devices of this machine, as a rank opens them.
 
 use crate::ExecutionError;
-use crate::cuda::{self, Route};
+use crate::cuda::{self, GpuTransport};
 use autodist_communication::Endpoint;
 use autodist_compute::{Cpu, DeviceError};
 use autodist_cuda::Cuda;
 use autodist_spec::{DeviceKind, Precision};
 
 /// What a rank computes on, opened when it is first asked for.
-pub struct Devices {
+pub struct RankDevices {
     kind: DeviceKind,
     /// On this machine.
     local_rank: usize,
-    cuda: Option<(Cuda, Route)>,
+    cuda: Option<(Cuda, GpuTransport)>,
 }
 
-impl Devices {
+impl RankDevices {
     pub fn new(kind: DeviceKind, local_rank: usize) -> Self {
         Self { kind, local_rank, cuda: None }
     }
@@ -33,8 +33,8 @@ impl Devices {
             Some(opened) => opened,
             closed => {
                 let cuda = cuda::open_shared(self.local_rank, precision)?;
-                let route = Route::agree(&cuda, endpoint)?;
-                cuda.use_nccl(matches!(route, Route::Nccl(_)));
+                let route = GpuTransport::agree(&cuda, endpoint)?;
+                cuda.use_nccl(matches!(route, GpuTransport::Nccl(_)));
                 closed.insert((cuda, route))
             }
         };

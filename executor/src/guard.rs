@@ -5,7 +5,7 @@
 //! unbiased or nearly exact instead, and are watched by nobody.
 
 use crate::thinned::Thinned;
-use autodist_codecs::Report;
+use autodist_codecs::CodingQuality;
 use autodist_spec::Codec;
 use autodist_spec::run::{BucketCompression, Fallback, FallbackReason};
 use serde::{Deserialize, Serialize};
@@ -85,7 +85,7 @@ impl Watch {
     }
 
     /// Takes in a step; `gradient` is this member's norm where it votes. What it says must be known to all members.
-    pub fn observe(&mut self, report: Report, gradient: Option<f64>) -> Option<FallbackReason> {
+    pub fn observe(&mut self, report: CodingQuality, gradient: Option<f64>) -> Option<FallbackReason> {
         self.step += 1;
         // Steps that lose nothing are those of a warm-up, or of a bucket without anything to compress. Where numbers have
         // overflowed, the loss says so.
@@ -195,7 +195,7 @@ mod tests {
         (0..400).find_map(|step| {
             let (contraction, error_norm) = report(step);
             let gradient = watch.votes().then_some(1.0);
-            watch.observe(Report { contraction, error_norm }, gradient).map(|reason| (step, reason))
+            watch.observe(CodingQuality { contraction, error_norm }, gradient).map(|reason| (step, reason))
         })
     }
 
@@ -227,9 +227,9 @@ mod tests {
         let mut watch = watch(Guard::default());
         for step in 0..20_000 {
             let contraction = if step == 7 { -0.5 } else { 0.5 };
-            watch.observe(Report { contraction, error_norm: 1.0 + f64::from(step) }, None);
+            watch.observe(CodingQuality { contraction, error_norm: 1.0 + f64::from(step) }, None);
         }
-        watch.observe(Report { contraction: f64::NEG_INFINITY, error_norm: f64::INFINITY }, None);
+        watch.observe(CodingQuality { contraction: f64::NEG_INFINITY, error_norm: f64::INFINITY }, None);
         assert!(watch.contractions.kept().len() <= KEPT && watch.errors.kept().len() <= KEPT);
         assert_eq!(watch.recent.len(), 50);
         let record = watch.record().unwrap();
@@ -242,9 +242,9 @@ mod tests {
         let mut members = Vec::new();
         for (contraction, error) in [(0.5, 1.0), (0.3, 2.0)] {
             let mut watch = watch(Guard::default());
-            watch.observe(Report { contraction, error_norm: 1.0 }, None);
-            watch.observe(Report { contraction: contraction / 2.0, error_norm: error }, None);
-            watch.observe(Report { contraction, error_norm: 2.0 * error }, None);
+            watch.observe(CodingQuality { contraction, error_norm: 1.0 }, None);
+            watch.observe(CodingQuality { contraction: contraction / 2.0, error_norm: error }, None);
+            watch.observe(CodingQuality { contraction, error_norm: 2.0 * error }, None);
             members.extend(watch.record());
         }
         let merged = merge(members.into_iter());

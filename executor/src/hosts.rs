@@ -14,7 +14,7 @@ const LINE: &str = "a line is a host and, for more than one rank, slots=N, e.g. 
 
 /// A line of a host file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Host {
+pub struct HostEntry {
     /// As ssh knows it: a name, an address, an alias of its configuration; perhaps with a user before it.
     pub name: String,
     /// Ranks there.
@@ -27,11 +27,11 @@ pub struct Host {
 ///
 /// # Errors
 /// A line that is none, by its number; a file without a host.
-pub fn parse(file: &str, content: &[u8]) -> Result<Vec<Host>, InputError> {
+pub fn parse(file: &str, content: &[u8]) -> Result<Vec<HostEntry>, InputError> {
     let whole = |problem: &str, hint: &str| InputError::new("", "", problem).hint(hint).in_file(file);
     let text =
         std::str::from_utf8(content).map_err(|_| whole("is not UTF-8, so it is no host file", LINE))?;
-    let mut hosts: Vec<Host> = Vec::new();
+    let mut hosts: Vec<HostEntry> = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default();
         let mut words = line.split_whitespace();
@@ -42,7 +42,7 @@ pub fn parse(file: &str, content: &[u8]) -> Result<Vec<Host>, InputError> {
             let error = InputError::new("host", name, format!("stands at {} already", known.place));
             return Err(error.hint("give every host one line, with all its slots").in_file(&place));
         }
-        hosts.push(Host { place, ..host });
+        hosts.push(HostEntry { place, ..host });
     }
     if hosts.is_empty() {
         return Err(whole("names no host", LINE));
@@ -57,7 +57,7 @@ pub fn parse(file: &str, content: &[u8]) -> Result<Vec<Host>, InputError> {
     Ok(hosts)
 }
 
-fn host<'a>(name: &str, words: impl Iterator<Item = &'a str>) -> Result<Host, InputError> {
+fn host<'a>(name: &str, words: impl Iterator<Item = &'a str>) -> Result<HostEntry, InputError> {
     let wrong = |field: &str, value: &str, problem: String| InputError::new(field, value, problem).hint(LINE);
     if name.starts_with('-') {
         return Err(wrong("host", name, "would be an option of ssh".to_owned()));
@@ -83,7 +83,7 @@ fn host<'a>(name: &str, words: impl Iterator<Item = &'a str>) -> Result<Host, In
             _ => return Err(wrong("slots", count, format!("must be a number from 1 to {MOST}"))),
         }
     }
-    Ok(Host { name: name.to_owned(), slots: slots.unwrap_or(1), place: String::new() })
+    Ok(HostEntry { name: name.to_owned(), slots: slots.unwrap_or(1), place: String::new() })
 }
 
 #[cfg(test)]

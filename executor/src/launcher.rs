@@ -18,15 +18,15 @@ mod torch;
 mod watch;
 
 pub use agent::{Agent, AgentError};
-pub use agents::{Agents, Machine};
-pub use remote::{Head, Ssh, enter_environment};
+pub use agents::{Agents, JobMachine};
+pub use remote::{HostLeader, Ssh, enter_environment};
 pub use runner::{Handler, Runner};
 pub use serve::{Teller, Worker, is_rank, serve};
 pub use torch::Torch;
 
 use crate::ExecutionError;
 use crate::external::Launcher;
-use autodist_communication::switch::{Links, Route, Switch};
+use autodist_communication::switch::{Switch, SwitchLinks, SwitchRoute};
 use autodist_communication::{CommunicationError, Warn, derived_token, random_token};
 use autodist_spec::{DeviceKind, Engine, Network, Path};
 use orders::RankEnvironment;
@@ -255,12 +255,12 @@ fn other_world(launcher: Launcher, ranks: usize) -> String {
     }
 }
 
-fn links(network: &Network) -> Links {
-    let route = |path: &Path| Route {
+fn links(network: &Network) -> SwitchLinks {
+    let route = |path: &Path| SwitchRoute {
         links: path.links.iter().map(|link| *link as usize).collect(),
         delay: Duration::from_secs_f64(path.latency_s.0),
     };
-    Links {
+    SwitchLinks {
         rates: network.links.iter().map(|link| link.bytes_per_s.0).collect(),
         routes: network.paths.iter().map(|row| row.iter().map(route).collect()).collect(),
     }

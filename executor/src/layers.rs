@@ -78,7 +78,7 @@ impl<B: Backend> Default for Frame<B> {
 }
 
 /// A value that should be there: the Program's order says so.
-macro_rules! present {
+macro_rules! expect_buffer {
     ($option:expr) => {
         $option.expect("the Program has put this value in place")
     };
@@ -131,14 +131,14 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
         recompute: Recompute,
     ) {
         let (device, shape) = (self.device, self.shape);
-        let at = present!(store.find(layer));
+        let at = expect_buffer!(store.find(layer));
         // Under full recomputation the first forward keeps the block's input and nothing else.
         let keep = pass == Pass::Recompute || recompute != Recompute::Full;
         let keep_probabilities = recompute != Recompute::Selective;
         let kept = frame.kept.entry(layer).or_default();
         match segment {
             Segment::Embedding => {
-                let tokens = present!(frame.inputs.as_ref());
+                let tokens = expect_buffer!(frame.inputs.as_ref());
                 frame.flow = Some(shape.embedding.forward(device, store.parameters(at), tokens));
             }
             Segment::AttentionNorm => {
@@ -147,14 +147,14 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
                 } else {
                     kept.x = frame.flow.take();
                 }
-                let x = present!(kept.x.as_ref());
+                let x = expect_buffer!(kept.x.as_ref());
                 let (h, statistics) = shape.attention_norm.forward(device, store.parameters(at), x);
                 kept.statistics = keep.then_some(statistics);
                 self.pass_on(&mut frame.flow, &mut kept.h, h);
             }
             Segment::Attention => {
-                let h = present!(frame.flow.take());
-                let residual = present!(kept.x.as_ref());
+                let h = expect_buffer!(frame.flow.take());
+                let residual = expect_buffer!(kept.x.as_ref());
                 let (out, saved) = shape.attention.forward(
                     device,
                     store.parameters(at),
@@ -168,14 +168,14 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
             }
             Segment::MlpNorm => {
                 kept.x2 = frame.flow.take();
-                let x2 = present!(kept.x2.as_ref());
+                let x2 = expect_buffer!(kept.x2.as_ref());
                 let (h, statistics) = shape.mlp_norm.forward(device, store.parameters(at), x2);
                 kept.statistics2 = keep.then_some(statistics);
                 self.pass_on(&mut frame.flow, &mut kept.h2, h);
             }
             Segment::Mlp => {
-                let h = present!(frame.flow.take());
-                let residual = present!(kept.x2.as_ref());
+                let h = expect_buffer!(frame.flow.take());
+                let residual = expect_buffer!(kept.x2.as_ref());
                 let (out, saved) = shape.mlp.forward(device, store.parameters(at), &h, residual);
                 kept.mlp = keep.then_some(saved);
                 self.keep_input(&mut kept.h2, h, keep);
@@ -187,27 +187,27 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
             }
             Segment::FinalNorm => {
                 kept.x = frame.flow.take();
-                let x = present!(kept.x.as_ref());
+                let x = expect_buffer!(kept.x.as_ref());
                 let (h, statistics) = shape.final_norm.forward(device, store.parameters(at), x);
                 kept.statistics = Some(statistics);
                 self.pass_on(&mut frame.flow, &mut kept.h, h);
             }
             Segment::Logits => {
-                let h = present!(frame.flow.take());
+                let h = expect_buffer!(frame.flow.take());
                 let (logits, max) = shape.head.logits(device, self.table(store, layer), &h);
                 self.keep_input(&mut kept.h, h, true);
                 kept.logits = Some(logits);
                 frame.flow = Some(max);
             }
             Segment::Normalizer => {
-                let max = present!(frame.flow.take());
-                let targets = present!(frame.targets.as_ref());
+                let max = expect_buffer!(frame.flow.take());
+                let targets = expect_buffer!(frame.targets.as_ref());
                 let statistics =
-                    shape.head.exponentials(device, present!(kept.logits.as_mut()), max, targets);
+                    shape.head.exponentials(device, expect_buffer!(kept.logits.as_mut()), max, targets);
                 frame.flow = Some(statistics.sums);
             }
             Segment::Loss => {
-                let statistics = HeadStatistics { sums: present!(frame.flow.take()) };
+                let statistics = HeadStatistics { sums: expect_buffer!(frame.flow.take()) };
                 frame.loss = Some(shape.head.loss(device, &statistics));
                 kept.head = Some(statistics);
             }
@@ -216,12 +216,12 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
 
     fn backward(&self, store: &mut Store<B>, frame: &mut Frame<B>, layer: usize, segment: Segment) {
         let (device, shape) = (self.device, self.shape);
-        let at = present!(store.find(layer));
+        let at = expect_buffer!(store.find(layer));
         let kept = frame.kept.entry(layer).or_default();
         match segment {
             Segment::Embedding => {
-                let dy = present!(frame.flow.take());
-                let tokens = present!(frame.inputs.as_ref());
+                let dy = expect_buffer!(frame.flow.take());
+                let tokens = expect_buffer!(frame.inputs.as_ref());
                 let (_, gradients) = store.region(at);
                 shape.embedding.backward(device, gradients, tokens, &dy);
                 frame.residual_gradient = None;
@@ -230,8 +230,8 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
             Segment::AttentionNorm | Segment::FinalNorm => {
                 let norm =
                     if segment == Segment::FinalNorm { &shape.final_norm } else { &shape.attention_norm };
-                let dh = present!(frame.flow.take());
-                let (x, statistics) = (present!(kept.x.take()), present!(kept.statistics.take()));
+                let dh = expect_buffer!(frame.flow.take());
+                let (x, statistics) = (expect_buffer!(kept.x.take()), expect_buffer!(kept.statistics.take()));
                 let residual = frame.residual_gradient.take();
                 let (parameters, gradients) = store.region(at);
                 frame.flow =
@@ -239,8 +239,9 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
                 frame.kept.remove(&layer);
             }
             Segment::MlpNorm => {
-                let dh = present!(frame.flow.take());
-                let (x, statistics) = (present!(kept.x2.take()), present!(kept.statistics2.take()));
+                let dh = expect_buffer!(frame.flow.take());
+                let (x, statistics) =
+                    (expect_buffer!(kept.x2.take()), expect_buffer!(kept.statistics2.take()));
                 let residual = frame.residual_gradient.take();
                 let (parameters, gradients) = store.region(at);
                 let dx = shape.mlp_norm.backward(
@@ -255,25 +256,26 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
                 frame.flow = Some(dx);
             }
             Segment::Attention => {
-                let (h, saved) = (present!(kept.h.take()), present!(kept.attention.take()));
-                let dy = present!(frame.flow.take());
+                let (h, saved) = (expect_buffer!(kept.h.take()), expect_buffer!(kept.attention.take()));
+                let dy = expect_buffer!(frame.flow.take());
                 let (parameters, gradients) = store.region(at);
                 let dh = shape.attention.backward(device, parameters, gradients, &h, saved, &dy);
                 self.go_round(&mut frame.residual_gradient, dy);
                 frame.flow = Some(dh);
             }
             Segment::Mlp => {
-                let (h, saved) = (present!(kept.h2.take()), present!(kept.mlp.take()));
-                let dy = present!(frame.flow.take());
+                let (h, saved) = (expect_buffer!(kept.h2.take()), expect_buffer!(kept.mlp.take()));
+                let dy = expect_buffer!(frame.flow.take());
                 let (parameters, gradients) = store.region(at);
                 let dh = shape.mlp.backward(device, parameters, gradients, &h, saved, &dy);
                 self.go_round(&mut frame.residual_gradient, dy);
                 frame.flow = Some(dh);
             }
             Segment::Loss => {
-                let h = present!(kept.h.take());
-                let (exponentials, statistics) = (present!(kept.logits.take()), present!(kept.head.take()));
-                let targets = present!(frame.targets.as_ref());
+                let h = expect_buffer!(kept.h.take());
+                let (exponentials, statistics) =
+                    (expect_buffer!(kept.logits.take()), expect_buffer!(kept.head.take()));
+                let targets = expect_buffer!(frame.targets.as_ref());
                 let (parameters, gradients) = store.region(self.table_place(store, layer));
                 let dh = shape.head.backward(
                     device,
@@ -296,7 +298,7 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
     /// Where the head's table lies: in the head's own region, or in the embedding's.
     fn table_place(&self, store: &Store<B>, layer: usize) -> (usize, usize) {
         let owner = if self.tied { 0 } else { layer };
-        let (bucket, offset) = present!(store.find(owner));
+        let (bucket, offset) = expect_buffer!(store.find(owner));
         (bucket, offset + self.shape.head.table_offset.unwrap_or(0))
     }
 
@@ -339,13 +341,13 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
         let slot = kept.input_of(segment);
         let to = RegionMut::new(&mut whole, self.rows.start);
         if operand_saved {
-            let rows = present!(slot.take());
+            let rows = expect_buffer!(slot.take());
             self.device.copy(self.rows.len, Region::start(&rows), to);
         } else if let Some(rows) = frame.flow.take() {
             self.device.copy(self.rows.len, Region::start(&rows), to);
             frame.residual_gradient = Some(rows);
         } else {
-            self.device.copy(self.rows.len, Region::start(present!(slot.as_ref())), to);
+            self.device.copy(self.rows.len, Region::start(expect_buffer!(slot.as_ref())), to);
         }
         whole
     }

@@ -1,6 +1,6 @@
 //! Runs a Program for real: ranks, layers, collectives, optimizer, measurement.
 //!
-//! [`train`] is one rank's part of a training job over any [`Device`] and any endpoint;
+//! [`train`] is one rank's part of a training job over any [`TrainingDevice`] and any endpoint;
 //! [`local::train`] runs all ranks as threads of this process, [`launcher::launch`] as processes of their own: of this
 //! machine, or of all machines on which a cluster's launcher has started this program ([`external`]).
 //! Every operation of the Program is timed, and the memory that it takes is counted.
@@ -33,8 +33,8 @@ mod thinned;
 pub use autodist_communication::mpi::{Mpi, MpiError};
 pub use cuda::Absent;
 pub use data::{Data, DataSource, SyntheticLanguage};
-pub use device::Device;
-pub use devices::Devices;
+pub use device::TrainingDevice;
+pub use devices::RankDevices;
 pub use external::External;
 pub use guard::Guard;
 pub use rank::{Tell, train};
@@ -42,7 +42,7 @@ pub use record::{
     Growing, InstructionSample, LONGEST_RECORD, NamedSample, RankOutcome, StepOutcome, Timed, merge,
 };
 pub use reference::Reference;
-pub use task::{Coding, Task};
+pub use task::{CodecOptions, Task};
 
 use autodist_communication::CommunicationError;
 use std::io;
@@ -53,7 +53,7 @@ pub enum ExecutionError {
     #[error(transparent)]
     Communication(#[from] CommunicationError),
     #[error(transparent)]
-    Device(#[from] autodist_compute::DeviceError),
+    TrainingDevice(#[from] autodist_compute::DeviceError),
     #[error(transparent)]
     Gpu(#[from] autodist_cuda::CudaError),
     #[error("the group's first rank has no identity for it: its own error tells why")]
@@ -69,7 +69,7 @@ pub enum ExecutionError {
     #[error("{what}: {source}")]
     System { what: &'static str, source: io::Error },
     #[error("the communication stream ended before {key:?} was done")]
-    StreamEnded { key: stream::Key },
+    StreamEnded { key: stream::TransferKey },
     #[error("rank {peer} sent {given} values where {expected} were due")]
     Message { peer: usize, expected: usize, given: usize },
     #[error(

@@ -1,9 +1,9 @@
 //! All ranks as threads of this process: for tests, and for a first look without processes. Memory is counted for the
 //! process as a whole, so it says nothing of a single rank here.
 
-use crate::device::Device;
+use crate::device::TrainingDevice;
 use crate::host::Placement;
-use crate::parameters::Element;
+use crate::parameters::ModelElement;
 use crate::rank::train_and;
 use crate::record::{RankOutcome, merge};
 use crate::{ExecutionError, Task};
@@ -14,17 +14,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A trained model, as far as the ranks hold it: every element once.
-pub type Parameters = BTreeMap<(usize, usize), Vec<f32>>;
+pub type TrainedParameters = BTreeMap<(usize, usize), Vec<f32>>;
 
 /// Trains `task` on threads and returns the record and the trained parameters, by (layer, parameter).
 ///
 /// # Errors
 /// The first cause among the ranks' errors.
-pub fn train<B: Device>(
+pub fn train<B: TrainingDevice>(
     device: &B,
     task: &Task,
     timeout: Duration,
-) -> Result<(RunRecord, Parameters), ExecutionError> {
+) -> Result<(RunRecord, TrainedParameters), ExecutionError> {
     task.program()?;
     let (endpoints, supervisor) = mesh(task.world(), timeout)?;
     let nowhere = Placement { core: None, realtime: false };
@@ -47,7 +47,7 @@ pub fn train<B: Device>(
     });
     drop(supervisor);
     let mut outcomes: Vec<RankOutcome> = Vec::new();
-    let mut exported: Vec<(Element, f32)> = Vec::new();
+    let mut exported: Vec<(ModelElement, f32)> = Vec::new();
     let mut failure: Option<ExecutionError> = None;
     for result in results {
         match result {
@@ -77,8 +77,8 @@ fn panicked(rank: usize, payload: &(dyn std::any::Any + Send)) -> ExecutionError
     ExecutionError::Panicked { rank, message }
 }
 
-fn assemble(task: &Task, exported: Vec<(Element, f32)>) -> Parameters {
-    let mut parameters = Parameters::new();
+fn assemble(task: &Task, exported: Vec<(ModelElement, f32)>) -> TrainedParameters {
+    let mut parameters = TrainedParameters::new();
     for layer in 0..task.model.chain_len() {
         for (index, parameter) in task.model.parameters(task.model.kind(layer)).iter().enumerate() {
             parameters.insert((layer, index), vec![f32::NAN; parameter.elements() as usize]);

@@ -1,6 +1,6 @@
 //! Where each local parameter lies in the whole model, and what it begins with.
 
-use crate::random::Stream;
+use crate::random::RandomStream;
 use autodist_program::Bucket;
 use autodist_spec::model::{Init, share};
 use autodist_spec::{ModelSpec, Parameter, TensorSplit};
@@ -20,7 +20,7 @@ struct Placed {
 
 /// An element of the whole model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Element {
+pub struct ModelElement {
     pub layer: usize,
     /// Index in `ModelSpec::parameters`.
     pub parameter: usize,
@@ -63,7 +63,7 @@ pub fn elements(
     tensor_rank: usize,
     degree: usize,
     range: Range<usize>,
-    mut visit: impl FnMut(usize, Element, &Parameter),
+    mut visit: impl FnMut(usize, ModelElement, &Parameter),
 ) {
     for placed in placed(model, bucket, tensor_rank, degree) {
         for at in placed.range.start.max(range.start)..placed.range.end.min(range.end) {
@@ -71,7 +71,11 @@ pub fn elements(
             let row = placed.first_row + local / placed.local_columns;
             let column = placed.first_column + local % placed.local_columns;
             let position = row * placed.parameter.columns as usize + column;
-            visit(at, Element { layer: placed.layer, parameter: placed.index, position }, &placed.parameter);
+            visit(
+                at,
+                ModelElement { layer: placed.layer, parameter: placed.index, position },
+                &placed.parameter,
+            );
         }
     }
 }
@@ -91,7 +95,7 @@ pub fn initial(
     let start = range.start;
     elements(model, bucket, tensor_rank, degree, range, |at, element, parameter| {
         let normal = |deviation: f64| {
-            let stream = Stream::new(&[seed, 0x1217, element.layer as u64, element.parameter as u64]);
+            let stream = RandomStream::new(&[seed, 0x1217, element.layer as u64, element.parameter as u64]);
             (deviation * stream.normal(element.position as u64)) as f32
         };
         values[at - start] = match parameter.init {

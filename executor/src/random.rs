@@ -3,7 +3,7 @@
 
 /// A stream of numbers, named by a key.
 #[derive(Debug, Clone, Copy)]
-pub struct Stream(u64);
+pub struct RandomStream(u64);
 
 /// Mixes one word (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 fn mix(word: u64) -> u64 {
@@ -13,7 +13,7 @@ fn mix(word: u64) -> u64 {
     word ^ (word >> 31)
 }
 
-impl Stream {
+impl RandomStream {
     pub fn new(key: &[u64]) -> Self {
         Self(key.iter().fold(0, |state, word| mix(state ^ mix(*word))))
     }
@@ -41,7 +41,7 @@ mod tests {
 
     #[test]
     fn normals_have_mean_zero_and_variance_one() {
-        let stream = Stream::new(&[7, 1]);
+        let stream = RandomStream::new(&[7, 1]);
         let n = 100_000;
         let draws: Vec<f64> = (0..n).map(|i| stream.normal(i)).collect();
         let mean = draws.iter().sum::<f64>() / n as f64;

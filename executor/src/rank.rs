@@ -2,17 +2,17 @@
 
 use crate::compression::{self, SharedWatch};
 use crate::data::Data;
-use crate::device::{Device, Group, Messages, Tag};
+use crate::device::{CollectiveGroup, SendRecv, Tag, TrainingDevice};
 use crate::host::{self, Placement};
 use crate::layers::{Context, Frame, Rows};
 use crate::pace::{Emulated, Pace};
-use crate::record::{Occasion, RankOutcome, Recorder, StepOutcome, typical};
+use crate::record::{RankOutcome, Recorder, StepOutcome, TimelineLabel, typical};
 use crate::reference::beside;
-use crate::rounding::{RoundedMessages, Rounding};
+use crate::rounding::{RoundedCollective, RoundedSendRecv};
 use crate::store::Store;
-use crate::stream::{CommunicationStream, Groups, Work};
+use crate::stream::{BucketTransfer, CommunicationStream, Groups};
 use crate::{ExecutionError, Task};
-use autodist_communication::{Communicator, Control, Counters, Endpoint, Reduction, Ways};
+use autodist_communication::{Communicator, Control, Counters, Endpoint, GroupOptions, ReduceOp};
 use autodist_compute::layers::{LayerShape, TensorShard};
 use autodist_compute::{Backend, Region, RegionMut};
 use autodist_program::{
@@ -38,7 +38,7 @@ pub type Tell<'a> = &'a mut dyn FnMut(&RankOutcome) -> Result<(), ExecutionError
 ///
 /// # Errors
 /// An illegal task, data that cannot be read, a peer that is gone or silent, a stop that the launcher asked for.
-pub fn train<B: Device>(
+pub fn train<B: TrainingDevice>(
     device: &B,
     task: &Task,
     endpoint: &mut Endpoint,
@@ -50,7 +50,7 @@ pub fn train<B: Device>(
 }
 
 /// As [`train`]; `inspect` sees the trained parameters.
-pub(crate) fn train_and<B: Device, R>(
+pub(crate) fn train_and<B: TrainingDevice, R>(
     device: &B,
     task: &Task,
     endpoint: &mut Endpoint,
@@ -126,12 +126,12 @@ pub(crate) fn train_and<B: Device, R>(
     // All ranks keep the timelines of the same steps, and choose the same one.
     let mut seconds = rank.recorder.kept_seconds();
     if !seconds.is_empty() {
-        rank.lanes.world.all_reduce(&mut seconds, Reduction::Max)?;
+        rank.lanes.world.all_reduce(&mut seconds, ReduceOp::Max)?;
     }
     let inspected = inspect(&rank.store);
     let Rank { recorder, lanes, .. } = rank;
     (outcome.timeline, outcome.instructions) = recorder.finish(typical(&seconds));
-    lanes.messages.map_or(Ok(()), Messages::close)?;
+    lanes.messages.map_or(Ok(()), SendRecv::close)?;
     host::enter_communication(placement);
     Ok((outcome, inspected))
 }
@@ -156,19 +156,19 @@ fn shape(program: &Program, at: Coordinates) -> LayerShape {
 }
 
 /// The ways from this rank to the others.
-struct Lanes<B: Device> {
+struct Lanes<B: TrainingDevice> {
     /// Barriers, and numbers that the host needs.
     world: Box<dyn Communicator>,
     model: Box<dyn Communicator>,
-    tensor: Box<dyn Group<B>>,
-    tied: Option<Box<dyn Group<B>>>,
+    tensor: Box<dyn CollectiveGroup<B>>,
+    tied: Option<Box<dyn CollectiveGroup<B>>>,
     stream: CommunicationStream<B>,
     /// Of the buckets whose gradients are compressed.
     watches: Vec<SharedWatch>,
-    messages: Option<Box<dyn Messages<B>>>,
+    messages: Option<Box<dyn SendRecv<B>>>,
 }
 
-impl<B: Device> Lanes<B> {
+impl<B: TrainingDevice> Lanes<B> {
     fn open(
         program: &Program,
         at: Coordinates,
@@ -185,40 +185,41 @@ impl<B: Device> Lanes<B> {
         let world = endpoint.group(&format!("{name}.world"), &everyone)?;
         let model = endpoint.group(&format!("{name}.model"), &program.devices(&layout.model_group(at)))?;
         let communication = &program.strategy.communication;
-        let mut open = |what: &str, members: &[usize], ways: &Ways| {
-            device.group(endpoint, &format!("{name}.{what}"), &program.devices(members), ways)
+        let mut open = |what: &str, members: &[usize], options: &GroupOptions| {
+            device.group(endpoint, &format!("{name}.{what}"), &program.devices(members), options)
         };
-        let by = |algorithm: Algorithm| Ways { algorithms: vec![algorithm], ..Ways::default() };
+        let by =
+            |algorithm: Algorithm| GroupOptions { algorithms: vec![algorithm], ..GroupOptions::default() };
         let tensor = open("tensor", &layout.tensor_group(at), &by(communication.tensor))?;
         let reduces =
             if program.strategy.zero_stage == 0 { layout.data_group(at) } else { layout.shard_group(at) };
         let queue = device.queue()?;
         let emulated = Emulated::new(task.emulated_flops_per_s, placement);
         let (compressors, watches) = compression::of(&queue, program, at, task, emulated);
-        let ways = Ways {
+        let options = GroupOptions {
             algorithms: communication.reductions().map(|reduction| reduction.algorithm).collect(),
             all_to_all: communication.reductions().any(|reduction| reduction.codec != Codec::None),
         };
         let groups = Groups {
-            reduce: open("reduce", &reduces, &ways)?,
-            replicas: open("replicas", &layout.replica_group(at), &Ways::default())?,
+            reduce: open("reduce", &reduces, &options)?,
+            replicas: open("replicas", &layout.replica_group(at), &GroupOptions::default())?,
             gather: open("gather", &layout.shard_group(at), &by(communication.gather))?,
             emulated,
             compressors,
         };
         let ends = at.pipeline == 0 || at.pipeline + 1 == layout.pipeline;
         let tied = (program.model.tied_embeddings && layout.pipeline > 1 && ends)
-            .then(|| open("tied", &layout.tied_group(at), &Ways::default()))
+            .then(|| open("tied", &layout.tied_group(at), &GroupOptions::default()))
             .transpose()?;
         let peers = message_peers(program, at);
         let messages = match peers.is_empty() {
             true => None,
             false => {
                 let name = format!("{name}.messages");
-                let rounding = Rounding::of(communication.activations, Coded::Activations, emulated);
+                let rounding = RoundedCollective::of(communication.activations, Coded::Activations, emulated);
                 Some(match rounding {
                     Some(rounding) => {
-                        Box::new(RoundedMessages::new(endpoint.point_to_point(&name, &peers)?, rounding))
+                        Box::new(RoundedSendRecv::new(endpoint.point_to_point(&name, &peers)?, rounding))
                     }
                     None => device.messages(endpoint, &name, &peers)?,
                 })
@@ -252,7 +253,7 @@ fn message_peers(program: &Program, at: Coordinates) -> Vec<usize> {
     peers
 }
 
-struct Rank<'a, B: Device> {
+struct Rank<'a, B: TrainingDevice> {
     device: &'a B,
     task: &'a Task,
     program: &'a Program,
@@ -277,7 +278,7 @@ struct Rank<'a, B: Device> {
     control: Control,
 }
 
-impl<B: Device> Rank<'_, B> {
+impl<B: TrainingDevice> Rank<'_, B> {
     /// All steps. `own` bytes of the memory are the measurement's.
     fn train(
         &mut self,
@@ -363,12 +364,12 @@ impl<B: Device> Rank<'_, B> {
         let runner = self.runner;
         for op in &runner.ops {
             let start = self.device.record();
-            let occasion = match op {
+            let label = match op {
                 Op::Receive(message) => self.receive(message)?,
                 Op::Send(message) => self.send(message)?,
                 Op::Run { body, micro_batch } => self.run_body(*body, *micro_batch)?,
             };
-            self.recorder.operation(occasion, start, self.device.record());
+            self.recorder.operation(label, start, self.device.record());
         }
         self.device.synchronise()?;
         let loss_sum = self.losses.iter().map(|loss| self.device.read(loss)).sum();
@@ -394,16 +395,16 @@ impl<B: Device> Rank<'_, B> {
         self.program.strategy.communication.device(rank)
     }
 
-    fn receive(&mut self, message: &Message) -> Result<Occasion, ExecutionError> {
+    fn receive(&mut self, message: &Message) -> Result<TimelineLabel, ExecutionError> {
         let peer = self.peer(message);
         let messages = self.lanes.messages.as_mut().expect("a Program with messages has a way for them");
         let values = messages.receive(self.device, peer, tag(message), message.elements)?;
         self.pace.interrupt();
         self.frames.entry((message.chunk, message.micro_batch)).or_default().flow = Some(values);
-        Ok(occasion(OperationKind::Receive, message.chunk, message.micro_batch))
+        Ok(label(OperationKind::Receive, message.chunk, message.micro_batch))
     }
 
-    fn send(&mut self, message: &Message) -> Result<Occasion, ExecutionError> {
+    fn send(&mut self, message: &Message) -> Result<TimelineLabel, ExecutionError> {
         let peer = self.peer(message);
         let buffer = self.outgoing.take().expect("a body has given what is sent");
         let messages = self.lanes.messages.as_mut().expect("a Program with messages has a way for them");
@@ -411,10 +412,10 @@ impl<B: Device> Rank<'_, B> {
         if self.program.strategy.communication.activations != Codec::None {
             self.pace.interrupt();
         }
-        Ok(occasion(OperationKind::Send, message.chunk, message.micro_batch))
+        Ok(label(OperationKind::Send, message.chunk, message.micro_batch))
     }
 
-    fn run_body(&mut self, body: usize, micro_batch: usize) -> Result<Occasion, ExecutionError> {
+    fn run_body(&mut self, body: usize, micro_batch: usize) -> Result<TimelineLabel, ExecutionError> {
         let runner = self.runner;
         let (operation, chunk) = match runner.bodies[body].kind {
             BodyKind::Forward { chunk } => (OperationKind::Forward, chunk),
@@ -455,7 +456,7 @@ impl<B: Device> Rank<'_, B> {
             OperationKind::Backward => self.outgoing = frame.flow.take(),
             _ => {}
         }
-        Ok(occasion(operation, chunk, micro_batch))
+        Ok(label(operation, chunk, micro_batch))
     }
 
     /// Reads the tokens of a micro-batch where they are needed: at the embedding and at the loss.
@@ -529,7 +530,7 @@ impl<B: Device> Rank<'_, B> {
             Instruction::SumTied { bucket, .. } => {
                 let tied = self.lanes.tied.as_mut().expect("both ends of the pipeline share a tied table");
                 let (gradients, range) = self.store.own_gradients(bucket);
-                tied.all_reduce(self.device, Algorithm::Ring, gradients, range, Reduction::Sum)?;
+                tied.all_reduce(self.device, Algorithm::Ring, gradients, range, ReduceOp::Sum)?;
             }
             Instruction::GradientNorm { .. } => self.gradient_norm()?,
             Instruction::Update { bucket, .. } => {
@@ -563,10 +564,10 @@ impl<B: Device> Rank<'_, B> {
         let (group, device) = (&mut self.lanes.tensor, self.device);
         match collective {
             TensorCollective::SumAll => {
-                group.all_reduce(device, algorithm, &mut buffer, whole, Reduction::Sum)?;
+                group.all_reduce(device, algorithm, &mut buffer, whole, ReduceOp::Sum)?;
             }
             TensorCollective::MaxAll => {
-                group.all_reduce(device, algorithm, &mut buffer, whole, Reduction::Max)?;
+                group.all_reduce(device, algorithm, &mut buffer, whole, ReduceOp::Max)?;
             }
             TensorCollective::AllGather => group.all_gather(device, algorithm, &mut buffer, whole)?,
             TensorCollective::ReduceScatter => group.reduce_scatter(device, algorithm, &mut buffer, whole)?,
@@ -599,7 +600,7 @@ impl<B: Device> Rank<'_, B> {
             at += tail.len();
         }
         let algorithm = self.program.strategy.communication.tensor;
-        self.lanes.tensor.all_reduce(device, algorithm, &mut packed, 0..whole, Reduction::Sum)?;
+        self.lanes.tensor.all_reduce(device, algorithm, &mut packed, 0..whole, ReduceOp::Sum)?;
         let mut at = 0;
         for tail in &tails {
             let to = RegionMut::new(gradients, tail.start);
@@ -626,7 +627,14 @@ impl<B: Device> Rank<'_, B> {
         };
         let ready = self.device.record();
         let reduction = self.program.reduction(self.at.pipeline, transfer, bucket);
-        self.lanes.stream.submit(Work { key: (transfer, bucket), kind, reduction, buffer, range, ready })
+        self.lanes.stream.submit(BucketTransfer {
+            key: (transfer, bucket),
+            kind,
+            reduction,
+            buffer,
+            range,
+            ready,
+        })
     }
 
     fn wait(&mut self, transfer: Transfer, bucket: usize) -> Result<(), ExecutionError> {
@@ -635,8 +643,8 @@ impl<B: Device> Rank<'_, B> {
         let operation =
             if transfer == Transfer::Gather { OperationKind::Gather } else { OperationKind::Reduce };
         self.device.wait_for(&done.end);
-        let occasion = Occasion { stream: Stream::Communication, operation, chunk, micro_batch: bucket };
-        self.recorder.operation(occasion, done.start, done.end);
+        let label = TimelineLabel { stream: Stream::Communication, operation, chunk, micro_batch: bucket };
+        self.recorder.operation(label, done.start, done.end);
         match transfer {
             Transfer::Reduce => self.store.put_reduced(bucket, done.buffer),
             Transfer::ReduceReplicas => self.store.put_own_gradients(bucket, done.buffer),
@@ -649,7 +657,7 @@ impl<B: Device> Rank<'_, B> {
     /// constant is PyTorch's).
     fn gradient_norm(&mut self) -> Result<(), ExecutionError> {
         let mut sum = [self.store.sum_of_squares() as f32];
-        self.lanes.model.all_reduce(&mut sum, Reduction::Sum)?;
+        self.lanes.model.all_reduce(&mut sum, ReduceOp::Sum)?;
         self.gradient_norm = f64::from(sum[0]).sqrt();
         let clip = self.task.job.gradient_clip;
         self.gradient_scale = if clip > 0.0 { (clip / (self.gradient_norm + 1e-6)).min(1.0) } else { 1.0 };
@@ -687,6 +695,6 @@ fn tag(message: &Message) -> Tag {
     Tag { kind, chunk: message.chunk as u32, micro_batch: message.micro_batch as u32 }
 }
 
-fn occasion(operation: OperationKind, chunk: usize, micro_batch: usize) -> Occasion {
-    Occasion { stream: Stream::Compute, operation, chunk, micro_batch }
+fn label(operation: OperationKind, chunk: usize, micro_batch: usize) -> TimelineLabel {
+    TimelineLabel { stream: Stream::Compute, operation, chunk, micro_batch }
 }

@@ -6,9 +6,11 @@ use crate::thinned::Thinned;
 use autodist_compute::Backend;
 use autodist_program::{Body, BodyKind, Instruction, Op, Program};
 use autodist_spec::plan::label;
-use autodist_spec::profile::{CollectiveKind, Environment, Pass, Sample, Segment};
+use autodist_spec::profile::{Environment, Pass, Sample, Segment};
 use autodist_spec::run::{BucketCompression, Ended, RankRecord, StepRecord};
-use autodist_spec::{Bytes, OperationKind, RunRecord, SCHEMA_VERSION, Seconds, Stream, TimelineEvent};
+use autodist_spec::{
+    Bytes, Collective, OperationKind, RunRecord, SCHEMA_VERSION, Seconds, Stream, TimelineEvent,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
@@ -63,7 +65,7 @@ pub enum Timed {
     /// The tensor-parallel collective of this kind whose turn it is in the forward or the backward.
     Collective {
         backward: bool,
-        kind: CollectiveKind,
+        kind: Collective,
         turn: usize,
     },
     /// Norm and clipping of the gradient.
@@ -174,7 +176,7 @@ pub struct Recorder<B: Backend> {
 
 /// What an entry of the timeline is about.
 #[derive(Debug, Clone, Copy)]
-pub struct Occasion {
+pub struct TimelineLabel {
     pub stream: Stream,
     pub operation: OperationKind,
     pub chunk: usize,
@@ -182,7 +184,7 @@ pub struct Occasion {
 }
 
 struct Operation<B: Backend> {
-    occasion: Occasion,
+    label: TimelineLabel,
     start: B::Event,
     end: B::Event,
 }
@@ -250,8 +252,8 @@ impl<B: Backend> Recorder<B> {
         self.began.elapsed().as_secs_f64()
     }
 
-    pub fn operation(&mut self, occasion: Occasion, start: B::Event, end: B::Event) {
-        self.operations.push(Operation { occasion, start, end });
+    pub fn operation(&mut self, label: TimelineLabel, start: B::Event, end: B::Event) {
+        self.operations.push(Operation { label, start, end });
     }
 
     pub fn instruction(
@@ -276,7 +278,7 @@ impl<B: Backend> Recorder<B> {
         for operation in self.operations.drain(..) {
             let since = |event| Seconds(self.device.seconds_between(&self.origin, event));
             let (start_s, end_s) = (since(&operation.start), since(&operation.end));
-            let Occasion { stream, operation, chunk, micro_batch } = operation.occasion;
+            let TimelineLabel { stream, operation, chunk, micro_batch } = operation.label;
             compute += if stream == Stream::Compute { end_s.0 - start_s.0 } else { 0.0 };
             let (chunk, micro_batch) = (chunk as u32, micro_batch as u32);
             let rank = self.rank;
@@ -558,7 +560,7 @@ mod tests {
             detail: false,
             count_memory: false,
             emulated_flops_per_s: None,
-            coding: crate::Coding::default(),
+            coding: crate::CodecOptions::default(),
         }
     }
 

@@ -1,7 +1,7 @@
 //! How fast is this core just now? A fixed piece of arithmetic, timed beside every step: on a machine that others
 //! share, it tells a slow plan from a slow moment.
 
-use autodist_compute::{Backend, Cpu, Product, Region, RegionMut};
+use autodist_compute::{Backend, Cpu, GemmShape, Region, RegionMut};
 use std::time::Instant;
 
 const ROWS: usize = 512;
@@ -37,7 +37,7 @@ impl Reference {
             let (a, b) = (Region::start(a).rows(INNER), Region::start(b).rows(COLUMNS));
             let c = RegionMut::start(c).rows(COLUMNS);
             let start = Instant::now();
-            self.device.matmul(Product::new(ROWS, COLUMNS, INNER), 1.0, a, b, 0.0, c);
+            self.device.matmul(GemmShape::new(ROWS, COLUMNS, INNER), 1.0, a, b, 0.0, c);
             *seconds = start.elapsed().as_secs_f64();
         }
         GEMMS as f64 * median(gemms)

@@ -2,7 +2,7 @@
 
 use crate::ExecutionError;
 use crate::compression::Over;
-use crate::device::{Device, Messages, Tag};
+use crate::device::{SendRecv, Tag, TrainingDevice};
 use crate::pace::{CodingPace, Emulated};
 use autodist_codecs::{Arithmetic, Form, Part, PartMut, rounding};
 use autodist_communication::{Communicator, Counters, Mailbox};
@@ -12,14 +12,14 @@ use std::time::Duration;
 
 /// One rounded collective on a part of a buffer.
 #[derive(Debug, Clone, Copy)]
-pub struct Rounding {
+pub struct RoundedCollective {
     codec: Codec,
     form: Form,
     coded: Coded,
     emulated: Option<Emulated>,
 }
 
-impl Rounding {
+impl RoundedCollective {
     /// `None` for codecs that do not round; the rules let none of them through.
     pub fn of(codec: Codec, coded: Coded, emulated: Option<Emulated>) -> Option<Self> {
         Form::of(codec).map(|form| Self { codec, form, coded, emulated })
@@ -29,7 +29,7 @@ impl Rounding {
     ///
     /// # Errors
     /// A peer that is gone or silent.
-    pub fn run<D: Device>(
+    pub fn run<D: TrainingDevice>(
         self,
         queue: &D,
         buffer: &mut D::Buffer,
@@ -59,18 +59,18 @@ impl Rounding {
 
 /// Messages through the host's memory, rounded before they leave and widened when they have come. They are as long as
 /// their bytes in whole words.
-pub struct RoundedMessages {
+pub struct RoundedSendRecv {
     mailbox: Box<dyn Mailbox>,
-    rounding: Rounding,
+    rounding: RoundedCollective,
 }
 
-impl RoundedMessages {
-    pub fn new(mailbox: Box<dyn Mailbox>, rounding: Rounding) -> Self {
+impl RoundedSendRecv {
+    pub fn new(mailbox: Box<dyn Mailbox>, rounding: RoundedCollective) -> Self {
         Self { mailbox, rounding }
     }
 }
 
-impl<D: Device> Messages<D> for RoundedMessages {
+impl<D: TrainingDevice> SendRecv<D> for RoundedSendRecv {
     fn send(
         &mut self,
         queue: &D,

@@ -1,14 +1,14 @@
 //! What a rank holds of the model: parameters, gradients and optimizer state, bucket by bucket.
 
-use crate::parameters::{self, Element};
+use crate::parameters::{self, ModelElement};
 use autodist_compute::optimizer::{AdamW, Sgd};
 use autodist_compute::{Backend, Region, RegionMut};
 use autodist_program::{Bucket, Coordinates, Program, buckets};
 use autodist_spec::{ModelSpec, Optimizer};
 use std::ops::Range;
 
-/// One bucket's memory. Sharded parts are as long as this rank's shard.
-struct Held<B: Backend> {
+/// The storage of one bucket. Sharded parts are as long as this rank's shard.
+struct BucketStorage<B: Backend> {
     /// Whole, but sharded under ZeRO-3; absent while a transfer has it.
     parameters: Option<B::Buffer>,
     /// Gathered for use (ZeRO-3).
@@ -27,7 +27,7 @@ pub struct Store<B: Backend> {
     device: B,
     model: ModelSpec,
     buckets: Vec<Bucket>,
-    held: Vec<Held<B>>,
+    storage: Vec<BucketStorage<B>>,
     zero_stage: u8,
     shard: usize,
     shard_index: usize,
@@ -36,7 +36,7 @@ pub struct Store<B: Backend> {
 }
 
 /// A buffer that should be there: the Program's order says so.
-macro_rules! present {
+macro_rules! expect_buffer {
     ($option:expr) => {
         $option.expect("the Program has put this buffer in place")
     };
@@ -50,7 +50,7 @@ impl<B: Backend<Element = f32>> Store<B> {
             device: device.clone(),
             model: program.model.clone(),
             buckets,
-            held: Vec::new(),
+            storage: Vec::new(),
             zero_stage: program.strategy.zero_stage,
             shard: layout.shard,
             shard_index: at.data % layout.shard,
@@ -60,12 +60,12 @@ impl<B: Backend<Element = f32>> Store<B> {
         for index in 0..store.buckets.len() {
             let whole = store.buckets[index].padded;
             let own = store.own(index);
-            let held = if store.zero_stage == 3 { own.clone() } else { 0..whole };
-            let parameters = device.upload(&store.initial(index, held, seed));
+            let range = if store.zero_stage == 3 { own.clone() } else { 0..whole };
+            let parameters = device.upload(&store.initial(index, range, seed));
             let master =
                 device.is_mixed().then(|| device.upload_full(&store.initial(index, own.clone(), seed)));
             let sharded_gradients = store.zero_stage >= 2;
-            store.held.push(Held {
+            store.storage.push(BucketStorage {
                 parameters: Some(parameters),
                 gathered: None,
                 gradients: (!sharded_gradients).then(|| device.zeros_full(whole)),
@@ -101,93 +101,99 @@ impl<B: Backend<Element = f32>> Store<B> {
 
     /// A layer's parameters, and the buffer that its gradients are added to.
     pub fn region(&mut self, (bucket, offset): (usize, usize)) -> (Region<'_, B>, RegionMut<'_, B>) {
-        let held = &mut self.held[bucket];
+        let storage = &mut self.storage[bucket];
         let whole = self.buckets[bucket].padded;
-        let gradients = held.gradients.get_or_insert_with(|| self.device.zeros_full(whole));
-        let parameters =
-            present!(if self.zero_stage == 3 { held.gathered.as_ref() } else { held.parameters.as_ref() });
+        let gradients = storage.gradients.get_or_insert_with(|| self.device.zeros_full(whole));
+        let parameters = expect_buffer!(if self.zero_stage == 3 {
+            storage.gathered.as_ref()
+        } else {
+            storage.parameters.as_ref()
+        });
         (Region::new(parameters, offset), RegionMut::new(gradients, offset))
     }
 
     /// A layer's parameters, for the forward.
     pub fn parameters(&self, (bucket, offset): (usize, usize)) -> Region<'_, B> {
-        let held = &self.held[bucket];
-        let parameters =
-            present!(if self.zero_stage == 3 { held.gathered.as_ref() } else { held.parameters.as_ref() });
+        let storage = &self.storage[bucket];
+        let parameters = expect_buffer!(if self.zero_stage == 3 {
+            storage.gathered.as_ref()
+        } else {
+            storage.parameters.as_ref()
+        });
         Region::new(parameters, offset)
     }
 
     /// Gradients that may be read and written in place: whole under ZeRO-0 and 1, and while a backward makes them.
     pub fn gradients_mut(&mut self, bucket: usize) -> &mut B::Buffer {
-        present!(self.held[bucket].gradients.as_mut())
+        expect_buffer!(self.storage[bucket].gradients.as_mut())
     }
 
     pub fn take_gradients(&mut self, bucket: usize) -> B::Buffer {
-        present!(self.held[bucket].gradients.take())
+        expect_buffer!(self.storage[bucket].gradients.take())
     }
 
     /// Takes in reduced gradients.
     pub fn put_reduced(&mut self, bucket: usize, gradients: B::Buffer) {
         let own = self.own(bucket);
-        let held = &mut self.held[bucket];
-        match held.gradient_shard.as_mut() {
+        let storage = &mut self.storage[bucket];
+        match storage.gradient_shard.as_mut() {
             Some(shard) => {
                 self.device.add(own.len(), Region::new(&gradients, own.start), RegionMut::start(shard));
             }
-            None => held.gradients = Some(gradients),
+            None => storage.gradients = Some(gradients),
         }
     }
 
     /// The part of the gradients that this rank updates with: a buffer, and where in it.
     pub fn own_gradients(&mut self, bucket: usize) -> (&mut B::Buffer, Range<usize>) {
         let own = self.own(bucket);
-        let held = &mut self.held[bucket];
-        match held.gradient_shard.as_mut() {
+        let storage = &mut self.storage[bucket];
+        match storage.gradient_shard.as_mut() {
             Some(shard) => (shard, 0..own.len()),
-            None => (present!(held.gradients.as_mut()), own),
+            None => (expect_buffer!(storage.gradients.as_mut()), own),
         }
     }
 
     pub fn take_own_gradients(&mut self, bucket: usize) -> (B::Buffer, Range<usize>) {
         let own = self.own(bucket);
-        let held = &mut self.held[bucket];
-        match held.gradient_shard.take() {
+        let storage = &mut self.storage[bucket];
+        match storage.gradient_shard.take() {
             Some(shard) => (shard, 0..own.len()),
-            None => (present!(held.gradients.take()), own),
+            None => (expect_buffer!(storage.gradients.take()), own),
         }
     }
 
     pub fn put_own_gradients(&mut self, bucket: usize, gradients: B::Buffer) {
-        let held = &mut self.held[bucket];
+        let storage = &mut self.storage[bucket];
         if self.zero_stage >= 2 {
-            held.gradient_shard = Some(gradients);
+            storage.gradient_shard = Some(gradients);
         } else {
-            held.gradients = Some(gradients);
+            storage.gradients = Some(gradients);
         }
     }
 
     /// The buffer that an all-gather fills, this rank's part in place.
     pub fn take_for_gather(&mut self, bucket: usize) -> B::Buffer {
         if self.zero_stage < 3 {
-            return present!(self.held[bucket].parameters.take());
+            return expect_buffer!(self.storage[bucket].parameters.take());
         }
         let own = self.own(bucket);
         let mut whole = self.device.uninitialised(self.buckets[bucket].padded);
-        let shard = present!(self.held[bucket].parameters.as_ref());
+        let shard = expect_buffer!(self.storage[bucket].parameters.as_ref());
         self.device.copy(own.len(), Region::start(shard), RegionMut::new(&mut whole, own.start));
         whole
     }
 
     pub fn put_gathered(&mut self, bucket: usize, whole: B::Buffer) {
         if self.zero_stage < 3 {
-            self.held[bucket].parameters = Some(whole);
+            self.storage[bucket].parameters = Some(whole);
         } else {
-            self.held[bucket].gathered = Some(whole);
+            self.storage[bucket].gathered = Some(whole);
         }
     }
 
     pub fn release(&mut self, bucket: usize) {
-        self.held[bucket].gathered = None;
+        self.storage[bucket].gathered = None;
     }
 
     /// Sum of squares of this rank's part of the gradients. What several ranks hold is counted by one: a tied
@@ -229,19 +235,19 @@ impl<B: Backend<Element = f32>> Store<B> {
         let own = self.own(bucket);
         let zero_stage = self.zero_stage;
         let device = &self.device;
-        let held = &mut self.held[bucket];
+        let storage = &mut self.storage[bucket];
         let parameter_offset = if zero_stage == 3 { 0 } else { own.start };
-        let working = RegionMut::new(present!(held.parameters.as_mut()), parameter_offset);
-        let (parameters, working) = match held.master.as_mut() {
+        let working = RegionMut::new(expect_buffer!(storage.parameters.as_mut()), parameter_offset);
+        let (parameters, working) = match storage.master.as_mut() {
             Some(master) => (RegionMut::start(master), Some(working)),
             None => (working, None),
         };
-        let (gradients, offset) = match held.gradient_shard.as_mut() {
+        let (gradients, offset) = match storage.gradient_shard.as_mut() {
             Some(shard) => (shard, 0),
-            None => (present!(held.gradients.as_mut()), own.start),
+            None => (expect_buffer!(storage.gradients.as_mut()), own.start),
         };
         let gradient = Region::new(gradients, offset);
-        match (optimizer, held.state.as_mut_slice()) {
+        match (optimizer, storage.state.as_mut_slice()) {
             (Optimizer::AdamW { beta1, beta2, epsilon, weight_decay }, [first, second]) => {
                 let (beta1, beta2, epsilon, weight_decay) = (*beta1, *beta2, *epsilon, *weight_decay);
                 let adamw = AdamW { beta1, beta2, epsilon, weight_decay, frozen_after };
@@ -279,15 +285,15 @@ impl<B: Backend<Element = f32>> Store<B> {
     }
 
     /// This rank's own parameters as elements of the whole model.
-    pub fn export(&self) -> Vec<(Element, f32)> {
+    pub fn export(&self) -> Vec<(ModelElement, f32)> {
         let mut list = Vec::new();
         for (index, bucket) in self.buckets.iter().enumerate().filter(|(_, b)| !b.copy) {
             let own = self.own(index);
-            let held = &self.held[index];
-            let buffer = held.master.as_ref().unwrap_or(present!(held.parameters.as_ref()));
+            let storage = &self.storage[index];
+            let buffer = storage.master.as_ref().unwrap_or(expect_buffer!(storage.parameters.as_ref()));
             let mut values = vec![0.0; self.device.len(buffer)];
             self.device.download(Region::start(buffer), &mut values);
-            let offset = if self.zero_stage == 3 || held.master.is_some() { own.start } else { 0 };
+            let offset = if self.zero_stage == 3 || storage.master.is_some() { own.start } else { 0 };
             parameters::elements(
                 &self.model,
                 bucket,

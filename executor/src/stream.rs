@@ -2,27 +2,27 @@
 //! queue of its own of the device, while the compute stream goes on.
 
 use crate::ExecutionError;
-pub use crate::compression::Compressor;
-use crate::compression::{Coding, Compression};
-use crate::device::{Device, Group};
+pub use crate::compression::BucketCompressor;
+use crate::compression::{CodedCollective, Compression};
+use crate::device::{CollectiveGroup, TrainingDevice};
 use crate::pace::Emulated;
-use crate::rounding::Rounding;
+use crate::rounding::RoundedCollective;
 use autodist_communication::queue::{Receiver, Sender, queue};
-use autodist_communication::{Counters, Reduction};
+use autodist_communication::{Counters, ReduceOp};
 use autodist_compute::Backend;
 use autodist_program::Transfer;
-use autodist_spec::{self as spec, Algorithm, Coded, CollectiveKind};
+use autodist_spec::{self as spec, Algorithm, Coded, Collective};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::thread::JoinHandle;
 
 /// Names a transfer.
-pub type Key = (Transfer, usize);
+pub type TransferKey = (Transfer, usize);
 
 /// A collective on a part of a buffer, which the stream owns meanwhile.
-pub struct Work<B: Backend> {
-    pub key: Key,
-    pub kind: CollectiveKind,
+pub struct BucketTransfer<B: Backend> {
+    pub key: TransferKey,
+    pub kind: Collective,
     pub reduction: spec::Reduction,
     pub buffer: B::Buffer,
     pub range: Range<usize>,
@@ -32,23 +32,23 @@ pub struct Work<B: Backend> {
 
 /// The buffer is back, for work that waits for `end`.
 pub struct Done<B: Backend> {
-    pub key: Key,
+    pub key: TransferKey,
     pub buffer: B::Buffer,
     pub start: B::Event,
     pub end: B::Event,
 }
 
 /// Groups of the data axis, by the transfer that runs over them.
-pub struct Groups<B: Device> {
-    pub reduce: Box<dyn Group<B>>,
-    pub replicas: Box<dyn Group<B>>,
-    pub gather: Box<dyn Group<B>>,
+pub struct Groups<B: TrainingDevice> {
+    pub reduce: Box<dyn CollectiveGroup<B>>,
+    pub replicas: Box<dyn CollectiveGroup<B>>,
+    pub gather: Box<dyn CollectiveGroup<B>>,
     pub emulated: Option<Emulated>,
     /// Of the buckets whose gradients are compressed, whole.
-    pub compressors: BTreeMap<usize, Compressor<B>>,
+    pub compressors: BTreeMap<usize, BucketCompressor<B>>,
 }
 
-impl<B: Device> Groups<B> {
+impl<B: TrainingDevice> Groups<B> {
     fn counters(&self) -> Counters {
         self.reduce.counters() + self.replicas.counters() + self.gather.counters()
     }
@@ -57,20 +57,20 @@ impl<B: Device> Groups<B> {
 type Outcome<B> = Result<(Done<B>, Counters), ExecutionError>;
 
 pub struct CommunicationStream<B: Backend> {
-    queue: Option<Sender<Work<B>>>,
+    queue: Option<Sender<BucketTransfer<B>>>,
     done: Receiver<Outcome<B>>,
     early: Vec<Done<B>>,
     counters: Counters,
     thread: Option<JoinHandle<()>>,
 }
 
-impl<B: Device> CommunicationStream<B> {
+impl<B: TrainingDevice> CommunicationStream<B> {
     /// `stream` is a queue of its own of the device; what `groups` keep on the device was made by it.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn start(stream: B, mut groups: Groups<B>) -> Result<Self, ExecutionError> {
-        let (orders, work) = queue::<Work<B>>();
+        let (orders, work) = queue::<BucketTransfer<B>>();
         let (report, done) = queue();
         let body = move || {
             while let Some(item) = work.receive() {
@@ -96,7 +96,7 @@ impl<B: Device> CommunicationStream<B> {
     }
 
     /// Queues work and returns at once.
-    pub fn submit(&mut self, work: Work<B>) -> Result<(), ExecutionError> {
+    pub fn submit(&mut self, work: BucketTransfer<B>) -> Result<(), ExecutionError> {
         let key = work.key;
         match self.queue.as_ref().map(|queue| queue.send(work)) {
             Some(Ok(())) => Ok(()),
@@ -106,7 +106,7 @@ impl<B: Device> CommunicationStream<B> {
     }
 
     /// Blocks until that work is done, or queued on the device.
-    pub fn wait(&mut self, key: Key) -> Result<Done<B>, ExecutionError> {
+    pub fn wait(&mut self, key: TransferKey) -> Result<Done<B>, ExecutionError> {
         if let Some(index) = self.early.iter().position(|done| done.key == key) {
             return Ok(self.early.swap_remove(index));
         }
@@ -129,7 +129,7 @@ impl<B: Device> CommunicationStream<B> {
         self.counters
     }
 
-    fn failure(&mut self, key: Key) -> ExecutionError {
+    fn failure(&mut self, key: TransferKey) -> ExecutionError {
         loop {
             match self.done.receive() {
                 Some(Err(error)) => return error,
@@ -150,21 +150,29 @@ impl<B: Backend> Drop for CommunicationStream<B> {
     }
 }
 
-fn transfer<B: Device>(stream: &B, groups: &mut Groups<B>, work: Work<B>) -> Result<Done<B>, ExecutionError> {
-    let Work { key, kind, reduction, mut buffer, range, ready } = work;
+fn transfer<B: TrainingDevice>(
+    stream: &B,
+    groups: &mut Groups<B>,
+    work: BucketTransfer<B>,
+) -> Result<Done<B>, ExecutionError> {
+    let BucketTransfer { key, kind, reduction, mut buffer, range, ready } = work;
     stream.wait_for(&ready);
     let start = stream.record();
     let emulated = groups.emulated;
-    let rounded = |coded| Rounding::of(reduction.codec, coded, emulated);
-    let (group, coding): (_, Option<Coding<'_, B>>) = match (key.0, kind) {
-        (Transfer::Reduce, CollectiveKind::AllReduce) => {
+    let rounded = |coded| RoundedCollective::of(reduction.codec, coded, emulated);
+    let (group, coding): (_, Option<CodedCollective<'_, B>>) = match (key.0, kind) {
+        (Transfer::Reduce, Collective::AllReduce) => {
             let algorithm = reduction.algorithm;
             let compressor = groups.compressors.get_mut(&key.1);
             let compression = compressor.map(|compressor| Compression { compressor, algorithm });
-            (&mut groups.reduce, compression.map(Coding::Compression))
+            (&mut groups.reduce, compression.map(CodedCollective::Compression))
         }
-        (Transfer::Reduce, _) => (&mut groups.reduce, rounded(Coded::GradientShards).map(Coding::Rounding)),
-        (Transfer::Gather, _) => (&mut groups.gather, rounded(Coded::Parameters).map(Coding::Rounding)),
+        (Transfer::Reduce, _) => {
+            (&mut groups.reduce, rounded(Coded::GradientShards).map(CodedCollective::Rounding))
+        }
+        (Transfer::Gather, _) => {
+            (&mut groups.gather, rounded(Coded::Parameters).map(CodedCollective::Rounding))
+        }
         (Transfer::ReduceReplicas, _) => (&mut groups.replicas, None),
     };
     match coding {
@@ -175,17 +183,20 @@ fn transfer<B: Device>(stream: &B, groups: &mut Groups<B>, work: Work<B>) -> Res
 }
 
 /// Runs one collective, sums where it reduces.
-pub fn collective<B: Device>(
-    group: &mut dyn Group<B>,
+pub fn collective<B: TrainingDevice>(
+    group: &mut dyn CollectiveGroup<B>,
     queue: &B,
-    kind: CollectiveKind,
+    kind: Collective,
     algorithm: Algorithm,
     buffer: &mut B::Buffer,
     range: Range<usize>,
 ) -> Result<(), ExecutionError> {
     match kind {
-        CollectiveKind::AllReduce => group.all_reduce(queue, algorithm, buffer, range, Reduction::Sum),
-        CollectiveKind::ReduceScatter => group.reduce_scatter(queue, algorithm, buffer, range),
-        CollectiveKind::AllGather => group.all_gather(queue, algorithm, buffer, range),
+        Collective::AllReduce => group.all_reduce(queue, algorithm, buffer, range, ReduceOp::Sum),
+        Collective::ReduceScatter => group.reduce_scatter(queue, algorithm, buffer, range),
+        Collective::AllGather => group.all_gather(queue, algorithm, buffer, range),
+        Collective::AllToAll | Collective::Broadcast | Collective::SendRecv => {
+            unreachable!("a Program reduces and gathers buckets, it has no {} of them", kind.name())
+        }
     }
 }

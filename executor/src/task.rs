@@ -6,15 +6,15 @@ use autodist_program::{Illegal, Program};
 use autodist_spec::{Job, ModelSpec, ParallelStrategy, Plan, Stage};
 use serde::{Deserialize, Serialize};
 
-/// How codecs are used. Only tests use them otherwise.
+/// How codecs are used; training takes the defaults, tests also others.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Coding {
+pub struct CodecOptions {
     /// Whether what a step did not send is added to the next: without, it is lost.
     pub error_feedback: bool,
     pub guard: Guard,
 }
 
-impl Default for Coding {
+impl Default for CodecOptions {
     fn default() -> Self {
         Self { error_feedback: true, guard: Guard::default() }
     }
@@ -42,7 +42,7 @@ pub struct Task {
     #[serde(default)]
     pub emulated_flops_per_s: Option<f64>,
     #[serde(default)]
-    pub coding: Coding,
+    pub coding: CodecOptions,
 }
 
 impl Task {
@@ -58,7 +58,7 @@ impl Task {
             detail: false,
             count_memory: true,
             emulated_flops_per_s: plan.emulated_flops_per_s(),
-            coding: Coding::default(),
+            coding: CodecOptions::default(),
         }
     }
 

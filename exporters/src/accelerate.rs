@@ -3,8 +3,8 @@
 use crate::document::{Document, product, quotient};
 use crate::launch::Script;
 use crate::row::{
-    ACTIVATIONS_AS_THEY_ARE, Draft, Lack, NO_PIPELINE, PARAMETERS_AS_THEY_ARE, Row, instead, note_tf32,
-    refuse,
+    ACTIVATIONS_AS_THEY_ARE, Draft, FieldMapping, NO_PIPELINE, PARAMETERS_AS_THEY_ARE, UnsupportedField,
+    instead, note_tf32, refuse,
 };
 use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
@@ -18,11 +18,11 @@ impl Exporter for Accelerate {
         "Accelerate 1.15"
     }
 
-    fn rows(&self) -> &'static [Row] {
+    fn rows(&self) -> &'static [FieldMapping] {
         ROWS
     }
 
-    fn lacks(&self) -> &'static [Lack] {
+    fn unsupported_fields(&self) -> &'static [UnsupportedField] {
         LACKS
     }
 
@@ -67,7 +67,7 @@ pub(crate) fn refuse_zero(settings: &Settings, draft: &mut Draft) {
     }
 }
 
-static LACKS: &[Lack] = &[
+static LACKS: &[UnsupportedField] = &[
     NO_PIPELINE[0],
     NO_PIPELINE[1],
     NO_PIPELINE[2],
@@ -100,8 +100,8 @@ static LACKS: &[Lack] = &[
     instead(Field::CheckpointInterval, "the training script saves: accelerator.save_state"),
 ];
 
-static ROWS: &[Row] = &[
-    Row {
+static ROWS: &[FieldMapping] = &[
+    FieldMapping {
         field: Field::ZeroStage,
         theirs: "distributed_type, fsdp_config.fsdp_version, fsdp_config.fsdp_reshard_after_forward",
         write: |settings, draft| {
@@ -159,7 +159,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Tensor,
         theirs: "parallelism_config.parallelism_config_tp_size",
         write: |settings, draft| {
@@ -172,7 +172,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Context,
         theirs: "parallelism_config.parallelism_config_cp_size",
         write: |settings, draft| {
@@ -185,7 +185,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Data,
         theirs: "num_processes, parallelism_config.parallelism_config_dp_replicate_size",
         write: |settings, draft| {
@@ -201,7 +201,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Shard,
         theirs: "parallelism_config.parallelism_config_dp_shard_size",
         write: |settings, draft| {
@@ -219,7 +219,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Precision,
         theirs: "mixed_precision",
         write: |settings, draft| {
@@ -243,7 +243,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Recompute,
         theirs: "fsdp_config.fsdp_activation_checkpointing",
         write: |settings, draft| {

@@ -3,8 +3,8 @@
 use crate::document::{Document, product, quotient};
 use crate::launch::Script;
 use crate::row::{
-    ACTIVATIONS_AS_THEY_ARE, Lack, NO_PIPELINE, ReadRate, Row, clip, instead, note_tf32, refuse, refuse_fp16,
-    size,
+    ACTIVATIONS_AS_THEY_ARE, FieldMapping, NO_PIPELINE, ReadRate, UnsupportedField, clip, instead, note_tf32,
+    refuse, refuse_fp16, size,
 };
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
@@ -18,11 +18,11 @@ impl Exporter for DeepSpeed {
         "DeepSpeed 0.19"
     }
 
-    fn rows(&self) -> &'static [Row] {
+    fn rows(&self) -> &'static [FieldMapping] {
         ROWS
     }
 
-    fn lacks(&self) -> &'static [Lack] {
+    fn unsupported_fields(&self) -> &'static [UnsupportedField] {
         LACKS
     }
 
@@ -48,7 +48,7 @@ impl Exporter for DeepSpeed {
 
 const DECAY: Hyperparameter = Hyperparameter::WeightDecay;
 
-static LACKS: &[Lack] = &[
+static LACKS: &[UnsupportedField] = &[
     NO_PIPELINE[0],
     NO_PIPELINE[1],
     NO_PIPELINE[2],
@@ -67,10 +67,10 @@ static LACKS: &[Lack] = &[
     ACTIVATIONS_AS_THEY_ARE,
 ];
 
-static ROWS: &[Row] = &[
+static ROWS: &[FieldMapping] = &[
     size!(MicroBatch, micro_batch, "train_micro_batch_size_per_gpu"),
     size!(GlobalBatch, global_batch, "train_batch_size"),
-    Row {
+    FieldMapping {
         field: Field::Data,
         theirs: "gradient_accumulation_steps",
         write: |settings, draft| draft.set("gradient_accumulation_steps", settings.micro_batches()),
@@ -82,7 +82,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Tensor,
         theirs: "tensor_parallel.autotp_size",
         write: |settings, draft| {
@@ -95,7 +95,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::ZeroStage,
         theirs: "zero_optimization.stage",
         write: |settings, draft| {
@@ -110,7 +110,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Shard,
         theirs: "zero_optimization.stage",
         write: |settings, draft| {
@@ -127,7 +127,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::BucketBytes,
         theirs: "zero_optimization.reduce_bucket_size",
         // In elements; a plan's bytes are of fp32.
@@ -142,7 +142,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Gradients,
         theirs: "communication_data_type",
         write: |settings, draft| match settings.gradients {
@@ -173,7 +173,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Parameters,
         theirs: "zero_optimization.zero_quantized_weights",
         write: |settings, draft| match settings.parameters {
@@ -192,7 +192,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Precision,
         theirs: "bf16.enabled",
         write: |settings, draft| {
@@ -206,7 +206,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Recompute,
         theirs: "activation_checkpointing.number_checkpoints",
         write: |settings, draft| {
@@ -222,7 +222,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Optimizer,
         theirs: "optimizer.type, optimizer.params.betas, optimizer.params.eps, optimizer.params.momentum, \
                  optimizer.params.weight_decay",
@@ -281,7 +281,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::LearningRate,
         theirs: "optimizer.params.lr, scheduler.type, scheduler.params.warmup_num_steps, \
                  scheduler.params.total_num_steps, scheduler.params.cos_min_ratio",

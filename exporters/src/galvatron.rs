@@ -2,7 +2,9 @@
 
 use crate::document::{Document, MOST_BLOCKS};
 use crate::launch::Script;
-use crate::row::{ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, instead, refuse, size};
+use crate::row::{
+    ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, UnsupportedField, instead, refuse, size,
+};
 use crate::settings::Field;
 use crate::{Export, Exporter, File};
 use autodist_spec::{InputError, Precision, Recompute, ScheduleKind};
@@ -15,11 +17,11 @@ impl Exporter for Galvatron {
         "hetu-galvatron 2.4"
     }
 
-    fn rows(&self) -> &'static [Row] {
+    fn rows(&self) -> &'static [FieldMapping] {
         ROWS
     }
 
-    fn lacks(&self) -> &'static [Lack] {
+    fn unsupported_fields(&self) -> &'static [UnsupportedField] {
         LACKS
     }
 
@@ -52,7 +54,7 @@ impl Exporter for Galvatron {
     }
 }
 
-static LACKS: &[Lack] = &[
+static LACKS: &[UnsupportedField] = &[
     instead(Field::Data, "what is left of the processes that torchrun starts"),
     instead(Field::Model, "the training script builds the model"),
     instead(Field::SeqLen, "the script that is written beside says it"),
@@ -71,9 +73,9 @@ static LACKS: &[Lack] = &[
     ACTIVATIONS_AS_THEY_ARE,
 ];
 
-static ROWS: &[Row] = &[
+static ROWS: &[FieldMapping] = &[
     size!(Pipeline, pipeline, "pp_deg"),
-    Row {
+    FieldMapping {
         field: Field::Tensor,
         theirs: "tp_sizes_enc, vtp",
         write: |settings, draft| {
@@ -101,7 +103,7 @@ static ROWS: &[Row] = &[
         },
     },
     size!(GlobalBatch, global_batch, "global_bsz"),
-    Row {
+    FieldMapping {
         field: Field::MicroBatch,
         theirs: "chunks",
         write: |settings, draft| draft.set("chunks", settings.micro_batches()),
@@ -111,7 +113,7 @@ static ROWS: &[Row] = &[
             Ok(false)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::VirtualStages,
         theirs: "pp_deg",
         write: |settings, draft| {
@@ -124,7 +126,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Schedule,
         theirs: "pipeline_type",
         write: |settings, draft| {
@@ -138,7 +140,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Stages,
         theirs: "pp_division",
         write: |settings, draft| {
@@ -152,7 +154,7 @@ static ROWS: &[Row] = &[
             Ok(said)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Recompute,
         theirs: "checkpoint",
         write: |settings, draft| {
@@ -170,7 +172,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::ZeroStage,
         theirs: "default_dp_type, dp_types_enc",
         write: |settings, draft| {
@@ -212,7 +214,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Shard,
         theirs: "default_dp_type",
         write: |settings, draft| {

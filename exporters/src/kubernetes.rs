@@ -2,7 +2,7 @@
 
 use crate::document::{Document, yaml};
 use crate::launch::{Machines, quoted};
-use crate::row::{Lack, Row};
+use crate::row::{FieldMapping, UnsupportedField};
 use crate::slurm::{ASKS, PLAN, steps};
 use crate::{Ask, Export, Exporter, File};
 use autodist_spec::{InputError, to_json};
@@ -15,11 +15,11 @@ impl Exporter for Kubernetes {
         "JobSet v1alpha2, Kubeflow TrainJob v1alpha1"
     }
 
-    fn rows(&self) -> &'static [Row] {
+    fn rows(&self) -> &'static [FieldMapping] {
         &[]
     }
 
-    fn lacks(&self) -> &'static [Lack] {
+    fn unsupported_fields(&self) -> &'static [UnsupportedField] {
         &[]
     }
 

@@ -1,8 +1,8 @@
 //! Plans as other trainers take them, and back.
 //!
-//! A trainer is a list of [`Row`]s, each a field of a plan in the trainer's words in both directions, and of [`Lack`]s,
-//! fields that it has no setting for. So what is written, what is read, and the mapping table in the documentation are
-//! one thing, and no field is forgotten: a test holds rows and lacks of every trainer against [`Field::ALL`].
+//! A trainer is a list of [`FieldMapping`]s, each a field of a plan in the trainer's words in both directions, and of
+//! [`UnsupportedField`]s, fields that it has no setting for. So what is written, what is read, and the mapping table in the
+//! documentation are one thing, and no field is forgotten: a test holds both lists of every trainer against [`Field::ALL`].
 
 #![forbid(unsafe_code)]
 
@@ -25,7 +25,7 @@ mod transformers;
 
 pub use document::Document;
 pub use launch::Machines;
-pub use row::{Lack, Note, Otherwise, Row};
+pub use row::{FieldMapping, Note, Otherwise, UnsupportedField};
 pub use settings::{Field, Settings};
 
 use autodist_spec::{DeviceKind, Hyperparameter, InputError, ModelSpec, Plan};
@@ -111,9 +111,9 @@ pub trait Exporter: Sync {
     /// The version whose settings these are.
     fn version(&self) -> &'static str;
 
-    fn rows(&self) -> &'static [Row];
+    fn rows(&self) -> &'static [FieldMapping];
 
-    fn lacks(&self) -> &'static [Lack];
+    fn unsupported_fields(&self) -> &'static [UnsupportedField];
 
     /// What its script asks for by name, as the trainer cannot do without and nobody gave it.
     fn asks(&self) -> &'static [Ask] {
@@ -225,7 +225,7 @@ pub struct Exported {
 }
 
 /// No trainer that is started as a script chooses algorithms or places ranks.
-const EVERYWHERE: [Lack; 3] = [
+const EVERYWHERE: [UnsupportedField; 3] = [
     instead(
         Field::Algorithms,
         "the communication library chooses the algorithm of every collective, by its own measure",
@@ -242,10 +242,10 @@ const EVERYWHERE: [Lack; 3] = [
     ),
 ];
 
-/// Every lack of a trainer.
-pub fn lacks(target: Target) -> impl Iterator<Item = &'static Lack> {
-    let common: &[Lack] = if target.is_trainer() { &EVERYWHERE } else { &[] };
-    target.exporter().lacks().iter().chain(common)
+/// Every field that a target does not support.
+pub fn unsupported_fields(target: Target) -> impl Iterator<Item = &'static UnsupportedField> {
+    let common: &[UnsupportedField] = if target.is_trainer() { &EVERYWHERE } else { &[] };
+    target.exporter().unsupported_fields().iter().chain(common)
 }
 
 /// Writes a plan for a target.
@@ -261,8 +261,8 @@ pub fn export(plan: &Plan, target: Target, options: &Options) -> Result<Exported
     for row in exporter.rows() {
         (row.write)(&settings, &mut draft);
     }
-    for lack in lacks(target) {
-        draft.lack(lack);
+    for unsupported in unsupported_fields(target) {
+        draft.unsupported(unsupported);
     }
     let Draft { document, notes, refusals, .. } = draft;
     if !refusals.is_empty() {
@@ -377,12 +377,12 @@ pub fn mapping() -> String {
             let theirs: Vec<_> = row.theirs.split(", ").map(spelled).collect();
             let _ = writeln!(text, "| `{}` | {} |", row.field.name(), theirs.join(", "));
         }
-        for lack in lacks(target) {
-            let what = match lack.otherwise {
+        for unsupported in unsupported_fields(target) {
+            let what = match unsupported.otherwise {
                 Otherwise::Refuse { why, way_out } => format!("refused: {why}; {way_out}"),
                 Otherwise::Instead(what) => format!("instead: {what}"),
             };
-            let _ = writeln!(text, "| `{}` | {what} |", lack.field.name());
+            let _ = writeln!(text, "| `{}` | {what} |", unsupported.field.name());
         }
         text.push('\n');
     }

@@ -3,8 +3,8 @@
 use crate::document::{Document, product, quotient, rounded};
 use crate::launch::{Machines, Script};
 use crate::row::{
-    ACTIVATIONS_AS_THEY_ARE, Lack, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, Row, clip, instead,
-    refuse, size,
+    ACTIVATIONS_AS_THEY_ARE, FieldMapping, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField,
+    clip, instead, refuse, size,
 };
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
@@ -21,11 +21,11 @@ impl Exporter for MaxText {
         "MaxText 0.2.5"
     }
 
-    fn rows(&self) -> &'static [Row] {
+    fn rows(&self) -> &'static [FieldMapping] {
         ROWS
     }
 
-    fn lacks(&self) -> &'static [Lack] {
+    fn unsupported_fields(&self) -> &'static [UnsupportedField] {
         LACKS
     }
 
@@ -117,7 +117,7 @@ fn axis(document: &Document, name: &str) -> Result<u32, InputError> {
 const OPTIMIZER: OptimizerKeys =
     OptimizerKeys { betas: ["adam_b1", "adam_b2"], epsilon: "adam_eps", weight_decay: "adam_weight_decay" };
 
-static LACKS: &[Lack] = &[
+static LACKS: &[UnsupportedField] = &[
     refuse(
         Field::Stages,
         "all stages hold as many blocks",
@@ -131,7 +131,7 @@ static LACKS: &[Lack] = &[
 
 macro_rules! mesh_axis {
     ($field:ident, $member:ident, $name:literal) => {
-        Row {
+        FieldMapping {
             field: Field::$field,
             theirs: concat!("ici_", $name, "_parallelism, dcn_", $name, "_parallelism"),
             write: |settings, draft| draft.set(concat!("ici_", $name, "_parallelism"), settings.$member),
@@ -143,8 +143,8 @@ macro_rules! mesh_axis {
     };
 }
 
-static ROWS: &[Row] = &[
-    Row {
+static ROWS: &[FieldMapping] = &[
+    FieldMapping {
         field: Field::Model,
         theirs: "base_emb_dim, base_mlp_dim, base_num_decoder_layers, base_num_query_heads, base_num_kv_heads, head_dim, \
                  vocab_size, normalization_layer_epsilon, rope_max_timescale, logits_via_embedding, decoder_block, \
@@ -215,7 +215,7 @@ static ROWS: &[Row] = &[
     mesh_axis!(Context, context, "context"),
     mesh_axis!(Expert, expert, "expert"),
     mesh_axis!(Pipeline, pipeline, "pipeline"),
-    Row {
+    FieldMapping {
         field: Field::ZeroStage,
         theirs: "ici_fsdp_parallelism, dcn_fsdp_parallelism, shard_optimizer_over_data",
         write: |settings, draft| {
@@ -235,7 +235,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Data,
         theirs: "ici_data_parallelism, dcn_data_parallelism",
         write: |settings, draft| {
@@ -252,7 +252,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Shard,
         theirs: "ici_fsdp_parallelism, dcn_fsdp_parallelism",
         write: |settings, draft| {
@@ -273,7 +273,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::VirtualStages,
         theirs: "num_layers_per_pipeline_stage, num_pipeline_repeats",
         write: |settings, draft| {
@@ -294,7 +294,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Schedule,
         theirs: "num_pipeline_repeats",
         write: |settings, draft| {
@@ -314,7 +314,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::MicroBatch,
         theirs: "num_pipeline_microbatches, gradient_accumulation_steps",
         write: |settings, draft| {
@@ -336,7 +336,7 @@ static ROWS: &[Row] = &[
         // Read with the global batch.
         read: |_, _| Ok(false),
     },
-    Row {
+    FieldMapping {
         field: Field::GlobalBatch,
         theirs: "per_device_batch_size, gradient_accumulation_steps",
         write: |settings, draft| {
@@ -369,7 +369,7 @@ static ROWS: &[Row] = &[
         },
     },
     size!(SeqLen, seq_len, "max_target_length"),
-    Row {
+    FieldMapping {
         field: Field::SequenceParallel,
         theirs: "ici_tensor_parallelism",
         write: |settings, draft| {
@@ -385,7 +385,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Recompute,
         theirs: "remat_policy",
         write: |settings, draft| {
@@ -411,7 +411,7 @@ static ROWS: &[Row] = &[
             Ok(settings.blocks() > 0)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Precision,
         theirs: "dtype, weight_dtype",
         write: |settings, draft| {
@@ -433,7 +433,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Optimizer,
         theirs: "opt_type, adam_b1, adam_b2, adam_eps, adam_weight_decay",
         write: |settings, draft| match settings.optimizer {
@@ -465,7 +465,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::LearningRate,
         theirs: "learning_rate, learning_rate_final_fraction, warmup_steps_fraction, learning_rate_schedule_steps, steps",
         write: |settings, draft| {
@@ -507,7 +507,7 @@ static ROWS: &[Row] = &[
         },
     },
     clip!("gradient_clipping_threshold"),
-    Row {
+    FieldMapping {
         field: Field::Seed,
         theirs: "init_weights_seed, data_shuffle_seed",
         write: |settings, draft| {
@@ -521,7 +521,7 @@ static ROWS: &[Row] = &[
             Ok(settings.give(Hyperparameter::Seed, found.is_some()))
         },
     },
-    Row {
+    FieldMapping {
         field: Field::CheckpointInterval,
         theirs: "enable_checkpointing, checkpoint_period",
         write: |settings, draft| {

@@ -3,8 +3,8 @@
 use crate::document::{Document, above_zero, product, quotient, rounded};
 use crate::launch::Script;
 use crate::row::{
-    ACTIVATIONS_AS_THEY_ARE, Lack, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, Row, clip, refuse_fp16,
-    seed, size,
+    ACTIVATIONS_AS_THEY_ARE, FieldMapping, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField,
+    clip, refuse_fp16, seed, size,
 };
 use crate::settings::Field;
 use crate::stages::{blocks_of_layout, layout, leading_full, uniform_recompute};
@@ -21,11 +21,11 @@ impl Exporter for Megatron {
         "megatron-core 0.19"
     }
 
-    fn rows(&self) -> &'static [Row] {
+    fn rows(&self) -> &'static [FieldMapping] {
         ROWS
     }
 
-    fn lacks(&self) -> &'static [Lack] {
+    fn unsupported_fields(&self) -> &'static [UnsupportedField] {
         LACKS
     }
 
@@ -72,10 +72,10 @@ pub(crate) const TF32: &str = "export NVIDIA_TF32_OVERRIDE=1";
 const OPTIMIZER: OptimizerKeys =
     OptimizerKeys { betas: ["adam-beta1", "adam-beta2"], epsilon: "adam-eps", weight_decay: "weight-decay" };
 
-static LACKS: &[Lack] = &[PARAMETERS_AS_THEY_ARE, ACTIVATIONS_AS_THEY_ARE];
+static LACKS: &[UnsupportedField] = &[PARAMETERS_AS_THEY_ARE, ACTIVATIONS_AS_THEY_ARE];
 
-pub(crate) static ROWS: &[Row] = &[
-    Row {
+pub(crate) static ROWS: &[FieldMapping] = &[
+    FieldMapping {
         field: Field::Model,
         theirs: "num-layers, hidden-size, ffn-hidden-size, num-attention-heads, kv-channels, group-query-attention, \
                  num-query-groups, max-position-embeddings, vocab-size, position-embedding-type, rotary-base, \
@@ -156,7 +156,7 @@ pub(crate) static ROWS: &[Row] = &[
     size!(Pipeline, pipeline, "pipeline-model-parallel-size"),
     size!(Context, context, "context-parallel-size"),
     size!(Expert, expert, "expert-model-parallel-size"),
-    Row {
+    FieldMapping {
         field: Field::Data,
         theirs: "nnodes, nproc-per-node",
         // What is left of the processes that torchrun starts.
@@ -177,7 +177,7 @@ pub(crate) static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::SequenceParallel,
         theirs: "sequence-parallel",
         write: |settings, draft| draft.set("sequence-parallel", settings.sequence_parallel),
@@ -186,7 +186,7 @@ pub(crate) static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::VirtualStages,
         theirs: "num-virtual-stages-per-pipeline-rank",
         write: |settings, draft| {
@@ -214,7 +214,7 @@ pub(crate) static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Schedule,
         theirs: "num-virtual-stages-per-pipeline-rank",
         write: |settings, draft| {
@@ -232,7 +232,7 @@ pub(crate) static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Stages,
         theirs: "pipeline-model-parallel-layout, decoder-first-pipeline-num-layers, decoder-last-pipeline-num-layers",
         write: |settings, draft| {
@@ -275,7 +275,7 @@ pub(crate) static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Recompute,
         theirs: "recompute-granularity, recompute-method, recompute-num-layers",
         write: |settings, draft| {
@@ -327,7 +327,7 @@ pub(crate) static ROWS: &[Row] = &[
             Ok(blocks > 0)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::ZeroStage,
         theirs: "use-distributed-optimizer, use-megatron-fsdp, data-parallel-sharding-strategy",
         write: |settings, draft| {
@@ -372,7 +372,7 @@ pub(crate) static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Shard,
         theirs: "num-distributed-optimizer-instances",
         write: |settings, draft| {
@@ -391,7 +391,7 @@ pub(crate) static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::BucketBytes,
         theirs: "ddp-bucket-size",
         // In elements, of four bytes: gradients are summed in fp32.
@@ -402,7 +402,7 @@ pub(crate) static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Gradients,
         theirs: "grad-reduce-in-bf16",
         write: |settings, draft| {
@@ -422,7 +422,7 @@ pub(crate) static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Precision,
         theirs: "bf16",
         write: |settings, draft| match settings.precision {
@@ -439,7 +439,7 @@ pub(crate) static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Optimizer,
         theirs: "optimizer, adam-beta1, adam-beta2, adam-eps, sgd-momentum, weight-decay",
         write: |settings, draft| match settings.optimizer {
@@ -465,7 +465,7 @@ pub(crate) static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::LearningRate,
         theirs: "lr, min-lr, lr-decay-style, lr-warmup-iters, lr-decay-iters, train-iters",
         write: |settings, draft| {
@@ -506,7 +506,7 @@ pub(crate) static ROWS: &[Row] = &[
     },
     clip!("clip-grad"),
     seed!("seed"),
-    Row {
+    FieldMapping {
         field: Field::CheckpointInterval,
         theirs: "save-interval",
         write: |settings, draft| {

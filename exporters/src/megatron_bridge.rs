@@ -3,7 +3,7 @@
 use crate::document::Document;
 use crate::launch::Script;
 use crate::megatron::{ROWS, TF32, connections};
-use crate::row::{ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, Row, instead};
+use crate::row::{ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, UnsupportedField, instead};
 use crate::settings::Field;
 use crate::{Export, Exporter, File};
 use autodist_spec::{Codec, InputError, Precision};
@@ -60,12 +60,12 @@ impl Exporter for MegatronBridge {
         "Megatron-Bridge 0.6"
     }
 
-    fn rows(&self) -> &'static [Row] {
+    fn rows(&self) -> &'static [FieldMapping] {
         // All but the first row, the model: that comes from the recipe.
         &ROWS[1..]
     }
 
-    fn lacks(&self) -> &'static [Lack] {
+    fn unsupported_fields(&self) -> &'static [UnsupportedField] {
         LACKS
     }
 
@@ -131,7 +131,7 @@ impl Exporter for MegatronBridge {
     }
 }
 
-static LACKS: &[Lack] = &[
+static LACKS: &[UnsupportedField] = &[
     instead(Field::Model, "the recipe builds the model: start it with the recipe of this one"),
     PARAMETERS_AS_THEY_ARE,
     ACTIVATIONS_AS_THEY_ARE,

@@ -3,8 +3,8 @@
 use crate::document::{Document, above_zero, product, quotient, rounded};
 use crate::launch::Script;
 use crate::row::{
-    ACTIVATIONS_AS_THEY_ARE, Lack, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, Row, clip,
-    full_recompute, instead, note_tf32, refuse, seed, size,
+    ACTIVATIONS_AS_THEY_ARE, FieldMapping, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField,
+    clip, full_recompute, instead, note_tf32, refuse, seed, size,
 };
 use crate::settings::Field;
 use crate::{Ask, Export, Exporter, File};
@@ -20,11 +20,11 @@ impl Exporter for Nanotron {
         "nanotron 2026-04"
     }
 
-    fn rows(&self) -> &'static [Row] {
+    fn rows(&self) -> &'static [FieldMapping] {
         ROWS
     }
 
-    fn lacks(&self) -> &'static [Lack] {
+    fn unsupported_fields(&self) -> &'static [UnsupportedField] {
         LACKS
     }
 
@@ -98,7 +98,7 @@ const OPTIMIZER: OptimizerKeys = OptimizerKeys {
     weight_decay: "optimizer.weight_decay",
 };
 
-static LACKS: &[Lack] = &[
+static LACKS: &[UnsupportedField] = &[
     refuse(Field::VirtualStages, "pipelines have one stage a rank", "plan with --vpp 1"),
     instead(Field::Stages, "it divides the blocks by their cost, as evenly as it can"),
     refuse(Field::Gradients, "gradients travel as they are", "plan with allow.codecs = [\"none\"]"),
@@ -106,8 +106,8 @@ static LACKS: &[Lack] = &[
     ACTIVATIONS_AS_THEY_ARE,
 ];
 
-static ROWS: &[Row] = &[
-    Row {
+static ROWS: &[FieldMapping] = &[
+    FieldMapping {
         field: Field::Model,
         theirs: "model.model_config.hidden_size, model.model_config.intermediate_size, \
                  model.model_config.num_hidden_layers, model.model_config.num_attention_heads, \
@@ -199,7 +199,7 @@ static ROWS: &[Row] = &[
     size!(Pipeline, pipeline, "parallelism.pp"),
     size!(Context, context, "parallelism.context_parallel_size"),
     size!(Expert, expert, "parallelism.expert_parallel_size"),
-    Row {
+    FieldMapping {
         field: Field::Schedule,
         theirs: "parallelism.pp_engine",
         write: |settings, draft| {
@@ -216,7 +216,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::SequenceParallel,
         theirs: "parallelism.tp_mode",
         write: |settings, draft| {
@@ -233,7 +233,7 @@ static ROWS: &[Row] = &[
     },
     full_recompute!("parallelism.recompute_layer"),
     size!(MicroBatch, micro_batch, "tokens.micro_batch_size"),
-    Row {
+    FieldMapping {
         field: Field::GlobalBatch,
         theirs: "tokens.batch_accumulation_per_replica",
         write: |settings, draft| draft.set("tokens.batch_accumulation_per_replica", settings.micro_batches()),
@@ -245,7 +245,7 @@ static ROWS: &[Row] = &[
         },
     },
     size!(SeqLen, seq_len, "tokens.sequence_length"),
-    Row {
+    FieldMapping {
         field: Field::ZeroStage,
         theirs: "optimizer.zero_stage",
         write: |settings, draft| {
@@ -264,7 +264,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Shard,
         theirs: "optimizer.zero_stage",
         write: |settings, draft| {
@@ -281,7 +281,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::BucketBytes,
         theirs: "model.ddp_bucket_cap_mb",
         write: |settings, draft| {
@@ -293,7 +293,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Precision,
         theirs: "model.dtype",
         write: |settings, draft| {
@@ -309,7 +309,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Optimizer,
         theirs: "optimizer.optimizer_factory.name, optimizer.optimizer_factory.adam_beta1, \
                  optimizer.optimizer_factory.adam_beta2, optimizer.optimizer_factory.adam_eps, optimizer.weight_decay",
@@ -343,7 +343,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::LearningRate,
         theirs: "optimizer.learning_rate_scheduler.learning_rate, optimizer.learning_rate_scheduler.lr_warmup_steps, \
                  optimizer.learning_rate_scheduler.lr_decay_steps, optimizer.learning_rate_scheduler.lr_decay_style, \
@@ -397,7 +397,7 @@ static ROWS: &[Row] = &[
     },
     clip!("optimizer.clip_grad"),
     seed!("general.seed"),
-    Row {
+    FieldMapping {
         field: Field::CheckpointInterval,
         theirs: "checkpoints.checkpoint_interval",
         write: |settings, draft| {

@@ -7,7 +7,7 @@ use autodist_spec::{Hyperparameter, InputError, Optimizer, Precision};
 use std::fmt;
 
 /// One field of a plan in a trainer's words, in both directions.
-pub struct Row {
+pub struct FieldMapping {
     pub field: Field,
     /// The trainer's names for it.
     pub theirs: &'static str,
@@ -18,7 +18,7 @@ pub struct Row {
 
 /// A field that a trainer has no setting for, and what then.
 #[derive(Clone, Copy)]
-pub struct Lack {
+pub struct UnsupportedField {
     pub field: Field,
     pub otherwise: Otherwise,
 }
@@ -81,39 +81,39 @@ impl<'a> Draft<'a> {
             .push(InputError::new(field.name(), self.settings.show(field), why).hint(way_out.into()));
     }
 
-    pub(crate) fn lack(&mut self, lack: &Lack) {
-        if self.settings.does_without(lack.field) {
+    pub(crate) fn unsupported(&mut self, unsupported: &UnsupportedField) {
+        if self.settings.does_without(unsupported.field) {
             return;
         }
-        match lack.otherwise {
-            Otherwise::Refuse { why, way_out } => self.refuse(lack.field, why, way_out),
-            Otherwise::Instead(what) => self.instead(lack.field, what),
+        match unsupported.otherwise {
+            Otherwise::Refuse { why, way_out } => self.refuse(unsupported.field, why, way_out),
+            Otherwise::Instead(what) => self.instead(unsupported.field, what),
         }
     }
 }
 
-pub const fn refuse(field: Field, why: &'static str, way_out: &'static str) -> Lack {
-    Lack { field, otherwise: Otherwise::Refuse { why, way_out } }
+pub const fn refuse(field: Field, why: &'static str, way_out: &'static str) -> UnsupportedField {
+    UnsupportedField { field, otherwise: Otherwise::Refuse { why, way_out } }
 }
 
-pub const fn instead(field: Field, what: &'static str) -> Lack {
-    Lack { field, otherwise: Otherwise::Instead(what) }
+pub const fn instead(field: Field, what: &'static str) -> UnsupportedField {
+    UnsupportedField { field, otherwise: Otherwise::Instead(what) }
 }
 
-pub const PARAMETERS_AS_THEY_ARE: Lack = refuse(
+pub const PARAMETERS_AS_THEY_ARE: UnsupportedField = refuse(
     Field::Parameters,
     "gathered parameters travel in the training's precision",
     "plan without parameter_codecs",
 );
 
-pub const ACTIVATIONS_AS_THEY_ARE: Lack = refuse(
+pub const ACTIVATIONS_AS_THEY_ARE: UnsupportedField = refuse(
     Field::Activations,
     "activations travel in the training's precision",
     "plan without activation_codecs",
 );
 
 /// A trainer without pipelines.
-pub const NO_PIPELINE: [Lack; 4] = [
+pub const NO_PIPELINE: [UnsupportedField; 4] = [
     refuse(Field::Pipeline, "there are no pipelines in its configuration", "plan with --pp 1"),
     refuse(Field::VirtualStages, "there are no pipelines in its configuration", "plan with --pp 1"),
     refuse(Field::Schedule, "there are no pipelines in its configuration", "plan with --pp 1"),
@@ -123,7 +123,7 @@ pub const NO_PIPELINE: [Lack; 4] = [
 /// A row for a value under one key, that `$read` of a document finds.
 macro_rules! keyed {
     ($read:ident, $field:ident, $member:ident, $key:literal) => {
-        crate::row::Row {
+        crate::row::FieldMapping {
             field: crate::settings::Field::$field,
             theirs: $key,
             write: |settings, draft| draft.set($key, settings.$member),
@@ -146,7 +146,7 @@ macro_rules! size {
 /// A row for the seed under one key, written where somebody gave it.
 macro_rules! seed {
     ($key:literal) => {
-        crate::row::Row {
+        crate::row::FieldMapping {
             field: crate::settings::Field::Seed,
             theirs: $key,
             write: |settings, draft| {
@@ -164,7 +164,7 @@ macro_rules! seed {
 /// A row for the largest norm of gradients under one key, written where somebody gave it.
 macro_rules! clip {
     ($key:literal) => {
-        crate::row::Row {
+        crate::row::FieldMapping {
             field: crate::settings::Field::GradientClip,
             theirs: $key,
             write: |settings, draft| {
@@ -183,7 +183,7 @@ macro_rules! clip {
 /// A row for a key that says whether all blocks are recomputed whole.
 macro_rules! full_recompute {
     ($key:literal) => {
-        crate::row::Row {
+        crate::row::FieldMapping {
             field: crate::settings::Field::Recompute,
             theirs: $key,
             write: |settings, draft| {

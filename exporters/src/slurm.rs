@@ -2,7 +2,7 @@
 
 use crate::document::Document;
 use crate::launch::{comment, quoted};
-use crate::row::{Lack, Row};
+use crate::row::{FieldMapping, UnsupportedField};
 use crate::{Ask, Export, Exporter, File};
 use autodist_spec::{Hyperparameter, InputError, to_json};
 use std::fmt::Write;
@@ -14,11 +14,11 @@ impl Exporter for Slurm {
         "Slurm 22.05"
     }
 
-    fn rows(&self) -> &'static [Row] {
+    fn rows(&self) -> &'static [FieldMapping] {
         &[]
     }
 
-    fn lacks(&self) -> &'static [Lack] {
+    fn unsupported_fields(&self) -> &'static [UnsupportedField] {
         &[]
     }
 

@@ -3,8 +3,8 @@
 use crate::document::{Document, product, quotient};
 use crate::launch::Script;
 use crate::row::{
-    ACTIVATIONS_AS_THEY_ARE, Lack, PARAMETERS_AS_THEY_ARE, ReadRate, Row, clip, instead, note_tf32, refuse,
-    seed, size,
+    ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField, clip, instead,
+    note_tf32, refuse, seed, size,
 };
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
@@ -25,11 +25,11 @@ impl Exporter for Torchtitan {
         "torchtitan 0.3"
     }
 
-    fn rows(&self) -> &'static [Row] {
+    fn rows(&self) -> &'static [FieldMapping] {
         ROWS
     }
 
-    fn lacks(&self) -> &'static [Lack] {
+    fn unsupported_fields(&self) -> &'static [UnsupportedField] {
         LACKS
     }
 
@@ -128,7 +128,7 @@ fn module(parts: &serde_json::Value) -> String {
     )
 }
 
-static LACKS: &[Lack] = &[
+static LACKS: &[UnsupportedField] = &[
     instead(Field::Model, "the function that MODULE and CONFIG name builds the model: give this one's"),
     refuse(
         Field::Gradients,
@@ -140,14 +140,14 @@ static LACKS: &[Lack] = &[
     ACTIVATIONS_AS_THEY_ARE,
 ];
 
-static ROWS: &[Row] = &[
+static ROWS: &[FieldMapping] = &[
     size!(SeqLen, seq_len, "training.seq_len"),
     size!(GlobalBatch, global_batch, "training.global_batch_size"),
     size!(Tensor, tensor, "parallelism.tensor_parallel_degree"),
     size!(Context, context, "parallelism.context_parallel_degree"),
     size!(Expert, expert, "parallelism.expert_parallel_degree"),
     size!(Pipeline, pipeline, "parallelism.pipeline_parallel_degree"),
-    Row {
+    FieldMapping {
         field: Field::MicroBatch,
         theirs: "training.local_batch_size, parallelism.pipeline_parallel_microbatch_size",
         write: |settings, draft| {
@@ -178,7 +178,7 @@ static ROWS: &[Row] = &[
             Ok(found.is_some())
         },
     },
-    Row {
+    FieldMapping {
         field: Field::ZeroStage,
         theirs: "parallelism.fsdp_reshard_after_forward",
         write: |settings, draft| match settings.zero_stage {
@@ -212,7 +212,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Shard,
         theirs: "parallelism.data_parallel_shard_degree",
         write: |settings, draft| draft.set(SHARD, if settings.zero_stage > 0 { settings.shard } else { 1 }),
@@ -222,7 +222,7 @@ static ROWS: &[Row] = &[
             Ok(found.is_some())
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Data,
         theirs: "parallelism.data_parallel_replicate_degree",
         write: |settings, draft| draft.set(REPLICATE, settings.data / settings.shard),
@@ -233,7 +233,7 @@ static ROWS: &[Row] = &[
             Ok(found.is_some() || settings.shard > 1)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::SequenceParallel,
         theirs: "parallelism.enable_sequence_parallel, parallelism.no_enable_sequence_parallel",
         write: |settings, draft| {
@@ -249,7 +249,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Schedule,
         theirs: "parallelism.pipeline_parallel_schedule",
         write: |settings, draft| {
@@ -281,7 +281,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Stages,
         theirs: "parallelism.pipeline_parallel_layers_per_stage, module_fqns_per_model_part",
         write: |settings, draft| {
@@ -318,7 +318,7 @@ static ROWS: &[Row] = &[
             Ok(false)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::VirtualStages,
         theirs: "parallelism.pipeline_parallel_schedule, parallelism.pipeline_parallel_layers_per_stage",
         // Said by the number of layers of a stage.
@@ -332,7 +332,7 @@ static ROWS: &[Row] = &[
             Ok(said)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Recompute,
         theirs: "activation_checkpoint",
         write: |settings, draft| match uniform_recompute(settings, draft, true) {
@@ -362,7 +362,7 @@ static ROWS: &[Row] = &[
             Ok(blocks > 0)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Precision,
         theirs: "training.mixed_precision_param",
         write: |settings, draft| {
@@ -377,7 +377,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Optimizer,
         theirs: "optimizer.param-groups.0.optimizer-kwargs.betas, optimizer.param-groups.0.optimizer-kwargs.eps, \
                  optimizer.param-groups.0.optimizer-kwargs.weight-decay",
@@ -411,7 +411,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::LearningRate,
         theirs: "optimizer.param-groups.0.optimizer-kwargs.lr, lr_scheduler.warmup_steps, lr_scheduler.decay_type, \
                  lr_scheduler.min_lr_factor, lr_scheduler.total_steps, training.steps",
@@ -439,7 +439,7 @@ static ROWS: &[Row] = &[
     },
     clip!("training.max_norm"),
     seed!("debug.seed"),
-    Row {
+    FieldMapping {
         field: Field::CheckpointInterval,
         theirs: "checkpoint.enable, checkpoint.interval",
         write: |settings, draft| {

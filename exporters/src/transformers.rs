@@ -3,8 +3,8 @@
 use crate::document::{Document, product};
 use crate::launch::Script;
 use crate::row::{
-    ACTIVATIONS_AS_THEY_ARE, Draft, Lack, NO_PIPELINE, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, Row,
-    clip, full_recompute, instead, refuse, refuse_fp16, seed, size,
+    ACTIVATIONS_AS_THEY_ARE, Draft, FieldMapping, NO_PIPELINE, OptimizerKeys, PARAMETERS_AS_THEY_ARE,
+    ReadRate, UnsupportedField, clip, full_recompute, instead, refuse, refuse_fp16, seed, size,
 };
 use crate::settings::Field;
 use crate::{Export, Exporter, File, accelerate};
@@ -17,11 +17,11 @@ impl Exporter for Transformers {
         "Transformers 5.23"
     }
 
-    fn rows(&self) -> &'static [Row] {
+    fn rows(&self) -> &'static [FieldMapping] {
         ROWS
     }
 
-    fn lacks(&self) -> &'static [Lack] {
+    fn unsupported_fields(&self) -> &'static [UnsupportedField] {
         LACKS
     }
 
@@ -54,7 +54,7 @@ const OPTIMIZER: OptimizerKeys = OptimizerKeys {
     weight_decay: "weight_decay",
 };
 
-static LACKS: &[Lack] = &[
+static LACKS: &[UnsupportedField] = &[
     NO_PIPELINE[0],
     NO_PIPELINE[1],
     NO_PIPELINE[2],
@@ -84,9 +84,9 @@ static LACKS: &[Lack] = &[
     ),
 ];
 
-static ROWS: &[Row] = &[
+static ROWS: &[FieldMapping] = &[
     size!(MicroBatch, micro_batch, "per_device_train_batch_size"),
-    Row {
+    FieldMapping {
         field: Field::GlobalBatch,
         theirs: "gradient_accumulation_steps",
         write: |settings, draft| draft.set("gradient_accumulation_steps", settings.micro_batches()),
@@ -98,7 +98,7 @@ static ROWS: &[Row] = &[
             Ok(false)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::ZeroStage,
         theirs: "fsdp, fsdp_config.version, fsdp_config.reshard_after_forward",
         write: |settings, draft| {
@@ -128,7 +128,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::Precision,
         theirs: "bf16, tf32",
         write: |settings, draft| {
@@ -150,7 +150,7 @@ static ROWS: &[Row] = &[
         },
     },
     full_recompute!("gradient_checkpointing"),
-    Row {
+    FieldMapping {
         field: Field::Optimizer,
         theirs: "optim, adam_beta1, adam_beta2, adam_epsilon, weight_decay",
         write: |settings, draft| match settings.optimizer {
@@ -187,7 +187,7 @@ static ROWS: &[Row] = &[
             Ok(true)
         },
     },
-    Row {
+    FieldMapping {
         field: Field::LearningRate,
         theirs: "learning_rate, lr_scheduler_type, lr_scheduler_kwargs.min_lr_rate, warmup_steps, max_steps",
         write: |settings, draft| {
@@ -217,7 +217,7 @@ static ROWS: &[Row] = &[
     },
     clip!("max_grad_norm"),
     seed!("seed"),
-    Row {
+    FieldMapping {
         field: Field::CheckpointInterval,
         theirs: "save_strategy, save_steps",
         write: |settings, draft| {

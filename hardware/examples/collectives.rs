@@ -9,8 +9,8 @@
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
 
-use autodist_hardware::{Catalogue, Collective, Group, Interconnect, KernelParameters, fit::Errors};
-use autodist_spec::Bytes;
+use autodist_hardware::{Catalogue, GroupShape, Interconnect, KernelParameters, fit::FitErrors};
+use autodist_spec::{Bytes, Collective};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -71,14 +71,14 @@ fn run(path: &str) -> Result<(), String> {
         let Some(measured) = measured else { continue };
         let figures = catalogue.device(device).map_err(|error| error.to_string())?;
         let links = Interconnect::of_device(figures, KernelParameters::shipped());
-        let predicted = links.collective(kind, Bytes(bytes), Group::in_one_node(gpus)).time.0;
+        let predicted = links.collective(kind, Bytes(bytes), GroupShape::in_one_node(gpus)).time.0;
         let name = format!("{} | {device} | {} | {gpus}", line.source, line.op);
         groups.entry(name).or_default().push((predicted, measured));
     }
     println!("| source | device | collective | devices | rows | median error | p90 | bias |");
     println!("|---|---|---|--:|--:|--:|--:|--:|");
     for (name, pairs) in groups {
-        let Some(errors) = Errors::of(&pairs) else { continue };
+        let Some(errors) = FitErrors::of(&pairs) else { continue };
         let percent = |part: f64| format!("{:.1} %", 100.0 * part);
         let (median, p90, bias) = (percent(errors.median), percent(errors.p90), percent(errors.bias));
         println!("| {name} | {} | {median} | {p90} | {bias} |", errors.count);

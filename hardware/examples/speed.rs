@@ -6,8 +6,8 @@
 
 #![allow(clippy::print_stdout, reason = "a program")]
 
-use autodist_hardware::{Attention, AttentionKernel, Collective, DeviceModel, Dtype, Group, Interconnect};
-use autodist_spec::{Bytes, InputError};
+use autodist_hardware::{Attention, AttentionKernel, DeviceModel, Dtype, GroupShape, Interconnect};
+use autodist_spec::{Bytes, Collective, InputError};
 use std::time::Instant;
 
 const COUNT: u64 = 2_000_000;
@@ -39,7 +39,7 @@ fn main() -> Result<(), InputError> {
         device.attention_forward(&shape, AttentionKernel::Flash).time.0
     });
     time("collective", |i| {
-        let group = Group { per_node: 8, nodes: 1 + (i % 4) as u32, sharing: 1 };
+        let group = GroupShape { per_node: 8, nodes: 1 + (i % 4) as u32, sharing: 1 };
         links.collective(Collective::AllReduce, Bytes(1000 + i * 1000), group).time.0
     });
     Ok(())

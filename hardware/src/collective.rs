@@ -1,32 +1,17 @@
 //! What collectives cost within nodes and between them.
 
-use crate::Price;
+use crate::PredictedTime;
 use crate::catalogue::{BusRates, Catalogue};
-use crate::nccl::{CollectiveParameters, Element};
+use crate::nccl::{CollectiveParameters, NcclDatatype};
 use crate::nearest::nearest;
 use crate::network;
 use crate::parameters::KernelParameters;
 use autodist_spec::catalog::{DeviceFigures, LinkKind};
-use autodist_spec::{Bytes, BytesPerSecond, Cluster, InputError, Provenance, Seconds};
-use serde::{Deserialize, Serialize};
-
-/// What a collective does. `bytes` is always the whole tensor: what an all-reduce, a broadcast or a message holds,
-/// what a reduce-scatter takes, what an all-gather gives, what each rank of an all-to-all takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Collective {
-    AllReduce,
-    ReduceScatter,
-    AllGather,
-    AllToAll,
-    Broadcast,
-    /// From one device to one other: of the same node in a group of one node, else of another node.
-    PointToPoint,
-}
+use autodist_spec::{Bytes, BytesPerSecond, Cluster, Collective, InputError, Provenance, Seconds};
 
 /// The ranks of a collective: `nodes` nodes with `per_node` ranks each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Group {
+pub struct GroupShape {
     pub per_node: u32,
     pub nodes: u32,
     /// Groups of the same shape that do the same at the same time with other devices of the same nodes, and share the
@@ -34,7 +19,7 @@ pub struct Group {
     pub sharing: u32,
 }
 
-impl Group {
+impl GroupShape {
     pub fn in_one_node(devices: u32) -> Self {
         Self { per_node: devices, nodes: 1, sharing: 1 }
     }
@@ -46,7 +31,7 @@ impl Group {
 
 /// Between nodes.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Network {
+pub struct InterNodeNetwork {
     /// Of one node's cards together, one direction.
     pub node_rate: BytesPerSecond,
     /// Cards of one node: a device alone uses its own card only, or its part of one.
@@ -71,7 +56,7 @@ pub struct Interconnect {
     own: bool,
     /// Of predictions for links that are not the measured ones.
     spread: f64,
-    network: Option<Network>,
+    network: Option<InterNodeNetwork>,
 }
 
 /// Spread of predictions for NVLink and its kin of devices that were not measured, and for nodes whose bus rate was: each
@@ -82,19 +67,6 @@ const OTHER_LINKS: f64 = 0.25;
 /// the other way round.
 const OTHER_SERVERS: f64 = 1.0;
 
-impl Collective {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::AllReduce => "all_reduce",
-            Self::ReduceScatter => "reduce_scatter",
-            Self::AllGather => "all_gather",
-            Self::AllToAll => "all_to_all",
-            Self::Broadcast => "broadcast",
-            Self::PointToPoint => "point_to_point",
-        }
-    }
-}
-
 impl Interconnect {
     /// A node of the shipped catalogue, e.g. `dgx-h100`, with its own cards and fabric.
     ///
@@ -104,7 +76,7 @@ impl Interconnect {
         let catalogue = Catalogue::shipped();
         let node = catalogue.node(node)?;
         let fabric = catalogue.fabric(&node.fabric)?;
-        let network = Network {
+        let network = InterNodeNetwork {
             node_rate: node.nic_bytes_per_s * f64::from(node.nics),
             nics: node.nics,
             devices: node.devices,
@@ -157,7 +129,7 @@ impl Interconnect {
         let inside = Self::of_device(&figures, KernelParameters::shipped());
         let Some(link) = group.uplink.as_ref().or(cluster.network.as_ref()) else { return Ok(inside) };
         let fabric = catalogue.fabric("infiniband")?;
-        Ok(inside.with_network(Network {
+        Ok(inside.with_network(InterNodeNetwork {
             node_rate: link.bytes_per_s,
             nics: group.nics.unwrap_or(group.devices),
             devices: group.devices,
@@ -212,55 +184,65 @@ impl Interconnect {
     }
 
     #[must_use]
-    pub fn with_network(self, network: Network) -> Self {
+    pub fn with_network(self, network: InterNodeNetwork) -> Self {
         Self { network: Some(network), ..self }
     }
 
-    pub fn network(&self) -> Option<&Network> {
+    pub fn network(&self) -> Option<&InterNodeNetwork> {
         self.network.as_ref()
     }
 
     /// Of floats. A group of one rank takes no time; one over several nodes without a network is priced as of one node.
-    pub fn collective(&self, kind: Collective, bytes: Bytes, group: Group) -> Price {
+    pub fn collective(&self, kind: Collective, bytes: Bytes, group: GroupShape) -> PredictedTime {
         if group.ranks() < 2 {
-            return Price::new(0.0, 0.0, Provenance::Interpolated);
+            return PredictedTime::new(0.0, 0.0, Provenance::Interpolated);
         }
         match &self.network {
             Some(network) if group.nodes > 1 => network::price(self, network, kind, bytes.as_f64(), group),
-            _ => self.inside(kind, Element::Float, bytes, group.ranks()),
+            _ => self.inside(kind, NcclDatatype::Float, bytes, group.ranks()),
         }
     }
 
     /// Within one node.
-    pub fn inside(&self, kind: Collective, element: Element, bytes: Bytes, devices: u32) -> Price {
+    pub fn inside(
+        &self,
+        kind: Collective,
+        element: NcclDatatype,
+        bytes: Bytes,
+        devices: u32,
+    ) -> PredictedTime {
         let (ranks, bytes) = (f64::from(devices.max(2)), bytes.as_f64().max(1.0));
         let like = match kind {
             Collective::Broadcast => Collective::AllGather,
-            Collective::PointToPoint => Collective::AllToAll,
+            Collective::SendRecv => Collective::AllToAll,
             other => other,
         };
         let found = |element| self.inside.iter().find(|e| e.kind == like && e.element == element);
-        let Some(entry) = found(element).or_else(|| found(Element::Float)) else {
-            return Price::new(0.0, 1.0, Provenance::Assumed);
+        let Some(entry) = found(element).or_else(|| found(NcclDatatype::Float)) else {
+            return PredictedTime::new(0.0, 1.0, Provenance::Assumed);
         };
         if let Some(bus) = self.bus {
             let curve = crate::nccl::Curve { bytes_per_s: bus_rate(bus, ranks), ..entry.curve };
-            return Price::new(curve.seconds(kind, ranks, bytes), self.spread, Provenance::Extrapolated);
+            return PredictedTime::new(
+                curve.seconds(kind, ranks, bytes),
+                self.spread,
+                Provenance::Extrapolated,
+            );
         }
         // A broadcast is an all-gather whose bytes all begin in one place, a message half of an exchange by two.
         let (ranks, bytes, held) = match kind {
             Collective::Broadcast => (ranks, bytes * ranks / (ranks - 1.0), false),
-            Collective::PointToPoint => (2.0, 2.0 * bytes, false),
+            Collective::SendRecv => (2.0, 2.0 * bytes, false),
             _ => (ranks, bytes, true),
         };
         let curve = crate::nccl::Curve { bytes_per_s: entry.curve.bytes_per_s * self.scale, ..entry.curve };
         let seconds = curve.seconds(like, ranks, bytes) * entry.table.at(ranks, bytes).exp();
         let within = entry.table.covers(ranks, bytes);
         match (self.own, within, held) {
-            (true, true, true) => Price::new(seconds, entry.spread, Provenance::Interpolated),
-            (true, true, false) => Price::new(seconds, entry.spread.max(0.15), Provenance::Modelled),
-            (true, false, _) => Price::new(seconds, 2.0 * entry.spread, Provenance::Extrapolated),
-            (false, ..) => Price::new(seconds, self.spread, Provenance::Extrapolated),
+            (true, true, true) => PredictedTime::new(seconds, entry.spread, Provenance::Interpolated),
+            (true, true, false) => PredictedTime::new(seconds, entry.spread.max(0.15), Provenance::Modelled),
+            (true, false, _) => PredictedTime::new(seconds, 2.0 * entry.spread, Provenance::Extrapolated),
+            (false, ..) => PredictedTime::new(seconds, self.spread, Provenance::Extrapolated),
         }
     }
 }

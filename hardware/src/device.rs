@@ -5,7 +5,7 @@ use crate::catalogue::Catalogue;
 use crate::gemm::{Chip, GemmModel, GemmTime};
 use crate::nearest::nearest;
 use crate::parameters::{AttentionParameters, GemmParameters, KernelParameters};
-use crate::{Attention, AttentionKernel, Dtype, Price};
+use crate::{Attention, AttentionKernel, Dtype, PredictedTime};
 use autodist_spec::catalog::DeviceFigures;
 use autodist_spec::{Cluster, FlopsPerSecond, InputError, Provenance, Seconds};
 
@@ -42,12 +42,12 @@ struct Fitted<T> {
 }
 
 impl<T> Fitted<T> {
-    fn price(&self, (seconds, on_points): (f64, bool), within: bool) -> Price {
+    fn price(&self, (seconds, on_points): (f64, bool), within: bool) -> PredictedTime {
         let spread = if on_points { self.spread } else { self.spread_between };
         if within {
-            Price::new(seconds, spread, self.provenance)
+            PredictedTime::new(seconds, spread, self.provenance)
         } else {
-            Price::new(seconds, 2.0 * spread, Provenance::Extrapolated)
+            PredictedTime::new(seconds, 2.0 * spread, Provenance::Extrapolated)
         }
     }
 }
@@ -186,13 +186,13 @@ impl DeviceModel {
 
     /// `[m, k]` by `[k, n]`: `2 m n k` operations. Results are `[m, n]`. Sizes are at least 1.
     #[inline]
-    pub fn gemm(&self, dtype: Dtype, m: u64, n: u64, k: u64) -> Price {
+    pub fn gemm(&self, dtype: Dtype, m: u64, n: u64, k: u64) -> PredictedTime {
         self.batched_gemm(dtype, 1, m, n, k)
     }
 
     /// `batch` products of the same shape in one kernel.
     #[inline]
-    pub fn batched_gemm(&self, dtype: Dtype, batch: u64, m: u64, n: u64, k: u64) -> Price {
+    pub fn batched_gemm(&self, dtype: Dtype, batch: u64, m: u64, n: u64, k: u64) -> PredictedTime {
         let fitted = &self.gemm[dtype as usize];
         let [batch, m, n, k] = [batch, m, n, k].map(|size| size as f64);
         let within = batch == 1.0 && fitted.model.corrections.covers([m, n, k]);
@@ -200,7 +200,7 @@ impl DeviceModel {
     }
 
     /// Forward pass in bf16 or fp16, without dropout.
-    pub fn attention_forward(&self, shape: &Attention, kernel: AttentionKernel) -> Price {
+    pub fn attention_forward(&self, shape: &Attention, kernel: AttentionKernel) -> PredictedTime {
         match kernel {
             AttentionKernel::Flash => {
                 let (dim, fitted) = self.of_heads(shape.head_dim);
@@ -216,12 +216,12 @@ impl DeviceModel {
 
     /// Gradients of queries, keys and values. Flash attention computes the scores again:
     /// [`BACKWARD_OVER_FORWARD`] times the forward pass.
-    pub fn attention_backward(&self, shape: &Attention, kernel: AttentionKernel) -> Price {
+    pub fn attention_backward(&self, shape: &Attention, kernel: AttentionKernel) -> PredictedTime {
         match kernel {
             AttentionKernel::Flash => {
                 let forward = self.attention_forward(shape, kernel);
                 let spread = forward.spread.max(BACKWARD_SPREAD);
-                Price::new(
+                PredictedTime::new(
                     forward.time.0 * BACKWARD_OVER_FORWARD,
                     spread,
                     forward.provenance.max(Provenance::Modelled),
@@ -233,7 +233,7 @@ impl DeviceModel {
 
     /// Products with the scores as result, or as operand (`true`), so many of each, and one kernel over the scores that
     /// moves `bytes` for each: softmax with its mask reads and writes 2 bytes, its gradient reads two and writes one.
-    fn unfused(&self, shape: &Attention, products: &[(bool, u32)], bytes: f64) -> Price {
+    fn unfused(&self, shape: &Attention, products: &[(bool, u32)], bytes: f64) -> PredictedTime {
         let batch = shape.batch.saturating_mul(shape.heads);
         let scores = batch as f64 * shape.sequence as f64 * shape.keys as f64;
         let mut whole = self.memory_bound(bytes * scores);
@@ -256,10 +256,10 @@ impl DeviceModel {
 
     /// A kernel that does little but read and write `bytes` in all: normalisation, activation, residual, optimizer. It
     /// reaches the part of the memory's rate that products of bf16 reached whose time is their bytes'.
-    pub fn memory_bound(&self, bytes: f64) -> Price {
+    pub fn memory_bound(&self, bytes: f64) -> PredictedTime {
         let seconds = bytes / (self.stream * self.figures.memory_bytes_per_s.0) + self.launch;
         let fitted = &self.gemm[Dtype::Bf16 as usize];
-        Price::new(seconds, fitted.spread.max(0.1), fitted.provenance.max(Provenance::Modelled))
+        PredictedTime::new(seconds, fitted.spread.max(0.1), fitted.provenance.max(Provenance::Modelled))
     }
 
     /// What one kernel costs beyond its work: the fastest that was seen.

@@ -2,15 +2,15 @@
 //! collectives, priced from a catalogue of published figures and parameters fitted to published measurements.
 //!
 //! ```
-//! use autodist_hardware::{Collective, DeviceModel, Dtype, Group, Interconnect};
-//! use autodist_spec::{Bytes, Provenance};
+//! use autodist_hardware::{DeviceModel, Dtype, GroupShape, Interconnect};
+//! use autodist_spec::{Bytes, Collective, Provenance};
 //! let h100 = DeviceModel::named("h100-80gb-sxm").unwrap();
 //! let product = h100.gemm(Dtype::Bf16, 4096, 4096, 4096);
 //! assert!(product.time.0 > 2.0 * 4096f64.powi(3) / 989e12);
 //! assert_eq!(product.provenance, Provenance::Interpolated);
 //! let node = Interconnect::named("dgx-h100").unwrap();
-//! let one = node.collective(Collective::AllReduce, Bytes(1 << 28), Group::in_one_node(8));
-//! let two = node.collective(Collective::AllReduce, Bytes(1 << 28), Group { per_node: 8, nodes: 2, sharing: 1 });
+//! let one = node.collective(Collective::AllReduce, Bytes(1 << 28), GroupShape::in_one_node(8));
+//! let two = node.collective(Collective::AllReduce, Bytes(1 << 28), GroupShape { per_node: 8, nodes: 2, sharing: 1 });
 //! assert!(two.time.0 > one.time.0);
 //! assert_eq!(two.provenance, Provenance::Extrapolated);
 //! ```
@@ -34,9 +34,9 @@ mod tables;
 pub use attention::{Attention, AttentionKernel};
 pub use autodist_spec::catalog::{DeviceFigures, LinkKind, Peaks};
 pub use catalogue::{BusRates, Catalogue, Fabric, NodeShape};
-pub use collective::{Collective, Group, Interconnect, Network};
+pub use collective::{GroupShape, InterNodeNetwork, Interconnect};
 pub use device::{BACKWARD_OVER_FORWARD, DeviceModel};
 pub use dtype::Dtype;
-pub use nccl::Element;
+pub use nccl::NcclDatatype;
 pub use parameters::KernelParameters;
-pub use price::Price;
+pub use price::PredictedTime;

@@ -1,16 +1,34 @@
 //! Collectives inside one node, as NCCL runs them.
-
-use crate::Collective;
 use crate::parameters::{axis, read_values, write_values};
 use crate::tables::{Axis, bilinear};
+use autodist_spec::Collective;
 use serde::{Deserialize, Serialize};
 
 /// What is summed. Switches that sum (NVLS) know floats, not bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Element {
+pub enum NcclDatatype {
     Float,
     Byte,
+}
+
+/// A profile's form of collectives knows no all-to-all, which the catalogue has.
+mod by_key {
+    use autodist_spec::Collective;
+    use serde::de::{Deserialize, Deserializer, Error};
+    use serde::ser::Serializer;
+
+    pub fn serialize<S: Serializer>(kind: &Collective, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(kind.key())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Collective, D::Error> {
+        let key = String::deserialize(deserializer)?;
+        Collective::of_key(&key).ok_or_else(|| {
+            let known = Collective::ALL.map(Collective::key).join(", ");
+            D::Error::custom(format!("`{key}` is no collective: expected one of {known}"))
+        })
+    }
 }
 
 /// One collective on devices of one kind, joined in one node.
@@ -18,8 +36,9 @@ pub enum Element {
 #[serde(deny_unknown_fields)]
 pub(crate) struct CollectiveParameters {
     pub device: String,
+    #[serde(with = "by_key")]
     pub kind: Collective,
-    pub element: Element,
+    pub element: NcclDatatype,
     pub spread: f64,
     #[serde(flatten)]
     pub curve: Curve,
@@ -69,22 +88,20 @@ impl From<Table> for TableText {
     }
 }
 
-impl Collective {
-    /// Steps of a ring over `ranks`, and what each rank sends, as a part of the whole tensor.
-    pub(crate) fn ring(self, ranks: f64) -> (f64, f64) {
-        let part = (ranks - 1.0) / ranks;
-        match self {
-            Self::AllReduce => (2.0 * (ranks - 1.0), 2.0 * part),
-            Self::ReduceScatter | Self::AllGather | Self::AllToAll => (ranks - 1.0, part),
-            Self::Broadcast => (ranks - 1.0, 1.0),
-            Self::PointToPoint => (1.0, 1.0),
-        }
+/// Steps of a ring over `ranks`, and what each rank sends, as a part of the whole tensor.
+pub(crate) fn ring(kind: Collective, ranks: f64) -> (f64, f64) {
+    let part = (ranks - 1.0) / ranks;
+    match kind {
+        Collective::AllReduce => (2.0 * (ranks - 1.0), 2.0 * part),
+        Collective::ReduceScatter | Collective::AllGather | Collective::AllToAll => (ranks - 1.0, part),
+        Collective::Broadcast => (ranks - 1.0, 1.0),
+        Collective::SendRecv => (1.0, 1.0),
     }
 }
 
 impl Curve {
     pub fn seconds(&self, kind: Collective, ranks: f64, bytes: f64) -> f64 {
-        let (steps, part) = kind.ring(ranks);
+        let (steps, part) = ring(kind, ranks);
         let flow = part * bytes / self.bytes_per_s;
         self.start_s + self.step_s * steps + 2.0 * (self.fill_s * flow).sqrt() + flow
     }

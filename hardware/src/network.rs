@@ -2,10 +2,10 @@
 //!
 //! The constants are those of NCCL's own choice among algorithms and protocols (`src/graph/tuning.cc` of 2.2x, BSD-3).
 
-use crate::Price;
-use crate::collective::{Collective, Group, Interconnect, Network};
-use crate::nccl::Element;
-use autodist_spec::{Bytes, Provenance};
+use crate::PredictedTime;
+use crate::collective::{GroupShape, InterNodeNetwork, Interconnect};
+use crate::nccl::{NcclDatatype, ring};
+use autodist_spec::{Bytes, Collective, Provenance};
 
 /// One of NCCL's protocols: microseconds at the start, of a step inside a node and of one between nodes, for rings and
 /// trees; and the part of the rate that is left for data.
@@ -28,7 +28,7 @@ const MESSAGE: f64 = 1e-6;
 /// Measured networks differ by this much from their cards' rates (collectives between nodes that were published).
 const SPREAD: f64 = 0.3;
 
-impl Network {
+impl InterNodeNetwork {
     /// Bytes per second that one of `sharing` equal groups gets out of a node where it has `per_node` ranks: its part of
     /// all cards, and no more than the cards of its own devices, or those that its rings use.
     fn group_rate(&self, per_node: u32, sharing: u32) -> f64 {
@@ -42,18 +42,18 @@ impl Network {
 
 pub(crate) fn price(
     links: &Interconnect,
-    network: &Network,
+    network: &InterNodeNetwork,
     kind: Collective,
     bytes: f64,
-    group: Group,
-) -> Price {
+    group: GroupShape,
+) -> PredictedTime {
     let rate = network.group_rate(group.per_node, group.sharing);
     let (ranks, nodes) = (f64::from(group.ranks()), f64::from(group.nodes));
     let per_node = f64::from(group.per_node);
     // What the network adds to the hops that NCCL's constants know, which are of a fast one.
     let latency = network.latency.0;
     let seconds = match kind {
-        Collective::PointToPoint => PROTOCOLS[2].ring[0] * 1e-6 + latency + bytes / rate,
+        Collective::SendRecv => PROTOCOLS[2].ring[0] * 1e-6 + latency + bytes / rate,
         Collective::AllToAll => {
             let outside = per_node * bytes * (nodes - 1.0) / nodes / rate;
             let start = PROTOCOLS[2].ring[0] * 1e-6 + latency + MESSAGE * (ranks - 1.0);
@@ -66,7 +66,7 @@ pub(crate) fn price(
             PROTOCOLS[2].tree[0] * 1e-6 + hops * (PROTOCOLS[2].tree[2] * 1e-6 + latency) + flow
         }
         Collective::AllReduce | Collective::ReduceScatter | Collective::AllGather => {
-            let (steps, part) = kind.ring(ranks);
+            let (steps, part) = ring(kind, ranks);
             let between = steps * nodes / ranks;
             // The same bytes cross the links of the node; where they are slower than its cards they count.
             let inner = inside_rate(links, kind, bytes, group.per_node);
@@ -84,12 +84,16 @@ pub(crate) fn price(
             ring.chain(trees).fold(f64::INFINITY, f64::min)
         }
     };
-    Price::new(seconds, SPREAD, Provenance::Extrapolated)
+    PredictedTime::new(seconds, SPREAD, Provenance::Extrapolated)
 }
 
 /// Seconds of the part of a collective that stays in a node.
 fn inside(links: &Interconnect, kind: Collective, bytes: f64, devices: u32) -> f64 {
-    if devices < 2 { 0.0 } else { links.inside(kind, Element::Float, Bytes(bytes as u64), devices).time.0 }
+    if devices < 2 {
+        0.0
+    } else {
+        links.inside(kind, NcclDatatype::Float, Bytes(bytes as u64), devices).time.0
+    }
 }
 
 /// What each device of a node sends per second in a large collective.
@@ -98,5 +102,5 @@ fn inside_rate(links: &Interconnect, kind: Collective, bytes: f64, devices: u32)
         return f64::INFINITY;
     }
     let large = bytes.max(2f64.powi(28));
-    kind.ring(f64::from(devices)).1 * large / inside(links, kind, large, devices)
+    ring(kind, f64::from(devices)).1 * large / inside(links, kind, large, devices)
 }

@@ -4,7 +4,7 @@ use crate::attention::AttentionBase;
 use crate::gemm::GemmBase;
 use crate::nccl::CollectiveParameters;
 use crate::tables::{Axis, Corrections, PAIRS};
-use crate::{Dtype, Price};
+use crate::{Dtype, PredictedTime};
 use autodist_spec::{InputError, Provenance, Seconds};
 use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
@@ -198,7 +198,7 @@ pub(crate) fn rounded(value: f64) -> f64 {
     format!("{value:.3e}").parse().unwrap_or(value)
 }
 
-impl Price {
+impl PredictedTime {
     pub(crate) fn new(seconds: f64, spread: f64, provenance: Provenance) -> Self {
         Self { time: Seconds(seconds), spread, provenance }
     }

@@ -1,10 +1,10 @@
 //! One candidate: its cheap bounds, and what becomes of it when it is looked at closely.
 
+use crate::communication::CommunicationOptions;
 use crate::reason::Comparison;
-use crate::refusal::Miss;
+use crate::refusal::MemoryShortfall;
 use crate::space::Candidate;
 use crate::usable;
-use crate::ways::Ways;
 use autodist_cost_model::{CostModel, InFlight, LayerCosts, Outline, Split, Unpriced, in_flight};
 use autodist_program::{Illegal, Program, engine, rules, stages};
 use autodist_spec::model::share;
@@ -50,7 +50,7 @@ impl Found {
 pub(crate) enum Outcome {
     Illegal(Illegal),
     Unpriced(Unpriced),
-    Memory(Box<Miss>),
+    Memory(Box<MemoryShortfall>),
     /// Another candidate stands for it: the same buckets, or no recomputation needed.
     Same,
     /// Cannot be faster than this.
@@ -58,14 +58,14 @@ pub(crate) enum Outcome {
     Found(Box<Found>),
 }
 
-/// What is known of a candidate before it is compiled.
+/// Lower bounds of a candidate, known before it is compiled.
 #[derive(Debug, Clone)]
-pub(crate) struct Promise {
+pub(crate) struct LowerBounds {
     pub index: usize,
     /// No plan of this candidate is faster.
-    pub bound: Seconds,
+    pub time: Seconds,
     /// No plan of this candidate needs less memory.
-    pub floor: Bytes,
+    pub memory: Bytes,
 }
 
 /// Everything that all candidates share.
@@ -77,7 +77,7 @@ pub(crate) struct Evaluator<'a> {
     /// Whose training the prices are of: no other could run the plan so.
     pub engine: Engine,
     pub usable: Bytes,
-    pub ways: Ways,
+    pub options: CommunicationOptions,
 }
 
 /// Candidates with one key have one outline.
@@ -107,8 +107,8 @@ impl<'a> Evaluator<'a> {
         engine: Engine,
         network: Option<&Network>,
     ) -> Self {
-        let (usable, ways) = (usable(cluster, job), Ways::new(network, job));
-        Self { model, cluster, job, costs, engine, usable, ways }
+        let (usable, options) = (usable(cluster, job), CommunicationOptions::new(network, job));
+        Self { model, cluster, job, costs, engine, usable, options }
     }
 
     /// The rules that need no stages.
@@ -117,8 +117,8 @@ impl<'a> Evaluator<'a> {
         engine::check(self.engine, self.model, self.job, &candidate.strategy)
     }
 
-    /// Bounds of all the candidates, which are legal; in their order. What they share is worked out once.
-    pub fn promises(&self, candidates: &[(usize, &Candidate)]) -> Vec<Result<Promise, Unpriced>> {
+    /// Lower bounds of all the candidates, which must be legal; in their order. What they share is worked out once.
+    pub fn lower_bounds(&self, candidates: &[(usize, &Candidate)]) -> Vec<Result<LowerBounds, Unpriced>> {
         let mut outlines: BTreeMap<OutlineKey, &Candidate> = BTreeMap::new();
         let mut orders: BTreeMap<OrderKey, &ParallelStrategy> = BTreeMap::new();
         for (_, candidate) in candidates {
@@ -133,15 +133,15 @@ impl<'a> Evaluator<'a> {
             .into_par_iter()
             .map(|(key, strategy)| (key, in_flight(strategy, micro_batches(strategy))))
             .collect();
-        let promise = |(index, candidate): &(usize, &Candidate)| {
+        let bounds = |(index, candidate): &(usize, &Candidate)| {
             let strategy = &candidate.strategy;
             let outline = outlines[&outline_key(candidate)].as_ref().map_err(Clone::clone)?;
-            let bound = self.costs.outline_bound(outline, self.model, strategy, micro_batches(strategy))?;
+            let time = self.costs.outline_bound(outline, self.model, strategy, micro_batches(strategy))?;
             let orders = &orders[&self.order_key(strategy)];
-            let floor = Bytes(outline.memory_floor(strategy, self.job, orders));
-            Ok(Promise { index: *index, bound, floor })
+            let memory = Bytes(outline.memory_floor(strategy, self.job, orders));
+            Ok(LowerBounds { index: *index, time, memory })
         };
-        candidates.par_iter().map(promise).collect()
+        candidates.par_iter().map(bounds).collect()
     }
 
     fn order_key(&self, strategy: &ParallelStrategy) -> OrderKey {
@@ -219,7 +219,7 @@ impl<'a> Evaluator<'a> {
                         outcomes.push(Outcome::Same);
                     } else {
                         seen.push(buckets);
-                        outcomes.extend(self.in_all_ways(program, threshold));
+                        outcomes.extend(self.with_each_communication(program, threshold));
                     }
                 }
             }
@@ -228,16 +228,16 @@ impl<'a> Evaluator<'a> {
     }
 
     /// The program with every communication that the job allows.
-    fn in_all_ways(&self, program: Program, threshold: Option<u64>) -> Vec<Outcome> {
-        let ways = self.ways.communications(&program, self.job);
-        if ways.len() == 1 && ways[0].is_default() && self.ways.are_plain() {
+    fn with_each_communication(&self, program: Program, threshold: Option<u64>) -> Vec<Outcome> {
+        let communications = self.options.communications(&program, self.job);
+        if communications.len() == 1 && communications[0].is_default() && self.options.only_default() {
             return vec![self.price(&program, threshold)];
         }
         let mut outcomes = Vec::new();
         let mut seen = Vec::new();
-        for communication in ways {
+        for communication in communications {
             let mut strategy = ParallelStrategy { communication, ..program.strategy.clone() };
-            if self.ways.choose() {
+            if self.options.choose_algorithms() {
                 let chosen =
                     self.compile(&strategy, &program.stages).map(|p| self.costs.fastest_algorithms(&p));
                 match chosen {
@@ -283,8 +283,8 @@ impl<'a> Evaluator<'a> {
             Ok(priced) => priced,
             Err(error) => return Outcome::Unpriced(error),
         };
-        if let Some(miss) = Miss::of(program, &priced.memory(), self) {
-            return Outcome::Memory(Box::new(miss));
+        if let Some(shortfall) = MemoryShortfall::of(program, &priced.memory(), self) {
+            return Outcome::Memory(Box::new(shortfall));
         }
         let bound = priced.lower_bound();
         if threshold.is_some_and(|threshold| nanoseconds(bound) > threshold) {
@@ -313,22 +313,22 @@ impl<'a> Evaluator<'a> {
         let blocks =
             |stage: &Stage| stage.layers().filter(|l| self.model.kind(*l) == LayerKind::Block).count();
         let all = cuts.iter().map(blocks).max().unwrap_or(0);
-        let miss = |count: usize| -> Result<Option<Miss>, Outcome> {
+        let shortfall = |count: usize| -> Result<Option<MemoryShortfall>, Outcome> {
             let stages = stages::with_recompute(self.model, &cuts, strategy.recompute, count);
             let program = self.compile(strategy, &stages).map_err(Outcome::Illegal)?;
             let memory = self.costs.memory(&program).map_err(Outcome::Unpriced)?;
-            Ok(Miss::of(&program, &memory, self))
+            Ok(MemoryShortfall::of(&program, &memory, self))
         };
-        if miss(0)?.is_none() {
+        if shortfall(0)?.is_none() {
             return Err(Outcome::Same);
         }
         let (mut too_few, mut enough) = (0, all);
-        if let Some(miss) = miss(all)? {
-            return Err(Outcome::Memory(Box::new(miss)));
+        if let Some(shortfall) = shortfall(all)? {
+            return Err(Outcome::Memory(Box::new(shortfall)));
         }
         while enough - too_few > 1 {
             let middle = (too_few + enough) / 2;
-            if miss(middle)?.is_none() { enough = middle } else { too_few = middle }
+            if shortfall(middle)?.is_none() { enough = middle } else { too_few = middle }
         }
         if enough == all {
             return Err(Outcome::Same);

@@ -7,12 +7,12 @@
 //! Not here: what a plan costs (`cost-model`), what is legal (`program`), and any clock but the caller's.
 //!
 //! ```
-//! use autodist_cost_model::synthetic::Machine;
+//! use autodist_cost_model::synthetic::SyntheticMachine;
 //! use autodist_planner::{Planner, SearchLimits};
 //! use autodist_spec::{Job, StopReason, catalog};
 //! let model = catalog::model("tiny-llama").unwrap();
 //! let job = Job::new(8, 128);
-//! let profile = Machine::new(2).profile(&model, &job);
+//! let profile = SyntheticMachine::new(2).profile(&model, &job);
 //! let planner = Planner::new(&model, &profile.cluster, &job, &profile);
 //! let plan = planner.limits(SearchLimits { top: 3, ..SearchLimits::default() }).plan().unwrap();
 //! assert_eq!(plan.search.stop_reason, StopReason::Optimal);
@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod candidate;
+mod communication;
 mod compression;
 mod explain;
 mod placement;
@@ -30,11 +31,10 @@ mod refusal;
 mod search;
 mod space;
 mod threads;
-mod ways;
 
 pub use explain::{Explanation, MemoryUse, WhatIf, explain};
 pub use reason::{Comparison, Limit};
-pub use refusal::{Infeasible, Miss, PlanError};
+pub use refusal::{Infeasible, MemoryShortfall, PlanError};
 pub use threads::with_threads;
 
 use autodist_cost_model::{CostModel, Unpriced};
@@ -112,7 +112,7 @@ impl<'a> Planner<'a> {
         plan.codecs = codecs;
         if let Some(program) = self.program(&plan) {
             plan.collectives = self.costs.shares(&program);
-            plan.placement = evaluator.ways.placement(&program);
+            plan.placement = evaluator.options.placement(&program);
         }
         plan.correct_mfu();
         believable(&plan).map_err(|error| refusal::unpriced(self, &error))?;
@@ -132,8 +132,8 @@ impl<'a> Planner<'a> {
         let program = Program::compile(self.model, self.job, self.cluster.device_count(), strategy, &stages)?;
         engine::check(evaluator.engine, self.model, self.job, strategy)?;
         let priced = self.costs.price(&program)?;
-        if let Some(miss) = Miss::of(&program, &priced.memory(), &evaluator) {
-            return Err(PlanError::OutOfMemory(Box::new(miss)));
+        if let Some(shortfall) = MemoryShortfall::of(&program, &priced.memory(), &evaluator) {
+            return Err(PlanError::OutOfMemory(Box::new(shortfall)));
         }
         let estimate = priced.estimate(self.job, self.cluster.device());
         let bound = estimate.lower_bound_s;
@@ -147,7 +147,7 @@ impl<'a> Planner<'a> {
         };
         let mut plan = self.document(strategy.clone(), stages, estimate, report);
         plan.collectives = self.costs.shares(&program);
-        plan.placement = evaluator.ways.placement(&program);
+        plan.placement = evaluator.options.placement(&program);
         plan.correct_mfu();
         believable(&plan)?;
         Ok(plan)

@@ -7,7 +7,7 @@
 //! the ranks never loads a link more than all of them. Beyond, swaps improve what filling the nodes in order gives, and a
 //! bound says how far from the least load that can be. The few are then priced like any other choice.
 
-use crate::ways::interchangeable;
+use crate::communication::interchangeable;
 use autodist_program::{Flows, Program};
 use autodist_spec::{Network, PlacementReport};
 use std::collections::BTreeMap;

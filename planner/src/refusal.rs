@@ -8,9 +8,9 @@ use autodist_program::{Illegal, Program};
 use autodist_spec::{Bytes, Job, MemoryBreakdown, ParallelStrategy, Recompute, Rejection, StopReason};
 use std::fmt;
 
-/// A way of training that needs more memory than a device has.
+/// A strategy that needs more memory than a device has, and by how much.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub struct Miss {
+pub struct MemoryShortfall {
     pub strategy: ParallelStrategy,
     pub pipeline_rank: usize,
     /// What that rank needs.
@@ -21,7 +21,7 @@ pub struct Miss {
     pub reserve: f64,
 }
 
-impl Miss {
+impl MemoryShortfall {
     /// The fullest rank, where it does not fit.
     pub(crate) fn of(program: &Program, memory: &[MemoryBreakdown], evaluator: &Evaluator) -> Option<Self> {
         let fullest = (0..memory.len()).rev().max_by_key(|rank| memory[*rank].total())?;
@@ -54,7 +54,7 @@ impl Miss {
     }
 }
 
-impl fmt::Display for Miss {
+impl fmt::Display for MemoryShortfall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (part, bytes) = self.largest_part();
         write!(
@@ -79,7 +79,7 @@ pub struct Infeasible {
     /// Ways that were looked at.
     pub explored: u64,
     pub reasons: Vec<Rejection>,
-    pub closest: Option<Box<Miss>>,
+    pub closest: Option<Box<MemoryShortfall>>,
     pub stop_reason: StopReason,
     pub hint: String,
 }
@@ -97,8 +97,8 @@ impl fmt::Display for Infeasible {
                 reason.count, self.explored, reason.rule, reason.example
             ));
         }
-        if let Some(miss) = &self.closest {
-            lines.push(format!("closest: {}, short by {}", miss.strategy.label(), miss.short_by()));
+        if let Some(shortfall) = &self.closest {
+            lines.push(format!("closest: {}, short by {}", shortfall.strategy.label(), shortfall.short_by()));
         }
         for (index, line) in lines.iter().enumerate() {
             let branch = if index + 1 == lines.len() { "╰─" } else { "├─" };
@@ -116,13 +116,13 @@ pub enum PlanError {
     #[error(transparent)]
     Unpriced(#[from] Unpriced),
     #[error("{0}\nhint: {hint}", hint = memory_hint_for_given(.0))]
-    OutOfMemory(Box<Miss>),
+    OutOfMemory(Box<MemoryShortfall>),
     #[error(transparent)]
     Infeasible(Box<Infeasible>),
 }
 
-fn memory_hint_for_given(miss: &Miss) -> &'static str {
-    match (miss.largest_part().0, miss.strategy.recompute) {
+fn memory_hint_for_given(shortfall: &MemoryShortfall) -> &'static str {
+    match (shortfall.largest_part().0, shortfall.strategy.recompute) {
         ("activations", Recompute::None | Recompute::Selective) => {
             "recompute more, or take smaller micro-batches"
         }
@@ -148,7 +148,7 @@ pub(crate) fn infeasible(planner: &Planner, outcome: SearchOutcome) -> Infeasibl
         (_, StopReason::TimeLimit | StopReason::SimulationLimit) => {
             "give the search more time, or a smaller space".to_owned()
         }
-        (Some(miss), _) => memory_hint(planner.job, miss),
+        (Some(shortfall), _) => memory_hint(planner.job, shortfall),
         (None, _) => outcome.unpriced_hint.clone().unwrap_or_else(|| {
             "widen `allow`, or choose a global batch and a device count that divide each other".to_owned()
         }),
@@ -165,7 +165,7 @@ pub(crate) fn infeasible(planner: &Planner, outcome: SearchOutcome) -> Infeasibl
 }
 
 /// The strongest remedy that the job has not allowed yet.
-fn memory_hint(job: &Job, miss: &Miss) -> String {
+fn memory_hint(job: &Job, shortfall: &MemoryShortfall) -> String {
     let allow = &job.allow;
     let mut remedies = Vec::new();
     if !allow.recompute.contains(&Recompute::Full) {
@@ -182,7 +182,7 @@ fn memory_hint(job: &Job, miss: &Miss) -> String {
         remedies.push("free the degrees in `allow`".to_owned());
     }
     if remedies.is_empty() {
-        let at_least = miss.needs().as_f64() / (1.0 - miss.reserve).max(1e-9);
+        let at_least = shortfall.needs().as_f64() / (1.0 - shortfall.reserve).max(1e-9);
         remedies.push(format!(
             "use more devices, or devices with at least {} each",
             Bytes(at_least.ceil() as u64)

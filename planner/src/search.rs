@@ -1,8 +1,8 @@
 //! Branch and bound: candidates in the order of their bounds, in batches whose size no machine decides.
 
 use crate::SearchLimits;
-use crate::candidate::{Evaluator, Found, Outcome, Promise, nanoseconds};
-use crate::refusal::Miss;
+use crate::candidate::{Evaluator, Found, LowerBounds, Outcome, nanoseconds};
+use crate::refusal::MemoryShortfall;
 use crate::space::{Candidate, candidates};
 use crate::threads::with_threads;
 use autodist_spec::{Bytes, Rejection, SearchReport, Seconds, StopReason};
@@ -41,7 +41,7 @@ pub(crate) struct SearchOutcome {
     pub report: SearchReport,
     pub rejected: Vec<Rejection>,
     /// The candidate out of memory that misses by the least.
-    pub nearest_miss: Option<Box<Miss>>,
+    pub nearest_miss: Option<Box<MemoryShortfall>>,
     /// What to do about the first candidate that the profile does not price.
     pub unpriced_hint: Option<String>,
 }
@@ -64,7 +64,7 @@ impl<'a> Search<'a> {
         let evaluator = self.evaluator;
         let space = candidates(evaluator.model, evaluator.job, evaluator.cluster.device_count());
         let mut tally = Tally::default();
-        let (promises, mut too_large) = self.promising(&space, &mut tally);
+        let (lower_bounds, mut too_large) = self.bounded(&space, &mut tally);
         let mut kept = Kept { keep, found: Vec::new() };
         let mut simulated = 0_u64;
         // Communications beyond the first of each size.
@@ -73,7 +73,7 @@ impl<'a> Search<'a> {
         let stop_reason = loop {
             let threshold = kept.threshold();
             let open =
-                promises[next..].partition_point(|p| threshold.is_none_or(|t| nanoseconds(p.bound) <= t));
+                lower_bounds[next..].partition_point(|p| threshold.is_none_or(|t| nanoseconds(p.time) <= t));
             let left = self.limits.max_simulations.map_or(u64::MAX, |max| max.saturating_sub(simulated));
             let size = self.batch(left).min(open);
             if open == 0 {
@@ -85,13 +85,11 @@ impl<'a> Search<'a> {
             if self.limits.deadline.is_some_and(|is_over| is_over()) {
                 break StopReason::TimeLimit;
             }
-            let batch = &promises[next..next + size];
-            let outcomes: Vec<Vec<Outcome>> = batch
-                .par_iter()
-                .map(|promise| evaluator.evaluate(&space[promise.index], threshold))
-                .collect();
-            for (promise, outcomes) in batch.iter().zip(outcomes) {
-                let candidate = &space[promise.index];
+            let batch = &lower_bounds[next..next + size];
+            let outcomes: Vec<Vec<Outcome>> =
+                batch.par_iter().map(|bounds| evaluator.evaluate(&space[bounds.index], threshold)).collect();
+            for (bounds, outcomes) in batch.iter().zip(outcomes) {
+                let candidate = &space[bounds.index];
                 // A candidate that fails before it is compiled fails in all its sizes.
                 let shared =
                     if outcomes.len() < self.sizes(candidate) { self.sizes(candidate) as u64 } else { 1 };
@@ -100,9 +98,9 @@ impl<'a> Search<'a> {
                 for outcome in outcomes {
                     match outcome {
                         Outcome::Found(plan) => found.push(*plan),
-                        Outcome::Memory(miss) => {
+                        Outcome::Memory(shortfall) => {
                             tally.memory += shared;
-                            too_large.push((miss.needs(), promise.index));
+                            too_large.push((shortfall.needs(), bounds.index));
                         }
                         other => tally.reject(candidate, &other, shared),
                     }
@@ -113,14 +111,15 @@ impl<'a> Search<'a> {
             next += size;
         };
         let threshold = kept.threshold();
-        for promise in &promises[next..] {
-            let candidate = &space[promise.index];
-            let hopeless = threshold.is_some_and(|t| nanoseconds(promise.bound) > t);
+        for bounds in &lower_bounds[next..] {
+            let candidate = &space[bounds.index];
+            let hopeless = threshold.is_some_and(|t| nanoseconds(bounds.time) > t);
             let rule = if hopeless { BOUND } else { NOT_REACHED };
-            tally.count(rule, self.sizes(candidate) as u64, || too_slow(candidate, promise.bound));
+            tally.count(rule, self.sizes(candidate) as u64, || too_slow(candidate, bounds.time));
         }
         let nearest_miss = self.nearest_miss(&space, too_large);
-        let open_bound = promises.get(next).filter(|_| stop_reason != StopReason::Optimal).map(|p| p.bound);
+        let open_bound =
+            lower_bounds.get(next).filter(|_| stop_reason != StopReason::Optimal).map(|p| p.time);
         let explored = space.iter().map(|candidate| self.sizes(candidate) as u64).sum::<u64>() + more;
         SearchOutcome {
             unpriced_hint: tally.unpriced_hint.take(),
@@ -143,7 +142,7 @@ impl<'a> Search<'a> {
     }
 
     /// Legal candidates that may fit, by their bounds; and those that cannot fit, with what they need at least.
-    fn promising(&self, space: &[Candidate], tally: &mut Tally) -> (Vec<Promise>, Vec<(Bytes, usize)>) {
+    fn bounded(&self, space: &[Candidate], tally: &mut Tally) -> (Vec<LowerBounds>, Vec<(Bytes, usize)>) {
         let verdicts: Vec<_> = space.par_iter().map(|candidate| self.evaluator.legal(candidate)).collect();
         let mut legal = Vec::new();
         for (index, verdict) in verdicts.into_iter().enumerate() {
@@ -154,36 +153,40 @@ impl<'a> Search<'a> {
                 }
             }
         }
-        let (mut promises, mut too_large) = (Vec::new(), Vec::new());
-        for (promise, (index, candidate)) in self.evaluator.promises(&legal).into_iter().zip(legal) {
-            match promise {
-                Ok(promise) if promise.floor <= self.evaluator.usable => promises.push(promise),
-                Ok(promise) => {
+        let (mut lower_bounds, mut too_large) = (Vec::new(), Vec::new());
+        for (bounds, (index, candidate)) in self.evaluator.lower_bounds(&legal).into_iter().zip(legal) {
+            match bounds {
+                Ok(bounds) if bounds.memory <= self.evaluator.usable => lower_bounds.push(bounds),
+                Ok(bounds) => {
                     tally.memory += self.sizes(candidate) as u64;
-                    too_large.push((promise.floor, index));
+                    too_large.push((bounds.memory, index));
                 }
                 Err(error) => {
                     tally.reject(candidate, &Outcome::Unpriced(error), self.sizes(candidate) as u64)
                 }
             }
         }
-        promises.sort_by(|a, b| a.bound.0.total_cmp(&b.bound.0).then(a.index.cmp(&b.index)));
-        (promises, too_large)
+        lower_bounds.sort_by(|a, b| a.time.0.total_cmp(&b.time.0).then(a.index.cmp(&b.index)));
+        (lower_bounds, too_large)
     }
 
-    fn nearest_miss(&self, space: &[Candidate], mut too_large: Vec<(Bytes, usize)>) -> Option<Box<Miss>> {
+    fn nearest_miss(
+        &self,
+        space: &[Candidate],
+        mut too_large: Vec<(Bytes, usize)>,
+    ) -> Option<Box<MemoryShortfall>> {
         too_large.sort_unstable();
         let exact = |(_, index): &(Bytes, usize)| {
             let misses = self.evaluator.evaluate(&space[*index], Some(0)).into_iter().filter_map(|outcome| {
                 match outcome {
-                    Outcome::Memory(miss) => Some(miss),
+                    Outcome::Memory(shortfall) => Some(shortfall),
                     _ => None,
                 }
             });
-            misses.min_by_key(|miss| miss.needs())
+            misses.min_by_key(|shortfall| shortfall.needs())
         };
         let nearest: Vec<_> = too_large.par_iter().take(NEAREST).map(exact).collect();
-        nearest.into_iter().flatten().min_by_key(|miss| miss.needs())
+        nearest.into_iter().flatten().min_by_key(|shortfall| shortfall.needs())
     }
 }
 
@@ -271,10 +274,14 @@ impl Tally {
         self.reasons.entry(rule).or_insert_with(|| (0, example())).0 += count;
     }
 
-    fn rejections(self, nearest: Option<&Miss>, best: Option<&Found>) -> Vec<Rejection> {
+    fn rejections(self, nearest: Option<&MemoryShortfall>, best: Option<&Found>) -> Vec<Rejection> {
         let mut list: Vec<Rejection> = Vec::new();
-        if let Some(miss) = nearest {
-            list.push(Rejection { rule: "memory".to_owned(), count: self.memory, example: miss.to_string() });
+        if let Some(shortfall) = nearest {
+            list.push(Rejection {
+                rule: "memory".to_owned(),
+                count: self.memory,
+                example: shortfall.to_string(),
+            });
         }
         for (rule, (count, mut example)) in self.reasons {
             if let Some(best) = best.filter(|_| rule == BOUND) {

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
-use autodist_cost_model::synthetic::Machine;
+use autodist_cost_model::synthetic::SyntheticMachine;
 use autodist_planner::{PlanError, Planner, SearchLimits, explain};
 use autodist_spec::{
     Bytes, Job, ModelSpec, ParallelStrategy, Plan, Recompute, StopReason, catalog, parse, to_json,
@@ -13,17 +13,17 @@ fn model() -> ModelSpec {
     catalog::model("tiny-llama").unwrap()
 }
 
-fn machines() -> Vec<(&'static str, Machine)> {
-    let base = Machine::new(4);
+fn machines() -> Vec<(&'static str, SyntheticMachine)> {
+    let base = SyntheticMachine::new(4);
     vec![
         ("balanced", base.clone()),
-        ("slow links", Machine { bytes_per_s: 1e7, ..base.clone() }),
-        ("fast links", Machine { bytes_per_s: 1e12, latency_s: 1e-7, ..base.clone() }),
-        ("long latency", Machine { latency_s: 5e-3, ..base.clone() }),
-        ("small memory", Machine { memory_bytes: Bytes(14 << 20), ..base.clone() }),
+        ("slow links", SyntheticMachine { bytes_per_s: 1e7, ..base.clone() }),
+        ("fast links", SyntheticMachine { bytes_per_s: 1e12, latency_s: 1e-7, ..base.clone() }),
+        ("long latency", SyntheticMachine { latency_s: 5e-3, ..base.clone() }),
+        ("small memory", SyntheticMachine { memory_bytes: Bytes(14 << 20), ..base.clone() }),
         (
             "interference",
-            Machine { compute_slowdown: 1.8, communication_slowdown: 2.5, bytes_per_s: 1e8, ..base },
+            SyntheticMachine { compute_slowdown: 1.8, communication_slowdown: 2.5, bytes_per_s: 1e8, ..base },
         ),
     ]
 }
@@ -34,7 +34,7 @@ fn job() -> Job {
     job
 }
 
-fn plan_with(machine: &Machine, job: &Job, limits: SearchLimits) -> Plan {
+fn plan_with(machine: &SyntheticMachine, job: &Job, limits: SearchLimits) -> Plan {
     let model = model();
     let profile = machine.profile(&model, job);
     Planner::new(&model, &profile.cluster, job, &profile).limits(limits).plan().unwrap()
@@ -105,7 +105,7 @@ fn threads_change_no_byte_and_a_file_changes_nothing() {
 
 #[test]
 fn a_limit_says_how_far_from_optimal_it_can_be() {
-    let machine = Machine::new(4);
+    let machine = SyntheticMachine::new(4);
     let best = plan_with(&machine, &job(), SearchLimits::default());
     let few = plan_with(
         &machine,
@@ -121,7 +121,7 @@ fn a_limit_says_how_far_from_optimal_it_can_be() {
     let asked = AtomicU32::new(0);
     let is_over = || asked.fetch_add(1, Ordering::Relaxed) > 0;
     let limits = SearchLimits { deadline: Some(&is_over), threads: 1, ..SearchLimits::default() };
-    let machine = Machine { bytes_per_s: 1e7, ..machine };
+    let machine = SyntheticMachine { bytes_per_s: 1e7, ..machine };
     assert_eq!(plan_with(&machine, &job(), limits).search.stop_reason, StopReason::TimeLimit);
 }
 
@@ -131,7 +131,7 @@ fn shrinking(memory: u64, change: impl FnOnce(&mut Job)) -> Result<Plan, String>
     let mut job = Job::new(16, 128);
     (job.allow.data, job.allow.micro_batch) = (Some(vec![2]), Some(vec![8]));
     change(&mut job);
-    let machine = Machine { memory_bytes: Bytes(memory << 20), ..Machine::new(2) };
+    let machine = SyntheticMachine { memory_bytes: Bytes(memory << 20), ..SyntheticMachine::new(2) };
     let profile = machine.profile(&model, &job);
     Planner::new(&model, &profile.cluster, &job, &profile).plan().map_err(|error| error.to_string())
 }
@@ -180,7 +180,7 @@ fn a_refusal_names_the_closest_plan_and_the_way_out() {
 #[test]
 fn a_given_way_is_estimated_or_refused() {
     let (model, job) = (model(), Job::new(8, 128));
-    let profile = Machine::new(4).profile(&model, &job);
+    let profile = SyntheticMachine::new(4).profile(&model, &job);
     let planner = Planner::new(&model, &profile.cluster, &job, &profile);
     let strategy = ParallelStrategy { pipeline: 2, ..ParallelStrategy::data_parallel(2, 2) };
     let plan = planner.given(&strategy, None).unwrap();
@@ -193,7 +193,7 @@ fn a_given_way_is_estimated_or_refused() {
 
 #[test]
 fn an_explanation_says_what_binds_and_what_would_help() {
-    let machine = Machine { bytes_per_s: 3e7, ..Machine::new(4) };
+    let machine = SyntheticMachine { bytes_per_s: 3e7, ..SyntheticMachine::new(4) };
     let (model, job) = (model(), job());
     let profile = machine.profile(&model, &job);
     let planner = Planner::new(&model, &profile.cluster, &job, &profile);

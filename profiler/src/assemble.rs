@@ -14,10 +14,10 @@ use crate::probes::Probe;
 use crate::{Assignment, Request, quality};
 use autodist_executor::{RankOutcome, Task};
 use autodist_program::{Instruction, Op, Program, RankProgram};
-use autodist_spec::profile::{CodecCost, CollectiveKind, Environment, Hardware, Sample};
+use autodist_spec::profile::{CodecCost, Environment, Hardware, Sample};
 use autodist_spec::{
-    Codec, Coded, DeviceKind, Doubt, DoubtedCell, Engine, Network, Pass, Profile, Provenance, Recompute,
-    Segment,
+    Codec, Coded, Collective, DeviceKind, Doubt, DoubtedCell, Engine, Network, Pass, Profile, Provenance,
+    Recompute, Segment,
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,8 +47,8 @@ pub struct Assembly<'a> {
     links_unsettled: Option<String>,
     /// What was measured again, and why.
     again: Vec<String>,
-    collectives: BTreeMap<(CollectiveKind, usize, usize, usize), Vec<f64>>,
-    exchanges: BTreeMap<(CollectiveKind, usize, usize, usize), Vec<f64>>,
+    collectives: BTreeMap<(Collective, usize, usize, usize), Vec<f64>>,
+    exchanges: BTreeMap<(Collective, usize, usize, usize), Vec<f64>>,
     messages: BTreeMap<(usize, usize), Vec<f64>>,
     handover: Vec<f64>,
     baseline: u64,

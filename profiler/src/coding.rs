@@ -3,9 +3,9 @@
 
 use crate::Request;
 use autodist_codecs::{Arithmetic, Compressor, Exchange, Form, PartMut, Tensor, rounding};
-use autodist_communication::{Communicator, Reduction};
+use autodist_communication::{Communicator, ReduceOp};
 use autodist_executor::launcher::Worker;
-use autodist_executor::{Device, ExecutionError, host};
+use autodist_executor::{ExecutionError, TrainingDevice, host};
 use autodist_program::{buckets, rules, stages};
 use autodist_spec::{Bytes, Codec, Coded, Engine, ParallelStrategy};
 use serde::{Deserialize, Serialize};
@@ -88,7 +88,7 @@ impl CodingTask {
     }
 }
 
-pub fn measure<D: Device>(
+pub fn measure<D: TrainingDevice>(
     device: &D,
     task: &CodingTask,
     worker: &mut Worker,
@@ -130,7 +130,7 @@ struct One<'a> {
 }
 
 impl One<'_> {
-    fn time<D: Device>(
+    fn time<D: TrainingDevice>(
         &self,
         device: &D,
         task: &CodingTask,
@@ -147,7 +147,7 @@ impl One<'_> {
                 (0..elements).map(|i| ((i * 7 + repetition * 13) % 1009) as f32 - 504.0).collect();
             let mut buffer = device.upload_full(&numbers);
             device.synchronise()?;
-            barrier.all_reduce(&mut [0.0], Reduction::Sum)?;
+            barrier.all_reduce(&mut [0.0], ReduceOp::Sum)?;
             let start = Instant::now();
             let mut echo = Echo { size: group };
             let mut values = PartMut::new(D::values(&mut buffer), 0..elements);

@@ -1,7 +1,7 @@
 //! What the device does apart from any model: products of the model's shapes, copies.
 
-use autodist_compute::{Product, Region, RegionMut};
-use autodist_executor::{Device, ExecutionError};
+use autodist_compute::{GemmShape, Region, RegionMut};
+use autodist_executor::{ExecutionError, TrainingDevice};
 use autodist_spec::profile::{CopyCost, CopyKind, Hardware, ProductCost, Sample};
 use autodist_spec::{Bytes, FlopsPerSecond, LayerKind, ModelSpec, Precision, TensorSplit};
 use serde::{Deserialize, Serialize};
@@ -51,7 +51,7 @@ pub struct HardwareAnswer {
     pub copies: Vec<(CopyKind, usize, Vec<f64>)>,
 }
 
-pub fn measure<D: Device>(device: &D, task: &HardwareTask) -> Result<HardwareAnswer, ExecutionError> {
+pub fn measure<D: TrainingDevice>(device: &D, task: &HardwareTask) -> Result<HardwareAnswer, ExecutionError> {
     let mut answer = HardwareAnswer::default();
     for (m, n, k) in task.products.iter().copied() {
         let (a, b) = (device.upload(&vec![0.5; m * k]), device.upload(&vec![0.5; k * n]));
@@ -59,7 +59,7 @@ pub fn measure<D: Device>(device: &D, task: &HardwareTask) -> Result<HardwareAns
         let seconds = repeated(device, task.repetitions, || {
             let b = Region::start(&b).rows(k).transposed();
             let c = RegionMut::start(&mut c).rows(n);
-            device.matmul(Product::new(m, n, k), 1.0, Region::start(&a).rows(k), b, 0.0, c);
+            device.matmul(GemmShape::new(m, n, k), 1.0, Region::start(&a).rows(k), b, 0.0, c);
         });
         answer.products.push(((m, n, k), seconds));
     }
@@ -82,7 +82,7 @@ pub fn measure<D: Device>(device: &D, task: &HardwareTask) -> Result<HardwareAns
 }
 
 /// Times `work` on the device, warm-up left out.
-fn repeated<D: Device>(device: &D, repetitions: usize, mut work: impl FnMut()) -> Vec<f64> {
+fn repeated<D: TrainingDevice>(device: &D, repetitions: usize, mut work: impl FnMut()) -> Vec<f64> {
     work();
     (0..repetitions)
         .map(|_| {

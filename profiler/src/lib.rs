@@ -29,7 +29,7 @@ pub use quality::{doubts, judge};
 
 use autodist_executor::cuda::{self, Survey};
 use autodist_executor::launcher::{LaunchError, LaunchOptions, News, Worker, launch};
-use autodist_executor::{Device, ExecutionError, RankOutcome, Task, Tell, devices, host, train};
+use autodist_executor::{ExecutionError, RankOutcome, Task, Tell, TrainingDevice, devices, host, train};
 use autodist_spec::profile::{DeviceKind, Environment};
 use autodist_spec::{Cluster, Engine, Job, Machine, ModelSpec, Network, Precision, Profile};
 use serde::{Deserialize, Serialize};
@@ -82,7 +82,7 @@ pub fn handle(worker: &mut Worker, index: usize, assignment: &Value) -> Result<V
     answer.map_err(broken)
 }
 
-fn on_device<D: Device>(
+fn on_device<D: TrainingDevice>(
     device: &D,
     worker: &mut Worker,
     index: usize,
@@ -158,7 +158,7 @@ impl Request {
 
 /// Where the profiler is.
 #[derive(Debug, Clone, Copy)]
-pub struct Progress<'a> {
+pub struct ProfilingProgress<'a> {
     /// From 1.
     pub round: usize,
     /// Pieces of this round that are measured.
@@ -199,7 +199,7 @@ pub fn profile(
     request: &Request,
     options: &LaunchOptions,
     earlier: Option<Profile>,
-    progress: impl FnMut(Progress<'_>),
+    progress: impl FnMut(ProfilingProgress<'_>),
     partial: impl FnMut(&Profile),
 ) -> Result<Profile, ProfileError> {
     let environment = Environment {
@@ -231,7 +231,7 @@ pub fn profile_by(
     environment: Environment,
     earlier: Option<Profile>,
     mut ask: impl FnMut(&[Assignment], &mut dyn FnMut(usize, Vec<Value>)) -> Result<(), ProfileError>,
-    mut progress: impl FnMut(Progress<'_>),
+    mut progress: impl FnMut(ProfilingProgress<'_>),
     mut partial: impl FnMut(&Profile),
 ) -> Result<Profile, ProfileError> {
     let began = Instant::now();
@@ -246,7 +246,7 @@ pub fn profile_by(
             let next = pieces.get(done).map_or_else(|| "putting it together".to_owned(), describe);
             let (used_s, budget_s) = (began.elapsed().as_secs_f64(), request.budget_s);
             let what = format!("{why}{next}");
-            progress(Progress { round, done, of: pieces.len(), what: &what, used_s, budget_s });
+            progress(ProfilingProgress { round, done, of: pieces.len(), what: &what, used_s, budget_s });
         };
         at(0);
         ask(pieces, &mut |index, answers| {

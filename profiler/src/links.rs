@@ -1,12 +1,12 @@
 //! Times collectives and messages over sizes and groups, all groups of a kind at once.
 
-use autodist_communication::{Communicator, Counters, Ways};
+use autodist_communication::{Communicator, Counters, GroupOptions};
 use autodist_executor::device::Tag;
 use autodist_executor::launcher::Worker;
-use autodist_executor::stream::{CommunicationStream, Groups, Work, collective};
-use autodist_executor::{Device, ExecutionError, host};
+use autodist_executor::stream::{BucketTransfer, CommunicationStream, Groups, collective};
+use autodist_executor::{ExecutionError, TrainingDevice, host};
 use autodist_program::Transfer;
-use autodist_spec::{Algorithm, CollectiveKind, Precision, Reduction};
+use autodist_spec::{Algorithm, Collective, Precision, Reduction};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -38,8 +38,7 @@ impl LinkTask {
 const CACHE_BYTES: usize = 8 << 20;
 const MOST_BUFFERS: usize = 16;
 
-pub const KINDS: [CollectiveKind; 3] =
-    [CollectiveKind::AllReduce, CollectiveKind::ReduceScatter, CollectiveKind::AllGather];
+pub const KINDS: [Collective; 3] = [Collective::AllReduce, Collective::ReduceScatter, Collective::AllGather];
 
 /// What one rank saw; the same order on every rank.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -57,7 +56,7 @@ pub struct LinkAnswer {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CollectiveTimings {
-    pub kind: CollectiveKind,
+    pub kind: Collective,
     pub group: usize,
     pub stride: usize,
     pub bytes: usize,
@@ -80,7 +79,7 @@ fn members(world: usize, size: usize, stride: usize, rank: usize) -> Vec<usize> 
     (0..size).map(|i| first + i * stride).collect()
 }
 
-pub fn measure<D: Device>(
+pub fn measure<D: TrainingDevice>(
     device: &D,
     task: &LinkTask,
     worker: &mut Worker,
@@ -103,7 +102,8 @@ pub fn measure<D: Device>(
         let members = members(world, *size, *stride, rank);
         let before = device.live_memory();
         let group_name = format!("{name}.g{size}.{stride}");
-        let mut group = device.group(&mut worker.endpoint, &group_name, &members, &Ways::default())?;
+        let mut group =
+            device.group(&mut worker.endpoint, &group_name, &members, &GroupOptions::default())?;
         host::enter_compute(worker.placement);
         for kind in KINDS {
             for bytes in &task.sizes {
@@ -147,7 +147,7 @@ pub fn measure<D: Device>(
 }
 
 /// Times what codecs do over a group that goes through the host.
-fn exchanges<D: Device>(
+fn exchanges<D: TrainingDevice>(
     device: &D,
     task: &LinkTask,
     group: &mut dyn Communicator,
@@ -155,14 +155,14 @@ fn exchanges<D: Device>(
     barrier: &mut Box<dyn Communicator>,
     timed: &mut Vec<CollectiveTimings>,
 ) -> Result<(), ExecutionError> {
-    for kind in [CollectiveKind::AllReduce, CollectiveKind::AllGather] {
+    for kind in [Collective::AllReduce, Collective::AllGather] {
         for bytes in &task.sizes {
             let elements = (bytes / 4).next_multiple_of(group.size());
             let mut values = vec![1.0; elements];
             let seconds = timings(device, task.repetitions, barrier, || {
                 match kind {
-                    CollectiveKind::AllGather => group.all_gather(&mut values)?,
-                    _ => group.all_reduce(&mut values, autodist_communication::Reduction::Sum)?,
+                    Collective::AllGather => group.all_gather(&mut values)?,
+                    _ => group.all_reduce(&mut values, autodist_communication::ReduceOp::Sum)?,
                 }
                 Ok(())
             })?;
@@ -173,7 +173,7 @@ fn exchanges<D: Device>(
 }
 
 /// Times `work` after a barrier, warm-up left out.
-fn timings<D: Device>(
+fn timings<D: TrainingDevice>(
     device: &D,
     repetitions: usize,
     barrier: &mut Box<dyn Communicator>,
@@ -193,7 +193,7 @@ fn timings<D: Device>(
 }
 
 /// Half round trips between neighbouring stages, as the executor sends: out of a device buffer, into another.
-fn messages<D: Device>(
+fn messages<D: TrainingDevice>(
     device: &D,
     task: &LinkTask,
     worker: &mut Worker,
@@ -231,7 +231,7 @@ fn messages<D: Device>(
 }
 
 /// An empty collective through the communication stream: what the stream itself costs.
-pub(crate) fn handover<D: Device>(
+pub(crate) fn handover<D: TrainingDevice>(
     device: &D,
     repetitions: usize,
     worker: &mut Worker,
@@ -239,7 +239,7 @@ pub(crate) fn handover<D: Device>(
 ) -> Result<Vec<f64>, ExecutionError> {
     let alone = [worker.endpoint.rank()];
     let mut group = |what: &str| {
-        device.group(&mut worker.endpoint, &format!("{name}.alone.{what}"), &alone, &Ways::default())
+        device.group(&mut worker.endpoint, &format!("{name}.alone.{what}"), &alone, &GroupOptions::default())
     };
     let groups = Groups {
         reduce: group("reduce")?,
@@ -257,9 +257,9 @@ pub(crate) fn handover<D: Device>(
         let start = device.record();
         if let Some(buffer) = buffer.take() {
             let ready = device.record();
-            stream.submit(Work {
+            stream.submit(BucketTransfer {
                 key,
-                kind: CollectiveKind::AllReduce,
+                kind: Collective::AllReduce,
                 reduction: Reduction::default(),
                 buffer,
                 range: 0..16,

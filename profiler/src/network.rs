@@ -2,9 +2,9 @@
 //! each is and how late bytes arrive is measured.
 
 use crate::{Request, links};
-use autodist_communication::{Communicator, Mailbox, Reduction};
+use autodist_communication::{Communicator, Mailbox, ReduceOp};
 use autodist_executor::launcher::Worker;
-use autodist_executor::{Device, ExecutionError, host};
+use autodist_executor::{ExecutionError, TrainingDevice, host};
 use autodist_spec::profile::Sample;
 use autodist_spec::{BytesPerSecond, Network, Provenance, Seconds};
 use serde::{Deserialize, Serialize};
@@ -129,7 +129,7 @@ fn is_both_ways(flows: &[(usize, usize)]) -> bool {
     flows.iter().any(|(from, _)| flows.iter().any(|(_, to)| to == from))
 }
 
-pub fn measure<D: Device>(
+pub fn measure<D: TrainingDevice>(
     device: &D,
     task: &NetworkTask,
     worker: &mut Worker,
@@ -142,7 +142,7 @@ pub fn measure<D: Device>(
     let before = device.live_memory();
     let mut group = worker.endpoint.group(&format!("{name}.all"), &everyone)?;
     let mut values = vec![1.0; task.elements];
-    group.all_reduce(&mut values, Reduction::Sum)?;
+    group.all_reduce(&mut values, ReduceOp::Sum)?;
     drop(values);
     let staging_bytes = device.live_memory().saturating_sub(before) as u64;
     let mut mailbox = worker.endpoint.point_to_point(&format!("{name}.flows"), &others)?;
@@ -163,7 +163,7 @@ pub fn measure<D: Device>(
                 let round_trip = Sample::of(&timings.round_trip).median_s.0;
                 let taken = once(&mut group, timings.elements)?.unwrap_or(0.0);
                 let mut longest = [taken as f32, round_trip as f32];
-                group.all_reduce(&mut longest, Reduction::Max)?;
+                group.all_reduce(&mut longest, ReduceOp::Max)?;
                 let [longest, round_trip] = longest.map(f64::from);
                 let more = (4 * timings.elements).min(task.most_elements);
                 sized = longest >= LONG_ENOUGH_S.max(ROUND_TRIPS * round_trip) || more <= timings.elements;

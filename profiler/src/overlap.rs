@@ -1,12 +1,12 @@
 //! What compute and communication do to each other when both run on one device.
 
-use autodist_communication::Ways;
-use autodist_compute::{Product, Region, RegionMut};
+use autodist_communication::GroupOptions;
+use autodist_compute::{GemmShape, Region, RegionMut};
 use autodist_executor::launcher::Worker;
-use autodist_executor::stream::{CommunicationStream, Groups, Work};
-use autodist_executor::{Device, ExecutionError, host};
+use autodist_executor::stream::{BucketTransfer, CommunicationStream, Groups};
+use autodist_executor::{ExecutionError, TrainingDevice, host};
 use autodist_program::Transfer;
-use autodist_spec::{CollectiveKind, Precision, Reduction};
+use autodist_spec::{Collective, Precision, Reduction};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -43,7 +43,7 @@ pub struct OverlapAnswer {
 /// Buffers of a block's size that zeroing and adding go through.
 const BUFFERS: usize = 8;
 
-pub fn measure<D: Device>(
+pub fn measure<D: TrainingDevice>(
     device: &D,
     task: &OverlapTask,
     worker: &mut Worker,
@@ -54,7 +54,7 @@ pub fn measure<D: Device>(
     let everyone: Vec<usize> = (0..worker.endpoint.world()).collect();
     let mut barrier = worker.endpoint.group(&format!("{name}.barrier"), &everyone)?;
     let mut group = |what: &str, members: &[usize]| {
-        device.group(&mut worker.endpoint, &format!("{name}.{what}"), members, &Ways::default())
+        device.group(&mut worker.endpoint, &format!("{name}.{what}"), members, &GroupOptions::default())
     };
     let groups = Groups {
         reduce: group("reduce", &everyone)?,
@@ -72,7 +72,7 @@ pub fn measure<D: Device>(
         let start = device.record();
         for _ in 0..times {
             let (a, b) = (Region::start(&a).rows(k), Region::start(&b).rows(n));
-            device.matmul(Product::new(m, n, k), 1.0, a, b, 0.0, RegionMut::start(&mut c).rows(n));
+            device.matmul(GemmShape::new(m, n, k), 1.0, a, b, 0.0, RegionMut::start(&mut c).rows(n));
         }
         device.seconds_between(&start, &device.record())
     };
@@ -83,9 +83,9 @@ pub fn measure<D: Device>(
         let start = device.record();
         for (index, buffer) in buffers.drain(..).enumerate() {
             let range = 0..device.len(&buffer);
-            stream.submit(Work {
+            stream.submit(BucketTransfer {
                 key: (Transfer::Reduce, index),
-                kind: CollectiveKind::AllReduce,
+                kind: Collective::AllReduce,
                 reduction: Reduction::default(),
                 buffer,
                 range,
@@ -108,7 +108,7 @@ pub fn measure<D: Device>(
     let alone = (0..3).map(|_| reduce(&mut stream, &mut || 0.0)).collect::<Result<Vec<_>, _>>()?;
     let longest = alone.iter().map(|(_, s)| *s).fold(0.0, f64::max);
     let mut times = [((2.0 * longest / one).ceil() as usize).clamp(2, 10_000) as f32];
-    barrier.all_reduce(&mut times, autodist_communication::Reduction::Max)?;
+    barrier.all_reduce(&mut times, autodist_communication::ReduceOp::Max)?;
     let times = times[0] as usize;
     for _ in 0..task.repetitions {
         barrier.barrier()?;

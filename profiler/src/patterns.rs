@@ -1,12 +1,12 @@
 //! Times whole collectives of all devices, by every algorithm and at a few sizes. What they take beyond what the links
 //! between the devices explain is a figure of the pattern, which the cost model takes along.
 
-use autodist_collectives::{Collective, candidates, suits};
-use autodist_communication::{Communicator, Reduction, Ways};
+use autodist_collectives::{candidates, suits};
+use autodist_communication::{Communicator, GroupOptions, ReduceOp};
 use autodist_executor::launcher::Worker;
 use autodist_executor::{ExecutionError, host};
 use autodist_spec::profile::Sample;
-use autodist_spec::{Algorithm, Bytes, Pattern, PatternTiming};
+use autodist_spec::{Algorithm, Bytes, Collective, Pattern, PatternTiming};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
@@ -63,8 +63,8 @@ pub fn measure(
 ) -> Result<Vec<PatternSeconds>, ExecutionError> {
     host::enter_communication(worker.placement);
     let everyone: Vec<usize> = (0..worker.endpoint.world()).collect();
-    let ways = Ways { algorithms: task.algorithms.clone(), all_to_all: true };
-    let mut group = worker.endpoint.group_for(&format!("{name}.patterns"), &everyone, &ways)?;
+    let options = GroupOptions { algorithms: task.algorithms.clone(), all_to_all: true };
+    let mut group = worker.endpoint.group_for(&format!("{name}.patterns"), &everyone, &options)?;
     let patterns = patterns(task, everyone.len());
     let mut answer = Vec::new();
     for bytes in SIZES {
@@ -83,7 +83,7 @@ pub fn measure(
         }
         // All members must agree on whether there is a next size.
         let mut slowest = [longest as f32];
-        group.all_reduce(&mut slowest, Reduction::Max)?;
+        group.all_reduce(&mut slowest, ReduceOp::Max)?;
         if f64::from(slowest[0]) > LONGEST_S {
             break;
         }
@@ -104,9 +104,9 @@ fn once(group: &mut dyn Communicator, pattern: Pattern, bytes: usize) -> Result<
     for _ in 0..RUNS {
         match pattern {
             // The greatest of ones stays one, however often.
-            Pattern::AllReduce(algorithm) => group.all_reduce_by(algorithm, &mut values, Reduction::Max)?,
+            Pattern::AllReduce(algorithm) => group.all_reduce_by(algorithm, &mut values, ReduceOp::Max)?,
             Pattern::ReduceScatter(algorithm) => {
-                group.reduce_scatter_by(algorithm, &mut values, Reduction::Max)?;
+                group.reduce_scatter_by(algorithm, &mut values, ReduceOp::Max)?;
             }
             Pattern::AllGather(algorithm) => group.all_gather_by(algorithm, &mut values)?,
             Pattern::AllToAll => drop(group.all_to_all_bytes(&parts)?),

@@ -2,7 +2,7 @@
 
 use crate::assemble::{Assembly, in_block};
 use crate::{Assignment, CodingTask, HardwareTask, LinkTask, NetworkTask, OverlapTask, PatternTask, Request};
-use autodist_executor::{Coding, DataSource, Task};
+use autodist_executor::{CodecOptions, DataSource, Task};
 use autodist_program::{rules, stages};
 use autodist_spec::{
     Bytes, Codec, DoubtedCell, Engine, Job, LayerKind, ParallelStrategy, Recompute, ScheduleKind, TensorSplit,
@@ -188,7 +188,7 @@ pub fn task(request: &Request, probe: &Probe) -> Task {
         detail: true,
         count_memory: true,
         emulated_flops_per_s: request.emulated_flops_per_s(),
-        coding: Coding::default(),
+        coding: CodecOptions::default(),
     }
 }
 

@@ -6,9 +6,10 @@
 //! tells only that one of the two is wrong. So cells vote: a cell is in doubt if more than half of its peers contradict it, and
 //! whoever is contradicted most goes first and loses its vote.
 
-use autodist_spec::profile::{CollectiveKind, OptimizerCost, Sample};
+use autodist_spec::profile::{OptimizerCost, Sample};
 use autodist_spec::{
-    Doubt, DoubtKind, DoubtedCell, FlopsPerSecond, Pass, Profile, Recompute, Seconds, Segment, SegmentCost,
+    Collective, Doubt, DoubtKind, DoubtedCell, FlopsPerSecond, Pass, Profile, Recompute, Seconds, Segment,
+    SegmentCost,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -401,8 +402,7 @@ fn collectives(profile: &Profile) -> Vec<Doubt> {
         })
         .collect();
     // An all-reduce is a reduce-scatter and an all-gather.
-    let rounds =
-        |kind: CollectiveKind| if kind == CollectiveKind::AllReduce { (1.0, 2.0) } else { (1.0, 1.0) };
+    let rounds = |kind: Collective| if kind == Collective::AllReduce { (1.0, 2.0) } else { (1.0, 1.0) };
     let ballot = Ballot::of(voters, |a, b| {
         let (mine, theirs) = (&cells[a], &cells[b]);
         let (x, y) = (mine.bytes.as_f64(), theirs.bytes.as_f64());

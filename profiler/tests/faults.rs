@@ -7,7 +7,7 @@ mod lab;
 use autodist_planner::Planner;
 use autodist_profiler::{covers, doubts, judge};
 use autodist_spec::{
-    CollectiveKind, DoubtKind, DoubtedCell, Pass, Profile, Recompute, Sample, Seconds, Segment, SegmentCost,
+    Collective, DoubtKind, DoubtedCell, Pass, Profile, Recompute, Sample, Seconds, Segment, SegmentCost,
     parse, to_json,
 };
 use lab::{Asked, Lab, sound, sound_links};
@@ -270,11 +270,11 @@ fn a_cell_is_used_all_the_same_where_nothing_else_is_left() {
 #[test]
 fn a_collective_that_cannot_be_so_fast_is_measured_again_or_left_out() {
     let largest = |lab: &Lab| lab.truth.model.total_parameters() as usize * 4;
-    for kind in [CollectiveKind::AllReduce, CollectiveKind::ReduceScatter] {
+    for kind in [Collective::AllReduce, Collective::ReduceScatter] {
         let mut lab = Lab::new(13, NOISE);
         let most = largest(&lab);
-        let hit = move |of: CollectiveKind, bytes: usize| of == kind && bytes >= most;
-        let once = move |turn: usize, of: CollectiveKind, bytes: usize| {
+        let hit = move |of: Collective, bytes: usize| of == kind && bytes >= most;
+        let once = move |turn: usize, of: Collective, bytes: usize| {
             if turn == 0 && hit(of, bytes) { 1.0 / 7.0 } else { 1.0 }
         };
         let profile = lab.profile(None, &sound, &once);
@@ -283,7 +283,7 @@ fn a_collective_that_cannot_be_so_fast_is_measured_again_or_left_out() {
 
         let mut lab = Lab::new(13, NOISE);
         let always =
-            move |_: usize, of: CollectiveKind, bytes: usize| if hit(of, bytes) { 1.0 / 7.0 } else { 1.0 };
+            move |_: usize, of: Collective, bytes: usize| if hit(of, bytes) { 1.0 / 7.0 } else { 1.0 };
         let profile = lab.profile(None, &sound, &always);
         assert_eq!(lab.links_run(), 2);
         let [doubt] = profile.doubts.as_slice() else { panic!("{:?}", profile.doubts) };

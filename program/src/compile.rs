@@ -5,7 +5,7 @@ use crate::layout::{Coordinates, Layout};
 use crate::rules::{self, Illegal};
 use crate::schedule::{Slot, order};
 use autodist_spec::{
-    Bytes, Coded, CollectiveKind, Job, LayerKind, ModelSpec, ParallelStrategy, Pass, Precision, Recompute,
+    Bytes, Coded, Collective, Job, LayerKind, ModelSpec, ParallelStrategy, Pass, Precision, Recompute,
     Reduction, Segment, Stage,
 };
 
@@ -116,11 +116,11 @@ pub enum TensorCollective {
 }
 
 impl TensorCollective {
-    pub fn kind(self) -> CollectiveKind {
+    pub fn kind(self) -> Collective {
         match self {
-            Self::SumAll | Self::MaxAll => CollectiveKind::AllReduce,
-            Self::ReduceScatter => CollectiveKind::ReduceScatter,
-            Self::AllGather => CollectiveKind::AllGather,
+            Self::SumAll | Self::MaxAll => Collective::AllReduce,
+            Self::ReduceScatter => Collective::ReduceScatter,
+            Self::AllGather => Collective::AllGather,
         }
     }
 }
@@ -259,12 +259,12 @@ impl Program {
     }
 
     /// Collective and element count of `transfer` on `bucket`.
-    pub fn transfer_work(&self, transfer: Transfer, bucket: &Bucket) -> (CollectiveKind, usize) {
+    pub fn transfer_work(&self, transfer: Transfer, bucket: &Bucket) -> (Collective, usize) {
         match transfer {
-            Transfer::Reduce if self.strategy.zero_stage == 0 => (CollectiveKind::AllReduce, bucket.padded),
-            Transfer::Reduce => (CollectiveKind::ReduceScatter, bucket.padded),
-            Transfer::ReduceReplicas => (CollectiveKind::AllReduce, bucket.shard_elements(self.layout.shard)),
-            Transfer::Gather => (CollectiveKind::AllGather, bucket.padded),
+            Transfer::Reduce if self.strategy.zero_stage == 0 => (Collective::AllReduce, bucket.padded),
+            Transfer::Reduce => (Collective::ReduceScatter, bucket.padded),
+            Transfer::ReduceReplicas => (Collective::AllReduce, bucket.shard_elements(self.layout.shard)),
+            Transfer::Gather => (Collective::AllGather, bucket.padded),
         }
     }
 }

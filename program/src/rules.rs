@@ -1,10 +1,10 @@
 //! The rules that make a way of training legal, each with its reason.
 
 use crate::schedule;
-use autodist_collectives::{Collective, suits};
+use autodist_collectives::suits;
 use autodist_spec::{
-    Algorithm, Codec, Communication, Job, LayerKind, ModelSpec, Optimizer, ParallelStrategy, Recompute,
-    Reduction, ScheduleKind, Stage,
+    Algorithm, Codec, Collective, Communication, Job, LayerKind, ModelSpec, Optimizer, ParallelStrategy,
+    Recompute, Reduction, ScheduleKind, Stage,
 };
 use std::fmt;
 

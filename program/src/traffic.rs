@@ -1,7 +1,7 @@
 //! How much the ranks of a program send each other in a step, as rings would send it.
 
 use crate::compile::{Instruction, Message, Op, Program, Transfer};
-use autodist_spec::CollectiveKind;
+use autodist_spec::Collective;
 use std::collections::BTreeSet;
 
 /// Ways over which equally many bytes go in a step.
@@ -60,8 +60,8 @@ impl Program {
 
     /// Adds what a member of the instruction's group sends to its neighbour.
     fn count(&self, instruction: &Instruction, rank: usize, sent: &mut [f64; 4]) {
-        let around = |kind: CollectiveKind, group: usize, bytes: f64| {
-            let passes = if kind == CollectiveKind::AllReduce { 2.0 } else { 1.0 };
+        let around = |kind: Collective, group: usize, bytes: f64| {
+            let passes = if kind == Collective::AllReduce { 2.0 } else { 1.0 };
             passes * (group as f64 - 1.0) / group.max(1) as f64 * bytes
         };
         match *instruction {

@@ -1,8 +1,9 @@
 //! Measured costs that are not believed, and why.
 
+use crate::collective::Collective;
 use crate::error::{InputError, finite};
 use crate::plan::Recompute;
-use crate::profile::{CollectiveKind, Pass, Profile, Segment, SegmentCost};
+use crate::profile::{Pass, Profile, Segment, SegmentCost};
 use crate::units::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,7 @@ pub enum DoubtedCell {
         recompute: Recompute,
     },
     Collective {
-        kind: CollectiveKind,
+        kind: Collective,
         group: u32,
         stride: u32,
         bytes: Bytes,

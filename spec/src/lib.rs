@@ -14,6 +14,7 @@
 
 pub mod catalog;
 pub mod cluster;
+pub mod collective;
 pub mod communication;
 pub mod doubt;
 pub mod error;
@@ -31,6 +32,7 @@ pub mod units;
 pub mod utilisation;
 
 pub use cluster::{Cluster, Device, Link, NodeGroup};
+pub use collective::Collective;
 pub use communication::{Algorithm, BucketReduction, Codec, Coded, Communication, Reduction};
 pub use doubt::{Doubt, DoubtKind, DoubtedCell};
 pub use error::InputError;
@@ -43,9 +45,7 @@ pub use plan::{
     ParallelStrategy, PlacementReport, Plan, ProfileReference, Recompute, Rejection, ScheduleKind,
     SearchReport, Slowdown, Stage, StageEstimate, StopReason,
 };
-pub use profile::{
-    CollectiveKind, DeviceKind, Engine, Environment, Machine, Pass, Profile, Sample, Segment, SegmentCost,
-};
+pub use profile::{DeviceKind, Engine, Environment, Machine, Pass, Profile, Sample, Segment, SegmentCost};
 pub use run::{
     CodecProbe, OperationKind, RunRecord, Stream, TimelineEvent, ValidatedRun, Validation, Verdict,
 };

@@ -1,6 +1,7 @@
 //! Measured costs: what the cost model knows of a machine.
 
 use crate::cluster::Cluster;
+use crate::collective::Collective;
 use crate::communication::{Codec, Coded};
 use crate::doubt::Doubt;
 use crate::error::{InputError, bytes, finite, in_range, not_negative, positive};
@@ -140,30 +141,11 @@ pub struct SegmentCost {
     pub peak_bytes: Bytes,
 }
 
-/// What a collective does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
-#[serde(rename_all = "snake_case")]
-pub enum CollectiveKind {
-    AllReduce,
-    ReduceScatter,
-    AllGather,
-}
-
-impl CollectiveKind {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::AllReduce => "all-reduce",
-            Self::ReduceScatter => "reduce-scatter",
-            Self::AllGather => "all-gather",
-        }
-    }
-}
-
 /// A collective over one group while all other groups of the same kind do the same.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CollectiveCost {
-    pub kind: CollectiveKind,
+    pub kind: Collective,
     /// Ranks in the group.
     pub group: u32,
     /// Distance between neighbouring ranks of the group: 1 for tensor groups, larger for outer axes.

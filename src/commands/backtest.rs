@@ -3,11 +3,11 @@
 use crate::cli::BacktestArgs;
 use crate::failure::Failure;
 use crate::{input, output};
-use autodist_analytic::backtest::{Answer, Backtest, Errors, Part};
+use autodist_analytic::backtest::{AccuracySlice, Answer, Backtest, ErrorStatistics};
 use autodist_analytic::measured::{MeasuredPlans, PlanEstimate};
-use autodist_analytic::table::{self, Row};
+use autodist_analytic::table::{self, TableRow};
 use autodist_analytic::{
-    Calibration, Fold, Parameters, Work, backtest, cross_validated_bars, errors, fit, reserve, sets,
+    Calibration, Fold, FreeParameters, StepWork, backtest, cross_validated_bars, errors, fit, reserve, sets,
 };
 use autodist_spec::{Bytes, Seconds, one_line, to_json};
 use std::fmt::Write;
@@ -34,8 +34,8 @@ pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
     };
     let result = if args.leave_one_group_out {
         let fold = fold(&args.half_of_jobs);
-        let predicted = fit::cross_validated(&rows, &Parameters::prior(), fold);
-        let dense = cross_validated_bars(&errors(&rows, &predicted, Row::is_for_fitting));
+        let predicted = fit::cross_validated(&rows, &FreeParameters::prior(), fold);
+        let dense = cross_validated_bars(&errors(&rows, &predicted, TableRow::is_for_fitting));
         let experts = cross_validated_bars(&errors(&rows, &predicted, |row| !row.dense));
         backtest(
             &rows,
@@ -52,11 +52,12 @@ pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
                 (calibration, parameters, format!("calibration {}", path.display()))
             }
             None => {
-                (Calibration::shipped().clone(), *Parameters::shipped(), "shipped calibration".to_owned())
+                (Calibration::shipped().clone(), *FreeParameters::shipped(), "shipped calibration".to_owned())
             }
         };
-        let seconds =
-            |row: &Row| row.run.as_ref().ok().map(|run| fit::seconds(run, &Work::of(run), &parameters));
+        let seconds = |row: &TableRow| {
+            row.run.as_ref().ok().map(|run| fit::seconds(run, &StepWork::of(run), &parameters))
+        };
         let predicted: Vec<Option<f64>> = rows.iter().map(seconds).collect();
         backtest(&rows, &predicted, None, |row| calibration.error_bar_of(row.dense), &sets, &mode)
     };
@@ -107,8 +108,8 @@ fn measured_plans(path: &Path, json: bool) -> Result<(), Failure> {
     output::print(&text)
 }
 
-fn errors_of(plans: &[&PlanEstimate], of: fn(&PlanEstimate) -> Option<f64>) -> Option<Errors> {
-    Errors::of(plans.iter().filter_map(|plan| of(plan)))
+fn errors_of(plans: &[&PlanEstimate], of: fn(&PlanEstimate) -> Option<f64>) -> Option<ErrorStatistics> {
+    ErrorStatistics::of(plans.iter().filter_map(|plan| of(plan)))
 }
 
 /// How runs of a group are left out: all, or half of the jobs of the groups that are named.
@@ -173,9 +174,9 @@ fn text(result: &Backtest) -> String {
     text
 }
 
-fn part_line(part: &Part) -> String {
+fn part_line(part: &AccuracySlice) -> String {
     let percent = |value: f64| format!("{:.1} %", 100.0 * value);
-    let of = |errors: &Option<Errors>, value: fn(&Errors) -> f64| {
+    let of = |errors: &Option<ErrorStatistics>, value: fn(&ErrorStatistics) -> f64| {
         errors.as_ref().map_or("-".to_owned(), |e| percent(value(e)))
     };
     format!(

@@ -4,7 +4,7 @@ use super::backtest::fold;
 use crate::cli::CalibrateArgs;
 use crate::failure::Failure;
 use crate::{input, output};
-use autodist_analytic::{Calibration, Fold, Parameters, fit, usual_fold};
+use autodist_analytic::{Calibration, Fold, FreeParameters, fit, usual_fold};
 use autodist_spec::{Check, InputError, one_line};
 use std::fmt::Write;
 
@@ -21,7 +21,7 @@ pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
         });
         return Err(InputError::new("", "", problem).in_file(&file).hint(hint).into());
     }
-    let middle = if args.from_priors { Parameters::prior() } else { *Parameters::shipped() };
+    let middle = if args.from_priors { FreeParameters::prior() } else { *FreeParameters::shipped() };
     let usual = usual_fold(&rows);
     let named = fold(&args.half_of_jobs);
     let by_group = |group: &str| if usual == Fold::Group { named(group) } else { usual };

@@ -3,7 +3,7 @@
 use super::estimate_unmeasured::{Asked, document, sound, text as text_of, utilisation};
 use crate::failure::Failure;
 use crate::output;
-use autodist_analytic::{Estimate, Fixed, Found, Parameters, Run, search};
+use autodist_analytic::{Fixed, Found, FreeParameters, StepEstimate, TrainingRun, search};
 use autodist_spec::error::in_range;
 use autodist_spec::{Bytes, InputError, Plan, to_json};
 use std::fmt::Write;
@@ -19,7 +19,7 @@ impl Best {
     pub fn of(
         asked: &Asked,
         devices: u32,
-        parameters: &Parameters,
+        parameters: &FreeParameters,
         error_bar: f64,
         keep: usize,
     ) -> Result<Self, Failure> {
@@ -88,7 +88,10 @@ impl Best {
     ///
     /// # Errors
     /// Why the fastest has none, where none has.
-    pub fn plan(&self, of: impl Fn(&Run, &Estimate) -> Result<Plan, Failure>) -> Result<Plan, Failure> {
+    pub fn plan(
+        &self,
+        of: impl Fn(&TrainingRun, &StepEstimate) -> Result<Plan, Failure>,
+    ) -> Result<Plan, Failure> {
         let mut first = None;
         for (run, estimate) in &self.found.best {
             match of(run, estimate) {
@@ -161,7 +164,7 @@ impl Best {
 const NEAR: f64 = 1.02;
 
 /// The flags that describe a run's layout.
-fn flags(run: &Run) -> String {
+fn flags(run: &TrainingRun) -> String {
     let layout = &run.layout;
     let mut text = String::new();
     let mut degree = |name: &str, value: u32, usual: u32| {

@@ -7,12 +7,13 @@ use crate::cli::{EstimateArgs, JobArgs, RecomputeArg, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::{
-    Calibration, Estimate, Layout, Machine, Memory, Parameters, Recompute, Run, Shape, Trainer, catalog,
+    Calibration, FreeParameters, Memory, NodeModel, ParallelDims, Shape, StepEstimate, Trainer, TrainingRun,
+    catalog,
 };
 use autodist_hardware::Dtype;
 use autodist_spec::error::{in_range, not_negative};
 use autodist_spec::{
-    Bytes, FlopsPerSecond, InputError, Job, ModelSpec, Plan, Precision, Utilisation, to_json,
+    Bytes, FlopsPerSecond, InputError, Job, ModelSpec, Plan, Precision, Recompute, Utilisation, to_json,
 };
 use std::fmt::Write;
 use std::path::Path;
@@ -22,7 +23,7 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
     let catalogue = input::catalogue(&args.catalogue)?;
     let source = input::cluster_source(cluster);
     let cluster = input::cluster_of(cluster, &catalogue)?;
-    let mut machine = Machine::of_cluster(&cluster, &catalogue).map_err(|error| error.in_file(source))?;
+    let mut machine = NodeModel::of_cluster(&cluster, &catalogue).map_err(|error| error.in_file(source))?;
     if let Some(bytes) = args.price.device_memory {
         in_range("--device-memory", bytes, 1 << 20, 1 << 50)?;
         machine.memory = Bytes(bytes);
@@ -36,7 +37,7 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
         None => {
             let shipped = Calibration::shipped();
             let source = format!("shipped calibration ({})", shipped.fitted_to);
-            (*Parameters::shipped(), shipped.clone(), source)
+            (*FreeParameters::shipped(), shipped.clone(), source)
         }
     };
     let asked = Asked::of(args, Arc::new(machine))?;
@@ -89,7 +90,7 @@ fn write(plan: Option<Plan>, path: Option<&Path>) -> Result<(), Failure> {
 ///
 /// # Errors
 /// The first that is none, as figures out of all proportion make them.
-pub fn sound(run: &Run, estimate: &Estimate) -> Result<(), Failure> {
+pub fn sound(run: &TrainingRun, estimate: &StepEstimate) -> Result<(), Failure> {
     let check = || {
         estimate.check()?;
         not_negative("flops_per_s_per_device", utilisation(run, estimate).achieved.0)
@@ -100,7 +101,7 @@ pub fn sound(run: &Run, estimate: &Estimate) -> Result<(), Failure> {
     })?)
 }
 
-pub fn document(run: &Run, estimate: &Estimate, source: &str) -> serde_json::Value {
+pub fn document(run: &TrainingRun, estimate: &StepEstimate, source: &str) -> serde_json::Value {
     let utilisation = utilisation(run, estimate);
     let mut document = serde_json::json!({
         "estimate": estimate, "assumptions": run.assumptions, "calibration": source,
@@ -119,7 +120,7 @@ pub fn document(run: &Run, estimate: &Estimate, source: &str) -> serde_json::Val
 /// What the flags say, but for the layout.
 pub struct Asked {
     /// Without a layout of its own yet.
-    pub run: Run,
+    pub run: TrainingRun,
     pub flags: StrategyArgs,
     /// None for a model of experts.
     pub model: Option<ModelSpec>,
@@ -128,7 +129,7 @@ pub struct Asked {
 }
 
 impl Asked {
-    fn of(args: &EstimateArgs, machine: Arc<Machine>) -> Result<Self, Failure> {
+    fn of(args: &EstimateArgs, machine: Arc<NodeModel>) -> Result<Self, Failure> {
         let mut assumptions = Vec::new();
         let given = from_trainer::read(args)?;
         let name = args.model.as_deref();
@@ -164,7 +165,7 @@ impl Asked {
             assumptions.push("trained by megatron-core: --trainer not given".to_owned());
             Trainer::MegatronCore
         });
-        let mut run = Run::new(shape, machine, Layout::default(), trainer);
+        let mut run = TrainingRun::new(shape, machine, ParallelDims::default(), trainer);
         run.seq_len = job.seq_len;
         run.global_batch = job.global_batch;
         run.dtype = match job.precision {
@@ -186,10 +187,10 @@ impl Asked {
     }
 
     /// The one layout that the flags describe.
-    fn laid_out(&self, devices: u32) -> Result<Run, Failure> {
+    fn laid_out(&self, devices: u32) -> Result<TrainingRun, Failure> {
         let (flags, recompute, mut run) = (&self.flags, self.recompute(), self.run.clone());
         let strategy = input::strategy(flags, devices)?;
-        let mut layout = Layout {
+        let mut layout = ParallelDims {
             tensor: strategy.tensor,
             context: strategy.context,
             data: strategy.data,
@@ -231,7 +232,7 @@ impl Asked {
 }
 
 /// Beside the peak of the arithmetic of linear layers; without one where the device has no figure of it.
-pub fn utilisation(run: &Run, estimate: &Estimate) -> Utilisation {
+pub fn utilisation(run: &TrainingRun, estimate: &StepEstimate) -> Utilisation {
     let tokens = f64::from(run.global_batch) * f64::from(run.seq_len);
     let flops = tokens * run.shape.flops_per_token(run.seq_len);
     let achieved = FlopsPerSecond(flops / estimate.step.0 / f64::from(run.layout.devices()));
@@ -241,7 +242,7 @@ pub fn utilisation(run: &Run, estimate: &Estimate) -> Utilisation {
     Utilisation { achieved, peak }
 }
 
-pub fn text(run: &Run, estimate: &Estimate, source: &str) -> String {
+pub fn text(run: &TrainingRun, estimate: &StepEstimate, source: &str) -> String {
     let tokens = f64::from(run.global_batch) * f64::from(run.seq_len);
     let devices = f64::from(run.layout.devices());
     let utilisation = utilisation(run, estimate);

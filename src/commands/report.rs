@@ -3,7 +3,7 @@
 use super::profile_of;
 use crate::cli::ReportArgs;
 use crate::failure::Failure;
-use crate::input::Measured;
+use crate::input::MeasurementFile;
 use crate::{input, interrupt, output};
 use autodist_cost_model::CostModel;
 use autodist_program::Program;
@@ -34,10 +34,10 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
     let (mut runs, mut validation) = (Vec::new(), None);
     for path in &args.runs {
         match input::measured(path)? {
-            Measured::Run(run) => runs.push(*run),
-            Measured::Validation(found) => validation = Some(*found),
+            MeasurementFile::Run(run) => runs.push(*run),
+            MeasurementFile::Validation(found) => validation = Some(*found),
             // A plan document among the records of a folder.
-            Measured::Plan => {}
+            MeasurementFile::Plan => {}
         }
     }
     let page = write(&plan, profile.as_ref(), validation.as_ref(), &runs, &args.output)?;

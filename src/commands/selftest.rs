@@ -6,8 +6,8 @@ use crate::failure::Failure;
 use crate::output;
 use crate::progress::Progress;
 use autodist_compute::DeviceError;
-use autodist_compute::selftest::{self, Check, Rounding};
-use autodist_executor::{Device, ExecutionError, cuda, devices as opened};
+use autodist_compute::selftest::{self, SelftestResult, UnitRoundoff};
+use autodist_executor::{ExecutionError, TrainingDevice, cuda, devices as opened};
 use autodist_spec::{DeviceKind, Precision, to_json};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -64,7 +64,7 @@ pub fn run(args: &SelftestArgs) -> Result<(), Failure> {
                 checks
             }
         };
-        report.passed &= checks.iter().all(Check::passed);
+        report.passed &= checks.iter().all(SelftestResult::passed);
         report.precisions.push(Results { precision, checks: checks.into_iter().map(result).collect() });
     }
     output::print(&if args.json { to_json(&report) } else { table(&report) })?;
@@ -78,25 +78,25 @@ fn failed(error: ExecutionError) -> Failure {
     Failure::Run(error.to_string())
 }
 
-fn check<D: Device>(device: &D, precision: Precision) -> Result<Vec<Check>, Failure> {
-    check_by(precision, |seen| selftest::run(device, Rounding::of(precision), seen))
+fn check<D: TrainingDevice>(device: &D, precision: Precision) -> Result<Vec<SelftestResult>, Failure> {
+    check_by(precision, |seen| selftest::run(device, UnitRoundoff::of(precision), seen))
 }
 
 fn check_by(
     precision: Precision,
-    checks: impl FnOnce(&mut dyn FnMut(&Check)) -> Result<Vec<Check>, DeviceError>,
-) -> Result<Vec<Check>, Failure> {
+    checks: impl FnOnce(&mut dyn FnMut(&SelftestResult)) -> Result<Vec<SelftestResult>, DeviceError>,
+) -> Result<Vec<SelftestResult>, Failure> {
     let mut progress = Progress::new("selftest");
     let mut done = 0;
     // How many there will be depends on the device; the line tells what is at work.
-    let mut seen = |check: &Check| {
+    let mut seen = |check: &SelftestResult| {
         done += 1;
         progress.at(done, done, &format!("{}: {}", precision.name(), check.what));
     };
     checks(&mut seen).map_err(|error| Failure::Run(error.to_string()))
 }
 
-fn result(check: Check) -> Outcome {
+fn result(check: SelftestResult) -> Outcome {
     let passed = check.passed();
     Outcome { what: check.what, case: check.case, error: check.error, tolerance: check.tolerance, passed }
 }

@@ -219,11 +219,11 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
     use super::*;
-    use autodist_cost_model::synthetic::Machine;
+    use autodist_cost_model::synthetic::SyntheticMachine;
     use autodist_spec::{Job, Recompute, Segment, SegmentCost, catalog};
 
     fn profile() -> Profile {
-        Machine::new(2).profile(&catalog::model("tiny-llama").unwrap(), &Job::new(8, 64))
+        SyntheticMachine::new(2).profile(&catalog::model("tiny-llama").unwrap(), &Job::new(8, 64))
     }
 
     #[test]

@@ -4,17 +4,22 @@ use super::estimate_unmeasured::{Asked, utilisation};
 use crate::cli::{RecomputeArg, StrategyArgs};
 use crate::failure::Failure;
 use crate::input;
-use autodist_analytic::{Estimate, Recompute, Run, even_blocks};
+use autodist_analytic::{StepEstimate, TrainingRun, even_blocks};
 use autodist_hardware::Dtype;
 use autodist_program::{rules, stages};
 use autodist_spec::{
     Bytes, Check, Cluster, CostBreakdown, DeviceKind, Engine, InputError, MemoryBreakdown, ParallelStrategy,
-    Plan, ProfileReference, SearchReport, Seconds, StopReason,
+    Plan, ProfileReference, Recompute, SearchReport, Seconds, StopReason,
 };
 
 /// # Errors
 /// A layout that no plan can say, or that this release's executor could not run. That it fits is for the caller to know.
-pub fn of(run: &Run, estimate: &Estimate, asked: &Asked, cluster: &Cluster) -> Result<Plan, Failure> {
+pub fn of(
+    run: &TrainingRun,
+    estimate: &StepEstimate,
+    asked: &Asked,
+    cluster: &Cluster,
+) -> Result<Plan, Failure> {
     let refuse = |field: &str, value: String, problem: &str, hint: &str| -> Failure {
         InputError::new(field, value, problem).hint(hint).into()
     };
@@ -92,7 +97,7 @@ pub fn of(run: &Run, estimate: &Estimate, asked: &Asked, cluster: &Cluster) -> R
 }
 
 /// What the flags of that layout say; schedule and buckets, which change no estimate here, as they were given.
-fn strategy(run: &Run, given: &StrategyArgs) -> Result<ParallelStrategy, Failure> {
+fn strategy(run: &TrainingRun, given: &StrategyArgs) -> Result<ParallelStrategy, Failure> {
     let layout = &run.layout;
     // One rank has nothing to share its state with.
     let zero_stage = if layout.data > 1 { layout.zero_stage } else { 0 };
@@ -119,12 +124,12 @@ fn strategy(run: &Run, given: &StrategyArgs) -> Result<ParallelStrategy, Failure
 
 /// Where each chunk of the chain ends, with equally many blocks each, or one less at both ends.
 fn ends(blocks: u32, chunks: u32) -> Option<Vec<usize>> {
-    let (each, fewer) = even_blocks(blocks, chunks)?;
-    let inner = (1..chunks).map(|chunk| (1 + chunk * each - fewer) as usize);
+    let (each, missing_at_ends) = even_blocks(blocks, chunks)?;
+    let inner = (1..chunks).map(|chunk| (1 + chunk * each - missing_at_ends) as usize);
     Some([0].into_iter().chain(inner).chain([blocks as usize + 2]).collect())
 }
 
-fn cost(estimate: &Estimate) -> CostBreakdown {
+fn cost(estimate: &StepEstimate) -> CostBreakdown {
     let parts = &estimate.breakdown;
     CostBreakdown {
         compute_s: Seconds(parts.linear_s + parts.attention_s + parts.elementwise_s + parts.head_s),
@@ -139,7 +144,7 @@ fn cost(estimate: &Estimate) -> CostBreakdown {
     }
 }
 
-fn memory(estimate: &Estimate) -> MemoryBreakdown {
+fn memory(estimate: &StepEstimate) -> MemoryBreakdown {
     let parts = &estimate.memory;
     let bytes = |value: f64| Bytes(value as u64);
     MemoryBreakdown {

@@ -1,14 +1,14 @@
-//! The arrows between crates are those of ARCHITECTURE.md, and no others.
+//! The arrows between crates are those of ARCHITECTURE.md, and no others; and each public type has a name of its own.
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 type Edges = BTreeMap<String, BTreeSet<String>>;
 
 /// Each crate and the crates of this workspace that it uses.
-const EDGES: [(&str, &str); 17] = [
+const EDGES: [(&str, &str); 18] = [
     ("spec", ""),
     ("collectives", "spec"),
     ("codecs", "collectives spec"),
@@ -28,6 +28,7 @@ const EDGES: [(&str, &str); 17] = [
         "autodist",
         "analytic compute cost-model executor exporters hardware planner profiler program reports spec",
     ),
+    ("fuzz", "analytic communication executor exporters hardware spec"),
     ("software-gpu", ""),
 ];
 
@@ -46,15 +47,26 @@ fn documented(text: &str) -> Edges {
         .collect()
 }
 
-/// `cargo metadata`, normal dependencies inside the workspace only.
-fn actual() -> Edges {
+fn metadata() -> Value {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Where each crate's sources lie.
+fn source_folders() -> Vec<PathBuf> {
+    let metadata = metadata();
+    let packages = metadata["packages"].as_array().unwrap().iter();
+    packages.map(|p| Path::new(p["manifest_path"].as_str().unwrap()).with_file_name("src")).collect()
+}
+
+/// Normal dependencies inside the workspace only.
+fn actual() -> Edges {
+    let metadata = metadata();
     let short = |name: &Value| name.as_str().unwrap().trim_start_matches("autodist-").to_owned();
     let packages = metadata["packages"].as_array().unwrap();
     let names: BTreeSet<String> = packages.iter().map(|package| short(&package["name"])).collect();
@@ -88,4 +100,65 @@ fn there_is_no_way_back() {
         }
         seen.insert(name);
     }
+}
+
+/// Rust files below a folder, tests and examples left out: only what a crate offers to others has to be told apart.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.map(|entry| entry.unwrap().path()) {
+        if entry.is_dir() {
+            sources(&entry, found);
+        } else if entry.extension().is_some_and(|extension| extension == "rs") {
+            found.push(entry);
+        }
+    }
+}
+
+/// The name of a type that a line declares public.
+fn public_type(line: &str) -> Option<&str> {
+    let declared = line.trim_start().strip_prefix("pub ")?;
+    let declared = declared.strip_prefix("unsafe ").unwrap_or(declared);
+    let (kind, rest) = declared.split_once(' ')?;
+    let name = rest.split(|c: char| !c.is_alphanumeric() && c != '_').next()?;
+    (["struct", "enum", "trait", "type", "union"].contains(&kind) && !name.is_empty()).then_some(name)
+}
+
+#[test]
+fn a_line_that_declares_a_public_type_is_known_by_its_beginning() {
+    assert_eq!(public_type("pub struct Plan {"), Some("Plan"));
+    assert_eq!(public_type("    pub enum Op<'a> {"), Some("Op"));
+    assert_eq!(public_type("pub unsafe trait Raw: Send {"), Some("Raw"));
+    assert_eq!(public_type("pub type Result<T> = std::result::Result<T, E>;"), Some("Result"));
+    for other in
+        ["pub(crate) struct Plan;", "struct Plan;", "pub fn plan() {}", "// pub struct Plan", "pub struct"]
+    {
+        assert_eq!(public_type(other), None, "{other}");
+    }
+}
+
+/// Crates meet in one file, where a name that stands for two things would mislead, or has to be spelt with its path.
+#[test]
+fn no_two_public_types_of_the_workspace_share_a_name() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for folder in source_folders() {
+        let mut files = Vec::new();
+        sources(&folder, &mut files);
+        assert!(!files.is_empty(), "{} has no sources", folder.display());
+        files.sort();
+        for file in files {
+            let text = std::fs::read_to_string(&file).unwrap();
+            for (index, line) in text.lines().enumerate() {
+                let Some(name) = public_type(line) else { continue };
+                let place = format!("{}:{}", file.strip_prefix(root).unwrap().display(), index + 1);
+                places.entry(name.to_owned()).or_default().push(place);
+            }
+        }
+    }
+    let twice: Vec<String> = places
+        .into_iter()
+        .filter(|(_, places)| places.len() > 1)
+        .map(|(name, places)| format!("{name}: {}", places.join(", ")))
+        .collect();
+    assert!(twice.is_empty(), "give each type the field's own word for it:\n{}", twice.join("\n"));
 }

@@ -2,14 +2,14 @@
 
 use crate::common;
 
-use autodist_cost_model::synthetic::Machine;
+use autodist_cost_model::synthetic::SyntheticMachine;
 use autodist_spec::{Job, Plan, Profile, Recompute, catalog, parse, to_json};
 use common::{autodist, line};
 
 /// Two devices, and segments of one probe too fast by `factor`.
 fn profile(factor: f64) -> Profile {
     let model = catalog::model("tiny-llama").unwrap();
-    let machine = Machine { flops_per_s: 5e9, ..Machine::new(2) };
+    let machine = SyntheticMachine { flops_per_s: 5e9, ..SyntheticMachine::new(2) };
     let mut profile = machine.profile(&model, &Job::new(8, 128));
     for cell in profile.segments.iter_mut().filter(|cell| {
         (cell.tensor, cell.sequence_parallel, cell.micro_batch) == (2, true, 2)

@@ -3,7 +3,7 @@
 
 use crate::common;
 
-use autodist_software_gpu::Machine;
+use autodist_software_gpu::SoftwareGpus;
 use common::cluster::{Job, RANKS, SOON, Variables, free_port, plan, start, start_by, torchrun};
 use common::{AUTODIST, Finished, line};
 use serde_json::Value;
@@ -187,7 +187,7 @@ fn ranks_take_the_gpus_of_their_own_machine() {
         profile["environment"]["devices"] = "cuda".into();
         std::fs::write(path, profile.to_string()).unwrap();
         plan(folder.path(), 2);
-        let machine = Machine::new().devices(local).variables();
+        let machine = SoftwareGpus::new().devices(local).variables();
         let machine: Vec<String> =
             machine.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
         let (machine, port) = (machine.join(" "), free_port());

@@ -3,13 +3,13 @@
 
 use crate::common;
 
-use autodist_software_gpu::{Machine, without};
+use autodist_software_gpu::{SoftwareGpus, without};
 use common::{AUTODIST, Finished, command};
 use serde_json::{Value, json};
 use std::path::Path;
 
 /// `autodist` with these arguments on that machine.
-fn on(machine: &Machine, folder: &Path, args: &str) -> Finished {
+fn on(machine: &SoftwareGpus, folder: &Path, args: &str) -> Finished {
     let mut command = command(folder, &args.split_whitespace().collect::<Vec<_>>());
     // Kernels are kept in the tests' own place.
     let output = machine.apply(&mut command).env("XDG_CACHE_HOME", folder).output().unwrap();
@@ -34,7 +34,7 @@ fn folder(devices: u32, precision: &str) -> tempfile::TempDir {
 const RANKS: &str = "--timeout 60";
 
 /// Writes the plan of those flags and trains it for five steps.
-fn train(machine: &Machine, folder: &Path, flags: &str) -> Finished {
+fn train(machine: &SoftwareGpus, folder: &Path, flags: &str) -> Finished {
     let precision =
         serde_json::from_slice::<Value>(&std::fs::read(folder.join("profile.json")).unwrap()).unwrap();
     let precision = precision["precision"].as_str().unwrap();
@@ -80,7 +80,7 @@ fn two_gpus_train_what_a_cpu_trains_over_nccl() {
     let expected = of_the_cpu();
     let folder = folder(2, "fp32");
     for flags in SPLITS {
-        let record = train(&Machine::new().devices(2), folder.path(), flags).json();
+        let record = train(&SoftwareGpus::new().devices(2), folder.path(), flags).json();
         assert!(apart(&losses(&record), &expected) < 1e-4, "{flags}: {:?}", losses(&record));
         let environment = &record["environment"];
         assert_eq!(environment["devices"], "cuda");
@@ -92,7 +92,7 @@ fn two_gpus_train_what_a_cpu_trains_over_nccl() {
 #[test]
 fn without_nccl_they_talk_through_the_host_and_say_so() {
     let expected = of_the_cpu();
-    let machine = Machine::with_libraries(without("libnccl.so.2")).devices(2);
+    let machine = SoftwareGpus::with_libraries(without("libnccl.so.2")).devices(2);
     let folder = folder(2, "fp32");
     for flags in SPLITS {
         let record = train(&machine, folder.path(), flags).json();
@@ -104,7 +104,7 @@ fn without_nccl_they_talk_through_the_host_and_say_so() {
 
 #[test]
 fn when_nccl_does_not_start_they_talk_through_the_host() {
-    let machine = Machine::new().devices(2).fault("ncclCommInitRank", 1, 2);
+    let machine = SoftwareGpus::new().devices(2).fault("ncclCommInitRank", 1, 2);
     let folder = folder(2, "fp32");
     let record = train(&machine, folder.path(), "--dp 2 --micro-batch 2").json();
     let route = record["environment"]["collectives"].as_str().unwrap().to_owned();
@@ -114,7 +114,7 @@ fn when_nccl_does_not_start_they_talk_through_the_host() {
 #[test]
 fn two_ranks_may_share_a_gpu() {
     let folder = folder(2, "fp32");
-    let record = train(&Machine::new(), folder.path(), "--dp 2 --micro-batch 2").json();
+    let record = train(&SoftwareGpus::new(), folder.path(), "--dp 2 --micro-batch 2").json();
     assert_eq!(record["environment"]["accelerators"].as_array().unwrap().len(), 1);
     assert!(apart(&losses(&record), &of_the_cpu()) < 1e-4);
     assert!(record["environment"]["collectives"].as_str().unwrap().starts_with("NCCL 2."), "{record}");
@@ -136,8 +136,8 @@ fn codecs() -> [Value; 6] {
 fn encoded_gradients_go_through_the_host_with_and_without_nccl() {
     let folder = folder(2, "fp32");
     let folder = folder.path();
-    let without_nccl = Machine::with_libraries(without("libnccl.so.2")).devices(2);
-    let over_nccl = Machine::new().devices(2);
+    let without_nccl = SoftwareGpus::with_libraries(without("libnccl.so.2")).devices(2);
+    let over_nccl = SoftwareGpus::new().devices(2);
     let exact = train(&over_nccl, folder, "--dp 2 --micro-batch 2").json();
     let plan: Value = serde_json::from_slice(&std::fs::read(folder.join("plan.json")).unwrap()).unwrap();
     let sent = |record: &Value| record["ranks"][0]["bytes_sent_per_step"].as_u64().unwrap();
@@ -166,7 +166,7 @@ fn codecs_are_measured_planned_and_validated_on_gpus() {
     let space = "micro_batch = [4]\nrecompute = [\"none\"]\nzero_stage = [0]\nbucket_bytes = [1048576]\ntensor = [1]\npipeline = [1]\n";
     let job = format!("schema_version = 1\nglobal_batch = 8\nseq_len = 16\n[allow]\n{space}{codecs}");
     common::write(folder, "job.toml", job);
-    let machine = Machine::new().devices(2);
+    let machine = SoftwareGpus::new().devices(2);
     let measure = format!("profile --model model.json --job job.toml --budget 1 {RANKS} --json");
     let profile = on(&machine, folder, &measure).json();
     assert!(profile["codecs"].as_array().unwrap().len() >= 3, "{}", profile["codecs"]);
@@ -194,7 +194,7 @@ fn in_bf16_they_train_what_a_cpu_trains_but_for_rounding() {
     let expected = of_the_cpu();
     let folder = folder(2, "bf16");
     for flags in ["--dp 2 --micro-batch 2", "--tp 2 --sp --micro-batch 4", "--zero 3 --micro-batch 4"] {
-        let record = train(&Machine::new().devices(2), folder.path(), flags).json();
+        let record = train(&SoftwareGpus::new().devices(2), folder.path(), flags).json();
         let error = apart(&losses(&record), &expected);
         assert!((1e-7..1.0 / 256.0).contains(&error), "{flags}: {error:e}");
     }
@@ -215,7 +215,7 @@ fn measure_plan_validate_all(micro_batches: &str, plans: usize) {
     let folder = common::folder(2);
     let folder = folder.path();
     std::fs::remove_file(folder.join("profile.json")).unwrap();
-    let machine = Machine::new().devices(2);
+    let machine = SoftwareGpus::new().devices(2);
     let measure = format!("profile --model model.json --job job.toml --precision bf16 --budget 1 {RANKS}");
     let profile = on(&machine, folder, &format!("{measure} --json")).json();
     assert_eq!(profile["environment"]["devices"], "cuda");
@@ -258,17 +258,17 @@ fn measure_plan_validate_all(micro_batches: &str, plans: usize) {
 #[test]
 fn the_selftest_passes_and_prints_a_table() {
     let folder = common::folder(1);
-    let report = on(&Machine::new(), folder.path(), "selftest --device cuda --json").json();
+    let report = on(&SoftwareGpus::new(), folder.path(), "selftest --device cuda --json").json();
     assert_eq!(report["passed"], true);
     assert_eq!(report["precisions"].as_array().unwrap().len(), 3);
-    let table = on(&Machine::new(), folder.path(), "selftest --device cuda --precision bf16").ok();
+    let table = on(&SoftwareGpus::new(), folder.path(), "selftest --device cuda --precision bf16").ok();
     assert!(table.contains("fused_attention backward") && table.contains("checks passed"), "{table}");
     assert!(table.contains("codec powersgd-half") && table.contains("against the host's"), "{table}");
 }
 
 #[test]
 fn the_selftest_finds_a_wrong_layout_and_says_so() {
-    let machine = Machine::new().set("SOFTWARE_GPU_TRANSPOSE_BUG", "1");
+    let machine = SoftwareGpus::new().set("SOFTWARE_GPU_TRANSPOSE_BUG", "1");
     let folder = common::folder(1);
     let found = on(&machine, folder.path(), "selftest --device cuda --precision fp32");
     assert_eq!(found.code, Some(4));
@@ -281,7 +281,7 @@ fn the_selftest_finds_a_wrong_layout_and_says_so() {
 fn a_removed_wait_a_transposed_layout_and_a_wrong_index_are_each_caught() {
     let expected = of_the_cpu();
     let folder = folder(2, "fp32");
-    let sound = Machine::new().devices(2);
+    let sound = SoftwareGpus::new().devices(2);
     for (what, machine, words) in [
         (
             "no wait",
@@ -305,7 +305,7 @@ fn a_removed_wait_a_transposed_layout_and_a_wrong_index_are_each_caught() {
 #[test]
 fn what_goes_wrong_on_a_gpu_is_named() {
     let folder = folder(2, "fp32");
-    let sound = Machine::new().devices(2);
+    let sound = SoftwareGpus::new().devices(2);
     for (machine, words) in [
         (sound.clone().memory((32 << 20) + (300 << 10)), &["GPU memory is used up", "free"][..]),
         (sound.clone().fault("ncclAllReduce", 3, 3), &["ncclAllReduce", "rank"]),
@@ -330,7 +330,7 @@ fn what_is_missing_is_named_with_where_it_was_looked_for() {
         ("libnvrtc.so.12", &["NVRTC", "is not there", "nvidia-cuda-nvrtc"]),
         ("libcublasLt.so.12", &["cuBLASLt is not there", "nvidia-cublas"]),
     ] {
-        let machine = Machine::with_libraries(without(library));
+        let machine = SoftwareGpus::with_libraries(without(library));
         let refused = on(&machine, folder.path(), "profile --devices cuda --model model.json --job job.toml");
         assert_eq!(refused.code, Some(2), "{library}");
         let searched = machine.folder().display().to_string();
@@ -338,7 +338,7 @@ fn what_is_missing_is_named_with_where_it_was_looked_for() {
             assert!(refused.err.contains(word), "{library}: `{word}` is not in: {}", refused.err);
         }
     }
-    let none = Machine::new().devices(0);
+    let none = SoftwareGpus::new().devices(0);
     let refused = on(&none, folder.path(), "profile --devices cuda --model model.json --job job.toml");
     assert!(refused.err.contains("finds no GPU"), "{}", refused.err);
 }
@@ -347,7 +347,7 @@ fn what_is_missing_is_named_with_where_it_was_looked_for() {
 #[test]
 fn what_to_do_without_a_gpu_is_a_flag_of_that_command() {
     let folder = folder(1, "fp32");
-    let none = Machine::with_libraries(without("libcuda.so.1"));
+    let none = SoftwareGpus::with_libraries(without("libcuda.so.1"));
     let hint = |args: &str| {
         let refused = on(&none, folder.path(), args);
         assert_eq!(refused.code, Some(2), "{args}: {}", refused.err);
@@ -370,7 +370,7 @@ fn what_to_do_without_a_gpu_is_a_flag_of_that_command() {
 #[test]
 fn auto_falls_back_to_cpus_in_one_line() {
     let folder = common::folder(1);
-    let none = Machine::with_libraries(without("libcuda.so.1"));
+    let none = SoftwareGpus::with_libraries(without("libcuda.so.1"));
     let tested = on(&none, folder.path(), "selftest --json");
     let lines: Vec<&str> = tested.err.lines().filter(|line| !line.starts_with("selftest")).collect();
     assert_eq!(lines, ["ranks compute on CPU cores: NVIDIA's driver is not there"]);
@@ -379,7 +379,8 @@ fn auto_falls_back_to_cpus_in_one_line() {
 
 #[test]
 fn a_throttled_or_shared_gpu_is_reported_beside_the_figures() {
-    let machine = Machine::new().set("SOFTWARE_GPU_THROTTLE", "1").set("SOFTWARE_GPU_OTHER_PROCESS", "1");
+    let machine =
+        SoftwareGpus::new().set("SOFTWARE_GPU_THROTTLE", "1").set("SOFTWARE_GPU_OTHER_PROCESS", "1");
     let folder = folder(1, "fp32");
     let record = train(&machine, folder.path(), "--micro-batch 8").json();
     let warnings = record["environment"]["warnings"].to_string();

@@ -1,10 +1,10 @@
 //! What docs/validation.md says of runs that a fit has not seen, held to.
 
-use autodist_analytic::backtest::Part;
+use autodist_analytic::backtest::AccuracySlice;
 use autodist_analytic::measured::MeasuredPlans;
-use autodist_analytic::table::{self, Row};
+use autodist_analytic::table::{self, TableRow};
 use autodist_analytic::{
-    Backtest, Fold, Parameters, Work, backtest, cross_validated_bars, errors, fit, reserve, sets,
+    Backtest, Fold, FreeParameters, StepWork, backtest, cross_validated_bars, errors, fit, reserve, sets,
 };
 use autodist_hardware::Catalogue;
 use std::sync::LazyLock;
@@ -14,11 +14,11 @@ const LATER: &[u8] = include_bytes!("../../../catalog/published/later_runs.csv")
 const SETS: &[u8] = include_bytes!("../../../catalog/published/choice_sets.csv");
 const PLANS: &[u8] = include_bytes!("../../../catalog/published/measured_plans.json");
 
-static ROWS: LazyLock<Vec<Row>> =
+static ROWS: LazyLock<Vec<TableRow>> =
     LazyLock::new(|| table::read(RUNS, "training_runs.csv", &Catalogue::shipped()).unwrap());
 
 /// Those and the ones that were read later.
-static ALL: LazyLock<Vec<Row>> = LazyLock::new(|| {
+static ALL: LazyLock<Vec<TableRow>> = LazyLock::new(|| {
     let mut rows = ROWS.clone();
     rows.extend(table::read(LATER, "later_runs.csv", &Catalogue::shipped()).unwrap());
     rows
@@ -26,8 +26,8 @@ static ALL: LazyLock<Vec<Row>> = LazyLock::new(|| {
 
 static LEFT_OUT: LazyLock<Backtest> = LazyLock::new(|| {
     let fold = |group: &str| if group == "vtrain-single" { Fold::Jobs(2) } else { Fold::Group };
-    let predicted = fit::cross_validated(&ROWS, &Parameters::prior(), fold);
-    let bars = cross_validated_bars(&errors(&ROWS, &predicted, Row::is_for_fitting));
+    let predicted = fit::cross_validated(&ROWS, &FreeParameters::prior(), fold);
+    let bars = cross_validated_bars(&errors(&ROWS, &predicted, TableRow::is_for_fitting));
     let reserves = reserve::cross_validated(&ROWS);
     backtest(
         &ROWS,
@@ -39,7 +39,7 @@ static LEFT_OUT: LazyLock<Backtest> = LazyLock::new(|| {
     )
 });
 
-fn part(group: &str) -> &'static Part {
+fn part(group: &str) -> &'static AccuracySlice {
     LEFT_OUT.summary.parts.iter().find(|part| part.group == group).unwrap()
 }
 
@@ -68,9 +68,9 @@ fn unseen_groups_on_a100_and_h100_are_predicted_within_a_few_percent() {
 #[test]
 fn so_are_groups_of_later_software_in_16_and_8_bits() {
     let fold = |group: &str| if group == "vtrain-single" { Fold::Jobs(2) } else { Fold::Group };
-    let predicted = fit::cross_validated(&ALL, &Parameters::prior(), fold);
-    let of = |keep: &dyn Fn(&Row) -> bool| {
-        let device = |row: &Row| ["A100", "A800", "H100", "H800"].iter().any(|d| row.device.contains(d));
+    let predicted = fit::cross_validated(&ALL, &FreeParameters::prior(), fold);
+    let of = |keep: &dyn Fn(&TableRow) -> bool| {
+        let device = |row: &TableRow| ["A100", "A800", "H100", "H800"].iter().any(|d| row.device.contains(d));
         let judged = errors(&ALL, &predicted, |row| {
             row.is_for_fitting() && row.group != "vtrain-single" && device(row) && keep(row)
         });
@@ -80,7 +80,7 @@ fn so_are_groups_of_later_software_in_16_and_8_bits() {
     };
     let (rows, median, p90) = of(&|_| true);
     assert!(rows > 700 && median <= 0.08 && p90 <= 0.2, "{rows} {median:.3} {p90:.3}");
-    let eight_bits = |row: &Row| row.precision.contains("fp8");
+    let eight_bits = |row: &TableRow| row.precision.contains("fp8");
     let (rows, median, p90) = of(&eight_bits);
     assert!(rows > 140 && median <= 0.08 && p90 <= 0.2, "{rows} {median:.3} {p90:.3}");
     let (rows, median, p90) = of(&|row| !eight_bits(row));
@@ -158,11 +158,11 @@ fn plans_over_layers_that_others_timed_are_priced() {
 #[test]
 fn the_shipped_calibration_is_the_fit_of_the_shipped_runs() {
     let samples = fit::samples(&*ALL);
-    let fitted = fit::fit(&samples.iter().collect::<Vec<_>>(), &Parameters::prior());
+    let fitted = fit::fit(&samples.iter().collect::<Vec<_>>(), &FreeParameters::prior());
     for row in ALL.iter().filter(|row| row.is_for_fitting()).step_by(50) {
         let run = row.run.as_ref().unwrap();
-        let work = Work::of(run);
-        let ratio = fit::seconds(run, &work, &fitted) / fit::seconds(run, &work, Parameters::shipped());
+        let work = StepWork::of(run);
+        let ratio = fit::seconds(run, &work, &fitted) / fit::seconds(run, &work, FreeParameters::shipped());
         assert!((ratio - 1.0).abs() < 0.005, "{}: make catalog/training.toml again ({ratio})", row.id);
     }
 }

@@ -1,26 +1,27 @@
 //! What must hold whatever the numbers are.
 
 use autodist_analytic::{
-    Layout, Machine, Memory, Parameters, Recompute, Run, Shape, Trainer, Uplink, catalog,
+    FreeParameters, Memory, NodeModel, ParallelDims, Shape, Trainer, TrainingRun, Uplink, catalog,
 };
 use autodist_hardware::Dtype;
+use autodist_spec::Recompute;
 use std::sync::Arc;
 
-fn gpt3(layout: Layout, trainer: Trainer) -> Run {
+fn gpt3(layout: ParallelDims, trainer: Trainer) -> TrainingRun {
     let network = Uplink { fabric: "infiniband".to_owned(), bytes_per_s: 200e9, nics: 8 };
-    let machine = Arc::new(Machine::named("a100-80gb-sxm", 8, Some(&network)).unwrap());
+    let machine = Arc::new(NodeModel::named("a100-80gb-sxm", 8, Some(&network)).unwrap());
     let model = autodist_spec::catalog::model("gpt3-175b").unwrap();
-    let mut run = Run::new(Shape::from(&model), machine, layout, trainer);
+    let mut run = TrainingRun::new(Shape::from(&model), machine, layout, trainer);
     run.global_batch = 1536;
     run.recompute = Recompute::Full;
     run
 }
 
-fn step(run: &Run) -> f64 {
-    run.estimate(Parameters::shipped(), 0.2).step.0
+fn step(run: &TrainingRun) -> f64 {
+    run.estimate(FreeParameters::shipped(), 0.2).step.0
 }
 
-const LAYOUT: Layout = Layout {
+const LAYOUT: ParallelDims = ParallelDims {
     tensor: 8,
     context: 1,
     data: 8,
@@ -36,7 +37,7 @@ const LAYOUT: Layout = Layout {
 fn parts_add_up_to_the_step() {
     for trainer in Trainer::ALL {
         let run = gpt3(LAYOUT, trainer);
-        let estimate = run.estimate(Parameters::shipped(), 0.2);
+        let estimate = run.estimate(FreeParameters::shipped(), 0.2);
         let sum: f64 = estimate.breakdown.parts().iter().map(|part| part.1).sum();
         assert!((sum / estimate.step.0 - 1.0).abs() < 1e-9, "{trainer}: {sum} of {}", estimate.step);
         assert!(estimate.breakdown.parts().iter().all(|part| part.1.is_finite()), "{trainer}");
@@ -45,7 +46,7 @@ fn parts_add_up_to_the_step() {
 
 #[test]
 fn recomputation_costs_time_and_saves_memory() {
-    let with = |recompute| Run { recompute, ..gpt3(LAYOUT, Trainer::Megatron) };
+    let with = |recompute| TrainingRun { recompute, ..gpt3(LAYOUT, Trainer::Megatron) };
     let modes = [Recompute::None, Recompute::Selective, Recompute::Full].map(with);
     assert!(step(&modes[0]) < step(&modes[1]) && step(&modes[1]) < step(&modes[2]));
     let memory = modes.each_ref().map(|run| Memory::of(run).total());
@@ -55,28 +56,28 @@ fn recomputation_costs_time_and_saves_memory() {
 #[test]
 fn interleaving_shrinks_the_bubble() {
     let plain = gpt3(LAYOUT, Trainer::Megatron);
-    let interleaved = gpt3(Layout { virtual_stages: 3, ..LAYOUT }, Trainer::Megatron);
-    let bubble = |run: &Run| run.estimate(Parameters::shipped(), 0.2).breakdown.bubble_s;
+    let interleaved = gpt3(ParallelDims { virtual_stages: 3, ..LAYOUT }, Trainer::Megatron);
+    let bubble = |run: &TrainingRun| run.estimate(FreeParameters::shipped(), 0.2).breakdown.bubble_s;
     assert!((bubble(&plain) / bubble(&interleaved) - 3.0).abs() < 1e-6);
 }
 
 #[test]
 fn sharding_and_sequence_parallelism_save_memory() {
     let total = |layout, trainer| Memory::of(&gpt3(layout, trainer)).total();
-    let sharded = Layout { zero_stage: 1, shard: 8, ..LAYOUT };
+    let sharded = ParallelDims { zero_stage: 1, shard: 8, ..LAYOUT };
     assert!(total(sharded, Trainer::MegatronCore) < total(LAYOUT, Trainer::MegatronCore));
-    let sequence = Layout { sequence_parallel: true, ..sharded };
+    let sequence = ParallelDims { sequence_parallel: true, ..sharded };
     assert!(total(sequence, Trainer::MegatronCore) < total(sharded, Trainer::MegatronCore));
-    let fsdp = Layout { tensor: 1, pipeline: 1, data: 512, zero_stage: 3, shard: 512, ..LAYOUT };
-    let hybrid = Layout { shard: 64, ..fsdp };
+    let fsdp = ParallelDims { tensor: 1, pipeline: 1, data: 512, zero_stage: 3, shard: 512, ..LAYOUT };
+    let hybrid = ParallelDims { shard: 64, ..fsdp };
     assert!(total(fsdp, Trainer::Fsdp2) < total(hybrid, Trainer::Fsdp2));
 }
 
 #[test]
 fn sums_beside_products_cost_less_than_sums_alone() {
-    let sequence = Layout { sequence_parallel: true, ..LAYOUT };
+    let sequence = ParallelDims { sequence_parallel: true, ..LAYOUT };
     let tensor =
-        |layout, trainer| gpt3(layout, trainer).estimate(Parameters::shipped(), 0.2).breakdown.tensor_s;
+        |layout, trainer| gpt3(layout, trainer).estimate(FreeParameters::shipped(), 0.2).breakdown.tensor_s;
     let [classic, core, nemo] =
         [Trainer::Megatron, Trainer::MegatronCore, Trainer::Nemo].map(|trainer| tensor(sequence, trainer));
     assert!(nemo < core && core < classic, "{nemo} {core} {classic}");
@@ -88,10 +89,10 @@ fn sums_beside_products_cost_less_than_sums_alone() {
 #[test]
 fn context_parallel_ranks_share_a_causal_mask_evenly() {
     let attention = |context: u32| {
-        let layout = Layout { context, data: 8 / context, pipeline: 8, ..LAYOUT };
+        let layout = ParallelDims { context, data: 8 / context, pipeline: 8, ..LAYOUT };
         let mut run = gpt3(layout, Trainer::MegatronCore);
         (run.seq_len, run.global_batch, run.recompute) = (32_768, 64, Recompute::None);
-        run.estimate(Parameters::shipped(), 0.2).breakdown.attention_s / run.micro_batches()
+        run.estimate(FreeParameters::shipped(), 0.2).breakdown.attention_s / run.micro_batches()
     };
     let ratio = attention(1) / attention(4);
     assert!((ratio - 4.0).abs() < 0.05, "{ratio}");
@@ -99,11 +100,11 @@ fn context_parallel_ranks_share_a_causal_mask_evenly() {
 
 #[test]
 fn eight_bits_are_faster_where_the_device_has_them() {
-    let machine = Arc::new(Machine::named("h100-80gb-sxm", 8, None).unwrap());
-    let layout = Layout { data: 8, zero_stage: 1, shard: 8, ..Layout::default() };
+    let machine = Arc::new(NodeModel::named("h100-80gb-sxm", 8, None).unwrap());
+    let layout = ParallelDims { data: 8, zero_stage: 1, shard: 8, ..ParallelDims::default() };
     let with = |dtype| {
         let shape = Shape::from(&autodist_spec::catalog::model("llama3-8b").unwrap());
-        let mut run = Run::new(shape, Arc::clone(&machine), layout, Trainer::Nemo);
+        let mut run = TrainingRun::new(shape, Arc::clone(&machine), layout, Trainer::Nemo);
         (run.seq_len, run.global_batch, run.dtype) = (8192, 128, dtype);
         step(&run)
     };
@@ -114,8 +115,8 @@ fn eight_bits_are_faster_where_the_device_has_them() {
 #[test]
 fn deepspeed_reduces_gradients_of_bf16_in_fp32() {
     let data = |trainer, dtype| {
-        let run = Run { dtype, ..gpt3(LAYOUT, trainer) };
-        run.estimate(Parameters::shipped(), 0.2).breakdown.data_s
+        let run = TrainingRun { dtype, ..gpt3(LAYOUT, trainer) };
+        run.estimate(FreeParameters::shipped(), 0.2).breakdown.data_s
     };
     let over = |trainer| data(trainer, Dtype::Bf16) / data(trainer, Dtype::Fp16);
     assert!((over(Trainer::MegatronDeepspeed) - 2.0).abs() < 0.02, "{}", over(Trainer::MegatronDeepspeed));
@@ -124,10 +125,10 @@ fn deepspeed_reduces_gradients_of_bf16_in_fp32() {
 
 #[test]
 fn pipelines_gather_shards_once() {
-    let layout = Layout { zero_stage: 3, shard: 8, ..LAYOUT };
+    let layout = ParallelDims { zero_stage: 3, shard: 8, ..LAYOUT };
     let gathers = |batch| {
-        let run = Run { global_batch: batch, ..gpt3(layout, Trainer::Fsdp2) };
-        run.estimate(Parameters::shipped(), 0.2).breakdown.gather_s
+        let run = TrainingRun { global_batch: batch, ..gpt3(layout, Trainer::Fsdp2) };
+        run.estimate(FreeParameters::shipped(), 0.2).breakdown.gather_s
     };
     assert_eq!(gathers(512), gathers(1024));
     assert!(gathers(512) > 0.0);
@@ -150,7 +151,7 @@ fn the_ends_of_a_pipeline_may_hold_fewer_blocks() {
     run.recompute = Recompute::None;
     let (uneven, even) = (
         Memory::of(&run).activations,
-        Memory::of(&Run { recompute: Recompute::None, ..with(96) }).activations,
+        Memory::of(&TrainingRun { recompute: Recompute::None, ..with(96) }).activations,
     );
     assert!(uneven < even && uneven > 0.8 * even, "{uneven} {even}");
 }
@@ -158,7 +159,7 @@ fn the_ends_of_a_pipeline_may_hold_fewer_blocks() {
 #[test]
 fn context_parallel_ranks_hold_a_part_of_each_shard() {
     let optimizer = |context: u32, data: u32| {
-        let layout = Layout { context, data, zero_stage: 1, shard: data, ..LAYOUT };
+        let layout = ParallelDims { context, data, zero_stage: 1, shard: data, ..LAYOUT };
         Memory::of(&gpt3(layout, Trainer::MegatronCore)).optimizer
     };
     assert_eq!(optimizer(4, 2), optimizer(1, 8));
@@ -167,25 +168,29 @@ fn context_parallel_ranks_hold_a_part_of_each_shard() {
 #[test]
 fn twice_the_batch_takes_less_than_twice_the_time() {
     let once = gpt3(LAYOUT, Trainer::Megatron);
-    let twice = Run { global_batch: 2 * once.global_batch, ..once.clone() };
+    let twice = TrainingRun { global_batch: 2 * once.global_batch, ..once.clone() };
     let ratio = step(&twice) / step(&once);
     assert!((1.8..2.0).contains(&ratio), "{ratio}");
 }
 
 #[test]
 fn experts_cost_what_is_active() {
-    let machine = Arc::new(Machine::named("h100-80gb-sxm", 8, None).unwrap());
+    let machine = Arc::new(NodeModel::named("h100-80gb-sxm", 8, None).unwrap());
     let mixtral = catalog::expert_models()[0].shape();
     let dense = Shape { ffn: 2 * 14336, experts: None, ..mixtral.clone() };
-    let layout = Layout { data: 8, expert: 8, zero_stage: 1, shard: 8, ..Layout::default() };
+    let layout = ParallelDims { data: 8, expert: 8, zero_stage: 1, shard: 8, ..ParallelDims::default() };
     let run = |shape: &Shape, expert| {
-        let mut run =
-            Run::new(shape.clone(), Arc::clone(&machine), Layout { expert, ..layout }, Trainer::MegatronCore);
+        let mut run = TrainingRun::new(
+            shape.clone(),
+            Arc::clone(&machine),
+            ParallelDims { expert, ..layout },
+            Trainer::MegatronCore,
+        );
         (run.seq_len, run.global_batch) = (4096, 256);
         run
     };
     let (sparse, dense) = (run(&mixtral, 8), run(&dense, 1));
-    let exchange = sparse.estimate(Parameters::shipped(), 0.2).breakdown.expert_s;
+    let exchange = sparse.estimate(FreeParameters::shipped(), 0.2).breakdown.expert_s;
     assert!(exchange > 0.0);
     let ratio = step(&sparse) / step(&dense);
     assert!(
@@ -196,10 +201,10 @@ fn experts_cost_what_is_active() {
 
 #[test]
 fn what_cannot_be_is_refused_with_the_field() {
-    let fields = |layout: Layout| gpt3(layout, Trainer::Megatron).check().unwrap_err().field;
-    assert_eq!(fields(Layout { pipeline: 128, ..LAYOUT }), "pp");
-    assert_eq!(fields(Layout { expert: 2, ..LAYOUT }), "ep");
-    assert_eq!(fields(Layout { pipeline: 1, virtual_stages: 2, ..LAYOUT }), "vpp");
+    let fields = |layout: ParallelDims| gpt3(layout, Trainer::Megatron).check().unwrap_err().field;
+    assert_eq!(fields(ParallelDims { pipeline: 128, ..LAYOUT }), "pp");
+    assert_eq!(fields(ParallelDims { expert: 2, ..LAYOUT }), "ep");
+    assert_eq!(fields(ParallelDims { pipeline: 1, virtual_stages: 2, ..LAYOUT }), "vpp");
     let mut small = gpt3(LAYOUT, Trainer::Megatron);
     small.global_batch = 4;
     assert_eq!(small.check().unwrap_err().field, "global_batch");

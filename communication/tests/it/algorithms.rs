@@ -4,11 +4,11 @@ use crate::common;
 
 use std::time::{Duration, Instant};
 
-use autodist_collectives::{Collective, Schedule, candidates, suits};
+use autodist_collectives::{Schedule, candidates, suits};
 use autodist_communication::{
-    CommunicationError, Communicator, Counters, Endpoint, Reduction, Ways, shard_range,
+    CommunicationError, Communicator, Counters, Endpoint, GroupOptions, ReduceOp, shard_range,
 };
-use autodist_spec::Algorithm;
+use autodist_spec::{Algorithm, Collective};
 use common::{Gate, TIMEOUT, any_transport, digest, job, transports, values};
 use proptest::prelude::*;
 
@@ -31,9 +31,9 @@ fn fitting(size: usize) -> Vec<Algorithm> {
     ALGORITHMS.into_iter().filter(suitable).collect()
 }
 
-fn group_for(endpoint: &mut Endpoint, ways: &Ways) -> Box<dyn Communicator> {
+fn group_for(endpoint: &mut Endpoint, options: &GroupOptions) -> Box<dyn Communicator> {
     let members: Vec<_> = (0..endpoint.world()).collect();
-    endpoint.group_for("data", &members, ways).unwrap()
+    endpoint.group_for("data", &members, options).unwrap()
 }
 
 /// Whole numbers, whose sum is exact in any order.
@@ -50,12 +50,12 @@ fn schedule_bytes(schedule: &Schedule, rank: usize) -> Counters {
 fn every_algorithm_reduces_alike() {
     for over in transports() {
         for world in 2..=8 {
-            let ways = Ways { algorithms: fitting(world), all_to_all: false };
+            let options = GroupOptions { algorithms: fitting(world), all_to_all: false };
             let results = job(over, world, TIMEOUT, |mut endpoint| {
-                let mut group = group_for(&mut endpoint, &ways);
+                let mut group = group_for(&mut endpoint, &options);
                 let rank = group.rank();
                 let mut fractions = Vec::new();
-                for &algorithm in &ways.algorithms {
+                for &algorithm in &options.algorithms {
                     for length in [0, 1, world - 1, 1009, 200_003] {
                         let what = format!("{over:?}, {} of {world}, {length}", algorithm.name());
                         let moved = |collective| {
@@ -64,7 +64,7 @@ fn every_algorithm_reduces_alike() {
                         };
                         let start = group.counters();
                         let mut own = whole(rank, length);
-                        group.all_reduce_by(algorithm, &mut own, Reduction::Sum).unwrap();
+                        group.all_reduce_by(algorithm, &mut own, ReduceOp::Sum).unwrap();
                         assert_eq!(group.counters() - start, moved(Collective::AllReduce), "{what}");
                         let mut sum = vec![0.0; length];
                         for rank in 0..world {
@@ -72,13 +72,13 @@ fn every_algorithm_reduces_alike() {
                         }
                         assert_eq!(own, sum, "{what}");
                         let mut greatest = whole(rank, length);
-                        group.all_reduce_by(algorithm, &mut greatest, Reduction::Max).unwrap();
+                        group.all_reduce_by(algorithm, &mut greatest, ReduceOp::Max).unwrap();
                         for place in 0..length {
                             let all = (0..world).map(|rank| (rank * 37 + place * 11) % 1000);
                             assert_eq!(greatest[place], all.max().unwrap() as f32, "{what}");
                         }
                         let mut own = values(rank, length);
-                        group.all_reduce_by(algorithm, &mut own, Reduction::Sum).unwrap();
+                        group.all_reduce_by(algorithm, &mut own, ReduceOp::Sum).unwrap();
                         fractions.push((what.clone(), digest(&own)));
 
                         if suits(algorithm, Collective::ReduceScatter, world).is_err() {
@@ -86,7 +86,7 @@ fn every_algorithm_reduces_alike() {
                         }
                         let start = group.counters();
                         let mut apart = whole(rank, length);
-                        let shard = group.reduce_scatter_by(algorithm, &mut apart, Reduction::Sum).unwrap();
+                        let shard = group.reduce_scatter_by(algorithm, &mut apart, ReduceOp::Sum).unwrap();
                         assert_eq!(shard, shard_range(length, world, rank));
                         assert_eq!(apart[shard.clone()], sum[shard.clone()], "{what}");
                         assert_eq!(group.counters() - start, moved(Collective::ReduceScatter), "{what}");
@@ -120,9 +120,9 @@ fn part(from: usize, to: usize, scale: usize) -> Vec<u8> {
 fn bytes_of_any_length_reach_everybody() {
     for over in transports() {
         for world in 1..=8 {
-            let ways = Ways { algorithms: Vec::new(), all_to_all: true };
+            let options = GroupOptions { algorithms: Vec::new(), all_to_all: true };
             job(over, world, TIMEOUT, |mut endpoint| {
-                let mut group = group_for(&mut endpoint, &ways);
+                let mut group = group_for(&mut endpoint, &options);
                 let rank = group.rank();
                 for scale in [0, 1, 1000, 50_001] {
                     let start = group.counters();
@@ -151,7 +151,7 @@ fn bytes_of_any_length_reach_everybody() {
                 }
                 // Collectives of all kinds share connections.
                 let mut own = whole(rank, 1000);
-                group.all_reduce(&mut own, Reduction::Max).unwrap();
+                group.all_reduce(&mut own, ReduceOp::Max).unwrap();
             });
         }
     }
@@ -162,18 +162,18 @@ fn what_a_group_was_not_opened_for_is_refused_and_named() {
     for over in transports() {
         job(over, 4, TIMEOUT, |mut endpoint| {
             let members = [0, 1, 2, 3];
-            let misfit = Ways { algorithms: vec![Algorithm::Hierarchical { inner: 3 }], all_to_all: false };
+            let misfit =
+                GroupOptions { algorithms: vec![Algorithm::Hierarchical { inner: 3 }], all_to_all: false };
             let error = endpoint.group_for("data", &members, &misfit).err().unwrap();
             assert_eq!(
                 error.to_string(),
                 "opening a group on `data` by hierarchical/3: hierarchical/3 needs a group that 3 divides, not 4"
             );
             // The name is still free.
-            let ways = Ways { algorithms: vec![Algorithm::DoubleBinaryTree], all_to_all: false };
-            let mut group = endpoint.group_for("data", &members, &ways).unwrap();
+            let options = GroupOptions { algorithms: vec![Algorithm::DoubleBinaryTree], all_to_all: false };
+            let mut group = endpoint.group_for("data", &members, &options).unwrap();
             let mut own = [1.0; 5];
-            let error =
-                group.all_reduce_by(Algorithm::HalvingDoubling, &mut own, Reduction::Sum).unwrap_err();
+            let error = group.all_reduce_by(Algorithm::HalvingDoubling, &mut own, ReduceOp::Sum).unwrap_err();
             assert!(
                 matches!(&error, CommunicationError::Unsuitable { way, .. } if &**way == "halving-doubling")
             );
@@ -188,8 +188,8 @@ fn what_a_group_was_not_opened_for_is_refused_and_named() {
             let error = group.all_to_all_bytes(&[]).unwrap_err();
             assert!(error.to_string().ends_with("0 parts are not one for each of 4 members"), "{error}");
             // Nothing of this has hurt it.
-            group.all_reduce_by(Algorithm::DoubleBinaryTree, &mut own, Reduction::Sum).unwrap();
-            group.all_reduce_by(Algorithm::Ring, &mut own, Reduction::Sum).unwrap();
+            group.all_reduce_by(Algorithm::DoubleBinaryTree, &mut own, ReduceOp::Sum).unwrap();
+            group.all_reduce_by(Algorithm::Ring, &mut own, ReduceOp::Sum).unwrap();
             assert_eq!(own, [16.0; 5]);
         });
     }
@@ -201,20 +201,20 @@ fn a_peer_that_ends_is_noticed_by_all_whatever_the_algorithm() {
     for over in transports() {
         for algorithm in candidates(WORLD, &[0, 0, 0, 1, 1, 1]) {
             for gone in [0, 3, 5] {
-                let ways = Ways { algorithms: vec![algorithm], all_to_all: false };
+                let options = GroupOptions { algorithms: vec![algorithm], all_to_all: false };
                 job(over, WORLD, TIMEOUT, |mut endpoint| {
                     let rank = endpoint.rank();
-                    let mut group = group_for(&mut endpoint, &ways);
+                    let mut group = group_for(&mut endpoint, &options);
                     let start = Instant::now();
                     if rank == gone {
                         return;
                     }
                     let mut own = vec![1.0; 1_000_000];
-                    let error = group.all_reduce_by(algorithm, &mut own, Reduction::Sum).unwrap_err();
+                    let error = group.all_reduce_by(algorithm, &mut own, ReduceOp::Sum).unwrap_err();
                     let what = format!("{over:?}, {}: {error} at {rank}", algorithm.name());
                     assert!(start.elapsed() < Duration::from_secs(5), "{what}");
                     assert!(matches!(error, CommunicationError::PeerClosed { .. }), "{what}");
-                    let again = group.all_reduce_by(algorithm, &mut own, Reduction::Sum).unwrap_err();
+                    let again = group.all_reduce_by(algorithm, &mut own, ReduceOp::Sum).unwrap_err();
                     assert!(matches!(again, CommunicationError::Broken { .. }), "{again}");
                 });
             }
@@ -226,9 +226,9 @@ fn a_peer_that_ends_is_noticed_by_all_whatever_the_algorithm() {
 fn a_peer_that_ends_is_noticed_when_bytes_are_exchanged() {
     for over in transports() {
         for gathers in [false, true] {
-            let ways = Ways { algorithms: Vec::new(), all_to_all: true };
+            let options = GroupOptions { algorithms: Vec::new(), all_to_all: true };
             job(over, 5, TIMEOUT, |mut endpoint| {
-                let mut group = group_for(&mut endpoint, &ways);
+                let mut group = group_for(&mut endpoint, &options);
                 if group.rank() == 2 {
                     return;
                 }
@@ -249,12 +249,12 @@ fn a_silent_peer_is_named_after_the_timeout() {
     for over in transports() {
         let algorithms = vec![Algorithm::DoubleBinaryTree, Algorithm::HalvingDoubling];
         for algorithm in algorithms.clone() {
-            let ways = Ways { algorithms: algorithms.clone(), all_to_all: false };
+            let options = GroupOptions { algorithms: algorithms.clone(), all_to_all: false };
             let finish = Gate::new(over, 2);
             job(over, 2, patience, |mut endpoint| {
-                let mut group = group_for(&mut endpoint, &ways);
+                let mut group = group_for(&mut endpoint, &options);
                 if group.rank() == 0 {
-                    let error = group.all_reduce_by(algorithm, &mut [1.0; 9], Reduction::Sum).unwrap_err();
+                    let error = group.all_reduce_by(algorithm, &mut [1.0; 9], ReduceOp::Sum).unwrap_err();
                     assert!(matches!(error, CommunicationError::TimedOut { .. }), "{error}");
                     assert_eq!(error.to_string(), "all-reduce on `data`: rank 1 was silent for 0.3 s");
                 }
@@ -274,13 +274,13 @@ proptest! {
         calls in proptest::collection::vec((0usize..ALGORITHMS.len(), 0usize..5000), 1..20),
     ) {
         let world = order.len();
-        let ways = Ways { algorithms: fitting(world), all_to_all: true };
+        let options = GroupOptions { algorithms: fitting(world), all_to_all: true };
         job(any_transport(), world, TIMEOUT, |mut endpoint| {
-            let mut group = endpoint.group_for("data", &order, &ways).unwrap();
+            let mut group = endpoint.group_for("data", &order, &options).unwrap();
             for &(algorithm, length) in &calls {
-                let algorithm = ways.algorithms[algorithm % ways.algorithms.len()];
+                let algorithm = options.algorithms[algorithm % options.algorithms.len()];
                 let mut own = vec![group.rank() as f32; length];
-                group.all_reduce_by(algorithm, &mut own, Reduction::Sum).unwrap();
+                group.all_reduce_by(algorithm, &mut own, ReduceOp::Sum).unwrap();
                 assert!(own.iter().all(|value| *value == (world * (world - 1) / 2) as f32));
                 let parts: Vec<_> = (0..world).map(|to| part(group.rank(), to, length % 10)).collect();
                 group.all_to_all_bytes(&parts).unwrap();

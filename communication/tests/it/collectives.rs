@@ -2,7 +2,7 @@
 
 use crate::common;
 
-use autodist_communication::{Communicator, Counters, Endpoint, Reduction, shard_range};
+use autodist_communication::{Communicator, Counters, Endpoint, ReduceOp, shard_range};
 use common::{TIMEOUT, any_transport, bits, digest, job, now, transports, value, values};
 use proptest::prelude::*;
 
@@ -14,21 +14,21 @@ fn whole_world(endpoint: &mut Endpoint) -> Box<dyn Communicator> {
 }
 
 /// The sum or maximum of `values(rank, …)` over `members`, in f64.
-fn reference(members: &[usize], place: usize, reduction: Reduction) -> f64 {
+fn reference(members: &[usize], place: usize, reduction: ReduceOp) -> f64 {
     let terms = members.iter().map(|&rank| f64::from(value(rank, place)));
     match reduction {
-        Reduction::Sum => terms.sum(),
-        Reduction::Max => terms.fold(f64::NEG_INFINITY, f64::max),
+        ReduceOp::Sum => terms.sum(),
+        ReduceOp::Max => terms.fold(f64::NEG_INFINITY, f64::max),
     }
 }
 
 /// Terms are at most 1, so every partial sum is at most their number and every addition rounds by at most half
 /// a unit in the last place of that.
-fn assert_reduced(got: f32, members: &[usize], place: usize, reduction: Reduction) {
+fn assert_reduced(got: f32, members: &[usize], place: usize, reduction: ReduceOp) {
     let size = members.len() as f64;
     let tolerance = match reduction {
-        Reduction::Sum => size * size * f64::from(f32::EPSILON) / 2.0,
-        Reduction::Max => 0.0,
+        ReduceOp::Sum => size * size * f64::from(f32::EPSILON) / 2.0,
+        ReduceOp::Max => 0.0,
     };
     let expected = reference(members, place, reduction);
     assert!((f64::from(got) - expected).abs() <= tolerance, "place {place}: {got} for {expected}");
@@ -49,7 +49,7 @@ fn all_reduce_is_right_everywhere() {
                 let rank = group.rank();
                 let mut results = Vec::new();
                 for length in LENGTHS {
-                    for reduction in [Reduction::Sum, Reduction::Max] {
+                    for reduction in [ReduceOp::Sum, ReduceOp::Max] {
                         let before = group.counters();
                         let mut got = values(rank, length);
                         group.all_reduce(&mut got, reduction).unwrap();
@@ -88,11 +88,11 @@ fn reduce_scatter_then_all_gather_is_all_reduce() {
                 let rank = group.rank();
                 for length in LENGTHS {
                     let mut together = values(rank, length);
-                    group.all_reduce(&mut together, Reduction::Sum).unwrap();
+                    group.all_reduce(&mut together, ReduceOp::Sum).unwrap();
 
                     let mut apart = values(rank, length);
                     let start = group.counters();
-                    let own = group.reduce_scatter(&mut apart, Reduction::Sum).unwrap();
+                    let own = group.reduce_scatter(&mut apart, ReduceOp::Sum).unwrap();
                     let middle = group.counters();
                     assert_eq!(own, shard_range(length, world, rank));
                     assert_eq!(bits(&apart[own.clone()]), bits(&together[own.clone()]));
@@ -146,7 +146,7 @@ fn nan_is_not_hidden() {
     let results = job(any_transport(), 3, TIMEOUT, |mut endpoint| {
         let mut group = whole_world(&mut endpoint);
         let mut own = [if group.rank() == 1 { f32::NAN } else { 1.0 }; 5];
-        group.all_reduce(&mut own, Reduction::Max).unwrap();
+        group.all_reduce(&mut own, ReduceOp::Max).unwrap();
         own.iter().all(|value| value.is_nan())
     });
     assert_eq!(results, [true; 3]);
@@ -191,17 +191,17 @@ fn groups_of_two_axes_run_side_by_side() {
                 scope.spawn(|| {
                     for length in 0..300 {
                         let mut own = values(rank, length);
-                        tensor.all_reduce(&mut own, Reduction::Sum).unwrap();
+                        tensor.all_reduce(&mut own, ReduceOp::Sum).unwrap();
                         for place in 0..length {
-                            assert_reduced(own[place], &row, place, Reduction::Sum);
+                            assert_reduced(own[place], &row, place, ReduceOp::Sum);
                         }
                     }
                 });
                 scope.spawn(|| {
                     let mut own = values(rank, 1_000_003);
-                    data.all_reduce(&mut own, Reduction::Sum).unwrap();
+                    data.all_reduce(&mut own, ReduceOp::Sum).unwrap();
                     for place in (0..own.len()).step_by(1009) {
-                        assert_reduced(own[place], &column, place, Reduction::Sum);
+                        assert_reduced(own[place], &column, place, ReduceOp::Sum);
                     }
                 });
             });
@@ -236,7 +236,7 @@ proptest! {
     #[test]
     fn random_groups_reduce_apart(groups in partition(), length in 0usize..3000, sum in any::<bool>()) {
         let world = groups.iter().map(Vec::len).sum();
-        let reduction = if sum { Reduction::Sum } else { Reduction::Max };
+        let reduction = if sum { ReduceOp::Sum } else { ReduceOp::Max };
         let results = job(any_transport(), world, TIMEOUT, |mut endpoint| {
             let rank = endpoint.rank();
             let members = groups.iter().find(|members| members.contains(&rank)).unwrap();

@@ -8,7 +8,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use autodist_communication::tcp::{Rendezvous, TcpOptions, join};
-use autodist_communication::{CommunicationError, ControlEvent, Endpoint, Peer, Reduction, Ways, local};
+use autodist_communication::{
+    CommunicationError, ControlEvent, Endpoint, GroupOptions, Peer, ReduceOp, local,
+};
 use autodist_spec::Algorithm;
 use common::{Gate, TIMEOUT, any_transport, job, options, transports};
 
@@ -24,7 +26,7 @@ fn a_peer_that_ends_is_named_at_once() {
             if rank == 2 {
                 return;
             }
-            let error = group.all_reduce(&mut vec![1.0; 1_000_000], Reduction::Sum).unwrap_err();
+            let error = group.all_reduce(&mut vec![1.0; 1_000_000], ReduceOp::Sum).unwrap_err();
             assert!(start.elapsed() < Duration::from_secs(2), "{over:?}: {:?}", start.elapsed());
             assert!(matches!(error, CommunicationError::PeerClosed { .. }), "{error}");
             // Rank 0 hears from 2 and rank 1 sends to it; the other may notice the neighbour that noticed first.
@@ -44,7 +46,7 @@ fn a_silent_peer_is_named_after_the_timeout() {
             let rank = endpoint.rank();
             let mut group = endpoint.group("data", &[0, 1]).unwrap();
             if rank == 0 {
-                let error = group.all_reduce(&mut [1.0; 9], Reduction::Sum).unwrap_err();
+                let error = group.all_reduce(&mut [1.0; 9], ReduceOp::Sum).unwrap_err();
                 let CommunicationError::TimedOut { peer, ref lane, operation, waited } = error else {
                     panic!("{error}")
                 };
@@ -276,11 +278,11 @@ const ALGORITHMS: [Algorithm; 4] = [
 ];
 
 fn reduce_for_ever(endpoint: &mut Endpoint, algorithm: Algorithm) -> CommunicationError {
-    let ways = Ways { algorithms: vec![algorithm], all_to_all: false };
-    let mut group = endpoint.group_for("data", &FAMILY, &ways).unwrap();
+    let options = GroupOptions { algorithms: vec![algorithm], all_to_all: false };
+    let mut group = endpoint.group_for("data", &FAMILY, &options).unwrap();
     endpoint.control().send(b"ready").unwrap();
     loop {
-        if let Err(error) = group.all_reduce_by(algorithm, &mut vec![1.0; 300_000], Reduction::Sum) {
+        if let Err(error) = group.all_reduce_by(algorithm, &mut vec![1.0; 300_000], ReduceOp::Sum) {
             return error;
         }
     }

@@ -1,28 +1,28 @@
 //! Links between ranks that a switch makes slow.
 use crate::common;
 
-use autodist_communication::switch::{Links, Route, Switch};
+use autodist_communication::switch::{Switch, SwitchLinks, SwitchRoute};
 use autodist_communication::tcp::{Rendezvous, join};
-use autodist_communication::{CommunicationError, Endpoint, Reduction};
+use autodist_communication::{CommunicationError, Endpoint, ReduceOp};
 use common::{TIMEOUT, options};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Ranks of one uplink and one downlink each.
-fn star(rates: &[f64], delay: Duration) -> Links {
+fn star(rates: &[f64], delay: Duration) -> SwitchLinks {
     let ranks = rates.len();
     let route = |from: usize, to: usize| match from == to {
-        true => Route::default(),
-        false => Route { links: vec![2 * from, 2 * to + 1], delay },
+        true => SwitchRoute::default(),
+        false => SwitchRoute { links: vec![2 * from, 2 * to + 1], delay },
     };
-    Links {
+    SwitchLinks {
         rates: rates.iter().flat_map(|rate| [*rate, *rate]).collect(),
         routes: (0..ranks).map(|from| (0..ranks).map(|to| route(from, to)).collect()).collect(),
     }
 }
 
 /// Runs `work` on a thread for each rank; what they returned, and what the switch carried.
-fn over<T: Send>(links: Links, work: impl Fn(Endpoint) -> T + Sync) -> (Vec<T>, Vec<Vec<u64>>) {
+fn over<T: Send>(links: SwitchLinks, work: impl Fn(Endpoint) -> T + Sync) -> (Vec<T>, Vec<Vec<u64>>) {
     let world = links.routes.len();
     let switch = Arc::new(Switch::start(links).unwrap());
     let address = ([127, 0, 0, 1], 0).into();
@@ -145,7 +145,7 @@ fn collectives_pass_through_and_are_counted() {
     let (results, carried) = over(links, |mut endpoint| {
         let mut group = endpoint.group("all", &[0, 1, 2, 3]).unwrap();
         let mut values = vec![1.0 + endpoint.rank() as f32; 50_000];
-        group.all_reduce(&mut values, Reduction::Sum).unwrap();
+        group.all_reduce(&mut values, ReduceOp::Sum).unwrap();
         assert!(values.iter().all(|value| *value == 10.0));
         group.counters().sent
     });
@@ -164,7 +164,7 @@ fn a_peer_that_is_gone_is_noticed_through_the_switch() {
             return true;
         }
         let mut values = vec![1.0; 1 << 20];
-        matches!(group.all_reduce(&mut values, Reduction::Sum), Err(CommunicationError::PeerClosed { .. }))
+        matches!(group.all_reduce(&mut values, ReduceOp::Sum), Err(CommunicationError::PeerClosed { .. }))
     });
     assert_eq!(results, [true, true]);
 }

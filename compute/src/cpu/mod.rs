@@ -148,8 +148,8 @@ impl<T: Real> Backend for Cpu<T> {
         slice_mut(to, len).copy_from_slice(slice(from, len));
     }
 
-    fn copy_matrices(&self, product: Product, from: Matrix<'_, Self>, to: MatrixMut<'_, Self>) {
-        let Product { batch, m, n, .. } = product;
+    fn copy_matrices(&self, product: GemmShape, from: Matrix<'_, Self>, to: MatrixMut<'_, Self>) {
+        let GemmShape { batch, m, n, .. } = product;
         if batch * m * n == 0 {
             return;
         }
@@ -181,14 +181,14 @@ impl<T: Real> Backend for Cpu<T> {
 
     fn matmul(
         &self,
-        product: Product,
+        product: GemmShape,
         alpha: f64,
         a: Matrix<'_, Self>,
         b: Matrix<'_, Self>,
         beta: f64,
         c: MatrixMut<'_, Self>,
     ) {
-        let Product { batch, m, n, k } = product;
+        let GemmShape { batch, m, n, k } = product;
         if batch * m * n == 0 {
             return;
         }

@@ -1,14 +1,14 @@
 use super::projection::{Inward, Outward};
-use super::shape::{Layout, Sizes};
+use super::shape::{ParameterLayout, Sizes};
 use crate::backend::{
-    AttentionShape, Backend, Direction, Matrix, MatrixMut, Product, Region, RegionMut, RotaryShape,
+    AttentionShape, Backend, Direction, GemmShape, Matrix, MatrixMut, Region, RegionMut, RotaryShape,
 };
 use autodist_spec::model::{ModelSpec, Positions};
 
 /// Causal self-attention with this rank's share of the heads; key/value heads may each serve a group of
 /// query heads (Ainslie et al., GQA, 2305.13245).
 #[derive(Debug, Clone, PartialEq)]
-pub struct Attention {
+pub struct AttentionLayer {
     micro_batch: usize,
     seq_len: usize,
     kv_heads: usize,
@@ -49,8 +49,8 @@ struct Heads {
     count: usize,
 }
 
-impl Attention {
-    pub(super) fn new(model: &ModelSpec, sizes: &Sizes, block: &Layout) -> Self {
+impl AttentionLayer {
+    pub(super) fn new(model: &ModelSpec, sizes: &Sizes, block: &ParameterLayout) -> Self {
         let head_dim = model.head_dim as usize;
         let (heads, kv_heads) = (sizes.part(model.heads), sizes.part(model.kv_heads));
         let qkv = Inward {
@@ -134,7 +134,7 @@ impl Attention {
             for heads in self.kv_chunks(device, sequence).flat_map(|heads| self.members(heads)) {
                 let offset = if keep_probabilities { self.probabilities_offset(heads) } else { 0 };
                 self.probabilities(device, heads, qkv, RegionMut::new(&mut probabilities, offset));
-                let product = Product::new(self.seq_len, self.head_dim, self.seq_len).batched(heads.count);
+                let product = GemmShape::new(self.seq_len, self.head_dim, self.seq_len).batched(heads.count);
                 let (scores, value) = (self.scores(&probabilities, offset), self.value(qkv, heads));
                 device.matmul(
                     product,
@@ -221,8 +221,8 @@ impl Attention {
         let mut d_scores = device.uninitialised(at_once * self.scores_len());
         let [mut d_query, mut d_key, mut d_value] =
             [(); 3].map(|()| device.uninitialised(at_once * head_len));
-        let head = Product::new(self.seq_len, self.head_dim, self.seq_len);
-        let square = Product::new(self.seq_len, self.seq_len, self.head_dim);
+        let head = GemmShape::new(self.seq_len, self.head_dim, self.seq_len);
+        let square = GemmShape::new(self.seq_len, self.seq_len, self.head_dim);
 
         for sequence in 0..self.micro_batch {
             for chunk in self.kv_chunks(device, sequence) {
@@ -288,7 +288,7 @@ impl Attention {
 
     /// `softmax(query keyᵀ / sqrt(head_dim))`, causal.
     fn probabilities<B: Backend>(&self, device: &B, heads: Heads, qkv: &B::Buffer, mut to: RegionMut<'_, B>) {
-        let product = Product::new(self.seq_len, self.seq_len, self.head_dim).batched(heads.count);
+        let product = GemmShape::new(self.seq_len, self.seq_len, self.head_dim).batched(heads.count);
         let query = self.query_part(qkv, self.qkv.outputs, heads);
         let scores = to.skip(0).rows(self.seq_len).batched(self.scores_len());
         device.matmul(product, self.scale(), query, self.key(qkv, heads).transposed(), 0.0, scores);

@@ -1,4 +1,4 @@
-use super::shape::{Layout, Sizes};
+use super::shape::{ParameterLayout, Sizes};
 use crate::backend::{Backend, Region, RegionMut, TableShape};
 use autodist_spec::model::{ModelSpec, share};
 use std::ops::Range;
@@ -19,7 +19,7 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    pub(super) fn new(model: &ModelSpec, sizes: &Sizes, layout: &Layout) -> Self {
+    pub(super) fn new(model: &ModelSpec, sizes: &Sizes, layout: &ParameterLayout) -> Self {
         Self {
             tokens: sizes.tokens,
             micro_batch: sizes.micro_batch,

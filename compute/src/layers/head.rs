@@ -1,15 +1,15 @@
 use super::embedding::vocabulary_share;
-use super::shape::{Layout, Sizes};
-use crate::backend::{Backend, Product, Region, RegionMut, TableShape};
+use super::shape::{ParameterLayout, Sizes};
+use crate::backend::{Backend, GemmShape, Region, RegionMut, TableShape};
 use autodist_spec::model::ModelSpec;
 
 /// Output projection and cross-entropy over this rank's share of the vocabulary (the final norm is a
-/// [`Norm`](super::Norm) of its own).
+/// [`NormLayer`](super::NormLayer) of its own).
 ///
-/// Forward runs in steps: [`logits`](Head::logits), [`exponentials`](Head::exponentials),
-/// [`loss`](Head::loss). The table is passed by itself because a tied one belongs to the embedding.
+/// Forward runs in steps: [`logits`](LmHead::logits), [`exponentials`](LmHead::exponentials),
+/// [`loss`](LmHead::loss). The table is passed by itself because a tied one belongs to the embedding.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Head {
+pub struct LmHead {
     tokens: usize,
     classes: TableShape,
     /// Where the table lies in the head's own parameters; none if it is tied to the embedding.
@@ -22,8 +22,8 @@ pub struct HeadStatistics<B: Backend> {
     pub sums: B::Buffer,
 }
 
-impl Head {
-    pub(super) fn new(model: &ModelSpec, sizes: &Sizes, layout: &Layout) -> Self {
+impl LmHead {
+    pub(super) fn new(model: &ModelSpec, sizes: &Sizes, layout: &ParameterLayout) -> Self {
         let classes = vocabulary_share(model, sizes);
         Self { tokens: sizes.tokens, classes, table_offset: layout.find("output.weight") }
     }
@@ -38,7 +38,7 @@ impl Head {
     ) -> (B::Buffer, B::Buffer) {
         let TableShape { rows: vocab, width: hidden, .. } = self.classes;
         let mut logits = device.uninitialised(self.tokens * vocab);
-        let product = Product::new(self.tokens, vocab, hidden);
+        let product = GemmShape::new(self.tokens, vocab, hidden);
         let (h, table) = (Region::start(h).rows(hidden), table.rows(hidden).transposed());
         device.matmul(product, 1.0, h, table, 0.0, RegionMut::start(&mut logits).rows(vocab));
         let mut max = device.uninitialised_full(self.tokens);
@@ -92,11 +92,11 @@ impl Head {
         );
         drop(statistics);
         let d_logits = Region::start(&exponentials).rows(vocab);
-        let product = Product::new(vocab, hidden, self.tokens);
+        let product = GemmShape::new(vocab, hidden, self.tokens);
         let h = Region::start(h).rows(hidden);
         device.matmul(product, 1.0, d_logits.transposed(), h, 1.0, table_gradient.rows(hidden));
         let mut dh = device.uninitialised(self.tokens * hidden);
-        let product = Product::new(self.tokens, hidden, vocab);
+        let product = GemmShape::new(self.tokens, hidden, vocab);
         device.matmul(
             product,
             1.0,

@@ -1,5 +1,5 @@
 use super::projection::{Inward, Outward};
-use super::shape::{Layout, Sizes};
+use super::shape::{ParameterLayout, Sizes};
 use crate::backend::{Backend, Region, RegionMut};
 use autodist_spec::model::{Activation, ModelSpec};
 
@@ -20,7 +20,7 @@ pub struct MlpSaved<B: Backend> {
 }
 
 impl Mlp {
-    pub(super) fn new(model: &ModelSpec, sizes: &Sizes, block: &Layout) -> Self {
+    pub(super) fn new(model: &ModelSpec, sizes: &Sizes, block: &ParameterLayout) -> Self {
         let ffn = sizes.part(model.ffn);
         let (matrices, first) = match model.activation {
             Activation::Gelu => (1, ["mlp.up.weight", "mlp.up.bias"]),

@@ -4,7 +4,7 @@ use autodist_spec::model::{self, ModelSpec};
 
 /// LayerNorm or RMSNorm of this rank's rows of the residual stream.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Norm {
+pub struct NormLayer {
     shape: NormShape,
     /// The weight's offset; a bias follows it.
     offset: usize,
@@ -13,7 +13,7 @@ pub struct Norm {
 /// One or two numbers per row.
 pub struct NormStatistics<B: Backend>(B::Buffer);
 
-impl Norm {
+impl NormLayer {
     pub(super) fn new(model: &ModelSpec, sizes: &Sizes, offset: usize) -> Self {
         let shape = NormShape {
             norm: model.norm,

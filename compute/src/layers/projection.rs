@@ -1,7 +1,7 @@
 //! Projections into a segment and back onto the residual stream (Shoeybi et al., Megatron-LM, 1909.08053).
 
 use super::shape::Sizes;
-use crate::backend::{Backend, Product, Region, RegionMut};
+use crate::backend::{Backend, GemmShape, Region, RegionMut};
 use std::ops::Range;
 
 /// `y = x Wᵀ + b` with this rank's share of the output features: column-parallel.
@@ -19,7 +19,7 @@ impl Inward {
         let mut y = device.uninitialised(self.rows * self.outputs);
         let weight = parameters.skip(self.weight).rows(self.inputs).transposed();
         let x = Region::start(x).rows(self.inputs);
-        let product = Product::new(self.rows, self.outputs, self.inputs);
+        let product = GemmShape::new(self.rows, self.outputs, self.inputs);
         device.matmul(product, 1.0, x, weight, 0.0, RegionMut::start(&mut y).rows(self.outputs));
         if let Some(bias) = self.bias {
             device.add_row(self.rows, self.outputs, parameters.skip(bias), RegionMut::start(&mut y));
@@ -37,7 +37,7 @@ impl Inward {
         dy: B::Buffer,
     ) -> B::Buffer {
         let dy_rows = Region::start(&dy).rows(self.outputs);
-        let product = Product::new(self.outputs, self.inputs, self.rows);
+        let product = GemmShape::new(self.outputs, self.inputs, self.rows);
         let x = Region::start(x).rows(self.inputs);
         let weight_gradient = gradients.skip(self.weight).rows(self.inputs);
         device.matmul(product, 1.0, dy_rows.transposed(), x, 1.0, weight_gradient);
@@ -45,7 +45,7 @@ impl Inward {
             device.sum_rows(self.rows, self.outputs, Region::start(&dy), gradients.skip(bias));
         }
         let mut dx = device.uninitialised(self.rows * self.inputs);
-        let product = Product::new(self.rows, self.inputs, self.outputs);
+        let product = GemmShape::new(self.rows, self.inputs, self.outputs);
         let weight = parameters.skip(self.weight).rows(self.inputs);
         device.matmul(product, 1.0, dy_rows, weight, 0.0, RegionMut::start(&mut dx).rows(self.inputs));
         dx
@@ -108,7 +108,7 @@ impl Outward {
             if rows.is_empty() {
                 continue;
             }
-            let product = Product::new(rows.len(), self.outputs, self.inputs);
+            let product = GemmShape::new(rows.len(), self.outputs, self.inputs);
             let x = Region::new(x, rows.start * self.inputs).rows(self.inputs);
             let y = RegionMut::new(&mut y, rows.start * self.outputs).rows(self.outputs);
             device.matmul(product, 1.0, x, weight, beta, y);
@@ -124,7 +124,7 @@ impl Outward {
         x: &B::Buffer,
         dy: &B::Buffer,
     ) {
-        let product = Product::new(self.outputs, self.inputs, self.rows);
+        let product = GemmShape::new(self.outputs, self.inputs, self.rows);
         let dy_columns = Region::start(dy).rows(self.outputs).transposed();
         let x = Region::start(x).rows(self.inputs);
         device.matmul(product, 1.0, dy_columns, x, 1.0, gradients.skip(self.weight).rows(self.inputs));
@@ -142,7 +142,7 @@ impl Outward {
         dy: &B::Buffer,
         dx: &mut B::Buffer,
     ) {
-        let product = Product::new(self.rows, self.inputs, self.outputs);
+        let product = GemmShape::new(self.rows, self.inputs, self.outputs);
         let weight = parameters.skip(self.weight).rows(self.inputs);
         let dy = Region::start(dy).rows(self.outputs);
         device.matmul(product, 1.0, dy, weight, 0.0, RegionMut::start(dx).rows(self.inputs));

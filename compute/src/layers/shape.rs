@@ -1,6 +1,6 @@
 //! Local sizes, and where each parameter lies.
 
-use super::{Attention, Embedding, Head, Mlp, Norm};
+use super::{AttentionLayer, Embedding, LmHead, Mlp, NormLayer};
 use autodist_spec::model::{LayerKind, ModelSpec, Parameter};
 use std::ops::Range;
 
@@ -30,19 +30,19 @@ pub struct LayerShape {
     pub rows: Range<usize>,
     pub shard: TensorShard,
     pub embedding: Embedding,
-    pub attention_norm: Norm,
-    pub attention: Attention,
-    pub mlp_norm: Norm,
+    pub attention_norm: NormLayer,
+    pub attention: AttentionLayer,
+    pub mlp_norm: NormLayer,
     pub mlp: Mlp,
-    pub final_norm: Norm,
-    pub head: Head,
-    layouts: [Layout; 3],
+    pub final_norm: NormLayer,
+    pub head: LmHead,
+    layouts: [ParameterLayout; 3],
 }
 
 impl LayerShape {
     pub fn new(model: &ModelSpec, micro_batch: usize, seq_len: usize, shard: TensorShard) -> Self {
         let layouts = [LayerKind::Embedding, LayerKind::Block, LayerKind::Head]
-            .map(|kind| Layout::new(&model.parameters(kind), shard));
+            .map(|kind| ParameterLayout::new(&model.parameters(kind), shard));
         let [embedding, block, head] = &layouts;
         let sizes = Sizes::new(model, micro_batch, seq_len, shard);
         Self {
@@ -51,17 +51,17 @@ impl LayerShape {
             rows: sizes.rows.clone(),
             shard,
             embedding: Embedding::new(model, &sizes, embedding),
-            attention_norm: Norm::new(model, &sizes, block.offset("attention_norm.weight")),
-            attention: Attention::new(model, &sizes, block),
-            mlp_norm: Norm::new(model, &sizes, block.offset("mlp_norm.weight")),
+            attention_norm: NormLayer::new(model, &sizes, block.offset("attention_norm.weight")),
+            attention: AttentionLayer::new(model, &sizes, block),
+            mlp_norm: NormLayer::new(model, &sizes, block.offset("mlp_norm.weight")),
             mlp: Mlp::new(model, &sizes, block),
-            final_norm: Norm::new(model, &sizes, head.offset("final_norm.weight")),
-            head: Head::new(model, &sizes, head),
+            final_norm: NormLayer::new(model, &sizes, head.offset("final_norm.weight")),
+            head: LmHead::new(model, &sizes, head),
             layouts,
         }
     }
 
-    pub fn layout(&self, kind: LayerKind) -> &Layout {
+    pub fn layout(&self, kind: LayerKind) -> &ParameterLayout {
         match kind {
             LayerKind::Embedding => &self.layouts[0],
             LayerKind::Block => &self.layouts[1],
@@ -105,7 +105,7 @@ impl Sizes {
 
 /// Where each parameter lies in a layer's flat region.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Layout {
+pub struct ParameterLayout {
     entries: Vec<LayoutEntry>,
 }
 
@@ -117,7 +117,7 @@ pub struct LayoutEntry {
     pub range: Range<usize>,
 }
 
-impl Layout {
+impl ParameterLayout {
     fn new(parameters: &[Parameter], shard: TensorShard) -> Self {
         let mut end = 0;
         let entry = |parameter: &Parameter| {

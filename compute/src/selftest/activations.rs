@@ -1,7 +1,7 @@
 //! GELU and SwiGLU.
 
 use super::Outcome;
-use super::lab::{Held, Lab, both};
+use super::lab::{BufferPrecision, Lab, both};
 use crate::backend::Backend;
 use autodist_spec::model::Activation;
 
@@ -41,15 +41,15 @@ fn check<B: Backend<Element = f32>>(
     };
     let case = format!("{name}, {case}");
     // A sigmoid in full precision, and one store.
-    let tolerance = lab.rounding.result(Held::Working);
-    let mut inner = lab.upload(Held::Working, inner);
-    let mut outer = lab.blank(Held::Working, rows * width);
+    let tolerance = lab.rounding.result(BufferPrecision::Working);
+    let mut inner = lab.upload(BufferPrecision::Working, inner);
+    let mut outer = lab.blank(BufferPrecision::Working, rows * width);
     both!(lab, on, [inner], [outer], {
         on.activation_forward(activation, rows, width, inner.region(), outer.region_mut());
     });
     lab.check("activation_forward", &case, tolerance, &outer)?;
 
-    let mut outer = lab.random(Held::Working, rows * width);
+    let mut outer = lab.random(BufferPrecision::Working, rows * width);
     both!(lab, on, [], [inner, outer], {
         on.activation_backward(activation, rows, width, inner.region_mut(), outer.region_mut());
     });

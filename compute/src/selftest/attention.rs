@@ -1,7 +1,7 @@
 //! Rotary positions and causal softmax.
 
 use super::Outcome;
-use super::lab::{Held, Lab, both, guard};
+use super::lab::{BufferPrecision, Lab, both, guard};
 use crate::backend::{Backend, Direction, RotaryShape};
 
 pub fn run<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
@@ -28,8 +28,9 @@ fn rotary<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: RotaryShape) -
         row[heads * head_dim..].iter_mut().enumerate().for_each(|(i, x)| *x = guard(i));
     }
     // One store; an angle in full precision errs in proportion to the position.
-    let tolerance = lab.rounding.result(Held::Working) + positions as f64 * lab.rounding.full();
-    let (mut forward, mut backward) = (lab.upload(Held::Working, &rows), lab.upload(Held::Working, &rows));
+    let tolerance = lab.rounding.result(BufferPrecision::Working) + positions as f64 * lab.rounding.full();
+    let (mut forward, mut backward) =
+        (lab.upload(BufferPrecision::Working, &rows), lab.upload(BufferPrecision::Working, &rows));
     let before = forward.exact(rows.len());
     both!(lab, on, [], [forward], on.rotary(shape, Direction::Forward, forward.region_mut()));
     lab.check("rotary", &format!("{case}, forward"), tolerance, &forward)?;
@@ -45,21 +46,21 @@ fn softmax<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, count: usize, seq_le
     let (case, len) = (format!("{count} × {seq_len} × {seq_len}"), count * seq_len * seq_len);
     let is_seen = |i: usize| i % seq_len <= i / seq_len % seq_len;
     // A sum over the row in full precision, one store.
-    let tolerance = lab.rounding.result(Held::Working) + lab.rounding.sum(seq_len);
+    let tolerance = lab.rounding.result(BufferPrecision::Working) + lab.rounding.sum(seq_len);
     let mut probabilities = Vec::new();
     for (name, spread) in [("sharp", 300.0), ("even", 3.0)] {
         // Rows do not see what comes later.
         let mut scores = lab.around(-spread, spread, len);
         scores.iter_mut().enumerate().filter(|(i, _)| !is_seen(*i)).for_each(|(_, score)| *score = f64::NAN);
-        let mut scores = lab.upload(Held::Working, &scores);
+        let mut scores = lab.upload(BufferPrecision::Working, &scores);
         both!(lab, on, [], [scores], on.causal_softmax(count, seq_len, scores.region_mut()));
         lab.check("causal_softmax", &format!("{case}, {name}"), tolerance, &scores)?;
         probabilities = scores.exact(len);
     }
 
     // Of the even ones: a sharp row's gradient is nothing but what rounding leaves.
-    let probabilities = lab.upload(Held::Working, &probabilities);
-    let mut gradient = lab.random(Held::Working, len);
+    let probabilities = lab.upload(BufferPrecision::Working, &probabilities);
+    let mut gradient = lab.random(BufferPrecision::Working, len);
     both!(lab, on, [probabilities], [gradient], {
         on.causal_softmax_backward(count, seq_len, 0.125, probabilities.region(), gradient.region_mut());
     });

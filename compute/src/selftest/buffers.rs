@@ -2,8 +2,8 @@
 
 use super::Outcome;
 use super::grid::Grid;
-use super::lab::{Held, Lab, both, host, host_range};
-use crate::backend::{Backend, Product, RegionMut};
+use super::lab::{BufferPrecision, Lab, both, host, host_range};
+use crate::backend::{Backend, GemmShape, RegionMut};
 
 /// None, one, a number that no power of two divides, an ordinary one.
 const LENGTHS: [usize; 4] = [0, 1, 1037, 4096];
@@ -20,11 +20,11 @@ pub fn run<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
     copies(lab)
 }
 
-fn zeros<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, held: Held) -> Outcome {
+fn zeros<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, held: BufferPrecision) -> Outcome {
     for len in LENGTHS {
         let buffer = match held {
-            Held::Working => lab.device.zeros(len),
-            Held::Full => lab.device.zeros_full(len),
+            BufferPrecision::Working => lab.device.zeros(len),
+            BufferPrecision::Full => lab.device.zeros_full(len),
         };
         let holds = lab.device.len(&buffer) == len && host(lab.device, &buffer) == vec![0.0; len];
         lab.require("zeros", &format!("{len} elements, {held}"), holds)?;
@@ -32,7 +32,7 @@ fn zeros<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, held: Held) -> Outcome
     Ok(())
 }
 
-fn transfers<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, held: Held) -> Outcome {
+fn transfers<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, held: BufferPrecision) -> Outcome {
     let (len, device) = (1037, lab.device);
     let case = format!("{len} elements, {held}");
     let mut values = lab.numbers(len);
@@ -40,15 +40,15 @@ fn transfers<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, held: Held) -> Out
     let sent: Vec<f32> = values.iter().map(|&x| x as f32).collect();
     let sent_values: Vec<f64> = sent.iter().copied().map(f64::from).collect();
     let upload = |from: &[f32]| match held {
-        Held::Working => device.upload(from),
-        Held::Full => device.upload_full(from),
+        BufferPrecision::Working => device.upload(from),
+        BufferPrecision::Full => device.upload_full(from),
     };
 
     // One rounding to what the buffer holds, and none where that is the host's precision. What the buffer holds comes
     // back as it is, the second time without any rounding.
     let buffer = upload(&sent);
     let once = host(device, &buffer);
-    let small = if held == Held::Full { 0.0 } else { lab.rounding.working };
+    let small = if held == BufferPrecision::Full { 0.0 } else { lab.rounding.working };
     lab.check_values(
         "upload",
         &format!("{case}, large and small"),
@@ -66,8 +66,8 @@ fn transfers<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, held: Held) -> Out
     lab.require("len", &case, lengths == [len, 0])?;
 
     let mut buffer = match held {
-        Held::Working => device.uninitialised(len),
-        Held::Full => device.uninitialised_full(len),
+        BufferPrecision::Working => device.uninitialised(len),
+        BufferPrecision::Full => device.uninitialised_full(len),
     };
     device.write(&again, RegionMut::start(&mut buffer));
     // The source may change as soon as the call is back, and what is written meets what is there.
@@ -95,7 +95,7 @@ fn copies<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
                 let (from, mut to) = (lab.random(source, len), lab.blank(target, len));
                 both!(lab, on, [from], [to], on.copy(len, from.region(), to.region_mut()));
                 // Rounds only on the way from full to working precision.
-                let rounds = (source, target) == (Held::Full, Held::Working);
+                let rounds = (source, target) == (BufferPrecision::Full, BufferPrecision::Working);
                 let tolerance = if rounds { lab.rounding.working } else { 0.0 };
                 lab.check("copy", &format!("{len} elements, {source} to {target}"), tolerance, &to)?;
             }
@@ -104,7 +104,7 @@ fn copies<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
     Ok(())
 }
 
-fn matrices<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, held: Held) -> Outcome {
+fn matrices<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, held: BufferPrecision) -> Outcome {
     // Attention's: heads one after the other within rows that hold several sequences.
     let heads = Grid { batch: 3, rows: 7, columns: 5, batch_stride: 10, row_stride: 93, column_stride: 1 };
     let cases = [
@@ -116,7 +116,7 @@ fn matrices<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, held: Held) -> Outc
     ];
     for (case, source, target) in cases {
         let (from, mut to) = (lab.random_grid(held, source), lab.blank_grid(held, target));
-        let product = Product::new(source.rows, source.columns, 0).batched(source.batch);
+        let product = GemmShape::new(source.rows, source.columns, 0).batched(source.batch);
         both!(lab, on, [from], [to], {
             on.copy_matrices(product, source.of(from.region()), target.of_mut(to.region_mut()));
         });
@@ -125,7 +125,11 @@ fn matrices<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, held: Held) -> Outc
     Ok(())
 }
 
-fn elementwise<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, held: Held, len: usize) -> Outcome {
+fn elementwise<B: Backend<Element = f32>>(
+    lab: &mut Lab<'_, B>,
+    held: BufferPrecision,
+    len: usize,
+) -> Outcome {
     let case = format!("{len} elements, {held}");
     let mut to = lab.random(held, len);
     both!(lab, on, [], [to], on.fill_zero(len, to.region_mut()));

@@ -1,7 +1,7 @@
 //! Fused attention, where the device has it, against loops that say what it computes.
 
 use super::Outcome;
-use super::lab::{Held, Lab};
+use super::lab::{BufferPrecision, Lab};
 use crate::backend::{AttentionShape, Backend};
 
 pub fn run<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
@@ -30,9 +30,9 @@ fn check<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: AttentionShape)
     let (qkv_len, attended_len, statistics_len) = (rows * width, rows * heads * head_dim, rows * heads);
     let case = format!("[{seq_len}, {micro_batch}], {heads} heads for {kv_heads} of {head_dim}");
     let qkv = lab.around(0.0, 1.5, qkv_len);
-    let qkv = lab.upload(Held::Working, &qkv);
+    let qkv = lab.upload(BufferPrecision::Working, &qkv);
     let (mut attended, mut logsumexp) =
-        (lab.blank(Held::Working, attended_len), lab.blank(Held::Full, statistics_len));
+        (lab.blank(BufferPrecision::Working, attended_len), lab.blank(BufferPrecision::Full, statistics_len));
     fused.forward(shape, qkv.device.region(), attended.device.region_mut(), logsumexp.device.region_mut());
     let exact = Attended::new(shape, qkv.exact(qkv_len));
     lab.exact.write(&exact.attended, attended.exact.region_mut());
@@ -45,17 +45,17 @@ fn check<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: AttentionShape)
     lab.check(
         "fused_attention forward",
         &case,
-        r.result(Held::Working) + 4.0 * r.operand() + sums,
+        r.result(BufferPrecision::Working) + 4.0 * r.operand() + sums,
         &attended,
     )?;
-    let tolerance = r.result(Held::Full) + 4.0 * r.operand() + sums;
+    let tolerance = r.result(BufferPrecision::Full) + 4.0 * r.operand() + sums;
     lab.check("fused_attention forward", &format!("{case}, logsumexp"), tolerance, &logsumexp)?;
 
     // Backward from the CPU's results, as the device holds them.
-    let attended = lab.upload(Held::Working, &exact.attended);
-    let logsumexp = lab.upload(Held::Full, &exact.logsumexp);
-    let d_attended = lab.random(Held::Working, attended_len);
-    let mut d_qkv = lab.blank(Held::Working, qkv_len);
+    let attended = lab.upload(BufferPrecision::Working, &exact.attended);
+    let logsumexp = lab.upload(BufferPrecision::Full, &exact.logsumexp);
+    let d_attended = lab.random(BufferPrecision::Working, attended_len);
+    let mut d_qkv = lab.blank(BufferPrecision::Working, qkv_len);
     fused.backward(
         shape,
         qkv.device.region(),
@@ -70,7 +70,7 @@ fn check<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: AttentionShape)
     }
     // The outputs come rounded; probabilities and their gradients are operands of products; all that in sums of
     // either sign, of which little may be left.
-    let tolerance = r.result(Held::Working) + 4.0 * r.working + 8.0 * r.operand() + 4.0 * sums;
+    let tolerance = r.result(BufferPrecision::Working) + 4.0 * r.working + 8.0 * r.operand() + 4.0 * sums;
     let (query_end, key_end) = (heads * head_dim, (heads + kv_heads) * head_dim);
     for (name, columns) in [("query", 0..query_end), ("key", query_end..key_end), ("value", key_end..width)] {
         let case = format!("{case}, gradient of {name}");

@@ -1,7 +1,7 @@
 //! Buffers that a device and the CPU hold side by side, and what compares them.
 
 use super::grid::Grid;
-use super::{Check, Outcome, Rounding};
+use super::{Outcome, SelftestResult, UnitRoundoff};
 use crate::backend::{Backend, Element, Region, RegionMut};
 use crate::cpu::Cpu;
 use std::fmt;
@@ -17,16 +17,16 @@ const OUTLIER: f64 = 8.0;
 
 /// In which precision a buffer holds its numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Held {
+pub enum BufferPrecision {
     Working,
     Full,
 }
 
-impl fmt::Display for Held {
+impl fmt::Display for BufferPrecision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Held::Working => "working precision",
-            Held::Full => "full precision",
+            BufferPrecision::Working => "working precision",
+            BufferPrecision::Full => "full precision",
         })
     }
 }
@@ -105,25 +105,29 @@ pub(super) use both;
 pub struct Lab<'a, B: Backend> {
     pub device: &'a B,
     pub exact: Cpu<f64>,
-    pub rounding: Rounding,
+    pub rounding: UnitRoundoff,
     /// Guards before the data, which is the offset of every region.
     pub lead: usize,
     /// Whether operations have left alone what they only read, since the last check.
     pub is_intact: bool,
-    pub checks: Vec<Check>,
-    seen: &'a mut dyn FnMut(&Check),
+    pub checks: Vec<SelftestResult>,
+    seen: &'a mut dyn FnMut(&SelftestResult),
     noise: u64,
 }
 
 impl<'a, B: Backend<Element = f32>> Lab<'a, B> {
-    pub fn new(device: &'a B, rounding: Rounding, seen: &'a mut dyn FnMut(&Check)) -> Self {
+    pub fn new(device: &'a B, rounding: UnitRoundoff, seen: &'a mut dyn FnMut(&SelftestResult)) -> Self {
         let exact = Cpu::new();
         Self { device, exact, rounding, lead: 0, is_intact: true, checks: Vec::new(), seen, noise: 0 }
     }
 
     /// The precisions in which the device holds numbers.
-    pub fn precisions(&self) -> &'static [Held] {
-        if self.device.is_mixed() { &[Held::Working, Held::Full] } else { &[Held::Working] }
+    pub fn precisions(&self) -> &'static [BufferPrecision] {
+        if self.device.is_mixed() {
+            &[BufferPrecision::Working, BufferPrecision::Full]
+        } else {
+            &[BufferPrecision::Working]
+        }
     }
 
     /// A number in -1..1: position and mixing function of SplitMix64 (Steele et al., OOPSLA 2014).
@@ -153,34 +157,34 @@ impl<'a, B: Backend<Element = f32>> Lab<'a, B> {
     }
 
     /// The numbers between guards on the device, and as the device has rounded them on the CPU.
-    pub fn upload(&self, held: Held, values: &[f64]) -> Pair<B> {
+    pub fn upload(&self, held: BufferPrecision, values: &[f64]) -> Pair<B> {
         let guarded = (0..self.lead).map(guard).chain(values.iter().copied()).chain((0..TAIL).map(guard));
         let guarded: Vec<f32> = guarded.map(|x| x as f32).collect();
         let buffer = match held {
-            Held::Working => self.device.upload(&guarded),
-            Held::Full => self.device.upload_full(&guarded),
+            BufferPrecision::Working => self.device.upload(&guarded),
+            BufferPrecision::Full => self.device.upload_full(&guarded),
         };
         let exact = self.exact.upload(&host(self.device, &buffer));
         let offset = self.lead;
         Pair { device: Side { buffer, offset }, exact: Side { buffer: exact, offset } }
     }
 
-    pub fn random(&mut self, held: Held, len: usize) -> Pair<B> {
+    pub fn random(&mut self, held: BufferPrecision, len: usize) -> Pair<B> {
         let values = self.numbers(len);
         self.upload(held, &values)
     }
 
     /// NaN, to be written before it is read.
-    pub fn blank(&self, held: Held, len: usize) -> Pair<B> {
+    pub fn blank(&self, held: BufferPrecision, len: usize) -> Pair<B> {
         self.upload(held, &vec![f64::NAN; len])
     }
 
-    pub fn random_grid(&mut self, held: Held, grid: Grid) -> Pair<B> {
+    pub fn random_grid(&mut self, held: BufferPrecision, grid: Grid) -> Pair<B> {
         let values = grid.among_guards(|| self.number());
         self.upload(held, &values)
     }
 
-    pub fn blank_grid(&self, held: Held, grid: Grid) -> Pair<B> {
+    pub fn blank_grid(&self, held: BufferPrecision, grid: Grid) -> Pair<B> {
         self.upload(held, &grid.among_guards(|| f64::NAN))
     }
 
@@ -235,7 +239,7 @@ impl<'a, B: Backend<Element = f32>> Lab<'a, B> {
         self.device.synchronise()?;
         let error = if std::mem::replace(&mut self.is_intact, true) { error } else { f64::INFINITY };
         let offset = if self.lead > 0 { format!(", offset {}", self.lead) } else { String::new() };
-        let check = Check { what, case: format!("{case}{offset}"), error, tolerance };
+        let check = SelftestResult { what, case: format!("{case}{offset}"), error, tolerance };
         (self.seen)(&check);
         self.checks.push(check);
         Ok(())
@@ -258,8 +262,8 @@ pub fn host_range<B: Backend>(device: &B, buffer: &B::Buffer, range: Range<usize
     values.into_iter().map(Element::to_f64).collect()
 }
 
-/// The error of a [`Check`] over the elements that `counts` names. Where the expected number is a guard the found one
-/// must be the same. Errors are never relative to less than `floor`.
+/// The error of a [`SelftestResult`] over the elements that `counts` names. Where the expected number is a guard, the
+/// found one must be the same. Errors are never relative to less than `floor`.
 pub fn compare(found: &[f64], expected: &[f64], floor: f64, counts: impl Fn(usize) -> bool) -> f64 {
     if found.len() != expected.len() {
         return f64::INFINITY;
@@ -325,23 +329,24 @@ mod tests {
 
     #[test]
     fn two_swapped_elements_among_thousands_show_even_in_bf16() {
-        let (device, mut ignore) = (Cpu::<f32>::new(), |_: &Check| ());
-        let mut lab = Lab::new(&device, Rounding::of(Precision::Bf16), &mut ignore);
+        let (device, mut ignore) = (Cpu::<f32>::new(), |_: &SelftestResult| ());
+        let mut lab = Lab::new(&device, UnitRoundoff::of(Precision::Bf16), &mut ignore);
         let expected = lab.numbers(20_000);
         let mut found = expected.clone();
         found.swap(77, 78);
-        assert!(everywhere(&found, &expected) > 2.0 * lab.rounding.result(Held::Working));
+        assert!(everywhere(&found, &expected) > 2.0 * lab.rounding.result(BufferPrecision::Working));
     }
 
     #[test]
     fn a_lab_sees_what_an_operation_writes_beside_its_result() {
         let (device, mut seen) = (Cpu::<f32>::new(), Vec::new());
-        let mut push = |check: &Check| seen.push(check.passed());
-        let mut lab = Lab::new(&device, Rounding::of(Precision::Fp32), &mut push);
+        let mut push = |check: &SelftestResult| seen.push(check.passed());
+        let mut lab = Lab::new(&device, UnitRoundoff::of(Precision::Fp32), &mut push);
         lab.lead = 3;
         // One element too many, before and behind; then an input.
         for (offset, len) in [(3, 4), (3, 5), (2, 4)] {
-            let (from, mut to) = (lab.random(Held::Working, 4), lab.random(Held::Working, 4));
+            let (from, mut to) =
+                (lab.random(BufferPrecision::Working, 4), lab.random(BufferPrecision::Working, 4));
             device.add(
                 len,
                 Region::new(&from.device.buffer, offset),
@@ -350,7 +355,7 @@ mod tests {
             lab.exact.add(4, from.exact.region(), to.exact.region_mut());
             lab.check("add", "", 1e-6, &to).unwrap();
         }
-        let mut from = lab.random(Held::Working, 4);
+        let mut from = lab.random(BufferPrecision::Working, 4);
         from.device.buffer[4] += 1.0;
         both!(lab, on, [from], [], on.len(&from.buffer));
         lab.require("len", "", true).unwrap();

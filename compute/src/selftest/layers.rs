@@ -1,7 +1,7 @@
 //! Whole layers of two small models, with the very code that trains them on either side.
 
-use super::lab::{Held, Lab, Side, both, host};
-use super::{Outcome, Rounding};
+use super::lab::{BufferPrecision, Lab, Side, both, host};
+use super::{Outcome, UnitRoundoff};
 use crate::backend::{Backend, RegionMut};
 use crate::layers::{LayerShape, TensorShard};
 use autodist_spec::model::{self, Activation, LayerKind, ModelSpec, Positions};
@@ -147,7 +147,7 @@ fn check<B: Backend<Element = f32>>(
     Ok(())
 }
 
-impl Rounding {
+impl UnitRoundoff {
     /// For a chain of operations, each of which rounds what it is given or what it gives, products of up to some
     /// hundred terms among them.
     fn chain(self, operations: usize) -> f64 {
@@ -158,8 +158,8 @@ impl Rounding {
 /// Norm, attention, norm, MLP, and all the way back.
 fn block<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, case: &Case) -> Outcome {
     let parameters = case.parameters(lab, LayerKind::Block);
-    let parameters = lab.upload(Held::Working, &parameters);
-    let [x, dy] = [(); 2].map(|()| lab.random(Held::Working, case.activation_len()));
+    let parameters = lab.upload(BufferPrecision::Working, &parameters);
+    let [x, dy] = [(); 2].map(|()| lab.random(BufferPrecision::Working, case.activation_len()));
     let sides =
         both!(lab, on, [parameters, x, dy], [], block_on(on, case, parameters, &x.buffer, &dy.buffer));
     check(lab, "block", case, lab.rounding.chain(16), sides.into())
@@ -196,9 +196,9 @@ fn block_on<B: Backend>(
 
 fn embedding<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, case: &Case) -> Outcome {
     let parameters = case.parameters(lab, LayerKind::Embedding);
-    let parameters = lab.upload(Held::Working, &parameters);
+    let parameters = lab.upload(BufferPrecision::Working, &parameters);
     let tokens = lab.ids(case.shape.tokens, case.vocab);
-    let dy = lab.random(Held::Working, case.activation_len());
+    let dy = lab.random(BufferPrecision::Working, case.activation_len());
     let sides = both!(lab, on, [parameters, tokens, dy], [], {
         let out = case.shape.embedding.forward(on, parameters.region(), tokens);
         let mut gradients = on.zeros_full(case.shape.layout(LayerKind::Embedding).len());
@@ -211,11 +211,11 @@ fn embedding<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, case: &Case) -> Ou
 /// Final norm, logits, loss, and back.
 fn head<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, case: &Case) -> Outcome {
     let parameters = case.parameters(lab, LayerKind::Head);
-    let parameters = lab.upload(Held::Working, &parameters);
+    let parameters = lab.upload(BufferPrecision::Working, &parameters);
     let tied = lab.around(0.0, 0.5, if case.tied { case.table_len } else { 0 });
-    let tied = lab.upload(Held::Working, &tied);
+    let tied = lab.upload(BufferPrecision::Working, &tied);
     let targets = lab.ids(case.shape.tokens, case.vocab);
-    let x = lab.random(Held::Working, case.activation_len());
+    let x = lab.random(BufferPrecision::Working, case.activation_len());
     let sides = both!(lab, on, [parameters, tied, targets, x], [], {
         head_on(on, case, parameters, tied, targets, &x.buffer)
     });

@@ -1,7 +1,7 @@
 //! Cross-entropy, step by step.
 
 use super::Outcome;
-use super::lab::{Held, Lab, both};
+use super::lab::{BufferPrecision, Lab, both};
 use crate::backend::{Backend, TableShape};
 
 pub fn run<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
@@ -23,37 +23,37 @@ fn check<B: Backend<Element = f32>>(
     let targets = lab.ids(rows, vocab);
     // Negative, so that nothing beside a row may pass for its largest.
     let logits = lab.around(-6.0, 5.0, rows * width);
-    let mut logits = lab.upload(Held::Working, &logits);
-    let mut max = lab.blank(Held::Full, rows);
+    let mut logits = lab.upload(BufferPrecision::Working, &logits);
+    let mut max = lab.blank(BufferPrecision::Full, rows);
     both!(lab, on, [logits], [max], on.row_max(rows, width, logits.region(), max.region_mut()));
     lab.check("row_max", &case, 0.0, &max)?;
 
     // The largest logit may be another rank's.
     let larger: Vec<f64> = max.exact(rows).iter().map(|max| max + 0.5).collect();
-    let max = lab.upload(Held::Full, &larger);
-    let mut sums = lab.blank(Held::Full, 2 * rows);
+    let max = lab.upload(BufferPrecision::Full, &larger);
+    let mut sums = lab.blank(BufferPrecision::Full, 2 * rows);
     both!(lab, on, [max, targets], [logits, sums], {
         on.exponentials(classes, targets, max.region(), logits.region_mut(), sums.region_mut());
     });
     // An exponential in full precision, one store.
-    lab.check("exponentials", &case, r.result(Held::Working), &logits)?;
+    lab.check("exponentials", &case, r.result(BufferPrecision::Working), &logits)?;
     // Of exponentials before or after they are stored; differences of logits lose nothing.
-    let tolerance = r.result(Held::Working) + r.sum(width);
+    let tolerance = r.result(BufferPrecision::Working) + r.sum(width);
     lab.check_part("exponentials", &format!("{case}, sums"), tolerance, &sums, |i| i < rows)?;
-    let tolerance = r.result(Held::Full);
+    let tolerance = r.result(BufferPrecision::Full);
     lab.check_part("exponentials", &format!("{case}, at targets"), tolerance, &sums, |i| i >= rows)?;
 
     let exponentials = logits.exact(rows * width);
-    let sums = lab.upload(Held::Full, &sums.exact(2 * rows));
+    let sums = lab.upload(BufferPrecision::Full, &sums.exact(2 * rows));
     let losses = both!(lab, on, [sums], [], on.cross_entropy(rows, sums.region()));
     let losses = (lab.device.read(&losses.0), lab.exact.read(&losses.1));
     // Logarithms and their sum in full precision at least.
-    lab.check_number("cross_entropy", &case, r.result(Held::Full) + r.sum(rows), losses)?;
+    lab.check_number("cross_entropy", &case, r.result(BufferPrecision::Full) + r.sum(rows), losses)?;
 
-    let mut gradient = lab.upload(Held::Working, &exponentials);
+    let mut gradient = lab.upload(BufferPrecision::Working, &exponentials);
     both!(lab, on, [sums, targets], [gradient], {
         on.cross_entropy_backward(classes, targets, sums.region(), 1.0 / 7.0, gradient.region_mut());
     });
     // A quotient, a difference, one store.
-    lab.check("cross_entropy_backward", &case, r.result(Held::Working), &gradient)
+    lab.check("cross_entropy_backward", &case, r.result(BufferPrecision::Working), &gradient)
 }

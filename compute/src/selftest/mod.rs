@@ -6,10 +6,10 @@
 //!
 //! ```
 //! use autodist_compute::Cpu;
-//! use autodist_compute::selftest::{self, Rounding};
+//! use autodist_compute::selftest::{self, UnitRoundoff};
 //! use autodist_spec::Precision;
 //!
-//! let checks = selftest::run(&Cpu::<f32>::new(), Rounding::of(Precision::Fp32), |_| ())?;
+//! let checks = selftest::run(&Cpu::<f32>::new(), UnitRoundoff::of(Precision::Fp32), |_| ())?;
 //! assert!(checks.iter().all(|check| check.passed()));
 //! # Ok::<(), autodist_compute::DeviceError>(())
 //! ```
@@ -30,11 +30,11 @@ mod tables;
 
 use crate::backend::{Backend, DeviceError};
 use autodist_spec::Precision;
-use lab::{Held, Lab};
+use lab::{BufferPrecision, Lab};
 
 /// One comparison of a device's result with the CPU's in double precision.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Check {
+pub struct SelftestResult {
     /// The operation or the layer.
     pub what: &'static str,
     /// The shape and whatever else sets this check apart, in words.
@@ -47,7 +47,7 @@ pub struct Check {
     pub tolerance: f64,
 }
 
-impl Check {
+impl SelftestResult {
     pub fn passed(&self) -> bool {
         self.error <= self.tolerance
     }
@@ -55,14 +55,14 @@ impl Check {
 
 /// Unit roundoffs: the largest relative error of rounding one number.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rounding {
+pub struct UnitRoundoff {
     /// Of a number stored in working precision.
     pub working: f64,
     /// Of a matrix product's operand.
     pub product: f64,
 }
 
-impl Rounding {
+impl UnitRoundoff {
     pub fn of(precision: Precision) -> Self {
         // Half the distance from 1 to the next number: 24, 11 and 8 bits of mantissa, the leading one included.
         const FP32: f64 = 1.0 / (1 << 24) as f64;
@@ -80,16 +80,16 @@ impl Rounding {
         self.working.min(f64::from(f32::EPSILON) / 2.0)
     }
 
-    fn store(self, held: Held) -> f64 {
+    fn store(self, held: BufferPrecision) -> f64 {
         match held {
-            Held::Working => self.working,
-            Held::Full => self.full(),
+            BufferPrecision::Working => self.working,
+            BufferPrecision::Full => self.full(),
         }
     }
 
     /// For a result that is stored once, after a few operations in full precision: an exponential, a quotient or a
     /// root may each be off by two units, and a coefficient is rounded on its way to the device.
-    fn result(self, held: Held) -> f64 {
+    fn result(self, held: BufferPrecision) -> f64 {
         self.store(held) + 8.0 * self.full()
     }
 
@@ -118,9 +118,9 @@ type Outcome = Result<(), DeviceError>;
 /// is done.
 pub fn run<B: Backend<Element = f32>>(
     device: &B,
-    rounding: Rounding,
-    mut seen: impl FnMut(&Check),
-) -> Result<Vec<Check>, DeviceError> {
+    rounding: UnitRoundoff,
+    mut seen: impl FnMut(&SelftestResult),
+) -> Result<Vec<SelftestResult>, DeviceError> {
     let mut lab = Lab::new(device, rounding, &mut seen);
     for lead in [3, 64] {
         lab.lead = lead;

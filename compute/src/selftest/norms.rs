@@ -1,7 +1,7 @@
 //! LayerNorm and RMSNorm.
 
 use super::Outcome;
-use super::lab::{Held, Lab, both};
+use super::lab::{BufferPrecision, Lab, both};
 use crate::backend::{Backend, NormShape};
 use autodist_spec::model::Norm;
 
@@ -26,27 +26,27 @@ fn check<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: NormShape, with
     let case = format!("{name}, {rows} rows of {width}");
     let (r, len) = (lab.rounding, rows * width);
     let parameters = lab.around(1.0, 0.5, parameters_len);
-    let parameters = lab.upload(Held::Working, &parameters);
+    let parameters = lab.upload(BufferPrecision::Working, &parameters);
     // A mean that is not nearly zero.
     let x = lab.around(0.5, 1.0, len);
-    let x = lab.upload(Held::Working, &x);
-    let mut y = lab.blank(Held::Working, len);
-    let mut statistics = lab.blank(Held::Full, rows * numbers_per_row);
+    let x = lab.upload(BufferPrecision::Working, &x);
+    let mut y = lab.blank(BufferPrecision::Working, len);
+    let mut statistics = lab.blank(BufferPrecision::Full, rows * numbers_per_row);
     both!(lab, on, [parameters, x], [y, statistics], {
         on.norm_forward(shape, parameters.region(), x.region(), y.region_mut(), statistics.region_mut());
     });
     if !with_residual {
         // Means over the row in full precision; y is stored once.
-        lab.check("norm_forward", &case, r.result(Held::Working) + r.sum(width), &y)?;
-        let tolerance = r.result(Held::Full) + r.sum(width);
+        lab.check("norm_forward", &case, r.result(BufferPrecision::Working) + r.sum(width), &y)?;
+        let tolerance = r.result(BufferPrecision::Full) + r.sum(width);
         lab.check("norm_forward", &format!("{case}, statistics"), tolerance, &statistics)?;
     }
 
     // Both sides go back from the CPU's statistics.
-    let statistics = lab.upload(Held::Full, &statistics.exact(rows * numbers_per_row));
-    let residual = if with_residual { Some(lab.random(Held::Working, len)) } else { None };
+    let statistics = lab.upload(BufferPrecision::Full, &statistics.exact(rows * numbers_per_row));
+    let residual = if with_residual { Some(lab.random(BufferPrecision::Working, len)) } else { None };
     let (mut gradient, mut gradients) =
-        (lab.random(Held::Working, len), lab.random(Held::Full, parameters_len));
+        (lab.random(BufferPrecision::Working, len), lab.random(BufferPrecision::Full, parameters_len));
     match residual {
         Some(residual) => {
             both!(lab, on, [parameters, x, statistics, residual], [gradient, gradients], {
@@ -77,8 +77,8 @@ fn check<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: NormShape, with
     }
     let case = if with_residual { format!("{case}, residual") } else { case };
     // Two means over the row, a difference, one store.
-    lab.check("norm_backward", &case, r.result(Held::Working) + r.sum(width), &gradient)?;
+    lab.check("norm_backward", &case, r.result(BufferPrecision::Working) + r.sum(width), &gradient)?;
     // Sums over rows in full precision.
-    let tolerance = r.result(Held::Full) + r.sum(rows + 1);
+    let tolerance = r.result(BufferPrecision::Full) + r.sum(rows + 1);
     lab.check("norm_backward", &format!("{case}, parameters"), tolerance, &gradients)
 }

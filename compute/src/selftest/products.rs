@@ -2,8 +2,8 @@
 
 use super::Outcome;
 use super::grid::Grid;
-use super::lab::{Held, Lab, both};
-use crate::backend::{Backend, Product};
+use super::lab::{BufferPrecision, Lab, both};
+use crate::backend::{Backend, GemmShape};
 
 /// `m`, `n`, `k`, and the gap between rows.
 const SHAPES: [(usize, usize, usize, usize); 10] = [
@@ -23,12 +23,16 @@ const SHAPES: [(usize, usize, usize, usize); 10] = [
 const FACTORS: [(f64, f64); 4] = [(1.0, 0.0), (1.0, 1.0), (-1.5, 0.0), (0.7, 1.0)];
 
 /// The operands' precision, and the result's.
-type Precisions = (Held, Held);
+type Precisions = (BufferPrecision, BufferPrecision);
 
 pub fn run<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
     let precisions: &[Precisions] = match lab.device.is_mixed() {
-        true => &[(Held::Working, Held::Working), (Held::Working, Held::Full), (Held::Full, Held::Full)],
-        false => &[(Held::Working, Held::Working)],
+        true => &[
+            (BufferPrecision::Working, BufferPrecision::Working),
+            (BufferPrecision::Working, BufferPrecision::Full),
+            (BufferPrecision::Full, BufferPrecision::Full),
+        ],
+        false => &[(BufferPrecision::Working, BufferPrecision::Working)],
     };
     for &precisions in precisions {
         single(lab, precisions)?;
@@ -99,15 +103,15 @@ fn multiply<B: Backend<Element = f32>>(
     // With beta 0 whatever is in the result must not matter.
     let mut c = if beta == 0.0 { lab.blank_grid(result, c_grid) } else { lab.random_grid(result, c_grid) };
     let (m, n, k) = (a_grid.rows, b_grid.columns, a_grid.columns);
-    let product = Product::new(m, n, k).batched(a_grid.batch);
+    let product = GemmShape::new(m, n, k).batched(a_grid.batch);
     both!(lab, on, [a, b], [c], {
         let (a, b) = (a_grid.of(a.region()), b_grid.of(b.region()));
         on.matmul(product, alpha, a, b, beta, c_grid.of_mut(c.region_mut()));
     });
     let rounded = match operands {
         // A mixed device may truncate full precision to the 11 bits of TF32.
-        Held::Full => 4.0 / 2048.0,
-        Held::Working => lab.rounding.operands(),
+        BufferPrecision::Full => 4.0 / 2048.0,
+        BufferPrecision::Working => lab.rounding.operands(),
     };
     let tolerance = lab.rounding.result(result) + rounded + lab.rounding.sum(k);
     let case = format!("{case}, alpha {alpha}, beta {beta}, {operands} to {result}");
@@ -117,15 +121,17 @@ fn multiply<B: Backend<Element = f32>>(
 fn rows<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
     for (rows, width) in [(1, 1), (1, 300), (5, 37), (301, 13), (16, 64)] {
         let case = format!("{rows} rows of {width}");
-        let (row, mut to) = (lab.random(Held::Working, width), lab.random(Held::Working, rows * width));
+        let (row, mut to) =
+            (lab.random(BufferPrecision::Working, width), lab.random(BufferPrecision::Working, rows * width));
         both!(lab, on, [row], [to], on.add_row(rows, width, row.region(), to.region_mut()));
         // One addition, one store.
-        lab.check("add_row", &case, lab.rounding.result(Held::Working), &to)?;
+        lab.check("add_row", &case, lab.rounding.result(BufferPrecision::Working), &to)?;
 
-        let (from, mut to) = (lab.random(Held::Working, rows * width), lab.random(Held::Full, width));
+        let (from, mut to) =
+            (lab.random(BufferPrecision::Working, rows * width), lab.random(BufferPrecision::Full, width));
         both!(lab, on, [from], [to], on.sum_rows(rows, width, from.region(), to.region_mut()));
         // Full precision but for the rows themselves.
-        let tolerance = lab.rounding.result(Held::Full) + lab.rounding.sum(rows + 1);
+        let tolerance = lab.rounding.result(BufferPrecision::Full) + lab.rounding.sum(rows + 1);
         lab.check("sum_rows", &case, tolerance, &to)?;
     }
     Ok(())

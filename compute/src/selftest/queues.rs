@@ -4,8 +4,8 @@
 //! on them is to be waited for.
 
 use super::Outcome;
-use super::lab::{Held, Lab, Pair, host};
-use crate::backend::{Backend, DeviceError, Product, Region, RegionMut};
+use super::lab::{BufferPrecision, Lab, Pair, host};
+use crate::backend::{Backend, DeviceError, GemmShape, Region, RegionMut};
 use std::time::Instant;
 
 /// How long to keep a queue busy, in seconds: much longer than it takes to queue all the work of a check.
@@ -55,7 +55,7 @@ impl<B: Backend> Load<B> {
         for _ in 0..products {
             let factor = Region::start(&self.factor).rows(size);
             let result = RegionMut::start(&mut self.result).rows(size);
-            on.matmul(Product::new(size, size, size), 1.0, factor, factor, 0.0, result);
+            on.matmul(GemmShape::new(size, size, size), 1.0, factor, factor, 0.0, result);
         }
     }
 }
@@ -117,7 +117,7 @@ fn alternations<B: Backend<Element = f32>>(
 ) -> Outcome {
     const TURNS: usize = 20;
     let queues = [lab.device, other];
-    let (from, mut to) = (lab.random(Held::Full, LEN), lab.random(Held::Full, LEN));
+    let (from, mut to) = (lab.random(BufferPrecision::Full, LEN), lab.random(BufferPrecision::Full, LEN));
     other.wait_for(&lab.device.record());
     let load = busy.keep(queues[late]);
     for turn in 0..TURNS {
@@ -133,7 +133,7 @@ fn alternations<B: Backend<Element = f32>>(
     }
     // Every turn rounds once; the factor shrinks earlier errors, so four times one turn's is more than their sum.
     let case = format!("{TURNS} turns, queue {} of 2 late", late + 1);
-    lab.check("wait_for", &case, 4.0 * lab.rounding.result(Held::Full), &to)?;
+    lab.check("wait_for", &case, 4.0 * lab.rounding.result(BufferPrecision::Full), &to)?;
     other.synchronise()?;
     drop(load);
     Ok(())
@@ -143,10 +143,10 @@ fn alternations<B: Backend<Element = f32>>(
 fn recycled_memory<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy) -> Outcome {
     const TIMES: usize = 4;
     let device = lab.device;
-    let mut to = lab.random(Held::Working, LEN);
+    let mut to = lab.random(BufferPrecision::Working, LEN);
     let mut sources = Vec::new();
     for _ in 0..TIMES {
-        let from = lab.random(Held::Working, LEN);
+        let from = lab.random(BufferPrecision::Working, LEN);
         lab.exact.add(LEN, from.exact.region(), to.exact.region_mut());
         sources.push(from.exact(LEN).into_iter().map(|x| x as f32).collect::<Vec<_>>());
     }
@@ -161,7 +161,7 @@ fn recycled_memory<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy) 
         device.add(LEN, Region::start(&copy), to.device.region_mut());
         drop((copy, zeros, ones));
     }
-    let tolerance = TIMES as f64 * lab.rounding.result(Held::Working);
+    let tolerance = TIMES as f64 * lab.rounding.result(BufferPrecision::Working);
     lab.check("queue", "memory of dropped buffers", tolerance, &to)?;
     drop(load);
     Ok(())
@@ -169,7 +169,7 @@ fn recycled_memory<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy) 
 
 /// A buffer goes to a busy queue and comes back to its own, which drops it and makes another.
 fn handed_back<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy, other: &B) -> Outcome {
-    let mut to = lab.random(Held::Working, LEN);
+    let mut to = lab.random(BufferPrecision::Working, LEN);
     let ones = other.upload(&[1.0; LEN]);
     let load = busy.keep(lab.device);
     lab.device.wait_for(&other.record());
@@ -180,7 +180,12 @@ fn handed_back<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy, othe
     other.write(&[5.0; LEN], RegionMut::start(&mut others));
     let ones = lab.exact.upload(&[1.0; LEN]);
     lab.exact.add(LEN, Region::start(&ones), to.exact.region_mut());
-    lab.check("queue", "a buffer handed back and dropped", lab.rounding.result(Held::Working), &to)?;
+    lab.check(
+        "queue",
+        "a buffer handed back and dropped",
+        lab.rounding.result(BufferPrecision::Working),
+        &to,
+    )?;
     let holds = host(other, &others) == vec![5.0; LEN];
     other.synchronise()?;
     drop(load);
@@ -190,8 +195,8 @@ fn handed_back<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy, othe
 /// A write waits for the work before it and is done with its source at once.
 fn writes<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy) -> Outcome {
     let device = lab.device;
-    let mut from = lab.random(Held::Working, LEN);
-    let mut to = lab.blank(Held::Working, LEN);
+    let mut from = lab.random(BufferPrecision::Working, LEN);
+    let mut to = lab.blank(BufferPrecision::Working, LEN);
     let load = busy.keep(device);
     device.copy(LEN, from.device.region(), to.device.region_mut());
     lab.exact.copy(LEN, from.exact.region(), to.exact.region_mut());
@@ -207,7 +212,7 @@ fn writes<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy) -> Outcom
 
 /// Several numbers under way on two queues, read in another order.
 fn scalars<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy, other: &B) -> Outcome {
-    let of: Vec<_> = (0..6).map(|index| lab.random(Held::Working, LEN + index)).collect();
+    let of: Vec<_> = (0..6).map(|index| lab.random(BufferPrecision::Working, LEN + index)).collect();
     other.wait_for(&lab.device.record());
     let load = busy.keep(lab.device);
     let sum = |(index, of): (usize, &Pair<B>)| {
@@ -231,12 +236,13 @@ fn at_once<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, other: &B) -> Outcom
     let (m, n, k) = (17, 33, 1037);
     let mut jobs: Vec<_> = [lab.device, other]
         .map(|on| {
-            let (a, b) = (lab.random(Held::Working, m * k), lab.random(Held::Working, k * n));
-            (on, a, b, lab.random(Held::Full, m * n))
+            let (a, b) =
+                (lab.random(BufferPrecision::Working, m * k), lab.random(BufferPrecision::Working, k * n));
+            (on, a, b, lab.random(BufferPrecision::Full, m * n))
         })
         .into();
     other.wait_for(&lab.device.record());
-    let product = Product::new(m, n, k);
+    let product = GemmShape::new(m, n, k);
     for _ in 0..TIMES {
         for (on, a, b, c) in &mut jobs {
             let (left, right) = (a.device.region().rows(k), b.device.region().rows(n));
@@ -248,8 +254,9 @@ fn at_once<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, other: &B) -> Outcom
     lab.device.wait_for(&other.record());
     for (index, (.., c)) in jobs.iter().enumerate() {
         // As in `products`.
-        let tolerance =
-            lab.rounding.result(Held::Full) + lab.rounding.operands() + lab.rounding.sum(TIMES * k);
+        let tolerance = lab.rounding.result(BufferPrecision::Full)
+            + lab.rounding.operands()
+            + lab.rounding.sum(TIMES * k);
         lab.check("queue", &format!("products on 2 queues at once, queue {}", index + 1), tolerance, c)?;
     }
     other.synchronise()

@@ -1,7 +1,7 @@
 //! Tables of tokens and of positions.
 
 use super::Outcome;
-use super::lab::{Held, Lab, both};
+use super::lab::{BufferPrecision, Lab, both};
 use crate::backend::{Backend, TableShape};
 
 pub fn run<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
@@ -20,14 +20,18 @@ fn rows<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: TableShape, len:
     let TableShape { first, rows, width } = shape;
     let case = format!("{len} of rows {first} to {} of {width}", first + rows - 1);
     let ids = lab.ids(len, ids);
-    let (table, mut to) = (lab.random(Held::Working, rows * width), lab.blank(Held::Working, len * width));
+    let (table, mut to) = (
+        lab.random(BufferPrecision::Working, rows * width),
+        lab.blank(BufferPrecision::Working, len * width),
+    );
     both!(lab, on, [table, ids], [to], on.gather_rows(shape, ids, table.region(), to.region_mut()));
     lab.check("gather_rows", &case, 0.0, &to)?;
 
-    let (from, mut table) = (lab.random(Held::Working, len * width), lab.random(Held::Full, rows * width));
+    let (from, mut table) =
+        (lab.random(BufferPrecision::Working, len * width), lab.random(BufferPrecision::Full, rows * width));
     both!(lab, on, [from, ids], [table], on.scatter_add_rows(shape, ids, from.region(), table.region_mut()));
     // A sum in full precision, in whatever order.
-    let tolerance = lab.rounding.result(Held::Full) + lab.rounding.sum(len + 1);
+    let tolerance = lab.rounding.result(BufferPrecision::Full) + lab.rounding.sum(len + 1);
     lab.check("scatter_add_rows", &case, tolerance, &table)
 }
 
@@ -38,12 +42,14 @@ fn positions<B: Backend<Element = f32>>(
     width: usize,
 ) -> Outcome {
     let (case, len) = (format!("[{count}, {repeat}, {width}]"), count * repeat * width);
-    let (table, mut to) = (lab.random(Held::Working, count * width), lab.random(Held::Working, len));
+    let (table, mut to) =
+        (lab.random(BufferPrecision::Working, count * width), lab.random(BufferPrecision::Working, len));
     both!(lab, on, [table], [to], on.add_positions(count, repeat, width, table.region(), to.region_mut()));
     // One addition, one store.
-    lab.check("add_positions", &case, lab.rounding.result(Held::Working), &to)?;
+    lab.check("add_positions", &case, lab.rounding.result(BufferPrecision::Working), &to)?;
 
-    let (from, mut table) = (lab.random(Held::Working, len), lab.random(Held::Full, count * width));
+    let (from, mut table) =
+        (lab.random(BufferPrecision::Working, len), lab.random(BufferPrecision::Full, count * width));
     both!(
         lab,
         on,
@@ -52,6 +58,6 @@ fn positions<B: Backend<Element = f32>>(
         on.sum_positions(count, repeat, width, from.region(), table.region_mut())
     );
     // A sum in full precision.
-    let tolerance = lab.rounding.result(Held::Full) + lab.rounding.sum(repeat + 1);
+    let tolerance = lab.rounding.result(BufferPrecision::Full) + lab.rounding.sum(repeat + 1);
     lab.check("sum_positions", &case, tolerance, &table)
 }

@@ -1,11 +1,11 @@
 //! The self-test, of the device that needs none: the CPU in single precision.
 
 use autodist_compute::Cpu;
-use autodist_compute::selftest::{self, Check, Rounding};
+use autodist_compute::selftest::{self, SelftestResult, UnitRoundoff};
 use autodist_spec::Precision;
 use std::collections::BTreeSet;
 
-fn run(rounding: Rounding) -> Vec<Check> {
+fn run(rounding: UnitRoundoff) -> Vec<SelftestResult> {
     let mut seen = Vec::new();
     let checks = selftest::run(&Cpu::<f32>::new(), rounding, |check| seen.push(check.clone()))
         .expect("the CPU does not fail");
@@ -59,8 +59,8 @@ const CHECKED: [&str; 40] = [
 
 #[test]
 fn single_precision_passes_every_check() {
-    let checks = run(Rounding::of(Precision::Fp32));
-    let failed: Vec<&Check> = checks.iter().filter(|check| !check.passed()).collect();
+    let checks = run(UnitRoundoff::of(Precision::Fp32));
+    let failed: Vec<&SelftestResult> = checks.iter().filter(|check| !check.passed()).collect();
     assert!(failed.is_empty(), "{failed:#?}");
     let done: BTreeSet<&str> = checks.iter().map(|check| check.what).collect();
     assert_eq!(done, BTreeSet::from(CHECKED));
@@ -73,7 +73,7 @@ fn single_precision_passes_every_check() {
 #[test]
 fn single_precision_does_not_pass_for_more() {
     let double = f64::EPSILON / 2.0;
-    let checks = run(Rounding { working: double, product: double });
+    let checks = run(UnitRoundoff { working: double, product: double });
     let failed: BTreeSet<&str> =
         checks.iter().filter(|check| !check.passed()).map(|check| check.what).collect();
     let exact = [

@@ -1,16 +1,16 @@
 //! Small cases whose step time and memory can be worked out on paper.
 
-use autodist_cost_model::{CostModel, synthetic::Machine};
+use autodist_cost_model::{CostModel, synthetic::SyntheticMachine};
 use autodist_program::{Instruction, Op, Program, stages};
 use autodist_spec::profile::{CollectiveCost, PipeliningCost, Sample};
 use autodist_spec::{
-    Bytes, CollectiveKind, Job, ModelSpec, Network, OperationKind, ParallelStrategy, Path, Profile,
-    Provenance, Recompute, ScheduleKind, Seconds, catalog,
+    Bytes, Collective, Job, ModelSpec, Network, OperationKind, ParallelStrategy, Path, Profile, Provenance,
+    Recompute, ScheduleKind, Seconds, catalog,
 };
 
 /// Every layer of the chain takes 1 ms forward and 2 ms backward; nothing else takes time.
 fn unit_profile(model: &ModelSpec, job: &Job) -> Profile {
-    let mut machine = Machine::new(24);
+    let mut machine = SyntheticMachine::new(24);
     (machine.launch_s, machine.latency_s, machine.handover_s, machine.overhead_s) = (0.0, 0.0, 0.0, 0.0);
     (machine.compute_slowdown, machine.communication_slowdown) = (1.0, 1.0);
     (machine.bytes_per_s, machine.elements_per_s) = (1e30, 1e30);
@@ -116,7 +116,7 @@ fn tensor_collectives_on_a_network_cost_what_they_took_in_steps() {
     });
     let alone = CostModel::new(&profile).price(&program).unwrap().simulate();
     let took = |bytes, milliseconds: f64, times| CollectiveCost {
-        kind: CollectiveKind::AllReduce,
+        kind: Collective::AllReduce,
         group: 2,
         stride: 1,
         bytes: Bytes(bytes),
@@ -204,7 +204,7 @@ fn a_message_on_its_way_is_no_bubble() {
 fn a_step_frees_what_it_keeps() {
     let model = tiny();
     let job = Job::new(8, 128);
-    let costs = CostModel::new(&Machine::new(4).profile(&model, &job));
+    let costs = CostModel::new(&SyntheticMachine::new(4).profile(&model, &job));
     for recompute in [Recompute::None, Recompute::Selective, Recompute::Full] {
         for (tensor, pipeline, sequence_parallel) in
             [(1, 1, false), (2, 1, true), (2, 2, true), (1, 2, false), (2, 1, false)]
@@ -230,7 +230,7 @@ fn a_step_frees_what_it_keeps() {
 fn zero_stages_need_less_and_less_memory() {
     let model = ModelSpec { hidden: 512, ffn: 1408, ..tiny() };
     let job = Job::new(8, 128);
-    let costs = CostModel::new(&Machine::new(4).profile(&model, &job));
+    let costs = CostModel::new(&SyntheticMachine::new(4).profile(&model, &job));
     let strategy = |zero_stage: u8| ParallelStrategy {
         zero_stage,
         shard: if zero_stage > 0 { 4 } else { 1 },
@@ -251,7 +251,7 @@ fn zero_stages_need_less_and_less_memory() {
 #[test]
 fn one_f_one_b_holds_at_most_p_micro_batches() {
     let (model, job) = (tiny(), Job::new(16, 128));
-    let costs = CostModel::new(&Machine::new(2).profile(&model, &job));
+    let costs = CostModel::new(&SyntheticMachine::new(2).profile(&model, &job));
     let activations = |schedule, micro_batches: u32| {
         let job = Job::new(micro_batches, 128);
         let strategy = ParallelStrategy { pipeline: 2, schedule, ..ParallelStrategy::data_parallel(1, 1) };
@@ -265,7 +265,7 @@ fn one_f_one_b_holds_at_most_p_micro_batches() {
 #[test]
 fn a_missing_cell_is_named_with_the_way_out() {
     let (model, job) = (tiny(), Job::new(8, 128));
-    let profile = Machine::new(1).profile(&model, &job);
+    let profile = SyntheticMachine::new(1).profile(&model, &job);
     let strategy = ParallelStrategy { tensor: 2, ..ParallelStrategy::data_parallel(1, 1) };
     let program = compile(&model, &job, 2, &strategy);
     let error = CostModel::new(&profile).estimate(&program, &job, profile.cluster.device()).unwrap_err();
@@ -276,7 +276,7 @@ fn a_missing_cell_is_named_with_the_way_out() {
 #[test]
 fn a_micro_batch_between_two_cells_is_interpolated() {
     let (model, job) = (tiny(), Job::new(12, 128));
-    let mut profile = Machine::new(1).profile(&model, &job);
+    let mut profile = SyntheticMachine::new(1).profile(&model, &job);
     for cell in &mut profile.segments {
         cell.time.provenance = Provenance::Measured;
     }

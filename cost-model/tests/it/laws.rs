@@ -1,6 +1,6 @@
 //! What must hold of every program.
 
-use autodist_cost_model::{CostModel, Outline, Split, in_flight, synthetic::Machine};
+use autodist_cost_model::{CostModel, Outline, Split, in_flight, synthetic::SyntheticMachine};
 use autodist_program::{Program, stages};
 use autodist_spec::{Bytes, Job, ParallelStrategy, Recompute, ScheduleKind, catalog};
 use proptest::prelude::*;
@@ -31,15 +31,15 @@ fn strategies() -> impl Strategy<Value = ParallelStrategy> {
     })
 }
 
-fn machines() -> impl Strategy<Value = Machine> {
+fn machines() -> impl Strategy<Value = SyntheticMachine> {
     (7.0..11.0_f64, 5.0..11.0_f64, -7.0..-3.0_f64, 1.0..2.0_f64, 1.0..2.0_f64).prop_map(
-        |(speed, rate, latency, c, t)| Machine {
+        |(speed, rate, latency, c, t)| SyntheticMachine {
             flops_per_s: 10_f64.powf(speed),
             bytes_per_s: 10_f64.powf(rate),
             latency_s: 10_f64.powf(latency),
             compute_slowdown: c,
             communication_slowdown: t,
-            ..Machine::new(48)
+            ..SyntheticMachine::new(48)
         },
     )
 }
@@ -91,11 +91,11 @@ proptest! {
     fn more_bandwidth_is_never_slower(strategy in strategies(), machine in machines(), factor in 1.0..8.0_f64) {
         let program = program("tiny-llama", &strategy);
         let job = Job::new(96, 128);
-        let step = |machine: &Machine| {
+        let step = |machine: &SyntheticMachine| {
             let profile = machine.profile(&program.model, &job);
             CostModel::new(&profile).price(&program).unwrap().simulate().step_time_s.0
         };
-        let faster = Machine { bytes_per_s: machine.bytes_per_s * factor, ..machine.clone() };
+        let faster = SyntheticMachine { bytes_per_s: machine.bytes_per_s * factor, ..machine.clone() };
         prop_assert!(step(&faster) <= step(&machine) * (1.0 + 1e-9));
     }
 }

@@ -5,7 +5,7 @@ use crate::common;
 use autodist_compute::{Backend, Region};
 use autodist_cuda::compile::{Output, SOURCE, compile_source};
 use autodist_cuda::{Cuda, Nvrtc};
-use autodist_software_gpu::Machine;
+use autodist_software_gpu::SoftwareGpus;
 use autodist_spec::Precision::{Bf16, Fp32};
 use common::{aborts_on, failed, folder, on, open, search, wrong};
 use std::path::Path;
@@ -17,7 +17,7 @@ const INVALID_VALUE: &str = "CUDA_ERROR_INVALID_VALUE, invalid argument";
 #[test]
 fn a_queue_that_never_waits_is_found() {
     let told = on(
-        || Machine::new().set("SOFTWARE_GPU_IGNORE_WAIT", "all"),
+        || SoftwareGpus::new().set("SOFTWARE_GPU_IGNORE_WAIT", "all"),
         || {
             let error = wrong(&open(Fp32), Fp32).unwrap_err();
             assert!(error.contains(ILLEGAL_ADDRESS), "{error}");
@@ -29,7 +29,7 @@ fn a_queue_that_never_waits_is_found() {
 #[test]
 fn one_forgotten_wait_among_many_is_found() {
     on(
-        || Machine::new().set("SOFTWARE_GPU_IGNORE_WAIT", "5"),
+        || SoftwareGpus::new().set("SOFTWARE_GPU_IGNORE_WAIT", "5"),
         || assert_eq!(wrong(&open(Fp32), Fp32), Ok(["wait_for"].into())),
     );
 }
@@ -37,7 +37,7 @@ fn one_forgotten_wait_among_many_is_found() {
 #[test]
 fn an_operand_that_is_not_transposed_is_found() {
     on(
-        || Machine::new().set("SOFTWARE_GPU_TRANSPOSE_BUG", "1"),
+        || SoftwareGpus::new().set("SOFTWARE_GPU_TRANSPOSE_BUG", "1"),
         // The layers are made of products.
         || assert_eq!(wrong(&open(Fp32), Fp32), Ok(["block", "head", "matmul"].into())),
     );
@@ -46,7 +46,7 @@ fn an_operand_that_is_not_transposed_is_found() {
 #[test]
 fn a_row_too_many_is_found() {
     let told = on(
-        || Machine::new().set("SOFTWARE_GPU_INDEX_BUG", "gather_rows_bf16"),
+        || SoftwareGpus::new().set("SOFTWARE_GPU_INDEX_BUG", "gather_rows_bf16"),
         || {
             let error = wrong(&open(Bf16), Bf16).unwrap_err();
             assert!(error.contains(ILLEGAL_ADDRESS), "{error}");
@@ -59,7 +59,7 @@ fn a_row_too_many_is_found() {
 #[test]
 fn threads_beyond_the_last_element_do_nothing() {
     on(
-        || Machine::new().set("SOFTWARE_GPU_INDEX_BUG", "add_bf16"),
+        || SoftwareGpus::new().set("SOFTWARE_GPU_INDEX_BUG", "add_bf16"),
         || assert_eq!(wrong(&open(Bf16), Bf16), Ok([].into())),
     );
 }
@@ -67,7 +67,7 @@ fn threads_beyond_the_last_element_do_nothing() {
 #[test]
 fn a_buffer_that_is_too_short_for_a_fill_is_found() {
     let told = on(
-        || Machine::new().set("SOFTWARE_GPU_SHORT_ALLOCATION", "2"),
+        || SoftwareGpus::new().set("SOFTWARE_GPU_SHORT_ALLOCATION", "2"),
         || {
             let error = wrong(&open(Fp32), Fp32).unwrap_err();
             assert!(error.contains("cuMemsetD8Async") && error.contains(INVALID_VALUE), "{error}");
@@ -80,7 +80,7 @@ fn a_buffer_that_is_too_short_for_a_fill_is_found() {
 #[test]
 fn a_buffer_that_is_too_short_for_a_kernel_is_found() {
     let told = on(
-        || Machine::new().set("SOFTWARE_GPU_SHORT_ALLOCATION", "2"),
+        || SoftwareGpus::new().set("SOFTWARE_GPU_SHORT_ALLOCATION", "2"),
         || {
             let cuda = open(Fp32);
             let numbers = cuda.upload(&[1.0; 100]);
@@ -114,7 +114,7 @@ fn with_changes(cache: &Path, changes: &[(&str, &str)]) -> Cuda {
 fn sums_that_do_not_wait_and_indices_off_by_one_are_found() {
     let cache = folder("bugs-mistakes");
     on(
-        || Machine::new().set("XDG_CACHE_HOME", &cache),
+        || SoftwareGpus::new().set("XDG_CACHE_HOME", &cache),
         || {
             let changes = [
                 // A warp adds up what others have not written yet: of a row, of a column.
@@ -142,7 +142,7 @@ fn sums_that_do_not_wait_and_indices_off_by_one_are_found() {
 fn mistakes_in_codecs_are_found() {
     let cache = folder("bugs-codecs");
     on(
-        || Machine::new().set("XDG_CACHE_HOME", &cache),
+        || SoftwareGpus::new().set("XDG_CACHE_HOME", &cache),
         || {
             let changes = [
                 // Half precision is cut off, what was sent is kept, factors are not orthogonal, draws are one too early.
@@ -163,7 +163,7 @@ fn mistakes_in_codecs_are_found() {
 fn sums_that_overwrite_what_is_still_read_are_found() {
     let cache = folder("bugs-overwritten");
     on(
-        || Machine::new().set("XDG_CACHE_HOME", &cache),
+        || SoftwareGpus::new().set("XDG_CACHE_HOME", &cache),
         || {
             let barrier = "    // The next call writes the same memory.\n    __syncthreads();\n";
             let (rows, columns) = ("of_warps[warp]);\n    }\n", "[threadIdx.x];\n        }\n    }\n");
@@ -188,7 +188,7 @@ fn sums_that_overwrite_what_is_still_read_are_found() {
 fn a_barrier_that_not_all_threads_reach_ends_the_process() {
     let cache = folder("bugs-barrier");
     aborts_on(
-        || Machine::new().set("XDG_CACHE_HOME", &cache),
+        || SoftwareGpus::new().set("XDG_CACHE_HOME", &cache),
         || {
             let barrier = "    __syncthreads();\n    A total = of_warps[0];";
             let divergent =

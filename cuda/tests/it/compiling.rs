@@ -4,7 +4,7 @@ use crate::common;
 
 use autodist_compute::Backend;
 use autodist_cuda::{Cuda, CudaError};
-use autodist_software_gpu::Machine;
+use autodist_software_gpu::SoftwareGpus;
 use autodist_spec::Precision::Fp32;
 use common::{folder, host, libraries, on, open};
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ fn kept(cache: &Path) -> PathBuf {
 fn kernels_that_do_not_compile_are_told_with_the_compilers_words() {
     let cache = folder("compiling-broken");
     on(
-        || Machine::new().set("SOFTWARE_GPU_CXX", "/nowhere/compiler").set("XDG_CACHE_HOME", &cache),
+        || SoftwareGpus::new().set("SOFTWARE_GPU_CXX", "/nowhere/compiler").set("XDG_CACHE_HOME", &cache),
         || {
             let error = refusal();
             assert!(matches!(error, CudaError::Compile { .. }));
@@ -46,7 +46,7 @@ fn a_compiler_that_fails_without_a_word_is_told_by_its_code() {
     on(
         || {
             let always = format!("nvrtcCompileProgram:all:{COMPILATION}");
-            Machine::new().set("SOFTWARE_GPU_FAULT", always).set("XDG_CACHE_HOME", &cache)
+            SoftwareGpus::new().set("SOFTWARE_GPU_FAULT", always).set("XDG_CACHE_HOME", &cache)
         },
         || {
             let text = refusal().to_string();
@@ -63,7 +63,7 @@ fn a_compiler_older_than_the_gpu_compiles_for_the_drivers_own_compiler() {
     let cache = folder("compiling-portable");
     on(
         || {
-            let newer = Machine::new().capability(12, 0).set("XDG_CACHE_HOME", &cache);
+            let newer = SoftwareGpus::new().capability(12, 0).set("XDG_CACHE_HOME", &cache);
             newer.fault("nvrtcCompileProgram", 1, COMPILATION)
         },
         || {
@@ -82,7 +82,7 @@ fn kernels_that_the_driver_refuses_are_told() {
     let cache = folder("compiling-refused");
     on(
         || {
-            let machine = Machine::new().fault("cuModuleLoadData", 1, NO_BINARY_FOR_GPU);
+            let machine = SoftwareGpus::new().fault("cuModuleLoadData", 1, NO_BINARY_FOR_GPU);
             machine.set("XDG_CACHE_HOME", &cache)
         },
         || {
@@ -97,7 +97,7 @@ fn kernels_are_compiled_once() {
     let cache = folder("compiling-once");
     on(
         || {
-            let machine = Machine::new().set("XDG_CACHE_HOME", &cache);
+            let machine = SoftwareGpus::new().set("XDG_CACHE_HOME", &cache);
             machine.fault("nvrtcCompileProgram", 2, COMPILATION).fault("nvrtcCompileProgram", 3, COMPILATION)
         },
         || {
@@ -114,7 +114,7 @@ fn kernels_are_compiled_once() {
 fn a_damaged_file_of_the_cache_is_made_anew() {
     let cache = folder("compiling-damaged");
     on(
-        || Machine::new().set("XDG_CACHE_HOME", &cache),
+        || SoftwareGpus::new().set("XDG_CACHE_HOME", &cache),
         || {
             open(Fp32);
             let file = kept(&cache);
@@ -134,13 +134,13 @@ fn a_damaged_file_of_the_cache_is_made_anew() {
 
 #[test]
 fn a_cache_that_cannot_be_written_is_done_without() {
-    on(|| Machine::new().set("XDG_CACHE_HOME", "/dev/null"), || drop(open(Fp32)));
+    on(|| SoftwareGpus::new().set("XDG_CACHE_HOME", "/dev/null"), || drop(open(Fp32)));
 }
 
 #[test]
 fn a_cache_must_be_named_by_an_absolute_path() {
     let home = folder("compiling-home");
-    on(|| Machine::new().set("XDG_CACHE_HOME", "relative").set("HOME", &home), || drop(open(Fp32)));
+    on(|| SoftwareGpus::new().set("XDG_CACHE_HOME", "relative").set("HOME", &home), || drop(open(Fp32)));
     kept(&home.join(".cache"));
     assert!(!Path::new("relative").exists());
 }

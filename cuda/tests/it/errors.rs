@@ -2,9 +2,9 @@
 
 use crate::common;
 
-use autodist_compute::{Backend, Product, Region, RegionMut};
+use autodist_compute::{Backend, GemmShape, Region, RegionMut};
 use autodist_cuda::{Cuda, CudaError, gpus};
-use autodist_software_gpu::Machine;
+use autodist_software_gpu::SoftwareGpus;
 use autodist_spec::Precision::{Bf16, Fp32};
 use common::{host, libraries, on, open};
 
@@ -36,7 +36,7 @@ fn product_of_ones(cuda: &Cuda) -> f32 {
     let ones = cuda.upload(&[1.0; 3]);
     let mut result = cuda.zeros(1);
     let (left, right) = (Region::start(&ones).rows(3), Region::start(&ones).rows(1));
-    cuda.matmul(Product::new(1, 1, 3), 2.0, left, right, 0.0, RegionMut::start(&mut result).rows(1));
+    cuda.matmul(GemmShape::new(1, 1, 3), 2.0, left, right, 0.0, RegionMut::start(&mut result).rows(1));
     let mut six = [f32::NAN];
     cuda.download(Region::start(&result), &mut six);
     six[0]
@@ -49,7 +49,7 @@ fn refusal(ordinal: usize) -> CudaError {
 #[test]
 fn a_gpu_that_is_not_there_is_told() {
     on(
-        || Machine::new().devices(2),
+        || SoftwareGpus::new().devices(2),
         || {
             assert_eq!(gpus(&libraries()).unwrap().len(), 2);
             assert_eq!(refusal(2).to_string(), "there is no GPU 2: this process sees 2");
@@ -60,7 +60,7 @@ fn a_gpu_that_is_not_there_is_told() {
 #[test]
 fn a_gpu_that_is_too_old_is_refused() {
     on(
-        || Machine::new().capability(7, 5),
+        || SoftwareGpus::new().capability(7, 5),
         || {
             let refusal = refusal(0).to_string();
             assert!(refusal.contains("compute capability 7.5: 8.0"), "{refusal}");
@@ -71,7 +71,7 @@ fn a_gpu_that_is_too_old_is_refused() {
 #[test]
 fn memory_that_is_used_up_is_told_in_bytes_and_the_gpu_goes_on() {
     on(
-        || Machine::new().memory(64 << 20),
+        || SoftwareGpus::new().memory(64 << 20),
         || {
             let cuda = open(Fp32);
             let kept = cuda.zeros(10 * MIB);
@@ -90,7 +90,7 @@ fn memory_that_is_used_up_is_told_in_bytes_and_the_gpu_goes_on() {
 #[test]
 fn work_on_what_has_no_memory_is_left_out_wherever_it_begins() {
     on(
-        || Machine::new().memory(64 << 20),
+        || SoftwareGpus::new().memory(64 << 20),
         || {
             let cuda = open(Fp32);
             let mut lost = cuda.uninitialised(20 * MIB);
@@ -103,7 +103,7 @@ fn work_on_what_has_no_memory_is_left_out_wherever_it_begins() {
                 cuda.add(8, Region::new(&lost, offset), RegionMut::start(&mut kept));
                 let (left, right) = (Region::new(&lost, offset).rows(2), Region::new(&lost, offset).rows(2));
                 cuda.matmul(
-                    Product::new(2, 2, 2),
+                    GemmShape::new(2, 2, 2),
                     1.0,
                     left,
                     right,
@@ -123,7 +123,7 @@ fn work_on_what_has_no_memory_is_left_out_wherever_it_begins() {
 #[test]
 fn products_work_again_once_there_is_memory_for_their_workspace() {
     on(
-        || Machine::new().memory(48 << 20),
+        || SoftwareGpus::new().memory(48 << 20),
         || {
             let cuda = open(Fp32);
             let large = cuda.zeros(8 * MIB);
@@ -141,7 +141,7 @@ fn products_work_again_once_there_is_memory_for_their_workspace() {
 #[test]
 fn a_launch_that_is_refused_is_told_once() {
     on(
-        || Machine::new().fault("cuLaunchKernel", 1, LAUNCH_OUT_OF_RESOURCES),
+        || SoftwareGpus::new().fault("cuLaunchKernel", 1, LAUNCH_OUT_OF_RESOURCES),
         || {
             let cuda = open(Fp32);
             let mut numbers = cuda.upload(&[1.0; 4]);
@@ -158,7 +158,7 @@ fn a_launch_that_is_refused_is_told_once() {
 #[test]
 fn a_kernel_that_fails_is_told_by_its_error_and_the_gpu_stays_broken() {
     on(
-        || Machine::new().fault("scale_f32", 1, LAUNCH_FAILED),
+        || SoftwareGpus::new().fault("scale_f32", 1, LAUNCH_FAILED),
         || {
             let cuda = open(Fp32);
             let mut numbers = cuda.upload(&[1.0; 4]);
@@ -176,7 +176,13 @@ fn a_kernel_that_fails_is_told_by_its_error_and_the_gpu_stays_broken() {
 #[test]
 fn the_first_of_several_failures_is_told() {
     on(
-        || Machine::new().fault("cuMemsetD8Async", 1, LAUNCH_OUT_OF_RESOURCES).fault("cuLaunchKernel", 1, 1),
+        || {
+            SoftwareGpus::new().fault("cuMemsetD8Async", 1, LAUNCH_OUT_OF_RESOURCES).fault(
+                "cuLaunchKernel",
+                1,
+                1,
+            )
+        },
         || {
             let cuda = open(Fp32);
             let mut numbers = cuda.zeros(4);
@@ -190,7 +196,7 @@ fn the_first_of_several_failures_is_told() {
 #[test]
 fn a_failure_on_another_thread_is_told_to_the_queue_that_asks() {
     on(
-        || Machine::new().fault("cuLaunchKernel", 1, LAUNCH_OUT_OF_RESOURCES),
+        || SoftwareGpus::new().fault("cuLaunchKernel", 1, LAUNCH_OUT_OF_RESOURCES),
         || {
             let cuda = open(Fp32);
             let other = cuda.queue().unwrap();
@@ -208,7 +214,7 @@ fn a_failure_on_another_thread_is_told_to_the_queue_that_asks() {
 #[test]
 fn products_that_cublaslt_has_no_algorithm_for_are_told() {
     on(
-        || Machine::new().fault("cublasLtMatmulAlgoGetHeuristic", 1, NOT_SUPPORTED),
+        || SoftwareGpus::new().fault("cublasLtMatmulAlgoGetHeuristic", 1, NOT_SUPPORTED),
         || {
             let cuda = open(Bf16);
             product_of_ones(&cuda);
@@ -224,7 +230,7 @@ fn products_that_cublaslt_has_no_algorithm_for_are_told() {
 #[test]
 fn products_that_cublaslt_refuses_are_told() {
     on(
-        || Machine::new().fault("cublasLtMatmul", 1, NOT_SUPPORTED),
+        || SoftwareGpus::new().fault("cublasLtMatmul", 1, NOT_SUPPORTED),
         || {
             let cuda = open(Fp32);
             product_of_ones(&cuda);
@@ -238,7 +244,7 @@ fn products_that_cublaslt_refuses_are_told() {
 #[test]
 fn a_gpu_without_cublaslt_does_not_open() {
     on(
-        || Machine::new().fault("cublasLtCreate", 1, ALLOC_FAILED),
+        || SoftwareGpus::new().fault("cublasLtCreate", 1, ALLOC_FAILED),
         || assert_eq!(refusal(0).to_string(), "cublasLtCreate failed: the resource allocation failed"),
     );
 }

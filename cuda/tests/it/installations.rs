@@ -3,7 +3,7 @@
 use crate::common;
 
 use autodist_cuda::{CudaError, Libraries, OVERRIDE, Search, diagnose, nvml};
-use autodist_software_gpu::{Machine, libraries as all_libraries, with_missing_symbol, without};
+use autodist_software_gpu::{SoftwareGpus, libraries as all_libraries, with_missing_symbol, without};
 use common::{folder, on, search};
 
 /// Why the libraries of this process's machine cannot be loaded.
@@ -21,12 +21,12 @@ fn assert_tells(text: &str, words: &[&str]) {
     }
 }
 
-fn machine_without(library: &'static str) -> impl FnOnce() -> Machine {
-    move || Machine::with_libraries(without(library))
+fn machine_without(library: &'static str) -> impl FnOnce() -> SoftwareGpus {
+    move || SoftwareGpus::with_libraries(without(library))
 }
 
-fn machine_with_an_old(library: &'static str, entry: &'static str) -> impl FnOnce() -> Machine {
-    move || Machine::with_libraries(with_missing_symbol(library, entry))
+fn machine_with_an_old(library: &'static str, entry: &'static str) -> impl FnOnce() -> SoftwareGpus {
+    move || SoftwareGpus::with_libraries(with_missing_symbol(library, entry))
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn a_file_that_is_no_library_is_told_with_the_loaders_reason() {
 fn a_file_that_is_no_library_is_passed_over_for_one_that_is() {
     let place = folder("installations-stale");
     std::fs::write(place.join("libcuda.so.1"), "").unwrap();
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         let mut search = search();
         search.directories.insert(0, place);
         Libraries::load(&search).unwrap();
@@ -152,7 +152,7 @@ fn a_file_that_is_no_library_is_passed_over_for_one_that_is() {
 
 #[test]
 fn the_systems_loader_finds_what_no_folder_has() {
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         // The machine's libraries are on LD_LIBRARY_PATH.
         Libraries::load(&Search { directories: Vec::new(), system: true }).unwrap();
         let error = Libraries::load(&Search::default()).err().unwrap().to_string();
@@ -166,7 +166,7 @@ fn folders_that_the_user_names_come_first_and_python_wheels_last() {
     let packages = home.join("lib/python3.12/site-packages");
     std::fs::create_dir_all(&packages).unwrap();
     on(
-        || Machine::new().set(OVERRIDE, "/first:/second").set("VIRTUAL_ENV", &home),
+        || SoftwareGpus::new().set(OVERRIDE, "/first:/second").set("VIRTUAL_ENV", &home),
         || {
             let Search { directories, system } = Search::from_environment();
             let at = |path: &std::path::Path| directories.iter().position(|folder| folder == path);
@@ -182,7 +182,7 @@ fn folders_that_the_user_names_come_first_and_python_wheels_last() {
 
 #[test]
 fn a_complete_installation_is_described() {
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         let at = all_libraries().display().to_string();
         assert_eq!(
             diagnose(&search()),
@@ -211,7 +211,7 @@ fn an_incomplete_installation_is_described_to_its_end() {
 #[test]
 fn a_machine_without_gpus_is_described() {
     on(
-        || Machine::new().devices(0),
+        || SoftwareGpus::new().devices(0),
         || assert_tells(&diagnose(&search())[0], &["NVIDIA's driver: the driver finds no GPU"]),
     );
 }
@@ -219,7 +219,7 @@ fn a_machine_without_gpus_is_described() {
 #[test]
 fn a_machine_without_gpus_is_told() {
     on(
-        || Machine::new().devices(0),
+        || SoftwareGpus::new().devices(0),
         || assert_eq!(refusal(), "the driver finds no GPU; `nvidia-smi` shows what it sees"),
     );
 }
@@ -227,7 +227,7 @@ fn a_machine_without_gpus_is_told() {
 #[test]
 fn hidden_gpus_are_told_by_what_may_hide_them() {
     on(
-        || Machine::new().set("CUDA_VISIBLE_DEVICES", "7"),
+        || SoftwareGpus::new().set("CUDA_VISIBLE_DEVICES", "7"),
         || {
             assert_eq!(refusal(), "the driver finds no GPU; CUDA_VISIBLE_DEVICES is `7`: does it hide them?");
         },
@@ -238,7 +238,7 @@ fn hidden_gpus_are_told_by_what_may_hide_them() {
 fn a_driver_that_does_not_start_is_told() {
     const MISMATCH: i32 = 803;
     on(
-        || Machine::new().fault("cuInit", 1, MISMATCH),
+        || SoftwareGpus::new().fault("cuInit", 1, MISMATCH),
         || {
             assert_tells(
                 &refusal(),

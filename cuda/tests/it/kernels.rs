@@ -2,35 +2,35 @@
 
 use crate::common;
 
-use autodist_compute::{Backend, Matrix, MatrixMut, Product, Region, RegionMut};
+use autodist_compute::{Backend, GemmShape, Matrix, MatrixMut, Region, RegionMut};
 use autodist_cuda::Cuda;
 use autodist_cuda::blas::Strides;
 use autodist_cuda::compile::KERNELS;
-use autodist_software_gpu::Machine;
+use autodist_software_gpu::SoftwareGpus;
 use autodist_spec::Precision;
 use common::{folder, host, libraries, on, open, wrong};
 use std::collections::BTreeSet;
 
 #[test]
 fn every_operation_is_right_in_fp32() {
-    on(Machine::new, || assert_eq!(wrong(&open(Precision::Fp32), Precision::Fp32), Ok(BTreeSet::new())));
+    on(SoftwareGpus::new, || assert_eq!(wrong(&open(Precision::Fp32), Precision::Fp32), Ok(BTreeSet::new())));
 }
 
 #[test]
 fn every_operation_is_right_in_tf32() {
-    on(Machine::new, || assert_eq!(wrong(&open(Precision::Tf32), Precision::Tf32), Ok(BTreeSet::new())));
+    on(SoftwareGpus::new, || assert_eq!(wrong(&open(Precision::Tf32), Precision::Tf32), Ok(BTreeSet::new())));
 }
 
 #[test]
 fn every_operation_is_right_in_bf16() {
-    on(Machine::new, || assert_eq!(wrong(&open(Precision::Bf16), Precision::Bf16), Ok(BTreeSet::new())));
+    on(SoftwareGpus::new, || assert_eq!(wrong(&open(Precision::Bf16), Precision::Bf16), Ok(BTreeSet::new())));
 }
 
 #[test]
 fn the_selftest_runs_every_kernel_and_leaves_no_memory_behind() {
     let file = folder("kernels-trace").join("trace");
     on(
-        || Machine::new().trace(&file),
+        || SoftwareGpus::new().trace(&file),
         || {
             let cuda = open(Precision::Fp32);
             for precision in [Precision::Fp32, Precision::Bf16] {
@@ -50,7 +50,7 @@ fn the_selftest_runs_every_kernel_and_leaves_no_memory_behind() {
 fn assert_multiplies([a, b, c]: [Strides; 3], precision: Precision) {
     const LEN: usize = 300;
     let cuda = open(precision);
-    let product = Product::new(4, 5, 3).batched(2);
+    let product = GemmShape::new(4, 5, 3).batched(2);
     let numbers: Vec<f32> = (0..LEN).map(|i| (i * 37 % 11) as f32 - 5.0).collect();
     let (left, right) = (cuda.upload(&numbers), cuda.upload(&numbers[7..]));
     let mut result = cuda.upload(&[99.0; LEN]);
@@ -80,7 +80,7 @@ fn assert_multiplies([a, b, c]: [Strides; 3], precision: Precision) {
 
 #[test]
 fn products_of_matrices_that_are_dense_neither_way_are_right() {
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         let strides = |row, column, batch| Strides { row, column, batch };
         let (a, b, c) = (strides(3, 1, 12), strides(5, 1, 15), strides(5, 1, 20));
         let gaps = strides(10, 2, 50);
@@ -97,7 +97,7 @@ fn products_of_matrices_that_are_dense_neither_way_are_right() {
 
 #[test]
 fn products_by_columns_are_right() {
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         let strides = |row, column, batch| Strides { row, column, batch };
         let by_columns = [strides(1, 4, 12), strides(1, 3, 15), strides(1, 6, 40)];
         let [a, b, c] = by_columns;
@@ -111,7 +111,7 @@ fn products_by_columns_are_right() {
 #[test]
 fn gpus_opened_one_after_the_other_all_work() {
     on(
-        || Machine::new().devices(3),
+        || SoftwareGpus::new().devices(3),
         || {
             for ordinal in 0..3 {
                 let cuda = Cuda::open(libraries(), ordinal, Precision::Fp32).unwrap();
@@ -125,7 +125,7 @@ fn gpus_opened_one_after_the_other_all_work() {
 
 #[test]
 fn sums_of_nothing_are_zero() {
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         let cuda = open(Precision::Bf16);
         let nothing = cuda.zeros_full(0);
         assert_eq!(cuda.read(&cuda.sum_of_squares(0, Region::start(&nothing))), 0.0);

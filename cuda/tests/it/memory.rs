@@ -4,7 +4,7 @@ use crate::common;
 
 use autodist_codecs::{Compressor, Exchange, PartMut, Tensor, footprint};
 use autodist_compute::{Backend, Region, RegionMut};
-use autodist_software_gpu::Machine;
+use autodist_software_gpu::SoftwareGpus;
 use autodist_spec::Precision::{Bf16, Fp32, Tf32};
 use autodist_spec::{Codec, Coded};
 use common::{folder, host, on, open};
@@ -15,7 +15,7 @@ const WORKSPACE: usize = 32 << 20;
 
 #[test]
 fn what_all_queues_hold_is_counted_with_its_peak() {
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         let cuda = open(Bf16);
         let other = cuda.queue().unwrap();
         assert_eq!((cuda.live_bytes(), cuda.peak_bytes()), (0, 0));
@@ -31,7 +31,7 @@ fn what_all_queues_hold_is_counted_with_its_peak() {
 
 #[test]
 fn a_queue_has_a_workspace_from_its_first_product_to_its_end() {
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         let cuda = open(Fp32);
         let other = cuda.queue().unwrap();
         let (factor, mut result) = (other.zeros(4), other.zeros(4));
@@ -39,7 +39,7 @@ fn a_queue_has_a_workspace_from_its_first_product_to_its_end() {
         for _ in 0..2 {
             let factor = Region::start(&factor).rows(2);
             let to = RegionMut::start(&mut result).rows(2);
-            other.matmul(autodist_compute::Product::new(2, 2, 2), 1.0, factor, factor, 0.0, to);
+            other.matmul(autodist_compute::GemmShape::new(2, 2, 2), 1.0, factor, factor, 0.0, to);
             assert_eq!(cuda.live_bytes(), before + WORKSPACE);
         }
         drop((factor, result, other));
@@ -49,7 +49,7 @@ fn a_queue_has_a_workspace_from_its_first_product_to_its_end() {
 
 #[test]
 fn the_driver_saw_no_less_memory_in_use_than_was_counted() {
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         let cuda = open(Fp32);
         drop(cuda.zeros(100_000));
         assert!(cuda.pool_high_water() >= 400_000);
@@ -61,7 +61,7 @@ fn the_driver_saw_no_less_memory_in_use_than_was_counted() {
 fn all_memory_is_given_back_when_queues_and_buffers_are_dropped_in_any_order() {
     let file = folder("memory-left").join("trace");
     on(
-        || Machine::new().trace(&file),
+        || SoftwareGpus::new().trace(&file),
         || {
             let cuda = open(Fp32);
             let other = cuda.queue().unwrap();
@@ -79,7 +79,7 @@ fn all_memory_is_given_back_when_queues_and_buffers_are_dropped_in_any_order() {
 
 #[test]
 fn numbers_are_rounded_alike_on_the_host_and_on_the_gpu() {
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         let cuda = open(Bf16);
         // Around every step of bf16 in a few binades, and what is no ordinary number.
         let near = (0x3f80_0000_u32..0x4180_0000).step_by(0x4000).flat_map(|bits| [bits - 1, bits, bits + 1]);
@@ -102,7 +102,7 @@ fn numbers_are_rounded_alike_on_the_host_and_on_the_gpu() {
 
 #[test]
 fn one_gpu_serves_several_precisions() {
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         let cuda = open(Fp32);
         let third = [1.0 / 3.0];
         for (precision, mixed) in [(Fp32, false), (Tf32, false), (Bf16, true)] {
@@ -116,7 +116,7 @@ fn one_gpu_serves_several_precisions() {
 
 #[test]
 fn all_queues_know_whether_collectives_go_by_nccl() {
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         let cuda = open(Fp32);
         let other = cuda.queue().unwrap();
         assert!(!other.uses_nccl());
@@ -127,7 +127,7 @@ fn all_queues_know_whether_collectives_go_by_nccl() {
 
 #[test]
 fn regions_that_leave_their_buffer_are_the_callers_mistake() {
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         let cuda = open(Bf16);
         let mut four = cuda.zeros(4);
         let mut panics = |work: &mut dyn FnMut(RegionMut<'_, _>)| {
@@ -180,7 +180,7 @@ impl Exchange for Echo {
 fn codecs_take_the_memory_that_their_footprint_says() {
     const ELEMENTS: usize = 200 * 301 + 77;
     let tensors = [Tensor { offset: 0, rows: 200, columns: 301 }];
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         let cuda = open(Fp32);
         let mut gradient = cuda.zeros_full(ELEMENTS);
         for codec in Codec::DEFAULTS.into_iter().skip(1) {

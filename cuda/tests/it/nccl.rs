@@ -4,15 +4,15 @@ use crate::common;
 
 use autodist_compute::{Backend, Region, RegionMut};
 use autodist_cuda::{Cuda, CudaError, NcclGroup, Reduce, Traffic};
-use autodist_software_gpu::Machine;
+use autodist_software_gpu::SoftwareGpus;
 use autodist_spec::Precision::{self, Bf16, Fp32};
 use common::{host, libraries, on, open};
 use std::sync::Barrier;
 
 const RANKS: usize = 3;
 
-fn machine() -> Machine {
-    Machine::new().devices(RANKS)
+fn machine() -> SoftwareGpus {
+    SoftwareGpus::new().devices(RANKS)
 }
 
 /// Runs `work` on `size` ranks, each a thread with a GPU of its own.
@@ -212,7 +212,7 @@ fn traffic_is_counted_as_a_ring_would_move_it() {
 fn a_group_that_cannot_be_joined_is_told() {
     const SYSTEM_ERROR: i32 = 2;
     on(
-        || Machine::new().fault("ncclCommInitRank", 1, SYSTEM_ERROR),
+        || SoftwareGpus::new().fault("ncclCommInitRank", 1, SYSTEM_ERROR),
         || {
             let cuda = open(Fp32);
             let id = NcclGroup::unique_id(cuda.libraries()).unwrap();
@@ -225,7 +225,7 @@ fn a_group_that_cannot_be_joined_is_told() {
 
 #[test]
 fn two_ranks_on_one_gpu_are_told() {
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         let libraries = libraries();
         let id = NcclGroup::unique_id(&libraries).unwrap();
         std::thread::scope(|scope| {
@@ -245,7 +245,7 @@ fn two_ranks_on_one_gpu_are_told() {
 fn a_collective_that_is_refused_is_told() {
     const INVALID_ARGUMENT: i32 = 4;
     on(
-        || Machine::new().fault("ncclAllReduce", 1, INVALID_ARGUMENT),
+        || SoftwareGpus::new().fault("ncclAllReduce", 1, INVALID_ARGUMENT),
         || {
             ranks(1, Fp32, |_, cuda, mut group| {
                 let mut buffer = cuda.zeros(4);
@@ -300,7 +300,7 @@ fn a_rank_that_is_lost_is_told_at_the_next_call_and_nobody_waits_for_it() {
 #[test]
 fn an_operand_without_memory_is_told() {
     on(
-        || Machine::new().memory(1 << 20),
+        || SoftwareGpus::new().memory(1 << 20),
         || {
             ranks(1, Fp32, |_, cuda, mut group| {
                 let mut lost = cuda.zeros(1 << 20);
@@ -314,7 +314,7 @@ fn an_operand_without_memory_is_told() {
 
 #[test]
 fn a_group_of_one_keeps_its_numbers() {
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         ranks(1, Bf16, |_, cuda, mut group| {
             let mut buffer = cuda.upload(&[1.0, 2.0, 3.0]);
             group.all_reduce(cuda, &mut buffer, 0..3, Reduce::Sum).unwrap();

@@ -4,13 +4,18 @@ use crate::common;
 
 use autodist_cuda::gpus;
 use autodist_cuda::nvml::{Health, look};
-use autodist_software_gpu::Machine;
+use autodist_software_gpu::SoftwareGpus;
 use common::{libraries, on};
 
 #[test]
 fn gpus_are_described_with_what_holds_them_down() {
     on(
-        || Machine::new().devices(2).set("SOFTWARE_GPU_THROTTLE", "1").set("SOFTWARE_GPU_OTHER_PROCESS", "1"),
+        || {
+            SoftwareGpus::new()
+                .devices(2)
+                .set("SOFTWARE_GPU_THROTTLE", "1")
+                .set("SOFTWARE_GPU_OTHER_PROCESS", "1")
+        },
         || {
             let libraries = libraries();
             let report = look(&libraries, &gpus(&libraries).unwrap()).unwrap();
@@ -30,7 +35,7 @@ fn gpus_are_described_with_what_holds_them_down() {
 
 #[test]
 fn gpus_at_rest_are_held_down_by_nothing() {
-    on(Machine::new, || {
+    on(SoftwareGpus::new, || {
         let libraries = libraries();
         let report = look(&libraries, &gpus(&libraries).unwrap()).unwrap();
         assert_eq!((report.health[0].throttled.len(), report.health[0].other_processes), (0, 0));
@@ -42,7 +47,7 @@ fn gpus_at_rest_are_held_down_by_nothing() {
 #[test]
 fn gpus_are_found_by_identity_where_only_some_are_visible() {
     on(
-        || Machine::new().devices(3).set("CUDA_VISIBLE_DEVICES", "2"),
+        || SoftwareGpus::new().devices(3).set("CUDA_VISIBLE_DEVICES", "2"),
         || {
             let libraries = libraries();
             let gpus = gpus(&libraries).unwrap();

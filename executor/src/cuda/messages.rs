@@ -7,7 +7,7 @@
 
 use super::join;
 use crate::ExecutionError;
-use crate::device::{Messages, Tag};
+use crate::device::{SendRecv, Tag};
 use autodist_communication::queue::{Receiver, Sender, queue};
 use autodist_communication::{Counters, Endpoint};
 use autodist_compute::Backend;
@@ -23,7 +23,7 @@ const KINDS: [u8; 2] = [0, 1];
 /// Peer and kind.
 type Channel = (usize, u8);
 
-pub struct NcclMessages {
+pub struct NcclSendRecv {
     outgoing: BTreeMap<Channel, Outgoing>,
     incoming: BTreeMap<Channel, NcclGroup>,
 }
@@ -36,7 +36,7 @@ struct Outgoing {
     sent: u64,
 }
 
-impl NcclMessages {
+impl NcclSendRecv {
     pub fn open(
         cuda: &Cuda,
         endpoint: &mut Endpoint,
@@ -116,7 +116,7 @@ impl Outgoing {
     }
 }
 
-impl Messages<Cuda> for NcclMessages {
+impl SendRecv<Cuda> for NcclSendRecv {
     fn send(&mut self, queue: &Cuda, peer: usize, tag: Tag, buffer: Buffer) -> Result<(), ExecutionError> {
         let outgoing =
             self.outgoing.get_mut(&(peer, tag.kind)).ok_or(ExecutionError::MessagesEnded { peer })?;

@@ -47,7 +47,7 @@ pub fn survey() -> Result<Survey, Absent> {
         survey
             .warnings
             .push(format!("clocks, other processes and wiring of the GPUs are not known: {error}"));
-        nvml::Report { health: vec![nvml::Health::default(); gpus.len()], paths: Vec::new() }
+        nvml::NvmlReport { health: vec![nvml::Health::default(); gpus.len()], paths: Vec::new() }
     });
     for (gpu, health) in gpus.iter().zip(report.health) {
         if !health.throttled.is_empty() {

@@ -8,7 +8,7 @@ use super::remote::{Ssh, Starter, address_for};
 use super::{GRACE, LOOK_AGAIN, LaunchError};
 use crate::external::External;
 use crate::host;
-use crate::hosts::Host;
+use crate::hosts::HostEntry;
 use autodist_communication::switch::Switch;
 use autodist_communication::tcp::Rendezvous;
 use autodist_communication::{CommunicationError, ControlEvent, Warn};
@@ -40,7 +40,7 @@ impl fmt::Debug for Agents {
 
 /// A machine of the job.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Machine {
+pub struct JobMachine {
     /// As it calls itself; numbered where two call themselves the same.
     pub name: String,
     pub ranks: Vec<usize>,
@@ -123,7 +123,7 @@ impl Agents {
     /// # Errors
     /// No port, or no ssh.
     pub fn open_on(
-        hosts: &[Host],
+        hosts: &[HostEntry],
         ssh: &Ssh,
         requested: IpAddr,
         timeout: Duration,
@@ -160,7 +160,7 @@ impl Agents {
     ///
     /// # Errors
     /// As [`super::launch`]'s: agents that do not come or are lost; `stop` is set.
-    pub fn machines(&self, stop: &AtomicBool) -> Result<Vec<Machine>, LaunchError> {
+    pub fn machines(&self, stop: &AtomicBool) -> Result<Vec<JobMachine>, LaunchError> {
         self.gather(stop)?;
         let here = presence(IpAddr::V4(Ipv4Addr::LOCALHOST));
         let meeting = self.meeting();
@@ -357,16 +357,16 @@ impl Meeting {
 }
 
 /// Who is on a machine with whom: of `one` all are, whatever they say of themselves.
-fn machines<'a>(present: impl Iterator<Item = (usize, &'a Presence)>, one: bool) -> Vec<Machine> {
+fn machines<'a>(present: impl Iterator<Item = (usize, &'a Presence)>, one: bool) -> Vec<JobMachine> {
     // Name and start of the system of each machine.
     let mut known: Vec<(&str, &str)> = Vec::new();
-    let mut machines: Vec<Machine> = Vec::new();
+    let mut machines: Vec<JobMachine> = Vec::new();
     for (rank, presence) in present {
         let identity = (presence.machine.as_str(), presence.boot.as_str());
         let index = known.iter().position(|other| one || *other == identity).unwrap_or_else(|| {
             let namesakes = known.iter().filter(|(name, _)| *name == presence.machine).count();
             known.push(identity);
-            machines.push(Machine {
+            machines.push(JobMachine {
                 name: match namesakes {
                     0 => presence.machine.clone(),
                     _ => format!("{} ({})", presence.machine, namesakes + 1),

@@ -9,7 +9,7 @@ use super::GRACE;
 use super::tail::Tail;
 use crate::external::External;
 use crate::host;
-use crate::hosts::Host;
+use crate::hosts::HostEntry;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -49,7 +49,7 @@ pub struct Ssh {
 
 /// One ssh. Dropping it ends it.
 pub(super) struct Starter {
-    pub host: Host,
+    pub host: HostEntry,
     child: Child,
     /// Open until the job ends.
     input: Option<ChildStdin>,
@@ -58,7 +58,7 @@ pub(super) struct Starter {
 
 impl Starter {
     /// Starts the agents of the ranks from `first` on.
-    pub fn start(host: &Host, first: usize, ssh: &Ssh, job: &External) -> io::Result<Self> {
+    pub fn start(host: &HostEntry, first: usize, ssh: &Ssh, job: &External) -> io::Result<Self> {
         let mut command = Command::new(host::find_program(Path::new(&ssh.command[0]))?);
         host::tie(&mut command);
         let mut child = command
@@ -141,7 +141,7 @@ fn quoted(word: &OsStr) -> OsString {
 }
 
 /// What the processes of a host are told.
-fn variables(host: &Host, first: usize, job: &External) -> String {
+fn variables(host: &HostEntry, first: usize, job: &External) -> String {
     let forwarded = std::env::vars().filter(|(name, value)| {
         FORWARDED.iter().any(|start| name.starts_with(start))
             && !OWN.contains(&name.as_str())
@@ -194,12 +194,12 @@ pub fn enter_environment() -> io::Result<()> {
     Err(again.arg0(name).args(arguments).env_remove(ENVIRONMENT).envs(pairs).exec())
 }
 
-/// On a host: the process that ssh has started, and the agents that it has started.
-pub struct Head {
+/// The process that ssh has started on a host, with the agents that this process has started.
+pub struct HostLeader {
     others: Vec<Child>,
 }
 
-impl Head {
+impl HostLeader {
     /// Starts the agents of the host's other ranks, if this process is to; it ends when its standard input does. One of
     /// the others ends with it.
     ///
@@ -248,7 +248,7 @@ impl Head {
 
 /// The address of this machine that leads here from the hosts: the one from which packets to them leave. A name that is
 /// known to nobody here may be one of ssh's own; then this machine's name must do.
-pub(super) fn address_for(hosts: &[Host]) -> String {
+pub(super) fn address_for(hosts: &[HostEntry]) -> String {
     let mut loopback = true;
     for host in hosts {
         let name = host.name.rsplit('@').next().unwrap_or_default().trim_matches(['[', ']']);

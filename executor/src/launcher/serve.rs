@@ -3,7 +3,7 @@
 use super::ENVIRONMENT;
 use super::orders::{Answer, RankEnvironment, Word};
 use super::pulse::Pulse;
-use crate::devices::Devices;
+use crate::devices::RankDevices;
 use crate::host::{self, Placement};
 use crate::{ExecutionError, memory};
 use autodist_communication::mpi::Mpi;
@@ -19,7 +19,7 @@ use std::time::Duration;
 pub struct Worker {
     pub endpoint: Endpoint,
     pub placement: Placement,
-    pub devices: Devices,
+    pub devices: RankDevices,
     pub teller: Teller,
 }
 
@@ -79,7 +79,7 @@ pub(super) fn work(
     mpi: Option<&Mpi>,
     mut handle: impl FnMut(&mut Worker, usize, &Value) -> Result<Value, ExecutionError>,
 ) -> Result<(), String> {
-    let devices = Devices::new(environment.devices, environment.local_rank);
+    let devices = RankDevices::new(environment.devices, environment.local_rank);
     let placement = match environment.devices {
         DeviceKind::Cpu => host::place(environment.local_rank, environment.realtime),
         // A rank with a GPU waits most of the time, and its driver's threads need cores of their own.

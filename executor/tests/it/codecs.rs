@@ -4,7 +4,7 @@ use crate::common;
 
 use autodist_codecs::{Phase, Tensor, phases};
 use autodist_compute::Cpu;
-use autodist_executor::{Coding, DataSource, Guard, Task, local};
+use autodist_executor::{CodecOptions, DataSource, Guard, Task, local};
 use autodist_program::{buckets, stages};
 use autodist_spec::run::FallbackReason;
 use autodist_spec::{
@@ -48,7 +48,7 @@ fn strategy(codec: Codec) -> ParallelStrategy {
     ParallelStrategy { communication, ..ParallelStrategy::data_parallel(2, 8) }
 }
 
-fn train(codec: Codec, setting: Setting, coding: Coding) -> RunRecord {
+fn train(codec: Codec, setting: Setting, coding: CodecOptions) -> RunRecord {
     let model = learner();
     let Setting { optimizer, peak, gradient_clip, steps } = setting;
     let learning_rate = LearningRate { peak, total_steps: steps, ..LearningRate::default() };
@@ -79,7 +79,7 @@ fn dense(setting: Setting) -> Arc<RunRecord> {
     if let Some((_, record)) = records.iter().find(|(of, _)| *of == setting) {
         return Arc::clone(record);
     }
-    let record = Arc::new(train(Codec::None, setting, Coding::default()));
+    let record = Arc::new(train(Codec::None, setting, CodecOptions::default()));
     records.push((setting, Arc::clone(&record)));
     record
 }
@@ -156,7 +156,7 @@ fn train_to_the_dense_loss(codecs: impl Iterator<Item = Codec>) {
         let setting = Setting::of(codec);
         let dense = dense(setting);
         let (whole, dense) = (sent(&dense), loss(&dense));
-        let record = train(codec, setting, Coding::default());
+        let record = train(codec, setting, CodecOptions::default());
         let (loss, sent) = (loss(&record), sent(&record));
         let [bucket] = record.compression[..] else { panic!("one bucket is compressed") };
         println!(
@@ -212,7 +212,8 @@ fn need_error_feedback(cases: &[(Codec, Setting)]) {
     for &(codec, setting) in cases {
         let dense = loss(&dense(setting));
         let above = |error_feedback: bool| {
-            loss(&train(codec, setting, Coding { error_feedback, ..Coding::default() })) / dense - 1.0
+            loss(&train(codec, setting, CodecOptions { error_feedback, ..CodecOptions::default() })) / dense
+                - 1.0
         };
         let (with, without) = (above(true), above(false));
         println!("| {} | {dense:.4} | {:+.2} % | {:+.2} % |", codec.name(), 100.0 * with, 100.0 * without);
@@ -228,7 +229,7 @@ fn need_error_feedback(cases: &[(Codec, Setting)]) {
 fn momentum_correction_that_sends_everything_is_momentum() {
     let setting = Setting::sgd(0.05, 30);
     let dense = loss(&dense(setting));
-    let of = |codec| (loss(&train(codec, setting, Coding::default())) / dense - 1.0).abs();
+    let of = |codec| (loss(&train(codec, setting, CodecOptions::default())) / dense - 1.0).abs();
     let started = of(Codec::Dgc { per_mille: 10, start_step: 30 });
     assert!(started < 1e-4, "{started}");
     // What was sent is masked, so that from the start there would be no momentum at all.
@@ -240,8 +241,11 @@ fn momentum_correction_that_sends_everything_is_momentum() {
 #[test]
 fn a_bucket_whose_contraction_stays_below_the_floor_falls_back_to_dense() {
     let guard = Guard { every: 10, patience: 2, floor: 0.99 };
-    let record =
-        train(Codec::TopK { per_mille: 10 }, Setting::of(Codec::None), Coding { guard, ..Coding::default() });
+    let record = train(
+        Codec::TopK { per_mille: 10 },
+        Setting::of(Codec::None),
+        CodecOptions { guard, ..CodecOptions::default() },
+    );
     let fallback = record.compression[0].fallback.expect("the floor is out of reach");
     assert_eq!((fallback.step, fallback.reason), (19, FallbackReason::Contraction));
     // Twenty steps of top-k with two votes, then 180 as they are.

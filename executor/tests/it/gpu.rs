@@ -6,7 +6,7 @@ use crate::common;
 
 use autodist_compute::Cpu;
 use autodist_cuda::{Cuda, Libraries, Search};
-use autodist_executor::{Device, Task, local};
+use autodist_executor::{Task, TrainingDevice, local};
 use autodist_program::stages;
 use autodist_spec::{Codec, Communication, Job, Optimizer, ParallelStrategy, Precision, Reduction, Stage};
 use common::{Difference, Trained, any_way, model, task, ways};
@@ -26,7 +26,7 @@ fn gpu(precision: Precision) -> Cuda {
     }
 }
 
-fn train<D: Device>(device: &D, task: &Task) -> Trained {
+fn train<D: TrainingDevice>(device: &D, task: &Task) -> Trained {
     match local::train(device, task, Duration::from_secs(60)) {
         Ok(trained) => trained,
         Err(error) => panic!("{}: {error}", task.strategy.label()),

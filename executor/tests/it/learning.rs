@@ -4,7 +4,7 @@
 use crate::common;
 
 use autodist_compute::Cpu;
-use autodist_executor::{Coding, DataSource, SyntheticLanguage, Task, local};
+use autodist_executor::{CodecOptions, DataSource, SyntheticLanguage, Task, local};
 use autodist_program::stages;
 use autodist_spec::{Job, Optimizer, ParallelStrategy};
 use common::learner;
@@ -27,7 +27,7 @@ fn final_loss(strategy: ParallelStrategy, optimizer: Optimizer, peak: f64) -> f6
         detail: false,
         count_memory: false,
         emulated_flops_per_s: None,
-        coding: Coding::default(),
+        coding: CodecOptions::default(),
     };
     let (record, _) =
         local::train(&Cpu::<f32>::new(), &task, Duration::from_secs(60)).expect("training goes through");

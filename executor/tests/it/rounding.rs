@@ -5,7 +5,7 @@ use crate::common;
 
 use autodist_codecs::{Form, rounding};
 use autodist_compute::Cpu;
-use autodist_executor::{Coding, DataSource, Task, local};
+use autodist_executor::{CodecOptions, DataSource, Task, local};
 use autodist_program::{Op, Program, stages};
 use autodist_spec::{Codec, Job, ParallelStrategy, RunRecord, ScheduleKind};
 use common::learner;
@@ -27,7 +27,7 @@ fn train(strategy: ParallelStrategy) -> RunRecord {
         detail: false,
         count_memory: false,
         emulated_flops_per_s: None,
-        coding: Coding::default(),
+        coding: CodecOptions::default(),
     };
     let label = task.strategy.label();
     let trained = local::train(&Cpu::<f32>::new(), &task, Duration::from_secs(60));

@@ -2,7 +2,7 @@
 
 use crate::common;
 
-use autodist_exporters::{Exported, Field, Options, Settings, Target, export, import, lacks};
+use autodist_exporters::{Exported, Field, Options, Settings, Target, export, import, unsupported_fields};
 use autodist_spec::{
     Bytes, Codec, Hyperparameter, Job, LearningRate, Optimizer, ParallelStrategy, Plan, Precision, Recompute,
     ScheduleKind, catalog,
@@ -24,8 +24,8 @@ fn every_trainer_has_a_word_on_every_field() {
         for row in target.exporter().rows() {
             *times.entry(row.field).or_default() += 1;
         }
-        for lack in lacks(target) {
-            *times.entry(lack.field).or_default() += 1;
+        for unsupported in unsupported_fields(target) {
+            *times.entry(unsupported.field).or_default() += 1;
         }
         for field in Field::ALL {
             assert_eq!(times.get(&field), Some(&1), "{} and {}", target.name(), field.name());

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 /// Relative errors of predictions, absolute values.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Errors {
+pub struct FitErrors {
     pub count: usize,
     pub median: f64,
     /// Nine tenths are smaller.
@@ -24,10 +24,10 @@ pub struct ErrorLine {
     /// `gemm bf16`, `attention 128` or `all_reduce`.
     pub kernel: String,
     pub device: String,
-    pub errors: Errors,
+    pub errors: FitErrors,
 }
 
-impl Errors {
+impl FitErrors {
     /// Of pairs of predicted and measured; absent where there is none.
     pub fn of(pairs: &[(f64, f64)]) -> Option<Self> {
         let mut signed: Vec<f64> =
@@ -148,13 +148,13 @@ pub fn compare(judged: &Measurements, parameters: &KernelParameters) -> Vec<Erro
         for (&(device, kind, element), rows) in &judged.collective {
             for row in rows.iter().filter(|_| device == at) {
                 let price = links.inside(kind, element, Bytes(row.bytes), row.devices);
-                add(kind.name().to_owned(), price.time.0, row.seconds);
+                add(kind.key().to_owned(), price.time.0, row.seconds);
                 add("collectives".to_owned(), price.time.0, row.seconds);
             }
         }
     }
     let lines = pairs.into_iter().filter_map(|((kernel, device), pairs)| {
-        Errors::of(&pairs).map(|errors| ErrorLine { kernel, device, errors })
+        FitErrors::of(&pairs).map(|errors| ErrorLine { kernel, device, errors })
     });
     lines.collect()
 }

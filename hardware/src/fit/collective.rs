@@ -3,10 +3,10 @@
 use super::gemm::two_thirds;
 use super::rows::{CollectiveRow, Measurements};
 use super::{draw, simplex};
-use crate::collective::Collective;
-use crate::nccl::{CollectiveParameters, Curve, Element, Table};
+use crate::nccl::{CollectiveParameters, Curve, NcclDatatype, Table};
 use crate::parameters::{QUANTUM, rounded};
 use crate::tables::Axis;
+use autodist_spec::Collective;
 use std::collections::BTreeMap;
 
 /// What squared differences of neighbours count against one measurement, between sizes and between numbers of devices, in
@@ -39,7 +39,7 @@ fn family(kind: Collective) -> u8 {
 struct Member {
     device: usize,
     kind: Collective,
-    element: Element,
+    element: NcclDatatype,
     curve: Curve,
     rows: Vec<CollectiveRow>,
 }

@@ -10,7 +10,7 @@ mod gemm;
 mod rows;
 mod simplex;
 
-pub use check::{ErrorLine, Errors, LeftOut, RESERVED, check, check_devices, compare};
+pub use check::{ErrorLine, FitErrors, LeftOut, RESERVED, check, check_devices, compare};
 pub use rows::{AttentionRow, CollectiveRow, GemmRow, Measurements};
 
 use crate::KernelParameters;

@@ -1,11 +1,11 @@
 //! Tables of measured kernels.
 
+use crate::Dtype;
 use crate::catalogue::Catalogue;
-use crate::nccl::Element;
-use crate::{Collective, Dtype};
-use autodist_spec::InputError;
+use crate::nccl::NcclDatatype;
 use autodist_spec::catalog::DeviceFigures;
 use autodist_spec::error::{in_range, positive};
+use autodist_spec::{Collective, InputError};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,7 +34,7 @@ pub struct AttentionRow {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CollectiveRow {
     pub kind: Collective,
-    pub element: Element,
+    pub element: NcclDatatype,
     pub devices: u32,
     pub bytes: u64,
     pub seconds: f64,
@@ -46,7 +46,7 @@ pub struct Measurements {
     pub(crate) devices: Vec<DeviceFigures>,
     pub(crate) gemm: BTreeMap<(usize, Dtype), Vec<GemmRow>>,
     pub(crate) attention: BTreeMap<(usize, u64), Vec<AttentionRow>>,
-    pub(crate) collective: BTreeMap<(usize, Collective, Element), Vec<CollectiveRow>>,
+    pub(crate) collective: BTreeMap<(usize, Collective, NcclDatatype), Vec<CollectiveRow>>,
 }
 
 #[derive(Deserialize)]
@@ -156,10 +156,10 @@ impl Measurements {
                 }
             };
             let element = match (line.dtype.as_str(), kind) {
-                ("half", _) => Element::Float,
-                ("int8", Collective::AllReduce | Collective::ReduceScatter) => Element::Byte,
+                ("half", _) => NcclDatatype::Float,
+                ("int8", Collective::AllReduce | Collective::ReduceScatter) => NcclDatatype::Byte,
                 // What only moves bytes does not know what they mean.
-                ("int8", _) => Element::Float,
+                ("int8", _) => NcclDatatype::Float,
                 (other, _) => return Err(unknown("collectives", "dtype", other, "half, int8")),
             };
             let device = all.device(catalogue, "collectives", &line.gpu)?;
@@ -191,8 +191,8 @@ impl Measurements {
         }
         let mut collective = String::from("gpu,op,dtype,gpus,bytes,time_us\n");
         for (&(device, kind, element), rows) in &self.collective {
-            let kind = if kind == Collective::AllToAll { "alltoall" } else { kind.name() };
-            let element = if element == Element::Float { "half" } else { "int8" };
+            let kind = if kind == Collective::AllToAll { "alltoall" } else { kind.key() };
+            let element = if element == NcclDatatype::Float { "half" } else { "int8" };
             for CollectiveRow { devices, bytes, seconds, .. } in rows {
                 let microseconds = seconds * 1e6;
                 collective +=

@@ -1,6 +1,6 @@
 //! The shipped parameters against measurements that they were not fitted to (tests/data/README.md).
 
-use autodist_hardware::fit::{Errors, LeftOut, Measurements, check, compare, kernels};
+use autodist_hardware::fit::{FitErrors, LeftOut, Measurements, check, compare, kernels};
 use autodist_hardware::{Catalogue, DeviceModel, Dtype, KernelParameters};
 
 const GEMM: &str = include_str!("../data/gemm.csv");
@@ -8,7 +8,7 @@ const ATTENTION: &str = include_str!("../data/attention.csv");
 const COLLECTIVES: &str = include_str!("../data/collectives.csv");
 
 /// Errors of all devices' rows of each kind of kernel.
-fn errors(of: &str, parameters: &KernelParameters) -> Errors {
+fn errors(of: &str, parameters: &KernelParameters) -> FitErrors {
     let (gemm, attention, collectives) = match of {
         "gemm" => (GEMM, "", ""),
         "attention" => ("", ATTENTION, ""),
@@ -25,7 +25,7 @@ fn errors(of: &str, parameters: &KernelParameters) -> Errors {
     let mean = |pick: &dyn Fn(&(f64, usize, f64)) -> f64| {
         weighed.iter().map(|entry| pick(entry) * entry.1 as f64).sum::<f64>() / count as f64
     };
-    Errors { count, median: mean(&|entry| entry.0), p90: mean(&|entry| entry.2), bias: 0.0 }
+    FitErrors { count, median: mean(&|entry| entry.0), p90: mean(&|entry| entry.2), bias: 0.0 }
 }
 
 #[test]

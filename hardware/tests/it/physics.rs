@@ -1,10 +1,10 @@
 //! What must hold of every device, measured or not, within the tables and beyond.
 
 use autodist_hardware::{
-    Attention, AttentionKernel, Catalogue, Collective, DeviceModel, Dtype, Group, Interconnect,
-    KernelParameters, Network,
+    Attention, AttentionKernel, Catalogue, DeviceModel, Dtype, GroupShape, InterNodeNetwork, Interconnect,
+    KernelParameters,
 };
-use autodist_spec::{Bytes, BytesPerSecond, Cluster, Provenance, Seconds};
+use autodist_spec::{Bytes, BytesPerSecond, Cluster, Collective, Provenance, Seconds};
 
 const SIZES: [u64; 9] = [1, 48, 200, 777, 2048, 5000, 15360, 40000, 300000];
 
@@ -74,10 +74,10 @@ fn what_was_measured_and_what_was_not_is_told_apart() {
         assert!(price.spread >= 0.2, "{name}");
     }
     let a100 = Interconnect::named("dgx-a100").unwrap();
-    let one = a100.collective(Collective::AllReduce, Bytes(1 << 26), Group::in_one_node(8));
+    let one = a100.collective(Collective::AllReduce, Bytes(1 << 26), GroupShape::in_one_node(8));
     assert_eq!(one.provenance, Provenance::Interpolated);
     let v100 = Interconnect::named("dgx-1v").unwrap();
-    let other = v100.collective(Collective::AllReduce, Bytes(1 << 26), Group::in_one_node(8));
+    let other = v100.collective(Collective::AllReduce, Bytes(1 << 26), GroupShape::in_one_node(8));
     assert_eq!(other.provenance, Provenance::Extrapolated);
 }
 
@@ -114,25 +114,28 @@ fn attention_grows_with_what_it_computes() {
 fn between_nodes_the_cards_are_the_limit_and_are_shared() {
     let node = Interconnect::named("dgx-a100").unwrap();
     let bytes = Bytes(1 << 30);
-    let time = |group: Group| node.collective(Collective::AllReduce, bytes, group).time.0;
-    let whole = time(Group { per_node: 8, nodes: 4, sharing: 1 });
+    let time = |group: GroupShape| node.collective(Collective::AllReduce, bytes, group).time.0;
+    let whole = time(GroupShape { per_node: 8, nodes: 4, sharing: 1 });
     let sent = 2.0 * 31.0 / 32.0 * bytes.as_f64();
     assert!(sent / whole < 200e9 && sent / whole > 150e9, "{}", sent / whole);
-    let one_of_eight = time(Group { per_node: 1, nodes: 4, sharing: 8 });
-    let alone = time(Group { per_node: 1, nodes: 4, sharing: 1 });
+    let one_of_eight = time(GroupShape { per_node: 1, nodes: 4, sharing: 8 });
+    let alone = time(GroupShape { per_node: 1, nodes: 4, sharing: 1 });
     // One device drives its own card only, whether the others' are busy or not.
     assert!((one_of_eight / alone - 1.0).abs() < 1e-9);
     assert!(one_of_eight > 6.0 * whole);
-    let few = Network { nics: 1, ..*node.network().unwrap() };
+    let few = InterNodeNetwork { nics: 1, ..*node.network().unwrap() };
     let shared = node.clone().with_network(few);
-    let alone = shared.collective(Collective::AllReduce, bytes, Group { per_node: 1, nodes: 4, sharing: 1 });
-    let busy = shared.collective(Collective::AllReduce, bytes, Group { per_node: 1, nodes: 4, sharing: 8 });
+    let alone =
+        shared.collective(Collective::AllReduce, bytes, GroupShape { per_node: 1, nodes: 4, sharing: 1 });
+    let busy =
+        shared.collective(Collective::AllReduce, bytes, GroupShape { per_node: 1, nodes: 4, sharing: 8 });
     assert!(busy.time.0 > 6.0 * alone.time.0);
     // Where rings use one of eight cards, whole nodes are as slow as one device, and eight groups together lose nothing.
-    let one_card = node.clone().with_network(Network { group_nics: Some(1), ..*node.network().unwrap() });
-    let time = |group: Group| one_card.collective(Collective::AllReduce, bytes, group).time.0;
-    assert!(time(Group { per_node: 8, nodes: 4, sharing: 1 }) > 6.0 * whole);
-    assert_eq!(time(Group { per_node: 1, nodes: 4, sharing: 8 }), one_of_eight);
+    let one_card =
+        node.clone().with_network(InterNodeNetwork { group_nics: Some(1), ..*node.network().unwrap() });
+    let time = |group: GroupShape| one_card.collective(Collective::AllReduce, bytes, group).time.0;
+    assert!(time(GroupShape { per_node: 8, nodes: 4, sharing: 1 }) > 6.0 * whole);
+    assert_eq!(time(GroupShape { per_node: 1, nodes: 4, sharing: 8 }), one_of_eight);
 }
 
 #[test]
@@ -146,10 +149,10 @@ fn collectives_grow_with_bytes_and_ranks() {
             Collective::AllGather,
             Collective::AllToAll,
             Collective::Broadcast,
-            Collective::PointToPoint,
+            Collective::SendRecv,
         ] {
             for nodes in [1, 2, 16] {
-                let group = Group { per_node: node.devices.min(8), nodes, sharing: 1 };
+                let group = GroupShape { per_node: node.devices.min(8), nodes, sharing: 1 };
                 let mut last = 0.0;
                 for power in (10..34).step_by(2) {
                     let price = links.collective(kind, Bytes(1 << power), group);
@@ -163,7 +166,7 @@ fn collectives_grow_with_bytes_and_ranks() {
                 assert!(rate > 1e8 && rate < 2e13, "{} {} {nodes}: {rate}", node.name, kind.name());
             }
         }
-        let alone = links.collective(Collective::AllReduce, Bytes(1 << 20), Group::in_one_node(1));
+        let alone = links.collective(Collective::AllReduce, Bytes(1 << 20), GroupShape::in_one_node(1));
         assert_eq!(alone.time, Seconds::ZERO);
     }
 }
@@ -180,9 +183,9 @@ fn clusters_are_priced_by_their_names_and_by_their_own_figures() {
     // Half as many cards of twice the rate: a device alone has a faster one.
     let fewer = Cluster::from_short_form("4x8xa100-80gb-sxm@4x400gbps").unwrap();
     let message = |cluster: &Cluster| {
-        let pair = Group { per_node: 1, nodes: 2, sharing: 1 };
+        let pair = GroupShape { per_node: 1, nodes: 2, sharing: 1 };
         let links = Interconnect::of_cluster(cluster, &catalogue).unwrap();
-        links.collective(Collective::PointToPoint, Bytes(1 << 30), pair).time
+        links.collective(Collective::SendRecv, Bytes(1 << 30), pair).time
     };
     assert!(message(&fewer).0 < 0.6 * message(&named).0);
     let mut other = named.clone();

@@ -2,7 +2,7 @@
 
 use super::KINDS;
 use autodist_spec::Seconds;
-use autodist_spec::profile::{CollectiveCost, CollectiveKind, LinkFit, MessageCost};
+use autodist_spec::profile::{CollectiveCost, LinkFit, MessageCost};
 
 pub(super) fn fits(collectives: &[CollectiveCost], messages: &[MessageCost]) -> Vec<LinkFit> {
     let mut fits = Vec::new();
@@ -16,12 +16,7 @@ pub(super) fn fits(collectives: &[CollectiveCost], messages: &[MessageCost]) -> 
                 .filter(|c| (c.kind, c.group, c.stride) == (kind, group, stride))
                 .map(|c| (c.bytes.as_f64(), c.time.median_s.0))
                 .collect();
-            let what = match kind {
-                CollectiveKind::AllReduce => "all_reduce",
-                CollectiveKind::ReduceScatter => "reduce_scatter",
-                CollectiveKind::AllGather => "all_gather",
-            };
-            fits.extend(fit(what, group, stride, &points));
+            fits.extend(fit(kind.key(), group, stride, &points));
         }
     }
     let mut strides: Vec<u32> = messages.iter().map(|m| m.stride).collect();

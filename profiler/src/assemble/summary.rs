@@ -4,11 +4,11 @@ use super::fits::fits;
 use super::{Assembly, CellKey, Memory};
 use crate::{machines, probes, quality};
 use autodist_spec::profile::{
-    CollectiveCost, CollectiveKind, Hardware, Interference, MessageCost, OptimizerCost, PipeliningCost,
-    Sample, SegmentCost,
+    CollectiveCost, Hardware, Interference, MessageCost, OptimizerCost, PipeliningCost, Sample, SegmentCost,
 };
 use autodist_spec::{
-    Bytes, DeviceKind, FlopsPerSecond, Machine, Profile, Provenance, SCHEMA_VERSION, ScheduleKind, Seconds,
+    Bytes, Collective, DeviceKind, FlopsPerSecond, Machine, Profile, Provenance, SCHEMA_VERSION,
+    ScheduleKind, Seconds,
 };
 use std::collections::BTreeMap;
 
@@ -218,14 +218,14 @@ impl Assembly<'_> {
     /// What collectives inside a step took beyond their time alone, which is interpolated between the measured sizes:
     /// of each step the mean, since a step has many of them and their delays add up.
     fn synchronisation(&self) -> Sample {
-        let mut alone: BTreeMap<(CollectiveKind, usize), Vec<(f64, f64)>> = BTreeMap::new();
+        let mut alone: BTreeMap<(Collective, usize), Vec<(f64, f64)>> = BTreeMap::new();
         for ((kind, group, stride, bytes), seconds) in &self.collectives {
             if *stride == 1 {
                 let curve = alone.entry((*kind, *group)).or_default();
                 curve.push((*bytes as f64, Sample::of(seconds).median_s.0));
             }
         }
-        let of_step = |step: &Vec<(CollectiveKind, usize, usize, f64)>| {
+        let of_step = |step: &Vec<(Collective, usize, usize, f64)>| {
             let beyond: Vec<f64> = step
                 .iter()
                 .filter_map(|(kind, group, bytes, seconds)| {
@@ -248,7 +248,7 @@ impl Assembly<'_> {
         if self.request.emulated.is_none() {
             return Vec::new();
         }
-        let mut timings: BTreeMap<(CollectiveKind, usize, usize, usize), Vec<f64>> = BTreeMap::new();
+        let mut timings: BTreeMap<(Collective, usize, usize, usize), Vec<f64>> = BTreeMap::new();
         for (kind, group, bytes, seconds) in self.believed().flat_map(|take| &take.in_step).flatten() {
             timings.entry((*kind, *group, 1, *bytes)).or_default().push(*seconds);
         }
@@ -382,19 +382,16 @@ fn scaled(multiples: &[f64], reference: f64) -> Sample {
     Sample::of(&multiples.iter().map(|m| m * reference).collect::<Vec<_>>())
 }
 
-fn collective_costs(
-    timings: &BTreeMap<(CollectiveKind, usize, usize, usize), Vec<f64>>,
-) -> Vec<CollectiveCost> {
-    let cost =
-        |((kind, group, stride, bytes), seconds): (&(CollectiveKind, usize, usize, usize), &Vec<f64>)| {
-            CollectiveCost {
-                kind: *kind,
-                group: *group as u32,
-                stride: *stride as u32,
-                bytes: Bytes(*bytes as u64),
-                time: Sample::of(seconds),
-            }
-        };
+fn collective_costs(timings: &BTreeMap<(Collective, usize, usize, usize), Vec<f64>>) -> Vec<CollectiveCost> {
+    let cost = |((kind, group, stride, bytes), seconds): (&(Collective, usize, usize, usize), &Vec<f64>)| {
+        CollectiveCost {
+            kind: *kind,
+            group: *group as u32,
+            stride: *stride as u32,
+            bytes: Bytes(*bytes as u64),
+            time: Sample::of(seconds),
+        }
+    };
     timings.iter().map(cost).collect()
 }
 

@@ -7,8 +7,8 @@
 use super::{Assembly, CellKey};
 use crate::probes::Probe;
 use crate::quality;
-use autodist_spec::profile::{CollectiveKind, Sample};
-use autodist_spec::{Doubt, DoubtKind, DoubtedCell, Profile};
+use autodist_spec::profile::Sample;
+use autodist_spec::{Collective, Doubt, DoubtKind, DoubtedCell, Profile};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A core's clock varies by less between its base and its highest; what makes the yardstick slower or faster than that
@@ -39,7 +39,7 @@ pub(super) struct Take {
     /// By rank: time of its layers over the fastest rank's.
     pub slowness: BTreeMap<usize, f64>,
     /// Collectives inside a step, step by step: kind, group and bytes, with the mean time of the slowest group's ranks.
-    pub in_step: Vec<Vec<(CollectiveKind, usize, usize, f64)>>,
+    pub in_step: Vec<Vec<(Collective, usize, usize, f64)>>,
     /// Median of the measured steps.
     pub step: f64,
     /// Its cells' medians, added up, as a multiple of the yardstick.

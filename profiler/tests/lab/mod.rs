@@ -1,6 +1,6 @@
 //! Ranks whose every time is known, and what may go wrong with measuring them.
 
-use autodist_cost_model::{CostModel, synthetic::Machine};
+use autodist_cost_model::{CostModel, synthetic::SyntheticMachine};
 use autodist_executor::{InstructionSample, RankOutcome, StepOutcome, Task};
 use autodist_planner::Planner;
 use autodist_profiler::{
@@ -10,7 +10,7 @@ use autodist_profiler::{
 use autodist_program::{Instruction, Program};
 use autodist_spec::profile::Environment;
 use autodist_spec::{
-    CollectiveKind, DoubtedCell, Engine, Job, Plan, Profile, Recompute, Seconds, SegmentCost, catalog,
+    Collective, DoubtedCell, Engine, Job, Plan, Profile, Recompute, Seconds, SegmentCost, catalog,
 };
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -46,19 +46,19 @@ impl Asked {
 
 /// Factors on true times: of segments and updates, and of the yardstick.
 pub type Fault<'a> = &'a dyn Fn(&Asked) -> (f64, f64);
-pub type LinkFault<'a> = &'a dyn Fn(usize, CollectiveKind, usize) -> f64;
+pub type LinkFault<'a> = &'a dyn Fn(usize, Collective, usize) -> f64;
 
 pub fn sound(_: &Asked) -> (f64, f64) {
     (1.0, 1.0)
 }
 
-pub fn sound_links(_: usize, _: CollectiveKind, _: usize) -> f64 {
+pub fn sound_links(_: usize, _: Collective, _: usize) -> f64 {
     1.0
 }
 
 pub struct Lab {
     pub request: Request,
-    pub machine: Machine,
+    pub machine: SyntheticMachine,
     pub truth: Profile,
     /// Of every timing, the standard deviation of its logarithm.
     noise: f64,
@@ -73,11 +73,11 @@ impl Lab {
         let model = catalog::model("tiny-llama").unwrap();
         let mut job = Job::new(8, 128);
         job.allow.micro_batch = Some(vec![1, 2, 4]);
-        let machine = Machine {
+        let machine = SyntheticMachine {
             flops_per_s: 5e9,
             elements_per_s: 1e8,
             micro_batches: vec![1, 2, 4],
-            ..Machine::new(RANKS)
+            ..SyntheticMachine::new(RANKS)
         };
         let truth = machine.profile(&model, &job);
         let request = Request {

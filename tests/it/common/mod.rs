@@ -4,7 +4,7 @@ pub mod cluster;
 pub mod processes;
 pub mod shown;
 
-use autodist_cost_model::synthetic::Machine;
+use autodist_cost_model::synthetic::SyntheticMachine;
 use autodist_planner::{Planner, SearchLimits};
 use autodist_spec::profile::Environment;
 use autodist_spec::run::{Measured, RankRecord, StepRecord, ValidatedRun};
@@ -109,7 +109,7 @@ pub fn small_job() -> Job {
 }
 
 pub fn profile(devices: u32) -> Profile {
-    Machine::new(devices).profile(&small_model(), &small_job())
+    SyntheticMachine::new(devices).profile(&small_model(), &small_job())
 }
 
 /// The best of the space on two synthetic devices, with two runners-up.

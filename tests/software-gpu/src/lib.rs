@@ -108,19 +108,19 @@ pub fn with_missing_symbol(library: &str, symbol: &str) -> PathBuf {
 
 /// A machine with software GPUs: the environment that a process needs in order to see it.
 #[derive(Clone, Debug)]
-pub struct Machine {
+pub struct SoftwareGpus {
     folder: PathBuf,
     variables: BTreeMap<String, OsString>,
     faults: Vec<String>,
 }
 
-impl Default for Machine {
+impl Default for SoftwareGpus {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Machine {
+impl SoftwareGpus {
     /// One device with all libraries.
     pub fn new() -> Self {
         Self::with_libraries(libraries())

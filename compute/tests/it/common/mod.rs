@@ -2,7 +2,7 @@
 //! what the executor does, in small.
 
 use autodist_compute::cpu::Real;
-use autodist_compute::layers::{HeadStatistics, LayerShape, Norm, NormStatistics, TensorShard};
+use autodist_compute::layers::{HeadStatistics, LayerShape, NormLayer, NormStatistics, TensorShard};
 use autodist_compute::{Backend, Cpu, Region, RegionMut};
 use autodist_spec::model::{self, Activation, LayerKind, ModelSpec, Positions, TensorSplit, share};
 
@@ -329,7 +329,7 @@ impl<'a, T: Real> Group<'a, T> {
         &self,
         layer: usize,
         x: Buffers<T>,
-        norm: impl Fn(&LayerShape) -> &Norm,
+        norm: impl Fn(&LayerShape) -> &NormLayer,
         segment: impl Fn(&Rank<T>, &Buffer<T>, &Buffer<T>) -> (Buffer<T>, S),
     ) -> (Buffers<T>, Half<T, S>) {
         let normed = self.each(|i, r| norm(&r.shape).forward(&self.device, r.parameters(layer), &x[i]));
@@ -344,7 +344,7 @@ impl<'a, T: Real> Group<'a, T> {
         layer: usize,
         half: Half<T, S>,
         dy: Buffers<T>,
-        norm: impl Fn(&LayerShape) -> &Norm,
+        norm: impl Fn(&LayerShape) -> &NormLayer,
         segment: impl Fn(&mut Rank<T>, &Buffer<T>, S, &Buffer<T>) -> Buffer<T>,
     ) -> Buffers<T> {
         let whole = self.gather(&dy);
@@ -361,7 +361,7 @@ impl<'a, T: Real> Group<'a, T> {
         statistics: Vec<NormStatistics<Cpu<T>>>,
         dh: Buffers<T>,
         residual: Option<&Buffers<T>>,
-        norm: impl Fn(&LayerShape) -> &Norm,
+        norm: impl Fn(&LayerShape) -> &NormLayer,
     ) -> Buffers<T> {
         let device = &self.device;
         let each = self.ranks.iter_mut().zip(dh.into_iter().zip(statistics)).enumerate();

@@ -1,10 +1,10 @@
 //! Tests on machines of their own. A process has the software GPUs that its environment describes when it first looks,
 //! so a test that wants a certain machine starts itself again, in a process on that machine.
 
-use autodist_compute::selftest::{self, Check, Rounding};
+use autodist_compute::selftest::{self, SelftestResult, UnitRoundoff};
 use autodist_compute::{Backend, Region};
 use autodist_cuda::{Buffer, Cuda, Libraries, OVERRIDE, Search};
-use autodist_software_gpu::Machine;
+use autodist_software_gpu::SoftwareGpus;
 use autodist_spec::Precision;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Runs `inside` in a process of its own on `machine`, and returns what that wrote to stderr. Must be the first thing
 /// that a test does; it panics where `inside` does.
 #[track_caller]
-pub fn on(machine: impl FnOnce() -> Machine, inside: impl FnOnce()) -> String {
+pub fn on(machine: impl FnOnce() -> SoftwareGpus, inside: impl FnOnce()) -> String {
     let output = start(machine, inside);
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(DONE), "{}{errors}", String::from_utf8_lossy(&output.stdout));
@@ -32,14 +32,14 @@ pub fn on(machine: impl FnOnce() -> Machine, inside: impl FnOnce()) -> String {
 
 /// The same for work that takes its process down, which is expected to print `what`.
 #[track_caller]
-pub fn aborts_on(machine: impl FnOnce() -> Machine, inside: impl FnOnce(), what: &str) {
+pub fn aborts_on(machine: impl FnOnce() -> SoftwareGpus, inside: impl FnOnce(), what: &str) {
     let output = start(machine, inside);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), None, "ended by a signal:\n{errors}");
     assert!(errors.contains(what), "no `{what}` in\n{errors}");
 }
 
-fn start(machine: impl FnOnce() -> Machine, inside: impl FnOnce()) -> Output {
+fn start(machine: impl FnOnce() -> SoftwareGpus, inside: impl FnOnce()) -> Output {
     if std::env::var_os(INSIDE).is_some() {
         // What waits for ever fails too.
         std::thread::spawn(|| {
@@ -96,10 +96,10 @@ pub fn host(cuda: &Cuda, buffer: &Buffer) -> Vec<f32> {
 }
 
 /// The checks of the self-test that fail, or the error that ends it.
-pub fn failed(cuda: &Cuda, precision: Precision) -> Result<Vec<Check>, String> {
+pub fn failed(cuda: &Cuda, precision: Precision) -> Result<Vec<SelftestResult>, String> {
     let cuda = cuda.in_precision(precision);
     let mut checks =
-        selftest::run(&cuda, Rounding::of(precision), |_| ()).map_err(|error| error.to_string())?;
+        selftest::run(&cuda, UnitRoundoff::of(precision), |_| ()).map_err(|error| error.to_string())?;
     assert!(checks.len() > 800, "{} checks", checks.len());
     let codecs = autodist_cuda::selftest::codecs_match(&cuda, |_| ()).map_err(|error| error.to_string())?;
     assert!(codecs.len() > 150, "{} checks of codecs", codecs.len());

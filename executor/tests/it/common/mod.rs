@@ -1,12 +1,12 @@
 //! What the tests of training share: small models, ways of training them, and how far two trainings are apart.
 
-use autodist_collectives::{Collective, suits};
-use autodist_executor::local::Parameters;
-use autodist_executor::{Coding, DataSource, Task};
+use autodist_collectives::suits;
+use autodist_executor::local::TrainedParameters;
+use autodist_executor::{CodecOptions, DataSource, Task};
 use autodist_program::{rules, stages};
 use autodist_spec::{
-    Activation, Algorithm, Bytes, Communication, Job, ModelSpec, Norm, ParallelStrategy, Positions,
-    Recompute, Reduction, RunRecord, ScheduleKind, Stage,
+    Activation, Algorithm, Bytes, Collective, Communication, Job, ModelSpec, Norm, ParallelStrategy,
+    Positions, Recompute, Reduction, RunRecord, ScheduleKind, Stage,
 };
 use proptest::prelude::*;
 
@@ -70,11 +70,11 @@ pub fn task(model: &ModelSpec, strategy: ParallelStrategy, stages: Vec<Stage>) -
         detail: false,
         count_memory: false,
         emulated_flops_per_s: None,
-        coding: Coding::default(),
+        coding: CodecOptions::default(),
     }
 }
 
-pub type Trained = (RunRecord, Parameters);
+pub type Trained = (RunRecord, TrainedParameters);
 
 /// The largest relative difference of a step's loss, of its gradient norm, and the relative Euclidean distance of the
 /// trained parameters.

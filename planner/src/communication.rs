@@ -1,17 +1,17 @@
-//! The communications of a way of training that are tried.
+//! The communications that are tried of a strategy: placement, algorithms, codecs.
 
 use crate::placement::{self, Placements, Shape};
-use autodist_collectives::{Collective, suits};
+use autodist_collectives::suits;
 use autodist_program::{Program, rules};
 use autodist_spec::{
-    Algorithm, Codec, Communication, Job, Network, ParallelStrategy, PlacementReport, Reduction,
+    Algorithm, Codec, Collective, Communication, Job, Network, ParallelStrategy, PlacementReport, Reduction,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the search may choose of communication, worked out once.
 #[derive(Debug)]
-pub(crate) struct Ways {
+pub(crate) struct CommunicationOptions {
     /// Given by the job; otherwise those that load the links the least.
     placements: Option<Vec<Vec<u32>>>,
     /// Given by the job; otherwise the fastest are chosen.
@@ -21,7 +21,7 @@ pub(crate) struct Ways {
     found: Mutex<BTreeMap<Shape, Arc<Placements>>>,
 }
 
-impl Ways {
+impl CommunicationOptions {
     pub fn new(network: Option<&Network>, job: &Job) -> Self {
         Self {
             placements: job.allow.placements.clone(),
@@ -31,13 +31,13 @@ impl Ways {
         }
     }
 
-    /// Whether nothing but rings on rank r's device r is in question.
-    pub fn are_plain(&self) -> bool {
+    /// Whether there is nothing but rings, and rank r on device r.
+    pub fn only_default(&self) -> bool {
         self.network.is_none() && self.algorithms.is_none()
     }
 
     /// Whether the fastest algorithms are to be chosen.
-    pub fn choose(&self) -> bool {
+    pub fn choose_algorithms(&self) -> bool {
         self.network.is_some() && self.algorithms.is_none()
     }
 

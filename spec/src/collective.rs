@@ -1,0 +1,90 @@
+//! The collectives of the field, by one name each.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the members of a group do together, on buffers of equal length. `bytes` is always the whole tensor.
+///
+/// - All-reduce: all members end with the reduction of all elements.
+/// - Reduce-scatter: each member ends with the reduction of its shard; the rest of its buffer holds anything.
+/// - All-gather: each member begins with its shard; all end with all shards.
+/// - All-to-all: each member sends an equal part of its buffer to every member.
+/// - Broadcast: all members end with the buffer of one of them.
+/// - Send/recv: one device sends its buffer to one other.
+///
+/// Profiles hold measurements of the first three, so files know no others: those are read and written as an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "CollectiveKind", description = "What a collective does.")]
+pub enum Collective {
+    AllReduce,
+    ReduceScatter,
+    AllGather,
+    #[serde(skip)]
+    AllToAll,
+    #[serde(skip)]
+    Broadcast,
+    #[serde(skip)]
+    SendRecv,
+}
+
+impl Collective {
+    pub const ALL: [Self; 6] = [
+        Self::AllReduce,
+        Self::ReduceScatter,
+        Self::AllGather,
+        Self::AllToAll,
+        Self::Broadcast,
+        Self::SendRecv,
+    ];
+
+    /// In prose.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AllReduce => "all-reduce",
+            Self::ReduceScatter => "reduce-scatter",
+            Self::AllGather => "all-gather",
+            Self::AllToAll => "all-to-all",
+            Self::Broadcast => "broadcast",
+            Self::SendRecv => "send/recv",
+        }
+    }
+
+    /// In tables and in the names of fits.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::AllReduce => "all_reduce",
+            Self::ReduceScatter => "reduce_scatter",
+            Self::AllGather => "all_gather",
+            Self::AllToAll => "all_to_all",
+            Self::Broadcast => "broadcast",
+            Self::SendRecv => "send_recv",
+        }
+    }
+
+    /// The one with that [`key`](Self::key).
+    pub fn of_key(key: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|collective| collective.key() == key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_name_the_three_that_profiles_hold_by_their_keys_and_no_others() {
+        for collective in Collective::ALL {
+            assert_eq!(Collective::of_key(collective.key()), Some(collective));
+            let text = format!("\"{}\"", collective.key());
+            if collective <= Collective::AllGather {
+                assert_eq!(serde_json::to_string(&collective).unwrap(), text);
+                assert_eq!(serde_json::from_str::<Collective>(&text).unwrap(), collective);
+            } else {
+                assert!(serde_json::to_string(&collective).is_err(), "{text}");
+                assert!(serde_json::from_str::<Collective>(&text).is_err(), "{text}");
+            }
+        }
+        assert_eq!(Collective::of_key("message"), None);
+    }
+}
