@@ -151,7 +151,9 @@ pub fn replace(path: &Path, plan: &Plan, folder: &Path) -> Result<PathBuf, Failu
     if let Some(file) = file {
         match output::write(&file, text.as_bytes()) {
             Ok(()) => return Ok(path.to_owned()),
-            Err(failure) => output::warn(&format!("{failure}: the measured order is in another file")),
+            Err(failure) => {
+                output::warn(&format!("{failure}: the plans in measured order are written to another file"))
+            }
         }
     }
     let other = folder.join("plan.json");
@@ -162,7 +164,7 @@ pub fn replace(path: &Path, plan: &Plan, folder: &Path) -> Result<PathBuf, Failu
 /// How a command ends that has trained plans and kept their results: the planner's choice that did not run comes before
 /// what was refuted, and that before other plans that did not run.
 pub fn outcome(validation: &Validation) -> Result<(), Failure> {
-    let kept = "; what the others took is kept";
+    let kept = "; the measurements of the others are kept";
     if let Some(failed) = validation.choice_failed() {
         let Failed { label, reason } = failed;
         return Err(Failure::Run(format!("the planner's choice, {label}, did not run: {reason}{kept}")));
@@ -175,7 +177,7 @@ pub fn outcome(validation: &Validation) -> Result<(), Failure> {
         [Failed { label, reason }] => Err(Failure::Run(format!("{label} failed: {reason}{kept}"))),
         [Failed { label, reason }, others @ ..] => {
             let others = others.len();
-            Err(Failure::Run(format!("{label} failed: {reason}; so did {others} more{kept}")))
+            Err(Failure::Run(format!("{label} failed: {reason}; {others} more failed, too{kept}")))
         }
     }
 }

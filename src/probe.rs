@@ -53,7 +53,7 @@ pub fn probe(
         let steps = trained.record.map(|record| record.steps).unwrap_or_default();
         Ok(smooth(&steps.iter().map(|step| step.loss).collect::<Vec<_>>()))
     };
-    progress.at(0, pairs.len() + 1, "training with everything as it is");
+    progress.at(0, pairs.len() + 1, "training without codecs");
     let exact_loss = match train(&exact, steps) {
         Ok(losses) => losses.last().copied().unwrap_or_default(),
         Err(failure) => return Ok(Some(failure)),
@@ -71,7 +71,9 @@ pub fn probe(
             Ok(losses) => probes.push(compare((*coded, *codec), steps, exact_loss, &losses)),
             // A codec with which training diverges says nothing of the others.
             Err(failure @ Failure::Run(_)) => {
-                progress.say(&format!("warning: not probed: {name}: {failure}; the others go on"));
+                progress.say(&format!(
+                    "warning: not probed: {name}: {failure}; the other codecs are still probed"
+                ));
             }
             Err(failure) => return Ok(Some(failure)),
         }
@@ -87,9 +89,13 @@ fn plain(plan: &Plan) -> Result<ParallelStrategy, Failure> {
     let legal = rules::check_strategy(&plan.model, &plan.job, devices, &strategy);
     legal
         .map_err(|illegal| {
-            InputError::new("--probe", "", format!("trains with plain data parallelism, but {illegal}"))
-                .hint("plan with a global batch that the number of devices divides")
-                .into()
+            InputError::new(
+                "--probe",
+                "",
+                format!("trains with plain data parallelism, which is not possible: {illegal}"),
+            )
+            .hint("plan with a global batch that the number of devices divides, or remove `--probe`")
+            .into()
         })
         .map(|()| strategy)
 }

@@ -55,7 +55,7 @@ impl Check for Calibration {
             if !(0.0..=LARGEST_ERROR).contains(&error) {
                 let problem = format!("must be a relative error from 0 to {LARGEST_ERROR}");
                 return Err(InputError::new(field, error, problem)
-                    .hint("make the file again with `autodist calibrate`"));
+                    .hint("create the file again with `autodist calibrate`"));
             }
         }
         Parameters::from_table(&self.parameters).map(drop)

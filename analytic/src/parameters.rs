@@ -165,14 +165,14 @@ impl Parameters {
         for (name, &value) in table {
             let field = format!("parameters.{name}");
             let Some(index) = PRIORS.iter().position(|prior| prior.name == name) else {
-                return Err(InputError::new(field, value, "is no parameter of this release")
-                    .hint("make the file again with `autodist calibrate`"));
+                return Err(InputError::new(field, value, "is not a parameter of this release")
+                    .hint("create the file again with `autodist calibrate`"));
             };
             let middle = PRIORS[index].middle;
             let (low, high) = (middle / FURTHEST, middle * FURTHEST);
             if !(low..=high).contains(&value) {
-                let problem = format!("must be from {low:.3e} to {high:.3e}: without any run it is {middle}");
-                let hint = "make the file again with `autodist calibrate`, or leave the line out";
+                let problem = format!("must be from {low:.3e} to {high:.3e}; its prior median is {middle}");
+                let hint = "create the file again with `autodist calibrate`, or remove the line";
                 return Err(InputError::new(field, value, problem).hint(hint));
             }
             values[index] = value;

@@ -174,7 +174,7 @@ impl Door {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(_) => {
                     // Mostly no descriptor is left, and the listener stays ready: looking again at once would spin.
-                    self.drop_oldest("had not proved the job's token when no descriptor was left");
+                    self.drop_oldest("had not proved the job's token when the file descriptors ran out");
                     self.rests_until = Some(now + REST);
                     return;
                 }
@@ -208,7 +208,7 @@ impl Door {
             let at = self.listener.local_addr().map_or_else(|_| String::new(), |at| format!(" to {at}"));
             self.untold.push(format!("{address}, which connected{at}, {what}: the connection was closed"));
         } else if self.told == MOST_TOLD + 1 {
-            self.untold.push("further unauthenticated connections there are not reported".to_owned());
+            self.untold.push("further unauthenticated connections are not reported".to_owned());
         }
     }
 }
@@ -230,7 +230,7 @@ impl Guest {
                     Outcome::Waits => {}
                     outcome => return outcome,
                 },
-                Err(detail) => return Outcome::Stranger(format!("sent {detail}, which is no handshake")),
+                Err(detail) => return Outcome::Stranger(format!("sent {detail}, which is not a handshake")),
             }
         }
     }
@@ -238,18 +238,20 @@ impl Guest {
     fn answer(&mut self, kind: Kind, payload: &[u8], secret: &Secret, role: Role) -> Outcome {
         let stranger = |what: &str| Outcome::Stranger(what.to_owned());
         if !self.decoder.bytes.is_empty() {
-            return stranger("went on without waiting for an answer");
+            return stranger("continued without waiting for an answer");
         }
         match (kind, self.nonces) {
             (Kind::Greeting, None) => {
                 let Some(greeting) = Greeting::parse(payload) else {
-                    return stranger("sent what is no handshake");
+                    return stranger("sent an invalid handshake");
                 };
                 if let Err(refusal) = greeting.check() {
                     let _ = self.connection.try_send(&frame_of(Kind::Refused, &refusal), OPERATION);
                     return Outcome::Refused;
                 }
-                let Ok(own) = nonce() else { return stranger("came when the system gave no random bytes") };
+                let Ok(own) = nonce() else {
+                    return stranger("connected while the system provided no random bytes");
+                };
                 self.nonces = Some((greeting.nonce, own));
                 let challenge = challenge(secret, role, &greeting.nonce, &own);
                 match self.connection.try_send(&challenge, OPERATION) {
@@ -261,7 +263,7 @@ impl Guest {
                 Ok(hello) => Outcome::Proved(hello),
                 Err(what) => stranger(what),
             },
-            _ => stranger("sent what is no handshake"),
+            _ => stranger("sent an invalid handshake"),
         }
     }
 }

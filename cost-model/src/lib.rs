@@ -192,8 +192,8 @@ impl CostModel {
         let group = groups.iter().map(Vec::len).max().unwrap_or(1);
         if group > 1 && algorithm != Algorithm::Ring {
             return Err(Unpriced {
-                what: format!("the profile measured rings alone, not {}", algorithm.name()),
-                hint: "describe the links with `profile --emulate`, or leave the algorithm out of `allow`"
+                what: format!("the profile measured only ring collectives, not {}", algorithm.name()),
+                hint: "describe the links with `profile --emulate`, or remove the algorithm from `allow.algorithms`"
                     .to_owned(),
                 doubted: false,
             });
@@ -249,7 +249,7 @@ impl CostModel {
         } else if self.precision != job.precision {
             format!("the profile measured {}, not {}", self.precision.name(), job.precision.name())
         } else if std::mem::discriminant(measured) != std::mem::discriminant(asked) {
-            "the profile measured another optimizer than the job asks for".to_owned()
+            "the profile was measured with another optimizer than the job's".to_owned()
         } else {
             return Ok(());
         };

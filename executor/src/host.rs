@@ -145,7 +145,7 @@ pub fn find_program(name: &Path) -> std::io::Result<PathBuf> {
     let folders = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     let found = std::env::split_paths(&folders).filter(|folder| folder.is_absolute());
     found.map(|folder| folder.join(name)).find(executable).ok_or_else(|| {
-        std::io::Error::new(std::io::ErrorKind::NotFound, "there is no such program in the folders of PATH")
+        std::io::Error::new(std::io::ErrorKind::NotFound, "no such program in the folders of PATH")
     })
 }
 

@@ -97,9 +97,8 @@ impl Catalogue {
     /// # Errors
     /// An unknown name; names the closest.
     pub fn device(&self, name: &str) -> Result<&DeviceFigures, InputError> {
-        find("device", name, &self.devices, |device| &device.name).map_err(|error| {
-            error.hint("`autodist catalog` lists the devices; --devices adds those of a file")
-        })
+        find("device", name, &self.devices, |device| &device.name)
+            .map_err(|error| error.hint("`autodist catalog` lists the devices; `--devices FILE` adds more"))
     }
 
     /// # Errors

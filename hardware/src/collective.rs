@@ -133,9 +133,9 @@ impl Interconnect {
                 return Err(InputError::new(
                     "nodes[0].link",
                     "",
-                    "is missing, and the catalogue has no such device",
+                    "is missing, and the catalogue does not have this device",
                 )
-                .hint("add link = { bytes_per_s = … }"));
+                .hint("add link = { bytes_per_s = … } to the cluster file"));
             }
             (None, rate) => DeviceFigures {
                 name: group.device.name.clone(),

@@ -314,8 +314,8 @@ impl Communication {
             let at = format!("{field}.placement[{index}]");
             in_range(&at, u64::from(*device), 0, self.placement.len() as u64 - 1)?;
             if self.placement[..index].contains(device) {
-                return Err(InputError::new(&at, device, "is the device of an earlier rank").hint(
-                    "every rank has a device of its own; leave `placement` out for rank r on device r",
+                return Err(InputError::new(&at, device, "is already the device of an earlier rank").hint(
+                    "give every rank its own device, or remove `placement` to put rank r on device r",
                 ));
             }
         }

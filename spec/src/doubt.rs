@@ -138,17 +138,17 @@ pub fn lines(doubts: &[Doubt]) -> Vec<String> {
                 n => format!(" (and {n} other segments there)"),
             };
             let consequence = if first.used {
-                "used all the same: nothing else was measured"
+                "it is used all the same, because there is no other measurement"
             } else {
-                "no plan rests on it"
+                "no plan uses it"
             };
             // The words may be a file's.
             let reason = crate::text::one_line(&first.reason);
-            Some(format!("in doubt: {}: {reason}{others}; {consequence}", first.cell))
+            Some(format!("doubtful measurement: {}: {reason}{others}; {consequence}", first.cell))
         })
         .collect();
     if count > LINES {
-        lines.push(format!("in doubt: measurements in {} other places", count - LINES));
+        lines.push(format!("doubtful measurements in {} other places", count - LINES));
     }
     lines
 }

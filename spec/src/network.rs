@@ -203,7 +203,7 @@ impl Network {
                         return Err(InputError::new(
                             format!("{at}.links[{index}]"),
                             link,
-                            format!("there are {} links", self.links.len()),
+                            format!("must be below {}, the number of links", self.links.len()),
                         ));
                     }
                 }

@@ -680,7 +680,7 @@ pub(crate) fn check_stages(stages: &[Stage]) -> Result<(), InputError> {
                     stage.end_layer,
                     stage.recompute.len()
                 ),
-                "a stage holds at least one layer and one recompute entry per layer",
+                "a stage must hold at least one layer, and one recompute entry per layer",
             )
             .hint("make the plan again with `autodist plan` or `autodist estimate`"));
         }

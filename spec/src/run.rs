@@ -226,9 +226,9 @@ impl Check for RunRecord {
                 return Err(InputError::new(
                     at("end_s"),
                     event.end_s.0,
-                    format!("is before its start, {} s", event.start_s.0),
+                    format!("must not be before its start, {} s", event.start_s.0),
                 )
-                .hint("train again: an operation ends after it begins"));
+                .hint("create the run record again with `autodist train` or `autodist validate`"));
             }
         }
         Ok(())

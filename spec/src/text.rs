@@ -48,13 +48,13 @@ pub fn check_name(field: &str, text: &str) -> Result<(), InputError> {
 
 fn check_to(field: &str, text: &str, longest: usize) -> Result<(), InputError> {
     if let Some(hidden) = text.chars().find(|c| is_hidden(*c)) {
-        let problem = format!("has the hidden character U+{:04X}", u32::from(hidden));
+        let problem = format!("contains the hidden character U+{:04X}", u32::from(hidden));
         return Err(InputError::new(field, text, problem)
-            .hint("take it out: names and texts are one line of characters that can be seen"));
+            .hint("remove that character: names and texts are one line of visible characters"));
     }
     if text.len() > longest {
-        let problem = format!("is too long: {} bytes, and at most {longest} are read", text.len());
-        return Err(InputError::new(field, text, problem).hint("shorten it"));
+        let problem = format!("is too long: {} bytes, and the limit is {longest}", text.len());
+        return Err(InputError::new(field, text, problem).hint(format!("use at most {longest} bytes")));
     }
     Ok(())
 }

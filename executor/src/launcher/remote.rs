@@ -183,7 +183,7 @@ pub fn enter_environment() -> io::Result<()> {
         }
         text.push(byte[0]);
         if text.len() > LONGEST {
-            return Err(io::Error::other("what is on standard input is no environment"));
+            return Err(io::Error::other("expected an environment on standard input"));
         }
     }
     let text = String::from_utf8(text).map_err(io::Error::other)?;
@@ -264,7 +264,7 @@ pub(super) fn address_for(hosts: &[Host]) -> String {
 fn local_address(name: &str) -> io::Result<IpAddr> {
     let addresses: Vec<_> = (name, 9).to_socket_addrs()?.collect();
     let first = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
-    let target = first.ok_or_else(|| io::Error::other("it has no address"))?;
+    let target = first.ok_or_else(|| io::Error::other("the name has no address"))?;
     let any: IpAddr =
         if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
     // Nothing is sent: connecting chooses the way.

@@ -53,7 +53,7 @@ impl Torch {
         let output = checked(python)?;
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stderr);
-            let last = text.lines().last().unwrap_or("it ends without a word").to_owned();
+            let last = text.lines().last().unwrap_or("it ended without output").to_owned();
             return Err(last);
         }
         let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
@@ -156,7 +156,7 @@ impl Torch {
             {
                 hand_on(&hear, &mut heard);
                 let what = format!(
-                    "has given no sign of life for {} s: it was stopped, or it hangs{}",
+                    "has sent no heartbeat for {} s: it was stopped, or it hangs{}",
                     limit.as_secs_f64(),
                     self.named()
                 );
@@ -188,7 +188,7 @@ impl Torch {
                 other => other,
             };
         }
-        let what = format!("ended before it had done its work{}", self.named());
+        let what = format!("ended before the training was complete{}", self.named());
         LaunchError::RankEnded { rank, what, output: String::new() }
     }
 
@@ -268,7 +268,10 @@ fn checked(python: &Path) -> Result<Output, String> {
     while child.try_wait().map_err(failed)?.is_none() {
         if patience.is_over() {
             let _ = child.kill();
-            return Err(format!("has not said within {} s whether it has PyTorch", CHECK_WITHIN.as_secs()));
+            return Err(format!(
+                "has not reported within {} s whether it has PyTorch",
+                CHECK_WITHIN.as_secs()
+            ));
         }
         std::thread::sleep(LOOK_AGAIN);
         patience.count(LOOK_AGAIN);

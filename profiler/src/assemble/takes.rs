@@ -182,7 +182,7 @@ impl Assembly<'_> {
                 let worst = corrections.max_by(|a, b| far(a).total_cmp(&far(b))).unwrap_or(1.0);
                 if far(&worst) > CORRECTION {
                     let reason = format!(
-                        "the reference arithmetic beside it took {worst:.2} times as long as usual; clock frequency explains {:.2} to {CORRECTION:.2}",
+                        "the reference benchmark beside it took {worst:.2} times as long as usual; changes of clock frequency explain only {:.2} to {CORRECTION:.2}",
                         1.0 / CORRECTION
                     );
                     return Some(Suspicion { correction: true, figure: worst, reason });
@@ -195,7 +195,7 @@ impl Assembly<'_> {
                     correction: false,
                     figure: ratio,
                     reason: format!(
-                        "beside the other ranks, rank {rank} took {ratio:.2} times what it usually takes, above {UNLIKE}"
+                        "relative to the other ranks, rank {rank} took {ratio:.2} times its usual time, more than {UNLIKE}"
                     ),
                 })
             })
@@ -228,8 +228,8 @@ impl Assembly<'_> {
         for (take, level) in takes.iter_mut().zip(&levels).filter(|(_, level)| odd(**level)) {
             let figure = if levels.len() == 2 { most / least } else { level / usual };
             let reason = match levels.len() {
-                2 => format!("two runs of it differ by a factor of {figure:.2}, above {UNLIKE}"),
-                n => format!("one of its {n} runs took {figure:.2} times what they usually take"),
+                2 => format!("two runs of it differ by a factor of {figure:.2}, more than {UNLIKE}"),
+                n => format!("one of its {n} runs took {figure:.2} times the usual time"),
             };
             take.suspicion = Some(Suspicion { correction: false, figure, reason });
         }
