@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 const BESIDE: &str = ".venv/bin/python";
 const INSTALL: &str = "python3 -m venv .venv && .venv/bin/pip install ./executor/torch";
-/// Of PyTorch, what this release is tested with.
+/// The version of PyTorch that this release is tested with.
 const TESTED: &str = "2.15.";
 
-/// For what measures anew.
+/// The engine for new measurements.
 pub fn asked_for(run: &RunArgs) -> Engine {
     run.engine.map_or(Engine::Native, Engine::from)
 }
@@ -58,8 +58,8 @@ pub fn torch(run: &RunArgs, emulated: bool) -> Result<Torch, Failure> {
     Ok(torch)
 }
 
-/// The one that is named; that of the working folder's environment only where the command line itself asks for the engine,
-/// for a plan may come from anybody, along with a folder.
+/// The one that is named; that of the working folder's environment only where the command line itself asks for the
+/// engine, for a plan may come from anybody, along with a folder.
 fn python(run: &RunArgs) -> PathBuf {
     let beside = Path::new(BESIDE);
     match (&run.python, std::env::var_os("AUTODIST_PYTHON")) {
@@ -95,8 +95,8 @@ pub fn check_devices(engine: Engine, devices: DeviceKind) -> Result<(), InputErr
     Ok(())
 }
 
-/// Leaves out of the search what makes no difference to an engine: PyTorch's attention keeps no scores, so that selective
-/// recomputation is what it does anyway.
+/// Leaves out of the search what makes no difference to an engine: PyTorch's attention keeps no scores, so that
+/// selective recomputation is what it does anyway.
 pub fn leave_out(engine: Engine, job: &mut Job) {
     let recompute = &mut job.allow.recompute;
     if engine == Engine::Torch && recompute.contains(&Recompute::None) {

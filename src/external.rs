@@ -196,7 +196,7 @@ pub fn dismiss() -> Result<(), Failure> {
     leave()
 }
 
-/// The same for those that wait for orders.
+/// Ends the agents that wait for work.
 pub fn send_home() {
     if let Some(agents) = AGENTS.get() {
         agents.dismiss(&interrupt::stop_flag());

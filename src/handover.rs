@@ -12,7 +12,7 @@ use autodist_spec::{
 };
 use std::path::{Path, PathBuf};
 
-/// Of a plan that no run and no refusal speaks of.
+/// Prefix of the reason of a plan that was not trained.
 const UNMEASURED: &str = "not trained; as predicted: ";
 
 /// `plan` with its measured plans in measured order: the fastest is the choice, whatever was first before. What was not
@@ -120,7 +120,8 @@ fn reason(validation: &Validation, fastest: &ValidatedRun) -> String {
     }
 }
 
-/// Ways of training whose cells are to be measured again; what was in doubt before still is, as the profile is the same.
+/// Ways of training whose cells are to be measured again; what was in doubt before still is, as the profile is the
+/// same.
 fn in_doubt(plan: &Plan, validation: &Validation) -> Vec<ParallelStrategy> {
     let mut doubtful = plan.measured.as_ref().map(|earlier| earlier.refuted.clone()).unwrap_or_default();
     if validation.verdict == Some(Verdict::Refuted) {
@@ -140,8 +141,8 @@ fn in_doubt(plan: &Plan, validation: &Validation) -> Vec<ParallelStrategy> {
     doubtful
 }
 
-/// Writes the document in the place of the one that was read, as a whole; where that is no file that can be replaced, into
-/// `folder`. Returns where it is.
+/// Writes the document in the place of the one that was read, as a whole; where that is no file that can be replaced,
+/// into `folder`. Returns where it is.
 pub fn replace(path: &Path, plan: &Plan, folder: &Path) -> Result<PathBuf, Failure> {
     let text = to_json(plan);
     // What a link leads to is replaced, not the link. A pipe cannot be.

@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 
 const MIB: u64 = 1 << 20;
 
-/// Bytes of the largest file of a kind that is read. Documents of this program grow with plans and steps; what people write by
-/// hand does not.
+/// Bytes of the largest file of a kind that is read. Documents of this program grow with plans and steps; what people
+/// write by hand does not.
 fn largest(what: &str) -> u64 {
     match what {
         // The longest record that is written has some 80 MB.
@@ -60,8 +60,8 @@ pub fn bytes(path: &Path, what: &str) -> Result<Vec<u8>, InputError> {
     Ok(content)
 }
 
-/// Opens a file, without ever waiting for it: a pipe or a device has no length, and may have no end. What the shell hands
-/// over, as `/dev/stdin` or by `<(…)`, is read as it comes.
+/// Opens a file, without ever waiting for it: a pipe or a device has no length, and may have no end. What the shell
+/// hands over, as `/dev/stdin` or by `<(…)`, is read as it comes.
 ///
 /// # Errors
 /// What is wrong with it, for the middle of a message.
@@ -72,7 +72,7 @@ fn readable(path: &Path) -> Result<std::fs::File, String> {
     regular(path)
 }
 
-/// The same of a file that is read more than once.
+/// Opens a regular file, which can be read more than once.
 fn regular(path: &Path) -> Result<std::fs::File, String> {
     if path.is_dir() {
         return Err("is a folder, not a file".to_owned());
@@ -242,8 +242,8 @@ pub fn model(text: &str) -> Result<ModelSpec, Failure> {
     Ok(parse::json(&file, &content)?)
 }
 
-/// What a Hugging Face configuration is called: as it says itself, or as its file, or as the folder of a `config.json`, which
-/// they all are.
+/// What a Hugging Face configuration is called: as it says itself, or as its file, or as the folder of a `config.json`,
+/// which they all are.
 fn name_of(config: &serde_json::Value, path: &Path) -> String {
     let last = |name: &str| name.rsplit('/').find(|part| !part.is_empty()).map(str::to_owned);
     let own = config.get("_name_or_path").and_then(serde_json::Value::as_str).and_then(last);
@@ -261,7 +261,7 @@ pub fn cluster(text: &str) -> Result<Cluster, Failure> {
     cluster_of(text, &Catalogue::shipped())
 }
 
-/// The same, of devices of that catalogue.
+/// A cluster file, or the short form, with the devices of that catalogue.
 pub fn cluster_of(text: &str, catalogue: &Catalogue) -> Result<Cluster, Failure> {
     let path = Path::new(text);
     if path.exists() || text.ends_with(".toml") {

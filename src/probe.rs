@@ -14,11 +14,11 @@ const WINDOW: usize = 10;
 /// A codec may take so many times as many steps before it is given up.
 const PATIENCE: f64 = 1.5;
 
-/// Of a longer training a record would not have every loss.
+/// The record of a longer training would not have every loss.
 const MOST_STEPS: u64 = 100_000;
 
-/// Trains for `steps` steps without a codec, and with every codec that the plan's job allows until it is as good. Returns
-/// why not all could be trained, if so; `probes` has those that could.
+/// Trains for `steps` steps without a codec, and with every codec that the plan's job allows until it is as good.
+/// Returns why not all could be trained, if so; `probes` has those that could.
 pub fn probe(
     plan: &Plan,
     data: &DataSource,
@@ -100,7 +100,7 @@ fn plain(plan: &Plan) -> Result<ParallelStrategy, Failure> {
         .map(|()| strategy)
 }
 
-/// The same training, split so that there is something to code.
+/// The same training, with a strategy in which this codec has something to encode.
 fn with(exact: &ParallelStrategy, coded: Coded, codec: Codec) -> ParallelStrategy {
     let mut strategy = exact.clone();
     let communication = &mut strategy.communication;

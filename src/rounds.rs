@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 /// measured many times for a short while, in turn with the others, and not once for long.
 const ROUNDS: u32 = 5;
 const EMULATED_ROUNDS: u32 = 2;
-/// Of a validation: its records hold them all.
+/// Maximum steps of a validation, whose records hold every step.
 pub const MOST_STEPS: u64 = LONGEST_RECORD as u64;
 
 /// What becomes of records that an earlier validation has left in the folder.
@@ -243,8 +243,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Trains the plans of `order`, in one launch while all goes well. A plan whose ranks fail is marked, and the others go
-    /// on with new ranks.
+    /// Trains the plans of `order`, in one launch while all goes well. A plan whose ranks fail is marked, and the
+    /// others go on with new ranks.
     fn train_round(
         &mut self,
         round: u32,
@@ -373,8 +373,8 @@ impl<'a> Session<'a> {
     }
 }
 
-/// The files of a folder that are named as records are, `003-dp2_tp1_pp1_mb4.json`: number, plan, path. A folder that is not
-/// there holds none.
+/// The files of a folder that are named as records are, `003-dp2_tp1_pp1_mb4.json`: number, plan, path. A folder that
+/// is not there holds none.
 fn records(folder: &Path) -> Vec<(usize, String, PathBuf)> {
     let named = |path: PathBuf| {
         let (number, plan) = path.file_name()?.to_str()?.strip_suffix(".json")?.split_once('-')?;

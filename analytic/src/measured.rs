@@ -102,7 +102,7 @@ pub struct PlanEstimate {
     pub predicted_s: f64,
     pub measured_s: Option<f64>,
     pub error: Option<f64>,
-    /// Of the fullest device.
+    /// Memory of the fullest device.
     pub predicted_memory_bytes: f64,
     pub measured_memory_bytes: Option<f64>,
     pub memory_error: Option<f64>,

@@ -160,8 +160,8 @@ pub enum Recompute {
 /// What is counted this much larger than a device may have fitted.
 const COUNTED: f64 = 1.25;
 
-/// Blocks of each of `stages` pipeline ranks, and how many fewer the first and the last one hold: none, or one where that lets
-/// the others be alike, as Megatron splits 126 blocks over 8 ranks to make room for embedding and loss.
+/// Blocks of each of `stages` pipeline ranks, and how many fewer the first and the last one hold: none, or one where
+/// that lets the others be alike, as Megatron splits 126 blocks over 8 ranks to make room for embedding and loss.
 pub fn even_blocks(layers: u32, stages: u32) -> Option<(u32, u32)> {
     if layers.is_multiple_of(stages) {
         return Some((layers / stages, 0));
@@ -252,7 +252,8 @@ impl Run {
         self.least_recompute_where(|memory| memory.total() <= self.machine.memory.as_f64())
     }
 
-    /// The same of a run that is known to have fitted: tensors are counted on the large side.
+    /// Like `least_recompute`, for a run that is known to have fitted: allows more than the capacity, because the
+    /// memory model is conservative.
     pub(crate) fn recompute_that_fitted(&self) -> Recompute {
         self.least_recompute_where(|memory| memory.allocated() <= COUNTED * self.machine.memory.as_f64())
     }

@@ -11,7 +11,7 @@ pub struct Products {
     pub plain: f64,
     /// What a whole last wave of tiles would add.
     pub waves: f64,
-    /// Of `plain`, products whose sides are no multiples of 64.
+    /// GEMMs among `plain` with a dimension that is not a multiple of 64.
     pub unaligned: f64,
 }
 
@@ -162,7 +162,8 @@ impl Work {
                 let kv_heads = u64::from(shape.kv_heads.div_ceil(layout.tensor));
                 let (sequence, head_dim) = (keys, head);
                 let shape = Attention { batch, sequence, keys, heads, kv_heads, head_dim, causal: true };
-                // Context-parallel ranks take an early and a late part of the sequence each, so that all see as many keys.
+                // Context-parallel ranks take an early and a late part of the sequence each, so that all see as many
+                // keys.
                 self.attention_forward = machine.attention(&shape) / f64::from(layout.context);
                 self.attention_backward = BACKWARD_OVER_FORWARD * self.attention_forward;
             }
@@ -216,9 +217,10 @@ impl Work {
         let activation = 2.0 * local.tokens * local.hidden;
         let inside = tensor.min(per_node);
 
-        // Two all-reduces each way, or as many scatters and gathers with sequence parallelism, whose inputs are gathered
-        // once more for the gradients of weights. What trainers since 2022 put beside products: that gather beside the
-        // gradients of inputs, and the sums of these beside the gradients of weights (Korthikanti et al. 2022, 4.2.2).
+        // Two all-reduces each way, or as many scatters and gathers with sequence parallelism, whose inputs are
+        // gathered once more for the gradients of weights. What trainers since 2022 put beside products: that gather
+        // beside the gradients of inputs, and the sums of these beside the gradients of weights (Korthikanti et al.
+        // 2022, 4.2.2).
         let sum = machine.collective(Collective::AllReduce, activation, tensor, inside, 1);
         let gather = machine.collective(Collective::AllGather, activation, tensor, inside, 1);
         let scatter = machine.collective(Collective::ReduceScatter, activation, tensor, inside, 1);
@@ -230,7 +232,8 @@ impl Work {
         let between_nodes = tensor > per_node;
         let split = |alone: f64, beside: f64| {
             let transfer = |seconds: f64| Transfer { seconds, between_nodes };
-            // A rank waits for the slowest once for each pair of a scatter and a gather, too: nothing but a norm lies between.
+            // A rank waits for the slowest once for each pair of a scatter and a gather, too: nothing but a norm lies
+            // between.
             let calls = if tensor > 1 && alone > 0.0 { 2.0 } else { 0.0 };
             Sums { alone: transfer(alone), beside: transfer(beside), calls }
         };

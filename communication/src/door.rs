@@ -1,8 +1,8 @@
 //! Where a job's own come in: a listener, and those who have connected but have not proved the job's token yet.
 //!
-//! Whoever can reach the port can connect, so nothing that such a guest does may end or delay the job: all are heard side
-//! by side, each has one deadline for its whole handshake, there are so many at most, of which the oldest goes first, and
-//! so many come in at a time.
+//! Whoever can reach the port can connect, so nothing that such a guest does may end or delay the job: all are heard
+//! side by side, each has one deadline for its whole handshake, there are so many at most, of which the oldest goes
+//! first, and so many come in at a time.
 
 use std::collections::VecDeque;
 use std::io;
@@ -73,7 +73,7 @@ struct Guest {
     connection: SocketConnection,
     since: Instant,
     decoder: Decoder,
-    /// Of the caller and our own, once it has greeted.
+    /// Random numbers of the caller and of this process, after the greeting.
     nonces: Option<(Nonce, Nonce)>,
 }
 
@@ -120,8 +120,8 @@ impl Door {
         next.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
-    /// Hears the guests and lets new ones in; `watched` is what [`Door::watch`] has added. Returns those who have proved
-    /// the token. Never waits.
+    /// Hears the guests and lets new ones in; `watched` is what [`Door::watch`] has added. Returns those who have
+    /// proved the token. Never waits.
     pub(crate) fn tend(&mut self, watched: &[libc::pollfd]) -> Vec<Arrival> {
         let mut arrivals = Vec::new();
         let guests = std::mem::take(&mut self.guests);

@@ -68,7 +68,7 @@ impl Endpoint {
         self.group_for(name, members, &Ways::default())
     }
 
-    /// The same with whatever connections `ways` need beside those of the ring. All members name the same ways.
+    /// Opens a group with the connections that `ways` need in addition to the ring's. All members give the same ways.
     ///
     /// # Errors
     /// As [`Endpoint::group`], and [`CommunicationError::Unsuitable`] for an algorithm that this group cannot run.

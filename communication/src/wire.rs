@@ -24,7 +24,7 @@ use crate::secret::{LENGTH, Nonce, Proof, Role, Secret};
 const VERSION: u32 = 3;
 /// Before a peer has proved the token, it may not make us keep more than this.
 pub(crate) const LONGEST_HELLO: usize = 16 << 10;
-/// Of a frame that is waited for, in bytes.
+/// Bytes of a frame that are read at once.
 const PORTION: usize = 64 << 10;
 /// Length and kind.
 const START: usize = 5;
@@ -154,7 +154,7 @@ pub(crate) enum Purpose {
 pub(crate) struct Refusal(pub(crate) String);
 
 impl Refusal {
-    /// The same from somebody who may be anybody: short, with control characters shown.
+    /// The refusal of an unauthenticated peer, shortened and with control characters escaped.
     pub(crate) fn made_harmless(self) -> Self {
         Self(autodist_spec::text::shown(&self.0, 200))
     }

@@ -71,7 +71,7 @@ pub struct CostModel {
     /// Where links differ; it speaks before `links`.
     pub(crate) routes: Option<Arc<Routes>>,
     pub(crate) codings: Codings,
-    /// Of what codecs send, where that goes another way.
+    /// Links for the bytes of codecs, if they take another path than exact gradients.
     pub(crate) exchanges: Option<Links>,
     /// Whether gradients lie in memory that is not the host's.
     pub(crate) on_accelerators: bool,
@@ -82,13 +82,14 @@ pub struct CostModel {
     pub(crate) sharding: Price,
     /// Around each pass of a chunk in a pipeline, by schedule.
     pub(crate) pipelining: BTreeMap<ScheduleKind, Price>,
-    /// Whether compute waits for each transfer of a sharded bucket: FSDP2 overlaps them by CUDA streams, and a CPU has none.
+    /// Whether compute waits for each transfer of a sharded bucket: FSDP2 overlaps them by CUDA streams, and a CPU has
+    /// none.
     pub(crate) sharding_blocks: bool,
-    /// Whether what a forward kept is freed by its backward, but not by the segments that are seen to: PyTorch's autograd.
+    /// Activations are freed only after the whole backward of the chunk (autograd), not segment by segment.
     pub(crate) frees_late: bool,
     pub(crate) synchronisation: Price,
-    /// By degree, what a tensor collective takes in a step beyond its schedule on the network, seconds; less than that if
-    /// negative.
+    /// By degree, what a tensor collective takes in a step beyond its schedule on the network, seconds; less than that
+    /// if negative.
     pub(crate) within_steps: BTreeMap<u32, f64>,
     pub(crate) step_overhead: Price,
     pub(crate) zero_s_per_element: f64,

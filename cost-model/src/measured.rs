@@ -166,7 +166,7 @@ pub struct Links {
 }
 
 impl Links {
-    /// Of what the profile believes.
+    /// Costs from the measurements of the profile that are not doubtful.
     pub fn of(profile: &Profile) -> Self {
         let collectives = profile.collectives.iter().filter(|c| {
             let CollectiveCost { kind, group, stride, bytes, .. } = **c;

@@ -49,7 +49,7 @@ pub fn parse(file: &str, content: &[u8]) -> Result<Vec<Host>, InputError> {
     }
     let slots: usize = hosts.iter().map(|host| host.slots).sum();
     if slots > MOST {
-        let problem = format!("is too many: a job has at most {MOST} ranks");
+        let problem = format!("must be at most {MOST}, the largest number of ranks");
         return Err(InputError::new("total slots", slots, problem)
             .hint("remove hosts, or lower their slots")
             .in_file(file));
@@ -131,7 +131,7 @@ mod tests {
             ("$(reboot)", "must not contain `$`"),
             ("a:4", "`host` is `a:4`: must not have the slots after a colon\nhint: write `a slots=4`"),
             ("a slots=2\nb\na", "hosts.txt:3: `host` is `a`: is already listed at hosts.txt:1"),
-            ("a slots=60\nb slots=5", "hosts.txt: `total slots` is `65`: is too many"),
+            ("a slots=60\nb slots=5", "hosts.txt: `total slots` is `65`: must be at most 64"),
         ] {
             let error = parse("hosts.txt", text.as_bytes()).unwrap_err();
             assert!(error.to_string().contains(expected), "{text}: {error}");

@@ -44,7 +44,7 @@ pub struct Groups<B: Device> {
     pub replicas: Box<dyn Group<B>>,
     pub gather: Box<dyn Group<B>>,
     pub emulated: Option<Emulated>,
-    /// Of the buckets whose gradients are compressed, whole.
+    /// Compressors of the buckets whose whole gradients are compressed.
     pub compressors: BTreeMap<usize, Compressor<B>>,
 }
 

@@ -22,7 +22,7 @@ pub struct Document {
     entries: Vec<(String, Value)>,
     /// Where each key stands.
     places: BTreeMap<String, usize>,
-    /// Of what was read from a file.
+    /// Bytes of keys and values that were read from a file.
     bytes: usize,
     read: RefCell<BTreeSet<String>>,
 }
@@ -39,7 +39,7 @@ impl Document {
         }
     }
 
-    /// The same for what a file says: together that has a limit, whatever the file makes of its bytes.
+    /// Adds a key and value from a file. Their total size has a limit, even if variables expand.
     fn add(&mut self, key: &str, value: impl Into<Value>) -> Result<(), InputError> {
         let value = value.into();
         self.bytes += key.len() + value.as_str().map_or(0, str::len);
@@ -82,8 +82,8 @@ impl Document {
     }
 
     /// # Errors
-    /// A key, or a value that was understood, with characters that cannot be seen, or too long. Other values may have several
-    /// lines: nobody looks at them.
+    /// A key, or a value that was understood, with characters that cannot be seen, or too long. Other values may have
+    /// several lines: nobody looks at them.
     pub fn check_texts(&self) -> Result<(), InputError> {
         let read = self.read.borrow();
         for (key, value) in &self.entries {
@@ -185,7 +185,7 @@ impl Document {
         if self.is_variable(key) { Ok(None) } else { self.count(key) }
     }
 
-    /// The same of a seed.
+    /// Reads a seed, if the key is known.
     ///
     /// # Errors
     /// If the value is something else.

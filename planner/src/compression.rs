@@ -56,7 +56,7 @@ fn exposed(estimate: &Estimate, kind: Coded) -> f64 {
     seconds.0.max(0.0)
 }
 
-/// Of a codec that the job does not fit: the plan stays as it is.
+/// Verdict on a codec that the job does not allow: the plan is not changed.
 fn refused(codec: Codec, kind: Coded, dense: &Way, reason: String) -> CodecVerdict {
     let time = dense.estimate.step_time_s;
     CodecVerdict {

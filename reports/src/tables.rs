@@ -287,7 +287,7 @@ fn steps(run: &RunRecord) -> String {
     format!("{}{rounds} ({} warm-up)", run.steps.len(), run.warmup_steps)
 }
 
-/// Of the first training that the record holds: later rounds begin anew.
+/// Losses of the first round of the record: later rounds start again.
 pub(crate) fn losses(run: &RunRecord) -> String {
     let rounds = run.rounds().count();
     let Some((first, last)) = run.rounds().next().and_then(|round| round.first().zip(round.last())) else {

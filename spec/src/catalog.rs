@@ -205,7 +205,8 @@ impl DeviceFigures {
         self.name == name || self.driver_names.iter().any(|known| known == name)
     }
 
-    /// Published peak of dense GEMMs of `bf16`, `fp32`, `tf32`, `fp16`, `fp8` or `fp4`; absent where there is no figure.
+    /// Published peak of dense GEMMs of `bf16`, `fp32`, `tf32`, `fp16`, `fp8` or `fp4`; absent where there is no
+    /// figure.
     pub fn peak(&self, arithmetic: &str) -> Option<Peak> {
         // Its 16-bit figure is of fp16, and bf16 is computed at that rate at most.
         let no_bf16 = self.architecture.as_deref() == Some("volta");
@@ -264,7 +265,7 @@ pub fn device(name: &str) -> Result<(Device, Option<Link>), InputError> {
     device_of(&DEVICES, name)
 }
 
-/// The same among `devices`.
+/// The device of that name among `devices`, and the link between two of them in one node.
 ///
 /// # Errors
 /// An unknown name; names the closest.
@@ -282,8 +283,8 @@ pub fn device_of(devices: &[DeviceFigures], name: &str) -> Result<(Device, Optio
     Ok((entry.device(), Some(link)))
 }
 
-/// The known name that begins with what was written, or else is spelt most like it (Jaro and Winkler's similarity); the first
-/// of equals.
+/// The known name that begins with what was written, or else is spelt most like it (Jaro and Winkler's similarity); the
+/// first of equals.
 pub fn closest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> String {
     let written = written.to_ascii_lowercase();
     let begins = |name: &str| if name.starts_with(&written) { 1.0 } else { 0.0 };

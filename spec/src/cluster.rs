@@ -48,8 +48,9 @@ pub struct NodeGroup {
 pub struct Device {
     pub name: String,
     pub memory_bytes: Bytes,
-    /// Peak of dense 16-bit GEMMs, FLOP/s, as published or given; of an emulated device, what it does in training. Absent
-    /// for devices that were measured: older profiles have the rate of their fastest GEMM here, which is no peak.
+    /// Peak of dense 16-bit GEMMs, FLOP/s, as published or given; of an emulated device, what it does in training.
+    /// Absent for devices that were measured: older profiles have the rate of their fastest GEMM here, which is no
+    /// peak.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_flops_per_s: Option<FlopsPerSecond>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,8 +111,8 @@ impl<'de> Deserialize<'de> for Device {
 }
 
 impl Device {
-    /// Peak of dense GEMMs in that arithmetic, where a catalogue of devices says it: the built-in one, in which the device
-    /// is found by its own or its driver's name, or a file of devices that this one was taken from.
+    /// Peak of dense GEMMs in that arithmetic, where a catalogue of devices says it: the built-in one, in which the
+    /// device is found by its own or its driver's name, or a file of devices that this one was taken from.
     pub fn published_peak(&self, precision: Precision) -> Option<Peak> {
         let figures = catalog::devices().iter().find(|known| known.is_called(&self.name));
         let known = figures.and_then(|figures| figures.peak(precision.name()));
@@ -191,7 +192,7 @@ impl Cluster {
         Self::from_short_form_with(text, catalog::devices())
     }
 
-    /// The same, where these devices are `known` by their names.
+    /// Reads the short form, with the devices in `known`.
     ///
     /// # Errors
     /// Text of another form, or a device that is not known.

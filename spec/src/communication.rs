@@ -85,8 +85,8 @@ pub enum Codec {
     /// Random rounding to -1, 0 and 1 times one scale; unbiased (Wen et al., 1705.07878).
     #[serde(rename = "terngrad")]
     TernGrad,
-    /// 1-bit Adam (Tang et al., 2102.02888): gradients as they are for `warmup_steps` steps; then the second moments stay
-    /// as they are and the momentum travels as `one_bit` does. For AdamW without gradient clipping.
+    /// 1-bit Adam (Tang et al., 2102.02888): gradients as they are for `warmup_steps` steps; then the second moments
+    /// stay as they are and the momentum travels as `one_bit` does. For AdamW without gradient clipping.
     OneBitAdam { warmup_steps: u32 },
 }
 
@@ -167,7 +167,7 @@ impl Codec {
         }
     }
 
-    /// The same from the first step on; 1-bit Adam, which learns the second moments before, in its second.
+    /// The codec without its warm-up; 1-bit Adam, which needs a step for the second moments, starts in its second step.
     #[must_use]
     pub fn at_once(self) -> Self {
         match self {

@@ -102,9 +102,9 @@ pub struct Doubt {
     /// What was found, and the limit that it breaks: FLOP/s of `rate`, a factor of `correction`, seconds of all others.
     pub figure: f64,
     pub limit: f64,
-    /// The same in words.
+    /// The reason in words.
     pub reason: String,
-    /// Plans rest on it all the same, because nothing would be left without it.
+    /// Plans use the measurement all the same, because there is no other.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub used: bool,
 }

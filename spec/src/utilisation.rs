@@ -27,14 +27,14 @@ impl fmt::Display for Peak {
 /// appendix). GEMMs of attention count in full, also where a causal kernel skips half of them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Utilisation {
-    /// Of one device.
+    /// The rate that one device achieved.
     pub achieved: FlopsPerSecond,
-    /// Absent where nobody published it for this device and this arithmetic.
+    /// Absent if no peak is published for this device and precision.
     pub peak: Option<Peak>,
 }
 
 impl Utilisation {
-    /// Of a job on `devices` devices like `device`, a step of which takes `step` seconds.
+    /// The utilisation of a job on `devices` devices like `device`, with a step time of `step`.
     pub fn of(model: &ModelSpec, job: &Job, device: &Device, devices: u64, step: Seconds) -> Self {
         let flops = model.step_flops(job.tokens(), u64::from(job.seq_len));
         let achieved = FlopsPerSecond((flops / step).0 / devices.max(1) as f64);

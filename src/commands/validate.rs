@@ -85,7 +85,7 @@ fn candidates(
     Ok(candidates)
 }
 
-/// Of a whole space what the engine has a way for; a plan that was asked for by itself is refused instead.
+/// The plans of a whole space that the engine supports. An unsupported plan outside `--all` is refused instead.
 fn runnable(
     engine: Engine,
     plan: &Plan,

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone)]
 pub struct Torch {
     python: PathBuf,
-    /// Of PyTorch.
+    /// Version of PyTorch.
     version: String,
 }
 
@@ -176,7 +176,7 @@ impl Torch {
         format!(" (engine torch, run by {})", self.python.display())
     }
 
-    /// Of a rank that has closed its way to answer before it has given all answers.
+    /// The error of a rank that has closed its connection before it has sent all answers.
     fn unfinished(&self, ranks: &mut [Process], rank: usize) -> LaunchError {
         let until = Instant::now() + GRACE;
         while Instant::now() < until && ranks[rank].end().is_none() {
@@ -243,9 +243,9 @@ impl Torch {
     }
 }
 
-/// A Python that runs `code` and imports nothing from the working folder: whoever trains a plan that came with a folder does
-/// not want to run what lies in that folder. What the user's `PYTHONPATH` names is his own affair, but an entry without a
-/// name, which comes from a stray colon, stands for the working folder too.
+/// A Python that runs `code` and imports nothing from the working folder: whoever trains a plan that came with a folder
+/// does not want to run what lies in that folder. What the user's `PYTHONPATH` names is his own affair, but an entry
+/// without a name, which comes from a stray colon, stands for the working folder too.
 fn isolated(python: &Path, code: &str) -> Command {
     let mut command = Command::new(python);
     command.arg("-c").arg(format!("{NOT_FROM_HERE}{code}")).env("PYTHONSAFEPATH", "1");
@@ -279,8 +279,8 @@ fn checked(python: &Path) -> Result<Output, String> {
     child.wait_with_output().map_err(failed)
 }
 
-/// Of rank `rank` was heard first that it ends, which may be for another's sake: a rank's own words, or the signal that
-/// killed it, say why.
+/// Rank `rank` ended first, perhaps because of another rank. The cause is a rank's own error, or the signal that
+/// killed it.
 fn cause(
     hear: &Receiver<Word>,
     heard: &mut impl FnMut(News),

@@ -16,8 +16,8 @@ pub(super) struct Watch {
     joined: BTreeSet<usize>,
     /// Who has said goodbye.
     left: BTreeSet<usize>,
-    /// Whose connection or process has ended without a goodbye, and until when more may be heard of it: all of them wait
-    /// side by side.
+    /// Whose connection or process has ended without a goodbye, and until when more may be heard of it: all of them
+    /// wait side by side.
     vanished: BTreeMap<usize, Vanished>,
     silence: Silence,
     looked: Instant,
@@ -38,7 +38,7 @@ pub(super) struct Cause {
 }
 
 impl Watch {
-    /// Of ranks that have just been started, of which each is given up after `timeout` without a sign of life.
+    /// Watches ranks that have just been started; each counts as lost after `timeout` without a heartbeat.
     pub fn new(world: usize, timeout: Duration) -> Self {
         Self {
             world,

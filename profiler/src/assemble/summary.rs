@@ -125,7 +125,7 @@ impl Assembly<'_> {
         }
     }
 
-    /// The same of a pass of a chunk in a pipeline.
+    /// The engine's overhead around a pass of a chunk in a pipeline.
     fn pipelining(&self) -> Vec<PipeliningCost> {
         let step = self.step_overhead();
         let of_step = |(seconds, passes): &(f64, usize)| (seconds - step).max(0.0) / *passes as f64;
@@ -157,7 +157,8 @@ impl Assembly<'_> {
 
     fn optimizer(&self) -> Vec<OptimizerCost> {
         let (updates, norms) = (self.updates(), self.norms());
-        // Norms are timed at fewer sizes than updates, and not in every session; in between they grow with the elements.
+        // Norms are timed at fewer sizes than updates, and not in every session; in between they grow with the
+        // elements.
         let known = self.earlier.as_ref().map_or(&[][..], |earlier| &earlier.optimizer);
         let norm_rate = norms
             .iter()
@@ -242,8 +243,8 @@ impl Assembly<'_> {
         }
     }
 
-    /// The same collectives as they were, where devices are emulated: theirs wait for turns on a core, which those timed
-    /// alone do not, and real ones do not either.
+    /// Collectives as timed inside steps, for emulated devices: these wait for each other on a core, which collectives
+    /// timed alone and real devices do not.
     fn within_steps(&self) -> Vec<CollectiveCost> {
         if self.request.emulated.is_none() {
             return Vec::new();

@@ -1,8 +1,8 @@
 //! Probes as they were run, and which of them are believed.
 //!
-//! A take is one run of a probe. What it timed is brought to the machine's usual speed by the yardstick beside its steps
-//! (the reference arithmetic); where the yardstick, a rank or the whole take is unlike all others, the take is set aside and
-//! the probe is run again.
+//! A take is one run of a probe. What it timed is brought to the machine's usual speed by the yardstick beside its
+//! steps (the reference arithmetic); where the yardstick, a rank or the whole take is unlike all others, the take is
+//! set aside and the probe is run again.
 
 use super::{Assembly, CellKey};
 use crate::probes::Probe;
@@ -32,9 +32,9 @@ pub(super) struct Take {
     pub updates: BTreeMap<u64, Vec<f64>>,
     pub norms: BTreeMap<u64, Vec<f64>>,
     pub overhead: Vec<f64>,
-    /// The same where parameters are sharded: of each step, with the transfers in it.
+    /// Overhead of each step with sharded parameters, and the number of its transfers.
     pub sharded_overhead: Vec<(f64, usize)>,
-    /// The same in pipelines: of each step, with the passes in it.
+    /// Overhead of each step of a pipeline, and the number of its passes.
     pub pipeline_overhead: Vec<(f64, usize)>,
     /// By rank: time of its layers over the fastest rank's.
     pub slowness: BTreeMap<usize, f64>,
@@ -235,7 +235,8 @@ impl Assembly<'_> {
         }
     }
 
-    /// Of every probe: its takes that nothing speaks against; if there is none, those that contradict no other probe; or all.
+    /// Keeps for every probe its takes without objections; if there are none, those that contradict no other probe; or
+    /// all.
     fn believe(&mut self) {
         for probe in self.probes() {
             let of_probe = |take: &&mut Take| take.probe.as_ref() == Some(&probe);
