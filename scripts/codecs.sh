@@ -13,6 +13,6 @@ for name in four-50mbit four-200mbit four-1gbit loopback; do
         target/release/autodist profile "${where[@]}" --job "catalog/jobs/$job.toml" --fresh -o "$folder/profile.json" > /dev/null
         target/release/autodist plan --job "catalog/jobs/$job.toml" --profile "$folder/profile.json" -o "$folder/plan.json" > /dev/null
         target/release/autodist validate "$folder/plan.json" --all --steps 10 -o "$folder/runs" > "$folder/validation.txt" || [ $? -eq 5 ] # refuted is a result
-        sed -n '/^What fewer bytes bring/,$p' "$folder/validation.txt"
+        sed -n '/^Gain from compression/,$p' "$folder/validation.txt"
     done
 done

@@ -7,10 +7,10 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-/// How should this model be split on these machines, and how fast will it go?
+/// Plan distributed training: find the fastest parallel strategy for a model on a cluster, and check it by training
 ///
-/// Exit codes: 0 done, 2 bad input, 3 nothing fits, 4 a rank or a device failed or a result could not be written,
-/// 5 the measurement refutes the plan's prediction, 130 interrupted.
+/// Exit codes: 0 success; 2 bad input; 3 no plan fits; 4 a rank or a device failed, or a result could not be written;
+/// 5 the measurement refutes the plan's prediction; 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true)]
 pub struct Cli {
@@ -20,29 +20,29 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Measure what layers cost on this machine's devices and what its links carry
+    /// Measure the model's layers, the collectives and the links on this machine; write a profile
     Profile(ProfileArgs),
-    /// Search for the fastest way of training
+    /// Search for the fastest parallel strategy that fits in memory, priced by a profile
     Plan(PlanArgs),
-    /// Predict one given way of training, without a search
+    /// Predict step time and memory of one given strategy, from a profile or from published hardware figures
     Estimate(EstimateArgs),
-    /// Hold predictions without a profile against a table of measured runs
+    /// Compare predictions from hardware figures with a table of measured runs
     Backtest(BacktestArgs),
-    /// Learn a cluster's efficiencies from a table of its runs
+    /// Fit the efficiencies behind `estimate --cluster` to a table of a cluster's own runs
     Calibrate(CalibrateArgs),
-    /// Train plans for real, hold the measurement beside the prediction, and put the fastest first in the document
+    /// Train plans, compare measured with predicted step times, and put the fastest plan first in the plan document
     Validate(ValidateArgs),
-    /// Profile, plan, validate the best few and report, in one go
+    /// Run profile, plan, validate and report in one go
     Tune(TuneArgs),
-    /// Write a plan as another trainer's configuration, with a script that starts it
+    /// Write a plan as the configuration of another trainer, with a launch script
     Export(ExportArgs),
-    /// Say why a plan won, what limits it, and what other hardware would change
+    /// Explain why a plan won, what limits it, and what other hardware would change
     Explain(ExplainArgs),
-    /// Write an HTML page, PNG figures and CSV tables of a plan and its runs
+    /// Write an HTML report, PNG figures and CSV tables for a plan and its runs
     Report(ReportArgs),
-    /// Train one plan and write its losses
+    /// Train one plan and write a run record with losses and step times
     Train(TrainArgs),
-    /// Run every kernel and layer on a device and hold the results against the CPU's in double precision
+    /// Run every kernel and layer on a device and compare the results with the CPU's in double precision
     Selftest(SelftestArgs),
     /// List the built-in models and devices
     Catalog(JsonArgs),
@@ -53,36 +53,37 @@ pub enum Command {
 /// What is trained.
 #[derive(Debug, Clone, Args)]
 pub struct JobArgs {
-    /// Job file (TOML); flags override it
+    /// Job file (TOML, docs/files.md), e.g., `job.toml`; flags override its fields
     #[arg(long)]
     pub job: Option<PathBuf>,
-    /// Sequences per optimizer step, over all devices
+    /// Sequences per optimizer step, summed over all devices, e.g., 1024 (default for `profile` and `tune`: 8)
     #[arg(long)]
     pub global_batch: Option<u32>,
-    /// Tokens per sequence
+    /// Tokens per sequence, e.g., 4096 (default: the profile's, if one is used)
     #[arg(long)]
     pub seq_len: Option<u32>,
-    /// Seed of the initial parameters and the data
+    /// Seed of the initial parameters and of the synthetic data (default: 0)
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Peak learning rate
+    /// Peak learning rate, e.g., 3e-4 (default: 3e-3)
     #[arg(long)]
     pub learning_rate: Option<f64>,
-    /// Arithmetic: fp32 everywhere, tf32 and bf16 on GPUs
+    /// Training precision (default: the profile's; without a profile bf16 for `estimate` and fp32 for the others)
     #[arg(long, value_enum)]
     pub precision: Option<PrecisionArg>,
-    /// What the search minimises; it differs where gradients may be lossy
+    /// What the search minimises (default: step-time); the two differ only if lossy codecs are allowed
     #[arg(long, value_enum)]
     pub objective: Option<ObjectiveArg>,
-    /// Consider what is not exact, too
+    /// Also consider options that change the training numerics
     #[arg(long, value_enum)]
     pub allow: Vec<AllowArg>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum ObjectiveArg {
+    /// Time of one optimizer step
     StepTime,
-    /// Step time times what lossy gradients cost in steps
+    /// Step time, multiplied by how many more steps lossy gradients need to reach the same loss
     TimeToLoss,
 }
 
@@ -97,8 +98,11 @@ impl From<ObjectiveArg> for Objective {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum PrecisionArg {
+    /// 32-bit floats; the only precision on CPUs
     Fp32,
+    /// 32-bit floats, with GEMM operands rounded to TF32 (GPUs only)
     Tf32,
+    /// bf16 parameters and activations, with fp32 master weights, gradients and optimizer state (GPUs only)
     Bf16,
 }
 
@@ -125,23 +129,26 @@ impl From<Precision> for PrecisionArg {
 /// Hardware that the built-in catalogue does not have.
 #[derive(Debug, Args)]
 pub struct CatalogueArgs {
-    /// File of devices (TOML, docs/hardware.md), for predictions without a profile: they join the catalogue, or take the place of those of the
-    /// same name; may be given more than once
+    /// Device file (TOML, docs/hardware.md), used without a profile: adds devices to the catalogue or replaces devices
+    /// of the same name; can be repeated
     #[arg(long, value_name = "FILE")]
     pub devices: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub struct ModelArg {
-    /// Name from the catalogue, a Hugging Face config.json, or a model file
+    /// Name of a built-in model (see `autodist catalog`), or the path of a Hugging Face config.json or a model file
     #[arg(long, default_value = "tiny-llama")]
     pub model: String,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum RecomputeArg {
+    /// Keep all activations until the backward pass
     None,
+    /// Recompute the attention core
     Selective,
+    /// Recompute whole transformer blocks
     Full,
 }
 
@@ -167,9 +174,12 @@ impl From<Recompute> for RecomputeArg {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum ScheduleArg {
+    /// All forward passes, then all backward passes
     Gpipe,
+    /// One forward, one backward
     #[value(name = "1f1b")]
     OneFOneB,
+    /// 1F1B with several virtual stages per pipeline rank
     Interleaved,
 }
 
@@ -193,58 +203,65 @@ impl From<ScheduleKind> for ScheduleArg {
     }
 }
 
-/// Degrees and switches of a way of training; a search takes each as a restriction.
+/// The parallel strategy. `estimate` prices exactly this one; a search takes every flag as a restriction.
 #[derive(Debug, Clone, Args)]
 pub struct StrategyArgs {
-    /// Tensor-parallel degree
+    /// Tensor-parallel degree; it must divide the devices and the attention heads (default: searched; 1 for `estimate`)
     #[arg(long)]
     pub tp: Option<u32>,
-    /// Pipeline-parallel degree
+    /// Pipeline-parallel degree; it must divide the devices (default: searched; 1 for `estimate`)
     #[arg(long)]
     pub pp: Option<u32>,
-    /// Data-parallel degree
+    /// Data-parallel degree (default: searched; for `estimate` the devices that the other degrees leave)
     #[arg(long)]
     pub dp: Option<u32>,
-    /// Context-parallel degree
+    /// Context-parallel degree (default: 1); above 1 only with `estimate --cluster`
     #[arg(long)]
     pub cp: Option<u32>,
-    /// Expert-parallel degree
+    /// Expert-parallel degree (default: 1); above 1 only with `estimate --cluster`
     #[arg(long)]
     pub ep: Option<u32>,
-    /// Virtual stages per pipeline rank
+    /// Virtual stages per pipeline rank; above 1 the schedule is interleaved (default: searched; 1 for `estimate`)
     #[arg(long)]
     pub vpp: Option<u32>,
-    /// ZeRO stage
+    /// ZeRO stage: 1 shards the optimizer state, 2 also gradients, 3 also parameters (default: searched; for `estimate`
+    /// 0, or with --cluster the trainer's usual stage)
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=3))]
     pub zero: Option<u8>,
-    /// Size of the group that ZeRO shards over; the whole data axis if not given
+    /// Data-parallel ranks that ZeRO shards over; fewer than --dp is HSDP, sharded in a group and replicated across
+    /// groups (default: searched; for `estimate` all data-parallel ranks)
     #[arg(long)]
     pub shard: Option<u32>,
-    /// Sequence parallelism beside tensor parallelism
+    /// Use sequence parallelism in the tensor-parallel groups (default: searched; off for `estimate`)
     #[arg(long)]
     pub sp: bool,
+    /// Activation recomputation (default: searched; for `estimate` none, or with --cluster the least that fits in
+    /// memory)
     #[arg(long, value_enum)]
     pub recompute: Option<RecomputeArg>,
-    /// Sequences per micro-batch
+    /// Sequences per micro-batch and data-parallel rank (default: searched; 1 for `estimate`)
     #[arg(long)]
     pub micro_batch: Option<u32>,
+    /// Pipeline schedule (default: searched; for `estimate` 1f1b, or interleaved if --vpp is above 1)
     #[arg(long, value_enum)]
     pub schedule: Option<ScheduleArg>,
-    /// Smallest gradient bucket, bytes
+    /// Minimum size of a gradient bucket, in bytes (default: 26214400, which is 25 MiB)
     #[arg(long)]
     pub bucket_bytes: Option<u64>,
 }
 
-/// What is not exact, and used only where it is asked for.
+/// Options that change the training numerics, and are used only if they are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AllowArg {
-    /// Gradients, gathered parameters and activations in fewer bytes, by every codec that does with its defaults
+    /// Lossy codecs for gradients, gathered parameters and activations, each with its default settings
     Compression,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum EngineArg {
+    /// autodist's own executor
     Native,
+    /// PyTorch, with the package in executor/torch
     Torch,
 }
 
@@ -260,53 +277,55 @@ impl From<EngineArg> for Engine {
 /// How ranks are run.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// What trains: autodist itself, or PyTorch; for a plan, that for which it was made if not given
+    /// Training engine (default: the one that the plan was made for, else native)
     #[arg(long, value_enum)]
     pub engine: Option<EngineArg>,
-    /// Python with PyTorch and autodist_torch; if not given AUTODIST_PYTHON, or .venv/bin/python where --engine torch is
-    /// given, or python3
+    /// Python interpreter that has PyTorch and autodist_torch (default: AUTODIST_PYTHON, else .venv/bin/python if
+    /// --engine torch is given, else python3)
     #[arg(long, value_name = "PATH")]
     pub python: Option<PathBuf>,
-    /// Do not ask for real-time priority
+    /// Do not request real-time priority for ranks on CPUs; measured times then include other load
     #[arg(long)]
     pub no_realtime: bool,
-    /// Address where the ranks find each other
+    /// IP address and port of the rendezvous, where the ranks find each other; port 0 takes any free port
     #[arg(long, default_value = "127.0.0.1:0")]
     pub rendezvous: std::net::SocketAddr,
-    /// Seconds without a sign of life, or without a byte for a peer that waits, after which a rank is given up
+    /// Seconds after which a rank counts as lost, if it sends no heartbeat, or no data that a peer waits for
     #[arg(long, default_value_t = 60.0)]
     pub timeout: f64,
-    /// What carries what ranks say to each other: `mpi` needs mpirun, and an autodist built with it
+    /// Transport between ranks
     #[arg(long, value_enum, default_value = "tcp")]
     pub transport: TransportArg,
-    /// Start ranks by ssh on the hosts of this file: a line for each, `host slots=N`
+    /// Start the ranks by ssh on the hosts of this file; each line is `<host> slots=<ranks>`, e.g., `node01 slots=8`
     #[arg(long, value_name = "FILE")]
     pub hosts: Option<PathBuf>,
-    /// What starts a command on a host, as ssh does; with arguments, if need be
+    /// Command that starts a program on a host as ssh does, with its arguments, e.g., `ssh -p 2222`; used with --hosts
     #[arg(long, value_name = "COMMAND", default_value = "ssh")]
     pub ssh: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TransportArg {
+    /// TCP connections
     Tcp,
+    /// MPI; needs mpirun, and an autodist that was built with `--features mpi`
     Mpi,
 }
 
 /// The devices that are measured.
 #[derive(Debug, Args)]
 pub struct RanksArgs {
-    /// What ranks compute on: GPUs, one CPU core each, or GPUs where there are any
+    /// Devices that the ranks compute on
     #[arg(long, value_enum, default_value = "auto")]
     pub devices: DevicesArg,
-    /// Ranks, one device each; the number of devices if not given
+    /// Number of ranks, one device each, up to 64 (default: all devices of this machine)
     #[arg(long)]
     pub ranks: Option<u32>,
-    /// Allow more ranks than devices: plans run, but predicted step times do not hold
+    /// Allow more ranks than devices; plans run, but predicted step times do not apply
     #[arg(long)]
     pub oversubscribe: bool,
-    /// Make the ranks stand for the devices and links of this cluster file: arithmetic is real but takes as long as
-    /// there, and bytes cross links as slow as there
+    /// Emulate the cluster of this file on this machine: ranks compute on CPU cores at the speed of its devices, and
+    /// send over links as slow as its links
     #[arg(long, conflicts_with_all = ["ranks", "devices"])]
     pub emulate: Option<PathBuf>,
 }
@@ -328,38 +347,45 @@ pub struct ProfileArgs {
     pub run: RunArgs,
     #[command(flatten)]
     pub ranks: RanksArgs,
-    /// Seconds after which no further round of measurements begins
+    /// Time limit in seconds, after which no further round of measurements begins
     #[arg(long, default_value_t = 60.0)]
     pub budget: f64,
-    /// Width of a median's 95 % interval, relative to it, that is narrow enough
+    /// Target precision: a measurement is repeated until the 95 % interval of its median is this narrow, relative to
+    /// the median, e.g., 0.05 for 5 %
     #[arg(long, default_value_t = 0.05)]
     pub interval: f64,
-    /// Measure again even if the file holds a profile of this model on this machine
+    /// Measure again even if the output file already holds a profile of this model on this machine
     #[arg(long)]
     pub fresh: bool,
+    /// File to write the profile to
     #[arg(short, long, default_value = "profile.json")]
     pub output: PathBuf,
+    /// Print one JSON document (docs/json.md) instead of text
     #[arg(long)]
     pub json: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DevicesArg {
+    /// NVIDIA GPUs if the machine has any, else CPU cores
     Auto,
+    /// CPU cores, one per rank
     Cpu,
+    /// NVIDIA GPUs
     Cuda,
 }
 
 /// What prices a plan.
 #[derive(Debug, Args)]
 pub struct PriceArgs {
-    /// Profile of the devices
+    /// Profile that `autodist profile` wrote (default: profile.json in this folder, unless --cluster is given)
     #[arg(long)]
     pub profile: Option<PathBuf>,
-    /// Cluster file (TOML), or <nodes>x<devices per node>x<device>[@<NICs per node>x<rate>]
+    /// Cluster file (TOML), or `<nodes>x<devices per node>x<device>[@<NICs per node>x<rate>]`, e.g.,
+    /// `2x8xh100-80gb-sxm@8x400gbps`; without --profile `estimate` prices the cluster from published figures
     #[arg(long)]
     pub cluster: Option<String>,
-    /// Plan as if every device had this much memory, bytes
+    /// Plan as if every device had this much memory, in bytes, e.g., 85899345920 (80 GiB)
     #[arg(long)]
     pub device_memory: Option<u64>,
 }
@@ -374,38 +400,42 @@ pub struct PlanArgs {
     pub price: PriceArgs,
     #[command(flatten)]
     pub strategy: StrategyArgs,
-    /// Validation of earlier probes (`validate --probe`): what codecs cost in steps
+    /// File that `validate --probe` wrote (validation.json): measured cost of lossy codecs, in steps
     #[arg(long)]
     pub probes: Option<PathBuf>,
-    /// Plans to keep: the best and its runners-up
+    /// Number of plans to keep in the document: the best and the runners-up
     #[arg(long, default_value_t = 5)]
     pub top: usize,
-    /// Seconds after which the best plan so far is returned, with its gap
+    /// Time limit of the search in seconds, after which it returns the best plan so far with its optimality gap
+    /// (default: none)
     #[arg(long)]
     pub time_limit: Option<f64>,
-    /// Threads of the search; the answer does not depend on it
+    /// Threads of the search, 0 for one per core; the plan does not depend on it
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
-    /// Where to write the plan
+    /// File to write the plan document to, e.g., plan.json (default: the plan is only printed)
     #[arg(short, long)]
     pub output: Option<PathBuf>,
+    /// Print one JSON document (docs/json.md) instead of text
     #[arg(long)]
     pub json: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct EstimateArgs {
-    /// A plan whose strategy and stages are taken, in place of flags
+    /// Plan document whose strategy and stages are priced, instead of flags
     #[arg(conflicts_with_all = [
         "model", "job", "global_batch", "seq_len", "seed", "learning_rate", "precision", "cluster", "device_memory", "tp", "pp",
         "dp", "cp", "ep", "vpp", "zero", "shard", "sp", "recompute", "micro_batch", "schedule", "bucket_bytes",
         "devices",
     ])]
     pub plan: Option<PathBuf>,
-    /// What a trainer's own file says, in the place of flags; flags override it
+    /// Read the job and the strategy from a trainer's own configuration, e.g., `--from megatron pretrain.sh`; flags
+    /// override it
     #[arg(long, num_args = 2, value_names = ["TRAINER", "FILE"], conflicts_with = "plan")]
     pub from: Vec<String>,
-    /// Name from the catalogue, a Hugging Face config.json, or a model file; tiny-llama if nothing says it
+    /// Name of a built-in model (see `autodist catalog`), or the path of a Hugging Face config.json or a model file
+    /// (default: the model in --from, else tiny-llama)
     #[arg(long)]
     pub model: Option<String>,
     #[command(flatten)]
@@ -414,53 +444,57 @@ pub struct EstimateArgs {
     pub price: PriceArgs,
     #[command(flatten)]
     pub strategy: StrategyArgs,
-    /// Without a profile: the software that trains
+    /// Training framework to predict for; only without a profile (default: megatron-core)
     #[arg(long, value_parser = trainers())]
     pub trainer: Option<Trainer>,
-    /// Without a profile: search all layouts that the flags leave open, and list so many of the fastest
+    /// Search all layouts that the flags leave open, and list the COUNT fastest (10 if no number is given); only
+    /// without a profile
     #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "10", conflicts_with = "plan")]
     pub best: Option<usize>,
-    /// Without a profile: GEMMs of linear layers in 8 bits; MFU is then of the device's fp8 peak
+    /// Run the GEMMs of linear layers in FP8, and report MFU against the device's FP8 peak; only without a profile
     #[arg(long, conflicts_with = "precision")]
     pub fp8: bool,
-    /// Without a profile: a cluster's own efficiencies, as `autodist calibrate` writes them
+    /// Efficiencies (TOML) that `autodist calibrate` fitted to a cluster; only without a profile (default: built-in)
     #[arg(long)]
     pub calibration: Option<PathBuf>,
     #[command(flatten)]
     pub catalogue: CatalogueArgs,
-    /// Where to write the plan document; with --best that of the fastest layout
+    /// File to write the plan document to; with --best it holds the fastest layout (default: no file is written)
     #[arg(short, long)]
     pub output: Option<PathBuf>,
+    /// Print one JSON document (docs/json.md) instead of text
     #[arg(long)]
     pub json: bool,
 }
 
 fn trainers() -> impl TypedValueParser<Value = Trainer> {
     PossibleValuesParser::new(Trainer::ALL.map(Trainer::name))
-        .try_map(|name| Trainer::of_name(&name).ok_or("no such trainer"))
+        .try_map(|name| Trainer::of_name(&name).ok_or("unknown trainer"))
 }
 
 #[derive(Debug, Args)]
 pub struct BacktestArgs {
-    /// Tables of runs (CSV, docs/files.md); the one that is shipped if not given
+    /// Tables of runs (CSV, docs/files.md) (default: the built-in table of published runs)
     pub runs: Vec<PathBuf>,
-    /// Layouts of the same jobs (CSV): regret of the predicted best, and rank correlation
+    /// Table of layouts measured for the same jobs (CSV), to report the regret of the predicted best and the rank
+    /// correlation
     #[arg(long, value_name = "FILE")]
     pub choice_sets: Option<PathBuf>,
-    /// Plans over layers that others have timed (JSON, docs/files.md), in place of a table
+    /// Plans with layer times that others measured (JSON, docs/files.md), instead of a table
     #[arg(long, value_name = "FILE", conflicts_with_all = ["runs", "choice_sets", "leave_one_group_out", "devices"])]
     pub measured_plans: Option<PathBuf>,
-    /// Efficiencies to predict with, in place of those that are shipped
+    /// Efficiencies (TOML) to predict with (default: built-in)
     #[arg(long, conflicts_with = "leave_one_group_out")]
     pub calibration: Option<PathBuf>,
-    /// Fit anew for every group of rows, without that group
+    /// Cross-validate: predict every group of rows by a fit to all the other groups
     #[arg(long)]
     pub leave_one_group_out: bool,
-    /// Of this group leave out only half of the jobs at a time
+    /// For this group, leave out only half of its jobs at a time; can be repeated
     #[arg(long, value_name = "GROUP", requires = "leave_one_group_out")]
     pub half_of_jobs: Vec<String>,
     #[command(flatten)]
     pub catalogue: CatalogueArgs,
+    /// Print one JSON document (docs/json.md) instead of text
     #[arg(long)]
     pub json: bool,
 }
@@ -470,13 +504,13 @@ pub struct CalibrateArgs {
     /// Tables of runs (CSV, docs/files.md)
     #[arg(required = true)]
     pub runs: Vec<PathBuf>,
-    /// Where to write the efficiencies (TOML)
+    /// File to write the efficiencies to (TOML), for `estimate --calibration`
     #[arg(short, long)]
     pub output: PathBuf,
-    /// Start from what is known without any run, not from what is shipped: so the shipped file was made
+    /// Start the fit from the physical priors instead of the built-in efficiencies
     #[arg(long)]
     pub from_priors: bool,
-    /// Of this group leave out only half of the jobs at a time
+    /// For this group, leave out only half of its jobs at a time when the error is estimated; can be repeated
     #[arg(long, value_name = "GROUP")]
     pub half_of_jobs: Vec<String>,
     #[command(flatten)]
@@ -486,39 +520,42 @@ pub struct CalibrateArgs {
 /// How many of a plan's alternatives.
 #[derive(Debug, Args)]
 pub struct SelectionArgs {
-    /// Train the best K plans of the document
+    /// Number of plans of the document to train, best first
     #[arg(long, default_value_t = 1)]
     pub top: usize,
-    /// Train every plan of the space that fits in memory
+    /// Train every plan of the search space that fits in memory
     #[arg(long, conflicts_with = "top")]
     pub all: bool,
-    /// Measured steps of each plan, over several rounds in which all plans take turns
+    /// Measured steps per plan, spread over several rounds in which the plans take turns
     #[arg(long, default_value_t = 20)]
     pub steps: u32,
-    /// Text file to train on, bytes as tokens; a synthetic language if not given
+    /// Text file to train on, with bytes as tokens (default: a synthetic language)
     #[arg(long)]
     pub data: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub struct ValidateArgs {
+    /// Plan document; the fastest measured plan is put first in it
     pub plan: PathBuf,
     #[command(flatten)]
     pub selection: SelectionArgs,
     #[command(flatten)]
     pub run: RunArgs,
-    /// Also train with every codec that the plan's job allows, and without, for as many steps: what it costs in steps
+    /// Also train with and without every codec that the plan's job allows, STEPS steps each (100 if no number is
+    /// given), to measure what lossy gradients cost in steps
     #[arg(long, value_name = "STEPS", num_args = 0..=1, default_missing_value = "100")]
     pub probe: Option<u32>,
-    /// Profile that the plan was made from; the path in the plan if not given
+    /// Profile that the plan was made from (default: the path in the plan)
     #[arg(long)]
     pub profile: Option<PathBuf>,
-    /// Folder for the run records and the validation
+    /// Folder to write the run records and validation.json to
     #[arg(short, long, default_value = "runs")]
     pub output: PathBuf,
-    /// Go on with an unfinished validation of the same plans in that folder: rounds that are done are not trained again
+    /// Continue an unfinished validation of the same plans in the output folder; finished rounds are not repeated
     #[arg(long)]
     pub resume: bool,
+    /// Print one JSON document (docs/json.md) instead of text
     #[arg(long)]
     pub json: bool,
 }
@@ -535,21 +572,22 @@ pub struct TuneArgs {
     pub strategy: StrategyArgs,
     #[command(flatten)]
     pub ranks: RanksArgs,
-    /// Plans to train for real
+    /// Number of plans to train, best first
     #[arg(long, default_value_t = 5)]
     pub top: usize,
-    /// Measured steps of each plan, over several rounds in which all plans take turns
+    /// Measured steps per plan, spread over several rounds in which the plans take turns
     #[arg(long, default_value_t = 20)]
     pub steps: u32,
-    /// Seconds for the profile
+    /// Time limit of the profile in seconds
     #[arg(long, default_value_t = 60.0)]
     pub budget: f64,
-    /// Text file to train on, bytes as tokens
+    /// Text file to train on, with bytes as tokens (default: a synthetic language)
     #[arg(long)]
     pub data: Option<PathBuf>,
-    /// Folder for everything that is made
+    /// Folder to write the profile, the plan, the run records and the report to
     #[arg(short, long, default_value = "autodist-tune")]
     pub output: PathBuf,
+    /// Print one JSON document (docs/json.md) instead of text
     #[arg(long)]
     pub json: bool,
 }
@@ -557,111 +595,127 @@ pub struct TuneArgs {
 /// Which plan of a document.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct NumberArgs {
-    /// The N-th plan of the document: 1 is its choice, 2 the first alternative
+    /// Which plan of the document: 1 is its choice, 2 the first alternative
     #[arg(long = "plan", value_name = "N", default_value_t = 1)]
     pub number: usize,
 }
 
 #[derive(Debug, Args)]
 pub struct ExportArgs {
+    /// Plan document
     pub plan: PathBuf,
     #[command(flatten)]
     pub number: NumberArgs,
-    /// What takes the plan
+    /// Trainer or scheduler to write the plan for
     #[arg(long, value_parser = targets())]
     pub to: Target,
-    /// Steps between checkpoints; the trainer's own setting holds if not given
+    /// Steps between checkpoints (default: the trainer's own)
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub checkpoint_interval: Option<u32>,
-    /// For slurm and kubernetes: a script to start on every node, as `export` writes it for a trainer, in place of autodist
+    /// Script to start on every node, as `export` writes it for a trainer; only for slurm and kubernetes (default:
+    /// autodist itself trains)
     #[arg(long)]
     pub script: Option<String>,
-    /// For kubernetes: the container image
+    /// Container image; only for kubernetes
     #[arg(long, default_value = "autodist:latest")]
     pub image: String,
-    /// Folder for what is written
+    /// Folder to write the configuration and the script to
     #[arg(short, long, default_value = "export")]
     pub output: PathBuf,
+    /// Print one JSON document (docs/json.md) instead of text
     #[arg(long)]
     pub json: bool,
 }
 
 fn targets() -> impl TypedValueParser<Value = Target> {
     PossibleValuesParser::new(Target::ALL.map(Target::name))
-        .try_map(|name| Target::of_name(&name).ok_or("no such target"))
+        .try_map(|name| Target::of_name(&name).ok_or("unknown target"))
 }
 
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
+    /// Plan document
     pub plan: PathBuf,
     #[command(flatten)]
     pub number: NumberArgs,
-    /// Profile that the plan was made from; the path in the plan if not given
+    /// Profile that the plan was made from (default: the path in the plan)
     #[arg(long)]
     pub profile: Option<PathBuf>,
-    /// Another plan to compare with
+    /// Plan document to compare with
     #[arg(long)]
     pub against: Option<PathBuf>,
+    /// Print one JSON document (docs/json.md) instead of text
     #[arg(long)]
     pub json: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct ReportArgs {
+    /// Plan document
     pub plan: PathBuf,
     #[command(flatten)]
     pub number: NumberArgs,
-    /// Run records (JSON) of `validate` or `train`, and its validation.json
+    /// Run records (JSON) of `validate` or `train`, and validation.json
     pub runs: Vec<PathBuf>,
+    /// Profile that the plan was made from (default: the path in the plan)
     #[arg(long)]
     pub profile: Option<PathBuf>,
+    /// Folder to write the report to
     #[arg(short, long, default_value = "report")]
     pub output: PathBuf,
+    /// Print one JSON document (docs/json.md) instead of text
     #[arg(long)]
     pub json: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct TrainArgs {
+    /// Plan document
     pub plan: PathBuf,
     #[command(flatten)]
     pub number: NumberArgs,
+    /// Optimizer steps to train
     #[arg(long, default_value_t = 200)]
     pub steps: u32,
-    /// Text file to train on, bytes as tokens; a synthetic language if not given
+    /// Text file to train on, with bytes as tokens (default: a synthetic language)
     #[arg(long)]
     pub data: Option<PathBuf>,
     #[command(flatten)]
     pub run: RunArgs,
-    /// Where to write the run record
+    /// File to write the run record to
     #[arg(short, long, default_value = "run.json")]
     pub output: PathBuf,
+    /// Print one JSON document (docs/json.md) instead of text
     #[arg(long)]
     pub json: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct SelftestArgs {
+    /// Device to test
     #[arg(long, value_enum, default_value = "auto")]
     pub device: DevicesArg,
-    /// Which of several GPUs
+    /// Index of the GPU to test, from 0
     #[arg(long, default_value_t = 0)]
     pub ordinal: usize,
-    /// Only this arithmetic; all that the device has if not given
+    /// Test only this precision (default: all that the device supports)
     #[arg(long, value_enum)]
     pub precision: Option<PrecisionArg>,
+    /// Print one JSON document (docs/json.md) instead of text
     #[arg(long)]
     pub json: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct JsonArgs {
+    /// Print one JSON document (docs/json.md) instead of text
     #[arg(long)]
     pub json: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct SchemaArgs {
+    /// File format
     #[arg(value_enum)]
     pub what: SchemaOf,
 }

@@ -42,8 +42,8 @@ pub fn check(kind: DeviceKind) -> Result<(), Failure> {
             let problem = format!("cannot be used here: {}\n{}", absent.brief, absent.details);
             InputError::new("profile.devices", "cuda", problem)
                 .hint(
-                    "make a plan for CPU cores, from `autodist profile --devices cpu`, or add what is missing; \
-                     `autodist selftest --device cuda` proves it",
+                    "plan for CPU cores, from `autodist profile --devices cpu`, or install what is missing; \
+                     `autodist selftest --device cuda` checks it",
                 )
                 .into()
         }),
@@ -54,7 +54,7 @@ pub fn check(kind: DeviceKind) -> Result<(), Failure> {
 /// CPUs compute in fp32 only.
 pub fn check_precision(kind: DeviceKind, precision: Precision, flag: &str) -> Result<(), Failure> {
     if kind == DeviceKind::Cpu && precision != Precision::Fp32 {
-        let problem = "needs a GPU: CPU ranks train in fp32";
+        let problem = "needs a GPU: CPU ranks support only fp32";
         let error = InputError::new("--precision", precision.name(), problem);
         let hint = format!("use --precision fp32, or {flag} cuda where there is a GPU");
         return Err(error.hint(hint).into());
@@ -81,8 +81,8 @@ pub fn name(kind: DeviceKind, ordinal: usize) -> Result<String, Failure> {
     }
     let found = cuda::survey().map_err(|absent| refused(&absent, "--device"))?.accelerators;
     let gpu = found.get(ordinal).ok_or_else(|| {
-        let problem = format!("is no GPU of this machine: it has {}", found.len());
-        InputError::new("--ordinal", ordinal, problem).hint("count from 0")
+        let problem = format!("must be below {}, the number of GPUs of this machine", found.len());
+        InputError::new("--ordinal", ordinal, problem).hint("GPUs are numbered from 0")
     })?;
     Ok(format!("{} (GPU {ordinal}, compute capability {}, driver {})", gpu.name, gpu.capability, gpu.driver))
 }
@@ -94,6 +94,8 @@ fn gpus() -> Result<Devices, Absent> {
 
 fn refused(absent: &Absent, flag: &str) -> Failure {
     InputError::new(flag, "cuda", format!("cannot be used here: {}\n{}", absent.brief, absent.details))
-        .hint(format!("use {flag} cpu, or add what is missing; `autodist selftest --device cuda` proves it"))
+        .hint(format!(
+            "use {flag} cpu, or install what is missing; `autodist selftest --device cuda` checks it"
+        ))
         .into()
 }

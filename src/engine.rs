@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 const BESIDE: &str = ".venv/bin/python";
 const INSTALL: &str = "python3 -m venv .venv && .venv/bin/pip install ./executor/torch";
-/// Of PyTorch, what this release is tested with.
+/// The version of PyTorch that this release is tested with.
 const TESTED: &str = "2.15.";
 
-/// For what measures anew.
+/// The engine for new measurements.
 pub fn asked_for(run: &RunArgs) -> Engine {
     run.engine.map_or(Engine::Native, Engine::from)
 }
@@ -32,23 +32,24 @@ pub fn torch(run: &RunArgs, emulated: bool) -> Result<Torch, Failure> {
         Err(Failure::from(InputError::new("--engine", "torch", problem).hint(hint)))
     };
     if emulated {
-        return refused("cannot be slowed down to stand for other devices and links", "use --engine native");
+        return refused("cannot emulate other devices and links", "use --engine native, or remove --emulate");
     }
     if external::world().is_some() {
-        let problem = "starts its ranks on this machine itself, but a launcher has started several processes";
-        return refused(problem, "start autodist by itself, or set AUTODIST_LAUNCHER=none");
+        let problem =
+            "starts all ranks on this machine by itself, but a launcher has started several processes";
+        return refused(problem, "start autodist without a launcher, or set AUTODIST_LAUNCHER=none");
     }
     let python = python(run);
     let torch = Torch::find(&python).map_err(|problem| {
         let value = python.display().to_string();
         let named = run.python.is_some() || std::env::var_os("AUTODIST_PYTHON").is_some();
         let unasked = if run.engine.is_none() && !named && Path::new(BESIDE).exists() {
-            ", or give --engine torch to use .venv/bin/python, which is not run just because a plan names the engine"
+            ", or give --engine torch to use .venv/bin/python, which is not run if only a plan asks for PyTorch"
         } else {
             ""
         };
         InputError::new("--python", value, format!("cannot run engine torch: {problem}")).hint(format!(
-            "install it with `{INSTALL}`, or name a Python that has it by --python or AUTODIST_PYTHON{unasked}"
+            "install it with `{INSTALL}`, or set --python or AUTODIST_PYTHON to a Python that has it{unasked}"
         ))
     })?;
     if !torch.version().starts_with(TESTED) {
@@ -57,8 +58,8 @@ pub fn torch(run: &RunArgs, emulated: bool) -> Result<Torch, Failure> {
     Ok(torch)
 }
 
-/// The one that is named; that of the working folder's environment only where the command line itself asks for the engine,
-/// for a plan may come from anybody, along with a folder.
+/// The one that is named; that of the working folder's environment only where the command line itself asks for the
+/// engine, for a plan may come from anybody, along with a folder.
 fn python(run: &RunArgs) -> PathBuf {
     let beside = Path::new(BESIDE);
     match (&run.python, std::env::var_os("AUTODIST_PYTHON")) {
@@ -79,7 +80,7 @@ pub fn check(
 ) -> Result<(), InputError> {
     engine::check(engine, &plan.model, &plan.job, strategy).map_err(|broken| {
         InputError::new(field, strategy.label(), broken.reason)
-            .hint("plan with a profile of that engine (`autodist profile --engine torch`): it proposes only what can be run")
+            .hint("plan with a profile of that engine (`autodist profile --engine torch`): such plans use only what it supports")
     })
 }
 
@@ -87,15 +88,15 @@ pub fn check(
 /// The engine cannot be measured on such devices.
 pub fn check_devices(engine: Engine, devices: DeviceKind) -> Result<(), InputError> {
     if (engine, devices) == (Engine::Torch, DeviceKind::Cuda) {
-        let problem = "is measured on CPUs alone: on a GPU its kernels are queued, and a host's clock between segments tells nothing";
+        let problem = "can be profiled only on CPUs: on a GPU its kernels are queued, so that the host's clock cannot time segments";
         return Err(InputError::new("--engine", "torch", problem)
-            .hint("use --devices cpu; plans of a native profile train on GPUs with `train --engine torch`"));
+            .hint("use --devices cpu, or profile with --engine native: such plans train on GPUs with `train --engine torch`"));
     }
     Ok(())
 }
 
-/// Leaves out of the search what makes no difference to an engine: PyTorch's attention keeps no scores, so that selective
-/// recomputation is what it does anyway.
+/// Leaves out of the search what makes no difference to an engine: PyTorch's attention keeps no scores, so that
+/// selective recomputation is what it does anyway.
 pub fn leave_out(engine: Engine, job: &mut Job) {
     let recompute = &mut job.allow.recompute;
     if engine == Engine::Torch && recompute.contains(&Recompute::None) {

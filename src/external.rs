@@ -53,15 +53,18 @@ pub fn runner() -> Result<Runner, Failure> {
 }
 
 fn lost(error: std::io::Error) -> Failure {
-    Failure::Run(format!("cannot find this program's file: {error}"))
+    Failure::Run(format!("cannot find the file of the running autodist: {error}"))
 }
 
 /// This program's file, which must be on other machines too.
 fn program() -> Result<OsString, Failure> {
     let program = std::env::current_exe().map_err(lost)?;
     if !program.exists() {
-        let problem = "has been replaced or deleted since this autodist started: start it again";
-        return Err(Failure::Run(format!("this program's file, {}, {problem}", program.display())));
+        let problem = "was replaced or deleted since autodist started: start autodist again";
+        return Err(Failure::Run(format!(
+            "the file of the running autodist, {}, {problem}",
+            program.display()
+        )));
     }
     Ok(program.into())
 }
@@ -69,19 +72,23 @@ fn program() -> Result<OsString, Failure> {
 /// Starts agents on the hosts of a file.
 fn start_on(file: &Path, run: &RunArgs, external: Option<&External>) -> Result<Agents, Failure> {
     if let Some(external) = external {
-        let problem =
-            format!("is for autodist's own launcher, but {} has started this process", external.launcher);
+        let problem = format!(
+            "must not be combined with a launcher, but {} has started this process",
+            external.launcher
+        );
         let error = InputError::new("--hosts", file.display(), problem);
-        return Err(error.hint("start autodist by itself, or set AUTODIST_LAUNCHER=none").into());
+        return Err(error
+            .hint("start autodist without a launcher, remove `--hosts`, or set AUTODIST_LAUNCHER=none")
+            .into());
     }
     let hosts = input::hosts(file)?;
     let command: Vec<String> = run.ssh.split_whitespace().map(str::to_owned).collect();
     if command.is_empty() {
-        let error = InputError::new("--ssh", &run.ssh, "names no program");
-        return Err(error.hint("leave it out for ssh").into());
+        let error = InputError::new("--ssh", &run.ssh, "no command given");
+        return Err(error.hint("give a command such as `ssh -p 2222`, or remove `--ssh` to use ssh").into());
     }
     let folder =
-        std::env::current_dir().map_err(|e| Failure::Run(format!("cannot find this folder: {e}")))?;
+        std::env::current_dir().map_err(|e| Failure::Run(format!("cannot find the current folder: {e}")))?;
     let program = std::iter::once(program()?).chain(std::env::args_os().skip(1)).collect();
     Ok(Agents::open_on(
         &hosts,
@@ -102,32 +109,35 @@ fn take_part(run: &RunArgs, external: Option<&External>) -> Result<(), Failure> 
     };
     if !Mpi::is_built() {
         return refused(
-            "is not in this autodist, which was built without MPI".to_owned(),
-            "build it where mpicc and libclang are: cargo build --release --features mpi; or leave --transport out",
+            "is not supported: this autodist was built without MPI".to_owned(),
+            "build it where mpicc and libclang are installed: cargo build --release --features mpi; or remove `--transport`",
         );
     }
     const START: &str =
-        "start it as `mpirun -n 4 autodist …`, two processes or more; or leave --transport out";
+        "start it as `mpirun -n 4 autodist …`, with two processes or more; or remove `--transport`";
     let Some(external) = external else {
         return refused(
-            "needs the processes of an MPI job, and nothing has started this one".to_owned(),
+            "needs an MPI job of several processes, but no launcher has started this one".to_owned(),
             START,
         );
     };
     if matches!(external.launcher, Launcher::Torchrun | Launcher::Ssh) {
-        return refused("needs the processes of an MPI job, and torchrun starts none".to_owned(), START);
+        return refused(
+            "needs an MPI job of several processes, which torchrun does not start".to_owned(),
+            START,
+        );
     }
     let mpi = Mpi::initialise().map_err(|error| Failure::Run(format!("--transport mpi: {error}")))?;
     let (rank, size) = (mpi.rank(), mpi.size());
     if (rank, size) != (external.rank, external.world) {
         let problem = format!(
-            "means {} here, which sees process {rank} of {size}, but {} has started process {} of {}",
+            "disagrees with the launcher: {} sees process {rank} of {size}, but {} has started process {} of {}",
             mpi.library(),
             external.launcher,
             external.rank,
             external.world
         );
-        return refused(problem, "start it by the mpirun of the MPI that autodist was built with");
+        return refused(problem, "start it with the mpirun of the MPI that autodist was built with");
     }
     MPI.get_or_init(|| mpi);
     Ok(())
@@ -169,10 +179,10 @@ fn warn_of_strangers(external: &External) {
     let who = if external.on_one_machine() {
         "other users of this machine could join the job"
     } else {
-        "other users of these machines, and whoever reaches them over a network, could join the job"
+        "other users of these machines, and anyone who reaches them over a network, could join the job"
     };
     output::warn(&format!(
-        "AUTODIST_TOKEN is not set, and {} gives the job no secret: {who} (set it to a long random text, the same for all processes)",
+        "AUTODIST_TOKEN is not set, and {} provides no secret for the job: {who} (set it to a long random text, the same for all processes)",
         external.launcher
     ));
 }
@@ -186,7 +196,7 @@ pub fn dismiss() -> Result<(), Failure> {
     leave()
 }
 
-/// The same for those that wait for orders.
+/// Ends the agents that wait for work.
 pub fn send_home() {
     if let Some(agents) = AGENTS.get() {
         agents.dismiss(&interrupt::stop_flag());
@@ -297,7 +307,7 @@ pub fn compare_machines(plan: &Plan) -> Result<(), Failure> {
             devices.join(" + ")
         };
         output::warn(&format!(
-            "the plan is for {} devices on {} machine(s), the ranks are {} on {}: predicted times do not hold here",
+            "the plan is for {} devices on {} machine(s), but there are {} ranks on {}: predicted times do not apply here",
             list(&planned),
             planned.len(),
             list(&here),

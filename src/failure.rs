@@ -66,7 +66,7 @@ impl From<ProfileError> for Failure {
             ProfileError::Launch(error) => error.into(),
             ProfileError::Nothing { ranks, .. } => Self::Input(
                 InputError::new("ranks", ranks, error.to_string())
-                    .hint("choose a global batch that the ranks divide, or fewer ranks"),
+                    .hint("choose a global batch that the number of ranks divides, or use fewer ranks"),
             ),
             ProfileError::Answer(_) => Self::Run(error.to_string()),
         }

@@ -1,4 +1,5 @@
-//! What codecs brought: every run with gradients, parameters or activations in fewer bytes beside the same plan without.
+//! What codecs brought: every run with gradients, parameters or activations in fewer bytes beside the same plan
+//! without.
 
 use crate::verdict;
 use autodist_spec::run::CodecGain;
@@ -18,7 +19,7 @@ pub fn of(runs: &[ValidatedRun]) -> Vec<CodecGain> {
     runs.iter().filter_map(gain).collect()
 }
 
-/// The same plan with everything as it is: moved by the same algorithm, or by the fastest if that did not run.
+/// The same plan without codecs: with the same algorithm, or with the fastest one if that did not run.
 fn twin<'a>(run: &ValidatedRun, runs: &'a [ValidatedRun]) -> Option<&'a ValidatedRun> {
     let Communication { reduce, gather, .. } = &run.strategy.communication;
     let same = runs.iter().filter(|other| {
@@ -35,7 +36,7 @@ fn twin<'a>(run: &ValidatedRun, runs: &'a [ValidatedRun]) -> Option<&'a Validate
     })
 }
 
-/// Of gradients, parameters and activations.
+/// The codecs of gradients, parameters and activations.
 fn codecs(communication: &Communication) -> impl Iterator<Item = Codec> + '_ {
     let others = [communication.parameters, communication.activations];
     communication.reductions().map(|reduction| reduction.codec).chain(others)

@@ -12,7 +12,7 @@ use autodist_spec::{
 };
 use std::path::{Path, PathBuf};
 
-/// Of a plan that no run and no refusal speaks of.
+/// Prefix of the reason of a plan that was not trained.
 const UNMEASURED: &str = "not trained; as predicted: ";
 
 /// `plan` with its measured plans in measured order: the fastest is the choice, whatever was first before. What was not
@@ -120,7 +120,8 @@ fn reason(validation: &Validation, fastest: &ValidatedRun) -> String {
     }
 }
 
-/// Ways of training whose cells are to be measured again; what was in doubt before still is, as the profile is the same.
+/// Ways of training whose cells are to be measured again; what was in doubt before still is, as the profile is the
+/// same.
 fn in_doubt(plan: &Plan, validation: &Validation) -> Vec<ParallelStrategy> {
     let mut doubtful = plan.measured.as_ref().map(|earlier| earlier.refuted.clone()).unwrap_or_default();
     if validation.verdict == Some(Verdict::Refuted) {
@@ -140,8 +141,8 @@ fn in_doubt(plan: &Plan, validation: &Validation) -> Vec<ParallelStrategy> {
     doubtful
 }
 
-/// Writes the document in the place of the one that was read, as a whole; where that is no file that can be replaced, into
-/// `folder`. Returns where it is.
+/// Writes the document in the place of the one that was read, as a whole; where that is no file that can be replaced,
+/// into `folder`. Returns where it is.
 pub fn replace(path: &Path, plan: &Plan, folder: &Path) -> Result<PathBuf, Failure> {
     let text = to_json(plan);
     // What a link leads to is replaced, not the link. A pipe cannot be.
@@ -151,7 +152,9 @@ pub fn replace(path: &Path, plan: &Plan, folder: &Path) -> Result<PathBuf, Failu
     if let Some(file) = file {
         match output::write(&file, text.as_bytes()) {
             Ok(()) => return Ok(path.to_owned()),
-            Err(failure) => output::warn(&format!("{failure}: the measured order is in another file")),
+            Err(failure) => {
+                output::warn(&format!("{failure}: the plans in measured order are written to another file"))
+            }
         }
     }
     let other = folder.join("plan.json");
@@ -162,7 +165,7 @@ pub fn replace(path: &Path, plan: &Plan, folder: &Path) -> Result<PathBuf, Failu
 /// How a command ends that has trained plans and kept their results: the planner's choice that did not run comes before
 /// what was refuted, and that before other plans that did not run.
 pub fn outcome(validation: &Validation) -> Result<(), Failure> {
-    let kept = "; what the others took is kept";
+    let kept = "; the measurements of the others are kept";
     if let Some(failed) = validation.choice_failed() {
         let Failed { label, reason } = failed;
         return Err(Failure::Run(format!("the planner's choice, {label}, did not run: {reason}{kept}")));
@@ -175,7 +178,7 @@ pub fn outcome(validation: &Validation) -> Result<(), Failure> {
         [Failed { label, reason }] => Err(Failure::Run(format!("{label} failed: {reason}{kept}"))),
         [Failed { label, reason }, others @ ..] => {
             let others = others.len();
-            Err(Failure::Run(format!("{label} failed: {reason}; so did {others} more{kept}")))
+            Err(Failure::Run(format!("{label} failed: {reason}; {others} more failed, too{kept}")))
         }
     }
 }

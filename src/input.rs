@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 
 const MIB: u64 = 1 << 20;
 
-/// Bytes of the largest file of a kind that is read. Documents of this program grow with plans and steps; what people write by
-/// hand does not.
+/// Bytes of the largest file of a kind that is read. Documents of this program grow with plans and steps; what people
+/// write by hand does not.
 fn largest(what: &str) -> u64 {
     match what {
         // The longest record that is written has some 80 MB.
@@ -42,7 +42,7 @@ pub fn bytes(path: &Path, what: &str) -> Result<Vec<u8>, InputError> {
     let name = path.display().to_string();
     let failed = |problem: String| {
         InputError::new("", "", problem)
-            .hint(format!("give the path of a {what} file that can be read"))
+            .hint(format!("give the path of a readable {what} file"))
             .in_file(&name)
     };
     // Names of files go into plans, calibrations and scripts.
@@ -54,14 +54,14 @@ pub fn bytes(path: &Path, what: &str) -> Result<Vec<u8>, InputError> {
     let mut content = Vec::new();
     file.take(largest + 1).read_to_end(&mut content).map_err(unreadable)?;
     if content.len() as u64 > largest {
-        let problem = format!("is larger than {} MiB, and no {what} file is", largest / MIB);
+        let problem = format!("is larger than {} MiB, the limit for a {what} file", largest / MIB);
         return Err(failed(problem).hint(format!("give a {what} file of at most {largest} bytes")));
     }
     Ok(content)
 }
 
-/// Opens a file, without ever waiting for it: a pipe or a device has no length, and may have no end. What the shell hands
-/// over, as `/dev/stdin` or by `<(…)`, is read as it comes.
+/// Opens a file, without ever waiting for it: a pipe or a device has no length, and may have no end. What the shell
+/// hands over, as `/dev/stdin` or by `<(…)`, is read as it comes.
 ///
 /// # Errors
 /// What is wrong with it, for the middle of a message.
@@ -72,10 +72,10 @@ fn readable(path: &Path) -> Result<std::fs::File, String> {
     regular(path)
 }
 
-/// The same of a file that is read more than once.
+/// Opens a regular file, which can be read more than once.
 fn regular(path: &Path) -> Result<std::fs::File, String> {
     if path.is_dir() {
-        return Err("is a folder".to_owned());
+        return Err("is a folder, not a file".to_owned());
     }
     host::open_regular(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::Other => error.to_string(),
@@ -93,7 +93,7 @@ pub fn check_plain(path: &Path, what: &str) -> Result<(), InputError> {
     }
     regular(path).map(drop).map_err(|problem| {
         InputError::new("", "", problem)
-            .hint(format!("give the path of a {what} file that can be read"))
+            .hint(format!("give the path of a readable {what} file"))
             .in_file(&path.display().to_string())
     })
 }
@@ -131,7 +131,7 @@ pub fn nth_plan(path: &Path, NumberArgs { number }: NumberArgs) -> Result<Plan, 
     let document = plan(path)?;
     document.nth(number).ok_or_else(|| {
         let plans = document.count();
-        InputError::new("--plan", number, format!("{} holds {plans} plans", path.display()))
+        InputError::new("--plan", number, format!("{} holds only {plans} plans", path.display()))
             .hint(format!("give a number from 1 to {plans}; `autodist plan --top` keeps more"))
             .into()
     })
@@ -185,22 +185,24 @@ pub fn emulated(path: &Path) -> Result<Cluster, Failure> {
     if !cluster.homogeneous() {
         return refuse(
             "nodes",
-            "devices of several kinds cannot be emulated side by side",
-            "give one device",
+            "devices of different kinds cannot be emulated together",
+            "use the same device in all node groups",
         );
     }
-    in_range("devices in all", u64::from(cluster.device_count()), 1, 64).map_err(|e| e.in_file(&text))?;
+    in_range("total number of devices", u64::from(cluster.device_count()), 1, 64)
+        .map_err(|e| e.in_file(&text))?;
     if cluster.device().peak_flops_per_s.is_none() {
-        let hint = "floating-point operations that it really does in a second of training, e.g. 5e9";
+        let hint =
+            "give the floating-point operations per second that the device reaches in training, e.g. 5e9";
         return refuse(
             "nodes[0].device.peak_flops_per_s",
-            "is missing: nothing says how fast a device is",
+            "is missing, but emulation needs the speed of the device",
             hint,
         );
     }
     if Network::of(&cluster).is_none() {
         let hint = "give every node group a `link`, and several nodes an `uplink` or the cluster a `network`";
-        return refuse("nodes[0].link", "is missing: nothing says how devices are joined", hint);
+        return refuse("nodes[0].link", "is missing, but emulation needs the links between devices", hint);
     }
     Ok(cluster)
 }
@@ -208,7 +210,10 @@ pub fn emulated(path: &Path) -> Result<Cluster, Failure> {
 /// Refuses what no training text can be read from; ranks would find out only after they have started.
 pub fn check_data_file(path: Option<&PathBuf>) -> Result<(), Failure> {
     let Some(path) = path else { return Ok(()) };
-    let wrong = |problem: String| InputError::new("--data", path.display(), problem).hint("give a text file");
+    let wrong = |problem: String| {
+        InputError::new("--data", path.display(), problem)
+            .hint("give the path of a text file, or remove `--data` to train on a synthetic language")
+    };
     Ok(regular(path).map(drop).map_err(wrong)?)
 }
 
@@ -237,8 +242,8 @@ pub fn model(text: &str) -> Result<ModelSpec, Failure> {
     Ok(parse::json(&file, &content)?)
 }
 
-/// What a Hugging Face configuration is called: as it says itself, or as its file, or as the folder of a `config.json`, which
-/// they all are.
+/// What a Hugging Face configuration is called: as it says itself, or as its file, or as the folder of a `config.json`,
+/// which they all are.
 fn name_of(config: &serde_json::Value, path: &Path) -> String {
     let last = |name: &str| name.rsplit('/').find(|part| !part.is_empty()).map(str::to_owned);
     let own = config.get("_name_or_path").and_then(serde_json::Value::as_str).and_then(last);
@@ -256,7 +261,7 @@ pub fn cluster(text: &str) -> Result<Cluster, Failure> {
     cluster_of(text, &Catalogue::shipped())
 }
 
-/// The same, of devices of that catalogue.
+/// A cluster file, or the short form, with the devices of that catalogue.
 pub fn cluster_of(text: &str, catalogue: &Catalogue) -> Result<Cluster, Failure> {
     let path = Path::new(text);
     if path.exists() || text.ends_with(".toml") {
@@ -288,8 +293,8 @@ pub fn runs(paths: &[PathBuf], catalogue: &Catalogue) -> Result<Vec<TableRow>, F
         let more = table::read(&bytes(path, "run table")?, &file, catalogue)?;
         let known: BTreeSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
         if let Some(twice) = more.iter().find(|row| known.contains(row.id.as_str())) {
-            let error = InputError::new("id", &twice.id, "is in another of the tables, too").in_file(&file);
-            return Err(error.hint("give each run a name of its own, or leave one table out").into());
+            let error = InputError::new("id", &twice.id, "is also in another table").in_file(&file);
+            return Err(error.hint("give each run its own id, or remove one of the tables").into());
         }
         rows.extend(more);
     }
@@ -314,7 +319,7 @@ pub fn job(
         Some(path) => Job::read(&path.display().to_string(), &bytes(path, "job")?)?,
         None => {
             let missing = |flag: &str, example: u32| {
-                InputError::new(flag, "", "is missing")
+                InputError::new(flag, "", "is required")
                     .hint(format!("give {flag}, e.g. {flag} {example}, or a job file"))
             };
             let batch = args.global_batch.or(default_batch).ok_or_else(|| missing("--global-batch", 8))?;
@@ -367,16 +372,21 @@ fn by_flag(mut error: InputError, flags: &[(&str, &str, bool)]) -> InputError {
 pub fn narrow(job: &mut Job, args: &StrategyArgs, devices: u32) -> Result<(), Failure> {
     for (flag, value) in [("--cp", args.cp), ("--ep", args.ep)] {
         if let Some(value) = value.filter(|value| *value != 1) {
-            let error =
-                InputError::new(flag, value, "is not in this release's executor, so no search goes there");
-            return Err(error.hint(format!("leave {flag} out")).into());
+            let error = InputError::new(
+                flag,
+                value,
+                "is not supported by the executor; the planner therefore does not search it",
+            );
+            return Err(error
+                .hint(format!("remove `{flag}`; `autodist estimate --cluster` prices such layouts"))
+                .into());
         }
     }
     for (flag, value) in [("--tp", args.tp), ("--pp", args.pp), ("--dp", args.dp), ("--shard", args.shard)] {
         if let Some(value) = value.filter(|value| *value == 0 || !devices.is_multiple_of(*value)) {
-            let error = InputError::new(flag, value, format!("does not divide the {devices} devices"));
+            let error = InputError::new(flag, value, format!("must divide the {devices} devices"));
             return Err(error
-                .hint("choose a divisor, or leave the flag out for the search to choose")
+                .hint(format!("use a divisor of {devices}, or remove `{flag}` to search it"))
                 .into());
         }
     }
@@ -429,7 +439,7 @@ pub fn strategy(args: &StrategyArgs, devices: u32) -> Result<ParallelStrategy, F
             let problem =
                 format!("tp={tensor} x pp={pipeline} x cp={context} does not divide {devices} devices");
             return Err(InputError::new("--tp, --pp, --cp", others, problem)
-                .hint("choose divisors of the device count")
+                .hint(format!("choose degrees whose product divides {devices}"))
                 .into());
         }
     };

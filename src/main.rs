@@ -40,7 +40,7 @@ fn main() {
     }
     // On a host of a file, the place in the job comes on standard input; then this does not return.
     if let Err(error) = autodist_executor::launcher::enter_environment() {
-        std::process::exit(code(Err(Failure::Run(format!("reading what ssh should hand over: {error}")))));
+        std::process::exit(code(Err(Failure::Run(format!("reading the environment from ssh: {error}")))));
     }
     let code = match External::from_environment() {
         Ok(Some(external)) if external.is_agent() => external::attend(&external),
@@ -75,7 +75,7 @@ fn parse() -> cli::Cli {
 fn run(cli: &cli::Cli) -> Result<(), Failure> {
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| commands::run(cli)));
     outcome.unwrap_or_else(|_| {
-        let problem = "this is a fault of autodist: please report it with the lines above and the command";
+        let problem = "this is a bug in autodist: please report it with the lines above and the command";
         Err(Failure::Run(problem.to_owned()))
     })
 }

@@ -14,11 +14,11 @@ const WINDOW: usize = 10;
 /// A codec may take so many times as many steps before it is given up.
 const PATIENCE: f64 = 1.5;
 
-/// Of a longer training a record would not have every loss.
+/// The record of a longer training would not have every loss.
 const MOST_STEPS: u64 = 100_000;
 
-/// Trains for `steps` steps without a codec, and with every codec that the plan's job allows until it is as good. Returns
-/// why not all could be trained, if so; `probes` has those that could.
+/// Trains for `steps` steps without a codec, and with every codec that the plan's job allows until it is as good.
+/// Returns why not all could be trained, if so; `probes` has those that could.
 pub fn probe(
     plan: &Plan,
     data: &DataSource,
@@ -53,7 +53,7 @@ pub fn probe(
         let steps = trained.record.map(|record| record.steps).unwrap_or_default();
         Ok(smooth(&steps.iter().map(|step| step.loss).collect::<Vec<_>>()))
     };
-    progress.at(0, pairs.len() + 1, "training with everything as it is");
+    progress.at(0, pairs.len() + 1, "training without codecs");
     let exact_loss = match train(&exact, steps) {
         Ok(losses) => losses.last().copied().unwrap_or_default(),
         Err(failure) => return Ok(Some(failure)),
@@ -71,7 +71,9 @@ pub fn probe(
             Ok(losses) => probes.push(compare((*coded, *codec), steps, exact_loss, &losses)),
             // A codec with which training diverges says nothing of the others.
             Err(failure @ Failure::Run(_)) => {
-                progress.say(&format!("warning: not probed: {name}: {failure}; the others go on"));
+                progress.say(&format!(
+                    "warning: not probed: {name}: {failure}; the other codecs are still probed"
+                ));
             }
             Err(failure) => return Ok(Some(failure)),
         }
@@ -87,14 +89,18 @@ fn plain(plan: &Plan) -> Result<ParallelStrategy, Failure> {
     let legal = rules::check_strategy(&plan.model, &plan.job, devices, &strategy);
     legal
         .map_err(|illegal| {
-            InputError::new("--probe", "", format!("trains with plain data parallelism, but {illegal}"))
-                .hint("plan with a global batch that the number of devices divides")
-                .into()
+            InputError::new(
+                "--probe",
+                "",
+                format!("trains with plain data parallelism, which is not possible: {illegal}"),
+            )
+            .hint("plan with a global batch that the number of devices divides, or remove `--probe`")
+            .into()
         })
         .map(|()| strategy)
 }
 
-/// The same training, split so that there is something to code.
+/// The same training, with a strategy in which this codec has something to encode.
 fn with(exact: &ParallelStrategy, coded: Coded, codec: Codec) -> ParallelStrategy {
     let mut strategy = exact.clone();
     let communication = &mut strategy.communication;

@@ -57,7 +57,7 @@ impl Progress {
         let left = if left > 0.0 {
             format!("{} of the budget left", span(left))
         } else {
-            "the budget is spent: only measurements in doubt are repeated".to_owned()
+            "the time budget is used up: only doubtful measurements are repeated".to_owned()
         };
         let text = format!("{what}; {} used, {left}", span(used_s));
         let part = (used_s / budget_s.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);

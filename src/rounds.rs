@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 /// measured many times for a short while, in turn with the others, and not once for long.
 const ROUNDS: u32 = 5;
 const EMULATED_ROUNDS: u32 = 2;
-/// Of a validation: its records hold them all.
+/// Maximum steps of a validation, whose records hold every step.
 pub const MOST_STEPS: u64 = LONGEST_RECORD as u64;
 
 /// What becomes of records that an earlier validation has left in the folder.
@@ -137,10 +137,10 @@ impl<'a> Session<'a> {
         let folder = self.folder.display();
         match earlier {
             Earlier::Resume if found.is_empty() => output::note(&format!(
-                "{folder} holds no record of these plans: nothing to resume, training them all"
+                "{folder} holds no record of these plans: there is nothing to resume, so all plans are trained"
             )),
             Earlier::Replace if !found.is_empty() && !all => output::warn(&format!(
-                "{folder} holds an unfinished validation of these plans, which is now written over: --resume goes on with it"
+                "{folder} holds an unfinished validation of these plans, which is now overwritten; use --resume to continue one"
             )),
             _ => {}
         }
@@ -149,7 +149,7 @@ impl<'a> Session<'a> {
         }
         let rounds: u32 = found.iter().filter_map(|(_, record)| Some(record.rounds.as_ref()?.done)).sum();
         output::note(&format!(
-            "{folder} holds {rounds} of {} trainings of these plans: going on with them",
+            "{folder} holds {rounds} of {} trainings of these plans: continuing with the rest",
             self.rounds as usize * self.plans.len()
         ));
         for (index, record) in found {
@@ -165,9 +165,10 @@ impl<'a> Session<'a> {
             if let Some(trial) = self.plans.get(number)
                 && !self.plans.iter().any(|trial| trial.file == path)
             {
-                let problem = format!("is not the record of this validation's plan, {}", trial.label);
+                let problem =
+                    format!("is the record of another plan than this validation's, {}", trial.label);
                 return Err(InputError::new("--resume", path.display(), problem)
-                    .hint("give the plan and the flags of the validation that is to be resumed, or another --output"));
+                    .hint("give the plan and the flags of the validation to resume, or another folder with `--output`"));
             }
         }
         Ok(())
@@ -176,10 +177,10 @@ impl<'a> Session<'a> {
     /// Whether a record is one of this session's.
     fn belongs(&self, trial: &Trial, record: &RunRecord, options: &LaunchOptions) -> Result<(), InputError> {
         let differs = |field: &str, theirs: String, ours: String| {
-            let error = InputError::new(field, theirs, format!("is not this validation's, {ours}"));
+            let error = InputError::new(field, theirs, format!("differs from this validation's, {ours}"));
             Err(error
                 .in_file(&trial.file.display().to_string())
-                .hint("give the flags and the plan of the validation that is to be resumed, or leave --resume out to begin anew"))
+                .hint("give the plan and the flags of the validation to resume, or remove `--resume` to start again"))
         };
         if (&record.strategy, &record.stages) != (&trial.task.strategy, &trial.task.stages) {
             return differs("strategy", record.label.clone(), trial.label.clone());
@@ -242,8 +243,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Trains the plans of `order`, in one launch while all goes well. A plan whose ranks fail is marked, and the others go
-    /// on with new ranks.
+    /// Trains the plans of `order`, in one launch while all goes well. A plan whose ranks fail is marked, and the
+    /// others go on with new ranks.
     fn train_round(
         &mut self,
         round: u32,
@@ -329,10 +330,10 @@ impl<'a> Session<'a> {
         let trial = &mut self.plans[index];
         let kept = match trial.done() {
             0 => String::new(),
-            done => format!("; what {done} of its rounds measured is kept"),
+            done => format!("; the measurements of its first {done} rounds are kept"),
         };
         progress.say(&format!(
-            "warning: {} failed in round {} of {rounds}: {reason}{kept}; the others go on",
+            "warning: {} failed in round {} of {rounds}: {reason}{kept}; the other plans continue",
             trial.label,
             round + 1
         ));
@@ -349,8 +350,7 @@ impl<'a> Session<'a> {
         if let Err(failure) = self.save(index)
             && !known
         {
-            progress
-                .say(&format!("warning: {failure}; the validation goes on, and its results will be printed"));
+            progress.say(&format!("warning: {failure}; the validation continues, and prints its results"));
         }
     }
 
@@ -373,8 +373,8 @@ impl<'a> Session<'a> {
     }
 }
 
-/// The files of a folder that are named as records are, `003-dp2_tp1_pp1_mb4.json`: number, plan, path. A folder that is not
-/// there holds none.
+/// The files of a folder that are named as records are, `003-dp2_tp1_pp1_mb4.json`: number, plan, path. A folder that
+/// is not there holds none.
 fn records(folder: &Path) -> Vec<(usize, String, PathBuf)> {
     let named = |path: PathBuf| {
         let (number, plan) = path.file_name()?.to_str()?.strip_suffix(".json")?.split_once('-')?;

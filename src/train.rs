@@ -50,7 +50,7 @@ pub fn timeout(run: &RunArgs) -> Result<Duration, Failure> {
     if !(0.1..=1e6).contains(&run.timeout) {
         let error =
             InputError::new("--timeout", run.timeout, "must be a number of seconds from 0.1 to 1000000");
-        return Err(error.hint("60 suits most jobs").into());
+        return Err(error.hint("60 is suitable for most jobs").into());
     }
     Ok(Duration::from_secs_f64(run.timeout))
 }
@@ -63,7 +63,7 @@ pub fn data(path: Option<&PathBuf>, model: &ModelSpec, job: &Job) -> Result<Data
         Err(error) => {
             let value = path.map_or_else(|| "the synthetic language".to_owned(), |p| p.display().to_string());
             Err(InputError::new("--data", value, error.to_string())
-                .hint("give a text file of at least a few sequences")
+                .hint("give a text file that holds at least a few sequences")
                 .into())
         }
     }
@@ -134,9 +134,9 @@ pub fn environment(growing: &Growing, options: &LaunchOptions) -> Environment {
     environment.machines = external::machines().unwrap_or_default();
     environment.collectives = outcomes.first().map(|o| o.route.clone()).unwrap_or_default();
     if options.realtime && !environment.realtime {
-        environment
-            .warnings
-            .push("ranks had no real-time priority: other load on this machine is in the figures".to_owned());
+        environment.warnings.push(
+            "ranks had no real-time priority: measured times include other load on this machine".to_owned(),
+        );
     }
     environment
 }

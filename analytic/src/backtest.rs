@@ -77,7 +77,7 @@ pub struct Summary {
     /// Part of the measured rows that lie within their error bars.
     pub covered: Option<f64>,
     pub memory: Option<MemoryErrors>,
-    /// The same with what is not counted learnt from the other groups; absent where none was left out.
+    /// Memory errors with the reserve fitted to the other groups; absent if no group was left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_left_out: Option<MemoryErrors>,
     pub choices: Option<Choices>,
@@ -110,8 +110,8 @@ pub struct Backtest {
     pub summary: Summary,
 }
 
-/// Holds `predicted` seconds of the rows, with their error bars, and their memory against what was measured; `left_out` are
-/// reserves of the rows that were learnt without their groups.
+/// Holds `predicted` seconds of the rows, with their error bars, and their memory against what was measured; `left_out`
+/// are reserves of the rows that were learnt without their groups.
 pub fn backtest(
     rows: &[TableRow],
     predicted: &[Option<f64>],
@@ -204,7 +204,7 @@ fn constant_mfu(rows: &[TableRow]) -> Vec<Option<f64>> {
 }
 
 impl ErrorStatistics {
-    /// Of relative errors; nothing of none.
+    /// Statistics of relative errors; `None` without any.
     pub fn of(errors: impl Iterator<Item = f64>) -> Option<Self> {
         let mut signed: Vec<f64> = errors.collect();
         if signed.is_empty() {

@@ -27,7 +27,7 @@ pub struct Calibration {
     pub runs: usize,
     /// Relative error that nine of ten left-out runs stayed within.
     pub error_bar: f64,
-    /// The same of models of experts, which no fit sees; absent where too few of them were measured.
+    /// Error bar of mixture-of-experts models, which are not fitted; absent if too few of them were measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_bar_experts: Option<f64>,
     /// Median relative error of left-out runs.
@@ -55,7 +55,7 @@ impl Check for Calibration {
             if !(0.0..=LARGEST_ERROR).contains(&error) {
                 let problem = format!("must be a relative error from 0 to {LARGEST_ERROR}");
                 return Err(InputError::new(field, error, problem)
-                    .hint("make the file again with `autodist calibrate`"));
+                    .hint("create the file again with `autodist calibrate`"));
             }
         }
         FreeParameters::from_table(&self.parameters).map(drop)
@@ -147,8 +147,8 @@ pub fn errors<'a>(
         .collect()
 }
 
-/// The relative error that [`COVERAGE`] of the runs stay within, each group counting as much as any other or as many runs
-/// as it has, whichever asks for more.
+/// The relative error that [`COVERAGE`] of the runs stay within, each group counting as much as any other or as many
+/// runs as it has, whichever asks for more.
 pub fn error_bar(errors: &[(&str, f64)]) -> f64 {
     let mut sizes: BTreeMap<&str, f64> = BTreeMap::new();
     errors.iter().for_each(|(group, _)| *sizes.entry(group).or_default() += 1.0);

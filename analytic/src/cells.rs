@@ -15,7 +15,7 @@ pub(crate) fn read(
 ) -> Result<(csv::StringRecord, Vec<csv::StringRecord>), InputError> {
     let broken = |error: csv::Error| {
         InputError::new("", "", format!("not valid CSV: {error}"))
-            .hint("give a table in UTF-8, with commas between cells and the names of the columns in its first line")
+            .hint("give a CSV table in UTF-8, with the names of the columns in its first line")
             .in_file(file)
     };
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text);
@@ -27,8 +27,8 @@ pub(crate) fn read(
     for record in reader.records() {
         let record = record.map_err(broken)?;
         if lines.len() == MOST_LINES {
-            let problem = format!("has more than {MOST_LINES} lines, the most that are read");
-            return Err(InputError::new("", "", problem).hint("divide it into several tables").in_file(file));
+            let problem = format!("has more than {MOST_LINES} lines, which is the limit");
+            return Err(InputError::new("", "", problem).hint("split it into several tables").in_file(file));
         }
         for (name, cell) in header.iter().zip(&record) {
             text::check(name, cell).map_err(|error| {

@@ -59,7 +59,7 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
     let trainer = trainer(fields, &prose, &device, &mut assumptions)?;
     let devices = fields.needed("gpus_total")?;
     if devices > MOST_DEVICES {
-        return Err(format!("`gpus_total` is `{devices}`: no count from 1 to {MOST_DEVICES}"));
+        return Err(format!("`gpus_total` is `{devices}`: expected a whole number from 1 to {MOST_DEVICES}"));
     }
     let layout = layout(fields, &prose, trainer, devices, &mut assumptions)?;
     let link = fields.text("inter_link").unwrap_or_default();
@@ -143,7 +143,8 @@ fn shape(fields: &Fields, sparse: bool, assumptions: &mut Vec<String>) -> Result
         (true, Some(count), Some(active), Some(ffn)) => Some(Experts { count, active, ffn }),
         _ => {
             return Err(
-                "a model of experts, and `experts`, `experts_active` or `expert_ffn` is not given".to_owned()
+                "the model has experts, but `experts`, `experts_active` or `expert_ffn` is not given"
+                    .to_owned(),
             );
         }
     };
@@ -188,7 +189,7 @@ fn trainer(
 ) -> Result<Trainer, String> {
     if let Some(name) = fields.text("trainer") {
         return Trainer::of_name(name)
-            .ok_or_else(|| format!("`trainer` is `{name}`: not one of docs/files.md"));
+            .ok_or_else(|| format!("`trainer` is `{name}`: expected one of those in docs/files.md"));
     }
     let young = !(device.starts_with("v100") || device.starts_with("a100"));
     match Trainer::of_words(prose) {
@@ -265,7 +266,7 @@ fn layout(
     }
     let zero_stage = match fields.number("zero_stage")? {
         Some(stage) if stage <= 3.0 => stage as u8,
-        Some(stage) => return Err(format!("`zero_stage` is `{stage}`: 0 to 3")),
+        Some(stage) => return Err(format!("`zero_stage` is `{stage}`: expected 0 to 3")),
         None => {
             let stage = trainer.usual_zero_stage();
             if data > 1 {
@@ -323,7 +324,7 @@ fn dtype(fields: &Fields, assumptions: &mut Vec<String>) -> Result<Dtype, String
         text if text.contains("fp4") => Ok(Dtype::Fp4),
         "fp32" => Ok(Dtype::Fp32),
         "tf32" => Ok(Dtype::Tf32),
-        _ => Err(format!("`precision` is `{written}`: not one that is priced")),
+        _ => Err(format!("`precision` is `{written}`: not supported")),
     }
 }
 
@@ -338,7 +339,7 @@ fn recompute(
         Some("none" | "no") => return Ok(Recompute::None),
         Some(text) if text.starts_with("selective") => return Ok(Recompute::Selective),
         Some("full") => return Ok(Recompute::Full),
-        Some(other) => return Err(format!("`recompute` is `{other}`: none, selective or full")),
+        Some(other) => return Err(format!("`recompute` is `{other}`: expected none, selective or full")),
         None => {}
     }
     // Nobody forgot scores alone before 2022.

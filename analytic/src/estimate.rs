@@ -137,7 +137,7 @@ struct Block {
 struct Rates<'a> {
     parameters: &'a FreeParameters,
     gemm: f64,
-    /// The same where nothing is in 8 bits.
+    /// Rate of GEMMs in 16 bits.
     gemm_16: f64,
     waves: f64,
     second_per_byte: f64,

@@ -21,7 +21,7 @@ impl<'a> Fields<'a> {
         let Some(text) = self.text(name) else { return Ok(None) };
         match text.parse::<f64>() {
             Ok(number) if number.is_finite() && number >= 0.0 => Ok(Some(number)),
-            _ => Err(format!("`{name}` is `{text}`: no number")),
+            _ => Err(format!("`{name}` is `{text}`: expected a number")),
         }
     }
 
@@ -36,7 +36,7 @@ impl<'a> Fields<'a> {
         match text.parse::<f64>() {
             Ok(0.0) => Ok(None),
             Ok(number) if range.contains(&number) => Ok(Some(number)),
-            _ => Err(format!("`{name}` is `{text}`: not from {} to {} {unit}", range.start(), range.end())),
+            _ => Err(format!("`{name}` is `{text}`: expected {} to {} {unit}", range.start(), range.end())),
         }
     }
 
@@ -44,7 +44,7 @@ impl<'a> Fields<'a> {
         match self.number(name)? {
             None => Ok(None),
             Some(n) if n >= 1.0 && n.fract() == 0.0 && n <= f64::from(MOST) => Ok(Some(n as u32)),
-            Some(n) => Err(format!("`{name}` is `{n}`: no count from 1 to {MOST}")),
+            Some(n) => Err(format!("`{name}` is `{n}`: expected a whole number from 1 to {MOST}")),
         }
     }
 

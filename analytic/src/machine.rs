@@ -38,7 +38,7 @@ pub struct NodeModel {
     pub interconnect: Interconnect,
     pub fabric: FabricKind,
     pub devices_per_node: u32,
-    /// Of one device.
+    /// Memory of one device.
     pub memory: Bytes,
     /// Peak of dense GEMMs in 16 bits, for utilisation.
     pub peak_flops_per_s: f64,
@@ -74,7 +74,7 @@ impl NodeModel {
         Self::of_catalogue(&Catalogue::shipped(), device, per_node, uplink)
     }
 
-    /// The same of any catalogue.
+    /// The machine of a cluster, with the devices and fabrics of any catalogue.
     ///
     /// # Errors
     /// A device or a fabric that the catalogue does not know.

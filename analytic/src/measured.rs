@@ -102,7 +102,7 @@ pub struct PlanEstimate {
     pub predicted_s: f64,
     pub measured_s: Option<f64>,
     pub error: Option<f64>,
-    /// Of the fullest device.
+    /// Memory of the fullest device.
     pub predicted_memory_bytes: f64,
     pub measured_memory_bytes: Option<f64>,
     pub memory_error: Option<f64>,
@@ -158,8 +158,11 @@ impl Check for MeasuredPlans {
             }
             if let Some(at_point) = link.rates.windows(2).position(|pair| pair[0].0 >= pair[1].0) {
                 let field = at(&format!("rates[{}][0]", at_point + 1));
-                let error =
-                    InputError::new(field, link.rates[at_point + 1].0, "sizes of messages must ascend");
+                let error = InputError::new(
+                    field,
+                    link.rates[at_point + 1].0,
+                    "message sizes must be in ascending order",
+                );
                 return Err(error.hint("list each size once, the smallest first"));
             }
         }
@@ -222,7 +225,7 @@ impl MeasuredPlans {
         };
         self.profiles.iter().find(same).ok_or_else(|| {
             format!(
-                "nobody timed {} on {} with tensor parallelism {} and micro-batches of {}",
+                "there is no timing of {} on {} with tensor parallelism {} and micro-batches of {}",
                 plan.model, place.device, place.tensor, plan.micro_batch
             )
         })
@@ -247,7 +250,7 @@ impl MeasuredPlans {
         let joins = |a: &Place, b: &Place| self.links.iter().find(|link| link.from == *a && link.to == *b);
         let link = joins(from, to).or_else(|| joins(to, from)).ok_or_else(|| {
             format!(
-                "nobody measured the link of {} x {} to {} x {}",
+                "there is no measurement of the link from {} x {} to {} x {}",
                 from.tensor, from.device, to.tensor, to.device
             )
         })?;
@@ -257,12 +260,12 @@ impl MeasuredPlans {
     fn one(&self, plan: &MeasuredPlan) -> Result<PlanEstimate, String> {
         let replicas = plan.stages.first().map_or(0, |stage| stage.replicas.len());
         if replicas == 0 || plan.stages.iter().any(|stage| stage.replicas.len() != replicas) {
-            return Err("stages must have equally many replicas, one at least".to_owned());
+            return Err("all stages must have the same number of replicas, at least one".to_owned());
         }
         let micro_batches = f64::from(plan.global_batch) / (replicas as f64 * f64::from(plan.micro_batch));
         if micro_batches < 1.0 {
             return Err(format!(
-                "{replicas} replicas with micro-batches of {} are more than the batch of {}",
+                "{replicas} replicas with micro-batches of {} exceed the batch of {}",
                 plan.micro_batch, plan.global_batch
             ));
         }

@@ -52,17 +52,18 @@ impl Memory {
         self.allocated() + self.fragmentation + self.context
     }
 
-    /// What that trainer's users read off: Megatron-Core logs what its allocator holds, the others are watched from outside.
+    /// What that trainer's users read off: Megatron-Core logs what its allocator holds, the others are watched from
+    /// outside.
     pub fn as_reported(&self, trainer: Trainer) -> f64 {
         if trainer.is_core() { self.allocated() + self.fragmentation } else { self.total() }
     }
 
-    /// Of the fullest pipeline rank: the first, the last, or the second where the first one holds fewer blocks.
+    /// Memory of the fullest pipeline rank: the first, the last, or the second if the first one holds fewer blocks.
     pub fn of(run: &TrainingRun) -> Self {
         Self::with(run, &Reserve::SHIPPED)
     }
 
-    /// The same with other numbers for what no tensor is.
+    /// Memory of the fullest pipeline rank, with the given reserve for memory outside tensors.
     pub fn with(run: &TrainingRun, reserve: &Reserve) -> Self {
         let [first, second, last] =
             [Rank::First, Rank::Second, Rank::Last].map(|rank| Self::of_rank(run, rank));
@@ -151,9 +152,10 @@ struct Bytes {
 }
 
 impl Bytes {
-    /// Megatron: 16-bit weights, fp32 gradients, fp32 master weights and two moments: 18. DeepSpeed: 16-bit gradients, and
-    /// beside its shard of master weights and moments an fp32 and a 16-bit copy of the shard's gradient; under bf16 the sum
-    /// over micro-batches is kept in fp32 as well. PyTorch FSDP: all in fp32, and a block at a time gathered in 16 bits.
+    /// Megatron: 16-bit weights, fp32 gradients, fp32 master weights and two moments: 18. DeepSpeed: 16-bit gradients,
+    /// and beside its shard of master weights and moments an fp32 and a 16-bit copy of the shard's gradient; under bf16
+    /// the sum over micro-batches is kept in fp32 as well. PyTorch FSDP: all in fp32, and a block at a time gathered in
+    /// 16 bits.
     fn of(run: &TrainingRun) -> Self {
         let trainer = run.trainer;
         let (weight, gradient, state) = match trainer {
@@ -166,8 +168,8 @@ impl Bytes {
         Self { weight, gradient, state, trainer }
     }
 
-    /// Per logit: 16 bits and an fp32 copy; with a fused loss 16 bits and their gradient; eager losses keep one copy more,
-    /// and their gradient.
+    /// Per logit: 16 bits and an fp32 copy; with a fused loss 16 bits and their gradient; eager losses keep one copy
+    /// more, and their gradient.
     fn logit(&self, fused: bool) -> f64 {
         match (fused, self.trainer) {
             (true, _) => 4.0,
@@ -177,7 +179,8 @@ impl Bytes {
     }
 }
 
-/// Micro-batches whose activations a rank holds, in units of all its layers: 1F1B, interleaved or not (Narayanan et al., SC'21, 2.2).
+/// Micro-batches whose activations a rank holds, in units of all its layers: 1F1B, interleaved or not (Narayanan et
+/// al., SC'21, 2.2).
 fn in_flight(run: &TrainingRun, rank: Rank) -> f64 {
     let (stages, chunks) = (f64::from(run.layout.pipeline), f64::from(run.layout.virtual_stages));
     let all = run.micro_batches();
@@ -209,8 +212,8 @@ impl Kept {
     }
 }
 
-/// Bytes of the gradients that one block's backward pass holds at once: of attention's scores before and after softmax, or of
-/// the MLP's inner layer, and of the residual stream before and after.
+/// Bytes of the gradients that one block's backward pass holds at once: of attention's scores before and after softmax,
+/// or of the MLP's inner layer, and of the residual stream before and after.
 fn passing(run: &TrainingRun, tokens: f64) -> f64 {
     let (shape, tensor) = (&run.shape, f64::from(run.layout.tensor));
     let scores = match run.attention {

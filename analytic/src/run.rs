@@ -150,8 +150,8 @@ impl ParallelDims {
 /// What is counted this much larger than a device may have fitted.
 const COUNTED: f64 = 1.25;
 
-/// Blocks of each of `stages` pipeline ranks, and how many the first and the last one hold less: none, or one where that lets
-/// the others be alike, as Megatron splits 126 blocks over 8 ranks to make room for embedding and loss.
+/// Blocks of each of `stages` pipeline ranks, and how many fewer the first and the last one hold: none, or one where
+/// that lets the others be alike, as Megatron splits 126 blocks over 8 ranks to make room for embedding and loss.
 pub fn even_blocks(layers: u32, stages: u32) -> Option<(u32, u32)> {
     if layers.is_multiple_of(stages) {
         return Some((layers / stages, 0));
@@ -242,7 +242,8 @@ impl TrainingRun {
         self.least_recompute_where(|memory| memory.total() <= self.machine.memory.as_f64())
     }
 
-    /// The same of a run that is known to have fitted: tensors are counted on the large side.
+    /// Like `least_recompute`, for a run that is known to have fitted: allows more than the capacity, because the
+    /// memory model is conservative.
     pub(crate) fn recompute_that_fitted(&self) -> Recompute {
         self.least_recompute_where(|memory| memory.allocated() <= COUNTED * self.machine.memory.as_f64())
     }
@@ -264,41 +265,61 @@ impl TrainingRun {
             Err(InputError::new(field, value, problem).hint(hint))
         };
         if layout.pipeline > self.shape.layers {
-            let problem = format!("is more than the {} blocks", self.shape.layers);
-            return wrong("pp", layout.pipeline, problem, "give every stage a block at least");
+            let problem = format!("must be at most {}, the number of blocks", self.shape.layers);
+            return wrong(
+                "pp",
+                layout.pipeline,
+                problem,
+                "use fewer stages: every stage needs at least one block",
+            );
         }
         if layout.virtual_stages > 1 && layout.pipeline == 1 {
-            let problem = "needs a pipeline".to_owned();
-            return wrong("vpp", layout.virtual_stages, problem, "set pp above 1, or leave vpp out");
+            let problem = "needs pipeline parallelism".to_owned();
+            return wrong("vpp", layout.virtual_stages, problem, "set `--pp` above 1, or remove `--vpp`");
         }
         if layout.tensor > self.shape.heads {
-            let problem = format!("is more than the {} heads", self.shape.heads);
-            return wrong("tp", layout.tensor, problem, "choose a divisor of the heads");
+            let problem = format!("must be at most {}, the number of heads", self.shape.heads);
+            return wrong("tp", layout.tensor, problem, "use a divisor of the number of heads");
         }
         if layout.shard > layout.data {
-            let problem = format!("is more than the {} data-parallel ranks", layout.data);
-            return wrong("shard", layout.shard, problem, "choose a divisor of them, or leave it out");
+            let problem = format!("must be at most {}, the number of data-parallel ranks", layout.data);
+            return wrong(
+                "shard",
+                layout.shard,
+                problem,
+                "use a divisor of that number, or remove `--shard`",
+            );
         }
         if layout.context > self.seq_len {
-            let problem = format!("is more than the {} tokens of a sequence", self.seq_len);
-            return wrong("cp", layout.context, problem, "give every rank a token at least");
+            let problem = format!("must be at most {}, the number of tokens in a sequence", self.seq_len);
+            return wrong(
+                "cp",
+                layout.context,
+                problem,
+                "use fewer ranks: every rank needs at least one token",
+            );
         }
         if self.shape.experts.is_none() && layout.expert > 1 {
             let problem = "the model has no experts".to_owned();
-            return wrong("ep", layout.expert, problem, "leave ep out, or choose a model with experts");
+            return wrong("ep", layout.expert, problem, "remove `--ep`, or use a model with experts");
         }
         if let Some(experts) = self.shape.experts
             && experts.count % layout.expert != 0
         {
-            let problem = format!("does not divide the {} experts", experts.count);
-            return wrong("ep", layout.expert, problem, "choose a divisor");
+            let problem = format!("must divide the {} experts", experts.count);
+            return wrong("ep", layout.expert, problem, "use a divisor of the number of experts");
         }
         if self.micro_batches() < 1.0 {
             let problem = format!(
-                "is less than one micro-batch of {} for each of {} replicas",
+                "is smaller than one micro-batch of {} for each of {} replicas",
                 self.micro_batch, layout.data
             );
-            return wrong("global_batch", self.global_batch, problem, "raise it, or lower dp or micro_batch");
+            return wrong(
+                "global_batch",
+                self.global_batch,
+                problem,
+                "raise `--global-batch`, or lower `--dp` or `--micro-batch`",
+            );
         }
         Ok(())
     }

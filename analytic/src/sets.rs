@@ -42,8 +42,8 @@ pub fn read(text: &[u8], file: &str) -> Result<Vec<ChoiceSet>, InputError> {
     let (header, lines) = cells::read(text, file)?;
     let column = |name: &str| {
         header.iter().position(|column| column == name).ok_or_else(|| {
-            let error = InputError::new(name, "", "there is no such column").in_file(file);
-            error.hint("a line for each set: `set_id`, and `ids_best_first` with the ids of its rows")
+            let error = InputError::new(name, "", "the column is missing").in_file(file);
+            error.hint("each line is one set: `set_id`, and `ids_best_first` with the ids of its rows")
         })
     };
     let (id, members) = (column("set_id")?, column("ids_best_first")?);

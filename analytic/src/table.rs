@@ -41,7 +41,7 @@ impl TableRow {
 pub fn read(text: &[u8], file: &str, catalogue: &Catalogue) -> Result<Vec<TableRow>, InputError> {
     let (header, lines) = cells::read(text, file)?;
     if !header.iter().any(|name| name == "id") {
-        let error = InputError::new("id", "", "there is no such column").in_file(file);
+        let error = InputError::new("id", "", "the column is missing").in_file(file);
         return Err(error.hint("the first line names the columns; docs/files.md lists them"));
     }
     let mut machines = Machines::of(catalogue);

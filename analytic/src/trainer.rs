@@ -120,7 +120,8 @@ impl Trainer {
         }
     }
 
-    /// The same on devices of that generation: fused attention since its second version needs Ampere (Dao 2023, 2307.08691).
+    /// The attention kernel on devices of that generation: FlashAttention 2 needs Ampere or newer (Dao 2023,
+    /// 2307.08691).
     pub fn attention_on(self, generation: Generation) -> AttentionKind {
         match (self.attention(), generation) {
             (AttentionKind::Flash, Generation::Volta) => AttentionKind::Unfused,
@@ -128,8 +129,8 @@ impl Trainer {
         }
     }
 
-    /// Whether Megatron's fused kernel of masked softmax refuses so many heads of a micro-batch, or sequences so long, and
-    /// single operations do its work (`is_kernel_available` of `megatron/model/fused_softmax.py`, 2021).
+    /// Whether Megatron's fused kernel of masked softmax refuses so many heads of a micro-batch, or sequences so long,
+    /// and single operations do its work (`is_kernel_available` of `megatron/model/fused_softmax.py`, 2021).
     pub fn softmax_is_apart(self, heads: u64, keys: u64) -> bool {
         let has_kernel =
             matches!(self, Self::Megatron | Self::MegatronCore | Self::Nemo | Self::MegatronDeepspeed);

@@ -18,7 +18,7 @@ pub fn device(catalogue: &Catalogue, written: &str) -> Result<(String, bool), St
     let common = |name: &str| name.bytes().zip(bare.bytes()).take_while(|(a, b)| a == b).count();
     let best = alike.max_by_key(|known| (common(&known.name), known.name.contains("80gb-sxm")));
     best.map(|known| (known.name.clone(), false))
-        .ok_or_else(|| format!("`gpu` is `{written}`: the catalogue has none like it"))
+        .ok_or_else(|| format!("`gpu` is `{written}`: not in the catalogue"))
 }
 
 /// The year that a source's words tell: of its arXiv number, or the first year named.
@@ -85,7 +85,7 @@ pub fn uplink(
     if let Some((nics, gigabits)) = cards(&words) {
         // Cards of a node, and what one of them carries: a thousand times what is sold.
         if nics > 1 << 12 || !(1e-3..=1e6).contains(&gigabits) {
-            return Err(format!("`inter_link` is `{words}`: no rate of a node's network"));
+            return Err(format!("`inter_link` is `{words}`: expected the rate of a node's network"));
         }
         return Ok(Uplink { fabric, bytes_per_s: f64::from(nics) * gigabits * 1e9 / 8.0, nics });
     }

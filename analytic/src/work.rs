@@ -12,7 +12,7 @@ pub struct GemmTime {
     pub plain: f64,
     /// What a whole last wave of tiles would add.
     pub waves: f64,
-    /// Of `plain`, GEMMs whose sides are no multiples of 64.
+    /// GEMMs among `plain` with a dimension that is not a multiple of 64.
     pub unaligned: f64,
 }
 
@@ -163,7 +163,8 @@ impl StepWork {
                 let kv_heads = u64::from(shape.kv_heads.div_ceil(layout.tensor));
                 let (sequence, head_dim) = (keys, head);
                 let shape = Attention { batch, sequence, keys, heads, kv_heads, head_dim, causal: true };
-                // Context-parallel ranks take an early and a late part of the sequence each, so that all see as many keys.
+                // Context-parallel ranks take an early and a late part of the sequence each, so that all see as many
+                // keys.
                 self.attention_forward = machine.attention(&shape) / f64::from(layout.context);
                 self.attention_backward = BACKWARD_OVER_FORWARD * self.attention_forward;
             }

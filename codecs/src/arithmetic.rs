@@ -47,8 +47,8 @@ pub trait Arithmetic: Sized {
     ) -> Self::Sum;
     /// `to = factor from + own to`.
     fn mix(&self, factor: f32, from: Part<'_, Self>, own: f32, to: PartMut<'_, Self>);
-    /// The gradient holds a new momentum: it becomes that which leads there, `(new - decay old) / (1 - decay)`. Where the
-    /// old momentum is zero, the new one is too.
+    /// The gradient holds a new momentum: it becomes that which leads there, `(new - decay old) / (1 - decay)`. Where
+    /// the old momentum is zero, the new one is too.
     fn agree(&self, decay: f32, gradient: PartMut<'_, Self>, momentum: PartMut<'_, Self>);
     /// `to -= from`.
     fn subtract(&self, from: Part<'_, Self>, to: PartMut<'_, Self>);
@@ -74,8 +74,8 @@ pub trait Arithmetic: Sized {
     fn add_signs(&self, bytes: &Self::Bytes, factor: f32, to: PartMut<'_, Self>);
     /// Takes `scale * sign(value)` from every value.
     fn subtract_signs(&self, scale: f32, to: PartMut<'_, Self>);
-    /// The `count` numbers of greatest magnitude as pairs of index (u32) and value, by index; of equal ones the first. In
-    /// their places zeros are left, in `velocity` too. Beside them the sum of their squares.
+    /// The `count` numbers of greatest magnitude as pairs of index (u32) and value, by index; of equal ones the first.
+    /// In their places zeros are left, in `velocity` too. Beside them the sum of their squares.
     fn take_largest(
         &self,
         count: usize,
@@ -92,8 +92,8 @@ pub trait Arithmetic: Sized {
 
     /// Orthonormal columns of each factor; a column that depends on the others becomes zero.
     fn orthogonalise(&self, factors: &[Factor], values: &mut Self::Owned);
-    /// `whole += gradient`, then `left[rows, rank] = whole[rows, columns] · right[columns, rank]`; the sum of squares of
-    /// `whole`.
+    /// `whole += gradient`, then `left[rows, rank] = whole[rows, columns] · right[columns, rank]`; the sum of squares
+    /// of `whole`.
     fn add_and_multiply(
         &self,
         shape: LowRank,
@@ -102,7 +102,7 @@ pub trait Arithmetic: Sized {
         right: Part<'_, Self>,
         left: PartMut<'_, Self>,
     ) -> Self::Sum;
-    /// The same from the other side: `right = wholeᵀ · left`.
+    /// The transposed form of `add_and_multiply`: `right = wholeᵀ · left`.
     fn add_and_multiply_transposed(
         &self,
         shape: LowRank,
@@ -119,8 +119,8 @@ pub trait Arithmetic: Sized {
         left: Part<'_, Self>,
         right: PartMut<'_, Self>,
     );
-    /// `whole -= left · rightᵀ`; the sum of squares of what is left. `gradient`, where it is given, becomes that product
-    /// times the factor beside it.
+    /// `whole -= left · rightᵀ`; the sum of squares of what is left. `gradient`, where it is given, becomes that
+    /// product times the factor beside it.
     fn subtract_expanded(
         &self,
         shape: LowRank,

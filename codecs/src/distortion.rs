@@ -14,7 +14,7 @@ pub enum Distortion {
     Contraction { delta: f64 },
 }
 
-/// Of a bucket of `elements` that holds `tensors`.
+/// The distortion of a codec on a bucket of `elements` that holds `tensors`.
 #[must_use]
 pub fn distortion(codec: Codec, tensors: &[Tensor], elements: usize) -> Distortion {
     let unbiased = |omega| Distortion::Unbiased { omega };

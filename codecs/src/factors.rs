@@ -1,10 +1,10 @@
-//! Low-rank factors (Vogels et al., PowerSGD, 1905.13727, algorithm 1), in two forms that must not be mixed: as PyTorch's
-//! communication hook does it (both factors every step; the error is against the mean's approximation), and as its authors'
-//! own package does (one factor a step, alternating; the error is against the member's own approximation). `tests/it/parity.rs`
-//! holds both against their references.
+//! Low-rank factors (Vogels et al., PowerSGD, 1905.13727, algorithm 1), in two forms that must not be mixed: as
+//! PyTorch's communication hook does it (both factors every step; the error is against the mean's approximation), and
+//! as its authors' own package does (one factor a step, alternating; the error is against the member's own
+//! approximation). `tests/it/parity.rs` holds both against their references.
 //!
-//! The hook also keeps an "error" of what travels as it is, the member's gradient less the mean. Over the members it sums
-//! to zero, so it changes no result; it is left out here.
+//! The hook also keeps an "error" of what travels as it is, the member's gradient less the mean. Over the members it
+//! sums to zero, so it changes no result; it is left out here.
 
 use crate::arithmetic::{Arithmetic, Factor, Part, PartMut};
 use crate::host::{exact_dot, vectorised};
@@ -190,8 +190,8 @@ impl<A: Arithmetic> Factors<A> {
         Ok((whole, lost))
     }
 
-    /// Adds the gradient to what is kept, which then is the whole matrix, and multiplies it by the right factors. Returns
-    /// the sums of squares of the matrices.
+    /// Adds the gradient to what is kept, which then is the whole matrix, and multiplies it by the right factors.
+    /// Returns the sums of squares of the matrices.
     fn renew_left(&mut self, on: &A, gradient: Part<'_, A>, left: &mut A::Owned) -> Vec<A::Sum> {
         on.orthogonalise(&self.rights, &mut self.right);
         let places = self.places().into_iter();
@@ -203,7 +203,7 @@ impl<A: Arithmetic> Factors<A> {
         places.map(product).collect()
     }
 
-    /// The same from the other side.
+    /// Renews the right factors from the left ones.
     fn renew_right(&mut self, on: &A, gradient: Part<'_, A>, left: &mut A::Owned) -> Vec<A::Sum> {
         on.orthogonalise(&self.lefts, left);
         let places = self.places().into_iter();
@@ -246,8 +246,8 @@ fn part<A: Arithmetic>(owned: &mut A::Owned, range: Range<usize>) -> PartMut<'_,
     PartMut::new(owned.borrow_mut(), range)
 }
 
-/// Orthonormal columns of a row-major `n x rank` factor: Gram and Schmidt twice, which is as good as a QR decomposition;
-/// a column that depends on the others becomes zero.
+/// Orthonormal columns of a row-major `n x rank` factor: Gram and Schmidt twice, which is as good as a QR
+/// decomposition; a column that depends on the others becomes zero.
 pub(crate) fn orthogonalise(factor: &mut [f32], rank: usize) {
     let rows = factor.len() / rank;
     if rows == 0 {

@@ -41,7 +41,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Of the factors of a matrix, `half` sends one a step: half as much on average.
+    /// The layout of the tensors' low-rank factors. `half` sends one factor per step: half as much on average.
     pub fn of(tensors: &[Tensor], elements: usize, rank: u32, half: bool) -> Self {
         let least_rate = if half { LEAST_RATE / 2 } else { LEAST_RATE };
         let mut layout = Self::default();

@@ -1,11 +1,11 @@
 //! Gradients in fewer bytes: what each codec sends, keeps and loses.
 //!
-//! A [`Compressor`] belongs to one bucket of gradients of one member of a group. It replaces the member's gradient by an
-//! approximation of the sum over the group, the same bits on all members, through the few exchanges of [`Exchange`];
+//! A [`Compressor`] belongs to one bucket of gradients of one member of a group. It replaces the member's gradient by
+//! an approximation of the sum over the group, the same bits on all members, through the few exchanges of [`Exchange`];
 //! [`phases`] lists these beforehand, so that a cost model knows every byte.
 //!
-//! Error feedback (Seide et al., Interspeech 2014; Karimireddy et al., 1901.09847): what a step did not send is added to
-//! the next step's gradient.
+//! Error feedback (Seide et al., Interspeech 2014; Karimireddy et al., 1901.09847): what a step did not send is added
+//! to the next step's gradient.
 
 mod adam;
 mod arithmetic;
@@ -68,7 +68,7 @@ pub enum Phase {
     Sum {
         elements: usize,
     },
-    /// Of one number.
+    /// An all-reduce of one number by its maximum.
     Max,
     /// Bytes that each member gives.
     AllGather {
@@ -92,7 +92,7 @@ pub struct CodingQuality {
 impl CodingQuality {
     const LOSSLESS: Self = Self { contraction: 1.0, error_norm: 0.0 };
 
-    /// Of squared norms: what was compressed, and what it lost.
+    /// From the squared norms of the gradient and of its lost part.
     fn of(whole: f64, lost: f64) -> Self {
         let contraction = if whole > 0.0 { 1.0 - lost / whole } else { 1.0 };
         Self { contraction, error_norm: lost.sqrt() }
@@ -138,8 +138,8 @@ impl Compressor {
         self.reduce_on(&HostArithmetic, PartMut::new(gradient, all), exchange)
     }
 
-    /// The same with given low-rank factors to begin with, one matrix after the other: the right ones of `powersgd`, the
-    /// left ones of `powersgd_half`. Other codecs have none.
+    /// The compressor with given initial low-rank factors, one matrix after the other: the right ones of `powersgd`,
+    /// the left ones of `powersgd_half`. Other codecs have none.
     #[must_use]
     pub fn with_first_factors(mut self, given: &[f32]) -> Self {
         if let Kind::Factors(factors) = &mut self.kind {
@@ -191,13 +191,14 @@ impl<A: Arithmetic> Compressor<A> {
         Self { kind, elements, memory: true, dense_steps }
     }
 
-    /// The same without error feedback: what was not sent is lost. It shows what the feedback is for.
+    /// The compressor without error feedback: what was not sent is lost. Tests use it to show the effect of the
+    /// feedback.
     #[must_use]
     pub fn without_error_feedback(self) -> Self {
         Self { memory: false, ..self }
     }
 
-    /// The same for an optimizer with this momentum (beta1 of Adam's); 0.9 where nothing is said.
+    /// The compressor for an optimizer with this momentum (Adam's beta1); the default is 0.9.
     #[must_use]
     pub fn with_momentum(mut self, decay: f64) -> Self {
         match &mut self.kind {
@@ -208,7 +209,7 @@ impl<A: Arithmetic> Compressor<A> {
         self
     }
 
-    /// The same as it works once its first steps are over, where those differ.
+    /// The compressor in its state after the warm-up.
     #[must_use]
     pub fn after_warmup(mut self) -> Self {
         self.dense_steps = 0;
@@ -220,8 +221,8 @@ impl<A: Arithmetic> Compressor<A> {
         self
     }
 
-    /// From now on gradients travel as they are. What is kept is dropped, and so is its memory, but for the velocity that a
-    /// codec has in the optimizer's stead.
+    /// From now on gradients travel as they are. What is kept is dropped, and so is its memory, but for the velocity
+    /// that a codec has in the optimizer's stead.
     pub fn stop(&mut self) {
         if let Kind::Sparse(sparse) = &mut self.kind
             && sparse.send_whole()
@@ -292,8 +293,8 @@ impl<A: Arithmetic> Compressor<A> {
     }
 }
 
-/// The exchanges of one reduction or gather, in order; none in a group of one. Those of the steps after a warm-up, where
-/// there is one: in it a codec exchanges what [`Codec::None`] does.
+/// The exchanges of one reduction or gather, in order; none in a group of one. Those of the steps after a warm-up,
+/// where there is one: in it a codec exchanges what [`Codec::None`] does.
 #[must_use]
 pub fn phases(codec: Codec, coded: Coded, tensors: &[Tensor], elements: usize, size: usize) -> Vec<Phase> {
     if size < 2 {
@@ -323,11 +324,11 @@ pub struct Footprint {
     pub state_bytes: u64,
     /// The most that lives while a reduction runs.
     pub scratch_bytes: u64,
-    /// The same of a device whose memory is not the host's.
+    /// Scratch memory on a device whose memory is not the host's.
     pub device_scratch_bytes: u64,
 }
 
-/// Of a bucket's codec at member `rank`.
+/// Memory and bytes of a bucket's codec at member `rank`.
 #[must_use]
 pub fn footprint(
     codec: Codec,
@@ -379,8 +380,8 @@ pub fn footprint(
 }
 
 /// What encoding and decoding costs one member, for devices that are emulated: operations that a core does in a model's
-/// layers meanwhile. A device of some FLOP/s so codes as many times more slowly than a core as it computes. Memory binds
-/// coding, so these are far more than the operations in it.
+/// layers meanwhile. A device of some FLOP/s so codes as many times more slowly than a core as it computes. Memory
+/// binds coding, so these are far more than the operations in it.
 #[must_use]
 pub fn work(codec: Codec, coded: Coded, tensors: &[Tensor], elements: usize, size: usize) -> f64 {
     if coded != Coded::Gradients {
@@ -389,14 +390,14 @@ pub fn work(codec: Codec, coded: Coded, tensors: &[Tensor], elements: usize, siz
     }
     let n = elements as f64;
     let p = size as f64;
-    // Times of a core on gradients of 804 k parameters, in groups of 2 and of 4, while it does 36 GFLOP/s in the layers that
-    // they are of (`scripts/codecs.sh`, profiles of the loopback).
+    // Times of a core on gradients of 804 k parameters, in groups of 2 and of 4, while it does 36 GFLOP/s in the layers
+    // that they are of (`scripts/codecs.sh`, profiles of the loopback).
     match codec {
         Codec::None => 0.0,
         Codec::Fp16 | Codec::Bf16 => 230.0 * n,
         Codec::Int8 { .. } => 380.0 * n,
-        // Two products and the decoding one: 2 a b r operations each; then error and decay. So thin a product runs at an
-        // eighth of the rate.
+        // Two products and the decoding one: 2 a b r operations each; then error and decay. So thin a product runs at
+        // an eighth of the rate.
         Codec::PowerSgd { rank, .. } => {
             8.0 * (Layout::of(tensors, elements, rank, false).products(3.0) + 3.0 * n)
         }

@@ -1,5 +1,5 @@
-//! Products of a matrix with a factor of few columns, in stretches of rows that stay in the cache while everything is done
-//! with them that there is to do: at these shapes the time goes into reading memory, not into arithmetic.
+//! Products of a matrix with a factor of few columns, in stretches of rows that stay in the cache while everything is
+//! done with them that there is to do: at these shapes the time goes into reading memory, not into arithmetic.
 
 use crate::arithmetic::LowRank;
 use crate::host::{dot, square_sum, vectorised};
@@ -89,8 +89,8 @@ pub(crate) fn multiply_transposed(shape: LowRank, whole: &[f32], left: &[f32], r
     }
 }
 
-/// Takes `left · rightᵀ` from `whole` and returns the sum of squares that is left. `gradient`, where it is given, becomes
-/// that product times `scale`.
+/// Takes `left · rightᵀ` from `whole` and returns the sum of squares that is left. `gradient`, where it is given,
+/// becomes that product times `scale`.
 pub(crate) fn subtract_expanded(
     shape: LowRank,
     left: &[f32],
@@ -160,7 +160,7 @@ fn add(whole: &mut [f32], gradient: &[f32]) -> f64 {
     })
 }
 
-/// Of a row-major factor: its columns, one after the other.
+/// The columns of a row-major factor, one after the other.
 fn transpose(factor: &[f32], rank: usize) -> Vec<f32> {
     (0..rank).flat_map(|k| factor.iter().skip(k).step_by(rank).copied()).collect()
 }

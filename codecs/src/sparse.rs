@@ -102,7 +102,8 @@ impl<A: Arithmetic> Sparse<A> {
     }
 }
 
-/// The `count` values of greatest magnitude as they travel, and the sum of their squares; in their places zeros are left.
+/// The `count` values of greatest magnitude as they travel, and the sum of their squares; in their places zeros are
+/// left.
 pub(crate) fn take_largest(
     values: &mut [f32],
     mut velocity: Option<&mut [f32]>,
@@ -168,7 +169,7 @@ pub(crate) fn add_with_momentum(
     squares.sum()
 }
 
-/// Of the values every so many are looked at for a first guess of the least magnitude that is sent.
+/// One of so many values is sampled for a first estimate of the smallest magnitude that is sent.
 const SAMPLED: usize = 61;
 
 /// Indices of the `count` values of greatest magnitude, ascending; of equal ones the first.

@@ -118,7 +118,7 @@ struct Outgoing<'a> {
     /// The header and the beginning of the part.
     joined: Vec<u8>,
     part: &'a [u8],
-    /// Of the header and the part.
+    /// Bytes sent of the header and the part.
     sent: usize,
 }
 
@@ -150,7 +150,7 @@ struct Block {
     /// What is known, and room for more.
     bytes: Vec<u8>,
     known: usize,
-    /// Of header and part, as far as it is announced.
+    /// Announced bytes of header and part.
     length: usize,
 }
 

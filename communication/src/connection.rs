@@ -179,7 +179,7 @@ impl Idle {
         self.wait_any(sending.as_slice(), receiving.as_slice(), operation)
     }
 
-    /// The same for any number of connections: until one of them is ready.
+    /// Waits until one of several connections is ready.
     pub(crate) fn wait_any(
         &mut self,
         sending: &[&dyn Connection],
@@ -269,12 +269,12 @@ impl SocketConnection {
         Ok(Self { socket: Box::new(socket), peer, lane: lane.to_owned(), timeout })
     }
 
-    /// The same socket, now that the handshake has told who is there.
+    /// The same socket, with the peer that the handshake has identified.
     pub(crate) fn identified(self, peer: Peer, lane: &str) -> Self {
         Self { peer, lane: lane.to_owned(), ..self }
     }
 
-    /// The same socket with another patience.
+    /// The same socket with another timeout.
     pub(crate) fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }

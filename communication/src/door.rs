@@ -1,8 +1,8 @@
 //! Where a job's own come in: a listener, and those who have connected but have not proved the job's token yet.
 //!
-//! Whoever can reach the port can connect, so nothing that such a guest does may end or delay the job: all are heard side
-//! by side, each has one deadline for its whole handshake, there are so many at most, of which the oldest goes first, and
-//! so many come in at a time.
+//! Whoever can reach the port can connect, so nothing that such a guest does may end or delay the job: all are heard
+//! side by side, each has one deadline for its whole handshake, there are so many at most, of which the oldest goes
+//! first, and so many come in at a time.
 
 use std::collections::VecDeque;
 use std::io;
@@ -73,7 +73,7 @@ struct Guest {
     connection: SocketConnection,
     since: Instant,
     decoder: Decoder,
-    /// Of the caller and our own, once it has greeted.
+    /// Random numbers of the caller and of this process, after the greeting.
     nonces: Option<(Nonce, Nonce)>,
 }
 
@@ -120,8 +120,8 @@ impl Door {
         next.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
-    /// Hears the guests and lets new ones in; `watched` is what [`Door::watch`] has added. Returns those who have proved
-    /// the token. Never waits.
+    /// Hears the guests and lets new ones in; `watched` is what [`Door::watch`] has added. Returns those who have
+    /// proved the token. Never waits.
     pub(crate) fn tend(&mut self, watched: &[libc::pollfd]) -> Vec<Arrival> {
         let mut arrivals = Vec::new();
         let guests = std::mem::take(&mut self.guests);
@@ -174,7 +174,7 @@ impl Door {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(_) => {
                     // Mostly no descriptor is left, and the listener stays ready: looking again at once would spin.
-                    self.drop_oldest("had not proved the job's token when no descriptor was left");
+                    self.drop_oldest("had not proved the job's token when the file descriptors ran out");
                     self.rests_until = Some(now + REST);
                     return;
                 }
@@ -208,7 +208,7 @@ impl Door {
             let at = self.listener.local_addr().map_or_else(|_| String::new(), |at| format!(" to {at}"));
             self.untold.push(format!("{address}, which connected{at}, {what}: the connection was closed"));
         } else if self.told == MOST_TOLD + 1 {
-            self.untold.push("further unauthenticated connections there are not reported".to_owned());
+            self.untold.push("further unauthenticated connections are not reported".to_owned());
         }
     }
 }
@@ -230,7 +230,7 @@ impl Guest {
                     Outcome::Waits => {}
                     outcome => return outcome,
                 },
-                Err(detail) => return Outcome::Stranger(format!("sent {detail}, which is no handshake")),
+                Err(detail) => return Outcome::Stranger(format!("sent {detail}, which is not a handshake")),
             }
         }
     }
@@ -238,18 +238,20 @@ impl Guest {
     fn answer(&mut self, kind: Kind, payload: &[u8], secret: &Secret, role: Role) -> Outcome {
         let stranger = |what: &str| Outcome::Stranger(what.to_owned());
         if !self.decoder.bytes.is_empty() {
-            return stranger("went on without waiting for an answer");
+            return stranger("continued without waiting for an answer");
         }
         match (kind, self.nonces) {
             (Kind::Greeting, None) => {
                 let Some(greeting) = Greeting::parse(payload) else {
-                    return stranger("sent what is no handshake");
+                    return stranger("sent an invalid handshake");
                 };
                 if let Err(refusal) = greeting.check() {
                     let _ = self.connection.try_send(&frame_of(Kind::Refused, &refusal), OPERATION);
                     return Outcome::Refused;
                 }
-                let Ok(own) = nonce() else { return stranger("came when the system gave no random bytes") };
+                let Ok(own) = nonce() else {
+                    return stranger("connected while the system provided no random bytes");
+                };
                 self.nonces = Some((greeting.nonce, own));
                 let challenge = challenge(secret, role, &greeting.nonce, &own);
                 match self.connection.try_send(&challenge, OPERATION) {
@@ -261,7 +263,7 @@ impl Guest {
                 Ok(hello) => Outcome::Proved(hello),
                 Err(what) => stranger(what),
             },
-            _ => stranger("sent what is no handshake"),
+            _ => stranger("sent an invalid handshake"),
         }
     }
 }

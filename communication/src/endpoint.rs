@@ -69,7 +69,7 @@ impl Endpoint {
         self.group_for(name, members, &GroupOptions::default())
     }
 
-    /// The same with the connections that `options` need beside those of the ring. All members give the same options.
+    /// Opens a group with the connections that `options` need in addition to the ring's. All members give the same options.
     ///
     /// # Errors
     /// As [`Endpoint::group`], and [`CommunicationError::Unsuitable`] for an algorithm that this group cannot run.

@@ -54,17 +54,17 @@ pub enum CommunicationError {
     BadToken { address: SocketAddr },
 
     /// Who listens at the address does not take part in the handshake: it is no process of this program, or has no time.
-    #[error("who listens at {address} has not proved that it knows this job's token: {detail}")]
+    #[error("the process at {address} has not proved that it knows this job's token: {detail}")]
     Unproven { address: SocketAddr, detail: String },
 
     /// No way leads to the address at which somebody listens: a firewall, or an address of another network.
     #[error(
-        "{peer} cannot be reached at {address}: {reason}; a firewall must let ranks through to the free ports of each other's machines"
+        "{peer} cannot be reached at {address}: {reason}; a firewall must let the ranks connect to free ports of each other's machines"
     )]
     Unreachable { peer: Peer, address: SocketAddr, reason: String },
 
     /// This rank has joined, and others have not.
-    #[error("not all ranks have come to the rendezvous at {address} within {:.1} s", waited.as_secs_f64())]
+    #[error("not all ranks have connected to the rendezvous at {address} within {:.1} s", waited.as_secs_f64())]
     RanksMissing { address: SocketAddr, waited: Duration },
 
     /// Another process listens there already.
@@ -126,7 +126,7 @@ impl CommunicationError {
         match source.kind() {
             io::ErrorKind::AddrInUse => Self::AddressInUse { address },
             io::ErrorKind::ConnectionRefused => {
-                Self::Refused { address, reason: "nobody listens there".to_owned() }
+                Self::Refused { address, reason: "no process listens there".to_owned() }
             }
             _ => Self::Address { address, operation, source: Arc::new(source) },
         }

@@ -71,7 +71,7 @@ impl Pass {
         Self::all_gather_of(size, rank, |owner| shard_range(length, size, owner))
     }
 
-    /// The same with other ranges than shards, which must not overlap.
+    /// An all-gather with other ranges than shards; they must not overlap.
     pub(crate) fn all_gather_of(size: usize, rank: usize, range: impl Fn(usize) -> Range<usize>) -> Self {
         let piece = |behind: usize| Piece::whole(range((rank + size - behind) % size));
         Self {

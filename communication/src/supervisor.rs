@@ -82,7 +82,7 @@ impl Supervisor {
         self.commands.issue(|pending| pending.stop_all = true);
     }
 
-    /// The same as a value of its own.
+    /// A handle that stops the job.
     #[must_use]
     pub fn stop_handle(&self) -> StopHandle {
         StopHandle { commands: self.commands.clone() }

@@ -24,7 +24,7 @@ const PORTION_S: f64 = 0.5e-3;
 const PORTION_BYTES: (usize, usize) = (2 << 10, 64 << 10);
 /// A stream of full portions loses nothing when this thread wakes late by no more.
 const LATENESS: Duration = Duration::from_millis(1);
-/// Of the switch's sockets: a sender notices soon that a link is slow.
+/// Buffer size of the switch's sockets: it is small, so that a sender soon notices a slow link.
 const SOCKET_BUFFER: libc::c_int = 64 << 10;
 /// So many connections come in, then none for a moment: whoever connects again and again keeps nobody busy.
 const AT_ONCE: usize = 64;

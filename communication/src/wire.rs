@@ -24,7 +24,7 @@ use crate::secret::{LENGTH, Nonce, Proof, Role, Secret};
 const VERSION: u32 = 3;
 /// Before a peer has proved the token, it may not make us keep more than this.
 pub(crate) const LONGEST_HELLO: usize = 16 << 10;
-/// Of a frame that is waited for, in bytes.
+/// Bytes of a frame that are read at once.
 const PORTION: usize = 64 << 10;
 /// Length and kind.
 const START: usize = 5;
@@ -154,7 +154,7 @@ pub(crate) enum Purpose {
 pub(crate) struct Refusal(pub(crate) String);
 
 impl Refusal {
-    /// The same from somebody who may be anybody: short, with control characters shown.
+    /// The refusal of an unauthenticated peer, shortened and with control characters escaped.
     pub(crate) fn made_harmless(self) -> Self {
         Self(autodist_spec::text::shown(&self.0, 200))
     }
@@ -180,11 +180,11 @@ impl Hello {
         caller: &Nonce,
         own: &Nonce,
     ) -> Result<Self, &'static str> {
-        let (proof, says) = payload.split_first_chunk::<LENGTH>().ok_or("sent what is no handshake")?;
+        let (proof, says) = payload.split_first_chunk::<LENGTH>().ok_or("sent an invalid handshake")?;
         if !secret.holds_answer(role, caller, own, says, proof) {
             return Err("does not know the job's token");
         }
-        serde_json::from_slice(says).map_err(|_| "knows the token, but says nothing that can be read")
+        serde_json::from_slice(says).map_err(|_| "knows the token, but sent an unreadable handshake")
     }
 
     /// Whether a job of so many ranks has such a rank.
@@ -193,7 +193,7 @@ impl Hello {
             return Err(Refusal(format!("its job has {world} ranks, this rank's has {}", self.world)));
         }
         if self.rank >= world {
-            return Err(Refusal(format!("there is no rank {} among {world}", self.rank)));
+            return Err(Refusal(format!("rank {} does not exist in a job of {world}", self.rank)));
         }
         Ok(())
     }
@@ -248,7 +248,7 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(connection: &dyn Connection, payload
     serde_json::from_slice(payload).map_err(|error| CommunicationError::Protocol {
         peer: connection.peer(),
         lane: connection.lane().to_owned(),
-        detail: format!("a handshake that cannot be read: {error}"),
+        detail: format!("an unreadable handshake: {error}"),
     })
 }
 

@@ -33,7 +33,7 @@ pub trait Backend: Clone + Send + 'static {
 
     /// Waits for all work of this queue; the first failure since the last call.
     fn synchronise(&self) -> Result<(), DeviceError>;
-    /// The same device with a queue of its own: its work runs beside this one's, ordered only by events. A buffer
+    /// The same device with another queue, whose work runs concurrently and is ordered only by events. A buffer
     /// may pass from one queue to the other once the other waits for an event after its last use.
     fn queue(&self) -> Result<Self, DeviceError>;
     /// Marks this point of the queue.

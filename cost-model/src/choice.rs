@@ -148,7 +148,7 @@ impl CostModel {
         shares
     }
 
-    /// Of the algorithms that fit the groups for all these kinds, the fastest; a ring where nothing is faster.
+    /// The fastest algorithm that suits the groups for all these kinds; a ring if none is faster.
     fn fastest(
         &self,
         groups: &[Vec<usize>],

@@ -118,8 +118,8 @@ pub(crate) fn message(
     }
 }
 
-/// Bytes that the codecs of a pipeline rank keep between steps, and the most that one needs while it works, in the memory
-/// in which gradients lie.
+/// Bytes that the codecs of a pipeline rank keep between steps, and the most that one needs while it works, in the
+/// memory in which gradients lie.
 pub(crate) fn memory(program: &Program, pipeline_rank: usize, on_accelerators: bool) -> (u64, u64) {
     let (mut state, mut scratch) = (0, 0);
     for (index, bucket) in program.ranks[pipeline_rank].buckets.iter().enumerate() {
@@ -154,7 +154,7 @@ pub struct CodedSummary {
 }
 
 impl CostModel {
-    /// Of everything of that kind that pipeline rank `pipeline_rank` does in a step.
+    /// Cost of all encoding of that kind by pipeline rank `pipeline_rank` in a step.
     ///
     /// # Errors
     /// A cost that the profile does not hold.

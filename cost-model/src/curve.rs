@@ -22,8 +22,9 @@ impl Price {
     pub const ZERO: Self =
         Self { seconds: 0.0, half_width: 0.0, caution: 0.0, provenance: Provenance::Measured };
 
-    /// Of what is repeated in every plan's inner loop: the median, or, where that is hardly known, the top of its interval.
-    /// So a plan does not win by the lucky middle of a wide interval; bounds and simulations use the same price.
+    /// Price of an operation in every plan's inner loop: the median, or the top of its interval if the interval is
+    /// wide. So no plan wins by chance, from the middle of a wide interval. Lower bounds and simulations use the same
+    /// price.
     pub fn cautious(sample: &Sample) -> Self {
         let price = Self::from(sample);
         let caution = if sample.relative_width() > WIDE { sample.high_s.0 - sample.median_s.0 } else { 0.0 };

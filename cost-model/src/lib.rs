@@ -71,7 +71,7 @@ pub struct CostModel {
     /// Where links differ; it speaks before `links`.
     pub(crate) routes: Option<Arc<Routes>>,
     pub(crate) codings: Codings,
-    /// Of what codecs send, where that goes another way.
+    /// LinkCurves for the bytes of codecs, if they take another path than exact gradients.
     pub(crate) exchanges: Option<LinkCurves>,
     /// Whether gradients lie in memory that is not the host's.
     pub(crate) on_accelerators: bool,
@@ -82,13 +82,14 @@ pub struct CostModel {
     pub(crate) sharding: Price,
     /// Around each pass of a chunk in a pipeline, by schedule.
     pub(crate) pipelining: BTreeMap<ScheduleKind, Price>,
-    /// Whether compute waits for each transfer of a sharded bucket: FSDP2 overlaps them by CUDA streams, and a CPU has none.
+    /// Whether compute waits for each transfer of a sharded bucket: FSDP2 overlaps them by CUDA streams, and a CPU has
+    /// none.
     pub(crate) sharding_blocks: bool,
-    /// Whether what a forward kept is freed by its backward, but not by the segments that are seen to: PyTorch's autograd.
+    /// Activations are freed only after the whole backward of the chunk (autograd), not segment by segment.
     pub(crate) frees_late: bool,
     pub(crate) synchronisation: Price,
-    /// By degree, what a tensor collective takes in a step beyond its schedule on the network, seconds; less than that if
-    /// negative.
+    /// By degree, what a tensor collective takes in a step beyond its schedule on the network, seconds; less than that
+    /// if negative.
     pub(crate) within_steps: BTreeMap<u32, f64>,
     pub(crate) step_overhead: Price,
     pub(crate) zero_s_per_element: f64,
@@ -198,8 +199,8 @@ impl CostModel {
         let group = groups.iter().map(Vec::len).max().unwrap_or(1);
         if group > 1 && algorithm != Algorithm::Ring {
             return Err(Unpriced {
-                what: format!("the profile measured rings alone, not {}", algorithm.name()),
-                hint: "describe the links with `profile --emulate`, or leave the algorithm out of `allow`"
+                what: format!("the profile measured only ring collectives, not {}", algorithm.name()),
+                hint: "describe the links with `profile --emulate`, or remove the algorithm from `allow.algorithms`"
                     .to_owned(),
                 doubted: false,
             });
@@ -255,7 +256,7 @@ impl CostModel {
         } else if self.precision != job.precision {
             format!("the profile measured {}, not {}", self.precision.name(), job.precision.name())
         } else if std::mem::discriminant(measured) != std::mem::discriminant(asked) {
-            "the profile measured another optimizer than the job asks for".to_owned()
+            "the profile was measured with another optimizer than the job's".to_owned()
         } else {
             return Ok(());
         };

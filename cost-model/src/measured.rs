@@ -63,7 +63,7 @@ impl Segments {
             match profile.distrusts(&DoubtedCell::from(cost)) {
                 None => cell.time.insert(f64::from(cost.micro_batch), Price::cautious(&cost.time)),
                 Some(doubt) => {
-                    let why = format!("{} is in doubt: {}", doubt.cell, doubt.reason);
+                    let why = format!("the measurement of {} is doubtful: {}", doubt.cell, doubt.reason);
                     doubted.insert((key, cost.micro_batch), why);
                 }
             }
@@ -104,16 +104,16 @@ impl Segments {
         let known = |k: &&SegmentKey| k.tensor == tensor && k.sequence_parallel == sequence_parallel;
         let hint = if self.cells.keys().any(|k| known(&k)) {
             format!(
-                "profile again with recompute={} among the policies, or leave it out of `allow.recompute`",
+                "profile again with recompute={} among the policies, or remove it from `allow.recompute`",
                 recompute.name()
             )
         } else {
             format!(
-                "profile again with --ranks {tensor} or more, or leave tensor={tensor}{parallel} out of `allow`"
+                "profile again with --ranks {tensor} or more, or remove tensor={tensor}{parallel} from `allow`"
             )
         };
         let what = format!(
-            "profile has no {pass:?} of {segment:?} at tensor={tensor}{parallel}, recompute={}",
+            "the profile has no {pass:?} of {segment:?} at tensor={tensor}{parallel}, recompute={}",
             recompute.name()
         );
         Unpriced { what, hint, doubted: false }
@@ -123,7 +123,7 @@ impl Segments {
 fn in_doubt(why: &str) -> Unpriced {
     Unpriced {
         what: why.to_owned(),
-        hint: "measure again with `autodist profile`: it keeps what is not in doubt".to_owned(),
+        hint: "measure again with `autodist profile`: it repeats only the doubtful measurements".to_owned(),
         doubted: true,
     }
 }
@@ -166,7 +166,7 @@ pub struct LinkCurves {
 }
 
 impl LinkCurves {
-    /// Of what the profile believes.
+    /// Costs from the measurements of the profile that are not doubtful.
     pub fn of(profile: &Profile) -> Self {
         let collectives = profile.collectives.iter().filter(|c| {
             let CollectiveCost { kind, group, stride, bytes, .. } = **c;
@@ -234,7 +234,7 @@ impl LinkCurves {
             return Ok(Price::ZERO);
         }
         let missing = || Unpriced {
-            what: format!("profile has no {kind:?} over {group} ranks"),
+            what: format!("the profile has no {kind:?} over {group} ranks"),
             hint: format!("profile again with --ranks {group} or a multiple of it"),
             doubted: false,
         };
@@ -245,7 +245,7 @@ impl LinkCurves {
     /// A message between pipeline stages that lie `stride` ranks apart.
     pub fn message(&self, stride: usize, bytes: Bytes) -> Result<Price, Unpriced> {
         nearest(&self.messages, stride, bytes).ok_or_else(|| Unpriced {
-            what: "profile has no messages between ranks".to_owned(),
+            what: "the profile has no send/recv between ranks".to_owned(),
             hint: "profile again with --ranks 2 or more".to_owned(),
             doubted: false,
         })
@@ -295,8 +295,8 @@ impl OptimizerCurves {
             return Ok(Price::ZERO);
         }
         curve.linear(elements as f64).ok_or_else(|| Unpriced {
-            what: "profile has no optimizer step".to_owned(),
-            hint: "profile again: the profile is not complete".to_owned(),
+            what: "the profile has no optimizer step".to_owned(),
+            hint: "profile again until the profile is complete".to_owned(),
             doubted: false,
         })
     }

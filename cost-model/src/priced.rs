@@ -8,7 +8,7 @@ use autodist_program::{Body, BodyKind, Instruction, Message, Op, Program, RankPr
 use autodist_spec::{Algorithm, Bytes, Codec, Collective, Pass, Recompute, Segment};
 use std::collections::BTreeMap;
 
-/// Of a tensor collective's time alone, what is left at the least of it in a step.
+/// Smallest fraction of its stand-alone time that a tensor collective can take inside a step.
 const LEAST_WITHIN_STEPS: f64 = 0.5;
 
 /// A program whose every part has a time and a memory need.

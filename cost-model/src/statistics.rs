@@ -15,9 +15,9 @@ use autodist_spec::{Codec, CodecProbe, Coded, Job, Provenance, Seconds, Slowdown
 /// Noise scale over global batch where the job does not tell its critical batch.
 const NOISE_RATIO: f64 = 1.0;
 
-/// Of all that is lossy in the program, one factor times the other; `None` where everything travels as it is. Of
-/// gradients it is the worst bucket's. Rounded parameters and activations have no prior but that they cost nothing, which
-/// is assumed until a probe says more.
+/// Factor on the number of steps for everything lossy in the program; `None` if nothing is. For
+/// gradients it is the worst bucket's. The prior of rounded parameters and activations is that they cost nothing, which
+/// is assumed until a probe has measured it.
 pub(crate) fn slowdown(program: &Program, job: &Job, probes: &[CodecProbe]) -> Option<Slowdown> {
     let communication = &program.strategy.communication;
     let probed = |codec: Codec, coded: Coded| {

@@ -15,7 +15,7 @@ pub struct SyntheticMachine {
     pub flops_per_s: f64,
     /// Fixed time of every segment pass, in seconds.
     pub launch_s: f64,
-    /// Of each link, in both directions.
+    /// Rate of each link in each direction.
     pub bytes_per_s: f64,
     /// Seconds per hop.
     pub latency_s: f64,

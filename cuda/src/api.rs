@@ -188,7 +188,7 @@ impl Driver {
         }
     }
 
-    /// Of CUDA that it serves, as "12.8".
+    /// The CUDA version that the driver supports, as "12.8".
     pub(crate) fn version(&self) -> String {
         let mut version = 0;
         // SAFETY: the pointer is valid; a failure leaves 0.

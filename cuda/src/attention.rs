@@ -69,7 +69,7 @@ impl FusedAttention<Cuda> for Cuda {
 struct Sizes {
     qkv: usize,
     attended: usize,
-    /// Of every head.
+    /// Rows of every head.
     rows: usize,
 }
 

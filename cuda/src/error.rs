@@ -44,12 +44,12 @@ pub enum CudaError {
     NoDevice { visible: Option<String> },
     #[error("{name} has compute capability {}.{}: 8.0 (Ampere) or newer is needed", .capability.0, .capability.1)]
     TooOld { name: String, capability: (u32, u32) },
-    #[error("there is no GPU {ordinal}: this process sees {count}")]
+    #[error("GPU {ordinal} does not exist: this process sees {count} GPUs")]
     Ordinal { ordinal: usize, count: usize },
-    #[error("GPU memory is used up: {asked} bytes were asked for, {free} of {total} are free")]
+    #[error("out of GPU memory: cannot allocate {asked} bytes, {free} of {total} bytes are free")]
     OutOfMemory { asked: usize, free: usize, total: usize },
     #[error(
-        "kernel `{kernel}` needs {blocks} blocks along {axis}, of which CUDA allows {most}: use a smaller micro-batch, or more tensor ranks"
+        "kernel `{kernel}` needs {blocks} blocks along {axis}, but CUDA allows {most}: use a smaller micro-batch, or a larger tensor-parallel degree"
     )]
     Grid { kernel: String, axis: &'static str, blocks: usize, most: usize },
     #[error("the kernels do not compile for {architecture}: {log}")]

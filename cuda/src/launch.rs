@@ -48,7 +48,7 @@ pub(crate) enum Argument {
     Long(i64),
     Float(f32),
     Double(f64),
-    /// Of a buffer; null where there was no memory for it, and then nothing is launched.
+    /// Address of a buffer; null if its allocation failed, and then nothing is launched.
     Pointer(DevicePointer),
     /// An operand that is not given.
     Null,

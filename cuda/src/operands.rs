@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 pub struct Cuda {
     pub(crate) queue: Arc<Queue>,
     pub(crate) precision: Precision,
-    /// Of all queues of the device.
+    /// Whether NCCL failed on any queue of the device.
     pub(crate) nccl: Arc<AtomicBool>,
 }
 
@@ -34,7 +34,7 @@ impl Cuda {
         Ok(Self { queue, precision, nccl: Arc::default() })
     }
 
-    /// The same GPU and queue for training in another precision.
+    /// The same GPU and queue, for training in another precision.
     #[must_use]
     pub fn in_precision(&self, precision: Precision) -> Self {
         Self { precision, ..self.clone() }
@@ -103,8 +103,8 @@ impl Cuda {
         }
     }
 
-    /// Numbers of the host onto the device, from the buffer's byte `at` on. The driver takes them before the call returns, as
-    /// it does with pageable memory.
+    /// Numbers of the host onto the device, from the buffer's byte `at` on. The driver takes them before the call
+    /// returns, as it does with pageable memory.
     ///
     /// # Panics
     /// When the buffer has no room for them.
@@ -120,8 +120,8 @@ impl Cuda {
         }
     }
 
-    /// Numbers of the device, from the buffer's byte `at` on, onto the host; waits for them. Nothing is changed where the
-    /// buffer has no memory.
+    /// Numbers of the device, from the buffer's byte `at` on, onto the host; waits for them. Nothing is changed where
+    /// the buffer has no memory.
     ///
     /// # Panics
     /// When the buffer holds fewer.
@@ -131,7 +131,7 @@ impl Cuda {
         self.queue.drain();
     }
 
-    /// The same without waiting: they are there once the queue is drained.
+    /// Copies to the host without waiting: the copy is complete when the queue is drained.
     ///
     /// # Safety
     /// `to` must live, and must not be touched, until the queue is drained.

@@ -29,7 +29,7 @@ pub type SharedWatch = Arc<Mutex<Watch>>;
 /// One reduction through a codec.
 pub struct Compression<'a, D: TrainingDevice> {
     pub compressor: &'a mut BucketCompressor<D>,
-    /// Of the sums in it.
+    /// Algorithm of the all-reduces in the codec.
     pub algorithm: Algorithm,
 }
 
@@ -150,12 +150,13 @@ pub fn of<D: TrainingDevice>(
     (compressors, watches)
 }
 
-/// The optimizer of a bucket whose codec has a part of it, and the steps after which its second moments stay as they are.
+/// The optimizer of a bucket whose codec has a part of it, and the steps after which its second moments stay as they
+/// are.
 pub fn optimizer_beside(codec: Codec, optimizer: Optimizer) -> (Optimizer, Option<u64>) {
     match (codec, optimizer) {
         (Codec::OneBitAdam { warmup_steps }, _) => (optimizer, Some(u64::from(warmup_steps))),
-        // The codec has the momentum. The decay, which it does not see, weighs in one step what it would in all the steps
-        // over which momentum spreads it.
+        // The codec has the momentum. The decay, which it does not see, weighs in one step what it would in all the
+        // steps over which momentum spreads it.
         (Codec::Dgc { .. }, Optimizer::Sgd { momentum, weight_decay }) => {
             (Optimizer::Sgd { momentum: 0.0, weight_decay: weight_decay / (1.0 - momentum) }, None)
         }

@@ -46,7 +46,7 @@ impl GpuTransport {
                 return Ok(Self::Nccl(version));
             }
         }
-        Ok(Self::Host(reason.unwrap_or_else(|| "NCCL does not serve another rank".to_owned())))
+        Ok(Self::Host(reason.unwrap_or_else(|| "NCCL is not available on another rank".to_owned())))
     }
 
     pub fn describe(&self) -> String {

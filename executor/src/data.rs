@@ -32,9 +32,9 @@ pub enum DataError {
     Io { path: PathBuf, source: io::Error },
     #[error("the training data {path} has {len} bytes; a sequence needs {needed}")]
     TooShort { path: PathBuf, len: u64, needed: u64 },
-    #[error("text is read as bytes, which need a vocabulary of 256, but the model's has {vocab}")]
+    #[error("text is read as bytes, which need a vocabulary of at least 256, but the model has {vocab}")]
     Vocabulary { vocab: u32 },
-    #[error("the synthetic language needs a vocabulary of at least 2, but the model's has {vocab}")]
+    #[error("the synthetic language needs a vocabulary of at least 2, but the model has {vocab}")]
     NoAlphabet { vocab: u32 },
 }
 

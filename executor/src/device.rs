@@ -1,5 +1,5 @@
-//! What a rank needs of a device beside its backend: memory that is counted, gradients coded where they are, and ways to
-//! other ranks' devices.
+//! What a rank needs of a device beside its backend: memory that is counted, gradients coded where they are, and ways
+//! to other ranks' devices.
 
 use crate::compression::CodedCollective;
 use crate::reference::Reference;
@@ -39,7 +39,7 @@ pub trait TrainingDevice: Backend<Element = f32> {
     fn is_bypassed(&self) -> bool {
         false
     }
-    /// Arithmetic that tells how fast the device is just now; none where it is nobody else's.
+    /// A fixed benchmark, timed beside each step to detect other load on a shared device. `None` for exclusive devices.
     fn reference(&self) -> Option<Reference>;
 
     /// Whether groups choose the algorithms of their collectives by themselves.

@@ -55,7 +55,7 @@ pub fn cpu(precision: Precision) -> Result<Cpu<f32>, ExecutionError> {
         other => Err(DeviceError {
             device: "cpu".to_owned(),
             operation: "opening it",
-            cause: format!("CPUs train in fp32, not in {}", other.name()),
+            cause: format!("CPUs support only fp32, not {}", other.name()),
         }
         .into()),
     }

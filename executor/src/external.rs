@@ -130,9 +130,9 @@ impl External {
             None => {}
             Some("none") => return Ok(None),
             Some(other) => {
-                let error = InputError::new(LAUNCHER, other, "can only be `none`");
+                let error = InputError::new(LAUNCHER, other, "expected `none`, or an unset variable");
                 return Err(error.hint(
-                    "leave it out to follow torchrun, mpirun or srun, or set it to none to run all ranks here",
+                    "unset it to follow torchrun, mpirun or srun, or set it to none to run all ranks on this machine",
                 ));
             }
         }
@@ -147,7 +147,7 @@ impl External {
             _ => variables.count(names.local_world)?,
         };
         if local_world > world {
-            let problem = format!("is more than the {world} of {}", names.world);
+            let problem = format!("must be at most {world}, the value of {}", names.world);
             return Err(variables.wrong(names.local_world, problem));
         }
         let local_rank = variables.below(names.local_rank, local_world, names.local_world)?;
@@ -177,9 +177,8 @@ impl External {
         let token = match variables.text(TOKEN) {
             Some(token) => token,
             None => random_token().map_err(|error| {
-                let problem =
-                    format!("is not set, and the system gives no random bytes to make one of: {error}");
-                InputError::new(TOKEN, "", problem).hint("set it to a secret")
+                let problem = format!("is not set, and no random token can be made: {error}");
+                InputError::new(TOKEN, "", problem).hint("set it to a long random text")
             })?,
         };
         Ok(Self {
@@ -251,7 +250,7 @@ impl Variables<'_> {
     /// Says what is wrong with a variable that a launcher has set, or has not.
     fn wrong(&self, name: &str, problem: impl Into<String>) -> InputError {
         InputError::new(name, self.text(name).unwrap_or_default(), problem).hint(
-            "torchrun, mpirun and srun set it; AUTODIST_LAUNCHER=none ignores them and runs all ranks here",
+            "torchrun, mpirun and srun set this variable; set AUTODIST_LAUNCHER=none to ignore them and run all ranks on this machine",
         )
     }
 
@@ -262,7 +261,7 @@ impl Variables<'_> {
                 "is missing, though other variables say that a launcher has started this process",
             )
         })?;
-        text.parse().map_err(|_| self.wrong(name, "is not a number from 0"))
+        text.parse().map_err(|_| self.wrong(name, "expected a whole number from 0"))
     }
 
     fn count(&self, name: &str) -> Result<usize, InputError> {
@@ -275,7 +274,7 @@ impl Variables<'_> {
     fn below(&self, name: &str, limit: usize, limited_by: &str) -> Result<usize, InputError> {
         let number = self.number(name)?;
         if number >= limit {
-            return Err(self.wrong(name, format!("is not below the {limit} of {limited_by}")));
+            return Err(self.wrong(name, format!("must be below {limit}, the value of {limited_by}")));
         }
         Ok(number)
     }
@@ -293,7 +292,8 @@ impl Variables<'_> {
             Launcher::Mpich => "set it to the name of the first host, e.g. mpiexec -genv MASTER_ADDR node01",
             _ => "set it to the name of rank 0's machine",
         };
-        let problem = "is missing: the processes are on several machines, and must know that of rank 0";
+        let problem =
+            "is missing: the processes run on several machines, and need the address of rank 0's machine";
         Err(InputError::new(MASTER_ADDRESS, "", problem).hint(hint))
     }
 
@@ -302,7 +302,7 @@ impl Variables<'_> {
             None => Ok(None),
             Some(text) => match text.parse::<u16>() {
                 Ok(port) if (1..=highest).contains(&port) => Ok(Some(port)),
-                _ => Err(InputError::new(name, text, format!("is not a port from 1 to {highest}")).hint(
+                _ => Err(InputError::new(name, text, format!("expected a port from 1 to {highest}")).hint(
                     format!("set {PORT} to a free port of rank 0's machine, the same for all processes"),
                 )),
             },

@@ -1,8 +1,8 @@
 //! Watches how well a bucket's gradients are compressed, and says when they had better travel as they are.
 //!
-//! Error feedback converges because a codec is a contraction: of what it compresses it loses at most a part `1 - δ` of the
-//! square norm, with `δ > 0` (Karimireddy et al., 1901.09847). Every step measures δ for free. Codecs that keep nothing are
-//! unbiased or nearly exact instead, and are watched by nobody.
+//! Error feedback converges because a codec is a contraction: of what it compresses it loses at most a part `1 - δ` of
+//! the square norm, with `δ > 0` (Karimireddy et al., 1901.09847). Every step measures δ for free. Codecs that keep
+//! nothing are unbiased or nearly exact instead, and are watched by nobody.
 
 use crate::thinned::Thinned;
 use autodist_codecs::CodingQuality;
@@ -18,8 +18,8 @@ pub struct Guard {
     pub every: u32,
     /// Votes over which a reason must hold without a break.
     pub patience: u32,
-    /// Contraction below which a step counts as lost: of the largest entries of white noise a thousandth would still keep
-    /// eight times as much.
+    /// Contraction below which a step counts as lost: of the largest entries of white noise a thousandth would still
+    /// keep eight times as much.
     pub floor: f64,
 }
 
@@ -53,7 +53,7 @@ pub struct Watch {
     recent: VecDeque<f64>,
     errors: Thinned<f64>,
     last_error: f64,
-    /// Of the last votes, oldest first; one more than the patience, to tell growth.
+    /// Norms of the last votes, oldest first; one more than the patience, to detect growth.
     norms: VecDeque<Norms>,
     /// Steps since one was good enough.
     lost: u32,
@@ -87,8 +87,8 @@ impl Watch {
     /// Takes in a step; `gradient` is this member's norm where it votes. What it says must be known to all members.
     pub fn observe(&mut self, report: CodingQuality, gradient: Option<f64>) -> Option<FallbackReason> {
         self.step += 1;
-        // Steps that lose nothing are those of a warm-up, or of a bucket without anything to compress. Where numbers have
-        // overflowed, the loss says so.
+        // Steps that lose nothing are those of a warm-up, or of a bucket without anything to compress. Where numbers
+        // have overflowed, the loss says so.
         if report.contraction < 1.0 && report.contraction.is_finite() && report.error_norm.is_finite() {
             self.contractions.push(report.contraction);
             self.lowest = self.lowest.min(report.contraction);
@@ -114,8 +114,8 @@ impl Watch {
         }
     }
 
-    /// Whether what is kept grew from vote to vote and is now more than a contraction could ever have left: with gradients
-    /// of norm G it stays within `2 sqrt(1 - δ) / δ · G` (1901.09847, lemma 3).
+    /// Whether what is kept grew from vote to vote and is now more than a contraction could ever have left: with
+    /// gradients of norm G it stays within `2 sqrt(1 - δ) / δ · G` (1901.09847, lemma 3).
     fn grows(&self) -> bool {
         let norms = &self.norms;
         let (Some(last), true) = (norms.back(), norms.len() > self.guard.patience as usize) else {

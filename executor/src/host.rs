@@ -20,7 +20,7 @@ pub struct Placement {
 /// One bit for each core of a set, in the words of the system.
 type CoreSet = Vec<libc::c_ulong>;
 const WORD: usize = libc::c_ulong::BITS as usize;
-/// Of the smallest set that is asked for, and of the largest: no system has more cores.
+/// Cores in the smallest and in the largest CPU set that is tried: no system has more cores.
 const CORES: [usize; 2] = [1024, 1 << 20];
 
 /// Cores that this process may run on.
@@ -106,7 +106,8 @@ pub fn die_with_parent() {
 /// Has the kernel kill what `command` starts when this process dies, even if that is before it runs.
 pub(crate) fn tie(command: &mut Command) {
     let parent = std::process::id();
-    // SAFETY: between fork and exec the closure makes two system calls, which are async-signal-safe, and takes no memory.
+    // SAFETY: between fork and exec the closure makes two system calls, which are async-signal-safe, and takes no
+    // memory.
     unsafe {
         command.pre_exec(move || {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -130,8 +131,8 @@ pub fn this_program() -> std::io::Result<PathBuf> {
     if own.exists() { Ok(own.to_owned()) } else { std::env::current_exe() }
 }
 
-/// The file that a command's name stands for: where it has no slash, the first of that name in a folder of `PATH` that is
-/// given from the root. What lies in the working folder is never run because of its name alone.
+/// The file that a command's name stands for: where it has no slash, the first of that name in a folder of `PATH` that
+/// is given from the root. What lies in the working folder is never run because of its name alone.
 ///
 /// # Errors
 /// No such file.
@@ -145,7 +146,7 @@ pub fn find_program(name: &Path) -> std::io::Result<PathBuf> {
     let folders = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     let found = std::env::split_paths(&folders).filter(|folder| folder.is_absolute());
     found.map(|folder| folder.join(name)).find(executable).ok_or_else(|| {
-        std::io::Error::new(std::io::ErrorKind::NotFound, "there is no such program in the folders of PATH")
+        std::io::Error::new(std::io::ErrorKind::NotFound, "no such program in the folders of PATH")
     })
 }
 

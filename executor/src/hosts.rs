@@ -10,7 +10,8 @@ use autodist_spec::InputError;
 
 /// Ranks of a job, as everywhere.
 const MOST: usize = 64;
-const LINE: &str = "a line is a host and, for more than one rank, slots=N, e.g. `node01 slots=4`";
+const LINE: &str =
+    "each line is `<host> slots=<ranks>`, e.g. `node01 slots=4`; without slots the host gets one rank";
 
 /// A line of a host file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +30,7 @@ pub struct HostEntry {
 /// A line that is none, by its number; a file without a host.
 pub fn parse(file: &str, content: &[u8]) -> Result<Vec<HostEntry>, InputError> {
     let whole = |problem: &str, hint: &str| InputError::new("", "", problem).hint(hint).in_file(file);
-    let text =
-        std::str::from_utf8(content).map_err(|_| whole("is not UTF-8, so it is no host file", LINE))?;
+    let text = std::str::from_utf8(content).map_err(|_| whole("expected UTF-8 text", LINE))?;
     let mut hosts: Vec<HostEntry> = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default();
@@ -39,19 +39,19 @@ pub fn parse(file: &str, content: &[u8]) -> Result<Vec<HostEntry>, InputError> {
         let place = format!("{file}:{}", index + 1);
         let host = host(name, words).map_err(|error| error.in_file(&place))?;
         if let Some(known) = hosts.iter().find(|known| known.name == name) {
-            let error = InputError::new("host", name, format!("stands at {} already", known.place));
-            return Err(error.hint("give every host one line, with all its slots").in_file(&place));
+            let error = InputError::new("host", name, format!("is already listed at {}", known.place));
+            return Err(error.hint("list every host once, with all its slots").in_file(&place));
         }
         hosts.push(HostEntry { place, ..host });
     }
     if hosts.is_empty() {
-        return Err(whole("names no host", LINE));
+        return Err(whole("no host is listed", LINE));
     }
     let slots: usize = hosts.iter().map(|host| host.slots).sum();
     if slots > MOST {
-        let problem = format!("are too many: a job has at most {MOST} ranks");
-        return Err(InputError::new("slots in all", slots, problem)
-            .hint("leave hosts out, or lower their slots")
+        let problem = format!("must be at most {MOST}, the largest number of ranks");
+        return Err(InputError::new("total slots", slots, problem)
+            .hint("remove hosts, or lower their slots")
             .in_file(file));
     }
     Ok(hosts)
@@ -60,23 +60,27 @@ pub fn parse(file: &str, content: &[u8]) -> Result<Vec<HostEntry>, InputError> {
 fn host<'a>(name: &str, words: impl Iterator<Item = &'a str>) -> Result<HostEntry, InputError> {
     let wrong = |field: &str, value: &str, problem: String| InputError::new(field, value, problem).hint(LINE);
     if name.starts_with('-') {
-        return Err(wrong("host", name, "would be an option of ssh".to_owned()));
+        return Err(wrong(
+            "host",
+            name,
+            "must not begin with `-`, because ssh would take it for an option".to_owned(),
+        ));
     }
     if let Some((before, slots)) = name.split_once(':')
         && !slots.is_empty()
         && slots.bytes().all(|byte| byte.is_ascii_digit())
     {
-        let error = InputError::new("host", name, "has its slots after a colon");
+        let error = InputError::new("host", name, "must not have the slots after a colon");
         return Err(error.hint(format!("write `{before} slots={slots}`")));
     }
     let odd = |c: char| !(c.is_alphanumeric() || "._-@:[]%".contains(c));
     if let Some(odd) = name.chars().find(|c| odd(*c)) {
-        return Err(wrong("host", name, format!("is no name of a host: it has a `{odd}`")));
+        return Err(wrong("host", name, format!("must not contain `{odd}`")));
     }
     let mut slots = None;
     for word in words {
         let Some(count) = word.strip_prefix("slots=").filter(|_| slots.is_none()) else {
-            return Err(wrong("line", word, "is not understood".to_owned()));
+            return Err(wrong("line", word, "expected `slots=<ranks>`".to_owned()));
         };
         match count.parse::<usize>() {
             Ok(count) if (1..=MOST).contains(&count) => slots = Some(count),
@@ -108,26 +112,26 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_its_line() {
         for (text, expected) in [
-            ("", "hosts.txt: names no host"),
-            ("# nobody\n\n", "hosts.txt: names no host"),
+            ("", "hosts.txt: no host is listed"),
+            ("# nobody\n\n", "hosts.txt: no host is listed"),
             ("a\nb slots=0", "hosts.txt:2: `slots` is `0`: must be a number from 1 to 64"),
             ("a slots=", "hosts.txt:1: `slots`"),
             ("a slots=-1", "`slots` is `-1`"),
             ("a slots=1e3", "`slots` is `1e3`"),
             ("a slots=99999999999999999999", "must be a number"),
             ("a slots=65", "must be a number"),
-            ("a slots=2 slots=3", "`line` is `slots=3`: is not understood"),
-            ("a 4", "`line` is `4`: is not understood"),
-            ("a slots = 4", "`line` is `slots`: is not understood"),
+            ("a slots=2 slots=3", "`line` is `slots=3`: expected `slots=<ranks>`"),
+            ("a 4", "`line` is `4`: expected `slots=<ranks>`"),
+            ("a slots = 4", "`line` is `slots`: expected `slots=<ranks>`"),
             (
                 "-oProxyCommand=reboot",
-                "hosts.txt:1: `host` is `-oProxyCommand=reboot`: would be an option of ssh",
+                "hosts.txt:1: `host` is `-oProxyCommand=reboot`: must not begin with `-`",
             ),
-            ("a;reboot", "it has a `;`"),
-            ("$(reboot)", "it has a `$`"),
-            ("a:4", "`host` is `a:4`: has its slots after a colon\nhint: write `a slots=4`"),
-            ("a slots=2\nb\na", "hosts.txt:3: `host` is `a`: stands at hosts.txt:1 already"),
-            ("a slots=60\nb slots=5", "hosts.txt: `slots in all` is `65`: are too many"),
+            ("a;reboot", "must not contain `;`"),
+            ("$(reboot)", "must not contain `$`"),
+            ("a:4", "`host` is `a:4`: must not have the slots after a colon\nhint: write `a slots=4`"),
+            ("a slots=2\nb\na", "hosts.txt:3: `host` is `a`: is already listed at hosts.txt:1"),
+            ("a slots=60\nb slots=5", "hosts.txt: `total slots` is `65`: must be at most 64"),
         ] {
             let error = parse("hosts.txt", text.as_bytes()).unwrap_err();
             assert!(error.to_string().contains(expected), "{text}: {error}");

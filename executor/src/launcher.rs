@@ -88,7 +88,7 @@ pub enum LaunchError {
     Interrupted,
     #[error("cannot start rank {rank} ({program}): {source}")]
     Spawn { rank: usize, program: String, source: std::io::Error },
-    #[error("the system gives no random bytes, of which the job's token is made: {0}")]
+    #[error("cannot make the job's token, because the system provides no random bytes: {0}")]
     Random(std::io::Error),
     #[error("cannot emulate the network: {0}")]
     Switch(std::io::Error),
@@ -97,12 +97,12 @@ pub enum LaunchError {
     #[error("rank {rank} {what}; all other ranks have been stopped{output}")]
     RankEnded { rank: usize, what: String, output: String },
     #[error(
-        "rank {ranks} has not come to {address}, where the ranks meet, within {waited_s} s; all other ranks have been stopped{}", firewall(*address)
+        "rank {ranks} has not connected to the rendezvous at {address} within {waited_s} s; all other ranks have been stopped{}", firewall(*address)
     )]
     RanksMissing { ranks: String, address: SocketAddr, waited_s: f64 },
     #[error("rank {rank} failed: {message}; all other ranks have been stopped")]
     RankFailed { rank: usize, message: String },
-    #[error("rank {rank} answered something that is no answer: {detail}")]
+    #[error("rank {rank} sent an invalid answer: {detail}")]
     Answer { rank: usize, detail: String },
     #[error(
         "the plan is for {ranks} ranks, but {launcher} started {processes} processes: {}", other_world(*launcher, *ranks)
@@ -111,7 +111,7 @@ pub enum LaunchError {
     #[error("{source}: set AUTODIST_PORT to a free port of rank 0's machine, the same for all processes")]
     Port { source: CommunicationError },
     #[error(
-        "{launcher} should have started autodist for rank {ranks} too, but it has not come to {address} within {waited_s} s: MASTER_ADDR and AUTODIST_PORT must lead there from all machines"
+        "{launcher} should have started autodist for rank {ranks}, too, but it has not connected to {address} within {waited_s} s: all machines must be able to reach MASTER_ADDR at AUTODIST_PORT"
     )]
     AgentsMissing { launcher: Launcher, ranks: String, address: String, waited_s: f64 },
     #[error(
@@ -119,7 +119,7 @@ pub enum LaunchError {
     )]
     AgentLost { rank: usize },
     #[error(
-        "{place}: {ssh} {host} {what}, and no autodist has come from there{output}\nhint: see that `{ssh} -o BatchMode=yes {host} true` works, and that this program and this folder are there too"
+        "{place}: {ssh} {host} {what}, and autodist has not connected from there{output}\nhint: check that `{ssh} -o BatchMode=yes {host} true` works, and that this program and this folder exist there, too"
     )]
     Host { place: String, ssh: String, host: String, what: String, output: String },
 }
@@ -244,14 +244,16 @@ pub fn launch(
 fn firewall(address: SocketAddr) -> &'static str {
     match address.ip().is_loopback() {
         true => "",
-        false => ": a firewall must let ranks through to the free ports of each other's machines",
+        false => ": a firewall must let the ranks connect to free ports of each other's machines",
     }
 }
 
 fn other_world(launcher: Launcher, ranks: usize) -> String {
     match launcher {
-        Launcher::Ssh => format!("let the slots of the host file come to {ranks}"),
-        _ => format!("start {ranks}, or set AUTODIST_LAUNCHER=none to run all ranks on this machine"),
+        Launcher::Ssh => format!("make the slots of the host file add up to {ranks}"),
+        _ => {
+            format!("start {ranks} processes, or set AUTODIST_LAUNCHER=none to run all ranks on this machine")
+        }
     }
 }
 

@@ -14,7 +14,7 @@ struct Kept<B: Backend> {
     /// Output of that norm: this rank's rows.
     h: Option<B::Buffer>,
     attention: Option<AttentionSaved<B>>,
-    /// The same for the block's second half.
+    /// Input of the second half of the block.
     x2: Option<B::Buffer>,
     statistics2: Option<NormStatistics<B>>,
     h2: Option<B::Buffer>,

@@ -56,7 +56,7 @@ pub enum ExecutionError {
     TrainingDevice(#[from] autodist_compute::DeviceError),
     #[error(transparent)]
     Gpu(#[from] autodist_cuda::CudaError),
-    #[error("the group's first rank has no identity for it: its own error tells why")]
+    #[error("the group's first rank could not create the NCCL communicator; see its own error")]
     NoIdentity,
     #[error("the thread that sends to rank {peer} ended early")]
     MessagesEnded { peer: usize },
@@ -70,7 +70,7 @@ pub enum ExecutionError {
     System { what: &'static str, source: io::Error },
     #[error("the communication stream ended before {key:?} was done")]
     StreamEnded { key: stream::TransferKey },
-    #[error("rank {peer} sent {given} values where {expected} were due")]
+    #[error("rank {peer} sent {given} values instead of {expected}")]
     Message { peer: usize, expected: usize, given: usize },
     #[error(
         "the {what} of step {step} is {value}: training diverged; lower the learning rate, or clip gradients"

@@ -32,7 +32,7 @@ fn give_up(bytes: usize) -> ! {
     // It cannot fail: what has no room is left out.
     let _ = writeln!(
         text,
-        "error: memory has run out: the system gives no {bytes} bytes more; see `ulimit -v`, the container's limit, or free memory"
+        "error: out of memory: cannot allocate {bytes} bytes; check `ulimit -v`, the container's limit and free memory"
     );
     // SAFETY: the pointer and the length are those of a live array, and no destructor is run that could allocate.
     unsafe {

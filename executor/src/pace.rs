@@ -69,7 +69,7 @@ pub struct CodingTime {
 }
 
 impl CodingTime {
-    /// Of coding that begins now.
+    /// Starts the emulated time of encoding.
     pub fn begin(self) -> CodingPace {
         CodingPace { part: self.part, left: self.parts, due: Instant::now() }
     }
@@ -86,7 +86,8 @@ pub struct CodingPace {
 }
 
 impl CodingPace {
-    /// Waits until the part before an exchange is done, or the last; `exchanging` is the time that exchanges took so far.
+    /// Waits until the part before an exchange is done, or the last; `exchanging` is the time that exchanges took so
+    /// far.
     pub fn end_part(&mut self, exchanging: Duration) {
         if self.left > 0 {
             self.left -= 1;

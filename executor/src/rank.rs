@@ -33,8 +33,8 @@ const TELL_AT: usize = 64;
 /// Hears of a training that is under way: the steps since the last word, and how the rest stands.
 pub type Tell<'a> = &'a mut dyn FnMut(&RankOutcome) -> Result<(), ExecutionError>;
 
-/// Trains `task` as this endpoint's rank. `name` must be new to the endpoint; all ranks use the same. Steps are told as they
-/// are done, also where an error follows; without `tell` the outcome has them all.
+/// Trains `task` as this endpoint's rank. `name` must be new to the endpoint; all ranks use the same. Steps are told as
+/// they are done, also where an error follows; without `tell` the outcome has them all.
 ///
 /// # Errors
 /// An illegal task, data that cannot be read, a peer that is gone or silent, a stop that the launcher asked for.
@@ -163,7 +163,7 @@ struct Lanes<B: TrainingDevice> {
     tensor: Box<dyn CollectiveGroup<B>>,
     tied: Option<Box<dyn CollectiveGroup<B>>>,
     stream: CommunicationStream<B>,
-    /// Of the buckets whose gradients are compressed.
+    /// Guards of the buckets whose gradients are compressed.
     watches: Vec<SharedWatch>,
     messages: Option<Box<dyn SendRecv<B>>>,
 }
@@ -270,7 +270,7 @@ struct Rank<'a, B: TrainingDevice> {
     step: u32,
     gradient_scale: f64,
     gradient_norm: f64,
-    /// Of this step's micro-batches.
+    /// Losses of this step's micro-batches.
     losses: Vec<B::Scalar>,
     memory_peak: usize,
     pace: Pace,

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-/// Operations of a rank's step, at most, of which a timeline is kept: nobody looks at more, and a message has its limits.
+/// Operations of a rank's step, at most, of which a timeline is kept: nobody looks at more, and a message has its
+/// limits.
 pub const LONGEST_TIMELINE: usize = 1 << 16;
 /// Operations of all ranks in a record, at most; of more there is no timeline, so that the document can be read again.
 const MOST_EVENTS: usize = 200_000;
@@ -32,7 +33,7 @@ pub const LONGEST_RECORD: usize = 1 << 17;
 pub struct StepOutcome {
     /// Barrier to barrier, seconds.
     pub seconds: f64,
-    /// Of that, seconds in operations on the compute stream.
+    /// Seconds of the step in operations on the compute stream.
     pub in_operations: f64,
     /// Summed over this rank's tokens, nats; 0 where the rank holds no head.
     pub loss_sum: f64,
@@ -70,7 +71,7 @@ pub enum Timed {
     },
     /// Norm and clipping of the gradient.
     Norm,
-    /// Of all that this rank updates.
+    /// The update of all parameters of this rank.
     Update,
 }
 
@@ -96,7 +97,7 @@ pub struct RankOutcome {
     pub steps: Vec<StepOutcome>,
     /// The device's memory at its highest during the steps, bytes (a CPU's is the heap).
     pub peak_memory: u64,
-    /// The same before the model was made, bytes.
+    /// Memory before the model was created, in bytes.
     pub baseline_memory: u64,
     pub bytes_sent_per_step: u64,
     #[serde(default)]
@@ -106,7 +107,7 @@ pub struct RankOutcome {
     pub timeline: Vec<TimelineEvent>,
     /// Empty unless the task asks for detail.
     pub instructions: Vec<InstructionSample>,
-    /// The same from an engine that knows no Program.
+    /// Samples of an engine that does not use Programs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub named: Vec<NamedSample>,
 }
@@ -190,8 +191,8 @@ struct Operation<B: Backend> {
 }
 
 impl<B: Backend> Recorder<B> {
-    /// For `steps` steps of `operations` entries each (`longest` on the rank that has most), in which every body runs at
-    /// most `runs` times.
+    /// For `steps` steps of `operations` entries each (`longest` on the rank that has most), in which every body runs
+    /// at most `runs` times.
     pub fn new(
         device: &B,
         rank: usize,
@@ -271,8 +272,8 @@ impl<B: Backend> Recorder<B> {
         self.instructions.push((slot, start, end));
     }
 
-    /// Takes in the times of a step whose work is done and that took `seconds`; returns the seconds in operations on the
-    /// compute stream.
+    /// Takes in the times of a step whose work is done and that took `seconds`; returns the seconds in operations on
+    /// the compute stream.
     pub fn end_step(&mut self, seconds: f64) -> f64 {
         let mut compute = 0.0;
         for operation in self.operations.drain(..) {
@@ -327,15 +328,15 @@ pub fn typical(seconds: &[f32]) -> Option<usize> {
     places.min_by(|(_, a), (_, b)| apart(**a).total_cmp(&apart(**b))).map(|(place, _)| place)
 }
 
-/// Timelines of some steps, evenly spaced over all: which ones depends on their number and the limit alone, so all ranks
-/// that have the same limit have those of the same steps. Memory is taken once.
+/// Timelines of some steps, evenly spaced over all: which ones depends on their number and the limit alone, so all
+/// ranks that have the same limit have those of the same steps. Memory is taken once.
 struct Timelines {
     /// Steps, at most.
     limit: usize,
-    /// Of every step.
+    /// Operations per step.
     operations: usize,
     events: Vec<TimelineEvent>,
-    /// Of each step that is kept.
+    /// Seconds of each recorded step.
     seconds: Vec<f64>,
     /// One of so many steps is kept.
     every: u64,
@@ -409,8 +410,8 @@ impl Timelines {
     }
 }
 
-/// The record of a training, as it grows by what the ranks tell. It holds what a record holds, and what one rank has told
-/// of steps of which another has not yet.
+/// The record of a training, as it grows by what the ranks tell. It holds what a record holds, and what one rank has
+/// told of steps of which another has not yet.
 #[derive(Debug, Clone)]
 pub struct Growing {
     task: Task,

@@ -44,8 +44,8 @@ impl Reference {
     }
 }
 
-/// Of what a step is corrected by: the faster reading just before or just after it. An interruption only ever makes a
-/// yardstick slower, and a slow yardstick would make the step seem fast.
+/// The reading by which a step is corrected: the faster one of before and after. An interruption can only make the
+/// benchmark slower, and a slow benchmark would make the step seem fast.
 pub(crate) fn beside(before: f64, after: f64) -> f64 {
     before.min(after)
 }

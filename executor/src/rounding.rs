@@ -50,7 +50,7 @@ impl RoundedCollective {
         Ok(())
     }
 
-    /// Of coding that begins now, around one exchange or message.
+    /// Starts the emulated time of encoding for one exchange or message.
     fn pace(self, elements: usize, size: usize) -> Option<CodingPace> {
         let work = || autodist_codecs::work(self.codec, self.coded, &[], elements, size);
         self.emulated.map(|emulated| emulated.coding(work(), 1).begin())
@@ -119,7 +119,7 @@ impl<D: TrainingDevice> SendRecv<D> for RoundedSendRecv {
     }
 }
 
-/// Of one side's half of the coding.
+/// Waits for the end of one side's half of the encoding.
 fn end(pace: Option<CodingPace>) {
     pace.into_iter().for_each(|mut pace| pace.end_part(Duration::ZERO));
 }

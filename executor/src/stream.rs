@@ -44,7 +44,7 @@ pub struct Groups<B: TrainingDevice> {
     pub replicas: Box<dyn CollectiveGroup<B>>,
     pub gather: Box<dyn CollectiveGroup<B>>,
     pub emulated: Option<Emulated>,
-    /// Of the buckets whose gradients are compressed, whole.
+    /// Compressors of the buckets whose whole gradients are compressed.
     pub compressors: BTreeMap<usize, BucketCompressor<B>>,
 }
 

@@ -28,7 +28,7 @@ impl Exporter for Accelerate {
 
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
         let purpose = format!("Accelerate trains as planned: {}", job.plan.strategy.label());
-        let setup = [": \"${TRAIN_SCRIPT:?script that makes an Accelerator}\""];
+        let setup = [": \"${TRAIN_SCRIPT:?script that creates an Accelerator}\""];
         let script =
             Script::new(&purpose, job.machines, &setup).run(&launch(job), &["\"$TRAIN_SCRIPT\"".to_owned()]);
         vec![File::text("accelerate.yaml", document.yaml()), File::script("accelerate.sh", script)]
@@ -61,7 +61,7 @@ pub(crate) fn refuse_zero(settings: &Settings, draft: &mut Draft) {
     if settings.zero_stage == 0 && settings.data > 1 && settings.tensor.saturating_mul(settings.context) > 1 {
         draft.refuse(
             Field::ZeroStage,
-            "replicas beside tensor or context parallelism need FSDP",
+            "data parallelism combined with tensor or context parallelism needs FSDP",
             "plan with --zero 2 or 3, or with data, tensor or context parallelism alone",
         );
     }
@@ -74,30 +74,33 @@ static LACKS: &[UnsupportedField] = &[
     NO_PIPELINE[3],
     PARAMETERS_AS_THEY_ARE,
     ACTIVATIONS_AS_THEY_ARE,
-    refuse(Field::Expert, "expert parallelism is not in its configuration", "plan with --ep 1"),
+    refuse(Field::Expert, "its configuration has no expert parallelism", "plan with --ep 1"),
     refuse(
         Field::SequenceParallel,
-        "its tensor parallelism keeps whole sequences, which needs more memory than planned",
+        "it has no sequence parallelism, so activations need more memory than planned",
         "plan with allow.sequence_parallel = [false]",
     ),
     refuse(
         Field::Gradients,
-        "communication hooks are set in the training script, by DistributedDataParallelKwargs",
+        "the training script must set communication hooks with DistributedDataParallelKwargs",
         "plan with allow.codecs = [\"none\"], or train with `--engine torch`",
     ),
     instead(Field::Model, "the training script builds the model"),
-    instead(Field::MicroBatch, "the training script makes batches: per_device_train_batch_size"),
-    instead(Field::GlobalBatch, "the training script accumulates: gradient_accumulation_steps"),
-    instead(Field::SeqLen, "the training script cuts sequences"),
-    instead(Field::Optimizer, "the training script makes the optimizer"),
+    instead(Field::MicroBatch, "the training script sets the micro-batch: per_device_train_batch_size"),
+    instead(
+        Field::GlobalBatch,
+        "the training script sets gradient accumulation: gradient_accumulation_steps",
+    ),
+    instead(Field::SeqLen, "the training script sets the sequence length"),
+    instead(Field::Optimizer, "the training script creates the optimizer"),
     instead(Field::LearningRate, "the training script sets it"),
-    instead(Field::GradientClip, "the training script clips: accelerator.clip_grad_norm_"),
-    instead(Field::Seed, "the training script seeds: set_seed"),
+    instead(Field::GradientClip, "the training script clips gradients: accelerator.clip_grad_norm_"),
+    instead(Field::Seed, "the training script sets it: set_seed"),
     instead(
         Field::BucketBytes,
-        "a bucket is a block (FSDP), or what the training script tells DDP: bucket_cap_mb",
+        "one bucket per block with FSDP; with DDP the training script sets bucket_cap_mb",
     ),
-    instead(Field::CheckpointInterval, "the training script saves: accelerator.save_state"),
+    instead(Field::CheckpointInterval, "the training script saves checkpoints: accelerator.save_state"),
 ];
 
 static ROWS: &[FieldMapping] = &[
@@ -235,9 +238,9 @@ static ROWS: &[FieldMapping] = &[
                     return Err(InputError::new(
                         "mixed_precision",
                         kind,
-                        "is an arithmetic that plans do not have",
+                        "is not a precision that plans support",
                     )
-                    .hint("give bf16, or no for fp32"));
+                    .hint("use bf16, or no for fp32"));
                 }
             };
             Ok(true)
@@ -253,7 +256,7 @@ static ROWS: &[FieldMapping] = &[
             } else if full {
                 draft.instead(
                     Field::Recompute,
-                    "without FSDP the training script asks for it: model.gradient_checkpointing_enable()",
+                    "without FSDP the training script enables it: model.gradient_checkpointing_enable()",
                 );
             }
         },

@@ -28,8 +28,7 @@ impl Exporter for DeepSpeed {
 
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
         let purpose = format!("DeepSpeed trains as planned: {}", job.plan.strategy.label());
-        let setup =
-            [": \"${TRAIN_SCRIPT:?script that hands its --deepspeed_config to deepspeed.initialize}\""];
+        let setup = [": \"${TRAIN_SCRIPT:?script that passes --deepspeed_config to deepspeed.initialize}\""];
         let command = format!("{} \"$TRAIN_SCRIPT\"", job.machines.torchrun());
         let arguments = ["--deepspeed_config \"$(dirname \"$0\")/ds_config.json\"".to_owned()];
         vec![
@@ -54,14 +53,14 @@ static LACKS: &[UnsupportedField] = &[
     NO_PIPELINE[2],
     NO_PIPELINE[3],
     instead(Field::Model, "the training script builds the model"),
-    instead(Field::SeqLen, "the training script cuts sequences"),
-    instead(Field::Seed, "the training script seeds"),
-    instead(Field::CheckpointInterval, "the training script saves: engine.save_checkpoint"),
-    refuse(Field::Context, "context parallelism is not in its configuration", "plan with --cp 1"),
-    refuse(Field::Expert, "expert parallelism is not in its configuration", "plan with --ep 1"),
+    instead(Field::SeqLen, "the training script sets the sequence length"),
+    instead(Field::Seed, "the training script sets it"),
+    instead(Field::CheckpointInterval, "the training script saves checkpoints: engine.save_checkpoint"),
+    refuse(Field::Context, "its configuration has no context parallelism", "plan with --cp 1"),
+    refuse(Field::Expert, "its configuration has no expert parallelism", "plan with --ep 1"),
     refuse(
         Field::SequenceParallel,
-        "its tensor parallelism keeps whole sequences, which needs more memory than planned",
+        "it has no sequence parallelism, so activations need more memory than planned",
         "plan with allow.sequence_parallel = [false]",
     ),
     ACTIVATIONS_AS_THEY_ARE,
@@ -117,8 +116,8 @@ static ROWS: &[FieldMapping] = &[
             if !settings.does_without(Field::Shard) {
                 draft.refuse(
                     Field::Shard,
-                    "ZeRO shards over all data-parallel ranks; MiCS, which did not, is gone",
-                    "plan with shard = the data degree",
+                    "ZeRO shards over all data-parallel ranks; MiCS, which did not, was removed",
+                    "plan with `--shard` equal to the data-parallel degree",
                 );
             }
         },
@@ -151,7 +150,7 @@ static ROWS: &[FieldMapping] = &[
             Codec::Bf16 => draft.set("communication_data_type", "bf16"),
             _ => draft.refuse(
                 Field::Gradients,
-                "gradients travel as fp32, fp16 or bf16; its 1-bit optimizers are gone",
+                "gradients are reduced in fp32, fp16 or bf16; its 1-bit optimizers were removed",
                 "plan with allow.codecs = [\"none\", \"fp16\", \"bf16\"]",
             ),
         },
@@ -165,9 +164,9 @@ static ROWS: &[FieldMapping] = &[
                     return Err(InputError::new(
                         "communication_data_type",
                         kind,
-                        "is none that DeepSpeed knows",
+                        "is not a precision of DeepSpeed",
                     )
-                    .hint("give fp32, fp16 or bf16"));
+                    .hint("use fp32, fp16 or bf16"));
                 }
             };
             Ok(true)
@@ -182,8 +181,8 @@ static ROWS: &[FieldMapping] = &[
             Codec::Int8 { .. } => draft.set("zero_optimization.zero_quantized_weights", true),
             _ => draft.refuse(
                 Field::Parameters,
-                "gathered parameters travel as they are, or as int8",
-                "plan with parameter_codecs of none and int8",
+                "parameters are gathered uncompressed or as int8",
+                "plan with allow.parameter_codecs of none and int8",
             ),
         },
         read: |document, settings| {
@@ -231,7 +230,7 @@ static ROWS: &[FieldMapping] = &[
                 // Named here, it would train at a learning rate of its own.
                 draft.instead(
                     Field::Optimizer,
-                    "the training script makes it, as no learning rate was given to name here",
+                    "the training script creates it, because no learning rate was given",
                 );
                 return;
             }
@@ -274,8 +273,12 @@ static ROWS: &[FieldMapping] = &[
                     }
                 }
                 _ => {
-                    return Err(InputError::new("optimizer.type", kind, "is none that plans have")
-                        .hint("plans know AdamW and SGD; a plan's memory is that of its optimizer's state"));
+                    return Err(InputError::new(
+                        "optimizer.type",
+                        kind,
+                        "is not an optimizer that plans support",
+                    )
+                    .hint("use AdamW or SGD: a plan's memory depends on the optimizer state"));
                 }
             };
             Ok(true)
@@ -300,7 +303,7 @@ static ROWS: &[FieldMapping] = &[
                 // Its scheduler has defaults of its own for what is left out.
                 draft.instead(
                     Field::LearningRate,
-                    "the training script makes the scheduler, as not all of it was given",
+                    "the training script creates the scheduler, because not all of its settings were given",
                 );
             }
         },

@@ -22,7 +22,7 @@ pub struct Document {
     entries: Vec<(String, Value)>,
     /// Where each key stands.
     places: BTreeMap<String, usize>,
-    /// Of what was read from a file.
+    /// Bytes of keys and values that were read from a file.
     bytes: usize,
     read: RefCell<BTreeSet<String>>,
 }
@@ -39,17 +39,13 @@ impl Document {
         }
     }
 
-    /// The same for what a file says: together that has a limit, whatever the file makes of its bytes.
+    /// Adds a key and value from a file. Their total size has a limit, even if variables expand.
     fn add(&mut self, key: &str, value: impl Into<Value>) -> Result<(), InputError> {
         let value = value.into();
         self.bytes += key.len() + value.as_str().map_or(0, str::len);
         if self.bytes > LARGEST {
-            return Err(InputError::new(
-                "",
-                "",
-                format!("says more than {LARGEST} bytes of keys and values"),
-            )
-            .hint("give the trainer's configuration alone"));
+            return Err(InputError::new("", "", format!("has more than {LARGEST} bytes of keys and values"))
+                .hint("give a file with only the trainer's configuration"));
         }
         self.set(key, value);
         Ok(())
@@ -86,8 +82,8 @@ impl Document {
     }
 
     /// # Errors
-    /// A key, or a value that was understood, with characters that cannot be seen, or too long. Other values may have several
-    /// lines: nobody looks at them.
+    /// A key, or a value that was understood, with characters that cannot be seen, or too long. Other values may have
+    /// several lines: nobody looks at them.
     pub fn check_texts(&self) -> Result<(), InputError> {
         let read = self.read.borrow();
         for (key, value) in &self.entries {
@@ -109,8 +105,8 @@ impl Document {
         let Some(value) = self.get(key) else { return Ok(None) };
         match whole(value).filter(|number| (least..=most).contains(number)) {
             Some(number) => Ok(Some(number)),
-            None => Err(wrong(key, value, &format!("is not a whole number from {least} to {most}"))
-                .hint("give a number such as 8, in decimal digits alone")),
+            None => Err(wrong(key, value, &format!("expected a whole number from {least} to {most}"))
+                .hint("use only decimal digits, e.g. 8")),
         }
     }
 
@@ -167,7 +163,8 @@ impl Document {
         match real(value) {
             Some(number) => Ok(Some(number)),
             None => {
-                Err(wrong(key, value, "is not a number from -1e30 to 1e30").hint("give a number such as 0.1"))
+                Err(wrong(key, value, "expected a number from -1e30 to 1e30")
+                    .hint("give a number such as 0.1"))
             }
         }
     }
@@ -188,7 +185,7 @@ impl Document {
         if self.is_variable(key) { Ok(None) } else { self.count(key) }
     }
 
-    /// The same of a seed.
+    /// Reads a seed, if the key is known.
     ///
     /// # Errors
     /// If the value is something else.
@@ -205,13 +202,13 @@ impl Document {
     }
 
     /// # Errors
-    /// If the value is neither true nor false.
+    /// If the value expected true or false.
     pub fn flag(&self, key: &str) -> Result<Option<bool>, InputError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match plain(value).to_ascii_lowercase().as_str() {
             "true" => Ok(Some(true)),
             "false" => Ok(Some(false)),
-            _ => Err(wrong(key, value, "is neither true nor false").hint("give true or false")),
+            _ => Err(wrong(key, value, "expected true or false").hint("use true or false")),
         }
     }
 
@@ -232,8 +229,8 @@ impl Document {
             Some(numbers) => Ok(Some(numbers)),
             None => {
                 let problem =
-                    format!("is not a list of at most {MOST_BLOCKS} whole numbers from 0 to {most}");
-                Err(wrong(key, value, &problem).hint("separate them by commas: 8,8,7,7"))
+                    format!("expected a list of at most {MOST_BLOCKS} whole numbers from 0 to {most}");
+                Err(wrong(key, value, &problem).hint("separate the numbers by commas, e.g. 8,8,7,7"))
             }
         }
     }
@@ -248,7 +245,7 @@ impl Document {
         };
         match list.iter().map(real).collect::<Option<Vec<f64>>>() {
             Some(numbers) => Ok(Some(numbers)),
-            None => Err(wrong(key, value, "is not a list of numbers").hint("give numbers such as 0.9 0.95")),
+            None => Err(wrong(key, value, "expected a list of numbers").hint("use numbers such as 0.9 0.95")),
         }
     }
 
@@ -326,8 +323,8 @@ impl Document {
     pub fn of_flags(text: &str) -> Result<Self, InputError> {
         // Files from Windows end their lines in two characters.
         let words = shlex::split(&text.replace("\r\n", "\n").replace("\\\n", " ")).ok_or_else(|| {
-            InputError::new("", "", "has a quote that does not close")
-                .hint("give a file with the arguments alone: --flag value")
+            InputError::new("", "", "has an opening quote without a closing one")
+                .hint("give a file with only the arguments, as --flag value")
         })?;
         let mut variables = BTreeMap::new();
         let mut document = Self::default();
@@ -401,7 +398,7 @@ fn resolve(flag: &str, value: &str, variables: &BTreeMap<String, String>) -> Res
     for _ in 0..8 {
         if value.len() > text::LONGEST_TEXT {
             return Err(InputError::new(format!("--{flag}"), value, "is too long")
-                .hint("give the file with the arguments alone: --flag value"));
+                .hint("give a file with only the arguments, as --flag value"));
         }
         let Some(at) = value.find('$') else { return Ok(value) };
         let rest = &value[at + 1..];
@@ -419,16 +416,16 @@ fn resolve(flag: &str, value: &str, variables: &BTreeMap<String, String>) -> Res
             _ => return Ok(value),
         }
     }
-    Err(InputError::new(format!("--{flag}"), value, "is a variable that stands for itself")
-        .hint("write the value in its place"))
+    Err(InputError::new(format!("--{flag}"), value, "refers to itself")
+        .hint("replace the variable by its value"))
 }
 
 fn object(value: Result<Value, String>, notation: &str) -> Result<Document, InputError> {
     match value {
         Ok(value @ Value::Object(_)) => Document::of_tree(&value),
-        Ok(other) => Err(InputError::new("", plain(&other), format!("is no {notation} mapping"))
+        Ok(other) => Err(InputError::new("", plain(&other), format!("expected a {notation} mapping"))
             .hint("give the trainer's whole configuration file")),
-        Err(error) => Err(InputError::new("", "", format!("is no {notation}: {error}"))
+        Err(error) => Err(InputError::new("", "", format!("not valid {notation}: {error}"))
             .hint("give the trainer's whole configuration file")),
     }
 }
@@ -464,8 +461,8 @@ fn real(value: &Value) -> Option<f64> {
 /// If it does; `key` is said to be wrong, by `what` it should be a multiple of.
 pub(crate) fn quotient(key: &str, dividend: u64, divisor: u64, what: &str) -> Result<u32, InputError> {
     if divisor == 0 || !dividend.is_multiple_of(divisor) {
-        return Err(InputError::new(key, dividend, format!("is not a multiple of {what}, {divisor}"))
-            .hint("choose numbers that divide each other"));
+        return Err(InputError::new(key, dividend, format!("must be a multiple of {what}, {divisor}"))
+            .hint("choose numbers that divide without a remainder"));
     }
     u32::try_from(dividend / divisor).map_err(|_| too_large(key, dividend / divisor))
 }
@@ -489,14 +486,14 @@ pub(crate) fn above_zero(key: &str, value: f64) -> Result<(), InputError> {
 }
 
 fn too_large(key: &str, value: u64) -> InputError {
-    InputError::new(key, value, format!("is larger than {LARGEST_COUNT}")).hint("lower one of its factors")
+    InputError::new(key, value, format!("must be at most {LARGEST_COUNT}")).hint("lower one of its factors")
 }
 
 pub(crate) fn wrong(key: &str, value: &Value, problem: &str) -> InputError {
     let text = plain(value);
     if text.contains('$') {
-        return InputError::new(key, text, "is known only when the script runs")
-            .hint("write the value in its place, or give it as a flag of this command");
+        return InputError::new(key, text, "is a variable whose value is not known before the script runs")
+            .hint("replace the variable by its value, or give it as a flag of this command");
     }
     InputError::new(key, text, problem)
 }
@@ -630,7 +627,7 @@ torchrun --nproc_per_node 8 pretrain.py "${ARGS[@]}" --seed 7 "#;
         assert_eq!(document.flag("bf16").unwrap(), Some(true));
         assert_eq!(document.count("micro-batch-size").unwrap(), Some(4));
         let error = document.real("lr").unwrap_err();
-        assert!(error.problem.contains("only when the script runs"), "{error}");
+        assert!(error.problem.contains("before the script runs"), "{error}");
         assert_eq!(document.unread(), ["nproc_per_node", "seed"]);
     }
 
@@ -664,6 +661,6 @@ torchrun --nproc_per_node 8 pretrain.py "${ARGS[@]}" --seed 7 "#;
             assert_eq!(again.counts("c", 10).unwrap(), Some(vec![1, 2]));
         }
         assert!(Document::of_json("[1]").is_err());
-        assert!(Document::of_flags("--a 'open").unwrap_err().problem.contains("does not close"));
+        assert!(Document::of_flags("--a 'open").unwrap_err().problem.contains("without a closing one"));
     }
 }

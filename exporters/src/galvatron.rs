@@ -55,20 +55,20 @@ impl Exporter for Galvatron {
 }
 
 static LACKS: &[UnsupportedField] = &[
-    instead(Field::Data, "what is left of the processes that torchrun starts"),
+    instead(Field::Data, "the processes that torchrun starts, divided by the other degrees"),
     instead(Field::Model, "the training script builds the model"),
-    instead(Field::SeqLen, "the script that is written beside says it"),
-    instead(Field::SequenceParallel, "the script that is written beside says it"),
-    instead(Field::Precision, "the script that is written beside says it"),
-    instead(Field::Optimizer, "the training script's own arguments say it"),
-    instead(Field::LearningRate, "the training script's own arguments say it"),
-    instead(Field::GradientClip, "the training script's own arguments say it"),
-    instead(Field::Seed, "the training script's own arguments say it"),
-    instead(Field::CheckpointInterval, "the training script's own arguments say it"),
-    instead(Field::BucketBytes, "a bucket is a block"),
-    refuse(Field::Context, "context parallelism is not in its strategies", "plan with --cp 1"),
-    refuse(Field::Expert, "expert parallelism is not in its strategies", "plan with --ep 1"),
-    refuse(Field::Gradients, "gradients travel as they are", "plan with allow.codecs = [\"none\"]"),
+    instead(Field::SeqLen, "set in the launch script"),
+    instead(Field::SequenceParallel, "set in the launch script"),
+    instead(Field::Precision, "set in the launch script"),
+    instead(Field::Optimizer, "set by arguments of the training script"),
+    instead(Field::LearningRate, "set by arguments of the training script"),
+    instead(Field::GradientClip, "set by arguments of the training script"),
+    instead(Field::Seed, "set by arguments of the training script"),
+    instead(Field::CheckpointInterval, "set by arguments of the training script"),
+    instead(Field::BucketBytes, "one bucket per block"),
+    refuse(Field::Context, "its strategies have no context parallelism", "plan with --cp 1"),
+    refuse(Field::Expert, "its strategies have no expert parallelism", "plan with --ep 1"),
+    refuse(Field::Gradients, "it has no gradient compression", "plan with allow.codecs = [\"none\"]"),
     PARAMETERS_AS_THEY_ARE,
     ACTIVATIONS_AS_THEY_ARE,
 ];
@@ -95,9 +95,9 @@ static ROWS: &[FieldMapping] = &[
                 return Err(InputError::new(
                     "tp_sizes_enc",
                     sizes.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
-                    "splits blocks in different ways, and plans split all alike",
+                    "differs between blocks, but plans split all blocks alike",
                 )
-                .hint("give one size for all blocks"));
+                .hint("use one size for all blocks"));
             }
             Ok(true)
         },
@@ -118,7 +118,11 @@ static ROWS: &[FieldMapping] = &[
         theirs: "pp_deg",
         write: |settings, draft| {
             if settings.virtual_stages > 1 {
-                draft.refuse(Field::VirtualStages, "pipelines have one stage a rank", "plan with --vpp 1");
+                draft.refuse(
+                    Field::VirtualStages,
+                    "it runs one stage per pipeline rank",
+                    "plan with --vpp 1",
+                );
             }
         },
         read: |_, settings| {
@@ -159,7 +163,8 @@ static ROWS: &[FieldMapping] = &[
         theirs: "checkpoint",
         write: |settings, draft| {
             if settings.recompute.contains(&Recompute::Selective) {
-                draft.instead(Field::Recompute, "those blocks are recomputed whole: less memory, more time");
+                draft
+                    .instead(Field::Recompute, "these blocks use full recomputation: less memory, more time");
             }
             let flags: Vec<_> =
                 settings.recompute.iter().map(|r| u32::from(*r != Recompute::None).to_string()).collect();
@@ -181,7 +186,7 @@ static ROWS: &[FieldMapping] = &[
                 1 => {
                     draft.refuse(
                         Field::ZeroStage,
-                        "data parallelism is ddp, zero2 or zero3",
+                        "it supports ddp, zero2 and zero3",
                         "plan with --zero 0, 2 or 3",
                     );
                     return;
@@ -201,9 +206,9 @@ static ROWS: &[FieldMapping] = &[
                 return Err(InputError::new(
                     "dp_types_enc",
                     own.len(),
-                    "shards some blocks, and plans shard all or none",
+                    "shards only some blocks, but plans shard all or none",
                 )
-                .hint("give 1 for all blocks, or 0 for all"));
+                .hint("use 1 for all blocks, or 0 for all"));
             }
             settings.zero_stage = match document.text("default_dp_type").as_deref() {
                 _ if zero3 => 3,
@@ -222,7 +227,7 @@ static ROWS: &[FieldMapping] = &[
                 draft.refuse(
                     Field::Shard,
                     "it shards over all data-parallel ranks",
-                    "plan with shard = the data degree",
+                    "plan with `--shard` equal to the data-parallel degree",
                 );
             }
         },

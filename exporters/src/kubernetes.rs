@@ -40,9 +40,9 @@ impl Exporter for Kubernetes {
         Err(InputError::new(
             "",
             "kubernetes",
-            "starts processes; how they split a model is in their own files",
+            "only starts processes; the trainer's own file holds the strategy",
         )
-        .hint("give the trainer's configuration with --from TRAINER"))
+        .hint("give the trainer's configuration with `--from TRAINER FILE`"))
     }
 }
 

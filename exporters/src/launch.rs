@@ -24,9 +24,9 @@ impl Machines {
             return Err(InputError::new(
                 "cluster.nodes",
                 format!("{sizes:?} devices"),
-                "have different numbers of devices, but launchers start as many processes on each node",
+                "must be the same on all nodes: launchers start the same number of processes on each",
             )
-            .hint("plan for nodes of one size"));
+            .hint("plan for nodes with the same number of devices"));
         }
         Ok(Self { nodes: cluster.node_count(), devices, gpus })
     }

@@ -228,16 +228,16 @@ pub struct Exported {
 const EVERYWHERE: [UnsupportedField; 3] = [
     instead(
         Field::Algorithms,
-        "the communication library chooses the algorithm of every collective, by its own measure",
+        "the communication library chooses the algorithm of every collective by itself",
     ),
     refuse(
         Field::Placement,
-        "ranks take devices in order",
-        "order the hosts that way and plan with allow.placements = [[]], or train with this program",
+        "rank r runs on device r",
+        "order the hosts accordingly and plan with allow.placements = [[]], or train with autodist",
     ),
     refuse(
         Field::BucketCodecs,
-        "all buckets of gradients travel in one form",
+        "all gradient buckets use the same codec",
         "plan with one codec in allow.codecs",
     ),
 ];
@@ -315,18 +315,18 @@ impl Imported {
         };
         let sum: u64 = stages.iter().map(|blocks| u64::from(*blocks)).sum();
         if sum != u64::from(blocks) {
-            let problem = format!("has {sum} blocks in all, but the model has {blocks}");
-            return wrong(problem, "give every block of the model to one stage");
+            let problem = format!("assigns {sum} blocks, but the model has {blocks}");
+            return wrong(problem, "assign every block of the model to exactly one stage");
         }
         let chunks = u64::from(*pipeline) * u64::from(*virtual_stages);
         if stages.len() as u64 != chunks {
             let problem = format!("has {} stages, but the pipeline has {chunks}", stages.len());
-            return wrong(problem, "list as many stages as pipeline ranks, or a multiple of them");
+            return wrong(problem, "list one stage per pipeline rank, or a multiple of that");
         }
         let key = self.keys(Field::Recompute).unwrap_or("recomputation");
         if self.known.contains(&Field::Recompute) && recompute.len() as u64 != sum {
-            let problem = format!("says it of {} blocks, but the model has {sum}", recompute.len());
-            return Err(InputError::new(key, "", problem).hint("say it once for each block"));
+            let problem = format!("has {} entries, but the model has {sum} blocks", recompute.len());
+            return Err(InputError::new(key, "", problem).hint("give one entry per block"));
         }
         Ok(())
     }
@@ -355,8 +355,8 @@ pub fn import(target: Target, text: &str, model: Option<ModelSpec>) -> Result<Im
     document.check_texts().map_err(spelled)?;
     let unread = document.unread();
     if unread.len() == document.entries().len() {
-        return Err(InputError::new("", "", format!("says nothing that {} would be told", target.name()))
-            .hint("give the file that the trainer is started with, or another trainer with --from"));
+        return Err(InputError::new("", "", format!("contains no setting of {}", target.name()))
+            .hint("give the configuration file of the trainer, or name another trainer with `--from`"));
     }
     Ok(Imported { settings, known, unread, keys })
 }

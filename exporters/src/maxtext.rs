@@ -120,11 +120,11 @@ const OPTIMIZER: OptimizerKeys =
 static LACKS: &[UnsupportedField] = &[
     refuse(
         Field::Stages,
-        "all stages hold as many blocks",
+        "all stages hold the same number of blocks",
         "plan with allow.uneven_stages = false and a --pp that divides the blocks",
     ),
-    instead(Field::BucketBytes, "the compiler groups what travels"),
-    refuse(Field::Gradients, "gradients travel as they are", "plan with allow.codecs = [\"none\"]"),
+    instead(Field::BucketBytes, "the compiler groups collectives"),
+    refuse(Field::Gradients, "it has no gradient compression", "plan with allow.codecs = [\"none\"]"),
     PARAMETERS_AS_THEY_ARE,
     ACTIVATIONS_AS_THEY_ARE,
 ];
@@ -152,15 +152,11 @@ static ROWS: &[FieldMapping] = &[
         write: |settings, draft| {
             let Some(model) = &settings.model else { return };
             let Positions::Rotary { theta } = model.positions else {
-                draft.refuse(
-                    Field::Model,
-                    LLAMA,
-                    "train a model with rotary positions, or export to megatron",
-                );
+                draft.refuse(Field::Model, LLAMA, "use a model with rotary positions, or export to megatron");
                 return;
             };
             if model.norm != Norm::RmsNorm || model.activation != Activation::SwiGlu || model.bias {
-                draft.refuse(Field::Model, LLAMA, "train a model of Llama's kind, or export to megatron");
+                draft.refuse(Field::Model, LLAMA, "use a Llama-type model, or export to megatron");
                 return;
             }
             draft.set("decoder_block", "llama2");
@@ -222,7 +218,7 @@ static ROWS: &[FieldMapping] = &[
             if settings.zero_stage == 2 {
                 draft.refuse(
                     Field::ZeroStage,
-                    "it shards the optimizer's state alone, or parameters as well",
+                    "it shards the optimizer state only, or also gradients and parameters",
                     "plan with --zero 0, 1 or 3",
                 );
             }
@@ -259,8 +255,8 @@ static ROWS: &[FieldMapping] = &[
             if settings.zero_stage == 1 && !settings.does_without(Field::Shard) {
                 draft.refuse(
                     Field::Shard,
-                    "the optimizer's state is sharded over all data-parallel ranks",
-                    "plan with shard = the data degree, or with --zero 3",
+                    "it shards the optimizer state over all data-parallel ranks",
+                    "plan with `--shard` equal to the data-parallel degree, or with --zero 3",
                 );
             }
         },
@@ -301,7 +297,7 @@ static ROWS: &[FieldMapping] = &[
             if settings.pipeline > 1 && settings.schedule != ScheduleKind::GPipe {
                 draft.instead(
                     Field::Schedule,
-                    "all micro-batches forward, then all backward: slower, and it needs more memory than planned",
+                    "it runs all forward passes, then all backward passes: slower, and with more memory than planned",
                 );
             }
         },
@@ -328,7 +324,7 @@ static ROWS: &[FieldMapping] = &[
             if !count.is_multiple_of(settings.pipeline) {
                 draft.refuse(
                     Field::MicroBatch,
-                    format!("{count} micro-batches are no multiple of {} stages", settings.pipeline),
+                    format!("{count} micro-batches are not a multiple of {} stages", settings.pipeline),
                     "plan with a smaller micro-batch or a larger global batch",
                 );
             }
@@ -355,10 +351,11 @@ static ROWS: &[FieldMapping] = &[
             let whole = sequences.round();
             if !(1.0..=f64::from(1 << 26)).contains(&whole) || (sequences - whole).abs() > 1e-6 * whole {
                 let problem = format!(
-                    "makes {sequences} sequences of {devices} devices and {steps} accumulation steps"
+                    "gives {sequences} sequences per step with {devices} devices and {steps} accumulation steps"
                 );
-                return Err(InputError::new("per_device_batch_size", per_device, problem)
-                    .hint("choose it so that a step has a whole number of sequences, at most 67108864"));
+                return Err(InputError::new("per_device_batch_size", per_device, problem).hint(
+                    "choose a value for which a step has a whole number of sequences, at most 67108864",
+                ));
             }
             settings.global_batch = whole as u32;
             let what = "num_pipeline_microbatches or gradient_accumulation_steps, x data-parallel ranks";
@@ -376,7 +373,7 @@ static ROWS: &[FieldMapping] = &[
             if settings.tensor > 1 && !settings.sequence_parallel {
                 draft.instead(
                     Field::SequenceParallel,
-                    "norms are divided along the sequence, too: less memory",
+                    "it also splits the norms along the sequence: less memory",
                 );
             }
         },
@@ -403,8 +400,12 @@ static ROWS: &[FieldMapping] = &[
                 "minimal" => Recompute::Selective,
                 "full" => Recompute::Full,
                 _ => {
-                    return Err(InputError::new("remat_policy", policy, "is none that plans have")
-                        .hint("give minimal_with_context (none), minimal (attention) or full"));
+                    return Err(InputError::new(
+                        "remat_policy",
+                        policy,
+                        "is not a policy that plans support",
+                    )
+                    .hint("use minimal_with_context (none), minimal (attention) or full"));
                 }
             };
             settings.recompute = vec![mode; settings.blocks() as usize];
@@ -480,7 +481,7 @@ static ROWS: &[FieldMapping] = &[
                 } else {
                     draft.instead(
                         Field::LearningRate,
-                        "its own warm-up: it takes a part of the steps, whose number was not given",
+                        "its default warm-up: it is a fraction of the steps, and their number was not given",
                     );
                 }
             }
@@ -492,8 +493,12 @@ static ROWS: &[FieldMapping] = &[
             let total_steps = document.count("learning_rate_schedule_steps")?.or(steps);
             let warmup = document.real("warmup_steps_fraction")?;
             if let Some(part) = warmup.filter(|part| !(0.0..=1.0).contains(part)) {
-                return Err(InputError::new("warmup_steps_fraction", part, "is not a fraction of the steps")
-                    .hint("give a number from 0 to 1"));
+                return Err(InputError::new(
+                    "warmup_steps_fraction",
+                    part,
+                    "expected a fraction of the steps",
+                )
+                .hint("use a number from 0 to 1"));
             }
             let rate = ReadRate {
                 peak: document.real("learning_rate")?,
@@ -538,4 +543,4 @@ static ROWS: &[FieldMapping] = &[
     },
 ];
 
-const LLAMA: &str = "this mapping is of models of Llama's kind: RMSNorm, SwiGLU, rotary positions, no biases";
+const LLAMA: &str = "only Llama-type models are supported: RMSNorm, SwiGLU, rotary positions, no biases";

@@ -221,7 +221,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             if settings.schedule == ScheduleKind::GPipe {
                 draft.refuse(
                     Field::Schedule,
-                    "Megatron runs 1F1B, or its interleaved form",
+                    "Megatron supports only 1F1B and interleaved 1F1B",
                     "plan with --schedule 1f1b",
                 );
             }
@@ -259,7 +259,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                         shown,
                         format!("leave {rest} layers for {between} stages"),
                     )
-                    .hint("write the stages as --pipeline-model-parallel-layout"));
+                    .hint("choose numbers that divide evenly, or write the stages as --pipeline-model-parallel-layout"));
                 }
                 settings.stages = vec![rest / between; chunks as usize];
                 if let (Some(first), Some(stage)) = (first, settings.stages.first_mut()) {
@@ -319,9 +319,9 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                     return Err(InputError::new(
                         "recompute-granularity",
                         other,
-                        "is none that Megatron knows",
+                        "is not a value of Megatron",
                     )
-                    .hint("give full or selective"));
+                    .hint("use full or selective"));
                 }
             };
             Ok(blocks > 0)
@@ -359,9 +359,9 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                     return Err(InputError::new(
                         "data-parallel-sharding-strategy",
                         other,
-                        "is none that Megatron knows",
+                        "is not a value of Megatron",
                     )
-                    .hint("give optim, optim_grads or optim_grads_params"));
+                    .hint("use optim, optim_grads or optim_grads_params"));
                 }
                 (false, _) => u8::from(distributed),
             };
@@ -405,16 +405,14 @@ pub(crate) static ROWS: &[FieldMapping] = &[
     FieldMapping {
         field: Field::Gradients,
         theirs: "grad-reduce-in-bf16",
-        write: |settings, draft| {
-            match settings.gradients {
+        write: |settings, draft| match settings.gradients {
             Codec::None => {}
             Codec::Bf16 => draft.set("grad-reduce-in-bf16", true),
             _ => draft.refuse(
                 Field::Gradients,
-                "gradients travel as fp32 or bf16",
-                "plan with allow.codecs = [\"none\", \"bf16\"], or export to torchtitan's or PyTorch's engine",
+                "gradients are reduced in fp32 or bf16",
+                "plan with allow.codecs = [\"none\", \"bf16\"], or train with `--engine torch`",
             ),
-        }
         },
         read: |document, settings| {
             let bf16 = document.flag("grad-reduce-in-bf16")?.unwrap_or(false);
@@ -428,9 +426,8 @@ pub(crate) static ROWS: &[FieldMapping] = &[
         write: |settings, draft| match settings.precision {
             Precision::Bf16 => draft.set("bf16", true),
             Precision::Fp32 => {}
-            Precision::Tf32 => {
-                draft.instead(Field::Precision, "fp32 by the flags; the script sets NVIDIA_TF32_OVERRIDE=1")
-            }
+            Precision::Tf32 => draft
+                .instead(Field::Precision, "the flags say fp32, and the script sets NVIDIA_TF32_OVERRIDE=1"),
         },
         read: |document, settings| {
             refuse_fp16(document, "fp16")?;
@@ -479,7 +476,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                 } else {
                     draft.instead(
                         Field::LearningRate,
-                        "min-lr is 0 unless you give it: the peak was not given",
+                        "min-lr keeps its default of 0, because the peak was not given",
                     );
                 }
             }

@@ -97,7 +97,7 @@ impl Exporter for MegatronBridge {
         let command = format!("{} \"$RECIPE\"", job.machines.torchrun());
         let arguments = ["--config-file \"$(dirname \"$0\")/megatron-bridge.yaml\"".to_owned()];
         let mut overrides = format!(
-            "# world size {}: data parallelism is what the other degrees leave of it\n",
+            "# world size {}: data parallelism takes what the other degrees leave\n",
             job.machines.devices()
         );
         overrides += &nested.yaml();
@@ -132,7 +132,7 @@ impl Exporter for MegatronBridge {
 }
 
 static LACKS: &[UnsupportedField] = &[
-    instead(Field::Model, "the recipe builds the model: start it with the recipe of this one"),
+    instead(Field::Model, "the recipe builds the model: use the recipe of this model"),
     PARAMETERS_AS_THEY_ARE,
     ACTIVATIONS_AS_THEY_ARE,
 ];

@@ -99,9 +99,9 @@ const OPTIMIZER: OptimizerKeys = OptimizerKeys {
 };
 
 static LACKS: &[UnsupportedField] = &[
-    refuse(Field::VirtualStages, "pipelines have one stage a rank", "plan with --vpp 1"),
-    instead(Field::Stages, "it divides the blocks by their cost, as evenly as it can"),
-    refuse(Field::Gradients, "gradients travel as they are", "plan with allow.codecs = [\"none\"]"),
+    refuse(Field::VirtualStages, "it runs one stage per pipeline rank", "plan with --vpp 1"),
+    instead(Field::Stages, "it splits the blocks by its own cost model, as evenly as possible"),
+    refuse(Field::Gradients, "it has no gradient compression", "plan with allow.codecs = [\"none\"]"),
     PARAMETERS_AS_THEY_ARE,
     ACTIVATIONS_AS_THEY_ARE,
 ];
@@ -117,16 +117,12 @@ static ROWS: &[FieldMapping] = &[
         write: |settings, draft| {
             let Some(model) = &settings.model else { return };
             let Positions::Rotary { theta } = model.positions else {
-                draft.refuse(
-                    Field::Model,
-                    LLAMA,
-                    "train a model with rotary positions, or export to megatron",
-                );
+                draft.refuse(Field::Model, LLAMA, "use a model with rotary positions, or export to megatron");
                 return;
             };
             let llama = model.norm == Norm::RmsNorm && model.activation == Activation::SwiGlu && !model.bias;
             if !llama || model.head_dim.saturating_mul(model.heads) != model.hidden {
-                draft.refuse(Field::Model, LLAMA, "train a model of Llama's kind, or export to megatron");
+                draft.refuse(Field::Model, LLAMA, "use a Llama-type model, or export to megatron");
                 return;
             }
             draft.set("model.init_method.std", 0.02);
@@ -252,7 +248,7 @@ static ROWS: &[FieldMapping] = &[
             if settings.zero_stage > 1 {
                 draft.refuse(
                     Field::ZeroStage,
-                    "it shards the optimizer's state at most",
+                    "it shards only the optimizer state",
                     "plan with --zero 0 or 1",
                 );
             }
@@ -272,7 +268,7 @@ static ROWS: &[FieldMapping] = &[
                 draft.refuse(
                     Field::Shard,
                     "it shards over all data-parallel ranks",
-                    "plan with shard = the data degree",
+                    "plan with `--shard` equal to the data-parallel degree",
                 );
             }
         },
@@ -366,7 +362,7 @@ static ROWS: &[FieldMapping] = &[
                 } else {
                     draft.instead(
                         Field::LearningRate,
-                        "min_decay_lr is the peak unless you give it: the peak was not given",
+                        "min_decay_lr defaults to the peak, because the peak was not given",
                     );
                 }
             }
@@ -414,7 +410,7 @@ static ROWS: &[FieldMapping] = &[
     },
 ];
 
-const LLAMA: &str = "it trains models of Llama's kind: RMSNorm, SwiGLU, rotary positions, no biases";
+const LLAMA: &str = "it supports only Llama-type models: RMSNorm, SwiGLU, rotary positions, no biases";
 
 fn config(name: &str) -> String {
     format!("model.model_config.{name}")

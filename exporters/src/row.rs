@@ -102,22 +102,22 @@ pub const fn instead(field: Field, what: &'static str) -> UnsupportedField {
 
 pub const PARAMETERS_AS_THEY_ARE: UnsupportedField = refuse(
     Field::Parameters,
-    "gathered parameters travel in the training's precision",
-    "plan without parameter_codecs",
+    "parameters are gathered in the training precision",
+    "remove allow.parameter_codecs and plan again",
 );
 
 pub const ACTIVATIONS_AS_THEY_ARE: UnsupportedField = refuse(
     Field::Activations,
-    "activations travel in the training's precision",
-    "plan without activation_codecs",
+    "activations are sent in the training precision",
+    "remove allow.activation_codecs and plan again",
 );
 
 /// A trainer without pipelines.
 pub const NO_PIPELINE: [UnsupportedField; 4] = [
-    refuse(Field::Pipeline, "there are no pipelines in its configuration", "plan with --pp 1"),
-    refuse(Field::VirtualStages, "there are no pipelines in its configuration", "plan with --pp 1"),
-    refuse(Field::Schedule, "there are no pipelines in its configuration", "plan with --pp 1"),
-    refuse(Field::Stages, "there are no pipelines in its configuration", "plan with --pp 1"),
+    refuse(Field::Pipeline, "its configuration has no pipeline parallelism", "plan with --pp 1"),
+    refuse(Field::VirtualStages, "its configuration has no pipeline parallelism", "plan with --pp 1"),
+    refuse(Field::Schedule, "its configuration has no pipeline parallelism", "plan with --pp 1"),
+    refuse(Field::Stages, "its configuration has no pipeline parallelism", "plan with --pp 1"),
 ];
 
 /// A row for a value under one key, that `$read` of a document finds.
@@ -292,8 +292,8 @@ impl ReadRate {
 /// If the key is true.
 pub fn refuse_fp16(document: &Document, key: &str) -> Result<(), InputError> {
     if document.flag(key)?.unwrap_or(false) {
-        return Err(InputError::new(key, "true", "is an arithmetic that plans do not have")
-            .hint("give bf16, which takes as long"));
+        return Err(InputError::new(key, "true", "is not a precision that plans support")
+            .hint("use bf16, which takes the same time"));
     }
     Ok(())
 }
@@ -301,7 +301,7 @@ pub fn refuse_fp16(document: &Document, key: &str) -> Result<(), InputError> {
 /// Where a trainer has no setting for tf32.
 pub fn note_tf32(settings: &Settings, draft: &mut Draft) {
     if settings.precision == Precision::Tf32 {
-        draft.instead(Field::Precision, "fp32 in these files; set NVIDIA_TF32_OVERRIDE=1 for the processes");
+        draft.instead(Field::Precision, "these files say fp32; set NVIDIA_TF32_OVERRIDE=1 for the processes");
     }
 }
 

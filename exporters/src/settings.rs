@@ -139,7 +139,7 @@ pub struct Settings {
     pub sequence_parallel: bool,
     /// Blocks of every model chunk, in the order of the chain.
     pub stages: Vec<u32>,
-    /// Of every block.
+    /// Recomputation of every block.
     pub recompute: Vec<Recompute>,
     pub precision: Precision,
     pub optimizer: Optimizer,
@@ -154,12 +154,13 @@ pub struct Settings {
     pub bucket_codecs: usize,
     pub parameters: Codec,
     pub activations: Codec,
-    /// Of tensor collectives, gathers and reductions.
+    /// Algorithms of tensor-parallel collectives, all-gathers and reductions.
     pub algorithms: [Algorithm; 3],
     pub placement: Vec<u32>,
     /// Steps between checkpoints; absent where nobody asked for them.
     pub checkpoint_interval: Option<u32>,
-    /// The hyperparameters that somebody gave; values of the others are built-in defaults, and are neither written nor taken.
+    /// The hyperparameters that somebody gave; values of the others are built-in defaults, and are neither written nor
+    /// taken.
     #[serde(skip)]
     pub given: BTreeSet<Hyperparameter>,
 }
@@ -291,7 +292,7 @@ impl Settings {
         [self.data, self.tensor, self.pipeline, self.context]
     }
 
-    /// Of a plan, whose degrees have been checked.
+    /// Devices of a plan whose degrees were checked.
     pub fn devices(&self) -> u32 {
         self.degrees().iter().fold(1, |product: u32, degree| product.saturating_mul(*degree))
     }

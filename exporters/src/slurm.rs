@@ -39,7 +39,7 @@ impl Exporter for Slurm {
         let _ = writeln!(
             text,
             "#SBATCH --exclusive\n#SBATCH --output=%x-%j.out\n\n{}\
-             # Submit it in this folder, which every node must see: sbatch {JOB}\nset -euo pipefail",
+             # Submit it in this folder, which every node must be able to read: sbatch {JOB}\nset -euo pipefail",
             comment(&format!("{} as planned: {}", job.plan.model.name, job.plan.strategy.label()))
         );
         text += "MASTER_ADDR=$(scontrol show hostnames \"$SLURM_JOB_NODELIST\" | head -n 1)\nexport MASTER_ADDR\n";
@@ -70,8 +70,8 @@ impl Exporter for Slurm {
     }
 
     fn parse(&self, _: &str) -> Result<Document, InputError> {
-        Err(InputError::new("", "slurm", "starts processes; how they split a model is in their own files")
-            .hint("give the trainer's configuration with --from TRAINER"))
+        Err(InputError::new("", "slurm", "only starts processes; the trainer's own file holds the strategy")
+            .hint("give the trainer's configuration with `--from TRAINER FILE`"))
     }
 }
 

@@ -9,13 +9,16 @@ use autodist_spec::{InputError, Recompute};
 pub fn uniform_recompute(settings: &Settings, draft: &mut Draft, selective: bool) -> Recompute {
     let most = settings.recompute.iter().copied().max().unwrap_or_default();
     if most == Recompute::Selective && !selective {
-        draft.instead(Field::Recompute, "every block is recomputed whole: less memory, more time");
+        draft.instead(Field::Recompute, "every block uses full recomputation: less memory, more time");
         return Recompute::Full;
     }
     if settings.recompute.iter().any(|r| *r != most) {
         draft.instead(
             Field::Recompute,
-            format!("{} on every block, as there is no way to say some: less memory, more time", most.name()),
+            format!(
+                "{} on every block, because it cannot be set for single blocks: less memory, more time",
+                most.name()
+            ),
         );
     }
     most
@@ -67,11 +70,11 @@ pub fn blocks_of_layout(text: &str) -> Result<Vec<u32>, InputError> {
             .hint("write E for the embedding, t for a block, L for the head, | between stages: Et*7|t*9,L")
     };
     let flat = expand(&text.chars().filter(|c| !c.is_whitespace()).collect::<Vec<_>>(), 0)
-        .ok_or_else(|| wrong("has brackets or a factor that make no sense"))?;
+        .ok_or_else(|| wrong("has brackets or a factor that cannot be parsed"))?;
     flat.split('|')
         .map(|chunk| {
             if chunk.chars().any(|c| !"EtL".contains(c)) {
-                return Err(wrong("holds layers that a plan has no name for"));
+                return Err(wrong("contains layers that plans do not support"));
             }
             Ok(chunk.chars().filter(|c| *c == 't').count() as u32)
         })

@@ -50,7 +50,7 @@ impl Exporter for Torchtitan {
         let mut setup = vec![match shipped(&job.plan.model) {
             Some((_, setup)) => *setup,
             None => {
-                ": \"${MODULE:?module of torchtitan.models that has the planned model, such as llama3}\" \
+                ": \"${MODULE:?module of torchtitan.models with the planned model, e.g. llama3}\" \
                  \"${CONFIG:?its configuration of the planned model, a function in the config_registry of that module}\""
             }
         }];
@@ -87,7 +87,7 @@ impl Exporter for Torchtitan {
         let mut document = Document::of_flags(&flags)?;
         if let Some(parts) = parts {
             let value: serde_json::Value = serde_json::from_str(parts).map_err(|error| {
-                InputError::new("PARTS", parts, format!("is not a list of lists of names: {error}")).hint(
+                InputError::new("PARTS", parts, format!("expected a list of lists of names: {error}")).hint(
                     "write it as [[\"tok_embeddings\", \"layers.0\"], [\"layers.1\", \"norm\", \"lm_head\"]]",
                 )
             })?;
@@ -129,13 +129,16 @@ fn module(parts: &serde_json::Value) -> String {
 }
 
 static LACKS: &[UnsupportedField] = &[
-    instead(Field::Model, "the function that MODULE and CONFIG name builds the model: give this one's"),
+    instead(
+        Field::Model,
+        "the function given by MODULE and CONFIG builds the model: give the one of this model",
+    ),
     refuse(
         Field::Gradients,
-        "gradients travel as fp32",
+        "gradients are reduced in fp32",
         "plan with allow.codecs = [\"none\"], or train with `--engine torch`",
     ),
-    instead(Field::BucketBytes, "a bucket is a block with FSDP, and 100 MB with DDP"),
+    instead(Field::BucketBytes, "one bucket per block with FSDP; buckets of 100 MB with DDP"),
     PARAMETERS_AS_THEY_ARE,
     ACTIVATIONS_AS_THEY_ARE,
 ];
@@ -204,9 +207,9 @@ static ROWS: &[FieldMapping] = &[
                     return Err(InputError::new(
                         "parallelism.fsdp_reshard_after_forward",
                         other,
-                        "is no policy",
+                        "is not a policy of torchtitan",
                     )
-                    .hint("give default, always or never"));
+                    .hint("use default, always or never"));
                 }
             };
             Ok(true)
@@ -273,9 +276,9 @@ static ROWS: &[FieldMapping] = &[
                     return Err(InputError::new(
                         "parallelism.pipeline_parallel_schedule",
                         other,
-                        "is not in this release's space",
+                        "is not a schedule that plans support",
                     )
-                    .hint("give GPipe, 1F1B or Interleaved1F1B"));
+                    .hint("use GPipe, 1F1B or Interleaved1F1B"));
                 }
             };
             Ok(true)
@@ -341,7 +344,7 @@ static ROWS: &[FieldMapping] = &[
                 draft.set(RECOMPUTE, "selective");
                 draft.instead(
                     Field::Recompute,
-                    "its own selection: it keeps the results of matrix products, and recomputes the rest",
+                    "its own selection: it keeps the results of GEMMs and recomputes the rest",
                 );
             }
             Recompute::Full => draft.set(RECOMPUTE, "full"),
@@ -354,8 +357,8 @@ static ROWS: &[FieldMapping] = &[
                 Some("selective") => Recompute::Selective,
                 Some("full") => Recompute::Full,
                 Some(other) => {
-                    return Err(InputError::new(RECOMPUTE, other, "is no mode that plans have")
-                        .hint("give none, selective or full"));
+                    return Err(InputError::new(RECOMPUTE, other, "is not a mode that plans support")
+                        .hint("use none, selective or full"));
                 }
             };
             settings.recompute = vec![mode; blocks];
@@ -389,7 +392,7 @@ static ROWS: &[FieldMapping] = &[
             }
             Optimizer::Sgd { .. } => draft.refuse(
                 Field::Optimizer,
-                "optimizers are AdamW and Muon",
+                "it supports only AdamW and Muon",
                 "train with adamw, or export to deepspeed or transformers",
             ),
         },

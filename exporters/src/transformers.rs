@@ -61,26 +61,26 @@ static LACKS: &[UnsupportedField] = &[
     NO_PIPELINE[3],
     PARAMETERS_AS_THEY_ARE,
     ACTIVATIONS_AS_THEY_ARE,
-    refuse(Field::Expert, "expert parallelism is not in its training arguments", "plan with --ep 1"),
+    refuse(Field::Expert, "its training arguments have no expert parallelism", "plan with --ep 1"),
     refuse(
         Field::SequenceParallel,
-        "its tensor parallelism keeps whole sequences, which needs more memory than planned",
+        "it has no sequence parallelism, so activations need more memory than planned",
         "plan with allow.sequence_parallel = [false]",
     ),
     refuse(
         Field::Gradients,
-        "communication hooks are not in its training arguments",
+        "its training arguments have no communication hooks",
         "plan with allow.codecs = [\"none\"], or train with `--engine torch`",
     ),
     instead(Field::Model, "the training script builds the model"),
-    instead(Field::Data, "accelerate.yaml, which is written beside, says it"),
-    instead(Field::Tensor, "accelerate.yaml, which is written beside, says it"),
-    instead(Field::Context, "accelerate.yaml, which is written beside, says it"),
-    instead(Field::Shard, "accelerate.yaml, which is written beside, says it"),
-    instead(Field::SeqLen, "the training script cuts sequences"),
+    instead(Field::Data, "set in accelerate.yaml, which is written to the same folder"),
+    instead(Field::Tensor, "set in accelerate.yaml, which is written to the same folder"),
+    instead(Field::Context, "set in accelerate.yaml, which is written to the same folder"),
+    instead(Field::Shard, "set in accelerate.yaml, which is written to the same folder"),
+    instead(Field::SeqLen, "the training script sets the sequence length"),
     instead(
         Field::BucketBytes,
-        "a bucket is a block with FSDP; with DDP it is ddp_bucket_cap_mb's default, 25 MB",
+        "one bucket per block with FSDP; buckets of 25 MB with DDP, the default of ddp_bucket_cap_mb",
     ),
 ];
 
@@ -171,8 +171,8 @@ static ROWS: &[FieldMapping] = &[
                 let arguments = document.text("optim_args").unwrap_or_default();
                 let momentum = arguments.split(',').find_map(|part| part.trim().strip_prefix("momentum="));
                 let wrong = || {
-                    InputError::new("optim_args", &arguments, "has a momentum that is not a number")
-                        .hint("write momentum=0.9")
+                    InputError::new("optim_args", &arguments, "expected momentum as a number")
+                        .hint("write it as momentum=0.9")
                 };
                 let momentum = momentum.map(|text| text.parse().map_err(|_| wrong())).transpose()?;
                 settings.give(Hyperparameter::Momentum, momentum.is_some());
@@ -180,9 +180,8 @@ static ROWS: &[FieldMapping] = &[
             } else if kind.starts_with("adamw") {
                 OPTIMIZER.read_adam(document, settings, [0.9, 0.999, 1e-8, 0.0])?
             } else {
-                return Err(InputError::new("optim", kind, "is none that plans have").hint(
-                    "plans know adamw_torch and sgd; a plan's memory is that of its optimizer's state",
-                ));
+                return Err(InputError::new("optim", kind, "is not an optimizer that plans support")
+                    .hint("use adamw_torch or sgd: a plan's memory depends on the optimizer state"));
             };
             Ok(true)
         },

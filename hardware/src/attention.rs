@@ -58,9 +58,9 @@ impl Attention {
 /// What flash attention depends on beyond the data sheet.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct AttentionBase {
-    /// Of the whole kernel, seconds.
+    /// Seconds per kernel.
     pub launch: f64,
-    /// Of each tile, seconds.
+    /// Seconds per tile.
     pub tile: f64,
     /// Part of a processor's rate.
     pub rate: f64,

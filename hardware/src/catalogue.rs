@@ -14,7 +14,7 @@ pub struct NodeShape {
     pub devices: u32,
     /// Network cards.
     pub nics: u32,
-    /// Of each card, one direction.
+    /// Rate of each card in one direction.
     pub nic_bytes_per_s: BytesPerSecond,
     pub fabric: String,
     pub source: String,
@@ -25,7 +25,7 @@ pub struct NodeShape {
 #[serde(deny_unknown_fields)]
 pub struct Fabric {
     pub name: String,
-    /// Of one message between two nodes.
+    /// Latency of one message between two nodes.
     pub latency_s: Seconds,
     /// Part of the cards' rate that large collectives reach.
     pub efficiency: f64,
@@ -97,9 +97,8 @@ impl Catalogue {
     /// # Errors
     /// An unknown name; names the closest.
     pub fn device(&self, name: &str) -> Result<&DeviceFigures, InputError> {
-        find("device", name, &self.devices, |device| &device.name).map_err(|error| {
-            error.hint("`autodist catalog` lists the devices; --devices adds those of a file")
-        })
+        find("device", name, &self.devices, |device| &device.name)
+            .map_err(|error| error.hint("`autodist catalog` lists the devices; `--devices FILE` adds more"))
     }
 
     /// # Errors

@@ -32,13 +32,13 @@ impl GroupShape {
 /// Between nodes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct InterNodeNetwork {
-    /// Of one node's cards together, one direction.
+    /// Rate of all cards of a node together, in one direction.
     pub node_rate: BytesPerSecond,
     /// Cards of one node: a device alone uses its own card only, or its part of one.
     pub nics: u32,
     /// Devices of one node.
     pub devices: u32,
-    /// Of one message.
+    /// Latency of one message.
     pub latency: Seconds,
     /// Part of the rate that large collectives reach.
     pub efficiency: f64,
@@ -54,17 +54,17 @@ pub struct Interconnect {
     scale: f64,
     bus: Option<&'static BusRates>,
     own: bool,
-    /// Of predictions for links that are not the measured ones.
+    /// Spread of predictions for links that were not measured.
     spread: f64,
     network: Option<InterNodeNetwork>,
 }
 
-/// Spread of predictions for NVLink and its kin of devices that were not measured, and for nodes whose bus rate was: each
-/// measured device, told from the others, lies within it (two thirds of an A100's collectives, the furthest).
+/// Spread of predictions for NVLink and its kin of devices that were not measured, and for nodes whose bus rate was:
+/// each measured device, told from the others, lies within it (two thirds of an A100's collectives, the furthest).
 const OTHER_LINKS: f64 = 0.25;
 
-/// The same for PCI Express, where servers differ by a factor of two and more: what an L40S's says of an RTX PRO 6000's, and
-/// the other way round.
+/// Spread for PCI Express, where servers differ by a factor of two and more: from an L40S's link to an RTX PRO 6000's,
+/// and the other way round.
 const OTHER_SERVERS: f64 = 1.0;
 
 impl Interconnect {
@@ -88,9 +88,9 @@ impl Interconnect {
         Ok(Self::of_device(device, KernelParameters::shipped()).with_network(network))
     }
 
-    /// The links of a cluster file: those within nodes by what was measured of the device's kind, at the file's rate. Each
-    /// device is taken to have a card of its own where the file does not count them, and the network to be like InfiniBand
-    /// of this catalogue where it gives no latency; [`Self::with_network`] says otherwise.
+    /// The links of a cluster file: those within nodes by what was measured of the device's kind, at the file's rate.
+    /// Each device is taken to have a card of its own where the file does not count them, and the network to be like
+    /// InfiniBand of this catalogue where it gives no latency; [`Self::with_network`] says otherwise.
     ///
     /// # Errors
     /// A device that the catalogue does not know, in nodes whose devices nothing joins.
@@ -105,9 +105,9 @@ impl Interconnect {
                 return Err(InputError::new(
                     "nodes[0].link",
                     "",
-                    "is missing, and the catalogue has no such device",
+                    "is missing, and the catalogue does not have this device",
                 )
-                .hint("add link = { bytes_per_s = … }"));
+                .hint("add link = { bytes_per_s = … } to the cluster file"));
             }
             (None, rate) => DeviceFigures {
                 name: group.device.name.clone(),
@@ -160,7 +160,8 @@ impl Interconnect {
                 .find(|known| known.name == entry.device)
                 .map_or(figures.link_bytes_per_s, |known| known.link_bytes_per_s)
         };
-        // What PCI Express carries is most of all the host's affair: the server that makes most of it stands for others.
+        // What PCI Express carries is most of all the host's affair: the server that makes most of it stands for
+        // others.
         let reached = |entry: &CollectiveParameters| entry.curve.bytes_per_s / links(entry).0;
         let chosen = match (own, switched) {
             (true, _) | (_, true) => nearest(figures, alike, |entry| &entry.device).map(|(entry, _)| entry),
@@ -192,7 +193,8 @@ impl Interconnect {
         self.network.as_ref()
     }
 
-    /// Of floats. A group of one rank takes no time; one over several nodes without a network is priced as of one node.
+    /// Price of a collective on floats. A group of one rank takes no time; a group over several nodes without a network
+    /// is priced as in one node.
     pub fn collective(&self, kind: Collective, bytes: Bytes, group: GroupShape) -> PredictedTime {
         if group.ranks() < 2 {
             return PredictedTime::new(0.0, 0.0, Provenance::Interpolated);

@@ -123,9 +123,9 @@ impl DeviceModel {
             InputError::new(
                 format!("nodes[0].device.{field}"),
                 "",
-                "is missing, and the catalogue has no such device",
+                "is missing, and the catalogue does not have this device",
             )
-            .hint("give it in the cluster's file, or name a device that `autodist catalog` lists")
+            .hint("add it to the cluster file, or use a device that `autodist catalog` lists")
         };
         let mut figures = match catalogue.device(&device.name) {
             Ok(known) => known.clone(),

@@ -11,8 +11,8 @@ pub(crate) struct Chip {
     pub processors: f64,
     /// Operations per second of all processors at their peak.
     pub peak: f64,
-    /// Operations per second of one processor of which efficiencies are parts: its peak, or more or less where the device
-    /// runs with efficiencies of another.
+    /// Operations per second of one processor of which efficiencies are parts: its peak, or more or less where the
+    /// device runs with efficiencies of another.
     pub processor_rate: f64,
     pub memory_rate: f64,
     pub operand_bytes: f64,
@@ -22,11 +22,11 @@ pub(crate) struct Chip {
 /// What it depends on beyond that.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct GemmBase {
-    /// Of the whole kernel, seconds.
+    /// Seconds per kernel.
     pub launch: f64,
-    /// Of each wave of tiles, seconds.
+    /// Seconds per wave of tiles.
     pub wave: f64,
-    /// Part of the memory's rate.
+    /// Fraction of the memory's rate.
     pub memory: f64,
     /// How much of a wave that is not full is lost: 1 all of it, 0 nothing.
     pub quantisation: f64,

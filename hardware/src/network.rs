@@ -22,15 +22,15 @@ const PROTOCOLS: [Protocol; 3] = [
     Protocol { ring: [8.4, 3.4, 14.0], tree: [8.4, 4.0, 14.0], rate: 1.0 },
 ];
 
-/// Of one message of an all-to-all beyond the first, seconds: what a card needs to post it. Assumed.
+/// Seconds per message of an all-to-all after the first: the time that a card needs to post it. Assumed.
 const MESSAGE: f64 = 1e-6;
 
 /// Measured networks differ by this much from their cards' rates (collectives between nodes that were published).
 const SPREAD: f64 = 0.3;
 
 impl InterNodeNetwork {
-    /// Bytes per second that one of `sharing` equal groups gets out of a node where it has `per_node` ranks: its part of
-    /// all cards, and no more than the cards of its own devices, or those that its rings use.
+    /// Bytes per second that one of `sharing` equal groups gets out of a node where it has `per_node` ranks: its part
+    /// of all cards, and no more than the cards of its own devices, or those that its rings use.
     fn group_rate(&self, per_node: u32, sharing: u32) -> f64 {
         let whole = self.node_rate.0 * self.efficiency;
         let (nics, devices) = (f64::from(self.nics.max(1)), f64::from(self.devices.max(1)));

@@ -12,8 +12,8 @@ use std::sync::LazyLock;
 /// Steps of the tables' logarithms in the file.
 pub(crate) const QUANTUM: f64 = 0.005;
 
-/// What was fitted to measured kernels of some devices. Within the points of its tables it interpolates; beyond them the
-/// correction at their ends stays and the physical model goes on.
+/// What was fitted to measured kernels of some devices. Within the points of its tables it interpolates; beyond them
+/// the correction at their ends stays and the physical model goes on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KernelParameters {
@@ -33,13 +33,13 @@ pub struct KernelParameters {
 pub(crate) struct GemmParameters {
     pub device: String,
     pub dtype: Dtype,
-    /// Of measurements left out of a fit like this one: two thirds are nearer.
+    /// Spread of measurements that were left out of such a fit: two thirds of them are within it.
     pub spread: f64,
-    /// The same of sizes between the tables' points.
+    /// Spread of sizes between the points of the tables.
     pub spread_between: f64,
     /// The fastest kernel that was seen, seconds.
     pub shortest_s: f64,
-    /// Part of the memory's rate that products reach which do little else than read and write.
+    /// Fraction of the memory's rate that memory-bound GEMMs reach.
     pub stream: f64,
     pub launch_s: f64,
     pub wave_s: f64,
@@ -73,8 +73,8 @@ pub(crate) struct Tables(pub Corrections);
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct TablesText {
-    /// The points of the first size, the second and the third: `m`, `n`, `k` of products; of attention the sequence, the
-    /// batch's heads, the batch's heads of keys.
+    /// The points of the first size, the second and the third: `m`, `n`, `k` of products; of attention the sequence,
+    /// the batch's heads, the batch's heads of keys.
     points: [Vec<f64>; 3],
     coarse: [Vec<f64>; 3],
     xy: String,

@@ -56,7 +56,7 @@ fn exposed(estimate: &Estimate, kind: Coded) -> f64 {
     seconds.0.max(0.0)
 }
 
-/// Of a codec that the job does not fit: the plan stays as it is.
+/// Verdict on a codec that the job does not allow: the plan is not changed.
 fn refused(codec: Codec, kind: Coded, dense: &Way, reason: String) -> CodecVerdict {
     let time = dense.estimate.step_time_s;
     CodecVerdict {
@@ -115,10 +115,14 @@ fn verdict(codec: Codec, kind: Coded, dense: &Way, coded: &Way) -> CodecVerdict 
             seconds(coded.summary.coding_s)
         )
     } else if exposed < NOTHING * before.0 {
-        format!("{} are hidden behind compute already: {} of {before} exposed", kind.name(), seconds(exposed))
+        format!(
+            "{} already overlap with compute: only {} of {before} are exposed",
+            kind.name(),
+            seconds(exposed)
+        )
     } else if coded.summary.coding_s + coded.summary.wire_s >= dense.summary.wire_s {
         format!(
-            "coding takes {}, more than the {} that {ratio:.1} times fewer bytes save",
+            "coding takes {}, which is more than the {} that sending {ratio:.1} times fewer bytes saves",
             seconds(coded.summary.coding_s),
             seconds((dense.summary.wire_s - coded.summary.wire_s).max(0.0))
         )
@@ -126,11 +130,11 @@ fn verdict(codec: Codec, kind: Coded, dense: &Way, coded: &Way) -> CodecVerdict 
         match required {
             Some(required) => {
                 format!(
-                    "needs a ratio of {required:.1} to be hidden; it reaches {ratio:.1}, and the step gains nothing"
+                    "hiding it needs a compression ratio of {required:.1}; it reaches {ratio:.1}, and the step gets no shorter"
                 )
             }
             None => format!(
-                "its coding ({}) outlasts what compute can hide ({}): no ratio would be enough",
+                "its coding ({}) takes longer than compute can hide ({}), so no compression ratio is enough",
                 seconds(coded.summary.coding_s),
                 seconds(window)
             ),

@@ -149,11 +149,11 @@ fn larger_memory(cluster: &Cluster, factor: f64) -> Cluster {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} takes {} a step", self.label, self.step_time_s)?;
+        writeln!(f, "{} takes {} per step", self.label, self.step_time_s)?;
         if self.caution_s > Seconds::ZERO {
             writeln!(
                 f,
-                "  {} of its work is caution: segments not known to ±25 % are priced at the top of their intervals",
+                "  {} of that is a safety margin: segments not known to ±25 % are priced at the top of their intervals",
                 self.caution_s
             )?;
         }
@@ -167,16 +167,16 @@ impl fmt::Display for Explanation {
             writeln!(f, "against {label}\n  {verdict}")?;
         }
         if !self.alternatives.is_empty() {
-            writeln!(f, "why not")?;
+            writeln!(f, "why not the alternatives")?;
         }
         for (label, reason) in &self.alternatives {
             writeln!(f, "  {label}: {reason}")?;
         }
-        write!(f, "what if there were")?;
+        write!(f, "with different hardware")?;
         for what_if in &self.what_ifs {
             let plan = if what_if.same_plan { "the same plan".to_owned() } else { what_if.label.clone() };
             let WhatIf { change, step_time_s, speedup, .. } = what_if;
-            write!(f, "\n  {change}: {plan}, {step_time_s} a step ({speedup:.2} times as fast)")?;
+            write!(f, "\n  {change}: {plan}, {step_time_s} per step ({speedup:.2} times as fast)")?;
         }
         Ok(())
     }

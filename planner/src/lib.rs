@@ -175,8 +175,11 @@ impl<'a> Planner<'a> {
         self.costs.check(self.model, self.job)?;
         if !self.cluster.homogeneous() {
             return Err(Unpriced {
-                what: format!("`{}` has nodes of more than one kind", self.cluster.name),
-                hint: "plan for the nodes of one kind".to_owned(),
+                what: format!(
+                    "`{}` has nodes of different kinds, which the planner does not support",
+                    self.cluster.name
+                ),
+                hint: "describe a cluster of only one kind of node, and plan for that".to_owned(),
                 doubted: false,
             });
         }
@@ -222,7 +225,7 @@ impl<'a> Planner<'a> {
 /// Numbers of a profile that are each in range may add up to a plan that nobody could read again.
 fn believable(plan: &Plan) -> Result<(), Unpriced> {
     plan.check().map_err(|error| Unpriced {
-        what: format!("the profile's numbers give a plan beyond all measure: {error}"),
+        what: format!("the profile's numbers lead to a plan with values out of range: {error}"),
         hint: "measure again with `autodist profile --fresh`".to_owned(),
         doubted: false,
     })

@@ -1,11 +1,12 @@
 //! Which device each rank goes on: placements that load the links least.
 //!
-//! For each kind of traffic (tensor groups, gradients, replicas, activations) a placement has the time of its most loaded
-//! link; a link's load is all of that kind that crosses it. How much of which kind a step can hide is for the simulation
-//! to say, so what is looked for are the placements that no other beats in every kind: whatever a step makes of the loads, as
-//! long as more is never better, the best is among them. Up to [`EXACT`] ranks they are found by branch and bound: a part of
-//! the ranks never loads a link more than all of them. Beyond, swaps improve what filling the nodes in order gives, and a
-//! bound says how far from the least load that can be. The few are then priced like any other choice.
+//! For each kind of traffic (tensor groups, gradients, replicas, activations) a placement has the time of its most
+//! loaded link; a link's load is all of that kind that crosses it. How much of which kind a step can hide is for the
+//! simulation to say, so what is looked for are the placements that no other beats in every kind: whatever a step makes
+//! of the loads, as long as more is never better, the best is among them. Up to [`EXACT`] ranks they are found by
+//! branch and bound: a part of the ranks never loads a link more than all of them. Beyond, swaps improve what filling
+//! the nodes in order gives, and a bound says how far from the least load that can be. The few are then priced like any
+//! other choice.
 
 use crate::communication::interchangeable;
 use autodist_program::{Flows, Program};
@@ -142,7 +143,7 @@ pub(crate) struct Placements {
     pub list: Vec<Vec<u32>>,
     loads: Vec<Loads>,
     exact: bool,
-    /// Of the sum of the loads.
+    /// Lower bound of the sum of the loads.
     bound: f64,
 }
 
@@ -278,8 +279,8 @@ fn improved(ground: &Ground<'_>, shape: &Shape, mut placed: Vec<u32>, weights: &
     placed
 }
 
-/// No placement loads the links less in sum: of every ring that is larger than the largest node, as many edges as it spans nodes at least
-/// leave one, over all uplinks together.
+/// No placement loads the links less in sum: of every ring that is larger than the largest node, as many edges as it
+/// spans nodes at least leave one, over all uplinks together.
 fn bound(ground: &Ground<'_>, shape: &Shape) -> f64 {
     let largest = ground.room.iter().map(Vec::len).max().unwrap_or(1);
     let between = |from: usize, to: usize| ground.network.nodes[from] != ground.network.nodes[to];

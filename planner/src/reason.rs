@@ -9,7 +9,7 @@ use std::fmt;
 pub struct Limit {
     pub part: &'static str,
     pub time_s: Seconds,
-    /// Of the step, from 0 to 1.
+    /// Fraction of the step, from 0 to 1.
     pub share: f64,
 }
 

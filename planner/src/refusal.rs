@@ -89,16 +89,20 @@ impl fmt::Display for Infeasible {
         writeln!(f, "no plan fits `{}` on `{}`", self.model, self.cluster)?;
         let mut lines: Vec<String> = Vec::new();
         if self.stop_reason != StopReason::Optimal {
-            lines.push("the search ended at its limit, before any plan was found".to_owned());
+            lines.push("the search reached its limit before it found a plan".to_owned());
         }
         for reason in &self.reasons {
             lines.push(format!(
-                "{} of {} ways: {}: {}",
+                "{} of {} strategies: {}: {}",
                 reason.count, self.explored, reason.rule, reason.example
             ));
         }
         if let Some(shortfall) = &self.closest {
-            lines.push(format!("closest: {}, short by {}", shortfall.strategy.label(), shortfall.short_by()));
+            lines.push(format!(
+                "closest strategy: {}, short by {}",
+                shortfall.strategy.label(),
+                shortfall.short_by()
+            ));
         }
         for (index, line) in lines.iter().enumerate() {
             let branch = if index + 1 == lines.len() { "╰─" } else { "├─" };
@@ -124,10 +128,10 @@ pub enum PlanError {
 fn memory_hint_for_given(shortfall: &MemoryShortfall) -> &'static str {
     match (shortfall.largest_part().0, shortfall.strategy.recompute) {
         ("activations", Recompute::None | Recompute::Selective) => {
-            "recompute more, or take smaller micro-batches"
+            "increase recomputation, or use smaller micro-batches"
         }
-        ("activations" | "temporary", _) => "take smaller micro-batches or a larger tensor degree",
-        _ => "shard more with ZeRO, or cut the model with a larger tensor or pipeline degree",
+        ("activations" | "temporary", _) => "use smaller micro-batches, or a larger tensor-parallel degree",
+        _ => "use a higher ZeRO stage, or a larger tensor-parallel or pipeline-parallel degree",
     }
 }
 
@@ -146,11 +150,11 @@ pub(crate) fn unpriced(planner: &Planner, error: &Unpriced) -> Infeasible {
 pub(crate) fn infeasible(planner: &Planner, outcome: SearchOutcome) -> Infeasible {
     let hint = match (&outcome.nearest_miss, outcome.report.stop_reason) {
         (_, StopReason::TimeLimit | StopReason::SimulationLimit) => {
-            "give the search more time, or a smaller space".to_owned()
+            "raise `--time-limit`, or restrict the search with flags such as `--tp` or with `allow` in the job file".to_owned()
         }
         (Some(shortfall), _) => memory_hint(planner.job, shortfall),
         (None, _) => outcome.unpriced_hint.clone().unwrap_or_else(|| {
-            "widen `allow`, or choose a global batch and a device count that divide each other".to_owned()
+            "allow more values in `allow`, or choose a global batch that the number of devices divides".to_owned()
         }),
     };
     Infeasible {
@@ -179,7 +183,10 @@ fn memory_hint(job: &Job, shortfall: &MemoryShortfall) -> String {
         remedies.push(format!("lower `micro_batch` to {}", smallest / 2));
     }
     if allow.tensor.is_some() || allow.pipeline.is_some() || allow.data.is_some() || allow.shard.is_some() {
-        remedies.push("free the degrees in `allow`".to_owned());
+        remedies.push(
+            "remove the restrictions of degrees (`allow` in the job file, or flags such as `--tp`)"
+                .to_owned(),
+        );
     }
     if remedies.is_empty() {
         let at_least = shortfall.needs().as_f64() / (1.0 - shortfall.reserve).max(1e-9);
@@ -187,7 +194,7 @@ fn memory_hint(job: &Job, shortfall: &MemoryShortfall) -> String {
             "use more devices, or devices with at least {} each",
             Bytes(at_least.ceil() as u64)
         ));
-        remedies.push("shorten the sequence".to_owned());
+        remedies.push("use shorter sequences".to_owned());
     }
     remedies.join(", or ")
 }

@@ -13,16 +13,16 @@ use std::collections::BTreeMap;
 const BATCH: usize = 32;
 
 /// Name of the reason of what was not simulated because it could not win.
-const BOUND: &str = "too slow whatever happens";
+const BOUND: &str = "lower bound above the best plan";
 
 /// Name of the reason of what a limit came before.
-const NOT_REACHED: &str = "not reached before the limit";
+const NOT_REACHED: &str = "not explored before the limit";
 
 /// Name of the reason of what the profile lacks costs for.
-pub(crate) const UNPRICED: &str = "the profile prices it";
+pub(crate) const UNPRICED: &str = "cost missing in the profile";
 
 /// Name of the reason of what only a measurement that is not believed speaks of.
-const DOUBTED: &str = "no measurement in doubt";
+const DOUBTED: &str = "based on a doubtful measurement";
 
 /// Candidates out of memory that are compiled to find the nearest miss.
 const NEAREST: usize = 32;
@@ -238,7 +238,7 @@ impl Kept {
 }
 
 fn too_slow(candidate: &Candidate, bound: Seconds) -> String {
-    format!("{} takes at least {bound}", candidate.strategy.label())
+    format!("the lower bound of {} is {bound}", candidate.strategy.label())
 }
 
 /// Rejected plans, counted by reason, each told on the first.
@@ -261,9 +261,9 @@ impl Tally {
                 let rule = if error.doubted { DOUBTED } else { UNPRICED };
                 self.count(rule, count, || format!("{}: {}", label(), error.what));
             }
-            Outcome::Same => {
-                self.count("no plan twice", count, || format!("{}: another plan does the same", label()))
-            }
+            Outcome::Same => self.count("duplicate of another plan", count, || {
+                format!("{}: another plan runs the same operations", label())
+            }),
             Outcome::Bounded(bound) => self.count(BOUND, count, || too_slow(candidate, *bound)),
             Outcome::Memory(_) | Outcome::Found(_) => {}
         }
@@ -285,7 +285,7 @@ impl Tally {
         }
         for (rule, (count, mut example)) in self.reasons {
             if let Some(best) = best.filter(|_| rule == BOUND) {
-                example += &format!("; the best takes {}", best.merit);
+                example += &format!("; the best plan takes {}", best.merit);
             }
             list.push(Rejection { rule: rule.to_owned(), count, example });
         }

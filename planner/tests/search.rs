@@ -115,7 +115,7 @@ fn a_limit_says_how_far_from_optimal_it_can_be() {
     assert_eq!(few.search.stop_reason, StopReason::SimulationLimit);
     assert!(few.search.simulated <= 6);
     assert_eq!(few.search.pruned, few.rejected.iter().map(|r| r.count).sum::<u64>());
-    assert!(few.rejected.iter().any(|r| r.rule == "not reached before the limit"), "{:#?}", few.rejected);
+    assert!(few.rejected.iter().any(|r| r.rule == "not explored before the limit"), "{:#?}", few.rejected);
     let floor = few.estimate.step_time_s / (1.0 + few.search.gap);
     assert!(floor.0 <= best.estimate.step_time_s.0 * (1.0 + 1e-9));
     let asked = AtomicU32::new(0);
@@ -168,13 +168,14 @@ fn a_refusal_names_the_closest_plan_and_the_way_out() {
     assert_eq!(
         refused.unwrap_err(),
         "no plan fits `tiny-llama` on `2 synthetic devices`\n  \
-         ├─ 2 of 2 ways: memory: dp2 tp1 pp1 mb8 zero1 needs 41.8 MiB on pipeline rank 0; 23.0 MiB is usable \
+         ├─ 2 of 2 strategies: memory: dp2 tp1 pp1 mb8 zero1 needs 41.8 MiB on pipeline rank 0; 23.0 MiB is usable \
          (24.0 MiB less a 4 % reserve); activations are 30.0 MiB of that\n  \
-         ╰─ closest: dp2 tp1 pp1 mb8 zero1, short by 18.8 MiB\n\
-         hint: allow `recompute = \"full\"`, or allow `zero_stage = 3`, or lower `micro_batch` to 4, or free the degrees in `allow`"
+         ╰─ closest strategy: dp2 tp1 pp1 mb8 zero1, short by 18.8 MiB\n\
+         hint: allow `recompute = \"full\"`, or allow `zero_stage = 3`, or lower `micro_batch` to 4, or remove the restrictions of \
+         degrees (`allow` in the job file, or flags such as `--tp`)"
     );
     let refused = shrinking(1000, |job| job.global_batch = 7).unwrap_err();
-    assert!(refused.contains("16 sequences, which does not divide the global batch 7"), "{refused}");
+    assert!(refused.contains("16 sequences, which does not divide the global batch of 7"), "{refused}");
 }
 
 #[test]

@@ -14,14 +14,14 @@ pub struct HardwareTask {
     /// Bytes of each copy.
     pub copies: Vec<usize>,
     pub repetitions: usize,
-    /// Of the products.
+    /// Precision of the GEMMs.
     pub precision: Precision,
 }
 
 impl HardwareTask {
-    /// The products of a layer's forward on `tokens` tokens, the largest of them on `most_tokens` too, since no segment that is
-    /// measured has a larger one to be faster in; and copies up to the size of a layer's parameters, but at least of more than
-    /// caches hold.
+    /// The products of a layer's forward on `tokens` tokens, the largest of them on `most_tokens` too, since no segment
+    /// that is measured has a larger one to be faster in; and copies up to the size of a layer's parameters, but at
+    /// least of more than caches hold.
     pub fn of(model: &ModelSpec, tokens: usize, most_tokens: usize, precision: Precision) -> Self {
         let matrices = [LayerKind::Block, LayerKind::Head]
             .into_iter()

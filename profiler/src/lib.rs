@@ -177,10 +177,10 @@ pub struct ProfilingProgress<'a> {
 pub enum ProfileError {
     #[error(transparent)]
     Launch(#[from] LaunchError),
-    #[error("a rank answered something that is no measurement: {0}")]
+    #[error("a rank sent an invalid measurement: {0}")]
     Answer(#[from] serde_json::Error),
     #[error(
-        "no micro-batch and tensor degree fit {ranks} ranks and a global batch of {global_batch}: nothing can be measured"
+        "nothing can be measured, because no micro-batch size and tensor-parallel degree fit {ranks} ranks and a global batch of {global_batch}"
     )]
     Nothing { ranks: u32, global_batch: u32 },
 }
@@ -376,7 +376,7 @@ pub fn matches(profile: &Profile, request: &Request, options: &LaunchOptions) ->
     if profile.environment.emulated != request.emulated.is_some()
         || request.emulated.as_ref().is_some_and(|cluster| *cluster != profile.cluster)
     {
-        return Err("it was measured on other emulated devices or links, or on none".to_owned());
+        return Err("it was measured with other emulated devices or links, or without emulation".to_owned());
     }
     let (theirs, ours) = (places(&profile.environment.machines), places(&request.machines));
     if theirs != ours {

@@ -74,8 +74,8 @@ pub fn cluster(
     Cluster { schema_version: SCHEMA_VERSION, name, nodes, network: None }
 }
 
-/// Of a node: the slowest link between two of its devices, its uplink and its downlink; the way from one node to
-/// another is late by an uplink's and a downlink's latency.
+/// The links of a node: the slowest between two of its devices, its uplink and its downlink. The path from one node to
+/// another has the latency of an uplink and a downlink.
 fn links(network: &Network, node: u32) -> [Option<Link>; 3] {
     let devices = 0..network.devices();
     let pairs = devices.clone().flat_map(|from| devices.clone().map(move |to| (from, to)));
@@ -103,7 +103,7 @@ fn links(network: &Network, node: u32) -> [Option<Link>; 3] {
     found
 }
 
-/// Of the largest copy inside the device, which reads and writes every byte.
+/// Bandwidth of the largest copy inside the device, which reads and writes every byte.
 fn memory_bandwidth(hardware: &Hardware) -> Option<BytesPerSecond> {
     let copies = hardware.copies.iter().filter(|copy| copy.kind == CopyKind::Device);
     let largest = copies.max_by_key(|copy| copy.bytes)?;

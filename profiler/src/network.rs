@@ -33,22 +33,23 @@ pub struct NetworkAnswer {
     pub by_schedule: bool,
 }
 
-/// Of one experiment, seconds until all flows that this rank sent had arrived and were acknowledged; empty where it
+/// Times of one experiment: seconds until all flows that this rank sent had arrived and were acknowledged; empty if it
 /// sent none.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct FlowTimings {
-    /// Of one element.
+    /// Times of flows of one element.
     pub round_trip: Vec<f64>,
-    /// Of `elements`.
+    /// Times of flows of `elements`.
     pub whole: Vec<f64>,
     pub elements: usize,
 }
 
-/// Of a flow: long against what an emulated link lets through at once.
+/// Size of a flow, large compared with the buffer of an emulated link.
 const FLOW_BYTES: usize = 384 << 10;
 /// On a fast link nothing shorter can be timed.
 const MOST_BYTES: usize = 32 << 20;
-/// A flow that takes so long is timed well, if what a sender learns of the way in its first round trips no longer shows.
+/// A flow that takes so long is timed well, if what a sender learns of the way in its first round trips no longer
+/// shows.
 const LONG_ENOUGH_S: f64 = 0.04;
 const ROUND_TRIPS: f64 = 30.0;
 /// All sets are timed, then all again: what disturbs a machine for a moment meets a set in one pass only.
@@ -230,7 +231,7 @@ fn flow(
 struct Taken {
     round_trip: f64,
     whole: f64,
-    /// Of each flow.
+    /// Bytes of each flow.
     bytes: f64,
 }
 
@@ -298,8 +299,8 @@ fn crossing(network: &Network, flows: &[(usize, usize)], link: u32) -> usize {
     flows.iter().filter(|(from, to)| network.paths[*from][*to].links.contains(&link)).count()
 }
 
-/// Of each link between nodes, which part of its rate is left while the other direction is busy: where it was what held
-/// a set up, the median over those sets, and elsewhere the median of all.
+/// The fraction of each link's rate that is left while the other direction is busy: if the link was the bottleneck
+/// of some sets, the median over those, else the median of all.
 fn kept_both_ways(network: &Network, task: &NetworkTask, answers: &[NetworkAnswer]) -> Vec<Option<f64>> {
     let mut parts: Vec<Vec<f64>> = vec![Vec::new(); network.links.len()];
     let between = |from: usize, to: usize| network.nodes[from] != network.nodes[to];

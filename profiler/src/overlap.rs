@@ -18,22 +18,22 @@ pub struct OverlapTask {
     pub reduce_bytes: usize,
     /// Reductions in a row, so that the row is long enough to be timed.
     pub reductions: usize,
-    /// Of a buffer that is zeroed and added to.
+    /// Bytes of a buffer that is zeroed and added to.
     pub sum_bytes: usize,
     pub repetitions: usize,
-    /// Of the products.
+    /// Precision of the GEMMs.
     pub precision: Precision,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct OverlapAnswer {
-    /// Of a batch of products, alone.
+    /// Seconds of a batch of GEMMs alone.
     pub compute_alone: Vec<f64>,
-    /// Of a row of reductions, alone.
+    /// Seconds of a sequence of reductions alone.
     pub reduce_alone: Vec<f64>,
-    /// Of the batch while the row runs, with how long the row took then, both from a common start.
+    /// Seconds of the batch and of the sequence when both run at the same time, from a common start.
     pub together: Vec<(f64, f64)>,
-    /// Rate of the product in the fastest batch, FLOP/s.
+    /// Rate of the GEMM in the fastest batch, FLOP/s.
     pub gemm_flops_per_s: f64,
     /// Seconds per element.
     pub zeroing: Vec<f64>,

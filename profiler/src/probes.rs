@@ -17,7 +17,7 @@ const WARMUP_STEPS: u32 = 2;
 const EMULATED_STEPS: u32 = 4;
 /// How often collectives of tensor groups are looked at in steps, where devices are emulated.
 const TENSOR_PASSES: usize = 3;
-/// Of a probe of a pipeline.
+/// Stages of a pipeline probe.
 const PIPELINE: u32 = 2;
 const PIPELINED_MICRO_BATCHES: u32 = 4;
 /// A micro-batch whose activations would be larger than this part of a rank's memory is not probed.
@@ -32,7 +32,7 @@ pub struct Probe {
     pub recompute: Recompute,
     /// Ranks that share the optimizer's work; more than 1 only to time smaller updates.
     pub shard: u32,
-    /// Of a pipeline, to time what an engine's runtime does around its passes.
+    /// Schedule of a pipeline, to time the work of an engine's runtime around its passes.
     pub schedule: Option<ScheduleKind>,
 }
 

@@ -2,9 +2,9 @@
 //! takes elsewhere in the profile, are named.
 //!
 //! Two cells that run the same kernel bound each other: under another recompute policy it takes as long; on a larger
-//! micro-batch or a larger shard at least as long, and at most as much longer as there is more work. One cell against another
-//! tells only that one of the two is wrong. So cells vote: a cell is in doubt if more than half of its peers contradict it, and
-//! whoever is contradicted most goes first and loses its vote.
+//! micro-batch or a larger shard at least as long, and at most as much longer as there is more work. One cell against
+//! another tells only that one of the two is wrong. So cells vote: a cell is in doubt if more than half of its peers
+//! contradict it, and whoever is contradicted most goes first and loses its vote.
 
 use autodist_spec::profile::{OptimizerCost, Sample};
 use autodist_spec::{
@@ -16,8 +16,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A cell may pass the fastest GEMM by this factor: GEMMs are timed once, segments at the machine's usual speed, and a
 /// core's clock moves between the two by less.
 const RATE_MARGIN: f64 = 1.5;
-/// Where a GEMM of the model's shapes is bound by its launch, cells of more work are faster than it. So what one cell in ten
-/// of the other probes exceeds is no impossible rate.
+/// Where a GEMM of the model's shapes is bound by its launch, cells of more work are faster than it. So what one cell
+/// in ten of the other probes exceeds is no impossible rate.
 const USUAL_RATE: f64 = 0.9;
 /// Cells of other probes that must be there before they say what is usual.
 const USUAL_CELLS: usize = 10;
@@ -46,7 +46,8 @@ pub fn doubts(profile: &Profile) -> Vec<Doubt> {
     doubts
 }
 
-/// Puts the profile's doubts in its place for them; doubts about how it was measured, which its numbers do not show, stay.
+/// Puts the profile's doubts in its place for them; doubts about how it was measured, which its numbers do not show,
+/// stay.
 pub fn judge(profile: &mut Profile) {
     let kept = std::mem::take(&mut profile.doubts);
     let mut doubts = doubts(profile);
@@ -144,7 +145,7 @@ struct Ballot {
 }
 
 impl Ballot {
-    /// Of all pairs of `voters` that `relate` finds to be peers.
+    /// The votes of all pairs of `voters` that `relate` finds to be peers.
     fn of(voters: Vec<Voter>, relate: impl Fn(usize, usize) -> Option<Peer>) -> Self {
         let count = voters.len();
         let of_one =
@@ -258,7 +259,8 @@ fn ballot(profile: &Profile) -> Ballot {
     Ballot::of(voters, |a, b| relation(cells[a], cells[b]).map(|peer| Peer { with: b, ..peer }))
 }
 
-/// How the times of two cells of one kernel must relate; nothing where the kernels differ, or shapes in more than one way.
+/// How the times of two cells of one kernel must relate; nothing where the kernels differ, or shapes in more than one
+/// way.
 fn relation(a: &SegmentCost, b: &SegmentCost) -> Option<Peer> {
     let backward = |cell: &SegmentCost| cell.pass == Pass::Backward;
     if a.segment != b.segment || backward(a) != backward(b) {

@@ -31,13 +31,13 @@ fn torch(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<(), Strin
     }
     if job.precision != Precision::Fp32 {
         return Err(format!(
-            "precision = {}: it has been held against the native engine in fp32 alone; use fp32, or --engine native",
+            "precision = {}: it is verified against the native engine only in fp32; use fp32, or --engine native",
             job.precision.name()
         ));
     }
     if s.pipeline > 1 && s.micro_batches(job.global_batch) < s.pipeline {
         return Err(format!(
-            "micro_batch = {} makes {} micro-batches, and torch.distributed.pipelining wants one for each of {} stages; use \
+            "micro_batch = {} makes {} micro-batches, and torch.distributed.pipelining needs at least one for each of {} stages; use \
              a smaller micro_batch",
             s.micro_batch,
             s.micro_batches(job.global_batch),
@@ -51,16 +51,14 @@ fn communication(model: &ModelSpec, s: &ParallelStrategy) -> Result<(), String> 
     let Communication { placement, tensor, gather, parameters, activations, reduce, buckets } =
         &s.communication;
     if !placement.is_empty() {
-        return Err(
-            "communication.placement: a rank sits on the device of its number; leave it out".to_owned()
-        );
+        return Err("communication.placement: rank r always runs on device r; remove it".to_owned());
     }
     for (field, algorithm) in
         [("tensor", tensor), ("gather", gather), ("reduce.algorithm", &reduce.algorithm)]
     {
         if *algorithm != Algorithm::Ring {
             return Err(format!(
-                "communication.{field} = {}: Gloo and NCCL choose the algorithm of a collective themselves; leave it out",
+                "communication.{field} = {}: Gloo and NCCL choose the algorithm of a collective themselves; remove it",
                 algorithm.name()
             ));
         }
@@ -68,7 +66,7 @@ fn communication(model: &ModelSpec, s: &ParallelStrategy) -> Result<(), String> 
     for (field, codec) in [("parameters", parameters), ("activations", activations)] {
         if *codec != Codec::None {
             return Err(format!(
-                "communication.{field} = {}: FSDP2 and pipelining send what layers compute with; leave it out, or use \
+                "communication.{field} = {}: FSDP2 and pipelining send the training precision; remove it, or use \
                  --engine native",
                 codec.name()
             ));
@@ -76,14 +74,14 @@ fn communication(model: &ModelSpec, s: &ParallelStrategy) -> Result<(), String> 
     }
     if !buckets.is_empty() {
         return Err(
-            "communication.buckets: a communication hook is one for all buckets; leave them out".to_owned()
+            "communication.buckets: one communication hook serves all buckets; remove them".to_owned()
         );
     }
     let name = reduce.codec.name();
     match reduce.codec {
         Codec::None => Ok(()),
         Codec::Fp16 | Codec::Bf16 | Codec::PowerSgd { .. } if s.zero_stage > 0 => Err(format!(
-            "communication.reduce.codec = {name}: communication hooks belong to DistributedDataParallel, and FSDP2 has \
+            "communication.reduce.codec = {name}: only DistributedDataParallel has communication hooks, FSDP2 has \
              none; use zero_stage 0"
         )),
         Codec::Fp16 | Codec::Bf16 => Ok(()),
@@ -92,7 +90,7 @@ fn communication(model: &ModelSpec, s: &ParallelStrategy) -> Result<(), String> 
              step; use start_step 2 or more"
         )),
         Codec::PowerSgd { .. } if s.bucket_bytes < Bytes::of_f32(model.total_parameters()) => Err(format!(
-            "communication.reduce.codec = {name}: over Gloo PyTorch's hook dies with more than one bucket; use \
+            "communication.reduce.codec = {name}: over Gloo PyTorch's hook crashes with more than one bucket; use \
              bucket_bytes of {} or more",
             Bytes::of_f32(model.total_parameters()).0
         )),
@@ -131,8 +129,8 @@ mod tests {
             "micro_batch = 8",
             "a smaller micro_batch",
         );
-        refused(|s, _| s.communication.placement = vec![1, 0], "placement", "leave it out");
-        refused(|s, _| s.communication.gather = Algorithm::HalvingDoubling, "gather", "leave it out");
+        refused(|s, _| s.communication.placement = vec![1, 0], "placement", "remove it");
+        refused(|s, _| s.communication.gather = Algorithm::HalvingDoubling, "gather", "remove it");
         refused(|s, _| s.communication.activations = Codec::Bf16, "activations = bf16", "--engine native");
         refused(coded(Codec::OneBit), "one-bit", "powersgd");
         refused(coded(Codec::PowerSgd { rank: 2, start_step: 0 }), "powersgd/2", "start_step 2");

@@ -42,18 +42,18 @@ pub enum Rule {
 impl Rule {
     pub fn name(self) -> &'static str {
         match self {
-            Self::Devices => "degrees multiply to the devices",
-            Self::NotBuilt => "what the executor can run",
-            Self::TensorDivides => "tensor degree divides the model",
+            Self::Devices => "degrees multiply to the number of devices",
+            Self::NotBuilt => "supported by the executor",
+            Self::TensorDivides => "tensor-parallel degree divides the model",
             Self::SequenceParallel => "sequence parallelism follows tensor parallelism",
-            Self::Batch => "batch divides",
+            Self::Batch => "micro-batches divide the global batch",
             Self::Stages => "stages cover the layers",
             Self::Schedule => "schedule fits the pipeline",
-            Self::Zero => "ZeRO shards over data ranks",
+            Self::Zero => "ZeRO shards over data-parallel ranks",
             Self::Positions => "sequence fits the model",
-            Self::Recompute => "recomputation is for blocks",
+            Self::Recompute => "only blocks recompute",
             Self::Communication => "communication fits its groups",
-            Self::Engine => "what the engine has a way for",
+            Self::Engine => "supported by the engine",
         }
     }
 }
@@ -74,10 +74,10 @@ pub fn check_strategy(
 ) -> Result<(), Illegal> {
     let (data, tensor, pipeline) = (s.data, s.tensor, s.pipeline);
     ensure(Rule::NotBuilt, s.context == 1, || {
-        format!("cp={}: context parallelism is not in this release's executor", s.context)
+        format!("cp={}: the executor does not support context parallelism; use cp=1", s.context)
     })?;
     ensure(Rule::NotBuilt, s.expert == 1, || {
-        format!("ep={}: expert parallelism is not in this release's executor", s.expert)
+        format!("ep={}: the executor does not support expert parallelism; use ep=1", s.expert)
     })?;
     ensure(Rule::Devices, s.devices() == u64::from(devices), || {
         format!(
@@ -93,33 +93,41 @@ pub fn check_strategy(
         })?;
     }
     ensure(Rule::TensorDivides, tensor <= model.vocab, || {
-        format!("tp={tensor} is more than the {} tokens of the vocabulary", model.vocab)
+        format!("tp={tensor} is larger than the vocabulary of {} tokens", model.vocab)
     })?;
     ensure(Rule::SequenceParallel, !s.sequence_parallel || tensor > 1, || {
-        "sequence parallelism shares the work of tensor ranks, but tp=1".to_owned()
+        "sequence parallelism needs tensor parallelism, but tp=1".to_owned()
     })?;
     ensure(Rule::SequenceParallel, !s.sequence_parallel || job.seq_len % tensor == 0, || {
-        format!("sequence parallelism cuts the sequence: tp={tensor} does not divide {} tokens", job.seq_len)
+        format!(
+            "sequence parallelism splits the sequence, but tp={tensor} does not divide {} tokens",
+            job.seq_len
+        )
     })?;
     let per_round = u64::from(data) * u64::from(s.micro_batch);
     ensure(Rule::Batch, u64::from(job.global_batch) % per_round == 0, || {
         format!(
-            "dp={data} x micro-batch {} is {per_round} sequences, which does not divide the global batch {}",
+            "dp={data} x micro-batch {} = {per_round} sequences, which does not divide the global batch of {}",
             s.micro_batch, job.global_batch
         )
     })?;
     ensure(Rule::Positions, job.seq_len <= model.max_seq_len, || {
-        format!("{} tokens are more than the {} positions of the model", job.seq_len, model.max_seq_len)
+        format!(
+            "a sequence of {} tokens is longer than the {} positions of the model",
+            job.seq_len, model.max_seq_len
+        )
     })?;
     check_schedule(model, job, s)?;
     let (zero, shard) = (s.zero_stage, s.shard);
     ensure(Rule::Zero, zero > 0 || shard == 1, || {
-        format!("zero=0 shards nothing, but the shard group is {shard}")
+        format!("zero=0 shards nothing, but the shard group has {shard} ranks")
     })?;
     ensure(Rule::Zero, zero == 0 || shard > 1, || {
-        format!("zero={zero} shards over data ranks, but its group has one rank (dp={data})")
+        format!("zero={zero} shards over data-parallel ranks, but the shard group has one rank (dp={data})")
     })?;
-    ensure(Rule::Zero, data % shard == 0, || format!("a shard group of {shard} does not divide dp={data}"))?;
+    ensure(Rule::Zero, data % shard == 0, || {
+        format!("a shard group of {shard} ranks does not divide dp={data}")
+    })?;
     check_communication(job, devices, s)?;
     check_one_bit_adam(job, s)?;
     check_dgc(job, s)
@@ -129,7 +137,7 @@ fn check_communication(job: &Job, devices: u32, s: &ParallelStrategy) -> Result<
     let communication = &s.communication;
     let placed = communication.placement.len();
     ensure(Rule::Communication, placed == 0 || placed == devices as usize, || {
-        format!("the placement names {placed} devices, but there are {devices} ranks")
+        format!("the placement lists {placed} devices, but there are {devices} ranks")
     })?;
     let fits = |what: &str, algorithm: Algorithm, collective: Collective, group: u32| {
         suits(algorithm, collective, group as usize).map_err(|unsuitable| Illegal {
@@ -159,13 +167,13 @@ fn check_communication(job: &Job, devices: u32, s: &ParallelStrategy) -> Result<
             )
         })?;
         ensure(Rule::Communication, codec == Codec::None || s.data > 1, || {
-            format!("codec {} is for gradients that travel, but dp=1", codec.name())
+            format!("codec {} compresses the gradient all-reduce, but dp=1", codec.name())
         })?;
     }
     check_rounding(job, s)
 }
 
-const ROUNDING: &str = "codecs that round number by number (fp16, bf16, int8) can do that";
+const ROUNDING: &str = "only codecs that round each number by itself (fp16, bf16, int8) can be used";
 
 /// Whether a codec rounds every number by itself, or with its neighbours, and keeps nothing.
 pub fn rounds(codec: Codec) -> bool {
@@ -179,29 +187,29 @@ fn check_rounding(job: &Job, s: &ParallelStrategy) -> Result<(), Illegal> {
     if parameters != Codec::None {
         let name = parameters.name();
         ensure(Rule::Communication, rounds(parameters), || {
-            format!("parameters cannot travel as {name}: {ROUNDING}")
+            format!("parameters cannot be sent as {name}: {ROUNDING}")
         })?;
         ensure(Rule::Communication, s.zero_stage == 3, || {
             format!(
-                "parameters={name} rounds copies that are made for one pass (zero=3); zero={} keeps what it gathers, \
-                 and owners would go on from other numbers than the rest",
+                "parameters={name} rounds copies that are gathered for one pass (zero=3); zero={} keeps the gathered copies, \
+                 so that the owner of a shard would have other values than the other ranks",
                 s.zero_stage
             )
         })?;
         ensure(Rule::Communication, !mixed, || {
-            format!("parameters={name}: parameters travel in {} already", job.precision.name())
+            format!("parameters={name}: parameters are sent in {} already", job.precision.name())
         })?;
     }
     if activations != Codec::None {
         let name = activations.name();
         ensure(Rule::Communication, matches!(activations, Codec::Fp16 | Codec::Bf16), || {
-            format!("activations cannot travel as {name}: fp16 and bf16 round each by itself")
+            format!("activations cannot be sent as {name}: only fp16 and bf16 can be used")
         })?;
         ensure(Rule::Communication, s.pipeline > 1, || {
-            format!("activations={name} is for what pipeline ranks send each other, but pp=1")
+            format!("activations={name} compresses the send/recv between pipeline ranks, but pp=1")
         })?;
         ensure(Rule::Communication, !mixed, || {
-            format!("activations={name}: activations travel in {} already", job.precision.name())
+            format!("activations={name}: activations are sent in {} already", job.precision.name())
         })?;
     }
     Ok(())
@@ -212,12 +220,12 @@ fn check_one_bit_adam(job: &Job, s: &ParallelStrategy) -> Result<(), Illegal> {
     let used = s.communication.reductions().map(|r| r.codec).find(|c| matches!(c, Codec::OneBitAdam { .. }));
     let Some(codec) = used else { return Ok(()) };
     ensure(Rule::Communication, matches!(job.optimizer, Optimizer::AdamW { .. }), || {
-        format!("codec {} sends Adam's momentum, but the job's optimizer is no AdamW", codec.name())
+        format!("codec {} sends Adam's momentum, but the job's optimizer is not AdamW", codec.name())
     })?;
     ensure(Rule::Communication, job.gradient_clip == 0.0, || {
         format!(
-            "codec {} sums momentum, in which gradients are already mixed when the whole norm is known: gradient_clip = {} \
-             cannot scale them any more; set gradient_clip = 0",
+            "codec {} reduces momentum instead of gradients, so that gradient_clip = {} cannot be applied to the gradient norm; \
+             set gradient_clip = 0",
             codec.name(),
             job.gradient_clip
         )
@@ -230,13 +238,11 @@ fn check_dgc(job: &Job, s: &ParallelStrategy) -> Result<(), Illegal> {
     let Some(codec) = used else { return Ok(()) };
     let (name, instead) = (codec.name(), "use top_k, which keeps no momentum");
     ensure(Rule::Communication, matches!(job.optimizer, Optimizer::Sgd { .. }), || {
-        format!(
-            "codec {name} has SGD's momentum in the optimizer's stead, but the job's optimizer is AdamW; {instead}"
-        )
+        format!("codec {name} replaces the momentum of SGD, but the job's optimizer is AdamW; {instead}")
     })?;
     ensure(Rule::Communication, job.gradient_clip == 0.0, || {
         format!(
-            "codec {name} sums velocities, whose norm is no gradient's: gradient_clip = {} cannot scale them; set \
+            "codec {name} reduces velocities instead of gradients, so that gradient_clip = {} cannot be applied; set \
              gradient_clip = 0, or {instead}",
             job.gradient_clip
         )
@@ -247,18 +253,21 @@ fn check_schedule(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<
     let (pipeline, virtual_stages, kind) = (s.pipeline, s.virtual_stages, s.schedule);
     let chunks = u64::from(pipeline) * u64::from(virtual_stages);
     ensure(Rule::Stages, chunks <= model.chain_len() as u64, || {
-        format!("pp={pipeline} x vpp={virtual_stages} makes {chunks} chunks of {} layers", model.chain_len())
+        format!(
+            "pp={pipeline} x vpp={virtual_stages} makes {chunks} chunks, but there are only {} layers",
+            model.chain_len()
+        )
     })?;
     ensure(Rule::Schedule, pipeline > 1 || (kind == ScheduleKind::OneFOneB && virtual_stages == 1), || {
         format!(
-            "pp=1 runs one micro-batch after the other: schedule {} and vpp={virtual_stages} need pp > 1",
+            "schedule {} and vpp={virtual_stages} need pp > 1; with pp=1 the schedule is 1f1b and vpp is 1",
             kind.name()
         )
     })?;
     let interleaved = kind == ScheduleKind::Interleaved;
     ensure(Rule::Schedule, interleaved == (virtual_stages > 1), || {
         format!(
-            "schedule {} and vpp={virtual_stages} contradict: virtual stages are what `interleaved` runs",
+            "schedule {} and vpp={virtual_stages} contradict each other: `interleaved` needs vpp > 1, and other schedules vpp=1",
             kind.name()
         )
     })?;
@@ -266,7 +275,7 @@ fn check_schedule(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<
     let rounds = schedule::rounds(pipeline as usize, micro_batches);
     ensure(Rule::Schedule, !interleaved || micro_batches % rounds == 0, || {
         format!(
-            "interleaved runs {rounds} equal rounds, which {micro_batches} micro-batches do not make (pp={pipeline})"
+            "the interleaved schedule runs {rounds} equal rounds, but {micro_batches} micro-batches are not a multiple of that (pp={pipeline})"
         )
     })
 }
@@ -291,7 +300,7 @@ pub fn check(
     for (index, stage) in stages.iter().enumerate() {
         ensure(Rule::Stages, stage.first_layer as usize == next && !stage.is_empty(), || {
             format!(
-                "stage {index} holds layers {}..{}, but must begin at {next}",
+                "stage {index} holds layers {}..{}, but must begin at layer {next} and not be empty",
                 stage.first_layer, stage.end_layer
             )
         })?;
@@ -307,7 +316,7 @@ pub fn check(
             // Out of range layers are reported by the next rule.
             let other = layer < model.chain_len() && model.kind(layer) != LayerKind::Block;
             ensure(Rule::Recompute, !(other && *recompute != Recompute::None), || {
-                format!("layer {layer} is no block and cannot recompute ({})", recompute.name())
+                format!("layer {layer} is not a block, so it cannot use recompute={}", recompute.name())
             })?;
         }
     }
@@ -342,7 +351,7 @@ mod tests {
         let sharded = ParallelStrategy { zero_stage: 1, shard: 2, ..strategy.clone() };
         assert!(refusal(&job, &sharded).contains("zero=1 leaves each rank a shard"));
         job.optimizer = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.0 };
-        assert!(refusal(&job, &strategy).contains("is no AdamW"));
+        assert!(refusal(&job, &strategy).contains("is not AdamW"));
     }
 
     #[test]
@@ -363,11 +372,11 @@ mod tests {
     fn every_refusal_names_its_numbers() {
         check_one(|s| s.tensor = 3, "dp=2 x tp=3 x pp=1 uses 6 devices, but there are 2");
         check_one(|s| (s.data, s.tensor) = (1, 4), "uses 4 devices");
-        check_one(|s| s.micro_batch = 3, "6 sequences, which does not divide the global batch 8");
+        check_one(|s| s.micro_batch = 3, "6 sequences, which does not divide the global batch of 8");
         check_one(|s| s.sequence_parallel = true, "tp=1");
         check_one(|s| s.schedule = ScheduleKind::GPipe, "need pp > 1");
         check_one(|s| (s.data, s.pipeline, s.virtual_stages) = (1, 2, 2), "contradict");
-        check_one(|s| s.zero_stage = 1, "its group has one rank");
+        check_one(|s| s.zero_stage = 1, "shard group has one rank");
         check_one(|s| (s.zero_stage, s.shard) = (1, 4), "does not divide dp=2");
         check_one(|s| s.context = 2, "context parallelism");
     }
@@ -379,18 +388,18 @@ mod tests {
                 (s.zero_stage, s.shard, s.communication.parameters) = (stage, 2, Codec::Bf16)
             }
         };
-        check_one(zero(1), "zero=1 keeps what it gathers");
+        check_one(zero(1), "zero=1 keeps the gathered copies");
         check_one(
             |s| {
                 zero(3)(s);
                 s.communication.parameters = Codec::OneBit;
             },
-            "parameters cannot travel as one-bit",
+            "parameters cannot be sent as one-bit",
         );
         check_one(|s| s.communication.activations = Codec::Bf16, "pp=1");
         check_one(
             |s| s.communication.activations = Codec::Int8 { block: 64 },
-            "activations cannot travel as int8/64",
+            "activations cannot be sent as int8/64",
         );
         let model = catalog::model("tiny-llama").unwrap();
         let mut strategy = ParallelStrategy::data_parallel(2, 2);
@@ -398,6 +407,6 @@ mod tests {
         check_strategy(&model, &Job::new(8, 128), 2, &strategy).unwrap();
         let job = Job { precision: autodist_spec::Precision::Bf16, ..Job::new(8, 128) };
         let refused = check_strategy(&model, &job, 2, &strategy).unwrap_err().reason;
-        assert!(refused.contains("travel in bf16 already"), "{refused}");
+        assert!(refused.contains("sent in bf16 already"), "{refused}");
     }
 }

@@ -70,7 +70,7 @@ fn policy(model: &ModelSpec, layer: usize, recompute: Recompute) -> Recompute {
     if model.kind(layer) == LayerKind::Block { recompute } else { Recompute::None }
 }
 
-/// The same cuts, with `recompute` on the first `count` blocks of every chunk and nothing on the others.
+/// The same stages, with `recompute` on the first `count` blocks of every chunk and none on the others.
 pub fn with_recompute(model: &ModelSpec, stages: &[Stage], recompute: Recompute, count: usize) -> Vec<Stage> {
     let mut stages = stages.to_vec();
     for stage in &mut stages {

@@ -85,7 +85,7 @@ pub(crate) fn alternatives(plan: &Plan) -> Table {
         ("step time", Right),
         ("peak memory", Right),
         ("provenance", Left),
-        ("why it lost", Left),
+        ("why it is slower", Left),
     ]);
     let best = (&plan.strategy, &plan.estimate, "chosen");
     let others = plan.alternatives.iter().map(|a| (&a.strategy, &a.estimate, a.reason.as_str()));
@@ -287,7 +287,7 @@ fn steps(run: &RunRecord) -> String {
     format!("{}{rounds} ({} warm-up)", run.steps.len(), run.warmup_steps)
 }
 
-/// Of the first training that the record holds: later rounds begin anew.
+/// Losses of the first round of the record: later rounds start again.
 pub(crate) fn losses(run: &RunRecord) -> String {
     let rounds = run.rounds().count();
     let Some((first, last)) = run.rounds().next().and_then(|round| round.first().zip(round.last())) else {
@@ -475,8 +475,8 @@ pub(crate) fn other_costs(profile: &Profile) -> Table {
     let slow = &profile.interference;
     let measured = Provenance::Measured.to_string();
     let (noise, unavoidable) = match profile.noise() {
-        Some(_) => (measured.clone(), "no model can predict this away"),
-        None => (Provenance::Assumed.to_string(), "nothing of it is in the intervals"),
+        Some(_) => (measured.clone(), "no prediction can be more precise than this"),
+        None => (Provenance::Assumed.to_string(), "it is not part of the intervals"),
     };
     for (what, value, spread, provenance) in [
         (
@@ -572,8 +572,8 @@ pub(crate) fn environment(profile: &Profile) -> Table {
     row("processor", &environment.processor);
     row("cores", &environment.cores.to_string());
     match circumstances::realtime(environment) {
-        Some(true) => row("priority of the ranks", "real-time: other load cannot interrupt"),
-        Some(false) => row("priority of the ranks", "ordinary: other load shows in every number"),
+        Some(true) => row("priority of the ranks", "real-time: other load cannot interrupt them"),
+        Some(false) => row("priority of the ranks", "ordinary: all measurements include other load"),
         None => {}
     }
     row("devices", device_kind(environment.emulated));

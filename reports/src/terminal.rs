@@ -39,8 +39,7 @@ pub fn plan_summary(plan: &Plan) -> String {
     let rate = utilisation.map(|all| format!("; {all}")).unwrap_or_default();
     text += &labelled("speed", &format!("{}{rate}", tokens_per_second(estimate.tokens_per_s)));
     if estimate.caution_s > Seconds::ZERO {
-        let words =
-            "of its work is caution: segments not known to ±25 % are priced at the top of their intervals";
+        let words = "of that is a safety margin: segments not known to ±25 % are priced at the top of their intervals";
         text += &labelled("", &format!("{} {words}", estimate.caution_s));
     }
     if let Some(contradiction) = utilisation.and_then(|all| all.contradiction()) {
@@ -56,8 +55,10 @@ pub fn plan_summary(plan: &Plan) -> String {
     text +=
         &labelled("memory", &format!("{} peak{}", estimate.peak_memory_bytes, device.unwrap_or_default()));
     if let Some(slowdown) = &estimate.slowdown {
-        let steps =
-            format!("takes {} the steps of exact gradients to the same loss", words::slowdown(slowdown));
+        let steps = format!(
+            "needs {} the steps of exact gradients to reach the same loss",
+            words::slowdown(slowdown)
+        );
         text += &labelled("lossy", &steps);
     }
     if let Some(time) = estimate.time_to_loss_s {
@@ -75,14 +76,14 @@ pub fn plan_summary(plan: &Plan) -> String {
     if !plan.collectives.is_empty() {
         section(
             &mut text,
-            "Collectives, and what the network lets through at most",
+            "Collectives, with lower bounds from the network",
             &communication::collectives(plan),
         );
     }
     if !plan.codecs.is_empty() {
         section(
             &mut text,
-            "In fewer bytes: step times, and what it costs in steps",
+            "Gradient compression: step times, and the cost in steps",
             &communication::codecs(plan),
         );
     }
@@ -106,7 +107,7 @@ pub fn answer(plan: &Plan, validation: &Validation, files: &[(&str, String)]) ->
         text += &labelled("step time", &verdict::time(plan, run));
     }
     text += &labelled("verdict", &verdict::of_choice(validation));
-    text += &labelled("how sure", &verdict::sure(plan, validation));
+    text += &labelled("provenance", &verdict::sure(plan, validation));
     for (label, value) in files {
         text += &labelled(label, value);
     }
@@ -128,7 +129,7 @@ pub fn validation_table(validation: &Validation) -> String {
         text += "no plan ran\n";
     } else {
         text += &tables::validation(validation).text();
-        text += "speed is the machine's during the run over that during the profile; error is predicted / measured - 1 at\nprofile speed; ± is half of the 95 % interval of the median\n\n";
+        text += "speed is the speed of the machine during the run, relative to the profile; error is predicted / measured - 1 at\nprofile speed; ± is half of the 95 % interval of the median\n\n";
         text += &tables::validation_memory(validation).text();
         text.push('\n');
         let runs = plural(validation.runs.len() as u64, "run");
@@ -147,7 +148,7 @@ pub fn validation_table(validation: &Validation) -> String {
         if !validation.gains.is_empty() {
             section(
                 &mut text,
-                "What fewer bytes bring: step time without over with the codec, less 1",
+                "Gain from compression: step time without the codec / with it - 1",
                 &communication::gains(validation),
             );
         }
@@ -155,7 +156,7 @@ pub fn validation_table(validation: &Validation) -> String {
     if !validation.probes.is_empty() {
         section(
             &mut text,
-            "What fewer bytes cost in steps, trained with and without",
+            "Cost of compression in steps, from training with and without codecs",
             &communication::probes(validation),
         );
     }
@@ -242,10 +243,10 @@ pub fn profile_summary(profile: &Profile) -> String {
     );
     text += &labelled("repeats", &format!("two runs of one plan differ by {}", words::noise(profile)));
     for line in doubt::lines(&profile.doubts) {
-        text += &labelled("doubt", line.trim_start_matches("in doubt: "));
+        text += &labelled("doubt", line.trim_start_matches("doubtful measurement: "));
     }
     if let Some(network) = &profile.network {
-        let title = "Links between devices: what they let through, and how late it arrives";
+        let title = "Links between devices: bandwidth and latency";
         section(&mut text, title, &network::links(network));
         if !network.patterns.is_empty() {
             section(&mut text, "Collectives of all devices", &network::patterns(network));

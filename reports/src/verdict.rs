@@ -68,7 +68,7 @@ pub(crate) fn of_choice(validation: &Validation) -> String {
             percent(validation.regret.map_or(0.0, |regret| regret / (1.0 + regret)))
         ),
         (Some(Verdict::WithinNoise), _) => {
-            format!("within noise: the planner's choice, {name}, was {own}; more --steps would tell")
+            format!("within noise: the planner's choice, {name}, was {own}; use more --steps to decide")
         }
         (Some(Verdict::Holds), _) => format!("holds: the planner's choice, {name}, was {own}"),
     }
@@ -83,7 +83,9 @@ fn percent_less(choice: &ValidatedRun, run: &ValidatedRun) -> String {
 /// How much was measured, and how far the next plan is.
 pub(crate) fn sure(plan: &Plan, validation: &Validation) -> String {
     let count = validation.runs.len();
-    let Some(run) = of_plan(plan, validation) else { return "nothing was measured of this plan".to_owned() };
+    let Some(run) = of_plan(plan, validation) else {
+        return "there is no measurement of this plan".to_owned();
+    };
     let steps = plural(u64::from(run.measured.steps), "step");
     let next = validation
         .runs

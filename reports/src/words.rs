@@ -194,7 +194,7 @@ pub(crate) fn search(plan: &Plan, beaten: bool) -> String {
     let counted = format!("{} explored, {} simulated", count(search.explored), count(search.simulated));
     match &plan.measured {
         Some(measured) if !measured.first_choice.is_empty() => format!(
-            "{counted}; measurement has overruled it: its first choice was {}",
+            "{counted}; the measurement changed the order: the planner's first choice was {}",
             clean(&measured.first_choice)
         ),
         _ => format!("{counted}; the measurement refutes what it chose"),
@@ -205,7 +205,7 @@ pub(crate) fn certificate(search: &SearchReport) -> String {
     let claim = match search.stop_reason {
         StopReason::Given => {
             return format!(
-                "the strategy was given, not searched for; no execution of it is faster than {}",
+                "the strategy was given, not searched; its lower bound is {}",
                 search.lower_bound_s
             );
         }
@@ -220,7 +220,7 @@ pub(crate) fn certificate(search: &SearchReport) -> String {
         }
     };
     format!(
-        "{claim}; {} explored, {} pruned, {} simulated; no plan of the space is faster than {}",
+        "{claim}; {} explored, {} pruned, {} simulated; the lower bound of the space is {}",
         plural(search.explored, "strategy").replace("strategys", "strategies"),
         count(search.pruned),
         count(search.simulated),
@@ -262,7 +262,7 @@ pub(crate) fn placement(strategy: &ParallelStrategy, report: &PlacementReport) -
     let other = match placement.is_empty() {
         true => String::new(),
         false => format!(
-            "; rank r on device r would load the busiest links {} as long",
+            "; with rank r on device r the busiest links would be loaded {} as long",
             times(1.0 + report.in_order)
         ),
     };
@@ -313,7 +313,7 @@ pub(crate) fn regret(validation: &Validation) -> String {
 /// Where the profile of a plan came from.
 pub(crate) fn profile_source(plan: &Plan) -> String {
     if plan.profile.path.is_empty() && plan.profile.fingerprint.is_empty() {
-        "none: priced by published figures of devices, links and runs".to_owned()
+        "none: priced by published figures of devices, links and training runs".to_owned()
     } else if plan.profile.path.is_empty() {
         format!("modelled from the hardware catalogue, fingerprint {}", clean(&plan.profile.fingerprint))
     } else {
@@ -349,7 +349,7 @@ pub(crate) fn optimizer(optimizer: Optimizer) -> String {
 pub(crate) fn precision(precision: Precision) -> &'static str {
     match precision {
         Precision::Fp32 => "fp32",
-        Precision::Tf32 => "tf32 in matrix products, fp32 in everything else",
+        Precision::Tf32 => "tf32 in GEMMs, fp32 in everything else",
         Precision::Bf16 => "bf16; master weights, gradients and optimizer state in fp32",
     }
 }

@@ -122,8 +122,8 @@ pub fn read_devices(file: &str, text: &[u8]) -> Result<Vec<DeviceFigures>, Input
     let read = parse::toml::<DeviceFile>(file, text);
     let read = read.map_err(|error| match error.hint.starts_with("every field") {
         true => error.hint(
-            "a file of devices holds [[device]] tables, each with name, memory_bytes, peak_flops_per_s, \
-             memory_bytes_per_s, link_bytes_per_s, source; docs/files.md lists what may follow",
+            "a device file holds [[device]] tables, each with name, memory_bytes, peak_flops_per_s, \
+             memory_bytes_per_s, link_bytes_per_s, source; docs/files.md lists the optional fields",
         ),
         false => error,
     });
@@ -141,8 +141,12 @@ impl Check for DeviceFile {
         for (index, device) in self.device.iter().enumerate() {
             device.check()?;
             if self.device[..index].iter().any(|earlier| earlier.name == device.name) {
-                let error = InputError::new(format!("device[{index}].name"), &device.name, "is there twice");
-                return Err(error.hint("give each device of the file a name of its own"));
+                let error = InputError::new(
+                    format!("device[{index}].name"),
+                    &device.name,
+                    "is the name of an earlier device, too",
+                );
+                return Err(error.hint("give each device of the file its own name"));
             }
         }
         Ok(())
@@ -155,15 +159,16 @@ impl DeviceFigures {
         let at = |field: &str| format!("device `{}`.{field}", device.name);
         // A name is a word of a cluster's short form.
         if device.name.is_empty() || device.name.contains(['@', ' ']) {
-            let error = InputError::new("device.name", &device.name, "must be a word without `@`");
+            let error =
+                InputError::new("device.name", &device.name, "must be one word without spaces or `@`");
             return Err(error.hint("name it like the others, e.g. h100-96gb-500w"));
         }
         if let Some(architecture) = &device.architecture
             && !ARCHITECTURES.contains(&architecture.as_str())
         {
-            let error = InputError::new(at("architecture"), architecture, "is none whose kernels are known");
+            let error = InputError::new(at("architecture"), architecture, "is not a known architecture");
             return Err(error.hint(format!(
-                "choose the nearest of {}, or leave it out: Hopper's stand for it",
+                "use the nearest of {}, or remove `architecture` to use Hopper's kernels",
                 ARCHITECTURES.join(", ")
             )));
         }
@@ -200,7 +205,8 @@ impl DeviceFigures {
         self.name == name || self.driver_names.iter().any(|known| known == name)
     }
 
-    /// Published peak of dense GEMMs of `bf16`, `fp32`, `tf32`, `fp16`, `fp8` or `fp4`; absent where there is no figure.
+    /// Published peak of dense GEMMs of `bf16`, `fp32`, `tf32`, `fp16`, `fp8` or `fp4`; absent where there is no
+    /// figure.
     pub fn peak(&self, arithmetic: &str) -> Option<Peak> {
         // Its 16-bit figure is of fp16, and bf16 is computed at that rate at most.
         let no_bf16 = self.architecture.as_deref() == Some("volta");
@@ -242,8 +248,8 @@ pub fn models() -> &'static [CatalogModel] {
 pub fn model(name: &str) -> Result<ModelSpec, InputError> {
     MODELS.iter().find(|m| m.spec.name == name).map(|m| m.spec.clone()).ok_or_else(|| {
         let known = MODELS.iter().map(|m| m.spec.name.as_str());
-        InputError::new("model", name, "is neither in the catalogue nor a file that exists").hint(format!(
-            "did you mean {}? `autodist catalog` lists the models; a Hugging Face config.json is taken too",
+        InputError::new("model", name, "is neither a model of the catalogue nor an existing file").hint(format!(
+            "did you mean {}? `autodist catalog` lists the models; the path of a Hugging Face config.json works, too",
             closest(name, known)
         ))
     })
@@ -259,7 +265,7 @@ pub fn device(name: &str) -> Result<(Device, Option<Link>), InputError> {
     device_of(&DEVICES, name)
 }
 
-/// The same among `devices`.
+/// The device of that name among `devices`, and the link between two of them in one node.
 ///
 /// # Errors
 /// An unknown name; names the closest.
@@ -277,8 +283,8 @@ pub fn device_of(devices: &[DeviceFigures], name: &str) -> Result<(Device, Optio
     Ok((entry.device(), Some(link)))
 }
 
-/// The known name that begins with what was written, or else is spelt most like it (Jaro and Winkler's similarity); the first
-/// of equals.
+/// The known name that begins with what was written, or else is spelt most like it (Jaro and Winkler's similarity); the
+/// first of equals.
 pub fn closest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> String {
     let written = written.to_ascii_lowercase();
     let begins = |name: &str| if name.starts_with(&written) { 1.0 } else { 0.0 };

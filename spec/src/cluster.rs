@@ -48,8 +48,9 @@ pub struct NodeGroup {
 pub struct Device {
     pub name: String,
     pub memory_bytes: Bytes,
-    /// Peak of dense 16-bit GEMMs, FLOP/s, as published or given; of an emulated device, what it does in training. Absent
-    /// for devices that were measured: older profiles have the rate of their fastest GEMM here, which is no peak.
+    /// Peak of dense 16-bit GEMMs, FLOP/s, as published or given; of an emulated device, what it does in training.
+    /// Absent for devices that were measured: older profiles have the rate of their fastest GEMM here, which is no
+    /// peak.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_flops_per_s: Option<FlopsPerSecond>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,8 +111,8 @@ impl<'de> Deserialize<'de> for Device {
 }
 
 impl Device {
-    /// Peak of dense GEMMs in that arithmetic, where a catalogue of devices says it: the built-in one, in which the device
-    /// is found by its own or its driver's name, or a file of devices that this one was taken from.
+    /// Peak of dense GEMMs in that arithmetic, where a catalogue of devices says it: the built-in one, in which the
+    /// device is found by its own or its driver's name, or a file of devices that this one was taken from.
     pub fn published_peak(&self, precision: Precision) -> Option<Peak> {
         let figures = catalog::devices().iter().find(|known| known.is_called(&self.name));
         let known = figures.and_then(|figures| figures.peak(precision.name()));
@@ -191,7 +192,7 @@ impl Cluster {
         Self::from_short_form_with(text, catalog::devices())
     }
 
-    /// The same, where these devices are `known` by their names.
+    /// Reads the short form, with the devices in `known`.
     ///
     /// # Errors
     /// Text of another form, or a device that is not known.
@@ -213,18 +214,20 @@ impl Cluster {
             part.parse()
                 .ok()
                 .filter(|n| *n > 0)
-                .ok_or_else(|| wrong(format!("`{part}` is not a number of {what}")))
+                .ok_or_else(|| wrong(format!("expected the number of {what}, found `{part}`")))
         };
         let count = number("nodes")?;
         let devices = number("devices per node")?;
         let name = parts
             .next()
             .filter(|n| !n.is_empty())
-            .ok_or_else(|| wrong("the device is missing".to_owned()))?;
+            .ok_or_else(|| wrong("the device name is missing after the number of devices".to_owned()))?;
         let (device, link) = catalog::device_of(known, name).map_err(|e| wrong(e.problem))?;
         let (nics, network) = network.map(|n| parse_network(n, &wrong)).transpose()?.unzip();
         if count > 1 && network.is_none() {
-            return Err(wrong(format!("{count} nodes need a network: nothing says how they are joined")));
+            return Err(wrong(format!(
+                "{count} nodes need a network: expected `@<NICs per node>x<rate>` at the end"
+            )));
         }
         let cluster = Self {
             schema_version: SCHEMA_VERSION,
@@ -239,22 +242,24 @@ impl Cluster {
 
 /// Network cards of a node, and what they carry together.
 fn parse_network(text: &str, wrong: &dyn Fn(String) -> InputError) -> Result<(u32, Link), InputError> {
-    let (nics, rate) = text.split_once('x').ok_or_else(|| wrong(format!("`{text}` is not <NICs>x<rate>")))?;
+    let (nics, rate) = text
+        .split_once('x')
+        .ok_or_else(|| wrong(format!("expected <NICs>x<rate> after the `@`, found `{text}`")))?;
     let nics: u32 = nics
         .parse()
         .ok()
         .filter(|n| *n > 0)
-        .ok_or_else(|| wrong(format!("`{nics}` is not a number of NICs")))?;
+        .ok_or_else(|| wrong(format!("expected the number of NICs per node, found `{nics}`")))?;
     let lower = rate.to_ascii_lowercase();
     let (digits, scale) = [("tbps", 1e12), ("gbps", 1e9), ("mbps", 1e6), ("gbit", 1e9), ("mbit", 1e6)]
         .iter()
         .find_map(|(unit, scale)| lower.strip_suffix(unit).map(|digits| (digits, *scale)))
-        .ok_or_else(|| wrong(format!("`{rate}` has no unit: write e.g. 200gbps")))?;
+        .ok_or_else(|| wrong(format!("expected a rate with a unit, e.g. 200gbps, found `{rate}`")))?;
     let bits: f64 = digits
         .parse()
         .ok()
         .filter(|v: &f64| v.is_finite() && *v > 0.0)
-        .ok_or_else(|| wrong(format!("`{digits}` is no rate")))?;
+        .ok_or_else(|| wrong(format!("expected a positive rate before the unit, found `{digits}`")))?;
     let bytes_per_s = BytesPerSecond(f64::from(nics) * bits * scale / 8.0);
     Ok((nics, Link { bytes_per_s, latency_s: Seconds::ZERO }))
 }
@@ -264,7 +269,7 @@ impl Check for Cluster {
 
     fn check(&self) -> Result<(), InputError> {
         if self.nodes.is_empty() {
-            return Err(InputError::new("nodes", "[]", "a cluster has at least one node")
+            return Err(InputError::new("nodes", "[]", "must not be empty: a cluster has at least one node")
                 .hint("add a [[nodes]] table with count, devices and device"));
         }
         let mut devices = 0;
@@ -276,7 +281,7 @@ impl Check for Cluster {
                 in_range(&at("nics"), u64::from(nics), 1, 1 << 12)?;
             }
             devices += u64::from(group.count) * u64::from(group.devices);
-            in_range("devices in all", devices, 1, 1 << 20)?;
+            in_range("total number of devices", devices, 1, 1 << 20)?;
             in_range(&at("device.memory_bytes"), group.device.memory_bytes.0, 1 << 20, 1 << 50)?;
             if let Some(rate) = group.device.peak_flops_per_s {
                 rate_in(&at("device.peak_flops_per_s"), rate.0)?;
@@ -298,7 +303,7 @@ impl Check for Cluster {
         }
         let apart = self.nodes.iter().any(|group| group.uplink.is_none());
         if self.node_count() > 1 && self.network.is_none() && apart {
-            return Err(InputError::new("network", "", "is missing, but there is more than one node")
+            return Err(InputError::new("network", "", "is missing; it is required with more than one node")
                 .hint("add [network] with bytes_per_s and latency_s"));
         }
         Ok(())
@@ -320,14 +325,14 @@ mod tests {
     #[test]
     fn a_bad_short_form_says_what_is_wrong() {
         for (text, expected) in [
-            ("", "is not a number of nodes"),
-            ("0x8xa100-80gb-sxm", "is not a number of nodes"),
-            ("2x8", "the device is missing"),
+            ("", "expected the number of nodes"),
+            ("0x8xa100-80gb-sxm", "expected the number of nodes"),
+            ("2x8", "the device name is missing"),
             ("1x8xabacus", "abacus"),
             ("2x8xa100-80gb-sxm", "need a network"),
-            ("2x8xa100-80gb-sxm@200gbps", "is not <NICs>x<rate>"),
-            ("2x8xa100-80gb-sxm@8x200", "has no unit"),
-            ("2x8xa100-80gb-sxm@8xNaNgbps", "is no rate"),
+            ("2x8xa100-80gb-sxm@200gbps", "expected <NICs>x<rate>"),
+            ("2x8xa100-80gb-sxm@8x200", "a rate with a unit"),
+            ("2x8xa100-80gb-sxm@8xNaNgbps", "expected a positive rate"),
         ] {
             let error = Cluster::from_short_form(text).unwrap_err();
             assert!(error.problem.contains(expected), "{text}: {error}");

@@ -85,8 +85,8 @@ pub enum Codec {
     /// Random rounding to -1, 0 and 1 times one scale; unbiased (Wen et al., 1705.07878).
     #[serde(rename = "terngrad")]
     TernGrad,
-    /// 1-bit Adam (Tang et al., 2102.02888): gradients as they are for `warmup_steps` steps; then the second moments stay
-    /// as they are and the momentum travels as `one_bit` does. For AdamW without gradient clipping.
+    /// 1-bit Adam (Tang et al., 2102.02888): gradients as they are for `warmup_steps` steps; then the second moments
+    /// stay as they are and the momentum travels as `one_bit` does. For AdamW without gradient clipping.
     OneBitAdam { warmup_steps: u32 },
 }
 
@@ -167,7 +167,7 @@ impl Codec {
         }
     }
 
-    /// The same from the first step on; 1-bit Adam, which learns the second moments before, in its second.
+    /// The codec without its warm-up; 1-bit Adam, which needs a step for the second moments, starts in its second step.
     #[must_use]
     pub fn at_once(self) -> Self {
         match self {
@@ -314,8 +314,8 @@ impl Communication {
             let at = format!("{field}.placement[{index}]");
             in_range(&at, u64::from(*device), 0, self.placement.len() as u64 - 1)?;
             if self.placement[..index].contains(device) {
-                return Err(InputError::new(&at, device, "is the device of an earlier rank").hint(
-                    "every rank has a device of its own; leave `placement` out for rank r on device r",
+                return Err(InputError::new(&at, device, "is already the device of an earlier rank").hint(
+                    "give every rank its own device, or remove `placement` to put rank r on device r",
                 ));
             }
         }

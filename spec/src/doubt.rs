@@ -103,9 +103,9 @@ pub struct Doubt {
     /// What was found, and the limit that it breaks: FLOP/s of `rate`, a factor of `correction`, seconds of all others.
     pub figure: f64,
     pub limit: f64,
-    /// The same in words.
+    /// The reason in words.
     pub reason: String,
-    /// Plans rest on it all the same, because nothing would be left without it.
+    /// Plans use the measurement all the same, because there is no other.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub used: bool,
 }
@@ -139,17 +139,17 @@ pub fn lines(doubts: &[Doubt]) -> Vec<String> {
                 n => format!(" (and {n} other segments there)"),
             };
             let consequence = if first.used {
-                "used all the same: nothing else was measured"
+                "it is used all the same, because there is no other measurement"
             } else {
-                "no plan rests on it"
+                "no plan uses it"
             };
             // The words may be a file's.
             let reason = crate::text::one_line(&first.reason);
-            Some(format!("in doubt: {}: {reason}{others}; {consequence}", first.cell))
+            Some(format!("doubtful measurement: {}: {reason}{others}; {consequence}", first.cell))
         })
         .collect();
     if count > LINES {
-        lines.push(format!("in doubt: measurements in {} other places", count - LINES));
+        lines.push(format!("doubtful measurements in {} other places", count - LINES));
     }
     lines
 }

@@ -5,7 +5,7 @@ use crate::model::{Activation, ModelSpec, Norm, Positions};
 use crate::parse::{Check, json_value};
 use serde_json::Value;
 
-const FAMILIES: &str = "this release reads model_type gpt2, llama and mistral";
+const FAMILIES: &str = "supported values of model_type: gpt2, llama, mistral";
 
 /// One config, with errors that name the field.
 struct Config<'a> {
@@ -24,7 +24,11 @@ impl Config<'_> {
             None | Some(Value::Null) => Ok(None),
             Some(value) => {
                 let number = value.as_u64().ok_or_else(|| {
-                    self.error(field, "must be a whole number", "copy the value from the model's page")
+                    self.error(
+                        field,
+                        "must be a whole number",
+                        "copy the value from the model's config.json on Hugging Face",
+                    )
                 })?;
                 in_range(field, number, 1, u64::from(u32::MAX)).map_err(|e| e.in_file(self.file))?;
                 Ok(Some(number as u32))
@@ -34,34 +38,45 @@ impl Config<'_> {
 
     fn required(&self, field: &str) -> Result<u32, InputError> {
         self.optional(field)?
-            .ok_or_else(|| self.error(field, "is missing", "give the model's own config.json"))
+            .ok_or_else(|| self.error(field, "is missing", "give the complete config.json of the model"))
     }
 
     fn real(&self, field: &str, default: f64) -> Result<f64, InputError> {
         match self.root.get(field) {
             None | Some(Value::Null) => Ok(default),
-            Some(value) => value
-                .as_f64()
-                .ok_or_else(|| self.error(field, "must be a number", "copy it from the model's page")),
+            Some(value) => value.as_f64().ok_or_else(|| {
+                self.error(
+                    field,
+                    "must be a number",
+                    "copy the value from the model's config.json on Hugging Face",
+                )
+            }),
         }
     }
 
     fn flag(&self, field: &str, default: bool) -> Result<bool, InputError> {
         match self.root.get(field) {
             None | Some(Value::Null) => Ok(default),
-            Some(value) => value
-                .as_bool()
-                .ok_or_else(|| self.error(field, "must be true or false", "remove it for the default")),
+            Some(value) => value.as_bool().ok_or_else(|| {
+                self.error(
+                    field,
+                    "must be true or false",
+                    "set it to true or false, or remove it for the default",
+                )
+            }),
         }
     }
 
     fn word(&self, field: &str) -> Result<Option<&str>, InputError> {
         match self.root.get(field) {
             None | Some(Value::Null) => Ok(None),
-            Some(value) => value
-                .as_str()
-                .map(Some)
-                .ok_or_else(|| self.error(field, "must be text", "see the model's page")),
+            Some(value) => value.as_str().map(Some).ok_or_else(|| {
+                self.error(
+                    field,
+                    "must be a string",
+                    "copy the value from the model's config.json on Hugging Face",
+                )
+            }),
         }
     }
 
@@ -79,7 +94,7 @@ impl Config<'_> {
             return Err(self.error(
                 field,
                 &format!("does not divide the hidden size {hidden}"),
-                "heads share the hidden size evenly",
+                "choose a number of heads that divides the hidden size",
             ));
         }
         Ok(hidden / heads)
@@ -94,14 +109,14 @@ pub fn model_from_config(file: &str, name: &str, bytes: &[u8]) -> Result<ModelSp
     let root = json_value(file, bytes, "model configuration")?;
     let config = Config { file, root: &root };
     if !root.is_object() {
-        return Err(InputError::new("", "", "a config.json holds one object").hint(FAMILIES).in_file(file));
+        return Err(InputError::new("", "", "expected one JSON object").hint(FAMILIES).in_file(file));
     }
     let family =
         config.word("model_type")?.ok_or_else(|| config.error("model_type", "is missing", FAMILIES))?;
     let spec = match family {
         "gpt2" => gpt2(&config, name)?,
         "llama" | "mistral" => llama(&config, name)?,
-        _ => return Err(config.error("model_type", "is not a family that this release reads", FAMILIES)),
+        _ => return Err(config.error("model_type", "is not a supported model family", FAMILIES)),
     };
     spec.check().map_err(|e| in_own_words(e, family == "gpt2").in_file(file))?;
     Ok(spec)
@@ -158,8 +173,8 @@ fn llama(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
         if config.flag(field, false)? {
             return Err(config.error(
                 field,
-                "biases on a part of the linear layers are not supported",
-                "use a model whose linear layers carry no bias",
+                "biases on only some of the linear layers are not supported",
+                "use a model whose linear layers have no bias",
             ));
         }
     }
@@ -177,7 +192,11 @@ fn llama(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
     // Newer configurations keep the base in `rope_parameters`.
     let theta = match config.root.get("rope_parameters").and_then(|r| r.get("rope_theta")) {
         Some(value) => value.as_f64().ok_or_else(|| {
-            config.error("rope_parameters", "rope_theta must be a number", "copy it from the model's page")
+            config.error(
+                "rope_parameters",
+                "rope_theta must be a number",
+                "copy the value from the model's config.json on Hugging Face",
+            )
         })?,
         None => config.real("rope_theta", 10_000.0)?,
     };

@@ -399,7 +399,7 @@ impl Check for Job {
         not_negative("memory_reserve", self.memory_reserve)?;
         if self.memory_reserve >= 1.0 {
             return Err(InputError::new("memory_reserve", self.memory_reserve, "must be below 1")
-                .hint("it is a part of the device's memory, e.g. 0.04"));
+                .hint("give the fraction of the device's memory that no plan may use, e.g. 0.04"));
         }
         positive("learning_rate.peak", self.learning_rate.peak)?;
         in_range("learning_rate.total_steps", u64::from(self.learning_rate.total_steps), 1, 1 << 30)?;
@@ -414,7 +414,7 @@ impl Check for Job {
                     not_negative(field, value)?;
                     if value >= 1.0 {
                         return Err(InputError::new(field, value, "must be below 1")
-                            .hint("usual values are 0.9 and 0.95"));
+                            .hint("give a number from 0 to below 1; usual values are 0.9 and 0.95"));
                     }
                 }
                 positive("optimizer.epsilon", epsilon)?;
@@ -424,7 +424,7 @@ impl Check for Job {
                 not_negative("optimizer.momentum", momentum)?;
                 if momentum >= 1.0 {
                     return Err(InputError::new("optimizer.momentum", momentum, "must be below 1")
-                        .hint("a usual value is 0.9"));
+                        .hint("give a number from 0 to below 1, e.g. 0.9"));
                 }
                 not_negative("optimizer.weight_decay", weight_decay)?;
             }
@@ -440,8 +440,9 @@ impl Check for Job {
         ] {
             let Some(list) = list else { continue };
             if list.is_empty() {
-                return Err(InputError::new(field, "[]", "allows nothing")
-                    .hint("leave it out to allow whatever is legal"));
+                return Err(InputError::new(field, "[]", "must not be empty").hint(format!(
+                    "list at least one value, or remove `{field}` to allow every legal value"
+                )));
             }
             for (index, value) in list.iter().enumerate() {
                 in_range(&format!("{field}[{index}]"), u64::from(*value), 1, 1 << 24)?;
@@ -483,9 +484,8 @@ impl Check for Job {
             ("allow.placements", allow.placements.as_ref().is_some_and(Vec::is_empty)),
         ] {
             if empty {
-                return Err(
-                    InputError::new(field, "[]", "allows nothing").hint("leave it out for the default")
-                );
+                return Err(InputError::new(field, "[]", "must not be empty")
+                    .hint(format!("list at least one value, or remove `{field}` for the default")));
             }
         }
         Ok(())

@@ -312,7 +312,7 @@ impl crate::parse::Check for ModelSpec {
             in_range(field, u64::from(value), 1, high)?;
         }
         in_range("heads x head_dim", self.query_width(), 1, 1 << 22)?;
-        in_range("parameters in all", self.total_parameters(), 1, 1 << 50)?;
+        in_range("total number of parameters", self.total_parameters(), 1, 1 << 50)?;
         positive("norm_epsilon", self.norm_epsilon)?;
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(InputError::new(
@@ -320,7 +320,10 @@ impl crate::parse::Check for ModelSpec {
                 self.kv_heads,
                 format!("does not divide the {} query heads", self.heads),
             )
-            .hint("every key/value head serves the same number of query heads"));
+            .hint(format!(
+                "choose a divisor of {}: every key/value head serves the same number of query heads",
+                self.heads
+            )));
         }
         if let Positions::Rotary { theta } = self.positions {
             positive("positions.theta", theta)?;
@@ -328,9 +331,9 @@ impl crate::parse::Check for ModelSpec {
                 return Err(InputError::new(
                     "head_dim",
                     self.head_dim,
-                    "rotary positions turn pairs: it must be even",
+                    "must be even with rotary positions, which rotate pairs of elements",
                 )
-                .hint("choose an even head size or learned positions"));
+                .hint("choose an even head size, or learned positions"));
             }
         }
         Ok(())

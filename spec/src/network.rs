@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 pub struct SharedLink {
     pub name: String,
     pub bytes_per_s: BytesPerSecond,
-    /// The same while the other direction is as busy, as collectives keep it: streams both ways hold each other's
-    /// acknowledgements up, and a wireless link is shared by both. Absent where it was not measured.
+    /// The rate while the other direction is equally busy, as in collectives: streams in both directions delay each
+    /// other's acknowledgements, and a wireless link is shared by both. Absent if it was not measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub both_ways_bytes_per_s: Option<BytesPerSecond>,
     #[serde(default)]
@@ -68,7 +68,7 @@ impl Pattern {
 #[serde(deny_unknown_fields)]
 pub struct PatternTiming {
     pub pattern: Pattern,
-    /// Of the whole tensor; for an all-to-all of what one device has for all.
+    /// Bytes of the whole tensor; for an all-to-all, the bytes that one device sends to all others.
     pub bytes: Bytes,
     pub time: Sample,
 }
@@ -117,7 +117,7 @@ impl Network {
         Self::joined(nodes, &ends)
     }
 
-    /// The same of machines whose links nobody has described: rates and latencies are zero until they are measured.
+    /// The network of machines whose links are not described: rates and latencies are zero until they are measured.
     /// `nodes` are as in [`Network::nodes`]; links are called after the machines.
     pub fn unmeasured(nodes: &[u32], machines: &[String]) -> Option<Self> {
         let link = Link { bytes_per_s: BytesPerSecond(0.0), latency_s: Seconds::ZERO };
@@ -203,7 +203,7 @@ impl Network {
                         return Err(InputError::new(
                             format!("{at}.links[{index}]"),
                             link,
-                            format!("there are {} links", self.links.len()),
+                            format!("must be below {}, the number of links", self.links.len()),
                         ));
                     }
                 }

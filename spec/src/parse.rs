@@ -21,7 +21,7 @@ pub trait Check {
 
 fn text<'a>(name: &str, bytes: &'a [u8], what: &str) -> Result<&'a str, InputError> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
-        InputError::new("", "", format!("not a text file: byte {} is not UTF-8", error.valid_up_to()))
+        InputError::new("", "", format!("expected UTF-8 text, but byte {} is not UTF-8", error.valid_up_to()))
             .hint(format!("give a {what} file in UTF-8"))
             .in_file(name)
     })?;
@@ -98,11 +98,11 @@ pub fn look_over<'de, D: serde::Deserializer<'de>>(document: D) -> Result<Result
 fn check_version(version: Option<&str>, what: &str) -> Result<(), InputError> {
     match version {
         None => Err(InputError::new("schema_version", "", "is missing")
-            .hint(format!("a {what} file of this release begins with schema_version = {SCHEMA_VERSION}"))),
+            .hint(format!("add schema_version = {SCHEMA_VERSION}, the version that this release reads"))),
         Some(v) if v == SCHEMA_VERSION.to_string() => Ok(()),
         Some(v) => {
-            Err(InputError::new("schema_version", v, format!("this release reads version {SCHEMA_VERSION}"))
-                .hint(format!("make the {what} again with this release of autodist")))
+            Err(InputError::new("schema_version", v, format!("is not supported; expected {SCHEMA_VERSION}"))
+                .hint(format!("create the {what} file again with this release of autodist")))
         }
     }
 }
@@ -147,9 +147,8 @@ fn lookup<'a>(root: &'a serde_json::Value, path: &str) -> Option<&'a serde_json:
 /// The parts of `T`'s files that are not in its type.
 fn check_outline<T: Check>(survey: &Survey) -> Result<(), InputError> {
     if !survey.object {
-        return Err(
-            InputError::new("", "", format!("a {} file holds one object", T::WHAT)).hint(described(T::WHAT))
-        );
+        return Err(InputError::new("", "", format!("expected one object, as in every {} file", T::WHAT))
+            .hint(described(T::WHAT)));
     }
     if T::versioned() {
         check_version(survey.version.as_deref(), T::WHAT)?;

@@ -298,23 +298,24 @@ pub struct Estimate {
     pub step_time_s: Seconds,
     /// Half-width of the interval that should hold the measured median step time.
     pub step_time_spread_s: Seconds,
-    /// What the step's work would take less if every segment and update were priced at its median: those that are not known
-    /// to ±25 % are priced at the top of their intervals.
+    /// What the step's work would take less if every segment and update were priced at its median: those that are not
+    /// known to ±25 % are priced at the top of their intervals.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub caution_s: Seconds,
     pub tokens_per_s: f64,
-    /// Model FLOPs utilisation, a part of 1: of the published peak of the device in the job's arithmetic, with attention's
-    /// GEMMs counted in full. Absent where no peak is published. Older plans stand on a measured rate instead.
+    /// Model FLOPs utilisation, a part of 1: of the published peak of the device in the job's arithmetic, with
+    /// attention's GEMMs counted in full. Absent where no peak is published. Older plans stand on a measured rate
+    /// instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mfu: Option<f64>,
-    /// Of the fullest device.
+    /// Peak memory of the fullest device.
     pub peak_memory_bytes: Bytes,
     pub cost: CostBreakdown,
-    /// Of the fullest device.
+    /// Parts of the peak memory of the fullest device.
     pub memory: MemoryBreakdown,
     /// One per pipeline rank.
     pub stages: Vec<StageEstimate>,
-    /// No execution under this cost model can be faster.
+    /// Lower bound of the step time, under this cost model.
     pub lower_bound_s: Seconds,
     /// The least trusted source of any number that went into the step time.
     pub provenance: Provenance,
@@ -331,8 +332,8 @@ fn is_zero(time: &Seconds) -> bool {
     *time == Seconds::ZERO
 }
 
-/// Steps to a loss over those of exact, synchronous training (phi). Measured by `validate --probe`; otherwise a prior of
-/// theory, which is assumed and no more than an order of magnitude.
+/// Steps to a loss over those of exact, synchronous training (phi). Measured by `validate --probe`; otherwise a prior
+/// of theory, which is assumed and no more than an order of magnitude.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Slowdown {
@@ -365,13 +366,13 @@ pub enum StopReason {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SearchReport {
-    /// Strategies that were looked at.
+    /// Strategies that were considered.
     pub explored: u64,
-    /// Of these, rejected without simulation: illegal, out of memory, or bounded away.
+    /// Strategies rejected without simulation: illegal, out of memory, or excluded by a lower bound.
     pub pruned: u64,
-    /// Of these, simulated.
+    /// Strategies that were simulated.
     pub simulated: u64,
-    /// No plan of the space is faster, under this cost model.
+    /// Lower bound of the step time in the search space, under this cost model.
     pub lower_bound_s: Seconds,
     /// `step_time / lower_bound - 1` of what was not ruled out; 0 when optimal.
     pub gap: f64,
@@ -505,7 +506,7 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MeasuredChoice {
-    /// Of this plan, at the speed that the machine had when it was profiled.
+    /// Measured step time of this plan, at the speed that the machine had when it was profiled.
     pub step_time_s: Seconds,
     /// Half-width of that median's 95 % interval.
     pub step_time_spread_s: Seconds,
@@ -518,8 +519,8 @@ pub struct MeasuredChoice {
     pub verdict: Option<Verdict>,
     /// Why this plan is the first: "measured fastest: 677 ms; the planner's first choice, …, took 761 ms".
     pub reason: String,
-    /// Ways of training whose predictions the measurement refuted while they stood first, or that it found faster than the
-    /// first: the cells of the profile that they stand on are in doubt, and `tune` measures them again.
+    /// Ways of training whose predictions the measurement refuted while they stood first, or that it found faster than
+    /// the first: the cells of the profile that they stand on are in doubt, and `tune` measures them again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refuted: Vec<ParallelStrategy>,
 }
@@ -559,8 +560,8 @@ impl Plan {
         all.achieved.0.is_finite().then_some(all)
     }
 
-    /// Corrects model FLOPs utilisation that stands on another rate than a published peak: that of emulated devices, and
-    /// that of older plans, which took the rate of the profile's fastest GEMM for a peak.
+    /// Corrects model FLOPs utilisation that stands on another rate than a published peak: that of emulated devices,
+    /// and that of older plans, which took the rate of the profile's fastest GEMM for a peak.
     pub fn correct_mfu(&mut self) {
         let measured = self.cluster.nodes.iter().any(|group| group.device.measured_rate().is_some());
         let corrected = |estimate: &Estimate| match estimate.mfu {
@@ -601,8 +602,8 @@ impl Plan {
         1 + self.alternatives.len()
     }
 
-    /// The same document with its `number`-th plan first: 1 is the choice, 2 the first alternative. What was said of the
-    /// choice alone is left out. `None` where there are fewer.
+    /// The document with its `number`-th plan first: 1 is the choice, 2 the first alternative. Details about the
+    /// former choice are removed. `None` if there are fewer plans.
     #[must_use]
     pub fn nth(&self, number: usize) -> Option<Self> {
         if number == 1 {
@@ -680,7 +681,7 @@ pub(crate) fn check_stages(stages: &[Stage]) -> Result<(), InputError> {
                     stage.end_layer,
                     stage.recompute.len()
                 ),
-                "a stage holds at least one layer and one recompute entry per layer",
+                "a stage must hold at least one layer, and one recompute entry per layer",
             )
             .hint("make the plan again with `autodist plan` or `autodist estimate`"));
         }

@@ -487,8 +487,12 @@ impl Check for Profile {
             check_memory(&at("peak_bytes"), cell.peak_bytes.0)?;
         }
         if !self.segments.is_empty() && self.segments.iter().all(|cell| cell.time.median_s == Seconds::ZERO) {
-            return Err(InputError::new("segments[].time.median_s", 0, "no segment takes any time")
-                .hint("measure again with `autodist profile --fresh`"));
+            return Err(InputError::new(
+                "segments[].time.median_s",
+                0,
+                "at least one segment must take longer than 0 s",
+            )
+            .hint("measure again with `autodist profile --fresh`"));
         }
         let collectives = [
             ("collectives", &self.collectives),
@@ -510,8 +514,8 @@ impl Check for Profile {
             let at = |field: &str| format!("fits[{index}].{field}");
             const KINDS: [&str; 4] = ["all_reduce", "reduce_scatter", "all_gather", "message"];
             if !KINDS.contains(&fit.what.as_str()) {
-                return Err(InputError::new(at("what"), &fit.what, "is nothing that a link does")
-                    .hint(format!("one of {}", KINDS.join(", "))));
+                return Err(InputError::new(at("what"), &fit.what, "is not a kind of transfer")
+                    .hint(format!("expected one of {}", KINDS.join(", "))));
             }
             finite(&at("alpha_s"), fit.alpha_s.0)?;
             finite(&at("beta_s_per_byte"), fit.beta_s_per_byte)?;
@@ -537,9 +541,8 @@ impl Check for Profile {
             ("interference.communication_slowdown", self.interference.communication_slowdown),
         ] {
             if !(value.is_finite() && (1.0..=1e3).contains(&value)) {
-                return Err(
-                    InputError::new(field, value, "must be from 1 to 1000").hint("1 means no slow-down")
-                );
+                return Err(InputError::new(field, value, "must be a number from 1 to 1000")
+                    .hint("give 1 for no slow-down"));
             }
         }
         check_memory("baseline_bytes", self.baseline_bytes.0)?;

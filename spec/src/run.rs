@@ -57,7 +57,8 @@ pub struct StepRecord {
     /// Global L2 norm before clipping.
     pub gradient_norm: f64,
     pub learning_rate: f64,
-    /// The faster reading of a fixed piece of arithmetic just before and just after the step, slowest rank: the machine's speed.
+    /// The faster reading of a fixed piece of arithmetic just before and just after the step, slowest rank: the
+    /// machine's speed.
     pub reference_s: Seconds,
 }
 
@@ -106,13 +107,13 @@ pub struct BucketCompression {
     /// In the order in which the rank's gradients become complete.
     pub bucket: u32,
     pub codec: Codec,
-    /// `1 - |x - C(x)|² / |x|²` of a step, where C(x) is what arrives of x: 1 where nothing is lost (delta of 1901.09847).
-    /// Median over the steps, then over the members.
+    /// `1 - |x - C(x)|² / |x|²` of a step, where C(x) is what arrives of x: 1 where nothing is lost (delta of
+    /// 1901.09847). Median over the steps, then over the members.
     pub contraction_median: f64,
     /// Over all steps and members. Random rounding may lose more than there is, which makes it negative.
     pub contraction_lowest: f64,
-    /// L2 norm of what is kept after the last step over that half-way through the run, the largest member's: about 1 once
-    /// it has settled. 0 where the codec keeps nothing.
+    /// L2 norm of what is kept after the last step over that half-way through the run, the largest member's: about 1
+    /// once it has settled. 0 where the codec keeps nothing.
     pub error_growth: f64,
     /// Absent where the codec was used to the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -141,7 +142,7 @@ pub struct Rounds {
     pub of: u32,
     /// Measured steps of each round.
     pub steps: u32,
-    /// Of model, job, profile and data.
+    /// Fingerprint of model, job, profile and data.
     pub fingerprint: String,
 }
 
@@ -156,9 +157,9 @@ pub struct RunRecord {
     #[serde(default)]
     pub precision: Precision,
     pub environment: Environment,
-    /// In the order in which they were trained. `validate` trains a plan in several rounds, each from the same start: step
-    /// numbers then begin again, and of later rounds the warm-up is left out.
-    /// Of more than 131072 every second is there, or every fourth, and so on, and the last.
+    /// In the order in which they were trained. `validate` trains a plan in several rounds, each from the same start:
+    /// step numbers then begin again, and of later rounds the warm-up is left out. Of a training of more than 131072
+    /// steps, every second step, or every fourth, and so on, and the last.
     pub steps: Vec<StepRecord>,
     /// Steps before this one are warm-up and in no statistic.
     pub warmup_steps: u32,
@@ -226,17 +227,17 @@ impl Check for RunRecord {
                 return Err(InputError::new(
                     at("end_s"),
                     event.end_s.0,
-                    format!("is before its start, {} s", event.start_s.0),
+                    format!("must not be before its start, {} s", event.start_s.0),
                 )
-                .hint("train again: an operation ends after it begins"));
+                .hint("create the run record again with `autodist train` or `autodist validate`"));
             }
         }
         Ok(())
     }
 }
 
-/// What a measurement says of a prediction. Both are intervals: the prediction's bar is `bar_s` to either side of it, the
-/// measurement's noise its 95 % interval. How they are made: `src/verdict.rs`, docs/validation.md.
+/// What a measurement says of a prediction. Both are intervals: the prediction's bar is `bar_s` to either side of it,
+/// the measurement's noise its 95 % interval. How they are made: `src/verdict.rs`, docs/validation.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -267,7 +268,8 @@ pub struct ValidatedRun {
     pub strategy: ParallelStrategy,
     pub measured: Measured,
     pub predicted: Estimate,
-    /// Of the prediction, at the speed that the machine had when it was profiled; absent in files of earlier releases.
+    /// Verdict on the prediction, at the speed that the machine had when it was profiled; absent in files of earlier
+    /// releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
     /// What the prediction may be off by, seconds to either side: its own interval, and the cost model's known error on
@@ -276,7 +278,7 @@ pub struct ValidatedRun {
     pub bar_s: Seconds,
     /// `predicted / measured - 1` of the step time as it was timed.
     pub step_time_error: f64,
-    /// The same at the speed that the machine had when it was profiled: `predicted / measured.adjusted_step_time_s - 1`.
+    /// Error at the speed that the machine had when it was profiled: `predicted / measured.adjusted_step_time_s - 1`.
     pub adjusted_error: f64,
     /// `predicted / measured - 1` of the peak memory.
     pub peak_memory_error: f64,
@@ -300,7 +302,7 @@ pub struct Measured {
     /// Half-width of that median's 95 % interval.
     pub adjusted_step_time_spread_s: Seconds,
     pub peak_memory_bytes: Bytes,
-    /// Of the last step of the first round, the warm-up counted in: nats per token after so few steps.
+    /// Loss of the last step of the first round, including its warm-up, in nats per token.
     pub final_loss: f64,
     pub steps: u32,
 }
@@ -312,8 +314,8 @@ pub struct Validation {
     pub schema_version: u32,
     /// In the planner's order: the first is its choice, if that ran.
     pub runs: Vec<ValidatedRun>,
-    /// Of the planner's choice: `refuted` also where a plan that it was preferred to is faster beyond both runs' noise
-    /// (`beaten_by`), `within_noise` also where one is faster by less. Absent where the choice did not run.
+    /// Verdict on the planner's choice: `refuted` also if another plan is faster by more than both runs' noise
+    /// (`beaten_by`), `within_noise` also if one is faster by less. Absent if the choice did not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
     /// Label of the fastest plan, where it beats the planner's choice beyond both runs' noise.
@@ -323,7 +325,7 @@ pub struct Validation {
     pub median_error: f64,
     /// Median |adjusted_error|: at the speed that the machine had when it was profiled.
     pub median_adjusted_error: f64,
-    /// Of the planner's choice, all plans at one speed of the machine; absent where the choice did not run.
+    /// Regret of the planner's choice, with all plans at one speed of the machine; absent if the choice did not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub regret: Option<f64>,
     /// How well the predictions order the plans; absent with fewer than two runs.
@@ -335,7 +337,8 @@ pub struct Validation {
     /// What codecs cost in steps (`--probe`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub probes: Vec<CodecProbe>,
-    /// Plans that were predicted but could not be run, or not in all rounds (they are among the runs, too), with the reason.
+    /// Plans that were predicted but could not be run, or not in all rounds (they are among the runs, too), with the
+    /// reason.
     #[serde(default)]
     pub failed: Vec<FailedRun>,
     /// Why the validation ended before all plans were trained in all rounds; absent where they were.
@@ -372,11 +375,11 @@ pub struct CodecProbe {
     pub codec: Codec,
     #[serde(default)]
     pub coded: Coded,
-    /// Of the exact training.
+    /// Steps of the exact training.
     pub steps: u32,
-    /// Where that ended.
+    /// Final loss of the exact training.
     pub exact_loss: f64,
-    /// Where the codec was after as many.
+    /// Loss with the codec after the same number of steps.
     pub loss: f64,
     /// Steps to `exact_loss` over `steps`; if it was not reached, those that were made, so that it is at least this.
     pub slowdown: f64,

@@ -64,7 +64,7 @@ impl Survey {
     fn count<E: Error>(&mut self) -> Result<(), E> {
         self.values += 1;
         if self.values > self.most {
-            let problem = format!("holds more than {} values, the most that are read", self.most);
+            let problem = format!("holds more than {} values, which is the limit", self.most);
             let error = InputError::new("", "", problem).hint("give a smaller file");
             return Err(self.refuse(error));
         }
@@ -111,8 +111,8 @@ impl<'de> Visitor<'de> for &mut Survey {
     fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
         // Some notations have them; JSON, which documents go through, would make nothing of them.
         if !value.is_finite() {
-            let error = InputError::new(self.field(), value, "is not a finite number");
-            return Err(self.refuse(error.hint("give a finite number")));
+            let error = InputError::new(self.field(), value, "must be a finite number");
+            return Err(self.refuse(error.hint("give a number such as 0.1")));
         }
         self.scalar(serde_json::Value::from(value))
     }

@@ -1,7 +1,7 @@
 //! Names and texts that come from files: what may stand in them, and how anything is shown.
 //!
-//! They end up in scripts, tables, pages and on terminals. A line break or an escape sequence in one of them could do there
-//! what its reader did not ask for, so that it is refused where files are read.
+//! They end up in scripts, tables, pages and on terminals. A line break or an escape sequence in one of them could do
+//! there what its reader did not ask for, so that it is refused where files are read.
 
 use crate::error::InputError;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
@@ -38,7 +38,7 @@ pub fn check(field: &str, text: &str) -> Result<(), InputError> {
     check_to(field, text, if NAMES.contains(&last) { LONGEST_NAME } else { LONGEST_TEXT })
 }
 
-/// The same of a name.
+/// Checks a name.
 ///
 /// # Errors
 /// A hidden character, or more bytes than a name has.
@@ -48,13 +48,13 @@ pub fn check_name(field: &str, text: &str) -> Result<(), InputError> {
 
 fn check_to(field: &str, text: &str, longest: usize) -> Result<(), InputError> {
     if let Some(hidden) = text.chars().find(|c| is_hidden(*c)) {
-        let problem = format!("has the hidden character U+{:04X}", u32::from(hidden));
+        let problem = format!("contains the hidden character U+{:04X}", u32::from(hidden));
         return Err(InputError::new(field, text, problem)
-            .hint("take it out: names and texts are one line of characters that can be seen"));
+            .hint("remove that character: names and texts are one line of visible characters"));
     }
     if text.len() > longest {
-        let problem = format!("is too long: {} bytes, and at most {longest} are read", text.len());
-        return Err(InputError::new(field, text, problem).hint("shorten it"));
+        let problem = format!("is too long: {} bytes, and the limit is {longest}", text.len());
+        return Err(InputError::new(field, text, problem).hint(format!("use at most {longest} bytes")));
     }
     Ok(())
 }
@@ -75,13 +75,13 @@ pub fn shown(text: &str, most: usize) -> String {
 /// Characters of a line that a message shows: what it quotes may be as long as a file.
 const LONGEST_LINE: usize = 300;
 
-/// Text of a user's file or name, which must neither drive a terminal nor pass for a line of ours: hidden characters are
-/// shown as `\u{1b}`, and what is longer than 300 characters is cut.
+/// Text of a user's file or name, which must neither drive a terminal nor pass for a line of ours: hidden characters
+/// are shown as `\u{1b}`, and what is longer than 300 characters is cut.
 pub fn one_line(text: &str) -> String {
     shown(text, LONGEST_LINE)
 }
 
-/// The same for text of several lines, which may hold line feeds and tabs of our own; nothing is cut.
+/// A text of several lines as messages show it: line feeds and tabs are kept, and nothing is cut.
 pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {

@@ -27,14 +27,14 @@ impl fmt::Display for Peak {
 /// appendix). GEMMs of attention count in full, also where a causal kernel skips half of them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Utilisation {
-    /// Of one device.
+    /// The rate that one device achieved.
     pub achieved: FlopsPerSecond,
-    /// Absent where nobody published it for this device and this arithmetic.
+    /// Absent if no peak is published for this device and precision.
     pub peak: Option<Peak>,
 }
 
 impl Utilisation {
-    /// Of a job on `devices` devices like `device`, a step of which takes `step` seconds.
+    /// The utilisation of a job on `devices` devices like `device`, with a step time of `step`.
     pub fn of(model: &ModelSpec, job: &Job, device: &Device, devices: u64, step: Seconds) -> Self {
         let flops = model.step_flops(job.tokens(), u64::from(job.seq_len));
         let achieved = FlopsPerSecond((flops / step).0 / devices.max(1) as f64);
@@ -55,16 +55,16 @@ impl Utilisation {
     pub fn contradiction(&self) -> Option<String> {
         let peak = self.peak.filter(|_| self.share().is_some_and(|share| share > 1.0))?;
         Some(format!(
-            "{} a device is above its peak, {peak}: one of the two is wrong, and no MFU is given",
+            "{} per device exceeds the device's peak, {peak}: one of the two is wrong, so no MFU is given",
             self.achieved
         ))
     }
 }
 
-/// As "11.6 TFLOP/s a device, 1.2 % of its 989 TFLOP/s (bf16, published): MFU with attention GEMMs counted in full".
+/// As "11.6 TFLOP/s per device, 1.2 % of its 989 TFLOP/s (bf16, published): MFU with attention GEMMs counted in full".
 impl fmt::Display for Utilisation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} a device", self.achieved)?;
+        write!(f, "{} per device", self.achieved)?;
         match (self.mfu(), self.peak) {
             (Some(mfu), Some(peak)) => {
                 write!(f, ", {:.1} % of its {peak}: MFU with attention GEMMs counted in full", 100.0 * mfu)
@@ -87,12 +87,12 @@ mod tests {
     fn a_share_has_a_published_peak_and_is_never_above_it() {
         assert_eq!(
             of(11.6e12, Some(989e12)).to_string(),
-            "11.6 TFLOP/s a device, 1.2 % of its 989 TFLOP/s (bf16, published): MFU with attention GEMMs counted in full"
+            "11.6 TFLOP/s per device, 1.2 % of its 989 TFLOP/s (bf16, published): MFU with attention GEMMs counted in full"
         );
-        assert_eq!(of(2e9, None).to_string(), "2.00 GFLOP/s a device");
+        assert_eq!(of(2e9, None).to_string(), "2.00 GFLOP/s per device");
         assert_eq!((of(2e9, None).mfu(), of(2e9, None).contradiction()), (None, None));
         let above = of(1.2e15, Some(989e12));
-        assert_eq!((above.mfu(), above.to_string().as_str()), (None, "1.20 PFLOP/s a device"));
+        assert_eq!((above.mfu(), above.to_string().as_str()), (None, "1.20 PFLOP/s per device"));
         let warning = above.contradiction().unwrap();
         assert!(warning.contains("1.20 PFLOP/s") && warning.contains("989 TFLOP/s"), "{warning}");
         assert_eq!(of(f64::INFINITY, Some(1.0)).mfu(), None);

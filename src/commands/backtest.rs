@@ -43,7 +43,7 @@ pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
             Some(&reserve::cross_validated(&rows)),
             |row| if row.dense { dense(&row.group) } else { experts(&row.group) },
             &sets,
-            "every group predicted by a fit to the others",
+            "every group predicted by a fit to the other groups",
         )
     } else {
         let (calibration, parameters, mode) = match &args.calibration {
@@ -149,7 +149,7 @@ fn text(result: &Backtest) -> String {
         let _ = writeln!(text, "\nwithin their error bars: {:.1} %", 100.0 * covered);
     }
     let learnt =
-        summary.memory_left_out.as_ref().map(|memory| (", its reserve learnt from the others", memory));
+        summary.memory_left_out.as_ref().map(|memory| (", its reserve fitted to the other groups", memory));
     for (how, memory) in summary.memory.as_ref().map(|memory| ("", memory)).into_iter().chain(learnt) {
         let _ = writeln!(
             text,
@@ -163,7 +163,7 @@ fn text(result: &Backtest) -> String {
     if let Some(choices) = &summary.choices {
         let _ = writeln!(
             text,
-            "{} choice sets: regret of the predicted best {:.1} % in the mean, {:.1} % at most; Kendall tau {}; inside a set errors scatter by {:.1} %",
+            "{} choice sets: mean regret of the predicted best {:.1} %, at most {:.1} %; Kendall tau {}; errors within a set scatter by {:.1} %",
             choices.sets.len(),
             100.0 * choices.mean_regret,
             100.0 * choices.max_regret,

@@ -15,9 +15,9 @@ pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
     let usable = rows.iter().filter(|row| row.is_for_fitting()).count();
     if usable < 3 {
         let reason = rows.iter().find_map(|row| row.run.as_ref().err());
-        let problem = format!("has {usable} runs that a fit can use, of {}", rows.len());
-        let hint = reason.map_or("give measured runs of dense models in 16 or 8 bits".to_owned(), |r| {
-            format!("one line: {}", one_line(r))
+        let problem = format!("has {usable} usable runs of {}, but a fit needs at least 3", rows.len());
+        let hint = reason.map_or("add measured runs of dense models in 16 or 8 bits".to_owned(), |r| {
+            format!("one of the unusable rows: {}", one_line(r))
         });
         return Err(InputError::new("", "", problem).in_file(&file).hint(hint).into());
     }
@@ -28,19 +28,19 @@ pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
     let predicted = fit::cross_validated(&rows, &middle, by_group);
     let calibration = Calibration::of(&rows, &middle, &predicted, &format!("{usable} runs of {file}"));
     let mut content = String::from(
-        "# Efficiencies of training runs, fitted by `autodist calibrate`. What each number is: docs/files.md.\n\n",
+        "# Efficiencies of training runs, fitted by `autodist calibrate`. docs/files.md explains every number.\n\n",
     );
     content.push_str(&calibration.to_toml());
     // What is written can be read again.
     calibration.check().map_err(|error| {
-        let problem = format!("the fit's `{}` would be `{}`: {}", error.field, error.value, error.problem);
-        let hint = "look for runs whose time or sizes are implausible; `autodist backtest` shows each";
+        let problem = format!("the fitted `{}` is `{}`: {}", error.field, error.value, error.problem);
+        let hint = "look for runs with an implausible time or size; `autodist backtest` lists every run";
         InputError::new("", "", problem).hint(hint).in_file(&file)
     })?;
     let written = output::write(&args.output, content.as_bytes());
 
     let mut text = format!(
-        "{usable} of {} rows fitted; left out of the fit, their median error is {:.1} %, and nine of ten lie within {:.1} %\n\n",
+        "fitted to {usable} of {} rows; when left out of the fit, their median error is {:.1} %, and nine of ten are within {:.1} %\n\n",
         rows.len(),
         100.0 * calibration.median_error,
         100.0 * calibration.error_bar

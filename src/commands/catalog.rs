@@ -33,12 +33,12 @@ pub fn run(args: &JsonArgs) -> Result<(), Failure> {
             m.name, m.layers, m.hidden, entry.source
         );
     }
-    text.push_str("\nModels with experts (`estimate` without a profile)\n");
+    text.push_str("\nMixture-of-experts models (for `estimate --cluster`)\n");
     for model in autodist_analytic::catalog::expert_models() {
         let size = model.shape().parameters() / 1e9;
         let _ = writeln!(text, "  {:<14} {size:>6.1}B  {}", model.name, model.source);
     }
-    text.push_str("\nDevices (published figures; dense bf16 or fp16)\n");
+    text.push_str("\nDevices (published figures; dense bf16 or fp16 peak)\n");
     for (device, link) in devices {
         let rate = device.peak_flops_per_s.map(|f| f.to_string()).unwrap_or_default();
         let memory = device.memory_bytes_per_s.map(|b| b.to_string()).unwrap_or_default();

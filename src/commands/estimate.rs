@@ -15,20 +15,18 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
         return super::estimate_unmeasured::run(args, cluster);
     }
     if let Some(path) = args.catalogue.devices.first() {
-        let error = InputError::new("--devices", path.display(), "says nothing where a profile was measured");
-        return Err(error.hint("leave it out; or leave --profile out, and give --cluster").into());
+        let error = InputError::new("--devices", path.display(), "has no effect with a profile");
+        return Err(error.hint("remove this option, or give `--cluster` without `--profile`").into());
     }
     if let Some(count) = args.best {
-        let error = InputError::new("--best", count, "searches where nothing was measured");
+        let error = InputError::new("--best", count, "works only without a profile");
         return Err(error
-            .hint(
-                "measured devices are planned by `autodist plan`; or leave --profile out, and give --cluster",
-            )
+            .hint("use `autodist plan` to search with a profile, or give `--cluster` without `--profile`")
             .into());
     }
     if args.fp8 {
-        let error = InputError::new("--fp8", "", "says nothing where a profile was measured");
-        return Err(error.hint("leave it out; or leave --profile out, and give --cluster").into());
+        let error = InputError::new("--fp8", "", "has no effect with a profile");
+        return Err(error.hint("remove this option, or give `--cluster` without `--profile`").into());
     }
     let mut beside = String::new();
     let plan = match &args.plan {
@@ -68,13 +66,13 @@ fn beside_the_best(plan: &Plan, prices: &Prices) -> String {
     let limits = SearchLimits { top: 1, ..SearchLimits::default() };
     let planner = Planner::new(&plan.model, &prices.cluster, &plan.job, &prices.profile).limits(limits);
     let Ok(best) = planner.plan() else { return String::new() };
-    let title = "\nBeside the best of its space\n";
+    let title = "\nCompared with the best plan of its search space\n";
     if best.estimate.step_time_s.0 >= plan.estimate.step_time_s.0 {
-        return format!("{title}nothing that exact training allows is predicted faster\n");
+        return format!("{title}no other plan without lossy codecs is predicted to be faster\n");
     }
     let comparison = Comparison::of(&best.estimate, &plan.estimate);
     format!(
-        "{title}{} takes {} a step; this one is {comparison}\n`autodist plan` with the same job writes it\n",
+        "{title}{} takes {} per step; this one is {comparison}\n`autodist plan` with the same job writes that plan\n",
         best.strategy.label(),
         best.estimate.step_time_s
     )

@@ -30,15 +30,17 @@ impl Best {
             ("--schedule", flags.schedule.map(|_| 0)),
         ] {
             if let Some(value) = given {
-                let error = InputError::new(flag, value, "says nothing where layouts are searched");
-                return Err(error.hint("leave it out").into());
+                let error = InputError::new(flag, value, "has no effect with `--best`");
+                return Err(error.hint(format!("remove `{flag}`, or remove `--best`")).into());
             }
         }
         for (flag, degree) in [("--tp", flags.tp), ("--cp", flags.cp), ("--pp", flags.pp), ("--dp", flags.dp)]
         {
             if let Some(value) = degree.filter(|degree| *degree == 0 || !devices.is_multiple_of(*degree)) {
-                let error = InputError::new(flag, value, format!("does not divide the {devices} devices"));
-                return Err(error.hint("choose a divisor, or leave the flag out: it is searched").into());
+                let error = InputError::new(flag, value, format!("must divide the {devices} devices"));
+                return Err(error
+                    .hint(format!("use a divisor of {devices}, or remove `{flag}` to search it"))
+                    .into());
             }
         }
         for (flag, value) in [("--vpp", flags.vpp), ("--ep", flags.ep), ("--micro-batch", flags.micro_batch)]
@@ -66,18 +68,19 @@ impl Best {
         let error = match found.least_memory {
             Some(least) => {
                 let problem = format!(
-                    "holds none of {} layouts; the smallest needs {}",
+                    "is too small for all {} layouts; the smallest layout needs {}",
                     found.considered,
                     Bytes(least as u64)
                 );
-                InputError::new("memory of a device", memory, problem)
-                    .hint("take more devices or larger ones, or leave flags out")
+                InputError::new("memory of a device", memory, problem).hint(
+                    "use more devices, or devices with more memory, or remove flags that restrict the layout",
+                )
             }
             None => {
-                let problem = "has no layout of the job that these flags allow".to_owned();
+                let problem = "no layout satisfies these flags".to_owned();
                 let batch = asked.run.global_batch;
-                InputError::new("cluster of devices", devices, problem).hint(format!(
-                    "degrees must divide devices, heads, blocks and the batch of {batch}: leave flags out, or change --global-batch"
+                InputError::new("number of devices", devices, problem).hint(format!(
+                    "degrees must divide the devices, heads and blocks, and the global batch of {batch}: remove flags, or change `--global-batch`"
                 ))
             }
         };
@@ -97,7 +100,10 @@ impl Best {
             match of(run, estimate) {
                 Ok(plan) => {
                     if let Some(failure) = first {
-                        output::note(&format!("the plan is of `{}`: of the fastest, {failure}", flags(run)));
+                        output::note(&format!(
+                            "the plan document holds `{}`, because the fastest layout has none: {failure}",
+                            flags(run)
+                        ));
                     }
                     return Ok(plan);
                 }
@@ -127,9 +133,9 @@ impl Best {
         let found = &self.found;
         let (best, estimate) = &found.best[0];
         let peak = utilisation(best, estimate).peak;
-        let peak = peak.map(|peak| format!(" (MFU is of {peak})")).unwrap_or_default();
+        let peak = peak.map(|peak| format!(" (MFU relative to {peak})")).unwrap_or_default();
         let mut text = format!(
-            "{} layouts of {} devices, {} of which do not fit; the fastest{}:\n\n{:>10}  {:>9}  {:>7}  {:>9}  flags\n",
+            "{} layouts of {} devices were priced, of which {} do not fit in memory; the fastest{}:\n\n{:>10}  {:>9}  {:>7}  {:>9}  flags\n",
             found.considered, self.devices, found.too_large, peak, "step", "tokens/s", "MFU", "memory"
         );
         for (run, estimate) in &found.best {
@@ -151,11 +157,11 @@ impl Best {
         if near > 1 {
             let _ = writeln!(
                 text,
-                "\n{near} of these are within {:.0} % of the first: less than predictions of one job scatter (docs/validation.md)",
+                "\n{near} of these are within {:.0} % of the first, which is less than the scatter of predictions for one job (docs/validation.md)",
                 100.0 * (NEAR - 1.0)
             );
         }
-        let _ = write!(text, "\nthe first\n{}", text_of(best, estimate, source));
+        let _ = write!(text, "\nthe fastest\n{}", text_of(best, estimate, source));
         text
     }
 }

@@ -67,10 +67,10 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
     if !run.fits(&estimate) {
         let needs = Bytes(estimate.memory.total() as u64);
         let written = args.output.as_ref().map_or(String::new(), |path| {
-            format!("; no plan was written to {}: it could not be trained", path.display())
+            format!("; no plan was written to {}, because it could not be trained", path.display())
         });
         let problem = format!(
-            "the layout does not fit: it needs {needs} of a device's {}{written}\nhint: `estimate --best` lists layouts that fit",
+            "the layout does not fit in memory: it needs {needs}, and a device has {}{written}\nhint: `estimate --best` lists layouts that fit",
             run.machine.memory
         );
         return output::print_with(&text, Err(Failure::Infeasible(problem)));
@@ -96,7 +96,7 @@ pub fn sound(run: &TrainingRun, estimate: &StepEstimate) -> Result<(), Failure> 
         not_negative("flops_per_s_per_device", utilisation(run, estimate).achieved.0)
     };
     Ok(check().map_err(|error| {
-        let hint = "look for an implausible figure in --cluster, --devices, --calibration or the model";
+        let hint = "look for an implausible number in `--cluster`, `--devices`, `--calibration` or the model";
         error.hint(hint).under("the result")
     })?)
 }
@@ -162,7 +162,7 @@ impl Asked {
             given.complete(&mut job).map_err(|failure| given.blame(args, failure))?;
         }
         let trainer = args.trainer.unwrap_or_else(|| {
-            assumptions.push("trained by megatron-core: --trainer not given".to_owned());
+            assumptions.push("trainer megatron-core: --trainer not given".to_owned());
             Trainer::MegatronCore
         });
         let mut run = TrainingRun::new(shape, machine, ParallelDims::default(), trainer);
@@ -202,10 +202,10 @@ impl Asked {
             shard: strategy.shard,
         };
         if layout.devices() != devices {
-            let problem = format!("makes {} devices, but the cluster has {devices}", layout.devices());
+            let problem = format!("uses {} devices, but the cluster has {devices}", layout.devices());
             let product = format!("{}x{}x{}x{}", layout.tensor, layout.pipeline, layout.context, layout.data);
             let error = InputError::new("--tp, --pp, --cp, --dp", product, problem);
-            return Err(error.hint("leave --dp out to use all devices").into());
+            return Err(error.hint("remove `--dp` to use all devices").into());
         }
         if flags.zero.is_none() {
             layout.zero_stage = run.trainer.usual_zero_stage();
@@ -223,7 +223,8 @@ impl Asked {
         run.recompute = recompute.unwrap_or_else(|| {
             let mode = run.least_recompute();
             run.assumptions.push(
-                format!("recomputation {mode:?}, the least that fits: --recompute not given").to_lowercase(),
+                format!("recomputation {mode:?}, the least that fits in memory: --recompute not given")
+                    .to_lowercase(),
             );
             mode
         });
@@ -247,7 +248,7 @@ pub fn text(run: &TrainingRun, estimate: &StepEstimate, source: &str) -> String 
     let devices = f64::from(run.layout.devices());
     let utilisation = utilisation(run, estimate);
     let mut text = format!(
-        "step        {} ± {:.0} %, {}: nine of ten runs that were left out of the fit lay within\n",
+        "step        {} ± {:.0} %, {}: nine of ten runs that were left out of the fit are within this error\n",
         estimate.step,
         100.0 * estimate.error_bar,
         estimate.provenance

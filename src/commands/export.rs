@@ -10,8 +10,8 @@ use std::fmt::Write;
 pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     let plan = input::nth_plan(&args.plan, args.number)?;
     if args.script.is_some() && args.to.is_trainer() {
-        let error = InputError::new("--script", args.to.name(), "has a script of its own");
-        return Err(error.hint("give --script with --to slurm or --to kubernetes").into());
+        let error = InputError::new("--script", args.to.name(), "writes its own script");
+        return Err(error.hint("remove `--script`, or use it with `--to slurm` or `--to kubernetes`").into());
     }
     for (flag, value) in [("--script", args.script.as_deref()), ("--image", Some(args.image.as_str()))] {
         value.map_or(Ok(()), |value| input::check_flag(flag, value))?;
@@ -50,7 +50,7 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
         let _ = writeln!(text, "wrote {}{starts}", args.output.join(name).display());
     }
     if !notes.is_empty() {
-        text += "\nnot in these files, and what is used instead:\n";
+        text += "\nnot expressed in these files, with what the trainer does instead:\n";
         for note in &notes {
             let _ = writeln!(text, "  {note}");
         }
@@ -64,7 +64,7 @@ fn of_nobody(not_given: &[NotGiven]) -> String {
     let (asked, left): (Vec<_>, Vec<_>) = not_given.iter().partition(|one| !one.asked_as.is_empty());
     let mut text = String::new();
     if !not_given.is_empty() {
-        text += "\nnot in these files, as neither a flag nor a job file gave it:\n";
+        text += "\nnot in these files, because neither a flag nor a job file gave it:\n";
     }
     for one in asked {
         // Writing to a String cannot fail.
@@ -77,7 +77,7 @@ fn of_nobody(not_given: &[NotGiven]) -> String {
     }
     if !left.is_empty() {
         let names: Vec<_> = left.iter().map(|one| one.what.name()).collect();
-        let _ = writeln!(text, "  {}: not given; the trainer's own values hold", names.join(", "));
+        let _ = writeln!(text, "  {}: not given; the trainer's defaults apply", names.join(", "));
     }
     text
 }
@@ -89,7 +89,7 @@ fn refused(file: &str, target: Target, refusals: &[InputError]) -> Failure {
         problem += &format!("\n  {} {}: {}; {}", refusal.field, refusal.value, refusal.problem, refusal.hint);
     }
     InputError::new("", "", problem)
-        .hint("`autodist plan` takes these as restrictions; other targets may take the plan as it is")
+        .hint("plan again with these restrictions, or export to another target")
         .in_file(file)
         .into()
 }

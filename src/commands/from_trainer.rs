@@ -20,13 +20,13 @@ pub fn read(args: &EstimateArgs) -> Result<Option<Given>, Failure> {
     let [trainer, file] = args.from.as_slice() else { return Ok(None) };
     let trainers: Vec<_> = Target::ALL.into_iter().filter(|t| t.is_trainer()).map(Target::name).collect();
     let target = Target::of_name(trainer).filter(|target| target.is_trainer()).ok_or_else(|| {
-        InputError::new("--from", trainer, "is no trainer whose files are read")
-            .hint(format!("give one of {}", trainers.join(", ")))
+        InputError::new("--from", trainer, "is not a trainer whose files autodist reads")
+            .hint(format!("use one of {}", trainers.join(", ")))
     })?;
     let content = input::bytes(Path::new(file), "configuration")?;
     let content = String::from_utf8(content).map_err(|_| {
-        InputError::new("", "", "is not a text file in UTF-8")
-            .hint("give the trainer's configuration")
+        InputError::new("", "", "expected a text file in UTF-8")
+            .hint("give the trainer's configuration file")
             .in_file(file)
     })?;
     let model = args.model.as_deref().map(input::model).transpose()?;
@@ -40,7 +40,7 @@ pub fn read(args: &EstimateArgs) -> Result<Option<Given>, Failure> {
     }
     if !imported.unread.is_empty() {
         output::note(&format!(
-            "{file}: not used, as it says nothing of the split: {}",
+            "{file}: these settings do not affect the plan and are not used: {}",
             some_of(&imported.unread)
         ));
     }
@@ -150,7 +150,7 @@ impl Given {
         error.field = keys.join(", ");
         error.source_name.clone_from(&self.file);
         Failure::Input(error.hint(format!(
-            "change it in the file, or give {} beside --from: flags lie over the file",
+            "change it in the file, or give {} in addition to --from: flags override the file",
             flags.join(", ")
         )))
     }
@@ -165,7 +165,7 @@ impl Given {
         }
         if !keys.is_empty() {
             output::note(&format!(
-                "{}: not used, as --best searches layouts itself: {}; flags hold parts of them fixed",
+                "{}: not used, because --best searches these settings: {}; use flags to fix them",
                 self.file,
                 some_of(&keys)
             ));
@@ -179,16 +179,17 @@ impl Given {
         }
         let settings = &self.imported.settings;
         let Some(mut model) = settings.model.clone() else {
-            let error = InputError::new("--model", "", "is missing: the file does not say what is trained");
-            return Err(error.hint("give --model").in_file(&self.file).into());
+            let error =
+                InputError::new("--model", "", "is required, because the file does not describe the model");
+            return Err(error.hint("give `--model`, e.g. `--model llama3-8b`").in_file(&self.file).into());
         };
         if model.max_seq_len == 0 {
             model.max_seq_len = settings.seq_len;
         }
         if model.vocab == 0 {
             let error =
-                InputError::new("vocab-size", "", "is missing, and with it the size of the embedding");
-            return Err(error.hint("add it to the file, or give --model").in_file(&self.file).into());
+                InputError::new("vocab-size", "", "is missing, but the size of the embedding depends on it");
+            return Err(error.hint("add it to the file, or give `--model`").in_file(&self.file).into());
         }
         if let Some(measured) = measured {
             let named = ModelSpec { name: measured.name.clone(), ..model.clone() };

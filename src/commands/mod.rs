@@ -109,8 +109,14 @@ fn prices(args: &PriceArgs) -> Result<Prices, Failure> {
         (Some(path), _) => path.clone(),
         (None, None) if default.exists() => default.to_owned(),
         (None, None) => {
-            let error = InputError::new("--profile", "", "is missing, and there is no profile.json here");
-            return Err(error.hint("measure this machine first: `autodist profile`").into());
+            let error = InputError::new(
+                "--profile",
+                "",
+                "is required, because there is no profile.json in this folder",
+            );
+            return Err(error
+                .hint("measure this machine with `autodist profile`, or give the path of a profile")
+                .into());
         }
         (None, Some(text)) => {
             // A wrong cluster is reported as such before what this release cannot do.
@@ -118,10 +124,10 @@ fn prices(args: &PriceArgs) -> Result<Prices, Failure> {
             let error = InputError::new(
                 "--cluster",
                 &cluster.name,
-                "nothing says what layers and links cost there: searches price plans with measured profiles only",
+                "has no profile, and `plan` prices strategies only with a measured profile",
             );
             return Err(error
-                .hint("measure on the cluster with `autodist profile`, and give --profile; `autodist estimate` prices one given way without, and `estimate --best` the fastest")
+                .hint("run `autodist profile` on the cluster and give its profile with `--profile`; without a profile, `autodist estimate --cluster` prices one strategy, and `estimate --cluster --best` searches for the fastest")
                 .into());
         }
     };
@@ -144,7 +150,7 @@ fn prices(args: &PriceArgs) -> Result<Prices, Failure> {
                 cluster.node_count()
             );
             return Err(InputError::new("--cluster", text, problem)
-                .hint("leave --cluster out: the profile names its own")
+                .hint("remove `--cluster`: the profile describes its own cluster")
                 .into());
         }
         cluster = given;
@@ -168,8 +174,12 @@ fn profile_of(plan: &Plan, plan_path: &Path, given: Option<&PathBuf>) -> Result<
     };
     let plan_name = plan_path.display();
     if path.as_os_str().is_empty() {
-        let error = InputError::new("--profile", "", format!("is missing, and {plan_name} names none"));
-        return Err(error.hint("give the profile that the plan was made from").into());
+        let error = InputError::new(
+            "--profile",
+            "",
+            format!("is required, because {plan_name} does not name a profile"),
+        );
+        return Err(error.hint("give the profile that the plan was made from with `--profile`").into());
     }
     // A document may name anything; what the command line names may be a pipe.
     let read = match given {
@@ -180,7 +190,7 @@ fn profile_of(plan: &Plan, plan_path: &Path, given: Option<&PathBuf>) -> Result<
     };
     let profile = judged(read.map_err(|failure| match failure {
         Failure::Input(error) if given.is_none() => {
-            let problem = format!("{}\n{plan_name} names it as its profile", error.problem);
+            let problem = format!("{}\n{plan_name} refers to this file as its profile", error.problem);
             Failure::Input(InputError { problem, ..error })
         }
         other => other,
@@ -192,7 +202,9 @@ fn profile_of(plan: &Plan, plan_path: &Path, given: Option<&PathBuf>) -> Result<
             plan.profile.fingerprint
         );
         let error = InputError::new("fingerprint", found, problem).in_file(&path.display().to_string());
-        return Err(error.hint("plan again with this profile, or give the original with --profile").into());
+        return Err(error
+            .hint("plan again with this profile, or give the original profile with `--profile`")
+            .into());
     }
     Ok((profile, path))
 }
@@ -218,10 +230,12 @@ impl From<Unpriced> for Failure {
 /// A way of training that was asked for, and why it is no plan.
 fn refused(strategy: &ParallelStrategy, error: PlanError) -> Failure {
     match error {
-        PlanError::Illegal(broken) => Failure::Input(
-            InputError::new("strategy", strategy.label(), broken.reason)
-                .hint(format!("keep to the rule “{}”, or let `autodist plan` choose", broken.rule.name())),
-        ),
+        PlanError::Illegal(broken) => {
+            Failure::Input(InputError::new("strategy", strategy.label(), broken.reason).hint(format!(
+                "choose a strategy that satisfies the rule “{}”, or let `autodist plan` choose one",
+                broken.rule.name()
+            )))
+        }
         PlanError::Unpriced(error) => {
             Failure::Input(InputError::new("strategy", strategy.label(), error.what).hint(error.hint))
         }

@@ -33,8 +33,8 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
     let probes = args.probes.as_deref().map(input::validation).transpose()?.map(|v| v.probes);
     if probes.as_ref().is_some_and(Vec::is_empty) {
         let path = args.probes.as_deref().unwrap_or(Path::new("")).display();
-        let error = InputError::new("--probes", path, "holds no probes");
-        return Err(error.hint("make it with `autodist validate PLAN --probe`").into());
+        let error = InputError::new("--probes", path, "contains no probes");
+        return Err(error.hint("create it with `autodist validate PLAN --probe`").into());
     }
     let planner = Planner::new(&model, &prices.cluster, &job, &prices.profile)
         .probes(&probes.unwrap_or_default())
@@ -49,8 +49,8 @@ fn limit(seconds: f64) -> Result<Duration, Failure> {
     if seconds.is_finite() && (0.0..1e9).contains(&seconds) {
         return Ok(Duration::from_secs_f64(seconds));
     }
-    Err(InputError::new("--time-limit", seconds, "must be a number of seconds, zero or above")
-        .hint("e.g. 10")
+    Err(InputError::new("--time-limit", seconds, "must be a number of seconds of at least 0")
+        .hint("give a number of seconds, e.g. 10")
         .into())
 }
 

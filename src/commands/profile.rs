@@ -50,9 +50,9 @@ pub fn request(
         let error = InputError::new(
             "--emulate",
             "",
-            "stands for several machines, but a launcher has started several",
+            "emulates several machines on this one, but a launcher has started several processes",
         );
-        return Err(error.hint("start autodist by itself").into());
+        return Err(error.hint("start autodist without a launcher, or remove `--emulate`").into());
     }
     // Devices that wait most of the time can share a core.
     let oversubscribe = ranks.oversubscribe || emulated.is_some();
@@ -61,12 +61,9 @@ pub fn request(
         emulated.as_ref().map(Cluster::device_count).or(ranks.ranks).or(world).unwrap_or(devices.count);
     autodist_spec::error::in_range("--ranks", u64::from(ranks), 1, 64)?;
     if let Some(world) = world.filter(|world| *world != ranks) {
-        let error = InputError::new(
-            "--ranks",
-            ranks,
-            format!("is not the number of processes: {world} were started"),
-        );
-        return Err(error.hint("leave it out, or start as many processes").into());
+        let error =
+            InputError::new("--ranks", ranks, format!("must be the number of started processes, {world}"));
+        return Err(error.hint("remove `--ranks`, or start as many processes").into());
     }
     let share = external::share(ranks, devices)?;
     if share.ranks > share.devices && !oversubscribe {
@@ -75,15 +72,15 @@ pub fn request(
             DeviceKind::Cuda => "GPUs that this process sees: ranks that share a GPU",
         };
         let problem = format!(
-            "is more than the {} {what} wait for each other's turns, and predicted step times would not hold",
+            "is more than the {} {what} wait for each other, so that predicted step times would not apply",
             share.devices
         );
         let fewer = if world.is_some() {
-            "start fewer processes on a machine".to_owned()
+            "start fewer processes per machine".to_owned()
         } else {
             format!("use --ranks {}", share.devices)
         };
-        let hint = format!("{fewer}, or --oversubscribe to try plans out all the same");
+        let hint = format!("{fewer}, or add `--oversubscribe` to try plans without valid predictions");
         return Err(InputError::new("--ranks", share.ranks, problem).hint(hint).into());
     }
     devices::check_precision(devices.kind, job.precision, devices::FLAG)?;
@@ -94,7 +91,8 @@ pub fn request(
         autodist_spec::error::positive(flag, value)?;
     }
     if job.seq_len > model.max_seq_len {
-        let problem = format!("is more than the {} positions of {}", model.max_seq_len, model.name);
+        let problem =
+            format!("must be at most {}, the number of positions of {}", model.max_seq_len, model.name);
         let hint = format!("use --seq-len {} or less, or a model with more positions", model.max_seq_len);
         return Err(InputError::new("--seq-len", job.seq_len, problem).hint(hint).into());
     }
@@ -119,7 +117,7 @@ pub fn obtain(
             Err(failure) => output::warn(&format!("measuring again: {failure}")),
             Ok(profile) => match autodist_profiler::matches(&profile, request, options) {
                 Err(difference) => output::note(&format!(
-                    "{} is another profile ({difference}): measuring again",
+                    "{} is a profile of something else ({difference}): measuring again",
                     path.display()
                 )),
                 Ok(()) if profile.complete && autodist_profiler::covers(&profile, request) => {
@@ -134,9 +132,9 @@ pub fn obtain(
                     autodist_profiler::judge(&mut judged);
                     let path = path.display();
                     if !judged.doubts.is_empty() {
-                        output::warn(&format!("{path} holds measurements in doubt: measuring those again"));
+                        output::warn(&format!("{path} holds doubtful measurements: measuring those again"));
                     } else {
-                        output::note(&format!("{path} is unfinished: going on with it"));
+                        output::note(&format!("{path} is unfinished: continuing with it"));
                     }
                     for line in doubt::lines(&judged.doubts) {
                         output::warn(&format!("{path}: {line}"));
@@ -160,7 +158,7 @@ pub fn obtain(
         |partial| match output::write_growing(path, to_json(partial).as_bytes()) {
             Ok(()) => known += 1,
             Err(failure) if !std::mem::replace(&mut warned, true) => {
-                output::warn(&format!("{failure}; measuring goes on"));
+                output::warn(&format!("{failure}; measuring continues"));
             }
             Err(_) => {}
         },
@@ -171,7 +169,7 @@ pub fn obtain(
         Err(error) => {
             if known > 0 {
                 output::note(&format!(
-                    "{} keeps what was measured, {pieces} pieces: the same command goes on with it",
+                    "{} holds what was measured so far, {pieces} pieces: the same command continues from there",
                     path.display()
                 ));
             }

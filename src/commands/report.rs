@@ -25,7 +25,7 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
             Ok((profile, _)) => Some(profile),
             // A report can do without a profile that has moved, but not without one that was asked for.
             Err(failure) if given.is_none() => {
-                output::warn(&format!("the report has no profile in it: {failure}"));
+                output::warn(&format!("the report does not include the profile: {failure}"));
                 None
             }
             Err(failure) => return Err(failure),
@@ -112,7 +112,7 @@ fn shortened(plan: &Plan) -> Cow<'_, Plan> {
     // Whole rounds of the pipeline, which interleaved schedules ask for.
     let kept = if room >= strategy.pipeline { room - room % strategy.pipeline } else { room.max(1) };
     output::note(&format!(
-        "the report's predicted timeline is of {kept} micro-batches: a step of this plan has {all}"
+        "the predicted timeline of the report shows {kept} of the {all} micro-batches of a step"
     ));
     let mut short = plan.clone();
     short.job.global_batch = kept * strategy.data * strategy.micro_batch;

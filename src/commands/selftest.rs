@@ -71,7 +71,7 @@ pub fn run(args: &SelftestArgs) -> Result<(), Failure> {
     if report.passed {
         return Ok(());
     }
-    Err(Failure::Run("the device does not compute what the CPU computes: do not train on it".to_owned()))
+    Err(Failure::Run("the results of the device differ from the CPU's: do not train on it".to_owned()))
 }
 
 fn failed(error: ExecutionError) -> Failure {
@@ -105,7 +105,7 @@ fn result(check: SelftestResult) -> Outcome {
 fn table(report: &Report) -> String {
     let codecs = match report.devices {
         DeviceKind::Cpu => "",
-        DeviceKind::Cuda => ", each codec against the host's",
+        DeviceKind::Cuda => ", and each codec against the host's",
     };
     let mut text =
         format!("{}: each operation and layer against the CPU in double precision{codecs}\n", report.device);

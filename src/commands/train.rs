@@ -13,7 +13,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let plan = input::nth_plan(&args.plan, args.number)?;
     if args.steps == 0 {
         return Err(InputError::new("--steps", 0, "must be at least 1")
-            .hint("200 show what is learnt")
+            .hint("give a number of steps such as 200")
             .into());
     }
     input::check_data_file(args.data.as_ref())?;
@@ -30,14 +30,16 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let mut progress = Progress::new("train");
     let trained = train::run(&task, &options, |growing| {
         if let Some(last) = growing.last() {
-            let what = format!("loss {:.4}, {} a step", last.loss, last.time_s);
+            let what = format!("loss {:.4}, {} per step", last.loss, last.time_s);
             progress.at(growing.done() as usize, args.steps as usize, &what);
         }
         kept.grow(&progress, || growing.record(train::environment(growing, &options), Some(keep::UNDER_WAY)));
     });
     drop(progress);
     let Some(record) = trained.record else {
-        return Err(trained.failure.unwrap_or_else(|| Failure::Run("no rank has trained a step".to_owned())));
+        return Err(trained
+            .failure
+            .unwrap_or_else(|| Failure::Run("no rank has completed a step".to_owned())));
     };
     let written = match &trained.failure {
         None => output::write(&args.output, to_json(&record).as_bytes()).map(|()| {
@@ -47,7 +49,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
         Some(_) => kept.end_early(&args.output, &record).map(|path| {
             let done = record.ended.as_ref().map_or(0, |ended| ended.step);
             output::note(&format!(
-                "wrote what {done} of {} steps measured to {}",
+                "wrote the measurements of {done} of {} steps to {}",
                 args.steps,
                 path.display()
             ));
@@ -70,7 +72,7 @@ fn summary(record: &RunRecord, plan: &Plan, data: &DataSource) -> String {
     if *data == DataSource::Synthetic {
         let floor = SyntheticLanguage::new(plan.model.vocab).entropy();
         text += &format!(
-            "The synthetic language's entropy is {floor:.4} nats a token: but for the scatter of single batches, no model's loss lies below it\n"
+            "The synthetic language's entropy is {floor:.4} nats per token: apart from noise between batches, no model reaches a lower loss\n"
         );
     }
     text

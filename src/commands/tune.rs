@@ -70,7 +70,7 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
         return outcome();
     }
     let mut notes: Vec<(&str, String)> = refuted.into_iter().map(|before| ("before", before)).collect();
-    let order = "its choice is the fastest measured plan, the others follow";
+    let order = "the fastest measured plan comes first";
     notes.push(("next", format!("autodist train {}: {order}", folder.join("plan.json").display())));
     notes.extend(page.map(|page| ("report", page.display().to_string())));
     output::print(&terminal::answer(plan, validation, &notes))?;
@@ -151,7 +151,7 @@ fn rounds(
             if forget(&mut profile, doubtful, &profile_path)? {
                 let verdict = terminal::verdict(&validation);
                 output::note(&format!(
-                    "{verdict}\nmeasuring again what these plans stand on, repeat {} of {REPEATS}: {}",
+                    "{verdict}\nmeasuring again what the predictions of these plans are based on, repeat {} of {REPEATS}: {}",
                     refuted.len() + 1,
                     labels(doubtful)
                 ));
@@ -171,7 +171,7 @@ fn rounds(
 /// What cannot be written is said, and measuring goes on.
 fn go_on(written: Result<(), Failure>) -> Option<Failure> {
     let failure = written.err()?;
-    output::warn(&format!("{failure}; going on without"));
+    output::warn(&format!("{failure}; continuing without it"));
     Some(failure)
 }
 
@@ -198,7 +198,7 @@ fn distrust(folder: &Path) -> Result<(), Failure> {
     let refuted = plan.measured.map(|measured| measured.refuted).unwrap_or_default();
     if plan.profile.fingerprint == profile.fingerprint() && forget(&mut profile, &refuted, &path)? {
         output::note(&format!(
-            "{} led to plans that the measurement refuted: measuring again what they stand on: {}",
+            "{} led to plans that the measurement refuted: measuring again what their predictions are based on: {}",
             path.display(),
             labels(&refuted)
         ));

@@ -25,20 +25,35 @@ pub fn of(
     };
     let job = &asked.job;
     let model = asked.model.as_ref().ok_or_else(|| {
-        refuse("--output", "a model of experts".to_owned(), "has no plan document", "leave --output out")
+        refuse(
+            "--output",
+            String::new(),
+            "is not supported for mixture-of-experts models: plan documents describe dense models only",
+            "remove `--output`",
+        )
     })?;
     if run.dtype == Dtype::Fp8 {
-        return Err(refuse("--fp8", String::new(), "has no place in a plan document", "leave --output out"));
+        return Err(refuse(
+            "--fp8",
+            String::new(),
+            "cannot be written to a plan document: plans support fp32, tf32 and bf16",
+            "remove `--fp8` or `--output`",
+        ));
     }
     let strategy = strategy(run, &asked.flags)?;
     let ends = ends(model.layers, strategy.chunks()).ok_or_else(|| {
-        let problem = format!("does not cut {} blocks into equal chunks", model.layers);
-        refuse("--pp x --vpp", strategy.chunks().to_string(), &problem, "choose divisors of the blocks")
+        let problem = format!("must divide the {} blocks into equal chunks", model.layers);
+        refuse(
+            "--pp x --vpp",
+            strategy.chunks().to_string(),
+            &problem,
+            "choose `--pp` and `--vpp` so that their product divides the number of blocks",
+        )
     })?;
     let stages = stages::from_ends(model, &ends, strategy.recompute);
     rules::check(model, job, cluster.device_count(), &strategy, &stages).map_err(|broken| {
-        let hint = "other flags give layouts that have one";
-        refuse("layout", strategy.label(), &format!("has no plan document: {}", broken.reason), hint)
+        let hint = "choose other flags, or remove `--output`";
+        refuse("layout", strategy.label(), &format!("cannot be written as a plan: {}", broken.reason), hint)
     })?;
     let step = estimate.step;
     let cost = cost(estimate);
@@ -92,7 +107,7 @@ pub fn of(
         measured: None,
     };
     // What is written can be read again.
-    plan.check().map_err(|error| error.hint("leave --output out"))?;
+    plan.check().map_err(|error| error.hint("remove `--output`"))?;
     Ok(plan)
 }
 

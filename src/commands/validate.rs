@@ -23,7 +23,7 @@ pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
     let options = train::options(&args.run, engine, plan.profile.devices, plan.emulated())?;
     if engine != plan.profile.engine {
         output::warn(&format!(
-            "the plan's predictions are of engine {}, but engine {} trains: errors say how the two differ",
+            "the plan's predictions are for engine {}, but engine {} trains: errors show how the two engines differ",
             plan.profile.engine.name(),
             engine.name()
         ));
@@ -43,7 +43,7 @@ pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
         let keep = plan.alternatives.len().max(FEWEST_KEPT);
         let plan = handover::measured_first(&plan, &candidates, measured, profile.as_ref(), keep);
         let written = handover::replace(&args.plan, &plan, &args.output).map(|written| {
-            let order = format!("{}: the fastest measured plan is its choice now", written.display());
+            let order = format!("{}: the fastest measured plan now comes first", written.display());
             output::note(&order);
             ("written", order)
         });
@@ -76,7 +76,7 @@ fn candidates(
     let mut candidates = train::candidates(plan);
     if candidates.len() < selection.top {
         output::warn(&format!(
-            "the plan has {} alternatives: make it with --top {} for more",
+            "the plan document holds only {} plans: create it with `autodist plan --top {}` for more",
             candidates.len(),
             selection.top
         ));
@@ -85,7 +85,7 @@ fn candidates(
     Ok(candidates)
 }
 
-/// Of a whole space what the engine has a way for; a plan that was asked for by itself is refused instead.
+/// The plans of a whole space that the engine supports. An unsupported plan outside `--all` is refused instead.
 fn runnable(
     engine: Engine,
     plan: &Plan,
@@ -111,7 +111,10 @@ fn runnable(
         broken.is_none()
     });
     if let Some(reason) = reason {
-        output::note(&format!("left out: {} of {count} plans, such as {reason}", count - candidates.len()));
+        output::note(&format!(
+            "not trained: {} of {count} plans, for example {reason}",
+            count - candidates.len()
+        ));
     }
     Ok(candidates)
 }
@@ -203,7 +206,7 @@ fn write(session: &mut Session<'_>, validation: &Validation, records: &[RunRecor
         "wrote {} run records, validation.json and validation.csv to {}{}",
         records.len(),
         folder.display(),
-        if session.ended.is_some() { ": the same command with --resume goes on from there" } else { "" }
+        if session.ended.is_some() { ": the same command with --resume continues from there" } else { "" }
     ));
     Ok(())
 }

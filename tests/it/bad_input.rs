@@ -230,7 +230,7 @@ fn clusters() {
         ("devices = 2", "devices = 1979-05-27", &["nodes[0].devices"]),
         ("devices = 2\n", "", &["devices", "missing"]),
         ("devices = 2", "devices = 4", &["--cluster", "4 devices"]),
-        ("count = 1", "count = 1048576", &["devices in all", "2097152"]),
+        ("count = 1", "count = 1048576", &["total number of devices", "2097152"]),
         ("count = 1", "count = 1\nspeed = 3", &["speed", "unknown field"]),
         ("bytes_per_s = 1e9", "bytes_per_s = inf", &["nodes[0].link.bytes_per_s", "inf", "finite"]),
         ("bytes_per_s = 1e9", "bytes_per_s = 1e400", &["cluster.toml"]),
@@ -259,12 +259,12 @@ fn clusters() {
     write(folder, "cluster.toml", right);
     refused(
         &line(folder, "plan --model model.json --global-batch 8 --cluster cluster.toml"),
-        &["--cluster", "measured profiles only"],
+        &["--cluster", "only with a measured profile"],
     );
     for (short, expected) in [
         ("2x", "devices per node"),
         ("1x2xabacus", "abacus"),
-        ("1x2", "device is missing"),
+        ("1x2", "device name is missing"),
         ("0x2xabacus", "nodes"),
     ] {
         let args = format!("estimate --model model.json --global-batch 8 --cluster {short}");
@@ -306,7 +306,7 @@ fn jobs() {
         ("beta1 = 0.9", "beta1 = 1.0", &["`optimizer.beta1`", "`1`", "below 1"]),
         ("beta1 = 0.9\n", "", &["optimizer", "beta1", "missing"]),
         ("epsilon = 1e-8", "epsilon = 0", &["`optimizer.epsilon`", "`0`"]),
-        ("tensor = [1, 2]", "tensor = []", &["`allow.tensor`", "allows nothing"]),
+        ("tensor = [1, 2]", "tensor = []", &["`allow.tensor`", "must not be empty"]),
         ("tensor = [1, 2]", "tensor = [0]", &["`allow.tensor[0]`", "`0`"]),
         ("tensor = [1, 2]", "tensor = 2", &["`allow.tensor`", "`2`"]),
         ("zero_stage = [0, 1]", "zero_stage = [4]", &["`allow.zero_stage[0]`", "`4`"]),
@@ -391,7 +391,7 @@ fn profiles() {
             cell["time"][field] = json!(0.0);
         }
     }
-    reader.check(still.to_string(), &["segments", "takes any time"]);
+    reader.check(still.to_string(), &["segments", "longer than 0 s"]);
     // A plan belongs to one profile.
     write(folder, "plan.json", plan.to_string());
     write(folder, "profile.json", edited(&profile, "/repeatability", Some(json!(0.5))).to_string());
@@ -415,7 +415,7 @@ fn plans() {
         ("/strategy/tensor", json!(1e300), &["`strategy.tensor`"]),
         ("/strategy/pipeline", json!(-1), &["`strategy.pipeline`", "-1"]),
         ("/strategy/context", json!(2), &["strategy", "context parallelism"]),
-        ("/strategy/micro_batch", json!(3), &["strategy", "does not divide the global batch 8"]),
+        ("/strategy/micro_batch", json!(3), &["strategy", "does not divide the global batch of 8"]),
         ("/strategy/micro_batch", json!(u64::MAX), &["`strategy.micro_batch`", "18446744073709551615"]),
         ("/strategy/zero_stage", json!(4), &["`strategy.zero_stage`", "`4`"]),
         ("/strategy/schedule", json!("2f2b"), &["`strategy.schedule`", "2f2b"]),
@@ -425,7 +425,7 @@ fn plans() {
         ("/stages/0/end_layer", json!(0), &["`stages[0]`", "at least one layer"]),
         ("/stages/0/end_layer", json!(u32::MAX), &["`stages[0]`", "4294967295"]),
         ("/stages/0/recompute", json!(["some"]), &["`stages[0].recompute[0]`", "some"]),
-        ("/stages/0/recompute/0", json!("full"), &["strategy", "layer 0 is no block"]),
+        ("/stages/0/recompute/0", json!("full"), &["strategy", "layer 0 is not a block"]),
         ("/estimate/step_time_s", json!(0.0), &["`estimate.step_time_s`", "`0`"]),
         ("/estimate/step_time_s", json!(null), &["`estimate.step_time_s`", "null"]),
         ("/estimate/cost/compute_s", json!(1e300), &["`estimate.cost.compute_s`", "1e30"]),
@@ -553,10 +553,13 @@ fn training_data() {
     let (folder, plan) = right();
     let folder = folder.path();
     write(folder, "text", "a text of more than sixteen letters");
-    refused(&line(folder, "train plan.json --data text --steps 2"), &["--data", "text", "vocabulary of 256"]);
+    refused(
+        &line(folder, "train plan.json --data text --steps 2"),
+        &["--data", "text", "vocabulary of at least 256"],
+    );
     refused(
         &line(folder, "validate plan.json --data text --steps 2"),
-        &["--data", "text", "vocabulary of 256"],
+        &["--data", "text", "vocabulary of at least 256"],
     );
     write(folder, "plan.json", edited(&plan, "/model/vocab", Some(json!(256))).to_string());
     std::fs::create_dir(folder.join("folder")).unwrap();
@@ -689,16 +692,16 @@ fn host_files_and_transports() {
     let folder = folder.path();
     let args = "train plan.json --hosts hosts.txt";
     let reader = Reader { folder, file: "hosts.txt", args };
-    reader.check("", &["names no host"]);
-    reader.check("# none\n\n", &["names no host"]);
+    reader.check("", &["no host is listed"]);
+    reader.check("# none\n\n", &["no host is listed"]);
     reader.check(b"node\xff", &["UTF-8"]);
     reader.check("one\ntwo slots=0\n", &["hosts.txt:2: `slots` is `0`", "from 1 to 64"]);
     reader.check("one slots=two\n", &["hosts.txt:1: `slots` is `two`"]);
-    reader.check("one 2\n", &["hosts.txt:1", "`2`: is not understood", "slots=N"]);
+    reader.check("one 2\n", &["hosts.txt:1", "`2`: expected `slots=<ranks>`"]);
     reader.check("# a\none:2\n", &["hosts.txt:2", "write `one slots=2`"]);
     reader.check("one\none\n", &["hosts.txt:2", "hosts.txt:1 already"]);
-    reader.check("-oProxyCommand=id\n", &["hosts.txt:1", "would be an option of ssh"]);
-    reader.check("a;id\n", &["hosts.txt:1", "is no name of a host"]);
+    reader.check("-oProxyCommand=id\n", &["hosts.txt:1", "must not begin with `-`"]);
+    reader.check("a;id\n", &["hosts.txt:1", "must not contain `;`"]);
     reader.check("one slots=40\ntwo slots=40\n", &["`80`", "at most 64"]);
     write(folder, "hosts.txt", "one\n");
     for (args, expected) in [

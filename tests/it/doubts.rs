@@ -39,22 +39,30 @@ fn no_plan_rests_on_a_measurement_in_doubt() {
     let (right, said) = plan(1.0);
     assert!(!said.contains("doubt"), "{said}");
     let (careful, said) = plan(7.0);
-    for word in
-        ["profile.json", "in doubt", "forward at ", "tp2 sp mb2, recompute none", "no plan rests on it"]
-    {
+    for word in [
+        "profile.json",
+        "doubtful measurement",
+        "forward at ",
+        "tp2 sp mb2, recompute none",
+        "no plan uses it",
+    ] {
         assert!(said.contains(word), "{word}: {said}");
     }
     let s = &careful.strategy;
     assert!((s.tensor, s.sequence_parallel, s.micro_batch, s.recompute) != (2, true, 2, Recompute::None));
     assert_eq!(careful.strategy, right.strategy);
-    assert!(careful.rejected.iter().any(|r| r.rule == "no measurement in doubt"), "{:?}", careful.rejected);
+    assert!(
+        careful.rejected.iter().any(|r| r.rule == "based on a doubtful measurement"),
+        "{:?}",
+        careful.rejected
+    );
 
     let given = line(
         folder,
         "estimate --model tiny-llama --profile profile.json --global-batch 8 --tp 2 --sp --micro-batch 2",
     );
     assert_eq!(given.code, Some(2), "{}", given.err);
-    assert!(given.err.contains("is in doubt") && given.err.contains("autodist profile"), "{}", given.err);
+    assert!(given.err.contains("is doubtful") && given.err.contains("autodist profile"), "{}", given.err);
 }
 
 #[test]

@@ -40,7 +40,7 @@ fn scripts_carry_what_was_given_and_ask_for_what_the_trainer_needs() {
     line(folder.path(), &format!("{GIVEN} --micro-batch 2")).ok();
     let out = line(folder.path(), "export plan.json --to megatron -o out").ok();
     assert!(out.contains("learning_rate.peak: not given; the script asks for LR\n"), "{out}");
-    assert!(out.contains("seed: not given; the trainer's own values hold\n"), "{out}");
+    assert!(out.contains("seed: not given; the trainer's defaults apply\n"), "{out}");
     // Nothing of the built-in defaults: 0.003, 200 steps, 10 of warm-up.
     let script = std::fs::read_to_string(folder.path().join("out/megatron.sh")).unwrap();
     for built_in in ["3e-3", "0.003", "200", "warmup", "cosine", "beta", "--weight-decay", "--clip", "--seed"]
@@ -195,7 +195,10 @@ fn what_is_exported_comes_back_as_the_same_estimate() {
     assert_eq!(step(back), given);
     // What people who have a configuration ask.
     let text = line(folder.path(), "estimate --from megatron out/megatron.sh --profile profile.json").ok();
-    assert!(text.contains("Beside the best of its space\n") && text.contains("% slower: "), "{text}");
+    assert!(
+        text.contains("Compared with the best plan of its search space\n") && text.contains("% slower: "),
+        "{text}"
+    );
     // A flag lies over the file.
     let other = line(
         folder.path(),
@@ -238,7 +241,7 @@ fn a_configuration_that_people_have_is_priced_without_a_profile() {
         folder.path(),
         "estimate --from megatron pretrain.sh --cluster 64x8xa100-80gb-sxm@8x200gbps --trainer megatron --json",
     );
-    assert!(run.err.contains("not used, as it says nothing of the split: data-path"), "{}", run.err);
+    assert!(run.err.contains("not used: data-path"), "{}", run.err);
     let given = run.json()["estimate"]["step"].as_f64().unwrap();
     let flags = line(
         folder.path(),
@@ -292,13 +295,13 @@ fn wrong_files_are_told_with_a_way_out() {
     write(folder.path(), "open.sh", "torchrun --tensor-model-parallel-size '2");
     write(folder.path(), "late.sh", "torchrun --tensor-model-parallel-size $(nproc)");
     for (arguments, expected) in [
-        ("deepspeed bad.json", "bad.json: `train_batch_size` is `many`: is not a whole number"),
-        ("deepspeed other.json", "says nothing that deepspeed would be told"),
+        ("deepspeed bad.json", "bad.json: `train_batch_size` is `many`: expected a whole number"),
+        ("deepspeed other.json", "contains no setting of"),
         ("deepspeed list.json", "is no JSON mapping"),
         ("deepspeed none.json", "none.json: cannot be read"),
-        ("megatron open.sh", "has a quote that does not close"),
-        ("megatron late.sh", "is known only when the script runs"),
-        ("slurm bad.json", "is no trainer whose files are read"),
+        ("megatron open.sh", "has an opening quote without a closing one"),
+        ("megatron late.sh", "not known before the script runs"),
+        ("slurm bad.json", "is not a trainer whose files autodist reads"),
     ] {
         let run = line(
             folder.path(),
@@ -309,7 +312,7 @@ fn wrong_files_are_told_with_a_way_out() {
     }
     write(folder.path(), "ds.json", "{\"train_batch_size\": 8, \"train_micro_batch_size_per_gpu\": 2}");
     let run = line(folder.path(), "estimate --from deepspeed ds.json --profile profile.json");
-    assert!(run.err.contains("does not say what is trained"), "{}", run.err);
+    assert!(run.err.contains("does not describe the model"), "{}", run.err);
 }
 
 #[test]

@@ -93,7 +93,7 @@ fn a_plan_for_another_number_of_ranks_is_refused() {
         (
             format!("profile --ranks 2 --model model.json --job job.toml {RANKS}"),
             2,
-            "`--ranks` is `2`: is not the number of processes: 3",
+            "`--ranks` is `2`: must be the number of started processes, 3",
         ),
     ] {
         let given = tempfile::tempdir().unwrap();
@@ -138,7 +138,7 @@ fn the_environment_is_checked_and_can_be_ignored() {
     let Finished { code, out, err } = start(folder.path(), nonsense, "catalog").end(SOON);
     assert_eq!((code, out.as_str()), (Some(2), ""), "{err}");
     assert!(
-        err.contains("`RANK` is `first`: is not a number") && err.contains("AUTODIST_LAUNCHER=none"),
+        err.contains("`RANK` is `first`: expected a whole number") && err.contains("AUTODIST_LAUNCHER=none"),
         "{err}"
     );
     plan(folder.path(), 2);

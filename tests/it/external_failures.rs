@@ -114,7 +114,7 @@ fn agents_that_never_come_are_named() {
     let mut second = start(folder.path(), &variables(1), args);
     let Finished { code, out, err } = first.end(SOON);
     assert_eq!((code, out.as_str()), (Some(4), ""), "{err}");
-    assert!(err.contains("for rank 2, 3 too, but it has not come to 127.0.0.1:"), "{err}");
+    assert!(err.contains("for rank 2, 3, too, but it has not connected to 127.0.0.1:"), "{err}");
     let Finished { code, out, err } = second.end(SOON);
     assert_eq!((code, out.as_str(), err.as_str()), (Some(0), "", ""), "it was told to end");
     assert!(!folder.path().join("out/run.json").exists());

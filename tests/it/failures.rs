@@ -140,7 +140,7 @@ fn ranks_that_give_no_sign_of_life_are_given_up() {
         assert_eq!(code, Some(4), "{err}");
         assert!(out.is_empty() || out.contains("ended      early"), "{out}");
         // A rank that waits for another may be the first to say so.
-        assert!(err.contains("no sign of life for 2 s") || err.contains("was silent for 2"), "{err}");
+        assert!(err.contains("no heartbeat for 2 s") || err.contains("was silent for 2"), "{err}");
     }
 }
 

@@ -307,7 +307,7 @@ fn what_goes_wrong_on_a_gpu_is_named() {
     let folder = folder(2, "fp32");
     let sound = SoftwareGpus::new().devices(2);
     for (machine, words) in [
-        (sound.clone().memory((32 << 20) + (300 << 10)), &["GPU memory is used up", "free"][..]),
+        (sound.clone().memory((32 << 20) + (300 << 10)), &["out of GPU memory", "free"][..]),
         (sound.clone().fault("ncclAllReduce", 3, 3), &["ncclAllReduce", "rank"]),
         (sound.clone().fault("adamw", 2, 719), &["CUDA_ERROR_LAUNCH_FAILED"]),
         (sound.clone().fault("cublasLtMatmul", 5, 14), &["cublasLtMatmul"]),
@@ -326,9 +326,9 @@ fn what_goes_wrong_on_a_gpu_is_named() {
 fn what_is_missing_is_named_with_where_it_was_looked_for() {
     let folder = common::folder(1);
     for (library, words) in [
-        ("libcuda.so.1", &["NVIDIA's driver is not there", "install NVIDIA's driver"][..]),
-        ("libnvrtc.so.12", &["NVRTC", "is not there", "nvidia-cuda-nvrtc"]),
-        ("libcublasLt.so.12", &["cuBLASLt is not there", "nvidia-cublas"]),
+        ("libcuda.so.1", &["NVIDIA's driver is missing", "install NVIDIA's driver"][..]),
+        ("libnvrtc.so.12", &["NVRTC", "is missing", "nvidia-cuda-nvrtc"]),
+        ("libcublasLt.so.12", &["cuBLASLt is missing", "nvidia-cublas"]),
     ] {
         let machine = SoftwareGpus::with_libraries(without(library));
         let refused = on(&machine, folder.path(), "profile --devices cuda --model model.json --job job.toml");
@@ -361,10 +361,7 @@ fn what_to_do_without_a_gpu_is_a_flag_of_that_command() {
     common::line(folder.path(), "estimate --model model.json --job job.toml --micro-batch 8 -o plan.json")
         .ok();
     let trained = hint("train plan.json --steps 2");
-    assert!(
-        trained.starts_with("make a plan for CPU cores, from `autodist profile --devices cpu`"),
-        "{trained}"
-    );
+    assert!(trained.starts_with("plan for CPU cores, from `autodist profile --devices cpu`"), "{trained}");
 }
 
 #[test]
@@ -373,7 +370,7 @@ fn auto_falls_back_to_cpus_in_one_line() {
     let none = SoftwareGpus::with_libraries(without("libcuda.so.1"));
     let tested = on(&none, folder.path(), "selftest --json");
     let lines: Vec<&str> = tested.err.lines().filter(|line| !line.starts_with("selftest")).collect();
-    assert_eq!(lines, ["ranks compute on CPU cores: NVIDIA's driver is not there"]);
+    assert_eq!(lines, ["ranks compute on CPU cores: NVIDIA's driver is missing"]);
     assert_eq!(tested.json()["devices"], "cpu");
 }
 

@@ -206,21 +206,25 @@ fn a_file_larger_than_its_kind_is_refused_by_its_size() {
     write(folder.path(), "plan.json", plan.to_string());
     let large = |bytes: usize| format!("{{\"schema_version\": 1, \"x\": [{}1]}}", "1,".repeat(bytes / 2));
     for (bytes, args, expected) in [
-        (2 << 20, "estimate --cluster x.toml --model gpt2", "larger than 1 MiB, and no cluster file is"),
-        (2 << 20, "plan --job x.toml --model model.json", "larger than 1 MiB, and no job file is"),
+        (
+            2 << 20,
+            "estimate --cluster x.toml --model gpt2",
+            "larger than 1 MiB, the limit for a cluster file",
+        ),
+        (2 << 20, "plan --job x.toml --model model.json", "larger than 1 MiB, the limit for a job file"),
         (2 << 20, "train plan.json --hosts x.toml", "larger than 1 MiB"),
         (
             5 << 20,
             "estimate --model x.json --cluster 1x1xh100-80gb-sxm",
-            "larger than 4 MiB, and no model file is",
+            "larger than 4 MiB, the limit for a model file",
         ),
         (
             5 << 20,
             "estimate --from deepspeed x.json --model gpt2 --cluster 1x1xh100-80gb-sxm",
             "larger than 4 MiB",
         ),
-        (17 << 20, "backtest x.json", "larger than 16 MiB, and no run table file is"),
-        (65 << 20, "plan --profile x.json", "larger than 64 MiB, and no profile file is"),
+        (17 << 20, "backtest x.json", "larger than 16 MiB, the limit for a run table file"),
+        (65 << 20, "plan --profile x.json", "larger than 64 MiB, the limit for a profile file"),
         // Within the size, but each value would take many times its bytes.
         (12 << 20, "plan --profile x.json", "holds more than 4000000 values"),
         (12 << 20, "export x.json --to slurm", "holds more than 4000000 values"),
@@ -362,7 +366,7 @@ fn what_a_file_answers_alone_it_answers_with_a_search() {
         line(folder.path(), &given).ok();
         let best = line(folder.path(), &format!("{given} --best"));
         assert_eq!(best.code, Some(0), "{trainer}: {}", best.err);
-        let note = format!("out/{file}: not used, as --best searches layouts itself: ");
+        let note = format!("out/{file}: not used, because --best searches these settings: ");
         assert!(best.err.contains(&note), "{trainer}: {}", best.err);
         // Flags still hold parts of the layout fixed.
         let fixed = line(folder.path(), &format!("{given} --best --tp 4")).ok();
@@ -409,7 +413,7 @@ fn a_wrong_value_of_a_trainers_file_is_blamed_on_the_file_and_its_key() {
             "megatron",
             megatron("--global-batch-size 8 --num-layers 8.9"),
             one,
-            "`num-layers` is `8.9`: is not a whole number",
+            "`num-layers` is `8.9`: expected a whole number",
         ),
         (
             "megatron",
@@ -417,7 +421,7 @@ fn a_wrong_value_of_a_trainers_file_is_blamed_on_the_file_and_its_key() {
                 "--global-batch-size 8 --pipeline-model-parallel-size 2 --pipeline-model-parallel-layout 'Ett|L'",
             ),
             one,
-            "`pipeline-model-parallel-layout` is `2, 0`: has 2 blocks in all, but the model has 4",
+            "`pipeline-model-parallel-layout` is `2, 0`: assigns 2 blocks, but the model has 4",
         ),
         (
             "megatron-bridge",
@@ -499,7 +503,7 @@ fn a_report_of_very_many_micro_batches_shows_some_and_says_so() {
     line(folder.path(), &args).ok();
     let run = line(folder.path(), "report plan.json -o report");
     assert_eq!(run.code, Some(0), "{}", run.err);
-    assert!(run.err.contains("a step of this plan has 65536"), "{}", run.err);
+    assert!(run.err.contains("of the 65536 micro-batches of a step"), "{}", run.err);
     let page = parsed(folder.path(), "report/report.html");
     assert!(page.contains("of its 65536 micro-batches"), "the page does not say what is left out");
     for name in ["report.html", "timeline_predicted.csv", "trace.json"] {

@@ -179,7 +179,6 @@ fn a_plan_for_another_number_of_ranks_is_refused() {
     let folder = folder(2, "one slots=3\n");
     let Finished { code, err, .. } = run(folder.path(), "train plan.json").end(SOON);
     assert_eq!(code, Some(4), "{err}");
-    let expected =
-        "the plan is for 2 ranks, but --hosts started 3 processes: let the slots of the host file come to 2";
+    let expected = "the plan is for 2 ranks, but --hosts started 3 processes: make the slots of the host file add up to 2";
     assert!(err.contains(expected), "{err}");
 }

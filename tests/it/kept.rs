@@ -239,7 +239,7 @@ fn an_interrupted_validation_is_kept_and_can_be_resumed() {
     let Finished { code, out, err } = running.end();
     assert_eq!(code, Some(130), "{err}");
     assert!(out.contains("ended      early: interrupted") && out.contains("profile speed"), "{out}");
-    assert!(err.contains("--resume goes on from there"), "{err}");
+    assert!(err.contains("--resume continues from there"), "{err}");
     let done = rounds(&runs);
     assert!(done.iter().sum::<u64>() < 15, "{done:?}");
     let kept = read(runs.join("validation.json")).unwrap();
@@ -304,7 +304,7 @@ fn rounds_before_a_rank_died_are_kept_and_used() {
     // What the planner knew of these plans was made up: the measurement refutes it, which comes first.
     assert!(matches!(code, Some(4 | 5)), "{err}");
     assert!(err.contains("failed in round ") && err.contains("was killed by signal 9"), "{err}");
-    assert!(err.contains("of its rounds measured is kept; the others go on"), "{err}");
+    assert!(err.contains("are kept; the other plans continue"), "{err}");
     let found: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(found["runs"].as_array().unwrap().len(), 2, "{out}");
     assert!(found["failed"][0]["reason"].as_str().unwrap().contains("signal 9"), "{out}");

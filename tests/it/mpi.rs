@@ -83,9 +83,7 @@ fn what_cannot_go_over_mpi_is_refused() {
     let folder = common::folder(2);
     plan(folder.path(), 2);
     let train = format!("train plan.json {RANKS} --transport mpi");
-    for (processes, code, expected) in
-        [(1, 2, "needs the processes of an MPI job"), (3, 4, "the plan is for 2 ranks, but")]
-    {
+    for (processes, code, expected) in [(1, 2, "needs an MPI job"), (3, 4, "the plan is for 2 ranks, but")] {
         let Finished { code: found, out, err } =
             under(&mpirun, processes, folder.path(), &train).end(PATIENCE);
         assert_eq!((found, out.contains("loss")), (Some(code), false), "{err}");
@@ -95,7 +93,7 @@ fn what_cannot_go_over_mpi_is_refused() {
     let refused = common::cluster::start(folder.path(), &torchrun(0), &train).end(SOON);
     assert_eq!(refused.code, Some(2), "{}", refused.err);
     assert!(
-        refused.err.contains("torchrun starts none") && refused.err.contains("hint: start it as `mpirun")
+        refused.err.contains("torchrun does not start") && refused.err.contains("hint: start it as `mpirun")
     );
 }
 

@@ -231,6 +231,6 @@ fn a_profile_that_led_to_a_refuted_plan_is_not_used_again_as_it_is() {
     write(&folder.join("tuned"), "plan.json", edited(&plan, "/measured/refuted", Some(refuted)).to_string());
     let again = line(folder, &tune);
     assert!(again.err.contains("led to plans that the measurement refuted"), "{}", again.err);
-    assert!(again.err.contains("going on with it"), "{}", again.err);
+    assert!(again.err.contains("continuing with it"), "{}", again.err);
     again.measured();
 }

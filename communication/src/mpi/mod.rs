@@ -35,13 +35,13 @@ use crate::tcp::TcpOptions;
 pub enum MpiError {
     #[error("this autodist was built without MPI")]
     NotBuilt,
-    #[error("MPI has been initialised in this process before, which it can be only once")]
+    #[error("MPI was already initialised in this process, and it can be only once")]
     Twice,
-    #[error("{library} was built for one thread only: MPI_THREAD_SERIALIZED is needed")]
+    #[error("{library} supports only one thread: MPI_THREAD_SERIALIZED is needed")]
     Threads { library: String },
     #[error("MPI says: {0}")]
     Library(String),
-    #[error("after {waited_s} s other processes still had something to say over MPI")]
+    #[error("after {waited_s} s other processes were still communicating over MPI")]
     Unfinished { waited_s: f64 },
 }
 

@@ -54,7 +54,7 @@ impl MpiTransport {
 }
 
 impl Transport for MpiTransport {
-    /// Of two ranks the lower one opens. All opening is done before any waiting, so nobody waits in a circle.
+    /// The lower one of two ranks opens. All connections are opened before any wait, so ranks cannot deadlock.
     fn connect(&mut self, lane: &str, peers: &[usize]) -> Result<Vec<Arc<dyn Connection>>> {
         let deadline = Instant::now() + self.timeout;
         let purpose = |index: usize| Purpose {

@@ -97,8 +97,8 @@ fn enter(options: TcpOptions) -> Result<(TcpTransport, Control)> {
     Ok((TcpTransport { rank, world, secret, timeout, table, reception }, control))
 }
 
-/// Joins at the rendezvous, where `listens` says at which address peers find this rank, given that of this machine which
-/// leads there. Returns the way to the launcher, and where all ranks listen.
+/// Joins at the rendezvous, where `listens` says at which address peers find this rank, given that of this machine
+/// which leads there. Returns the way to the launcher, and where all ranks listen.
 fn meet(
     options: &TcpOptions,
     mut listens: impl FnMut(IpAddr) -> Result<Option<SocketAddr>>,
@@ -274,7 +274,7 @@ impl TcpTransport {
 }
 
 impl Transport for TcpTransport {
-    /// Of two ranks the lower one dials. All dialling is done before any waiting, so nobody waits in a circle.
+    /// The lower one of two ranks connects. All connections are started before any wait, so ranks cannot deadlock.
     fn connect(&mut self, lane: &str, peers: &[usize]) -> Result<Vec<Arc<dyn Connection>>> {
         let deadline = Instant::now() + self.timeout;
         let channel = |index: usize| peers[..index].iter().filter(|&&peer| peer == peers[index]).count();

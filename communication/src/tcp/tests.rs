@@ -122,7 +122,7 @@ fn a_rank_lets_nobody_in_who_does_not_know_the_token() {
     let join = Purpose::Join { listens: None };
     for (hello, expected) in [
         (Hello { world: 3, rank: 0, purpose: lane() }, "its job has 2 ranks, this rank's has 3"),
-        (Hello { world: 2, rank: 2, purpose: lane() }, "there is no rank 2 among 2"),
+        (Hello { world: 2, rank: 2, purpose: lane() }, "rank 2 does not exist in a job of 2"),
         (Hello { world: 2, rank: 0, purpose: join }, "this is a rank, not the rendezvous"),
     ] {
         let connection = SocketConnection::tcp(connect(address), Peer::Rank(1), "test", LIMIT).unwrap();

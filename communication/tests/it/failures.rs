@@ -99,7 +99,7 @@ fn a_rank_without_a_place_is_told_why() {
     );
     assert_eq!(
         refusal(options(rendezvous.address(), 2, 2, TIMEOUT)),
-        format!("{address} refused: there is no rank 2 among 2")
+        format!("{address} refused: rank 2 does not exist in a job of 2")
     );
     let twice = std::thread::scope(|scope| {
         let first = scope.spawn(move || join(options(address, 0, 2, TIMEOUT)).unwrap());

@@ -21,7 +21,7 @@ impl Grid {
         Self { batch, rows, columns, batch_stride: rows * row_stride, row_stride, column_stride: 1 }
     }
 
-    /// The same, column after column.
+    /// Matrices stored by columns.
     pub fn by_columns(batch: usize, rows: usize, columns: usize, gap: usize) -> Self {
         Self::by_rows(batch, columns, rows, gap).transposed()
     }

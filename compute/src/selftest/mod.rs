@@ -56,9 +56,9 @@ impl SelftestResult {
 /// Unit roundoffs: the largest relative error of rounding one number.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UnitRoundoff {
-    /// Of a number stored in working precision.
+    /// UnitRoundoff error of a number stored in working precision.
     pub working: f64,
-    /// Of a matrix product's operand.
+    /// Rounding error of a GEMM operand.
     pub product: f64,
 }
 

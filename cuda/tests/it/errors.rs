@@ -52,7 +52,7 @@ fn a_gpu_that_is_not_there_is_told() {
         || SoftwareGpus::new().devices(2),
         || {
             assert_eq!(gpus(&libraries()).unwrap().len(), 2);
-            assert_eq!(refusal(2).to_string(), "there is no GPU 2: this process sees 2");
+            assert_eq!(refusal(2).to_string(), "GPU 2 does not exist: this process sees 2 GPUs");
         },
     );
 }
@@ -78,7 +78,7 @@ fn memory_that_is_used_up_is_told_in_bytes_and_the_gpu_goes_on() {
             let lost = cuda.zeros(8 * MIB);
             assert_eq!(cuda.len(&lost), 8 * MIB);
             let error = failure(&cuda);
-            assert!(error.contains("GPU memory is used up: 33554432 bytes were asked for"), "{error}");
+            assert!(error.contains("out of GPU memory: cannot allocate 33554432 bytes"), "{error}");
             assert!(error.contains("25165824 of 67108864 are free"), "{error}");
             drop(kept);
             assert_works(&cuda);
@@ -113,7 +113,7 @@ fn work_on_what_has_no_memory_is_left_out_wherever_it_begins() {
                 cuda.download(Region::new(&lost, offset), &mut [0.0; 8]);
             }
             let error = failure(&cuda);
-            assert!(error.contains("GPU memory is used up"), "{error}");
+            assert!(error.contains("out of GPU memory"), "{error}");
             assert_eq!(host(&cuda, &kept), [1.0; 8]);
             assert_works(&cuda);
         },
@@ -128,9 +128,9 @@ fn products_work_again_once_there_is_memory_for_their_workspace() {
             let cuda = open(Fp32);
             let large = cuda.zeros(8 * MIB);
             product_of_ones(&cuda);
-            assert!(failure(&cuda).contains("GPU memory is used up"));
+            assert!(failure(&cuda).contains("out of GPU memory"));
             product_of_ones(&cuda);
-            assert!(failure(&cuda).contains("GPU memory is used up"), "and is told each time");
+            assert!(failure(&cuda).contains("out of GPU memory"), "and is told each time");
             drop(large);
             assert_eq!(product_of_ones(&cuda), 6.0);
             cuda.synchronise().unwrap();

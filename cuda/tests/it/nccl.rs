@@ -306,7 +306,7 @@ fn an_operand_without_memory_is_told() {
                 let mut lost = cuda.zeros(1 << 20);
                 let error = group.all_reduce(cuda, &mut lost, 0..4, Reduce::Sum).unwrap_err().to_string();
                 assert_eq!(error, "ncclAllReduce failed: an operand has no memory");
-                assert!(cuda.synchronise().unwrap_err().to_string().contains("GPU memory is used up"));
+                assert!(cuda.synchronise().unwrap_err().to_string().contains("out of GPU memory"));
             });
         },
     );

@@ -31,7 +31,7 @@ pub fn survey() -> Result<Survey, Absent> {
     let absent = |error: gpu::CudaError| Absent {
         brief: match &error {
             gpu::CudaError::Missing(missing) if missing.cause.is_empty() => {
-                format!("{} is not there", missing.library)
+                format!("{} is missing", missing.library)
             }
             gpu::CudaError::Missing(missing) => {
                 format!("{} cannot be used: {}", missing.library, missing.cause)
@@ -46,20 +46,20 @@ pub fn survey() -> Result<Survey, Absent> {
     let report = nvml::look(&libraries, &gpus).unwrap_or_else(|error| {
         survey
             .warnings
-            .push(format!("clocks, other processes and wiring of the GPUs are not known: {error}"));
+            .push(format!("clocks, other processes and interconnect of the GPUs are unknown: {error}"));
         nvml::NvmlReport { health: vec![nvml::Health::default(); gpus.len()], paths: Vec::new() }
     });
     for (gpu, health) in gpus.iter().zip(report.health) {
         if !health.throttled.is_empty() {
             survey.warnings.push(format!(
-                "GPU {} is held back by {}: its figures are of this moment",
+                "GPU {} is throttled by {}: measurements may not hold at other times",
                 gpu.ordinal,
                 health.throttled.join(", ")
             ));
         }
         if health.other_processes > 0 {
             survey.warnings.push(format!(
-                "{} other process(es) compute on GPU {}: their load is in its figures",
+                "{} other process(es) use GPU {}: measurements include their load",
                 health.other_processes, gpu.ordinal
             ));
         }

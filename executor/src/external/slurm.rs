@@ -37,7 +37,7 @@ pub(super) fn local_world(variables: &Variables<'_>) -> Result<usize, InputError
     let Some(text) = variables.text(TASKS_PER_NODE) else { return variables.count(names.local_world) };
     let node = variables.number(NODE)?;
     let counts = tasks_per_node(&text)
-        .ok_or_else(|| variables.wrong(TASKS_PER_NODE, "is not a list of counts such as 2(x3),1"))?;
+        .ok_or_else(|| variables.wrong(TASKS_PER_NODE, "expected a list of counts such as 2(x3),1"))?;
     // A count may stand for a million nodes: it is not written out.
     let mut first = 0_usize;
     for (count, nodes) in counts {
@@ -46,7 +46,7 @@ pub(super) fn local_world(variables: &Variables<'_>) -> Result<usize, InputError
             return Ok(count);
         }
     }
-    Err(variables.wrong(NODE, format!("is not below the {first} nodes of {TASKS_PER_NODE}")))
+    Err(variables.wrong(NODE, format!("must be below {first}, the number of nodes in {TASKS_PER_NODE}")))
 }
 
 /// `2(x3),1` as tasks and the number of nodes that have so many: (2, 3), (1, 1).
@@ -66,7 +66,7 @@ pub(super) fn host(variables: &Variables<'_>) -> Result<String, InputError> {
     let list = NODE_LISTS.into_iter().find_map(|name| Some((name, variables.text(name)?)));
     if let Some((name, list)) = list {
         return first_host(&list).ok_or_else(|| {
-            let problem = "is not a list of hosts such as node[03-07,9]";
+            let problem = "expected a list of hosts such as node[03-07,9]";
             InputError::new(name, list, problem).hint("set MASTER_ADDR to the machine of task 0")
         });
     }
@@ -74,7 +74,7 @@ pub(super) fn host(variables: &Variables<'_>) -> Result<String, InputError> {
         InputError::new(
             NODE_LISTS[0],
             "",
-            "is missing, and so are all others that name the machine of task 0",
+            "is missing, and so are all other variables with the machine of task 0",
         )
         .hint("set MASTER_ADDR to the machine of task 0")
     })

@@ -160,17 +160,17 @@ fn launchers_can_be_ignored() {
 #[test]
 fn values_that_make_no_sense_are_named() {
     for (from, to, problem) in [
-        ("RANK=3", "RANK=three", "not a number"),
-        ("RANK=3", "RANK=-1", "not a number"),
-        ("RANK=3", "RANK=8", "not below the 8 of WORLD_SIZE"),
+        ("RANK=3", "RANK=three", "expected a whole number"),
+        ("RANK=3", "RANK=-1", "expected a whole number"),
+        ("RANK=3", "RANK=8", "must be below 8, the value of WORLD_SIZE"),
         ("WORLD_SIZE=8", "WORLD_SIZE=0", "at least 1"),
-        ("WORLD_SIZE=8", "WORLD_SIZE=1e3", "not a number"),
-        ("LOCAL_RANK=1", "LOCAL_RANK=2", "not below the 2 of LOCAL_WORLD_SIZE"),
-        ("LOCAL_WORLD_SIZE=2", "LOCAL_WORLD_SIZE=9", "more than the 8 of WORLD_SIZE"),
+        ("WORLD_SIZE=8", "WORLD_SIZE=1e3", "expected a whole number"),
+        ("LOCAL_RANK=1", "LOCAL_RANK=2", "must be below 2, the value of LOCAL_WORLD_SIZE"),
+        ("LOCAL_WORLD_SIZE=2", "LOCAL_WORLD_SIZE=9", "must be at most 8, the value of WORLD_SIZE"),
         ("LOCAL_WORLD_SIZE=2", "LOCAL_WORLD_SIZE=", "missing"),
-        ("MASTER_PORT=29500", "MASTER_PORT=65535", "not a port from 1 to 65534"),
-        ("MASTER_PORT=29500", "MASTER_PORT=x", "not a port"),
-        ("MASTER_PORT=29500", "AUTODIST_PORT=0", "not a port from 1 to 65535"),
+        ("MASTER_PORT=29500", "MASTER_PORT=65535", "expected a port from 1 to 65534"),
+        ("MASTER_PORT=29500", "MASTER_PORT=x", "expected a port"),
+        ("MASTER_PORT=29500", "AUTODIST_PORT=0", "expected a port from 1 to 65535"),
         ("MASTER_ADDR=node07", "MASTER_ADDR=", "missing"),
     ] {
         // The name must be that of the whole word: LOCAL_RANK holds RANK.

@@ -19,22 +19,24 @@ const RESOLVE_AGAIN: Duration = Duration::from_millis(500);
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     #[error(
-        "the name of the launcher's machine, {host}, leads nowhere: {source}; set MASTER_ADDR to one that all machines know"
+        "cannot resolve {host}, the name of the launcher's machine: {source}; set MASTER_ADDR to a name or address that all machines can resolve"
     )]
     Unresolved { host: String, source: std::io::Error },
     #[error(
-        "rank 0 is not to be found within {waited_s} s ({source}): the same command must run there, MASTER_ADDR and AUTODIST_PORT say where it listens, --timeout how long to try"
+        "cannot reach rank 0 within {waited_s} s ({source}): the same command must run on its machine, MASTER_ADDR and AUTODIST_PORT must be its address, and --timeout sets how long to try"
     )]
     Absent { waited_s: f64, source: Box<CommunicationError> },
     #[error(
-        "who listens at {address} does not know this job's token, so it is another job or a stranger: set AUTODIST_PORT to a port of this job's own, and AUTODIST_TOKEN, if at all, to the same for all processes"
+        "the process at {address} does not know this job's token, so it belongs to another job: set AUTODIST_PORT to a port that only this job uses, and AUTODIST_TOKEN, if at all, to the same text for all processes"
     )]
     OtherJob { address: SocketAddr },
-    #[error("rank 0 is at {address}, but not all of the {world} processes have come within {waited_s} s")]
+    #[error(
+        "rank 0 is reachable at {address}, but not all of the {world} processes have connected within {waited_s} s"
+    )]
     Incomplete { address: SocketAddr, world: usize, waited_s: f64 },
-    #[error("rank 0 at {address} is gone ({source})")]
+    #[error("the connection to rank 0 at {address} was lost ({source})")]
     Gone { address: SocketAddr, source: Box<CommunicationError> },
-    #[error("rank 0 at {address} gave an order that cannot be read, perhaps of another version: {detail}")]
+    #[error("cannot read a request from rank 0 at {address}, which may be another version: {detail}")]
     Order { address: SocketAddr, detail: String },
     #[error("interrupted")]
     Interrupted,

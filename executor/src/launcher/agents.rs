@@ -452,7 +452,7 @@ fn unspecified(like: IpAddr) -> IpAddr {
 /// Where rank 0 listens, as this machine sees it. Where there is a choice, IPv4: both sides must choose the same.
 pub(super) fn resolve(external: &External) -> std::io::Result<SocketAddr> {
     let first = addresses(external)?.into_iter().next();
-    first.ok_or_else(|| std::io::Error::other("it has no address"))
+    first.ok_or_else(|| std::io::Error::other("the name has no address"))
 }
 
 /// All that the name of rank 0's machine leads to, of the kind that is chosen.

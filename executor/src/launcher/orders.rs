@@ -26,7 +26,7 @@ pub(super) struct RankEnvironment {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
-    /// Of an assignment that is under way.
+    /// Progress of a running assignment.
     Progress {
         assignment: usize,
         value: Value,

@@ -22,7 +22,7 @@ pub(super) struct Process {
     end: Option<End>,
     /// Since when it is to have ended.
     killed: Option<Instant>,
-    /// Of its standard error.
+    /// The end of its standard error.
     output: Tail,
 }
 

@@ -1,5 +1,5 @@
-//! A rank's signs of life: from a thread of their own, so that a rank that computes is not taken for one that hangs. Its
-//! peers wait for the time-out all the same.
+//! A rank's signs of life: from a thread of their own, so that a rank that computes is not taken for one that hangs.
+//! Its peers wait for the time-out all the same.
 
 use autodist_communication::Control;
 use std::fs::File;
@@ -70,8 +70,8 @@ impl Worker {
         Self { status: own.map(|own| PathBuf::from("/proc").join(own).join("status")), sleeps: u64::MAX }
     }
 
-    /// Whether it has been in one uninterruptible wait of the kernel since the last look: for a file server that is gone,
-    /// or in a driver that hangs. Takes no memory.
+    /// Whether it has been in one uninterruptible wait of the kernel since the last look: for a file server that is
+    /// gone, or in a driver that hangs. Takes no memory.
     fn is_stuck(&mut self) -> bool {
         let mut text = [0; 4096];
         let read = self.status.as_ref().and_then(|path| File::open(path).ok()?.read(&mut text).ok());
@@ -83,7 +83,7 @@ impl Worker {
     }
 }
 
-/// Of a thread's `status`: whether it waits uninterruptibly, and how often it has gone to sleep.
+/// Reads from a thread's `status` whether it waits uninterruptibly, and how often it has gone to sleep.
 fn parse(status: &[u8]) -> Option<(bool, u64)> {
     let value = |name: &[u8]| {
         let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(name))?;

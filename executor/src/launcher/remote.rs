@@ -2,8 +2,9 @@
 //!
 //! What ssh runs there is this very program with this very command line. Its place in the job and the job's token would
 //! be seen by everybody in the list of processes if they stood there too, so they come on its standard input, one
-//! `NAME=value` a line up to an empty one. It runs itself again with them in its environment, and starts the host's other
-//! ranks' agents. Its standard input stays open as long as the launcher lives: when it ends, so does everything here.
+//! `NAME=value` a line up to an empty one. It runs itself again with them in its environment, and starts the host's
+//! other ranks' agents. Its standard input stays open as long as the launcher lives: when it ends, so does everything
+//! here.
 
 use super::GRACE;
 use super::tail::Tail;
@@ -29,7 +30,7 @@ const RANK: &str = "AUTODIST_RANK";
 const LOCAL_RANK: &str = "AUTODIST_LOCAL_RANK";
 /// Longer than any environment of ours.
 const LONGEST: usize = 1 << 20;
-/// Of the launcher's environment, what begins so goes along.
+/// Prefixes of the environment variables that are forwarded.
 const FORWARDED: [&str; 2] = ["AUTODIST_", "NCCL_"];
 /// Those would mislead it.
 const OWN: [&str; 3] = ["AUTODIST_LAUNCHER", ENVIRONMENT, host::PARENT];
@@ -183,7 +184,7 @@ pub fn enter_environment() -> io::Result<()> {
         }
         text.push(byte[0]);
         if text.len() > LONGEST {
-            return Err(io::Error::other("what is on standard input is no environment"));
+            return Err(io::Error::other("expected an environment on standard input"));
         }
     }
     let text = String::from_utf8(text).map_err(io::Error::other)?;
@@ -264,7 +265,7 @@ pub(super) fn address_for(hosts: &[HostEntry]) -> String {
 fn local_address(name: &str) -> io::Result<IpAddr> {
     let addresses: Vec<_> = (name, 9).to_socket_addrs()?.collect();
     let first = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first());
-    let target = first.ok_or_else(|| io::Error::other("it has no address"))?;
+    let target = first.ok_or_else(|| io::Error::other("the name has no address"))?;
     let any: IpAddr =
         if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
     // Nothing is sent: connecting chooses the way.

@@ -131,7 +131,9 @@ impl RankThread {
         assignments: Vec<Value>,
     ) -> io::Result<Self> {
         if BUSY.swap(true, Ordering::AcqRel) {
-            return Err(io::Error::other("the rank before has not ended, and MPI has one process for both"));
+            return Err(io::Error::other(
+                "the previous rank has not ended, and with MPI both share one process",
+            ));
         }
         let busy = Busy;
         let of_rank = mpi.clone();

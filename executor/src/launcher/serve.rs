@@ -37,7 +37,7 @@ impl Teller {
     pub fn tell<T: Serialize>(&self, value: &T) -> Result<(), ExecutionError> {
         let word = Word::Progress { assignment: self.assignment, value };
         let bytes = serde_json::to_vec(&word).map_err(|source| ExecutionError::System {
-            what: "telling the launcher of the training",
+            what: "reporting progress to the launcher",
             source: source.into(),
         })?;
         Ok(self.control.send(&bytes)?)
@@ -98,11 +98,11 @@ pub(super) fn work(
         None => tcp::join(options),
         Some(mpi) => mpi.join(options),
     };
-    let endpoint =
-        joined.map_err(|error| format!("rank {} has not found the others: {error}", environment.rank))?;
+    let endpoint = joined
+        .map_err(|error| format!("rank {} cannot connect to the other ranks: {error}", environment.rank))?;
     let control = endpoint.control().clone();
     let pulse = Pulse::start(control.clone(), timeout)
-        .map_err(|error| format!("cannot start the thread that gives signs of life: {error}"))?;
+        .map_err(|error| format!("cannot start the heartbeat thread: {error}"))?;
     let teller = Teller { control: control.clone(), assignment: 0 };
     let mut worker = Worker { endpoint, placement, devices, teller };
     memory::reset_peak();
@@ -126,7 +126,7 @@ pub(super) fn work(
 
 fn instructions() -> Result<(RankEnvironment, Vec<Value>), String> {
     let environment =
-        std::env::var(ENVIRONMENT).map_err(|_| "a rank is started by autodist itself".to_owned())?;
+        std::env::var(ENVIRONMENT).map_err(|_| "a rank must be started by autodist itself".to_owned())?;
     let environment = serde_json::from_str(&environment).map_err(|e| format!("{ENVIRONMENT}: {e}"))?;
     let mut text = Vec::new();
     std::io::stdin().read_to_end(&mut text).map_err(|e| format!("reading the assignments: {e}"))?;

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone)]
 pub struct Torch {
     python: PathBuf,
-    /// Of PyTorch.
+    /// Version of PyTorch.
     version: String,
 }
 
@@ -53,7 +53,7 @@ impl Torch {
         let output = checked(python)?;
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stderr);
-            let last = text.lines().last().unwrap_or("it ends without a word").to_owned();
+            let last = text.lines().last().unwrap_or("it ended without output").to_owned();
             return Err(last);
         }
         let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
@@ -156,7 +156,7 @@ impl Torch {
             {
                 hand_on(&hear, &mut heard);
                 let what = format!(
-                    "has given no sign of life for {} s: it was stopped, or it hangs{}",
+                    "has sent no heartbeat for {} s: it was stopped, or it hangs{}",
                     limit.as_secs_f64(),
                     self.named()
                 );
@@ -176,7 +176,7 @@ impl Torch {
         format!(" (engine torch, run by {})", self.python.display())
     }
 
-    /// Of a rank that has closed its way to answer before it has given all answers.
+    /// The error of a rank that has closed its connection before it has sent all answers.
     fn unfinished(&self, ranks: &mut [Process], rank: usize) -> LaunchError {
         let until = Instant::now() + GRACE;
         while Instant::now() < until && ranks[rank].end().is_none() {
@@ -188,7 +188,7 @@ impl Torch {
                 other => other,
             };
         }
-        let what = format!("ended before it had done its work{}", self.named());
+        let what = format!("ended before the training was complete{}", self.named());
         LaunchError::RankEnded { rank, what, output: String::new() }
     }
 
@@ -243,9 +243,9 @@ impl Torch {
     }
 }
 
-/// A Python that runs `code` and imports nothing from the working folder: whoever trains a plan that came with a folder does
-/// not want to run what lies in that folder. What the user's `PYTHONPATH` names is his own affair, but an entry without a
-/// name, which comes from a stray colon, stands for the working folder too.
+/// A Python that runs `code` and imports nothing from the working folder: whoever trains a plan that came with a folder
+/// does not want to run what lies in that folder. What the user's `PYTHONPATH` names is his own affair, but an entry
+/// without a name, which comes from a stray colon, stands for the working folder too.
 fn isolated(python: &Path, code: &str) -> Command {
     let mut command = Command::new(python);
     command.arg("-c").arg(format!("{NOT_FROM_HERE}{code}")).env("PYTHONSAFEPATH", "1");
@@ -268,7 +268,10 @@ fn checked(python: &Path) -> Result<Output, String> {
     while child.try_wait().map_err(failed)?.is_none() {
         if patience.is_over() {
             let _ = child.kill();
-            return Err(format!("has not said within {} s whether it has PyTorch", CHECK_WITHIN.as_secs()));
+            return Err(format!(
+                "has not reported within {} s whether it has PyTorch",
+                CHECK_WITHIN.as_secs()
+            ));
         }
         std::thread::sleep(LOOK_AGAIN);
         patience.count(LOOK_AGAIN);
@@ -276,8 +279,8 @@ fn checked(python: &Path) -> Result<Output, String> {
     child.wait_with_output().map_err(failed)
 }
 
-/// Of rank `rank` was heard first that it ends, which may be for another's sake: a rank's own words, or the signal that
-/// killed it, say why.
+/// Rank `rank` ended first, perhaps because of another rank. The cause is a rank's own error, or the signal that
+/// killed it.
 fn cause(
     hear: &Receiver<Word>,
     heard: &mut impl FnMut(News),

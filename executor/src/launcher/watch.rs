@@ -16,8 +16,8 @@ pub(super) struct Watch {
     joined: BTreeSet<usize>,
     /// Who has said goodbye.
     left: BTreeSet<usize>,
-    /// Whose connection or process has ended without a goodbye, and until when more may be heard of it: all of them wait
-    /// side by side.
+    /// Whose connection or process has ended without a goodbye, and until when more may be heard of it: all of them
+    /// wait side by side.
     vanished: BTreeMap<usize, Vanished>,
     silence: Silence,
     looked: Instant,
@@ -38,7 +38,7 @@ pub(super) struct Cause {
 }
 
 impl Watch {
-    /// Of ranks that have just been started, of which each is given up after `timeout` without a sign of life.
+    /// Watches ranks that have just been started; each counts as lost after `timeout` without a heartbeat.
     pub fn new(world: usize, timeout: Duration) -> Self {
         Self {
             world,
@@ -173,11 +173,11 @@ impl Watch {
         let (what, consequence) = match end {
             Some(End::Code(0)) if self.left.contains(&rank) => return,
             Some(End::Code(0)) => {
-                ("ended with exit code 0 before it had done its work".to_owned(), explained)
+                ("ended with exit code 0 before the training was complete".to_owned(), explained)
             }
             Some(End::AgentLost) => return self.cause_is(LaunchError::AgentLost { rank }, false),
             Some(End::Signal(signal)) => (killed_by(signal), false),
-            Some(End::Stuck) => ("goes on though it was told to end".to_owned(), explained),
+            Some(End::Stuck) => ("continues although it was told to end".to_owned(), explained),
             // Until all have joined, a rank does nothing but wait for the others.
             Some(End::Code(_)) if self.joined.contains(&rank) && !absent.is_empty() => {
                 return self.silent(absent[0], &absent[1..]);
@@ -194,14 +194,14 @@ impl Watch {
         let limit = self.silence.limit().as_secs_f64();
         let joined = self.joined.contains(&rank);
         let mut what = if joined {
-            format!("has given no sign of life for {limit} s (--timeout): it was stopped, or it hangs")
+            format!("has sent no heartbeat for {limit} s (--timeout): it was stopped, or it hangs")
         } else {
             format!("has not joined the job within {limit} s (--timeout)")
         };
         if !others.is_empty() {
             let others: Vec<String> = others.iter().map(usize::to_string).collect();
             let ranks = if others.len() == 1 { "rank" } else { "ranks" };
-            what += &format!("; the same holds for {ranks} {}", others.join(", "));
+            what += &format!("; the same applies to {ranks} {}", others.join(", "));
         }
         // One that has not joined may still say why, by how it ends.
         self.cause_is(LaunchError::RankEnded { rank, what, output: String::new() }, !joined);
@@ -237,7 +237,7 @@ impl Vanished {
 /// The end of a rank by a signal that was not ours.
 pub(super) fn killed_by(signal: i32) -> String {
     let hint = match signal {
-        libc::SIGKILL => " (SIGKILL): perhaps by the kernel's out-of-memory killer (see dmesg)",
+        libc::SIGKILL => " (SIGKILL): possibly by the kernel's out-of-memory killer (see dmesg)",
         _ => "",
     };
     format!("was killed by signal {signal}{hint}")
@@ -301,7 +301,10 @@ mod tests {
     #[test]
     fn a_rank_that_ends_well_without_a_goodbye_has_failed() {
         let error = launch(2, &[], &options(&["true"], Duration::from_secs(60)), |_| ()).unwrap_err();
-        assert!(error.to_string().contains("ended with exit code 0 before it had done its work"), "{error}");
+        assert!(
+            error.to_string().contains("ended with exit code 0 before the training was complete"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -309,7 +312,7 @@ mod tests {
         let options = options(&["sleep", "1000"], Duration::from_millis(300));
         let error = launch(3, &[], &options, |_| ()).unwrap_err().to_string();
         let expected =
-            "rank 0 has not joined the job within 0.3 s (--timeout); the same holds for ranks 1, 2";
+            "rank 0 has not joined the job within 0.3 s (--timeout); the same applies to ranks 1, 2";
         assert!(error.contains(expected), "{error}");
     }
 

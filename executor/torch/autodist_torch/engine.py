@@ -29,9 +29,9 @@ def check(task: Task, world: int) -> None:
         strategy.world() != world,
         "strategy",
         f"dp={strategy.data} x tp={strategy.tensor} x pp={strategy.pipeline} is {strategy.world()} ranks, but {world} were started",
-        f"start {strategy.world()}",
+        f"start {strategy.world()} ranks",
     )
-    refuse(strategy.context > 1 or strategy.expert > 1, "strategy.context, strategy.expert", "not built", "use 1")
+    refuse(strategy.context > 1 or strategy.expert > 1, "strategy.context, strategy.expert", "not supported", "use 1")
     refuse(
         strategy.zero_stage == 1,
         "strategy.zero_stage = 1",
@@ -41,7 +41,7 @@ def check(task: Task, world: int) -> None:
     refuse(
         job.precision != "fp32",
         f"job.precision = {job.precision}",
-        "this engine has been held against the native one in fp32 alone",
+        "this engine is verified against the native one only in fp32",
         "use fp32, or the native engine",
     )
     refuse(
@@ -53,21 +53,21 @@ def check(task: Task, world: int) -> None:
     refuse(
         communication.placement != [],
         "strategy.communication.placement",
-        "torchrun's ranks sit on the devices of their number",
-        "leave it out",
+        "rank r always runs on device r",
+        "remove it",
     )
     algorithms = (communication.tensor, communication.gather, communication.reduce.algorithm)
     refuse(
         any(algorithm != "ring" for algorithm in algorithms) or communication.buckets != [],
         "strategy.communication",
-        "Gloo and NCCL choose the algorithm of a collective themselves, and a hook is one for all buckets",
-        "leave algorithms and buckets out",
+        "Gloo and NCCL choose the algorithm of a collective themselves, and one hook serves all buckets",
+        "remove algorithms and buckets",
     )
     refuse(
         communication.parameters != "none" or communication.activations != "none",
         "strategy.communication.parameters, .activations",
-        "FSDP2 and pipelining send what layers compute with",
-        "leave them out, or use the native engine",
+        "FSDP2 and pipelining send the training precision",
+        "remove them, or use the native engine",
     )
     codec = codec_name(communication.reduce.codec)
     refuse(
@@ -85,12 +85,12 @@ def check(task: Task, world: int) -> None:
     refuse(
         strategy.pipeline > 1 and strategy.micro_batches(job) < strategy.pipeline,
         f"strategy.micro_batch = {strategy.micro_batch}",
-        "torch.distributed.pipelining wants a micro-batch for each stage",
+        "torch.distributed.pipelining needs at least one micro-batch for each stage",
         "use a smaller micro_batch",
     )
     refuse(
         codec != "none" and strategy.zero_stage > 0,
         f"strategy.communication.reduce.codec = {codec}",
-        "communication hooks belong to DistributedDataParallel, and FSDP2 has none",
+        "only DistributedDataParallel has communication hooks, FSDP2 has none",
         "use zero_stage 0",
     )

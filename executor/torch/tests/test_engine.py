@@ -51,8 +51,8 @@ def test_what_it_can_run_passes() -> None:
     [
         ({"zero_stage": 1, "shard": 2}, "strategy.zero_stage = 1", "zero_stage 2"),
         ({"data": 4}, "strategy: dp=4", "start 4"),
-        ({"communication": spec.Communication(placement=[1, 0])}, "placement", "leave it out"),
-        ({"communication": spec.Communication(gather="halving_doubling")}, "communication", "leave algorithms"),
+        ({"communication": spec.Communication(placement=[1, 0])}, "placement", "remove it"),
+        ({"communication": spec.Communication(gather="halving_doubling")}, "communication", "remove algorithms"),
         ({"communication": spec.Communication(activations="bf16")}, "activations", "native engine"),
         ({"communication": spec.Communication(reduce=spec.Reduction(codec="one_bit"))}, "one_bit", "fp16, bf16"),
         ({"data": 1, "pipeline": 2, "micro_batch": 8}, "strategy.micro_batch = 8", "smaller micro_batch"),

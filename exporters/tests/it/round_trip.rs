@@ -471,6 +471,6 @@ fn what_is_used_instead_is_listed() {
     assert!(
         notes(Target::Torchtitan, "3d").contains("recompute selective on 8 of 8 blocks: its own selection")
     );
-    assert!(notes(Target::MaxText, "pipeline").contains("schedule 1f1b: all micro-batches forward"));
+    assert!(notes(Target::MaxText, "pipeline").contains("schedule 1f1b: it runs all forward passes"));
     assert_eq!(notes(Target::Megatron, "uneven pipeline"), "");
 }

@@ -14,7 +14,7 @@ pub struct FitErrors {
     pub median: f64,
     /// Nine tenths are smaller.
     pub p90: f64,
-    /// Of signed errors: positive where predictions are too long.
+    /// Median of signed errors: positive if predictions are too long.
     pub bias: f64,
 }
 
@@ -28,7 +28,7 @@ pub struct ErrorLine {
 }
 
 impl FitErrors {
-    /// Of pairs of predicted and measured; absent where there is none.
+    /// Statistics of pairs of predicted and measured times; `None` without any.
     pub fn of(pairs: &[(f64, f64)]) -> Option<Self> {
         let mut signed: Vec<f64> =
             pairs.iter().map(|(predicted, measured)| predicted / measured - 1.0).collect();

@@ -9,9 +9,9 @@ use crate::tables::Axis;
 use autodist_spec::Collective;
 use std::collections::BTreeMap;
 
-/// What squared differences of neighbours count against one measurement, between sizes and between numbers of devices, in
-/// the table that devices of one generation share, in that of a device and in what each collective has of its own. Numbers
-/// of devices say little of one another; they fill what nobody measured.
+/// What squared differences of neighbours count against one measurement, between sizes and between numbers of devices,
+/// in the table that devices of one generation share, in that of a device and in what each collective has of its own.
+/// Numbers of devices say little of one another; they fill what nobody measured.
 const PENALTIES: [Penalties; 3] = [
     Penalties { bytes: 0.1, devices: 0.003, size: 0.0 },
     Penalties { bytes: 1.0, devices: 0.003, size: 0.02 },
@@ -22,7 +22,7 @@ const PENALTIES: [Penalties; 3] = [
 struct Penalties {
     bytes: f64,
     devices: f64,
-    /// Of a squared value.
+    /// Penalty of a squared value.
     size: f64,
 }
 

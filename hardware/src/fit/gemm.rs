@@ -21,7 +21,7 @@ const COARSE: [&[f64]; 3] = [
 
 const SMOOTHING: Smoothing = Smoothing { neighbours: 0.1, shrinkage: 2.0, outlier: 0.1, sweeps: 40 };
 
-/// Of which the physical model is fitted, by chance: enough for eight numbers.
+/// Size of the random sample to which the physical model is fitted: enough for eight numbers.
 const SAMPLE: usize = 3000;
 
 pub(super) fn fit_all(measurements: &Measurements) -> Vec<GemmParameters> {

@@ -99,7 +99,7 @@ fn sound(table: &str, sizes: &[(&str, u64)], time: (&str, f64)) -> Result<(), In
 }
 
 fn unknown(table: &str, field: &str, value: &str, known: &str) -> InputError {
-    InputError::new(field, value, "is not known").in_file(table).hint(format!("known are {known}"))
+    InputError::new(field, value, "is unknown").in_file(table).hint(format!("expected one of {known}"))
 }
 
 impl Measurements {
@@ -221,7 +221,7 @@ impl Measurements {
         }
         let found = catalogue.devices().iter().find(|d| d.measured_as.as_deref() == Some(gpu));
         let figures = found.ok_or_else(|| {
-            InputError::new("gpu", gpu, "is no device of the catalogue")
+            InputError::new("gpu", gpu, "is not a device of the catalogue")
                 .in_file(table)
                 .hint("add it to the devices' file with `measured_as`")
         })?;

@@ -15,7 +15,7 @@ impl<F: Fn(&[f64]) -> f64> CostFunction for Cost<F> {
 }
 
 /// Where `cost` is least near `start`; each round begins anew around what the last one found, as simplices collapse.
-/// The same answer every time.
+/// Minimises a cost; the result is deterministic.
 pub(super) fn minimise(cost: impl Fn(&[f64]) -> f64, start: &[f64], rounds: u64, steps: u64) -> Vec<f64> {
     let mut best = start.to_vec();
     for round in 0..rounds {

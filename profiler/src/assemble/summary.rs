@@ -125,7 +125,7 @@ impl Assembly<'_> {
         }
     }
 
-    /// The same of a pass of a chunk in a pipeline.
+    /// The engine's overhead around a pass of a chunk in a pipeline.
     fn pipelining(&self) -> Vec<PipeliningCost> {
         let step = self.step_overhead();
         let of_step = |(seconds, passes): &(f64, usize)| (seconds - step).max(0.0) / *passes as f64;
@@ -157,7 +157,8 @@ impl Assembly<'_> {
 
     fn optimizer(&self) -> Vec<OptimizerCost> {
         let (updates, norms) = (self.updates(), self.norms());
-        // Norms are timed at fewer sizes than updates, and not in every session; in between they grow with the elements.
+        // Norms are timed at fewer sizes than updates, and not in every session; in between they grow with the
+        // elements.
         let known = self.earlier.as_ref().map_or(&[][..], |earlier| &earlier.optimizer);
         let norm_rate = norms
             .iter()
@@ -242,8 +243,8 @@ impl Assembly<'_> {
         }
     }
 
-    /// The same collectives as they were, where devices are emulated: theirs wait for turns on a core, which those timed
-    /// alone do not, and real ones do not either.
+    /// Collectives as timed inside steps, for emulated devices: these wait for each other on a core, which collectives
+    /// timed alone and real devices do not.
     fn within_steps(&self) -> Vec<CollectiveCost> {
         if self.request.emulated.is_none() {
             return Vec::new();
@@ -278,20 +279,20 @@ impl Assembly<'_> {
         let on_cpu = self.environment.devices == DeviceKind::Cpu;
         if on_cpu && !self.realtime {
             warnings.push(
-                "ranks had no real-time priority: other load on this machine is in the figures (run as root, or allow \
+                "ranks had no real-time priority: measured times include other load on this machine (run as root, or allow \
                  RLIMIT_RTPRIO)"
                     .to_owned(),
             );
         }
         if let Some(repeatability) = self.repeatability().filter(|difference| *difference > 0.05) {
             warnings.push(format!(
-                "the machine is noisy: a step and its repetition some seconds later differ by {:.0} % (median), the machine's drift left out; close other programs",
+                "the machine is noisy: a step and its repetition some seconds later differ by {:.0} % (median, after correction for drift); close other programs",
                 100.0 * repeatability
             ));
         }
         if self.request.shared && self.request.emulated.is_none() {
             warnings.push(format!(
-                "ranks share {}: each waits for the others' turns, and predicted step times do not hold",
+                "ranks share {}: they wait for each other, so predicted step times do not apply",
                 if on_cpu { "cores" } else { "GPUs" }
             ));
         }
@@ -302,12 +303,14 @@ impl Assembly<'_> {
         let wide = measured.iter().filter(|probe| self.width(probe) > self.request.interval).count();
         let missing = all.len() - measured.len();
         if missing > 0 {
-            warnings
-                .push(format!("{missing} of {} probes are not measured: the profile ended early", all.len()));
+            warnings.push(format!(
+                "{missing} of {} probes were not measured, because the profile ended early",
+                all.len()
+            ));
         }
         if wide > 0 {
             warnings.push(format!(
-                "{wide} of {} measured probes are not known to {:.0} %: the budget was spent",
+                "{wide} of {} measured probes are less precise than {:.0} %, because the time budget was used up",
                 measured.len(),
                 100.0 * self.request.interval
             ));
@@ -344,7 +347,7 @@ impl Assembly<'_> {
         let ratio = slowest.0 / fastest.0;
         (ratio > UNLIKE).then(|| {
             format!(
-                "{} takes {ratio:.2} times as long for a layer as {}: layers are priced as on the median rank, but steps wait for the slowest",
+                "{} needs {ratio:.2} times as long for a layer as {}: layers are priced as on the median rank, but a step waits for the slowest rank",
                 slowest.1, fastest.1
             )
         })

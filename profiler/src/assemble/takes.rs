@@ -1,8 +1,8 @@
 //! Probes as they were run, and which of them are believed.
 //!
-//! A take is one run of a probe. What it timed is brought to the machine's usual speed by the yardstick beside its steps
-//! (the reference arithmetic); where the yardstick, a rank or the whole take is unlike all others, the take is set aside and
-//! the probe is run again.
+//! A take is one run of a probe. What it timed is brought to the machine's usual speed by the yardstick beside its
+//! steps (the reference arithmetic); where the yardstick, a rank or the whole take is unlike all others, the take is
+//! set aside and the probe is run again.
 
 use super::{Assembly, CellKey};
 use crate::probes::Probe;
@@ -32,9 +32,9 @@ pub(super) struct Take {
     pub updates: BTreeMap<u64, Vec<f64>>,
     pub norms: BTreeMap<u64, Vec<f64>>,
     pub overhead: Vec<f64>,
-    /// The same where parameters are sharded: of each step, with the transfers in it.
+    /// Overhead of each step with sharded parameters, and the number of its transfers.
     pub sharded_overhead: Vec<(f64, usize)>,
-    /// The same in pipelines: of each step, with the passes in it.
+    /// Overhead of each step of a pipeline, and the number of its passes.
     pub pipeline_overhead: Vec<(f64, usize)>,
     /// By rank: time of its layers over the fastest rank's.
     pub slowness: BTreeMap<usize, f64>,
@@ -182,7 +182,7 @@ impl Assembly<'_> {
                 let worst = corrections.max_by(|a, b| far(a).total_cmp(&far(b))).unwrap_or(1.0);
                 if far(&worst) > CORRECTION {
                     let reason = format!(
-                        "the reference arithmetic beside it took {worst:.2} times as long as usual; clock frequency explains {:.2} to {CORRECTION:.2}",
+                        "the reference benchmark beside it took {worst:.2} times as long as usual; changes of clock frequency explain only {:.2} to {CORRECTION:.2}",
                         1.0 / CORRECTION
                     );
                     return Some(Suspicion { correction: true, figure: worst, reason });
@@ -195,7 +195,7 @@ impl Assembly<'_> {
                     correction: false,
                     figure: ratio,
                     reason: format!(
-                        "beside the other ranks, rank {rank} took {ratio:.2} times what it usually takes, above {UNLIKE}"
+                        "relative to the other ranks, rank {rank} took {ratio:.2} times its usual time, more than {UNLIKE}"
                     ),
                 })
             })
@@ -228,14 +228,15 @@ impl Assembly<'_> {
         for (take, level) in takes.iter_mut().zip(&levels).filter(|(_, level)| odd(**level)) {
             let figure = if levels.len() == 2 { most / least } else { level / usual };
             let reason = match levels.len() {
-                2 => format!("two runs of it differ by a factor of {figure:.2}, above {UNLIKE}"),
-                n => format!("one of its {n} runs took {figure:.2} times what they usually take"),
+                2 => format!("two runs of it differ by a factor of {figure:.2}, more than {UNLIKE}"),
+                n => format!("one of its {n} runs took {figure:.2} times the usual time"),
             };
             take.suspicion = Some(Suspicion { correction: false, figure, reason });
         }
     }
 
-    /// Of every probe: its takes that nothing speaks against; if there is none, those that contradict no other probe; or all.
+    /// Keeps for every probe its takes without objections; if there are none, those that contradict no other probe; or
+    /// all.
     fn believe(&mut self) {
         for probe in self.probes() {
             let of_probe = |take: &&mut Take| take.probe.as_ref() == Some(&probe);

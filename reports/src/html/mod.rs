@@ -54,18 +54,18 @@ fn sections(input: &ReportInput<'_>) -> Result<Vec<Section>, ReportError> {
         ("plan", "The plan", true, plan),
         (
             "alternatives",
-            "Ranked alternatives, and why they lost",
+            "Ranked alternatives, and why they are slower",
             !input.plan.alternatives.is_empty(),
             alternatives,
         ),
-        ("rejected", "Refused without simulation", !input.plan.rejected.is_empty(), rejected),
+        ("rejected", "Rejected without simulation", !input.plan.rejected.is_empty(), rejected),
         (
             "collectives",
             "Collectives and their lower bounds",
             !input.plan.collectives.is_empty(),
             collectives,
         ),
-        ("codecs", "In fewer bytes", !input.plan.codecs.is_empty(), codecs),
+        ("codecs", "Gradient compression", !input.plan.codecs.is_empty(), codecs),
         ("time", "Where the time goes", true, cost),
         ("memory", "Where the memory goes", true, memory),
         ("timeline", "One step, predicted over measured", Figure::Timeline.applies(input), timeline),
@@ -107,7 +107,7 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
     });
     if input.emulated() {
         page.warning(
-            "Measured on emulated devices, padded and paced: no measurement of the devices they stand for",
+            "Measured on emulated devices, which are slowed down: not a measurement of the real devices",
         );
     }
     let utilisation = plan.utilisation(estimate);
@@ -215,7 +215,7 @@ fn alternatives(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
 }
 
 fn collectives(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
-    page.note("The lower bound is what the cuts of the measured network let through at most");
+    page.note("The lower bound follows from the smallest cuts of the measured network");
     page.table(&communication::collectives(input.plan));
     Ok(())
 }
@@ -307,7 +307,7 @@ fn runs(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
             &svg(Figure::Loss, input)?,
             "Exact plans compute the same training, so their lines coincide; earlier runs are drawn wider, that each \
              can be seen. Where a plan was trained in several rounds, the first is drawn; later ones, which begin \
-             anew and leave the warm-up out, are thin lines.",
+             again and omit the warm-up, are thin lines.",
         );
     }
     page.table(&tables::runs(input.runs));

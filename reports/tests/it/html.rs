@@ -63,9 +63,9 @@ fn the_page_shows_every_number_of_its_inputs() {
 #[test]
 fn the_page_tells_of_gpus_by_name() {
     let mut world = gpu_world();
-    world.runs[1].environment.collectives = "the host's memory: libnccl.so.2 is not there".to_owned();
+    world.runs[1].environment.collectives = "the host's memory: libnccl.so.2 is missing".to_owned();
     let host =
-        format!("Collectives through the host's memory: libnccl.so.2 is not there ({})", world.runs[1].label);
+        format!("Collectives through the host's memory: libnccl.so.2 is missing ({})", world.runs[1].label);
     check(
         &world.input(),
         &[

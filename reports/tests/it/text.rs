@@ -114,7 +114,10 @@ fn a_share_above_all_of_the_peak_is_left_out_with_both_figures() {
     let [text, page, table] = of_utilisation(&world);
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     for text in [&text, &page] {
-        assert!(text.contains("a device is above its peak, 989 TFLOP/s (bf16, published)"), "{text}");
+        assert!(
+            text.contains("per device exceeds the device's peak, 989 TFLOP/s (bf16, published)"),
+            "{text}"
+        );
         assert!(!text.contains("% of its") && !text.contains("373.2 %"), "{text}");
     }
     assert_eq!(cells(&table, "mfu")[0], "");
@@ -268,7 +271,7 @@ fn a_profile_of_gpus_in_the_terminal() {
             "within the device  256 MiB   200 us  2.68 TB/s",
             "host to device     256 MiB  5.00 ms  53.7 GB/s",
             "memory of a rank without a model",
-            "warning:   GPU 1 is held back",
+            "warning:   GPU 1 is throttled",
         ],
     );
     absent(&text, &["priority"]);
@@ -285,7 +288,7 @@ fn a_profile_of_gpus_in_the_terminal() {
         })
         .collect();
     environment.accelerator_paths = vec![path; 6];
-    environment.collectives = "the host's memory: libnccl.so.2 is not there".to_owned();
+    environment.collectives = "the host's memory: libnccl.so.2 is missing".to_owned();
     world.profile.hardware = Hardware::default();
     let text = terminal::profile_summary(&world.profile);
     check(
@@ -293,7 +296,7 @@ fn a_profile_of_gpus_in_the_terminal() {
         &[
             "GPU 3      NVIDIA H100 80GB HBM3, 80.0 GiB\n",
             "path       NVLink between every two of the 4 GPUs\n",
-            "between    collectives through the host's memory: libnccl.so.2 is not there\n",
+            "between    collectives through the host's memory: libnccl.so.2 is missing\n",
         ],
     );
     absent(&text, &["MHz", "PCIe", "GEMMs: ", "Copies"]);
