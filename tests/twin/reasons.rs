@@ -66,8 +66,8 @@ pub const REASONS: [Reason; 6] = [
             passes(pair) * exposed - pair.analytic.gather_s
         },
     },
-    // A program holds the whole fp32 gradients of two blocks, one that is written and one that is scattered. The closed
-    // form has one of FSDP's in 16 bits, or in a pipeline all of them beside all parameters; of Megatron's it has none.
+    // A program holds the whole fp32 gradients of two blocks, one that is written and one that is scattered. The
+    // closed form has one of FSDP's in 16 bits, or in a pipeline all of them and all parameters; of Megatron's none.
     Reason {
         name: "two blocks' whole gradients in fp32",
         figure: Figure::Memory,
@@ -83,8 +83,8 @@ pub const REASONS: [Reason; 6] = [
             held - closed
         },
     },
-    // The closed form adds logits to what a block's backward pass holds. A program frees them before, so that the larger
-    // of the two counts.
+    // The closed form adds logits to what a block's backward pass holds. A program frees them before, so that the
+    // larger of the two counts.
     Reason {
         name: "logits and a block's backward pass at one moment",
         figure: Figure::Memory,
