@@ -53,7 +53,7 @@ pub enum ExecutionError {
     #[error(transparent)]
     Communication(#[from] CommunicationError),
     #[error(transparent)]
-    TrainingDevice(#[from] autodist_compute::DeviceError),
+    Device(#[from] autodist_compute::DeviceError),
     #[error(transparent)]
     Gpu(#[from] autodist_cuda::CudaError),
     #[error("the group's first rank could not create the NCCL communicator; see its own error")]
