@@ -138,7 +138,7 @@ fn arithmetic_takes_both_the_same_time() {
         let blocks = closed.linear_s + closed.attention_s + closed.elementwise_s + closed.recompute_s;
         let layout = &pair.run.layout;
         // Recomputation holds the tensor-parallel collectives in the closed form.
-        if layout.tensor > 1 && pair.run.recompute == autodist_analytic::Recompute::Full {
+        if layout.tensor > 1 && pair.run.recompute == autodist_spec::Recompute::Full {
             continue;
         }
         let (rank, expected) = match layout.pipeline {

@@ -8,7 +8,7 @@
 
 use crate::common;
 
-use autodist_cost_model::synthetic::Machine;
+use autodist_cost_model::synthetic::SyntheticMachine;
 use autodist_spec::to_json;
 use common::shown::{files, head_of_table, shown, shown_each, text_of_page};
 use common::{folder, line, small_job, small_model, write};
@@ -357,7 +357,7 @@ fn train() {
 #[test]
 fn validate() {
     // A step is predicted to take ten seconds, which no machine's load makes of some milliseconds: so the verdict is known.
-    let machine = Machine { overhead_s: 10.0, ..Machine::new(2) };
+    let machine = SyntheticMachine { overhead_s: 10.0, ..SyntheticMachine::new(2) };
     let folder = folder(2);
     write(folder.path(), "profile.json", to_json(&machine.profile(&small_model(), &small_job())));
     line(folder.path(), &format!("{SEARCH} --top 2 -o plan.json")).ok();

@@ -1,6 +1,6 @@
 //! Tests of training, in one program: what they share is compiled and linked once.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod codecs;
 mod common;

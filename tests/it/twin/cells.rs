@@ -136,7 +136,7 @@ impl Cells<'_> {
     /// A linear layer: forward; the gradients of its input and its weights.
     fn linear(&self, rows: f64, out: f64, into: f64) -> (f64, f64) {
         let product = |m: f64, n: f64, k: f64| {
-            self.run.machine.products(self.run.dtype, 1, m as u64, n as u64, k as u64)
+            self.run.machine.gemms(self.run.dtype, 1, m as u64, n as u64, k as u64)
                 / (self.parameters.gemm_efficiency * self.parameters.ampere)
         };
         (product(rows, out, into), product(rows, into, out) + product(out, into, rows))
@@ -293,11 +293,6 @@ impl Cells<'_> {
         let machine = &self.run.machine;
         let (ranks, stride) = (group as u32, stride as u32);
         let per_node = (machine.devices_per_node / stride).clamp(1, ranks);
-        let kind = match kind {
-            Collective::AllReduce => Collective::AllReduce,
-            Collective::ReduceScatter => Collective::ReduceScatter,
-            Collective::AllGather => Collective::AllGather,
-        };
         let sharing = stride.min(machine.devices_per_node);
         let rate = if ranks > per_node { self.parameters.network } else { self.parameters.link };
         machine.collective(kind, bytes.as_f64(), ranks, per_node, sharing) / rate

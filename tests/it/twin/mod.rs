@@ -115,11 +115,7 @@ impl Case {
             seq_len: self.job.seq_len,
             micro_batch: s.micro_batch,
             global_batch: self.job.global_batch,
-            recompute: match s.recompute {
-                Recompute::None => autodist_analytic::Recompute::None,
-                Recompute::Selective => autodist_analytic::Recompute::Selective,
-                Recompute::Full => autodist_analytic::Recompute::Full,
-            },
+            recompute: s.recompute,
             ..TrainingRun::new(Shape::from(&self.model), Arc::clone(&MACHINE), layout, trainer)
         }
     }
