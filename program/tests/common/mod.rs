@@ -1,0 +1,36 @@
+//! What the tests of whole programs share: strategies of every kind, and programs in words.
+
+#![allow(dead_code, unused_imports, unused_macros, reason = "each test file uses a part")]
+
+pub mod cases;
+pub mod text;
+
+use std::fmt::Debug;
+
+/// The name of a value's variant.
+pub fn variant(value: &impl Debug) -> String {
+    let text = format!("{value:?}");
+    text.split(|letter: char| !letter.is_alphanumeric()).next().unwrap_or_default().to_owned()
+}
+
+/// The values of an enum without fields. A variant that the list lacks does not compile.
+macro_rules! every {
+    ($kind:ident: $($variant:ident),+ $(,)?) => {{
+        let complete = |value: $kind| match value {
+            $($kind::$variant => value,)+
+        };
+        [$(complete($kind::$variant)),+]
+    }};
+}
+pub(crate) use every;
+
+/// The names of an enum's variants, with fields or without. A variant that the list lacks does not compile.
+macro_rules! variants {
+    ($kind:ident: $($variant:ident),+ $(,)?) => {{
+        let _complete = |value: &$kind| match value {
+            $($kind::$variant { .. } => {})+
+        };
+        vec![$(stringify!($variant)),+]
+    }};
+}
+pub(crate) use variants;

@@ -1,0 +1,532 @@
+//! A program in words: everything that its interpreters read, in the order in which they read it, and nothing of how it
+//! is kept in memory. Whatever is equal is told once; nothing is left out.
+//!
+//! All structs are taken apart and all enums are matched in full: a new field or variant does not compile before it has
+//! words.
+
+use autodist_program::{
+    Body, BodyKind, Bucket, BucketLayer, BucketParameter, Coordinates, Instruction, Layout, Message,
+    MessageKind, Op, Operand, Program, RankProgram, TensorCollective, Transfer, buckets,
+};
+use autodist_spec::{
+    Activation, Algorithm, BucketReduction, Codec, Coded, CollectiveKind, Communication, Job, ModelSpec,
+    Norm, Optimizer, ParallelStrategy, Pass, Positions, Precision, Recompute, Reduction, ScheduleKind,
+    Segment, Stage,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{Display, Write};
+
+/// What compilation is given beside the program's own fields.
+pub fn of_job(job: &Job) -> String {
+    let optimizer = match job.optimizer {
+        Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
+            format!("adamw, betas {beta1} {beta2}, epsilon {epsilon:e}, weight decay {weight_decay}")
+        }
+        Optimizer::Sgd { momentum, weight_decay } => {
+            format!("sgd, momentum {momentum}, weight decay {weight_decay}")
+        }
+    };
+    let clip = match job.gradient_clip {
+        0.0 => "gradients not clipped".to_owned(),
+        norm => format!("gradients clipped at {norm}"),
+    };
+    format!("job: {} sequences of {} tokens; {optimizer}; {clip}\n", job.global_batch, job.seq_len)
+}
+
+pub fn of_program(program: &Program) -> String {
+    let Program { model, strategy, stages, layout, seq_len, micro_batches, precision, ranks } = program;
+    let Layout { pipeline, data, tensor, shard } = layout;
+    let precision = match precision {
+        Precision::Fp32 => "fp32",
+        Precision::Tf32 => "tf32",
+        Precision::Bf16 => "bf16",
+    };
+    let mut out = of_model(model) + &of_strategy(strategy) + &of_communication(&strategy.communication);
+    line(&mut out, format!("mesh: pp {pipeline}, dp {data}, tp {tensor}; shards of {shard}"));
+    let rows = program.local_tokens();
+    line(
+        &mut out,
+        format!("step: {micro_batches} micro-batches, {seq_len} tokens, {rows} rows, {precision}"),
+    );
+    for (chunk, stage) in stages.iter().enumerate() {
+        let Stage { first_layer, end_layer, recompute } = stage;
+        let recompute = words(recompute.iter().map(|r| of_recompute(*r)));
+        line(&mut out, format!("chunk {chunk}: layers {first_layer}..{end_layer}, recompute {recompute}"));
+    }
+    let mut told = Told::default();
+    for rank in ranks {
+        out += &of_rank(program, rank, &mut told);
+    }
+    out
+}
+
+fn of_model(model: &ModelSpec) -> String {
+    let ModelSpec {
+        name,
+        layers,
+        hidden,
+        heads,
+        kv_heads,
+        head_dim,
+        ffn,
+        vocab,
+        max_seq_len,
+        positions,
+        norm,
+        norm_epsilon,
+        activation,
+        bias,
+        tied_embeddings,
+    } = model;
+    let positions = match positions {
+        Positions::Learned => "learned".to_owned(),
+        Positions::Rotary { theta } => format!("rotary by {theta}"),
+    };
+    let norm = match norm {
+        Norm::LayerNorm => "layer norm",
+        Norm::RmsNorm => "rms norm",
+    };
+    let activation = match activation {
+        Activation::Gelu => "gelu",
+        Activation::SwiGlu => "swiglu",
+    };
+    format!(
+        "model: {name}, {layers} blocks, hidden {hidden}, {heads} heads and {kv_heads} key/value heads of {head_dim}, \
+         mlp {ffn} {activation}, vocabulary {vocab}, {max_seq_len} positions {positions}, {norm} {norm_epsilon:e}, \
+         bias {}, tied {}\n",
+        yes(*bias),
+        yes(*tied_embeddings)
+    )
+}
+
+fn of_strategy(strategy: &ParallelStrategy) -> String {
+    let ParallelStrategy {
+        data,
+        tensor,
+        pipeline,
+        context,
+        expert,
+        zero_stage,
+        shard,
+        micro_batch,
+        virtual_stages,
+        sequence_parallel,
+        recompute,
+        schedule,
+        bucket_bytes,
+        communication: _, // a line of its own
+    } = strategy;
+    let schedule = match schedule {
+        ScheduleKind::GPipe => "gpipe",
+        ScheduleKind::OneFOneB => "1f1b",
+        ScheduleKind::Interleaved => "interleaved",
+    };
+    format!(
+        "strategy: dp {data}, tp {tensor}, pp {pipeline}, cp {context}, ep {expert}; zero {zero_stage} in shards of \
+         {shard}; micro-batch {micro_batch}; {schedule} v{virtual_stages}; sp {}; recompute {}; buckets of {} B\n",
+        yes(*sequence_parallel),
+        of_recompute(*recompute),
+        bucket_bytes.0
+    )
+}
+
+fn of_communication(communication: &Communication) -> String {
+    let Communication { placement, tensor, gather, parameters, activations, reduce, buckets } = communication;
+    let rings =
+        *tensor == Algorithm::Ring && *gather == Algorithm::Ring && reduce.algorithm == Algorithm::Ring;
+    let coded = [*parameters, *activations, reduce.codec].iter().any(|codec| *codec != Codec::None);
+    if rings && !coded && placement.is_empty() && buckets.is_empty() {
+        return "communication: rings, no codecs, rank by rank\n".to_owned();
+    }
+    let placement = if placement.is_empty() { "rank by rank".to_owned() } else { words(placement) };
+    let mut out = format!(
+        "communication: tensor {}; gather {}; reduce {}; parameters {}; activations {}; devices {placement}\n",
+        of_algorithm(*tensor),
+        of_algorithm(*gather),
+        of_reduction(*reduce),
+        of_codec(*parameters),
+        of_codec(*activations)
+    );
+    for BucketReduction { pipeline_rank, bucket, reduction } in buckets {
+        let reduction = of_reduction(*reduction);
+        line(&mut out, format!("  but rank {pipeline_rank} bucket {bucket}: reduce {reduction}"));
+    }
+    out
+}
+
+fn of_rank(program: &Program, rank: &RankProgram, told: &mut Told) -> String {
+    let RankProgram { pipeline_rank, chunks, buckets: _, bodies, ops } = rank;
+    let labels = body_labels(bodies);
+    let mut out = format!("\nrank {pipeline_rank}: chunks {}\n", words(chunks));
+    out += &of_groups(program, rank);
+    out += &of_buckets(program, rank);
+    let mut whole: Vec<(&Body, &str)> = Vec::new();
+    for (body, label) in bodies.iter().zip(&labels) {
+        let Body { kind: _, instructions } = body;
+        let run = ops.iter().any(|op| matches!(op, Op::Run { body, .. } if labels.get(*body) == Some(label)));
+        let never = if run { "" } else { ", never run" };
+        match whole.iter().find(|(other, _)| other.instructions == *instructions) {
+            Some((_, other)) => line(&mut out, format!("  {label}{never}: as {other}")),
+            None => {
+                line(&mut out, format!("  {label}{never}:"));
+                out += &of_instructions(program, instructions, label, told);
+            }
+        }
+        whole.push((body, label));
+    }
+    line(&mut out, "  steps:");
+    let mut slot: Vec<String> = Vec::new();
+    for (index, op) in ops.iter().enumerate() {
+        slot.push(of_op(op, &labels));
+        // A line ends where nothing more is sent.
+        let ends = match ops.get(index + 1) {
+            Some(Op::Send(_)) => false,
+            Some(Op::Run { .. } | Op::Receive(_)) => !matches!(op, Op::Receive(_)),
+            None => true,
+        };
+        if ends {
+            line(&mut out, format!("    {}", slot.join("; ")));
+            slot.clear();
+        }
+    }
+    out
+}
+
+/// The devices of the rank's replicas, and the groups that its instructions run over.
+fn of_groups(program: &Program, rank: &RankProgram) -> String {
+    let layout = program.layout;
+    let pipeline = rank.pipeline_rank;
+    let replicas = (0..layout.data)
+        .flat_map(|data| (0..layout.tensor).map(move |tensor| Coordinates { pipeline, data, tensor }));
+    let replicas: Vec<Coordinates> = replicas.collect();
+    // Every replica's own view of its group, in the order of the group.
+    let all = |group: &dyn Fn(Coordinates) -> Vec<usize>| {
+        let of = |at: &Coordinates| words(program.devices(&group(*at)));
+        let groups: Vec<String> = replicas.iter().map(of).collect();
+        let times = |same: &[String]| match same.len() {
+            1 => same[0].clone(),
+            several => format!("{} of {several} replicas", same[0]),
+        };
+        groups.chunk_by(|a, b| a == b).map(times).collect::<Vec<_>>().join(" | ")
+    };
+    let groups = |groups: Vec<Vec<usize>>| groups.iter().map(words).collect::<Vec<_>>().join(" | ");
+    let mut out = String::new();
+    line(&mut out, format!("  devices: {}", all(&|at| vec![layout.rank(at)])));
+    let instructions = || rank.bodies.iter().flat_map(|body| &body.instructions);
+    if instructions().any(|i| matches!(i, Instruction::Tensor { .. } | Instruction::SumReplicated { .. })) {
+        line(&mut out, format!("  tensor groups: {}", groups(program.tensor_groups(pipeline))));
+    }
+    let transfers: BTreeSet<Transfer> = transfers(rank).into_values().flatten().collect();
+    for transfer in transfers {
+        let (size, stride) = program.transfer_group(transfer);
+        let name = of_transfer(transfer);
+        let groups = groups(program.transfer_groups(pipeline, transfer));
+        line(&mut out, format!("  {name} groups: {size} devices, {stride} apart: {groups}"));
+    }
+    line(&mut out, format!("  norm groups: {}", all(&|at| layout.model_group(at))));
+    if instructions().any(|i| matches!(i, Instruction::SumTied { .. })) {
+        line(&mut out, format!("  tied groups: {}", all(&|at| layout.tied_group(at))));
+    }
+    out
+}
+
+/// The transfers of each bucket.
+fn transfers(rank: &RankProgram) -> BTreeMap<usize, BTreeSet<Transfer>> {
+    let mut found: BTreeMap<usize, BTreeSet<Transfer>> = BTreeMap::new();
+    for instruction in rank.bodies.iter().flat_map(|body| &body.instructions) {
+        if let Instruction::Start { transfer, bucket } | Instruction::Wait { transfer, bucket } = instruction
+        {
+            found.entry(*bucket).or_default().insert(*transfer);
+        }
+    }
+    found
+}
+
+/// The buckets of tensor rank 0, and of the others where they are not the same.
+fn of_buckets(program: &Program, rank: &RankProgram) -> String {
+    let Program { model, strategy, stages, layout, .. } = program;
+    let mut transfers = transfers(rank);
+    let mut out = String::new();
+    let own: Vec<String> = rank.buckets.iter().map(|bucket| of_bucket(program, bucket, 0)).collect();
+    for (index, bucket) in rank.buckets.iter().enumerate() {
+        out += &format!("  bucket {index}: {}", own[index]);
+        for transfer in transfers.remove(&index).unwrap_or_default() {
+            let (kind, elements) = program.transfer_work(transfer, bucket);
+            let kind = match kind {
+                CollectiveKind::AllReduce => "all-reduce",
+                CollectiveKind::AllGather => "all-gather",
+                CollectiveKind::ReduceScatter => "reduce-scatter",
+            };
+            let coded = match program.coded(transfer) {
+                Coded::Gradients => "gradients",
+                Coded::GradientShards => "gradient shards",
+                Coded::Parameters => "parameters",
+                Coded::Activations => "activations",
+            };
+            let bytes = program.transfer_bytes(transfer, bucket).0;
+            let how = of_reduction(program.reduction(rank.pipeline_rank, transfer, index));
+            let name = of_transfer(transfer);
+            line(&mut out, format!("    {name}: {kind} {elements} ({bytes} B) of {coded}, {how}"));
+        }
+    }
+    for tensor in 1..layout.tensor {
+        let others = buckets(model, strategy, stages, rank.pipeline_rank, tensor);
+        let others: Vec<String> = others.iter().map(|bucket| of_bucket(program, bucket, tensor)).collect();
+        if others == own {
+            line(&mut out, format!("  tensor rank {tensor}: the same buckets"));
+            continue;
+        }
+        line(&mut out, format!("  tensor rank {tensor}: {} buckets", others.len()));
+        for (index, other) in others.iter().enumerate() {
+            let same = own.get(index) == Some(other);
+            let text = if same { "the same\n" } else { other };
+            out += &format!("  bucket {index} there: {text}");
+        }
+    }
+    out
+}
+
+fn of_bucket(program: &Program, bucket: &Bucket, tensor_rank: usize) -> String {
+    let Bucket { chunk, layers, elements, padded, tied, copy } = bucket;
+    let mut out = format!("chunk {chunk}, {elements} elements, padded {padded}");
+    let shard = bucket.shard_elements(program.layout.shard);
+    let replicated = bucket.replicated();
+    out += &format!(", shard {shard}, replicated {replicated}");
+    out += if *tied { ", tied" } else { "" };
+    out += if *copy { ", copy\n" } else { "\n" };
+    for BucketLayer { layer, offset, elements, replicated } in layers {
+        let end = offset + elements;
+        line(&mut out, format!("    layer {layer}: {offset}..{end}, replicated {replicated}"));
+    }
+    let parameters = bucket.parameters(&program.model, tensor_rank, program.strategy.tensor as usize);
+    let shape =
+        |BucketParameter { offset, rows, columns }: &BucketParameter| format!("{offset}:{rows}x{columns}");
+    line(&mut out, format!("    parameters {}", words(parameters.iter().map(shape))));
+    out
+}
+
+/// By kind and chunk, and by number where one kind has several.
+fn body_labels(bodies: &[Body]) -> Vec<String> {
+    let kind = |body: &Body| match body.kind {
+        BodyKind::Forward { chunk } => format!("forward c{chunk}"),
+        BodyKind::Backward { chunk } => format!("backward c{chunk}"),
+        BodyKind::Optimizer => "optimizer".to_owned(),
+    };
+    let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+    let label = |kind: String| {
+        let count = seen.entry(kind.clone()).or_default();
+        *count += 1;
+        if *count == 1 { kind } else { format!("{kind} ({count})") }
+    };
+    bodies.iter().map(kind).map(label).collect()
+}
+
+/// What layers do, as far as it is told: the text of a line, and where it was told first.
+#[derive(Default)]
+struct Told {
+    by_text: BTreeMap<String, String>,
+    places: BTreeSet<String>,
+}
+
+impl Told {
+    /// `text`, or where it stands already. A place stands for the first long text that was told there.
+    fn tell(&mut self, place: String, text: &str) -> String {
+        if text.len() <= 2 * place.len() {
+            return text.to_owned();
+        }
+        if let Some(earlier) = self.by_text.get(text) {
+            return format!("as {earlier}");
+        }
+        if self.places.insert(place.clone()) {
+            self.by_text.insert(text.to_owned(), place);
+        }
+        text.to_owned()
+    }
+}
+
+/// What one layer does in a row is in one line, and so are layers that do the same; a line's verbs hold until the next.
+fn of_instructions(program: &Program, instructions: &[Instruction], body: &str, told: &mut Told) -> String {
+    let place = |instruction: &Instruction| match instruction {
+        Instruction::Segment { layer, .. } | Instruction::Tensor { layer, .. } => Some(*layer),
+        _ => None,
+    };
+    let runs = instructions.chunk_by(|a, b| place(a) == place(b));
+    let runs: Vec<_> = runs.map(|run| (place(&run[0]), of_run(program, run))).collect();
+    let mut out = String::new();
+    for same in runs.chunk_by(|a, b| a.0.is_some() && b.0.is_some() && a.1 == b.1) {
+        let (layer, text) = &same[0];
+        match layer {
+            Some(first) => {
+                let layers = words(same.iter().filter_map(|(layer, _)| *layer));
+                let text = told.tell(format!("layer {first} of {body}"), text);
+                line(&mut out, format!("    layer {layers}: {text}"));
+            }
+            None => line(&mut out, format!("    {text}")),
+        }
+    }
+    out
+}
+
+fn of_run(program: &Program, instructions: &[Instruction]) -> String {
+    let mut text = String::new();
+    let mut last = String::new();
+    for instruction in instructions {
+        let (verb, object) = of_instruction(program, instruction);
+        if !text.is_empty() {
+            text += ", ";
+        }
+        if verb != last {
+            text += &format!("{verb} ");
+        }
+        text += &object;
+        last = verb;
+    }
+    text
+}
+
+/// What is done, and to what.
+fn of_instruction(program: &Program, instruction: &Instruction) -> (String, String) {
+    let (verb, object) = match *instruction {
+        Instruction::Segment { layer: _, segment, pass, recompute } => {
+            let pass = match pass {
+                Pass::Forward => "forward",
+                Pass::Recompute => "again",
+                Pass::Backward => "backward",
+            };
+            let verb = match recompute {
+                Recompute::None => pass.to_owned(),
+                other => format!("{pass} ({})", of_recompute(other)),
+            };
+            return (verb, of_segment(segment).to_owned());
+        }
+        Instruction::Tensor { layer: _, segment, collective, operand, elements } => {
+            let verb = match collective {
+                TensorCollective::SumAll => "all-reduce",
+                TensorCollective::MaxAll => "all-reduce-max",
+                TensorCollective::ReduceScatter => "reduce-scatter",
+                TensorCollective::AllGather => "all-gather",
+            };
+            let operand = match operand {
+                Operand::Flow => "",
+                Operand::SavedInput => " saved input",
+            };
+            let bytes = program.tensor_bytes(segment, collective, elements).0;
+            (verb, format!("{}{operand} {elements} ({bytes} B)", of_segment(segment)))
+        }
+        Instruction::SumReplicated { bucket, elements } => {
+            ("sum-replicated", format!("b{bucket}: {elements}"))
+        }
+        Instruction::Start { transfer, bucket } => {
+            return (format!("start {}", of_transfer(transfer)), format!("b{bucket}"));
+        }
+        Instruction::Wait { transfer, bucket } => {
+            return (format!("wait {}", of_transfer(transfer)), format!("b{bucket}"));
+        }
+        Instruction::Release { bucket } => ("release", format!("b{bucket}")),
+        Instruction::SumTied { bucket, elements } => ("sum-tied", format!("b{bucket}: {elements}")),
+        Instruction::GradientNorm { elements } => ("gradient-norm", format!("of {elements}")),
+        Instruction::Update { bucket, elements } => ("update", format!("b{bucket}: {elements}")),
+    };
+    (verb.to_owned(), object)
+}
+
+fn of_op(op: &Op, labels: &[String]) -> String {
+    match *op {
+        Op::Receive(message) => of_message("receive", "from", message),
+        Op::Run { body, micro_batch } => {
+            let label = labels.get(body).map_or("a body that is not there", String::as_str);
+            format!("{label} m{micro_batch}")
+        }
+        Op::Send(message) => of_message("send", "to", message),
+    }
+}
+
+fn of_message(verb: &str, direction: &str, message: Message) -> String {
+    let Message { kind, peer, chunk, micro_batch, elements } = message;
+    let kind = match kind {
+        MessageKind::Activation => "activation",
+        MessageKind::Gradient => "gradient",
+    };
+    format!("{verb} {kind} c{chunk} m{micro_batch} {direction} {peer}, {elements}")
+}
+
+fn of_segment(segment: Segment) -> &'static str {
+    match segment {
+        Segment::Embedding => "embedding",
+        Segment::AttentionNorm => "attention-norm",
+        Segment::Attention => "attention",
+        Segment::MlpNorm => "mlp-norm",
+        Segment::Mlp => "mlp",
+        Segment::FinalNorm => "final-norm",
+        Segment::Logits => "logits",
+        Segment::Normalizer => "normalizer",
+        Segment::Loss => "loss",
+    }
+}
+
+fn of_transfer(transfer: Transfer) -> &'static str {
+    match transfer {
+        Transfer::Reduce => "reduce",
+        Transfer::ReduceReplicas => "reduce-replicas",
+        Transfer::Gather => "gather",
+    }
+}
+
+fn of_recompute(recompute: Recompute) -> &'static str {
+    match recompute {
+        Recompute::None => "none",
+        Recompute::Selective => "selective",
+        Recompute::Full => "full",
+    }
+}
+
+fn of_reduction(Reduction { algorithm, codec }: Reduction) -> String {
+    match codec {
+        Codec::None => of_algorithm(algorithm),
+        lossy => format!("{} as {}", of_algorithm(algorithm), of_codec(lossy)),
+    }
+}
+
+fn of_algorithm(algorithm: Algorithm) -> String {
+    match algorithm {
+        Algorithm::Ring => "ring".to_owned(),
+        Algorithm::DoubleBinaryTree => "double binary tree".to_owned(),
+        Algorithm::HalvingDoubling => "halving-doubling".to_owned(),
+        Algorithm::Hierarchical { inner } => format!("hierarchy of {inner}"),
+        Algorithm::Torus { columns } => format!("torus of {columns} columns"),
+    }
+}
+
+/// All numbers of a codec, also those that its label leaves out.
+fn of_codec(codec: Codec) -> String {
+    match codec {
+        Codec::None => "it is".to_owned(),
+        Codec::Fp16 => "fp16".to_owned(),
+        Codec::Bf16 => "bf16".to_owned(),
+        Codec::Int8 { block } => format!("int8 in blocks of {block}"),
+        Codec::PowerSgd { rank, start_step } => format!("powersgd of rank {rank} from step {start_step}"),
+        Codec::PowerSgdHalf { rank, start_step } => {
+            format!("half powersgd of rank {rank} from step {start_step}")
+        }
+        Codec::TopK { per_mille } => format!("top {per_mille} of a thousand"),
+        Codec::Dgc { per_mille, start_step } => {
+            format!("dgc {per_mille} of a thousand from step {start_step}")
+        }
+        Codec::OneBit => "one bit".to_owned(),
+        Codec::Qsgd { levels, bucket } => format!("qsgd {levels} levels in buckets of {bucket}"),
+        Codec::TernGrad => "terngrad".to_owned(),
+        Codec::OneBitAdam { warmup_steps } => format!("one-bit adam from step {warmup_steps}"),
+    }
+}
+
+fn yes(it_is: bool) -> &'static str {
+    if it_is { "yes" } else { "no" }
+}
+
+fn words<T: Display>(items: impl IntoIterator<Item = T>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(" ")
+}
+
+fn line(out: &mut String, text: impl Display) {
+    writeln!(out, "{text}").expect("a String takes any text");
+}
