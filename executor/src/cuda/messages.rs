@@ -3,7 +3,7 @@
 //! NCCL knows no tags, and a send holds its stream until the receiver is there. So every direction and kind of
 //! message between two ranks has a group of its own, and sends have a thread and a queue of the device of their own,
 //! beside compute. Messages of one kind between two ranks are received in the order in which they are sent
-//! (`program/tests/messages.rs`).
+//! (`program/tests/it/messages.rs`).
 
 use super::join;
 use crate::ExecutionError;

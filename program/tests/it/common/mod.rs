@@ -1,7 +1,5 @@
 //! What the tests of whole programs share: strategies of every kind, and programs in words.
 
-#![allow(dead_code, unused_imports, unused_macros, reason = "each test file uses a part")]
-
 pub mod cases;
 pub mod text;
 

@@ -9,9 +9,8 @@ use autodist_program::{
     MessageKind, Op, Operand, Program, RankProgram, TensorCollective, Transfer, buckets,
 };
 use autodist_spec::{
-    Activation, Algorithm, BucketReduction, Codec, Coded, CollectiveKind, Communication, Job, ModelSpec,
-    Norm, Optimizer, ParallelStrategy, Pass, Positions, Precision, Recompute, Reduction, ScheduleKind,
-    Segment, Stage,
+    Activation, Algorithm, BucketReduction, Codec, Coded, Communication, Job, ModelSpec, Norm, Optimizer,
+    ParallelStrategy, Pass, Positions, Precision, Recompute, Reduction, ScheduleKind, Segment, Stage,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write};
@@ -252,11 +251,7 @@ fn of_buckets(program: &Program, rank: &RankProgram) -> String {
         out += &format!("  bucket {index}: {}", own[index]);
         for transfer in transfers.remove(&index).unwrap_or_default() {
             let (kind, elements) = program.transfer_work(transfer, bucket);
-            let kind = match kind {
-                CollectiveKind::AllReduce => "all-reduce",
-                CollectiveKind::AllGather => "all-gather",
-                CollectiveKind::ReduceScatter => "reduce-scatter",
-            };
+            let kind = kind.name();
             let coded = match program.coded(transfer) {
                 Coded::Gradients => "gradients",
                 Coded::GradientShards => "gradient shards",

@@ -1,6 +1,6 @@
 //! The text of a program loses nothing: whatever is changed in a program, its text is another one.
 
-mod common;
+use crate::common;
 
 use autodist_program::{
     Body, BodyKind, Bucket, BucketLayer, Instruction, Layout, Message, MessageKind, Op, Operand, Program,
