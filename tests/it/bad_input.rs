@@ -77,7 +77,7 @@ impl Reader<'_> {
             for version in [json!(0), json!(2), json!("1"), json!(-1), json!(1.5), json!(null), json!(1e300)]
             {
                 let shown = version.to_string();
-                self.change(document, "/schema_version", version, &["schema_version", &shown, "version 1"]);
+                self.change(document, "/schema_version", version, &["schema_version", &shown, "expected 1"]);
             }
         }
         self.check_no_file();
@@ -240,7 +240,7 @@ fn clusters() {
         ("{ name = \"d\", memory_bytes = 1073741824 }", "\"abacus\"", &["abacus", "did you mean"]),
         ("memory_bytes = 1073741824", "memory_bytes = 12", &["device.memory_bytes", "`12`"]),
         ("memory_bytes = 1073741824", "memory = 1", &["memory", "unknown field"]),
-        ("schema_version = 1", "schema_version = 2", &["schema_version", "`2`", "version 1"]),
+        ("schema_version = 1", "schema_version = 2", &["schema_version", "`2`", "expected 1"]),
         ("schema_version = 1\n", "", &["schema_version", "missing"]),
         ("name = \"c\"", "name = 3", &["`name`", "`3`"]),
         ("name = \"c\"", "name = \"c", &["not valid TOML"]),
@@ -601,7 +601,7 @@ fn flags() {
         (format!("{estimate} --zero 4"), &["--zero", "4"]),
         (format!("{estimate} --zero 1 --tp 2"), &["zero=1", "one rank"]),
         (format!("{estimate} --sp"), &["tp=1"]),
-        (format!("{estimate} --pp 2 --vpp 3"), &["vpp=3", "6 chunks of 4 layers"]),
+        (format!("{estimate} --pp 2 --vpp 3"), &["vpp=3", "6 chunks, but there are only 4 layers"]),
         (format!("{estimate} --pp 2 --vpp 0"), &["--vpp", "`0`"]),
         (format!("{estimate} --pp 2 --vpp 4294967295"), &["--vpp", "4294967295"]),
         (format!("{estimate} --schedule gpipe"), &["gpipe", "pp > 1"]),
@@ -699,7 +699,7 @@ fn host_files_and_transports() {
     reader.check("one slots=two\n", &["hosts.txt:1: `slots` is `two`"]);
     reader.check("one 2\n", &["hosts.txt:1", "`2`: expected `slots=<ranks>`"]);
     reader.check("# a\none:2\n", &["hosts.txt:2", "write `one slots=2`"]);
-    reader.check("one\none\n", &["hosts.txt:2", "hosts.txt:1 already"]);
+    reader.check("one\none\n", &["hosts.txt:2", "already listed at hosts.txt:1"]);
     reader.check("-oProxyCommand=id\n", &["hosts.txt:1", "must not begin with `-`"]);
     reader.check("a;id\n", &["hosts.txt:1", "must not contain `;`"]);
     reader.check("one slots=40\ntwo slots=40\n", &["`80`", "at most 64"]);

@@ -297,7 +297,7 @@ fn wrong_files_are_told_with_a_way_out() {
     for (arguments, expected) in [
         ("deepspeed bad.json", "bad.json: `train_batch_size` is `many`: expected a whole number"),
         ("deepspeed other.json", "contains no setting of"),
-        ("deepspeed list.json", "is no JSON mapping"),
+        ("deepspeed list.json", "expected a JSON mapping"),
         ("deepspeed none.json", "none.json: cannot be read"),
         ("megatron open.sh", "has an opening quote without a closing one"),
         ("megatron late.sh", "not known before the script runs"),

@@ -236,7 +236,7 @@ fn measure_plan_validate_all(micro_batches: &str, plans: usize) {
     common::write(folder, "space.toml", job);
     on(&machine, folder, "plan --model model.json --job space.toml -o plan.json --json").ok();
     let validation =
-        on(&machine, folder, &format!("validate plan.json --all --steps 1 {RANKS} --json -o runs"))
+        on(&machine, folder, &format!("validate plan.json --all --steps 2 {RANKS} --json -o runs"))
             .measured();
     assert_eq!(validation["failed"].as_array().unwrap().len(), 0, "{}", validation["failed"]);
     let runs = validation["runs"].as_array().unwrap();

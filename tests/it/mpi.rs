@@ -131,6 +131,11 @@ fn a_killed_process_and_a_stopped_job_over_mpi_leave_nothing() {
         wait(SOON, || processes.iter().all(|pid| !alive(*pid)));
         let made = std::fs::read_dir(folder.path().join("out")).into_iter().flatten();
         let made: Vec<_> = made.map(|entry| entry.unwrap().file_name()).collect();
-        assert!(made.iter().all(|name| name == "run.partial.json"), "no half of a result: {made:?}");
+        // mpirun kills whoever is writing, too: what that leaves is hidden, and goes with a later run.
+        let hidden = |name: &std::ffi::OsString| name.as_encoded_bytes().starts_with(b".autodist-");
+        assert!(
+            made.iter().all(|name| name == "run.partial.json" || hidden(name)),
+            "no half of a result: {made:?}"
+        );
     }
 }

@@ -58,7 +58,7 @@ fn the_fastest_layouts_of_a_job_are_found_and_can_be_asked_for() {
 
     let text = line(folder.path(), &format!("{job} --tp 4 --best"));
     assert!(
-        text.out.contains("layouts of 512 devices") && text.out.contains("the first\nstep"),
+        text.out.contains("layouts of 512 devices") && text.out.contains("the fastest\nstep"),
         "{}",
         text.out
     );
@@ -133,11 +133,11 @@ fn utilisation_is_of_the_peak_of_the_arithmetic_that_is_trained_in() {
     }
     // No figure of the arithmetic: the rate alone.
     let (text, document) = on("a100-80gb-sxm", "--fp8");
-    assert!(text.contains("TFLOP/s a device") && !text.contains("MFU"), "{text}");
+    assert!(text.contains("TFLOP/s per device") && !text.contains("MFU"), "{text}");
     assert!(document.get("mfu").is_none() && document.get("peak").is_none(), "{document}");
     let best = "estimate --cluster 1x8xh100-80gb-sxm --model gpt2-xl --global-batch 64 --seq-len 1024 --fp8 --best 3";
     let best = line(folder.path(), best).ok();
-    assert!(best.contains("MFU is of 1.98 PFLOP/s (fp8, published)"), "{best}");
+    assert!(best.contains("MFU relative to 1.98 PFLOP/s (fp8, published)"), "{best}");
     assert!(best.contains("  MFU  "), "{best}");
 }
 
