@@ -381,7 +381,7 @@ fn a_throttled_or_shared_gpu_is_reported_beside_the_figures() {
     let folder = folder(1, "fp32");
     let record = train(&machine, folder.path(), "--micro-batch 8").json();
     let warnings = record["environment"]["warnings"].to_string();
-    assert!(warnings.contains("held back") && warnings.contains("other process"), "{warnings}");
+    assert!(warnings.contains("throttled") && warnings.contains("other process"), "{warnings}");
 }
 
 #[test]

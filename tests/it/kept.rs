@@ -199,7 +199,10 @@ fn what_cannot_be_written_is_printed() {
 fn a_profile_that_cannot_be_written_is_printed() {
     let folder = folder();
     let folder = folder.path();
-    let profile = "profile --model model.json --job job.toml --ranks 2 --tp 1 --pp 1 --budget 0.1 --json -o away/profile.json";
+    let space = "[allow]\ntensor = [1]\npipeline = [1]\nmicro_batch = [2]\n";
+    write(folder, "job.toml", format!("schema_version = 1\nglobal_batch = 8\nseq_len = 16\n{space}"));
+    let profile =
+        "profile --model model.json --job job.toml --ranks 2 --budget 0.1 --json -o away/profile.json";
     let running = Running::start(folder, &format!("{profile} {RANKS}"));
     wait(LIMIT, || folder.join("away/profile.json").exists());
     take_away(&folder.join("away"));
