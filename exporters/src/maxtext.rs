@@ -329,8 +329,8 @@ static ROWS: &[FieldMapping] = &[
                 );
             }
         },
-        // Read with the global batch.
-        read: |_, _| Ok(false),
+        // The global batch, which is read next, says how many sequences a micro-batch has.
+        read: |document, _| Ok(document.has("per_device_batch_size")),
     },
     FieldMapping {
         field: Field::GlobalBatch,
