@@ -129,7 +129,7 @@ pub fn validation_table(validation: &Validation) -> String {
         text += "no plan ran\n";
     } else {
         text += &tables::validation(validation).text();
-        text += "speed is the speed of the machine during the run, relative to the profile; error is predicted / measured - 1 at\nprofile speed; ± is half of the 95 % interval of the median\n\n";
+        text += "speed is relative to the machine's speed during the profile; error is predicted / measured - 1 at\nprofile speed; ± is half of the 95 % interval of the median\n\n";
         text += &tables::validation_memory(validation).text();
         text.push('\n');
         let runs = plural(validation.runs.len() as u64, "run");

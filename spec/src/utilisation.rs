@@ -55,7 +55,7 @@ impl Utilisation {
     pub fn contradiction(&self) -> Option<String> {
         let peak = self.peak.filter(|_| self.share().is_some_and(|share| share > 1.0))?;
         Some(format!(
-            "{} per device exceeds the device's peak, {peak}: one of the two is wrong, so no MFU is given",
+            "{} per device exceeds the peak of the device, {peak}: one of the two is wrong, so no MFU is given",
             self.achieved
         ))
     }

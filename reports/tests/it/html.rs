@@ -35,7 +35,7 @@ fn the_page_shows_every_number_of_its_inputs() {
             "dp2 tp1 pp2 mb2 1f1b recompute=selective",
             "412 ms ± 9.07 ms",
             "9,935",
-            "FLOP/s a device",
+            "FLOP/s per device",
             "116 MiB",
             "1,412 strategies explored, 1,333 pruned, 79 simulated",
             "embedding, blocks 1-4",

@@ -35,7 +35,7 @@ fn the_plan_in_the_terminal() {
             "best       dp2 tp1 pp2 mb2 1f1b recompute=selective",
             "step time  412 ms ± 9.07 ms (interpolated)",
             "speed      9,935 tokens/s; ",
-            "FLOP/s a device\n",
+            "FLOP/s per device\n",
             "116 MiB peak of 256 MiB per device, 4.0 % kept free",
             "optimal in its space under this cost model, gap 0.0 %",
             "compute                  280 ms   68.0 %",
@@ -72,7 +72,7 @@ fn utilisation_is_of_the_published_peak_of_that_device_and_arithmetic() {
         world.plan.job.precision = precision;
         let [text, page, _] = of_utilisation(&world);
         for text in [text.split_whitespace().collect::<Vec<_>>().join(" "), page] {
-            assert!(text.contains("11.9 TFLOP/s a device, ") && text.contains(peak), "{text}");
+            assert!(text.contains("11.9 TFLOP/s per device, ") && text.contains(peak), "{text}");
             assert!(text.contains("attention GEMMs counted in full"), "{text}");
         }
     }
@@ -115,7 +115,7 @@ fn a_share_above_all_of_the_peak_is_left_out_with_both_figures() {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     for text in [&text, &page] {
         assert!(
-            text.contains("per device exceeds the device's peak, 989 TFLOP/s (bf16, published)"),
+            text.contains("per device exceeds the peak of the device, 989 TFLOP/s (bf16, published)"),
             "{text}"
         );
         assert!(!text.contains("% of its") && !text.contains("373.2 %"), "{text}");
