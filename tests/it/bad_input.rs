@@ -475,7 +475,7 @@ fn plans() {
     let reader = Reader { folder, file: "other.json", args: "explain plan.json --against other.json" };
     reader.check("{}", &["schema_version"]);
     write(folder, "plan.json", edited(&plan, "/profile/path", Some(json!(""))).to_string());
-    refused(&line(folder, "explain plan.json"), &["--profile", "missing"]);
+    refused(&line(folder, "explain plan.json"), &["--profile", "does not name a profile"]);
     write(folder, "plan.json", edited(&plan, "/profile/path", Some(json!("gone.json"))).to_string());
     refused(&line(folder, "explain plan.json"), &["gone.json"]);
 }
@@ -606,7 +606,7 @@ fn flags() {
         (format!("{estimate} --pp 2 --vpp 4294967295"), &["--vpp", "4294967295"]),
         (format!("{estimate} --schedule gpipe"), &["gpipe", "pp > 1"]),
         (format!("{estimate} --schedule zigzag"), &["--schedule", "zigzag", "1f1b"]),
-        (format!("{estimate} --micro-batch 3"), &["micro-batch 3", "global batch 8"]),
+        (format!("{estimate} --micro-batch 3"), &["micro-batch 3", "global batch of 8"]),
         (format!("{estimate} --micro-batch 0"), &["--micro-batch", "`0`"]),
         (format!("{estimate} --bucket-bytes 0"), &["--bucket-bytes", "`0`"]),
         (format!("{estimate} --recompute most"), &["--recompute", "most"]),
