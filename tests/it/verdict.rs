@@ -156,7 +156,7 @@ fn any_plan_of_the_document_can_be_taken_by_its_number() {
     assert_ne!(export(1).lines().next(), export(2).lines().next());
     line(folder, "explain plan.json --plan 2").ok();
     line(folder, "report plan.json --plan 2 -o report").ok();
-    for (number, problem) in [("4", "plan.json holds 3 plans"), ("0", "from 1 to 3")] {
+    for (number, problem) in [("4", "plan.json holds only 3 plans"), ("0", "from 1 to 3")] {
         let refused = line(folder, &format!("train plan.json --plan {number} --steps 2"));
         assert_eq!(refused.code, Some(2), "{}", refused.err);
         assert!(refused.err.contains("--plan") && refused.err.contains(problem), "{}", refused.err);
