@@ -467,7 +467,7 @@ fn a_lab_leaves_nothing_behind() {
     }
     for signal in [libc::SIGKILL, libc::SIGINT] {
         let mut victim = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", NAME, "--nocapture"])
+            .args(["--exact", &format!("namespaces::{NAME}"), "--nocapture"])
             .env(VICTIM, "1")
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

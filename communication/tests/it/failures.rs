@@ -293,7 +293,7 @@ fn a_killed_process_is_named_at_once() {
     for (index, algorithm) in ALGORITHMS.into_iter().enumerate() {
         let rendezvous = Rendezvous::bind(LOOPBACK, FAMILY.len(), "secret").unwrap();
         let mut victim = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "victim", "--nocapture"])
+            .args(["--exact", "failures::victim", "--nocapture"])
             .env(CHILD, format!("{} {index}", rendezvous.address()))
             .stdout(Stdio::null())
             .spawn()
