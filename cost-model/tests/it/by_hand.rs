@@ -269,7 +269,7 @@ fn a_missing_cell_is_named_with_the_way_out() {
     let strategy = ParallelStrategy { tensor: 2, ..ParallelStrategy::data_parallel(1, 1) };
     let program = compile(&model, &job, 2, &strategy);
     let error = CostModel::new(&profile).estimate(&program, &job, profile.cluster.device()).unwrap_err();
-    assert_eq!(error.what, "profile has no Forward of Embedding at tensor=2, recompute=none");
+    assert_eq!(error.what, "the profile has no Forward of Embedding at tensor=2, recompute=none");
     assert!(error.hint.contains("--ranks 2"), "{}", error.hint);
 }
 

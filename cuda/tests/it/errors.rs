@@ -79,7 +79,7 @@ fn memory_that_is_used_up_is_told_in_bytes_and_the_gpu_goes_on() {
             assert_eq!(cuda.len(&lost), 8 * MIB);
             let error = failure(&cuda);
             assert!(error.contains("out of GPU memory: cannot allocate 33554432 bytes"), "{error}");
-            assert!(error.contains("25165824 of 67108864 are free"), "{error}");
+            assert!(error.contains("25165824 of 67108864 bytes are free"), "{error}");
             drop(kept);
             assert_works(&cuda);
             assert_eq!(host(&cuda, &cuda.zeros(8 * MIB)), vec![0.0; 8 * MIB]);
