@@ -175,7 +175,7 @@ mod tests {
             assert!(error.contains("mine.toml") && error.contains(expected), "{to}: {error}");
             assert!(error.contains("hint: "), "{error}");
         }
-        assert!(with(&good.repeat(2)).unwrap_err().to_string().contains("twice"));
+        assert!(with(&good.repeat(2)).unwrap_err().to_string().contains("earlier device"));
         assert!(catalogue.device("h100").unwrap_err().to_string().contains("h100-80gb-sxm"));
     }
 }

@@ -617,7 +617,7 @@ fn flags() {
         (format!("{estimate} --learning-rate nan"), &["--learning-rate", "NaN"]),
         (format!("{estimate} --learning-rate 1e400"), &["--learning-rate", "inf"]),
         (format!("{estimate} --seed -1"), &["-1"]),
-        ("estimate --model model.json".to_owned(), &["--global-batch", "missing"]),
+        ("estimate --model model.json".to_owned(), &["--global-batch", "required"]),
         ("estimate --model model.json --global-batch 0".to_owned(), &["--global-batch", "`0`"]),
         ("estimate --model model.json --global-batch many".to_owned(), &["--global-batch", "many"]),
         ("estimate --model tiny-gpt --global-batch 8".to_owned(), &["tiny-gpt", "small"]),

@@ -29,6 +29,8 @@ const MEASURED: &[(&str, &str)] = &[
     (r"(?m)^warning:( +ranks had no real-time priority)", "[warning]$1"),
     (r"(?m)^(warning:|doubt  ).*\n", ""),
     (r"\[warning\]", "warning:"),
+    // So is whether intervals are wide.
+    (r" +\S+ m?u?s of that is a safety margin[^\n]*", ""),
     (r"cpu \([^)]*\)", "cpu ([processor])"),
     (r"\b\d[\d.,]* (s|ms|us)\b", "[time]"),
     (r"\b\d[\d.,]* (TB|GB|MB|kB|TFLOP|GFLOP|MFLOP)/s", "[rate]"),
