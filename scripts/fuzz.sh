@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Coverage-guided fuzzing of the reader of every kind of file, and of the wire, by libFuzzer: `scripts/fuzz.sh [SECONDS [TARGET ...]]`,
-# 60 seconds a target where nothing is said. It begins with right files of each kind, and ends at the first that breaks a
+# 60 seconds a target where nothing is said. It begins with right files of each kind of file, and ends at the first that breaks a
 # reader, which it leaves in fuzz/artifacts. Needs a nightly toolchain and cargo-fuzz.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All tests that this machine can run, over MPI too where that is installed; a share of the cases of some (`.ci/at-length` runs
 # the others). Arguments go to the test runner:
-# `scripts/test.sh -p autodist-planner`, `scripts/test.sh torch::` (a file of tests), `scripts/test.sh over_mpi`.
+# `scripts/test.sh exactness::` (a file of tests), `scripts/test.sh over_mpi`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

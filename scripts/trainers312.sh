@@ -13,4 +13,4 @@ if ! [ -x "$python" ]; then
         psutil requests etils aqtp drjax qwix tokamax pathwaysutils ml-goodput-measurement jaxtyping huggingface_hub
     "${pip[@]}" --no-deps maxtext==0.2.5
 fi
-AUTODIST_TRAINERS_PYTHON312=$python cargo test --locked --workspace --test it -- --nocapture real_trainers::m
+AUTODIST_TRAINERS_PYTHON312=$python cargo test --locked -p autodist-exporters --test it -- --nocapture real_trainers::m

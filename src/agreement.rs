@@ -1,4 +1,4 @@
-//! How well predictions order plans.
+//! How well predictions order plans by their measured times.
 
 use crate::verdict::TIE;
 use autodist_spec::run::Agreement;
@@ -40,7 +40,7 @@ pub fn of(plan: &Plan, runs: &[ValidatedRun]) -> Option<Agreement> {
     })
 }
 
-/// (Concordant - discordant) over all pairs that differ; 1 where none does.
+/// (Concordant - discordant) over all pairs that differ; 1 if none differ.
 fn kendall(runs: &[ValidatedRun], measured: &[f64]) -> f64 {
     let (mut sum, mut pairs) = (0.0, 0.0);
     for (i, one) in measured.iter().enumerate() {
@@ -56,7 +56,7 @@ fn kendall(runs: &[ValidatedRun], measured: &[f64]) -> f64 {
     if pairs > 0.0 { sum / pairs } else { 1.0 }
 }
 
-/// Relative time of a step if nothing but FLOPs and the bubble counted.
+/// Relative step time if only FLOPs and the bubble mattered.
 fn constant_flops(plan: &Plan, run: &ValidatedRun) -> f64 {
     let s = &run.strategy;
     let again = match s.recompute {

@@ -1,4 +1,4 @@
-//! Holds what plans really took beside what was predicted of them.
+//! Compares measured step times with predictions.
 
 use crate::{agreement, gains, verdict};
 use autodist_spec::plan::label;
@@ -8,13 +8,13 @@ use autodist_spec::{Alternative, Plan, RunRecord, SCHEMA_VERSION, Validation};
 
 /// The steps after the warm-up.
 pub fn measured_steps(record: &RunRecord) -> &[StepRecord] {
-    // Of a long record not every step is there.
+    // A long record does not contain every step.
     let first = record.steps.iter().position(|step| step.step >= record.warmup_steps);
     &record.steps[first.unwrap_or(record.steps.len())..]
 }
 
-/// Step times at the speed at which the reference arithmetic takes `reference` seconds, and the run's speed over that.
-/// The steps of a round, which lie close together in time, share one speed.
+/// Step times at the machine speed at which the reference benchmark takes `reference` seconds, and the run's
+/// speed relative to it. The steps of a round are consecutive and share one speed.
 fn adjusted(record: &RunRecord, reference: f64, per_round: usize) -> (Sample, f64) {
     let steps = measured_steps(record);
     let of = |steps: &[StepRecord]| {
@@ -30,15 +30,15 @@ fn adjusted(record: &RunRecord, reference: f64, per_round: usize) -> (Sample, f6
     (Sample::of(&times.collect::<Vec<_>>()), reference / of(steps))
 }
 
-/// Compares every record with its candidate's prediction; `per_round` steps of a record lie close together in time.
+/// Compares every record with its candidate's prediction; `per_round` steps of a record are consecutive.
 pub fn compare(
     plan: &Plan,
     candidates: &[Alternative],
     records: Vec<Result<RunRecord, String>>,
     per_round: usize,
 ) -> (Validation, Vec<RunRecord>) {
-    // Between machines steps wait for links, which are no slower when a core is; and a core that has waited is not as
-    // fast at once. Such steps are left as they were timed.
+    // Between machines, steps wait for links, which do not slow down with a core; and a core that has waited
+    // is not immediately at full speed. Such steps are not adjusted.
     let reference = if plan.cluster.node_count() > 1 { 0.0 } else { plan.profile.reference_s.0 };
     let at_profile_speed = |record: &RunRecord| adjusted(record, reference, per_round);
     let best =
@@ -69,7 +69,7 @@ pub fn compare(
                     steps: time.count,
                 };
                 let bar = verdict::bar(plan, predicted, &record, &measured);
-                // What another engine takes is no word on the prediction.
+                // Times of another engine do not validate the prediction.
                 let same_engine = record.environment.engine == plan.profile.engine;
                 let judged = verdict::of_prediction(predicted.step_time_s, bar, &measured);
                 runs.push(ValidatedRun {
@@ -91,7 +91,7 @@ pub fn compare(
     let median = |of: fn(&ValidatedRun) -> f64| {
         Sample::of(&runs.iter().map(|r| of(r).abs()).collect::<Vec<_>>()).median_s.0
     };
-    // The choice is the first candidate; if it did not run, nothing is known of it.
+    // The choice is the first candidate; if it did not run, it cannot be judged.
     let chosen = runs.first().filter(|_| ran_first);
     let beaten_by = chosen
         .filter(|c| c.verdict.is_some())
@@ -122,7 +122,7 @@ pub mod tests {
     use autodist_spec::run::{RankRecord, Verdict};
     use autodist_spec::{Bytes, Engine, Precision, Seconds};
 
-    /// What a candidate could have measured: `milliseconds` a step.
+    /// A synthetic record of a candidate, with `milliseconds` per step.
     pub fn record(candidate: &Alternative, milliseconds: f64) -> RunRecord {
         let step = |step: u32| StepRecord {
             step,
@@ -152,7 +152,8 @@ pub mod tests {
         }
     }
 
-    /// The plan's candidates with predictions of 100, 110, … ms, and what they took; `NaN` for one that failed.
+    /// The plan's candidates with predictions of 100, 110, … ms, and their measured times; `NaN` for a failed
+    /// one.
     pub fn compared(plan: &Plan, took: &[f64]) -> (Vec<Alternative>, Validation, Vec<RunRecord>) {
         let mut candidates = train::candidates(plan);
         candidates.truncate(took.len());
@@ -169,7 +170,7 @@ pub mod tests {
         (candidates, validation, records)
     }
 
-    /// With a usable reference, on which the machine was as fast as when it was profiled.
+    /// With a usable reference, and the same machine speed as in the profile.
     pub fn with_reference() -> Plan {
         let mut plan = plan();
         plan.profile.reference_s = Seconds(2.02e-3);
@@ -183,7 +184,7 @@ pub mod tests {
         assert_eq!(validation.choice(), None);
         assert_eq!(validation.choice_failed().map(|f| f.reason.as_str()), Some("rank 0 was killed"));
         assert_eq!(validation.runs.len(), 2);
-        // Another plan that did not run takes nothing from the choice.
+        // The failure of another plan does not affect the verdict on the choice.
         let (_, validation, _) = compared(&with_reference(), &[100.0, f64::NAN, 120.0]);
         assert_eq!((validation.verdict, validation.regret), (Some(Verdict::Holds), Some(0.0)));
         assert_eq!(validation.choice_failed(), None);

@@ -1,4 +1,4 @@
-//! Which devices ranks compute on.
+//! Selects the devices of the ranks.
 
 use crate::cli::DevicesArg;
 use crate::failure::Failure;
@@ -6,19 +6,19 @@ use crate::output;
 use autodist_executor::{Absent, cuda, host};
 use autodist_spec::{DeviceKind, InputError, Job, Precision, Recompute};
 
-/// Flag by which `profile` and `tune` are told what ranks compute on.
+/// Flag of `profile` and `tune` that selects the devices.
 pub const FLAG: &str = "--devices";
 
-/// What that flag comes to on this machine.
+/// The devices that the flag selects on this machine.
 pub struct Devices {
     pub kind: DeviceKind,
     pub count: u32,
 }
 
-/// GPUs where they are asked for by `flag`, or are there.
+/// GPUs if `flag` requests them, or if the machine has any.
 ///
 /// # Errors
-/// GPUs are asked for and cannot be used: what is missing, where it was looked for, how to get it.
+/// GPUs are requested but cannot be used: what is missing, where it was searched for, how to get it.
 pub fn choose(arg: DevicesArg, flag: &str) -> Result<Devices, Failure> {
     let cores = Devices { kind: DeviceKind::Cpu, count: host::cores().len() as u32 };
     match arg {
@@ -31,10 +31,10 @@ pub fn choose(arg: DevicesArg, flag: &str) -> Result<Devices, Failure> {
     }
 }
 
-/// Whether devices that a plan names are here.
+/// Whether this machine has the kind of devices that a plan needs.
 ///
 /// # Errors
-/// As [`choose`].
+/// As for [`choose`].
 pub fn check(kind: DeviceKind) -> Result<(), Failure> {
     match kind {
         DeviceKind::Cpu => Ok(()),
@@ -62,8 +62,8 @@ pub fn check_precision(kind: DeviceKind, precision: Precision, flag: &str) -> Re
     Ok(())
 }
 
-/// Leaves out of the search what makes no difference on these devices: GPUs never keep attention's scores, so that
-/// selective recomputation is what they do anyway.
+/// Removes options from the search that make no difference on these devices: GPUs never store attention
+/// scores, so they always behave as with selective recomputation.
 pub fn leave_out(kind: DeviceKind, job: &mut Job) {
     let recompute = &mut job.allow.recompute;
     if kind == DeviceKind::Cuda && recompute.contains(&Recompute::None) {
@@ -71,7 +71,7 @@ pub fn leave_out(kind: DeviceKind, job: &mut Job) {
     }
 }
 
-/// What `ordinal` of `selftest` names, for people.
+/// The display name of device `ordinal` of `selftest`.
 ///
 /// # Errors
 /// There is no such GPU.

@@ -1,4 +1,4 @@
-//! What trains: this program's own executor, or PyTorch.
+//! Selects the training engine: autodist's own executor, or PyTorch.
 
 use crate::cli::{EngineArg, RunArgs};
 use crate::failure::Failure;
@@ -18,15 +18,15 @@ pub fn asked_for(run: &RunArgs) -> Engine {
     run.engine.map_or(Engine::Native, Engine::from)
 }
 
-/// For what trains a plan: the one that it was made for, unless another is asked for.
+/// The engine for training a plan: the plan's own, unless another is requested.
 pub fn of_plan(run: &RunArgs, plan: &Plan) -> Engine {
     run.engine.map_or(plan.profile.engine, Engine::from)
 }
 
-/// PyTorch, which must be there.
+/// Finds PyTorch, or fails.
 ///
 /// # Errors
-/// Where it was looked for, what is missing, and how to get it; what it cannot be joined with.
+/// Where it was searched for, what is missing, and how to get it; or an option that it does not support.
 pub fn torch(run: &RunArgs, emulated: bool) -> Result<Torch, Failure> {
     let refused = |problem: &str, hint: &str| {
         Err(Failure::from(InputError::new("--engine", "torch", problem).hint(hint)))
@@ -58,8 +58,8 @@ pub fn torch(run: &RunArgs, emulated: bool) -> Result<Torch, Failure> {
     Ok(torch)
 }
 
-/// The one that is named; that of the working folder's environment only where the command line itself asks for the
-/// engine, for a plan may come from anybody, along with a folder.
+/// The given interpreter; that of the working folder's environment only if the command line itself requests
+/// the engine, because a plan may come from an untrusted folder.
 fn python(run: &RunArgs) -> PathBuf {
     let beside = Path::new(BESIDE);
     match (&run.python, std::env::var_os("AUTODIST_PYTHON")) {
@@ -71,7 +71,7 @@ fn python(run: &RunArgs) -> PathBuf {
 }
 
 /// # Errors
-/// The part of the strategy that the engine has no way for.
+/// The part of the strategy that the engine does not support.
 pub fn check(
     engine: Engine,
     plan: &Plan,
@@ -85,7 +85,7 @@ pub fn check(
 }
 
 /// # Errors
-/// The engine cannot be measured on such devices.
+/// The engine does not support profiling on such devices.
 pub fn check_devices(engine: Engine, devices: DeviceKind) -> Result<(), InputError> {
     if (engine, devices) == (Engine::Torch, DeviceKind::Cuda) {
         let problem = "can be profiled only on CPUs: on a GPU its kernels are queued, so that the host's clock cannot time segments";
@@ -95,8 +95,8 @@ pub fn check_devices(engine: Engine, devices: DeviceKind) -> Result<(), InputErr
     Ok(())
 }
 
-/// Leaves out of the search what makes no difference to an engine: PyTorch's attention keeps no scores, so that
-/// selective recomputation is what it does anyway.
+/// Removes options from the search that make no difference to an engine: PyTorch's attention stores no
+/// scores, so it always behaves as with selective recomputation.
 pub fn leave_out(engine: Engine, job: &mut Job) {
     let recompute = &mut job.allow.recompute;
     if engine == Engine::Torch && recompute.contains(&Recompute::None) {

@@ -1,5 +1,5 @@
-//! This program as one of many processes that a cluster's launcher (torchrun, mpirun, srun) has started: the first does
-//! what the command says, the others run a rank when it tells them to.
+//! Runs autodist as one of many processes that a cluster's launcher (torchrun, mpirun, srun) has started: the
+//! first process runs the command, the others each run a rank when the first requests it.
 
 use crate::cli::{Cli, Command, RunArgs, TransportArg};
 use crate::devices::Devices;
@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 static AGENTS: OnceLock<Arc<Agents>> = OnceLock::new();
-/// This process's part in an MPI job, if ranks talk over MPI.
+/// This process's membership in an MPI job, if ranks communicate over MPI.
 static MPI: OnceLock<Mpi> = OnceLock::new();
 
 /// The processes of all ranks but the first, if a cluster's launcher has started them.
@@ -23,7 +23,7 @@ pub fn agents() -> Option<Arc<Agents>> {
     AGENTS.get().cloned()
 }
 
-/// How a command runs ranks, if it does.
+/// The options for running ranks, if the command runs any.
 fn run_args(cli: &Cli) -> Option<&RunArgs> {
     match &cli.command {
         Command::Profile(args) => Some(&args.run),
@@ -43,7 +43,8 @@ fn run_args(cli: &Cli) -> Option<&RunArgs> {
     }
 }
 
-/// How this process runs a rank: by this very program, or on a thread where only this process can speak MPI.
+/// How this process runs a rank: in a new process of autodist, or on a thread if only this process can use
+/// MPI.
 pub fn runner() -> Result<Runner, Failure> {
     if let Some(mpi) = MPI.get() {
         return Ok(Runner::Thread { mpi: mpi.clone(), handle: autodist_profiler::handle });
@@ -56,7 +57,7 @@ fn lost(error: std::io::Error) -> Failure {
     Failure::Run(format!("cannot find the file of the running autodist: {error}"))
 }
 
-/// This program's file, which must be on other machines too.
+/// The path of this program, which must be the same on other machines.
 fn program() -> Result<OsString, Failure> {
     let program = std::env::current_exe().map_err(lost)?;
     if !program.exists() {
@@ -99,7 +100,7 @@ fn start_on(file: &Path, run: &RunArgs, external: Option<&External>) -> Result<A
     )??)
 }
 
-/// Takes part in the MPI job, where ranks are to talk over MPI; all of its processes do.
+/// Joins the MPI job, if ranks communicate over MPI; all of its processes do.
 fn take_part(run: &RunArgs, external: Option<&External>) -> Result<(), Failure> {
     if run.transport == TransportArg::Tcp {
         return Ok(());
@@ -143,7 +144,7 @@ fn take_part(run: &RunArgs, external: Option<&External>) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Leaves the MPI job. Every process does so once it has nothing more to say.
+/// Leaves the MPI job. Every process does so after its last communication.
 fn leave() -> Result<(), Failure> {
     match MPI.get().map(Mpi::finalise) {
         Some(Err(error)) => Err(Failure::Run(format!("leaving the MPI job: {error}"))),
@@ -151,10 +152,10 @@ fn leave() -> Result<(), Failure> {
     }
 }
 
-/// Rank 0's process: lets the others come, if the command needs them.
+/// In rank 0's process: accepts the other processes, if the command needs them.
 ///
 /// # Errors
-/// The port at which they would come is in use; hosts that cannot be reached; MPI is asked for where there is none.
+/// The rendezvous port is in use, a host cannot be reached, or MPI is requested but not available.
 pub fn open(cli: &Cli, external: Option<&External>) -> Result<(), Failure> {
     let Some(run) = run_args(cli) else { return Ok(()) };
     take_part(run, external)?;
@@ -171,7 +172,7 @@ pub fn open(cli: &Cli, external: Option<&External>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Says so where nothing keeps others out.
+/// Warns if other hosts can connect without authentication.
 fn warn_of_strangers(external: &External) {
     if external.secret {
         return;
@@ -187,23 +188,24 @@ fn warn_of_strangers(external: &External) {
     ));
 }
 
-/// Rank 0's process: lets the others go.
+/// In rank 0's process: releases the other processes.
 ///
 /// # Errors
-/// Processes of an MPI job that do not end.
+/// Processes of an MPI job do not end.
 pub fn dismiss() -> Result<(), Failure> {
     send_home();
     leave()
 }
 
-/// Ends the agents that wait for work.
+/// Ends the agents that wait for assignments.
 pub fn send_home() {
     if let Some(agents) = AGENTS.get() {
         agents.dismiss(&interrupt::stop_flag());
     }
 }
 
-/// The life of any other process; returns its exit code. What is wrong with the command is said by rank 0's process.
+/// The main loop of any other process; returns its exit code. Errors in the command are reported by rank 0's
+/// process.
 pub fn attend(external: &External) -> i32 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -240,17 +242,17 @@ pub fn attend(external: &External) -> i32 {
     }
 }
 
-/// Ranks and devices of one machine, that with the fewest devices for its ranks.
+/// Ranks and devices of the machine with the fewest devices per rank.
 pub struct Share {
     pub ranks: u32,
     pub devices: u32,
 }
 
-/// What `ranks` ranks come to on each machine of the job, if a cluster's launcher has spread them; `devices` are those
-/// that this process sees.
+/// The distribution of `ranks` ranks over the machines of the job, if a cluster's launcher has started them;
+/// `devices` are those visible to this process.
 ///
 /// # Errors
-/// Processes that do not come.
+/// Processes do not connect.
 pub fn share(ranks: u32, devices: &Devices) -> Result<Share, Failure> {
     let here = Share { ranks, devices: devices.count };
     let Some(agents) = AGENTS.get() else { return Ok(here) };
@@ -258,9 +260,9 @@ pub fn share(ranks: u32, devices: &Devices) -> Result<Share, Failure> {
     let shares = machines.iter().map(|machine| Share {
         ranks: machine.ranks.len() as u32,
         devices: match devices.kind {
-            // A launcher may bind every process to a core of its own.
+            // A launcher may bind every process to its own core.
             DeviceKind::Cpu => machine.cores.len() as u32,
-            // It may show every process a GPU of its own, too.
+            // It may also show every process only its own GPU.
             DeviceKind::Cuda => devices.count * machine.visible_gpus.len() as u32,
         },
     });
@@ -268,10 +270,10 @@ pub fn share(ranks: u32, devices: &Devices) -> Result<Share, Failure> {
     Ok(shares.max_by(|one, other| crowded(one).total_cmp(&crowded(other))).unwrap_or(here))
 }
 
-/// The machines of the job, in the order of their first ranks; none where all ranks are on one.
+/// The machines of the job, in the order of their first ranks; empty if all ranks are on one.
 ///
 /// # Errors
-/// Processes that do not come.
+/// Processes do not connect.
 pub fn machines() -> Result<Vec<Machine>, Failure> {
     let Some(agents) = AGENTS.get() else { return Ok(Vec::new()) };
     let machines = agents.machines(&interrupt::stop_flag())?;
@@ -288,7 +290,7 @@ pub fn machines() -> Result<Vec<Machine>, Failure> {
     Ok(machines.into_iter().map(describe).collect())
 }
 
-/// Says so where ranks are not spread over machines as the devices of `plan` are.
+/// Warns if ranks are not distributed over machines like the devices of `plan`.
 ///
 /// # Errors
 /// As [`machines`].
@@ -317,7 +319,7 @@ pub fn compare_machines(plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// How many ranks there are without `--ranks`, if a cluster's launcher has decided.
+/// The default number of ranks without `--ranks`, if a cluster's launcher determines it.
 pub fn world() -> Option<u32> {
     AGENTS.get().map(|agents| agents.external().world as u32)
 }

@@ -1,11 +1,11 @@
-//! What codecs brought: every run with gradients, parameters or activations in fewer bytes beside the same plan
-//! without.
+//! Measured effect of codecs: every run with a codec for gradients, parameters or activations, compared with
+//! the same plan without.
 
 use crate::verdict;
 use autodist_spec::run::CodecGain;
 use autodist_spec::{Codec, Communication, ParallelStrategy, ValidatedRun};
 
-/// One entry for every run whose exact twin ran too.
+/// One entry for every run whose plan without codecs also ran.
 pub fn of(runs: &[ValidatedRun]) -> Vec<CodecGain> {
     let gain = |run: &ValidatedRun| {
         let codec = codecs(&run.strategy.communication).find(|codec| *codec != Codec::None)?;

@@ -1,4 +1,4 @@
-//! After plans were trained: the document whose first plan is the fastest that was measured, and how the command ends.
+//! After training: puts the fastest measured plan first in the document, and determines how the command ends.
 
 use crate::failure::Failure;
 use crate::{output, verdict};
@@ -15,10 +15,12 @@ use std::path::{Path, PathBuf};
 /// Prefix of the reason of a plan that was not trained.
 const UNMEASURED: &str = "not trained; as predicted: ";
 
-/// `plan` with its measured plans in measured order: the fastest is the choice, whatever was first before. What was not
-/// trained follows, what could not run comes last. At most `keep` alternatives. Without any run, `plan` as it is.
+/// `plan` with its measured plans in measured order: the fastest becomes the choice. Plans that were not
+/// trained follow, plans that could not run are last. At most `keep` alternatives. Without any run, `plan` is
+/// unchanged.
 ///
-/// Collectives, placement and codecs are said of one plan: `profile` says them of another, or they are left out.
+/// The comparisons of collectives, placement and codecs belong to one plan: they are computed again with
+/// `profile`, or left out.
 pub fn measured_first(
     plan: &Plan,
     candidates: &[Alternative],
@@ -33,7 +35,7 @@ pub fn measured_first(
         .zip(records)
         .filter_map(|(run, record)| Some((run, find(candidates, &record.strategy, &record.stages)?)))
         .collect();
-    // Stable: of two that are equally fast, the planner's.
+    // The sort is stable: of two equally fast plans, the planner's order is kept.
     order.sort_by(|a, b| verdict::score(objective, a.0).total_cmp(&verdict::score(objective, b.0)));
     let Some((fastest, best)) = order.first().copied() else { return plan.clone() };
     let mut document = plan.clone();
@@ -120,8 +122,8 @@ fn reason(validation: &Validation, fastest: &ValidatedRun) -> String {
     }
 }
 
-/// Ways of training whose cells are to be measured again; what was in doubt before still is, as the profile is the
-/// same.
+/// Strategies whose cells are to be measured again; doubts from before remain, because the profile is
+/// unchanged.
 fn in_doubt(plan: &Plan, validation: &Validation) -> Vec<ParallelStrategy> {
     let mut doubtful = plan.measured.as_ref().map(|earlier| earlier.refuted.clone()).unwrap_or_default();
     if validation.verdict == Some(Verdict::Refuted) {
@@ -141,11 +143,11 @@ fn in_doubt(plan: &Plan, validation: &Validation) -> Vec<ParallelStrategy> {
     doubtful
 }
 
-/// Writes the document in the place of the one that was read, as a whole; where that is no file that can be replaced,
-/// into `folder`. Returns where it is.
+/// Replaces the document that was read, as a whole; if it is not a file that can be replaced, writes into
+/// `folder`. Returns the path.
 pub fn replace(path: &Path, plan: &Plan, folder: &Path) -> Result<PathBuf, Failure> {
     let text = to_json(plan);
-    // What a link leads to is replaced, not the link. A pipe cannot be.
+    // The target of a symbolic link is replaced, not the link. A pipe cannot be replaced.
     let file = std::fs::canonicalize(path)
         .ok()
         .filter(|file| file.is_file() && !["/dev", "/proc"].iter().any(|system| file.starts_with(system)));
@@ -162,8 +164,8 @@ pub fn replace(path: &Path, plan: &Plan, folder: &Path) -> Result<PathBuf, Failu
     Ok(other)
 }
 
-/// How a command ends that has trained plans and kept their results: the planner's choice that did not run comes before
-/// what was refuted, and that before other plans that did not run.
+/// How a command that trained plans ends: a failure of the planner's choice comes before refuted predictions,
+/// and these before failures of other plans.
 pub fn outcome(validation: &Validation) -> Result<(), Failure> {
     let kept = "; the measurements of the others are kept";
     if let Some(failed) = validation.choice_failed() {
@@ -198,7 +200,7 @@ mod tests {
         (candidates, document)
     }
 
-    /// Numbers of the candidates, in the order of the document.
+    /// Indices of the candidates, in the order of the document.
     fn order(candidates: &[Alternative], document: &Plan) -> Vec<usize> {
         let number =
             |one: &Alternative| candidates.iter().position(|c| c.strategy == one.strategy).unwrap_or(9);

@@ -21,11 +21,14 @@ use std::path::{Path, PathBuf};
 
 const MIB: u64 = 1 << 20;
 
-/// Bytes of the largest file of a kind that is read. Documents of this program grow with plans and steps; what people
-/// write by hand does not.
+/// How errors call the command line, where they would name a file.
+pub const FLAGS: &str = "the flags";
+
+/// Maximum bytes of an input file by kind. Documents written by autodist grow with plans and steps; files
+/// written by hand do not.
 fn largest(what: &str) -> u64 {
     match what {
-        // The longest record that is written has some 80 MB.
+        // The longest record has some 80 MB.
         "run" => 128 * MIB,
         "plan" | "profile" | "validation" => 64 * MIB,
         "run table" | "choice set" | "measured plans" => 16 * MIB,
@@ -37,7 +40,7 @@ fn largest(what: &str) -> u64 {
 /// The content of a file; `what` is its kind.
 ///
 /// # Errors
-/// A file that cannot be read, is larger than files of its kind are, or has a name that no document could hold.
+/// The file cannot be read, is too large for its kind, or has a name that documents cannot contain.
 pub fn bytes(path: &Path, what: &str) -> Result<Vec<u8>, InputError> {
     let name = path.display().to_string();
     let failed = |problem: String| {
@@ -45,11 +48,11 @@ pub fn bytes(path: &Path, what: &str) -> Result<Vec<u8>, InputError> {
             .hint(format!("give the path of a readable {what} file"))
             .in_file(&name)
     };
-    // Names of files go into plans, calibrations and scripts.
+    // File names are written into plans, calibrations and scripts.
     text::check("name of the file", &name)?;
     let unreadable = |error: std::io::Error| failed(format!("cannot be read: {error}"));
     let file = readable(path).map_err(failed)?;
-    // It may grow while it is read.
+    // The file may grow while it is read.
     let largest = largest(what);
     let mut content = Vec::new();
     file.take(largest + 1).read_to_end(&mut content).map_err(unreadable)?;
@@ -60,11 +63,11 @@ pub fn bytes(path: &Path, what: &str) -> Result<Vec<u8>, InputError> {
     Ok(content)
 }
 
-/// Opens a file, without ever waiting for it: a pipe or a device has no length, and may have no end. What the shell
-/// hands over, as `/dev/stdin` or by `<(…)`, is read as it comes.
+/// Opens a file without blocking: a pipe or a device has no length, and may have no end. A file descriptor
+/// from the shell, as `/dev/stdin` or by `<(…)`, is read as a stream.
 ///
 /// # Errors
-/// What is wrong with it, for the middle of a message.
+/// The problem, as a phrase for an error message.
 fn readable(path: &Path) -> Result<std::fs::File, String> {
     if ["/dev/stdin", "/dev/fd", "/proc/self/fd"].iter().any(|handed| path.starts_with(handed)) {
         return std::fs::File::open(path).map_err(|error| format!("cannot be read: {error}"));
@@ -72,7 +75,7 @@ fn readable(path: &Path) -> Result<std::fs::File, String> {
     regular(path)
 }
 
-/// Opens a regular file, which can be read more than once.
+/// Opens a regular file, which can be read repeatedly.
 fn regular(path: &Path) -> Result<std::fs::File, String> {
     if path.is_dir() {
         return Err("is a folder, not a file".to_owned());
@@ -83,10 +86,11 @@ fn regular(path: &Path) -> Result<std::fs::File, String> {
     })
 }
 
-/// Refuses what is no plain file by its name: what a document or a folder names is not waited for, whatever it is.
+/// Refuses paths in documents or folders that are not regular files, so that reading never blocks.
 ///
 /// # Errors
-/// Anything but a plain file, or a link to one; names `path`. What is not there is refused where it is read.
+/// The path is not a regular file or a link to one; the error names `path`. A missing file is reported when
+/// it is read.
 pub fn check_plain(path: &Path, what: &str) -> Result<(), InputError> {
     if !path.exists() {
         return Ok(());
@@ -98,7 +102,7 @@ pub fn check_plain(path: &Path, what: &str) -> Result<(), InputError> {
     })
 }
 
-/// Refuses a text of the command line that files and scripts could not hold.
+/// Refuses a command-line value that files and scripts cannot contain.
 pub fn check_flag(flag: &str, value: &str) -> Result<(), InputError> {
     text::check(flag, value)
 }
@@ -107,7 +111,7 @@ fn json<T: DeserializeOwned + Check>(path: &Path) -> Result<T, Failure> {
     Ok(parse::json(&path.display().to_string(), &bytes(path, T::WHAT)?)?)
 }
 
-/// A plan that can be run: it breaks no rule.
+/// Reads a plan that can run: it breaks no rule.
 pub fn plan(path: &Path) -> Result<Plan, Failure> {
     let mut plan: Plan = json(path)?;
     plan.correct_mfu();
@@ -126,13 +130,16 @@ pub fn plan(path: &Path) -> Result<Plan, Failure> {
     Ok(plan)
 }
 
-/// One of the plans of a document, as the document's choice.
+/// Selects one of the plans of a document as its choice.
 pub fn nth_plan(path: &Path, NumberArgs { number }: NumberArgs) -> Result<Plan, Failure> {
     let document = plan(path)?;
     document.nth(number).ok_or_else(|| {
-        let plans = document.count();
-        InputError::new("--plan", number, format!("{} holds only {plans} plans", path.display()))
-            .hint(format!("give a number from 1 to {plans}; `autodist plan --top` keeps more"))
+        let count = document.count();
+        let numbers = if count == 1 { "1".to_owned() } else { format!("a number from 1 to {count}") };
+        let problem =
+            format!("{} holds only {}", path.display(), autodist_reports::plural(count as u64, "plan"));
+        InputError::new("--plan", number, problem)
+            .hint(format!("give {numbers}; `autodist plan --top` keeps more"))
             .into()
     })
 }
@@ -149,14 +156,14 @@ pub fn validation(path: &Path) -> Result<Validation, Failure> {
     json(path)
 }
 
-/// What was measured of a plan.
+/// A file with measurements of a plan.
 pub enum MeasurementFile {
     Plan,
     Run(Box<RunRecord>),
     Validation(Box<Validation>),
 }
 
-/// A run, a validation, or a plan among them, whichever the file holds.
+/// Reads a run, a validation, or a plan, depending on the content of the file.
 pub fn measured(path: &Path) -> Result<MeasurementFile, Failure> {
     let (name, content) = (path.display().to_string(), bytes(path, "run")?);
     let keys = parse::json_keys(&name, &content, "run")?;
@@ -170,12 +177,12 @@ pub fn measured(path: &Path) -> Result<MeasurementFile, Failure> {
     })
 }
 
-/// The hosts of a file, on which ranks are started.
+/// Reads the hosts on which ranks are started.
 pub fn hosts(path: &Path) -> Result<Vec<HostEntry>, Failure> {
     Ok(hosts::parse(&path.display().to_string(), &bytes(path, "host")?)?)
 }
 
-/// A cluster file whose devices and links ranks on this machine can stand for.
+/// Reads a cluster file whose devices and links can be emulated on this machine.
 pub fn emulated(path: &Path) -> Result<Cluster, Failure> {
     let text = path.display().to_string();
     let cluster = cluster(&text)?;
@@ -207,7 +214,7 @@ pub fn emulated(path: &Path) -> Result<Cluster, Failure> {
     Ok(cluster)
 }
 
-/// Refuses what no training text can be read from; ranks would find out only after they have started.
+/// Refuses training text that cannot be read; ranks would detect this only after they have started.
 pub fn check_data_file(path: Option<&PathBuf>) -> Result<(), Failure> {
     let Some(path) = path else { return Ok(()) };
     let wrong = |problem: String| {
@@ -242,8 +249,8 @@ pub fn model(text: &str) -> Result<ModelSpec, Failure> {
     Ok(parse::json(&file, &content)?)
 }
 
-/// What a Hugging Face configuration is called: as it says itself, or as its file, or as the folder of a `config.json`,
-/// which they all are.
+/// The name of a Hugging Face model: from the configuration itself, or from the file name, or from the folder
+/// if the file is called `config.json`, which is the usual name.
 fn name_of(config: &serde_json::Value, path: &Path) -> String {
     let last = |name: &str| name.rsplit('/').find(|part| !part.is_empty()).map(str::to_owned);
     let own = config.get("_name_or_path").and_then(serde_json::Value::as_str).and_then(last);
@@ -261,7 +268,7 @@ pub fn cluster(text: &str) -> Result<Cluster, Failure> {
     cluster_of(text, &Catalogue::shipped())
 }
 
-/// A cluster file, or the short form, with the devices of that catalogue.
+/// A cluster file, or the short form, with the devices of the given catalogue.
 pub fn cluster_of(text: &str, catalogue: &Catalogue) -> Result<Cluster, Failure> {
     let path = Path::new(text);
     if path.exists() || text.ends_with(".toml") {
@@ -271,12 +278,12 @@ pub fn cluster_of(text: &str, catalogue: &Catalogue) -> Result<Cluster, Failure>
     Ok(cluster.map_err(|e| e.in_file("--cluster"))?)
 }
 
-/// How errors name a cluster: its file, or the flag that gave the short form.
+/// The source of a cluster in error messages: its file, or the flag with the short form.
 pub fn cluster_source(text: &str) -> &str {
     if Path::new(text).exists() || text.ends_with(".toml") { text } else { "--cluster" }
 }
 
-/// The built-in catalogue and the devices of those files.
+/// The built-in catalogue with the devices of the given files.
 pub fn catalogue(args: &CatalogueArgs) -> Result<Catalogue, Failure> {
     let mut catalogue = Catalogue::shipped();
     for path in &args.devices {
@@ -285,7 +292,7 @@ pub fn catalogue(args: &CatalogueArgs) -> Result<Catalogue, Failure> {
     Ok(catalogue)
 }
 
-/// The rows of all tables, each of which may have columns of its own.
+/// The rows of all tables, which may have different columns.
 pub fn runs(paths: &[PathBuf], catalogue: &Catalogue) -> Result<Vec<TableRow>, Failure> {
     let mut rows: Vec<TableRow> = Vec::new();
     for path in paths {
@@ -301,14 +308,14 @@ pub fn runs(paths: &[PathBuf], catalogue: &Catalogue) -> Result<Vec<TableRow>, F
     Ok(rows)
 }
 
-/// Efficiencies that `autodist calibrate` wrote.
+/// Efficiencies written by `autodist calibrate`.
 pub fn calibration(path: &Path) -> Result<(Calibration, FreeParameters), Failure> {
     let content = bytes(path, "calibration")?;
     Ok(Calibration::read(&path.display().to_string(), &content)?)
 }
 
-/// The job file with the flags laid over it, or the flags alone.
-/// `measured` is the arithmetic of the profile that prices the job, if there is one already.
+/// The job file overridden by flags, or flags alone.
+/// `measured` is the precision of the profile that prices the job, if known.
 pub fn job(
     args: &JobArgs,
     default_batch: Option<u32>,
@@ -348,7 +355,7 @@ pub fn job(
         job.learning_rate.peak = peak;
         job.give(Hyperparameter::PeakLearningRate);
     }
-    let file = args.job.as_ref().map_or_else(|| "the flags".to_owned(), |path| path.display().to_string());
+    let file = args.job.as_ref().map_or_else(|| FLAGS.to_owned(), |path| path.display().to_string());
     let flags = [
         ("global_batch", "--global-batch", args.global_batch.is_some()),
         ("seq_len", "--seq-len", args.seq_len.is_some()),
@@ -358,17 +365,17 @@ pub fn job(
     Ok(job)
 }
 
-/// Names the flag that a wrong value was given by, where it was one.
+/// Adds the flag to an error if the invalid value came from a flag.
 fn by_flag(mut error: InputError, flags: &[(&str, &str, bool)]) -> InputError {
     if let Some((_, flag, _)) = flags.iter().find(|(field, _, given)| *given && *field == error.field) {
         error.field = (*flag).to_owned();
-        error.in_file("the flags")
+        error.in_file(FLAGS)
     } else {
         error
     }
 }
 
-/// Narrows what the job allows to what the flags name, for `devices` devices.
+/// Restricts the options that the job allows to those of the flags, for `devices` devices.
 pub fn narrow(job: &mut Job, args: &StrategyArgs, devices: u32) -> Result<(), Failure> {
     for (flag, value) in [("--cp", args.cp), ("--ep", args.ep)] {
         if let Some(value) = value.filter(|value| *value != 1) {

@@ -10,14 +10,15 @@ use std::time::Duration;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Set by Ctrl-C and termination signals, but for those that this process was started to ignore, as `nohup` has it.
+/// A flag that Ctrl-C and termination signals set, except signals that this process was started to ignore, as
+/// with `nohup`.
 pub fn stop_flag() -> Arc<AtomicBool> {
     static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
     let flag = FLAG.get_or_init(|| {
         let flag = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             if !host::is_ignored(signal) {
-                // Without a handler the signal still ends this process, and the kernel ends its ranks with it.
+                // Without a handler the signal still ends this process, and the kernel then ends its ranks.
                 let _ = signal_hook::flag::register(signal, flag.clone());
             }
         }
@@ -26,11 +27,11 @@ pub fn stop_flag() -> Arc<AtomicBool> {
     flag.clone()
 }
 
-/// Does work that does not look for signals itself; one of them ends this process meanwhile. So no rank may run, and
-/// nothing may be written.
+/// Runs work that does not check for signals; a signal ends this process at once. So no rank may be running,
+/// and no file may be written meanwhile.
 ///
 /// # Errors
-/// A signal has come.
+/// A signal has arrived.
 pub fn promptly<T>(work: impl FnOnce() -> T) -> Result<T, Failure> {
     let (stop, over) = (stop_flag(), Arc::new(AtomicBool::new(false)));
     let ended = over.clone();
@@ -44,7 +45,7 @@ pub fn promptly<T>(work: impl FnOnce() -> T) -> Result<T, Failure> {
             std::thread::park_timeout(LOOK_AGAIN);
         }
     };
-    // Without a thread for it a signal is heeded when the work is done.
+    // Without a thread for it, a signal is handled after the work.
     let watcher = std::thread::Builder::new().name("signals".to_owned()).spawn(watch);
     let result = work();
     over.store(true, Ordering::Release);

@@ -1,5 +1,6 @@
-//! The record of a training under way, in a file beside the one that will hold it in the end: always whole, and gone when
-//! the training is done. Whatever ends the training, also a SIGKILL, what was measured until then can be read.
+//! The record of a running training, in a temporary file beside its final output: always complete, and
+//! removed when the training is done. If the training ends early, even by SIGKILL, the measurements so far
+//! can be read.
 
 use crate::failure::Failure;
 use crate::output;
@@ -8,8 +9,8 @@ use autodist_spec::{RunRecord, to_json};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Between two writings, at least; and by how many times as long as the last one took, and which part of all the time:
-/// a record grows, and the file is written anew.
+/// Pause between writes: at least `PAUSE`, `TIMES` times the last write, and 1 / `PART` of the time so far.
+/// The whole file is written each time, and the record grows.
 const PAUSE: Duration = Duration::from_secs(1);
 const TIMES: u32 = 50;
 const PART: u32 = 200;
@@ -17,7 +18,7 @@ const PART: u32 = 200;
 pub const UNDER_WAY: &str = "the training was under way when this was written";
 
 pub struct Kept {
-    /// None where the output is a device or a pipe, which cannot be written twice.
+    /// `None` if the output is a device or a pipe, which cannot be written twice.
     path: Option<PathBuf>,
     began: Instant,
     next: Instant,
@@ -25,14 +26,14 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// For the training whose record will be at `output`.
+    /// For a training whose record will be written to `output`.
     pub fn beside(output: &Path) -> Self {
         let path = (!output::is_device(output)).then(|| partial(output));
         let now = Instant::now();
         Self { path, began: now, next: now + PAUSE, warned: false }
     }
 
-    /// Writes the record, if it is time to.
+    /// Writes the record, if enough time has passed.
     pub fn grow(&mut self, progress: &Progress, record: impl FnOnce() -> RunRecord) {
         let Some(path) = self.path.as_ref().filter(|_| Instant::now() >= self.next) else { return };
         let began = Instant::now();
@@ -45,7 +46,7 @@ impl Kept {
         self.next = Instant::now() + pause;
     }
 
-    /// Writes what there is of a training that ended early; returns where.
+    /// Writes the record of a training that ended early; returns its path.
     pub fn end_early(self, output: &Path, record: &RunRecord) -> Result<PathBuf, Failure> {
         let path = self.path.unwrap_or_else(|| output.to_owned());
         output::write(&path, to_json(record).as_bytes())?;
@@ -54,7 +55,7 @@ impl Kept {
 
     /// The whole record is written.
     pub fn remove(self) {
-        // It may never have been written.
+        // The file may not exist.
         let _ = self.path.map(std::fs::remove_file);
     }
 }

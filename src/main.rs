@@ -1,4 +1,4 @@
-//! `autodist`: on these machines, how should this model be split, and how fast will it go?
+//! `autodist`: finds how to split a model on given machines, and predicts and measures its speed.
 //!
 //! Parse, resolve settings once into typed specs, call one library function, hand the result to `reports`. Results go
 //! to standard output, progress and warnings to standard error.
@@ -38,7 +38,7 @@ fn main() {
     if autodist_executor::launcher::is_rank() {
         std::process::exit(autodist_executor::launcher::serve(autodist_profiler::handle));
     }
-    // On a host of a file, the place in the job comes on standard input; then this does not return.
+    // On a host of a host file, the process gets its rank from standard input; then this does not return.
     if let Err(error) = autodist_executor::launcher::enter_environment() {
         std::process::exit(code(Err(Failure::Run(format!("reading the environment from ssh: {error}")))));
     }
@@ -47,7 +47,7 @@ fn main() {
         Ok(external) => {
             let cli = parse();
             let code = code(external::open(&cli, external.as_ref()).and_then(|()| run(&cli)));
-            // Whatever went wrong before says more.
+            // An earlier error is more informative.
             match self::code(external::dismiss()) {
                 0 => code,
                 other if code == 0 => other,
@@ -59,7 +59,7 @@ fn main() {
     std::process::exit(code);
 }
 
-/// The command line. A message about one that is wrong quotes it, and must not drive the terminal either.
+/// Parses the command line. An error message quotes the arguments, without control characters.
 fn parse() -> cli::Cli {
     cli::Cli::try_parse().unwrap_or_else(|error| {
         let text = error.to_string();
@@ -71,7 +71,7 @@ fn parse() -> cli::Cli {
     })
 }
 
-/// A panic is a fault of this program; it ends it as every other failure does.
+/// A panic is a bug in autodist; it is reported like any other failure.
 fn run(cli: &cli::Cli) -> Result<(), Failure> {
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| commands::run(cli)));
     outcome.unwrap_or_else(|_| {

@@ -1,6 +1,7 @@
-//! Where results go: standard output, and files that are either whole or not there.
+//! Writes results: to standard output, and to files that are always complete or absent.
 //!
-//! Whatever is printed passes here, and so does what files and hosts say: control characters are shown, never sent to a terminal.
+//! All output, including text from files and hosts, passes through here: control characters are shown, never
+//! sent to a terminal.
 
 use crate::failure::Failure;
 use autodist_spec::printable;
@@ -13,7 +14,7 @@ use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 use tempfile::NamedTempFile;
 
-/// Prints a result. A reader that has gone away (`| head`) is no error; a full disk is one.
+/// Prints a result. A closed pipe (`| head`) is not an error; a full disk is one.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
     let newline = if text.ends_with('\n') { "" } else { "\n" };
@@ -25,13 +26,14 @@ pub fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Prints a result that was to be written, too, and then says whether it was: a full disk takes no result away.
+/// Prints a result that was also to be written, and then returns the write error: a full disk does not
+/// suppress the result.
 pub fn print_with(text: &str, written: Result<(), Failure>) -> Result<(), Failure> {
     let printed = print(text);
     written.and(printed)
 }
 
-/// Lines and messages of more characters are cut: what they quote may be as long as a file.
+/// Maximum characters of lines and messages: quoted text may be as long as a file.
 const LONGEST: [usize; 2] = [4_000, 16_000];
 
 /// A line of progress or advice on standard error.
@@ -39,7 +41,7 @@ pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", message(text));
 }
 
-/// A message as it is shown: without control characters, and no longer than can be read.
+/// A message for display: without control characters, and truncated.
 fn message(text: &str) -> String {
     let cut = |text: &str, limit: usize| match text.char_indices().nth(limit) {
         Some((end, _)) => format!("{}… ({} bytes more)", &text[..end], text.len() - end),
@@ -57,23 +59,24 @@ pub fn error(failure: &Failure) {
     note(&format!("error: {failure}"));
 }
 
-/// Writes a file as a whole: into a temporary one beside it, which then takes its name. A new file is open to whom the umask
-/// says, a file that is there keeps its mode, and a symbolic link its place: what it leads to is written.
+/// Writes a file atomically: into a temporary file beside it, which is then renamed. A new file gets
+/// permissions by the umask, an existing file keeps its mode, and a symbolic link is kept: its target is
+/// written.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), Failure> {
     write_as(path, content, 0o666, true)
 }
 
-/// As [`write`], of what will soon be written again: it is not waited for until it is on the disk.
+/// Like [`write`], for a file that will soon be written again: does not wait until it is on the disk.
 pub fn write_growing(path: &Path, content: &[u8]) -> Result<(), Failure> {
     write_as(path, content, 0o666, false)
 }
 
-/// Writes a file that can be run, as a whole.
+/// Writes an executable file atomically.
 pub fn write_script(path: &Path, content: &[u8]) -> Result<(), Failure> {
     write_as(path, content, 0o777, true)
 }
 
-/// `mode` is that of a new file, less the umask.
+/// `mode` is the mode of a new file, before the umask.
 fn write_as(path: &Path, content: &[u8], mode: u32, on_disk: bool) -> Result<(), Failure> {
     let write = || {
         if is_stream(path)? {
@@ -81,12 +84,13 @@ fn write_as(path: &Path, content: &[u8], mode: u32, on_disk: bool) -> Result<(),
         }
         let path = &target(path)?;
         let known = fs::metadata(path).ok();
-        // Not yet open to others where the file was not.
+        // Private at first if it replaces a file, whose permissions are set below.
         let mut file = temporary(path, if known.is_some() { 0o600 } else { mode })?;
         file.write_all(content)?;
         if let Some(known) = known {
             let mut kept = known.mode() & 0o777;
-            // Only root may give files away; others may keep the group, or else it is not to be another group's.
+            // Only root may change the owner; other users may keep the group, or else the group gets no
+            // permissions.
             let give = |uid| std::os::unix::fs::fchown(file.as_file(), uid, Some(known.gid()));
             if give(Some(known.uid())).is_err() && give(None).is_err() {
                 kept &= !0o070;
@@ -103,13 +107,13 @@ fn write_as(path: &Path, content: &[u8], mode: u32, on_disk: bool) -> Result<(),
     write().map_err(|source| Failure::Write { path: path.to_owned(), source })
 }
 
-/// Whether `path` could be written: asked before hours of work, not after.
+/// Whether `path` can be written: checked before hours of work, not after.
 pub fn check_writable(path: &Path) -> Result<(), Failure> {
     let check = || if is_stream(path)? { Ok(()) } else { temporary(&target(path)?, 0o600).map(drop) };
     check().map_err(|source| Failure::Write { path: path.to_owned(), source })
 }
 
-/// Whether `path` is written to and never replaced.
+/// Whether `path` is a stream, which is written to and never replaced.
 pub fn is_device(path: &Path) -> bool {
     is_stream(path).unwrap_or(false)
 }
@@ -124,9 +128,9 @@ fn is_stream(path: &Path) -> std::io::Result<bool> {
     }
 }
 
-/// What symbolic links lead to, whether it is there or not.
+/// The target of symbolic links, which may not exist.
 fn target(path: &Path) -> std::io::Result<PathBuf> {
-    // As many links as Linux follows.
+    // The limit of Linux.
     const MOST: usize = 40;
     let mut path = path.to_owned();
     for _ in 0..MOST {
@@ -156,10 +160,10 @@ fn temporary(path: &Path, mode: u32) -> std::io::Result<NamedTempFile> {
     builder.prefix(PREFIX).suffix(SUFFIX).permissions(Permissions::from_mode(mode)).tempfile_in(folder)
 }
 
-/// A temporary file lives for as long as it is written; one that is so old was left by a process that was killed.
+/// Age at which a temporary file is stale: its process was killed.
 const STALE: Duration = Duration::from_secs(3600);
 
-/// Removes what killed processes left in a folder; once is enough.
+/// Removes temporary files of killed processes from a folder; once per run.
 fn remove_stale(folder: &Path) {
     static SEEN: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
     let first = SEEN.lock().is_ok_and(|mut seen| seen.insert(folder.to_owned()));
@@ -173,7 +177,7 @@ fn remove_stale(folder: &Path) {
                 metadata.is_file() && age.is_some_and(|age| age > STALE)
             });
         if stale {
-            // Somebody else's stays.
+            // Files of other users stay.
             let _ = fs::remove_file(entry.path());
         }
     }

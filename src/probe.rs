@@ -1,4 +1,5 @@
-//! What codecs cost in steps: trained with and without, on the same data from the same parameters.
+//! Measures the slowdown in steps of codecs: trains with and without, on the same data from the same
+//! parameters.
 
 use crate::failure::Failure;
 use crate::progress::Progress;
@@ -9,16 +10,16 @@ use autodist_program::{rules, stages};
 use autodist_spec::error::in_range;
 use autodist_spec::{Codec, CodecProbe, Coded, InputError, ParallelStrategy, Plan, Reduction};
 
-/// Losses are means over so many steps: single ones are as noisy as their batches.
+/// Losses are averaged over this many steps: single ones are as noisy as their batches.
 const WINDOW: usize = 10;
-/// A codec may take so many times as many steps before it is given up.
+/// Training with a codec stops after this multiple of the steps without it.
 const PATIENCE: f64 = 1.5;
 
-/// The record of a longer training would not have every loss.
+/// The record of a longer training would not contain every loss.
 const MOST_STEPS: u64 = 100_000;
 
-/// Trains for `steps` steps without a codec, and with every codec that the plan's job allows until it is as good.
-/// Returns why not all could be trained, if so; `probes` has those that could.
+/// Trains for `steps` steps without a codec, and with every codec that the plan's job allows until the loss
+/// is as low. Returns the error if some could not be trained; `probes` has the others.
 pub fn probe(
     plan: &Plan,
     data: &DataSource,
@@ -37,7 +38,7 @@ pub fn probe(
     ];
     let pairs = lossy.iter().flat_map(|(coded, codecs)| codecs.iter().map(|codec| (*coded, *codec)));
     let pairs: Vec<(Coded, Codec)> = pairs.filter(|(_, codec)| *codec != Codec::None).collect();
-    // What is learned depends on no link and no clock.
+    // Losses do not depend on links or clocks.
     let options = LaunchOptions { network: None, ..options.clone() };
     let mut progress = Progress::new("probe");
     let train = |strategy: &ParallelStrategy, steps: u32| -> Result<Vec<f64>, Failure> {
@@ -69,7 +70,7 @@ pub fn probe(
         }
         match train(&strategy, (PATIENCE * f64::from(steps)).ceil() as u32) {
             Ok(losses) => probes.push(compare((*coded, *codec), steps, exact_loss, &losses)),
-            // A codec with which training diverges says nothing of the others.
+            // If training diverges with one codec, the others are still measured.
             Err(failure @ Failure::Run(_)) => {
                 progress.say(&format!(
                     "warning: not probed: {name}: {failure}; the other codecs are still probed"
@@ -100,7 +101,7 @@ fn plain(plan: &Plan) -> Result<ParallelStrategy, Failure> {
         .map(|()| strategy)
 }
 
-/// The same training, with a strategy in which this codec has something to encode.
+/// The same training, with a strategy in which this codec has data to encode.
 fn with(exact: &ParallelStrategy, coded: Coded, codec: Codec) -> ParallelStrategy {
     let mut strategy = exact.clone();
     let communication = &mut strategy.communication;
@@ -120,7 +121,7 @@ fn with(exact: &ParallelStrategy, coded: Coded, codec: Codec) -> ParallelStrateg
     strategy
 }
 
-/// Means over the last steps; the first few have fewer before them.
+/// Means over the last steps; the first few use fewer steps.
 fn smooth(losses: &[f64]) -> Vec<f64> {
     let mean = |end: usize| {
         let part = &losses[(end + 1).saturating_sub(WINDOW)..=end];
@@ -130,7 +131,7 @@ fn smooth(losses: &[f64]) -> Vec<f64> {
 }
 
 fn compare((coded, codec): (Coded, Codec), steps: u32, exact_loss: f64, losses: &[f64]) -> CodecProbe {
-    // Before a whole window, the mean is of the beginning.
+    // Before the first full window, the mean is of the beginning.
     let after = losses.iter().enumerate().skip(WINDOW - 1).find(|(_, loss)| **loss <= exact_loss);
     let made = after.map_or(losses.len(), |(index, _)| index + 1);
     CodecProbe {

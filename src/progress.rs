@@ -6,10 +6,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// Elsewhere than on a terminal, a line at most this often; the longer it takes, the rarer.
+/// Interval of lines when not on a terminal: at least this, and 1 / `LINES` of the time so far.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 const LINES: u32 = 50;
-/// Positions of a bar that stands for time.
+/// Resolution of a bar that shows time.
 const PARTS: f64 = 1000.0;
 
 pub struct Progress {
@@ -17,7 +17,7 @@ pub struct Progress {
     title: String,
     began: Instant,
     last_line: Option<Instant>,
-    /// Where it stood when it was first heard of: what was there before took no time.
+    /// Position when progress started: earlier pieces took no time.
     from: Option<usize>,
     furthest: u64,
 }
@@ -36,7 +36,7 @@ impl Progress {
         Self { bar, title: title.to_owned(), began: Instant::now(), last_line: None, from: None, furthest: 0 }
     }
 
-    /// `done` of `of` equal pieces; `what` is under way.
+    /// `done` of `of` equal pieces; `what` is the current one.
     pub fn at(&mut self, done: usize, of: usize, what: &str) {
         let from = *self.from.get_or_insert(done);
         let used = self.began.elapsed();
@@ -51,20 +51,20 @@ impl Progress {
         self.show(done as u64, of as u64, &text);
     }
 
-    /// What ends with a budget of seconds, however many pieces it has.
+    /// Progress within a budget of seconds, for any number of pieces.
     pub fn within(&mut self, used_s: f64, budget_s: f64, what: &str) {
         let left = budget_s - used_s;
         let left = if left > 0.0 {
             format!("{} of the budget left", span(left))
         } else {
-            "the time budget is used up: only doubtful measurements are repeated".to_owned()
+            "the time budget is used up: after this round only doubtful measurements are repeated".to_owned()
         };
         let text = format!("{what}; {} used, {left}", span(used_s));
         let part = (used_s / budget_s.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
         self.show((PARTS * part) as u64, PARTS as u64, &text);
     }
 
-    /// A line that stays.
+    /// Prints a permanent line.
     pub fn say(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| output::note(text)),
@@ -96,7 +96,7 @@ impl Drop for Progress {
     }
 }
 
-/// A time as people say it.
+/// A duration for display.
 fn span(seconds: f64) -> String {
     let whole = seconds.clamp(0.0, 1e9) as u64;
     match (whole / 3600, whole / 60 % 60, whole % 60) {

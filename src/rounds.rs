@@ -1,5 +1,5 @@
-//! Trains plans in rounds. What each round has measured is in a file before the next begins, so that whatever ends a
-//! validation loses the training under way and nothing else, and another can go on from there.
+//! Trains plans in rounds. The measurements of each round are saved before the next starts, so that an
+//! interrupted validation loses only the current training, and can be resumed.
 
 use crate::compare::measured_steps;
 use crate::failure::Failure;
@@ -15,21 +15,21 @@ use autodist_spec::{Alternative, InputError, Plan, RunRecord, fingerprint, to_js
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Rounds over all plans: a machine that others share runs faster and slower for seconds at a time, so every plan is
-/// measured many times for a short while, in turn with the others, and not once for long.
+/// Rounds over all plans: the speed of a shared machine changes for seconds at a time, so every plan is
+/// measured many times for a short while, in turn with the others, instead of once for a long time.
 const ROUNDS: u32 = 5;
 const EMULATED_ROUNDS: u32 = 2;
 /// Maximum steps of a validation, whose records hold every step.
 pub const MOST_STEPS: u64 = LONGEST_RECORD as u64;
 
-/// What becomes of records that an earlier validation has left in the folder.
+/// What to do with records that an earlier validation has left in the folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Earlier {
-    /// They are written over.
+    /// Overwrite them.
     Replace,
-    /// They are gone on with; what does not belong to this validation is refused.
+    /// Continue them; records of another validation are refused.
     Resume,
-    /// They are gone on with if they belong to this validation and it was not finished.
+    /// Continue them if they belong to this validation and it was not finished.
     ResumeUnfinished,
 }
 
@@ -41,17 +41,17 @@ pub struct Session<'a> {
     pub rounds: u32,
     fingerprint: String,
     pub plans: Vec<Trial>,
-    /// Why it ended before all rounds were done.
+    /// The error that ended it before all rounds were done.
     pub ended: Option<Failure>,
 }
 
-/// One plan, as far as it was trained.
+/// One plan and its training so far.
 pub struct Trial {
     pub label: String,
     file: PathBuf,
     task: Task,
     pub record: Option<RunRecord>,
-    /// Why it trains no more.
+    /// Why its training stopped.
     pub failed: Option<String>,
     /// The last attempt to write its record failed.
     unsaved: bool,
@@ -65,7 +65,7 @@ impl Trial {
 
 impl<'a> Session<'a> {
     /// # Errors
-    /// Earlier records that are to be gone on with and are of something else.
+    /// Earlier records that should be continued belong to another validation.
     pub fn new(
         plan: &Plan,
         candidates: &[Alternative],
@@ -75,16 +75,16 @@ impl<'a> Session<'a> {
         folder: &'a Path,
         earlier: Earlier,
     ) -> Result<Self, Failure> {
-        // An emulated device is always equally fast.
+        // The speed of an emulated device is constant.
         let rounds = if options.network.is_some() { EMULATED_ROUNDS } else { ROUNDS }.min(steps);
         let per_round = steps.div_ceil(rounds);
         let earlier_files = records(folder);
         let trial = |(index, candidate): (usize, &Alternative)| {
-            // The prediction is of the steps after a codec's warm-up.
+            // The prediction is for the steps after a codec's warm-up.
             let warmup = train::WARMUP_STEPS.max(candidate.strategy.communication.warmup_steps());
             let label = label(&candidate.strategy, &candidate.stages);
             let name = label.replace(['=', '/'], "-").replace(' ', "_");
-            // The order of plans may have changed since: after a validation it is the measured one.
+            // The order of plans may have changed: after a validation it is the measured order.
             let known =
                 earlier_files.iter().find(|(_, plan, _)| *plan == name).map(|(.., file)| file.clone());
             Trial {
@@ -153,13 +153,13 @@ impl<'a> Session<'a> {
             self.rounds as usize * self.plans.len()
         ));
         for (index, record) in found {
-            // What had failed is tried again.
+            // Failed plans are tried again.
             self.plans[index].record = Some(RunRecord { ended: None, ..record });
         }
         Ok(())
     }
 
-    /// Refuses a folder in which another plan's record is in the place of one of these.
+    /// Refuses a folder in which a record has the path of one of this session's records, but another plan.
     fn refuse_others(&self) -> Result<(), InputError> {
         for (number, _, path) in records(self.folder) {
             if let Some(trial) = self.plans.get(number)
@@ -216,7 +216,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Trains every plan in rounds, every other one in reverse order. `round_done` sees what there is after each.
+    /// Trains every plan in rounds, every second one in reverse order. `round_done` is called after each.
     pub fn train(&mut self, options: &LaunchOptions, mut round_done: impl FnMut(&Self)) {
         let mut progress = Progress::new("validate");
         for round in 0..self.rounds {
@@ -235,7 +235,7 @@ impl<'a> Session<'a> {
             round_done(self);
         }
         drop(progress);
-        // A disk may have room again.
+        // The disk may have space again.
         for index in 0..self.plans.len() {
             if self.plans[index].unsaved {
                 let _ = self.save(index);
@@ -243,8 +243,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Trains the plans of `order`, in one launch while all goes well. A plan whose ranks fail is marked, and the
-    /// others go on with new ranks.
+    /// Trains the plans of `order`, in one launch if there are no failures. A plan whose ranks fail is
+    /// marked, and the others continue with new ranks.
     fn train_round(
         &mut self,
         round: u32,
@@ -268,7 +268,7 @@ impl<'a> Session<'a> {
             self.show(progress, round, Some(first));
             let result = launch(self.plans[first].task.world(), &assignments, options, |news| {
                 let (News::Progress { assignment, .. } | News::Done { assignment, .. }) = news;
-                // No other was asked for.
+                // Ignores other assignments.
                 let Some(index) = left.get(assignment).copied() else { return };
                 let task = &self.plans[index].task;
                 let done = matches!(news, News::Done { .. });
@@ -293,7 +293,7 @@ impl<'a> Session<'a> {
                 Ok(()) => return Ok(()),
                 Err(error) if error.ends_all() => return Err(error),
                 Err(error) => {
-                    // Answers come in order: the plan after the last one that answered is the one that failed.
+                    // Answers arrive in order: the plan after the last answer is the one that failed.
                     if let Some(failed) = left.get(answered).copied() {
                         self.fail(failed, round, &error.to_string(), progress);
                     }
@@ -306,7 +306,7 @@ impl<'a> Session<'a> {
 
     fn show(&self, progress: &mut Progress, round: u32, under_way: Option<usize>) {
         let done: u32 = self.plans.iter().map(Trial::done).sum();
-        // What has failed takes no more time.
+        // Failed plans take no more time.
         let of: u32 =
             self.plans.iter().map(|p| if p.failed.is_some() { p.done() } else { self.rounds }).sum();
         let plan = under_way.map_or("", |index| self.plans[index].label.as_str());
@@ -373,8 +373,8 @@ impl<'a> Session<'a> {
     }
 }
 
-/// The files of a folder that are named as records are, `003-dp2_tp1_pp1_mb4.json`: number, plan, path. A folder that
-/// is not there holds none.
+/// The files of a folder with names of records, `003-dp2_tp1_pp1_mb4.json`: number, plan, path. Empty if the
+/// folder does not exist.
 fn records(folder: &Path) -> Vec<(usize, String, PathBuf)> {
     let named = |path: PathBuf| {
         let (number, plan) = path.file_name()?.to_str()?.strip_suffix(".json")?.split_once('-')?;
@@ -389,7 +389,8 @@ fn add_round(record: &mut RunRecord, second: &RunRecord) {
     for (rank, again) in record.ranks.iter_mut().zip(&second.ranks) {
         rank.peak_memory_bytes = rank.peak_memory_bytes.max(again.peak_memory_bytes);
     }
-    // Every round trains from the start: what the first one says holds for all, but for the worst of each.
+    // Every round trains from the start, so the first one represents all, except for the worst values of
+    // each.
     for (bucket, again) in record.compression.iter_mut().zip(&second.compression) {
         bucket.contraction_lowest = bucket.contraction_lowest.min(again.contraction_lowest);
         bucket.error_growth = bucket.error_growth.max(again.error_growth);

@@ -1,4 +1,4 @@
-//! Trains tasks on processes of this very program.
+//! Trains tasks on processes of this program.
 
 use crate::cli::RunArgs;
 use crate::failure::Failure;
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 pub const WARMUP_STEPS: u32 = 2;
 
-/// How ranks of `engine` on `devices` are run, which must be there; standing for the devices and links of `emulated`.
+/// How ranks of `engine` run on `devices`, which must exist; emulates the devices and links of `emulated`.
 pub fn options(
     run: &RunArgs,
     engine: Engine,
@@ -45,7 +45,7 @@ pub fn options(
     })
 }
 
-/// How long a silent rank is waited for.
+/// The timeout for a silent rank.
 pub fn timeout(run: &RunArgs) -> Result<Duration, Failure> {
     if !(0.1..=1e6).contains(&run.timeout) {
         let error =
@@ -55,7 +55,7 @@ pub fn timeout(run: &RunArgs) -> Result<Duration, Failure> {
     Ok(Duration::from_secs_f64(run.timeout))
 }
 
-/// The data that the flag names.
+/// The training data of the flag.
 pub fn data(path: Option<&PathBuf>, model: &ModelSpec, job: &Job) -> Result<DataSource, Failure> {
     let source = path.map_or(DataSource::Synthetic, |path| DataSource::Text(path.clone()));
     match autodist_executor::Data::open(&source, model.vocab, job.seq_len as usize, job.seed) {
@@ -69,15 +69,15 @@ pub fn data(path: Option<&PathBuf>, model: &ModelSpec, job: &Job) -> Result<Data
     }
 }
 
-/// A training, as far as it came.
+/// A training, complete or partial.
 pub struct Trained {
-    /// None where not one step was made.
+    /// `None` if it has no complete step.
     pub record: Option<RunRecord>,
     /// Why it ended early.
     pub failure: Option<Failure>,
 }
 
-/// Trains one task; `watch` sees its record grow.
+/// Trains one task; `watch` is called as its record grows.
 pub fn run(task: &Task, options: &LaunchOptions, mut watch: impl FnMut(&Growing)) -> Trained {
     let mut growing = Growing::new(task);
     let mut broken = None;
@@ -98,7 +98,7 @@ pub fn run(task: &Task, options: &LaunchOptions, mut watch: impl FnMut(&Growing)
     Trained { record, failure }
 }
 
-/// Takes in what is heard of the training of `task`.
+/// Adds news of the training of `task`.
 pub fn hear(growing: &mut Growing, task: &Task, news: News) -> Result<(), serde_json::Error> {
     match news {
         News::Progress { rank, value, .. } => growing.take(rank, serde_json::from_value(value)?),
@@ -122,7 +122,7 @@ pub fn candidates(plan: &Plan) -> Vec<Alternative> {
     std::iter::once(best).chain(plan.alternatives.iter().cloned()).collect()
 }
 
-/// The circumstances of a training that ranks have told of.
+/// The environment of a training, as reported by its ranks.
 pub fn environment(growing: &Growing, options: &LaunchOptions) -> Environment {
     let outcomes = growing.outcomes();
     let realtime = outcomes.iter().all(|o| o.realtime);
@@ -130,7 +130,7 @@ pub fn environment(growing: &Growing, options: &LaunchOptions) -> Environment {
     environment.emulated = options.network.is_some();
     options.transport().clone_into(&mut environment.transport);
     environment.engine = options.engine();
-    // They have all come, or there would be no outcomes.
+    // All processes have connected, or there would be no outcomes.
     environment.machines = external::machines().unwrap_or_default();
     environment.collectives = outcomes.first().map(|o| o.route.clone()).unwrap_or_default();
     if options.realtime && !environment.realtime {

@@ -1,15 +1,15 @@
-//! What measurements say of predictions: the one place where it is decided.
+//! Verdicts on predictions: the only place that compares measurements with predictions to decide.
 //!
 //! A *prediction* is an interval: the predicted step time with its *bar* ([`bar`]). A *measurement* is one, too: the median
 //! at the speed that the machine had when it was profiled, with its *noise* ([`noise`]). All of the measured interval within
 //! the bar: the prediction **holds**. All of it beyond: it is **refuted**. Across the bar's edge: **within noise**, since
 //! more steps could show either.
 //!
-//! The planner's choice claims more than its own time: to be the fastest. So it is refuted as well where another plan that
-//! was trained beats it by more than both runs' noise ([`beats`]), and within noise where one is faster by less.
+//! The planner's choice is also predicted to be the fastest. So it is refuted as well if another trained plan
+//! is faster by more than both runs' noise ([`beats`]), and within noise if one is faster by less.
 //!
-//! Times at the profile's speed stand on a yardstick, which can be wrong itself. What they refute must not hold as it was
-//! timed, either; otherwise the difference is taken for noise.
+//! Times at the profile's speed depend on a reference benchmark, which can be wrong itself. If they refute a prediction
+//! but the unadjusted times do not, the verdict is within noise.
 
 use autodist_spec::run::{Measured, Verdict};
 use autodist_spec::{
@@ -19,32 +19,35 @@ use autodist_spec::{
 /// Plans whose times differ by less, relative to the faster one, are ties.
 pub const TIE: f64 = 0.02;
 
-/// A prediction that allowed for more, relative to itself, would say nothing: what is out by more refutes it.
+/// A larger bar would make a prediction meaningless: larger errors refute it.
 const WIDEST_BAR: f64 = 0.5;
 
-/// Steps below which the range of what was timed holds the median with less than 95 % (1 - 2^(1 - n)).
+/// With fewer steps than this, the range of the times contains the median with less than 95 % (1 - 2^(1 -
+/// n)).
 const FEW_STEPS: u32 = 6;
 
-/// By how much shared cores were slower while plans trained than while they were profiled, at most: speeds of
-/// 0.77 to 1.00 over 108 runs (docs/validation.md, the tiny model).
+/// Maximum slowdown of shared cores between profile and training: speeds of 0.77 to 1.00 over 108 runs
+/// (docs/validation.md, the tiny model).
 const DRIFT: f64 = 0.23;
 
-/// How far the cost model itself has been off on this kind of machine, relative to the prediction: the largest |error| of
-/// plans that were predicted and trained, where an interval of the profile says nothing about it.
+/// Known error of the cost model on this kind of machine, relative to the prediction: the largest |error| of
+/// plans that were predicted and trained, which the intervals of the profile do not contain.
 fn model_error(plan: &Plan, run: &RunRecord) -> f64 {
     if shares_cores(run) {
-        // Each rank waits for the others' turns, which no price of a layer holds: -15 % to -30 %, once -49 %
-        // (docs/validation-links.md, more ranks than cores).
+        // Each rank waits for the others' time slices, which the price of a layer does not include: -15 % to
+        // -30 %, once -49 % (docs/validation-links.md, more ranks than cores).
         return 0.49;
     }
     match (plan.profile.engine, plan.profile.devices) {
-        // 95th percentile of 54 plans as timed (docs/validation.md, PyTorch): the largest, 43 %, would let everything pass.
+        // 95th percentile of 54 unadjusted times (docs/validation.md, PyTorch): the largest, 43 %, would
+        // accept everything.
         (Engine::Torch, _) => 0.28,
-        // No table of plans on GPUs is in docs/validation.md: the widest of the others.
+        // docs/validation.md has no table of plans on GPUs: uses the widest of the others.
         (_, DeviceKind::Cuda) => 0.28,
         // 240 plans: -9.3 % to +12.3 % (docs/validation.md, emulated clusters).
         _ if plan.profile.emulated => 0.13,
-        // Eight plans, up to +13.6 %, and what the tests of real links ask for (docs/validation-links.md).
+        // Eight plans, up to +13.6 %, and the requirement of the tests of real links
+        // (docs/validation-links.md).
         _ if plan.cluster.node_count() > 1 => 0.15,
         // 108 plans: -7.5 % to +13.4 % (docs/validation.md, the tiny model).
         _ => 0.14,
@@ -61,16 +64,17 @@ fn shares_cores(run: &RunRecord) -> bool {
     *devices == DeviceKind::Cpu && !emulated && crowded
 }
 
-/// Whether the machine's speed can have changed unseen: cores without the reference arithmetic beside the steps.
+/// Whether the machine's speed may have changed undetected: CPU cores without the reference benchmark next
+/// to the steps.
 fn unknown_speed(plan: &Plan, measured: &Measured) -> bool {
     let one_machine = plan.cluster.node_count() == 1 && !plan.profile.emulated;
-    // Exactly 1 says that it is unknown; no two timings are the same.
+    // Exactly 1 means unknown; two timings are never equal.
     plan.profile.devices == DeviceKind::Cpu && one_machine && measured.machine_speed == 1.0
 }
 
-/// What a predicted step time may be off by, seconds to either side: the half-width of its own interval, which stands on
-/// the profile's, and the cost model's known error on such machines, independent of each other; on cores whose speed is
-/// not known, its drift as well. At most half of the prediction.
+/// Half-width of the error bar of a predicted step time, in seconds: its own interval, which follows from the
+/// profile's, and the cost model's known error on such machines, independent of each other; on cores of
+/// unknown speed, also its drift. At most half of the prediction.
 pub fn bar(plan: &Plan, predicted: &Estimate, run: &RunRecord, measured: &Measured) -> Seconds {
     let step = predicted.step_time_s.0;
     let drift = if unknown_speed(plan, measured) { DRIFT } else { 0.0 };
@@ -78,8 +82,8 @@ pub fn bar(plan: &Plan, predicted: &Estimate, run: &RunRecord, measured: &Measur
     Seconds(bar.min(WIDEST_BAR * step))
 }
 
-/// Half-width of the interval that holds a median, relative to it. With few steps the range of what was timed is no 95 %
-/// interval yet, and is taken twice; it is never less than a tie then.
+/// Half-width of the interval that contains a median, relative to it. With few steps the range of the times
+/// is not yet a 95 % interval, and is doubled; it is then at least a tie.
 fn noise(measured: &Measured, median: Seconds, spread: Seconds) -> f64 {
     let relative = if median.0 > 0.0 { spread / median } else { 0.0 };
     if measured.steps < FEW_STEPS { TIE.max(2.0 * relative) } else { relative }
@@ -89,13 +93,13 @@ fn adjusted_noise(measured: &Measured) -> f64 {
     noise(measured, measured.adjusted_step_time_s, measured.adjusted_step_time_spread_s)
 }
 
-/// Difference of two runs' step times, relative to the faster one, up to which none can be told: the sum of both runs'
-/// noise, at least a tie.
+/// Difference of two runs' step times, relative to the faster one, below which they are ties: the sum of both
+/// runs' noise, at least a tie.
 pub fn noise_between(one: &Measured, other: &Measured) -> f64 {
     TIE.max(adjusted_noise(one) + adjusted_noise(other))
 }
 
-/// What the measurement says of a predicted step time with that bar.
+/// The verdict on a predicted step time with that bar.
 pub fn of_prediction(predicted: Seconds, bar: Seconds, measured: &Measured) -> Verdict {
     let (low, high) = (predicted.0 - bar.0, predicted.0 + bar.0);
     let interval = |median: Seconds, spread: Seconds| {
@@ -115,13 +119,13 @@ pub fn of_prediction(predicted: Seconds, bar: Seconds, measured: &Measured) -> V
     }
 }
 
-/// What a run costs by the job's objective, seconds: its step time at profile speed, where gradients are lossy and the
-/// objective is a loss times what that costs in steps.
+/// The cost of a run by the job's objective, in seconds: its step time at profile speed; with lossy codecs
+/// and a time-to-loss objective multiplied by the slowdown in steps.
 pub fn score(objective: Objective, run: &ValidatedRun) -> f64 {
     run.measured.adjusted_step_time_s.0 * steps_to_loss(objective, run)
 }
 
-/// What counts as so many steps.
+/// The factor on the number of steps.
 fn steps_to_loss(objective: Objective, run: &ValidatedRun) -> f64 {
     match (objective, &run.predicted.slowdown) {
         (Objective::TimeToLoss, Some(slowdown)) => slowdown.factor,
@@ -129,12 +133,12 @@ fn steps_to_loss(objective: Objective, run: &ValidatedRun) -> f64 {
     }
 }
 
-/// The fastest of the runs; of two that are equally fast the one that the planner preferred.
+/// The fastest of the runs; of two equally fast ones, the one that the planner preferred.
 pub fn fastest(objective: Objective, runs: &[ValidatedRun]) -> Option<&ValidatedRun> {
     runs.iter().min_by(|a, b| score(objective, a).total_cmp(&score(objective, b)))
 }
 
-/// The fastest of the runs, where it beats the planner's choice by more than both runs' noise.
+/// The fastest of the runs, if it is faster than the planner's choice by more than both runs' noise.
 pub fn beats<'a>(
     objective: Objective,
     choice: &ValidatedRun,
@@ -147,7 +151,7 @@ pub fn beats<'a>(
     (told && as_timed(choice) > as_timed(fastest)).then_some(fastest)
 }
 
-/// What the measurements say of the planner's choice.
+/// The verdict on the planner's choice.
 pub fn of_choice(objective: Objective, choice: &ValidatedRun, runs: &[ValidatedRun]) -> Option<Verdict> {
     let own = choice.verdict?;
     let fastest = fastest(objective, runs)?;
@@ -223,7 +227,7 @@ pub mod tests {
             (114.0, 2.0, Verdict::WithinNoise),
             (117.0, 3.0, Verdict::WithinNoise),
             (84.0, 2.0, Verdict::WithinNoise),
-            // So noisy that it says nothing.
+            // Too noisy for a verdict.
             (100.0, 40.0, Verdict::WithinNoise),
             (150.0, 40.0, Verdict::WithinNoise),
             (120.0, 2.0, Verdict::Refuted),
@@ -236,12 +240,12 @@ pub mod tests {
     }
 
     #[test]
-    fn what_the_yardstick_alone_refutes_is_noise() {
-        // As timed the plan took what was predicted; the machine is said to have been seven times as fast.
+    fn what_the_reference_alone_refutes_is_noise() {
+        // The unadjusted time matches the prediction; the machine is claimed to be seven times as fast.
         let timed =
             Measured { step_time_s: Seconds(0.1), step_time_spread_s: Seconds(1e-3), ..measured(700.0, 7.0) };
         assert_eq!(of_prediction(Seconds(0.1), Seconds(0.015), &timed), Verdict::WithinNoise);
-        // Too slow by one and too fast by the other is no refutation either.
+        // Too slow by one and too fast by the other is not a refutation either.
         let torn = Measured { step_time_s: Seconds(0.01), ..timed };
         assert_eq!(of_prediction(Seconds(0.1), Seconds(0.015), &torn), Verdict::WithinNoise);
     }
@@ -266,10 +270,10 @@ pub mod tests {
         let runs = [choice(), other(95.0, 1.0), run("fastest", (120.0, 15.0), (94.0, 1.0))];
         assert_eq!(verdict(&runs), Verdict::Refuted);
         assert_eq!(beats(Objective::StepTime, &runs[0], &runs).unwrap().label, "fastest");
-        // Refuted by itself, with nothing that is faster.
+        // Refuted by its own time, without a faster plan.
         let runs = [run("choice", (30.0, 15.0), (102.0, 1.0)), other(110.0, 1.0)];
         assert_eq!((verdict(&runs), beats(Objective::StepTime, &runs[0], &runs)), (Verdict::Refuted, None));
-        // What is faster at profile speed alone may owe it to the yardstick.
+        // A plan that is faster only at profile speed may be so because of the reference benchmark.
         let mut runs = [choice(), other(80.0, 1.0)];
         runs[1].measured.step_time_s = Seconds(0.2);
         assert_eq!(verdict(&runs), Verdict::WithinNoise);

@@ -8,7 +8,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use std::sync::Arc;
 
-/// GPT-3 175B on 512 A100s with every tensor-parallel and pipeline degree: what a search would ask.
+/// GPT-3 175B on 512 A100s with every tensor-parallel and pipeline degree: the queries of a typical search.
 fn runs() -> Vec<TrainingRun> {
     let network = Uplink { fabric: "infiniband".to_owned(), bytes_per_s: 200e9, nics: 8 };
     let machine = Arc::new(NodeModel::named("a100-80gb-sxm", 8, Some(&network)).unwrap());

@@ -1,4 +1,4 @@
-//! Predictions held against measurements.
+//! Compares predictions with measurements.
 
 use crate::memory::{Memory, Reserve};
 use crate::run::TrainingRun;
@@ -8,7 +8,7 @@ use crate::table::TableRow;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// What became of one row.
+/// The result for one row.
 #[derive(Debug, Clone, Serialize)]
 pub struct Outcome {
     pub id: String,
@@ -26,11 +26,12 @@ pub struct Outcome {
 pub enum Answer {
     Predicted {
         predicted_s: f64,
-        /// Predicted over measured, less one; absent where nothing was measured.
+        /// Predicted / measured - 1; absent without a measurement.
         error: Option<f64>,
-        /// Relative: nine of ten rows are expected within.
+        /// Relative: nine of ten rows are expected to be within it.
         error_bar: f64,
-        /// What one utilisation for all rows of the same device and precision would say; fitted to the very rows.
+        /// Baseline: the prediction by one utilisation for all rows of the same device and precision, fitted
+        /// to the same rows.
         constant_mfu_s: Option<f64>,
         #[serde(skip_serializing_if = "Option::is_none")]
         measured_memory_gib: Option<f64>,
@@ -69,12 +70,12 @@ pub struct ErrorStatistics {
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Summary {
-    /// How the judged rows were left out of the fit.
+    /// How the evaluated rows were held out of the fit.
     pub mode: String,
     pub parts: Vec<AccuracySlice>,
-    /// All rows that were measured.
+    /// All measured rows.
     pub all: AccuracySlice,
-    /// Part of the measured rows that lie within their error bars.
+    /// Fraction of the measured rows within their error bars.
     pub covered: Option<f64>,
     pub memory: Option<MemoryErrors>,
     /// Memory errors with the reserve fitted to the other groups; absent if no group was left out.
@@ -97,9 +98,9 @@ pub struct Choices {
     pub sets: Vec<Choice>,
     pub mean_regret: f64,
     pub max_regret: f64,
-    /// Absent where no set has an order.
+    /// Absent if no set has an order.
     pub mean_kendall_tau: Option<f64>,
-    /// Median over the sets of how far errors scatter inside one.
+    /// Median over the sets of the scatter of errors inside one set.
     pub median_scatter: f64,
 }
 
@@ -110,8 +111,8 @@ pub struct Backtest {
     pub summary: Summary,
 }
 
-/// Holds `predicted` seconds of the rows, with their error bars, and their memory against what was measured; `left_out`
-/// are reserves of the rows that were learnt without their groups.
+/// Compares `predicted` seconds of the rows, with their error bars, and their memory with the measurements;
+/// `left_out` are the reserves fitted without the groups of the rows.
 pub fn backtest(
     rows: &[TableRow],
     predicted: &[Option<f64>],
@@ -135,12 +136,12 @@ pub fn backtest(
     Backtest { rows: outcomes, summary }
 }
 
-/// Gibibytes of the fullest device, as that trainer's users read them off.
+/// Memory of the fullest device in GiB, as the trainer reports it to its users.
 fn memory_gib(run: &TrainingRun, reserve: &Reserve) -> f64 {
     Memory::with(run, reserve).as_reported(run.trainer) / f64::from(1 << 30)
 }
 
-/// Whether time and memory are numbers, and of this world.
+/// Whether time and memory are finite and plausible.
 fn sound(run: &TrainingRun, predicted_s: f64) -> bool {
     (1e-9..=1e15).contains(&predicted_s) && (0.0..=1e12).contains(&memory_gib(run, &Reserve::SHIPPED))
 }
@@ -182,7 +183,7 @@ fn outcome(row: &TableRow, predicted: Option<f64>, constant_mfu_s: Option<f64>, 
     }
 }
 
-/// Seconds by one utilisation for each device and precision: the median of the very rows that are judged.
+/// Baseline seconds by one utilisation for each device and precision: its median over the evaluated rows.
 fn constant_mfu(rows: &[TableRow]) -> Vec<Option<f64>> {
     let ideal = |row: &TableRow| {
         let run = row.run.as_ref().ok()?;
@@ -264,7 +265,7 @@ fn summary(rows: &[TableRow], outcomes: &[Outcome], sets: &[ChoiceSet], mode: &s
     }
     let all: Vec<&Outcome> = outcomes.iter().collect();
     let within = outcomes.iter().filter_map(|outcome| match outcome.answer {
-        // A time between bars below and above the prediction, as factors.
+        // A time within the bars below and above the prediction, as factors.
         Answer::Predicted { error: Some(error), error_bar, .. } => Some(error.abs() <= error_bar),
         _ => None,
     });

@@ -1,4 +1,4 @@
-//! Numbers fitted to runs, with what they are worth, as files keep them.
+//! Parameters fitted to runs, with their accuracy, as stored in files.
 
 use crate::fit::{self, Fold};
 use crate::parameters::FreeParameters;
@@ -8,31 +8,32 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
-/// An error bar of fewer runs says nothing.
+/// With fewer runs, an error bar is not meaningful.
 const FEW: usize = 10;
-/// Part of the left-out runs that the error bar covers.
+/// Fraction of the held-out runs that the error bar covers.
 pub const COVERAGE: f64 = 0.9;
 
-/// Predictions that are further off say nothing of those runs.
+/// Larger errors do not describe a usable prediction.
 const LARGEST_ERROR: f64 = 1e6;
 
-/// A calibration as it is kept in a file.
+/// A calibration as stored in a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
     pub schema_version: u32,
-    /// What it was fitted to.
+    /// The data of the fit.
     pub fitted_to: String,
-    /// Runs that the fit has seen.
+    /// Number of runs in the fit.
     pub runs: usize,
-    /// Relative error that nine of ten left-out runs stayed within.
+    /// Relative error that nine of ten held-out runs stayed within.
     pub error_bar: f64,
-    /// Error bar of mixture-of-experts models, which are not fitted; absent if too few of them were measured.
+    /// Error bar of mixture-of-experts models, which are not part of the fit; absent if too few of them were
+    /// measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_bar_experts: Option<f64>,
-    /// Median relative error of left-out runs.
+    /// Median relative error of held-out runs.
     pub median_error: f64,
-    /// By name; what is missing stays as it is without any run.
+    /// By name; a missing parameter keeps its prior.
     pub parameters: BTreeMap<String, f64>,
 }
 
@@ -63,12 +64,12 @@ impl Check for Calibration {
 }
 
 impl Calibration {
-    /// What is shipped.
+    /// The shipped calibration.
     pub fn shipped() -> &'static Self {
         &SHIPPED.1
     }
 
-    /// The error bar of a dense model, or of one of experts.
+    /// The error bar of a dense model or of a mixture-of-experts model.
     pub fn error_bar_of(&self, dense: bool) -> f64 {
         if dense {
             self.error_bar
@@ -80,7 +81,7 @@ impl Calibration {
     /// Reads a file that `autodist calibrate` wrote.
     ///
     /// # Errors
-    /// Another file, version or set of names.
+    /// The file has another format, version or set of names.
     pub fn read(file: &str, text: &[u8]) -> Result<(Self, FreeParameters), InputError> {
         let calibration: Self = parse::toml(file, text)?;
         let parameters =
@@ -89,12 +90,12 @@ impl Calibration {
     }
 
     /// # Panics
-    /// Never: it is numbers and texts by name.
+    /// Never: it contains only numbers and strings by name.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("numbers and texts by name")
     }
 
-    /// Fits all usable runs; `predicted` are predictions of the rows by numbers fitted without them.
+    /// Fits all usable runs; `predicted` are predictions of the rows by parameters fitted without them.
     pub fn of(
         rows: &[TableRow],
         middle: &FreeParameters,
@@ -129,13 +130,13 @@ fn rounded(value: f64) -> f64 {
 }
 
 impl FreeParameters {
-    /// What is shipped.
+    /// The shipped parameters.
     pub fn shipped() -> &'static Self {
         &SHIPPED.0
     }
 }
 
-/// Groups and relative errors of some of the rows.
+/// Groups and relative errors of the selected rows.
 pub fn errors<'a>(
     rows: &'a [TableRow],
     predicted: &[Option<f64>],
@@ -147,8 +148,8 @@ pub fn errors<'a>(
         .collect()
 }
 
-/// The relative error that [`COVERAGE`] of the runs stay within, each group counting as much as any other or as many
-/// runs as it has, whichever asks for more.
+/// The relative error that [`COVERAGE`] of the runs stay within, weighted equally per group or per run,
+/// whichever gives the larger error bar.
 pub fn error_bar(errors: &[(&str, f64)]) -> f64 {
     let mut sizes: BTreeMap<&str, f64> = BTreeMap::new();
     errors.iter().for_each(|(group, _)| *sizes.entry(group).or_default() += 1.0);
@@ -167,13 +168,14 @@ pub fn error_bar(errors: &[(&str, f64)]) -> f64 {
     bar(&|group| 1.0 / sizes[group]).max(bar(&|_| 1.0))
 }
 
-/// How runs are left out where nobody says: group by group, or job by job where there is but one group.
+/// The default hold-out: group by group, or job by job if there is only one group.
 pub fn usual_fold(rows: &[TableRow]) -> Fold {
     let groups: BTreeSet<&str> = rows.iter().map(|row| row.group.as_str()).collect();
     if groups.len() > 1 { Fold::Group } else { Fold::Jobs(5) }
 }
 
-/// The error bar of each group by the errors of the others: what would have been stated before the group was seen.
+/// The error bar of each group from the errors of the others: as it would have been stated before the group
+/// was known.
 pub fn cross_validated_bars<'a>(errors: &[(&'a str, f64)]) -> impl Fn(&str) -> f64 + use<'a> {
     let groups: BTreeSet<&str> = errors.iter().map(|(group, _)| *group).collect();
     let without = |left_out: &str| {

@@ -1,10 +1,10 @@
-//! Models of the catalogue that only this crate prices: those with experts.
+//! Models of the catalogue that only this crate prices: mixture-of-experts models.
 
 use crate::run::{Experts, Shape};
 use serde::Deserialize;
 use std::sync::LazyLock;
 
-/// A model with experts, and where its shape was published.
+/// A mixture-of-experts model, and the publication of its shape.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExpertModel {

@@ -2,13 +2,14 @@
 
 use autodist_spec::{InputError, text};
 
-/// Lines of the largest table: a line takes a kilobyte once it is a run.
+/// Lines of the largest table that is accepted: a parsed line takes a kilobyte.
 const MOST_LINES: usize = 50_000;
 
-/// The header and the lines of a table; its cells hold nothing that a table or a terminal would take for more than text.
+/// The header and the lines of a table; cells contain no characters that a table or a terminal would
+/// interpret.
 ///
 /// # Errors
-/// Text that is no CSV, a cell that no document may hold, or too many lines.
+/// The text is not CSV, has a cell with a forbidden character, or has too many lines.
 pub(crate) fn read(
     text: &[u8],
     file: &str,

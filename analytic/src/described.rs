@@ -1,4 +1,4 @@
-//! What the fields of a line say of a run, and what is assumed where they are silent.
+//! Derives a run from the fields of a line, and records what had to be assumed.
 
 use crate::fields::Fields;
 use crate::machine::{Generation, NodeModel, Uplink};
@@ -11,13 +11,13 @@ use autodist_spec::{InputError, Recompute};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Elements of an activation from which on products are as fast as they get.
+/// Elements of an activation from which on GEMMs reach their full rate.
 const LARGE_ACTIVATION: u64 = 1 << 24;
 
-/// As in a cluster's file.
+/// As in a cluster file.
 const MOST_DEVICES: u32 = 1 << 20;
 
-/// Machines that rows share, made once each.
+/// Machines that rows share, constructed once each.
 pub(crate) struct Machines<'a> {
     catalogue: &'a Catalogue,
     made: BTreeMap<String, Arc<NodeModel>>,
@@ -45,7 +45,7 @@ impl<'a> Machines<'a> {
     }
 }
 
-/// The run that a line describes, with what had to be assumed; or why it is none.
+/// The run of a line, with its assumptions; or the reason why the line does not describe a run.
 pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Result<TrainingRun, String> {
     let catalogue = machines.catalogue;
     let mut assumptions = Vec::new();
@@ -86,7 +86,8 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
     run.micro_batch = match fields.count("micro_batch")? {
         Some(micro_batch) => micro_batch,
         None => {
-            // As many sequences as make products large, and enough micro-batches to keep a pipeline busy, as most do.
+            // Enough sequences for large GEMMs, and enough micro-batches to keep a pipeline busy, as in most
+            // runs.
             let each = (run.global_batch / layout.data).max(1);
             let large = LARGE_ACTIVATION / (u64::from(run.seq_len) * u64::from(run.shape.hidden)).max(1);
             let busy = if layout.pipeline > 1 { each / (4 * layout.pipeline) } else { each };
@@ -104,7 +105,8 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
     run.assumptions = assumptions;
     let said = |error: InputError| format!("`{}` is `{}`: {}", error.field, error.value, error.problem);
     run.check().map_err(said)?;
-    // Sizes that are right each may make a step that no number says, and one such row would spoil every sum over all.
+    // Sizes that are valid one by one can give a step time that overflows; one such row would spoil all
+    // averages.
     run.estimate(FreeParameters::shipped(), 0.0).check().map_err(said)?;
     Ok(run)
 }
@@ -211,7 +213,8 @@ fn trainer(
     }
 }
 
-/// Whether a source's own words date Megatron to the years of Megatron-Core, or name what it came with.
+/// Whether the source's text dates the Megatron version to before Megatron-Core, or names software of that
+/// time.
 fn is_of_2022(fields: &Fields, prose: &str) -> bool {
     words::year(prose).is_some_and(|year| year >= 2022)
         || fields.text("sequence_parallel") == Some("yes")
@@ -219,7 +222,7 @@ fn is_of_2022(fields: &Fields, prose: &str) -> bool {
         || prose.contains("flash")
 }
 
-/// The trainer's own, but where the source names one, or dates Megatron before it was fused.
+/// The trainer's default, unless the source names another, or dates Megatron to before fused attention.
 fn attention(prose: &str, run: &TrainingRun, assumptions: &mut Vec<String>) -> AttentionKind {
     let usual = run.attention;
     if words::named_unfused(prose) {
@@ -228,7 +231,8 @@ fn attention(prose: &str, run: &TrainingRun, assumptions: &mut Vec<String>) -> A
     if prose.contains("flash") {
         return if usual == AttentionKind::Unfused { AttentionKind::Flash } else { usual };
     }
-    // Megatron ran fused attention where it was asked to, until it became the default with Transformer Engine on Hopper.
+    // Megatron used fused attention only on request, until it became the default with Transformer Engine on
+    // Hopper.
     let last = if run.machine.generation == Generation::Ampere { 2024 } else { 2022 };
     let before = words::year(prose).is_some_and(|year| year <= last);
     if run.trainer == Trainer::MegatronCore && before {
@@ -328,7 +332,7 @@ fn dtype(fields: &Fields, assumptions: &mut Vec<String>) -> Result<Dtype, String
     }
 }
 
-/// An unknown mode is taken to be the least that fits into memory, and is named.
+/// An unknown mode is assumed to be the cheapest that fits into memory, and is recorded as an assumption.
 fn recompute(
     fields: &Fields,
     run: &TrainingRun,
@@ -342,7 +346,7 @@ fn recompute(
         Some(other) => return Err(format!("`recompute` is `{other}`: expected none, selective or full")),
         None => {}
     }
-    // Nobody forgot scores alone before 2022.
+    // Before 2022, no trainer recomputed only the attention scores.
     let early = words::year(prose).is_some_and(|year| year <= 2022);
     if run.trainer == Trainer::Nemo && run.layout.zero_stage == 3 {
         assumptions

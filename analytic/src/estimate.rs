@@ -1,4 +1,4 @@
-//! From work to seconds: what overlaps, what waits, what is exposed.
+//! From work to step time: overlap, waiting and exposed communication.
 
 use crate::machine::{FabricKind, Generation};
 use crate::memory::Memory;
@@ -11,13 +11,13 @@ use autodist_spec::error::{finite, not_negative, positive};
 use autodist_spec::{InputError, Provenance, Recompute, Seconds};
 use serde::Serialize;
 
-/// Where a step's time goes, on the critical path: the parts add up to the step.
+/// The parts of a step's time on the critical path; they sum to the step time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Breakdown {
     /// Linear layers, forward and backward.
     pub linear_s: f64,
     pub attention_s: f64,
-    /// Norms, activations, residuals, and summing gradients over micro-batches.
+    /// Norms, activations, residuals, and accumulation of gradients over micro-batches.
     pub elementwise_s: f64,
     /// Embedding, logits and loss.
     pub head_s: f64,
@@ -26,16 +26,16 @@ pub struct Breakdown {
     pub tensor_s: f64,
     pub context_s: f64,
     pub expert_s: f64,
-    /// Exposed messages of the pipeline.
+    /// Exposed send/recv between pipeline stages.
     pub message_s: f64,
-    /// Pipeline ranks that wait for work.
+    /// Bubble: pipeline ranks that wait for work.
     pub bubble_s: f64,
-    /// Exposed sums of gradients and gathers of updated parameters.
+    /// Exposed all-reduces or reduce-scatters of gradients, and all-gathers of updated parameters.
     pub data_s: f64,
-    /// Exposed gathers of sharded parameters.
+    /// Exposed all-gathers of sharded parameters.
     pub gather_s: f64,
     pub optimizer_s: f64,
-    /// Devices that wait for the host to queue kernels.
+    /// Devices that wait for the host to launch kernels.
     pub host_s: f64,
     /// Ranks that wait for the slowest node.
     pub jitter_s: f64,
@@ -86,17 +86,17 @@ pub struct StepEstimate {
     pub step: Seconds,
     pub breakdown: Breakdown,
     pub memory: Memory,
-    /// Relative: nine of ten runs that were left out of the fit lay within `step * (1 ± error_bar)`.
+    /// Relative: nine of ten held-out runs were within `step * (1 ± error_bar)`.
     pub error_bar: f64,
     pub provenance: Provenance,
 }
 
-/// An exbibyte.
+/// One EiB.
 const MOST_BYTES: f64 = (1_u64 << 60) as f64;
 
 impl StepEstimate {
     /// # Errors
-    /// A number that is none, or is out of all proportion; names its field.
+    /// A number is not finite or not plausible; the error names its field.
     pub fn check(&self) -> Result<(), InputError> {
         positive("step", self.step.0)?;
         not_negative("error_bar", self.error_bar)?;
@@ -111,16 +111,16 @@ impl StepEstimate {
     }
 }
 
-/// Embedding, head and loss are about as many kernels as a block, and the host queues them too.
+/// Embedding, head and loss have about as many kernels as a block, and the host launches them too.
 const HOST_OF_ENDS: f64 = 1.0;
 
-/// Maximum of two times that mostly hide each other, a little above where they meet.
+/// Maximum of two times that overlap almost fully; slightly above the maximum where they are equal.
 fn hiding(a: f64, b: f64) -> f64 {
     let (low, high) = (a.min(b), a.max(b));
     if low <= 0.0 { high } else { high * (1.0 + (low / high).powi(8)).powf(0.125) }
 }
 
-/// Seconds of one block and one micro-batch.
+/// Time of one block and one micro-batch, in seconds.
 struct Block {
     linear: f64,
     attention: f64,
@@ -137,7 +137,7 @@ struct Block {
 struct Rates<'a> {
     parameters: &'a FreeParameters,
     gemm: f64,
-    /// Rate of GEMMs in 16 bits.
+    /// Rate of 16-bit GEMMs.
     gemm_16: f64,
     waves: f64,
     second_per_byte: f64,
@@ -195,7 +195,7 @@ impl<'a> Rates<'a> {
     }
 }
 
-/// Seconds of a step by parts.
+/// Time of a step, by parts.
 pub fn time(run: &TrainingRun, work: &StepWork, parameters: &FreeParameters) -> Breakdown {
     let p = parameters;
     let rates = Rates::new(run, p);
@@ -210,14 +210,15 @@ pub fn time(run: &TrainingRun, work: &StepWork, parameters: &FreeParameters) -> 
     let head = rates.gemms(work.logit_gemms) + head_bytes * rates.second_per_byte;
     let embedding = work.embedding_bytes * rates.second_per_byte;
 
-    // Arithmetic of a stage, one micro-batch; ZeRO-3 gathers beside it.
+    // Compute of a stage for one micro-batch; the all-gathers of ZeRO-3 overlap with it.
     let all_gather = if layout.zero_stage == 3 { rates.transfer(work.block_gather) } else { 0.0 };
     let alone = block.forward + block.backward;
     let beside_gathers = |gather: f64, again: f64| {
         let (forward, backward) = (block.forward.max(gather), block.backward.max((1.0 + again) * gather));
         forward + backward + (2.0 + again) * p.gather_drag * gather
     };
-    // A pipeline keeps what it has gathered until its last micro-batch, and scatters gradients after that.
+    // A pipeline keeps the gathered parameters until its last micro-batch, and reduce-scatters gradients
+    // after that.
     let (gather, gathered_once) = if stages > 1.0 {
         (0.0, blocks * (beside_gathers(all_gather, 0.0) - alone))
     } else {
@@ -233,7 +234,7 @@ pub fn time(run: &TrainingRun, work: &StepWork, parameters: &FreeParameters) -> 
     let last =
         hiding(stage - missing_at_ends * beside + here, host + (queued - missing_at_ends) * block_host);
 
-    // 1F1B: every stage works on all micro-batches; the slowest sets the pace, the others fill and drain.
+    // 1F1B: every stage processes all micro-batches; the slowest sets the pace, the others fill and drain.
     let virtual_stages = f64::from(layout.virtual_stages);
     let fill = (stages - 1.0) / virtual_stages * middle;
     let pace = (micro_batches - 1.0) * (last - middle).max(0.0);
@@ -293,16 +294,17 @@ fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block {
         }
     };
     let bytes = p.elementwise * rates.second_per_byte * if run.eager { p.eager } else { 1.0 };
-    // In 8 bits, operands are read in 16 and written twice, as they are and transposed, and so are their gradients.
+    // In FP8, operands are read in 16 bits and written twice, directly and transposed; so are their
+    // gradients.
     let casts =
         if run.dtype == Dtype::Fp8 { p.cast_bytes * work.operands * rates.second_per_byte } else { 0.0 };
     let forward_elements = work.element_bytes_forward * bytes + casts;
     let backward_elements =
         work.element_bytes_backward * bytes + work.accumulation_bytes * rates.second_per_byte + casts;
 
-    // More ranks wait for a later slowest one.
+    // With more ranks, the slowest one is later.
     let skew = p.skew_s * f64::from(run.layout.tensor).log2();
-    // What runs beside GEMMs takes processors and bandwidth from them.
+    // Collectives that overlap with GEMMs take streaming multiprocessors and bandwidth from them.
     let collectives = |time: &TensorParallelTime, gemms: f64| {
         let overlapped = rates.transfer(time.overlapped);
         let longer = (overlapped - gemms).max(0.0) + p.tensor_drag * overlapped.min(gemms);
@@ -312,7 +314,7 @@ fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block {
     let tensor_backward = collectives(&work.tensor_backward, linear_backward);
     let context = rates.transfer(work.context);
     let experts = rates.transfer(work.experts);
-    // Keys and values of the next ring step travel beside the scores of this one.
+    // Keys and values of the next ring step are sent while the scores of this one are computed.
     let context_forward = (context - 0.5 * attention_forward).max(0.3 * context);
     let context_backward = (2.0 * context - 0.5 * attention_backward).max(0.6 * context);
 
@@ -326,7 +328,7 @@ fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block {
         + experts;
     let recompute = match run.recompute {
         Recompute::None => 0.0,
-        // PyTorch recomputes every second block or GEMM, which is half.
+        // PyTorch recomputes every second block or GEMM: half of them.
         Recompute::Selective if run.trainer.shards_parameters() => {
             0.5 * (linear_forward + forward_elements + tensor_forward)
         }
@@ -349,8 +351,8 @@ fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block {
     }
 }
 
-/// Seconds that the host needs to queue one block's passes of one micro-batch: kernels of a backward pass are one
-/// and a half times as many.
+/// Host seconds to launch the kernels of one block's passes over one micro-batch: a backward pass has one and
+/// a half times as many kernels.
 fn host_seconds(run: &TrainingRun, work: &StepWork, p: &FreeParameters) -> f64 {
     let forward = match run.trainer {
         Trainer::MegatronDeepspeed => p.host_deepspeed_s,
@@ -364,7 +366,8 @@ fn host_seconds(run: &TrainingRun, work: &StepWork, p: &FreeParameters) -> f64 {
     forward * tensor * apart * (2.5 + StepWork::repeats(run))
 }
 
-/// Exposed seconds of reducing gradients and handing out updates; `last_backward` is what they can hide behind.
+/// Exposed seconds of the gradient reduction and of the all-gather of updates; `last_backward` can overlap
+/// with them.
 fn data(run: &TrainingRun, work: &StepWork, rates: &Rates, last_backward: f64) -> f64 {
     let p = rates.parameters;
     let reduce = rates.transfer(work.reduce);
@@ -381,7 +384,7 @@ fn data(run: &TrainingRun, work: &StepWork, rates: &Rates, last_backward: f64) -
 }
 
 impl TrainingRun {
-    /// Time and memory with the given numbers; the error bar is theirs.
+    /// Time and memory with the given parameters and their error bar.
     pub fn estimate(&self, parameters: &FreeParameters, error_bar: f64) -> StepEstimate {
         let work = StepWork::of(self);
         let breakdown = time(self, &work, parameters);

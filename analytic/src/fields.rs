@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// No size or count of a run is larger, so that two of them can be multiplied in 64 bits.
+/// Upper limit of all sizes and counts of a run, so that the product of two fits into 64 bits.
 const MOST: u32 = 1 << 26;
 
 /// The fields of one line by column; an empty field is missing.
@@ -25,7 +25,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A number in that range, `unit` for its message; zero stands for what was not measured.
+    /// A number in that range, with `unit` for the error message; zero means not measured.
     pub fn within(
         &self,
         name: &str,

@@ -1,4 +1,4 @@
-//! Fitting the free numbers to runs, and judging the fit by runs that it has not seen.
+//! Fits the free parameters to runs, and evaluates the fit on held-out runs.
 //!
 //! The fit minimises, over the logarithms of the numbers, pseudo-Huber losses of the logarithms of predicted over
 //! measured times, and the squared distance from every prior. Each group of runs counts as its size to the power 0.4:
@@ -16,11 +16,11 @@ use nalgebra::{DMatrix, DVector};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-/// Errors within this much count by their square, larger ones by their size.
+/// The loss is quadratic for errors below this, and linear above.
 const ORDINARY_ERROR: f64 = 0.06;
-/// Scatter between runs that the model leaves even where it is right: other boxes of the same kind differ by 2 to 12 %.
+/// Scatter between runs that even a correct model leaves: servers of the same kind differ by 2 to 12 %.
 const SCATTER: f64 = 0.05;
-/// A group of `n` runs weighs as `n` to this power.
+/// A group of `n` runs has the weight `n` to this power.
 const GROUP_POWER: f64 = 0.4;
 const ROUNDS: u64 = 40;
 
@@ -33,18 +33,18 @@ pub struct FitSample<'a> {
 }
 
 impl FitSample<'_> {
-    /// Logarithm of predicted over measured.
+    /// Logarithm of predicted / measured.
     fn error(&self, parameters: &FreeParameters) -> f64 {
         (seconds(self.run, &self.work, parameters) / self.measured).ln()
     }
 }
 
-/// Predicted seconds of a step.
+/// Predicted step time in seconds.
 pub fn seconds(run: &TrainingRun, work: &StepWork, parameters: &FreeParameters) -> f64 {
     time(run, work, parameters).total()
 }
 
-/// The runs among `rows` that a fit may see.
+/// The runs among `rows` that may be used for a fit.
 pub fn samples<'a>(rows: impl IntoIterator<Item = &'a TableRow>) -> Vec<FitSample<'a>> {
     let usable = rows.into_iter().filter(|row| row.is_for_fitting());
     let sample = |row: &'a TableRow| {
@@ -55,10 +55,10 @@ pub fn samples<'a>(rows: impl IntoIterator<Item = &'a TableRow>) -> Vec<FitSampl
 }
 
 struct Problem<'a> {
-    /// Logarithms of the middles of the priors.
+    /// Logarithms of the medians of the priors.
     middle: Vec<f64>,
     samples: &'a [&'a FitSample<'a>],
-    /// Square roots.
+    /// Square roots of the weights.
     weights: Vec<f64>,
 }
 
@@ -118,11 +118,11 @@ fn of_logarithms(logarithms: &[f64]) -> FreeParameters {
     FreeParameters::from_array(&values)
 }
 
-/// The numbers that fit the runs best, where `middle` is what is known without them; `middle` itself without runs.
+/// The parameters that fit the runs best, with priors around `middle`; without runs, `middle` itself.
 pub fn fit(samples: &[&FitSample], middle: &FreeParameters) -> FreeParameters {
     let mut sizes: BTreeMap<&str, f64> = BTreeMap::new();
     samples.iter().for_each(|sample| *sizes.entry(sample.group).or_default() += 1.0);
-    // Ten times, so that a group of ten runs means as much as ten priors do.
+    // Times ten, so that a group of ten runs weighs as much as ten priors.
     let weight = |sample: &&FitSample| (10.0 * sizes[sample.group].powf(GROUP_POWER - 1.0)).sqrt();
     let middle: Vec<f64> = middle.to_array().iter().map(|value| value.ln()).collect();
     let start = DVector::from_vec(middle.clone());
@@ -139,17 +139,17 @@ pub fn fit(samples: &[&FitSample], middle: &FreeParameters) -> FreeParameters {
     of_logarithms(best.unwrap_or(start).as_slice())
 }
 
-/// Which runs are left out together.
+/// Which runs are held out together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fold {
-    /// All runs of the judged run's group.
+    /// All runs of the evaluated run's group.
     Group,
-    /// So many parts of the judged run's group, job by job: the same model on as many devices with the same batch is one
-    /// job.
+    /// The given number of parts of the evaluated run's group, job by job: a job is the same model on the
+    /// same number of devices with the same batch.
     Jobs(usize),
 }
 
-/// Predicted seconds of every row that can be predicted, by numbers fitted without it.
+/// Predicted seconds of every row that can be predicted, by parameters fitted without it.
 pub fn cross_validated(
     rows: &[TableRow],
     middle: &FreeParameters,
@@ -179,11 +179,11 @@ pub fn cross_validated(
     predicted
 }
 
-/// A number that runs of one job share.
+/// A hash that is equal for runs of the same job.
 fn job(run: &TrainingRun) -> usize {
     let shape = &run.shape;
     let job = [shape.layers, shape.hidden, shape.heads, run.seq_len, run.layout.devices(), run.global_batch];
-    // FNV-1a; the high bits are the well mixed ones.
+    // FNV-1a; the high bits are mixed best.
     let hash = job.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &value| {
         (hash ^ u64::from(value)).wrapping_mul(0x0100_0000_01b3)
     });

@@ -15,9 +15,9 @@
 //! assert!((40.0..80.0).contains(&estimate.step.0), "{estimate:?}");
 //! ```
 //!
-//! `work` asks the hardware model what kernels and collectives take; `estimate` says how a step differs from kernels
-//! timed alone, by the few numbers of `parameters`, which `fit` learns from `table`s of runs and judges by runs it has
-//! not seen.
+//! `work` takes the times of kernels and collectives from the hardware model; `estimate` computes how a step
+//! differs from kernels timed alone, with the free `parameters`, which `fit` fits to `table`s of runs and
+//! evaluates on held-out runs.
 
 #![forbid(unsafe_code)]
 

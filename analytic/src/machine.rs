@@ -1,4 +1,4 @@
-//! Devices and links of a run, prepared once and asked often.
+//! Devices and links of a run, prepared once and queried often.
 
 use crate::memo;
 use autodist_hardware::{
@@ -8,7 +8,7 @@ use autodist_hardware::{
 use autodist_spec::{Bytes, BytesPerSecond, Cluster, Collective, InputError};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Generations that a calibration tells apart.
+/// Device generations that a calibration distinguishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Generation {
     Volta,
@@ -19,7 +19,7 @@ pub enum Generation {
     Other,
 }
 
-/// The kind of network between nodes, where it matters beside its rate.
+/// The kind of network between nodes, as far as it matters in addition to its bandwidth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum FabricKind {
     #[default]
@@ -27,10 +27,10 @@ pub enum FabricKind {
     OmniPath,
 }
 
-/// A model of one kind of node, many of which are joined by a network.
+/// A model of a cluster of equal nodes that are connected by a network.
 #[derive(Debug)]
 pub struct NodeModel {
-    /// No two machines of a process have the same.
+    /// Unique per machine in this process.
     number: u64,
     pub device_name: String,
     pub generation: Generation,
@@ -40,7 +40,7 @@ pub struct NodeModel {
     pub devices_per_node: u32,
     /// Memory of one device.
     pub memory: Bytes,
-    /// Peak of dense GEMMs in 16 bits, for utilisation.
+    /// Peak of dense 16-bit GEMMs, for the utilisation.
     pub peak_flops_per_s: f64,
     /// Streaming multiprocessors, for waves of tiles.
     pub processors: f64,
@@ -48,7 +48,8 @@ pub struct NodeModel {
     pub seconds_per_byte: f64,
 }
 
-/// How nodes are joined: the kind of network, and what one node's cards carry together in one direction.
+/// The network between nodes: its kind, and the bandwidth of all NICs of one node together, in one
+/// direction.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Uplink {
     /// A fabric of the catalogue, e.g. `infiniband`.
@@ -59,25 +60,25 @@ pub struct Uplink {
 
 impl NodeModel {
     /// # Errors
-    /// A device that the catalogue does not know and the cluster does not describe.
+    /// The catalogue does not know the device, and the cluster does not describe it.
     pub fn of_cluster(cluster: &Cluster, catalogue: &Catalogue) -> Result<Self, InputError> {
         let device = DeviceModel::of_cluster(cluster, catalogue)?;
         let interconnect = Interconnect::of_cluster(cluster, catalogue)?;
         Ok(Self::new(device, interconnect, FabricKind::InfinibandOrEthernet, cluster.nodes[0].devices))
     }
 
-    /// Nodes of `per_node` devices of that name of the shipped catalogue.
+    /// A cluster of nodes with `per_node` devices of the given name from the shipped catalogue.
     ///
     /// # Errors
-    /// A device or a fabric that the catalogue does not know.
+    /// The catalogue does not know the device or the fabric.
     pub fn named(device: &str, per_node: u32, uplink: Option<&Uplink>) -> Result<Self, InputError> {
         Self::of_catalogue(&Catalogue::shipped(), device, per_node, uplink)
     }
 
-    /// The machine of a cluster, with the devices and fabrics of any catalogue.
+    /// The machine of a cluster, with the devices and fabrics of the given catalogue.
     ///
     /// # Errors
-    /// A device or a fabric that the catalogue does not know.
+    /// The catalogue does not know the device or the fabric.
     pub fn of_catalogue(
         catalogue: &Catalogue,
         device: &str,

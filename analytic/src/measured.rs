@@ -1,5 +1,6 @@
-//! Plans over layers that others have timed: a list of layers for each device, micro-batch and tensor-parallel degree,
-//! rates of links by message size, and plans, of one kind of device or several, with what was measured of them.
+//! Plans priced from layer times that others have measured: the input has a list of layers for each device,
+//! micro-batch and tensor-parallel degree, link bandwidths by message size, and plans on one or several kinds
+//! of devices, with their measurements.
 
 use crate::memory::{BUCKET, Reserve, kept};
 use crate::run::Shape;
@@ -9,11 +10,11 @@ use autodist_spec::{Check, InputError, parse};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Rate of layers inside a step over their rate when timed alone: caches are cold, clocks lower. It is the
-/// `gemm_efficiency` of a fit to catalog/published/training_runs.csv, which knows nothing of these plans.
+/// Rate of layers inside a step relative to layers timed alone: caches are cold, clocks lower. This is the
+/// `gemm_efficiency` of a fit to catalog/published/training_runs.csv, which does not contain these plans.
 const ALONE: f64 = 0.935;
 
-/// The file: what was timed, and plans to be priced.
+/// The file: measured layers, and the plans to price.
 #[derive(Debug, Clone, Deserialize)]
 pub struct MeasuredPlans {
     pub source: String,
@@ -23,7 +24,7 @@ pub struct MeasuredPlans {
     pub plans: Vec<MeasuredPlan>,
 }
 
-/// Shapes that activations are counted by: the timings do not tell them.
+/// Shapes for the count of activations, which the timings do not contain.
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct Model {
     /// Width of the residual stream.
@@ -52,7 +53,7 @@ pub struct Layer {
     pub parameters: f64,
     /// Elements of the result for one sequence.
     pub result: f64,
-    /// How many such layers follow one another.
+    /// Number of consecutive layers of this kind.
     #[serde(default = "once")]
     pub times: usize,
 }
@@ -61,16 +62,16 @@ fn once() -> usize {
     1
 }
 
-/// What the devices of one node together send to those of another.
+/// Bandwidth from the devices of one node together to those of another.
 #[derive(Debug, Clone, Deserialize)]
 pub struct LinkRates {
     pub from: Place,
     pub to: Place,
-    /// Message bytes and bytes per second, ascending.
+    /// Pairs of message size in bytes and bytes per second, ascending.
     pub rates: Vec<(f64, f64)>,
 }
 
-/// A tensor-parallel group: so many devices of a kind on one node.
+/// A tensor-parallel group: a number of devices of one kind on one node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct Place {
     pub device: String,
@@ -90,7 +91,7 @@ pub struct MeasuredPlan {
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct PlanStage {
-    /// Numbers of layers; each must be in the list.
+    /// Layer counts; each must be in the list.
     pub layers: Vec<usize>,
     pub replicas: Vec<Place>,
 }
@@ -108,7 +109,7 @@ pub struct PlanEstimate {
     pub memory_error: Option<f64>,
 }
 
-/// Layers of all profiles together, those that follow one another counted.
+/// Upper limit of the layers of all profiles together, repetitions included.
 const MOST_LAYERS: u64 = 1_000_000;
 
 impl Check for MeasuredPlans {
@@ -191,14 +192,14 @@ impl Check for MeasuredPlans {
     }
 }
 
-/// Bytes of a number on the way: 16 bits.
+/// Bytes per element in communication: 16 bits.
 const SENT: f64 = 2.0;
 
 impl MeasuredPlans {
     /// Reads the JSON form of docs/files.md.
     ///
     /// # Errors
-    /// Text that is not of that form, or a number out of its range; names the field.
+    /// The text has another form, or a number is out of range; the error names the field.
     pub fn read(file: &str, text: &[u8]) -> Result<Self, InputError> {
         let mut plans: Self = parse::json(file, text)?;
         for profile in &mut plans.profiles {
@@ -208,7 +209,7 @@ impl MeasuredPlans {
         Ok(plans)
     }
 
-    /// Prices every plan, or says what is missing for it.
+    /// Prices every plan, or returns which input is missing for it.
     pub fn estimate(&self) -> Vec<Result<PlanEstimate, String>> {
         self.plans
             .iter()
@@ -231,7 +232,7 @@ impl MeasuredPlans {
         })
     }
 
-    /// The sum over a stage's layers on the slowest, or largest, of its replicas.
+    /// The sum over a stage's layers, for its slowest or largest replica.
     fn worst(&self, plan: &MeasuredPlan, stage: &PlanStage, of: fn(&Layer) -> f64) -> Result<f64, String> {
         let mut worst: f64 = 0.0;
         for place in &stage.replicas {
@@ -245,7 +246,8 @@ impl MeasuredPlans {
         Ok(worst)
     }
 
-    /// Seconds for `bytes` in all from one node to the other, by the links between them in either direction.
+    /// Seconds to send `bytes` in total from one node to the other, over the link between them in either
+    /// direction.
     fn send(&self, from: &Place, to: &Place, bytes: f64) -> Result<f64, String> {
         let joins = |a: &Place, b: &Place| self.links.iter().find(|link| link.from == *a && link.to == *b);
         let link = joins(from, to).or_else(|| joins(to, from)).ok_or_else(|| {
@@ -273,8 +275,8 @@ impl MeasuredPlans {
         for stage in &plan.stages {
             work.push(self.worst(plan, stage, |layer| layer.forward_s + layer.backward_s)? / ALONE);
         }
-        // A stage of 1F1B receives and sends one activation and one gradient per micro-batch at each of its borders;
-        // DeepSpeed cuts them up, so that each tensor-parallel rank sends its part of them.
+        // A stage of 1F1B receives and sends one activation and one gradient per micro-batch at each border;
+        // DeepSpeed splits them, so that each tensor-parallel rank sends its share.
         let mut borders = Vec::new();
         for pair in plan.stages.windows(2) {
             let mut slowest: f64 = 0.0;
@@ -316,7 +318,7 @@ impl MeasuredPlans {
         })
     }
 
-    /// A ring over the replicas of a stage, at the pace of its slowest link.
+    /// A ring all-reduce over the replicas of a stage, at the bandwidth of its slowest link.
     fn reduce(&self, plan: &MeasuredPlan, stage: &PlanStage) -> Result<f64, String> {
         let ranks = stage.replicas.len();
         if ranks < 2 {
@@ -332,7 +334,8 @@ impl MeasuredPlans {
         Ok(2.0 * (ranks as f64 - 1.0) * slowest)
     }
 
-    /// Under DeepSpeed, which trained these: 20 bytes a parameter, its buckets, activations without recomputation.
+    /// Memory under DeepSpeed, which trained these plans: 20 bytes per parameter, its buckets, and
+    /// activations without recomputation.
     fn memory(&self, plan: &MeasuredPlan, micro_batches: f64) -> Result<f64, String> {
         let model =
             self.models.get(&plan.model).ok_or_else(|| format!("there is no model {}", plan.model))?;
@@ -380,7 +383,7 @@ impl MeasuredPlans {
     }
 }
 
-/// The rate of that message: between measured sizes by their logarithms, beyond them that of the nearest.
+/// The bandwidth at a message size: interpolated between measured sizes in logarithms, constant beyond them.
 fn between(rates: &[(f64, f64)], bytes: f64) -> f64 {
     match rates.iter().position(|(size, _)| *size >= bytes) {
         Some(0) => rates[0].1,

@@ -1,18 +1,18 @@
-//! Prices that were asked for a moment ago: a search asks for the same GEMMs again and again.
+//! Cache of recent prices: a search queries the same GEMMs again and again.
 
 use std::cell::RefCell;
 
-/// What tells one question from another.
+/// The key of a query.
 pub(crate) type Key = [u64; 6];
 
-/// A power of two, so that a place is some bits of a hash.
+/// A power of two, so that the cache slot is a bit range of the hash.
 const PLACES: usize = 4096;
 
 thread_local! {
     static MEMORY: RefCell<Vec<(Key, f64)>> = RefCell::new(vec![([u64::MAX; 6], 0.0); PLACES]);
 }
 
-/// The answer of `ask`, which must depend on the key alone. Each thread remembers the last question of each place.
+/// The result of `ask`, which must depend only on the key. Each thread remembers the last key of each slot.
 pub fn remembered(key: Key, ask: impl FnOnce() -> f64) -> f64 {
     let hash = key
         .iter()

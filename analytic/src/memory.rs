@@ -1,8 +1,8 @@
 //! Memory of the fullest device, as trainers keep it.
 //!
-//! Activations follow Korthikanti et al. 2022 (2205.05198, section 4), tensor by tensor so that gated MLPs, grouped
-//! queries and fused attention are counted as they are. Where a figure is in doubt the larger one is taken: a plan that
-//! is said to fit must fit.
+//! Activations follow Korthikanti et al. 2022 (2205.05198, section 4), tensor by tensor, so that gated MLPs,
+//! grouped queries and fused attention are counted correctly. If a figure is uncertain the larger one is
+//! used: a plan that is predicted to fit must fit.
 
 use crate::run::{Shape, TrainingRun};
 use crate::trainer::{AttentionKind, Trainer};
@@ -21,39 +21,42 @@ pub struct Memory {
     pub logits: f64,
     /// Buckets, gathered blocks, and the largest gradient before it is added to the others.
     pub buffers: f64,
-    /// What the allocator holds and cannot use.
+    /// Memory that the allocator holds but cannot use.
     pub fragmentation: f64,
     /// CUDA's context and NCCL's channels.
     pub context: f64,
 }
 
-/// DeepSpeed's default buckets hold so many elements.
+/// Elements per bucket in DeepSpeed, by default.
 pub(crate) const BUCKET: f64 = 5e8;
-/// Part of its peak that Megatron-Core's allocator holds beside it: it is one of expandable segments.
+/// Memory that Megatron-Core's allocator (expandable segments) holds in addition to its peak, as a fraction
+/// of the peak.
 const CORE_FRAGMENTATION: f64 = 0.03;
 
-/// What a device holds beside tensors: two numbers that are learnt from measured peaks, everything else is counted.
+/// Memory of a device in addition to tensors: two parameters fitted to measured peaks; everything else is
+/// counted.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Reserve {
     /// CUDA's context, libraries and NCCL's channels, bytes.
     pub context: f64,
-    /// Part of the peak that an allocator watched from outside holds beside what it has handed out.
+    /// Memory that the allocator holds in addition to what it has handed out, seen from outside, as a
+    /// fraction of the peak.
     pub fragmentation: f64,
 }
 
 impl Memory {
-    /// What the allocator has handed out at the peak, as `max_memory_allocated` tells.
+    /// Memory that the allocator has handed out at the peak, as in `max_memory_allocated`.
     pub fn allocated(&self) -> f64 {
         self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
     }
 
-    /// What the device must have.
+    /// Memory that the device must have.
     pub fn total(&self) -> f64 {
         self.allocated() + self.fragmentation + self.context
     }
 
-    /// What that trainer's users read off: Megatron-Core logs what its allocator holds, the others are watched from
-    /// outside.
+    /// Memory as the trainer's users see it: Megatron-Core logs what its allocator holds; other trainers are
+    /// observed from outside the process.
     pub fn as_reported(&self, trainer: Trainer) -> f64 {
         if trainer.is_core() { self.allocated() + self.fragmentation } else { self.total() }
     }
@@ -94,7 +97,7 @@ impl Memory {
         let elements = dense + routed;
 
         let replicas = f64::from(layout.shards());
-        // Experts are replicated over what is left of the data axis.
+        // Experts are replicated over the rest of the data axis.
         let part = |stage: u8| {
             if layout.zero_stage >= stage {
                 dense / replicas + routed / (replicas / experts).max(1.0)
@@ -114,17 +117,17 @@ impl Memory {
         let block = block_activations(run, tokens);
         let kept = match run.recompute {
             Recompute::None => block.all(),
-            // PyTorch recomputes every second block or GEMM, which is half.
+            // PyTorch recomputes every second block or GEMM: half of them.
             Recompute::Selective if run.trainer.shards_parameters() => 0.5 * block.all(),
             Recompute::Selective => block.all() - block.scores,
             Recompute::Full => 2.0 * tokens * f64::from(shape.hidden) / block.sequence_split,
         };
         let repeated = if run.recompute == Recompute::None { 0.0 } else { block.all() };
-        // Of the classic trainers it is part of the fragmentation that was learnt from their peaks.
+        // For the classic trainers this is part of the fragmentation, which was fitted to their peaks.
         let passing = if run.trainer.is_classic() { 0.0 } else { passing(run, tokens) };
         memory.activations = flight * blocks * kept + repeated + passing;
         if run.trainer == Trainer::MegatronDeepspeed && !only {
-            // Its pipeline keeps an input and an output buffer of each micro-batch.
+            // DeepSpeed's pipeline keeps an input and an output buffer for each micro-batch.
             memory.activations += 2.0 * flight * 2.0 * tokens * f64::from(shape.hidden);
         }
         if last {
@@ -152,10 +155,10 @@ struct Bytes {
 }
 
 impl Bytes {
-    /// Megatron: 16-bit weights, fp32 gradients, fp32 master weights and two moments: 18. DeepSpeed: 16-bit gradients,
-    /// and beside its shard of master weights and moments an fp32 and a 16-bit copy of the shard's gradient; under bf16
-    /// the sum over micro-batches is kept in fp32 as well. PyTorch FSDP: all in fp32, and a block at a time gathered in
-    /// 16 bits.
+    /// Megatron: 16-bit weights, fp32 gradients, fp32 master weights and two moments: 18. DeepSpeed: 16-bit
+    /// gradients, and in addition to its shard of master weights and moments an fp32 and a 16-bit copy of the
+    /// shard's gradient; with bf16, gradients are also accumulated in fp32. PyTorch FSDP: everything in fp32,
+    /// and one block at a time gathered in 16 bits.
     fn of(run: &TrainingRun) -> Self {
         let trainer = run.trainer;
         let (weight, gradient, state) = match trainer {
@@ -168,8 +171,8 @@ impl Bytes {
         Self { weight, gradient, state, trainer }
     }
 
-    /// Per logit: 16 bits and an fp32 copy; with a fused loss 16 bits and their gradient; eager losses keep one copy
-    /// more, and their gradient.
+    /// Bytes per logit: 16 bits and an fp32 copy; with a fused loss 16 bits and their gradient; eager losses
+    /// keep one more copy and its gradient.
     fn logit(&self, fused: bool) -> f64 {
         match (fused, self.trainer) {
             (true, _) => 4.0,
@@ -179,8 +182,8 @@ impl Bytes {
     }
 }
 
-/// Micro-batches whose activations a rank holds, in units of all its layers: 1F1B, interleaved or not (Narayanan et
-/// al., SC'21, 2.2).
+/// Micro-batches whose activations a rank holds, in units of all its layers: 1F1B, interleaved or not
+/// (Narayanan et al., SC'21, 2.2).
 fn in_flight(run: &TrainingRun, rank: Rank) -> f64 {
     let (stages, chunks) = (f64::from(run.layout.pipeline), f64::from(run.layout.virtual_stages));
     let all = run.micro_batches();
@@ -188,7 +191,7 @@ fn in_flight(run: &TrainingRun, rank: Rank) -> f64 {
         return if chunks > 1.0 { (1.0 + (stages - 1.0) / stages).min(all) } else { 1.0 };
     }
     let interleaved = if chunks > 1.0 { 1.0 + (stages - 1.0) / (stages * chunks) } else { 1.0 };
-    // The second rank begins one micro-batch later, and holds one less; interleaved, two chunks' worth.
+    // The second rank starts one micro-batch later and holds one less; with interleaving, two chunks' worth.
     let later = match rank {
         Rank::Second if chunks > 1.0 => 2.0 / chunks,
         Rank::Second => 1.0,
@@ -197,9 +200,9 @@ fn in_flight(run: &TrainingRun, rank: Rank) -> f64 {
     (stages * interleaved - later).max(1.0).min(all)
 }
 
-/// Bytes that one block keeps of one micro-batch.
+/// Activation bytes that one block keeps for one micro-batch.
 pub(crate) struct Kept {
-    /// Held whole by each tensor-parallel rank, or split with sequence parallelism.
+    /// Replicated on each tensor-parallel rank, or split with sequence parallelism.
     along: f64,
     split: f64,
     scores: f64,
@@ -212,8 +215,8 @@ impl Kept {
     }
 }
 
-/// Bytes of the gradients that one block's backward pass holds at once: of attention's scores before and after softmax,
-/// or of the MLP's inner layer, and of the residual stream before and after.
+/// Bytes of the gradients that one block's backward pass holds at once: attention's scores before and after
+/// softmax, or the MLP's inner layer, and the residual stream before and after.
 fn passing(run: &TrainingRun, tokens: f64) -> f64 {
     let (shape, tensor) = (&run.shape, f64::from(run.layout.tensor));
     let scores = match run.attention {
@@ -236,7 +239,7 @@ fn block_activations(run: &TrainingRun, tokens: f64) -> Kept {
     )
 }
 
-/// What one block keeps of `tokens` tokens in sequences of `seq_len`.
+/// Activations that one block keeps for `tokens` tokens in sequences of `seq_len`.
 pub(crate) fn kept(
     shape: &Shape,
     attention: AttentionKind,
@@ -248,7 +251,8 @@ pub(crate) fn kept(
     let (hidden, heads) = (f64::from(shape.hidden), f64::from(shape.heads));
     let head_dim = f64::from(shape.head_dim);
     let (query, kv) = (heads * head_dim, f64::from(shape.kv_heads) * head_dim);
-    // Inputs of two norms and of what follows them; masks of two dropouts, which younger models do without.
+    // Inputs of two norms and of the layers that follow them; masks of two dropouts, which newer models do
+    // not have.
     let along = tokens * hidden * if shape.gated { 8.0 } else { 10.0 };
     let routed = shape.experts.map_or(1.0, |e| f64::from(e.active));
     let inner = shape.inner();
@@ -256,7 +260,7 @@ pub(crate) fn kept(
     let inner_bytes = if shape.gated { 6.0 } else { 4.0 };
     let split = tokens * (2.0 * (2.0 * query + 2.0 * kv) + inner_bytes * inner + dispatched);
     let scores = match attention {
-        // Softmax, dropout's mask, dropout's result.
+        // Softmax, dropout mask, dropout result.
         AttentionKind::Unfused => 5.0 * heads * seq_len * tokens,
         AttentionKind::FirstFlash | AttentionKind::Flash => 4.0 * heads * tokens,
     };
@@ -269,7 +273,7 @@ fn buffers(run: &TrainingRun, elements: f64, has_table: bool) -> f64 {
     let block =
         (shape.attention_parameters() + shape.mlp_parameters() / f64::from(run.layout.expert)) / tensor;
     match run.trainer {
-        // The largest gradient in 16 bits, before it is added to the fp32 sum.
+        // The largest gradient in 16 bits, before it is accumulated in fp32.
         Trainer::Megatron | Trainer::MegatronCore | Trainer::Nemo | Trainer::Oneflow => {
             let table = if has_table { shape.embedding_parameters() / tensor } else { 0.0 };
             let up =
@@ -281,9 +285,9 @@ fn buffers(run: &TrainingRun, elements: f64, has_table: bool) -> f64 {
             // Without a pipeline, gradients are copied into one flat buffer before they are reduced.
             4.0 * BUCKET.min(elements) + if whole { 2.0 * elements } else { 0.0 }
         }
-        // A pipeline keeps all that it has gathered, and their gradients.
+        // A pipeline keeps everything that it has gathered, and the gradients.
         Trainer::Fsdp | Trainer::Fsdp2 if run.layout.pipeline > 1 => 4.0 * elements,
-        // Two blocks gathered, and the gradients of one before they are scattered.
+        // Two gathered blocks, and the gradients of one before the reduce-scatter.
         Trainer::Fsdp | Trainer::Fsdp2 => 6.0 * block.max(shape.embedding_parameters() / tensor),
     }
 }

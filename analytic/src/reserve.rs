@@ -1,37 +1,37 @@
-//! What devices hold beside tensors, learnt from measured peaks and judged by peaks that it has not seen.
+//! Memory of devices in addition to tensors, fitted to measured peaks and evaluated on held-out peaks.
 //!
-//! Two numbers, so a grid is searched: nothing to converge, nothing to start from. A peak that was said too low costs more than
-//! one that was said too high, as it does whoever believes it.
+//! A grid search is enough for two parameters: it needs no start and always converges. A predicted peak that
+//! is too low costs more than one that is too high, because it is worse for users.
 
 use crate::memory::{Memory, Reserve};
 use crate::table::TableRow;
 use std::collections::BTreeMap;
 
-/// What is known without any run: a context and the buffers of some communicators; and what an allocator of blocks loses.
+/// The prior: a context and the buffers of some communicators; and the typical loss of a block allocator.
 const PRIOR: Reserve = Reserve { context: 2.5e9, fragmentation: 0.1 };
 /// Standard deviations of their logarithms.
 const SPREADS: [f64; 2] = [0.4, 0.4];
-/// Scatter of peaks around what is counted.
+/// Scatter of measured peaks around counted ones.
 const SCATTER: f64 = 0.05;
-/// A byte too few counts as so many too many.
+/// An underestimated byte costs as much as this number of overestimated ones.
 const UNDER: f64 = 4.0;
-/// Points of the grid on either side of the prior, and the part of a spread between two of them.
+/// Points of the grid on either side of the prior, and their distance as a fraction of the spread.
 const REACH: i32 = 20;
 const STEP: f64 = 0.1;
 
 impl Reserve {
-    /// On the cautious side of the fit to all peaks of the shipped runs, which is 1.1 GB and 0.16: two of 105 peaks are said
-    /// more than 5 % too low, where the fit has five.
+    /// More cautious than the fit to all peaks of the shipped runs, which is 1.1 GB and 0.16: two of 105
+    /// predicted peaks are more than 5 % too low, where the fit has five.
     pub const SHIPPED: Self = Self { context: 3e9, fragmentation: 0.125 };
 }
 
-/// A peak that was watched from outside: counted bytes and measured ones.
+/// A peak observed from outside the process: counted bytes and measured ones.
 struct Peak {
     allocated: f64,
     measured: f64,
 }
 
-/// The reserve for each row: by the peaks of the other groups.
+/// The reserve for each row, from the peaks of the other groups.
 pub fn cross_validated(rows: &[TableRow]) -> Vec<Reserve> {
     let mut groups: BTreeMap<&str, Vec<Peak>> = BTreeMap::new();
     for row in rows {
@@ -54,7 +54,7 @@ pub fn of_rows(rows: &[TableRow]) -> Reserve {
     fit(&[&peaks])
 }
 
-/// Nothing where the trainer itself reports what it has allocated: that has no reserve in it.
+/// `None` if the trainer reports only allocated memory, which contains no reserve.
 fn peak(row: &TableRow) -> Option<Peak> {
     let run = row.run.as_ref().ok()?;
     let allocated = Memory::of(run).allocated();

@@ -1,4 +1,4 @@
-//! What is trained, on what, and how it is split.
+//! The description of a training run: model, cluster and layout.
 
 use crate::estimate::StepEstimate;
 use crate::machine::NodeModel;
@@ -21,17 +21,17 @@ pub struct Shape {
     pub vocab: u32,
     /// Gate, up and down instead of up and down.
     pub gated: bool,
-    /// Rows of a learned table of positions; none with rotary ones.
+    /// Rows of a learned position embedding; 0 with rotary embeddings.
     pub position_rows: u32,
     pub tied_embeddings: bool,
     pub experts: Option<Experts>,
 }
 
-/// A layer of experts in the place of the MLP of every block.
+/// A mixture-of-experts layer in place of the MLP of every block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Experts {
     pub count: u32,
-    /// Experts that each token visits.
+    /// Active experts per token.
     pub active: u32,
     /// Width of one expert's inner layer.
     pub ffn: u32,
@@ -56,7 +56,7 @@ impl From<&ModelSpec> for Shape {
 }
 
 impl Shape {
-    /// Inner elements of the MLP for one token, over all experts that it visits.
+    /// Inner elements of the MLP for one token, over its active experts.
     pub fn inner(&self) -> f64 {
         self.experts.map_or(f64::from(self.ffn), |e| f64::from(e.active) * f64::from(e.ffn))
     }
@@ -88,8 +88,8 @@ impl Shape {
             + f64::from(self.position_rows) * f64::from(self.hidden)
     }
 
-    /// FLOPs of a step without recomputation per token: three forwards, attention counted in full (Narayanan et al.,
-    /// SC'21, appendix); of experts only the active ones.
+    /// FLOPs of a step per token without recomputation: three forward passes, attention counted in full
+    /// (Narayanan et al., SC'21, appendix); only active experts count.
     pub fn flops_per_token(&self, seq_len: u32) -> f64 {
         let mlp = match self.experts {
             None => self.mlp_parameters(),
@@ -110,12 +110,12 @@ pub struct ParallelDims {
     pub pipeline: u32,
     /// Chunks of layers per pipeline rank.
     pub virtual_stages: u32,
-    /// Ranks of the data axis that share out the experts.
+    /// Expert-parallel degree: ranks of the data axis over which the experts are distributed.
     pub expert: u32,
     pub sequence_parallel: bool,
     /// 0 to 3.
     pub zero_stage: u8,
-    /// Ranks that ZeRO shards over; the whole data axis where it is `data`.
+    /// Shard group size of ZeRO; equal to `data` for the whole data axis.
     pub shard: u32,
 }
 
@@ -136,22 +136,24 @@ impl Default for ParallelDims {
 }
 
 impl ParallelDims {
-    /// Ranks that a shard is one of: context-parallel ranks hold the same parameters, and share them out too.
+    /// Ranks over which parameters are sharded: context-parallel ranks hold the same parameters, and shard
+    /// them too.
     pub fn shards(&self) -> u32 {
         self.shard.max(1).saturating_mul(self.context)
     }
 
-    /// Product of the degrees; of degrees whose product is none of a cluster, `u32::MAX`.
+    /// Product of the degrees; `u32::MAX` if it exceeds the size of any cluster.
     pub fn devices(&self) -> u32 {
         [self.context, self.data, self.pipeline].into_iter().fold(self.tensor, u32::saturating_mul)
     }
 }
 
-/// What is counted this much larger than a device may have fitted.
+/// A known run may exceed the capacity by this factor in the memory model.
 const COUNTED: f64 = 1.25;
 
-/// Blocks of each of `stages` pipeline ranks, and how many fewer the first and the last one hold: none, or one where
-/// that lets the others be alike, as Megatron splits 126 blocks over 8 ranks to make room for embedding and loss.
+/// Blocks per pipeline rank for `stages` ranks, and by how many the first and last rank fall short (0 or 1),
+/// so that the inner ranks are equal: Megatron splits 126 blocks over 8 ranks in this way, to make room for
+/// embedding and loss.
 pub fn even_blocks(layers: u32, stages: u32) -> Option<(u32, u32)> {
     if layers.is_multiple_of(stages) {
         return Some((layers / stages, 0));
@@ -159,7 +161,7 @@ pub fn even_blocks(layers: u32, stages: u32) -> Option<(u32, u32)> {
     (layers + 2).is_multiple_of(stages).then(|| ((layers + 2) / stages, 1))
 }
 
-/// One training step to be predicted.
+/// One training step to predict.
 #[derive(Debug, Clone)]
 pub struct TrainingRun {
     pub shape: Shape,
@@ -174,20 +176,20 @@ pub struct TrainingRun {
     pub recompute: Recompute,
     pub trainer: Trainer,
     pub attention: AttentionKind,
-    /// Whether gradients are reduced beside the backward pass.
+    /// Whether the gradient reduction overlaps with the backward pass.
     pub overlap: bool,
-    /// Parameters handed out rank by rank after the step, instead of gathered in one collective.
+    /// Whether updated parameters are broadcast rank by rank after the step, instead of all-gathered.
     pub broadcasts: bool,
-    /// Each operation is a kernel of its own.
+    /// Whether each operation is a separate kernel.
     pub eager: bool,
     /// Whether the loss is one fused kernel, which keeps logits in 16 bits.
     pub fused_loss: bool,
-    /// What is not known of this run and was assumed.
+    /// Assumptions about unknown details of this run.
     pub assumptions: Vec<String>,
 }
 
 impl TrainingRun {
-    /// A run of that trainer with its usual ways.
+    /// A run of the given trainer with its defaults.
     pub fn new(shape: Shape, machine: Arc<NodeModel>, layout: ParallelDims, trainer: Trainer) -> Self {
         let attention = trainer.attention_on(machine.generation);
         Self {
@@ -209,7 +211,7 @@ impl TrainingRun {
         }
     }
 
-    /// Blocks of a pipeline rank, and how many the first and the last one hold less.
+    /// Blocks of a pipeline rank, and by how many the first and last one fall short.
     pub fn blocks(&self) -> (f64, f64) {
         let (layers, stages) = (self.shape.layers, self.layout.pipeline);
         match even_blocks(layers, stages) {
@@ -218,12 +220,12 @@ impl TrainingRun {
         }
     }
 
-    /// Micro-batches per pipeline and step; whole unless the source's batch does not divide.
+    /// Micro-batches per pipeline and step; an integer unless the batch of the source does not divide.
     pub fn micro_batches(&self) -> f64 {
         f64::from(self.global_batch) / (f64::from(self.layout.data) * f64::from(self.micro_batch))
     }
 
-    /// What all layouts of one job have in common: model, devices, batch, arithmetic and trainer.
+    /// A key of what all layouts of one job have in common: model, devices, batch, precision and trainer.
     pub fn job(&self) -> String {
         let (shape, devices) = (&self.shape, self.layout.devices());
         format!(
@@ -232,12 +234,12 @@ impl TrainingRun {
         )
     }
 
-    /// Whether the fullest device holds it.
+    /// Whether the run fits on the fullest device.
     pub fn fits(&self, estimate: &StepEstimate) -> bool {
         estimate.memory.total() <= self.machine.memory.as_f64()
     }
 
-    /// The least recomputation with which the run fits into its devices; full where nothing does.
+    /// The cheapest recomputation with which the run fits on its devices; full if none fits.
     pub fn least_recompute(&self) -> Recompute {
         self.least_recompute_where(|memory| memory.total() <= self.machine.memory.as_f64())
     }
@@ -258,7 +260,7 @@ impl TrainingRun {
     }
 
     /// # Errors
-    /// Degrees that do not fit the model, the batch or each other.
+    /// Degrees do not fit the model, the batch or each other.
     pub fn check(&self) -> Result<(), InputError> {
         let layout = &self.layout;
         let wrong = |field: &str, value: u32, problem: String, hint: &str| {

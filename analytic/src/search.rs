@@ -1,4 +1,4 @@
-//! All ways in which a trainer can split one job over one cluster, and the fastest of them.
+//! Enumerates all layouts of a job on a cluster that a trainer supports, and finds the fastest.
 
 use crate::estimate::StepEstimate;
 use crate::parameters::FreeParameters;
@@ -6,12 +6,12 @@ use crate::run::{ParallelDims, TrainingRun, even_blocks};
 use crate::trainer::Trainer;
 use autodist_spec::Recompute;
 
-/// Largest micro-batch that is tried; larger ones make no product faster.
+/// Largest micro-batch of the search; larger ones do not make GEMMs faster.
 const LARGEST_MICRO_BATCH: u32 = 16;
-/// A context-parallel rank keeps this many tokens of a sequence at least.
+/// Smallest number of tokens of a sequence on a context-parallel rank.
 const LEAST_TOKENS: u32 = 4096;
 
-/// What somebody has decided; the rest is searched.
+/// The fixed parts of a layout; the rest is searched.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Fixed {
     pub tensor: Option<u32>,
@@ -23,25 +23,25 @@ pub struct Fixed {
     pub zero_stage: Option<u8>,
     pub micro_batch: Option<u32>,
     pub recompute: Option<Recompute>,
-    /// Always, or where the trainer usually has it.
+    /// Always use sequence parallelism, not only where the trainer does so by default.
     pub sequence_parallel: bool,
 }
 
-/// What a search has found.
+/// The result of a search.
 #[derive(Debug, Clone)]
 pub struct Found {
     /// Fastest first.
     pub best: Vec<(TrainingRun, StepEstimate)>,
     /// Layouts that were priced or found too large.
     pub considered: usize,
-    /// Those that do not fit into the devices even with full recomputation.
+    /// Layouts that do not fit on the devices even with full recomputation.
     pub too_large: usize,
-    /// Bytes that the smallest of these needs.
+    /// Bytes that the smallest of these layouts needs.
     pub least_memory: Option<f64>,
 }
 
-/// The `keep` fastest layouts of `base`'s job on `devices` devices, with the least recomputation that fits each. What `base`
-/// says of its own layout is not looked at.
+/// The `keep` fastest layouts of `base`'s job on `devices` devices, each with the cheapest recomputation that
+/// fits. The layout of `base` itself is ignored.
 pub fn search(
     base: &TrainingRun,
     devices: u32,
@@ -92,7 +92,7 @@ fn divisors(of: u32) -> impl Iterator<Item = u32> {
     (1..=of).filter(move |degree| of.is_multiple_of(*degree))
 }
 
-/// What is fixed, or those of the others that the trainer has.
+/// The fixed degree, or the other degrees if the trainer supports them.
 fn degrees(fixed: Option<u32>, has: bool, others: impl Iterator<Item = u32>) -> Vec<u32> {
     match fixed {
         Some(degree) => vec![degree],
@@ -101,7 +101,7 @@ fn degrees(fixed: Option<u32>, has: bool, others: impl Iterator<Item = u32>) -> 
     }
 }
 
-/// Layouts of all devices, one chunk of blocks per pipeline rank.
+/// Layouts that use all devices, with one chunk of blocks per pipeline rank.
 fn layouts(base: &TrainingRun, devices: u32, fixed: &Fixed) -> Vec<ParallelDims> {
     let (shape, trainer) = (&base.shape, base.trainer);
     let in_node = base.machine.devices_per_node.min(shape.heads);
@@ -116,7 +116,7 @@ fn layouts(base: &TrainingRun, devices: u32, fixed: &Fixed) -> Vec<ParallelDims>
         {
             let rest = rest / context.max(1);
             for pipeline in degrees(fixed.pipeline, trainer.has_pipelines(), divisors(rest).filter(even)) {
-                // Degrees that are given may multiply to more than a number of devices can be.
+                // The product of the given degrees may overflow.
                 let model = [context, pipeline].into_iter().try_fold(tensor, u32::checked_mul);
                 let Some(model) = model.filter(|model| *model > 0 && devices.is_multiple_of(*model)) else {
                     continue;
@@ -149,7 +149,7 @@ fn layouts(base: &TrainingRun, devices: u32, fixed: &Fixed) -> Vec<ParallelDims>
     found
 }
 
-/// Stages that the trainer has, where `replicas` ranks hold the same parameters.
+/// ZeRO stages that the trainer supports, where `replicas` ranks hold the same parameters.
 fn zero_stages(trainer: Trainer, replicas: u32, fixed: &Fixed) -> Vec<u8> {
     match fixed.zero_stage {
         Some(stage) => vec![stage],
@@ -166,7 +166,8 @@ fn micro_batches(base: &TrainingRun, layout: &ParallelDims, fixed: &Fixed) -> Ve
     degrees(fixed.micro_batch, true, sizes.filter(|size| each.is_multiple_of(*size)))
 }
 
-/// Interleaving deals out micro-batches to all ranks in turn, and chunks of as many blocks.
+/// Interleaving distributes micro-batches over all ranks in turn, and needs chunks of equal numbers of
+/// blocks.
 fn virtual_stages(base: &TrainingRun, layout: &ParallelDims, micro_batch: u32, fixed: &Fixed) -> Vec<u32> {
     let rounds = base.global_batch / layout.data / micro_batch.max(1);
     let interleaves =

@@ -1,4 +1,5 @@
-//! Layouts of one job, measured: how much slower is the predicted best, and how alike are the two orders.
+//! Measured layouts of one job: how much slower the predicted best is, and how well the predicted order
+//! matches.
 
 use crate::cells;
 use crate::statistics::quantile;
@@ -11,14 +12,14 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChoiceSet {
     pub id: String,
-    /// Ids of rows.
+    /// Ids of the rows.
     pub members: Vec<String>,
 }
 
-/// Layouts of a set are compared from this many on; what is left of a mixed set is often less.
+/// Smallest set that is compared; the remainder of a mixed set is often smaller.
 const LEAST: usize = 3;
 
-/// How a prediction orders one set.
+/// The predicted order of one set.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Choice {
     pub set_id: String,
@@ -26,18 +27,18 @@ pub struct Choice {
     pub layouts: usize,
     pub best_id: String,
     pub chosen_id: String,
-    /// Measured time of the predicted best over the measured best, less one.
+    /// Measured time of the predicted best / measured best - 1.
     pub regret: f64,
-    /// Kendall's tau-b of predicted and measured times; absent where all are equal.
+    /// Kendall's tau-b of predicted and measured times; absent if all are equal.
     pub kendall_tau: Option<f64>,
-    /// Relative errors less the set's median error: their median size.
+    /// Median size of the relative errors after subtracting the set's median error.
     pub scatter: f64,
 }
 
-/// Reads sets: columns `set_id` and `ids_best_first`, ids apart by spaces; other columns are ignored.
+/// Reads sets: columns `set_id` and `ids_best_first`, ids separated by spaces; other columns are ignored.
 ///
 /// # Errors
-/// Text that is no CSV, or without these columns.
+/// The text is not CSV, or lacks these columns.
 pub fn read(text: &[u8], file: &str) -> Result<Vec<ChoiceSet>, InputError> {
     let (header, lines) = cells::read(text, file)?;
     let column = |name: &str| {
@@ -54,17 +55,17 @@ pub fn read(text: &[u8], file: &str) -> Result<Vec<ChoiceSet>, InputError> {
     Ok(lines.iter().map(set).collect())
 }
 
-/// What is known of one row: its group, the job that it does, measured and predicted seconds.
+/// Data of one row: its group, its job, measured and predicted seconds.
 #[derive(Debug, Clone)]
 pub struct Timing<'a> {
     pub group: &'a str,
-    /// Only layouts of one job can be chosen among: see [`crate::TrainingRun::job`].
+    /// Layouts are compared only within one job: see [`crate::TrainingRun::job`].
     pub job: String,
     pub measured: f64,
     pub predicted: f64,
 }
 
-/// All jobs of a table that one source measured in three layouts or more, named after their first row.
+/// All jobs of a table for which one source measured three layouts or more, named after their first row.
 pub fn of_rows(rows: &[TableRow]) -> Vec<ChoiceSet> {
     let mut jobs: BTreeMap<(&str, &str, String), Vec<&TableRow>> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.measured_s.is_some()) {
@@ -80,8 +81,8 @@ pub fn of_rows(rows: &[TableRow]) -> Vec<ChoiceSet> {
     named.collect()
 }
 
-/// Judges the sets of which two rows at least were measured and predicted. A set that mixes jobs is taken apart: that one
-/// model trains faster than another is no choice of a layout.
+/// Evaluates the sets with at least two measured and predicted rows. A set of several jobs is split, because
+/// the difference between two models is not a choice of layout.
 pub fn judge(sets: &[ChoiceSet], rows: &BTreeMap<&str, Timing>) -> Vec<Choice> {
     sets.iter().flat_map(|set| judge_one(set, rows)).collect()
 }
@@ -125,7 +126,7 @@ fn scatter(found: &[(&str, &Timing)]) -> f64 {
     quantile(&mut errors, 0.5)
 }
 
-/// Kendall 1945: concordant less discordant pairs, over the geometric mean of the pairs untied in each.
+/// Kendall 1945: (concordant - discordant pairs) / the geometric mean of the pairs untied in each.
 fn tau_b(pairs: &[(f64, f64)]) -> Option<f64> {
     let (mut score, mut first, mut second) = (0.0, 0.0, 0.0);
     for (index, a) in pairs.iter().enumerate() {
@@ -163,9 +164,9 @@ mod tests {
         let judged = judge(&sets, &rows);
         assert_eq!((judged[0].layouts, judged[0].chosen_id.as_str()), (2, "b"));
         assert!((judged[0].regret - 0.1).abs() < 1e-12);
-        // One is said 20 % too slow, the other rightly: both are half of that off their middle.
+        // One is predicted 20 % too slow, the other exactly: both are half of that from their middle.
         assert!((judged[0].scatter - 0.5 * 1.2f64.ln()).abs() < 1e-12);
-        // Another job is no alternative, and two layouts of a mixed set are none either.
+        // Another job is not an alternative, and two layouts of a mixed set are not compared either.
         rows.insert("c", Timing { job: "other".to_owned(), ..timing(0.1, 0.1) });
         assert!(judge(&sets, &rows).is_empty());
         let more = read(b"set_id,ids_best_first\ns,a b c d\n", "sets.csv").unwrap();

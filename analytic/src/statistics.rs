@@ -1,6 +1,6 @@
-//! Sums over errors.
+//! Statistics of errors.
 
-/// The value below which that part of the values lies; `NaN` without values. Sorts them.
+/// The quantile `part` of the values; `NaN` without values. Sorts them.
 pub fn quantile(values: &mut [f64], part: f64) -> f64 {
     if values.is_empty() {
         return f64::NAN;

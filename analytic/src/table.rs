@@ -1,4 +1,4 @@
-//! Tables of published or logged runs: a line each, columns by name, what is missing unknown.
+//! Tables of published or logged runs: one run per line, columns by name, missing values are unknown.
 
 use crate::cells;
 use crate::described::{Machines, run};
@@ -7,18 +7,18 @@ use crate::run::TrainingRun;
 use autodist_hardware::{Catalogue, Dtype};
 use autodist_spec::InputError;
 
-/// One line: the run as far as it is understood, or why it is not, and what was measured.
+/// One line: the run if it is understood, or the reason why not, and the measurements.
 #[derive(Debug, Clone)]
 pub struct TableRow {
     pub id: String,
-    /// Rows of one source share clusters and software; errors are judged with whole groups left out.
+    /// Rows of one source share clusters and software; whole groups are held out to measure errors.
     pub group: String,
-    /// Where it was read: releases of one benchmark differ in software, not in layouts.
+    /// The publication: releases of one benchmark differ in software, not in layouts.
     pub source: String,
     pub device: String,
     pub precision: String,
     pub dense: bool,
-    /// `A` to `C`; `R` for figures from memory, which no fit may see.
+    /// `A` to `C`; `R` for figures from memory, which are excluded from fits.
     pub quality: String,
     pub run: Result<TrainingRun, String>,
     pub measured_s: Option<f64>,
@@ -26,7 +26,7 @@ pub struct TableRow {
 }
 
 impl TableRow {
-    /// Whether a fit may see it: dense, in 16 or 8 bits, read at its source, with a time.
+    /// Whether a fit may use the row: dense, in 16 or 8 bits, read at its source, with a time.
     pub fn is_for_fitting(&self) -> bool {
         let known =
             matches!(&self.run, Ok(run) if matches!(run.dtype, Dtype::Bf16 | Dtype::Fp16 | Dtype::Fp8));
@@ -34,10 +34,10 @@ impl TableRow {
     }
 }
 
-/// Reads a table with a header line, whose devices `catalogue` knows. Unknown columns are ignored.
+/// Reads a table with a header line, with the devices of `catalogue`. Unknown columns are ignored.
 ///
 /// # Errors
-/// Text that is no CSV, or a table without `id`.
+/// The text is not CSV, or the table has no `id` column.
 pub fn read(text: &[u8], file: &str, catalogue: &Catalogue) -> Result<Vec<TableRow>, InputError> {
     let (header, lines) = cells::read(text, file)?;
     if !header.iter().any(|name| name == "id") {
@@ -55,7 +55,7 @@ fn row(fields: &Fields, machines: &mut Machines) -> TableRow {
     let sparse = known.is_some()
         || fields.text("ep").is_some_and(|ep| ep != "1")
         || fields.text("active_params_B").is_some();
-    // A measurement that is none would be taken for a run that nobody measured.
+    // An invalid measurement is an error, so that the run is not taken as unmeasured.
     let (seconds, memory) = (measured(fields), memory(fields));
     let run = run(fields, machines, sparse);
     let (run, measured_s, measured_memory_gb) = match (run, seconds, memory) {
@@ -76,13 +76,13 @@ fn row(fields: &Fields, machines: &mut Machines) -> TableRow {
     }
 }
 
-/// Seconds per step, from whatever the source prints; or the number that is none.
+/// Seconds per step, from any of the measured columns; an error names an invalid number.
 fn measured(fields: &Fields) -> Result<Option<f64>, String> {
     let seconds = |name| fields.within(name, 1e-6..=1e9, "seconds");
     let said = seconds("iteration_s")?.or(seconds("d_iteration_s")?);
     let rate = fields.within("tokens_per_s_per_gpu", 1e-6..=1e12, "tokens per second")?;
     let (None, Some(rate)) = (said, rate) else { return Ok(said) };
-    // Without a batch or devices there is no run either, whose message says so.
+    // Without a batch or devices there is no run either, and the run's error reports that.
     let [Ok(Some(batch)), Ok(Some(seq_len)), Ok(Some(devices))] =
         ["global_batch", "seq_len", "gpus_total"].map(|name| fields.count(name))
     else {
@@ -114,7 +114,7 @@ mod tests {
         let (classic, core) = (Trainer::Megatron, Trainer::MegatronCore);
         let a100 = "A100-80GB-SXM";
         assert_eq!(of(&row("Megatron-LM 2021", a100, "full")), (classic, AttentionKind::Unfused));
-        // Nobody forgot scores alone before 2022.
+        // Before 2022, no trainer recomputed only the attention scores.
         assert_eq!(of(&row("Megatron-LM", a100, "selective")), (core, AttentionKind::Flash));
         assert_eq!(of(&row("Megatron-LM arXiv 2205.05198", a100, "full")), (core, AttentionKind::Unfused));
         assert_eq!(of(&row("Megatron-LM 2024", a100, "full")), (core, AttentionKind::Unfused));

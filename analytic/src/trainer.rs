@@ -1,4 +1,4 @@
-//! What trainers do differently with the same layout.
+//! Differences between trainers with the same layout.
 
 use crate::machine::Generation;
 use autodist_hardware::Dtype;
@@ -6,20 +6,21 @@ use autodist_spec::Recompute;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The software that trains, as far as it changes time or memory.
+/// The training software, as far as it affects time or memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Trainer {
-    /// Megatron-LM up to 2022: attention in separate kernels, nothing overlapped.
+    /// Megatron-LM up to 2022: attention in separate kernels, no overlap.
     Megatron,
-    /// Megatron-Core since 2023: fused attention, gradients and updated parameters overlapped.
+    /// Megatron-Core since 2023: fused attention; the gradient reduction and the parameter all-gather overlap
+    /// with compute.
     MegatronCore,
-    /// Megatron-Core as NVIDIA tunes it in NeMo and Megatron-Bridge: tensor-parallel collectives cut into the GEMMs beside
-    /// them, gradients in 16 bits.
+    /// Megatron-Core as NVIDIA tunes it in NeMo and Megatron-Bridge: tensor-parallel collectives are split
+    /// and overlapped with the GEMMs, gradients are in 16 bits.
     Nemo,
     /// Megatron on DeepSpeed's pipeline, as BLOOM was trained.
     MegatronDeepspeed,
-    /// DeepSpeed ZeRO under a plain model.
+    /// DeepSpeed ZeRO with a plain model.
     Deepspeed,
     /// PyTorch FSDP of 2022 and 2023, run operation by operation, with the first fused attention.
     Fsdp,
@@ -31,13 +32,13 @@ pub enum Trainer {
     Oneflow,
 }
 
-/// Which tensor-parallel collectives run beside GEMMs.
+/// Tensor-parallel collectives that overlap with GEMMs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TensorOverlap {
     None,
-    /// Sums of the backward pass, beside the gradients of weights.
+    /// All-reduces of the backward pass, which overlap with the weight gradient GEMMs.
     Gradients,
-    /// With sequence parallelism all, cut into pieces that alternate with pieces of GEMMs.
+    /// With sequence parallelism all of them, split into pieces that alternate with pieces of GEMMs.
     All,
 }
 
@@ -83,7 +84,7 @@ impl Trainer {
         Self::ALL.into_iter().find(|trainer| trainer.name() == name)
     }
 
-    /// The trainer that a source's own words name: the first of these phrases that occurs in them.
+    /// The trainer named in a source's text: the first of these phrases that occurs in it.
     pub fn of_words(words: &str) -> Option<Self> {
         let words = words.to_ascii_lowercase();
         let known = [
@@ -120,8 +121,8 @@ impl Trainer {
         }
     }
 
-    /// The attention kernel on devices of that generation: FlashAttention 2 needs Ampere or newer (Dao 2023,
-    /// 2307.08691).
+    /// The attention kernel on devices of the given generation: FlashAttention 2 needs Ampere or newer (Dao
+    /// 2023, 2307.08691).
     pub fn attention_on(self, generation: Generation) -> AttentionKind {
         match (self.attention(), generation) {
             (AttentionKind::Flash, Generation::Volta) => AttentionKind::Unfused,
@@ -129,30 +130,31 @@ impl Trainer {
         }
     }
 
-    /// Whether Megatron's fused kernel of masked softmax refuses so many heads of a micro-batch, or sequences so long,
-    /// and single operations do its work (`is_kernel_available` of `megatron/model/fused_softmax.py`, 2021).
+    /// Whether Megatron's fused masked softmax does not support this number of heads of a micro-batch or this
+    /// sequence length, so that separate kernels are used (`is_kernel_available` of
+    /// `megatron/model/fused_softmax.py`, 2021).
     pub fn softmax_is_apart(self, heads: u64, keys: u64) -> bool {
         let has_kernel =
             matches!(self, Self::Megatron | Self::MegatronCore | Self::Nemo | Self::MegatronDeepspeed);
         has_kernel && !(heads.is_multiple_of(4) && keys.is_multiple_of(4) && (17..=2048).contains(&keys))
     }
 
-    /// Kernel libraries of the years before 2023.
+    /// Whether it uses kernel libraries from before 2023.
     pub fn is_classic(self) -> bool {
         matches!(self, Self::Megatron | Self::MegatronDeepspeed | Self::Deepspeed | Self::Oneflow)
     }
 
-    /// Each operation is a kernel of its own where nothing else is said.
+    /// Whether each operation is a separate kernel by default.
     pub fn is_eager(self) -> bool {
         matches!(self, Self::Fsdp | Self::Deepspeed)
     }
 
-    /// Parameters live in shards and are gathered layer by layer.
+    /// Whether parameters are sharded and all-gathered layer by layer.
     pub fn shards_parameters(self) -> bool {
         matches!(self, Self::Fsdp | Self::Fsdp2)
     }
 
-    /// Gradients are reduced while the backward pass runs.
+    /// Whether the gradient reduction overlaps with the backward pass.
     pub fn overlaps_gradients(self) -> bool {
         !matches!(self, Self::Megatron | Self::MegatronDeepspeed | Self::Deepspeed)
     }
@@ -165,32 +167,32 @@ impl Trainer {
         }
     }
 
-    /// Splits layers among tensor-parallel ranks.
+    /// Whether it supports tensor parallelism.
     pub fn splits_layers(self) -> bool {
         !matches!(self, Self::Fsdp | Self::Deepspeed)
     }
 
-    /// Runs pipelines, as far as they are priced: those of FSDP2 are not its usual way.
+    /// Whether it supports pipelines that are modelled here: those of FSDP2 are uncommon and are not.
     pub fn has_pipelines(self) -> bool {
         !matches!(self, Self::Fsdp | Self::Fsdp2 | Self::Deepspeed)
     }
 
-    /// Gives a pipeline rank several chunks of blocks.
+    /// Whether it supports virtual stages.
     pub fn interleaves(self) -> bool {
         matches!(self, Self::Megatron | Self::MegatronCore | Self::Nemo)
     }
 
-    /// Megatron-Core and what is built on it.
+    /// Whether it is Megatron-Core or based on it.
     pub fn is_core(self) -> bool {
         matches!(self, Self::MegatronCore | Self::Nemo)
     }
 
-    /// Splits activations along the sequence: beside tensor parallelism, and among context-parallel ranks.
+    /// Whether it supports sequence parallelism (with tensor parallelism) and context parallelism.
     pub fn splits_sequences(self) -> bool {
         self.is_core() || self == Self::Fsdp2
     }
 
-    /// The ZeRO stage that it runs where nobody says one.
+    /// Its default ZeRO stage.
     pub fn usual_zero_stage(self) -> u8 {
         match self {
             Self::Fsdp | Self::Fsdp2 => 3,
@@ -199,7 +201,7 @@ impl Trainer {
         }
     }
 
-    /// Modes of recomputation, cheapest first: the software before 2022 forgets whole blocks or nothing.
+    /// Modes of recomputation, cheapest first: software from before 2022 recomputes whole blocks or nothing.
     pub fn recompute_modes(self) -> &'static [Recompute] {
         if self.is_classic() {
             &[Recompute::None, Recompute::Full]
@@ -208,7 +210,7 @@ impl Trainer {
         }
     }
 
-    /// Bytes of a gradient as it is accumulated and reduced: DeepSpeed's optimizer for bf16 keeps sums in fp32.
+    /// Bytes per gradient in accumulation and reduction: DeepSpeed's optimizer for bf16 accumulates in fp32.
     pub fn gradient_bytes(self, dtype: Dtype) -> f64 {
         match self {
             Self::MegatronCore => 4.0,

@@ -1,9 +1,9 @@
-//! What sources write in words: devices, networks, numbers in notes.
+//! Parses free text of sources: devices, networks, numbers in notes.
 
 use crate::machine::Uplink;
 use autodist_hardware::{Catalogue, NodeShape};
 
-/// The catalogue's name of a device, and whether that is what the row says.
+/// The catalogue's name of a device, and whether it is an exact match.
 pub fn device(catalogue: &Catalogue, written: &str) -> Result<(String, bool), String> {
     let lower = written.to_ascii_lowercase();
     let bare = lower.split('(').next().unwrap_or_default().trim().replace([' ', '_'], "-");
@@ -14,14 +14,14 @@ pub fn device(catalogue: &Catalogue, written: &str) -> Result<(String, bool), St
     }
     let kind = bare.split('-').next().unwrap_or_default();
     let alike = catalogue.devices().iter().filter(|known| known.name.split('-').next() == Some(kind));
-    // Of the same kind, the one whose name begins most like what was written.
+    // Among devices of the same kind, the one with the longest common prefix.
     let common = |name: &str| name.bytes().zip(bare.bytes()).take_while(|(a, b)| a == b).count();
     let best = alike.max_by_key(|known| (common(&known.name), known.name.contains("80gb-sxm")));
     best.map(|known| (known.name.clone(), false))
         .ok_or_else(|| format!("`gpu` is `{written}`: not in the catalogue"))
 }
 
-/// The year that a source's words tell: of its arXiv number, or the first year named.
+/// The year of a source, from its text: of its arXiv number, or the first year named.
 pub fn year(words: &str) -> Option<u32> {
     let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
     let mut named = None;
@@ -43,14 +43,15 @@ pub fn year(words: &str) -> Option<u32> {
     named
 }
 
-/// Whether attention is said to be several kernels.
+/// Whether the text names unfused attention.
 pub fn named_unfused(words: &str) -> bool {
     ["unfused", "non-flash", "no flash", "not flash", "without flash", "core attention"]
         .iter()
         .any(|w| words.contains(w))
 }
 
-/// Devices of a rack that is one domain of fast links, where sources count trays as nodes: as many as jobs take of it.
+/// Devices per node for a rack that is one NVLink domain, where sources count trays as nodes: as many as the
+/// job uses.
 pub fn rack(catalogue: &Catalogue, link: &str, device: &str) -> Option<u32> {
     let one_domain = link.is_empty() || link.to_ascii_lowercase().contains("nvl");
     let mut nodes = catalogue.nodes().iter();
@@ -58,14 +59,14 @@ pub fn rack(catalogue: &Catalogue, link: &str, device: &str) -> Option<u32> {
     Some(1 << rack.devices.ilog2())
 }
 
-/// The whole number that follows the phrase.
+/// The integer that follows the phrase.
 pub fn number_after(words: &str, phrase: &str) -> Option<u32> {
     let rest = &words[words.find(phrase)? + phrase.len()..];
     rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()
 }
 
-/// What joins nodes, from a source's words such as `8x HDR 200Gb/s IB per node` or `RoCE 1600 Gb/s per node`; else the
-/// network of the catalogue's node with that device.
+/// The network between nodes, from text such as `8x HDR 200Gb/s IB per node` or `RoCE 1600 Gb/s per node`;
+/// otherwise the network of the catalogue's node with that device.
 pub fn uplink(
     catalogue: &Catalogue,
     words: &str,
@@ -83,14 +84,15 @@ pub fn uplink(
     }
     .to_owned();
     if let Some((nics, gigabits)) = cards(&words) {
-        // Cards of a node, and what one of them carries: a thousand times what is sold.
+        // Plausible limits: NICs of a node, and a NIC's bandwidth up to a thousand times that of current
+        // products.
         if nics > 1 << 12 || !(1e-3..=1e6).contains(&gigabits) {
             return Err(format!("`inter_link` is `{words}`: expected the rate of a node's network"));
         }
         return Ok(Uplink { fabric, bytes_per_s: f64::from(nics) * gigabits * 1e9 / 8.0, nics });
     }
     let like = |name: &str| name.split('-').next() == device.split('-').next();
-    // The node with that device or one of its kind; of a fabric that is named, if there is one.
+    // The node with that device or one of its kind; preferably with the named fabric.
     let fits = |node: &&NodeShape| {
         let named = words.is_empty() || node.fabric == fabric;
         (named, node.device == device)
@@ -112,7 +114,7 @@ pub fn uplink(
     Ok(Uplink { fabric, bytes_per_s: node.nic_bytes_per_s.0 * f64::from(node.nics), nics: node.nics })
 }
 
-/// Cards of a node and gigabits per second of each: `8 x 200 Gb/s`; or `1600 Gb/s` in all, in cards of 200.
+/// NICs of a node and Gb/s of each: `8 x 200 Gb/s`; or `1600 Gb/s` in total, in NICs of 200.
 fn cards(words: &str) -> Option<(u32, f64)> {
     let unit = words.find("gb/s")?;
     let before = words[..unit].trim_end();

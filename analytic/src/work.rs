@@ -1,16 +1,17 @@
-//! What one step asks of devices and links, priced by the hardware model alone: nothing here is fitted to runs.
+//! The work of one step on devices and links, priced by the hardware model alone; no parameter here is fitted
+//! to runs.
 
 use crate::run::TrainingRun;
 use crate::trainer::{AttentionKind, TensorOverlap};
 use autodist_hardware::{Attention, BACKWARD_OVER_FORWARD, Dtype};
 use autodist_spec::{Collective, Recompute};
 
-/// Seconds of GEMMs, apart by what a step may make slower.
+/// Seconds of GEMMs, split by the effects that can slow them down in a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct GemmTime {
-    /// As kernels alone would take.
+    /// Time of the kernels alone.
     pub plain: f64,
-    /// What a whole last wave of tiles would add.
+    /// Additional time if the last wave of tiles were full.
     pub waves: f64,
     /// GEMMs among `plain` with a dimension that is not a multiple of 64.
     pub unaligned: f64,
@@ -27,7 +28,7 @@ impl std::ops::Add for GemmTime {
     }
 }
 
-/// Seconds over links, and whether they leave the node.
+/// Seconds on links, and whether they leave the node.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct LinkTime {
     pub seconds: f64,
@@ -38,53 +39,53 @@ pub struct LinkTime {
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct TensorParallelTime {
     pub exposed: LinkTime,
-    /// Those that run beside GEMMs.
+    /// The collectives that overlap with GEMMs.
     pub overlapped: LinkTime,
     /// How often ranks wait for the slowest of them.
     pub calls: f64,
 }
 
-/// One step's work of one device of the busiest kind.
+/// The work of one step on a device with the most work.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StepWork {
     /// Linear layers of one block, one micro-batch.
     pub linear_forward: GemmTime,
     pub linear_backward: GemmTime,
-    /// Attention of one block: GEMMs, or the fused kernel.
+    /// Attention of one block: unfused GEMMs, or the fused kernel.
     pub attention_forward: f64,
     pub attention_backward: f64,
-    /// Attention scores of one block, elements; zero where they are never written.
+    /// Attention scores of one block, elements; zero if they are never written to memory.
     pub scores: f64,
-    /// Whether softmax over them is several kernels, because the fused one does not take this shape.
+    /// Whether softmax runs as several kernels, because the fused one does not support this shape.
     pub softmax_apart: bool,
-    /// Elements that one block's GEMMs read, forward; and as many gradients, backward.
+    /// Elements that one block's GEMMs read in the forward pass; the backward pass reads as many gradients.
     pub operands: f64,
-    /// Bytes of norms, activations and residuals of one block.
+    /// Bytes moved by norms, activations and residuals of one block.
     pub element_bytes_forward: f64,
     pub element_bytes_backward: f64,
-    /// Bytes of adding one block's gradients of a micro-batch to the others'.
+    /// Bytes moved to accumulate one block's gradients of a micro-batch.
     pub accumulation_bytes: f64,
     pub logit_gemms: GemmTime,
     pub logits: f64,
-    /// Bytes of adding the head's gradient of a micro-batch to the others'.
+    /// Bytes moved to accumulate the head's gradient of a micro-batch.
     pub head_accumulation_bytes: f64,
     pub embedding_bytes: f64,
     /// Tensor-parallel collectives of one block.
     pub tensor_forward: TensorParallelTime,
     pub tensor_backward: TensorParallelTime,
-    /// Keys and values sent round by context parallelism, one block, forward.
+    /// Ring exchange of keys and values in context parallelism, one block, forward.
     pub context: LinkTime,
-    /// Tokens to experts and back, one block, forward.
+    /// All-to-alls of tokens to experts and back, one block, forward.
     pub experts: LinkTime,
-    /// One activation to the next pipeline rank.
+    /// Send of one activation to the next pipeline rank.
     pub message: LinkTime,
-    /// All gradients of the device summed over replicas.
+    /// Reduction of all gradients of the device over replicas.
     pub reduce: LinkTime,
-    /// Updated parameters gathered from shards.
+    /// All-gather of updated parameters from shards.
     pub update_gather: LinkTime,
-    /// One block's parameters gathered from shards.
+    /// All-gather of one block's parameters from shards.
     pub block_gather: LinkTime,
-    /// Bytes of the optimizer's update.
+    /// Bytes moved by the optimizer's update.
     pub optimizer_bytes: f64,
     /// Elements of the device's parameters.
     pub parameters: f64,
@@ -135,7 +136,8 @@ impl StepWork {
                 add(tokens, hidden, ffn, 1.0);
             }
             Some(experts) => {
-                // Balanced: every local expert sees its share of the tokens of all ranks that share them out.
+                // Balanced: every local expert gets its share of the tokens of all ranks of its
+                // expert-parallel group.
                 let held = f64::from(experts.count / run.layout.expert);
                 let rows = tokens * f64::from(experts.active) / held;
                 add(tokens, f64::from(experts.count), hidden, 1.0);
@@ -163,16 +165,16 @@ impl StepWork {
                 let kv_heads = u64::from(shape.kv_heads.div_ceil(layout.tensor));
                 let (sequence, head_dim) = (keys, head);
                 let shape = Attention { batch, sequence, keys, heads, kv_heads, head_dim, causal: true };
-                // Context-parallel ranks take an early and a late part of the sequence each, so that all see as many
-                // keys.
+                // Context-parallel ranks process an early and a late part of the sequence each, so that all
+                // have the same number of unmasked keys.
                 self.attention_forward = machine.attention(&shape) / f64::from(layout.context);
                 self.attention_backward = BACKWARD_OVER_FORWARD * self.attention_forward;
             }
         }
     }
 
-    /// Elements that fused kernels read and write per token: two norms, two residuals with dropout, and the MLP's
-    /// activation; backward reads the input and the gradient again, and sums gradients of biases.
+    /// Elements that fused kernels read and write per token: two norms, two residuals with dropout, and the
+    /// MLP's activation; backward reads the input and the gradient again, and reduces bias gradients.
     fn elements(&mut self, run: &TrainingRun, local: &Local) {
         let split = if run.layout.sequence_parallel { f64::from(run.layout.tensor) } else { 1.0 };
         let (along, gated) = (local.hidden / split, f64::from(u8::from(run.shape.gated)));
@@ -184,7 +186,7 @@ impl StepWork {
             2.0 * local.tokens * (16.0 * along + (3.0 + 2.0 * gated) * inner + dispatch);
         let parameters = self.block_parameters(run);
         if run.micro_batches() > 1.0 {
-            // Read the new and the old gradient, write the sum.
+            // Read the new and the accumulated gradient, write the sum.
             self.accumulation_bytes = parameters * 3.0 * run.trainer.gradient_bytes(run.dtype);
         }
     }
@@ -196,12 +198,13 @@ impl StepWork {
 
     fn head(&mut self, run: &TrainingRun, local: &Local) {
         let tensor = f64::from(run.layout.tensor);
-        // Tables are padded so that every rank holds a multiple of 128 rows, as Megatron does.
+        // Embedding tables are padded so that every rank holds a multiple of 128 rows, as in Megatron.
         let rows = (f64::from(run.shape.vocab) / 128.0 / tensor).ceil() * 128.0;
         let (forward, backward) = linear_layer(run, local.tokens, rows, local.hidden);
         self.logit_gemms = forward + backward;
         self.logits = local.tokens * rows;
-        // The gradient of the table is zeroed as a whole and then added to, or to the head's where the two are tied.
+        // The gradient of the embedding table is zeroed as a whole and then accumulated, into the head's if
+        // the two are tied.
         let table = rows * local.hidden;
         let sum = 3.0 * run.trainer.gradient_bytes(run.dtype);
         let more = run.micro_batches() > 1.0;
@@ -218,9 +221,10 @@ impl StepWork {
         let activation = 2.0 * local.tokens * local.hidden;
         let inside = tensor.min(per_node);
 
-        // Two all-reduces each way, or as many scatters and gathers with sequence parallelism, whose inputs are gathered
-        // once more for the gradients of weights. What trainers since 2022 put beside GEMMs: that gather beside the
-        // gradients of inputs, and the sums of these beside the gradients of weights (Korthikanti et al. 2022, 4.2.2).
+        // Two all-reduces per pass, or as many reduce-scatters and all-gathers with sequence parallelism,
+        // whose inputs are gathered once more for the weight gradients. Trainers since 2022 overlap that
+        // gather with the input gradient GEMMs, and the reductions of input gradients with the weight
+        // gradient GEMMs (Korthikanti et al. 2022, 4.2.2).
         let sum = machine.collective(Collective::AllReduce, activation, tensor, inside, 1);
         let gather = machine.collective(Collective::AllGather, activation, tensor, inside, 1);
         let scatter = machine.collective(Collective::ReduceScatter, activation, tensor, inside, 1);
@@ -232,7 +236,8 @@ impl StepWork {
         let between_nodes = tensor > per_node;
         let split = |exposed: f64, overlapped: f64| {
             let transfer = |seconds: f64| LinkTime { seconds, between_nodes };
-            // A rank waits for the slowest once for each pair of a scatter and a gather, too: nothing but a norm lies between.
+            // Ranks wait for the slowest once per pair of reduce-scatter and all-gather: there is only a norm
+            // between the two.
             let calls = if tensor > 1 && exposed > 0.0 { 2.0 } else { 0.0 };
             TensorParallelTime { exposed: transfer(exposed), overlapped: transfer(overlapped), calls }
         };
@@ -291,8 +296,9 @@ impl StepWork {
             seconds: machine.collective(kind, bytes, ranks, near.min(ranks), inside),
             between_nodes: ranks > near,
         };
-        // What ZeRO-3 scatters travels block by block; replicas of shards sum theirs at the end. Megatron-Core scatters
-        // under ZeRO-1; others sum whole gradients, and gather parameters on top.
+        // ZeRO-3 reduce-scatters block by block, and replicas of shards all-reduce at the end. Megatron-Core
+        // reduce-scatters under ZeRO-1; other trainers all-reduce whole gradients, and then all-gather
+        // parameters.
         let shard = layout.shards();
         self.reduce = match layout.zero_stage {
             3 => far(Collective::AllReduce, bytes / f64::from(shard), replicas / shard.min(replicas)),
@@ -301,7 +307,7 @@ impl StepWork {
         };
         self.reduce.between_nodes = crosses;
         if sharded && run.broadcasts {
-            // Every rank of the shard group hands out its part to the others, one after the other.
+            // Every rank of the shard group broadcasts its part to the others, one after the other.
             let parts = f64::from(shard);
             let one = far(Collective::Broadcast, 2.0 * self.parameters / parts, shard);
             self.update_gather = LinkTime { seconds: one.seconds * parts, ..one };
@@ -310,13 +316,14 @@ impl StepWork {
         }
         self.block_gather = far(Collective::AllGather, 2.0 * block, shard);
 
-        // Adam: gradient read; master weight and two moments read and written in fp32; the working weight written.
+        // Adam: reads the gradient, reads and writes master weight and two moments in fp32, writes the
+        // working weight.
         let parts = if sharded { f64::from(shard) } else { 1.0 };
         let whole = if run.trainer.shards_parameters() { 0.0 } else { 8.0 * self.parameters };
         self.optimizer_bytes = 30.0 * self.parameters / parts + whole;
     }
 
-    /// Part of the forward pass that the backward pass repeats.
+    /// Fraction of the forward pass that the backward pass repeats.
     pub fn repeats(run: &TrainingRun) -> f64 {
         if run.recompute == Recompute::Full { 1.0 } else { 0.0 }
     }
@@ -328,12 +335,12 @@ impl GemmTime {
     }
 }
 
-/// Attention and everything that is not a linear layer stay in 16 bits where GEMMs are in 8.
+/// Attention and all operations other than linear layers stay in 16 bits if GEMMs are in FP8.
 fn sixteen_bits(run: &TrainingRun) -> Dtype {
     if run.dtype == Dtype::Fp8 { Dtype::Bf16 } else { run.dtype }
 }
 
-/// Forward; and the gradients of inputs and weights.
+/// GEMMs of the forward pass; and of the input and weight gradients.
 fn linear_layer(run: &TrainingRun, rows: f64, out: f64, into: f64) -> (GemmTime, GemmTime) {
     let gemm = |m: f64, n: f64, k: f64| {
         let side = |x: f64| x.ceil().max(1.0) as u64;
@@ -343,16 +350,17 @@ fn linear_layer(run: &TrainingRun, rows: f64, out: f64, into: f64) -> (GemmTime,
             if run.trainer.is_classic() { plain * idle_part(m, n, run.machine.processors) } else { 0.0 };
         GemmTime { plain, waves, unaligned }
     };
-    // Libraries cut the long inner side of the gradients of weights, and so fill all waves.
+    // Libraries split the long inner dimension of the weight gradient GEMM (split-K), which fills all waves.
     let of_weights = GemmTime { waves: 0.0, ..gemm(out, into, rows) };
     (gemm(rows, out, into), gemm(rows, into, out) + of_weights)
 }
 
-/// How much longer whole waves of 128 by 256 tiles take than the work in them, on `processors` processors.
+/// Idle time relative to the work, for whole waves of 128 by 256 tiles on `processors` streaming
+/// multiprocessors.
 fn idle_part(m: f64, n: f64, processors: f64) -> f64 {
     let waves = |a: f64, b: f64| (m / a).ceil() * (n / b).ceil() / processors;
     let idle = |waves: f64, price: f64| price * waves.ceil() / waves - 1.0;
-    // Smaller tiles fill waves better and reuse less.
+    // Smaller tiles fill waves better, but reuse less data.
     idle(waves(128.0, 256.0), 1.0)
         .min(idle(waves(256.0, 128.0), 1.0))
         .min(idle(waves(128.0, 128.0), 1.07))

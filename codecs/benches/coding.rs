@@ -1,5 +1,5 @@
-//! Encoding and decoding of 4 M gradients, four matrices of 1024 x 1024, on one core: `cargo bench -p autodist-codecs`.
-//! The group has two members of which one is simulated, so that its exchanges cost next to nothing.
+//! Encoding and decoding of 4 M gradients, four matrices of 1024 x 1024, on one core: `cargo bench -p
+//! autodist-codecs`. The group has two members, one of them simulated, so its exchanges cost next to nothing.
 
 use autodist_codecs::{Compressor, Exchange, Tensor};
 use autodist_spec::Codec;
@@ -10,7 +10,7 @@ const SIDE: usize = 1024;
 const MATRICES: usize = 4;
 const ELEMENTS: usize = MATRICES * SIDE * SIDE;
 
-/// The other member says what this one says.
+/// Simulates a second member that sends the same data as this one.
 struct Echo;
 
 impl Exchange for Echo {
@@ -42,7 +42,7 @@ impl Exchange for Echo {
     }
 }
 
-/// Roughly normal, the same on every run.
+/// Roughly normally distributed gradients, the same in every run.
 fn gradient() -> Vec<f32> {
     let mut state = 1_u64;
     let mut uniform = || {

@@ -1,8 +1,9 @@
-//! 1-bit Adam (Tang et al., 2102.02888, algorithm 1): the sum as it is while the second moments settle, then signs of the
-//! *momentum*, which is the same on all members before and after each step.
+//! 1-bit Adam (Tang et al., 2102.02888, algorithm 1): an uncompressed all-reduce while the second moments
+//! settle, then signs of the *momentum*, which is the same on all members before and after each step.
 //!
-//! The codec keeps the momentum itself and hands on the gradient that makes an optimizer's momentum the agreed one:
-//! `m' = b m + (1 - b) g` solved for `g`. Whatever rounding the optimizer's copy differs by shrinks by `b` every step.
+//! The codec keeps the momentum itself and returns the gradient that gives the optimizer the agreed momentum:
+//! `m' = b m + (1 - b) g` solved for `g`. Rounding differences of the optimizer's copy shrink by `b` every
+//! step.
 
 use crate::arithmetic::{Arithmetic, Part, PartMut};
 use crate::host::vectorised;
@@ -10,7 +11,7 @@ use crate::signs::Signs;
 use crate::{CodingQuality, Exchange};
 
 pub(crate) struct Adam<A: Arithmetic> {
-    /// First steps, whose gradients travel as they are.
+    /// First steps, whose gradients are sent uncompressed.
     warmup_steps: u64,
     steps: u64,
     /// The optimizer's beta1.
@@ -60,7 +61,7 @@ impl<A: Arithmetic> Adam<A> {
             on.mix(rest, gradient.read(), decay, PartMut::whole(&mut self.momentum));
             return Ok(CodingQuality::LOSSLESS);
         }
-        // Every member's part of the new momentum: they add up to it.
+        // Each member's part of the new momentum; the all-reduce adds them up.
         on.mix(decay / exchange.size() as f32, Part::whole(&self.momentum), rest, gradient.again());
         let report = self.signs.reduce(on, gradient.again(), exchange, memory)?;
         on.agree(decay, gradient, PartMut::whole(&mut self.momentum));
@@ -73,7 +74,8 @@ pub(crate) fn agree(decay: f32, gradient: &mut [f32], momentum: &mut [f32]) {
     let inverse = 1.0 / (1.0 - decay);
     vectorised(|| {
         for (g, m) in gradient.iter_mut().zip(momentum) {
-            // What had no gradient in all of the warm-up has no second moment to be divided by: it stays.
+            // Elements without a gradient in the whole warm-up have no second moment to divide by: they stay
+            // unchanged.
             let agreed = if *m == 0.0 { 0.0 } else { *g };
             *g = (agreed - decay * *m) * inverse;
             *m = agreed;

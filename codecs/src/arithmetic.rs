@@ -1,5 +1,5 @@
-//! What codecs do to numbers and bytes. Each codec's rule is written once, over this; the host does it by loops over
-//! slices, a device by kernels over memory of its own, from which nothing comes to the host but what travels.
+//! The arithmetic of codecs. Each codec is written once, over this trait; the host implements it with loops
+//! over slices, a device with kernels over its own memory, which copies only the encoded bytes to the host.
 
 use std::borrow::{Borrow, BorrowMut};
 use std::fmt;
@@ -7,17 +7,17 @@ use std::ops::Range;
 
 /// A place where gradients are encoded and decoded.
 ///
-/// A device may still be at work when a call returns, but for those that hand the host something. It keeps its failures
-/// until whoever queues the work asks for them. Bytes are the same wherever they were made: host and device write one
-/// format, and where a result is no sum of many numbers the same bits.
+/// A call may return before the device has finished, unless it returns a value to the host. The device keeps
+/// its failures until they are queried by the code that queues the work. Host and device write the same
+/// format. Results have the same bits, except for sums of many numbers.
 pub trait Arithmetic: Sized {
     /// fp32 numbers that are borrowed, such as gradients.
     type Values: ?Sized;
-    /// Numbers that a codec keeps.
+    /// Numbers that a codec keeps between steps.
     type Owned: BorrowMut<Self::Values> + Send;
-    /// What travels, before it leaves or once it has come.
+    /// Encoded bytes, before they are sent or after they are received.
     type Bytes;
-    /// A sum that may still be worked out.
+    /// A sum that may not have been computed yet.
     type Sum;
 
     fn zeros(&self, len: usize) -> Self::Owned;
@@ -25,7 +25,7 @@ pub trait Arithmetic: Sized {
 
     // Between here and the host.
 
-    /// Lets the host work at numbers: in place where it can, else on a copy that is written back.
+    /// Runs `work` on the host: in place where possible, otherwise on a copy that is written back.
     fn on_host<R>(&self, at: PartMut<'_, Self>, work: impl FnOnce(&mut [f32]) -> R) -> R;
     fn read(&self, sum: &Self::Sum) -> f64;
     fn fetch(&self, bytes: Vec<Self::Bytes>) -> Vec<Vec<u8>>;
@@ -47,8 +47,8 @@ pub trait Arithmetic: Sized {
     ) -> Self::Sum;
     /// `to = factor from + own to`.
     fn mix(&self, factor: f32, from: Part<'_, Self>, own: f32, to: PartMut<'_, Self>);
-    /// The gradient holds a new momentum: it becomes that which leads there, `(new - decay old) / (1 - decay)`. Where
-    /// the old momentum is zero, the new one is too.
+    /// Replaces the new momentum in `gradient` by the gradient that produces it, `(new - decay old) / (1 -
+    /// decay)`. Where the old momentum is zero, the new one is zero too.
     fn agree(&self, decay: f32, gradient: PartMut<'_, Self>, momentum: PartMut<'_, Self>);
     /// `to -= from`.
     fn subtract(&self, from: Part<'_, Self>, to: PartMut<'_, Self>);
@@ -60,37 +60,39 @@ pub trait Arithmetic: Sized {
     // Over all numbers.
 
     fn square_sum(&self, of: Part<'_, Self>) -> Self::Sum;
-    /// 0 where there is none.
+    /// The largest magnitude; 0 for an empty part.
     fn largest_magnitude(&self, of: Part<'_, Self>) -> f32;
 
     // Formats.
 
     fn encode(&self, form: Form, of: Part<'_, Self>) -> Self::Bytes;
-    /// Adds what `bytes` say.
+    /// Adds the numbers encoded in `bytes`.
     fn add_encoded(&self, form: Form, bytes: &Self::Bytes, to: PartMut<'_, Self>);
-    /// `scale`, then one bit a number: set for zero and above.
+    /// Encodes `scale`, then one bit per number: set for zero and above.
     fn encode_signs(&self, scale: f32, of: Part<'_, Self>) -> Self::Bytes;
-    /// Adds signs, times `factor` and the scale that they came with.
+    /// Adds signs, multiplied by `factor` and by the scale encoded with them.
     fn add_signs(&self, bytes: &Self::Bytes, factor: f32, to: PartMut<'_, Self>);
-    /// Takes `scale * sign(value)` from every value.
+    /// Subtracts `scale * sign(value)` from every value.
     fn subtract_signs(&self, scale: f32, to: PartMut<'_, Self>);
-    /// The `count` numbers of greatest magnitude as pairs of index (u32) and value, by index; of equal ones the first.
-    /// In their places zeros are left, in `velocity` too. Beside them the sum of their squares.
+    /// Removes the `count` numbers of greatest magnitude and returns them as pairs of index (u32) and value,
+    /// ordered by index; among equal ones, the first. Their places are set to zero, in `velocity` too. Also
+    /// returns the sum of their squares.
     fn take_largest(
         &self,
         count: usize,
         values: PartMut<'_, Self>,
         velocity: Option<PartMut<'_, Self>>,
     ) -> (Self::Bytes, Self::Sum);
-    /// Adds values to where their indices say.
+    /// Adds each value at its index.
     fn add_entries(&self, bytes: &Self::Bytes, to: PartMut<'_, Self>);
-    /// Rounds at random, and how much of the squared norm that loses. Number `i` draws the `i`-th number after `state`.
+    /// Rounds stochastically; also returns the squared norm of the rounding error. Element `i` uses the
+    /// `i`-th random number after `state`.
     fn encode_levels(&self, levels: Levels, state: u64, of: Part<'_, Self>) -> (Self::Bytes, Self::Sum);
     fn add_levels(&self, levels: Levels, bytes: &Self::Bytes, to: PartMut<'_, Self>);
 
     // Low-rank factors; all matrices are row-major.
 
-    /// Orthonormal columns of each factor; a column that depends on the others becomes zero.
+    /// Makes the columns of each factor orthonormal; a column that depends on the others becomes zero.
     fn orthogonalise(&self, factors: &[Factor], values: &mut Self::Owned);
     /// `whole += gradient`, then `left[rows, rank] = whole[rows, columns] · right[columns, rank]`; the sum of squares
     /// of `whole`.
@@ -119,8 +121,8 @@ pub trait Arithmetic: Sized {
         left: Part<'_, Self>,
         right: PartMut<'_, Self>,
     );
-    /// `whole -= left · rightᵀ`; the sum of squares of what is left. `gradient`, where it is given, becomes that
-    /// product times the factor beside it.
+    /// `whole -= left · rightᵀ`; returns the sum of squares of the remainder. `gradient`, if given, becomes
+    /// `left · rightᵀ` times the factor given with it.
     fn subtract_expanded(
         &self,
         shape: LowRank,
@@ -140,13 +142,14 @@ pub trait Arithmetic: Sized {
     );
 }
 
-/// How numbers are written one by one.
+/// Formats that encode each number by itself or in small blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// Beyond its range half precision knows infinity only, which no later step recovers from: values are limited.
+    /// Values beyond the range of half precision would become infinite, and training could not recover: they
+    /// are clamped.
     Fp16,
     Bf16,
-    /// One fp32 scale per block, then one byte a number: the largest magnitude of a block is 127.
+    /// One fp32 scale per block, then one byte per number: the largest magnitude of a block is 127.
     Int8 {
         block: usize,
     },
@@ -161,19 +164,19 @@ impl Form {
     }
 }
 
-/// Rounding to `-levels..=levels` parts of a scale, packed in as few bits as that takes.
+/// Rounding to `-levels..=levels` parts of a scale, packed in as few bits as possible.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Levels {
     pub levels: u32,
     pub scale: Scale,
 }
 
-/// What rounded numbers are parts of.
+/// The scale of rounded numbers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scale {
-    /// The L2 norm of every so many numbers, which travel as fp32 before the levels.
+    /// The L2 norm of each bucket of numbers; the norms are sent as fp32 before the levels.
     Norms { bucket: usize },
-    /// A number that all members know.
+    /// A number known to all members.
     Common(f32),
 }
 
@@ -183,7 +186,7 @@ impl Levels {
         (u32::BITS - (2 * self.levels).leading_zeros()) as usize
     }
 
-    /// Norms that travel before `elements` levels.
+    /// Number of norms that are sent before `elements` levels.
     pub fn norms(self, elements: usize) -> usize {
         match self.scale {
             Scale::Norms { bucket } => elements.div_ceil(bucket),
@@ -204,7 +207,7 @@ pub struct LowRank {
     pub rank: usize,
 }
 
-/// A row-major factor among others.
+/// A row-major factor in a buffer of several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Factor {
     pub offset: usize,
@@ -212,7 +215,7 @@ pub struct Factor {
     pub rank: usize,
 }
 
-/// Some of the numbers of a place.
+/// A range of values.
 pub struct Part<'a, A: Arithmetic> {
     values: &'a A::Values,
     range: Range<usize>,
@@ -225,7 +228,7 @@ pub struct PartMut<'a, A: Arithmetic> {
 }
 
 /// # Panics
-/// When it leaves the outer one.
+/// If the range is outside the outer one.
 fn inner(outer: &Range<usize>, range: &Range<usize>) -> Range<usize> {
     assert!(range.start <= range.end && range.end <= outer.len(), "{range:?} of {} numbers", outer.len());
     outer.start + range.start..outer.start + range.end

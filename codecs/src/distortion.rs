@@ -1,5 +1,6 @@
-//! What a codec does to a gradient of independent normal entries: from it theory says how training is slowed down. Real
-//! gradients are kinder to some codecs (they have low rank, and few large entries) and worse to others.
+//! The compression error of a codec for a gradient of independent normal entries, from which theory predicts
+//! how much training slows down. The error on real gradients is smaller for some codecs (gradients have low
+//! rank, and few large entries) and larger for others.
 
 use crate::Tensor;
 use crate::layout::Layout;
@@ -8,9 +9,9 @@ use autodist_spec::Codec;
 /// How a compressed gradient differs from the exact one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Distortion {
-    /// Right on average; `E|Q(x) - x|² = omega |x|²`.
+    /// Exact on average; `E|Q(x) - x|² = omega |x|²`.
     Unbiased { omega: f64 },
-    /// `E|C(x) - x|² = (1 - delta) |x|²`, and what is missing is added to later steps.
+    /// `E|C(x) - x|² = (1 - delta) |x|²`, and the error is added to later steps.
     Contraction { delta: f64 },
 }
 
@@ -20,11 +21,11 @@ pub fn distortion(codec: Codec, tensors: &[Tensor], elements: usize) -> Distorti
     let unbiased = |omega| Distortion::Unbiased { omega };
     match codec {
         Codec::None => unbiased(0.0),
-        // Rounding to so many bits of mantissa errs by up to half of the last, equally likely.
+        // The error of rounding the mantissa is uniform, up to half of its last bit.
         Codec::Fp16 => unbiased(2.0_f64.powi(-22) / 12.0),
         Codec::Bf16 => unbiased(2.0_f64.powi(-16) / 12.0),
         Codec::Int8 { block } => {
-            // The largest of a block is 127 steps of rounding; it is done twice.
+            // The largest number of a block is 127 rounding steps; values are rounded twice.
             let step = largest_of(f64::from(block)) / 127.0;
             unbiased(2.0 * step * step / 12.0)
         }
@@ -44,18 +45,18 @@ pub fn distortion(codec: Codec, tensors: &[Tensor], elements: usize) -> Distorti
         }
         Codec::PowerSgd { rank, .. } => {
             let layout = Layout::of(tensors, elements, rank, false);
-            // As many of a matrix's dimensions as both factors have.
+            // The fraction of the matrix's degrees of freedom that both factors have.
             low_rank(&layout, elements, |rows, columns, rank| rank * (rows + columns) / (rows * columns))
         }
         Codec::PowerSgdHalf { rank, .. } => {
             let layout = Layout::of(tensors, elements, rank, true);
-            // One factor is as it was.
+            // Only one factor changes.
             low_rank(&layout, elements, |rows, columns, rank| rank / rows.min(columns))
         }
     }
 }
 
-/// What travels as it is loses nothing.
+/// The distortion of low-rank codecs; parameters that are sent uncompressed have none.
 fn low_rank(layout: &Layout, elements: usize, part: impl Fn(f64, f64, f64) -> f64) -> Distortion {
     let kept: f64 = layout
         .matrices
@@ -69,12 +70,12 @@ fn low_rank(layout: &Layout, elements: usize, part: impl Fn(f64, f64, f64) -> f6
     Distortion::Contraction { delta: ((kept + layout.dense_elements() as f64) / whole).clamp(1e-6, 1.0) }
 }
 
-/// Standard deviations at which one of `count` normal values is expected beyond, in magnitude.
+/// The magnitude, in standard deviations, that one of `count` normal values is expected to exceed.
 fn largest_of(count: f64) -> f64 {
     quantile(1.0 / count.max(1.0))
 }
 
-/// Part of the squared norm that lies in the largest `part` of the entries: the integral of x² over both tails.
+/// Fraction of the squared norm in the largest `part` of the entries: the integral of x² over both tails.
 fn energy_of_largest(part: f64) -> f64 {
     let edge = quantile(part);
     (part + 2.0 * edge * (-edge * edge / 2.0).exp() / std::f64::consts::TAU.sqrt()).min(1.0)
@@ -113,7 +114,7 @@ mod tests {
         assert!((delta(Codec::TopK { per_mille: 500 }) - 0.928).abs() < 1e-3);
         assert!((delta(Codec::TopK { per_mille: 1000 }) - 1.0).abs() < 1e-6);
         assert!((delta(Codec::OneBit) - 0.5958).abs() < 1e-3);
-        // Nothing is a matrix here, so all of it travels as it is.
+        // No tensor here is a matrix, so all are sent uncompressed.
         assert_eq!(delta(Codec::PowerSgd { rank: 4, start_step: 0 }), 1.0);
         let square = [Tensor { offset: 0, rows: 100, columns: 100 }];
         let Distortion::Contraction { delta } =

@@ -1,10 +1,10 @@
-//! Low-rank factors (Vogels et al., PowerSGD, 1905.13727, algorithm 1), in two forms that must not be mixed: as
-//! PyTorch's communication hook does it (both factors every step; the error is against the mean's approximation), and
-//! as its authors' own package does (one factor a step, alternating; the error is against the member's own
-//! approximation). `tests/it/parity.rs` holds both against their references.
+//! Low-rank factors (Vogels et al., PowerSGD, 1905.13727, algorithm 1), in two forms that must not be mixed:
+//! that of PyTorch's communication hook (both factors every step; the error is relative to the approximation
+//! of the mean), and that of the authors' own package (one factor per step, alternating; the error is
+//! relative to the member's own approximation). `tests/it/parity.rs` compares both with their references.
 //!
-//! The hook also keeps an "error" of what travels as it is, the member's gradient less the mean. Over the members it
-//! sums to zero, so it changes no result; it is left out here.
+//! The hook also keeps an "error" of uncompressed parameters: the member's gradient minus the mean. Over the
+//! members it sums to zero and does not change any result; it is left out here.
 
 use crate::arithmetic::{Arithmetic, Factor, Part, PartMut};
 use crate::host::{exact_dot, vectorised};
@@ -18,10 +18,9 @@ pub(crate) struct Factors<A: Arithmetic> {
     lefts: Vec<Factor>,
     rights: Vec<Factor>,
     half: bool,
-    /// What has not been sent yet; zero where parameters travel as they are.
+    /// Error feedback: what has not been sent yet; zero for parameters that are sent uncompressed.
     error: A::Owned,
-    /// Left factors, `rows x rank` each; kept between steps by the half form alone, which begins
-    /// with them.
+    /// Left factors, `rows x rank` each; kept between steps only by the half form, which begins with them.
     left: Option<A::Owned>,
     /// Right factors, `columns x rank` each.
     right: A::Owned,
@@ -31,7 +30,7 @@ pub(crate) struct Factors<A: Arithmetic> {
 
 type Place = (Matrix, Range<usize>, Range<usize>);
 
-/// Normally distributed numbers, the same on all members (Box and Muller, 1958).
+/// Normally distributed random numbers, the same on all members (Box and Muller, 1958).
 fn normal(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed ^ 0x5DEE_CE66_D1CE_4E5B;
     let mut uniform = || {
@@ -46,7 +45,7 @@ fn normal(count: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-/// Squared norms of what was compressed, and of what that lost.
+/// Squared norms of the compressed matrices, and of their compression errors.
 type Squares<A> = (Vec<<A as Arithmetic>::Sum>, Vec<<A as Arithmetic>::Sum>);
 
 impl<A: Arithmetic> Factors<A> {
@@ -61,7 +60,7 @@ impl<A: Arithmetic> Factors<A> {
         factors
     }
 
-    /// Replaces the factors that the first products are made with.
+    /// Replaces the initial factors.
     pub fn begin_with(&mut self, on: &A, given: &[f32]) {
         let first = self.left.as_mut().unwrap_or(&mut self.right);
         on.on_host(PartMut::whole(first), |own| {
@@ -98,7 +97,7 @@ impl<A: Arithmetic> Factors<A> {
         Ok(report)
     }
 
-    /// Returns the sums of squares of what was compressed and of what it lost.
+    /// Returns the squared norms of the compressed matrices and of their compression errors.
     fn both_factors<X: Exchange>(
         &mut self,
         on: &A,
@@ -137,7 +136,7 @@ impl<A: Arithmetic> Factors<A> {
         let mut lost = Vec::with_capacity(places.len());
         for (matrix, own_left, own_right) in places {
             let (left, right) = (Part::whole(&left).part(own_left), Part::whole(&self.right).part(own_right));
-            // Against the approximation of the mean.
+            // The error relative to the approximation of the mean.
             let error = part::<A>(&mut self.error, matrix.range());
             let approximation = Some((gradient.part_mut(matrix.range()), size));
             lost.push(on.subtract_expanded(matrix.shape(), left, right, error, approximation));
@@ -145,7 +144,7 @@ impl<A: Arithmetic> Factors<A> {
         Ok((whole, lost))
     }
 
-    /// As [`both_factors`](Factors::both_factors).
+    /// Like [`both_factors`](Factors::both_factors), with one factor per step.
     fn one_factor<X: Exchange>(
         &mut self,
         on: &A,
@@ -164,11 +163,11 @@ impl<A: Arithmetic> Factors<A> {
         for (matrix, own_left, own_right) in &places {
             let (left, right) = (Part::whole(&left), Part::whole(&self.right));
             let (left, right) = (left.part(own_left.clone()), right.part(own_right.clone()));
-            // Against this member's own approximation.
+            // The error relative to this member's own approximation.
             let error = part::<A>(&mut self.error, matrix.range());
             lost.push(on.subtract_expanded(matrix.shape(), left, right, error, None));
         }
-        // One sum for the renewed factors and all that travels as it is.
+        // One all-reduce for the renewed factors and all uncompressed parameters.
         let renewed = if renew_left { &mut left } else { &mut self.right };
         let factors = Part::<A>::whole(renewed).len();
         let end = factors + self.layout.dense_elements();
@@ -190,7 +189,7 @@ impl<A: Arithmetic> Factors<A> {
         Ok((whole, lost))
     }
 
-    /// Adds the gradient to what is kept, which then is the whole matrix, and multiplies it by the right factors.
+    /// Adds the gradient to the kept error and multiplies the resulting matrices by the right factors.
     /// Returns the sums of squares of the matrices.
     fn renew_left(&mut self, on: &A, gradient: Part<'_, A>, left: &mut A::Owned) -> Vec<A::Sum> {
         on.orthogonalise(&self.rights, &mut self.right);
@@ -223,7 +222,7 @@ impl<A: Arithmetic> Factors<A> {
         self.layout.matrices.iter().zip(factors).map(|(matrix, (l, r))| (*matrix, l, r)).collect()
     }
 
-    /// What travels as it is, in one piece.
+    /// Copies the uncompressed parameters into one buffer.
     fn collect(&self, on: &A, gradient: &PartMut<'_, A>, mut message: PartMut<'_, A>) {
         let mut at = 0;
         for range in &self.layout.dense {
@@ -232,7 +231,7 @@ impl<A: Arithmetic> Factors<A> {
         }
     }
 
-    /// The way back of [`collect`](Factors::collect).
+    /// The inverse of [`collect`](Factors::collect).
     fn spread(&self, on: &A, message: Part<'_, A>, mut gradient: PartMut<'_, A>) {
         let mut at = 0;
         for range in &self.layout.dense {
@@ -246,14 +245,14 @@ fn part<A: Arithmetic>(owned: &mut A::Owned, range: Range<usize>) -> PartMut<'_,
     PartMut::new(owned.borrow_mut(), range)
 }
 
-/// Orthonormal columns of a row-major `n x rank` factor: Gram and Schmidt twice, which is as good as a QR
+/// Makes the columns of a row-major `n x rank` factor orthonormal: Gram-Schmidt twice, as accurate as a QR
 /// decomposition; a column that depends on the others becomes zero.
 pub(crate) fn orthogonalise(factor: &mut [f32], rank: usize) {
     let rows = factor.len() / rank;
     if rows == 0 {
         return;
     }
-    // Column after column, as the work is done.
+    // Column-major, because the algorithm works on columns.
     let mut columns = vec![0.0; factor.len()];
     for (column, values) in columns.chunks_exact_mut(rows).enumerate() {
         values.iter_mut().zip(factor.iter().skip(column).step_by(rank)).for_each(|(to, from)| *to = *from);
@@ -281,7 +280,7 @@ pub(crate) fn orthogonalise(factor: &mut [f32], rank: usize) {
 
 pub(crate) fn phases(layout: &Layout, half: bool) -> Vec<Phase> {
     let sums = if half {
-        // Left and right factors take turns; the greater stands for both.
+        // Left and right factors are sent in turn; the size is that of the larger one.
         vec![layout.dense_elements() + layout.left().max(layout.right())]
     } else {
         vec![layout.dense_elements(), layout.left(), layout.right()]

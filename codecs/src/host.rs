@@ -1,4 +1,4 @@
-//! The host's arithmetic: loops over slices, which stand beside the rules of their codecs.
+//! The host's arithmetic: loops over slices, defined in the modules of their codecs.
 
 use crate::arithmetic::{Arithmetic, Factor, Form, Levels, LowRank, Part, PartMut};
 use crate::{adam, factors, random, shards, signs, skinny, sparse};
@@ -16,18 +16,18 @@ fn slice_mut(part: PartMut<'_, HostArithmetic>) -> &mut [f32] {
     &mut part.into_values()[range]
 }
 
-/// Runs loops compiled for the widest vectors that this processor has. They must be inlined to be.
+/// Runs `work` compiled for the widest vectors of this processor. Its loops must be inlined for that.
 pub(crate) fn vectorised<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
 }
 
 #[inline(always)]
 pub(crate) fn square_sum(values: &[f32]) -> f64 {
-    // Partial sums in f32 over short stretches, side by side, let the compiler use its vector units.
+    // Independent partial sums in f32 over short blocks can be vectorised by the compiler.
     values.chunks(1024).map(|part| f64::from(dot(part, part))).sum()
 }
 
-/// Sums that run side by side.
+/// Independent partial sums.
 const LANES: usize = 16;
 
 #[inline(always)]
@@ -43,7 +43,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-/// In double precision.
+/// Computed in double precision.
 #[inline(always)]
 pub(crate) fn exact_dot(a: &[f32], b: &[f32]) -> f64 {
     let mut sums = [0.0_f64; LANES];
@@ -58,7 +58,7 @@ pub(crate) fn exact_dot(a: &[f32], b: &[f32]) -> f64 {
     sums.iter().sum::<f64>() + rest
 }
 
-/// Zero of nothing.
+/// The largest magnitude; zero for an empty slice.
 #[inline(always)]
 pub(crate) fn largest_magnitude(values: &[f32]) -> f32 {
     let mut most = [0.0_f32; LANES];

@@ -1,4 +1,4 @@
-//! Which parameters of a bucket travel as low-rank factors, and which as they are.
+//! Which parameters of a bucket are sent as low-rank factors, and which uncompressed.
 
 use crate::arithmetic::{Factor, LowRank};
 use std::ops::Range;
@@ -11,10 +11,11 @@ pub struct Tensor {
     pub columns: usize,
 }
 
-/// A matrix must be so many times larger than what a step sends of it (`min_compression_rate` of both references).
+/// A matrix is compressed if it is at least this many times larger than the factors sent per step
+/// (`min_compression_rate` of both references).
 const LEAST_RATE: usize = 2;
 
-/// A matrix that travels as `rows x rank` and `columns x rank`.
+/// A matrix that is sent as factors `rows x rank` and `columns x rank`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Matrix {
     pub offset: usize,
@@ -36,7 +37,7 @@ impl Matrix {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Layout {
     pub matrices: Vec<Matrix>,
-    /// What is reduced as it is.
+    /// Ranges that are all-reduced uncompressed.
     pub dense: Vec<Range<usize>>,
 }
 
@@ -69,12 +70,12 @@ impl Layout {
         self.dense.iter().map(Range::len).sum()
     }
 
-    /// Where the left factors lie, one after the other.
+    /// The positions of the left factors, one after the other.
     pub fn lefts(&self) -> Vec<Factor> {
         one_after_the_other(self.matrices.iter().map(|m| (m.rows, m.rank)))
     }
 
-    /// Where the right factors lie.
+    /// The positions of the right factors.
     pub fn rights(&self) -> Vec<Factor> {
         one_after_the_other(self.matrices.iter().map(|m| (m.columns, m.rank)))
     }
@@ -89,7 +90,7 @@ impl Layout {
         self.matrices.iter().map(|m| m.columns * m.rank).sum()
     }
 
-    /// Operations of `count` products of every matrix with a factor.
+    /// FLOPs of `count` GEMMs of every matrix with a factor.
     pub fn products(&self, count: f64) -> f64 {
         let one = |m: &Matrix| 2.0 * (m.rows * m.columns * m.rank) as f64;
         count * self.matrices.iter().map(one).sum::<f64>()

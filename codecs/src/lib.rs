@@ -1,8 +1,8 @@
-//! Gradients in fewer bytes: what each codec sends, keeps and loses.
+//! Gradient compression: what each codec sends, keeps and loses.
 //!
-//! A [`Compressor`] belongs to one bucket of gradients of one member of a group. It replaces the member's gradient by
-//! an approximation of the sum over the group, the same bits on all members, through the few exchanges of [`Exchange`];
-//! [`phases`] lists these beforehand, so that a cost model knows every byte.
+//! A [`Compressor`] belongs to one bucket of gradients of one member of a group. It replaces the member's
+//! gradient by an approximation of the sum over the group, the same bits on all members, with the collectives
+//! of [`Exchange`]; [`phases`] lists them beforehand, so that a cost model knows every byte.
 //!
 //! Error feedback (Seide et al., Interspeech 2014; Karimireddy et al., 1901.09847): what a step did not send is added
 //! to the next step's gradient.
@@ -34,28 +34,28 @@ use random::Random;
 use signs::Signs;
 use sparse::Sparse;
 
-/// What a codec needs of the group. Every member makes the same calls in the same order.
+/// The collectives that codecs use. All members make the same calls in the same order.
 pub trait Exchange {
     type Error;
     fn size(&self) -> usize;
-    /// This member's place.
+    /// This member's rank in the group.
     fn rank(&self) -> usize;
-    /// Replaces `values` by their sum over all members.
+    /// All-reduce: replaces `values` by their sum over all members.
     ///
     /// # Errors
     /// A member that is gone.
     fn sum(&mut self, values: &mut [f32]) -> Result<(), Self::Error>;
-    /// The greatest of all members' values.
+    /// All-reduce with maximum: the largest of all members' values.
     ///
     /// # Errors
     /// A member that is gone.
     fn max(&mut self, value: f32) -> Result<f32, Self::Error>;
-    /// What every member gave, by place.
+    /// Returns the bytes of every member, ordered by rank.
     ///
     /// # Errors
     /// A member that is gone.
     fn all_gather(&mut self, own: &[u8]) -> Result<Vec<Vec<u8>>, Self::Error>;
-    /// Part `i` goes to member `i`; what every member sent here, by place.
+    /// Sends part `i` to member `i`; returns the parts sent to this member, ordered by rank.
     ///
     /// # Errors
     /// A member that is gone.
@@ -70,7 +70,7 @@ pub enum Phase {
     },
     /// An all-reduce of one number by its maximum.
     Max,
-    /// Bytes that each member gives.
+    /// Bytes contributed by each member.
     AllGather {
         bytes: Vec<usize>,
     },
@@ -80,31 +80,31 @@ pub enum Phase {
     },
 }
 
-/// How good one reduction was, as this member saw it.
+/// The compression error of one reduction, as seen by this member.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CodingQuality {
-    /// `1 - |x - C(x)|² / |x|²` of this member's compression: 1 where nothing was lost (delta of 1901.09847).
+    /// `1 - |x - C(x)|² / |x|²` of this member's compression: 1 if nothing was lost (delta of 1901.09847).
     pub contraction: f64,
-    /// L2 norm of what is kept for the next step.
+    /// L2 norm of the error kept for the next step.
     pub error_norm: f64,
 }
 
 impl CodingQuality {
     const LOSSLESS: Self = Self { contraction: 1.0, error_norm: 0.0 };
 
-    /// From the squared norms of the gradient and of its lost part.
+    /// Computes the quality from the squared norms of the gradient and of its compression error.
     fn of(whole: f64, lost: f64) -> Self {
         let contraction = if whole > 0.0 { 1.0 - lost / whole } else { 1.0 };
         Self { contraction, error_norm: lost.sqrt() }
     }
 }
 
-/// One bucket's codec, with what it keeps between steps, where `A` works.
+/// One bucket's codec with its state between steps; `A` is the arithmetic of the device that holds it.
 pub struct Compressor<A: Arithmetic = HostArithmetic> {
     kind: Kind<A>,
     elements: usize,
     memory: bool,
-    /// Steps to come whose gradients travel as they are. (Codecs that have to do with momentum count their own.)
+    /// Remaining steps whose gradients are sent uncompressed. (Codecs with momentum count their own.)
     dense_steps: u32,
 }
 
@@ -119,7 +119,8 @@ enum Kind<A: Arithmetic> {
 }
 
 impl Compressor {
-    /// On the host: for a bucket of `elements` that holds `tensors`. `seed` is the same on all members.
+    /// A compressor on the host, for a bucket of `elements` that holds `tensors`. `seed` is the same on all
+    /// members.
     #[must_use]
     pub fn new(codec: Codec, tensors: &[Tensor], elements: usize, seed: u64) -> Self {
         Self::on(&HostArithmetic, codec, tensors, elements, seed)
@@ -148,7 +149,7 @@ impl Compressor {
         self
     }
 
-    /// What this member has not sent yet, by element; empty where nothing is kept.
+    /// The error feedback of this member, by element; empty for codecs without it.
     #[must_use]
     pub fn kept(&self) -> &[f32] {
         self.kept_numbers().map_or(&[], Vec::as_slice)
@@ -156,7 +157,7 @@ impl Compressor {
 }
 
 impl<A: Arithmetic> Compressor<A> {
-    /// For a bucket of `elements` that holds `tensors`. `seed` is the same on all members.
+    /// A compressor for a bucket of `elements` that holds `tensors`. `seed` is the same on all members.
     #[must_use]
     pub fn on(on: &A, codec: Codec, tensors: &[Tensor], elements: usize, seed: u64) -> Self {
         let kind = match codec {
@@ -221,8 +222,8 @@ impl<A: Arithmetic> Compressor<A> {
         self
     }
 
-    /// From now on gradients travel as they are. What is kept is dropped, and so is its memory, but for the velocity
-    /// that a codec has in the optimizer's stead.
+    /// Sends gradients uncompressed from now on. The state and its memory are dropped, except for the
+    /// velocity of codecs that replace the optimizer's momentum.
     pub fn stop(&mut self) {
         if let Kind::Sparse(sparse) = &mut self.kind
             && sparse.send_whole()
@@ -232,7 +233,7 @@ impl<A: Arithmetic> Compressor<A> {
         self.kind = Kind::Sum;
     }
 
-    /// Whether what a step did not send is kept for the next ones.
+    /// Whether the codec has error feedback.
     #[must_use]
     pub fn keeps(&self) -> bool {
         self.kept_numbers().is_some()
@@ -248,8 +249,8 @@ impl<A: Arithmetic> Compressor<A> {
         }
     }
 
-    /// Replaces `gradient` by an approximation of the sum over all members. All reductions are ordered as they are
-    /// called, and after what `on` did when the compressor was made.
+    /// Replaces `gradient` by an approximation of the sum over all members. Reductions run in the order of
+    /// the calls, after the work that `on` queued when the compressor was made.
     ///
     /// # Errors
     /// Those of the exchanges.
@@ -280,7 +281,7 @@ impl<A: Arithmetic> Compressor<A> {
         }
     }
 
-    /// Bytes that are kept between steps once the codec has run.
+    /// Bytes of state between steps, once the codec has run.
     #[must_use]
     pub fn state_bytes(&self) -> u64 {
         4 * match &self.kind {
@@ -293,8 +294,8 @@ impl<A: Arithmetic> Compressor<A> {
     }
 }
 
-/// The exchanges of one reduction or gather, in order; none in a group of one. Those of the steps after a warm-up,
-/// where there is one: in it a codec exchanges what [`Codec::None`] does.
+/// The collectives of one reduction or all-gather, in order; none in a group of one. They are those of the
+/// steps after the warm-up, if the codec has one: during the warm-up, it runs those of [`Codec::None`].
 #[must_use]
 pub fn phases(codec: Codec, coded: Coded, tensors: &[Tensor], elements: usize, size: usize) -> Vec<Phase> {
     if size < 2 {
@@ -317,12 +318,12 @@ pub fn phases(codec: Codec, coded: Coded, tensors: &[Tensor], elements: usize, s
     }
 }
 
-/// Bytes beside the gradient itself.
+/// Memory of a codec in addition to the gradient itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Footprint {
     /// Kept between steps.
     pub state_bytes: u64,
-    /// The most that lives while a reduction runs.
+    /// Peak scratch memory during a reduction.
     pub scratch_bytes: u64,
     /// Scratch memory on a device whose memory is not the host's.
     pub device_scratch_bytes: u64,
@@ -354,13 +355,13 @@ pub fn footprint(
         Codec::TopK { .. } => elements,
         Codec::Dgc { .. } => 2 * elements,
         Codec::OneBit => elements + shard,
-        // The momentum too.
+        // The state includes the momentum.
         Codec::OneBitAdam { .. } => 2 * elements + shard,
     };
     let exchanged = |phase: &Phase| match phase {
         Phase::Sum { elements } => 4 * elements,
         Phase::Max => 4,
-        // What is given, and what all gave.
+        // The member's own part, and those of all members.
         Phase::AllGather { bytes } => bytes.iter().sum::<usize>() + bytes.get(rank).copied().unwrap_or(0),
         Phase::AllToAll { bytes } => {
             let given: usize = bytes.get(rank).map_or(0, |row| row.iter().sum());
@@ -379,25 +380,25 @@ pub fn footprint(
     }
 }
 
-/// What encoding and decoding costs one member, for devices that are emulated: operations that a core does in a model's
-/// layers meanwhile. A device of some FLOP/s so codes as many times more slowly than a core as it computes. Memory
-/// binds coding, so these are far more than the operations in it.
+/// The cost of encoding and decoding for one member of an emulated group: the FLOPs that a core does in a
+/// model's layers in the same time. So the coding time scales with the FLOP/s of the emulated device, as
+/// compute does. Coding is bound by memory, so this is far more than its own FLOPs.
 #[must_use]
 pub fn work(codec: Codec, coded: Coded, tensors: &[Tensor], elements: usize, size: usize) -> f64 {
     if coded != Coded::Gradients {
-        // Everything is encoded once and decoded once, where a sum that all need does it twice.
+        // An all-gather encodes and decodes once, an all-reduce twice.
         return 0.5 * work(codec, Coded::Gradients, tensors, elements, size);
     }
     let n = elements as f64;
     let p = size as f64;
-    // Times of a core on gradients of 804 k parameters, in groups of 2 and of 4, while it does 36 GFLOP/s in the layers
-    // that they are of (`scripts/codecs.sh`, profiles of the loopback).
+    // Measured on one core with gradients of 804 k parameters, in groups of 2 and of 4; the core runs the
+    // model's layers at 36 GFLOP/s (`scripts/codecs.sh`, profiles of the loopback).
     match codec {
         Codec::None => 0.0,
         Codec::Fp16 | Codec::Bf16 => 230.0 * n,
         Codec::Int8 { .. } => 380.0 * n,
-        // Two products and the decoding one: 2 a b r operations each; then error and decay. So thin a product runs at
-        // an eighth of the rate.
+        // Two GEMMs to encode and one to decode, of 2 a b r FLOPs each; then error and decay. Such thin GEMMs
+        // run at an eighth of the rate.
         Codec::PowerSgd { rank, .. } => {
             8.0 * (Layout::of(tensors, elements, rank, false).products(3.0) + 3.0 * n)
         }

@@ -1,16 +1,16 @@
-//! Random rounding, right on average: QSGD (Alistarh et al., 1610.02132, section 3.1) and TernGrad (Wen et al.,
+//! Unbiased stochastic rounding: QSGD (Alistarh et al., 1610.02132, section 3.1) and TernGrad (Wen et al.,
 //! 1705.07878, sections 3 and 4). Nothing is kept between steps.
 
 use crate::arithmetic::{Arithmetic, Levels, PartMut, Scale};
 use crate::host::square_sum;
 use crate::{CodingQuality, Exchange, Phase};
 
-/// Standard deviations beyond which TernGrad clips.
+/// TernGrad clips at this many standard deviations.
 const CLIP: f64 = 2.5;
 
 #[derive(Debug)]
 pub(crate) struct Random {
-    /// Levels and elements of one norm; TernGrad has neither.
+    /// Levels, and elements per norm; `None` for TernGrad.
     levels: Option<(u32, usize)>,
     seed: u64,
     step: u64,
@@ -90,7 +90,7 @@ impl Random {
         mut gradient: PartMut<'_, A>,
         exchange: &mut X,
     ) -> Result<CodingQuality, X::Error> {
-        // No two members and no two steps draw the same numbers.
+        // Each member and each step has its own random numbers.
         let state =
             self.seed ^ (self.step << 20) ^ (exchange.rank() as u64).wrapping_mul(0xA24B_AED4_963E_E407);
         self.step += 1;
@@ -110,12 +110,12 @@ impl Random {
         let all = exchange.all_gather(&on.fetch(vec![coded])[0])?;
         on.fill_zero(gradient.again());
         all.into_iter().for_each(|part| on.add_levels(levels, &on.bring(part), gradient.again()));
-        // Nothing of it is kept.
+        // The codec does not keep the error.
         Ok(CodingQuality { error_norm: 0.0, ..report })
     }
 }
 
-/// Levels as they travel, and how much of the squared norm they lose.
+/// Returns the encoded levels and the squared norm of the rounding error.
 pub(crate) fn encode(levels: Levels, mut state: u64, values: &[f32]) -> (Vec<u8>, f64) {
     let whole = levels.levels;
     let mut bytes = Vec::with_capacity(levels.bytes(values.len()));
@@ -146,7 +146,7 @@ pub(crate) fn encode(levels: Levels, mut state: u64, values: &[f32]) -> (Vec<u8>
     (packer.finish(), lost)
 }
 
-/// Adds what levels say.
+/// Decodes levels and adds them to `values`.
 pub(crate) fn add(levels: Levels, bytes: &[u8], values: &mut [f32]) {
     let whole = levels.levels;
     let (head, coded) = bytes.split_at(4 * levels.norms(values.len()));

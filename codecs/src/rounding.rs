@@ -1,5 +1,5 @@
-//! Numbers rounded one by one, without memory: all that shards, gathered parameters and activations may be. Sums of
-//! rounded numbers are made in fp32 where they are kept.
+//! Stateless rounding of single numbers, the only kind of codec for shards, gathered parameters and
+//! activations. Rounded numbers are accumulated in fp32 at their destination.
 
 use crate::arithmetic::{Arithmetic, Form, PartMut};
 use crate::shards::range;
@@ -7,7 +7,7 @@ use crate::{Exchange, Phase};
 use autodist_spec::{Codec, Coded};
 
 impl Form {
-    /// `None` for codecs that keep something, or that know a number only among others.
+    /// The number format; `None` for codecs with state, or that do not encode numbers one by one.
     #[must_use]
     pub fn of(codec: Codec) -> Option<Self> {
         match codec {
@@ -19,7 +19,8 @@ impl Form {
     }
 }
 
-/// Leaves this member's shard of the sum over all members in place; the rest holds anything.
+/// Reduce-scatter: leaves this member's shard of the sum over all members in place; the other shards are
+/// undefined.
 ///
 /// # Errors
 /// Those of the exchange.
@@ -33,7 +34,7 @@ pub fn reduce_scatter<A: Arithmetic, X: Exchange>(
     sum_shards(form, on, parts, gradient.again(), exchange)
 }
 
-/// Every member's shard as it travels.
+/// The encoded shard of every member.
 pub(crate) fn encode_shards<A: Arithmetic>(
     form: Form,
     on: &A,
@@ -44,7 +45,7 @@ pub(crate) fn encode_shards<A: Arithmetic>(
     (0..size).map(|to| on.encode(form, gradient.part(shard(to)))).collect()
 }
 
-/// Hands out encoded shards, and puts the sum of those that come into the place of this member's.
+/// Sends encoded shards to their members, and replaces this member's shard by the sum of those received.
 pub(crate) fn sum_shards<A: Arithmetic, X: Exchange>(
     form: Form,
     on: &A,
@@ -55,15 +56,15 @@ pub(crate) fn sum_shards<A: Arithmetic, X: Exchange>(
     let arrived = exchange.all_to_all(&on.fetch(parts))?;
     let own = range(gradient.len(), exchange.size(), exchange.rank());
     on.fill_zero(gradient.part_mut(own.clone()));
-    // In the order of members: a sum does not depend on who was first.
+    // In rank order, so that the result does not depend on the order of arrival.
     for part in arrived {
         on.add_encoded(form, &on.bring(part), gradient.part_mut(own.clone()));
     }
     Ok(())
 }
 
-/// Fills `values`, of which this member holds its shard, with the shards of all as they were rounded: its own too, so that
-/// all members have the same.
+/// All-gather: fills `values`, of which this member holds its shard, with the rounded shards of all members.
+/// Its own shard is rounded too, so that all members have the same values.
 ///
 /// # Errors
 /// Those of the exchange.
@@ -84,7 +85,7 @@ pub fn all_gather<A: Arithmetic, X: Exchange>(
     Ok(())
 }
 
-/// Exchanges of what is rounded; a message is none.
+/// The collectives of a rounded transfer; empty for a send/recv.
 pub(crate) fn phases(form: Form, coded: Coded, elements: usize, size: usize) -> Vec<Phase> {
     let row: Vec<usize> = (0..size).map(|to| form.bytes(range(elements, size, to).len())).collect();
     match coded {

@@ -1,14 +1,14 @@
-//! What a reduction takes of a device's memory while it runs, where numbers lie there and what travels goes through the
-//! host: encoded parts on their way out, and the little that sums and selections need. What arrives comes one by one.
+//! Scratch memory of a reduction on a device whose transfers go through the host: encoded parts to send, and
+//! small buffers for sums and selections. Received parts are copied to the device one by one.
 
 use crate::arithmetic::{Form, Levels, Scale};
 use crate::layout::{Layout, Tensor};
 use crate::{shards, sparse};
 use autodist_spec::{Codec, Coded};
 
-/// Numbers that one partial sum, or one count of a selection, stands for.
+/// Numbers per partial sum, or per count of a selection.
 const TILE: usize = 2048;
-/// Bytes of a selection: how many magnitudes have each of 2^11 values of a digit.
+/// Bytes of a selection: the histogram of one digit, of 2^11 values.
 const SELECTION: usize = 4 * ((1 << 11) + 2);
 
 /// Bytes.
@@ -30,13 +30,13 @@ pub(crate) fn on_device(
         (Coded::Parameters, Some(form)) => return words(form.bytes(shards::range(elements, size, 0).len())),
         _ => {}
     }
-    // Encoded parts beside one that is decoded to see what was lost.
+    // Encoded parts, and one that is decoded to measure the error.
     let shards = |form: Form| parts(&|len| form.bytes(len)) + 4 * shards::range(elements, size, 0).len();
     let factors = |rank: u32, half: bool| {
         let layout = Layout::of(tensors, elements, rank, half);
         let (left, right, dense) = (layout.left(), layout.right(), layout.dense_elements());
         let message = if half { left.max(right) + dense } else { left.max(dense) };
-        // A matrix has three words in a table and two sums; a product's partial sums stand for 32 rows.
+        // A matrix has three words in a table and two sums; each partial sum of a GEMM covers 32 rows.
         let rows = layout.matrices.iter().map(|matrix| matrix.rows).max().unwrap_or(0);
         4 * message + (12 + 16) * layout.matrices.len() + 8 * rows.div_ceil(32)
     };

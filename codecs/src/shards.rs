@@ -1,5 +1,6 @@
-//! Two phases: each member gathers one shard of everybody's gradient in few bits, sums it in fp32, and hands the sum on
-//! in few bits again. Sums in few bits would lose more with every member; this loses twice, whatever the group's size.
+//! All-reduce in two phases: each member receives one shard of every member's gradient in few bits, sums it
+//! in fp32, and sends the sum in few bits. Summing in few bits would add an error per member; here values are
+//! rounded twice, whatever the group's size.
 
 use crate::arithmetic::{Arithmetic, Form, Part, PartMut};
 use crate::host::{largest_magnitude, vectorised};
@@ -8,7 +9,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use std::ops::Range;
 
-/// Elements that are converted together.
+/// Elements converted at a time.
 const STRETCH: usize = 256;
 
 /// Member `index`'s elements: as equal as can be, the first ones longer by one.
@@ -31,7 +32,7 @@ pub(crate) fn reduce<A: Arithmetic, X: Exchange>(
 
 fn report<A: Arithmetic>(form: Form, on: &A, gradient: &PartMut<'_, A>, parts: &[A::Bytes]) -> CodingQuality {
     let shard = |member: usize| range(gradient.len(), parts.len(), member);
-    // The first shard is no shorter than others.
+    // The first shard is the longest.
     let mut decoded = on.zeros(shard(0).len());
     let whole = on.square_sum(gradient.read());
     let lost: Vec<A::Sum> = parts
@@ -47,7 +48,7 @@ fn report<A: Arithmetic>(form: Form, on: &A, gradient: &PartMut<'_, A>, parts: &
         })
         .collect();
     let lost = lost.iter().map(|lost| on.read(lost)).sum();
-    // Nothing of it is kept.
+    // The codec does not keep the error.
     CodingQuality { error_norm: 0.0, ..CodingQuality::of(on.read(&whole), lost) }
 }
 
@@ -59,7 +60,8 @@ pub(crate) fn encode(form: Form, values: &[f32]) -> Vec<u8> {
             let mut limited = [0.0; STRETCH];
             for (part, coded) in values.chunks(STRETCH).zip(bytes.chunks_mut(2 * STRETCH)) {
                 let (halves, limited) = (&mut halves[..part.len()], &mut limited[..part.len()]);
-                // Beyond its range half precision knows infinity only, which no later step recovers from.
+                // Values beyond the range of half precision would become infinite, and training could not
+                // recover.
                 limited.iter_mut().zip(part).for_each(|(l, v)| *l = v.clamp(-65504.0, 65504.0));
                 halves.convert_from_f32_slice(limited);
                 let pairs = coded.chunks_exact_mut(2).zip(halves);
@@ -85,7 +87,7 @@ pub(crate) fn encode(form: Form, values: &[f32]) -> Vec<u8> {
     bytes
 }
 
-/// Adds what `bytes` say to `values`.
+/// Decodes `bytes` and adds them to `values`.
 pub(crate) fn add(form: Form, bytes: &[u8], values: &mut [f32]) {
     match form {
         Form::Fp16 => {
@@ -119,7 +121,7 @@ pub(crate) fn phases(form: Form, elements: usize, size: usize) -> Vec<Phase> {
     two_phases(elements, size, |elements| form.bytes(elements))
 }
 
-/// All-to-all of shards, then all-gather of them, where a shard of some elements takes `bytes`.
+/// All-to-all, then all-gather of shards; `bytes` gives the encoded size of a shard.
 pub(crate) fn two_phases(elements: usize, size: usize, bytes: impl Fn(usize) -> usize) -> Vec<Phase> {
     let row: Vec<usize> = (0..size).map(|to| bytes(range(elements, size, to).len())).collect();
     vec![Phase::AllToAll { bytes: vec![row.clone(); size] }, Phase::AllGather { bytes: row }]

@@ -1,18 +1,18 @@
-//! One bit an element, with error feedback at the sender and at the reducer (Tang et al., 2102.02888, algorithm 1;
-//! compression stage).
+//! One bit per element, with error feedback at the sender and at the reducer (Tang et al., 2102.02888,
+//! algorithm 1; compression stage).
 
 use crate::arithmetic::{Arithmetic, Part, PartMut};
 use crate::shards::{range, two_phases};
 use crate::{CodingQuality, Exchange, Phase};
 
 pub(crate) struct Signs<A: Arithmetic> {
-    /// What this member's signs left out.
+    /// Error feedback of this member's signs.
     own: A::Owned,
-    /// What the signs of its shard's mean left out; nobody's before the first reduction.
+    /// Error feedback of the signs of its shard's mean; `None` before the first reduction.
     shard: Option<A::Owned>,
 }
 
-/// Root mean square: what makes signs as long as the values.
+/// Root mean square: signs with this scale have the L2 norm of the values.
 fn scale(square_sum: f64, elements: usize) -> f32 {
     if elements == 0 { 0.0 } else { (square_sum / elements as f64).sqrt() as f32 }
 }
@@ -67,7 +67,7 @@ impl<A: Arithmetic> Signs<A> {
     }
 }
 
-/// A scale, then one bit an element: set for zero and above.
+/// Encodes a scale, then one bit per element: set for zero and above.
 pub(crate) fn encode(values: &[f32], scale: f32) -> Vec<u8> {
     let mut bytes = scale.to_le_bytes().to_vec();
     bytes.extend(values.chunks(8).map(|eight| {
@@ -76,7 +76,7 @@ pub(crate) fn encode(values: &[f32], scale: f32) -> Vec<u8> {
     bytes
 }
 
-/// Adds signs, times `factor` and the scale that they came with.
+/// Adds signs, multiplied by `factor` and by the scale encoded with them.
 pub(crate) fn add(bytes: &[u8], factor: f32, values: &mut [f32]) {
     let scale = factor * f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     for (eight, byte) in values.chunks_mut(8).zip(&bytes[4..]) {
@@ -86,7 +86,7 @@ pub(crate) fn add(bytes: &[u8], factor: f32, values: &mut [f32]) {
     }
 }
 
-/// Takes `scale * sign(value)` from every value.
+/// Subtracts `scale * sign(value)` from every value.
 pub(crate) fn subtract(values: &mut [f32], scale: f32) {
     values.iter_mut().for_each(|value| *value -= if *value >= 0.0 { scale } else { -scale });
 }

@@ -1,17 +1,18 @@
-//! Products of a matrix with a factor of few columns, in stretches of rows that stay in the cache while everything is
-//! done with them that there is to do: at these shapes the time goes into reading memory, not into arithmetic.
+//! GEMMs of a matrix with a factor of few columns. They process blocks of rows that stay in the cache until
+//! all steps on them are done: at these shapes, the time is bound by memory, not by arithmetic.
 
 use crate::arithmetic::LowRank;
 use crate::host::{dot, square_sum, vectorised};
 
-/// Rows of a stretch: as few as stay in the nearest cache, and enough for a matrix product where that is used.
+/// Rows of a block: few enough for the nearest cache, and enough for a GEMM where one is used.
 fn stretch(rank: usize) -> usize {
     if rank > FEW { 64 } else { 4 }
 }
-/// Columns of a factor up to which plain loops are as fast as a matrix product that packs its operands.
+/// Columns of a factor up to which plain loops are as fast as a GEMM that packs its operands.
 const FEW: usize = 8;
 
-/// Adds the gradient to what is kept, `whole`, and multiplies: `left = whole · right`. Returns the sum of squares.
+/// Adds the gradient to the kept error, `whole`, and multiplies: `left = whole · right`. Returns the sum of
+/// squares.
 pub(crate) fn add_and_multiply(
     shape: LowRank,
     gradient: &[f32],
@@ -41,7 +42,7 @@ pub(crate) fn add_and_multiply(
     squares
 }
 
-/// As [`add_and_multiply`], from the other side: `right = wholeᵀ · left`.
+/// Like [`add_and_multiply`], with the transposed matrix: `right = wholeᵀ · left`.
 pub(crate) fn add_and_multiply_transposed(
     shape: LowRank,
     gradient: &[f32],
@@ -64,7 +65,7 @@ pub(crate) fn multiply_transposed(shape: LowRank, whole: &[f32], left: &[f32], r
         return;
     }
     let mut transposed = vec![0.0; columns * rank];
-    // Four rows at once: what is added to is read and written a quarter as often.
+    // Four rows at once: the accumulator is read and written a quarter as often.
     for (four, left) in whole.chunks(4 * columns).zip(left.chunks(4 * rank)) {
         for (k, sums) in transposed.chunks_exact_mut(columns).enumerate() {
             if four.len() < 4 * columns {
@@ -89,8 +90,8 @@ pub(crate) fn multiply_transposed(shape: LowRank, whole: &[f32], left: &[f32], r
     }
 }
 
-/// Takes `left · rightᵀ` from `whole` and returns the sum of squares that is left. `gradient`, where it is given,
-/// becomes that product times `scale`.
+/// Subtracts `left · rightᵀ` from `whole` and returns the sum of squares of the remainder. `gradient`, if
+/// given, becomes `left · rightᵀ · scale`.
 pub(crate) fn subtract_expanded(
     shape: LowRank,
     left: &[f32],
@@ -152,7 +153,7 @@ fn expand_stretch(
     });
 }
 
-/// Adds, and returns the sum of squares of the result.
+/// Adds `gradient` to `whole` and returns the sum of squares of the result.
 fn add(whole: &mut [f32], gradient: &[f32]) -> f64 {
     vectorised(|| {
         whole.iter_mut().zip(gradient).for_each(|(whole, g)| *whole += g);
@@ -210,7 +211,7 @@ mod tests {
         (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
     }
 
-    /// What no shortcut is taken for.
+    /// The reference result, by plain loops.
     fn exact(whole: &[f32], columns: usize, factor: &[f32], rank: usize, transposed: bool) -> Vec<f64> {
         let rows = whole.len() / columns;
         let (m, k) = if transposed { (columns, rows) } else { (rows, columns) };

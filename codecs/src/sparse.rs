@@ -1,28 +1,28 @@
-//! The largest entries alone: with error feedback (Stich et al., 1809.07599), or with momentum correction and masking
-//! (Lin et al., Deep Gradient Compression, 1712.01887, sections 3.1 and 3.2).
+//! Only the largest entries: with error feedback (Stich et al., 1809.07599), or with momentum correction and
+//! masking (Lin et al., Deep Gradient Compression, 1712.01887, sections 3.1 and 3.2).
 
 use crate::arithmetic::{Arithmetic, Part, PartMut};
 use crate::host::{square_sum, vectorised};
 use crate::{CodingQuality, Exchange, Phase};
 use std::cmp::Ordering;
 
-/// Momentum of the correction where nothing is said (1712.01887, section 4).
+/// Default momentum of the correction (1712.01887, section 4).
 const MOMENTUM: f32 = 0.9;
-/// The bits of an fp32 number without its sign: as integers they are in the order of the magnitudes.
+/// The bits of an fp32 number without its sign: as integers, they are ordered by magnitude.
 const MAGNITUDE: u32 = 0x7FFF_FFFF;
 
 pub(crate) struct Sparse<A: Arithmetic> {
     count: usize,
-    /// What has not been sent yet.
+    /// Error feedback: what has not been sent yet.
     pending: A::Owned,
     /// Velocity of what has not been sent yet, with momentum correction.
     velocity: Option<A::Owned>,
     momentum: f32,
-    /// Steps to come in which everything is sent, as it is, and the velocity goes on.
+    /// Remaining steps that send everything uncompressed and still update the velocity.
     whole_steps: u64,
 }
 
-/// Entries that are sent of `elements`: at least one, where there is one.
+/// Number of entries to send of `elements`: at least one, unless there are none.
 pub(crate) fn count(elements: usize, per_mille: u32) -> usize {
     (elements * per_mille as usize).div_ceil(1000).min(elements)
 }
@@ -51,7 +51,8 @@ impl<A: Arithmetic> Sparse<A> {
         self.whole_steps = 0;
     }
 
-    /// From now on all of the velocity is sent: momentum lives on here, where the optimizer has none. False without.
+    /// Sends all of the velocity from now on: the codec keeps the momentum, because the optimizer has none.
+    /// Returns false if the codec has no momentum.
     pub fn send_whole(&mut self) -> bool {
         self.whole_steps = u64::MAX;
         self.velocity.is_some()
@@ -90,7 +91,7 @@ impl<A: Arithmetic> Sparse<A> {
         let (coded, sent) =
             on.take_largest(self.count, pending.again(), velocity.as_mut().map(PartMut::again));
         let (whole, sent) = (on.read(&whole), on.read(&sent));
-        // Rounded apart, the two may differ by a little where everything is sent.
+        // Because of rounding, the two may differ slightly even if everything is sent.
         let report = CodingQuality::of(whole, (whole - sent).max(0.0));
         let all = exchange.all_gather(&on.fetch(vec![coded])[0])?;
         on.fill_zero(gradient.again());
@@ -102,8 +103,8 @@ impl<A: Arithmetic> Sparse<A> {
     }
 }
 
-/// The `count` values of greatest magnitude as they travel, and the sum of their squares; in their places zeros are
-/// left.
+/// Removes the `count` values of greatest magnitude; returns them encoded, with the sum of their squares.
+/// Their places are set to zero.
 pub(crate) fn take_largest(
     values: &mut [f32],
     mut velocity: Option<&mut [f32]>,
@@ -123,7 +124,7 @@ pub(crate) fn take_largest(
     (coded, squares)
 }
 
-/// Adds entries to where their indices say.
+/// Adds each entry at its index.
 pub(crate) fn add(bytes: &[u8], values: &mut [f32]) {
     for entry in bytes.chunks_exact(8) {
         let index = u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]) as usize;
@@ -133,7 +134,7 @@ pub(crate) fn add(bytes: &[u8], values: &mut [f32]) {
     }
 }
 
-/// Elements that are worked on together while they are in the nearest cache.
+/// Elements processed at a time, so that they stay in the nearest cache.
 const STRETCH: usize = 4096;
 
 /// Adds the gradient; returns the sum of squares of the result.
@@ -148,7 +149,8 @@ pub(crate) fn add_up(pending: &mut [f32], gradient: &[f32]) -> f64 {
     squares.sum()
 }
 
-/// The gradient joins the velocity, and that what is pending; returns the sum of squares of the latter.
+/// Adds the gradient to the decayed velocity, and the velocity to `pending`; returns the sum of squares of
+/// `pending`.
 pub(crate) fn add_with_momentum(
     decay: f32,
     pending: &mut [f32],
@@ -169,10 +171,10 @@ pub(crate) fn add_with_momentum(
     squares.sum()
 }
 
-/// One of so many values is sampled for a first estimate of the smallest magnitude that is sent.
+/// One value in this many is sampled for a first estimate of the smallest magnitude to send.
 const SAMPLED: usize = 61;
 
-/// Indices of the `count` values of greatest magnitude, ascending; of equal ones the first.
+/// Indices of the `count` values of greatest magnitude, ascending; among equal ones, the first.
 fn largest(values: &[f32], count: usize) -> Vec<usize> {
     if count == 0 || count >= values.len() {
         return (0..count.min(values.len())).collect();
@@ -180,7 +182,7 @@ fn largest(values: &[f32], count: usize) -> Vec<usize> {
     let guess = guess(values, count);
     let mut candidates = at_least(values, guess);
     if candidates.len() < count {
-        // Too few: the sample was not like the whole.
+        // Too few: the sample was not representative.
         candidates = (0..values.len() as u32).collect();
     }
     let magnitude = |index: &u32| values[*index as usize].to_bits() & MAGNITUDE;
@@ -188,7 +190,7 @@ fn largest(values: &[f32], count: usize) -> Vec<usize> {
     let place = sorted.len() - count;
     let (_, least, above) = sorted.select_nth_unstable(place);
     let least = *least;
-    // Above, some are equal to the least; of these the first are taken.
+    // Of the values equal to the threshold, the first ones are taken.
     let mut equal = count - above.iter().filter(|magnitude| **magnitude > least).count();
     candidates.retain(|index| match magnitude(index).cmp(&least) {
         Ordering::Greater => true,
@@ -201,11 +203,11 @@ fn largest(values: &[f32], count: usize) -> Vec<usize> {
     candidates.into_iter().map(|index| index as usize).collect()
 }
 
-/// A magnitude, as bits, that somewhat more than `count` of the values reach, as far as a sample tells.
+/// A magnitude, as bits, that slightly more than `count` of the values reach, estimated from a sample.
 fn guess(values: &[f32], count: usize) -> u32 {
     let mut sample: Vec<u32> = values.iter().step_by(SAMPLED).map(|v| v.to_bits() & MAGNITUDE).collect();
     let expected = count as f64 * sample.len() as f64 / values.len() as f64;
-    // Four standard deviations more.
+    // A margin of four standard deviations.
     let wanted = (expected + 4.0 * expected.sqrt() + 4.0) as usize;
     if wanted >= sample.len() {
         return 0;
@@ -220,7 +222,7 @@ fn at_least(values: &[f32], least: u32) -> Vec<u32> {
     let mut found = Vec::new();
     vectorised(|| {
         for (index, some) in values.chunks(SOME).enumerate() {
-            // Most stretches have none: that is seen without a branch per value.
+            // Most blocks have none, which is checked without a branch per value.
             if !some.iter().fold(false, |any, value| any | (value.to_bits() & MAGNITUDE >= least)) {
                 continue;
             }

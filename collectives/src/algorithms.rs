@@ -1,4 +1,5 @@
-//! The algorithms, each as messages in an order that would do one at a time (see [`Builder`]).
+//! The algorithms, each as a sequence of messages that is correct when they are sent one at a time (see
+//! [`Builder`]).
 
 use std::ops::Range;
 
@@ -8,20 +9,20 @@ use crate::builder::Builder;
 use crate::choice::{Unsuitable, suits};
 use crate::schedule::{Schedule, shard_range};
 
-/// The most elements of one message of a tree. What is on its way up or down is forwarded message by message, so a
-/// tree of depth `d` takes `d` of them longer than the data alone. With 128 KiB, a message takes a 10 Gbit/s link
-/// 100 us, which is a few times what a message costs in itself, and buffers of a megabyte already overlap.
+/// The maximum number of elements of one message in a tree. Members forward data message by message, so a
+/// tree of depth `d` takes `d` messages longer than the data alone. With 128 KiB, a message takes 100 us on a
+/// 10 Gbit/s link, a few times the latency of a message, and transfers of one megabyte already overlap.
 const CHUNK: usize = 32 << 10;
 
 impl Schedule {
-    /// What each of `size` members does in `collective` on `length` elements by `algorithm`. Messages without
-    /// elements are left out, so a length below `size` has fewer of them.
+    /// Builds the schedule of `collective` over `size` members on `length` elements by `algorithm`. Empty
+    /// messages are left out, so a length below `size` has fewer messages.
     ///
-    /// In an all-reduce one member finishes an element, in an order that depends on the schedule alone, and the others
-    /// copy it: all get the same bits, every time.
+    /// In an all-reduce, one member computes the final value of an element, in an order that depends only on
+    /// the schedule, and the others copy it: all members get the same bits, every time.
     ///
     /// # Errors
-    /// Why the algorithm does not do this collective, or not in a group of this size.
+    /// The reason why the algorithm does not support this collective, or a group of this size.
     pub fn build(
         algorithm: Algorithm,
         collective: Collective,
@@ -61,7 +62,7 @@ fn send_block(builder: &mut Builder, from: usize, to: usize, block: &Block, comb
     }
 }
 
-/// Ends with the member at each place holding the reduction of its block.
+/// Afterwards, each member holds the reduction of its block.
 fn ring_reduce_scatter(builder: &mut Builder, members: &[usize], blocks: &[Block]) {
     let size = members.len();
     for step in 0..size - 1 {
@@ -72,7 +73,7 @@ fn ring_reduce_scatter(builder: &mut Builder, members: &[usize], blocks: &[Block
     }
 }
 
-/// Begins with the member at each place holding its block, ends with all holding all blocks.
+/// Each member starts with its block; afterwards, all members hold all blocks.
 fn ring_all_gather(builder: &mut Builder, members: &[usize], blocks: &[Block]) {
     let size = members.len();
     for step in 0..size - 1 {
@@ -83,14 +84,14 @@ fn ring_all_gather(builder: &mut Builder, members: &[usize], blocks: &[Block]) {
     }
 }
 
-/// Rings of `columns` consecutive members, and rings across those with the same place in them. One row is a plain ring.
-/// A hierarchy and a torus differ in the wires that they are for, not in their messages.
+/// Rings of `columns` consecutive members, and rings across the members with the same position in them. One
+/// row is a plain ring. A hierarchy and a torus send the same messages; they are for different topologies.
 fn grid(builder: &mut Builder, collective: Collective, length: usize, size: usize, columns: usize) {
     let rows = size / columns;
     let row = |row: usize| -> Vec<usize> { (row * columns..(row + 1) * columns).collect() };
     let column = |column: usize| -> Vec<usize> { (0..rows).map(|row| row * columns + column).collect() };
-    // For every column, by row, what its members are left with. An all-reduce chooses freely and keeps blocks whole;
-    // otherwise each member's shard is given, and a column's shards are not consecutive.
+    // For every column, by row, the blocks that its members end up with. An all-reduce can choose contiguous
+    // blocks; otherwise the members' shards are fixed, and the shards of a column are not contiguous.
     let shards: Vec<Vec<Block>> = (0..columns)
         .map(|column| {
             let share = shard_range(length, columns, column);
@@ -120,11 +121,11 @@ fn grid(builder: &mut Builder, collective: Collective, length: usize, size: usiz
     }
 }
 
-/// Who takes part in halving and doubling, and who stands aside.
+/// The members that take part in recursive halving and doubling, and those that are folded into a partner.
 pub(crate) struct Folding {
-    /// How many pairs of members there are at the group's beginning of whom the second stands aside.
+    /// Number of pairs at the start of the group; the second member of a pair is folded into the first.
     pub(crate) pairs: usize,
-    /// A power of two.
+    /// Number of participants, a power of two.
     pub(crate) participants: usize,
 }
 
@@ -138,7 +139,7 @@ impl Folding {
         if participant < self.pairs { 2 * participant } else { participant + self.pairs }
     }
 
-    /// The member's place among the participants, and none if it stands aside.
+    /// The member's index among the participants; `None` if it is folded into its partner.
     pub(crate) fn participant(&self, member: usize) -> Option<usize> {
         match member {
             member if member >= 2 * self.pairs => Some(member - self.pairs),
@@ -146,8 +147,8 @@ impl Folding {
         }
     }
 
-    /// Where the participants' blocks begin, and where the last one ends. In an all-reduce blocks are as equal as they
-    /// can be; otherwise they are the shards of a participant and of whom it stands for, who are neighbours.
+    /// The start of each participant's block, and the end of the last one. In an all-reduce, blocks are as
+    /// equal as possible; otherwise they are the shards of a participant and of the neighbour folded into it.
     pub(crate) fn bounds(&self, collective: Collective, length: usize) -> Vec<usize> {
         let size = self.pairs + self.participants;
         let start = |participant| match collective {
@@ -163,7 +164,7 @@ fn halving_doubling(builder: &mut Builder, collective: Collective, length: usize
     let count = folding.participants;
     let bounds = folding.bounds(collective, length);
     let shard = |member| shard_range(length, size, member);
-    // The blocks of the `distance` participants around one.
+    // The blocks of the aligned group of `distance` participants that contains this one.
     let around = |participant: usize, distance: usize| {
         let first = participant / distance * distance;
         bounds[first]..bounds[first + distance]
@@ -171,7 +172,8 @@ fn halving_doubling(builder: &mut Builder, collective: Collective, length: usize
     let pairs = (0..folding.pairs).map(|pair| (2 * pair, 2 * pair + 1));
     let distances = || (0..count.ilog2()).map(|bit| 1 << bit);
     if collective != Collective::AllGather {
-        // Each of a pair reduces one half, so that folding costs no more time than half the data twice.
+        // Each member of a pair reduces one half, so that folding takes the time of two transfers of half the
+        // data.
         let (first, second) = (shard_range(length, 2, 0), shard_range(length, 2, 1));
         for (stays, leaves) in pairs.clone() {
             builder.message(leaves, stays, first.clone(), true);
@@ -193,7 +195,7 @@ fn halving_doubling(builder: &mut Builder, collective: Collective, length: usize
         Collective::AllGather => {
             pairs.clone().for_each(|(stays, leaves)| builder.message(leaves, stays, shard(leaves), false));
         }
-        // An all-reduce: `suits` has refused all others.
+        // Only all-reduce: `suits` has rejected all others.
         _ => {}
     }
     if collective != Collective::ReduceScatter {
@@ -217,9 +219,9 @@ fn halving_doubling(builder: &mut Builder, collective: Collective, length: usize
 
 /// The parent of a member in one of the two trees; the root has none.
 ///
-/// The first tree is the in-order binary tree over the members' numbers in which odd ones are leaves. The second is
-/// its mirror image, or with an odd number of members the same one place on, so that who forwards
-/// much in one tree forwards little in the other: nobody sends more than four halves.
+/// The first tree is the in-order binary tree over the ranks, in which odd ranks are leaves. The second is
+/// its mirror image, or, for an odd number of members, the first one shifted by one rank, so that members
+/// that forward much in one tree forward little in the other: no member sends more than four halves.
 pub(crate) fn parent(tree: usize, size: usize, member: usize) -> Option<usize> {
     let in_order = |node: usize| {
         if node == 0 {
@@ -236,14 +238,14 @@ pub(crate) fn parent(tree: usize, size: usize, member: usize) -> Option<usize> {
     }
 }
 
-/// Every chunk goes up to the root, summed on the way, and down again.
+/// Every chunk is reduced up to the root, then broadcast down.
 fn double_tree(builder: &mut Builder, length: usize, size: usize, chunk: usize) {
     let depth = |tree: usize, member: usize| {
         std::iter::successors(Some(member), |&node| parent(tree, size, node)).count() - 1
     };
     let deepest = (0..2).flat_map(|tree| (0..size).map(move |member| depth(tree, member))).max().unwrap_or(0);
-    // (when, from, to, elements, combine). Two members may be each other's parents in the two trees; messages between
-    // them leave in order, and must therefore be in the order in which they can be ready.
+    // (when, from, to, elements, combine). Two members may be each other's parents in the two trees. Messages
+    // between them are sent in order, so they must be listed in the order in which they become ready.
     let mut messages = Vec::new();
     for tree in 0..2 {
         let half = shard_range(length, 2, tree);

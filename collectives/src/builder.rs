@@ -1,13 +1,13 @@
-//! From messages in an order to what each member waits for.
+//! Derives the dependencies of each member's sends and receives from an ordered list of messages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::schedule::{Receive, Schedule, Send};
 
-/// Collects messages in an order in which they would do if each were delivered before the next is sent. Whatever
-/// members do at the same time then ends as in that order, because a message waits for those before it that touch the
-/// same elements; and since that order exists, nobody waits in a circle.
+/// Collects messages in an order that is correct if each is delivered before the next is sent. Concurrent
+/// execution gives the same result, because a message waits for earlier ones that touch the same elements.
+/// Since a sequential order exists, there is no deadlock.
 pub(crate) struct Builder {
     schedule: Schedule,
     members: Vec<Touched>,
@@ -19,7 +19,8 @@ impl Builder {
         Self { schedule, members: (0..size).map(|_| Touched::new(length)).collect() }
     }
 
-    /// Elements of one member to another, who adds them to its own or writes them over. No elements, no message.
+    /// Sends elements from one member to another, which adds them to its own or overwrites its own. An empty
+    /// range adds no message.
     pub(crate) fn message(&mut self, from: usize, to: usize, elements: Range<usize>, combine: bool) {
         if elements.is_empty() {
             return;
@@ -36,9 +37,10 @@ impl Builder {
     }
 }
 
-/// Who touched which of a member's elements last. Before them, others did, for whom they waited.
+/// The operations that touched each of a member's elements last. They depend on earlier ones, which need no
+/// record.
 struct Touched {
-    /// By first element; together all elements.
+    /// Segments by their first element; together they cover all elements.
     segments: BTreeMap<usize, Segment>,
 }
 
@@ -47,7 +49,7 @@ struct Segment {
     end: usize,
     /// The last receive that wrote here.
     writer: Option<usize>,
-    /// The sends that have read since.
+    /// The sends that have read the segment since.
     readers: Vec<usize>,
 }
 
@@ -83,7 +85,7 @@ impl Touched {
         (writers.into_iter().collect(), readers.into_iter().collect())
     }
 
-    /// Has a segment begin at `at`, unless all elements lie before.
+    /// Splits segments so that one begins at `at`, unless `at` is the end.
     fn split(&mut self, at: usize) {
         if let Some((&start, segment)) = self.segments.range_mut(..=at).next_back()
             && start < at

@@ -1,4 +1,4 @@
-//! Which algorithms there are for a group, what they need and what they send.
+//! The algorithms that suit a group, the connections they need and the elements they send.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,7 +8,7 @@ use autodist_spec::{Algorithm, Collective};
 use crate::algorithms::{Folding, parent};
 use crate::schedule::shard_range;
 
-/// Why an algorithm is not for a group or a collective, as a sentence that names it.
+/// The reason why an algorithm does not suit a group or a collective, as a sentence that names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unsuitable {
     pub reason: String,
@@ -22,10 +22,10 @@ impl fmt::Display for Unsuitable {
 
 impl std::error::Error for Unsuitable {}
 
-/// Whether an algorithm does a collective in a group of `size`.
+/// Checks that an algorithm supports a collective in a group of `size`.
 ///
 /// # Errors
-/// Why not.
+/// The reason why it does not.
 pub fn suits(algorithm: Algorithm, collective: Collective, size: usize) -> Result<(), Unsuitable> {
     let name = algorithm.name();
     let refuse = |reason| Err(Unsuitable { reason });
@@ -52,13 +52,13 @@ pub fn suits(algorithm: Algorithm, collective: Collective, size: usize) -> Resul
     }
 }
 
-/// The algorithms by which a group of `size` may all-reduce, the ring first, without those that would send the same
-/// messages as an earlier one. `nodes` are the machines that the members are on, by place; a hierarchy is for groups
-/// that have equally many members on each, side by side.
+/// The all-reduce algorithms for a group of `size`, the ring first, without those that send the same messages
+/// as an earlier one. `nodes` are the nodes of the members, by rank; a hierarchy needs equally many
+/// consecutive members on each node.
 pub fn candidates(size: usize, nodes: &[usize]) -> Vec<Algorithm> {
     let mut found = vec![Algorithm::Ring];
     if size <= 2 {
-        // Two members exchange halves, and exchange them again, by any algorithm.
+        // With two members, every algorithm exchanges halves twice.
         return found;
     }
     found.extend([Algorithm::DoubleBinaryTree, Algorithm::HalvingDoubling]);
@@ -74,7 +74,7 @@ pub fn candidates(size: usize, nodes: &[usize]) -> Vec<Algorithm> {
     found
 }
 
-/// How many consecutive members every node has, if that is the same for all.
+/// The number of consecutive members per node, if it is the same for all nodes.
 fn per_node(nodes: &[usize]) -> Option<usize> {
     let runs: Vec<&[usize]> = nodes.chunk_by(|a, b| a == b).collect();
     let distinct: BTreeSet<usize> = runs.iter().map(|run| run[0]).collect();
@@ -82,7 +82,8 @@ fn per_node(nodes: &[usize]) -> Option<usize> {
     (distinct.len() == runs.len() && runs.iter().all(|run| run.len() == inner)).then_some(inner)
 }
 
-/// With whom a member exchanges messages by `algorithm`, whatever the collective; nobody if it is not for the group.
+/// The members that a member exchanges messages with in any collective by `algorithm`; empty if it does not
+/// suit the group.
 pub fn peers(algorithm: Algorithm, size: usize, rank: usize) -> BTreeSet<usize> {
     if rank >= size || suits(algorithm, Collective::AllReduce, size).is_err() {
         return BTreeSet::new();
@@ -121,8 +122,8 @@ pub fn peers(algorithm: Algorithm, size: usize, rank: usize) -> BTreeSet<usize> 
     found
 }
 
-/// The elements that a member sends, as [`crate::Schedule::sent`] counts them, without a schedule; 0 where there is
-/// none.
+/// The elements that a member sends, as [`crate::Schedule::sent`] counts them, without building a schedule; 0
+/// if there is none.
 pub fn sent_elements(
     algorithm: Algorithm,
     collective: Collective,
@@ -144,7 +145,7 @@ pub fn sent_elements(
             let folding = Folding::of(size);
             let shard = |member: usize| shard_range(length, size, member).len();
             let Some(own) = folding.participant(member) else {
-                // It gives all it has; or its shard.
+                // A folded member sends all its elements, or only its shard.
                 return if reduces { length } else { shard(member) };
             };
             let bounds = folding.bounds(collective, length);
@@ -154,7 +155,7 @@ pub fn sent_elements(
             });
             let mut sent = 0;
             if reduces {
-                // Halving sends every block but the own one once.
+                // Halving sends every block except the member's own once.
                 sent += length - (bounds[own + 1] - bounds[own]);
             }
             if gathers {
@@ -165,7 +166,7 @@ pub fn sent_elements(
                 sent += match collective {
                     Collective::ReduceScatter => length / 2 + aside,
                     Collective::AllGather => length - aside,
-                    // An all-reduce: `suits` has refused all others.
+                    // Only all-reduce: `suits` has rejected all others.
                     _ => length / 2 + length,
                 };
             }
@@ -181,7 +182,8 @@ pub fn sent_elements(
     }
 }
 
-/// A ring sends every block but the own one to reduce, and every block but the next member's to gather.
+/// The reduce-scatter of a ring sends every block except the member's own, the all-gather every block except
+/// the next member's.
 fn grid_sent(collective: Collective, length: usize, size: usize, columns: usize, member: usize) -> usize {
     let rows = size / columns;
     let (row, column) = (member / columns, member % columns);

@@ -1,11 +1,12 @@
-//! Collectives as data: who sends which elements to whom, and after what.
+//! Collectives as data: which elements each member sends to which other, and the dependencies between
+//! transfers.
 //!
 //! A [`Schedule`] is the program of one collective over one group. `communication` executes it over connections, and
 //! `cost-model` simulates it over a network, so that bytes on the wire and predicted bytes are the same by construction.
 //!
-//! [`Schedule::build`] writes an algorithm down as messages in one order that would do if they were sent one at a
-//! time; what each member must really wait for follows from which elements they touch. So no schedule can deadlock or
-//! depend on who is faster, whatever the algorithm.
+//! [`Schedule::build`] lists an algorithm's messages in an order that is correct if they are sent one at a
+//! time, and derives the dependencies of each member from the elements they touch. So no schedule can
+//! deadlock, or give results that depend on timing, whatever the algorithm.
 
 #![forbid(unsafe_code)]
 

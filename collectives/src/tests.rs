@@ -1,4 +1,4 @@
-//! Schedules are run as members might run them, in any order that they allow.
+//! Runs schedules in random orders that their dependencies allow.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -10,7 +10,7 @@ use crate::{Schedule, candidates, peers, sent_elements, shard_range, suits};
 
 const ALL: [Collective; 3] = [Collective::AllReduce, Collective::ReduceScatter, Collective::AllGather];
 
-/// Everything that could be asked of a group, whether it fits or not.
+/// All algorithms, including those that do not suit the group.
 fn algorithms(size: usize) -> Vec<Algorithm> {
     let parts = (1..=size as u32)
         .flat_map(|part| [Algorithm::Hierarchical { inner: part }, Algorithm::Torus { columns: part }]);
@@ -26,7 +26,7 @@ fn fitting(size: usize) -> impl Iterator<Item = (Algorithm, Collective)> {
     all.filter(move |&(algorithm, collective)| suits(algorithm, collective, size).is_ok())
 }
 
-/// Small numbers that come in no order, for choices.
+/// A small pseudo-random generator, for choices.
 struct Dice(u64);
 
 impl Dice {
@@ -36,7 +36,7 @@ impl Dice {
     }
 }
 
-/// Runs all members, one event after the other, whichever the dice pick of those that may happen.
+/// Runs all members, one event at a time, picked at random from those that are ready.
 fn interpret(schedule: &Schedule, buffers: &mut [Vec<f32>], seed: u64) {
     let size = buffers.len();
     let mut dice = Dice(seed);
@@ -91,7 +91,8 @@ fn interpret(schedule: &Schedule, buffers: &mut [Vec<f32>], seed: u64) {
     assert!(wires.values().all(VecDeque::is_empty), "a message that nobody receives");
 }
 
-/// Whatever touches the same elements of a member, and does not only read them, is ordered by what the schedule says.
+/// Two operations that touch the same elements of a member, at least one of them writing, are ordered by
+/// dependencies.
 fn assert_ordered(schedule: &Schedule) {
     for (sends, receives) in schedule.sends.iter().zip(&schedule.receives) {
         // Sends first, then receives.
@@ -302,7 +303,7 @@ fn candidates_follow_the_machines() {
             assert!(suits(algorithm, Collective::AllReduce, size.max(1)).is_ok());
         }
     }
-    // What is not known is not used.
+    // Without known nodes, there is no hierarchy.
     assert_eq!(candidates(4, &[]).len(), 4);
 }
 
@@ -327,12 +328,12 @@ fn chunks_follow_each_other_up_and_down() {
     let schedule = build_chunked(Algorithm::DoubleBinaryTree, Collective::AllReduce, 400, 8, 10).unwrap();
     let longest = schedule.sends.iter().flatten().map(|send| send.elements.len()).max();
     assert_eq!(longest, Some(10));
-    // A wire that is part of both trees carries 2 x 20 messages one way; the way up and down adds to that and does not
-    // multiply.
+    // A link that is part of both trees carries 2 x 20 messages per direction; the depth of the trees is
+    // added to that, not multiplied.
     assert!(steps(&schedule) <= 40 + 2 * 4, "{} steps", steps(&schedule));
 }
 
-/// In how many rounds a schedule is done if in each every wire brings one message.
+/// The number of rounds of a schedule if every link delivers one message per round.
 fn steps(schedule: &Schedule) -> usize {
     let size = schedule.sends.len();
     let mut sent: Vec<Vec<bool>> = schedule.sends.iter().map(|sends| vec![false; sends.len()]).collect();

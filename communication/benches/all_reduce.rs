@@ -1,6 +1,6 @@
-//! All-reduce over TCP on this machine, ranks as threads, each algorithm beside the plain copy of as many bytes over
-//! one connection; and over links of 200 Mbit/s, beside what no algorithm can beat:
-//! `cargo bench -p autodist-communication`.
+//! All-reduce over TCP on this machine, ranks as threads, each algorithm compared with a plain copy of as
+//! many bytes over one connection; and over links of 200 Mbit/s, compared with the lower bound of all
+//! algorithms: `cargo bench -p autodist-communication`.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -24,7 +24,7 @@ fn algorithms(size: usize) -> Vec<Algorithm> {
     all
 }
 
-/// Opens one group at all ranks, through a switch if there is one, which carries their bytes as long as it lives.
+/// Opens one group on all ranks, through a switch if one is given.
 fn open(world: usize, switch: Option<Arc<Switch>>) -> Result<Vec<Box<dyn Communicator>>> {
     let rendezvous = Rendezvous::bind_with(([127, 0, 0, 1], 0).into(), world, "bench", switch, |_| {})?;
     let address = rendezvous.address();
@@ -47,7 +47,7 @@ fn open(world: usize, switch: Option<Arc<Switch>>) -> Result<Vec<Box<dyn Communi
     })
 }
 
-/// How long the slowest rank takes for so many all-reduces.
+/// The time of the slowest rank for the given number of all-reduces.
 fn reduce(groups: &mut [Box<dyn Communicator>], algorithm: Algorithm, bytes: usize, times: u64) -> Duration {
     std::thread::scope(|scope| {
         let rank = |group: &mut Box<dyn Communicator>| -> Result<Duration> {
@@ -65,7 +65,8 @@ fn reduce(groups: &mut [Box<dyn Communicator>], algorithm: Algorithm, bytes: usi
     })
 }
 
-/// How long one connection takes for so many messages, from the first byte written to the last one read.
+/// The time of one connection for the given number of messages, from the first byte written to the last one
+/// read.
 fn copy(
     sender: &mut TcpStream,
     receiver: &mut TcpStream,

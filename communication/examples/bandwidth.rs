@@ -2,8 +2,8 @@
 //! `cargo run --release -p autodist-communication --example bandwidth [ranks…]`
 //! `mpirun -n 2 target/release/examples/bandwidth mpi`, built with `--features mpi`
 //!
-//! Time is that of the slowest rank; the bus bandwidth is 2(p − 1)/p · bytes / time, as nccl-tests define it, so
-//! that figures for different numbers of ranks compare.
+//! Times are those of the slowest rank; the bus bandwidth is 2(p − 1)/p · bytes / time, as in nccl-tests, so
+//! that figures for different numbers of ranks are comparable.
 #![allow(clippy::print_stdout, reason = "an example is a program")]
 
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use autodist_communication::{CommunicationError, Endpoint, ReduceOp};
 
 const BYTES: [usize; 7] = [64, 4 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20, 32 << 20];
 
-/// Where the processes of an MPI job meet.
+/// The rendezvous address of the processes of an MPI job.
 const MEETING: ([u8; 4], u16) = ([127, 0, 0, 1], 29_613);
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,4 +1,4 @@
-//! Collectives of bytes whose number the others do not know: what compressed gradients are.
+//! Collectives of byte strings of variable length, for compressed gradients.
 
 use crate::communicator::{Counters, Links};
 use crate::connection::{Connection, Idle, next_room};
@@ -8,14 +8,14 @@ use crate::ring::PORTION;
 pub(crate) const ALL_GATHER: &str = "all-gather";
 pub(crate) const ALL_TO_ALL: &str = "all-to-all";
 
-/// Every part is announced by its length.
+/// A header with the length precedes every part.
 const HEADER: usize = size_of::<u64>();
-/// Up to this many bytes of a part travel in one write with the header.
+/// Up to this many bytes of a part are written together with the header.
 const JOINED: usize = 16 << 10;
-/// More bytes than any part has: a length beyond it is none.
+/// The maximum length of a part; longer lengths are invalid.
 const LONGEST: u64 = 1 << 36;
 
-/// What every member has, around the ring: each part follows its length, and is sent on while it comes.
+/// All-gather around the ring: each part follows its length, and is forwarded while it arrives.
 pub(crate) fn all_gather(
     links: &Links,
     rank: usize,
@@ -27,7 +27,7 @@ pub(crate) fn all_gather(
     let Some((next, previous)) = next.zip(links.from((rank + size - 1) % size)) else {
         return Ok(vec![own.to_vec()]);
     };
-    // The own block, then those that arrive; all but the last are sent on.
+    // The member's own block, then those that arrive; all but the last are forwarded.
     let mut blocks = vec![Block::own(own)];
     blocks.resize_with(size, Block::awaited);
     let (mut outgoing, mut sent, mut incoming) = (0, 0, 1);
@@ -64,7 +64,7 @@ pub(crate) fn all_gather(
     Ok(all)
 }
 
-/// `parts[i]` to member `i`, all at the same time.
+/// Sends `parts[i]` to member `i`, all at the same time.
 pub(crate) fn all_to_all(
     links: &Links,
     rank: usize,
@@ -72,7 +72,7 @@ pub(crate) fn all_to_all(
     counters: &mut Counters,
 ) -> Result<Vec<Vec<u8>>> {
     let size = parts.len();
-    // Each begins with another one, so that nobody is everybody's first.
+    // Each member starts with a different peer, so that no peer is the first of all.
     let others = (1..size).map(|ahead| (rank + ahead) % size);
     let mut outgoing: Vec<_> =
         others.clone().filter_map(|place| Some(Outgoing::new(links.to(place)?, &parts[place]))).collect();
@@ -112,7 +112,7 @@ pub(crate) fn all_to_all(
     Ok(all)
 }
 
-/// A header and a part on their way.
+/// A header and a part that are being sent.
 struct Outgoing<'a> {
     link: &'a dyn Connection,
     /// The header and the beginning of the part.
@@ -132,7 +132,7 @@ impl<'a> Outgoing<'a> {
         self.sent == HEADER + self.part.len()
     }
 
-    /// Sends what the connection takes; says how much.
+    /// Sends as much as the connection accepts; returns the number of bytes.
     fn advance(&mut self, counters: &mut Counters) -> Result<usize> {
         let bytes = match self.joined.get(self.sent..) {
             Some(bytes) if !bytes.is_empty() => bytes,
@@ -145,9 +145,9 @@ impl<'a> Outgoing<'a> {
     }
 }
 
-/// A header and a part, as far as they are known here.
+/// A header and a part, as far as they have arrived.
 struct Block {
-    /// What is known, and room for more.
+    /// The bytes received so far, and room for more.
     bytes: Vec<u8>,
     known: usize,
     /// Announced bytes of header and part.
@@ -168,7 +168,7 @@ impl Block {
         self.known >= HEADER && self.known == self.length
     }
 
-    /// Takes what has arrived; says how much.
+    /// Reads the bytes that have arrived; returns their number.
     fn advance(
         &mut self,
         link: &dyn Connection,
@@ -202,7 +202,7 @@ fn payload(position: usize) -> usize {
     position.saturating_sub(HEADER)
 }
 
-/// The length that a header says; no length that a peer announces may end the process.
+/// The length in a header, which is checked: an announced length must not crash the process.
 fn announced(header: &[u8], link: &dyn Connection) -> Result<usize> {
     let length = header.iter().rev().fold(0_u64, |value, byte| value << 8 | u64::from(*byte));
     match usize::try_from(length) {

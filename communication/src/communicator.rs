@@ -1,4 +1,4 @@
-//! What the engine calls: collectives over one group of ranks.
+//! Collectives over one group of ranks, the interface of the engine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Add, Range, Sub};
@@ -13,12 +13,12 @@ use crate::error::{CommunicationError, Result};
 use crate::ring::Pass;
 use crate::scheduled::Part;
 
-/// How values of several ranks become one.
+/// The operation of a reduction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReduceOp {
-    /// Their sum, in the order of the ring; in f32, so it rounds.
+    /// The sum, in the order of the ring; rounded in f32.
     Sum,
-    /// The greatest; NaN if any is NaN, so that a bad value is not hidden.
+    /// The maximum; NaN if any value is NaN, so that a bad value is not hidden.
     Max,
 }
 
@@ -42,9 +42,9 @@ impl ReduceOp {
 /// Payload bytes that one rank moved; headers and handshakes do not count.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Bytes handed to the transport.
+    /// Bytes passed to the transport.
     pub sent: u64,
-    /// Bytes taken from the transport.
+    /// Bytes received from the transport.
     pub received: u64,
 }
 
@@ -57,7 +57,7 @@ impl Add for Counters {
 
 impl Sub for Counters {
     type Output = Self;
-    /// What was moved since `earlier`.
+    /// The bytes moved since `earlier`.
     fn sub(self, earlier: Self) -> Self {
         Self { sent: self.sent - earlier.sent, received: self.received - earlier.received }
     }
@@ -69,33 +69,34 @@ impl Sub for Counters {
 /// members. In a group of one, everything is a no-op.
 ///
 /// # Errors
-/// Every collective returns [`CommunicationError::PeerClosed`] as soon as a neighbour is gone and
-/// [`CommunicationError::TimedOut`] when a neighbour moves no byte for the endpoint's time-out. After an error
-/// the buffer holds anything, the group's connections are closed, so that the other members notice too, and
+/// Every collective returns [`CommunicationError::PeerClosed`] as soon as a neighbour has disconnected and
+/// [`CommunicationError::TimedOut`] when a neighbour moves no byte for the endpoint's time-out. After an
+/// error, the buffer is undefined and the group's connections are closed, so that the other members fail too;
 /// later calls return [`CommunicationError::Broken`].
 pub trait Communicator: Send {
-    /// This rank's place in the group.
+    /// This rank's index in the group.
     fn rank(&self) -> usize;
 
-    /// How many members the group has.
+    /// The number of members.
     fn size(&self) -> usize;
 
     /// The members' ranks in the world, in the order of the group.
     fn members(&self) -> &[usize];
 
-    /// Replaces `values` by their reduction over all members. Any length.
+    /// All-reduce: replaces `values`, of any length, by their reduction over all members.
     fn all_reduce(&mut self, values: &mut [f32], reduction: ReduceOp) -> Result<()>;
 
-    /// Reduces in place and keeps one shard: on return `values[range]` is reduced, where `range`, which is
-    /// returned, is [`shard_range`] of this member. The rest of `values` holds partial results.
+    /// Reduce-scatter in place, which keeps one shard: on return `values[range]` is reduced, where `range`,
+    /// which is returned, is [`shard_range`] of this member. The rest of `values` holds partial results.
     fn reduce_scatter(&mut self, values: &mut [f32], reduction: ReduceOp) -> Result<Range<usize>>;
 
-    /// Fills `values`, of which this member holds its [`shard_range`], with the shards of all.
+    /// All-gather: fills `values`, of which this member holds its [`shard_range`], with the shards of all
+    /// members.
     fn all_gather(&mut self, values: &mut [f32]) -> Result<()>;
 
     /// [`Communicator::all_reduce`] by another algorithm than the ring, for which the group was opened
-    /// ([`GroupOptions`]); otherwise [`CommunicationError::Unsuitable`], after which the group is as usable as before.
-    /// Sums are made in another order, so they may round otherwise.
+    /// ([`GroupOptions`]); otherwise [`CommunicationError::Unsuitable`], after which the group is as usable
+    /// as before. The order of summation differs, so rounding may differ.
     fn all_reduce_by(&mut self, algorithm: Algorithm, values: &mut [f32], reduction: ReduceOp) -> Result<()>;
 
     /// [`Communicator::reduce_scatter`] by another algorithm.
@@ -109,15 +110,16 @@ pub trait Communicator: Send {
     /// [`Communicator::all_gather`] by another algorithm.
     fn all_gather_by(&mut self, algorithm: Algorithm, values: &mut [f32]) -> Result<()>;
 
-    /// What every member has, by place, around the ring. Lengths may differ; they are told first, which is no
-    /// payload.
+    /// All-gather of bytes around the ring, ordered by rank in the group. Lengths may differ; they are sent
+    /// first, and do not count as payload.
     fn all_gather_bytes(&mut self, own: &[u8]) -> Result<Vec<Vec<u8>>>;
 
-    /// Gives `parts[i]` to member `i` and returns what each has for this one, by place. Lengths may differ. Needs
-    /// a connection to everybody ([`GroupOptions::all_to_all`]), which groups of up to three have anyway.
+    /// All-to-all of bytes: sends `parts[i]` to member `i` and returns the parts for this member, ordered by
+    /// rank in the group. Lengths may differ. Needs a connection to every member
+    /// ([`GroupOptions::all_to_all`]), which groups of up to three have anyway.
     fn all_to_all_bytes(&mut self, parts: &[Vec<u8>]) -> Result<Vec<Vec<u8>>>;
 
-    /// Replaces `values` by those of the member with place `root`.
+    /// Broadcast: replaces `values` by those of member `root`.
     fn broadcast(&mut self, values: &mut [f32], root: usize) -> Result<()>;
 
     /// Returns once all members have called it. Moves no payload.
@@ -127,17 +129,18 @@ pub trait Communicator: Send {
     fn counters(&self) -> Counters;
 }
 
-/// What a group can do beside rings, which every group can. More algorithms need more connections.
+/// The collectives of a group in addition to rings, which every group supports. More algorithms need more
+/// connections.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GroupOptions {
-    /// For the collectives that take an algorithm. All must suit the group.
+    /// Algorithms for the collectives that take one. All must suit the group.
     pub algorithms: Vec<Algorithm>,
-    /// For [`Communicator::all_to_all_bytes`].
+    /// Whether to open the connections for [`Communicator::all_to_all_bytes`].
     pub all_to_all: bool,
 }
 
 impl GroupOptions {
-    /// The members, by place, to whom the member at `rank` needs connections beside those of the ring.
+    /// The members that the member at `rank` needs connections to, in addition to those of the ring.
     pub(crate) fn others(&self, size: usize, rank: usize) -> BTreeSet<usize> {
         let mut others: BTreeSet<usize> =
             self.algorithms.iter().flat_map(|&algorithm| peers(algorithm, size, rank)).collect();
@@ -151,10 +154,10 @@ impl GroupOptions {
     }
 }
 
-/// One member's connections, by the place of who is at the other end.
+/// One member's connections, by the index of the peer in the group.
 ///
-/// Those to its two neighbours are one each. In a group of two they are two as well, one for each direction: with one
-/// for both, small all-reduces took twice as long over loopback.
+/// There is one connection to each of its two neighbours. A group of two also has two connections, one for
+/// each direction: with one for both, small all-reduces took twice as long over loopback.
 #[derive(Default)]
 pub(crate) struct Links {
     to: BTreeMap<usize, Arc<dyn Connection>>,
@@ -176,12 +179,12 @@ impl Links {
         self.from.insert(place, connection);
     }
 
-    /// Over which to send.
+    /// The connection to send on.
     pub(crate) fn to(&self, place: usize) -> Option<&dyn Connection> {
         self.to.get(&place).map(|connection| &**connection)
     }
 
-    /// Over which to receive.
+    /// The connection to receive on.
     pub(crate) fn from(&self, place: usize) -> Option<&dyn Connection> {
         self.from.get(&place).map(|connection| &**connection)
     }
@@ -191,8 +194,8 @@ impl Links {
     }
 }
 
-/// How many collectives' schedules a group remembers: a training step repeats a few lengths. A limit, because who
-/// calls with ever new lengths must not fill the memory.
+/// Maximum number of schedules that a group caches. A training step repeats a few lengths; the limit bounds
+/// memory for callers whose lengths always change.
 const REMEMBERED: usize = 64;
 
 /// [`Communicator`] over any connections.
@@ -229,7 +232,7 @@ impl GroupCommunicator {
         }
     }
 
-    /// Runs a pass, and closes the lane if it fails.
+    /// Runs a pass; closes the lane if it fails.
     fn run(&mut self, pass: &Pass, values: &mut [f32], combine: fn(&mut [f32], &[f32])) -> Result<()> {
         let size = self.size();
         self.usable(pass.operation())?;
@@ -241,7 +244,7 @@ impl GroupCommunicator {
         self.settle(outcome)
     }
 
-    /// Runs this member's part of a schedule, as [`GroupCommunicator::run`] does a pass.
+    /// Runs this member's part of a schedule, like [`GroupCommunicator::run`] for a pass.
     fn run_by(
         &mut self,
         algorithm: Algorithm,
@@ -258,7 +261,8 @@ impl GroupCommunicator {
             reason: reason.into(),
         };
         suits(algorithm, collective, size).map_err(|unsuitable| refuse(unsuitable.reason))?;
-        // Not whether this member happens to have the connections it needs: others might not, and would wait.
+        // Checks the options, not this member's connections: other members may lack connections, and would
+        // wait.
         if !self.options.algorithms.contains(&algorithm) {
             return Err(refuse("the group was not opened for it".to_owned()));
         }
@@ -419,7 +423,7 @@ impl Communicator for GroupCommunicator {
         let Some((next, previous)) = next.zip(self.links.from((self.rank + size - 1) % size)) else {
             return Ok(());
         };
-        // After k rounds this member has heard, through its neighbour, of the k members before it.
+        // After k rounds, this member has received a signal that depends on the k members before it.
         let mut arrived = [0];
         let outcome = (1..size).try_for_each(|_| exchange(next, previous, &[1], &mut arrived, OPERATION));
         self.settle(outcome)

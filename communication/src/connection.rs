@@ -1,4 +1,4 @@
-//! The lowest layer: an ordered stream of bytes to one peer, and how to wait on several of them.
+//! The lowest layer: an ordered stream of bytes to one peer, and waiting for several of them.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -13,39 +13,39 @@ use crate::poll;
 
 /// A duplex, ordered, reliable stream of bytes to one peer.
 ///
-/// Nothing here waits: [`send_all`], [`receive_exact`] and [`exchange`] do, on any mixture of connections.
-/// One thread may send while another receives; two threads must not send (or receive) at once, since their
-/// bytes would mix.
+/// The methods do not block; [`send_all`], [`receive_exact`] and [`exchange`] do, on any mixture of
+/// connections. One thread may send while another receives; two threads must not send (or receive) at once,
+/// since their bytes would mix.
 pub trait Connection: Send + Sync {
-    /// Who is at the other end.
+    /// The peer at the other end.
     fn peer(&self) -> Peer;
 
-    /// The lane this connection belongs to, as errors call it.
+    /// The lane of this connection, as named in errors.
     fn lane(&self) -> &str;
 
-    /// How long no byte may move before the peer counts as lost.
+    /// The time without progress after which the peer counts as lost.
     fn timeout(&self) -> Duration;
 
-    /// Takes as many of `bytes` as it can without waiting, and says how many; 0 means "not now".
+    /// Sends as many of `bytes` as possible without blocking, and returns their number; 0 means "not now".
     fn try_send(&self, bytes: &[u8], operation: &'static str) -> Result<usize>;
 
-    /// Fills as much of `buffer` as it can without waiting, and says how much; 0 means "not now".
-    /// The end of the stream is [`CommunicationError::PeerClosed`].
+    /// Fills as much of `buffer` as possible without blocking, and returns the number of bytes; 0 means "not
+    /// now". The end of the stream is [`CommunicationError::PeerClosed`].
     fn try_receive(&self, buffer: &mut [u8], operation: &'static str) -> Result<usize>;
 
-    /// The descriptor that becomes ready when `try_send` or `try_receive` can go on; `None` where nothing tells that,
-    /// as under MPI: whoever waits then sleeps and tries again.
+    /// The descriptor that becomes ready when `try_send` or `try_receive` can go on; `None` if there is no
+    /// descriptor, as under MPI: the caller then sleeps and tries again.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Ends both directions, so that the peer and every thread waiting here notice at once.
+    /// Closes both directions, so that the peer and all threads that wait on this connection notice at once.
     fn shutdown(&self);
 }
 
 /// Sends all of `bytes`.
 ///
 /// # Errors
-/// [`CommunicationError::TimedOut`] if the peer takes nothing for the connection's time-out,
-/// [`CommunicationError::PeerClosed`] if it is gone.
+/// [`CommunicationError::TimedOut`] if the peer accepts no bytes for the connection's time-out,
+/// [`CommunicationError::PeerClosed`] if it has disconnected.
 pub fn send_all(connection: &dyn Connection, mut bytes: &[u8], operation: &'static str) -> Result<()> {
     let mut idle = Idle::default();
     while !bytes.is_empty() {
@@ -79,7 +79,7 @@ pub fn receive_exact(connection: &dyn Connection, buffer: &mut [u8], operation: 
     Ok(())
 }
 
-/// As [`receive_exact`], but all of it must come before `deadline`: who sends a byte now and then gains nothing by it.
+/// Like [`receive_exact`], but all bytes must arrive before `deadline`: single bytes do not extend it.
 pub(crate) fn receive_by(
     connection: &dyn Connection,
     buffer: &mut [u8],
@@ -116,15 +116,16 @@ pub(crate) fn receive_by(
     Ok(())
 }
 
-/// How many of the elements that a peer has announced to make room for next, when so many of them have come: as many as
-/// most messages have, and then never more than are there. A length that is said costs nothing until it is sent.
+/// The number of elements to allocate next for a message, of which `come` of `announced` have arrived: first
+/// enough for most messages, then at most as many as have arrived. So an announced length uses no memory
+/// until the data arrives.
 pub(crate) fn next_room(come: usize, announced: usize, element: usize) -> usize {
     const AT_ONCE: usize = 16 << 20;
     announced.min(come + come.max(AT_ONCE / element))
 }
 
-/// Sends `outgoing` to `next` while it receives `incoming` from `previous`, so that a ring in which all ranks
-/// do so moves on whatever the sizes. Both may be the same connection: a ring of two.
+/// Sends `outgoing` to `next` while it receives `incoming` from `previous`, so that a ring of such calls
+/// cannot deadlock, whatever the sizes. Both may be the same connection: a ring of two.
 ///
 /// # Errors
 /// As [`send_all`], naming whichever peer failed.
@@ -161,15 +162,15 @@ pub fn exchange(
     }
 }
 
-/// How long nothing has moved. A fresh one is made whenever a byte moves.
+/// The time without progress; replaced by a new one whenever a byte moves.
 #[derive(Default)]
 pub(crate) struct Idle {
     patience: Option<Patience>,
 }
 
 impl Idle {
-    /// Sleeps until `sending` takes bytes or `receiving` has some, or until it is time to try again. At least one of
-    /// them is given.
+    /// Sleeps until `sending` accepts bytes or `receiving` has some, or until it is time to try again. At
+    /// least one of them must be given.
     pub(crate) fn wait(
         &mut self,
         sending: Option<&dyn Connection>,
@@ -186,7 +187,7 @@ impl Idle {
         receiving: &[&dyn Connection],
         operation: &'static str,
     ) -> Result<()> {
-        // A peer we wait to hear from is the likelier culprit: what we send is stuck only behind it.
+        // A peer that we receive from is the more likely cause: our sends are blocked only because of it.
         let Some(suspect) = receiving.first().or(sending.first()) else { return Ok(()) };
         let patience = self.patience.get_or_insert_with(|| Patience::new(suspect.timeout()));
         loop {
@@ -215,7 +216,7 @@ impl Idle {
     }
 }
 
-/// The little that this crate needs of a non-blocking socket.
+/// The operations of a non-blocking socket that this crate uses.
 pub(crate) trait Socket: AsFd + Send + Sync {
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize>;
     fn write(&self, bytes: &[u8]) -> io::Result<usize>;
@@ -230,7 +231,7 @@ impl Socket for TcpStream {
         Write::write(&mut &*self, bytes)
     }
     fn shutdown(&self) {
-        // It fails only if the peer was faster.
+        // It fails only if the peer has already closed the connection.
         let _ = TcpStream::shutdown(self, Shutdown::Both);
     }
 }
@@ -256,14 +257,14 @@ pub(crate) struct SocketConnection {
 }
 
 impl SocketConnection {
-    /// Takes a socket over and makes it non-blocking.
+    /// Takes ownership of a socket and makes it non-blocking.
     pub(crate) fn tcp(socket: TcpStream, peer: Peer, lane: &str, timeout: Duration) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         socket.set_nodelay(true)?;
         Ok(Self { socket: Box::new(socket), peer, lane: lane.to_owned(), timeout })
     }
 
-    /// As [`SocketConnection::tcp`], within one machine.
+    /// Like [`SocketConnection::tcp`], within one machine.
     pub(crate) fn unix(socket: UnixStream, peer: Peer, lane: &str, timeout: Duration) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         Ok(Self { socket: Box::new(socket), peer, lane: lane.to_owned(), timeout })
@@ -279,7 +280,7 @@ impl SocketConnection {
         Self { timeout, ..self }
     }
 
-    /// What becomes ready.
+    /// The descriptor to wait for.
     pub(crate) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
@@ -374,7 +375,7 @@ pub(crate) mod testing {
         }
     }
 
-    /// A connection between two ranks: the first one's end and the second one's.
+    /// Both ends of a connection between two ranks.
     pub(crate) fn trickle(
         one: usize,
         other: usize,

@@ -1,4 +1,4 @@
-//! The control channel: what a rank and its launcher say to each other outside training.
+//! The control channel between a rank and its launcher, for messages outside training.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,36 +27,36 @@ struct Channel {
 #[derive(Default)]
 struct Reading {
     decoder: Decoder,
-    /// Came while only [`Control::stop_requested`] was asked.
+    /// Messages that arrived during [`Control::stop_requested`].
     messages: VecDeque<Vec<u8>>,
     stop: bool,
 }
 
-/// What a rank hears from its launcher.
+/// A message from the launcher to a rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlOrder {
-    /// By [`crate::Supervisor::send`].
+    /// Sent by [`crate::Supervisor::send`].
     Message(Vec<u8>),
-    /// By [`crate::Supervisor::stop_all`].
+    /// Sent by [`crate::Supervisor::stop_all`].
     Stop,
 }
 
-/// What the launcher learns about its ranks, in the order in which it happens.
+/// Events of ranks, for the launcher, in the order in which they happen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ControlEvent {
     /// The rank has proved the token.
     Joined(usize),
-    /// The rank said this.
+    /// The rank sent this message.
     Message(usize, Vec<u8>),
-    /// The rank gave a sign of life ([`Control::alive`]), or a part of a longer message has come from it.
+    /// The rank sent a heartbeat ([`Control::alive`]), or part of a longer message has arrived from it.
     Alive(usize),
-    /// The rank ended as it should.
+    /// The rank left normally.
     Left(usize),
     /// The rank's connection broke: its process ended without [`crate::Endpoint::close`].
     Lost(usize),
 }
 
-/// Refuses what no frame can carry.
+/// Rejects messages that are too long for a frame.
 pub(crate) fn check_length(message: &[u8], peer: Peer, lane: &str) -> Result<()> {
     if message.len() < LONGEST_FRAME {
         return Ok(());
@@ -66,14 +66,14 @@ pub(crate) fn check_length(message: &[u8], peer: Peer, lane: &str) -> Result<()>
 }
 
 impl Control {
-    /// The channel over a connection whose other end is a supervisor that knows this rank.
+    /// Makes a channel from a connection to a supervisor that has admitted this rank.
     pub(crate) fn new(connection: Arc<dyn Connection>) -> Self {
         Self {
             channel: Arc::new(Channel { connection, writing: Mutex::default(), reading: Mutex::default() }),
         }
     }
 
-    /// Sends a message to the launcher; it gets it whole and in order. At most 64 MiB.
+    /// Sends a message of at most 64 MiB to the launcher; messages arrive whole and in order.
     ///
     /// # Errors
     /// [`CommunicationError::PeerClosed`] if the launcher is gone.
@@ -83,7 +83,8 @@ impl Control {
         self.write(Kind::Message, message)
     }
 
-    /// Gives the launcher a sign of life. Takes no memory, so that it does not show where memory is measured.
+    /// Sends a heartbeat to the launcher. It does not allocate, so that it does not affect memory
+    /// measurements.
     ///
     /// # Errors
     /// As [`Control::send`].
@@ -92,7 +93,7 @@ impl Control {
         send_all(&*self.channel.connection, &empty_frame(Kind::Alive), OPERATION)
     }
 
-    /// Waits for the launcher's next word, at most for `limit`; `None` if it said nothing.
+    /// Waits for the launcher's next message, at most for `limit`; `None` if there was none.
     ///
     /// # Errors
     /// [`CommunicationError::PeerClosed`] if the launcher is gone.
@@ -100,7 +101,8 @@ impl Control {
         let deadline = Instant::now() + limit;
         loop {
             {
-                // Not held while this thread sleeps: others may ask whether to stop meanwhile.
+                // The lock is not held while this thread sleeps, because other threads may call
+                // `stop_requested`.
                 let mut reading = lock(&self.channel.reading);
                 let heard = self.read(&mut reading);
                 if let Some(message) = reading.messages.pop_front() {
@@ -129,7 +131,7 @@ impl Control {
         }
     }
 
-    /// Whether this rank should stop: the launcher said so, or the launcher is gone. Never waits.
+    /// Whether this rank should stop: the launcher requested it, or has disconnected. Never blocks.
     #[must_use]
     pub fn stop_requested(&self) -> bool {
         let mut reading = lock(&self.channel.reading);
@@ -139,7 +141,7 @@ impl Control {
         reading.stop
     }
 
-    /// Takes in what has arrived.
+    /// Reads and decodes the bytes that have arrived.
     fn read(&self, reading: &mut Reading) -> Result<()> {
         let connection = &self.channel.connection;
         let mut portion = [0; 4096];
@@ -165,10 +167,10 @@ impl Control {
         Ok(())
     }
 
-    /// Says goodbye to the launcher, if it still lives: that this rank ends now is no accident.
+    /// Notifies the launcher, if it still runs, that this rank ends normally.
     ///
     /// # Errors
-    /// Those of [`Control::send`], but for a launcher that is gone.
+    /// Those of [`Control::send`], except for a launcher that has disconnected.
     pub fn leave(&self) -> Result<()> {
         match self.write(Kind::Leave, &[]) {
             Err(CommunicationError::PeerClosed { .. }) => Ok(()),
@@ -176,9 +178,9 @@ impl Control {
         }
     }
 
-    /// Tells the launcher what somebody has done who is none of the job.
+    /// Reports a connection attempt from outside the job to the launcher.
     pub(crate) fn tell_of_stranger(&self, tale: &str) {
-        // If the launcher is gone, this rank ends for that.
+        // If the launcher has disconnected, this rank ends for that reason.
         let _ = self.write(Kind::Stranger, tale.as_bytes());
     }
 

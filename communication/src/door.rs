@@ -1,8 +1,8 @@
-//! Where a job's own come in: a listener, and those who have connected but have not proved the job's token yet.
+//! A listener that authenticates connections: it holds those that have not proved the job's token yet.
 //!
-//! Whoever can reach the port can connect, so nothing that such a guest does may end or delay the job: all are heard
-//! side by side, each has one deadline for its whole handshake, there are so many at most, of which the oldest goes
-//! first, and so many come in at a time.
+//! Any process that can reach the port can connect, so unauthenticated connections ("guests") must not end or
+//! delay the job: they are served concurrently, each has one deadline for its whole handshake, their number
+//! is limited, the oldest is dropped first, and the rate of accepts is limited.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,18 +18,17 @@ use crate::secret::{Nonce, Role, Secret, nonce};
 use crate::wire::{Decoder, Greeting, Hello, Kind, LONGEST_HELLO, Refusal, challenge, frame, frame_of};
 
 const OPERATION: &str = "handshake";
-/// Who connects proves the token within this time, or goes.
+/// Time limit of a handshake; slower guests are dropped.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
-/// Guests at once: so many, but no more than this part of the descriptors that the process may have, and some in any
-/// case.
+/// Maximum number of guests, also limited to a part of the process's descriptor limit, but with a minimum.
 const MOST_GUESTS: usize = 64;
 const PART_OF_DESCRIPTORS: u64 = 8;
 const FEWEST_GUESTS: usize = 4;
-/// So many come in within a moment, no more: whoever connects again and again keeps nobody busy, and those who came
-/// have at least that moment to prove the token.
+/// Maximum number of accepts per interval: repeated connects cannot keep the thread busy, and each guest has
+/// at least one interval to prove the token.
 const AT_ONCE: usize = 32;
 const REST: Duration = Duration::from_millis(50);
-/// Strangers of whom each is told; then that there are more.
+/// Number of rejected connections that are reported one by one; then one message says that there are more.
 const MOST_TOLD: usize = 3;
 
 /// A listener and its guests.
@@ -37,28 +36,29 @@ pub(crate) struct Door {
     listener: TcpListener,
     secret: Secret,
     role: Role,
-    /// In the order in which they came.
+    /// In order of arrival.
     guests: VecDeque<Guest>,
     most_guests: usize,
-    /// Nobody is let in before.
+    /// No connection is accepted before.
     rests_until: Option<Instant>,
-    /// When the moment began that counts, and how many have come in since.
+    /// The start of the current interval, and the number of accepts in it.
     moment: Instant,
     came_in: usize,
     told: usize,
     untold: Vec<String>,
 }
 
-/// One who knows the token.
+/// A connection that has proved the token.
 pub(crate) struct Arrival {
     pub(crate) hello: Hello,
     pub(crate) connection: SocketConnection,
 }
 
 impl Arrival {
-    /// Lets it in: whoever dialled waits for that word.
+    /// Admits the connection: the dialling side waits for this frame.
     pub(crate) fn welcome(self) -> SocketConnection {
-        // What is so short always goes into an empty socket; if the peer is gone, whoever uses it next finds out.
+        // So short a frame always fits an empty socket buffer; if the peer has disconnected, the next use
+        // fails.
         let _ = self.connection.try_send(&frame(Kind::Welcome, &[]), OPERATION);
         self.connection
     }
@@ -73,17 +73,17 @@ struct Guest {
     connection: SocketConnection,
     since: Instant,
     decoder: Decoder,
-    /// Random numbers of the caller and of this process, after the greeting.
+    /// Nonces of the caller and of this process, after the greeting.
     nonces: Option<(Nonce, Nonce)>,
 }
 
-/// What a guest has come to.
+/// The state of a guest's handshake.
 enum Outcome {
     Waits,
     Proved(Hello),
-    /// It was told why it cannot come in.
+    /// The guest was rejected with a reason.
     Refused,
-    /// What it did instead of proving the token.
+    /// The guest failed to prove the token; describes what it did instead.
     Stranger(String),
 }
 
@@ -104,7 +104,7 @@ impl Door {
         })
     }
 
-    /// Adds what [`Door::tend`] waits for.
+    /// Adds the descriptors that [`Door::tend`] waits for.
     pub(crate) fn watch(&self, descriptors: &mut Vec<libc::pollfd>) {
         descriptors
             .extend(self.guests.iter().map(|guest| poll::interest(guest.connection.socket(), true, false)));
@@ -113,15 +113,15 @@ impl Door {
         }
     }
 
-    /// When [`Door::tend`] has something to do even if nothing has happened.
+    /// The time until [`Door::tend`] must be called even if no descriptor is ready.
     pub(crate) fn due(&self) -> Option<Duration> {
         let oldest = self.guests.front().map(|guest| guest.since + HELLO_WITHIN);
         let next = [oldest, self.rests_until].into_iter().flatten().min();
         next.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
-    /// Hears the guests and lets new ones in; `watched` is what [`Door::watch`] has added. Returns those who have
-    /// proved the token. Never waits.
+    /// Reads from guests and accepts new ones; `watched` are the descriptors that [`Door::watch`] added.
+    /// Returns the connections that have proved the token. Never blocks.
     pub(crate) fn tend(&mut self, watched: &[libc::pollfd]) -> Vec<Arrival> {
         let mut arrivals = Vec::new();
         let guests = std::mem::take(&mut self.guests);
@@ -149,7 +149,7 @@ impl Door {
         arrivals
     }
 
-    /// What strangers have done since the last call, a sentence each.
+    /// Rejected connections since the last call, one sentence each.
     pub(crate) fn strangers(&mut self) -> Vec<String> {
         std::mem::take(&mut self.untold)
     }
@@ -173,7 +173,8 @@ impl Door {
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(_) => {
-                    // Mostly no descriptor is left, and the listener stays ready: looking again at once would spin.
+                    // Usually no descriptor is left, and the listener stays ready: polling again at once
+                    // would spin.
                     self.drop_oldest("had not proved the job's token when the file descriptors ran out");
                     self.rests_until = Some(now + REST);
                     return;
@@ -187,7 +188,7 @@ impl Door {
         let connection = keep_alive(&socket).and_then(|()| {
             SocketConnection::tcp(socket, Peer::Unidentified(address), OPERATION, HELLO_WITHIN)
         });
-        // One that is gone already is nobody.
+        // The connection may be closed already.
         let Ok(connection) = connection else { return };
         let (since, decoder) = (Instant::now(), Decoder::default());
         self.guests.push_back(Guest { address, connection, since, decoder, nonces: None });
@@ -214,7 +215,7 @@ impl Door {
 }
 
 impl Guest {
-    /// Reads what it has said so far.
+    /// Reads and handles the frames received so far.
     fn hear(&mut self, secret: &Secret, role: Role) -> Outcome {
         let mut portion = [0; 4096];
         loop {
@@ -223,7 +224,7 @@ impl Guest {
                 Ok(received) => self.decoder.bytes.extend_from_slice(&portion[..received]),
                 Err(_) => return Outcome::Stranger("left without proving the job's token".to_owned()),
             }
-            // Not one frame more than is due is read: a caller waits for an answer to each.
+            // Reads no further than the expected frame, because a caller waits for an answer to each.
             match self.decoder.next(LONGEST_HELLO) {
                 Ok(None) => {}
                 Ok(Some((kind, payload))) => match self.answer(kind, &payload, secret, role) {
@@ -268,7 +269,7 @@ impl Guest {
     }
 }
 
-/// How many guests this process has room for.
+/// The number of guests that this process can hold.
 fn most_guests() -> usize {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the place outlives the call.

@@ -1,7 +1,7 @@
-//! Values as the bytes that travel. Ranks of one job run the same binary on machines of the same byte order
-//! (the handshake checks it), so values travel as they lie in memory.
+//! Values as bytes on the wire. Ranks of one job run on machines with the same byte order (the handshake
+//! checks it), so values are sent as stored in memory.
 
-/// A type whose values may be sent as they lie in memory, and for which any bytes are a value.
+/// A type whose values can be sent as stored in memory, and for which any bytes are a valid value.
 ///
 /// # Safety
 /// The type has no padding, no invalid bit patterns and no pointers.
@@ -10,7 +10,7 @@ pub(crate) unsafe trait Element: Copy + Default + 'static {}
 // SAFETY: four bytes, every pattern of which is a float.
 unsafe impl Element for f32 {}
 
-// SAFETY: a byte is a byte.
+// SAFETY: one byte, every pattern of which is valid.
 unsafe impl Element for u8 {}
 
 pub(crate) fn as_bytes<E: Element>(values: &[E]) -> &[u8] {

@@ -12,18 +12,18 @@ use crate::control::Control;
 use crate::error::{CommunicationError, Result};
 use crate::mailbox::{Mailbox, StreamMailbox};
 
-/// How an [`Endpoint`] gets its connections.
+/// The source of an [`Endpoint`]'s connections.
 pub trait Transport: Send {
     /// Connects this rank with each of `peers` on `lane`. All of them make the same call, in any order. Two ranks
     /// that name each other `k` times get `k` connections, in the same order at both.
     ///
     /// # Errors
-    /// [`CommunicationError::TimedOut`] when a peer does not make the call in time, and whatever else can keep
-    /// two processes apart.
+    /// [`CommunicationError::TimedOut`] when a peer does not make the call in time, and other errors of a
+    /// connection between two processes.
     fn connect(&mut self, lane: &str, peers: &[usize]) -> Result<Vec<Arc<dyn Connection>>>;
 }
 
-/// One rank's way to all others. What is opened from it (groups and mailboxes) lives on its own and may move to
+/// A rank's access to all others. Groups and mailboxes opened from it are independent of it and may move to
 /// other threads.
 pub struct Endpoint {
     rank: usize,
@@ -34,8 +34,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// An endpoint over any transport. Use [`crate::tcp::join`] or [`crate::local::mesh`] for those of this
-    /// crate.
+    /// Makes an endpoint over any transport. Use [`crate::tcp::join`] or [`crate::local::mesh`] for those of
+    /// this crate.
     #[must_use]
     pub fn new(rank: usize, world: usize, transport: Box<dyn Transport>, control: Control) -> Self {
         Self { rank, world, transport, control, lanes: BTreeSet::new() }
@@ -47,23 +47,24 @@ impl Endpoint {
         self.rank
     }
 
-    /// How many ranks the job has.
+    /// The number of ranks of the job.
     #[must_use]
     pub fn world(&self) -> usize {
         self.world
     }
 
-    /// The way to the launcher.
+    /// The control channel to the launcher.
     #[must_use]
     pub fn control(&self) -> &Control {
         &self.control
     }
 
-    /// Opens a group with connections of its own. All members call it with the same name and the same members,
-    /// whose order is the order of the ring. Disjoint groups may share a name; at one rank a name is used once.
+    /// Opens a group with connections of its own. All members call it with the same name and the same
+    /// members, whose order is the order of the ring. Disjoint groups may share a name; a rank can use a name
+    /// only once.
     ///
     /// # Errors
-    /// [`CommunicationError::InvalidGroup`] for members that are no group, and those of
+    /// [`CommunicationError::InvalidGroup`] for an invalid list of members, and those of
     /// [`Transport::connect`].
     pub fn group(&mut self, name: &str, members: &[usize]) -> Result<Box<dyn Communicator>> {
         self.group_for(name, members, &GroupOptions::default())
@@ -72,7 +73,8 @@ impl Endpoint {
     /// Opens a group with the connections that `options` need in addition to the ring's. All members give the same options.
     ///
     /// # Errors
-    /// As [`Endpoint::group`], and [`CommunicationError::Unsuitable`] for an algorithm that this group cannot run.
+    /// Those of [`Endpoint::group`], and [`CommunicationError::Unsuitable`] for an algorithm that this group
+    /// cannot run.
     pub fn group_for(
         &mut self,
         name: &str,
@@ -103,7 +105,7 @@ impl Endpoint {
             let peers: Vec<usize> = places.iter().map(|&place| members[place]).collect();
             let mut connections = self.transport.connect(name, &peers)?;
             if size == 2 && place == 1 {
-                // One connection for each direction: the first leads from the first member to the second.
+                // One connection for each direction: the first one is from the first member to the second.
                 connections.reverse();
             }
             let mut connections = places.into_iter().zip(connections);
@@ -117,11 +119,11 @@ impl Endpoint {
         Ok(Box::new(GroupCommunicator::new(name, members, place, options, links)))
     }
 
-    /// Opens tagged messages with `peers`. Every peer calls it with the same name and this rank among its own
-    /// peers.
+    /// Opens tagged send/recv with `peers`. Every peer calls it with the same name and with this rank among
+    /// its peers.
     ///
     /// # Errors
-    /// As [`Endpoint::group`].
+    /// Those of [`Endpoint::group`].
     pub fn point_to_point(&mut self, name: &str, peers: &[usize]) -> Result<Box<dyn Mailbox>> {
         self.check(name, peers)?;
         if peers.contains(&self.rank) {
@@ -133,11 +135,11 @@ impl Endpoint {
         Ok(Box::new(mailbox))
     }
 
-    /// Leaves the job and tells the launcher, if it still lives, that this is no accident. Groups and mailboxes
-    /// stay usable.
+    /// Leaves the job and notifies the launcher, if it still runs, that this rank ends normally. Groups and
+    /// mailboxes stay usable.
     ///
     /// # Errors
-    /// Those of [`Control::send`], but for a launcher that is gone.
+    /// Those of [`Control::send`], except for a launcher that has disconnected.
     pub fn close(self) -> Result<()> {
         self.control.leave()
     }

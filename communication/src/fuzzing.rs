@@ -1,13 +1,13 @@
-//! What `libFuzzer` feeds the wire with (`scripts/fuzz.sh`).
+//! The fuzz target of the wire protocol (`scripts/fuzz.sh`).
 
 use crate::secret::{LENGTH, Role, Secret};
 use crate::wire::{Decoder, Greeting, Hello, Kind, LONGEST_HELLO, Refusal, parse_challenge};
 
-/// Hears what somebody says at a door, in portions that the first byte sets, and reads each frame for what it may be. None
-/// is taken for somebody who knows the token.
+/// Handles bytes from an unauthenticated connection, in portions whose size is set by the first byte, and
+/// parses each frame as every kind. No input must pass the authentication.
 ///
 /// # Panics
-/// If more is kept than has come, or a proof is believed.
+/// If more is buffered than was received, or a proof is accepted.
 pub fn hear(bytes: &[u8]) {
     let Some((portion, said)) = bytes.split_first() else { return };
     let secret = Secret::new("a token that nobody knows");
@@ -48,7 +48,7 @@ fn read(kind: Kind, payload: &[u8], secret: &Secret) {
             }
         }
         Kind::Table => {
-            // Addresses, or a connection that ends.
+            // The frame holds addresses, or the connection ends.
             serde_json::from_slice::<Vec<std::net::SocketAddr>>(payload).ok();
         }
         _ => {}

@@ -1,5 +1,5 @@
-//! Random and altered bytes in the place of everything that comes from outside: nothing panics, nothing hangs, no length
-//! that is only said takes memory, and the job beside goes on.
+//! Random and altered bytes in place of all input from outside: nothing panics or hangs, announced lengths
+//! allocate no memory, and the job continues.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -19,11 +19,10 @@ use crate::supervisor::Supervisor;
 use crate::tcp::{Rendezvous, TcpOptions, introduce, join};
 use crate::wire::{Decoder, Greeting, Hello, Kind, LONGEST_HELLO, Purpose, challenge, frame};
 
-/// Longer than anything here takes: it must end by itself before.
+/// Longer than any test here takes; each must end by itself before.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// What a peer may send of the right `words`: another start of them, other bytes in them, more behind them, or something
-/// else altogether.
+/// Variants of the correct bytes `words`: truncated, with changed bytes, with bytes appended, or random.
 fn altered(words: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
     let length = words.len();
     let change = (0..length, 0..=length, vec((0..length, any::<u8>()), 0..4), vec(any::<u8>(), 0..40));
@@ -43,7 +42,7 @@ fn altered(words: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![4 => changed, 1 => vec(any::<u8>(), 0..200), 1 => frames()]
 }
 
-/// Whole frames of all kinds, and some whose length is not theirs.
+/// Whole frames of all kinds, and some with a wrong length.
 fn frames() -> impl Strategy<Value = Vec<u8>> {
     let one = (any::<u32>(), 10..30_u8, vec(any::<u8>(), 0..60), 0..4_u8);
     let one = one.prop_map(|(length, kind, payload, lies)| {
@@ -97,7 +96,7 @@ proptest! {
         let hello = Hello { world: 2, rank: 0, purpose: Purpose::Join { listens: None } };
         let address = ([127, 0, 0, 1], 1).into();
         let until = Instant::now() + LIMIT;
-        // Its nonce is another each time: no challenge that was made before holds.
+        // The nonce differs each time, so no earlier challenge is valid.
         let secret = Secret::new("secret");
         prop_assert!(introduce(&connection, address, &secret, Role::Rank(1), &hello, until).is_err());
         prop_assert!(Instant::now() < until);
@@ -109,7 +108,7 @@ proptest! {
         let control = Control::new(Arc::new(connection));
         there.write_all(&bytes).unwrap();
         drop(there);
-        // Messages until the end, and then it is over.
+        // Messages until the end of the input; then an error ends the loop.
         while let Ok(Some(crate::ControlOrder::Message(message))) = control.receive(LIMIT) {
             prop_assert!(message.len() <= bytes.len());
         }
@@ -125,7 +124,7 @@ proptest! {
         let mut mailbox = StreamMailbox::start("test", vec![(1, connection)]).unwrap();
         there.write_all(&bytes).unwrap();
         there.shutdown(Shutdown::Write).unwrap();
-        // Messages until the end, and then it is over.
+        // Messages until the end of the input; then an error ends the loop.
         while let Ok(values) = mailbox.receive(1, 7) {
             prop_assert!(4 * values.len() <= bytes.len());
         }
@@ -135,7 +134,7 @@ proptest! {
 #[test]
 fn an_announced_length_takes_no_memory() {
     use crate::connection::next_room;
-    // What has not come by half gets no more room than twice what has.
+    // The allocation is at most twice what has arrived.
     assert_eq!(next_room(0, 1 << 40, 1), 16 << 20);
     assert_eq!(next_room(0, 1 << 40, 4), 4 << 20);
     assert_eq!(next_room(16 << 20, 1 << 40, 1), 32 << 20);
@@ -143,7 +142,7 @@ fn an_announced_length_takes_no_memory() {
     assert_eq!(next_room(64 << 20, 65 << 20, 1), 65 << 20);
     assert_eq!(next_room(0, 3, 1), 3);
 
-    // 64 GB, and then the end.
+    // An announced length of 64 GB, then the end of the stream.
     let (connection, mut there) = pair();
     let connection: Arc<dyn Connection> = Arc::new(connection);
     let mut mailbox = StreamMailbox::start("test", vec![(1, connection)]).unwrap();
@@ -195,10 +194,10 @@ fn a_job_begins_whatever_is_said_at_its_door() {
     let words = (altered(greeting()), altered(hello()), any::<bool>());
     let outcome = runner.run(&words, |(first, second, right)| {
         let mut caller = TcpStream::connect(address).unwrap();
-        // Some begin as they should.
+        // Some begin with a valid greeting.
         let first = if right { greeting() } else { first };
         caller.write_all(&first).unwrap();
-        // It may be turned away by now.
+        // The connection may be closed by now.
         let _ = caller.write_all(&second);
         said.borrow_mut().push(caller);
         Ok(())

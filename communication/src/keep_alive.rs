@@ -1,18 +1,19 @@
-//! Notices that a peer's machine is gone, on connections that are silent for hours: a machine without power or
-//! network closes nothing.
+//! Detects that a peer's machine has failed, on connections that are silent for hours: a machine without
+//! power or network does not close its connections.
 
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 
-/// Seconds of silence after which the system asks whether the peer is still there.
+/// Seconds of silence after which the system sends keep-alive probes.
 const ASK_AFTER: libc::c_int = 10;
 const ASK_EVERY: libc::c_int = 5;
 const ASK_TIMES: libc::c_int = 4;
-/// Milliseconds that bytes may be on their way to a machine that does not acknowledge them.
+/// Milliseconds that sent bytes may stay unacknowledged.
 const LOST_AFTER: libc::c_int = 1000 * (ASK_AFTER + ASK_EVERY * ASK_TIMES);
 
-/// Has the system ask the peer's machine for signs of life: without any, the connection breaks after half a minute.
+/// Enables TCP keep-alive: without an answer from the peer's machine, the connection breaks after half a
+/// minute.
 pub(crate) fn keep_alive(socket: &TcpStream) -> io::Result<()> {
     for (level, option, value) in [
         (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),

@@ -1,15 +1,15 @@
-//! What ranks say to each other, in four layers that know only the one below:
+//! Transport between ranks, in four layers, each of which uses only the one below:
 //!
 //! | layer | here |
 //! |---|---|
 //! | bytes to one peer | [`Connection`]: TCP ([`tcp`]) or MPI ([`mpi`]) between processes, socket pairs between threads ([`local`]) |
 //! | algorithms over connections | rings, and the schedules of `collectives` (private) |
-//! | what the engine calls | [`Communicator`] for groups, [`Mailbox`] for pipeline stages |
-//! | how ranks find each other | [`Endpoint`], [`tcp::Rendezvous`], [`Control`] and [`Supervisor`] |
+//! | interface of the engine | [`Communicator`] for groups, [`Mailbox`] for pipeline stages |
+//! | rendezvous and control | [`Endpoint`], [`tcp::Rendezvous`], [`Control`] and [`Supervisor`] |
 //!
-//! It never interprets what it carries, does not know about plans, and does not choose who talks to whom. Every
-//! wait has a time-out, sleeps and never spins; every error names the peer, the lane and the
-//! operation.
+//! The crate does not interpret payloads, does not know about plans, and does not choose which ranks
+//! communicate. Every wait has a time-out and sleeps instead of spinning; every error names the peer, the
+//! lane and the operation.
 //!
 //! Groups may be used by different threads at the same time, since each has its own connections. See
 //! [`local::mesh`] for an example.

@@ -1,7 +1,7 @@
-//! Ranks that are threads of one process: for tests, and for anything that fits into one.
+//! Ranks as threads of one process: for tests, and for jobs that fit into one process.
 //!
-//! Connections are socket pairs, so everything above them meets the same partial reads, full buffers and closed
-//! ends as over TCP, only sooner.
+//! Connections are socket pairs, so the layers above see the same partial reads, full buffers and closed
+//! connections as over TCP, only sooner.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -15,7 +15,7 @@ use crate::endpoint::{Endpoint, Transport};
 use crate::error::{CommunicationError, Peer, Result};
 use crate::supervisor::Supervisor;
 
-/// How long a silent peer is waited for by [`mesh`].
+/// The time-out of [`mesh`] for silent peers.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Endpoints for `world` threads, in the order of their ranks, and the supervisor at the other end of their
@@ -42,7 +42,7 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// ```
 ///
 /// # Errors
-/// [`CommunicationError::Io`] when the process may not open as many descriptors.
+/// [`CommunicationError::Io`] if the process's descriptor limit is too low.
 pub fn mesh(world: usize, timeout: Duration) -> Result<(Vec<Endpoint>, Supervisor)> {
     let failed = |source: io::Error| CommunicationError::Io {
         peer: Peer::Launcher,
@@ -71,10 +71,11 @@ struct LocalTransport {
     switchboard: Arc<Mutex<Switchboard>>,
 }
 
-/// Where the first of two ranks that want a lane leaves the other end.
+/// Shared storage in which the first of two ranks that open a lane leaves the peer's end.
 #[derive(Default)]
 struct Switchboard {
-    /// Other ends by (lane, who shall fetch them, who left them), in the order in which they were left.
+    /// The peers' ends by (lane, rank that takes them, rank that left them), in the order in which they were
+    /// left.
     waiting: BTreeMap<(String, usize, usize), VecDeque<UnixStream>>,
     gone: BTreeSet<usize>,
 }
@@ -126,7 +127,8 @@ impl Drop for LocalTransport {
         let rank = self.rank;
         let mut board = self.board();
         board.gone.insert(rank);
-        // What this rank will never fetch ends, so that who left it does not wait for the time-out.
+        // Ends that this rank will never take are closed, so that the ranks that left them do not wait for
+        // the time-out.
         board.waiting.retain(|&(_, fetches, _), _| fetches != rank);
     }
 }

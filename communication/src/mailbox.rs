@@ -1,4 +1,4 @@
-//! Point to point: what pipeline stages send each other.
+//! Send/recv between two ranks, for pipeline stages.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,14 +14,14 @@ use crate::queue::{Sender, queue};
 
 /// A message starts with its tag and its number of elements.
 const HEADER: usize = 16;
-/// Up to this many bytes of payload travel in one write with the header.
+/// Up to this many bytes of payload are written together with the header.
 const JOINED: usize = 16 << 10;
-/// More elements than any message has: a header beyond it is not one.
+/// The maximum number of elements of a message; a header with more is invalid.
 const LONGEST: u64 = 1 << 34;
 
-/// Tagged messages between this rank and its peers of one lane.
+/// Tagged send/recv between this rank and its peers on one lane.
 ///
-/// Sending never waits, so that no order of sends and receives can deadlock: a thread per peer owns the queue
+/// Sends never block, so that no order of sends and receives can deadlock: a thread per peer owns the queue
 /// and each message until it is written. Messages of one tag arrive in the order they were sent.
 ///
 /// # Errors
@@ -34,23 +34,24 @@ pub trait Mailbox: Send {
     /// Queues a message and returns at once.
     fn send(&mut self, peer: usize, tag: u64, values: Vec<f32>) -> Result<()>;
 
-    /// Waits for the next message of `peer` with this tag. Messages with other tags that come first are kept.
+    /// Waits for the next message of `peer` with this tag. Messages with other tags that arrive first are
+    /// kept.
     fn receive(&mut self, peer: usize, tag: u64) -> Result<Vec<f32>>;
 
-    /// Whether to keep a [`SendRecord`] of every message from now on. Not at first.
+    /// Enables or disables a [`SendRecord`] for every message from now on. Disabled at first.
     fn record_sends(&mut self, enabled: bool);
 
-    /// Takes the records of the messages written since the last call, in the order they were finished.
+    /// Takes the records of the messages written since the last call, in order of completion.
     fn take_send_records(&mut self) -> Vec<SendRecord>;
 
     /// Payload that has been written and read; queued messages do not count yet.
     fn counters(&self) -> Counters;
 
-    /// Waits until everything queued has been written. Dropping a mailbox throws the queue away instead.
+    /// Waits until all queued messages have been written. Dropping a mailbox discards the queue instead.
     fn close(self: Box<Self>) -> Result<()>;
 }
 
-/// When one message was sent.
+/// The times of one send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SendRecord {
     /// The receiver.
@@ -63,8 +64,8 @@ pub struct SendRecord {
     pub queued: Instant,
     /// When the sender's thread began to write it.
     pub started: Instant,
-    /// When the transport had taken all of it. The last bytes, as many as the transport buffers, may still be
-    /// on their way.
+    /// When the transport had accepted all of it. The last bytes, as many as the transport buffers, may still
+    /// be in flight.
     pub ended: Instant,
 }
 
@@ -77,7 +78,7 @@ pub(crate) struct StreamMailbox {
     recording: bool,
 }
 
-/// What the sender threads tell the mailbox.
+/// State that the sender threads share with the mailbox.
 #[derive(Default)]
 struct Shared {
     sent: AtomicU64,
@@ -87,11 +88,11 @@ struct Shared {
 /// One peer.
 struct Link {
     connection: Arc<dyn Connection>,
-    /// `None` once closing.
+    /// `None` when the mailbox is closing.
     queue: Option<Sender<Message>>,
     sender: Option<JoinHandle<()>>,
     failure: Arc<Mutex<Option<CommunicationError>>>,
-    /// Messages that came before they were asked for, by tag.
+    /// Messages that arrived before their receive call, by tag.
     early: BTreeMap<u64, VecDeque<Vec<f32>>>,
 }
 
@@ -103,7 +104,7 @@ struct Message {
 }
 
 impl StreamMailbox {
-    /// Takes over one connection per peer and starts a thread for each.
+    /// Takes ownership of one connection per peer and starts a thread for each.
     pub(crate) fn start(lane: &str, connections: Vec<(usize, Arc<dyn Connection>)>) -> Result<Self> {
         let mut mailbox = Self {
             lane: lane.to_owned(),
@@ -148,7 +149,7 @@ impl Mailbox for StreamMailbox {
         let link = Self::link(&mut self.links, &self.lane, peer, "send")?;
         match link.queue.as_ref().map(|queue| queue.send(message)) {
             Some(Ok(())) => Ok(()),
-            // The thread has ended, which it does only after it has left its reason.
+            // The thread has ended, and it stores its error before it ends.
             _ => Err(link
                 .failure()
                 .unwrap_or(CommunicationError::Broken { lane: self.lane.clone(), operation: "send" })),
@@ -195,7 +196,7 @@ impl Mailbox for StreamMailbox {
     }
 
     fn close(mut self: Box<Self>) -> Result<()> {
-        // All queues end before any is waited for, so that they empty side by side.
+        // All queues are closed before the first wait, so that they drain concurrently.
         for link in self.links.values_mut() {
             link.queue = None;
         }
@@ -330,7 +331,7 @@ fn write(
     Ok(())
 }
 
-/// A panicking thread leaves nothing half done under these locks.
+/// State under these locks stays consistent if a thread panics.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

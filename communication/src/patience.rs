@@ -1,31 +1,31 @@
-//! Waiting for at most so long, counted in time in which something could have been heard.
+//! Time limits that count only the time in which this process was running.
 
 use std::time::{Duration, Instant};
 
-/// Nothing is waited for longer than this at once, so that a suspended process loses no more of its patience.
+/// The maximum length of one sleep, so that a suspension counts as no more than this.
 const LONGEST: Duration = Duration::from_millis(500);
-/// A sleep that is later by its own length and this was no sleep: the process was suspended.
+/// A sleep that takes longer than twice its length plus this means that the process was suspended.
 const LATE: Duration = Duration::from_millis(250);
 
-/// A limit to a wait that is not reached while this process is suspended (Ctrl-Z, `kill -STOP`): a sleep that ends much
-/// too late counts as what it should have taken. Whoever was suspended along with this process could say nothing
-/// meanwhile, and must not be accused of that.
+/// A limit to a wait that is not reached while this process is suspended (Ctrl-Z, `kill -STOP`): a sleep that
+/// ends much too late counts with its intended length. Peers that were suspended together with this process
+/// could not send anything meanwhile, and must not be reported as silent.
 #[derive(Debug, Clone)]
 pub struct Patience {
     limit: Duration,
     waited: Duration,
-    /// Until when time has been counted.
+    /// The time of the last count.
     counted: Instant,
 }
 
 impl Patience {
-    /// Begins now.
+    /// Starts to count now.
     #[must_use]
     pub fn new(limit: Duration) -> Self {
         Self { limit, waited: Duration::ZERO, counted: Instant::now() }
     }
 
-    /// What has been counted.
+    /// The time counted so far.
     #[must_use]
     pub fn waited(&self) -> Duration {
         self.waited
@@ -43,7 +43,7 @@ impl Patience {
         self.limit.saturating_sub(self.waited).min(LONGEST)
     }
 
-    /// Counts the time since the last count, of which this process meant to sleep for `nap` at most.
+    /// Counts the time since the last count, in which this process meant to sleep for at most `nap`.
     pub fn count(&mut self, nap: Duration) {
         let now = Instant::now();
         self.waited += counted(now.saturating_duration_since(self.counted), nap);
@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn a_sleep_that_ends_much_too_late_counts_as_its_limit() {
         let ms = Duration::from_millis;
-        // In time, and late as on a busy machine.
+        // On time, and late, as on a busy machine.
         assert_eq!(counted(ms(300), ms(500)), ms(300));
         assert_eq!(counted(ms(900), ms(500)), ms(900));
         // Suspended for a minute, or for days.

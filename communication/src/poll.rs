@@ -1,4 +1,5 @@
-//! Waiting without spinning: for descriptors with `poll(2)`, for connections that have none by naps.
+//! Waiting without spinning: for descriptors with `poll(2)`, for connections without descriptors by short
+//! sleeps.
 
 use std::cell::Cell;
 use std::io;
@@ -7,16 +8,17 @@ use std::time::{Duration, Instant};
 
 use crate::connection::Connection;
 
-/// A nap lasts this part of what has been waited already, so whoever waits is late by no more than that part,
+/// A nap lasts this fraction of the time waited already, so the delay is at most that fraction,
 const NAP_PART: u32 = 4;
-/// but never less than what a look and a change of threads cost, nor more than a moment that nobody notices.
+/// but at least the cost of a poll and a context switch, and at most a negligible delay.
 const SHORTEST_NAP: Duration = Duration::from_micros(20);
 const LONGEST_NAP: Duration = Duration::from_micros(500);
 /// Nanoseconds by which the system may prolong a sleep. Its own 50 us would more than double the shortest nap.
 const SLACK: libc::c_ulong = 1_000;
 
-/// Sleeps until one of the connections can go on, or until it is time to try again because one has no descriptor; at
-/// most for `left`, after `waited` have passed already. False once that has passed, and nothing was ready.
+/// Sleeps until one of the connections can go on, or until it is time to try again because one has no
+/// descriptor; at most for `left`, when `waited` has passed already. Returns false if `left` has passed and
+/// no connection was ready.
 pub(crate) fn ready(
     sending: &[&dyn Connection],
     receiving: &[&dyn Connection],
@@ -30,7 +32,8 @@ pub(crate) fn ready(
     });
     match known.collect::<Option<Vec<_>>>() {
         Some(mut descriptors) => wait(&mut descriptors, Some(left)),
-        // Connections of one group are of one transport: there is no mixture for which to watch the others meanwhile.
+        // Connections of one group have the same transport, so there are no other descriptors to poll
+        // meanwhile.
         None => {
             nap(waited, left);
             Ok(true)
@@ -38,11 +41,11 @@ pub(crate) fn ready(
     }
 }
 
-/// Sleeps for as long as suits whoever has waited so long already.
+/// Sleeps for a time that depends on the time waited already.
 pub(crate) fn nap(waited: Duration, left: Duration) {
     thread_local!(static PUNCTUAL: Cell<bool> = const { Cell::new(false) });
     if !PUNCTUAL.replace(true) {
-        // SAFETY: this sets one number of the calling thread. A refusal leaves naps longer.
+        // SAFETY: this sets one number of the calling thread. If it fails, naps are longer.
         unsafe {
             libc::prctl(libc::PR_SET_TIMERSLACK, SLACK);
         }
@@ -50,7 +53,7 @@ pub(crate) fn nap(waited: Duration, left: Duration) {
     std::thread::sleep((waited / NAP_PART).clamp(SHORTEST_NAP, LONGEST_NAP).min(left));
 }
 
-/// What a caller waits for on one descriptor.
+/// The poll request of one descriptor.
 pub(crate) fn interest(descriptor: BorrowedFd<'_>, readable: bool, writable: bool) -> libc::pollfd {
     let events = if readable { libc::POLLIN } else { 0 } | if writable { libc::POLLOUT } else { 0 };
     libc::pollfd { fd: descriptor.as_raw_fd(), events, revents: 0 }
@@ -65,7 +68,7 @@ pub(crate) fn wait(descriptors: &mut [libc::pollfd], timeout: Option<Duration>) 
             None => -1,
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
-                // Rounded up, so that it never wakes before the deadline to sleep for zero again.
+                // Rounded up, to avoid a wake-up just before the deadline and a sleep of zero.
                 i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
             }
         };

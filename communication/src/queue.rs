@@ -1,8 +1,8 @@
 //! A queue between two threads of one rank.
 //!
-//! `std::sync::mpsc` will not do: a receiver that meets a half-written message spins until the sender goes on. When
-//! the receiver has a higher real-time priority on the same core, the sender never does. Here whoever must wait,
-//! sleeps.
+//! `std::sync::mpsc` is unsuitable: a receiver that finds a half-written message spins until the sender
+//! continues. If the receiver has a higher real-time priority on the same core, the sender never does. Here,
+//! waiting threads sleep.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,18 +21,18 @@ struct State<T> {
 
 impl<T> Shared<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        // Nothing is half done when a thread panics under this lock.
+        // State under this lock stays consistent if a thread panics.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The end that puts items in.
+/// The sending end.
 pub struct Sender<T>(Arc<Shared<T>>);
 
-/// The end that takes items out.
+/// The receiving end.
 pub struct Receiver<T>(Arc<Shared<T>>);
 
-/// A queue without a limit.
+/// Makes an unbounded queue.
 ///
 /// ```
 /// let (sender, receiver) = autodist_communication::queue::queue();
@@ -48,10 +48,10 @@ pub fn queue<T>() -> (Sender<T>, Receiver<T>) {
 }
 
 impl<T> Sender<T> {
-    /// Puts an item in and returns at once.
+    /// Adds an item and returns at once.
     ///
     /// # Errors
-    /// The item itself when nobody is left to take it.
+    /// The item itself if the receiver is dropped.
     pub fn send(&self, item: T) -> Result<(), T> {
         let mut state = self.0.lock();
         if !state.receiver {
@@ -65,7 +65,7 @@ impl<T> Sender<T> {
 }
 
 impl<T> Receiver<T> {
-    /// Waits for the next item; `None` when there is none and nobody is left to send one.
+    /// Waits for the next item; `None` if the queue is empty and all senders are dropped.
     #[must_use]
     pub fn receive(&self) -> Option<T> {
         let mut state = self.0.lock();

@@ -1,13 +1,14 @@
 //! Ring algorithms over two connections: to the next and from the previous member.
 //!
-//! All of them are one thing: a *pass*. A member puts its *head* into the ring, and then sends on what arrives,
-//! combined with its own values where the pass says so. Values are sent on as soon as they are combined, in
-//! whatever portions arrive, so reduction, receiving and sending overlap and no step waits for another.
+//! Each of them is a *pass*: a member sends its *head* into the ring, then forwards what arrives, combined
+//! with its own values if the pass requires it. Values are forwarded as soon as they are combined, in
+//! portions as they arrive, so reduction, receiving and sending overlap and no step waits for another.
 //!
-//! With `p` members and `n` bytes a member sends `(p − 1)/p · n` in a reduce-scatter or an all-gather and twice
-//! that in an all-reduce, which is the least any algorithm can do (Patarasuk and Yuan, "Bandwidth optimal
-//! all-reduce algorithms for clusters of workstations", 2009, theorem 1). The order in which a value is reduced
-//! depends on its place and on the ring alone, and one member finishes it, so all members get the same bits.
+//! With `p` members and `n` bytes a member sends `(p − 1)/p · n` in a reduce-scatter or an all-gather and
+//! twice that in an all-reduce, which is the minimum for any algorithm (Patarasuk and Yuan, "Bandwidth
+//! optimal all-reduce algorithms for clusters of workstations", 2009, theorem 1). The order in which a value
+//! is reduced depends only on its position and on the ring, and one member computes the final value, so all
+//! members get the same bits.
 
 use std::ops::Range;
 
@@ -18,21 +19,21 @@ use crate::connection::{Connection, Idle};
 use crate::element::{Element, as_bytes, as_bytes_mut};
 use crate::error::Result;
 
-/// The most bytes that one system call moves: small enough that sending and receiving take turns and that what
-/// was received is still in the core's cache when it is combined. Between 16 KiB and 1 MiB, 64 to 96 KiB were the
-/// fastest for 2 and 4 ranks on 2 cores, the ends of that range half as fast (example `bandwidth`).
+/// Maximum bytes per system call: small enough that sends and receives alternate and that received data is
+/// still in the core's cache when it is combined. Between 16 KiB and 1 MiB, 64 to 96 KiB were the fastest for
+/// 2 and 4 ranks on 2 cores, the ends of that range half as fast (example `bandwidth`).
 pub(crate) const PORTION: usize = 96 << 10;
 
-/// What one member does in one collective.
+/// One member's part of one collective.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Pass {
-    /// For error messages.
+    /// The name of the collective, for error messages.
     operation: &'static str,
     /// The elements this member sends without having received anything.
     head: Piece,
     /// The elements that arrive, in order.
     incoming: Vec<Piece>,
-    /// How many of `incoming` are sent on.
+    /// How many of `incoming` are forwarded.
     forwarded: usize,
 }
 
@@ -40,7 +41,7 @@ pub(crate) struct Pass {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Piece {
     range: Range<usize>,
-    /// Whether, when it arrives, it is combined with the member's own values or written over them.
+    /// Whether received values are combined with the member's own, or overwrite them.
     combine: bool,
 }
 
@@ -55,7 +56,7 @@ impl Piece {
 }
 
 impl Pass {
-    /// Ends with member `rank` holding shard `rank`, reduced; other shards hold partial results.
+    /// Afterwards, member `rank` holds shard `rank`, reduced; other shards hold partial results.
     pub(crate) fn reduce_scatter(length: usize, size: usize, rank: usize) -> Self {
         let shard = |behind: usize| shard_range(length, size, (rank + 2 * size - behind) % size);
         Self {
@@ -66,7 +67,7 @@ impl Pass {
         }
     }
 
-    /// Starts with member `rank` holding shard `rank`, ends with all holding all.
+    /// Member `rank` starts with shard `rank`; afterwards, all members hold all shards.
     pub(crate) fn all_gather(length: usize, size: usize, rank: usize) -> Self {
         Self::all_gather_of(size, rank, |owner| shard_range(length, size, owner))
     }
@@ -89,7 +90,7 @@ impl Pass {
         Self { operation: "all-reduce", forwarded: pass.incoming.len() - 1, ..pass }
     }
 
-    /// A chain from `root` once round, without the last link.
+    /// A chain from `root` around the ring, without the last link.
     pub(crate) fn broadcast(length: usize, size: usize, rank: usize, root: usize) -> Self {
         let hops = (rank + size - root) % size;
         let (head, incoming) = match hops {
@@ -104,8 +105,8 @@ impl Pass {
         self.operation
     }
 
-    /// Does the pass on `values`. `combine(own, arrived)` reduces into `own`; `scratch` is kept by the caller so
-    /// that it is allocated once; `counters` grows by the payload moved, also when the pass fails.
+    /// Runs the pass on `values`. `combine(own, arrived)` reduces into `own`; the caller keeps `scratch`, so
+    /// that it is allocated once; `counters` grows by the payload moved, even if the pass fails.
     pub(crate) fn run<E: Element>(
         &self,
         next: &dyn Connection,
@@ -119,7 +120,7 @@ impl Pass {
         let mut outgoing =
             Cursor::new(std::iter::once(&self.head).chain(&self.incoming[..self.forwarded]), width);
         let mut arriving = Cursor::new(&self.incoming, width);
-        // Bytes of the outgoing stream whose values are ready to go.
+        // Bytes of the outgoing stream that are ready to send.
         let mut ready = self.head.range.len() * width;
         // Bytes of the element that has arrived in part, at the start of `scratch`.
         let mut partial = 0;
@@ -175,11 +176,11 @@ impl Pass {
     }
 }
 
-/// A place in a stream of bytes that is laid out as several pieces of one buffer.
+/// A position in a stream of bytes that is stored as several pieces of one buffer.
 struct Cursor {
-    /// What lies ahead, in bytes, the next one last; none is empty.
+    /// The remaining pieces, in bytes, in reverse order; none is empty.
     ahead: Vec<Piece>,
-    /// Bytes of the stream that lie behind.
+    /// Bytes of the stream before the position.
     behind: usize,
 }
 
@@ -235,7 +236,7 @@ mod tests {
         const SIZE: usize = 3;
         const LENGTH: usize = 100;
         for most in [1, 2, 3, 5, 7, 1000] {
-            // Edge i leads from member i to the next one.
+            // Edge i is from member i to the next one.
             let (mut next, mut previous) = (Vec::new(), Vec::new());
             for rank in 0..SIZE {
                 let (from, to) = trickle(rank, (rank + 1) % SIZE, most);

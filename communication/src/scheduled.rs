@@ -1,8 +1,9 @@
 //! Runs one member's part of a [`Schedule`] over connections.
 //!
-//! One thread, which sleeps while no connection is ready. What a schedule says of whole messages holds here for the
-//! elements in them: a send that waits for a receive sends what has arrived so far, so a message is forwarded while it
-//! comes. Every element is still touched in the schedule's order, and so the bits are the same.
+//! It uses one thread, which sleeps while no connection is ready. Dependencies between messages apply to
+//! single elements: a send that depends on a receive sends what has arrived so far, so a message is forwarded
+//! while it arrives. Every element is still touched in the schedule's order, so the results have the same
+//! bits.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -17,11 +18,11 @@ use crate::ring::PORTION;
 
 const WIDTH: usize = size_of::<f32>();
 
-/// What one member does in one collective.
+/// One member's part of one collective.
 pub(crate) struct Part {
     sends: Vec<Send>,
     receives: Vec<Receive>,
-    /// Indices of sends and receives by the other's place: one after the other on one connection.
+    /// Indices of sends and receives by peer, in the order of their connection.
     to: BTreeMap<usize, Vec<usize>>,
     from: BTreeMap<usize, Vec<usize>>,
 }
@@ -40,8 +41,8 @@ impl Part {
         Self { sends, receives, to, from }
     }
 
-    /// Does the part on `values`; arguments are those of [`crate::ring::Pass::run`]. False if it cannot go on, which no
-    /// schedule that [`Schedule::build`] returns leads to.
+    /// Runs the part on `values`; arguments are those of [`crate::ring::Pass::run`]. Returns false on a
+    /// deadlock, which no schedule of [`Schedule::build`] has.
     pub(crate) fn run(
         &self,
         links: &Links,
@@ -59,13 +60,13 @@ impl Part {
         let mut incoming = Vec::new();
         for (place, queue) in &self.from {
             let Some(link) = links.from(*place) else { return Ok(false) };
-            // Of an element to combine, the bytes that have arrived when others have not.
+            // The bytes of a partly received element that is to be combined.
             incoming.push((link, queue.as_slice(), [0; WIDTH], 0));
         }
         let mut progress =
             Progress { sent: vec![0; self.sends.len()], received: vec![0; self.receives.len()] };
         let mut idle = Idle::default();
-        // What was ready for a connection that was not.
+        // Connections with data to send or receive that were not ready.
         let (mut sending, mut receiving) = (Vec::new(), Vec::new());
         loop {
             let mut moved = 0;
@@ -165,14 +166,14 @@ struct Progress {
     received: Vec<usize>,
 }
 
-/// How far, and not beyond `end`, `elements` may be touched after an earlier message of which `done` bytes are done.
+/// The end, at most `end`, up to which `elements` may be touched after `done` bytes of an earlier message.
 fn until(elements: &Range<usize>, end: usize, earlier: &Range<usize>, done: usize) -> usize {
     let open = earlier.start + done / WIDTH..earlier.end;
     if open.is_empty() {
         return end;
     }
     if earlier.end <= elements.start || elements.end <= earlier.start {
-        // They share no element, and then there is no progress to follow but the whole.
+        // The ranges do not overlap, so the whole earlier message must be complete.
         return elements.start;
     }
     end.min(open.start.max(elements.start))
@@ -248,7 +249,7 @@ mod tests {
 
     #[test]
     fn what_has_begun_is_followed_and_what_is_apart_is_waited_for() {
-        // Bytes are whole elements or do not count.
+        // Only whole elements count.
         assert_eq!(until(&(0..10), 10, &(0..10), 4 * 3 + 2), 3);
         assert_eq!(until(&(5..10), 10, &(0..10), 4 * 3), 5);
         assert_eq!(until(&(0..10), 10, &(5..10), 0), 5);

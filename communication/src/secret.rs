@@ -1,8 +1,9 @@
-//! The job's token: proved by both sides of a connection before anything else is said, and never sent.
+//! The job's token: both sides of a connection prove it before they exchange anything else; it is never sent.
 //!
-//! Who dials sends random bytes; who listens answers with its own and with an HMAC-SHA256 (RFC 2104) over both, keyed by
-//! the token; then who dials proves the token likewise, over what it says first. Both sides choose bytes anew, so no old
-//! proof is worth anything; and a proof says who gives it and to whom, so that none can be sent back or used elsewhere.
+//! The dialling side sends a nonce; the listening side answers with its own nonce and an HMAC-SHA256 (RFC
+//! 2104) over both, keyed by the token; then the dialling side proves the token in the same way, over its
+//! hello as well. Both nonces are new for each connection, so old proofs cannot be replayed; a proof covers
+//! its direction and the role of the listening side, so it cannot be reflected or used elsewhere.
 
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
@@ -12,7 +13,7 @@ use std::io;
 /// Bytes of a nonce, and of a proof.
 pub(crate) const LENGTH: usize = 32;
 
-/// Bytes that nobody can guess, used once.
+/// Unpredictable bytes, used once.
 pub(crate) type Nonce = [u8; LENGTH];
 pub(crate) type Proof = [u8; LENGTH];
 
@@ -23,15 +24,16 @@ pub(crate) fn nonce() -> io::Result<Nonce> {
     Ok(bytes)
 }
 
-/// A token that nobody can guess, as 64 hexadecimal digits.
+/// An unpredictable token, as 64 hexadecimal digits.
 ///
 /// # Errors
-/// The system gives no random bytes.
+/// The system cannot provide random bytes.
 pub fn random_token() -> io::Result<String> {
     nonce().map(|bytes| hexadecimal(&bytes))
 }
 
-/// A token that follows from `token` and `label`, and tells neither: whoever knows only the label cannot make it.
+/// A token derived from `token` and `label`, which reveals neither and cannot be computed from the label
+/// alone.
 #[must_use]
 pub fn derived_token(token: &str, label: &str) -> String {
     hexadecimal(&Secret::new(token).prove(&[b"derived token", label.as_bytes()]))
@@ -41,7 +43,7 @@ fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Who is called. A proof to one is none to another.
+/// The listening side. A proof for one role is not valid for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     /// The launcher's rendezvous.
@@ -68,28 +70,28 @@ pub(crate) struct Secret(Hmac<Sha256>);
 
 impl Secret {
     pub fn new(token: &str) -> Self {
-        // The longest key that is used as it is: the token's digest, filled up.
+        // A key of one block, which HMAC uses unchanged: the token's digest, padded.
         let mut key = [0_u8; 64];
         key[..LENGTH].copy_from_slice(&<Sha256 as sha2::Digest>::digest(token.as_bytes()));
         Self(<Hmac<Sha256> as Mac>::new(&key.into()))
     }
 
-    /// What the one who is called as `role` shows the one who has sent `caller`.
+    /// The proof of the listening side `role` to the caller that sent the nonce `caller`.
     pub fn challenge(&self, role: Role, caller: &Nonce, own: &Nonce) -> Proof {
         self.prove(&[b"called", &role.bytes(), caller, own])
     }
 
-    /// What the caller shows, over what it `says`.
+    /// The proof of the caller, which covers `says`.
     pub fn answer(&self, role: Role, own: &Nonce, called: &Nonce, says: &[u8]) -> Proof {
         self.prove(&[b"caller", &role.bytes(), own, called, says])
     }
 
-    /// Whether the one who is called as `role` knows the token.
+    /// Checks that the listening side `role` knows the token.
     pub fn holds_challenge(&self, role: Role, own: &Nonce, called: &Nonce, proof: &[u8]) -> bool {
         self.holds(&[b"called", &role.bytes(), own, called], proof)
     }
 
-    /// Whether the caller knows the token, and has said this.
+    /// Checks that the caller knows the token and sent exactly these bytes.
     pub fn holds_answer(&self, role: Role, caller: &Nonce, own: &Nonce, says: &[u8], proof: &[u8]) -> bool {
         self.holds(&[b"caller", &role.bytes(), caller, own, says], proof)
     }
@@ -98,12 +100,12 @@ impl Secret {
         self.over(parts).finalize().into_bytes().into()
     }
 
-    /// Compares in a time that does not depend on where the two differ.
+    /// Compares in constant time.
     fn holds(&self, parts: &[&[u8]], proof: &[u8]) -> bool {
         self.over(parts).verify_slice(proof).is_ok()
     }
 
-    /// Every part with its length before it, so that no two lists give the same bytes.
+    /// The length precedes every part, so that different lists have different bytes.
     fn over(&self, parts: &[&[u8]]) -> Hmac<Sha256> {
         let mut mac = self.0.clone();
         for part in parts {
@@ -138,7 +140,7 @@ mod tests {
         assert!(!holds(&secret, role, &caller, &called, b"hell", &proof));
         assert!(!holds(&secret, role, &caller, &called, b"hello", &proof[..31]));
         assert!(!holds(&secret, role, &caller, &called, b"hello", b""));
-        // What the called shows is no answer of a caller, whatever the words.
+        // The proof of the listening side is not valid as that of a caller, whatever it says.
         let challenge = secret.challenge(role, &caller, &called);
         assert!(secret.holds_challenge(role, &caller, &called, &challenge));
         assert!(!holds(&secret, role, &caller, &called, b"", &challenge));

@@ -18,20 +18,20 @@ use crate::wire::{Decoder, Hello, Kind, LONGEST_FRAME, LONGEST_TALE, Purpose, Re
 
 const OPERATION: &str = "control";
 
-/// What is called with a sentence about somebody who tried to come in and is none of the job, on any thread.
+/// Callback for rejected connections, with one sentence for each; called on any thread.
 pub type Warn = fn(&str);
 
 /// Watches the ranks of a job from the process that started them.
 ///
-/// Its thread sleeps until a rank says something, and ends when every rank has left or been lost, or when this
-/// is dropped; then the ranks see [`crate::Control::stop_requested`].
+/// Its thread sleeps until a message arrives, and ends when every rank has left or is lost, or when this is
+/// dropped; then the ranks see [`crate::Control::stop_requested`].
 pub struct Supervisor {
     events: Receiver<ControlEvent>,
     commands: Arc<Commands>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the thread is told by others.
+/// Commands from other threads.
 struct Commands {
     wake: UnixStream,
     pending: Mutex<Pending>,
@@ -39,34 +39,35 @@ struct Commands {
 
 #[derive(Default)]
 struct Pending {
-    /// Frames, and the ranks that they are for.
+    /// Frames and the ranks to send them to.
     messages: Vec<(usize, Vec<u8>)>,
     stop_all: bool,
     end: bool,
 }
 
-/// Tells all ranks to stop; can be handed to a signal handler's thread.
+/// A handle to stop all ranks, which can be moved to the thread of a signal handler.
 #[derive(Clone)]
 pub struct StopHandle {
     commands: Arc<Commands>,
 }
 
 impl StopHandle {
-    /// As [`Supervisor::stop_all`].
+    /// Like [`Supervisor::stop_all`].
     pub fn stop_all(&self) {
         self.commands.issue(|pending| pending.stop_all = true);
     }
 }
 
 impl Supervisor {
-    /// Events in the order in which they happen. The channel ends after the last rank has left or been lost.
+    /// Events in the order in which they happen. The channel is closed after the last rank has left or is
+    /// lost.
     pub fn events(&self) -> &Receiver<ControlEvent> {
         &self.events
     }
 
-    /// Sends a message to a rank, which gets it whole and in order by [`crate::Control::receive`], and not before
-    /// all ranks have joined. Returns at once. A rank that is gone gets nothing: that it is lost is an event. At most
-    /// 64 MiB.
+    /// Sends a message of at most 64 MiB to a rank, which receives it whole and in order by
+    /// [`crate::Control::receive`], after all ranks have joined. Returns at once. Messages to a lost rank are
+    /// dropped; its loss is an event.
     ///
     /// # Errors
     /// A message that is too long.
@@ -77,7 +78,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Asks every rank to stop, those that join later too. Returns at once.
+    /// Requests every rank to stop, including those that join later. Returns at once.
     pub fn stop_all(&self) {
         self.commands.issue(|pending| pending.stop_all = true);
     }
@@ -88,8 +89,9 @@ impl Supervisor {
         StopHandle { commands: self.commands.clone() }
     }
 
-    /// Serves `world` ranks: those in `known`, and those that come to `door` with the token, which is closed once all
-    /// have. Strangers there, and at the ranks' own, go to `warn`.
+    /// Serves `world` ranks: those in `known`, and those that join at `door` with the token; the door is
+    /// closed once all have joined. Rejected connections, there and at the ranks' listeners, are passed to
+    /// `warn`.
     pub(crate) fn start(
         world: usize,
         door: Option<Door>,
@@ -119,7 +121,7 @@ impl Supervisor {
         };
         for (rank, connection) in known {
             hub.visitors.push(Visitor::new(connection, rank));
-            // The receiver is still here.
+            // The receiver still exists.
             let _ = hub.events.send(ControlEvent::Joined(rank));
         }
         let thread = std::thread::Builder::new().name("supervisor".to_owned()).spawn(move || hub.serve())?;
@@ -139,7 +141,7 @@ impl Drop for Supervisor {
 impl Commands {
     fn issue(&self, change: impl FnOnce(&mut Pending)) {
         change(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner));
-        // A full pipe means that the thread is about to wake anyway.
+        // If the pipe is full, the thread is about to wake anyway.
         let _ = Socket::write(&self.wake, &[1]);
     }
 }
@@ -156,11 +158,11 @@ struct Hub {
     commands: Arc<Commands>,
     events: Sender<ControlEvent>,
     visitors: Vec<Visitor>,
-    /// What the ranks reach each other through.
+    /// The switch between the ranks, if any.
     switch: Option<Arc<Switch>>,
-    /// The ranks that have come through the door, and where each listens, if it does.
+    /// The ranks that have joined at the door, and the address at which each listens, if any.
     here: Vec<Option<Option<SocketAddr>>>,
-    /// Messages for ranks that do not know yet where the others are.
+    /// Messages for ranks that have not received the address table yet.
     undelivered: Vec<(usize, Vec<u8>)>,
     /// How many ranks have left or been lost after the job was complete.
     gone: usize,
@@ -181,13 +183,13 @@ impl Visitor {
         Self { connection, rank, gone: false, decoder: Decoder::default(), unsent: Vec::new() }
     }
 
-    /// Writes what the socket takes now.
+    /// Writes as much as the socket accepts now.
     fn flush(&mut self) {
         while !self.unsent.is_empty() {
             match self.connection.try_send(&self.unsent, OPERATION) {
                 Ok(0) => return,
                 Ok(sent) => drop(self.unsent.drain(..sent)),
-                // Reading will find out too, and there what the rank said last is still to be had.
+                // Reading reports the error too, after the rank's last messages.
                 Err(_) => self.unsent.clear(),
             }
         }
@@ -227,7 +229,7 @@ impl Hub {
         }
     }
 
-    /// Does what [`Supervisor`] was asked; returns whether to end.
+    /// Runs the commands of [`Supervisor`]; returns whether to end.
     fn obey(&mut self) -> bool {
         while matches!(Socket::read(&self.woken, &mut [0; 64]), Ok(1..)) {}
         let (stop, end) = {
@@ -246,7 +248,7 @@ impl Hub {
         end
     }
 
-    /// Sends messages on their way, once the ranks can make sense of them.
+    /// Sends queued messages, once the ranks can process them.
     fn deliver(&mut self) {
         if !self.complete {
             return;
@@ -259,7 +261,7 @@ impl Hub {
         }
     }
 
-    /// Lets in who has proved the token; `watched` is what the door waited for.
+    /// Admits connections that have proved the token; `watched` are the door's descriptors.
     fn admit(&mut self, watched: &[libc::pollfd]) {
         let Some(door) = &mut self.door else { return };
         let arrivals = door.tend(watched);
@@ -272,7 +274,7 @@ impl Hub {
         }
     }
 
-    /// Reads all that a rank has said so far.
+    /// Reads and handles all messages of a rank received so far.
     fn read(&mut self, index: usize) {
         let mut portion = [0; 16 << 10];
         loop {
@@ -290,7 +292,7 @@ impl Hub {
                 match visitor.decoder.next(LONGEST_FRAME) {
                     Ok(None) => {
                         if !visitor.decoder.bytes.is_empty() {
-                            // A long message on a slow link is no silence.
+                            // A long message on a slow link counts as a heartbeat.
                             let rank = visitor.rank;
                             self.tell(ControlEvent::Alive(rank));
                         }
@@ -321,7 +323,7 @@ impl Hub {
         }
     }
 
-    /// Whether there is a place for who says this.
+    /// Checks whether the job has a free place for the sender of this hello.
     fn place(&self, hello: &Hello) -> std::result::Result<Option<SocketAddr>, Refusal> {
         hello.check(self.world)?;
         let Purpose::Join { listens } = hello.purpose else {
@@ -346,7 +348,7 @@ impl Hub {
         self.tell(ControlEvent::Joined(rank));
         let Some(all) = self.here.iter().copied().collect::<Option<Vec<_>>>() else { return };
         self.complete = true;
-        // Nobody else is to come: the port is free again, and strangers find it closed.
+        // No more ranks are expected, so the port is closed.
         self.door = None;
         let table = all.into_iter().collect::<Option<Vec<_>>>().unwrap_or_default();
         for visitor in self.visitors.iter_mut().filter(|visitor| !visitor.gone) {
@@ -373,14 +375,14 @@ impl Hub {
         if self.complete {
             self.gone += 1;
         } else {
-            // Another process may take the rank's place.
+            // Another process may join as this rank.
             self.here[rank] = None;
         }
         self.tell(ControlEvent::Lost(rank));
     }
 
     fn tell(&self, event: ControlEvent) {
-        // Nobody is obliged to listen.
+        // The receiver may have been dropped.
         let _ = self.events.send(event);
     }
 }

@@ -1,10 +1,11 @@
-//! Slow links on one machine: a switch that all connections between ranks lead through, and that gives every direction
-//! rate, delay, and its share of links. No privileges are needed; the ranks do not know of it.
+//! Emulates slow links on one machine: all connections between ranks pass through a switch, which gives every
+//! direction a rate, a delay, and its share of links. It needs no privileges, and is transparent to the
+//! ranks.
 //!
-//! Every link has a clock of its own that says when it is free again. A portion of bytes is read when its direction has
-//! little under way, is put on the links of its route one after the other, and is handed on when the last of them has
-//! carried it, the delay later. Directions that share a link take turns, since each may have a few portions on the way
-//! only; so they share its rate as streams over one bottleneck do.
+//! Every link has a time at which it is free again. A portion of bytes is read when its direction has few
+//! portions in flight, occupies the links of its route one after the other, and is delivered when the last
+//! link has transmitted it, plus the delay. Directions that share a link alternate, because each may have
+//! only a few portions in flight; so they share its rate like streams over one bottleneck.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -17,24 +18,24 @@ use std::time::{Duration, Instant};
 
 use crate::wire::BEFORE_PROOF;
 
-/// Portions of a direction that may be on links at a time.
+/// Maximum number of portions of a direction in flight.
 const UNDER_WAY: usize = 3;
-/// What a portion should take on the slowest link of its route, seconds, and its limits in bytes.
+/// Target time of a portion on the slowest link of its route, seconds, and the limits of its size in bytes.
 const PORTION_S: f64 = 0.5e-3;
 const PORTION_BYTES: (usize, usize) = (2 << 10, 64 << 10);
-/// A stream of full portions loses nothing when this thread wakes late by no more.
+/// A stream of full portions keeps its rate if this thread wakes at most this late.
 const LATENESS: Duration = Duration::from_millis(1);
-/// Buffer size of the switch's sockets: it is small, so that a sender soon notices a slow link.
+/// Buffer size of the switch's sockets; small, so that a slow link soon blocks its sender.
 const SOCKET_BUFFER: libc::c_int = 64 << 10;
-/// So many connections come in, then none for a moment: whoever connects again and again keeps nobody busy.
+/// Maximum number of accepts before a pause, so that repeated connects cannot keep the thread busy.
 const AT_ONCE: usize = 64;
 const REST: Duration = Duration::from_millis(20);
-/// Connections at once whose ranks have not yet proved the job's token to each other; the oldest goes first. The switch
-/// knows no token, but a rank says more than its challenge only to who does.
+/// Maximum number of connections on which the job's token has not been proved; the oldest is dropped first.
+/// The switch does not know the token, but a rank sends more than its challenge only after the proof.
 const MOST_UNPROVEN: usize = 64;
-/// A rank's listener on this very machine answers sooner.
+/// Time limit to reach a rank's listener, on the same machine.
 const REACHED_WITHIN: Duration = Duration::from_millis(100);
-/// Above all ranks: their bytes must not wait for their arithmetic.
+/// Above the priority of all ranks: transfers must not wait for compute.
 const PRIORITY: libc::c_int = 40;
 
 /// The route of one direction.
@@ -42,7 +43,7 @@ const PRIORITY: libc::c_int = 40;
 pub struct SwitchRoute {
     /// Indices into [`SwitchLinks::rates`], in the order in which bytes cross them.
     pub links: Vec<usize>,
-    /// From the last link to the receiver.
+    /// The delay from the last link to the receiver.
     pub delay: Duration,
 }
 
@@ -51,7 +52,7 @@ pub struct SwitchRoute {
 pub struct SwitchLinks {
     /// Bytes per second of each link.
     pub rates: Vec<f64>,
-    /// By sender, then by receiver.
+    /// Routes by sender, then by receiver.
     pub routes: Vec<Vec<SwitchRoute>>,
 }
 
@@ -84,7 +85,7 @@ impl Shared {
     }
 }
 
-/// Where one rank reaches another.
+/// A listener through which one rank reaches another.
 struct Door {
     listener: TcpListener,
     from: usize,
@@ -94,7 +95,7 @@ struct Door {
 
 impl Switch {
     /// # Errors
-    /// The system gives no sockets or no thread.
+    /// The system cannot provide sockets or a thread.
     pub fn start(links: SwitchLinks) -> io::Result<Self> {
         let (wake, woken) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
@@ -117,10 +118,11 @@ impl Switch {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Where `rank` reaches each rank through the switch; `real` are the addresses at which the ranks listen.
+    /// The addresses at which `rank` reaches each rank through the switch; `real` are the ranks' own
+    /// addresses.
     ///
     /// # Errors
-    /// The system gives no socket.
+    /// The system cannot provide a socket.
     pub fn table(&self, rank: usize, real: &[SocketAddr]) -> io::Result<Vec<SocketAddr>> {
         let mut table = Vec::with_capacity(real.len());
         for (to, address) in real.iter().enumerate() {
@@ -129,7 +131,7 @@ impl Switch {
                 continue;
             }
             let listener = TcpListener::bind(SocketAddr::new(address.ip(), 0))?;
-            // What is accepted inherits it.
+            // Accepted sockets inherit the buffer size.
             small_buffers(listener.as_fd());
             listener.set_nonblocking(true)?;
             table.push(listener.local_addr()?);
@@ -156,41 +158,41 @@ impl Drop for Switch {
     }
 }
 
-/// Bytes from one socket to another, one way.
+/// A one-way stream from one socket to another.
 struct Direction {
     from: usize,
     to: usize,
     portion: usize,
-    /// When portions on the links will have crossed the last of them.
+    /// The times at which portions in flight leave their last link.
     finishes: VecDeque<Instant>,
-    /// What is to be handed on, and when.
+    /// Portions to deliver, and the times of delivery.
     queue: VecDeque<(Instant, Vec<u8>)>,
-    /// Bytes of the first that have been handed on.
+    /// Bytes of the first portion that have been delivered.
     handed: usize,
-    /// Whether the last read filled a portion: then more was there already.
+    /// Whether the last read filled a portion, so more data was available.
     streaming: bool,
     ended: bool,
     closed: bool,
     blocked: bool,
 }
 
-/// A connection: who dialled, and who was dialled.
+/// A connection between a dialling rank and a listening rank.
 struct Pipe {
     ends: [TcpStream; 2],
     directions: [Direction; 2],
-    /// Bytes that have reached the dialler.
+    /// Bytes delivered to the dialling side.
     answered: u64,
     broken: bool,
 }
 
 struct Hub {
     links: SwitchLinks,
-    /// When each link is free again.
+    /// The time at which each link is free again.
     free: Vec<Instant>,
     shared: Arc<Shared>,
     woken: UnixStream,
     doors: Vec<Door>,
-    /// Nobody is let in before.
+    /// No connection is accepted before.
     rests_until: Option<Instant>,
     pipes: Vec<Pipe>,
 }
@@ -233,7 +235,7 @@ impl Hub {
         }
     }
 
-    /// Lets callers in, and joins them with the ranks that they want.
+    /// Accepts connections and connects them to the listening ranks.
     fn accept(&mut self) {
         let now = Instant::now();
         if self.rests_until.is_some_and(|until| now < until) {
@@ -255,11 +257,11 @@ impl Hub {
                         self.pipes.extend(Pipe::new(door, dialled, reached, &self.links))
                     }
                     Err(error) if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) => {
-                        // The listener stays ready: looking again at once would spin.
+                        // The listener stays ready: polling again at once would spin.
                         drop_oldest(&mut self.pipes);
                         came = AT_ONCE;
                     }
-                    // A rank that is gone, or gone by now, is told apart by the dialler: its connection ends.
+                    // The rank has disconnected; the dialling side notices, because its connection is closed.
                     Err(_) => {}
                 }
                 if self.pipes.iter().filter(|pipe| pipe.is_unproven()).count() > MOST_UNPROVEN {
@@ -273,7 +275,7 @@ impl Hub {
     }
 }
 
-/// Ends the oldest connection over which nobody has proved the token.
+/// Closes the oldest connection on which the token has not been proved.
 fn drop_oldest(pipes: &mut Vec<Pipe>) {
     if let Some(oldest) = pipes.iter().position(Pipe::is_unproven) {
         pipes.remove(oldest);
@@ -322,7 +324,7 @@ impl Direction {
 }
 
 impl Pipe {
-    /// `None` if one of its ends is gone already.
+    /// `None` if one of its ends has closed already.
     fn new(door: &Door, dialled: TcpStream, reached: TcpStream, links: &SwitchLinks) -> Option<Self> {
         for socket in [&dialled, &reached] {
             small_buffers(socket.as_fd());
@@ -337,7 +339,7 @@ impl Pipe {
         self.answered <= BEFORE_PROOF as u64
     }
 
-    /// Moves what can be moved one way; bytes handed on.
+    /// Moves as many bytes as possible in one direction; returns the number of bytes delivered.
     fn advance(
         &mut self,
         way: usize,
@@ -384,7 +386,7 @@ impl Pipe {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
-                    // The receiver is gone: the sender must know at once.
+                    // The receiver has disconnected: the sender must notice at once.
                     self.broken = true;
                     break;
                 }
@@ -397,7 +399,7 @@ impl Pipe {
         moved
     }
 
-    /// What this way waits for: a moment, or a socket.
+    /// The event that this direction waits for: a time, or a socket.
     fn waits(&self, way: usize, now: Instant, next: &mut Option<Instant>, interests: &mut Vec<libc::pollfd>) {
         let direction = &self.directions[way];
         let mut until = |at: Instant| *next = Some(next.map_or(at, |known| known.min(at)));
@@ -418,7 +420,7 @@ impl Pipe {
     fn is_over(&self) -> bool {
         let over = self.broken || self.directions.iter().all(|direction| direction.closed);
         if over {
-            // It fails only if the peer was faster.
+            // It fails only if the peer has already closed the connection.
             self.ends.iter().for_each(|end| drop(end.shutdown(Shutdown::Both)));
         }
         over
@@ -429,7 +431,7 @@ fn interest(descriptor: BorrowedFd<'_>, events: libc::c_short) -> libc::pollfd {
     libc::pollfd { fd: descriptor.as_raw_fd(), events, revents: 0 }
 }
 
-/// Until a descriptor is ready, at most `timeout`: to the microsecond, which `poll` is not.
+/// Sleeps until a descriptor is ready, at most `timeout`, with microsecond precision, unlike `poll`.
 fn sleep(descriptors: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
     let time = timeout.map(|left| libc::timespec {
         tv_sec: left.as_secs() as libc::time_t,
@@ -450,8 +452,8 @@ fn sleep(descriptors: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Res
 fn small_buffers(socket: BorrowedFd<'_>) {
     let size = SOCKET_BUFFER;
     for option in [libc::SO_SNDBUF, libc::SO_RCVBUF] {
-        // SAFETY: the value is a C int of the length given. A refusal leaves larger buffers, which only delays the
-        // moment at which a sender notices.
+        // SAFETY: the value is a C int of the length given. If it fails, buffers are larger, so senders are
+        // blocked later.
         unsafe {
             libc::setsockopt(
                 socket.as_raw_fd(),
@@ -464,7 +466,7 @@ fn small_buffers(socket: BorrowedFd<'_>) {
     }
 }
 
-/// Asks for a priority above the ranks' and for exact timers; without either, links are a little uneven.
+/// Requests a priority above the ranks' and exact timers; without them, the links' rates vary slightly.
 fn be_punctual() {
     let parameter = libc::sched_param { sched_priority: PRIORITY };
     // SAFETY: the parameter outlives the call; 0 names the calling thread.

@@ -1,15 +1,15 @@
-//! Frames: what handshakes and the control channel are made of. A frame is its length (u32, little-endian), its
+//! Frames, the unit of handshakes and of the control channel. A frame is its length (u32, little-endian), its
 //! kind (one byte) and that many bytes less one.
 //!
 //! | a connection begins with | from | payload |
 //! |---|---|---|
-//! | [`Kind::Greeting`] | who dials | [`Greeting`]: version of the protocol, byte order, nonce |
-//! | [`Kind::Challenge`] | who listens | its nonce, its proof of the token |
-//! | [`Kind::Hello`] | who dials | its proof of the token, and what that covers: [`Hello`] as JSON |
-//! | [`Kind::Welcome`] | who listens | |
+//! | [`Kind::Greeting`] | dialling side | [`Greeting`]: version of the protocol, byte order, nonce |
+//! | [`Kind::Challenge`] | listening side | its nonce, its proof of the token |
+//! | [`Kind::Hello`] | dialling side | its proof of the token, and the data it covers: [`Hello`] as JSON |
+//! | [`Kind::Welcome`] | listening side | |
 //!
-//! In the place of what is due there may be [`Kind::Refused`]. Before the token is proved nothing is said that tells
-//! anything of the job, and no frame is longer than [`LONGEST_HELLO`].
+//! [`Kind::Refused`] may replace the expected frame. Before the token is proved, frames reveal nothing about
+//! the job and are no longer than [`LONGEST_HELLO`].
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -20,45 +20,45 @@ use crate::connection::{Connection, receive_by};
 use crate::error::{CommunicationError, Result};
 use crate::secret::{LENGTH, Nonce, Proof, Role, Secret};
 
-/// Raised when frames or streams change.
+/// Version of the protocol, increased when frames or streams change.
 const VERSION: u32 = 3;
-/// Before a peer has proved the token, it may not make us keep more than this.
+/// Maximum length of a frame before a peer has proved the token.
 pub(crate) const LONGEST_HELLO: usize = 16 << 10;
-/// Bytes of a frame that are read at once.
+/// Bytes of a frame to read at once.
 const PORTION: usize = 64 << 10;
-/// Length and kind.
+/// Bytes of length and kind.
 const START: usize = 5;
-/// The longest control message.
+/// The maximum length of a control message.
 pub(crate) const LONGEST_FRAME: usize = 64 << 20;
-/// The longest sentence about a stranger.
+/// The maximum length of a report about a rejected connection.
 pub(crate) const LONGEST_TALE: usize = 1 << 10;
-/// Bytes that a listener sends before its caller has proved the token.
+/// Bytes that a listener sends before the caller has proved the token.
 pub(crate) const BEFORE_PROOF: usize = START + 2 * LENGTH;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
-    /// The first of all, from who dials.
+    /// The first frame, from the dialling side.
     Greeting = 16,
-    /// From who listens: I know the token; do you?
+    /// Nonce and proof of the listening side.
     Challenge,
-    /// I know it too, and this is who I am.
+    /// Proof and identity of the dialling side.
     Hello,
-    /// You are in.
+    /// The connection is admitted.
     Welcome,
-    /// Why you cannot come in ([`Refusal`]).
+    /// The connection is rejected, with the reason ([`Refusal`]).
     Refused,
-    /// Where all ranks listen (`Vec<SocketAddr>`), once all are there; empty where they do not.
+    /// The addresses of all ranks (`Vec<SocketAddr>`), once all have joined; empty if ranks do not listen.
     Table,
-    /// Anything, from a rank to its launcher or back.
+    /// A message between a rank and its launcher, in either direction.
     Message,
-    /// Please stop, from the launcher to a rank.
+    /// A stop request from the launcher to a rank.
     Stop,
     /// A rank has done its work.
     Leave,
-    /// A rank's sign of life.
+    /// A rank's heartbeat.
     Alive,
-    /// From a rank to its launcher: what somebody who is none of the job has done at the rank's listener.
+    /// From a rank to its launcher: a report about a rejected connection at the rank's listener.
     Stranger,
 }
 
@@ -86,7 +86,7 @@ impl Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Greeting {
     version: u32,
-    /// Values travel as they lie in memory.
+    /// Values are sent as stored in memory.
     little_endian: bool,
     pub(crate) nonce: Nonce,
 }
@@ -108,7 +108,7 @@ impl Greeting {
         Some(Self { version, little_endian: *little_endian == 1, nonce: nonce.try_into().ok()? })
     }
 
-    /// Whether the two can understand each other.
+    /// Checks that both sides have the same protocol and byte order.
     pub(crate) fn check(&self) -> Result<(), Refusal> {
         let other = |reason| Err(Refusal(reason));
         if self.version != VERSION {
@@ -126,13 +126,13 @@ pub(crate) fn challenge(secret: &Secret, role: Role, caller: &Nonce, own: &Nonce
     frame(Kind::Challenge, &[&own[..], &secret.challenge(role, caller, own)].concat())
 }
 
-/// Nonce and proof of a challenge; `None` if it is none.
+/// Nonce and proof of a challenge; `None` if it is malformed.
 pub(crate) fn parse_challenge(payload: &[u8]) -> Option<(Nonce, Proof)> {
     let (nonce, proof) = payload.split_first_chunk()?;
     Some((*nonce, proof.try_into().ok()?))
 }
 
-/// Who somebody is, once both have proved the token.
+/// The identity of the dialling side, covered by its proof.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Hello {
     pub(crate) world: usize,
@@ -142,14 +142,14 @@ pub(crate) struct Hello {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Purpose {
-    /// To the rendezvous: the address at which the rank's peers find it, if they are to.
+    /// To the rendezvous: the address at which peers reach the rank, if they should.
     Join { listens: Option<SocketAddr> },
-    /// To a peer: the lane that this connection will serve, and which of the lane's connections between the two
-    /// it is.
+    /// To a peer: the lane of this connection, and its index among the lane's connections between the two
+    /// ranks.
     Lane { name: String, channel: usize },
 }
 
-/// Why somebody was not let in.
+/// The reason why a connection was rejected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Refusal(pub(crate) String);
 
@@ -165,14 +165,14 @@ impl Refusal {
 }
 
 impl Hello {
-    /// As a frame, with the proof of the token.
+    /// Encodes the hello as a frame, with the proof of the token.
     pub(crate) fn frame(&self, secret: &Secret, role: Role, own: &Nonce, called: &Nonce) -> Vec<u8> {
         // Our own types have string keys and finite numbers only, so there is nothing that JSON cannot say.
         let says = serde_json::to_vec(self).unwrap_or_default();
         frame(Kind::Hello, &[&secret.answer(role, own, called, &says)[..], &says].concat())
     }
 
-    /// What was said, if whoever said it knows the token; else what is wrong.
+    /// Parses and authenticates a hello; returns an error if it is malformed or its proof is invalid.
     pub(crate) fn parse(
         payload: &[u8],
         secret: &Secret,
@@ -187,7 +187,7 @@ impl Hello {
         serde_json::from_slice(says).map_err(|_| "knows the token, but sent an unreadable handshake")
     }
 
-    /// Whether a job of so many ranks has such a rank.
+    /// Checks that a job of `world` ranks has this rank.
     pub(crate) fn check(&self, world: usize) -> Result<(), Refusal> {
         if self.world != world {
             return Err(Refusal(format!("its job has {world} ranks, this rank's has {}", self.world)));
@@ -208,7 +208,7 @@ pub(crate) fn frame(kind: Kind, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A frame without a payload, for which no memory is taken.
+/// A frame without a payload, without an allocation.
 pub(crate) const fn empty_frame(kind: Kind) -> [u8; START] {
     [1, 0, 0, 0, kind as u8]
 }
@@ -235,7 +235,7 @@ pub(crate) fn receive_frame(
     })?;
     let mut payload = Vec::new();
     while payload.len() < length {
-        // No announced length makes us keep more than has come.
+        // The buffer grows with the received bytes, not with the announced length.
         let known = payload.len();
         payload.resize(length.min(known + PORTION), 0);
         receive_by(connection, &mut payload[known..], deadline, operation)?;
@@ -252,7 +252,7 @@ pub(crate) fn parse<'a, T: Deserialize<'a>>(connection: &dyn Connection, payload
     })
 }
 
-/// What the first bytes of a frame say: its kind and the length of its payload, or what is wrong with it.
+/// Parses the start of a frame: its kind and the length of its payload, or an error.
 fn read_start(start: &[u8; START], longest: usize) -> Result<(Kind, usize), String> {
     let [length @ .., kind] = *start;
     let length = u32::from_le_bytes(length) as usize;
@@ -263,14 +263,14 @@ fn read_start(start: &[u8; START], longest: usize) -> Result<(Kind, usize), Stri
     Ok((kind, length - 1))
 }
 
-/// Finds frames in bytes that arrive in any portions.
+/// Decodes frames from a stream that arrives in portions of any size.
 #[derive(Default)]
 pub(crate) struct Decoder {
     pub(crate) bytes: Vec<u8>,
 }
 
 impl Decoder {
-    /// Takes the next frame out, if all of it is here; an error says what is wrong with it.
+    /// Returns the next frame if it is complete; an error describes a malformed one.
     pub(crate) fn next(&mut self, longest: usize) -> Result<Option<(Kind, Vec<u8>)>, String> {
         let Some(start) = self.bytes.first_chunk() else { return Ok(None) };
         let (kind, length) = read_start(start, longest)?;

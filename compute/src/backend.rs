@@ -5,18 +5,17 @@ use std::fmt;
 
 /// A device that does the arithmetic of the layers.
 ///
-/// Operands are regions of device buffers; only [`upload`](Backend::upload), [`download`](Backend::download)
-/// and the few methods that return a number cross to the host. Operations run in the order in which they are
-/// called but may still be running when the call returns. They do not fail one by one: a device keeps its
-/// first failure and [`synchronise`](Backend::synchronise) returns it.
+/// Operands are regions of device buffers. Only [`upload`](Backend::upload), [`download`](Backend::download)
+/// and the few methods that return a number copy data between device and host. Operations run in the order in
+/// which they are called but may still be running when the call returns. Single operations do not report
+/// errors: a device keeps its first failure and [`synchronise`](Backend::synchronise) returns it.
 ///
-/// An operation reads and writes exactly the elements that its documentation names, and panics when they lie
-/// outside the buffer.
+/// An operation reads and writes exactly the documented elements, and panics if they are outside the buffer.
 ///
-/// A buffer holds its numbers in *working* precision (activations, the parameters that layers read) or in *full*
-/// precision (gradients of parameters, optimizer state, statistics, the parameters that an optimizer updates): mixed
-/// precision training (Micikevicius et al., 1710.03740, section 3). A device may have just one. Operations take
-/// working precision but where they say otherwise.
+/// A buffer holds its numbers in *working* precision (activations, the parameters that layers read) or in
+/// *full* precision (gradients of parameters, optimizer state, statistics, the parameters that an optimizer
+/// updates): mixed precision training (Micikevicius et al., 1710.03740, section 3). A device may have only
+/// one precision. Operands are in working precision unless documented otherwise.
 pub trait Backend: Clone + Send + 'static {
     /// A number as the host sees it; uploads and downloads convert.
     type Element: Element;
@@ -24,30 +23,31 @@ pub trait Backend: Clone + Send + 'static {
     type Buffer: Send;
     /// Token ids on the device.
     type Indices: Send;
-    /// A number that the device is still to work out.
+    /// A number that the device may not have computed yet.
     type Scalar: Send;
     /// A point in a queue's work, and the time when it was reached.
     type Event: Clone + Send;
 
     // Queues.
 
-    /// Waits for all work of this queue; the first failure since the last call.
+    /// Waits for all work of this queue; returns the first failure since the last call.
     fn synchronise(&self) -> Result<(), DeviceError>;
-    /// The same device with another queue, whose work runs concurrently and is ordered only by events. A buffer
+    /// Another queue of the same device; its work runs concurrently and is ordered only by events. A buffer
     /// may pass from one queue to the other once the other waits for an event after its last use.
     fn queue(&self) -> Result<Self, DeviceError>;
     /// Marks this point of the queue.
     fn record(&self) -> Self::Event;
-    /// Work queued from now on begins after `event`, which may be another queue's.
+    /// Delays work queued from now on until `event`, which may be of another queue.
     fn wait_for(&self, event: &Self::Event);
     /// Seconds from one event to another of the same device; waits for both.
     fn seconds_between(&self, from: &Self::Event, to: &Self::Event) -> f64;
-    /// Waits for a number.
+    /// Waits for a number and returns it.
     fn read(&self, scalar: &Self::Scalar) -> f64;
 
     // Buffers.
 
-    /// Whether working precision is narrower than full, so that an optimizer needs parameters of its own.
+    /// Whether working precision is narrower than full precision, so that an optimizer needs master
+    /// parameters.
     fn is_mixed(&self) -> bool {
         false
     }
@@ -73,7 +73,7 @@ pub trait Backend: Clone + Send + 'static {
     fn write(&self, from: &[Self::Element], to: RegionMut<'_, Self>);
     /// Reads `to.len()` elements; waits for the work before it.
     fn download(&self, from: Region<'_, Self>, to: &mut [Self::Element]);
-    /// The buffer itself where host and device share memory, so that a communicator needs no copy.
+    /// The buffer itself if host and device share memory, so that a communicator does not need a copy.
     fn host<'a>(&self, _buffer: &'a Self::Buffer) -> Option<&'a [Self::Element]> {
         None
     }
@@ -92,7 +92,7 @@ pub trait Backend: Clone + Send + 'static {
     fn add(&self, len: usize, from: Region<'_, Self>, to: RegionMut<'_, Self>);
     /// `to *= factor`.
     fn scale(&self, len: usize, factor: f64, to: RegionMut<'_, Self>);
-    /// Accumulated in double precision.
+    /// Sum of squares, accumulated in double precision.
     fn sum_of_squares(&self, len: usize, of: Region<'_, Self>) -> Self::Scalar;
 
     // Linear layers.
@@ -116,7 +116,8 @@ pub trait Backend: Clone + Send + 'static {
     // Norms. Statistics and gradients of parameters are in full precision.
 
     /// `parameters` is the weight, followed for LayerNorm by the bias. `statistics` receives per row the
-    /// reciprocal standard deviation (RMSNorm), or the mean and then it (LayerNorm).
+    /// reciprocal root mean square (RMSNorm), or the mean, then the reciprocal standard deviation
+    /// (LayerNorm).
     fn norm_forward(
         &self,
         norm: NormShape,
@@ -138,18 +139,19 @@ pub trait Backend: Clone + Send + 'static {
         gradient: RegionMut<'_, Self>,
     );
 
-    // Attention: fused where the device has it, else made of products and softmax.
+    // Attention: fused if the device supports it, else from GEMMs and softmax.
 
     /// The device's fused attention, if it has one.
     fn fused_attention(&self) -> Option<&dyn FusedAttention<Self>> {
         None
     }
-    /// How many of `heads` heads to hand to one batched operation: all of them on a device with thousands of
-    /// threads, one where the scores of one head fit the cache.
+    /// How many of `heads` heads to process in one batched operation: all of them on a device with thousands
+    /// of threads, one on a device where the scores of one head fit the cache.
     fn heads_at_once(&self, heads: usize) -> usize;
     /// Rotates the pairs `(i, i + head_dim / 2)` of every head in place; [`Direction::Backward`] undoes it.
     fn rotary(&self, rotary: RotaryShape, direction: Direction, rows: RegionMut<'_, Self>);
-    /// Softmax in place over `scores[count, seq_len, seq_len]`; row `i` sees columns `0..=i`, others become 0.
+    /// Softmax in place over `scores[count, seq_len, seq_len]`; row `i` attends to columns `0..=i`, others
+    /// become 0.
     fn causal_softmax(&self, count: usize, seq_len: usize, scores: RegionMut<'_, Self>);
     /// Turns the probabilities' gradient into the scores' times `scale`, in place.
     fn causal_softmax_backward(
@@ -171,8 +173,8 @@ pub trait Backend: Clone + Send + 'static {
         inner: Region<'_, Self>,
         outer: RegionMut<'_, Self>,
     );
-    /// Takes the inner values and the outer gradient; leaves in their places the inner gradient and the outer
-    /// values. So only the inner values need saving, and nothing new is allocated.
+    /// Replaces the inner values by the inner gradient, and the outer gradient by the outer values. So only
+    /// the inner values need to be saved, and nothing is allocated.
     fn activation_backward(
         &self,
         activation: Activation,
@@ -270,7 +272,7 @@ pub trait Backend: Clone + Send + 'static {
     );
 }
 
-/// Causal attention that never holds the scores of a whole head (Dao et al., FlashAttention, 2205.14135).
+/// Causal attention that never stores the scores of a whole head (Dao et al., FlashAttention, 2205.14135).
 pub trait FusedAttention<B: Backend> {
     /// `attended` and `logsumexp[micro_batch, heads, seq_len]` (full precision) from `qkv`.
     fn forward(
@@ -280,7 +282,7 @@ pub trait FusedAttention<B: Backend> {
         attended: RegionMut<'_, B>,
         logsumexp: RegionMut<'_, B>,
     );
-    /// The gradient of `qkv`, all of it, from that of `attended`.
+    /// The whole gradient of `qkv`, from that of `attended`.
     fn backward(
         &self,
         shape: AttentionShape,
@@ -298,7 +300,7 @@ pub trait Element: Copy + Default + PartialEq + fmt::Debug + Send + Sync + 'stat
     fn to_f64(self) -> f64;
 }
 
-/// The first operation that failed on a device, and what the device said.
+/// The first operation that failed on a device, and the device's message.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{operation} failed on {device}: {cause}")]
 pub struct DeviceError {
@@ -307,7 +309,7 @@ pub struct DeviceError {
     pub cause: String,
 }
 
-/// Elements of a buffer from an offset on; how many is the operation's affair.
+/// Elements of a buffer from an offset on; the operation defines how many.
 pub struct Region<'a, B: Backend> {
     pub buffer: &'a B::Buffer,
     pub offset: usize,
@@ -477,14 +479,14 @@ pub struct TableShape {
 }
 
 impl TableShape {
-    /// Where this part of the table holds the row that `index` names.
+    /// The local row of `index`; `None` if it is not in this part of the table.
     pub fn local(&self, index: u32) -> Option<usize> {
         (index as usize).checked_sub(self.first).filter(|&row| row < self.rows)
     }
 }
 
-/// Coefficients of one AdamW update, bias correction worked in:
-/// `p = decay p - rate m / (sqrt(v) * root + epsilon)`.
+/// Coefficients of one AdamW update, bias correction included: `p = decay p - rate m / (sqrt(v) * root +
+/// epsilon)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWStep {
     pub gradient_scale: f64,

@@ -1,16 +1,16 @@
 //! The arithmetic of a decoder-only transformer, forward and hand-written backward, on one device.
 //!
-//! Layers are cut into *segments*: stretches of arithmetic between two communications of tensor
-//! parallelism. A segment sees one rank's shard of the parameters and knows nothing of the other ranks;
-//! whoever runs it (the executor) puts collectives between segments. What a segment keeps for its backward
-//! is an owned value, so when memory is taken and freed is plain to see and to model.
+//! Layers are split into *segments*: the arithmetic between two tensor-parallel collectives. A segment uses
+//! one rank's shard of the parameters and is independent of other ranks; its caller (the executor) runs the
+//! collectives between segments. The activations that a segment saves for its backward pass are an owned
+//! value, so it is explicit when memory is allocated and freed.
 //!
 //! This crate is not a tensor library: no graph, no automatic differentiation, no shapes beyond those of
-//! [`layers`]. Everything above [`Backend`] is the same on every device.
+//! [`layers`]. Code above [`Backend`] is the same for every device.
 //!
 //! Activations are row-major `[sequence, micro_batch, features]`, sequence outermost, so a sequence shard is
-//! a range of rows. A layer's parameters are one flat region in the order of `ModelSpec::parameters`, and
-//! its gradients another of the same layout, which backward adds to.
+//! a range of rows. A layer's parameters are one flat region in the order of `ModelSpec::parameters`; its
+//! gradients have the same layout, and backward adds to them.
 //!
 //! ```
 //! use autodist_compute::layers::{LayerShape, TensorShard};

@@ -1,5 +1,5 @@
-//! Optimizers over regions of flat buffers; which region (a ZeRO shard, the matrices only) is the caller's
-//! choice. Both follow PyTorch's semantics. Where the device is mixed, `working` receives the updated parameters in
+//! Optimizers over regions of flat buffers; the caller chooses the region (a ZeRO shard, the matrices only).
+//! Both follow PyTorch's semantics. On a mixed-precision device, `working` receives the updated parameters in
 //! working precision.
 
 use crate::backend::{AdamWStep, Backend, Region, RegionMut, SgdStep};
@@ -11,9 +11,10 @@ pub struct AdamW {
     pub beta2: f64,
     pub epsilon: f64,
     pub weight_decay: f64,
-    /// Update after which the second moments stay as they are, and their bias correction with them (1-bit Adam,
-    /// 2102.02888). Their authors correct no bias at all; kept at its last value it makes no jump, and after a warm-up
-    /// that is long against `1 / (1 - beta2)` it is 1 all the same. The momentum's correction goes on.
+    /// Update after which the second moments and their bias correction are frozen (1-bit Adam, 2102.02888).
+    /// The authors do not correct bias at all. Frozen at its last value, the correction does not jump, and
+    /// after a warm-up much longer than `1 / (1 - beta2)` it is 1. The bias correction of the momentum
+    /// continues.
     pub frozen_after: Option<u64>,
 }
 
@@ -47,7 +48,7 @@ impl AdamW {
     }
 }
 
-/// Stochastic gradient descent with heavy-ball momentum; weight decay joins the gradient.
+/// Stochastic gradient descent with heavy-ball momentum; weight decay is added to the gradient.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sgd {
     pub momentum: f64,

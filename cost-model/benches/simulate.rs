@@ -1,4 +1,5 @@
-//! One step of GPT-3 175B, 8 pipeline ranks of 6 chunks, 192 micro-batches: 18,432 passes of chunks, and their messages.
+//! One step of GPT-3 175B, 8 pipeline ranks of 6 chunks, 192 micro-batches: 18,432 passes of chunks, with
+//! send/recv.
 
 #![allow(clippy::unwrap_used, reason = "a bench")]
 

@@ -4,20 +4,20 @@ use crate::priced::{Barrier, Priced, PricedBody, Step};
 use autodist_program::BodyKind;
 use autodist_spec::Seconds;
 
-/// Seconds that one chunk takes at least for one micro-batch.
+/// Minimum time of one chunk for one micro-batch, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct ChunkWork {
     pub forward: f64,
     pub backward: f64,
 }
 
-/// Seconds until the gradient norm's barrier, at least. Every rank does its work of all micro-batches one after the
-/// other; it cannot begin before the first micro-batch has come through the chunks before its own first one, and
-/// after its last backward the gradient still runs back through them (fill and drain of Narayanan et al., SC'21,
-/// section 2.2; true for any order of micro-batches).
+/// Lower bound of the seconds until the gradient norm's barrier. Every rank processes all micro-batches one
+/// after the other; it cannot start before the first micro-batch has passed the chunks before its own first
+/// one, and after its last backward the gradient still passes back through them (fill and drain of Narayanan
+/// et al., SC'21, section 2.2; true for any order of micro-batches).
 ///
-/// `message` is the time between two chunks, `tail` what a rank does at least from the end of its last backward to
-/// the barrier.
+/// `message` is the send/recv time between two chunks, `tail` the minimum time of a rank from the end of its
+/// last backward to the barrier.
 pub fn pipeline_bound(
     chunks: &[ChunkWork],
     pipeline: usize,
@@ -37,12 +37,12 @@ pub fn pipeline_bound(
     bound
 }
 
-/// Guards against the rounding of sums that are taken in another order than the simulator's.
+/// Margin for rounding: the simulator adds the same numbers in another order.
 pub(crate) const ROUNDING: f64 = 1.0 - 1e-9;
 
 impl Priced<'_> {
-    /// No simulation of this program is faster: both streams at full speed whatever runs beside them, and no wait
-    /// for another rank but the pipeline's fill and drain.
+    /// No simulation of this program is faster: both streams run at full speed without interference, and the
+    /// only wait for other ranks is the pipeline's fill and drain.
     pub fn lower_bound(&self) -> Seconds {
         let pipeline = self.program.layout.pipeline;
         let chunks: Vec<ChunkWork> =
@@ -72,8 +72,8 @@ impl Priced<'_> {
         bodies.filter(move |(body, _)| body.kind == wanted).map(|(_, priced)| priced)
     }
 
-    /// From the end of the rank's last backward to the norm's barrier, and from there to the end of its updates.
-    /// The reductions that its last backward has queued are part of it.
+    /// From the end of the rank's last backward to the norm's barrier, and from there to the end of its
+    /// updates. Includes the reductions that its last backward has queued.
     fn tail(&self, rank: usize, backward: f64) -> (f64, f64) {
         let (Some(optimizer), Some(last)) = (self.ranks[rank].last(), self.bodies_of(rank, true).last())
         else {
@@ -86,7 +86,7 @@ impl Priced<'_> {
     }
 }
 
-/// When the compute stream and when both streams are done with these steps, neither slowing the other.
+/// When the compute stream and when both streams finish these steps, without interference.
 fn elapsed(parts: &[&[Step]]) -> (f64, f64) {
     let mut compute = 0.0_f64;
     let mut communication = 0.0_f64;

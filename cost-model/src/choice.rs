@@ -1,5 +1,5 @@
-//! The algorithm of every collective of a program: whichever is fastest by itself. A step never gets longer when one of
-//! its collectives gets shorter, so no other choice makes it shorter.
+//! The algorithm of every collective of a program: the one that is fastest alone. This is optimal, because a
+//! step never gets longer when one of its collectives gets shorter.
 
 use crate::measured::Unpriced;
 use crate::routes::pattern;
@@ -12,12 +12,12 @@ use autodist_spec::{
 };
 
 impl CostModel {
-    /// The node of every device, where links differ.
+    /// The node of every device, if links differ.
     fn nodes(&self) -> Option<&[u32]> {
         self.routes.as_ref().map(|routes| routes.nodes())
     }
 
-    /// Whether tensor collectives and transfers of a pipeline rank cross a common link.
+    /// Whether tensor collectives and transfers of a pipeline rank share a link.
     pub(crate) fn shares_links(&self, program: &Program, pipeline_rank: usize) -> bool {
         let Some(routes) = &self.routes else { return false };
         let tensor = routes.links(&program.tensor_groups(pipeline_rank));
@@ -30,10 +30,11 @@ impl CostModel {
         })
     }
 
-    /// `program`'s communication with the fastest algorithm for each group and size; rings where all links are alike.
+    /// Sets the fastest algorithm for each group and size in `program`'s communication; rings if all links
+    /// are alike.
     ///
     /// # Errors
-    /// A cost that the profile does not hold.
+    /// The profile lacks a cost.
     pub fn fastest_algorithms(&self, program: &Program) -> Result<Communication, Unpriced> {
         let mut communication = program.strategy.communication.clone();
         if self.nodes().is_none() {
@@ -86,7 +87,7 @@ impl CostModel {
                 .unwrap_or(Bytes(0));
             let kind = Collective::AllGather;
             let time = |algorithm| Ok(self.over(kind, algorithm, &groups, 1, bytes)?.seconds);
-            // Rounded parameters go around the ring.
+            // Parameters in a codec support only the ring.
             if communication.parameters == Codec::None {
                 communication.gather = self.fastest(&groups, &[kind], time)?;
             }
@@ -95,7 +96,8 @@ impl CostModel {
         Ok(communication)
     }
 
-    /// The collectives of a program beside their lower bounds; none where links are not known one by one.
+    /// The collectives of a program compared with their lower bounds; empty if links are not known one by
+    /// one.
     pub fn shares(&self, program: &Program) -> Vec<CollectiveShare> {
         let Some(routes) = &self.routes else { return Vec::new() };
         let strategy = &program.strategy;
@@ -148,7 +150,7 @@ impl CostModel {
         shares
     }
 
-    /// The fastest algorithm that suits the groups for all these kinds; a ring if none is faster.
+    /// The fastest algorithm that supports the groups for all these kinds; a ring if none is faster.
     fn fastest(
         &self,
         groups: &[Vec<usize>],
@@ -165,7 +167,7 @@ impl CostModel {
             let fits = kinds.iter().all(|kind| suits(algorithm, *kind, size).is_ok());
             if fits && algorithm != Algorithm::Ring {
                 let seconds = time(algorithm)?;
-                // A difference that no measurement would show is none.
+                // Ignore differences below the accuracy of measurements.
                 if seconds < 0.98 * best.0 {
                     best = (seconds, algorithm);
                 }
@@ -175,7 +177,7 @@ impl CostModel {
     }
 }
 
-/// What most buckets do is the rule, the others are exceptions.
+/// The reduction of most buckets becomes the default, the others are exceptions.
 pub fn set_reductions(communication: &mut Communication, reductions: &[(usize, usize, Reduction)]) {
     let count = |wanted: &Reduction| reductions.iter().filter(|(_, _, r)| r == wanted).count();
     let rule = reductions.iter().map(|(_, _, r)| *r).max_by_key(|r| (count(r), std::cmp::Reverse(*r)));

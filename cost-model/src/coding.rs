@@ -1,4 +1,4 @@
-//! What it costs to send gradients, parameters or activations in fewer bytes.
+//! The cost of codecs for gradients, parameters and activations.
 
 use crate::CostModel;
 use crate::curve::{Curve, Price};
@@ -9,7 +9,7 @@ use autodist_spec::profile::CodecCost;
 use autodist_spec::{Algorithm, Bytes, Codec, Coded, Collective, Pattern, Reduction};
 use std::collections::BTreeMap;
 
-/// Coding times by codec, what is coded and group size, over the elements of a bucket or a message.
+/// Coding times by codec, payload and group size, over the elements of a bucket or a send/recv.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Codings(BTreeMap<(Codec, Coded, u32), Curve>);
 
@@ -40,13 +40,13 @@ impl Codings {
     }
 }
 
-/// The parameters of a bucket as codecs see them.
+/// The parameters of a bucket as a codec's input.
 pub(crate) fn tensors(program: &Program, bucket: &Bucket) -> Vec<Tensor> {
     let parameters = bucket.parameters(&program.model, 0, program.strategy.tensor as usize);
     parameters.iter().map(|p| Tensor { offset: p.offset, rows: p.rows, columns: p.columns }).collect()
 }
 
-/// Coding, and the exchanges one after the other.
+/// Coding, and the codec's collectives one after the other.
 pub(crate) fn reduction(
     costs: &CostModel,
     program: &Program,
@@ -66,7 +66,7 @@ pub(crate) fn reduction(
                 (None, Pattern::AllReduce(algorithm)) => {
                     costs.exchange(Collective::AllReduce, algorithm, groups, stride, bytes)?
                 }
-                // An all-to-all moves as much as a gather by rings, at most as fast.
+                // An all-to-all moves as many bytes as a ring all-gather, and is at most as fast.
                 (None, _) => costs.exchange(Collective::AllGather, Algorithm::Ring, groups, stride, bytes)?,
             };
     }
@@ -79,7 +79,7 @@ fn phases(program: &Program, transfer: Transfer, bucket: &Bucket, codec: Codec) 
     autodist_codecs::phases(codec, coded, &tensors, bucket.padded, size)
 }
 
-/// The exchanges of a coded transfer, one after the other, each with the bytes of its tensor.
+/// The collectives of a coded transfer, one after the other, each with the bytes of its tensor.
 pub(crate) fn exchanges(
     program: &Program,
     transfer: Transfer,
@@ -94,7 +94,7 @@ pub(crate) fn exchanges(
             (Pattern::AllGather(Algorithm::Ring), Bytes(bytes.iter().sum::<usize>() as u64))
         }
         Phase::AllToAll { bytes } => {
-            // What a member sends, with the part that stays: parts are equal but for rounding.
+            // Bytes that a member sends, including its own part; parts are equal up to rounding.
             let most = bytes.iter().flatten().copied().max().unwrap_or(0);
             (Pattern::AllToAll, Bytes((most * size) as u64))
         }
@@ -102,7 +102,7 @@ pub(crate) fn exchanges(
     phases(program, transfer, bucket, reduction.codec).into_iter().map(exchange).collect()
 }
 
-/// A message between pipeline ranks: bytes on the way, and coding, half of it at each end.
+/// A send/recv between pipeline ranks: bytes on the wire, and coding, half of it at each end.
 pub(crate) fn message(
     costs: &CostModel,
     program: &Program,
@@ -118,8 +118,8 @@ pub(crate) fn message(
     }
 }
 
-/// Bytes that the codecs of a pipeline rank keep between steps, and the most that one needs while it works, in the
-/// memory in which gradients lie.
+/// Bytes that the codecs of a pipeline rank keep between steps, and the largest workspace of one of them, in
+/// the memory that holds gradients.
 pub(crate) fn memory(program: &Program, pipeline_rank: usize, on_accelerators: bool) -> (u64, u64) {
     let (mut state, mut scratch) = (0, 0);
     for (index, bucket) in program.ranks[pipeline_rank].buckets.iter().enumerate() {
@@ -142,10 +142,10 @@ pub(crate) fn memory(program: &Program, pipeline_rank: usize, on_accelerators: b
     (state, scratch)
 }
 
-/// What one kind of traffic of a step takes, on its way from a pipeline rank.
+/// The cost of one kind of traffic in a step, for a pipeline rank.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct CodedSummary {
-    /// Seconds of exchanges.
+    /// Seconds of the codec's collectives.
     pub wire_s: f64,
     /// Seconds of coding.
     pub coding_s: f64,
@@ -154,10 +154,10 @@ pub struct CodedSummary {
 }
 
 impl CostModel {
-    /// Cost of all encoding of that kind by pipeline rank `pipeline_rank` in a step.
+    /// Coding cost of one kind of traffic in a step, for pipeline rank `pipeline_rank`.
     ///
     /// # Errors
-    /// A cost that the profile does not hold.
+    /// The profile lacks a cost.
     pub fn coded(
         &self,
         program: &Program,

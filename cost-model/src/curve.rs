@@ -1,30 +1,30 @@
-//! Times between and beyond measured points.
+//! Interpolation and extrapolation of measured times.
 
 use autodist_spec::{Provenance, Sample};
 use std::iter::Sum;
 use std::ops::{Add, Mul};
 
-/// A predicted duration, how far its median can be off, and where it came from.
+/// A predicted duration, the uncertainty of its median, and its provenance.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Price {
     pub seconds: f64,
     /// Half-width, in seconds, of the 95 % interval of the median.
     pub half_width: f64,
-    /// Seconds of it that lie above the median, because the interval is wide.
+    /// The part of the price that lies above the median, because the interval is wide, in seconds.
     pub caution: f64,
     pub provenance: Provenance,
 }
 
-/// What is not known to a quarter of its time, up or down, is priced at the top of its interval.
+/// Threshold of a wide interval: half of the median, a quarter on either side.
 const WIDE: f64 = 0.5;
 
 impl Price {
     pub const ZERO: Self =
         Self { seconds: 0.0, half_width: 0.0, caution: 0.0, provenance: Provenance::Measured };
 
-    /// Price of an operation in every plan's inner loop: the median, or the top of its interval if the interval is
-    /// wide. So no plan wins by chance, from the middle of a wide interval. Lower bounds and simulations use the same
-    /// price.
+    /// Price of an operation in the planner's inner loop: the median, or the top of its interval if the
+    /// interval is wide, so that no plan wins by chance from a wide interval. Lower bounds and simulations
+    /// use the same price.
     pub fn cautious(sample: &Sample) -> Self {
         let price = Self::from(sample);
         let caution = if sample.relative_width() > WIDE { sample.high_s.0 - sample.median_s.0 } else { 0.0 };
@@ -44,7 +44,8 @@ impl From<&Sample> for Price {
     }
 }
 
-/// Medians add; so do half-widths, as if all medians erred the same way; the least trusted source stays.
+/// Medians add; so do half-widths, as if all medians had the same sign of error; the least trusted provenance
+/// is kept.
 impl Add for Price {
     type Output = Self;
     fn add(self, rhs: Self) -> Self {
@@ -79,21 +80,21 @@ impl Sum for Price {
 #[derive(Debug, Clone, Default)]
 pub struct Curve {
     points: Vec<(f64, Price)>,
-    /// `alpha + beta * size`, where a fit over all sizes is known.
+    /// `alpha + beta * size`, if there is a fit over all sizes.
     fit: Option<(f64, f64)>,
 }
 
-/// What surrounds a size on a curve.
+/// The position of a size relative to the points of a curve.
 enum Place<'a> {
     Exact(Price),
     Between(&'a (f64, Price), &'a (f64, Price)),
-    /// Outside the range: the nearest point, and the one after it.
+    /// Outside the range: the nearest point, and its neighbour.
     Beyond(&'a (f64, Price), Option<&'a (f64, Price)>),
     Nowhere,
 }
 
 impl Curve {
-    /// A size that comes twice keeps its last time.
+    /// If a size occurs twice, its last time is kept.
     pub fn insert(&mut self, size: f64, price: Price) {
         match self.points.binary_search_by(|(x, _)| x.total_cmp(&size)) {
             Ok(at) => self.points[at].1 = price,
@@ -105,8 +106,8 @@ impl Curve {
         self.fit = Some((alpha_s, beta_s_per_unit));
     }
 
-    /// Straight lines in log–log between points, where times follow a power law piece by piece; beyond them the fit
-    /// (Hockney's alpha + beta n), or else the line through the last two points.
+    /// Linear interpolation in log-log between points, where times follow a power law piece by piece; beyond
+    /// them the fit (Hockney's alpha + beta n), or else the line through the last two points.
     pub fn log_log(&self, size: f64) -> Option<Price> {
         Some(match self.place(size) {
             Place::Exact(price) => price,
@@ -119,7 +120,7 @@ impl Curve {
         })
     }
 
-    /// Straight lines between points and beyond them.
+    /// Linear interpolation between points, linear extrapolation beyond them.
     pub fn linear(&self, size: f64) -> Option<Price> {
         Some(match self.place(size) {
             Place::Exact(price) => price,
@@ -129,7 +130,7 @@ impl Curve {
         })
     }
 
-    /// Log–log between points, proportional to the nearest point beyond them.
+    /// Log-log interpolation between points, proportional to the nearest point beyond them.
     pub fn proportional(&self, size: f64) -> Option<Price> {
         Some(match self.place(size) {
             Place::Exact(price) => price,
@@ -153,7 +154,7 @@ impl Curve {
     }
 }
 
-/// Place of `x` between `a` and `b`, from 0 to 1.
+/// Position of `x` between `a` and `b`, from 0 to 1.
 pub fn linear_weight(a: f64, b: f64, x: f64) -> f64 {
     (x - a) / (b - a)
 }
@@ -163,7 +164,7 @@ fn linear_between(a: &(f64, Price), b: &(f64, Price), x: f64) -> Price {
     interpolated(a, b, weight, a.1.seconds + weight * (b.1.seconds - a.1.seconds))
 }
 
-/// Linear where a size or a time is zero and has no logarithm.
+/// Linear if a size or a time is zero and has no logarithm.
 fn log_between(a: &(f64, Price), b: &(f64, Price), x: f64) -> Price {
     if a.0 <= 0.0 || a.1.seconds <= 0.0 || b.1.seconds <= 0.0 {
         return linear_between(a, b, x);
@@ -179,7 +180,8 @@ fn interpolated(a: &(f64, Price), b: &(f64, Price), weight: f64, seconds: f64) -
     Price { seconds, half_width, caution, provenance }.no_better_than(Provenance::Interpolated)
 }
 
-/// The line through two points, or through the origin where there is one point or the line would cross zero time.
+/// The line through two points, or through the origin if there is one point or the line would be negative at
+/// zero.
 fn beyond(near: &(f64, Price), next: Option<&(f64, Price)>, x: f64) -> Price {
     let proportional = if near.0 > 0.0 { near.1.seconds * x / near.0 } else { near.1.seconds };
     let affine = next
@@ -190,7 +192,7 @@ fn beyond(near: &(f64, Price), next: Option<&(f64, Price)>, x: f64) -> Price {
     like(near.1, affine.filter(rises).unwrap_or(proportional))
 }
 
-/// `seconds`, as uncertain in proportion as `near`, and modelled.
+/// `seconds` with the relative uncertainty of `near`, and provenance `Modelled`.
 fn like(near: Price, seconds: f64) -> Price {
     let relative = |part: f64| if near.seconds > 0.0 { part / near.seconds } else { 0.0 };
     let (half_width, caution) = (seconds * relative(near.half_width), seconds * relative(near.caution));

@@ -1,4 +1,4 @@
-//! Everything that a plan says about its cost.
+//! The estimate of a plan: step time, memory and uncertainty.
 
 use crate::curve::Price;
 use crate::priced::Priced;
@@ -39,7 +39,7 @@ impl Priced<'_> {
         }
     }
 
-    /// All that a rank does in a step, hidden or not.
+    /// Total work of a rank in a step, exposed or overlapped.
     fn rank_total(&self, rank: usize) -> Price {
         let ops = &self.program.ranks[rank].ops;
         let price = |op: &Op| match op {
@@ -50,9 +50,9 @@ impl Priced<'_> {
         ops.iter().map(price).sum::<Price>() + self.costs.step_overhead
     }
 
-    /// Half-width of the interval that should hold a measured median: the intervals of all cells that the busiest
-    /// rank uses, as if they all erred the same way, and the difference between two runs of one plan, where it is known;
-    /// independent of each other, so they add in quadrature.
+    /// Half-width of the interval that should contain a measured median: the intervals of all cells that the
+    /// busiest rank uses, as if all had the same sign of error, and the difference between two runs of one
+    /// plan, if it is known; these are independent, so they add in quadrature.
     fn spread(&self, busiest: Price, step: Seconds) -> Seconds {
         Seconds(busiest.half_width.hypot(self.costs.repeatability.unwrap_or(0.0) * step.0))
     }

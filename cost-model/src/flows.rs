@@ -1,21 +1,22 @@
-//! Collectives as flows on a network: who sends when follows from the schedule, how fast from the links.
+//! Collectives as flows on a network: the schedule determines who sends when, the links determine how fast.
 //!
-//! Flows that cross a link at the same time share it by max-min fairness (Bertsekas and Gallager, "Data Networks",
-//! section 6.5.2), as long-lived streams over one bottleneck do.
+//! Flows that cross a link at the same time share it by max-min fairness (Bertsekas and Gallager, "Data
+//! Networks", section 6.5.2), like long-lived streams over one bottleneck.
 
 use autodist_collectives::Schedule;
 use autodist_spec::{Network, Pattern};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-/// A message is simulated in that many equal portions, since ranks send on what has arrived before the rest has.
+/// Each send is simulated in this many equal portions, because ranks forward what has arrived before the rest
+/// arrives.
 const PORTIONS: usize = 4;
-/// Subsets of a group that are looked at for its lower bound: all, up to this many members.
+/// Largest group for which all cuts are used in the lower bound.
 const ALL_CUTS: usize = 12;
-/// Bytes that count as none: rounding of shares.
+/// Fewer bytes than this count as zero: shares are rounded.
 const NOTHING: f64 = 1e-3;
 
-/// One group's collective.
+/// The collective of one group.
 #[derive(Debug, Clone, Copy)]
 pub struct GroupCollective<'a> {
     /// The device of each member, by place.
@@ -25,21 +26,22 @@ pub struct GroupCollective<'a> {
     pub width: f64,
 }
 
-/// A portion of a message.
+/// A portion of a send.
 struct Transfer {
     links: Vec<usize>,
     latency: f64,
     left: f64,
-    /// What must happen before it may leave: arrivals, and the leaving of the one before it on the same way.
+    /// Number of events before it may start: arrivals, and the start of the previous transfer on the same
+    /// path.
     missing: usize,
-    /// Transfers that wait for its arrival.
+    /// Transfers that wait for the arrival of this one.
     dependents: Vec<usize>,
-    /// The next on the same way.
+    /// The next transfer on the same path.
     next: Option<usize>,
     run: usize,
 }
 
-/// Seconds until the last message of each run has arrived, all runs begun together.
+/// Seconds until the last send of each run has arrived, if all runs start together.
 pub fn simulate(network: &Network, runs: &[GroupCollective]) -> Vec<f64> {
     let mut transfers = Vec::new();
     for (index, run) in runs.iter().enumerate() {
@@ -47,7 +49,7 @@ pub fn simulate(network: &Network, runs: &[GroupCollective]) -> Vec<f64> {
     }
     let mut ends = vec![0.0_f64; runs.len()];
     let mut active: Vec<usize> = (0..transfers.len()).filter(|t| transfers[*t].missing == 0).collect();
-    // Arrivals by time; times are never negative, so their bits are in their order.
+    // Arrivals by time; times are never negative, so their bit patterns have the same order.
     let mut arriving: BinaryHeap<Reverse<(u64, usize)>> = BinaryHeap::new();
     let mut now = 0.0;
     loop {
@@ -97,7 +99,7 @@ pub fn simulate(network: &Network, runs: &[GroupCollective]) -> Vec<f64> {
     }
 }
 
-/// Adds a run's messages in portions, with what each waits for.
+/// Adds a run's sends in portions, with their dependencies.
 fn add(network: &Network, index: usize, run: &GroupCollective, transfers: &mut Vec<Transfer>) {
     let Schedule { sends, receives } = run.schedule;
     let base = transfers.len();
@@ -109,7 +111,7 @@ fn add(network: &Network, index: usize, run: &GroupCollective, transfers: &mut V
     }
     let id =
         |member: usize, send: usize, portion: usize| base + (first_of[member] + send) * PORTIONS + portion;
-    // The k-th receive from a peer is the k-th send of that peer.
+    // The k-th receive from a peer matches the k-th send of that peer.
     let mut sent_to: BTreeMap<(usize, usize), Vec<usize>> = BTreeMap::new();
     for (member, list) in sends.iter().enumerate() {
         for (place, send) in list.iter().enumerate() {
@@ -196,9 +198,10 @@ fn fair_shares(network: &Network, transfers: &[Transfer], active: &[usize]) -> V
     rates
 }
 
-/// Seconds that no algorithm can beat for one group alone on the network. What must cross from a set of members to the
-/// others has no more room than the links on which it can leave, or on which it can arrive (for gathers, ForestColl,
-/// 2402.06787, section 3). `bytes` are those of the whole tensor, in an all-to-all those that a member has for all.
+/// Seconds that no algorithm can beat for one group alone on the network. The bytes that must cross a cut of
+/// the group are limited by the links on which they can leave, or on which they can arrive (for all-gathers,
+/// ForestColl, 2402.06787, section 3). `bytes` are those of the whole tensor; in an all-to-all those that a
+/// member sends in total.
 pub fn lower_bound(network: &Network, devices: &[usize], pattern: Pattern, bytes: f64) -> f64 {
     let size = devices.len();
     if size < 2 {
@@ -209,7 +212,7 @@ pub fn lower_bound(network: &Network, devices: &[usize], pattern: Pattern, bytes
     let mut cut = |members: &[usize]| {
         let outside: Vec<usize> = devices.iter().copied().filter(|d| !members.contains(d)).collect();
         let crossing = match pattern {
-            // Each element's partial sum leaves on one side and its sum on the other.
+            // Each element's partial sum leaves on one side, and its total on the other.
             Pattern::AllReduce(_) => bytes,
             Pattern::AllGather(_) => members.len() as f64 * part,
             Pattern::ReduceScatter(_) => outside.len() as f64 * part,
@@ -319,7 +322,7 @@ mod tests {
 
     #[test]
     fn runs_that_share_a_link_share_its_rate() {
-        // Both groups lie across the same two nodes.
+        // Both groups span the same two nodes.
         let mut network = star(&[100.0; 4], 0.0);
         for from in 0..4_usize {
             for to in 0..4_usize {
@@ -344,7 +347,7 @@ mod tests {
         let devices = [0, 1, 2];
         let ring = time(&network, Algorithm::Ring, &devices, 3000);
         assert!((ring / (4.0 / 3.0 * 12_000.0 / 25.0) - 1.0).abs() < 0.05, "{ring}");
-        // All that it must send and be sent crosses its own link.
+        // Everything that the device sends and receives crosses its own link.
         assert!(
             lower_bound(&network, &devices, Pattern::AllReduce(Algorithm::Ring), 12_000.0) >= 12_000.0 / 25.0
         );

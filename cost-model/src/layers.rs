@@ -1,4 +1,4 @@
-//! What one layer of each kind costs, whatever stage it stands in: for cutting stages and for quick bounds.
+//! The cost of one layer of each kind, independent of its stage: for cutting stages and for quick bounds.
 
 use crate::CostModel;
 use crate::curve::Price;
@@ -8,7 +8,7 @@ use crate::priced::Pricer;
 use autodist_program::{Body, Instruction, Program, stages};
 use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Recompute, Seconds};
 
-/// What decides a layer's cost.
+/// The properties that determine a layer's cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Split {
     pub tensor: u32,
@@ -17,16 +17,16 @@ pub struct Split {
     pub recompute: Recompute,
 }
 
-/// Work of one layer on one micro-batch, its tensor collectives included.
+/// Cost of one layer for one micro-batch, including its tensor collectives.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct LayerCost {
     pub forward: Price,
     pub backward: Price,
-    /// Live memory after the forward less before it, in bytes.
+    /// Live memory after the forward pass minus before it, in bytes.
     pub forward_growth: i64,
 }
 
-/// One of each kind.
+/// The cost of one layer of each kind.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct LayerCosts {
     pub embedding: LayerCost,
@@ -43,7 +43,7 @@ impl LayerCosts {
         }
     }
 
-    /// The smaller of each number: what a mixture of the two costs at least.
+    /// The minimum of each number: a lower bound for any mixture of the two.
     #[must_use]
     pub fn least(&self, other: &Self) -> Self {
         let price = |a: Price, b: Price| if a.seconds <= b.seconds { a } else { b };
@@ -67,8 +67,8 @@ impl LayerCosts {
 }
 
 impl CostModel {
-    /// Costs of single layers, read off the program of a model with one block: the compiler stays the only place
-    /// that knows what a layer does.
+    /// Costs of single layers, taken from the program of a model with one block, so that only the compiler
+    /// defines the operations of a layer.
     ///
     /// # Errors
     /// The profile lacks a cost, or the split is not legal for the model.
@@ -115,7 +115,7 @@ fn time(pricer: &mut Pricer, body: &Body) -> Result<Price, Unpriced> {
                 Instruction::Segment { segment, pass, recompute, .. } => {
                     pricer.segment(segment, pass, recompute)?.time
                 }
-                // Where links differ, which of them it crosses is not decided yet.
+                // If links differ, its links depend on the placement, which is not decided yet.
                 Instruction::Tensor { .. } if pricer.places_matter() => Price::ZERO,
                 Instruction::Tensor { segment, collective, elements, .. } => {
                     let bytes = pricer.program().tensor_bytes(segment, collective, elements);

@@ -1,8 +1,8 @@
-//! What a way of training costs, in time and in memory, on machines that were measured.
+//! The cost of a strategy, in time and in memory, on measured machines.
 //!
-//! A [`CostModel`] holds a profile's cells, indexed once and shared by all threads. It puts a price on a compiled
-//! [`Program`]; the [`Priced`] program can then be simulated, bounded from below, and its memory counted. Not here:
-//! choosing between programs (that is `planner`), and measuring (that is `profiler`). No IO, no clock.
+//! A [`CostModel`] holds a profile's cells, indexed once and shared by all threads. It prices a compiled
+//! [`Program`]; the [`Priced`] program can then be simulated, bounded from below, and its memory counted. Not
+//! here: the choice between programs (`planner`), and measurement (`profiler`). No IO, no clock.
 //!
 //! ```
 //! use autodist_cost_model::{CostModel, synthetic};
@@ -68,41 +68,41 @@ pub struct CostModel {
     pub(crate) optimizer_kind: Optimizer,
     pub(crate) segments: Segments,
     pub(crate) links: LinkCurves,
-    /// Where links differ; it speaks before `links`.
+    /// Used instead of `links` if links differ.
     pub(crate) routes: Option<Arc<Routes>>,
     pub(crate) codings: Codings,
-    /// LinkCurves for the bytes of codecs, if they take another path than exact gradients.
+    /// Costs of the transfers of codecs, if they take another path than uncompressed gradients.
     pub(crate) exchanges: Option<LinkCurves>,
-    /// Whether gradients lie in memory that is not the host's.
+    /// Whether gradients are in accelerator memory.
     pub(crate) on_accelerators: bool,
     pub(crate) optimizer: OptimizerCurves,
     pub(crate) interference: Interference,
     pub(crate) stream_handover: Price,
-    /// Around each transfer of a sharded bucket.
+    /// Overhead per transfer of a sharded bucket.
     pub(crate) sharding: Price,
-    /// Around each pass of a chunk in a pipeline, by schedule.
+    /// Overhead per pass of a chunk in a pipeline, by schedule.
     pub(crate) pipelining: BTreeMap<ScheduleKind, Price>,
-    /// Whether compute waits for each transfer of a sharded bucket: FSDP2 overlaps them by CUDA streams, and a CPU has
-    /// none.
+    /// Whether compute waits for each transfer of a sharded bucket: FSDP2 overlaps them by CUDA streams,
+    /// which a CPU does not have.
     pub(crate) sharding_blocks: bool,
     /// Activations are freed only after the whole backward of the chunk (autograd), not segment by segment.
     pub(crate) frees_late: bool,
     pub(crate) synchronisation: Price,
-    /// By degree, what a tensor collective takes in a step beyond its schedule on the network, seconds; less than that
-    /// if negative.
+    /// By tensor degree, the additional time of a tensor collective in a step, relative to its schedule on
+    /// the network, in seconds; may be negative.
     pub(crate) within_steps: BTreeMap<u32, f64>,
     pub(crate) step_overhead: Price,
     pub(crate) zero_s_per_element: f64,
     pub(crate) add_s_per_element: f64,
     pub(crate) baseline_bytes: Bytes,
     pub(crate) staging_bytes: Bytes,
-    /// Absent where nobody ran a plan twice.
+    /// Absent if no plan ran twice.
     pub(crate) repeatability: Option<f64>,
-    /// What codecs were measured to cost in steps.
+    /// Measured slowdown in steps of codecs.
     pub(crate) probes: Vec<CodecProbe>,
 }
 
-/// Probes' tensor groups are neighbours, and all of a step go at once.
+/// The tensor groups of probes are neighbours, and in a step all groups run at once.
 fn within_steps(routes: &Routes, timed: &[CollectiveCost]) -> BTreeMap<u32, f64> {
     let mut sums: BTreeMap<u32, (f64, f64)> = BTreeMap::new();
     for CollectiveCost { kind, group, bytes, time, .. } in timed {
@@ -111,7 +111,7 @@ fn within_steps(routes: &Routes, timed: &[CollectiveCost]) -> BTreeMap<u32, f64>
         let Some(pattern) = routes::pattern(*kind, Algorithm::Ring) else { continue };
         let alone = routes.collective(pattern, &groups, *bytes).seconds;
         let (beyond, count) = sums.entry(*group).or_default();
-        // As often as each occurs in a step.
+        // Weighted by the number of calls in a step.
         *beyond += time.count as f64 * (time.median_s.0 - alone);
         *count += time.count as f64;
     }
@@ -146,7 +146,7 @@ impl CostModel {
             sharding_blocks: (profile.environment.engine, profile.environment.devices)
                 == (Engine::Torch, DeviceKind::Cpu),
             frees_late: profile.environment.engine == Engine::Torch,
-            // On a network, schedules are simulated with their waits.
+            // On a network, waits are part of the simulated schedules.
             synchronisation: match &profile.network {
                 Some(_) => Price::ZERO,
                 None => Price::from(&profile.synchronisation),
@@ -161,7 +161,7 @@ impl CostModel {
         }
     }
 
-    /// With what codecs were measured to cost in steps, in place of priors.
+    /// Uses the measured slowdown of codecs instead of priors.
     #[must_use]
     pub fn with_probes(self, probes: &[CodecProbe]) -> Self {
         Self { probes: probes.to_vec(), ..self }
@@ -170,16 +170,17 @@ impl CostModel {
     /// Time and memory of one pass of one segment over one micro-batch.
     ///
     /// # Errors
-    /// The profile holds no such cell, and none that must cost the same.
+    /// The profile has no such cell, and none with the same cost.
     pub fn segment(&self, key: SegmentKey, micro_batch: u32) -> Result<SegmentPrice, Unpriced> {
         self.segments.price(key, micro_batch)
     }
 
-    /// A collective over each of `groups` of devices at once, on a tensor of `bytes`; groups of one cost nothing.
-    /// Without a network, groups are known by their size and by `stride`, the distance of their ranks.
+    /// A collective over each of `groups` of devices at the same time, on a tensor of `bytes`; groups of one
+    /// cost nothing. Without a network, groups are identified by their size and by `stride`, the distance of
+    /// their ranks.
     ///
     /// # Errors
-    /// The profile measured no group of that size, or rings alone.
+    /// The profile measured no group of that size, or only rings.
     pub(crate) fn over(
         &self,
         kind: Collective,
@@ -208,10 +209,10 @@ impl CostModel {
         self.links.collective(kind, group, stride, bytes)
     }
 
-    /// [`over`](CostModel::over), of what codecs send.
+    /// Like [`over`](CostModel::over), for the bytes of codecs.
     ///
     /// # Errors
-    /// As there.
+    /// As for `over`.
     pub(crate) fn exchange(
         &self,
         kind: Collective,
@@ -243,10 +244,10 @@ impl CostModel {
         self.links.collective(kind, group, stride, bytes)
     }
 
-    /// Whether the profile speaks of this training at all.
+    /// Whether the profile applies to this model and job.
     ///
     /// # Errors
-    /// Another model, sequence length, precision or optimizer was measured.
+    /// The profile is for another model, sequence length, precision or optimizer.
     pub fn check(&self, model: &ModelSpec, job: &Job) -> Result<(), Unpriced> {
         let (measured, asked) = (&self.optimizer_kind, &job.optimizer);
         let what = if self.model != *model {
@@ -265,13 +266,13 @@ impl CostModel {
     }
 
     /// # Errors
-    /// The first cost that the profile does not hold.
+    /// The profile lacks a cost; the first one is reported.
     pub fn price<'a>(&'a self, program: &'a Program) -> Result<Priced<'a>, Unpriced> {
         Priced::new(self, program)
     }
 
     /// # Errors
-    /// The profile is of another training, or lacks a cost.
+    /// The profile is for another model or job, or lacks a cost.
     pub fn estimate(&self, program: &Program, job: &Job, device: &Device) -> Result<Estimate, Unpriced> {
         self.check(&program.model, job)?;
         Ok(self.price(program)?.estimate(job, device))

@@ -1,4 +1,4 @@
-//! The profile's cells, indexed: what a segment, a collective, a message and an optimizer step cost.
+//! The profile's cells, indexed: the cost of segments, collectives, send/recv and optimizer updates.
 
 use crate::curve::{Curve, Price, linear_weight};
 use autodist_spec::profile::{CollectiveCost, LinkFit, MessageCost};
@@ -7,19 +7,19 @@ use autodist_spec::{
 };
 use std::collections::BTreeMap;
 
-/// A cost that the profile does not hold and that nothing sound stands in for.
+/// A cost that the profile lacks, and that cannot be derived from its other cells.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}\nhint: {hint}")]
 pub struct Unpriced {
     /// The missing cell, in words.
     pub what: String,
-    /// The way out.
+    /// What the user can do.
     pub hint: String,
-    /// Whether there is a cell, but it is not believed.
+    /// Whether the cell exists, but is doubtful.
     pub doubted: bool,
 }
 
-/// Cells that differ in micro-batch alone.
+/// Cells that differ only in the micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SegmentKey {
     pub segment: Segment,
@@ -32,7 +32,7 @@ pub struct SegmentKey {
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct SegmentPrice {
     pub time: Price,
-    /// Live memory after less before, in bytes.
+    /// Live memory after minus before, in bytes.
     pub growth_bytes: i64,
     /// Highest live memory above the start, in bytes.
     pub peak_bytes: i64,
@@ -48,7 +48,7 @@ struct SegmentCurve {
 #[derive(Debug, Clone, Default)]
 pub struct Segments {
     cells: BTreeMap<SegmentKey, SegmentCurve>,
-    /// Cells that no price rests on, by micro-batch, and why.
+    /// Doubtful cells, which are not used for prices, by micro-batch, with the reason.
     doubted: BTreeMap<(SegmentKey, u32), String>,
 }
 
@@ -76,8 +76,8 @@ impl Segments {
         Self { cells, doubted }
     }
 
-    /// One pass of a segment over one micro-batch: measured, between two measured micro-batches (log–log in time,
-    /// affine in memory), or in proportion to the nearest one.
+    /// One pass of a segment over one micro-batch: measured, interpolated between two measured micro-batches
+    /// (log-log in time, affine in memory), or proportional to the nearest one.
     pub fn price(&self, key: SegmentKey, micro_batch: u32) -> Result<SegmentPrice, Unpriced> {
         if let Some(why) = self.doubted.get(&(key, micro_batch)) {
             return Err(in_doubt(why));
@@ -128,8 +128,8 @@ fn in_doubt(why: &str) -> Unpriced {
     }
 }
 
-/// A cell that must cost the same. Selective recomputation touches the attention segment alone; a forward computes
-/// the same whatever it keeps, and what it keeps is then overstated, never understated.
+/// A cell with the same cost. Selective recomputation affects only the attention segment; a forward pass
+/// computes the same for every policy, and its memory is then overestimated, never underestimated.
 fn stand_in(key: SegmentKey) -> Option<SegmentKey> {
     let sound = match key.recompute {
         Recompute::None => false,
@@ -139,7 +139,7 @@ fn stand_in(key: SegmentKey) -> Option<SegmentKey> {
     sound.then_some(SegmentKey { recompute: Recompute::None, ..key })
 }
 
-/// Affine through the two nearest points; in proportion where there is only one.
+/// Affine through the two nearest points; proportional if there is only one.
 fn affine(points: &[(u32, i64, i64)], micro_batch: u32, of: fn(&(u32, i64, i64)) -> i64) -> i64 {
     let at = points.partition_point(|p| p.0 < micro_batch);
     if let Some(point) = points.get(at).filter(|p| p.0 == micro_batch) {
@@ -156,7 +156,7 @@ fn affine(points: &[(u32, i64, i64)], micro_batch: u32, of: fn(&(u32, i64, i64))
     (of(a) as f64 + weight * (of(b) - of(a)) as f64).round() as i64
 }
 
-/// Collectives and messages.
+/// Collectives and send/recv.
 #[derive(Debug, Clone, Default)]
 pub struct LinkCurves {
     /// By kind and group size, then by stride.
@@ -175,7 +175,7 @@ impl LinkCurves {
         let messages = profile.messages.iter().filter(|m| {
             profile.distrusts(&DoubtedCell::Message { stride: m.stride, bytes: m.bytes }).is_none()
         });
-        // A fit is of all points: one that is not believed would still price what lies beyond the others.
+        // A fit uses all points: it would extrapolate from the doubtful one, too.
         let believed = |fit: &&LinkFit| {
             let kind = Collective::of_key(&fit.what);
             !profile.doubts.iter().filter(|doubt| !doubt.used).any(|doubt| match doubt.cell {
@@ -242,7 +242,7 @@ impl LinkCurves {
         nearest(strides, stride, bytes).ok_or_else(missing)
     }
 
-    /// A message between pipeline stages that lie `stride` ranks apart.
+    /// A send/recv between pipeline stages at a distance of `stride` ranks.
     pub fn message(&self, stride: usize, bytes: Bytes) -> Result<Price, Unpriced> {
         nearest(&self.messages, stride, bytes).ok_or_else(|| Unpriced {
             what: "the profile has no send/recv between ranks".to_owned(),
@@ -252,7 +252,7 @@ impl LinkCurves {
     }
 }
 
-/// From the curve of that stride, or else of the stride nearest to it by ratio.
+/// From the curve of that stride, or else of the nearest stride by ratio.
 fn nearest(strides: &BTreeMap<u32, Curve>, stride: usize, bytes: Bytes) -> Option<Price> {
     if let Some(curve) = strides.get(&(stride as u32)) {
         return curve.log_log(bytes.as_f64());
@@ -263,7 +263,7 @@ fn nearest(strides: &BTreeMap<u32, Curve>, stride: usize, bytes: Bytes) -> Optio
     Some(Price { provenance: price.provenance.max(Provenance::Interpolated), ..price })
 }
 
-/// Optimizer work over flat buffers, piecewise linear in elements.
+/// Time of optimizer updates over flat buffers, piecewise linear in elements.
 #[derive(Debug, Clone, Default)]
 pub struct OptimizerCurves {
     update: Curve,

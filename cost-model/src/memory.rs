@@ -8,7 +8,7 @@ use autodist_program::{
 };
 use autodist_spec::{Bytes, LayerKind, MemoryBreakdown, Optimizer, ParallelStrategy, Pass, Precision};
 
-/// Live bytes that come and go within a step, by account. Signed: a body may free what it did not allocate.
+/// Live bytes that change within a step, by account. Signed: a body may free memory that it did not allocate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Live {
     activations: i64,
@@ -32,7 +32,7 @@ impl Live {
     }
 }
 
-/// What is live now, and what was live at the highest moment so far.
+/// Live bytes now, and their maximum so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Account {
     live: Live,
@@ -47,14 +47,14 @@ impl Account {
         }
     }
 
-    /// Allocates `bytes` for as long as it takes to turn the one buffer into the other, then frees `freed`.
+    /// Allocates `bytes` while one buffer is converted into the other, then frees `freed`.
     fn replace(&mut self, bytes: i64, freed: i64) {
         self.moment(Live { buffers: bytes, ..Live::default() });
         self.live.activations += bytes - freed;
     }
 }
 
-/// A body's memory, relative to its start. Only activations outlive a body.
+/// A body's memory, relative to its start. Only activations stay live after a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct BodyMemory {
     net_activations: i64,
@@ -67,7 +67,7 @@ impl BodyMemory {
     }
 }
 
-/// Gradients of parameters and optimizer state are in full precision, whatever layers compute in.
+/// Gradients of parameters and optimizer state are in full precision, in any compute precision.
 fn f32_bytes(elements: usize) -> i64 {
     Bytes::of_f32(elements as u64).0 as i64
 }
@@ -115,7 +115,8 @@ pub(crate) fn body_memory(
     Ok(BodyMemory { net_activations: account.live.activations, peak: account.peak })
 }
 
-/// ZeRO-2 and 3: whole gradients of a bucket come to life with the first backward of a layer that writes into it.
+/// ZeRO-2 and 3: the whole gradients of a bucket are allocated by the first backward of a layer that writes
+/// to it.
 fn allocate_gradients(
     program: &Program,
     rank: &RankProgram,
@@ -135,7 +136,7 @@ fn allocate_gradients(
     }
 }
 
-/// All-reduces work in place; where one tensor takes another's place, both are held for a moment.
+/// All-reduces work in place; other collectives hold their input and output at the same time.
 fn tensor_collective(
     program: &Program,
     collective: TensorCollective,
@@ -148,8 +149,8 @@ fn tensor_collective(
     match (collective, operand) {
         (TensorCollective::SumAll | TensorCollective::MaxAll, _) => {}
         (TensorCollective::ReduceScatter, _) => account.replace(part, whole),
-        // The rows that flow are kept beside the whole: going forward as the saved input, going backward as the
-        // gradient that the residual carries.
+        // The rows of this rank are kept in addition to the whole tensor: in the forward pass as the saved
+        // input, in the backward pass as the gradient of the residual.
         (TensorCollective::AllGather, Operand::Flow) => account.live.activations += whole,
         (TensorCollective::AllGather, Operand::SavedInput) => account.replace(whole, part),
     }
@@ -176,13 +177,13 @@ fn optimizer_state(program: &Program, buckets: &[Bucket], optimizer: Optimizer) 
         * state_elements(program.precision, optimizer)
 }
 
-/// Numbers in full precision that an update keeps of every parameter.
+/// Elements per parameter that an update keeps in full precision.
 fn state_elements(precision: Precision, optimizer: Optimizer) -> u64 {
     optimizer.state_elements() + u64::from(precision.is_mixed())
 }
 
-/// Weights, gradients and optimizer state of `elements` parameters on one rank, padding left out: at most what a
-/// compiled program holds (Rajbhandari et al., 1910.02054, figure 1).
+/// Weights, gradients and optimizer state of `elements` parameters on one rank, without padding: a lower
+/// bound of a compiled program (Rajbhandari et al., 1910.02054, figure 1).
 pub fn persistent_bytes(
     elements: u64,
     strategy: &ParallelStrategy,
@@ -210,7 +211,7 @@ pub(crate) fn communicators(program: &Program, pipeline_rank: usize) -> u64 {
 }
 
 impl Priced<'_> {
-    /// One per pipeline rank, at its peak.
+    /// The breakdown of each pipeline rank at its peak.
     pub fn memory(&self) -> Vec<MemoryBreakdown> {
         (0..self.ranks.len()).map(|rank| self.rank_memory(rank)).collect()
     }
@@ -233,7 +234,7 @@ impl Priced<'_> {
         }
     }
 
-    /// Walks the operations: what is live above the persistent state at the step's highest moment.
+    /// Walks the operations: the peak live memory of the step in addition to the persistent state.
     fn step_peak(&self, index: usize) -> Live {
         let bodies = &self.program.ranks[index].bodies;
         let kept_by_forward = |chunk: usize| {
@@ -257,7 +258,7 @@ impl Priced<'_> {
                     };
                 }
                 Op::Send(message) => {
-                    // On its way until the next operation ends.
+                    // In flight until the next operation ends.
                     leaving = working_bytes(self.program, message.elements);
                     account.live.activations -= leaving;
                     account.live.buffers += leaving;

@@ -1,4 +1,4 @@
-//! What can be said of a program before it is compiled: enough to pass most of a large space by.
+//! Bounds of a program before it is compiled: they exclude most of a large search space.
 
 use crate::CostModel;
 use crate::bound::{ChunkWork, pipeline_bound};
@@ -8,17 +8,17 @@ use crate::measured::Unpriced;
 use autodist_program::schedule;
 use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Seconds, Stage};
 
-/// Chunks of a pipeline, in sums: independent of data parallelism, ZeRO, schedule and buckets.
+/// Costs of the chunks of a pipeline, summed: independent of data parallelism, ZeRO, schedule and buckets.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outline {
     chunks: Vec<ChunkWork>,
-    /// Bytes that a forward of the chunk leaves behind, its messages included.
+    /// Bytes that a forward pass of the chunk leaves allocated, including its send/recv buffers.
     growth: Vec<i64>,
     /// Parameters on tensor rank 0, by pipeline rank.
     elements: Vec<u64>,
 }
 
-/// Forwards of each chunk that a rank runs before its first backward.
+/// Number of forward passes of each chunk that a rank runs before its first backward.
 pub type InFlight = Vec<(usize, i64)>;
 
 impl Outline {
@@ -58,8 +58,8 @@ impl Outline {
         outline
     }
 
-    /// Bytes that the fullest of the first and the last pipeline rank holds at least; a compiled program needs no
-    /// less. `in_flight` is that of the first and the last rank.
+    /// Lower bound of the bytes on the fullest of the first and the last pipeline rank. `in_flight` is that
+    /// of the first and the last rank.
     pub fn memory_floor(&self, strategy: &ParallelStrategy, job: &Job, in_flight: &[InFlight; 2]) -> u64 {
         let ranks = [0, self.elements.len() - 1];
         let floor = |(rank, in_flight): (usize, &InFlight)| {
@@ -71,7 +71,7 @@ impl Outline {
     }
 }
 
-/// Forwards that the first and the last pipeline rank run before their first backward.
+/// Forward passes that the first and the last pipeline rank run before their first backward.
 pub fn in_flight(strategy: &ParallelStrategy, micro_batches: usize) -> [InFlight; 2] {
     let (pipeline, virtual_stages) = (strategy.pipeline as usize, strategy.virtual_stages as usize);
     [0, pipeline - 1].map(|rank| {
@@ -88,7 +88,7 @@ impl CostModel {
     /// Seconds that no simulation of any program with this outline can beat.
     ///
     /// # Errors
-    /// The profile has no messages, and the pipeline needs them.
+    /// The profile has no send/recv times, and the pipeline needs them.
     pub fn outline_bound(
         &self,
         outline: &Outline,
@@ -96,7 +96,7 @@ impl CostModel {
         strategy: &ParallelStrategy,
         micro_batches: usize,
     ) -> Result<Seconds, Unpriced> {
-        // Where links differ, which one a message crosses is not decided yet.
+        // If links differ, the link of a send/recv depends on the placement, which is not decided yet.
         let message = if strategy.pipeline > 1 && self.routes.is_none() {
             let parts = if strategy.sequence_parallel { strategy.tensor } else { 1 };
             let tokens = u64::from(self.seq_len) * u64::from(strategy.micro_batch);

@@ -1,4 +1,4 @@
-//! A program with a price on everything that it does: each body is priced once, however often it runs.
+//! A program with the price of every operation: each body is priced once, however often it runs.
 
 use crate::curve::Price;
 use crate::measured::{SegmentKey, SegmentPrice, Unpriced};
@@ -11,42 +11,42 @@ use std::collections::BTreeMap;
 /// Smallest fraction of its stand-alone time that a tensor collective can take inside a step.
 const LEAST_WITHIN_STEPS: f64 = 0.5;
 
-/// A program whose every part has a time and a memory need.
+/// A program with the time and memory of every part.
 #[derive(Debug)]
 pub struct Priced<'a> {
     pub(crate) costs: &'a CostModel,
     pub(crate) program: &'a Program,
     /// One per pipeline rank.
     pub(crate) ranks: Vec<Vec<PricedBody>>,
-    /// A message from one pipeline rank to another on its way, by sender and receiver; all are equally large.
+    /// Send/recv times between pipeline ranks, by sender and receiver; all have the same size.
     pub(crate) messages: Vec<Vec<Price>>,
-    /// Encoding a message and decoding it; half of it at each end.
+    /// Coding of a send/recv, half of it at each end.
     pub(crate) message_coding: Price,
-    /// By pipeline rank: whether tensor collectives and transfers cross a common link.
+    /// By pipeline rank: whether tensor collectives and transfers share a link.
     pub(crate) shared: Vec<bool>,
 }
 
 #[derive(Debug)]
 pub(crate) struct PricedBody {
     pub steps: Vec<Step>,
-    /// All work of the body, no transfer.
+    /// All compute of the body, without transfers.
     pub work: Work,
-    /// Without starts, waits and barriers.
+    /// Whether the body has no starts, waits and barriers.
     pub pure: bool,
-    /// Everything in the body, transfers too.
+    /// Everything in the body, including transfers.
     pub total: Price,
     pub memory: BodyMemory,
 }
 
-/// Seconds on the compute stream, by what they are for.
+/// Seconds on the compute stream, by purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct Work {
     pub compute: f64,
     pub recompute: f64,
     pub tensor: f64,
-    /// What a bucket's transfers cost the compute stream.
+    /// Compute stream time for a bucket's transfers.
     pub data: f64,
-    /// Coding of messages between pipeline ranks, and the engine's work around a pass.
+    /// Coding of send/recv between pipeline ranks, and the engine's overhead around a pass.
     pub pipeline: f64,
     pub optimizer: f64,
 }
@@ -66,17 +66,17 @@ impl Work {
     }
 }
 
-/// What a transfer is known by: it is on its way at most once at a time.
+/// Key of a transfer: it is in flight at most once at a time.
 pub(crate) type TransferId = (Transfer, usize);
 
-/// What the compute stream does, neighbouring work joined.
+/// A step of the compute stream; adjacent work is merged.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Step {
     Work(Work),
-    /// Queues a transfer of that many seconds.
+    /// Queues a transfer with the given duration in seconds.
     Start(TransferId, f64),
     Wait(TransferId),
-    /// All members come together, then communicate for that many seconds.
+    /// Waits for all members, then communicates for the given seconds.
     Barrier(Barrier, f64),
 }
 
@@ -95,7 +95,8 @@ impl<'a> Priced<'a> {
         let mut pricer = Pricer::new(costs, program);
         let mut ranks = pricer.all()?;
         if pricer.places_matter() {
-            // How much of the time each kind of communication occupies links decides how often two groups contend for one.
+            // The fraction of time in which each kind of communication occupies links determines how often
+            // two groups contend for one.
             pricer.set_occupancy(&ranks);
             ranks = pricer.all()?;
         }
@@ -105,7 +106,7 @@ impl<'a> Priced<'a> {
     }
 }
 
-/// Prices of the messages that occur; the others stay zero.
+/// Prices of the send/recv pairs that occur; the others stay zero.
 fn messages(costs: &CostModel, program: &Program) -> Result<(Vec<Vec<Price>>, Price), Unpriced> {
     let mut coding = Price::ZERO;
     let layout = program.layout;
@@ -133,12 +134,12 @@ fn messages(costs: &CostModel, program: &Program) -> Result<(Vec<Vec<Price>>, Pr
 }
 
 impl Priced<'_> {
-    /// Seconds of a message on its way from one pipeline rank to another.
+    /// Seconds of a send/recv from one pipeline rank to another.
     pub(crate) fn message_seconds(&self, from: usize, to: usize) -> f64 {
         self.messages[from][to].seconds
     }
 
-    /// The fastest message between two pipeline ranks; zero where there is none.
+    /// The fastest send/recv between two pipeline ranks; zero if there is none.
     pub(crate) fn fastest_message(&self) -> f64 {
         let times =
             self.messages.iter().flatten().map(|price| price.seconds).filter(|seconds| *seconds > 0.0);
@@ -157,7 +158,7 @@ pub(crate) struct Pricer<'a> {
     occupancy: Vec<LinkOccupancy>,
 }
 
-/// Parts of a step in which a rank's groups occupy links, without contention.
+/// Fractions of a step in which a rank's groups occupy links, without contention.
 #[derive(Debug, Clone, Copy, Default)]
 struct LinkOccupancy {
     tensor: f64,
@@ -179,7 +180,7 @@ impl<'a> Pricer<'a> {
             .collect()
     }
 
-    /// Takes the occupancy of links from a first pricing, which knows no contention.
+    /// Takes the occupancy of links from a first pricing without contention.
     fn set_occupancy(&mut self, ranks: &[Vec<PricedBody>]) {
         for ((occupancy, rank), bodies) in self.occupancy.iter_mut().zip(&self.program.ranks).zip(ranks) {
             let (mut work, mut tensor, mut data) = (0.0, 0.0, 0.0);
@@ -197,8 +198,8 @@ impl<'a> Pricer<'a> {
         self.tensor.clear();
     }
 
-    /// A collective of groups that run in step. The groups of `others` contend with them for links for the part
-    /// `occupied` of the time: nothing keeps the two in step.
+    /// A collective of groups that run in step. The groups of `others` contend with them for links during the
+    /// fraction `occupied` of the time, because the two are not synchronised.
     fn under_contention(
         &self,
         (kind, algorithm): (Collective, Algorithm),
@@ -252,7 +253,8 @@ impl<'a> Pricer<'a> {
         let algorithm = self.program.strategy.communication.tensor;
         let groups = self.program.tensor_groups(rank);
         let alone = if self.places_matter() {
-            // Replicas are not in step: each group runs by itself, and contends with the others now and then.
+            // Replicas are not synchronised: each group runs by itself, and contends with the others part of
+            // the time.
             let others = self.everywhere(|rank| self.program.tensor_groups(rank));
             let occupied = self.occupancy[rank].tensor;
             let mut slowest = Price::ZERO;
@@ -269,7 +271,7 @@ impl<'a> Pricer<'a> {
             1 => alone,
             degree => {
                 let beyond = self.costs.within_steps.get(&(degree as u32)).copied().unwrap_or(0.0);
-                // What was learnt from one size must not take all of another's time away.
+                // An offset that was measured at one size must not cancel the whole time of another size.
                 let seconds = (alone.seconds + beyond).max(LEAST_WITHIN_STEPS * alone.seconds);
                 Price { seconds, ..alone } + self.costs.synchronisation
             }
@@ -278,7 +280,8 @@ impl<'a> Pricer<'a> {
         Ok(price)
     }
 
-    /// A bucket's transfer with its hand-over to the communication stream; `None` where the group is one rank.
+    /// A bucket's transfer, including the hand-over to the communication stream; `None` if the group is one
+    /// rank.
     fn transfer(
         &self,
         rank: &RankProgram,
@@ -306,7 +309,8 @@ impl<'a> Pricer<'a> {
         Ok(Some(price + self.costs.stream_handover + self.costs.synchronisation))
     }
 
-    /// ZeRO-2 and 3 make the gradients of a bucket anew for every micro-batch, and add this rank's shard to a sum.
+    /// ZeRO-2 and 3 allocate the gradients of a bucket again for every micro-batch, and accumulate this
+    /// rank's shard.
     fn accumulation(&self, rank: &RankProgram, transfer: Transfer, bucket: usize) -> Price {
         if transfer != Transfer::Reduce || self.program.strategy.zero_stage < 2 {
             return Price::ZERO;
@@ -327,13 +331,13 @@ impl<'a> Pricer<'a> {
         Price { seconds: self.costs.add_s_per_element * shard, ..Price::ZERO }
     }
 
-    /// The engine's own work for a transfer of a sharded bucket.
+    /// The engine's overhead for a transfer of a sharded bucket.
     fn around_shard(&self, transfer: Transfer) -> Price {
         let sharded = self.program.strategy.zero_stage >= 2 && transfer != Transfer::ReduceReplicas;
         if sharded { self.costs.sharding } else { Price::ZERO }
     }
 
-    /// The engine's own work for a pass of a chunk in a pipeline.
+    /// The engine's overhead for a pass of a chunk in a pipeline.
     fn around_pass(&self, body: &Body) -> Price {
         let strategy = &self.program.strategy;
         match body.kind {
@@ -344,7 +348,7 @@ impl<'a> Pricer<'a> {
         }
     }
 
-    /// Sum of a tied table's gradients over the first and the last pipeline rank.
+    /// All-reduce of a tied table's gradients over the first and the last pipeline rank.
     fn tied(&self, elements: usize) -> Result<Price, Unpriced> {
         let layout = &self.program.layout;
         let stride = layout.world() / layout.pipeline * (layout.pipeline - 1);
@@ -355,7 +359,7 @@ impl<'a> Pricer<'a> {
         self.costs.over(Collective::AllReduce, Algorithm::Ring, &groups, stride, bytes)
     }
 
-    /// Sum of one number over the ranks that together hold the model.
+    /// All-reduce of one number over the ranks that together hold the model.
     fn norm(&self) -> Result<Price, Unpriced> {
         let layout = &self.program.layout;
         let mut groups: Vec<Vec<usize>> =
@@ -456,7 +460,7 @@ impl<'a> Pricer<'a> {
 struct Steps {
     list: Vec<Step>,
     work: Work,
-    /// Whether tensor collectives stay apart from the rest: transfers may share links with them.
+    /// Whether tensor collectives are separate steps, because transfers may share links with them.
     apart: bool,
 }
 

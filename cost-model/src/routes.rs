@@ -1,4 +1,4 @@
-//! What communication costs where links differ: schedules, simulated on the network that was measured.
+//! The cost of communication if links differ: schedules, simulated on the measured network.
 
 use crate::curve::Price;
 use crate::flows::{self, GroupCollective};
@@ -7,26 +7,26 @@ use autodist_spec::{Algorithm, Bytes, Collective, Network, Pattern, PatternTimin
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
-/// Sizes at which a schedule is simulated; in between, time runs in a straight line, as it does along any schedule
-/// whose slowest link does not change.
+/// Sizes at which a schedule is simulated; in between, time is linear in size, as for any schedule whose
+/// slowest link does not change.
 const SMALLEST: u64 = 1 << 10;
 const RATIO: u64 = 4;
 /// Elements are f32.
 const WIDTH: f64 = 4.0;
-/// How uncertain a simulated time is, relative to itself.
+/// Relative uncertainty of a simulated time.
 const UNCERTAINTY: f64 = 0.03;
 
-/// What several groups do at once.
+/// The operation that several groups run at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Traffic {
     Pattern(Pattern),
-    /// The first member sends the second all of it.
+    /// A send/recv from the first member to the second.
     Message,
 }
 
 type Key = (Traffic, Vec<Vec<usize>>);
 
-/// A network with what has been simulated on it so far.
+/// A network, with a cache of simulations.
 #[derive(Debug)]
 pub(crate) struct Routes {
     network: Network,
@@ -49,18 +49,18 @@ impl Routes {
         pairs.flat_map(|(a, b)| self.network.paths[a][b].links.iter().copied()).collect()
     }
 
-    /// A collective on `bytes` over each of `groups`, all at once: the slowest group's time.
+    /// A collective on `bytes` over each of `groups` at the same time: the slowest group's time.
     pub fn collective(&self, pattern: Pattern, groups: &[Vec<usize>], bytes: Bytes) -> Price {
         self.price(Traffic::Pattern(pattern), groups, bytes)
     }
 
-    /// No algorithm is faster for the slowest of the groups, if each has the network to itself.
+    /// Lower bound over all algorithms for the slowest of the groups, if each has the network to itself.
     pub fn lower_bound(&self, pattern: Pattern, groups: &[Vec<usize>], bytes: Bytes) -> f64 {
         let of = |group: &Vec<usize>| flows::lower_bound(&self.network, group, pattern, bytes.as_f64());
         groups.iter().filter(|group| group.len() > 1).map(of).fold(0.0, f64::max)
     }
 
-    /// A message of `bytes` from the first to the second of each pair, all at once.
+    /// A send/recv of `bytes` from the first to the second of each pair, at the same time.
     pub fn message(&self, pairs: &[Vec<usize>], bytes: Bytes) -> Price {
         self.price(Traffic::Message, pairs, bytes)
     }
@@ -83,8 +83,8 @@ impl Routes {
         Price { seconds, half_width: UNCERTAINTY * seconds, caution: 0.0, provenance: Provenance::Modelled }
     }
 
-    /// How many times as long a pattern takes as its links explain: as it was timed on all devices, between its sizes
-    /// along their logarithm. Two members have a link to themselves, so there is nothing beyond it.
+    /// Measured time of a pattern relative to its simulation on the links, as timed on all devices,
+    /// interpolated in the logarithm of the size. 1 for two members: their link itself was measured.
     fn beyond_links(&self, (traffic, groups): &Key, bytes: Bytes) -> f64 {
         let Traffic::Pattern(pattern) = traffic else { return 1.0 };
         if groups.iter().all(|group| group.len() < 3) {
@@ -120,7 +120,7 @@ impl Routes {
         if let Some(seconds) = known().get(key).and_then(|curve| curve.get(&bytes)) {
             return *seconds;
         }
-        // Simulated outside the lock: two threads may both do it, and get the same.
+        // Simulated outside the lock: two threads may both do it, with the same result.
         let seconds = self.simulate(key, bytes);
         known().entry(key.clone()).or_default().insert(bytes, seconds);
         seconds
@@ -139,7 +139,7 @@ impl Routes {
     }
 }
 
-/// `None` for what no network is timed by.
+/// `None` for collectives that are not timed on networks.
 pub(crate) fn pattern(kind: Collective, algorithm: Algorithm) -> Option<Pattern> {
     match kind {
         Collective::AllReduce => Some(Pattern::AllReduce(algorithm)),
@@ -151,7 +151,7 @@ pub(crate) fn pattern(kind: Collective, algorithm: Algorithm) -> Option<Pattern>
 }
 
 fn schedule(traffic: Traffic, elements: usize, size: usize) -> Schedule {
-    // The rules have let it pass.
+    // The rules have accepted it.
     let by =
         |algorithm, collective| Schedule::build(algorithm, collective, elements, size).unwrap_or_default();
     match traffic {

@@ -1,9 +1,10 @@
-//! The simulator: one pipeline rank stands for all its data and tensor replicas.
+//! The simulator: each pipeline rank represents all its data and tensor replicas.
 //!
-//! A rank has a compute stream, which runs the operations in order, and a communication stream, which runs queued
-//! transfers first in, first out. While both are busy, both are slowed by the profile's interference; a stream that
-//! runs alone runs at full speed. A blocking tensor collective counts as a busy compute stream. Ranks meet in
-//! messages and barriers only, so that each is run as far as it can go, in turn: no event queue is needed.
+//! A rank has a compute stream, which runs the operations in order, and a communication stream, which runs
+//! queued transfers first in, first out. While both are busy, both are slowed by the profile's interference;
+//! a stream that runs alone runs at full speed. A blocking tensor collective counts as a busy compute stream.
+//! Ranks depend on each other only by send/recv and barriers, so each is advanced as far as possible, in
+//! turn: no event queue is needed.
 
 use crate::priced::{Barrier, Priced, Step, TransferId, Work};
 use autodist_program::{BodyKind, Message, MessageKind, Op, Transfer};
@@ -19,7 +20,7 @@ pub struct Simulation {
 }
 
 impl Simulation {
-    /// The pipeline rank that idles least.
+    /// The pipeline rank with the least idle time.
     pub fn busiest(&self) -> usize {
         let idle = |rank: &usize| self.ranks[*rank].bubble_s.0;
         (0..self.ranks.len()).min_by(|a, b| idle(a).total_cmp(&idle(b))).unwrap_or(0)
@@ -62,14 +63,14 @@ impl Priced<'_> {
     }
 }
 
-/// What the ranks share.
+/// State that the ranks share.
 struct World<'a, 'b> {
     priced: &'a Priced<'a>,
-    /// When each message left and when it arrives, by kind, chunk and micro-batch.
+    /// When each send started and when it arrives, by kind, chunk and micro-batch.
     sent: Vec<Option<(f64, f64)>>,
-    /// When the way from one pipeline rank to another is free again: messages on it go one after the other.
+    /// When the path from one pipeline rank to another is free again: sends on it are sequential.
     free: Vec<Vec<f64>>,
-    /// When each rank came to each barrier.
+    /// When each rank arrived at each barrier.
     arrivals: Vec<[Option<f64>; 3]>,
     events: Option<&'b mut Vec<TimelineEvent>>,
 }
@@ -81,7 +82,7 @@ impl World<'_, '_> {
             + message.micro_batch
     }
 
-    /// When the last member comes; `None` while one is missing.
+    /// When the last member arrives; `None` while one is missing.
     fn complete(&self, barrier: Barrier) -> Option<f64> {
         let last = self.arrivals.len() - 1;
         let member = |rank: &usize| barrier != Barrier::Tied || *rank == 0 || *rank == last;
@@ -97,10 +98,10 @@ impl World<'_, '_> {
     }
 }
 
-/// A transfer that waits or runs on the communication stream.
+/// A queued or running transfer on the communication stream.
 struct Queued {
     id: TransferId,
-    /// Seconds at full speed.
+    /// Remaining seconds at full speed.
     left: f64,
     start: f64,
     chunk: usize,
@@ -133,7 +134,7 @@ impl Rank {
         }
     }
 
-    /// Runs until something is missing; whether anything happened.
+    /// Runs until it is blocked; returns whether it advanced.
     fn advance(&mut self, world: &mut World) -> bool {
         let mut moved = false;
         while !self.done {
@@ -164,7 +165,7 @@ impl Rank {
     fn receive(&mut self, message: &Message, world: &mut World) -> bool {
         let Some((sent, arrives)) = world.sent[world.slot(message)] else { return false };
         let start = self.now;
-        // Until the peer has sent, the schedule itself leaves this rank idle; the rest is the message on its way.
+        // Until the peer has sent, the idle time is caused by the schedule; the rest is the transfer time.
         let bubble = (sent - self.now).max(0.0);
         let flight = (arrives - self.now).max(0.0) - bubble;
         self.cost.bubble_s += Seconds(bubble);
@@ -175,7 +176,7 @@ impl Rank {
         true
     }
 
-    /// One end's part of coding a message.
+    /// Coding of a send/recv at one end.
     fn code(&mut self, world: &mut World) {
         let seconds = 0.5 * world.priced.message_coding.seconds;
         if seconds > 0.0 {
@@ -183,7 +184,7 @@ impl Rank {
         }
     }
 
-    /// Runs the body from where it stands; false when it is blocked.
+    /// Runs the body from its current step; false when it is blocked.
     fn body(&mut self, body: usize, micro_batch: usize, world: &mut World, moved: &mut bool) -> bool {
         let priced = world.priced;
         let prices = &priced.ranks[self.index][body];
@@ -232,14 +233,14 @@ impl Rank {
         self.cost.optimizer_s += Seconds(work.optimizer);
     }
 
-    /// Computes; while a transfer runs beside it, both are slowed.
+    /// Computes; while a transfer overlaps, both are slowed.
     fn work(&mut self, work: &Work, world: &mut World) {
         self.count(work);
         let mut left = work.total();
         let mut slowed = 0.0;
         let interference = &world.priced.costs.interference;
         let (compute_slowdown, transfer_slowdown) = if work.tensor > 0.0 && world.priced.shared[self.index] {
-            // Two flows on one link have half of it each.
+            // Two flows on one link get half of its bandwidth each.
             (2.0, 2.0)
         } else {
             (interference.compute_slowdown, interference.communication_slowdown)
@@ -263,7 +264,7 @@ impl Rank {
         self.cost.interference_s += Seconds(slowed);
     }
 
-    /// Lets the communication stream run at full speed until that transfer is done.
+    /// Runs the communication stream at full speed until the given transfer is done.
     fn wait(&mut self, id: TransferId, world: &mut World) {
         let begin = self.now;
         while self.queue.iter().any(|transfer| transfer.id == id) {
@@ -273,7 +274,7 @@ impl Rank {
         self.cost.data_communication_s += Seconds(self.now - begin);
     }
 
-    /// Lets time pass on the compute stream; the communication stream runs at full speed.
+    /// Advances the compute stream without work; the communication stream runs at full speed.
     fn idle(&mut self, seconds: f64, world: &mut World) {
         let until = self.now + seconds;
         while let Some(transfer) = self.queue.front_mut() {
@@ -287,7 +288,7 @@ impl Rank {
         self.now = until;
     }
 
-    /// The transfer at the head ends now, and the next begins.
+    /// The transfer at the head of the queue ends now, and the next begins.
     fn pop(&mut self, world: &mut World) {
         let Some(done) = self.queue.pop_front() else { return };
         let operation = match done.id.0 {

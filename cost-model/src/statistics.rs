@@ -12,17 +12,17 @@ use autodist_codecs::{Distortion, distortion};
 use autodist_program::{Bucket, Program};
 use autodist_spec::{Codec, CodecProbe, Coded, Job, Provenance, Seconds, Slowdown};
 
-/// Noise scale over global batch where the job does not tell its critical batch.
+/// Noise scale / global batch if the job does not give its critical batch.
 const NOISE_RATIO: f64 = 1.0;
 
-/// Factor on the number of steps for everything lossy in the program; `None` if nothing is. For
-/// gradients it is the worst bucket's. The prior of rounded parameters and activations is that they cost nothing, which
-/// is assumed until a probe has measured it.
+/// Factor on the number of steps for all codecs in the program; `None` without lossy codecs. For gradients,
+/// the factor of the worst bucket. The prior for parameters and activations in a codec is 1, an assumption
+/// until a probe has measured it.
 pub(crate) fn slowdown(program: &Program, job: &Job, probes: &[CodecProbe]) -> Option<Slowdown> {
     let communication = &program.strategy.communication;
     let probed = |codec: Codec, coded: Coded| {
         let probe = probes.iter().find(|probe| (probe.codec, probe.coded) == (codec, coded))?;
-        // Faster than exact is luck.
+        // A result below 1 is noise.
         Some(Slowdown { factor: probe.slowdown.max(1.0), provenance: Provenance::Measured })
     };
     let rounded = |codec: Codec, coded: Coded| {
@@ -30,7 +30,7 @@ pub(crate) fn slowdown(program: &Program, job: &Job, probes: &[CodecProbe]) -> O
         (codec != Codec::None).then(|| probed(codec, coded).unwrap_or(nothing))
     };
     let of_bucket = |(codec, bucket): (Codec, &Bucket)| {
-        // What a codec does to whole gradients it does to shards at most.
+        // A codec on shards is at most as lossy as on whole gradients.
         probed(codec, Coded::Gradients).unwrap_or_else(|| {
             let distortion = distortion(codec, &coding::tensors(program, bucket), bucket.padded);
             Slowdown { factor: prior(distortion, program.layout.data, job), provenance: Provenance::Assumed }
@@ -69,7 +69,7 @@ fn prior(distortion: Distortion, members: usize, job: &Job) -> f64 {
     }
 }
 
-/// Seconds to the job's loss at a step time; `None` where the job does not say how many steps that is.
+/// Seconds to the job's loss at a step time; `None` if the job does not give the number of steps.
 pub(crate) fn time_to_loss(job: &Job, slowdown: Option<Slowdown>, step_s: f64) -> Option<Seconds> {
     let convergence = job.convergence?;
     let steps = convergence.min_steps * (1.0 + convergence.critical_batch / f64::from(job.global_batch));

@@ -1,5 +1,5 @@
-//! A profile made from a simple function instead of measurements, for tests and examples: every cost is exact and can
-//! be worked out by hand. All of it carries the provenance `Assumed`.
+//! A profile made from a simple function instead of measurements, for tests and examples: every cost is exact
+//! and can be computed by hand. Its provenance is `Assumed`.
 
 use autodist_spec::profile::{CollectiveCost, Hardware, Interference, LinkFit, MessageCost, OptimizerCost};
 use autodist_spec::{
@@ -7,7 +7,7 @@ use autodist_spec::{
     Provenance, Recompute, SCHEMA_VERSION, Sample, Seconds, Segment, SegmentCost,
 };
 
-/// A machine with exact costs: a segment takes its FLOPs over the speed, a collective what a ring takes.
+/// A machine with exact costs: a segment takes FLOPs / speed, a collective takes the time of a ring.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SyntheticMachine {
     pub devices: u32,
@@ -15,7 +15,7 @@ pub struct SyntheticMachine {
     pub flops_per_s: f64,
     /// Fixed time of every segment pass, in seconds.
     pub launch_s: f64,
-    /// Rate of each link in each direction.
+    /// Bandwidth of each link in each direction.
     pub bytes_per_s: f64,
     /// Seconds per hop.
     pub latency_s: f64,
@@ -25,7 +25,7 @@ pub struct SyntheticMachine {
     pub communication_slowdown: f64,
     pub handover_s: f64,
     pub overhead_s: f64,
-    /// Micro-batches that have cells of their own.
+    /// Micro-batches that have cells.
     pub micro_batches: Vec<u32>,
 }
 
@@ -158,7 +158,7 @@ impl SyntheticMachine {
             if recompute == Recompute::Selective && segment == Segment::Attention { 0.3 } else { 0.0 };
         let flops = match pass {
             Pass::Forward | Pass::Recompute => forward,
-            // The head's backward is one segment: it does the work of all its forwards twice.
+            // The head's backward is one segment, with twice the work of all its forward segments.
             Pass::Backward if segment == Segment::Loss => 2.0 * shape.forward_flops(Segment::Logits),
             Pass::Backward => forward * (2.0 + attention_again),
         };
@@ -166,7 +166,7 @@ impl SyntheticMachine {
         let again = shape.kept(segment, Recompute::None) as i64 - kept;
         let gathered = shape.gathered() as i64;
         let growth_bytes = match (pass, segment) {
-            // Consume the rows that the all-gather before them has brought together.
+            // These consume the rows of the preceding all-gather.
             (Pass::Forward, Segment::Logits) => kept - gathered,
             (Pass::Recompute, Segment::Mlp) => again - gathered,
             (Pass::Backward, Segment::Attention | Segment::Mlp) if recompute == Recompute::Full => {
@@ -179,7 +179,7 @@ impl SyntheticMachine {
             (Pass::Forward, _) => kept,
             (Pass::Recompute, _) => again,
         };
-        // The gather before these has left the rows in place beside the whole; who consumes them frees both.
+        // The preceding all-gather keeps the rows in addition to the whole tensor; these segments free both.
         let consumes_rows = match pass {
             Pass::Forward | Pass::Recompute => {
                 matches!(segment, Segment::Attention | Segment::Mlp | Segment::Logits)
@@ -244,7 +244,8 @@ impl SyntheticMachine {
         fits
     }
 
-    /// Latency and seconds per byte of a ring (Thakur et al. 2005, section 4.4); all-reduce is the other two.
+    /// Latency and seconds per byte of a ring (Thakur et al. 2005, section 4.4); an all-reduce is a
+    /// reduce-scatter and an all-gather.
     pub fn ring(&self, kind: Collective, group: u32) -> (f64, f64) {
         let rounds = if kind == Collective::AllReduce { 2.0 } else { 1.0 };
         let hops = f64::from(group - 1);
@@ -294,7 +295,7 @@ impl Shape<'_> {
         Bytes::of_f32(self.tokens() * u64::from(self.model.hidden) / part).0
     }
 
-    /// Bytes of the other tensor ranks' rows, which sequence parallelism brings together and drops again.
+    /// Bytes of the other tensor ranks' rows, which sequence parallelism gathers and frees again.
     fn gathered(&self) -> u64 {
         if self.sequence_parallel { self.flow() * u64::from(self.tensor - 1) } else { 0 }
     }
@@ -311,7 +312,8 @@ impl Shape<'_> {
         }
     }
 
-    /// Bytes that a forward keeps for its backward, its output less its input included; the backward frees them all.
+    /// Bytes that a forward pass keeps for its backward, including its output minus its input; the backward
+    /// frees them all.
     fn kept(&self, segment: Segment, recompute: Recompute) -> u64 {
         let block = |whole: u64| match recompute {
             Recompute::None => whole,

@@ -1,5 +1,6 @@
-//! Times matrix products and one transformer block, forward and backward, on GPU 0: `cargo run --release -p
-//! autodist-cuda --example gpu_block`. `compute/examples/block_torch.py --device cuda` times the same in PyTorch.
+//! Times GEMMs and one transformer block, forward and backward, on GPU 0: `cargo run --release -p
+//! autodist-cuda --example gpu_block`. `compute/examples/block_torch.py --device cuda` times the same in
+//! PyTorch.
 #![expect(clippy::print_stdout, reason = "the times are the result")]
 
 use autodist_compute::layers::{LayerShape, TensorShard};
@@ -74,7 +75,7 @@ fn time(device: &Cuda, mut work: impl FnMut()) -> f64 {
             seconds.push((start, end));
         }
     }
-    // Asked for at the end, so that the queue never runs dry.
+    // Times are read at the end, so that the queue never becomes empty.
     let mut seconds: Vec<f64> =
         seconds.iter().map(|(start, end)| device.seconds_between(start, end)).collect();
     seconds.sort_by(f64::total_cmp);

@@ -1,5 +1,5 @@
-//! The entry points that are called, as tables that are filled when a library is loaded. Return codes are plain
-//! numbers: a library may be newer than the enumerations that we know.
+//! Tables of the library functions in use, filled when a library is loaded. Return codes are plain integers,
+//! because a library may be newer than the enumerations that we know.
 
 #![allow(non_snake_case, reason = "the names are NVIDIA's")]
 
@@ -17,7 +17,7 @@ macro_rules! table {
     ($name:ident { $( $entry:ident ( $($argument:ty),* ) -> $result:ty; )* }) => {
         pub struct $name {
             $(pub(crate) $entry: unsafe extern "C" fn($($argument),*) -> $result,)*
-            /// Where it was loaded from.
+            /// The file it was loaded from.
             pub file: String,
             _library: Library,
         }
@@ -36,7 +36,7 @@ macro_rules! table {
                 }
             }
 
-            /// Every entry point that is called.
+            /// The names of all functions in use.
             #[cfg(test)]
             pub const ENTRIES: &[&str] = &[$(stringify!($entry)),*];
         }
@@ -124,7 +124,7 @@ table!(CublasLt {
     ) -> c_int;
 });
 
-/// `cublasLtMatmulHeuristicResult_t`, whose status is a number here.
+/// `cublasLtMatmulHeuristicResult_t`, with its status as an integer.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct HeuristicResult {
@@ -156,15 +156,15 @@ table!(Nccl {
     ncclRecv(*mut c_void, usize, c_int, c_int, Handle, Handle) -> c_int;
 });
 
-/// A text of a library; empty where it gives none.
+/// A string of a library; empty if the pointer is null.
 ///
 /// # Safety
-/// The pointer is null or a string that lives on.
+/// The pointer is null or a string with static lifetime.
 pub(crate) unsafe fn text(pointer: *const c_char) -> String {
     if pointer.is_null() {
         return String::new();
     }
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
 }
 
@@ -188,7 +188,7 @@ impl Driver {
         }
     }
 
-    /// The CUDA version that the driver supports, as "12.8".
+    /// The CUDA version that the driver supports, for example "12.8".
     pub(crate) fn version(&self) -> String {
         let mut version = 0;
         // SAFETY: the pointer is valid; a failure leaves 0.
@@ -230,14 +230,14 @@ impl Nccl {
         if code == 0 {
             return Ok(());
         }
-        // SAFETY: the library gives static strings; null is a group that it knows how to ignore.
+        // SAFETY: the library returns static strings, and accepts null as a group.
         let (what, last) =
             unsafe { (text((self.ncclGetErrorString)(code)), text((self.ncclGetLastError)(group))) };
         let text = if last.is_empty() { what } else { format!("{what}: {}", last.trim()) };
         Err(CudaError::Library { operation, text })
     }
 
-    /// As "2.21.5".
+    /// The version, for example "2.21.5".
     pub fn version(&self) -> String {
         let mut version = 0;
         // SAFETY: the pointer is valid; a failure leaves 0.
@@ -279,7 +279,7 @@ mod tests {
         F::SIZES
     }
 
-    /// Compares all entry points of a library with those that cudarc took from NVIDIA's headers.
+    /// Compares all functions of a library with cudarc's declarations, from NVIDIA's headers.
     macro_rules! compare {
         ($library:ident, $module:ident: $($entry:ident($($argument:tt)*))*) => {
             $(assert_eq!(

@@ -1,4 +1,4 @@
-//! Fused attention, as kernels.
+//! Fused attention kernels.
 
 use crate::launch::{Argument, Form, float, int};
 use crate::operands::{Cuda, named, read, read_full, same, write, write_full};

@@ -1,4 +1,4 @@
-//! The operations of the boundary, as kernels and library calls.
+//! The operations of [`Backend`], by kernels and library calls.
 
 use crate::blas::{self, Strides, Types};
 use crate::launch::{Argument, Form, double, float, int, long};
@@ -104,7 +104,7 @@ impl Backend for Cuda {
         read(from, to.len());
         let at = from.offset * from.buffer.kind.bytes();
         if !from.buffer.is_there() {
-            // Nobody should take what was there for a result.
+            // Old values must not be mistaken for results.
             to.fill(f32::NAN);
             return;
         }
@@ -206,7 +206,7 @@ impl Backend for Cuda {
         assert!(result == kind || result == Kind::F32, "a product's result is no narrower than its operands");
         let c_strides = Strides { row: c.row_stride, column: c.column_stride, batch: c.batch_stride };
         let Some(gemm) = blas::layout(product, strides(&a), strides(&b), c_strides) else {
-            // Neither rows nor columns of an operand are dense: a copy's are.
+            // Neither rows nor columns of an operand are dense, so it is copied to a dense matrix.
             let (a, b) = (self.packed(batch, m, k, a), self.packed(batch, k, n, b));
             let a = Region::start(&a).rows(k).batched(m * k);
             let b = Region::start(&b).rows(n).batched(k * n);
@@ -292,7 +292,7 @@ impl Backend for Cuda {
         let len = rows * width;
         let statistics = read_full(statistics, sets * rows);
         let (x, dy) = (read(x, len), write(&gradient, len));
-        // First the parameters' gradients: the input's take the place of the output's.
+        // The parameters' gradients come first, because the input's gradient overwrites the output's.
         let arguments = [
             int(rows),
             int(width),

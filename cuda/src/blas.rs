@@ -1,7 +1,7 @@
-//! Matrix products by cuBLASLt.
+//! GEMMs by cuBLASLt.
 //!
-//! cuBLASLt computes `D = alpha op(A) op(B) + beta C` on column-major matrices with leading dimensions; our operands
-//! are strided, row-major by habit. [`layout`] is all that lies between the two.
+//! cuBLASLt computes `D = alpha op(A) op(B) + beta C` on column-major matrices with leading dimensions; our
+//! operands are strided, usually row-major. [`layout`] converts between the two.
 
 use crate::api::{CublasLt, DevicePointer, Handle, HeuristicResult};
 use crate::device::{Shared, lock};
@@ -34,20 +34,20 @@ impl Strides {
 /// A column-major operand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GemmOperand {
-    /// Whether it enters the product transposed.
+    /// Whether the GEMM uses it transposed.
     pub transposed: bool,
-    /// Rows and columns as they lie in memory.
+    /// Rows and columns as stored in memory.
     pub rows: usize,
     pub columns: usize,
-    /// Distance of columns.
+    /// The leading dimension: the distance between columns.
     pub leading: usize,
     pub batch_stride: usize,
 }
 
-/// A call of cuBLASLt: an `m × k` by a `k × n` product of column-major matrices.
+/// A call of cuBLASLt: a GEMM of column-major `m × k` and `k × n` matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Gemm {
-    /// Whether our right operand is cuBLASLt's left one.
+    /// Whether our right operand is cuBLASLt's left operand.
     pub swapped: bool,
     pub left: GemmOperand,
     pub right: GemmOperand,
@@ -55,17 +55,17 @@ pub struct Gemm {
     pub batch: usize,
 }
 
-/// The call that computes `c = a b` for strided `a[m, k]`, `b[k, n]`, `c[m, n]`. Of each, rows or columns must be
-/// dense; `None` otherwise.
+/// The call that computes `c = a b` for strided `a[m, k]`, `b[k, n]`, `c[m, n]`. Either the rows or the
+/// columns of each must be dense; `None` otherwise.
 ///
-/// Read column by column, a row-major `c` is its own transpose, and `cᵀ = bᵀ aᵀ`: the operands change places, and
-/// each is transposed just if it is not row-major.
+/// Read column by column, a row-major `c` is its own transpose, and `cᵀ = bᵀ aᵀ`: the operands are swapped,
+/// and an operand is transposed if and only if it is not row-major.
 pub fn layout(product: GemmShape, a: Strides, b: Strides, c: Strides) -> Option<Gemm> {
     let GemmShape { m, n, .. } = product;
     if c.column == 1 || n == 1 {
         return row_major(product, a, b, c);
     }
-    // Column by column as it is: the transposed problem has a row-major result.
+    // `c` is column-major: the transposed problem has a row-major result.
     let turned = GemmShape { m: n, n: m, ..product };
     let gemm = row_major(turned, b.transposed(), a.transposed(), c.transposed())?;
     (c.row == 1 || m == 1).then_some(Gemm { swapped: false, ..gemm })
@@ -81,10 +81,10 @@ fn row_major(product: GemmShape, a: Strides, b: Strides, c: Strides) -> Option<G
     (leading >= n).then_some(Gemm { swapped: true, left, right, result, batch })
 }
 
-/// A `rows × columns` matrix with these strides, as it enters a product.
+/// A `rows × columns` matrix with these strides, as a GEMM operand.
 fn operand(rows: usize, columns: usize, strides: Strides) -> Option<GemmOperand> {
-    // Dense columns: as it is. Dense rows: the transpose of what lies in memory. A stride along a side of length 1
-    // is never taken.
+    // Dense columns: not transposed. Dense rows: the transpose of the stored matrix. The stride along a side
+    // of length 1 has no effect.
     let as_it_is = strides.row == 1 || rows == 1;
     let turned = strides.column == 1 || columns == 1;
     let held = |transposed, (rows, columns): (usize, usize), stride: usize| {
@@ -97,7 +97,7 @@ fn operand(rows: usize, columns: usize, strides: Strides) -> Option<GemmOperand>
     plain().or_else(transpose)
 }
 
-/// Types of a product's operands.
+/// Types of a GEMM's operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Types {
     pub operands_bf16: bool,
@@ -105,16 +105,16 @@ pub(crate) struct Types {
     pub tf32: bool,
 }
 
-/// What an algorithm is chosen for.
+/// The key of the cache of algorithms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     gemm: Gemm,
     types: Types,
-    /// Bytes that divide the addresses of left, right and result.
+    /// Alignment of the addresses of left, right and result, bytes.
     alignment: [u32; 3],
 }
 
-/// Descriptors and the algorithm, ready for any call of the same key.
+/// Descriptors and the algorithm, for all calls with the same key.
 #[derive(Clone, Copy)]
 struct Prepared {
     description: Shared,
@@ -129,9 +129,9 @@ pub(crate) struct Blas {
     prepared: Mutex<BTreeMap<Key, Prepared>>,
 }
 
-/// Scratch memory of a product; 32 MiB is what cuBLAS recommends for Hopper.
+/// Scratch memory of a GEMM; cuBLAS recommends 32 MiB for Hopper.
 pub(crate) const WORKSPACE_BYTES: usize = 32 << 20;
-/// More would tell no algorithm from another.
+/// A larger alignment does not change the choice of algorithm.
 const LARGEST_ALIGNMENT: u64 = 256;
 
 impl Blas {
@@ -142,7 +142,7 @@ impl Blas {
         Ok(Self { handle: Shared(handle), prepared: Mutex::default() })
     }
 
-    /// Queues one product. Pointers are those of our `a`, `b`, `c`.
+    /// Queues one GEMM. Pointers are those of our `a`, `b`, `c`.
     pub fn multiply(
         &self,
         library: &CublasLt,
@@ -154,7 +154,7 @@ impl Blas {
         stream: Handle,
     ) -> Result<(), CudaError> {
         let (left, right) = if gemm.swapped { (b, a) } else { (a, b) };
-        // By default cuBLASLt believes that addresses are multiples of 256 bytes, which ours need not be.
+        // By default, cuBLASLt assumes that addresses are multiples of 256 bytes, which ours may not be.
         let alignment = [left, right, c]
             .map(|pointer| (pointer | LARGEST_ALIGNMENT).trailing_zeros())
             .map(|zeros| 1 << zeros);
@@ -167,8 +167,8 @@ impl Blas {
             }
         };
         let address = |pointer: DevicePointer| pointer as *mut c_void;
-        // SAFETY: the descriptors live as long as the device, the caller vouches for the operands, and the two
-        // factors are read before the call returns.
+        // SAFETY: the descriptors live as long as the device, the caller guarantees valid operands, and the
+        // two factors are read before the call returns.
         let code = unsafe {
             (library.cublasLtMatmul)(
                 self.handle.0,
@@ -228,7 +228,7 @@ impl Blas {
         })?;
         let workspace = WORKSPACE_BYTES as u64;
         let set = |attribute: Preference, value: *const c_void, size: usize| {
-            // SAFETY: the value has the size that is given, as the attribute documents it.
+            // SAFETY: the value has the given size, which is the attribute's documented size.
             library.check("cublasLtMatmulPreferenceSetAttribute", unsafe {
                 (library.cublasLtMatmulPreferenceSetAttribute)(preference, attribute as c_int, value, size)
             })
@@ -242,10 +242,10 @@ impl Blas {
         ] {
             set(attribute, ptr::from_ref::<u32>(bytes).cast(), 4)?;
         }
-        // SAFETY: an all-zero result is what the library expects to fill.
+        // SAFETY: the library expects an all-zero result struct to fill.
         let mut found: HeuristicResult = unsafe { std::mem::zeroed() };
         let mut count = 0;
-        // SAFETY: one result is asked for, and there is room for one.
+        // SAFETY: one result is requested, and there is room for one.
         let code = unsafe {
             (library.cublasLtMatmulAlgoGetHeuristic)(
                 self.handle.0,
@@ -304,7 +304,7 @@ mod tests {
         (0..rows).flat_map(move |row| (0..columns).map(move |column| (row, column)))
     }
 
-    /// What cuBLASLt documents that it does, and what it asks of its operands.
+    /// Computes what cuBLASLt documents, and checks its requirements on operands.
     fn carry_out(gemm: &Gemm, a: &[f64], b: &[f64], c: &mut [f64]) {
         let (left, right) = if gemm.swapped { (b, a) } else { (a, b) };
         let enters = |o: GemmOperand| if o.transposed { (o.columns, o.rows) } else { (o.rows, o.columns) };
@@ -324,7 +324,8 @@ mod tests {
         }
     }
 
-    /// `layout`'s call gives what the strides say, and leaves alone what lies between.
+    /// Checks that the call of `layout` computes the result defined by the strides, and does not change
+    /// elements in gaps.
     fn check(product: GemmShape, [a, b, c]: [Strides; 3]) {
         let GemmShape { batch, m, n, k } = product;
         let at = |s: Strides, matrix, row, column| matrix * s.batch + row * s.row + column * s.column;
@@ -344,7 +345,7 @@ mod tests {
         assert_eq!(found, expected, "{product:?} {a:?} {b:?} {c:?}");
     }
 
-    /// By rows and by columns, dense and with gaps.
+    /// Row-major and column-major strides, dense and with gaps.
     fn orders(rows: usize, columns: usize) -> [Strides; 4] {
         let strides = |row, column, batch| Strides { row, column, batch };
         [
@@ -379,7 +380,7 @@ mod tests {
         assert_eq!(layout(product, gaps, b, c), None);
         assert_eq!(layout(product, a, gaps, c), None);
         assert_eq!(layout(product, a, b, gaps), None);
-        // Nor has a row that stands for all rows.
+        // A broadcast row (stride 0) is not supported either.
         assert_eq!(layout(product, Strides { row: 0, column: 1, batch: 0 }, b, c), None);
     }
 

@@ -1,5 +1,5 @@
-//! The arithmetic of gradient codecs on a GPU (`kernels/codecs.cu`): numbers stay in its memory, and what comes to the
-//! host are encoded bytes and low-rank factors.
+//! The arithmetic of gradient codecs on a GPU (`kernels/codecs.cu`): numbers stay in its memory; only encoded
+//! bytes and low-rank factors are copied to the host.
 
 use crate::api::DevicePointer;
 use crate::launch::{Argument, Form as Grid, float, int, long};
@@ -8,15 +8,15 @@ use crate::queue::{Buffer, Kind};
 use autodist_codecs::{Arithmetic, Factor, Form, Levels, LowRank, Part, PartMut, Scale};
 use autodist_compute::{Backend, Region, RegionMut};
 
-/// `TILE` of the kernels.
+/// The kernels' `TILE`.
 const TILE: usize = 2048;
-/// Words of a `Selection`.
+/// Size of a `Selection`, in 32-bit words.
 const SELECTION: usize = 2050;
 /// Shift and bits of a magnitude's digits, from the highest.
 const DIGITS: [(usize, usize); 3] = [(20, 11), (10, 10), (0, 10)];
-/// Blocks of a kernel that takes any number of them.
+/// Blocks of kernels that work with any number of blocks.
 const BLOCKS: usize = 1024;
-/// Rows of a matrix that a block of the left factors' kernel takes.
+/// Matrix rows per block in the kernel for left factors.
 const FACTOR_ROWS: usize = 32;
 
 /// Bytes in a device's memory.
@@ -25,7 +25,7 @@ pub struct Encoded {
     len: usize,
 }
 
-/// What a kernel reads or writes; an empty part is no missing operand.
+/// A kernel argument for a part; for an empty part it is not null, which would mean a missing operand.
 fn operand(part: &Part<'_, Cuda>) -> Argument {
     let buffer = part.values();
     assert_eq!(buffer.kind, Kind::F32, "gradients are in full precision");
@@ -46,13 +46,13 @@ fn region_mut(part: PartMut<'_, Cuda>) -> RegionMut<'_, Cuda> {
 }
 
 /// # Panics
-/// When two operands differ in length.
+/// If two operands differ in length.
 fn equally_long(from: usize, to: usize) -> usize {
     assert_eq!(from, to, "operands of one length");
     to
 }
 
-/// How many numbers bytes hold.
+/// The number of elements encoded in `bytes` bytes.
 fn numbers(form: Form, bytes: usize) -> usize {
     match form {
         Form::Fp16 | Form::Bf16 => bytes / 2,
@@ -68,7 +68,7 @@ fn sides(shape: LowRank) -> [Argument; 3] {
 }
 
 /// # Panics
-/// When operands are not as large as their shape says.
+/// If the size of an operand does not match its shape.
 fn check(shape: LowRank, whole: usize, left: usize, right: usize) {
     let LowRank { rows, columns, rank } = shape;
     assert_eq!((whole, left, right), (rows * columns, rows * rank, columns * rank), "{shape:?}");
@@ -96,7 +96,7 @@ impl Cuda {
         let coded = if start == 0 { 0 } else { start + head };
         match levels.scale {
             Scale::Norms { bucket } => (start.into(), coded, float(0.0), bucket),
-            // Nothing is divided by it.
+            // The bucket is not used.
             Scale::Common(scale) => (Argument::Null, coded, Argument::Float(scale), 1),
         }
     }
@@ -129,7 +129,7 @@ impl Arithmetic for Cuda {
     }
 
     fn fetch(&self, bytes: Vec<Encoded>) -> Vec<Vec<u8>> {
-        // Zeros where there was no memory: the others wait for as many bytes as they were told.
+        // Zeros if the allocation failed: the other members wait for the announced number of bytes.
         let mut fetched: Vec<Vec<u8>> = bytes.iter().map(|part| vec![0; part.len]).collect();
         for (part, to) in bytes.iter().zip(&mut fetched) {
             // SAFETY: the vector is not touched before the queue has been drained, below.
@@ -331,7 +331,7 @@ impl Arithmetic for Cuda {
     fn add_levels(&self, levels: Levels, bytes: &Encoded, to: PartMut<'_, Self>) {
         let len = to.len();
         if bytes.len < levels.bytes(len) {
-            // What another member did not send is not there to be read.
+            // The bytes of another member are incomplete, so there is nothing to decode.
             return;
         }
         let (norms, from, common, bucket) = Self::level_operands(levels, bytes, len);

@@ -1,4 +1,4 @@
-//! The kernels, compiled by NVRTC when a device is first opened, and kept for the next time.
+//! The kernels, compiled by NVRTC when a device is first opened, and cached.
 
 use crate::api::{Handle, Nvrtc};
 use crate::error::CudaError;
@@ -28,12 +28,12 @@ pub static KERNELS: LazyLock<Vec<String>> = LazyLock::new(|| {
     starts.map(|rest| rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()).collect()
 });
 
-/// What NVRTC makes of the source.
+/// The output format of NVRTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
-    /// Machine code (SASS) for one architecture, as "sm_90".
+    /// Machine code (SASS) for one architecture, for example "sm_90".
     Cubin,
-    /// Portable code, which the driver compiles on: "compute_90".
+    /// Portable code (PTX), which the driver compiles further: "compute_90".
     Ptx,
 }
 
@@ -48,7 +48,7 @@ pub fn compile(nvrtc: &Nvrtc, architecture: &str, output: Output) -> Result<Vec<
 /// Compiles any source.
 ///
 /// # Errors
-/// As [`compile`].
+/// Those of [`compile`].
 pub fn compile_source(
     nvrtc: &Nvrtc,
     source: &str,
@@ -59,7 +59,8 @@ pub fn compile_source(
     let (source, name) = (text(source), text("autodist.cu"));
     let options = options(architecture).map(|option| text(&option));
     let mut program = ptr::null_mut();
-    // SAFETY: all strings end in zero and outlive the calls; sizes are asked for before buffers are filled.
+    // SAFETY: all strings are null-terminated and outlive the calls; sizes are queried before buffers are
+    // filled.
     unsafe {
         let code = (nvrtc.nvrtcCreateProgram)(
             &raw mut program,
@@ -104,7 +105,7 @@ type Fill = unsafe extern "C" fn(Handle, *mut c_char) -> c_int;
 /// The two functions belong together, and to this program.
 unsafe fn fetch(nvrtc: &Nvrtc, program: Handle, size: Size, fill: Fill) -> Result<Vec<u8>, CudaError> {
     let mut len = 0;
-    // SAFETY: the buffer has the size that the library names.
+    // SAFETY: the buffer has the size returned by the library.
     unsafe {
         nvrtc.check("the size of NVRTC's output", size(program, &raw mut len))?;
         let mut bytes = vec![0_u8; len];
@@ -117,7 +118,7 @@ unsafe fn fetch(nvrtc: &Nvrtc, program: Handle, size: Size, fill: Fill) -> Resul
 pub(crate) fn module(libraries: &Libraries, capability: (u32, u32)) -> Result<Handle, CudaError> {
     let (driver, nvrtc) = (&libraries.driver, &libraries.nvrtc);
     let load = |image: &[u8]| {
-        // The driver reads the image's own length; a text must end in zero.
+        // The driver reads the length from the image; PTX text must be null-terminated.
         let mut image = image.to_vec();
         image.push(0);
         let mut module = ptr::null_mut();
@@ -133,12 +134,13 @@ pub(crate) fn module(libraries: &Libraries, capability: (u32, u32)) -> Result<Ha
         return Ok(module);
     }
     let image = match compile(nvrtc, &native, Output::Cubin) {
-        // This compiler may be older than the device: the driver knows how to go on from what the last one shared.
+        // This compiler may be older than the device: the driver can compile PTX for the newest architecture
+        // of the compiler.
         Err(error @ CudaError::Compile { .. }) => {
             let older = [(9, 0), (8, 0)].into_iter().find(|older| *older < capability);
             let portable =
                 older.map(|(major, minor)| compile(nvrtc, &format!("compute_{major}{minor}"), Output::Ptx));
-            // If that fails too, the first log tells why.
+            // If that fails too, the first log has the reason.
             portable.and_then(Result::ok).ok_or(error)?
         }
         other => other?,
@@ -151,7 +153,7 @@ pub(crate) fn module(libraries: &Libraries, capability: (u32, u32)) -> Result<Ha
     Ok(module)
 }
 
-/// Where the compiled kernels are kept.
+/// The cache file of the compiled kernels.
 fn cached(nvrtc: &Nvrtc, architecture: &str) -> Option<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
@@ -167,7 +169,7 @@ fn cached(nvrtc: &Nvrtc, architecture: &str) -> Option<PathBuf> {
     Some(base.join("autodist").join("kernels").join(format!("{name}.cubin")))
 }
 
-/// Whole or not at all: other ranks compile at the same time.
+/// Writes the file atomically, because other ranks compile at the same time.
 fn keep(file: &std::path::Path, image: &[u8]) -> std::io::Result<()> {
     let folder = file.parent().unwrap_or(file);
     std::fs::create_dir_all(folder)?;

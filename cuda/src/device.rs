@@ -1,4 +1,4 @@
-//! A GPU as a process holds it: context, kernels, memory that is counted, the first failure.
+//! A GPU in a process: context, kernels, memory statistics, the first failure.
 
 use crate::api::{DevicePointer, Handle};
 use crate::blas::Blas;
@@ -19,9 +19,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub struct Gpu {
     pub ordinal: usize,
     pub name: String,
-    /// As "GPU-8f3c…", NVML's way of writing it.
+    /// In NVML's format, for example "GPU-8f3c…".
     pub uuid: String,
-    /// As "0000:65:00.0".
+    /// For example "0000:65:00.0".
     pub pci_bus: String,
     pub memory_bytes: usize,
     pub multiprocessors: u32,
@@ -29,7 +29,7 @@ pub struct Gpu {
     pub capability: (u32, u32),
 }
 
-/// The GPUs that the driver shows this process.
+/// The GPUs that are visible to this process.
 ///
 /// # Errors
 /// The driver's.
@@ -50,7 +50,7 @@ fn gpu(libraries: &Libraries, ordinal: usize) -> Result<Gpu, CudaError> {
     let mut name = [0; 128];
     let mut uuid = [0; 16];
     let mut memory_bytes = 0;
-    // SAFETY: every pointer is to memory of the size that the call is told or documents.
+    // SAFETY: every pointer is to memory of the given or documented size.
     unsafe {
         driver.check("cuDeviceGet", (driver.cuDeviceGet)(&raw mut device, ordinal as c_int))?;
         let text = name.as_mut_ptr();
@@ -86,8 +86,8 @@ fn gpu(libraries: &Libraries, ordinal: usize) -> Result<Gpu, CudaError> {
     })
 }
 
-/// Shared by all queues and buffers of a GPU in this process. It lives as long as the process: contexts and kernels
-/// are not given back.
+/// Shared by all queues and buffers of a GPU in this process. It is never freed: contexts and kernels live as
+/// long as the process.
 pub(crate) struct Device {
     pub libraries: Arc<Libraries>,
     pub gpu: Gpu,
@@ -95,7 +95,7 @@ pub(crate) struct Device {
     pool: Shared,
     kernels: BTreeMap<&'static str, Shared>,
     pub blas: Blas,
-    /// Events that are free to be recorded again.
+    /// Events that can be reused.
     events: Mutex<Vec<Shared>>,
     live: AtomicUsize,
     peak: AtomicUsize,
@@ -125,7 +125,7 @@ impl Device {
         let all = gpus(&libraries)?;
         let count = all.len();
         let gpu = all.into_iter().nth(ordinal).ok_or(CudaError::Ordinal { ordinal, count })?;
-        // The kernels convert to bf16 by an instruction that older ones lack.
+        // The kernels convert to bf16 with an instruction that older GPUs lack.
         if gpu.capability < (8, 0) {
             return Err(CudaError::TooOld { name: gpu.name, capability: gpu.capability });
         }
@@ -140,7 +140,7 @@ impl Device {
             CURRENT.set(context);
             let code = (driver.cuDeviceGetDefaultMemPool)(&raw mut pool, device);
             driver.check("cuDeviceGetDefaultMemPool", code)?;
-            // Freed memory stays with the process: the next step wants it again.
+            // Freed memory stays in the pool for the next step.
             let mut keep = u64::MAX;
             let attribute = PoolAttribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD as c_int;
             let code = (driver.cuMemPoolSetAttribute)(pool, attribute, (&raw mut keep).cast());
@@ -151,7 +151,7 @@ impl Device {
         for name in KERNELS.iter().map(String::as_str) {
             let mut function = ptr::null_mut();
             let text = CString::new(name).unwrap_or_default();
-            // SAFETY: the pointers are valid, the name ends in zero.
+            // SAFETY: the pointers are valid, and the name is null-terminated.
             let code = unsafe {
                 (driver.cuModuleGetFunction)(&raw mut function, module, text.as_ptr().cast::<c_char>())
             };
@@ -173,7 +173,7 @@ impl Device {
         }))
     }
 
-    /// Makes the context this thread's.
+    /// Makes the context current on this thread.
     pub fn enter(&self) {
         if CURRENT.get() != self.context.0 {
             let driver = &self.libraries.driver;
@@ -185,7 +185,7 @@ impl Device {
         }
     }
 
-    /// Keeps the first failure.
+    /// Records a failure, unless there was one before.
     pub fn fail(&self, operation: &'static str, error: CudaError) {
         let mut failure = lock(&self.failure);
         failure.get_or_insert_with(|| error.on(&self.gpu.name, operation));
@@ -195,7 +195,7 @@ impl Device {
         lock(&self.failure).take().map_or(Ok(()), Err)
     }
 
-    /// Whether the driver did it; what failed is kept.
+    /// Returns whether the driver call succeeded; a failure is recorded.
     pub fn attempt(&self, operation: &'static str, code: c_int) -> bool {
         self.libraries.driver.check(operation, code).map_err(|error| self.fail(operation, error)).is_ok()
     }
@@ -207,7 +207,7 @@ impl Device {
         }
     }
 
-    /// 0 where memory is used up; the failure is kept.
+    /// Allocates memory; returns 0 and records the failure if there is not enough.
     pub fn allocate(&self, bytes: usize, stream: Handle) -> DevicePointer {
         const OUT_OF_MEMORY: c_int = 2;
         self.enter();
@@ -267,7 +267,7 @@ impl Device {
         high as usize
     }
 
-    /// An event that threads wait for asleep.
+    /// An event that threads wait for by blocking, not by spinning.
     pub fn event(&self) -> Option<Handle> {
         const BLOCKING_SYNC: u32 = 1;
         if let Some(event) = lock(&self.events).pop() {

@@ -1,22 +1,22 @@
-//! Why a GPU cannot be used, in words that say what to do.
+//! Errors of GPUs and libraries, with messages that say what to do.
 
 use autodist_compute::DeviceError;
 
-/// A library that is not there, or not as it should be.
+/// A library that is missing or unusable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     pub library: &'static str,
     /// File names that were tried.
     pub names: String,
-    /// Where.
+    /// The places that were searched.
     pub searched: String,
-    /// Why a file that was found did not serve; empty if none was found.
+    /// Why a file that was found could not be used; empty if none was found.
     pub cause: String,
     pub hint: &'static str,
 }
 
 impl Missing {
-    /// All but the library's name.
+    /// The message without the library's name.
     pub fn explain(&self) -> String {
         if self.cause.is_empty() {
             format!("not found: looked for {} in {}; {}", self.names, self.searched, self.hint)
@@ -66,7 +66,7 @@ fn hidden(devices: Option<&str>) -> String {
 }
 
 impl CudaError {
-    /// As a failure of `operation` on `device`.
+    /// Converts the error to a failure of `operation` on `device`.
     pub fn on(self, device: &str, operation: &'static str) -> DeviceError {
         DeviceError { device: device.to_owned(), operation, cause: self.to_string() }
     }

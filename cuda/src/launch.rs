@@ -1,4 +1,4 @@
-//! Launching kernels: forms of grids, and arguments.
+//! Kernel launches: grids and arguments.
 
 use crate::api::DevicePointer;
 use crate::error::CudaError;
@@ -7,14 +7,14 @@ use autodist_compute::backend::AttentionShape;
 use std::ffi::c_void;
 use std::ptr;
 
-/// How threads lie over the work (`kernels/prelude.cu`, `kernels/attention.cu`).
+/// The mapping of threads to work (`kernels/prelude.cu`, `kernels/attention.cu`).
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Form {
-    /// A thread each.
+    /// One thread per element.
     Elements(usize),
-    /// A block each.
+    /// One block per row.
     Rows(usize),
-    /// A block for every 32.
+    /// One block per 32 columns.
     Columns(usize),
     /// Blocks of the fused attention.
     Attention([usize; 3]),
@@ -25,7 +25,7 @@ const ATTENTION_TILE: usize = 64;
 const ATTENTION_WINDOW: usize = 128;
 
 impl Form {
-    /// Over the heads of queries, or of keys and values.
+    /// The grid over query heads, or over key/value heads.
     pub fn attention(shape: &AttentionShape, heads: usize) -> Self {
         let tiles = shape.seq_len.div_ceil(ATTENTION_TILE);
         Self::Attention([tiles, shape.micro_batch * heads, shape.head_dim.div_ceil(ATTENTION_WINDOW)])
@@ -48,9 +48,9 @@ pub(crate) enum Argument {
     Long(i64),
     Float(f32),
     Double(f64),
-    /// Address of a buffer; null if its allocation failed, and then nothing is launched.
+    /// Address of a buffer; null if its allocation failed, in which case the kernel is not launched.
     Pointer(DevicePointer),
-    /// An operand that is not given.
+    /// A missing optional operand.
     Null,
 }
 
@@ -61,7 +61,7 @@ impl From<DevicePointer> for Argument {
 }
 
 /// # Panics
-/// When it is no `int` of the device.
+/// If it does not fit an `int` of the device.
 pub(crate) fn int(value: usize) -> Argument {
     Argument::Int(i32::try_from(value).expect("sizes of single dimensions fit 31 bits"))
 }
@@ -78,8 +78,8 @@ pub(crate) fn double(value: f64) -> Argument {
     Argument::Double(value)
 }
 
-/// Blocks of a grid along x, y and z, at most, on every GPU (CUDA C++ Programming Guide, "Technical Specifications per
-/// Compute Capability").
+/// Maximum blocks of a grid along x, y and z, on every GPU (CUDA C++ Programming Guide, "Technical
+/// Specifications per Compute Capability").
 const MOST_BLOCKS: [usize; 3] = [(1 << 31) - 1, (1 << 16) - 1, (1 << 16) - 1];
 
 /// # Errors

@@ -1,11 +1,12 @@
-//! NVIDIA GPUs: [`Cuda`] is a [`Backend`](autodist_compute::Backend) over the driver, cuBLASLt and our own kernels,
-//! codes gradients there, and [`NcclGroup`] lets GPUs of several ranks talk.
+//! NVIDIA GPUs: [`Cuda`] is a [`Backend`](autodist_compute::Backend) over the driver, cuBLASLt and our own
+//! kernels, including gradient codecs, and [`NcclGroup`] runs collectives between GPUs of several ranks.
 //!
-//! Nothing of NVIDIA's is linked: [`Libraries`] finds and loads what is there when a GPU is asked for, and says what
-//! is missing otherwise. Kernels (`kernels/`) are compiled for the device by NVRTC at first use.
+//! NVIDIA's libraries are not linked: [`Libraries`] finds and loads them when a GPU is requested, and reports
+//! which are missing. Kernels (`kernels/`) are compiled for the device by NVRTC at first use.
 //!
-//! Work is queued on streams. Operations do not fail one by one: a device keeps its first failure, and
-//! `synchronise` returns it; without memory for an operand, an operation is left out. Threads that wait sleep.
+//! Work is queued on streams. Single operations do not report errors: a device keeps its first failure, and
+//! `synchronise` returns it. An operation is skipped if an operand could not be allocated. Waiting threads
+//! sleep.
 
 mod api;
 mod attention;

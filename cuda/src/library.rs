@@ -1,7 +1,9 @@
-//! Finding NVIDIA's libraries and loading them at run time, so that one binary serves machines with and without them.
+//! Finds NVIDIA's libraries and loads them at run time, so that one binary runs on machines with and without
+//! them.
 //!
-//! Types and constants are cudarc's; loading is our own, because its loader panics where a library or an entry point
-//! is absent and knows too few names (`libnccl.so.2`, the `.so.13` of CUDA 13, the folders of Python's wheels).
+//! Types and constants are cudarc's; loading is our own, because cudarc's loader panics if a library or a
+//! function is missing, and tries too few names (`libnccl.so.2`, the `.so.13` of CUDA 13, the folders of
+//! Python's wheels).
 
 use crate::api::{CublasLt, Driver, Nccl, Nvrtc};
 use crate::error::{CudaError, Missing};
@@ -9,18 +11,18 @@ use libloading::Library;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Where libraries are looked for.
+/// The places to search for libraries.
 #[derive(Debug, Clone, Default)]
 pub struct Search {
-    /// Folders, the first one first.
+    /// Folders, in order.
     pub directories: Vec<PathBuf>,
-    /// Whether the system's loader is asked for what the folders lack.
+    /// Whether to try the system's loader for libraries that are not in the folders.
     pub system: bool,
 }
 
-/// Folders that are looked through before the system's loader is asked; one list, as in `PATH`.
+/// Environment variable with folders to search before the system's loader; a list as in `PATH`.
 pub const OVERRIDE: &str = "AUTODIST_CUDA_PATH";
-/// Where installers put CUDA beside the loader's own folders.
+/// Usual CUDA folders outside the loader's own.
 const INSTALLED: [&str; 6] = [
     "/usr/local/cuda/lib64",
     "/usr/local/cuda/targets/x86_64-linux/lib",
@@ -40,7 +42,7 @@ impl Search {
         let mut directories: Vec<PathBuf> = listed
             .flat_map(|list| std::env::split_paths(&list).collect::<Vec<_>>())
             .filter(|folder| !folder.as_os_str().is_empty())
-            // The toolkit's stubs are for linking: their driver knows no device.
+            // The toolkit's stubs are only for linking: their driver finds no device.
             .filter(|folder| !folder.ends_with("stubs"))
             .collect();
         directories.extend(INSTALLED.map(PathBuf::from));
@@ -48,7 +50,7 @@ impl Search {
         Self { directories, system: true }
     }
 
-    /// These folders and nothing else.
+    /// Searches only this folder.
     pub fn only(directory: impl Into<PathBuf>) -> Self {
         Self { directories: vec![directory.into()], system: false }
     }
@@ -57,7 +59,8 @@ impl Search {
     fn library(&self, what: Kind) -> Result<(Library, String), Missing> {
         let mut refused = Vec::new();
         let mut open = |path: &Path| {
-            // SAFETY: NVIDIA's libraries may be loaded at any time; their initialisers touch nothing of ours.
+            // SAFETY: NVIDIA's libraries may be loaded at any time; their initialisers do not access our
+            // data.
             match unsafe { Library::new(path) } {
                 Ok(library) => Some((library, path.display().to_string())),
                 Err(error) => {
@@ -163,7 +166,7 @@ impl Kind {
     }
 }
 
-/// What is needed, loaded, and never unloaded.
+/// The loaded libraries, which are never unloaded.
 pub struct Libraries {
     pub(crate) driver: Driver,
     pub(crate) nvrtc: Nvrtc,
@@ -173,10 +176,11 @@ pub struct Libraries {
 }
 
 impl Libraries {
-    /// Driver, compiler and cuBLASLt must be there; NCCL and NVML may be.
+    /// Loads driver, compiler and cuBLASLt, which are required, and NCCL and NVML, which are optional.
     ///
     /// # Errors
-    /// The first library that is missing or lacks an entry point; a driver that does not start, or finds no device.
+    /// The first library that is missing or lacks an entry point; a driver that does not initialise, or finds
+    /// no device.
     pub fn load(search: &Search) -> Result<Arc<Self>, CudaError> {
         let driver = load_driver(search)?;
         let nvrtc = Nvrtc::load(search)?;
@@ -203,7 +207,7 @@ impl Libraries {
 }
 
 impl Nvrtc {
-    /// The compiler alone, which needs no driver.
+    /// Loads only the compiler, which does not need a driver.
     ///
     /// # Errors
     /// It is missing or lacks an entry point.
@@ -225,7 +229,7 @@ fn nvml_file(search: &Search) -> Result<PathBuf, Missing> {
     search.library(Kind::Nvml).map(|(_, file)| PathBuf::from(file))
 }
 
-/// What is there, and what is not, in lines.
+/// The libraries that were found or are missing, one per line.
 pub fn diagnose(search: &Search) -> Vec<String> {
     let find = |what: Kind| search.library(what);
     let driver = load_driver(search).map(|driver| format!("{}, for CUDA {}", driver.file, driver.version()));

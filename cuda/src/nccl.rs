@@ -1,4 +1,4 @@
-//! Collectives and messages between GPUs by NCCL.
+//! Collectives and send/recv between GPUs by NCCL.
 
 use crate::api::{Handle, Nccl, RawUniqueId};
 use crate::device::Shared;
@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::Arc;
 
-/// The identity of a group before it exists; one member makes it and tells the others.
+/// The unique id of a new group; one member creates it and sends it to the others.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct UniqueId([u8; UniqueId::BYTES]);
 
@@ -34,15 +34,15 @@ pub enum Reduce {
     Max,
 }
 
-/// Bytes that a member hands over and takes in, as a ring would move them.
+/// Bytes that a member sends and receives, counted as for a ring.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
     pub sent: u64,
     pub received: u64,
 }
 
-/// Ranks with a GPU each. Operations run in the order of the queue that is given; all members call the same ones in
-/// the same order.
+/// A group of ranks with one GPU each. Operations run in the order of the given queue; all members make the
+/// same calls in the same order.
 pub struct NcclGroup {
     libraries: Arc<Libraries>,
     group: Shared,
@@ -54,7 +54,7 @@ pub struct NcclGroup {
 
 impl NcclGroup {
     /// # Errors
-    /// NCCL is missing, or finds no network to be reached by.
+    /// NCCL is missing, or finds no network interface.
     pub fn unique_id(libraries: &Libraries) -> Result<UniqueId, CudaError> {
         let nccl = libraries.nccl().map_err(Clone::clone)?;
         let mut id = RawUniqueId([0; UniqueId::BYTES]);
@@ -63,10 +63,10 @@ impl NcclGroup {
         Ok(UniqueId(id.0))
     }
 
-    /// Returns when all `size` members have called it.
+    /// Joins the group; returns when all `size` members have called it.
     ///
     /// # Errors
-    /// NCCL's: members that cannot reach each other, or share a GPU where this version does not allow it.
+    /// NCCL's: members that cannot reach each other, or that share a GPU if this version does not allow it.
     pub fn join(cuda: &Cuda, id: &UniqueId, rank: usize, size: usize) -> Result<Self, CudaError> {
         let libraries = cuda.libraries().clone();
         cuda.queue.device.enter();
@@ -84,7 +84,7 @@ impl NcclGroup {
         self.traffic
     }
 
-    /// Runs one call of NCCL on the queue, and looks whether the group has broken meanwhile.
+    /// Runs one NCCL call on the queue, then checks for asynchronous errors of the group.
     fn run(
         &mut self,
         queue: &Cuda,
@@ -93,7 +93,7 @@ impl NcclGroup {
         call: impl FnOnce(&Nccl, Handle, Handle) -> c_int,
     ) -> Result<(), CudaError> {
         if !operands.iter().all(|buffer| buffer.is_there()) {
-            // There was no memory: the queue's first failure tells.
+            // The allocation failed, which the queue reports as its first failure.
             self.failed = true;
             let text = "an operand has no memory".to_owned();
             return Err(CudaError::Library { operation, text });
@@ -113,7 +113,7 @@ impl NcclGroup {
         result
     }
 
-    /// Replaces the range by its reduction over all members.
+    /// All-reduce: replaces the range by its reduction over all members.
     ///
     /// # Errors
     /// NCCL's.
@@ -129,7 +129,7 @@ impl NcclGroup {
             Reduce::Sum => Operation::ncclSum,
             Reduce::Max => Operation::ncclMax,
         } as c_int;
-        // A ring's reduce-scatter and all-gather.
+        // A ring all-reduce: reduce-scatter and all-gather.
         self.count(2 * range.len() * (self.size - 1) / self.size, buffer);
         self.run(queue, "ncclAllReduce", &[buffer], |nccl, group, stream| {
             // SAFETY: the range lies in the buffer.
@@ -137,7 +137,8 @@ impl NcclGroup {
         })
     }
 
-    /// Sums the range over all members; this member's equal part of it is kept, in place.
+    /// Reduce-scatter with sum, in place: this member's shard of the range receives the result. Shards have
+    /// equal lengths.
     ///
     /// # Errors
     /// NCCL's.
@@ -152,12 +153,13 @@ impl NcclGroup {
         let (kind, sum) = (data(buffer), Operation::ncclSum as c_int);
         self.count(range.len() - part.len(), buffer);
         self.run(queue, "ncclReduceScatter", &[buffer], |nccl, group, stream| {
-            // SAFETY: both ranges lie in the buffer, in the places that NCCL documents for working in place.
+            // SAFETY: both ranges are in the buffer, at the offsets that NCCL documents for in-place
+            // operations.
             unsafe { (nccl.ncclReduceScatter)(from, to, part.len(), kind, sum, group, stream) }
         })
     }
 
-    /// Fills the range, of which this member holds its equal part, with the parts of all.
+    /// All-gather, in place: fills the range with the shards of all members. Shards have equal lengths.
     ///
     /// # Errors
     /// NCCL's.
@@ -177,7 +179,7 @@ impl NcclGroup {
         })
     }
 
-    /// Sends the range to a member, which must receive as many elements. Holds the queue until it does.
+    /// Sends the range to a member, which must receive as many elements. Blocks the queue until it does.
     ///
     /// # Errors
     /// NCCL's.
@@ -196,7 +198,7 @@ impl NcclGroup {
         })
     }
 
-    /// The other end of [`send`](NcclGroup::send).
+    /// Receives the range of a matching [`send`](NcclGroup::send).
     ///
     /// # Errors
     /// NCCL's.
@@ -244,7 +246,7 @@ fn data(buffer: &Buffer) -> c_int {
 impl Drop for NcclGroup {
     fn drop(&mut self) {
         let Ok(nccl) = self.libraries.nccl() else { return };
-        // SAFETY: the group is not used again. One that failed may wait for a peer for ever: it is broken off.
+        // SAFETY: the group is not used again. A failed group may wait for a peer for ever, so it is aborted.
         unsafe {
             if self.failed {
                 (nccl.ncclCommAbort)(self.group.0);

@@ -1,4 +1,4 @@
-//! How the GPUs are just now, and how they are wired, as NVIDIA's management library tells it.
+//! The current state of GPUs and their topology, from NVIDIA's management library (NVML).
 
 use crate::device::Gpu;
 use crate::error::{CudaError, Missing};
@@ -8,34 +8,34 @@ use nvml_wrapper::bitmasks::device::ThrottleReasons;
 use nvml_wrapper::enum_wrappers::device::{Clock, TopologyLevel};
 use nvml_wrapper::error::NvmlError;
 
-/// What may change between two measurements on a GPU.
+/// The state of a GPU that may change between two measurements.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Health {
     pub driver: String,
-    /// Clock of the multiprocessors, MHz: now, and the highest.
+    /// Clock of the multiprocessors, MHz: current and maximum.
     pub clock_mhz: Option<u32>,
     pub highest_clock_mhz: Option<u32>,
-    /// Why the clock is held down, in words.
+    /// The reason for a throttled clock, as text.
     pub throttled: Vec<String>,
-    /// Other processes that compute on it.
+    /// Number of other compute processes on the GPU.
     pub other_processes: usize,
-    /// Links to other GPUs that are up.
+    /// Number of active links to other GPUs.
     pub nvlinks: usize,
-    /// As "4 x16".
+    /// PCIe generation and width, for example "4 x16".
     pub pcie: String,
 }
 
-/// Health of each GPU, and of each pair the nearest thing that they share.
+/// The health of each GPU, and the closest common ancestor of each pair.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NvmlReport {
     pub health: Vec<Health>,
     pub paths: Vec<(usize, usize, String)>,
 }
 
-/// Looks at `gpus`.
+/// Queries the state of `gpus`.
 ///
 /// # Errors
-/// NVML is missing or refuses; what a GPU does not tell is left out.
+/// NVML is missing or fails; values that a GPU does not report are left out.
 pub fn look(libraries: &Libraries, gpus: &[Gpu]) -> Result<NvmlReport, CudaError> {
     let file = libraries.nvml().map_err(Missing::clone)?;
     let refused = |error: NvmlError| CudaError::Library { operation: "NVML", text: error.to_string() };
@@ -68,7 +68,7 @@ pub fn look(libraries: &Libraries, gpus: &[Gpu]) -> Result<NvmlReport, CudaError
             let path = if health[from].nvlinks > 0 && health[to].nvlinks > 0 {
                 "NVLink".to_owned()
             } else {
-                // The call takes the other one by value.
+                // The call takes the other device by value.
                 let other = find(&gpus[to]).and_then(|other| devices[from].topology_common_ancestor(other));
                 other.map_or_else(|_| "unknown".to_owned(), shared)
             };
@@ -78,7 +78,7 @@ pub fn look(libraries: &Libraries, gpus: &[Gpu]) -> Result<NvmlReport, CudaError
     Ok(NvmlReport { health, paths })
 }
 
-/// What holds a clock below its highest. Idling is no reason: work ends it.
+/// The reasons for a clock below its maximum. Idling does not count, because it ends when work begins.
 fn reasons(now: ThrottleReasons) -> Vec<String> {
     [
         (ThrottleReasons::SW_POWER_CAP, "the power limit"),

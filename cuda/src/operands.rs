@@ -1,4 +1,4 @@
-//! One queue of a GPU: its memory, what goes to it and comes from it, and where the operands of kernels lie.
+//! One queue of a GPU: memory, copies from and to the host, and the addresses of kernel operands.
 
 use crate::api::DevicePointer;
 use crate::blas::Strides;
@@ -21,14 +21,15 @@ pub struct Cuda {
     pub(crate) nccl: Arc<AtomicBool>,
 }
 
-/// A number that the device works out.
+/// A number computed by the device.
 pub struct Scalar(pub(crate) Buffer);
 
 impl Cuda {
-    /// Opens GPU `ordinal` for training in `precision`; its kernels are compiled if this machine has not done so yet.
+    /// Opens GPU `ordinal` for training in `precision`; compiles the kernels if they are not in this
+    /// machine's cache.
     ///
     /// # Errors
-    /// No such GPU; the driver's and the compiler's.
+    /// No such GPU; errors of the driver and of the compiler.
     pub fn open(libraries: Arc<Libraries>, ordinal: usize, precision: Precision) -> Result<Self, CudaError> {
         let queue = Queue::new(Device::open(libraries, ordinal)?)?;
         Ok(Self { queue, precision, nccl: Arc::default() })
@@ -48,7 +49,7 @@ impl Cuda {
         &self.queue.device.libraries
     }
 
-    /// Whether collectives go by NCCL: the ranks agree on it once, for all queues.
+    /// Whether collectives use NCCL: the ranks agree on it once, for all queues.
     pub fn uses_nccl(&self) -> bool {
         self.nccl.load(Relaxed)
     }
@@ -72,8 +73,8 @@ impl Cuda {
         self.queue.device.reset_peak()
     }
 
-    /// Highest use of the driver's memory pool since the last call, bytes: [`peak_bytes`](Cuda::peak_bytes) as the
-    /// driver saw it.
+    /// Highest use of the driver's memory pool since the last call, bytes: [`peak_bytes`](Cuda::peak_bytes)
+    /// as counted by the driver.
     pub fn pool_high_water(&self) -> usize {
         self.queue.device.pool_high_water()
     }
@@ -103,11 +104,11 @@ impl Cuda {
         }
     }
 
-    /// Numbers of the host onto the device, from the buffer's byte `at` on. The driver takes them before the call
-    /// returns, as it does with pageable memory.
+    /// Copies from the host to the device, to byte `at` of the buffer. The driver reads the source before the
+    /// call returns, because it is pageable memory.
     ///
     /// # Panics
-    /// When the buffer has no room for them.
+    /// If the numbers do not fit the buffer.
     pub(crate) fn send<T: Plain>(&self, from: &[T], to: &Buffer, at: usize) {
         let bytes = size_of_val(from);
         check_bytes(to, at, bytes);
@@ -120,11 +121,11 @@ impl Cuda {
         }
     }
 
-    /// Numbers of the device, from the buffer's byte `at` on, onto the host; waits for them. Nothing is changed where
-    /// the buffer has no memory.
+    /// Copies from the device to the host, from byte `at` of the buffer on, and waits. If the buffer's
+    /// allocation failed, `to` does not change.
     ///
     /// # Panics
-    /// When the buffer holds fewer.
+    /// If the buffer holds fewer numbers.
     pub(crate) fn fetch<T: Plain>(&self, from: &Buffer, at: usize, to: &mut [T]) {
         // SAFETY: the slice is borrowed until the queue has been drained.
         unsafe { self.fetch_later(from, at, to) };
@@ -140,7 +141,8 @@ impl Cuda {
         check_bytes(from, at, bytes);
         if from.pointer != 0 && bytes > 0 {
             let source = from.pointer + at as DevicePointer;
-            // SAFETY: the slice has this many bytes, and so has the buffer from there on; the caller keeps the slice.
+            // SAFETY: the slice has this many bytes, and so has the buffer from there on; the caller keeps
+            // the slice alive.
             self.queue.run("cuMemcpyDtoHAsync", |stream| unsafe {
                 (self.libraries().driver.cuMemcpyDtoHAsync_v2)(to.as_mut_ptr().cast(), source, bytes, stream)
             });
@@ -160,16 +162,16 @@ impl Cuda {
     }
 
     pub(crate) fn scalar(&self) -> Scalar {
-        // Eight bytes: a double.
+        // Eight bytes, for one double.
         Scalar(self.queue.allocate(2, Kind::F32))
     }
 
-    /// Room for the partial sums of `count` blocks, in double.
+    /// A buffer for the partial sums of `count` blocks, in double precision.
     pub(crate) fn partial(&self, count: usize) -> Buffer {
         self.queue.allocate(2 * count, Kind::F32)
     }
 
-    /// What partial sums add up to.
+    /// Adds up partial sums.
     pub(crate) fn sum_partials(&self, count: usize, partial: &Buffer) -> Scalar {
         let result = self.scalar();
         let arguments = [int(count), summed(partial.pointer, count), result.0.pointer.into()];
@@ -177,7 +179,7 @@ impl Cuda {
         result
     }
 
-    /// `from` copied so that its rows are dense.
+    /// Copies `from` to a matrix with dense rows.
     pub(crate) fn packed(&self, batch: usize, rows: usize, columns: usize, from: Matrix<'_, Self>) -> Buffer {
         let mut to = self.queue.allocate(batch * rows * columns, from.region.buffer.kind);
         let product = GemmShape { batch, m: rows, n: columns, k: 0 };
@@ -187,7 +189,7 @@ impl Cuda {
     }
 }
 
-/// Numbers without gaps between them, of which any bits are one.
+/// Number types without padding for which any bits are valid.
 pub(crate) trait Plain: Copy {}
 impl Plain for u8 {}
 impl Plain for u16 {}
@@ -200,13 +202,13 @@ fn check_bytes(buffer: &Buffer, at: usize, bytes: usize) {
     assert!(end.is_some_and(|end| end <= buffer.bytes()), "{bytes} bytes at {at} of {}", buffer.bytes());
 }
 
-/// To the nearest, ties to even; NaN stays NaN.
+/// Rounds to the nearest bf16, ties to even; NaN stays NaN.
 fn bf16(x: f32) -> u16 {
     let bits = x.to_bits();
     if x.is_nan() { 0x7fff } else { ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16 }
 }
 
-/// Where a region begins, once it is known to hold `len` elements.
+/// The address of a region, after checking that it holds `len` elements.
 pub(crate) fn read(region: Region<'_, Cuda>, len: usize) -> DevicePointer {
     let Region { buffer, offset } = region;
     assert!(offset + len <= buffer.len, "{len} elements at {offset} of {}", buffer.len);
@@ -217,13 +219,14 @@ pub(crate) fn write(region: &RegionMut<'_, Cuda>, len: usize) -> DevicePointer {
     read(Region::new(region.buffer, region.offset), len)
 }
 
-/// [`read`] of a buffer in full precision.
+/// [`read`] for a buffer in full precision.
 pub(crate) fn read_full(region: Region<'_, Cuda>, len: usize) -> DevicePointer {
     assert_eq!(region.buffer.kind, Kind::F32, "an operand in full precision");
     read(region, len)
 }
 
-/// What a sum over `len` elements reads. That of none is still to be worked out, though an empty buffer has no memory.
+/// The operand of a sum over `len` elements. An empty sum must still be computed (0), although an empty
+/// buffer has no memory.
 pub(crate) fn summed(pointer: DevicePointer, len: usize) -> Argument {
     if len == 0 { Argument::Null } else { pointer.into() }
 }
@@ -253,7 +256,7 @@ pub(crate) fn named(operation: &str, kind: Kind) -> String {
     format!("{operation}_{suffix}")
 }
 
-/// All operands of an operation have one kind.
+/// The common kind of all operands of an operation.
 pub(crate) fn same(kinds: &[Kind]) -> Kind {
     assert!(kinds.iter().all(|kind| *kind == kinds[0]), "operands of one precision, not {kinds:?}");
     kinds[0]

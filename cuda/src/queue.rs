@@ -8,7 +8,7 @@ use std::ffi::c_int;
 use std::ptr;
 use std::sync::{Arc, Mutex};
 
-/// How a buffer's numbers are held.
+/// The number format of a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     F32,
@@ -28,7 +28,7 @@ impl Kind {
 pub(crate) struct Queue {
     pub device: Arc<Device>,
     pub stream: Shared,
-    /// Scratch memory of matrix products, which run one after the other.
+    /// Scratch memory of GEMMs, which run one after the other.
     workspace: Mutex<DevicePointer>,
 }
 
@@ -43,7 +43,7 @@ impl Queue {
         Ok(Arc::new(Self { device, stream: Shared(stream), workspace: Mutex::default() }))
     }
 
-    /// Null where there was no memory for it; the failure is kept.
+    /// The scratch memory; null if the allocation failed, which is recorded.
     pub fn workspace(&self) -> DevicePointer {
         let mut workspace = lock(&self.workspace);
         if *workspace == 0 {
@@ -58,7 +58,8 @@ impl Queue {
         Buffer { queue: self.clone(), pointer, len, kind }
     }
 
-    /// Runs `call` with the stream, the device's context being current; a failure is kept. Whether the driver did it.
+    /// Runs `call` with the stream and the device's context as current; returns whether it succeeded. A
+    /// failure is recorded.
     pub fn run(&self, operation: &'static str, call: impl FnOnce(Handle) -> c_int) -> bool {
         self.device.enter();
         let code = call(self.stream.0);
@@ -67,7 +68,7 @@ impl Queue {
 
     pub fn record(&self) -> Event {
         self.device.enter();
-        // An event that was not recorded would count as one that is reached.
+        // An event that was not recorded would count as completed.
         let handle = self.device.event().filter(|event| {
             // SAFETY: event and stream are this device's.
             self.run("cuEventRecord", |stream| unsafe {
@@ -77,10 +78,10 @@ impl Queue {
         Event(Arc::new(Mark { device: self.device.clone(), handle: handle.map(Shared) }))
     }
 
-    /// Waits, asleep, until all work so far is done.
+    /// Blocks until all work queued so far is done.
     pub fn drain(&self) {
         if !self.record().wait() {
-            // Memory of the host that the queue still writes to must not be given out: without an event, wait for the
+            // Host memory must not be reused while the queue writes to it: without an event, wait for the
             // stream itself.
             // SAFETY: the stream is this device's.
             self.run("cuStreamSynchronize", |stream| unsafe {
@@ -109,7 +110,7 @@ pub struct Event(Arc<Mark>);
 
 struct Mark {
     device: Arc<Device>,
-    /// None after a failure.
+    /// `None` after a failure.
     handle: Option<Shared>,
 }
 
@@ -118,7 +119,8 @@ impl Event {
         self.0.handle.map(|event| event.0)
     }
 
-    /// Waits, asleep, until it is reached; false where a failure came before it was recorded, or while it was waited for.
+    /// Blocks until the event is reached; false if there was a failure before it was recorded, or during the
+    /// wait.
     pub(crate) fn wait(&self) -> bool {
         let device = &self.0.device;
         device.enter();
@@ -154,24 +156,24 @@ impl Drop for Mark {
 /// Memory of a device, freed in the order of the queue that allocated it.
 pub struct Buffer {
     queue: Arc<Queue>,
-    /// 0 where it is empty or there was no memory for it.
+    /// 0 if the buffer is empty or its allocation failed.
     pub(crate) pointer: DevicePointer,
     pub(crate) len: usize,
     pub(crate) kind: Kind,
 }
 
 impl Buffer {
-    /// Bytes that it holds.
+    /// Size in bytes.
     pub fn bytes(&self) -> usize {
         self.len * self.kind.bytes()
     }
 
-    /// Whether it has memory behind it, as all but empty ones should.
+    /// Whether the buffer has memory; false if it is empty or its allocation failed.
     pub(crate) fn is_there(&self) -> bool {
         self.pointer != 0 || self.len == 0
     }
 
-    /// Where an element lies; 0 where the buffer has no memory.
+    /// The address of an element; 0 if the buffer has no memory.
     pub(crate) fn at(&self, offset: usize) -> DevicePointer {
         match self.pointer {
             0 => 0,

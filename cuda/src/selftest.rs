@@ -1,5 +1,5 @@
-//! Whether a GPU codes gradients as the host does: the bytes that leave it and what it makes of those that come, for
-//! every codec, over steps, so that what is kept between them is checked too.
+//! Self-test of gradient codecs on a GPU, against the host: the encoded bytes and the decoded results, for
+//! every codec, over several steps, so that the state between steps is checked too.
 
 use crate::operands::Cuda;
 use autodist_codecs::{Compressor, Exchange, PartMut, Tensor};
@@ -12,19 +12,19 @@ use std::convert::Infallible;
 const SIZE: usize = 3;
 const RANK: usize = 1;
 const STEPS: usize = 4;
-/// Stands beside the gradient, and must survive.
+/// The value of guard elements around the gradient, which must not change.
 const GUARD: f32 = 12288.0;
 
-/// A matrix, a vector, a matrix of odd sides, and what is left over.
+/// A matrix, a vector, a matrix with odd sides; the rest belongs to no tensor.
 const TENSORS: [Tensor; 3] = [
     Tensor { offset: 0, rows: 48, columns: 40 },
     Tensor { offset: 1920, rows: 1, columns: 37 },
     Tensor { offset: 1957, rows: 45, columns: 71 },
 ];
-/// Lengths of buckets: none, one number, less than a byte of signs, and multiples of nothing over several tiles.
+/// Lengths of buckets: empty, one number, less than a byte of signs, and odd lengths of several tiles.
 const LENGTHS: [usize; 5] = [0, 1, 7, 259, 5171];
 
-/// Every codec with its default parameters from the start, and with some that divide nothing.
+/// Every codec with its default parameters and without warm-up, and with odd parameters.
 fn codecs() -> Vec<Codec> {
     let others = [
         Codec::Int8 { block: 7 },
@@ -32,7 +32,7 @@ fn codecs() -> Vec<Codec> {
         Codec::PowerSgdHalf { rank: 1, start_step: 0 },
         Codec::TopK { per_mille: 333 },
         Codec::Dgc { per_mille: 1000, start_step: 0 },
-        // As they are in the first step.
+        // Uncompressed in the first step.
         Codec::PowerSgd { rank: 4, start_step: 1 },
         Codec::Dgc { per_mille: 10, start_step: 1 },
         Codec::Qsgd { levels: 1, bucket: 3000 },
@@ -41,8 +41,9 @@ fn codecs() -> Vec<Codec> {
     Codec::DEFAULTS.into_iter().map(Codec::at_once).chain(others).collect()
 }
 
-/// What a check is of, and how far results may differ: where every number is worked out alone, or picked, not at all.
-/// Norms are sums in double whose order differs; factors are sums in single precision, and a step starts from the last.
+/// The name and the tolerance of a check. Codecs that encode or select single numbers must match exactly.
+/// Norms are sums in double precision, in a different order; factors are sums in single precision, and errors
+/// carry over between steps.
 fn of(codec: Codec) -> (&'static str, f64) {
     match codec {
         Codec::None => ("codec none", 0.0),
@@ -60,7 +61,7 @@ fn of(codec: Codec) -> (&'static str, f64) {
     }
 }
 
-/// A group whose other members say what this one says, and what that was.
+/// A group whose other members send the same data as this one; it records the data.
 #[derive(Default)]
 struct Echo {
     bytes: Vec<u8>,
@@ -86,7 +87,7 @@ impl Exchange for Echo {
 
     fn max(&mut self, value: f32) -> Result<f32, Infallible> {
         self.numbers.push(value);
-        // Another member has seen a larger one.
+        // Simulates another member with a larger value.
         Ok(1.25 * value)
     }
 
@@ -135,7 +136,7 @@ fn apart(found: &[f32], expected: &[f32]) -> f64 {
     }
 }
 
-/// Runs every codec on the GPU and on the host. `seen` gets each check as it is done.
+/// Runs every codec on the GPU and on the host. `seen` is called with each check when it is done.
 ///
 /// # Errors
 /// The device's own failure, which ends the test.
@@ -163,7 +164,7 @@ struct Case<'a> {
     len: usize,
     /// Guards before the gradient.
     lead: usize,
-    /// With error feedback.
+    /// Whether the codec has error feedback.
     memory: bool,
 }
 
@@ -202,7 +203,7 @@ impl Case<'_> {
                 wrong as f64 / said.bytes.len().max(1) as f64,
                 apart(&heard.numbers, &said.numbers),
                 apart(&found[lead..lead + len], &expected),
-                // In single precision, for one number alone.
+                // The quality is in single precision, so small differences are allowed.
                 (apart(&reports(&reported), &reports(&report)) - 1e-5).max(0.0),
             ];
             error = differences.into_iter().fold(error, f64::max);

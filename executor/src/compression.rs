@@ -1,4 +1,4 @@
-//! Gradients that travel in fewer bytes.
+//! Compressed gradients.
 
 use crate::device::TrainingDevice;
 use crate::guard::Watch;
@@ -15,15 +15,15 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// One bucket's codec with what it keeps between steps, in the device's memory.
+/// One bucket's codec with its state between steps, in the device's memory.
 pub struct BucketCompressor<D: TrainingDevice> {
     codec: autodist_codecs::Compressor<D::Coding>,
-    /// On an emulated device.
+    /// The coding time of an emulated device; `None` otherwise.
     time: Option<CodingTime>,
     watch: SharedWatch,
 }
 
-/// A bucket's watch, for the thread that compresses and for the one that asks in the end.
+/// A bucket's watch, shared by the thread that compresses and the one that reads the result at the end.
 pub type SharedWatch = Arc<Mutex<Watch>>;
 
 /// One reduction through a codec.
@@ -59,7 +59,7 @@ impl<D: TrainingDevice> Compression<'_, D> {
     }
 }
 
-/// As a number of which members can find the greatest.
+/// The reason as a number, for an all-reduce (max) over members.
 fn vote(reason: Option<FallbackReason>) -> f32 {
     match reason {
         None => 0.0,
@@ -83,10 +83,10 @@ pub enum CodedCollective<'a, D: TrainingDevice> {
 }
 
 impl<D: TrainingDevice> CodedCollective<'_, D> {
-    /// Does it on a part of a buffer, over `group`.
+    /// Runs the collective on a part of a buffer, over `group`.
     ///
     /// # Errors
-    /// A peer that is gone or silent.
+    /// A peer that has disconnected or is silent.
     pub fn run(
         self,
         queue: &D,
@@ -101,7 +101,8 @@ impl<D: TrainingDevice> CodedCollective<'_, D> {
     }
 }
 
-/// The compressors of a rank's buckets, by bucket, made by the queue that is to use them, and their watches.
+/// The compressors of a rank's buckets, by bucket, and their watches. They must be made on the queue that
+/// uses them.
 pub fn of<D: TrainingDevice>(
     queue: &D,
     program: &Program,
@@ -122,7 +123,7 @@ pub fn of<D: TrainingDevice>(
         autodist_program::buckets(&program.model, strategy, &program.stages, at.pipeline, at.tensor);
     for (index, bucket) in buckets.iter().enumerate() {
         let codec = strategy.communication.reduction(at.pipeline, index).codec;
-        // Shards are rounded, and nothing is kept of them.
+        // Shards are rounded without state, so they need no compressor.
         if codec == Codec::None || size == 1 || strategy.zero_stage > 0 {
             continue;
         }
@@ -150,13 +151,13 @@ pub fn of<D: TrainingDevice>(
     (compressors, watches)
 }
 
-/// The optimizer of a bucket whose codec has a part of it, and the steps after which its second moments stay as they
-/// are.
+/// The optimizer of a bucket whose codec replaces a part of it, and the steps after which its second moments
+/// are frozen.
 pub fn optimizer_beside(codec: Codec, optimizer: Optimizer) -> (Optimizer, Option<u64>) {
     match (codec, optimizer) {
         (Codec::OneBitAdam { warmup_steps }, _) => (optimizer, Some(u64::from(warmup_steps))),
-        // The codec has the momentum. The decay, which it does not see, weighs in one step what it would in all the
-        // steps over which momentum spreads it.
+        // The codec has the momentum. It does not see the weight decay, which is therefore scaled, in one
+        // step, to its total effect over all steps through momentum.
         (Codec::Dgc { .. }, Optimizer::Sgd { momentum, weight_decay }) => {
             (Optimizer::Sgd { momentum: 0.0, weight_decay: weight_decay / (1.0 - momentum) }, None)
         }
@@ -164,7 +165,7 @@ pub fn optimizer_beside(codec: Codec, optimizer: Optimizer) -> (Optimizer, Optio
     }
 }
 
-/// A group as codecs see it.
+/// The group of a codec's collectives.
 pub(crate) struct Over<'a> {
     group: &'a mut dyn Communicator,
     algorithm: Algorithm,
@@ -173,12 +174,13 @@ pub(crate) struct Over<'a> {
 }
 
 impl<'a> Over<'a> {
-    /// `algorithm` is that of sums. What this thread does between exchanges is coding, until [`Self::end`].
+    /// `algorithm` is that of all-reduces. This thread's time between collectives counts as coding, until
+    /// [`Self::end`].
     pub fn new(group: &'a mut dyn Communicator, algorithm: Algorithm, pace: Option<CodingPace>) -> Self {
         Self { group, algorithm, exchanging: Duration::ZERO, pace }
     }
 
-    /// What is coded after the last exchange has been.
+    /// Ends the coding after the last collective.
     pub fn end(mut self) {
         self.end_part();
     }

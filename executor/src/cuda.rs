@@ -1,5 +1,5 @@
-//! NVIDIA GPUs as devices of ranks: NCCL between them where it serves, the host's memory elsewhere. What codecs send goes
-//! through the host's memory either way.
+//! NVIDIA GPUs as devices of ranks: communication by NCCL if it works, else through the host's memory.
+//! Encoded data always goes through the host's memory.
 
 mod messages;
 mod survey;
@@ -18,20 +18,21 @@ use autodist_spec::{Algorithm, Precision};
 use messages::NcclSendRecv;
 use std::ops::Range;
 
-/// How the ranks' GPUs reach each other.
+/// The transport between the ranks' GPUs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GpuTransport {
-    /// Version of NCCL.
+    /// NCCL, with its version.
     Nccl(String),
-    /// Through the hosts' memory, and why.
+    /// Through the hosts' memory, with the reason.
     Host(String),
 }
 
 impl GpuTransport {
-    /// Finds out together with all other ranks: NCCL serves if it serves everywhere, which a group of all tells.
+    /// Agrees with all other ranks on the transport: NCCL is used if it works on all ranks, which a group of
+    /// all ranks tests.
     ///
     /// # Errors
-    /// A peer that is gone or silent. That NCCL does not serve is none.
+    /// A peer that has disconnected or is silent. A failure of NCCL is not an error.
     pub fn agree(cuda: &Cuda, endpoint: &mut Endpoint) -> Result<Self, ExecutionError> {
         let everyone: Vec<usize> = (0..endpoint.world()).collect();
         let mut host = endpoint.group("nccl", &everyone)?;
@@ -57,17 +58,17 @@ impl GpuTransport {
     }
 }
 
-/// Whether it is so for all members.
+/// Whether `here` is true for all members.
 fn all(host: &mut dyn Communicator, here: bool) -> Result<bool, ExecutionError> {
     let mut against = [if here { 0.0 } else { 1.0 }];
     host.all_reduce(&mut against, ReduceOp::Max)?;
     Ok(against[0] == 0.0)
 }
 
-/// Makes an NCCL group of the members of `host`, over which its identity travels.
+/// Makes an NCCL group of the members of `host`, which distributes the group's unique id.
 fn join(cuda: &Cuda, host: &mut dyn Communicator) -> Result<NcclGroup, ExecutionError> {
     let (rank, size) = (host.rank(), host.size());
-    // Numbers up to 255 are floats without loss; a first one tells whether there is an identity at all.
+    // Bytes are exact as floats; the first float is nonzero if there is a unique id.
     let mut identity = [0.0; 1 + UniqueId::BYTES];
     let made = if rank == 0 { Some(NcclGroup::unique_id(cuda.libraries())) } else { None };
     if let Some(Ok(id)) = &made {
@@ -88,15 +89,15 @@ fn join(cuda: &Cuda, host: &mut dyn Communicator) -> Result<NcclGroup, Execution
 /// Opens a GPU of this machine.
 ///
 /// # Errors
-/// Libraries or a GPU that are not there.
+/// Missing libraries, or a missing GPU.
 pub fn open(ordinal: usize, precision: Precision) -> Result<Cuda, ExecutionError> {
     Ok(Cuda::open(Libraries::load(&Search::from_environment())?, ordinal, precision)?)
 }
 
-/// Opens the GPU of a rank of this machine; ranks beyond the GPUs share them in turn.
+/// Opens the GPU of a rank of this machine; if there are more ranks than GPUs, they share them round-robin.
 ///
 /// # Errors
-/// As [`open`].
+/// Those of [`open`].
 pub fn open_shared(local_rank: usize, precision: Precision) -> Result<Cuda, ExecutionError> {
     let libraries = Libraries::load(&Search::from_environment())?;
     let count = gpu::gpus(&libraries)?.len();
@@ -130,7 +131,7 @@ impl TrainingDevice for Cuda {
         self.pool_high_water();
     }
 
-    /// What the driver's pool says: alignment of its allocations included.
+    /// The high-water mark of the driver's pool, which includes alignment.
     fn high_water(&self, _counted: usize) -> usize {
         self.pool_high_water()
     }
@@ -143,7 +144,7 @@ impl TrainingDevice for Cuda {
         self.uses_nccl()
     }
 
-    /// A GPU keeps its clock, and what holds it down is reported beside the figures.
+    /// Not needed: the clock of a GPU is stable, and throttling is reported with the results.
     fn reference(&self) -> Option<Reference> {
         None
     }
@@ -180,7 +181,7 @@ impl TrainingDevice for Cuda {
     }
 }
 
-/// Gradients as they are, by NCCL; what codecs make of them goes through the host's memory, which is where it is small.
+/// Uncompressed gradients by NCCL; encoded ones, which are small, through the host's memory.
 struct OverNccl {
     nccl: NcclGroup,
     host: Box<dyn Communicator>,

@@ -1,4 +1,4 @@
-//! What is trained on: a text file, bytes as tokens, or a synthetic language whose entropy is known.
+//! Training data: a text file with bytes as tokens, or a synthetic language with known entropy.
 
 use crate::host;
 use crate::random::RandomStream;
@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-/// Where the sequences come from.
+/// The source of the sequences.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DataSource {
@@ -25,7 +25,7 @@ pub enum Data {
     Text { file: File, len: u64, seed: u64 },
 }
 
-/// Why a source cannot be used.
+/// The reason why a source cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     #[error("the training data {path} cannot be read: {source}")]
@@ -38,8 +38,9 @@ pub enum DataError {
     NoAlphabet { vocab: u32 },
 }
 
-/// A first-order Markov chain. Every symbol has four successors, with probabilities 1/2, 1/4, 3/20 and 1/10, so that
-/// the entropy of the next symbol given the last is the same whatever the last was: the floor of any model's loss.
+/// A first-order Markov chain. Every symbol has four successors, with probabilities 1/2, 1/4, 3/20 and 1/10,
+/// so that the entropy of the next symbol is the same for every last symbol: it is a lower bound of any
+/// model's loss.
 #[derive(Debug, Clone)]
 pub struct SyntheticLanguage {
     /// For each symbol its successors, most likely first.
@@ -50,7 +51,7 @@ const PROBABILITIES: [f64; 4] = [0.5, 0.25, 0.15, 0.1];
 const LARGEST_ALPHABET: u32 = 32;
 
 impl SyntheticLanguage {
-    /// The language of all runs: it does not depend on the seed, only the text does.
+    /// The language is the same in all runs; only the text depends on the seed.
     pub fn new(vocab: u32) -> Self {
         let alphabet = vocab.min(LARGEST_ALPHABET);
         let successors = (0..alphabet)
@@ -58,7 +59,7 @@ impl SyntheticLanguage {
                 let stream = RandomStream::new(&[0x1A46, u64::from(symbol)]);
                 let mut order: Vec<u32> = (0..alphabet).collect();
                 order.sort_by_key(|other| stream.word(u64::from(*other)));
-                // An alphabet of fewer than four symbols repeats some.
+                // With fewer than four symbols, some are repeated.
                 std::array::from_fn(|i| order[i % order.len()])
             })
             .collect();
@@ -112,7 +113,8 @@ impl Data {
         }
     }
 
-    /// Fills `tokens` with sequence number `index` of the run: one token more than the model reads, for the targets.
+    /// Fills `tokens` with sequence number `index` of the run; it has one token more than the model's input,
+    /// for the targets.
     pub fn sequence(&self, index: u64, tokens: &mut [u32]) -> io::Result<()> {
         match self {
             Self::Synthetic { language, seed } => {

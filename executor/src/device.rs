@@ -1,5 +1,5 @@
-//! What a rank needs of a device beside its backend: memory that is counted, gradients coded where they are, and ways
-//! to other ranks' devices.
+//! Requirements on a training device in addition to its backend: memory statistics, gradient codecs on the
+//! device, and communication with other ranks' devices.
 
 use crate::compression::CodedCollective;
 use crate::reference::Reference;
@@ -12,45 +12,45 @@ use std::ops::Range;
 
 /// A device on which a rank can train.
 ///
-/// Unless it knows a shorter way, ranks talk through the host ([`HostGroup`], [`HostSendRecv`]).
+/// By default, ranks communicate through the host ([`HostGroup`], [`HostSendRecv`]).
 pub trait TrainingDevice: Backend<Element = f32> {
-    /// Where gradients are encoded and decoded.
+    /// The arithmetic that encodes and decodes gradients.
     type Coding: Arithmetic;
-    /// On this queue.
+    /// The codec arithmetic on this queue.
     fn coding(&self) -> Self::Coding;
-    /// A buffer in full precision as codecs see it.
+    /// The values of a buffer in full precision, for codecs.
     fn values(buffer: &mut Self::Buffer) -> &mut <Self::Coding as Arithmetic>::Values;
 
     /// Bytes of the device's memory that this rank has in use.
     fn live_memory(&self) -> usize;
     /// Highest [`live_memory`](TrainingDevice::live_memory) since the last reset.
     fn peak_memory(&self) -> usize;
-    /// Begins a new peak at what is live now, and returns the old one.
+    /// Resets the peak to the live memory, and returns the old peak.
     fn reset_peak_memory(&self) -> usize;
-    /// Begins a new high-water mark of the allocator behind the counts, where it keeps one.
+    /// Resets the high-water mark of the underlying allocator, if it has one.
     fn reset_high_water(&self) {}
-    /// That mark; `counted`, the peak by the counts, where there is none.
+    /// The high-water mark of the allocator; without one, `counted`, the peak by the counts.
     fn high_water(&self, counted: usize) -> usize {
         counted
     }
-    /// Whether the device's memory is the host's, so that what a measurement itself holds is in the counts.
+    /// Whether the device's memory is the host's, so that the memory of measurements is in the counts.
     fn is_host(&self) -> bool;
-    /// Whether collectives of gradients as they are do not go through the host, where encoded ones do.
+    /// Whether collectives of uncompressed gradients bypass the host, unlike those of encoded ones.
     fn is_bypassed(&self) -> bool {
         false
     }
     /// A fixed benchmark, timed beside each step to detect other load on a shared device. `None` for exclusive devices.
     fn reference(&self) -> Option<Reference>;
 
-    /// Whether groups choose the algorithms of their collectives by themselves.
+    /// Whether the collective library chooses the algorithms.
     fn chooses_algorithms(&self) -> bool {
         false
     }
 
-    /// Opens a group that communicates in `options`; as [`Endpoint::group_for`].
+    /// Opens a group with these `options`; as [`Endpoint::group_for`].
     ///
     /// # Errors
-    /// Members that are no group, or cannot be reached.
+    /// An invalid list of members, or members that cannot be reached.
     fn group(
         &self,
         endpoint: &mut Endpoint,
@@ -61,7 +61,7 @@ pub trait TrainingDevice: Backend<Element = f32> {
         Ok(Box::new(HostGroup(endpoint.group_for(name, members, options)?)))
     }
 
-    /// Opens messages with `peers`; as [`Endpoint::point_to_point`].
+    /// Opens send/recv with `peers`, like [`Endpoint::point_to_point`].
     ///
     /// # Errors
     /// Peers that cannot be reached.
@@ -75,10 +75,10 @@ pub trait TrainingDevice: Backend<Element = f32> {
     }
 }
 
-/// Collectives over one group of ranks on parts of device buffers, in order with the work of the queue that is given.
+/// Collectives over one group of ranks on parts of device buffers, in order with the work of the given queue.
 /// All members make the same calls in the same order. Shards are equal parts of the range.
 pub trait CollectiveGroup<B: TrainingDevice>: Send {
-    /// Replaces the range by its reduction over all members.
+    /// All-reduce: replaces the range by its reduction over all members.
     ///
     /// # Errors
     /// A peer that is gone or silent.
@@ -91,7 +91,7 @@ pub trait CollectiveGroup<B: TrainingDevice>: Send {
         reduction: ReduceOp,
     ) -> Result<(), ExecutionError>;
 
-    /// Sums the range over all members; of the result this member's shard is kept, in place.
+    /// Reduce-scatter with sum, in place: this member's shard of the range receives the result.
     ///
     /// # Errors
     /// As [`CollectiveGroup::all_reduce`].
@@ -103,7 +103,7 @@ pub trait CollectiveGroup<B: TrainingDevice>: Send {
         range: Range<usize>,
     ) -> Result<(), ExecutionError>;
 
-    /// Fills the range, of which this member holds its shard, with the shards of all.
+    /// All-gather: fills the range, of which this member holds its shard, with the shards of all members.
     ///
     /// # Errors
     /// As [`CollectiveGroup::all_reduce`].
@@ -115,7 +115,8 @@ pub trait CollectiveGroup<B: TrainingDevice>: Send {
         range: Range<usize>,
     ) -> Result<(), ExecutionError>;
 
-    /// Replaces the range by what `compression` makes of its sum over all members. What it sends goes through the host.
+    /// Compressed all-reduce: replaces the range by an approximation of its sum over all members. Encoded
+    /// data goes through the host.
     ///
     /// # Errors
     /// As [`CollectiveGroup::all_reduce`].
@@ -139,10 +140,10 @@ pub trait SendRecv<B: Backend>: Send {
     /// A peer that is gone.
     fn send(&mut self, queue: &B, peer: usize, tag: Tag, buffer: B::Buffer) -> Result<(), ExecutionError>;
 
-    /// The message of `elements` elements in working precision, for the queue's work from now on.
+    /// Receives a message of `elements` elements in working precision; the queue's later work may use it.
     ///
     /// # Errors
-    /// A peer that is gone or silent, or a message of another length.
+    /// A peer that has disconnected or is silent, or a message of another length.
     fn receive(
         &mut self,
         queue: &B,
@@ -160,7 +161,7 @@ pub trait SendRecv<B: Backend>: Send {
     fn close(self: Box<Self>) -> Result<(), ExecutionError>;
 }
 
-/// Names a message between two ranks.
+/// The tag of a message between two ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tag {
     /// 0 for activations, 1 for gradients.
@@ -237,7 +238,7 @@ impl<B: TrainingDevice> CollectiveGroup<B> for HostGroup {
     }
 }
 
-/// Lets `work` at `range` of a buffer on the host: in place where the device is the host, through a copy elsewhere.
+/// Runs `work` on `range` of a buffer on the host: in place if the device is the host, else through a copy.
 fn on_host<B: Backend<Element = f32>>(
     queue: &B,
     buffer: &mut B::Buffer,

@@ -1,4 +1,4 @@
-//! The devices of this machine, as a rank opens them.
+//! The devices of this machine, opened on demand by a rank.
 
 use crate::ExecutionError;
 use crate::cuda::{self, GpuTransport};
@@ -7,10 +7,10 @@ use autodist_compute::{Cpu, DeviceError};
 use autodist_cuda::Cuda;
 use autodist_spec::{DeviceKind, Precision};
 
-/// What a rank computes on, opened when it is first asked for.
+/// The devices of a rank, each opened at its first use.
 pub struct RankDevices {
     kind: DeviceKind,
-    /// On this machine.
+    /// The rank's number on this machine.
     local_rank: usize,
     cuda: Option<(Cuda, GpuTransport)>,
 }
@@ -24,10 +24,11 @@ impl RankDevices {
         self.kind
     }
 
-    /// This rank's GPU. The first time all ranks call it, and agree on how their GPUs reach each other.
+    /// This rank's GPU. All ranks must make the first call together, to agree on the transport between their
+    /// GPUs.
     ///
     /// # Errors
-    /// A library or a GPU that is not there; a peer that is gone.
+    /// A missing library or GPU; a peer that has disconnected.
     pub fn cuda(&mut self, endpoint: &mut Endpoint, precision: Precision) -> Result<Cuda, ExecutionError> {
         let (cuda, _) = match &mut self.cuda {
             Some(opened) => opened,
@@ -41,14 +42,14 @@ impl RankDevices {
         Ok(cuda.in_precision(precision))
     }
 
-    /// How ranks' GPUs reach each other; empty where there are none.
+    /// The transport between the ranks' GPUs; empty without GPUs.
     pub fn route(&self) -> String {
         self.cuda.as_ref().map(|(_, route)| route.describe()).unwrap_or_default()
     }
 }
 
 /// # Errors
-/// CPUs compute in fp32 only.
+/// A precision other than fp32, the only one of CPUs.
 pub fn cpu(precision: Precision) -> Result<Cpu<f32>, ExecutionError> {
     match precision {
         Precision::Fp32 => Ok(Cpu::new()),

@@ -1,5 +1,5 @@
-//! What a cluster's own launcher (torchrun, mpirun, srun) says about the many processes that it has started, one for
-//! each rank: it says it in their environment.
+//! Jobs started by a cluster's own launcher (torchrun, mpirun, srun), which starts one process for each rank
+//! and describes the job in environment variables.
 
 mod slurm;
 #[cfg(test)]
@@ -9,15 +9,15 @@ use autodist_communication::random_token;
 use autodist_spec::InputError;
 use std::fmt;
 
-/// Who has started the processes.
+/// The launcher that has started the processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Launcher {
     Torchrun,
     OpenMpi,
-    /// Also Intel's MPI.
+    /// MPICH, or Intel MPI.
     Mpich,
     Slurm,
-    /// This program itself, by ssh, on the hosts of a file.
+    /// This program itself, by ssh, on the hosts of a host file.
     Ssh,
 }
 
@@ -33,24 +33,24 @@ impl fmt::Display for Launcher {
     }
 }
 
-/// This process's place among those of the launcher.
+/// This process's place in the launcher's job.
 #[derive(Clone, PartialEq, Eq)]
 pub struct External {
     pub launcher: Launcher,
     pub rank: usize,
-    /// Processes, on all machines.
+    /// Number of processes on all machines.
     pub world: usize,
-    /// Among the processes of this machine.
+    /// This process's rank on its machine.
     pub local_rank: usize,
-    /// Processes of this machine.
+    /// Number of processes on this machine.
     pub local_world: usize,
     /// Name or address of the machine of rank 0.
     pub host: String,
-    /// Where rank 0 listens for the others.
+    /// The port on which rank 0 listens.
     pub port: u16,
-    /// Tells this job from others.
+    /// The job's token, which distinguishes it from other jobs.
     pub token: String,
-    /// Whether others cannot guess it: the user has set it, or we have made it.
+    /// Whether the token is secret: the user has set it, or we have generated it.
     pub secret: bool,
 }
 
@@ -69,11 +69,11 @@ const PORT: &str = "AUTODIST_PORT";
 const TOKEN: &str = "AUTODIST_TOKEN";
 const MASTER_ADDRESS: &str = "MASTER_ADDR";
 const MASTER_PORT: &str = "MASTER_PORT";
-/// Where nothing names a port.
+/// The port if no variable sets one.
 const DEFAULT_PORT: u16 = 29511;
 const LOOPBACK: &str = "127.0.0.1";
 
-/// The variables of one launcher.
+/// The names of one launcher's variables.
 struct Names {
     launcher: Launcher,
     rank: &'static str,
@@ -112,7 +112,7 @@ const MPICH: Names = Names {
 };
 
 impl External {
-    /// What the environment of this process says; `None` if nothing has started more than this process.
+    /// Reads the environment of this process; `None` if no launcher has started several processes.
     ///
     /// # Errors
     /// As [`External::read`].
@@ -120,10 +120,10 @@ impl External {
         Self::read(&from_environment)
     }
 
-    /// What the variables that `lookup` knows say.
+    /// Reads the variables that `lookup` returns.
     ///
     /// # Errors
-    /// Values that make no sense: which variable, which value, and the way out.
+    /// Invalid values: the error has the variable, its value and a hint.
     pub fn read(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Option<Self>, InputError> {
         let variables = Variables { lookup };
         match variables.text(LAUNCHER).as_deref() {
@@ -151,7 +151,7 @@ impl External {
             return Err(variables.wrong(names.local_world, problem));
         }
         let local_rank = variables.below(names.local_rank, local_world, names.local_world)?;
-        // On one machine no name can be wrong.
+        // On one machine, the host's name is not needed.
         let together = local_world == world && names.launcher != Launcher::Ssh;
         let host = if together { LOOPBACK.to_owned() } else { variables.host(names.launcher)? };
         Ok(Some(Self {
@@ -167,8 +167,8 @@ impl External {
         }))
     }
 
-    /// The launcher's own place in a job of `world` ranks that it starts on other machines by ssh; `address` is what
-    /// leads back here from them.
+    /// The launcher's own place in a job of `world` ranks that it starts on other machines by ssh; `address`
+    /// is the address of this machine for them.
     ///
     /// # Errors
     /// As [`External::read`].
@@ -188,7 +188,7 @@ impl External {
             local_rank: 0,
             local_world: 1,
             host: variables.text(MASTER_ADDRESS).unwrap_or_else(address),
-            // Where nothing names a port, any will do: the processes are told which.
+            // Without a configured port, any free one is used: the processes receive its number.
             port: if variables.has(&[PORT]) { variables.port()? } else { 0 },
             token,
             secret: true,
@@ -204,14 +204,14 @@ impl External {
         }
     }
 
-    /// The first of the ranks that agents run. Under a cluster's launcher rank 0 belongs to the process that gives the
-    /// orders; our own launcher may stand on a machine that has no rank.
+    /// The first rank that is run by an agent. Under a cluster's launcher, the controlling process runs rank
+    /// 0; our own launcher may be on a machine without ranks.
     #[must_use]
     pub fn first_agent(&self) -> usize {
         usize::from(self.launcher != Launcher::Ssh)
     }
 
-    /// Whether this process waits for orders.
+    /// Whether this process is an agent.
     #[must_use]
     pub fn is_agent(&self) -> bool {
         self.rank >= self.first_agent()
@@ -228,7 +228,7 @@ struct Variables<'a> {
 }
 
 impl Variables<'_> {
-    /// A value; an empty one is none.
+    /// The value of a variable; `None` if it is empty.
     fn text(&self, name: &str) -> Option<String> {
         (self.lookup)(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty())
     }
@@ -237,8 +237,9 @@ impl Variables<'_> {
         names.iter().all(|name| self.text(name).is_some())
     }
 
-    /// The variables to read: those of the innermost launcher, as far as one can tell. Scripts often set a part of
-    /// torchrun's for PyTorch, and Slurm a part of MPI's: who has set all comes first.
+    /// The variables to read: those of the innermost launcher, as far as can be determined. Scripts often set
+    /// some of torchrun's variables for PyTorch, and Slurm some of MPI's, so a launcher whose variables are
+    /// all set has priority.
     fn names(&self) -> Option<Names> {
         let slurm = slurm::is_step(self).then(|| slurm::names(self));
         let mut found: Vec<Names> = [OWN, TORCHRUN, OPEN_MPI, MPICH].into_iter().chain(slurm).collect();
@@ -247,7 +248,7 @@ impl Variables<'_> {
         (!found.is_empty()).then(|| found.swap_remove(whole.unwrap_or(0)))
     }
 
-    /// Says what is wrong with a variable that a launcher has set, or has not.
+    /// The error for an invalid or missing variable of a launcher.
     fn wrong(&self, name: &str, problem: impl Into<String>) -> InputError {
         InputError::new(name, self.text(name).unwrap_or_default(), problem).hint(
             "torchrun, mpirun and srun set this variable; set AUTODIST_LAUNCHER=none to ignore them and run all ranks on this machine",
@@ -279,7 +280,7 @@ impl Variables<'_> {
         Ok(number)
     }
 
-    /// The machine of rank 0, where there are several.
+    /// The machine of rank 0, if there are several machines.
     fn host(&self, launcher: Launcher) -> Result<String, InputError> {
         if let Some(host) = self.text(MASTER_ADDRESS) {
             return Ok(host);
@@ -310,11 +311,11 @@ impl Variables<'_> {
         if let Some(port) = port(PORT, u16::MAX)? {
             return Ok(port);
         }
-        // On the master's port itself torchrun's own store listens.
+        // The next port, because torchrun's own store listens on the master port.
         Ok(port(MASTER_PORT, u16::MAX - 1)?.map_or(DEFAULT_PORT, |port| port + 1))
     }
 
-    /// The user's secret, or what tells the launcher's job from others.
+    /// The user's secret, or an identifier of the launcher's job.
     fn token(&self, launcher: Launcher) -> String {
         if let Some(token) = self.text(TOKEN) {
             return token;
@@ -323,7 +324,7 @@ impl Variables<'_> {
             Launcher::Torchrun => &["TORCHELASTIC_RUN_ID"],
             Launcher::OpenMpi => &["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid"],
             Launcher::Mpich => &["PMI_JOBID"],
-            // It is told one.
+            // The launcher sends a token.
             Launcher::Ssh => &[],
             Launcher::Slurm => &["SLURM_JOB_ID", "SLURM_STEP_ID"],
         };

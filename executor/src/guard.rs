@@ -1,8 +1,8 @@
-//! Watches how well a bucket's gradients are compressed, and says when they had better travel as they are.
+//! Watches how well a bucket's gradients are compressed, and decides when to send them uncompressed instead.
 //!
-//! Error feedback converges because a codec is a contraction: of what it compresses it loses at most a part `1 - δ` of
-//! the square norm, with `δ > 0` (Karimireddy et al., 1901.09847). Every step measures δ for free. Codecs that keep
-//! nothing are unbiased or nearly exact instead, and are watched by nobody.
+//! Error feedback converges because a codec is a contraction: it loses at most a fraction `1 - δ` of the
+//! squared norm, with `δ > 0` (Karimireddy et al., 1901.09847). Every step measures δ for free. Codecs
+//! without error feedback are unbiased or nearly exact instead, and are not watched.
 
 use crate::thinned::Thinned;
 use autodist_codecs::CodingQuality;
@@ -11,15 +11,15 @@ use autodist_spec::run::{BucketCompression, Fallback, FallbackReason};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
-/// When a bucket goes back to gradients as they are.
+/// The conditions for a bucket to fall back to uncompressed gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Guard {
-    /// Steps between the votes of a group, each a maximum of one number over the members.
+    /// Steps between the votes of a group; each vote is an all-reduce (max) of one number.
     pub every: u32,
-    /// Votes over which a reason must hold without a break.
+    /// Number of consecutive votes over which a reason must hold.
     pub patience: u32,
-    /// Contraction below which a step counts as lost: of the largest entries of white noise a thousandth would still
-    /// keep eight times as much.
+    /// Contraction below which a step counts as lost. For comparison, the largest thousandth of the entries
+    /// of white noise has eight times as much.
     pub floor: f64,
 }
 
@@ -29,10 +29,10 @@ impl Default for Guard {
     }
 }
 
-/// Steps of which contraction and kept error are known at most, however long the training.
+/// Maximum number of steps whose contraction and kept error are recorded, however long the training.
 const KEPT: usize = 4096;
 
-/// What was kept and what was given at a vote, as L2 norms.
+/// L2 norms of the kept error and of the gradient at a vote.
 #[derive(Debug, Clone, Copy)]
 struct Norms {
     error: f64,
@@ -49,13 +49,13 @@ pub struct Watch {
     step: u32,
     contractions: Thinned<f64>,
     lowest: f64,
-    /// Contractions of the last steps, as many as the votes look back.
+    /// Contractions of the last steps, over the votes' window.
     recent: VecDeque<f64>,
     errors: Thinned<f64>,
     last_error: f64,
     /// Norms of the last votes, oldest first; one more than the patience, to detect growth.
     norms: VecDeque<Norms>,
-    /// Steps since one was good enough.
+    /// Consecutive lost steps.
     lost: u32,
     fallback: Option<Fallback>,
 }
@@ -79,16 +79,17 @@ impl Watch {
         }
     }
 
-    /// Whether the step under way ends with a vote.
+    /// Whether the current step ends with a vote.
     pub fn votes(&self) -> bool {
         self.fallback.is_none() && (self.step + 1) % self.guard.every.max(1) == 0
     }
 
-    /// Takes in a step; `gradient` is this member's norm where it votes. What it says must be known to all members.
+    /// Records a step; `gradient` is this member's norm if the step has a vote. Returns this member's vote,
+    /// which must be reduced over all members.
     pub fn observe(&mut self, report: CodingQuality, gradient: Option<f64>) -> Option<FallbackReason> {
         self.step += 1;
-        // Steps that lose nothing are those of a warm-up, or of a bucket without anything to compress. Where numbers
-        // have overflowed, the loss says so.
+        // Steps that lose nothing are those of a warm-up, or of a bucket without anything to compress.
+        // Overflows are visible in the loss.
         if report.contraction < 1.0 && report.contraction.is_finite() && report.error_norm.is_finite() {
             self.contractions.push(report.contraction);
             self.lowest = self.lowest.min(report.contraction);
@@ -114,7 +115,7 @@ impl Watch {
         }
     }
 
-    /// Whether what is kept grew from vote to vote and is now more than a contraction could ever have left: with
+    /// Whether the kept error grew from vote to vote and now exceeds the bound of a contraction: with
     /// gradients of norm G it stays within `2 sqrt(1 - δ) / δ · G` (1901.09847, lemma 3).
     fn grows(&self) -> bool {
         let norms = &self.norms;
@@ -129,12 +130,12 @@ impl Watch {
         growing && last.error > 2.0 * (1.0 - delta).sqrt() / delta * largest
     }
 
-    /// All members agreed to stop after this step.
+    /// Records that all members agreed to stop after this step.
     pub fn fell_back(&mut self, reason: FallbackReason) {
         self.fallback = Some(Fallback { step: self.step - 1, reason });
     }
 
-    /// Nothing where nothing was compressed.
+    /// The record; `None` if nothing was compressed.
     pub fn record(&self) -> Option<BucketCompression> {
         let (contractions, errors) = (self.contractions.kept(), self.errors.kept());
         let halfway = *errors.get(errors.len() / 2)?;
@@ -156,7 +157,7 @@ fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(1.0)
 }
 
-/// One entry per bucket: members saw the same exchanges, each with a gradient of its own.
+/// One entry per bucket: members have the same collectives, each with its own gradient.
 pub fn merge(members: impl Iterator<Item = BucketCompression>) -> Vec<BucketCompression> {
     let mut merged: Vec<(BucketCompression, Vec<f64>)> = Vec::new();
     for member in members {
@@ -189,7 +190,7 @@ mod tests {
         Watch::new(guard, 0, 0, Codec::TopK { per_mille: 1 })
     }
 
-    /// The step after which it gives up, and why.
+    /// The step after which the guard falls back, and the reason.
     fn trips(report: impl Fn(u32) -> (f64, f64)) -> Option<(u32, FallbackReason)> {
         let mut watch = watch(Guard::default());
         (0..400).find_map(|step| {
@@ -218,7 +219,7 @@ mod tests {
         assert_eq!(trips(|step| (0.5, f64::from(step.min(27)) / 10.0)), None);
         // Large, but not growing: gradients have shrunk.
         assert_eq!(trips(|step| (0.5, 100.0 - 0.1 * f64::from(step))), None);
-        // White noise, the largest thousandth sent: errors grow for long, as they should.
+        // White noise with the largest thousandth sent: errors grow for a long time, as expected.
         assert_eq!(trips(|step| (0.01, f64::from(step).sqrt().min(10.0))), None);
     }
 

@@ -1,4 +1,4 @@
-//! Where a rank runs: which core, with which priority, along with which process; and what it asks the system for.
+//! System calls of a rank: core, priority, parent process, and information about the host.
 
 use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
@@ -6,21 +6,21 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Priority of threads that move bytes: above compute, so that a message never waits for a matrix product to end.
+/// Priority of threads that move bytes: above compute, so that communication never waits for a GEMM to end.
 const COMMUNICATION_PRIORITY: i32 = 21;
 const COMPUTE_PRIORITY: i32 = 20;
 
-/// What a process got of what it asked for.
+/// The requests that the system granted to a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placement {
     pub core: Option<usize>,
     pub realtime: bool,
 }
 
-/// One bit for each core of a set, in the words of the system.
+/// One bit for each core of a set, in system words.
 type CoreSet = Vec<libc::c_ulong>;
 const WORD: usize = libc::c_ulong::BITS as usize;
-/// Cores in the smallest and in the largest CPU set that is tried: no system has more cores.
+/// Sizes of the smallest and of the largest CPU set to try, in cores: no system has more.
 const CORES: [usize; 2] = [1024, 1 << 20];
 
 /// Cores that this process may run on.
@@ -35,7 +35,7 @@ pub fn cores() -> Vec<usize> {
             let cores = members(&set);
             return if cores.is_empty() { vec![0] } else { cores };
         }
-        // The system has more cores than the set has room for.
+        // The system has more cores than the set.
         let small = std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL);
         if !small || size >= CORES[1] {
             return vec![0];
@@ -54,8 +54,8 @@ fn set_of(core: usize) -> CoreSet {
     set
 }
 
-/// Ties this process to the core whose turn it is, and asks for real-time priority if `realtime`. Threads made
-/// before [`enter_compute`] is called inherit the higher priority of communication.
+/// Pins this process to a core, round-robin by rank, and requests real-time priority if `realtime`. Threads
+/// made before [`enter_compute`] is called inherit the higher priority of communication.
 pub fn place(rank: usize, realtime: bool) -> Placement {
     let cores = cores();
     let core = cores[rank % cores.len()];
@@ -72,7 +72,7 @@ pub fn enter_compute(placement: Placement) {
     }
 }
 
-/// Raises this thread again, so that the threads it makes are ready to communicate.
+/// Raises this thread again, so that threads it starts have communication priority.
 pub fn enter_communication(placement: Placement) {
     if placement.realtime {
         set_priority(COMMUNICATION_PRIORITY);
@@ -85,13 +85,13 @@ fn set_priority(priority: i32) -> bool {
     unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const parameter) == 0 }
 }
 
-/// Names the process that a child ends with.
+/// Environment variable with the parent process, with which a child must end.
 pub(crate) const PARENT: &str = "AUTODIST_PARENT";
 /// The exit code of a process whose parent was gone before it began.
 const ORPHAN: i32 = 4;
 
-/// The kernel kills this process when the one that started it dies, however it dies. If that has happened already, this
-/// does not return.
+/// Makes the kernel kill this process when its parent dies, for whatever reason. If the parent is dead
+/// already, this does not return.
 pub fn die_with_parent() {
     // SAFETY: prctl with PR_SET_PDEATHSIG takes a signal number and has no other effect.
     unsafe {
@@ -103,11 +103,11 @@ pub fn die_with_parent() {
     }
 }
 
-/// Has the kernel kill what `command` starts when this process dies, even if that is before it runs.
+/// Makes the kernel kill the child of `command` when this process dies, even before the child's exec.
 pub(crate) fn tie(command: &mut Command) {
     let parent = std::process::id();
-    // SAFETY: between fork and exec the closure makes two system calls, which are async-signal-safe, and takes no
-    // memory.
+    // SAFETY: between fork and exec, the closure only makes two system calls, which are async-signal-safe,
+    // and does not allocate.
     unsafe {
         command.pre_exec(move || {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -119,20 +119,20 @@ pub(crate) fn tie(command: &mut Command) {
     }
 }
 
-/// This program, whatever becomes of its file.
+/// This program, even if its file is replaced or deleted.
 pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
 
-/// What runs this very program again, even if its file has been replaced or deleted meanwhile.
+/// A path that runs this program again, even if its file has been replaced or deleted meanwhile.
 ///
 /// # Errors
-/// The system does not tell (it has no `/proc`).
+/// The system has no `/proc`.
 pub fn this_program() -> std::io::Result<PathBuf> {
     let own = Path::new(OWN_PROGRAM);
     if own.exists() { Ok(own.to_owned()) } else { std::env::current_exe() }
 }
 
-/// The file that a command's name stands for: where it has no slash, the first of that name in a folder of `PATH` that
-/// is given from the root. What lies in the working folder is never run because of its name alone.
+/// Resolves a command's name: without a slash, the first file of that name in an absolute folder of `PATH`.
+/// Files in the working folder are never run by name alone.
 ///
 /// # Errors
 /// No such file.
@@ -150,10 +150,11 @@ pub fn find_program(name: &Path) -> std::io::Result<PathBuf> {
     })
 }
 
-/// Opens what is to be read, without ever waiting for it.
+/// Opens a regular file for reading, without blocking.
 ///
 /// # Errors
-/// As [`File::open`]; what is not a regular file: a pipe, say, which may have no end, or a device.
+/// Those of [`File::open`]; anything but a regular file, for example a pipe, which may be endless, or a
+/// device.
 pub fn open_regular(path: &Path) -> std::io::Result<File> {
     let check = |metadata: &std::fs::Metadata| {
         let kind = metadata.file_type();
@@ -166,9 +167,9 @@ pub fn open_regular(path: &Path) -> std::io::Result<File> {
         };
         Err(std::io::Error::other(format!("{what}, not a regular file")))
     };
-    // To open a device may do something by itself.
+    // Opening a device may have side effects.
     check(&std::fs::metadata(path)?)?;
-    // What has taken its place meanwhile is not waited for.
+    // Non-blocking, in case the file has been replaced meanwhile.
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     check(&file.metadata()?)?;
     Ok(file)
@@ -184,7 +185,7 @@ pub fn is_ignored(signal: i32) -> bool {
     }
 }
 
-/// Model name of the processor, as the system tells it.
+/// Model name of the processor, as reported by the system.
 pub fn processor() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with("model name"));
@@ -198,12 +199,12 @@ pub fn name() -> String {
         .map_or_else(|_| "localhost".to_owned(), |n| n.trim().to_owned())
 }
 
-/// What this start of the system is known by; empty where nothing tells.
+/// The boot id of the system; empty if it is not available.
 pub fn boot() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// Bytes of memory that a new process could have.
+/// Bytes of memory available to a new process.
 pub fn available_memory() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with("MemAvailable:"));

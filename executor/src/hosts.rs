@@ -1,4 +1,4 @@
-//! A host file: the machines on which our own launcher starts ranks, and how many on each.
+//! A host file: the machines on which our own launcher starts ranks, and the number of ranks on each.
 //!
 //! ```text
 //! # two machines
@@ -8,7 +8,7 @@
 
 use autodist_spec::InputError;
 
-/// Ranks of a job, as everywhere.
+/// The maximum number of ranks of a job.
 const MOST: usize = 64;
 const LINE: &str =
     "each line is `<host> slots=<ranks>`, e.g. `node01 slots=4`; without slots the host gets one rank";
@@ -16,9 +16,9 @@ const LINE: &str =
 /// A line of a host file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostEntry {
-    /// As ssh knows it: a name, an address, an alias of its configuration; perhaps with a user before it.
+    /// The host's name for ssh: a name, an address or an alias of its configuration, optionally with a user.
     pub name: String,
-    /// Ranks there.
+    /// Number of ranks on the host.
     pub slots: usize,
     /// File and line, for messages.
     pub place: String,
@@ -27,7 +27,7 @@ pub struct HostEntry {
 /// Reads a host file called `file`.
 ///
 /// # Errors
-/// A line that is none, by its number; a file without a host.
+/// An invalid line, with its number; a file without hosts.
 pub fn parse(file: &str, content: &[u8]) -> Result<Vec<HostEntry>, InputError> {
     let whole = |problem: &str, hint: &str| InputError::new("", "", problem).hint(hint).in_file(file);
     let text = std::str::from_utf8(content).map_err(|_| whole("expected UTF-8 text", LINE))?;

@@ -1,7 +1,7 @@
-//! Starts ranks as processes of this very program, hands them assignments, watches them, and leaves none behind.
+//! Starts ranks as processes of this program, sends them assignments, watches them, and ends them all.
 //!
-//! An assignment is any JSON value; the ranks run them in turn over one endpoint and answer each with another JSON
-//! value. What it means is between the caller of [`launch`] and the handler that [`serve`] is given.
+//! An assignment is any JSON value; the ranks run them in turn over one endpoint and answer each with another
+//! JSON value. Their meaning is defined by the caller of [`launch`] and the handler of [`serve`].
 
 mod agent;
 mod agents;
@@ -40,31 +40,31 @@ use std::time::{Duration, Instant};
 use watch::{Cause, Watch};
 
 const ENVIRONMENT: &str = "AUTODIST_RANK_ENVIRONMENT";
-/// How long ranks may take to end by themselves once they are asked to.
+/// Time for ranks to end by themselves after a stop request.
 const GRACE: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// How ranks are started and watched.
+/// Options to start and watch ranks.
 #[derive(Debug, Clone)]
 pub struct LaunchOptions {
     pub runner: Runner,
-    /// Where the ranks find each other; port 0 takes a free one.
+    /// The address of the ranks' rendezvous; port 0 takes a free one.
     pub rendezvous: SocketAddr,
-    /// A peer that moves no byte for so long is an error.
+    /// The time-out for peers without progress.
     pub timeout: Duration,
-    /// Whether ranks ask for real-time priority.
+    /// Whether ranks request real-time priority.
     pub realtime: bool,
-    /// What ranks compute on.
+    /// The devices that ranks compute on.
     pub devices: DeviceKind,
-    /// Set from outside (Ctrl-C) to end the job.
+    /// A flag to end the job (Ctrl-C).
     pub stop: Arc<AtomicBool>,
-    /// Processes that start all ranks but the first, where a cluster's launcher has started them.
+    /// The processes that start all ranks but the first, if a cluster's launcher has started them.
     pub agents: Option<Arc<Agents>>,
-    /// Links that all bytes between ranks are made to cross, where devices are emulated.
+    /// The emulated network for all traffic between ranks, if devices are emulated.
     pub network: Option<Network>,
-    /// Trains in the place of this program's executor.
+    /// The PyTorch engine, if it trains instead of this program's executor.
     pub torch: Option<Torch>,
-    /// Hears of strangers that have tried to come in, on any thread.
+    /// Callback for rejected connections, called on any thread.
     pub warn: Warn,
 }
 
@@ -74,14 +74,14 @@ impl LaunchOptions {
         if self.torch.is_some() { Engine::Torch } else { Engine::Native }
     }
 
-    /// What carries what ranks say to each other, as records call it.
+    /// The transport between ranks, as named in records.
     #[must_use]
     pub fn transport(&self) -> &str {
         if self.torch.is_some() { "" } else { self.runner.transport() }
     }
 }
 
-/// Why a job ended early.
+/// The reason why a job ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     #[error("interrupted: all ranks have been stopped")]
@@ -125,22 +125,23 @@ pub enum LaunchError {
 }
 
 impl LaunchError {
-    /// Whether no other task could be run either.
+    /// Whether other tasks would fail too.
     pub fn ends_all(&self) -> bool {
         !matches!(self, Self::RankEnded { .. } | Self::RankFailed { .. } | Self::Answer { .. })
     }
 }
 
-/// What is heard of a launch under way.
+/// Events of a running launch.
 #[derive(Debug)]
 pub enum News {
-    /// What a rank told of an assignment before it was done ([`Teller::tell`]).
+    /// Progress that a rank reported before an assignment was done ([`Teller::tell`]).
     Progress { assignment: usize, rank: usize, value: Value },
     /// The answers to an assignment, in rank order, as soon as all ranks have given theirs.
     Done { assignment: usize, answers: Vec<Value> },
 }
 
-/// Runs `assignments` on `world` new ranks. `heard` gets what they say, also just before the launch fails.
+/// Runs `assignments` on `world` new ranks. `heard` is called with their events, even just before the launch
+/// fails.
 ///
 /// # Errors
 /// A rank that cannot be started, fails, or is killed: the error names it and why. All ranks have ended when this
@@ -164,8 +165,8 @@ pub fn launch(
             }
             agents.gather(&options.stop)?;
             let (bind, advertised) = agents.place(options.rendezvous);
-            // Orders cross networks in the clear: they say the salt, of which only who knows the job's token can make
-            // this launch's.
+            // Orders are sent unencrypted: they contain a salt, from which the launch's token can be derived
+            // only with the job's token.
             (derived_token(&agents.external().token, &salt), bind, advertised)
         }
     };
@@ -198,18 +199,18 @@ pub fn launch(
                     watch.take(event, &mut ranks, &mut heard)?;
                 }
             }
-            // How they ended is still to be learnt.
+            // The exit status of the processes is not known yet.
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK_AGAIN),
             Err(RecvTimeoutError::Timeout) => {}
         }
         watch.look(&mut ranks);
     }
     if watch.cause.is_some() {
-        // The first news may be a consequence: listen for the cause while the ranks end.
+        // The first event may be a consequence: wait for the cause while the ranks end.
         rendezvous.stop_all();
         let until = Instant::now() + GRACE;
         loop {
-            // The last to end may have said something before.
+            // The last rank may have sent something before it ended.
             let last = Instant::now() >= until || ranks.all_ended();
             while let Ok(event) = rendezvous.events().try_recv() {
                 watch.take(event, &mut ranks, &mut heard)?;
@@ -225,10 +226,10 @@ pub fn launch(
     ranks.end(if watch.cause.is_some() { Duration::ZERO } else { GRACE });
     let missing = watch.waited_for();
     match watch.cause.map(|cause| cause.error) {
-        // A cluster's launcher tells all processes to end at once: what it does to others is no failure of theirs.
+        // A cluster's launcher stops all processes at once, so the end of other ranks is not their failure.
         Some(_) if options.stop.load(Ordering::Relaxed) => Err(LaunchError::Interrupted),
         Some(LaunchError::RankEnded { rank, what, .. }) => Err(match missing {
-            // It waited for those in vain.
+            // The rank that failed was waiting for the missing ones.
             Some(ranks) => LaunchError::RanksMissing {
                 ranks,
                 address: environment.rendezvous,

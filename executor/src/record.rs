@@ -38,7 +38,7 @@ pub struct StepOutcome {
     /// Summed over this rank's tokens, nats; 0 where the rank holds no head.
     pub loss_sum: f64,
     pub gradient_norm: f64,
-    /// Seconds of the reference arithmetic, the faster of just before and just after; 0 on a device that needs none.
+    /// Seconds of the reference benchmark, the faster of just before and just after; 0 on a device that needs none.
     pub reference: f64,
 }
 

@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_interrupted_yardstick_tells_the_speed_all_the_same() {
+    fn an_interrupted_reference_tells_the_speed_all_the_same() {
         let mut gemms = [1.0; GEMMS];
         gemms[1] = 50.0;
         gemms[6] = 7.0;

@@ -1,4 +1,4 @@
-//! Puts the mapping tables into docs/trainers.md.
+//! Writes the mapping tables into docs/trainers.md.
 
 use std::io::Error;
 

@@ -23,7 +23,7 @@ impl Exporter for Accelerate {
     }
 
     fn unsupported_fields(&self) -> &'static [UnsupportedField] {
-        LACKS
+        UNSUPPORTED
     }
 
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
@@ -39,7 +39,7 @@ impl Exporter for Accelerate {
     }
 }
 
-/// The command that starts processes by the file beside the script.
+/// The command that starts the processes with the file beside the script.
 pub(crate) fn launch(job: &Export<'_>) -> String {
     let mut command = "accelerate launch --config_file \"$(dirname \"$0\")/accelerate.yaml\"".to_owned();
     if job.machines.nodes > 1 {
@@ -49,7 +49,7 @@ pub(crate) fn launch(job: &Export<'_>) -> String {
     command
 }
 
-/// What FSDP2 and its device mesh cannot be told.
+/// Refuses options that FSDP2 and its device mesh do not support.
 pub(crate) fn refuse_zero(settings: &Settings, draft: &mut Draft) {
     if settings.zero_stage == 1 {
         draft.refuse(
@@ -67,7 +67,7 @@ pub(crate) fn refuse_zero(settings: &Settings, draft: &mut Draft) {
     }
 }
 
-static LACKS: &[UnsupportedField] = &[
+static UNSUPPORTED: &[UnsupportedField] = &[
     NO_PIPELINE[0],
     NO_PIPELINE[1],
     NO_PIPELINE[2],

@@ -23,7 +23,7 @@ impl Exporter for DeepSpeed {
     }
 
     fn unsupported_fields(&self) -> &'static [UnsupportedField] {
-        LACKS
+        UNSUPPORTED
     }
 
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
@@ -47,7 +47,7 @@ impl Exporter for DeepSpeed {
 
 const DECAY: Hyperparameter = Hyperparameter::WeightDecay;
 
-static LACKS: &[UnsupportedField] = &[
+static UNSUPPORTED: &[UnsupportedField] = &[
     NO_PIPELINE[0],
     NO_PIPELINE[1],
     NO_PIPELINE[2],
@@ -104,7 +104,7 @@ static ROWS: &[FieldMapping] = &[
         read: |document, settings| {
             let stage = document.zero_stage("zero_optimization.stage")?.unwrap_or(0);
             document.flag("zero_optimization.overlap_comm")?;
-            // One data rank has nobody to share with.
+            // With one data rank there is nothing to shard.
             settings.zero_stage = if settings.data > 1 { stage } else { 0 };
             Ok(true)
         },
@@ -129,7 +129,7 @@ static ROWS: &[FieldMapping] = &[
     FieldMapping {
         field: Field::BucketBytes,
         theirs: "zero_optimization.reduce_bucket_size",
-        // In elements; a plan's bytes are of fp32.
+        // In elements; a plan's bytes are for fp32.
         write: |settings, draft| {
             draft.set("zero_optimization.reduce_bucket_size", settings.bucket_bytes.div_ceil(4));
         },
@@ -177,7 +177,7 @@ static ROWS: &[FieldMapping] = &[
         theirs: "zero_optimization.zero_quantized_weights",
         write: |settings, draft| match settings.parameters {
             Codec::None => {}
-            // ZeRO++ quantises by blocks, too; it chooses their size.
+            // ZeRO++ quantises in blocks, too, and chooses their size.
             Codec::Int8 { .. } => draft.set("zero_optimization.zero_quantized_weights", true),
             _ => draft.refuse(
                 Field::Parameters,
@@ -227,7 +227,7 @@ static ROWS: &[FieldMapping] = &[
                  optimizer.params.weight_decay",
         write: |settings, draft| {
             if !settings.gives(Hyperparameter::PeakLearningRate) {
-                // Named here, it would train at a learning rate of its own.
+                // If it were set here, it would train at its own learning rate.
                 draft.instead(
                     Field::Optimizer,
                     "the training script creates it, because no learning rate was given",
@@ -300,7 +300,7 @@ static ROWS: &[FieldMapping] = &[
                 draft.set("scheduler.params.total_num_steps", total_steps);
                 draft.set("scheduler.params.cos_min_ratio", final_fraction);
             } else if parts.iter().any(|part| settings.gives(*part)) {
-                // Its scheduler has defaults of its own for what is left out.
+                // DeepSpeed's scheduler has its own defaults for missing values.
                 draft.instead(
                     Field::LearningRate,
                     "the training script creates the scheduler, because not all of its settings were given",

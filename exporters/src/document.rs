@@ -1,4 +1,4 @@
-//! A trainer's configuration as keys and values, and the notations in which trainers take it.
+//! A trainer's configuration as keys and values, and the file formats of trainers.
 
 use crate::launch::quoted;
 use autodist_spec::{InputError, parse, text};
@@ -7,20 +7,20 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-/// Bytes of a trainer's keys and values; its longest files have some ten thousand.
+/// Maximum bytes of a trainer's keys and values; its longest files have some ten thousand.
 const LARGEST: usize = 16 << 20;
-/// A whole number of a trainer's file: all of them fit into the trainers' own 32 bits.
+/// Maximum integer of a trainer's file: all of them fit into the trainers' own 32 bits.
 const LARGEST_COUNT: u32 = i32::MAX as u32;
-/// A size of a model or a job, or a degree.
+/// Maximum size of a model or a job, and maximum degree.
 const LARGEST_SIZE: u32 = 1 << 26;
-/// Blocks of a model, and chunks of a pipeline.
+/// Maximum blocks of a model, and maximum chunks of a pipeline.
 pub(crate) const MOST_BLOCKS: u32 = 10_000;
 
-/// Keys in the order in which they were set. In files that nest, a key is a path: `zero_optimization.stage`.
+/// Keys in the order in which they were set. In nested files, a key is a path: `zero_optimization.stage`.
 #[derive(Debug, Clone, Default)]
 pub struct Document {
     entries: Vec<(String, Value)>,
-    /// Where each key stands.
+    /// The position of each key.
     places: BTreeMap<String, usize>,
     /// Bytes of keys and values that were read from a file.
     bytes: usize,
@@ -63,27 +63,27 @@ impl Document {
         }
     }
 
-    /// Whether a key is there, understood or not.
+    /// Whether the key exists, understood or not.
     pub fn has(&self, key: &str) -> bool {
         self.places.contains_key(key)
     }
 
-    /// A value, which counts as understood from now on.
+    /// A value; marks its key as read.
     pub fn get(&self, key: &str) -> Option<&Value> {
         let (key, value) = &self.entries[*self.places.get(key)?];
         self.read.borrow_mut().insert(key.clone());
         (!value.is_null()).then_some(value)
     }
 
-    /// Keys that nobody asked for.
+    /// Keys that were never read.
     pub fn unread(&self) -> Vec<String> {
         let read = self.read.borrow();
         self.entries.iter().map(|(key, _)| key).filter(|key| !read.contains(*key)).cloned().collect()
     }
 
     /// # Errors
-    /// A key, or a value that was understood, with characters that cannot be seen, or too long. Other values may have
-    /// several lines: nobody looks at them.
+    /// Rejects a key, or a value that was read, with hidden characters or too long. Other values may have
+    /// several lines, because they are ignored.
     pub fn check_texts(&self) -> Result<(), InputError> {
         let read = self.read.borrow();
         for (key, value) in &self.entries {
@@ -100,7 +100,7 @@ impl Document {
         &self.entries
     }
 
-    /// The one way in which a file's whole number becomes one: nothing is rounded, cut off or guessed.
+    /// Parses every integer of a file: without rounding, truncation or guesses.
     fn whole(&self, key: &str, least: u64, most: u64) -> Result<Option<u64>, InputError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match whole(value).filter(|number| (least..=most).contains(number)) {
@@ -115,21 +115,21 @@ impl Document {
     }
 
     /// # Errors
-    /// If the value is not a whole number of the size of a count.
+    /// If the value is not an integer in the range of a count.
     pub fn count(&self, key: &str) -> Result<Option<u32>, InputError> {
         self.small(key, 0, LARGEST_COUNT)
     }
 
-    /// A size of a model or a job, or a degree of parallelism: one at least.
+    /// A size of a model or a job, or a degree of parallelism: at least one.
     ///
     /// # Errors
-    /// If the value is none.
+    /// If the value is not such an integer.
     pub fn size(&self, key: &str) -> Result<Option<u32>, InputError> {
         self.small(key, 1, LARGEST_SIZE)
     }
 
     /// # Errors
-    /// If the value is not a whole number.
+    /// If the value is not an integer.
     pub fn seed(&self, key: &str) -> Result<Option<u64>, InputError> {
         self.whole(key, 0, u64::MAX)
     }
@@ -137,13 +137,13 @@ impl Document {
     /// The bytes of a bucket that the file counts in `unit` bytes.
     ///
     /// # Errors
-    /// If the value is not a whole number, or makes more than a tebibyte.
+    /// If the value is not an integer, or is more than a tebibyte.
     pub fn bucket(&self, key: &str, unit: u64) -> Result<Option<u64>, InputError> {
         Ok(self.whole(key, 1, (1 << 40) / unit)?.map(|number| number * unit))
     }
 
     /// # Errors
-    /// If the value is no stage of ZeRO.
+    /// If the value is not a ZeRO stage.
     pub fn zero_stage(&self, key: &str) -> Result<Option<u8>, InputError> {
         Ok(self.small(key, 0, 3)?.map(|stage| stage as u8))
     }
@@ -151,13 +151,13 @@ impl Document {
     /// A number of blocks of a model.
     ///
     /// # Errors
-    /// If the value is none.
+    /// If the value is not such an integer.
     pub fn blocks(&self, key: &str) -> Result<Option<u32>, InputError> {
         self.small(key, 0, MOST_BLOCKS)
     }
 
     /// # Errors
-    /// If the value is no finite number of at most 1e30.
+    /// If the value is not a finite number of at most 1e30.
     pub fn real(&self, key: &str) -> Result<Option<f64>, InputError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match real(value) {
@@ -169,18 +169,18 @@ impl Document {
         }
     }
 
-    /// A number, where the file says it: a variable that only the running script knows says nothing.
+    /// A number, if the file contains it: `None` for a variable that is known only when the script runs.
     ///
     /// # Errors
-    /// If the value is something else.
+    /// If the value is not a number.
     pub fn known_real(&self, key: &str) -> Result<Option<f64>, InputError> {
         if self.is_variable(key) { Ok(None) } else { self.real(key) }
     }
 
-    /// A whole number, likewise.
+    /// Like `known_real`, for an integer.
     ///
     /// # Errors
-    /// If the value is something else.
+    /// If the value is not an integer.
     pub fn known_count(&self, key: &str) -> Result<Option<u32>, InputError> {
         if self.is_variable(key) { Ok(None) } else { self.count(key) }
     }
@@ -188,7 +188,7 @@ impl Document {
     /// Reads a seed, if the key is known.
     ///
     /// # Errors
-    /// If the value is something else.
+    /// If the value is not an integer.
     pub fn known_seed(&self, key: &str) -> Result<Option<u64>, InputError> {
         if self.is_variable(key) { Ok(None) } else { self.seed(key) }
     }
@@ -202,7 +202,7 @@ impl Document {
     }
 
     /// # Errors
-    /// If the value expected true or false.
+    /// If the value is not true or false.
     pub fn flag(&self, key: &str) -> Result<Option<bool>, InputError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match plain(value).to_ascii_lowercase().as_str() {
@@ -212,10 +212,10 @@ impl Document {
         }
     }
 
-    /// Numbers of a list, or of a string of them with commas between: one for each block at most, each at most `most`.
+    /// Integers of a list, or of a comma-separated string: at most one per block, each at most `most`.
     ///
     /// # Errors
-    /// If one of them is not a whole number, or too large, or there are too many.
+    /// If one of them is not an integer, or too large, or there are too many.
     pub fn counts(&self, key: &str, most: u32) -> Result<Option<Vec<u32>>, InputError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let entry =
@@ -249,7 +249,7 @@ impl Document {
         }
     }
 
-    /// What the keys of files that nest say.
+    /// The keys of nested files as a tree.
     pub fn tree(&self) -> Value {
         let mut root = Map::new();
         for (key, value) in &self.entries {
@@ -292,14 +292,14 @@ impl Document {
     }
 
     /// # Errors
-    /// If the text is no JSON object, or has what no document may have.
+    /// If the text is not a JSON object, or has content that documents must not have.
     pub fn of_json(text: &str) -> Result<Self, InputError> {
         let seen = parse::look_over(&mut serde_json::Deserializer::from_str(text))?;
         object(seen.and_then(|()| serde_json::from_str(text)).map_err(|error| error.to_string()), "JSON")
     }
 
     /// # Errors
-    /// If the text is no YAML mapping, or has what no document may have.
+    /// If the text is not a YAML mapping, or has content that documents must not have.
     pub fn of_yaml(text: &str) -> Result<Self, InputError> {
         let seen = parse::look_over(serde_yaml_ng::Deserializer::from_str(text))?;
         object(seen.and_then(|()| serde_yaml_ng::from_str(text)).map_err(|error| error.to_string()), "YAML")
@@ -315,13 +315,13 @@ impl Document {
         yaml(&self.tree())
     }
 
-    /// Flags of the command lines in a shell script or a file of arguments: `--flag value`, `--flag=value`, or a bare
-    /// `--flag`, whose value is true. `NAME=value` defines what `$NAME` stands for.
+    /// Flags of the command lines in a shell script or an argument file: `--flag value`, `--flag=value`, or a
+    /// bare `--flag`, whose value is true. `NAME=value` defines `$NAME`.
     ///
     /// # Errors
-    /// If quotes do not close, or a flag's value cannot be known without running the script.
+    /// If quotes do not close, or a flag's value is known only when the script runs.
     pub fn of_flags(text: &str) -> Result<Self, InputError> {
-        // Files from Windows end their lines in two characters.
+        // Windows files end their lines with two characters.
         let words = shlex::split(&text.replace("\r\n", "\n").replace("\\\n", " ")).ok_or_else(|| {
             InputError::new("", "", "has an opening quote without a closing one")
                 .hint("give a file with only the arguments, as --flag value")
@@ -351,7 +351,7 @@ impl Document {
                 filled = Some(flag);
                 continue;
             }
-            // Flags that take several numbers.
+            // Flags with several numbers.
             if let Some(flag) = filled.as_ref().filter(|_| word.parse::<f64>().is_ok()) {
                 document.append(flag, word);
                 continue;
@@ -394,7 +394,7 @@ impl Document {
 
 fn resolve(flag: &str, value: &str, variables: &BTreeMap<String, String>) -> Result<String, InputError> {
     let mut value = value.to_owned();
-    // A variable may stand for another one.
+    // A variable may refer to another one.
     for _ in 0..8 {
         if value.len() > text::LONGEST_TEXT {
             return Err(InputError::new(format!("--{flag}"), value, "is too long")
@@ -412,7 +412,7 @@ fn resolve(flag: &str, value: &str, variables: &BTreeMap<String, String>) -> Res
         let closed = !braces || value.as_bytes().get(end - 1) == Some(&b'}');
         match variables.get(&name) {
             Some(known) if closed => value = format!("{}{known}{}", &value[..at], &value[end..]),
-            // What says nothing about the split may be anything.
+            // Values that do not affect the strategy may be anything.
             _ => return Ok(value),
         }
     }
@@ -430,7 +430,7 @@ fn object(value: Result<Value, String>, notation: &str) -> Result<Document, Inpu
     }
 }
 
-/// A value as a whole number, if it is one as it stands: `8`, not `8.9`, ` 8`, `+8`, `08`, `0x10` or `8e0`.
+/// A value as an integer, if it is written as one: `8`, not `8.9`, ` 8`, `+8`, `08`, `0x10` or `8e0`.
 fn whole(value: &Value) -> Option<u64> {
     match value {
         Value::String(text) => {
@@ -438,7 +438,7 @@ fn whole(value: &Value) -> Option<u64> {
             let plain = digits && (text == "0" || !text.starts_with('0'));
             plain.then(|| text.parse().ok()).flatten()
         }
-        // Some writers give all numbers a point; up to 2^53 nothing is lost by it.
+        // Some writers give all numbers a decimal point; up to 2^53 this is exact.
         value => value.as_u64().or_else(|| {
             let real = value.as_f64().filter(|n| n.fract() == 0.0 && (0.0..=9e15).contains(n))?;
             Some(real as u64)
@@ -446,7 +446,7 @@ fn whole(value: &Value) -> Option<u64> {
     }
 }
 
-/// A value as a number, no larger than any quantity is.
+/// A value as a number, with an upper limit.
 fn real(value: &Value) -> Option<f64> {
     let number: Option<f64> = match value {
         Value::String(text) => text.parse().ok(),
@@ -455,10 +455,10 @@ fn real(value: &Value) -> Option<f64> {
     number.filter(|number| (-1e30..=1e30).contains(number))
 }
 
-/// `dividend / divisor`, where that leaves nothing.
+/// `dividend / divisor`, which must be exact.
 ///
 /// # Errors
-/// If it does; `key` is said to be wrong, by `what` it should be a multiple of.
+/// If it is not; the error says that `key` should be a multiple of `what`.
 pub(crate) fn quotient(key: &str, dividend: u64, divisor: u64, what: &str) -> Result<u32, InputError> {
     if divisor == 0 || !dividend.is_multiple_of(divisor) {
         return Err(InputError::new(key, dividend, format!("must be a multiple of {what}, {divisor}"))
@@ -470,14 +470,14 @@ pub(crate) fn quotient(key: &str, dividend: u64, divisor: u64, what: &str) -> Re
 /// The product of a file's numbers.
 ///
 /// # Errors
-/// If it is larger than any count.
+/// If it is larger than the largest count.
 pub(crate) fn product(key: &str, factors: &[u32]) -> Result<u32, InputError> {
     let product = factors.iter().fold(1, |product: u64, factor| product.saturating_mul(u64::from(*factor)));
     u32::try_from(product).ok().filter(|n| *n <= LARGEST_COUNT).ok_or_else(|| too_large(key, product))
 }
 
 /// # Errors
-/// If a number that others are divided by is not above zero.
+/// If a divisor is not positive.
 pub(crate) fn above_zero(key: &str, value: f64) -> Result<(), InputError> {
     if value > 0.0 {
         return Ok(());
@@ -516,12 +516,12 @@ pub(crate) fn shortest(number: f64) -> String {
     }
 }
 
-/// A number that came out of arithmetic, without the digits that rounding left behind: 3e-3 x 0.1 is 3e-4.
+/// A computed number without rounding errors in its digits: 3e-3 x 0.1 is 3e-4.
 pub(crate) fn rounded(number: f64) -> f64 {
     format!("{number:.13e}").parse().unwrap_or(number)
 }
 
-/// Without an exponent: YAML 1.1 takes `1e-5`, which has no point, for a string.
+/// Without an exponent: YAML 1.1 reads `1e-5`, which has no point, as a string.
 fn decimal(number: &Number) -> String {
     match number.as_f64() {
         Some(real) if number.is_f64() => {
@@ -532,7 +532,7 @@ fn decimal(number: &Number) -> String {
     }
 }
 
-/// Double quotes as JSON has them, and escapes for what YAML takes for line breaks and JSON does not.
+/// Double quotes as in JSON, with escapes for line breaks that are special only in YAML.
 fn in_quotes(text: &str) -> String {
     let mut quoted = String::new();
     for c in Value::from(text).to_string().chars() {
@@ -552,7 +552,7 @@ pub(crate) fn yaml(value: &Value) -> String {
         match value {
             Value::String(text) => {
                 let plain = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
-                // Quoted where YAML might take it for something else.
+                // Quoted if YAML could interpret it as another type.
                 let word = text.chars().next().is_some_and(|c| c.is_ascii_alphabetic())
                     && text.chars().all(plain)
                     && !["true", "false", "yes", "no", "on", "off", "null", "y", "n"]
@@ -593,7 +593,7 @@ pub(crate) fn yaml(value: &Value) -> String {
             _ => {}
         }
     }
-    /// Whether a value takes lines of its own.
+    /// Whether a value is written on separate lines.
     fn nests(value: &Value) -> bool {
         match value {
             Value::Object(map) => !map.is_empty(),

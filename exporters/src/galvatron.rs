@@ -22,7 +22,7 @@ impl Exporter for Galvatron {
     }
 
     fn unsupported_fields(&self) -> &'static [UnsupportedField] {
-        LACKS
+        UNSUPPORTED
     }
 
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
@@ -54,7 +54,7 @@ impl Exporter for Galvatron {
     }
 }
 
-static LACKS: &[UnsupportedField] = &[
+static UNSUPPORTED: &[UnsupportedField] = &[
     instead(Field::Data, "the processes that torchrun starts, divided by the other degrees"),
     instead(Field::Model, "the training script builds the model"),
     instead(Field::SeqLen, "set in the launch script"),
@@ -107,7 +107,7 @@ static ROWS: &[FieldMapping] = &[
         field: Field::MicroBatch,
         theirs: "chunks",
         write: |settings, draft| draft.set("chunks", settings.micro_batches()),
-        // How many data ranks share a chunk is not in this file.
+        // The file does not contain the number of data ranks that share a chunk.
         read: |document, _| {
             document.size("chunks")?;
             Ok(false)

@@ -48,7 +48,7 @@ impl Exporter for Kubernetes {
 
 const NAME: &str = "autodist";
 
-/// The plan, for pods to mount.
+/// The plan, as a ConfigMap to mount into pods.
 fn config_map(job: &Export<'_>) -> String {
     yaml(&json!({
         "apiVersion": "v1",
@@ -58,7 +58,7 @@ fn config_map(job: &Export<'_>) -> String {
     }))
 }
 
-/// What each node runs, with NODE_RANK and MASTER_ADDR set where there are several.
+/// The command of each node, with NODE_RANK and MASTER_ADDR set if there are several nodes.
 fn command(job: &Export<'_>) -> String {
     match &job.options.script {
         Some(script) => format!("exec bash {}", quoted(script)),
@@ -86,7 +86,7 @@ fn to_fill(job: &Export<'_>) -> Vec<Value> {
 fn jobset(job: &Export<'_>) -> Value {
     let own = job.options.script.is_none();
     let machines = job.machines;
-    // A JobSet's pods are known as <jobset>-<job>-<job index>-<pod index>.<jobset>.
+    // The DNS name of a JobSet's pod is <jobset>-<job>-<job index>-<pod index>.<jobset>.
     let mut environment = json!([
         { "name": "MASTER_ADDR", "value": format!("{NAME}-node-0-0.{NAME}") },
         {
@@ -137,7 +137,7 @@ fn jobset(job: &Export<'_>) -> Value {
 }
 
 fn trainjob(job: &Export<'_>) -> Value {
-    // The runtime sets PET_NODE_RANK and PET_MASTER_ADDR, which torchrun reads in the place of flags.
+    // The runtime sets PET_NODE_RANK and PET_MASTER_ADDR, which torchrun reads instead of flags.
     let command =
         format!("export NODE_RANK=\"$PET_NODE_RANK\" MASTER_ADDR=\"$PET_MASTER_ADDR\"; {}", command(job));
     let mut value = json!({

@@ -1,22 +1,22 @@
-//! What starts processes on a plan's machines.
+//! Launch scripts for a plan's machines.
 
 use crate::Export;
 use autodist_spec::{Cluster, InputError, text};
 use std::fmt::Write;
 
-/// Machines of one size, and what runs on them.
+/// The machines of a plan, which have equal sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Machines {
     pub nodes: u32,
-    /// Devices of each.
+    /// Devices per machine.
     pub devices: u32,
-    /// Whether devices are GPUs; else a process has a core.
+    /// Whether devices are GPUs; otherwise each process has a core.
     pub gpus: bool,
 }
 
 impl Machines {
     /// # Errors
-    /// If nodes differ in size: launchers start as many processes on each.
+    /// If nodes differ in size: launchers start the same number of processes on each.
     pub fn of(cluster: &Cluster, gpus: bool) -> Result<Self, InputError> {
         let sizes = cluster.devices_per_node();
         let devices = sizes.first().copied().unwrap_or(1);
@@ -35,7 +35,7 @@ impl Machines {
         self.nodes * self.devices
     }
 
-    /// `torchrun` with one process a device; where there are several nodes, each runs the script.
+    /// `torchrun` with one process per device; with several nodes, each runs the script.
     pub fn torchrun(self) -> String {
         let mut text = format!("torchrun --nnodes {} --nproc-per-node {}", self.nodes, self.devices);
         if self.nodes > 1 {
@@ -45,7 +45,7 @@ impl Machines {
     }
 }
 
-/// A word of a shell's command line that stands for `word` alone, whatever it holds.
+/// `word` quoted as a single word of a shell command line.
 pub(crate) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-.,/:=".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -55,16 +55,16 @@ pub(crate) fn quoted(word: &str) -> String {
     }
 }
 
-/// A comment of a script: one line, whatever the text holds.
+/// A comment of a script on one line, for any text.
 pub(crate) fn comment(words: &str) -> String {
     format!("# {}\n", text::shown(words, 400))
 }
 
-/// A shell script that begins with what must be known on every node.
+/// A shell script that starts with the settings that every node needs.
 pub struct Script(String);
 
 impl Script {
-    /// `purpose` is a sentence; `setup` are lines that prepare what the command needs.
+    /// `purpose` is a sentence; `setup` are lines that prepare the command.
     pub fn new(purpose: &str, machines: Machines, setup: &[&str]) -> Self {
         let mut text = format!("#!/usr/bin/env bash\n{}", comment(purpose));
         if machines.nodes > 1 {
@@ -85,7 +85,8 @@ impl Script {
         Self(text)
     }
 
-    /// Ends the script where what the trainer needs and nobody gave is not in the environment.
+    /// Adds a check that ends the script if a required hyperparameter that was not given is missing in the
+    /// environment.
     #[must_use]
     pub fn asking(mut self, job: &Export<'_>) -> Self {
         for ask in job.asked() {
@@ -103,7 +104,7 @@ impl Script {
         self
     }
 
-    /// A command over several lines; what the script is called with goes to the command.
+    /// A command over several lines; the script's arguments are passed on to it.
     #[must_use]
     pub fn run(mut self, command: &str, arguments: &[String]) -> String {
         self.0 += &format!("exec {command}");

@@ -1,8 +1,9 @@
-//! Plans as other trainers take them, and back.
+//! Converts plans to and from the configurations of other trainers.
 //!
-//! A trainer is a list of [`FieldMapping`]s, each a field of a plan in the trainer's words in both directions, and of
-//! [`UnsupportedField`]s, fields that it has no setting for. So what is written, what is read, and the mapping table in the
-//! documentation are one thing, and no field is forgotten: a test holds both lists of every trainer against [`Field::ALL`].
+//! A trainer is a list of [`FieldMapping`]s, each of which converts a field of a plan to and from the
+//! trainer's settings, and of [`UnsupportedField`]s, for which it has no setting. So writing, reading and the
+//! mapping table in the documentation use the same lists, and a test compares both lists of every trainer
+//! with [`Field::ALL`], so that no field is forgotten.
 
 #![forbid(unsafe_code)]
 
@@ -33,7 +34,7 @@ use row::{Draft, instead, refuse};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-/// What a plan can be written for.
+/// An export target: a trainer or a scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
     Megatron,
@@ -84,7 +85,8 @@ impl Target {
         Self::ALL.into_iter().find(|target| target.name() == name)
     }
 
-    /// Whether it has a configuration of its own; the others start processes, which take the plan file itself.
+    /// Whether it has its own configuration format; the others start processes, which read the plan file
+    /// itself.
     pub fn is_trainer(self) -> bool {
         !matches!(self, Self::Slurm | Self::Kubernetes)
     }
@@ -106,34 +108,34 @@ impl Target {
     }
 }
 
-/// How plans are written for one target.
+/// Writes plans for one target.
 pub trait Exporter: Sync {
-    /// The version whose settings these are.
+    /// The version of the trainer whose settings these are.
     fn version(&self) -> &'static str;
 
     fn rows(&self) -> &'static [FieldMapping];
 
     fn unsupported_fields(&self) -> &'static [UnsupportedField];
 
-    /// What its script asks for by name, as the trainer cannot do without and nobody gave it.
+    /// Required hyperparameters that the script reads from the environment if they are not given.
     fn asks(&self) -> &'static [Ask] {
         &[]
     }
 
-    /// A key of the document as the trainer's file has it.
+    /// A key of the document in the spelling of the trainer's file.
     fn spelled(&self, key: &str) -> String {
         key.to_owned()
     }
 
-    /// The files of a configuration, and what starts it.
+    /// The files of a configuration, and the script that starts it.
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File>;
 
     /// # Errors
-    /// If the text is not in the trainer's notation.
+    /// If the text is not in the trainer's file format.
     fn parse(&self, text: &str) -> Result<Document, InputError>;
 }
 
-/// What is exported.
+/// The inputs of an export.
 pub struct Export<'a> {
     pub exporter: &'static dyn Exporter,
     pub plan: &'a Plan,
@@ -142,18 +144,18 @@ pub struct Export<'a> {
     pub options: &'a Options,
 }
 
-/// A hyperparameter that a trainer cannot do without, and the variable by which its script asks for it.
+/// A hyperparameter that a trainer requires, and the variable from which its script reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ask {
     pub what: Hyperparameter,
     /// The trainer's name for it.
     pub key: &'static str,
-    /// In the environment.
+    /// Name in the environment.
     pub variable: &'static str,
 }
 
 impl Ask {
-    /// A line of a script that ends it where the variable is empty.
+    /// A line of a script that ends it if the variable is empty.
     pub(crate) fn line(&self) -> String {
         let what = match self.what {
             Hyperparameter::PeakLearningRate => "peak learning rate, such as 0.0003",
@@ -168,7 +170,7 @@ impl Ask {
 }
 
 impl Export<'_> {
-    /// What the script asks for.
+    /// The hyperparameters that the script reads from the environment.
     pub(crate) fn asked(&self) -> impl Iterator<Item = &'static Ask> {
         self.exporter
             .asks()
@@ -177,26 +179,26 @@ impl Export<'_> {
     }
 }
 
-/// A hyperparameter that is not in the files, as nobody gave it.
+/// A hyperparameter that is not in the files, because it was not given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotGiven {
     pub what: Hyperparameter,
-    /// The variables by which the script asks for it; where there are none, the trainer's own default holds.
+    /// The variables from which the script reads it; if empty, the trainer's default applies.
     pub asked_as: Vec<&'static str>,
 }
 
-/// What a plan does not say.
+/// Options of an export that are not part of a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Steps between checkpoints; absent for none.
+    /// Steps between checkpoints; `None` for no checkpoints.
     pub checkpoint_interval: Option<u32>,
-    /// For Slurm and Kubernetes: a script to start on every node, in place of this program.
+    /// For Slurm and Kubernetes: a script to start on every node, instead of autodist.
     pub script: Option<String>,
     /// Container image, for Kubernetes.
     pub image: String,
 }
 
-/// A file to write, whole.
+/// A complete file to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct File {
     pub name: String,
@@ -214,17 +216,18 @@ impl File {
     }
 }
 
-/// What one way of training became.
+/// The result of an export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exported {
     pub files: Vec<File>,
-    /// What the trainer was not told, and what it does instead.
+    /// Settings that the trainer does not support, and what it does instead.
     pub notes: Vec<Note>,
-    /// Hyperparameters that nobody gave: plans are made with built-in defaults, which suit no other training.
+    /// Hyperparameters that were not given: plans use built-in defaults, which are not suitable for other
+    /// training.
     pub not_given: Vec<NotGiven>,
 }
 
-/// No trainer that is started as a script chooses algorithms or places ranks.
+/// No trainer that is started by a script supports a choice of algorithms or placement.
 const EVERYWHERE: [UnsupportedField; 3] = [
     instead(
         Field::Algorithms,
@@ -251,7 +254,7 @@ pub fn unsupported_fields(target: Target) -> impl Iterator<Item = &'static Unsup
 /// Writes a plan for a target.
 ///
 /// # Errors
-/// Everything that the target cannot express and nothing can stand for, each with the way out.
+/// Everything that the target cannot express and that has no substitute, each with an alternative.
 pub fn export(plan: &Plan, target: Target, options: &Options) -> Result<Exported, Vec<InputError>> {
     let settings = Settings::of(plan, options.checkpoint_interval);
     let machines =
@@ -270,7 +273,8 @@ pub fn export(plan: &Plan, target: Target, options: &Options) -> Result<Exported
     }
     let job = Export { exporter, plan, settings: &settings, machines, options };
     let files = exporter.files(&document, &job);
-    // What only starts processes hands on the plan, and asks for what it starts this program with.
+    // Targets that only start processes pass on the plan, and read the arguments of autodist from the
+    // environment.
     let asked_only = !target.is_trainer();
     let asked: Vec<_> = job.asked().filter(|_| !asked_only || options.script.is_none()).collect();
     let not_given = |what: &Hyperparameter| !settings.gives(*what) && what.is_of(&settings.optimizer);
@@ -282,28 +286,28 @@ pub fn export(plan: &Plan, target: Target, options: &Options) -> Result<Exported
     Ok(Exported { files, notes, not_given })
 }
 
-/// What a trainer's file says.
+/// The content of a trainer's file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Imported {
     pub settings: Settings,
-    /// What the file says; the rest of the settings are defaults.
+    /// Fields that the file contains; all other settings are defaults.
     pub known: BTreeSet<Field>,
-    /// Keys of the file that say nothing of a plan, or nothing that is understood.
+    /// Keys of the file that do not affect a plan, or were not understood.
     pub unread: Vec<String>,
-    /// Keys of the file that say something of a field.
+    /// Keys of the file that affect a field.
     keys: BTreeMap<Field, String>,
 }
 
 impl Imported {
-    /// The keys by which the file says a field, if it does.
+    /// The keys of the file that set a field, if any.
     pub fn keys(&self, field: Field) -> Option<&str> {
         self.keys.get(&field).map(String::as_str)
     }
 
-    /// Whether the stages that the file lists are those of a pipeline over `blocks` blocks.
+    /// Checks that the stages in the file are those of a pipeline over `blocks` blocks.
     ///
     /// # Errors
-    /// If they are not; names their keys.
+    /// If they are not; the error names their keys.
     pub fn check_stages(&self, blocks: u32) -> Result<(), InputError> {
         let Some(keys) = self.keys(Field::Stages).filter(|_| self.known.contains(&Field::Stages)) else {
             return Ok(());
@@ -332,10 +336,10 @@ impl Imported {
     }
 }
 
-/// Reads a trainer's file. `model` is what is trained, where the file does not say it.
+/// Reads a trainer's file. `model` is used if the file does not contain the model.
 ///
 /// # Errors
-/// If it is not in the trainer's notation, or a value cannot be.
+/// If it is not in the trainer's file format, or a value is invalid.
 pub fn import(target: Target, text: &str, model: Option<ModelSpec>) -> Result<Imported, InputError> {
     let exporter = target.exporter();
     let document = exporter.parse(text)?;

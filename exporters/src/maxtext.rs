@@ -1,4 +1,4 @@
-//! MaxText's YAML over its `base.yml`.
+//! MaxText's YAML, which overrides its `base.yml`.
 
 use crate::document::{Document, product, quotient, rounded};
 use crate::launch::{Machines, Script};
@@ -26,7 +26,7 @@ impl Exporter for MaxText {
     }
 
     fn unsupported_fields(&self) -> &'static [UnsupportedField] {
-        LACKS
+        UNSUPPORTED
     }
 
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
@@ -69,7 +69,7 @@ impl Exporter for MaxText {
 /// Axes of the mesh, the one with the most traffic first.
 const AXES: [&str; 6] = ["tensor", "context", "expert", "fsdp", "data", "pipeline"];
 
-/// Divides each axis into what fits into a node (ici) and what spans nodes (dcn).
+/// Splits each axis into the part inside a node (ici) and the part across nodes (dcn).
 fn split(document: &Document, machines: Machines) -> Document {
     let mut all = Document::default();
     let mut room = u64::from(machines.devices);
@@ -107,7 +107,7 @@ fn greatest_common_divisor(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
-/// The whole size of an axis.
+/// The total size of an axis.
 fn axis(document: &Document, name: &str) -> Result<u32, InputError> {
     let part = |place: &str| document.size(&format!("{place}_{name}_parallelism"));
     let (inside, across) = (part("ici")?.unwrap_or(1), part("dcn")?.unwrap_or(1));
@@ -117,7 +117,7 @@ fn axis(document: &Document, name: &str) -> Result<u32, InputError> {
 const OPTIMIZER: OptimizerKeys =
     OptimizerKeys { betas: ["adam_b1", "adam_b2"], epsilon: "adam_eps", weight_decay: "adam_weight_decay" };
 
-static LACKS: &[UnsupportedField] = &[
+static UNSUPPORTED: &[UnsupportedField] = &[
     refuse(
         Field::Stages,
         "all stages hold the same number of blocks",
@@ -193,7 +193,8 @@ static ROWS: &[FieldMapping] = &[
                 head_dim: document.size("head_dim")?.unwrap_or(128),
                 ffn,
                 vocab: document.size("vocab_size")?.unwrap_or(32_000),
-                // Rotary positions have no table; sequences are as long as the next setting says.
+                // Rotary embeddings have no table; the maximum sequence length is taken from the next
+                // setting.
                 max_seq_len: document.size("max_target_length")?.unwrap_or(2048),
                 positions: Positions::Rotary {
                     theta: document.real("rope_max_timescale")?.unwrap_or(10_000.0),
@@ -329,7 +330,7 @@ static ROWS: &[FieldMapping] = &[
                 );
             }
         },
-        // The global batch, which is read next, says how many sequences a micro-batch has.
+        // The global batch, which is read next, determines the number of sequences in a micro-batch.
         read: |document, _| Ok(document.has("per_device_batch_size")),
     },
     FieldMapping {
@@ -347,7 +348,8 @@ static ROWS: &[FieldMapping] = &[
             let count = if settings.pipeline == 1 { steps } else { count.unwrap_or(settings.pipeline) };
             let devices = product("devices", &settings.degrees())?;
             let sequences = per_device * f64::from(devices) * f64::from(steps);
-            // A part of a sequence a device is a decimal fraction, which its product with the devices need not end.
+            // A fraction of a sequence per device is written as a decimal, whose product with the devices may
+            // not be exact.
             let whole = sequences.round();
             if !(1.0..=f64::from(1 << 26)).contains(&whole) || (sequences - whole).abs() > 1e-6 * whole {
                 let problem = format!(

@@ -26,7 +26,7 @@ impl Exporter for Megatron {
     }
 
     fn unsupported_fields(&self) -> &'static [UnsupportedField] {
-        LACKS
+        UNSUPPORTED
     }
 
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
@@ -57,8 +57,8 @@ impl Exporter for Megatron {
     }
 }
 
-/// Kernels of tensor and sequence parallelism must begin in the order in which they were queued; Megatron's FSDP will not have
-/// that.
+/// Kernels of tensor and sequence parallelism must start in the order in which they were queued; Megatron's
+/// FSDP does not support this setting.
 pub(crate) fn connections(zero_stage: u8) -> Vec<&'static str> {
     if zero_stage > 1 {
         vec!["unset CUDA_DEVICE_MAX_CONNECTIONS"]
@@ -72,7 +72,7 @@ pub(crate) const TF32: &str = "export NVIDIA_TF32_OVERRIDE=1";
 const OPTIMIZER: OptimizerKeys =
     OptimizerKeys { betas: ["adam-beta1", "adam-beta2"], epsilon: "adam-eps", weight_decay: "weight-decay" };
 
-static LACKS: &[UnsupportedField] = &[PARAMETERS_AS_THEY_ARE, ACTIVATIONS_AS_THEY_ARE];
+static UNSUPPORTED: &[UnsupportedField] = &[PARAMETERS_AS_THEY_ARE, ACTIVATIONS_AS_THEY_ARE];
 
 pub(crate) static ROWS: &[FieldMapping] = &[
     FieldMapping {
@@ -131,7 +131,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                     Some(channels) => channels,
                     None => quotient("hidden-size", hidden.into(), heads.into(), "num-attention-heads")?,
                 },
-                // Two thirds, so that SwiGLU's three matrices weigh as much as two.
+                // Two thirds, so that SwiGLU's three matrices have as many parameters as two.
                 ffn: document.size("ffn-hidden-size")?.unwrap_or(if swiglu {
                     (4 * hidden * 2 / 3) / 64 * 64
                 } else {
@@ -159,7 +159,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
     FieldMapping {
         field: Field::Data,
         theirs: "nnodes, nproc-per-node",
-        // What is left of the processes that torchrun starts.
+        // It follows from the number of processes that torchrun starts.
         write: |_, _| {},
         read: |document, settings| {
             let per_node = match document.size("nproc-per-node")? {
@@ -190,7 +190,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
         field: Field::VirtualStages,
         theirs: "num-virtual-stages-per-pipeline-rank",
         write: |settings, draft| {
-            // A layout says it by the number of its stages.
+            // A layout determines it by the number of its stages.
             if settings.virtual_stages > 1 && settings.does_without(Field::Stages) {
                 draft.set("num-virtual-stages-per-pipeline-rank", settings.virtual_stages);
             }
@@ -251,7 +251,8 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                 let ends = first.into_iter().chain(last).collect::<Vec<_>>();
                 let between = chunks.saturating_sub(ends.len() as u32).max(1);
                 let rest = layers.saturating_sub(ends.iter().sum());
-                // Each of the stages between holds a block at least, so that there are no more of them than blocks.
+                // Each of the inner stages has at least one block, so there are at most as many stages as
+                // blocks.
                 if settings.virtual_stages > 1 || !rest.is_multiple_of(between) || chunks > layers {
                     let shown = format!("{first:?}, {last:?}");
                     return Err(InputError::new(
@@ -336,10 +337,10 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                 draft.set("use-megatron-fsdp", true);
                 let what = if settings.zero_stage == 2 { "optim_grads" } else { "optim_grads_params" };
                 draft.set("data-parallel-sharding-strategy", what);
-                // The one format in which its shards are saved.
+                // The only format in which its shards are saved.
                 draft.set("ckpt-format", "fsdp_dtensor");
             }
-            // Gradients and parameters travel beside compute, as the plan has them.
+            // Gradient and parameter collectives overlap with compute, as in the plan.
             draft.set("overlap-grad-reduce", settings.data > 1);
             draft.set("overlap-param-gather", settings.data > 1 && settings.zero_stage > 0);
         },
@@ -365,7 +366,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                 }
                 (false, _) => u8::from(distributed),
             };
-            // One data rank has nobody to share with.
+            // With one data rank there is nothing to shard.
             if settings.data == 1 {
                 settings.zero_stage = 0;
             }
@@ -394,7 +395,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
     FieldMapping {
         field: Field::BucketBytes,
         theirs: "ddp-bucket-size",
-        // In elements, of four bytes: gradients are summed in fp32.
+        // In elements of four bytes: gradients are reduced in fp32.
         write: |settings, draft| draft.set("ddp-bucket-size", settings.bucket_bytes.div_ceil(4)),
         read: |document, settings| {
             let Some(bytes) = document.bucket("ddp-bucket-size", 4)? else { return Ok(false) };
@@ -476,7 +477,8 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                 } else {
                     draft.instead(
                         Field::LearningRate,
-                        "min-lr keeps its default of 0, because the peak was not given",
+                        "min-lr keeps its default of 0, because the peak was not given; give --min-lr to the script to \
+                         change it",
                     );
                 }
             }

@@ -1,4 +1,4 @@
-//! The configuration of Megatron-Bridge, which names in sections what Megatron-LM's command line does.
+//! The configuration of Megatron-Bridge, which has the settings of Megatron-LM's command line in sections.
 
 use crate::document::Document;
 use crate::launch::Script;
@@ -10,10 +10,10 @@ use autodist_spec::{Codec, InputError, Precision};
 
 pub struct MegatronBridge;
 
-/// The other way round than Megatron-LM's flag.
+/// The inverse of Megatron-LM's flag.
 const IN_FP32: &str = "ddp.grad_reduce_in_fp32";
 
-/// Megatron-LM's flag, and where Megatron-Bridge's configuration has it.
+/// Megatron-LM's flag, and its key in Megatron-Bridge's configuration.
 const PATHS: [(&str, &str); 38] = [
     ("seq-length", "model.seq_length"),
     ("micro-batch-size", "train.micro_batch_size"),
@@ -61,12 +61,12 @@ impl Exporter for MegatronBridge {
     }
 
     fn rows(&self) -> &'static [FieldMapping] {
-        // All but the first row, the model: that comes from the recipe.
+        // All but the first row, the model, which comes from the recipe.
         &ROWS[1..]
     }
 
     fn unsupported_fields(&self) -> &'static [UnsupportedField] {
-        LACKS
+        UNSUPPORTED
     }
 
     fn spelled(&self, flag: &str) -> String {
@@ -122,7 +122,7 @@ impl Exporter for MegatronBridge {
             let flag = flag.or((path == "checkpoint.save_interval").then_some("save-interval"));
             flat.set(flag.unwrap_or(path), value.clone());
         }
-        // `# world size N` is how files that this program wrote say how many processes there are.
+        // Files written by autodist contain the number of processes as `# world size N`.
         let world = text.lines().find_map(|line| line.strip_prefix("# world size ")?.split(':').next());
         if let Some(world) = world {
             flat.set("nproc-per-node", world);
@@ -131,7 +131,7 @@ impl Exporter for MegatronBridge {
     }
 }
 
-static LACKS: &[UnsupportedField] = &[
+static UNSUPPORTED: &[UnsupportedField] = &[
     instead(Field::Model, "the recipe builds the model: use the recipe of this model"),
     PARAMETERS_AS_THEY_ARE,
     ACTIVATIONS_AS_THEY_ARE,

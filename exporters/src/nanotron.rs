@@ -25,11 +25,11 @@ impl Exporter for Nanotron {
     }
 
     fn unsupported_fields(&self) -> &'static [UnsupportedField] {
-        LACKS
+        UNSUPPORTED
     }
 
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
-        // What nanotron asks for and a plan does not say.
+        // Settings that nanotron requires and a plan does not contain.
         let mut whole = Document::default();
         whole.set("general.project", "autodist");
         whole.set("general.run", format!("{}_%date_%jobid", job.plan.model.name));
@@ -48,12 +48,13 @@ impl Exporter for Nanotron {
             fill += &format!(" -e \"s|\\${{{0}}}|${0}|\"", ask.variable);
         }
         if !fill.is_empty() {
-            // Its file has no way to read the environment. Each node fills in a copy of its own: the folder may be shared.
+            // Its file cannot read the environment. Each node fills in its own copy, because the folder may
+            // be shared.
             config = "\"$filled\"";
             script = script.line("filled=$(mktemp --suffix=.yaml)");
             script = script.line(&format!("sed{fill} \"$(dirname \"$0\")/nanotron.yaml\" > \"$filled\""));
         }
-        // Quoted, a number would be a text.
+        // In quotes, a number would be a string.
         let yaml = job.asked().fold(whole.yaml(), |yaml, ask| {
             yaml.replace(&format!("\"${{{}}}\"", ask.variable), &format!("${{{}}}", ask.variable))
         });
@@ -70,7 +71,7 @@ impl Exporter for Nanotron {
     }
 }
 
-/// What its configuration has no defaults for.
+/// Settings without defaults in its configuration.
 const ASKS: [Ask; 6] = [
     Ask {
         what: Hyperparameter::PeakLearningRate,
@@ -98,7 +99,7 @@ const OPTIMIZER: OptimizerKeys = OptimizerKeys {
     weight_decay: "optimizer.weight_decay",
 };
 
-static LACKS: &[UnsupportedField] = &[
+static UNSUPPORTED: &[UnsupportedField] = &[
     refuse(Field::VirtualStages, "it runs one stage per pipeline rank", "plan with --vpp 1"),
     instead(Field::Stages, "it splits the blocks by its own cost model, as evenly as possible"),
     refuse(Field::Gradients, "it has no gradient compression", "plan with allow.codecs = [\"none\"]"),
@@ -362,7 +363,8 @@ static ROWS: &[FieldMapping] = &[
                 } else {
                     draft.instead(
                         Field::LearningRate,
-                        "min_decay_lr defaults to the peak, because the peak was not given",
+                        "min_decay_lr is not written, because the peak was not given, and defaults to the peak; add it \
+                         to the file to change it",
                     );
                 }
             }

@@ -1,4 +1,4 @@
-//! How one field of a plan is said to one trainer, and what is done about fields that it has no setting for.
+//! How one field of a plan is written for one trainer, and what happens with fields that have no setting.
 
 use crate::document::Document;
 use crate::launch::Machines;
@@ -6,17 +6,18 @@ use crate::settings::{Field, Settings};
 use autodist_spec::{Hyperparameter, InputError, Optimizer, Precision};
 use std::fmt;
 
-/// One field of a plan in a trainer's words, in both directions.
+/// The conversion of one field of a plan to and from a trainer's settings.
 pub struct FieldMapping {
     pub field: Field,
-    /// The trainer's names for it.
+    /// The trainer's setting names.
     pub theirs: &'static str,
     pub write: fn(&Settings, &mut Draft),
-    /// Whether the document says it; rows are read in order, so that a later one may stand on earlier ones.
+    /// Returns whether the document contains the field; rows are read in order, so that later ones may use
+    /// earlier ones.
     pub read: fn(&Document, &mut Settings) -> Result<bool, InputError>,
 }
 
-/// A field that a trainer has no setting for, and what then.
+/// A field without a setting in a trainer, and the consequence.
 #[derive(Clone, Copy)]
 pub struct UnsupportedField {
     pub field: Field,
@@ -25,13 +26,13 @@ pub struct UnsupportedField {
 
 #[derive(Clone, Copy)]
 pub enum Otherwise {
-    /// Without it the plan is another one.
+    /// The plan would not be the same without it.
     Refuse { why: &'static str, way_out: &'static str },
-    /// What is done in its place.
+    /// What the trainer does instead.
     Instead(&'static str),
 }
 
-/// What a trainer was not told, and what it does instead.
+/// A field that the trainer does not support, and what it does instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
     pub field: Field,
@@ -45,7 +46,7 @@ impl fmt::Display for Note {
     }
 }
 
-/// A configuration in the making.
+/// A configuration under construction.
 pub struct Draft<'a> {
     settings: &'a Settings,
     pub machines: Machines,
@@ -63,14 +64,14 @@ impl<'a> Draft<'a> {
         self.document.set(key, value);
     }
 
-    /// A hyperparameter, where somebody gave it.
+    /// Sets a hyperparameter, if it was given.
     pub fn set_given(&mut self, one: Hyperparameter, key: &str, value: impl Into<serde_json::Value>) {
         if self.settings.gives(one) {
             self.set(key, value);
         }
     }
 
-    /// Something else is used than the plan says.
+    /// Records that the trainer uses something other than the plan.
     pub fn instead(&mut self, field: Field, what: impl Into<String>) {
         let note = Note { field, value: self.settings.show(field), instead: what.into() };
         self.notes.push(note);
@@ -120,7 +121,7 @@ pub const NO_PIPELINE: [UnsupportedField; 4] = [
     refuse(Field::Stages, "its configuration has no pipeline parallelism", "plan with --pp 1"),
 ];
 
-/// A row for a value under one key, that `$read` of a document finds.
+/// A row for a value under one key, which `$read` of a document reads.
 macro_rules! keyed {
     ($read:ident, $field:ident, $member:ident, $key:literal) => {
         crate::row::FieldMapping {
@@ -143,7 +144,7 @@ macro_rules! size {
     };
 }
 
-/// A row for the seed under one key, written where somebody gave it.
+/// A row for the seed under one key, written if it was given.
 macro_rules! seed {
     ($key:literal) => {
         crate::row::FieldMapping {
@@ -161,7 +162,7 @@ macro_rules! seed {
     };
 }
 
-/// A row for the largest norm of gradients under one key, written where somebody gave it.
+/// A row for the gradient norm limit under one key, written if it was given.
 macro_rules! clip {
     ($key:literal) => {
         crate::row::FieldMapping {
@@ -180,7 +181,7 @@ macro_rules! clip {
     };
 }
 
-/// A row for a key that says whether all blocks are recomputed whole.
+/// A row for a key that enables full recomputation of all blocks.
 macro_rules! full_recompute {
     ($key:literal) => {
         crate::row::FieldMapping {
@@ -200,7 +201,7 @@ macro_rules! full_recompute {
     };
 }
 
-/// Keys of an optimizer's numbers, where each has one of its own.
+/// Keys of an optimizer's hyperparameters, if each has its own key.
 pub struct OptimizerKeys {
     pub betas: [&'static str; 2],
     pub epsilon: &'static str,
@@ -208,7 +209,7 @@ pub struct OptimizerKeys {
 }
 
 impl OptimizerKeys {
-    /// Those that somebody gave.
+    /// Writes those that were given.
     pub fn write(&self, settings: &Settings, draft: &mut Draft) {
         use Hyperparameter::{Betas, Epsilon, WeightDecay};
         if let Optimizer::AdamW { beta1, beta2, epsilon, .. } = settings.optimizer {
@@ -221,7 +222,7 @@ impl OptimizerKeys {
         draft.set_given(WeightDecay, self.weight_decay, weight_decay);
     }
 
-    /// AdamW with the numbers that the document says, and the trainer's own `otherwise`.
+    /// AdamW with the hyperparameters in the document, and otherwise the trainer's own `otherwise`.
     ///
     /// # Errors
     /// If one of them is not a number.
@@ -258,18 +259,18 @@ impl OptimizerKeys {
     }
 }
 
-/// A learning rate as a document says it.
+/// A learning rate schedule as in a document.
 #[derive(Default)]
 pub struct ReadRate {
     pub peak: Option<f64>,
     pub warmup_steps: Option<u32>,
     pub total_steps: Option<u32>,
-    /// Where the rate falls along a cosine.
+    /// For a cosine decay, the final fraction of the rate.
     pub final_fraction: Option<f64>,
 }
 
 impl ReadRate {
-    /// Takes what is said; whether anything is.
+    /// Stores the values that are present; returns whether there are any.
     pub fn take(self, settings: &mut Settings) -> bool {
         let rate = &mut settings.learning_rate;
         rate.peak = self.peak.unwrap_or(rate.peak);
@@ -286,7 +287,7 @@ impl ReadRate {
     }
 }
 
-/// fp16 with a loss scale, as trainers have it, is no arithmetic of plans.
+/// Refuses fp16 with a loss scale, which plans do not support.
 ///
 /// # Errors
 /// If the key is true.
@@ -298,7 +299,7 @@ pub fn refuse_fp16(document: &Document, key: &str) -> Result<(), InputError> {
     Ok(())
 }
 
-/// Where a trainer has no setting for tf32.
+/// Adds a note if a trainer has no setting for tf32.
 pub fn note_tf32(settings: &Settings, draft: &mut Draft) {
     if settings.precision == Precision::Tf32 {
         draft.instead(Field::Precision, "these files say fp32; set NVIDIA_TF32_OVERRIDE=1 for the processes");

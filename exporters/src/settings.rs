@@ -1,4 +1,4 @@
-//! What a plan says that a trainer may have a setting for, flat.
+//! The fields of a plan that a trainer may have a setting for, as a flat struct.
 
 use crate::document::shortest;
 use autodist_spec::{
@@ -8,7 +8,7 @@ use autodist_spec::{
 use serde::Serialize;
 use std::collections::BTreeSet;
 
-/// One thing that a plan says.
+/// One field of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Field {
     Model,
@@ -75,7 +75,7 @@ impl Field {
         Self::CheckpointInterval,
     ];
 
-    /// As the plan file names it.
+    /// The name in the plan file.
     pub fn name(self) -> &'static str {
         match self {
             Self::Model => "model",
@@ -111,7 +111,7 @@ impl Field {
     }
 }
 
-/// What a learning rate is made of.
+/// The hyperparameters of a learning rate schedule.
 pub(crate) const LEARNING_RATE: [Hyperparameter; 4] = [
     Hyperparameter::PeakLearningRate,
     Hyperparameter::WarmupSteps,
@@ -119,10 +119,10 @@ pub(crate) const LEARNING_RATE: [Hyperparameter; 4] = [
     Hyperparameter::FinalFraction,
 ];
 
-/// A plan, flat. What was read from a trainer's file leaves what that file does not say at its default.
+/// A plan as a flat struct. After reading a trainer's file, fields that it does not contain have defaults.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Settings {
-    /// Absent where the trainer builds it elsewhere.
+    /// Absent if the trainer defines the model elsewhere.
     pub model: Option<ModelSpec>,
     pub data: u32,
     pub tensor: u32,
@@ -139,7 +139,7 @@ pub struct Settings {
     pub sequence_parallel: bool,
     /// Blocks of every model chunk, in the order of the chain.
     pub stages: Vec<u32>,
-    /// Recomputation of every block.
+    /// Recomputation policy of every block.
     pub recompute: Vec<Recompute>,
     pub precision: Precision,
     pub optimizer: Optimizer,
@@ -149,7 +149,7 @@ pub struct Settings {
     pub bucket_bytes: u64,
     #[serde(rename = "reduce.codec")]
     pub gradients: Codec,
-    /// Buckets whose gradients travel in another way than the rest.
+    /// Buckets whose communication differs from the default.
     #[serde(rename = "buckets")]
     pub bucket_codecs: usize,
     pub parameters: Codec,
@@ -157,10 +157,10 @@ pub struct Settings {
     /// Algorithms of tensor-parallel collectives, all-gathers and reductions.
     pub algorithms: [Algorithm; 3],
     pub placement: Vec<u32>,
-    /// Steps between checkpoints; absent where nobody asked for them.
+    /// Steps between checkpoints; `None` for no checkpoints.
     pub checkpoint_interval: Option<u32>,
-    /// The hyperparameters that somebody gave; values of the others are built-in defaults, and are neither written nor
-    /// taken.
+    /// The hyperparameters that were given; values of the others are built-in defaults, and are neither
+    /// written nor read.
     #[serde(skip)]
     pub given: BTreeSet<Hyperparameter>,
 }
@@ -253,7 +253,7 @@ impl Settings {
         self.given.contains(&one)
     }
 
-    /// Notes that somebody gave it, where a file says it; whether it does.
+    /// Marks a hyperparameter as given if a file contains it; returns whether it does.
     pub(crate) fn give(&mut self, one: Hyperparameter, said: bool) -> bool {
         if said {
             self.given.insert(one);
@@ -261,7 +261,7 @@ impl Settings {
         said
     }
 
-    /// The chunks of what was read; embedding and head go with the first and the last.
+    /// The chunks that were read; embedding and head belong to the first and the last.
     pub fn plan_stages(&self) -> Vec<Stage> {
         let blocks: u32 = self.stages.iter().sum();
         let mut recompute = self.recompute.iter().copied();
@@ -287,12 +287,12 @@ impl Settings {
             .collect()
     }
 
-    /// Their product is the number of devices.
+    /// The degrees, whose product is the number of devices.
     pub fn degrees(&self) -> [u32; 4] {
         [self.data, self.tensor, self.pipeline, self.context]
     }
 
-    /// Devices of a plan whose degrees were checked.
+    /// Number of devices of a plan whose degrees were checked.
     pub fn devices(&self) -> u32 {
         self.degrees().iter().fold(1, |product: u32, degree| product.saturating_mul(*degree))
     }
@@ -308,14 +308,14 @@ impl Settings {
             .map_or_else(|| self.stages.iter().copied().fold(0, u32::saturating_add), |model| model.layers)
     }
 
-    /// Equal numbers of blocks per chunk, where they divide.
+    /// Equal numbers of blocks per chunk, if they divide.
     pub fn equal_stages(&self) -> Option<Vec<u32>> {
         let chunks = self.pipeline.saturating_mul(self.virtual_stages);
         (chunks > 0 && self.blocks() > 0 && self.blocks().is_multiple_of(chunks))
             .then(|| vec![self.blocks() / chunks; chunks as usize])
     }
 
-    /// Whether the plan does without what a trainer that lacks the field would have to be told.
+    /// Whether the plan has the field's default, so that a trainer without the field can run it.
     pub fn does_without(&self, field: Field) -> bool {
         match field {
             Field::Data => self.data == 1,
@@ -348,7 +348,7 @@ impl Settings {
         }
     }
 
-    /// A field's value as people read it.
+    /// A field's value for display.
     pub fn show(&self, field: Field) -> String {
         match field {
             Field::Model => self.model.as_ref().map_or_else(|| "unknown".to_owned(), |m| m.name.clone()),
@@ -375,7 +375,7 @@ impl Settings {
         }
     }
 
-    /// The parts of the learning rate that somebody gave.
+    /// The given parts of the learning rate.
     fn show_learning_rate(&self) -> String {
         let LearningRate { peak, warmup_steps, total_steps, final_fraction } = self.learning_rate;
         let parts = [
@@ -388,7 +388,7 @@ impl Settings {
         if given.is_empty() { "not given".to_owned() } else { given.join(", ") }
     }
 
-    /// A field's value, to compare.
+    /// A field's value for comparison.
     pub fn value(&self, field: Field) -> serde_json::Value {
         let all = serde_json::to_value(self).unwrap_or_default();
         all.get(field.name()).cloned().unwrap_or_default()

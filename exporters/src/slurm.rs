@@ -25,7 +25,8 @@ impl Exporter for Slurm {
     fn files(&self, _: &Document, job: &Export<'_>) -> Vec<File> {
         let machines = job.machines;
         let own = job.options.script.is_none();
-        // Trainers' scripts start the processes of their node themselves; this program's ranks are tasks.
+        // Scripts for trainers start the processes of their node themselves; autodist's ranks are Slurm
+        // tasks.
         let (tasks, cores) = if own { (machines.devices, 1) } else { (1, machines.devices) };
         let mut text = format!(
             "#!/bin/bash\n#SBATCH --job-name=autodist\n#SBATCH --nodes={}\n#SBATCH --ntasks-per-node={tasks}\n\
@@ -75,11 +76,11 @@ impl Exporter for Slurm {
     }
 }
 
-/// What asks for the steps where nobody gave them.
+/// Reads the number of steps from the environment if it was not given.
 pub(crate) const ASKS: [Ask; 1] =
     [Ask { what: Hyperparameter::TotalSteps, key: "steps", variable: "TRAIN_STEPS" }];
 
-/// The steps to train, or the variable that has them.
+/// The number of training steps, or the variable that contains it.
 pub(crate) fn steps(job: &Export<'_>) -> String {
     match job.asked().next() {
         Some(ask) => format!("\"${}\"", ask.variable),

@@ -1,11 +1,12 @@
-//! Uneven pipeline stages and recomputation in the words of trainers.
+//! Uneven pipeline stages and recomputation in the formats of trainers.
 
 use crate::row::Draft;
 use crate::settings::{Field, Settings};
 use autodist_spec::{InputError, Recompute};
 
-/// What every block recomputes, for trainers that know one mode for all: the plan's, on all blocks where the plan has it
-/// on some, which needs less memory and more time. A trainer that lacks `selective` recomputes whole blocks.
+/// The recomputation policy for all blocks, for trainers with one policy: the plan's, on all blocks even if
+/// the plan has it on only some, which needs less memory and more time. A trainer without `selective`
+/// recomputes whole blocks.
 pub fn uniform_recompute(settings: &Settings, draft: &mut Draft, selective: bool) -> Recompute {
     let most = settings.recompute.iter().copied().max().unwrap_or_default();
     if most == Recompute::Selective && !selective {
@@ -24,7 +25,7 @@ pub fn uniform_recompute(settings: &Settings, draft: &mut Draft, selective: bool
     most
 }
 
-/// How many of the first blocks of every chunk are recomputed whole, if the plan is like that; then all chunks alike.
+/// The number of first blocks of every chunk that are fully recomputed, if it is the same for all chunks.
 pub fn leading_full(settings: &Settings) -> Option<u32> {
     let mut blocks = settings.recompute.iter();
     let mut leading = None;
@@ -60,10 +61,10 @@ pub fn layout(blocks: &[u32]) -> String {
     blocks.iter().enumerate().map(chunk).collect::<Vec<_>>().join("|")
 }
 
-/// Blocks per chunk of a layout: `E`, `t`, `L` and `|`, commas that mean nothing, `(…)*n` and `x*n` for n times.
+/// Blocks per chunk of a layout: `E`, `t`, `L` and `|`, ignored commas, `(…)*n` and `x*n` for n repetitions.
 ///
 /// # Errors
-/// If there is anything else in it.
+/// If it contains anything else.
 pub fn blocks_of_layout(text: &str) -> Result<Vec<u32>, InputError> {
     let wrong = |problem: &str| {
         InputError::new("pipeline_model_parallel_layout", text, problem)
@@ -81,7 +82,7 @@ pub fn blocks_of_layout(text: &str) -> Result<Vec<u32>, InputError> {
         .collect()
 }
 
-/// No pipeline has more; a factor beyond it is a slip.
+/// Upper limit of repetitions; larger factors are mistakes.
 const LONGEST: usize = 1 << 16;
 
 fn expand(text: &[char], depth: usize) -> Option<String> {

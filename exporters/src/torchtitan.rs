@@ -1,4 +1,4 @@
-//! torchtitan's command line; stages that differ in size need a module in Python beside it.
+//! torchtitan's command line; stages of different sizes need a Python module.
 
 use crate::document::{Document, product, quotient};
 use crate::launch::Script;
@@ -16,7 +16,7 @@ use autodist_spec::{
 
 pub struct Torchtitan;
 
-/// Key of the stages' modules in a document; it is no flag.
+/// Key of the stages' modules in a document, which is not a flag.
 const PARTS: &str = "module_fqns_per_model_part";
 const RECOMPUTE: &str = "activation_checkpoint";
 
@@ -30,7 +30,7 @@ impl Exporter for Torchtitan {
     }
 
     fn unsupported_fields(&self) -> &'static [UnsupportedField] {
-        LACKS
+        UNSUPPORTED
     }
 
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
@@ -42,7 +42,7 @@ impl Exporter for Torchtitan {
         for (key, value) in document.entries() {
             match key.as_str() {
                 PARTS => parts = Some(value),
-                // A subcommand, which must be the last.
+                // A subcommand, which must be last.
                 RECOMPUTE => last.push(format!("activation_checkpoint:{}", value.as_str().unwrap_or("none"))),
                 _ => flags.set(key, value.clone()),
             }
@@ -74,7 +74,7 @@ impl Exporter for Torchtitan {
     }
 
     fn parse(&self, text: &str) -> Result<Document, InputError> {
-        // The module of the stages may come with the command line, in one text.
+        // The module of the stages may be in the same text as the command line.
         let parts = text.lines().find_map(|line| line.trim().strip_prefix("PARTS = "));
         let flags: String = text.lines().filter(|line| !line.trim().starts_with("PARTS = ")).fold(
             String::new(),
@@ -91,7 +91,7 @@ impl Exporter for Torchtitan {
                     "write it as [[\"tok_embeddings\", \"layers.0\"], [\"layers.1\", \"norm\", \"lm_head\"]]",
                 )
             })?;
-            // Values have no notation to break.
+            // The values need no further parsing.
             let _ = parse::look_over(&value)?;
             document.set(PARTS, value);
         }
@@ -99,21 +99,21 @@ impl Exporter for Torchtitan {
     }
 }
 
-/// Models that torchtitan has by the same name, with the line of the script that names them.
+/// Models that torchtitan has under the same name, with the script line that selects them.
 static SHIPPED: [(&str, &str); 3] = [
     ("llama3-8b", "MODULE=${MODULE:-llama3} CONFIG=${CONFIG:-llama3_8b}"),
     ("llama3-70b", "MODULE=${MODULE:-llama3} CONFIG=${CONFIG:-llama3_70b}"),
     ("llama3-405b", "MODULE=${MODULE:-llama3} CONFIG=${CONFIG:-llama3_405b}"),
 ];
 
-/// The entry of that very model: a name alone says little, as anybody may give it.
+/// The entry of the same model: the name alone is not enough, because any model may use it.
 fn shipped(model: &ModelSpec) -> Option<&'static (&'static str, &'static str)> {
     SHIPPED
         .iter()
         .find(|(name, _)| *name == model.name && catalog::model(name).is_ok_and(|known| known == *model))
 }
 
-/// A configuration as another one, but with stages of its own.
+/// A module with a configuration that differs only in its stages.
 fn module(parts: &serde_json::Value) -> String {
     format!(
         "\"\"\"The configuration that AUTODIST_BASE names as module:config, with pipeline stages as planned.\"\"\"\n\
@@ -128,7 +128,7 @@ fn module(parts: &serde_json::Value) -> String {
     )
 }
 
-static LACKS: &[UnsupportedField] = &[
+static UNSUPPORTED: &[UnsupportedField] = &[
     instead(
         Field::Model,
         "the function given by MODULE and CONFIG builds the model: give the one of this model",
@@ -154,14 +154,15 @@ static ROWS: &[FieldMapping] = &[
         field: Field::MicroBatch,
         theirs: "training.local_batch_size, parallelism.pipeline_parallel_microbatch_size",
         write: |settings, draft| {
-            // A pipeline cuts its local batch into micro-batches; elsewhere a local batch is one, and gradients accumulate.
+            // A pipeline splits its local batch into micro-batches; otherwise a local batch is one
+            // micro-batch, and gradients accumulate.
             if settings.pipeline > 1 {
                 draft.set(
                     "training.local_batch_size",
                     settings.micro_batch.saturating_mul(settings.micro_batches()),
                 );
                 draft.set("parallelism.pipeline_parallel_microbatch_size", settings.micro_batch);
-                // The parser asks for it.
+                // The parser requires it.
                 draft.set("training.disable_cuda_graphs", true);
             } else {
                 draft.set("training.local_batch_size", settings.micro_batch);
@@ -170,7 +171,7 @@ static ROWS: &[FieldMapping] = &[
         read: |document, settings| {
             document.flag("training.disable_cuda_graphs")?;
             let key = if settings.pipeline > 1 {
-                // So that it counts as understood.
+                // Marks the key as read.
                 document.size("training.local_batch_size")?;
                 "parallelism.pipeline_parallel_microbatch_size"
             } else {
@@ -200,7 +201,8 @@ static ROWS: &[FieldMapping] = &[
             settings.zero_stage = match policy.as_deref() {
                 _ if !sharded => 0,
                 Some("never") => 2,
-                // Its default keeps parameters where a pipeline would gather them for every micro-batch.
+                // By default it keeps parameters where a pipeline would otherwise gather them for every
+                // micro-batch.
                 None | Some("default") if settings.pipeline > 1 => 2,
                 None | Some("default" | "always") => 3,
                 Some(other) => {
@@ -292,7 +294,8 @@ static ROWS: &[FieldMapping] = &[
                 return;
             }
             if settings.does_without(Field::Stages) {
-                // It would give the ends less, for the embedding and the head.
+                // By default it would give the first and last stage fewer layers, for the embedding and the
+                // head.
                 draft.set(PER_STAGE, settings.stages.first().copied().unwrap_or(1));
                 draft.set("parallelism.pipeline_parallel_first_stage_less_layers", 0);
                 draft.set("parallelism.pipeline_parallel_last_stage_less_layers", 0);
@@ -316,7 +319,7 @@ static ROWS: &[FieldMapping] = &[
                 settings.virtual_stages = quotient("parts of the pipeline", parts, stages, what)?;
                 return Ok(true);
             }
-            // How many stages there are depends on the model, which is not in this file.
+            // The number of stages depends on the model, which is not in this file.
             document.blocks(PER_STAGE)?;
             Ok(false)
         },
@@ -324,10 +327,10 @@ static ROWS: &[FieldMapping] = &[
     FieldMapping {
         field: Field::VirtualStages,
         theirs: "parallelism.pipeline_parallel_schedule, parallelism.pipeline_parallel_layers_per_stage",
-        // Said by the number of layers of a stage.
+        // Determined by the number of layers per stage.
         write: |_, _| {},
         read: |document, settings| {
-            // Two for interleaved schedules is what it takes if nothing is said.
+            // Two is the default for interleaved schedules.
             let said = document.get(PARTS).is_some() || settings.schedule != ScheduleKind::Interleaved;
             if !said {
                 settings.virtual_stages = 2;
@@ -410,7 +413,7 @@ static ROWS: &[FieldMapping] = &[
                 epsilon: epsilon.unwrap_or(1e-8),
                 weight_decay: weight_decay.unwrap_or(0.1),
             };
-            // It trains with no other one.
+            // It supports no other one.
             Ok(true)
         },
     },

@@ -22,11 +22,11 @@ impl Exporter for Transformers {
     }
 
     fn unsupported_fields(&self) -> &'static [UnsupportedField] {
-        LACKS
+        UNSUPPORTED
     }
 
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
-        // What it would refuse was refused by rows of ours; what it notes is said by lacks of ours.
+        // Our rows refuse what it would refuse, and our unsupported fields cover its notes.
         let mut draft = Draft::new(job.settings, job.machines);
         for row in accelerate::Accelerate.rows() {
             (row.write)(job.settings, &mut draft);
@@ -54,7 +54,7 @@ const OPTIMIZER: OptimizerKeys = OptimizerKeys {
     weight_decay: "weight_decay",
 };
 
-static LACKS: &[UnsupportedField] = &[
+static UNSUPPORTED: &[UnsupportedField] = &[
     NO_PIPELINE[0],
     NO_PIPELINE[1],
     NO_PIPELINE[2],
@@ -93,7 +93,7 @@ static ROWS: &[FieldMapping] = &[
         read: |document, settings| {
             let key = "gradient_accumulation_steps";
             let steps = document.size(key)?.unwrap_or(1);
-            // Of one data-parallel rank: how many there are is not in this file.
+            // For one data-parallel rank: the number of ranks is not in this file.
             settings.global_batch = product(key, &[steps, settings.micro_batch])?;
             Ok(false)
         },
@@ -204,7 +204,7 @@ static ROWS: &[FieldMapping] = &[
             let rate = ReadRate {
                 peak: document.real("learning_rate")?,
                 warmup_steps: document.count("warmup_steps")?,
-                // -1 is its word for "by epochs".
+                // -1 means "by epochs".
                 total_steps: match document.real("max_steps")? {
                     Some(-1.0) => None,
                     _ => document.count("max_steps")?,

@@ -1,11 +1,11 @@
-//! Holds what is said of collectives to a table of published ones: sources and groups with their errors.
+//! Compares predicted collectives with a table of published ones, and prints the errors by source and group.
 //!
 //! ```text
 //! cargo run --release -p autodist-hardware --example collectives -- collectives.csv
 //! ```
 //!
-//! Columns: `source,gpu,nodes,gpus,op,bytes,time_us,busbw_gb_s` and others. Rows without bytes are taken to be of 1 GiB, rows
-//! whose nodes' cards nobody told are left out.
+//! Columns: `source,gpu,nodes,gpus,op,bytes,time_us,busbw_gb_s` and others. Rows without bytes are taken as 1
+//! GiB; rows with an unknown number of NICs per node are left out.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
 

@@ -1,4 +1,4 @@
-//! Fits the shipped parameters again, or judges such a fit by what was left out of it.
+//! Fits the shipped parameters again, or evaluates such a fit on held-out measurements.
 //!
 //! ```text
 //! cargo run --release -p autodist-hardware --example kernels -- check gemm.csv attention_forward.csv nccl_one_node.csv [seed]
@@ -8,10 +8,10 @@
 //! cargo run --release -p autodist-hardware --example kernels -- shipped gemm.csv attention_forward.csv nccl_one_node.csv
 //! ```
 //!
-//! `check` leaves out a tenth by chance, `widths` four widths altogether, `devices` each device in turn, which is then told from
-//! the others. `fit` prints the parameters: catalog/kernels.toml;
-//! `shipped` judges those by what they were fitted without, which
-//! `reserved` prints; a part of that is in tests/data.
+//! `check` holds out a random tenth, `widths` four widths altogether, `devices` each device in turn, which is
+//! then predicted from the others. `fit` prints the parameters: catalog/kernels.toml; `shipped` evaluates
+//! those on the measurements that their fit held out, which `reserved` prints; a part of these is in
+//! tests/data.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
 

@@ -1,4 +1,4 @@
-//! How long one price takes to work out, of shapes in no order: all but nothing is in a cache.
+//! How long one price takes to compute, for shapes in random order, so that caches hold almost none of them.
 //!
 //! ```text
 //! cargo run --release -p autodist-hardware --example speed

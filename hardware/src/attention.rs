@@ -1,4 +1,4 @@
-//! How long attention takes: tiles of queries against the keys that they see, and a correction.
+//! Time of attention: tiles of queries against the unmasked keys, and a correction.
 
 use crate::gemm::Chip;
 use crate::tables::Corrections;
@@ -9,22 +9,22 @@ pub struct Attention {
     pub batch: u64,
     /// Queries of each sequence.
     pub sequence: u64,
-    /// Keys of each sequence: `sequence`, or more where queries are split over context-parallel ranks.
+    /// Keys of each sequence: `sequence`, or more if queries are split over context-parallel ranks.
     pub keys: u64,
     pub heads: u64,
-    /// Heads of keys and values; `heads` without grouped queries.
+    /// Key and value heads; equal to `heads` without grouped-query attention.
     pub kv_heads: u64,
     pub head_dim: u64,
-    /// Each query sees the keys up to its own, the last query all of them.
+    /// Causal mask: each query attends to the keys up to its own position, the last query to all of them.
     pub causal: bool,
 }
 
 /// How attention is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttentionKernel {
-    /// One kernel that never writes the scores (FlashAttention and its kin).
+    /// One kernel that never writes the scores to memory (FlashAttention and similar kernels).
     Flash,
-    /// Batched products with masked softmax between, the scores in memory; products do what the mask hides too.
+    /// Batched GEMMs with a masked softmax between, the scores in memory; the GEMMs include masked positions.
     Unfused,
 }
 
@@ -32,24 +32,24 @@ pub enum AttentionKernel {
 const ROWS: f64 = 128.0;
 
 impl Attention {
-    /// Keys that a query sees, on average.
+    /// Unmasked keys of a query, on average.
     pub(crate) fn seen(&self) -> f64 {
         let (sequence, keys) = (self.sequence as f64, self.keys as f64);
         if self.causal { (keys - 0.5 * (sequence - 1.0)).max(0.5 * keys) } else { keys }
     }
 
-    /// Operations of the two products of the forward pass, of what is seen.
+    /// FLOPs of the two GEMMs of the forward pass, for unmasked positions.
     pub fn forward_flops(&self) -> f64 {
         4.0 * (self.batch * self.heads * self.sequence * self.head_dim) as f64 * self.seen()
     }
 
-    /// Queries and results, keys and values: elements.
+    /// Elements of queries and results, and of keys and values.
     pub(crate) fn elements(&self) -> (f64, f64) {
         let queries = 2 * self.batch * self.sequence * self.heads * self.head_dim;
         (queries as f64, (2 * self.batch * self.keys * self.kv_heads * self.head_dim) as f64)
     }
 
-    /// What the corrections are read at: sequence, heads of the batch, heads of keys of the batch.
+    /// The coordinates of the correction tables: sequence, batch × heads, batch × key heads.
     pub(crate) fn sizes(&self) -> [f64; 3] {
         [self.sequence, self.batch * self.heads, self.batch * self.kv_heads].map(|size| size as f64)
     }
@@ -62,17 +62,17 @@ pub(crate) struct AttentionBase {
     pub launch: f64,
     /// Seconds per tile.
     pub tile: f64,
-    /// Part of a processor's rate.
+    /// Fraction of the FLOP/s of one streaming multiprocessor.
     pub rate: f64,
-    /// Part of the memory's rate for queries and results, which adds to the arithmetic.
+    /// Fraction of the memory bandwidth for queries and results, whose time adds to the arithmetic.
     pub queries: f64,
-    /// And for keys and values.
+    /// Fraction of the memory bandwidth for keys and values.
     pub keys: f64,
 }
 
 impl AttentionBase {
-    /// Seconds of the forward pass. Tiles spread evenly, but none is faster than the one that sees most keys (a norm
-    /// of order 4).
+    /// Seconds of the forward pass. Tiles are spread evenly, but the pass takes at least as long as the tile
+    /// with most unmasked keys (combined by a norm of order 4).
     pub fn seconds(&self, chip: &Chip, shape: &Attention) -> f64 {
         let head_dim = shape.head_dim as f64;
         let tile = |keys: f64| 4.0 * ROWS * keys * head_dim / (chip.processor_rate * self.rate) + self.tile;
@@ -95,7 +95,7 @@ pub(crate) struct AttentionModel {
 }
 
 impl AttentionModel {
-    /// Never faster than the processors' peak.
+    /// Never faster than the peak of all streaming multiprocessors.
     pub fn seconds(&self, shape: &Attention) -> f64 {
         let (correction, _) = self.corrections.at(shape.sizes().map(f64::ln));
         let time = self.base.seconds(&self.chip, shape) * correction.exp();

@@ -12,9 +12,9 @@ pub struct NodeShape {
     pub name: String,
     pub device: String,
     pub devices: u32,
-    /// Network cards.
+    /// Network NICs.
     pub nics: u32,
-    /// Rate of each card in one direction.
+    /// Bandwidth of each NIC in one direction.
     pub nic_bytes_per_s: BytesPerSecond,
     pub fabric: String,
     pub source: String,
@@ -25,23 +25,23 @@ pub struct NodeShape {
 #[serde(deny_unknown_fields)]
 pub struct Fabric {
     pub name: String,
-    /// Latency of one message between two nodes.
+    /// Latency of one send/recv between two nodes.
     pub latency_s: Seconds,
-    /// Part of the cards' rate that large collectives reach.
+    /// Fraction of the NICs' bandwidth that large collectives reach.
     pub efficiency: f64,
-    /// Cards of a node that the rings of one group use; all of its devices' where this is not given.
+    /// NICs of a node that the rings of one group use; if absent, the NICs of all its devices.
     pub group_nics: Option<u32>,
     pub source: String,
 }
 
-/// What large all-reduces reach inside a node of devices that no table of kernels covers: bytes that each device sends
-/// per second, by how many take part.
+/// Bandwidth of large all-reduces inside a node, for devices that no table of kernels covers: bytes that each
+/// device sends per second, by the number of devices in the group.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BusRates {
     /// Names of the devices.
     pub devices: Vec<String>,
-    /// Number of devices, bytes per second.
+    /// Pairs of number of devices and bytes per second.
     pub rates: Vec<(u32, BytesPerSecond)>,
     pub source: String,
 }
@@ -54,7 +54,7 @@ struct NodeFile {
     bus: Vec<BusRates>,
 }
 
-/// All devices, nodes and fabrics that have a name.
+/// All named devices, nodes and fabrics.
 #[derive(Debug, Clone)]
 pub struct Catalogue {
     devices: Vec<DeviceFigures>,
@@ -65,15 +65,15 @@ static NODES: LazyLock<NodeFile> = LazyLock::new(|| {
 });
 
 impl Catalogue {
-    /// What is shipped.
+    /// The shipped catalogue.
     pub fn shipped() -> Self {
         Self { devices: catalog::devices().to_vec() }
     }
 
-    /// This catalogue and the devices of a TOML text, which take the place of those of the same name.
+    /// This catalogue with the devices of a TOML text added; they replace devices of the same name.
     ///
     /// # Errors
-    /// Text that is not a list of devices; names `file`, the device and the field.
+    /// The text is not a list of devices; the error names `file`, the device and the field.
     pub fn with_devices(mut self, file: &str, toml: &[u8]) -> Result<Self, InputError> {
         for device in catalog::read_devices(file, toml)? {
             self.devices.retain(|known| known.name != device.name);
@@ -95,20 +95,20 @@ impl Catalogue {
     }
 
     /// # Errors
-    /// An unknown name; names the closest.
+    /// The name is unknown; the error names the closest one.
     pub fn device(&self, name: &str) -> Result<&DeviceFigures, InputError> {
         find("device", name, &self.devices, |device| &device.name)
             .map_err(|error| error.hint("`autodist catalog` lists the devices; `--devices FILE` adds more"))
     }
 
     /// # Errors
-    /// An unknown name; names the closest.
+    /// The name is unknown; the error names the closest one.
     pub fn node(&self, name: &str) -> Result<&NodeShape, InputError> {
         find("node", name, &NODES.node, |node| &node.name)
     }
 
     /// # Errors
-    /// An unknown name; names the closest.
+    /// The name is unknown; the error names the closest one.
     pub fn fabric(&self, name: &str) -> Result<&Fabric, InputError> {
         find("fabric", name, &NODES.fabric, |fabric| &fabric.name)
     }

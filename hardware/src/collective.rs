@@ -1,4 +1,4 @@
-//! What collectives cost within nodes and between them.
+//! Time of collectives within nodes and between them.
 
 use crate::PredictedTime;
 use crate::catalogue::{BusRates, Catalogue};
@@ -14,8 +14,8 @@ use autodist_spec::{Bytes, BytesPerSecond, Cluster, Collective, InputError, Prov
 pub struct GroupShape {
     pub per_node: u32,
     pub nodes: u32,
-    /// Groups of the same shape that do the same at the same time with other devices of the same nodes, and share the
-    /// nodes' network cards with this one; this one counts.
+    /// Groups of the same shape that run the same collective at the same time on other devices of the same
+    /// nodes, and share the nodes' NICs with this one; includes this one.
     pub sharing: u32,
 }
 
@@ -29,28 +29,28 @@ impl GroupShape {
     }
 }
 
-/// Between nodes.
+/// The network between nodes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct InterNodeNetwork {
-    /// Rate of all cards of a node together, in one direction.
+    /// Bandwidth of all NICs of a node together, in one direction.
     pub node_rate: BytesPerSecond,
-    /// Cards of one node: a device alone uses its own card only, or its part of one.
+    /// NICs of one node: a single device uses only its own NIC, or its share of one.
     pub nics: u32,
     /// Devices of one node.
     pub devices: u32,
-    /// Latency of one message.
+    /// Latency of one send/recv.
     pub latency: Seconds,
-    /// Part of the rate that large collectives reach.
+    /// Fraction of the bandwidth that large collectives reach.
     pub efficiency: f64,
-    /// Cards of a node that the rings of one group use; all of its devices' where nothing is said.
+    /// NICs of a node that the rings of one group use; if absent, the NICs of all its devices.
     pub group_nics: Option<u32>,
 }
 
-/// What collectives cost within nodes and between them.
+/// Prices collectives within nodes and between them.
 #[derive(Debug, Clone)]
 pub struct Interconnect {
     inside: Vec<CollectiveParameters>,
-    /// The rates of links here over those of the devices that the parameters are of.
+    /// Link bandwidths of this device relative to those of the device that the parameters were fitted to.
     scale: f64,
     bus: Option<&'static BusRates>,
     own: bool,
@@ -59,19 +59,20 @@ pub struct Interconnect {
     network: Option<InterNodeNetwork>,
 }
 
-/// Spread of predictions for NVLink and its kin of devices that were not measured, and for nodes whose bus rate was:
-/// each measured device, told from the others, lies within it (two thirds of an A100's collectives, the furthest).
+/// Spread of predictions for unmeasured devices with NVLink or similar links, and for nodes with a measured
+/// bus bandwidth: two thirds of the errors of each measured device, predicted from the others, lie within it
+/// (the A100 has the largest).
 const OTHER_LINKS: f64 = 0.25;
 
-/// Spread for PCI Express, where servers differ by a factor of two and more: from an L40S's link to an RTX PRO 6000's,
-/// and the other way round.
+/// Spread for PCI Express, where servers differ by a factor of two and more: from an L40S's links to those of
+/// an RTX PRO 6000, and vice versa.
 const OTHER_SERVERS: f64 = 1.0;
 
 impl Interconnect {
-    /// A node of the shipped catalogue, e.g. `dgx-h100`, with its own cards and fabric.
+    /// A node of the shipped catalogue, e.g. `dgx-h100`, with its own NICs and fabric.
     ///
     /// # Errors
-    /// An unknown name; the hint gives the closest.
+    /// The name is unknown; the hint gives the closest one.
     pub fn named(node: &str) -> Result<Self, InputError> {
         let catalogue = Catalogue::shipped();
         let node = catalogue.node(node)?;
@@ -88,12 +89,13 @@ impl Interconnect {
         Ok(Self::of_device(device, KernelParameters::shipped()).with_network(network))
     }
 
-    /// The links of a cluster file: those within nodes by what was measured of the device's kind, at the file's rate.
-    /// Each device is taken to have a card of its own where the file does not count them, and the network to be like
-    /// InfiniBand of this catalogue where it gives no latency; [`Self::with_network`] says otherwise.
+    /// The links of a cluster file: within nodes by the measurements of the device's kind, scaled to the
+    /// file's bandwidth. Each device is assumed to have its own NIC if the file does not count them, and the
+    /// network is assumed to be like the catalogue's InfiniBand if the file gives no latency;
+    /// [`Self::with_network`] overrides this.
     ///
     /// # Errors
-    /// A device that the catalogue does not know, in nodes whose devices nothing joins.
+    /// The catalogue does not know the device, and the file gives no links between the devices of a node.
     pub fn of_cluster(cluster: &Cluster, catalogue: &Catalogue) -> Result<Self, InputError> {
         let group = &cluster.nodes[0];
         let figures = catalogue.device(&group.device.name).ok().cloned();
@@ -139,7 +141,7 @@ impl Interconnect {
         }))
     }
 
-    /// Devices of one node, as many as take part, and no network.
+    /// Devices of one node, as many as the group has ranks, and no network.
     pub fn of_device(figures: &DeviceFigures, parameters: &KernelParameters) -> Self {
         let kind = |device: &str| {
             autodist_spec::catalog::devices()
@@ -149,7 +151,7 @@ impl Interconnect {
         };
         let entries = || parameters.collective.iter();
         let own = entries().any(|entry| entry.device == figures.name);
-        // Devices that are joined directly do among themselves what those behind a switch do, at their own rates.
+        // Directly connected devices behave like those behind a switch, at their own bandwidth.
         let switched = figures.link.unwrap_or(LinkKind::Pcie) != LinkKind::Pcie;
         let alike = entries().filter(|entry| {
             entry.device == figures.name || (kind(&entry.device) != Some(LinkKind::Pcie)) == switched
@@ -160,7 +162,7 @@ impl Interconnect {
                 .find(|known| known.name == entry.device)
                 .map_or(figures.link_bytes_per_s, |known| known.link_bytes_per_s)
         };
-        // What PCI Express carries is most of all the host's affair: the server that makes most of it stands for
+        // PCI Express bandwidth depends mostly on the host: the fastest measured server represents the
         // others.
         let reached = |entry: &CollectiveParameters| entry.curve.bytes_per_s / links(entry).0;
         let chosen = match (own, switched) {
@@ -193,8 +195,8 @@ impl Interconnect {
         self.network.as_ref()
     }
 
-    /// Price of a collective on floats. A group of one rank takes no time; a group over several nodes without a network
-    /// is priced as in one node.
+    /// Price of a collective on floats. A group of one rank takes no time; a group over several nodes without
+    /// a network is priced as if it were in one node.
     pub fn collective(&self, kind: Collective, bytes: Bytes, group: GroupShape) -> PredictedTime {
         if group.ranks() < 2 {
             return PredictedTime::new(0.0, 0.0, Provenance::Interpolated);
@@ -231,7 +233,8 @@ impl Interconnect {
                 Provenance::Extrapolated,
             );
         }
-        // A broadcast is an all-gather whose bytes all begin in one place, a message half of an exchange by two.
+        // A broadcast is an all-gather whose bytes all start at one rank; a send/recv is half of an exchange
+        // between two.
         let (ranks, bytes, held) = match kind {
             Collective::Broadcast => (ranks, bytes * ranks / (ranks - 1.0), false),
             Collective::SendRecv => (2.0, 2.0 * bytes, false),
@@ -249,7 +252,7 @@ impl Interconnect {
     }
 }
 
-/// Between two numbers of devices, by the logarithm.
+/// Interpolates between two numbers of devices, in their logarithm.
 fn bus_rate(bus: &BusRates, ranks: f64) -> f64 {
     let rates: Vec<(f64, f64)> = bus.rates.iter().map(|(count, rate)| (f64::from(*count), rate.0)).collect();
     let after = rates.iter().position(|(count, _)| *count >= ranks);

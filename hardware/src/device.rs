@@ -1,4 +1,4 @@
-//! What kernels cost on one device.
+//! Time of kernels on one device.
 
 use crate::attention::AttentionModel;
 use crate::catalogue::Catalogue;
@@ -9,30 +9,31 @@ use crate::{Attention, AttentionKernel, Dtype, PredictedTime};
 use autodist_spec::catalog::DeviceFigures;
 use autodist_spec::{Cluster, FlopsPerSecond, InputError, Provenance, Seconds};
 
-/// Spread of predictions for devices that were not measured: two thirds of what was measured of each device lie within it
-/// when told from the others' parameters (`fit::check_devices`).
+/// Spread of predictions for unmeasured devices: two thirds of the measurements of each device lie within it
+/// when they are predicted from the other devices' parameters (`fit::check_devices`).
 const OTHER_DEVICE: f64 = 0.25;
 
-/// Spread of the backward pass of attention, which no table has: as far as its part of the peak differs between the
-/// shapes of the publication that [`BACKWARD_OVER_FORWARD`] stands on; assumed.
+/// Spread of the backward pass of attention, which no table covers: the range of its fraction of the peak
+/// over the shapes of the publication that [`BACKWARD_OVER_FORWARD`] is based on; assumed.
 const BACKWARD_SPREAD: f64 = 0.2;
 
-/// What the backward pass of flash attention takes of the forward one's time: it has five products where that has two,
-/// and reached 63 % of an A100's peak where that reached 73 % (FlashAttention-2, Dao 2023; recalled).
+/// Time of the backward pass of flash attention relative to the forward pass: it has five GEMMs instead of
+/// two, and reached 63 % of an A100's peak where the forward pass reached 73 % (FlashAttention-2, Dao 2023;
+/// recalled).
 pub const BACKWARD_OVER_FORWARD: f64 = 2.5 * 73.0 / 63.0;
 
-/// What kernels cost on one device. Made once, asked often.
+/// Prices kernels on one device. Constructed once, queried often.
 #[derive(Debug, Clone)]
 pub struct DeviceModel {
     figures: DeviceFigures,
     gemm: [Fitted<GemmModel>; 6],
-    /// By size of heads; at least one.
+    /// By head size; at least one.
     attention: Vec<(u64, Fitted<AttentionModel>)>,
     stream: f64,
     launch: f64,
 }
 
-/// A model, and how far it is to be trusted.
+/// A model and its uncertainty.
 #[derive(Debug, Clone)]
 struct Fitted<T> {
     model: T,
@@ -52,7 +53,7 @@ impl<T> Fitted<T> {
     }
 }
 
-/// Peak rate of a type; of the next wider one where the device has no such arithmetic.
+/// Peak FLOP/s of a type; if the device does not support it, of the next wider one.
 pub(crate) fn peak(figures: &DeviceFigures, dtype: Dtype) -> FlopsPerSecond {
     let peaks = &figures.peaks;
     let own = match dtype {
@@ -66,13 +67,13 @@ pub(crate) fn peak(figures: &DeviceFigures, dtype: Dtype) -> FlopsPerSecond {
     own.unwrap_or_else(|| match dtype {
         Dtype::Tf32 => peak(figures, Dtype::Fp32),
         Dtype::Fp4 => peak(figures, Dtype::Fp8),
-        // No figure of fp32: half of what tensor cores do with numbers half as long.
+        // No figure for fp32: half of the tensor cores' FLOP/s for operands of half the width.
         Dtype::Fp32 => figures.peak_flops_per_s * 0.5,
         _ => figures.peak_flops_per_s,
     })
 }
 
-/// The chip that products of a type run on; absent where the number of its processors is unknown.
+/// The chip for GEMMs of a type; `None` if its number of streaming multiprocessors is unknown.
 pub(crate) fn chip(figures: &DeviceFigures, dtype: Dtype) -> Option<Chip> {
     let processors = f64::from(figures.processors?);
     Some(Chip {
@@ -85,8 +86,9 @@ pub(crate) fn chip(figures: &DeviceFigures, dtype: Dtype) -> Option<Chip> {
     })
 }
 
-/// The chip of a device that runs with parameters of another: as many processors as that one where its own number is
-/// unknown, its peak lower or higher as far as the part of it that was achieved differs between the two.
+/// The chip of a device that uses the parameters of another: with that one's number of streaming
+/// multiprocessors if its own is unknown, and its peak scaled by the ratio of the fractions of peak that the
+/// two achieved.
 fn chip_like(figures: &DeviceFigures, reference: &DeviceFigures, dtype: Dtype) -> Chip {
     let processors = f64::from(figures.processors.or(reference.processors).unwrap_or(100));
     let achieved = |of: &DeviceFigures| Some(of.achievable_flops_per_s? / of.peak_flops_per_s);
@@ -108,15 +110,16 @@ impl DeviceModel {
     /// The device of that name in the shipped catalogue, with the shipped parameters.
     ///
     /// # Errors
-    /// An unknown name; the hint gives the closest.
+    /// The name is unknown; the hint gives the closest one.
     pub fn named(name: &str) -> Result<Self, InputError> {
         Self::new(Catalogue::shipped().device(name)?, KernelParameters::shipped())
     }
 
-    /// The devices of a cluster: by their name where the catalogue knows it, with the rates of the cluster's file.
+    /// The devices of a cluster: by name if the catalogue knows it, with the FLOP/s and bandwidths of the
+    /// cluster's file.
     ///
     /// # Errors
-    /// A device that is in no catalogue and has no peak or memory rate in the file.
+    /// The device is in no catalogue, and the file gives no peak or no memory bandwidth.
     pub fn of_cluster(cluster: &Cluster, catalogue: &Catalogue) -> Result<Self, InputError> {
         let device = cluster.device();
         let missing = |field: &str| {
@@ -155,10 +158,10 @@ impl DeviceModel {
         Self::new(&figures, KernelParameters::shipped())
     }
 
-    /// A device with the parameters of the measured one that is nearest to it.
+    /// A device with the parameters of the nearest measured one.
     ///
     /// # Errors
-    /// Parameters without any product of bf16 or any attention.
+    /// The parameters have no bf16 GEMM or no attention.
     pub fn new(figures: &DeviceFigures, parameters: &KernelParameters) -> Result<Self, InputError> {
         let lacking = |what: &str| {
             InputError::new(what, "", "the parameters of kernels have none")
@@ -179,18 +182,18 @@ impl DeviceModel {
         &self.figures
     }
 
-    /// Peak rate of a type; of the next wider one where the device has no such arithmetic.
+    /// Peak FLOP/s of a type; if the device does not support it, of the next wider one.
     pub fn peak(&self, dtype: Dtype) -> FlopsPerSecond {
         peak(&self.figures, dtype)
     }
 
-    /// `[m, k]` by `[k, n]`: `2 m n k` operations. Results are `[m, n]`. Sizes are at least 1.
+    /// `[m, k]` by `[k, n]`: `2 m n k` FLOPs. The result is `[m, n]`. Sizes are at least 1.
     #[inline]
     pub fn gemm(&self, dtype: Dtype, m: u64, n: u64, k: u64) -> PredictedTime {
         self.batched_gemm(dtype, 1, m, n, k)
     }
 
-    /// `batch` products of the same shape in one kernel.
+    /// `batch` GEMMs of the same shape in one kernel.
     #[inline]
     pub fn batched_gemm(&self, dtype: Dtype, batch: u64, m: u64, n: u64, k: u64) -> PredictedTime {
         let fitted = &self.gemm[dtype as usize];
@@ -214,7 +217,7 @@ impl DeviceModel {
         }
     }
 
-    /// Gradients of queries, keys and values. Flash attention computes the scores again:
+    /// Gradients of queries, keys and values. Flash attention recomputes the scores:
     /// [`BACKWARD_OVER_FORWARD`] times the forward pass.
     pub fn attention_backward(&self, shape: &Attention, kernel: AttentionKernel) -> PredictedTime {
         match kernel {
@@ -231,8 +234,9 @@ impl DeviceModel {
         }
     }
 
-    /// Products with the scores as result, or as operand (`true`), so many of each, and one kernel over the scores that
-    /// moves `bytes` for each: softmax with its mask reads and writes 2 bytes, its gradient reads two and writes one.
+    /// Batched GEMMs with the scores as result, or as operand (`true`), as many as the counts give, and one
+    /// kernel over the scores that moves `bytes` per score: softmax with its mask reads and writes 2 bytes,
+    /// its gradient reads two and writes one.
     fn unfused(&self, shape: &Attention, products: &[(bool, u32)], bytes: f64) -> PredictedTime {
         let batch = shape.batch.saturating_mul(shape.heads);
         let scores = batch as f64 * shape.sequence as f64 * shape.keys as f64;
@@ -254,15 +258,15 @@ impl DeviceModel {
             .fold(&self.attention[0], |best, next| if far(next.0) < far(best.0) { next } else { best })
     }
 
-    /// A kernel that does little but read and write `bytes` in all: normalisation, activation, residual, optimizer. It
-    /// reaches the part of the memory's rate that products of bf16 reached whose time is their bytes'.
+    /// A memory-bound kernel that reads and writes `bytes` in total: normalisation, activation, residual,
+    /// optimizer. It reaches the fraction of the memory bandwidth that memory-bound bf16 GEMMs reached.
     pub fn memory_bound(&self, bytes: f64) -> PredictedTime {
         let seconds = bytes / (self.stream * self.figures.memory_bytes_per_s.0) + self.launch;
         let fitted = &self.gemm[Dtype::Bf16 as usize];
         PredictedTime::new(seconds, fitted.spread.max(0.1), fitted.provenance.max(Provenance::Modelled))
     }
 
-    /// What one kernel costs beyond its work: the fastest that was seen.
+    /// Fixed time of one kernel in addition to its work: the shortest measured kernel.
     pub fn launch(&self) -> Seconds {
         Seconds(self.launch)
     }
@@ -292,7 +296,7 @@ fn fitted_gemm(
     let (entry, reference) = nearest_gemm(figures, parameters, measured)?;
     let (least, provenance) = match (entry.device == figures.name, dtype == measured, dtype) {
         (true, true, _) => (0.0, Provenance::Interpolated),
-        // The same units at the same rate.
+        // The same units at the same FLOP/s.
         (true, false, Dtype::Fp16) => (0.0, Provenance::Modelled),
         _ => (OTHER_DEVICE, Provenance::Extrapolated),
     };
@@ -302,7 +306,7 @@ fn fitted_gemm(
     Some(Fitted { model, spread, spread_between, provenance })
 }
 
-/// All sizes of heads of the device that is nearest: those of another device are further off than another size of heads.
+/// All head sizes of the nearest device: another head size of the same device is closer than another device.
 fn fitted_attention(
     figures: &DeviceFigures,
     parameters: &KernelParameters,

@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Operands of a matrix product. Tf32 are fp32 numbers of which tensor cores read 10 bits of mantissa.
+/// Operand type of a GEMM. TF32 operands are fp32 numbers of which tensor cores read 10 bits of mantissa.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Dtype {
@@ -37,7 +37,7 @@ impl Dtype {
         }
     }
 
-    /// Bytes of one element of the result: as the operands, but 2 for fp8 and fp4.
+    /// Bytes of one element of the result: like the operands, but 2 for fp8 and fp4.
     pub fn result_bytes(self) -> f64 {
         self.bytes().max(2.0)
     }

@@ -1,55 +1,57 @@
-//! How long a matrix product takes: waves of tiles or bytes from memory, whichever is longer, and a correction.
+//! Time of a GEMM: waves of tiles or bytes from memory, whichever is longer, and a correction.
 
 use crate::tables::Corrections;
 
-/// Tiles of the result that one processor computes at a time, rows by columns: what libraries choose from.
+/// Tile shapes (rows by columns) of which libraries choose one; one streaming multiprocessor computes one
+/// tile at a time.
 pub(crate) const TILES: [(f64, f64); 4] = [(128.0, 256.0), (128.0, 128.0), (128.0, 64.0), (64.0, 64.0)];
 
-/// What a product with operands of one type depends on that a data sheet says.
+/// Figures from the data sheet that a GEMM with operands of one type depends on.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Chip {
     pub processors: f64,
-    /// Operations per second of all processors at their peak.
+    /// Peak FLOP/s of all streaming multiprocessors.
     pub peak: f64,
-    /// Operations per second of one processor of which efficiencies are parts: its peak, or more or less where the
-    /// device runs with efficiencies of another.
+    /// FLOP/s of one streaming multiprocessor to which the efficiencies apply: its peak, scaled if the device
+    /// uses the efficiencies of another one.
     pub processor_rate: f64,
     pub memory_rate: f64,
     pub operand_bytes: f64,
     pub result_bytes: f64,
 }
 
-/// What it depends on beyond that.
+/// Fitted parameters in addition to the data sheet.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct GemmBase {
     /// Seconds per kernel.
     pub launch: f64,
     /// Seconds per wave of tiles.
     pub wave: f64,
-    /// Fraction of the memory's rate.
+    /// Fraction of the memory bandwidth.
     pub memory: f64,
-    /// How much of a wave that is not full is lost: 1 all of it, 0 nothing.
+    /// Fraction of an incomplete wave that is lost: 1 all of it, 0 nothing.
     pub quantisation: f64,
-    /// Part of a processor's rate, for each of [`TILES`].
+    /// Fraction of the FLOP/s of one streaming multiprocessor, for each of [`TILES`].
     pub tiles: [f64; 4],
 }
 
-/// Both, multiplied out once.
+/// Data sheet and fitted parameters combined, precomputed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GemmTime {
     launch: f64,
     wave: f64,
     quantisation: f64,
-    /// Seconds of one tile for each of `k`.
+    /// Seconds of one tile per element of `k`.
     tiles: [f64; 4],
     per_processor: f64,
     operand: f64,
     result: f64,
-    /// Seconds of one operation with all processors at their peak.
+    /// Seconds per FLOP with all streaming multiprocessors at their peak.
     least: f64,
 }
 
-/// `f64::ceil` of what is not negative; that is a call where the target has no instruction for it.
+/// `f64::ceil` for non-negative values; `f64::ceil` is a function call on targets without an instruction for
+/// it.
 #[inline]
 fn ceil(value: f64) -> f64 {
     let whole = value as u64 as f64;
@@ -74,10 +76,10 @@ impl GemmTime {
         }
     }
 
-    /// Seconds of `batch` products `[m, k]` by `[k, n]` in one kernel.
+    /// Seconds of `batch` GEMMs `[m, k]` by `[k, n]` in one kernel.
     ///
-    /// Each tile shape takes `waves * (2 * rows * columns * k / rate + wave)`; the library takes the best of
-    /// them. Bytes move meanwhile (a norm of order 4 with the arithmetic).
+    /// Each tile shape takes `waves * (2 * rows * columns * k / rate + wave)`; the library takes the fastest
+    /// of them. Memory traffic overlaps with the arithmetic (combined by a norm of order 4).
     #[inline]
     pub fn seconds(&self, batch: f64, m: f64, n: f64, k: f64) -> f64 {
         let mut arithmetic = f64::INFINITY;
@@ -93,7 +95,7 @@ impl GemmTime {
     }
 }
 
-/// Products of one type on one device.
+/// GEMMs of one type on one device.
 #[derive(Debug, Clone)]
 pub(crate) struct GemmModel {
     pub time: GemmTime,
@@ -101,7 +103,7 @@ pub(crate) struct GemmModel {
 }
 
 impl GemmModel {
-    /// Never faster than the processors' peak; and whether all sizes are points of the tables.
+    /// Seconds, never faster than the peak; and whether all sizes are points of the tables.
     #[inline]
     pub fn seconds(&self, batch: f64, m: f64, n: f64, k: f64) -> (f64, bool) {
         let (correction, on_points) = self.corrections.at([(batch * m).ln(), n.ln(), k.ln()]);
@@ -132,10 +134,10 @@ mod tests {
             tiles: [0.5, 1e-3, 1e-3, 1e-3],
         };
         let time = GemmTime::new(&base, &chip);
-        // 30 tiles of 128 x 256 on 10 processors: three waves at half the peak.
+        // 30 tiles of 128 x 256 on 10 streaming multiprocessors: three waves at half the peak.
         let expected = 2.0 * 1280.0 * 768.0 * 4096.0 / 5e12 + 1e-6;
         assert!((time.seconds(1.0, 1280.0, 768.0, 4096.0) / expected - 1.0).abs() < 1e-6);
-        // One row more begins a wave.
+        // One more row starts another wave.
         assert!(time.seconds(1.0, 1281.0, 768.0, 4096.0) > 1.3 * expected);
     }
 }

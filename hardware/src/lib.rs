@@ -1,13 +1,14 @@
-//! What devices and fabrics cost that nobody measured here: matrix products, attention, memory-bound kernels and
-//! collectives, priced from a catalogue of published figures and parameters fitted to published measurements.
+//! Time of kernels and collectives that were not measured on the machine: GEMMs, attention, memory-bound
+//! kernels and collectives, priced from a catalogue of published figures and parameters fitted to published
+//! measurements.
 //!
 //! ```
 //! use autodist_hardware::{DeviceModel, Dtype, GroupShape, Interconnect};
 //! use autodist_spec::{Bytes, Collective, Provenance};
 //! let h100 = DeviceModel::named("h100-80gb-sxm").unwrap();
-//! let product = h100.gemm(Dtype::Bf16, 4096, 4096, 4096);
-//! assert!(product.time.0 > 2.0 * 4096f64.powi(3) / 989e12);
-//! assert_eq!(product.provenance, Provenance::Interpolated);
+//! let gemm = h100.gemm(Dtype::Bf16, 4096, 4096, 4096);
+//! assert!(gemm.time.0 > 2.0 * 4096f64.powi(3) / 989e12);
+//! assert_eq!(gemm.provenance, Provenance::Interpolated);
 //! let node = Interconnect::named("dgx-h100").unwrap();
 //! let one = node.collective(Collective::AllReduce, Bytes(1 << 28), GroupShape::in_one_node(8));
 //! let two = node.collective(Collective::AllReduce, Bytes(1 << 28), GroupShape { per_node: 8, nodes: 2, sharing: 1 });

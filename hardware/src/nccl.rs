@@ -4,7 +4,7 @@ use crate::tables::{Axis, bilinear};
 use autodist_spec::Collective;
 use serde::{Deserialize, Serialize};
 
-/// What is summed. Switches that sum (NVLS) know floats, not bytes.
+/// Element type of a reduction. Switches that reduce (NVLS) support floats, not bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NcclDatatype {
@@ -12,7 +12,7 @@ pub enum NcclDatatype {
     Byte,
 }
 
-/// A profile's form of collectives knows no all-to-all, which the catalogue has.
+/// The profile format has no all-to-all, but the catalogue does.
 mod by_key {
     use autodist_spec::Collective;
     use serde::de::{Deserialize, Deserializer, Error};
@@ -31,7 +31,7 @@ mod by_key {
     }
 }
 
-/// One collective on devices of one kind, joined in one node.
+/// One collective on devices of one kind in one node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CollectiveParameters {
@@ -46,8 +46,9 @@ pub(crate) struct CollectiveParameters {
     pub table: Table,
 }
 
-/// `start + step * steps + 2 sqrt(fill * v / rate) + v / rate`, where a ring has `steps` steps and each device sends `v`
-/// bytes: messages cut so that filling the pipeline and its flow together take least time cost the root.
+/// `start + step * steps + 2 sqrt(fill * v / rate) + v / rate`, where a ring has `steps` steps and each
+/// device sends `v` bytes: the square root is the minimum, over the size of the pieces, of the time to fill
+/// the pipeline and the overhead per piece.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Curve {
     pub start_s: f64,
@@ -88,7 +89,7 @@ impl From<Table> for TableText {
     }
 }
 
-/// Steps of a ring over `ranks`, and what each rank sends, as a part of the whole tensor.
+/// Steps of a ring over `ranks`, and the bytes that each rank sends, as a fraction of the whole tensor.
 pub(crate) fn ring(kind: Collective, ranks: f64) -> (f64, f64) {
     let part = (ranks - 1.0) / ranks;
     match kind {

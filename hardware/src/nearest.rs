@@ -1,8 +1,9 @@
-//! Which measured device stands for one that was not measured.
+//! Selects the measured device whose parameters an unmeasured one uses.
 
 use autodist_spec::catalog::{self, DeviceFigures};
 
-/// Where generations stand, in order; those of a half are apart from their neighbours in how their kernels are written.
+/// Positions of the generations, in order; a distance of a half or more means that kernels are written
+/// differently.
 fn generation(architecture: Option<&str>) -> f64 {
     match architecture {
         Some("volta") => 0.0,
@@ -11,7 +12,7 @@ fn generation(architecture: Option<&str>) -> f64 {
         Some("blackwell" | "blackwell-ultra") => 3.0,
         Some("blackwell-rtx") => 2.5,
         Some("cdna4") => 3.0,
-        // Hopper and CDNA3; what is unknown is as likely of these years as of others.
+        // Hopper and CDNA3; an unknown generation is placed with them.
         _ => 2.0,
     }
 }
@@ -28,8 +29,8 @@ fn distance(one: &DeviceFigures, other: &DeviceFigures) -> f64 {
         + apart(one.memory_bytes_per_s.0, other.memory_bytes_per_s.0)
 }
 
-/// The entry of the device that is nearest, and that device's own figures. Entries of devices that the catalogue does
-/// not know stand for the device of their name only.
+/// The entry of the nearest device, and that device's own figures. An entry of a device that the catalogue
+/// does not know matches only a device of the same name.
 pub(crate) fn nearest<'a, T>(
     figures: &DeviceFigures,
     entries: impl Iterator<Item = &'a T>,

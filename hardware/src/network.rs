@@ -1,14 +1,15 @@
-//! Collectives between nodes: rings and trees over the nodes' network cards, in NCCL's manner.
+//! Collectives between nodes: rings and trees over the nodes' NICs, as in NCCL.
 //!
-//! The constants are those of NCCL's own choice among algorithms and protocols (`src/graph/tuning.cc` of 2.2x, BSD-3).
+//! The constants are those of NCCL's tuner for algorithms and protocols (`src/graph/tuning.cc` of 2.2x,
+//! BSD-3).
 
 use crate::PredictedTime;
 use crate::collective::{GroupShape, InterNodeNetwork, Interconnect};
 use crate::nccl::{NcclDatatype, ring};
 use autodist_spec::{Bytes, Collective, Provenance};
 
-/// One of NCCL's protocols: microseconds at the start, of a step inside a node and of one between nodes, for rings and
-/// trees; and the part of the rate that is left for data.
+/// One of NCCL's protocols: microseconds of latency at the start, of a step inside a node and of one between
+/// nodes, for rings and trees; and the fraction of the bandwidth that carries data.
 struct Protocol {
     ring: [f64; 3],
     tree: [f64; 3],
@@ -22,15 +23,16 @@ const PROTOCOLS: [Protocol; 3] = [
     Protocol { ring: [8.4, 3.4, 14.0], tree: [8.4, 4.0, 14.0], rate: 1.0 },
 ];
 
-/// Seconds per message of an all-to-all after the first: the time that a card needs to post it. Assumed.
+/// Seconds per send of an all-to-all after the first: the time that a NIC needs to post it. Assumed.
 const MESSAGE: f64 = 1e-6;
 
-/// Measured networks differ by this much from their cards' rates (collectives between nodes that were published).
+/// Spread of measured networks around their NICs' bandwidth (published collectives between nodes).
 const SPREAD: f64 = 0.3;
 
 impl InterNodeNetwork {
-    /// Bytes per second that one of `sharing` equal groups gets out of a node where it has `per_node` ranks: its part
-    /// of all cards, and no more than the cards of its own devices, or those that its rings use.
+    /// Bytes per second that one of `sharing` equal groups can send out of a node where it has `per_node`
+    /// ranks: its share of all NICs, and no more than the NICs of its own devices, or those that its rings
+    /// use.
     fn group_rate(&self, per_node: u32, sharing: u32) -> f64 {
         let whole = self.node_rate.0 * self.efficiency;
         let (nics, devices) = (f64::from(self.nics.max(1)), f64::from(self.devices.max(1)));
@@ -50,7 +52,7 @@ pub(crate) fn price(
     let rate = network.group_rate(group.per_node, group.sharing);
     let (ranks, nodes) = (f64::from(group.ranks()), f64::from(group.nodes));
     let per_node = f64::from(group.per_node);
-    // What the network adds to the hops that NCCL's constants know, which are of a fast one.
+    // The additional latency of this network per hop: NCCL's constants were measured on a fast one.
     let latency = network.latency.0;
     let seconds = match kind {
         Collective::SendRecv => PROTOCOLS[2].ring[0] * 1e-6 + latency + bytes / rate,
@@ -68,14 +70,15 @@ pub(crate) fn price(
         Collective::AllReduce | Collective::ReduceScatter | Collective::AllGather => {
             let (steps, part) = ring(kind, ranks);
             let between = steps * nodes / ranks;
-            // The same bytes cross the links of the node; where they are slower than its cards they count.
+            // The same bytes cross the links of the node, which are the bottleneck if they are slower than
+            // its NICs.
             let inner = inside_rate(links, kind, bytes, group.per_node);
             let flow = part * bytes / rate.min(inner);
             let ring = PROTOCOLS.iter().map(|protocol| {
                 let [start, near, far] = protocol.ring.map(|micro| micro * 1e-6);
                 start + (steps - between) * near + between * (far + latency) + flow / protocol.rate
             });
-            // Double binary trees send as much as a ring of any length, and only sum everything.
+            // Double binary trees send as many bytes as a ring of any length, and only support all-reduce.
             let trees = PROTOCOLS.iter().filter(|_| kind == Collective::AllReduce).map(|protocol| {
                 let [start, near, far] = protocol.tree.map(|micro| micro * 1e-6);
                 let depth = (per_node - 1.0) * near + nodes.log2().ceil() * (far + latency);
@@ -87,7 +90,7 @@ pub(crate) fn price(
     PredictedTime::new(seconds, SPREAD, Provenance::Extrapolated)
 }
 
-/// Seconds of the part of a collective that stays in a node.
+/// Seconds of the part of a collective inside a node.
 fn inside(links: &Interconnect, kind: Collective, bytes: f64, devices: u32) -> f64 {
     if devices < 2 {
         0.0
@@ -96,7 +99,7 @@ fn inside(links: &Interconnect, kind: Collective, bytes: f64, devices: u32) -> f
     }
 }
 
-/// What each device of a node sends per second in a large collective.
+/// Bytes per second that each device of a node sends in a large collective.
 fn inside_rate(links: &Interconnect, kind: Collective, bytes: f64, devices: u32) -> f64 {
     if devices < 2 {
         return f64::INFINITY;

@@ -1,4 +1,4 @@
-//! The file of what was fitted: `catalog/kernels.toml`.
+//! The file of fitted parameters: `catalog/kernels.toml`.
 
 use crate::attention::AttentionBase;
 use crate::gemm::GemmBase;
@@ -9,15 +9,15 @@ use autodist_spec::{InputError, Provenance, Seconds};
 use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
 
-/// Steps of the tables' logarithms in the file.
+/// Quantisation step of the tables' logarithms in the file.
 pub(crate) const QUANTUM: f64 = 0.005;
 
-/// What was fitted to measured kernels of some devices. Within the points of its tables it interpolates; beyond them
-/// the correction at their ends stays and the physical model goes on.
+/// Parameters fitted to measured kernels of some devices. Within the points of its tables the model
+/// interpolates; beyond them it keeps the correction at the end and extrapolates by the physical model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KernelParameters {
-    /// Where the measurements came from.
+    /// Source of the measurements.
     pub source: String,
     #[serde(default)]
     pub(crate) gemm: Vec<GemmParameters>,
@@ -27,19 +27,19 @@ pub struct KernelParameters {
     pub(crate) collective: Vec<CollectiveParameters>,
 }
 
-/// Matrix products of one type on one device.
+/// GEMMs of one type on one device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GemmParameters {
     pub device: String,
     pub dtype: Dtype,
-    /// Spread of measurements that were left out of such a fit: two thirds of them are within it.
+    /// Spread of held-out measurements: two thirds of them are within it.
     pub spread: f64,
     /// Spread of sizes between the points of the tables.
     pub spread_between: f64,
-    /// The fastest kernel that was seen, seconds.
+    /// The shortest measured kernel, in seconds.
     pub shortest_s: f64,
-    /// Fraction of the memory's rate that memory-bound GEMMs reach.
+    /// Fraction of the memory bandwidth that memory-bound GEMMs reach.
     pub stream: f64,
     pub launch_s: f64,
     pub wave_s: f64,
@@ -50,7 +50,7 @@ pub(crate) struct GemmParameters {
     pub tables: Tables,
 }
 
-/// Flash attention with heads of one size on one device.
+/// Flash attention with one head size on one device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AttentionParameters {
@@ -66,15 +66,15 @@ pub(crate) struct AttentionParameters {
     pub tables: Tables,
 }
 
-/// [`Corrections`] as text: whole numbers of [`QUANTUM`], row after row.
+/// [`Corrections`] as text: integer multiples of [`QUANTUM`], row by row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "TablesText", into = "TablesText")]
 pub(crate) struct Tables(pub Corrections);
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct TablesText {
-    /// The points of the first size, the second and the third: `m`, `n`, `k` of products; of attention the sequence,
-    /// the batch's heads, the batch's heads of keys.
+    /// The points of the first, second and third size: `m`, `n`, `k` of GEMMs; sequence, batch × heads and
+    /// batch × key heads of attention.
     points: [Vec<f64>; 3],
     coarse: [Vec<f64>; 3],
     xy: String,
@@ -163,13 +163,13 @@ static SHIPPED: LazyLock<KernelParameters> = LazyLock::new(|| {
 });
 
 impl KernelParameters {
-    /// What is shipped.
+    /// The shipped parameters.
     pub fn shipped() -> &'static Self {
         &SHIPPED
     }
 
     /// # Errors
-    /// Text of another form; names the line.
+    /// The text has another form; the error names the line.
     pub fn read(text: &str) -> Result<Self, InputError> {
         toml::from_str(text).map_err(|error| {
             InputError::new("", "", error.to_string().trim().to_owned())
@@ -177,7 +177,7 @@ impl KernelParameters {
         })
     }
 
-    /// These without what was fitted to one device.
+    /// These parameters without those of one device.
     #[must_use]
     pub fn without(&self, device: &str) -> Self {
         let mut others = self.clone();
@@ -187,13 +187,13 @@ impl KernelParameters {
         others
     }
 
-    /// The text that [`Self::read`] takes.
+    /// The text form that [`Self::read`] reads.
     pub fn write(&self) -> String {
         toml::to_string(self).expect("numbers and text")
     }
 }
 
-/// Four significant digits: what a file shows and a fit means.
+/// Rounds to four significant digits, the precision of the file.
 pub(crate) fn rounded(value: f64) -> f64 {
     format!("{value:.3e}").parse().unwrap_or(value)
 }

@@ -1,6 +1,6 @@
 use autodist_spec::{Provenance, Seconds};
 
-/// How long something takes, and how far that is to be trusted.
+/// A predicted time and its uncertainty.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PredictedTime {
     pub time: Seconds,

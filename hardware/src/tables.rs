@@ -1,21 +1,23 @@
-//! Corrections to a physical model: tables over the logarithms of its sizes, read multilinearly, added up.
+//! Corrections to a physical model: the sum of tables over the logarithms of its sizes, with multilinear
+//! interpolation.
 
 /// Points on a logarithmic axis, ascending.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Axis {
     points: Vec<f64>,
     logs: Vec<f64>,
-    /// One over the distance of each point to the next.
+    /// Inverse of the distance of each point to the next.
     inverse: Vec<f64>,
-    /// The last point at or before the beginning of each of equal parts of the axis, where a search begins.
+    /// The last point at or before the start of each of equal parts of the axis, where a search starts.
     begins: Vec<u16>,
     parts: f64,
 }
 
-/// Parts of an axis for each of its points: few steps are left then.
+/// Parts of an axis per point: few search steps remain then.
 const PARTS: usize = 16;
 
-/// Between which two points of an axis something lies: the lower one, and how far it is to the upper one.
+/// Position of a value between two points of an axis: the lower point, and the fraction of the way to the
+/// upper one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
     pub lower: usize,
@@ -37,7 +39,7 @@ impl Axis {
         Self { inverse, begins, parts: count as f64 / (last - first), points, logs }
     }
 
-    /// The distinct ones of some positive points; one point alone, or none, stands for all.
+    /// The distinct points of some positive values; one point alone, or no point, means a constant.
     pub fn of(points: impl IntoIterator<Item = f64>) -> Self {
         let mut points: Vec<f64> = points.into_iter().collect();
         points.sort_by(f64::total_cmp);
@@ -56,14 +58,14 @@ impl Axis {
         self.points.len()
     }
 
-    /// Beyond the ends is at the ends.
+    /// Values beyond the ends are clamped to the ends.
     #[inline]
     pub fn place(&self, log: f64) -> Place {
         let part = ((log - self.logs[0]) * self.parts) as usize;
         self.place_from(usize::from(self.begins[part.min(self.begins.len() - 1)]), log)
     }
 
-    /// As [`Self::place`], for which `lower` is no point after the one looked for.
+    /// Like [`Self::place`], where `lower` is not after the wanted point.
     #[inline]
     fn place_from(&self, mut lower: usize, log: f64) -> Place {
         let last = self.inverse.len() - 1;
@@ -79,7 +81,7 @@ impl Axis {
     }
 }
 
-/// Reads a table `[rows, columns]` at a place.
+/// Reads a table `[rows, columns]` at a position.
 #[inline]
 pub(crate) fn bilinear(values: &[f64], columns: usize, x: Place, y: Place) -> f64 {
     let at = x.lower * columns + y.lower;
@@ -90,17 +92,17 @@ pub(crate) fn bilinear(values: &[f64], columns: usize, x: Place, y: Place) -> f6
     first + x.part * (second - first)
 }
 
-/// The pairs of three sizes that have a table each.
+/// The pairs of the three sizes that have a table each.
 pub(crate) const PAIRS: [(usize, usize); 3] = [(0, 1), (0, 2), (1, 2)];
 
-/// `xy[x, y] + xz[x, z] + yz[y, z] + xyz[x, y, z]` of logarithmic errors, the last of them on fewer points.
+/// `xy[x, y] + xz[x, z] + yz[y, z] + xyz[x, y, z]` of logarithmic errors, `xyz` on a coarser grid.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Corrections {
     pub fine: [Axis; 3],
     pub pairs: [Vec<f64>; 3],
     pub coarse: [Axis; 3],
     pub block: Vec<f64>,
-    /// For each of the finer points the last coarse one at or before it.
+    /// For each of the finer points, the last coarse point at or before it.
     before: [Vec<u16>; 3],
 }
 

@@ -1,4 +1,4 @@
-//! One candidate: its cheap bounds, and what becomes of it when it is looked at closely.
+//! One candidate: its cheap bounds, and its evaluation.
 
 use crate::communication::CommunicationOptions;
 use crate::reason::Comparison;
@@ -21,23 +21,23 @@ pub(crate) struct Found {
     pub strategy: ParallelStrategy,
     pub stages: Vec<Stage>,
     pub estimate: Estimate,
-    /// What the search minimises: seconds a step, or that times the steps that its codecs cost.
+    /// The objective of the search: step time, or step time × the codecs' factor on the number of steps.
     pub merit: Seconds,
 }
 
-/// Steps that differ by less than a nanosecond are equally fast: sums in floating point are no finer.
+/// Step times that differ by less than a nanosecond are equal: floating-point sums are not more accurate.
 pub(crate) fn nanoseconds(time: Seconds) -> u64 {
     (time.0 * 1e9).round() as u64
 }
 
 impl Found {
-    /// As the alternative to a better plan.
+    /// This plan as the alternative to a better one.
     pub fn beside(self, best: &Estimate) -> Alternative {
         let reason = Comparison::of(best, &self.estimate).to_string();
         Alternative { strategy: self.strategy, stages: self.stages, estimate: self.estimate, reason }
     }
 
-    /// Faster first, then smaller, then in the order of strategies and of recomputed blocks.
+    /// Sort key: faster first, then smaller, then in the order of strategies and of recomputed blocks.
     pub fn rank(&self) -> impl Ord + use<'_> {
         let recomputed: Vec<_> = self.stages.iter().map(|s| (s.end_layer, &s.recompute)).collect();
         let memory = self.estimate.peak_memory_bytes;
@@ -45,15 +45,15 @@ impl Found {
     }
 }
 
-/// What became of a way of training.
+/// The result of evaluating a strategy.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
     Illegal(Illegal),
     Unpriced(Unpriced),
     Memory(Box<MemoryShortfall>),
-    /// Another candidate stands for it: the same buckets, or no recomputation needed.
+    /// Equivalent to another candidate: the same buckets, or no recomputation needed.
     Same,
-    /// Cannot be faster than this.
+    /// Not simulated, because its lower bound is this time.
     Bounded(Seconds),
     Found(Box<Found>),
 }
@@ -68,19 +68,19 @@ pub(crate) struct LowerBounds {
     pub memory: Bytes,
 }
 
-/// Everything that all candidates share.
+/// Inputs that all candidates share.
 pub(crate) struct Evaluator<'a> {
     pub model: &'a ModelSpec,
     pub cluster: &'a Cluster,
     pub job: &'a Job,
     pub costs: &'a CostModel,
-    /// Whose training the prices are of: no other could run the plan so.
+    /// The engine for which the prices were measured; no other engine could run the plan at these prices.
     pub engine: Engine,
     pub usable: Bytes,
     pub options: CommunicationOptions,
 }
 
-/// Candidates with one key have one outline.
+/// Candidates with the same key have the same outline.
 type OutlineKey = (u32, u32, bool, u32, u32, Recompute, bool);
 
 fn outline_key(candidate: &Candidate) -> OutlineKey {
@@ -111,13 +111,14 @@ impl<'a> Evaluator<'a> {
         Self { model, cluster, job, costs, engine, usable, options }
     }
 
-    /// The rules that need no stages.
+    /// Checks the rules that do not depend on stages.
     pub fn legal(&self, candidate: &Candidate) -> Result<(), Illegal> {
         rules::check_strategy(self.model, self.job, self.cluster.device_count(), &candidate.strategy)?;
         engine::check(self.engine, self.model, self.job, &candidate.strategy)
     }
 
-    /// Lower bounds of all the candidates, which must be legal; in their order. What they share is worked out once.
+    /// Lower bounds of all the candidates, which must be legal; in their order. Shared parts are computed
+    /// once.
     pub fn lower_bounds(&self, candidates: &[(usize, &Candidate)]) -> Vec<Result<LowerBounds, Unpriced>> {
         let mut outlines: BTreeMap<OutlineKey, &Candidate> = BTreeMap::new();
         let mut orders: BTreeMap<OrderKey, &ParallelStrategy> = BTreeMap::new();
@@ -176,7 +177,8 @@ impl<'a> Evaluator<'a> {
         Ok(Outline::new(self.model, strategy, &stages, &costs, self.job))
     }
 
-    /// The layers cut into chunks of nearly equal time, or, where the job wants that, of equally many blocks.
+    /// Cuts the layers into chunks of nearly equal time, or, if the job requires it, of equal numbers of
+    /// blocks.
     pub fn stages(&self, strategy: &ParallelStrategy) -> Result<Vec<Stage>, Unpriced> {
         let chunks = strategy.chunks() as usize;
         if !self.job.allow.uneven_stages {
@@ -194,7 +196,7 @@ impl<'a> Evaluator<'a> {
         Ok(stages::balanced(self.model, chunks, strategy.recompute, &time).unwrap_or_default())
     }
 
-    /// All plans of a candidate: one for each bucket size that makes a difference.
+    /// All plans of a candidate: one for each bucket size that changes the buckets.
     pub fn evaluate(&self, candidate: &Candidate, threshold: Option<u64>) -> Vec<Outcome> {
         let first = &candidate.strategy;
         let stages = match self.candidate_stages(candidate) {
@@ -227,7 +229,7 @@ impl<'a> Evaluator<'a> {
         outcomes
     }
 
-    /// The program with every communication that the job allows.
+    /// Evaluates the program with every communication that the job allows.
     fn with_each_communication(&self, program: Program, threshold: Option<u64>) -> Vec<Outcome> {
         let communications = self.options.communications(&program, self.job);
         if communications.len() == 1 && communications[0].is_default() && self.options.only_default() {
@@ -264,7 +266,7 @@ impl<'a> Evaluator<'a> {
         outcomes
     }
 
-    /// One way of training, if it is legal, priced and fits.
+    /// Evaluates one strategy: returns a plan if it is legal, priced and fits.
     pub fn look(&self, strategy: &ParallelStrategy, stages: &[Stage]) -> Option<Found> {
         match self.price(&self.compile(strategy, stages).ok()?, None) {
             Outcome::Found(found) => Some(*found),
@@ -277,7 +279,7 @@ impl<'a> Evaluator<'a> {
         Program::compile(self.model, self.job, self.cluster.device_count(), strategy, stages)
     }
 
-    /// Counts a program's memory, bounds it, and simulates it if neither speaks against it.
+    /// Counts a program's memory, bounds it, and simulates it unless one of them excludes it.
     fn price(&self, program: &Program, threshold: Option<u64>) -> Outcome {
         let priced = match self.costs.price(program) {
             Ok(priced) => priced,
@@ -307,7 +309,8 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    /// The fewest recomputed blocks per chunk that make the plan fit, found by halving: more of them never need more.
+    /// The fewest recomputed blocks per chunk with which the plan fits, by bisection: memory never grows with
+    /// their number.
     fn least_recompute(&self, strategy: &ParallelStrategy) -> Result<Vec<Stage>, Outcome> {
         let cuts = self.stages(&without_recompute(strategy)).map_err(Outcome::Unpriced)?;
         let blocks =

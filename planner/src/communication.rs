@@ -1,4 +1,4 @@
-//! The communications that are tried of a strategy: placement, algorithms, codecs.
+//! The communication options that are tried for a strategy: placement, algorithms, codecs.
 
 use crate::placement::{self, Placements, Shape};
 use autodist_collectives::suits;
@@ -9,15 +9,15 @@ use autodist_spec::{
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What the search may choose of communication, worked out once.
+/// The communication options of the search, computed once.
 #[derive(Debug)]
 pub(crate) struct CommunicationOptions {
-    /// Given by the job; otherwise those that load the links the least.
+    /// Given by the job; otherwise those with the lowest link loads.
     placements: Option<Vec<Vec<u32>>>,
     /// Given by the job; otherwise the fastest are chosen.
     algorithms: Option<Vec<Algorithm>>,
     network: Option<Network>,
-    /// Placements found so far. A search depends on its shape alone, whoever comes first.
+    /// Cache of placements. They depend only on the shape, not on the thread that computes them first.
     found: Mutex<BTreeMap<Shape, Arc<Placements>>>,
 }
 
@@ -31,17 +31,17 @@ impl CommunicationOptions {
         }
     }
 
-    /// Whether there is nothing but rings, and rank r on device r.
+    /// Whether only rings are allowed, with rank r on device r.
     pub fn only_default(&self) -> bool {
         self.network.is_none() && self.algorithms.is_none()
     }
 
-    /// Whether the fastest algorithms are to be chosen.
+    /// Whether the search chooses the fastest algorithms.
     pub fn choose_algorithms(&self) -> bool {
         self.network.is_some() && self.algorithms.is_none()
     }
 
-    /// How a plan's placement compares with others; `None` where all links are alike.
+    /// A comparison of the plan's placement with others; `None` if all links are alike.
     pub fn placement(&self, program: &Program) -> Option<PlacementReport> {
         let network = self.network.as_ref()?;
         let shape = Shape::of(program);
@@ -54,12 +54,12 @@ impl CommunicationOptions {
         if let Some(found) = known().get(shape) {
             return found.clone();
         }
-        // Outside the lock: two threads may both do it, and find the same.
+        // Outside the lock: two threads may both do it, with the same result.
         let found = Arc::new(placement::search(network, shape));
         known().entry(shape.clone()).or_insert(found).clone()
     }
 
-    /// Every placement with every codec, and with every algorithm that was given.
+    /// Every placement with every codec, and with every given algorithm.
     pub fn communications(&self, program: &Program, job: &Job) -> Vec<Communication> {
         let strategy = &program.strategy;
         let placements = match (&self.placements, &self.network) {
@@ -83,7 +83,7 @@ impl CommunicationOptions {
             }
         }
         if list.is_empty() {
-            // The job allows lossy codecs alone, and nothing of this strategy can be compressed.
+            // The job allows only lossy codecs, and no traffic of this strategy can be compressed.
             list.push(Communication::default());
         }
         let mut distinct: Vec<Communication> = Vec::new();
@@ -96,7 +96,7 @@ impl CommunicationOptions {
     }
 }
 
-/// Every combination of the forms in which gradients, gathered parameters and activations may travel.
+/// Every combination of codecs for gradients, gathered parameters and activations.
 fn forms(strategy: &ParallelStrategy, job: &Job) -> Vec<Communication> {
     let allow = &job.allow;
     let working = !job.precision.is_mixed();
@@ -120,13 +120,13 @@ fn forms(strategy: &ParallelStrategy, job: &Job) -> Vec<Communication> {
     forms
 }
 
-/// `algorithm` for all collectives that it fits, rings for the others.
+/// `algorithm` for all collectives that it supports, rings for the others.
 fn everywhere(
     algorithm: Algorithm,
     communication: &Communication,
     strategy: &ParallelStrategy,
 ) -> Communication {
-    // Rounded parameters go around the ring.
+    // Parameters in a codec support only the ring.
     let gathers = strategy.zero_stage > 0 && communication.parameters == Codec::None;
     let fits = |collectives: &[Collective], size: u32| {
         let size = size as usize;
@@ -149,7 +149,7 @@ fn everywhere(
     }
 }
 
-/// Whether two nodes have as many devices, and links as fast to everyone else.
+/// Whether two nodes have the same number of devices, and equally fast links to all other nodes.
 pub(crate) fn interchangeable(network: &Network, one: &[u32], other: &[u32]) -> bool {
     let way = |from: u32, to: u32| {
         let path = &network.paths[from as usize][to as usize];

@@ -1,4 +1,4 @@
-//! Whether fewer bytes would help a plan, of gradients, parameters or activations, and why not where they would not.
+//! Whether codecs for gradients, parameters or activations would make a plan faster, and if not, why.
 
 use crate::PlanError;
 use crate::candidate::{Evaluator, Found};
@@ -9,18 +9,18 @@ use autodist_spec::{
     Slowdown,
 };
 
-/// A difference that no measurement would show is none.
+/// Differences below this are not measurable.
 const NOTHING: f64 = 0.005;
 
-/// The found plan with one kind of traffic in one form.
+/// The best plan with one codec for one kind of traffic.
 struct Way {
     estimate: Estimate,
     summary: CodedSummary,
     communication: Communication,
 }
 
-/// Every codec that the job allows for what this plan sends, held against numbers as they are, on the same split and
-/// placement.
+/// Compares every codec that the job allows for the traffic of this plan with uncompressed traffic, on the
+/// same stages and placement.
 pub(crate) fn verdicts(evaluator: &Evaluator, found: &Found) -> Vec<CodecVerdict> {
     let (strategy, allow) = (&found.strategy, &evaluator.job.allow);
     let gradients = if strategy.zero_stage == 0 { Coded::Gradients } else { Coded::GradientShards };
@@ -47,7 +47,7 @@ pub(crate) fn verdicts(evaluator: &Evaluator, found: &Found) -> Vec<CodecVerdict
     verdicts
 }
 
-/// What the step waits for of that kind of traffic.
+/// Exposed communication of that kind of traffic.
 fn exposed(estimate: &Estimate, kind: Coded) -> f64 {
     let seconds = match kind {
         Coded::Activations => estimate.cost.pipeline_communication_s,
@@ -56,7 +56,7 @@ fn exposed(estimate: &Estimate, kind: Coded) -> f64 {
     seconds.0.max(0.0)
 }
 
-/// Verdict on a codec that the job does not allow: the plan is not changed.
+/// Verdict on a codec that the job does not allow: the plan does not use it.
 fn refused(codec: Codec, kind: Coded, dense: &Way, reason: String) -> CodecVerdict {
     let time = dense.estimate.step_time_s;
     CodecVerdict {
@@ -97,7 +97,7 @@ fn way(evaluator: &Evaluator, found: &Found, kind: Coded, codec: Codec) -> Resul
 
 fn verdict(codec: Codec, kind: Coded, dense: &Way, coded: &Way) -> CodecVerdict {
     let exposed = exposed(&dense.estimate, kind);
-    // What compute hides of the reductions today: compressed ones must fit in there with their coding.
+    // The overlapped part of the reductions: compressed ones must fit into this time with their coding.
     let window = (dense.summary.wire_s - exposed).max(0.0);
     let room = window - coded.summary.coding_s;
     let required = (room > 0.0).then(|| dense.summary.wire_s / room);
@@ -159,7 +159,7 @@ fn verdict(codec: Codec, kind: Coded, dense: &Way, coded: &Way) -> CodecVerdict 
     }
 }
 
-/// The plan with every bucket left as it is whose compression does not shorten the step.
+/// The plan with compression only for those buckets where it shortens the step.
 pub(crate) fn refine(evaluator: &Evaluator, found: Found) -> Found {
     let Ok(program) = Program::compile(
         evaluator.model,

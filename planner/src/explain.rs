@@ -1,11 +1,11 @@
-//! Why this plan, which limit binds, and what would change it.
+//! Why this plan is best, which part of the step dominates, and what would change it.
 
 use crate::{Comparison, Limit, PlanError, Planner, SearchLimits, usable};
 use autodist_spec::{Bytes, Cluster, ParallelStrategy, Plan, Profile, Seconds, StopReason, doubt};
 use serde::Serialize;
 use std::fmt;
 
-/// The answer to "why this one?".
+/// The explanation of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Explanation {
     pub label: String,
@@ -15,11 +15,11 @@ pub struct Explanation {
     /// The largest part of the step.
     pub binding: Limit,
     pub memory: MemoryUse,
-    /// Measurements of the profile in doubt, why, and whether plans rest on them all the same.
+    /// Doubtful measurements of the profile, the reason, and whether plans use them nevertheless.
     pub doubts: Vec<String>,
-    /// Why each alternative lost: its label, and the reason.
+    /// The label of each alternative, and why it is slower.
     pub alternatives: Vec<(String, String)>,
-    /// The plan that was asked about: its label, and how it compares or why it cannot be run.
+    /// The plan that the user asked about: its label, and how it compares or why it cannot run.
     pub against: Option<(String, String)>,
     pub what_ifs: Vec<WhatIf>,
 }
@@ -30,22 +30,22 @@ pub struct MemoryUse {
     pub usable_bytes: Bytes,
 }
 
-/// The best plan under another circumstance.
+/// The best plan under a changed assumption.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct WhatIf {
     pub change: &'static str,
     pub label: String,
     pub step_time_s: Seconds,
-    /// How many times faster the step is.
+    /// Speedup of the step.
     pub speedup: f64,
     pub same_plan: bool,
 }
 
-/// Explains a plan by planning again: beside another strategy, with faster links, faster devices, more memory. A plan
-/// that was given is not searched for again, but given again.
+/// Explains a plan by planning again: for another strategy, with faster links, faster devices, more memory. A
+/// plan for a given strategy is evaluated again without a search.
 ///
 /// # Errors
-/// The profile is not that of the plan, or nothing can be planned with it.
+/// The profile does not match the plan, or there is no plan for it.
 pub fn explain(
     plan: &Plan,
     profile: &Profile,
@@ -106,7 +106,7 @@ fn what_if(
     })
 }
 
-/// Collectives and messages take `factor` times less, latency included.
+/// Divides the times of collectives and send/recv by `factor`, including latency.
 fn faster_links(profile: &Profile, factor: f64) -> Profile {
     let mut faster = profile.clone();
     let times = faster
@@ -122,7 +122,7 @@ fn faster_links(profile: &Profile, factor: f64) -> Profile {
     faster
 }
 
-/// Segments and the optimizer take `factor` times less.
+/// Divides the times of segments and the optimizer by `factor`.
 fn faster_compute(profile: &Profile, factor: f64) -> Profile {
     let mut faster = profile.clone();
     faster.segments.iter_mut().for_each(|cell| divide(&mut cell.time, factor));

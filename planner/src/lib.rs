@@ -1,10 +1,11 @@
-//! The fastest way of training that fits.
+//! Searches for the fastest plan that fits into memory.
 //!
-//! The space is what the job allows and the compiler's rules let pass. Every way in it is bounded from below before
-//! it is compiled; those that the bound cannot reject are compiled, their memory is counted exactly, and what fits is
-//! simulated, most promising first, until no bound is left below the best that was found. So the plan is optimal in
-//! its space under its cost model, and says so. The same plan for the same input, whatever the number of threads.
-//! Not here: what a plan costs (`cost-model`), what is legal (`program`), and any clock but the caller's.
+//! The space is what the job allows and the compiler's rules accept. Every candidate in it is bounded from
+//! below before it is compiled; those that the bound does not exclude are compiled, their memory is counted
+//! exactly, and those that fit are simulated, most promising first, until no bound is below the best plan. So
+//! the plan is optimal in its space under its cost model, and the result records this. The result depends
+//! only on the input, not on the number of threads. Not here: the cost of a plan (`cost-model`), the rules
+//! (`program`), and any clock except the caller's.
 //!
 //! ```
 //! use autodist_cost_model::synthetic::SyntheticMachine;
@@ -46,15 +47,15 @@ use autodist_spec::{
 use candidate::Evaluator;
 use search::{Keep, Search};
 
-/// When a search ends, and how much of it is kept.
+/// When a search ends, and how many plans are kept.
 #[derive(Clone, Copy)]
 pub struct SearchLimits<'a> {
-    /// Asked between batches of simulations: whether the time is up.
+    /// Called between batches of simulations; returns whether the time limit is reached.
     pub deadline: Option<&'a (dyn Fn() -> bool + Sync)>,
     pub max_simulations: Option<u64>,
-    /// Plans that are kept, the best included.
+    /// Number of plans that are kept, including the best.
     pub top: usize,
-    /// Threads to search with; 0 means one for each core.
+    /// Number of threads; 0 means one for each core.
     pub threads: usize,
 }
 
@@ -64,7 +65,7 @@ impl Default for SearchLimits<'_> {
     }
 }
 
-/// A question: how should this model be trained on this cluster?
+/// The inputs of a search: model, job, cluster and profile.
 #[derive(Clone)]
 pub struct Planner<'a> {
     model: &'a ModelSpec,
@@ -81,7 +82,7 @@ impl<'a> Planner<'a> {
         Self { model, cluster, job, profile, costs: CostModel::new(profile), limits: SearchLimits::default() }
     }
 
-    /// With what codecs were measured to cost in steps.
+    /// Uses the measured slowdown of codecs.
     #[must_use]
     pub fn probes(mut self, probes: &[CodecProbe]) -> Self {
         self.costs = self.costs.with_probes(probes);
@@ -94,10 +95,10 @@ impl<'a> Planner<'a> {
         self
     }
 
-    /// The fastest plan that fits; between plans of one speed, the one that needs less memory.
+    /// The fastest plan that fits; of equally fast plans, the one that needs less memory.
     ///
     /// # Errors
-    /// No way of training is legal, priced and fits: with the reasons, the nearest miss and a hint.
+    /// No strategy is legal, priced and fits; the error has the reasons, the nearest miss and a hint.
     pub fn plan(&self) -> Result<Plan, Infeasible> {
         let evaluator = self.evaluator().map_err(|error| refusal::unpriced(self, &error))?;
         let mut outcome = Search::new(&evaluator, self.limits).run(Keep::Best(self.limits.top.max(1)));
@@ -119,10 +120,11 @@ impl<'a> Planner<'a> {
         Ok(plan)
     }
 
-    /// One given way of training, without a search; `stages` are cut by the profile's layer times where none are given.
+    /// Evaluates one given strategy, without a search; without `stages`, the layers are cut by the profile's
+    /// layer times.
     ///
     /// # Errors
-    /// It is not legal, not priced, or does not fit.
+    /// The strategy is not legal, not priced, or does not fit.
     pub fn given(&self, strategy: &ParallelStrategy, stages: Option<&[Stage]>) -> Result<Plan, PlanError> {
         let evaluator = self.evaluator()?;
         let stages = match stages {
@@ -153,10 +155,10 @@ impl<'a> Planner<'a> {
         Ok(plan)
     }
 
-    /// Every plan of the space that is legal, priced and fits, best first; nothing is bounded away.
+    /// Every plan of the space that is legal, priced and fits, best first, without pruning.
     ///
     /// # Errors
-    /// There is none.
+    /// No plan is feasible.
     pub fn feasible(&self) -> Result<Vec<Alternative>, Infeasible> {
         let evaluator = self.evaluator().map_err(|error| refusal::unpriced(self, &error))?;
         let outcome = Search::new(&evaluator, self.limits).run(Keep::All);
@@ -222,7 +224,8 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// Numbers of a profile that are each in range may add up to a plan that nobody could read again.
+/// Rejects overflow: numbers of a profile that are each in range may add up to a plan whose file could not be
+/// read.
 fn believable(plan: &Plan) -> Result<(), Unpriced> {
     plan.check().map_err(|error| Unpriced {
         what: format!("the profile's numbers lead to a plan with values out of range: {error}"),

@@ -1,12 +1,12 @@
-//! Which device each rank goes on: placements that load the links least.
+//! Which device each rank runs on: placements with the lowest link loads.
 //!
-//! For each kind of traffic (tensor groups, gradients, replicas, activations) a placement has the time of its most
-//! loaded link; a link's load is all of that kind that crosses it. How much of which kind a step can hide is for the
-//! simulation to say, so what is looked for are the placements that no other beats in every kind: whatever a step makes
-//! of the loads, as long as more is never better, the best is among them. Up to [`EXACT`] ranks they are found by
-//! branch and bound: a part of the ranks never loads a link more than all of them. Beyond, swaps improve what filling
-//! the nodes in order gives, and a bound says how far from the least load that can be. The few are then priced like any
-//! other choice.
+//! For each kind of traffic (tensor groups, gradients, replicas, activations) a placement has the time of its
+//! most loaded link; a link's load is all traffic of that kind that crosses it. Only the simulation knows how
+//! much of each kind a step can overlap, so the search returns the Pareto front: the placements that no other
+//! beats in every kind. If a step time never decreases with a load, the best placement is among them. Up to
+//! [`EXACT`] ranks they are found by branch and bound: a subset of the ranks never loads a link more than all
+//! of them. Beyond that, swaps improve the placement that fills nodes in order, and a bound gives the
+//! distance from the minimum load. The few placements are then priced like any other option.
 
 use crate::communication::interchangeable;
 use autodist_program::{Flows, Program};
@@ -15,24 +15,24 @@ use std::collections::BTreeMap;
 
 /// Ranks up to which the search is exact.
 const EXACT: usize = 8;
-/// Placements that are priced at the most.
+/// Largest number of placements that are priced.
 const KEPT: usize = 12;
-/// A load that is lower by less is not lower: no measurement of a link is finer.
+/// Smaller differences of loads are ignored: links are not measured more accurately.
 const NOTHING: f64 = 0.02;
-/// How much more than its bytes one kind of traffic counts where swaps look for a placement that is good for it.
+/// Weight of one kind of traffic relative to the others, in the swap search that optimises for this kind.
 const EMPHASIS: f64 = 64.0;
-/// What the load of all links counts beside that of the busiest, where swaps look for a way down.
+/// Weight of the load of all links relative to that of the busiest, so that swaps find a descent direction.
 const ALL_LINKS: f64 = 0.01;
-/// Rounds of swaps at the most; each takes a look at every pair of ranks.
+/// Largest number of rounds of swaps; each tries every pair of ranks.
 const ROUNDS: usize = 50;
-/// Traffic is rounded to powers of this, so that programs that differ little share a search.
+/// Traffic is rounded to powers of this, so that similar programs share a search.
 const STEP: f64 = 2.0;
 
-/// The traffic of programs that are placed alike.
+/// The traffic of programs that have the same placements.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Shape {
     edges: [Vec<(usize, usize)>; 4],
-    /// Powers of [`STEP`] below the largest; none where nothing flows.
+    /// Powers of [`STEP`] below the largest; `None` without traffic.
     weights: [Option<i32>; 4],
 }
 
@@ -54,7 +54,7 @@ impl Shape {
     }
 }
 
-/// The devices of a network as placements see them.
+/// The devices of a network, prepared for placements.
 struct Ground<'a> {
     network: &'a Network,
     /// Devices of each node.
@@ -62,7 +62,7 @@ struct Ground<'a> {
     alike: Vec<Vec<bool>>,
 }
 
-/// Loads of all links by kind, and what they cost.
+/// Loads of all links by kind, and their cost.
 #[derive(Clone)]
 struct Load {
     seconds: [Vec<f64>; 4],
@@ -85,7 +85,7 @@ impl<'a> Ground<'a> {
         Load { seconds: std::array::from_fn(|_| vec![0.0; self.network.links.len()]) }
     }
 
-    /// Adds what goes between rank `rank` and those before it.
+    /// Adds the traffic between rank `rank` and the ranks before it.
     fn add(&self, shape: &Shape, placed: &[u32], rank: usize, load: &mut Load) {
         for kind in 0..4 {
             let bytes = shape.bytes(kind);
@@ -111,7 +111,8 @@ impl<'a> Ground<'a> {
         self.load(shape, placed).busiest()
     }
 
-    /// Weighted loads of the busiest links and, a little, of all: one swap seldom takes enough from all busy links.
+    /// Weighted loads of the busiest links and, with a small weight, of all: one swap seldom relieves all
+    /// busy links.
     fn smooth(&self, shape: &Shape, placed: &[u32], weights: &Loads) -> f64 {
         let load = self.load(shape, placed);
         let all: Loads = std::array::from_fn(|kind| load.seconds[kind].iter().sum());
@@ -119,7 +120,7 @@ impl<'a> Ground<'a> {
     }
 }
 
-/// Time of the busiest link, by kind of traffic; in units of one search.
+/// Time of the busiest link, by kind of traffic; in arbitrary units within one search.
 type Loads = [f64; 4];
 
 impl Load {
@@ -132,12 +133,12 @@ fn sum(loads: &Loads, weights: &Loads) -> f64 {
     loads.iter().zip(weights).map(|(load, weight)| load * weight).sum()
 }
 
-/// Whether one is at least as good in every kind, as far as measurements tell.
+/// Whether one is at least as good in every kind, within the accuracy of measurements.
 fn beats(one: &Loads, other: &Loads) -> bool {
     one.iter().zip(other).all(|(one, other)| *one <= other * (1.0 + NOTHING))
 }
 
-/// What was found, rank r on device r first.
+/// The placements found, with rank r on device r first.
 #[derive(Debug, Clone)]
 pub(crate) struct Placements {
     pub list: Vec<Vec<u32>>,
@@ -150,7 +151,7 @@ pub(crate) struct Placements {
 const EQUALLY: Loads = [1.0; 4];
 
 impl Placements {
-    /// How `placement` compares with others.
+    /// A comparison of `placement` with others.
     pub fn report(&self, network: &Network, shape: &Shape, placement: &[u32]) -> PlacementReport {
         let ground = Ground::of(network);
         let in_order = sum(&self.loads[0], &EQUALLY);
@@ -166,7 +167,7 @@ impl Placements {
     }
 }
 
-/// The placements that are worth a closer look.
+/// The placements to be priced.
 pub(crate) fn search(network: &Network, shape: &Shape) -> Placements {
     let ground = Ground::of(network);
     let world = network.nodes.len();
@@ -176,7 +177,7 @@ pub(crate) fn search(network: &Network, shape: &Shape) -> Placements {
         let mut used = vec![0; ground.room.len()];
         branch(&ground, shape, &mut used, &mut Vec::new(), &ground.nothing(), &mut front);
     } else {
-        // One rank on every node in turn.
+        // Ranks in turn over all nodes (round robin).
         let most = ground.room.iter().map(Vec::len).max().unwrap_or(0);
         let turn = (0..most).flat_map(|place| ground.room.iter().filter_map(move |node| node.get(place)));
         let turn: Vec<u32> = turn.copied().collect();
@@ -195,7 +196,7 @@ pub(crate) fn search(network: &Network, shape: &Shape) -> Placements {
     Placements { list, loads, exact, bound: bound(&ground, shape) }
 }
 
-/// Placements of which none beats another; but the first stays.
+/// A Pareto front of placements; the first one always stays.
 struct Front {
     found: Vec<(Loads, Vec<u32>)>,
 }
@@ -219,7 +220,7 @@ impl Front {
     }
 }
 
-/// Places the ranks from the first, in every way that is not beaten yet.
+/// Places the ranks one by one, and prunes partial placements that are already beaten.
 fn branch(
     ground: &Ground<'_>,
     shape: &Shape,
@@ -236,12 +237,12 @@ fn branch(
         return;
     }
     for node in 0..ground.room.len() {
-        // Of untouched nodes that are alike, the first stands for all.
+        // Of equal nodes without ranks, only the first is tried.
         let alike = (0..node).any(|other| used[other] == 0 && used[node] == 0 && ground.alike[other][node]);
         if used[node] == ground.room[node].len() || alike {
             continue;
         }
-        // Devices of a node take its ranks in their order.
+        // Devices of a node are filled in order.
         placed.push(ground.room[node][used[node]]);
         used[node] += 1;
         let mut with = load.clone();
@@ -252,7 +253,7 @@ fn branch(
     }
 }
 
-/// Swaps pairs of ranks as long as that lowers the weighted loads.
+/// Swaps pairs of ranks as long as this lowers the weighted loads.
 fn improved(ground: &Ground<'_>, shape: &Shape, mut placed: Vec<u32>, weights: &Loads) -> Vec<u32> {
     let of = |placed: &[u32]| ground.smooth(shape, placed, weights);
     let mut cost = of(&placed);
@@ -279,8 +280,8 @@ fn improved(ground: &Ground<'_>, shape: &Shape, mut placed: Vec<u32>, weights: &
     placed
 }
 
-/// No placement loads the links less in sum: of every ring that is larger than the largest node, as many edges as it
-/// spans nodes at least leave one, over all uplinks together.
+/// Lower bound of the summed loads: of every ring that is larger than the largest node, at least as many
+/// edges leave a node as the ring spans nodes, over all uplinks together.
 fn bound(ground: &Ground<'_>, shape: &Shape) -> f64 {
     let largest = ground.room.iter().map(Vec::len).max().unwrap_or(1);
     let between = |from: usize, to: usize| ground.network.nodes[from] != ground.network.nodes[to];
@@ -296,7 +297,7 @@ fn bound(ground: &Ground<'_>, shape: &Shape) -> f64 {
     if out <= 0.0 {
         return 0.0;
     }
-    // The last kind is a chain, not a ring.
+    // The last kind is a chain instead of a ring.
     let kinds = (0..3).map(|kind| {
         let crossing: usize = rings(&shape.edges[kind])
             .iter()
@@ -308,7 +309,7 @@ fn bound(ground: &Ground<'_>, shape: &Shape) -> f64 {
     kinds.sum()
 }
 
-/// Sizes of the rings that edges make.
+/// Sizes of the rings that the edges form.
 fn rings(edges: &[(usize, usize)]) -> Vec<usize> {
     let next: BTreeMap<usize, usize> = edges.iter().copied().collect();
     let mut left = next.clone();
@@ -335,7 +336,8 @@ mod tests {
         BytesPerSecond, Job, ParallelStrategy, Path, Provenance, Seconds, SharedLink, catalog,
     };
 
-    /// Nodes of so many devices behind an uplink and a downlink of that rate each; inside, everything is fast.
+    /// Nodes with the given numbers of devices, behind an uplink and a downlink of the given bandwidth; fast
+    /// links inside.
     fn network(nodes: &[(usize, f64)]) -> Network {
         let mut network = Network::default();
         let link = |name: String, rate: f64| SharedLink {
@@ -421,7 +423,7 @@ mod tests {
 
     #[test]
     fn groups_can_be_brought_inside_nodes_whatever_the_order_of_devices() {
-        // Devices are dealt out in turn: neighbours are on different nodes.
+        // Devices are assigned round robin: neighbours are on different nodes.
         let mut network = network(&[(2, 25e6), (2, 25e6)]);
         let by_turn = |device: usize| [0_usize, 2, 1, 3][device];
         network.nodes = vec![0, 1, 0, 1];

@@ -1,4 +1,4 @@
-//! Why one plan is better than another, in words with numbers.
+//! Explains in words and numbers why one plan is better than another.
 
 use autodist_spec::{Bytes, Estimate, Seconds};
 use serde::Serialize;
@@ -26,12 +26,12 @@ impl Limit {
     }
 }
 
-/// How an estimate stands beside a better one.
+/// A comparison of an estimate with a better one.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
     /// `time / best - 1`.
     pub slower: f64,
-    /// The part that grew most: its name, here and there.
+    /// The part that grew most: its name, its time in this plan and in the better one.
     pub part: (&'static str, Seconds, Seconds),
     pub memory_bytes: Bytes,
     pub best_memory_bytes: Bytes,

@@ -1,4 +1,5 @@
-//! Why there is no plan: claim, reasons, the nearest miss, and a way out that the job has not closed.
+//! Explains why there is no plan: claim, reasons, the nearest miss, and a remedy that the job does not rule
+//! out.
 
 use crate::Planner;
 use crate::candidate::Evaluator;
@@ -8,21 +9,21 @@ use autodist_program::{Illegal, Program};
 use autodist_spec::{Bytes, Job, MemoryBreakdown, ParallelStrategy, Recompute, Rejection, StopReason};
 use std::fmt;
 
-/// A strategy that needs more memory than a device has, and by how much.
+/// A strategy that needs more memory than a device has, and the shortfall.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub struct MemoryShortfall {
     pub strategy: ParallelStrategy,
     pub pipeline_rank: usize,
-    /// What that rank needs.
+    /// Memory of that rank.
     pub memory: MemoryBreakdown,
     pub usable: Bytes,
     pub capacity: Bytes,
-    /// Part of the capacity that no plan may use.
+    /// Fraction of the capacity that no plan may use.
     pub reserve: f64,
 }
 
 impl MemoryShortfall {
-    /// The fullest rank, where it does not fit.
+    /// The fullest rank, if it does not fit.
     pub(crate) fn of(program: &Program, memory: &[MemoryBreakdown], evaluator: &Evaluator) -> Option<Self> {
         let fullest = (0..memory.len()).rev().max_by_key(|rank| memory[*rank].total())?;
         (memory[fullest].total() > evaluator.usable).then(|| Self {
@@ -71,12 +72,12 @@ impl fmt::Display for MemoryShortfall {
     }
 }
 
-/// No way of training that the job allows can be run.
+/// No strategy that the job allows can run.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub struct Infeasible {
     pub model: String,
     pub cluster: String,
-    /// Ways that were looked at.
+    /// Number of explored strategies.
     pub explored: u64,
     pub reasons: Vec<Rejection>,
     pub closest: Option<Box<MemoryShortfall>>,
@@ -112,7 +113,7 @@ impl fmt::Display for Infeasible {
     }
 }
 
-/// Why a given way of training is no plan.
+/// Why a given strategy is not a valid plan.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PlanError {
     #[error(transparent)]
@@ -168,7 +169,7 @@ pub(crate) fn infeasible(planner: &Planner, outcome: SearchOutcome) -> Infeasibl
     }
 }
 
-/// The strongest remedy that the job has not allowed yet.
+/// The strongest remedy that the job does not allow yet.
 fn memory_hint(job: &Job, shortfall: &MemoryShortfall) -> String {
     let allow = &job.allow;
     let mut remedies = Vec::new();

@@ -1,4 +1,5 @@
-//! Branch and bound: candidates in the order of their bounds, in batches whose size no machine decides.
+//! Branch and bound: candidates in the order of their bounds, in batches of a size that does not depend on
+//! the machine.
 
 use crate::SearchLimits;
 use crate::candidate::{Evaluator, Found, LowerBounds, Outcome, nanoseconds};
@@ -9,19 +10,19 @@ use autodist_spec::{Bytes, Rejection, SearchReport, Seconds, StopReason};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
-/// Candidates that are looked at side by side: fixed, so that the answer depends on no thread count.
+/// Candidates evaluated in parallel: constant, so that the result does not depend on the number of threads.
 const BATCH: usize = 32;
 
-/// Name of the reason of what was not simulated because it could not win.
+/// Reason of candidates that were not simulated because their lower bound is too high.
 const BOUND: &str = "lower bound above the best plan";
 
-/// Name of the reason of what a limit came before.
+/// Reason of candidates that were not explored before the limit.
 const NOT_REACHED: &str = "not explored before the limit";
 
-/// Name of the reason of what the profile lacks costs for.
+/// Reason of candidates for which the profile lacks costs.
 pub(crate) const UNPRICED: &str = "cost missing in the profile";
 
-/// Name of the reason of what only a measurement that is not believed speaks of.
+/// Reason of candidates whose costs are based only on doubtful measurements.
 const DOUBTED: &str = "based on a doubtful measurement";
 
 /// Candidates out of memory that are compiled to find the nearest miss.
@@ -30,7 +31,8 @@ const NEAREST: usize = 32;
 /// Which plans are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Keep {
-    /// So many, distinct in more than bucket sizes; what cannot be among them need not be simulated.
+    /// The given number of plans that differ in more than the bucket size; candidates that cannot be among
+    /// them are not simulated.
     Best(usize),
     All,
 }
@@ -40,9 +42,9 @@ pub(crate) struct SearchOutcome {
     pub best: Vec<Found>,
     pub report: SearchReport,
     pub rejected: Vec<Rejection>,
-    /// The candidate out of memory that misses by the least.
+    /// The candidate out of memory with the smallest shortfall.
     pub nearest_miss: Option<Box<MemoryShortfall>>,
-    /// What to do about the first candidate that the profile does not price.
+    /// Hint for the first candidate without a price.
     pub unpriced_hint: Option<String>,
 }
 
@@ -67,7 +69,7 @@ impl<'a> Search<'a> {
         let (lower_bounds, mut too_large) = self.bounded(&space, &mut tally);
         let mut kept = Kept { keep, found: Vec::new() };
         let mut simulated = 0_u64;
-        // Communications beyond the first of each size.
+        // Communication options beyond the first of each bucket size.
         let mut more = 0_u64;
         let mut next = 0;
         let stop_reason = loop {
@@ -90,7 +92,7 @@ impl<'a> Search<'a> {
                 batch.par_iter().map(|bounds| evaluator.evaluate(&space[bounds.index], threshold)).collect();
             for (bounds, outcomes) in batch.iter().zip(outcomes) {
                 let candidate = &space[bounds.index];
-                // A candidate that fails before it is compiled fails in all its sizes.
+                // A candidate that fails before it is compiled fails for all its bucket sizes.
                 let shared =
                     if outcomes.len() < self.sizes(candidate) { self.sizes(candidate) as u64 } else { 1 };
                 more += outcomes.len().saturating_sub(self.sizes(candidate)) as u64;
@@ -130,18 +132,18 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Candidates in a batch: no more than simulations are left, whatever comes of them.
+    /// Number of candidates in a batch: at most as many as simulations are left, for any result.
     fn batch(&self, simulations_left: u64) -> usize {
         let per_candidate = self.evaluator.job.allow.bucket_bytes.len() as u64;
         (simulations_left / per_candidate).min(BATCH as u64) as usize
     }
 
-    /// Plans that a candidate stands for.
+    /// Number of plans of a candidate.
     fn sizes(&self, candidate: &Candidate) -> usize {
         if candidate.strategy.zero_stage >= 2 { 1 } else { self.evaluator.job.allow.bucket_bytes.len() }
     }
 
-    /// Legal candidates that may fit, by their bounds; and those that cannot fit, with what they need at least.
+    /// Legal candidates that may fit, by their bounds; and those that cannot fit, with their minimum memory.
     fn bounded(&self, space: &[Candidate], tally: &mut Tally) -> (Vec<LowerBounds>, Vec<(Bytes, usize)>) {
         let verdicts: Vec<_> = space.par_iter().map(|candidate| self.evaluator.legal(candidate)).collect();
         let mut legal = Vec::new();
@@ -214,14 +216,14 @@ struct Kept {
 }
 
 impl Kept {
-    /// What a candidate must not exceed to be of interest: the time of the last plan kept, once there are enough.
+    /// The time that a candidate must beat: that of the last plan kept, once there are enough.
     fn threshold(&self) -> Option<u64> {
         let Keep::Best(count) = self.keep else { return None };
         let full = self.found.len() >= count;
         self.found.last().filter(|_| full).map(|found| nanoseconds(found.merit))
     }
 
-    /// Takes in the plans of one candidate, which differ in bucket size alone.
+    /// Adds the plans of one candidate, which differ only in bucket size.
     fn extend(&mut self, mut family: Vec<Found>) {
         family.sort_by(|a, b| a.rank().cmp(&b.rank()));
         if let Keep::Best(_) = self.keep {
@@ -241,7 +243,7 @@ fn too_slow(candidate: &Candidate, bound: Seconds) -> String {
     format!("the lower bound of {} is {bound}", candidate.strategy.label())
 }
 
-/// Rejected plans, counted by reason, each told on the first.
+/// Rejected plans, counted by reason, each explained by its first example.
 #[derive(Default)]
 struct Tally {
     reasons: BTreeMap<&'static str, (u64, String)>,
@@ -269,7 +271,7 @@ impl Tally {
         }
     }
 
-    /// The example is written for the first of a kind alone: there can be hundreds of thousands.
+    /// Only the first of a kind formats its example: there can be hundreds of thousands.
     fn count(&mut self, rule: &'static str, count: u64, example: impl FnOnce() -> String) {
         self.reasons.entry(rule).or_insert_with(|| (0, example())).0 += count;
     }

@@ -1,17 +1,19 @@
-//! The space: every combination that the job allows. Whether it is legal is for the compiler's rules to say.
+//! The search space: every combination that the job allows, legal or not; the compiler's rules check
+//! legality.
 
 use autodist_spec::{Job, ModelSpec, ParallelStrategy, Recompute, ScheduleKind};
 
-/// A way of training, up to the size of its gradient buckets.
+/// A strategy, except for the size of its gradient buckets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Candidate {
-    /// With the first of the job's bucket sizes.
+    /// Has the first of the job's bucket sizes.
     pub strategy: ParallelStrategy,
-    /// Recomputes no more blocks than it must to fit, the first ones of every chunk; else all of them.
+    /// Whether to recompute only as many blocks as needed to fit, the first ones of every chunk; otherwise
+    /// all of them.
     pub least_recompute: bool,
 }
 
-/// All candidates, in an order that depends on the job alone.
+/// All candidates, in an order that depends only on the job.
 pub(crate) fn candidates(model: &ModelSpec, job: &Job, devices: u32) -> Vec<Candidate> {
     let mut list = Vec::new();
     for (data, tensor, pipeline) in degrees(job, devices) {
@@ -42,7 +44,7 @@ pub(crate) fn candidates(model: &ModelSpec, job: &Job, devices: u32) -> Vec<Cand
     list
 }
 
-/// Every uniform policy, and where the job allows to recompute nothing, mixtures with the others.
+/// Every uniform policy, and, if the job allows no recomputation, mixtures of it with the others.
 fn recomputations(job: &Job, strategy: &ParallelStrategy, list: &mut Vec<Candidate>) {
     let policies = unique(&job.allow.recompute);
     for recompute in &policies {
@@ -69,7 +71,7 @@ fn degrees(job: &Job, devices: u32) -> Vec<(u32, u32, u32)> {
     list
 }
 
-/// Without a pipeline there is one order only, and 1F1B is its name.
+/// Without a pipeline there is only one order, which is called 1F1B.
 fn schedules(model: &ModelSpec, job: &Job, pipeline: u32) -> Vec<(ScheduleKind, u32)> {
     if pipeline == 1 {
         return vec![(ScheduleKind::OneFOneB, 1)];
@@ -87,8 +89,8 @@ fn schedules(model: &ModelSpec, job: &Job, pipeline: u32) -> Vec<(ScheduleKind, 
     list
 }
 
-/// What the job allows, or every divisor of a data rank's batch; 1 where the batch does not divide, for the rules to
-/// refuse it.
+/// The job's list, or every divisor of a data rank's batch; 1 if the batch does not divide, which the rules
+/// then reject.
 fn micro_batches(job: &Job, data: u32) -> Vec<u32> {
     match &job.allow.micro_batch {
         Some(list) => unique(list),
@@ -118,7 +120,7 @@ fn allowed(list: &Option<Vec<u32>>, value: u32) -> bool {
     list.as_ref().is_none_or(|list| list.contains(&value))
 }
 
-/// Without repetitions, in the given order.
+/// Removes duplicates, and keeps the order.
 fn unique<T: Copy + PartialEq>(list: &[T]) -> Vec<T> {
     let mut kept: Vec<T> = Vec::new();
     for value in list {

@@ -3,8 +3,8 @@
 use rayon::ThreadPoolBuilder;
 use std::thread::available_parallelism;
 
-/// Does `work`, whose parallel parts go to `threads` threads (0: one for each core). Where the system gives fewer, fewer
-/// do the same work; the calling thread alone does, too.
+/// Runs `work`, whose parallel parts use `threads` threads (0: one for each core). If the system provides
+/// fewer threads, these do all the work; the calling thread alone is enough.
 pub fn with_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) -> T {
     let most = if threads == 0 { available_parallelism().map_or(1, usize::from) } else { threads };
     let fewer = std::iter::successors(Some(most), |threads| Some(threads / 2).filter(|threads| *threads > 1));
@@ -14,7 +14,7 @@ pub fn with_threads<T: Send>(threads: usize, work: impl FnOnce() -> T + Send) ->
             return pool.install(work);
         }
     }
-    // This fails only where the calling thread belongs to a pool already, which is used then.
+    // Fails only if the calling thread already belongs to a pool, which is then used.
     let _alone = ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
     work()
 }

@@ -1,4 +1,4 @@
-//! The search against brute force, against threads, and against its own files.
+//! Compares the search with brute force, with other numbers of threads, and with its own plan files.
 
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
@@ -125,7 +125,7 @@ fn a_limit_says_how_far_from_optimal_it_can_be() {
     assert_eq!(plan_with(&machine, &job(), limits).search.stop_reason, StopReason::TimeLimit);
 }
 
-/// The best plan where only data parallelism with micro-batch 8 is allowed, by memory of a device.
+/// The best plan if only data parallelism with micro-batch 8 is allowed, by device memory.
 fn shrinking(memory: u64, change: impl FnOnce(&mut Job)) -> Result<Plan, String> {
     let model = model();
     let mut job = Job::new(16, 128);
@@ -148,7 +148,7 @@ fn scarce_memory_is_met_by_recomputation_and_sharding() {
     let full = label(25);
     assert_eq!(full.strategy.recompute, Recompute::Full);
     assert!(full.estimate.step_time_s > mixed.estimate.step_time_s);
-    // Without recomputation there is sharding.
+    // Without recomputation, sharding is used.
     let sharded = shrinking(20, |job| job.allow.micro_batch = None).unwrap();
     assert!(
         sharded.strategy.zero_stage > 0 || sharded.strategy.micro_batch < 8,

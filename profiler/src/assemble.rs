@@ -1,4 +1,4 @@
-//! What the ranks have measured so far, and what is still to be measured.
+//! The measurements so far, and what remains to be measured.
 
 mod fits;
 mod summary;
@@ -23,29 +23,29 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use takes::Take;
 
-/// Rounds in which everything is measured, whatever is known already.
+/// Rounds in which everything is measured, even if it is already known.
 const ROUNDS_FOR_ALL: usize = 6;
 
 type CellKey = (Segment, Pass, u32, bool, u32, Recompute);
 
-/// Live memory that a cell leaves, and the most while it runs, bytes.
+/// Live memory that a cell leaves allocated, and its peak, in bytes.
 type Memory = (Option<i64>, u64);
 
-/// Measurements as they come in.
+/// Collects measurements as they arrive.
 pub struct Assembly<'a> {
     request: &'a Request,
     environment: Environment,
-    /// Cells of an earlier profile that are kept as they are.
+    /// Cells of an earlier profile that are kept.
     earlier: Option<Profile>,
-    /// What of it is in doubt, and so measured again.
+    /// Doubtful cells of the earlier profile, which are measured again.
     distrusted: Vec<Doubt>,
-    /// Every probe that was run.
+    /// Every probe run.
     takes: Vec<Take>,
     memory: BTreeMap<CellKey, Memory>,
-    /// Probes that gave no take to be believed, and why; the links likewise.
+    /// Probes without a valid run, with the reason; links likewise.
     unsettled: BTreeMap<Probe, String>,
     links_unsettled: Option<String>,
-    /// What was measured again, and why.
+    /// What was measured again, with the reason.
     again: Vec<String>,
     collectives: BTreeMap<(Collective, usize, usize, usize), Vec<f64>>,
     exchanges: BTreeMap<(Collective, usize, usize, usize), Vec<f64>>,
@@ -58,9 +58,9 @@ pub struct Assembly<'a> {
     /// Whether devices are on several machines, real or emulated.
     apart: bool,
     network: Option<Network>,
-    /// Whether collectives between the devices go by our schedules.
+    /// Whether collectives between the devices use autodist's own schedules.
     by_schedule: bool,
-    /// By codec, what is coded, group and elements.
+    /// By codec, payload, group and elements.
     codings: BTreeMap<(Codec, Coded, usize, usize), Vec<f64>>,
     realtime: bool,
 }
@@ -69,12 +69,12 @@ pub(crate) fn in_block(segment: Segment) -> bool {
     matches!(segment, Segment::AttentionNorm | Segment::Attention | Segment::MlpNorm | Segment::Mlp)
 }
 
-/// Segments of blocks vary with the block's recomputation; those of embedding and head do not.
+/// Segments of blocks depend on the block's recomputation; those of embedding and head do not.
 fn recompute_key(segment: Segment, recompute: Recompute) -> Recompute {
     if in_block(segment) { recompute } else { Recompute::None }
 }
 
-/// Transfers of buckets in a step.
+/// Number of bucket transfers in a step.
 fn transfers(program: &Program) -> usize {
     let rank = &program.ranks[0];
     let of_body = |body: usize| {
@@ -137,7 +137,7 @@ impl<'a> Assembly<'a> {
     pub fn wants(&self, probe: &Probe, round: usize) -> bool {
         match round {
             0 => !self.known(probe),
-            // Another look at everything shows what repeats, and how the machine drifts.
+            // Later rounds measure everything again, to show the repeatability and the drift of the machine.
             1..ROUNDS_FOR_ALL => self.has_run(probe),
             _ => {
                 self.unsettled.contains_key(probe)
@@ -151,7 +151,7 @@ impl<'a> Assembly<'a> {
         self.has_run(probe) || self.known(probe)
     }
 
-    /// Whether a codec of `task` is unknown; all of them are looked at twice.
+    /// Whether a codec of `task` is unknown; each is measured twice.
     pub fn wants_codings(&self, task: &CodingTask, round: usize) -> bool {
         let known = |(coded, codec): &(Coded, Codec)| {
             let is = |cost: &CodecCost| (cost.coded, cost.codec) == (*coded, *codec);
@@ -204,7 +204,7 @@ impl<'a> Assembly<'a> {
         }
     }
 
-    /// Width of the confidence interval of the probe's forward and backward, relative to its time.
+    /// Width of the confidence interval of the probe's forward and backward pass, relative to their time.
     fn width(&self, probe: &Probe) -> f64 {
         let (mut width, mut total) = (0.0, 0.0);
         let of_probe = |key: &CellKey| {
@@ -223,7 +223,7 @@ impl<'a> Assembly<'a> {
         if total > 0.0 { width / total } else { 0.0 }
     }
 
-    /// Takes in the ranks' answers to one assignment.
+    /// Adds the ranks' answers to one assignment.
     pub fn take(&mut self, assignment: &Assignment, answers: Vec<Value>) -> Result<(), serde_json::Error> {
         match assignment {
             Assignment::Train(task) => {
@@ -325,7 +325,7 @@ impl<'a> Assembly<'a> {
                         let key = (segment, pass, s.tensor, s.sequence_parallel, s.micro_batch, recompute);
                         take.cells.entry(key).or_default().extend(&sample.seconds);
                         let (growth, peak) = self.memory.entry(key).or_default();
-                        // Beside its layers, FSDP2 gathers and frees parameters.
+                        // In addition to its layers, FSDP2 gathers and frees parameters.
                         if self.environment.engine == Engine::Native || s.shard == 1 {
                             *growth = (*growth).max(Some(sample.growth));
                             *peak = (*peak).max(sample.peak);
@@ -334,7 +334,7 @@ impl<'a> Assembly<'a> {
                     Instruction::Update { elements, .. } => {
                         take.updates.entry(elements as u64).or_default().extend(&sample.seconds);
                     }
-                    // With one rank to the model, the norm is all arithmetic.
+                    // If one rank holds the model, the norm needs no communication.
                     Instruction::GradientNorm { elements } if s.tensor * s.shard == 1 => {
                         take.norms.entry(elements as u64).or_default().extend(&sample.seconds);
                     }
@@ -343,7 +343,8 @@ impl<'a> Assembly<'a> {
             }
         }
         if self.apart {
-            // Where links differ, ranks wait for the slowest at the end of a step: its own overhead is the step's.
+            // If links differ, ranks wait for the slowest at the end of a step: its overhead is that of the
+            // step.
             let of_step = |step: usize| {
                 let overhead = |o: &RankOutcome| o.steps[step].seconds - o.steps[step].in_operations;
                 outcomes.iter().map(overhead).fold(f64::INFINITY, f64::min)
@@ -393,7 +394,7 @@ impl<'a> Assembly<'a> {
         self.add(take);
     }
 
-    /// What an engine adds to a pipeline. The layers in it are timed apart from it, and add nothing to theirs.
+    /// The engine's overhead in a pipeline. The layers of this probe are subtracted, and not used as cells.
     fn pipeline(&mut self, probe: Probe, task: &Task, program: &Program, outcomes: &[RankOutcome]) {
         let passes =
             |rank: &RankProgram| rank.ops.iter().filter(|op| matches!(op, Op::Run { .. })).count() - 1;
@@ -415,7 +416,7 @@ impl<'a> Assembly<'a> {
         let Some(first) = answers.first() else { return };
         if let Some(reason) = self.links_unsettled.take() {
             self.again.push(reason);
-            // What is in doubt does not count once it has been measured again.
+            // Doubtful cells are dropped once they have been measured again.
             self.collectives.clear();
             self.exchanges.clear();
             self.messages.clear();
@@ -441,7 +442,7 @@ impl<'a> Assembly<'a> {
     }
 }
 
-/// Takes out of an earlier profile what is in doubt, and says what that was: it is measured again.
+/// Removes doubtful cells from an earlier profile and returns the doubts; the cells are measured again.
 fn without_doubted(profile: &mut Profile) -> Vec<Doubt> {
     quality::judge(profile);
     let doubts = std::mem::take(&mut profile.doubts);

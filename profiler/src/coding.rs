@@ -1,5 +1,5 @@
-//! Times the coding of gradients that travel in fewer bytes, all ranks at once, where the gradients are: on a GPU the way
-//! of the coded bytes to the host and back is part of it. Their exchanges are left out.
+//! Measures codecs for gradients on all ranks at once, in the memory that holds the gradients: on a GPU this
+//! includes copies of the coded bytes to the host and back. The codecs' collectives are excluded.
 
 use crate::Request;
 use autodist_codecs::{Arithmetic, Compressor, Exchange, Form, PartMut, Tensor, rounding};
@@ -12,17 +12,17 @@ use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::time::Instant;
 
-/// Codecs to time on the whole model's gradients and on one layer's.
+/// Codecs to measure, on the gradients of the whole model and of one layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CodingTask {
     pub codecs: Vec<(Coded, Codec)>,
     pub groups: Vec<usize>,
-    /// Elements of messages between pipeline ranks.
+    /// Sizes of send/recv between pipeline ranks, in elements.
     pub messages: Vec<usize>,
     /// Parameters of a bucket: offset, rows, columns.
     pub buckets: Vec<Vec<(usize, usize, usize)>>,
     pub repetitions: usize,
-    /// As [`autodist_executor::Task::emulated_flops_per_s`].
+    /// See [`autodist_executor::Task::emulated_flops_per_s`].
     pub emulated_flops_per_s: Option<f64>,
 }
 
@@ -39,9 +39,9 @@ pub struct CodingTimings {
 const REPETITIONS: usize = 5;
 
 impl CodingTask {
-    /// `None` where the job allows gradients as they are alone, or the engine has no codecs of its own.
+    /// `None` if the job allows only uncompressed gradients, or the engine has no codecs of its own.
     pub fn of(request: &Request) -> Option<Self> {
-        // PyTorch's hooks code and exchange in one: there is nothing to time apart.
+        // PyTorch's hooks code and communicate in one call, so coding cannot be measured alone.
         if request.engine == Engine::Torch {
             return None;
         }
@@ -120,7 +120,7 @@ pub fn measure<D: TrainingDevice>(
     Ok(answer)
 }
 
-/// One codec on one bucket or message.
+/// One codec on one bucket or send/recv.
 struct One<'a> {
     coded: Coded,
     codec: Codec,
@@ -170,7 +170,7 @@ impl One<'_> {
                 }
             }
             device.synchronise()?;
-            // The first allocates and has no memory of earlier steps.
+            // The first repetition allocates memory, and has no error feedback from earlier steps.
             if repetition > 0 {
                 seconds.push(start.elapsed().as_secs_f64().max(emulated));
             }
@@ -179,7 +179,7 @@ impl One<'_> {
     }
 }
 
-/// A group whose other members all say what this one says.
+/// A mock group in which all other members send the same data as this one.
 struct Echo {
     size: usize,
 }

@@ -1,17 +1,18 @@
-//! Cells that a measurement has shown to be in doubt are dropped, so that they are measured again.
+//! Drops doubtful cells, so that they are measured again.
 
 use crate::assemble::in_block;
 use autodist_spec::{ParallelStrategy, Profile, Recompute, SegmentCost};
 
-/// Drops from `profile` the cells that plans of these strategies stand on, and returns how many there were. The profile is
-/// then unfinished: [`crate::profile`] goes on with it.
+/// Drops the cells from `profile` that plans of these strategies depend on, and returns their number. The
+/// profile is then incomplete: [`crate::profile`] completes it.
 ///
-/// Segments are those of the strategy's tensor degree, sequence parallelism, micro-batch (or the measured ones about it)
-/// and recomputation. Collectives and messages are measured in one piece, so all of them go where a strategy has any; those of a network, each link of which was measured by itself, stay.
-/// Updates and what a step costs beside its layers come with every probe.
+/// Segments are those of the strategy's tensor degree, sequence parallelism, micro-batch (or the measured
+/// ones next to it) and recomputation. Collectives and send/recv are measured together, so all of them are
+/// dropped if a strategy uses any; those of a network, where each link was measured separately, stay. Updates
+/// and the overhead of a step are measured by every probe.
 pub fn forget(profile: &mut Profile, strategies: &[ParallelStrategy]) -> usize {
     let before = cells(profile);
-    // Looked up before any cell is gone.
+    // Looked up before any cell is dropped.
     let measured: Vec<Vec<u32>> = strategies.iter().map(|strategy| about(profile, strategy)).collect();
     for (strategy, micro_batches) in strategies.iter().zip(measured) {
         profile.segments.retain(|cell| !stands_on(strategy, &micro_batches, cell));
@@ -46,7 +47,8 @@ fn same_split(strategy: &ParallelStrategy, cell: &SegmentCost) -> bool {
     (cell.tensor, cell.sequence_parallel) == (strategy.tensor, strategy.sequence_parallel)
 }
 
-/// The strategy's micro-batch; where it was not measured, its neighbours, between which times are interpolated.
+/// The strategy's micro-batch; if it was not measured, the two next to it, between which times are
+/// interpolated.
 fn about(profile: &Profile, strategy: &ParallelStrategy) -> Vec<u32> {
     let wanted = strategy.micro_batch;
     let measured =
@@ -61,7 +63,8 @@ fn about(profile: &Profile, strategy: &ParallelStrategy) -> Vec<u32> {
 
 fn stands_on(strategy: &ParallelStrategy, micro_batches: &[u32], cell: &SegmentCost) -> bool {
     let of_block = in_block(cell.segment);
-    // Where not all blocks recompute, the others do not; embedding and head never do.
+    // If only some blocks recompute, the others use the cells without recomputation; embedding and head
+    // always do.
     let policy = cell.recompute == strategy.recompute || cell.recompute == Recompute::None;
     same_split(strategy, cell) && micro_batches.contains(&cell.micro_batch) && (policy || !of_block)
 }

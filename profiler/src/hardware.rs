@@ -1,4 +1,4 @@
-//! What the device does apart from any model: products of the model's shapes, copies.
+//! Benchmarks of the device independent of training: GEMMs of the model's shapes, and copies.
 
 use autodist_compute::{GemmShape, Region, RegionMut};
 use autodist_executor::{ExecutionError, TrainingDevice};
@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HardwareTask {
-    /// Rows, columns and inner size of each product.
+    /// Rows, columns and inner dimension of each GEMM.
     pub products: Vec<(usize, usize, usize)>,
     /// Bytes of each copy.
     pub copies: Vec<usize>,
@@ -19,9 +19,9 @@ pub struct HardwareTask {
 }
 
 impl HardwareTask {
-    /// The products of a layer's forward on `tokens` tokens, the largest of them on `most_tokens` too, since no segment
-    /// that is measured has a larger one to be faster in; and copies up to the size of a layer's parameters, but at
-    /// least of more than caches hold.
+    /// The GEMMs of a layer's forward pass on `tokens` tokens, and the largest of them also on `most_tokens`,
+    /// so that no measured segment has a larger and therefore faster one; and copies up to the size of a
+    /// layer's parameters, at least larger than caches.
     pub fn of(model: &ModelSpec, tokens: usize, most_tokens: usize, precision: Precision) -> Self {
         let matrices = [LayerKind::Block, LayerKind::Head]
             .into_iter()
@@ -33,7 +33,7 @@ impl HardwareTask {
             model.parameters(LayerKind::Block).into_iter().filter(|p| p.split != TensorSplit::Replicated);
         let largest = block.filter(|p| p.columns > 1).max_by_key(|p| p.rows * p.columns);
         products.extend(largest.map(|p| (most_tokens, p.rows as usize, p.columns as usize)));
-        // What fits a cache would tell the cache's speed.
+        // A copy that fits into a cache would measure the cache.
         let largest = (4 * model.layer_parameters(LayerKind::Block) as usize).clamp(32 << 20, 256 << 20);
         Self {
             products: products.into_iter().collect(),
@@ -44,7 +44,7 @@ impl HardwareTask {
     }
 }
 
-/// Timings of one repetition and more, in seconds.
+/// Times of repetitions, in seconds.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct HardwareAnswer {
     pub products: Vec<((usize, usize, usize), Vec<f64>)>,
@@ -81,7 +81,7 @@ pub fn measure<D: TrainingDevice>(device: &D, task: &HardwareTask) -> Result<Har
     Ok(answer)
 }
 
-/// Times `work` on the device, warm-up left out.
+/// Times `work` on the device, without warm-up.
 fn repeated<D: TrainingDevice>(device: &D, repetitions: usize, mut work: impl FnMut()) -> Vec<f64> {
     work();
     (0..repetitions)
@@ -93,7 +93,7 @@ fn repeated<D: TrainingDevice>(device: &D, repetitions: usize, mut work: impl Fn
         .collect()
 }
 
-/// All ranks' timings as one account; every rank answered the same task.
+/// Merges all ranks' times; every rank answered the same task.
 pub fn summarise(answers: &[HardwareAnswer]) -> Hardware {
     let Some(first) = answers.first() else { return Hardware::default() };
     let products = first.products.iter().enumerate().map(|(index, ((m, n, k), _))| {

@@ -1,8 +1,8 @@
-//! Measures what the executor will run, on the devices and links that it will use, with every rank busy at once.
-//!
-//! Layers are measured inside real training steps: a probe is a training [`Task`] whose every instruction is timed
-//! and whose memory is counted. Links, messages, and what compute and communication do to each other are measured by
-//! tasks of their own. Rounds repeat until the medians are known well enough or the budget is spent.
+//! Measures what the executor will run, on the devices and links that it will use, with all ranks running at
+//! once. Layers are measured inside real training steps: a probe is a training [`Task`] with every
+//! instruction timed and its memory counted. Links, send/recv and the interference of compute and
+//! communication are measured by separate tasks. Rounds repeat until the medians are accurate enough or the
+//! budget is spent.
 
 #![forbid(unsafe_code)]
 
@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::time::Instant;
 
-/// What a rank can be asked to do.
+/// The assignments of the profiler to a rank.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Assignment {
@@ -64,7 +64,7 @@ impl Assignment {
 /// A rank's answer to an assignment, by the handler of [`autodist_executor::launcher::serve`].
 ///
 /// # Errors
-/// Whatever ends the assignment early.
+/// The error that ends the assignment early.
 pub fn handle(worker: &mut Worker, index: usize, assignment: &Value) -> Result<Value, ExecutionError> {
     let broken = |error: serde_json::Error| ExecutionError::System {
         what: "reading an assignment",
@@ -92,7 +92,7 @@ fn on_device<D: TrainingDevice>(
     Ok(match assignment {
         Assignment::Train(task) => {
             let Worker { endpoint, placement, teller, .. } = worker;
-            // A probe is short, and wanted whole.
+            // A probe is short; only its complete outcome is needed.
             let mut tell = |outcome: &RankOutcome| teller.tell(outcome);
             let tell: Option<Tell<'_>> = if task.detail { None } else { Some(&mut tell) };
             let mut outcome = train(device, &task, endpoint, &name, *placement, tell)?;
@@ -108,31 +108,32 @@ fn on_device<D: TrainingDevice>(
     })
 }
 
-/// What is to be profiled.
+/// What to profile.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub model: ModelSpec,
     pub job: Job,
-    /// Ranks that work at once; each is a device.
+    /// Number of ranks that run at once, one device each.
     pub ranks: u32,
-    /// Whether some machine has more of them than devices.
+    /// Whether some machine has more ranks than devices.
     pub shared: bool,
-    /// Seconds after which no further round begins, but for what is in doubt: at most three more, the later ones within
-    /// twice as long.
+    /// Seconds after which no further round starts, except for doubtful cells: at most three more rounds, the
+    /// later ones within twice this time.
     pub budget_s: f64,
-    /// Width of a median's confidence interval, relative to the median, at which a cell is known well enough.
+    /// Target width of a median's confidence interval, relative to the median.
     pub interval: f64,
-    /// The cluster that the ranks stand for, where they are not themselves what is meant.
+    /// The cluster that the ranks emulate, if any.
     pub emulated: Option<Cluster>,
-    /// Whose training is measured.
+    /// The engine to measure.
     pub engine: Engine,
-    /// The machines that a launcher has spread the ranks over; none where there is one alone. Rank r is device r.
+    /// The machines over which a launcher has distributed the ranks; empty if there is only one. Rank r is
+    /// device r.
     pub machines: Vec<Machine>,
 }
 
 impl Request {
-    /// Who shares which link, where devices are on several machines, real or emulated. Of real ones rates and latencies
-    /// are not known yet.
+    /// Which devices share which link, if devices are on several machines, real or emulated. Bandwidths and
+    /// latencies of real links are not known yet.
     pub fn structure(&self) -> Option<Network> {
         match &self.emulated {
             Some(cluster) => Network::of(cluster),
@@ -150,26 +151,26 @@ impl Request {
         }
     }
 
-    /// As [`Task::emulated_flops_per_s`].
+    /// See [`Task::emulated_flops_per_s`].
     pub fn emulated_flops_per_s(&self) -> Option<f64> {
         self.emulated.as_ref()?.nodes.first()?.device.peak_flops_per_s.map(|rate| rate.0)
     }
 }
 
-/// Where the profiler is.
+/// The progress of the profiler.
 #[derive(Debug, Clone, Copy)]
 pub struct ProfilingProgress<'a> {
-    /// From 1.
+    /// Counted from 1.
     pub round: usize,
-    /// Pieces of this round that are measured.
+    /// Finished measurements of this round.
     pub done: usize,
-    /// Pieces of this round.
+    /// Measurements of this round.
     pub of: usize,
-    /// The piece under way.
+    /// The current measurement.
     pub what: &'a str,
-    /// Since the start.
+    /// Seconds since the start.
     pub used_s: f64,
-    /// After so many seconds no further round begins.
+    /// Seconds after which no further round starts.
     pub budget_s: f64,
 }
 
@@ -185,16 +186,16 @@ pub enum ProfileError {
     Nothing { ranks: u32, global_batch: u32 },
 }
 
-/// Rounds in which what is in doubt is measured again, once the others are over.
+/// Extra rounds for doubtful cells, after the others.
 const ROUNDS_AGAIN: usize = 3;
-/// The second and the third of them begin only within so many budgets.
+/// The second and third extra round start only within this multiple of the budget.
 const BUDGETS_AGAIN: f64 = 2.0;
 
-/// Measures. `earlier` is a profile to go on from: its cells are not measured again, but for those in doubt. `partial` sees
-/// the profile after every piece, so that an interruption loses little.
+/// Measures a profile. `earlier` is a profile to continue: its cells are not measured again, except doubtful
+/// ones. `partial` is called with the profile after every measurement, so that an interruption loses little.
 ///
 /// # Errors
-/// Ranks that cannot be started or fail; nothing to measure.
+/// Ranks cannot be started or fail, or there is nothing to measure.
 pub fn profile(
     request: &Request,
     options: &LaunchOptions,
@@ -221,11 +222,11 @@ pub fn profile(
     profile_by(request, environment, earlier, ask, progress, partial)
 }
 
-/// As [`profile`], of whatever answers: `ask` has every rank answer each of the assignments, and hands on an assignment's
-/// index with the ranks' answers to it.
+/// Like [`profile`], with any ranks: `ask` sends each of the assignments to every rank, and passes on an
+/// assignment's index with the ranks' answers.
 ///
 /// # Errors
-/// As there, and those of `ask`.
+/// As for `profile`, and errors of `ask`.
 pub fn profile_by(
     request: &Request,
     environment: Environment,
@@ -305,12 +306,12 @@ fn describe(assignment: &Assignment) -> String {
     }
 }
 
-/// The circumstances of a measurement that begins now.
+/// The environment of a measurement that starts now.
 pub fn environment(realtime: bool, devices: DeviceKind) -> Environment {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let gpus = match devices {
         DeviceKind::Cpu => Survey::default(),
-        // Ranks that cannot use them will say why.
+        // Ranks that cannot use them report the reason.
         DeviceKind::Cuda => cuda::survey().unwrap_or_default(),
     };
     Environment {
@@ -332,10 +333,10 @@ pub fn environment(realtime: bool, devices: DeviceKind) -> Environment {
     }
 }
 
-/// Whether `profile` holds what `request` would measure on this machine; otherwise why not.
+/// Whether `profile` matches what `request` would measure on this machine.
 ///
 /// # Errors
-/// The first difference, in words.
+/// The first difference.
 pub fn matches(profile: &Profile, request: &Request, options: &LaunchOptions) -> Result<(), String> {
     let devices = options.devices;
     let here = environment(false, devices);
@@ -391,7 +392,7 @@ pub fn matches(profile: &Profile, request: &Request, options: &LaunchOptions) ->
     Ok(())
 }
 
-/// Who is where: what a profile of several machines is good for.
+/// The distribution of ranks over machines, which a profile of several machines depends on.
 fn places(machines: &[Machine]) -> String {
     let ranks = |machine: &Machine| {
         let ranks: Vec<String> = machine.ranks.iter().map(u32::to_string).collect();
@@ -407,7 +408,7 @@ fn places(machines: &[Machine]) -> String {
 /// The outcomes of a training assignment.
 ///
 /// # Errors
-/// An answer that is no outcome.
+/// An answer is not an outcome.
 pub fn outcomes(task: &Task, answers: Vec<Value>) -> Result<Vec<RankOutcome>, serde_json::Error> {
     let mut outcomes: Vec<RankOutcome> =
         answers.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;

@@ -1,4 +1,4 @@
-//! Times collectives and messages over sizes and groups, all groups of a kind at once.
+//! Measures collectives and send/recv over sizes and groups, all groups of a kind at once.
 
 use autodist_communication::{Communicator, Counters, GroupOptions};
 use autodist_executor::device::Tag;
@@ -11,19 +11,19 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// Which groups and sizes to time.
+/// The groups and sizes to measure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LinkTask {
-    /// (ranks in a group, distance of neighbours).
+    /// Pairs of ranks in a group and distance of neighbours.
     pub groups: Vec<(usize, usize)>,
     /// Distances of pipeline neighbours.
     pub message_strides: Vec<usize>,
     /// Bytes of the whole tensor.
     pub sizes: Vec<usize>,
     pub repetitions: usize,
-    /// What collectives and messages carry.
+    /// Element type of collectives and send/recv.
     pub precision: Precision,
-    /// Whether gradients may travel encoded.
+    /// Whether the job allows codecs for gradients.
     pub codecs: bool,
 }
 
@@ -34,22 +34,22 @@ impl LinkTask {
     }
 }
 
-/// More than a core's own caches hold.
+/// Larger than a core's own caches.
 const CACHE_BYTES: usize = 8 << 20;
 const MOST_BUFFERS: usize = 16;
 
 pub const KINDS: [Collective; 3] = [Collective::AllReduce, Collective::ReduceScatter, Collective::AllGather];
 
-/// What one rank saw; the same order on every rank.
+/// Measurements of one rank; in the same order on every rank.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LinkAnswer {
     pub collectives: Vec<CollectiveTimings>,
-    /// Through the host, where that is the way of encoded gradients alone.
+    /// Collectives through the host, if only coded gradients use this path.
     pub exchanges: Vec<CollectiveTimings>,
     pub messages: Vec<MessageTimings>,
-    /// Hand-over of work to the communication stream and back, seconds.
+    /// Hand-over of work to the communication stream and back, in seconds.
     pub handover: Vec<f64>,
-    /// Device memory that a communicator holds after large collectives.
+    /// Device memory that a communicator allocates for large collectives.
     pub staging_bytes: u64,
     pub bytes_sent: u64,
 }
@@ -67,7 +67,7 @@ pub struct CollectiveTimings {
 pub struct MessageTimings {
     pub stride: usize,
     pub bytes: usize,
-    /// Half of a round trip; empty on ranks that only answered.
+    /// Half of the round-trip time; empty on ranks that only answered.
     pub seconds: Vec<f64>,
 }
 
@@ -109,7 +109,7 @@ pub fn measure<D: TrainingDevice>(
             for bytes in &task.sizes {
                 let elements = (bytes / task.element()).next_multiple_of(*size);
                 let bytes = elements * task.element();
-                // A step goes through many buffers before it meets the same one again: so do these timings.
+                // A step uses many buffers before it reuses the first: so does this measurement.
                 let count = (CACHE_BYTES / bytes).clamp(1, MOST_BUFFERS);
                 let ones = vec![1.0; elements];
                 let mut buffers: Vec<_> = (0..count).map(|_| device.upload(&ones)).collect();
@@ -146,7 +146,7 @@ pub fn measure<D: TrainingDevice>(
     Ok(answer)
 }
 
-/// Times what codecs do over a group that goes through the host.
+/// Measures the collectives of codecs on a group that communicates through the host.
 fn exchanges<D: TrainingDevice>(
     device: &D,
     task: &LinkTask,
@@ -172,7 +172,7 @@ fn exchanges<D: TrainingDevice>(
     Ok(())
 }
 
-/// Times `work` after a barrier, warm-up left out.
+/// Times `work` after a barrier, without warm-up.
 fn timings<D: TrainingDevice>(
     device: &D,
     repetitions: usize,
@@ -192,7 +192,8 @@ fn timings<D: TrainingDevice>(
     Ok(seconds)
 }
 
-/// Half round trips between neighbouring stages, as the executor sends: out of a device buffer, into another.
+/// Half round-trip times between neighbouring stages, as the executor sends: from one device buffer to
+/// another.
 fn messages<D: TrainingDevice>(
     device: &D,
     task: &LinkTask,
@@ -230,7 +231,7 @@ fn messages<D: TrainingDevice>(
     messages.close()
 }
 
-/// An empty collective through the communication stream: what the stream itself costs.
+/// An empty collective on the communication stream: the overhead of the stream itself.
 pub(crate) fn handover<D: TrainingDevice>(
     device: &D,
     repetitions: usize,

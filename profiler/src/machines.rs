@@ -1,4 +1,4 @@
-//! The devices that were measured, as a cluster: one machine, or several with the links between them.
+//! Describes the measured devices as a cluster: one machine, or several with the links between them.
 
 use crate::Request;
 use autodist_executor::host;
@@ -7,11 +7,11 @@ use autodist_spec::{
     Bytes, BytesPerSecond, Cluster, Device, Link, Network, NodeGroup, Provenance, SCHEMA_VERSION, Seconds,
 };
 
-/// Machines that are named one by one.
+/// Number of machines that are listed by name.
 const NAMED: usize = 4;
 
-/// Each rank is a device with its part of its machine's memory. Several machines are a node each, once their links in
-/// `network` have been measured.
+/// Each rank is a device with its share of its machine's memory. Each of several machines is a node, once the
+/// links in `network` have been measured.
 pub fn cluster(
     request: &Request,
     hardware: &Hardware,
@@ -21,7 +21,7 @@ pub fn cluster(
     let machines = request.machines.as_slice();
     let (name, memory, whose) = match environment.accelerators.first() {
         Some(gpu) => {
-            // A launcher may show every process a GPU of its own: the ranks share GPUs only if they are said to.
+            // A launcher may assign each process its own GPU: ranks share GPUs only if this is declared.
             let most = machines.iter().map(|machine| machine.ranks.len() as u32).max();
             let gpus = environment.accelerators.len() as u32;
             let ranks = if request.shared { most.unwrap_or(request.ranks).div_ceil(gpus) } else { 1 };
@@ -41,7 +41,7 @@ pub fn cluster(
     let device = Device {
         name,
         memory_bytes: Bytes(memory),
-        // What its maker publishes is looked up by its name; what one rank's GEMMs reached is no peak.
+        // The published peak is looked up by name; the FLOP/s of one rank's GEMMs is not a peak.
         peak_flops_per_s: None,
         memory_bytes_per_s: memory_bandwidth(hardware),
         provenance: Provenance::Measured,
@@ -74,8 +74,8 @@ pub fn cluster(
     Cluster { schema_version: SCHEMA_VERSION, name, nodes, network: None }
 }
 
-/// The links of a node: the slowest between two of its devices, its uplink and its downlink. The path from one node to
-/// another has the latency of an uplink and a downlink.
+/// The links of a node: the slowest between two of its devices, its uplink and its downlink. The path from
+/// one node to another has the latencies of an uplink and a downlink.
 fn links(network: &Network, node: u32) -> [Option<Link>; 3] {
     let devices = 0..network.devices();
     let pairs = devices.clone().flat_map(|from| devices.clone().map(move |to| (from, to)));

@@ -1,5 +1,5 @@
-//! Measures every link of a network whose devices are not all joined alike: who shares which link is known, how fast
-//! each is and how late bytes arrive is measured.
+//! Measures the bandwidth and latency of every link of a network with different links; which devices share
+//! which link is known.
 
 use crate::{Request, links};
 use autodist_communication::{Communicator, Mailbox, ReduceOp};
@@ -10,31 +10,31 @@ use autodist_spec::{BytesPerSecond, Network, Provenance, Seconds};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
-/// Flows to time.
+/// Flows to measure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NetworkTask {
-    /// Sets of flows, each from a device to another, that begin together.
+    /// Sets of flows, each from one device to another, that start together.
     pub experiments: Vec<Vec<(usize, usize)>>,
-    /// Elements of a flow: at least, and at most where that is over too soon to be timed.
+    /// Elements of a flow: the minimum, and the maximum if the flow is too short to be timed.
     pub elements: usize,
     pub most_elements: usize,
     pub repetitions: usize,
 }
 
-/// What one rank saw.
+/// Measurements of one rank.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NetworkAnswer {
     pub flows: Vec<FlowTimings>,
-    /// Hand-over of work to the communication stream and back, seconds.
+    /// Hand-over of work to the communication stream and back, in seconds.
     pub handover: Vec<f64>,
     /// Memory that a communicator holds after a large collective.
     pub staging_bytes: u64,
-    /// Whether collectives between devices go by our schedules, and not by those of a library.
+    /// Whether collectives between devices use autodist's own schedules, not those of a library.
     pub by_schedule: bool,
 }
 
-/// Times of one experiment: seconds until all flows that this rank sent had arrived and were acknowledged; empty if it
-/// sent none.
+/// Times of one experiment: seconds until all flows from this rank have arrived and were acknowledged; empty
+/// if it sent none.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct FlowTimings {
     /// Times of flows of one element.
@@ -46,25 +46,26 @@ pub struct FlowTimings {
 
 /// Size of a flow, large compared with the buffer of an emulated link.
 const FLOW_BYTES: usize = 384 << 10;
-/// On a fast link nothing shorter can be timed.
+/// Largest size of a flow: shorter flows cannot be timed on a fast link.
 const MOST_BYTES: usize = 32 << 20;
-/// A flow that takes so long is timed well, if what a sender learns of the way in its first round trips no longer
-/// shows.
+/// A flow of this duration is timed well: the slow start of its first round trips is negligible.
 const LONG_ENOUGH_S: f64 = 0.04;
 const ROUND_TRIPS: f64 = 30.0;
-/// All sets are timed, then all again: what disturbs a machine for a moment meets a set in one pass only.
+/// Each set is timed once per pass, so that a short disturbance of the machine affects a set in only one
+/// pass.
 const PASSES: usize = 3;
-/// In each pass.
+/// Repetitions in each pass.
 const REPETITIONS: usize = 3;
-/// Links that are so little faster than a set's slowest hold it up as well.
+/// Links whose bandwidth exceeds that of a set's slowest link by less than this factor count as bottlenecks,
+/// too.
 const HELD_UP: f64 = 1.05;
-/// Elements of a message: flows are rows of them.
+/// Elements of a send: flows are sequences of them.
 const PART: usize = 16 << 10;
 
 impl NetworkTask {
-    /// Every pair of devices of a node by itself, and the first devices of every two nodes; then, where links are
-    /// shared, all that they can be asked for at once; and of real ones, what is left of each direction while the other
-    /// is busy.
+    /// Every pair of devices of a node alone, and the first devices of every two nodes; then, for shared
+    /// links, the maximum number of flows at once; and for real links, the remaining bandwidth of each
+    /// direction while the other is busy.
     pub fn of(request: &Request) -> Option<Self> {
         let network = request.structure()?;
         let mut experiments = experiments(&network);
@@ -97,7 +98,7 @@ fn experiments(network: &Network) -> Vec<Vec<(usize, usize)>> {
         let others: Vec<&Vec<usize>> = others.map(|(_, devices)| devices).collect();
         for there in &others {
             experiments.push(vec![(devices[0], there[0])]);
-            // Side by side, as replicas reduce their gradients.
+            // In parallel, as replicas reduce their gradients.
             let pairs: Vec<(usize, usize)> = devices.iter().copied().zip(there.iter().copied()).collect();
             if pairs.len() > 1 {
                 experiments.push(pairs);
@@ -111,7 +112,8 @@ fn experiments(network: &Network) -> Vec<Vec<(usize, usize)>> {
     experiments
 }
 
-/// Sets in which devices send and receive at once: two nodes to each other, and all nodes in a ring.
+/// Sets in which devices send and receive at the same time: pairs of nodes to each other, and all nodes in a
+/// ring.
 fn both_ways(network: &Network) -> Vec<Vec<(usize, usize)>> {
     let firsts: Vec<usize> = (0..network.node_count()).filter_map(|node| network.first_of(node)).collect();
     let mut sets = Vec::new();
@@ -125,7 +127,7 @@ fn both_ways(network: &Network) -> Vec<Vec<(usize, usize)>> {
     sets
 }
 
-/// Whether some device of a set both sends and receives.
+/// Whether some device of a set sends and receives.
 fn is_both_ways(flows: &[(usize, usize)]) -> bool {
     flows.iter().any(|(from, _)| flows.iter().any(|(_, to)| to == from))
 }
@@ -156,7 +158,7 @@ pub fn measure<D: TrainingDevice>(
                 flow(&mut *mailbox, flows, rank, elements)
             };
             for repetition in 0..=task.repetitions {
-                // The first warms the connection up.
+                // The first repetition warms up the connection.
                 timings.round_trip.extend(once(&mut group, 1)?.filter(|_| repetition > 0));
             }
             let mut sized = pass > 0;
@@ -191,11 +193,11 @@ fn flow(
 ) -> Result<Option<f64>, ExecutionError> {
     let receivers: Vec<usize> = flows.iter().filter(|(from, _)| *from == rank).map(|(_, to)| *to).collect();
     let senders: Vec<usize> = flows.iter().filter(|(_, to)| *to == rank).map(|(from, _)| *from).collect();
-    // What is sent is made before the clock starts.
+    // Data to send is created before the clock starts.
     let parts: Vec<usize> = (0..elements).step_by(PART).map(|start| PART.min(elements - start)).collect();
     let mut buffers: Vec<Vec<f32>> =
         receivers.iter().flat_map(|_| &parts).map(|elements| vec![1.0; *elements]).collect();
-    // Ranks leave a barrier one after the other: who receives must be waiting before the clock starts.
+    // Ranks leave a barrier one after the other: receivers must be waiting before the clock starts.
     for to in &receivers {
         mailbox.send(*to, 0, vec![1.0])?;
     }
@@ -212,7 +214,7 @@ fn flow(
             mailbox.send(*to, 0, buffers.pop().unwrap_or_default())?;
         }
     }
-    // Several flows are taken in turn, so that none waits until another has come.
+    // Several flows are served in turn, so that none waits until another has finished.
     for _ in &parts {
         for from in &senders {
             mailbox.receive(*from, 0)?;
@@ -227,7 +229,7 @@ fn flow(
     Ok((!receivers.is_empty()).then(|| start.elapsed().as_secs_f64()))
 }
 
-/// What a set of flows took, its slowest sender's medians.
+/// The times of a set of flows: its slowest sender's medians.
 struct Taken {
     round_trip: f64,
     whole: f64,
@@ -254,8 +256,8 @@ impl Taken {
 
     /// Seconds on the wire.
     fn wire(&self, flows: &[(usize, usize)]) -> f64 {
-        // Several senders begin as much as a round trip apart: none of them sees when the first began. And where a
-        // machine's hiccups were longer than the flow, all that is known is that it was no slower than this.
+        // Several senders start up to one round trip apart, and none of them knows when the first started.
+        // And if the machine's disturbances were longer than the flow, the result is only an upper bound.
         let one_clock = flows.iter().all(|(from, _)| *from == flows[0].0);
         if one_clock && self.whole > self.round_trip { self.whole - self.round_trip } else { self.whole }
     }
@@ -299,14 +301,14 @@ fn crossing(network: &Network, flows: &[(usize, usize)], link: u32) -> usize {
     flows.iter().filter(|(from, to)| network.paths[*from][*to].links.contains(&link)).count()
 }
 
-/// The fraction of each link's rate that is left while the other direction is busy: if the link was the bottleneck
-/// of some sets, the median over those, else the median of all.
+/// The fraction of each link's bandwidth that remains while the other direction is busy: if the link was the
+/// bottleneck of some sets, the median over those, else the median of all.
 fn kept_both_ways(network: &Network, task: &NetworkTask, answers: &[NetworkAnswer]) -> Vec<Option<f64>> {
     let mut parts: Vec<Vec<f64>> = vec![Vec::new(); network.links.len()];
     let between = |from: usize, to: usize| network.nodes[from] != network.nodes[to];
     for (experiment, flows) in task.experiments.iter().enumerate().filter(|(_, flows)| is_both_ways(flows)) {
         let taken = Taken::of(experiment, answers);
-        // A device that sends and receives sees both begin, but for the half of a round trip.
+        // A device that sends and receives observes both starts, up to half a round trip.
         let wire = if taken.whole > taken.round_trip { taken.whole - taken.round_trip } else { taken.whole };
         let share = |link: &u32| {
             network.links[*link as usize].bytes_per_s.0 / crossing(network, flows, *link).max(1) as f64
@@ -337,7 +339,7 @@ fn kept_both_ways(network: &Network, task: &NetworkTask, answers: &[NetworkAnswe
     parts.iter().enumerate().map(part).collect()
 }
 
-/// The pairs of devices whose bytes go the same way: of two machines all, of one machine this alone.
+/// The pairs of devices with the same path: between two machines all pairs, within a machine only this pair.
 fn alike(network: &Network, from: usize, to: usize) -> Vec<(usize, usize)> {
     let way = (network.nodes[from], network.nodes[to]);
     if way.0 == way.1 {

@@ -1,4 +1,4 @@
-//! What compute and communication do to each other when both run on one device.
+//! Measures how compute and communication slow each other down when both run on one device.
 
 use autodist_communication::GroupOptions;
 use autodist_compute::{GemmShape, Region, RegionMut};
@@ -10,15 +10,15 @@ use autodist_spec::{Collective, Precision, Reduction};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// A batch of matrix products beside a row of all-reduces over all ranks.
+/// A batch of GEMMs that overlaps with a sequence of all-reduces over all ranks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OverlapTask {
-    /// Rows, columns and inner size of the product: those of the model's largest layer.
+    /// Rows, columns and inner dimension of the GEMM: those of the model's largest layer.
     pub product: (usize, usize, usize),
     pub reduce_bytes: usize,
-    /// Reductions in a row, so that the row is long enough to be timed.
+    /// Number of reductions in a sequence, so that it is long enough to be timed.
     pub reductions: usize,
-    /// Bytes of a buffer that is zeroed and added to.
+    /// Bytes of a buffer that is zeroed and accumulated into.
     pub sum_bytes: usize,
     pub repetitions: usize,
     /// Precision of the GEMMs.
@@ -40,7 +40,7 @@ pub struct OverlapAnswer {
     pub adding: Vec<f64>,
 }
 
-/// Buffers of a block's size that zeroing and adding go through.
+/// Buffers of a block's size that the measurement of zeroing and accumulation cycles through.
 const BUFFERS: usize = 8;
 
 pub fn measure<D: TrainingDevice>(
@@ -102,7 +102,7 @@ pub fn measure<D: TrainingDevice>(
         }
         Ok::<_, ExecutionError>((compute, device.seconds_between(&start, &end)))
     };
-    // A batch of products that outlasts the row, so that all of the row has company.
+    // A batch of GEMMs that takes longer than the sequence, so that the whole sequence overlaps with compute.
     let one = (0..4).map(|_| multiply(1)).fold(f64::INFINITY, f64::min);
     barrier.barrier()?;
     let alone = (0..3).map(|_| reduce(&mut stream, &mut || 0.0)).collect::<Result<Vec<_>, _>>()?;
@@ -119,7 +119,7 @@ pub fn measure<D: TrainingDevice>(
         answer.together.push(reduce(&mut stream, &mut || multiply(times))?);
     }
     let elements = task.sum_bytes / 4;
-    // A step goes through many buffers before it meets the same one again: so do these timings.
+    // A step uses many buffers before it reuses the first: so does this measurement.
     let mut sums: Vec<_> = (0..BUFFERS).map(|_| device.zeros_full(elements)).collect();
     for _ in 0..task.repetitions {
         barrier.barrier()?;

@@ -1,5 +1,5 @@
-//! Times whole collectives of all devices, by every algorithm and at a few sizes. What they take beyond what the links
-//! between the devices explain is a figure of the pattern, which the cost model takes along.
+//! Measures whole collectives of all devices, with every algorithm and at a few sizes. The cost model uses
+//! their time relative to the simulation on the links as a factor of the pattern.
 
 use autodist_collectives::{candidates, suits};
 use autodist_communication::{Communicator, GroupOptions, ReduceOp};
@@ -10,14 +10,14 @@ use autodist_spec::{Algorithm, Bytes, Collective, Pattern, PatternTiming};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
-/// Patterns to time over all devices.
+/// Patterns to measure over all devices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PatternTask {
     pub algorithms: Vec<Algorithm>,
     pub repetitions: usize,
 }
 
-/// Seconds of one pattern at one size, as one rank saw them.
+/// Seconds of one pattern at one size, measured by one rank.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PatternSeconds {
     pub pattern: Pattern,
@@ -26,17 +26,18 @@ pub struct PatternSeconds {
 }
 
 const REPETITIONS: usize = 4;
-/// Runs that are timed at once, one right after the other: ranks leave a barrier one after the other, and one run alone
-/// would count their waiting for each other.
+/// Consecutive runs in one measurement: ranks leave a barrier one after the other, and a single run would
+/// include their waiting for each other.
 const RUNS: usize = 4;
-/// Bytes of a tensor: the first is timed by all, the others as long as the ring takes no more than [`LONGEST_S`].
+/// Bytes of a tensor: all algorithms are measured at the first, and at the others while the ring takes at
+/// most [`LONGEST_S`].
 const SIZES: [usize; 4] = [4 << 10, 64 << 10, 512 << 10, 4 << 20];
-/// Sizes above are left out on slow links: what a message costs in itself no longer counts there.
+/// Larger sizes are skipped on slow links: the fixed cost of a send is negligible there.
 const LONGEST_S: f64 = 0.02;
 
 impl PatternTask {
-    /// `None` where groups have two members at the most: their messages are those of a link. `nodes` are those of the
-    /// devices.
+    /// `None` if groups have at most two members: their send/recv are those of a link. `nodes` are those of
+    /// the devices.
     pub fn of(nodes: &[u32]) -> Option<Self> {
         let nodes: Vec<usize> = nodes.iter().map(|node| *node as usize).collect();
         (nodes.len() > 2)
@@ -44,7 +45,7 @@ impl PatternTask {
     }
 }
 
-/// Everything that is timed in a group of `size`, the ring's all-reduce first.
+/// All patterns of a group of `size`, the ring's all-reduce first.
 fn patterns(task: &PatternTask, size: usize) -> Vec<Pattern> {
     let mut patterns: Vec<Pattern> = task.algorithms.iter().map(|a| Pattern::AllReduce(*a)).collect();
     for algorithm in &task.algorithms {
@@ -73,7 +74,7 @@ pub fn measure(
             let mut seconds = Vec::new();
             for repetition in 0..=task.repetitions {
                 let taken = once(&mut *group, *pattern, bytes)?;
-                // The first warms the connections up.
+                // The first repetition warms up the connections.
                 if repetition > 0 {
                     seconds.push(taken);
                     longest = longest.max(taken);
@@ -91,7 +92,7 @@ pub fn measure(
     Ok(answer)
 }
 
-/// Seconds of one run, of several that were begun together.
+/// Seconds of one run, of several consecutive ones.
 fn once(group: &mut dyn Communicator, pattern: Pattern, bytes: usize) -> Result<f64, ExecutionError> {
     let size = group.size();
     let mut values = vec![1.0_f32; bytes / 4];
@@ -103,7 +104,7 @@ fn once(group: &mut dyn Communicator, pattern: Pattern, bytes: usize) -> Result<
     let start = Instant::now();
     for _ in 0..RUNS {
         match pattern {
-            // The greatest of ones stays one, however often.
+            // The maximum of ones stays one in every run.
             Pattern::AllReduce(algorithm) => group.all_reduce_by(algorithm, &mut values, ReduceOp::Max)?,
             Pattern::ReduceScatter(algorithm) => {
                 group.reduce_scatter_by(algorithm, &mut values, ReduceOp::Max)?;

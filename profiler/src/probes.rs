@@ -1,4 +1,4 @@
-//! Which measurements a round makes.
+//! Selects the measurements of a round.
 
 use crate::assemble::{Assembly, in_block};
 use crate::{Assignment, CodingTask, HardwareTask, LinkTask, NetworkTask, OverlapTask, PatternTask, Request};
@@ -8,31 +8,31 @@ use autodist_spec::{
     Bytes, Codec, DoubtedCell, Engine, Job, LayerKind, ParallelStrategy, Recompute, ScheduleKind, TensorSplit,
 };
 
-/// At most this many rounds, however noisy the machine: more would not help.
+/// Maximum number of rounds, however noisy the machine: more would not help.
 const MOST_ROUNDS: usize = 20;
-/// A probe is short, and comes back in every round: a machine that others share runs faster and slower for seconds
-/// at a time, and every probe should see all of its moods.
+/// A probe is short and repeated in every round: the speed of a shared machine changes for seconds at a time,
+/// and every probe should be measured at all of its speeds.
 const STEPS: u32 = 5;
 const WARMUP_STEPS: u32 = 2;
 const EMULATED_STEPS: u32 = 4;
-/// How often collectives of tensor groups are looked at in steps, where devices are emulated.
+/// Passes that measure collectives of tensor groups inside steps, for emulated devices.
 const TENSOR_PASSES: usize = 3;
 /// Stages of a pipeline probe.
 const PIPELINE: u32 = 2;
 const PIPELINED_MICRO_BATCHES: u32 = 4;
-/// A micro-batch whose activations would be larger than this part of a rank's memory is not probed.
+/// A micro-batch whose activations exceed this fraction of a rank's memory is not probed.
 const LARGEST_PART_OF_MEMORY: f64 = 0.4;
 
-/// One split and micro-batch whose layers are timed together.
+/// One strategy and micro-batch whose layers are timed together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Probe {
     pub tensor: u32,
     pub sequence_parallel: bool,
     pub micro_batch: u32,
     pub recompute: Recompute,
-    /// Ranks that share the optimizer's work; more than 1 only to time smaller updates.
+    /// Ranks that shard the optimizer's work; more than 1 only to time smaller updates.
     pub shard: u32,
-    /// Schedule of a pipeline, to time the work of an engine's runtime around its passes.
+    /// Pipeline schedule of a probe that times the overhead of an engine's runtime around passes.
     pub schedule: Option<ScheduleKind>,
 }
 
@@ -48,7 +48,7 @@ impl Probe {
         }
     }
 
-    /// As messages call it.
+    /// The probe's name in messages.
     pub fn words(&self) -> String {
         let sp = if self.sequence_parallel { " sp" } else { "" };
         let shard = if self.shard > 1 { format!(" shard {}", self.shard) } else { String::new() };
@@ -56,7 +56,8 @@ impl Probe {
         format!("tp{tensor}{sp} mb{micro_batch}{shard}, recompute {}", recompute.name())
     }
 
-    /// Whether this probe is run to time that cell. Updates are timed in all of them, but for those that fewer are run.
+    /// Whether this probe measures the given cell. All probes measure updates, except probes of smaller
+    /// updates, which need fewer runs.
     pub fn times(&self, cell: &DoubtedCell) -> bool {
         match *cell {
             DoubtedCell::Segment { segment, tensor, sequence_parallel, micro_batch, recompute, .. } => {
@@ -65,7 +66,7 @@ impl Probe {
                     && self.micro_batch == micro_batch
                     && (self.recompute == recompute || !in_block(segment))
             }
-            // They depend on neither; so few probes will do.
+            // They depend on neither; so few probes are enough.
             DoubtedCell::Update { .. } => {
                 self.schedule.is_none() && !self.sequence_parallel && self.recompute == Recompute::None
             }
@@ -74,7 +75,7 @@ impl Probe {
     }
 }
 
-/// All probes of a request, the cheapest first.
+/// All probes of a request, cheapest first.
 pub fn all(request: &Request) -> Vec<Probe> {
     let ranks = request.ranks;
     let allow = &request.job.allow;
@@ -99,7 +100,7 @@ pub fn all(request: &Request) -> Vec<Probe> {
         for shard in (2..=ranks).filter(|s| ranks % s == 0) {
             probes.push(Probe { shard, ..Probe::plain(1, *smallest) });
         }
-        // The native engine's runtime costs nothing that its own operations do not.
+        // The native engine has no overhead besides its operations.
         if request.engine == Engine::Torch && ranks % PIPELINE == 0 {
             let kinds = allow.schedule.iter().filter(|_| allows(&allow.pipeline, PIPELINE));
             probes.extend(kinds.map(|kind| Probe { schedule: Some(*kind), ..Probe::plain(1, *smallest) }));
@@ -121,8 +122,8 @@ fn legal(request: &Request, probe: &Probe) -> bool {
     rules::check(&task.model, &task.job, request.ranks, &task.strategy, &task.stages).is_ok() && fits
 }
 
-/// A generous guess at what all ranks keep for the backward: 34 hidden-wide values a token and layer, the attention's
-/// scores and the logits (Korthikanti et al., 2205.05198, section 4.1, in fp32).
+/// Upper estimate of the bytes that all ranks keep for the backward pass: 34 hidden-wide values per token and
+/// layer, attention scores and logits (Korthikanti et al., 2205.05198, section 4.1, in fp32).
 fn activation_bytes(request: &Request, probe: &Probe) -> f64 {
     let model = &request.model;
     let tokens = f64::from(request.job.seq_len) * f64::from(probe.micro_batch);
@@ -132,7 +133,7 @@ fn activation_bytes(request: &Request, probe: &Probe) -> f64 {
         / f64::from(probe.tensor)
 }
 
-/// Micro-batches that some plan with this tensor degree could use.
+/// Micro-batches that are possible in plans with this tensor degree.
 fn micro_batches(request: &Request, tensor: u32) -> Vec<u32> {
     let batch = request.job.global_batch;
     let others = request.ranks / tensor;
@@ -151,7 +152,7 @@ fn thinned(list: &[u32]) -> Vec<u32> {
     list.iter().copied().filter(|m| ends.contains(m) || m.is_power_of_two()).collect()
 }
 
-/// The training run behind a probe: one micro-batch on every rank, and several in a pipeline.
+/// The training task of a probe: one micro-batch on every rank, and several in a pipeline.
 pub fn task(request: &Request, probe: &Probe) -> Task {
     let pipeline = if probe.schedule.is_some() { PIPELINE } else { 1 };
     let micro_batches = if probe.schedule.is_some() { PIPELINED_MICRO_BATCHES } else { 1 };
@@ -166,11 +167,11 @@ pub fn task(request: &Request, probe: &Probe) -> Task {
         zero_stage: match (probe.shard, request.engine) {
             (1, _) => 0,
             (_, Engine::Native) => 1,
-            // The least that FSDP2 shards.
+            // The smallest shard group of FSDP2.
             (_, Engine::Torch) => 2,
         },
         shard: probe.shard,
-        // One bucket: its reduction begins when the backward is over and disturbs no layer.
+        // One bucket: its reduction starts after the backward pass and disturbs no layer.
         bucket_bytes: Bytes(1 << 40),
         ..ParallelStrategy::data_parallel(data, probe.micro_batch)
     };
@@ -182,7 +183,7 @@ pub fn task(request: &Request, probe: &Probe) -> Task {
         strategy,
         stages,
         data: DataSource::Synthetic,
-        // An emulated device takes the same time whenever it is asked.
+        // The times of an emulated device do not vary.
         steps: if request.emulated.is_some() { EMULATED_STEPS } else { STEPS },
         warmup_steps: if request.emulated.is_some() { 1 } else { WARMUP_STEPS },
         detail: true,
@@ -192,26 +193,26 @@ pub fn task(request: &Request, probe: &Probe) -> Task {
     }
 }
 
-/// The assignments of a round: in the first all that is unknown, later what is not known well enough.
+/// The assignments of a round: in the first everything that is unknown, later what is not accurate enough.
 pub fn round(request: &Request, assembly: &Assembly, round: usize) -> Vec<Assignment> {
     if round >= MOST_ROUNDS {
         return Vec::new();
     }
     let mut probes: Vec<Probe> = all(request).into_iter().filter(|p| assembly.wants(p, round)).collect();
     if round % 2 == 1 {
-        // Drift of the machine should not always hit the same probes.
+        // Alternate the order, so that drift of the machine does not always affect the same probes.
         probes.reverse();
     }
     let mut pieces: Vec<Assignment> = Vec::new();
     let network = NetworkTask::of(request);
-    // A library's collectives follow no schedule of ours: they are timed by groups.
+    // A library's collectives use its own schedules: they are measured by group.
     if (network.is_none() || assembly.on_gpus()) && request.emulated.is_none() && assembly.wants_links(round)
     {
         pieces.push(Assignment::Links(links(request)));
     }
     if let Some(task) = network.filter(|_| assembly.wants_network(round)) {
         pieces.insert(0, Assignment::Network(task));
-        // NCCL's patterns are not ours to time.
+        // NCCL chooses its own algorithms.
         let patterns =
             request.structure().filter(|_| !assembly.on_gpus()).and_then(|s| PatternTask::of(&s.nodes));
         pieces.extend(patterns.map(Assignment::Patterns));
@@ -236,21 +237,21 @@ pub fn round(request: &Request, assembly: &Assembly, round: usize) -> Vec<Assign
     let train = |probe: &Probe| Assignment::Train(Box::new(task(request, probe)));
     pieces.extend(probes.iter().map(train));
     if request.emulated.is_some() && round == 0 {
-        // How ranks wait for each other in a step differs from one moment to the next.
+        // The waiting time between ranks in a step varies over time.
         let collective = || probes.iter().filter(|probe| probe.tensor > 1).map(train);
         (1..TENSOR_PASSES).for_each(|_| pieces.extend(collective()));
     }
     pieces
 }
 
-/// What gave nothing to be believed so far, once more.
+/// The probes without a valid run so far, once more.
 pub fn again(request: &Request, assembly: &Assembly) -> Vec<Assignment> {
     let probes = assembly.unsettled().map(|probe| Assignment::Train(Box::new(task(request, probe))));
     let links = assembly.links_unsettled().then(|| Assignment::Links(links(request)));
     links.into_iter().chain(probes).collect()
 }
 
-/// Groups that some plan could form, and sizes up to the largest message that it could send.
+/// Groups that are possible in plans, and sizes up to the largest transfer.
 fn links(request: &Request) -> LinkTask {
     let ranks = request.ranks as usize;
     let divisors: Vec<usize> = (1..=ranks).filter(|d| ranks % d == 0).collect();
@@ -280,7 +281,7 @@ fn links(request: &Request) -> LinkTask {
     }
 }
 
-/// The model's largest product beside a reduction of a block's gradients.
+/// The model's largest GEMM, which overlaps with a reduction of a block's gradients.
 fn overlap(request: &Request) -> OverlapTask {
     let model = &request.model;
     let rows = (request.job.seq_len as usize).clamp(64, 512);
@@ -291,7 +292,7 @@ fn overlap(request: &Request) -> OverlapTask {
     let largest = matrices.max_by_key(|p| p.rows * p.columns);
     let (n, k) = largest.map_or((64, 64), |p| (p.rows as usize, p.columns as usize));
     let sum_bytes = (4 * model.layer_parameters(LayerKind::Block) as usize).clamp(1 << 16, 32 << 20);
-    // Between machines a row takes long enough with less.
+    // Between machines, a shorter sequence takes long enough.
     let (reduce_bytes, row) = match request.machines.len() {
         0 | 1 => (sum_bytes, 8 << 20),
         _ => (sum_bytes.min(256 << 10), 512 << 10),

@@ -1,10 +1,11 @@
-//! Whether a profile is to be believed: measurements that contradict the device's fastest GEMM, or what the same kernel
-//! takes elsewhere in the profile, are named.
+//! Finds doubtful cells of a profile: measurements that contradict the device's fastest GEMM, or the time of
+//! the same kernel in other cells.
 //!
-//! Two cells that run the same kernel bound each other: under another recompute policy it takes as long; on a larger
-//! micro-batch or a larger shard at least as long, and at most as much longer as there is more work. One cell against
-//! another tells only that one of the two is wrong. So cells vote: a cell is in doubt if more than half of its peers
-//! contradict it, and whoever is contradicted most goes first and loses its vote.
+//! Two cells that run the same kernel bound each other: under another recompute policy the time is the same;
+//! with a larger micro-batch or a larger shard it is at least as long, and at most longer in proportion to
+//! the work. If two cells contradict each other, it is only known that one of them is wrong. So cells vote: a
+//! cell is doubtful if more than half of its peers contradict it, and the cell with the largest majority is
+//! removed first and loses its vote.
 
 use autodist_spec::profile::{OptimizerCost, Sample};
 use autodist_spec::{
@@ -13,31 +14,32 @@ use autodist_spec::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A cell may pass the fastest GEMM by this factor: GEMMs are timed once, segments at the machine's usual speed, and a
-/// core's clock moves between the two by less.
+/// A cell may exceed the fastest GEMM by this factor: GEMMs are timed once, segments are normalised to the
+/// machine's usual speed, and a core's clock varies by less than this factor between the two.
 const RATE_MARGIN: f64 = 1.5;
-/// Where a GEMM of the model's shapes is bound by its launch, cells of more work are faster than it. So what one cell
-/// in ten of the other probes exceeds is no impossible rate.
+/// If a GEMM of the model's shapes is dominated by its launch, cells with more work have more FLOP/s. So
+/// FLOP/s that at least one in ten cells of the other probes exceeds are plausible.
 const USUAL_RATE: f64 = 0.9;
-/// Cells of other probes that must be there before they say what is usual.
+/// Number of cells of other probes that this needs.
 const USUAL_CELLS: usize = 10;
-/// The same shape under another policy differs by up to this, beyond both intervals: caches are warm or cold.
+/// The same shape under another policy differs by up to this factor, beyond both intervals: caches are warm
+/// or cold.
 const SAME_SHAPE: f64 = 1.5;
-/// Other shapes use a device better or worse.
+/// Utilisation differs between shapes.
 const OTHER_SHAPE: f64 = 2.0;
-/// Segments without a GEMM are bound by memory, and vary as often again with what is cached.
+/// Segments without a GEMM are memory-bound, and vary by another factor of this size with the caches.
 const MEMORY_BOUND: f64 = 2.0;
 /// Links vary more: few repetitions, and algorithms that change with the size.
 const OTHER_SIZE: f64 = 3.0;
 const OTHER_COLLECTIVE: f64 = 2.0;
 const UPDATE: f64 = 1.5;
-/// Sizes, and micro-batches, are compared up to these ratios: farther ones bound each other too loosely to have a say.
+/// Sizes, and micro-batches, are compared up to these ratios: beyond, the bounds are too loose.
 const NEAR_SIZE: f64 = 16.0;
 const NEAR_BATCH: f64 = 4.0;
-/// Launches, clocks and a cold cache make this difference to any cell, seconds.
+/// Difference in seconds that launches, clocks and a cold cache can make to any cell.
 const SLACK_S: f64 = 5e-5;
 
-/// What speaks against cells of the profile; nothing in a sound one.
+/// The doubts about cells of the profile; empty for a consistent profile.
 pub fn doubts(profile: &Profile) -> Vec<Doubt> {
     let mut doubts = segments(profile);
     doubts.extend(collectives(profile));
@@ -46,8 +48,8 @@ pub fn doubts(profile: &Profile) -> Vec<Doubt> {
     doubts
 }
 
-/// Puts the profile's doubts in its place for them; doubts about how it was measured, which its numbers do not show,
-/// stay.
+/// Replaces the profile's doubts about its cells; doubts about how it was measured, which the cells do not
+/// show, stay.
 pub fn judge(profile: &mut Profile) {
     let kept = std::mem::take(&mut profile.doubts);
     let mut doubts = doubts(profile);
@@ -61,7 +63,8 @@ pub fn judge(profile: &mut Profile) {
     profile.doubts = doubts;
 }
 
-/// Marks as used what nothing is left without: all segments, if no probe is whole; all of a curve's points.
+/// Marks doubtful cells as used if there is no alternative: all segments, if no probe is without doubt; all
+/// points of a curve.
 fn keep_something(profile: &Profile, doubts: &mut [Doubt]) {
     let cells: BTreeSet<DoubtedCell> = doubts.iter().map(|doubt| doubt.cell).collect();
     let place = |cell: &SegmentCost| (cell.tensor, cell.sequence_parallel, cell.micro_batch);
@@ -103,7 +106,7 @@ fn keep_something(profile: &Profile, doubts: &mut [Doubt]) {
     }
 }
 
-/// Whether peers of a cell, two at least, agree with it. What they vouch for is believed however it was measured.
+/// Whether at least two peers of a cell agree with it. Such a cell is accepted, however it was measured.
 pub(crate) fn vouched(profile: &Profile, doubts: &[Doubt]) -> BTreeSet<DoubtedCell> {
     let ballot = ballot(profile);
     let doubted: BTreeSet<DoubtedCell> = doubts.iter().map(|doubt| doubt.cell).collect();
@@ -124,28 +127,28 @@ struct Voter {
     time: Sample,
 }
 
-/// A measurement of the same kernel, and how the two must relate.
+/// A measurement of the same kernel, and the expected relation.
 struct Peer {
     with: usize,
     kind: DoubtKind,
-    /// Time of the cell over the peer's: at least and at most.
+    /// Time of the cell / time of the peer: minimum and maximum.
     least: f64,
     most: f64,
-    /// By which either may be broken.
+    /// Factor by which either may be exceeded.
     margin: f64,
 }
 
-/// So many decide a vote; a profile of ours has fewer.
+/// Maximum number of votes on a cell; profiles of autodist have fewer.
 const MOST_PEERS: usize = 64;
 
-/// Who is compared with whom.
+/// Which cells are compared.
 struct Ballot {
     voters: Vec<Voter>,
     peers: Vec<Vec<Peer>>,
 }
 
 impl Ballot {
-    /// The votes of all pairs of `voters` that `relate` finds to be peers.
+    /// The pairs of `voters` that are peers according to `relate`.
     fn of(voters: Vec<Voter>, relate: impl Fn(usize, usize) -> Option<Peer>) -> Self {
         let count = voters.len();
         let of_one =
@@ -153,7 +156,7 @@ impl Ballot {
         Self { peers: (0..count).map(of_one).collect(), voters }
     }
 
-    /// Whether no times within the intervals of both could stand in the relation that they must stand in.
+    /// Whether no two times within both intervals have the expected relation.
     fn contradicts(&self, index: usize, peer: &Peer) -> bool {
         let (mine, theirs) = (&self.voters[index].time, &self.voters[peer.with].time);
         let too_fast = mine.high_s.0 * peer.margin < peer.least * theirs.low_s.0
@@ -163,7 +166,7 @@ impl Ballot {
         too_fast || too_slow
     }
 
-    /// Who loses the vote; `convicted` do not vote.
+    /// The cells that lose the vote; `convicted` cells do not vote.
     fn hold(&self, convicted: BTreeSet<usize>) -> Vec<Doubt> {
         let mut doubts = Vec::new();
         let mut out = convicted;
@@ -195,7 +198,8 @@ impl Ballot {
         }
     }
 
-    /// The kind of peers that contradict the cell by the largest majority: their share, and how many of all kinds do.
+    /// The kind of peers that contradict the cell by the largest majority: their fraction, and the number of
+    /// contradictions of all kinds.
     fn tally(
         &self,
         index: usize,
@@ -244,13 +248,13 @@ impl Ballot {
     }
 }
 
-/// Whether the segment is bound by its GEMMs.
+/// Whether the segment is dominated by GEMMs.
 fn has_gemm(segment: Segment) -> bool {
     matches!(segment, Segment::Attention | Segment::Mlp | Segment::Logits | Segment::Loss)
 }
 
 fn ballot(profile: &Profile) -> Ballot {
-    // Pacing gives an emulated device its time for FLOPs, and none for anything else.
+    // Emulation slows down an emulated device according to FLOPs only.
     let counts = |cell: &&SegmentCost| {
         cell.time.count > 0 && (!profile.environment.emulated || has_gemm(cell.segment))
     };
@@ -259,8 +263,8 @@ fn ballot(profile: &Profile) -> Ballot {
     Ballot::of(voters, |a, b| relation(cells[a], cells[b]).map(|peer| Peer { with: b, ..peer }))
 }
 
-/// How the times of two cells of one kernel must relate; nothing where the kernels differ, or shapes in more than one
-/// way.
+/// The expected relation of the times of two cells of one kernel; `None` if kernels differ, or shapes in more
+/// than one dimension.
 fn relation(a: &SegmentCost, b: &SegmentCost) -> Option<Peer> {
     let backward = |cell: &SegmentCost| cell.pass == Pass::Backward;
     if a.segment != b.segment || backward(a) != backward(b) {
@@ -274,10 +278,10 @@ fn relation(a: &SegmentCost, b: &SegmentCost) -> Option<Peer> {
     let same_batch = a.micro_batch == b.micro_batch;
     match (same_sharding, same_batch, same_policy) {
         (true, true, false) => {
-            // The backward of selectively recomputed attention runs its core once more.
+            // The backward pass of selectively recomputed attention repeats its core.
             let again = |cell: &SegmentCost| cell.recompute == Recompute::Selective;
             let differ = a.segment == Segment::Attention && backward(a) && again(a) != again(b);
-            // A probe has one vote: its forward speaks for its second run of it.
+            // A probe has one vote: its forward pass votes for its recomputation, too.
             let votes = a.recompute != b.recompute && b.pass != Pass::Recompute;
             let margin = SAME_SHAPE * memory_bound;
             (votes && !differ).then_some(Peer {
@@ -299,7 +303,7 @@ fn relation(a: &SegmentCost, b: &SegmentCost) -> Option<Peer> {
             let (mine, theirs) = (f64::from(a.tensor), f64::from(b.tensor));
             let (least, most) = match gemm {
                 true => ((theirs / mine).min(1.0), (theirs / mine).max(1.0)),
-                // Rows are shared or not, depending on sequence parallelism.
+                // Rows are sharded or not, depending on sequence parallelism.
                 false => (1.0 / mine, theirs),
             };
             let margin = OTHER_SHAPE * memory_bound;
@@ -319,7 +323,7 @@ fn segments(profile: &Profile) -> Vec<Doubt> {
     doubts
 }
 
-/// FLOPs of a cell at least, on one rank; 0 where it has no GEMM.
+/// Minimum FLOPs of a cell on one rank; 0 without a GEMM.
 fn least_flops(profile: &Profile, cell: &SegmentCost) -> f64 {
     let tokens = u64::from(profile.seq_len) * u64::from(cell.micro_batch);
     let forward = |segment| {
@@ -334,7 +338,7 @@ fn least_flops(profile: &Profile, cell: &SegmentCost) -> f64 {
     }
 }
 
-/// Cells that would do more FLOP/s than the device can.
+/// Cells with more FLOP/s than the device can reach.
 fn rates(profile: &Profile) -> Vec<Doubt> {
     if profile.environment.emulated {
         return Vec::new();
@@ -385,7 +389,7 @@ fn rates(profile: &Profile) -> Vec<Doubt> {
     rated.iter().filter_map(doubt).collect()
 }
 
-/// By how much the time of more work may exceed that of less: in proportion, at most; and it is never shorter.
+/// Bounds of the time of more work relative to less: at least equal, at most proportional.
 fn by_size(a: f64, b: f64) -> (f64, f64) {
     ((a / b).min(1.0), (a / b).max(1.0))
 }
@@ -440,7 +444,8 @@ fn messages(profile: &Profile) -> Vec<Doubt> {
     ballot.hold(BTreeSet::new())
 }
 
-/// An update of more elements is no shorter. Of fewer it may be far shorter: they are in a cache.
+/// An update of more elements takes at least as long. One of fewer may be much faster, because they fit into
+/// a cache.
 fn updates(costs: &[OptimizerCost]) -> Vec<Doubt> {
     let voter =
         |o: &OptimizerCost| Voter { cell: DoubtedCell::Update { elements: o.elements }, time: o.update };

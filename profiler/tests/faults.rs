@@ -1,4 +1,5 @@
-//! Measurements that go wrong: the profile notices, says so, measures again, and no plan rests on what stays wrong.
+//! Faulty measurements: the profile detects and reports them, measures again, and no plan uses those that
+//! stay wrong.
 
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
@@ -12,16 +13,17 @@ use autodist_spec::{
 };
 use lab::{Asked, Lab, sound, sound_links};
 
-/// Of every timing.
+/// Noise of every time.
 const NOISE: f64 = 0.1;
-/// How far a median of noisy timings may be off; the rarest cells have six.
+/// Tolerance of a median of noisy times; the cells with fewest times have six.
 const OFF: f64 = 0.2;
 
 fn measured_again(profile: &Profile) -> Vec<&String> {
     profile.environment.warnings.iter().filter(|line| line.starts_with("measured again")).collect()
 }
 
-/// The fault was seen, named, the probe measured again, and the profile is as if nothing had been.
+/// The fault was detected and reported, the probe measured again, and the profile is as if there had been no
+/// fault.
 fn assert_mended(lab: &Lab, profile: &Profile) {
     let again = measured_again(profile);
     assert!(again.iter().any(|line| line.contains("tp2 sp mb2, recompute none")), "{again:?}");
@@ -60,7 +62,7 @@ fn a_machine_that_runs_faster_and_slower_is_corrected_without_a_doubt() {
         };
         let profile = lab.profile(None, &moods, &sound_links);
         assert_eq!((profile.doubts.as_slice(), measured_again(&profile).len()), (&[][..], 0), "seed {seed}");
-        // Whatever speed is the usual one: all times are of it.
+        // All times are relative to the same usual speed, whatever it is.
         let ratio = |cell: &SegmentCost| {
             let truth = lab.truth.segments.iter().find(|c| DoubtedCell::from(*c) == DoubtedCell::from(cell));
             cell.time.median_s / truth.unwrap().time.median_s
@@ -92,7 +94,7 @@ fn cells_that_were_too_slow_in_one_probe_are_measured_again() {
 }
 
 #[test]
-fn one_slow_yardstick_changes_nothing() {
+fn one_slow_reference_changes_nothing() {
     let mut lab = Lab::new(3, NOISE);
     let slow = |asked: &Asked| if asked.rank == 1 && asked.step == 1 { (1.0, 7.0) } else { (1.0, 1.0) };
     let profile = lab.profile(None, &slow, &sound_links);
@@ -101,7 +103,7 @@ fn one_slow_yardstick_changes_nothing() {
 }
 
 #[test]
-fn a_probe_whose_yardsticks_were_all_slow_is_measured_again() {
+fn a_probe_whose_references_were_all_slow_is_measured_again() {
     let mut lab = Lab::new(4, NOISE);
     let slow = |asked: &Asked| if asked.is_victim() && asked.before == 0 { (1.0, 7.0) } else { (1.0, 1.0) };
     let profile = lab.profile(None, &slow, &sound_links);
@@ -110,7 +112,7 @@ fn a_probe_whose_yardsticks_were_all_slow_is_measured_again() {
 }
 
 #[test]
-fn a_slow_moment_that_the_yardsticks_saw_is_no_doubt_where_the_cells_agree() {
+fn a_slow_moment_that_the_references_saw_is_no_doubt_where_the_cells_agree() {
     // The machine is slow whenever this probe runs: the correction is large, and right.
     let mut lab = Lab::new(5, NOISE);
     let slow = |asked: &Asked| if asked.is_victim() { (5.0, 5.0) } else { (1.0, 1.0) };
@@ -132,12 +134,12 @@ fn a_step_that_stalled_changes_nothing() {
 }
 
 #[test]
-fn a_rank_that_was_slow_is_noticed_whether_its_yardstick_saw_it_or_not() {
-    for yardstick in [1.0, 3.0] {
+fn a_rank_that_was_slow_is_noticed_whether_its_reference_saw_it_or_not() {
+    for reference in [1.0, 3.0] {
         let mut lab = Lab::new(7, NOISE);
         let slow = |asked: &Asked| {
             if asked.is_victim() && asked.rank == 1 && asked.before == 0 {
-                (3.0, yardstick)
+                (3.0, reference)
             } else {
                 (1.0, 1.0)
             }
@@ -154,24 +156,24 @@ fn a_round_that_was_slow_as_a_whole_does_not_count() {
         lab.profile(None, &sound, &sound_links);
         lab.probes()
     };
-    for yardstick in [1.0, 3.0] {
+    for reference in [1.0, 3.0] {
         let mut lab = Lab::of_rounds(8, NOISE);
-        let slow = |asked: &Asked| if asked.count < probes { (3.0, yardstick) } else { (1.0, 1.0) };
+        let slow = |asked: &Asked| if asked.count < probes { (3.0, reference) } else { (1.0, 1.0) };
         let profile = lab.profile(None, &slow, &sound_links);
-        assert_eq!(profile.doubts, [], "yardstick {yardstick}");
-        // What the yardsticks saw needs no second look.
-        assert!(yardstick > 1.0 || !measured_again(&profile).is_empty());
+        assert_eq!(profile.doubts, [], "reference {reference}");
+        // Faults that the reference benchmarks correct need no repetition.
+        assert!(reference > 1.0 || !measured_again(&profile).is_empty());
         lab.assert_true(&profile, 0.1);
     }
 }
 
 #[test]
 fn what_stays_wrong_is_thrown_out_by_name_and_no_plan_rests_on_it() {
-    for (factor, yardstick, expected) in
+    for (factor, reference, expected) in
         [(1.0 / 7.0, 1.0, DoubtKind::Rate), (1.0, 7.0, DoubtKind::Rate), (2.5, 1.0, DoubtKind::Policy)]
     {
         let mut lab = Lab::new(9, NOISE);
-        let wrong = |asked: &Asked| if asked.is_victim() { (factor, yardstick) } else { (1.0, 1.0) };
+        let wrong = |asked: &Asked| if asked.is_victim() { (factor, reference) } else { (1.0, 1.0) };
         let profile = lab.profile(None, &wrong, &sound_links);
         // Once in its turn, and once more: the budget is spent.
         assert_eq!(lab.runs_of_victim(), 2);
@@ -213,7 +215,7 @@ fn what_stays_wrong_is_thrown_out_by_name_and_no_plan_rests_on_it() {
             .unwrap();
         assert!(refused.count > 0 && refused.example.contains("is doubtful"), "{refused:?}");
 
-        // The document says the same when it is read again.
+        // The document has the same content when it is read again.
         let mut read: Profile = parse::json("profile.json", to_json(&profile).as_bytes()).unwrap();
         judge(&mut read);
         assert_eq!(read, profile);
@@ -221,7 +223,7 @@ fn what_stays_wrong_is_thrown_out_by_name_and_no_plan_rests_on_it() {
     }
 }
 
-/// A profile as it would have been written before anybody looked: true times, but those of one probe too fast by `factor`.
+/// A profile without checks: true times, but those of one probe too fast by `factor`.
 fn written(lab: &Lab, factor: f64) -> Profile {
     let mut own = Lab::new(10, NOISE);
     own.request = lab.request.clone();

@@ -14,7 +14,7 @@ pub struct BucketLayer {
     pub replicated: usize,
 }
 
-/// Consecutive layers of one chunk in one flat buffer: what is reduced, sharded and gathered as one message.
+/// Consecutive layers of one chunk in one flat buffer, which one collective reduces, shards or gathers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bucket {
     pub chunk: usize,
@@ -24,9 +24,9 @@ pub struct Bucket {
     pub elements: usize,
     /// Elements with padding to a multiple of the shard group.
     pub padded: usize,
-    /// A tied table that both ends of the pipeline hold: its gradients are summed over the two.
+    /// A tied table that both ends of the pipeline hold: its gradients are all-reduced over the two.
     pub tied: bool,
-    /// A copy whose owner is the first pipeline rank: it counts in no norm.
+    /// A copy whose owner is the first pipeline rank: no norm includes it.
     pub copy: bool,
 }
 
@@ -92,7 +92,7 @@ pub fn buckets(
 ) -> Vec<Bucket> {
     let tensor = strategy.tensor as usize;
     let shard = strategy.shard as usize;
-    // ZeRO-2 and 3 reduce and gather layer by layer, as FSDP does: memory is what they are for.
+    // ZeRO-2 and 3 reduce and gather layer by layer, as FSDP does, to save memory.
     let limit = if strategy.zero_stage >= 2 { 0 } else { strategy.bucket_bytes.0 as usize / 4 };
     let tied_apart = model.tied_embeddings && strategy.pipeline > 1;
     let last_chunk = stages.len() - 1;
@@ -103,7 +103,7 @@ pub fn buckets(
         .into_iter()
         .rev()
     {
-        // The last stage's copy of the embedding's region: the position table in it stays without gradient there.
+        // The last stage's copy of the embedding's region: its position table has no gradient there.
         let copy = (tied_apart && chunk == last_chunk).then_some((0, true));
         let layers = stages[chunk].layers().rev().map(|layer| (layer, false));
         let mut open = false;

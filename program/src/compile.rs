@@ -9,7 +9,7 @@ use autodist_spec::{
     Reduction, Segment, Stage,
 };
 
-/// What every rank does in one training step.
+/// The operations of every rank in one training step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Program {
     pub model: ModelSpec,
@@ -19,7 +19,7 @@ pub struct Program {
     pub seq_len: usize,
     pub micro_batches: usize,
     pub precision: Precision,
-    /// One per pipeline rank: the ranks of its data and tensor axes all do the same.
+    /// One per pipeline rank: all ranks of its data and tensor axes run the same operations.
     pub ranks: Vec<RankProgram>,
 }
 
@@ -29,9 +29,9 @@ pub struct RankProgram {
     pub pipeline_rank: usize,
     /// Chunks that this rank holds, in the order of the chain.
     pub chunks: Vec<usize>,
-    /// As tensor rank 0 sees them, which holds the largest share of a vocabulary that does not divide.
+    /// As on tensor rank 0, which holds the largest part of a vocabulary that does not divide.
     pub buckets: Vec<Bucket>,
-    /// Each is run many times: once for every micro-batch.
+    /// Each body runs many times: once for every micro-batch.
     pub bodies: Vec<Body>,
     /// The step on the compute stream, in order.
     pub ops: Vec<Op>,
@@ -40,23 +40,23 @@ pub struct RankProgram {
 /// One entry of the compute stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
-    /// Blocks until the message has come.
+    /// Blocks until the transfer has arrived.
     Receive(Message),
     Run {
         body: usize,
         micro_batch: usize,
     },
-    /// Hands the chunk's result over and goes on at once.
+    /// Starts to send the chunk's result, without blocking.
     Send(Message),
 }
 
-/// What crosses from one pipeline rank to another.
+/// A send/recv from one pipeline rank to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Message {
     pub kind: MessageKind,
     /// The other pipeline rank.
     pub peer: usize,
-    /// The chunk that takes the message in.
+    /// The chunk that receives it.
     pub chunk: usize,
     pub micro_batch: usize,
     pub elements: usize,
@@ -81,23 +81,24 @@ pub enum BodyKind {
     Optimizer,
 }
 
-/// What a body does, in order, on the compute stream.
+/// The instructions of a body, in order, on the compute stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Instruction {
-    /// Runs a piece of a layer.
+    /// Runs a segment of a layer.
     Segment { layer: usize, segment: Segment, pass: Pass, recompute: Recompute },
-    /// A collective over the tensor group that nothing overlaps, for the input or output of `segment`. `elements`
+    /// A collective over the tensor group without overlap, for the input or output of `segment`. `elements`
     /// counts the whole tensor.
     Tensor { layer: usize, segment: Segment, collective: TensorCollective, operand: Operand, elements: usize },
-    /// Sums, over the tensor group, the gradients that sequence parallelism left partial on replicated parameters.
+    /// All-reduces, over the tensor group, the partial gradients that sequence parallelism leaves for
+    /// replicated parameters.
     SumReplicated { bucket: usize, elements: usize },
     /// Queues a transfer on the communication stream.
     Start { transfer: Transfer, bucket: usize },
     /// Blocks until that transfer is done.
     Wait { transfer: Transfer, bucket: usize },
-    /// Drops gathered parameters.
+    /// Frees gathered parameters.
     Release { bucket: usize },
-    /// Sums a tied table's gradients over both ends of the pipeline.
+    /// All-reduces a tied table's gradients over both ends of the pipeline.
     SumTied { bucket: usize, elements: usize },
     /// L2 norm of the whole gradient, over the ranks that together hold the model. `elements` counts this rank's part.
     GradientNorm { elements: usize },
@@ -109,7 +110,7 @@ pub enum Instruction {
 pub enum TensorCollective {
     SumAll,
     MaxAll,
-    /// Sums, and leaves each rank its rows.
+    /// Reduces, and leaves each rank its rows.
     ReduceScatter,
     /// Gathers the rows of all ranks.
     AllGather,
@@ -128,9 +129,9 @@ impl TensorCollective {
 /// Which tensor a collective works on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operand {
-    /// What the last segment gave: an activation or its gradient.
+    /// The output of the last segment: an activation or its gradient.
     Flow,
-    /// The input that the segment whose backward comes next has kept.
+    /// The saved input of the segment whose backward is next.
     SavedInput,
 }
 
@@ -147,7 +148,7 @@ pub enum Transfer {
 
 impl Program {
     /// # Errors
-    /// The first rule that the way of training breaks; a plan is legal if and only if it compiles.
+    /// The first rule that the strategy breaks; a plan is legal if and only if it compiles.
     pub fn compile(
         model: &ModelSpec,
         job: &Job,
@@ -189,7 +190,8 @@ impl Program {
         }
     }
 
-    /// How `transfer` on a bucket of a pipeline rank is done. Replicas of a shard are always reduced in a ring.
+    /// Algorithm and codec of `transfer` on a bucket of a pipeline rank. Replicas of a shard always use a
+    /// ring.
     pub fn reduction(&self, pipeline_rank: usize, transfer: Transfer, bucket: usize) -> Reduction {
         let communication = &self.strategy.communication;
         match transfer {
@@ -201,7 +203,7 @@ impl Program {
         }
     }
 
-    /// What `transfer` is of, for codecs.
+    /// The payload of `transfer`, for codecs.
     pub fn coded(&self, transfer: Transfer) -> Coded {
         match transfer {
             Transfer::Gather => Coded::Parameters,
@@ -210,7 +212,8 @@ impl Program {
         }
     }
 
-    /// The devices of all groups that do `transfer` at pipeline rank `pipeline_rank`, each in the order of its ring.
+    /// The devices of all groups that run `transfer` on pipeline rank `pipeline_rank`, each in the order of
+    /// its ring.
     pub fn transfer_groups(&self, pipeline_rank: usize, transfer: Transfer) -> Vec<Vec<usize>> {
         let layout = self.layout;
         self.groups(pipeline_rank, |at| match transfer {
@@ -220,7 +223,7 @@ impl Program {
         })
     }
 
-    /// As above, of the tensor groups.
+    /// Like `transfer_groups`, for the tensor groups.
     pub fn tensor_groups(&self, pipeline_rank: usize) -> Vec<Vec<usize>> {
         self.groups(pipeline_rank, |at| self.layout.tensor_group(at))
     }
@@ -241,15 +244,15 @@ impl Program {
         ranks.iter().map(|rank| self.strategy.communication.device(*rank)).collect()
     }
 
-    /// Bytes that a tensor collective is about: activations, but for the statistics of the head's rows.
+    /// Bytes of a tensor collective: activations, except for the statistics of the head's rows.
     pub fn tensor_bytes(&self, segment: Segment, collective: TensorCollective, elements: usize) -> Bytes {
         let statistics = collective == TensorCollective::MaxAll || segment == Segment::Normalizer;
         let elements = elements as u64;
         if statistics { Bytes::of_f32(elements) } else { self.precision.working(elements) }
     }
 
-    /// Bytes that `transfer` on a bucket is about: gradients are reduced in full precision, parameters gathered as
-    /// layers read them.
+    /// Bytes of `transfer` on a bucket: gradients are reduced in full precision, parameters gathered in the
+    /// compute precision.
     pub fn transfer_bytes(&self, transfer: Transfer, bucket: &Bucket) -> Bytes {
         let (_, elements) = self.transfer_work(transfer, bucket);
         match transfer {
@@ -278,7 +281,7 @@ struct Compiler<'a> {
     buckets: Vec<Bucket>,
     /// Tokens of a micro-batch.
     tokens: usize,
-    /// Elements of a micro-batch's activation, whole.
+    /// Elements of a micro-batch's whole activation.
     activation: usize,
 }
 
@@ -363,7 +366,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// Buckets that hold what `layer` of `chunk` computes with.
+    /// Buckets with the parameters of `layer` of `chunk`.
     fn needs(&self, chunk: usize, layer: usize) -> Vec<usize> {
         let head = self.model.kind(layer) == LayerKind::Head && self.model.tied_embeddings;
         let holds = |bucket: &Bucket| {
@@ -389,7 +392,8 @@ impl<'a> Compiler<'a> {
         out.push(Instruction::Segment { layer, segment, pass, recompute });
     }
 
-    /// Makes a partial sum whole: after a row-parallel product forward, after a column-parallel one backward.
+    /// All-reduces a partial result: after a row-parallel GEMM in the forward pass, after a column-parallel
+    /// one in the backward pass.
     fn complete(&self, out: &mut Vec<Instruction>, layer: usize, segment: Segment) {
         if self.tensor_parallel() {
             let collective = if self.strategy.sequence_parallel {
@@ -402,7 +406,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// Brings the rows of all tensor ranks together (Korthikanti et al., 2205.05198, section 4.2.2).
+    /// All-gathers the rows of the tensor ranks (Korthikanti et al., 2205.05198, section 4.2.2).
     fn gather_rows(&self, out: &mut Vec<Instruction>, layer: usize, segment: Segment, operand: Operand) {
         if self.tensor_parallel() && self.strategy.sequence_parallel {
             let collective = TensorCollective::AllGather;
@@ -419,7 +423,7 @@ impl<'a> Compiler<'a> {
         self.gather_rows(out, layer, Segment::Mlp, Operand::Flow);
         self.segment(out, layer, Segment::Mlp, pass, recompute);
         if pass == Pass::Forward {
-            // Run again, the block's output is known already: nobody needs its sum.
+            // In recomputation the block's output is already known: its all-reduce is not needed.
             self.complete(out, layer, Segment::Mlp);
         }
     }
@@ -491,8 +495,8 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    /// Runs `visit` for the layers in turn, their parameters gathered just before and dropped just after (ZeRO-3),
-    /// the next layer's gather on its way meanwhile.
+    /// Calls `visit` for the layers in turn, with their parameters gathered just before and freed just after
+    /// (ZeRO-3); the next layer's all-gather overlaps.
     fn with_parameters(
         &self,
         out: &mut Vec<Instruction>,
@@ -535,7 +539,7 @@ impl<'a> Compiler<'a> {
         Body { kind: BodyKind::Forward { chunk }, instructions: out }
     }
 
-    /// Backward of one micro-batch; `last` when it is the chunk's last one, whose end completes the gradients.
+    /// Backward of one micro-batch; `last` for the chunk's last one, after which the gradients are complete.
     fn backward(&self, chunk: usize, last: bool) -> Body {
         let stage = &self.stages[chunk];
         let first = stage.first_layer as usize;
@@ -558,8 +562,8 @@ impl<'a> Compiler<'a> {
     /// Buckets whose gradients are complete once `layer` of `chunk` has run backward.
     fn completed_by(&self, chunk: usize, layer: usize) -> Vec<usize> {
         let complete = |bucket: &Bucket| {
-            // A copied table is used by the head alone; a table that one rank shares between both ends is complete
-            // with the embedding, which is the bucket's own layer.
+            // A copied table is used only by the head; a table that one rank shares between both ends is
+            // complete with the embedding, which is the bucket's own layer.
             let last_user = if bucket.copy { self.model.chain_len() - 1 } else { bucket.layers[0].layer };
             bucket.chunk == chunk && last_user == layer
         };
@@ -583,7 +587,7 @@ impl<'a> Compiler<'a> {
             return;
         }
         if sharded_gradients {
-            // Whole gradients live only until they are scattered: at most two buckets of them at a time.
+            // Whole gradients exist only until their reduce-scatter: at most two buckets of them at a time.
             if let Some(previous) = in_flight.replace(bucket) {
                 out.push(Instruction::Wait { transfer: Transfer::Reduce, bucket: previous });
             }

@@ -1,5 +1,5 @@
-//! What an engine can run. Every engine trains the same programs, but not every one has a way for each of them: here each
-//! gap is a rule, with its reason and the way out, which planner, commands and the engine itself go by.
+//! What an engine supports. Every engine trains the same programs, but not each supports all of them: each
+//! gap is a rule, with its reason and an alternative, which planner, commands and the engine itself check.
 
 use crate::rules::{Illegal, Rule};
 use autodist_spec::{
@@ -7,7 +7,7 @@ use autodist_spec::{
 };
 
 /// # Errors
-/// The first part of a legal way of training that the engine has no way for.
+/// The first part of a legal strategy that the engine does not support.
 pub fn check(
     engine: Engine,
     model: &ModelSpec,

@@ -2,7 +2,7 @@
 
 use autodist_spec::ParallelStrategy;
 
-/// Where a rank stands on each axis.
+/// The coordinates of a rank on each axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Coordinates {
     pub pipeline: usize,
@@ -36,7 +36,7 @@ impl Layout {
         self.pipeline * self.data * self.tensor
     }
 
-    /// Replicas of a sharded model (HSDP); all of the data axis without ZeRO.
+    /// Replicas of a sharded model (HSDP); the whole data axis without ZeRO.
     pub fn replicas(&self) -> usize {
         self.data / self.shard
     }
@@ -53,12 +53,12 @@ impl Layout {
         }
     }
 
-    /// Ranks that divide the same layers by tensor parallelism.
+    /// Ranks that split the same layers by tensor parallelism.
     pub fn tensor_group(&self, at: Coordinates) -> Vec<usize> {
         (0..self.tensor).map(|tensor| self.rank(Coordinates { tensor, ..at })).collect()
     }
 
-    /// Ranks that hold the same parameters and see different data.
+    /// Ranks that hold the same parameters and process different data.
     pub fn data_group(&self, at: Coordinates) -> Vec<usize> {
         (0..self.data).map(|data| self.rank(Coordinates { data, ..at })).collect()
     }
@@ -75,7 +75,7 @@ impl Layout {
         shards.map(|data| self.rank(Coordinates { data, ..at })).collect()
     }
 
-    /// Ranks that together hold one whole model: over them the gradient norm is summed.
+    /// Ranks that together hold one whole model: the gradient norm is all-reduced over them.
     pub fn model_group(&self, at: Coordinates) -> Vec<usize> {
         let first = at.data / self.shard * self.shard;
         let mut group = Vec::new();
@@ -112,7 +112,7 @@ mod tests {
                 layout.model_group(at),
             ] {
                 assert!(group.contains(&rank));
-                // Every member names the same group.
+                // All members agree on the group.
                 for member in &group {
                     assert!(*member < layout.world());
                 }

@@ -1,7 +1,7 @@
-//! Plan → Program: what every rank does in one training step.
+//! Plan → Program: the operations of every rank in one training step.
 //!
-//! One [`Program`] has two interpreters: the cost model simulates it, the executor executes it. A way of training is
-//! legal if and only if it compiles, and the planner asks the very same [`rules`]. No IO, no clock, no cost.
+//! One [`Program`] has two interpreters: the cost model simulates it, the executor runs it. A strategy is
+//! legal if and only if it compiles, and the planner uses the same [`rules`]. No IO, no clock, no cost.
 //!
 //! ```
 //! use autodist_program::{Program, stages};

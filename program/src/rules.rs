@@ -1,4 +1,4 @@
-//! The rules that make a way of training legal, each with its reason.
+//! The rules that make a strategy legal, each with its reason.
 
 use crate::schedule;
 use autodist_collectives::suits;
@@ -8,11 +8,11 @@ use autodist_spec::{
 };
 use std::fmt;
 
-/// Why a way of training cannot be run.
+/// Why a strategy cannot run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Illegal {
     pub rule: Rule,
-    /// The reason, with every number that took part.
+    /// The reason, with all numbers involved.
     pub reason: String,
 }
 
@@ -175,12 +175,13 @@ fn check_communication(job: &Job, devices: u32, s: &ParallelStrategy) -> Result<
 
 const ROUNDING: &str = "only codecs that round each number by itself (fp16, bf16, int8) can be used";
 
-/// Whether a codec rounds every number by itself, or with its neighbours, and keeps nothing.
+/// Whether a codec encodes every element alone, or with its neighbours, without state.
 pub fn rounds(codec: Codec) -> bool {
     matches!(codec, Codec::Fp16 | Codec::Bf16 | Codec::Int8 { .. })
 }
 
-/// Copies of parameters and activations have no next step to which what was lost could be added.
+/// Parameters and activations allow no error feedback: their copies have no next step to which the lost part
+/// could be added.
 fn check_rounding(job: &Job, s: &ParallelStrategy) -> Result<(), Illegal> {
     let Communication { parameters, activations, .. } = s.communication;
     let mixed = job.precision.is_mixed();
@@ -215,7 +216,7 @@ fn check_rounding(job: &Job, s: &ParallelStrategy) -> Result<(), Illegal> {
     Ok(())
 }
 
-/// The second moments that the codec freezes are Adam's, and what it sends is already the momentum.
+/// The second moments that the codec freezes are Adam's, and it already sends the momentum.
 fn check_one_bit_adam(job: &Job, s: &ParallelStrategy) -> Result<(), Illegal> {
     let used = s.communication.reductions().map(|r| r.codec).find(|c| matches!(c, Codec::OneBitAdam { .. }));
     let Some(codec) = used else { return Ok(()) };
@@ -232,7 +233,7 @@ fn check_one_bit_adam(job: &Job, s: &ParallelStrategy) -> Result<(), Illegal> {
     })
 }
 
-/// Momentum correction takes the place of the optimizer's momentum (1712.01887, section 3.2).
+/// Momentum correction replaces the optimizer's momentum (1712.01887, section 3.2).
 fn check_dgc(job: &Job, s: &ParallelStrategy) -> Result<(), Illegal> {
     let used = s.communication.reductions().map(|r| r.codec).find(|c| matches!(c, Codec::Dgc { .. }));
     let Some(codec) = used else { return Ok(()) };

@@ -2,7 +2,7 @@
 
 use autodist_spec::ScheduleKind;
 
-/// One turn of a pipeline rank.
+/// One forward or backward pass in the order of a pipeline rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
     /// Model chunk, counted over the whole pipeline.
@@ -11,7 +11,7 @@ pub struct Slot {
     pub backward: bool,
 }
 
-/// The turns of `rank`, in order.
+/// The passes of `rank`, in order.
 pub fn order(
     kind: ScheduleKind,
     rank: usize,
@@ -54,12 +54,12 @@ fn interleaved(rank: usize, pipeline: usize, virtual_stages: usize, micro_batche
     })
 }
 
-/// Micro-batches that pass through one chunk before the next chunk's turn.
+/// Micro-batches that pass through one chunk before the next chunk runs.
 pub fn micro_batches_per_round(pipeline: usize, micro_batches: usize) -> usize {
     micro_batches / rounds(pipeline, micro_batches)
 }
 
-/// Rounds of the interleaved schedule; they must divide the micro-batches.
+/// Rounds of the interleaved schedule; the micro-batches must be a multiple of them.
 pub fn rounds(pipeline: usize, micro_batches: usize) -> usize {
     (micro_batches / pipeline).max(1)
 }
@@ -78,7 +78,8 @@ fn pair_up(warmup: usize, total: usize, slot: impl Fn(usize, bool) -> Slot) -> V
 mod tests {
     use super::*;
 
-    /// A schedule as PyTorch writes it: a row a rank, cells chunk-operation-micro-batch, empty cells idle.
+    /// A schedule in PyTorch's CSV form: one row per rank, cells chunk-operation-micro-batch, empty cells
+    /// idle.
     fn check(kind: ScheduleKind, virtual_stages: usize, csv: &str) {
         let rows: Vec<&str> = csv.lines().collect();
         for (rank, row) in rows.iter().enumerate() {

@@ -2,9 +2,9 @@
 
 use autodist_spec::{LayerKind, ModelSpec, ParallelStrategy, Recompute, Stage};
 
-/// Chunks of nearly equal work, where every layer costs what `cost` says: the largest chunk is as small as contiguous
-/// cuts allow (exact, dynamic programming over cuts), and among such cuts the first chunks are the larger ones.
-/// `None` when there are more chunks than layers.
+/// Chunks of nearly equal work, with `cost` as the cost of a layer: the largest chunk is as small as
+/// contiguous cuts allow (exact, dynamic programming over cuts), and among such cuts the first chunks are the
+/// larger ones. `None` if there are more chunks than layers.
 pub fn balanced(
     model: &ModelSpec,
     chunks: usize,
@@ -25,8 +25,8 @@ pub fn balanced(
     best[0][0] = 0.0;
     for k in 1..=chunks {
         for end in k..=layers {
-            // Later starts make the chunks before costlier and the last one cheaper: the best start is where the two
-            // cross, and of equally good ones the latest.
+            // A later start makes the previous chunks costlier and the last one cheaper: the best start is
+            // where the two cross, and of equally good ones the latest.
             let largest = |start: usize| best[k - 1][start].max(prefix[end] - prefix[start]);
             let starts: Vec<usize> = (k - 1..end).collect();
             let crossing = starts.partition_point(|start| best[k - 1][*start] < prefix[end] - prefix[*start]);
@@ -45,10 +45,11 @@ pub fn balanced(
     Some(from_ends(model, &ends, recompute))
 }
 
-/// Chunks by FLOPs: for callers that have no measured costs.
+/// Chunks by FLOPs: for callers without measured costs.
 pub fn even(model: &ModelSpec, strategy: &ParallelStrategy) -> Vec<Stage> {
     let seq = u64::from(model.max_seq_len);
-    // The embedding does no arithmetic, yet an empty chunk is none: it weighs a hundredth of a block.
+    // The embedding has no FLOPs, but a chunk with only the embedding is not empty: it weighs a hundredth of
+    // a block.
     let block = model.forward_flops(LayerKind::Block, seq, seq).0;
     let cost = |layer| model.forward_flops(model.kind(layer), seq, seq).0.max(block / 100.0);
     let chunks = (strategy.chunks() as usize).clamp(1, model.chain_len());
@@ -65,7 +66,8 @@ pub fn from_ends(model: &ModelSpec, ends: &[usize], recompute: Recompute) -> Vec
     ends.windows(2).map(stage).collect()
 }
 
-/// Only blocks recompute: the embedding keeps nothing worth it, and the head's backward follows its forward at once.
+/// Only blocks recompute: the embedding keeps nothing worth it, and the head's backward directly follows its
+/// forward.
 fn policy(model: &ModelSpec, layer: usize, recompute: Recompute) -> Recompute {
     if model.kind(layer) == LayerKind::Block { recompute } else { Recompute::None }
 }

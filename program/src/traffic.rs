@@ -1,20 +1,20 @@
-//! How much the ranks of a program send each other in a step, as rings would send it.
+//! Bytes that the ranks of a program send each other in a step, if all collectives use rings.
 
 use crate::compile::{Instruction, Message, Op, Program, Transfer};
 use autodist_spec::Collective;
 use std::collections::BTreeSet;
 
-/// Ways over which equally many bytes go in a step.
+/// Edges with the same number of bytes in a step.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Flows {
-    /// Sender and receiver, ranks.
+    /// Sender and receiver ranks.
     pub edges: Vec<(usize, usize)>,
-    /// Bytes of each edge in a step, of the pipeline rank that sends the most.
+    /// Bytes of each edge in a step, for the pipeline rank that sends the most.
     pub bytes: f64,
 }
 
 impl Program {
-    /// By what they are for: tensor groups, gradients and parameters of the shard groups, gradients of replicas,
+    /// By purpose: tensor groups, gradients and parameters of the shard groups, gradients of replicas,
     /// activations and their gradients.
     pub fn traffic(&self) -> [Flows; 4] {
         let layout = self.layout;
@@ -58,7 +58,7 @@ impl Program {
         ]
     }
 
-    /// Adds what a member of the instruction's group sends to its neighbour.
+    /// Adds the bytes that a member of the instruction's group sends to its neighbour.
     fn count(&self, instruction: &Instruction, rank: usize, sent: &mut [f64; 4]) {
         let around = |kind: Collective, group: usize, bytes: f64| {
             let passes = if kind == Collective::AllReduce { 2.0 } else { 1.0 };
@@ -82,7 +82,7 @@ impl Program {
     }
 }
 
-/// From every member to the next, of groups that are each named by all their members.
+/// Ring edges of groups, each of which is listed once per member.
 fn rings(groups: impl Iterator<Item = Vec<usize>>) -> Vec<(usize, usize)> {
     let distinct: BTreeSet<Vec<usize>> = groups.filter(|group| group.len() > 1).collect();
     let ring = |group: &Vec<usize>| {

@@ -1,17 +1,16 @@
-//! How much arithmetic an instruction is.
+//! FLOPs of instructions.
 
 use autodist_spec::{LayerKind, ModelSpec, ParallelStrategy, Pass, Recompute, Segment};
 
-/// Floating-point operations per element that an optimizer's update counts as: AdamW's moments, bias correction,
-/// square root, decay.
+/// FLOPs per element of an optimizer update: AdamW's moments, bias correction, square root, decay.
 const UPDATE: f64 = 20.0;
-/// As above, of a norm's or an embedding's pass over one activation.
+/// FLOPs per element of a norm's or an embedding's pass over one activation.
 const ELEMENTWISE: f64 = 8.0;
-/// Parts of a block's products that lie in the attention and in the MLP segment.
+/// Fractions of a block's GEMM FLOPs in the attention and in the MLP segment.
 const ATTENTION: f64 = 0.4;
 
-/// Floating-point operations of one pass of one segment on one rank: the products by the model's shapes, a backward
-/// twice its forward (Narayanan et al., SC'21, appendix), and a few operations an element elsewhere.
+/// FLOPs of one pass of one segment on one rank: the GEMMs by the model's shapes, a backward pass twice its
+/// forward pass (Narayanan et al., SC'21, appendix), and a few FLOPs per element elsewhere.
 pub fn segment_flops(
     model: &ModelSpec,
     seq_len: usize,
@@ -34,14 +33,14 @@ pub fn segment_flops(
     };
     match pass {
         Pass::Forward | Pass::Recompute => forward,
-        // The head's backward is one segment: it does the work of all its forwards twice.
+        // The head's backward is one segment, with twice the work of all its forward segments.
         Pass::Backward if segment == Segment::Loss => 2.0 * products(LayerKind::Head) + forward,
         Pass::Backward if segment == Segment::Attention && recompute == Recompute::Selective => 2.3 * forward,
         Pass::Backward => 2.0 * forward,
     }
 }
 
-/// Floating-point operations of an optimizer's update of `elements` parameters.
+/// FLOPs of an optimizer update of `elements` parameters.
 pub fn update_flops(elements: usize) -> f64 {
     UPDATE * elements as f64
 }

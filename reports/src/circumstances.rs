@@ -1,5 +1,5 @@
-//! What ranks computed on, in words. Of GPUs nothing is said where there were none, and of priority among the
-//! processes of a core nothing where ranks computed elsewhere.
+//! The environment of a run in words. GPUs appear only if ranks used them, and real-time priority only if
+//! ranks ran on CPU cores.
 
 use crate::words::plural;
 use autodist_spec::profile::{Accelerator, AcceleratorPath};
@@ -14,7 +14,7 @@ fn on_gpus(environment: &Environment) -> bool {
     environment.devices == DeviceKind::Cuda
 }
 
-/// Whether ranks had real-time priority; `None` where that says nothing about their figures.
+/// Whether ranks had real-time priority; `None` if it does not affect their figures.
 pub(crate) fn realtime(environment: &Environment) -> Option<bool> {
     (!on_gpus(environment)).then_some(environment.realtime)
 }
@@ -26,7 +26,7 @@ pub(crate) fn devices(run: &RunRecord) -> String {
     if !on_gpus(environment) {
         return kind.to_owned();
     }
-    // Ranks take GPUs in order: those past the last rank had no part in the run.
+    // Ranks use GPUs in order, so GPUs beyond the last rank were not used.
     let used = run.ranks.len().min(environment.accelerators.len());
     let mut names: Vec<(&str, usize)> = Vec::new();
     for gpu in &environment.accelerators[..used] {
@@ -40,12 +40,12 @@ pub(crate) fn devices(run: &RunRecord) -> String {
     if environment.emulated { format!("{kind} on {names}") } else { names }
 }
 
-/// What trained, where it was not this program.
+/// The training engine, if it was not autodist's own.
 pub(crate) fn engine(environment: &Environment) -> Option<&str> {
     (environment.engine != Engine::Native).then_some(environment.collectives.as_str())
 }
 
-/// What carried collectives from GPU to GPU, and all else where it was not TCP.
+/// The transport of collectives between GPUs, and the transport of everything else if it was not TCP.
 pub(crate) fn between(environment: &Environment) -> Option<String> {
     let native = environment.engine == Engine::Native;
     let known = on_gpus(environment) && native && !environment.collectives.is_empty();
@@ -56,7 +56,8 @@ pub(crate) fn between(environment: &Environment) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 
-/// Each GPU, each kind of path between two of them, and what used the paths; nothing where ranks had cores.
+/// Each GPU, each kind of path between two of them, and the users of the paths; empty if ranks ran on CPU
+/// cores.
 pub(crate) fn gpus(environment: &Environment) -> Vec<(String, String)> {
     if !on_gpus(environment) {
         return Vec::new();
@@ -67,7 +68,7 @@ pub(crate) fn gpus(environment: &Environment) -> Vec<(String, String)> {
     each.chain(wired).chain(between).collect()
 }
 
-/// What is known of a GPU, what is not left out.
+/// The known properties of a GPU, without those that are shown elsewhere.
 fn accelerator(gpu: &Accelerator) -> String {
     let name = if gpu.name.is_empty() { "unknown name" } else { &gpu.name };
     let some = |known: bool, text: String| known.then_some(text);
@@ -90,7 +91,7 @@ fn accelerator(gpu: &Accelerator) -> String {
     .join(", ")
 }
 
-/// `clock 1215 of 1980 MHz`: now, of the highest.
+/// `clock 1215 of 1980 MHz`: current and maximum.
 fn clock(gpu: &Accelerator) -> Option<String> {
     match (gpu.clock_mhz, gpu.highest_clock_mhz) {
         (Some(now), Some(highest)) => Some(format!("clock {now} of {highest} MHz")),
@@ -100,7 +101,7 @@ fn clock(gpu: &Accelerator) -> Option<String> {
     }
 }
 
-/// One line a kind of path, as eight GPUs have 28 pairs: `NVLink between GPUs 0 and 1, 0 and 2`.
+/// One line per kind of path, as eight GPUs have 28 pairs: `NVLink between GPUs 0 and 1, 0 and 2`.
 fn paths(environment: &Environment) -> Vec<String> {
     let mut kinds: BTreeMap<&str, Vec<&AcceleratorPath>> = BTreeMap::new();
     for path in &environment.accelerator_paths {
@@ -108,7 +109,7 @@ fn paths(environment: &Environment) -> Vec<String> {
     }
     let gpus = environment.accelerators.len();
     let line = |(kind, paths): (&str, Vec<&AcceleratorPath>)| {
-        // Two GPUs are named as any other pair is.
+        // With two GPUs, the only pair is named like any other.
         if gpus > 2 && paths.len() == gpus * (gpus - 1) / 2 {
             return format!("{kind} between every two of the {gpus} GPUs");
         }

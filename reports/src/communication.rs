@@ -1,4 +1,4 @@
-//! Tables of what ranks say to each other: collectives, and gradients in fewer bytes.
+//! Tables of communication: collectives, and codecs.
 
 use crate::table::{
     Align::{Left, Right},

@@ -1,8 +1,8 @@
-//! Views of a plan and of what became of it: one HTML page, pictures, plain text, tables and a trace.
+//! Views of a plan and its runs: one HTML page, pictures, plain text, tables and a trace.
 //!
-//! Nothing here computes a cost: a view shows what [`Plan`], [`Validation`], [`RunRecord`] and [`Profile`] say, with
-//! where each number comes from and how far it may be off. Nothing here writes a file or prints: every function
-//! returns its text or bytes.
+//! Nothing here computes a cost: a view shows the content of [`Plan`], [`Validation`], [`RunRecord`] and
+//! [`Profile`], with the provenance and the uncertainty of each number. Nothing here writes a file or prints:
+//! every function returns its text or bytes.
 //!
 //! ```
 //! use autodist_spec::run::Validation;
@@ -33,10 +33,11 @@ pub use sheets::{
     csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline, csv_validation,
 };
 pub use trace::chrome_trace;
+pub use words::plural;
 
 use autodist_spec::{Plan, Profile, RunRecord, TimelineEvent, Validation};
 
-/// Everything that a report can show; what is absent is left out of it.
+/// The inputs of a report; absent ones are left out.
 #[derive(Debug, Clone, Copy)]
 pub struct ReportInput<'a> {
     pub plan: &'a Plan,

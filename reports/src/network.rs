@@ -1,4 +1,4 @@
-//! What the links between devices let through, as they were measured.
+//! Measured bandwidths and latencies of the links between devices.
 
 use crate::table::{
     Align::{Left, Right},
@@ -6,7 +6,7 @@ use crate::table::{
 };
 use autodist_spec::{BytesPerSecond, Network, Path, Provenance, Seconds};
 
-/// Every link between machines, and of the links inside each machine the slowest and the fastest.
+/// Every link between machines, and the slowest and the fastest link inside each machine.
 pub(crate) fn links(network: &Network) -> Table {
     let mut table = Table::new(&[
         ("link", Left),
@@ -61,7 +61,7 @@ pub(crate) fn links(network: &Network) -> Table {
     table
 }
 
-/// Whole collectives as they were timed.
+/// Measured times of whole collectives.
 pub(crate) fn patterns(network: &Network) -> Table {
     let mut table = Table::new(&[
         ("collective of all devices", Left),
@@ -80,7 +80,7 @@ pub(crate) fn patterns(network: &Network) -> Table {
     table
 }
 
-/// As its uplink is called.
+/// The node's name, taken from its uplink.
 fn name(network: &Network, node: u32) -> String {
     let uplink = network.nodes.iter().enumerate().find_map(|(from, of)| {
         let to = network.nodes.iter().position(|other| *other != node)?;
@@ -90,7 +90,7 @@ fn name(network: &Network, node: u32) -> String {
     uplink.map_or_else(|| format!("node {node}"), str::to_owned)
 }
 
-/// The least and the most; `None` of nothing.
+/// The minimum and the maximum; `None` without values.
 fn span(values: &[f64]) -> Option<(f64, f64)> {
     let least = values.iter().copied().reduce(f64::min)?;
     Some((least, values.iter().copied().fold(least, f64::max)))
@@ -101,7 +101,7 @@ fn both((least, most): (f64, f64), show: impl Fn(f64) -> String) -> String {
     if least == most { least } else { format!("{least} to {most}") }
 }
 
-/// As links are sold: `191 Mbit/s`.
+/// Bandwidth in bits, as for network products: `191 Mbit/s`.
 fn bits(bytes_per_s: f64) -> String {
     let bits = 8.0 * bytes_per_s;
     let (value, unit) = if bits >= 1e9 { (bits / 1e9, "Gbit/s") } else { (bits / 1e6, "Mbit/s") };

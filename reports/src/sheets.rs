@@ -31,8 +31,8 @@ impl Sheet {
     }
 }
 
-/// A cell as a spreadsheet shows it: text that it would take for a formula is marked as text by an apostrophe, as spreadsheets
-/// themselves do; control characters, which may hide one, are shown. Numbers stay as they are.
+/// A cell that a spreadsheet shows as text: if it could be a formula it gets an apostrophe, as in
+/// spreadsheets themselves; control characters, which may hide one, are shown. Numbers are unchanged.
 fn inert(cell: &str) -> Cow<'_, str> {
     let is_number = cell.parse::<f64>().is_ok_and(f64::is_finite);
     let shown = printable(cell);
@@ -258,7 +258,7 @@ pub fn csv_segments(profile: &Profile) -> String {
     sheet.finish()
 }
 
-/// One row per matrix product `m x k` by `k x n`.
+/// One row per GEMM `m x k` by `k x n`.
 pub fn csv_products(profile: &Profile) -> String {
     let mut sheet =
         Sheet::new(&["m", "n", "k", "median_s", "low_s", "high_s", "count", "provenance", "flops_per_s"]);
@@ -271,8 +271,8 @@ pub fn csv_products(profile: &Profile) -> String {
     sheet.finish()
 }
 
-/// One row per copy. The rate of one within the device counts what is read and what is written; it is empty where
-/// the copy took no time.
+/// One row per copy. The bandwidth of a copy within the device counts bytes read and bytes written; it is
+/// empty if the copy took no time.
 pub fn csv_copies(profile: &Profile) -> String {
     let mut sheet = Sheet::new(&[
         "copy",
@@ -293,7 +293,7 @@ pub fn csv_copies(profile: &Profile) -> String {
     sheet.finish()
 }
 
-/// One row per measured size of each collective and message, then one per fitted line.
+/// One row per measured size of each collective and send/recv, then one per fitted line.
 pub fn csv_links(profile: &Profile) -> String {
     let mut sheet = Sheet::new(&[
         "row",

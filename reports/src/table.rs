@@ -2,7 +2,7 @@
 
 use crate::words;
 
-/// Columns of a terminal line that a view may fill.
+/// Maximum width of a view on a terminal.
 pub(crate) const WIDTH: usize = 110;
 const GAP: usize = 2;
 
@@ -27,7 +27,7 @@ impl Table {
         self.rows.push(cells.into_iter().map(|cell| words::clean(&cell)).collect());
     }
 
-    /// Plain text, no line longer than [`WIDTH`]; long cells go on in the next line of their column.
+    /// Plain text, no line longer than [`WIDTH`]; long cells continue in the next line of their column.
     pub fn text(&self) -> String {
         let widths = self.widths();
         let header: Vec<String> = self.columns.iter().map(|(name, _)| (*name).to_owned()).collect();
@@ -58,7 +58,7 @@ impl Table {
         }
     }
 
-    /// Natural widths, the widest taken in until the table fits.
+    /// Natural widths, with the widest columns reduced until the table fits.
     fn widths(&self) -> Vec<usize> {
         let mut widths: Vec<usize> = self.columns.iter().map(|(name, _)| length(name)).collect();
         for row in &self.rows {
@@ -82,7 +82,7 @@ pub(crate) fn length(text: &str) -> usize {
     text.chars().count()
 }
 
-/// Breaks text at spaces, and inside a word only where it is longer than a line.
+/// Breaks text at spaces; words longer than a line are split.
 pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     let width = width.max(1);
     let mut lines = vec![String::new()];
@@ -107,7 +107,7 @@ pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// Text broken into lines of at most [`WIDTH`], each after the first moved in by `indent`.
+/// Text broken into lines of at most [`WIDTH`], each after the first indented by `indent`.
 pub(crate) fn paragraph(text: &str, indent: usize) -> String {
     let separator = format!("\n{}", " ".repeat(indent));
     wrap(&words::clean(text), WIDTH - indent).join(&separator) + "\n"

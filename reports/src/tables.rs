@@ -1,4 +1,4 @@
-//! The tables that page and terminal share.
+//! Tables that the page and the terminal share.
 
 use crate::circumstances::{self, device_kind};
 use crate::table::{
@@ -143,7 +143,7 @@ fn bar(share: f64) -> String {
 const RANK_NAMES: [&str; 8] =
     ["rank 0", "rank 1", "rank 2", "rank 3", "rank 4", "rank 5", "rank 6", "rank 7"];
 
-/// What the tables per rank leave out; nothing for most plans.
+/// A note on what the tables per rank leave out; `None` for most plans.
 pub(crate) fn ranks_left_out(plan: &Plan) -> Option<String> {
     let (shown, all) = (RANK_NAMES.len(), plan.estimate.stages.len());
     (all > shown).then(|| format!("The first {shown} of {all} pipeline ranks"))
@@ -183,7 +183,7 @@ pub(crate) fn memory_per_rank(plan: &Plan) -> Table {
     table
 }
 
-/// The fastest first, as the plans of the document are afterwards.
+/// The fastest first, like the plans of the document after a validation.
 fn measured_order(validation: &Validation) -> impl Iterator<Item = &ValidatedRun> {
     let mut runs: Vec<&ValidatedRun> = validation.runs.iter().collect();
     runs.sort_by(|a, b| a.regret.total_cmp(&b.regret));
@@ -310,7 +310,7 @@ pub(crate) fn ranks(run: &RunRecord) -> Table {
     table
 }
 
-/// The fitted lines, with the rate that the slope stands for.
+/// The fitted lines, with the bandwidth that corresponds to the slope.
 pub(crate) fn fits(profile: &Profile) -> Table {
     let mut table = Table::new(&[
         ("link", Left),
@@ -340,7 +340,7 @@ pub(crate) fn fits(profile: &Profile) -> Table {
     table
 }
 
-/// What was timed on the links: collectives first, then messages.
+/// The measurements of the links: collectives first, then send/recv.
 pub(crate) fn links(profile: &Profile) -> Table {
     let mut table = Table::new(&[
         ("what", Left),
@@ -412,7 +412,7 @@ fn signed_bytes(bytes: i64) -> String {
     if bytes < 0 { format!("-{size}") } else { format!("+{size}") }
 }
 
-/// Products `m x k` by `k x n`.
+/// GEMMs `m x k` by `k x n`.
 pub(crate) fn products(profile: &Profile) -> Table {
     let mut table = Table::new(&[("m", Right), ("n", Right), ("k", Right), ("time", Right), ("rate", Right)]);
     for product in &profile.hardware.products {
@@ -427,7 +427,7 @@ pub(crate) fn products(profile: &Profile) -> Table {
     table
 }
 
-/// On CPU cores the host is the device: what copies between the two would take says nothing.
+/// On CPU cores the host is the device, so copies between the two are not shown.
 pub(crate) fn shown_copies(profile: &Profile) -> impl Iterator<Item = &CopyCost> {
     let cpu = profile.environment.devices == DeviceKind::Cpu;
     profile.hardware.copies.iter().filter(move |copy| !cpu || copy.kind == CopyKind::Device)
@@ -446,13 +446,13 @@ pub(crate) fn copies(profile: &Profile) -> Table {
     table
 }
 
-/// What a copy moves in a second: within a device every byte is read and written, and counts twice.
+/// Bytes per second of a copy: within a device every byte is read and written, and counts twice.
 pub(crate) fn copy_rate(copy: &CopyCost) -> Option<BytesPerSecond> {
     let moves = if copy.kind == CopyKind::Device { 2 } else { 1 };
     (copy.time.median_s > Seconds::ZERO).then(|| copy.bytes * moves / copy.time.median_s)
 }
 
-/// What the profile knows beside segments and links.
+/// Costs in the profile other than segments and links.
 pub(crate) fn other_costs(profile: &Profile) -> Table {
     let mut table = Table::new(&[("what", Left), ("value", Left), ("spread", Left), ("provenance", Left)]);
     let mut sample = |what: String, time: &Sample| {
@@ -500,7 +500,7 @@ pub(crate) fn other_costs(profile: &Profile) -> Table {
     table
 }
 
-/// The inputs of the plan and what its numbers stand on.
+/// The inputs of the plan and the provenance of its numbers.
 pub(crate) fn provenance(plan: &Plan) -> Table {
     let (job, estimate) = (&plan.job, &plan.estimate);
     let mut table = Table::new(&[("what", Left), ("value", Left)]);

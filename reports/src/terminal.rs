@@ -9,7 +9,8 @@ use crate::verdict;
 use crate::words::{self, clean, parameters, percent, plural, tokens_per_second, with_spread};
 use autodist_spec::{Environment, Plan, Profile, Provenance, RunRecord, Seconds, Validation, doubt};
 
-/// The best strategy, where its time and memory go, what the search promises, and what lost.
+/// The best strategy, the parts of its time and memory, the certificate of the search, and the rejected
+/// alternatives.
 pub fn plan_summary(plan: &Plan) -> String {
     let estimate = &plan.estimate;
     let mut text = paragraph(
@@ -81,11 +82,7 @@ pub fn plan_summary(plan: &Plan) -> String {
         );
     }
     if !plan.codecs.is_empty() {
-        section(
-            &mut text,
-            "Gradient compression: step times, and the cost in steps",
-            &communication::codecs(plan),
-        );
+        section(&mut text, "Compression: step times, and the cost in steps", &communication::codecs(plan));
     }
     if !plan.alternatives.is_empty() {
         section(&mut text, "Runners-up", &tables::alternatives(plan));
@@ -96,8 +93,9 @@ pub fn plan_summary(plan: &Plan) -> String {
     text
 }
 
-/// What was found, first of all: the plan to use, what it takes, what the measurement says of the planner's choice, and how
-/// sure that is. `plan` is the document with its measured plans in measured order; `files` say where what is.
+/// The result, at the top: the plan to use, its step time, whether the measurement confirms the planner's
+/// choice, and the certainty. `plan` is the document with its measured plans in measured order; `files` lists
+/// the files of the results.
 pub fn answer(plan: &Plan, validation: &Validation, files: &[(&str, String)]) -> String {
     let mut text = labelled(
         "plan",
@@ -107,19 +105,19 @@ pub fn answer(plan: &Plan, validation: &Validation, files: &[(&str, String)]) ->
         text += &labelled("step time", &verdict::time(plan, run));
     }
     text += &labelled("verdict", &verdict::of_choice(validation));
-    text += &labelled("provenance", &verdict::sure(plan, validation));
+    text += &labelled("evidence", &verdict::sure(plan, validation));
     for (label, value) in files {
         text += &labelled(label, value);
     }
     text
 }
 
-/// What the measurement says of the planner's choice, in a sentence.
+/// The verdict on the planner's choice, in a sentence.
 pub fn verdict(validation: &Validation) -> String {
     verdict::of_choice(validation)
 }
 
-/// Measured beside predicted, with signed errors: plus means the prediction was too high.
+/// Measured and predicted times, with signed errors: plus means the prediction was too high.
 pub fn validation_table(validation: &Validation) -> String {
     let mut text = String::new();
     if let Some(ended) = &validation.ended {
@@ -166,7 +164,7 @@ pub fn validation_table(validation: &Validation) -> String {
     text
 }
 
-/// The machine as it was measured, and what to doubt about the measurement.
+/// The measured machine, and the doubts about the measurement.
 pub fn profile_summary(profile: &Profile) -> String {
     let environment = &profile.environment;
     let mut text = labelled(
@@ -269,7 +267,7 @@ pub fn profile_summary(profile: &Profile) -> String {
     text
 }
 
-/// One training run: how fast, how much memory, and that it learned.
+/// One training run: speed, memory and losses.
 pub fn run_summary(run: &RunRecord) -> String {
     let strategy = run.strategy.label();
     let named = if run.label == strategy { strategy } else { format!("{}: {strategy}", run.label) };
@@ -319,13 +317,13 @@ pub fn run_summary(run: &RunRecord) -> String {
     text
 }
 
-/// How well the gradients of each run were compressed, for those where they were.
+/// The accuracy of the codecs of each run that used any.
 pub fn compressions(runs: &[RunRecord]) -> String {
     let of = |run: &RunRecord| Some(paragraph(&format!("{}: {}", run.label, compression(run)?), 0));
     runs.iter().filter_map(of).collect()
 }
 
-/// How well a run's gradients were compressed, on one line; nothing where they travelled as they are.
+/// The accuracy of a run's codecs, on one line; `None` without codecs.
 fn compression(run: &RunRecord) -> Option<String> {
     let buckets = &run.compression;
     let first = buckets.first()?;
@@ -349,7 +347,7 @@ fn compression(run: &RunRecord) -> Option<String> {
     Some(text)
 }
 
-/// How many cells of the profile are how far to be trusted.
+/// The number of cells of the profile by provenance.
 fn provenances(profile: &Profile) -> String {
     let segments = profile.segments.iter().map(|cell| cell.time.provenance);
     let collectives = profile.collectives.iter().map(|cell| cell.time.provenance);
@@ -376,7 +374,7 @@ fn provenances(profile: &Profile) -> String {
     )
 }
 
-/// To go on with in a list; empty where it does not matter.
+/// A continuation of a list; empty if priority does not matter.
 fn priority(environment: &Environment) -> &'static str {
     match circumstances::realtime(environment) {
         Some(true) => ", real-time priority",
@@ -385,7 +383,7 @@ fn priority(environment: &Environment) -> &'static str {
     }
 }
 
-/// Whether measurement has put another plan before the search's.
+/// Whether the measurement has replaced the search's choice by another plan.
 fn beaten(plan: &Plan) -> bool {
     plan.measured.as_ref().is_some_and(|measured| !verdict::stands(plan, measured))
 }

@@ -1,4 +1,4 @@
-//! What measurements said of predictions, in words.
+//! Verdicts of measurements on predictions, in words.
 
 use crate::words::{clean, percent, plural, signed_percent, tokens_per_second, with_spread};
 use autodist_spec::plan::label;
@@ -12,7 +12,7 @@ pub(crate) fn stands(plan: &Plan, measured: &MeasuredChoice) -> bool {
 
 /// The run of the plan itself.
 pub(crate) fn of_plan<'a>(plan: &Plan, validation: &'a Validation) -> Option<&'a ValidatedRun> {
-    // Plans of one strategy may differ in what each stage recomputes.
+    // Plans of one strategy may differ in the recomputation of stages.
     let own = label(&plan.strategy, &plan.stages);
     validation.runs.iter().find(|run| run.label == own)
 }
@@ -34,13 +34,13 @@ pub(crate) fn measured(run: &ValidatedRun) -> String {
     with_spread(run.measured.adjusted_step_time_s, run.measured.adjusted_step_time_spread_s)
 }
 
-/// With its bar, or its own interval in files that have none.
+/// With its bar, or with its own interval in files without bars.
 fn predicted(run: &ValidatedRun) -> String {
     let bar = if run.bar_s.0 > 0.0 { run.bar_s } else { run.predicted.step_time_spread_s };
     with_spread(run.predicted.step_time_s, bar)
 }
 
-/// What the measurement says of the planner's choice.
+/// The verdict on the planner's choice.
 pub(crate) fn of_choice(validation: &Validation) -> String {
     let Some(choice) = validation.choice() else {
         return validation.choice_failed().map_or("no plan ran".to_owned(), |failed| {
@@ -74,13 +74,13 @@ pub(crate) fn of_choice(validation: &Validation) -> String {
     }
 }
 
-/// How much less time `run` takes.
+/// How much less time `run` takes, in percent.
 fn percent_less(choice: &ValidatedRun, run: &ValidatedRun) -> String {
     let less = 1.0 - run.measured.adjusted_step_time_s / choice.measured.adjusted_step_time_s;
     format!("{} less", percent(less))
 }
 
-/// How much was measured, and how far the next plan is.
+/// How much was measured, and the distance to the next plan.
 pub(crate) fn sure(plan: &Plan, validation: &Validation) -> String {
     let count = validation.runs.len();
     let Some(run) = of_plan(plan, validation) else {

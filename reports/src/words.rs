@@ -1,4 +1,4 @@
-//! How things are called on paper and on screen.
+//! Words and number formats of all views.
 
 use autodist_spec::profile::CopyKind;
 use autodist_spec::run::Agreement;
@@ -8,7 +8,7 @@ use autodist_spec::{
     StopReason, Stream, Validation, text,
 };
 
-/// Text of foreign origin without the characters that neither XML nor a terminal should see.
+/// Text from other sources, without characters that are invalid in XML or interpreted by a terminal.
 pub(crate) fn clean(foreign: &str) -> String {
     foreign
         .chars()
@@ -31,7 +31,7 @@ pub(crate) fn signed_percent(fraction: f64) -> String {
     format!("{:+.1} %", fraction * 100.0)
 }
 
-/// A part of a whole; a whole of nothing has no parts.
+/// The fraction `part / whole`; 0 for an empty whole.
 pub(crate) fn share(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
 }
@@ -65,7 +65,7 @@ pub(crate) fn parameters(value: u64) -> String {
     }
 }
 
-/// Tokens per second, with one digit after the point only where it says something.
+/// Tokens per second, with one digit after the point only if it is significant.
 pub(crate) fn tokens_per_second(value: f64) -> String {
     if value >= 100.0 {
         format!("{} tokens/s", count(value.round() as u64))
@@ -74,7 +74,8 @@ pub(crate) fn tokens_per_second(value: f64) -> String {
     }
 }
 
-pub(crate) fn plural(number: u64, word: &str) -> String {
+/// `1 plan`, `1,024 plans`.
+pub fn plural(number: u64, word: &str) -> String {
     if number == 1 { format!("{} {word}", count(number)) } else { format!("{} {word}s", count(number)) }
 }
 
@@ -185,7 +186,7 @@ fn sharding(strategy: &ParallelStrategy) -> String {
     format!(" (ZeRO-{}: {what} sharded{group})", strategy.zero_stage)
 }
 
-/// The search's certificate, which is of its first choice: no word of it where measurement has `beaten` that.
+/// The certificate of the search, which is for its first choice: left out if a measurement has `beaten` that.
 pub(crate) fn search(plan: &Plan, beaten: bool) -> String {
     let search = &plan.search;
     if !beaten {
@@ -228,7 +229,7 @@ pub(crate) fn certificate(search: &SearchReport) -> String {
     )
 }
 
-/// Short form of the same, for a headline.
+/// The short form, for a headline.
 pub(crate) fn stop_reason(reason: StopReason) -> &'static str {
     match reason {
         StopReason::Optimal => "optimal",
@@ -238,13 +239,12 @@ pub(crate) fn stop_reason(reason: StopReason) -> &'static str {
     }
 }
 
-/// How well the predictions order the plans, beside guesses that need no model.
 /// `1.25 times`.
 fn times(factor: f64) -> String {
     format!("{factor:.2} times")
 }
 
-/// Which rank goes where, and how good that is.
+/// The placement of ranks on nodes, and its quality.
 pub(crate) fn placement(strategy: &ParallelStrategy, report: &PlacementReport) -> String {
     let placement = &strategy.communication.placement;
     let devices: Vec<String> = placement.iter().map(u32::to_string).collect();
@@ -269,7 +269,7 @@ pub(crate) fn placement(strategy: &ParallelStrategy, report: &PlacementReport) -
     format!("{which}: {optimal}{other}")
 }
 
-/// `x 1.02 (measured)`; what nobody measured is unverified.
+/// `x 1.02 (measured)`; a slowdown without measurement is unverified.
 pub(crate) fn slowdown(slowdown: &Slowdown) -> String {
     let known = match slowdown.provenance {
         Provenance::Measured => "measured",
@@ -294,7 +294,7 @@ pub(crate) fn agreement(agreement: &Agreement) -> String {
     )
 }
 
-/// How much the planner's choice lost; what did not run, or had nothing beside it, is not compared.
+/// The regret of the planner's choice; not defined if the choice did not run, or was the only run.
 pub(crate) fn regret(validation: &Validation) -> String {
     let plans = plural(validation.runs.len() as u64, "plan");
     match validation.regret {
@@ -310,7 +310,7 @@ pub(crate) fn regret(validation: &Validation) -> String {
     }
 }
 
-/// Where the profile of a plan came from.
+/// The source of a plan's profile.
 pub(crate) fn profile_source(plan: &Plan) -> String {
     if plan.profile.path.is_empty() && plan.profile.fingerprint.is_empty() {
         "none: priced by published figures of devices, links and training runs".to_owned()
@@ -345,7 +345,7 @@ pub(crate) fn optimizer(optimizer: Optimizer) -> String {
     }
 }
 
-/// What is not told by the name alone: what stays in fp32.
+/// A note on what the name does not say: what stays in fp32.
 pub(crate) fn precision(precision: Precision) -> &'static str {
     match precision {
         Precision::Fp32 => "fp32",
@@ -354,22 +354,22 @@ pub(crate) fn precision(precision: Precision) -> &'static str {
     }
 }
 
-/// By how much two runs of one plan differ.
+/// The difference between two runs of one plan.
 pub(crate) fn noise(profile: &Profile) -> String {
     profile.noise().map_or_else(|| "not known (one round)".to_owned(), percent)
 }
 
-/// Under which the products of a profile stand.
+/// Caption of the GEMMs of a profile.
 pub(crate) const PRODUCTS: &str = "each m x k by k x n, alone on the device";
 
-/// Under which the copies of a profile stand.
+/// Caption of the copies of a profile.
 pub(crate) const COPIES: &str =
     "within the device every byte is read and written, so that its rate is 2 x bytes / time";
 
-/// What the highest rate of a profile's GEMMs is, and is not.
+/// Explanation of the fastest GEMM of a profile.
 pub(crate) const FASTEST_GEMM: &str = "fastest GEMM of this model's shapes, one rank; no peak of the device";
 
-/// `, peak 989 TFLOP/s (bf16, published)`; what an emulated device is said to do, and nothing where nobody says it.
+/// `, peak 989 TFLOP/s (bf16, published)`; for an emulated device its configured FLOP/s; empty if unknown.
 pub(crate) fn peak(device: &Device, precision: Precision, emulated: bool) -> String {
     match (device.published_peak(precision), device.peak_flops_per_s) {
         (_, Some(rate)) if emulated => format!(", emulated at {rate}"),

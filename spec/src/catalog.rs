@@ -157,7 +157,7 @@ impl DeviceFigures {
     fn check(&self) -> Result<(), InputError> {
         let device = self;
         let at = |field: &str| format!("device `{}`.{field}", device.name);
-        // A name is a word of a cluster's short form.
+        // A name is part of a cluster's short form.
         if device.name.is_empty() || device.name.contains(['@', ' ']) {
             let error =
                 InputError::new("device.name", &device.name, "must be one word without spaces or `@`");
@@ -208,7 +208,7 @@ impl DeviceFigures {
     /// Published peak of dense GEMMs of `bf16`, `fp32`, `tf32`, `fp16`, `fp8` or `fp4`; absent where there is no
     /// figure.
     pub fn peak(&self, arithmetic: &str) -> Option<Peak> {
-        // Its 16-bit figure is of fp16, and bf16 is computed at that rate at most.
+        // Its 16-bit figure is for fp16; bf16 is at most as fast.
         let no_bf16 = self.architecture.as_deref() == Some("volta");
         let (rate, arithmetic) = match arithmetic {
             "bf16" if no_bf16 => (Some(self.peak_flops_per_s), "fp16"),
@@ -348,9 +348,9 @@ mod tests {
         }
         let h100 = devices().iter().find(|d| d.name == "h100-80gb-sxm").unwrap();
         assert!(h100.peak("fp8").unwrap().rate.0 > 1.9 * h100.peak("bf16").unwrap().rate.0);
-        // A device without the arithmetic has no peak of it.
+        // A device that does not support the precision has no peak for it.
         assert_eq!(devices().iter().find(|d| d.name == "a100-80gb-sxm").unwrap().peak("fp8"), None);
-        // No name stands for two devices.
+        // Names are unique.
         let mut names: Vec<_> = devices().iter().flat_map(|d| &d.driver_names).collect();
         let count = names.len();
         names.sort_unstable();

@@ -1,4 +1,4 @@
-//! The machines: nodes of devices, joined by links.
+//! The machines: nodes of devices, connected by links.
 
 use crate::catalog::{self, DeviceFigures};
 use crate::error::{InputError, in_range, not_negative, rate as rate_in};
@@ -99,7 +99,8 @@ fn assumed() -> Provenance {
 impl<'de> Deserialize<'de> for Device {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         use serde::de::Error;
-        // Through a value, so that a wrong field of the table is named and not hidden behind "no variant matched".
+        // Parsed in two steps, so that errors name the wrong field of the table instead of "no variant
+        // matched".
         let value = serde_json::Value::deserialize(deserializer)?;
         match value {
             serde_json::Value::String(name) => {
@@ -116,7 +117,7 @@ impl Device {
     pub fn published_peak(&self, precision: Precision) -> Option<Peak> {
         let figures = catalog::devices().iter().find(|known| known.is_called(&self.name));
         let known = figures.and_then(|figures| figures.peak(precision.name()));
-        // What was taken from a catalogue brings its 16-bit figure along.
+        // A device from a catalogue has its 16-bit figure, too.
         match self.peak_flops_per_s.filter(|_| self.provenance == Provenance::Modelled) {
             Some(rate) if precision == Precision::Bf16 => {
                 Some(Peak { rate, arithmetic: known.map_or("bf16", |peak| peak.arithmetic) })

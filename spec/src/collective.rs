@@ -1,4 +1,4 @@
-//! The collectives of the field, by one name each.
+//! The collectives, with one name each.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

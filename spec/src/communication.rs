@@ -1,4 +1,4 @@
-//! How ranks communicate: where they sit, by which algorithm, and in which form gradients travel.
+//! How ranks communicate: placement, algorithms and codecs.
 
 use crate::error::{InputError, in_range};
 use schemars::JsonSchema;

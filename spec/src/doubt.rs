@@ -1,4 +1,4 @@
-//! Measured costs that are not believed, and why.
+//! Doubtful measurements, and the reasons.
 
 use crate::collective::Collective;
 use crate::error::{InputError, finite};
@@ -143,7 +143,7 @@ pub fn lines(doubts: &[Doubt]) -> Vec<String> {
             } else {
                 "no plan uses it"
             };
-            // The words may be a file's.
+            // The text may come from a file.
             let reason = crate::text::one_line(&first.reason);
             Some(format!("doubtful measurement: {}: {reason}{others}; {consequence}", first.cell))
         })

@@ -1,4 +1,4 @@
-//! One shape for every refusal of user input: which file, which field, which value, what is wrong, the way out.
+//! The error type for invalid user input: file, field, value, problem and hint.
 
 use crate::text::{one_line, shown};
 use std::fmt;

@@ -209,7 +209,7 @@ fn llama(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
         head_dim,
         ffn: config.required("intermediate_size")?,
         vocab: config.required("vocab_size")?,
-        // Within a sliding window attention is what it is without one.
+        // Within a sliding window, attention is the same as without one.
         max_seq_len: config
             .optional("max_position_embeddings")?
             .unwrap_or(2048)

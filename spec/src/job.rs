@@ -1,4 +1,4 @@
-//! What is to be trained, and which ways of training it are allowed.
+//! What is trained, and which strategies are allowed.
 
 use crate::communication::{Algorithm, Codec, Communication};
 use crate::error::{InputError, in_range, not_negative, positive};
@@ -128,7 +128,7 @@ impl Hyperparameter {
             Self::Betas => own.0 == theirs.0,
             Self::Epsilon => own.1 == theirs.1,
             Self::Momentum => own.2 == theirs.2,
-            // Another optimizer comes with a decay of its own.
+            // Another optimizer has its own default decay.
             Self::WeightDecay => own.3 == theirs.3 && own.2.is_some() == theirs.2.is_some(),
             Self::GradientClip => one.gradient_clip == other.gradient_clip,
             Self::Seed => one.seed == other.seed,
@@ -506,13 +506,13 @@ mod tests {
             job.given().into_iter().map(Hyperparameter::name).collect()
         };
         assert!(given("").is_empty());
-        // Also where it is the default.
+        // Given even if it equals the default.
         assert_eq!(given("seed = 0\n[learning_rate]\npeak = 3e-3\n"), ["learning_rate.peak", "seed"]);
         assert_eq!(
             given("[optimizer]\nkind = \"sgd\"\nmomentum = 0.9\nweight_decay = 0.0\n"),
             ["optimizer.momentum", "optimizer.weight_decay"]
         );
-        // Of an older plan, what differs from the defaults.
+        // In an older plan, the values that differ from the defaults.
         let mut old = Job::new(8, 16);
         assert!(old.given().is_empty());
         old.learning_rate.peak = 3e-4;
@@ -521,7 +521,7 @@ mod tests {
             old.given().into_iter().collect::<Vec<_>>(),
             [Hyperparameter::PeakLearningRate, Hyperparameter::Betas]
         );
-        // And then nothing is forgotten.
+        // All other values are then kept.
         old.give(Hyperparameter::Seed);
         assert_eq!(old.given().len(), 3);
     }

@@ -1,7 +1,8 @@
-//! The nouns of autodist, their units and their files.
+//! The data types of autodist, their units and their files.
 //!
-//! Nothing here opens a file, prints, or searches: it says what a model, a cluster, a job, a profile, a plan and a
-//! run *are*, reads them from bytes with errors that name file, field, value and way out, and writes them back.
+//! Nothing here opens a file, prints, or searches: it defines a model, a cluster, a job, a profile, a plan
+//! and a run, reads them from bytes with errors that name file, field, value and a remedy, and writes them
+//! back.
 //!
 //! ```
 //! use autodist_spec::{catalog, plan::ParallelStrategy};

@@ -1,4 +1,4 @@
-//! A model as a chain of layers: what each holds, and what each costs.
+//! A model as a chain of layers: parameters and FLOPs of each.
 
 use crate::profile::Segment;
 use crate::units::Flops;

@@ -1,4 +1,4 @@
-//! What joins devices: links that flows share, and the path between every two devices.
+//! The network between devices: shared links, and the path between every two devices.
 
 use crate::cluster::{Cluster, Link};
 use crate::communication::Algorithm;

@@ -1,4 +1,4 @@
-//! From bytes to checked values. Reading the bytes is the caller's business: this crate opens no file.
+//! Parses bytes into checked values. The caller reads the bytes: this crate opens no file.
 
 use crate::error::InputError;
 use crate::survey::Survey;
@@ -181,7 +181,7 @@ pub fn json<T: DeserializeOwned + Check>(name: &str, bytes: &[u8]) -> Result<T, 
     check_outline::<T>(&survey).map_err(|e| e.in_file(name))?;
     let document = &mut serde_json::Deserializer::from_str(text);
     let parsed: T = serde_path_to_error::deserialize(document).map_err(|error| {
-        // Only to show what stands there.
+        // Only for the error message.
         let value: Option<serde_json::Value> =
             (survey.values <= MOST_KEPT).then(|| serde_json::from_str(text).ok()).flatten();
         located(error, value.as_ref(), T::WHAT).in_file(name)
@@ -251,7 +251,7 @@ pub fn to_json<T: Serialize>(value: &T) -> String {
     let mut text =
         serde_json::to_string_pretty(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
     if text.contains(drives) {
-        // They stand in strings alone: all else of JSON is printable ASCII.
+        // These characters occur only in strings: all other JSON is printable ASCII.
         text = text.chars().fold(String::with_capacity(text.len()), |mut escaped, c| {
             match c {
                 c if drives(c) => {

@@ -1,4 +1,4 @@
-//! A way of training, what it is predicted to cost, and how it was found.
+//! A strategy, its predicted cost, and the search that found it.
 
 use crate::cluster::Cluster;
 use crate::communication::{Codec, Coded, Communication};
@@ -554,7 +554,7 @@ impl Plan {
         let mut all =
             Utilisation::of(&self.model, &self.job, device, self.strategy.devices(), estimate.step_time_s);
         if self.profile.emulated {
-            // Its devices stand for others, and only take as long.
+            // Its devices are emulated, and do not reach that peak.
             all.peak = None;
         }
         all.achieved.0.is_finite().then_some(all)

@@ -1,4 +1,4 @@
-//! Measured costs: what the cost model knows of a machine.
+//! Measured costs of a machine, the input of the cost model.
 
 use crate::cluster::Cluster;
 use crate::collective::Collective;
@@ -392,7 +392,7 @@ pub struct Environment {
     /// those of the first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub machines: Vec<Machine>,
-    // Written as one line each: drivers and ranks say what they like.
+    // Each is written as one line: texts from drivers and ranks may contain line breaks.
     #[serde(serialize_with = "crate::text::serialize_lines")]
     #[schemars(with = "Vec<String>")]
     pub warnings: Vec<String>,

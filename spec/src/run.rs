@@ -1,4 +1,4 @@
-//! What an execution measured, and how it stands beside the prediction.
+//! The measurements of a run, and their comparison with the prediction.
 
 use crate::communication::{Codec, Coded};
 use crate::error::{InputError, bytes, finite, in_range, not_negative, positive};
@@ -126,7 +126,7 @@ pub struct BucketCompression {
 pub struct Ended {
     /// Steps that are done, from the start: the next would have been this one.
     pub step: u32,
-    // Written as one line: what a rank said at its end may have several.
+    // Written as one line: a rank's last message may have several.
     #[serde(serialize_with = "crate::text::serialize_joined")]
     #[schemars(with = "String")]
     pub reason: String,
@@ -405,7 +405,7 @@ pub struct CodecGain {
 #[serde(deny_unknown_fields)]
 pub struct FailedRun {
     pub label: String,
-    // Written as one line: what a rank said at its end may have several.
+    // Written as one line: a rank's last message may have several.
     #[serde(serialize_with = "crate::text::serialize_joined")]
     #[schemars(with = "String")]
     pub reason: String,

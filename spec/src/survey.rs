@@ -1,4 +1,4 @@
-//! A look over a document before it is turned into anything: what stands in it, in one pass that keeps nothing.
+//! Checks a document before it is deserialised: one pass over its content that stores nothing.
 
 use crate::error::InputError;
 use crate::text;
@@ -109,7 +109,7 @@ impl<'de> Visitor<'de> for &mut Survey {
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
-        // Some notations have them; JSON, which documents go through, would make nothing of them.
+        // Some formats support them, but JSON, which documents are converted to, does not.
         if !value.is_finite() {
             let error = InputError::new(self.field(), value, "must be a finite number");
             return Err(self.refuse(error.hint("give a number such as 0.1")));
@@ -122,7 +122,7 @@ impl<'de> Visitor<'de> for &mut Survey {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
-        // The last key says what kind of text it is; the whole path is made for an error alone.
+        // The last key determines the kind of text; the whole path is built only for an error.
         let key = self.path.iter().rev().find_map(|part| match part {
             Part::Key(key) => Some(key.as_str()),
             Part::Index(_) => None,

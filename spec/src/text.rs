@@ -1,7 +1,7 @@
-//! Names and texts that come from files: what may stand in them, and how anything is shown.
+//! Names and texts from files: which characters are allowed, and how they are displayed.
 //!
-//! They end up in scripts, tables, pages and on terminals. A line break or an escape sequence in one of them could do
-//! there what its reader did not ask for, so that it is refused where files are read.
+//! They are written to scripts, tables, pages and terminals, where a line break or an escape sequence could
+//! have effects that the reader did not ask for. So these are refused when files are read.
 
 use crate::error::InputError;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};

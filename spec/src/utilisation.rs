@@ -1,4 +1,4 @@
-//! How fast devices compute in a training step, beside what their maker says they can do.
+//! Speed of devices in a training step, relative to published figures.
 
 use crate::cluster::Device;
 use crate::job::Job;

@@ -64,7 +64,7 @@ pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
     output::print(&if args.json { to_json(&result) } else { text(&result) })
 }
 
-/// Plans over layers that others have timed.
+/// Plans over layer times that others have measured.
 fn measured_plans(path: &Path, json: bool) -> Result<(), Failure> {
     let content = input::bytes(path, "measured plans")?;
     let estimates = MeasuredPlans::read(&path.display().to_string(), &content)?.estimate();
@@ -112,7 +112,7 @@ fn errors_of(plans: &[&PlanEstimate], of: fn(&PlanEstimate) -> Option<f64>) -> O
     ErrorStatistics::of(plans.iter().filter_map(|plan| of(plan)))
 }
 
-/// How runs of a group are left out: all, or half of the jobs of the groups that are named.
+/// How runs of a group are held out: all, or half of the jobs at a time for the named groups.
 pub fn fold(halves: &[String]) -> impl Fn(&str) -> Fold + Sync + '_ {
     |group| if halves.iter().any(|half| half == group) { Fold::Jobs(2) } else { Fold::Group }
 }

@@ -31,7 +31,7 @@ pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
         "# Efficiencies of training runs, fitted by `autodist calibrate`. docs/files.md explains every number.\n\n",
     );
     content.push_str(&calibration.to_toml());
-    // What is written can be read again.
+    // Ensures that the file can be read again.
     calibration.check().map_err(|error| {
         let problem = format!("the fitted `{}` is `{}`: {}", error.field, error.value, error.problem);
         let hint = "look for runs with an implausible time or size; `autodist backtest` lists every run";
@@ -55,7 +55,7 @@ pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
     }
     let _ = match &written {
         Ok(()) => writeln!(text, "\nwrote {}", args.output.display()),
-        // It took minutes: who reads this may keep it.
+        // The fit took minutes, so it is printed for the user to keep.
         Err(_) => write!(text, "\nnot written to {}:\n{content}", args.output.display()),
     };
     output::print_with(&text, written)

@@ -10,7 +10,7 @@ use autodist_reports::terminal;
 use autodist_spec::{InputError, Plan, to_json};
 
 pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
-    // A cluster that nobody measured is priced by its devices' figures.
+    // A cluster without a profile is priced from published figures of its devices.
     if let (None, None, Some(cluster)) = (&args.plan, &args.price.profile, &args.price.cluster) {
         return super::estimate_unmeasured::run(args, cluster);
     }
@@ -47,7 +47,7 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
             plan
         }
         None => {
-            // A wrong file is reported as such before what is missing beside it.
+            // Report errors in the file before missing flags.
             let given = from_trainer::read(args)?;
             let prices = prices(&args.price)?;
             let plan = of_flags(args, given.as_ref(), &prices)?;
@@ -61,7 +61,7 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
     output::print_with(&text, super::plan::write(&plan, args.output.as_deref()))
 }
 
-/// What is wrong with a configuration that somebody has: the best of the same space, and what it saves.
+/// Compares a given configuration with the best plan of the same space.
 fn beside_the_best(plan: &Plan, prices: &Prices) -> String {
     let limits = SearchLimits { top: 1, ..SearchLimits::default() };
     let planner = Planner::new(&plan.model, &prices.cluster, &plan.job, &prices.profile).limits(limits);

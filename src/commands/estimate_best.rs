@@ -1,4 +1,4 @@
-//! `autodist estimate --best`: the fastest layouts of a job on a cluster that nobody measured.
+//! `autodist estimate --best`: the fastest layouts of a job on a cluster without a profile.
 
 use super::estimate_unmeasured::{Asked, document, sound, text as text_of, utilisation};
 use crate::failure::Failure;
@@ -8,7 +8,7 @@ use autodist_spec::error::in_range;
 use autodist_spec::{Bytes, InputError, Plan, to_json};
 use std::fmt::Write;
 
-/// The fastest layouts, as they are shown.
+/// The fastest layouts and their output.
 pub struct Best {
     found: Found,
     devices: u32,
@@ -87,10 +87,10 @@ impl Best {
         Err(Failure::Infeasible(error.to_string()))
     }
 
-    /// The plan of the fastest of the listed layouts that have one.
+    /// The plan of the fastest listed layout that can be expressed as a plan.
     ///
     /// # Errors
-    /// Why the fastest has none, where none has.
+    /// The reason for the fastest layout, if there is no such layout.
     pub fn plan(
         &self,
         of: impl Fn(&TrainingRun, &StepEstimate) -> Result<Plan, Failure>,
@@ -166,7 +166,8 @@ impl Best {
     }
 }
 
-/// Errors scatter by so much inside a set of layouts of one job, as `autodist backtest --leave-one-group-out` prints it.
+/// Scatter of errors inside a set of layouts of one job, as printed by `autodist backtest
+/// --leave-one-group-out`.
 const NEAR: f64 = 1.02;
 
 /// The flags that describe a run's layout.

@@ -1,4 +1,4 @@
-//! `autodist estimate` of a cluster that nobody measured: by the figures of its devices and links.
+//! `autodist estimate` of a cluster without a profile, from published figures of its devices and links.
 
 use super::estimate_best::Best;
 use super::from_trainer::{self, Given};
@@ -86,10 +86,10 @@ fn write(plan: Option<Plan>, path: Option<&Path>) -> Result<(), Failure> {
     plan.map_or(Ok(()), |plan| super::plan::write(&plan, path))
 }
 
-/// A result that can be shown, and read again: every number is one, and in its range.
+/// Checks that a result can be shown and read again: every number is finite and in its range.
 ///
 /// # Errors
-/// The first that is none, as figures out of all proportion make them.
+/// The first invalid number, which results from implausible inputs.
 pub fn sound(run: &TrainingRun, estimate: &StepEstimate) -> Result<(), Failure> {
     let check = || {
         estimate.check()?;
@@ -117,12 +117,12 @@ pub fn document(run: &TrainingRun, estimate: &StepEstimate, source: &str) -> ser
     document
 }
 
-/// What the flags say, but for the layout.
+/// The values of the flags, except the layout.
 pub struct Asked {
-    /// Without a layout of its own yet.
+    /// Has no layout of its own yet.
     pub run: TrainingRun,
     pub flags: StrategyArgs,
-    /// None for a model of experts.
+    /// `None` for a mixture-of-experts model.
     pub model: Option<ModelSpec>,
     pub job: Job,
     given: Option<Given>,
@@ -186,7 +186,7 @@ impl Asked {
         })
     }
 
-    /// The one layout that the flags describe.
+    /// The layout that the flags describe.
     fn laid_out(&self, devices: u32) -> Result<TrainingRun, Failure> {
         let (flags, recompute, mut run) = (&self.flags, self.recompute(), self.run.clone());
         let strategy = input::strategy(flags, devices)?;
@@ -232,13 +232,13 @@ impl Asked {
     }
 }
 
-/// Beside the peak of the arithmetic of linear layers; without one where the device has no figure of it.
+/// Utilisation relative to the peak FLOP/s for linear layers; `None` if the device has no such figure.
 pub fn utilisation(run: &TrainingRun, estimate: &StepEstimate) -> Utilisation {
     let tokens = f64::from(run.global_batch) * f64::from(run.seq_len);
     let flops = tokens * run.shape.flops_per_token(run.seq_len);
     let achieved = FlopsPerSecond(flops / estimate.step.0 / f64::from(run.layout.devices()));
     let figures = run.machine.device.figures();
-    // A figure of which nobody says where it was published is none to be measured by.
+    // A figure without a published source is not used for the MFU.
     let peak = figures.peak(run.dtype.name()).filter(|_| !figures.source.is_empty());
     Utilisation { achieved, peak }
 }

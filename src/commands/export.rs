@@ -10,7 +10,9 @@ use std::fmt::Write;
 pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     let plan = input::nth_plan(&args.plan, args.number)?;
     if args.script.is_some() && args.to.is_trainer() {
-        let error = InputError::new("--script", args.to.name(), "writes its own script");
+        let script = args.script.as_deref().unwrap_or_default();
+        let problem = format!("has no effect with `--to {}`, which writes its own script", args.to.name());
+        let error = InputError::new("--script", script, problem);
         return Err(error.hint("remove `--script`, or use it with `--to slurm` or `--to kubernetes`").into());
     }
     for (flag, value) in [("--script", args.script.as_deref()), ("--image", Some(args.image.as_str()))] {
@@ -59,7 +61,7 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     output::print(&text)
 }
 
-/// What is in no file, as nobody gave it.
+/// A note on hyperparameters that are in no file, because they were not given.
 fn of_nobody(not_given: &[NotGiven]) -> String {
     let (asked, left): (Vec<_>, Vec<_>) = not_given.iter().partition(|one| !one.asked_as.is_empty());
     let mut text = String::new();
@@ -82,7 +84,7 @@ fn of_nobody(not_given: &[NotGiven]) -> String {
     text
 }
 
-/// Everything that stands in the way, at once.
+/// All obstacles to an export in one error.
 fn refused(file: &str, target: Target, refusals: &[InputError]) -> Failure {
     let mut problem = format!("{} cannot train this plan", target.name());
     for refusal in refusals {

@@ -1,4 +1,4 @@
-//! `autodist estimate --from`: a trainer's own file in the place of flags.
+//! `autodist estimate --from`: a trainer's own file instead of flags.
 
 use crate::cli::{EstimateArgs, JobArgs, StrategyArgs};
 use crate::failure::Failure;
@@ -9,13 +9,13 @@ use autodist_spec::{
 };
 use std::path::Path;
 
-/// What the file says.
+/// The content of the file.
 pub struct Given {
     imported: Imported,
     file: String,
 }
 
-/// Reads the file that `--from` names, if there is one.
+/// Reads the file given by `--from`, if any.
 pub fn read(args: &EstimateArgs) -> Result<Option<Given>, Failure> {
     let [trainer, file] = args.from.as_slice() else { return Ok(None) };
     let trainers: Vec<_> = Target::ALL.into_iter().filter(|t| t.is_trainer()).map(Target::name).collect();
@@ -47,7 +47,7 @@ pub fn read(args: &EstimateArgs) -> Result<Option<Given>, Failure> {
     Ok(Some(Given { imported, file: file.clone() }))
 }
 
-/// Some of a list that may be very long.
+/// The first entries of a list that may be very long.
 fn some_of(list: &[String]) -> String {
     const SHOWN: usize = 40;
     let shown = list.iter().take(SHOWN).map(|entry| text::shown(entry, 100)).collect::<Vec<_>>().join(", ");
@@ -57,7 +57,7 @@ fn some_of(list: &[String]) -> String {
     }
 }
 
-/// A field by the name that errors have for it, and the flag that gives it.
+/// Field names as in error messages, and the flag that sets each field.
 const SPOKEN: [(&[&str], &str, Field); 17] = [
     (&["tp", "tensor"], "--tp", Field::Tensor),
     (&["pp", "pipeline"], "--pp", Field::Pipeline),
@@ -78,7 +78,7 @@ const SPOKEN: [(&[&str], &str, Field); 17] = [
     (&["optimizer"], "optimizer in a job file", Field::Optimizer),
 ];
 
-/// What a search of layouts finds by itself.
+/// Fields that a search of layouts determines itself.
 const LAYOUT: [Field; 14] = [
     Field::Tensor,
     Field::Pipeline,
@@ -119,14 +119,14 @@ fn is_given(args: &EstimateArgs, field: Field) -> bool {
 }
 
 impl Given {
-    /// Blames the file and its keys for what came from there, and not the flags that could have given it.
+    /// Attributes an error to the file and its keys if the value came from there, instead of to the flags.
     pub fn blame(&self, args: &EstimateArgs, failure: Failure) -> Failure {
         let mut error = match failure {
             Failure::Input(error) => error,
             other => return other,
         };
-        // Another file has been named already: the job's, the cluster's, the model's.
-        if !error.source_name.is_empty() && error.source_name != "the flags" {
+        // Another file is already named: the job's, the cluster's or the model's.
+        if !error.source_name.is_empty() && error.source_name != input::FLAGS {
             return Failure::Input(error);
         }
         let field = error.field.clone();
@@ -144,8 +144,7 @@ impl Given {
             }
         }
         if keys.is_empty() {
-            let of_flags = error.source_name == "the flags";
-            return Failure::Input(if of_flags { error } else { error.in_file(&self.file) });
+            return Failure::Input(error.in_file(&self.file));
         }
         error.field = keys.join(", ");
         error.source_name.clone_from(&self.file);
@@ -155,7 +154,7 @@ impl Given {
         )))
     }
 
-    /// Says which of the file's keys a search of layouts does without.
+    /// Prints which keys of the file a search of layouts ignores.
     pub fn note_layout(&self) {
         let mut keys: Vec<String> = Vec::new();
         for key in LAYOUT.iter().filter_map(|field| self.imported.keys(*field)) {
@@ -172,7 +171,8 @@ impl Given {
         }
     }
 
-    /// The model: of the flag, or else of the file. Files give models no name: one that is as `measured` is that one.
+    /// The model: from the flag, or else from the file. Files contain no model name: a model equal to
+    /// `measured` gets its name.
     pub fn model(&self, flag: Option<&str>, measured: Option<&ModelSpec>) -> Result<ModelSpec, Failure> {
         if let Some(name) = flag {
             return input::model(name);
@@ -193,7 +193,7 @@ impl Given {
         }
         if let Some(measured) = measured {
             let named = ModelSpec { name: measured.name.clone(), ..model.clone() };
-            // How long sequences could be is a matter of weights with learned positions only.
+            // The maximum sequence length affects weights only with learned position embeddings.
             let as_long = ModelSpec { max_seq_len: measured.max_seq_len, ..named.clone() };
             let alike = if measured.positions == Positions::Learned { named } else { as_long };
             if alike == *measured {
@@ -208,7 +208,7 @@ impl Given {
         self.imported.known.contains(&field).then_some(value)
     }
 
-    /// Flags over the file.
+    /// Flags override the file.
     pub fn strategy(&self, flags: &StrategyArgs) -> StrategyArgs {
         let settings = &self.imported.settings;
         let mode = settings.recompute.iter().copied().max().map(Into::into);
@@ -229,7 +229,7 @@ impl Given {
         }
     }
 
-    /// Flags over the job file, which says all of these, over the trainer's file.
+    /// Flags override the job file, which contains all of these, and which overrides the trainer's file.
     pub fn job_flags(&self, flags: &JobArgs) -> JobArgs {
         if flags.job.is_some() {
             return flags.clone();
@@ -243,7 +243,7 @@ impl Given {
         }
     }
 
-    /// The hyperparameters that the file says and neither a flag nor a job file does.
+    /// Sets the hyperparameters of the file that neither a flag nor a job file gives.
     pub fn complete(&self, job: &mut Job) -> Result<(), Failure> {
         use Hyperparameter::{
             Betas, Epsilon, FinalFraction, GradientClip, Momentum, PeakLearningRate, Seed, TotalSteps,
@@ -251,7 +251,7 @@ impl Given {
         };
         let settings = &self.imported.settings;
         let before = job.given();
-        // The numbers of one optimizer belong together.
+        // The hyperparameters of one optimizer belong together.
         let own = [Betas, Epsilon, Momentum, WeightDecay];
         let optimizer = !own.iter().any(|part| before.contains(part));
         if let Some(theirs) = self.known(Field::Optimizer, settings.optimizer).filter(|_| optimizer) {
@@ -276,7 +276,7 @@ impl Given {
         Ok(job.check()?)
     }
 
-    /// The pipeline's stages, where the file says them and no flag says otherwise.
+    /// The pipeline's stages, if the file contains them and no flag overrides them.
     pub fn stages(&self, flags: &StrategyArgs, model: &ModelSpec) -> Option<Vec<Stage>> {
         let settings = &self.imported.settings;
         let said = self.imported.known.contains(&Field::Stages) && flags.pp.is_none() && flags.vpp.is_none();
@@ -284,7 +284,7 @@ impl Given {
             .then(|| settings.plan_stages())
     }
 
-    /// In which form gradients and gathered parameters travel.
+    /// Sets the codecs of gradients and gathered parameters.
     pub fn code(&self, strategy: &mut ParallelStrategy) {
         strategy.communication.reduce.codec = self.imported.settings.gradients;
         strategy.communication.parameters = self.imported.settings.parameters;

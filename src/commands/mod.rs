@@ -1,4 +1,4 @@
-//! One file per subcommand, thin.
+//! One file per subcommand, each thin.
 
 mod backtest;
 mod calibrate;
@@ -29,7 +29,7 @@ use autodist_spec::{
 };
 use std::path::{Path, PathBuf};
 
-/// What is trained if nothing says it.
+/// The default model.
 const DEFAULT_MODEL: &str = "tiny-llama";
 
 pub fn run(cli: &Cli) -> Result<(), Failure> {
@@ -39,10 +39,11 @@ pub fn run(cli: &Cli) -> Result<(), Failure> {
     })
 }
 
-/// Names the files that a refused value may have come from, where nobody named one: what a trainer's file says stands in the
-/// place of flags, and that a device has no rate or a model no layout is found out after the files were read.
+/// Names the files that an invalid value may have come from, if the error has no file name: values of a
+/// trainer's file replace flags, and missing rates of a device or a model without a valid layout are detected
+/// after the files were read.
 fn in_inputs(mut error: InputError, command: &Command) -> InputError {
-    if !matches!(error.source_name.as_str(), "" | "the flags") {
+    if !["", input::FLAGS].contains(&error.source_name.as_str()) {
         return error;
     }
     let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
@@ -81,7 +82,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Profile(args) => profile::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Estimate(args) => estimate::run(args),
-        // What is fitted many times is fitted side by side.
+        // Folds are fitted in parallel.
         Command::Backtest(args) => with_threads(0, || backtest::run(args)),
         Command::Calibrate(args) => with_threads(0, || calibrate::run(args)),
         Command::Validate(args) => validate::run(args),
@@ -96,7 +97,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
     }
 }
 
-/// The profile that prices plans, where it was read from, and the cluster that they are for.
+/// The profile that prices plans, its path, and the cluster of the plans.
 struct Prices {
     profile: Profile,
     path: PathBuf,
@@ -119,7 +120,7 @@ fn prices(args: &PriceArgs) -> Result<Prices, Failure> {
                 .into());
         }
         (None, Some(text)) => {
-            // A wrong cluster is reported as such before what this release cannot do.
+            // Report errors in the cluster before unsupported features.
             let cluster = input::cluster(text)?;
             let error = InputError::new(
                 "--cluster",
@@ -162,7 +163,7 @@ fn prices(args: &PriceArgs) -> Result<Prices, Failure> {
     Ok(Prices { profile, path, cluster })
 }
 
-/// The profile that a plan was made from: the one given, or the one that the plan names.
+/// The profile of a plan: the given one, or the one that the plan names.
 fn profile_of(plan: &Plan, plan_path: &Path, given: Option<&PathBuf>) -> Result<(Profile, PathBuf), Failure> {
     let path = match given {
         Some(path) => path.clone(),
@@ -181,7 +182,8 @@ fn profile_of(plan: &Plan, plan_path: &Path, given: Option<&PathBuf>) -> Result<
         );
         return Err(error.hint("give the profile that the plan was made from with `--profile`").into());
     }
-    // A document may name anything; what the command line names may be a pipe.
+    // A document may contain any path, so that must be a regular file; a path on the command line may be a
+    // pipe.
     let read = match given {
         Some(_) => input::profile(&path),
         None => {
@@ -209,7 +211,7 @@ fn profile_of(plan: &Plan, plan_path: &Path, given: Option<&PathBuf>) -> Result<
     Ok((profile, path))
 }
 
-/// With what is to be doubted of it: whoever wrote the file may not have looked.
+/// Adds doubts to the profile: the writer of the file may not have checked it.
 fn judged(mut profile: Profile) -> Profile {
     autodist_profiler::judge(&mut profile);
     profile
@@ -227,7 +229,7 @@ impl From<Unpriced> for Failure {
     }
 }
 
-/// A way of training that was asked for, and why it is no plan.
+/// A given strategy, and why it is not a valid plan.
 fn refused(strategy: &ParallelStrategy, error: PlanError) -> Failure {
     match error {
         PlanError::Illegal(broken) => {
@@ -243,7 +245,8 @@ fn refused(strategy: &ParallelStrategy, error: PlanError) -> Failure {
     }
 }
 
-/// Whether the prices speak of this training at all: a profile of another model is no answer, whatever fits.
+/// Whether the prices apply to this model and job: a profile of another model is an error, even if a plan
+/// fits.
 fn check_prices(prices: &Prices, model: &ModelSpec, job: &Job) -> Result<(), Failure> {
     Ok(CostModel::new(&prices.profile).check(model, job)?)
 }

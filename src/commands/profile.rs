@@ -30,7 +30,7 @@ pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A profile, and why it is not in its file, where it could not be written.
+/// A profile, and the write error if it could not be saved.
 pub struct Obtained {
     pub profile: Profile,
     pub unwritten: Option<Failure>,
@@ -96,15 +96,15 @@ pub fn request(
         let hint = format!("use --seq-len {} or less, or a model with more positions", model.max_seq_len);
         return Err(InputError::new("--seq-len", job.seq_len, problem).hint(hint).into());
     }
-    // Ranks train for real: the data must suit the model before anything starts.
+    // Ranks train on real data, so check that it suits the model before anything starts.
     train::data(None, &model, &job)?;
     let shared = share.ranks > share.devices;
     let machines = external::machines()?;
     Ok(Request { model, job, ranks, shared, budget_s: budget, interval, emulated, engine, machines })
 }
 
-/// The profile of `request`: the one in `path` if it is of this model on this machine, gone on with if it is
-/// unfinished, or a new one. It is saved after every piece.
+/// The profile for `request`: the one in `path` if it is of this model on this machine, continued if it is
+/// unfinished, or a new one. It is saved after every measurement.
 pub fn obtain(
     request: &Request,
     options: &LaunchOptions,

@@ -23,7 +23,7 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
         (None, true) => None,
         (given, _) => match profile_of(&plan, &args.plan, given.as_ref()) {
             Ok((profile, _)) => Some(profile),
-            // A report can do without a profile that has moved, but not without one that was asked for.
+            // A missing profile is an error only if it was given explicitly.
             Err(failure) if given.is_none() => {
                 output::warn(&format!("the report does not include the profile: {failure}"));
                 None
@@ -36,7 +36,7 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
         match input::measured(path)? {
             MeasurementFile::Run(run) => runs.push(*run),
             MeasurementFile::Validation(found) => validation = Some(*found),
-            // A plan document among the records of a folder.
+            // A plan document in the folder of records is ignored.
             MeasurementFile::Plan => {}
         }
     }
@@ -98,18 +98,18 @@ fn contents(
     Ok(files)
 }
 
-/// Passes of micro-batches through chunks that a simulated step has in a report; nobody could tell more of them apart, and each
-/// is a line in the tables.
+/// Maximum passes of micro-batches through chunks in the simulated step of a report: more could not be
+/// distinguished in the figure, and each is a line in the tables.
 const MOST_PASSES: u32 = 20_000;
 
-/// The plan, or the same with fewer micro-batches where a step has more than a report shows.
+/// The plan, with fewer micro-batches if a step has more passes than a report shows.
 fn shortened(plan: &Plan) -> Cow<'_, Plan> {
     let strategy = &plan.strategy;
     let (all, room) = (strategy.micro_batches(plan.job.global_batch), MOST_PASSES / strategy.chunks().max(1));
     if all <= room.max(1) {
         return Cow::Borrowed(plan);
     }
-    // Whole rounds of the pipeline, which interleaved schedules ask for.
+    // Whole rounds of the pipeline, which interleaved schedules require.
     let kept = if room >= strategy.pipeline { room - room % strategy.pipeline } else { room.max(1) };
     output::note(&format!(
         "the predicted timeline of the report shows {kept} of the {all} micro-batches of a step"
@@ -119,7 +119,7 @@ fn shortened(plan: &Plan) -> Cow<'_, Plan> {
     Cow::Owned(short)
 }
 
-/// The simulated step of a plan; empty where the profile cannot price it.
+/// The simulated step of a plan; empty if the profile cannot price it.
 fn timeline(plan: &Plan, profile: &Profile) -> Vec<TimelineEvent> {
     let devices = plan.cluster.device_count();
     Program::compile(&plan.model, &plan.job, devices, &plan.strategy, &plan.stages)

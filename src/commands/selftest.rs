@@ -88,7 +88,7 @@ fn check_by(
 ) -> Result<Vec<SelftestResult>, Failure> {
     let mut progress = Progress::new("selftest");
     let mut done = 0;
-    // How many there will be depends on the device; the line tells what is at work.
+    // The number of checks depends on the device; the line shows the current one.
     let mut seen = |check: &SelftestResult| {
         done += 1;
         progress.at(done, done, &format!("{}: {}", precision.name(), check.what));
@@ -101,7 +101,7 @@ fn result(check: SelftestResult) -> Outcome {
     Outcome { what: check.what, case: check.case, error: check.error, tolerance: check.tolerance, passed }
 }
 
-/// A line for each operation, its worst check first; every failure in full.
+/// One line per operation, its worst check first; every failure in full.
 fn table(report: &Report) -> String {
     let codecs = match report.devices {
         DeviceKind::Cpu => "",
@@ -148,7 +148,7 @@ fn table(report: &Report) -> String {
     text
 }
 
-/// The part of its tolerance that a check uses.
+/// The fraction of its tolerance that a check uses.
 fn used(check: &Outcome) -> f64 {
     check.error / check.tolerance
 }

@@ -59,7 +59,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let shown = output::print_with(&text, written);
     match trained.failure {
         None => shown,
-        // Why it ended says more than that a file is missing, but both are said.
+        // The reason for the end matters more than a missing file, but both are reported.
         Some(failure) => {
             shown.unwrap_or_else(|other| output::error(&other));
             Err(failure)

@@ -1,4 +1,4 @@
-//! `autodist tune`: profile → plan → validate → report, and again where the measurement refutes the plan.
+//! `autodist tune`: profile → plan → validate → report, repeated if the measurement refutes the plan.
 
 use super::profile::Obtained;
 use super::validate::Validated;
@@ -26,11 +26,11 @@ struct Tuned<'a> {
     validated: &'a Validation,
 }
 
-/// Medians of the default run are known to about this; more would cost minutes.
+/// Target accuracy of the medians by default; more would take minutes.
 const INTERVAL: f64 = 0.05;
 
-/// So often a refuted plan's cells are measured again, and the search and the training repeated: what is still refuted then
-/// is no slip of one measurement.
+/// Maximum number of times that the cells of a refuted plan are measured again and the search and training
+/// repeated: a prediction that is still refuted then is not a single wrong measurement.
 const REPEATS: usize = 2;
 
 pub fn run(args: &TuneArgs) -> Result<(), Failure> {
@@ -42,7 +42,7 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     let mut request =
         profile_command::request(model, job, &args.ranks, &devices, engine, args.budget, INTERVAL)?;
     input::narrow(&mut request.job, &args.strategy, request.ranks)?;
-    // Hours of profiling come first: everything that can be wrong is looked at before them.
+    // Profiling takes long, so all inputs are checked before it starts.
     in_range("--top", args.top as u64, 1, 100_000)?;
     in_range("--steps", u64::from(args.steps), 2, MOST_STEPS)?;
     input::check_data_file(args.data.as_ref())?;
@@ -56,7 +56,7 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     let (profile, plan, validation) = (&profile, &plan, &validation);
     let folder = &args.output;
     let mut page = None;
-    // Who has stopped it waits for no report.
+    // After an interruption, no report is written.
     if !matches!(failure, Some(Failure::Interrupted)) {
         match report::write(plan, Some(profile), Some(validation), &records, &folder.join("report")) {
             Ok(written) => page = Some(written),
@@ -80,18 +80,18 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     outcome()
 }
 
-/// A profile, the plans that came of it, and what they took; the fastest measured plan is the document's choice.
+/// A profile, its plans, and their measured times; the fastest measured plan is the document's choice.
 struct Round {
     profile: Profile,
     plan: Plan,
     validation: Validation,
     records: Vec<RunRecord>,
-    /// What ended it early, or could not be written.
+    /// What ended the round early, or what could not be written.
     failure: Option<Failure>,
 }
 
-/// Measures, searches, trains and hands over, until the measurement does not refute the search's choice or has done so for
-/// the last time. Also returns what was refuted before, in words.
+/// Profiles, searches, trains and orders the plans, until the measurement does not refute the search's choice
+/// or the repeats are used up. Also returns earlier refutations, as text.
 fn rounds(
     args: &TuneArgs,
     request: &Request,
@@ -108,7 +108,7 @@ fn rounds(
         let mut plan = interrupt::promptly(|| planner.plan())??;
         plan.profile.path = "profile.json".to_owned();
         let mut candidates = train::candidates(&plan);
-        // What was trained before is trained once more, beside the new plans and in turn with them.
+        // Plans of earlier repeats are trained again, in turn with the new plans.
         let again = trained.iter().filter_map(|old| {
             let plan = planner.given(&old.strategy, Some(&old.stages)).ok()?;
             let reason = "trained before".to_owned();
@@ -120,7 +120,7 @@ fn rounds(
             })
         });
         for old in again {
-            // Records and verdicts know plans by their labels.
+            // Records and verdicts identify plans by their labels.
             let same =
                 |new: &Alternative| label(&new.strategy, &new.stages) == label(&old.strategy, &old.stages);
             if !candidates.iter().any(same) {
@@ -128,7 +128,7 @@ fn rounds(
             }
         }
         if refuted.is_empty() {
-            // So that an interruption leaves a plan; later there is a measured one.
+            // Written early, so that an interruption leaves a plan; later it is replaced by a measured one.
             unwritten = go_on(plan_command::write(&plan, Some(&plan_path))).or(unwritten);
         }
         let selection =
@@ -168,7 +168,7 @@ fn rounds(
     }
 }
 
-/// What cannot be written is said, and measuring goes on.
+/// Reports a write error, and continues.
 fn go_on(written: Result<(), Failure>) -> Option<Failure> {
     let failure = written.err()?;
     output::warn(&format!("{failure}; continuing without it"));
@@ -179,7 +179,8 @@ fn labels(strategies: &[ParallelStrategy]) -> String {
     strategies.iter().map(ParallelStrategy::label).collect::<Vec<_>>().join(", ")
 }
 
-/// Drops the cells that these plans stand on and writes the profile, which is unfinished then; false where there are none.
+/// Drops the cells that these plans depend on and writes the profile, which is then unfinished; false if
+/// there are none.
 fn forget(profile: &mut Profile, plans: &[ParallelStrategy], path: &Path) -> Result<bool, Failure> {
     let dropped = autodist_profiler::forget(profile, plans);
     if dropped > 0 {
@@ -188,11 +189,11 @@ fn forget(profile: &mut Profile, plans: &[ParallelStrategy], path: &Path) -> Res
     Ok(dropped > 0)
 }
 
-/// A profile that led to a refuted plan, as the folder's plan document says, is not used again as it is.
+/// Drops cells of a profile that led to a refuted plan, according to the plan document in the folder.
 fn distrust(folder: &Path) -> Result<(), Failure> {
     let path = folder.join("profile.json");
     let (Ok(plan), Ok(mut profile)) = (input::plan(&folder.join("plan.json")), input::profile(&path)) else {
-        // No earlier run, or not one of ours: what is wrong with a profile is said when it is to be used.
+        // No earlier run, or not one of autodist: errors in the profile are reported when it is used.
         return Ok(());
     };
     let refuted = plan.measured.map(|measured| measured.refuted).unwrap_or_default();
@@ -206,7 +207,7 @@ fn distrust(folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The records that refuted a plan stay beside those of the next repeat.
+/// Keeps the records that refuted a plan beside those of the next repeat.
 fn keep(runs: &Path) -> Result<(), Failure> {
     let beside = |number: usize| runs.with_file_name(format!("runs-refuted-{number}"));
     let free = (1..).map(beside).find(|folder| !folder.exists());
@@ -251,7 +252,7 @@ mod tests {
         assert_eq!(after.segments, kept);
         assert!(after.collectives.is_empty() && after.messages.is_empty(), "links are measured in one piece");
         assert_eq!((&after.optimizer, &after.hardware), (&before.optimizer, &before.hardware));
-        // What nothing stands on leaves the profile as it is.
+        // If no plan depends on any cell, the profile stays unchanged.
         let mut again = after.clone();
         assert_eq!(autodist_profiler::forget(&mut again, &[]), 0);
         assert_eq!(again, after);
@@ -270,7 +271,7 @@ mod tests {
         };
         let full: Vec<u32> = micro_batches(&profile);
         let strategy = ParallelStrategy::data_parallel(2, 2);
-        // Of two plans that stand on the same cells the second must not take others in their place.
+        // If two plans depend on the same cells, the second must not drop others instead.
         autodist_profiler::forget(&mut profile, &[strategy.clone(), strategy]);
         let left = profile.segments.iter().filter(|c| c.tensor == 1 && c.recompute == Recompute::None);
         let left: std::collections::BTreeSet<u32> = left.map(|cell| cell.micro_batch).collect();

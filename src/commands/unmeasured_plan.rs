@@ -1,4 +1,4 @@
-//! The plan document of a layout that was priced by the figures of its devices: what `autodist export` takes.
+//! The plan document of a layout that was priced from published figures, for `autodist export`.
 
 use super::estimate_unmeasured::{Asked, utilisation};
 use crate::cli::{RecomputeArg, StrategyArgs};
@@ -13,7 +13,8 @@ use autodist_spec::{
 };
 
 /// # Errors
-/// A layout that no plan can say, or that this release's executor could not run. That it fits is for the caller to know.
+/// The layout cannot be expressed as a plan, or the executor does not support it. The caller must ensure that
+/// it fits.
 pub fn of(
     run: &TrainingRun,
     estimate: &StepEstimate,
@@ -106,15 +107,15 @@ pub fn of(
         },
         measured: None,
     };
-    // What is written can be read again.
+    // Ensures that the file can be read again.
     plan.check().map_err(|error| error.hint("remove `--output`"))?;
     Ok(plan)
 }
 
-/// What the flags of that layout say; schedule and buckets, which change no estimate here, as they were given.
+/// The strategy of the layout's flags; schedule and buckets, which do not affect this estimate, as given.
 fn strategy(run: &TrainingRun, given: &StrategyArgs) -> Result<ParallelStrategy, Failure> {
     let layout = &run.layout;
-    // One rank has nothing to share its state with.
+    // With one rank there is nothing to shard.
     let zero_stage = if layout.data > 1 { layout.zero_stage } else { 0 };
     let flags = StrategyArgs {
         tp: Some(layout.tensor),
@@ -137,7 +138,7 @@ fn strategy(run: &TrainingRun, given: &StrategyArgs) -> Result<ParallelStrategy,
     input::strategy(&flags, layout.devices())
 }
 
-/// Where each chunk of the chain ends, with equally many blocks each, or one less at both ends.
+/// The end of each chunk in the chain, with equal numbers of blocks, or one less in the first and last chunk.
 fn ends(blocks: u32, chunks: u32) -> Option<Vec<usize>> {
     let (each, missing_at_ends) = even_blocks(blocks, chunks)?;
     let inner = (1..chunks).map(|chunk| (1 + chunk * each - missing_at_ends) as usize);
@@ -181,7 +182,7 @@ mod tests {
     fn chunks_hold_equally_many_blocks_or_one_less_at_both_ends() {
         assert_eq!(ends(4, 1), Some(vec![0, 6]));
         assert_eq!(ends(4, 2), Some(vec![0, 3, 6]));
-        // 6 blocks in 4 chunks: 1, 2, 2, 1, with the embedding before and the head after.
+        // 6 blocks in 4 chunks: 1, 2, 2, 1, plus the embedding at the start and the head at the end.
         assert_eq!(ends(6, 4), Some(vec![0, 2, 4, 6, 8]));
         assert_eq!(ends(5, 3), None);
     }

@@ -8,7 +8,7 @@ use crate::rounds::{Earlier, MOST_STEPS, Session};
 use crate::{engine, external, handover, input, output, probe, train};
 use autodist_executor::launcher::LaunchOptions;
 use autodist_planner::Planner;
-use autodist_reports::{csv_validation, terminal};
+use autodist_reports::{csv_validation, plural, terminal};
 use autodist_spec::error::in_range;
 use autodist_spec::run::FailedRun;
 use autodist_spec::{Alternative, CodecProbe, Engine, Plan, Profile, RunRecord, Validation, text, to_json};
@@ -36,7 +36,7 @@ pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
         return Err(failure);
     }
     let mut answer = String::new();
-    // Where it ended early the document stays as it is, for --resume to go on with.
+    // If it ended early, the document stays unchanged, so that --resume can continue.
     if engine == plan.profile.engine && validation.ended.is_none() {
         let measured = (&validation, records.as_slice());
         let profile = profile_of(&plan, &args.plan, args.profile.as_ref()).ok().map(|(profile, _)| profile);
@@ -59,10 +59,10 @@ pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
     failure.map_or_else(|| handover::outcome(&validation), Err)
 }
 
-/// Alternatives that a document keeps at least, of all that were trained.
+/// Minimum number of alternatives that a document keeps of all trained plans.
 const FEWEST_KEPT: usize = 4;
 
-/// The plans that are to be run, the planner's choice first.
+/// The plans to train, the planner's choice first.
 fn candidates(
     plan: &Plan,
     path: &Path,
@@ -76,8 +76,8 @@ fn candidates(
     let mut candidates = train::candidates(plan);
     if candidates.len() < selection.top {
         output::warn(&format!(
-            "the plan document holds only {} plans: create it with `autodist plan --top {}` for more",
-            candidates.len(),
+            "the plan document holds only {}: create it with `autodist plan --top {}` for more",
+            plural(candidates.len() as u64, "plan"),
             selection.top
         ));
     }
@@ -124,15 +124,16 @@ pub fn all(plan: &Plan, profile: &Profile) -> Result<Vec<Alternative>, Failure> 
     Ok(Planner::new(&plan.model, &plan.cluster, &plan.job, profile).feasible()?)
 }
 
-/// What a validation found, all of it or as far as it came.
+/// The result of a validation, complete or partial.
 pub struct Validated {
     pub validation: Validation,
     pub records: Vec<RunRecord>,
-    /// Why that is not all, or not all is in files: to be returned once the results are printed.
+    /// Why the result is incomplete or not saved: returned after the results are printed.
     pub failure: Option<Failure>,
 }
 
-/// Runs the candidates and leaves their records, the comparison and its table in `folder`: each as soon as it is there.
+/// Runs the candidates and writes their records, the comparison and its table to `folder`, each as soon as it
+/// is complete.
 pub fn validate(
     plan: &Plan,
     candidates: &[Alternative],
@@ -153,7 +154,7 @@ pub fn validate(
     }
     if session.ended.is_none() {
         session.train(options, |session| {
-            // What cannot be written is said when all is done.
+            // Write errors are reported at the end.
             let (validation, _) = found(plan, candidates, session, &probes);
             let _ = output::write_growing(&folder.join("validation.json"), to_json(&validation).as_bytes());
         });
@@ -163,7 +164,7 @@ pub fn validate(
     Ok(Validated { failure: failure(session, written), validation, records })
 }
 
-/// The comparison of what has been measured; a plan that failed after some rounds is there with those.
+/// The comparison of the measured plans; a plan that failed after some rounds is included with those.
 fn found(
     plan: &Plan,
     candidates: &[Alternative],
@@ -180,7 +181,7 @@ fn found(
                 failed.extend(later.as_ref().map(of));
             }
             (None, Some(reason)) => outcomes.push(Err(reason.clone())),
-            // Its turn has not come.
+            // It has not run yet.
             (None, None) => continue,
         }
         tried.push(candidate.clone());
@@ -203,15 +204,16 @@ fn write(session: &mut Session<'_>, validation: &Validation, records: &[RunRecor
     output::write(&folder.join("validation.json"), to_json(validation).as_bytes())?;
     output::write(&folder.join("validation.csv"), csv_validation(validation).as_bytes())?;
     output::note(&format!(
-        "wrote {} run records, validation.json and validation.csv to {}{}",
-        records.len(),
+        "wrote {}, validation.json and validation.csv to {}{}",
+        plural(records.len() as u64, "run record"),
         folder.display(),
         if session.ended.is_some() { ": the same command with --resume continues from there" } else { "" }
     ));
     Ok(())
 }
 
-/// What ended it early, or could not be written; of both, the first is said when all is done, and the other here.
+/// The error that ended the validation or a write error; if there are both, the first is returned and the
+/// second printed.
 fn failure(session: Session<'_>, written: Result<(), Failure>) -> Option<Failure> {
     let mut failures = session.ended.into_iter().chain(written.err());
     let worst = failures.next();

@@ -1,4 +1,4 @@
-//! The arrows between crates are those of ARCHITECTURE.md, and no others; and each public type has a name of its own.
+//! The dependencies between crates match ARCHITECTURE.md, and each public type has a unique name.
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,7 +57,7 @@ fn metadata() -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Where each crate's sources lie.
+/// The folder of each crate's sources.
 fn source_folders() -> Vec<PathBuf> {
     let metadata = metadata();
     let packages = metadata["packages"].as_array().unwrap().iter();
@@ -90,7 +90,7 @@ fn the_crates_use_each_other_as_documented() {
     assert_eq!(documented(&text), table(), "ARCHITECTURE.md and this test");
 }
 
-/// A crate stands only on those that come before it in the table.
+/// A crate depends only on those before it in the table.
 #[test]
 fn there_is_no_way_back() {
     let mut seen = BTreeSet::new();
@@ -102,7 +102,7 @@ fn there_is_no_way_back() {
     }
 }
 
-/// Rust files below a folder, tests and examples left out: only what a crate offers to others has to be told apart.
+/// Rust files below a folder, without tests and examples: only public names of crates must be distinct.
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for entry in entries.map(|entry| entry.unwrap().path()) {
@@ -136,7 +136,7 @@ fn a_line_that_declares_a_public_type_is_known_by_its_beginning() {
     }
 }
 
-/// Crates meet in one file, where a name that stands for two things would mislead, or has to be spelt with its path.
+/// A file may use several crates, where a name with two meanings would mislead, or need its path.
 #[test]
 fn no_two_public_types_of_the_workspace_share_a_name() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -1,5 +1,5 @@
-//! Input that is wrong is refused with exit code 2 and a message that names the file, the field, the value and a way
-//! out; nothing reaches standard output and nothing panics.
+//! Invalid input is refused with exit code 2 and a message that names the file, the field, the value and a
+//! remedy; nothing is printed on standard output and nothing panics.
 
 use crate::common;
 
@@ -8,7 +8,8 @@ use common::{Finished, autodist, edited, line, plan, run_record, validation, wri
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Exit code 2, a silent standard output, and one message in which all `expected` texts and a way out occur.
+/// Checks for exit code 2, an empty standard output, and one message that contains all `expected` texts and a
+/// hint.
 #[track_caller]
 fn refused(run: &Finished, expected: &[&str]) {
     let Finished { code, out, err } = run;
@@ -22,7 +23,7 @@ fn refused(run: &Finished, expected: &[&str]) {
     }
 }
 
-/// A command that reads `file`, and a right content of it.
+/// A command that reads `file`, and valid content of it.
 struct Reader<'a> {
     folder: &'a Path,
     file: &'a str,
@@ -30,7 +31,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Refuses the file when it holds `content`.
+    /// Checks that the file is refused if it has `content`.
     #[track_caller]
     fn check(&self, content: impl AsRef<[u8]>, expected: &[&str]) {
         write(self.folder, self.file, content);
@@ -39,7 +40,7 @@ impl Reader<'_> {
         refused(&line(self.folder, self.args), &all);
     }
 
-    /// Refuses the document with `value` at `pointer`.
+    /// Checks that the document is refused with `value` at `pointer`.
     #[track_caller]
     fn change(&self, document: &Value, pointer: &str, value: Value, expected: &[&str]) {
         self.check(edited(document, pointer, Some(value)).to_string(), expected);
@@ -51,7 +52,7 @@ impl Reader<'_> {
         self.check(edited(document, pointer, None).to_string(), &[field, "missing"]);
     }
 
-    /// What is wrong with a JSON file of any kind.
+    /// Errors of JSON files of any kind.
     fn check_any_json(&self, document: &Value) {
         write(self.folder, self.file, document.to_string());
         let right = line(self.folder, self.args);
@@ -83,7 +84,7 @@ impl Reader<'_> {
         self.check_no_file();
     }
 
-    /// No file, a folder in its place, and a file that never ends.
+    /// A missing file, a folder instead of it, and an endless file.
     fn check_no_file(&self) {
         let path = self.folder.join(self.file);
         std::fs::remove_file(&path).unwrap();
@@ -140,7 +141,7 @@ fn models() {
     for field in ["name", "layers", "vocab", "norm", "positions", "tied_embeddings"] {
         reader.remove(&model, &format!("/{field}"));
     }
-    // Each field is possible, all together are no model.
+    // Each field is valid alone, but the combination is not a model.
     let mut huge = model.clone();
     for (field, value) in
         [("hidden", 1 << 20), ("heads", 1 << 16), ("kv_heads", 1 << 16), ("head_dim", 1 << 16)]
@@ -165,7 +166,7 @@ fn hugging_face_configurations() {
     let config = json!({"model_type": "llama", "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
         "num_hidden_layers": 2, "intermediate_size": 64, "vocab_size": 64, "max_position_embeddings": 16,
         "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": false});
-    // The profile is of another model, which is the complaint when the configuration itself is right.
+    // A valid configuration is then refused because the profile is of another model.
     let args = "estimate --model config.json --global-batch 8";
     let reader = Reader { folder, file: "config.json", args };
     write(folder, "config.json", config.to_string());
@@ -206,7 +207,7 @@ fn hugging_face_configurations() {
     reader.check(text.replace("\"hidden_size\":32", "\"hidden_size\":NaN"), &["not valid JSON"]);
     reader.check(text.replace("\"hidden_size\":32", "\"hidden_size\":1e400"), &["not valid JSON"]);
     reader.check_no_file();
-    // A folder stands for the configuration in it.
+    // A folder is accepted instead of the configuration in it.
     refused(&line(folder, "estimate --model . --global-batch 8"), &["config.json", "cannot be read"]);
 }
 
@@ -374,7 +375,7 @@ fn profiles() {
         ("/hardware", json!({"copies": [{"kind": "sideways"}]}), &["hardware.copies[0].kind", "sideways"]),
         ("/optimizer_kind/kind", json!("lion"), &["optimizer_kind", "lion"]),
     ] {
-        // The complaint about another model is about two files, and names neither.
+        // The error for another model is about two files, and names neither.
         if expected[0].starts_with("the profile") {
             write(folder, "profile.json", edited(&profile, pointer, Some(value)).to_string());
             refused(&line(folder, args), expected);
@@ -465,7 +466,7 @@ fn plans() {
     for field in ["model", "cluster", "job", "strategy", "stages", "estimate", "search", "profile"] {
         reader.remove(&plan, &format!("/{field}"));
     }
-    // Every command that reads a plan refuses one that breaks a rule, before anything is started.
+    // Every command that reads a plan refuses an illegal one before it starts anything.
     let illegal = edited(&plan, "/strategy/data", Some(json!(3)));
     for args in ["train plan.json", "validate plan.json", "explain plan.json", "report plan.json"] {
         Reader { folder, file: "plan.json", args }
@@ -549,7 +550,7 @@ fn validations() {
 
 #[test]
 fn training_data() {
-    // The model's vocabulary holds no bytes: a model that does comes first.
+    // The model's vocabulary is too small for bytes, so a larger model is used first.
     let (folder, plan) = right();
     let folder = folder.path();
     write(folder, "text", "a text of more than sixteen letters");
@@ -708,7 +709,7 @@ fn host_files_and_transports() {
         ("train plan.json --hosts none.txt", &["none.txt", "cannot be read"][..]),
         ("train plan.json --hosts .", &["is a folder"]),
         ("train plan.json --hosts hosts.txt --ssh=", &["--ssh"]),
-        // Built without MPI, or not under mpirun.
+        // Built without MPI, or not started by mpirun.
         ("train plan.json --transport mpi", &["`--transport` is `mpi`"]),
         ("train plan.json --transport udp", &["--transport", "udp", "tcp"]),
     ] {
@@ -716,7 +717,7 @@ fn host_files_and_transports() {
     }
 }
 
-/// What is legal but does not fit is no bad input: exit code 3, with the way out.
+/// A legal plan that does not fit is not bad input: exit code 3, with a hint.
 #[test]
 fn what_does_not_fit_is_told_apart_from_what_is_wrong() {
     let (folder, _) = right();

@@ -1,4 +1,4 @@
-//! The JSON that other programs may rely on.
+//! The stable JSON output for other programs.
 
 use crate::common;
 
@@ -39,7 +39,7 @@ fn sum(document: &Value, pointer: &str) -> f64 {
     document.pointer(pointer).unwrap().as_object().unwrap().values().map(|v| v.as_f64().unwrap()).sum()
 }
 
-/// What every plan document promises.
+/// The guaranteed fields of every plan document.
 #[track_caller]
 fn check_plan(document: &Value) {
     for field in ["step_time_s", "tokens_per_s", "peak_memory_bytes", "lower_bound_s", "step_time_spread_s"] {
@@ -281,7 +281,7 @@ fn documents_conform_to_their_schemas() {
     for (what, document) in documents {
         let schema = line(folder, &format!("schema {what}")).json();
         conforms(&document, &schema, &schema).unwrap_or_else(|error| panic!("{what}: {error}"));
-        // Nothing that a document holds is undocumented, and nothing undocumented is accepted.
+        // All fields of documents are documented, and undocumented fields are refused.
         let mut strange = document.clone();
         strange["surprise"] = json!(1);
         assert!(conforms(&strange, &schema, &schema).is_err(), "{what}");

@@ -1,6 +1,7 @@
-//! The two cost models beside each other: the simulator over a profile's cells, and the closed form over the hardware's
-//! figures, which share no line. On one machine, of which both read the same prices, the table
-//! `tests/golden/cross_check.csv` says how far their steps and their memory agree; what differs much has a reason.
+//! Compares the two cost models: the simulator over a profile's cells, and the closed form over the
+//! hardware's figures, which share no code. On one machine, for which both use the same prices, the table
+//! `tests/golden/cross_check.csv` lists the ratios of their step times and memory; large differences have a
+//! reason.
 
 use crate::twin;
 
@@ -10,12 +11,12 @@ use std::sync::LazyLock;
 use twin::reasons::{REASONS, Reason};
 use twin::{Case, Figure, Pair};
 
-/// A ratio further from one has a reason.
+/// A ratio further from one needs a reason.
 const AGREES: f64 = 0.15;
-/// A ratio of the table that moves by more has changed.
+/// A larger difference from the table is a change.
 const STAYS: f64 = 0.005;
 
-/// Models of the catalogue with so many blocks, on one to eight nodes of eight devices.
+/// Models of the catalogue with the given numbers of blocks, on one to eight nodes of eight devices.
 const LAYOUTS: &str = "
 llama3-8b/8 gb8 seq4096 dp8
 llama3-8b/8 gb64 seq4096 dp8
@@ -114,7 +115,7 @@ fn differs(ratio: f64) -> bool {
     (ratio - 1.0).abs() > AGREES
 }
 
-/// The ratio when what the reasons say is taken off the program's figure.
+/// The ratio after the amounts of the reasons are subtracted from the program's figure.
 fn corrected<'a>(pair: &Pair, figure: Figure, reasons: impl IntoIterator<Item = &'a Reason>) -> f64 {
     let (program, closed) = pair.figures(figure);
     let explained: f64 = reasons.into_iter().map(|reason| (reason.amount)(pair)).sum();
@@ -129,7 +130,7 @@ fn relative(a: f64, b: f64) -> f64 {
     (a / b - 1.0).abs()
 }
 
-/// Both read the same machine and do the same arithmetic: a difference is none of inputs.
+/// Both use the same machine and the same FLOPs, so differences are not caused by inputs.
 #[test]
 fn arithmetic_takes_both_the_same_time() {
     let mut compared = 0;
@@ -137,7 +138,7 @@ fn arithmetic_takes_both_the_same_time() {
         let closed = &pair.analytic;
         let blocks = closed.linear_s + closed.attention_s + closed.elementwise_s + closed.recompute_s;
         let layout = &pair.run.layout;
-        // Recomputation holds the tensor-parallel collectives in the closed form.
+        // In the closed form, recomputation includes the tensor-parallel collectives.
         if layout.tensor > 1 && pair.run.recompute == autodist_spec::Recompute::Full {
             continue;
         }
@@ -169,7 +170,7 @@ fn a_block_more_takes_both_the_same_memory() {
         let of = |layers: &str| Case::read(&text.replace("/8 ", layers)).price().figures(Figure::Memory);
         let ((program, closed), (more, closed_more)) = (of("/8 "), of("/16 "));
         let (program, closed) = (more - program, closed_more - closed);
-        // Norms and biases, which the closed form leaves out.
+        // The closed form leaves out norms and biases.
         assert!(relative(program, closed) < 1e-3, "{text}: {program:.4e} B, {closed:.4e} B");
     }
 }

@@ -1,4 +1,5 @@
-//! A profile file with measurements that cannot be: every command that reads it says so, and no plan rests on them.
+//! A profile file with impossible measurements: every command that reads it reports them, and no plan uses
+//! them.
 
 use crate::common;
 
@@ -69,7 +70,7 @@ fn no_plan_rests_on_a_measurement_in_doubt() {
 fn noise_that_was_not_measured_is_not_called_zero() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    // Without a value, with none, and as earlier versions wrote it.
+    // A missing field, an empty one, and the form of earlier versions.
     let mut document = serde_json::to_value(profile(1.0)).unwrap();
     for value in [None, Some(serde_json::Value::Null), Some(serde_json::json!(0.0))] {
         let fields = document.as_object_mut().unwrap();

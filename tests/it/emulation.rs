@@ -1,4 +1,4 @@
-//! Slow and lopsided networks, emulated: profiled, planned for, trained on.
+//! Emulation of slow and asymmetric networks: profile, plan and train.
 
 use crate::common;
 
@@ -49,7 +49,7 @@ fn a_slow_link_is_measured_planned_around_and_trained_over() {
         let links = profile["network"]["links"].as_array().unwrap();
         links.iter().find(|link| link["name"] == name).unwrap()["bytes_per_s"].as_f64().unwrap()
     };
-    // Emulated links are never faster than they should be, and the slow one is told from the others.
+    // Emulated links are never faster than specified, and the slow one is identified.
     assert!(rate("node 2 up") < 1.1 * 10e6 && rate("node 0 up") < 1.1 * 50e6, "{}", profile["network"]);
     assert!(rate("node 0 up") > 1.5 * rate("node 2 up"), "{}", profile["network"]);
 
@@ -66,7 +66,7 @@ fn a_slow_link_is_measured_planned_around_and_trained_over() {
         line(folder.path(), "validate plan.json --all --steps 2 --timeout 30 --json -o runs").measured();
     let runs = validation["runs"].as_array().unwrap();
     assert!(validation["failed"].as_array().unwrap().is_empty(), "{}", validation["failed"]);
-    // As they are and by each codec; whichever device is which rank, a ring loads the same links.
+    // Without a codec and with each codec; every placement loads the links of a ring equally.
     assert_eq!(runs.len(), 3);
     let gains = validation["gains"].as_array().unwrap();
     assert!(gains.len() == 2 && gains.iter().all(|gain| gain["predicted"].is_f64()), "{gains:?}");
@@ -95,7 +95,7 @@ fn what_a_codec_costs_in_steps_is_a_prior_until_it_is_probed() {
         line(folder.path(), "validate plan.json --probe 20 --steps 2 --timeout 30 --json -o runs").measured();
     let probes = validation["probes"].as_array().unwrap();
     assert_eq!(probes.len(), 2);
-    // Rounding to bfloat16 is hardly seen in the loss.
+    // Rounding to bfloat16 hardly affects the loss.
     let of = |list: &[Value], codec: &str| list.iter().find(|p| p["codec"] == codec).unwrap().clone();
     let bf16 = of(probes, "bf16");
     let (loss, exact) = (bf16["loss"].as_f64().unwrap(), bf16["exact_loss"].as_f64().unwrap());

@@ -1,4 +1,4 @@
-//! The whole path through real processes: measure, plan, train, validate, tune.
+//! The whole workflow in real processes: profile, plan, train, validate, tune.
 
 use crate::common;
 
@@ -46,7 +46,7 @@ fn every_split_trains_as_one_device_does() {
 
 const RANKS: &str = "--no-realtime --timeout 20";
 
-/// Every run has its measurement and its prediction.
+/// Every run has a measurement and a prediction.
 #[track_caller]
 fn check_validation(validation: &Value, at_least: usize) {
     let runs = validation["runs"].as_array().unwrap();
@@ -80,7 +80,7 @@ fn measure_plan_train_validate_explain_report() {
     assert_eq!(profile["cluster"]["nodes"][0]["devices"], 2);
     assert!(line(folder, &measure).err.contains("reused"));
 
-    // A space that holds every kind of split and yet trains in seconds.
+    // A space with every kind of strategy that still trains in seconds.
     let allow = "[allow]\nmicro_batch = [2, 4]\nrecompute = [\"none\", \"full\"]\nuneven_stages = false\n";
     write(folder, "space.toml", format!("schema_version = 1\nglobal_batch = 8\nseq_len = 16\n{allow}"));
     let plan = line(folder, "plan --model model.json --job space.toml -o plan.json --json").json();
@@ -139,7 +139,7 @@ fn tune_does_it_all() {
     for folder in ["", "runs", "report"] {
         assert_eq!(files(&made.join(folder), ".tmp"), Vec::<String>::new());
     }
-    // The folder works as it is: the plan names its profile.
+    // The folder can be used where it is: the plan contains the path of its profile.
     line(&made, "explain plan.json").ok();
     line(folder.path(), "explain tuned/plan.json").ok();
 }

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 
 const GIVEN: &str = "estimate --model model.json --job job.toml -o plan.json";
 
-/// What a launch script would start, by a stand-in that writes its words down.
+/// The command line that a launch script runs, recorded by a mock program.
 fn started(folder: &Path, script: &str, program: &str) -> String {
     let output = start(folder, script, program, &[("LR", "3e-4"), ("TRAIN_ITERS", "1000")]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -41,7 +41,7 @@ fn scripts_carry_what_was_given_and_ask_for_what_the_trainer_needs() {
     let out = line(folder.path(), "export plan.json --to megatron -o out").ok();
     assert!(out.contains("learning_rate.peak: not given; the script asks for LR\n"), "{out}");
     assert!(out.contains("seed: not given; the trainer's defaults apply\n"), "{out}");
-    // Nothing of the built-in defaults: 0.003, 200 steps, 10 of warm-up.
+    // No built-in defaults: 0.003, 200 steps, 10 of warm-up.
     let script = std::fs::read_to_string(folder.path().join("out/megatron.sh")).unwrap();
     for built_in in ["3e-3", "0.003", "200", "warmup", "cosine", "beta", "--weight-decay", "--clip", "--seed"]
     {
@@ -54,7 +54,7 @@ fn scripts_carry_what_was_given_and_ask_for_what_the_trainer_needs() {
     let words = started(folder.path(), "out/megatron.sh", "torchrun");
     assert!(words.contains("--lr 3e-4") && words.contains("--train-iters 1000"), "{words}");
 
-    // By flag and by job file, also where the value is the built-in one.
+    // By flag and by job file, even if the value equals the built-in one.
     let head = "schema_version = 1\nglobal_batch = 8\nseq_len = 16\n";
     let rate = "[learning_rate]\ntotal_steps = 200\nfinal_fraction = 0.1\n";
     write(folder.path(), "job.toml", format!("{head}gradient_clip = 1.0\n{rate}"));
@@ -73,7 +73,7 @@ fn scripts_carry_what_was_given_and_ask_for_what_the_trainer_needs() {
         assert!(words.contains(given), "{given} is not in {words}");
     }
     assert!(!words.contains("warmup") && !words.contains("beta"), "{words}");
-    // And it comes back as what was given.
+    // The given values are read back.
     let back = "estimate --from megatron out/megatron.sh --profile profile.json --json";
     let given = &line(folder.path(), back).json()["job"]["given"];
     let mut expected = vec![
@@ -120,7 +120,7 @@ fn what_nanotron_has_no_default_for_is_filled_in_by_its_script() {
     }
     assert!(!filled.contains('$') && !filled.contains("seed"), "{filled}");
     common::write(folder.path(), "out/nanotron.filled.yaml", &filled);
-    // Both files are read; the one with variables says nothing of them.
+    // Both files are read; the one with variables contains no values for them.
     for (file, steps) in [("nanotron.yaml", None), ("nanotron.filled.yaml", Some(500))] {
         let back = line(
             folder.path(),
@@ -193,13 +193,13 @@ fn what_is_exported_comes_back_as_the_same_estimate() {
     let back = line(folder.path(), "estimate --from megatron out/megatron.sh --profile profile.json --json");
     assert!(back.err.is_empty(), "{}", back.err);
     assert_eq!(step(back), given);
-    // What people who have a configuration ask.
+    // Typical queries of users with a configuration.
     let text = line(folder.path(), "estimate --from megatron out/megatron.sh --profile profile.json").ok();
     assert!(
         text.contains("Compared with the best plan of its search space\n") && text.contains("% slower: "),
         "{text}"
     );
-    // A flag lies over the file.
+    // A flag overrides the file.
     let other = line(
         folder.path(),
         "estimate --from megatron out/megatron.sh --profile profile.json --recompute none --json",
@@ -327,7 +327,7 @@ fn launchers_get_the_plan_or_a_script() {
             && own.contains("${TRAIN_STEPS:?"),
         "{own}"
     );
-    // The plan goes along, as it was.
+    // The export contains the unchanged plan.
     let plan = |path: &str| -> Value {
         serde_json::from_str(&std::fs::read_to_string(folder.path().join(path)).unwrap()).unwrap()
     };

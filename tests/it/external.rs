@@ -1,5 +1,5 @@
-//! Started by a cluster's own launcher, once for each rank: the first process does what the command says, the others
-//! run their ranks, say nothing, and end with it.
+//! Started by a cluster's own launcher, once for each rank: the first process runs the command, the others
+//! run their ranks, print nothing, and end with it.
 
 use crate::common;
 
@@ -26,7 +26,7 @@ fn every_launcher_trains_as_our_own_does() {
     let (a, b, c, d) = (port(), port(), port(), port());
     let launchers: [(&str, Variables<'_>); 5] = [
         ("torchrun", &torchrun(2, free_port())),
-        // As if on two machines: then the ranks meet at an address that leads there from outside.
+        // As if on two machines: then the ranks meet at an address that is reachable from outside.
         ("torchrun on two machines", &|rank| {
             format!("RANK={rank} WORLD_SIZE=2 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1 MASTER_ADDR=localhost {a}")
         }),
@@ -64,11 +64,11 @@ fn profile_plan_and_validate_follow_the_launcher() {
         (std::mem::replace(&mut job.folder, tempfile::tempdir().unwrap()), finished)
     };
     let job = "--model model.json --job job.toml --json";
-    // The number of ranks is that of the processes.
+    // The number of ranks is the number of processes.
     let (folder, profile) =
         run(folder, &format!("profile {job} --budget 0.5 --oversubscribe --devices cpu {RANKS}"));
     assert_eq!(profile.json()["cluster"]["nodes"][0]["devices"], 2);
-    // Nothing is run: the others have nothing to do.
+    // The command runs no ranks, so the others are idle.
     let (folder, plan) = run(folder, &format!("plan {job} -o plan.json"));
     let plan = plan.json();
     let (_folder, validation) = run(folder, &format!("validate plan.json --top 2 --steps 2 --json {RANKS}"));
@@ -125,7 +125,7 @@ fn what_is_wrong_is_said_once() {
         assert_eq!(found, Some(code), "{args}: {err}");
         assert!(!(out.is_empty() && err.is_empty()), "{args}");
         let Finished { code: found, out, err } = agent.end(SOON);
-        // Rank 0 says how it failed; the others did what they were told.
+        // Rank 0 reports its failure; the others succeed.
         assert!(found == Some(code) || found == Some(0), "{args}: {found:?}");
         assert_eq!((out.as_str(), err.as_str()), ("", ""), "{args}");
     }
@@ -148,7 +148,7 @@ fn the_environment_is_checked_and_can_be_ignored() {
     assert_eq!(losses(&record).len(), 2);
 }
 
-/// A launcher may bind every process to a core of its own: then rank 0's says nothing of the others'.
+/// A launcher may bind every process to its own core: then rank 0's core is not those of the others.
 #[test]
 fn cores_are_those_of_all_processes_of_a_machine() {
     let profile = format!("profile --model model.json --job space.toml --budget 0.1 --devices cpu {RANKS}");
@@ -177,7 +177,7 @@ fn cores_are_those_of_all_processes_of_a_machine() {
     }
 }
 
-/// GPUs are counted on each machine: with one on each of two, both ranks take their machine's first.
+/// GPUs are counted per machine: with one on each of two machines, both ranks use the first one.
 #[test]
 fn ranks_take_the_gpus_of_their_own_machine() {
     for local in [1, 2] {
@@ -206,8 +206,8 @@ fn ranks_take_the_gpus_of_their_own_machine() {
     }
 }
 
-/// Two machines with a network between them, on which each knows itself by name as the loopback, as Debian has it.
-/// That needs a user namespace or root; without, nothing is tested.
+/// Two machines with a network between them, each of which resolves its own name to the loopback address, as
+/// on Debian. Needs a user namespace or root; otherwise the test is skipped.
 #[test]
 fn two_machines_meet_by_name() {
     const SCRIPT: &str = r#"

@@ -1,5 +1,5 @@
-//! Whatever happens to a job that a cluster's launcher has started, all of its processes end soon, rank 0's says why,
-//! and no rank is left behind.
+//! However a job of a cluster's launcher fails, all of its processes end soon, rank 0 reports why, and no
+//! rank keeps running.
 
 use crate::common;
 
@@ -62,7 +62,7 @@ fn a_stopped_job_ends_in_order() {
         assert!(err.contains("interrupted"), "{err}");
         job.agents_end_in_silence(0);
     }
-    // Launchers tell all of their processes.
+    // Launchers send the signal to all of their processes.
     let mut job = Job::long(2);
     (0..2).for_each(|rank| job.signal(rank, libc::SIGTERM));
     let Finished { code, err, .. } = job.end(0);

@@ -1,4 +1,4 @@
-//! Whatever happens to a job, it ends soon, says why, and leaves no process and no half-written file.
+//! However a job fails, it ends soon, reports why, and leaves no process and no half-written file.
 
 use crate::common;
 
@@ -22,7 +22,7 @@ struct Job {
 }
 
 impl Job {
-    /// Of two ranks, started and at work.
+    /// With two ranks, started and training.
     fn start() -> Self {
         Self::of(2, 20, |_| ())
     }
@@ -52,7 +52,7 @@ impl Job {
         self.ranks.iter().for_each(|rank| kill(*rank, signal));
     }
 
-    /// Whether all ranks go on working, and the launcher with them.
+    /// Whether all ranks and the launcher keep working.
     #[track_caller]
     fn goes_on(&self) {
         let before: Vec<u64> = self.ranks.iter().map(|rank| ticks(*rank)).collect();
@@ -62,7 +62,7 @@ impl Job {
         });
     }
 
-    /// How the launcher ends, which it must do soon, with nothing left behind.
+    /// The result of the launcher, which must end soon without leftovers.
     #[track_caller]
     fn end(mut self) -> Finished {
         let mut code = None;
@@ -88,14 +88,14 @@ impl Job {
         let out = self.folder.path().join("out");
         let left: Vec<_> =
             std::fs::read_dir(out).into_iter().flatten().map(|e| e.unwrap().file_name()).collect();
-        // Of what was measured until then: `kept.rs`.
+        // The record of the measurements so far: `kept.rs`.
         assert!(left.iter().all(|name| name == "run.partial.json"), "{left:?}");
     }
 }
 
 impl Drop for Job {
     fn drop(&mut self) {
-        // A test that failed leaves no process either.
+        // Kill the processes even if the test fails.
         let _ = self.launcher.kill();
         let _ = self.launcher.wait();
     }
@@ -139,7 +139,7 @@ fn ranks_that_give_no_sign_of_life_are_given_up() {
         let Finished { code, out, err } = job.end();
         assert_eq!(code, Some(4), "{err}");
         assert!(out.is_empty() || out.contains("ended      early"), "{out}");
-        // A rank that waits for another may be the first to say so.
+        // A rank that waits for another may be the first to report it.
         assert!(err.contains("no heartbeat for 2 s") || err.contains("was silent for 2"), "{err}");
     }
 }
@@ -165,7 +165,7 @@ fn what_was_ignored_at_the_start_stays_ignored() {
         let job = Job::of(1, 20, |program| heed(program, libc::SIG_IGN, ignored));
         kill(job.launcher(), signal);
         job.goes_on();
-        // The others are heeded.
+        // Other signals still work.
         kill(job.launcher(), if signal == libc::SIGTERM { libc::SIGHUP } else { libc::SIGTERM });
         assert_eq!(job.end().code, Some(130));
     }
@@ -192,7 +192,7 @@ fn ranks_do_not_outlive_a_launcher_that_is_killed_at_once() {
     wait(SOON, || all.iter().all(|rank| !alive(*rank)));
 }
 
-/// Without a look at its parent it would wait for its assignments for ever.
+/// Without checking its parent it would wait for its assignments forever.
 #[test]
 fn a_rank_whose_launcher_is_gone_when_it_starts_ends() {
     let mut rank = Command::new(common::AUTODIST)
@@ -228,10 +228,10 @@ fn ranks_are_this_very_program_even_if_its_file_is_gone() {
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Commands that may have little of something, run by a user whom limits hold, as they do not hold root.
+/// Commands with few resources, run by a user with limits, which do not apply to root.
 struct Scarce {
     folder: tempfile::TempDir,
-    /// This program, where that user can reach it.
+    /// The path of this program, where that user can access it.
     program: std::path::PathBuf,
     user: Option<u32>,
 }
@@ -245,11 +245,11 @@ impl Scarce {
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
         // SAFETY: it has no effect.
         let root = unsafe { libc::geteuid() } == 0;
-        // One with no other processes.
+        // A user without other processes.
         Self { folder, program, user: root.then(|| 20_000 + std::process::id() % 40_000) }
     }
 
-    /// `None` where the system cannot even start it with so little.
+    /// `None` if the system cannot start it with so few resources.
     fn run(&self, resource: libc::__rlimit_resource_t, amount: u64, args: &str) -> Option<Output> {
         let mut program = Command::new(&self.program);
         program.args(args.split(' ')).current_dir(self.folder.path()).stdin(Stdio::null());
@@ -269,7 +269,7 @@ impl Scarce {
         program.output().ok()
     }
 
-    /// Every command ends with a message and a documented exit code; returns how many failed.
+    /// Every command ends with a message and a documented exit code; returns the number of failures.
     #[track_caller]
     fn all_end_well(&self, resource: libc::__rlimit_resource_t, amounts: &[u64], commands: &[&str]) -> usize {
         let mut failures = 0;
@@ -310,7 +310,7 @@ fn little_memory_is_an_error_with_a_message() {
         let output = scarce.run(libc::RLIMIT_AS, mib * MIB, "--version");
         output.is_some_and(|output| output.status.success())
     };
-    // What its text takes depends on how it was built.
+    // The size of its code depends on the build.
     let least = (8..2000).step_by(8).find(starts).unwrap();
     let amounts = [0, 2, 4, 8, 16, 32].map(|more| (least + more) * MIB);
     let commands = [SHORT_TRAINING, SEARCH, "estimate --model model.json --job job.toml --dp 2"];
@@ -339,7 +339,7 @@ fn a_step_count_beyond_all_memory_takes_none_in_advance() {
     assert_eq!(job.end().code, Some(130));
 }
 
-/// Nothing opens it for writing, so that whoever opens it as a file waits for ever.
+/// Nothing opens it for writing, so opening it for reading blocks forever.
 #[test]
 fn a_pipe_in_the_place_of_a_file_is_refused_by_name() {
     let folder = common::folder(2);
@@ -417,7 +417,7 @@ fn a_result_that_cannot_be_written_is_an_error() {
         let train = format!("train plan.json --steps 2 --no-realtime --timeout 20 -o {output}");
         let mut trained = line(folder, &train);
         if output == "/dev/full" {
-            // That it is full shows when it is written to, after the training: what was measured is printed.
+            // A full disk is detected at the first write, after the training: the measurements are printed.
             assert!(trained.out.contains("step time"), "{}", trained.out);
             trained.out.clear();
         }
@@ -440,7 +440,8 @@ fn a_result_that_cannot_be_written_is_an_error() {
     assert_eq!(left.len(), 5, "{left:?}");
 }
 
-/// A disk of 64 KiB: the plan fits nowhere on it. Mounting needs a user namespace or root; without, nothing is tested.
+/// A disk of 64 KiB, too small for the plan. Mounting needs a user namespace or root; otherwise the test is
+/// skipped.
 #[test]
 fn a_full_disk_leaves_no_half_written_file() {
     let folder = common::folder(2);

@@ -1,5 +1,5 @@
-//! The whole path on GPUs, with the software GPU in their place: measure, plan, train, validate, and every way in which
-//! a GPU cannot be used. Nothing here is a measurement of anything.
+//! The whole workflow on GPUs, with the software GPU as a mock: profile, plan, train, validate, and all
+//! errors of unusable GPUs. The measured times here have no meaning.
 
 use crate::common;
 
@@ -11,7 +11,7 @@ use std::path::Path;
 /// `autodist` with these arguments on that machine.
 fn on(machine: &SoftwareGpus, folder: &Path, args: &str) -> Finished {
     let mut command = command(folder, &args.split_whitespace().collect::<Vec<_>>());
-    // Kernels are kept in the tests' own place.
+    // Kernels are cached in the tests' own folder.
     let output = machine.apply(&mut command).env("XDG_CACHE_HOME", folder).output().unwrap();
     Finished {
         code: output.status.code(),
@@ -55,7 +55,7 @@ fn apart(ours: &[f64], theirs: &[f64]) -> f64 {
     ours.iter().zip(theirs).map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max)
 }
 
-/// What one CPU core trains.
+/// The losses of training on one CPU core.
 fn of_the_cpu() -> Vec<f64> {
     let folder = common::folder(1);
     common::line(folder.path(), "estimate --model model.json --job job.toml --micro-batch 8 -o plan.json")
@@ -120,7 +120,7 @@ fn two_ranks_may_share_a_gpu() {
     assert!(record["environment"]["collectives"].as_str().unwrap().starts_with("NCCL 2."), "{record}");
 }
 
-/// Codecs of every kind: what travels in two phases, as sums, as entries, as levels.
+/// Codecs of every kind: payloads of two phases, sums, sparse entries and quantisation levels.
 fn codecs() -> [Value; 6] {
     [
         json!("fp16"),
@@ -147,11 +147,11 @@ fn encoded_gradients_go_through_the_host_with_and_without_nccl() {
         common::write(folder, "plan.json", coded.to_string());
         let args = format!("train plan.json --steps 5 {RANKS} --json -o run.json");
         let [nccl, host] = [&over_nccl, &without_nccl].map(|machine| on(machine, folder, &args).json());
-        // The same arithmetic in the same order: only what carries the bytes differs.
+        // The same FLOPs in the same order: only the transport differs.
         assert!(apart(&losses(&nccl), &losses(&host)) < 1e-6, "{codec}");
         assert!(sent(&nccl) < sent(&exact), "{codec}: {} of {}", sent(&nccl), sent(&exact));
         assert!(nccl["environment"]["collectives"].as_str().unwrap().starts_with("NCCL 2."), "{nccl}");
-        // It is another training than that of exact gradients, though not far from it.
+        // It differs from training with exact gradients, but only a little.
         let error = apart(&losses(&nccl), &losses(&exact));
         assert!((1e-9..0.05).contains(&error), "{codec}: {error:e}");
     }
@@ -170,7 +170,7 @@ fn codecs_are_measured_planned_and_validated_on_gpus() {
     let measure = format!("profile --model model.json --job job.toml --budget 1 {RANKS} --json");
     let profile = on(&machine, folder, &measure).json();
     assert!(profile["codecs"].as_array().unwrap().len() >= 3, "{}", profile["codecs"]);
-    // NCCL carries gradients as they are, the host what codecs send: both are measured.
+    // NCCL transports uncompressed gradients, the host those of codecs: both are measured.
     let kinds: Vec<&str> =
         profile["exchanges"].as_array().unwrap().iter().map(|cost| cost["kind"].as_str().unwrap()).collect();
     assert!(kinds.contains(&"all_reduce") && kinds.contains(&"all_gather"), "{kinds:?}");
@@ -210,7 +210,7 @@ fn measure_plan_validate_at_length() {
     measure_plan_validate_all("[2, 4]", 30);
 }
 
-/// The whole space with those micro-batches, which holds at least so many plans.
+/// The whole space with those micro-batches, which contains at least `plans` plans.
 fn measure_plan_validate_all(micro_batches: &str, plans: usize) {
     let folder = common::folder(2);
     let folder = folder.path();
@@ -241,15 +241,15 @@ fn measure_plan_validate_all(micro_batches: &str, plans: usize) {
     assert_eq!(validation["failed"].as_array().unwrap().len(), 0, "{}", validation["failed"]);
     let runs = validation["runs"].as_array().unwrap();
     assert!(runs.len() >= plans, "{}", runs.len());
-    // Every plan of the space is trained, to the same loss.
+    // Every plan of the space is trained to the same loss.
     let loss = |run: &Value| run["measured"]["final_loss"].as_f64().unwrap();
     for run in runs {
         assert!((loss(run) / loss(&runs[0]) - 1.0).abs() < 1.0 / 256.0, "{}", run["label"]);
-        // Memory is counted, not timed: what is predicted is what is used.
+        // Memory is counted, not timed: predicted and measured memory are equal.
         let error = run["peak_memory_error"].as_f64().unwrap();
         assert!(error.abs() < 0.02, "{}: {error}", run["label"]);
     }
-    // The plan is for GPUs: elsewhere it is not trained on something else.
+    // The plan is for GPUs: without them, it is refused and not trained on other devices.
     let elsewhere = common::line(folder, &format!("train plan.json --steps 2 {RANKS}"));
     assert_eq!(elsewhere.code, Some(2));
     assert!(elsewhere.err.contains("libcuda.so.1"), "{}", elsewhere.err);
@@ -276,7 +276,7 @@ fn the_selftest_finds_a_wrong_layout_and_says_so() {
     assert!(found.err.contains("do not train on it"), "{}", found.err);
 }
 
-/// A machine with a fault trains to other losses, or fails; it is never taken for a sound one.
+/// A machine with a fault trains to other losses, or fails; the fault is never undetected.
 #[test]
 fn a_removed_wait_a_transposed_layout_and_a_wrong_index_are_each_caught() {
     let expected = of_the_cpu();
@@ -343,7 +343,7 @@ fn what_is_missing_is_named_with_where_it_was_looked_for() {
     assert!(refused.err.contains("finds no GPU"), "{}", refused.err);
 }
 
-/// A hint names a flag that the command has.
+/// A hint names only flags of the command.
 #[test]
 fn what_to_do_without_a_gpu_is_a_flag_of_that_command() {
     let folder = folder(1, "fp32");
@@ -357,7 +357,7 @@ fn what_to_do_without_a_gpu_is_a_flag_of_that_command() {
     assert!(
         hint("profile --devices cuda --model model.json --job job.toml").starts_with("use --devices cpu,")
     );
-    // It trains what the plan was made for.
+    // It trains on the devices of the plan.
     common::line(folder.path(), "estimate --model model.json --job job.toml --micro-batch 8 -o plan.json")
         .ok();
     let trained = hint("train plan.json --steps 2");

@@ -1,4 +1,4 @@
-//! Files that were written to do harm, or by mistake, through the binary: refused with exit code 2, the file and the field, before
+//! Malicious or malformed files, through the binary: refused with exit code 2, the file and the field, before
 //! anything is written, run or allocated.
 
 use crate::common;
@@ -9,7 +9,8 @@ use autodist_spec::{
     Cluster, Job, ModelSpec, Plan, Profile, RunRecord, Validation, catalog, huggingface, to_json,
 };
 use common::{
-    Finished, autodist, edited, folder, line, plan, profile, run_record, small_model, validation, write,
+    Finished, TRAINERS, autodist, edited, folder, line, plan, profile, run_record, small_model, validation,
+    write,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ use std::path::Path;
 
 const HIDDEN: [&str; 9] = ["\n", "\r", "\t", "\0", "\u{1b}[31m", "\u{7f}", "\u{85}", "\u{2028}", "\u{202e}"];
 
-/// Exit code 2, and one message with all of `expected`, which hides nothing.
+/// Checks for exit code 2, and one message with all of `expected`, without hidden characters.
 #[track_caller]
 fn refused(run: &Finished, expected: &[&str]) {
     assert_eq!(run.code, Some(2), "{expected:?}: {}{}", run.out, run.err);
@@ -30,7 +31,7 @@ fn refused(run: &Finished, expected: &[&str]) {
     }
 }
 
-/// Pointers (RFC 6901) to all texts inside.
+/// Pointers (RFC 6901) to all strings inside.
 fn texts(value: &Value, at: &str, list: &mut Vec<String>) {
     match value {
         Value::String(_) => list.push(at.to_owned()),
@@ -48,7 +49,7 @@ fn texts(value: &Value, at: &str, list: &mut Vec<String>) {
     }
 }
 
-/// Refuses the document with hidden characters in any of its texts, or a name as long as a book.
+/// Checks that the document is refused with hidden characters in any of its strings, or a very long name.
 fn check_texts<T: Check + DeserializeOwned>(document: &impl serde::Serialize) {
     let right = serde_json::to_value(document).unwrap();
     let read = |document: &Value| parse::json::<T>("file.json", document.to_string().as_bytes()).map(drop);
@@ -86,7 +87,7 @@ fn no_text_of_any_document_hides_anything() {
             assert!(error.problem.contains("hidden character"), "{error}");
         }
     }
-    // In TOML a text is written with the same escapes.
+    // TOML strings have the same escapes.
     for hidden in ["\\n", "\\t", "\\u001b", "\\u2028", "\\u202e", "\\u0085"] {
         let cluster = format!(
             "schema_version = 1\nname = \"a{hidden}b\"\n[[nodes]]\ncount = 1\ndevices = 1\ndevice = \"h100-80gb-sxm\"\n"
@@ -135,7 +136,7 @@ fn a_name_runs_nothing() {
         refused(&line(folder.path(), &format!("{command} plan.json")), &["plan.json: `model.name`"]);
     }
     assert!(!folder.path().join("out").exists());
-    // The name of the folder of a configuration is the name of the model.
+    // The name of the folder of a configuration becomes the name of the model.
     let config = json!({"model_type": "llama", "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2,
         "intermediate_size": 64, "vocab_size": 64});
     let harm = folder.path().join("m\ntouch HARM");
@@ -144,13 +145,13 @@ fn a_name_runs_nothing() {
     let job = ["--cluster", "1x2xh100-80gb-sxm", "--global-batch", "8", "--seq-len", "16", "-o", "made.json"];
     let run = autodist(folder.path(), &[&["estimate", "--model", "m\ntouch HARM"][..], &job].concat());
     refused(&run, &["name of the file"]);
-    // From within it, the name is not in the path that was given.
+    // From inside the folder, the name is not in the given path.
     let run = autodist(&harm, &[&["estimate", "--model", "config.json"][..], &job].concat());
     assert!(run.code == Some(2) || !parsed(&harm, "made.json").contains("touch"), "{}", run.err);
     let long = "x".repeat(255);
     std::fs::create_dir(folder.path().join(&long)).unwrap();
     write(&folder.path().join(&long), "config.json", config.to_string());
-    // What is taken is as long as folders' names are.
+    // Accepted names are at most as long as folder names.
     autodist(folder.path(), &[&["estimate", "--model", &long][..], &job].concat()).ok();
     write(folder.path(), "plan.json", right.to_string());
     for flag in ["--image", "--script"] {
@@ -225,7 +226,7 @@ fn a_file_larger_than_its_kind_is_refused_by_its_size() {
         ),
         (17 << 20, "backtest x.json", "larger than 16 MiB, the limit for a run table file"),
         (65 << 20, "plan --profile x.json", "larger than 64 MiB, the limit for a profile file"),
-        // Within the size, but each value would take many times its bytes.
+        // The file is small enough, but each value would take many times its bytes.
         (12 << 20, "plan --profile x.json", "holds more than 4000000 values"),
         (12 << 20, "export x.json --to slurm", "holds more than 4000000 values"),
         (12 << 20, "report plan.json x.json", "holds more than 4000000 values"),
@@ -266,7 +267,7 @@ fn the_longest_line_of_a_file_is_not_its_error() {
     }
 }
 
-/// Every reader, by a file that is none of its kind.
+/// Every reader, with a file of another kind.
 #[test]
 fn every_error_about_a_file_names_it() {
     let folder = folder(2);
@@ -341,24 +342,12 @@ fn every_error_about_a_file_names_it() {
     refused(&run, &["error: F.toml: `nodes[0].device.peak_flops_per_s`"]);
 }
 
-const TRAINERS: [(&str, &str); 9] = [
-    ("megatron", "megatron.sh"),
-    ("megatron-bridge", "megatron-bridge.yaml"),
-    ("torchtitan", "torchtitan.sh"),
-    ("deepspeed", "ds_config.json"),
-    ("accelerate", "accelerate.yaml"),
-    ("transformers", "training_args.json"),
-    ("nanotron", "nanotron.yaml"),
-    ("galvatron", "galvatron.json"),
-    ("maxtext", "maxtext.yml"),
-];
-
 #[test]
 fn what_a_file_answers_alone_it_answers_with_a_search() {
     let folder = folder(2);
     let job = "--cluster 2x8xh100-80gb-sxm@8x400gbps --global-batch 32 --seq-len 128 --model llama2-7b";
     for (trainer, file) in TRAINERS {
-        // What all but one shard; that one shards the optimizer's state alone.
+        // All targets but one support this stage; that one shards only the optimizer state.
         let zero = if trainer == "nanotron" { 1 } else { 3 };
         line(folder.path(), &format!("estimate {job} --micro-batch 1 --zero {zero} -o plan.json")).ok();
         line(folder.path(), &format!("export plan.json --to {trainer} -o out")).ok();
@@ -368,10 +357,10 @@ fn what_a_file_answers_alone_it_answers_with_a_search() {
         assert_eq!(best.code, Some(0), "{trainer}: {}", best.err);
         let note = format!("out/{file}: not used, because --best searches these settings: ");
         assert!(best.err.contains(&note), "{trainer}: {}", best.err);
-        // Flags still hold parts of the layout fixed.
+        // Flags still fix parts of the layout.
         let fixed = line(folder.path(), &format!("{given} --best --tp 4")).ok();
         assert!(fixed.contains("--tp 4"), "{trainer}: {fixed}");
-        // What nobody can search is still refused where somebody gave it.
+        // Options outside the search are still refused if they were given.
         refused(&line(folder.path(), &format!("{given} --best --shard 2")), &["`--shard` is `2`"]);
     }
 }
@@ -487,7 +476,7 @@ fn a_wrong_value_of_a_trainers_file_is_blamed_on_the_file_and_its_key() {
             run.err
         );
     }
-    // A flag that somebody gave is blamed itself.
+    // An error in a given flag names the flag.
     write(folder.path(), "theirs", megatron("--global-batch-size 8"));
     let run = line(folder.path(), &format!("estimate --from megatron theirs {one} --tp 0"));
     refused(&run, &["`--tp"]);

@@ -1,5 +1,5 @@
-//! Our own launcher on several hosts: ssh starts the agents of the ranks. A script stands in for ssh and runs here what
-//! should run there.
+//! autodist's own launcher on several hosts: ssh starts the agents of the ranks. A script replaces ssh and
+//! runs the commands locally.
 
 use crate::common;
 
@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-/// Takes options, a host and a command, as ssh does; some hosts are out of order.
+/// Takes options, a host and a command, as ssh does; some hosts fail.
 const STAND_IN: &str = r#"#!/bin/sh
 while [ "$1" = -o ]; do shift 2; done
 host=$1; shift
@@ -24,7 +24,7 @@ cd / && exec env -i PATH="$PATH" sh -c "$*"
 "#;
 const PLACE: &str = "MASTER_ADDR=127.0.0.1";
 
-/// A folder for jobs of so many ranks, with the stand-in and a host file.
+/// A folder for jobs with the given number of ranks, with the ssh mock and a host file.
 fn folder(ranks: u32, hosts: &str) -> tempfile::TempDir {
     let folder = common::folder(ranks);
     let script = folder.path().join("ssh");
@@ -59,7 +59,7 @@ fn ranks_on_hosts_train_as_on_one_machine() {
     let expected = line(folder, &format!("{train} {RANKS} -o alone.json")).json();
     let record = run(folder, train).end(Duration::from_secs(40)).json();
     assert_eq!(losses(&record), losses(&expected));
-    // One ssh for each host, whatever its slots.
+    // One ssh per host, for any number of slots.
     let mut reached: Vec<String> =
         std::fs::read_to_string(folder.join("reached")).unwrap().lines().map(str::to_owned).collect();
     reached.sort();
@@ -81,7 +81,7 @@ fn profile_and_validate_follow_the_host_file() {
     assert_eq!(validation["failed"].as_array().unwrap().len(), 0, "{}", validation["failed"]);
 }
 
-/// To `env` such a path would be a variable, and the next word the program.
+/// `env` would read such a path as a variable, and run the next word.
 #[test]
 fn a_program_with_an_equals_sign_in_its_path_is_run_on_hosts() {
     let folder = folder(2, "one\ntwo\n");
@@ -94,7 +94,7 @@ fn a_program_with_an_equals_sign_in_its_path_is_run_on_hosts() {
     assert_eq!(job.end(Duration::from_secs(40)).json()["steps"].as_array().unwrap().len(), 2);
 }
 
-/// All processes of a job that would take minutes: its ranks, agents and what has started them.
+/// All processes of a job that would take minutes: its ranks, agents and their parents.
 fn long(folder: &Path) -> (Started, Vec<i32>) {
     let job = start(
         folder,
@@ -104,7 +104,7 @@ fn long(folder: &Path) -> (Started, Vec<i32>) {
     let mut all = Vec::new();
     wait(Duration::from_secs(40), || {
         all = descendants(job.pid());
-        // An agent for each rank, and the rank; the stand-in becomes the agent.
+        // An agent for each rank, and the rank; the ssh mock becomes the agent.
         all.len() == 8 && all.iter().filter(|pid| busy(**pid)).count() >= 4
     });
     (job, all)

@@ -1,4 +1,4 @@
-//! Whatever ends a training or a validation, what was measured until then is in a file that can be read, and printed.
+//! However a training or a validation ends, the measurements so far are in a readable file, and printed.
 
 use crate::common;
 
@@ -20,7 +20,7 @@ fn folder() -> tempfile::TempDir {
     folder
 }
 
-/// A command under way.
+/// A running command.
 struct Running(Child);
 
 impl Running {
@@ -35,7 +35,7 @@ impl Running {
     #[track_caller]
     fn end(mut self) -> Finished {
         let (mut out, mut err) = (String::new(), String::new());
-        // A full pipe would keep it from ending.
+        // A full pipe would block its end.
         self.0.stdout.take().unwrap().read_to_string(&mut out).unwrap();
         self.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
         Finished { code: self.0.wait().unwrap().code(), out, err }
@@ -44,14 +44,14 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // A test that failed leaves no process either.
+        // Kill the process even if the test fails.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
 fn read(path: impl AsRef<Path>) -> Option<Value> {
-    // Files are replaced as a whole: one that is there is a document.
+    // Files are replaced atomically: an existing file is always a complete document.
     std::fs::read(path).ok().map(|bytes| serde_json::from_slice(&bytes).unwrap())
 }
 
@@ -68,7 +68,7 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// A folder of results is put out of reach while something writes into it: not even root can make a file below a file.
+/// Makes a folder of results inaccessible during a write: not even root can create a file below a file.
 fn take_away(path: &Path) {
     std::fs::rename(path, path.with_extension("gone")).unwrap();
     std::fs::write(path, "").unwrap();
@@ -76,7 +76,7 @@ fn take_away(path: &Path) {
 
 const TRAIN: &str = "train plan.json --steps 4294967295 -o out/run.json";
 
-/// A training with no end, once it has been written.
+/// An endless training, after its first write.
 fn endless(folder: &Path) -> Running {
     let running = Running::start(folder, &format!("{TRAIN} {RANKS}"));
     let file = folder.join("out/run.partial.json");
@@ -162,10 +162,16 @@ fn a_training_that_diverges_says_where_and_keeps_its_finite_steps() {
 #[test]
 fn a_training_that_is_done_leaves_one_file() {
     let folder = folder();
-    line(folder.path(), &format!("train plan.json --steps 150 -o out/run.json {RANKS}")).ok();
+    // Long enough for the partial record to be written.
+    let running =
+        Running::start(folder.path(), &format!("train plan.json --steps 1500 -o out/run.json {RANKS}"));
+    let out = folder.path().join("out");
+    wait(LIMIT, || out.join("run.partial.json").exists() || out.join("run.json").exists());
+    let Finished { code, err, .. } = running.end();
+    assert_eq!(code, Some(0), "{err}");
     assert_eq!(names(&folder.path().join("out")), ["run.json"]);
     let record = read(folder.path().join("out/run.json")).unwrap();
-    assert_eq!((steps(&record), &record["ended"]), (150, &Value::Null));
+    assert_eq!((steps(&record), &record["ended"]), (1500, &Value::Null));
     let of =
         |rank: u64| record["timeline"].as_array().unwrap().iter().filter(move |e| e["rank"] == rank).count();
     assert!(of(0) > 0 && of(0) == of(1), "one step's timeline, of both ranks");
@@ -186,7 +192,7 @@ fn what_cannot_be_written_is_printed() {
     take_away(&folder.join("away"));
     let Finished { code, out, err } = running.end();
     if code == Some(0) {
-        // It was faster than this test.
+        // It ended before this test.
         assert_eq!(names(&folder.join("away.gone")), ["run.json"]);
     } else {
         assert_eq!(code, Some(4), "{err}");
@@ -250,7 +256,7 @@ fn an_interrupted_validation_is_kept_and_can_be_resumed() {
     assert!(kept["ended"].as_str().unwrap().contains("3 of 3 plans"), "{}", kept["ended"]);
     line(folder, "report plan.json runs/validation.json -o report").ok();
 
-    // What does not match is refused, by name, and nothing is touched.
+    // Mismatches are refused, by name, and nothing is changed.
     let other = edited(&read(folder.join("plan.json")).unwrap(), "/job/seed", Some(7.into()));
     write(folder, "other.json", other.to_string());
     for (args, field) in [
@@ -275,7 +281,7 @@ fn an_interrupted_validation_is_kept_and_can_be_resumed() {
     for (_, record) in records(&runs) {
         assert_eq!(steps(&record), 102);
     }
-    // Nothing is left to do, in whatever order the plans come: a validation leaves them in measured order.
+    // Everything is done, in any order of plans: a validation writes them in measured order.
     let mut plan = read(folder.join("plan.json")).unwrap();
     for field in ["strategy", "stages", "estimate"] {
         let other = plan["alternatives"][0][field].take();
@@ -299,12 +305,12 @@ fn rounds_before_a_rank_died_are_kept_and_used() {
     plans(folder);
     let runs = folder.join("runs");
     let running = Running::start(folder, &format!("validate plan.json --top 2 --steps 250 --json {RANKS}"));
-    // Every other round has the reverse order: the first plan is being trained for the second time.
+    // Every second round has the reverse order: the first plan is being trained for the second time.
     wait(LIMIT, || rounds(&runs) == [1, 2]);
     let launcher = running.0.id() as i32;
     kill(children(launcher)[1], libc::SIGKILL);
     let Finished { code, out, err } = running.end();
-    // What the planner knew of these plans was made up: the measurement refutes it, which comes first.
+    // The predictions of these plans are made up: the measurement refutes them, which comes first.
     assert!(matches!(code, Some(4 | 5)), "{err}");
     assert!(err.contains("failed in round ") && err.contains("was killed by signal 9"), "{err}");
     assert!(err.contains("are kept; the other plans continue"), "{err}");
@@ -355,7 +361,7 @@ fn a_validation_whose_program_is_deleted_keeps_what_it_has() {
     wait(LIMIT, || rounds(&runs).len() == 1);
     std::fs::remove_file(&program).unwrap();
     let Finished { code, out, err } = running.end();
-    // Ranks may be started by a way that needs no file.
+    // Some systems can start ranks without a file descriptor.
     assert!(matches!(code, Some(0 | 4 | 5)), "{err}");
     assert!(out.contains("profile speed"), "{out}");
     assert!(read(runs.join("validation.json")).is_some() && rounds(&runs).len() == 2);

@@ -1,4 +1,4 @@
-//! Tests of the program, as its users meet it, in one program: what they share is compiled and linked once.
+//! End-to-end tests of the program, in one program, so that shared code is compiled and linked once.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 

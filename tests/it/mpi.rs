@@ -1,5 +1,5 @@
-//! Ranks that talk over MPI, under the `mpirun` of whatever MPI is here. Built with the feature `mpi` only; where there is
-//! no `mpirun`, it says so and tests nothing.
+//! Ranks that communicate over MPI, under the installed `mpirun`. Only built with the feature `mpi`; without
+//! `mpirun`, the tests are skipped with a message.
 
 #![cfg(feature = "mpi")]
 use crate::common;
@@ -13,20 +13,20 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-/// What `mpirun` is called here.
+/// The name of `mpirun` on this machine.
 const MPIRUN: &str = "AUTODIST_TEST_MPIRUN";
-/// More processes than cores, and root may (Open MPI).
+/// Allows more processes than cores, and root (Open MPI).
 const OPEN_MPI: &str =
     "OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1";
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The name of `mpirun`, if it is there.
+/// The name of `mpirun`, if it is installed.
 fn mpirun(test: &str) -> Option<String> {
     let name = std::env::var(MPIRUN).unwrap_or_else(|_| "mpirun".to_owned());
     match Command::new(&name).arg("--version").output() {
         Ok(_) => Some(name),
         Err(error) => {
-            // Not by a macro whose output the harness keeps to itself.
+            // Not by a macro, because the harness captures its output.
             let text = format!("SKIPPED {test}: {name} cannot be started: {error}\n");
             std::io::stderr().write_all(text.as_bytes()).unwrap();
             None
@@ -61,7 +61,7 @@ fn profile_plan_validate_and_train_over_mpi() {
     assert_eq!(validation["runs"].as_array().unwrap().len(), 3);
     assert_eq!(validation["failed"].as_array().unwrap().len(), 0, "{}", validation["failed"]);
     assert_eq!(validation["runs"][0]["strategy"], plan["strategy"]);
-    // Messages between stages, collectives of all kinds: the same bits as over TCP.
+    // Send/recv between stages, collectives of all kinds: bitwise the same as over TCP.
     for way in ["--dp 4 --zero 3", "--dp 2 --tp 2 --sp", "--pp 2 --dp 2 --micro-batch 1"] {
         line(folder, &format!("estimate {job} {way} -o way.json")).ok();
         let record = run(&format!("train way.json --steps 5 --json {over} -o mpi.json"));
@@ -104,7 +104,7 @@ fn long(mpirun: &str, folder: &Path) -> (Started, Vec<i32>) {
     let job = under(mpirun, 4, folder, &args);
     let mut processes = Vec::new();
     wait(PATIENCE, || {
-        // MPICH's mpirun has one of its own between.
+        // MPICH's mpirun has another process in between.
         processes = descendants(job.pid());
         processes.retain(|pid| {
             std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == Path::new(AUTODIST))
@@ -125,13 +125,13 @@ fn a_killed_process_and_a_stopped_job_over_mpi_leave_nothing() {
         let folder = common::folder(4);
         let (mut job, processes) = long(&mpirun, folder.path());
         kill(victim.map_or(job.pid(), |index| processes[index]), signal);
-        // mpirun ends the job: it waits a while between asking and killing.
+        // mpirun ends the job: it waits between SIGTERM and SIGKILL.
         let Finished { code, .. } = job.end(Duration::from_secs(30));
         assert_ne!(code, Some(0));
         wait(SOON, || processes.iter().all(|pid| !alive(*pid)));
         let made = std::fs::read_dir(folder.path().join("out")).into_iter().flatten();
         let made: Vec<_> = made.map(|entry| entry.unwrap().file_name()).collect();
-        // mpirun kills whoever is writing, too: what that leaves is hidden, and goes with a later run.
+        // mpirun may kill a process during a write: the temporary file is hidden, and a later run removes it.
         let hidden = |name: &std::ffi::OsString| name.as_encoded_bytes().starts_with(b".autodist-");
         assert!(
             made.iter().all(|name| name == "run.partial.json" || hidden(name)),

@@ -1,13 +1,14 @@
-//! Files of every kind, right ones that were changed at random, through the program's own readers: each is taken, or refused by
-//! its name. `just fuzz` tries a hundred thousand; `AUTODIST_MUTATIONS` is how many, `AUTODIST_MUTATIONS_FROM` the first.
+//! Randomly changed files of every kind, through the program's own readers: each is accepted, or refused by
+//! name. `just fuzz` tries a hundred thousand; `AUTODIST_MUTATIONS` is the number, `AUTODIST_MUTATIONS_FROM`
+//! the first.
 //!
-//! A case is its number: the same file and command on every machine. What fails is printed with it, and kept where
-//! `AUTODIST_MUTATIONS_KEEP` names a folder.
+//! A case is determined by its number: the same file and command on every machine. Failures are printed with
+//! it, and kept in the folder `AUTODIST_MUTATIONS_KEEP`, if set.
 
 use crate::common;
 
 use autodist_spec::{Codec, CodecProbe, Coded, to_json};
-use common::{AUTODIST, line, write};
+use common::{AUTODIST, TRAINERS, line, write};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -18,19 +19,19 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Tried where nobody says how many: some ten of each kind.
+/// Default number of cases: some ten of each kind.
 const USUAL: u64 = 280;
-/// Bytes of addresses that a case may use. Memory proper is less.
+/// Maximum address space of a case, in bytes. Its memory is less.
 const MOST_MEMORY: u64 = 1 << 30;
-/// Seconds of processor that a case may use.
+/// Maximum processor time of a case, in seconds.
 const MOST_SECONDS: u64 = 10;
-/// A case that does not work and does not end either: far more than any takes on a machine that is busy.
+/// Timeout of a case that uses no processor time: far longer than any case takes on a busy machine.
 const HANGS: Duration = Duration::from_secs(300);
 
 const FIGURES: &str = "--cluster 2x2xh100-80gb-sxm@2x400gbps";
 const JOB: &str = "--global-batch 8 --seq-len 16";
 
-/// A kind of file: a right one, and commands that read it in the place of `@`.
+/// A kind of file: a valid one, and commands that read it at the position of `@`.
 struct Kind {
     name: String,
     file: String,
@@ -47,13 +48,13 @@ fn head(table: &str, lines: usize) -> String {
     table.lines().take(lines).map(|line| format!("{line}\n")).collect()
 }
 
-/// All kinds, whose commands find the other files that they need in `folder`.
+/// All kinds; their commands find other files in `folder`.
 fn kinds(folder: &Path) -> Vec<Kind> {
     let here = |args: &str| args.to_owned();
     let of_profile = "--model model.json --job job.toml";
     line(folder, &format!("estimate {of_profile} --dp 2 --micro-batch 2 -o plan.json")).ok();
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
-    // One rank: two whose addresses are of no host would wait for each other.
+    // One rank: two with invalid host addresses would wait for each other.
     let ssh = folder.join("ssh");
     write(folder, "ssh", "#!/bin/sh\nexit 255\n");
     std::fs::set_permissions(&ssh, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -205,18 +206,8 @@ fn kinds(folder: &Path) -> Vec<Kind> {
         &format!("estimate {FIGURES} --model llama2-7b --global-batch 32 --seq-len 512 --tp 2 --micro-batch 1 -o large.json"),
     )
     .ok();
-    for (trainer, file) in [
-        ("megatron", "megatron.sh"),
-        ("megatron-bridge", "megatron-bridge.yaml"),
-        ("torchtitan", "torchtitan.sh"),
-        ("deepspeed", "ds_config.json"),
-        ("accelerate", "accelerate.yaml"),
-        ("transformers", "training_args.json"),
-        ("nanotron", "nanotron.yaml"),
-        ("galvatron", "galvatron.json"),
-        ("maxtext", "maxtext.yml"),
-    ] {
-        // Not every trainer can be told of tensor parallelism.
+    for (trainer, file) in TRAINERS {
+        // Not every trainer supports tensor parallelism.
         let plan = ["large.json", "data.json"].into_iter().find(|plan| {
             if *plan == "data.json" {
                 let args = "--model llama2-7b --global-batch 32 --seq-len 512 --micro-batch 1 --zero 3 --recompute full";
@@ -325,7 +316,7 @@ const BYTES: &[&[u8]] = &[
     b".",
 ];
 
-/// Where numbers stand.
+/// Positions of numbers.
 fn numbers(text: &[u8]) -> Vec<std::ops::Range<usize>> {
     let part = |byte: u8| byte.is_ascii_digit() || matches!(byte, b'.' | b'e' | b'E' | b'+' | b'-');
     let mut found = Vec::new();
@@ -345,10 +336,10 @@ fn lines(text: &[u8]) -> Vec<Vec<u8>> {
     text.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect()
 }
 
-/// Changes one value of a JSON document: left out, another, wrapped, repeated, or put in the place of another.
+/// Changes one value of a JSON document: removes, replaces, wraps, repeats, or swaps it with another.
 fn structure(document: &mut Value, random: &mut Random) {
     let mut at = document;
-    // Down to a value that holds others, not always to the last.
+    // Descends to a nested value, not always to a leaf.
     loop {
         let deeper: Vec<Value> = match &*at {
             Value::Object(map) => map.iter().filter(|(_, v)| holds(v)).map(|(key, _)| json!(key)).collect(),
@@ -404,7 +395,7 @@ fn holds(value: &Value) -> bool {
     value.is_object() || value.is_array()
 }
 
-/// A right text, changed in one to three places.
+/// A valid text, changed in one to three places.
 fn mutated(seed: &str, random: &mut Random) -> Vec<u8> {
     let mut text = seed.as_bytes().to_vec();
     for _ in 0..=random.below(3) {
@@ -454,11 +445,11 @@ fn mutated(seed: &str, random: &mut Random) -> Vec<u8> {
     text
 }
 
-/// What became of a case.
+/// The result of a case.
 struct End {
-    /// As it is counted.
+    /// Its category in the counts.
     outcome: String,
-    /// Why it is none that may be.
+    /// Why it is a failure, if it is one.
     wrong: Option<String>,
 }
 
@@ -469,7 +460,7 @@ fn try_one(folder: &Path, kind: &Kind, command: &str, text: &[u8]) -> End {
     let mut run = Command::new(AUTODIST);
     run.args(command.split_whitespace().map(|word| if word == "@" { kind.file.as_str() } else { word }))
         .current_dir(folder)
-        // Each thread takes addresses for its stack and its heap.
+        // Each thread uses address space for its stack and its heap.
         .env("RAYON_NUM_THREADS", "2")
         .env("MALLOC_ARENA_MAX", "2")
         .stdin(Stdio::null())
@@ -512,11 +503,11 @@ fn try_one(folder: &Path, kind: &Kind, command: &str, text: &[u8]) -> End {
     };
     let word =
         |text: &str, what: &str| text.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| word == what);
-    // What is quoted is the file's, not ours.
+    // Quoted text is from the file, not from autodist.
     let ours: String = out.split('`').step_by(2).collect();
     let number = ["NaN", "inf"].into_iter().find(|number| word(&ours, number));
     let control = |text: &str| text.chars().any(|c| c.is_control() && !matches!(c, '\n' | '\t'));
-    // A device of another name is right, and the cluster that asks for it is not.
+    // A renamed device is valid, but the cluster that uses it is not.
     let renamed = kind.name == "devices" && err.contains("has no device `mine`");
     let longest = err.lines().map(str::len).max().unwrap_or_default();
     let wrong = match code {
@@ -589,8 +580,8 @@ fn no_changed_file_of_any_kind_is_taken_for_what_it_is_not() {
     assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), end - first, failures.join("\n\n"));
 }
 
-/// The right files are right: what is refused of the changed ones is refused for their changes. `scripts/fuzz.sh` begins with
-/// them, too: they are kept in the folder that `AUTODIST_MUTATIONS_SEEDS` names, a folder a kind.
+/// The unchanged files are valid, so that refusals are caused by the changes. `scripts/fuzz.sh` starts with
+/// them, too: they are kept in the folder `AUTODIST_MUTATIONS_SEEDS`, one folder per target.
 #[test]
 fn every_right_file_is_taken() {
     let folder = common::folder(2);
@@ -599,11 +590,13 @@ fn every_right_file_is_taken() {
     for kind in kinds(folder) {
         if let Some(seeds) = &seeds {
             let name = kind.name.to_lowercase().replace([' ', '-'], "_");
-            let of_kind = Path::new(seeds).join(name);
-            std::fs::create_dir_all(&of_kind).unwrap();
-            write(&of_kind, "right", &kind.seed);
+            // Tables of runs have one reader.
+            let target = if name == "later_runs" { "run_table" } else { &name };
+            let of_target = Path::new(seeds).join(target);
+            std::fs::create_dir_all(&of_target).unwrap();
+            write(&of_target, &name, &kind.seed);
         }
-        // Not every trainer's file says what is trained: alone, some are refused for what is missing.
+        // Not every trainer's file contains the model: alone, some are refused as incomplete.
         let whole = |command: &&String| !command.contains("--from ") || command.contains("--model ");
         for command in kind.commands.iter().filter(whole) {
             let End { outcome, wrong } = try_one(folder, &kind, command, kind.seed.as_bytes());

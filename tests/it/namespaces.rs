@@ -1,5 +1,5 @@
-//! Ranks on machines of their own, joined by real links: network namespaces and a switch in user space (`lab/`).
-//! Needs root and /dev/net/tun; says so where they are missing.
+//! Ranks on separate machines that are connected by links: network namespaces and a switch in user space
+//! (`lab/`). Needs root and /dev/net/tun; otherwise skipped with a message.
 
 use crate::common;
 use crate::lab;
@@ -16,10 +16,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const DELAY: Duration = Duration::from_micros(250);
-/// Bytes of a stream whose rate is looked at: a second's, at the rates of this file.
+/// Bytes of a measured stream: one second at the rates of this file.
 const STREAM: usize = 20 << 20;
 
-/// A listener on a machine, and the way to it.
+/// A listener on a machine, and its address.
 fn listen(lab: &Lab, machine: usize) -> (TcpListener, SocketAddr) {
     let address = SocketAddr::new(lab.machines[machine].address.into(), 0);
     let listener = lab.machines[machine].run(move || TcpListener::bind(address).unwrap()).join().unwrap();
@@ -27,7 +27,7 @@ fn listen(lab: &Lab, machine: usize) -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// A stream as its receiver saw it: when it was opened, and its middle.
+/// A stream as measured by its receiver: the time of its connection, and its middle part.
 #[derive(Debug)]
 struct Stream {
     opened: Instant,
@@ -38,7 +38,7 @@ struct Stream {
     end: Instant,
 }
 
-/// Streams from a machine to others at once.
+/// Simultaneous streams from a machine to others.
 fn streams(lab: &Lab, from: usize, to: &[usize], bytes: usize) -> Vec<Stream> {
     let mut receivers = Vec::new();
     let mut senders = Vec::new();
@@ -62,7 +62,7 @@ fn streams(lab: &Lab, from: usize, to: &[usize], bytes: usize) -> Vec<Stream> {
         }));
         senders.push(lab.machines[from].run(move || {
             let mut socket = TcpStream::connect(address).unwrap();
-            // The receiver leaves when it has seen enough.
+            // The receiver closes when it has enough bytes.
             let _ = socket.write_all(&vec![1; bytes]);
         }));
     }
@@ -71,13 +71,13 @@ fn streams(lab: &Lab, from: usize, to: &[usize], bytes: usize) -> Vec<Stream> {
     middles
 }
 
-/// What a stream got in its middle, bytes per second.
+/// Rate of a stream in its middle, bytes per second.
 fn rate(stream: &Stream) -> f64 {
     stream.bytes as f64 / (stream.end - stream.start).as_secs_f64()
 }
 
-/// What all together got from the first's opening to the last's end, bytes per second. No receiver that was late, and
-/// found more in its buffer than the link lets through, makes it more.
+/// Rate of all streams together from the first connection to the last end, bytes per second. A late receiver,
+/// with more bytes in its buffer than the link has delivered since, cannot increase it.
 fn whole_rate(streams: &[Stream]) -> f64 {
     let start = streams.iter().map(|stream| stream.opened).min().unwrap();
     let end = streams.iter().map(|stream| stream.end).max().unwrap();
@@ -95,18 +95,18 @@ fn the_switch_lets_through_what_its_links_would_and_never_more() {
     let expected = goodput(link.up);
     let alone: Vec<Vec<Stream>> = (0..3).map(|_| streams(&lab, 0, &[1], STREAM)).collect();
     let down = streams(&lab, 0, &[2], STREAM / 4);
-    // Two at once share the uplink.
+    // Two simultaneous streams share the uplink.
     let both = streams(&lab, 1, &[0, 2], STREAM / 4);
     for (streams, most) in
         alone.iter().map(|one| (one, expected)).chain([(&down, goodput(slow.down)), (&both, expected)])
     {
         assert!(whole_rate(streams) <= 1.01 * most, "{streams:?} of {most}");
     }
-    // Where the machine is busy a stream may be slower: not each of a few.
+    // On a busy machine a stream may be slower, but not all of several.
     let alone: Vec<f64> = alone.iter().map(|one| rate(&one[0])).collect();
     assert!(alone.iter().any(|rate| *rate >= 0.95 * expected), "{alone:?} of {expected}");
 
-    // All that was sent has crossed the switch, in frames no longer than they may be.
+    // All sent bytes have crossed the switch, in frames of at most the allowed size.
     let before = lab.counters();
     let (listener, address) = listen(&lab, 1);
     let sender =
@@ -119,7 +119,7 @@ fn the_switch_lets_through_what_its_links_would_and_never_more() {
     assert_eq!((after.payload - before.payload, after.lost), (1 << 20, 0));
     assert!(after.bytes - before.bytes <= (after.packets - before.packets) * (MTU + FRAME) as u64);
 
-    // An answer is as late as two ways are long, at least.
+    // An answer takes at least the delay of both directions.
     let (listener, address) = listen(&lab, 1);
     let answering = lab.machines[1].run(move || {
         let (mut socket, _) = listener.accept().unwrap();
@@ -157,12 +157,12 @@ fn bits(bytes_per_s: f64) -> f64 {
     8e-6 * bytes_per_s
 }
 
-/// Figures are for people, and tests that pass are silent otherwise.
+/// Prints figures, which the harness would hide for passing tests.
 fn say(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// `autodist` as a launcher would start it, rank r on machine `of[r]`.
+/// `autodist` as started by a launcher, rank r on machine `of[r]`.
 fn launch(lab: &Lab, of: &[usize], folder: &Path, variables: &str, args: &str) -> Vec<Started> {
     let host = lab.machines[of[0]].address;
     let port = free_port();
@@ -174,7 +174,7 @@ fn launch(lab: &Lab, of: &[usize], folder: &Path, variables: &str, args: &str) -
              AUTODIST_PORT={port} {variables}",
             of.len()
         );
-        // All machines are this one: each has its part of the cores, in turn.
+        // All machines are on this computer: each has its share of the cores, in turn.
         let mut command = lab.command(of[rank], "taskset");
         command.args(["-c", &cores(of[rank], all), AUTODIST]);
         spawn(command, folder, &variables, args)
@@ -182,7 +182,7 @@ fn launch(lab: &Lab, of: &[usize], folder: &Path, variables: &str, args: &str) -
     (0..of.len()).map(start).collect()
 }
 
-/// For as many ranks of a machine.
+/// The cores of the given number of ranks on a machine.
 fn cores(machine: usize, ranks: usize) -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let list: Vec<String> =
@@ -190,7 +190,7 @@ fn cores(machine: usize, ranks: usize) -> String {
     list.join(",")
 }
 
-/// What rank 0 printed, once all have ended well.
+/// The output of rank 0, after all have succeeded.
 fn run(lab: &Lab, of: &[usize], folder: &Path, args: &str) -> Value {
     let mut processes = launch(lab, of, folder, "TORCHELASTIC_RUN_ID=lab", args);
     let printed = processes[0].end(Duration::from_secs(80)).measured();
@@ -209,7 +209,7 @@ fn job(batch: u32, micro_batch: u32, tensor: u32) -> String {
     )
 }
 
-/// A model whose gradients take longer on the links of this file than its arithmetic does.
+/// A model whose gradients take longer on the links of this file than its compute.
 fn inputs(job: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let model = autodist_spec::ModelSpec {
@@ -235,7 +235,7 @@ fn profile(lab: &Lab, of: &[usize], folder: &Path) -> Value {
     run(lab, of, folder, &format!("profile {FLAGS} --devices cpu --budget 1 --timeout 30"))
 }
 
-/// The measured rate of a link over what the switch's lets TCP have, - 1.
+/// Measured bandwidth of a link / TCP goodput of the switch's link - 1.
 fn rate_error(profile: &Value, link: &str, rate: Rate) -> f64 {
     let links = profile["network"]["links"].as_array().unwrap();
     let link = links.iter().find(|other| other["name"] == link).unwrap();
@@ -256,14 +256,14 @@ fn check_rates(profile: &Value, machines: &[(&str, Uplink)]) -> String {
     said.join(", ")
 }
 
-/// Where other work takes the cores away for a while, a measurement says little: then it is made again.
+/// If other processes use the cores for a while, the measurement is repeated.
 const ATTEMPTS: usize = 3;
-/// Median |error| of predictions that is good enough on machines that others share, and one that no other load explains.
+/// Acceptable median |error| of predictions on shared machines, and one that other load cannot explain.
 const GOOD: f64 = 0.15;
 const BAD: f64 = 0.4;
 
-/// Trains plans and says how well they were predicted: the median |error| as timed, of the first attempt that is good
-/// or the last.
+/// Trains plans and returns the accuracy of their predictions: the median |error| of unadjusted times, of the
+/// first good attempt or the last.
 fn validate(lab: &Lab, of: &[usize], folder: &Path, args: &str) -> (Value, f64) {
     let mut attempts = (0..ATTEMPTS).map(|_| validate_once(lab, of, folder, args));
     let mut last = attempts.next().unwrap();
@@ -296,7 +296,7 @@ fn validate_once(lab: &Lab, of: &[usize], folder: &Path, args: &str) -> (Value, 
 fn two_machines_of_two_ranks_are_measured_planned_for_and_trained_over() {
     let link = Uplink::even(100.0, 2 * DELAY);
     let Some(lab) = Lab::new("two_machines_of_two_ranks", &[link, link]) else { return };
-    // Dealt out in turn, so that neighbours among the ranks are on different machines.
+    // Round robin, so that neighbouring ranks are on different machines.
     let of = [0, 1, 0, 1];
     let folder = inputs(&job(8, 4, 2));
     let profile = profile(&lab, &of, folder.path());
@@ -314,7 +314,7 @@ fn two_machines_of_two_ranks_are_measured_planned_for_and_trained_over() {
         1e6 * latency
     ));
 
-    // What is said of these machines is good for them alone.
+    // A profile of these machines applies only to them.
     let again = launch(&lab, &of, folder.path(), "", &format!("profile {FLAGS} --devices cpu --timeout 30"));
     let again: Vec<_> = again.into_iter().map(|mut process| process.end(Duration::from_secs(30))).collect();
     assert!(again[0].err.contains("reused"), "{}", again[0].err);
@@ -322,7 +322,7 @@ fn two_machines_of_two_ranks_are_measured_planned_for_and_trained_over() {
 
     let plan = format!("plan {FLAGS} --profile profile.json --top 4 -o plan.json");
     let plan = common::line(folder.path(), &plan).json();
-    // Tensor groups, which say most to each other, are each on one machine.
+    // Tensor groups, which have the most traffic, are each on one machine.
     let placement: Vec<u64> = plan["strategy"]["communication"]["placement"]
         .as_array()
         .unwrap()
@@ -342,7 +342,7 @@ fn two_machines_of_two_ranks_are_measured_planned_for_and_trained_over() {
     assert!(validation["median_error"].is_number());
     say(&format!("2 x 2: median |error| {:.1} %", 100.0 * error));
     assert!(error <= BAD, "{error}");
-    // Nothing found a way past the switch.
+    // No traffic bypassed the switch.
     let records = std::fs::read_dir(folder.path().join("runs")).unwrap().filter_map(|entry| {
         let path = entry.unwrap().path();
         path.file_name()?.to_str()?.starts_with("000").then_some(path)
@@ -371,7 +371,7 @@ fn unlike_links_are_told_apart_and_the_engine_sends_what_it_says() {
     say(&format!("3 x 1: median |error| {:.1} %", 100.0 * error));
     assert!(error <= BAD, "{error}");
 
-    // Plain data parallelism: its gradients cross the links as often as a ring's do.
+    // Plain data parallelism: its gradients cross the links as often as in a ring.
     let ring = "estimate --model model.json --job job.toml --profile profile.json --dp 3 --micro-batch 1 -o ring.json";
     common::line(folder.path(), ring).ok();
     let before = lab.counters();
@@ -380,7 +380,7 @@ fn unlike_links_are_told_apart_and_the_engine_sends_what_it_says() {
         let rank = record["ranks"].as_array().unwrap().iter().find(|rank| rank["rank"] == machine).unwrap();
         let said = 4.0 * rank["bytes_sent_per_step"].as_f64().unwrap();
         let crossed = (after.payload - before.payload) as f64;
-        // Besides gradients there are orders, answers, barriers and greetings.
+        // In addition to gradients there are assignments, answers, barriers and handshakes.
         assert!(
             crossed >= said && crossed <= 1.05 * said + 300e3,
             "{machine}: {crossed} crossed, {said} said"
@@ -409,7 +409,7 @@ fn who_does_not_know_the_token_is_refused_on_every_machine() {
         assert_eq!(finished.code, Some(4), "{token}: {}", finished.err);
         assert!(finished.err.contains("does not know this job's token"), "{token}: {}", finished.err);
     }
-    // A stranger who says nothing that makes sense holds nobody up.
+    // A stranger with invalid data does not delay the job.
     let address = SocketAddr::new(lab.machines[0].address.into(), port);
     let stranger = lab.machines[1].run(move || {
         let mut socket = TcpStream::connect(address).unwrap();
@@ -441,7 +441,7 @@ fn who_cannot_come_through_a_firewall_is_named_with_the_address() {
     let (mut first, mut second) = (start(0), start(1));
     let finished = first.end(Duration::from_secs(20));
     assert_eq!(finished.code, Some(4), "{}", finished.err);
-    // Rank 0 waited in vain, and is not to blame.
+    // Rank 0 waited, and is not the cause.
     for expected in ["rank 1 ", &format!("cannot be reached at {host}:"), "firewall"] {
         assert!(finished.err.contains(expected), "`{expected}` is not in: {}", finished.err);
     }
@@ -449,15 +449,15 @@ fn who_cannot_come_through_a_firewall_is_named_with_the_address() {
     second.end(SOON);
 }
 
-/// However a test ends: this one kills another that has a lab.
+/// However a test ends: this one kills another test that has a lab.
 #[test]
 fn a_lab_leaves_nothing_behind() {
     const VICTIM: &str = "AUTODIST_LAB_VICTIM";
     const NAME: &str = "a_lab_leaves_nothing_behind";
     let link = Uplink::even(100.0, DELAY);
     if std::env::var_os(VICTIM).is_some() {
-        // A shell starts what runs in the background deaf to it.
-        // SAFETY: the signal's own action is no handler of ours.
+        // A shell starts background processes with this signal ignored.
+        // SAFETY: the default action of the signal is not a handler of this process.
         unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
         let Some(lab) = Lab::new(NAME, &[link, link]) else { return };
         let mut child = lab.command(1, "sleep").arg("1000").spawn().unwrap();

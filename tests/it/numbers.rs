@@ -1,5 +1,5 @@
-//! Numbers of files that are none, or are out of all proportion, and the files and messages that come of them: every one is
-//! refused by its name or makes a result that can be read again; no text of a file drives a terminal or a spreadsheet.
+//! Invalid or implausible numbers in files, and the files and messages that result: each is refused by name
+//! or gives a result that can be read again; no text of a file controls a terminal or a spreadsheet.
 
 use crate::common;
 
@@ -19,7 +19,7 @@ const ON_FIGURES: &str =
 const COLUMNS: &str = "id,group,layers,hidden,heads,ffn,vocab,seq_len,gpu,gpus_total,gpus_per_node,inter_link,precision,tp,pp,\
                        cp,micro_batch,global_batch,iteration_s,peak_mem_gb";
 
-/// A run that is right but for one column.
+/// A valid run except for one column.
 fn table(column: &str, value: &str) -> String {
     let right = "a,g,24,2048,16,8192,51200,2048,A100-80GB-SXM,16,8,8 x 200 Gb/s,bf16,2,1,1,4,64,2.0,30";
     let cells: Vec<&str> = COLUMNS
@@ -45,7 +45,7 @@ fn measured_plans() -> Value {
     })
 }
 
-/// No result holds a number that is none; what is quoted is the file's.
+/// No result contains a number that is not finite; quoted text is the file's.
 #[track_caller]
 fn sane(run: &Finished, case: &str) {
     let ours: String = run.out.split('`').step_by(2).collect();
@@ -172,7 +172,7 @@ fn sizes_and_times_of_measured_plans_have_ranges() {
         write(folder, "plans.json", edited(&right, &pointer, Some(value)).to_string());
         refused(&line(folder, args), &["plans.json", field]);
     }
-    // What is in range alone and makes no step together is refused by its name.
+    // Values that are valid alone but overflow together are refused by name.
     for (pointer, value) in [
         (format!("{layer}/forward_s"), json!(1e30)),
         (format!("{layer}/parameters"), json!(1e30)),
@@ -184,7 +184,7 @@ fn sizes_and_times_of_measured_plans_have_ranges() {
         sane(&run, &pointer);
         assert!(run.out.contains("refused: p: "), "{pointer}: {} {}", run.out, run.err);
     }
-    // No list is made before its length is known to be one.
+    // No list is allocated before its length is checked.
     let layers = vec![edited(&right["profiles"][0]["layers"][0], "/times", Some(json!(600_000))); 2];
     write(folder, "plans.json", edited(&right, "/profiles/0/layers", Some(json!(layers))).to_string());
     refused(&line(folder, args), &["plans.json", "layers of all profiles", "1200000"]);
@@ -247,7 +247,7 @@ fn rates_of_devices_and_links_are_rates() {
             refused(&line(folder, &args), &["lab.toml", field]);
         }
     }
-    // Slow, but possible: a document that can be read again, or a refusal that says what is out of all proportion.
+    // Slow, but possible: a document that can be read again, or a refusal that names the implausible value.
     for text in [
         cluster("1.0", "1.0", "1e-6", "1.0"),
         cluster("1e30", "1e30", "0.0", "1e30"),
@@ -417,7 +417,7 @@ fn what_killed_processes_left_is_removed_after_an_hour() {
 fn what_cannot_be_written_is_printed_all_the_same() {
     let folder = common::folder(2);
     let folder = folder.path();
-    // A file stands where a folder would have to.
+    // A file in the position of a folder.
     for args in [
         "plan --model model.json --job job.toml",
         "estimate --model model.json --job job.toml --tp 2",
@@ -455,7 +455,7 @@ fn no_pipe_that_a_document_names_is_waited_for() {
         assert!(run.err.contains(&format!("{named}: is {is}")), "{}", run.err);
         assert_eq!(run.code, Some(0), "a report can do without");
     }
-    // Neither is one that lies where a file would be looked for.
+    // A pipe where a file would be searched for is refused, too.
     fs::create_dir(folder.join("model")).unwrap();
     fs::rename(&pipe, folder.join("model/config.json")).unwrap();
     let run =
@@ -463,7 +463,7 @@ fn no_pipe_that_a_document_names_is_waited_for() {
     refused(&run, &["model/config.json", "is a pipe"]);
     assert!(began.elapsed() < Duration::from_secs(60));
 
-    // One of the command line is read to its end.
+    // A pipe on the command line is read to its end.
     let mut reading = Command::new(AUTODIST)
         .args(["explain", "/dev/stdin", "--profile", "profile.json", "--json"])
         .current_dir(folder)
@@ -476,7 +476,7 @@ fn no_pipe_that_a_document_names_is_waited_for() {
     assert!(output.status.success() && serde_json::from_slice::<Value>(&output.stdout).is_ok());
 }
 
-/// What a terminal would obey.
+/// Characters that a terminal interprets.
 const ESCAPES: [char; 5] = ['\u{1b}', '\u{9b}', '\u{7}', '\r', '\u{202e}'];
 
 #[test]
@@ -517,7 +517,7 @@ fn no_text_of_a_file_drives_the_terminal() {
     quiet(&run, "id, JSON");
     refused(&run, &["named.json", "U+001B"]);
 
-    // What is printed of our own has its lines.
+    // autodist's own output contains line breaks.
     assert!(line(folder, "plan --model model.json --job job.toml").ok().lines().count() > 5);
 }
 

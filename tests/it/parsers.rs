@@ -1,4 +1,4 @@
-//! No input makes a parser panic, and what parses is checked: it can be used without a panic too.
+//! No input makes a parser panic, and parsed values are checked: using them does not panic either.
 
 use crate::common;
 
@@ -17,7 +17,7 @@ use std::sync::LazyLock;
 static PLAN: LazyLock<Plan> = LazyLock::new(common::plan);
 static PROFILE: LazyLock<Profile> = LazyLock::new(|| common::profile(2));
 
-/// Right documents, one for each parser.
+/// Valid documents, one for each parser.
 static DOCUMENTS: LazyLock<Vec<(Kind, Value)>> = LazyLock::new(|| {
     let of = |text: String| serde_json::from_str::<Value>(&text).unwrap();
     let config = json!({"model_type": "llama", "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -61,7 +61,7 @@ const KINDS: [Kind; 8] = [
     Kind::HuggingFace,
 ];
 
-/// What parsed passes its check, and survives a round through its file format.
+/// A parsed value passes its check, and survives a round trip through its file format.
 fn checked<T: Check + serde::Serialize + serde::de::DeserializeOwned>(value: &T) {
     value.check().unwrap();
     let text = to_json(value);
@@ -104,7 +104,7 @@ fn use_model(model: &ModelSpec) {
     let _ = Program::compile(model, &Job::new(1, 1), 1, &strategy, &stages);
 }
 
-/// Parses, and uses what came out.
+/// Parses, and uses the result.
 fn feed(kind: Kind, bytes: &[u8]) {
     match kind {
         Kind::Plan => drop(parse::json::<Plan>("f", bytes).map(|plan| use_plan(&plan))),
@@ -128,10 +128,10 @@ fn feed(kind: Kind, bytes: &[u8]) {
     }
 }
 
-/// The document as its parser reads it.
+/// The document in its file format.
 fn text(kind: Kind, document: &Value) -> String {
     match kind {
-        // TOML has no null: the fields that are null are left out.
+        // TOML has no null: such fields are left out.
         Kind::Cluster | Kind::Job => toml_text(document),
         _ => document.to_string(),
     }
@@ -171,7 +171,7 @@ fn pointers(value: &Value, at: &str, list: &mut Vec<String>) {
     }
 }
 
-/// Values that sit on the edges of ranges and types.
+/// Values at the limits of ranges and types.
 fn edge() -> impl Strategy<Value = Value> {
     prop_oneof![
         any::<u64>().prop_map(|n| json!(n)),
@@ -194,7 +194,8 @@ fn edge() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Profile cells are many and alike, so paths are drawn by their shape first: `/segments/7/time` is `/segments/*/time`.
+/// A profile has many similar cells, so paths are drawn by their shape first: `/segments/7/time` is
+/// `/segments/*/time`.
 fn a_pointer(document: &Value, shape: prop::sample::Index, one: prop::sample::Index) -> String {
     let mut all = Vec::new();
     pointers(document, "", &mut all);
@@ -292,7 +293,7 @@ proptest! {
     }
 }
 
-/// The texts of these tests are what they claim to be.
+/// Checks the documents of these tests.
 #[test]
 fn every_right_document_parses() {
     for (kind, document) in DOCUMENTS.iter() {

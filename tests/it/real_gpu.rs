@@ -1,5 +1,5 @@
-//! What only a real GPU can show. Without one each test says why it was skipped, past the test runner's capture of
-//! output. `just test-gpu` runs this list.
+//! Tests that need a real GPU. Without one, each test prints why it was skipped, without the test runner's
+//! capture of output. `just test-gpu` runs this list.
 
 use crate::common;
 
@@ -7,7 +7,7 @@ use common::line;
 use serde_json::Value;
 use std::io::Write;
 
-/// The GPUs of this machine; none if it has none to use, and then the reason is told.
+/// Number of usable GPUs of this machine; `None` without any, after printing the reason.
 fn gpus(test: &str) -> Option<usize> {
     let reason = match autodist_executor::cuda::survey() {
         Err(absent) => absent.brief,
@@ -16,7 +16,7 @@ fn gpus(test: &str) -> Option<usize> {
         }
         Ok(found) => return Some(found.accelerators.len()),
     };
-    // A test's own prints are kept from sight when it passes.
+    // The harness hides the output of passing tests.
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: it needs a GPU, and {reason}");
     None
 }
@@ -41,7 +41,7 @@ fn validated(ranks: usize, precision: &str, more: &str) -> Value {
     validation
 }
 
-/// Every plan of the space is trained to the same loss in about the memory that was predicted.
+/// Every plan of the space is trained to the same loss in about the predicted memory.
 #[track_caller]
 fn check(validation: &Value, rounding: f64) {
     let runs = validation["runs"].as_array().unwrap();

@@ -1,5 +1,5 @@
-//! A batch script that `export` wrote, submitted to a Slurm of the test's own, which really trains the plan.
-//! `.ci/trainers` installs Slurm and runs this with `AUTODIST_SLURM`.
+//! Submits an exported batch script to a Slurm that the test starts, which trains the plan. `.ci/trainers`
+//! installs Slurm and runs this with `AUTODIST_SLURM`.
 
 use crate::common;
 

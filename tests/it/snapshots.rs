@@ -1,10 +1,11 @@
-//! What every command prints: its exit code, standard output, standard error, and the files that it writes, held against
-//! `tests/it/snapshots/`. To accept a difference, run `INSTA_UPDATE=always scripts/test.sh snapshots::` and look at
-//! `git diff tests/it/snapshots`.
+//! The output of every command: its exit code, standard output, standard error, and the files that it writes,
+//! compared with `tests/it/snapshots/`. To accept a difference, run `INSTA_UPDATE=always scripts/test.sh
+//! snapshots::` and look at `git diff tests/it/snapshots`.
 //!
-//! What is measured is another at every run, and has placeholders ([`MEASURED`]); floats of many digits are rounded
-//! (`common/shown.rs`); the version is left out. Everything else is shown as it is. Searches would find the same with any
-//! number of threads; who measures is told the number of ranks, which would else be that of the machine's cores.
+//! Measured values differ at every run, and have placeholders ([`MEASURED`]); floats of many digits are
+//! rounded (`common/shown.rs`); the version is left out. Everything else is shown unchanged. Searches have
+//! the same result with any number of threads; commands that measure are given the number of ranks, which
+//! would otherwise be the machine's number of cores.
 
 use crate::common;
 
@@ -14,22 +15,22 @@ use common::shown::{files, head_of_table, shown, shown_each, text_of_page};
 use common::{folder, line, small_job, small_model, write};
 use std::path::Path;
 
-/// What differs from run to run and from machine to machine, where something is measured. They are applied in turn.
+/// Values that differ between runs and between machines, if something is measured. They are applied in turn.
 const MEASURED: &[(&str, &str)] = &[
-    // How often it is said depends on how long it takes.
+    // The number of these lines depends on the duration.
     (r"(?m)^(profile|train|validate|selftest) .*\d+ s used.*\n", "[progress of $1]\n"),
     (r"(\[progress of [a-z]+\]\n)+", "$1"),
-    // Where a line or a cell ends depends on the widths of what is measured.
+    // The ends of lines and cells depend on the widths of measured values.
     (r"\n {6,}", " "),
     (r"-{2,}", "--"),
     (r"(?m)(%) +#+$", "$1"),
     (r" {2,}", "  "),
     (r"(?m)^(\S[^\n]*?)(  [^\n]*)\n((?:[\d,]+ )?[a-z]+(?: [a-z]+)*)$", "$1 $3$2"),
-    // Whether there is something to doubt about a measurement is up to the machine's load.
+    // Whether a measurement is doubtful depends on the machine's load.
     (r"(?m)^warning:( +ranks had no real-time priority)", "[warning]$1"),
     (r"(?m)^(warning:|doubt  ).*\n", ""),
     (r"\[warning\]", "warning:"),
-    // So is whether intervals are wide.
+    // So do wide intervals.
     (r" +\S+ m?u?s of that is a safety margin[^\n]*", ""),
     (r"cpu \([^)]*\)", "cpu ([processor])"),
     (r"\b\d[\d.,]* (s|ms|us)\b", "[time]"),
@@ -39,14 +40,14 @@ const MEASURED: &[(&str, &str)] = &[
     (r"[+-]?\b\d\.\d{4}( at step|  )", "[loss]$1"),
 ];
 
-/// Peaks of memory, of ranks and in the table of a validation's only run. What one sends is known.
+/// Memory peaks, of ranks and in the table of a validation's only run. The number of sent bytes is known.
 const PEAKS: &[(&str, &str)] = &[
     (r"(?m)^(memory  )[\d.]+ [KMG]iB", "$1[size]"),
     (r"(?m)^(  \d+  )[\d.]+ [KMG]iB", "$1[size]"),
     (r"(?m)^(1  dp[^\n]*?  )[\d.]+ [KMG]iB", "$1[size]"),
 ];
 
-/// What a profile says of its machine.
+/// Parts of a profile about its machine.
 const MACHINE: &[(&str, &str)] = &[
     (r"\bon [\w.-]+: (\d+ devices)", "on [host]: $1"),
     (r"(\[processor\]\)): [\d.]+ [KMGT]iB", "$1: [size]"),
@@ -62,10 +63,10 @@ const MACHINE: &[(&str, &str)] = &[
     ),
 ];
 
-/// What `tune` says beyond that: its plan stands on a measured profile, and may be refuted.
+/// Additional output of `tune`: its plan depends on a measured profile, and may be refuted.
 const TUNED: &[(&str, &str)] = &[
     ("exit code [05]", "exit code 0, or 5 where the plan is refuted"),
-    // A refuted plan's profile is measured again, and all that follows.
+    // The profile of a refuted plan is measured again, and all later steps repeated.
     (r"(?s)(\nwrote 1 run records[^\n]*\n).*\nwrote 1 run records[^\n]*\n", "$1"),
     (r"(?m)^before  .*\n", ""),
     (r"(?m)^error: REFUTED.*\n", ""),
@@ -73,13 +74,12 @@ const TUNED: &[(&str, &str)] = &[
     (r"(?m)^search  .*", "search  [what the search or the measurement says]"),
     (r"(?m)^verdict  .*", "verdict  [verdict]"),
     (r"(?m)(holds|within noise|REFUTED)$", "[verdict]"),
-    (r" \[time\] of its work is caution: .*", ""),
     (r"fingerprint [0-9a-f]{16}", "fingerprint [fingerprint]"),
     (r"of [\d.]+ [KMGT]iB per device", "of [size] per device"),
     (r"(?m)^(0  0  .*  |.*\[size\]  |reserve  |total  |communication buffers  )[\d.]+ [KMGT]iB", "$1[size]"),
 ];
 
-/// Holds what was shown against the snapshot of that name.
+/// Compares the output with the snapshot of that name.
 #[track_caller]
 fn snapshot(name: &str, text: &str) {
     held(name, text, &[]);
@@ -160,7 +160,7 @@ fn estimate_of_a_profile() {
     snapshot("estimate_plan", &shown(folder.path(), "estimate plan.json"));
 }
 
-/// A job on a cluster that nobody measured.
+/// A job on a cluster without a profile.
 const GPT3: &str =
     "estimate --model gpt3-175b --cluster 64x8xa100-80gb-sxm@8x200gbps --global-batch 1536 --seq-len 2048";
 
@@ -176,7 +176,7 @@ fn estimate_without_a_profile() {
         ("estimate_best", "--tp 8 --best 3 -o plan.json".to_owned()),
         ("estimate_best_json", "--tp 8 --pp 8 --best 2 --json".to_owned()),
     ] {
-        // What is left of a difference of nearly equal times is rounding.
+        // Differences of nearly equal times are rounding errors.
         let rounding = (r"\d[\d.]*e-1\d\b", "[rounding]");
         held(name, &shown(folder, &format!("{GPT3} {flags}")), &[rounding]);
     }
@@ -196,7 +196,7 @@ fn estimate_without_a_profile() {
     snapshot("estimate_own_device", &shown(folder, own));
 }
 
-/// Trainers, and a layout that each can train.
+/// Trainers, and a layout that each supports.
 const TRAINERS: [(&str, &str); 9] = [
     ("megatron", HYBRID),
     ("megatron-bridge", HYBRID),
@@ -211,7 +211,7 @@ const TRAINERS: [(&str, &str); 9] = [
 const HYBRID: &str = "--tp 2 --pp 2 --sp --micro-batch 2 --recompute full";
 const SHARDED: &str = "--zero 3 --micro-batch 2 --learning-rate 0.0002 --seed 1";
 
-/// Files of an export. A plan document is not shown again: that it is the same as what was exported is.
+/// Files of an export. A plan document is compared with the exported one instead of shown.
 fn exported(folder: &Path, file: &str, content: &[u8]) -> String {
     let content = String::from_utf8(content.to_vec()).unwrap();
     let plan = std::fs::read_to_string(folder.join("plan.json")).unwrap();
@@ -219,7 +219,7 @@ fn exported(folder: &Path, file: &str, content: &[u8]) -> String {
         assert_eq!(content, plan);
         return "(the plan document)\n".to_owned();
     }
-    // A manifest holds it as a string.
+    // A manifest contains it as a string.
     content.replace(&serde_json::to_string(&plan).unwrap(), "\"(the plan document)\"")
 }
 
@@ -233,7 +233,7 @@ fn export_and_estimate_from_each_trainer() {
         let out = folder.join("out");
         text += &files(&out, |name, content| exported(folder, name, content));
         snapshot(&format!("export_{trainer}"), &text);
-        // The configuration is the file that is not run; some trainers have only a script.
+        // The configuration is the file that is not executable; some trainers have only a script.
         let names: Vec<_> =
             std::fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         let names: Vec<_> = names.iter().map(|name| name.to_str().unwrap()).collect();
@@ -276,7 +276,7 @@ fn report() {
     text += &files(&folder.join("report"), |name, content| match name.rsplit_once('.').unwrap().1 {
         "html" => text_of_page(std::str::from_utf8(content).unwrap()),
         "csv" => head_of_table(std::str::from_utf8(content).unwrap()),
-        // Drawn with floating-point numbers of the C library; that it is a picture is looked at elsewhere.
+        // Drawn with floating-point functions of the C library; other tests check the pictures.
         "png" => "(a picture)\n".to_owned(),
         kind => format!("({kind})\n"),
     });
@@ -287,7 +287,7 @@ fn report() {
 const RUNS: &str = "id,group,source,layers,hidden,heads,ffn,vocab,seq_len,gpu,gpus_total,gpus_per_node,precision,tp,pp,dp,\
                     recompute,micro_batch,global_batch,iteration_s,peak_mem_gb\n";
 
-/// Runs of two groups, slower than what is shipped says.
+/// Runs of two groups, slower than the built-in calibration predicts.
 fn runs() -> String {
     let mut table = RUNS.to_owned();
     for (at, (group, layers, micro_batch)) in
@@ -345,7 +345,7 @@ fn catalogue_and_schema() {
     snapshot("schema_job", &shown(folder.path(), "schema job"));
 }
 
-/// No other rank or test is waited for by priority, and a rank that dies is given up soon.
+/// Ranks use no real-time priority, so that they do not block other tests, and a dead rank is detected soon.
 const RANKS: &str = "--no-realtime --timeout 30";
 
 #[test]
@@ -358,19 +358,20 @@ fn train() {
 
 #[test]
 fn validate() {
-    // A step is predicted to take ten seconds, which no machine's load makes of some milliseconds: so the verdict is known.
+    // A step is predicted to take ten seconds instead of milliseconds, under any load: so the verdict is
+    // known.
     let machine = SyntheticMachine { overhead_s: 10.0, ..SyntheticMachine::new(2) };
     let folder = folder(2);
     write(folder.path(), "profile.json", to_json(&machine.profile(&small_model(), &small_job())));
     line(folder.path(), &format!("{SEARCH} --top 2 -o plan.json")).ok();
     let text = shown(folder.path(), &format!("validate plan.json --steps 4 {RANKS}"));
-    // What was predicted is known, beside times that are not.
+    // Predictions are known, next to times that are not.
     let hidden = (r"10\.0 s ± ([\d.]+) (m?s)\b", "10.0 [s] ± $1 [$2]");
     let seen = (r"\[(m?s)\]", "$1");
     held("validate", &text, &[&[hidden], MEASURED, PEAKS, &[seen]].concat());
 }
 
-/// A job with one legal plan, so that which is best does not depend on measurements.
+/// A job with one legal plan, so that the best plan does not depend on measurements.
 const ONE_PLAN: &str = "schema_version = 1\nglobal_batch = 4\nseq_len = 16\n[allow]\ntensor = [1]\npipeline = [1]\n\
                         data = [2]\nmicro_batch = [2]\nzero_stage = [0]\nrecompute = [\"none\"]\n\
                         sequence_parallel = [false]\n";
@@ -379,7 +380,7 @@ const ONE_PLAN: &str = "schema_version = 1\nglobal_batch = 4\nseq_len = 16\n[all
 fn profile() {
     let folder = folder(2);
     write(folder.path(), "job.toml", ONE_PLAN);
-    // An interval that is wide enough for any machine: one round of measurements.
+    // An interval that is wide enough on any machine: one round of measurements.
     let flags = "--devices cpu --ranks 2 --budget 0.1 --interval 1000 -o measured.json";
     let args = format!("profile --model model.json --job job.toml {flags} {RANKS}");
     let text = shown(folder.path(), &args) + "\n" + &shown(folder.path(), &args);

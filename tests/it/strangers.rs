@@ -1,4 +1,4 @@
-//! Strangers at every port that a job opens: it goes on, names them, and tells them nothing.
+//! Strangers connect to every port that a job opens: the job continues, reports them, and sends them nothing.
 
 use crate::common;
 
@@ -10,7 +10,8 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-/// Where these processes listen: numbers of sockets from their descriptors, addresses from the system's tables.
+/// The listening addresses of these processes: sockets from their descriptors, addresses from the system's
+/// tables.
 fn listening(pids: &[i32]) -> BTreeSet<SocketAddr> {
     let mut sockets = BTreeSet::new();
     for pid in pids {
@@ -35,8 +36,8 @@ fn family(pid: i32) -> Vec<i32> {
     std::iter::once(pid).chain(children(pid).into_iter().flat_map(family)).collect()
 }
 
-/// One that connects to whatever a job opens, as soon as it does: many silent connections, and one that sends a long
-/// greeting, a byte at a time.
+/// A client that connects to every port of a job, as soon as it opens: many silent connections, and one that
+/// sends a long handshake, a byte at a time.
 #[derive(Default)]
 struct Stranger {
     known: BTreeSet<SocketAddr>,
@@ -48,7 +49,7 @@ impl Stranger {
     fn disturb(&mut self, job: i32) {
         for address in listening(&family(job)) {
             if self.known.insert(address) {
-                // It may be closed by now.
+                // The port may be closed by now.
                 self.silent.extend((0..100).filter_map(|_| TcpStream::connect(address).ok()));
                 if let Ok(mut slow) = TcpStream::connect(address) {
                     let _ = slow.write_all(&[0x60, 0xea, 0, 0, 1]);
@@ -93,7 +94,7 @@ fn who_has_no_callers_does_not_listen() {
     };
     for process in 0..2 {
         let (own, of_its_rank) = of(process);
-        // All have come, so the launcher's own ports are closed again; an agent never had one.
+        // All processes have connected, so the launcher's own ports are closed again; an agent never has one.
         assert_eq!(own, BTreeSet::new(), "process {process}");
         assert_eq!(of_its_rank.len(), 1, "process {process}");
         assert!(of_its_rank.iter().all(|address| address.ip().is_loopback()), "{of_its_rank:?}");
@@ -115,7 +116,7 @@ fn who_listens_in_the_place_of_rank_0_learns_nothing_and_gives_no_orders() {
         socket.read_exact(&mut heard).unwrap();
         let mut words = answer.to_vec();
         if answer.len() == 5 {
-            // A challenge by one who does not know the token.
+            // A challenge from a client without the token.
             words.extend([7; 64]);
         }
         let _ = socket.write_all(&words);
@@ -146,7 +147,7 @@ fn a_job_without_a_secret_says_so_once() {
         assert!(!warned || err.contains("other users of this machine could join"), "{err}");
         job.agents_end_in_silence(0);
     }
-    // Who starts ranks itself gives them a secret of its own.
+    // If autodist starts the ranks itself, it gives them its own secret.
     let alone = common::line(folder.path(), "train plan.json --steps 2 --no-realtime");
     assert!(!alone.err.contains("AUTODIST_TOKEN"), "{}", alone.err);
 }

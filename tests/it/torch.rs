@@ -1,5 +1,6 @@
-//! `--engine torch` through the binary: refusals, which need no PyTorch; and with one (AUTODIST_PYTHON, or the one of
-//! `.ci/torch`) a training from the profile to the record, and ranks that end with their launcher.
+//! `--engine torch` through the binary: refusals, which need no PyTorch; and with PyTorch (AUTODIST_PYTHON,
+//! or the one of `.ci/torch`) a training from the profile to the record, and ranks that end with their
+//! launcher.
 
 use crate::common;
 
@@ -19,7 +20,7 @@ static PYTHON: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
     let output = Command::new(&python).args(["-c", seen]).output();
     let there = output.is_ok_and(|output| output.status.success());
     if !there {
-        // Past the harness, which keeps to itself what tests that pass print.
+        // Printed directly, because the harness hides the output of passing tests.
         let _ = writeln!(
             std::io::stderr(),
             "\nSKIPPED: the binary has not trained with PyTorch: {} has none. To let it, run .ci/torch.\n",
@@ -87,7 +88,7 @@ fn a_python_without_pytorch_is_refused_with_the_command_that_installs_it() {
     assert!(!folder.path().join("run.json").exists());
 }
 
-/// A script in the place of a Python.
+/// A script that replaces a Python interpreter.
 fn script(folder: &Path, name: &str, text: &str) {
     use std::os::unix::fs::PermissionsExt;
     let path = folder.join(name);
@@ -121,12 +122,12 @@ fn a_plan_runs_no_code_that_lies_beside_it() {
             let output = program.output().unwrap();
             let err = String::from_utf8(output.stderr).unwrap();
             assert_eq!(output.status.code(), Some(2), "{err}");
-            // Which Python was asked, and why not the one that is here.
+            // The Python that was tried, and why the local one was not.
             assert!(err.contains("`--python` is `python3`") && err.contains("--engine torch"), "{err}");
             assert!(!folder.join("PWNED").exists(), "{command}: {err}");
         }
     }
-    // The command line may ask for it.
+    // The command line may request it.
     let asked = ["train", "plan.json", "--steps", "2", "--engine", "torch"];
     let output = common::command(folder, &asked).env_remove("AUTODIST_PYTHON").output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
@@ -181,7 +182,7 @@ fn a_plan_of_a_torch_profile_is_one_that_torch_can_run() {
     }
     let rules: Vec<&Value> = found["rejected"].as_array().unwrap().iter().map(|r| &r["rule"]).collect();
     assert!(rules.contains(&&json!("supported by the engine")), "{rules:?}");
-    // A given way is refused with the same reason.
+    // A given strategy is refused with the same reason.
     let given = line(folder.path(), "estimate --model model.json --job job.toml --dp 4 --zero 1");
     refused(given, 2, &["zero_stage = 1", "use zero_stage 2"]);
 }
@@ -211,7 +212,7 @@ fn torch_profiles_plans_trains_and_compares() {
     assert_eq!(validation["runs"].as_array().unwrap().len(), 2, "{validation}");
     for run in validation["runs"].as_array().unwrap() {
         assert!(run["measured"]["peak_memory_bytes"].as_u64().unwrap() > 0);
-        // Bytes do not depend on how busy the machine is.
+        // Memory does not depend on the machine's load.
         assert!(run["peak_memory_error"].as_f64().unwrap().abs() < 0.25, "{run}");
     }
     let record = run("train plan.json --steps 5 --json").json();

@@ -1,4 +1,4 @@
-//! Predictions for hardware that is not here: `estimate` without a profile, `backtest`, `calibrate`.
+//! Predictions for hardware without measurements: `estimate` without a profile, `backtest`, `calibrate`.
 
 use crate::common;
 
@@ -43,7 +43,7 @@ fn the_fastest_layouts_of_a_job_are_found_and_can_be_asked_for() {
     assert!(found["considered"].as_u64().unwrap() > found["too_large"].as_u64().unwrap());
     let step = |document: &Value| document["estimate"]["step"].as_f64().unwrap();
     assert!(best.windows(2).all(|pair| step(&pair[0]) <= step(&pair[1])));
-    // Each is what its flags say, and fits.
+    // Each matches its flags, and fits.
     for layout in best {
         assert_eq!(layout["devices"], 512);
         let flags = layout["flags"].as_str().unwrap();
@@ -51,7 +51,7 @@ fn the_fastest_layouts_of_a_job_are_found_and_can_be_asked_for() {
         let alone: Value = serde_json::from_str(&alone.out).unwrap();
         assert!((step(&alone) / step(layout) - 1.0).abs() < 1e-12, "{flags}");
     }
-    // A layout that somebody has is none that the search would have missed.
+    // The search must not miss a given layout.
     let known = line(folder.path(), &format!("{GPT3} --zero 1 --sp --recompute none --json"));
     let known: Value = serde_json::from_str(&known.out).unwrap();
     assert!(step(&best[0]) <= step(&known));
@@ -131,7 +131,7 @@ fn utilisation_is_of_the_peak_of_the_arithmetic_that_is_trained_in() {
         let mfu = document["mfu"].as_f64().unwrap();
         assert!((mfu - share).abs() < 1e-12 && mfu <= 1.0, "{mfu} {share}");
     }
-    // No figure of the arithmetic: the rate alone.
+    // Without a peak for the precision, only the FLOP/s are shown.
     let (text, document) = on("a100-80gb-sxm", "--fp8");
     assert!(text.contains("TFLOP/s per device") && !text.contains("MFU"), "{text}");
     assert!(document.get("mfu").is_none() && document.get("peak").is_none(), "{document}");
@@ -159,7 +159,7 @@ fn a_layout_that_nobody_measured_goes_to_trainers_and_reports() {
     assert_eq!(run.code, Some(0), "{}", run.err);
     let page = std::fs::read_to_string(folder.path().join("report/report.html")).unwrap();
     assert!(page.contains("priced by published figures"));
-    // One figure everywhere, of the device that the catalogue has.
+    // The same figure everywhere, from the device in the catalogue.
     let plan: Value =
         serde_json::from_str(&std::fs::read_to_string(folder.path().join("plan.json")).unwrap()).unwrap();
     let mfu = format!(
@@ -167,12 +167,12 @@ fn a_layout_that_nobody_measured_goes_to_trainers_and_reports() {
         100.0 * plan["estimate"]["mfu"].as_f64().unwrap()
     );
     assert!(page.contains(&mfu), "{mfu} is not in the page");
-    // And no value of a toy job in the script of a large one.
+    // No default value of a small job appears in the script of a large one.
     for built_in in ["0.003", "3e-3", "--train-iters 200", "warmup", "--seed"] {
         assert!(!script.contains(built_in), "{built_in} in {script}");
     }
 
-    // The fastest listed one that has a plan is written, and why those before it have none is said.
+    // The fastest listed layout that can be a plan is written, with the reason why faster ones cannot.
     let run = line(folder.path(), &format!("{job} --tp 8 --pp 1 --best 40 -o best.json"));
     assert_eq!(run.code, Some(0), "{}", run.err);
     let plan: Value =
@@ -188,7 +188,7 @@ fn a_layout_that_nobody_measured_goes_to_trainers_and_reports() {
         assert!(!folder.path().join("none.json").exists(), "{flags}");
     }
 
-    // What does not fit is said with all that is known of it.
+    // A layout that does not fit is reported with all available figures.
     let large = format!("{job} --pp 4 --tp 2 --recompute none");
     let run = line(folder.path(), &format!("{large} -o none.json"));
     assert_eq!(run.code, Some(3), "{}", run.out);
@@ -256,7 +256,7 @@ fn what_is_wrong_is_said_with_a_way_out() {
     }
 }
 
-/// The part of a page of documentation that stands under a heading.
+/// The section of a documentation page under a heading.
 fn section(page: &'static str, heading: &str) -> &'static str {
     let after = page.split_once(heading).unwrap().1;
     after.split("\n## ").next().unwrap()
@@ -273,7 +273,7 @@ fn a_device_of_ones_own_is_priced_as_the_documentation_says() {
     assert_eq!(run.code, Some(0), "{}", run.err);
     assert!(run.out.contains("h100-96gb-500w of the catalogue"), "{}", run.out);
 
-    // The same by a cluster's file; and a slower one of the same name is slower.
+    // The same result from a cluster file; a slower device of the same name is slower.
     let cluster = "schema_version = 1\nname = \"lab\"\n[[nodes]]\ncount = 16\ndevices = 8\ndevice = \"h100-96gb-500w\"\n\
                    [network]\nbytes_per_s = 4e11\n";
     write(folder.path(), "lab.toml", cluster);
@@ -285,7 +285,7 @@ fn a_device_of_ones_own_is_priced_as_the_documentation_says() {
     let slower = step(&format!("{command} --devices slower.toml --json"));
     assert!(slower > 1.3 * known, "the last file of a name counts: {slower} after {known}");
 
-    // Runs on it are understood, and learnt from.
+    // Runs on it are parsed, and used in a fit.
     let runs: Vec<String> = (1..=4)
         .map(|i| {
             format!(
@@ -353,7 +353,7 @@ fn a_backtest_is_one_document() {
 fn a_calibration_learns_from_runs_and_is_used() {
     let folder = tempfile::tempdir().unwrap();
     let header = "id,group,source,layers,hidden,heads,ffn,vocab,seq_len,gpu,gpus_total,gpus_per_node,precision,tp,pp,dp,recompute,micro_batch,global_batch,iteration_s";
-    // A cluster that is slower than what is shipped says.
+    // A cluster that is slower than the built-in calibration predicts.
     let runs: Vec<String> = (0..12)
         .map(|i| {
             let (layers, micro_batch) = (12 + 2 * (i % 4), 1 << (i % 3));

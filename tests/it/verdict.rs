@@ -1,5 +1,5 @@
-//! A measured answer is never worse than what was measured: what training refutes is said, measured again, and not handed
-//! over.
+//! Refuted predictions are reported, measured again, and not handed over: the resulting plan is the fastest
+//! measured one.
 
 use crate::common;
 
@@ -30,7 +30,8 @@ fn fastest_first(validation: &Value) -> Vec<Value> {
     runs.iter().map(|run| run["strategy"].clone()).collect()
 }
 
-/// A folder with a plan of `top` ways, whose choice is predicted to take `factor` of what it is.
+/// A folder with a plan document of `top` strategies, whose choice is predicted to take `factor` times its
+/// true step time.
 fn folder(top: usize, factor: f64) -> tempfile::TempDir {
     let folder = common::folder(2);
     let search = format!("plan --model model.json --job job.toml --top {top} -o plan.json --json");
@@ -65,7 +66,7 @@ fn a_refuted_choice_is_named_and_the_document_begins_with_the_fastest_measured_p
     assert_eq!(plans(&after), fastest_first(&validation));
     assert_eq!(after["measured"]["verdict"], "refuted");
     assert!(after["measured"]["refuted"].as_array().unwrap().contains(&before["strategy"]));
-    // What train and export take is that plan.
+    // `train` and `export` use that plan.
     let record = line(folder, &format!("train plan.json --steps 2 {RANKS} --json")).json();
     assert_eq!(record["strategy"], fastest_first(&validation)[0]);
 
@@ -73,7 +74,7 @@ fn a_refuted_choice_is_named_and_the_document_begins_with_the_fastest_measured_p
     let page = std::fs::read_to_string(folder.join("report/report.html")).unwrap();
     let first_screen = &page[..page.find("<main").unwrap()];
     assert!(first_screen.contains("REFUTED") && !first_screen.contains("ptimal"), "{first_screen}");
-    // The folder's plan document is none of the runs that a report is made of.
+    // A plan document in the folder is not one of the runs of a report.
     std::fs::copy(folder.join("plan.json"), folder.join("runs/plan.json")).unwrap();
     line(folder, "report plan.json runs/plan.json runs/validation.json -o report").ok();
 }
@@ -163,7 +164,7 @@ fn any_plan_of_the_document_can_be_taken_by_its_number() {
     }
 }
 
-/// Makes the cells of one tensor degree and micro-batch so fast that no noise hides it.
+/// Makes the cells of one tensor degree and micro-batch so fast that noise cannot hide it.
 fn doctor(profile: &Value) -> Value {
     let mut profile = profile.clone();
     for cell in profile["segments"].as_array_mut().unwrap() {
@@ -195,18 +196,18 @@ fn tune_measures_again_what_a_refuted_plan_stands_on_and_hands_over_the_fastest_
     let made = folder.join("tuned");
     let repaired = read(&made.join("profile.json"));
     assert_ne!(repaired["segments"], doctored["segments"], "{}", found.err);
-    // On a quiet machine the cells stand out before any plan rests on them; else the training of a plan shows it.
+    // On a quiet machine the cells are detected before any plan uses them; otherwise by training a plan.
     let said = ["measuring those again", "REFUTED"];
     assert!(said.iter().any(|words| found.err.contains(words)), "the wrong cells are said: {}", found.err);
     let validation = read(&made.join("runs/validation.json"));
     let plan = read(&made.join("plan.json"));
     assert_eq!(plans(&plan), fastest_first(&validation));
     assert_eq!(validation["verdict"] == "refuted", found.code == Some(5), "{}", found.err);
-    // The norms, which only other probes time, are still known.
+    // The norms, which only other probes measure, are still known.
     for cost in repaired["optimizer"].as_array().unwrap() {
         assert!(cost["norm"]["median_s"].as_f64().unwrap() > 0.0, "{cost}");
     }
-    // The answer comes first.
+    // The result comes first.
     let lines: Vec<&str> = found.out.lines().collect();
     assert!(
         lines[0].starts_with("plan ") && found.out.find("verdict ") < found.out.find("\n#"),

@@ -1,4 +1,4 @@
-//! docs/files.md lists the parameters of the code.
+//! The table of parameters in docs/files.md matches the code.
 
 use autodist_analytic::PRIORS;
 use std::fmt::Write;

@@ -1,4 +1,4 @@
-//! What docs/validation.md says of runs that a fit has not seen, held to.
+//! Checks the statements of docs/validation.md about held-out runs.
 
 use autodist_analytic::backtest::AccuracySlice;
 use autodist_analytic::measured::MeasuredPlans;
@@ -17,7 +17,7 @@ const PLANS: &[u8] = include_bytes!("../../../catalog/published/measured_plans.j
 static ROWS: LazyLock<Vec<TableRow>> =
     LazyLock::new(|| table::read(RUNS, "training_runs.csv", &Catalogue::shipped()).unwrap());
 
-/// Those and the ones that were read later.
+/// Those rows, and rows that were added later.
 static ALL: LazyLock<Vec<TableRow>> = LazyLock::new(|| {
     let mut rows = ROWS.clone();
     rows.extend(table::read(LATER, "later_runs.csv", &Catalogue::shipped()).unwrap());
@@ -43,7 +43,7 @@ fn part(group: &str) -> &'static AccuracySlice {
     LEFT_OUT.summary.parts.iter().find(|part| part.group == group).unwrap()
 }
 
-/// Sizes of the errors of dense 16-bit rows on these devices, the single-node group apart.
+/// Absolute errors of dense 16-bit rows on these devices, without the single-node group.
 fn sizes(devices: &[&str]) -> Vec<f64> {
     let judged = ROWS.iter().zip(&LEFT_OUT.rows).filter(|(row, _)| {
         row.is_for_fitting() && row.group != "vtrain-single" && devices.iter().any(|d| row.device.contains(d))
@@ -122,7 +122,8 @@ fn the_predicted_best_of_measured_layouts_costs_little() {
 fn peak_memory_is_close_and_hardly_ever_too_low() {
     let memory = LEFT_OUT.summary.memory.unwrap();
     assert!(memory.errors.rows > 100 && memory.errors.median <= 0.05, "{memory:?}");
-    // One row has less memory with a larger micro-batch in its neighbour, one does not shrink with tensor parallelism.
+    // One row reports less memory with a larger micro-batch, one reports the same memory with more tensor
+    // parallelism.
     assert!(memory.more_than_5_percent_under <= 2, "{memory:?}");
     let left_out = LEFT_OUT.summary.memory_left_out.unwrap();
     assert!(left_out.errors.median <= 0.05 && left_out.more_than_5_percent_under <= 15, "{left_out:?}");
@@ -134,7 +135,7 @@ fn so_is_that_of_later_software() {
     let memory =
         backtest(&later, &vec![Some(1.0); later.len()], None, |_| 1.0, &[], "").summary.memory.unwrap();
     assert!(memory.errors.rows > 70 && memory.errors.median <= 0.05, "{memory:?}");
-    // FlagPerf does not say how it was read off.
+    // FlagPerf does not document how it measured memory.
     assert!(memory.more_than_5_percent_under <= 7, "{memory:?}");
 }
 

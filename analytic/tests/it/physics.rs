@@ -1,4 +1,4 @@
-//! What must hold whatever the numbers are.
+//! Laws that hold for all parameter values.
 
 use autodist_analytic::{
     FreeParameters, Memory, NodeModel, ParallelDims, Shape, Trainer, TrainingRun, Uplink, catalog,
@@ -81,7 +81,8 @@ fn sums_beside_products_cost_less_than_sums_alone() {
     let [classic, core, nemo] =
         [Trainer::Megatron, Trainer::MegatronCore, Trainer::Nemo].map(|trainer| tensor(sequence, trainer));
     assert!(nemo < core && core < classic, "{nemo} {core} {classic}");
-    // As many bytes with sequence parallelism as without, and one more gather that hides (Korthikanti et al. 2022, 4.2.2).
+    // The same number of bytes with and without sequence parallelism, and one more all-gather, which overlaps
+    // (Korthikanti et al. 2022, 4.2.2).
     let ratio = tensor(sequence, Trainer::MegatronCore) / tensor(LAYOUT, Trainer::MegatronCore);
     assert!((0.8..2.0).contains(&ratio), "{ratio}");
 }
@@ -144,7 +145,7 @@ fn the_ends_of_a_pipeline_may_hold_fewer_blocks() {
     assert_eq!(with(96).blocks(), (12.0, 0.0));
     assert_eq!(with(94).blocks(), (12.0, 1.0));
     assert_eq!(with(95).blocks(), (95.0 / 8.0, 0.0));
-    // Whoever makes room for embedding and loss waits less for the last rank.
+    // Fewer blocks on the first and last rank reduce the wait for the last rank.
     assert!(step(&with(94)) < step(&with(96)));
     // The second rank is then the fullest, with one micro-batch less than the first would hold.
     let mut run = with(94);

@@ -1,4 +1,5 @@
-//! What every codec owes: the same bits everywhere, the bytes that it announced, nothing lost but what it says.
+//! Properties of every codec: the same bits on all members, the announced bytes, and no loss beyond what it
+//! reports.
 use crate::common;
 
 use autodist_codecs::{Compressor, Tensor, footprint, phases};
@@ -15,7 +16,7 @@ const TENSORS: [Tensor; 4] = [
 ];
 const ELEMENTS: usize = 1040;
 
-/// Defaults, with ranks that are small against these matrices, and without late starts.
+/// The default codecs, with ranks that are small for these matrices, and without warm-up.
 fn codecs() -> Vec<Codec> {
     let smaller = |codec: Codec| match codec {
         Codec::PowerSgd { .. } => Codec::PowerSgd { rank: 2, start_step: 0 },
@@ -33,7 +34,7 @@ fn sum(step: usize, size: usize) -> Vec<f64> {
     (0..ELEMENTS).map(|i| (0..size).map(|m| f64::from(value(step, m, i))).sum()).collect()
 }
 
-/// L2 norm of the difference over that of the expected.
+/// L2 norm of the difference, relative to that of the expected values.
 fn apart(got: &[f32], expected: &[f64]) -> f64 {
     let difference: f64 = got.iter().zip(expected).map(|(g, e)| (f64::from(*g) - e).powi(2)).sum();
     (difference / expected.iter().map(|e| e * e).sum::<f64>()).sqrt()
@@ -102,7 +103,7 @@ fn fewer_bits_stay_close_to_the_sum() {
         let steps = run(codec, &TENSORS, ELEMENTS, 4, 1, true, gradients);
         let error = apart(&steps[0][0].result, &sum(0, 4));
         assert!(error < tolerance, "{}: {error}", codec.name());
-        // And they do lose something: a codec that sends everything is none.
+        // The codecs do lose something: otherwise this test would not test them.
         assert!(error > 1e-6, "{}: {error}", codec.name());
     }
 }
@@ -124,11 +125,11 @@ fn a_rank_as_large_as_the_matrix_loses_nothing() {
     assert!(error < 1e-4, "{error}");
 }
 
-/// What was sent over all steps, and what is still kept, is what was given.
+/// The sum of everything sent and of the kept error equals the sum of the gradients.
 #[test]
 fn error_feedback_loses_nothing_over_time() {
     let size = 4;
-    // One gradient again and again: what is sent on average must become it.
+    // The same gradient in every step: the average sent must converge to it.
     let same = |_: usize, member: usize| gradients(0, member);
     for codec in [
         Codec::TopK { per_mille: 50 },
@@ -156,7 +157,8 @@ fn random_rounding_is_right_on_average() {
         let count = 3000;
         let steps = run(codec, &TENSORS, ELEMENTS, 2, count, true, same);
         let expected: Vec<f64> = sum(0, 2).iter().map(|v| 0.5 * v).collect();
-        // No element's mean may lie far from the truth: more than 5 standard errors among a thousand is a bias.
+        // No element's mean may be far from the exact one: more than 5 standard errors among a thousand is a
+        // bias.
         for (i, expected) in expected.iter().enumerate() {
             let values: Vec<f64> = steps.iter().map(|s| f64::from(s[0].result[i])).collect();
             let mean = values.iter().sum::<f64>() / count as f64;
@@ -187,7 +189,8 @@ fn deep_gradient_compression_follows_its_paper() {
     }
 }
 
-/// The gradients that 1-bit Adam hands on lead an optimizer's momentum to the agreed one: signs times one scale.
+/// The gradients returned by 1-bit Adam bring the optimizer's momentum to the agreed one: signs times one
+/// scale.
 #[test]
 fn one_bit_adam_sends_the_momentum() {
     let (size, warmup, decay) = (3, 4, 0.8);
@@ -195,7 +198,7 @@ fn one_bit_adam_sends_the_momentum() {
         let codec = Codec::OneBitAdam { warmup_steps: warmup };
         Compressor::new(codec, &TENSORS, ELEMENTS, 0).with_momentum(f64::from(decay))
     };
-    // The last elements have a gradient only when it is too late.
+    // The last elements get a gradient only after the warm-up.
     let gradient = |step: usize, member: usize| -> Vec<f32> {
         let late = |index| if index >= ELEMENTS - 7 && step < warmup as usize { 0.0 } else { 1.0 };
         (0..ELEMENTS).map(|index| late(index) * (value(step, member, index) + value(0, 0, index))).collect()
@@ -227,7 +230,8 @@ fn one_bit_adam_sends_the_momentum() {
 fn one_bit_is_a_sign_times_the_root_mean_square() {
     let gradient = [3.0_f32, -4.0, 0.0, 1.0];
     let steps = run(Codec::OneBit, &[], 4, 2, 1, true, |_, _| gradient.to_vec());
-    // Both members say the same: the mean of their signs times the scale is that, and so is its own compression.
+    // Both members send the same, so the mean of their scaled signs equals them, and compressing it again
+    // changes nothing.
     let scale = (26.0_f32 / 4.0).sqrt();
     for (value, exact) in steps[0][0].result.iter().zip([2.0 * scale, -2.0 * scale, 2.0 * scale, 2.0 * scale])
     {

@@ -1,5 +1,6 @@
-//! The same gradients through our codecs and through their references, step after step. `fixtures/make_fixtures.py` wrote
-//! what the references made of them: PyTorch's own hook, and readings of the other papers and packages.
+//! Compares our codecs with reference implementations on the same gradients, step by step.
+//! `fixtures/make_fixtures.py` wrote the reference results, from PyTorch's own hook and from
+//! reimplementations of the other papers and packages.
 use crate::common;
 
 use autodist_codecs::{Compressor, Tensor};
@@ -11,7 +12,8 @@ fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// Weights of the outer products that all gradients share, and of what is each one's own; the script's.
+/// Weights of the outer products that all gradients share, and of the noise of each gradient; the same as in
+/// the script.
 const SHARED: [f32; 4] = [4.0, 2.0, 1.0, 0.5];
 const OWN: f32 = 0.1;
 
@@ -42,7 +44,7 @@ impl Fixtures {
         }
     }
 
-    /// A few directions that stay, and noise: `gradient` of the script.
+    /// A few constant directions plus noise: `gradient` of the script.
     fn gradient(&self, step: usize, member: usize, directions: usize) -> Vec<f32> {
         let mut flat: Vec<f32> = (0..self.elements).map(|index| OWN * value(step, member, index)).collect();
         for Tensor { offset, rows, columns } in &self.tensors {
@@ -56,7 +58,7 @@ impl Fixtures {
         flat
     }
 
-    /// By step: the mean that everybody gets, and what one member keeps.
+    /// Per step: the mean over all members, and the error that one member keeps.
     fn expected(&self, name: &str) -> Vec<(Vec<f32>, Vec<f32>)> {
         let bytes = std::fs::read(folder().join(format!("{name}.bin"))).unwrap();
         let values: Vec<f32> =
@@ -68,10 +70,11 @@ impl Fixtures {
             .collect()
     }
 
-    /// Holds `codec` to the fixture within `tolerance`, relative, by L2 norm. What is kept counts where `keeps`.
+    /// Checks `codec` against the fixture within the relative `tolerance`, by L2 norm. The kept error is
+    /// compared where `keeps`.
     fn check(&self, name: &str, codec: Codec, tolerance: f64, keeps: impl Fn(usize) -> bool) {
         let compressor = || {
-            // As many as any of the factors needs; the same formula as the references'.
+            // As many as the largest factor needs; the same formula as in the references.
             let factors: Vec<f32> = (0..self.elements).map(|index| value(1000, 0, index)).collect();
             Compressor::new(codec, &self.tensors, self.elements, 0).with_first_factors(&factors)
         };
@@ -96,7 +99,7 @@ impl Fixtures {
     }
 }
 
-/// L2 norm of the difference over that of the expected.
+/// L2 norm of the difference, relative to that of the expected values.
 fn apart(got: &[f32], expected: &[f32]) -> f64 {
     let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     square(&mut got.iter().zip(expected).map(|(g, e)| f64::from(*g) - f64::from(*e)))
@@ -106,7 +109,7 @@ fn apart(got: &[f32], expected: &[f32]) -> f64 {
 #[test]
 fn powersgd_is_the_hook_of_pytorch() {
     let fixtures = Fixtures::read();
-    // What the hook keeps of vectors is what their mean is away from the member's own, and sums to nothing.
+    // For vectors, the hook keeps the difference of the member's gradient from the mean, which sums to zero.
     let keeps = |at: usize| {
         fixtures.tensors.iter().any(|t| t.rows > 1 && (t.offset..t.offset + t.rows * t.columns).contains(&at))
     };

@@ -1,4 +1,4 @@
-//! What keeps strangers from keeping a door busy.
+//! Limits on unauthenticated connections.
 
 use super::*;
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,7 +11,7 @@ fn door() -> (Door, SocketAddr) {
     (Door::new(listener, "secret", Role::Rendezvous).unwrap(), address)
 }
 
-/// How many descriptors the door waits for.
+/// The number of descriptors that the door waits for.
 fn watched(door: &Door) -> usize {
     let mut descriptors = Vec::new();
     door.watch(&mut descriptors);
@@ -24,7 +24,7 @@ fn so_many_come_in_within_a_moment_and_stay_and_no_more() {
     assert_eq!((watched(&door), door.due()), (1, None), "it sleeps until somebody comes");
     let _callers: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(address).unwrap()).collect();
     assert!(door.tend(&[]).is_empty());
-    // Then nobody is looked for until the moment is over, however many wait.
+    // Then no connection is accepted until the interval is over, however many wait.
     assert_eq!((door.guests.len(), watched(&door)), (AT_ONCE, AT_ONCE));
     assert!(door.due().unwrap() <= REST);
     while door.guests.len() < door.most_guests || door.told == 0 {
@@ -32,7 +32,7 @@ fn so_many_come_in_within_a_moment_and_stay_and_no_more() {
         door.tend(&[]);
         assert!(door.guests.len() <= door.most_guests);
     }
-    // The oldest have gone, and the first few of them were named.
+    // The oldest were dropped, and the first few of them were reported.
     assert!(door.guests.iter().zip(door.guests.iter().skip(1)).all(|(one, next)| one.since <= next.since));
     let told = door.strangers();
     assert!(!told.is_empty() && told.len() <= MOST_TOLD + 1, "{told:?}");
@@ -75,7 +75,7 @@ fn limit_descriptors(most: libc::rlim_t) {
     }
 }
 
-/// In a process of its own, since its descriptors are used up.
+/// In a separate process, because it uses up its descriptors.
 #[test]
 fn a_door_without_descriptors_rests() {
     if std::env::var_os(CHILD).is_none() {
@@ -97,7 +97,7 @@ fn a_door_without_descriptors_rests() {
     let _second = TcpStream::connect(address).unwrap();
     limit_descriptors(3);
     assert!(door.tend(&[]).is_empty());
-    // The listener is still ready: who waited for it would come back at once, again and again.
+    // The listener is still ready: waiting for it would return at once, again and again.
     assert_eq!((door.guests.len(), watched(&door)), (0, 0), "it gives back what strangers hold, and rests");
     assert!(door.due().is_some_and(|due| due <= REST && !due.is_zero()), "{:?}", door.due());
     assert!(door.strangers()[0].contains("file descriptors ran out"));

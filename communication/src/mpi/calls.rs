@@ -1,4 +1,5 @@
-//! The MPI calls that are used. None waits, but for those that begin and end it. Who calls holds the hub's guard.
+//! The MPI calls in use. None blocks, except for initialisation and finalisation. The caller must hold the
+//! hub's lock.
 
 use std::ffi::{c_char, c_int};
 use std::mem::{ManuallyDrop, MaybeUninit};
@@ -11,13 +12,13 @@ use mpi::traits::AsRaw;
 
 use super::MpiError;
 
-/// The longest message, bytes.
+/// The maximum length of a message, bytes.
 pub(super) const MESSAGE: usize = 96 << 10;
 
-/// What MPI says of a failure.
+/// A result with MPI's error message.
 pub(super) type Outcome<T> = Result<T, String>;
 
-/// Room for one message.
+/// A buffer for one message.
 pub(super) struct Buffer {
     room: Box<[u8]>,
     length: usize,
@@ -28,7 +29,7 @@ impl Buffer {
         Self { room: vec![0; MESSAGE].into(), length: 0 }
     }
 
-    /// Takes as much of `bytes` as a message holds, and says how much.
+    /// Copies as much of `bytes` as fits a message, and returns the number of bytes.
     pub fn fill(&mut self, bytes: &[u8]) -> usize {
         self.length = bytes.len().min(MESSAGE);
         self.room[..self.length].copy_from_slice(&bytes[..self.length]);
@@ -40,10 +41,10 @@ impl Buffer {
     }
 }
 
-/// A message on its way.
+/// A message in flight.
 pub(super) struct Pending {
     request: ffi::MPI_Request,
-    /// What MPI reads or fills until the request is complete.
+    /// The memory that MPI reads or writes until the request is complete.
     buffer: ManuallyDrop<Buffer>,
     complete: bool,
 }
@@ -51,10 +52,10 @@ pub(super) struct Pending {
 impl Drop for Pending {
     fn drop(&mut self) {
         if self.complete {
-            // SAFETY: MPI has done with it, and it is not used after this.
+            // SAFETY: MPI no longer uses it, and it is not used after this.
             unsafe { ManuallyDrop::drop(&mut self.buffer) }
         }
-        // Otherwise MPI may still read or fill it: it lives for ever.
+        // Otherwise MPI may still access it, so it is leaked.
     }
 }
 
@@ -64,24 +65,25 @@ impl Pending {
         self.complete
     }
 
-    /// What was sent or received, once it is complete.
+    /// The buffer, once the request is complete.
     pub fn into_buffer(mut self) -> Buffer {
         let buffer = std::mem::replace(&mut *self.buffer, Buffer { room: Box::default(), length: 0 });
-        // What is left is no buffer of MPI's.
+        // The buffer has been taken, so MPI no longer uses it.
         self.complete = true;
         buffer
     }
 }
 
-// SAFETY: a request and a communicator are names that MPI has given (a pointer or a number); with THREAD_SERIALIZED any
-// thread may use them, one at a time, which the hub's guard sees to.
+// SAFETY: a request and a communicator are handles of MPI (a pointer or a number); with THREAD_SERIALIZED any
+// thread may use them, one at a time, which the hub's lock ensures.
 unsafe impl Send for Pending {}
 // SAFETY: as above.
 unsafe impl Send for Calls {}
 
-/// MPI, between its beginning and its end.
+/// MPI, between initialisation and finalisation.
 pub(super) struct Calls {
-    /// Our own: no message of anybody else in this process is met here. Dropped before the universe.
+    /// A communicator of our own, separate from other users of MPI in this process. Dropped before the
+    /// universe.
     communicator: SimpleCommunicator,
     universe: Universe,
 }
@@ -109,7 +111,7 @@ impl Calls {
         self.communicator.size() as usize
     }
 
-    /// Begins to send; complete once the receiver has begun to receive.
+    /// Starts a synchronous send, which completes once the receiver has begun to receive.
     pub fn send(&self, buffer: Buffer, to: usize, tag: c_int) -> Outcome<Pending> {
         let mut request = MaybeUninit::uninit();
         let buffer = ManuallyDrop::new(buffer);
@@ -130,7 +132,7 @@ impl Calls {
         Ok(Pending { request: unsafe { request.assume_init() }, buffer, complete: false })
     }
 
-    /// Begins to receive the next message with this tag, from one process or from anybody, if one is there.
+    /// Starts to receive the next message with this tag, from one process or from any, if there is one.
     pub fn take(
         &self,
         from: Option<usize>,
@@ -140,7 +142,7 @@ impl Calls {
         let (mut found, mut length) = (0, 0);
         let mut message = MaybeUninit::uninit();
         let mut status = MaybeUninit::<ffi::MPI_Status>::uninit();
-        // SAFETY: it is a constant of the library.
+        // SAFETY: the static is a constant of the library.
         let anybody = unsafe { ffi::RSMPI_ANY_SOURCE };
         // SAFETY: all places outlive the call.
         check(unsafe {
@@ -165,8 +167,8 @@ impl Calls {
         buffer.length = usize::try_from(length).unwrap_or(0).min(MESSAGE);
         let mut buffer = ManuallyDrop::new(buffer);
         let mut request = MaybeUninit::uninit();
-        // SAFETY: the message was found; the buffer is on the heap and holds as many bytes as are asked for, and
-        // `Pending` keeps it there until the request is complete.
+        // SAFETY: the message was found; the buffer is on the heap and holds the requested number of bytes,
+        // and `Pending` keeps it there until the request is complete.
         let outcome = unsafe {
             ffi::MPI_Imrecv(
                 buffer.room.as_mut_ptr().cast(),
@@ -182,7 +184,7 @@ impl Calls {
         Ok(Some((source, pending)))
     }
 
-    /// Begins to wait until all processes have called this.
+    /// Starts a barrier over all processes.
     pub fn barrier(&self) -> Outcome<Pending> {
         let mut request = MaybeUninit::uninit();
         // SAFETY: the place outlives the call.
@@ -192,7 +194,7 @@ impl Calls {
         Ok(Pending { request: unsafe { request.assume_init() }, buffer, complete: false })
     }
 
-    /// Whether it is complete.
+    /// Whether the request is complete.
     pub fn test(&self, pending: &mut Pending) -> Outcome<bool> {
         if !pending.complete {
             let mut complete = 0;
@@ -205,7 +207,7 @@ impl Calls {
         Ok(pending.complete)
     }
 
-    /// Ends MPI; waits for all processes.
+    /// Finalises MPI; waits for all processes.
     pub fn finalise(self) {
         let Self { communicator, universe } = self;
         drop(communicator);
@@ -213,7 +215,7 @@ impl Calls {
     }
 }
 
-/// `Open MPI v4.1.4` of a text that goes on for lines.
+/// Name and version of the library, for example `Open MPI v4.1.4`, from a text of several lines.
 pub(super) fn library() -> String {
     let text = mpi::environment::library_version().unwrap_or_default();
     let first = text.lines().next().unwrap_or_default();

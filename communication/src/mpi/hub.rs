@@ -1,4 +1,4 @@
-//! All streams of this process, behind one guard.
+//! All streams of this process, under one lock.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::c_int;
@@ -12,21 +12,22 @@ use super::MpiError;
 use super::calls::{Buffer, Calls, Outcome, Pending};
 use crate::poll::nap;
 
-/// Messages that a stream has under way in a direction, and as many that wait at the receiver until they are asked for.
+/// Maximum number of messages in flight per stream and direction; the receiver buffers as many.
 const WINDOW: usize = 4;
-/// Buffers kept for later.
+/// Maximum number of buffers kept for reuse.
 const SPARE: usize = 64;
-/// What opens a stream.
+/// Tag of the message that opens a stream.
 const GREETING: c_int = 1;
-/// Two tags for each stream, up to the least highest tag that the standard allows (MPI 4.0, 9.1.2).
+/// Maximum number of streams: each uses two tags, and the standard guarantees tags up to 32767 (MPI 4.0,
+/// 9.1.2).
 const NUMBERS: c_int = 16_383;
-/// How long other processes may take to end.
+/// Time limit for other processes to finalise.
 const FINALISE_WITHIN: Duration = Duration::from_secs(10);
 
-/// A stream's peer, and its number among those with that peer.
+/// A stream's peer, and its number among the streams with that peer.
 pub(super) type Key = (usize, c_int);
 
-/// Why a stream does not go on.
+/// Why a stream cannot make progress.
 pub(super) enum Trouble {
     Closed,
     Mpi(String),
@@ -38,17 +39,17 @@ impl From<String> for Trouble {
     }
 }
 
-/// What a stream is for.
+/// The purpose of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Purpose {
-    /// The launch.
+    /// Identifies the launch.
     pub session: String,
     pub lane: String,
-    /// Which of the lane's connections between the two it is.
+    /// The index among the lane's connections between the two ranks.
     pub channel: usize,
 }
 
-/// From the lower rank to the higher.
+/// The opening message of a stream, from the lower rank to the higher.
 #[derive(Serialize, Deserialize)]
 struct Greeting {
     number: c_int,
@@ -60,7 +61,7 @@ pub(super) struct Hub {
     pub size: usize,
     pub library: String,
     state: Mutex<State>,
-    /// Tells the thread that keeps MPI going of work.
+    /// Wakes the progress thread.
     changed: Condvar,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -70,15 +71,15 @@ struct State {
     /// `None` once finalised.
     calls: Option<Calls>,
     streams: BTreeMap<Key, Stream>,
-    /// By peer: numbers that have been used and are free again, and the next that has not.
+    /// Per peer: numbers that are free again, and the next unused one.
     free: BTreeMap<usize, (BTreeSet<c_int>, c_int)>,
-    /// Sent.
+    /// Greetings being sent.
     greetings: Vec<Pending>,
-    /// On their way here.
+    /// Greetings being received.
     arriving: Vec<(usize, Pending)>,
-    /// Heard, but the number's last stream is not quite over.
+    /// Received greetings whose number is still in use by its last stream.
     early: Vec<(usize, Greeting)>,
-    /// Heard, and not yet asked for.
+    /// Streams opened by peers and not yet taken here.
     heard: BTreeMap<(usize, Purpose), c_int>,
     sessions: usize,
     ended: BTreeSet<String>,
@@ -87,9 +88,9 @@ struct State {
     spare: Vec<Buffer>,
 }
 
-/// One stream, both ways.
+/// One stream, in both directions.
 struct Stream {
-    /// Whether somebody here still uses it.
+    /// Whether this process still uses it.
     open: bool,
     outgoing: VecDeque<Pending>,
     sent: u64,
@@ -103,7 +104,7 @@ struct Stream {
 enum End {
     Unheard,
     Arriving(Pending),
-    /// After so many messages.
+    /// The peer closed the stream after this many messages.
     After(u64),
 }
 
@@ -121,7 +122,7 @@ impl Stream {
         }
     }
 
-    /// Goes on with what can go on; returns whether anything did.
+    /// Advances the stream as far as possible; returns whether there was progress.
     fn advance(&mut self, (peer, number): Key, calls: &Calls, spare: &mut Vec<Buffer>) -> Outcome<bool> {
         let mut moved = false;
         while let Some(first) = self.outgoing.front_mut()
@@ -171,25 +172,26 @@ impl Stream {
         Ok(moved)
     }
 
-    /// Whether there may be a message for this stream, and room.
+    /// Whether there may be a message for this stream, and there is room for it.
     fn may_take(&self) -> bool {
         let room = !self.open || self.arriving.len() + self.arrived.len() < WINDOW;
         match self.their_end {
             End::Unheard => room,
-            // The number may belong to another stream as soon as we have heard of the end: first, how many are ours.
+            // After the end, the number may belong to another stream: first wait for the count of messages of
+            // this one.
             End::Arriving(_) => false,
             End::After(count) => room && self.received < count,
         }
     }
 
-    /// Whether the peer has closed it and all that it sent before has been handed out.
+    /// Whether the peer has closed the stream and all its messages have been consumed.
     fn exhausted(&self) -> bool {
         matches!(self.their_end, End::After(count) if count <= self.received)
             && self.arriving.is_empty()
             && self.arrived.is_empty()
     }
 
-    /// Nobody here uses it any more.
+    /// Closes this process's end.
     fn close(&mut self, (peer, number): Key, calls: &Calls, spare: &mut Vec<Buffer>) -> Outcome<()> {
         if !self.open {
             return Ok(());
@@ -202,7 +204,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Closed at both ends, and nothing is on its way.
+    /// Whether the stream is closed at both ends, with no message in flight.
     fn is_over(&self) -> bool {
         let told = self.own_end.as_ref().is_some_and(Pending::is_complete);
         told && self.outgoing.is_empty() && self.exhausted()
@@ -214,7 +216,7 @@ impl State {
         self.calls.as_ref().ok_or_else(|| "MPI has been finalised".to_owned())
     }
 
-    /// Goes on with everything that can go on; returns whether anything did.
+    /// Advances all streams as far as possible; returns whether there was progress.
     fn advance(&mut self) -> Outcome<bool> {
         let mut moved = self.hear()?;
         let Some(calls) = &self.calls else { return Ok(moved) };
@@ -232,7 +234,7 @@ impl State {
         Ok(moved)
     }
 
-    /// Takes in greetings.
+    /// Receives greetings.
     fn hear(&mut self) -> Outcome<bool> {
         let Some(calls) = &self.calls else { return Ok(false) };
         let mut moved = false;
@@ -246,7 +248,7 @@ impl State {
         while let Some(greeting) = calls.take(None, GREETING, &mut self.spare)? {
             self.arriving.push(greeting);
         }
-        // Greetings of one peer are few and small: the first is complete first.
+        // Greetings are few and small, so it is enough to check the first.
         while let Some((_, first)) = self.arriving.first_mut()
             && calls.test(first)?
         {
@@ -270,7 +272,7 @@ impl State {
             }
             let mut stream = Stream::new();
             if self.over || self.ended.contains(&greeting.purpose.session) {
-                // Nobody will ask for it.
+                // No caller will take it.
                 stream.close(key, calls, &mut self.spare)?;
             } else {
                 self.heard.insert((peer, greeting.purpose), greeting.number);
@@ -292,7 +294,7 @@ impl State {
         }
     }
 
-    /// Whether there is nothing to go on with.
+    /// Whether there is no pending work.
     fn is_idle(&self) -> bool {
         self.streams.is_empty()
             && self.greetings.is_empty()
@@ -328,8 +330,8 @@ impl Hub {
         }
     }
 
-    /// Begins a session: streams may be opened. The first one's thread makes the thread that keeps MPI going, which so
-    /// inherits its core and its priority.
+    /// Begins a session, in which streams may be opened. The first call starts the progress thread, which
+    /// inherits the core and the priority of the calling thread.
     pub fn begin(self: &Arc<Self>) -> std::io::Result<()> {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if thread.is_none() {
@@ -344,7 +346,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Ends a session: what others have opened in it and nobody here has asked for is closed.
+    /// Ends a session: closes the streams that peers opened in it and that were not taken here.
     pub fn end(&self, session: &str) {
         let mut state = self.state();
         state.sessions -= 1;
@@ -383,7 +385,7 @@ impl Hub {
         Ok((peer, number))
     }
 
-    /// The stream that a lower rank has opened for this purpose, once it has.
+    /// The stream that a lower rank has opened for this purpose, or `None` so far.
     pub fn opened(&self, peer: usize, purpose: &Purpose) -> Result<Option<Key>, Trouble> {
         let mut state = self.state();
         if state.interrupted {
@@ -394,7 +396,7 @@ impl Hub {
         Ok(number.map(|number| (peer, number)))
     }
 
-    /// A buffer for the next message, if the stream takes one now.
+    /// A buffer for the next message, if the stream can send one now.
     pub fn room(&self, key: Key) -> Result<Option<Buffer>, Trouble> {
         let mut state = self.state();
         let State { streams, calls, spare, .. } = &mut *state;
@@ -413,7 +415,7 @@ impl Hub {
         Ok(Some(spare.pop().unwrap_or_else(Buffer::new)))
     }
 
-    /// Sends a message, for which there is room.
+    /// Sends a message; there must be room for it.
     pub fn send(&self, key: Key, buffer: Buffer) -> Result<(), Trouble> {
         let mut state = self.state();
         let (peer, number) = key;
@@ -440,18 +442,18 @@ impl Hub {
         }
     }
 
-    /// Keeps a buffer for later.
+    /// Keeps a buffer for reuse.
     pub fn keep(&self, buffer: Buffer) {
         self.state().spare.push(buffer);
     }
 
-    /// Closes a stream: the peer gets what was sent before.
+    /// Closes a stream: the peer still receives what was sent before.
     pub fn close(&self, key: Key) {
         // An MPI that fails here fails whoever uses it next.
         let _ = self.state().close(key);
     }
 
-    /// Closes all streams, and lets nobody wait for a new one until the next session.
+    /// Closes all streams, and makes waits for new ones fail until the next session.
     pub fn interrupt(&self) {
         let mut state = self.state();
         state.interrupted = true;
@@ -460,7 +462,7 @@ impl Hub {
         }
     }
 
-    /// Ends MPI once all processes do.
+    /// Finalises MPI once all processes do.
     pub fn finalise(&self) -> Result<(), MpiError> {
         let deadline = Instant::now() + FINALISE_WITHIN;
         self.state().over = true;
@@ -471,7 +473,8 @@ impl Hub {
         }
         let heard = std::mem::take(&mut self.state().heard);
         heard.into_iter().for_each(|((peer, _), number)| self.close((peer, number)));
-        // A process that has nothing more to say says so; once all have, no message is left on its way.
+        // A process enters the barrier when it has nothing more to send; after the barrier, no message is in
+        // flight.
         let mut barrier: Option<Pending> = None;
         let began = Instant::now();
         loop {
@@ -502,8 +505,8 @@ impl Hub {
         Ok(())
     }
 
-    /// Goes on with all streams while nobody waits for one of them: what was sent last leaves though its sender computes,
-    /// and what arrives is taken in though its receiver does.
+    /// The progress thread: advances all streams while no thread waits for one of them, so that messages are
+    /// sent and received while the ranks compute.
     fn keep_going(&self) {
         let mut quiet = Instant::now();
         loop {

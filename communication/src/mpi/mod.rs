@@ -1,22 +1,23 @@
-//! Ranks that are the processes of an MPI job: what they say to each other goes over MPI, what they and the launcher say
-//! over TCP, as ever.
+//! Ranks as processes of an MPI job: traffic between ranks uses MPI; the control channel to the launcher uses
+//! TCP, as always.
 //!
-//! | file | says |
+//! | file | content |
 //! |---|---|
-//! | `calls` | the few MPI calls that are used, none of which waits |
-//! | `hub` | all streams of this process behind one guard, and how they begin and end |
-//! | `transport` | connections over streams, and the thread that keeps MPI going while nobody waits |
+//! | `calls` | the few MPI calls in use, none of which blocks |
+//! | `hub` | all streams of this process under one lock, and the thread that advances them |
+//! | `transport` | connections over streams |
 //!
-//! A connection is a stream of messages in each direction, with a tag of its own between the two processes, which the
-//! lower rank chooses and tells the other together with the lane's name; so lanes may be opened from several threads and
-//! in any order. A message is sent synchronously (`MPI_Issend`) and a receiver takes in a few at most, so what a stream
-//! keeps in memory is bounded at both ends. MPI tells nobody that a peer has closed: a stream's end is a message that
-//! says how many came before it.
+//! A connection is a stream of messages in each direction, with a tag of its own between the two processes,
+//! which the lower rank chooses and sends to the other with the lane's name; so lanes may be opened from
+//! several threads and in any order. Messages are sent synchronously (`MPI_Issend`) and a receiver buffers
+//! only a few, so the memory of a stream is bounded at both ends. MPI does not report that a peer has closed
+//! a stream, so a stream ends with a message that contains the number of messages before it.
 //!
-//! All calls are made under one guard, for which `MPI_THREAD_SERIALIZED` is enough. None of them waits. MPI has no
-//! descriptor to wait for, so whoever waits sleeps for a part of what it has waited already and looks again.
+//! All calls are made under one lock, for which `MPI_THREAD_SERIALIZED` is enough. None of them blocks. MPI
+//! has no descriptor to wait for, so a waiting thread polls, and sleeps in between for a fraction of the time
+//! it has waited already.
 //!
-//! Without the feature `mpi` everything here exists, and [`Mpi::initialise`] says that it was not built in.
+//! Without the feature `mpi`, the API is the same, and [`Mpi::initialise`] returns an error.
 
 #[cfg(feature = "mpi")]
 mod calls;
@@ -29,7 +30,7 @@ use crate::endpoint::Endpoint;
 use crate::error::Result;
 use crate::tcp::TcpOptions;
 
-/// Why this process cannot use MPI.
+/// The reason why this process cannot use MPI.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MpiError {
@@ -45,12 +46,12 @@ pub enum MpiError {
     Unfinished { waited_s: f64 },
 }
 
-/// This process's part in an MPI job. Clones share it.
+/// This process's membership in an MPI job. Clones share it.
 #[derive(Clone)]
 pub struct Mpi {
     #[cfg(feature = "mpi")]
     hub: std::sync::Arc<hub::Hub>,
-    /// There is none without the feature.
+    /// Has no values without the feature.
     #[cfg(not(feature = "mpi"))]
     none: std::convert::Infallible,
 }
@@ -71,10 +72,11 @@ impl Mpi {
 
 #[cfg(feature = "mpi")]
 impl Mpi {
-    /// Takes part in the job that `mpirun` has started; waits until all its processes do. Once in a process's life.
+    /// Joins the job that `mpirun` has started; waits until all its processes do. A process can call it only
+    /// once.
     ///
     /// # Errors
-    /// A second call; an MPI that cannot be used by several threads.
+    /// A second call; an MPI without support for several threads.
     pub fn initialise() -> Result<Self, MpiError> {
         Ok(Self { hub: std::sync::Arc::new(hub::Hub::new(calls::Calls::initialise()?)) })
     }
@@ -85,7 +87,7 @@ impl Mpi {
         self.hub.rank
     }
 
-    /// Processes of the job.
+    /// The number of processes of the job.
     #[must_use]
     pub fn size(&self) -> usize {
         self.hub.size
@@ -97,20 +99,21 @@ impl Mpi {
         &self.hub.library
     }
 
-    /// As [`crate::tcp::join`], but what the ranks say to each other goes over MPI. Ranks are numbered as MPI numbers processes.
-    /// A process may join again after its rank has ended, with another token.
+    /// Like [`crate::tcp::join`], but ranks communicate over MPI. Ranks have the numbers of the MPI
+    /// processes. A process may join again after its rank has ended, with another token.
     ///
     /// # Errors
-    /// As [`crate::tcp::join`]; [`crate::CommunicationError::Mpi`] where the system gives no thread.
+    /// As [`crate::tcp::join`]; [`crate::CommunicationError::Mpi`] if no thread can be started.
     pub fn join(&self, options: TcpOptions) -> Result<Endpoint> {
         let TcpOptions { rank, world, timeout, .. } = options;
-        // Streams say to which launch they belong, and MPI sends that in the clear: it must not be the token.
+        // Streams carry an identifier of their launch, which MPI sends unencrypted, so it must not be the
+        // token.
         let session = crate::derived_token(&options.token, "mpi session");
         let transport = transport::MpiTransport::open(&self.hub, &session, timeout)?;
         Ok(Endpoint::new(rank, world, Box::new(transport), crate::tcp::attend(&options)?))
     }
 
-    /// Closes all connections of this process: threads that wait for peers notice, and so do the peers.
+    /// Closes all connections of this process, which ends the waits of its threads and of the peers.
     pub fn interrupt(&self) {
         self.hub.interrupt();
     }
@@ -118,7 +121,8 @@ impl Mpi {
     /// Leaves the job, once all processes do. Everything opened over MPI must have been dropped.
     ///
     /// # Errors
-    /// [`MpiError::Unfinished`] if others do not come, or do not take what was sent to them: `mpirun` will end the job.
+    /// [`MpiError::Unfinished`] if other processes do not finalise, or do not receive what was sent to them:
+    /// `mpirun` will end the job.
     pub fn finalise(&self) -> Result<(), MpiError> {
         self.hub.finalise()
     }
@@ -126,7 +130,7 @@ impl Mpi {
 
 #[cfg(not(feature = "mpi"))]
 impl Mpi {
-    /// Takes part in the job that `mpirun` has started.
+    /// Joins the job that `mpirun` has started.
     ///
     /// # Errors
     /// [`MpiError::NotBuilt`].
@@ -140,7 +144,7 @@ impl Mpi {
         match self.none {}
     }
 
-    /// Processes of the job.
+    /// The number of processes of the job.
     #[must_use]
     pub fn size(&self) -> usize {
         match self.none {}
@@ -152,7 +156,7 @@ impl Mpi {
         match self.none {}
     }
 
-    /// As [`crate::tcp::join`], but what the ranks say to each other goes over MPI.
+    /// Like [`crate::tcp::join`], but ranks communicate over MPI.
     ///
     /// # Errors
     /// As [`crate::tcp::join`].

@@ -13,7 +13,7 @@ use crate::poll::nap;
 
 const CONNECT: &str = "connect";
 
-/// One launch's way to all other ranks.
+/// The transport of one launch, to all other ranks.
 pub(super) struct MpiTransport {
     hub: Arc<Hub>,
     session: String,
@@ -31,7 +31,7 @@ impl MpiTransport {
         Ok(Self { hub: hub.clone(), session: session.to_owned(), timeout })
     }
 
-    /// Waits for a stream that the peer, a lower rank, opens.
+    /// Waits until the peer, a lower rank, opens a stream.
     fn wait_for(&self, peer: usize, purpose: &Purpose, deadline: Instant) -> Result<Key> {
         let began = Instant::now();
         loop {
@@ -54,7 +54,8 @@ impl MpiTransport {
 }
 
 impl Transport for MpiTransport {
-    /// The lower one of two ranks opens. All connections are opened before any wait, so ranks cannot deadlock.
+    /// The lower of two ranks opens the stream. All streams are opened before the first wait, so ranks cannot
+    /// deadlock.
     fn connect(&mut self, lane: &str, peers: &[usize]) -> Result<Vec<Arc<dyn Connection>>> {
         let deadline = Instant::now() + self.timeout;
         let purpose = |index: usize| Purpose {
@@ -102,7 +103,7 @@ struct MpiConnection {
     peer: Peer,
     lane: String,
     timeout: Duration,
-    /// A message of which a part has been handed out.
+    /// A message that has been consumed in part.
     begun: Mutex<Option<(Buffer, usize)>>,
 }
 
@@ -141,7 +142,7 @@ impl Connection for MpiConnection {
                 None => match self.hub.receive(self.key) {
                     Ok(Some(message)) => (message, 0),
                     Ok(None) => break,
-                    // What came before is handed out first.
+                    // Data received before the close is returned first.
                     Err(Trouble::Closed) if filled > 0 => break,
                     Err(trouble) => return Err(self.error(trouble, operation)),
                 },

@@ -1,4 +1,4 @@
-//! Ranks that are processes, on one machine or several, over TCP.
+//! Ranks as processes on one machine or several, over TCP.
 
 mod reception;
 mod rendezvous;
@@ -24,26 +24,26 @@ use reception::{Caller, Reception, listen};
 
 const RENDEZVOUS: &str = "rendezvous";
 const CONNECT: &str = "connect";
-/// Between two attempts to reach somebody who does not listen yet, or had too many callers to hear this one.
+/// Time between two attempts to reach a process that does not listen yet, or was too busy.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
-/// Who does not answer within this time is called again.
+/// Time limit for an answer; then the call is repeated.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// A rank that listens and does not let this one in is called so often.
+/// Maximum number of calls to a listening rank that does not admit this one.
 const CALLS: usize = 20;
 
-/// What a rank must know to find the others.
+/// The options that a rank needs to join a job.
 #[derive(Debug, Clone)]
 pub struct TcpOptions {
-    /// Where the [`Rendezvous`] listens.
+    /// The address of the [`Rendezvous`].
     pub rendezvous: SocketAddr,
-    /// This rank.
+    /// This rank's number.
     pub rank: usize,
-    /// How many ranks there are.
+    /// The number of ranks.
     pub world: usize,
     /// The job's secret, the same at all ranks and the rendezvous.
     pub token: String,
-    /// How long the ranks may take to find each other, and then how long a peer that is waited for may be
-    /// silent. So it must be longer than a rank ever computes between two communications.
+    /// Time limit for all ranks to join, and then for waiting for a silent peer. So it must be longer than
+    /// any compute between two transfers.
     pub timeout: Duration,
     /// The address of this machine at which the peers reach it. By default the one that leads to the
     /// rendezvous.
@@ -52,22 +52,22 @@ pub struct TcpOptions {
 
 /// Joins the job: returns when all its ranks have.
 ///
-/// The rendezvous may start later than the ranks: it is tried again until the time-out. Nothing is said to it but a
-/// random number before it has proved that it knows the token, nor to any rank later.
+/// The rendezvous may start later than the ranks: it is tried again until the time-out. Only a nonce is sent
+/// before the rendezvous has proved that it knows the token; the same holds for connections to ranks.
 ///
 /// # Errors
-/// [`CommunicationError::Refused`] when nobody listens there or the job has no place for this rank,
-/// [`CommunicationError::BadToken`] when it is another job's, [`CommunicationError::Unproven`] when who listens there
-/// does not answer, [`CommunicationError::Unreachable`] when no way leads there,
-/// [`CommunicationError::RanksMissing`] when a rank is missing, [`CommunicationError::Stopped`] when the job ends
-/// before it begins.
+/// [`CommunicationError::Refused`] if no process listens there or the job has no place for this rank,
+/// [`CommunicationError::BadToken`] if it belongs to another job, [`CommunicationError::Unproven`] if the
+/// listening process does not answer, [`CommunicationError::Unreachable`] if the address is not reachable,
+/// [`CommunicationError::RanksMissing`] when a rank is missing, [`CommunicationError::Stopped`] when the job
+/// ends before it begins.
 pub fn join(options: TcpOptions) -> Result<Endpoint> {
     let (rank, world) = (options.rank, options.world);
     let (transport, control) = enter(options)?;
     Ok(Endpoint::new(rank, world, Box::new(transport), control))
 }
 
-/// Joins the job for what the launcher says alone: nobody can call this rank, and it opens no port.
+/// Joins the job only for the control channel: other ranks cannot connect to this one, and it opens no port.
 ///
 /// # Errors
 /// As [`join`].
@@ -75,7 +75,7 @@ pub fn attend(options: &TcpOptions) -> Result<Control> {
     meet(options, |_| Ok(None)).map(|(control, _)| control)
 }
 
-/// The ways to the other ranks and to the launcher.
+/// The transport to the other ranks and the control channel.
 fn enter(options: TcpOptions) -> Result<(TcpTransport, Control)> {
     let mut listener: Option<TcpListener> = None;
     let (control, table) = meet(&options, |here| {
@@ -97,8 +97,9 @@ fn enter(options: TcpOptions) -> Result<(TcpTransport, Control)> {
     Ok((TcpTransport { rank, world, secret, timeout, table, reception }, control))
 }
 
-/// Joins at the rendezvous, where `listens` says at which address peers find this rank, given that of this machine
-/// which leads there. Returns the way to the launcher, and where all ranks listen.
+/// Joins at the rendezvous. `listens` returns the address at which peers reach this rank, given this
+/// machine's address towards the rendezvous. Returns the connection to the launcher and the addresses of all
+/// ranks.
 fn meet(
     options: &TcpOptions,
     mut listens: impl FnMut(IpAddr) -> Result<Option<SocketAddr>>,
@@ -116,7 +117,7 @@ fn meet(
         match introduce(&connection, rendezvous, &secret, Role::Rendezvous, &hello, deadline) {
             Ok(()) => break connection,
             Err(error) if is_an_answer(&error) => return Err(error),
-            // It may have had too many callers, or be somebody who goes away.
+            // The process may have been too busy, or may be one that ends soon.
             Err(error) if Instant::now() + RETRY_AFTER >= deadline => {
                 return Err(CommunicationError::Unproven { address: rendezvous, detail: error.to_string() });
             }
@@ -161,7 +162,7 @@ fn reach(address: SocketAddr, deadline: Instant) -> Result<TcpStream> {
     }
 }
 
-/// What it means that no connection comes about.
+/// The error for a connection that could not be established.
 fn not_reached(peer: Peer, address: SocketAddr, source: std::io::Error) -> CommunicationError {
     use std::io::ErrorKind::{HostUnreachable, NetworkUnreachable, TimedOut};
     match source.kind() {
@@ -176,7 +177,8 @@ fn not_reached(peer: Peer, address: SocketAddr, source: std::io::Error) -> Commu
     }
 }
 
-/// The caller's side of the handshake: proves the token to whoever listens, once that has proved it, and says `hello`.
+/// The caller's side of the handshake: after the listening side has proved the token, proves it too and sends
+/// `hello`.
 pub(crate) fn introduce(
     connection: &SocketConnection,
     address: SocketAddr,
@@ -199,7 +201,7 @@ pub(crate) fn introduce(
             Some(_) => return Err(CommunicationError::BadToken { address }),
             None => return Err(unexpected(Kind::Challenge, "one of another length")),
         },
-        // Whoever says that has proved nothing: it is no text to be shown as it is.
+        // The sender is not authenticated, so its text must be sanitised before it is shown.
         (Kind::Refused, payload) => {
             return Err(parse::<Refusal>(connection, &payload)?.made_harmless().into_error(address));
         }
@@ -213,7 +215,7 @@ pub(crate) fn introduce(
     }
 }
 
-/// Whether an error of [`introduce`] is an answer, which would be the same if one asked again.
+/// Whether an error of [`introduce`] is a definite answer, so that a retry is useless.
 fn is_an_answer(error: &CommunicationError) -> bool {
     matches!(error, CommunicationError::BadToken { .. } | CommunicationError::Refused { .. })
 }
@@ -223,13 +225,13 @@ struct TcpTransport {
     world: usize,
     secret: Secret,
     timeout: Duration,
-    /// Where each rank listens.
+    /// The address of each rank.
     table: Vec<SocketAddr>,
     reception: Reception,
 }
 
 impl TcpTransport {
-    /// Connects to a rank that accepts.
+    /// Connects to a rank that accepts connections from this one.
     fn dial(&self, lane: &str, peer: usize, channel: usize, deadline: Instant) -> Result<SocketConnection> {
         let address = *self.table.get(peer).ok_or_else(|| CommunicationError::NotAMember {
             operation: CONNECT,
@@ -239,7 +241,7 @@ impl TcpTransport {
         })?;
         let to = Peer::Rank(peer);
         let failed = |source: std::io::Error| match source.kind() {
-            // It listened when it joined.
+            // The rank listened when it joined, so it has ended.
             std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::ConnectionReset => {
                 CommunicationError::PeerClosed { peer: to, lane: lane.to_owned(), operation: CONNECT }
             }
@@ -262,7 +264,7 @@ impl TcpTransport {
         }
     }
 
-    /// Waits for a rank that dials.
+    /// Waits for a connection from another rank.
     fn accept(&self, wanted: &Caller, deadline: Instant) -> Result<SocketConnection> {
         self.reception.wait(wanted, deadline).ok_or_else(|| CommunicationError::TimedOut {
             peer: Peer::Rank(wanted.rank),
@@ -274,7 +276,8 @@ impl TcpTransport {
 }
 
 impl Transport for TcpTransport {
-    /// The lower one of two ranks connects. All connections are started before any wait, so ranks cannot deadlock.
+    /// The lower of two ranks connects. All connections are started before the first wait, so ranks cannot
+    /// deadlock.
     fn connect(&mut self, lane: &str, peers: &[usize]) -> Result<Vec<Arc<dyn Connection>>> {
         let deadline = Instant::now() + self.timeout;
         let channel = |index: usize| peers[..index].iter().filter(|&&peer| peer == peers[index]).count();

@@ -1,5 +1,5 @@
-//! A rank's listener: a thread of its own answers whoever calls, so that a caller never waits for what the rank computes,
-//! and no stranger holds up a caller.
+//! A rank's listener: a separate thread answers connections, so that a caller never waits for the rank's
+//! compute, and unauthenticated connections do not delay it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,7 +18,7 @@ use crate::poll;
 use crate::secret::Role;
 use crate::wire::{Purpose, Refusal};
 
-/// What an accepted connection is for.
+/// The key of an accepted connection.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Caller {
     pub lane: String,
@@ -35,19 +35,19 @@ pub(super) struct Reception {
 
 #[derive(Default)]
 struct Shared {
-    /// Connections that nobody has asked for yet.
+    /// Connections that have not been taken yet.
     arrived: Mutex<BTreeMap<Caller, SocketConnection>>,
     changed: Condvar,
 }
 
 impl Shared {
     fn arrived(&self) -> MutexGuard<'_, BTreeMap<Caller, SocketConnection>> {
-        // Nothing is half done when a thread panics under this lock.
+        // State under this lock stays consistent if a thread panics.
         self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Listens at a free port of this address of the machine.
+/// Listens on a free port at this address of the machine.
 pub(super) fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind(address)?;
     let address = listener.local_addr()?;
@@ -55,7 +55,8 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<(TcpListener, SocketAddr
 }
 
 impl Reception {
-    /// Receives the callers of `rank` in a job of `world`; the launcher hears of strangers over `control`.
+    /// Accepts connections to `rank` in a job of `world`; reports rejected ones to the launcher over
+    /// `control`.
     pub fn open(
         listener: TcpListener,
         (rank, world): (usize, usize),
@@ -86,7 +87,7 @@ impl Reception {
         Ok(Self { shared, wake, thread: Some(thread) })
     }
 
-    /// Waits for a caller until `deadline`.
+    /// Waits for a connection until `deadline`.
     pub fn wait(&self, wanted: &Caller, deadline: Instant) -> Option<SocketConnection> {
         let mut arrived = self.shared.arrived();
         loop {
@@ -105,7 +106,7 @@ impl Reception {
 
 impl Drop for Reception {
     fn drop(&mut self) {
-        // A full pipe means that the thread is about to wake anyway.
+        // If the pipe is full, the thread is about to wake anyway.
         let _ = Socket::write(&self.wake, &[1]);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -123,7 +124,7 @@ impl Shared {
             return arrival.refuse(&Refusal("this is a rank, not the rendezvous".to_owned()));
         };
         let connection = arrival.welcome().identified(Peer::Rank(rank), &lane).with_timeout(timeout);
-        // One that calls again was not sure to have been heard.
+        // A repeated call replaces the first, for which the caller got no answer.
         self.arrived().insert(Caller { lane, rank, channel }, connection);
         self.changed.notify_all();
     }

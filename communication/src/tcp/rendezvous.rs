@@ -8,16 +8,16 @@ use crate::secret::Role;
 use crate::supervisor::{Supervisor, Warn};
 use crate::switch::Switch;
 
-/// Where the ranks of one job find each other, run by the process that starts them (or by rank 0 beside its own
-/// work). It is the ranks' [`Supervisor`] too, for as long as it lives.
+/// The rendezvous of a job's ranks, run by the process that starts them (or by rank 0 in addition to its own
+/// work). It is also the ranks' [`Supervisor`] as long as it lives.
 pub struct Rendezvous {
     address: SocketAddr,
     supervisor: Supervisor,
 }
 
 impl Rendezvous {
-    /// Listens at `address` (port 0 takes a free one) for the `world` ranks that know `token`, on a thread of
-    /// its own, until all have come. Nothing is said of strangers.
+    /// Listens at `address` (port 0 takes a free one) for the `world` ranks that know `token`, on a separate
+    /// thread, until all have joined. Rejected connections are not reported.
     ///
     /// # Errors
     /// [`CommunicationError::AddressInUse`] naming the address.
@@ -25,8 +25,8 @@ impl Rendezvous {
         Self::bind_with(address, world, token, None, |_| {})
     }
 
-    /// As [`Rendezvous::bind`]; the ranks reach each other through `switch`, if there is one, and `warn` hears of
-    /// everybody who tried to come in, here or at a rank, and does not know the token.
+    /// Like [`Rendezvous::bind`]; ranks communicate through `switch`, if given, and `warn` is called for
+    /// every connection, here or at a rank, that does not prove the token.
     ///
     /// # Errors
     /// As [`Rendezvous::bind`].
@@ -47,7 +47,7 @@ impl Rendezvous {
         start().map_err(|source| CommunicationError::at_address(address, "listening", source))
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address

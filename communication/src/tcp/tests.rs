@@ -1,4 +1,5 @@
-//! Who knows the token comes in, whatever others do at the same port; and tells nobody anything who does not.
+//! Ranks that know the token can join, whatever others do at the same port; and they reveal nothing to
+//! processes that do not know it.
 
 use super::*;
 use crate::connection::{receive_exact, send_all};
@@ -8,7 +9,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::sync::Mutex;
 
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
-/// Longer than anything here takes.
+/// Longer than any test here takes.
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn options(rendezvous: SocketAddr, rank: usize, timeout: Duration) -> TcpOptions {
@@ -24,7 +25,7 @@ fn pair(rendezvous: &Rendezvous) -> [TcpTransport; 2] {
     ranks.map(|rank| rank.join().unwrap())
 }
 
-/// They open a lane, and one says something to the other.
+/// Opens a lane between two ranks and sends a message.
 fn talk([zero, one]: &mut [TcpTransport; 2], lane: &str) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -44,7 +45,7 @@ fn connect(address: SocketAddr) -> TcpStream {
     socket
 }
 
-/// Greets, and returns the nonces: the caller's own, and that of the one who is called, with its proof.
+/// Sends a greeting and returns both nonces, and the proof of the listening side.
 fn greet(socket: &mut TcpStream) -> (Nonce, Nonce, Vec<u8>) {
     let own = nonce().unwrap();
     socket.write_all(&Greeting::new(own).frame()).unwrap();
@@ -80,7 +81,7 @@ fn a_rank_lets_nobody_in_who_does_not_know_the_token() {
     let zero = || Hello { world: 2, rank: 0, purpose: lane() };
     let secret = Secret::new("secret");
 
-    // Each claims the place of rank 0, and comes first.
+    // Each one claims to be rank 0, and connects first.
     for token in ["guess", "", "secre", "secret but longer"] {
         let mut socket = connect(address);
         let (own, called, _) = greet(&mut socket);
@@ -88,14 +89,14 @@ fn a_rank_lets_nobody_in_who_does_not_know_the_token() {
         socket.write_all(&hello).unwrap();
         assert!(is_closed(&mut socket), "{token}");
     }
-    // What was proved to another is not proved to this one.
+    // A proof for another role is not valid here.
     for role in [Role::Rendezvous, Role::Rank(0)] {
         let mut socket = connect(address);
         let (own, called, _) = greet(&mut socket);
         socket.write_all(&zero().frame(&secret, role, &own, &called)).unwrap();
         assert!(is_closed(&mut socket), "{role:?}");
     }
-    // Nor is what was proved before, or what the called one has shown itself.
+    // Neither is an earlier proof, or the listening side's own proof.
     let mut before = connect(address);
     let (own, called, _) = greet(&mut before);
     let old = zero().frame(&secret, Role::Rank(1), &own, &called);
@@ -110,7 +111,7 @@ fn a_rank_lets_nobody_in_who_does_not_know_the_token() {
     let says = serde_json::to_vec(&zero()).unwrap();
     mirror.write_all(&frame(Kind::Hello, &[proof, says].concat())).unwrap();
     assert!(is_closed(&mut mirror));
-    // A hello without a greeting, and one that does not wait.
+    // A hello without a greeting, and one that does not wait for the challenge.
     let mut hasty = connect(address);
     hasty.write_all(&old).unwrap();
     assert!(is_closed(&mut hasty));
@@ -118,7 +119,7 @@ fn a_rank_lets_nobody_in_who_does_not_know_the_token() {
     hasty.write_all(&[Greeting::new(own).frame(), old].concat()).unwrap();
     assert!(is_closed(&mut hasty));
 
-    // Who knows the token is told why there is no place.
+    // A process that knows the token gets the reason why there is no place.
     let join = Purpose::Join { listens: None };
     for (hello, expected) in [
         (Hello { world: 3, rank: 0, purpose: lane() }, "its job has 2 ranks, this rank's has 3"),
@@ -133,7 +134,7 @@ fn a_rank_lets_nobody_in_who_does_not_know_the_token() {
     talk(&mut ranks, "data");
 }
 
-/// What strangers do.
+/// Connections of processes that do not know the token.
 fn strangers(address: SocketAddr) -> Vec<TcpStream> {
     let mut all: Vec<TcpStream> = (0..150).map(|_| connect(address)).collect();
     // A long frame, a byte at a time: one now, and more while the others open their lanes.
@@ -148,7 +149,7 @@ fn strangers(address: SocketAddr) -> Vec<TcpStream> {
     all.push(slow);
     for words in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"SSH-2.0-OpenSSH_9.6\r\n", &[0xff; 5000], &[0; 3]] {
         let mut socket = connect(address);
-        // It may have been turned away already.
+        // The connection may be closed already.
         let _ = socket.write_all(words);
         all.push(socket);
     }
@@ -177,7 +178,7 @@ fn strangers_do_not_hold_up_ranks_and_are_named() {
         assert!(Instant::now() < until, "{:?}", TALES.lock().unwrap());
         std::thread::sleep(Duration::from_millis(5));
     }
-    // Not every one of hundreds.
+    // Hundreds of rejected connections give only a few reports.
     assert!(TALES.lock().unwrap().len() <= 8, "{:?}", TALES.lock().unwrap());
 }
 
@@ -206,7 +207,8 @@ fn who_only_attends_does_not_listen() {
     assert_eq!(rendezvous.events().iter().count(), 4, "both have come and gone");
 }
 
-/// Answers a caller by `answer`, given what the caller has sent first; returns all that the caller ever sends.
+/// Answers a caller with `answer`, a function of the first bytes that it sends; returns all bytes that it
+/// sends.
 fn impostor(
     answer: impl FnOnce(&[u8]) -> Vec<u8> + Send + 'static,
 ) -> (TcpListener, std::thread::JoinHandle<Vec<u8>>) {
@@ -217,7 +219,7 @@ fn impostor(
         socket.set_read_timeout(Some(LIMIT)).unwrap();
         let mut heard = vec![0; Greeting::new([0; 32]).frame().len()];
         socket.read_exact(&mut heard).unwrap();
-        // The caller may have gone already.
+        // The caller may have disconnected already.
         let _ = socket.write_all(&answer(&heard));
         let _ = socket.read_to_end(&mut heard);
         heard
@@ -238,7 +240,7 @@ fn nothing_is_told_to_who_does_not_know_the_token() {
     };
     let answers: [(&str, Answer); 7] = [
         ("does not know this job's token", challenge("guess", Role::Rendezvous)),
-        // What a rank of the very job has shown somebody else.
+        // A proof of a rank of the same job, for another connection.
         ("does not know this job's token", challenge("secret", Role::Rank(0))),
         (
             "does not know this job's token",
@@ -270,7 +272,7 @@ fn nothing_is_told_to_who_does_not_know_the_token() {
 fn a_rank_that_cannot_be_reached_is_named_with_its_address() {
     let rendezvous = Rendezvous::bind(LOOPBACK, 2, "secret").unwrap();
     let mut ranks = pair(&rendezvous);
-    // A listener that nobody serves, and whose queue is full: as behind a firewall, nothing answers.
+    // A listener that does not accept, with a full queue: as behind a firewall, there is no answer.
     let deaf = deaf();
     let address = deaf.0;
     ranks[0].table[1] = address;
@@ -283,7 +285,7 @@ fn a_rank_that_cannot_be_reached_is_named_with_its_address() {
     assert!(error.to_string().contains(&format!("cannot be reached at {address}")), "{error}");
 }
 
-/// An address that answers nobody any more, and what makes it so.
+/// An address that no longer answers, and the sockets that keep it so.
 fn deaf() -> (SocketAddr, TcpListener, Vec<std::os::fd::OwnedFd>) {
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
     let listener = TcpListener::bind(LOOPBACK).unwrap();

@@ -1,4 +1,5 @@
-//! Every algorithm gives the same sums, the same bits everywhere, and moves exactly the bytes of its schedule.
+//! Every algorithm gives the same sums, the same bits on all members, and moves exactly the bytes of its
+//! schedule.
 
 use crate::common;
 
@@ -110,7 +111,7 @@ fn every_algorithm_reduces_alike() {
     }
 }
 
-/// Bytes that member `from` has for member `to`; some have none.
+/// Bytes that member `from` sends to member `to`; some are empty.
 fn part(from: usize, to: usize, scale: usize) -> Vec<u8> {
     let length = (from * 5 + to * 3) % 7 * scale;
     (0..length).map(|place| (from * 31 + to * 17 + place) as u8).collect()
@@ -187,7 +188,7 @@ fn what_a_group_was_not_opened_for_is_refused_and_named() {
             assert!(matches!(error, CommunicationError::Unsuitable { .. }), "{error}");
             let error = group.all_to_all_bytes(&[]).unwrap_err();
             assert!(error.to_string().ends_with("0 parts are not one for each of 4 members"), "{error}");
-            // Nothing of this has hurt it.
+            // The group is still usable after these errors.
             group.all_reduce_by(Algorithm::DoubleBinaryTree, &mut own, ReduceOp::Sum).unwrap();
             group.all_reduce_by(Algorithm::Ring, &mut own, ReduceOp::Sum).unwrap();
             assert_eq!(own, [16.0; 5]);

@@ -1,4 +1,5 @@
-//! Collectives give the right values, the same bits everywhere, and move exactly the bytes of the formula.
+//! Collectives give the right values, the same bits on all members, and move exactly the bytes of the
+//! formula.
 
 use crate::common;
 
@@ -209,7 +210,7 @@ fn groups_of_two_axes_run_side_by_side() {
     }
 }
 
-/// Moves every rank to one of the groups, in an order of its own.
+/// Assigns every rank to one of several groups, in random order.
 fn partition() -> impl Strategy<Value = Vec<Vec<usize>>> {
     (1usize..=6, 1usize..=3)
         .prop_flat_map(|(world, groups)| {

@@ -1,4 +1,4 @@
-//! What goes wrong is noticed soon and named.
+//! Failures are detected soon, and errors name the cause.
 
 use crate::common;
 
@@ -29,7 +29,8 @@ fn a_peer_that_ends_is_named_at_once() {
             let error = group.all_reduce(&mut vec![1.0; 1_000_000], ReduceOp::Sum).unwrap_err();
             assert!(start.elapsed() < Duration::from_secs(2), "{over:?}: {:?}", start.elapsed());
             assert!(matches!(error, CommunicationError::PeerClosed { .. }), "{error}");
-            // Rank 0 hears from 2 and rank 1 sends to it; the other may notice the neighbour that noticed first.
+            // Rank 0 receives from rank 2, and rank 1 sends to it; a rank may also blame a neighbour that
+            // failed first.
             assert_ne!(error.accused_rank(), Some(rank));
             let again = group.barrier().unwrap_err();
             assert!(matches!(again, CommunicationError::Broken { .. }), "{again}");
@@ -82,7 +83,7 @@ fn another_jobs_token_is_refused() {
         let error = join(wrong).err().unwrap();
         assert!(matches!(error, CommunicationError::BadToken { address } if address == rendezvous.address()));
     }
-    // The right one still comes in.
+    // A process with the right token can still join.
     join(options(rendezvous.address(), 0, 1, TIMEOUT)).unwrap().close().unwrap();
     let events: Vec<_> = rendezvous.events().iter().collect();
     assert_eq!(events, [ControlEvent::Joined(0), ControlEvent::Left(0)]);
@@ -144,7 +145,7 @@ fn a_missing_rank_times_the_rendezvous_out() {
         matches!(error, CommunicationError::RanksMissing { address, .. } if address == rendezvous.address()),
         "{error}"
     );
-    // Its place is free again: a job that starts over finds it.
+    // The place of rank 0 is free again for a job that starts over.
     let ranks = [0, 1].map(|rank| {
         let options = options(rendezvous.address(), rank, 2, TIMEOUT);
         std::thread::spawn(move || join(options).unwrap().close().unwrap())
@@ -206,7 +207,7 @@ fn the_launcher_hears_and_is_heard() {
             })
         })
         .collect();
-    // Parts of the long messages are signs of life, as many as the socket makes of them.
+    // Parts of long messages count as heartbeats; their number depends on the socket.
     let alive = |event: &ControlEvent| matches!(event, ControlEvent::Alive(_));
     let mut events: Vec<_> = supervisor.events().iter().filter(|event| !alive(event)).take(6).collect();
     supervisor.stop_handle().stop_all();

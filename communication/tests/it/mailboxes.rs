@@ -1,4 +1,4 @@
-//! Point to point: any order of sends and receives gets through.
+//! Send/recv: any order of sends and receives completes.
 
 use crate::common;
 
@@ -61,7 +61,8 @@ fn large_messages_pass_each_other() {
                 assert_eq!(got.len(), LENGTH);
                 assert!(got.iter().all(|&value| value == peer as f32 + tag as f32));
             }
-            // The peer has it all, or it would not have sent its own last message; our thread may lag behind.
+            // The peer has received everything, or it would not have sent its last message; our thread may
+            // lag behind.
             while mailbox.counters().sent < 3 * 4 * LENGTH as u64 {
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
@@ -78,7 +79,7 @@ fn large_messages_pass_each_other() {
     }
 }
 
-/// A pipeline: every rank sends forward and then backward before anybody receives.
+/// A pipeline: every rank sends forward and then backward before any rank receives.
 #[test]
 fn a_chain_of_stages() {
     for over in transports() {

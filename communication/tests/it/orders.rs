@@ -1,4 +1,4 @@
-//! What the launcher says to its ranks reaches them, whole and in order.
+//! Messages from the launcher reach the ranks whole and in order.
 
 use crate::common;
 
@@ -88,7 +88,7 @@ fn silence_is_none_and_the_launchers_end_an_error() {
     assert_eq!(control.receive(limit).unwrap(), None);
     assert!(began.elapsed() >= limit, "{:?}", began.elapsed());
     rendezvous.send(0, b"last").unwrap();
-    // What was said before is still heard.
+    // Earlier messages are still received.
     assert_eq!(hear(control), ControlOrder::Message(b"last".to_vec()));
     drop(rendezvous);
     let error = control.receive(TIMEOUT).unwrap_err();

@@ -1,4 +1,4 @@
-//! Links between ranks that a switch makes slow.
+//! Links between ranks that are slowed down by a switch.
 use crate::common;
 
 use autodist_communication::switch::{Switch, SwitchLinks, SwitchRoute};
@@ -21,7 +21,7 @@ fn star(rates: &[f64], delay: Duration) -> SwitchLinks {
     }
 }
 
-/// Runs `work` on a thread for each rank; what they returned, and what the switch carried.
+/// Runs `work` on a thread for each rank; returns the results and the bytes carried by the switch.
 fn over<T: Send>(links: SwitchLinks, work: impl Fn(Endpoint) -> T + Sync) -> (Vec<T>, Vec<Vec<u64>>) {
     let world = links.routes.len();
     let switch = Arc::new(Switch::start(links).unwrap());
@@ -62,7 +62,7 @@ fn message_seconds(mut endpoint: Endpoint, from: usize, to: usize, bytes: usize)
     let rank = endpoint.rank();
     let peer = if rank == from { to } else { from };
     let mut mailbox = endpoint.point_to_point("flow", &[peer]).unwrap();
-    // Both are there.
+    // Both ranks are ready.
     mailbox.send(peer, 0, vec![0.0]).unwrap();
     mailbox.receive(peer, 0).unwrap();
     let start = Instant::now();
@@ -90,7 +90,7 @@ fn a_link_lets_no_more_through_than_its_rate() {
 fn each_direction_has_a_rate_of_its_own() {
     let bytes = 1 << 20;
     let mut links = star(&[FAST, FAST], Duration::ZERO);
-    // Slow up from rank 1 alone.
+    // Only the uplink of rank 1 is slow.
     links.rates[2] = 1e7;
     let (up, _) = over(links.clone(), |e| message_seconds(e, 1, 0, bytes));
     let (down, _) = over(links, |e| message_seconds(e, 0, 1, bytes));
@@ -134,7 +134,7 @@ fn flows_that_share_a_link_share_its_rate() {
     });
     let alone = bytes as f64 / 2e7;
     assert!(seconds[0] >= 0.97 * 2.0 * alone, "{seconds:?}");
-    // Neither was served before the other: the first to be done had to wait for nearly both.
+    // The rate was shared: the first transfer to complete took nearly as long as both.
     let first = seconds[1].min(seconds[2]);
     assert!(first >= 1.6 * alone, "{seconds:?}");
 }

@@ -16,7 +16,7 @@ pub struct HostBuffer<T> {
     len: usize,
 }
 
-// SAFETY: the buffer owns its elements alone, as `Box<[T]>` does.
+// SAFETY: the buffer has exclusive ownership of its elements, as `Box<[T]>` does.
 unsafe impl<T: Send> Send for HostBuffer<T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync> Sync for HostBuffer<T> {}
@@ -27,10 +27,10 @@ impl<T: Real> HostBuffer<T> {
         Self::allocate(len, |layout| unsafe { alloc::alloc_zeroed(layout) })
     }
 
-    /// Numbers that nobody has chosen, to be written before they are read; debug builds fill them with NaN so that a
-    /// mistake shows.
+    /// Unspecified numbers, to be written before they are read; debug builds fill them with NaN to expose
+    /// mistakes.
     pub fn uninitialised(len: usize) -> Self {
-        // SAFETY: `allocate` asks for a layout of non-zero size.
+        // SAFETY: `allocate` passes a layout of non-zero size.
         let mut buffer = Self::allocate(len, |layout| settled(unsafe { alloc::alloc(layout) }, layout));
         if cfg!(debug_assertions) {
             buffer.fill(T::from_f64(f64::NAN));
@@ -38,7 +38,7 @@ impl<T: Real> HostBuffer<T> {
         buffer
     }
 
-    /// `by` is given a layout of non-zero size.
+    /// `by` receives a layout of non-zero size.
     fn allocate(len: usize, by: impl FnOnce(Layout) -> *mut u8) -> Self {
         if len == 0 {
             return Self { start: NonNull::dangling(), len };
@@ -59,11 +59,11 @@ impl<T> HostBuffer<T> {
     }
 }
 
-/// Memory whose bytes are whatever lies there, and stay so until they are written: what the allocator gives is not even
-/// that by the language's rules, by which no reference may lead to it.
+/// Makes the bytes of uninitialised memory arbitrary but fixed. By the language's rules, memory from the
+/// allocator is uninitialised, and no reference to it is allowed.
 fn settled(memory: *mut u8, layout: Layout) -> *mut u8 {
-    // The compiler knows nothing of assembly but its operands: for all that it can tell, this writes every byte. It takes no
-    // time, which filling takes for every buffer of every step.
+    // The compiler must assume that the inline assembly writes every byte. Unlike filling every buffer in
+    // every step, this takes no time.
     #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
     {
         let _ = layout;

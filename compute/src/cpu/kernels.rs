@@ -1,9 +1,9 @@
-//! What is not a matrix product.
+//! The kernels that are not GEMMs.
 
 use super::real::Real;
 use super::simd::{Simd, kernels};
 
-/// Partial sums side by side: enough for one AVX-512 register of `f32`, two of `f64`.
+/// Independent partial sums: enough for one AVX-512 register of `f32`, two of `f64`.
 const LANES: usize = 16;
 
 /// `Σ f(i)` for `i` in `0..len`.
@@ -255,7 +255,7 @@ kernels! {
         }
     }
 
-    /// `row` becomes `exp(row - max)`; their sum.
+    /// Replaces `row` by `exp(row - max)` and returns the sum.
     fn exponentials<T>(max: T, row: &mut [T]) -> T {
         for x in row.iter_mut() {
             *x = (*x - max).exp();
@@ -305,7 +305,7 @@ kernels! {
     }
 }
 
-/// Row `row` of `residual` onto `to`, unless there is no residual.
+/// Adds row `row` of `residual` to `to`, if there is a residual.
 #[inline(always)]
 fn add_residual<T: Real>(row: usize, residual: &[T], to: &mut [T]) {
     if !residual.is_empty() {

@@ -1,5 +1,5 @@
-//! The CPU: products by the `gemm` crate, the rest by vectorised loops. One thread; a rank's parallelism is
-//! other ranks.
+//! The CPU backend: GEMMs by the `gemm` crate, the rest by vectorised loops. It uses one thread; other cores
+//! run other ranks.
 
 mod buffer;
 mod kernels;
@@ -92,7 +92,7 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(self.clone())
     }
 
-    // Operations are done when they return, so any two calls are in order.
+    // Operations are complete when they return, so any two calls are in order.
 
     fn record(&self) -> Instant {
         Instant::now()
@@ -310,8 +310,8 @@ impl<T: Real> Backend for Cpu<T> {
             Direction::Forward => 1.0,
             Direction::Backward => -1.0,
         };
-        // From position to position each pair turns by a fixed angle; products of unit numbers in double
-        // precision stay exact enough over any sequence.
+        // Rotary embedding: each pair rotates by a fixed angle per position. Repeated multiplication of unit
+        // complex numbers in double precision is exact enough for any sequence length.
         let turns: Vec<(f64, f64)> = (0..head_dim / 2)
             .map(|i| theta.powf(-((2 * i) as f64) / head_dim as f64).sin_cos())
             .map(|(sine, cosine)| (cosine, sign * sine))

@@ -1,9 +1,9 @@
-//! The numbers that the CPU computes in.
+//! The number types that the CPU computes in.
 
 use crate::backend::Element;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
-/// `f32`, or `f64` where finite differences check a backward.
+/// `f32`, or `f64` for checks of backward passes by finite differences.
 pub trait Real:
     Element
     + PartialOrd
@@ -21,7 +21,7 @@ pub trait Real:
     const LOWEST: Self;
 
     fn sqrt(self) -> Self;
-    /// Vectorises; finite for every finite argument.
+    /// The exponential; vectorises, and is finite for every finite argument.
     fn exp(self) -> Self;
 
     #[inline(always)]
@@ -68,7 +68,7 @@ impl Real for f32 {
     /// leave 5e-9.
     #[inline(always)]
     fn exp(self) -> Self {
-        /// Adding 1.5 · 2²³ rounds to an integer and leaves it in the low bits.
+        /// Adding 1.5 · 2²³ rounds to an integer and puts it into the low bits.
         const ROUND: f32 = 12_582_912.0;
         /// ln 2 in two parts; the first has so few bits that its product with `n` is exact.
         const LN_2_HIGH: f32 = 355.0 / 512.0;
@@ -81,7 +81,7 @@ impl Real for f32 {
         for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             series = series * r + coefficient;
         }
-        // `n` joins the exponent bits.
+        // Adds `n` to the exponent bits.
         f32::from_bits(series.to_bits().wrapping_add(shifted.to_bits() << 23))
     }
 }

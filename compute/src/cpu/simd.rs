@@ -1,6 +1,6 @@
-//! One body per kernel, compiled once per instruction set, chosen at run time.
+//! One source per kernel, compiled once per instruction set, which is chosen at run time.
 
-/// The widest instructions that this processor has.
+/// A level of vector instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Simd {
     #[cfg(target_arch = "x86_64")]
@@ -11,7 +11,7 @@ pub enum Simd {
 }
 
 impl Simd {
-    /// All that this processor has, widest first.
+    /// All levels of this processor, widest first.
     pub fn available() -> Vec<Simd> {
         let mut levels = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -62,7 +62,7 @@ macro_rules! kernels {
             }
 
             match simd {
-                // SAFETY: `Simd` levels come from `Simd::available`, which asked the processor.
+                // SAFETY: `Simd` levels come from `Simd::available`, which detects the processor's features.
                 #[cfg(target_arch = "x86_64")]
                 Simd::Avx512 => unsafe { avx512($($argument),*) },
                 // SAFETY: as above.

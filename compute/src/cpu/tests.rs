@@ -1,4 +1,5 @@
-//! Every kernel at every vector width equals the plain one, on lengths around the width of a register.
+//! Compares every kernel at every vector width with the scalar one, on lengths around the width of a
+//! register.
 
 use super::kernels;
 use super::simd::Simd;
@@ -13,7 +14,7 @@ fn numbers(len: usize, seed: u32) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// Runs a kernel on two rows of each length at every level; `run` returns all that it wrote.
+/// Runs a kernel on two rows of each length at every level; `run` returns everything that it wrote.
 fn check(name: &str, shortest: usize, run: impl Fn(Simd, usize) -> Vec<f32>) {
     for len in shortest..70 {
         let plain = run(Simd::Plain, len);

@@ -15,13 +15,13 @@ pub struct AttentionLayer {
     /// Query heads for each key/value head.
     group: usize,
     head_dim: usize,
-    /// Query, key and value in one product.
+    /// Query, key and value in one GEMM.
     qkv: Inward,
     rotary: Option<RotaryShape>,
     output: Outward,
 }
 
-/// What attention keeps for backward.
+/// The activations that attention saves for backward.
 pub struct AttentionSaved<B: Backend> {
     /// Query, key and value, rotated.
     qkv: B::Buffer,
@@ -30,13 +30,13 @@ pub struct AttentionSaved<B: Backend> {
     scores: Scores<B>,
 }
 
-/// What is kept of the scores.
+/// The saved form of the scores.
 enum Scores<B: Backend> {
     /// `[micro_batch, group, kv_heads, seq_len, seq_len]`.
     Probabilities(B::Buffer),
-    /// Nothing: the probabilities are computed again.
+    /// Nothing is saved: the probabilities are recomputed.
     Dropped,
-    /// `[micro_batch, heads, seq_len]`, by a device that fuses attention.
+    /// `[micro_batch, heads, seq_len]`, on a device with fused attention.
     LogSumExp(B::Buffer),
 }
 
@@ -84,8 +84,8 @@ impl AttentionLayer {
         }
     }
 
-    /// This rank's summand of `residual + bias + projection`, `[tokens, hidden]`. `h` has all rows, `residual`
-    /// this rank's.
+    /// This rank's partial sum of `residual + bias + projection`, `[tokens, hidden]`. `h` has all rows,
+    /// `residual` only this rank's.
     pub fn forward<B: Backend>(
         &self,
         device: &B,
@@ -116,7 +116,7 @@ impl AttentionLayer {
         (out, AttentionSaved { qkv, attended, scores })
     }
 
-    /// Attention from products and softmax.
+    /// Attention from GEMMs and softmax.
     fn attend<B: Backend>(
         &self,
         device: &B,
@@ -149,7 +149,7 @@ impl AttentionLayer {
         if keep_probabilities { Scores::Probabilities(probabilities) } else { Scores::Dropped }
     }
 
-    /// This rank's summand of the gradient of `h`, without what goes round by the residual.
+    /// This rank's partial sum of the gradient of `h`, without the part through the residual connection.
     pub fn backward<B: Backend>(
         &self,
         device: &B,
@@ -205,8 +205,8 @@ impl AttentionLayer {
         d_qkv
     }
 
-    /// Turns query, key and value into their gradients, head by head in place, given the gradient of what
-    /// they attended to.
+    /// Replaces query, key and value by their gradients, head by head in place, given the gradient of the
+    /// attention output.
     fn backward_heads<B: Backend>(
         &self,
         device: &B,
@@ -238,7 +238,7 @@ impl AttentionLayer {
                     };
                     let scores = self.scores(probabilities, offset);
                     let d_out = self.query_part(&d_attended, self.output.inputs, heads);
-                    // The key/value heads' gradients gather over their group of query heads.
+                    // The gradients of key/value heads are summed over their group of query heads.
                     let beta = if heads.member == 0 { 0.0 } else { 1.0 };
                     device.matmul(head, 1.0, scores.transposed(), d_out, beta, self.packed_mut(&mut d_value));
                     let d_probabilities =
@@ -322,7 +322,7 @@ impl AttentionLayer {
         ((heads.sequence * self.group + heads.member) * self.kv_heads + heads.first_kv) * self.scores_len()
     }
 
-    /// The key/value heads of a sequence, as many at once as the device likes.
+    /// The key/value heads of a sequence, in chunks of `heads_at_once`.
     fn kv_chunks<B: Backend>(&self, device: &B, sequence: usize) -> impl Iterator<Item = Heads> + use<B> {
         let (kv_heads, at_once) = (self.kv_heads, device.heads_at_once(self.kv_heads));
         (0..kv_heads).step_by(at_once).map(move |first_kv| {
@@ -395,7 +395,7 @@ impl AttentionLayer {
         Region::new(buffer, offset).rows(self.seq_len).batched(self.scores_len())
     }
 
-    /// Heads one after the other.
+    /// The heads, stored one after the other.
     fn packed<'a, B: Backend>(&self, buffer: &'a B::Buffer) -> Matrix<'a, B> {
         Region::start(buffer).rows(self.head_dim).batched(self.seq_len * self.head_dim)
     }

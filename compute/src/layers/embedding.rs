@@ -3,7 +3,7 @@ use crate::backend::{Backend, Region, RegionMut, TableShape};
 use autodist_spec::model::{ModelSpec, share};
 use std::ops::Range;
 
-/// Token embedding with this rank's share of the vocabulary, and learned positions where the model has them.
+/// Token embedding with this rank's share of the vocabulary, and learned positions if the model has them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedding {
     tokens: usize,
@@ -12,7 +12,7 @@ pub struct Embedding {
     /// Offsets in the layer's parameters.
     token_table: usize,
     position_table: Option<usize>,
-    /// Rows where this rank's `out` includes positions.
+    /// Rows in which this rank's `out` includes the positions.
     contributed_rows: Range<usize>,
     /// Rows over which this rank sums the positions' gradient.
     position_rows: Range<usize>,
@@ -31,7 +31,7 @@ impl Embedding {
         }
     }
 
-    /// This rank's summand of the embedded tokens, `[tokens, hidden]`; the ids come in the order of the rows.
+    /// This rank's partial sum of the embedded tokens, `[tokens, hidden]`; ids are in the order of the rows.
     pub fn forward<B: Backend>(
         &self,
         device: &B,
@@ -74,7 +74,7 @@ impl Embedding {
         }
     }
 
-    /// Where the first row's position lies in the position table.
+    /// Offset of the first row's position in the position table.
     fn position_offset(&self, rows: &Range<usize>) -> usize {
         rows.start / self.micro_batch * self.table.width
     }

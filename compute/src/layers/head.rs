@@ -6,19 +6,20 @@ use autodist_spec::model::ModelSpec;
 /// Output projection and cross-entropy over this rank's share of the vocabulary (the final norm is a
 /// [`NormLayer`](super::NormLayer) of its own).
 ///
-/// Forward runs in steps: [`logits`](LmHead::logits), [`exponentials`](LmHead::exponentials),
-/// [`loss`](LmHead::loss). The table is passed by itself because a tied one belongs to the embedding.
+/// The forward pass runs in steps: [`logits`](LmHead::logits), [`exponentials`](LmHead::exponentials),
+/// [`loss`](LmHead::loss). The table is a separate argument because a tied one belongs to the embedding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LmHead {
     tokens: usize,
     classes: TableShape,
-    /// Where the table lies in the head's own parameters; none if it is tied to the embedding.
+    /// Offset of the table in the head's own parameters; `None` if it is tied to the embedding.
     pub table_offset: Option<usize>,
 }
 
-/// Per row, of the whole vocabulary once ranks have reduced them.
+/// Statistics per row; they cover the whole vocabulary after the all-reduce over ranks.
 pub struct HeadStatistics<B: Backend> {
-    /// `[2, tokens]`: sums of exponentials, then the targets' logits, both relative to the row's largest logit.
+    /// `[2, tokens]`: softmax denominators, then the targets' logits, both relative to the row's largest
+    /// logit.
     pub sums: B::Buffer,
 }
 
@@ -28,8 +29,8 @@ impl LmHead {
         Self { tokens: sizes.tokens, classes, table_offset: layout.find("output.weight") }
     }
 
-    /// Logits `[tokens, local vocabulary]` of all rows, and the largest of each row, which ranks reduce to the
-    /// largest of all.
+    /// Logits `[tokens, local vocabulary]` of all rows, and the largest of each row, for an all-reduce (max)
+    /// over ranks.
     pub fn logits<B: Backend>(
         &self,
         device: &B,
@@ -46,7 +47,7 @@ impl LmHead {
         (logits, max)
     }
 
-    /// Turns logits into exponentials in place; the result's `sums` are summed over ranks.
+    /// Replaces logits by exponentials; the result's `sums` need an all-reduce over ranks.
     pub fn exponentials<B: Backend>(
         &self,
         device: &B,
@@ -70,7 +71,7 @@ impl LmHead {
         device.cross_entropy(self.tokens, Region::start(&statistics.sums))
     }
 
-    /// This rank's summand of the gradient of `h`, the loss being multiplied by `scale`.
+    /// This rank's partial sum of the gradient of `h`; the loss is multiplied by `scale`.
     pub fn backward<B: Backend>(
         &self,
         device: &B,

@@ -9,12 +9,12 @@ pub struct Mlp {
     activation: Activation,
     /// Local inner width.
     ffn: usize,
-    /// Up, or gate and up in one product.
+    /// Up, or gate and up, in one GEMM.
     up: Inward,
     down: Outward,
 }
 
-/// The values before the activation; those after it are computed again.
+/// The values before the activation; those after it are recomputed.
 pub struct MlpSaved<B: Backend> {
     inner: B::Buffer,
 }
@@ -37,8 +37,8 @@ impl Mlp {
         Self { activation: model.activation, ffn, up, down }
     }
 
-    /// This rank's summand of `residual + bias + projection`, `[tokens, hidden]`. `h` has all rows, `residual`
-    /// this rank's.
+    /// This rank's partial sum of `residual + bias + projection`, `[tokens, hidden]`. `h` has all rows,
+    /// `residual` only this rank's.
     pub fn forward<B: Backend>(
         &self,
         device: &B,
@@ -58,7 +58,7 @@ impl Mlp {
         (self.down.forward(device, parameters, &outer, residual), MlpSaved { inner })
     }
 
-    /// This rank's summand of the gradient of `h`, without what goes round by the residual.
+    /// This rank's partial sum of the gradient of `h`, without the part through the residual connection.
     pub fn backward<B: Backend>(
         &self,
         device: &B,

@@ -1,17 +1,18 @@
-//! The segments of a transformer: forward, what is saved, backward.
+//! The segments of a transformer: forward, saved activations, backward.
 //!
 //! | segment | collective after forward | after backward |
 //! |---|---|---|
-//! | [`Embedding`] | sum of `out` | – |
-//! | [`NormLayer`] | (gather of rows, if the sequence is sharded) | – |
-//! | [`AttentionLayer`], [`Mlp`] | sum of `out` | sum of `dh` |
-//! | [`LmHead`] | largest `max`, sum of `sums`, in the course of forward | sum of `dh` |
+//! | [`Embedding`] | all-reduce of `out` | – |
+//! | [`NormLayer`] | (all-gather of rows, with sequence parallelism) | – |
+//! | [`AttentionLayer`], [`Mlp`] | all-reduce of `out` | all-reduce of `dh` |
+//! | [`LmHead`] | all-reduces of `max` (maximum) and `sums`, within forward | all-reduce of `dh` |
 //!
-//! Sums are over the tensor-parallel group; where the sequence is sharded each is a reduce-scatter, and the
-//! input of the next segment is gathered. With one rank nothing happens between segments.
+//! Collectives run over the tensor-parallel group. With sequence parallelism, each all-reduce of `out` or
+//! `dh` is a reduce-scatter, and the input of the next segment is all-gathered. With one rank, there are
+//! none.
 //!
-//! The residual stream joins inside: `out` of attention and MLP, summed over ranks, is
-//! `residual + bias + projection`. Its gradient is joined by [`NormLayer::backward`].
+//! Segments add the residual: `out` of attention and MLP, reduced over ranks, is `residual + bias +
+//! projection`. [`NormLayer::backward`] adds the gradient of the residual.
 
 mod attention;
 mod embedding;

@@ -6,7 +6,7 @@ use autodist_spec::model::{self, ModelSpec};
 #[derive(Debug, Clone, PartialEq)]
 pub struct NormLayer {
     shape: NormShape,
-    /// The weight's offset; a bias follows it.
+    /// The weight's offset; the bias, if any, follows it.
     offset: usize,
 }
 
@@ -24,7 +24,7 @@ impl NormLayer {
         Self { shape, offset }
     }
 
-    /// The normalised rows and what backward needs beside `x`.
+    /// The normalised rows, and the statistics that backward needs in addition to `x`.
     pub fn forward<B: Backend>(
         &self,
         device: &B,
@@ -47,8 +47,8 @@ impl NormLayer {
         (h, NormStatistics(statistics))
     }
 
-    /// The gradient of `x`: that of `h` through the norm, made in `dh`'s place, plus `residual_gradient`, which
-    /// has gone round the norm.
+    /// The gradient of `x`: that of `h` through the norm, computed in place of `dh`, plus
+    /// `residual_gradient`, that of the residual connection.
     pub fn backward<B: Backend>(
         &self,
         device: &B,

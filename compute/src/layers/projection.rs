@@ -52,8 +52,8 @@ impl Inward {
     }
 }
 
-/// `y = x Wᵀ` from this rank's share of the input features: row-parallel, so `y` is one summand. Residual and
-/// bias join it on the rows where this rank brings them.
+/// `y = x Wᵀ` from this rank's share of the input features: row-parallel, so `y` is a partial sum. Residual
+/// and bias are added in the rows that this rank contributes them to.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Outward {
     pub rows: usize,
@@ -61,7 +61,7 @@ pub(super) struct Outward {
     pub outputs: usize,
     pub weight: usize,
     pub bias: Option<usize>,
-    /// Rows where this rank's `y` includes residual and bias.
+    /// Rows in which this rank's `y` includes residual and bias.
     pub contributed_rows: Range<usize>,
     /// Rows over which this rank sums the bias' gradient.
     pub bias_rows: Range<usize>,
@@ -80,7 +80,7 @@ impl Outward {
         }
     }
 
-    /// `residual` holds this rank's rows; a rank that contributes none does not read it.
+    /// `residual` holds this rank's rows; a rank that contributes no rows does not read it.
     pub fn forward<B: Backend>(
         &self,
         device: &B,

@@ -1,4 +1,4 @@
-//! Local sizes, and where each parameter lies.
+//! Local sizes, and the layout of parameters.
 
 use super::{AttentionLayer, Embedding, LmHead, Mlp, NormLayer};
 use autodist_spec::model::{LayerKind, ModelSpec, Parameter};
@@ -9,7 +9,7 @@ use std::ops::Range;
 pub struct TensorShard {
     pub rank: u32,
     pub degree: u32,
-    /// Whether what lies between the divided layers (norms, residual stream) is divided by rows.
+    /// Whether norms and residual stream are sharded by rows (sequence parallelism).
     pub sequence_parallel: bool,
 }
 
@@ -17,7 +17,7 @@ impl TensorShard {
     pub const WHOLE: TensorShard = TensorShard { rank: 0, degree: 1, sequence_parallel: false };
 }
 
-/// A model's layers as one rank sees them for micro-batches of one shape.
+/// One rank's shard of a model's layers, for micro-batches of one shape.
 ///
 /// Heads, key/value heads, the MLP's width and, with a sharded sequence, its length must be divisible by the
 /// degree; the vocabulary need not be.
@@ -70,7 +70,7 @@ impl LayerShape {
     }
 }
 
-/// What the segments' constructors share.
+/// Common arguments of the segments' constructors.
 pub(super) struct Sizes {
     pub hidden: usize,
     pub micro_batch: usize,
@@ -78,7 +78,7 @@ pub(super) struct Sizes {
     pub tokens: usize,
     /// Rows of the residual stream that this rank holds.
     pub rows: Range<usize>,
-    /// Rows to which this rank's partial sums bring residual, biases and positions.
+    /// Rows in which this rank's partial sums include residual, biases and positions.
     pub contributed_rows: Range<usize>,
     pub shard: TensorShard,
 }
@@ -97,13 +97,13 @@ impl Sizes {
         Self { hidden, micro_batch, seq_len, tokens, rows, contributed_rows, shard }
     }
 
-    /// This rank's part of something that the degree divides.
+    /// This rank's part of a size that is divisible by the degree.
     pub fn part(&self, total: u32) -> usize {
         (total / self.shard.degree) as usize
     }
 }
 
-/// Where each parameter lies in a layer's flat region.
+/// The offsets of parameters in a layer's flat region.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParameterLayout {
     entries: Vec<LayoutEntry>,
@@ -113,7 +113,7 @@ pub struct ParameterLayout {
 pub struct LayoutEntry {
     /// The whole parameter.
     pub parameter: Parameter,
-    /// Where this rank's part of it lies.
+    /// The range of this rank's part.
     pub range: Range<usize>,
 }
 
@@ -148,7 +148,7 @@ impl ParameterLayout {
         self.range(name).map(|range| range.start)
     }
 
-    /// Where a parameter that every model has begins.
+    /// The offset of a parameter that every model has.
     pub(super) fn offset(&self, name: &str) -> usize {
         self.find(name).unwrap_or_else(|| panic!("`ModelSpec::parameters` lists no `{name}`"))
     }

@@ -20,7 +20,7 @@ pub fn run<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
     Ok(())
 }
 
-/// Inner values for an outer one.
+/// Number of inner values per outer one.
 fn factors(activation: Activation) -> usize {
     match activation {
         Activation::Gelu => 1,
@@ -40,7 +40,7 @@ fn check<B: Backend<Element = f32>>(
         Activation::SwiGlu => "SwiGLU",
     };
     let case = format!("{name}, {case}");
-    // A sigmoid in full precision, and one store.
+    // One sigmoid in full precision, stored once.
     let tolerance = lab.rounding.result(BufferPrecision::Working);
     let mut inner = lab.upload(BufferPrecision::Working, inner);
     let mut outer = lab.blank(BufferPrecision::Working, rows * width);
@@ -54,7 +54,8 @@ fn check<B: Backend<Element = f32>>(
         on.activation_backward(activation, rows, width, inner.region_mut(), outer.region_mut());
     });
     lab.check("activation_backward", &format!("{case}, outer values"), tolerance, &outer)?;
-    // GELU's gradient has 1 - sigmoid, which is off by half a unit of 1, times a factor that reaches 35 at 5.
+    // GELU's gradient contains 1 - sigmoid, with an error of half a unit of 1, times a factor of up to 35 at
+    // 5.
     let tolerance = tolerance + 16.0 * lab.rounding.full();
     lab.check("activation_backward", &format!("{case}, inner gradient"), tolerance, &inner)
 }

@@ -22,12 +22,12 @@ pub fn run<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
 fn rotary<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: RotaryShape) -> Outcome {
     let RotaryShape { positions, repeat, row_width, heads, head_dim, .. } = shape;
     let case = format!("[{positions}, {repeat}], {heads} heads of {head_dim} in rows of {row_width}");
-    // What follows the heads in a row must stay.
+    // The elements after the heads of a row must not change.
     let mut rows = lab.numbers(positions * repeat * row_width);
     for row in rows.chunks_exact_mut(row_width) {
         row[heads * head_dim..].iter_mut().enumerate().for_each(|(i, x)| *x = guard(i));
     }
-    // One store; an angle in full precision errs in proportion to the position.
+    // Stored once; the error of an angle in full precision is proportional to the position.
     let tolerance = lab.rounding.result(BufferPrecision::Working) + positions as f64 * lab.rounding.full();
     let (mut forward, mut backward) =
         (lab.upload(BufferPrecision::Working, &rows), lab.upload(BufferPrecision::Working, &rows));
@@ -45,11 +45,11 @@ fn rotary<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: RotaryShape) -
 fn softmax<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, count: usize, seq_len: usize) -> Outcome {
     let (case, len) = (format!("{count} × {seq_len} × {seq_len}"), count * seq_len * seq_len);
     let is_seen = |i: usize| i % seq_len <= i / seq_len % seq_len;
-    // A sum over the row in full precision, one store.
+    // A sum over the row in full precision, stored once.
     let tolerance = lab.rounding.result(BufferPrecision::Working) + lab.rounding.sum(seq_len);
     let mut probabilities = Vec::new();
     for (name, spread) in [("sharp", 300.0), ("even", 3.0)] {
-        // Rows do not see what comes later.
+        // Rows do not attend to later columns.
         let mut scores = lab.around(-spread, spread, len);
         scores.iter_mut().enumerate().filter(|(i, _)| !is_seen(*i)).for_each(|(_, score)| *score = f64::NAN);
         let mut scores = lab.upload(BufferPrecision::Working, &scores);
@@ -58,7 +58,7 @@ fn softmax<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, count: usize, seq_le
         probabilities = scores.exact(len);
     }
 
-    // Of the even ones: a sharp row's gradient is nothing but what rounding leaves.
+    // Uses the flat probabilities: the gradient of a sharp row is only rounding error.
     let probabilities = lab.upload(BufferPrecision::Working, &probabilities);
     let mut gradient = lab.random(BufferPrecision::Working, len);
     both!(lab, on, [probabilities], [gradient], {

@@ -1,11 +1,11 @@
-//! Buffers, copies, and what goes element by element.
+//! Buffers, copies and elementwise operations.
 
 use super::Outcome;
 use super::grid::Grid;
 use super::lab::{BufferPrecision, Lab, both, host, host_range};
 use crate::backend::{Backend, GemmShape, RegionMut};
 
-/// None, one, a number that no power of two divides, an ordinary one.
+/// Empty, one, an odd length, and a power of two.
 const LENGTHS: [usize; 4] = [0, 1, 1037, 4096];
 
 pub fn run<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
@@ -44,8 +44,8 @@ fn transfers<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, held: BufferPrecis
         BufferPrecision::Full => device.upload_full(from),
     };
 
-    // One rounding to what the buffer holds, and none where that is the host's precision. What the buffer holds comes
-    // back as it is, the second time without any rounding.
+    // One rounding to the buffer's precision, unless that is the host's. Values that the buffer can represent
+    // come back exactly, so the second round trip has no rounding.
     let buffer = upload(&sent);
     let once = host(device, &buffer);
     let small = if held == BufferPrecision::Full { 0.0 } else { lab.rounding.working };
@@ -70,7 +70,8 @@ fn transfers<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, held: BufferPrecis
         BufferPrecision::Full => device.uninitialised_full(len),
     };
     device.write(&again, RegionMut::start(&mut buffer));
-    // The source may change as soon as the call is back, and what is written meets what is there.
+    // The source may change as soon as the call returns, and elements outside the written range do not
+    // change.
     let mut patch = again[..100].to_vec();
     device.write(&patch, RegionMut::new(&mut buffer, 500 + lab.lead));
     patch.fill(7.0);
@@ -79,7 +80,7 @@ fn transfers<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, held: BufferPrecis
     expected[500 + lab.lead..][..100].copy_from_slice(&once[..100]);
     lab.check_values("write", &case, 0.0, (&host(device, &buffer), &expected), 0.0)?;
 
-    // Where host and device share memory.
+    // Only if host and device share memory.
     let seen = device.host(&buffer).map(<[f32]>::to_vec);
     let writable = device.host_mut(&mut buffer).map(|host| host.to_vec());
     let same = |host: Option<Vec<f32>>| {
@@ -94,7 +95,7 @@ fn copies<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
             for len in LENGTHS {
                 let (from, mut to) = (lab.random(source, len), lab.blank(target, len));
                 both!(lab, on, [from], [to], on.copy(len, from.region(), to.region_mut()));
-                // Rounds only on the way from full to working precision.
+                // Only a copy from full to working precision rounds.
                 let rounds = (source, target) == (BufferPrecision::Full, BufferPrecision::Working);
                 let tolerance = if rounds { lab.rounding.working } else { 0.0 };
                 lab.check("copy", &format!("{len} elements, {source} to {target}"), tolerance, &to)?;
@@ -105,7 +106,7 @@ fn copies<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
 }
 
 fn matrices<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, held: BufferPrecision) -> Outcome {
-    // Attention's: heads one after the other within rows that hold several sequences.
+    // The layout of attention: heads one after the other, in rows that hold several sequences.
     let heads = Grid { batch: 3, rows: 7, columns: 5, batch_stride: 10, row_stride: 93, column_stride: 1 };
     let cases = [
         ("1 matrix 1 × 1", Grid::by_rows(1, 1, 1, 0), Grid::by_rows(1, 1, 1, 0)),
@@ -135,7 +136,7 @@ fn elementwise<B: Backend<Element = f32>>(
     both!(lab, on, [], [to], on.fill_zero(len, to.region_mut()));
     lab.check("fill_zero", &case, 0.0, &to)?;
 
-    // One operation, one store.
+    // One operation, stored once.
     let tolerance = lab.rounding.result(held);
     let (from, mut to) = (lab.random(held, len), lab.random(held, len));
     both!(lab, on, [from], [to], on.add(len, from.region(), to.region_mut()));
@@ -145,7 +146,7 @@ fn elementwise<B: Backend<Element = f32>>(
     both!(lab, on, [], [to], on.scale(len, -0.37, to.region_mut()));
     lab.check("scale", &case, tolerance, &to)?;
 
-    // In double precision, though what is summed up on the way may go through a few partial sums.
+    // In double precision, possibly through a few partial sums.
     let of = lab.random(held, len);
     let sums = both!(lab, on, [of], [], on.sum_of_squares(len, of.region()));
     let sums = (lab.device.read(&sums.0), lab.exact.read(&sums.1));

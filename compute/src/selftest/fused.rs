@@ -1,4 +1,4 @@
-//! Fused attention, where the device has it, against loops that say what it computes.
+//! Compares fused attention, if the device supports it, with reference loops.
 
 use super::Outcome;
 use super::lab::{BufferPrecision, Lab};
@@ -38,8 +38,8 @@ fn check<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: AttentionShape)
     lab.exact.write(&exact.attended, attended.exact.region_mut());
     lab.exact.write(&exact.logsumexp, logsumexp.exact.region_mut());
     lab.is_intact &= qkv.is_intact(lab.device);
-    // The operands that are in no buffer, here the probabilities, are rounded as any product's; and an error of a
-    // score, which comes from query and key, is a relative error of its probability.
+    // Operands that are not stored, here the probabilities, are rounded like those of any GEMM; and the error
+    // of a score, from query and key, becomes a relative error of its probability.
     let r = lab.rounding;
     let sums = r.sum(head_dim) + r.sum(seq_len);
     lab.check(
@@ -51,7 +51,7 @@ fn check<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: AttentionShape)
     let tolerance = r.result(BufferPrecision::Full) + 4.0 * r.operand() + sums;
     lab.check("fused_attention forward", &format!("{case}, logsumexp"), tolerance, &logsumexp)?;
 
-    // Backward from the CPU's results, as the device holds them.
+    // Both backward passes start from the CPU's results, rounded to the device's precision.
     let attended = lab.upload(BufferPrecision::Working, &exact.attended);
     let logsumexp = lab.upload(BufferPrecision::Full, &exact.logsumexp);
     let d_attended = lab.random(BufferPrecision::Working, attended_len);
@@ -68,8 +68,8 @@ fn check<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: AttentionShape)
     for pair in [&qkv, &attended, &d_attended, &logsumexp] {
         lab.is_intact &= pair.is_intact(lab.device);
     }
-    // The outputs come rounded; probabilities and their gradients are operands of products; all that in sums of
-    // either sign, of which little may be left.
+    // Outputs are rounded; probabilities and their gradients are GEMM operands; all are in sums with terms of
+    // either sign, which may cancel.
     let tolerance = r.result(BufferPrecision::Working) + 4.0 * r.working + 8.0 * r.operand() + 4.0 * sums;
     let (query_end, key_end) = (heads * head_dim, (heads + kv_heads) * head_dim);
     for (name, columns) in [("query", 0..query_end), ("key", query_end..key_end), ("value", key_end..width)] {
@@ -80,11 +80,11 @@ fn check<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: AttentionShape)
     Ok(())
 }
 
-/// Attention one query at a time.
+/// Reference attention, one query at a time.
 struct Attended {
     shape: AttentionShape,
     qkv: Vec<f64>,
-    /// Per sequence and head, a row for each query.
+    /// A row for each query, per sequence and head.
     probabilities: Vec<Vec<Vec<f64>>>,
     attended: Vec<f64>,
     logsumexp: Vec<f64>,
@@ -160,7 +160,7 @@ impl Attended {
         &self.qkv[offset..][..self.shape.head_dim]
     }
 
-    /// Where a head of a token begins in `qkv`, of all the query, key and value heads.
+    /// The offset of a token's head in `qkv`, counted over query, key and value heads.
     fn offset(&self, sequence: usize, position: usize, head: usize) -> usize {
         let AttentionShape { micro_batch, heads, kv_heads, head_dim, .. } = self.shape;
         ((position * micro_batch + sequence) * (heads + 2 * kv_heads) + head) * head_dim
@@ -170,7 +170,7 @@ impl Attended {
         self.offset(sequence, position, head)
     }
 
-    /// The key that query head `head` attends to.
+    /// The offset of the key that query head `head` attends to.
     fn key(&self, sequence: usize, head: usize, position: usize) -> usize {
         let AttentionShape { heads, kv_heads, .. } = self.shape;
         self.offset(sequence, position, heads + head / (heads / kv_heads))
@@ -180,7 +180,7 @@ impl Attended {
         self.key(sequence, head, position) + self.shape.kv_heads * self.shape.head_dim
     }
 
-    /// Where a head of a token begins in `attended`.
+    /// The offset of a token's head in `attended`.
     fn output(&self, sequence: usize, head: usize, position: usize) -> usize {
         let AttentionShape { micro_batch, heads, head_dim, .. } = self.shape;
         ((position * micro_batch + sequence) * heads + head) * head_dim
@@ -195,7 +195,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
-    /// The loops' backward against central differences of their forward.
+    /// Compares the backward of the reference loops with central differences of their forward.
     #[test]
     fn loops_agree_with_finite_differences() {
         let shape =

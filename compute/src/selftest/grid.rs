@@ -1,4 +1,4 @@
-//! Where the elements of strided matrices lie in a buffer.
+//! The positions of strided matrices' elements in a buffer.
 
 use super::lab::guard;
 use crate::backend::{Backend, Matrix, MatrixMut, Region, RegionMut};
@@ -47,7 +47,7 @@ impl Grid {
         MatrixMut { region, row_stride, column_stride, batch_stride }
     }
 
-    /// Guards, with `elements` in the places of the matrices.
+    /// Guard elements, with `element`s at the positions of the matrices.
     pub fn among_guards(self, mut element: impl FnMut() -> f64) -> Vec<f64> {
         let Self { batch_stride, row_stride, column_stride, .. } = self;
         let last = |count: usize, stride| (count - 1) * stride;

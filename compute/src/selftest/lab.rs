@@ -1,4 +1,4 @@
-//! Buffers that a device and the CPU hold side by side, and what compares them.
+//! Pairs of buffers on a device and on the CPU, and their comparison.
 
 use super::grid::Grid;
 use super::{Outcome, SelftestResult, UnitRoundoff};
@@ -7,15 +7,16 @@ use crate::cpu::Cpu;
 use std::fmt;
 use std::ops::Range;
 
-/// Stands in elements that an operation must leave alone, in turn with NaN: a sum betrays that it has read either, a
-/// maximum this one. Exact in every precision, and far from every number of a test.
+/// The value of guard elements, alternating with NaN, which an operation must neither read nor write: a sum
+/// that reads either is wrong, and so is a maximum that reads this one. It is exact in every precision, and
+/// far from every number of a test.
 const GUARD: f64 = 12288.0;
 /// Guards behind the data.
 const TAIL: usize = 5;
-/// One element's error counts as much as that of all, this many times smaller: rounding seldom strays so far.
+/// The error of one element counts divided by this: rounding errors seldom exceed their mean by so much.
 const OUTLIER: f64 = 8.0;
 
-/// In which precision a buffer holds its numbers.
+/// The precision of a buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BufferPrecision {
     Working,
@@ -31,7 +32,7 @@ impl fmt::Display for BufferPrecision {
     }
 }
 
-/// One side's buffer, and where in it the data begin.
+/// The buffer of one side, and the offset of the data.
 pub struct Side<B: Backend> {
     pub buffer: B::Buffer,
     pub offset: usize,
@@ -54,12 +55,12 @@ pub struct Pair<B: Backend> {
 }
 
 impl<B: Backend<Element = f32>> Pair<B> {
-    /// What the CPU holds in the region.
+    /// The CPU's numbers in the region.
     pub fn exact(&self, len: usize) -> Vec<f64> {
         self.exact.buffer[self.exact.offset..][..len].to_vec()
     }
 
-    /// Whether the device still holds what the CPU holds.
+    /// Whether the device's numbers still equal the CPU's.
     pub fn is_intact(&self, device: &B) -> bool {
         compare(&host(device, &self.device.buffer), &self.exact.buffer, 0.0, |_| true) == 0.0
     }
@@ -78,8 +79,9 @@ impl<B: Backend> Ids<B> {
     }
 }
 
-/// Does the same on the device and on the CPU and gives both results: `$work` is compiled once for each, and sees
-/// there as `$on` the device, and by the names of pairs their sides. Those of the first list must come out unchanged.
+/// Runs the same work on the device and on the CPU and returns both results. `$work` is compiled once for
+/// each; `$on` is the device, and the names of pairs are bound to their sides. The pairs of the first list
+/// must not change.
 macro_rules! both {
     ($lab:ident, $on:ident, [$($read:ident),*], [$($written:ident),*], $work:expr) => {
         (
@@ -108,7 +110,7 @@ pub struct Lab<'a, B: Backend> {
     pub rounding: UnitRoundoff,
     /// Guards before the data, which is the offset of every region.
     pub lead: usize,
-    /// Whether operations have left alone what they only read, since the last check.
+    /// Whether operations have left their inputs unchanged since the last check.
     pub is_intact: bool,
     pub checks: Vec<SelftestResult>,
     seen: &'a mut dyn FnMut(&SelftestResult),
@@ -156,7 +158,7 @@ impl<'a, B: Backend<Element = f32>> Lab<'a, B> {
         Ids { device: self.device.upload_indices(&exact), exact }
     }
 
-    /// The numbers between guards on the device, and as the device has rounded them on the CPU.
+    /// Uploads numbers between guards to the device; the CPU gets them as rounded by the device.
     pub fn upload(&self, held: BufferPrecision, values: &[f64]) -> Pair<B> {
         let guarded = (0..self.lead).map(guard).chain(values.iter().copied()).chain((0..TAIL).map(guard));
         let guarded: Vec<f32> = guarded.map(|x| x as f32).collect();
@@ -174,7 +176,7 @@ impl<'a, B: Backend<Element = f32>> Lab<'a, B> {
         self.upload(held, &values)
     }
 
-    /// NaN, to be written before it is read.
+    /// A pair filled with NaN, to be written before it is read.
     pub fn blank(&self, held: BufferPrecision, len: usize) -> Pair<B> {
         self.upload(held, &vec![f64::NAN; len])
     }
@@ -193,7 +195,7 @@ impl<'a, B: Backend<Element = f32>> Lab<'a, B> {
         self.check_part(what, case, tolerance, pair, |_| true)
     }
 
-    /// Compares those elements of the data that `counts` names, and all guards.
+    /// Compares the elements of the data for which `counts` returns true, and all guards.
     pub fn check_part(
         &mut self,
         what: &'static str,
@@ -230,7 +232,7 @@ impl<'a, B: Backend<Element = f32>> Lab<'a, B> {
         self.check_values(what, case, tolerance, (&[pair.0], &[pair.1]), 0.0)
     }
 
-    /// A promise that holds or does not.
+    /// Records a property that holds or does not.
     pub fn require(&mut self, what: &'static str, case: &str, holds: bool) -> Outcome {
         self.finish(what, case, 0.0, if holds { 0.0 } else { f64::INFINITY })
     }
@@ -262,8 +264,8 @@ pub fn host_range<B: Backend>(device: &B, buffer: &B::Buffer, range: Range<usize
     values.into_iter().map(Element::to_f64).collect()
 }
 
-/// The error of a [`SelftestResult`] over the elements that `counts` names. Where the expected number is a guard, the
-/// found one must be the same. Errors are never relative to less than `floor`.
+/// The error of a [`SelftestResult`] over the elements for which `counts` returns true. Where the expected
+/// number is a guard, the found one must be the same. Errors are relative to at least `floor`.
 pub fn compare(found: &[f64], expected: &[f64], floor: f64, counts: impl Fn(usize) -> bool) -> f64 {
     if found.len() != expected.len() {
         return f64::INFINITY;

@@ -1,4 +1,4 @@
-//! Whole layers of two small models, with the very code that trains them on either side.
+//! Whole layers of two small models; both sides run the training code.
 
 use super::lab::{BufferPrecision, Lab, Side, both, host};
 use super::{Outcome, UnitRoundoff};
@@ -6,7 +6,7 @@ use crate::backend::{Backend, RegionMut};
 use crate::layers::{LayerShape, TensorShard};
 use autodist_spec::model::{self, Activation, LayerKind, ModelSpec, Positions};
 
-/// GPT-2's kind of layer and Llama's, each in widths without common divisors and in ordinary ones.
+/// Layers in the styles of GPT-2 and Llama, each with odd widths and with typical ones.
 fn models() -> [ModelSpec; 4] {
     let gpt2 = ModelSpec {
         name: "GPT-2's kind, odd".into(),
@@ -62,7 +62,7 @@ struct Case {
     vocab: u32,
 }
 
-/// Numbers with a name, in the order in which both sides compute them.
+/// Named results, in the order in which both sides compute them.
 type Results = Vec<(&'static str, Vec<f64>)>;
 
 pub fn run<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
@@ -74,7 +74,7 @@ pub fn run<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
             head(lab, &case)?;
             block(lab, &case)?;
         }
-        // Fused attention keeps no probabilities in any case.
+        // Fused attention never keeps probabilities.
         if lab.device.fused_attention().is_none() {
             let case = Case::new(&model, TensorShard::WHOLE, "probabilities computed again");
             block(lab, &Case { keep_probabilities: false, ..case })?;
@@ -98,7 +98,7 @@ impl Case {
         }
     }
 
-    /// Random parameters: matrices that neither enlarge nor shrink what they are given, weights of norms around 1.
+    /// Random parameters: matrices that preserve the magnitude of their inputs, and norm weights around 1.
     fn parameters<B: Backend<Element = f32>>(&self, lab: &mut Lab<'_, B>, kind: LayerKind) -> Vec<f64> {
         let mut parameters = Vec::new();
         for entry in self.shape.layout(kind).entries() {
@@ -136,8 +136,8 @@ fn check<B: Backend<Element = f32>>(
     for ((name, found), (_, expected)) in found.iter().zip(&expected) {
         lab.check_values(what, &format!("{}, {name}", case.name), tolerance, (found, expected), 0.0)?;
     }
-    // A key's bias moves all scores of a query alike, so its gradient is zero but for rounding: errors are relative
-    // to an ordinary gradient of the layer, where one parameter's are smaller.
+    // A key's bias shifts all scores of a query equally, so its gradient is zero except for rounding: errors
+    // are relative to at least a typical gradient of the layer.
     let all: Vec<f64> = expected_gradients.iter().flat_map(|(_, values)| values.iter().copied()).collect();
     let typical = (all.iter().map(|x| x * x).sum::<f64>() / all.len() as f64).sqrt();
     for ((name, found), (_, expected)) in found_gradients.iter().zip(&expected_gradients) {
@@ -148,14 +148,14 @@ fn check<B: Backend<Element = f32>>(
 }
 
 impl UnitRoundoff {
-    /// For a chain of operations, each of which rounds what it is given or what it gives, products of up to some
-    /// hundred terms among them.
+    /// For a chain of operations, each of which rounds its inputs or outputs, including GEMMs with sums of up
+    /// to a few hundred terms.
     fn chain(self, operations: usize) -> f64 {
         operations as f64 * (self.working.max(self.operand()) + 8.0 * self.full()) + self.sum(256)
     }
 }
 
-/// Norm, attention, norm, MLP, and all the way back.
+/// Norm, attention, norm, MLP, forward and backward.
 fn block<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, case: &Case) -> Outcome {
     let parameters = case.parameters(lab, LayerKind::Block);
     let parameters = lab.upload(BufferPrecision::Working, &parameters);
@@ -208,7 +208,7 @@ fn embedding<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, case: &Case) -> Ou
     check(lab, "embedding", case, lab.rounding.chain(1), sides.into())
 }
 
-/// Final norm, logits, loss, and back.
+/// Final norm, logits and loss, forward and backward.
 fn head<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, case: &Case) -> Outcome {
     let parameters = case.parameters(lab, LayerKind::Head);
     let parameters = lab.upload(BufferPrecision::Working, &parameters);

@@ -21,7 +21,7 @@ fn check<B: Backend<Element = f32>>(
     let (width, r) = (classes.rows, lab.rounding);
     let case = format!("{rows} rows, classes {} to {}", classes.first, classes.first + width - 1);
     let targets = lab.ids(rows, vocab);
-    // Negative, so that nothing beside a row may pass for its largest.
+    // Negative logits, so that elements outside a row would be larger than its maximum.
     let logits = lab.around(-6.0, 5.0, rows * width);
     let mut logits = lab.upload(BufferPrecision::Working, &logits);
     let mut max = lab.blank(BufferPrecision::Full, rows);
@@ -35,9 +35,9 @@ fn check<B: Backend<Element = f32>>(
     both!(lab, on, [max, targets], [logits, sums], {
         on.exponentials(classes, targets, max.region(), logits.region_mut(), sums.region_mut());
     });
-    // An exponential in full precision, one store.
+    // One exponential in full precision, stored once.
     lab.check("exponentials", &case, r.result(BufferPrecision::Working), &logits)?;
-    // Of exponentials before or after they are stored; differences of logits lose nothing.
+    // Exponentials are summed before or after rounding; differences of logits are exact.
     let tolerance = r.result(BufferPrecision::Working) + r.sum(width);
     lab.check_part("exponentials", &format!("{case}, sums"), tolerance, &sums, |i| i < rows)?;
     let tolerance = r.result(BufferPrecision::Full);
@@ -54,6 +54,6 @@ fn check<B: Backend<Element = f32>>(
     both!(lab, on, [sums, targets], [gradient], {
         on.cross_entropy_backward(classes, targets, sums.region(), 1.0 / 7.0, gradient.region_mut());
     });
-    // A quotient, a difference, one store.
+    // One quotient and one difference, stored once.
     lab.check("cross_entropy_backward", &case, r.result(BufferPrecision::Working), &gradient)
 }

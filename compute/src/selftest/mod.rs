@@ -1,8 +1,9 @@
-//! Whether a device computes what the CPU computes in double precision.
+//! Self-test: compares a device's results with those of the CPU in double precision.
 //!
-//! Every operation of [`Backend`], every segment of [`layers`](crate::layers), and the order of work across queues,
-//! on inputs without pattern. Both sides start from the very numbers that the device holds, so rounding on the way
-//! there is no error. Regions begin at odd and at aligned offsets between guard elements, which must survive.
+//! Every operation of [`Backend`], every segment of [`layers`](crate::layers), and the order of work across
+//! queues, on inputs without pattern. Both sides start from the numbers as rounded by the device, so the
+//! rounding of inputs does not count as an error. Regions begin at odd and at aligned offsets between guard
+//! elements, which must not change.
 //!
 //! ```
 //! use autodist_compute::Cpu;
@@ -37,12 +38,13 @@ use lab::{BufferPrecision, Lab};
 pub struct SelftestResult {
     /// The operation or the layer.
     pub what: &'static str,
-    /// The shape and whatever else sets this check apart, in words.
+    /// The shape and other parameters of this check, as text.
     pub case: String,
     /// The larger of two: the root mean square of the differences, relative to that of the expected elements
-    /// (absolute where that is zero); and an eighth of the largest difference of one element, relative to that
-    /// element plus the root mean square. The second finds one wrong element among thousands. Infinite where a
-    /// result is not finite, an element outside the result has changed, or a promise without a number is broken.
+    /// (absolute where that is zero); and an eighth of the largest difference of one element, relative to
+    /// that element plus the root mean square. The second finds one wrong element among thousands. Infinite
+    /// where a result is not finite, an element outside the result has changed, or a property without a
+    /// number does not hold.
     pub error: f64,
     pub tolerance: f64,
 }
@@ -56,7 +58,7 @@ impl SelftestResult {
 /// Unit roundoffs: the largest relative error of rounding one number.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UnitRoundoff {
-    /// UnitRoundoff error of a number stored in working precision.
+    /// Rounding error of a number stored in working precision.
     pub working: f64,
     /// Rounding error of a GEMM operand.
     pub product: f64,
@@ -87,35 +89,36 @@ impl UnitRoundoff {
         }
     }
 
-    /// For a result that is stored once, after a few operations in full precision: an exponential, a quotient or a
-    /// root may each be off by two units, and a coefficient is rounded on its way to the device.
+    /// Tolerance for a result that is stored once, after a few operations in full precision: an exponential,
+    /// a quotient or a root may each have an error of two units, and a coefficient is rounded when it is
+    /// passed to the device.
     fn result(self, held: BufferPrecision) -> f64 {
         self.store(held) + 8.0 * self.full()
     }
 
-    /// For a sum in full precision. Roundings of either sign add up to some √terms units; the order of summation,
-    /// and whether the hardware truncates instead, account for the rest of the factor.
+    /// Tolerance for a sum in full precision. Rounding errors of either sign add up to about √terms units;
+    /// the rest of the factor allows for the order of summation and for hardware that truncates.
     fn sum(self, terms: usize) -> f64 {
         4.0 * (terms as f64).sqrt() * self.full()
     }
 
-    /// For an operand of a product. Hardware that rounds it further than the buffer that holds it may truncate it,
-    /// which is off by twice as much.
+    /// Tolerance for a GEMM operand. Hardware with a lower precision than the buffer may truncate operands,
+    /// which doubles the error.
     fn operand(self) -> f64 {
         if self.product > self.working { 2.0 * self.product } else { self.product }
     }
 
-    /// For both operands of a product, each in a buffer.
+    /// Tolerance for both operands of a GEMM, each in a buffer.
     fn operands(self) -> f64 {
         if self.product > self.working { 2.0 * self.operand() } else { 0.0 }
     }
 }
 
-/// What a check may meet: the device's own failure, which ends the test.
+/// The result of a check; a failure of the device ends the test.
 type Outcome = Result<(), DeviceError>;
 
-/// Runs every operation of the boundary and every layer segment, forward and backward. `seen` gets each check as it
-/// is done.
+/// Runs every operation of the boundary and every layer segment, forward and backward. `seen` is called with
+/// each check when it is done.
 pub fn run<B: Backend<Element = f32>>(
     device: &B,
     rounding: UnitRoundoff,

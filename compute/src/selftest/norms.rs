@@ -27,7 +27,7 @@ fn check<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: NormShape, with
     let (r, len) = (lab.rounding, rows * width);
     let parameters = lab.around(1.0, 0.5, parameters_len);
     let parameters = lab.upload(BufferPrecision::Working, &parameters);
-    // A mean that is not nearly zero.
+    // Numbers whose mean is far from zero.
     let x = lab.around(0.5, 1.0, len);
     let x = lab.upload(BufferPrecision::Working, &x);
     let mut y = lab.blank(BufferPrecision::Working, len);
@@ -42,7 +42,7 @@ fn check<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: NormShape, with
         lab.check("norm_forward", &format!("{case}, statistics"), tolerance, &statistics)?;
     }
 
-    // Both sides go back from the CPU's statistics.
+    // Both backward passes use the CPU's statistics.
     let statistics = lab.upload(BufferPrecision::Full, &statistics.exact(rows * numbers_per_row));
     let residual = if with_residual { Some(lab.random(BufferPrecision::Working, len)) } else { None };
     let (mut gradient, mut gradients) =
@@ -76,7 +76,7 @@ fn check<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: NormShape, with
         }
     }
     let case = if with_residual { format!("{case}, residual") } else { case };
-    // Two means over the row, a difference, one store.
+    // Two means over the row and a difference, stored once.
     lab.check("norm_backward", &case, r.result(BufferPrecision::Working) + r.sum(width), &gradient)?;
     // Sums over rows in full precision.
     let tolerance = r.result(BufferPrecision::Full) + r.sum(rows + 1);

@@ -79,7 +79,7 @@ fn sgd<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, len: usize) -> Outcome {
     if is_mixed { check_working(lab, "sgd_momentum_step", &case, len, &parameter, working) } else { Ok(()) }
 }
 
-/// The parameters that layers read are those that the optimizer has updated, rounded once.
+/// Checks that the layers' parameters are the optimizer's updated ones, rounded once.
 fn check_working<B: Backend<Element = f32>>(
     lab: &mut Lab<'_, B>,
     what: &'static str,

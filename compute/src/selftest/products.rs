@@ -1,4 +1,4 @@
-//! Matrix products, and what linear layers need beside them.
+//! GEMMs, and the other operations of linear layers.
 
 use super::Outcome;
 use super::grid::Grid;
@@ -22,7 +22,7 @@ const SHAPES: [(usize, usize, usize, usize); 10] = [
 /// Alpha and beta.
 const FACTORS: [(f64, f64); 4] = [(1.0, 0.0), (1.0, 1.0), (-1.5, 0.0), (0.7, 1.0)];
 
-/// The operands' precision, and the result's.
+/// Precisions of the operands and of the result.
 type Precisions = (BufferPrecision, BufferPrecision);
 
 pub fn run<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
@@ -41,7 +41,7 @@ pub fn run<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
     rows(lab)
 }
 
-/// Each shape with either operand stored by rows or by columns; factors take turns.
+/// Each shape with either operand stored by rows or by columns; factors are used in turn.
 fn single<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, precisions: Precisions) -> Outcome {
     for (index, (m, n, k, gap)) in SHAPES.into_iter().enumerate() {
         for orders in 0..4 {
@@ -53,7 +53,7 @@ fn single<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, precisions: Precision
             let names = ["a b", "aᵀ b", "a bᵀ", "aᵀ bᵀ"];
             let case = format!("{}, {m} × {k} by {k} × {n}", names[orders]);
             let (alpha, beta) = FACTORS[(index + orders) % 4];
-            // A lone sum might happen to cancel.
+            // A single element might happen to cancel.
             let beta = if m * n == 1 { 0.0 } else { beta };
             multiply(lab, &case, precisions, [a, b, Grid::by_rows(1, m, n, gap)], (alpha, beta))?;
         }
@@ -62,8 +62,8 @@ fn single<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, precisions: Precision
 }
 
 fn batched<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, precisions: Precisions) -> Outcome {
-    // As attention finds them: `[17 positions, 2 sequences]`, rows of 8 heads of 5 numbers, of which every other one
-    // is in the batch.
+    // The layout of attention: `[17 positions, 2 sequences]`, rows of 8 heads of 5 numbers, of which every
+    // other one is in the batch.
     let strides = (10, 80);
     let heads = Grid {
         batch: 3,
@@ -100,7 +100,7 @@ fn multiply<B: Backend<Element = f32>>(
 ) -> Outcome {
     let [a_grid, b_grid, c_grid] = grids;
     let (a, b) = (lab.random_grid(operands, a_grid), lab.random_grid(operands, b_grid));
-    // With beta 0 whatever is in the result must not matter.
+    // With beta 0, the previous contents of the result must not matter.
     let mut c = if beta == 0.0 { lab.blank_grid(result, c_grid) } else { lab.random_grid(result, c_grid) };
     let (m, n, k) = (a_grid.rows, b_grid.columns, a_grid.columns);
     let product = GemmShape::new(m, n, k).batched(a_grid.batch);
@@ -124,13 +124,13 @@ fn rows<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
         let (row, mut to) =
             (lab.random(BufferPrecision::Working, width), lab.random(BufferPrecision::Working, rows * width));
         both!(lab, on, [row], [to], on.add_row(rows, width, row.region(), to.region_mut()));
-        // One addition, one store.
+        // One addition, stored once.
         lab.check("add_row", &case, lab.rounding.result(BufferPrecision::Working), &to)?;
 
         let (from, mut to) =
             (lab.random(BufferPrecision::Working, rows * width), lab.random(BufferPrecision::Full, width));
         both!(lab, on, [from], [to], on.sum_rows(rows, width, from.region(), to.region_mut()));
-        // Full precision but for the rows themselves.
+        // Full precision, except for the rows themselves.
         let tolerance = lab.rounding.result(BufferPrecision::Full) + lab.rounding.sum(rows + 1);
         lab.check("sum_rows", &case, tolerance, &to)?;
     }

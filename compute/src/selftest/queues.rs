@@ -1,7 +1,7 @@
-//! The order of work: within a queue, between queues, and of the memory that comes free meanwhile.
+//! The order of work within a queue and between queues, and the reuse of memory that is freed meanwhile.
 //!
-//! A device that gets the order wrong may still be right when it is fast enough, so queues are kept busy before work
-//! on them is to be waited for.
+//! A device with wrong ordering may still give correct results if it is fast enough, so queues are kept busy
+//! before the work that others must wait for.
 
 use super::Outcome;
 use super::lab::{BufferPrecision, Lab, Pair, host};
@@ -10,7 +10,7 @@ use std::time::Instant;
 
 /// How long to keep a queue busy, in seconds: much longer than it takes to queue all the work of a check.
 const BUSY: f64 = 0.01;
-/// How long one product of that work takes at least: much longer than it takes to queue it.
+/// Minimum duration of one GEMM of that work, in seconds: much longer than it takes to queue it.
 const ONE_PRODUCT: f64 = 2e-4;
 const LARGEST_PRODUCT: usize = 4096;
 const MOST_PRODUCTS: f64 = 100.0;
@@ -31,14 +31,14 @@ pub fn run<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>) -> Outcome {
     at_once(lab, &other)
 }
 
-/// Products of this size, this many times, keep a queue busy.
+/// The size and number of GEMMs that keep a queue busy.
 #[derive(Clone, Copy)]
 struct Busy {
     size: usize,
     products: usize,
 }
 
-/// What a queue is busy with.
+/// The operands of the work that keeps a queue busy.
 struct Load<B: Backend> {
     size: usize,
     factor: B::Buffer,
@@ -100,7 +100,7 @@ fn events<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy) -> Outcom
     let seconds = device.seconds_between(&first.clone(), &last);
     let elapsed = start.elapsed().as_secs_f64();
     drop(load);
-    // The device's clock may not be the host's.
+    // The device's clock may differ from the host's.
     let holds = seconds > 0.0 && seconds <= 1.01 * elapsed;
     lab.require("events", "time between is in seconds, and has passed", holds)?;
     let (first, last) = (device.record(), device.record());
@@ -108,7 +108,7 @@ fn events<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy) -> Outcom
     lab.require("events", "no time goes back", none.is_finite() && none >= 0.0)
 }
 
-/// Two queues change the same buffer in turn, in ways that do not commute; one of them is late.
+/// Two queues change the same buffer in turn, by operations that do not commute; one of them is late.
 fn alternations<B: Backend<Element = f32>>(
     lab: &mut Lab<'_, B>,
     busy: Busy,
@@ -139,7 +139,7 @@ fn alternations<B: Backend<Element = f32>>(
     Ok(())
 }
 
-/// What is dropped while queued work still needs it stays what it is until then.
+/// A buffer that is dropped while queued work still needs it stays unchanged until then.
 fn recycled_memory<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy) -> Outcome {
     const TIMES: usize = 4;
     let device = lab.device;
@@ -156,7 +156,7 @@ fn recycled_memory<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy) 
         let mut copy = device.uninitialised(LEN);
         device.copy(LEN, Region::start(&temporary), RegionMut::start(&mut copy));
         drop(temporary);
-        // These may get the memory that has just come free.
+        // These may reuse the memory that was just freed.
         let (zeros, ones) = (device.zeros(LEN), device.upload(&[1.0; LEN]));
         device.add(LEN, Region::start(&copy), to.device.region_mut());
         drop((copy, zeros, ones));
@@ -167,7 +167,7 @@ fn recycled_memory<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy) 
     Ok(())
 }
 
-/// A buffer goes to a busy queue and comes back to its own, which drops it and makes another.
+/// A buffer is used on a busy queue, then returned to its own queue, which drops it and allocates another.
 fn handed_back<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy, other: &B) -> Outcome {
     let mut to = lab.random(BufferPrecision::Working, LEN);
     let ones = other.upload(&[1.0; LEN]);
@@ -192,7 +192,7 @@ fn handed_back<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy, othe
     lab.require("queue", "a buffer made after that", holds)
 }
 
-/// A write waits for the work before it and is done with its source at once.
+/// A write waits for earlier work, and its source may change as soon as the call returns.
 fn writes<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy) -> Outcome {
     let device = lab.device;
     let mut from = lab.random(BufferPrecision::Working, LEN);
@@ -210,7 +210,7 @@ fn writes<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy) -> Outcom
     Ok(())
 }
 
-/// Several numbers under way on two queues, read in another order.
+/// Several pending numbers on two queues, read in another order.
 fn scalars<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy, other: &B) -> Outcome {
     let of: Vec<_> = (0..6).map(|index| lab.random(BufferPrecision::Working, LEN + index)).collect();
     other.wait_for(&lab.device.record());
@@ -224,15 +224,15 @@ fn scalars<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, busy: Busy, other: &
     let read = sums.iter().rev().map(|(on, scalar, expected)| (on.read(scalar), *expected));
     let (found, expected): (Vec<_>, Vec<_>) = read.unzip();
     drop(load);
-    // As in `buffers`: double precision.
+    // Double precision, as in `buffers`.
     let tolerance = 1e-3 * lab.rounding.full();
     lab.check_values("read", "6 sums of squares of 2 queues", tolerance, (&found, &expected), 0.0)
 }
 
-/// Queues that know nothing of each other share no scratch memory.
+/// Independent queues do not share scratch memory.
 fn at_once<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, other: &B) -> Outcome {
     const TIMES: usize = 10;
-    // A long sum for few results, which devices like to divide.
+    // Few results with long sums, which devices often split.
     let (m, n, k) = (17, 33, 1037);
     let mut jobs: Vec<_> = [lab.device, other]
         .map(|on| {
@@ -253,7 +253,7 @@ fn at_once<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, other: &B) -> Outcom
     }
     lab.device.wait_for(&other.record());
     for (index, (.., c)) in jobs.iter().enumerate() {
-        // As in `products`.
+        // The same tolerance as in `products`.
         let tolerance = lab.rounding.result(BufferPrecision::Full)
             + lab.rounding.operands()
             + lab.rounding.sum(TIMES * k);

@@ -30,7 +30,7 @@ fn rows<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: TableShape, len:
     let (from, mut table) =
         (lab.random(BufferPrecision::Working, len * width), lab.random(BufferPrecision::Full, rows * width));
     both!(lab, on, [from, ids], [table], on.scatter_add_rows(shape, ids, from.region(), table.region_mut()));
-    // A sum in full precision, in whatever order.
+    // A sum in full precision, in any order.
     let tolerance = lab.rounding.result(BufferPrecision::Full) + lab.rounding.sum(len + 1);
     lab.check("scatter_add_rows", &case, tolerance, &table)
 }
@@ -45,7 +45,7 @@ fn positions<B: Backend<Element = f32>>(
     let (table, mut to) =
         (lab.random(BufferPrecision::Working, count * width), lab.random(BufferPrecision::Working, len));
     both!(lab, on, [table], [to], on.add_positions(count, repeat, width, table.region(), to.region_mut()));
-    // One addition, one store.
+    // One addition, stored once.
     lab.check("add_positions", &case, lab.rounding.result(BufferPrecision::Working), &to)?;
 
     let (from, mut table) =

@@ -1,5 +1,5 @@
-//! Every backward against finite differences, every way of dividing the work against one rank, and all of it
-//! against PyTorch.
+//! Compares every backward with finite differences, every sharding with one rank, and all of them with
+//! PyTorch.
 
 use crate::common;
 
@@ -34,7 +34,7 @@ fn check_finite_differences(model: &ModelSpec) {
                 differences.push((above - below) / (2.0 * step));
                 analytic.push(gradients[layer][index]);
             }
-            // A key's bias moves all scores of a query alike, so its gradient is zero but for rounding.
+            // A key's bias shifts all scores of a query equally, so its gradient is zero except for rounding.
             let size = analytic.iter().map(|x| x * x).sum::<f64>().sqrt();
             if size < 1e-12 {
                 assert!(differences.iter().all(|d| d.abs() < 1e-9), "layer {layer} {}", parameter.name);
@@ -112,7 +112,7 @@ fn single_precision_agrees_with_double() {
     }
 }
 
-/// Against `reference.py`: the loss, then the Euclidean norm of each layer's gradient.
+/// Compares with `reference.py`: the loss, then the Euclidean norm of each layer's gradient.
 #[test]
 fn losses_and_gradients_are_pytorchs() {
     let references = [

@@ -1,4 +1,4 @@
-//! Tests of the kernels, in one program: what they share is compiled and linked once.
+//! Tests of the kernels, in one binary, so that shared code is compiled and linked once.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

@@ -1,7 +1,7 @@
-//! What each segment holds, counted at the allocator, against the formulas that memory models use.
+//! Compares the memory of each segment, counted at the allocator, with the formulas of the memory model.
 //!
-//! Only buffers count, which their alignment tells from the scratch space of the gemm crate (bounded by the
-//! last-level cache) and from the rotary angles of a single position.
+//! Only buffers count. Their alignment distinguishes them from the scratch space of the gemm crate (bounded
+//! by the last-level cache) and from the rotary angles of a single position.
 
 use autodist_compute::cpu::ALIGNMENT;
 use autodist_compute::layers::{LayerShape, TensorShard};
@@ -24,7 +24,7 @@ fn count(layout: Layout, sign: isize) {
     PEAK.set(PEAK.get().max(LIVE.get()));
 }
 
-// SAFETY: passes everything on to the system's allocator.
+// SAFETY: every call is forwarded to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout, 1);
@@ -42,7 +42,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-/// Elements in buffers made since it was.
+/// Counts the elements in buffers allocated since it was created.
 struct Meter {
     start: isize,
 }
@@ -52,7 +52,7 @@ impl Meter {
         Self { start: LIVE.get() }
     }
 
-    /// Runs `work`, which is to hold `peak` elements at most and leave `left`.
+    /// Runs `work` and checks that it holds at most `peak` elements and leaves `left`.
     fn expect<R>(&self, what: &str, peak: usize, left: usize, work: impl FnOnce() -> R) -> R {
         PEAK.set(LIVE.get());
         let result = work();
@@ -62,7 +62,7 @@ impl Meter {
     }
 }
 
-/// Each meter starts before forward, so what is saved counts in backward; inputs and gradients do not.
+/// Each meter starts before forward, so saved activations count in backward; inputs and gradients do not.
 fn check(model: &ModelSpec, keep_probabilities: bool) {
     let (micro_batch, seq_len) = (3, 96);
     let device = Cpu::<f32>::new();

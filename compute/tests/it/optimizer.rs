@@ -1,4 +1,4 @@
-//! Optimizers against sequences worked by hand from PyTorch's formulas.
+//! Compares optimizers with sequences computed by hand from PyTorch's formulas.
 
 use autodist_compute::optimizer::{AdamW, Sgd};
 use autodist_compute::{Backend, Cpu, Region, RegionMut};

@@ -1,4 +1,4 @@
-//! The self-test, of the device that needs none: the CPU in single precision.
+//! Runs the self-test on the CPU in single precision.
 
 use autodist_compute::Cpu;
 use autodist_compute::selftest::{self, SelftestResult, UnitRoundoff};
@@ -13,7 +13,7 @@ fn run(rounding: UnitRoundoff) -> Vec<SelftestResult> {
     checks
 }
 
-/// Every method of the boundary but the fused attention that the CPU lacks, and the layers.
+/// Every backend method except fused attention, which the CPU lacks, and the layers.
 const CHECKED: [&str; 40] = [
     "activation_backward",
     "activation_forward",
@@ -69,7 +69,7 @@ fn single_precision_passes_every_check() {
     names.windows(2).for_each(|pair| assert_ne!(pair[0], pair[1], "two checks of one name"));
 }
 
-/// Where single precision rounds it must fail as double.
+/// Single precision must fail the tolerances of double precision wherever it rounds.
 #[test]
 fn single_precision_does_not_pass_for_more() {
     let double = f64::EPSILON / 2.0;

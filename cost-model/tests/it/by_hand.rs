@@ -1,4 +1,4 @@
-//! Small cases whose step time and memory can be worked out on paper.
+//! Small cases whose step time and memory can be computed by hand.
 
 use autodist_cost_model::{CostModel, synthetic::SyntheticMachine};
 use autodist_program::{Instruction, Op, Program, stages};
@@ -94,7 +94,7 @@ fn what_an_engine_does_around_a_pass_is_in_every_pass() {
         profile.pipelining = vec![PipeliningCost { schedule, time }];
         let costs = CostModel::new(&profile);
         let simulation = costs.price(&program).unwrap().simulate();
-        // Half of six layers, forward and backward, 8 micro-batches and the pipeline's filling.
+        // Half of six layers, forward and backward, 8 micro-batches and the pipeline's fill.
         close(simulation.step_time_s, 9.0 * (9e-3 + 2.0 * around));
         close(costs.lower_bound(&program).unwrap(), simulation.step_time_s.0);
         close(simulation.ranks[0].pipeline_communication_s, 16.0 * around);
@@ -122,7 +122,7 @@ fn tensor_collectives_on_a_network_cost_what_they_took_in_steps() {
         bytes: Bytes(bytes),
         time: Sample::of(&vec![1e-3 * milliseconds; times]),
     };
-    // On links that cost nothing, all of it is beyond them: 3 ms on average.
+    // Links cost nothing here, so all of the time is beyond them: 3 ms on average.
     profile.within_steps = vec![took(1024, 1.0, 1), took(65_536, 4.0, 2)];
     let in_steps = CostModel::new(&profile).price(&program).unwrap().simulate();
     let is_collective =
@@ -172,8 +172,9 @@ fn reductions_hide_behind_the_backward_but_for_the_last() {
 
 #[test]
 fn streams_that_run_together_slow_each_other() {
-    // Transfers of 1 ms take 1.5 ms beside compute at 1/1.25 of its speed: in them compute does 1.2 ms of its 2 ms.
-    // The remaining 0.8 ms of each of the five later layers run alone; the last transfer has nothing beside it.
+    // Transfers of 1 ms take 1.5 ms when they overlap with compute, which runs at 1/1.25 of its speed: in
+    // that time, compute does 1.2 ms of its 2 ms. The remaining 0.8 ms of each of the five later layers run
+    // alone; the last transfer overlaps with nothing.
     let (costs, program) = data_parallel(1e-3, (1.25, 1.5));
     let simulation = costs.price(&program).unwrap().simulate();
     close(simulation.step_time_s, 6e-3 + 2e-3 + 5.0 * (1.5e-3 + 0.8e-3) + 1e-3);
@@ -193,7 +194,8 @@ fn a_message_on_its_way_is_no_bubble() {
     let costs = CostModel::new(&profile);
     let simulation = costs.price(&program).unwrap().simulate();
     close(simulation.step_time_s, 18e-3 + 2.0 * 0.5e-3);
-    // Rank 0 waits until the other has sent, which is the first message and 9 ms of work, and then for its message.
+    // Rank 0 waits until the other has sent, after the first send/recv and 9 ms of work, and then for the
+    // transfer.
     close(simulation.ranks[0].bubble_s, 9.5e-3);
     close(simulation.ranks[0].pipeline_communication_s, 0.5e-3);
     close(simulation.ranks[1].bubble_s, 3e-3 + 6.5e-3);
@@ -220,7 +222,7 @@ fn a_step_frees_what_it_keeps() {
                 let job = Job { global_batch: batch, ..job.clone() };
                 costs.memory(&compile(&model, &job, tensor * pipeline, &strategy)).unwrap()
             };
-            // Were anything left behind, longer steps would peak higher.
+            // If memory leaked, longer steps would have higher peaks.
             assert_eq!(of(4), of(16), "{}", strategy.label());
         }
     }

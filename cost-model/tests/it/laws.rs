@@ -1,4 +1,4 @@
-//! What must hold of every program.
+//! Laws that hold for every program.
 
 use autodist_cost_model::{CostModel, Outline, Split, in_flight, synthetic::SyntheticMachine};
 use autodist_program::{Program, stages};

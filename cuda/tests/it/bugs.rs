@@ -10,7 +10,7 @@ use autodist_spec::Precision::{Bf16, Fp32};
 use common::{aborts_on, failed, folder, on, open, search, wrong};
 use std::path::Path;
 
-/// What ends the self-test where work is enqueued in vain.
+/// Driver errors that end the self-test.
 const ILLEGAL_ADDRESS: &str = "CUDA_ERROR_ILLEGAL_ADDRESS, an illegal memory access was encountered";
 const INVALID_VALUE: &str = "CUDA_ERROR_INVALID_VALUE, invalid argument";
 
@@ -38,7 +38,7 @@ fn one_forgotten_wait_among_many_is_found() {
 fn an_operand_that_is_not_transposed_is_found() {
     on(
         || SoftwareGpus::new().set("SOFTWARE_GPU_TRANSPOSE_BUG", "1"),
-        // The layers are made of products.
+        // The layers are made of GEMMs.
         || assert_eq!(wrong(&open(Fp32), Fp32), Ok(["block", "head", "matmul"].into())),
     );
 }
@@ -84,7 +84,7 @@ fn a_buffer_that_is_too_short_for_a_kernel_is_found() {
         || {
             let cuda = open(Fp32);
             let numbers = cuda.upload(&[1.0; 100]);
-            // Its second allocation is the blocks' sums.
+            // The second allocation is for the blocks' sums.
             cuda.sum_of_squares(100, Region::start(&numbers));
             let error = cuda.synchronise().unwrap_err().to_string();
             assert!(error.contains(ILLEGAL_ADDRESS), "{error}");
@@ -94,7 +94,7 @@ fn a_buffer_that_is_too_short_for_a_kernel_is_found() {
     assert!(told.contains("beyond the end of allocation 2 of 2044 bytes"), "{told}");
 }
 
-/// The GPU with kernels of a changed source, which it takes from the cache of compiled kernels.
+/// Opens the GPU with kernels from a changed source, through the cache of compiled kernels.
 fn with_changes(cache: &Path, changes: &[(&str, &str)]) -> Cuda {
     drop(open(Fp32));
     let mut source = SOURCE.to_owned();
@@ -117,10 +117,10 @@ fn sums_that_do_not_wait_and_indices_off_by_one_are_found() {
         || SoftwareGpus::new().set("XDG_CACHE_HOME", &cache),
         || {
             let changes = [
-                // A warp adds up what others have not written yet: of a row, of a column.
+                // A warp adds up values that others have not written yet: of a row, of a column.
                 ("    __syncthreads();\n    A total = of_warps[0];", "    A total = of_warps[0];"),
                 ("    __syncthreads();\n    float total = 0.0f;", "    float total = 0.0f;"),
-                // A sum lacks its last term, attention sees a token too many.
+                // A sum lacks its last term; attention includes one token too many.
                 ("for (int j = 0; j < repeat; j++)", "for (int j = 0; j < repeat - 1; j++)"),
                 ("score = key <= query ?", "score = key <= query + 1 ?"),
             ];
@@ -145,7 +145,8 @@ fn mistakes_in_codecs_are_found() {
         || SoftwareGpus::new().set("XDG_CACHE_HOME", &cache),
         || {
             let changes = [
-                // Half precision is cut off, what was sent is kept, factors are not orthogonal, draws are one too early.
+                // Half precision truncates, sent entries are kept, factors are not orthogonal, random numbers
+                // are off by one.
                 ("rest += 0xfffu + (rest >> 13 & 1u);", ""),
                 ("            x[begin + i] = 0.0f;\n", ""),
                 ("for (int again = 0; again < 2; again++)", "for (int again = 0; again < 0; again++)"),
@@ -178,7 +179,7 @@ fn sums_that_overwrite_what_is_still_read_are_found() {
                 fails("norm_backward", "LayerNorm") && fails("norm_backward", "parameters"),
                 "{failed:?}"
             );
-            // One sum alone needs no second barrier.
+            // A single sum does not need the second barrier.
             assert!(!fails("sum_rows", "") && !fails("sum_of_squares", ""), "{failed:?}");
         },
     );

@@ -1,4 +1,4 @@
-//! Kernels are compiled when a GPU is first opened, and kept for the next time.
+//! Kernels are compiled when a GPU is first opened, and cached.
 
 use crate::common;
 
@@ -9,7 +9,7 @@ use autodist_spec::Precision::Fp32;
 use common::{folder, host, libraries, on, open};
 use std::path::{Path, PathBuf};
 
-/// Code of NVRTC.
+/// An error code of NVRTC.
 const COMPILATION: i32 = 6;
 const NO_BINARY_FOR_GPU: i32 = 209;
 
@@ -17,7 +17,7 @@ fn refusal() -> CudaError {
     Cuda::open(libraries(), 0, Fp32).err().unwrap()
 }
 
-/// The file in which a cache holds the kernels.
+/// The file of the kernels in a cache.
 fn kept(cache: &Path) -> PathBuf {
     let mut files = std::fs::read_dir(cache.join("autodist/kernels")).unwrap();
     let file = files.next().unwrap().unwrap().path();
@@ -73,7 +73,7 @@ fn a_compiler_older_than_the_gpu_compiles_for_the_drivers_own_compiler() {
         },
     );
     let image = std::fs::read(kept(&cache)).unwrap();
-    // The trailer of the software GPU's images: for which capability, and whether for it alone.
+    // The trailer of the software GPU's images: the capability, and whether the image is only for that.
     assert_eq!(image[image.len() - 8..], [90, 0, 0, 0, 0, 0, 0, 0]);
 }
 

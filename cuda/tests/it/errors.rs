@@ -1,4 +1,5 @@
-//! What fails while a GPU works is told once, in words, and as long as the GPU is sound the next work is done.
+//! A failure of work on a GPU is reported once, with a message, and later work succeeds unless the GPU is
+//! broken.
 
 use crate::common;
 
@@ -8,16 +9,16 @@ use autodist_software_gpu::SoftwareGpus;
 use autodist_spec::Precision::{Bf16, Fp32};
 use common::{host, libraries, on, open};
 
-/// Codes of the driver.
+/// Error codes of the driver.
 const LAUNCH_OUT_OF_RESOURCES: i32 = 701;
 const LAUNCH_FAILED: i32 = 719;
-/// Of cuBLASLt.
+/// Error codes of cuBLASLt.
 const ALLOC_FAILED: i32 = 3;
 const NOT_SUPPORTED: i32 = 15;
 
 const MIB: usize = 1 << 20;
 
-/// What went wrong since the last time.
+/// The first failure since the last call.
 fn failure(cuda: &Cuda) -> String {
     cuda.synchronise().unwrap_err().to_string()
 }

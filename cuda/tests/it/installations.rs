@@ -1,4 +1,4 @@
-//! What is missing or does not fit is told in words that name it and say what to do.
+//! Messages about missing or incompatible libraries name them and say what to do.
 
 use crate::common;
 
@@ -6,7 +6,7 @@ use autodist_cuda::{CudaError, Libraries, OVERRIDE, Search, diagnose, nvml};
 use autodist_software_gpu::{SoftwareGpus, libraries as all_libraries, with_missing_symbol, without};
 use common::{folder, on, search};
 
-/// Why the libraries of this process's machine cannot be loaded.
+/// The message why the libraries of this process's machine cannot be loaded.
 fn refusal() -> String {
     match Libraries::load(&search()) {
         Ok(_) => panic!("all is there"),

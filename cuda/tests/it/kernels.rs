@@ -46,7 +46,8 @@ fn the_selftest_runs_every_kernel_and_leaves_no_memory_behind() {
     assert!(trace.contains(" exit allocations=0 bytes=0\n"), "{:?}", trace.lines().last());
 }
 
-/// Multiplies `a[2, 4, 3]` by `b[2, 3, 5]`, small whole numbers, and compares with what the strides say.
+/// Multiplies `a[2, 4, 3]` by `b[2, 3, 5]`, small whole numbers, and compares with the result defined by the
+/// strides.
 fn assert_multiplies([a, b, c]: [Strides; 3], precision: Precision) {
     const LEN: usize = 300;
     let cuda = open(precision);
@@ -84,7 +85,7 @@ fn products_of_matrices_that_are_dense_neither_way_are_right() {
         let strides = |row, column, batch| Strides { row, column, batch };
         let (a, b, c) = (strides(3, 1, 12), strides(5, 1, 15), strides(5, 1, 20));
         let gaps = strides(10, 2, 50);
-        // One row for all, as a broadcast has it.
+        // One row for all rows: a broadcast.
         let repeated = strides(0, 1, 3);
         for precision in [Precision::Fp32, Precision::Bf16] {
             for operands in [[gaps, b, c], [a, gaps, c], [gaps, gaps, c], [repeated, b, c], [a, repeated, c]]

@@ -1,4 +1,4 @@
-//! Memory is counted and comes back, and numbers get in and out as they are.
+//! Memory is counted and freed, and copies from and to the device are exact.
 
 use crate::common;
 
@@ -73,7 +73,7 @@ fn all_memory_is_given_back_when_queues_and_buffers_are_dropped_in_any_order() {
         },
     );
     let trace = std::fs::read_to_string(&file).unwrap();
-    // Workers may still be tracing when the process says so.
+    // Worker threads may still write the trace when the process ends.
     assert!(trace.contains(" exit allocations=0 bytes=0\n"), "{trace}");
 }
 
@@ -81,7 +81,8 @@ fn all_memory_is_given_back_when_queues_and_buffers_are_dropped_in_any_order() {
 fn numbers_are_rounded_alike_on_the_host_and_on_the_gpu() {
     on(SoftwareGpus::new, || {
         let cuda = open(Bf16);
-        // Around every step of bf16 in a few binades, and what is no ordinary number.
+        // Numbers around every step of bf16 in a few binades, and special numbers (zeros, subnormals, the
+        // largest number, infinities).
         let near = (0x3f80_0000_u32..0x4180_0000).step_by(0x4000).flat_map(|bits| [bits - 1, bits, bits + 1]);
         let special = [0, 1, 0x8000_0000, 0x7f7f_ffff, 0x7f80_0000, 0xff80_0000, 0x0000_8000, 0x8001_8000];
         let numbers: Vec<f32> = near.chain(special).map(f32::from_bits).collect();
@@ -145,7 +146,7 @@ fn regions_that_leave_their_buffer_are_the_callers_mistake() {
     });
 }
 
-/// A group of four whose other members say what this one says.
+/// A group of four whose other members send the same data as this one.
 struct Echo;
 
 impl Exchange for Echo {

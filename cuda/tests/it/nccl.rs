@@ -1,4 +1,4 @@
-//! Collectives and messages between GPUs: their results, and what a rank hears when something goes wrong.
+//! Collectives and send/recv between GPUs: their results, and the errors of ranks after a failure.
 
 use crate::common;
 
@@ -31,7 +31,7 @@ fn ranks(size: usize, precision: Precision, work: impl Fn(usize, &Cuda, NcclGrou
     });
 }
 
-/// A number that tells its rank and place, small enough for bf16 even when ranks add theirs.
+/// A number that identifies rank and position, small enough for bf16 even after a sum over ranks.
 fn number(rank: usize, place: usize) -> f32 {
     (place * 7 % 31 * (rank + 1)) as f32 - 20.0
 }
@@ -115,7 +115,7 @@ fn all_ranks_get_the_parts_of_all() {
 fn messages_arrive_in_the_range_that_waits_for_them() {
     on(machine, || {
         in_both_precisions(|rank, cuda, mut group| {
-            // Around a ring: the first one sends before it receives.
+            // Around a ring: the first rank sends before it receives.
             let (to, from) = ((rank + 1) % RANKS, (rank + RANKS - 1) % RANKS);
             let sent = cuda.upload(&numbers(rank, 103));
             let mut received = cuda.zeros(105);
@@ -145,7 +145,7 @@ fn statistics_are_reduced_in_full_precision_on_a_gpu_that_works_in_bf16() {
     });
 }
 
-/// On one queue numbers are doubled, on another they are summed over ranks, on the first they are doubled again.
+/// Doubles numbers on one queue, all-reduces them on another, and doubles them again on the first.
 fn double_sum_double(rank: usize, cuda: &Cuda, group: &mut NcclGroup) -> Vec<f32> {
     let (len, talk) = (1037, cuda.queue().unwrap());
     let mut buffer = cuda.upload(&numbers(rank, len));
@@ -263,7 +263,8 @@ fn ranks_that_call_different_things_hear_of_it_at_the_next_call_at_the_latest() 
             let mut buffer = cuda.zeros(40);
             let first = group.all_reduce(cuda, &mut buffer, 0..30 + rank, Reduce::Sum);
             cuda.synchronise().unwrap();
-            // Others may have found out so fast that the first call tells already.
+            // Other ranks may have detected the failure so fast that the first call already returns the
+            // error.
             let next = first.and_then(|()| group.all_reduce(cuda, &mut buffer, 0..4, Reduce::Sum));
             let error = next.unwrap_err().to_string();
             assert!(error.contains("ncclAllReduce failed: "), "{error}");
@@ -280,7 +281,7 @@ fn a_rank_that_is_lost_is_told_at_the_next_call_and_nobody_waits_for_it() {
             ranks(RANKS, Fp32, |rank, cuda, mut group| {
                 let mut buffer = cuda.zeros(4);
                 if rank == 2 {
-                    // The queue of another GPU is refused; then the group is broken off.
+                    // The queue of another GPU is rejected; then the group is aborted.
                     let other = Cuda::open(cuda.libraries().clone(), 0, Fp32).unwrap();
                     group.all_reduce(&other, &mut buffer, 0..4, Reduce::Sum).unwrap_err();
                     drop(group);

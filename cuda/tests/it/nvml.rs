@@ -1,4 +1,4 @@
-//! What NVML says about GPUs.
+//! The state of GPUs reported by NVML.
 
 use crate::common;
 

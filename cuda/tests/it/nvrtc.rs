@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-/// The real NVRTC, if there is one: of `target/nvrtc`, or of the system.
+/// The real NVRTC, if installed: from `target/nvrtc`, or from the system.
 static COMPILER: LazyLock<Option<Nvrtc>> = LazyLock::new(|| {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/nvrtc");
     let mut directories = Vec::new();
@@ -14,7 +14,7 @@ static COMPILER: LazyLock<Option<Nvrtc>> = LazyLock::new(|| {
     let here = Search { directories, system: false };
     let found = Nvrtc::load(&here).or_else(|_| Nvrtc::load(&Search::from_environment()));
     if let Err(missing) = &found {
-        // Past the harness, which keeps to itself what tests that pass print.
+        // Written directly to stderr, because the test harness hides the output of passing tests.
         let _ = writeln!(
             std::io::stderr(),
             "\nSKIPPED: NVIDIA's compiler has not seen the kernels. {missing}\nTo let it, install it where tests \
@@ -24,7 +24,7 @@ static COMPILER: LazyLock<Option<Nvrtc>> = LazyLock::new(|| {
     found.ok()
 });
 
-/// The folders named `lib`, as deep as they may lie.
+/// All folders named `lib`, at any depth.
 fn library_folders(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -38,7 +38,7 @@ fn machine_code_for(architecture: &str) {
     let Some(compiler) = &*COMPILER else { return };
     let code = compile(compiler, architecture, Output::Cubin).unwrap();
     assert_eq!(code[..4], *b"\x7fELF", "{architecture}");
-    // The names of an ELF file's symbols end in zeros.
+    // Symbol names in an ELF file are null-terminated.
     let text = String::from_utf8_lossy(&code);
     for kernel in KERNELS.iter() {
         assert!(text.contains(&format!("\0{kernel}\0")), "{architecture} lacks {kernel}");

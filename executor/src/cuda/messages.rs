@@ -1,9 +1,9 @@
-//! Messages between pipeline ranks by NCCL's send and receive.
+//! Send/recv between pipeline ranks by NCCL.
 //!
-//! NCCL knows no tags, and a send holds its stream until the receiver is there. So every direction and kind of
-//! message between two ranks has a group of its own, and sends have a thread and a queue of the device of their own,
-//! beside compute. Messages of one kind between two ranks are received in the order in which they are sent
-//! (`program/tests/it/messages.rs`).
+//! NCCL has no tags, and a send blocks its stream until the receiver is ready. So every direction and kind of
+//! send/recv between two ranks has its own group, and sends have their own thread and device queue,
+//! concurrent with compute. Messages of one kind between two ranks are received in the order in which they
+//! are sent (`program/tests/it/messages.rs`).
 
 use super::join;
 use crate::ExecutionError;
@@ -28,7 +28,7 @@ pub struct NcclSendRecv {
     incoming: BTreeMap<Channel, NcclGroup>,
 }
 
-/// A thread that sends.
+/// A sending thread.
 struct Outgoing {
     work: Option<Sender<(Buffer, Event)>>,
     done: Receiver<Result<(), ExecutionError>>,
@@ -45,7 +45,7 @@ impl NcclSendRecv {
     ) -> Result<Self, ExecutionError> {
         let rank = endpoint.rank();
         let (mut outgoing, mut incoming) = (BTreeMap::new(), BTreeMap::new());
-        // All ranks make their groups in the order of the pairs, so that no two wait for each other.
+        // All ranks make their groups in the order of the pairs, so that they cannot deadlock.
         let mut pairs: Vec<[usize; 2]> = peers.iter().map(|&p| [rank.min(p), rank.max(p)]).collect();
         pairs.sort_unstable();
         for [low, high] in pairs {
@@ -75,7 +75,8 @@ impl Outgoing {
             while let Some((buffer, ready)) = orders.receive() {
                 stream.wait_for(&ready);
                 let len = stream.len(&buffer);
-                // The receiver's place in the group is 1. The buffer must not be freed before it has been sent.
+                // The receiver's rank in the group is 1. The buffer must not be freed before it has been
+                // sent.
                 let queued = group.send(&stream, &buffer, 0..len, 1).map_err(ExecutionError::from);
                 let result = queued.and_then(|()| Ok(stream.synchronise()?));
                 drop(buffer);
@@ -92,7 +93,7 @@ impl Outgoing {
         Ok(Self { work: Some(work), done, thread: Some(thread), sent: 0 })
     }
 
-    /// Why the thread ended.
+    /// The error with which the thread ended.
     fn failure(&self, peer: usize) -> ExecutionError {
         loop {
             match self.done.receive() {
@@ -137,7 +138,7 @@ impl SendRecv<Cuda> for NcclSendRecv {
     ) -> Result<Buffer, ExecutionError> {
         let group = self.incoming.get_mut(&(peer, tag.kind)).ok_or(ExecutionError::MessagesEnded { peer })?;
         let mut buffer = queue.uninitialised(elements);
-        // The sender's place in the group is 0.
+        // The sender's rank in the group is 0.
         group.receive(queue, &mut buffer, 0..elements, 0)?;
         Ok(buffer)
     }

@@ -1,31 +1,32 @@
-//! What GPUs there are, and why there may be none to use.
+//! The GPUs of this machine, or the reason why none can be used.
 
 use autodist_cuda::{self as gpu, Libraries, Search, nvml};
 use autodist_spec::Bytes;
 use autodist_spec::profile::{Accelerator, AcceleratorPath};
 
-/// The GPUs of this machine, as they are now.
+/// The GPUs of this machine and their current state.
 #[derive(Debug, Clone, Default)]
 pub struct Survey {
     pub accelerators: Vec<Accelerator>,
     pub paths: Vec<AcceleratorPath>,
-    /// What makes figures of these GPUs doubtful, and what could not be looked at.
+    /// Conditions that make measurements on these GPUs doubtful, and checks that failed.
     pub warnings: Vec<String>,
 }
 
-/// Why there are no GPUs to use.
+/// The reason why no GPU can be used.
 #[derive(Debug, Clone)]
 pub struct Absent {
-    /// In one line.
+    /// A summary in one line.
     pub brief: String,
-    /// What was looked for and where, what was found, what is missing and how to get it.
+    /// Libraries and devices that were searched for, the places, the findings, and how to get what is
+    /// missing.
     pub details: String,
 }
 
-/// Looks at the GPUs.
+/// Queries the GPUs.
 ///
 /// # Errors
-/// There are none, or something that training on them needs is missing.
+/// There are no GPUs, or a requirement for training on them is missing.
 pub fn survey() -> Result<Survey, Absent> {
     let search = Search::from_environment();
     let absent = |error: gpu::CudaError| Absent {

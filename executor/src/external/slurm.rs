@@ -1,9 +1,9 @@
-//! What Slurm says in its own way: steps, tasks on nodes, lists of hosts.
+//! Parsers of Slurm's formats: steps, tasks on nodes, lists of hosts.
 
 use super::{Launcher, Names, Variables};
 use autodist_spec::InputError;
 
-/// Steps from here on are no `srun` of many tasks: the batch script, an interactive shell, and what lies outside
+/// Step numbers from here on are not from `srun`: the batch script, an interactive shell, and external steps
 /// (`SLURM_MAX_NORMAL_STEP_ID` of slurm.h).
 const FIRST_SPECIAL_STEP: u64 = 0xffff_fff0;
 const STEP: &str = "SLURM_STEP_ID";
@@ -12,8 +12,8 @@ const TASKS_PER_NODE: &str = "SLURM_STEP_TASKS_PER_NODE";
 const NODE_LISTS: [&str; 3] = ["SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"];
 const LAUNCH_NODE: &str = "SLURM_LAUNCH_NODE_IPADDR";
 
-/// Whether `srun` has started this process. A batch script and the shell of `salloc` have a rank and a number of tasks
-/// too, but they are alone.
+/// Whether `srun` has started this process. A batch script and the shell of `salloc` have a rank and a number
+/// of tasks too, but are single processes.
 pub(super) fn is_step(variables: &Variables<'_>) -> bool {
     let step = variables.text(STEP).and_then(|step| step.parse::<u64>().ok());
     step.is_some_and(|step| step < FIRST_SPECIAL_STEP) && variables.has(&["SLURM_PROCID"])
@@ -24,7 +24,7 @@ pub(super) fn names(variables: &Variables<'_>) -> Names {
     Names {
         launcher: Launcher::Slurm,
         rank: "SLURM_PROCID",
-        // That of the job, where the step's is not told.
+        // The job's number of tasks, if the step's is not set.
         world: if variables.has(&[of_step]) { of_step } else { "SLURM_NTASKS" },
         local_rank: "SLURM_LOCALID",
         local_world: if variables.has(&[TASKS_PER_NODE]) { TASKS_PER_NODE } else { "SLURM_NTASKS_PER_NODE" },
@@ -38,7 +38,7 @@ pub(super) fn local_world(variables: &Variables<'_>) -> Result<usize, InputError
     let node = variables.number(NODE)?;
     let counts = tasks_per_node(&text)
         .ok_or_else(|| variables.wrong(TASKS_PER_NODE, "expected a list of counts such as 2(x3),1"))?;
-    // A count may stand for a million nodes: it is not written out.
+    // A count may be for a million nodes, so the list is not expanded.
     let mut first = 0_usize;
     for (count, nodes) in counts {
         first = first.saturating_add(nodes);
@@ -61,7 +61,7 @@ fn tasks_per_node(text: &str) -> Option<Vec<(usize, usize)>> {
     text.split(',').map(part).collect()
 }
 
-/// The machine of task 0: the first of the step. The one where `srun` was typed may be a login node.
+/// The machine of task 0: the first of the step. The host on which `srun` was called may be a login node.
 pub(super) fn host(variables: &Variables<'_>) -> Result<String, InputError> {
     let list = NODE_LISTS.into_iter().find_map(|name| Some((name, variables.text(name)?)));
     if let Some((name, list)) = list {

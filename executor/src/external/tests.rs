@@ -2,7 +2,7 @@ use super::slurm::first_host;
 use super::*;
 use std::collections::BTreeMap;
 
-/// An environment of `NAME=value` words.
+/// Reads an environment from `NAME=value` words.
 fn read(words: &str) -> Result<Option<External>, InputError> {
     let variables: BTreeMap<&str, &str> =
         words.split_whitespace().map(|word| word.split_once('=').unwrap()).collect();
@@ -14,7 +14,7 @@ fn place(words: &str) -> External {
     read(words).unwrap().unwrap()
 }
 
-/// The variable and the value that are named, and the whole message.
+/// Returns the variable and the value of an error, and the whole message.
 #[track_caller]
 fn refused(words: &str) -> (String, String, String) {
     let error = read(words).unwrap_err();
@@ -33,7 +33,7 @@ fn nothing_is_no_launcher() {
     for words in [
         "",
         "PATH=/bin MASTER_ADDR=node MASTER_PORT=1 LOCAL_RANK=1",
-        // One of a pair alone is somebody else's.
+        // One variable of a pair alone is from another program.
         "WORLD_SIZE=4 LOCAL_RANK=0",
         "RANK=2",
         "RANK= WORLD_SIZE=",
@@ -80,7 +80,7 @@ fn open_mpi() {
     assert_eq!((found.launcher, found.port), (Launcher::OpenMpi, 29511));
     assert_eq!((found.host.as_str(), found.token.as_str()), ("127.0.0.1", "mpirun 417792001"));
     assert!(found.on_one_machine());
-    // Wherever its name leads to.
+    // Whatever the name resolves to.
     assert_eq!(place(&format!("{words} MASTER_ADDR=node01")).host, "127.0.0.1");
 
     let apart = words.replace("LOCAL_SIZE=4", "LOCAL_SIZE=2");
@@ -90,7 +90,7 @@ fn open_mpi() {
     let found = place(&format!("{apart} MASTER_ADDR=node01 MASTER_PORT=4000 AUTODIST_TOKEN=secret"));
     assert_eq!((found.host.as_str(), found.port, found.token.as_str()), ("node01", 4001, "secret"));
     assert!(found.secret);
-    // An empty one is none.
+    // An empty variable counts as not set.
     assert!(!place(&format!("{apart} MASTER_ADDR=node01 AUTODIST_TOKEN=")).secret);
 }
 
@@ -112,10 +112,10 @@ fn slurm() {
     assert_eq!((found.host.as_str(), found.port, found.token.as_str()), ("gpu03", 29511, "srun 71.0"));
     let last = STEP.replace("NODEID=2", "NODEID=3").replace("LOCALID=1", "LOCALID=0");
     assert_eq!(place(&last).local_world, 1);
-    // srun's own PMI knows no machines.
+    // The PMI of srun has no information about machines.
     assert_eq!(place(&format!("{STEP} PMI_RANK=5 PMI_SIZE=7")).launcher, Launcher::Slurm);
     assert_eq!(place(&format!("{STEP} MASTER_ADDR=gpu09")).host, "gpu09");
-    // An older srun says less.
+    // An older srun sets fewer variables.
     let older = "SLURM_STEP_ID=3 SLURM_PROCID=1 SLURM_NTASKS=4 SLURM_LOCALID=1 SLURM_NTASKS_PER_NODE=2 \
                  SLURM_LAUNCH_NODE_IPADDR=10.0.0.1";
     let found = place(older);
@@ -139,10 +139,10 @@ fn the_innermost_launcher_counts() {
                OMPI_COMM_WORLD_LOCAL_SIZE=2";
     assert_eq!(place(&format!("{STEP} {mpi}")).launcher, Launcher::OpenMpi);
     assert_eq!(place(&format!("{STEP} {mpi} {TORCH}")).launcher, Launcher::Torchrun);
-    // srun starts one torchrun on each node, which starts one process alone.
+    // srun starts one torchrun on each node, which starts a single process.
     let one = "RANK=0 WORLD_SIZE=1 LOCAL_RANK=0 LOCAL_WORLD_SIZE=1";
     assert_eq!(read(&format!("{STEP} {one}")).unwrap(), None);
-    // What a script sets for PyTorch does not hide who has started it.
+    // Variables that a script sets for PyTorch do not hide the launcher.
     let script = "RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=node01 MASTER_PORT=29500";
     assert_eq!(place(&format!("{mpi} {script}")).launcher, Launcher::OpenMpi);
     assert_eq!(place(&format!("{STEP} {script}")).launcher, Launcher::Slurm);

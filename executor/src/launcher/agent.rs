@@ -1,5 +1,5 @@
-//! The side of all ranks but the first in a job that a cluster's launcher has started: a process that starts one rank
-//! after another as rank 0's launcher tells it.
+//! An agent: in a job that a cluster's launcher has started, a process other than the first, which starts
+//! ranks, one after another, on orders of rank 0's launcher.
 
 use super::agents::{presence, resolve};
 use super::orders::{End, Order, Report};
@@ -12,10 +12,10 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Between two attempts to learn the address of rank 0's machine.
+/// Time between two attempts to resolve the address of rank 0's machine.
 const RESOLVE_AGAIN: Duration = Duration::from_millis(500);
 
-/// Why an agent ended before its launcher told it to.
+/// The reason why an agent ended without an order of its launcher.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     #[error(
@@ -42,7 +42,7 @@ pub enum AgentError {
     Interrupted,
 }
 
-/// A process that waits for orders.
+/// An agent process, which waits for orders.
 pub struct Agent {
     external: External,
     address: SocketAddr,
@@ -56,26 +56,26 @@ struct Running {
 }
 
 impl Agent {
-    /// Finds the launcher and waits until all agents have; `None` if it has ended the job before.
+    /// Joins the launcher and waits until all agents have joined; `None` if the launcher ends the job before.
     ///
     /// # Errors
-    /// Nobody is there within `timeout` and a little more.
+    /// The launcher cannot be reached within `timeout` and a short grace period.
     pub fn join(external: &External, timeout: Duration) -> Result<Option<Self>, AgentError> {
-        // If others do not come, the launcher gives up first and says so.
+        // If other agents do not join, the launcher gives up first and sends the reason.
         let patience = timeout + GRACE;
         let deadline = Instant::now() + patience;
         let waited_s = patience.as_secs_f64();
         let address = loop {
             match resolve(external) {
                 Ok(address) => break address,
-                // Where machines start together, their names may come late.
+                // If machines start together, their names may not be resolvable at first.
                 Err(source) if Instant::now() + RESOLVE_AGAIN >= deadline => {
                     return Err(AgentError::Unresolved { host: external.host.clone(), source });
                 }
                 Err(_) => std::thread::sleep(RESOLVE_AGAIN),
             }
         };
-        // Nothing is told, and no order taken, before rank 0 has proved that it knows the token.
+        // No information is sent, and no order accepted, before rank 0 has proved that it knows the token.
         let joined = tcp::attend(&TcpOptions {
             rendezvous: address,
             rank: external.rank - external.first_agent(),
@@ -101,10 +101,10 @@ impl Agent {
         Ok(Some(agent))
     }
 
-    /// Starts ranks by `runner`, one after another, until the launcher says that it was the last.
+    /// Starts ranks by `runner`, one after another, until the launcher ends the job.
     ///
     /// # Errors
-    /// The launcher is gone; `stop` is set. No rank is left behind.
+    /// The launcher has disconnected; `stop` is set. All ranks have ended in any case.
     pub fn work(self, runner: &Runner, stop: &AtomicBool) -> Result<(), AgentError> {
         let mut running: Option<Running> = None;
         loop {
@@ -129,7 +129,7 @@ impl Agent {
             }
         }
         drop(running);
-        // The launcher may be faster.
+        // The launcher may have ended before.
         let _ = self.control.leave();
         Ok(())
     }
@@ -139,7 +139,7 @@ impl Agent {
             .map_err(|error| AgentError::Order { address: self.address, detail: error.to_string() })?;
         match order {
             Order::Start { launch, environment, assignments } => {
-                // The one before has been killed if it has not ended.
+                // Kills the previous rank if it has not ended.
                 *running = None;
                 let External { rank, local_rank, .. } = self.external;
                 let token = derived_token(&self.external.token, &environment.token);
@@ -153,7 +153,7 @@ impl Agent {
                 }
             }
             Order::Kill { launch } => {
-                // How it ended is told as it always is.
+                // Its end is reported as usual.
                 if let Some(running) = running.as_mut().filter(|running| running.launch == launch) {
                     running.rank.kill();
                 }

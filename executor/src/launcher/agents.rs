@@ -1,7 +1,7 @@
 //! Rank 0's side of a job that a cluster's launcher has started: the processes of all other ranks, waiting for orders.
 //!
-//! They meet at a rendezvous of their own, which lasts as long as this process does. Of its control channel both
-//! directions are used; the ranks themselves meet elsewhere, anew for each launch.
+//! They join a separate rendezvous, which lasts as long as this process, and use its control channel in both
+//! directions. The ranks have another rendezvous, a new one for each launch.
 
 use super::orders::{End, Order, Presence, RankEnvironment, Report};
 use super::remote::{Ssh, Starter, address_for};
@@ -23,11 +23,12 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The processes of all ranks but the first, or on hosts of a file of all, each of which starts its rank when it is told.
+/// The processes of all ranks but the first (of all ranks with a host file); each starts its rank on an
+/// order.
 pub struct Agents {
     external: External,
     timeout: Duration,
-    /// When all must have come.
+    /// The deadline for all agents to join.
     deadline: Instant,
     meeting: Mutex<Meeting>,
 }
@@ -41,31 +42,31 @@ impl fmt::Debug for Agents {
 /// A machine of the job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobMachine {
-    /// As it calls itself; numbered where two call themselves the same.
+    /// The host's name; numbered if two hosts have the same name.
     pub name: String,
     pub ranks: Vec<usize>,
     pub processor: String,
-    /// When its first rank came, bytes.
+    /// Free memory when its first agent joined, bytes.
     pub free_memory: u64,
-    /// That its ranks may use, one or the other.
+    /// The union of the cores that its ranks may use.
     pub cores: BTreeSet<usize>,
-    /// What its ranks may see of its GPUs: one entry where all see the same.
+    /// The visible-GPU settings of its ranks: one entry if all have the same.
     pub visible_gpus: BTreeSet<String>,
 }
 
-/// What has been heard. An agent is number `rank - first` of the rendezvous: where rank 0 is the one that listens, the
-/// first is 1.
+/// The state of the agents. An agent has number `rank - first` at the rendezvous; `first` is 1 if this
+/// process runs rank 0.
 struct Meeting {
     first: usize,
-    /// What has started the agents, where that was our own doing.
+    /// The ssh processes of the agents, if we have started them.
     starters: Vec<Starter>,
-    /// How their ssh is called.
+    /// The name of the ssh program.
     ssh: String,
     rendezvous: Rendezvous,
     here: BTreeSet<usize>,
-    /// Who has been here at any time.
+    /// Agents that have joined at any time.
     came: BTreeSet<usize>,
-    /// Whether all have been here at once.
+    /// Whether all agents have been connected at the same time.
     complete: bool,
     present: BTreeMap<usize, Presence>,
     lost: BTreeSet<usize>,
@@ -74,11 +75,11 @@ struct Meeting {
 }
 
 impl Agents {
-    /// Listens for the agents, which may come before or after, at `requested` unless that is the loopback. Strangers that
-    /// come instead are told to `warn`.
+    /// Listens for the agents, which may start before or after, at `requested` unless that is the loopback.
+    /// Rejected connections are reported to `warn`.
     ///
     /// # Errors
-    /// The port is in use; `requested` is no address of this machine.
+    /// The port is in use; `requested` is not an address of this machine.
     pub fn open(
         external: &External,
         requested: IpAddr,
@@ -121,7 +122,7 @@ impl Agents {
     /// Starts an agent for every slot of the hosts.
     ///
     /// # Errors
-    /// No port, or no ssh.
+    /// No free port, or no ssh.
     pub fn open_on(
         hosts: &[HostEntry],
         ssh: &Ssh,
@@ -159,7 +160,7 @@ impl Agents {
     /// The machines of the job, in the order of their first ranks. Waits for all agents.
     ///
     /// # Errors
-    /// As [`super::launch`]'s: agents that do not come or are lost; `stop` is set.
+    /// Those of [`super::launch`]: agents that do not join or are lost; `stop` is set.
     pub fn machines(&self, stop: &AtomicBool) -> Result<Vec<JobMachine>, LaunchError> {
         self.gather(stop)?;
         let here = presence(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -169,7 +170,7 @@ impl Agents {
         Ok(machines(present, self.external.on_one_machine()))
     }
 
-    /// Waits until all agents are there.
+    /// Waits until all agents have joined.
     pub(super) fn gather(&self, stop: &AtomicBool) -> Result<(), LaunchError> {
         let mut meeting = self.meeting();
         while meeting.hear(Duration::ZERO) {}
@@ -193,7 +194,7 @@ impl Agents {
         let External { launcher, world, host, port, .. } = &self.external;
         let first = meeting.first;
         let absent: Vec<usize> = (first..*world).filter(|rank| !meeting.came.contains(rank)).collect();
-        // If all came, then not at the same time.
+        // All agents have joined, but not at the same time.
         let gone = (first..*world).filter(|rank| !meeting.here.contains(rank)).collect();
         let missing = if absent.is_empty() { gone } else { absent };
         let missing: Vec<String> = missing.iter().map(usize::to_string).collect();
@@ -205,24 +206,26 @@ impl Agents {
         }
     }
 
-    /// Where the ranks of a launch meet, the best address first, and at which the ranks find it if that is another.
+    /// The candidate addresses of a launch's rendezvous, the best first, and the advertised address if it
+    /// differs.
     pub(super) fn place(&self, requested: SocketAddr) -> (Vec<SocketAddr>, Option<IpAddr>) {
         let loopback = requested.ip().is_loopback();
         if self.external.on_one_machine() || !(loopback || requested.ip().is_unspecified()) {
             return (vec![requested], None);
         }
-        // What leads agents of other machines here leads ranks here too. A name of this machine may well lead its own
-        // processes to the loopback: theirs is the last choice.
+        // The address used by agents of other machines works for ranks too. This machine's own name may
+        // resolve to the loopback here, so the address used by local agents is the last choice.
         let meeting = self.meeting();
         let reached: Vec<IpAddr> = meeting.present.values().map(|presence| presence.reached).collect();
         let from_outside = reached.iter().find(|address| !address.is_loopback()).or(reached.first());
         let address = from_outside.copied().unwrap_or(requested.ip());
-        // What leads here from other machines need not be an address of this one: there may be a translator between.
+        // The address that other machines use may not be an address of this one, because of address
+        // translation (NAT).
         let bind = if loopback { vec![address, unspecified(address)] } else { vec![requested.ip()] };
         (bind.into_iter().map(|bind| SocketAddr::new(bind, requested.port())).collect(), Some(address))
     }
 
-    /// Has all agents start their ranks; returns the number of the launch.
+    /// Orders all agents to start their ranks; returns the number of the launch.
     pub(super) fn start(
         &self,
         environment: &RankEnvironment,
@@ -243,7 +246,7 @@ impl Agents {
     }
 
     pub(super) fn kill(&self, launch: u64) {
-        // So short an order is never refused.
+        // An order this short is never rejected.
         let _ = self.tell_all(&self.meeting(), &Order::Kill { launch });
     }
 
@@ -256,7 +259,8 @@ impl Agents {
         Ok(())
     }
 
-    /// The ranks of a launch that have ended since the last call, with what they wrote; those of lost agents always.
+    /// The ranks of a launch that have ended since the last call, with their output; ranks of lost agents are
+    /// always included.
     pub(super) fn ended(&self, launch: u64) -> Vec<(usize, End, String)> {
         let mut meeting = self.meeting();
         while meeting.hear(Duration::ZERO) {}
@@ -265,11 +269,11 @@ impl Agents {
         ended.chain(meeting.lost.iter().map(|rank| (*rank, End::AgentLost, String::new()))).collect()
     }
 
-    /// Sends all agents home. One that is still on its way would wait for nobody: it is waited for, unless `stop` is
-    /// set.
+    /// Ends all agents. An agent that has not joined yet would wait in vain, so this waits for it, unless
+    /// `stop` is set.
     pub fn dismiss(&self, stop: &AtomicBool) {
         let mut meeting = self.meeting();
-        // Those that we have started end with what has started them.
+        // Agents that we have started end with their ssh processes.
         let on_their_way = meeting.starters.is_empty();
         while on_their_way
             && !meeting.complete
@@ -302,14 +306,14 @@ impl Meeting {
             }
             Err(RecvTimeoutError::Timeout) => false,
             Err(RecvTimeoutError::Disconnected) => {
-                // Nobody is left to be heard, and nobody may wait for that without sleeping.
+                // No agent is connected, so the call returns at once: sleep, so that callers do not spin.
                 std::thread::sleep(limit);
                 false
             }
         }
     }
 
-    /// An ssh that has ended before all agents were here.
+    /// An ssh process that has ended before all agents have joined.
     fn look_for_dead(&mut self) -> Result<(), LaunchError> {
         for starter in &mut self.starters {
             if let Some((what, output)) = starter.ended() {
@@ -335,20 +339,20 @@ impl Meeting {
             }
             ControlEvent::Left(agent) | ControlEvent::Lost(agent) => {
                 self.here.remove(&(agent + first));
-                // Before all have come, the place of one that gives up is free for another.
+                // Before all have joined, another agent may take the place of one that gives up.
                 if self.complete {
                     self.lost.insert(agent + first);
                 }
             }
             ControlEvent::Message(agent, bytes) => {
-                // They speak only when all are there.
+                // Agents send messages only after all have joined.
                 self.complete = true;
                 match serde_json::from_slice(&bytes) {
                     Ok(Report::Present(presence)) => drop(self.present.insert(agent + first, presence)),
                     Ok(Report::Ended { launch, end, output }) => {
                         self.ended.push((launch, agent + first, end, output));
                     }
-                    // Another version of this program: it is of no use.
+                    // Another version of this program, which cannot be used.
                     Err(_) => drop(self.lost.insert(agent + first)),
                 }
             }
@@ -356,9 +360,9 @@ impl Meeting {
     }
 }
 
-/// Who is on a machine with whom: of `one` all are, whatever they say of themselves.
+/// Groups agents by machine; if `one`, all are on one machine, whatever they report.
 fn machines<'a>(present: impl Iterator<Item = (usize, &'a Presence)>, one: bool) -> Vec<JobMachine> {
-    // Name and start of the system of each machine.
+    // Name and boot id of each machine.
     let mut known: Vec<(&str, &str)> = Vec::new();
     let mut machines: Vec<JobMachine> = Vec::new();
     for (rank, presence) in present {
@@ -387,7 +391,7 @@ fn machines<'a>(present: impl Iterator<Item = (usize, &'a Presence)>, one: bool)
     machines
 }
 
-/// What rank 0 and its agents say about themselves.
+/// The description of this process's host, by rank 0 and by agents.
 pub(super) fn presence(reached: IpAddr) -> Presence {
     Presence {
         machine: host::name(),
@@ -400,7 +404,7 @@ pub(super) fn presence(reached: IpAddr) -> Presence {
     }
 }
 
-/// Lets ranks or agents in at the first of `addresses` that this machine has.
+/// Opens a rendezvous at the first of `addresses` that belongs to this machine.
 pub(super) fn listen_at(
     addresses: &[SocketAddr],
     world: usize,
@@ -422,8 +426,8 @@ pub(super) fn listen_at(
     }
 }
 
-/// The addresses on which rank 0 may listen for agents, the best first: the one that they are given where that is clear,
-/// and else all of this machine.
+/// The addresses on which rank 0 may listen for agents, the best first: the address that agents use, if it is
+/// known, else all addresses of this machine.
 fn listening(external: &External, requested: IpAddr) -> Vec<IpAddr> {
     if external.on_one_machine() {
         return vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
@@ -431,17 +435,17 @@ fn listening(external: &External, requested: IpAddr) -> Vec<IpAddr> {
     if !requested.is_loopback() {
         return vec![requested];
     }
-    // What cannot be resolved here may well be there.
+    // A name that cannot be resolved here may be resolvable elsewhere.
     let Ok(known) = addresses(external) else { return vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED)] };
     let all = known.first().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |first| unspecified(first.ip()));
     match known.as_slice() {
-        // A machine's own name often leads it to its loopback, and others to where nobody would listen then.
+        // A machine's own name often resolves to its loopback there, but to another address elsewhere.
         [one] if !one.ip().is_loopback() => vec![one.ip(), all],
         _ => vec![all],
     }
 }
 
-/// All addresses of this machine that are of the same kind.
+/// The wildcard address of the same kind (IPv4 or IPv6).
 fn unspecified(like: IpAddr) -> IpAddr {
     match like {
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -449,13 +453,14 @@ fn unspecified(like: IpAddr) -> IpAddr {
     }
 }
 
-/// Where rank 0 listens, as this machine sees it. Where there is a choice, IPv4: both sides must choose the same.
+/// The address of rank 0, as resolved on this machine. IPv4 is preferred, because both sides must choose the
+/// same kind.
 pub(super) fn resolve(external: &External) -> std::io::Result<SocketAddr> {
     let first = addresses(external)?.into_iter().next();
     first.ok_or_else(|| std::io::Error::other("the name has no address"))
 }
 
-/// All that the name of rank 0's machine leads to, of the kind that is chosen.
+/// All addresses of rank 0's machine, of the chosen kind.
 fn addresses(external: &External) -> std::io::Result<Vec<SocketAddr>> {
     let mut known: Vec<SocketAddr> = Vec::new();
     for address in (external.host.as_str(), external.port).to_socket_addrs()? {

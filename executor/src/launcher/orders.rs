@@ -1,4 +1,4 @@
-//! What the launcher, its agents and the ranks write to each other, as JSON.
+//! The messages between launcher, agents and ranks, as JSON.
 
 use autodist_spec::DeviceKind;
 use serde::{Deserialize, Serialize};
@@ -8,11 +8,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-/// What a rank needs to know besides its assignments.
+/// The environment of a rank, in addition to its assignments.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct RankEnvironment {
     pub rank: usize,
-    /// Among the ranks of its machine.
+    /// The rank's number on its machine.
     pub local_rank: usize,
     pub world: usize,
     pub rendezvous: SocketAddr,
@@ -22,7 +22,7 @@ pub(super) struct RankEnvironment {
     pub devices: DeviceKind,
 }
 
-/// From a rank to the launcher.
+/// A message from a rank to the launcher.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Answer {
@@ -39,29 +39,30 @@ pub(super) enum Answer {
         message: String,
         consequence: bool,
     },
-    /// A sign of life, of ranks that have no other way for it.
+    /// A heartbeat, for ranks without a control channel.
     Alive,
 }
 
-/// [`Answer::Progress`] of a value that is not JSON yet: made as one, it would take several times its memory.
+/// [`Answer::Progress`] with a value that is not converted to a JSON value, which would take several times
+/// the memory.
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Word<'a, T> {
     Progress { assignment: usize, value: &'a T },
 }
 
-/// From the launcher to an agent. No order names a program: an agent starts its own.
+/// An order from the launcher to an agent. Orders do not name a program: an agent starts its own.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Order<'a> {
-    /// Start your rank; the rank and its place in the environment are your own, and the token there is only what its
-    /// token is made of, along with the job's.
+    /// Starts the agent's rank. The agent sets rank and local rank in the environment; the token there is the
+    /// salt from which the launch's token is derived with the job's.
     Start { launch: u64, environment: RankEnvironment, assignments: Cow<'a, [Value]> },
-    /// Kill it, unless it has ended.
+    /// Kills the rank, unless it has ended.
     Kill { launch: u64 },
 }
 
-/// From an agent to the launcher.
+/// A message from an agent to the launcher.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Report {
@@ -69,21 +70,21 @@ pub(super) enum Report {
     Ended { launch: u64, end: End, output: String },
 }
 
-/// Where a rank will run.
+/// The host on which a rank will run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Presence {
     /// Name of the machine.
     pub machine: String,
-    /// Tells machines of one name apart: another for every start of a system.
+    /// The boot id, which distinguishes machines with the same name.
     pub boot: String,
     pub processor: String,
-    /// That nobody uses, bytes.
+    /// Available memory, bytes.
     pub free_memory: u64,
-    /// The address at which it has found the launcher.
+    /// The address at which the agent has reached the launcher.
     pub reached: IpAddr,
-    /// That its processes may use.
+    /// The cores that its processes may use.
     pub cores: Vec<usize>,
-    /// Which GPUs its launcher lets it see, if it says so.
+    /// The GPUs that its launcher has made visible to it, if set.
     pub visible_gpus: Option<String>,
 }
 
@@ -94,9 +95,9 @@ pub(super) enum End {
     Code(i32),
     Signal(i32),
     NotStarted(String),
-    /// With the agent that had started it.
+    /// Lost with the agent that had started it.
     AgentLost,
-    /// It has not, though it was told to: it is a thread, or it hangs in the system.
+    /// It did not end on request: it is a thread, or it hangs in a system call.
     Stuck,
 }
 

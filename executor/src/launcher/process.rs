@@ -13,16 +13,17 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Lets recent versions of NCCL put several ranks on one GPU, if the user has not said otherwise.
+/// Environment variable that lets recent versions of NCCL run several ranks on one GPU, unless the user has
+/// set it.
 const SHARED_GPU: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
 
-/// Dropping it kills it.
+/// The process of one rank. Dropping it kills the process.
 pub(super) struct Process {
     child: Child,
     end: Option<End>,
-    /// Since when it is to have ended.
+    /// The time of the kill, if any.
     killed: Option<Instant>,
-    /// The end of its standard error.
+    /// The last part of its standard error.
     output: Tail,
 }
 
@@ -37,7 +38,7 @@ impl Process {
             program.env(SHARED_GPU, "1");
         }
         if Path::new(&command[0]) == Path::new(host::OWN_PROGRAM) {
-            // As whoever lists processes knows it.
+            // The name in process lists.
             program.arg0(std::env::args_os().next().unwrap_or_default());
         }
         program
@@ -61,18 +62,19 @@ impl Process {
         // A process that does not read must not hold this one up.
         let input = input.to_vec();
         std::thread::Builder::new().name("input".to_owned()).spawn(move || {
-            // A rank that dies while it reads is noticed as dead: its pipe says nothing that its status does not.
+            // If the rank dies while it reads, its exit status has the reason, so the error of the pipe is
+            // ignored.
             let _ = pipe.map(|mut pipe| pipe.write_all(&input));
         })?;
         Ok(process)
     }
 
-    /// What it writes to its standard output, where that is a pipe; once.
+    /// Takes its standard output, if that is a pipe.
     pub fn answers(&mut self) -> Option<ChildStdout> {
         self.child.stdout.take()
     }
 
-    /// How it ended, if it has.
+    /// The exit status, if the process has ended.
     pub fn end(&mut self) -> Option<End> {
         if self.end.is_none() {
             self.end = self.child.try_wait().ok().flatten().map(End::from);
@@ -80,19 +82,19 @@ impl Process {
         self.end.clone()
     }
 
-    /// Tells it to end now, and does not wait for that.
+    /// Kills the process without waiting for its end.
     pub fn tell_to_end(&mut self) {
         if self.end().is_none() && self.killed.is_none() {
-            // It may have ended between the look and the kill.
+            // It may have ended just before the kill.
             let _ = self.child.kill();
             self.killed = Some(Instant::now());
         }
     }
 
-    /// Ends it now, unless it has ended.
+    /// Kills the process and waits, unless it has ended.
     pub fn kill(&mut self) -> End {
         self.tell_to_end();
-        // One that hangs in the system ends when that lets it go.
+        // A process that hangs in a system call ends when the call returns.
         loop {
             match self.end() {
                 Some(end) => return end,
@@ -102,7 +104,7 @@ impl Process {
         }
     }
 
-    /// What it wrote last, once it has ended.
+    /// The last part of its output, once it has ended.
     pub fn output(&mut self) -> String {
         self.output.whole()
     }

@@ -1,5 +1,5 @@
-//! A rank's signs of life: from a thread of their own, so that a rank that computes is not taken for one that hangs.
-//! Its peers wait for the time-out all the same.
+//! A rank's heartbeats, sent by a separate thread, so that a computing rank is not mistaken for one that
+//! hangs. The time-out of its peers applies in any case.
 
 use autodist_communication::Control;
 use std::fs::File;
@@ -9,21 +9,21 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Signs within the time after which a silent rank is given up.
+/// Number of heartbeats within the time limit for silent ranks.
 const SIGNS: u32 = 8;
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// Gives signs of life until it is dropped.
+/// Sends heartbeats until it is dropped.
 pub(super) struct Pulse {
     over: Arc<(Mutex<bool>, Condvar)>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Pulse {
-    /// For the thread that calls this, whose work is what the launcher waits for.
+    /// Starts heartbeats for the calling thread, whose work the launcher waits for.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// No thread can be started.
     pub fn start(control: Control, timeout: Duration) -> io::Result<Self> {
         let every = (timeout / SIGNS).min(LONGEST);
         let mut worker = Worker::this_thread();
@@ -34,7 +34,8 @@ impl Pulse {
             let mut over = over.lock().unwrap_or_else(PoisonError::into_inner);
             while !*over {
                 over = ring.wait_timeout(over, every).unwrap_or_else(PoisonError::into_inner).0;
-                // A launcher that is gone needs none, and the work notices by itself.
+                // If the launcher has disconnected, heartbeats are useless, and the working thread notices by
+                // itself.
                 if !*over && !worker.is_stuck() && control.alive().is_err() {
                     return;
                 }
@@ -56,11 +57,11 @@ impl Drop for Pulse {
     }
 }
 
-/// The thread that works, as the system sees it.
+/// The working thread, as described by the system.
 struct Worker {
-    /// Its state (proc(5)); none where the system does not tell.
+    /// Its state file (proc(5)); `None` if the system has none.
     status: Option<PathBuf>,
-    /// How often it had gone to sleep by the last look.
+    /// Its number of voluntary context switches at the last check.
     sleeps: u64,
 }
 
@@ -70,8 +71,8 @@ impl Worker {
         Self { status: own.map(|own| PathBuf::from("/proc").join(own).join("status")), sleeps: u64::MAX }
     }
 
-    /// Whether it has been in one uninterruptible wait of the kernel since the last look: for a file server that is
-    /// gone, or in a driver that hangs. Takes no memory.
+    /// Whether it has been in the same uninterruptible wait since the last check: for a file server that has
+    /// failed, or in a driver that hangs. Does not allocate.
     fn is_stuck(&mut self) -> bool {
         let mut text = [0; 4096];
         let read = self.status.as_ref().and_then(|path| File::open(path).ok()?.read(&mut text).ok());
@@ -83,7 +84,8 @@ impl Worker {
     }
 }
 
-/// Reads from a thread's `status` whether it waits uninterruptibly, and how often it has gone to sleep.
+/// Reads from a thread's `status` whether it waits uninterruptibly, and its number of voluntary context
+/// switches.
 fn parse(status: &[u8]) -> Option<(bool, u64)> {
     let value = |name: &[u8]| {
         let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(name))?;
@@ -117,7 +119,7 @@ mod tests {
         }
         std::fs::remove_file(&folder).unwrap();
         assert!(!worker.is_stuck());
-        // What the system says of this thread can be read.
+        // The system's status of this thread can be read.
         let own = std::fs::read(Worker::this_thread().status.unwrap()).unwrap();
         assert!(parse(&own).is_some());
     }

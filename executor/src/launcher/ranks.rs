@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Dropping them kills them.
+/// The ranks of one launch. Dropping them kills them.
 pub(super) struct Ranks<'a> {
     options: &'a LaunchOptions,
     local: BTreeMap<usize, Running>,
@@ -16,7 +16,7 @@ pub(super) struct Ranks<'a> {
     ended: BTreeMap<usize, Ended>,
 }
 
-/// The part of the agents.
+/// The ranks that are run by agents.
 struct Remote<'a> {
     agents: &'a Agents,
     launch: u64,
@@ -26,7 +26,7 @@ struct Remote<'a> {
 struct Ended {
     end: End,
     output: String,
-    /// Whether [`Ranks::newly_ended`] has said so.
+    /// Whether [`Ranks::newly_ended`] has reported it.
     told: bool,
 }
 
@@ -35,7 +35,8 @@ impl<'a> Ranks<'a> {
         Self { options, local: BTreeMap::new(), remote: None, ended: BTreeMap::new() }
     }
 
-    /// Starts all ranks of `environment`'s world, whose own rank and place do not count; agents make its token of `salt`.
+    /// Starts all ranks of the world in `environment`, whose own rank and local rank are ignored; agents
+    /// derive the token from `salt`.
     pub fn start(
         &mut self,
         environment: &RankEnvironment,
@@ -72,7 +73,7 @@ impl<'a> Ranks<'a> {
         Ok(())
     }
 
-    /// Who has ended since the last call, and how.
+    /// The ranks that have ended since the last call, and how.
     pub fn newly_ended(&mut self) -> Vec<(usize, End)> {
         self.look();
         let untold = self.ended.iter_mut().filter(|(_, ended)| !ended.told);
@@ -96,7 +97,7 @@ impl<'a> Ranks<'a> {
             news.extend(agents.ended(*launch));
         }
         for (rank, end, output) in news {
-            // An agent that is lost after its rank has ended says no more of the rank.
+            // An agent that is lost after its rank has ended adds no information.
             self.ended.entry(rank).or_insert(Ended { end, output, told: false });
         }
     }
@@ -112,7 +113,7 @@ impl<'a> Ranks<'a> {
         self.ended.get(&rank).map(|ended| ended.end.clone())
     }
 
-    /// Lets the ranks end by themselves for `grace`, then kills them.
+    /// Waits up to `grace` for the ranks to end by themselves, then kills them.
     pub fn end(&mut self, grace: Duration) {
         if self.all_end_within(grace) {
             return;
@@ -120,10 +121,11 @@ impl<'a> Ranks<'a> {
         if let Some(Remote { agents, launch, .. }) = &self.remote {
             agents.kill(*launch);
         }
-        // Those that do not end are waited for side by side.
+        // Waits for all remaining ranks concurrently.
         self.local.values_mut().for_each(Running::tell_to_end);
         self.local.values_mut().for_each(|process| drop(process.kill()));
-        // An agent that does not answer is stopped itself: its rank finds that the rendezvous is gone.
+        // An agent that does not answer has been stopped: its rank will notice that the rendezvous has
+        // closed.
         self.all_end_within(GRACE);
     }
 
@@ -140,7 +142,7 @@ impl<'a> Ranks<'a> {
         }
     }
 
-    /// What a rank wrote last, for the end of a message.
+    /// The last output of a rank, to be appended to a message.
     pub fn output(&self, rank: usize) -> String {
         match self.ended.get(&rank) {
             Some(Ended { output, .. }) if !output.is_empty() => format!("; it wrote:\n{output}"),

@@ -1,10 +1,10 @@
-//! Agents on other machines, started by ssh: one ssh for each host.
+//! Agents on other machines, started by one ssh process for each host.
 //!
-//! What ssh runs there is this very program with this very command line. Its place in the job and the job's token would
-//! be seen by everybody in the list of processes if they stood there too, so they come on its standard input, one
-//! `NAME=value` a line up to an empty one. It runs itself again with them in its environment, and starts the host's
-//! other ranks' agents. Its standard input stays open as long as the launcher lives: when it ends, so does everything
-//! here.
+//! ssh runs this program with the same command line. On the command line, its place in the job and the job's
+//! token would be visible in the process list, so they are sent to its standard input, as lines `NAME=value`
+//! up to an empty line. The program runs itself again with these in its environment, and starts the agents of
+//! the host's other ranks. Its standard input stays open as long as the launcher runs; when it is closed, all
+//! processes on the host end.
 
 use super::GRACE;
 use super::tail::Tail;
@@ -22,37 +22,37 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Where the environment is to be found: `stdin`.
+/// Environment variable that says where to read the environment: `stdin`.
 const ENVIRONMENT: &str = "AUTODIST_ENVIRONMENT";
-/// Set in the process that ssh has started, and not in those that it starts.
+/// Environment variable set in the process that ssh has started, but not in its children.
 const HEAD: &str = "AUTODIST_HEAD";
 const RANK: &str = "AUTODIST_RANK";
 const LOCAL_RANK: &str = "AUTODIST_LOCAL_RANK";
-/// Longer than any environment of ours.
+/// Maximum length of the environment, bytes.
 const LONGEST: usize = 1 << 20;
 /// Prefixes of the environment variables that are forwarded.
 const FORWARDED: [&str; 2] = ["AUTODIST_", "NCCL_"];
-/// Those would mislead it.
+/// Variables that are not forwarded, because they would be wrong there.
 const OWN: [&str; 3] = ["AUTODIST_LAUNCHER", ENVIRONMENT, host::PARENT];
-/// The exit code of a process whose launcher is gone.
+/// The exit code of a process whose launcher has ended.
 const LOST: i32 = 4;
 
-/// How agents are started on other machines.
+/// The commands that start agents on other machines.
 #[derive(Debug, Clone)]
 pub struct Ssh {
-    /// Program and arguments, before those that are always given.
+    /// Program and arguments of ssh, before those that are always added.
     pub command: Vec<String>,
-    /// What runs there: program and arguments.
+    /// Program and arguments to run on the host.
     pub program: Vec<OsString>,
-    /// Where it runs.
+    /// The working folder on the host.
     pub folder: PathBuf,
 }
 
-/// One ssh. Dropping it ends it.
+/// One ssh process. Dropping it ends the process.
 pub(super) struct Starter {
     pub host: HostEntry,
     child: Child,
-    /// Open until the job ends.
+    /// Its standard input, open until the job ends.
     input: Option<ChildStdin>,
     errors: Tail,
 }
@@ -64,14 +64,14 @@ impl Starter {
         host::tie(&mut command);
         let mut child = command
             .args(&ssh.command[1..])
-            // Nobody is there to be asked for a password.
+            // There is no user to enter a password.
             .args(["-o", "BatchMode=yes"])
             .arg(&host.name)
             .arg(there(ssh))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
-            // Ctrl-C is for the launcher, which ends all in order.
+            // Ctrl-C goes only to the launcher, which ends all processes in order.
             .process_group(0)
             .spawn()?;
         let mut input = child.stdin.take();
@@ -79,13 +79,14 @@ impl Starter {
         let mut starter = Self { host: host.clone(), child, input: None, errors: Tail::default() };
         starter.errors = errors?;
         let text = variables(host, first, job);
-        // An ssh that dies while it reads is noticed as dead. What it is told fits into a pipe.
+        // If ssh dies while it reads, that is detected by its exit status. The input fits into the pipe's
+        // buffer.
         let _ = input.as_mut().map(|input| input.write_all(text.as_bytes()));
         starter.input = input;
         Ok(starter)
     }
 
-    /// How it ended, if it has, and what it wrote last.
+    /// The exit status, if it has ended, and its last output.
     pub fn ended(&mut self) -> Option<(String, String)> {
         let status = self.child.try_wait().ok().flatten()?;
         let what = match status.signal() {
@@ -95,11 +96,11 @@ impl Starter {
         Some((what, self.errors.whole()))
     }
 
-    /// Lets it end by itself until then; after that it must.
+    /// Waits until `deadline` for it to end by itself, then kills it.
     pub fn end(&mut self, until: Instant) {
         while matches!(self.child.try_wait(), Ok(None)) {
             if Instant::now() >= until {
-                // What runs there ends when its standard input does.
+                // The process on the host ends when its standard input is closed.
                 self.input = None;
                 let _ = self.child.kill();
                 let _ = self.child.wait();
@@ -116,11 +117,12 @@ impl Drop for Starter {
     }
 }
 
-/// The command line there, for whatever shell the user has.
+/// The command line on the host, quoted for any shell.
 fn there(ssh: &Ssh) -> OsString {
     let mut line = OsString::from("cd ");
     line.push(quoted(ssh.folder.as_os_str()));
-    // To `env` a program with `=` in its path would be one more variable; to a shell's arguments it is not.
+    // `env` would treat a program with `=` in its path as a variable, so it is passed as an argument of a
+    // shell.
     line.push(format!(" && exec env {ENVIRONMENT}=stdin sh -c 'exec \"$0\" \"$@\"'"));
     for word in &ssh.program {
         line.push(" ");
@@ -141,7 +143,7 @@ fn quoted(word: &OsStr) -> OsString {
     OsString::from_vec(quoted)
 }
 
-/// What the processes of a host are told.
+/// The environment that is sent to a host.
 fn variables(host: &HostEntry, first: usize, job: &External) -> String {
     let forwarded = std::env::vars().filter(|(name, value)| {
         FORWARDED.iter().any(|start| name.starts_with(start))
@@ -165,17 +167,17 @@ fn variables(host: &HostEntry, first: usize, job: &External) -> String {
     all.iter().map(|(name, value)| format!("{name}={value}\n")).collect::<String>() + "\n"
 }
 
-/// On a host: if this process is to find its environment on its standard input, runs it again with that. Returns only
-/// if that fails, or if there is nothing to do.
+/// On a host: if this process must read its environment from its standard input, reads it and runs this
+/// program again. Returns only if that fails, or if there is nothing to do.
 ///
 /// # Errors
-/// What stands there is no environment; the program cannot be run.
+/// The input is not an environment; the program cannot be run.
 pub fn enter_environment() -> io::Result<()> {
     if std::env::var_os(ENVIRONMENT).is_none_or(|from| from != "stdin") {
         return Ok(());
     }
     let mut text = Vec::new();
-    // Byte by byte and without a buffer: what comes after belongs to the program that runs next.
+    // Reads byte by byte, without a buffer, because the rest of the input belongs to the next program.
     let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut byte = [0];
     while !text.ends_with(b"\n\n") {
@@ -201,8 +203,8 @@ pub struct HostLeader {
 }
 
 impl HostLeader {
-    /// Starts the agents of the host's other ranks, if this process is to; it ends when its standard input does. One of
-    /// the others ends with it.
+    /// Starts the agents of the host's other ranks, if this is the process started by ssh. This process ends
+    /// when its standard input is closed; the others end with it.
     ///
     /// # Errors
     /// A process that cannot be started.
@@ -230,13 +232,13 @@ impl HostLeader {
         std::thread::Builder::new().name("launcher".to_owned()).spawn(|| {
             let mut portion = [0; 64];
             while matches!(io::stdin().read(&mut portion), Ok(1..)) {}
-            // The launcher, or the ssh between it and us, is gone. Whatever this process has started ends with it.
+            // The launcher, or the ssh in between, has ended. All children of this process end with it.
             std::process::exit(LOST);
         })?;
         Ok(Some(Self { others }))
     }
 
-    /// Waits for the others, which the launcher has sent home too.
+    /// Waits for the other agents, which the launcher has ended too.
     pub fn close(mut self) {
         let until = Instant::now() + GRACE;
         for other in &mut self.others {
@@ -247,8 +249,8 @@ impl HostLeader {
     }
 }
 
-/// The address of this machine that leads here from the hosts: the one from which packets to them leave. A name that is
-/// known to nobody here may be one of ssh's own; then this machine's name must do.
+/// The address of this machine for the hosts: the source address of packets to them. A host name that cannot
+/// be resolved may be an alias of ssh; then this machine's name is used.
 pub(super) fn address_for(hosts: &[HostEntry]) -> String {
     let mut loopback = true;
     for host in hosts {
@@ -268,7 +270,7 @@ fn local_address(name: &str) -> io::Result<IpAddr> {
     let target = first.ok_or_else(|| io::Error::other("the name has no address"))?;
     let any: IpAddr =
         if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
-    // Nothing is sent: connecting chooses the way.
+    // Nothing is sent: connecting a UDP socket only selects the route.
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(target)?;
     Ok(socket.local_addr()?.ip())

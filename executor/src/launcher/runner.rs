@@ -1,4 +1,4 @@
-//! How a process runs a rank: by a process of its own, or on a thread.
+//! How a process runs a rank: in a child process, or on a thread.
 
 use super::orders::{End, RankEnvironment};
 use super::process::Process;
@@ -14,21 +14,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// What makes an answer of an assignment.
+/// The handler that computes the answer to an assignment.
 pub type Handler = fn(&mut Worker, usize, &Value) -> Result<Value, ExecutionError>;
 
 /// How ranks are run.
 #[derive(Debug, Clone)]
 pub enum Runner {
-    /// Each by a process of its own, over TCP. Program and arguments; it must call [`super::serve`].
+    /// Each rank in its own process, over TCP. Program and arguments; the program must call [`super::serve`].
     Program(Vec<OsString>),
-    /// Each on a thread of the process that `mpirun` has started for it, over MPI: MPI is initialised once for each
-    /// such process, in it and not in a child, whatever number of ranks it runs one after another.
+    /// Each rank on a thread of its `mpirun` process, over MPI: MPI is initialised once per process, and not
+    /// in a child, however many ranks the process runs one after another.
     Thread { mpi: Mpi, handle: Handler },
 }
 
 impl Runner {
-    /// What carries what ranks say to each other, as records call it: empty for TCP, or the MPI library.
+    /// The transport between ranks, as named in records: empty for TCP, or the MPI library.
     #[must_use]
     pub fn transport(&self) -> &str {
         match self {
@@ -37,7 +37,7 @@ impl Runner {
         }
     }
 
-    /// What is named when a rank cannot be started.
+    /// The name for errors when a rank cannot be started.
     pub(super) fn name(&self) -> String {
         match self {
             Self::Program(command) => match std::env::current_exe() {
@@ -62,14 +62,14 @@ impl Runner {
     }
 }
 
-/// A rank of this process. Dropping it ends it.
+/// A rank of this process. Dropping it ends the rank.
 pub(super) enum Running {
     Process(Process),
     Thread(RankThread),
 }
 
 impl Running {
-    /// How it ended, if it has.
+    /// How the rank ended, if it has.
     pub fn end(&mut self) -> Option<End> {
         match self {
             Self::Process(process) => process.end(),
@@ -77,7 +77,7 @@ impl Running {
         }
     }
 
-    /// Tells it to end now, where that takes no time.
+    /// Requests the rank to end, without waiting.
     pub fn tell_to_end(&mut self) {
         match self {
             Self::Process(process) => process.tell_to_end(),
@@ -85,7 +85,7 @@ impl Running {
         }
     }
 
-    /// Ends it now, unless it has ended.
+    /// Ends the rank now, unless it has ended.
     pub fn kill(&mut self) -> End {
         match self {
             Self::Process(process) => process.kill(),
@@ -93,7 +93,7 @@ impl Running {
         }
     }
 
-    /// What it wrote last, once it has ended.
+    /// The last part of its output, once it has ended.
     pub fn output(&mut self) -> String {
         match self {
             Self::Process(process) => process.output(),
@@ -102,9 +102,10 @@ impl Running {
     }
 }
 
-/// As deep as that of a process's first thread.
+/// Stack size, the same as that of a process's first thread.
 const STACK: usize = 8 << 20;
-/// Whether a rank is at work in this process: what it counts and where it runs is the process's, so there is one.
+/// Whether a rank is running in this process. Memory counts and core pinning are per process, so there can be
+/// only one.
 static BUSY: AtomicBool = AtomicBool::new(false);
 
 pub(super) struct RankThread {
@@ -114,7 +115,7 @@ pub(super) struct RankThread {
     output: String,
 }
 
-/// Frees the process for the next rank, however this one ends.
+/// Frees the process for the next rank, however this rank ends.
 struct Busy;
 
 impl Drop for Busy {
@@ -140,7 +141,7 @@ impl RankThread {
         let run = move || {
             let _busy = busy;
             memory::keep_freed_memory();
-            // What the launcher holds in this process is not the rank's.
+            // Memory of the launcher in this process does not count for the rank.
             memory::exclude_all();
             work(environment, &assignments, Some(&of_rank), handle)
         };
@@ -153,7 +154,7 @@ impl RankThread {
             let (end, output) = match thread.join() {
                 Ok(Ok(())) => (End::Code(0), String::new()),
                 Ok(Err(message)) => (End::Code(1), message),
-                // The message has gone to standard error.
+                // The message has been written to standard error.
                 Err(_) => (End::Code(101), "its thread panicked".to_owned()),
             };
             (self.end, self.output) = (Some(end), output);
@@ -161,7 +162,7 @@ impl RankThread {
         self.end.clone()
     }
 
-    /// A thread cannot be killed: it is cut off from all others, and ends at its next word to them.
+    /// A thread cannot be killed: its connections are closed, and it ends at its next communication.
     fn stop(&mut self) -> End {
         let until = Instant::now() + GRACE;
         loop {

@@ -1,4 +1,4 @@
-//! A rank's side: what the process that [`super::launch`] started does.
+//! The rank's side of [`super::launch`].
 
 use super::ENVIRONMENT;
 use super::orders::{Answer, RankEnvironment, Word};
@@ -15,7 +15,7 @@ use serde_json::Value;
 use std::io::{Read, Write};
 use std::time::Duration;
 
-/// What a rank's handler works with.
+/// The arguments of a rank's handler.
 pub struct Worker {
     pub endpoint: Endpoint,
     pub placement: Placement,
@@ -23,17 +23,17 @@ pub struct Worker {
     pub teller: Teller,
 }
 
-/// Tells the launcher of an assignment that is under way.
+/// Reports progress of a running assignment to the launcher.
 pub struct Teller {
     control: Control,
     assignment: usize,
 }
 
 impl Teller {
-    /// The launcher hands it on as [`super::News::Progress`].
+    /// Sends a value, which the launcher passes on as [`super::News::Progress`].
     ///
     /// # Errors
-    /// The launcher is gone.
+    /// The launcher has disconnected.
     pub fn tell<T: Serialize>(&self, value: &T) -> Result<(), ExecutionError> {
         let word = Word::Progress { assignment: self.assignment, value };
         let bytes = serde_json::to_vec(&word).map_err(|source| ExecutionError::System {
@@ -49,10 +49,11 @@ pub fn is_rank() -> bool {
     std::env::var_os(ENVIRONMENT).is_some()
 }
 
-/// A rank's life: joins the job, runs the assignments through `handle`, and answers. Returns the process's exit code.
+/// Runs a rank: joins the job, runs the assignments with `handle`, and sends the answers. Returns the
+/// process's exit code.
 pub fn serve(handle: impl FnMut(&mut Worker, usize, &Value) -> Result<Value, ExecutionError>) -> i32 {
     host::die_with_parent();
-    // Started by another name, it would be listed as `exe`.
+    // Without this, the process would be listed as `exe`.
     let _ = std::fs::write("/proc/self/comm", "autodist");
     memory::keep_freed_memory();
     // Ctrl-C reaches the whole process group; the launcher ends its ranks in order.
@@ -72,7 +73,7 @@ pub fn serve(handle: impl FnMut(&mut Worker, usize, &Value) -> Result<Value, Exe
     }
 }
 
-/// A rank's work, on whatever thread; an error is a message for the launcher, whose ways are closed.
+/// A rank's work, on any thread; an error is a message for the launcher, after the connections are closed.
 pub(super) fn work(
     environment: RankEnvironment,
     assignments: &[Value],
@@ -119,7 +120,7 @@ pub(super) fn work(
             break;
         }
     }
-    // After its goodbye a rank says nothing more.
+    // After it has left, a rank sends nothing more.
     drop(pulse);
     worker.endpoint.close().map_err(|error| error.to_string())
 }
@@ -134,9 +135,9 @@ fn instructions() -> Result<(RankEnvironment, Vec<Value>), String> {
     Ok((environment, assignments))
 }
 
-/// Leaves a message for the launcher, which shows it when it reports this rank's end.
+/// Writes a message for the launcher, which shows it when it reports this rank's end.
 fn complain(message: &str) -> i32 {
-    // Nobody is left to tell when standard error is closed.
+    // If standard error is closed, the message cannot be delivered.
     let _ = writeln!(std::io::stderr(), "{message}");
     1
 }

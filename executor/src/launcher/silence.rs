@@ -1,17 +1,16 @@
-//! Which ranks have given no sign of life for too long.
+//! Detects ranks without a heartbeat for too long.
 
 use autodist_communication::Patience;
 use std::time::Duration;
 
 use super::LOOK_AGAIN;
 
-/// How long each rank has been silent, in time in which this process could have heard it: while this one is suspended,
-/// nobody is accused.
+/// How long each rank has been silent. Time in which this process was suspended does not count.
 pub(super) struct Silence {
     limit: Duration,
-    /// Since the beginning.
+    /// The clock since the start.
     clock: Patience,
-    /// When each rank was heard last, by that clock.
+    /// The time of each rank's last heartbeat, by that clock.
     heard: Vec<Duration>,
 }
 
@@ -28,8 +27,8 @@ impl Silence {
         self.heard[rank] = self.clock.waited();
     }
 
-    /// Ranks that have been silent for longer than the limit, except for those that are `gone`. To be asked every
-    /// [`LOOK_AGAIN`], after all that has come has been heard.
+    /// Ranks that have been silent for longer than the limit, except for those that are `gone`. Must be
+    /// called every [`LOOK_AGAIN`], after all received messages have been handled.
     pub fn look(&mut self, gone: impl Fn(usize) -> bool) -> Vec<usize> {
         self.clock.count(LOOK_AGAIN);
         let now = self.clock.waited();

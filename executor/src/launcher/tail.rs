@@ -1,16 +1,16 @@
-//! The end of what a process writes, for messages.
+//! The last part of a process's output, for messages.
 
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long the end is waited for: others that the process has started may hold its output open.
+/// Time limit to wait for the end of the output: children of the process may keep it open.
 const WITHIN: Duration = Duration::from_millis(500);
 /// Bytes kept.
 const KEPT: usize = 4096;
 
-/// Follows what is written until it ends.
+/// Reads the output until its end.
 #[derive(Default)]
 pub(super) struct Tail {
     kept: Arc<Mutex<Vec<u8>>>,
@@ -19,7 +19,7 @@ pub(super) struct Tail {
 
 impl Tail {
     /// # Errors
-    /// The system gives no thread.
+    /// No thread can be started.
     pub fn follow(source: Option<impl Read + Send + 'static>) -> io::Result<Self> {
         let kept = Arc::new(Mutex::new(Vec::new()));
         let text = kept.clone();
@@ -37,7 +37,7 @@ impl Tail {
         Ok(Self { kept, reader: reader.transpose()? })
     }
 
-    /// Waits for the end, which comes when nobody can write any more, but not for ever.
+    /// Waits for the end of the output, when all writers have closed it, up to a time limit.
     pub fn whole(&mut self) -> String {
         let until = Instant::now() + WITHIN;
         if let Some(reader) = self.reader.take() {
@@ -48,7 +48,7 @@ impl Tail {
         self.so_far()
     }
 
-    /// What has come until now.
+    /// The output received so far.
     fn so_far(&self) -> String {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(&kept).trim_end().to_owned()

@@ -1,7 +1,7 @@
 //! Ranks of the PyTorch engine: processes of a Python interpreter in which `autodist_torch` is installed.
 //!
-//! Each reads its assignments from its standard input and answers each with a line of JSON on its standard output. They
-//! find each other by a file, and die with this process as native ranks do.
+//! Each reads its assignments from its standard input and answers each with a line of JSON on its standard
+//! output. Their rendezvous is a file, and they die with this process, like native ranks.
 
 use super::orders::{Answer, End};
 use super::process::Process;
@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-/// A Python interpreter that has PyTorch and this release's package.
+/// A Python interpreter with PyTorch and this release's package.
 #[derive(Debug, Clone)]
 pub struct Torch {
     python: PathBuf,
@@ -29,25 +29,26 @@ pub struct Torch {
     version: String,
 }
 
-/// Prints the version of PyTorch, which takes seconds to import, if it and the package are there.
+/// Prints the version of PyTorch if it and the package are installed; the import takes seconds.
 const CHECK: &str = "import importlib.metadata as known; from autodist_torch.lifetime import give_signs; print(known.version('torch'))";
 /// Runs a rank.
 const RANK: &str = "import runpy; runpy.run_module('autodist_torch', run_name='__main__', alter_sys=True)";
-/// What a Python before 3.11 puts first where it looks for modules is the working folder, whatever lies there.
+/// Before 3.11, Python always searches the working folder first for modules.
 const NOT_FROM_HERE: &str = "import sys; sys.path[:] = [folder for folder in sys.path if folder]; ";
-/// How long Python may take to say whether all is there; a cold file server has been seen to take a minute.
+/// Time limit of the check; with a cold file server, it has taken a minute.
 const CHECK_WITHIN: Duration = Duration::from_secs(300);
-/// How long a rank may take to its first sign of life, while it starts Python, at least.
+/// Minimum time limit for the first heartbeat of a rank, which includes the start of Python.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
-/// What a rank says, or that it says no more.
+/// A message of a rank, or the end of its output.
 type Word = (usize, Option<Result<Answer, String>>);
 
 impl Torch {
-    /// Nothing of the working folder is run for it, unless `python` itself lies there.
+    /// Finds and checks the interpreter. No code of the working folder is run, unless `python` itself is
+    /// there.
     ///
     /// # Errors
-    /// The interpreter cannot be started, or misses something: what it says of that.
+    /// The interpreter cannot be started, or a module is missing, with its message.
     pub fn find(python: &Path) -> Result<Self, String> {
         let python = &host::find_program(python).map_err(|error| format!("cannot be started: {error}"))?;
         let output = checked(python)?;
@@ -64,7 +65,7 @@ impl Torch {
         &self.version
     }
 
-    /// As [`super::launch`].
+    /// Like [`super::launch`].
     pub(super) fn launch(
         &self,
         world: usize,
@@ -75,7 +76,7 @@ impl Torch {
         let name = random_token().map_err(LaunchError::Random)?;
         let meeting = Meeting(std::env::temp_dir().join(format!("autodist-{name}")));
         let orders = json!({
-            // Where a native rank asks for real-time priority.
+            // The equivalent of a native rank's real-time priority.
             "preferred": options.realtime,
             "cuda": options.devices == DeviceKind::Cuda,
             "meeting": &meeting.0,
@@ -92,10 +93,10 @@ impl Torch {
         drop(say);
         let mut answers: BTreeMap<usize, Vec<Option<Value>>> = BTreeMap::new();
         let mut answered = vec![0; world];
-        // Who has closed its way to say more.
+        // Ranks that have closed their output.
         let mut closed = vec![false; world];
         let mut silence = Silence::new(world, options.timeout);
-        // Python and its libraries take their time, in which nothing can be said.
+        // Python and its libraries start slowly, and no heartbeat can be sent meanwhile.
         let mut starting = Silence::new(world, options.timeout.max(START_WITHIN));
         let mut started = vec![false; world];
         let mut looked = Instant::now();
@@ -163,7 +164,7 @@ impl Torch {
                 return Err(LaunchError::RankEnded { rank, what, output: String::new() });
             }
         }
-        // Nothing is left to hear, so all have closed their ways: they end by themselves, or badly.
+        // All ranks have closed their outputs: they end by themselves, or with an error.
         let until = Instant::now() + GRACE;
         while Instant::now() < until && ranks.0.iter_mut().any(|rank| rank.end().is_none()) {
             std::thread::sleep(LOOK_AGAIN);
@@ -171,7 +172,7 @@ impl Torch {
         self.dead(&mut ranks.0).map_or(Ok(()), |(_, error)| Err(error))
     }
 
-    /// For messages: which Python ran.
+    /// The Python interpreter, for messages.
     fn named(&self) -> String {
         format!(" (engine torch, run by {})", self.python.display())
     }
@@ -201,7 +202,7 @@ impl Torch {
                 End::Code(code) => Some((rank, format!("ended with exit code {code}{}", self.named()))),
                 _ => None,
             })?;
-        // What it said last of all may come after its end.
+        // Its last output may arrive after its end.
         let output = ranks[rank].output();
         let output = if output.is_empty() { output } else { format!("; it wrote:\n{output}") };
         Some((rank, LaunchError::RankEnded { rank, what, output }))
@@ -222,7 +223,7 @@ impl Torch {
             .env("OMP_NUM_THREADS", "1")
             .stdout(Stdio::piped());
         if std::env::var_os("GLOO_SOCKET_IFNAME").is_none() {
-            // All ranks are here; a host's own name may lead anywhere.
+            // All ranks are on this machine; the host's own name may resolve to any address.
             program.env("GLOO_SOCKET_IFNAME", "lo");
         }
         let failed = |source| LaunchError::Spawn { rank, program: self.python.display().to_string(), source };
@@ -243,9 +244,9 @@ impl Torch {
     }
 }
 
-/// A Python that runs `code` and imports nothing from the working folder: whoever trains a plan that came with a folder
-/// does not want to run what lies in that folder. What the user's `PYTHONPATH` names is his own affair, but an entry
-/// without a name, which comes from a stray colon, stands for the working folder too.
+/// A Python that runs `code` and imports nothing from the working folder: training a plan from a downloaded
+/// folder must not run code of that folder. The entries of the user's `PYTHONPATH` are kept, except empty
+/// ones (from a stray colon), which mean the working folder too.
 fn isolated(python: &Path, code: &str) -> Command {
     let mut command = Command::new(python);
     command.arg("-c").arg(format!("{NOT_FROM_HERE}{code}")).env("PYTHONSAFEPATH", "1");
@@ -256,7 +257,7 @@ fn isolated(python: &Path, code: &str) -> Command {
     command
 }
 
-/// What the check says, within its time.
+/// The output of the check, within its time limit.
 fn checked(python: &Path) -> Result<Output, String> {
     let failed = |error: std::io::Error| format!("cannot be started: {error}");
     let mut command = isolated(python, CHECK);
@@ -264,7 +265,7 @@ fn checked(python: &Path) -> Result<Output, String> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(failed)?;
     let mut patience = Patience::new(CHECK_WITHIN);
-    // What it says is short, and waits in the pipes.
+    // The output is short and fits the pipes' buffers.
     while child.try_wait().map_err(failed)?.is_none() {
         if patience.is_over() {
             let _ = child.kill();
@@ -279,8 +280,8 @@ fn checked(python: &Path) -> Result<Output, String> {
     child.wait_with_output().map_err(failed)
 }
 
-/// Rank `rank` ended first, perhaps because of another rank. The cause is a rank's own error, or the signal that
-/// killed it.
+/// Rank `rank` ended first, possibly because of another rank. The cause is a rank's own error, or the signal
+/// that killed it.
 fn cause(
     hear: &Receiver<Word>,
     heard: &mut impl FnMut(News),
@@ -301,7 +302,7 @@ fn cause(
             Ok((rank, Some(Ok(Answer::Progress { assignment, value })))) => {
                 heard(News::Progress { assignment, rank, value });
             }
-            // All have closed their ways to say more.
+            // All ranks have closed their outputs.
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK_AGAIN),
             _ => {}
         }
@@ -315,7 +316,7 @@ fn cause(
     first
 }
 
-/// Hands on what ranks have told of their work before the launch ended.
+/// Passes on the progress that ranks reported before the launch ended.
 fn hand_on(hear: &Receiver<Word>, heard: &mut impl FnMut(News)) {
     for (rank, word) in hear.try_iter() {
         if let Some(Ok(Answer::Progress { assignment, value })) = word {
@@ -329,12 +330,12 @@ struct Together(Vec<Process>);
 
 impl Drop for Together {
     fn drop(&mut self) {
-        // Those that do not end are waited for side by side.
+        // Waits for all remaining ranks concurrently.
         self.0.iter_mut().for_each(Process::tell_to_end);
     }
 }
 
-/// The file by which ranks find each other.
+/// The rendezvous file of the ranks.
 struct Meeting(PathBuf);
 
 impl Drop for Meeting {

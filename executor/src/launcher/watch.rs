@@ -1,4 +1,4 @@
-//! What is heard of the ranks of a launch, and which of it is the cause of an early end.
+//! Watches the events of a launch's ranks, and finds the cause of an early end.
 
 use super::orders::{Answer, End};
 use super::ranks::Ranks;
@@ -9,15 +9,15 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-/// What has been heard of the ranks.
+/// The state of the ranks.
 pub(super) struct Watch {
     world: usize,
     answers: BTreeMap<usize, Vec<Option<Value>>>,
     joined: BTreeSet<usize>,
-    /// Who has said goodbye.
+    /// Ranks that have left.
     left: BTreeSet<usize>,
-    /// Whose connection or process has ended without a goodbye, and until when more may be heard of it: all of them
-    /// wait side by side.
+    /// Ranks whose connection or process has ended before they left, and the deadlines for further
+    /// information; all deadlines run concurrently.
     vanished: BTreeMap<usize, Vanished>,
     silence: Silence,
     looked: Instant,
@@ -25,15 +25,15 @@ pub(super) struct Watch {
 }
 
 struct Vanished {
-    /// How its process ended, as far as that is known.
+    /// How its process ended, if known.
     end: Option<End>,
     until: Instant,
 }
 
-/// Why the job ends early.
+/// The reason why the job ends early.
 pub(super) struct Cause {
     pub error: LaunchError,
-    /// Whether something else, not heard of yet, may have led to it.
+    /// Whether it may be a consequence of another event, not known yet.
     pub consequence: bool,
 }
 
@@ -52,7 +52,7 @@ impl Watch {
         }
     }
 
-    /// Whether all ranks have said goodbye.
+    /// Whether all ranks have left.
     pub fn is_over(&self) -> bool {
         self.left.len() == self.world
     }
@@ -69,7 +69,7 @@ impl Watch {
                 self.silence.heard(rank);
                 self.joined.insert(rank);
                 if self.joined.len() == self.world {
-                    // Their signs begin now.
+                    // Heartbeats begin now.
                     (0..self.world).for_each(|rank| self.silence.heard(rank));
                 }
             }
@@ -79,7 +79,7 @@ impl Watch {
                 self.left.insert(rank);
             }
             ControlEvent::Lost(rank) => {
-                // Its process ends at about the same time; how it ended is the better message.
+                // Its process ends at about the same time; its exit status gives a better message.
                 match ranks.end_of(rank) {
                     Some(end) => self.ended(rank, Some(end)),
                     None => drop(self.vanished.insert(rank, Vanished::now(None))),
@@ -112,14 +112,14 @@ impl Watch {
         }
     }
 
-    /// Looks for ranks that have ended or say nothing, if the last look is some time ago.
+    /// Checks for ranks that have ended or are silent, if the last check is some time ago.
     pub fn look(&mut self, ranks: &mut Ranks<'_>) {
         if self.looked.elapsed() < LOOK_AGAIN {
             return;
         }
         self.looked = Instant::now();
         self.look_for_dead(ranks);
-        // Until all are here, who has joined waits for the others and gives no sign.
+        // Until all have joined, joined ranks wait for the others without heartbeats.
         let waits = self.joined.len() < self.world;
         let gone = |rank: usize| {
             self.left.contains(&rank)
@@ -134,11 +134,11 @@ impl Watch {
         }
     }
 
-    /// Looks for ranks that have ended.
+    /// Checks for ranks that have ended.
     pub fn look_for_dead(&mut self, ranks: &mut Ranks<'_>) {
         for (rank, end) in ranks.newly_ended() {
             match end {
-                // Its goodbye may be on its way.
+                // Its leave message may be in flight.
                 End::Code(0) if !self.left.contains(&rank) => {
                     self.vanished.insert(rank, Vanished::now(Some(end)));
                 }
@@ -152,7 +152,7 @@ impl Watch {
         self.give_up(|vanished| vanished.until <= now);
     }
 
-    /// Waits no longer for news of those that have vanished.
+    /// Stops waiting for information about vanished ranks.
     pub fn give_up_all(&mut self) {
         self.give_up(|_| true);
     }
@@ -167,7 +167,7 @@ impl Watch {
     }
 
     fn ended(&mut self, rank: usize, end: Option<End>) {
-        // A rank that has said why it fails ends with an exit code: that says no more.
+        // A rank that has reported its error ends with an exit code, which adds no information.
         let explained = matches!(&self.cause, Some(Cause { error: LaunchError::RankFailed { .. }, .. }));
         let absent: Vec<usize> = (0..self.world).filter(|rank| !self.joined.contains(rank)).collect();
         let (what, consequence) = match end {
@@ -189,7 +189,7 @@ impl Watch {
         self.cause_is(LaunchError::RankEnded { rank, what, output: String::new() }, consequence);
     }
 
-    /// Gives up a rank that says nothing, as do others.
+    /// Gives up a silent rank.
     fn silent(&mut self, rank: usize, others: &[usize]) {
         let limit = self.silence.limit().as_secs_f64();
         let joined = self.joined.contains(&rank);
@@ -203,11 +203,11 @@ impl Watch {
             let ranks = if others.len() == 1 { "rank" } else { "ranks" };
             what += &format!("; the same applies to {ranks} {}", others.join(", "));
         }
-        // One that has not joined may still say why, by how it ends.
+        // The exit status of a rank that has not joined may still give the reason.
         self.cause_is(LaunchError::RankEnded { rank, what, output: String::new() }, !joined);
     }
 
-    /// The ranks that have never joined, if others have waited for them in vain and they have not said why.
+    /// The ranks that have never joined and reported no error, if others have waited for them in vain.
     pub fn waited_for(&self) -> Option<String> {
         match &self.cause {
             Some(Cause { error: LaunchError::RankEnded { rank, .. }, consequence: true })
@@ -220,7 +220,7 @@ impl Watch {
         }
     }
 
-    /// Keeps the first cause; a consequence of something else gives way to it.
+    /// Records the first cause, which replaces a possible consequence.
     fn cause_is(&mut self, error: LaunchError, consequence: bool) {
         if self.cause.as_ref().is_none_or(|known| known.consequence && !consequence) {
             self.cause = Some(Cause { error, consequence });
@@ -234,7 +234,7 @@ impl Vanished {
     }
 }
 
-/// The end of a rank by a signal that was not ours.
+/// The end of a rank by a signal that we have not sent.
 pub(super) fn killed_by(signal: i32) -> String {
     let hint = match signal {
         libc::SIGKILL => " (SIGKILL): possibly by the kernel's out-of-memory killer (see dmesg)",
@@ -292,7 +292,7 @@ mod tests {
             watch.look(&mut ranks);
             std::thread::sleep(LOOK_AGAIN);
         }
-        // One after another it would be twelve times as long.
+        // One after another, it would take twelve times as long.
         assert!(began.elapsed() < 4 * GRACE, "{:?}", began.elapsed());
         let error = watch.cause.unwrap().error.to_string();
         assert!(error.contains("rank 0 closed its connection"), "{error}");
@@ -316,7 +316,7 @@ mod tests {
         assert!(error.contains(expected), "{error}");
     }
 
-    /// More than a pipe holds, to a process that never reads.
+    /// More than the buffer of a pipe, to a process that never reads.
     #[test]
     fn a_rank_that_does_not_read_its_assignments_holds_nobody_up() {
         let options = options(&["sleep", "1000"], Duration::from_millis(300));
@@ -334,12 +334,12 @@ mod tests {
         let mut watch = watched(4, &[0, 2]);
         watch.ended(0, Some(End::Code(1)));
         assert_eq!(watch.waited_for().as_deref(), Some("1, 3"));
-        // It says itself why it has not come.
+        // The rank itself reports why it has not joined.
         watch.ended(3, Some(End::Code(1)));
         assert!(matches!(watch.cause, Some(Cause { error: LaunchError::RankEnded { rank: 3, .. }, .. })));
         assert_eq!(watch.waited_for(), None);
 
-        // A signal is a cause of its own, and so is an end once all are there.
+        // A signal is a cause by itself, and so is an end after all have joined.
         for (joined, end) in [(&[0][..], End::Signal(9)), (&[0, 1], End::Code(1))] {
             let mut watch = watched(2, joined);
             watch.ended(0, Some(end));

@@ -161,7 +161,7 @@ class Run:
                 dist.barrier()
                 outcome = self._step(step, tokens)
                 after = _speed(reference)
-                # An interruption only ever makes a yardstick slower, and a slow yardstick would make the step seem fast.
+                # An interruption only ever makes a reference benchmark slower, and a slow reference benchmark would make the step seem fast.
                 steps.append(outcome | {"reference": min(before, after)})
                 before = after
                 if step >= task.warmup_steps:

@@ -1,4 +1,4 @@
-//! The mapping tables of docs/trainers.md are those of the code.
+//! The mapping tables of docs/trainers.md match the code.
 
 #[test]
 fn the_documentation_has_the_tables_of_the_code() {

@@ -1,4 +1,4 @@
-//! Files that were written to do harm, or by mistake: nothing of them is cut off, guessed, run or allocated.
+//! Malicious or malformed files: nothing in them is truncated, guessed, executed or allocated.
 
 use crate::common;
 
@@ -12,14 +12,14 @@ fn trainers() -> impl Iterator<Item = Target> {
     Target::ALL.into_iter().filter(|target| target.is_trainer())
 }
 
-/// A plan that the trainer takes.
+/// A plan that the trainer supports.
 fn plan(target: Target) -> Plan {
     let model = catalog::model("tiny-llama").unwrap();
     let mut job = Job::new(16, 64);
     job.gradient_clip = 0.5;
     job.given = Some(Hyperparameter::ALL.into_iter().collect());
     job.learning_rate.total_steps = 300;
-    // What all but one shard; that one shards the optimizer's state alone.
+    // All targets but one support this stage; that one shards only the optimizer state.
     let zero_stage = if target == Target::Nanotron { 1 } else { 3 };
     let strategy = ParallelStrategy { zero_stage, shard: 2, ..ParallelStrategy::data_parallel(2, 2) };
     let recompute = vec![Recompute::None; model.layers as usize];
@@ -31,14 +31,14 @@ fn exported(plan: &Plan, target: Target) -> Exported {
     export(plan, target, &OPTIONS).unwrap_or_else(|refusals| panic!("{}: {refusals:?}", target.name()))
 }
 
-/// The trainer's own file.
+/// A valid file of the trainer.
 fn file(target: Target) -> String {
     exported(&plan(target), target).files.remove(0).content
 }
 
 #[test]
 fn a_name_stays_within_its_line_in_every_file() {
-    // No file gives such a name any more; what writes scripts does not rely on it.
+    // Files can no longer contain such a name; scripts are quoted correctly nevertheless.
     for end in ["\n", "\r\n", "\r", "\u{b}", "\u{85}", "\u{2028}", "\n#SBATCH --wrap=touch\n", "\0"] {
         for target in Target::ALL {
             let mut named = plan(target);
@@ -46,7 +46,7 @@ fn a_name_stays_within_its_line_in_every_file() {
             named.cluster.name.clone_from(&named.model.name);
             let (clean, hostile) = (exported(&plan(target), target), exported(&named, target));
             for (clean, hostile) in clean.files.iter().zip(&hostile.files) {
-                // A plan that goes along is JSON, which escapes what it holds.
+                // A plan in the export is JSON, which escapes its strings.
                 if hostile.name == "plan.json" {
                     continue;
                 }
@@ -59,7 +59,8 @@ fn a_name_stays_within_its_line_in_every_file() {
     }
 }
 
-/// The file with `value` in the place of `right` for the `key`: as text of a command line, or a string or number of a document.
+/// The file with `value` instead of `right` for the `key`: as text of a command line, or a string or number
+/// of a document.
 fn with(target: Target, text: &str, key: &str, right: &Value, value: &Value) -> String {
     match target {
         Target::Megatron | Target::Torchtitan => {
@@ -89,7 +90,7 @@ fn changed(mut document: Value, key: &str, value: &Value) -> Value {
     document
 }
 
-/// Keys of the file that are understood, with their values.
+/// Keys of the file that are read, with their values.
 fn understood(target: Target, text: &str) -> Vec<(String, Value)> {
     let document = match target {
         Target::Megatron | Target::Torchtitan => Document::of_flags(text).unwrap(),
@@ -100,7 +101,7 @@ fn understood(target: Target, text: &str) -> Vec<(String, Value)> {
     document.entries().iter().filter(|(key, _)| !unread.contains(key)).cloned().collect()
 }
 
-/// These say numbers that need not be whole.
+/// Keys whose values may be fractions.
 const REAL: [&str; 30] = [
     "rotary-base",
     "norm-epsilon",
@@ -134,7 +135,7 @@ const REAL: [&str; 30] = [
     "lr_scheduler_kwargs.min_lr_rate",
 ];
 
-/// These are understood as being there, whatever their value.
+/// Keys of which only the presence matters.
 const ANY: [&str; 24] = [
     "machine_rank",
     "num_machines",
@@ -196,7 +197,7 @@ fn a_number_is_a_count_as_it_stands_or_refused_by_its_key() {
                 right.unwrap().fract() != 0.0 || REAL.iter().any(|name| key == *name || key.ends_with(name));
             let all = texts.iter().map(|text| json!(text)).chain(numbers.iter().filter(|_| !flags).cloned());
             for value in all {
-                // Reals may be any of these.
+                // Floating-point values may be any of these.
                 let plain = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 if real && plain.parse::<f64>().is_ok_and(|number| number.abs() <= 1e30) {
                     continue;
@@ -205,7 +206,7 @@ fn a_number_is_a_count_as_it_stands_or_refused_by_its_key() {
                 if key.contains("seed") && value.as_u64().is_some() {
                     continue;
                 }
-                // Buckets have as many bytes as a device.
+                // Buckets are limited by the memory of a device.
                 if key.ends_with("bucket_size") && value.as_u64().is_some_and(|number| number < 1 << 38) {
                     continue;
                 }
@@ -308,7 +309,9 @@ fn texts_that_hide_something_are_refused_by_their_key() {
         let json = format!("{{\"train_batch_size\": 8, \"optimizer\": {{\"type\": {quoted}}}}}");
         assert_eq!(import(Target::DeepSpeed, &json, None).unwrap_err().field, "optimizer.type");
     }
-    // A key that nobody asks for, too; YAML itself has no other of these.
+    // Also in a key that is never read, whose text may have several lines.
+    let lines = "{distributed_type: FSDP, other: {list: [a, \"a\\nb\"]}}";
+    assert_eq!(import(Target::Accelerate, lines, None).unwrap().unread, ["other.list"]);
     for hidden in ["\u{1b}[31m", "\u{202e}"] {
         let quoted = json!(format!("a{hidden}b"));
         let yaml = format!("{{distributed_type: FSDP, other: {{list: [a, {quoted}]}}}}");
@@ -318,19 +321,19 @@ fn texts_that_hide_something_are_refused_by_their_key() {
     }
 }
 
-/// What a few bytes ask for is not what they get: each of these would be gigabytes or minutes.
+/// Small files must not cause large costs: each of these would be gigabytes or minutes.
 #[test]
 fn a_small_file_takes_little() {
-    // Time by the number of keys, not by its square.
+    // Time is linear in the number of keys, not quadratic.
     let keys: String = (0..100_000).map(|index| format!("k{index}: {index}\n")).collect();
     let imported = import(Target::Nanotron, &format!("{keys}parallelism: {{dp: 2}}\n"), None).unwrap();
     assert_eq!((imported.settings.data, imported.unread.len()), (2, 100_000));
     let flags: String = (0..50_000).map(|index| format!("--k{index} {index} ")).collect();
     assert_eq!(import(Target::Megatron, &format!("{flags} --seed 1"), None).unwrap().unread.len(), 50_000);
-    // More values than files have.
+    // More values than real files have.
     let list = format!("{{train_batch_size: 8, x: [{}]}}", "1,".repeat(600_000));
     assert!(import(Target::Nanotron, &list, None).unwrap_err().problem.contains("values"));
-    // Long paths, each times all that is under it.
+    // Long paths, multiplied by the number of keys below them.
     let mut deep = format!(
         "{{{}}}",
         (0..20_000).map(|index| format!("\"k{index}\":1,")).collect::<String>() + "\"z\":1"
@@ -339,7 +342,7 @@ fn a_small_file_takes_little() {
         deep = format!("{{\"{}\": {deep}}}", "p".repeat(200));
     }
     assert!(import(Target::DeepSpeed, &deep, None).unwrap_err().problem.contains("bytes of keys"));
-    // A variable of a script, in as many flags as there is room for.
+    // A variable of a script, in as many flags as fit.
     let long = "v".repeat(10_000);
     let flags: String = (0..20_000).map(|index| format!("--k{index} $V ")).collect();
     assert!(
@@ -347,7 +350,7 @@ fn a_small_file_takes_little() {
     );
     let long = "v".repeat(100_000);
     assert!(import(Target::Megatron, &format!("V={long}\n--k $V-$V --seed 1"), None).is_err());
-    // Blocks that would be lists.
+    // Numbers of blocks that would become lists.
     for (target, text) in [
         (Target::Megatron, "--num-layers 4294967295 --hidden-size 64 --num-attention-heads 4"),
         (Target::Nanotron, "{model: {model_config: {num_hidden_layers: 4294967295, hidden_size: 64}}}"),
@@ -359,7 +362,7 @@ fn a_small_file_takes_little() {
         let error = import(target, text, None).unwrap_err();
         assert!(error.problem.contains("10000"), "{text}: {error}");
     }
-    // Chunks that would be lists.
+    // Numbers of chunks that would become lists.
     for pipeline in ["67108864", "4096"] {
         let text = format!(
             "--num-layers 8 --hidden-size 64 --num-attention-heads 4 --pipeline-model-parallel-size {pipeline} \

@@ -1,8 +1,9 @@
-//! Exported files, given to the trainers' own libraries: what they understand is what the plan says.
+//! Exported files, parsed by the trainers' own libraries: the result must match the plan.
 //!
 //! The libraries are large: `.ci/trainers` installs them and runs this with `AUTODIST_TRAINERS_PYTHON`.
 
 use crate::common;
+use crate::common::{split, zero};
 
 use autodist_exporters::{Options, Settings, Target, export};
 use autodist_spec::{
@@ -15,7 +16,7 @@ use std::process::Command;
 
 const OPTIONS: Options = Options { checkpoint_interval: Some(500), script: None, image: String::new() };
 
-/// Plans for Llama 3 8B that differ in what trainers differ in.
+/// Plans for Llama 3 8B that cover the differences between trainers.
 fn plans() -> Vec<(&'static str, Plan)> {
     let model = catalog::model("llama3-8b").unwrap();
     let mut plans = Vec::new();
@@ -29,32 +30,31 @@ fn plans() -> Vec<(&'static str, Plan)> {
         };
         plans.push((name, common::plan(model.clone(), &cluster, job, strategy, stages)));
     };
-    let of = |data, tensor, pipeline| ParallelStrategy {
-        tensor,
-        pipeline,
-        ..ParallelStrategy::data_parallel(data, 2)
-    };
-    let zero = |stage, strategy: ParallelStrategy| ParallelStrategy {
-        zero_stage: stage,
-        shard: strategy.data,
-        ..strategy
-    };
     let (none, full) = (Recompute::None, Recompute::Full);
-    add("ddp", of(8, 1, 1), &[32], none);
-    add("zero1", zero(1, of(8, 1, 1)), &[32], none);
-    add("zero2", zero(2, of(8, 1, 1)), &[32], none);
-    add("zero3", zero(3, of(16, 1, 1)), &[32], full);
-    add("hsdp", ParallelStrategy { shard: 8, ..zero(3, of(16, 1, 1)) }, &[32], none);
-    add("tensor", of(1, 8, 1), &[32], full);
-    add("tensor-zero3", zero(3, of(4, 4, 1)), &[32], full);
-    add("tensor-zero2", zero(2, of(4, 2, 1)), &[32], none);
-    add("sequence-zero3", ParallelStrategy { sequence_parallel: true, ..zero(3, of(2, 4, 1)) }, &[32], full);
-    add("pipeline", of(2, 1, 4), &[8, 8, 8, 8], none);
-    add("gpipe", ParallelStrategy { schedule: ScheduleKind::GPipe, ..of(2, 1, 4) }, &[8, 8, 8, 8], full);
-    add("uneven", of(2, 2, 4), &[7, 9, 9, 7], none);
+    add("ddp", split(8, 1, 1), &[32], none);
+    add("zero1", zero(1, split(8, 1, 1)), &[32], none);
+    add("zero2", zero(2, split(8, 1, 1)), &[32], none);
+    add("zero3", zero(3, split(16, 1, 1)), &[32], full);
+    add("hsdp", ParallelStrategy { shard: 8, ..zero(3, split(16, 1, 1)) }, &[32], none);
+    add("tensor", split(1, 8, 1), &[32], full);
+    add("tensor-zero3", zero(3, split(4, 4, 1)), &[32], full);
+    add("tensor-zero2", zero(2, split(4, 2, 1)), &[32], none);
+    add(
+        "sequence-zero3",
+        ParallelStrategy { sequence_parallel: true, ..zero(3, split(2, 4, 1)) },
+        &[32],
+        full,
+    );
+    add("pipeline", split(2, 1, 4), &[8, 8, 8, 8], none);
+    add("gpipe", ParallelStrategy { schedule: ScheduleKind::GPipe, ..split(2, 1, 4) }, &[8, 8, 8, 8], full);
+    add("uneven", split(2, 2, 4), &[7, 9, 9, 7], none);
     add(
         "interleaved",
-        ParallelStrategy { virtual_stages: 2, schedule: ScheduleKind::Interleaved, ..zero(2, of(2, 1, 4)) },
+        ParallelStrategy {
+            virtual_stages: 2,
+            schedule: ScheduleKind::Interleaved,
+            ..zero(2, split(2, 1, 4))
+        },
         &[4; 8],
         none,
     );
@@ -89,7 +89,7 @@ fn expected(plan: &Plan) -> serde_json::Value {
 
 fn ask(target: Target) {
     let variable = match target {
-        // They need a younger Python.
+        // They need a newer Python.
         Target::Megatron | Target::MaxText => "AUTODIST_TRAINERS_PYTHON312",
         _ => "AUTODIST_TRAINERS_PYTHON",
     };

@@ -1,6 +1,7 @@
-//! What is written is read back, field by field, for every trainer.
+//! Written configurations are read back, field by field, for every trainer.
 
 use crate::common;
+use crate::common::{split, zero};
 
 use autodist_exporters::{Exported, Field, Options, Settings, Target, export, import, unsupported_fields};
 use autodist_spec::{
@@ -33,14 +34,14 @@ fn every_trainer_has_a_word_on_every_field() {
     }
 }
 
-/// What a trainer's file alone does not tell, though it was written by it.
+/// Fields that a trainer's file does not determine alone.
 fn untold(target: Target, field: Field, settings: &Settings) -> bool {
     let pipelined_evenly = settings.pipeline > 1 && settings.does_without(Field::Stages);
     match (target, field) {
-        // How many ranks share a step.
+        // The number of ranks is not in the file.
         (Target::Transformers, Field::GlobalBatch)
         | (Target::Galvatron, Field::MicroBatch | Field::Shard) => true,
-        // The global batch says it.
+        // Determined by the global batch.
         (Target::MaxText, Field::MicroBatch) => false,
         // The number of stages follows from the model.
         (Target::Torchtitan, Field::Stages) => settings.pipeline == 1 || pipelined_evenly,
@@ -69,7 +70,7 @@ fn close(a: &serde_json::Value, b: &serde_json::Value) -> bool {
     }
 }
 
-/// The hyperparameters that a field is made of.
+/// The hyperparameters of a field.
 fn hyperparameters(field: Field) -> Vec<Hyperparameter> {
     use Hyperparameter as H;
     match field {
@@ -81,7 +82,7 @@ fn hyperparameters(field: Field) -> Vec<Hyperparameter> {
     }
 }
 
-/// What was given comes back, and nothing else does.
+/// The given values are read back, and no others.
 fn same_hyperparameters(target: Target, field: Field, read: &Settings, written: &Settings, text: &str) {
     let value = |settings: &Settings, one: Hyperparameter| -> serde_json::Value {
         use Hyperparameter as H;
@@ -110,10 +111,11 @@ fn same_hyperparameters(target: Target, field: Field, read: &Settings, written: 
     }
 }
 
-/// Checks one plan with one trainer; whether the trainer takes it.
+/// Checks one plan with one trainer; returns whether the trainer supports it.
 fn goes_round(plan: &Plan, target: Target) -> bool {
     let Ok(Exported { files, notes, .. }) = export(plan, target, &OPTIONS) else { return false };
-    // A trainer's configuration is its first file; torchtitan's is the script and the module of its stages.
+    // A trainer's configuration is its first file; for torchtitan it is the script and the module of its
+    // stages.
     let text = match target {
         Target::Torchtitan => files.iter().map(|file| file.content.as_str()).collect::<Vec<_>>().join("\n"),
         _ => files[0].content.clone(),
@@ -130,7 +132,7 @@ fn goes_round(plan: &Plan, target: Target) -> bool {
         if let Some(model) = &mut read.model {
             model.name.clone_from(&plan.model.name);
             if target == Target::MaxText {
-                // It says how long sequences are, not how long they could be.
+                // The file contains the sequence length, not the maximum sequence length.
                 model.max_seq_len = plan.model.max_seq_len;
             }
         }
@@ -241,7 +243,7 @@ prop_compose! {
             let mut cuts = cuts;
             cuts.extend([0, 8]);
             cuts.sort_unstable();
-            // A stage between others holds one block at least.
+            // An inner stage has at least one block.
             let sizes: Vec<u32> = cuts.windows(2).map(|pair| pair[1] - pair[0]).collect();
             if sizes.contains(&0) { vec![8 / chunks; chunks as usize] } else { sizes }
         };
@@ -269,7 +271,7 @@ proptest! {
     }
 }
 
-/// Plans that differ in what trainers differ in, by name.
+/// Plans that cover the differences between trainers, by name.
 fn variety() -> Vec<(&'static str, Plan)> {
     let mut model = catalog::model("tiny-llama").unwrap();
     model.layers = 8;
@@ -280,44 +282,34 @@ fn variety() -> Vec<(&'static str, Plan)> {
         let stages = common::stages(&model, blocks, &[mode; 8]);
         (name, common::plan(model.clone(), &format!("1x{devices}xa100-80gb-sxm"), job, strategy, stages))
     };
-    let of = |data, tensor, pipeline| ParallelStrategy {
-        tensor,
-        pipeline,
-        ..ParallelStrategy::data_parallel(data, 2)
-    };
-    let zero = |stage, strategy: ParallelStrategy| ParallelStrategy {
-        zero_stage: stage,
-        shard: strategy.data,
-        ..strategy
-    };
     vec![
-        make("ddp", of(4, 1, 1), &[8], Recompute::None),
-        make("zero1", zero(1, of(4, 1, 1)), &[8], Recompute::Full),
-        make("zero2", zero(2, of(4, 1, 1)), &[8], Recompute::None),
-        make("zero3", zero(3, of(4, 1, 1)), &[8], Recompute::Full),
-        make("hsdp", ParallelStrategy { shard: 2, ..zero(3, of(4, 1, 1)) }, &[8], Recompute::None),
-        make("tensor", of(1, 2, 1), &[8], Recompute::None),
-        make("tensor x zero3", zero(3, of(2, 2, 1)), &[8], Recompute::Full),
-        make("tensor x zero2", zero(2, of(2, 2, 1)), &[8], Recompute::None),
-        make("tensor x zero1", zero(1, of(2, 2, 1)), &[8], Recompute::None),
-        make("pipeline", of(1, 1, 4), &[2, 2, 2, 2], Recompute::None),
-        make("uneven pipeline", of(2, 1, 2), &[5, 3], Recompute::Full),
+        make("ddp", split(4, 1, 1), &[8], Recompute::None),
+        make("zero1", zero(1, split(4, 1, 1)), &[8], Recompute::Full),
+        make("zero2", zero(2, split(4, 1, 1)), &[8], Recompute::None),
+        make("zero3", zero(3, split(4, 1, 1)), &[8], Recompute::Full),
+        make("hsdp", ParallelStrategy { shard: 2, ..zero(3, split(4, 1, 1)) }, &[8], Recompute::None),
+        make("tensor", split(1, 2, 1), &[8], Recompute::None),
+        make("tensor x zero3", zero(3, split(2, 2, 1)), &[8], Recompute::Full),
+        make("tensor x zero2", zero(2, split(2, 2, 1)), &[8], Recompute::None),
+        make("tensor x zero1", zero(1, split(2, 2, 1)), &[8], Recompute::None),
+        make("pipeline", split(1, 1, 4), &[2, 2, 2, 2], Recompute::None),
+        make("uneven pipeline", split(2, 1, 2), &[5, 3], Recompute::Full),
         make(
             "gpipe",
-            ParallelStrategy { schedule: ScheduleKind::GPipe, ..of(2, 1, 2) },
+            ParallelStrategy { schedule: ScheduleKind::GPipe, ..split(2, 1, 2) },
             &[4, 4],
             Recompute::None,
         ),
         make(
             "3d",
-            ParallelStrategy { sequence_parallel: true, ..of(2, 2, 2) },
+            ParallelStrategy { sequence_parallel: true, ..split(2, 2, 2) },
             &[4, 4],
             Recompute::Selective,
         ),
     ]
 }
 
-/// Values that stand nowhere else, of which the plan says that `given` were given.
+/// Unique values, with `given` as the hyperparameters that were given.
 fn with_odd_values(plan: &Plan, given: BTreeSet<Hyperparameter>) -> Plan {
     let mut plan = plan.clone();
     plan.job.learning_rate =
@@ -359,7 +351,7 @@ fn files_hold_no_value_that_nobody_gave() {
                 "{:?}",
                 exported.notes
             );
-            // All of it is listed, whether the script asks for it or not.
+            // All are listed, whether the script reads them from the environment or not.
             let adamw = Hyperparameter::ALL.iter().filter(|one| **one != Hyperparameter::Momentum);
             let listed: Vec<_> = exported.not_given.iter().map(|one| one.what).collect();
             assert_eq!(listed, adamw.copied().collect::<Vec<_>>(), "{} {name}", target.name());
@@ -372,7 +364,7 @@ fn files_hold_no_value_that_nobody_gave() {
     }
 }
 
-/// An apostrophe in what a variable is asked for by opens a quote.
+/// An apostrophe in the message for a missing variable would open a quote.
 #[test]
 fn scripts_are_bash_whatever_was_given() {
     let folder = tempfile::tempdir().unwrap();
@@ -432,7 +424,7 @@ fn torchtitan_is_told_a_configuration_of_that_very_model_or_asks_for_it() {
     }
 }
 
-/// So that the property cannot hold by refusing everything.
+/// Guards against passing by refusing every plan.
 #[test]
 fn every_trainer_takes_at_least_six_different_plans() {
     for target in trainers() {

@@ -1,4 +1,4 @@
-//! Flash attention: five numbers of the physical model, then the tables.
+//! Flash attention: first five parameters of the physical model, then the tables.
 
 use super::backfit::{Residual, Smoothing, backfit, round};
 use super::gemm::two_thirds;

@@ -1,31 +1,33 @@
-//! Tables that make up for what a physical model leaves, by least squares with a penalty on roughness.
+//! Tables that correct the residuals of a physical model, by least squares with a roughness penalty.
 
 use crate::tables::{Axis, Corrections, PAIRS};
 
-/// A logarithm of measured over modelled, and the logarithms of the sizes that it was measured at.
+/// Logarithm of measured / modelled, and the logarithms of the sizes of the measurement.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Residual {
     pub logs: [f64; 3],
     pub value: f64,
 }
 
-/// How tables are made smooth.
+/// Smoothing of the tables.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Smoothing {
-    /// What the squared difference of neighbours in a table of two sizes counts, against one measurement.
+    /// Weight of the squared difference of neighbours in a table of two sizes, relative to one measurement.
     pub neighbours: f64,
-    /// What the squared value in the table of three sizes counts.
+    /// Weight of the squared value in the table of three sizes.
     pub shrinkage: f64,
-    /// Errors beyond this pull no harder than this (Huber 1964): rows of another library, or of another machine.
+    /// Errors beyond this have a constant influence (Huber 1964): rows of another library, or of another
+    /// machine.
     pub outlier: f64,
-    /// Rounds over all tables.
+    /// Iterations over all tables.
     pub sweeps: usize,
 }
 
-/// Which cells of a table a measurement reads, with what weights.
+/// The cells of a table that a measurement reads, and their weights.
 type Reads = Vec<Vec<(u32, f32)>>;
 
-/// Backfitting (Friedman and Stuetzle 1981): each table in turn takes what the others leave, a Jacobi step at a time.
+/// Backfitting (Friedman and Stuetzle 1981): each table in turn is fitted to the residuals of the others, one
+/// Jacobi step at a time.
 pub(crate) fn backfit(tables: &mut Corrections, residuals: &[Residual], smoothing: Smoothing) {
     let reads: Vec<Reads> = PAIRS
         .iter()
@@ -50,7 +52,7 @@ pub(crate) fn backfit(tables: &mut Corrections, residuals: &[Residual], smoothin
     }
 }
 
-/// What to add to each cell of a table: the normal equations' diagonal only.
+/// The update of each cell of a table: only the diagonal of the normal equations is used.
 fn steps(
     values: &[f64],
     columns: usize,
@@ -102,7 +104,7 @@ fn reads(axes: &[&Axis], sizes: &[usize], residuals: &[Residual]) -> Reads {
     residuals.iter().map(corners).collect()
 }
 
-/// Rounds all values to what the file of parameters holds.
+/// Rounds all values to the precision of the parameter file.
 pub(crate) fn round(tables: &mut Corrections, quantum: f64) {
     let values = tables.pairs.iter_mut().chain([&mut tables.block]).flatten();
     values.for_each(|value| *value = (*value / quantum).round() * quantum);

@@ -1,4 +1,4 @@
-//! How well a fit foretells what it has not seen.
+//! Errors of a fit on held-out measurements.
 
 use super::attention::shape;
 use super::rows::{AttentionRow, CollectiveRow, Measurements};
@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 pub struct FitErrors {
     pub count: usize,
     pub median: f64,
-    /// Nine tenths are smaller.
+    /// 90th percentile.
     pub p90: f64,
-    /// Median of signed errors: positive if predictions are too long.
+    /// Median of signed errors: positive if predicted times are too long.
     pub bias: f64,
 }
 
@@ -45,13 +45,14 @@ impl FitErrors {
     }
 }
 
-/// What is left out of a fit and judged by it.
+/// The measurements that are held out of a fit to evaluate it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum LeftOut {
-    /// A part (0 to 1) by chance: of the pairs `(n, k)` of products, of the triples of heads, heads of keys and size of
-    /// heads of attention, of the pairs of devices and bytes of each collective.
+    /// A random fraction (0 to 1): of the pairs `(n, k)` of GEMMs, of the triples of heads, key heads and
+    /// head size of attention, and of the pairs of devices and bytes of each collective.
     Part { part: f64, seed: u64 },
-    /// All products with an `n` of 1536, 3584, 5120 or 10240: how well widths between the tables' points are told.
+    /// All GEMMs with an `n` of 1536, 3584, 5120 or 10240: tests the accuracy for widths between the tables'
+    /// points.
     Widths,
 }
 
@@ -70,11 +71,11 @@ impl LeftOut {
     }
 }
 
-/// What the shipped parameters were fitted without, and the sample in this crate's tests is of.
+/// The hold-out of the shipped parameters, of which the data in this crate's tests is a sample.
 pub const RESERVED: LeftOut = LeftOut::Part { part: 0.03, seed: 2026 };
 
 impl Measurements {
-    /// What is not left out, and what is.
+    /// The fitted and the held-out measurements.
     pub fn split(&self, left_out: LeftOut) -> (Self, Self) {
         let attention = |device: usize, row: &AttentionRow| {
             left_out.other(&[device as u64, row.heads, row.kv_heads, row.head_dim])
@@ -93,8 +94,8 @@ impl Measurements {
     }
 }
 
-/// Fits what is not left out and judges what is: products with no size below 512, all of attention, collectives of
-/// floats and bytes of at least 1 MiB.
+/// Fits the rest and evaluates the held-out part: GEMMs with no size below 512, all of attention, collectives
+/// on floats and bytes of at least 1 MiB.
 pub fn check(measurements: &Measurements, left_out: LeftOut) -> (KernelParameters, Vec<ErrorLine>) {
     let (kept, left) = measurements.split(left_out);
     let parameters = fit(&kept);
@@ -107,7 +108,7 @@ pub fn check(measurements: &Measurements, left_out: LeftOut) -> (KernelParameter
     (parameters, lines)
 }
 
-/// Judges what is said of each device from the parameters of the others only.
+/// Evaluates the predictions for each device from the parameters of the other devices only.
 pub fn check_devices(measurements: &Measurements, parameters: &KernelParameters) -> Vec<ErrorLine> {
     let mut lines = Vec::new();
     for (at, figures) in measurements.devices.iter().enumerate() {

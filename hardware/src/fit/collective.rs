@@ -1,4 +1,4 @@
-//! Collectives inside one node: four numbers of the curve, then the table.
+//! Collectives inside one node: first the four parameters of the curve, then the table.
 
 use super::gemm::two_thirds;
 use super::rows::{CollectiveRow, Measurements};
@@ -9,9 +9,10 @@ use crate::tables::Axis;
 use autodist_spec::Collective;
 use std::collections::BTreeMap;
 
-/// What squared differences of neighbours count against one measurement, between sizes and between numbers of devices,
-/// in the table that devices of one generation share, in that of a device and in what each collective has of its own.
-/// Numbers of devices say little of one another; they fill what nobody measured.
+/// Weights of squared differences of neighbours relative to one measurement, between sizes and between
+/// numbers of devices: in the table that devices of one generation share, in the table of a device, and in
+/// the table of each collective. Neighbouring numbers of devices are only weakly coupled; the coupling fills
+/// in unmeasured ones.
 const PENALTIES: [Penalties; 3] = [
     Penalties { bytes: 0.1, devices: 0.003, size: 0.0 },
     Penalties { bytes: 1.0, devices: 0.003, size: 0.02 },
@@ -22,11 +23,11 @@ const PENALTIES: [Penalties; 3] = [
 struct Penalties {
     bytes: f64,
     devices: f64,
-    /// Penalty of a squared value.
+    /// Penalty on a squared value.
     size: f64,
 }
 
-/// Collectives of one family change their protocol at the same sizes, on all devices of a generation.
+/// Collectives of one family switch protocols at the same sizes, on all devices of a generation.
 fn family(kind: Collective) -> u8 {
     match kind {
         Collective::AllReduce => 0,
@@ -35,7 +36,7 @@ fn family(kind: Collective) -> u8 {
     }
 }
 
-/// One collective of one element on one device.
+/// One collective of one element type on one device.
 struct Member {
     device: usize,
     kind: Collective,
@@ -102,7 +103,7 @@ fn fit_curve(rows: &[CollectiveRow], link: f64) -> Curve {
     unpack(&simplex::minimise(cost, &start, 3, 200))
 }
 
-/// Sums and numbers of what is left in each cell of a table.
+/// Sums and counts of the residuals in each cell of a table.
 struct Cells {
     columns: usize,
     sums: Vec<f64>,
@@ -110,7 +111,7 @@ struct Cells {
 }
 
 impl Cells {
-    /// One of Gauss and Seidel's sweeps over the penalised least squares.
+    /// One Gauss-Seidel sweep over the penalised least squares.
     fn sweep(&self, values: &mut [f64], penalties: Penalties) {
         let (columns, cells) = (self.columns, values.len());
         for cell in 0..cells {
@@ -130,7 +131,7 @@ impl Cells {
         }
     }
 
-    /// What is left when tables are taken off.
+    /// Residuals after subtracting the tables.
     fn without(&self, tables: [&[f64]; 2]) -> Self {
         let left = |cell: usize| self.sums[cell] - self.counts[cell] * (tables[0][cell] + tables[1][cell]);
         Self {
@@ -163,8 +164,8 @@ impl Cells {
     }
 }
 
-/// A table that all members share, one of each device and one of each member, added up: of each member's own numbers of
-/// devices.
+/// The sum of a table that all members share, one for each device and one for each member, at the numbers of
+/// devices that were measured for that member.
 fn fit_tables(members: &[Member]) -> Vec<Table> {
     let rows = || members.iter().flat_map(|member| member.rows.iter());
     let devices = Axis::of(rows().map(|row| f64::from(row.devices)));
@@ -195,7 +196,7 @@ fn fit_tables(members: &[Member]) -> Vec<Table> {
     let table = |(member, own): (&Member, &Vec<f64>)| {
         let has = |point: &f64| member.rows.iter().any(|row| f64::from(row.devices) == *point);
         let kept: Vec<usize> = (0..devices.len()).filter(|at| has(&devices.points()[*at])).collect();
-        // Fewer than two numbers of devices: all that the family has.
+        // Fewer than two numbers of devices: use all those of the family.
         let kept = if kept.len() < 2 { (0..devices.len()).collect() } else { kept };
         let shared = &device[of_device(member)];
         let value = |cell: usize| ((everyone[cell] + shared[cell] + own[cell]) / QUANTUM).round() * QUANTUM;

@@ -1,4 +1,4 @@
-//! Matrix products: eight numbers of the physical model, then the tables.
+//! GEMMs: first eight parameters of the physical model, then the tables.
 
 use super::backfit::{Residual, Smoothing, backfit, round};
 use super::rows::{GemmRow, Measurements};
@@ -9,7 +9,7 @@ use crate::parameters::{GemmParameters, QUANTUM, Tables, rounded};
 use crate::tables::{Axis, Corrections};
 use autodist_spec::catalog::DeviceFigures;
 
-/// Points of the table over all three sizes, where the rows reach them.
+/// Points of the table over all three sizes, as far as the rows cover them.
 const COARSE: [&[f64]; 3] = [
     &[128.0, 256.0, 512.0, 1024.0, 1536.0, 2048.0, 3072.0, 4096.0, 8192.0, 32768.0],
     &[
@@ -21,7 +21,7 @@ const COARSE: [&[f64]; 3] = [
 
 const SMOOTHING: Smoothing = Smoothing { neighbours: 0.1, shrinkage: 2.0, outlier: 0.1, sweeps: 40 };
 
-/// Size of the random sample to which the physical model is fitted: enough for eight numbers.
+/// Size of the random sample to which the physical model is fitted: enough for eight parameters.
 const SAMPLE: usize = 3000;
 
 pub(super) fn fit_all(measurements: &Measurements) -> Vec<GemmParameters> {
@@ -32,7 +32,8 @@ pub(super) fn fit_all(measurements: &Measurements) -> Vec<GemmParameters> {
         let base = fit_base(&chip, rows);
         let time = GemmTime::new(&base, &chip);
         let corrections = fit_tables(&time, rows);
-        // Spreads are those of fits that have not seen what they are asked: pairs of widths, or a width altogether.
+        // Spreads come from fits without the evaluated rows: without some pairs of widths, or without a whole
+        // width.
         let widths = Axis::of(rows.iter().map(|row| row.n as f64));
         let inner: Vec<f64> =
             widths.points().iter().skip(2).step_by(4).copied().take_while(|n| *n < 16384.0).collect();
@@ -63,7 +64,7 @@ pub(super) fn fit_all(measurements: &Measurements) -> Vec<GemmParameters> {
     all
 }
 
-/// What two thirds of errors do not exceed.
+/// The bound that two thirds of the errors do not exceed.
 pub(super) fn two_thirds(errors: impl Iterator<Item = f64>) -> f64 {
     let mut errors: Vec<f64> = errors.collect();
     errors.sort_by(f64::total_cmp);
@@ -74,8 +75,8 @@ fn sizes(row: &GemmRow) -> [f64; 3] {
     [row.m, row.n, row.k].map(|size| size as f64)
 }
 
-/// The part of the memory's rate that nine tenths of the products fall short of whose bytes fill the L2 eight times
-/// and take longer than their arithmetic.
+/// The fraction of the memory bandwidth that is the 90th percentile of the memory-bound GEMMs: their bytes
+/// fill the L2 eight times, and moving them takes longer than their arithmetic.
 fn stream(chip: &Chip, figures: &DeviceFigures, rows: &[GemmRow]) -> f64 {
     let l2 = figures.l2_bytes.map_or(0.0, |bytes| bytes.as_f64());
     let mut parts: Vec<f64> = rows
@@ -96,7 +97,7 @@ fn part(free: f64) -> f64 {
     1.0 / (1.0 + (-free).exp())
 }
 
-/// Rates as parts of the peaks, times in microseconds, all from numbers without bounds.
+/// Efficiencies as fractions of the peaks, times in microseconds, both from unbounded parameters.
 fn unpack(free: &[f64]) -> GemmBase {
     GemmBase {
         launch: rounded(free[0].exp() * 1e-6),
@@ -107,7 +108,7 @@ fn unpack(free: &[f64]) -> GemmBase {
     }
 }
 
-/// Least absolute logarithmic error, rounded off near zero, with a weak pull to where the search begins.
+/// Absolute logarithmic error, smoothed near zero, with a weak pull towards the start of the search.
 fn fit_base(chip: &Chip, rows: &[GemmRow]) -> GemmBase {
     let every = (rows.len() / SAMPLE).max(1) as f64;
     let sample: Vec<&GemmRow> =

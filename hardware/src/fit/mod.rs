@@ -1,4 +1,4 @@
-//! Fits [`KernelParameters`] to tables of measured kernels, and says how well they foretell what they have not seen.
+//! Fits [`KernelParameters`] to tables of measured kernels, and evaluates them on held-out measurements.
 //!
 //! Deterministic: the same tables give the same parameters.
 
@@ -20,12 +20,12 @@ use autodist_spec::InputError;
 const SOURCE: &str =
     "fitted to performance tables of github:ai-dynamo/aiconfigurator (commit 095f58a, Apache-2.0)";
 
-/// Fits everything that the tables hold. Texts are CSV with the columns of `gpu,dtype,m,n,k,min_ms,median_ms,sources`,
+/// Fits everything in the tables. Texts are CSV with the columns `gpu,dtype,m,n,k,min_ms,median_ms,sources`,
 /// `gpu,batch,seq_len,heads,kv_heads_as_given,head_dim,min_ms,median_ms,sources` and
 /// `gpu,library,op,dtype,gpus,bytes,time_us`; devices are found by their `measured_as` in the catalogue.
 ///
 /// # Errors
-/// A table of other columns, or a device that the catalogue does not know.
+/// A table has other columns, or a device that the catalogue does not know.
 pub fn kernels(gemm: &str, attention: &str, nccl: &str) -> Result<KernelParameters, InputError> {
     Ok(fit(&Measurements::read(&Catalogue::shipped(), gemm, attention, nccl)?))
 }
@@ -40,8 +40,8 @@ pub fn fit(measurements: &Measurements) -> KernelParameters {
     }
 }
 
-/// Which group of a hundred something belongs to, by its numbers: the same everywhere, as if drawn by chance
-/// (SplitMix64's mixing).
+/// Assigns a row to one of a hundred groups by a hash of its numbers: pseudo-random, and the same on every
+/// machine (SplitMix64's mixing).
 pub(crate) fn draw(seed: u64, numbers: &[u64]) -> f64 {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     for number in numbers {

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A matrix product that somebody timed.
+/// A measured GEMM.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GemmRow {
     pub m: u64,
@@ -19,7 +19,7 @@ pub struct GemmRow {
     pub seconds: f64,
 }
 
-/// Causal flash attention that somebody timed, forward, bf16.
+/// A measured forward pass of causal flash attention in bf16.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionRow {
     pub batch: u64,
@@ -30,7 +30,7 @@ pub struct AttentionRow {
     pub seconds: f64,
 }
 
-/// A collective inside a node that somebody timed.
+/// A measured collective inside a node.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CollectiveRow {
     pub kind: Collective,
@@ -40,7 +40,7 @@ pub struct CollectiveRow {
     pub seconds: f64,
 }
 
-/// What was measured, by device.
+/// Measurements by device.
 #[derive(Debug, Clone, Default)]
 pub struct Measurements {
     pub(crate) devices: Vec<DeviceFigures>,
@@ -103,7 +103,7 @@ fn unknown(table: &str, field: &str, value: &str, known: &str) -> InputError {
 }
 
 impl Measurements {
-    /// Reads the three tables; empty texts are empty tables.
+    /// Reads the three tables; an empty text is an empty table.
     ///
     /// # Errors
     /// Other columns, unknown devices, types or operations.
@@ -158,7 +158,7 @@ impl Measurements {
             let element = match (line.dtype.as_str(), kind) {
                 ("half", _) => NcclDatatype::Float,
                 ("int8", Collective::AllReduce | Collective::ReduceScatter) => NcclDatatype::Byte,
-                // What only moves bytes does not know what they mean.
+                // Collectives that only move bytes do not depend on the element type.
                 ("int8", _) => NcclDatatype::Float,
                 (other, _) => return Err(unknown("collectives", "dtype", other, "half, int8")),
             };
@@ -170,7 +170,7 @@ impl Measurements {
         Ok(all)
     }
 
-    /// The three tables again, with the columns that [`Self::read`] needs.
+    /// Writes the three tables, with the columns that [`Self::read`] needs.
     pub fn write(&self) -> [String; 3] {
         let name = |device: usize| self.devices[device].measured_as.clone().unwrap_or_default();
         let mut gemm = String::from("gpu,dtype,m,n,k,median_ms\n");
@@ -202,8 +202,8 @@ impl Measurements {
         [gemm, attention, collective]
     }
 
-    /// Attention with so many heads, of which some rows beat the device's peak, is of something else (a window, say): all
-    /// its rows go.
+    /// If some rows of attention with a given number of heads exceed the device's peak, they measured
+    /// something else (for example a window): all rows with that number of heads are removed.
     fn drop_impossible(&mut self) {
         for (&(device, _), rows) in &mut self.attention {
             let peak = self.devices[device].peak_flops_per_s.0;
@@ -229,7 +229,7 @@ impl Measurements {
         Ok(self.devices.len() - 1)
     }
 
-    /// These measurements without those that `keep` refuses.
+    /// These measurements without those that `keep` rejects.
     pub(crate) fn filtered(
         &self,
         gemm: impl Fn(usize, &GemmRow) -> bool,

@@ -1,4 +1,4 @@
-//! The least of a function of few numbers, by Nelder and Mead's simplex (argmin's).
+//! Minimises a function of few parameters by the Nelder-Mead simplex (argmin's).
 
 use argmin::core::{CostFunction, Error, Executor};
 use argmin::solver::neldermead::NelderMead;
@@ -14,8 +14,8 @@ impl<F: Fn(&[f64]) -> f64> CostFunction for Cost<F> {
     }
 }
 
-/// Where `cost` is least near `start`; each round begins anew around what the last one found, as simplices collapse.
-/// Minimises a cost; the result is deterministic.
+/// Minimises `cost` near `start`; the result is deterministic. Each round restarts around the last result,
+/// because simplices collapse.
 pub(super) fn minimise(cost: impl Fn(&[f64]) -> f64, start: &[f64], rounds: u64, steps: u64) -> Vec<f64> {
     let mut best = start.to_vec();
     for round in 0..rounds {

@@ -1,4 +1,4 @@
-//! The shipped parameters against measurements that they were not fitted to (tests/data/README.md).
+//! Accuracy of the shipped parameters on held-out measurements (tests/data/README.md).
 
 use autodist_hardware::fit::{FitErrors, LeftOut, Measurements, check, compare, kernels};
 use autodist_hardware::{Catalogue, DeviceModel, Dtype, KernelParameters};
@@ -7,7 +7,7 @@ const GEMM: &str = include_str!("../data/gemm.csv");
 const ATTENTION: &str = include_str!("../data/attention.csv");
 const COLLECTIVES: &str = include_str!("../data/collectives.csv");
 
-/// Errors of all devices' rows of each kind of kernel.
+/// Errors over the rows of all devices, for one kind of kernel.
 fn errors(of: &str, parameters: &KernelParameters) -> FitErrors {
     let (gemm, attention, collectives) = match of {
         "gemm" => (GEMM, "", ""),
@@ -16,7 +16,7 @@ fn errors(of: &str, parameters: &KernelParameters) -> FitErrors {
     };
     let catalogue = Catalogue::shipped();
     let rows = Measurements::read(&catalogue, gemm, attention, collectives).unwrap();
-    // Devices come as one line each; what is asserted is of all rows.
+    // Each device has a line; the assertions are on all rows together.
     let lines = compare(&rows, parameters);
     let whole = lines.iter().filter(|line| line.kernel == of || line.kernel.starts_with("gemm"));
     let weighed: Vec<(f64, usize, f64)> =
@@ -51,13 +51,13 @@ fn collectives_are_foretold_to_a_few_per_cent() {
 
 #[test]
 fn the_fit_is_the_same_every_time_and_survives_its_file() {
-    // Header only: nothing of collectives.
+    // Only the header: no collectives.
     let fit = || kernels(GEMM, ATTENTION, "gpu,op,dtype,gpus,bytes,time_us\n").unwrap();
     let parameters = fit();
     assert_eq!(parameters, fit());
     let read = KernelParameters::read(&parameters.write()).unwrap();
     assert_eq!(read, parameters);
-    // A few hundred rows of nine devices make a poor fit, but one that says something of each of its own rows.
+    // A few hundred rows of nine devices give a poor fit, but it must predict its own rows roughly.
     let errors = errors("gemm", &read);
     assert!(errors.median < 0.1, "{errors:?}");
 }
@@ -92,7 +92,7 @@ fn bad_tables_are_refused_with_their_column() {
     let text = bad("gpu,dtype,m,n,k,median_ms\nh100_sxm,roman,1,1,1,1\n");
     assert!(text.contains("roman") && text.contains("fp8"), "{text}");
     assert!(KernelParameters::read("source = 1").is_err());
-    // Parameters without products price nothing, and say so.
+    // Parameters without GEMMs are rejected with an error.
     let empty = KernelParameters::read("source = \"nothing\"").unwrap();
     let h100 = Catalogue::shipped().device("h100-80gb-sxm").unwrap().clone();
     assert!(DeviceModel::new(&h100, &empty).unwrap_err().to_string().contains("gemm"));

@@ -1,4 +1,4 @@
-//! What must hold of every device, measured or not, within the tables and beyond.
+//! Laws that hold for every device, measured or not, within the tables and beyond.
 
 use autodist_hardware::{
     Attention, AttentionKernel, Catalogue, DeviceModel, Dtype, GroupShape, InterNodeNetwork, Interconnect,
@@ -25,11 +25,12 @@ fn no_product_beats_the_peak_or_takes_for_ever() {
                 let bytes =
                     dtype.bytes() * (m + n) as f64 * k as f64 + dtype.result_bytes() * m as f64 * n as f64;
                 let slow = bytes / device.figures().memory_bytes_per_s.0;
-                // Tiles of 64 x 64 at least, and one processor's rate where there is one tile.
+                // Padded to tiles of 64 x 64 at least; at the FLOP/s of one streaming multiprocessor if there
+                // is only one tile.
                 let padded =
                     least * (m.div_ceil(64) * n.div_ceil(64) * 64 * 64) as f64 / (m as f64 * n as f64);
                 let one = 2.0 * 64.0 * 64.0 * k as f64 / device.peak(dtype).0 * 500.0;
-                // And a few microseconds for each wave of tiles.
+                // Plus a few microseconds for each wave of tiles.
                 let waves = (m.div_ceil(64) * n.div_ceil(64)) as f64 / 80.0;
                 let most = 12.0 * (padded + slow + one) + 1e-4 + 5e-6 * waves;
                 let name = &device.figures().name;
@@ -46,7 +47,7 @@ fn more_rows_take_as_long_or_longer_but_for_what_libraries_do() {
         for (n, k) in [(4096, 4096), (11008, 4096), (5120, 13824), (128256, 8192)] {
             let time = |m: u64| device.gemm(Dtype::Bf16, m, n, k).time.0;
             for m in (0..14).map(|power| 8 << power) {
-                // Twice the rows: between nearly as long and a good deal more than twice as long.
+                // Doubling the rows takes between almost the same time and well over twice as long.
                 let growth = time(2 * m) / time(m);
                 assert!((0.93..2.6).contains(&growth), "{} {m} {n} {k}: {growth}", device.figures().name);
             }
@@ -120,7 +121,7 @@ fn between_nodes_the_cards_are_the_limit_and_are_shared() {
     assert!(sent / whole < 200e9 && sent / whole > 150e9, "{}", sent / whole);
     let one_of_eight = time(GroupShape { per_node: 1, nodes: 4, sharing: 8 });
     let alone = time(GroupShape { per_node: 1, nodes: 4, sharing: 1 });
-    // One device drives its own card only, whether the others' are busy or not.
+    // A single device uses only its own NIC, whether the others are busy or not.
     assert!((one_of_eight / alone - 1.0).abs() < 1e-9);
     assert!(one_of_eight > 6.0 * whole);
     let few = InterNodeNetwork { nics: 1, ..*node.network().unwrap() };
@@ -130,7 +131,8 @@ fn between_nodes_the_cards_are_the_limit_and_are_shared() {
     let busy =
         shared.collective(Collective::AllReduce, bytes, GroupShape { per_node: 1, nodes: 4, sharing: 8 });
     assert!(busy.time.0 > 6.0 * alone.time.0);
-    // Where rings use one of eight cards, whole nodes are as slow as one device, and eight groups together lose nothing.
+    // If rings use one of eight NICs, whole nodes are as slow as one device, and eight groups at once are no
+    // slower.
     let one_card =
         node.clone().with_network(InterNodeNetwork { group_nics: Some(1), ..*node.network().unwrap() });
     let time = |group: GroupShape| one_card.collective(Collective::AllReduce, bytes, group).time.0;
@@ -156,7 +158,7 @@ fn collectives_grow_with_bytes_and_ranks() {
                 let mut last = 0.0;
                 for power in (10..34).step_by(2) {
                     let price = links.collective(kind, Bytes(1 << power), group);
-                    // Measured ones of few bytes jump where the protocol changes.
+                    // Measured collectives of few bytes jump where the protocol changes.
                     let least = if power < 20 { 0.7 } else { 0.9 };
                     assert!(price.time.0 > least * last, "{} {} {nodes} 2^{power}", node.name, kind.name());
                     assert!(price.spread > 0.0);
@@ -180,7 +182,7 @@ fn clusters_are_priced_by_their_names_and_by_their_own_figures() {
     assert_eq!(own.gemm(Dtype::Bf16, 999, 999, 999), same.gemm(Dtype::Bf16, 999, 999, 999));
     let links = Interconnect::of_cluster(&named, &catalogue).unwrap();
     assert_eq!(links.network().unwrap().node_rate, BytesPerSecond(200e9));
-    // Half as many cards of twice the rate: a device alone has a faster one.
+    // Half as many NICs of twice the bandwidth: a single device has a faster one.
     let fewer = Cluster::from_short_form("4x8xa100-80gb-sxm@4x400gbps").unwrap();
     let message = |cluster: &Cluster| {
         let pair = GroupShape { per_node: 1, nodes: 2, sharing: 1 };

@@ -1,4 +1,4 @@
-//! Straight lines through the times of collectives and messages: a latency and a rate.
+//! Linear fits to the times of collectives and send/recv: a latency and a bandwidth.
 
 use super::KINDS;
 use autodist_spec::Seconds;
@@ -29,8 +29,8 @@ pub(super) fn fits(collectives: &[CollectiveCost], messages: &[MessageCost]) -> 
     fits
 }
 
-/// Least squares of `time = alpha + beta * bytes`, each point weighted by one over its time, so that relative errors
-/// count alike; `None` with fewer than two points.
+/// Least squares of `time = alpha + beta * bytes`, each point weighted by 1 / time, so that all relative
+/// errors have the same weight; `None` with fewer than two points.
 fn fit(what: &str, group: u32, stride: u32, points: &[(f64, f64)]) -> Option<LinkFit> {
     let points: Vec<_> = points.iter().filter(|(_, t)| *t > 0.0).collect();
     if points.len() < 2 {

@@ -1,4 +1,4 @@
-//! From what was collected to a Profile.
+//! Builds a profile from the measurements.
 
 use super::fits::fits;
 use super::{Assembly, CellKey, Memory};
@@ -38,7 +38,7 @@ impl Assembly<'_> {
         let known = self.network.as_ref().or(self.earlier.as_ref().and_then(|p| p.network.as_ref()));
         let cluster = match (&request.emulated, &self.earlier) {
             (Some(cluster), _) => cluster.clone(),
-            // Of the devices nothing more has been learnt.
+            // This session has measured nothing about the devices.
             (None, Some(earlier)) if self.overlap.is_none() => earlier.cluster.clone(),
             _ => machines::cluster(request, &self.hardware, &environment, known),
         };
@@ -91,7 +91,7 @@ impl Assembly<'_> {
         profile
     }
 
-    /// Rate of the fastest GEMM that was timed, be it alone or in the batches that ran beside communication.
+    /// FLOP/s of the fastest measured GEMM, alone or in the batches that overlapped with communication.
     fn fastest_gemm(&self) -> Option<FlopsPerSecond> {
         let alone = self.hardware.products.iter().map(|product| product.flops_per_s.0);
         let batches = self.overlap.iter().map(|overlap| overlap.gemm_flops_per_s);
@@ -99,8 +99,8 @@ impl Assembly<'_> {
         (fastest > 0.0 && fastest.is_finite()).then_some(FlopsPerSecond(fastest))
     }
 
-    /// The speed of the machine to which all times are brought: its median while the probes ran, or that of the
-    /// earlier profile.
+    /// The reference speed to which all times are normalised: the machine's median speed during the probes,
+    /// or that of the earlier profile.
     fn reference(&self) -> f64 {
         match &self.earlier {
             Some(earlier) if earlier.reference_s.0 > 0.0 => earlier.reference_s.0,
@@ -114,7 +114,7 @@ impl Assembly<'_> {
         if reference > 0.0 { reference } else { 1.0 }
     }
 
-    /// What an engine does around a transfer, beyond what a step costs it anyway.
+    /// The engine's overhead around a transfer, in addition to the overhead of any step.
     fn sharding(&self) -> Option<Sample> {
         let step = self.step_overhead();
         let of_step = |(seconds, transfers): &(f64, usize)| (seconds - step).max(0.0) / *transfers as f64;
@@ -142,7 +142,7 @@ impl Assembly<'_> {
         schedules.into_iter().map(cost).collect()
     }
 
-    /// What a step costs anyway: as measured here, or in the earlier profile.
+    /// The overhead of any step: measured here, or in the earlier profile.
     fn step_overhead(&self) -> f64 {
         let overhead = self.overhead();
         match &self.earlier {
@@ -157,8 +157,8 @@ impl Assembly<'_> {
 
     fn optimizer(&self) -> Vec<OptimizerCost> {
         let (updates, norms) = (self.updates(), self.norms());
-        // Norms are timed at fewer sizes than updates, and not in every session; in between they grow with the
-        // elements.
+        // Norms are measured at fewer sizes than updates, and not in every session; in between they are
+        // proportional to the number of elements.
         let known = self.earlier.as_ref().map_or(&[][..], |earlier| &earlier.optimizer);
         let norm_rate = norms
             .iter()
@@ -190,8 +190,9 @@ impl Assembly<'_> {
                 provenance: Provenance::Assumed,
             };
         };
-        // Between machines a row takes long, and its company longer: the machine's drift meanwhile would be taken for
-        // interference. There each repetition is compared with its own neighbours in time.
+        // Between machines a sequence of reductions takes long, and the GEMMs that overlap with it longer:
+        // the machine's drift in this time would count as interference. So each repetition is compared with
+        // its neighbours in time.
         let several = self.request.machines.len() > 1;
         let (compute, communication) = match several {
             true => {
@@ -216,8 +217,9 @@ impl Assembly<'_> {
         }
     }
 
-    /// What collectives inside a step took beyond their time alone, which is interpolated between the measured sizes:
-    /// of each step the mean, since a step has many of them and their delays add up.
+    /// Additional time of collectives inside a step, relative to the collectives alone, which are
+    /// interpolated between the measured sizes: the mean of each step, since a step has many of them and
+    /// their delays add up.
     fn synchronisation(&self) -> Sample {
         let mut alone: BTreeMap<(Collective, usize), Vec<(f64, f64)>> = BTreeMap::new();
         for ((kind, group, stride, bytes), seconds) in &self.collectives {
@@ -243,8 +245,8 @@ impl Assembly<'_> {
         }
     }
 
-    /// Collectives as timed inside steps, for emulated devices: these wait for each other on a core, which collectives
-    /// timed alone and real devices do not.
+    /// Collectives as timed inside steps, for emulated devices: these wait for each other on a core, unlike
+    /// collectives timed alone and real devices.
     fn within_steps(&self) -> Vec<CollectiveCost> {
         if self.request.emulated.is_none() {
             return Vec::new();
@@ -256,7 +258,7 @@ impl Assembly<'_> {
         collective_costs(&timings)
     }
 
-    /// Median over the probes of the relative difference between a round and the next; nothing if there was one round.
+    /// Median over the probes of the relative difference between consecutive rounds; `None` with one round.
     fn repeatability(&self) -> Option<f64> {
         let mut rounds: BTreeMap<_, Vec<f64>> = BTreeMap::new();
         for take in self.believed() {
@@ -319,14 +321,14 @@ impl Assembly<'_> {
     }
 }
 
-/// From a batch of compute and a reduction that begin together: alone they take C and R, together c and r. While
-/// the reduction runs, compute goes on at 1/s of its speed, then alone: c = r + C - r/s.
+/// Slowdowns from a batch of compute and a reduction that start together: alone they take C and R, together c
+/// and r. While the reduction runs, compute runs at 1/s of its speed, then alone: c = r + C - r/s.
 fn slowdowns(compute: f64, reduce: f64, c: f64, r: f64) -> (f64, f64) {
     let progress = (compute - (c - r)).max(r * 1e-3);
     (r / progress, r / reduce)
 }
 
-/// Machines that differ in speed by more are worth a word.
+/// A larger difference in speed between machines is reported.
 const UNLIKE: f64 = 1.1;
 
 impl Assembly<'_> {
@@ -368,8 +370,8 @@ fn segment_cost(key: &CellKey, multiples: &[f64], (growth, peak): Memory, refere
     }
 }
 
-/// Between the two points of a curve, which is sorted by its first coordinate, that enclose `x`; at its ends, in
-/// proportion.
+/// Interpolates between the two points of a curve, sorted by its first coordinate, that enclose `x`;
+/// proportional beyond its ends.
 fn interpolate(curve: &[(f64, f64)], x: f64) -> f64 {
     let above = curve.partition_point(|(at, _)| *at < x);
     match (above.checked_sub(1).and_then(|below| curve.get(below)), curve.get(above)) {
@@ -380,7 +382,8 @@ fn interpolate(curve: &[(f64, f64)], x: f64) -> f64 {
     }
 }
 
-/// Timings over the reference's, as times at the speed at which it takes `reference` seconds.
+/// Timings as multiples of the reference, converted to times at the speed at which the reference takes
+/// `reference` seconds.
 fn scaled(multiples: &[f64], reference: f64) -> Sample {
     Sample::of(&multiples.iter().map(|m| m * reference).collect::<Vec<_>>())
 }
@@ -398,7 +401,7 @@ fn collective_costs(timings: &BTreeMap<(Collective, usize, usize, usize), Vec<f6
     timings.iter().map(cost).collect()
 }
 
-/// What this session did not measure comes from the earlier profile.
+/// Adds cells of the earlier profile that this session did not measure.
 fn adopt(profile: &mut Profile, earlier: &Profile) {
     for cost in &earlier.codecs {
         if !profile.codecs.iter().any(|c| (c.codec, c.coded) == (cost.codec, cost.coded)) {

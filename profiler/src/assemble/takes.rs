@@ -1,8 +1,8 @@
-//! Probes as they were run, and which of them are believed.
+//! Runs of probes, and the selection of valid ones.
 //!
-//! A take is one run of a probe. What it timed is brought to the machine's usual speed by the yardstick beside its
-//! steps (the reference arithmetic); where the yardstick, a rank or the whole take is unlike all others, the take is
-//! set aside and the probe is run again.
+//! A take is one run of a probe. Its times are normalised to the machine's usual speed by the reference benchmark that
+//! runs next to its steps (the reference benchmark); if the reference benchmark, a rank or the whole take is an
+//! outlier, the take is set aside and the probe runs again.
 
 use super::{Assembly, CellKey};
 use crate::probes::Probe;
@@ -11,49 +11,51 @@ use autodist_spec::profile::Sample;
 use autodist_spec::{Collective, Doubt, DoubtKind, DoubtedCell, Profile};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A core's clock varies by less between its base and its highest; what makes the yardstick slower or faster than that
-/// has hit the yardstick and not the step, or cannot be told from it.
+/// A core's clock varies by less between its base and its maximum; a larger correction means that the
+/// reference benchmark itself was disturbed, not the step, or that the two cannot be distinguished.
 const CORRECTION: f64 = 2.0;
-/// A rank may be slower than it usually is beside the others, and a take than the same probe's others, by this.
+/// Threshold of an outlier: for a rank relative to its usual speed among the ranks, and for a take relative
+/// to other takes of the same probe.
 const UNLIKE: f64 = 1.5;
-/// Takes that must be there before they say what is usual among ranks.
+/// Number of takes that are needed to determine the usual speed of ranks.
 const USUAL: usize = 3;
-/// Repetitions that are told one by one.
+/// Maximum number of repeated measurements that are listed one by one.
 const TOLD: usize = 6;
 
-/// One run of a probe. Timings are seconds as they were.
+/// One run of a probe. Times are raw seconds.
 #[derive(Debug, Default)]
 pub(super) struct Take {
     pub probe: Option<Probe>,
-    /// By rank: the reference arithmetic beside each measured step, seconds; 0 where a device has none.
+    /// By rank: the reference benchmark next to each measured step, in seconds; 0 for a device without one.
     pub references: BTreeMap<usize, Vec<f64>>,
     pub cells: BTreeMap<CellKey, Vec<f64>>,
-    /// Elements → timings.
+    /// Times by number of elements.
     pub updates: BTreeMap<u64, Vec<f64>>,
     pub norms: BTreeMap<u64, Vec<f64>>,
     pub overhead: Vec<f64>,
-    /// Overhead of each step with sharded parameters, and the number of its transfers.
+    /// Overhead of each step with sharded parameters, and its number of transfers.
     pub sharded_overhead: Vec<(f64, usize)>,
-    /// Overhead of each step of a pipeline, and the number of its passes.
+    /// Overhead of each step of a pipeline, and its number of passes.
     pub pipeline_overhead: Vec<(f64, usize)>,
-    /// By rank: time of its layers over the fastest rank's.
+    /// By rank: time of its layers / that of the fastest rank.
     pub slowness: BTreeMap<usize, f64>,
-    /// Collectives inside a step, step by step: kind, group and bytes, with the mean time of the slowest group's ranks.
+    /// Collectives inside a step, step by step: kind, group and bytes, with the mean time of the slowest
+    /// group's ranks.
     pub in_step: Vec<Vec<(Collective, usize, usize, f64)>>,
     /// Median of the measured steps.
     pub step: f64,
-    /// Its cells' medians, added up, as a multiple of the yardstick.
+    /// Sum of its cells' medians, as a multiple of the reference benchmark.
     level: f64,
-    /// What speaks against it.
+    /// Why the take may be invalid.
     suspicion: Option<Suspicion>,
-    /// Its cells contradicted those of other probes.
+    /// Whether it was set aside, because its cells contradicted those of other probes.
     set_aside: bool,
     believed: bool,
 }
 
 #[derive(Debug, Clone)]
 struct Suspicion {
-    /// Whether it is the yardstick that is suspected.
+    /// Whether the reference benchmark is the suspected part.
     correction: bool,
     figure: f64,
     reason: String,
@@ -68,12 +70,13 @@ impl Take {
         Self { probe: Some(probe), ..Self::default() }
     }
 
-    /// Readings of the yardstick.
+    /// Readings of the reference benchmark.
     pub fn beside(&self) -> impl Iterator<Item = f64> {
         self.references.values().flatten().copied().filter(|seconds| *seconds > 0.0)
     }
 
-    /// The machine's speed while it ran. A device without a reference keeps its own: times stay seconds.
+    /// The machine's speed during the run. A device without a reference has a constant one: times stay in
+    /// seconds.
     pub fn reference(&self) -> f64 {
         match median(self.beside()) {
             unknown if unknown <= 0.0 => 1.0,
@@ -107,7 +110,7 @@ impl Assembly<'_> {
         self.takes.iter().any(|take| take.probe.as_ref() == Some(probe))
     }
 
-    /// Those that were run.
+    /// The probes that were run.
     pub(super) fn probes(&self) -> BTreeSet<Probe> {
         self.takes.iter().filter_map(|take| take.probe).collect()
     }
@@ -120,12 +123,12 @@ impl Assembly<'_> {
         self.links_unsettled.is_some()
     }
 
-    /// What the profile stands on.
+    /// The takes that the profile is based on.
     pub(super) fn believed(&self) -> impl Iterator<Item = &Take> {
         self.takes.iter().filter(|take| take.believed)
     }
 
-    /// Timings over the yardstick's.
+    /// Times relative to the reference benchmark.
     pub(super) fn cells(&self) -> BTreeMap<CellKey, Vec<f64>> {
         self.multiples(|take| &take.cells)
     }
@@ -178,7 +181,7 @@ impl Assembly<'_> {
                     (now > 0.0).then_some(now / usual)
                 });
                 let far = |ratio: &f64| ratio.max(1.0 / ratio);
-                // A device that needs no yardstick has no correction.
+                // A device without a reference benchmark has no correction.
                 let worst = corrections.max_by(|a, b| far(a).total_cmp(&far(b))).unwrap_or(1.0);
                 if far(&worst) > CORRECTION {
                     let reason = format!(
@@ -208,7 +211,7 @@ impl Assembly<'_> {
         }
     }
 
-    /// Takes of one probe that differ: the odd one out, or, of two, both.
+    /// Marks outliers among the takes of one probe; if there are only two and they differ, both.
     fn suspect_repetitions(&mut self, probe: &Probe) {
         let sound = |take: &&mut Take| {
             take.probe.as_ref() == Some(probe) && take.suspicion.is_none() && !take.set_aside
@@ -235,8 +238,8 @@ impl Assembly<'_> {
         }
     }
 
-    /// Keeps for every probe its takes without objections; if there are none, those that contradict no other probe; or
-    /// all.
+    /// Selects for every probe its takes without suspicion; if there are none, those that contradict no other
+    /// probe; otherwise all.
     fn believe(&mut self) {
         for probe in self.probes() {
             let of_probe = |take: &&mut Take| take.probe.as_ref() == Some(&probe);
@@ -251,7 +254,7 @@ impl Assembly<'_> {
         }
     }
 
-    /// Looks at what a round has brought: which probes, and whether links, are to be measured again, and why.
+    /// Evaluates a round: decides which probes, and whether links, are measured again, and why.
     pub fn review(&mut self) {
         let doubts = quality::doubts(&self.profile(false));
         let mut reasons: BTreeMap<Probe, String> = BTreeMap::new();
@@ -262,7 +265,7 @@ impl Assembly<'_> {
                     move |doubt: &&Doubt| matches!(doubt.cell, DoubtedCell::Segment { .. }) == of_segments;
                 doubts.iter().filter(kind).find(|doubt| take.times(&doubt.cell))
             };
-            // An update is timed in every take, whose segments may be as right as they are.
+            // Every take measures updates, so a doubtful update does not invalidate its segments.
             let of_segments = in_doubt(true);
             if let Some(doubt) = of_segments.or_else(|| in_doubt(false)) {
                 take.set_aside = of_segments.is_some();
@@ -279,7 +282,7 @@ impl Assembly<'_> {
         self.links_unsettled = links.map(|doubt| format!("{}: {}", doubt.cell, doubt.reason));
     }
 
-    /// For whoever reads the profile: what did not go as it should.
+    /// Messages for the reader of the profile about repeated measurements.
     pub(super) fn measured_again(&self) -> Vec<String> {
         let mut lines: Vec<String> =
             self.again.iter().take(TOLD).map(|line| format!("measured again: {line}")).collect();
@@ -289,7 +292,7 @@ impl Assembly<'_> {
         lines
     }
 
-    /// Cells whose every timing was corrected by more than a clock explains, and that no others vouch for.
+    /// Cells whose every time had a larger correction than a clock explains, and that no other cells confirm.
     pub(super) fn unexplained(&self, profile: &Profile) -> Vec<Doubt> {
         let corrected = |take: &Take| {
             take.suspicion.as_ref().filter(|s| s.correction).map(|s| (s.figure, s.reason.clone()))

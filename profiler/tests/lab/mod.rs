@@ -1,4 +1,4 @@
-//! Ranks whose every time is known, and what may go wrong with measuring them.
+//! Simulated ranks with known times, and faults of their measurement.
 
 use autodist_cost_model::{CostModel, synthetic::SyntheticMachine};
 use autodist_executor::{InstructionSample, RankOutcome, StepOutcome, Task};
@@ -16,35 +16,35 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 pub const RANKS: u32 = 2;
-/// Of the reference arithmetic, seconds.
-const YARDSTICK_S: f64 = 5e-3;
+/// The reference benchmark, in seconds.
+const REFERENCE_S: f64 = 5e-3;
 const REPETITIONS: usize = 6;
 
-/// One training probe that a rank is asked for.
+/// A training probe that a rank runs.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked {
-    /// How often this very probe was run before.
+    /// Number of earlier runs of this probe.
     pub before: usize,
-    /// How many probes of any kind were run before.
+    /// Number of earlier runs of any probe.
     pub count: usize,
     pub tensor: u32,
     pub sequence_parallel: bool,
     pub micro_batch: u32,
     pub recompute: Recompute,
     pub rank: usize,
-    /// Of the measured steps.
+    /// Index among the measured steps.
     pub step: usize,
 }
 
 impl Asked {
-    /// The probe that faults are about.
+    /// The probe that the faults affect.
     pub fn is_victim(&self) -> bool {
         (self.tensor, self.sequence_parallel, self.micro_batch) == (2, true, 2)
             && self.recompute == Recompute::None
     }
 }
 
-/// Factors on true times: of segments and updates, and of the yardstick.
+/// Factors on true times: of segments and updates, and of the reference benchmark.
 pub type Fault<'a> = &'a dyn Fn(&Asked) -> (f64, f64);
 pub type LinkFault<'a> = &'a dyn Fn(usize, Collective, usize) -> f64;
 
@@ -60,7 +60,7 @@ pub struct Lab {
     pub request: Request,
     pub machine: SyntheticMachine,
     pub truth: Profile,
-    /// Of every timing, the standard deviation of its logarithm.
+    /// Standard deviation of the logarithm of every time.
     noise: f64,
     random: u64,
     runs: BTreeMap<String, usize>,
@@ -85,7 +85,7 @@ impl Lab {
             job,
             ranks: RANKS,
             shared: false,
-            // One round, and what is in doubt again.
+            // One round, and repetitions of doubtful cells.
             budget_s: 0.0,
             interval: 1e9,
             emulated: None,
@@ -115,7 +115,7 @@ impl Lab {
         profile_by(&request, environment, earlier, ask, |_| (), |_| ()).unwrap()
     }
 
-    /// How often the probe that faults are about was run.
+    /// How often the affected probe ran.
     pub fn runs_of_victim(&self) -> usize {
         self.runs.iter().filter(|(key, _)| key.starts_with("2 true 2 None 1")).map(|(_, runs)| *runs).sum()
     }
@@ -133,7 +133,7 @@ impl Lab {
         self.links
     }
 
-    /// The plan that a planner chooses from the profile, and what it truly takes.
+    /// The plan that the planner chooses from the profile, and its true time.
     pub fn plan(&self, profile: &Profile) -> (Plan, Seconds) {
         let Request { model, job, .. } = &self.request;
         let plan = Planner::new(model, &self.truth.cluster, job, profile).plan().unwrap();
@@ -144,7 +144,7 @@ impl Lab {
         (plan, truly)
     }
 
-    /// Asserts that no cell is off by more, and that the plan is as fast as that from true times.
+    /// Asserts that no cell is off by more than `off`, and that the plan is as fast as that from true times.
     pub fn assert_true(&self, profile: &Profile, off: f64) {
         for cell in &profile.segments {
             let (measured, truth) = (cell.time.median_s.0, self.true_seconds(cell));
@@ -158,7 +158,7 @@ impl Lab {
         let (plan, truly) = self.plan(profile);
         let (best, least) = self.plan(&self.truth);
         assert!(
-            // Plans as near as this are within the noise of their cells.
+            // Plans with smaller differences are within the noise of their cells.
             truly.0 <= 1.08 * least.0,
             "{} takes {truly}, and {} {least}",
             plan.strategy.label(),
@@ -244,13 +244,13 @@ impl Lab {
                 }
             }
             let warm_up = std::iter::repeat_n((0.0, (1.0, 1.0)), task.warmup_steps as usize);
-            let steps = warm_up.chain(compute.into_iter().zip(factors)).map(|(seconds, (_, yardstick))| {
+            let steps = warm_up.chain(compute.into_iter().zip(factors)).map(|(seconds, (_, reference))| {
                 StepOutcome {
                     seconds: seconds + 1e-4,
                     in_operations: seconds,
                     loss_sum: 1.0,
                     gradient_norm: 1.0,
-                    reference: YARDSTICK_S * yardstick * self.noise(),
+                    reference: REFERENCE_S * reference * self.noise(),
                 }
             });
             let steps = steps.collect();
@@ -259,7 +259,7 @@ impl Lab {
         answers.collect::<Vec<_>>().iter().map(|answer| serde_json::to_value(answer).unwrap()).collect()
     }
 
-    /// What an instruction truly takes, and whether it is arithmetic.
+    /// The true time of an instruction, and whether it is compute.
     fn seconds(&self, program: &Program, instruction: &Instruction) -> Option<(f64, bool)> {
         let s = &program.strategy;
         match *instruction {
@@ -345,7 +345,7 @@ impl Lab {
     }
 }
 
-/// The same answer by every rank.
+/// The same answer from every rank.
 fn everyone<T: serde::Serialize>(answer: &T) -> Vec<Value> {
     vec![serde_json::to_value(answer).unwrap(); RANKS as usize]
 }

@@ -1,6 +1,6 @@
-//! What programs are, word by word: one file for each way of training, and cases for all that a strategy can say.
+//! The text of programs: one file for each strategy, and cases for all options of a strategy.
 //!
-//! `UPDATE=1 scripts/test.sh -p autodist-program goldens::` writes the files.
+//! `UPDATE=1 scripts/test.sh goldens::` writes the files.
 
 use crate::common;
 
@@ -24,7 +24,7 @@ fn golden(case: &Case) -> String {
     text::of_job(&case.job) + &text::of_program(&program) + &traffic(&program)
 }
 
-/// What the ranks send each other in a step, of which placements are made.
+/// The traffic between ranks in a step, which placements are based on.
 fn traffic(program: &Program) -> String {
     let mut out = "\ntraffic:\n".to_owned();
     let names = ["tensor", "shards", "replicas", "messages"];
@@ -37,7 +37,8 @@ fn traffic(program: &Program) -> String {
     out
 }
 
-/// The text of every file. Where cases share one, the first is told in full, and of the others the lines that differ.
+/// The text of every file. If cases share one, the first is printed in full, and for the others only the
+/// lines that differ.
 fn files() -> BTreeMap<String, String> {
     let mut first: BTreeMap<String, (String, String)> = BTreeMap::new();
     let mut files: BTreeMap<String, String> = BTreeMap::new();
@@ -59,7 +60,7 @@ fn files() -> BTreeMap<String, String> {
     files
 }
 
-/// `text` by what it has in the place of the lines of `base`.
+/// The difference of `text` from the lines of `base`.
 fn variation(name: &str, base: &str, text: &str) -> String {
     if base.lines().count() != text.lines().count() {
         return text.to_owned();
@@ -69,7 +70,7 @@ fn variation(name: &str, base: &str, text: &str) -> String {
     format!("as {name}, but\n{}", lines.concat())
 }
 
-/// The first line in which two texts differ, as it is in each.
+/// The first line in which two texts differ, from each.
 fn difference(kept: &str, made: &str) -> String {
     let lines = kept.lines().count().max(made.lines().count());
     let (mut kept, mut made) = (kept.lines(), made.lines());
@@ -104,7 +105,7 @@ fn programs_are_what_the_golden_files_say() {
     {
         wrong.push(format!("{}: no case makes this file; delete it", strange.path().display()));
     }
-    let how = "UPDATE=1 scripts/test.sh -p autodist-program goldens::";
+    let how = "UPDATE=1 scripts/test.sh goldens::";
     assert!(wrong.is_empty(), "{} files differ (if rightly: {how})\n{}", wrong.len(), wrong.join("\n"));
 }
 
@@ -245,7 +246,7 @@ fn cases_have_every_variant_of_what_a_strategy_says_and_a_program_does() {
     for what in ["start of", "wait for"] {
         seen.check(what, &variants!(Transfer: Reduce, ReduceReplicas, Gather));
     }
-    // No program has the other collectives yet.
+    // No program uses the other collectives yet.
     let collectives =
         [Collective::AllReduce, Collective::ReduceScatter, Collective::AllGather].map(|kind| variant(&kind));
     seen.check("collective", &collectives.each_ref().map(String::as_str));
@@ -263,7 +264,7 @@ fn cases_have_every_variant_of_what_a_strategy_says_and_a_program_does() {
     assert!(seen.0.is_empty(), "nobody asks for {:?}", seen.0.keys());
 }
 
-/// Codecs and algorithms in every role that the rules let them have.
+/// Codecs and algorithms in every role that the rules allow.
 #[test]
 fn lists_of_codecs_and_algorithms_are_complete_and_every_role_is_taken() {
     let (codecs, algorithms) = (codec_names(), algorithm_names());
@@ -290,7 +291,7 @@ fn lists_of_codecs_and_algorithms_are_complete_and_every_role_is_taken() {
     }
 }
 
-/// Each switch is on and off under every schedule and at every ZeRO stage where it can be.
+/// Each option is on and off under every schedule and at every ZeRO stage where it is allowed.
 #[test]
 fn schedules_and_zero_stages_meet_what_changes_their_instructions() {
     let list = cases::all();

@@ -1,4 +1,4 @@
-//! Tests of programs, in one program: what they share is compiled and linked once.
+//! Tests of programs, in one program, so that shared code is compiled and linked once.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

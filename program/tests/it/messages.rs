@@ -1,5 +1,5 @@
-//! Messages of one kind between two pipeline ranks are received in the order in which they are sent: a transport
-//! without tags (NCCL's send and receive) carries them.
+//! Transfers of one kind between two pipeline ranks are received in the order in which they are sent: a
+//! transport without tags (NCCL's send and receive) carries them.
 
 use autodist_program::{MessageKind, Op, Program, stages};
 use autodist_spec::{Job, ModelSpec, ParallelStrategy, ScheduleKind, catalog};
@@ -8,7 +8,7 @@ fn model(layers: u32) -> ModelSpec {
     ModelSpec { layers, ..catalog::model("tiny-llama").expect("a built-in model") }
 }
 
-/// Chunk and micro-batch of what `rank` sends to `peer`, or receives from it, in order.
+/// Chunk and micro-batch of the transfers that `rank` sends to `peer`, or receives from it, in order.
 fn order(program: &Program, rank: usize, peer: usize, kind: MessageKind, sends: bool) -> Vec<(usize, usize)> {
     let of = |op: &Op| match op {
         Op::Send(message) if sends => Some(*message),

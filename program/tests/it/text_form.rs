@@ -1,4 +1,4 @@
-//! The text of a program loses nothing: whatever is changed in a program, its text is another one.
+//! The text of a program is complete: any change of a program changes its text.
 
 use crate::common;
 
@@ -14,8 +14,8 @@ use common::cases::{self, ALGORITHMS};
 use common::{every, text, variant, variants};
 use std::collections::BTreeSet;
 
-/// Of these programs everything is changed; together they have every instruction. (The others pass as well, but take
-/// half a minute.)
+/// The programs in which everything is changed; together they have every instruction. (The others pass as
+/// well, but take half a minute.)
 const CHANGED: [&str; 6] = [
     "dp4-tp2-pp2-hybrid-everything",
     "zero1-hybrid",
@@ -25,8 +25,8 @@ const CHANGED: [&str; 6] = [
     "codec-by-bucket",
 ];
 
-/// A value with each of the given fields changed, one at a time. All fields must be named, those that are kept after
-/// `;`.
+/// A value with each of the given fields changed, one at a time. All fields must be named, unchanged ones
+/// after `;`.
 macro_rules! changes {
     ($kind:ident { $($field:ident => $others:expr),* $(; $($kept:ident),*)? } of $value:expr) => {{
         let value = $value.to_owned();
@@ -43,7 +43,7 @@ macro_rules! changes {
     }};
 }
 
-/// Each list of changes is of one value: what was changed, and the value with it.
+/// Changes of one value: a description, and the changed value.
 type Changes<T> = Vec<(String, T)>;
 
 /// All values of a list but that one.
@@ -51,7 +51,7 @@ fn but<T: PartialEq>(values: impl IntoIterator<Item = T>, one: &T) -> Vec<T> {
     values.into_iter().filter(|value| value != one).collect()
 }
 
-/// Changes of one field's value become changes of what holds it.
+/// Turns changes of a field's value into changes of the struct that holds it.
 fn within<T: Clone, U>(what: &str, whole: &T, changes: Changes<U>, put: impl Fn(&mut T, U)) -> Changes<T> {
     let changed = changes.into_iter().map(|(name, part)| {
         let mut changed = whole.clone();
@@ -61,7 +61,7 @@ fn within<T: Clone, U>(what: &str, whole: &T, changes: Changes<U>, put: impl Fn(
     changed.collect()
 }
 
-/// A list with an item gone, an item twice, two neighbours exchanged; and with changes of each item.
+/// A list with an item removed, an item doubled, two neighbours swapped; and with changes of each item.
 fn of_list<T: Clone + PartialEq>(list: &[T], change: impl Fn(&T) -> Changes<T>) -> Changes<Vec<T>> {
     let mut changes = Vec::new();
     for (index, item) in list.iter().enumerate() {
@@ -96,7 +96,7 @@ fn algorithms(one: Algorithm) -> Vec<Algorithm> {
     but(ALGORITHMS.into_iter().chain(sizes), &one)
 }
 
-/// Every codec, and every codec with one other number.
+/// Every codec, and every codec with one option changed.
 fn codecs(one: Codec) -> Vec<Codec> {
     let other_numbers = |codec| match codec {
         Codec::Int8 { block } => vec![Codec::Int8 { block: block + 1 }],
@@ -258,7 +258,7 @@ fn message(one: Message) -> Changes<Message> {
     } of one)
 }
 
-/// `bodies` are those that the operation can run.
+/// `bodies` is the number of bodies that the operation can run.
 fn op(one: Op, bodies: usize) -> Changes<Op> {
     match one {
         Op::Receive(of) => {

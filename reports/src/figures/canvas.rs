@@ -1,4 +1,4 @@
-//! What the figures share: the font, text, legends, scales of units, and marks that explain themselves.
+//! Shared parts of the figures: the font, text, legends, unit scales, and marks with tooltips.
 
 use super::palette::{GRID, INK, MUTED};
 use crate::ReportError;
@@ -18,7 +18,7 @@ pub(crate) type Chart<'a, DB> = ChartContext<'a, DB, Cartesian2d<RangedCoordf64,
 pub(crate) type Drawn<DB> = Result<Vec<Hotspot>, DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorType>>;
 pub(crate) type Done<DB> = Result<(), DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorType>>;
 
-/// The family that the embedded font is registered as; in the page the browser has its own.
+/// The family name of the embedded font; in the page the browser uses its own.
 const FAMILY: &str = "sans-serif";
 pub(crate) const SMALL: i32 = 17;
 pub(crate) const NORMAL: i32 = 19;
@@ -111,7 +111,7 @@ fn shorten(line: &mut String, limit: i32, size: i32) {
     line.push('…');
 }
 
-/// A mark that says what it is when a pointer rests on it.
+/// A mark with a tooltip.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Hotspot {
     pub corners: ((i32, i32), (i32, i32)),
@@ -131,7 +131,7 @@ impl Hotspot {
     }
 }
 
-/// Swatches with names, broken into rows; returns the height that they took.
+/// Swatches with names, broken into rows; returns their total height.
 pub(crate) fn legend<DB: DrawingBackend>(
     area: &Area<DB>,
     entries: &[(String, RGBColor)],
@@ -154,7 +154,7 @@ pub(crate) fn legend<DB: DrawingBackend>(
     Ok(y + 20)
 }
 
-/// Axes with a quiet grid. An empty description leaves that axis without ticks.
+/// Axes with a light grid. An empty description leaves that axis without ticks.
 pub(crate) fn mesh<DB, X, Y>(
     chart: &mut ChartContext<'_, DB, Cartesian2d<X, Y>>,
     x_description: &str,
@@ -195,7 +195,7 @@ pub(crate) fn tick(value: &f64) -> String {
     if text == "-0" { "0".to_owned() } else { text.to_owned() }
 }
 
-/// An axis in one unit: what to divide by, and its name.
+/// An axis in one unit: the divisor, and the unit's name.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Scale {
     pub one: f64,
@@ -236,7 +236,7 @@ pub(crate) struct Row {
     pub parts: Vec<(f64, RGBColor, String)>,
     /// Half-width of the interval at the bar's end.
     pub spread: f64,
-    /// A stroke across the bar, where something was measured.
+    /// A stroke across the bar at the measured value.
     pub measured: Option<f64>,
 }
 
@@ -307,7 +307,7 @@ impl Bars {
     }
 }
 
-/// From the whole picture's pixels to those of one area of it.
+/// Converts pixels of the whole picture to those of one area of it.
 pub(crate) fn local<DB: DrawingBackend>(area: &Area<DB>, (x, y): (i32, i32)) -> (i32, i32) {
     let (left, top) = area.get_base_pixel();
     (x - left, y - top)
@@ -321,7 +321,7 @@ pub(crate) fn hotspot<DB: DrawingBackend>(
     Hotspot { corners: (chart.backend_coord(&corners[0]), chart.backend_coord(&corners[1])), says }
 }
 
-/// An interval with end strokes, as wide as it is uncertain.
+/// An interval with end strokes.
 fn whisker<DB: DrawingBackend>(chart: &Chart<'_, DB>, (low, high): (f64, f64), y: f64) -> Done<DB> {
     let area = chart.plotting_area();
     for line in
@@ -340,7 +340,7 @@ mod tests {
     fn text_is_drawn_with_the_font_that_the_crate_carries() {
         register_font().unwrap();
         assert!((FAMILY, 20).into_font().box_size("step time (ms) ± α β µ").unwrap().0 > 100);
-        // No family but the registered one exists: nothing is looked up on the machine.
+        // Only the registered family exists: no font is looked up on the machine.
         assert!(("DejaVu Sans", 20).into_font().box_size("text").is_err());
     }
 

@@ -1,4 +1,4 @@
-//! The step time of the best plan and its runners-up, stacked by where it goes.
+//! The step time of the best plan and its runners-up, as stacked parts.
 
 use super::canvas::{Area, BAR_PITCH, Bars, Drawn, Row, Scale, legend};
 use super::palette;
@@ -9,7 +9,7 @@ use plotters::prelude::*;
 
 const SHOWN: usize = 10;
 
-/// Label and estimate of what is drawn, best first.
+/// Label and estimate of each drawn plan, best first.
 fn plans<'a>(input: &ReportInput<'a>) -> Vec<(String, &'a Estimate)> {
     let plan = input.plan;
     std::iter::once((plan.strategy.label(), &plan.estimate))

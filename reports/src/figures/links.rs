@@ -90,7 +90,7 @@ pub(super) fn draw<DB: DrawingBackend>(area: &Area<DB>, input: &ReportInput<'_>)
     Ok(hotspots)
 }
 
-/// `1.00 KiB` is `1 KiB` on an axis.
+/// `1.00 KiB` becomes `1 KiB` on an axis.
 fn whole(text: &str) -> String {
     match text.split_once(' ') {
         Some((number, unit)) if number.contains('.') => {
@@ -100,7 +100,7 @@ fn whole(text: &str) -> String {
     }
 }
 
-/// Room on both sides of what is shown, on a logarithmic axis.
+/// Margins on both sides of the data, on a logarithmic axis.
 fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) = values.fold((f64::INFINITY, 0.0_f64), |(low, high), v| (low.min(v), high.max(v)));
     if low.is_finite() && high > 0.0 { (low / 1.6, high * 1.6) } else { (1.0, 10.0) }

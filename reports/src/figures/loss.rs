@@ -1,5 +1,6 @@
-//! Loss over steps, one line per run. Runs of exact plans coincide, so earlier lines are drawn wider than later ones.
-//! A run of several rounds has a thin line for each round but the first: they train the same steps again.
+//! Loss over steps, one line per run. Runs of exact plans coincide, so earlier lines are drawn wider than
+//! later ones. A run of several rounds has a thin line for each round but the first: they train the same
+//! steps again.
 
 use super::canvas::{Area, Drawn, legend, mesh, tick};
 use super::palette;
@@ -12,7 +13,7 @@ const SHOWN: usize = 8;
 /// A line's points, whose steps increase.
 type Line = Vec<(f64, f64)>;
 
-/// One line for each round of training that has anything to show.
+/// One line for each round of training with data.
 fn lines(run: &RunRecord) -> Vec<Line> {
     let line = |round: &[StepRecord]| -> Line {
         round.iter().filter(|s| s.loss.is_finite()).map(|s| (f64::from(s.step), s.loss)).collect()

@@ -1,4 +1,4 @@
-//! What each pipeline rank's device holds at its peak, with the device's limit where it is near enough to matter.
+//! Peak memory of each pipeline rank's device, with the device's limit if it is close enough.
 
 use super::canvas::{Area, BAR_PITCH, Bars, Drawn, Row, Scale, Side, legend, text};
 use super::palette;
@@ -10,7 +10,7 @@ use plotters::prelude::*;
 use std::collections::BTreeMap;
 
 const SHOWN: usize = 16;
-/// A limit further away than this would squeeze the bars; it is told in words.
+/// A limit further away than this would squeeze the bars; it is printed as text.
 const LIMIT_IN_SIGHT: f64 = 2.5;
 
 fn ranks<'a>(input: &ReportInput<'a>) -> Vec<(String, &'a MemoryBreakdown)> {
@@ -69,7 +69,7 @@ pub(super) fn draw<DB: DrawingBackend>(area: &Area<DB>, input: &ReportInput<'_>)
     bars.draw(&body)
 }
 
-/// The highest measured peak of each pipeline rank, where the plan itself was run.
+/// The highest measured peak of each pipeline rank, if the plan itself was run.
 fn measured(input: &ReportInput<'_>) -> BTreeMap<u32, Bytes> {
     let mut peaks = BTreeMap::new();
     let Some(run) = input.own_run() else { return peaks };

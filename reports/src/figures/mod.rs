@@ -50,7 +50,7 @@ impl Figure {
         }
     }
 
-    /// Whether the input has anything for this figure to show.
+    /// Whether the input has data for this figure.
     pub fn applies(self, input: &ReportInput<'_>) -> bool {
         match self {
             Self::Cost | Self::Memory => true,
@@ -87,7 +87,7 @@ impl Figure {
     }
 }
 
-/// The figures as PNG files: name and bytes. Absent are those that have nothing to show.
+/// The figures as PNG files: name and bytes. Figures without data are absent.
 ///
 /// # Errors
 /// A fault of the drawing library.

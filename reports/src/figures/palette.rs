@@ -30,7 +30,7 @@ pub(crate) const COST: [RGBColor; 9] = [BLUE, SKY, ORANGE, AMBER, BRICK, GREY, P
 /// In the order of `MemoryBreakdown::parts`.
 pub(crate) const MEMORY: [RGBColor; 7] = [BLUE, SKY, GREEN, AMBER, ORANGE, PURPLE, GREY];
 
-/// One per line of a chart, over again after the last.
+/// One per line of a chart, cyclic.
 pub(crate) const SERIES: [RGBColor; 8] = [BLUE, ORANGE, GREEN, PURPLE, AMBER, BRICK, SKY, SLATE];
 
 pub(crate) const OPERATIONS: [OperationKind; 7] = [

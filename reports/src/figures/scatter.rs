@@ -21,8 +21,8 @@ impl Axis for WithKeyPoints<LogCoord<f64>> {}
 
 type Square<'a, DB, X> = ChartContext<'a, DB, Cartesian2d<X, X>>;
 
-/// Step times that differ by more than this are drawn on logarithmic axes: on linear ones the fast plans, which matter
-/// most, would share one corner.
+/// If step times differ by more than this factor, the axes are logarithmic: on linear ones the fast plans,
+/// which matter most, would share one corner.
 const LINEAR_UP_TO: f64 = 4.0;
 
 pub(super) fn draw<DB: DrawingBackend>(area: &Area<DB>, input: &ReportInput<'_>) -> Drawn<DB> {
@@ -83,7 +83,7 @@ fn points<DB: DrawingBackend, X: Axis>(
     Ok(hotspots)
 }
 
-/// The smallest and the largest of what is shown, intervals included.
+/// The smallest and the largest shown value, intervals included.
 fn range(runs: &[ValidatedRun]) -> (f64, f64) {
     let mut low = f64::INFINITY;
     let mut high = 0.0_f64;
@@ -144,7 +144,7 @@ fn point<DB: DrawingBackend, X: Axis>(
     Ok(chart.backend_coord(&(x, y)))
 }
 
-/// A place for a number beside its dot that no other dot or number has.
+/// A free position for a number beside its dot.
 fn free_spot((x, y): (i32, i32), taken: &[(i32, i32)]) -> (i32, i32) {
     let around =
         [(15, -13), (-15, 13), (15, 13), (-15, -13), (22, 0), (-22, 0), (0, -22), (0, 22), (30, -20)];

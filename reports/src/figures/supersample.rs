@@ -1,5 +1,5 @@
-//! A bitmap drawn three times as large as it is kept: edges are smooth, and letters stand a third of a pixel apart
-//! from where they belong instead of a whole one.
+//! A bitmap drawn at three times its size and then reduced: edges are smooth, and letters are at most a third
+//! of a pixel off their position instead of a whole one.
 
 use plotters::backend::{BitMapBackend, DrawingBackend};
 use plotters::style::{BLACK, IntoFont, TextStyle};
@@ -17,7 +17,7 @@ pub(super) fn buffer((width, height): (u32, u32)) -> Vec<u8> {
     vec![0; (width * height * FACTOR * FACTOR * 3) as usize]
 }
 
-/// The small picture: each of its pixels is the mean of the pixels it stands for.
+/// The reduced picture: each pixel is the mean of the large pixels that it covers.
 pub(super) fn reduced(large: &[u8], (width, height): (u32, u32)) -> Vec<u8> {
     let (width, height, factor) = (width as usize, height as usize, FACTOR as usize);
     let stride = width * factor * 3;

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 const LANE: u32 = 25;
 const LANES_SHOWN: usize = 24;
 const LABELS: i32 = 210;
-/// The time axis goes on for a little after the last event.
+/// The time axis extends a little beyond the last event.
 const REACH: f64 = 1.01;
 /// Time axis and margins.
 const AROUND: u32 = 150;
@@ -63,7 +63,8 @@ pub(super) fn panels<'a>(input: &ReportInput<'a>) -> Vec<Panel<'a>> {
     panels
 }
 
-/// The pipeline rank of a world rank: a chunk belongs to one of them, so the chunks that a rank runs say which it is.
+/// The pipeline rank of a world rank, derived from the chunks that the rank runs: each chunk belongs to one
+/// pipeline rank.
 pub(super) fn pipeline_rank(run: &RunRecord, rank: u32) -> Option<u32> {
     let of_layers = |event: &&TimelineEvent| {
         event.rank == rank && matches!(event.operation, OperationKind::Forward | OperationKind::Backward)
@@ -188,7 +189,7 @@ fn grid<DB: DrawingBackend>(chart: &Chart<'_, DB>, end: f64, (bottom, top): (f64
     Ok(())
 }
 
-/// What is drawn for one event, or for several that are too short to be told apart.
+/// The mark of one event, or of several that are too short to be distinguished.
 struct Mark<'a> {
     first: &'a TimelineEvent,
     end: Seconds,
@@ -198,7 +199,7 @@ struct Mark<'a> {
 fn merged<'a>(events: &[&'a TimelineEvent], whole: Seconds) -> Vec<Mark<'a>> {
     // Under a pixel of a figure of this width.
     let short = whole / 1500.0;
-    // Where there are many times more operations than pixels, those of all kinds are told by pixel.
+    // With many more operations than pixels, operations of all kinds are merged by pixel.
     let crowded = events.len() > 10_000;
     let mut marks: Vec<Mark<'a>> = Vec::new();
     for event in events {
@@ -230,7 +231,7 @@ fn draw_mark<DB: DrawingBackend>(
     pipeline: u32,
 ) -> Result<Hotspot, DrawingAreaErrorKind<DB::ErrorType>> {
     let event = mark.first;
-    // However short, it is seen: a message between two long operations is what one looks for.
+    // Even the shortest event is visible: a send/recv between two long operations matters most.
     let pixel =
         (chart.x_range().end - chart.x_range().start) / f64::from(body.dim_in_pixel().0 - LABELS as u32);
     let start = scale.of(event.start_s.0);
@@ -242,7 +243,7 @@ fn draw_mark<DB: DrawingBackend>(
     chart.plotting_area().draw(&Rectangle::new(corners, fill))?;
     let spot = hotspot(chart, corners, says(mark));
     let ((left, top), (right, bottom)) = spot.corners;
-    // An edge keeps neighbours of one kind apart, where there is room for it.
+    // A border separates adjacent marks of one kind, if there is space.
     let (left, top) = local(body, (left, top));
     let (right, bottom) = local(body, (right, bottom));
     if right - left >= 4 {

@@ -3,7 +3,7 @@
 use crate::table::{Align, Table};
 use crate::words::clean;
 
-/// Text as it may stand inside an element or an attribute.
+/// Text escaped for an element or an attribute.
 pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in clean(text).chars() {
@@ -37,7 +37,7 @@ impl Markup {
         self.0 += &format!("</{name}>\n");
     }
 
-    /// Markup that is made already.
+    /// Raw markup.
     pub fn raw(&mut self, markup: &str) {
         self.0 += markup;
     }
@@ -110,7 +110,7 @@ impl Markup {
         });
     }
 
-    /// A long table behind a line that opens it.
+    /// A long table, folded behind a line that opens it.
     pub fn folded(&mut self, summary: &str, table: &Table) {
         self.inside("details", "", |details| {
             details.element("summary", "", summary);
@@ -123,7 +123,7 @@ impl Markup {
     }
 }
 
-/// Which row of a table stands out.
+/// The highlighted row of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Emphasis {
     None,

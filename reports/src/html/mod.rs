@@ -1,4 +1,5 @@
-//! The report as one page that opens offline: style and figures are inside, nothing is loaded, nothing is scripted.
+//! The report as one page that opens offline: style and figures are embedded; it loads nothing and has no
+//! scripts.
 
 mod markup;
 
@@ -47,7 +48,7 @@ struct Section {
 
 type Filled = Result<(), ReportError>;
 
-/// The sections that the input has anything for, in reading order.
+/// The sections that have data, in reading order.
 fn sections(input: &ReportInput<'_>) -> Result<Vec<Section>, ReportError> {
     type Fill = fn(&mut Markup, &ReportInput<'_>) -> Filled;
     let all: [(&str, &str, bool, Fill); 12] = [
@@ -65,7 +66,7 @@ fn sections(input: &ReportInput<'_>) -> Result<Vec<Section>, ReportError> {
             !input.plan.collectives.is_empty(),
             collectives,
         ),
-        ("codecs", "Gradient compression", !input.plan.codecs.is_empty(), codecs),
+        ("codecs", "Compression", !input.plan.codecs.is_empty(), codecs),
         ("time", "Where the time goes", true, cost),
         ("memory", "Where the memory goes", true, memory),
         ("timeline", "One step, predicted over measured", Figure::Timeline.applies(input), timeline),
@@ -114,7 +115,7 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
     if let Some(contradiction) = utilisation.and_then(|all| all.contradiction()) {
         page.warning(&contradiction);
     }
-    // What measurement has beaten is not to be called optimal.
+    // A plan that is slower than another measured one must not be called optimal.
     let beaten = plan.measured.as_ref().is_some_and(|measured| !verdict::stands(plan, measured))
         || input.validation.is_some_and(|validation| validation.verdict == Some(Verdict::Refuted));
     page.inside("div", "cards", |cards| {
@@ -130,7 +131,7 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
         cards.card("peak memory", &estimate.peak_memory_bytes.to_string(), &memory_note(plan));
         let validated = input.validation.and_then(|validation| verdict::of_plan(plan, validation));
         if let Some(run) = validated {
-            // Like with like: the plan's own run, at the speed that the machine had when it was predicted.
+            // Compares like with like: the plan's own run, at the machine speed of the profile.
             let speed = if run.measured.machine_speed == 1.0 { "" } else { " at profile speed" };
             cards.card(
                 "measured step time",
@@ -327,7 +328,7 @@ fn runs(page: &mut Markup, input: &ReportInput<'_>) -> Filled {
     Ok(())
 }
 
-/// What is said of runs, each with the runs of which it is said.
+/// Statements about runs, each with the runs that it applies to.
 fn once_each(runs: &[RunRecord], said: impl Fn(&RunRecord) -> Vec<String>) -> Vec<String> {
     let mut whose: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for run in runs {

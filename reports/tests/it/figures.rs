@@ -1,4 +1,4 @@
-//! The pictures: they decode, show something, and survive odd numbers.
+//! The pictures: they decode, have content, and survive unusual numbers.
 
 use crate::fixture;
 
@@ -40,7 +40,7 @@ fn pictures_are_the_same_every_time() {
     assert_eq!(figures(&world().input()).unwrap(), figures(&world().input()).unwrap());
 }
 
-/// Both kinds of figure can be drawn.
+/// Checks that both kinds of figure can be drawn.
 fn check(change: impl FnOnce(&mut World)) {
     let mut world = world();
     change(&mut world);
@@ -118,7 +118,7 @@ fn no_line_of_a_loss_goes_back_in_time() {
     let mut world = world();
     world.runs.truncate(1);
     let one = loss_lines(&world).into_iter().filter(|line| line.len() > 3).count();
-    // As `validate` keeps rounds, and as a training that was gone on with from an earlier step.
+    // As in the rounds of `validate`, and in a training that continued from an earlier step.
     let steps = world.runs[0].steps.clone();
     for _ in 0..3 {
         world.runs[0].steps.extend_from_slice(&steps[2..]);

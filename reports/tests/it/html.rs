@@ -1,4 +1,4 @@
-//! The page: well-formed, complete, self-contained, and safe against what users call their models.
+//! The page: well-formed, complete, self-contained, and safe for any model name.
 
 use crate::fixture;
 
@@ -147,7 +147,7 @@ fn the_page_loads_nothing() {
     for loading in ["url(", "@import", "@font-face"] {
         assert!(!page.contains(loading), "{loading}");
     }
-    // Names of XML vocabularies are no addresses to load from.
+    // XML namespaces are not addresses to load from.
     let addresses = page.match_indices("http").filter(|(at, _)| !page[..*at].ends_with("xmlns=\"")).count();
     assert_eq!(addresses, 0);
 }

@@ -46,7 +46,7 @@ fn the_plan_in_the_terminal() {
     );
 }
 
-/// Text, page and table that speak of utilisation.
+/// Text, page and table that mention utilisation.
 fn of_utilisation(world: &World) -> [String; 3] {
     let page = html(&world.input()).unwrap();
     [terminal::plan_summary(&world.plan), page, csv_plans(&world.plan)]
@@ -63,7 +63,7 @@ fn cells(table: &str, column: &str) -> Vec<String> {
 fn utilisation_is_of_the_published_peak_of_that_device_and_arithmetic() {
     let mut world = gpu_world();
     world.plan.cluster.nodes[0].devices = 4;
-    // 1.2 % of a device's 989 TFLOP/s in bf16, by the model's own count.
+    // 1.2 % of a device's 989 TFLOP/s in bf16, by the model's own FLOP count.
     let flops = world.plan.model.step_flops(world.plan.job.tokens(), 256).0;
     world.plan.estimate.step_time_s = Seconds(flops / 4.0 / (0.012 * 989e12));
     for (precision, peak) in
@@ -86,7 +86,7 @@ fn utilisation_is_of_the_published_peak_of_that_device_and_arithmetic() {
 #[test]
 fn no_published_peak_is_no_utilisation_whatever_was_measured() {
     let mut world = world();
-    // What an older plan took for a peak, and for a share of it.
+    // Older plans stored their peak, and the fraction of it, in this form.
     world.plan.cluster.nodes[0].device.peak_flops_per_s = Some(FlopsPerSecond(1e9));
     world.profile.cluster.nodes[0].device.peak_flops_per_s = Some(FlopsPerSecond(114e9));
     world.profile.hardware.fastest_gemm_flops_per_s = None;
@@ -239,7 +239,7 @@ fn compressed_gradients_in_the_terminal() {
     );
 }
 
-/// Words that only GPUs give cause for.
+/// Words that appear only for GPUs.
 const OF_GPUS: [&str; 6] = ["GPU", "NVLink", "NCCL", "between  ", "compute capability", "MHz"];
 
 fn absent(text: &str, unwanted: &[&str]) {
@@ -276,7 +276,8 @@ fn a_profile_of_gpus_in_the_terminal() {
     );
     absent(&text, &["priority"]);
 
-    // What the driver does not tell is left out, and many pairs of GPUs are not all named.
+    // Properties that the driver does not report are left out, and large numbers of pairs of GPUs are
+    // summarised.
     let environment = &mut world.profile.environment;
     let (gpu, path) = (environment.accelerators[0].clone(), environment.accelerator_paths[0].clone());
     environment.accelerators = (0..4)

@@ -1,4 +1,4 @@
-//! A cluster's launcher, played by its variables: it starts this program once for each rank.
+//! A mock of a cluster's launcher: it sets its variables and starts this program once for each rank.
 
 use super::processes::{alive, busy, children, kill, wait};
 use super::{AUTODIST, Finished, line};
@@ -12,7 +12,7 @@ use std::time::Duration;
 pub const SOON: Duration = Duration::from_secs(8);
 pub const RANKS: &str = "--no-realtime --timeout 20";
 
-/// Variables of one process, as `NAME=value` words.
+/// Environment variables of one process, as a shell list of `NAME=value`.
 pub type Variables<'a> = &'a dyn Fn(usize) -> String;
 
 pub fn torchrun(world: usize, port: u16) -> impl Fn(usize) -> String {
@@ -29,10 +29,10 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// One process of the launcher's.
+/// One process of the launcher.
 pub struct Started {
     child: Child,
-    /// Files, for nobody reads them while it runs.
+    /// Files, because pipes are not read while it runs.
     out: File,
     err: File,
 }
@@ -70,7 +70,7 @@ impl Started {
         self.child.id() as i32
     }
 
-    /// How it ends, which it must do within `limit`.
+    /// The result of the process, which must end within `limit`.
     #[track_caller]
     pub fn end(&mut self, limit: Duration) -> Finished {
         let mut code = None;
@@ -90,7 +90,7 @@ impl Started {
 
 impl Drop for Started {
     fn drop(&mut self) {
-        // A test that failed leaves no process either.
+        // Kill the process even if the test fails.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -115,7 +115,7 @@ impl Job {
         Self { folder, elsewhere, processes, ranks: Vec::new() }
     }
 
-    /// A job that would take minutes, all ranks at work.
+    /// A job that would take minutes, with all ranks training.
     pub fn long(world: usize) -> Self {
         let folder = super::folder(world as u32);
         plan(folder.path(), world);
@@ -132,13 +132,13 @@ impl Job {
         kill(self.processes[process].pid(), signal);
     }
 
-    /// How the process of a rank ends, which it must do soon.
+    /// The result of a rank's process, which must end soon.
     #[track_caller]
     pub fn end(&mut self, rank: usize) -> Finished {
         self.processes[rank].end(SOON)
     }
 
-    /// All but the first process have done what they were told, and nothing else.
+    /// All but the first process have succeeded and printed nothing.
     #[track_caller]
     pub fn agents_end_in_silence(&mut self, code: i32) {
         for rank in 1..self.processes.len() {

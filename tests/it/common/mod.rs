@@ -1,4 +1,4 @@
-//! What all tests of the binary share: running it, and inputs that are right.
+//! Shared code of the binary's tests: running the binary, and valid inputs.
 
 pub mod cluster;
 pub mod processes;
@@ -17,7 +17,20 @@ use std::process::{Command, Stdio};
 
 pub const AUTODIST: &str = env!("CARGO_BIN_EXE_autodist");
 
-/// What a run of the program left behind.
+/// The trainers with export, and the file of each that is read back.
+pub const TRAINERS: [(&str, &str); 9] = [
+    ("megatron", "megatron.sh"),
+    ("megatron-bridge", "megatron-bridge.yaml"),
+    ("torchtitan", "torchtitan.sh"),
+    ("deepspeed", "ds_config.json"),
+    ("accelerate", "accelerate.yaml"),
+    ("transformers", "training_args.json"),
+    ("nanotron", "nanotron.yaml"),
+    ("galvatron", "galvatron.json"),
+    ("maxtext", "maxtext.yml"),
+];
+
+/// The output of a run of the program.
 #[derive(Debug)]
 pub struct Finished {
     pub code: Option<i32>,
@@ -26,15 +39,15 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// The result, where there is one.
+    /// The output of a successful run.
     #[track_caller]
     pub fn ok(self) -> String {
         assert_eq!(self.code, Some(0), "{}", self.err);
         self.out
     }
 
-    /// The result of training plans beside their predictions: on a machine that others share, measurements may refute
-    /// them, which is exit code 5.
+    /// The output of a validation: on a shared machine, measurements may refute the predictions, which is
+    /// exit code 5.
     #[track_caller]
     pub fn measured(self) -> serde_json::Value {
         assert!([Some(0), Some(5)].contains(&self.code), "{:?}: {}", self.code, self.err);
@@ -47,7 +60,7 @@ impl Finished {
     }
 }
 
-/// `autodist` with signals as they are at a terminal, however these tests were started.
+/// `autodist` with the signal handlers of a terminal, independent of those of the tests.
 pub fn command<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: &[S]) -> Command {
     let mut command = Command::new(AUTODIST);
     heed(&mut command, libc::SIG_DFL, &[libc::SIGHUP, libc::SIGINT, libc::SIGTERM]);
@@ -55,7 +68,7 @@ pub fn command<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: &[S]) -> Command 
     command
 }
 
-/// Starts it so that it takes those signals in that way.
+/// Sets the handling of those signals for the command.
 pub fn heed(command: &mut Command, way: libc::sighandler_t, signals: &'static [i32]) {
     use std::os::unix::process::CommandExt;
     // SAFETY: signal may be called between fork and exec.
@@ -78,12 +91,12 @@ pub fn autodist<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: &[S]) -> Finishe
     }
 }
 
-/// `autodist` with arguments that hold no blanks.
+/// `autodist` with arguments without spaces.
 pub fn line(folder: &Path, args: &str) -> Finished {
     autodist(folder, &args.split_whitespace().collect::<Vec<_>>())
 }
 
-/// So small that a step takes a millisecond.
+/// A model so small that a step takes a millisecond.
 pub fn small_model() -> ModelSpec {
     ModelSpec {
         name: "small".to_owned(),
@@ -112,7 +125,7 @@ pub fn profile(devices: u32) -> Profile {
     SyntheticMachine::new(devices).profile(&small_model(), &small_job())
 }
 
-/// The best of the space on two synthetic devices, with two runners-up.
+/// The best plan on two synthetic devices, with two runners-up.
 pub fn plan() -> Plan {
     let (model, job, profile) = (small_model(), small_job(), profile(2));
     let planner = Planner::new(&model, &profile.cluster, &job, &profile);
@@ -122,7 +135,7 @@ pub fn plan() -> Plan {
     plan
 }
 
-/// What two steps of that plan could have measured.
+/// A made-up record of two steps of that plan.
 pub fn run_record() -> RunRecord {
     let plan = plan();
     let step = |step| StepRecord {
@@ -215,7 +228,7 @@ pub fn folder(devices: u32) -> tempfile::TempDir {
     folder
 }
 
-/// Changes the value at `pointer` (RFC 6901); `None` removes it. A pointer that names nothing yet adds it.
+/// Changes the value at `pointer` (RFC 6901); `None` removes it. A pointer to a missing value adds it.
 #[track_caller]
 pub fn edited(
     document: &serde_json::Value,

@@ -1,4 +1,4 @@
-//! Looking at processes, and waiting for them.
+//! Functions that inspect processes and wait for them.
 
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ pub fn alive(pid: i32) -> bool {
     stat(pid).is_some_and(|(state, ..)| state != 'Z')
 }
 
-/// A rank that has used this much is past its start.
+/// Whether a rank has used enough time to be past its start.
 pub fn busy(pid: i32) -> bool {
     stat(pid).is_some_and(|(_, _, ticks)| ticks >= 20)
 }

@@ -1,14 +1,13 @@
-//! What a command shows, as one text that people can review.
+//! The output of a command as one text for review.
 
 use super::{Finished, command};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Help is wrapped at the terminal's width, which is this variable's where there is no terminal. Tables have a width of
-/// their own.
+/// Width of help output, taken from this variable if there is no terminal. Tables have their own width.
 const COLUMNS: &str = "100";
 
-/// Floats are shown with as many digits: the last ones of logarithms and powers differ between C libraries, and between
+/// Digits of floats: the last digits of logarithms and powers differ between C libraries, and between
 /// processors with and without fused multiply-add.
 const DIGITS: usize = 9;
 
@@ -25,12 +24,13 @@ pub fn shown(folder: &Path, args: &str) -> String {
     rounded(&text)
 }
 
-/// The same of several commands, in their order.
+/// The output of several commands, in their order.
 pub fn shown_each(folder: &Path, commands: &[&str]) -> String {
     commands.iter().map(|args| shown(folder, args)).collect::<Vec<_>>().join("\n")
 }
 
-/// Runs it with no other variables than these: a launcher's, or those of the GPU of other tests, would change the output.
+/// Runs it with only these variables: those of a launcher, or of the GPU of other tests, would change the
+/// output.
 fn run(folder: &Path, args: &str) -> Finished {
     let mut command = command(folder, &args.split_whitespace().collect::<Vec<_>>());
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("COLUMNS", COLUMNS);
@@ -44,7 +44,7 @@ fn headed(title: &str, content: &str) -> String {
     format!("\n==> {title} <==\n{content}{end}")
 }
 
-/// The files of a folder, in the order of their names, as `show` shows them.
+/// The files of a folder, in the order of their names, formatted by `show`.
 pub fn files(folder: &Path, show: impl Fn(&str, &[u8]) -> String) -> String {
     let names: BTreeSet<_> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -57,16 +57,16 @@ pub fn files(folder: &Path, show: impl Fn(&str, &[u8]) -> String) -> String {
     rounded(&text)
 }
 
-/// A table's columns, and how many lines it has.
+/// A table's columns, and its number of lines.
 pub fn head_of_table(content: &str) -> String {
     let (head, lines) = content.split_once('\n').unwrap();
     format!("{head}\n({} lines)\n", lines.lines().count())
 }
 
-/// Rows of a page's table that are shown; how many more there are is said.
+/// Maximum rows shown of a page's table; the number of further rows is shown, too.
 const ROWS: usize = 12;
 
-/// What a reader of an HTML page reads: without figures, styles and scripts, a line for each paragraph and row.
+/// The text of an HTML page: without figures, styles and scripts, one line per paragraph and row.
 pub fn text_of_page(page: &str) -> String {
     let mut text = String::new();
     let (mut rows, mut shown) = (0, 0);
@@ -106,7 +106,7 @@ pub fn text_of_page(page: &str) -> String {
     text
 }
 
-/// The text with every float of more digits rounded to [`DIGITS`].
+/// The text with all floats rounded to [`DIGITS`].
 fn rounded(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
@@ -117,7 +117,7 @@ fn rounded(text: &str) -> String {
         let long = number.contains('.') && number.len() > DIGITS + 1;
         result += before;
         match number.parse::<f64>() {
-            // What stands behind it may be an exponent, which stays.
+            // The following text may be an exponent, which stays.
             Ok(value) if long => {
                 let value: f64 = format!("{value:.*e}", DIGITS - 1).parse().unwrap();
                 result += &value.to_string();

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
-/// Packets that wait in an interface.
+/// Maximum packets in the queue of an interface.
 const QUEUE: libc::c_int = 2000;
 
 /// A request about the interface `name`.
@@ -36,7 +36,7 @@ pub fn up(name: &str) -> io::Result<()> {
     ask(&socket()?, libc::SIOCSIFFLAGS, &mut request)
 }
 
-/// Makes an interface whose packets are read and written here; it is gone when this is closed.
+/// Creates an interface whose packets are read and written here; closing the descriptor removes it.
 pub fn open(name: &str) -> io::Result<OwnedFd> {
     let file =
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;

@@ -1,4 +1,4 @@
-//! One machine of a lab.
+//! One simulated machine of the lab.
 
 use super::interface;
 use std::fs::File;
@@ -8,14 +8,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// Its namespaces live as long as this, or as a process in them.
+/// Its namespaces exist as long as this value, or a process in them.
 pub struct Machine {
     pub address: Ipv4Addr,
-    /// With their kinds, mounts last: the others are opened by paths.
+    /// With their kinds, mounts last, because the others are opened by paths.
     namespaces: Vec<(File, libc::c_int)>,
 }
 
-/// As that of ranks.
+/// The priority of ranks.
 const PRIORITY: libc::c_int = 20;
 
 const KINDS: [(&str, libc::c_int); 4] = [
@@ -26,14 +26,14 @@ const KINDS: [(&str, libc::c_int); 4] = [
 ];
 
 impl Machine {
-    /// Makes the namespaces, and the interface through which the switch reaches them.
+    /// Creates the namespaces, and the interface to the switch.
     pub fn start(name: &'static str, address: Ipv4Addr, window: u64) -> Result<(Self, OwnedFd), String> {
-        // A thread that leaves the process's namespaces takes nobody with it.
+        // A separate thread, because only the calling thread leaves the process's namespaces.
         let made = std::thread::spawn(move || make(name, address, window)).join();
         made.map_err(|_| "making a machine failed".to_owned())?
     }
 
-    /// `program`, to be run here.
+    /// A command for `program` that runs on this machine.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         let namespaces: Vec<(libc::c_int, libc::c_int)> =
@@ -46,7 +46,8 @@ impl Machine {
                 if libc::getppid() as u32 != parent {
                     return Err(io::Error::from_raw_os_error(libc::ESRCH));
                 }
-                // Whoever enters other mounts is at their root; paths are the same there.
+                // Entering a mount namespace changes the working directory to its root; paths are the same
+                // there.
                 let mut folder = [0; libc::PATH_MAX as usize];
                 if libc::getcwd(folder.as_mut_ptr(), folder.len()).is_null() {
                     return Err(io::Error::last_os_error());
@@ -62,7 +63,7 @@ impl Machine {
         command
     }
 
-    /// Segments that its TCP has sent more than once so far.
+    /// Number of TCP retransmissions so far.
     pub fn repeated(&self) -> u64 {
         let text =
             self.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap()).join().unwrap();
@@ -72,7 +73,7 @@ impl Machine {
         values.split_whitespace().nth(place).unwrap().parse().unwrap()
     }
 
-    /// Runs `work` on a thread whose network is this machine's, with real-time priority where it may be had.
+    /// Runs `work` on a thread in this machine's network, with real-time priority if permitted.
     pub fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -109,7 +110,7 @@ fn make(name: &'static str, address: Ipv4Addr, window: u64) -> Result<(Machine, 
     Ok((Machine { address, namespaces }, port))
 }
 
-/// Memory that is shared by name is shared on this machine alone: libraries must not find a way past the switch.
+/// Named shared memory is private to this machine: libraries must not bypass the switch.
 fn mounts() -> io::Result<()> {
     let none = std::ptr::null();
     // SAFETY: all strings are constants that end in zero.
@@ -129,13 +130,14 @@ fn settings(window: u64) -> io::Result<()> {
     ] {
         std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value)?;
     }
-    // What most systems use, or what comes near it; the system's own where neither can be had.
+    // The default of most systems, or a similar one; the system's own if neither is available.
     let control = "/proc/sys/net/ipv4/tcp_congestion_control";
     let _ = ["cubic", "reno"].iter().find(|name| std::fs::write(control, name).is_ok());
     Ok(())
 }
 
-/// Puts the calling thread before everything that asks for no such priority; whether it may.
+/// Gives the calling thread priority over all threads without such a priority; returns whether it is
+/// permitted.
 pub fn realtime(policy: libc::c_int, priority: libc::c_int) -> bool {
     let parameter = libc::sched_param { sched_priority: priority };
     // SAFETY: the parameter outlives the call; 0 names the calling thread.

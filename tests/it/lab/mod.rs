@@ -1,8 +1,9 @@
-//! A lab: machines with names of their own, joined by a switch that lets through what their links would.
+//! A lab: machines with their own names, connected by a switch that emulates their links.
 //!
-//! A machine is a set of namespaces (network, host name, System V memory, mounts), known to this process alone by open
-//! descriptors; what runs on it dies with the thread that started it. So whatever ends a test, nothing is left: no
-//! namespace has a name, and the switch is a thread. Needs root and /dev/net/tun, no other program.
+//! A machine is a set of namespaces (network, host name, System V memory, mounts), known only to this process
+//! by open descriptors; its processes die with the thread that started them. So nothing remains after a test,
+//! however it ends: no namespace has a name, and the switch is a thread. Needs root and /dev/net/tun, no
+//! other program.
 
 mod interface;
 mod machine;
@@ -20,14 +21,14 @@ use switch::Switch;
 
 /// Bytes of a packet, headers of IP and TCP included.
 pub const MTU: usize = 1500;
-/// What a link carries beside an IP packet: addresses and type of an Ethernet frame.
+/// Bytes of a frame in addition to an IP packet: addresses and type of an Ethernet frame.
 pub const FRAME: usize = 14;
 /// Headers of IP and of TCP with time stamps.
 const HEADERS: usize = 52;
-/// Room for what is not yet acknowledged, beside twice what is on the way: queues stay short, and nothing is lost.
+/// Window in addition to twice the bandwidth-delay product: queues stay short, and no packet is lost.
 const WINDOW: f64 = 192e3;
 
-/// A machine's links: as fast up as `up`, as fast down as `down`, and so late each.
+/// A machine's links: the rates of `up` and `down`, and the delay of each.
 #[derive(Debug, Clone, Copy)]
 pub struct Uplink {
     pub up: Rate,
@@ -42,12 +43,12 @@ impl Uplink {
     }
 }
 
-/// What one TCP stream gets of a link, bytes per second.
+/// Goodput of one TCP stream on a link, bytes per second.
 pub fn goodput(rate: Rate) -> f64 {
     rate.bytes_per_s() * (MTU - HEADERS) as f64 / (MTU + FRAME) as f64
 }
 
-/// Machines one to as many as there are links; one lab at a time, for they are timed.
+/// One machine per link; one lab at a time, because the tests measure times.
 pub struct Lab {
     pub machines: Vec<Machine>,
     switch: Switch,
@@ -58,7 +59,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 const NAMES: [&str; 6] = ["one", "two", "three", "four", "five", "six"];
 
 impl Lab {
-    /// `None`, said aloud, where this system allows no lab.
+    /// `None`, with a printed message, if this system does not support the lab.
     pub fn new(test: &str, uplinks: &[Uplink]) -> Option<Self> {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         match Self::start(uplinks) {
@@ -82,34 +83,34 @@ impl Lab {
         Ok((machines, Switch::start(ports, uplinks)?))
     }
 
-    /// `program`, to be run on a machine. It dies with the thread that starts it.
+    /// A command for `program` on a machine. It dies with the thread that starts it.
     pub fn command(&self, machine: usize, program: &str) -> Command {
         self.machines[machine].command(program)
     }
 
-    /// Segments that TCP has sent more than once, packets that the switch has lost.
+    /// Number of TCP retransmissions, and of packets that the switch has lost.
     pub fn repeated_and_lost(&self) -> (u64, u64) {
         let lost = self.counters().iter().map(|counters| counters.lost).sum();
         (self.machines.iter().map(Machine::repeated).sum(), lost)
     }
 
-    /// As [`Switch::let_through_only`].
+    /// See [`Switch::let_through_only`].
     pub fn let_through_only(&self, port: u16) {
         self.switch.let_through_only(port);
     }
 
-    /// What has left each machine so far.
+    /// Counters of the traffic that each machine has sent so far.
     pub fn counters(&self) -> Vec<Counters> {
         self.switch.counters()
     }
 }
 
-/// The tests' own output is hidden where they pass: this is not.
+/// Test harnesses hide the output of passing tests, but not this message.
 pub fn skipped(test: &str, reason: &str) {
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {reason}");
 }
 
-/// What one connection may have on its way, bytes.
+/// Bytes that one connection may have in flight.
 fn window(uplinks: &[Uplink]) -> u64 {
     let largest = uplinks.iter().map(|link| {
         let round_trip = 4.0 * link.delay.as_secs_f64();

@@ -1,8 +1,8 @@
-//! A switch in user space: packets come out of one machine's interface and go into another's, no sooner than the links
-//! between them would have let them through.
+//! A switch in user space: packets are read from one machine's interface and written to another's, no sooner
+//! than the links between them would have delivered them.
 //!
-//! A link is a queue in virtual time: a packet leaves it when all before it have, after its own length over the rate,
-//! and is late by the delay. Packets cross the sender's uplink, then the receiver's downlink.
+//! A link is a queue in virtual time: a packet leaves it after all earlier ones, after its own size / rate,
+//! and arrives after the delay. Packets cross the sender's uplink, then the receiver's downlink.
 
 use super::machine::realtime;
 use super::{FRAME, Uplink};
@@ -14,15 +14,15 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Above ranks that ask for real-time priority.
+/// Higher than the real-time priority of ranks.
 const PRIORITY: libc::c_int = 40;
-/// A packet that would wait longer is lost.
+/// Packets with a longer queueing time are dropped.
 const LONGEST_QUEUE: Duration = Duration::from_millis(200);
-/// Packets of one interface that are taken before the others have their turn.
+/// Maximum packets that are read from one interface before the others are served.
 const AT_ONCE: usize = 16;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Of a link.
+/// The rate of a link.
 #[derive(Debug, Clone, Copy)]
 pub struct Rate(f64);
 
@@ -36,35 +36,36 @@ impl Rate {
     }
 }
 
-/// What has crossed a machine's uplink.
+/// Traffic of a machine's uplink.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     pub packets: u64,
-    /// Frames of Ethernet.
+    /// Bytes of Ethernet frames.
     pub bytes: u64,
-    /// What TCP carried; what it repeats counts again.
+    /// TCP payload, including retransmissions.
     pub payload: u64,
-    /// Packets that no queue had room for, on the way from this machine.
+    /// Packets from this machine that were dropped because a queue was full.
     pub lost: u64,
 }
 
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
-    /// The only port at which TCP may connect from one machine to another; 0 for all.
+    /// The only TCP port that accepts connections between machines; 0 for all.
     port: AtomicU16,
     /// By machine: packets, bytes, payload, lost.
     counters: Vec<[AtomicU64; 4]>,
 }
 
-/// Dropping it unplugs all machines.
+/// Dropping it disconnects all machines.
 pub struct Switch {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Switch {
-    /// Joins the machines behind `ports`; the last number of a machine's address is its place, counted from 1.
+    /// Connects the machines behind `ports`; the last byte of a machine's address is its index, counted from
+    /// 1.
     pub fn start(ports: Vec<OwnedFd>, uplinks: &[Uplink]) -> Result<Self, String> {
         let counters = ports.iter().map(|_| Default::default()).collect();
         let shared = Arc::new(Shared { stop: AtomicBool::new(false), port: AtomicU16::new(0), counters });
@@ -86,12 +87,12 @@ impl Switch {
             let _ = ready.send(realtime(libc::SCHED_FIFO, PRIORITY));
             forwarder.run();
         });
-        // Without the priority it is late where others compute; what is measured then shows it.
+        // Without the priority it is late if other processes use the cores; the measurements then show it.
         started.recv().map_err(|_| "the switch did not start".to_owned())?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Lets nobody connect from now on but at this port, as a firewall that answers nothing.
+    /// Drops new connections to all ports but this one, as a firewall does.
     pub fn let_through_only(&self, port: u16) {
         self.shared.port.store(port, Ordering::Relaxed);
     }
@@ -119,12 +120,12 @@ impl Drop for Switch {
 struct Link {
     rate: Rate,
     delay: Duration,
-    /// When all that was sent has left it.
+    /// When the last packet sent has left it.
     free: Option<Instant>,
 }
 
 impl Link {
-    /// When a frame that comes at `now` is at its other end; `None` if its queue is full.
+    /// When a frame that is sent at `now` arrives; `None` if its queue is full.
     fn cross(&mut self, now: Instant, bytes: usize) -> Option<Instant> {
         let start = self.free.map_or(now, |free| free.max(now));
         if start - now > LONGEST_QUEUE {
@@ -143,7 +144,7 @@ struct Event {
     sequence: u64,
     from: usize,
     to: usize,
-    /// Whether the downlink is behind it too.
+    /// Whether it has also crossed the downlink.
     arrived: bool,
     packet: Vec<u8>,
 }
@@ -186,7 +187,7 @@ impl Forwarder {
         }
     }
 
-    /// Puts what a machine has sent on its uplink.
+    /// Puts the packets of a machine on its uplink.
     fn take(&mut self, from: usize, buffer: &mut [u8]) {
         for _ in 0..AT_ONCE {
             let port = self.ports[from].as_raw_fd();
@@ -222,7 +223,7 @@ impl Forwarder {
                 unsafe { libc::write(self.ports[to].as_raw_fd(), packet.as_ptr().cast(), packet.len()) };
                 continue;
             }
-            // In virtual time: a switch that was late makes no link slower.
+            // In virtual time, so that a late switch does not slow down a link.
             match self.down[to].cross(at, packet.len() + FRAME) {
                 Some(at) => self.push(at, from, to, true, packet),
                 None => drop(self.shared.counters[from][3].fetch_add(1, Ordering::Relaxed)),
@@ -244,21 +245,21 @@ impl Forwarder {
     }
 }
 
-/// The place of the machine that an IPv4 packet is for.
+/// The index of the machine that an IPv4 packet is addressed to.
 fn receiver(packet: &[u8]) -> Option<usize> {
     let version = packet.first()? >> 4;
     let last = *packet.get(19)?;
     (version == 4 && last > 0).then(|| usize::from(last) - 1)
 }
 
-/// The port at which a packet of TCP asks to connect, if it does.
+/// The destination port of a TCP connection request, if the packet is one.
 fn connects_to(packet: &[u8]) -> Option<u16> {
     let tcp = packet.get(4 * usize::from(packet[0] & 15)..)?;
     let (syn, ack) = (tcp.get(13)? & 2 != 0, tcp[13] & 16 != 0);
     (packet.get(9) == Some(&6) && syn && !ack).then(|| u16::from_be_bytes([tcp[2], tcp[3]]))
 }
 
-/// Bytes that TCP carries in an IPv4 packet.
+/// Bytes of TCP payload in an IPv4 packet.
 fn payload(packet: &[u8]) -> usize {
     let ip = 4 * usize::from(packet[0] & 15);
     match (packet.get(9), packet.get(ip + 12)) {

@@ -1,5 +1,5 @@
-//! The profile of a machine that nobody measured: every cell is the price that the analytic model asks the hardware
-//! model for, so that both models read the same machine.
+//! A synthetic profile: every cell is the price of the hardware model that the analytic model uses, so that
+//! both models price the same machine.
 
 use autodist_analytic::{FreeParameters, Trainer, TrainingRun};
 use autodist_cost_model::synthetic;
@@ -11,7 +11,7 @@ use autodist_spec::{
 };
 use std::collections::BTreeMap;
 
-/// The cells that `program` asks for, and no others: nothing is interpolated.
+/// Only the cells that `program` needs: nothing is interpolated.
 pub fn profile(run: &TrainingRun, parameters: &FreeParameters, job: &Job, program: &Program) -> Profile {
     let cells = Cells { run, parameters: *parameters };
     let none = exactly(0.0);
@@ -29,7 +29,7 @@ pub fn profile(run: &TrainingRun, parameters: &FreeParameters, job: &Job, progra
         stream_handover: none,
         synchronisation: none,
         step_overhead: exactly(parameters.step_s),
-        // The cells of backward passes hold what it takes to add a gradient to the others.
+        // The cells of backward passes include the accumulation of gradients.
         zero_s_per_element: 0.0,
         add_s_per_element: 0.0,
         baseline_bytes: Bytes(0),
@@ -53,23 +53,23 @@ struct Tensors {
     /// An activation between layers, and this rank's rows of it.
     whole: i64,
     rows: i64,
-    /// What attention and the MLP keep beside their inputs.
+    /// Activations that attention and the MLP keep in addition to their inputs.
     attention: i64,
-    /// Of it, what selective recomputation does without.
+    /// The part of it that selective recomputation drops.
     scores: i64,
     mlp: i64,
-    /// Gradients of what they keep that are live at once.
+    /// Simultaneously live gradients of these activations.
     attention_gradient: i64,
     mlp_gradient: i64,
-    /// The largest gradient of weights before it is added to the others: of the MLP, of the table.
+    /// The largest weight gradient before accumulation: of the MLP, and of the embedding table.
     mlp_weights: i64,
     table: i64,
-    /// Logits in 16 bits, and what the loss makes of them.
+    /// Logits in 16 bits, and the tensors that the loss computes from them.
     logits: i64,
     loss: i64,
 }
 
-/// Local sizes.
+/// Sizes on one rank.
 struct Sizes {
     tokens: f64,
     hidden: f64,
@@ -79,7 +79,7 @@ struct Sizes {
     kv: f64,
     ffn: f64,
     gated: f64,
-    /// Rows of the table, padded.
+    /// Rows of the embedding table, padded.
     rows: f64,
 }
 
@@ -128,12 +128,12 @@ impl Cells<'_> {
         }
     }
 
-    /// Seconds of a byte that a memory-bound kernel moves.
+    /// Seconds per byte of a memory-bound kernel.
     fn per_byte(&self) -> f64 {
         self.run.machine.seconds_per_byte / self.parameters.memory_efficiency
     }
 
-    /// A linear layer: forward; the gradients of its input and its weights.
+    /// GEMMs of a linear layer: forward; input and weight gradients.
     fn linear(&self, rows: f64, out: f64, into: f64) -> (f64, f64) {
         let product = |m: f64, n: f64, k: f64| {
             self.run.machine.gemms(self.run.dtype, 1, m as u64, n as u64, k as u64)
@@ -158,7 +158,7 @@ impl Cells<'_> {
         self.run.machine.attention(&core) / (self.parameters.flash * self.parameters.ampere)
     }
 
-    /// Seconds of adding the gradients of so many parameters to those of the micro-batches before.
+    /// Seconds to accumulate the gradients of the given number of parameters over micro-batches.
     fn accumulation(&self, elements: f64) -> f64 {
         if self.run.micro_batches() > 1.0 {
             elements * 3.0 * self.run.trainer.gradient_bytes(self.run.dtype) * self.per_byte()
@@ -171,7 +171,7 @@ impl Cells<'_> {
         let Sizes { tokens, hidden, along, query, kv, ffn, gated, rows } = self.sizes();
         let backward = pass == Pass::Backward;
         let pick = |(forward, back): (f64, f64)| if backward { back } else { forward };
-        // Elements of each token that kernels read and write in 16 bits.
+        // Elements per token that kernels read and write in 16 bits.
         let moved = |elements: f64| 2.0 * tokens * elements * self.parameters.elementwise * self.per_byte();
         let head = self.linear(tokens, rows, hidden);
         let loss = 0.5 * tokens * rows * self.parameters.logit_bytes * self.per_byte();
@@ -197,7 +197,7 @@ impl Cells<'_> {
             Segment::FinalNorm => 0.0,
             Segment::Logits => head.0,
             Segment::Normalizer => loss,
-            // Its backward is the whole head's.
+            // Its backward is that of the whole head.
             Segment::Loss => pick((0.0, head.1 + loss + self.accumulation(rows * hidden))),
             Segment::Embedding => {
                 let tied = self.run.shape.tied_embeddings && self.run.layout.pipeline == 1;
@@ -216,12 +216,12 @@ impl Cells<'_> {
         let table = f64::from(shape.vocab) / f64::from(self.run.layout.tensor) * hidden;
         let fully_sharded = self.run.trainer == Trainer::Fsdp2;
         let bytes = |each: f64, elements: f64| (each * elements).round() as i64;
-        // Masks of dropout, which younger models do without.
+        // Dropout masks, which newer models do not have.
         let mask = if shape.gated { 0 } else { bytes(1.0, tokens * along) };
         let scores = bytes(4.0, tokens * heads);
         let projections = bytes(2.0, tokens * (2.0 * query + 2.0 * kv));
         let inner = bytes(if shape.gated { 6.0 } else { 4.0 }, tokens * ffn);
-        // With sharded gradients it is a program that says how long whole ones live.
+        // With sharded gradients, the program determines the lifetime of whole ones.
         let gradient = if self.run.layout.zero_stage >= 2 { 0.0 } else { 2.0 };
         let logits = tokens * f64::from(shape.vocab) / f64::from(self.run.layout.tensor);
         Tensors {
@@ -239,8 +239,9 @@ impl Cells<'_> {
         }
     }
 
-    /// Live bytes after a segment less before, and the most while it runs. A forward keeps its input, which is the
-    /// output of what ran before; with sequence parallelism it keeps the rows and frees what was gathered of them.
+    /// Live bytes after a segment minus before, and their maximum during it. A forward pass keeps its input,
+    /// which is the output of the previous segment; with sequence parallelism it keeps the rows and frees the
+    /// gathered tensor.
     fn memory(&self, segment: Segment, pass: Pass, recompute: Recompute) -> (i64, i64) {
         use Segment::*;
         let Tensors { whole, rows, attention, scores, mlp, logits, loss, .. } = self.tensors();
@@ -252,15 +253,16 @@ impl Cells<'_> {
             (Embedding, Pass::Forward | Pass::Recompute) => (whole, whole),
             (Embedding, Pass::Backward) => (-rows - gathered, 0),
             (AttentionNorm | MlpNorm | FinalNorm, Pass::Forward | Pass::Recompute) => (rows, rows),
-            // The norm's input, the gradient beside it and that of its output become the gradient of its input.
+            // The norm's input, the residual's gradient and that of its output are replaced by the gradient
+            // of its input.
             (AttentionNorm | MlpNorm, Pass::Backward) => (-2 * rows, rows),
             (FinalNorm, Pass::Backward) => (-rows, rows),
-            // The norm's output is dropped, and before the block ends what went into the norm, too.
+            // The norm's output is freed, and before the block ends its input, too.
             (Attention, Pass::Forward) if forgets => (whole - gathered - rows, attention + whole),
             (Mlp, Pass::Forward) if forgets => (whole - gathered - 2 * rows, mlp + whole),
             (Attention, Pass::Forward | Pass::Recompute) => (attention + whole - gathered, attention + whole),
             (Mlp, Pass::Forward) => (mlp + whole - gathered, mlp + whole),
-            // Nobody needs the block's output again.
+            // The block's output is not needed again.
             (Mlp, Pass::Recompute) => (mlp - gathered, mlp),
             (Attention, Pass::Backward) => (-attention - gathered, attention_gradient + whole),
             (Mlp, Pass::Backward) => (-mlp - gathered, mlp_gradient + whole + mlp_weights),
@@ -271,7 +273,7 @@ impl Cells<'_> {
         }
     }
 
-    /// Seconds of one block: forward; backward with what is run again. Tensor-parallel collectives left out.
+    /// Seconds of one block: forward; backward with recomputation. Without tensor-parallel collectives.
     pub fn block(&self) -> (f64, f64) {
         use Segment::*;
         let pass = |pass| -> f64 {
@@ -281,14 +283,14 @@ impl Cells<'_> {
         (pass(Pass::Forward), pass(Pass::Backward) + again)
     }
 
-    /// Bytes that the backward pass of a block holds beside what was kept: gradients, and what it runs again.
+    /// Bytes that the backward pass of a block allocates: gradients, and recomputed activations.
     pub fn passing(&self) -> f64 {
         let Tensors { whole, rows, attention, mlp, mlp_gradient, .. } = self.tensors();
         let again = if self.run.recompute == Recompute::None { 0 } else { attention + mlp + 4 * rows };
         (mlp_gradient + 2 * whole + again) as f64
     }
 
-    /// A collective of neighbours `stride` ranks apart, all such groups at once.
+    /// A collective of neighbours `stride` ranks apart, with all such groups at once.
     pub fn collective(&self, kind: Collective, group: usize, stride: usize, bytes: Bytes) -> f64 {
         let machine = &self.run.machine;
         let (ranks, stride) = (group as u32, stride as u32);
@@ -338,7 +340,7 @@ impl Cells<'_> {
         asked.into_values().collect()
     }
 
-    /// Every rank of a stage sends at once.
+    /// Every rank of a stage sends at the same time.
     fn messages(&self, program: &Program) -> Vec<MessageCost> {
         let machine = &self.run.machine;
         let layout = program.layout;
@@ -358,8 +360,8 @@ impl Cells<'_> {
         sizes.collect::<std::collections::BTreeSet<_>>().into_iter().map(cell).collect()
     }
 
-    /// An update reads the gradient and reads and writes master weight and moments; who keeps whole gradients zeroes
-    /// them and reads them for their norm.
+    /// An update reads the gradient and reads and writes master weight and moments; ranks with whole
+    /// gradients zero them and read them for their norm.
     fn optimizer(&self, elements: u64) -> OptimizerCost {
         let per_byte = self.parameters.optimizer * self.per_byte();
         let seconds = |bytes: f64| exactly(bytes * elements as f64 * per_byte);

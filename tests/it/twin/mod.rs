@@ -1,7 +1,5 @@
 //! Layouts that both cost models price, on one machine.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
-
 mod cells;
 pub mod reasons;
 
@@ -16,16 +14,16 @@ use autodist_spec::{
 };
 use std::sync::{Arc, LazyLock};
 
-/// Nodes of eight A100 and as many cards of 200 Gbit/s.
+/// Nodes of eight A100s with eight 200 Gbit/s NICs.
 static MACHINE: LazyLock<Arc<NodeModel>> = LazyLock::new(|| {
     let uplink = Uplink { fabric: "infiniband".to_owned(), bytes_per_s: 200e9, nics: 8 };
     Arc::new(NodeModel::named("a100-80gb-sxm", 8, Some(&uplink)).unwrap())
 });
 
-/// The analytic model without what a profile has no cell for, and with what a program says of overlap.
+/// The analytic model without effects that a profile has no cell for, and with the overlap of a program.
 pub fn parameters() -> FreeParameters {
     FreeParameters {
-        // Ranks that wait for slower ones, and for the host.
+        // Waits for slower ranks, and for the host.
         jitter: 0.0,
         skew_s: 0.0,
         message_s: 0.0,
@@ -34,26 +32,26 @@ pub fn parameters() -> FreeParameters {
         // GEMMs of every shape cost what the hardware model says.
         unaligned: 1.0,
         early_stop: 1.0,
-        // Tensor-parallel collectives block; messages are hidden by nothing but the schedule.
+        // Tensor-parallel collectives block; send/recv overlaps only as the schedule allows.
         tensor_drag: 1.0,
         message_exposed: 1.0,
-        // Transfers of gradients and parameters slow nothing down beside them.
+        // Collectives of gradients and parameters do not slow down compute.
         gather_drag: 0.0,
         reduce_exposed: EXPOSED,
-        // Gathers of updated parameters end the step: they are exposed whole.
+        // All-gathers of updated parameters are at the end of the step: fully exposed.
         update_gather: 1.0 / EXPOSED,
         step_s: 0.0,
         ..FreeParameters::prior()
     }
 }
 
-/// Next to nothing of a reduction is exposed but what is longer than the backward pass. It is not zero because the
-/// analytic model hides the gathers of updated parameters by the same number.
+/// Almost nothing of a reduction is exposed except its part that is longer than the backward pass. It is not
+/// zero because the analytic model overlaps the all-gathers of updated parameters by the same number.
 const EXPOSED: f64 = 1e-9;
 
-/// A model, a job and a way of training it.
+/// A model, a job and a strategy.
 pub struct Case {
-    /// The line that it was read from.
+    /// The line that describes it.
     pub text: String,
     pub model: ModelSpec,
     pub job: Job,
@@ -61,8 +59,8 @@ pub struct Case {
 }
 
 impl Case {
-    /// `llama2-7b/16 gb64 seq4096 dp8 tp2 pp2 mb1 zero1 sp v2 recompute=full`: a model of the catalogue with so many
-    /// blocks; what is left out is as usual.
+    /// `llama2-7b/16 gb64 seq4096 dp8 tp2 pp2 mb1 zero1 sp v2 recompute=full`: a model of the catalogue with
+    /// the given number of blocks; omitted parts have defaults.
     pub fn read(text: &str) -> Self {
         let mut words = text.split_whitespace();
         let (name, layers) = words.next().unwrap().split_once('/').unwrap();
@@ -96,8 +94,8 @@ impl Case {
         Self { text: text.split_whitespace().collect::<Vec<_>>().join(" "), model, job, strategy }
     }
 
-    /// The same as the analytic model takes it. ZeRO-3 is FSDP's; the other stages are Megatron-Core's, which keeps and
-    /// reduces gradients in fp32 as a program does.
+    /// The case for the analytic model. ZeRO-3 is FSDP's; the other stages are Megatron-Core's, which keeps
+    /// and reduces gradients in fp32 as a program does.
     fn run(&self) -> TrainingRun {
         let s = &self.strategy;
         let layout = ParallelDims {
@@ -120,7 +118,7 @@ impl Case {
         }
     }
 
-    /// As many blocks for every chunk; the embedding before the first, the head after the last.
+    /// Equal numbers of blocks per chunk; the embedding before the first, the head after the last.
     fn program(&self) -> Program {
         let chunks = self.strategy.chunks() as usize;
         let blocks = self.model.layers as usize / chunks;
@@ -154,31 +152,31 @@ impl Case {
     }
 }
 
-/// What both models say of one layout.
+/// The predictions of both models for one layout.
 pub struct Pair {
     pub case: Case,
     pub run: TrainingRun,
     pub program: Program,
-    /// Of the program: its step, where each pipeline rank spends it, and the fullest rank's memory.
+    /// Of the program: step time, the breakdown of each pipeline rank, and the fullest rank's memory.
     pub step: f64,
     pub ranks: Vec<CostBreakdown>,
     pub memory: MemoryBreakdown,
-    /// Of the closed form.
+    /// The closed form's breakdown.
     pub analytic: Breakdown,
     pub analytic_memory: Memory,
 }
 
 impl Pair {
-    /// What the program says and what the closed form says: seconds of a step, or bytes of tensors at the peak.
+    /// The figures of the program and of the closed form: seconds of a step, or bytes of tensors at the peak.
     pub fn figures(&self, figure: Figure) -> (f64, f64) {
         match figure {
             Figure::Time => (self.step, self.analytic.total()),
-            // What an allocator and a driver hold beside tensors is in neither.
+            // Neither includes memory of the allocator and the driver.
             Figure::Memory => (self.memory.total().as_f64(), self.analytic_memory.allocated()),
         }
     }
 
-    /// The program's figure over the closed form's.
+    /// The program's figure / the closed form's.
     pub fn ratio(&self, figure: Figure) -> f64 {
         let (program, closed) = self.figures(figure);
         program / closed

@@ -1,5 +1,5 @@
-//! Why the two models differ where they differ much: every reason says to which layouts it applies, and how much the
-//! program's figure exceeds the closed form's by it.
+//! Reasons for large differences between the two models: each has the layouts to which it applies, and the
+//! amount by which the program's figure exceeds the closed form's.
 
 use super::cells::Cells;
 use super::{Figure, Pair, parameters};
@@ -15,7 +15,8 @@ pub struct Reason {
 }
 
 pub const REASONS: [Reason; 6] = [
-    // A program scatters fp32 gradients. The closed form takes a scatter for as long as a gather, which is in 16 bits.
+    // A program reduce-scatters fp32 gradients. In the closed form a reduce-scatter takes as long as an
+    // all-gather, which is in 16 bits.
     Reason {
         name: "ZeRO-3 scatters gradients in fp32",
         figure: Figure::Time,
@@ -27,8 +28,9 @@ pub const REASONS: [Reason; 6] = [
             pair.run.micro_batches() * blocks(pair) * (fp32 - narrow)
         },
     },
-    // A program gathers the embedding before its first layer and scatters its gradient after its last one, with nothing
-    // beside them. The closed form moves blocks alone, the first and the last of them exposed once a step.
+    // A program gathers the embedding before its first layer and reduce-scatters its gradient after its last
+    // one, without overlap. The closed form includes only blocks, of which the first and the last are exposed
+    // once per step.
     Reason {
         name: "ZeRO-3 moves the embedding in every micro-batch",
         figure: Figure::Time,
@@ -42,8 +44,8 @@ pub const REASONS: [Reason; 6] = [
             pair.run.micro_batches() * seconds - 2.0 * Block::of(pair).gather
         },
     },
-    // In a program every backward pass of a chunk ends with its last scatter, and so later ranks of the pipeline wait.
-    // The closed form scatters after the last micro-batch.
+    // In a program every backward pass of a chunk ends with its last reduce-scatter, and so later ranks of
+    // the pipeline wait. The closed form reduce-scatters after the last micro-batch.
     Reason {
         name: "ZeRO-2 and 3 scatter in every pass of a pipeline",
         figure: Figure::Time,
@@ -66,8 +68,9 @@ pub const REASONS: [Reason; 6] = [
             passes(pair) * exposed - pair.analytic.gather_s
         },
     },
-    // A program holds the whole fp32 gradients of two blocks, one that is written and one that is scattered. The
-    // closed form has one of FSDP's in 16 bits, or in a pipeline all of them and all parameters; of Megatron's none.
+    // A program holds the whole fp32 gradients of two blocks, one being written and one being
+    // reduce-scattered. The closed form has one block's in 16 bits for FSDP, or in a pipeline all gradients
+    // and all parameters; none for Megatron.
     Reason {
         name: "two blocks' whole gradients in fp32",
         figure: Figure::Memory,
@@ -77,14 +80,14 @@ pub const REASONS: [Reason; 6] = [
             let closed = match (zero(pair, 3), piped(pair)) {
                 (false, _) => 0.0,
                 (true, false) => 2.0 * block_elements(pair),
-                // Both hold two gathered blocks at least.
+                // Both hold at least two gathered blocks.
                 (true, true) => pair.analytic_memory.buffers - 4.0 * block_elements(pair),
             };
             held - closed
         },
     },
-    // The closed form adds logits to what a block's backward pass holds. A program frees them before, so that the
-    // larger of the two counts.
+    // The closed form adds logits to the memory of a block's backward pass. A program frees them before, so
+    // that the larger of the two counts.
     Reason {
         name: "logits and a block's backward pass at one moment",
         figure: Figure::Memory,
@@ -110,7 +113,7 @@ fn blocks(pair: &Pair) -> f64 {
     pair.run.blocks().0
 }
 
-/// Passes, each way, between the first and the last of a step that follow each other.
+/// Passes in each direction between the first and the last of a step that follow each other.
 fn passes(pair: &Pair) -> f64 {
     pair.run.micro_batches() + f64::from(pair.run.layout.pipeline) - 1.0
 }

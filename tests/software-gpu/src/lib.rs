@@ -39,7 +39,7 @@ use std::sync::OnceLock;
 
 use sha2::{Digest, Sha256};
 
-/// What the libraries share, linked to by each of them.
+/// Shared code of the libraries, which each of them links to.
 const CORE: (&str, &str) = ("libsoftware-gpu.so", "device.cpp");
 
 /// The libraries, by the names under which the real ones are installed, and their sources.
@@ -53,8 +53,8 @@ const LIBRARIES: [(&str, &str); 5] = [
 
 const HEADERS: [&str; 4] = ["device.h", "image.h", "numbers.h", "shim.h"];
 
-/// Plain `-O1` keeps the build short. The fault handler leaves operations by a long jump from another stack, which
-/// fortified builds take for an attack.
+/// Plain `-O1` keeps the build short. The fault handler leaves operations by a long jump from another stack,
+/// which fortified builds treat as an attack.
 const FLAGS: [&str; 11] = [
     "-std=c++17",
     "-O1",
@@ -73,7 +73,7 @@ const FLAGS: [&str; 11] = [
 ///
 /// # Panics
 ///
-/// With the compiler's words if they cannot be built.
+/// With the compiler's output if they cannot be built.
 pub fn libraries() -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| build(&key(), compile_all)).clone()
@@ -100,13 +100,13 @@ pub fn with_missing_symbol(library: &str, symbol: &str) -> PathBuf {
     let whole = libraries();
     build(&format!("{}-{library}-without-{symbol}", key()), |folder, _| {
         link_all_but(library, &whole, folder);
-        // The function is still there, but nobody knows its name.
+        // The function is still there, but under another name.
         let renamed = format!("-D{symbol}=software_gpu_removed_{symbol}");
         compile(folder, library, source, &whole.join("shim.h"), &[&renamed]);
     })
 }
 
-/// A machine with software GPUs: the environment that a process needs in order to see it.
+/// A machine with software GPUs: the environment variables that a process needs to use it.
 #[derive(Clone, Debug)]
 pub struct SoftwareGpus {
     folder: PathBuf,
@@ -179,7 +179,7 @@ impl SoftwareGpus {
         variables
     }
 
-    /// Starts the command on this machine, whatever the present one is.
+    /// Starts the command on this machine, instead of the present one.
     pub fn apply<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("SOFTWARE_GPU_") && name != "SOFTWARE_GPU_CXX" {
@@ -226,16 +226,16 @@ fn key() -> String {
 /// Where builds are kept: a folder of cargo's target directory.
 fn builds() -> PathBuf {
     let workspace = sources().join("../..");
-    // A relative CARGO_TARGET_DIR counts from where cargo was started, which tests do not know; the workspace is the
-    // likeliest.
+    // A relative CARGO_TARGET_DIR is relative to where cargo was started, which tests do not know; the
+    // workspace is most likely.
     let target = workspace.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
     let folder = target.join("software-gpu");
     fs::create_dir_all(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     folder.canonicalize().unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
 }
 
-/// The folder `name`, made by `make` (which gets where to write, and the path at which that will be) if it is not
-/// there yet. Of several processes one makes it and the others wait.
+/// The folder `name`, created by `make` (with the path to write to, and the final path) if it does not exist.
+/// If several processes need it, one creates it and the others wait.
 fn build(name: &str, make: impl FnOnce(&Path, &Path)) -> PathBuf {
     let folder = builds().join(name);
     if folder.is_dir() {

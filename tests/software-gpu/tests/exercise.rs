@@ -1,5 +1,5 @@
-//! The software GPU behaves as it says: `exercise.cpp` uses it as a CUDA program would, and this file runs it on
-//! machines of different shapes.
+//! The software GPU behaves as documented: `exercise.cpp` uses it as a CUDA program would, and this file runs
+//! it on machines of different shapes.
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -43,7 +43,7 @@ fn good(machine: &SoftwareGpus, words: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// Runs a scenario that makes a mistake and sees the right code; the words on stderr have to tell of `what`.
+/// Runs a scenario that makes a mistake and expects the right code; stderr must mention `what`.
 #[track_caller]
 fn told(machine: &SoftwareGpus, words: &[&str], what: &str) {
     let output = run(machine, words);
@@ -88,7 +88,7 @@ fn illegal_accesses_are_caught() {
 #[test]
 fn faults_come_when_asked_for() {
     good(&SoftwareGpus::new().fault("cuMemAllocAsync", 2, 2).fault("fill", 2, 719), &["faults"]);
-    // The same, told by where they happen; another device's faults do not count.
+    // The same, selected by device; another device's faults do not count.
     let elsewhere = SoftwareGpus::new()
         .fault("cuMemAllocAsync/0", 2, 2)
         .fault("fill@run", 2, 719)

@@ -5,7 +5,7 @@ use autodist_spec::Codec;
 use std::convert::Infallible;
 use std::sync::{Barrier, Mutex};
 
-/// What members lay down and take up, one exchange at a time.
+/// Shared storage through which members exchange data, one collective at a time.
 pub struct Table {
     size: usize,
     barrier: Barrier,
@@ -26,7 +26,7 @@ impl Table {
     }
 }
 
-/// One member, with the exchanges that it made.
+/// One member, with a record of its collectives.
 pub struct Member<'a> {
     pub table: &'a Table,
     pub rank: usize,
@@ -91,7 +91,8 @@ pub struct Step {
     pub kept: Vec<f32>,
 }
 
-/// What every member got in every step, by step, then by member; `gradient(step, member)` is what it gave.
+/// Returns the result of every member in every step, by step, then by member; `gradient(step, member)` is the
+/// input.
 pub fn run(
     codec: Codec,
     tensors: &[Tensor],
@@ -108,7 +109,7 @@ pub fn run(
     run_with(compressor, size, steps, gradient)
 }
 
-/// As [`run`]; every member has a `compressor` of its own.
+/// Like [`run`]; each member has its own `compressor`.
 pub fn run_with(
     compressor: impl Fn() -> Compressor + Sync,
     size: usize,
@@ -135,7 +136,7 @@ pub fn run_with(
     (0..steps).map(|step| by_member.iter().map(|steps| steps[step].clone()).collect()).collect()
 }
 
-/// From -1 to 1, the same on every run.
+/// A value from -1 to 1, the same in every run.
 pub fn value(step: usize, member: usize, index: usize) -> f32 {
     let mixed = (step as u64 * 0x9E37_79B9 + member as u64 * 0x85EB_CA6B + index as u64 + 1)
         .wrapping_mul(0xD134_2543_DE82_EF95);

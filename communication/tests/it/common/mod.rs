@@ -22,7 +22,8 @@ pub enum Over {
     Mpi,
 }
 
-/// Those that this process can test: all that run as threads, or MPI alone where `mpirun` has started it.
+/// The transports that this process can test: all that run as threads, or only MPI if `mpirun` has started
+/// it.
 pub fn transports() -> Vec<Over> {
     #[cfg(feature = "mpi")]
     if mpi::started() {
@@ -31,12 +32,12 @@ pub fn transports() -> Vec<Over> {
     vec![Over::Local, Over::Tcp]
 }
 
-/// One of them, for tests of what does not depend on it.
+/// One transport, for tests that do not depend on it.
 pub fn any_transport() -> Over {
     transports()[0]
 }
 
-/// Where all ranks of a job wait for each other without a word between them.
+/// A barrier for all ranks of a job that does not use their connections.
 pub enum Gate {
     Threads(Barrier),
     #[cfg(feature = "mpi")]
@@ -61,7 +62,7 @@ impl Gate {
     }
 }
 
-/// What all clocks of this machine agree on, in nanoseconds: CLOCK_MONOTONIC.
+/// A time that is comparable between processes of this machine, in nanoseconds: CLOCK_MONOTONIC.
 pub fn now() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the place outlives the call.
@@ -69,7 +70,7 @@ pub fn now() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// Runs `work` for each rank and returns what they returned, in order.
+/// Runs `work` for each rank and returns the results in order.
 pub fn job<T: Send + Serialize + DeserializeOwned>(
     over: Over,
     world: usize,
@@ -105,7 +106,7 @@ pub fn options(rendezvous: SocketAddr, rank: usize, world: usize, timeout: Durat
     TcpOptions { rendezvous, rank, world, token: "secret".to_owned(), timeout, bind: None }
 }
 
-/// A value that differs between ranks and places, in [-1, 1), the same on every run.
+/// A value in [-1, 1) that differs between ranks and positions, the same in every run.
 pub fn value(rank: usize, place: usize) -> f32 {
     let mixed = (rank as u64 * 0x9E37_79B9 + place as u64 + 1).wrapping_mul(0xD134_2543_DE82_EF95) >> 40;
     mixed as f32 / (1u64 << 23) as f32 - 1.0
@@ -119,7 +120,7 @@ pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-/// Of the bits of many values (FNV-1a): for comparing what several ranks have.
+/// A hash of the bits of many values (FNV-1a), for comparing the values of several ranks.
 pub fn digest(values: &[f32]) -> u64 {
     values.iter().fold(0xcbf2_9ce4_8422_2325, |digest, value| {
         (digest ^ u64::from(value.to_bits())).wrapping_mul(0x0100_0000_01b3)

@@ -1,6 +1,6 @@
-//! Jobs over MPI: the test binary runs again under `mpirun`, as many times as there are ranks. Every process runs the same
-//! tests in the same order; in each job it is the rank of its number, or looks on. What ranks return, and where they
-//! wait for each other, are files in a folder of the run, so that the tests depend on nothing that they test.
+//! Jobs over MPI: the test binary runs again under `mpirun`, as many times as there are ranks. Every process
+//! runs the same tests in the same order; in each job a process is the rank of its number, or idle. Results
+//! and barriers are files in a folder of the run, so that the tests do not depend on the code under test.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,9 +17,9 @@ use serde::de::DeserializeOwned;
 
 use super::options;
 
-/// Tells the processes that `mpirun` starts of their folder.
+/// Environment variable with the folder, for the processes that `mpirun` starts.
 const FOLDER: &str = "AUTODIST_COMMUNICATION_TEST_MPI";
-/// What `mpirun` is called here.
+/// Environment variable with the name of `mpirun`.
 const MPIRUN: &str = "AUTODIST_TEST_MPIRUN";
 /// Longer than any of the tests takes, on a machine that is busy with something else.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -30,8 +30,8 @@ pub fn started() -> bool {
     std::env::var_os(FOLDER).is_some()
 }
 
-/// Runs the tests of this binary whose names contain one of the words as `processes` processes. Where there is
-/// no `mpirun`, says so and tests nothing.
+/// Runs the tests of this binary whose names contain one of the words as `processes` processes. If there is
+/// no `mpirun`, prints a note and tests nothing.
 pub fn again(processes: usize, words: &str) {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("mpi-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -56,7 +56,7 @@ pub fn again(processes: usize, words: &str) {
     let mut child = match child {
         Ok(child) => child,
         Err(error) => {
-            // Not by a macro whose output the harness keeps to itself.
+            // Written directly to stderr, because the test harness hides the output of macros.
             let text = format!("SKIPPED: nothing is tested over MPI: {mpirun} cannot be started: {error}\n");
             std::io::stderr().write_all(text.as_bytes()).unwrap();
             return std::fs::remove_dir_all(folder).unwrap();
@@ -115,14 +115,14 @@ extern "C" fn finalise() {
 }
 
 impl Process {
-    /// Leaves a file for all.
+    /// Writes a file for all processes.
     fn leave(&self, name: &str, content: &[u8]) {
         let unfinished = self.folder.join(format!("{name}.{}", self.mpi.rank()));
         std::fs::write(&unfinished, content).unwrap();
         std::fs::rename(unfinished, self.folder.join(name)).unwrap();
     }
 
-    /// Waits for a file that somebody leaves.
+    /// Waits for a file of another process.
     fn find(&self, name: &str) -> Vec<u8> {
         let began = Instant::now();
         loop {

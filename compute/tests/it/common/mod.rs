@@ -1,12 +1,12 @@
 //! A whole model on a group of tensor-parallel ranks, one after the other, with the collectives done by hand:
-//! what the executor does, in small.
+//! a small version of the executor.
 
 use autodist_compute::cpu::Real;
 use autodist_compute::layers::{HeadStatistics, LayerShape, NormLayer, NormStatistics, TensorShard};
 use autodist_compute::{Backend, Cpu, Region, RegionMut};
 use autodist_spec::model::{self, Activation, LayerKind, ModelSpec, Positions, TensorSplit, share};
 
-/// Widths that are no multiple of a vector register, a vocabulary that two ranks cannot halve.
+/// Widths that are not multiples of a vector register, and an odd vocabulary, which two ranks cannot halve.
 pub fn gpt2_like() -> ModelSpec {
     ModelSpec {
         name: "gpt2-like".into(),
@@ -125,10 +125,10 @@ pub fn train_step<T: Real>(model: &ModelSpec, parameters: &Chain, batch: &Batch,
 
 type Buffer<T> = <Cpu<T> as Backend>::Buffer;
 
-/// One for each rank, or for each layer.
+/// One buffer for each rank, or for each layer.
 type Buffers<T> = Vec<Buffer<T>>;
 
-/// What half a block keeps, on every rank.
+/// The saved activations of half a block, on every rank.
 struct Half<T: Real, S> {
     x: Buffers<T>,
     statistics: Vec<NormStatistics<Cpu<T>>>,
@@ -208,7 +208,7 @@ impl<'a, T: Real> Group<'a, T> {
         Self { device, model, way, ranks }
     }
 
-    /// Replicated gradients are sums over ranks if the sequence is sharded, else equal on all.
+    /// Replicated gradients are all-reduced if the sequence is sharded, else equal on all ranks.
     fn gradients(&self, like: &Chain) -> Chain {
         let mut gradients: Chain = like.iter().map(|layer| vec![0.0; layer.len()]).collect();
         for (layer, whole) in gradients.iter_mut().enumerate() {
@@ -245,7 +245,7 @@ impl<'a, T: Real> Group<'a, T> {
         parts.iter().map(|_| self.device.upload(&total)).collect()
     }
 
-    /// Sums onto the residual stream: all-reduce, or reduce-scatter of rows.
+    /// Reduces partial sums onto the residual stream: all-reduce, or reduce-scatter of rows.
     fn scatter(&self, parts: Buffers<T>) -> Buffers<T> {
         let whole = self.sum(parts);
         let rows = |(rank, whole): (&Rank<T>, &Buffer<T>)| {
@@ -255,7 +255,7 @@ impl<'a, T: Real> Group<'a, T> {
         self.ranks.iter().zip(&whole).map(rows).collect()
     }
 
-    /// All rows of the residual stream, on every rank.
+    /// All-gather: all rows of the residual stream, on every rank.
     fn gather(&self, shards: &Buffers<T>) -> Buffers<T> {
         let whole = match self.way.sequence_parallel {
             true => shards.iter().flat_map(|shard| shard.iter().copied()).collect(),

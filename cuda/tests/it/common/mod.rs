@@ -1,5 +1,5 @@
-//! Tests on machines of their own. A process has the software GPUs that its environment describes when it first looks,
-//! so a test that wants a certain machine starts itself again, in a process on that machine.
+//! Tests on emulated machines. The environment of a process defines its software GPUs once, so a test that
+//! needs a certain machine runs itself again in a new process.
 
 use autodist_compute::selftest::{self, SelftestResult, UnitRoundoff};
 use autodist_compute::{Backend, Region};
@@ -13,15 +13,15 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Set in the processes that tests start.
+/// Environment variable set in the processes that tests start.
 const INSIDE: &str = "AUTODIST_CUDA_TEST_INSIDE";
-/// How a process ends that came to the end of its work; one in which no test ran, or one failed, ends otherwise.
+/// Exit code of a process that completed its work; if no test ran, or one failed, the code differs.
 const DONE: i32 = 42;
-/// Many times what any of them takes on a busy machine.
+/// Much longer than any of them takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Runs `inside` in a process of its own on `machine`, and returns what that wrote to stderr. Must be the first thing
-/// that a test does; it panics where `inside` does.
+/// Runs `inside` in a process of its own on `machine`, and returns its stderr. A test must call it first; it
+/// panics if `inside` does.
 #[track_caller]
 pub fn on(machine: impl FnOnce() -> SoftwareGpus, inside: impl FnOnce()) -> String {
     let output = start(machine, inside);
@@ -30,7 +30,7 @@ pub fn on(machine: impl FnOnce() -> SoftwareGpus, inside: impl FnOnce()) -> Stri
     errors
 }
 
-/// The same for work that takes its process down, which is expected to print `what`.
+/// Like [`on`], for work that is expected to crash its process and to print `what`.
 #[track_caller]
 pub fn aborts_on(machine: impl FnOnce() -> SoftwareGpus, inside: impl FnOnce(), what: &str) {
     let output = start(machine, inside);
@@ -41,7 +41,7 @@ pub fn aborts_on(machine: impl FnOnce() -> SoftwareGpus, inside: impl FnOnce(), 
 
 fn start(machine: impl FnOnce() -> SoftwareGpus, inside: impl FnOnce()) -> Output {
     if std::env::var_os(INSIDE).is_some() {
-        // What waits for ever fails too.
+        // A process that hangs fails too.
         std::thread::spawn(|| {
             std::thread::sleep(PATIENCE);
             let _ = writeln!(std::io::stderr(), "this takes too long");
@@ -58,7 +58,7 @@ fn start(machine: impl FnOnce() -> SoftwareGpus, inside: impl FnOnce()) -> Outpu
     machine.apply(&mut command).output().unwrap()
 }
 
-/// What tests leave behind lies in cargo's target folder.
+/// The folder for files of tests, in cargo's target folder.
 fn scratch() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
@@ -73,7 +73,7 @@ pub fn folder(name: &str) -> PathBuf {
     folder
 }
 
-/// The libraries of this process's machine and no others.
+/// Searches only the libraries of this process's machine.
 pub fn search() -> Search {
     Search::only(std::env::var_os(OVERRIDE).unwrap())
 }
@@ -87,7 +87,7 @@ pub fn open(precision: Precision) -> Cuda {
     Cuda::open(libraries(), 0, precision).unwrap()
 }
 
-/// What a buffer holds, after work without a failure.
+/// The contents of a buffer; panics if work on the device has failed.
 pub fn host(cuda: &Cuda, buffer: &Buffer) -> Vec<f32> {
     let mut values = vec![0.0; cuda.len(buffer)];
     cuda.download(Region::start(buffer), &mut values);

@@ -1,4 +1,4 @@
-//! Plans that tests make up: only what an exporter looks at is meant.
+//! Plans for tests: only the fields that exporters read are meaningful.
 
 use autodist_spec::{
     Bytes, Cluster, CostBreakdown, DeviceKind, Engine, Estimate, Job, LayerKind, MemoryBreakdown, ModelSpec,
@@ -6,7 +6,7 @@ use autodist_spec::{
     Stage, StopReason,
 };
 
-/// Stages of so many blocks each; `recompute` of every block.
+/// Stages with the given numbers of blocks; `recompute` for every block.
 pub fn stages(model: &ModelSpec, blocks: &[u32], recompute: &[Recompute]) -> Vec<Stage> {
     let mut next = 0;
     let mut before = 0;
@@ -24,6 +24,16 @@ pub fn stages(model: &ModelSpec, blocks: &[u32], recompute: &[Recompute]) -> Vec
             Stage { first_layer, end_layer: next, recompute: (first_layer..next).map(of).collect() }
         })
         .collect()
+}
+
+/// Micro-batches of two sequences with the given degrees.
+pub fn split(data: u32, tensor: u32, pipeline: u32) -> ParallelStrategy {
+    ParallelStrategy { tensor, pipeline, ..ParallelStrategy::data_parallel(data, 2) }
+}
+
+/// The same strategy with its state sharded over all data-parallel ranks.
+pub fn zero(stage: u8, strategy: ParallelStrategy) -> ParallelStrategy {
+    ParallelStrategy { zero_stage: stage, shard: strategy.data, ..strategy }
 }
 
 pub fn plan(

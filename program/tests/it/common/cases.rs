@@ -1,4 +1,4 @@
-//! Ways of training of every kind that compiles, on models and batches as small as show the kind.
+//! Strategies of every kind that compiles, on models and batches that are as small as possible.
 
 use autodist_program::{Illegal, Program, rules, stages};
 use autodist_spec::{
@@ -7,7 +7,7 @@ use autodist_spec::{
 };
 
 pub struct Case {
-    /// `file`, or `file/variant` of cases that share a file, since little differs between them.
+    /// `file`, or `file/variant` for similar cases that share a file.
     pub name: String,
     pub model: ModelSpec,
     pub job: Job,
@@ -42,7 +42,7 @@ impl Case {
     }
 
     /// # Panics
-    /// On a case that breaks a rule: it shows nothing.
+    /// If the case breaks a rule.
     pub fn program(&self) -> Program {
         let Self { name, model, job, strategy, stages } = self;
         let devices = strategy.devices() as u32;
@@ -91,7 +91,7 @@ fn gpt(layers: u32) -> ModelSpec {
     }
 }
 
-/// Every rank has one sequence a micro-batch.
+/// Every rank has one sequence per micro-batch.
 fn degrees(data: u32, tensor: u32, pipeline: u32) -> ParallelStrategy {
     ParallelStrategy { tensor, pipeline, ..ParallelStrategy::data_parallel(data, 1) }
 }
@@ -158,7 +158,7 @@ fn degrees_and_buckets() -> Vec<Case> {
         Case::new("dp2-one-micro-batch", degrees(2, 1, 1)).batch(2),
         Case::new("dp3", degrees(3, 1, 1)).batch(6),
         Case::new("dp2-bucket-of-a-layer", buckets(1, degrees(2, 1, 1))),
-        // The head is just too small for a bucket of its own; a block is not.
+        // The head is just too small for its own bucket; a block is not.
         Case::new("dp2-bucket-of-head-and-block", buckets(4 * 89, degrees(2, 1, 1))),
         Case::new("dp2-bucket-of-two-blocks", buckets(2600, degrees(2, 1, 1))).model(llama(3)),
     ]
@@ -171,7 +171,7 @@ fn sharding() -> Vec<Case> {
         list.push(Case::new(&name("dp2"), zero(stage, 2, degrees(2, 1, 1))));
         let one = Case::new(&name("dp2-one-micro-batch"), zero(stage, 2, degrees(2, 1, 1)));
         list.push(one.model(llama(1)).batch(2));
-        // Three does not divide the layers: buckets are padded.
+        // The layers are not divisible by three: buckets are padded.
         list.push(Case::new(&name("dp3"), zero(stage, 3, degrees(3, 1, 1))).model(llama(1)).batch(6));
         list.push(Case::new(&name("hybrid"), zero(stage, 2, degrees(4, 1, 1))).model(llama(1)).batch(8));
         let sharded = zero(stage, 2, sequence_parallel(degrees(2, 2, 1)));
@@ -184,7 +184,7 @@ fn sharding() -> Vec<Case> {
             )
             .batch(4),
         );
-        // Sizes of buckets are for ZeRO-0 and 1; the others go layer by layer whatever they are.
+        // Bucket sizes matter for ZeRO-0 and 1; the other stages go layer by layer.
         if stage < 3 {
             list.push(Case::new(&name("bucket-of-a-layer"), buckets(1, zero(stage, 2, degrees(2, 1, 1)))));
         }
@@ -311,7 +311,7 @@ fn tied_tables() -> Vec<Case> {
 /// A part of a strategy for which a codec can be chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// Of gradients at that ZeRO stage.
+    /// Gradients at that ZeRO stage.
     Gradients(u8),
     Parameters,
     Activations,
@@ -326,7 +326,7 @@ pub const ROLES: [Role; 6] = [
     Role::Activations,
 ];
 
-/// A program in which the codec has that role, legal or not, of a job that suits the codec.
+/// A program in which the codec has that role, legal or not, for a job that allows the codec.
 pub fn coded(role: Role, codec: Codec) -> Case {
     let name = codec.name().replace('/', "-");
     let case = match role {
@@ -356,11 +356,11 @@ fn codecs() -> Vec<Case> {
     let lossy = || Codec::DEFAULTS.into_iter().filter(|codec| *codec != Codec::None);
     let every = ROLES.iter().flat_map(|role| lossy().map(|codec| coded(*role, codec)));
     let mut list: Vec<Case> = every.filter(|case| case.check().is_ok()).collect();
-    // What the labels of codecs leave out.
+    // Options that the labels of codecs do not contain.
     let mut at_once = coded(Role::Gradients(0), Codec::PowerSgd { rank: 2, start_step: 0 });
     at_once.name += "-at-once";
     list.push(at_once);
-    // Replicas of a shard are reduced as they are.
+    // Replicas of a shard are reduced without a codec.
     let hybrid = |stage| communicating(zero(stage, 2, degrees(4, 1, 1)), |c| c.reduce.codec = Codec::Bf16);
     list.extend(
         [1, 2, 3].map(|stage| Case::new(&format!("codec-hybrid-zero{stage}"), hybrid(stage)).model(llama(1))),
@@ -385,7 +385,7 @@ fn codecs() -> Vec<Case> {
     list
 }
 
-/// What an algorithm moves.
+/// The traffic of an algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Moved {
     Gradients,
@@ -398,7 +398,7 @@ pub enum Moved {
 pub const MOVED: [Moved; 5] =
     [Moved::Gradients, Moved::GradientShards, Moved::Parameters, Moved::Tensors, Moved::SequenceShards];
 
-/// A program in which the algorithm moves that over groups of four, legal or not.
+/// A program with that traffic over groups of four by the algorithm, legal or not.
 pub fn moved(what: Moved, algorithm: Algorithm) -> Case {
     let name = algorithm.name().replace('/', "-");
     let case = |what: &str, strategy| Case::new(&format!("algorithm-{what}/{name}"), strategy);
@@ -463,7 +463,7 @@ fn jobs() -> Vec<Case> {
     ]
 }
 
-/// Switches of models, each turned from where `llama` and `gpt` have it.
+/// Each model option changed from its value in `llama` or `gpt`.
 fn models() -> Vec<Case> {
     let strategy = || buckets(1, sequence_parallel(degrees(1, 2, 1)));
     let other = |name: &str, model| Case::new(&format!("model-{name}"), strategy()).model(model).batch(1);

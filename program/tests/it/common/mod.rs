@@ -1,4 +1,4 @@
-//! What the tests of whole programs share: strategies of every kind, and programs in words.
+//! Shared code of the tests of whole programs: strategies of every kind, and programs as text.
 
 pub mod cases;
 pub mod text;
@@ -11,7 +11,7 @@ pub fn variant(value: &impl Debug) -> String {
     text.split(|letter: char| !letter.is_alphanumeric()).next().unwrap_or_default().to_owned()
 }
 
-/// The values of an enum without fields. A variant that the list lacks does not compile.
+/// The values of an enum without fields. A missing variant does not compile.
 macro_rules! every {
     ($kind:ident: $($variant:ident),+ $(,)?) => {{
         let complete = |value: $kind| match value {
@@ -22,7 +22,7 @@ macro_rules! every {
 }
 pub(crate) use every;
 
-/// The names of an enum's variants, with fields or without. A variant that the list lacks does not compile.
+/// The names of an enum's variants, with fields or without. A missing variant does not compile.
 macro_rules! variants {
     ($kind:ident: $($variant:ident),+ $(,)?) => {{
         let _complete = |value: &$kind| match value {

@@ -1,8 +1,8 @@
-//! A program in words: everything that its interpreters read, in the order in which they read it, and nothing of how it
-//! is kept in memory. Whatever is equal is told once; nothing is left out.
+//! A program as text: everything that its interpreters read, in the order in which they read it, independent
+//! of its representation in memory. Equal parts are printed once; nothing is left out.
 //!
-//! All structs are taken apart and all enums are matched in full: a new field or variant does not compile before it has
-//! words.
+//! All structs are destructured and all enums are matched in full: a new field or variant does not compile
+//! before it is printed.
 
 use autodist_program::{
     Body, BodyKind, Bucket, BucketLayer, BucketParameter, Coordinates, Instruction, Layout, Message,
@@ -15,7 +15,7 @@ use autodist_spec::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write};
 
-/// What compilation is given beside the program's own fields.
+/// The inputs of compilation besides the program's own fields.
 pub fn of_job(job: &Job) -> String {
     let optimizer = match job.optimizer {
         Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
@@ -177,7 +177,7 @@ fn of_rank(program: &Program, rank: &RankProgram, told: &mut Told) -> String {
     let mut slot: Vec<String> = Vec::new();
     for (index, op) in ops.iter().enumerate() {
         slot.push(of_op(op, &labels));
-        // A line ends where nothing more is sent.
+        // A line ends if nothing more is sent.
         let ends = match ops.get(index + 1) {
             Some(Op::Send(_)) => false,
             Some(Op::Run { .. } | Op::Receive(_)) => !matches!(op, Op::Receive(_)),
@@ -191,14 +191,14 @@ fn of_rank(program: &Program, rank: &RankProgram, told: &mut Told) -> String {
     out
 }
 
-/// The devices of the rank's replicas, and the groups that its instructions run over.
+/// The devices of the rank's replicas, and the groups of its instructions.
 fn of_groups(program: &Program, rank: &RankProgram) -> String {
     let layout = program.layout;
     let pipeline = rank.pipeline_rank;
     let replicas = (0..layout.data)
         .flat_map(|data| (0..layout.tensor).map(move |tensor| Coordinates { pipeline, data, tensor }));
     let replicas: Vec<Coordinates> = replicas.collect();
-    // Every replica's own view of its group, in the order of the group.
+    // Every replica's own list of its group, in the order of the group.
     let all = |group: &dyn Fn(Coordinates) -> Vec<usize>| {
         let of = |at: &Coordinates| words(program.devices(&group(*at)));
         let groups: Vec<String> = replicas.iter().map(of).collect();
@@ -241,7 +241,7 @@ fn transfers(rank: &RankProgram) -> BTreeMap<usize, BTreeSet<Transfer>> {
     found
 }
 
-/// The buckets of tensor rank 0, and of the others where they are not the same.
+/// The buckets of tensor rank 0, and of the others if they differ.
 fn of_buckets(program: &Program, rank: &RankProgram) -> String {
     let Program { model, strategy, stages, layout, .. } = program;
     let mut transfers = transfers(rank);
@@ -316,7 +316,7 @@ fn body_labels(bodies: &[Body]) -> Vec<String> {
     bodies.iter().map(kind).map(label).collect()
 }
 
-/// What layers do, as far as it is told: the text of a line, and where it was told first.
+/// The printed layers: the text of a line, and where it was first printed.
 #[derive(Default)]
 struct Told {
     by_text: BTreeMap<String, String>,
@@ -324,7 +324,7 @@ struct Told {
 }
 
 impl Told {
-    /// `text`, or where it stands already. A place stands for the first long text that was told there.
+    /// `text`, or a reference to its first occurrence if it was printed before.
     fn tell(&mut self, place: String, text: &str) -> String {
         if text.len() <= 2 * place.len() {
             return text.to_owned();
@@ -339,7 +339,8 @@ impl Told {
     }
 }
 
-/// What one layer does in a row is in one line, and so are layers that do the same; a line's verbs hold until the next.
+/// Consecutive instructions of one layer share a line, and so do equal layers; a line's verbs apply until the
+/// next.
 fn of_instructions(program: &Program, instructions: &[Instruction], body: &str, told: &mut Told) -> String {
     let place = |instruction: &Instruction| match instruction {
         Instruction::Segment { layer, .. } | Instruction::Tensor { layer, .. } => Some(*layer),
@@ -379,7 +380,7 @@ fn of_run(program: &Program, instructions: &[Instruction]) -> String {
     text
 }
 
-/// What is done, and to what.
+/// The operation and its operand.
 fn of_instruction(program: &Program, instruction: &Instruction) -> (String, String) {
     let (verb, object) = match *instruction {
         Instruction::Segment { layer: _, segment, pass, recompute } => {
@@ -492,7 +493,7 @@ fn of_algorithm(algorithm: Algorithm) -> String {
     }
 }
 
-/// All numbers of a codec, also those that its label leaves out.
+/// All options of a codec, including those that its label does not contain.
 fn of_codec(codec: Codec) -> String {
     match codec {
         Codec::None => "it is".to_owned(),
