@@ -135,6 +135,16 @@ pub struct CatalogueArgs {
     pub devices: Vec<PathBuf>,
 }
 
+/// What prices a cluster that was not measured.
+#[derive(Debug, Args)]
+pub struct FigureArgs {
+    /// Efficiencies (TOML) that `autodist calibrate` fitted to a cluster; only without a profile (default: built-in)
+    #[arg(long)]
+    pub calibration: Option<PathBuf>,
+    #[command(flatten)]
+    pub catalogue: CatalogueArgs,
+}
+
 #[derive(Debug, Args)]
 pub struct ModelArg {
     /// Name of a built-in model (see `autodist catalog`), or the path of a Hugging Face config.json or a model file
@@ -382,7 +392,7 @@ pub struct PriceArgs {
     #[arg(long)]
     pub profile: Option<PathBuf>,
     /// Cluster file (TOML), or `<nodes>x<devices per node>x<device>[@<NICs per node>x<rate>]`, e.g.,
-    /// `2x8xh100-80gb-sxm@8x400gbps`; without --profile `estimate` prices the cluster from published figures
+    /// `2x8xh100-80gb-sxm@8x400gbps`; without --profile the cluster is priced from published figures
     #[arg(long)]
     pub cluster: Option<String>,
     /// Plan as if every device had this much memory, in bytes, e.g., 85899345920 (80 GiB)
@@ -400,6 +410,11 @@ pub struct PlanArgs {
     pub price: PriceArgs,
     #[command(flatten)]
     pub strategy: StrategyArgs,
+    /// Training framework to plan for; only without a profile (default: megatron-core)
+    #[arg(long, value_parser = trainers())]
+    pub trainer: Option<Trainer>,
+    #[command(flatten)]
+    pub figures: FigureArgs,
     /// File that `validate --probe` wrote (validation.json): measured cost of lossy codecs, in steps
     #[arg(long)]
     pub probes: Option<PathBuf>,
@@ -454,11 +469,8 @@ pub struct EstimateArgs {
     /// Run the GEMMs of linear layers in FP8, and report MFU against the device's FP8 peak; only without a profile
     #[arg(long, conflicts_with = "precision")]
     pub fp8: bool,
-    /// Efficiencies (TOML) that `autodist calibrate` fitted to a cluster; only without a profile (default: built-in)
-    #[arg(long)]
-    pub calibration: Option<PathBuf>,
     #[command(flatten)]
-    pub catalogue: CatalogueArgs,
+    pub figures: FigureArgs,
     /// File to write the plan document to; with --best it holds the fastest layout (default: no file is written)
     #[arg(short, long)]
     pub output: Option<PathBuf>,
@@ -641,6 +653,8 @@ pub struct ExplainArgs {
     /// Profile that the plan was made from (default: the path in the plan)
     #[arg(long)]
     pub profile: Option<PathBuf>,
+    #[command(flatten)]
+    pub figures: FigureArgs,
     /// Plan document to compare with
     #[arg(long)]
     pub against: Option<PathBuf>,
@@ -660,6 +674,8 @@ pub struct ReportArgs {
     /// Profile that the plan was made from (default: the path in the plan)
     #[arg(long)]
     pub profile: Option<PathBuf>,
+    #[command(flatten)]
+    pub figures: FigureArgs,
     /// Folder to write the report to
     #[arg(short, long, default_value = "report")]
     pub output: PathBuf,

@@ -115,38 +115,38 @@ impl StepEstimate {
 const HOST_OF_ENDS: f64 = 1.0;
 
 /// Maximum of two times that overlap almost fully; slightly above the maximum where they are equal.
-fn hiding(a: f64, b: f64) -> f64 {
+pub(crate) fn hiding(a: f64, b: f64) -> f64 {
     let (low, high) = (a.min(b), a.max(b));
     if low <= 0.0 { high } else { high * (1.0 + (low / high).powi(8)).powf(0.125) }
 }
 
 /// Time of one block and one micro-batch, in seconds.
-struct Block {
+pub(crate) struct Block {
     linear: f64,
     attention: f64,
     elementwise: f64,
     recompute: f64,
-    tensor: f64,
+    pub tensor: f64,
     context: f64,
     expert: f64,
-    forward: f64,
+    pub forward: f64,
     /// Recomputation included.
-    backward: f64,
+    pub backward: f64,
 }
 
-struct Rates<'a> {
+pub(crate) struct Rates<'a> {
     parameters: &'a FreeParameters,
     gemm: f64,
     /// Rate of 16-bit GEMMs.
     gemm_16: f64,
     waves: f64,
-    second_per_byte: f64,
+    pub second_per_byte: f64,
     link: f64,
     network: f64,
 }
 
 impl<'a> Rates<'a> {
-    fn new(run: &TrainingRun, parameters: &'a FreeParameters) -> Self {
+    pub fn new(run: &TrainingRun, parameters: &'a FreeParameters) -> Self {
         let p = parameters;
         let generation = match run.machine.generation {
             Generation::Volta => p.volta,
@@ -185,12 +185,18 @@ impl<'a> Rates<'a> {
         }
     }
 
-    fn gemms(&self, work: GemmTime) -> f64 {
+    /// Seconds per byte of norms, activations and residuals.
+    pub fn elementwise(&self, run: &TrainingRun) -> f64 {
+        let p = self.parameters;
+        p.elementwise * self.second_per_byte * if run.eager { p.eager } else { 1.0 }
+    }
+
+    pub fn gemms(&self, work: GemmTime) -> f64 {
         let unaligned = work.unaligned * (1.0 / self.parameters.unaligned - 1.0);
         (work.plain + work.waves * self.waves + unaligned) / self.gemm
     }
 
-    fn transfer(&self, work: LinkTime) -> f64 {
+    pub fn transfer(&self, work: LinkTime) -> f64 {
         work.seconds / if work.between_nodes { self.network } else { self.link }
     }
 }
@@ -270,30 +276,12 @@ pub fn time(run: &TrainingRun, work: &StepWork, parameters: &FreeParameters) -> 
     out
 }
 
-fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block {
+pub(crate) fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block {
     let p = rates.parameters;
     let linear_forward = rates.gemms(work.linear_forward);
     let linear_backward = rates.gemms(work.linear_backward);
-    let (attention_forward, attention_backward) = match run.attention {
-        AttentionKind::Unfused => {
-            let heads = if run.shape.head_dim % 8 == 0 { 1.0 } else { 1.0 / p.unaligned_heads };
-            let apart = if work.softmax_apart { p.apart_score_bytes } else { 1.0 };
-            let scores = work.scores * p.score_bytes * apart * rates.second_per_byte;
-            let gemms = heads / rates.gemm_16;
-            (work.attention_forward * gemms + scores, work.attention_backward * gemms + 1.2 * scores)
-        }
-        AttentionKind::FirstFlash | AttentionKind::Flash => {
-            let flash = match (run.attention, run.trainer, run.machine.generation) {
-                (AttentionKind::FirstFlash, ..) => p.first_flash,
-                (.., Generation::Volta | Generation::Ampere | Generation::Other) => p.flash,
-                (_, Trainer::Fsdp2, Generation::Hopper) => p.older_flash,
-                _ => p.young_flash,
-            };
-            let rate = flash * rates.gemm_16 / p.gemm_efficiency;
-            (work.attention_forward / rate, work.attention_backward / rate)
-        }
-    };
-    let bytes = p.elementwise * rates.second_per_byte * if run.eager { p.eager } else { 1.0 };
+    let (attention_forward, attention_backward) = attention(run, work, rates);
+    let bytes = rates.elementwise(run);
     // In FP8, operands are read in 16 bits and written twice, directly and transposed; so are their
     // gradients.
     let casts =
@@ -351,9 +339,33 @@ fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block {
     }
 }
 
+/// Seconds of one block's attention core, forward and backward.
+pub(crate) fn attention(run: &TrainingRun, work: &StepWork, rates: &Rates) -> (f64, f64) {
+    let p = rates.parameters;
+    match run.attention {
+        AttentionKind::Unfused => {
+            let heads = if run.shape.head_dim % 8 == 0 { 1.0 } else { 1.0 / p.unaligned_heads };
+            let apart = if work.softmax_apart { p.apart_score_bytes } else { 1.0 };
+            let scores = work.scores * p.score_bytes * apart * rates.second_per_byte;
+            let gemms = heads / rates.gemm_16;
+            (work.attention_forward * gemms + scores, work.attention_backward * gemms + 1.2 * scores)
+        }
+        AttentionKind::FirstFlash | AttentionKind::Flash => {
+            let flash = match (run.attention, run.trainer, run.machine.generation) {
+                (AttentionKind::FirstFlash, ..) => p.first_flash,
+                (.., Generation::Volta | Generation::Ampere | Generation::Other) => p.flash,
+                (_, Trainer::Fsdp2, Generation::Hopper) => p.older_flash,
+                _ => p.young_flash,
+            };
+            let rate = flash * rates.gemm_16 / p.gemm_efficiency;
+            (work.attention_forward / rate, work.attention_backward / rate)
+        }
+    }
+}
+
 /// Host seconds to launch the kernels of one block's passes over one micro-batch: a backward pass has one and
 /// a half times as many kernels.
-fn host_seconds(run: &TrainingRun, work: &StepWork, p: &FreeParameters) -> f64 {
+pub(crate) fn host_seconds(run: &TrainingRun, work: &StepWork, p: &FreeParameters) -> f64 {
     let forward = match run.trainer {
         Trainer::MegatronDeepspeed => p.host_deepspeed_s,
         Trainer::Fsdp | Trainer::Fsdp2 | Trainer::Deepspeed => p.host_eager_s,

@@ -44,6 +44,13 @@ pub struct Reserve {
     pub fragmentation: f64,
 }
 
+impl Reserve {
+    /// Memory that a trainer's allocator holds in addition to its peak, as a fraction of the peak.
+    pub fn fragmentation_of(&self, trainer: Trainer) -> f64 {
+        if trainer.is_core() { CORE_FRAGMENTATION } else { self.fragmentation }
+    }
+}
+
 impl Memory {
     /// Memory that the allocator has handed out at the peak, as in `max_memory_allocated`.
     pub fn allocated(&self) -> f64 {
@@ -72,7 +79,7 @@ impl Memory {
             [Rank::First, Rank::Second, Rank::Last].map(|rank| Self::of_rank(run, rank));
         let fuller = |one: Self, other: Self| if other.allocated() > one.allocated() { other } else { one };
         let fuller = fuller(fuller(first, second), last);
-        let fragmentation = if run.trainer.is_core() { CORE_FRAGMENTATION } else { reserve.fragmentation };
+        let fragmentation = reserve.fragmentation_of(run.trainer);
         Self { fragmentation: fragmentation * fuller.allocated(), context: reserve.context, ..fuller }
     }
 
@@ -147,10 +154,10 @@ enum Rank {
 }
 
 /// Bytes per parameter.
-struct Bytes {
-    weight: f64,
-    gradient: f64,
-    state: f64,
+pub(crate) struct Bytes {
+    pub weight: f64,
+    pub gradient: f64,
+    pub state: f64,
     trainer: Trainer,
 }
 
@@ -159,7 +166,7 @@ impl Bytes {
     /// gradients, and in addition to its shard of master weights and moments an fp32 and a 16-bit copy of the
     /// shard's gradient; with bf16, gradients are also accumulated in fp32. PyTorch FSDP: everything in fp32,
     /// and one block at a time gathered in 16 bits.
-    fn of(run: &TrainingRun) -> Self {
+    pub fn of(run: &TrainingRun) -> Self {
         let trainer = run.trainer;
         let (weight, gradient, state) = match trainer {
             Trainer::Megatron | Trainer::MegatronCore | Trainer::Oneflow => (2.0, 4.0, 12.0),

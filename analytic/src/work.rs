@@ -51,6 +51,9 @@ pub struct StepWork {
     /// Linear layers of one block, one micro-batch.
     pub linear_forward: GemmTime,
     pub linear_backward: GemmTime,
+    /// The part of them that belongs to attention.
+    pub projections_forward: GemmTime,
+    pub projections_backward: GemmTime,
     /// Attention of one block: unfused GEMMs, or the fused kernel.
     pub attention_forward: f64,
     pub attention_backward: f64,
@@ -122,29 +125,33 @@ impl StepWork {
     fn linear(&mut self, run: &TrainingRun, local: &Local) {
         let Local { tokens, hidden, query, kv, ffn } = *local;
         let up = if run.shape.gated { 2.0 * ffn } else { ffn };
-        let mut add = |rows: f64, out: f64, into: f64, repeats: f64| {
-            let (forward, backward) = linear_layer(run, rows, out, into);
-            self.linear_forward = self.linear_forward + forward.times(repeats);
-            self.linear_backward = self.linear_backward + backward.times(repeats);
-            self.operands += rows * into * repeats;
-        };
-        add(tokens, query + 2.0 * kv, hidden, 1.0);
-        add(tokens, hidden, query, 1.0);
+        self.layer(run, tokens, query + 2.0 * kv, hidden, 1.0);
+        self.layer(run, tokens, hidden, query, 1.0);
+        self.projections_forward = self.linear_forward;
+        self.projections_backward = self.linear_backward;
         match run.shape.experts {
             None => {
-                add(tokens, up, hidden, 1.0);
-                add(tokens, hidden, ffn, 1.0);
+                self.layer(run, tokens, up, hidden, 1.0);
+                self.layer(run, tokens, hidden, ffn, 1.0);
             }
             Some(experts) => {
                 // Balanced: every local expert gets its share of the tokens of all ranks of its
                 // expert-parallel group.
                 let held = f64::from(experts.count / run.layout.expert);
                 let rows = tokens * f64::from(experts.active) / held;
-                add(tokens, f64::from(experts.count), hidden, 1.0);
-                add(rows, up, hidden, held);
-                add(rows, hidden, ffn, held);
+                self.layer(run, tokens, f64::from(experts.count), hidden, 1.0);
+                self.layer(run, rows, up, hidden, held);
+                self.layer(run, rows, hidden, ffn, held);
             }
         }
+    }
+
+    /// Adds a linear layer of a block.
+    fn layer(&mut self, run: &TrainingRun, rows: f64, out: f64, into: f64, repeats: f64) {
+        let (forward, backward) = linear_layer(run, rows, out, into);
+        self.linear_forward = self.linear_forward + forward.times(repeats);
+        self.linear_backward = self.linear_backward + backward.times(repeats);
+        self.operands += rows * into * repeats;
     }
 
     fn attention(&mut self, run: &TrainingRun) {

@@ -2,6 +2,7 @@
 //! step never gets longer when one of its collectives gets shorter.
 
 use crate::measured::Unpriced;
+use crate::prices::Purpose;
 use crate::routes::pattern;
 use crate::{CostModel, coding};
 use autodist_collectives::{candidates, suits};
@@ -50,10 +51,11 @@ impl CostModel {
         };
         let of_tensor = |algorithm| {
             kinds.iter().try_fold(0.0, |sum, kind| {
-                Ok(sum + self.over(*kind, algorithm, &tensor, 1, activation)?.seconds)
+                Ok(sum + self.over(strategy, Purpose::Tensor, (*kind, algorithm), &tensor, 1, activation)?.seconds)
             })
         };
         communication.tensor = self.fastest(&tensor, kinds, of_tensor)?;
+        let reduce = Purpose::Bucket(Transfer::Reduce);
         let mut reductions = Vec::new();
         for rank in &program.ranks {
             let groups = program.transfer_groups(rank.pipeline_rank, Transfer::Reduce);
@@ -66,7 +68,7 @@ impl CostModel {
                 let bytes = program.transfer_bytes(Transfer::Reduce, bucket);
                 let time = |algorithm| {
                     Ok(match codec {
-                        Codec::None => self.over(kind, algorithm, &groups, 1, bytes)?.seconds,
+                        Codec::None => self.over(strategy, reduce, (kind, algorithm), &groups, 1, bytes)?.seconds,
                         _ => {
                             let reduction = Reduction { algorithm, codec };
                             coding::reduction(self, program, Transfer::Reduce, bucket, reduction, &groups, 1)?
@@ -86,7 +88,9 @@ impl CostModel {
                 .max()
                 .unwrap_or(Bytes(0));
             let kind = Collective::AllGather;
-            let time = |algorithm| Ok(self.over(kind, algorithm, &groups, 1, bytes)?.seconds);
+            let gather = Purpose::Bucket(Transfer::Gather);
+            let time =
+                |algorithm| Ok(self.over(strategy, gather, (kind, algorithm), &groups, 1, bytes)?.seconds);
             // Parameters in a codec support only the ring.
             if communication.parameters == Codec::None {
                 communication.gather = self.fastest(&groups, &[kind], time)?;

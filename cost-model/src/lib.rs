@@ -31,6 +31,7 @@ mod measured;
 mod memory;
 mod outline;
 mod priced;
+mod prices;
 mod routes;
 mod simulate;
 mod statistics;
@@ -41,41 +42,46 @@ pub use choice::set_reductions;
 pub use coding::CodedSummary;
 pub use curve::Price;
 pub use layers::{LayerCost, LayerCosts, Split};
-pub use measured::{SegmentKey, SegmentPrice, Unpriced};
+pub use measured::{SegmentPrice, Unpriced};
 pub use memory::persistent_bytes;
 pub use outline::{InFlight, Outline, in_flight};
 pub use priced::Priced;
+pub use prices::{
+    CollectiveQuery, MessageQuery, ParameterBytes, Prices, Purpose, SegmentQuery, StepCosts,
+};
 pub use simulate::Simulation;
 
 use autodist_program::Program;
 use autodist_spec::profile::{CollectiveCost, Interference, Profile};
 use autodist_spec::{
     Algorithm, Bytes, CodecProbe, Collective, Device, DeviceKind, Engine, Estimate, Job, MemoryBreakdown,
-    ModelSpec, Optimizer, Precision, ScheduleKind, Seconds, TimelineEvent,
+    ModelSpec, Network, Optimizer, ParallelStrategy, Precision, Provenance, ScheduleKind, Seconds, TimelineEvent,
 };
 use coding::Codings;
-use measured::{LinkCurves, OptimizerCurves, Segments};
+use measured::{LinkCurves, Measured};
 use routes::Routes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// A profile, indexed.
+/// A source of prices, and the costs of a step beyond it.
 #[derive(Debug, Clone)]
 pub struct CostModel {
     pub(crate) model: ModelSpec,
     pub(crate) seq_len: u32,
     pub(crate) precision: Precision,
     pub(crate) optimizer_kind: Optimizer,
-    pub(crate) segments: Segments,
-    pub(crate) links: LinkCurves,
-    /// Used instead of `links` if links differ.
+    parameter_bytes: ParameterBytes,
+    prices: Arc<dyn Prices>,
+    /// Used instead of the prices of collectives and of send/recv if links differ.
     pub(crate) routes: Option<Arc<Routes>>,
     pub(crate) codings: Codings,
     /// Costs of the transfers of codecs, if they take another path than uncompressed gradients.
     pub(crate) exchanges: Option<LinkCurves>,
     /// Whether gradients are in accelerator memory.
     pub(crate) on_accelerators: bool,
-    pub(crate) optimizer: OptimizerCurves,
+    /// Times by which devices and links are faster than priced.
+    compute_speedup: f64,
+    link_speedup: f64,
     pub(crate) interference: Interference,
     pub(crate) stream_handover: Price,
     /// Overhead per transfer of a sharded bucket.
@@ -95,6 +101,8 @@ pub struct CostModel {
     pub(crate) zero_s_per_element: f64,
     pub(crate) add_s_per_element: f64,
     pub(crate) baseline_bytes: Bytes,
+    /// Bytes that the allocator holds in addition to tensors, relative to these.
+    pub(crate) fragmentation: f64,
     pub(crate) staging_bytes: Bytes,
     /// Absent if no plan ran twice.
     pub(crate) repeatability: Option<f64>,
@@ -127,14 +135,15 @@ impl CostModel {
             seq_len: profile.seq_len,
             precision: profile.precision,
             optimizer_kind: profile.optimizer_kind,
-            segments: Segments::new(profile),
-            links: LinkCurves::of(profile),
+            parameter_bytes: ParameterBytes::of(profile.precision, profile.optimizer_kind),
+            prices: Arc::new(Measured::new(profile)),
+            compute_speedup: 1.0,
+            link_speedup: 1.0,
             within_steps: routes.as_ref().map(|r| within_steps(r, &profile.within_steps)).unwrap_or_default(),
             routes,
             codings: Codings::new(&profile.codecs),
             exchanges: (!profile.exchanges.is_empty()).then(|| LinkCurves::new(&profile.exchanges, &[], &[])),
             on_accelerators: !profile.environment.accelerators.is_empty(),
-            optimizer: OptimizerCurves::new(profile),
             interference: profile.interference.clone(),
             stream_handover: Price::from(&profile.stream_handover),
             sharding: profile.sharding.as_ref().map_or(Price::ZERO, Price::from),
@@ -155,8 +164,45 @@ impl CostModel {
             zero_s_per_element: profile.zero_s_per_element,
             add_s_per_element: profile.add_s_per_element,
             baseline_bytes: profile.baseline_bytes,
+            fragmentation: 0.0,
             staging_bytes: profile.staging_bytes,
             repeatability: profile.noise(),
+            probes: Vec::new(),
+        }
+    }
+
+    /// Costs of a model and a job from another source than a profile, on equal links. It has no codecs.
+    #[must_use]
+    pub fn of_prices(model: &ModelSpec, job: &Job, prices: Arc<dyn Prices>, step: StepCosts) -> Self {
+        let none = Price { provenance: Provenance::Modelled, ..Price::ZERO };
+        Self {
+            model: model.clone(),
+            seq_len: job.seq_len,
+            precision: job.precision,
+            optimizer_kind: job.optimizer,
+            parameter_bytes: step.parameter_bytes,
+            prices,
+            compute_speedup: 1.0,
+            link_speedup: 1.0,
+            within_steps: BTreeMap::new(),
+            routes: None,
+            codings: Codings::default(),
+            exchanges: None,
+            on_accelerators: true,
+            interference: step.interference,
+            stream_handover: none,
+            sharding: none,
+            pipelining: BTreeMap::new(),
+            sharding_blocks: false,
+            frees_late: false,
+            synchronisation: none,
+            step_overhead: Price { seconds: step.overhead_s.0, ..none },
+            zero_s_per_element: 0.0,
+            add_s_per_element: 0.0,
+            baseline_bytes: step.baseline_bytes,
+            fragmentation: step.fragmentation,
+            staging_bytes: Bytes::ZERO,
+            repeatability: Some(step.spread),
             probes: Vec::new(),
         }
     }
@@ -167,24 +213,55 @@ impl CostModel {
         Self { probes: probes.to_vec(), ..self }
     }
 
+    /// The same costs with devices and links that are faster by these factors.
+    #[must_use]
+    pub fn faster(&self, compute: f64, links: f64) -> Self {
+        Self {
+            compute_speedup: self.compute_speedup * compute,
+            link_speedup: self.link_speedup * links,
+            ..self.clone()
+        }
+    }
+
+    /// The network, if links differ.
+    #[must_use]
+    pub fn network(&self) -> Option<&Network> {
+        self.routes.as_ref().map(|routes| routes.network())
+    }
+
+    #[must_use]
+    pub fn parameter_bytes(&self) -> &ParameterBytes {
+        &self.parameter_bytes
+    }
+
     /// Time and memory of one pass of one segment over one micro-batch.
     ///
     /// # Errors
-    /// The profile has no such cell, and none with the same cost.
-    pub fn segment(&self, key: SegmentKey, micro_batch: u32) -> Result<SegmentPrice, Unpriced> {
-        self.segments.price(key, micro_batch)
+    /// The source of prices does not know it.
+    pub fn segment(&self, query: &SegmentQuery) -> Result<SegmentPrice, Unpriced> {
+        let price = self.prices.segment(query)?;
+        Ok(SegmentPrice { time: price.time * (1.0 / self.compute_speedup), ..price })
     }
 
-    /// A collective over each of `groups` of devices at the same time, on a tensor of `bytes`; groups of one
-    /// cost nothing. Without a network, groups are identified by their size and by `stride`, the distance of
-    /// their ranks.
+    pub(crate) fn update(&self, elements: usize) -> Result<Price, Unpriced> {
+        Ok(self.prices.update(elements)? * (1.0 / self.compute_speedup))
+    }
+
+    pub(crate) fn norm(&self, elements: usize) -> Result<Price, Unpriced> {
+        Ok(self.prices.norm(elements)? * (1.0 / self.compute_speedup))
+    }
+
+    /// A collective of a program over each of `groups` of devices at the same time, on a tensor of `bytes`;
+    /// groups of one cost nothing. Without a network, groups are identified by their size and by `stride`,
+    /// the distance of their ranks.
     ///
     /// # Errors
-    /// The profile measured no group of that size, or only rings.
+    /// The source of prices does not know such groups.
     pub(crate) fn over(
         &self,
-        kind: Collective,
-        algorithm: Algorithm,
+        strategy: &ParallelStrategy,
+        purpose: Purpose,
+        (kind, algorithm): (Collective, Algorithm),
         groups: &[Vec<usize>],
         stride: usize,
         bytes: Bytes,
@@ -195,18 +272,35 @@ impl CostModel {
                 hint: "price it from the catalogue".to_owned(),
                 doubted: false,
             })?;
-            return Ok(routes.collective(pattern, groups, bytes));
+            return Ok(self.sped_up(routes.collective(pattern, groups, bytes)));
         }
         let group = groups.iter().map(Vec::len).max().unwrap_or(1);
-        if group > 1 && algorithm != Algorithm::Ring {
-            return Err(Unpriced {
-                what: format!("the profile measured only ring collectives, not {}", algorithm.name()),
-                hint: "describe the links with `profile --emulate`, or remove the algorithm from `allow.algorithms`"
-                    .to_owned(),
-                doubted: false,
-            });
+        self.on_equal_links(strategy, purpose, (kind, algorithm), group, stride, bytes)
+    }
+
+    /// Like [`over`](CostModel::over), for groups of so many ranks on equal links.
+    ///
+    /// # Errors
+    /// As for `over`.
+    pub(crate) fn on_equal_links(
+        &self,
+        strategy: &ParallelStrategy,
+        purpose: Purpose,
+        (kind, algorithm): (Collective, Algorithm),
+        group: usize,
+        stride: usize,
+        bytes: Bytes,
+    ) -> Result<Price, Unpriced> {
+        if group <= 1 {
+            return Ok(Price::ZERO);
         }
-        self.links.collective(kind, group, stride, bytes)
+        let query = CollectiveQuery { purpose, kind, algorithm, group, stride, bytes, strategy };
+        Ok(self.sped_up(self.prices.collective(&query)?))
+    }
+
+    /// A price of communication on links that are faster by their factor.
+    pub(crate) fn sped_up(&self, price: Price) -> Price {
+        price * (1.0 / self.link_speedup)
     }
 
     /// Like [`over`](CostModel::over), for the bytes of codecs.
@@ -215,8 +309,9 @@ impl CostModel {
     /// As for `over`.
     pub(crate) fn exchange(
         &self,
-        kind: Collective,
-        algorithm: Algorithm,
+        strategy: &ParallelStrategy,
+        purpose: Purpose,
+        (kind, algorithm): (Collective, Algorithm),
         groups: &[Vec<usize>],
         stride: usize,
         bytes: Bytes,
@@ -224,24 +319,23 @@ impl CostModel {
         match &self.exchanges {
             Some(links) => {
                 let group = groups.iter().map(Vec::len).max().unwrap_or(1);
-                links.collective(kind, group, stride, bytes)
+                Ok(self.sped_up(links.collective(kind, group, stride, bytes)?))
             }
-            None => self.over(kind, algorithm, groups, stride, bytes),
+            None => self.over(strategy, purpose, (kind, algorithm), groups, stride, bytes),
         }
     }
 
-    /// A collective over `group` ranks, `stride` apart, on a tensor of `bytes`; a group of one costs nothing.
+    /// A send/recv between pipeline ranks `stride` apart, on equal links.
     ///
     /// # Errors
-    /// The profile measured no group of that size.
-    pub fn collective(
+    /// The source of prices knows no send/recv.
+    pub(crate) fn message(
         &self,
-        kind: Collective,
-        group: usize,
+        strategy: &ParallelStrategy,
         stride: usize,
         bytes: Bytes,
     ) -> Result<Price, Unpriced> {
-        self.links.collective(kind, group, stride, bytes)
+        Ok(self.sped_up(self.prices.message(&MessageQuery { stride, bytes, strategy })?))
     }
 
     /// Whether the profile applies to this model and job.

@@ -1,9 +1,10 @@
 //! The profile's cells, indexed: the cost of segments, collectives, send/recv and optimizer updates.
 
 use crate::curve::{Curve, Price, linear_weight};
+use crate::prices::{CollectiveQuery, MessageQuery, Prices, SegmentQuery};
 use autodist_spec::profile::{CollectiveCost, LinkFit, MessageCost};
 use autodist_spec::{
-    Bytes, Collective, DoubtedCell, Pass, Profile, Provenance, Recompute, Segment, SegmentCost,
+    Algorithm, Bytes, Collective, DoubtedCell, Pass, Profile, Provenance, Recompute, Segment, SegmentCost,
 };
 use std::collections::BTreeMap;
 
@@ -19,14 +20,71 @@ pub struct Unpriced {
     pub doubted: bool,
 }
 
+/// The prices of a profile.
+#[derive(Debug)]
+pub struct Measured {
+    segments: Segments,
+    links: LinkCurves,
+    optimizer: OptimizerCurves,
+}
+
+impl Measured {
+    pub fn new(profile: &Profile) -> Self {
+        Self {
+            segments: Segments::new(profile),
+            links: LinkCurves::of(profile),
+            optimizer: OptimizerCurves::new(profile),
+        }
+    }
+}
+
+impl Prices for Measured {
+    fn segment(&self, query: &SegmentQuery) -> Result<SegmentPrice, Unpriced> {
+        let SegmentQuery { segment, pass, recompute, strategy, .. } = *query;
+        let key = SegmentKey {
+            segment,
+            pass,
+            tensor: strategy.tensor,
+            sequence_parallel: strategy.sequence_parallel,
+            recompute,
+        };
+        self.segments.price(key, strategy.micro_batch)
+    }
+
+    fn collective(&self, query: &CollectiveQuery) -> Result<Price, Unpriced> {
+        let CollectiveQuery { kind, algorithm, group, stride, bytes, .. } = *query;
+        if algorithm != Algorithm::Ring {
+            return Err(Unpriced {
+                what: format!("the profile measured only ring collectives, not {}", algorithm.name()),
+                hint: "describe the links with `profile --emulate`, or remove the algorithm from `allow.algorithms`"
+                    .to_owned(),
+                doubted: false,
+            });
+        }
+        self.links.collective(kind, group, stride, bytes)
+    }
+
+    fn message(&self, query: &MessageQuery) -> Result<Price, Unpriced> {
+        self.links.message(query.stride, query.bytes)
+    }
+
+    fn update(&self, elements: usize) -> Result<Price, Unpriced> {
+        self.optimizer.update(elements)
+    }
+
+    fn norm(&self, elements: usize) -> Result<Price, Unpriced> {
+        self.optimizer.norm(elements)
+    }
+}
+
 /// Cells that differ only in the micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct SegmentKey {
-    pub segment: Segment,
-    pub pass: Pass,
-    pub tensor: u32,
-    pub sequence_parallel: bool,
-    pub recompute: Recompute,
+struct SegmentKey {
+    segment: Segment,
+    pass: Pass,
+    tensor: u32,
+    sequence_parallel: bool,
+    recompute: Recompute,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -46,14 +104,14 @@ struct SegmentCurve {
 }
 
 #[derive(Debug, Clone, Default)]
-pub struct Segments {
+struct Segments {
     cells: BTreeMap<SegmentKey, SegmentCurve>,
     /// Doubtful cells, which are not used for prices, by micro-batch, with the reason.
     doubted: BTreeMap<(SegmentKey, u32), String>,
 }
 
 impl Segments {
-    pub fn new(profile: &Profile) -> Self {
+    fn new(profile: &Profile) -> Self {
         let mut cells: BTreeMap<SegmentKey, SegmentCurve> = BTreeMap::new();
         let mut doubted = BTreeMap::new();
         for cost in &profile.segments {
@@ -78,7 +136,7 @@ impl Segments {
 
     /// One pass of a segment over one micro-batch: measured, interpolated between two measured micro-batches
     /// (log-log in time, affine in memory), or proportional to the nearest one.
-    pub fn price(&self, key: SegmentKey, micro_batch: u32) -> Result<SegmentPrice, Unpriced> {
+    fn price(&self, key: SegmentKey, micro_batch: u32) -> Result<SegmentPrice, Unpriced> {
         if let Some(why) = self.doubted.get(&(key, micro_batch)) {
             return Err(in_doubt(why));
         }
@@ -265,7 +323,7 @@ fn nearest(strides: &BTreeMap<u32, Curve>, stride: usize, bytes: Bytes) -> Optio
 
 /// Time of optimizer updates over flat buffers, piecewise linear in elements.
 #[derive(Debug, Clone, Default)]
-pub struct OptimizerCurves {
+struct OptimizerCurves {
     update: Curve,
     norm: Curve,
 }

@@ -2,11 +2,12 @@
 
 use crate::coding;
 use crate::measured::Unpriced;
+use crate::prices::ParameterBytes;
 use crate::priced::{Priced, Pricer};
 use autodist_program::{
     Body, BodyKind, Bucket, Instruction, Op, Operand, Program, RankProgram, TensorCollective, Transfer,
 };
-use autodist_spec::{Bytes, LayerKind, MemoryBreakdown, Optimizer, ParallelStrategy, Pass, Precision};
+use autodist_spec::{Bytes, LayerKind, MemoryBreakdown, ParallelStrategy, Pass};
 
 /// Live bytes that change within a step, by account. Signed: a body may free memory that it did not allocate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -156,44 +157,18 @@ fn tensor_collective(
     }
 }
 
-/// Parameters: whole, or this rank's shard of them under ZeRO-3.
-fn weights(program: &Program, buckets: &[Bucket]) -> u64 {
-    let strategy = &program.strategy;
-    let shard = if strategy.zero_stage == 3 { strategy.shard as usize } else { 1 };
-    buckets.iter().map(|b| working_bytes(program, b.shard_elements(shard)) as u64).sum()
-}
-
-/// Accumulated gradients: whole, or this rank's shard of them under ZeRO-2 and 3.
-fn gradients(buckets: &[Bucket], strategy: &ParallelStrategy) -> u64 {
-    let shard = if strategy.zero_stage >= 2 { strategy.shard as usize } else { 1 };
-    buckets.iter().map(|b| f32_bytes(b.shard_elements(shard)) as u64).sum()
-}
-
-/// Momenta and master weights: whole, or this rank's shard of them under every ZeRO stage.
-fn optimizer_state(program: &Program, buckets: &[Bucket], optimizer: Optimizer) -> u64 {
-    let strategy = &program.strategy;
-    let shard = if strategy.zero_stage >= 1 { strategy.shard as usize } else { 1 };
-    buckets.iter().map(|b| f32_bytes(b.shard_elements(shard)) as u64).sum::<u64>()
-        * state_elements(program.precision, optimizer)
-}
-
-/// Elements per parameter that an update keeps in full precision.
-fn state_elements(precision: Precision, optimizer: Optimizer) -> u64 {
-    optimizer.state_elements() + u64::from(precision.is_mixed())
+/// Bytes of `each` per parameter of these buckets: whole, or this rank's shard of them from a ZeRO stage on.
+fn kept(buckets: &[Bucket], strategy: &ParallelStrategy, each: u64, from_stage: u8) -> Bytes {
+    let shard = if strategy.zero_stage >= from_stage { strategy.shard as usize } else { 1 };
+    Bytes(buckets.iter().map(|b| b.shard_elements(shard) as u64 * each).sum())
 }
 
 /// Weights, gradients and optimizer state of `elements` parameters on one rank, without padding: a lower
 /// bound of a compiled program (Rajbhandari et al., 1910.02054, figure 1).
-pub fn persistent_bytes(
-    elements: u64,
-    strategy: &ParallelStrategy,
-    optimizer: Optimizer,
-    precision: Precision,
-) -> u64 {
+pub fn persistent_bytes(elements: u64, strategy: &ParallelStrategy, bytes: &ParameterBytes) -> u64 {
     let sharded = elements / u64::from(strategy.shard);
     let part = |from_stage: u8| if strategy.zero_stage >= from_stage { sharded } else { elements };
-    let full = part(2) + part(1) * state_elements(precision, optimizer);
-    (precision.working(part(3)) + Bytes::of_f32(full)).0
+    bytes.weight * part(3) + bytes.gradient * part(2) + bytes.state * part(1)
 }
 
 /// Communicators with more than one rank.
@@ -217,21 +192,24 @@ impl Priced<'_> {
     }
 
     fn rank_memory(&self, index: usize) -> MemoryBreakdown {
-        let program = self.program;
-        let rank = &program.ranks[index];
+        let (program, each) = (self.program, self.costs.parameter_bytes());
+        let (rank, strategy) = (&program.ranks[index], &program.strategy);
         let peak = self.step_peak(index);
         let bytes = |n: i64| Bytes(n.max(0) as u64);
         let (state, scratch) = coding::memory(program, index, self.costs.on_accelerators);
         let staging = self.costs.staging_bytes * communicators(program, index) + Bytes(state + scratch);
-        MemoryBreakdown {
-            weights_bytes: Bytes(weights(program, &rank.buckets)),
-            gradients_bytes: Bytes(gradients(&rank.buckets, &program.strategy)) + bytes(peak.gradients),
-            optimizer_state_bytes: Bytes(optimizer_state(program, &rank.buckets, self.costs.optimizer_kind)),
+        let mut memory = MemoryBreakdown {
+            weights_bytes: kept(&rank.buckets, strategy, each.weight, 3),
+            gradients_bytes: kept(&rank.buckets, strategy, each.gradient, 2) + bytes(peak.gradients),
+            optimizer_state_bytes: kept(&rank.buckets, strategy, each.state, 1),
             activations_bytes: bytes(peak.activations),
             communication_buffers_bytes: staging + bytes(peak.buffers),
             temporary_bytes: bytes(peak.temporary),
-            reserve_bytes: self.costs.baseline_bytes,
-        }
+            reserve_bytes: Bytes::ZERO,
+        };
+        let fragmentation = memory.total().as_f64() * self.costs.fragmentation;
+        memory.reserve_bytes = self.costs.baseline_bytes + Bytes(fragmentation as u64);
+        memory
     }
 
     /// Walks the operations: the peak live memory of the step in addition to the persistent state.

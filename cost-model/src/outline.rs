@@ -5,6 +5,7 @@ use crate::bound::{ChunkWork, pipeline_bound};
 use crate::curve::Price;
 use crate::layers::LayerCosts;
 use crate::measured::Unpriced;
+use crate::prices::ParameterBytes;
 use autodist_program::schedule;
 use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Seconds, Stage};
 
@@ -60,12 +61,17 @@ impl Outline {
 
     /// Lower bound of the bytes on the fullest of the first and the last pipeline rank. `in_flight` is that
     /// of the first and the last rank.
-    pub fn memory_floor(&self, strategy: &ParallelStrategy, job: &Job, in_flight: &[InFlight; 2]) -> u64 {
+    pub fn memory_floor(
+        &self,
+        strategy: &ParallelStrategy,
+        bytes: &ParameterBytes,
+        in_flight: &[InFlight; 2],
+    ) -> u64 {
         let ranks = [0, self.elements.len() - 1];
         let floor = |(rank, in_flight): (usize, &InFlight)| {
             let kept: i64 = in_flight.iter().map(|(chunk, count)| self.growth[*chunk] * count).sum();
             let held = self.elements[rank];
-            crate::persistent_bytes(held, strategy, job.optimizer, job.precision) + kept.max(0) as u64
+            crate::persistent_bytes(held, strategy, bytes) + kept.max(0) as u64
         };
         ranks.into_iter().zip(in_flight).map(floor).max().unwrap_or(0)
     }
@@ -101,7 +107,7 @@ impl CostModel {
             let parts = if strategy.sequence_parallel { strategy.tensor } else { 1 };
             let tokens = u64::from(self.seq_len) * u64::from(strategy.micro_batch);
             let bytes = self.precision.working(tokens * u64::from(model.hidden) / u64::from(parts));
-            self.links.message((strategy.data * strategy.tensor) as usize, bytes)?
+            self.message(strategy, (strategy.data * strategy.tensor) as usize, bytes)?
         } else {
             Price::ZERO
         };

@@ -1,8 +1,9 @@
 //! A program with the price of every operation: each body is priced once, however often it runs.
 
 use crate::curve::Price;
-use crate::measured::{SegmentKey, SegmentPrice, Unpriced};
+use crate::measured::{SegmentPrice, Unpriced};
 use crate::memory::{BodyMemory, body_memory};
+use crate::prices::{Purpose, SegmentQuery};
 use crate::{CostModel, coding};
 use autodist_program::{Body, BodyKind, Instruction, Message, Op, Program, RankProgram, Transfer};
 use autodist_spec::{Algorithm, Bytes, Codec, Collective, Pass, Recompute, Segment};
@@ -122,10 +123,10 @@ fn messages(costs: &CostModel, program: &Program) -> Result<(Vec<Vec<Price>>, Pr
             let bytes;
             (bytes, coding) = coding::message(costs, program, elements)?;
             prices[from][to] = match &costs.routes {
-                None => costs.links.message(stride, bytes)?,
+                None => costs.message(&program.strategy, stride, bytes)?,
                 Some(routes) => {
                     let pair = |inner: usize| program.devices(&[from * stride + inner, to * stride + inner]);
-                    routes.message(&(0..stride).map(pair).collect::<Vec<_>>(), bytes)
+                    costs.sped_up(routes.message(&(0..stride).map(pair).collect::<Vec<_>>(), bytes))
                 }
             };
         }
@@ -202,19 +203,43 @@ impl<'a> Pricer<'a> {
     /// fraction `occupied` of the time, because the two are not synchronised.
     fn under_contention(
         &self,
-        (kind, algorithm): (Collective, Algorithm),
+        purpose: Purpose,
+        work: (Collective, Algorithm),
         together: &[Vec<usize>],
         others: &[Vec<usize>],
         occupied: f64,
         stride: usize,
         bytes: Bytes,
     ) -> Result<Price, Unpriced> {
-        let alone = self.costs.over(kind, algorithm, together, stride, bytes)?;
+        let alone = self.over(purpose, work, together, stride, bytes)?;
         if occupied <= 0.0 || others.len() <= together.len() {
             return Ok(alone);
         }
-        let all = self.costs.over(kind, algorithm, others, stride, bytes)?;
+        let all = self.over(purpose, work, others, stride, bytes)?;
         Ok(alone + Price { seconds: occupied * (all.seconds - alone.seconds).max(0.0), ..Price::ZERO })
+    }
+
+    fn over(
+        &self,
+        purpose: Purpose,
+        work: (Collective, Algorithm),
+        groups: &[Vec<usize>],
+        stride: usize,
+        bytes: Bytes,
+    ) -> Result<Price, Unpriced> {
+        self.costs.over(&self.program.strategy, purpose, work, groups, stride, bytes)
+    }
+
+    /// The same for groups of `size` ranks on equal links, where only their shape matters.
+    fn on_equal_links(
+        &self,
+        purpose: Purpose,
+        work: (Collective, Algorithm),
+        size: usize,
+        stride: usize,
+        bytes: Bytes,
+    ) -> Result<Price, Unpriced> {
+        self.costs.on_equal_links(&self.program.strategy, purpose, work, size, stride, bytes)
     }
 
     /// Groups of all pipeline ranks.
@@ -233,14 +258,9 @@ impl<'a> Pricer<'a> {
             return Ok(price);
         }
         let strategy = &self.program.strategy;
-        let key = SegmentKey {
-            segment,
-            pass,
-            tensor: strategy.tensor,
-            sequence_parallel: strategy.sequence_parallel,
-            recompute,
-        };
-        let price = self.costs.segment(key, strategy.micro_batch)?;
+        let micro_batches = self.program.micro_batches;
+        let price =
+            self.costs.segment(&SegmentQuery { segment, pass, recompute, strategy, micro_batches })?;
         self.segments[slot] = Some(price);
         Ok(price)
     }
@@ -251,21 +271,30 @@ impl<'a> Pricer<'a> {
             return Ok(*price);
         }
         let algorithm = self.program.strategy.communication.tensor;
-        let groups = self.program.tensor_groups(rank);
         let alone = if self.places_matter() {
+            let groups = self.program.tensor_groups(rank);
             // Replicas are not synchronised: each group runs by itself, and contends with the others part of
             // the time.
             let others = self.everywhere(|rank| self.program.tensor_groups(rank));
             let occupied = self.occupancy[rank].tensor;
             let mut slowest = Price::ZERO;
             for group in groups {
-                let price =
-                    self.under_contention((kind, algorithm), &[group], &others, occupied, 1, bytes)?;
+                let work = (kind, algorithm);
+                let price = self.under_contention(
+                    Purpose::Tensor,
+                    work,
+                    &[group],
+                    &others,
+                    occupied,
+                    1,
+                    bytes,
+                )?;
                 slowest = if price.seconds > slowest.seconds { price } else { slowest };
             }
             slowest
         } else {
-            self.costs.over(kind, algorithm, &groups, 1, bytes)?
+            let size = self.program.layout.tensor;
+            self.on_equal_links(Purpose::Tensor, (kind, algorithm), size, 1, bytes)?
         };
         let price = match self.program.layout.tensor {
             1 => alone,
@@ -293,18 +322,19 @@ impl<'a> Pricer<'a> {
             return Ok(None);
         }
         let reduction = self.program.reduction(rank.pipeline_rank, transfer, bucket);
-        let groups = self.program.transfer_groups(rank.pipeline_rank, transfer);
+        let groups = || self.program.transfer_groups(rank.pipeline_rank, transfer);
         let bucket = &rank.buckets[bucket];
         let (kind, _) = self.program.transfer_work(transfer, bucket);
         let bytes = self.program.transfer_bytes(transfer, bucket);
+        let (purpose, work) = (Purpose::Bucket(transfer), (kind, reduction.algorithm));
         let price = match reduction.codec {
             Codec::None if self.places_matter() => {
                 let others = self.everywhere(|rank| self.program.transfer_groups(rank, transfer));
                 let occupied = self.occupancy[rank.pipeline_rank].data;
-                self.under_contention((kind, reduction.algorithm), &groups, &others, occupied, stride, bytes)?
+                self.under_contention(purpose, work, &groups(), &others, occupied, stride, bytes)?
             }
-            Codec::None => self.costs.over(kind, reduction.algorithm, &groups, stride, bytes)?,
-            _ => coding::reduction(self.costs, self.program, transfer, bucket, reduction, &groups, stride)?,
+            Codec::None => self.on_equal_links(purpose, work, group, stride, bytes)?,
+            _ => coding::reduction(self.costs, self.program, transfer, bucket, reduction, &groups(), stride)?,
         };
         Ok(Some(price + self.costs.stream_handover + self.costs.synchronisation))
     }
@@ -353,21 +383,30 @@ impl<'a> Pricer<'a> {
         let layout = &self.program.layout;
         let stride = layout.world() / layout.pipeline * (layout.pipeline - 1);
         let inner = layout.world() / layout.pipeline;
+        let bytes = Bytes::of_f32(elements as u64);
+        let work = (Collective::AllReduce, Algorithm::Ring);
+        if !self.places_matter() {
+            return self.on_equal_links(Purpose::Tied, work, 2, stride, bytes);
+        }
         let pair = |rank: usize| self.program.devices(&[rank, rank + stride]);
         let groups: Vec<_> = (0..inner).map(pair).collect();
-        let bytes = Bytes::of_f32(elements as u64);
-        self.costs.over(Collective::AllReduce, Algorithm::Ring, &groups, stride, bytes)
+        self.over(Purpose::Tied, work, &groups, stride, bytes)
     }
 
     /// All-reduce of one number over the ranks that together hold the model.
     fn norm(&self) -> Result<Price, Unpriced> {
         let layout = &self.program.layout;
+        let work = (Collective::AllReduce, Algorithm::Ring);
+        if !self.places_matter() {
+            let size = layout.pipeline * layout.shard * layout.tensor;
+            return self.on_equal_links(Purpose::Norm, work, size, 1, Bytes::of_f32(1));
+        }
         let mut groups: Vec<Vec<usize>> =
             (0..layout.world()).map(|rank| layout.model_group(layout.coordinates(rank))).collect();
         groups.sort_unstable();
         groups.dedup();
         let groups: Vec<_> = groups.iter().map(|group| self.program.devices(group)).collect();
-        self.costs.over(Collective::AllReduce, Algorithm::Ring, &groups, 1, Bytes::of_f32(1))
+        self.over(Purpose::Norm, work, &groups, 1, Bytes::of_f32(1))
     }
 
     fn body(&mut self, rank: &RankProgram, body: &Body) -> Result<PricedBody, Unpriced> {
@@ -427,14 +466,14 @@ impl<'a> Pricer<'a> {
                     price
                 }
                 Instruction::GradientNorm { elements } => {
-                    let local = self.costs.optimizer.norm(elements)?;
+                    let local = self.costs.norm(elements)?;
                     steps.work(Work { optimizer: local.seconds, ..Work::default() });
                     let sum = self.norm()?;
                     steps.push(Step::Barrier(Barrier::Norm, sum.seconds));
                     local + sum
                 }
                 Instruction::Update { elements, .. } => {
-                    let price = self.costs.optimizer.update(elements)?;
+                    let price = self.costs.update(elements)?;
                     steps.work(Work { optimizer: price.seconds, ..Work::default() });
                     price
                 }

@@ -38,6 +38,10 @@ impl Routes {
         Self { network: network.clone(), cells: Mutex::default() }
     }
 
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
     pub fn nodes(&self) -> &[u32] {
         &self.network.nodes
     }

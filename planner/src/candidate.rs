@@ -139,7 +139,7 @@ impl<'a> Evaluator<'a> {
             let outline = outlines[&outline_key(candidate)].as_ref().map_err(Clone::clone)?;
             let time = self.costs.outline_bound(outline, self.model, strategy, micro_batches(strategy))?;
             let orders = &orders[&self.order_key(strategy)];
-            let memory = Bytes(outline.memory_floor(strategy, self.job, orders));
+            let memory = Bytes(outline.memory_floor(strategy, self.costs.parameter_bytes(), orders));
             Ok(LowerBounds { index: *index, time, memory })
         };
         candidates.par_iter().map(bounds).collect()

@@ -1,7 +1,7 @@
 //! Why this plan is best, which part of the step dominates, and what would change it.
 
 use crate::{Comparison, Limit, PlanError, Planner, SearchLimits, usable};
-use autodist_spec::{Bytes, Cluster, ParallelStrategy, Plan, Profile, Seconds, StopReason, doubt};
+use autodist_spec::{Bytes, Cluster, ParallelStrategy, Plan, Seconds, StopReason};
 use serde::Serialize;
 use std::fmt;
 
@@ -42,16 +42,16 @@ pub struct WhatIf {
 }
 
 /// Explains a plan by planning again: for another strategy, with faster links, faster devices, more memory. A
-/// plan for a given strategy is evaluated again without a search.
+/// plan for a given strategy is evaluated again without a search. `planner` is that of the plan's model,
+/// cluster, job and costs.
 ///
 /// # Errors
-/// The profile does not match the plan, or there is no plan for it.
+/// The costs do not match the plan, or there is no plan for them.
 pub fn explain(
+    planner: &Planner,
     plan: &Plan,
-    profile: &Profile,
     against: Option<&ParallelStrategy>,
 ) -> Result<Explanation, PlanError> {
-    let planner = Planner::new(&plan.model, &plan.cluster, &plan.job, profile);
     let against = against.map(|strategy| {
         let verdict = match planner.given(strategy, None) {
             Ok(other) => Comparison::of(&plan.estimate, &other.estimate).to_string(),
@@ -59,24 +59,29 @@ pub fn explain(
         };
         (strategy.label(), verdict)
     });
+    let faster = |compute: f64, links: f64| Planner {
+        costs: planner.costs.faster(compute, links),
+        ..planner.clone()
+    };
+    let larger = larger_memory(planner.cluster, 1.25);
     let what_ifs = [
-        ("twice the bandwidth", faster_links(profile, 2.0), plan.cluster.clone()),
-        ("twice the compute", faster_compute(profile, 2.0), plan.cluster.clone()),
-        ("a quarter more memory", profile.clone(), larger_memory(&plan.cluster, 1.25)),
+        ("twice the bandwidth", faster(1.0, 2.0)),
+        ("twice the compute", faster(2.0, 1.0)),
+        ("a quarter more memory", Planner { cluster: &larger, ..planner.clone() }),
     ];
     let what_ifs = what_ifs
-        .iter()
-        .map(|(change, profile, cluster)| what_if(plan, change, profile, cluster))
+        .into_iter()
+        .map(|(change, planner)| what_if(plan, change, planner))
         .collect::<Result<_, _>>()?;
     Ok(Explanation {
         label: plan.strategy.label(),
         step_time_s: plan.estimate.step_time_s,
         caution_s: plan.estimate.caution_s,
-        doubts: doubt::lines(&profile.doubts),
+        doubts: planner.doubts(),
         binding: Limit::of(&plan.estimate),
         memory: MemoryUse {
             needed_bytes: plan.estimate.peak_memory_bytes,
-            usable_bytes: usable(&plan.cluster, &plan.job),
+            usable_bytes: usable(planner.cluster, planner.job),
         },
         alternatives: plan.alternatives.iter().map(|a| (a.strategy.label(), a.reason.clone())).collect(),
         against,
@@ -84,13 +89,7 @@ pub fn explain(
     })
 }
 
-fn what_if(
-    plan: &Plan,
-    change: &'static str,
-    profile: &Profile,
-    cluster: &Cluster,
-) -> Result<WhatIf, PlanError> {
-    let planner = Planner::new(&plan.model, cluster, &plan.job, profile);
+fn what_if(plan: &Plan, change: &'static str, planner: Planner) -> Result<WhatIf, PlanError> {
     let other = if plan.search.stop_reason == StopReason::Given {
         planner.given(&plan.strategy, Some(&plan.stages))?
     } else {
@@ -104,39 +103,6 @@ fn what_if(
         speedup: plan.estimate.step_time_s / other.estimate.step_time_s,
         same_plan: other.strategy == plan.strategy && other.stages == plan.stages,
     })
-}
-
-/// Divides the times of collectives and send/recv by `factor`, including latency.
-fn faster_links(profile: &Profile, factor: f64) -> Profile {
-    let mut faster = profile.clone();
-    let times = faster
-        .collectives
-        .iter_mut()
-        .map(|c| &mut c.time)
-        .chain(faster.messages.iter_mut().map(|m| &mut m.time));
-    times.for_each(|time| divide(time, factor));
-    for fit in &mut faster.fits {
-        fit.alpha_s = fit.alpha_s / factor;
-        fit.beta_s_per_byte /= factor;
-    }
-    faster
-}
-
-/// Divides the times of segments and the optimizer by `factor`.
-fn faster_compute(profile: &Profile, factor: f64) -> Profile {
-    let mut faster = profile.clone();
-    faster.segments.iter_mut().for_each(|cell| divide(&mut cell.time, factor));
-    for cell in &mut faster.optimizer {
-        divide(&mut cell.update, factor);
-        divide(&mut cell.norm, factor);
-    }
-    faster
-}
-
-fn divide(time: &mut autodist_spec::Sample, factor: f64) {
-    for part in [&mut time.median_s, &mut time.low_s, &mut time.high_s] {
-        *part = *part / factor;
-    }
 }
 
 fn larger_memory(cluster: &Cluster, factor: f64) -> Cluster {

@@ -41,8 +41,9 @@ pub use threads::with_threads;
 use autodist_cost_model::{CostModel, Unpriced};
 use autodist_program::{Program, engine};
 use autodist_spec::{
-    Alternative, Bytes, Check, Cluster, CodecProbe, Estimate, Job, ModelSpec, ParallelStrategy, Plan,
-    Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Stage, StopReason,
+    Alternative, Bytes, CatalogueReference, Check, Cluster, CodecProbe, DeviceKind, Engine, Estimate, Job,
+    ModelSpec, ParallelStrategy, Plan, Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Seconds, Stage,
+    StopReason, doubt,
 };
 use candidate::Evaluator;
 use search::{Keep, Search};
@@ -71,15 +72,42 @@ pub struct Planner<'a> {
     model: &'a ModelSpec,
     cluster: &'a Cluster,
     job: &'a Job,
-    profile: &'a Profile,
+    source: Source<'a>,
     costs: CostModel,
     limits: SearchLimits<'a>,
+}
+
+/// The source of the costs, which plans name.
+#[derive(Clone)]
+enum Source<'a> {
+    Profile(&'a Profile),
+    Catalogue(&'a CatalogueReference),
 }
 
 impl<'a> Planner<'a> {
     #[must_use]
     pub fn new(model: &'a ModelSpec, cluster: &'a Cluster, job: &'a Job, profile: &'a Profile) -> Self {
-        Self { model, cluster, job, profile, costs: CostModel::new(profile), limits: SearchLimits::default() }
+        let (source, costs) = (Source::Profile(profile), CostModel::new(profile));
+        Self { model, cluster, job, source, costs, limits: SearchLimits::default() }
+    }
+
+    /// Plans for a cluster that was not measured, with costs from the catalogue.
+    #[must_use]
+    pub fn of_catalogue(
+        model: &'a ModelSpec,
+        cluster: &'a Cluster,
+        job: &'a Job,
+        costs: CostModel,
+        reference: &'a CatalogueReference,
+    ) -> Self {
+        Self {
+            model,
+            cluster,
+            job,
+            source: Source::Catalogue(reference),
+            costs,
+            limits: SearchLimits::default(),
+        }
     }
 
     /// Uses the measured slowdown of codecs.
@@ -168,6 +196,14 @@ impl<'a> Planner<'a> {
         Ok(outcome.best.into_iter().map(|found| found.beside(&best)).collect())
     }
 
+    /// Doubtful measurements of the profile.
+    fn doubts(&self) -> Vec<String> {
+        match self.source {
+            Source::Profile(profile) => doubt::lines(&profile.doubts),
+            Source::Catalogue(_) => Vec::new(),
+        }
+    }
+
     fn program(&self, plan: &Plan) -> Option<Program> {
         let devices = self.cluster.device_count();
         Program::compile(self.model, self.job, devices, &plan.strategy, &plan.stages).ok()
@@ -185,8 +221,11 @@ impl<'a> Planner<'a> {
                 doubted: false,
             });
         }
-        let (engine, network) = (self.profile.environment.engine, self.profile.network.as_ref());
-        Ok(Evaluator::new(self.model, self.cluster, self.job, &self.costs, engine, network))
+        let engine = match self.source {
+            Source::Profile(profile) => profile.environment.engine,
+            Source::Catalogue(_) => Engine::Native,
+        };
+        Ok(Evaluator::new(self.model, self.cluster, self.job, &self.costs, engine, self.costs.network()))
     }
 
     fn document(
@@ -211,15 +250,31 @@ impl<'a> Planner<'a> {
             collectives: Vec::new(),
             placement: None,
             codecs: Vec::new(),
-            profile: ProfileReference {
-                fingerprint: self.profile.fingerprint(),
-                path: String::new(),
-                reference_s: self.profile.reference_s,
-                devices: self.profile.environment.devices,
-                engine: self.profile.environment.engine,
-                emulated: self.profile.environment.emulated,
-            },
+            profile: self.reference(),
             measured: None,
+        }
+    }
+
+    fn reference(&self) -> ProfileReference {
+        match self.source {
+            Source::Profile(profile) => ProfileReference {
+                fingerprint: profile.fingerprint(),
+                path: String::new(),
+                reference_s: profile.reference_s,
+                devices: profile.environment.devices,
+                engine: profile.environment.engine,
+                emulated: profile.environment.emulated,
+                catalogue: None,
+            },
+            Source::Catalogue(reference) => ProfileReference {
+                fingerprint: String::new(),
+                path: String::new(),
+                reference_s: Seconds::ZERO,
+                devices: DeviceKind::Cuda,
+                engine: Engine::Native,
+                emulated: false,
+                catalogue: Some(reference.clone()),
+            },
         }
     }
 }
@@ -228,8 +283,10 @@ impl<'a> Planner<'a> {
 /// read.
 fn believable(plan: &Plan) -> Result<(), Unpriced> {
     plan.check().map_err(|error| Unpriced {
-        what: format!("the profile's numbers lead to a plan with values out of range: {error}"),
-        hint: "measure again with `autodist profile --fresh`".to_owned(),
+        what: format!("the costs lead to a plan with values out of range: {error}"),
+        hint: "measure again with `autodist profile --fresh`, or look for an implausible number in the cluster, the \
+               devices or the calibration"
+            .to_owned(),
         doubted: false,
     })
 }

@@ -200,7 +200,7 @@ fn an_explanation_says_what_binds_and_what_would_help() {
     let planner = Planner::new(&model, &profile.cluster, &job, &profile);
     let plan = planner.plan().unwrap();
     let other = ParallelStrategy { tensor: 2, ..ParallelStrategy::data_parallel(2, 2) };
-    let explanation = explain(&plan, &profile, Some(&other)).unwrap();
+    let explanation = explain(&planner, &plan, Some(&other)).unwrap();
     assert_eq!(explanation.what_ifs.len(), 3);
     assert!(explanation.what_ifs.iter().all(|what_if| what_if.speedup >= 1.0 - 1e-9), "{explanation}");
     let text = explanation.to_string();
@@ -210,6 +210,6 @@ fn an_explanation_says_what_binds_and_what_would_help() {
         assert!(text.contains(expected), "{text}");
     }
     let given = planner.given(&other, None).unwrap();
-    let explanation = explain(&given, &profile, None).unwrap();
+    let explanation = explain(&planner, &given, None).unwrap();
     assert!(explanation.what_ifs.iter().all(|what_if| what_if.same_plan));
 }

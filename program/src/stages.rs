@@ -24,17 +24,23 @@ pub fn balanced(
     let mut cut = vec![vec![0; layers + 1]; chunks + 1];
     best[0][0] = 0.0;
     for k in 1..=chunks {
+        // Both only grow with `end`: costs are not negative.
+        let (mut crossing, mut latest) = (k - 1, k - 1);
         for end in k..=layers {
             // A later start makes the previous chunks costlier and the last one cheaper: the best start is
             // where the two cross, and of equally good ones the latest.
-            let largest = |start: usize| best[k - 1][start].max(prefix[end] - prefix[start]);
-            let starts: Vec<usize> = (k - 1..end).collect();
-            let crossing = starts.partition_point(|start| best[k - 1][*start] < prefix[end] - prefix[*start]);
-            let around = starts[crossing.saturating_sub(1)..(crossing + 1).min(starts.len())].iter();
-            let value = around.map(|start| largest(*start)).fold(f64::INFINITY, f64::min);
-            let latest = starts.partition_point(|start| best[k - 1][*start] <= value) - 1;
+            let before = &best[k - 1];
+            let last = |start: usize| prefix[end] - prefix[start];
+            while crossing < end && before[crossing] < last(crossing) {
+                crossing += 1;
+            }
+            let around = crossing.saturating_sub(1).max(k - 1)..(crossing + 1).min(end);
+            let value = around.map(|start| before[start].max(last(start))).fold(f64::INFINITY, f64::min);
+            while latest + 1 < end && before[latest + 1] <= value {
+                latest += 1;
+            }
             best[k][end] = value;
-            cut[k][end] = starts[latest];
+            cut[k][end] = latest;
         }
     }
     let mut ends = vec![layers];

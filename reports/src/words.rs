@@ -3,7 +3,7 @@
 use autodist_spec::profile::CopyKind;
 use autodist_spec::run::Agreement;
 use autodist_spec::{
-    Device, LayerKind, ModelSpec, OperationKind, Optimizer, ParallelStrategy, PlacementReport, Plan,
+    CatalogueReference, Device, LayerKind, ModelSpec, OperationKind, Optimizer, ParallelStrategy, PlacementReport, Plan,
     Precision, Profile, Provenance, Recompute, ScheduleKind, SearchReport, Seconds, Slowdown, Stage,
     StopReason, Stream, Validation, text,
 };
@@ -312,6 +312,12 @@ pub(crate) fn regret(validation: &Validation) -> String {
 
 /// The source of a plan's profile.
 pub(crate) fn profile_source(plan: &Plan) -> String {
+    if let Some(CatalogueReference { trainer, calibration, .. }) = &plan.profile.catalogue {
+        let (trainer, calibration) = (clean(trainer), clean(calibration));
+        return format!(
+            "none: priced for {trainer} from published figures of devices and links, and efficiencies fitted to {calibration}"
+        );
+    }
     if plan.profile.path.is_empty() && plan.profile.fingerprint.is_empty() {
         "none: priced by published figures of devices, links and training runs".to_owned()
     } else if plan.profile.path.is_empty() {

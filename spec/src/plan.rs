@@ -545,6 +545,21 @@ pub struct ProfileReference {
     /// Whether the devices and links were emulated: the plan is validated on the same emulation.
     #[serde(default)]
     pub emulated: bool,
+    /// What priced the plan instead of a profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catalogue: Option<CatalogueReference>,
+}
+
+/// The source of a plan's costs for a cluster that was not measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CatalogueReference {
+    /// Training framework for which the plan is priced, e.g., `megatron-core`.
+    pub trainer: String,
+    /// Runs to which the efficiencies of a training step were fitted.
+    pub calibration: String,
+    /// Fingerprint of these efficiencies.
+    pub fingerprint: String,
 }
 
 impl Plan {

@@ -1,7 +1,7 @@
 //! `autodist estimate`
 
 use super::from_trainer::{self, Given};
-use super::{DEFAULT_MODEL, Prices, check_prices, prices, profile_of, refused};
+use super::{DEFAULT_MODEL, Prices, check_prices, prices, profile_of, refused, without_profile};
 use crate::cli::EstimateArgs;
 use crate::failure::Failure;
 use crate::{input, output};
@@ -14,10 +14,7 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
     if let (None, None, Some(cluster)) = (&args.plan, &args.price.profile, &args.price.cluster) {
         return super::estimate_unmeasured::run(args, cluster);
     }
-    if let Some(path) = args.catalogue.devices.first() {
-        let error = InputError::new("--devices", path.display(), "has no effect with a profile");
-        return Err(error.hint("remove this option, or give `--cluster` without `--profile`").into());
-    }
+    without_profile(args.trainer, &args.figures)?;
     if let Some(count) = args.best {
         let error = InputError::new("--best", count, "works only without a profile");
         return Err(error

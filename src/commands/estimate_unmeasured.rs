@@ -1,5 +1,6 @@
 //! `autodist estimate` of a cluster without a profile, from published figures of its devices and links.
 
+use super::catalogue::Figures;
 use super::estimate_best::Best;
 use super::from_trainer::{self, Given};
 use super::{DEFAULT_MODEL, unmeasured_plan};
@@ -7,7 +8,7 @@ use crate::cli::{EstimateArgs, JobArgs, RecomputeArg, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::{
-    Calibration, FreeParameters, Memory, NodeModel, ParallelDims, Shape, StepEstimate, Trainer, TrainingRun,
+    Memory, NodeModel, ParallelDims, Shape, StepEstimate, Trainer, TrainingRun,
     catalog,
 };
 use autodist_hardware::Dtype;
@@ -20,27 +21,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
-    let catalogue = input::catalogue(&args.catalogue)?;
-    let source = input::cluster_source(cluster);
-    let cluster = input::cluster_of(cluster, &catalogue)?;
-    let mut machine = NodeModel::of_cluster(&cluster, &catalogue).map_err(|error| error.in_file(source))?;
-    if let Some(bytes) = args.price.device_memory {
-        in_range("--device-memory", bytes, 1 << 20, 1 << 50)?;
-        machine.memory = Bytes(bytes);
-    }
-    let (parameters, calibration, source) = match &args.calibration {
-        Some(path) => {
-            let (calibration, parameters) = input::calibration(path)?;
-            let source = format!("{} ({})", path.display(), calibration.fitted_to);
-            (parameters, calibration, source)
-        }
-        None => {
-            let shipped = Calibration::shipped();
-            let source = format!("shipped calibration ({})", shipped.fitted_to);
-            (*FreeParameters::shipped(), shipped.clone(), source)
-        }
-    };
-    let asked = Asked::of(args, Arc::new(machine))?;
+    let figures = Figures::of(cluster, &args.figures, args.price.device_memory)?;
+    let Figures { cluster, machine, parameters, calibration, source } = figures;
+    let asked = Asked::of(args, machine)?;
     let error_bar = calibration.error_bar_of(asked.run.shape.experts.is_none());
     if let Some(keep) = args.best {
         in_range("--best", keep as u64, 1, 10_000)?;

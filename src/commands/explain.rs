@@ -1,17 +1,34 @@
 //! `autodist explain`
 
-use super::{profile_of, refused};
+use super::catalogue::Figures;
+use super::{profile_of, refused, without_profile};
 use crate::cli::ExplainArgs;
 use crate::failure::Failure;
 use crate::{input, output};
+use autodist_planner::{self as planner, Planner};
 use autodist_spec::to_json;
 
 pub fn run(args: &ExplainArgs) -> Result<(), Failure> {
     let plan = input::nth_plan(&args.plan, args.number)?;
-    let (profile, _) = profile_of(&plan, &args.plan, args.profile.as_ref())?;
     let against = args.against.as_deref().map(input::plan).transpose()?;
-    let explanation = autodist_planner::explain(&plan, &profile, against.as_ref().map(|p| &p.strategy))
-        .map_err(|error| refused(&plan.strategy, error))?;
+    let against = against.as_ref().map(|plan| &plan.strategy);
+    let figures = match args.profile {
+        Some(_) => None,
+        None => Figures::of_plan(&plan, &args.figures)?,
+    };
+    let explanation = match figures {
+        Some((figures, trainer)) => {
+            let (costs, reference) = figures.costs(&plan.model, &plan.job, trainer);
+            let planner = Planner::of_catalogue(&plan.model, &plan.cluster, &plan.job, costs, &reference);
+            planner::explain(&planner, &plan, against)
+        }
+        None => {
+            without_profile(None, &args.figures)?;
+            let (profile, _) = profile_of(&plan, &args.plan, args.profile.as_ref())?;
+            planner::explain(&Planner::new(&plan.model, &plan.cluster, &plan.job, &profile), &plan, against)
+        }
+    };
+    let explanation = explanation.map_err(|error| refused(&plan.strategy, error))?;
     output::print(&if args.json { to_json(&explanation) } else { explanation.to_string() })?;
     Ok(())
 }

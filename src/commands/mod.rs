@@ -3,6 +3,7 @@
 mod backtest;
 mod calibrate;
 mod catalog;
+mod catalogue;
 mod estimate;
 mod estimate_best;
 mod estimate_unmeasured;
@@ -19,9 +20,10 @@ mod tune;
 mod unmeasured_plan;
 mod validate;
 
-use crate::cli::{Cli, Command, PriceArgs};
+use crate::cli::{Cli, Command, FigureArgs, PriceArgs};
 use crate::failure::Failure;
 use crate::{input, output};
+use autodist_analytic::Trainer;
 use autodist_cost_model::{CostModel, Unpriced};
 use autodist_planner::{Infeasible, PlanError, with_threads};
 use autodist_spec::{
@@ -51,19 +53,22 @@ fn in_inputs(mut error: InputError, command: &Command) -> InputError {
     let mut files: Vec<String> = match command {
         Command::Plan(args) => {
             let others = [Some(args.model.model.clone()), args.price.cluster.clone()];
-            others.into_iter().chain([path(&args.job.job), path(&args.price.profile)]).flatten().collect()
+            let given = [&args.job.job, &args.price.profile, &args.figures.calibration].map(path);
+            let devices: Vec<String> = paths(&args.figures.catalogue.devices);
+            others.into_iter().chain(given).flatten().chain(devices).collect()
         }
         Command::Estimate(args) => {
             if let [_, file] = args.from.as_slice() {
                 return InputError { source_name: format!("{file} and the flags"), ..error };
             }
             let named = [args.model.clone(), args.price.cluster.clone()];
-            let given = [&args.plan, &args.job.job, &args.price.profile, &args.calibration].map(path);
-            let devices: Vec<String> = paths(&args.catalogue.devices);
+            let given = [&args.plan, &args.job.job, &args.price.profile, &args.figures.calibration].map(path);
+            let devices: Vec<String> = paths(&args.figures.catalogue.devices);
             named.into_iter().chain(given).flatten().chain(devices).collect()
         }
         Command::Explain(args) => {
-            [Some(args.plan.display().to_string()), path(&args.profile)].into_iter().flatten().collect()
+            let given = [path(&args.profile), path(&args.figures.calibration)];
+            [Some(args.plan.display().to_string())].into_iter().chain(given).flatten().collect()
         }
         Command::Export(args) => paths(std::slice::from_ref(&args.plan)),
         Command::Backtest(args) => paths(&args.runs),
@@ -106,29 +111,18 @@ struct Prices {
 
 fn prices(args: &PriceArgs) -> Result<Prices, Failure> {
     let default = Path::new("profile.json");
-    let path = match (&args.profile, &args.cluster) {
-        (Some(path), _) => path.clone(),
-        (None, None) if default.exists() => default.to_owned(),
-        (None, None) => {
+    let path = match &args.profile {
+        Some(path) => path.clone(),
+        None if default.exists() => default.to_owned(),
+        None => {
             let error = InputError::new(
                 "--profile",
                 "",
                 "is required, because there is no profile.json in this folder",
             );
             return Err(error
-                .hint("measure this machine with `autodist profile`, or give the path of a profile")
-                .into());
-        }
-        (None, Some(text)) => {
-            // Report errors in the cluster before unsupported features.
-            let cluster = input::cluster(text)?;
-            let error = InputError::new(
-                "--cluster",
-                &cluster.name,
-                "has no profile, and `plan` prices strategies only with a measured profile",
-            );
-            return Err(error
-                .hint("run `autodist profile` on the cluster and give its profile with `--profile`; without a profile, `autodist estimate --cluster` prices one strategy, and `estimate --cluster --best` searches for the fastest")
+                .hint("measure this machine with `autodist profile`, give the path of a profile, or plan for a machine \
+                       that was not measured with `--cluster`")
                 .into());
         }
     };
@@ -209,6 +203,23 @@ fn profile_of(plan: &Plan, plan_path: &Path, given: Option<&PathBuf>) -> Result<
             .into());
     }
     Ok((profile, path))
+}
+
+/// # Errors
+/// An option that has an effect only without a profile.
+fn without_profile(trainer: Option<Trainer>, figures: &FigureArgs) -> Result<(), Failure> {
+    let given = [
+        ("--trainer", trainer.map(|trainer| trainer.name().to_owned())),
+        ("--calibration", figures.calibration.as_ref().map(|path| path.display().to_string())),
+        ("--devices", figures.catalogue.devices.first().map(|path| path.display().to_string())),
+    ];
+    for (flag, value) in given {
+        if let Some(value) = value {
+            let error = InputError::new(flag, value, "has no effect with a profile");
+            return Err(error.hint("remove this option, or give `--cluster` without `--profile`").into());
+        }
+    }
+    Ok(())
 }
 
 /// Adds doubts to the profile: the writer of the file may not have checked it.

@@ -1,24 +1,19 @@
 //! `autodist plan`
 
-use super::{check_prices, prices};
+use super::catalogue::Figures;
+use super::{check_prices, prices, without_profile};
 use crate::cli::PlanArgs;
 use crate::failure::Failure;
 use crate::{devices, engine, input, output};
+use autodist_analytic::{Trainer, catalog, software};
 use autodist_planner::{Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
-use autodist_spec::{InputError, Plan, to_json};
+use autodist_spec::{InputError, Plan, Precision, to_json};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub fn run(args: &PlanArgs) -> Result<(), Failure> {
-    let prices = prices(&args.price)?;
-    let model = input::model(&args.model.model)?;
-    let mut job = input::job(&args.job, None, Some(prices.profile.seq_len), Some(prices.profile.precision))?;
-    input::narrow(&mut job, &args.strategy, prices.cluster.device_count())?;
-    devices::leave_out(prices.profile.environment.devices, &mut job);
-    engine::leave_out(prices.profile.environment.engine, &mut job);
-    check_prices(&prices, &model, &job)?;
     in_range("--top", args.top as u64, 1, 100_000)?;
     in_range("--threads", args.threads as u64, 0, 1024)?;
     let limit = args.time_limit.map(limit).transpose()?;
@@ -30,6 +25,24 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
         threads: args.threads,
         ..SearchLimits::default()
     };
+    let plan = match (&args.price.profile, &args.price.cluster) {
+        (None, Some(cluster)) => of_figures(args, cluster, limits)?,
+        _ => of_profile(args, limits)?,
+    };
+    let text = if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) };
+    output::print_with(&text, write(&plan, args.output.as_deref()))
+}
+
+/// Plans for machines that were measured.
+fn of_profile(args: &PlanArgs, limits: SearchLimits) -> Result<Plan, Failure> {
+    without_profile(args.trainer, &args.figures)?;
+    let prices = prices(&args.price)?;
+    let model = input::model(&args.model.model)?;
+    let mut job = input::job(&args.job, None, Some(prices.profile.seq_len), Some(prices.profile.precision))?;
+    input::narrow(&mut job, &args.strategy, prices.cluster.device_count())?;
+    devices::leave_out(prices.profile.environment.devices, &mut job);
+    engine::leave_out(prices.profile.environment.engine, &mut job);
+    check_prices(&prices, &model, &job)?;
     let probes = args.probes.as_deref().map(input::validation).transpose()?.map(|v| v.probes);
     if probes.as_ref().is_some_and(Vec::is_empty) {
         let path = args.probes.as_deref().unwrap_or(Path::new("")).display();
@@ -41,8 +54,33 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
         .limits(limits);
     let mut plan = planner.plan()?;
     plan.profile.path = prices.path.display().to_string();
-    let text = if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) };
-    output::print_with(&text, write(&plan, args.output.as_deref()))
+    Ok(plan)
+}
+
+/// Plans for a cluster that was not measured, from published figures of its devices and links.
+fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Plan, Failure> {
+    if let Some(path) = &args.probes {
+        let error = InputError::new("--probes", path.display(), "has no effect without a profile");
+        return Err(error.hint("remove this option, or give `--profile`").into());
+    }
+    let figures = Figures::of(cluster, &args.figures, args.price.device_memory)?;
+    let name = args.model.model.as_str();
+    if catalog::expert_models().iter().any(|model| model.name == name) {
+        let error = InputError::new("--model", name, "has experts, and plan documents describe dense models only");
+        return Err(error.hint("`autodist estimate --best` searches layouts of such models").into());
+    }
+    let model = input::model(name)?;
+    let mut job = input::job(&args.job, None, None, Some(Precision::Bf16))?;
+    input::narrow(&mut job, &args.strategy, figures.cluster.device_count())?;
+    let trainer = args.trainer.unwrap_or_else(|| {
+        output::note("the plan is for megatron-core, because --trainer is not given");
+        Trainer::MegatronCore
+    });
+    software::narrow(&mut job, trainer)?;
+    let (costs, reference) = figures.costs(&model, &job, trainer);
+    let planner =
+        Planner::of_catalogue(&model, &figures.cluster, &job, costs, &reference).limits(limits);
+    Ok(planner.plan()?)
 }
 
 fn limit(seconds: f64) -> Result<Duration, Failure> {

@@ -1,6 +1,7 @@
 //! `autodist report`
 
-use super::profile_of;
+use super::catalogue::Figures;
+use super::{profile_of, without_profile};
 use crate::cli::ReportArgs;
 use crate::failure::Failure;
 use crate::input::MeasurementFile;
@@ -19,6 +20,14 @@ const PAGE: &str = "report.html";
 
 pub fn run(args: &ReportArgs) -> Result<(), Failure> {
     let plan = input::nth_plan(&args.plan, args.number)?;
+    let figures = match args.profile {
+        Some(_) => None,
+        None => Figures::of_plan(&plan, &args.figures)?,
+    };
+    let costs = figures.map(|(figures, trainer)| figures.costs(&plan.model, &plan.job, trainer).0);
+    if costs.is_none() {
+        without_profile(None, &args.figures)?;
+    }
     let profile = match (&args.profile, plan.profile.path.is_empty()) {
         (None, true) => None,
         (given, _) => match profile_of(&plan, &args.plan, given.as_ref()) {
@@ -40,7 +49,8 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
             MeasurementFile::Plan => {}
         }
     }
-    let page = write(&plan, profile.as_ref(), validation.as_ref(), &runs, &args.output)?;
+    let costs = costs.or_else(|| profile.as_ref().map(CostModel::new));
+    let page = write(&plan, (costs, profile.as_ref()), validation.as_ref(), &runs, &args.output)?;
     if args.json {
         output::print(&parse::to_json(&serde_json::json!({ "report": page })))?;
     } else {
@@ -52,13 +62,13 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
 /// Writes the page, its figures and the tables, and returns the page's path.
 pub fn write(
     plan: &Plan,
-    profile: Option<&Profile>,
+    (costs, profile): (Option<CostModel>, Option<&Profile>),
     validation: Option<&Validation>,
     runs: &[RunRecord],
     folder: &Path,
 ) -> Result<PathBuf, Failure> {
     let page = folder.join(PAGE);
-    let files = interrupt::promptly(|| contents(plan, profile, validation, runs))??;
+    let files = interrupt::promptly(|| contents(plan, costs.as_ref(), profile, validation, runs))??;
     for (name, content) in &files {
         output::write(&folder.join(name), content)?;
     }
@@ -68,11 +78,12 @@ pub fn write(
 /// The names and contents of all files of a report.
 fn contents(
     plan: &Plan,
+    costs: Option<&CostModel>,
     profile: Option<&Profile>,
     validation: Option<&Validation>,
     runs: &[RunRecord],
 ) -> Result<Vec<(String, Vec<u8>)>, Failure> {
-    let predicted = profile.map(|profile| timeline(&shortened(plan), profile)).unwrap_or_default();
+    let predicted = costs.map(|costs| timeline(&shortened(plan), costs)).unwrap_or_default();
     let report = ReportInput { plan, predicted_timeline: &predicted, validation, runs, profile };
     let drawing = |error: autodist_reports::ReportError| Failure::Run(format!("drawing the report: {error}"));
     let mut files = vec![(PAGE.to_owned(), html(&report).map_err(drawing)?.into_bytes())];
@@ -119,11 +130,11 @@ fn shortened(plan: &Plan) -> Cow<'_, Plan> {
     Cow::Owned(short)
 }
 
-/// The simulated step of a plan; empty if the profile cannot price it.
-fn timeline(plan: &Plan, profile: &Profile) -> Vec<TimelineEvent> {
+/// The simulated step of a plan; empty if it has no price.
+fn timeline(plan: &Plan, costs: &CostModel) -> Vec<TimelineEvent> {
     let devices = plan.cluster.device_count();
     Program::compile(&plan.model, &plan.job, devices, &plan.strategy, &plan.stages)
         .ok()
-        .and_then(|program| CostModel::new(profile).timeline(&program).ok())
+        .and_then(|program| costs.timeline(&program).ok())
         .unwrap_or_default()
 }

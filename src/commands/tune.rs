@@ -7,6 +7,7 @@ use crate::cli::{SelectionArgs, TuneArgs};
 use crate::failure::Failure;
 use crate::rounds::{Earlier, MOST_STEPS};
 use crate::{devices, engine, handover, input, interrupt, output, train};
+use autodist_cost_model::CostModel;
 use autodist_executor::launcher::LaunchOptions;
 use autodist_planner::{Planner, SearchLimits};
 use autodist_profiler::Request;
@@ -58,7 +59,7 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     let mut page = None;
     // After an interruption, no report is written.
     if !matches!(failure, Some(Failure::Interrupted)) {
-        match report::write(plan, Some(profile), Some(validation), &records, &folder.join("report")) {
+        match report::write(plan, (Some(CostModel::new(profile)), Some(profile)), Some(validation), &records, &folder.join("report")) {
             Ok(written) => page = Some(written),
             Err(other) if failure.is_some() => output::error(&other),
             Err(other) => failure = Some(other),

@@ -104,6 +104,7 @@ pub fn of(
             devices: DeviceKind::Cuda,
             engine: Engine::default(),
             emulated: false,
+            catalogue: None,
         },
         measured: None,
     };

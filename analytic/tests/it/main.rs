@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod prices;
 mod documentation;
 mod figures;
 mod physics;

@@ -72,6 +72,7 @@ pub fn plan(
         reference_s: Seconds(0.0),
         devices: DeviceKind::Cuda,
         emulated: false,
+        catalogue: None,
         engine: Engine::Native,
     };
     Plan {

@@ -1,0 +1,443 @@
+//! Prices of a program's operations on devices and links that nobody measured: kernels and collectives of the
+//! hardware model, at the rates of a training step that the free parameters describe.
+//!
+//! A block's segments and collectives take as long as the block of the closed form (`estimate`), so that both
+//! rest on the same fit. The simulator adds what the closed form approximates: the order of micro-batches,
+//! uneven stages, overlap of single buckets.
+
+use crate::estimate::{Rates, attention, block, hiding, host_seconds};
+use crate::memory::{self, Reserve};
+use crate::parameters::FreeParameters;
+use crate::run::{ParallelDims, TrainingRun};
+use crate::trainer::{AttentionKind, Trainer};
+use crate::work::StepWork;
+use autodist_cost_model::{
+    CollectiveQuery, CostModel, MessageQuery, ParameterBytes, Price, Prices, Purpose, SegmentPrice, SegmentQuery, StepCosts,
+    Unpriced,
+};
+use autodist_program::Transfer;
+use autodist_spec::profile::Interference;
+use autodist_spec::{
+    Algorithm, Bytes, Collective, Job, ModelSpec, ParallelStrategy, Pass, Provenance, Recompute, Seconds,
+    Segment,
+};
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// Costs of one job on one cluster with one trainer.
+#[derive(Debug)]
+pub struct CataloguePrices {
+    /// Model, machine, trainer and batch; its layout is ignored.
+    run: TrainingRun,
+    devices: u32,
+    parameters: FreeParameters,
+    blocks: RwLock<BTreeMap<Key, Arc<Costs>>>,
+}
+
+/// What the costs of segments and of tensor collectives depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    tensor: u32,
+    sequence_parallel: bool,
+    micro_batch: u32,
+    recompute: Recompute,
+    accumulates: bool,
+}
+
+/// Seconds of the forward and of the backward pass.
+#[derive(Debug, Clone, Copy, Default)]
+struct Passes {
+    forward: f64,
+    /// Of the forward pass, if it is repeated.
+    again: f64,
+    /// Without a repeated forward pass of the whole segment.
+    backward: f64,
+}
+
+/// Costs of one micro-batch.
+#[derive(Debug, Default)]
+struct Costs {
+    norm: Passes,
+    attention: Passes,
+    mlp: Passes,
+    embedding: Passes,
+    /// All GEMMs of the head in `forward` and `backward`.
+    logits: Passes,
+    /// Memory-bound work of the loss.
+    loss: Passes,
+    /// Time of a tensor collective in a step, relative to the collective alone.
+    tensor: f64,
+    kept: Kept,
+}
+
+/// Bytes of the tensors of one micro-batch.
+#[derive(Debug, Clone, Copy, Default)]
+struct Kept {
+    /// An activation between layers, and this rank's rows of it.
+    whole: i64,
+    rows: i64,
+    /// What attention and the MLP keep in addition to their inputs.
+    attention: i64,
+    mlp: i64,
+    /// Gradients of these that are alive at the same time.
+    attention_gradient: i64,
+    mlp_gradient: i64,
+    /// The largest gradient of a weight before it is accumulated: of the MLP, and of the embedding table.
+    mlp_weights: i64,
+    table: i64,
+    /// Logits in 16 bits, and the tensors that the loss makes from them.
+    logits: i64,
+    loss: i64,
+}
+
+impl CataloguePrices {
+    /// `run` has the model, the machine, the trainer and the batch.
+    pub fn new(run: &TrainingRun, devices: u32, parameters: &FreeParameters) -> Self {
+        Self { run: run.clone(), devices, parameters: *parameters, blocks: RwLock::default() }
+    }
+
+    /// The cost model of a dense model and a job with these prices; `error_bar` is the relative half-width of
+    /// the interval of a step time.
+    pub fn cost_model(self, model: &ModelSpec, job: &Job, error_bar: f64) -> CostModel {
+        let trainer = self.run.trainer;
+        // Seconds that compute loses for each second in which it overlaps with a transfer.
+        let lost = if trainer.shards_parameters() {
+            self.parameters.gather_drag
+        } else {
+            self.parameters.reduce_exposed
+        };
+        let kept = memory::Bytes::of(&self.run);
+        let step = StepCosts {
+            parameter_bytes: ParameterBytes {
+                weight: kept.weight as u64,
+                gradient: kept.gradient as u64,
+                state: kept.state as u64,
+            },
+            interference: Interference {
+                compute_slowdown: 1.0 / (1.0 - lost.clamp(0.0, 0.95)),
+                communication_slowdown: 1.0,
+                provenance: Provenance::Modelled,
+            },
+            overhead_s: Seconds(self.parameters.step_s),
+            baseline_bytes: Bytes(Reserve::SHIPPED.context as u64),
+            fragmentation: Reserve::SHIPPED.fragmentation_of(trainer),
+            spread: error_bar,
+        };
+        CostModel::of_prices(model, job, Arc::new(self), step)
+    }
+
+    /// The run of a strategy with `micro_batches` micro-batches in a step.
+    fn laid_out(&self, strategy: &ParallelStrategy, recompute: Recompute, micro_batches: u32) -> TrainingRun {
+        let layout = ParallelDims {
+            tensor: strategy.tensor,
+            sequence_parallel: strategy.sequence_parallel,
+            ..ParallelDims::default()
+        };
+        let micro_batch = strategy.micro_batch;
+        let global_batch = micro_batch * micro_batches;
+        TrainingRun { layout, micro_batch, recompute, global_batch, ..self.run.clone() }
+    }
+
+    fn costs(&self, strategy: &ParallelStrategy, recompute: Recompute, accumulates: bool) -> Arc<Costs> {
+        let ParallelStrategy { tensor, sequence_parallel, micro_batch, .. } = *strategy;
+        let key = Key { tensor, sequence_parallel, micro_batch, recompute, accumulates };
+        if let Some(known) = self.blocks.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return Arc::clone(known);
+        }
+        let run = self.laid_out(strategy, recompute, if accumulates { 2 } else { 1 });
+        let made = Arc::new(self.block_costs(&run));
+        self.blocks.write().unwrap_or_else(PoisonError::into_inner).entry(key).or_insert(made).clone()
+    }
+
+    /// Slowdown by the slowest of all nodes.
+    fn jitter(&self) -> f64 {
+        let nodes = self.devices.div_ceil(self.run.machine.devices_per_node);
+        1.0 + self.parameters.jitter * f64::from(nodes).log2()
+    }
+
+    fn block_costs(&self, run: &TrainingRun) -> Costs {
+        let p = &self.parameters;
+        let work = StepWork::of(run);
+        let rates = Rates::new(run, p);
+        let block = block(run, &work, &rates);
+        let tensor = f64::from(run.layout.tensor);
+        let tokens = f64::from(run.micro_batch) * f64::from(run.seq_len);
+        let hidden = f64::from(run.shape.hidden);
+        let along = if run.layout.sequence_parallel { hidden / tensor } else { hidden };
+
+        let core = attention(run, &work, &rates);
+        let [qkv_forward, qkv_backward] =
+            [work.projections_forward, work.projections_backward].map(|gemms| rates.gemms(gemms));
+        let [linear_forward, linear_backward] =
+            [work.linear_forward, work.linear_backward].map(|gemms| rates.gemms(gemms));
+        // Norms, and what surrounds attention and the MLP, move rows of the residual stream; the rest of the
+        // elementwise work is the MLP's activation.
+        let rows = 2.0 * tokens * along * rates.elementwise(run);
+        let elements_forward = work.element_bytes_forward * rates.elementwise(run);
+        let elements_backward = work.element_bytes_backward * rates.elementwise(run);
+        let accumulated = work.accumulation_bytes * rates.second_per_byte;
+        let attention_part = run.shape.attention_parameters()
+            / (run.shape.attention_parameters() + run.shape.mlp_parameters());
+        let mut costs = Costs {
+            norm: Passes { forward: 2.0 * rows, again: 2.0 * rows, backward: 5.0 * rows },
+            attention: Passes {
+                forward: qkv_forward + core.0 + 3.5 * rows,
+                again: qkv_forward + core.0 + 3.5 * rows,
+                backward: qkv_backward + core.1 + 3.0 * rows + attention_part * accumulated,
+            },
+            mlp: Passes {
+                forward: linear_forward - qkv_forward + elements_forward - 7.5 * rows,
+                again: linear_forward - qkv_forward + elements_forward - 7.5 * rows,
+                backward: linear_backward - qkv_backward + elements_backward - 13.0 * rows
+                    + (1.0 - attention_part) * accumulated,
+            },
+            kept: Kept::of(run, tokens, along),
+            ..Costs::default()
+        };
+        let halves = run.recompute == Recompute::Selective && run.trainer.shards_parameters();
+        match run.recompute {
+            // PyTorch recomputes every second block or GEMM: half of them, without the attention core.
+            Recompute::Selective if halves => {
+                for passes in [&mut costs.norm, &mut costs.mlp] {
+                    passes.backward += 0.5 * passes.forward;
+                }
+                costs.attention.backward += 0.5 * (costs.attention.forward - core.0);
+            }
+            Recompute::Selective => costs.attention.backward += core.0,
+            Recompute::Full if matches!(run.trainer, Trainer::Fsdp | Trainer::Fsdp2) => {
+                costs.mlp.again -= (1.0 - p.early_stop).max(0.0) * linear_forward;
+            }
+            Recompute::Full | Recompute::None => {}
+        }
+
+        // In the block's passes, tensor collectives partly overlap with GEMMs, and ranks wait for the slowest.
+        let alone: f64 = [work.tensor_forward, work.tensor_backward]
+            .iter()
+            .map(|time| rates.transfer(time.exposed) + rates.transfer(time.overlapped))
+            .sum();
+        costs.tensor = if alone > 0.0 { block.tensor / alone } else { 1.0 };
+
+        // The host launches all of a block's kernels; where it is slower, the device waits for it.
+        let device = block.forward + block.backward;
+        let forwards = if run.recompute == Recompute::Full { 1.5 } else { 1.0 };
+        let communication = block.tensor * forwards;
+        let waiting = hiding(device, host_seconds(run, &work, p)) - device;
+        let slower = 1.0 + waiting / (device - communication).max(f64::MIN_POSITIVE);
+
+        let head = rates.gemms(work.logit_gemms);
+        let loss = work.logits * if run.fused_loss { 0.4 } else { 1.0 } * p.logit_bytes * rates.second_per_byte;
+        let table = work.head_accumulation_bytes * rates.second_per_byte;
+        costs.logits = Passes { forward: head / 3.0, again: head / 3.0, backward: head * 2.0 / 3.0 + table };
+        costs.loss = Passes { forward: 0.5 * loss, again: 0.5 * loss, backward: 0.5 * loss };
+        let lookup = 8.0 * tokens * hidden * rates.second_per_byte;
+        let embedding = work.embedding_bytes * rates.second_per_byte;
+        costs.embedding = Passes { forward: lookup, again: lookup, backward: embedding - lookup };
+
+        let jitter = self.jitter();
+        for passes in [&mut costs.norm, &mut costs.attention, &mut costs.mlp] {
+            passes.scale(slower * jitter);
+        }
+        for passes in [&mut costs.logits, &mut costs.loss, &mut costs.embedding] {
+            passes.scale(jitter);
+        }
+        costs
+    }
+
+    /// Seconds of a collective alone, at the rate of a training step.
+    fn alone(&self, kind: Collective, group: u32, stride: u32, bytes: f64) -> f64 {
+        let machine = &self.run.machine;
+        let near = (machine.devices_per_node / stride).clamp(1, group);
+        let sharing = stride.min(machine.devices_per_node);
+        let seconds = machine.collective(kind, bytes, group, near, sharing);
+        self.rated(seconds, group > near)
+    }
+
+    fn rated(&self, seconds: f64, between_nodes: bool) -> f64 {
+        let rates = Rates::new(&self.run, &self.parameters);
+        rates.transfer(crate::work::LinkTime { seconds, between_nodes }) * self.jitter()
+    }
+
+    /// Seconds per byte of the optimizer's memory traffic.
+    fn per_optimizer_byte(&self) -> f64 {
+        self.parameters.optimizer * Rates::new(&self.run, &self.parameters).second_per_byte
+    }
+}
+
+impl Passes {
+    fn scale(&mut self, factor: f64) {
+        self.forward *= factor;
+        self.again *= factor;
+        self.backward *= factor;
+    }
+
+    fn of(&self, pass: Pass) -> f64 {
+        match pass {
+            Pass::Forward => self.forward,
+            Pass::Recompute => self.again,
+            Pass::Backward => self.backward,
+        }
+    }
+}
+
+impl Kept {
+    /// As in `memory`, tensor by tensor (Korthikanti et al. 2022, 2205.05198, section 4). `along` is the
+    /// number of elements of a token's row of the residual stream on this rank.
+    fn of(run: &TrainingRun, tokens: f64, along: f64) -> Self {
+        let shape = &run.shape;
+        let tensor = f64::from(run.layout.tensor);
+        let [heads, kv_heads, ffn, vocab] =
+            [shape.heads, shape.kv_heads, shape.ffn, shape.vocab].map(|size| f64::from(size) / tensor);
+        let head_dim = f64::from(shape.head_dim);
+        let bytes = |each: f64, elements: f64| (each * elements).round() as i64;
+        // Dropout masks, which newer models do not have.
+        let mask = if shape.gated { 0 } else { bytes(1.0, tokens * along) };
+        let scores = match run.attention {
+            AttentionKind::Unfused => bytes(5.0 * f64::from(run.seq_len), tokens * heads),
+            AttentionKind::FirstFlash | AttentionKind::Flash => bytes(4.0, tokens * heads),
+        };
+        let score_gradients = match run.attention {
+            AttentionKind::Unfused => bytes(4.0 * f64::from(run.seq_len), tokens * heads),
+            AttentionKind::FirstFlash | AttentionKind::Flash => 0,
+        };
+        let projections = bytes(2.0, tokens * 2.0 * (heads + kv_heads) * head_dim);
+        let inner = bytes(if shape.gated { 6.0 } else { 4.0 }, tokens * ffn);
+        let fully_sharded = run.trainer.shards_parameters();
+        // Under ZeRO-3 the program counts whole gradients.
+        let gradient = if fully_sharded { 0.0 } else { 2.0 };
+        let gates = if shape.gated { 2.0 } else { 1.0 };
+        let (selective, halves) = (run.recompute == Recompute::Selective, fully_sharded);
+        let part = if selective && halves { 0.5 } else { 1.0 };
+        let dropped = if selective && !halves { scores } else { 0 };
+        let of_part = |whole: i64| (part * whole as f64).round() as i64;
+        Self {
+            whole: bytes(2.0, tokens * f64::from(shape.hidden)),
+            rows: bytes(2.0, tokens * along),
+            attention: of_part(projections + mask + scores - dropped),
+            mlp: of_part(inner + mask),
+            attention_gradient: projections.max(score_gradients),
+            mlp_gradient: inner,
+            mlp_weights: bytes(gradient, gates * ffn * f64::from(shape.hidden)),
+            table: bytes(gradient, vocab * f64::from(shape.hidden)),
+            logits: bytes(2.0, tokens * vocab),
+            loss: bytes(if fully_sharded { 10.0 } else { 4.0 }, tokens * vocab),
+        }
+    }
+
+    /// Live bytes after a segment minus before, and their maximum during it. A forward pass keeps its input,
+    /// which is the output of the segment before; with sequence parallelism it keeps the rows and frees the
+    /// gathered tensor.
+    fn change(&self, segment: Segment, pass: Pass, recompute: Recompute, gathers: bool) -> (i64, i64) {
+        use Segment::*;
+        let Self { whole, rows, attention, mlp, logits, loss, .. } = *self;
+        let gathered = if gathers { whole } else { 0 };
+        let forgets = recompute == Recompute::Full && pass == Pass::Forward;
+        match (segment, pass) {
+            (Embedding, Pass::Forward | Pass::Recompute) => (whole, whole),
+            (Embedding, Pass::Backward) => (-rows - gathered, 0),
+            (AttentionNorm | MlpNorm | FinalNorm, Pass::Forward | Pass::Recompute) => (rows, rows),
+            // The norm's input, the gradient of the residual and that of its output are replaced by the
+            // gradient of its input.
+            (AttentionNorm | MlpNorm, Pass::Backward) => (-2 * rows, rows),
+            (FinalNorm, Pass::Backward) => (-rows, rows),
+            // The norm's output is freed, and before the block ends its input, too.
+            (Attention, Pass::Forward) if forgets => (whole - gathered - rows, attention + whole),
+            (Mlp, Pass::Forward) if forgets => (whole - gathered - 2 * rows, mlp + whole),
+            (Attention, Pass::Forward | Pass::Recompute) => (attention + whole - gathered, attention + whole),
+            (Mlp, Pass::Forward) => (mlp + whole - gathered, mlp + whole),
+            // The block's output is not needed again.
+            (Mlp, Pass::Recompute) => (mlp - gathered, mlp),
+            (Attention, Pass::Backward) => (-attention - gathered, self.attention_gradient + whole),
+            (Mlp, Pass::Backward) => (-mlp - gathered, self.mlp_gradient + whole + self.mlp_weights),
+            (Logits, _) => (logits - gathered, logits),
+            (Normalizer, _) => (loss, loss),
+            (Loss, Pass::Forward | Pass::Recompute) => (0, 0),
+            (Loss, Pass::Backward) => (-logits - loss, whole + self.table),
+        }
+    }
+}
+
+fn modelled(seconds: f64) -> Price {
+    Price { seconds, provenance: Provenance::Modelled, ..Price::ZERO }
+}
+
+impl Prices for CataloguePrices {
+    fn segment(&self, query: &SegmentQuery) -> Result<SegmentPrice, Unpriced> {
+        let SegmentQuery { segment, pass, recompute, strategy, micro_batches } = *query;
+        let costs = self.costs(strategy, recompute, micro_batches > 1);
+        let seconds = match segment {
+            Segment::AttentionNorm | Segment::MlpNorm => costs.norm.of(pass),
+            Segment::Attention => costs.attention.of(pass),
+            Segment::Mlp => costs.mlp.of(pass),
+            Segment::Embedding => costs.embedding.of(pass),
+            // Part of the head's elementwise work, which the loss has.
+            Segment::FinalNorm => 0.0,
+            Segment::Logits => costs.logits.forward,
+            Segment::Normalizer => costs.loss.forward,
+            // The backward pass of the whole head is one segment.
+            Segment::Loss if pass == Pass::Backward => costs.loss.backward + costs.logits.backward,
+            Segment::Loss => 0.0,
+        };
+        let (growth_bytes, peak_bytes) =
+            costs.kept.change(segment, pass, recompute, strategy.sequence_parallel);
+        Ok(SegmentPrice { time: modelled(seconds), growth_bytes, peak_bytes })
+    }
+
+    fn collective(&self, query: &CollectiveQuery) -> Result<Price, Unpriced> {
+        let CollectiveQuery { purpose, kind, algorithm, group, stride, bytes, strategy } = *query;
+        if algorithm != Algorithm::Ring {
+            return Err(Unpriced {
+                what: format!(
+                    "the catalogue has the times of NCCL's own choice of algorithm, not of {}",
+                    algorithm.name()
+                ),
+                hint: "remove the algorithm from `allow.algorithms`".to_owned(),
+                doubted: false,
+            });
+        }
+        let bytes = match purpose {
+            // A program counts gradients in fp32.
+            Purpose::Bucket(Transfer::Reduce | Transfer::ReduceReplicas) => {
+                bytes.as_f64() * self.run.trainer.gradient_bytes(self.run.dtype) / 4.0
+            }
+            _ => bytes.as_f64(),
+        };
+        let alone = self.alone(kind, group as u32, stride as u32, bytes);
+        let p = &self.parameters;
+        Ok(modelled(match purpose {
+            Purpose::Tensor => {
+                alone * self.costs(strategy, Recompute::None, false).tensor
+            }
+            // The next step's forward pass starts with the buckets that have arrived.
+            Purpose::Bucket(Transfer::Gather) if strategy.zero_stage < 3 => {
+                alone * p.update_gather * p.reduce_exposed.min(1.0)
+            }
+            _ => alone,
+        }))
+    }
+
+    /// Every rank of a stage sends at the same time; without sequence parallelism, its tensor-parallel part
+    /// of the activation.
+    fn message(&self, query: &MessageQuery) -> Result<Price, Unpriced> {
+        let MessageQuery { stride, bytes, strategy } = *query;
+        let parts = if strategy.sequence_parallel { 1.0 } else { f64::from(strategy.tensor) };
+        let machine = &self.run.machine;
+        let crosses = stride as u32 >= machine.devices_per_node && self.devices > machine.devices_per_node;
+        let (ends, sharing) =
+            if crosses { (1, machine.devices_per_node.min(self.devices)) } else { (2, 1) };
+        let seconds = machine.collective(Collective::SendRecv, bytes.as_f64() / parts, 2, ends, sharing);
+        let p = &self.parameters;
+        Ok(modelled(self.rated(seconds, crosses) * p.message_exposed + p.message_s * self.jitter()))
+    }
+
+    /// Adam reads the gradient, reads and writes the master weight and two moments in fp32, and writes the
+    /// working weight.
+    fn update(&self, elements: usize) -> Result<Price, Unpriced> {
+        Ok(modelled(30.0 * elements as f64 * self.per_optimizer_byte()))
+    }
+
+    /// Whole gradients are read for their norm, and set to zero.
+    fn norm(&self, elements: usize) -> Result<Price, Unpriced> {
+        let bytes = if self.run.trainer.shards_parameters() { 0.0 } else { 8.0 };
+        Ok(modelled(bytes * elements as f64 * self.per_optimizer_byte()))
+    }
+}

@@ -1,0 +1,137 @@
+//! What a trainer supports, as the space of a search.
+
+use crate::trainer::Trainer;
+use autodist_spec::job::Allow;
+use autodist_spec::{Bytes, Codec, InputError, Job, Optimizer, Precision, Recompute, ScheduleKind};
+
+/// Trainers whose steps are simulated: the others keep buffers, or wait for transfers, in ways that only the
+/// closed form describes.
+pub const SIMULATED: [Trainer; 3] = [Trainer::MegatronCore, Trainer::Nemo, Trainer::Fsdp2];
+
+/// Micro-batches of a search that the job does not restrict; larger ones do not make GEMMs faster.
+const MICRO_BATCHES: [u32; 5] = [1, 2, 4, 8, 16];
+
+/// Megatron-Core's smallest bucket: 40 million gradients in fp32 (`ddp_bucket_size`).
+const BUCKET: Bytes = Bytes(4 * 40_000_000);
+
+/// Restricts what a job allows to what the trainer supports and the catalogue prices.
+///
+/// # Errors
+/// The job requests something that the trainer does not support, or that has no price without a profile.
+pub fn narrow(job: &mut Job, trainer: Trainer) -> Result<(), InputError> {
+    if !SIMULATED.contains(&trainer) {
+        let known: Vec<_> = SIMULATED.iter().map(|trainer| trainer.name()).collect();
+        let problem = format!("has no simulated plan: expected one of {}", known.join(", "));
+        return Err(InputError::new("--trainer", trainer.name(), problem)
+            .hint("`autodist estimate --best` searches layouts of every trainer"));
+    }
+    if job.precision != Precision::Bf16 {
+        return Err(InputError::new("precision", job.precision.name(), "has no price without a profile: expected bf16")
+            .hint("remove `--precision`, or give a profile that was measured with it"));
+    }
+    if !matches!(job.optimizer, Optimizer::AdamW { .. }) {
+        return Err(InputError::new("optimizer", "sgd", "has no price without a profile: expected adamw")
+            .hint("use adamw, or give a profile that was measured with this optimizer"));
+    }
+    let usual = Allow::default();
+    let allow = &mut job.allow;
+    for (field, codecs) in [
+        ("allow.codecs", &allow.codecs),
+        ("allow.parameter_codecs", &allow.parameter_codecs),
+        ("allow.activation_codecs", &allow.activation_codecs),
+    ] {
+        if let Some(codec) = codecs.iter().find(|codec| **codec != Codec::None) {
+            return Err(InputError::new(field, codec.name(), "has no price without a profile")
+                .hint("remove compression from what the job allows, or give a profile that measured it"));
+        }
+    }
+    if allow.algorithms.is_some() {
+        return Err(InputError::new("allow.algorithms", "", "has no effect without a profile: NCCL chooses the algorithm")
+            .hint("remove it from the job file"));
+    }
+    if allow.placements.is_some() {
+        return Err(InputError::new("allow.placements", "", "has no effect without a profile: all nodes are alike")
+            .hint("remove it from the job file"));
+    }
+
+    if allow.micro_batch.is_none() {
+        allow.micro_batch = Some(MICRO_BATCHES.to_vec());
+    }
+    if allow.bucket_bytes == usual.bucket_bytes {
+        allow.bucket_bytes = vec![BUCKET];
+    }
+    let only_one = |field: &str, list: &mut Option<Vec<u32>>, supported: bool| {
+        if supported {
+            return Ok(());
+        }
+        let given = list.get_or_insert_with(|| vec![1]);
+        keep(field, given, |degree| *degree == 1, u32::to_string, trainer)
+    };
+    only_one("allow.tensor", &mut allow.tensor, trainer.splits_layers())?;
+    only_one("allow.pipeline", &mut allow.pipeline, trainer.has_pipelines())?;
+    let stage = trainer.usual_zero_stage();
+    keep("allow.zero_stage", &mut allow.zero_stage, |zero| [0, stage].contains(zero), u8::to_string, trainer)?;
+    let modes = trainer.recompute_modes();
+    let name = |mode: &Recompute| mode.name().to_owned();
+    keep("allow.recompute", &mut allow.recompute, |mode| modes.contains(mode), name, trainer)?;
+    let runs = |schedule: &ScheduleKind| match schedule {
+        ScheduleKind::OneFOneB => true,
+        ScheduleKind::Interleaved => trainer.interleaves(),
+        ScheduleKind::GPipe => false,
+    };
+    let name = |schedule: &ScheduleKind| schedule.name().to_owned();
+    keep("allow.schedule", &mut allow.schedule, runs, name, trainer)
+}
+
+/// Keeps what the trainer supports of a list.
+fn keep<T>(
+    field: &str,
+    list: &mut Vec<T>,
+    supports: impl Fn(&T) -> bool,
+    name: impl Fn(&T) -> String,
+    trainer: Trainer,
+) -> Result<(), InputError> {
+    let given = list.first().map(&name).unwrap_or_default();
+    list.retain(supports);
+    if list.is_empty() {
+        let problem = format!("is not supported by {trainer}");
+        return Err(InputError::new(field, given, problem)
+            .hint("give another value, or another trainer with `--trainer`"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_has_only_what_the_trainer_supports() {
+        let job = || Job { precision: Precision::Bf16, ..Job::new(8, 128) };
+        let mut core = job();
+        narrow(&mut core, Trainer::MegatronCore).unwrap();
+        assert_eq!(core.allow.zero_stage, [0, 1]);
+        assert_eq!(core.allow.schedule, [ScheduleKind::OneFOneB, ScheduleKind::Interleaved]);
+        assert_eq!(core.allow.pipeline, None);
+        let mut sharded = job();
+        narrow(&mut sharded, Trainer::Fsdp2).unwrap();
+        assert_eq!(sharded.allow.zero_stage, [0, 3]);
+        assert_eq!(sharded.allow.pipeline, Some(vec![1]));
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_refused_by_name() {
+        let refused = |change: &dyn Fn(&mut Job), trainer: Trainer| {
+            let mut job = Job { precision: Precision::Bf16, ..Job::new(8, 128) };
+            change(&mut job);
+            narrow(&mut job, trainer).unwrap_err().field
+        };
+        let core = Trainer::MegatronCore;
+        assert_eq!(refused(&|_| {}, Trainer::Deepspeed), "--trainer");
+        assert_eq!(refused(&|job| job.precision = Precision::Fp32, core), "precision");
+        assert_eq!(refused(&|job| job.allow.zero_stage = vec![3], core), "allow.zero_stage");
+        assert_eq!(refused(&|job| job.allow.pipeline = Some(vec![2]), Trainer::Fsdp2), "allow.pipeline");
+        assert_eq!(refused(&|job| job.allow.codecs = vec![Codec::Bf16], core), "allow.codecs");
+        assert_eq!(refused(&|job| job.allow.placements = Some(Vec::new()), core), "allow.placements");
+    }
+}

@@ -1,0 +1,123 @@
+//! Where the costs of a program come from: the cells of a profile, or anything else that answers the same
+//! questions.
+
+use crate::curve::Price;
+use crate::measured::{SegmentPrice, Unpriced};
+use autodist_program::Transfer;
+use autodist_spec::profile::Interference;
+use autodist_spec::{
+    Algorithm, Bytes, Collective, Optimizer, ParallelStrategy, Pass, Precision, Recompute, Seconds, Segment,
+};
+use std::fmt;
+
+/// One pass of a segment over one micro-batch on one rank, without its collectives.
+#[derive(Debug, Clone, Copy)]
+pub struct SegmentQuery<'a> {
+    pub segment: Segment,
+    pub pass: Pass,
+    /// Policy of the block; the strategy's policy applies only to some blocks.
+    pub recompute: Recompute,
+    pub strategy: &'a ParallelStrategy,
+    /// Micro-batches of a data rank in a step: gradients are accumulated if there are more than one.
+    pub micro_batches: usize,
+}
+
+/// What a collective is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Activations of a tensor-parallel group.
+    Tensor,
+    /// Gradients or parameters of a bucket.
+    Bucket(Transfer),
+    /// Gradients of a table that the first and the last pipeline rank share.
+    Tied,
+    /// The norm of all gradients.
+    Norm,
+}
+
+/// A collective of groups of equal size at the same time.
+#[derive(Debug, Clone, Copy)]
+pub struct CollectiveQuery<'a> {
+    pub purpose: Purpose,
+    pub kind: Collective,
+    pub algorithm: Algorithm,
+    /// Ranks of a group.
+    pub group: usize,
+    /// Distance of neighbouring ranks of a group.
+    pub stride: usize,
+    /// The whole tensor, as [`Collective`] counts it.
+    pub bytes: Bytes,
+    pub strategy: &'a ParallelStrategy,
+}
+
+/// A send/recv between neighbouring pipeline ranks.
+#[derive(Debug, Clone, Copy)]
+pub struct MessageQuery<'a> {
+    /// Distance of the two ranks.
+    pub stride: usize,
+    pub bytes: Bytes,
+    pub strategy: &'a ParallelStrategy,
+}
+
+/// A source of costs. For equal queries it must give equal prices, so that a lower bound that was computed
+/// for a part of a program holds for the whole.
+pub trait Prices: fmt::Debug + Send + Sync {
+    /// # Errors
+    /// The source does not know this segment in this strategy.
+    fn segment(&self, query: &SegmentQuery) -> Result<SegmentPrice, Unpriced>;
+
+    /// # Errors
+    /// The source does not know such a group or algorithm.
+    fn collective(&self, query: &CollectiveQuery) -> Result<Price, Unpriced>;
+
+    /// # Errors
+    /// The source knows no send/recv.
+    fn message(&self, query: &MessageQuery) -> Result<Price, Unpriced>;
+
+    /// The optimizer's update of so many elements on one rank.
+    ///
+    /// # Errors
+    /// The source knows no optimizer.
+    fn update(&self, elements: usize) -> Result<Price, Unpriced>;
+
+    /// The norm of so many elements of gradients on one rank, and whatever else is done with them once in a
+    /// step.
+    ///
+    /// # Errors
+    /// The source knows no optimizer.
+    fn norm(&self, elements: usize) -> Result<Price, Unpriced>;
+}
+
+/// Bytes that a rank keeps for each of its parameters throughout a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParameterBytes {
+    pub weight: u64,
+    /// Of an accumulated gradient.
+    pub gradient: u64,
+    /// Of the optimizer's moments and the master weight.
+    pub state: u64,
+}
+
+impl ParameterBytes {
+    /// As the executor keeps them: weights in the working precision, everything else in fp32.
+    pub fn of(precision: Precision, optimizer: Optimizer) -> Self {
+        let fp32 = Bytes::of_f32(1).0;
+        let state = optimizer.state_elements() + u64::from(precision.is_mixed());
+        Self { weight: precision.working(1).0, gradient: fp32, state: fp32 * state }
+    }
+}
+
+/// Costs of a step beyond its operations.
+#[derive(Debug, Clone)]
+pub struct StepCosts {
+    pub parameter_bytes: ParameterBytes,
+    pub interference: Interference,
+    /// Seconds of a step outside all operations.
+    pub overhead_s: Seconds,
+    /// Bytes of a rank outside all tensors.
+    pub baseline_bytes: Bytes,
+    /// Bytes that the allocator holds in addition to tensors, relative to these.
+    pub fragmentation: f64,
+    /// Half-width of the interval of a step time, relative to it.
+    pub spread: f64,
+}

@@ -1,0 +1,111 @@
+//! Prices of a cluster that was not measured: published figures of its devices and links, and efficiencies of
+//! training steps that were fitted to runs.
+
+use crate::cli::FigureArgs;
+use crate::failure::Failure;
+use crate::input;
+use autodist_analytic::{
+    Calibration, CataloguePrices, FreeParameters, NodeModel, ParallelDims, Shape, Trainer, TrainingRun,
+};
+use autodist_cost_model::CostModel;
+use autodist_hardware::{Catalogue, Dtype};
+use autodist_spec::error::in_range;
+use autodist_spec::{Bytes, CatalogueReference, Check, Cluster, InputError, Job, ModelSpec, Plan, fingerprint};
+use std::sync::Arc;
+
+/// How far the simulated step of a layout may be from the closed form, to which the error bar of a
+/// calibration belongs: nineteen of twenty published runs are within this fraction (docs/validation.md).
+const SIMULATED: f64 = 0.05;
+
+/// A cluster, and what prices its steps.
+pub struct Figures {
+    pub cluster: Cluster,
+    pub machine: Arc<NodeModel>,
+    pub parameters: FreeParameters,
+    pub calibration: Calibration,
+    /// Where the parameters are from.
+    pub source: String,
+}
+
+impl Figures {
+    /// # Errors
+    /// A file cannot be read, or the catalogue lacks a device.
+    pub fn of(text: &str, args: &FigureArgs, device_memory: Option<u64>) -> Result<Self, Failure> {
+        let catalogue = input::catalogue(&args.catalogue)?;
+        let mut cluster = input::cluster_of(text, &catalogue)?;
+        if let Some(bytes) = device_memory {
+            in_range("--device-memory", bytes, 1 << 20, 1 << 50)?;
+            cluster.nodes.iter_mut().for_each(|group| group.device.memory_bytes = Bytes(bytes));
+            cluster.check().map_err(|error| error.in_file("--device-memory"))?;
+        }
+        Self::of_cluster(cluster, &catalogue, args, input::cluster_source(text))
+    }
+
+    fn of_cluster(
+        cluster: Cluster,
+        catalogue: &Catalogue,
+        args: &FigureArgs,
+        source: &str,
+    ) -> Result<Self, Failure> {
+        let mut machine = NodeModel::of_cluster(&cluster, catalogue).map_err(|error| error.in_file(source))?;
+        machine.memory = cluster.device().memory_bytes;
+        let (calibration, parameters, source) = match &args.calibration {
+            Some(path) => {
+                let (calibration, parameters) = input::calibration(path)?;
+                let source = format!("{} ({})", path.display(), calibration.fitted_to);
+                (calibration, parameters, source)
+            }
+            None => {
+                let shipped = Calibration::shipped();
+                let source = format!("shipped calibration ({})", shipped.fitted_to);
+                (shipped.clone(), *FreeParameters::shipped(), source)
+            }
+        };
+        Ok(Self { cluster, machine: Arc::new(machine), parameters, calibration, source })
+    }
+
+    /// The figures from which a plan was made; `None` if it was made from a profile.
+    ///
+    /// # Errors
+    /// The plan was made with other efficiencies.
+    pub fn of_plan(plan: &Plan, args: &FigureArgs) -> Result<Option<(Self, Trainer)>, Failure> {
+        let Some(reference) = &plan.profile.catalogue else { return Ok(None) };
+        let trainer = Trainer::of_name(&reference.trainer).ok_or_else(|| {
+            let known: Vec<_> = Trainer::ALL.iter().map(|trainer| trainer.name()).collect();
+            InputError::new("profile.catalogue.trainer", &reference.trainer, "is not a known trainer")
+                .hint(format!("expected one of {}", known.join(", ")))
+        })?;
+        let catalogue = input::catalogue(&args.catalogue)?;
+        let figures = Self::of_cluster(plan.cluster.clone(), &catalogue, args, "the plan's cluster")?;
+        let found = fingerprint(&figures.parameters);
+        if found != reference.fingerprint {
+            let problem = format!(
+                "is not the fingerprint of {}, which is {found}: the plan was made with efficiencies fitted to {}",
+                figures.source, reference.calibration
+            );
+            return Err(InputError::new("profile.catalogue.fingerprint", &reference.fingerprint, problem)
+                .hint("give that calibration with `--calibration`, or plan again")
+                .into());
+        }
+        Ok(Some((figures, trainer)))
+    }
+
+    /// The costs of a dense model and a job with a trainer, and the reference that plans keep of them.
+    pub fn costs(&self, model: &ModelSpec, job: &Job, trainer: Trainer) -> (CostModel, CatalogueReference) {
+        let (shape, machine) = (Shape::from(model), Arc::clone(&self.machine));
+        let run = TrainingRun {
+            seq_len: job.seq_len,
+            global_batch: job.global_batch,
+            dtype: Dtype::Bf16,
+            ..TrainingRun::new(shape, machine, ParallelDims::default(), trainer)
+        };
+        let error_bar = self.calibration.error_bar_of(true).hypot(SIMULATED);
+        let prices = CataloguePrices::new(&run, self.cluster.device_count(), &self.parameters);
+        let reference = CatalogueReference {
+            trainer: trainer.name().to_owned(),
+            calibration: self.calibration.fitted_to.clone(),
+            fingerprint: fingerprint(&self.parameters),
+        };
+        (prices.cost_model(model, job, error_bar), reference)
+    }
+}
