@@ -23,7 +23,8 @@ pub struct BucketCompressor<D: TrainingDevice> {
     watch: SharedWatch,
 }
 
-/// A bucket's watch, shared by the thread that compresses and the one that reads the result at the end.
+/// The compression statistics of a bucket, shared by the thread that compresses and the one that reads the
+/// result at the end.
 pub type SharedWatch = Arc<Mutex<Watch>>;
 
 /// One reduction through a codec.

@@ -39,7 +39,8 @@ pub trait TrainingDevice: Backend<Element = f32> {
     fn is_bypassed(&self) -> bool {
         false
     }
-    /// A fixed benchmark, timed beside each step to detect other load on a shared device. `None` for exclusive devices.
+    /// A fixed benchmark, timed with each step to detect other load on a shared device. `None` for exclusive
+    /// devices.
     fn reference(&self) -> Option<Reference>;
 
     /// Whether the collective library chooses the algorithms.
@@ -81,7 +82,7 @@ pub trait CollectiveGroup<B: TrainingDevice>: Send {
     /// All-reduce: replaces the range by its reduction over all members.
     ///
     /// # Errors
-    /// A peer that is gone or silent.
+    /// A peer that has disconnected or is silent.
     fn all_reduce(
         &mut self,
         queue: &B,
@@ -131,19 +132,19 @@ pub trait CollectiveGroup<B: TrainingDevice>: Send {
     fn counters(&self) -> Counters;
 }
 
-/// Send/recv between pipeline ranks. Messages of one kind between two ranks are received in the order in which they were
-/// sent.
+/// Send/recv between pipeline ranks. Data of one kind between two ranks are received in the order in which
+/// they were sent.
 pub trait SendRecv<B: Backend>: Send {
     /// Sends a buffer, once the queue's work so far is done, and returns at once.
     ///
     /// # Errors
-    /// A peer that is gone.
+    /// A peer that has disconnected.
     fn send(&mut self, queue: &B, peer: usize, tag: Tag, buffer: B::Buffer) -> Result<(), ExecutionError>;
 
-    /// Receives a message of `elements` elements in working precision; the queue's later work may use it.
+    /// Receives `elements` elements in working precision; the queue's later work may use them.
     ///
     /// # Errors
-    /// A peer that has disconnected or is silent, or a message of another length.
+    /// A peer that has disconnected or is silent, or data of another length.
     fn receive(
         &mut self,
         queue: &B,
@@ -157,11 +158,11 @@ pub trait SendRecv<B: Backend>: Send {
     /// Waits until everything has been sent.
     ///
     /// # Errors
-    /// A peer that is gone.
+    /// A peer that has disconnected.
     fn close(self: Box<Self>) -> Result<(), ExecutionError>;
 }
 
-/// The tag of a message between two ranks.
+/// The tag of a send/recv between two ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tag {
     /// 0 for activations, 1 for gradients.
@@ -176,7 +177,7 @@ impl Tag {
     }
 }
 
-/// Through the host's memory.
+/// Communication through the host's memory.
 pub struct HostGroup(pub Box<dyn Communicator>);
 
 impl<B: TrainingDevice> CollectiveGroup<B> for HostGroup {
@@ -255,7 +256,7 @@ fn on_host<B: Backend<Element = f32>>(
     Ok(())
 }
 
-/// Through the host's memory.
+/// Communication through the host's memory.
 pub struct HostSendRecv(pub Box<dyn Mailbox>);
 
 impl<B: Backend<Element = f32>> SendRecv<B> for HostSendRecv {

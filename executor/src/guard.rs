@@ -1,8 +1,8 @@
 //! Watches how well a bucket's gradients are compressed, and decides when to send them uncompressed instead.
 //!
 //! Error feedback converges because a codec is a contraction: it loses at most a fraction `1 - δ` of the
-//! squared norm, with `δ > 0` (Karimireddy et al., 1901.09847). Every step measures δ for free. Codecs
-//! without error feedback are unbiased or nearly exact instead, and are not watched.
+//! squared norm, with `δ > 0` (Karimireddy et al., 1901.09847). Every step measures δ without additional
+//! cost. Codecs without error feedback are unbiased or nearly exact instead, and are not watched.
 
 use crate::thinned::Thinned;
 use autodist_codecs::CodingQuality;
@@ -39,7 +39,7 @@ struct Norms {
     gradient: f64,
 }
 
-/// One bucket on one member.
+/// The state of one bucket on one member.
 #[derive(Debug)]
 pub struct Watch {
     guard: Guard,

@@ -144,8 +144,8 @@ pub enum News {
 /// fails.
 ///
 /// # Errors
-/// A rank that cannot be started, fails, or is killed: the error names it and why. All ranks have ended when this
-/// returns, whatever it returns.
+/// A rank that cannot be started, fails, or is killed: the error names it and why. All ranks have ended when
+/// this returns, whatever it returns.
 pub fn launch(
     world: usize,
     assignments: &[Value],

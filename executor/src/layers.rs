@@ -1,4 +1,4 @@
-//! Runs the segments of one micro-batch through one chunk: what flows between them, what is kept for the backward.
+//! Runs the segments of one micro-batch through one chunk, and keeps activations for the backward pass.
 
 use crate::store::Store;
 use autodist_compute::layers::{AttentionSaved, HeadStatistics, LayerShape, MlpSaved, NormStatistics};
@@ -6,7 +6,7 @@ use autodist_compute::{Backend, Region, RegionMut};
 use autodist_spec::{Pass, Recompute, Segment};
 use std::collections::BTreeMap;
 
-/// What one layer keeps between its forward and its backward.
+/// The activations that one layer keeps between its forward and its backward pass.
 struct Kept<B: Backend> {
     /// Input of the first norm, which is also the residual.
     x: Option<B::Buffer>,
@@ -19,7 +19,7 @@ struct Kept<B: Backend> {
     statistics2: Option<NormStatistics<B>>,
     h2: Option<B::Buffer>,
     mlp: Option<MlpSaved<B>>,
-    /// Logits, then their exponentials.
+    /// Logits, later their exponentials.
     logits: Option<B::Buffer>,
     head: Option<HeadStatistics<B>>,
 }
@@ -48,18 +48,18 @@ impl<B: Backend> Kept<B> {
     }
 }
 
-/// One micro-batch on its way through one chunk.
+/// The state of one micro-batch in one chunk.
 pub struct Frame<B: Backend> {
-    /// What the last operation gave: an activation going forward, a gradient going backward.
+    /// Output of the last operation: an activation in the forward pass, a gradient in the backward pass.
     pub flow: Option<B::Buffer>,
-    /// The gradient that goes round the segment by the residual.
+    /// The gradient that bypasses the segment on the residual connection.
     residual_gradient: Option<B::Buffer>,
-    /// The gradient that waits while a block is computed again.
+    /// The gradient that is kept while a block is recomputed.
     held: Option<B::Buffer>,
     kept: BTreeMap<usize, Kept<B>>,
     pub inputs: Option<B::Indices>,
     pub targets: Option<B::Indices>,
-    /// Summed over the tokens, once the head has been.
+    /// Loss summed over the tokens, after the head has run.
     pub loss: Option<B::Scalar>,
 }
 
@@ -77,14 +77,14 @@ impl<B: Backend> Default for Frame<B> {
     }
 }
 
-/// A value that should be there: the Program's order says so.
+/// Gets a value that must be present, by the order of the Program.
 macro_rules! expect_buffer {
     ($option:expr) => {
         $option.expect("the Program has put this value in place")
     };
 }
 
-/// The rows that tensor ranks hold apart, and how to find the whole.
+/// The rows of this tensor-parallel rank, and the number of all rows.
 #[derive(Debug, Clone, Copy)]
 pub struct Rows {
     pub sequence_parallel: bool,
@@ -93,14 +93,14 @@ pub struct Rows {
     pub whole: usize,
 }
 
-/// What segments work with.
+/// The context in which segments run.
 pub struct Context<'a, B: Backend> {
     pub device: &'a B,
     pub shape: &'a LayerShape,
     pub rows: Rows,
-    /// Whether the head's table is the embedding's.
+    /// Whether the head's table is that of the embedding.
     pub tied: bool,
-    /// What the loss is multiplied by: one over the tokens of the global batch.
+    /// Factor of the loss: one divided by the tokens of the global batch.
     pub loss_scale: f64,
 }
 
@@ -132,7 +132,7 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
     ) {
         let (device, shape) = (self.device, self.shape);
         let at = expect_buffer!(store.find(layer));
-        // Under full recomputation the first forward keeps the block's input and nothing else.
+        // Under full recomputation the first forward pass keeps only the block's input.
         let keep = pass == Pass::Recompute || recompute != Recompute::Full;
         let keep_probabilities = recompute != Recompute::Selective;
         let kept = frame.kept.entry(layer).or_default();
@@ -182,7 +182,8 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
                 if !keep {
                     kept.x2 = None;
                 }
-                // Run again, the block's output is known; what flows on is the gradient that waited.
+                // After recomputation, the block's output is not needed: the flow continues with the kept
+                // gradient.
                 frame.flow = if pass == Pass::Recompute { frame.held.take() } else { Some(out) };
             }
             Segment::FinalNorm => {
@@ -295,7 +296,7 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
         }
     }
 
-    /// Where the head's table lies: in the head's own region, or in the embedding's.
+    /// The location of the head's table: in the head's own region, or in that of the embedding.
     fn table_place(&self, store: &Store<B>, layer: usize) -> (usize, usize) {
         let owner = if self.tied { 0 } else { layer };
         let (bucket, offset) = expect_buffer!(store.find(owner));
@@ -306,12 +307,14 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
         store.parameters(self.table_place(store, layer))
     }
 
-    /// A norm's output: with sharded rows it is kept, for the gather that comes next; otherwise it flows on.
+    /// Passes on a norm's output: with sharded rows it is kept for the next gather; otherwise it is the input
+    /// of the next segment.
     fn pass_on(&self, flow: &mut Option<B::Buffer>, kept: &mut Option<B::Buffer>, h: B::Buffer) {
         *(if self.rows.sequence_parallel { kept } else { flow }) = Some(h);
     }
 
-    /// A product's input after its use: with sharded rows this rank's part is kept already, and the whole is dropped.
+    /// Keeps a GEMM's input after its use: with sharded rows this rank's part is already kept, so the whole
+    /// is dropped.
     fn keep_input(&self, kept: &mut Option<B::Buffer>, h: B::Buffer, keep: bool) {
         if !keep {
             *kept = None;
@@ -320,15 +323,17 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
         }
     }
 
-    /// The gradient that the residual carries: with sharded rows it was put aside when they were gathered.
+    /// Keeps the gradient of the residual connection: with sharded rows it was already kept when they were
+    /// gathered.
     fn go_round(&self, residual_gradient: &mut Option<B::Buffer>, dy: B::Buffer) {
         if !self.rows.sequence_parallel {
             *residual_gradient = Some(dy);
         }
     }
 
-    /// A buffer for all rows, this rank's in their place, ready to be gathered. Going forward the rows are what the
-    /// last norm kept; going backward they are what flows, which the residual carries on.
+    /// A buffer for all rows with this rank's rows in place, ready to be gathered. In the forward pass, these
+    /// rows are those that the last norm kept; in the backward pass, they are the current gradient, which the
+    /// residual connection also uses.
     pub fn begin_gather(
         &self,
         frame: &mut Frame<B>,
@@ -352,7 +357,7 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
         whole
     }
 
-    /// Puts gathered rows where the next segment looks for them.
+    /// Stores gathered rows as the input of the next segment.
     pub fn end_gather(
         &self,
         frame: &mut Frame<B>,
@@ -368,7 +373,7 @@ impl<B: Backend<Element = f32>> Context<'_, B> {
         *frame.kept.entry(layer).or_default().input_of(segment) = Some(whole);
     }
 
-    /// Leaves this rank's rows of a reduced activation to flow on.
+    /// Keeps this rank's rows of a reduced activation for the next segment.
     pub fn scatter(&self, frame: &mut Frame<B>, whole: B::Buffer) {
         let mut rows = self.device.uninitialised(self.rows.len);
         self.device.copy(self.rows.len, Region::new(&whole, self.rows.start), RegionMut::start(&mut rows));

@@ -1,9 +1,9 @@
-//! Runs a Program for real: ranks, layers, collectives, optimizer, measurement.
+//! Executes a Program: ranks, layers, collectives, optimizer, measurement.
 //!
 //! [`train`] is one rank's part of a training job over any [`TrainingDevice`] and any endpoint;
-//! [`local::train`] runs all ranks as threads of this process, [`launcher::launch`] as processes of their own: of this
-//! machine, or of all machines on which a cluster's launcher has started this program ([`external`]).
-//! Every operation of the Program is timed, and the memory that it takes is counted.
+//! [`local::train`] runs all ranks as threads of this process, [`launcher::launch`] as processes of their
+//! own: of this machine, or of all machines on which a cluster's launcher has started this program
+//! ([`external`]). Every operation of the Program is timed, and the memory that it takes is counted.
 
 mod compression;
 pub mod cuda;
@@ -47,7 +47,7 @@ pub use task::{CodecOptions, Task};
 use autodist_communication::CommunicationError;
 use std::io;
 
-/// Why a rank could not go on.
+/// The reason why a rank could not continue.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecutionError {
     #[error(transparent)]

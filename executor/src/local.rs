@@ -1,5 +1,5 @@
-//! All ranks as threads of this process: for tests, and for a first look without processes. Memory is counted for the
-//! process as a whole, so it says nothing of a single rank here.
+//! Runs all ranks as threads of this process: for tests, and for a first try without processes. Memory is
+//! counted for the process as a whole, not for each rank.
 
 use crate::device::TrainingDevice;
 use crate::host::Placement;
@@ -13,7 +13,7 @@ use autodist_spec::profile::Environment;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A trained model, as far as the ranks hold it: every element once.
+/// The parameters of a trained model, as far as these ranks hold them; every element occurs once.
 pub type TrainedParameters = BTreeMap<(usize, usize), Vec<f32>>;
 
 /// Trains `task` on threads and returns the record and the trained parameters, by (layer, parameter).
@@ -28,7 +28,7 @@ pub fn train<B: TrainingDevice>(
     task.program()?;
     let (endpoints, supervisor) = mesh(task.world(), timeout)?;
     let nowhere = Placement { core: None, realtime: false };
-    // Ranks of one device would wait for themselves in one queue.
+    // With a single queue, ranks of one device would deadlock.
     let queues = (0..task.world()).map(|_| device.queue()).collect::<Result<Vec<_>, _>>()?;
     let results: Vec<_> = std::thread::scope(|scope| {
         let run = |(rank, (mut endpoint, device))| {

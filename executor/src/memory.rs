@@ -1,4 +1,4 @@
-//! How much memory the process holds: a counting allocator.
+//! Counts the memory of the process with its own allocator.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fmt::{self, Write};
@@ -8,15 +8,15 @@ static LIVE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 static EXCLUDED: AtomicUsize = AtomicUsize::new(0);
 
-/// The system's allocator, counting live bytes and their peak. Where it has no memory left, it ends the process with a
-/// message and exit code 4. A binary that measures memory installs it:
-/// `#[global_allocator] static ALLOCATOR: CountingAllocator = CountingAllocator;`
+/// The system's allocator, with counts of live bytes and their peak. If memory is exhausted, it ends the
+/// process with a message and exit code 4. A binary that measures memory installs it: `#[global_allocator]
+/// static ALLOCATOR: CountingAllocator = CountingAllocator;`
 pub struct CountingAllocator;
 
 /// The exit code of a process that could not get the memory it needs, as of any other failed run.
 const NO_MEMORY: libc::c_int = 4;
 
-/// Counts what has been allocated: nothing where there is no pointer, and then this does not return.
+/// Counts an allocation; if it has failed (a null pointer), this does not return.
 fn grew(pointer: *mut u8, bytes: usize) {
     if pointer.is_null() {
         give_up(bytes);
@@ -25,23 +25,24 @@ fn grew(pointer: *mut u8, bytes: usize) {
     PEAK.fetch_max(live, Relaxed);
 }
 
-/// Ends this process, for nothing in it can go on without the memory; without a word it would end by SIGABRT.
+/// Ends this process, which cannot continue without the memory. Without a message, it would end by SIGABRT.
 #[cold]
 fn give_up(bytes: usize) -> ! {
     let mut text = Line { bytes: [0; 160], len: 0 };
-    // It cannot fail: what has no room is left out.
+    // Writing cannot fail: text that does not fit is left out.
     let _ = writeln!(
         text,
         "error: out of memory: cannot allocate {bytes} bytes; check `ulimit -v`, the container's limit and free memory"
     );
-    // SAFETY: the pointer and the length are those of a live array, and no destructor is run that could allocate.
+    // SAFETY: the pointer and the length are those of a live array, and no destructor is run that could
+    // allocate.
     unsafe {
         libc::write(libc::STDERR_FILENO, text.bytes.as_ptr().cast(), text.len);
         libc::_exit(NO_MEMORY)
     }
 }
 
-/// A line that takes no memory.
+/// A line of text that does not allocate.
 struct Line {
     bytes: [u8; 160],
     len: usize,
@@ -57,8 +58,8 @@ impl Write for Line {
     }
 }
 
-// SAFETY: every call is passed on to the system's allocator unchanged; counting has no side effect on memory. Where the
-// system gives none, the process ends.
+// SAFETY: every call is passed on to the system's allocator unchanged; counting has no side effect on memory.
+// If the system has no memory left, the process ends.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's contract is the system allocator's.
@@ -92,8 +93,8 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 }
 
-/// Keeps freed memory in the process instead of giving it back to the system: a training step frees and takes the same
-/// buffers again and again, and fresh pages cost a fault each.
+/// Keeps freed memory in the process instead of returning it to the system: a training step frees and
+/// allocates the same buffers repeatedly, and every new page costs a page fault.
 pub fn keep_freed_memory() {
     // SAFETY: mallopt only changes thresholds of the allocator. A value that it refuses leaves it as it was.
     #[cfg(target_env = "gnu")]
@@ -105,19 +106,19 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// Leaves what has been allocated since `live` was [`live`] out of all later counts: it belongs to the measurement, not
-/// to what is measured.
+/// Excludes allocations since `live` was [`live`] from all later counts: they belong to the measurement
+/// itself.
 pub fn exclude_since(live_then: usize) {
     EXCLUDED.fetch_add(live().saturating_sub(live_then), Relaxed);
 }
 
-/// Leaves everything that is live now out of all later counts, and begins a new peak.
+/// Excludes everything that is live now from all later counts, and resets the peak.
 pub fn exclude_all() {
     EXCLUDED.store(LIVE.load(Relaxed), Relaxed);
     reset_peak();
 }
 
-/// Bytes of heap in use; 0 where the counting allocator is not installed.
+/// Bytes of heap in use; 0 if the counting allocator is not installed.
 pub fn live() -> usize {
     LIVE.load(Relaxed).saturating_sub(EXCLUDED.load(Relaxed))
 }
@@ -127,7 +128,7 @@ pub fn peak() -> usize {
     PEAK.load(Relaxed).saturating_sub(EXCLUDED.load(Relaxed))
 }
 
-/// Begins a new peak at what is live now, and returns the old one.
+/// Resets the peak to the live memory, and returns the old peak.
 pub fn reset_peak() -> usize {
     PEAK.swap(LIVE.load(Relaxed), Relaxed).saturating_sub(EXCLUDED.load(Relaxed))
 }

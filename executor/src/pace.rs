@@ -1,10 +1,10 @@
-//! Makes arithmetic take as long as it would on the device that a rank stands for.
+//! Emulates the speed of another device by delaying compute.
 
 use crate::host::{self, Placement};
 use std::time::{Duration, Instant};
 
-/// The device that a rank stands for, and where the rank really runs. Several share a core: what one computes must not
-/// keep the others from communicating.
+/// The emulated device of a rank, and the rank's real placement. Several ranks share a core: the compute of
+/// one must not delay the communication of the others.
 #[derive(Debug, Clone, Copy)]
 pub struct Emulated {
     flops_per_s: f64,
@@ -20,17 +20,17 @@ impl Emulated {
         Duration::from_secs_f64(flops / self.flops_per_s)
     }
 
-    /// Coding of `flops` operations and `exchanges`.
+    /// The time of coding with `flops` operations and `exchanges` exchanges.
     pub fn coding(self, flops: f64, exchanges: usize) -> CodingTime {
         let parts = exchanges as u32 + 1;
         CodingTime { part: self.seconds(flops) / parts, parts }
     }
 }
 
-/// The clock of an emulated device; nothing where the rank's own device is meant.
+/// The clock of an emulated device; inactive if the device is not emulated.
 pub struct Pace {
     emulated: Option<Emulated>,
-    /// When the last piece of work was due, if the next follows at once.
+    /// When the last compute was due, if the next follows immediately.
     due: Option<Instant>,
 }
 
@@ -39,10 +39,10 @@ impl Pace {
         Self { emulated, due: None }
     }
 
-    /// When work that follows begins; `None` where nothing is emulated.
+    /// The start time of the next compute; `None` if the device is not emulated.
     pub fn begin(&mut self) -> Option<Instant> {
         host::enter_compute(self.emulated?.placement);
-        // However late the sleep ended, or another rank's turn on the core that this one only stands for.
+        // Late wake-ups, and turns of other ranks on the shared core, do not count.
         Some(self.due.unwrap_or_else(Instant::now))
     }
 
@@ -55,13 +55,13 @@ impl Pace {
         self.due = Some(due);
     }
 
-    /// The rank has done something else, or waited for others.
+    /// Notes that the rank has done something else, or has waited for others.
     pub fn interrupt(&mut self) {
         self.due = None;
     }
 }
 
-/// What coding takes on an emulated device: equal parts, one before each exchange and one after the last.
+/// The coding time of an emulated device, in equal parts: one before each exchange and one after the last.
 #[derive(Debug, Clone, Copy)]
 pub struct CodingTime {
     part: Duration,
@@ -79,15 +79,15 @@ impl CodingTime {
 #[derive(Debug)]
 pub struct CodingPace {
     part: Duration,
-    /// Parts that are to come.
+    /// Number of remaining parts.
     left: u32,
-    /// When the next part is due, if no exchange took any time.
+    /// When the next part is due if exchanges take no time.
     due: Instant,
 }
 
 impl CodingPace {
-    /// Waits until the part before an exchange is done, or the last; `exchanging` is the time that exchanges took so
-    /// far.
+    /// Waits until the part before an exchange, or the last part, is done; `exchanging` is the total time of
+    /// exchanges so far.
     pub fn end_part(&mut self, exchanging: Duration) {
         if self.left > 0 {
             self.left -= 1;

@@ -1,4 +1,4 @@
-//! Where each local parameter lies in the whole model, and what it begins with.
+//! The position of each local parameter in the whole model, and its initial values.
 
 use crate::random::RandomStream;
 use autodist_program::Bucket;
@@ -6,12 +6,12 @@ use autodist_spec::model::{Init, share};
 use autodist_spec::{ModelSpec, Parameter, TensorSplit};
 use std::ops::Range;
 
-/// A parameter's local part in a bucket.
+/// The local part of a parameter in a bucket.
 struct Placed {
     layer: usize,
     index: usize,
     parameter: Parameter,
-    /// Elements of the bucket.
+    /// Range of elements in the bucket.
     range: Range<usize>,
     local_columns: usize,
     first_row: usize,
@@ -56,7 +56,8 @@ fn placed(model: &ModelSpec, bucket: &Bucket, tensor_rank: usize, degree: usize)
     list
 }
 
-/// Calls `visit` with every element of `range` of the bucket, the padding left out: its index in the bucket, and what it is.
+/// Calls `visit` with every element of `range` of the bucket except padding: its index in the bucket, and its
+/// position in the model.
 pub fn elements(
     model: &ModelSpec,
     bucket: &Bucket,
@@ -80,8 +81,8 @@ pub fn elements(
     }
 }
 
-/// The initial values of `range` of a bucket (Radford et al. 2019, section 2.3: projections onto the residual stream
-/// are scaled by the number of layers). The same for every way of splitting the model.
+/// The initial values of `range` of a bucket (Radford et al. 2019, section 2.3: projections onto the residual
+/// stream are scaled by the number of layers). They do not depend on how the model is sharded.
 pub fn initial(
     model: &ModelSpec,
     bucket: &Bucket,

@@ -1,11 +1,12 @@
-//! Random numbers by position: any part of a tensor or a data set can be made without making the rest, so every way
-//! of splitting a model begins from the very same parameters and sees the very same data.
+//! Random numbers by position: any part of a tensor or a data set can be made without making the rest, so
+//! training has the same initial parameters and the same data however the model is sharded.
 
-/// A stream of numbers, named by a key.
+/// A stream of random numbers, identified by a key.
 #[derive(Debug, Clone, Copy)]
 pub struct RandomStream(u64);
 
-/// Mixes one word (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+/// Mixes the bits of one word (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+/// OOPSLA 2014).
 fn mix(word: u64) -> u64 {
     let word = word.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -25,19 +25,21 @@ use std::ops::Range;
 use std::sync::TryLockError;
 use std::time::{Duration, Instant};
 
-/// Between two words about the steps of a training that is under way.
+/// Time between two reports of a running training.
 const TELL_EVERY: Duration = Duration::from_millis(250);
-/// Steps after which a rank says so at once: what it says takes memory that is counted.
+/// Number of steps after which a rank reports at once, because unreported steps take memory that is counted.
 const TELL_AT: usize = 64;
 
-/// Hears of a training that is under way: the steps since the last word, and how the rest stands.
+/// Callback for reports of a running training: the new steps, and the current state of the rest.
 pub type Tell<'a> = &'a mut dyn FnMut(&RankOutcome) -> Result<(), ExecutionError>;
 
-/// Trains `task` as this endpoint's rank. `name` must be new to the endpoint; all ranks use the same. Steps are told as
-/// they are done, also where an error follows; without `tell` the outcome has them all.
+/// Trains `task` as this endpoint's rank. `name` must be new to the endpoint; all ranks use the same. Steps
+/// are reported when they are completed, even if an error follows; without `tell`, the outcome has all of
+/// them.
 ///
 /// # Errors
-/// An illegal task, data that cannot be read, a peer that is gone or silent, a stop that the launcher asked for.
+/// An illegal task, data that cannot be read, a peer that has disconnected or is silent, a stop request of
+/// the launcher.
 pub fn train<B: TrainingDevice>(
     device: &B,
     task: &Task,
@@ -49,7 +51,7 @@ pub fn train<B: TrainingDevice>(
     train_and(device, task, endpoint, name, placement, tell, |_| ()).map(|(outcome, ())| outcome)
 }
 
-/// As [`train`]; `inspect` sees the trained parameters.
+/// Like [`train`]; `inspect` receives the trained parameters.
 pub(crate) fn train_and<B: TrainingDevice, R>(
     device: &B,
     task: &Task,
@@ -69,7 +71,7 @@ pub(crate) fn train_and<B: TrainingDevice, R>(
     let before_reference = device.live_memory();
     let emulated = Emulated::new(task.emulated_flops_per_s, placement);
     let mut reference = device.reference().filter(|_| emulated.is_none());
-    // Where a rank is a thread (over MPI), others of its process may free memory meanwhile.
+    // If ranks are threads (over MPI), other threads of the process may free memory at the same time.
     let instrument = device.live_memory().saturating_sub(before_reference);
     let mut speed = || reference.as_mut().map_or(0.0, |reference| reference.seconds());
     speed();
@@ -123,7 +125,7 @@ pub(crate) fn train_and<B: TrainingDevice, R>(
     };
     let own = if device.is_host() { rank.recorder.bytes() + instrument } else { 0 };
     rank.train(&mut outcome, own, &mut speed, tell)?;
-    // All ranks keep the timelines of the same steps, and choose the same one.
+    // All ranks keep the timelines of the same steps, and choose the same step.
     let mut seconds = rank.recorder.kept_seconds();
     if !seconds.is_empty() {
         rank.lanes.world.all_reduce(&mut seconds, ReduceOp::Max)?;
@@ -136,7 +138,7 @@ pub(crate) fn train_and<B: TrainingDevice, R>(
     Ok((outcome, inspected))
 }
 
-/// Entries of the timeline in a step: one per operation, and one per transfer.
+/// Number of timeline entries in a step: one per operation, and one per transfer.
 fn events_per_step(runner: &RankProgram) -> usize {
     let transfers = |body: usize| {
         runner.bodies[body].instructions.iter().filter(|i| matches!(i, Instruction::Wait { .. })).count()
@@ -155,9 +157,9 @@ fn shape(program: &Program, at: Coordinates) -> LayerShape {
     LayerShape::new(&program.model, strategy.micro_batch as usize, program.seq_len, shard)
 }
 
-/// The ways from this rank to the others.
+/// The communication groups of this rank.
 struct Lanes<B: TrainingDevice> {
-    /// Barriers, and numbers that the host needs.
+    /// For barriers, and for numbers that the host needs.
     world: Box<dyn Communicator>,
     model: Box<dyn Communicator>,
     tensor: Box<dyn CollectiveGroup<B>>,
@@ -178,7 +180,7 @@ impl<B: TrainingDevice> Lanes<B> {
         device: &B,
         task: &Task,
     ) -> Result<Self, ExecutionError> {
-        // Threads that carry messages are made at the higher priority.
+        // Communication threads are created at the higher priority.
         host::enter_communication(placement);
         let layout = program.layout;
         let everyone: Vec<usize> = (0..layout.world()).collect();
@@ -263,9 +265,9 @@ struct Rank<'a, B: TrainingDevice> {
     store: Store<B>,
     lanes: Lanes<B>,
     data: Data,
-    /// Micro-batches under way, by chunk and number.
+    /// Micro-batches in progress, by chunk and number.
     frames: BTreeMap<(usize, usize), Frame<B>>,
-    /// What the last body gave, for the send that follows.
+    /// Output of the last body, for the send that follows.
     outgoing: Option<B::Buffer>,
     step: u32,
     gradient_scale: f64,
@@ -279,7 +281,7 @@ struct Rank<'a, B: TrainingDevice> {
 }
 
 impl<B: TrainingDevice> Rank<'_, B> {
-    /// All steps. `own` bytes of the memory are the measurement's.
+    /// Runs all steps. `own` bytes of the memory belong to the measurement itself.
     fn train(
         &mut self,
         outcome: &mut RankOutcome,
@@ -314,7 +316,7 @@ impl<B: TrainingDevice> Rank<'_, B> {
         }
         self.stand(outcome, &sent_before, own);
         if let Some(tell) = tell.filter(|_| !outcome.steps.is_empty()) {
-            // Where the launcher is gone, why the training ended says more.
+            // If the launcher has disconnected, the reason why the training ended is more useful.
             trained = trained.and(tell(outcome));
             outcome.steps.clear();
         }
@@ -336,16 +338,16 @@ impl<B: TrainingDevice> Rank<'_, B> {
         Ok(())
     }
 
-    /// How all but the steps stands now.
+    /// Updates everything in the outcome except the steps.
     fn stand(&self, outcome: &mut RankOutcome, sent_before: &Counters, own: usize) {
-        // Counted from the end of the warm-up, or while that lasts from the start.
+        // Counted from the end of the warm-up, or from the start during the warm-up.
         let measured = self.step.checked_sub(self.task.warmup_steps).unwrap_or(self.step) + 1;
         let sent = (self.lanes.counters() - *sent_before).sent;
         outcome.bytes_sent_per_step = sent / u64::from(measured);
-        // Some devices' marks begin anew when they are read.
+        // Reading resets the high-water marks of some devices.
         let peak = self.device.high_water(self.memory_peak.max(self.device.peak_memory()));
         outcome.peak_memory = outcome.peak_memory.max((peak as u64).saturating_sub(own as u64));
-        // Where a step has failed, a reduction may still be waiting for a peer: it is not waited for.
+        // After a failed step, a reduction may still wait for a peer, so this does not block.
         let of = |watch: &SharedWatch| match watch.try_lock() {
             Ok(watch) => watch.record(),
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().record(),
@@ -448,7 +450,7 @@ impl<B: TrainingDevice> Rank<'_, B> {
                 if chunk + 1 < chunks {
                     self.outgoing = frame.flow.take();
                 } else {
-                    // Tensor ranks all know the loss of their micro-batch; one of them tells.
+                    // All tensor-parallel ranks know the loss of their micro-batch; one of them reports it.
                     self.losses.extend(frame.loss.take().filter(|_| self.at.tensor == 0));
                 }
                 self.frames.insert((chunk, micro_batch), frame);
@@ -487,7 +489,7 @@ impl<B: TrainingDevice> Rank<'_, B> {
         context(self.device, self.task, self.program, &self.shape)
     }
 
-    /// As the device would do it that this rank stands for.
+    /// Runs an instruction at the speed of the emulated device, if the device is emulated.
     fn run_paced(&mut self, instruction: &Instruction, frame: &mut Frame<B>) -> Result<(), ExecutionError> {
         let Program { model, strategy, seq_len, .. } = self.program;
         let flops = match *instruction {
@@ -580,7 +582,7 @@ impl<B: TrainingDevice> Rank<'_, B> {
         Ok(())
     }
 
-    /// Sums the tails of the bucket's regions over the tensor group, as one message.
+    /// Sums the tails of the bucket's regions over the tensor-parallel group, in one collective.
     fn sum_replicated(&mut self, bucket: usize) -> Result<(), ExecutionError> {
         let tails: Vec<_> = self
             .store
@@ -653,8 +655,8 @@ impl<B: TrainingDevice> Rank<'_, B> {
         Ok(())
     }
 
-    /// Norm of the gradient of the whole model, and the factor that clips it (Pascanu et al., 1211.5063; the small
-    /// constant is PyTorch's).
+    /// Norm of the gradient of the whole model, and the factor that clips it (Pascanu et al., 1211.5063; the
+    /// small constant is PyTorch's).
     fn gradient_norm(&mut self) -> Result<(), ExecutionError> {
         let mut sum = [self.store.sum_of_squares() as f32];
         self.lanes.model.all_reduce(&mut sum, ReduceOp::Sum)?;
@@ -665,7 +667,7 @@ impl<B: TrainingDevice> Rank<'_, B> {
     }
 }
 
-/// A function of its own, so that the store can be lent out beside it.
+/// A separate function, so that the store can be borrowed at the same time.
 fn context<'a, B: Backend>(
     device: &'a B,
     task: &Task,

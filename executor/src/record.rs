@@ -1,4 +1,4 @@
-//! What a rank measures, and how the ranks' measurements become one record.
+//! The measurements of a rank, and how those of all ranks are merged into one record.
 
 use crate::guard;
 use crate::task::Task;
@@ -15,30 +15,32 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
-/// Operations of a rank's step, at most, of which a timeline is kept: nobody looks at more, and a message has its
-/// limits.
+/// Maximum number of operations of a rank's step for a timeline to be kept: larger timelines are not useful,
+/// and the size of messages is limited.
 pub const LONGEST_TIMELINE: usize = 1 << 16;
-/// Operations of all ranks in a record, at most; of more there is no timeline, so that the document can be read again.
+/// Maximum number of operations of all ranks in a record; with more, there is no timeline, so that the
+/// document can be read again.
 const MOST_EVENTS: usize = 200_000;
-/// Steps whose timelines a rank keeps until it is known which of them is the typical one, at most.
+/// Maximum number of steps whose timelines a rank keeps until the typical one is known.
 const TIMELINES: usize = 64;
-/// Operations of all of them, at most (of 40 bytes each).
+/// Maximum number of operations of all these steps (40 bytes each).
 const OPERATIONS: usize = 1 << 18;
-/// Steps that a record has, at most: of a longer training every second, fourth, ... is kept. The document then has some
-/// 30 MB.
+/// Maximum number of steps in a record: of a longer training, every second, fourth, ... is kept. The document
+/// then has some 30 MB.
 pub const LONGEST_RECORD: usize = 1 << 17;
 
-/// One step as one rank saw it.
+/// One step, as measured by one rank.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct StepOutcome {
-    /// Barrier to barrier, seconds.
+    /// Time from barrier to barrier, seconds.
     pub seconds: f64,
     /// Seconds of the step in operations on the compute stream.
     pub in_operations: f64,
-    /// Summed over this rank's tokens, nats; 0 where the rank holds no head.
+    /// Loss summed over this rank's tokens, nats; 0 if the rank does not hold the head.
     pub loss_sum: f64,
     pub gradient_norm: f64,
-    /// Seconds of the reference benchmark, the faster of just before and just after; 0 on a device that needs none.
+    /// Seconds of the reference benchmark, the faster of the runs just before and just after the step; 0 on a
+    /// device that does not need it.
     pub reference: f64,
 }
 
@@ -48,13 +50,13 @@ pub struct InstructionSample {
     pub body: usize,
     pub index: usize,
     pub seconds: Vec<f64>,
-    /// Live memory after it less before it, bytes; of the last run.
+    /// Live memory after it minus live memory before it, bytes; of the last run.
     pub growth: i64,
-    /// Highest live memory during it, above its start, bytes; the largest of all runs.
+    /// Highest live memory during it, relative to its start, bytes; the largest of all runs.
     pub peak: u64,
 }
 
-/// What an engine has timed that knows no Program, for which an instruction is to be found.
+/// An operation that was timed by an engine without a Program; it is mapped to an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Timed {
@@ -63,7 +65,7 @@ pub enum Timed {
         segment: Segment,
         pass: Pass,
     },
-    /// The tensor-parallel collective of this kind whose turn it is in the forward or the backward.
+    /// The next tensor-parallel collective of this kind in the forward or the backward pass.
     Collective {
         backward: bool,
         kind: Collective,
@@ -85,24 +87,25 @@ pub struct NamedSample {
     pub peak: u64,
 }
 
-/// What one rank measured: all of it, or, while the training is under way, what is new of its steps and how the rest
-/// stands. So neither what a rank holds nor what it says in the end grows with the number of steps.
+/// The measurements of one rank: all of them, or, during the training, the new steps and the current state of
+/// the rest. So neither the memory of a rank nor its last report grows with the number of steps.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct RankOutcome {
     pub rank: usize,
     pub realtime: bool,
-    /// How GPUs of different ranks reach each other; empty on CPUs.
+    /// The transport between GPUs of different ranks; empty on CPUs.
     pub route: String,
-    /// Those that it has not told before.
+    /// Steps that have not been reported before.
     pub steps: Vec<StepOutcome>,
-    /// The device's memory at its highest during the steps, bytes (a CPU's is the heap).
+    /// Peak of the device's memory during the steps, bytes (on a CPU, of the heap).
     pub peak_memory: u64,
     /// Memory before the model was created, in bytes.
     pub baseline_memory: u64,
     pub bytes_sent_per_step: u64,
     #[serde(default)]
     pub compression: Vec<BucketCompression>,
-    /// Operations of one measured step, the same on all ranks; none where a step has more than [`LONGEST_TIMELINE`].
+    /// Operations of one measured step, the same step on all ranks; empty if a step has more than
+    /// [`LONGEST_TIMELINE`].
     #[serde(default)]
     pub timeline: Vec<TimelineEvent>,
     /// Empty unless the task asks for detail.
@@ -113,7 +116,8 @@ pub struct RankOutcome {
 }
 
 impl RankOutcome {
-    /// Finds the instructions of what was timed by name, in a program of one pipeline rank and one micro-batch.
+    /// Maps operations that were timed by name to instructions, in a program of one pipeline rank and one
+    /// micro-batch.
     pub fn resolve(&mut self, program: &Program) {
         let named = std::mem::take(&mut self.named);
         let find = |of: Timed| named.iter().find(|sample| sample.of == of);
@@ -142,7 +146,7 @@ impl RankOutcome {
                         (of, 1.0)
                     }
                     Instruction::GradientNorm { .. } => (Timed::Norm, 1.0),
-                    // All buckets are updated at once; each has its part of the time.
+                    // All buckets are updated at once, so each has its share of the time.
                     Instruction::Update { elements, .. } => (Timed::Update, elements as f64 / updated as f64),
                     _ => continue,
                 };
@@ -156,17 +160,18 @@ impl RankOutcome {
     }
 }
 
-/// Entries for which memory is taken in advance, at most: what is longer grows as it is filled.
+/// Maximum number of entries for which memory is allocated in advance; longer lists grow as they are filled.
 const MOST_TAKEN: usize = 1 << 16;
 
-/// Timings of the step that is being run. Its memory is taken before the training begins, so that recording does not
-/// show in what is recorded.
+/// Timings of the current step. Memory is allocated before the training begins, so that recording does not
+/// affect the measurements.
 pub struct Recorder<B: Backend> {
     device: B,
     rank: u32,
     began: Instant,
     origin: B::Event,
-    /// Operations and instructions of the step under way; their times are known when the device has done them.
+    /// Operations and instructions of the current step; their times are known when the device has completed
+    /// them.
     operations: Vec<Operation<B>>,
     instructions: Vec<(usize, B::Event, B::Event)>,
     timelines: Timelines,
@@ -175,7 +180,7 @@ pub struct Recorder<B: Backend> {
     slots: Vec<Vec<usize>>,
 }
 
-/// What an entry of the timeline is about.
+/// The label of an entry of the timeline.
 #[derive(Debug, Clone, Copy)]
 pub struct TimelineLabel {
     pub stream: Stream,
@@ -191,8 +196,8 @@ struct Operation<B: Backend> {
 }
 
 impl<B: Backend> Recorder<B> {
-    /// For `steps` steps of `operations` entries each (`longest` on the rank that has most), in which every body runs
-    /// at most `runs` times.
+    /// Creates a recorder for `steps` steps of at most `longest` operations on any rank and `operations` on
+    /// this one, in which every body runs at most `runs` times.
     pub fn new(
         device: &B,
         rank: usize,
@@ -229,7 +234,7 @@ impl<B: Backend> Recorder<B> {
         }
     }
 
-    /// Bytes that recording itself holds.
+    /// Bytes of memory used by recording itself.
     pub fn bytes(&self) -> usize {
         let samples: usize =
             self.samples.iter().map(|s| s.seconds.capacity() * 8 + size_of::<InstructionSample>()).sum();
@@ -272,8 +277,8 @@ impl<B: Backend> Recorder<B> {
         self.instructions.push((slot, start, end));
     }
 
-    /// Takes in the times of a step whose work is done and that took `seconds`; returns the seconds in operations on
-    /// the compute stream.
+    /// Records the times of a completed step that took `seconds`; returns the seconds in operations on the
+    /// compute stream.
     pub fn end_step(&mut self, seconds: f64) -> f64 {
         let mut compute = 0.0;
         for operation in self.operations.drain(..) {
@@ -300,7 +305,7 @@ impl<B: Backend> Recorder<B> {
         compute
     }
 
-    /// Forgets all that was recorded: warm-up is over.
+    /// Discards all records, after the warm-up.
     pub fn clear(&mut self) {
         self.timelines.clear();
         for sample in &mut self.samples {
@@ -309,18 +314,18 @@ impl<B: Backend> Recorder<B> {
         }
     }
 
-    /// Seconds of the steps whose timelines are still there: of the same steps on all ranks.
+    /// Seconds of the steps whose timelines are kept, which are the same steps on all ranks.
     pub fn kept_seconds(&self) -> Vec<f32> {
         self.timelines.seconds.iter().map(|seconds| *seconds as f32).collect()
     }
 
-    /// The timeline of the `chosen` one among those steps, and the times of all instructions.
+    /// The timeline of the `chosen` step, and the times of all instructions.
     pub fn finish(self, chosen: Option<usize>) -> (Vec<TimelineEvent>, Vec<InstructionSample>) {
         (chosen.map(|step| self.timelines.of(step).to_vec()).unwrap_or_default(), self.samples)
     }
 }
 
-/// The place of the value nearest the median.
+/// The index of the value that is nearest to the median.
 pub fn typical(seconds: &[f32]) -> Option<usize> {
     let median = Sample::of(&seconds.iter().map(|s| f64::from(*s)).collect::<Vec<_>>()).median_s.0;
     let apart = |seconds: f32| (f64::from(seconds) - median).abs();
@@ -328,23 +333,23 @@ pub fn typical(seconds: &[f32]) -> Option<usize> {
     places.min_by(|(_, a), (_, b)| apart(**a).total_cmp(&apart(**b))).map(|(place, _)| place)
 }
 
-/// Timelines of some steps, evenly spaced over all: which ones depends on their number and the limit alone, so all
-/// ranks that have the same limit have those of the same steps. Memory is taken once.
+/// Timelines of some evenly spaced steps. The selection depends only on their number and the limit, so all
+/// ranks with the same limit keep the same steps. Memory is allocated once.
 struct Timelines {
-    /// Steps, at most.
+    /// Maximum number of steps.
     limit: usize,
     /// Operations per step.
     operations: usize,
     events: Vec<TimelineEvent>,
     /// Seconds of each recorded step.
     seconds: Vec<f64>,
-    /// One of so many steps is kept.
+    /// One of this many steps is kept.
     every: u64,
     step: u64,
 }
 
 impl Timelines {
-    /// Timelines to keep where the rank that has most has so many operations in a step.
+    /// Number of timelines to keep if the largest step of any rank has `operations` operations.
     fn limit(operations: usize, steps: usize) -> usize {
         match operations {
             0..=LONGEST_TIMELINE => (OPERATIONS / operations.max(1)).clamp(1, TIMELINES).min(steps),
@@ -372,7 +377,7 @@ impl Timelines {
             return;
         }
         if self.seconds.len() == self.limit {
-            // Full: every second step goes.
+            // If it is full, every second step is removed.
             let (mut place, operations) = (0, self.operations.max(1));
             self.events.retain(|_| {
                 place += 1;
@@ -410,8 +415,8 @@ impl Timelines {
     }
 }
 
-/// The record of a training, as it grows by what the ranks tell. It holds what a record holds, and what one rank has
-/// told of steps of which another has not yet.
+/// The record of a running training, built from the reports of the ranks. It contains the record so far, and
+/// reported steps that another rank has not reported yet.
 #[derive(Debug, Clone)]
 pub struct Growing {
     task: Task,
@@ -423,7 +428,7 @@ pub struct Growing {
 #[derive(Debug, Clone, Default)]
 struct Heard {
     waiting: VecDeque<StepOutcome>,
-    /// How the rest stands; none before the first word.
+    /// The rest of the last report; `None` before the first.
     outcome: Option<RankOutcome>,
 }
 
@@ -442,7 +447,7 @@ impl Growing {
         }
     }
 
-    /// Takes in what `rank` has told. A step took as long as its slowest rank.
+    /// Adds a report of `rank`. The time of a step is that of its slowest rank.
     pub fn take(&mut self, rank: usize, mut outcome: RankOutcome) {
         let Some(heard) = self.ranks.get_mut(rank) else { return };
         heard.waiting.extend(outcome.steps.drain(..));
@@ -470,7 +475,7 @@ impl Growing {
         }
     }
 
-    /// Steps that all ranks have told of.
+    /// Number of steps that all ranks have reported.
     #[must_use]
     pub fn done(&self) -> u32 {
         self.steps.seen() as u32
@@ -481,7 +486,7 @@ impl Growing {
         self.last.as_ref()
     }
 
-    /// What the ranks said last of all but their steps, by plan rank.
+    /// The last reports of the ranks without their steps, by plan rank.
     #[must_use]
     pub fn outcomes(&self) -> Vec<&RankOutcome> {
         let mut outcomes: Vec<_> = self.ranks.iter().filter_map(|rank| rank.outcome.as_ref()).collect();
@@ -489,12 +494,12 @@ impl Growing {
         outcomes
     }
 
-    /// The record of what has been told; `reason` says why that is not all, where it is not.
+    /// The record of all reported steps; `reason` is given if the training ended early.
     #[must_use]
     pub fn record(&self, environment: Environment, reason: Option<&str>) -> RunRecord {
         let task = &self.task;
         let mut steps = self.steps.kept().to_vec();
-        // How it ended is always there.
+        // The last step is always included.
         steps.extend(self.last.clone().filter(|_| !self.steps.has_last()));
         let measured: Vec<f64> =
             steps.iter().filter(|s| s.step >= task.warmup_steps).map(|s| s.time_s.0).collect();
@@ -529,7 +534,7 @@ impl Growing {
     }
 }
 
-/// Joins what the ranks measured, all at once.
+/// Merges the complete measurements of all ranks.
 pub fn merge(task: &Task, outcomes: &[RankOutcome], environment: Environment) -> RunRecord {
     let mut growing = Growing::new(task);
     outcomes.iter().enumerate().for_each(|(rank, outcome)| growing.take(rank, outcome.clone()));
@@ -576,7 +581,7 @@ mod tests {
         RankOutcome { rank, steps: steps.map(step).collect(), ..RankOutcome::default() }
     }
 
-    /// Twenty thousand steps in words of 64, one rank ahead of the other.
+    /// Twenty thousand steps in reports of 64, with one rank ahead of the other.
     fn long(limit: usize) -> Growing {
         let mut growing = Growing::with_limit(&task(20_000), limit);
         let word = |number: u32| number * 64..((number + 1) * 64).min(20_000);

@@ -1,5 +1,5 @@
-//! How fast is this core just now? A fixed piece of arithmetic, timed beside every step: on a machine that others
-//! share, it tells a slow plan from a slow moment.
+//! The reference benchmark: GEMMs of fixed sizes, timed with every step. On a shared machine, it
+//! distinguishes a slow plan from a temporarily slow machine.
 
 use autodist_compute::{Backend, Cpu, GemmShape, Region, RegionMut};
 use std::time::Instant;
@@ -7,7 +7,7 @@ use std::time::Instant;
 const ROWS: usize = 512;
 const INNER: usize = 128;
 const COLUMNS: usize = 352;
-/// Together larger than a core's own cache, as a layer's data is.
+/// Number of GEMMs. Together they are larger than a core's own cache, like a layer's data.
 const GEMMS: usize = 8;
 
 type Buffer = <Cpu<f32> as Backend>::Buffer;
@@ -29,8 +29,8 @@ impl Reference {
         Self { device, operands }
     }
 
-    /// Seconds that the arithmetic takes now, by its median GEMM: what interrupts some of them says nothing of the
-    /// core's speed.
+    /// Time of the benchmark in seconds, from its median GEMM, because interruptions of some GEMMs do not
+    /// reflect the core's speed.
     pub fn seconds(&mut self) -> f64 {
         let mut gemms = [0.0; GEMMS];
         for ((a, b, c), seconds) in self.operands.iter_mut().zip(&mut gemms) {
@@ -44,8 +44,8 @@ impl Reference {
     }
 }
 
-/// The reading by which a step is corrected: the faster one of before and after. An interruption can only make the
-/// benchmark slower, and a slow benchmark would make the step seem fast.
+/// The reading by which a step is corrected: the faster one of before and after. An interruption can only
+/// make the benchmark slower, and a slow benchmark would make the step seem fast.
 pub(crate) fn beside(before: f64, after: f64) -> f64 {
     before.min(after)
 }

@@ -1,4 +1,4 @@
-//! Gradient shards, gathered parameters and activations that travel rounded. Nothing of it is kept.
+//! Gradient shards, gathered parameters and activations that are sent rounded, without error feedback.
 
 use crate::ExecutionError;
 use crate::compression::Over;
@@ -20,15 +20,15 @@ pub struct RoundedCollective {
 }
 
 impl RoundedCollective {
-    /// `None` for codecs that do not round; the rules let none of them through.
+    /// `None` for codecs that do not round; the strategy's rules exclude them.
     pub fn of(codec: Codec, coded: Coded, emulated: Option<Emulated>) -> Option<Self> {
         Form::of(codec).map(|form| Self { codec, form, coded, emulated })
     }
 
-    /// Does it in order with the work of `queue`.
+    /// Runs the collective in order with the work of `queue`.
     ///
     /// # Errors
-    /// A peer that is gone or silent.
+    /// A peer that has disconnected or is silent.
     pub fn run<D: TrainingDevice>(
         self,
         queue: &D,
@@ -50,15 +50,15 @@ impl RoundedCollective {
         Ok(())
     }
 
-    /// Starts the emulated time of encoding for one exchange or message.
+    /// Starts the emulated time of encoding for one exchange or send/recv.
     fn pace(self, elements: usize, size: usize) -> Option<CodingPace> {
         let work = || autodist_codecs::work(self.codec, self.coded, &[], elements, size);
         self.emulated.map(|emulated| emulated.coding(work(), 1).begin())
     }
 }
 
-/// Messages through the host's memory, rounded before they leave and widened when they have come. They are as long as
-/// their bytes in whole words.
+/// Send/recv through the host's memory: data are rounded before they are sent, and widened after they are
+/// received. Their length is that of their bytes in whole words.
 pub struct RoundedSendRecv {
     mailbox: Box<dyn Mailbox>,
     rounding: RoundedCollective,
@@ -119,12 +119,12 @@ impl<D: TrainingDevice> SendRecv<D> for RoundedSendRecv {
     }
 }
 
-/// Waits for the end of one side's half of the encoding.
+/// Waits for the end of one side's half of the encoding time.
 fn end(pace: Option<CodingPace>) {
     pace.into_iter().for_each(|mut pace| pace.end_part(Duration::ZERO));
 }
 
-/// Bytes as the bits of floats, which nobody computes with; the last are filled up with zeros.
+/// Bytes as the bits of floats, which are never used in arithmetic; the last float is padded with zeros.
 fn words(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
     bytes.chunks(4).map(|part| {
         let mut word = [0; 4];

@@ -1,4 +1,4 @@
-//! What a rank holds of the model: parameters, gradients and optimizer state, bucket by bucket.
+//! The parameters, gradients and optimizer state that a rank holds, by bucket.
 
 use crate::parameters::{self, ModelElement};
 use autodist_compute::optimizer::{AdamW, Sgd};
@@ -9,15 +9,17 @@ use std::ops::Range;
 
 /// The storage of one bucket. Sharded parts are as long as this rank's shard.
 struct BucketStorage<B: Backend> {
-    /// Whole, but sharded under ZeRO-3; absent while a transfer has it.
+    /// Whole, except that ZeRO-3 shards it; absent while a transfer owns it.
     parameters: Option<B::Buffer>,
     /// Gathered for use (ZeRO-3).
     gathered: Option<B::Buffer>,
-    /// Whole; under ZeRO-2 and 3 only between its first use in a backward and its scatter.
+    /// Whole; with ZeRO-2 and 3, present only between the first use in a backward pass and the
+    /// reduce-scatter.
     gradients: Option<B::Buffer>,
     /// Sum of the scattered gradients (ZeRO-2 and 3).
     gradient_shard: Option<B::Buffer>,
-    /// This rank's part in full precision, on a mixed device: what the optimizer updates.
+    /// This rank's part in full precision (master weights), on a mixed-precision device; the optimizer
+    /// updates it.
     master: Option<B::Buffer>,
     /// Optimizer state of this rank's part.
     state: Vec<B::Buffer>,
@@ -35,7 +37,7 @@ pub struct Store<B: Backend> {
     tensor_rank: usize,
 }
 
-/// A buffer that should be there: the Program's order says so.
+/// Gets a buffer that must be present, by the order of the Program.
 macro_rules! expect_buffer {
     ($option:expr) => {
         $option.expect("the Program has put this buffer in place")
@@ -86,13 +88,13 @@ impl<B: Backend<Element = f32>> Store<B> {
         &self.buckets[bucket]
     }
 
-    /// Elements of a bucket that this rank updates.
+    /// The elements of a bucket that this rank updates.
     pub fn own(&self, bucket: usize) -> Range<usize> {
         let each = self.buckets[bucket].padded / self.shard;
         each * self.shard_index..each * (self.shard_index + 1)
     }
 
-    /// The bucket and offset of a layer's region; for the head's table when it is tied, ask for layer 0.
+    /// The bucket and offset of a layer's region; for a tied head's table, use layer 0.
     pub fn find(&self, layer: usize) -> Option<(usize, usize)> {
         self.buckets.iter().enumerate().find_map(|(index, bucket)| {
             bucket.layers.iter().find(|l| l.layer == layer).map(|l| (index, l.offset))
@@ -112,7 +114,7 @@ impl<B: Backend<Element = f32>> Store<B> {
         (Region::new(parameters, offset), RegionMut::new(gradients, offset))
     }
 
-    /// A layer's parameters, for the forward.
+    /// A layer's parameters, for the forward pass.
     pub fn parameters(&self, (bucket, offset): (usize, usize)) -> Region<'_, B> {
         let storage = &self.storage[bucket];
         let parameters = expect_buffer!(if self.zero_stage == 3 {
@@ -123,7 +125,8 @@ impl<B: Backend<Element = f32>> Store<B> {
         Region::new(parameters, offset)
     }
 
-    /// Gradients that may be read and written in place: whole under ZeRO-0 and 1, and while a backward makes them.
+    /// Gradients that may be read and written in place: whole with ZeRO-0 and 1, and while a backward pass
+    /// computes them.
     pub fn gradients_mut(&mut self, bucket: usize) -> &mut B::Buffer {
         expect_buffer!(self.storage[bucket].gradients.as_mut())
     }
@@ -132,7 +135,7 @@ impl<B: Backend<Element = f32>> Store<B> {
         expect_buffer!(self.storage[bucket].gradients.take())
     }
 
-    /// Takes in reduced gradients.
+    /// Stores reduced gradients.
     pub fn put_reduced(&mut self, bucket: usize, gradients: B::Buffer) {
         let own = self.own(bucket);
         let storage = &mut self.storage[bucket];
@@ -144,7 +147,7 @@ impl<B: Backend<Element = f32>> Store<B> {
         }
     }
 
-    /// The part of the gradients that this rank updates with: a buffer, and where in it.
+    /// The part of the gradients for this rank's update: a buffer, and the range in it.
     pub fn own_gradients(&mut self, bucket: usize) -> (&mut B::Buffer, Range<usize>) {
         let own = self.own(bucket);
         let storage = &mut self.storage[bucket];
@@ -172,7 +175,7 @@ impl<B: Backend<Element = f32>> Store<B> {
         }
     }
 
-    /// The buffer that an all-gather fills, this rank's part in place.
+    /// The buffer for an all-gather, with this rank's part in place.
     pub fn take_for_gather(&mut self, bucket: usize) -> B::Buffer {
         if self.zero_stage < 3 {
             return expect_buffer!(self.storage[bucket].parameters.take());
@@ -196,8 +199,8 @@ impl<B: Backend<Element = f32>> Store<B> {
         self.storage[bucket].gathered = None;
     }
 
-    /// Sum of squares of this rank's part of the gradients. What several ranks hold is counted by one: a tied
-    /// table's copy not at all, what tensor ranks replicate by the first of them.
+    /// Sum of squares of this rank's part of the gradients. Replicated elements are counted by one rank only:
+    /// a tied table's copy by none, parameters that tensor-parallel ranks replicate by the first of them.
     pub fn sum_of_squares(&mut self) -> f64 {
         let mut sums = Vec::new();
         for bucket in (0..self.buckets.len()).filter(|b| !self.buckets[*b].copy).collect::<Vec<_>>() {
@@ -221,8 +224,8 @@ impl<B: Backend<Element = f32>> Store<B> {
         sums.iter().map(|sum| self.device.read(sum)).sum()
     }
 
-    /// Updates this rank's part of a bucket and zeroes the bucket's gradients. Second moments change until update
-    /// `frozen_after`.
+    /// Updates this rank's part of a bucket and zeroes the bucket's gradients. Second moments change until
+    /// update `frozen_after`.
     pub fn update(
         &mut self,
         bucket: usize,

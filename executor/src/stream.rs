@@ -1,5 +1,5 @@
-//! The communication stream of a rank: one thread that runs transfers in the order in which they were queued, on a
-//! queue of its own of the device, while the compute stream goes on.
+//! The communication stream of a rank: one thread that runs transfers in the order in which they were queued,
+//! on its own device queue, concurrently with the compute stream.
 
 use crate::ExecutionError;
 pub use crate::compression::BucketCompressor;
@@ -16,21 +16,21 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::thread::JoinHandle;
 
-/// Names a transfer.
+/// Identifies a transfer.
 pub type TransferKey = (Transfer, usize);
 
-/// A collective on a part of a buffer, which the stream owns meanwhile.
+/// A collective on a part of a buffer, which the stream owns during the transfer.
 pub struct BucketTransfer<B: Backend> {
     pub key: TransferKey,
     pub kind: Collective,
     pub reduction: spec::Reduction,
     pub buffer: B::Buffer,
     pub range: Range<usize>,
-    /// After the buffer's last use so far.
+    /// Completes after the buffer's last use so far.
     pub ready: B::Event,
 }
 
-/// The buffer is back, for work that waits for `end`.
+/// A completed transfer with its buffer, for work that waits for `end`.
 pub struct Done<B: Backend> {
     pub key: TransferKey,
     pub buffer: B::Buffer,
@@ -38,7 +38,7 @@ pub struct Done<B: Backend> {
     pub end: B::Event,
 }
 
-/// Groups of the data axis, by the transfer that runs over them.
+/// Data-parallel groups, by the transfer that runs over them.
 pub struct Groups<B: TrainingDevice> {
     pub reduce: Box<dyn CollectiveGroup<B>>,
     pub replicas: Box<dyn CollectiveGroup<B>>,
@@ -65,10 +65,11 @@ pub struct CommunicationStream<B: Backend> {
 }
 
 impl<B: TrainingDevice> CommunicationStream<B> {
-    /// `stream` is a queue of its own of the device; what `groups` keep on the device was made by it.
+    /// Starts the thread. `stream` is its own queue of the device, on which the device state of `groups` was
+    /// created.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// No thread can be started.
     pub fn start(stream: B, mut groups: Groups<B>) -> Result<Self, ExecutionError> {
         let (orders, work) = queue::<BucketTransfer<B>>();
         let (report, done) = queue();
@@ -76,7 +77,7 @@ impl<B: TrainingDevice> CommunicationStream<B> {
             while let Some(item) = work.receive() {
                 let outcome = transfer(&stream, &mut groups, item).map(|done| (done, groups.counters()));
                 let failed = outcome.is_err();
-                // A receiver that is gone has its own error to tell.
+                // A receiver that has disconnected has an error of its own.
                 if report.send(outcome).is_err() || failed {
                     return;
                 }
@@ -100,12 +101,12 @@ impl<B: TrainingDevice> CommunicationStream<B> {
         let key = work.key;
         match self.queue.as_ref().map(|queue| queue.send(work)) {
             Some(Ok(())) => Ok(()),
-            // The thread ended, so it has left its reason.
+            // The thread has ended and has left its error.
             _ => Err(self.failure(key)),
         }
     }
 
-    /// Blocks until that work is done, or queued on the device.
+    /// Blocks until the transfer is done, or queued on the device.
     pub fn wait(&mut self, key: TransferKey) -> Result<Done<B>, ExecutionError> {
         if let Some(index) = self.early.iter().position(|done| done.key == key) {
             return Ok(self.early.swap_remove(index));
@@ -144,7 +145,7 @@ impl<B: Backend> Drop for CommunicationStream<B> {
     fn drop(&mut self) {
         self.queue = None;
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been seen as a stream that ended.
+            // A panic of the thread has already been handled as the end of the stream.
             let _ = thread.join();
         }
     }
@@ -182,7 +183,7 @@ fn transfer<B: TrainingDevice>(
     Ok(Done { key, buffer, start, end: stream.record() })
 }
 
-/// Runs one collective, sums where it reduces.
+/// Runs one collective; reductions are sums.
 pub fn collective<B: TrainingDevice>(
     group: &mut dyn CollectiveGroup<B>,
     queue: &B,

@@ -1,4 +1,4 @@
-//! What the ranks are asked to train.
+//! The training task of the ranks.
 
 use crate::data::DataSource;
 use crate::guard::Guard;
@@ -6,10 +6,10 @@ use autodist_program::{Illegal, Program};
 use autodist_spec::{Job, ModelSpec, ParallelStrategy, Plan, Stage};
 use serde::{Deserialize, Serialize};
 
-/// How codecs are used; training takes the defaults, tests also others.
+/// Options of codecs; training uses the defaults, tests also others.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct CodecOptions {
-    /// Whether what a step did not send is added to the next: without, it is lost.
+    /// Whether the error of a step is added to the next step; otherwise it is lost.
     pub error_feedback: bool,
     pub guard: Guard,
 }
@@ -28,17 +28,17 @@ pub struct Task {
     pub strategy: ParallelStrategy,
     pub stages: Vec<Stage>,
     pub data: DataSource,
-    /// Steps in all, warm-up included.
+    /// Total number of steps, including warm-up.
     pub steps: u32,
-    /// First steps that are in no statistic.
+    /// Number of first steps that are not in the statistics.
     pub warmup_steps: u32,
-    /// Whether to keep the time and memory of every single instruction, for a profile.
+    /// Whether to record the time and memory of every single instruction, for a profile.
     pub detail: bool,
-    /// Whether an engine to which it does not come for free counts its memory.
+    /// Whether an engine for which it has a cost counts its memory.
     #[serde(default)]
     pub count_memory: bool,
-    /// Floating-point operations per second of the device that each rank stands for: arithmetic waits until that
-    /// device would be done. Absent where the rank's own device is meant.
+    /// Floating-point operations per second of the emulated device of each rank: compute is delayed to that
+    /// speed. Absent if the device is not emulated.
     #[serde(default)]
     pub emulated_flops_per_s: Option<f64>,
     #[serde(default)]

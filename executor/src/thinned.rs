@@ -1,11 +1,11 @@
-//! A bounded part of a series whose length nobody knows.
+//! A bounded, evenly spaced sample of a series of unknown length.
 
-/// Every value of a series up to a limit; beyond it every second, then every fourth, and so on: always evenly spaced,
-/// always the first, and never more than the limit.
+/// Every value of a series up to a limit; beyond it every second, then every fourth, and so on: evenly
+/// spaced, with the first value, and never more than the limit.
 #[derive(Debug, Clone)]
 pub struct Thinned<T> {
     limit: usize,
-    /// One of so many is kept.
+    /// One of this many values is kept.
     every: u64,
     seen: u64,
     kept: Vec<T>,
@@ -32,12 +32,12 @@ impl<T> Thinned<T> {
         }
     }
 
-    /// Oldest first.
+    /// The kept values, oldest first.
     pub fn kept(&self) -> &[T] {
         &self.kept
     }
 
-    /// Whether the value that was pushed last is among them.
+    /// Whether the last pushed value is kept.
     pub fn has_last(&self) -> bool {
         self.seen > 0 && (self.seen - 1) % self.every == 0
     }

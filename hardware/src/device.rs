@@ -165,7 +165,7 @@ impl DeviceModel {
     pub fn new(figures: &DeviceFigures, parameters: &KernelParameters) -> Result<Self, InputError> {
         let lacking = |what: &str| {
             InputError::new(what, "", "the parameters of kernels have none")
-                .hint("fit them to tables of matrix products of bf16 and of attention")
+                .hint("fit them to tables of bf16 GEMMs and of attention")
         };
         let (measured, _) = nearest_gemm(figures, parameters, Dtype::Bf16).ok_or_else(|| lacking("gemm"))?;
         let (stream, launch) = (measured.stream, measured.shortest_s);

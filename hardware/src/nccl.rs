@@ -26,7 +26,7 @@ mod by_key {
         let key = String::deserialize(deserializer)?;
         Collective::of_key(&key).ok_or_else(|| {
             let known = Collective::ALL.map(Collective::key).join(", ");
-            D::Error::custom(format!("`{key}` is no collective: expected one of {known}"))
+            D::Error::custom(format!("expected a collective, found `{key}`: use one of {known}"))
         })
     }
 }

@@ -298,7 +298,7 @@ fn describe(assignment: &Assignment) -> String {
             format!("layers at tp{}{sp} mb{}, recompute {}", s.tensor, s.micro_batch, s.recompute.name())
         }
         Assignment::Links(_) => "links and collectives".to_owned(),
-        Assignment::Overlap(_) => "compute beside communication".to_owned(),
+        Assignment::Overlap(_) => "compute overlapped with communication".to_owned(),
         Assignment::Hardware(_) => "GEMMs and copies".to_owned(),
         Assignment::Coding(_) => "coding of gradients".to_owned(),
         Assignment::Network(_) => "every link between devices".to_owned(),

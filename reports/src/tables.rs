@@ -480,13 +480,13 @@ pub(crate) fn other_costs(profile: &Profile) -> Table {
     };
     for (what, value, spread, provenance) in [
         (
-            "compute beside communication",
+            "compute overlapped with communication",
             format!("{:.3} times as long", slow.compute_slowdown),
             "",
             slow.provenance.to_string(),
         ),
         (
-            "communication beside compute",
+            "communication overlapped with compute",
             format!("{:.3} times as long", slow.communication_slowdown),
             "",
             slow.provenance.to_string(),

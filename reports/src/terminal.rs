@@ -233,7 +233,7 @@ pub fn profile_summary(profile: &Profile) -> String {
     text += &labelled(
         "together",
         &format!(
-            "compute takes {:.3} times as long beside communication, communication {:.3} times beside compute ({})",
+            "compute takes {:.3} times as long overlapped with communication, communication {:.3} times overlapped with compute ({})",
             profile.interference.compute_slowdown,
             profile.interference.communication_slowdown,
             profile.interference.provenance

@@ -9,12 +9,12 @@ use crate::utilisation::Peak;
 use serde::Deserialize;
 use std::sync::LazyLock;
 
-/// A model of the catalogue with where its shape was published.
+/// A model of the catalogue, with the source of its shape.
 #[derive(Debug, Clone)]
 pub struct CatalogModel {
     pub spec: ModelSpec,
     pub source: String,
-    /// Parameters as published; rounded for the largest.
+    /// Published number of parameters; rounded for the largest models.
     pub published_parameters: u64,
 }
 
@@ -24,50 +24,51 @@ pub struct CatalogModel {
 pub struct DeviceFigures {
     pub name: String,
     pub memory_bytes: Bytes,
-    /// Peak dense rate of bf16 matrix products; of fp16 where there is no bf16.
+    /// Published peak rate of dense bf16 GEMMs; of fp16 GEMMs if the device has no bf16.
     pub peak_flops_per_s: FlopsPerSecond,
-    /// Peak dense rates of the other types of numbers.
+    /// Published peak rates of dense GEMMs in other number formats.
     #[serde(default)]
     pub peaks: Peaks,
-    /// Highest rate of bf16 matrix products that somebody measured.
+    /// Highest measured rate of bf16 GEMMs, if it is known.
     pub achievable_flops_per_s: Option<FlopsPerSecond>,
     pub memory_bytes_per_s: BytesPerSecond,
     pub l2_bytes: Option<Bytes>,
     /// Streaming multiprocessors or compute units.
     pub processors: Option<u32>,
-    /// Generation whose kernels it runs, e.g. `hopper`.
+    /// Architecture, which determines its kernels, e.g. `hopper`.
     pub architecture: Option<String>,
-    /// From one device to the others of its node together, one direction.
+    /// Bandwidth from one device to all others of its node together, in one direction.
     pub link_bytes_per_s: BytesPerSecond,
     pub link: Option<LinkKind>,
-    /// What tables of measured kernels call it.
+    /// Its name in tables of measured kernels.
     pub measured_as: Option<String>,
-    /// What its driver calls it, e.g. `NVIDIA H200`; by these names profiles know devices.
+    /// Names that its driver reports, e.g. `NVIDIA H200`. Profiles identify devices by these names.
     #[serde(default)]
     pub driver_names: Vec<String>,
     pub source: String,
 }
 
-/// Peak dense rates by type of number, operations per second; absent where the device has no such arithmetic.
+/// Peak rates of dense GEMMs by number format, in operations per second; absent if the device does not
+/// support the format.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Peaks {
-    /// Outside tensor cores.
+    /// Rate without tensor cores.
     pub fp32: Option<FlopsPerSecond>,
     pub tf32: Option<FlopsPerSecond>,
-    /// Where it differs from bf16, or there is no bf16.
+    /// Given if it differs from bf16, or if the device has no bf16.
     pub fp16: Option<FlopsPerSecond>,
     pub fp8: Option<FlopsPerSecond>,
     pub fp4: Option<FlopsPerSecond>,
 }
 
-/// How the devices of a node are joined.
+/// The interconnect between the devices of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkKind {
-    /// NVLink through switches: each device reaches every other at its full rate.
+    /// NVLink with switches: each device reaches every other device at its full rate.
     NvSwitch,
-    /// NVLink or xGMI directly between devices: a pair has a part of the rate.
+    /// Direct NVLink or xGMI links between devices: each pair has a part of a device's rate.
     Mesh,
     /// The host's PCI Express.
     Pcie,
@@ -89,7 +90,7 @@ static MODELS: LazyLock<Vec<CatalogModel>> = LazyLock::new(|| {
         .collect()
 });
 
-/// Generations of devices whose kernels are known.
+/// Device architectures with known kernels.
 const ARCHITECTURES: [&str; 10] = [
     "volta",
     "ampere",
@@ -114,10 +115,10 @@ static DEVICES: LazyLock<Vec<DeviceFigures>> = LazyLock::new(|| {
         .expect("it is one of devices")
 });
 
-/// The devices of a text of the form of `catalog/devices.toml`; `file` is its name.
+/// Reads devices from a text in the format of `catalog/devices.toml`; `file` is its name in errors.
 ///
 /// # Errors
-/// Text of another form, or a figure that is none; names the file, the device and the field.
+/// Invalid text, or a figure out of range. The error names the file, the device and the field.
 pub fn read_devices(file: &str, text: &[u8]) -> Result<Vec<DeviceFigures>, InputError> {
     let read = parse::toml::<DeviceFile>(file, text);
     let read = read.map_err(|error| match error.hint.starts_with("every field") {
@@ -194,21 +195,21 @@ impl DeviceFigures {
     }
 }
 
-/// All devices.
+/// All devices of the catalogue.
 pub fn devices() -> &'static [DeviceFigures] {
     &DEVICES
 }
 
 impl DeviceFigures {
-    /// Whether the catalogue or the device's driver has this name for it.
+    /// Whether `name` is the device's name in the catalogue or one of its driver's names.
     pub fn is_called(&self, name: &str) -> bool {
         self.name == name || self.driver_names.iter().any(|known| known == name)
     }
 
-    /// Published peak of dense GEMMs of `bf16`, `fp32`, `tf32`, `fp16`, `fp8` or `fp4`; absent where there is no
-    /// figure.
+    /// Published peak of dense GEMMs of `bf16`, `fp32`, `tf32`, `fp16`, `fp8` or `fp4`; `None` if no peak is
+    /// published.
     pub fn peak(&self, arithmetic: &str) -> Option<Peak> {
-        // Its 16-bit figure is for fp16; bf16 is at most as fast.
+        // The 16-bit figure is for fp16; bf16 is at most as fast.
         let no_bf16 = self.architecture.as_deref() == Some("volta");
         let (rate, arithmetic) = match arithmetic {
             "bf16" if no_bf16 => (Some(self.peak_flops_per_s), "fp16"),
@@ -223,7 +224,7 @@ impl DeviceFigures {
         Some(Peak { rate: rate?, arithmetic })
     }
 
-    /// What a cluster file would say of it.
+    /// The device as a cluster file describes it.
     pub fn device(&self) -> Device {
         Device {
             name: self.name.clone(),
@@ -241,7 +242,7 @@ pub fn models() -> &'static [CatalogModel] {
     &MODELS
 }
 
-/// The model of that name.
+/// The model with this name.
 ///
 /// # Errors
 /// An unknown name; the hint gives the closest ones.
@@ -260,15 +261,15 @@ pub fn device_names() -> Vec<&'static str> {
     DEVICES.iter().map(|d| d.name.as_str()).collect()
 }
 
-/// The device of that name, and the link between two of them in one node.
+/// The device with this name, and the link between two such devices of one node.
 pub fn device(name: &str) -> Result<(Device, Option<Link>), InputError> {
     device_of(&DEVICES, name)
 }
 
-/// The device of that name among `devices`, and the link between two of them in one node.
+/// The device with this name among `devices`, and the link between two such devices of one node.
 ///
 /// # Errors
-/// An unknown name; names the closest.
+/// An unknown name; the error suggests the closest one.
 pub fn device_of(devices: &[DeviceFigures], name: &str) -> Result<(Device, Option<Link>), InputError> {
     let entry = devices.iter().find(|d| d.name == name).ok_or_else(|| {
         let nearest = closest(name, devices.iter().map(|d| d.name.as_str()));
@@ -283,8 +284,8 @@ pub fn device_of(devices: &[DeviceFigures], name: &str) -> Result<(Device, Optio
     Ok((entry.device(), Some(link)))
 }
 
-/// The known name that begins with what was written, or else is spelt most like it (Jaro and Winkler's similarity); the
-/// first of equals.
+/// The known name that is most similar to `written` (Jaro-Winkler similarity); the first of several equally
+/// similar ones. Names that begin with `written` have priority.
 pub fn closest<'a>(written: &str, known: impl Iterator<Item = &'a str>) -> String {
     let written = written.to_ascii_lowercase();
     let begins = |name: &str| if name.starts_with(&written) { 1.0 } else { 0.0 };
@@ -306,7 +307,8 @@ mod tests {
         for entry in models() {
             let counted = entry.spec.total_parameters();
             let published = entry.published_parameters;
-            // Rounded figures ("175B", "1.7B") hold to their last digit; exact ones hold exactly.
+            // Rounded figures ("175B", "1.7B") are accurate to their last digit; exact figures must match
+            // exactly.
             let digit = [1_000_000_000, 100_000_000].into_iter().find(|digit| published % digit == 0);
             let tolerance = digit.map_or(0.0, |digit| (0.5 * digit as f64 / published as f64).max(0.02));
             let error = (counted as f64 / published as f64 - 1.0).abs();
@@ -317,8 +319,8 @@ mod tests {
 
     #[test]
     fn flops_are_the_published_ones() {
-        // Narayanan et al., SC'21, eq. (3): 96 B s l h^2 (1 + s/6h + V/16lh) with full recomputation, so 3/4 of
-        // it without, but for the head, which is never recomputed: 6BshV.
+        // Narayanan et al., SC'21, eq. (3): 96 B s l h^2 (1 + s/6h + V/16lh) with full recomputation, so 3/4
+        // of it without, except for the head, which is never recomputed: 6BshV.
         let spec = model("gpt3-175b").unwrap();
         let (b, s) = (1536.0, 2048.0);
         let (l, h, v) = (96.0, 12288.0, f64::from(spec.vocab));

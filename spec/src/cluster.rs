@@ -9,19 +9,19 @@ use crate::utilisation::Peak;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Nodes of devices. The planner of this release asks for devices of one kind.
+/// A cluster of nodes with devices. The planner of this release requires devices of one kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
     pub schema_version: u32,
     pub name: String,
     pub nodes: Vec<NodeGroup>,
-    /// Between nodes; needed where there is more than one.
+    /// Link between nodes; required if there is more than one node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Link>,
 }
 
-/// `count` equal nodes.
+/// A group of `count` equal nodes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NodeGroup {
@@ -29,34 +29,34 @@ pub struct NodeGroup {
     pub devices: u32,
     #[schemars(with = "DeviceForm")]
     pub device: Device,
-    /// Network cards of each node, which its devices share; one for each device where it is missing.
+    /// Number of network cards of each node, which its devices share; if it is missing, one per device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nics: Option<u32>,
-    /// Between two devices of one node.
+    /// Link between two devices of one node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<Link>,
-    /// From each of these nodes to the others, shared by its devices; `network` where it is missing.
+    /// Link from each of these nodes to the others, shared by its devices; defaults to `network`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uplink: Option<Link>,
-    /// From the others to each of these nodes; as the uplink where it is missing.
+    /// Link from the other nodes to each of these, shared by its devices; defaults to the uplink.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downlink: Option<Link>,
 }
 
-/// What computes. In a cluster file either a name from the catalogue or a table with these fields.
+/// A compute device. A cluster file has either a name from the catalogue or a table with these fields.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Device {
     pub name: String,
     pub memory_bytes: Bytes,
-    /// Peak of dense 16-bit GEMMs, FLOP/s, as published or given; of an emulated device, what it does in training.
-    /// Absent for devices that were measured: older profiles have the rate of their fastest GEMM here, which is no
-    /// peak.
+    /// Peak rate of dense 16-bit GEMMs in FLOP/s, as published or given; for an emulated device, its rate in
+    /// training. Absent for devices that were measured: older profiles have the rate of their fastest GEMM
+    /// here, which is not a peak.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_flops_per_s: Option<FlopsPerSecond>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes_per_s: Option<BytesPerSecond>,
     pub provenance: Provenance,
-    /// Where the figures come from.
+    /// Source of the figures.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
 }
@@ -70,7 +70,7 @@ pub struct Link {
     pub latency_s: Seconds,
 }
 
-/// How a file gives a device: a name of the catalogue, or all of it.
+/// A device in a file: a name of the catalogue, or a complete table.
 #[derive(JsonSchema)]
 #[serde(untagged)]
 #[schemars(rename = "Device")]
@@ -112,12 +112,13 @@ impl<'de> Deserialize<'de> for Device {
 }
 
 impl Device {
-    /// Peak of dense GEMMs in that arithmetic, where a catalogue of devices says it: the built-in one, in which the
-    /// device is found by its own or its driver's name, or a file of devices that this one was taken from.
+    /// Published peak of dense GEMMs in this precision, if a catalogue of devices has it: the built-in
+    /// catalogue, which is searched for the device's own name and its driver's name, or the device file from
+    /// which this device was read.
     pub fn published_peak(&self, precision: Precision) -> Option<Peak> {
         let figures = catalog::devices().iter().find(|known| known.is_called(&self.name));
         let known = figures.and_then(|figures| figures.peak(precision.name()));
-        // A device from a catalogue has its 16-bit figure, too.
+        // A device from a catalogue also has its 16-bit figure.
         match self.peak_flops_per_s.filter(|_| self.provenance == Provenance::Modelled) {
             Some(rate) if precision == Precision::Bf16 => {
                 Some(Peak { rate, arithmetic: known.map_or("bf16", |peak| peak.arithmetic) })
@@ -126,7 +127,7 @@ impl Device {
         }
     }
 
-    /// The rate of the fastest GEMM that older profiles have where newer ones have no peak.
+    /// The rate of the fastest GEMM, which older profiles have in place of a peak.
     pub fn measured_rate(&self) -> Option<FlopsPerSecond> {
         self.peak_flops_per_s.filter(|_| self.provenance == Provenance::Measured)
     }
@@ -154,12 +155,12 @@ impl Cluster {
         self.nodes.iter().map(|group| group.count).sum()
     }
 
-    /// Devices of each node in turn.
+    /// Number of devices of each node.
     pub fn devices_per_node(&self) -> Vec<u32> {
         self.nodes.iter().flat_map(|g| std::iter::repeat_n(g.devices, g.count as usize)).collect()
     }
 
-    /// The device of the first node; `homogeneous` says whether it speaks for all.
+    /// The device of the first node. `homogeneous` returns whether all nodes have the same device.
     pub fn device(&self) -> &Device {
         &self.nodes[0].device
     }
@@ -168,10 +169,10 @@ impl Cluster {
         self.nodes.iter().all(|group| group.device == self.nodes[0].device)
     }
 
-    /// Reads a cluster's TOML file, in which `devices` are known by their names.
+    /// Reads a cluster's TOML file, which may refer to `devices` by name.
     ///
     /// # Errors
-    /// Text that is no cluster, or a device by a name that `devices` do not have.
+    /// Text that is not a valid cluster, or the name of a device that is not in `devices`.
     pub fn read(file: &str, text: &[u8], devices: &[DeviceFigures]) -> Result<Self, InputError> {
         let mut value = parse::toml_value(file, text, Self::WHAT)?;
         let groups = value.get_mut("nodes").and_then(|nodes| nodes.as_array_mut());
@@ -188,7 +189,8 @@ impl Cluster {
         parse::from_value(file, value)
     }
 
-    /// Reads `<nodes>x<devices per node>x<device>[@<NICs per node>x<rate>]`, e.g. `64x8xa100-80gb-sxm@8x200gbps`.
+    /// Reads `<nodes>x<devices per node>x<device>[@<NICs per node>x<rate>]`, e.g.
+    /// `64x8xa100-80gb-sxm@8x200gbps`.
     pub fn from_short_form(text: &str) -> Result<Self, InputError> {
         Self::from_short_form_with(text, catalog::devices())
     }
@@ -196,7 +198,7 @@ impl Cluster {
     /// Reads the short form, with the devices in `known`.
     ///
     /// # Errors
-    /// Text of another form, or a device that is not known.
+    /// Invalid text, or an unknown device.
     pub fn from_short_form_with(text: &str, known: &[DeviceFigures]) -> Result<Self, InputError> {
         let wrong = |problem: String| {
             InputError::new("cluster", text, problem).hint(
@@ -241,7 +243,7 @@ impl Cluster {
     }
 }
 
-/// Network cards of a node, and what they carry together.
+/// Number of network cards of a node, and their total bandwidth as a link.
 fn parse_network(text: &str, wrong: &dyn Fn(String) -> InputError) -> Result<(u32, Link), InputError> {
     let (nics, rate) = text
         .split_once('x')

@@ -1,18 +1,20 @@
-//! The collectives, with one name each.
+//! The collective operations and their names.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What the members of a group do together, on buffers of equal length. `bytes` is always the whole tensor.
+/// A collective over a group of ranks, on buffers of equal length. `bytes` is always the size of the whole
+/// tensor.
 ///
 /// - All-reduce: all members end with the reduction of all elements.
-/// - Reduce-scatter: each member ends with the reduction of its shard; the rest of its buffer holds anything.
+/// - Reduce-scatter: each member ends with the reduction of its shard; the rest of its buffer is undefined.
 /// - All-gather: each member begins with its shard; all end with all shards.
 /// - All-to-all: each member sends an equal part of its buffer to every member.
 /// - Broadcast: all members end with the buffer of one of them.
 /// - Send/recv: one device sends its buffer to one other.
 ///
-/// Profiles hold measurements of the first three, so files know no others: those are read and written as an error.
+/// Profiles have measurements of the first three only, so files support no others: to read or write another
+/// kind is an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
 #[serde(rename_all = "snake_case")]
 #[schemars(rename = "CollectiveKind", description = "What a collective does.")]
@@ -38,7 +40,7 @@ impl Collective {
         Self::SendRecv,
     ];
 
-    /// In prose.
+    /// The name in prose.
     pub fn name(self) -> &'static str {
         match self {
             Self::AllReduce => "all-reduce",
@@ -50,7 +52,7 @@ impl Collective {
         }
     }
 
-    /// In tables and in the names of fits.
+    /// The name in tables and fits.
     pub fn key(self) -> &'static str {
         match self {
             Self::AllReduce => "all_reduce",
@@ -62,7 +64,7 @@ impl Collective {
         }
     }
 
-    /// The one with that [`key`](Self::key).
+    /// The collective with this [`key`](Self::key).
     pub fn of_key(key: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|collective| collective.key() == key)
     }

@@ -4,27 +4,30 @@ use crate::error::{InputError, in_range};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How a collective moves its data. Sizes are those of the group that it runs over.
+/// The algorithm of a collective. Sizes are those of its group.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Algorithm {
-    /// Every rank talks to its two neighbours (Patarasuk and Yuan, 2009).
+    /// Every rank exchanges data with its two neighbours (Patarasuk and Yuan, 2009).
     #[default]
     Ring,
     /// Two complementary binary trees, each for half of the data, in chunks (Sanders, Speck and Träff, 2009).
     DoubleBinaryTree,
-    /// Recursive halving, then recursive doubling; other sizes than powers of two fold (Thakur et al., 2005).
+    /// Recursive halving, then recursive doubling; groups whose size is not a power of two are folded (Thakur
+    /// et al., 2005).
     HalvingDoubling,
-    /// Rings inside nodes of `inner` consecutive members, rings across them on what each member has reduced.
+    /// Rings inside nodes of `inner` consecutive members, then rings across nodes on the part that each
+    /// member has reduced.
     Hierarchical { inner: u32 },
-    /// Rings along the rows of a grid with `columns` columns, then along its columns on what each has reduced.
+    /// Rings along the rows of a grid with `columns` columns, then along its columns on the part that each
+    /// member has reduced.
     Torus { columns: u32 },
 }
 
 impl Algorithm {
-    /// As people write it: `ring`, `hierarchical/4`.
+    /// The label, such as `ring` or `hierarchical/4`.
     pub fn name(self) -> String {
         match self {
             Self::Ring => "ring".to_owned(),
@@ -36,14 +39,14 @@ impl Algorithm {
     }
 }
 
-/// In which form gradients travel. All but the first lose something, and all that keep what they lost (error feedback)
-/// add it to the next step's gradient.
+/// The format in which gradients are sent. Every codec except the first loses precision. Codecs with error
+/// feedback keep the error and add it to the next step's gradient.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Codec {
-    /// fp32, as they are.
+    /// Uncompressed (fp32).
     #[default]
     None,
     /// IEEE half precision on the wire, sums in fp32.
@@ -52,50 +55,53 @@ pub enum Codec {
     Bf16,
     /// 8-bit integers with one scale per `block` elements; all-to-all, sum in fp32, all-gather.
     Int8 { block: u32 },
-    /// Low-rank factors as PyTorch's communication hook keeps them (Vogels et al., 1905.13727).
+    /// Low-rank factors, as in PyTorch's communication hook (Vogels et al., 1905.13727).
     #[serde(rename = "powersgd")]
     PowerSgd {
         rank: u32,
-        /// First steps, whose gradients travel as they are.
+        /// Number of first steps with uncompressed gradients.
         #[serde(default = "powersgd_start")]
         start_step: u32,
     },
-    /// Its authors' own form: one factor a step, alternating.
+    /// The form of its authors: one factor per step, alternating.
     #[serde(rename = "powersgd_half")]
     PowerSgdHalf {
         rank: u32,
-        /// First steps, whose gradients travel as they are.
+        /// Number of first steps with uncompressed gradients.
         #[serde(default = "powersgd_half_start")]
         start_step: u32,
     },
-    /// The largest entries, `per_mille` of a thousand, with error feedback.
+    /// The `per_mille` thousandths of the entries with the largest magnitudes, with error feedback.
     TopK { per_mille: u32 },
-    /// The largest entries with momentum correction and masking (Deep Gradient Compression, 1712.01887).
-    /// For SGD without gradient clipping, whose momentum it takes over.
+    /// The largest entries with momentum correction and masking (Deep Gradient Compression, 1712.01887). It
+    /// requires SGD without gradient clipping, and replaces its momentum.
     Dgc {
         per_mille: u32,
-        /// First steps, in which everything is sent: in the place of the authors' epochs of growing sparsity.
+        /// Number of first steps in which everything is sent. They replace the authors' epochs of increasing
+        /// sparsity.
         #[serde(default = "dgc_start")]
         start_step: u32,
     },
     /// Signs and one scale, with error feedback at the sender and at the reducer (Tang et al., 2102.02888).
     OneBit,
-    /// Random rounding to `levels` levels, one norm per `bucket` elements; unbiased (Alistarh et al., 1610.02132).
+    /// Random rounding to `levels` levels, one norm per `bucket` elements; unbiased (Alistarh et al.,
+    /// 1610.02132).
     Qsgd { levels: u32, bucket: u32 },
     /// Random rounding to -1, 0 and 1 times one scale; unbiased (Wen et al., 1705.07878).
     #[serde(rename = "terngrad")]
     TernGrad,
-    /// 1-bit Adam (Tang et al., 2102.02888): gradients as they are for `warmup_steps` steps; then the second moments
-    /// stay as they are and the momentum travels as `one_bit` does. For AdamW without gradient clipping.
+    /// 1-bit Adam (Tang et al., 2102.02888): uncompressed gradients for `warmup_steps` steps; then the second
+    /// moments are frozen and the momentum is sent as in `one_bit`. It requires AdamW without gradient
+    /// clipping.
     OneBitAdam { warmup_steps: u32 },
 }
 
-/// `start_powerSGD_iter` of PyTorch's hook, as its first release had it.
+/// The value of `start_powerSGD_iter` in the first release of PyTorch's hook.
 const fn powersgd_start() -> u32 {
     10
 }
 
-/// `start_compressing_after_num_steps` of the authors' package.
+/// The value of `start_compressing_after_num_steps` in the authors' package.
 const fn powersgd_half_start() -> u32 {
     100
 }
@@ -104,20 +110,20 @@ const fn dgc_start() -> u32 {
     100
 }
 
-/// What travels in fewer bytes.
+/// The kind of data that a codec compresses.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash,
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Coded {
-    /// Gradients, all of whose sum every rank needs.
+    /// Gradients whose whole sum every rank needs.
     #[default]
     Gradients,
-    /// Gradients, of whose sum each rank keeps a shard (ZeRO).
+    /// Gradients that are reduce-scattered: each rank keeps a shard of the sum (ZeRO).
     GradientShards,
     /// Parameters that are gathered for one pass (ZeRO-3).
     Parameters,
-    /// Activations and their gradients, from one pipeline rank to another.
+    /// Activations and their gradients, sent between pipeline ranks.
     Activations,
 }
 
@@ -133,7 +139,7 @@ impl Coded {
 }
 
 impl Codec {
-    /// Every kind with its default parameters, the lossless one first.
+    /// Every codec with its default parameters, the lossless one first.
     pub const DEFAULTS: [Codec; 12] = [
         Self::None,
         Self::Fp16,
@@ -149,7 +155,7 @@ impl Codec {
         Self::OneBitAdam { warmup_steps: 100 },
     ];
 
-    /// As people write it: `powersgd/4`.
+    /// The label, such as `powersgd/4`.
     pub fn name(self) -> String {
         match self {
             Self::None => "none".to_owned(),
@@ -167,7 +173,8 @@ impl Codec {
         }
     }
 
-    /// The codec without its warm-up; 1-bit Adam, which needs a step for the second moments, starts in its second step.
+    /// The codec without its warm-up; 1-bit Adam, which needs a step for the second moments, starts in its
+    /// second step.
     #[must_use]
     pub fn at_once(self) -> Self {
         match self {
@@ -179,7 +186,7 @@ impl Codec {
         }
     }
 
-    /// First steps, whose gradients travel as they are.
+    /// Number of first steps with uncompressed gradients.
     pub fn dense_steps(self) -> u32 {
         match self {
             Self::PowerSgd { start_step, .. }
@@ -218,17 +225,17 @@ pub struct Reduction {
     pub codec: Codec,
 }
 
-/// A bucket that is not reduced as the others are.
+/// A bucket that is reduced differently from the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
 #[serde(deny_unknown_fields)]
 pub struct BucketReduction {
     pub pipeline_rank: u32,
-    /// In the order in which the rank's gradients become complete.
+    /// Index of the bucket, in the order in which the rank's gradients become complete.
     pub bucket: u32,
     pub reduction: Reduction,
 }
 
-/// The communication of one way of training.
+/// The communication of a strategy.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash)]
 #[serde(deny_unknown_fields, default)]
 pub struct Communication {
@@ -238,12 +245,12 @@ pub struct Communication {
     pub tensor: Algorithm,
     /// Gathers of parameters (ZeRO).
     pub gather: Algorithm,
-    /// In which form gathered parameters travel. What is rounded is a copy for one pass (ZeRO-3): each owner keeps its
-    /// shard exact (ZeRO++, 2306.10209, section 3.1).
+    /// Codec of gathered parameters. Only a copy for one pass is rounded (ZeRO-3): each owner keeps its shard
+    /// exact (ZeRO++, 2306.10209, section 3.1).
     pub parameters: Codec,
-    /// In which form activations and their gradients travel between pipeline ranks.
+    /// Codec of activations and their gradients between pipeline ranks.
     pub activations: Codec,
-    /// Reductions of gradients, but for `buckets`.
+    /// Reductions of gradients, except those in `buckets`.
     pub reduce: Reduction,
     pub buckets: Vec<BucketReduction>,
 }
@@ -271,7 +278,7 @@ impl Communication {
         exception.map_or(self.reduce, |b| b.reduction)
     }
 
-    /// Steps after which every codec works as it does from then on.
+    /// Number of steps after which every codec has ended its warm-up.
     pub fn warmup_steps(&self) -> u32 {
         self.reductions().map(|reduction| reduction.codec.dense_steps()).max().unwrap_or(0)
     }
@@ -281,7 +288,7 @@ impl Communication {
         std::iter::once(self.reduce).chain(self.buckets.iter().map(|b| b.reduction))
     }
 
-    /// What differs from the default, each with a space before it.
+    /// The settings that differ from the default, each with a leading space.
     pub(crate) fn label(&self) -> String {
         let mut text = String::new();
         let mut algorithm = |what: &str, algorithm: Algorithm| {

@@ -32,7 +32,7 @@ pub enum DoubtedCell {
         stride: u32,
         bytes: Bytes,
     },
-    /// The optimizer's update of so many elements.
+    /// The optimizer's update of `elements` elements.
     Update {
         elements: u64,
     },
@@ -46,7 +46,7 @@ impl From<&SegmentCost> for DoubtedCell {
 }
 
 impl DoubtedCell {
-    /// Where a segment was measured; nothing for what is no segment.
+    /// Where a segment was measured; `None` for other cells.
     fn place(&self) -> Option<String> {
         let Self::Segment { tensor, sequence_parallel, micro_batch, recompute, .. } = self else {
             return None;
@@ -74,38 +74,41 @@ impl fmt::Display for DoubtedCell {
     }
 }
 
-/// What speaks against a measurement.
+/// The reason to doubt a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DoubtKind {
-    /// More FLOP/s than the device does in its fastest GEMM.
+    /// More FLOP/s than in the device's fastest GEMM.
     Rate,
-    /// Unlike the same kernel under other recompute policies.
+    /// Differs from the same kernel under other recomputation policies.
     Policy,
-    /// Unlike the same kernel at other micro-batches.
+    /// Differs from the same kernel at other micro-batch sizes.
     MicroBatch,
-    /// Unlike the same kernel at other tensor degrees or with the other sequence parallelism.
+    /// Differs from the same kernel at other tensor-parallel degrees, or with or without sequence
+    /// parallelism.
     Sharding,
-    /// Brought to the machine's usual speed by a factor that no other probe needed.
+    /// Corrected to the machine's usual speed by a factor that no other probe needed.
     Correction,
-    /// Unlike the same transfer or update at other sizes.
+    /// Differs from the same transfer or update at other sizes.
     Size,
-    /// Unlike other collectives of that size: an all-reduce is a reduce-scatter and an all-gather.
+    /// Inconsistent with other collectives of the same size: an all-reduce is a reduce-scatter and an
+    /// all-gather.
     Collective,
 }
 
-/// A measured cost that is not believed.
+/// A doubtful measured cost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Doubt {
     pub cell: DoubtedCell,
     pub kind: DoubtKind,
-    /// What was found, and the limit that it breaks: FLOP/s of `rate`, a factor of `correction`, seconds of all others.
+    /// The measured figure; `limit` is the limit that it violates. Both are FLOP/s for `rate`, a factor for
+    /// `correction`, and seconds for all other kinds.
     pub figure: f64,
     pub limit: f64,
     /// The reason in words.
     pub reason: String,
-    /// Plans use the measurement all the same, because there is no other.
+    /// Whether plans use the measurement nevertheless, because there is no other.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub used: bool,
 }
@@ -117,10 +120,10 @@ impl Doubt {
     }
 }
 
-/// More lines would hide the others.
+/// Maximum number of lines: more would hide other messages.
 const LINES: usize = 8;
 
-/// Doubts in words, those of one place and kind together.
+/// Doubts as text, with one line per place and kind.
 pub fn lines(doubts: &[Doubt]) -> Vec<String> {
     let mut places: BTreeMap<(String, DoubtKind, bool), Vec<&Doubt>> = BTreeMap::new();
     for doubt in doubts {
@@ -139,7 +142,7 @@ pub fn lines(doubts: &[Doubt]) -> Vec<String> {
                 n => format!(" (and {n} other segments there)"),
             };
             let consequence = if first.used {
-                "it is used all the same, because there is no other measurement"
+                "it is used nevertheless, because there is no other measurement"
             } else {
                 "no plan uses it"
             };
@@ -155,19 +158,19 @@ pub fn lines(doubts: &[Doubt]) -> Vec<String> {
 }
 
 impl DoubtedCell {
-    /// Whether it is of what devices send each other, which is measured in one piece.
+    /// Whether the cell measures transfers between devices, which are all measured together.
     pub fn is_of_links(&self) -> bool {
         matches!(self, Self::Collective { .. } | Self::Message { .. })
     }
 }
 
 impl Profile {
-    /// Why plans must not rest on a cell, if so.
+    /// The doubt because of which plans must not use a cell, if there is one.
     pub fn distrusts(&self, cell: &DoubtedCell) -> Option<&Doubt> {
         self.doubts.iter().find(|doubt| !doubt.used && doubt.cell == *cell)
     }
 
-    /// What tells its measurements from others: doubts are conclusions from them, and no part of it.
+    /// Fingerprint of the measurements, without doubts, which are only derived from them.
     pub fn fingerprint(&self) -> String {
         if self.doubts.is_empty() {
             return crate::fingerprint(self);

@@ -3,7 +3,7 @@
 use crate::text::{one_line, shown};
 use std::fmt;
 
-/// Bad input. Displayed as
+/// Invalid input. Displayed as
 /// ```text
 /// job.toml: `global_batch` is `0`: must be at least 1
 /// hint: set it to the number of sequences per optimizer step, e.g. 8
@@ -17,7 +17,7 @@ pub struct InputError {
     /// The value as it was given; empty when there is none.
     pub value: String,
     pub problem: String,
-    /// The way out.
+    /// How to fix the problem.
     pub hint: String,
 }
 
@@ -38,7 +38,7 @@ impl InputError {
         self
     }
 
-    /// Names the file that the value was read from, unless a more exact name is known already.
+    /// Sets the file that the value was read from, unless a more exact source is already known.
     #[must_use]
     pub fn in_file(mut self, name: &str) -> Self {
         if self.source_name.is_empty() {
@@ -47,7 +47,7 @@ impl InputError {
         self
     }
 
-    /// Puts `prefix.` before the field's path.
+    /// Adds `prefix.` to the start of the field's path.
     #[must_use]
     pub fn under(mut self, prefix: &str) -> Self {
         self.field =
@@ -56,13 +56,14 @@ impl InputError {
     }
 }
 
-/// Characters of a value that a message shows.
+/// Maximum length of a displayed value, in characters.
 const LONGEST_VALUE: usize = 60;
 
-/// Characters of a line of what we say ourselves, which may list many things; what a parser quotes is cut where it is made.
+/// Maximum length of a line of our own messages, which may contain long lists. Quotations of parsers are cut
+/// where they are created.
 const LONGEST_LINE: usize = 2000;
 
-/// Each line as messages show it.
+/// Formats each line for display.
 fn by_line(text: &str) -> String {
     text.split('\n').map(|line| shown(line, LONGEST_LINE)).collect::<Vec<_>>().join("\n")
 }
@@ -99,13 +100,13 @@ pub fn in_range(field: &str, value: u64, low: u64, high: u64) -> Result<(), Inpu
     Ok(())
 }
 
-/// No quantity of ours is larger, in its unit; sums and products of a few numbers below it stay finite.
+/// Largest valid quantity, in its unit. Sums and products of a few valid quantities stay finite.
 const LARGEST: f64 = 1e30;
 
-/// No quantity of ours is smaller, in its unit, but for zero: what is divided by a few of them stays finite.
+/// Smallest valid quantity above zero, in its unit. Quotients by a few valid quantities stay finite.
 const SMALLEST: f64 = 1e-30;
 
-/// Checks a real number: above zero, and neither smaller nor larger than any quantity of ours.
+/// Checks that a real number is above zero and in the range of valid quantities.
 pub fn positive(field: &str, value: f64) -> Result<(), InputError> {
     if (SMALLEST..=LARGEST).contains(&value) {
         return Ok(());
@@ -114,7 +115,7 @@ pub fn positive(field: &str, value: f64) -> Result<(), InputError> {
         .hint("give a number such as 1.5e9"))
 }
 
-/// Checks a rate per second of a device or a link: none that trains moves less than one byte, or does less than one operation.
+/// Checks the rate of a device or a link: at least one byte or one operation per second.
 pub fn rate(field: &str, value: f64) -> Result<(), InputError> {
     if (1.0..=LARGEST).contains(&value) {
         return Ok(());
@@ -123,7 +124,7 @@ pub fn rate(field: &str, value: f64) -> Result<(), InputError> {
         .hint("give a number such as 1.5e9, in the unit that the field's name ends in"))
 }
 
-/// Checks a real number: not below zero, and no larger than any quantity of ours.
+/// Checks that a real number is not negative and not above the largest valid quantity.
 pub fn not_negative(field: &str, value: f64) -> Result<(), InputError> {
     if (0.0..=LARGEST).contains(&value) {
         return Ok(());
@@ -140,7 +141,7 @@ pub fn finite(field: &str, value: f64) -> Result<(), InputError> {
         .hint("give a number such as 0.1"))
 }
 
-/// Checks a number of bytes: no device of ours holds more than a pebibyte.
+/// Checks a number of bytes: at most one pebibyte.
 pub fn bytes(field: &str, value: crate::units::Bytes) -> Result<(), InputError> {
     in_range(field, value.0, 0, 1 << 50)
 }

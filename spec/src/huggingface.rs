@@ -104,7 +104,7 @@ impl Config<'_> {
 /// Reads a `config.json`; `name` names the model, `file` the file in errors.
 ///
 /// # Errors
-/// Text that is no JSON object, a family that is not supported, missing fields, values out of range.
+/// Text that is not a JSON object, an unsupported family, missing fields, values out of range.
 pub fn model_from_config(file: &str, name: &str, bytes: &[u8]) -> Result<ModelSpec, InputError> {
     let root = json_value(file, bytes, "model configuration")?;
     let config = Config { file, root: &root };
@@ -122,7 +122,7 @@ pub fn model_from_config(file: &str, name: &str, bytes: &[u8]) -> Result<ModelSp
     Ok(spec)
 }
 
-/// Names the field as the configuration does.
+/// Replaces the field's name by its name in the configuration.
 fn in_own_words(mut error: InputError, gpt2: bool) -> InputError {
     const NAMES: [(&str, &str, &str); 9] = [
         ("layers", "n_layer", "num_hidden_layers"),
@@ -209,7 +209,7 @@ fn llama(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
         head_dim,
         ffn: config.required("intermediate_size")?,
         vocab: config.required("vocab_size")?,
-        // Within a sliding window, attention is the same as without one.
+        // Inside a sliding window, attention is the same as without one.
         max_seq_len: config
             .optional("max_position_embeddings")?
             .unwrap_or(2048)

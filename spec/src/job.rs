@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// A training job. Every field but the batch and the sequence has a default.
+/// A training job. Every field except the global batch and the sequence length has a default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Job {
@@ -32,22 +32,23 @@ pub struct Job {
     pub seed: u64,
     #[serde(default)]
     pub objective: Objective,
-    /// Where the steps to the wanted loss are known, plans tell the time to it.
+    /// If the number of steps to the wanted loss is known, plans include the time to that loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub convergence: Option<Convergence>,
     #[serde(default)]
     pub allow: Allow,
-    /// The hyperparameters that somebody gave, by flag, job file or a trainer's file: `export` hands on these alone. Where
-    /// the list is missing, as in plans of older releases, those count as given that differ from the built-in defaults.
+    /// The hyperparameters that the user gave by flag, job file or a trainer's file: `export` writes only
+    /// these. If the list is missing, as in plans of older releases, all values that differ from the built-in
+    /// defaults count as given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given: Option<BTreeSet<Hyperparameter>>,
-    /// Part of a device's memory that no plan may use.
+    /// Fraction of a device's memory that no plan may use.
     #[serde(default = "default_reserve")]
     pub memory_reserve: f64,
 }
 
-/// A value that says how a model is trained, not how fast: plans are made without it, by built-in defaults. Who gives the
-/// final fraction of the learning rate means that it falls along a cosine.
+/// A value that affects the result of training, but not its speed: plans do not need it and use built-in
+/// defaults. If `learning_rate.final_fraction` is given, the learning rate decays along a cosine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
 pub enum Hyperparameter {
     #[serde(rename = "learning_rate.peak")]
@@ -86,7 +87,7 @@ impl Hyperparameter {
         Self::Seed,
     ];
 
-    /// As job files have it.
+    /// The name in job files.
     pub fn name(self) -> &'static str {
         match self {
             Self::PeakLearningRate => "learning_rate.peak",
@@ -102,7 +103,7 @@ impl Hyperparameter {
         }
     }
 
-    /// Whether that optimizer has it.
+    /// Whether `optimizer` has this hyperparameter.
     pub fn is_of(self, optimizer: &Optimizer) -> bool {
         !matches!(
             (self, optimizer),
@@ -135,7 +136,7 @@ impl Hyperparameter {
         }
     }
 
-    /// Whether a job file says it.
+    /// Whether a job file sets it.
     fn is_in(self, file: &serde_json::Value) -> bool {
         let part = |table: &str, field: &str| file.get(table).and_then(|table| table.get(field)).is_some();
         match self {
@@ -154,13 +155,13 @@ fn default_reserve() -> f64 {
     0.04
 }
 
-/// Arithmetic of the training. CPUs compute in fp32.
+/// Number formats of the training. CPUs compute in fp32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     #[default]
     Fp32,
-    /// fp32 throughout, but for matrix products, whose operands the tensor cores round to 10 bits of mantissa.
+    /// fp32, except in GEMMs, where the tensor cores round operands to 10 bits of mantissa.
     Tf32,
     /// bf16 activations and parameters; fp32 master weights, gradients and optimizer state.
     Bf16,
@@ -185,7 +186,7 @@ impl Precision {
         }
     }
 
-    /// Whether the optimizer keeps parameters of its own beside those that layers read.
+    /// Whether the optimizer keeps master weights in addition to the parameters that layers read.
     pub fn is_mixed(self) -> bool {
         self == Self::Bf16
     }
@@ -224,7 +225,8 @@ impl Optimizer {
     }
 }
 
-/// Linear warm-up to `peak`, then half a cosine down to `peak * final_fraction` (Loshchilov & Hutter, 1608.03983).
+/// Linear warm-up to `peak`, then half a cosine down to `peak * final_fraction` (Loshchilov & Hutter,
+/// 1608.03983).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LearningRate {
@@ -260,22 +262,23 @@ impl LearningRate {
 pub enum Objective {
     #[default]
     StepTime,
-    /// Step time times what lossy gradients cost in steps ([`crate::plan::Slowdown`]).
+    /// Step time multiplied by the factor by which lossy gradients increase the number of steps
+    /// ([`crate::plan::Slowdown`]).
     TimeToLoss,
 }
 
-/// How many steps the wanted loss takes: `min_steps * (1 + critical_batch / global_batch)` (McCandlish et al., 1812.06162,
-/// section 2.2).
+/// Number of steps to the wanted loss: `min_steps * (1 + critical_batch / global_batch)` (McCandlish et al.,
+/// 1812.06162, section 2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Convergence {
-    /// Steps that even the largest batch takes.
+    /// Number of steps that even the largest batch needs.
     pub min_steps: f64,
-    /// Sequences at which twice as many steps are needed.
+    /// Global batch, in sequences, at which twice as many steps are needed.
     pub critical_batch: f64,
 }
 
-/// The part of the space that the search may use. A missing list means "whatever is legal".
+/// The part of the search space that is allowed. A missing list allows every legal value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Allow {
@@ -286,25 +289,27 @@ pub struct Allow {
     pub virtual_stages: Option<Vec<u32>>,
     /// ZeRO stages, 0 to 3 (Rajbhandari et al., 1910.02054).
     pub zero_stage: Vec<u8>,
-    /// Sizes of the group over which ZeRO shards; a missing list means every divisor of the data degree.
+    /// Sizes of the group over which ZeRO shards; a missing list allows every divisor of the data-parallel
+    /// degree.
     pub shard: Option<Vec<u32>>,
     pub sequence_parallel: Vec<bool>,
     pub recompute: Vec<Recompute>,
     pub schedule: Vec<ScheduleKind>,
-    /// Sizes of the gradient buckets that are reduced while the backward goes on.
+    /// Sizes of the gradient buckets that are reduced while the backward pass continues.
     pub bucket_bytes: Vec<Bytes>,
-    /// Whether a stage may hold more layers than another by more than one.
+    /// Whether the numbers of layers of two stages may differ by more than one.
     pub uneven_stages: bool,
-    /// Algorithms of collectives, each tried for all collectives that it fits; a missing list means the fastest for
-    /// every group and size.
+    /// Algorithms of collectives. Each is tried for all collectives that it supports; if the list is missing,
+    /// every group and size uses the fastest.
     pub algorithms: Option<Vec<Algorithm>>,
-    /// Forms in which gradients may travel. Those that lose something are used where they are named here only.
+    /// Codecs of gradients. Lossy codecs are used only if they are listed here.
     pub codecs: Vec<Codec>,
-    /// Forms in which parameters that are gathered for one pass (ZeRO-3) may travel.
+    /// Codecs of parameters that are gathered for one pass (ZeRO-3).
     pub parameter_codecs: Vec<Codec>,
-    /// Forms in which activations and their gradients may travel between pipeline ranks.
+    /// Codecs of activations and their gradients between pipeline ranks.
     pub activation_codecs: Vec<Codec>,
-    /// Devices of the ranks, by rank; a missing list means what the planner finds, an empty entry rank r on device r.
+    /// Placements to try, each with the devices of the ranks in rank order. If the list is missing, the
+    /// planner searches for placements; an empty entry places rank r on device r.
     pub placements: Option<Vec<Vec<u32>>>,
 }
 
@@ -351,10 +356,10 @@ impl Job {
         }
     }
 
-    /// Reads a job's TOML file, and which hyperparameters it gives.
+    /// Reads a job's TOML file, and records which hyperparameters it sets.
     ///
     /// # Errors
-    /// Text that is no job; names `file`, the field and its value.
+    /// Text that is not a valid job; the error names `file`, the field and its value.
     pub fn read(file: &str, text: &[u8]) -> Result<Self, InputError> {
         let value = parse::toml_value(file, text, Self::WHAT)?;
         let given = Hyperparameter::ALL.into_iter().filter(|one| one.is_in(&value)).collect();
@@ -362,7 +367,7 @@ impl Job {
         Ok(Self { given: job.given.or(Some(given)), ..job })
     }
 
-    /// The hyperparameters that somebody gave; the values of the others are built-in defaults.
+    /// The hyperparameters that the user gave; the values of the others are built-in defaults.
     pub fn given(&self) -> BTreeSet<Hyperparameter> {
         let own = |one: &Hyperparameter| one.is_of(&self.optimizer);
         match &self.given {
@@ -375,7 +380,7 @@ impl Job {
         }
     }
 
-    /// Notes that somebody gave it.
+    /// Marks a hyperparameter as given by the user.
     pub fn give(&mut self, one: Hyperparameter) {
         let mut given = self.given();
         given.insert(one);

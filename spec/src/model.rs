@@ -5,7 +5,7 @@ use crate::units::Flops;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A decoder-only transformer. Shapes only: no device, no split.
+/// A decoder-only transformer. It contains only shapes, and neither devices nor sharding.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
@@ -54,13 +54,13 @@ pub enum Norm {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
-    /// Two matrices with GELU (tanh form, as GPT-2) between.
+    /// Two matrices with GELU (tanh form, as in GPT-2) between them.
     Gelu,
     /// Three matrices: down(silu(gate) * up).
     SwiGlu,
 }
 
-/// One link of the chain.
+/// A layer of the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
 #[serde(rename_all = "snake_case")]
 pub enum LayerKind {
@@ -70,13 +70,13 @@ pub enum LayerKind {
     Head,
 }
 
-/// How tensor parallelism cuts a parameter.
+/// How tensor parallelism shards a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TensorSplit {
-    /// Output features (rows) are divided: a column-parallel linear layer, or a vocabulary-parallel table.
+    /// Output features (rows) are sharded: a column-parallel linear layer, or a vocabulary-parallel table.
     Rows,
-    /// Input features (columns) are divided: a row-parallel linear layer.
+    /// Input features (columns) are sharded: a row-parallel linear layer.
     Columns,
     /// Every tensor-parallel rank holds all of it.
     Replicated,
@@ -144,7 +144,7 @@ impl ModelSpec {
         chain
     }
 
-    /// Number of links in the chain: blocks, embedding and head.
+    /// Number of layers in the chain: blocks, embedding and head.
     pub fn chain_len(&self) -> usize {
         self.layers as usize + 2
     }
@@ -165,9 +165,9 @@ impl ModelSpec {
         u64::from(self.kv_heads) * u64::from(self.head_dim)
     }
 
-    /// Parameters of a layer in the order of its flat buffer: first those that tensor parallelism divides, then
-    /// the replicated ones, so that each group is one slice. With tied embeddings the table belongs to the
-    /// embedding and the head lists only its norm.
+    /// Parameters of a layer in the order of its flat buffer: first those that tensor parallelism shards,
+    /// then the replicated ones, so that each group is one slice. With tied embeddings the table belongs to
+    /// the embedding and the head lists only its norm.
     pub fn parameters(&self, kind: LayerKind) -> Vec<Parameter> {
         use Init::*;
         use TensorSplit::*;
@@ -249,8 +249,9 @@ impl ModelSpec {
             + self.layer_parameters(LayerKind::Head)
     }
 
-    /// Forward FLOPs of one layer over `tokens` tokens in sequences of `seq_len`: 2mnk per matrix product, the
-    /// attention products counted in full (Narayanan et al., SC'21, appendix, which the backward doubles).
+    /// Forward FLOPs of one layer over `tokens` tokens in sequences of `seq_len`: 2mnk per GEMM, with
+    /// attention's GEMMs counted in full (Narayanan et al., SC'21, appendix). The backward pass has twice as
+    /// many.
     pub fn forward_flops(&self, kind: LayerKind, tokens: u64, seq_len: u64) -> Flops {
         let hidden = f64::from(self.hidden);
         let tokens = tokens as f64;
@@ -267,8 +268,8 @@ impl ModelSpec {
         })
     }
 
-    /// FLOPs of GEMMs in the forward of a segment at least, over all tensor ranks: of the attention core half, since a causal
-    /// kernel may skip what is masked.
+    /// Lower bound of the FLOPs of GEMMs in a segment's forward pass, over all tensor-parallel ranks. The
+    /// attention core counts by half, because a causal kernel may skip masked blocks.
     pub fn least_forward_flops(&self, segment: Segment, tokens: u64, seq_len: u64) -> Flops {
         let core = 2.0 * tokens as f64 * seq_len as f64 * self.query_width() as f64;
         let block = || self.forward_flops(LayerKind::Block, tokens, seq_len).0;
@@ -282,7 +283,8 @@ impl ModelSpec {
         })
     }
 
-    /// FLOPs of a training step without recomputation: three forwards (Narayanan et al., SC'21, appendix).
+    /// FLOPs of a training step without recomputation: three times the forward FLOPs (Narayanan et al.,
+    /// SC'21, appendix).
     pub fn step_flops(&self, tokens: u64, seq_len: u64) -> Flops {
         let forward: Flops =
             self.chain().into_iter().map(|kind| self.forward_flops(kind, tokens, seq_len)).sum();

@@ -8,14 +8,15 @@ use crate::units::{Bytes, BytesPerSecond, Provenance, Seconds};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A link in one direction. All flows whose paths hold it share its rate.
+/// A link in one direction. All flows whose paths contain it share its bandwidth.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SharedLink {
     pub name: String,
     pub bytes_per_s: BytesPerSecond,
-    /// The rate while the other direction is equally busy, as in collectives: streams in both directions delay each
-    /// other's acknowledgements, and a wireless link is shared by both. Absent if it was not measured.
+    /// The rate while the other direction is equally busy, as in collectives: streams in both directions
+    /// delay each other's acknowledgements, and a wireless link is shared by both. Absent if it was not
+    /// measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub both_ways_bytes_per_s: Option<BytesPerSecond>,
     #[serde(default)]
@@ -23,35 +24,35 @@ pub struct SharedLink {
 }
 
 impl SharedLink {
-    /// What flows share while ranks both send and receive.
+    /// The bandwidth that flows share while ranks both send and receive.
     pub fn busy_rate(&self) -> BytesPerSecond {
         self.both_ways_bytes_per_s.unwrap_or(self.bytes_per_s)
     }
 }
 
-/// The way from one device to another.
+/// The path from one device to another.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Path {
-    /// Indices of the links that it crosses; none between a device and itself.
+    /// Indices of its links; empty between a device and itself.
     pub links: Vec<u32>,
-    /// From the first byte's sending to its arrival.
+    /// Time from the sending of the first byte to its arrival.
     pub latency_s: Seconds,
 }
 
-/// What messages of one kind of collective go where.
+/// The communication pattern of a kind of collective.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Pattern {
     AllReduce(Algorithm),
     ReduceScatter(Algorithm),
     AllGather(Algorithm),
-    /// Every member sends each other member its part.
+    /// Every member sends a part of its buffer to each other member.
     AllToAll,
 }
 
 impl Pattern {
-    /// As people write it: `all-reduce, ring`.
+    /// The label, such as `all-reduce, ring`.
     pub fn name(self) -> String {
         match self {
             Self::AllReduce(algorithm) => format!("all-reduce, {}", algorithm.name()),
@@ -62,8 +63,8 @@ impl Pattern {
     }
 }
 
-/// A collective of all devices, in their order, as it was timed. What it takes beyond what its links explain (messages
-/// that wait for each other, streams that share a link unevenly) is taken for a property of the pattern.
+/// A timed collective over all devices, in their order. Time beyond what its links explain (transfers that
+/// wait for each other, streams that share a link unevenly) is attributed to the pattern.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PatternTiming {
@@ -73,32 +74,33 @@ pub struct PatternTiming {
     pub time: Sample,
 }
 
-/// The graph of a cluster as flows see it.
+/// The graph of a cluster's devices and links.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Network {
-    /// The node of every device. Nodes are counted from 0 in the order of their first devices; a launcher may deal
-    /// ranks out over them in turn.
+    /// The node of every device. Nodes are counted from 0 in the order of their first devices; a launcher may
+    /// assign ranks to them round-robin.
     pub nodes: Vec<u32>,
     pub links: Vec<SharedLink>,
-    /// By sender, then by receiver.
+    /// Paths by sender, then by receiver.
     pub paths: Vec<Vec<Path>>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub patterns: Vec<PatternTiming>,
 }
 
-/// What is said of a node's links.
+/// The links of a node, as far as the cluster describes them.
 struct Ends {
     name: String,
-    /// Between two of its devices.
+    /// Link between two of its devices.
     inside: Option<Link>,
-    /// To and from the other nodes.
+    /// Links to and from the other nodes.
     outside: Option<(Link, Link)>,
 }
 
 impl Network {
-    /// Two devices of a node have a link for each direction to themselves; all devices of a node share its uplink and
-    /// its downlink. `None` where the cluster says nothing of a link that is needed.
+    /// Builds the network of a cluster. Two devices of a node have a link of their own in each direction; all
+    /// devices of a node share its uplink and its downlink. `None` if the cluster does not describe a link
+    /// that is needed.
     pub fn of(cluster: &Cluster) -> Option<Self> {
         let (mut nodes, mut ends) = (Vec::new(), Vec::new());
         for group in &cluster.nodes {
@@ -117,8 +119,8 @@ impl Network {
         Self::joined(nodes, &ends)
     }
 
-    /// The network of machines whose links are not described: rates and latencies are zero until they are measured.
-    /// `nodes` are as in [`Network::nodes`]; links are called after the machines.
+    /// The network of machines whose links are not described: rates and latencies are zero until they are
+    /// measured. `nodes` are as in [`Network::nodes`]; links are named after the machines.
     pub fn unmeasured(nodes: &[u32], machines: &[String]) -> Option<Self> {
         let link = Link { bytes_per_s: BytesPerSecond(0.0), latency_s: Seconds::ZERO };
         let ends = |name: &String| Ends {

@@ -5,15 +5,15 @@ use crate::survey::Survey;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Version of every file format of this release; a file of another version is refused, never guessed at.
+/// Version of every file format of this release; a file of another version is rejected.
 pub const SCHEMA_VERSION: u32 = 1;
 
-/// A value that is checked after it was read: types cannot say everything.
+/// A value that is checked after deserialisation, for conditions that its type does not express.
 pub trait Check {
-    /// What the file is, in the user's words: "plan", "job", …
+    /// The kind of file in messages: "plan", "job", …
     const WHAT: &'static str;
     fn check(&self) -> Result<(), InputError>;
-    /// Checked before the rest of the file is looked at; `None` for files that carry no version.
+    /// Whether files have a version, which is checked before the rest of the file.
     fn versioned() -> bool {
         true
     }
@@ -33,13 +33,14 @@ fn text<'a>(name: &str, bytes: &'a [u8], what: &str) -> Result<&'a str, InputErr
     Ok(text)
 }
 
-/// Values of the largest documents that are read straight into their types: the record of a step of thousands of micro-batches
-/// has a million.
+/// Maximum number of values in documents that are deserialised directly: the record of a step with thousands
+/// of micro-batches has a million.
 const MOST_VALUES: usize = 4_000_000;
-/// Values of documents that are kept as values, of which each takes some hundred bytes.
+/// Maximum number of values in documents that are kept as generic values, each of which takes some hundred
+/// bytes.
 const MOST_KEPT: usize = 500_000;
 
-/// Looks a document over: see [`Survey::of`].
+/// Surveys a document: see [`Survey::of`].
 fn survey<'de, D: serde::Deserializer<'de>>(
     name: &str,
     most: usize,
@@ -54,10 +55,10 @@ fn survey<'de, D: serde::Deserializer<'de>>(
     }
 }
 
-/// Why a survey came to no end.
+/// Why a survey failed.
 enum Failed<E> {
     Refused(InputError),
-    /// The text is none of its notation.
+    /// The text is not valid in its notation.
     Notation(E),
 }
 
@@ -82,11 +83,11 @@ fn not_json(error: &serde_json::Error, what: &str) -> InputError {
         .hint(format!("give the whole {what} file; was it cut off while it was copied?"))
 }
 
-/// Looks over a document of any notation, as [`json`] does: its texts, which may have several lines here, its numbers, how
-/// many values it holds.
+/// Surveys a document of any notation, as [`json`] does: its texts, which may have several lines here, its
+/// numbers, and the number of its values.
 ///
 /// # Errors
-/// What no document may hold; inside is what is wrong with the notation, if anything.
+/// Content that no document may have; an error of the notation is in the inner result.
 pub fn look_over<'de, D: serde::Deserializer<'de>>(document: D) -> Result<Result<(), D::Error>, InputError> {
     match survey("", MOST_KEPT, true, document) {
         Err(Failed::Refused(error)) => Err(error),
@@ -107,7 +108,7 @@ fn check_version(version: Option<&str>, what: &str) -> Result<(), InputError> {
     }
 }
 
-/// Reads the path and value out of a typed failure, so that the message can name both.
+/// Gets the path and the value from a deserialisation error, so that the message can name both.
 fn located(
     error: serde_path_to_error::Error<serde_json::Error>,
     root: Option<&serde_json::Value>,
@@ -123,7 +124,7 @@ fn located(
     InputError::new(field, value.unwrap_or_default(), problem).hint(described(what))
 }
 
-/// Where a kind of file is described.
+/// The place where a kind of file is documented.
 fn described(what: &str) -> String {
     match what {
         "model" | "cluster" | "job" | "profile" | "plan" | "run" | "validation" => {
@@ -144,7 +145,7 @@ fn lookup<'a>(root: &'a serde_json::Value, path: &str) -> Option<&'a serde_json:
     Some(value)
 }
 
-/// The parts of `T`'s files that are not in its type.
+/// Checks the parts of `T`'s files that are not in its type.
 fn check_outline<T: Check>(survey: &Survey) -> Result<(), InputError> {
     if !survey.object {
         return Err(InputError::new("", "", format!("expected one object, as in every {} file", T::WHAT))
@@ -170,11 +171,11 @@ pub(crate) fn from_value<T: DeserializeOwned + Check>(
     Ok(parsed)
 }
 
-/// Reads a JSON document that holds a `T`, straight into it.
+/// Reads a `T` from a JSON document, without intermediate values.
 ///
 /// # Errors
-/// Text that is no JSON, a text or a number of values that no document may have, another version, a field that is missing, unknown,
-/// of another type or out of its range.
+/// Invalid JSON, a disallowed text, too many values, another version, or a field that is missing, unknown, of
+/// another type or out of its range.
 pub fn json<T: DeserializeOwned + Check>(name: &str, bytes: &[u8]) -> Result<T, InputError> {
     let text = text(name, bytes, T::WHAT)?;
     let survey = survey_json(name, text, T::WHAT, MOST_VALUES)?;
@@ -193,14 +194,14 @@ pub fn json<T: DeserializeOwned + Check>(name: &str, bytes: &[u8]) -> Result<T, 
 /// Reads any JSON document; `what` names it in the error.
 ///
 /// # Errors
-/// Text that is no JSON, a text or a number of values that no document may have.
+/// Invalid JSON, a disallowed text, or too many values.
 pub fn json_value(name: &str, bytes: &[u8], what: &str) -> Result<serde_json::Value, InputError> {
     let text = text(name, bytes, what)?;
     survey_json(name, text, what, MOST_KEPT)?;
     serde_json::from_str(text).map_err(|error| not_json(&error, what).in_file(name))
 }
 
-/// The keys of a JSON document, without those of what it holds: enough to tell kinds of documents apart.
+/// The top-level keys of a JSON document, which distinguish kinds of documents.
 ///
 /// # Errors
 /// As [`json_value`].
@@ -208,7 +209,7 @@ pub fn json_keys(name: &str, bytes: &[u8], what: &str) -> Result<Vec<String>, In
     Ok(survey_json(name, text(name, bytes, what)?, what, MOST_VALUES)?.keys)
 }
 
-/// Reads a TOML document that holds a `T`.
+/// Reads a `T` from a TOML document.
 pub fn toml<T: DeserializeOwned + Check>(name: &str, bytes: &[u8]) -> Result<T, InputError> {
     from_value(name, toml_value(name, bytes, T::WHAT)?)
 }
@@ -231,7 +232,7 @@ pub(crate) fn toml_value(name: &str, bytes: &[u8], what: &str) -> Result<serde_j
     })
 }
 
-/// An error of the TOML parser, which shows the line; without it where that is long.
+/// Formats an error of the TOML parser with the line, or without it if the line is long.
 fn shown(error: &::toml::de::Error, text: &str) -> String {
     const LONG: usize = 160;
     let whole = error.to_string();
@@ -245,8 +246,8 @@ fn shown(error: &::toml::de::Error, text: &str) -> String {
     format!("line {line}, column {column}: {}", error.message())
 }
 
-/// The document as text: pretty JSON with a newline at its end. Control characters that JSON lets pass are escaped as well:
-/// a document may be printed on a terminal.
+/// The document as text: pretty JSON that ends with a newline. Control characters that JSON allows are
+/// escaped too, because a document may be printed on a terminal.
 pub fn to_json<T: Serialize>(value: &T) -> String {
     let mut text =
         serde_json::to_string_pretty(value).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"));
@@ -268,12 +269,13 @@ pub fn to_json<T: Serialize>(value: &T) -> String {
     text
 }
 
-/// What is no text: control characters but for line feeds, and what turns the direction of writing.
+/// Whether a character is not allowed in text: control characters except line feeds, and characters that
+/// change the direction of writing.
 fn drives(c: char) -> bool {
     c != '\n' && crate::text::is_hidden(c)
 }
 
-/// A short stable name for a value: the first 16 hex digits of the SHA-256 of its JSON.
+/// A short, stable identifier of a value: the first 16 hex digits of the SHA-256 of its JSON.
 pub fn fingerprint<T: Serialize>(value: &T) -> String {
     use sha2::Digest;
     let hash = sha2::Sha256::digest(to_json(value).as_bytes());

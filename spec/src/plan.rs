@@ -14,7 +14,7 @@ use crate::utilisation::Utilisation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What is thrown away in the forward pass and computed again in the backward pass.
+/// Activations that the forward pass discards and the backward pass computes again.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash,
 )]
@@ -65,7 +65,7 @@ impl Recompute {
     }
 }
 
-/// The degrees and switches of one way of training. Degrees multiply to the number of devices.
+/// The parallel degrees and options of a training. The degrees multiply to the number of devices.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
 #[serde(deny_unknown_fields)]
 pub struct ParallelStrategy {
@@ -76,24 +76,26 @@ pub struct ParallelStrategy {
     pub context: u32,
     #[serde(default = "one")]
     pub expert: u32,
-    /// 0 plain data parallel, 1 optimizer state, 2 and gradients, 3 and parameters sharded (1910.02054).
+    /// ZeRO stage (1910.02054): 0 shards nothing, 1 the optimizer state, 2 also the gradients, 3 also the
+    /// parameters.
     #[serde(default)]
     pub zero_stage: u8,
-    /// Size of the group that ZeRO shards over; `data / shard` groups hold replicas (HSDP). 1 with `zero_stage` 0.
+    /// Size of the group that ZeRO shards over; `data / shard` groups hold replicas (HSDP). 1 with
+    /// `zero_stage` 0.
     #[serde(default = "one")]
     pub shard: u32,
     pub micro_batch: u32,
-    /// Model chunks per pipeline rank.
+    /// Number of model chunks per pipeline rank.
     #[serde(default = "one")]
     pub virtual_stages: u32,
     #[serde(default)]
     pub sequence_parallel: bool,
-    /// Policy of the blocks that recompute; `stages` says which do.
+    /// Policy of the blocks that recompute; `stages` has the policy of each layer.
     #[serde(default)]
     pub recompute: Recompute,
     #[serde(default)]
     pub schedule: ScheduleKind,
-    /// Gradients are reduced in buckets of at least this size, but the last.
+    /// Minimum size of the buckets in which gradients are reduced; the last may be smaller.
     #[serde(default = "default_bucket")]
     pub bucket_bytes: Bytes,
     #[serde(default, skip_serializing_if = "Communication::is_default")]
@@ -135,18 +137,18 @@ impl ParallelStrategy {
             .fold(1, |n: u64, d| n.saturating_mul(u64::from(*d)))
     }
 
-    /// Micro-batches that each data-parallel rank runs in a step.
+    /// Number of micro-batches that each data-parallel rank runs in a step.
     pub fn micro_batches(&self, global_batch: u32) -> u32 {
         let sequences = u64::from(self.data) * u64::from(self.micro_batch);
         (u64::from(global_batch) / sequences.max(1)) as u32
     }
 
-    /// Model chunks in the whole pipeline.
+    /// Number of model chunks in the whole pipeline.
     pub fn chunks(&self) -> u32 {
         self.pipeline.saturating_mul(self.virtual_stages)
     }
 
-    /// As people write it: `dp2 tp1 pp1 mb4 zero1 recompute=full`.
+    /// The label, such as `dp2 tp1 pp1 mb4 zero1 recompute=full`.
     pub fn label(&self) -> String {
         let mut text =
             format!("dp{} tp{} pp{} mb{}", self.data, self.tensor, self.pipeline, self.micro_batch);
@@ -180,7 +182,7 @@ pub struct Stage {
     pub first_layer: u32,
     /// One past the last layer.
     pub end_layer: u32,
-    /// Per layer of this chunk.
+    /// Recomputation of each layer of this chunk.
     pub recompute: Vec<Recompute>,
 }
 
@@ -198,7 +200,7 @@ impl Stage {
     }
 }
 
-/// The strategy's label, with the number of blocks that recompute where it is not all of them.
+/// The strategy's label, with the number of blocks that recompute if not all of them do.
 pub fn label(strategy: &ParallelStrategy, stages: &[Stage]) -> String {
     let entries = || stages.iter().flat_map(|stage| &stage.recompute);
     let recomputing = entries().filter(|r| **r != Recompute::None).count();
@@ -212,23 +214,24 @@ pub fn label(strategy: &ParallelStrategy, stages: &[Stage]) -> String {
     }
 }
 
-/// Where the time of a step goes on the busiest pipeline rank. The parts sum to the step time.
+/// Breakdown of the step time on the busiest pipeline rank. The parts sum to the step time.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CostBreakdown {
-    /// Forward and backward of the layers.
+    /// Forward and backward passes of the layers.
     pub compute_s: Seconds,
-    /// Forward work done a second time.
+    /// Recomputation of forward passes.
     pub recompute_s: Seconds,
-    /// Tensor- and sequence-parallel collectives; nothing hides them.
+    /// Tensor- and sequence-parallel collectives, which do not overlap with compute.
     pub tensor_communication_s: Seconds,
-    /// Gradient reductions and parameter gathers that compute did not hide.
+    /// Exposed gradient reductions and parameter gathers, that is without the part that overlaps with
+    /// compute.
     pub data_communication_s: Seconds,
-    /// Waiting for pipeline messages beyond the schedule's own bubble, and copying them.
+    /// Waiting for send/recv between pipeline ranks beyond the schedule's own bubble, and copying the data.
     pub pipeline_communication_s: Seconds,
-    /// Idle while the pipeline fills and drains.
+    /// Idle time while the pipeline fills and drains.
     pub bubble_s: Seconds,
-    /// Slow-down of compute while communication runs beside it.
+    /// Slow-down of compute that is overlapped with communication.
     pub interference_s: Seconds,
     /// Gradient norm, clipping and update.
     pub optimizer_s: Seconds,
@@ -256,18 +259,18 @@ impl CostBreakdown {
     }
 }
 
-/// What a device holds at the moment of its peak. The parts sum to the peak.
+/// Memory of a device at its peak. The parts sum to the peak.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MemoryBreakdown {
     pub weights_bytes: Bytes,
     pub gradients_bytes: Bytes,
     pub optimizer_state_bytes: Bytes,
-    /// Kept for the backward pass.
+    /// Activations that are kept for the backward pass.
     pub activations_bytes: Bytes,
-    /// Gathered parameters, messages on their way, staging.
+    /// Gathered parameters, buffers of send/recv, staging.
     pub communication_buffers_bytes: Bytes,
-    /// Live only inside the operation that peaks.
+    /// Buffers that live only during the operation with the peak.
     pub temporary_bytes: Bytes,
     /// The process itself: runtime, connections, data.
     pub reserve_bytes: Bytes,
@@ -291,38 +294,38 @@ impl MemoryBreakdown {
     }
 }
 
-/// What a plan is predicted to cost.
+/// The predicted cost of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Estimate {
     pub step_time_s: Seconds,
     /// Half-width of the interval that should hold the measured median step time.
     pub step_time_spread_s: Seconds,
-    /// What the step's work would take less if every segment and update were priced at its median: those that are not
-    /// known to ±25 % are priced at the top of their intervals.
+    /// Safety margin in the step time: segments and updates whose times are not known to ±25 % are priced at
+    /// the upper ends of their intervals. This is the difference to pricing all of them at their medians.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub caution_s: Seconds,
     pub tokens_per_s: f64,
-    /// Model FLOPs utilisation, a part of 1: of the published peak of the device in the job's arithmetic, with
-    /// attention's GEMMs counted in full. Absent where no peak is published. Older plans stand on a measured rate
-    /// instead.
+    /// Model FLOPs utilisation, from 0 to 1: relative to the published peak of the device in the job's
+    /// precision, with attention's GEMMs counted in full. Absent if no peak is published. Older plans refer
+    /// to a measured rate instead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mfu: Option<f64>,
-    /// Peak memory of the fullest device.
+    /// Peak memory of the device with the highest peak.
     pub peak_memory_bytes: Bytes,
     pub cost: CostBreakdown,
-    /// Parts of the peak memory of the fullest device.
+    /// Parts of the peak memory of that device.
     pub memory: MemoryBreakdown,
-    /// One per pipeline rank.
+    /// One estimate per pipeline rank.
     pub stages: Vec<StageEstimate>,
     /// Lower bound of the step time, under this cost model.
     pub lower_bound_s: Seconds,
-    /// The least trusted source of any number that went into the step time.
+    /// The least trusted provenance of all numbers in the step time.
     pub provenance: Provenance,
-    /// What lossy gradients cost in steps; absent where nothing is lost.
+    /// Factor by which lossy gradients increase the number of steps; absent without lossy codecs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slowdown: Option<Slowdown>,
-    /// Time to the loss that the job's `convergence` is about; absent where it says nothing.
+    /// Time to the loss of the job's `convergence`; absent if the job has no `convergence`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_to_loss_s: Option<Seconds>,
 }
@@ -332,8 +335,9 @@ fn is_zero(time: &Seconds) -> bool {
     *time == Seconds::ZERO
 }
 
-/// Steps to a loss over those of exact, synchronous training (phi). Measured by `validate --probe`; otherwise a prior
-/// of theory, which is assumed and no more than an order of magnitude.
+/// Steps to a loss, divided by those of exact, synchronous training (phi). The factor is measured by
+/// `validate --probe`; otherwise it is a prior from theory, which is assumed and only accurate to an order of
+/// magnitude.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Slowdown {
@@ -352,95 +356,98 @@ pub struct StageEstimate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
-    /// Every plan of the space was simulated, or rejected by a bound that cannot be wrong under this cost model.
+    /// Every plan of the search space was simulated, or rejected by a bound that always holds under this cost
+    /// model.
     Optimal,
-    /// The time limit came first; `gap` says how far from optimal the answer can be.
+    /// The time limit was reached; `gap` is the maximum distance from the optimum.
     TimeLimit,
     /// The number of simulations reached its limit.
     SimulationLimit,
-    /// There was no search: the strategy was given.
+    /// No search was made: the strategy was given.
     Given,
 }
 
-/// The certificate of a search.
+/// The extent of a search, and its lower bound.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SearchReport {
-    /// Strategies that were considered.
+    /// Number of strategies that were considered.
     pub explored: u64,
-    /// Strategies rejected without simulation: illegal, out of memory, or excluded by a lower bound.
+    /// Number of strategies that were rejected without simulation: illegal, out of memory, or excluded by a
+    /// lower bound.
     pub pruned: u64,
-    /// Strategies that were simulated.
+    /// Number of strategies that were simulated.
     pub simulated: u64,
     /// Lower bound of the step time in the search space, under this cost model.
     pub lower_bound_s: Seconds,
-    /// `step_time / lower_bound - 1` of what was not ruled out; 0 when optimal.
+    /// `step_time / lower_bound - 1`, with the bound of the plans that were not excluded; 0 if optimal.
     pub gap: f64,
     pub stop_reason: StopReason,
 }
 
-/// A plan that lost.
+/// A plan that was not chosen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Alternative {
     pub strategy: ParallelStrategy,
     pub stages: Vec<Stage>,
     pub estimate: Estimate,
-    /// Why it lost to the best.
+    /// Why it was not chosen.
     pub reason: String,
 }
 
-/// Strategies that were refused for one reason.
+/// Strategies that were rejected for one reason.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rejection {
     /// Short name of the rule or limit.
     pub rule: String,
     pub count: u64,
-    /// The reason, told on one of them.
+    /// The reason, with one of the strategies as an example.
     pub example: String,
 }
 
-/// One kind of collective of a plan, and how near it comes to what no algorithm can beat on this network.
+/// One kind of collective of a plan, compared with the lower bound of any algorithm on this network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CollectiveShare {
-    /// As "gradients, largest bucket".
+    /// Description, such as "gradients, largest bucket".
     pub what: String,
     pub pattern: Pattern,
-    /// Ranks of a group.
+    /// Number of ranks in a group.
     pub group: u32,
-    /// The whole tensor.
+    /// Size of the whole tensor.
     pub bytes: Bytes,
     pub time_s: Seconds,
-    /// By the cuts of the network (ForestColl, 2402.06787).
+    /// Lower bound of the time, from the cuts of the network (ForestColl, 2402.06787).
     pub lower_bound_s: Seconds,
 }
 
-/// The time of the busiest links, summed over the kinds of traffic, beside that of other placements.
+/// The time of the busiest links, summed over the kinds of traffic, compared with other placements.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlacementReport {
-    /// Whether all placements were searched: those that were priced are then all that no other beats in every kind.
+    /// Whether all placements were searched. The priced ones are then all that no other placement beats in
+    /// every kind of traffic.
     pub exact: bool,
-    /// Placements that were priced.
+    /// Number of placements that were priced.
     pub tried: u32,
-    /// Where the search was not exact: how far above a bound of the least this one is, relative to that.
+    /// If the search was not exact: the relative distance of this placement from a lower bound of the best.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub above_bound: Option<f64>,
-    /// How much longer rank r on device r would take, relative to this one; kinds that a step hides count as well.
+    /// Relative additional time if rank r ran on device r. Traffic that overlaps with compute is included.
     pub in_order: f64,
 }
 
 impl CollectiveShare {
-    /// Part of the reachable speed that is reached.
+    /// The achieved fraction of the highest possible speed.
     pub fn share(&self) -> f64 {
         if self.time_s.0 > 0.0 { self.lower_bound_s / self.time_s } else { 1.0 }
     }
 }
 
-/// What a codec would do to a plan's gradients: predicted, and of the step time alone. What it does to convergence is
-/// not known before it was trained with.
+/// The predicted effect of a codec on the step time of a plan. Its effect on convergence is not known before
+/// a training with it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CodecVerdict {
@@ -449,23 +456,24 @@ pub struct CodecVerdict {
     pub coded: Coded,
     pub helps: bool,
     pub step_time_s: Seconds,
-    /// With gradients as they are.
+    /// Step time without compression.
     pub exact_step_time_s: Seconds,
-    /// Bytes sent as they are over bytes sent by the codec.
+    /// Uncompressed bytes divided by the bytes that the codec sends.
     pub ratio: f64,
-    /// At which compute would hide all of it; absent where coding alone outlasts compute.
+    /// Compression ratio at which all of this communication would overlap with compute; absent if coding
+    /// alone takes longer than compute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub required_ratio: Option<f64>,
-    /// Coding of a step, on the communication stream.
+    /// Coding time of a step, on the communication stream.
     pub coding_s: Seconds,
-    /// Gradient communication that compute does not hide, as they are.
+    /// Exposed communication of gradients without compression.
     pub exposed_s: Seconds,
-    /// What it costs in steps to the same loss.
+    /// Factor by which the codec increases the number of steps to the same loss.
     pub slowdown: Slowdown,
     pub reason: String,
 }
 
-/// A document that says how to train a model on a cluster, and what that will cost.
+/// A plan document: how to train a model on a cluster, and the predicted cost.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
@@ -476,7 +484,7 @@ pub struct Plan {
     pub strategy: ParallelStrategy,
     /// One per model chunk, in the order of the chain.
     pub stages: Vec<Stage>,
-    /// Micro-batches per data-parallel rank and step.
+    /// Number of micro-batches per data-parallel rank and step.
     pub micro_batches: u32,
     pub estimate: Estimate,
     pub search: SearchReport,
@@ -485,42 +493,43 @@ pub struct Plan {
     pub alternatives: Vec<Alternative>,
     #[serde(default)]
     pub rejected: Vec<Rejection>,
-    /// Collectives of the plan, where the network is known link by link.
+    /// Collectives of the plan, if the network is known link by link.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub collectives: Vec<CollectiveShare>,
-    /// How good the plan's placement is, where links differ.
+    /// The plan's placement compared with others, if links differ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementReport>,
-    /// What each codec that the job allows would do to this plan.
+    /// The predicted effect of each codec that the job allows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub codecs: Vec<CodecVerdict>,
-    /// The profile that the estimate stands on.
+    /// The profile on which the estimate is based.
     pub profile: ProfileReference,
-    /// What `tune` or `validate` measured: the plan is then the fastest of those that were trained, whatever the search
-    /// (`search`) put first, and the alternatives follow in measured order.
+    /// Measurements by `tune` or `validate`. With them, the plan is the fastest of those that were trained,
+    /// whichever plan the search (`search`) ranked first, and the alternatives are in measured order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<MeasuredChoice>,
 }
 
-/// How a plan came to be the first of its document by measurement.
+/// The measurements by which a plan became the first of its document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MeasuredChoice {
-    /// Measured step time of this plan, at the speed that the machine had when it was profiled.
+    /// Measured step time of this plan, corrected to the speed of the machine during the profile.
     pub step_time_s: Seconds,
     /// Half-width of that median's 95 % interval.
     pub step_time_spread_s: Seconds,
-    /// Plans that were trained and compared, this one among them.
+    /// Number of plans that were trained and compared, including this one.
     pub plans: u32,
-    /// Label of the plan that was first before.
+    /// Label of the plan that was first before the measurements.
     pub first_choice: String,
-    /// What the measurement says of that one; absent where it did not run.
+    /// Verdict on the prediction of that plan; absent if it did not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
     /// Why this plan is the first: "measured fastest: 677 ms; the planner's first choice, …, took 761 ms".
     pub reason: String,
-    /// Ways of training whose predictions the measurement refuted while they stood first, or that it found faster than
-    /// the first: the cells of the profile that they stand on are in doubt, and `tune` measures them again.
+    /// Strategies whose predictions were refuted by the measurements while they were first, or that were
+    /// measured to be faster than the first. The cells of the profile on which their predictions are based
+    /// are in doubt, and `tune` measures them again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refuted: Vec<ParallelStrategy>,
 }
@@ -530,16 +539,16 @@ pub struct MeasuredChoice {
 pub struct ProfileReference {
     /// Fingerprint of the profile's content.
     pub fingerprint: String,
-    /// Where it was read from, as given; empty when it was modelled from the catalogue.
+    /// Path of the profile, as given; empty if it was modelled from the catalogue.
     #[serde(default)]
     pub path: String,
     /// The profile's `reference_s`.
     #[serde(default)]
     pub reference_s: Seconds,
-    /// What the profile was measured on, and so what the plan is for.
+    /// Kind of device on which the profile was measured, and for which the plan is valid.
     #[serde(default)]
     pub devices: DeviceKind,
-    /// What trained while it was measured, and so what the plan is for.
+    /// Engine with which the profile was measured, and for which the plan is valid.
     #[serde(default, skip_serializing_if = "Engine::is_native")]
     pub engine: Engine,
     /// Whether the devices and links were emulated: the plan is validated on the same emulation.
@@ -563,7 +572,7 @@ pub struct CatalogueReference {
 }
 
 impl Plan {
-    /// How fast a device computes at that step time, of this plan or of an alternative.
+    /// The utilisation of a device at the step time of `estimate`, of this plan or of an alternative.
     pub fn utilisation(&self, estimate: &Estimate) -> Option<Utilisation> {
         let device = &self.cluster.nodes.first()?.device;
         let mut all =
@@ -575,8 +584,8 @@ impl Plan {
         all.achieved.0.is_finite().then_some(all)
     }
 
-    /// Corrects model FLOPs utilisation that stands on another rate than a published peak: that of emulated devices,
-    /// and that of older plans, which took the rate of the profile's fastest GEMM for a peak.
+    /// Corrects model FLOPs utilisation that is not relative to a published peak: that of emulated devices,
+    /// and that of older plans, which used the rate of the profile's fastest GEMM as the peak.
     pub fn correct_mfu(&mut self) {
         let measured = self.cluster.nodes.iter().any(|group| group.device.measured_rate().is_some());
         let corrected = |estimate: &Estimate| match estimate.mfu {
@@ -599,12 +608,12 @@ impl Plan {
         }
     }
 
-    /// The cluster that ranks stand for, where devices and links are emulated.
+    /// The emulated cluster, if devices and links are emulated.
     pub fn emulated(&self) -> Option<&Cluster> {
         self.profile.emulated.then_some(&self.cluster)
     }
 
-    /// Speed of the devices that ranks stand for, where they are emulated.
+    /// Speed of the emulated devices, if devices are emulated.
     pub fn emulated_flops_per_s(&self) -> Option<f64> {
         let peak = self.cluster.nodes.first()?.device.peak_flops_per_s?;
         self.profile.emulated.then_some(peak.0)
@@ -612,13 +621,13 @@ impl Plan {
 }
 
 impl Plan {
-    /// Plans of the document: its choice and the alternatives.
+    /// Number of plans in the document: its choice and the alternatives.
     pub fn count(&self) -> usize {
         1 + self.alternatives.len()
     }
 
-    /// The document with its `number`-th plan first: 1 is the choice, 2 the first alternative. Details about the
-    /// former choice are removed. `None` if there are fewer plans.
+    /// The document with its `number`-th plan first: 1 is the choice, 2 the first alternative. Details about
+    /// the former choice are removed. `None` if there are fewer plans.
     #[must_use]
     pub fn nth(&self, number: usize) -> Option<Self> {
         if number == 1 {
@@ -684,7 +693,7 @@ impl Alternative {
     }
 }
 
-/// Each stage by itself; whether they cover the layers is for `program` to say.
+/// Checks each stage by itself; `program` checks whether the stages cover the layers.
 pub(crate) fn check_stages(stages: &[Stage]) -> Result<(), InputError> {
     for (index, stage) in stages.iter().enumerate() {
         if stage.first_layer >= stage.end_layer || stage.recompute.len() != stage.len() {
@@ -705,7 +714,7 @@ pub(crate) fn check_stages(stages: &[Stage]) -> Result<(), InputError> {
 }
 
 impl Estimate {
-    /// What the search minimises, in seconds a step.
+    /// The objective that the search minimises, in seconds per step.
     pub fn merit(&self, objective: Objective) -> Seconds {
         match objective {
             Objective::StepTime => self.step_time_s,
@@ -713,7 +722,7 @@ impl Estimate {
         }
     }
 
-    /// Ranges of the single fields.
+    /// Checks the ranges of the single fields.
     pub fn check(&self) -> Result<(), InputError> {
         positive("step_time_s", self.step_time_s.0)?;
         not_negative("step_time_spread_s", self.step_time_spread_s.0)?;
@@ -741,7 +750,7 @@ fn check_parts(cost: &CostBreakdown, memory: &MemoryBreakdown) -> Result<(), Inp
 }
 
 impl ParallelStrategy {
-    /// Ranges of the single fields; whether they fit together is for `program` to say.
+    /// Checks the ranges of the single fields; `program` checks whether they are consistent.
     pub fn check(&self) -> Result<(), InputError> {
         for (field, value) in [
             ("data", self.data),

@@ -14,7 +14,7 @@ use crate::units::{Bytes, FlopsPerSecond, Provenance, Seconds};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A piece of a layer between two communications: what a device runs without talking to anybody.
+/// A part of a layer between two communications, which a device runs independently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
 #[serde(rename_all = "snake_case")]
 pub enum Segment {
@@ -29,7 +29,7 @@ pub enum Segment {
     Logits,
     /// Sum of exponentials and the target's logit of each row.
     Normalizer,
-    /// Cross-entropy; its backward is the whole head's.
+    /// Cross-entropy; its backward pass is that of the whole head.
     Loss,
 }
 
@@ -49,12 +49,12 @@ impl Segment {
     }
 }
 
-/// Which way a segment is run.
+/// The pass in which a segment runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
 #[serde(rename_all = "snake_case")]
 pub enum Pass {
     Forward,
-    /// A forward that is run again just before the backward.
+    /// A forward pass that is repeated just before the backward pass.
     Recompute,
     Backward,
 }
@@ -110,7 +110,7 @@ impl Sample {
         }
     }
 
-    /// Width of the interval over the median.
+    /// Width of the interval, relative to the median.
     pub fn relative_width(&self) -> f64 {
         if self.median_s.0 == 0.0 { 0.0 } else { (self.high_s - self.low_s) / self.median_s }
     }
@@ -122,8 +122,8 @@ impl Sample {
     }
 }
 
-/// Time and memory of one pass of one segment at one split and micro-batch, inside a training step in which every
-/// rank is busy at once.
+/// Time and memory of one pass of one segment at one tensor-parallel degree and micro-batch size, inside a
+/// training step in which all ranks are busy at the same time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SegmentCost {
@@ -132,27 +132,30 @@ pub struct SegmentCost {
     pub tensor: u32,
     pub sequence_parallel: bool,
     pub micro_batch: u32,
-    /// Policy of the layer: it decides what the forward keeps. `none` for embedding and head.
+    /// Recomputation policy of the layer, which determines what the forward pass keeps. `none` for embedding
+    /// and head.
     pub recompute: Recompute,
     pub time: Sample,
-    /// Live memory after the segment less before it: what it keeps and gives, less what it consumes.
+    /// Live memory after the segment minus live memory before it: what it keeps and outputs, minus what it
+    /// consumes.
     pub growth_bytes: i64,
-    /// Highest live memory while it runs, above its start.
+    /// Highest live memory while it runs, relative to its start.
     pub peak_bytes: Bytes,
 }
 
-/// A collective over one group while all other groups of the same kind do the same.
+/// A collective over one group, while all other groups of the same kind run it too.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CollectiveCost {
     pub kind: Collective,
-    /// Ranks in the group.
+    /// Number of ranks in the group.
     pub group: u32,
     /// Distance between neighbouring ranks of the group: 1 for tensor groups, larger for outer axes.
     pub stride: u32,
-    /// The whole tensor: what all-reduce holds, reduce-scatter takes, all-gather gives.
+    /// Size of the whole tensor: the buffer of an all-reduce, the input of a reduce-scatter, the output of an
+    /// all-gather.
     pub bytes: Bytes,
-    /// The slowest rank of each repetition.
+    /// Time of the slowest rank in each repetition.
     pub time: Sample,
 }
 
@@ -160,7 +163,7 @@ pub struct CollectiveCost {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LinkFit {
-    /// `all_reduce`, `reduce_scatter`, `all_gather` or `message`.
+    /// `all_reduce`, `reduce_scatter`, `all_gather`, or `message` for send/recv.
     pub what: String,
     pub group: u32,
     pub stride: u32,
@@ -170,13 +173,13 @@ pub struct LinkFit {
     pub residual: f64,
 }
 
-/// A message between neighbouring pipeline stages.
+/// A send/recv between neighbouring pipeline stages.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MessageCost {
     pub stride: u32,
     pub bytes: Bytes,
-    /// From the call of send to the return of receive.
+    /// Time from the call of send to the return of receive.
     pub time: Sample,
 }
 
@@ -191,7 +194,7 @@ pub struct OptimizerCost {
     pub norm: Sample,
 }
 
-/// One pass of one chunk over one micro-batch, beyond the chunk's layers.
+/// Overhead of one pass of one chunk over one micro-batch, in addition to the chunk's layers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PipeliningCost {
@@ -199,38 +202,38 @@ pub struct PipeliningCost {
     pub time: Sample,
 }
 
-/// Encoding and decoding of one bucket or one message, exchanges left out.
+/// Encoding and decoding of one bucket or one send/recv, without the communication.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CodecCost {
     pub codec: Codec,
     #[serde(default)]
     pub coded: Coded,
-    /// Ranks that take part; two for a message, whose encoding and decoding are together.
+    /// Number of ranks; two for send/recv, whose encoding and decoding are measured together.
     pub group: u32,
     pub elements: u64,
     pub time: Sample,
 }
 
-/// What happens to compute and to communication when both run on one device.
+/// Slow-down of compute and communication that overlap on one device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Interference {
-    /// Time of compute beside communication over time alone; at least 1.
+    /// Time of compute overlapped with communication, divided by its time alone; at least 1.
     pub compute_slowdown: f64,
-    /// Time of communication beside compute over time alone; at least 1.
+    /// Time of communication overlapped with compute, divided by its time alone; at least 1.
     pub communication_slowdown: f64,
     pub provenance: Provenance,
 }
 
-/// What ranks compute on.
+/// The kind of device on which ranks compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceKind {
-    /// One core a rank.
+    /// One core per rank.
     #[default]
     Cpu,
-    /// One NVIDIA GPU a rank.
+    /// One NVIDIA GPU per rank.
     Cuda,
 }
 
@@ -243,7 +246,7 @@ impl DeviceKind {
     }
 }
 
-/// What trains.
+/// The training engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Engine {
@@ -268,7 +271,7 @@ impl Engine {
     }
 }
 
-/// A GPU as it was while it was measured.
+/// The state of a GPU during the measurement.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Accelerator {
@@ -278,46 +281,47 @@ pub struct Accelerator {
     pub pci_bus: String,
     pub memory_bytes: Bytes,
     pub multiprocessors: u32,
-    /// Compute capability, as "9.0".
+    /// Compute capability, such as "9.0".
     pub capability: String,
     pub driver: String,
-    /// Clock of the multiprocessors, MHz: now, and the highest.
+    /// Clock of the multiprocessors during the measurement in MHz; `highest_clock_mhz` is its maximum.
     pub clock_mhz: Option<u32>,
     pub highest_clock_mhz: Option<u32>,
-    /// Why the clock is held down, if it is.
+    /// Reasons why the clock is throttled, if it is.
     pub throttled: Vec<String>,
-    /// Other processes that compute on it.
+    /// Number of other processes that compute on it.
     pub other_processes: u32,
-    /// Links to other GPUs that are up.
+    /// Number of active links to other GPUs.
     pub nvlinks: u32,
-    /// As "4.0 x16".
+    /// PCI Express version and width, such as "4.0 x16".
     pub pcie: String,
 }
 
-/// How two GPUs of one machine reach each other.
+/// The connection of two GPUs of one machine.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AcceleratorPath {
     pub from: u32,
     pub to: u32,
-    /// As "NVLink", "PCIe switch", "host bridge", "across sockets".
+    /// Kind of connection, such as "NVLink", "PCIe switch", "host bridge", "across sockets".
     pub path: String,
 }
 
-/// What a device does apart from any model.
+/// Measurements of a device outside training steps.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Hardware {
-    /// Rate of the fastest GEMM of this model's shapes that one rank ran alone. It is no peak of the device: small GEMMs
-    /// are bound by launches and memory, and other load takes its share. Absent in older profiles.
+    /// Rate of the fastest GEMM of this model's shapes, run by one rank alone. It is not a peak of the
+    /// device: small GEMMs are bound by launches and memory, and other load reduces the rate. Absent in older
+    /// profiles.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fastest_gemm_flops_per_s: Option<FlopsPerSecond>,
-    /// Matrix products of the model's shapes.
+    /// GEMMs of the model's shapes.
     pub products: Vec<ProductCost>,
     pub copies: Vec<CopyCost>,
 }
 
-/// One `m × k` by `k × n` product, alone on the device.
+/// One GEMM of `m × k` by `k × n`, alone on the device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProductCost {
@@ -325,7 +329,7 @@ pub struct ProductCost {
     pub n: u64,
     pub k: u64,
     pub time: Sample,
-    /// `2 m n k` over the median time.
+    /// `2 m n k` divided by the median time.
     pub flops_per_s: FlopsPerSecond,
 }
 
@@ -341,24 +345,24 @@ pub struct CopyCost {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CopyKind {
-    /// From one place of the device's memory to another: every byte is read and written.
+    /// From one part of the device's memory to another: every byte is read and written.
     Device,
     HostToDevice,
     DeviceToHost,
 }
 
-/// One of several machines that a launcher has spread the ranks over.
+/// One of several machines on which a launcher has started ranks.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Machine {
-    /// As the machine calls itself; numbered where two call themselves the same.
+    /// The machine's own name; numbered if several machines have the same name.
     pub name: String,
-    /// In the launcher's order; rank r is device r of the network.
+    /// Ranks on this machine, in the launcher's order; rank r is device r of the network.
     pub ranks: Vec<u32>,
     pub processor: String,
-    /// That its ranks may use, one or the other.
+    /// Number of cores that its ranks may use together.
     pub cores: u32,
-    /// Free when the ranks came together.
+    /// Free memory when the ranks joined.
     pub memory_bytes: Bytes,
 }
 
@@ -369,27 +373,28 @@ pub struct Environment {
     pub host: String,
     pub processor: String,
     pub cores: u32,
-    /// Whether ranks got real-time priority; without it other load shows in every number.
+    /// Whether ranks got real-time priority; without it, other load affects all measurements.
     pub realtime: bool,
     /// Seconds since 1970 when the measurement began.
     pub started_unix_s: u64,
     pub autodist_version: String,
-    /// Whose training was measured.
+    /// Engine whose training was measured.
     #[serde(skip_serializing_if = "Engine::is_native")]
     pub engine: Engine,
-    /// A device emulated by padding and pacing is no measurement of that device.
+    /// Whether devices were emulated by padding and pacing. The profile is then not a measurement of such
+    /// devices.
     pub emulated: bool,
-    /// What the ranks computed on.
+    /// Kind of device on which the ranks computed.
     pub devices: DeviceKind,
-    /// The GPUs, if they did it there.
+    /// The GPUs, if the ranks computed on GPUs.
     pub accelerators: Vec<Accelerator>,
     pub accelerator_paths: Vec<AcceleratorPath>,
-    /// What carried collectives between GPUs: NCCL and its version, or the host's memory and why.
+    /// Transport of collectives between GPUs: NCCL with its version, or the host's memory with the reason.
     pub collectives: String,
-    /// What carried all else that ranks said to each other: the MPI library, or TCP where this is empty.
+    /// Transport of all other communication between ranks: the MPI library, or TCP if this is empty.
     pub transport: String,
-    /// The machines in the order of their first ranks, where they are several; `host`, `processor` and `cores` are
-    /// those of the first.
+    /// The machines in the order of their first ranks, if there are several; `host`, `processor` and `cores`
+    /// are those of the first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub machines: Vec<Machine>,
     // Each is written as one line: texts from drivers and ranks may contain line breaks.
@@ -405,7 +410,7 @@ pub struct Profile {
     pub schema_version: u32,
     pub model: ModelSpec,
     pub seq_len: u32,
-    /// Arithmetic of everything that was measured.
+    /// Precision of all measurements.
     #[serde(default)]
     pub precision: Precision,
     pub optimizer_kind: Optimizer,
@@ -419,54 +424,57 @@ pub struct Profile {
     pub segments: Vec<SegmentCost>,
     pub collectives: Vec<CollectiveCost>,
     pub messages: Vec<MessageCost>,
-    /// The links between the devices, where they are not all alike: on several machines, real or emulated.
+    /// The links between the devices, if they are not all alike: on several machines, real or emulated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
     pub fits: Vec<LinkFit>,
-    /// Coding of gradients that travel in fewer bytes.
+    /// Coding times of gradients and other compressed data.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub codecs: Vec<CodecCost>,
-    /// Collectives that carry what codecs send, where that goes another way than gradients as they are: through the
-    /// host beside NCCL.
+    /// Collectives of encoded data, if its transport differs from that of uncompressed gradients: through the
+    /// host's memory instead of NCCL.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exchanges: Vec<CollectiveCost>,
-    /// Collectives of tensor groups inside training steps, of the slowest group, where devices are emulated: beside what
-    /// they take alone, they show what waiting for each other and for turns on a core adds.
+    /// Collectives of tensor-parallel groups inside training steps, of the slowest group, if devices are
+    /// emulated. Compared with their times alone, they show the additional time in which ranks wait for each
+    /// other and for a shared core.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub within_steps: Vec<CollectiveCost>,
     pub optimizer: Vec<OptimizerCost>,
     pub interference: Interference,
-    /// What a collective inside a step costs beyond its time alone: ranks that do not come together, cold caches.
+    /// Additional time of a collective inside a step, compared with its time alone, because ranks start it at
+    /// different times and caches are cold.
     pub synchronisation: Sample,
-    /// Zeroing a fresh gradient buffer, seconds per element; what ZeRO-2 and 3 do for every layer's backward.
+    /// Zeroing a new gradient buffer, in seconds per element; ZeRO-2 and 3 do it in every layer's backward
+    /// pass.
     pub zero_s_per_element: f64,
-    /// Adding a scattered gradient to the sum over micro-batches, seconds per element.
+    /// Adding a scattered gradient to the sum over micro-batches, in seconds per element.
     pub add_s_per_element: f64,
     /// Hand-over of a collective to the communication stream and back.
     pub stream_handover: Sample,
-    /// What an engine does around each gather and each scatter of a sharded bucket: the host's work, and copies. Absent
-    /// where it is part of other times.
+    /// Overhead of an engine for each gather and each scatter of a sharded bucket: host work and copies.
+    /// Absent if it is part of other times.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharding: Option<Sample>,
-    /// What an engine's pipeline runtime does around each pass of a chunk, by schedule: the host's work between its layers,
-    /// its messages and their waits. Absent where it is part of other times.
+    /// Overhead of an engine's pipeline runtime for each pass of a chunk, by schedule: host work between its
+    /// layers, its send/recv and their waits. Absent if it is part of other times.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pipelining: Vec<PipeliningCost>,
-    /// Part of a step that belongs to no operation: data, bookkeeping, barrier.
+    /// Part of a step outside all operations: data, bookkeeping, barrier.
     pub step_overhead: Sample,
-    /// Heap of a rank that has joined the job but holds no model.
+    /// Heap of a rank that has joined the job but has no model yet.
     pub baseline_bytes: Bytes,
-    /// Staging memory of one communicator while it works.
+    /// Staging memory of one communicator while it is in use.
     pub staging_bytes: Bytes,
-    /// Time of the reference arithmetic beside the measured steps: the speed of the machine to which all times of
-    /// segments and updates are brought. 0 where it is unknown.
+    /// Time of the reference benchmark, measured with the steps: all times of segments and updates are
+    /// corrected to this speed of the machine. 0 if it is unknown.
     #[serde(default)]
     pub reference_s: Seconds,
-    /// Relative difference between two runs of the same plan: what no model can predict away. Absent where every plan
-    /// was run in one round only: then it is not known.
+    /// Relative difference between two runs of the same plan, which no model can predict. Absent if every
+    /// plan was run in only one round, so that it is not known.
     #[serde(default)]
     pub repeatability: Option<f64>,
-    /// Measurements that are not believed.
+    /// Doubtful measurements.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub doubts: Vec<Doubt>,
 }
@@ -564,15 +572,16 @@ impl Check for Profile {
 }
 
 impl Profile {
-    /// How much two runs of one plan differ, relative; `None` where it was not measured. Profiles of earlier versions say 0
-    /// then, which no two real runs do.
+    /// Relative difference between two runs of one plan; `None` if it was not measured. Profiles of earlier
+    /// versions have 0 in this case, which does not occur in real runs.
     pub fn noise(&self) -> Option<f64> {
         self.repeatability.filter(|value| *value > 0.0)
     }
 }
 
 impl Profile {
-    /// Rate of the fastest GEMM of this model's shapes; older profiles have it among the figures of the device.
+    /// Rate of the fastest GEMM of this model's shapes; older profiles have it among the figures of the
+    /// device.
     pub fn fastest_gemm(&self) -> Option<FlopsPerSecond> {
         let older = || self.cluster.nodes.first()?.device.measured_rate();
         self.hardware.fastest_gemm_flops_per_s.or_else(|| older().filter(|_| !self.environment.emulated))
@@ -600,7 +609,7 @@ impl Hardware {
     }
 }
 
-/// Memory of one operation: at most 16 TiB, so that a whole step's sum stays countable.
+/// Checks the memory of one operation: at most 16 TiB, so that the sum over a step does not overflow.
 fn check_memory(field: &str, size: u64) -> Result<(), InputError> {
     in_range(field, size, 0, 1 << 44)
 }

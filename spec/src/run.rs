@@ -10,7 +10,7 @@ use crate::units::{Bytes, Seconds};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// One operation on one stream of one rank, in a step that begins at 0.
+/// One operation on one stream of one rank. Times are relative to the start of the step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TimelineEvent {
@@ -37,7 +37,7 @@ pub enum Stream {
 pub enum OperationKind {
     Forward,
     Backward,
-    /// Waiting for a pipeline message.
+    /// Waiting for a send/recv from another pipeline rank.
     Receive,
     Send,
     /// Gradient reduction on the communication stream.
@@ -57,8 +57,8 @@ pub struct StepRecord {
     /// Global L2 norm before clipping.
     pub gradient_norm: f64,
     pub learning_rate: f64,
-    /// The faster reading of a fixed piece of arithmetic just before and just after the step, slowest rank: the
-    /// machine's speed.
+    /// Time of the reference benchmark, which measures the machine's speed: the faster of its runs just
+    /// before and just after the step, on the slowest rank.
     pub reference_s: Seconds,
 }
 
@@ -71,18 +71,18 @@ pub struct RankRecord {
     pub bytes_sent_per_step: Bytes,
 }
 
-/// Why a bucket's gradients went back to travelling as they are.
+/// Why a bucket returned to uncompressed gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FallbackReason {
-    /// Step after step nearly nothing of them arrived.
+    /// In many consecutive steps, nearly nothing of the gradients was sent.
     Contraction,
-    /// What was kept for later grew beyond what error feedback can ever send.
+    /// The kept error grew beyond what error feedback can ever send.
     ErrorGrowth,
 }
 
 impl FallbackReason {
-    /// As people write it.
+    /// The text for reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Contraction => "its contraction stayed below the floor",
@@ -94,37 +94,38 @@ impl FallbackReason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Fallback {
-    /// The last one that was compressed; what was kept then was dropped.
+    /// The last compressed step, after which the kept error was discarded.
     pub step: u32,
     pub reason: FallbackReason,
 }
 
-/// How well one bucket of gradients was compressed.
+/// Statistics of the compression of one bucket of gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BucketCompression {
     pub pipeline_rank: u32,
-    /// In the order in which the rank's gradients become complete.
+    /// Index of the bucket, in the order in which the rank's gradients become complete.
     pub bucket: u32,
     pub codec: Codec,
-    /// `1 - |x - C(x)|² / |x|²` of a step, where C(x) is what arrives of x: 1 where nothing is lost (delta of
-    /// 1901.09847). Median over the steps, then over the members.
+    /// `1 - |x - C(x)|² / |x|²` of a step, where C(x) is x after encoding and decoding: 1 if nothing is lost
+    /// (delta of 1901.09847). Median over the steps, then over the members.
     pub contraction_median: f64,
-    /// Over all steps and members. Random rounding may lose more than there is, which makes it negative.
+    /// The lowest value over all steps and members. Random rounding may lose more than the whole norm, which
+    /// makes it negative.
     pub contraction_lowest: f64,
-    /// L2 norm of what is kept after the last step over that half-way through the run, the largest member's: about 1
-    /// once it has settled. 0 where the codec keeps nothing.
+    /// L2 norm of the kept error after the last step, divided by that half-way through the run; the largest
+    /// of all members. About 1 if the error is stable, 0 if the codec keeps no error.
     pub error_growth: f64,
-    /// Absent where the codec was used to the end.
+    /// Absent if the codec was used to the end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<Fallback>,
 }
 
-/// That a training ended before its last step.
+/// The early end of a training.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Ended {
-    /// Steps that are done, from the start: the next would have been this one.
+    /// Number of completed steps, which is also the index of the next step.
     pub step: u32,
     // Written as one line: a rank's last message may have several.
     #[serde(serialize_with = "crate::text::serialize_joined")]
@@ -132,15 +133,16 @@ pub struct Ended {
     pub reason: String,
 }
 
-/// What a record is of, where a plan was trained in several rounds (`validate`): what goes on with it compares this.
+/// Rounds of a record, if the plan was trained in several rounds (`validate`). A command that continues the
+/// record compares them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rounds {
-    /// Rounds whose steps are in the record.
+    /// Number of rounds whose steps are in the record.
     pub done: u32,
-    /// Rounds in all.
+    /// Total number of rounds.
     pub of: u32,
-    /// Measured steps of each round.
+    /// Number of measured steps of each round.
     pub steps: u32,
     /// Fingerprint of model, job, profile and data.
     pub fingerprint: String,
@@ -157,25 +159,26 @@ pub struct RunRecord {
     #[serde(default)]
     pub precision: Precision,
     pub environment: Environment,
-    /// In the order in which they were trained. `validate` trains a plan in several rounds, each from the same start:
-    /// step numbers then begin again, and of later rounds the warm-up is left out. Of a training of more than 131072
-    /// steps, every second step, or every fourth, and so on, and the last.
+    /// Steps in the order in which they were trained. `validate` trains a plan in several rounds, each from
+    /// the same initial state: step numbers then restart, and the warm-up of later rounds is left out.
+    /// Trainings of more than 131072 steps have only every second step, or every fourth, and so on, and the
+    /// last.
     pub steps: Vec<StepRecord>,
-    /// Steps before this one are warm-up and in no statistic.
+    /// Steps before this one are warm-up and not in the statistics.
     pub warmup_steps: u32,
-    /// Over the steps after the warm-up, barrier to barrier, slowest rank.
+    /// Time of the steps after the warm-up, from barrier to barrier, on the slowest rank.
     pub step_time: Sample,
     pub ranks: Vec<RankRecord>,
-    /// Buckets whose gradients lost something on the wire.
+    /// Buckets with lossy compression of gradients.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub compression: Vec<BucketCompression>,
-    /// Operations of a typical step: of some steps, evenly spaced, the one whose time was nearest their median. Empty
-    /// where a rank has more than 65536 of them, and where the training ended early.
+    /// Operations of a typical step: among some evenly spaced steps, the one whose time is nearest to their
+    /// median. Empty if a rank has more than 65536 operations, or if the training ended early.
     pub timeline: Vec<TimelineEvent>,
-    /// Absent where the plan was trained once.
+    /// Absent if the plan was trained once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounds: Option<Rounds>,
-    /// Absent where all steps were made.
+    /// Absent if all steps were completed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ended>,
 }
@@ -185,7 +188,7 @@ impl RunRecord {
         self.ranks.iter().map(|r| r.peak_memory_bytes).max().unwrap_or_default()
     }
 
-    /// The trainings that the steps are of: one, or a round each where step numbers begin again.
+    /// The steps of each round: a round begins where step numbers restart.
     pub fn rounds(&self) -> impl Iterator<Item = &[StepRecord]> {
         self.steps.chunk_by(|one, next| one.step < next.step)
     }
@@ -236,21 +239,23 @@ impl Check for RunRecord {
     }
 }
 
-/// What a measurement says of a prediction. Both are intervals: the prediction's bar is `bar_s` to either side of it,
-/// the measurement's noise its 95 % interval. How they are made: `src/verdict.rs`, docs/validation.md.
+/// The result of comparing a prediction with a measurement. Both are intervals: the prediction extends by
+/// `bar_s` to either side, and the measurement has a 95 % interval. For their computation see
+/// `src/verdict.rs` and docs/validation.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// All of the measured interval lies within the bar.
+    /// The whole measured interval lies within that of the prediction.
     Holds,
-    /// The measured interval crosses the bar's edge: the difference cannot be told from noise.
+    /// The measured interval crosses an end of that of the prediction: the difference cannot be distinguished
+    /// from noise.
     WithinNoise,
-    /// All of the measured interval lies beyond the bar.
+    /// The whole measured interval lies outside that of the prediction.
     Refuted,
 }
 
 impl Verdict {
-    /// As people write it.
+    /// The text for reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Holds => "holds",
@@ -260,7 +265,7 @@ impl Verdict {
     }
 }
 
-/// Measured beside predicted, for one plan.
+/// Measurement and prediction of one plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ValidatedRun {
@@ -268,22 +273,23 @@ pub struct ValidatedRun {
     pub strategy: ParallelStrategy,
     pub measured: Measured,
     pub predicted: Estimate,
-    /// Verdict on the prediction, at the speed that the machine had when it was profiled; absent in files of earlier
-    /// releases.
+    /// Verdict on the prediction, corrected to the speed of the machine during the profile; absent in files
+    /// of earlier releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
-    /// What the prediction may be off by, seconds to either side: its own interval, and the cost model's known error on
-    /// such machines; at most half of it. 0 in files of earlier releases.
+    /// Tolerance of the prediction, in seconds to either side: its own interval, and the cost model's known
+    /// error on such machines; at most half of the prediction. 0 in files of earlier releases.
     #[serde(default)]
     pub bar_s: Seconds,
-    /// `predicted / measured - 1` of the step time as it was timed.
+    /// `predicted / measured - 1` of the step time, without correction for the speed of the machine.
     pub step_time_error: f64,
-    /// Error at the speed that the machine had when it was profiled: `predicted / measured.adjusted_step_time_s - 1`.
+    /// Error of the step time, corrected to the speed of the machine during the profile: `predicted /
+    /// measured.adjusted_step_time_s - 1`.
     pub adjusted_error: f64,
     /// `predicted / measured - 1` of the peak memory.
     pub peak_memory_error: f64,
-    /// How much slower this plan ran than the fastest of those that were run, all at one speed of the machine:
-    /// `adjusted / best adjusted - 1`.
+    /// How much slower this plan ran than the fastest measured plan, with all plans corrected to one speed of
+    /// the machine: `adjusted / best adjusted - 1`.
     pub regret: f64,
 }
 
@@ -294,10 +300,11 @@ pub struct Measured {
     pub step_time_s: Seconds,
     /// Half-width of the median's 95 % interval.
     pub step_time_spread_s: Seconds,
-    /// Speed of the machine during the run over its speed during the profile, by the reference arithmetic that is
-    /// timed beside every step; 1 where it is unknown. On a machine that others share it changes by the second.
+    /// Speed of the machine during the run relative to its speed during the profile, by the reference
+    /// benchmark that is measured with every step; 1 if it is unknown. On a shared machine it changes within
+    /// seconds.
     pub machine_speed: f64,
-    /// Median over the measured steps of step time times machine speed.
+    /// Median of step time multiplied by machine speed, over the measured steps.
     pub adjusted_step_time_s: Seconds,
     /// Half-width of that median's 95 % interval.
     pub adjusted_step_time_spread_s: Seconds,
@@ -307,87 +314,89 @@ pub struct Measured {
     pub steps: u32,
 }
 
-/// What `autodist validate` found.
+/// The result of `autodist validate`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Validation {
     pub schema_version: u32,
-    /// In the planner's order: the first is its choice, if that ran.
+    /// Runs in the planner's order: the first is its choice, if that ran.
     pub runs: Vec<ValidatedRun>,
-    /// Verdict on the planner's choice: `refuted` also if another plan is faster by more than both runs' noise
-    /// (`beaten_by`), `within_noise` also if one is faster by less. Absent if the choice did not run.
+    /// Verdict on the planner's choice: `refuted` also if another plan is faster by more than both runs'
+    /// noise (`beaten_by`), `within_noise` also if one is faster by less. Absent if the choice did not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
-    /// Label of the fastest plan, where it beats the planner's choice beyond both runs' noise.
+    /// Label of the fastest plan, if it is faster than the planner's choice by more than both runs' noise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub beaten_by: Option<String>,
-    /// Median |step_time_error|: as timed.
+    /// Median |step_time_error|, without correction for the speed of the machine.
     pub median_error: f64,
-    /// Median |adjusted_error|: at the speed that the machine had when it was profiled.
+    /// Median |adjusted_error|, corrected to the speed of the machine during the profile.
     pub median_adjusted_error: f64,
-    /// Regret of the planner's choice, with all plans at one speed of the machine; absent if the choice did not run.
+    /// Regret of the planner's choice, with all plans corrected to one speed of the machine; absent if the
+    /// choice did not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub regret: Option<f64>,
     /// How well the predictions order the plans; absent with fewer than two runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agreement: Option<Agreement>,
-    /// Runs with compressed gradients whose plan ran with gradients as they are, too.
+    /// Runs with compressed gradients whose plan also ran without compression.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gains: Vec<CodecGain>,
-    /// What codecs cost in steps (`--probe`).
+    /// Cost of codecs in steps (`--probe`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub probes: Vec<CodecProbe>,
-    /// Plans that were predicted but could not be run, or not in all rounds (they are among the runs, too), with the
-    /// reason.
+    /// Plans that were predicted but could not be run, or not in all rounds (they are among the runs, too),
+    /// with the reason.
     #[serde(default)]
     pub failed: Vec<FailedRun>,
-    /// Why the validation ended before all plans were trained in all rounds; absent where they were.
+    /// Why the validation ended before all plans were trained in all rounds; absent if it did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<String>,
 }
 
-/// Predictions against measurements over many plans, all at one speed of the machine. Plans whose measured times differ
-/// by less than 2 % are ties.
+/// Agreement of predictions with measurements over many plans, with all plans corrected to one speed of the
+/// machine. Plans whose measured times differ by less than 2 % are ties.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Agreement {
     /// 95th percentile of |adjusted_error|.
     pub p95_error: f64,
-    /// Slowest measured plan over the fastest, less 1.
+    /// Time of the slowest measured plan divided by that of the fastest, minus 1.
     pub spread: f64,
-    /// Kendall's rank correlation of predicted and measured times over all pairs that are no ties.
+    /// Kendall's rank correlation of predicted and measured times over all pairs that are not ties.
     pub kendall_tau: f64,
-    /// Mean regret of a plan that is picked blindly.
+    /// Mean regret of a random plan.
     pub random_regret: f64,
-    /// Regret of plain data parallelism; absent where it did not run.
+    /// Regret of plain data parallelism; absent if it did not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_parallel_regret: Option<f64>,
-    /// Mean regret of the plans that a constant rate of FLOPs calls the fastest: work, recomputation and the pipeline's
-    /// bubble, no communication.
+    /// Mean regret of the plans that are the fastest under a constant rate of FLOPs, which counts work,
+    /// recomputation and the pipeline's bubble, but no communication.
     pub constant_flops_regret: f64,
 }
 
-/// What a codec costs in steps, by training with it and without, on the same data from the same parameters. Losses are
-/// means over ten steps.
+/// Cost of a codec in steps, from trainings with it and without it, on the same data from the same
+/// parameters. Losses are means over ten steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CodecProbe {
     pub codec: Codec,
     #[serde(default)]
     pub coded: Coded,
-    /// Steps of the exact training.
+    /// Number of steps of the exact training.
     pub steps: u32,
     /// Final loss of the exact training.
     pub exact_loss: f64,
     /// Loss with the codec after the same number of steps.
     pub loss: f64,
-    /// Steps to `exact_loss` over `steps`; if it was not reached, those that were made, so that it is at least this.
+    /// Steps to `exact_loss` divided by `steps`. If the loss was not reached, all steps with the codec
+    /// divided by `steps`, which is a lower bound.
     pub slowdown: f64,
     pub reached: bool,
 }
 
-/// What a codec brought, predicted and measured: step time with gradients as they are over that with the codec, less 1,
-/// at one speed of the machine.
+/// Gain of a codec, predicted and measured: step time without compression divided by step time with the
+/// codec, minus 1, at one speed of the machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CodecGain {
@@ -395,9 +404,9 @@ pub struct CodecGain {
     pub codec: Codec,
     pub predicted: f64,
     pub measured: f64,
-    /// Measured gains up to this are none: both runs' spread, 2 % at least.
+    /// Measured gains up to this are within noise: the spread of both runs, at least 2 %.
     pub noise: f64,
-    /// Whether both have the same sign, or the measured gain is none.
+    /// Whether both have the same sign, or the measured gain is within noise.
     pub agrees: bool,
 }
 
@@ -412,7 +421,7 @@ pub struct FailedRun {
 }
 
 impl Validation {
-    /// Whether nothing was measured and nothing failed: it ended before anything began.
+    /// Whether nothing was measured and nothing failed, because the validation ended before.
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty() && self.failed.is_empty() && self.probes.is_empty()
     }

@@ -5,18 +5,18 @@ use crate::text;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use std::fmt::{self, Write};
 
-/// What a look over a document has found.
+/// The result of a survey of a document.
 #[derive(Debug, Default)]
 pub(crate) struct Survey {
     /// Whether it is a mapping.
     pub object: bool,
-    /// Its own keys, without those of what it holds.
+    /// Its top-level keys.
     pub keys: Vec<String>,
     /// `schema_version`, as JSON.
     pub version: Option<String>,
-    /// Values in it, at any depth.
+    /// Number of values, at any depth.
     pub values: usize,
-    /// What no document may hold.
+    /// Content that no document may have, if there is any.
     pub refused: Option<InputError>,
     most: usize,
     /// Whether a text may have several lines.
@@ -31,8 +31,8 @@ enum Part {
 }
 
 impl Survey {
-    /// Looks for texts that no document may hold, and for more than `most` values: a byte or two can ask for a hundred bytes of
-    /// memory. What was refused is in the survey, whatever the notation's own error says.
+    /// Checks for disallowed texts, and for more than `most` values, because a value of one or two bytes can
+    /// take a hundred bytes of memory. A rejection is in the survey, whatever error the notation reports.
     pub fn of<'de, D: Deserializer<'de>>(
         most: usize,
         lines: bool,

@@ -6,16 +6,16 @@
 use crate::error::InputError;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
-/// Bytes of a name.
+/// Maximum length of a name, in bytes.
 pub const LONGEST_NAME: usize = 256;
-/// Bytes of any other text: a reason, a path, a source.
+/// Maximum length of any other text (a reason, a path, a source), in bytes.
 pub const LONGEST_TEXT: usize = 16 << 10;
 
 /// Fields that name something: a model, a device, a host, a run.
 const NAMES: [&str; 6] = ["name", "id", "device", "host", "model", "set_id"];
 
-/// Whether a character is not seen itself but changes what is around it: controls, line and paragraph separators, and
-/// format characters (Unicode Cc, Zl, Zp, Cf), among them those that turn the direction of text.
+/// Whether a character is invisible but affects the text around it: controls, line and paragraph separators,
+/// and format characters (Unicode Cc, Zl, Zp, Cf), including those that change the direction of text.
 pub fn is_hidden(c: char) -> bool {
     if c.is_ascii() {
         return c.is_ascii_control();
@@ -29,10 +29,10 @@ pub fn is_hidden(c: char) -> bool {
     )
 }
 
-/// Checks a text of the file's field `field`; how long it may be depends on whether that is a name.
+/// Checks a text of the file's field `field`; the maximum length depends on whether it is a name.
 ///
 /// # Errors
-/// A hidden character, or more bytes than such a text has.
+/// A hidden character, or a text that is too long.
 pub fn check(field: &str, text: &str) -> Result<(), InputError> {
     let last = field.rsplit('.').next().unwrap_or(field);
     check_to(field, text, if NAMES.contains(&last) { LONGEST_NAME } else { LONGEST_TEXT })
@@ -41,7 +41,7 @@ pub fn check(field: &str, text: &str) -> Result<(), InputError> {
 /// Checks a name.
 ///
 /// # Errors
-/// A hidden character, or more bytes than a name has.
+/// A hidden character, or a name that is too long.
 pub fn check_name(field: &str, text: &str) -> Result<(), InputError> {
     check_to(field, text, LONGEST_NAME)
 }
@@ -59,7 +59,7 @@ fn check_to(field: &str, text: &str, longest: usize) -> Result<(), InputError> {
     Ok(())
 }
 
-/// A text as messages show it: hidden characters as `\u{1b}`, and cut off after `most` characters.
+/// Formats a text for messages: hidden characters as `\u{1b}`, and cut off after `most` characters.
 pub fn shown(text: &str, most: usize) -> String {
     let mut short = String::new();
     for (index, c) in text.chars().enumerate() {
@@ -72,16 +72,16 @@ pub fn shown(text: &str, most: usize) -> String {
     short
 }
 
-/// Characters of a line that a message shows: what it quotes may be as long as a file.
+/// Maximum length of a line in a message, in characters: a quotation may be as long as a file.
 const LONGEST_LINE: usize = 300;
 
-/// Text of a user's file or name, which must neither drive a terminal nor pass for a line of ours: hidden characters
-/// are shown as `\u{1b}`, and what is longer than 300 characters is cut.
+/// Formats text from a user's file or name, so that it can neither control a terminal nor look like a line of
+/// this program: hidden characters are shown as `\u{1b}`, and text after 300 characters is cut.
 pub fn one_line(text: &str) -> String {
     shown(text, LONGEST_LINE)
 }
 
-/// A text of several lines as messages show it: line feeds and tabs are kept, and nothing is cut.
+/// Formats a text of several lines for messages: line feeds and tabs are kept, and nothing is cut.
 pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
@@ -94,7 +94,8 @@ pub fn printable(text: &str) -> String {
     shown
 }
 
-/// A text of several lines as one that files may hold: line breaks become `; `, hidden characters are shown.
+/// Joins a text of several lines into one line that files may contain: line breaks become `; `, hidden
+/// characters are shown.
 pub fn joined(text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
     let mut line = shown(&lines.join("; "), LONGEST_TEXT / 4);
@@ -105,7 +106,7 @@ pub fn joined(text: &str) -> String {
     line
 }
 
-/// For a field of texts that are written as one line each.
+/// Serialises texts, each as one line.
 pub(crate) fn serialize_lines<S: serde::Serializer>(
     texts: &[String],
     serializer: S,
@@ -113,7 +114,7 @@ pub(crate) fn serialize_lines<S: serde::Serializer>(
     serializer.collect_seq(texts.iter().map(|text| joined(text)))
 }
 
-/// For a field that is written as one line.
+/// Serialises a text as one line.
 pub(crate) fn serialize_joined<S: serde::Serializer>(text: &str, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&joined(text))
 }

@@ -1,4 +1,4 @@
-//! Numbers that know their unit. Raw numbers appear only at file boundaries, where the key names the unit.
+//! Numbers with units. Raw numbers appear only at file boundaries, where the key names the unit.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -113,7 +113,7 @@ impl Div<Seconds> for Flops {
     }
 }
 
-/// Three significant digits, without an exponent for the magnitudes that people read.
+/// Formats a number with three significant digits and without an exponent.
 fn digits(value: f64) -> String {
     let magnitude = value.abs();
     if magnitude >= 100.0 {
@@ -179,7 +179,8 @@ impl fmt::Display for FlopsPerSecond {
     }
 }
 
-/// How far a number may be trusted. A combination keeps the least trusted of its parts, so the order matters.
+/// The source of a number, from the most to the least trusted. A combination keeps the least trusted of its
+/// parts, so the order matters.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash,
 )]
@@ -188,13 +189,13 @@ pub enum Provenance {
     /// Timed or counted on this machine.
     #[default]
     Measured,
-    /// Between two measured points.
+    /// Interpolated between two measured points.
     Interpolated,
     /// Computed from a hardware catalogue or extrapolated past the measured points.
     Modelled,
-    /// A model carried past what it was held to: other devices, or sizes outside its range.
+    /// Computed by a model outside its validated range: for other devices, or for sizes outside its range.
     Extrapolated,
-    /// Nobody measured or modelled it; a stated assumption.
+    /// A stated assumption, neither measured nor modelled.
     Assumed,
 }
 

@@ -23,8 +23,8 @@ impl fmt::Display for Peak {
 
 /// Model FLOPs of a step per second and device, and the published peak that they are a part of.
 ///
-/// Model FLOPs are those of the model's GEMMs, forward and backward, without recomputation (Narayanan et al., SC'21,
-/// appendix). GEMMs of attention count in full, also where a causal kernel skips half of them.
+/// Model FLOPs are those of the model's GEMMs, forward and backward, without recomputation (Narayanan et al.,
+/// SC'21, appendix). Attention's GEMMs count in full, even if a causal kernel skips half of them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Utilisation {
     /// The rate that one device achieved.
@@ -41,8 +41,8 @@ impl Utilisation {
         Self { achieved, peak: device.published_peak(job.precision) }
     }
 
-    /// Model FLOPs utilisation (Chowdhery et al., PaLM, 2204.02311, appendix B): a part of 1. Absent where the peak is
-    /// unknown, and where the share is above 1, which no device reaches.
+    /// Model FLOPs utilisation (Chowdhery et al., PaLM, 2204.02311, appendix B), from 0 to 1. `None` if the
+    /// peak is unknown, or if the ratio is above 1, which no device reaches.
     pub fn mfu(&self) -> Option<f64> {
         self.share().filter(|share| (0.0..=1.0).contains(share))
     }
@@ -51,7 +51,7 @@ impl Utilisation {
         Some(self.achieved / self.peak?.rate)
     }
 
-    /// What to say where the rate is above the peak.
+    /// The warning if the rate is above the peak.
     pub fn contradiction(&self) -> Option<String> {
         let peak = self.peak.filter(|_| self.share().is_some_and(|share| share > 1.0))?;
         Some(format!(
@@ -61,7 +61,8 @@ impl Utilisation {
     }
 }
 
-/// As "11.6 TFLOP/s per device, 1.2 % of its 989 TFLOP/s (bf16, published): MFU with attention GEMMs counted in full".
+/// Formats as "11.6 TFLOP/s per device, 1.2 % of its 989 TFLOP/s (bf16, published): MFU with attention GEMMs
+/// counted in full".
 impl fmt::Display for Utilisation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} per device", self.achieved)?;

@@ -134,7 +134,7 @@ fn text(result: &Backtest) -> String {
     let summary = &result.summary;
     let _ = writeln!(
         text,
-        "\n{}: relative errors of predicted times, beside those of one utilisation per device and precision\n",
+        "\n{}: relative errors of predicted times, compared with those of one utilisation per device and precision\n",
         summary.mode
     );
     let _ = writeln!(

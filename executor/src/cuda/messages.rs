@@ -2,8 +2,8 @@
 //!
 //! NCCL has no tags, and a send blocks its stream until the receiver is ready. So every direction and kind of
 //! send/recv between two ranks has its own group, and sends have their own thread and device queue,
-//! concurrent with compute. Messages of one kind between two ranks are received in the order in which they
-//! are sent (`program/tests/it/messages.rs`).
+//! concurrent with compute. Data of one kind between two ranks are received in the order in which they are
+//! sent (`program/tests/it/messages.rs`).
 
 use super::join;
 use crate::ExecutionError;

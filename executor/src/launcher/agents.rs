@@ -1,4 +1,5 @@
-//! Rank 0's side of a job that a cluster's launcher has started: the processes of all other ranks, waiting for orders.
+//! Rank 0's side of a job that a cluster's launcher has started: the processes of all other ranks, waiting
+//! for orders.
 //!
 //! They join a separate rendezvous, which lasts as long as this process, and use its control channel in both
 //! directions. The ranks have another rendezvous, a new one for each launch.

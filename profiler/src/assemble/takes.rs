@@ -185,7 +185,7 @@ impl Assembly<'_> {
                 let worst = corrections.max_by(|a, b| far(a).total_cmp(&far(b))).unwrap_or(1.0);
                 if far(&worst) > CORRECTION {
                     let reason = format!(
-                        "the reference benchmark beside it took {worst:.2} times as long as usual; changes of clock frequency explain only {:.2} to {CORRECTION:.2}",
+                        "the reference benchmark next to it took {worst:.2} times as long as usual; changes of clock frequency explain only {:.2} to {CORRECTION:.2}",
                         1.0 / CORRECTION
                     );
                     return Some(Suspicion { correction: true, figure: worst, reason });
