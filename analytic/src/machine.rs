@@ -28,9 +28,9 @@ pub enum FabricKind {
 }
 
 /// A model of a cluster of equal nodes that are connected by a network.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct NodeModel {
-    /// Unique per machine in this process.
+    /// Unique per machine in this process, except for copies with other memory.
     number: u64,
     pub device_name: String,
     pub generation: Generation,
@@ -38,7 +38,7 @@ pub struct NodeModel {
     pub interconnect: Interconnect,
     pub fabric: FabricKind,
     pub devices_per_node: u32,
-    /// Memory of one device.
+    /// Memory of one device that a run may use.
     pub memory: Bytes,
     /// Peak of dense 16-bit GEMMs, for the utilisation.
     pub peak_flops_per_s: f64,

@@ -418,13 +418,17 @@ impl Prices for CataloguePrices {
     /// Every rank of a stage sends at the same time; without sequence parallelism, its tensor-parallel part
     /// of the activation.
     fn message(&self, query: &MessageQuery) -> Result<Price, Unpriced> {
-        let MessageQuery { stride, bytes, strategy } = *query;
+        let MessageQuery { ends, stride, bytes, strategy } = *query;
         let parts = if strategy.sequence_parallel { 1.0 } else { f64::from(strategy.tensor) };
         let machine = &self.run.machine;
-        let crosses = stride as u32 >= machine.devices_per_node && self.devices > machine.devices_per_node;
-        let (ends, sharing) =
-            if crosses { (1, machine.devices_per_node.min(self.devices)) } else { (2, 1) };
-        let seconds = machine.collective(Collective::SendRecv, bytes.as_f64() / parts, 2, ends, sharing);
+        let (stage, per_node) = (stride as u32, machine.devices_per_node);
+        let node = |stage_number: usize| stage_number as u32 * stage / per_node;
+        let crosses = match ends {
+            Some((from, to)) => stage >= per_node || node(from) != node(to),
+            None => stage >= per_node,
+        };
+        let (on_a_node, sharing) = if crosses { (1, per_node.min(stage)) } else { (2, 1) };
+        let seconds = machine.collective(Collective::SendRecv, bytes.as_f64() / parts, 2, on_a_node, sharing);
         let p = &self.parameters;
         Ok(modelled(self.rated(seconds, crosses) * p.message_exposed + p.message_s * self.jitter()))
     }

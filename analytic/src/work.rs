@@ -272,11 +272,12 @@ impl StepWork {
             self.experts = LinkTime { seconds, between_nodes: layout.expert > near };
         }
 
-        // Every rank of a stage sends at the same time, its tensor-parallel share of the activation.
+        // Every rank of a stage sends at the same time, its tensor-parallel share of the activation. On more
+        // than one node some stages send to another node, and the slowest send/recv sets the pace.
         let stage = tensor * context * data;
-        let crosses = stage >= per_node && layout.devices() > per_node;
+        let crosses = layout.devices() > per_node;
         let share = activation / f64::from(tensor);
-        let (ends, sharing) = if crosses { (1, per_node.min(layout.devices())) } else { (2, 1) };
+        let (ends, sharing) = if crosses { (1, per_node.min(stage)) } else { (2, 1) };
         let seconds = machine.collective(Collective::SendRecv, share, 2, ends, sharing);
         self.message =
             LinkTime { seconds: if layout.pipeline > 1 { seconds } else { 0.0 }, between_nodes: crosses };

@@ -325,17 +325,18 @@ impl CostModel {
         }
     }
 
-    /// A send/recv between pipeline ranks `stride` apart, on equal links.
+    /// A send/recv between two pipeline ranks, or the fastest of all, with `stride` ranks in a stage.
     ///
     /// # Errors
     /// The source of prices knows no send/recv.
     pub(crate) fn message(
         &self,
         strategy: &ParallelStrategy,
+        ends: Option<(usize, usize)>,
         stride: usize,
         bytes: Bytes,
     ) -> Result<Price, Unpriced> {
-        Ok(self.sped_up(self.prices.message(&MessageQuery { stride, bytes, strategy })?))
+        Ok(self.sped_up(self.prices.message(&MessageQuery { ends, stride, bytes, strategy })?))
     }
 
     /// Whether the profile applies to this model and job.

@@ -107,7 +107,7 @@ impl CostModel {
             let parts = if strategy.sequence_parallel { strategy.tensor } else { 1 };
             let tokens = u64::from(self.seq_len) * u64::from(strategy.micro_batch);
             let bytes = self.precision.working(tokens * u64::from(model.hidden) / u64::from(parts));
-            self.message(strategy, (strategy.data * strategy.tensor) as usize, bytes)?
+            self.message(strategy, None, (strategy.data * strategy.tensor) as usize, bytes)?
         } else {
             Price::ZERO
         };

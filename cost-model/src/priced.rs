@@ -123,7 +123,7 @@ fn messages(costs: &CostModel, program: &Program) -> Result<(Vec<Vec<Price>>, Pr
             let bytes;
             (bytes, coding) = coding::message(costs, program, elements)?;
             prices[from][to] = match &costs.routes {
-                None => costs.message(&program.strategy, stride, bytes)?,
+                None => costs.message(&program.strategy, Some((from, to)), stride, bytes)?,
                 Some(routes) => {
                     let pair = |inner: usize| program.devices(&[from * stride + inner, to * stride + inner]);
                     costs.sped_up(routes.message(&(0..stride).map(pair).collect::<Vec<_>>(), bytes))

@@ -50,10 +50,12 @@ pub struct CollectiveQuery<'a> {
     pub strategy: &'a ParallelStrategy,
 }
 
-/// A send/recv between neighbouring pipeline ranks.
+/// A send/recv between pipeline ranks, of all their data and tensor ranks at the same time.
 #[derive(Debug, Clone, Copy)]
 pub struct MessageQuery<'a> {
-    /// Distance of the two ranks.
+    /// The pipeline ranks that send and receive; `None` for the fastest of all neighbours.
+    pub ends: Option<(usize, usize)>,
+    /// Ranks of a pipeline stage: the distance of two neighbours.
     pub stride: usize,
     pub bytes: Bytes,
     pub strategy: &'a ParallelStrategy,

@@ -42,7 +42,7 @@ pub struct WhatIf {
 }
 
 /// Explains a plan by planning again: for another strategy, with faster links, faster devices, more memory. A
-/// plan for a given strategy is evaluated again without a search. `planner` is that of the plan's model,
+/// plan for a given strategy, or one that measurements put first, is evaluated again without a search. `planner` is that of the plan's model,
 /// cluster, job and costs.
 ///
 /// # Errors
@@ -90,7 +90,8 @@ pub fn explain(
 }
 
 fn what_if(plan: &Plan, change: &'static str, planner: Planner) -> Result<WhatIf, PlanError> {
-    let other = if plan.search.stop_reason == StopReason::Given {
+    // A plan that was chosen by measurement is not what a search by prediction finds.
+    let other = if plan.search.stop_reason == StopReason::Given || plan.measured.is_some() {
         planner.given(&plan.strategy, Some(&plan.stages))?
     } else {
         let limits = SearchLimits { top: 1, ..SearchLimits::default() };

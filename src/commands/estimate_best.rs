@@ -72,7 +72,7 @@ impl Best {
                     found.considered,
                     Bytes(least as u64)
                 );
-                InputError::new("memory of a device", memory, problem).hint(
+                InputError::new("usable memory of a device", memory, problem).hint(
                     "use more devices, or devices with more memory, or remove flags that restrict the layout",
                 )
             }

@@ -53,7 +53,7 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
             format!("; no plan was written to {}, because it could not be trained", path.display())
         });
         let problem = format!(
-            "the layout does not fit in memory: it needs {needs}, and a device has {}{written}\nhint: `estimate --best` lists layouts that fit",
+            "the layout does not fit in memory: it needs {needs}, and {} of a device may be used (`memory_reserve` of the job){written}\nhint: `estimate --best` lists layouts that fit",
             run.machine.memory
         );
         return output::print_with(&text, Err(Failure::Infeasible(problem)));
@@ -112,7 +112,7 @@ pub struct Asked {
 }
 
 impl Asked {
-    fn of(args: &EstimateArgs, machine: Arc<NodeModel>) -> Result<Self, Failure> {
+    fn of(args: &EstimateArgs, mut machine: Arc<NodeModel>) -> Result<Self, Failure> {
         let mut assumptions = Vec::new();
         let given = from_trainer::read(args)?;
         let name = args.model.as_deref();
@@ -144,6 +144,8 @@ impl Asked {
         if let Some(given) = &given {
             given.complete(&mut job).map_err(|failure| given.blame(args, failure))?;
         }
+        let memory = &mut Arc::make_mut(&mut machine).memory;
+        *memory = Bytes((memory.as_f64() * (1.0 - job.memory_reserve)).floor() as u64);
         let trainer = args.trainer.unwrap_or_else(|| {
             assumptions.push("trainer megatron-core: --trainer not given".to_owned());
             Trainer::MegatronCore
@@ -249,7 +251,12 @@ pub fn text(run: &TrainingRun, estimate: &StepEstimate, source: &str) -> String 
     let Memory { weights, gradients, optimizer, activations, logits, buffers, fragmentation, context } =
         estimate.memory;
     let fits = if run.fits(estimate) { "fits into" } else { "does NOT fit into" };
-    let _ = writeln!(text, "memory      {} {fits} {}", bytes(estimate.memory.total()), run.machine.memory);
+    let _ = writeln!(
+        text,
+        "memory      {} {fits} the {} of a device that may be used (`memory_reserve` of the job)",
+        bytes(estimate.memory.total()),
+        run.machine.memory
+    );
     let _ = writeln!(text, "\nof the step");
     for (name, seconds) in estimate.breakdown.parts() {
         let part = 100.0 * seconds / estimate.step.0;

@@ -4,6 +4,7 @@
 
 mod architecture;
 mod bad_input;
+mod catalogue;
 mod common;
 mod contract;
 mod cross_check;

@@ -449,7 +449,7 @@ fn refusals() {
             "plan --profile profile.json --model llama",
             "plan --profile profile.json --model gpt2 --global-batch 8",
             "plan --profile profile.json --model model.json",
-            "plan --cluster 1x8xh100-80gb-sxm --model gpt2 --global-batch 8",
+            "plan --cluster 1x8xh100-80gb-sxm --model gpt2 --global-batch 8 --seq-len 1024 --zero 3",
             "estimate --cluster 1x8xh101 --model gpt2 --global-batch 8",
             "estimate --cluster eight --model gpt2 --global-batch 8",
             "explain plan.json --plan 9",

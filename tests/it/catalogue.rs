@@ -1,0 +1,287 @@
+//! Plans for clusters that were not measured: the planner's search with prices of the hardware catalogue.
+
+use crate::common;
+
+use autodist_analytic::{
+    CataloguePrices, FreeParameters, NodeModel, ParallelDims, Shape, Trainer, TrainingRun, even_blocks,
+    software, table,
+};
+use autodist_cost_model::CostModel;
+use autodist_hardware::{Catalogue, Dtype};
+use autodist_planner::Planner;
+use autodist_program::{Program, stages};
+use autodist_spec::{
+    Activation, Bytes, CatalogueReference, Cluster, Job, ModelSpec, ParallelStrategy, Positions, Precision,
+    ScheduleKind, Stage, StopReason, catalog,
+};
+use common::{line, write};
+use serde_json::Value;
+use std::sync::Arc;
+
+const LLAMA: &str = "plan --model llama2-7b --cluster 2x8xa100-80gb-sxm@8x200gbps --global-batch 64 --seq-len 4096";
+
+#[test]
+fn a_plan_for_a_cluster_that_nobody_measured_is_a_plan_like_any_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan: Value = line(folder.path(), &format!("{LLAMA} --json -o plan.json")).json();
+    assert_eq!(plan["search"]["stop_reason"], "optimal");
+    assert_eq!(plan["search"]["gap"], 0.0);
+    assert!(plan["search"]["explored"].as_u64().unwrap() > 500, "{}", plan["search"]);
+    assert_eq!(plan["alternatives"].as_array().unwrap().len(), 4);
+    assert!(plan["alternatives"][0]["reason"].as_str().unwrap().contains("slower"), "{}", plan["alternatives"]);
+    assert!(!plan["rejected"].as_array().unwrap().is_empty());
+    assert!(!plan["estimate"]["stages"].as_array().unwrap().is_empty());
+    assert_eq!(plan["estimate"]["provenance"], "modelled");
+    assert_eq!(plan["profile"]["catalogue"]["trainer"], "megatron-core");
+
+    let explanation = line(folder.path(), "explain plan.json").ok();
+    assert!(explanation.contains("twice the bandwidth") && explanation.contains("why not"), "{explanation}");
+    line(folder.path(), "report plan.json -o report").ok();
+    let timeline = std::fs::read_to_string(folder.path().join("report/timeline_predicted.csv")).unwrap();
+    assert!(timeline.lines().count() > 10, "{timeline}");
+    let script = line(folder.path(), "export plan.json --to megatron -o out").ok();
+    assert!(script.contains("megatron.sh"), "{script}");
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_the_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = |threads: u32| line(folder.path(), &format!("{LLAMA} --json --threads {threads}")).ok();
+    let one = with(1);
+    assert_eq!(one, with(2));
+    assert_eq!(one, with(8));
+}
+
+#[test]
+fn what_a_trainer_or_the_catalogue_lacks_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), "probes.json", "{}");
+    let cases = [
+        ("--trainer deepspeed", Some(2), ["--trainer", "deepspeed", "estimate --best"]),
+        ("--zero 3", Some(2), ["allow.zero_stage", "3", "--trainer"]),
+        ("--schedule gpipe", Some(2), ["allow.schedule", "gpipe", "megatron-core"]),
+        ("--trainer fsdp2 --pp 2", Some(2), ["allow.pipeline", "2", "fsdp2"]),
+        ("--precision fp32", Some(2), ["precision", "fp32", "bf16"]),
+        ("--allow compression", Some(2), ["codecs", "price", "profile"]),
+        ("--probes probes.json", Some(2), ["--probes", "probes.json", "profile"]),
+        ("--tp 3", Some(2), ["--tp", "3", "16"]),
+        ("--cp 2", Some(2), ["--cp", "2", "estimate"]),
+        ("--device-memory 4000000000", Some(3), ["no plan fits", "memory", "hint"]),
+    ];
+    for (flags, code, needles) in cases {
+        let run = line(folder.path(), &format!("{LLAMA} {flags} -o plan.json"));
+        assert_eq!(run.code, code, "{flags}: {}", run.err);
+        assert!(needles.iter().all(|needle| run.err.contains(needle)), "{flags}: {}", run.err);
+        assert!(!folder.path().join("plan.json").exists(), "{flags}");
+    }
+    let experts = line(folder.path(), &LLAMA.replace("llama2-7b", "mixtral-8x7b"));
+    assert_eq!(experts.code, Some(2), "{}", experts.err);
+    assert!(experts.err.contains("experts"), "{}", experts.err);
+}
+
+#[test]
+fn a_plan_names_the_efficiencies_that_priced_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let shipped = include_str!("../../catalog/training.toml");
+    write(folder.path(), "slow.toml", shipped.replace("gemm_efficiency = 0.9758", "gemm_efficiency = 0.8"));
+    line(folder.path(), &format!("{LLAMA} --calibration slow.toml -o plan.json")).ok();
+    let other = line(folder.path(), "explain plan.json");
+    assert_eq!(other.code, Some(2), "{}", other.out);
+    assert!(other.err.contains("fingerprint") && other.err.contains("--calibration"), "{}", other.err);
+    line(folder.path(), "explain plan.json --calibration slow.toml").ok();
+}
+
+fn reference() -> CatalogueReference {
+    CatalogueReference { trainer: String::new(), calibration: String::new(), fingerprint: String::new() }
+}
+
+fn costs(run: &TrainingRun, devices: u32, model: &ModelSpec, job: &Job) -> CostModel {
+    CataloguePrices::new(run, devices, FreeParameters::shipped()).cost_model(model, job, 0.1)
+}
+
+#[test]
+fn no_plan_of_the_space_beats_the_one_that_is_found() {
+    let cluster = Cluster::from_short_form("2x4xa100-80gb-sxm@4x200gbps").unwrap();
+    for (trainer, name) in [(Trainer::MegatronCore, "gpt2-xl"), (Trainer::Fsdp2, "llama2-7b")] {
+        let model = ModelSpec { layers: 12, ..catalog::model(name).unwrap() };
+        let mut job = Job { precision: Precision::Bf16, ..Job::new(32, 1024) };
+        job.allow.micro_batch = Some(vec![1, 4]);
+        software::narrow(&mut job, trainer).unwrap();
+        let machine = Arc::new(NodeModel::of_cluster(&cluster, &Catalogue::shipped()).unwrap());
+        let run = TrainingRun {
+            seq_len: 1024,
+            ..TrainingRun::new(Shape::from(&model), machine, ParallelDims::default(), trainer)
+        };
+        let reference = reference();
+        let costs = costs(&run, 8, &model, &job);
+        let planner = Planner::of_catalogue(&model, &cluster, &job, costs, &reference);
+        let plan = planner.plan().unwrap();
+        assert_eq!(plan.search.stop_reason, StopReason::Optimal);
+        let all = planner.feasible().unwrap();
+        assert!(all.len() > 20, "{}", all.len());
+        for other in &all {
+            let step = other.estimate.step_time_s;
+            assert!(other.estimate.lower_bound_s <= step, "{}", other.strategy.label());
+            assert!(plan.estimate.step_time_s.0 <= step.0 + 1e-9, "{}", other.strategy.label());
+        }
+    }
+}
+
+/// A published run as a program's model, job, strategy and stages; or why it is none.
+fn published(run: &TrainingRun) -> Result<(ModelSpec, Job, ParallelStrategy, Vec<Stage>), String> {
+    let (shape, layout) = (&run.shape, &run.layout);
+    if layout.context > 1 || shape.experts.is_some() || !matches!(run.dtype, Dtype::Bf16 | Dtype::Fp16) {
+        return Err("experts, context parallelism or another precision".to_owned());
+    }
+    let model = ModelSpec {
+        layers: shape.layers,
+        hidden: shape.hidden,
+        heads: shape.heads,
+        kv_heads: shape.kv_heads,
+        head_dim: shape.head_dim,
+        ffn: shape.ffn,
+        vocab: shape.vocab,
+        max_seq_len: run.seq_len.max(shape.position_rows),
+        positions: if shape.position_rows > 0 { Positions::Learned } else { Positions::Rotary { theta: 1e4 } },
+        activation: if shape.gated { Activation::SwiGlu } else { Activation::Gelu },
+        tied_embeddings: shape.tied_embeddings,
+        ..catalog::model("tiny-llama").unwrap()
+    };
+    let job = Job { precision: Precision::Bf16, ..Job::new(run.global_batch, run.seq_len) };
+    let sharded = layout.zero_stage > 0 && layout.data > 1;
+    let interleaved = layout.virtual_stages > 1;
+    let strategy = ParallelStrategy {
+        tensor: layout.tensor,
+        pipeline: layout.pipeline,
+        zero_stage: if sharded { layout.zero_stage } else { 0 },
+        shard: if sharded { layout.shard } else { 1 },
+        virtual_stages: layout.virtual_stages,
+        schedule: if interleaved { ScheduleKind::Interleaved } else { ScheduleKind::OneFOneB },
+        sequence_parallel: layout.sequence_parallel,
+        recompute: run.recompute,
+        bucket_bytes: Bytes(160_000_000),
+        ..ParallelStrategy::data_parallel(layout.data, run.micro_batch)
+    };
+    let chunks = strategy.chunks();
+    let (each, missing) = even_blocks(model.layers, chunks).ok_or("uneven stages")?;
+    let inner = (1..chunks).map(|chunk| (1 + chunk * each - missing) as usize);
+    let ends: Vec<usize> = [0].into_iter().chain(inner).chain([model.chain_len()]).collect();
+    let stages = stages::from_ends(&model, &ends, strategy.recompute);
+    Ok((model, job, strategy, stages))
+}
+
+fn rows(names: &[&str]) -> Vec<table::TableRow> {
+    let read = |name: &&str| {
+        let path = format!("{}/catalog/published/{name}.csv", env!("CARGO_MANIFEST_DIR"));
+        table::read(&std::fs::read(&path).unwrap(), &path, &Catalogue::shipped()).unwrap()
+    };
+    names.iter().flat_map(read).collect()
+}
+
+/// Step time and bytes of the fullest device: of the simulated program, and of the closed form.
+fn both(run: &TrainingRun) -> Option<[(f64, f64); 2]> {
+    let (model, job, strategy, stages) = published(run).ok()?;
+    let devices = run.layout.devices();
+    let program = Program::compile(&model, &job, devices, &strategy, &stages).ok()?;
+    let costs = costs(run, devices, &model, &job);
+    let priced = costs.price(&program).unwrap();
+    let memory = priced.memory().iter().map(|memory| memory.total().as_f64()).fold(0.0, f64::max);
+    let closed = run.estimate(FreeParameters::shipped(), 0.1);
+    Some([(priced.simulate().step_time_s.0, memory), (closed.step.0, closed.memory.total())])
+}
+
+fn quantile(values: &[f64], at: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[(at * (sorted.len() - 1) as f64).round() as usize]
+}
+
+/// How far simulated steps are from the closed form, to which the error bar belongs, and from what was
+/// measured, over every `share`-th published run.
+fn agreement(share: usize) {
+    let (mut time, mut memory, mut errors) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new()]);
+    let rows = rows(&["training_runs", "later_runs"]);
+    let runs = rows.iter().filter_map(|row| row.run.as_ref().ok().map(|run| (row, run)));
+    let supported = runs.filter(|(_, run)| software::SIMULATED.contains(&run.trainer) && run.dtype == Dtype::Bf16);
+    for (row, run) in supported.step_by(share) {
+        let Some([program, closed]) = both(run) else { continue };
+        time.push(program.0 / closed.0);
+        memory.push(program.1 / closed.1);
+        if let Some(measured) = row.measured_s {
+            errors[0].push((program.0 / measured - 1.0).abs());
+            errors[1].push((closed.0 / measured - 1.0).abs());
+        }
+    }
+    let text = format!(
+        "{} runs: simulated step / closed form: median {:.3}, 5 % {:.3}, 95 % {:.3}; memory: median {:.3}, {:.3} to {:.3}; \
+         error of the simulated step: median {:.3}, p90 {:.3}; of the closed form: median {:.3}, p90 {:.3}",
+        time.len(),
+        quantile(&time, 0.5),
+        quantile(&time, 0.05),
+        quantile(&time, 0.95),
+        quantile(&memory, 0.5),
+        quantile(&memory, 0.0),
+        quantile(&memory, 1.0),
+        quantile(&errors[0], 0.5),
+        quantile(&errors[0], 0.9),
+        quantile(&errors[1], 0.5),
+        quantile(&errors[1], 0.9),
+    );
+    eprintln!("{text}");
+    assert!((quantile(&time, 0.5) - 1.0).abs() < 0.02, "{text}");
+    assert!(quantile(&time, 0.05) > 0.94 && quantile(&time, 0.95) < 1.06, "{text}");
+    assert!(quantile(&memory, 0.0) > 0.95 && quantile(&memory, 1.0) < 1.15, "{text}");
+    assert!(quantile(&errors[0], 0.5) < quantile(&errors[1], 0.5) + 0.01, "{text}");
+}
+
+#[test]
+fn simulated_steps_of_published_runs_are_those_of_the_closed_form() {
+    agreement(5);
+}
+
+#[test]
+fn simulated_steps_of_published_runs_are_those_of_the_closed_form_at_length() {
+    agreement(1);
+}
+
+/// The plan for a published job is predicted to be at least as fast as the published layout, if that fits.
+fn at_least_as_fast(most_devices: u32) {
+    let mut compared = 0;
+    for row in rows(&["training_runs"]).iter().filter(|row| row.group == "megatron-sc21") {
+        let run = TrainingRun { trainer: Trainer::MegatronCore, ..row.run.clone().unwrap() };
+        let devices = run.layout.devices();
+        if devices > most_devices {
+            continue;
+        }
+        let (model, mut job, strategy, stages) = published(&run).unwrap();
+        software::narrow(&mut job, run.trainer).unwrap();
+        let cluster = format!("{}x8xa100-80gb-sxm@8x200gbps", devices.div_ceil(8));
+        let cluster = Cluster::from_short_form(&cluster).unwrap();
+        let reference = reference();
+        let costs = costs(&run, devices, &model, &job);
+        let planner = Planner::of_catalogue(&model, &cluster, &job, costs, &reference);
+        let plan = planner.plan().unwrap();
+        assert_eq!(plan.search.stop_reason, StopReason::Optimal, "{}", row.id);
+        let published = planner.given(&strategy, Some(&stages)).unwrap().estimate.step_time_s;
+        eprintln!(
+            "{}: {} takes {}, the published {} {published}",
+            row.id,
+            plan.strategy.label(),
+            plan.estimate.step_time_s,
+            strategy.label()
+        );
+        assert!(plan.estimate.step_time_s <= published, "{}", row.id);
+        compared += 1;
+    }
+    assert!(compared >= 3, "{compared}");
+}
+
+#[test]
+fn published_layouts_are_found_or_beaten() {
+    at_least_as_fast(256);
+}
+
+#[test]
+fn published_layouts_are_found_or_beaten_at_length() {
+    at_least_as_fast(u32::MAX);
+}
