@@ -2,6 +2,7 @@
 
 use crate::cli::{AllowArg, CatalogueArgs, JobArgs, NumberArgs, StrategyArgs};
 use crate::failure::Failure;
+use crate::output;
 use autodist_analytic::table::{self, TableRow};
 use autodist_analytic::{Calibration, FreeParameters};
 use autodist_executor::host;
@@ -52,6 +53,7 @@ pub fn bytes(path: &Path, what: &str) -> Result<Vec<u8>, InputError> {
     text::check("name of the file", &name)?;
     let unreadable = |error: std::io::Error| failed(format!("cannot be read: {error}"));
     let file = readable(path).map_err(failed)?;
+    output::note_input(&file);
     // The file may grow while it is read.
     let largest = largest(what);
     let mut content = Vec::new();
@@ -363,6 +365,12 @@ pub fn job(
     ];
     job.check().map_err(|error| by_flag(error, &flags).in_file(&file))?;
     Ok(job)
+}
+
+/// Whether a TOML file has this key at its top; `false` if it cannot be read, which its reader reports.
+pub fn gives(path: &Path, key: &str) -> bool {
+    let content = bytes(path, "job").ok().and_then(|content| String::from_utf8(content).ok());
+    content.and_then(|text| text.parse::<toml::Table>().ok()).is_some_and(|table| table.contains_key(key))
 }
 
 /// Adds the flag to an error if the invalid value came from a flag.

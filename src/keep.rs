@@ -27,10 +27,21 @@ pub struct Kept {
 
 impl Kept {
     /// For a training whose record will be written to `output`.
-    pub fn beside(output: &Path) -> Self {
+    ///
+    /// # Errors
+    /// The measurements of an earlier training that ended early cannot be kept.
+    pub fn beside(output: &Path) -> Result<Self, Failure> {
         let path = (!output::is_device(output)).then(|| partial(output));
+        if let Some(path) = &path
+            && let Some(kept) = output::set_aside(path)?
+        {
+            output::note(&format!(
+                "the measurements of an earlier training that ended early are kept in {}",
+                kept.display()
+            ));
+        }
         let now = Instant::now();
-        Self { path, began: now, next: now + PAUSE, warned: false }
+        Ok(Self { path, began: now, next: now + PAUSE, warned: false })
     }
 
     /// Writes the record, if enough time has passed.

@@ -4,14 +4,14 @@
 //! sent to a terminal.
 
 use crate::failure::Failure;
-use autodist_spec::printable;
+use autodist_spec::{InputError, printable};
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tempfile::NamedTempFile;
 
 /// Prints a result. A closed pipe (`| head`) is not an error; a full disk is one.
@@ -80,7 +80,7 @@ pub fn write_script(path: &Path, content: &[u8]) -> Result<(), Failure> {
 fn write_as(path: &Path, content: &[u8], mode: u32, on_disk: bool) -> Result<(), Failure> {
     let write = || {
         if is_stream(path)? {
-            return fs::OpenOptions::new().write(true).open(path)?.write_all(content);
+            return open_stream(path)?.write_all(content);
         }
         let path = &target(path)?;
         let known = fs::metadata(path).ok();
@@ -105,6 +105,104 @@ fn write_as(path: &Path, content: &[u8], mode: u32, on_disk: bool) -> Result<(),
         Ok(())
     };
     write().map_err(|source| Failure::Write { path: path.to_owned(), source })
+}
+
+/// Device and inode of every file that this process has read as an input.
+static INPUTS: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
+
+/// Remembers an input, so that no result replaces it.
+pub fn note_input(file: &fs::File) {
+    if let (Ok(metadata), Ok(mut inputs)) = (file.metadata(), INPUTS.lock()) {
+        inputs.insert((metadata.dev(), metadata.ino()));
+    }
+}
+
+/// # Errors
+/// The command has read `path`, so that a result there would replace its own input.
+pub fn check_no_input(path: &Path) -> Result<(), Failure> {
+    let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
+    let identity = (metadata.dev(), metadata.ino());
+    if metadata.is_file() && INPUTS.lock().is_ok_and(|inputs| inputs.contains(&identity)) {
+        let problem = "is an input of this command, which the result would replace";
+        return Err(InputError::new("--output", path.display(), problem).hint("give another path").into());
+    }
+    Ok(())
+}
+
+/// Renames a file to the first free name with a number (`run.json`, `run.2.json`), so that it is kept; returns
+/// that name. `None` if there is no such file.
+pub fn set_aside(path: &Path) -> Result<Option<PathBuf>, Failure> {
+    if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file()) {
+        return Ok(None);
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
+    let mut names = (2_u32..).map(|number| path.with_file_name(format!("{stem}.{number}{extension}")));
+    let free = names.find(|name| !name.exists()).unwrap_or_else(|| path.to_owned());
+    fs::rename(path, &free).map_err(|source| Failure::Write { path: free.clone(), source })?;
+    Ok(Some(free))
+}
+
+/// A file or folder that only this process writes, until the claim is dropped or the process ends.
+pub struct Claim {
+    lock: PathBuf,
+    _file: fs::File,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Somebody may have removed it.
+        let _ = fs::remove_file(&self.lock);
+    }
+}
+
+/// Claims the output `path` of a command that writes for a long time, by a lock on a file beside it.
+///
+/// # Errors
+/// Another process has claimed it.
+pub fn claim(path: &Path) -> Result<Option<Claim>, Failure> {
+    if is_device(path) {
+        return Ok(None);
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let lock = folder(path).join(format!("{PREFIX}{name}.lock"));
+    let failed = |source| Failure::Write { path: lock.clone(), source };
+    fs::create_dir_all(folder(path)).map_err(failed)?;
+    let file =
+        fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(Claim { lock, _file: file })),
+        Err(fs::TryLockError::WouldBlock) => {
+            let problem = "is being written by another autodist";
+            Err(InputError::new("--output", path.display(), problem)
+                .hint("wait until it is done, or give another path")
+                .into())
+        }
+        // Not every file system has locks.
+        Err(fs::TryLockError::Error(_)) => Ok(None),
+    }
+}
+
+/// Time in which a reader must open a named pipe.
+const READER: Duration = Duration::from_secs(10);
+
+/// Opens a pipe or a device. A named pipe can be opened only once somebody reads it.
+fn open_stream(path: &Path) -> std::io::Result<fs::File> {
+    let began = Instant::now();
+    loop {
+        let opened = fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path);
+        match opened {
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+                if began.elapsed() >= READER {
+                    return Err(std::io::Error::other("no process reads this pipe"));
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            // Without the flag, writes wait for the reader.
+            Ok(_) => return fs::OpenOptions::new().write(true).open(path),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Whether `path` can be written: checked before hours of work, not after.

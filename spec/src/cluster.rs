@@ -253,6 +253,10 @@ fn parse_network(text: &str, wrong: &dyn Fn(String) -> InputError) -> Result<(u3
         .ok()
         .filter(|n| *n > 0)
         .ok_or_else(|| wrong(format!("expected the number of NICs per node, found `{nics}`")))?;
+    // `GB` is bytes, `gb` and `Gb` are bits: a factor of eight.
+    if rate.contains("GB") || rate.contains("MB") || rate.contains("TB") {
+        return Err(wrong(format!("expected bits per second, e.g. 200gbps, found bytes: `{rate}`")));
+    }
     let lower = rate.to_ascii_lowercase();
     let (digits, scale) = [("tbps", 1e12), ("gbps", 1e9), ("mbps", 1e6), ("gbit", 1e9), ("mbit", 1e6)]
         .iter()
@@ -336,6 +340,7 @@ mod tests {
             ("2x8xa100-80gb-sxm@200gbps", "expected <NICs>x<rate>"),
             ("2x8xa100-80gb-sxm@8x200", "a rate with a unit"),
             ("2x8xa100-80gb-sxm@8xNaNgbps", "expected a positive rate"),
+            ("2x8xa100-80gb-sxm@8x400GBps", "found bytes"),
         ] {
             let error = Cluster::from_short_form(text).unwrap_err();
             assert!(error.problem.contains(expected), "{text}: {error}");

@@ -25,6 +25,7 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     };
     let Exported { files, notes, not_given } = export(&plan, args.to, &options)
         .map_err(|refusals| refused(&args.plan.display().to_string(), args.to, &refusals))?;
+    files.iter().try_for_each(|file| output::check_no_input(&args.output.join(&file.name)))?;
     for file in &files {
         let path = args.output.join(&file.name);
         let write = if file.executable { output::write_script } else { output::write };

@@ -231,10 +231,17 @@ impl Given {
 
     /// Flags override the job file, which contains all of these, and which overrides the trainer's file.
     pub fn job_flags(&self, flags: &JobArgs) -> JobArgs {
-        if flags.job.is_some() {
-            return flags.clone();
-        }
         let settings = &self.imported.settings;
+        if let Some(path) = &flags.job {
+            // A job file always has the batch and the length of sequences, but not always the precision.
+            let precision = match flags.precision {
+                None if !input::gives(path, "precision") => {
+                    self.known(Field::Precision, settings.precision.into())
+                }
+                given => given,
+            };
+            return JobArgs { precision, ..flags.clone() };
+        }
         JobArgs {
             global_batch: flags.global_batch.or(self.known(Field::GlobalBatch, settings.global_batch)),
             seq_len: flags.seq_len.or(self.known(Field::SeqLen, settings.seq_len)),

@@ -94,6 +94,7 @@ fn limit(seconds: f64) -> Result<Duration, Failure> {
 
 pub fn write(plan: &Plan, path: Option<&Path>) -> Result<(), Failure> {
     let Some(path) = path else { return Ok(()) };
+    output::check_no_input(path)?;
     output::write(path, to_json(plan).as_bytes())?;
     output::note(&format!("wrote {}", path.display()));
     Ok(())

@@ -22,7 +22,9 @@ pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
     let engine = engine::asked_for(&args.run);
     let request = request(model, job, &args.ranks, &devices, engine, args.budget, args.interval)?;
     let options = train::options(&args.run, engine, devices.kind, request.emulated.as_ref())?;
+    output::check_no_input(&args.output)?;
     output::check_writable(&args.output)?;
+    let _claim = output::claim(&args.output)?;
     let Obtained { profile, unwritten } = obtain(&request, &options, &args.output, args.fresh)?;
     let text = if args.json { to_json(&profile) } else { terminal::profile_summary(&profile) };
     output::print_with(&text, unwritten.map_or(Ok(()), Err))?;
@@ -116,10 +118,15 @@ pub fn obtain(
         match input::profile(path) {
             Err(failure) => output::warn(&format!("measuring again: {failure}")),
             Ok(profile) => match autodist_profiler::matches(&profile, request, options) {
-                Err(difference) => output::note(&format!(
-                    "{} is a profile of something else ({difference}): measuring again",
-                    path.display()
-                )),
+                Err(difference) => {
+                    // It may have taken hours.
+                    let kept = output::set_aside(path)?;
+                    let kept = kept.map_or(String::new(), |kept| format!("; it is kept as {}", kept.display()));
+                    let path = path.display();
+                    output::note(&format!(
+                        "{path} is a profile of something else ({difference}): measuring again{kept}"
+                    ));
+                }
                 Ok(()) if profile.complete && autodist_profiler::covers(&profile, request) => {
                     output::note(&format!(
                         "{} is a profile of this model on this machine: reused",

@@ -5,14 +5,15 @@ use super::{profile_of, without_profile};
 use crate::cli::ReportArgs;
 use crate::failure::Failure;
 use crate::input::MeasurementFile;
-use crate::{input, interrupt, output};
+use crate::{input, interrupt, output, train};
 use autodist_cost_model::CostModel;
 use autodist_program::Program;
 use autodist_reports::{
     ReportInput, chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline,
     csv_validation, figures, html,
 };
-use autodist_spec::{Plan, Profile, RunRecord, TimelineEvent, Validation, parse};
+use autodist_spec::plan::label;
+use autodist_spec::{InputError, Plan, Profile, RunRecord, TimelineEvent, Validation, parse};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
@@ -44,7 +45,10 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
     for path in &args.runs {
         match input::measured(path)? {
             MeasurementFile::Run(run) => runs.push(*run),
-            MeasurementFile::Validation(found) => validation = Some(*found),
+            MeasurementFile::Validation(found) => {
+                check_validation(&plan, &found).map_err(|error| error.in_file(&path.display().to_string()))?;
+                validation = Some(*found);
+            }
             // A plan document in the folder of records is ignored.
             MeasurementFile::Plan => {}
         }
@@ -57,6 +61,21 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
         output::print(&format!("wrote {}", page.display()))?;
     }
     Ok(())
+}
+
+/// # Errors
+/// The validation trained none of the plans of the document.
+fn check_validation(plan: &Plan, validation: &Validation) -> Result<(), InputError> {
+    let known: Vec<_> = train::candidates(plan).iter().map(|one| label(&one.strategy, &one.stages)).collect();
+    let runs = validation.runs.iter().map(|run| &run.label);
+    let mut trained = runs.chain(validation.failed.iter().map(|run| &run.label)).peekable();
+    let Some(first) = trained.peek().map(|label| (*label).clone()) else { return Ok(()) };
+    if trained.any(|label| known.contains(label)) {
+        return Ok(());
+    }
+    let problem = "is not a plan of the document, nor is any other that this validation trained";
+    Err(InputError::new("runs", first, problem)
+        .hint("give the validation of this plan, or the plan of this validation"))
 }
 
 /// Writes the page, its figures and the tables, and returns the page's path.

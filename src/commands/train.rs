@@ -21,12 +21,14 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let engine = engine::of_plan(&args.run, &plan);
     engine::check(engine, &plan, &plan.strategy, "strategy")?;
     let options = train::options(&args.run, engine, plan.profile.devices, plan.emulated())?;
+    output::check_no_input(&args.output)?;
     output::check_writable(&args.output)?;
+    let _claim = output::claim(&args.output)?;
     external::compare_machines(&plan)?;
     let codec_warmup = plan.strategy.communication.warmup_steps();
     let warmup = train::WARMUP_STEPS.max(codec_warmup).min(args.steps - 1);
     let task = Task::of_plan(&plan, data.clone(), args.steps, warmup);
-    let mut kept = Kept::beside(&args.output);
+    let mut kept = Kept::beside(&args.output)?;
     let mut progress = Progress::new("train");
     let trained = train::run(&task, &options, |growing| {
         if let Some(last) = growing.last() {

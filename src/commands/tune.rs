@@ -50,6 +50,7 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     train::data(args.data.as_ref(), &request.model, &request.job)?;
     let options = train::options(&args.run, engine, devices.kind, request.emulated.as_ref())?;
     output::check_writable(&args.output.join("plan.json"))?;
+    let _claim = output::claim(&args.output.join("plan.json"))?;
     distrust(&args.output)?;
 
     let (round, refuted) = rounds(args, &request, &options)?;

@@ -29,6 +29,7 @@ pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
         ));
     }
     external::compare_machines(&plan)?;
+    let _claim = output::claim(&args.output.join("validation.json"))?;
     let earlier = if args.resume { Earlier::Resume } else { Earlier::Replace };
     let Validated { validation, records, mut failure } =
         validate(&plan, &candidates, &args.selection, args.probe, &options, &args.output, earlier)?;
