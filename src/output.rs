@@ -168,8 +168,7 @@ pub fn claim(path: &Path) -> Result<Option<Claim>, Failure> {
     let lock = folder(path).join(format!("{PREFIX}{name}.lock"));
     let failed = |source| Failure::Write { path: lock.clone(), source };
     fs::create_dir_all(folder(path)).map_err(failed)?;
-    let file =
-        fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock).map_err(failed)?;
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(Claim { lock, _file: file })),
         Err(fs::TryLockError::WouldBlock) => {

@@ -12,8 +12,8 @@ use crate::run::{ParallelDims, TrainingRun};
 use crate::trainer::{AttentionKind, Trainer};
 use crate::work::StepWork;
 use autodist_cost_model::{
-    CollectiveQuery, CostModel, MessageQuery, ParameterBytes, Price, Prices, Purpose, SegmentPrice, SegmentQuery, StepCosts,
-    Unpriced,
+    CollectiveQuery, CostModel, MessageQuery, ParameterBytes, Price, Prices, Purpose, SegmentPrice,
+    SegmentQuery, StepCosts, Unpriced,
 };
 use autodist_program::Transfer;
 use autodist_spec::profile::Interference;
@@ -225,7 +225,8 @@ impl CataloguePrices {
         let slower = 1.0 + waiting / (device - communication).max(f64::MIN_POSITIVE);
 
         let head = rates.gemms(work.logit_gemms);
-        let loss = work.logits * if run.fused_loss { 0.4 } else { 1.0 } * p.logit_bytes * rates.second_per_byte;
+        let loss =
+            work.logits * if run.fused_loss { 0.4 } else { 1.0 } * p.logit_bytes * rates.second_per_byte;
         let table = work.head_accumulation_bytes * rates.second_per_byte;
         costs.logits = Passes { forward: head / 3.0, again: head / 3.0, backward: head * 2.0 / 3.0 + table };
         costs.loss = Passes { forward: 0.5 * loss, again: 0.5 * loss, backward: 0.5 * loss };
@@ -404,9 +405,7 @@ impl Prices for CataloguePrices {
         let alone = self.alone(kind, group as u32, stride as u32, bytes);
         let p = &self.parameters;
         Ok(modelled(match purpose {
-            Purpose::Tensor => {
-                alone * self.costs(strategy, Recompute::None, false).tensor
-            }
+            Purpose::Tensor => alone * self.costs(strategy, Recompute::None, false).tensor,
             // The next step's forward pass starts with the buckets that have arrived.
             Purpose::Bucket(Transfer::Gather) if strategy.zero_stage < 3 => {
                 alone * p.update_gather * p.reduce_exposed.min(1.0)

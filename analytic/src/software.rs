@@ -26,8 +26,12 @@ pub fn narrow(job: &mut Job, trainer: Trainer) -> Result<(), InputError> {
             .hint("`autodist estimate --best` searches layouts of every trainer"));
     }
     if job.precision != Precision::Bf16 {
-        return Err(InputError::new("precision", job.precision.name(), "has no price without a profile: expected bf16")
-            .hint("remove `--precision`, or give a profile that was measured with it"));
+        return Err(InputError::new(
+            "precision",
+            job.precision.name(),
+            "has no price without a profile: expected bf16",
+        )
+        .hint("remove `--precision`, or give a profile that was measured with it"));
     }
     if !matches!(job.optimizer, Optimizer::AdamW { .. }) {
         return Err(InputError::new("optimizer", "sgd", "has no price without a profile: expected adamw")
@@ -46,12 +50,20 @@ pub fn narrow(job: &mut Job, trainer: Trainer) -> Result<(), InputError> {
         }
     }
     if allow.algorithms.is_some() {
-        return Err(InputError::new("allow.algorithms", "", "has no effect without a profile: NCCL chooses the algorithm")
-            .hint("remove it from the job file"));
+        return Err(InputError::new(
+            "allow.algorithms",
+            "",
+            "has no effect without a profile: NCCL chooses the algorithm",
+        )
+        .hint("remove it from the job file"));
     }
     if allow.placements.is_some() {
-        return Err(InputError::new("allow.placements", "", "has no effect without a profile: all nodes are alike")
-            .hint("remove it from the job file"));
+        return Err(InputError::new(
+            "allow.placements",
+            "",
+            "has no effect without a profile: all nodes are alike",
+        )
+        .hint("remove it from the job file"));
     }
 
     if allow.micro_batch.is_none() {
@@ -70,7 +82,13 @@ pub fn narrow(job: &mut Job, trainer: Trainer) -> Result<(), InputError> {
     only_one("allow.tensor", &mut allow.tensor, trainer.splits_layers())?;
     only_one("allow.pipeline", &mut allow.pipeline, trainer.has_pipelines())?;
     let stage = trainer.usual_zero_stage();
-    keep("allow.zero_stage", &mut allow.zero_stage, |zero| [0, stage].contains(zero), u8::to_string, trainer)?;
+    keep(
+        "allow.zero_stage",
+        &mut allow.zero_stage,
+        |zero| [0, stage].contains(zero),
+        u8::to_string,
+        trainer,
+    )?;
     let modes = trainer.recompute_modes();
     let name = |mode: &Recompute| mode.name().to_owned();
     keep("allow.recompute", &mut allow.recompute, |mode| modes.contains(mode), name, trainer)?;

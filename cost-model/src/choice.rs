@@ -51,7 +51,10 @@ impl CostModel {
         };
         let of_tensor = |algorithm| {
             kinds.iter().try_fold(0.0, |sum, kind| {
-                Ok(sum + self.over(strategy, Purpose::Tensor, (*kind, algorithm), &tensor, 1, activation)?.seconds)
+                Ok(sum
+                    + self
+                        .over(strategy, Purpose::Tensor, (*kind, algorithm), &tensor, 1, activation)?
+                        .seconds)
             })
         };
         communication.tensor = self.fastest(&tensor, kinds, of_tensor)?;
@@ -68,7 +71,9 @@ impl CostModel {
                 let bytes = program.transfer_bytes(Transfer::Reduce, bucket);
                 let time = |algorithm| {
                     Ok(match codec {
-                        Codec::None => self.over(strategy, reduce, (kind, algorithm), &groups, 1, bytes)?.seconds,
+                        Codec::None => {
+                            self.over(strategy, reduce, (kind, algorithm), &groups, 1, bytes)?.seconds
+                        }
                         _ => {
                             let reduction = Reduction { algorithm, codec };
                             coding::reduction(self, program, Transfer::Reduce, bucket, reduction, &groups, 1)?

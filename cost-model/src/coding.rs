@@ -61,15 +61,12 @@ pub(crate) fn reduction(
     let codec = reduction.codec;
     let mut total = costs.codings.price(codec, program.coded(transfer), size, bucket.padded)?;
     let purpose = Purpose::Bucket(transfer);
-    let exchange =
-        |work, bytes| costs.exchange(&program.strategy, purpose, work, groups, stride, bytes);
+    let exchange = |work, bytes| costs.exchange(&program.strategy, purpose, work, groups, stride, bytes);
     for (pattern, bytes) in exchanges(program, transfer, bucket, reduction) {
         total = total
             + match (&costs.routes, pattern) {
                 (Some(routes), pattern) => costs.sped_up(routes.collective(pattern, groups, bytes)),
-                (None, Pattern::AllReduce(algorithm)) => {
-                    exchange((Collective::AllReduce, algorithm), bytes)?
-                }
+                (None, Pattern::AllReduce(algorithm)) => exchange((Collective::AllReduce, algorithm), bytes)?,
                 // An all-to-all moves as many bytes as a ring all-gather, and is at most as fast.
                 (None, _) => exchange((Collective::AllGather, Algorithm::Ring), bytes)?,
             };
@@ -214,8 +211,7 @@ impl CostModel {
         if reduced.codec == Codec::None {
             let passes = if kind == Collective::AllReduce { 2.0 } else { 1.0 };
             let (purpose, work) = (Purpose::Bucket(transfer), (kind, reduced.algorithm));
-            summary.wire_s +=
-                self.over(&program.strategy, purpose, work, &groups, stride, bytes)?.seconds;
+            summary.wire_s += self.over(&program.strategy, purpose, work, &groups, stride, bytes)?.seconds;
             summary.sent_bytes += passes * around * bytes.as_f64();
             return Ok(());
         }

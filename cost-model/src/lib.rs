@@ -46,16 +46,15 @@ pub use measured::{SegmentPrice, Unpriced};
 pub use memory::persistent_bytes;
 pub use outline::{InFlight, Outline, in_flight};
 pub use priced::Priced;
-pub use prices::{
-    CollectiveQuery, MessageQuery, ParameterBytes, Prices, Purpose, SegmentQuery, StepCosts,
-};
+pub use prices::{CollectiveQuery, MessageQuery, ParameterBytes, Prices, Purpose, SegmentQuery, StepCosts};
 pub use simulate::Simulation;
 
 use autodist_program::Program;
 use autodist_spec::profile::{CollectiveCost, Interference, Profile};
 use autodist_spec::{
     Algorithm, Bytes, CodecProbe, Collective, Device, DeviceKind, Engine, Estimate, Job, MemoryBreakdown,
-    ModelSpec, Network, Optimizer, ParallelStrategy, Precision, Provenance, ScheduleKind, Seconds, TimelineEvent,
+    ModelSpec, Network, Optimizer, ParallelStrategy, Precision, Provenance, ScheduleKind, Seconds,
+    TimelineEvent,
 };
 use coding::Codings;
 use measured::{LinkCurves, Measured};

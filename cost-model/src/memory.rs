@@ -2,8 +2,8 @@
 
 use crate::coding;
 use crate::measured::Unpriced;
-use crate::prices::ParameterBytes;
 use crate::priced::{Priced, Pricer};
+use crate::prices::ParameterBytes;
 use autodist_program::{
     Body, BodyKind, Bucket, Instruction, Op, Operand, Program, RankProgram, TensorCollective, Transfer,
 };

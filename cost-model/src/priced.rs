@@ -280,15 +280,8 @@ impl<'a> Pricer<'a> {
             let mut slowest = Price::ZERO;
             for group in groups {
                 let work = (kind, algorithm);
-                let price = self.under_contention(
-                    Purpose::Tensor,
-                    work,
-                    &[group],
-                    &others,
-                    occupied,
-                    1,
-                    bytes,
-                )?;
+                let price =
+                    self.under_contention(Purpose::Tensor, work, &[group], &others, occupied, 1, bytes)?;
                 slowest = if price.seconds > slowest.seconds { price } else { slowest };
             }
             slowest

@@ -59,10 +59,8 @@ pub fn explain(
         };
         (strategy.label(), verdict)
     });
-    let faster = |compute: f64, links: f64| Planner {
-        costs: planner.costs.faster(compute, links),
-        ..planner.clone()
-    };
+    let faster =
+        |compute: f64, links: f64| Planner { costs: planner.costs.faster(compute, links), ..planner.clone() };
     let larger = larger_memory(planner.cluster, 1.25);
     let what_ifs = [
         ("twice the bandwidth", faster(1.0, 2.0)),

@@ -42,8 +42,8 @@ use autodist_cost_model::{CostModel, Unpriced};
 use autodist_program::{Program, engine};
 use autodist_spec::{
     Alternative, Bytes, CatalogueReference, Check, Cluster, CodecProbe, DeviceKind, Engine, Estimate, Job,
-    ModelSpec, ParallelStrategy, Plan, Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Seconds, Stage,
-    StopReason, doubt,
+    ModelSpec, ParallelStrategy, Plan, Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Seconds,
+    Stage, StopReason, doubt,
 };
 use candidate::Evaluator;
 use search::{Keep, Search};

@@ -3,9 +3,9 @@
 use autodist_spec::profile::CopyKind;
 use autodist_spec::run::Agreement;
 use autodist_spec::{
-    CatalogueReference, Device, LayerKind, ModelSpec, OperationKind, Optimizer, ParallelStrategy, PlacementReport, Plan,
-    Precision, Profile, Provenance, Recompute, ScheduleKind, SearchReport, Seconds, Slowdown, Stage,
-    StopReason, Stream, Validation, text,
+    CatalogueReference, Device, LayerKind, ModelSpec, OperationKind, Optimizer, ParallelStrategy,
+    PlacementReport, Plan, Precision, Profile, Provenance, Recompute, ScheduleKind, SearchReport, Seconds,
+    Slowdown, Stage, StopReason, Stream, Validation, text,
 };
 
 /// Text from other sources, without characters that are invalid in XML or interpreted by a terminal.

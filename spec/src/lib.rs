@@ -42,9 +42,9 @@ pub use model::{Activation, LayerKind, ModelSpec, Norm, Parameter, Positions, Te
 pub use network::{Network, Path, Pattern, PatternTiming, SharedLink};
 pub use parse::{Check, SCHEMA_VERSION, fingerprint, to_json};
 pub use plan::{
-    Alternative, CatalogueReference, CodecVerdict, CollectiveShare, CostBreakdown, Estimate, MeasuredChoice, MemoryBreakdown,
-    ParallelStrategy, PlacementReport, Plan, ProfileReference, Recompute, Rejection, ScheduleKind,
-    SearchReport, Slowdown, Stage, StageEstimate, StopReason,
+    Alternative, CatalogueReference, CodecVerdict, CollectiveShare, CostBreakdown, Estimate, MeasuredChoice,
+    MemoryBreakdown, ParallelStrategy, PlacementReport, Plan, ProfileReference, Recompute, Rejection,
+    ScheduleKind, SearchReport, Slowdown, Stage, StageEstimate, StopReason,
 };
 pub use profile::{DeviceKind, Engine, Environment, Machine, Pass, Profile, Sample, Segment, SegmentCost};
 pub use run::{

@@ -680,7 +680,8 @@ impl Check for Plan {
             ("estimate.cost", self.estimate.cost.total().0, self.estimate.step_time_s.0),
         ] {
             if (found / expected - 1.0).abs() > CONTRADICTION {
-                let problem = format!("must be {expected}, by the step time of {}", self.estimate.step_time_s);
+                let problem =
+                    format!("must be {expected}, by the step time of {}", self.estimate.step_time_s);
                 return Err(InputError::new(field, found, problem).hint("plan again"));
             }
         }

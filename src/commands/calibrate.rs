@@ -37,8 +37,8 @@ pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
         let hint = "look for runs with an implausible time or size; `autodist backtest` lists every run";
         InputError::new("", "", problem).hint(hint).in_file(&file)
     })?;
-    let written = output::check_no_input(&args.output)
-        .and_then(|()| output::write(&args.output, content.as_bytes()));
+    let written =
+        output::check_no_input(&args.output).and_then(|()| output::write(&args.output, content.as_bytes()));
 
     let mut text = format!(
         "fitted to {usable} of {} rows; when left out of the fit, their median error is {:.1} %, and nine of ten are within {:.1} %\n\n",

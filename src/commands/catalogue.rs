@@ -10,11 +10,13 @@ use autodist_analytic::{
 use autodist_cost_model::CostModel;
 use autodist_hardware::{Catalogue, Dtype};
 use autodist_spec::error::in_range;
-use autodist_spec::{Bytes, CatalogueReference, Check, Cluster, InputError, Job, ModelSpec, Plan, fingerprint};
+use autodist_spec::{
+    Bytes, CatalogueReference, Check, Cluster, InputError, Job, ModelSpec, Plan, fingerprint,
+};
 use std::sync::Arc;
 
 /// How far the simulated step of a layout may be from the closed form, to which the error bar of a
-/// calibration belongs: nineteen of twenty published runs are within this fraction (docs/validation.md).
+/// calibration belongs: nine of ten published runs are within this fraction (docs/validation.md).
 const SIMULATED: f64 = 0.05;
 
 /// A cluster, and what prices its steps.
@@ -47,7 +49,8 @@ impl Figures {
         args: &FigureArgs,
         source: &str,
     ) -> Result<Self, Failure> {
-        let mut machine = NodeModel::of_cluster(&cluster, catalogue).map_err(|error| error.in_file(source))?;
+        let mut machine =
+            NodeModel::of_cluster(&cluster, catalogue).map_err(|error| error.in_file(source))?;
         machine.memory = cluster.device().memory_bytes;
         let (calibration, parameters, source) = match &args.calibration {
             Some(path) => {

@@ -8,8 +8,7 @@ use crate::cli::{EstimateArgs, JobArgs, RecomputeArg, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::{
-    Memory, NodeModel, ParallelDims, Shape, StepEstimate, Trainer, TrainingRun,
-    catalog,
+    Memory, NodeModel, ParallelDims, Shape, StepEstimate, Trainer, TrainingRun, catalog,
 };
 use autodist_hardware::Dtype;
 use autodist_spec::error::{in_range, not_negative};

@@ -66,7 +66,8 @@ fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Pl
     let figures = Figures::of(cluster, &args.figures, args.price.device_memory)?;
     let name = args.model.model.as_str();
     if catalog::expert_models().iter().any(|model| model.name == name) {
-        let error = InputError::new("--model", name, "has experts, and plan documents describe dense models only");
+        let error =
+            InputError::new("--model", name, "has experts, and plan documents describe dense models only");
         return Err(error.hint("`autodist estimate --best` searches layouts of such models").into());
     }
     let model = input::model(name)?;
@@ -78,8 +79,7 @@ fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Pl
     });
     software::narrow(&mut job, trainer)?;
     let (costs, reference) = figures.costs(&model, &job, trainer);
-    let planner =
-        Planner::of_catalogue(&model, &figures.cluster, &job, costs, &reference).limits(limits);
+    let planner = Planner::of_catalogue(&model, &figures.cluster, &job, costs, &reference).limits(limits);
     Ok(planner.plan()?)
 }
 

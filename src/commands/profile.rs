@@ -121,7 +121,8 @@ pub fn obtain(
                 Err(difference) => {
                     // It may have taken hours.
                     let kept = output::set_aside(path)?;
-                    let kept = kept.map_or(String::new(), |kept| format!("; it is kept as {}", kept.display()));
+                    let kept =
+                        kept.map_or(String::new(), |kept| format!("; it is kept as {}", kept.display()));
                     let path = path.display();
                     output::note(&format!(
                         "{path} is a profile of something else ({difference}): measuring again{kept}"

@@ -46,7 +46,8 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
         match input::measured(path)? {
             MeasurementFile::Run(run) => runs.push(*run),
             MeasurementFile::Validation(found) => {
-                check_validation(&plan, &found).map_err(|error| error.in_file(&path.display().to_string()))?;
+                check_validation(&plan, &found)
+                    .map_err(|error| error.in_file(&path.display().to_string()))?;
                 validation = Some(*found);
             }
             // A plan document in the folder of records is ignored.

@@ -60,7 +60,13 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     let mut page = None;
     // After an interruption, no report is written.
     if !matches!(failure, Some(Failure::Interrupted)) {
-        match report::write(plan, (Some(CostModel::new(profile)), Some(profile)), Some(validation), &records, &folder.join("report")) {
+        match report::write(
+            plan,
+            (Some(CostModel::new(profile)), Some(profile)),
+            Some(validation),
+            &records,
+            &folder.join("report"),
+        ) {
             Ok(written) => page = Some(written),
             Err(other) if failure.is_some() => output::error(&other),
             Err(other) => failure = Some(other),

@@ -18,7 +18,8 @@ use common::{line, write};
 use serde_json::Value;
 use std::sync::Arc;
 
-const LLAMA: &str = "plan --model llama2-7b --cluster 2x8xa100-80gb-sxm@8x200gbps --global-batch 64 --seq-len 4096";
+const LLAMA: &str =
+    "plan --model llama2-7b --cluster 2x8xa100-80gb-sxm@8x200gbps --global-batch 64 --seq-len 4096";
 
 #[test]
 fn a_plan_for_a_cluster_that_nobody_measured_is_a_plan_like_any_other() {
@@ -28,7 +29,11 @@ fn a_plan_for_a_cluster_that_nobody_measured_is_a_plan_like_any_other() {
     assert_eq!(plan["search"]["gap"], 0.0);
     assert!(plan["search"]["explored"].as_u64().unwrap() > 500, "{}", plan["search"]);
     assert_eq!(plan["alternatives"].as_array().unwrap().len(), 4);
-    assert!(plan["alternatives"][0]["reason"].as_str().unwrap().contains("slower"), "{}", plan["alternatives"]);
+    assert!(
+        plan["alternatives"][0]["reason"].as_str().unwrap().contains("slower"),
+        "{}",
+        plan["alternatives"]
+    );
     assert!(!plan["rejected"].as_array().unwrap().is_empty());
     assert!(!plan["estimate"]["stages"].as_array().unwrap().is_empty());
     assert_eq!(plan["estimate"]["provenance"], "modelled");
@@ -142,7 +147,11 @@ fn published(run: &TrainingRun) -> Result<(ModelSpec, Job, ParallelStrategy, Vec
         ffn: shape.ffn,
         vocab: shape.vocab,
         max_seq_len: run.seq_len.max(shape.position_rows),
-        positions: if shape.position_rows > 0 { Positions::Learned } else { Positions::Rotary { theta: 1e4 } },
+        positions: if shape.position_rows > 0 {
+            Positions::Learned
+        } else {
+            Positions::Rotary { theta: 1e4 }
+        },
         activation: if shape.gated { Activation::SwiGlu } else { Activation::Gelu },
         tied_embeddings: shape.tied_embeddings,
         ..catalog::model("tiny-llama").unwrap()
@@ -202,7 +211,8 @@ fn agreement(share: usize) {
     let (mut time, mut memory, mut errors) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new()]);
     let rows = rows(&["training_runs", "later_runs"]);
     let runs = rows.iter().filter_map(|row| row.run.as_ref().ok().map(|run| (row, run)));
-    let supported = runs.filter(|(_, run)| software::SIMULATED.contains(&run.trainer) && run.dtype == Dtype::Bf16);
+    let supported =
+        runs.filter(|(_, run)| software::SIMULATED.contains(&run.trainer) && run.dtype == Dtype::Bf16);
     for (row, run) in supported.step_by(share) {
         let Some([program, closed]) = both(run) else { continue };
         time.push(program.0 / closed.0);

@@ -81,7 +81,7 @@ proptest! {
         let outline = Outline::new(&program.model, &strategy, &program.stages, &layers, &job);
         let quick = costs.outline_bound(&outline, &program.model, &strategy, program.micro_batches).unwrap();
         prop_assert!(quick <= estimate.lower_bound_s, "{quick} above {}", estimate.lower_bound_s);
-        let floor = outline.memory_floor(&strategy, &job, &in_flight(&strategy, program.micro_batches));
+        let floor = outline.memory_floor(&strategy, costs.parameter_bytes(), &in_flight(&strategy, program.micro_batches));
         prop_assert!(floor <= estimate.peak_memory_bytes.0, "{floor} above {}", estimate.peak_memory_bytes.0);
         let timeline = costs.timeline(&program).unwrap();
         prop_assert!(timeline.iter().all(|event| event.start_s <= event.end_s && event.end_s <= step));
