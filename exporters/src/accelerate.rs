@@ -67,7 +67,12 @@ static FOREIGN: &[Foreign] = &[
         "is the micro-batch, which is read from DeepSpeed's own files only",
         "give it by `--micro-batch`",
     ),
-    approximated(&["dynamo_backend", "fsdp_backward_prefetch", "fsdp_forward_prefetch", "fsdp_limit_all_gathers"]),
+    approximated(&[
+        "dynamo_backend",
+        "fsdp_backward_prefetch",
+        "fsdp_forward_prefetch",
+        "fsdp_limit_all_gathers",
+    ]),
 ];
 
 /// The ZeRO stage of an FSDP sharding strategy, and whether it shards only within a node.
@@ -81,9 +86,8 @@ pub(crate) fn sharding(key: &str, word: &str) -> Result<(u8, bool), InputError> 
         "3" | "NO_SHARD" => Ok((0, false)),
         "4" | "HYBRID_SHARD" => Ok((3, true)),
         "5" | "HYBRID_SHARD_ZERO2" => Ok((2, true)),
-        _ => Err(InputError::new(key, word, "is not a sharding strategy of FSDP").hint(
-            "use FULL_SHARD, SHARD_GRAD_OP, NO_SHARD, HYBRID_SHARD or HYBRID_SHARD_ZERO2",
-        )),
+        _ => Err(InputError::new(key, word, "is not a sharding strategy of FSDP")
+            .hint("use FULL_SHARD, SHARD_GRAD_OP, NO_SHARD, HYBRID_SHARD or HYBRID_SHARD_ZERO2")),
     }
 }
 
@@ -211,7 +215,13 @@ static ROWS: &[FieldMapping] = &[
             let context = document.size(CONTEXT)?.unwrap_or(1).max(settings.context);
             let sharded = document.size(SHARD)?.is_none_or(|size| size > 1) || context > 1;
             settings.zero_stage = match kind.as_str() {
-                "FSDP" => if sharded { fsdp_stage(document)?.0 } else { 0 },
+                "FSDP" => {
+                    if sharded {
+                        fsdp_stage(document)?.0
+                    } else {
+                        0
+                    }
+                }
                 "DEEPSPEED" => {
                     let own = document.zero_stage("deepspeed_config.zero_stage")?;
                     let file = document.zero_stage("deepspeed_config.zero_optimization.stage")?;
@@ -221,8 +231,12 @@ static ROWS: &[FieldMapping] = &[
                 "NO" => 0,
                 kind if kind.starts_with("MULTI_") => 0,
                 "MEGATRON_LM" => {
-                    return Err(InputError::new("distributed_type", kind, "is not read from Accelerate's files")
-                        .hint("read Megatron-LM's own command line: `--from megatron FILE`"));
+                    return Err(InputError::new(
+                        "distributed_type",
+                        kind,
+                        "is not read from Accelerate's files",
+                    )
+                    .hint("read Megatron-LM's own command line: `--from megatron FILE`"));
                 }
                 _ => {
                     return Err(InputError::new("distributed_type", kind, "is not supported")

@@ -75,6 +75,14 @@ static UNSUPPORTED: &[UnsupportedField] = &[
     ACTIVATIONS_AS_THEY_ARE,
 ];
 
+/// Steps of gradient accumulation, which are 1 if they are missing; unknown if they, or the batch under `key`,
+/// are left to the launcher.
+fn steps(document: &Document, key: &str) -> Result<Option<u32>, InputError> {
+    let steps = document.size(STEPS)?;
+    let open = document.has(STEPS) || document.has(key);
+    Ok(steps.or((!open).then_some(1)))
+}
+
 static ROWS: &[FieldMapping] = &[
     FieldMapping {
         field: Field::Tensor,
@@ -90,51 +98,22 @@ static ROWS: &[FieldMapping] = &[
         },
     },
     FieldMapping {
-        field: Field::Data,
-        theirs: "gradient_accumulation_steps",
-        write: |settings, draft| draft.set("gradient_accumulation_steps", settings.micro_batches()),
-        read: |document, settings| {
-            let (Some(total), Some(steps), Some(micro)) =
-                (document.size(TOTAL)?, document.size(STEPS)?, document.size(MICRO)?)
-            else {
-                return Ok(false);
-            };
-            // With one of the batches or degrees changed, the steps are no longer those of the file.
-            let changed = [Field::MicroBatch, Field::GlobalBatch, Field::Tensor, Field::Pipeline, Field::Context];
-            if settings.command.devices.is_some() && changed.iter().any(|field| settings.overridden(*field)) {
-                return Ok(false);
-            }
-            let what = "train_micro_batch_size_per_gpu x gradient_accumulation_steps";
-            settings.data = quotient(TOTAL, total.into(), product(what, &[steps, micro])?.into(), what)?;
-            Ok(true)
-        },
-    },
-    FieldMapping {
         field: Field::GlobalBatch,
         theirs: TOTAL,
         write: |settings, draft| draft.set(TOTAL, settings.global_batch),
         read: |document, settings| {
-            let micro = document.size(MICRO)?;
             if let Some(total) = document.size(TOTAL)? {
                 settings.global_batch = total;
-                let own = !settings.overridden(Field::MicroBatch) && !settings.overridden(Field::GlobalBatch);
-                if let (Some(micro), Some(ranks), true) = (micro, settings.ranks(), own) {
-                    if document.size(STEPS)?.is_none() {
-                        let what = "train_micro_batch_size_per_gpu x data-parallel ranks";
-                        quotient(TOTAL, total.into(), product(what, &[micro, ranks])?.into(), what)?;
-                    }
-                }
                 return Ok(true);
             }
-            let micro = if settings.overridden(Field::MicroBatch) { Some(settings.micro_batch) } else { micro };
-            let (Some(micro), Some(ranks)) = (micro, settings.ranks()) else { return Ok(false) };
-            // Without a number of steps it is 1, unless the launcher sets it.
-            let steps = document.size(STEPS)?;
-            if steps.is_none() && (document.has(STEPS) || document.has(TOTAL)) {
+            let given = settings.overridden(Field::MicroBatch).then_some(settings.micro_batch);
+            let Some(ranks) = settings.ranks() else { return Ok(false) };
+            let (Some(micro), Some(steps)) = (given.or(document.size(MICRO)?), steps(document, TOTAL)?)
+            else {
                 return Ok(false);
-            }
+            };
             let what = "train_micro_batch_size_per_gpu x gradient_accumulation_steps x data-parallel ranks";
-            settings.global_batch = product(what, &[micro, steps.unwrap_or(1), ranks])?;
+            settings.global_batch = product(what, &[micro, steps, ranks])?;
             Ok(true)
         },
     },
@@ -147,15 +126,43 @@ static ROWS: &[FieldMapping] = &[
                 settings.micro_batch = micro;
                 return Ok(true);
             }
-            let (Some(_), Some(ranks)) = (document.size(TOTAL)?, settings.ranks()) else { return Ok(false) };
-            let steps = document.size(STEPS)?;
-            if steps.is_none() && (document.has(STEPS) || document.has(MICRO)) {
+            let total = document.text(TOTAL).map(|_| settings.global_batch);
+            let (Some(total), Some(ranks), Some(steps)) = (total, settings.ranks(), steps(document, MICRO)?)
+            else {
+                return Ok(false);
+            };
+            let what = "gradient_accumulation_steps x data-parallel ranks";
+            let rounds = product(what, &[steps, ranks])?;
+            settings.micro_batch = quotient(TOTAL, total.into(), rounds.into(), what)?;
+            Ok(true)
+        },
+    },
+    FieldMapping {
+        field: Field::Data,
+        theirs: STEPS,
+        write: |settings, draft| draft.set(STEPS, settings.micro_batches()),
+        read: |document, settings| {
+            // With a batch or a degree changed, the steps are no longer those of the file.
+            let changed =
+                [Field::MicroBatch, Field::GlobalBatch, Field::Tensor, Field::Pipeline, Field::Context];
+            if settings.command.devices.is_some() && changed.iter().any(|field| settings.overridden(*field)) {
+                document.get(STEPS);
                 return Ok(false);
             }
-            let what = "gradient_accumulation_steps x data-parallel ranks";
-            let rounds = product(what, &[steps.unwrap_or(1), ranks])?;
-            settings.micro_batch = quotient(TOTAL, settings.global_batch.into(), rounds.into(), what)?;
-            Ok(true)
+            let (Some(total), Some(micro)) = (document.size(TOTAL)?, document.size(MICRO)?) else {
+                document.size(STEPS)?;
+                return Ok(false);
+            };
+            if let Some(steps) = document.size(STEPS)? {
+                let what = "train_micro_batch_size_per_gpu x gradient_accumulation_steps";
+                settings.data = quotient(TOTAL, total.into(), product(what, &[steps, micro])?.into(), what)?;
+                return Ok(true);
+            }
+            if let Some(ranks) = settings.ranks() {
+                let what = "train_micro_batch_size_per_gpu x data-parallel ranks";
+                quotient(TOTAL, total.into(), product(what, &[micro, ranks])?.into(), what)?;
+            }
+            Ok(false)
         },
     },
     FieldMapping {

@@ -17,13 +17,16 @@ pub struct Foreign {
 }
 
 enum Treatment {
-    Refuse { why: &'static str, way_out: &'static str },
-    /// The estimate does not take it into account; its effect is small.
+    Refuse {
+        why: &'static str,
+        way_out: &'static str,
+    },
+    /// No estimate depends on it; its effect is mostly small.
     Approximate,
 }
 
 /// Values that turn any setting off.
-const OFF: [&str; 10] = ["", "none", "null", "no", "off", "false", "0", "0.0", "[]", "{}"];
+const OFF: [&str; 9] = ["", "none", "null", "no", "off", "false", "0", "0.0", "{}"];
 
 pub const fn refused(
     keys: &'static [&'static str],
@@ -144,9 +147,13 @@ pub fn check(
     let unread: std::collections::BTreeSet<&str> = unread.iter().map(String::as_str).collect();
     for (key, value) in document.entries().iter().filter(|(key, _)| unread.contains(key.as_str())) {
         let shown = plain(value);
-        let plain = shown.to_ascii_lowercase();
+        let plain = shown.to_ascii_lowercase().replace(['[', ']', '"'], "");
         let spelled = key.replace('-', "_");
-        let found = common.iter().copied().chain(own.iter().copied().flatten()).find(|foreign| foreign.names(&spelled));
+        let found = common
+            .iter()
+            .copied()
+            .chain(own.iter().copied().flatten())
+            .find(|foreign| foreign.names(&spelled));
         let Some(foreign) = found else { continue };
         let given = foreign.unless.is_some_and(|field| command.fields.contains_key(&field));
         if given || OFF.contains(&plain.as_str()) || foreign.neutral.contains(&plain.as_str()) {
@@ -164,7 +171,8 @@ pub fn check(
 
 impl Foreign {
     fn names(&self, key: &str) -> bool {
-        let ends = |part: &str| key.strip_suffix(part).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        let ends =
+            |part: &str| key.strip_suffix(part).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
         if self.keys.is_empty() {
             return is_offload(key);
         }
@@ -179,7 +187,8 @@ impl Foreign {
 /// `optimizer-cpu-offload`, `fsdp_offload_params`; details such as `pin_memory` do nothing alone.
 fn is_offload(key: &str) -> bool {
     let (section, last) = key.rsplit_once('.').unwrap_or(("", key));
-    let detail = ["fraction", "path", "ratio", "pin_memory", "buffer", "_overlap", "_size"];
+    let detail =
+        ["fraction", "modules", "offloading_", "path", "ratio", "pin_memory", "buffer", "_overlap", "_size"];
     let switch = last.contains("offload") && !detail.iter().any(|part| last.contains(part));
     switch || last == "cpu_checkpointing" || (section.contains("offload") && last == "device")
 }

@@ -221,8 +221,12 @@ static ROWS: &[FieldMapping] = &[
         read: |document, settings| {
             let sequences = document.counts("use_sp", 1)?.unwrap_or_default();
             if sequences.contains(&1) {
-                return Err(InputError::new("use_sp", "1", "splits sequences between ranks, which is not read")
-                    .hint("use 0 for all blocks"));
+                return Err(InputError::new(
+                    "use_sp",
+                    "1",
+                    "splits sequences between ranks, which is not read",
+                )
+                .hint("use 0 for all blocks"));
             }
             let own = document.counts("dp_types_enc", 1)?.unwrap_or_default();
             let zero3 = own.first().is_some_and(|flag| *flag == 1);

@@ -311,8 +311,7 @@ pub struct Imported {
     pub known: BTreeSet<Field>,
     /// Keys of the file that are not settings of a plan, or were not understood.
     pub unread: Vec<String>,
-    /// Keys of the file that change time or memory, but not as much as a plan's settings do; an estimate does
-    /// not take them into account.
+    /// Keys of the file that can change time or memory, mostly a little; no estimate depends on them.
     pub approximated: Vec<String>,
     /// Keys of the file that affect a field.
     keys: BTreeMap<Field, String>,
@@ -422,8 +421,8 @@ pub fn import_beside(
         return Err(InputError::new("", "", format!("contains no setting of {}", target.name()))
             .hint(format!("give {}, or name another trainer with `--from`", exporter.forms())));
     }
-    let approximated = foreign::check(&exporter.foreign(), &document, &unread, &settings.command)
-        .map_err(spelled)?;
+    let approximated =
+        foreign::check(&exporter.foreign(), &document, &unread, &settings.command).map_err(spelled)?;
     unread.retain(|key| !approximated.contains(key));
     Ok(Imported { settings, known, unread, approximated, keys })
 }

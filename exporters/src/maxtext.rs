@@ -131,7 +131,8 @@ fn axis(document: &Document, settings: &Settings, name: &str) -> Result<u32, Inp
     ];
     let mut others = 1_u64;
     for other in AXES {
-        let flag = given.iter().find(|(axis, _)| *axis == other).and_then(|(_, f)| settings.command.fields.get(f));
+        let flag =
+            given.iter().find(|(axis, _)| *axis == other).and_then(|(_, f)| settings.command.fields.get(f));
         let size = match flag {
             _ if other == name => 1,
             Some(degree) => u64::from(*degree),
@@ -143,7 +144,9 @@ fn axis(document: &Document, settings: &Settings, name: &str) -> Result<u32, Inp
         others = others.saturating_mul(size);
     }
     let known = u64::from(part(name, "ici")?.unwrap_or(1)) * u64::from(part(name, "dcn")?.unwrap_or(1));
-    let Some(devices) = settings.command.devices else { return Ok(known as u32) };
+    let Some(devices) = settings.command.devices.filter(|_| !settings.command.search) else {
+        return Ok(known as u32);
+    };
     let what = "the product of the other axes";
     quotient("devices of the cluster", devices.into(), others, what)
 }
@@ -295,8 +298,10 @@ static ROWS: &[FieldMapping] = &[
             draft.set("ici_data_parallelism", replicas);
         },
         read: |document, settings| {
-            settings.data =
-                product("data x fsdp parallelism", &[axis(document, settings, "data")?, axis(document, settings, "fsdp")?])?;
+            settings.data = product(
+                "data x fsdp parallelism",
+                &[axis(document, settings, "data")?, axis(document, settings, "fsdp")?],
+            )?;
             Ok(true)
         },
     },
@@ -398,7 +403,8 @@ static ROWS: &[FieldMapping] = &[
             let count = document.size("num_pipeline_microbatches")?;
             let count = if settings.pipeline == 1 { steps } else { count.unwrap_or(settings.pipeline) };
             let devices = product("devices", &settings.degrees())?;
-            let devices = settings.command.devices.unwrap_or(devices);
+            // The axes of a layout that is searched are not those of the file.
+            let devices = settings.command.devices.filter(|_| settings.command.search).unwrap_or(devices);
             let sequences = per_device * f64::from(devices) * f64::from(steps);
             // A fraction of a sequence per device is written as a decimal, whose product with the devices may
             // not be exact.
@@ -412,7 +418,7 @@ static ROWS: &[FieldMapping] = &[
                 ));
             }
             settings.global_batch = whole as u32;
-            if settings.overridden(Field::MicroBatch) {
+            if settings.overridden(Field::MicroBatch) || settings.command.search {
                 return Ok(true);
             }
             let what = "num_pipeline_microbatches or gradient_accumulation_steps, x data-parallel ranks";

@@ -80,7 +80,7 @@ const OPTIMIZER: OptimizerKeys =
 pub(crate) static FOREIGN: &[Foreign] = &[
     refused(
         &["main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype"],
-        &["fp32", "float32"],
+        &["fp32", "float32", "torch.float32"],
         "keeps the optimizer's state in fewer bits than fp32, which plans do not do",
         "set it to fp32, or remove it from the file",
     ),

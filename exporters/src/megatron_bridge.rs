@@ -15,7 +15,7 @@ pub struct MegatronBridge;
 const IN_FP32: &str = "ddp.grad_reduce_in_fp32";
 
 /// Megatron-LM's flag, and its key in Megatron-Bridge's configuration.
-const PATHS: [(&str, &str); 38] = [
+const PATHS: [(&str, &str); 39] = [
     ("seq-length", "model.seq_length"),
     ("micro-batch-size", "train.micro_batch_size"),
     ("global-batch-size", "train.global_batch_size"),
@@ -33,6 +33,7 @@ const PATHS: [(&str, &str); 38] = [
     ("recompute-num-layers", "model.recompute_num_layers"),
     ("use-distributed-optimizer", "ddp.use_distributed_optimizer"),
     ("use-megatron-fsdp", "ddp.use_megatron_fsdp"),
+    ("use-torch-fsdp2", "dist.use_torch_fsdp2"),
     ("data-parallel-sharding-strategy", "ddp.data_parallel_sharding_strategy"),
     ("ckpt-format", "checkpoint.ckpt_format"),
     ("overlap-grad-reduce", "ddp.overlap_grad_reduce"),

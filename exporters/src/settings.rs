@@ -154,6 +154,8 @@ pub struct CommandLine {
     pub fp8: bool,
     /// The model is one of experts.
     pub experts: bool,
+    /// The layout is searched, so that of the file is not used.
+    pub search: bool,
 }
 
 /// A plan as a flat struct. After reading a trainer's file, fields that it does not contain have defaults.
@@ -312,6 +314,9 @@ impl Settings {
     pub(crate) fn ranks(&self) -> Option<u32> {
         if self.overridden(Field::Data) {
             return Some(self.data);
+        }
+        if self.command.search {
+            return None;
         }
         let [_, others @ ..] = self.degrees().map(u64::from);
         let (devices, others) = (u64::from(self.command.devices?), others.iter().product::<u64>());

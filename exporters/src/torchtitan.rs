@@ -282,7 +282,8 @@ static ROWS: &[FieldMapping] = &[
                 return Ok(true);
             }
             // By default, gradients do not accumulate.
-            let (Some(local), Some(ranks)) = (document.size("training.local_batch_size")?, settings.ranks()) else {
+            let (Some(local), Some(ranks)) = (document.size("training.local_batch_size")?, settings.ranks())
+            else {
                 return Ok(false);
             };
             settings.global_batch = product("local_batch_size x data-parallel ranks", &[local, ranks])?;

@@ -82,13 +82,16 @@ fn fsdp_stage(document: &Document, settings: &Settings) -> Result<u8, InputError
     let words = match &value {
         Value::Bool(true) => vec!["true".to_owned()],
         Value::Array(list) => list.iter().map(plain).collect(),
-        Value::String(text) => text.split([' ', ',']).filter(|word| !word.is_empty()).map(str::to_owned).collect(),
+        Value::String(text) => {
+            text.split([' ', ',']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+        }
         _ => Vec::new(),
     };
     let resharded = document.flag("fsdp_config.reshard_after_forward")?;
     let mut stage = 0;
     for word in words.iter().map(|word| word.to_ascii_lowercase()) {
-        let refused = |problem: &str, hint: &str| Err(InputError::new("fsdp", plain(&value), problem).hint(hint));
+        let refused =
+            |problem: &str, hint: &str| Err(InputError::new("fsdp", plain(&value), problem).hint(hint));
         stage = match word.as_str() {
             "auto_wrap" | "false" | "no" => continue,
             "offload" => {
@@ -110,7 +113,13 @@ fn fsdp_stage(document: &Document, settings: &Settings) -> Result<u8, InputError
         };
     }
     Ok(match resharded {
-        Some(resharded) if stage > 0 => if resharded { 3 } else { 2 },
+        Some(resharded) if stage > 0 => {
+            if resharded {
+                3
+            } else {
+                2
+            }
+        }
         _ => stage,
     })
 }
@@ -266,11 +275,14 @@ static ROWS: &[FieldMapping] = &[
                 let momentum = momentum.map(|text| text.parse().map_err(|_| wrong())).transpose()?;
                 settings.give(Hyperparameter::Momentum, momentum.is_some());
                 Optimizer::Sgd { momentum: momentum.unwrap_or(0.0), weight_decay }
-            } else if ["adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused"].contains(&kind.as_str()) {
+            } else if ["adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused"]
+                .contains(&kind.as_str())
+            {
                 OPTIMIZER.read_adam(document, settings, [0.9, 0.999, 1e-8, 0.0])?
             } else {
-                return Err(InputError::new("optim", kind, "is not an optimizer that plans support")
-                    .hint("use adamw_torch, adamw_torch_fused or sgd: memory depends on the optimizer state"));
+                return Err(InputError::new("optim", kind, "is not an optimizer that plans support").hint(
+                    "use adamw_torch, adamw_torch_fused or sgd: memory depends on the optimizer state",
+                ));
             };
             Ok(true)
         },

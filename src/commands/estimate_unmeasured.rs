@@ -8,8 +8,7 @@ use crate::cli::{EstimateArgs, JobArgs, RecomputeArg, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::{
-    Memory, NodeModel, ParallelDims, Shape, StepEstimate, Trainer, TrainingRun,
-    catalog,
+    Memory, NodeModel, ParallelDims, Shape, StepEstimate, Trainer, TrainingRun, catalog,
 };
 use autodist_hardware::Dtype;
 use autodist_spec::error::{in_range, not_negative};
@@ -23,7 +22,7 @@ use std::sync::Arc;
 pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
     let figures = Figures::of(cluster, &args.figures, args.price.device_memory)?;
     let Figures { cluster, machine, parameters, calibration, source } = figures;
-    let asked = Asked::of(args, machine)?;
+    let asked = Asked::of(args, machine, cluster.device_count())?;
     let error_bar = calibration.error_bar_of(asked.run.shape.experts.is_none());
     if let Some(keep) = args.best {
         in_range("--best", keep as u64, 1, 10_000)?;
@@ -112,9 +111,9 @@ pub struct Asked {
 }
 
 impl Asked {
-    fn of(args: &EstimateArgs, machine: Arc<NodeModel>) -> Result<Self, Failure> {
+    fn of(args: &EstimateArgs, machine: Arc<NodeModel>, devices: u32) -> Result<Self, Failure> {
         let mut assumptions = Vec::new();
-        let given = from_trainer::read(args)?;
+        let given = from_trainer::read(args, Some(devices))?;
         let name = args.model.as_deref();
         let experts = catalog::expert_models().iter().find(|model| Some(model.name.as_str()) == name);
         let (model, shape) = match (experts, &given) {
