@@ -385,8 +385,8 @@ pub fn import_beside(
     let spelled = |error: InputError| InputError { field: exporter.spelled(&error.field), ..error };
     for row in exporter.rows() {
         // Later rows may depend on it; when all other degrees are known, it is right.
-        if let Some(ranks) = settings.ranks().filter(|_| !known.contains(&Field::Data)) {
-            settings.data = ranks;
+        if !known.contains(&Field::Data) {
+            settings.data = settings.ranks().unwrap_or(1);
         }
         let found = match (row.read)(&document, &mut settings) {
             Err(_) if settings.overridden(row.field) => false,
@@ -403,9 +403,10 @@ pub fn import_beside(
             keys.insert(row.field, there.join(", "));
         }
     }
-    let ranks = settings.ranks().filter(|_| !known.contains(&Field::Data));
-    settings.data = ranks.unwrap_or(settings.data);
-    let data_known = ranks.is_some() || known.contains(&Field::Data);
+    let data_known = known.contains(&Field::Data) || settings.ranks().is_some();
+    if !known.contains(&Field::Data) {
+        settings.data = settings.ranks().unwrap_or(1);
+    }
     if !data_known && settings.shard == settings.data {
         // It is all data-parallel ranks, whose number is not known.
         known.remove(&Field::Shard);

@@ -143,9 +143,9 @@ fn axis(document: &Document, settings: &Settings, name: &str) -> Result<u32, Inp
         };
         others = others.saturating_mul(size);
     }
-    let known = u64::from(part(name, "ici")?.unwrap_or(1)) * u64::from(part(name, "dcn")?.unwrap_or(1));
     let Some(devices) = settings.command.devices.filter(|_| !settings.command.search) else {
-        return Ok(known as u32);
+        let known = [part(name, "ici")?.unwrap_or(1), part(name, "dcn")?.unwrap_or(1)];
+        return product(&format!("ici_{name}_parallelism x dcn_{name}_parallelism"), &known);
     };
     let what = "the product of the other axes";
     quotient("devices of the cluster", devices.into(), others, what)

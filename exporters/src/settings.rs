@@ -318,8 +318,9 @@ impl Settings {
         if self.command.search {
             return None;
         }
+        let devices = u64::from(self.command.devices?);
         let [_, others @ ..] = self.degrees().map(u64::from);
-        let (devices, others) = (u64::from(self.command.devices?), others.iter().product::<u64>());
+        let others = others.into_iter().fold(1, u64::saturating_mul);
         (others > 0 && devices.is_multiple_of(others)).then(|| (devices / others) as u32)
     }
 

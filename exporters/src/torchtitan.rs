@@ -139,13 +139,14 @@ fn module(parts: &serde_json::Value) -> String {
 
 static FOREIGN: &[Foreign] = &[
     refused(
-        &["enable_compiled_autograd", "pipeline_parallel_schedule_csv", "expert_tensor_parallel_degree"],
+        &["pipeline_parallel_schedule_csv", "expert_tensor_parallel_degree"],
         &["1"],
         "changes the schedule or the split, and is not read",
         "remove it from the file",
     ),
     approximated(&[
         "compile.",
+        "enable_compiled_autograd",
         "enable_async_tensor_parallel",
         "disable_loss_parallel",
         "enable_loss_parallel",

@@ -142,6 +142,12 @@ fn a_flag_overrides_the_files_value_and_all_that_follows_from_it() {
     let arguments = r#"{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "fsdp": true}"#;
     let settings = read(Target::Transformers, arguments, 8, &[(Field::Data, 4), (Field::Tensor, 2)]).unwrap();
     assert_eq!(settings.settings.global_batch, 32);
+    // Degrees whose product is no number of 64 bits.
+    let large = "--tensor-model-parallel-size 67108864 --pipeline-model-parallel-size 67108864 \
+                 --context-parallel-size 67108864 --micro-batch-size 1";
+    assert_eq!(read(Target::Megatron, large, 8, &[]).unwrap().settings.data, 1);
+    let large = "{per_device_batch_size: 1, dcn_fsdp_parallelism: 67108864, ici_data_parallelism: 67108864}";
+    assert!(read(Target::MaxText, large, 8, &[]).is_err());
     // A wrong value that a flag overrides does not matter.
     for (key, field) in
         [("train_batch_size", Field::GlobalBatch), ("train_micro_batch_size_per_gpu", Field::MicroBatch)]
