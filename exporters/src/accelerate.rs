@@ -1,6 +1,7 @@
 //! The file of `accelerate launch --config_file`.
 
 use crate::document::{Document, product, quotient};
+use crate::foreign::{DEEPSPEED, Foreign, approximated, refused, refused_unless};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, Draft, FieldMapping, NO_PIPELINE, PARAMETERS_AS_THEY_ARE, UnsupportedField,
@@ -34,10 +35,76 @@ impl Exporter for Accelerate {
         vec![File::text("accelerate.yaml", document.yaml()), File::script("accelerate.sh", script)]
     }
 
+    fn foreign(&self) -> Vec<&'static [Foreign]> {
+        vec![FOREIGN, DEEPSPEED]
+    }
+
+    fn includes(&self) -> Option<(&'static str, &'static str)> {
+        Some(("deepspeed_config.deepspeed_config_file", "deepspeed_config"))
+    }
+
     fn parse(&self, text: &str) -> Result<Document, InputError> {
-        Document::of_yaml(text)
+        Ok(Document::of_yaml(text)?.without_auto())
     }
 }
+
+static FOREIGN: &[Foreign] = &[
+    refused(
+        &["parallelism_config_sp_size"],
+        &["1"],
+        "splits sequences between ranks by Ulysses, which is not read",
+        "set it to 1, and give context parallelism by `--cp`",
+    ),
+    refused(
+        &["megatron_lm_config."],
+        &[],
+        "is a setting of Megatron-LM, which is not read from Accelerate's files",
+        "read Megatron-LM's own command line: `--from megatron FILE`",
+    ),
+    refused_unless(
+        Field::MicroBatch,
+        &["train_micro_batch_size_per_gpu"],
+        "is the micro-batch, which is read from DeepSpeed's own files only",
+        "give it by `--micro-batch`",
+    ),
+    approximated(&[
+        "dynamo_backend",
+        "fsdp_backward_prefetch",
+        "fsdp_forward_prefetch",
+        "fsdp_limit_all_gathers",
+    ]),
+];
+
+/// The ZeRO stage of an FSDP sharding strategy, and whether it shards only within a node.
+///
+/// # Errors
+/// If there is no such strategy.
+pub(crate) fn sharding(key: &str, word: &str) -> Result<(u8, bool), InputError> {
+    match word.to_ascii_uppercase().as_str() {
+        "1" | "FULL_SHARD" => Ok((3, false)),
+        "2" | "SHARD_GRAD_OP" => Ok((2, false)),
+        "3" | "NO_SHARD" => Ok((0, false)),
+        "4" | "HYBRID_SHARD" => Ok((3, true)),
+        "5" | "HYBRID_SHARD_ZERO2" => Ok((2, true)),
+        _ => Err(InputError::new(key, word, "is not a sharding strategy of FSDP")
+            .hint("use FULL_SHARD, SHARD_GRAD_OP, NO_SHARD, HYBRID_SHARD or HYBRID_SHARD_ZERO2")),
+    }
+}
+
+/// The ZeRO stage of `fsdp_config`, and whether FSDP shards only within a node.
+fn fsdp_stage(document: &Document) -> Result<(u8, bool), InputError> {
+    let strategy = document.text("fsdp_config.fsdp_sharding_strategy");
+    let resharded = document.text(RESHARD).map(|text| text.to_ascii_lowercase());
+    let first = document.text("fsdp_config.fsdp_version").as_deref() != Some("2");
+    match (strategy, resharded.as_deref()) {
+        (Some(strategy), _) if first => sharding("fsdp_config.fsdp_sharding_strategy", &strategy),
+        (_, Some("true") | None) => Ok((3, false)),
+        (_, Some("false")) => Ok((2, false)),
+        (_, Some(strategy)) => sharding(RESHARD, strategy),
+    }
+}
+
+const RESHARD: &str = "fsdp_config.fsdp_reshard_after_forward";
 
 /// The command that starts the processes with the file beside the script.
 pub(crate) fn launch(job: &Export<'_>) -> String {
@@ -106,7 +173,9 @@ static UNSUPPORTED: &[UnsupportedField] = &[
 static ROWS: &[FieldMapping] = &[
     FieldMapping {
         field: Field::ZeroStage,
-        theirs: "distributed_type, fsdp_config.fsdp_version, fsdp_config.fsdp_reshard_after_forward",
+        theirs: "distributed_type, fsdp_config.fsdp_version, fsdp_config.fsdp_reshard_after_forward, \
+                 fsdp_config.fsdp_sharding_strategy, deepspeed_config.zero_stage, \
+                 deepspeed_config.zero_optimization.stage",
         write: |settings, draft| {
             refuse_zero(settings, draft);
             let (machines, mesh) = (
@@ -143,21 +212,36 @@ static ROWS: &[FieldMapping] = &[
                 document.get(key);
             }
             let Some(kind) = document.text("distributed_type") else { return Ok(false) };
-            let resharded = match document.get("fsdp_config.fsdp_reshard_after_forward") {
-                None => true,
-                Some(serde_json::Value::String(old)) => old == "FULL_SHARD" || old == "true",
-                Some(value) => value == &serde_json::Value::Bool(true),
-            };
-            let sharded = document.size(SHARD)?.is_none_or(|size| size > 1);
+            let context = document.size(CONTEXT)?.unwrap_or(1).max(settings.context);
+            let sharded = document.size(SHARD)?.is_none_or(|size| size > 1) || context > 1;
             settings.zero_stage = match kind.as_str() {
-                "FSDP" if sharded => {
-                    if resharded {
-                        3
+                "FSDP" => {
+                    if sharded {
+                        fsdp_stage(document)?.0
                     } else {
-                        2
+                        0
                     }
                 }
-                _ => 0,
+                "DEEPSPEED" => {
+                    let own = document.zero_stage("deepspeed_config.zero_stage")?;
+                    let file = document.zero_stage("deepspeed_config.zero_optimization.stage")?;
+                    // 2 is its default.
+                    file.or(own).unwrap_or(2)
+                }
+                "NO" => 0,
+                kind if kind.starts_with("MULTI_") => 0,
+                "MEGATRON_LM" => {
+                    return Err(InputError::new(
+                        "distributed_type",
+                        kind,
+                        "is not read from Accelerate's files",
+                    )
+                    .hint("read Megatron-LM's own command line: `--from megatron FILE`"));
+                }
+                _ => {
+                    return Err(InputError::new("distributed_type", kind, "is not supported")
+                        .hint("use FSDP, DEEPSPEED, MULTI_GPU, MULTI_CPU or NO"));
+                }
             };
             Ok(true)
         },
@@ -214,8 +298,18 @@ static ROWS: &[FieldMapping] = &[
         },
         read: |document, settings| {
             let replicas = document.size(REPLICATE)?.unwrap_or(1);
+            let fsdp = document.text("distributed_type").as_deref() == Some("FSDP");
+            let hybrid = fsdp && fsdp_stage(document)?.1;
             let shard = match document.size(SHARD)? {
                 Some(shard) => shard,
+                None if hybrid => {
+                    let key = "fsdp_config.fsdp_sharding_strategy";
+                    let Some(machines) = document.size("num_machines")? else {
+                        let problem = "shards within a node, but `num_machines` is missing";
+                        return Err(InputError::new(key, "HYBRID_SHARD", problem).hint("add it to the file"));
+                    };
+                    quotient("data-parallel ranks", settings.data.into(), machines.into(), "num_machines")?
+                }
                 None => quotient("data-parallel ranks", settings.data.into(), replicas.into(), REPLICATE)?,
             };
             settings.shard = if settings.zero_stage > 0 { shard } else { 1 };
@@ -234,6 +328,7 @@ static ROWS: &[FieldMapping] = &[
             settings.precision = match kind.as_str() {
                 "no" => Precision::Fp32,
                 "bf16" => Precision::Bf16,
+                "fp8" if settings.command.fp8 => Precision::Bf16,
                 _ => {
                     return Err(InputError::new(
                         "mixed_precision",

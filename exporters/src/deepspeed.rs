@@ -1,10 +1,11 @@
 //! DeepSpeed's `ds_config.json`.
 
 use crate::document::{Document, product, quotient};
+use crate::foreign::{DEEPSPEED, Foreign};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, NO_PIPELINE, ReadRate, UnsupportedField, clip, instead, note_tf32,
-    refuse, refuse_fp16, size,
+    refuse, refuse_fp16,
 };
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
@@ -40,11 +41,19 @@ impl Exporter for DeepSpeed {
         ]
     }
 
+    fn foreign(&self) -> Vec<&'static [Foreign]> {
+        vec![DEEPSPEED]
+    }
+
     fn parse(&self, text: &str) -> Result<Document, InputError> {
-        Document::of_json(text)
+        // What is "auto" comes from the launcher, and so from the command line.
+        Ok(Document::of_json(text)?.without_auto())
     }
 }
 
+const MICRO: &str = "train_micro_batch_size_per_gpu";
+const TOTAL: &str = "train_batch_size";
+const STEPS: &str = "gradient_accumulation_steps";
 const DECAY: Hyperparameter = Hyperparameter::WeightDecay;
 
 static UNSUPPORTED: &[UnsupportedField] = &[
@@ -66,21 +75,15 @@ static UNSUPPORTED: &[UnsupportedField] = &[
     ACTIVATIONS_AS_THEY_ARE,
 ];
 
+/// Steps of gradient accumulation, which are 1 if they are missing; unknown if they, or the batch under `key`,
+/// are left to the launcher.
+fn steps(document: &Document, key: &str) -> Result<Option<u32>, InputError> {
+    let steps = document.size(STEPS)?;
+    let open = document.has(STEPS) || document.has(key);
+    Ok(steps.or((!open).then_some(1)))
+}
+
 static ROWS: &[FieldMapping] = &[
-    size!(MicroBatch, micro_batch, "train_micro_batch_size_per_gpu"),
-    size!(GlobalBatch, global_batch, "train_batch_size"),
-    FieldMapping {
-        field: Field::Data,
-        theirs: "gradient_accumulation_steps",
-        write: |settings, draft| draft.set("gradient_accumulation_steps", settings.micro_batches()),
-        read: |document, settings| {
-            let Some(steps) = document.size("gradient_accumulation_steps")? else { return Ok(false) };
-            let what = "train_micro_batch_size_per_gpu x gradient_accumulation_steps";
-            let round = product(what, &[steps, settings.micro_batch])?;
-            settings.data = quotient("train_batch_size", settings.global_batch.into(), round.into(), what)?;
-            Ok(true)
-        },
-    },
     FieldMapping {
         field: Field::Tensor,
         theirs: "tensor_parallel.autotp_size",
@@ -95,6 +98,74 @@ static ROWS: &[FieldMapping] = &[
         },
     },
     FieldMapping {
+        field: Field::GlobalBatch,
+        theirs: TOTAL,
+        write: |settings, draft| draft.set(TOTAL, settings.global_batch),
+        read: |document, settings| {
+            if let Some(total) = document.size(TOTAL)? {
+                settings.global_batch = total;
+                return Ok(true);
+            }
+            let given = settings.overridden(Field::MicroBatch).then_some(settings.micro_batch);
+            let Some(ranks) = settings.ranks() else { return Ok(false) };
+            let (Some(micro), Some(steps)) = (given.or(document.size(MICRO)?), steps(document, TOTAL)?)
+            else {
+                return Ok(false);
+            };
+            let what = "train_micro_batch_size_per_gpu x gradient_accumulation_steps x data-parallel ranks";
+            settings.global_batch = product(what, &[micro, steps, ranks])?;
+            Ok(true)
+        },
+    },
+    FieldMapping {
+        field: Field::MicroBatch,
+        theirs: MICRO,
+        write: |settings, draft| draft.set(MICRO, settings.micro_batch),
+        read: |document, settings| {
+            if let Some(micro) = document.size(MICRO)? {
+                settings.micro_batch = micro;
+                return Ok(true);
+            }
+            let total = document.text(TOTAL).map(|_| settings.global_batch);
+            let (Some(total), Some(ranks), Some(steps)) = (total, settings.ranks(), steps(document, MICRO)?)
+            else {
+                return Ok(false);
+            };
+            let what = "gradient_accumulation_steps x data-parallel ranks";
+            let rounds = product(what, &[steps, ranks])?;
+            settings.micro_batch = quotient(TOTAL, total.into(), rounds.into(), what)?;
+            Ok(true)
+        },
+    },
+    FieldMapping {
+        field: Field::Data,
+        theirs: STEPS,
+        write: |settings, draft| draft.set(STEPS, settings.micro_batches()),
+        read: |document, settings| {
+            // With a batch or a degree changed, the steps are no longer those of the file.
+            let changed =
+                [Field::MicroBatch, Field::GlobalBatch, Field::Tensor, Field::Pipeline, Field::Context];
+            if settings.command.devices.is_some() && changed.iter().any(|field| settings.overridden(*field)) {
+                document.get(STEPS);
+                return Ok(false);
+            }
+            let (Some(total), Some(micro)) = (document.size(TOTAL)?, document.size(MICRO)?) else {
+                document.size(STEPS)?;
+                return Ok(false);
+            };
+            if let Some(steps) = document.size(STEPS)? {
+                let what = "train_micro_batch_size_per_gpu x gradient_accumulation_steps";
+                settings.data = quotient(TOTAL, total.into(), product(what, &[steps, micro])?.into(), what)?;
+                return Ok(true);
+            }
+            if let Some(ranks) = settings.ranks() {
+                let what = "train_micro_batch_size_per_gpu x data-parallel ranks";
+                quotient(TOTAL, total.into(), product(what, &[micro, ranks])?.into(), what)?;
+            }
+            Ok(false)
+        },
+    },
+    FieldMapping {
         field: Field::ZeroStage,
         theirs: "zero_optimization.stage",
         write: |settings, draft| {
@@ -102,10 +173,8 @@ static ROWS: &[FieldMapping] = &[
             draft.set("zero_optimization.overlap_comm", true);
         },
         read: |document, settings| {
-            let stage = document.zero_stage("zero_optimization.stage")?.unwrap_or(0);
+            settings.zero_stage = document.zero_stage("zero_optimization.stage")?.unwrap_or(0);
             document.flag("zero_optimization.overlap_comm")?;
-            // With one data rank there is nothing to shard.
-            settings.zero_stage = if settings.data > 1 { stage } else { 0 };
             Ok(true)
         },
     },
@@ -200,9 +269,10 @@ static ROWS: &[FieldMapping] = &[
         },
         read: |document, settings| {
             refuse_fp16(document, "fp16.enabled")?;
-            let bf16 = document.flag("bf16.enabled")?.unwrap_or(false);
-            settings.precision = if bf16 { Precision::Bf16 } else { Precision::Fp32 };
-            Ok(true)
+            let bf16 = document.flag("bf16.enabled")?;
+            settings.precision = if bf16 == Some(true) { Precision::Bf16 } else { Precision::Fp32 };
+            // "auto" is up to the launcher.
+            Ok(bf16.is_some() || !document.has("bf16.enabled"))
         },
     },
     FieldMapping {

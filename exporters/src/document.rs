@@ -39,6 +39,24 @@ impl Document {
         }
     }
 
+    /// Without the values that are left to the launcher as "auto".
+    pub(crate) fn without_auto(mut self) -> Self {
+        for (_, value) in &mut self.entries {
+            if value == "auto" {
+                *value = Value::Null;
+            }
+        }
+        self
+    }
+
+    /// Adds the keys and values of another file below `prefix`.
+    ///
+    /// # Errors
+    /// If there are too many.
+    pub(crate) fn include(&mut self, prefix: &str, other: &Self) -> Result<(), InputError> {
+        other.entries.iter().try_for_each(|(key, value)| self.add(&format!("{prefix}.{key}"), value.clone()))
+    }
+
     /// Adds a key and value from a file. Their total size has a limit, even if variables expand.
     fn add(&mut self, key: &str, value: impl Into<Value>) -> Result<(), InputError> {
         let value = value.into();
@@ -126,6 +144,14 @@ impl Document {
     /// If the value is not such an integer.
     pub fn size(&self, key: &str) -> Result<Option<u32>, InputError> {
         self.small(key, 1, LARGEST_SIZE)
+    }
+
+    /// A size that may be left to the trainer as -1 (`None`), as it is without the key.
+    ///
+    /// # Errors
+    /// If the value is neither.
+    pub fn size_or_rest(&self, key: &str) -> Result<Option<u32>, InputError> {
+        if self.text(key).as_deref() == Some("-1") { Ok(None) } else { self.size(key) }
     }
 
     /// # Errors
@@ -498,7 +524,7 @@ pub(crate) fn wrong(key: &str, value: &Value, problem: &str) -> InputError {
     InputError::new(key, text, problem)
 }
 
-fn plain(value: &Value) -> String {
+pub(crate) fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Number(number) => decimal(number),

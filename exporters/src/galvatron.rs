@@ -1,6 +1,7 @@
 //! Galvatron's strategy file: a list of numbers per setting, one for every block.
 
-use crate::document::{Document, MOST_BLOCKS};
+use crate::document::{Document, MOST_BLOCKS, product, quotient};
+use crate::foreign::{Foreign, approximated, refused};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, UnsupportedField, instead, refuse, size,
@@ -49,10 +50,24 @@ impl Exporter for Galvatron {
         ]
     }
 
+    fn foreign(&self) -> Vec<&'static [Foreign]> {
+        vec![FOREIGN]
+    }
+
     fn parse(&self, text: &str) -> Result<Document, InputError> {
         Document::of_json(text)
     }
 }
+
+static FOREIGN: &[Foreign] = &[
+    refused(
+        &["vsp", "cp_sizes_enc", "vcp"],
+        &["1"],
+        "splits sequences between ranks, which is not read",
+        "give context parallelism by `--cp`, and remove it from the file",
+    ),
+    approximated(&["embed_sdp"]),
+];
 
 static UNSUPPORTED: &[UnsupportedField] = &[
     instead(Field::Data, "the processes that torchrun starts, divided by the other degrees"),
@@ -108,9 +123,14 @@ static ROWS: &[FieldMapping] = &[
         theirs: "chunks",
         write: |settings, draft| draft.set("chunks", settings.micro_batches()),
         // The file does not contain the number of data ranks that share a chunk.
-        read: |document, _| {
-            document.size("chunks")?;
-            Ok(false)
+        read: |document, settings| {
+            let (Some(chunks), Some(ranks)) = (document.size("chunks")?, settings.ranks()) else {
+                return Ok(false);
+            };
+            let what = "chunks x data-parallel ranks";
+            let parts = product(what, &[chunks, ranks])?;
+            settings.micro_batch = quotient("global_bsz", settings.global_batch.into(), parts.into(), what)?;
+            Ok(true)
         },
     },
     FieldMapping {
@@ -199,7 +219,15 @@ static ROWS: &[FieldMapping] = &[
             draft.set("use_sp", list(settings.blocks(), 0));
         },
         read: |document, settings| {
-            document.get("use_sp");
+            let sequences = document.counts("use_sp", 1)?.unwrap_or_default();
+            if sequences.contains(&1) {
+                return Err(InputError::new(
+                    "use_sp",
+                    "1",
+                    "splits sequences between ranks, which is not read",
+                )
+                .hint("use 0 for all blocks"));
+            }
             let own = document.counts("dp_types_enc", 1)?.unwrap_or_default();
             let zero3 = own.first().is_some_and(|flag| *flag == 1);
             if own.iter().any(|flag| (*flag == 1) != zero3) {

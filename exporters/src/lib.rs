@@ -10,6 +10,7 @@
 mod accelerate;
 mod deepspeed;
 mod document;
+mod foreign;
 mod galvatron;
 mod kubernetes;
 mod launch;
@@ -27,9 +28,10 @@ mod transformers;
 pub use document::Document;
 pub use launch::Machines;
 pub use row::{FieldMapping, Note, Otherwise, UnsupportedField};
-pub use settings::{Field, Settings};
+pub use settings::{CommandLine, Field, Settings};
 
 use autodist_spec::{DeviceKind, Hyperparameter, InputError, ModelSpec, Plan};
+use foreign::Foreign;
 use row::{Draft, instead, refuse};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -127,8 +129,23 @@ pub trait Exporter: Sync {
         key.to_owned()
     }
 
+    /// Settings that change time or memory, but that plans do not have.
+    fn foreign(&self) -> Vec<&'static [Foreign]> {
+        vec![]
+    }
+
+    /// The key with the name of a DeepSpeed file, and the key below which its settings belong.
+    fn includes(&self) -> Option<(&'static str, &'static str)> {
+        None
+    }
+
     /// The files of a configuration, and the script that starts it.
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File>;
+
+    /// The forms of the trainer's configuration that are read, for error messages.
+    fn forms(&self) -> &'static str {
+        "the configuration file of the trainer"
+    }
 
     /// # Errors
     /// If the text is not in the trainer's file format.
@@ -292,8 +309,10 @@ pub struct Imported {
     pub settings: Settings,
     /// Fields that the file contains; all other settings are defaults.
     pub known: BTreeSet<Field>,
-    /// Keys of the file that do not affect a plan, or were not understood.
+    /// Keys of the file that are not settings of a plan, or were not understood.
     pub unread: Vec<String>,
+    /// Keys of the file that can change time or memory, mostly a little; no estimate depends on them.
+    pub approximated: Vec<String>,
     /// Keys of the file that affect a field.
     keys: BTreeMap<Field, String>,
 }
@@ -336,33 +355,98 @@ impl Imported {
     }
 }
 
-/// Reads a trainer's file. `model` is used if the file does not contain the model.
+/// Reads a trainer's file alone. `model` is used if the file does not contain the model.
 ///
 /// # Errors
 /// If it is not in the trainer's file format, or a value is invalid.
 pub fn import(target: Target, text: &str, model: Option<ModelSpec>) -> Result<Imported, InputError> {
+    let open = |_: &str| Err(InputError::new("", "", "is another file, which is not read here"));
+    import_beside(target, text, model, CommandLine::default(), &open)
+}
+
+/// Reads a trainer's file beside a command line. `open` reads a file that the trainer's file names.
+///
+/// # Errors
+/// If it is not in the trainer's file format, or a value is invalid or not supported, and the command line
+/// does not override it.
+pub fn import_beside(
+    target: Target,
+    text: &str,
+    model: Option<ModelSpec>,
+    command: CommandLine,
+    open: &dyn Fn(&str) -> Result<String, InputError>,
+) -> Result<Imported, InputError> {
     let exporter = target.exporter();
-    let document = exporter.parse(text)?;
-    let mut settings = Settings { model, ..Settings::default() };
+    let mut document = exporter.parse(text)?;
+    include(exporter, &mut document, open)?;
+    let mut settings = Settings { model, command, ..Settings::default() };
+    settings.override_numbers();
     let (mut known, mut keys) = (BTreeSet::new(), BTreeMap::new());
     let spelled = |error: InputError| InputError { field: exporter.spelled(&error.field), ..error };
     for row in exporter.rows() {
-        if (row.read)(&document, &mut settings).map_err(spelled)? {
+        // Later rows may depend on it; when all other degrees are known, it is right.
+        if !known.contains(&Field::Data) {
+            settings.data = settings.ranks().unwrap_or(1);
+        }
+        let found = match (row.read)(&document, &mut settings) {
+            Err(_) if settings.overridden(row.field) => false,
+            Err(error) => return Err(overridable(spelled(error), row.field)),
+            Ok(found) => found,
+        };
+        if found {
             known.insert(row.field);
         }
+        settings.override_numbers();
         let there: Vec<_> =
             row.theirs.split(", ").filter(|key| document.has(key)).map(|key| exporter.spelled(key)).collect();
         if !there.is_empty() {
             keys.insert(row.field, there.join(", "));
         }
     }
+    let data_known = known.contains(&Field::Data) || settings.ranks().is_some();
+    if !known.contains(&Field::Data) {
+        settings.data = settings.ranks().unwrap_or(1);
+    }
+    if !data_known && settings.shard == settings.data {
+        // It is all data-parallel ranks, whose number is not known.
+        known.remove(&Field::Shard);
+    }
+    if data_known && u64::from(settings.data) * u64::from(settings.context) == 1 {
+        // There is nothing to shard.
+        (settings.zero_stage, settings.shard) = (0, 1);
+        settings.override_numbers();
+    }
     document.check_texts().map_err(spelled)?;
-    let unread = document.unread();
+    let mut unread = document.unread();
     if unread.len() == document.entries().len() {
         return Err(InputError::new("", "", format!("contains no setting of {}", target.name()))
-            .hint("give the configuration file of the trainer, or name another trainer with `--from`"));
+            .hint(format!("give {}, or name another trainer with `--from`", exporter.forms())));
     }
-    Ok(Imported { settings, known, unread, keys })
+    let approximated =
+        foreign::check(&exporter.foreign(), &document, &unread, &settings.command).map_err(spelled)?;
+    unread.retain(|key| !approximated.contains(key));
+    Ok(Imported { settings, known, unread, approximated, keys })
+}
+
+/// Says which flag overrides a wrong value.
+fn overridable(error: InputError, field: Field) -> InputError {
+    let Some(flag) = field.flag() else { return error };
+    let hint = format!("{}, or give `{flag}`: flags override the file", error.hint);
+    error.hint(hint)
+}
+
+/// Adds the settings of the DeepSpeed file that a trainer's file names.
+fn include(
+    exporter: &dyn Exporter,
+    document: &mut Document,
+    open: &dyn Fn(&str) -> Result<String, InputError>,
+) -> Result<(), InputError> {
+    let Some((key, prefix)) = exporter.includes() else { return Ok(()) };
+    let Some(serde_json::Value::String(name)) = document.get(key).cloned() else { return Ok(()) };
+    let way_out = "put that file beside this one, or read it instead: `--from deepspeed FILE`";
+    let text = open(&name).map_err(|error| InputError::new(key, &name, error.problem).hint(way_out))?;
+    let included = Document::of_json(&text).map_err(|error| error.in_file(&name))?.without_auto();
+    document.include(prefix, &included)
 }
 
 /// The mapping table of the documentation, in Markdown.

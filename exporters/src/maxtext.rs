@@ -1,12 +1,13 @@
 //! MaxText's YAML, which overrides its `base.yml`.
 
 use crate::document::{Document, product, quotient, rounded};
+use crate::foreign::{Foreign, refused};
 use crate::launch::{Machines, Script};
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField,
     clip, instead, refuse, size,
 };
-use crate::settings::Field;
+use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
 use crate::{Export, Exporter, File};
 use autodist_spec::{
@@ -61,6 +62,10 @@ impl Exporter for MaxText {
         ]
     }
 
+    fn foreign(&self) -> Vec<&'static [Foreign]> {
+        vec![FOREIGN]
+    }
+
     fn parse(&self, text: &str) -> Result<Document, InputError> {
         Document::of_yaml(text)
     }
@@ -107,15 +112,67 @@ fn greatest_common_divisor(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
-/// The total size of an axis.
-fn axis(document: &Document, name: &str) -> Result<u32, InputError> {
-    let part = |place: &str| document.size(&format!("{place}_{name}_parallelism"));
-    let (inside, across) = (part("ici")?.unwrap_or(1), part("dcn")?.unwrap_or(1));
-    product(&format!("ici_{name}_parallelism x dcn_{name}_parallelism"), &[inside, across])
+/// The total size of an axis. One that is -1, or fsdp if it is missing, takes the devices that the others
+/// leave.
+fn axis(document: &Document, settings: &Settings, name: &str) -> Result<u32, InputError> {
+    let part = |name: &str, place: &str| -> Result<Option<u32>, InputError> {
+        let key = format!("{place}_{name}_parallelism");
+        let (size, rest) = (document.size_or_rest(&key)?, name == "fsdp" && place == "ici");
+        Ok(if document.has(&key) || rest { size } else { Some(1) })
+    };
+    if let (Some(inside), Some(across)) = (part(name, "ici")?, part(name, "dcn")?) {
+        return product(&format!("ici_{name}_parallelism x dcn_{name}_parallelism"), &[inside, across]);
+    }
+    let given = [
+        ("tensor", Field::Tensor),
+        ("context", Field::Context),
+        ("expert", Field::Expert),
+        ("pipeline", Field::Pipeline),
+    ];
+    let mut others = 1_u64;
+    for other in AXES {
+        let flag =
+            given.iter().find(|(axis, _)| *axis == other).and_then(|(_, f)| settings.command.fields.get(f));
+        let size = match flag {
+            _ if other == name => 1,
+            Some(degree) => u64::from(*degree),
+            None => {
+                let (inside, across) = (part(other, "ici")?.unwrap_or(1), part(other, "dcn")?.unwrap_or(1));
+                u64::from(inside) * u64::from(across)
+            }
+        };
+        others = others.saturating_mul(size);
+    }
+    let Some(devices) = settings.command.devices.filter(|_| !settings.command.search) else {
+        let known = [part(name, "ici")?.unwrap_or(1), part(name, "dcn")?.unwrap_or(1)];
+        return product(&format!("ici_{name}_parallelism x dcn_{name}_parallelism"), &known);
+    };
+    let what = "the product of the other axes";
+    quotient("devices of the cluster", devices.into(), others, what)
 }
 
 const OPTIMIZER: OptimizerKeys =
     OptimizerKeys { betas: ["adam_b1", "adam_b2"], epsilon: "adam_eps", weight_decay: "adam_weight_decay" };
+
+static FOREIGN: &[Foreign] = &[refused(
+    &[
+        "ici_fsdp_transpose_parallelism",
+        "dcn_fsdp_transpose_parallelism",
+        "ici_sequence_parallelism",
+        "dcn_sequence_parallelism",
+        "ici_tensor_transpose_parallelism",
+        "dcn_tensor_transpose_parallelism",
+        "ici_tensor_sequence_parallelism",
+        "dcn_tensor_sequence_parallelism",
+        "ici_autoregressive_parallelism",
+        "dcn_autoregressive_parallelism",
+        "ici_diloco_parallelism",
+        "dcn_diloco_parallelism",
+    ],
+    &["1"],
+    "is an axis of the mesh that plans do not have",
+    "set it to 1, and use the axes data, fsdp, tensor, context, expert and pipeline",
+)];
 
 static UNSUPPORTED: &[UnsupportedField] = &[
     refuse(
@@ -136,7 +193,7 @@ macro_rules! mesh_axis {
             theirs: concat!("ici_", $name, "_parallelism, dcn_", $name, "_parallelism"),
             write: |settings, draft| draft.set(concat!("ici_", $name, "_parallelism"), settings.$member),
             read: |document, settings| {
-                settings.$member = axis(document, $name)?;
+                settings.$member = axis(document, settings, $name)?;
                 Ok(true)
             },
         }
@@ -228,7 +285,7 @@ static ROWS: &[FieldMapping] = &[
         },
         read: |document, settings| {
             let optimizer = document.flag("shard_optimizer_over_data")?.unwrap_or(false);
-            settings.zero_stage = if axis(document, "fsdp")? > 1 { 3 } else { u8::from(optimizer) };
+            settings.zero_stage = if axis(document, settings, "fsdp")? > 1 { 3 } else { u8::from(optimizer) };
             Ok(true)
         },
     },
@@ -241,11 +298,10 @@ static ROWS: &[FieldMapping] = &[
             draft.set("ici_data_parallelism", replicas);
         },
         read: |document, settings| {
-            settings.data =
-                product("data x fsdp parallelism", &[axis(document, "data")?, axis(document, "fsdp")?])?;
-            if settings.data == 1 {
-                settings.zero_stage = 0;
-            }
+            settings.data = product(
+                "data x fsdp parallelism",
+                &[axis(document, settings, "data")?, axis(document, settings, "fsdp")?],
+            )?;
             Ok(true)
         },
     },
@@ -264,7 +320,7 @@ static ROWS: &[FieldMapping] = &[
         read: |document, settings| {
             settings.shard = match settings.zero_stage {
                 0 => 1,
-                3 => axis(document, "fsdp")?,
+                3 => axis(document, settings, "fsdp")?,
                 _ => settings.data,
             };
             Ok(true)
@@ -347,6 +403,8 @@ static ROWS: &[FieldMapping] = &[
             let count = document.size("num_pipeline_microbatches")?;
             let count = if settings.pipeline == 1 { steps } else { count.unwrap_or(settings.pipeline) };
             let devices = product("devices", &settings.degrees())?;
+            // The axes of a layout that is searched are not those of the file.
+            let devices = settings.command.devices.filter(|_| settings.command.search).unwrap_or(devices);
             let sequences = per_device * f64::from(devices) * f64::from(steps);
             // A fraction of a sequence per device is written as a decimal, whose product with the devices may
             // not be exact.
@@ -360,6 +418,9 @@ static ROWS: &[FieldMapping] = &[
                 ));
             }
             settings.global_batch = whole as u32;
+            if settings.overridden(Field::MicroBatch) || settings.command.search {
+                return Ok(true);
+            }
             let what = "num_pipeline_microbatches or gradient_accumulation_steps, x data-parallel ranks";
             let parts = product(what, &[count, settings.data])?;
             let key = "per_device_batch_size x devices x gradient_accumulation_steps";
@@ -463,6 +524,10 @@ static ROWS: &[FieldMapping] = &[
             settings.optimizer = if kind == "sgd" {
                 Optimizer::Sgd { momentum: 0.0, weight_decay: 0.0 }
             } else {
+                if !["adamw", "adam_pax"].contains(&kind.as_str()) {
+                    return Err(InputError::new("opt_type", kind, "is not an optimizer that plans support")
+                        .hint("use adamw or sgd: memory depends on the optimizer state"));
+                }
                 OPTIMIZER.read_adam(document, settings, [0.9, 0.95, 1e-8, 0.1])?
             };
             Ok(true)

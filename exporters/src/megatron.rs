@@ -1,6 +1,7 @@
 //! Megatron-LM's command line.
 
 use crate::document::{Document, above_zero, product, quotient, rounded};
+use crate::foreign::{Foreign, approximated, refused};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField,
@@ -52,6 +53,10 @@ impl Exporter for Megatron {
         ]
     }
 
+    fn foreign(&self) -> Vec<&'static [Foreign]> {
+        vec![FOREIGN]
+    }
+
     fn parse(&self, text: &str) -> Result<Document, InputError> {
         Document::of_flags(text)
     }
@@ -71,6 +76,50 @@ pub(crate) const TF32: &str = "export NVIDIA_TF32_OVERRIDE=1";
 
 const OPTIMIZER: OptimizerKeys =
     OptimizerKeys { betas: ["adam-beta1", "adam-beta2"], epsilon: "adam-eps", weight_decay: "weight-decay" };
+
+pub(crate) static FOREIGN: &[Foreign] = &[
+    refused(
+        &["main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype"],
+        &["fp32", "float32", "torch.float32"],
+        "keeps the optimizer's state in fewer bits than fp32, which plans do not do",
+        "set it to fp32, or remove it from the file",
+    ),
+    refused(
+        &[
+            "account_for_embedding_in_pipeline_split",
+            "account_for_loss_in_pipeline_split",
+            "decoder_pipeline_split",
+            "encoder_num_layers",
+            "hybrid_override_pattern",
+            "hybrid_layer_pattern",
+            "mtp_num_layers",
+            "multi_latent_attention",
+        ],
+        &[],
+        "changes the blocks of a stage, which is not read",
+        "remove it from the file; `--pipeline-model-parallel-layout` in the file assigns blocks to stages",
+    ),
+    refused(
+        &["recompute_modules"],
+        &["core_attn"],
+        "chooses what is recomputed, which plans do not do",
+        "use core_attn, or remove it from the file",
+    ),
+    approximated(&[
+        "attention_backend",
+        "cross_entropy_loss_fusion",
+        "defer_embedding_wgrad_compute",
+        "delay_wgrad_compute",
+        "distribute_saved_activations",
+        "enable_cuda_graph",
+        "external_cuda_graph",
+        "overlap_p2p_communication_warmup_flush",
+        "rampup_batch_size",
+        "tp_comm_overlap",
+        "transformer_impl",
+        "use_flash_attn",
+    ]),
+];
 
 static UNSUPPORTED: &[UnsupportedField] = &[PARAMETERS_AS_THEY_ARE, ACTIVATIONS_AS_THEY_ARE];
 
@@ -330,7 +379,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
     },
     FieldMapping {
         field: Field::ZeroStage,
-        theirs: "use-distributed-optimizer, use-megatron-fsdp, data-parallel-sharding-strategy",
+        theirs: "use-distributed-optimizer, use-megatron-fsdp, use-torch-fsdp2, data-parallel-sharding-strategy",
         write: |settings, draft| {
             draft.set("use-distributed-optimizer", settings.zero_stage > 0);
             if settings.zero_stage > 1 {
@@ -366,9 +415,8 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                 }
                 (false, _) => u8::from(distributed),
             };
-            // With one data rank there is nothing to shard.
-            if settings.data == 1 {
-                settings.zero_stage = 0;
+            if document.flag("use-torch-fsdp2")?.unwrap_or(false) {
+                settings.zero_stage = 3;
             }
             Ok(true)
         },

@@ -1,8 +1,9 @@
 //! The configuration of Megatron-Bridge, which has the settings of Megatron-LM's command line in sections.
 
 use crate::document::Document;
+use crate::foreign::{Foreign, refused_unless};
 use crate::launch::Script;
-use crate::megatron::{ROWS, TF32, connections};
+use crate::megatron::{FOREIGN, ROWS, TF32, connections};
 use crate::row::{ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, UnsupportedField, instead};
 use crate::settings::Field;
 use crate::{Export, Exporter, File};
@@ -14,7 +15,7 @@ pub struct MegatronBridge;
 const IN_FP32: &str = "ddp.grad_reduce_in_fp32";
 
 /// Megatron-LM's flag, and its key in Megatron-Bridge's configuration.
-const PATHS: [(&str, &str); 38] = [
+const PATHS: [(&str, &str); 39] = [
     ("seq-length", "model.seq_length"),
     ("micro-batch-size", "train.micro_batch_size"),
     ("global-batch-size", "train.global_batch_size"),
@@ -32,6 +33,7 @@ const PATHS: [(&str, &str); 38] = [
     ("recompute-num-layers", "model.recompute_num_layers"),
     ("use-distributed-optimizer", "ddp.use_distributed_optimizer"),
     ("use-megatron-fsdp", "ddp.use_megatron_fsdp"),
+    ("use-torch-fsdp2", "dist.use_torch_fsdp2"),
     ("data-parallel-sharding-strategy", "ddp.data_parallel_sharding_strategy"),
     ("ckpt-format", "checkpoint.ckpt_format"),
     ("overlap-grad-reduce", "ddp.overlap_grad_reduce"),
@@ -110,10 +112,18 @@ impl Exporter for MegatronBridge {
         ]
     }
 
+    fn foreign(&self) -> Vec<&'static [Foreign]> {
+        vec![FOREIGN, BRIDGE]
+    }
+
     fn parse(&self, text: &str) -> Result<Document, InputError> {
         let nested = Document::of_yaml(text)?;
         let mut flat = Document::default();
         for (path, value) in nested.entries() {
+            if path == "mixed_precision" && value == "bf16_mixed" {
+                flat.set("bf16", true);
+                continue;
+            }
             if path == IN_FP32 {
                 flat.set("grad-reduce-in-bf16", value == &serde_json::Value::Bool(false));
                 continue;
@@ -130,6 +140,13 @@ impl Exporter for MegatronBridge {
         Ok(flat)
     }
 }
+
+static BRIDGE: &[Foreign] = &[refused_unless(
+    Field::Precision,
+    &["mixed_precision", "mixed_precision."],
+    "is a recipe of mixed precision that is not read",
+    "use bf16_mixed, or give `--precision bf16`; without a profile `--fp8` prices FP8",
+)];
 
 static UNSUPPORTED: &[UnsupportedField] = &[
     instead(Field::Model, "the recipe builds the model: use the recipe of this model"),

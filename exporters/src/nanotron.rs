@@ -191,11 +191,11 @@ static ROWS: &[FieldMapping] = &[
             Ok(true)
         },
     },
-    size!(Data, data, "parallelism.dp"),
     size!(Tensor, tensor, "parallelism.tp"),
     size!(Pipeline, pipeline, "parallelism.pp"),
     size!(Context, context, "parallelism.context_parallel_size"),
     size!(Expert, expert, "parallelism.expert_parallel_size"),
+    size!(Data, data, "parallelism.dp"),
     FieldMapping {
         field: Field::Schedule,
         theirs: "parallelism.pp_engine",
@@ -256,8 +256,7 @@ static ROWS: &[FieldMapping] = &[
             draft.set("optimizer.zero_stage", settings.zero_stage);
         },
         read: |document, settings| {
-            let stage = document.zero_stage("optimizer.zero_stage")?.unwrap_or(0);
-            settings.zero_stage = if settings.data > 1 { stage } else { 0 };
+            settings.zero_stage = document.zero_stage("optimizer.zero_stage")?.unwrap_or(0);
             Ok(true)
         },
     },

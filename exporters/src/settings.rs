@@ -6,7 +6,7 @@ use autodist_spec::{
     Precision, Recompute, ScheduleKind, Stage,
 };
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One field of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,6 +75,29 @@ impl Field {
         Self::CheckpointInterval,
     ];
 
+    /// The flag of `autodist estimate` that overrides a file's value.
+    pub fn flag(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Data => "--dp",
+            Self::Tensor => "--tp",
+            Self::Pipeline => "--pp",
+            Self::Context => "--cp",
+            Self::Expert => "--ep",
+            Self::ZeroStage => "--zero",
+            Self::Shard => "--shard",
+            Self::MicroBatch => "--micro-batch",
+            Self::GlobalBatch => "--global-batch",
+            Self::SeqLen => "--seq-len",
+            Self::VirtualStages => "--vpp",
+            Self::Schedule => "--schedule",
+            Self::Recompute => "--recompute",
+            Self::Precision => "--precision",
+            Self::BucketBytes => "--bucket-bytes",
+            Self::Seed => "--seed",
+            _ => return None,
+        })
+    }
+
     /// The name in the plan file.
     pub fn name(self) -> &'static str {
         match self {
@@ -118,6 +141,22 @@ pub(crate) const LEARNING_RATE: [Hyperparameter; 4] = [
     Hyperparameter::TotalSteps,
     Hyperparameter::FinalFraction,
 ];
+
+/// What a command line gives beside a trainer's file: it overrides the file, and completes what the file
+/// leaves open.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CommandLine {
+    /// Devices of the cluster.
+    pub devices: Option<u32>,
+    /// Fields that a flag or a job file gives; the values of those that are not numbers have no meaning.
+    pub fields: BTreeMap<Field, u32>,
+    /// GEMMs of linear layers in FP8.
+    pub fp8: bool,
+    /// The model is one of experts.
+    pub experts: bool,
+    /// The layout is searched, so that of the file is not used.
+    pub search: bool,
+}
 
 /// A plan as a flat struct. After reading a trainer's file, fields that it does not contain have defaults.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -163,6 +202,9 @@ pub struct Settings {
     /// written nor read.
     #[serde(skip)]
     pub given: BTreeSet<Hyperparameter>,
+    /// The command line beside the file that is read.
+    #[serde(skip)]
+    pub command: CommandLine,
 }
 
 impl Default for Settings {
@@ -199,6 +241,7 @@ impl Default for Settings {
             placement: Vec::new(),
             checkpoint_interval: None,
             given: BTreeSet::new(),
+            command: CommandLine::default(),
         }
     }
 }
@@ -246,6 +289,7 @@ impl Settings {
             placement: communication.placement.clone(),
             checkpoint_interval,
             given: job.given(),
+            command: CommandLine::default(),
         }
     }
 
@@ -259,6 +303,51 @@ impl Settings {
             self.given.insert(one);
         }
         said
+    }
+
+    /// Whether the command line gives a field, and so overrides the file.
+    pub(crate) fn overridden(&self, field: Field) -> bool {
+        self.command.fields.contains_key(&field)
+    }
+
+    /// The data-parallel degree, if the command line determines it together with the other degrees.
+    pub(crate) fn ranks(&self) -> Option<u32> {
+        if self.overridden(Field::Data) {
+            return Some(self.data);
+        }
+        if self.command.search {
+            return None;
+        }
+        let devices = u64::from(self.command.devices?);
+        let [_, others @ ..] = self.degrees().map(u64::from);
+        let others = others.into_iter().fold(1, u64::saturating_mul);
+        (others > 0 && devices.is_multiple_of(others)).then(|| (devices / others) as u32)
+    }
+
+    /// Sets the numbers that the command line gives. It is checked elsewhere: what is out of range is left.
+    pub(crate) fn override_numbers(&mut self) {
+        for (field, number) in self.command.fields.clone() {
+            let place = match field {
+                Field::Tensor => &mut self.tensor,
+                Field::Pipeline => &mut self.pipeline,
+                Field::Data => &mut self.data,
+                Field::Context => &mut self.context,
+                Field::Expert => &mut self.expert,
+                Field::VirtualStages => &mut self.virtual_stages,
+                Field::Shard => &mut self.shard,
+                Field::MicroBatch => &mut self.micro_batch,
+                Field::GlobalBatch => &mut self.global_batch,
+                Field::SeqLen => &mut self.seq_len,
+                Field::ZeroStage => {
+                    self.zero_stage = number.min(3) as u8;
+                    continue;
+                }
+                _ => continue,
+            };
+            if (1..=1 << 26).contains(&number) {
+                *place = number;
+            }
+        }
     }
 
     /// The chunks that were read; embedding and head belong to the first and the last.

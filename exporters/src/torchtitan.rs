@@ -1,6 +1,7 @@
 //! torchtitan's command line; stages of different sizes need a Python module.
 
 use crate::document::{Document, product, quotient};
+use crate::foreign::{Foreign, approximated, refused};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField, clip, instead,
@@ -73,6 +74,14 @@ impl Exporter for Torchtitan {
         files
     }
 
+    fn foreign(&self) -> Vec<&'static [Foreign]> {
+        vec![FOREIGN]
+    }
+
+    fn forms(&self) -> &'static str {
+        "the command line of torchtitan 0.3, as a shell script with flags such as `--training.seq_len 8192` (the TOML files of torchtitan 0.2 and older are not read: write `seq_len` of `[training]` as `--training.seq_len`, and so on)"
+    }
+
     fn parse(&self, text: &str) -> Result<Document, InputError> {
         // The module of the stages may be in the same text as the command line.
         let parts = text.lines().find_map(|line| line.trim().strip_prefix("PARTS = "));
@@ -128,6 +137,24 @@ fn module(parts: &serde_json::Value) -> String {
     )
 }
 
+static FOREIGN: &[Foreign] = &[
+    refused(
+        &["pipeline_parallel_schedule_csv", "expert_tensor_parallel_degree"],
+        &["1"],
+        "changes the schedule or the split, and is not read",
+        "remove it from the file",
+    ),
+    approximated(&[
+        "compile.",
+        "enable_compiled_autograd",
+        "enable_async_tensor_parallel",
+        "disable_loss_parallel",
+        "enable_loss_parallel",
+        "context_parallel_load_balancer",
+        "mixed_precision_reduce",
+    ]),
+];
+
 static UNSUPPORTED: &[UnsupportedField] = &[
     instead(
         Field::Model,
@@ -145,7 +172,6 @@ static UNSUPPORTED: &[UnsupportedField] = &[
 
 static ROWS: &[FieldMapping] = &[
     size!(SeqLen, seq_len, "training.seq_len"),
-    size!(GlobalBatch, global_batch, "training.global_batch_size"),
     size!(Tensor, tensor, "parallelism.tensor_parallel_degree"),
     size!(Context, context, "parallelism.context_parallel_degree"),
     size!(Expert, expert, "parallelism.expert_parallel_degree"),
@@ -183,6 +209,34 @@ static ROWS: &[FieldMapping] = &[
         },
     },
     FieldMapping {
+        field: Field::Shard,
+        theirs: "parallelism.data_parallel_shard_degree",
+        write: |settings, draft| draft.set(SHARD, if settings.zero_stage > 0 { settings.shard } else { 1 }),
+        read: |document, settings| {
+            if let Some(shard) = document.size_or_rest(SHARD)? {
+                settings.shard = shard;
+                return Ok(true);
+            }
+            // By default, it is what the other degrees leave.
+            let Some(ranks) = settings.ranks() else { return Ok(false) };
+            let replicas = document.size(REPLICATE)?.unwrap_or(1);
+            settings.shard = quotient("data-parallel ranks", ranks.into(), replicas.into(), REPLICATE)?;
+            Ok(true)
+        },
+    },
+    FieldMapping {
+        field: Field::Data,
+        theirs: "parallelism.data_parallel_replicate_degree",
+        write: |settings, draft| draft.set(REPLICATE, settings.data / settings.shard),
+        read: |document, settings| {
+            let found = document.size(REPLICATE)?;
+            let Some(shard) = document.size_or_rest(SHARD)? else { return Ok(false) };
+            let both = [found.unwrap_or(1), shard];
+            settings.data = product("data_parallel_replicate_degree x data_parallel_shard_degree", &both)?;
+            Ok(true)
+        },
+    },
+    FieldMapping {
         field: Field::ZeroStage,
         theirs: "parallelism.fsdp_reshard_after_forward",
         write: |settings, draft| match settings.zero_stage {
@@ -196,7 +250,9 @@ static ROWS: &[FieldMapping] = &[
                 .set("parallelism.fsdp_reshard_after_forward", if stage == 3 { "always" } else { "never" }),
         },
         read: |document, settings| {
-            let sharded = document.size(SHARD)?.is_some_and(|size| size > 1);
+            // Context-parallel ranks shard, too. All the ranks may be many, if their number is not known.
+            let all = document.has(SHARD) && document.size_or_rest(SHARD)?.is_none();
+            let sharded = settings.shard > 1 || settings.context > 1 || (all && settings.ranks().is_none());
             let policy = document.text("parallelism.fsdp_reshard_after_forward");
             settings.zero_stage = match policy.as_deref() {
                 _ if !sharded => 0,
@@ -218,24 +274,21 @@ static ROWS: &[FieldMapping] = &[
         },
     },
     FieldMapping {
-        field: Field::Shard,
-        theirs: "parallelism.data_parallel_shard_degree",
-        write: |settings, draft| draft.set(SHARD, if settings.zero_stage > 0 { settings.shard } else { 1 }),
+        field: Field::GlobalBatch,
+        theirs: "training.global_batch_size, training.local_batch_size",
+        write: |settings, draft| draft.set("training.global_batch_size", settings.global_batch),
         read: |document, settings| {
-            let found = document.size(SHARD)?;
-            settings.shard = found.unwrap_or(1);
-            Ok(found.is_some())
-        },
-    },
-    FieldMapping {
-        field: Field::Data,
-        theirs: "parallelism.data_parallel_replicate_degree",
-        write: |settings, draft| draft.set(REPLICATE, settings.data / settings.shard),
-        read: |document, settings| {
-            let found = document.size(REPLICATE)?;
-            let both = [found.unwrap_or(1), settings.shard];
-            settings.data = product("data_parallel_replicate_degree x data_parallel_shard_degree", &both)?;
-            Ok(found.is_some() || settings.shard > 1)
+            if let Some(total) = document.size_or_rest("training.global_batch_size")? {
+                settings.global_batch = total;
+                return Ok(true);
+            }
+            // By default, gradients do not accumulate.
+            let (Some(local), Some(ranks)) = (document.size("training.local_batch_size")?, settings.ranks())
+            else {
+                return Ok(false);
+            };
+            settings.global_batch = product("local_batch_size x data-parallel ranks", &[local, ranks])?;
+            Ok(true)
         },
     },
     FieldMapping {
@@ -340,7 +393,7 @@ static ROWS: &[FieldMapping] = &[
     },
     FieldMapping {
         field: Field::Recompute,
-        theirs: "activation_checkpoint",
+        theirs: "activation_checkpoint, activation_checkpoint.mode",
         write: |settings, draft| match uniform_recompute(settings, draft, true) {
             Recompute::None => draft.set(RECOMPUTE, "none"),
             Recompute::Selective => {
@@ -354,7 +407,8 @@ static ROWS: &[FieldMapping] = &[
         },
         read: |document, settings| {
             let blocks = settings.blocks() as usize;
-            let mode = match document.text(RECOMPUTE).as_deref() {
+            let older = document.text("activation_checkpoint.mode");
+            let mode = match document.text(RECOMPUTE).or(older).as_deref() {
                 None => return Ok(false),
                 Some("none") => Recompute::None,
                 Some("selective") => Recompute::Selective,

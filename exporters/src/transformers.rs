@@ -1,14 +1,17 @@
 //! Transformers' `TrainingArguments` as JSON, started by Accelerate.
 
-use crate::document::{Document, product};
+use crate::document::{Document, plain, product};
+use crate::foreign::{DEEPSPEED, Foreign, approximated, refused_unless};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, Draft, FieldMapping, NO_PIPELINE, OptimizerKeys, PARAMETERS_AS_THEY_ARE,
-    ReadRate, UnsupportedField, clip, full_recompute, instead, refuse, refuse_fp16, seed, size,
+    ReadRate, UnsupportedField, clip, instead, refuse, refuse_fp16, seed,
 };
-use crate::settings::Field;
+use crate::settings::{Field, Settings};
+use crate::stages::uniform_recompute;
 use crate::{Export, Exporter, File, accelerate};
 use autodist_spec::{Hyperparameter, InputError, LearningRate, Optimizer, Precision, Recompute};
+use serde_json::Value;
 
 pub struct Transformers;
 
@@ -43,9 +46,82 @@ impl Exporter for Transformers {
         ]
     }
 
-    fn parse(&self, text: &str) -> Result<Document, InputError> {
-        Document::of_json(text)
+    fn foreign(&self) -> Vec<&'static [Foreign]> {
+        vec![FOREIGN, DEEPSPEED]
     }
+
+    fn includes(&self) -> Option<(&'static str, &'static str)> {
+        Some(("deepspeed", "deepspeed"))
+    }
+
+    fn parse(&self, text: &str) -> Result<Document, InputError> {
+        Ok(Document::of_json(text)?.without_auto())
+    }
+}
+
+static FOREIGN: &[Foreign] = &[
+    refused_unless(
+        Field::MicroBatch,
+        &["auto_find_batch_size"],
+        "chooses the micro-batch when training starts",
+        "give the micro-batch by `--micro-batch`",
+    ),
+    approximated(&[
+        "bf16_full_eval",
+        "ddp_bucket_cap_mb",
+        "ddp_static_graph",
+        "torch_compile",
+        "torch_empty_cache_steps",
+        "use_liger_kernel",
+    ]),
+];
+
+/// The ZeRO stage of the `fsdp` setting, which is true, or words such as "full_shard auto_wrap".
+fn fsdp_stage(document: &Document, settings: &Settings) -> Result<u8, InputError> {
+    let value = document.get("fsdp").cloned().unwrap_or_default();
+    let words = match &value {
+        Value::Bool(true) => vec!["true".to_owned()],
+        Value::Array(list) => list.iter().map(plain).collect(),
+        Value::String(text) => {
+            text.split([' ', ',']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+        }
+        _ => Vec::new(),
+    };
+    let resharded = document.flag("fsdp_config.reshard_after_forward")?;
+    let mut stage = 0;
+    for word in words.iter().map(|word| word.to_ascii_lowercase()) {
+        let refused =
+            |problem: &str, hint: &str| Err(InputError::new("fsdp", plain(&value), problem).hint(hint));
+        stage = match word.as_str() {
+            "auto_wrap" | "false" | "no" => continue,
+            "offload" => {
+                return refused(
+                    "keeps parameters in host memory, which plans do not do",
+                    "remove the word `offload`: the estimate is for state in the memory of the devices",
+                );
+            }
+            "true" => 3,
+            strategy => match accelerate::sharding("fsdp", strategy)? {
+                (_, true) if !settings.overridden(Field::Shard) => {
+                    return refused(
+                        "shards within a node, whose devices are not in the file",
+                        "give the devices of a node by `--shard`, e.g. `--shard 8`",
+                    );
+                }
+                (stage, _) => stage,
+            },
+        };
+    }
+    Ok(match resharded {
+        Some(resharded) if stage > 0 => {
+            if resharded {
+                3
+            } else {
+                2
+            }
+        }
+        _ => stage,
+    })
 }
 
 const OPTIMIZER: OptimizerKeys = OptimizerKeys {
@@ -85,7 +161,17 @@ static UNSUPPORTED: &[UnsupportedField] = &[
 ];
 
 static ROWS: &[FieldMapping] = &[
-    size!(MicroBatch, micro_batch, "per_device_train_batch_size"),
+    FieldMapping {
+        field: Field::MicroBatch,
+        theirs: "per_device_train_batch_size",
+        write: |settings, draft| draft.set("per_device_train_batch_size", settings.micro_batch),
+        read: |document, settings| {
+            let key = "per_device_train_batch_size";
+            // Its default is 8; "auto" leaves it open.
+            settings.micro_batch = document.size(key)?.unwrap_or(if document.has(key) { 1 } else { 8 });
+            Ok(!document.has(key) || document.get(key).is_some())
+        },
+    },
     FieldMapping {
         field: Field::GlobalBatch,
         theirs: "gradient_accumulation_steps",
@@ -93,14 +179,17 @@ static ROWS: &[FieldMapping] = &[
         read: |document, settings| {
             let key = "gradient_accumulation_steps";
             let steps = document.size(key)?.unwrap_or(1);
-            // For one data-parallel rank: the number of ranks is not in this file.
-            settings.global_batch = product(key, &[steps, settings.micro_batch])?;
-            Ok(false)
+            // The number of ranks is not in this file; without it, this is the batch of one rank.
+            let ranks = settings.ranks();
+            let what = "gradient_accumulation_steps x per_device_train_batch_size x data-parallel ranks";
+            settings.global_batch = product(what, &[steps, settings.micro_batch, ranks.unwrap_or(1)])?;
+            let open = document.has(key) && document.get(key).is_none();
+            Ok(ranks.is_some() && !open)
         },
     },
     FieldMapping {
         field: Field::ZeroStage,
-        theirs: "fsdp, fsdp_config.version, fsdp_config.reshard_after_forward",
+        theirs: "fsdp, fsdp_config.version, fsdp_config.reshard_after_forward, deepspeed.zero_optimization.stage",
         write: |settings, draft| {
             accelerate::refuse_zero(settings, draft);
             if settings.zero_stage > 0 {
@@ -111,19 +200,14 @@ static ROWS: &[FieldMapping] = &[
             }
         },
         read: |document, settings| {
-            let on = document.get("fsdp").is_some_and(|value| match value {
-                serde_json::Value::Bool(on) => *on,
-                serde_json::Value::String(text) => !text.is_empty(),
-                _ => false,
-            });
             for key in ["fsdp_config.version", "fsdp_config.auto_wrap_policy"] {
                 document.get(key);
             }
-            let resharded = document.flag("fsdp_config.reshard_after_forward")?.unwrap_or(true);
-            settings.zero_stage = match (on, resharded) {
-                (false, _) => 0,
-                (true, false) => 2,
-                (true, true) => 3,
+            let deepspeed = document.entries().iter().any(|(key, _)| key.starts_with("deepspeed."));
+            settings.zero_stage = if deepspeed {
+                document.zero_stage("deepspeed.zero_optimization.stage")?.unwrap_or(0)
+            } else {
+                fsdp_stage(document, settings)?
             };
             Ok(true)
         },
@@ -149,7 +233,21 @@ static ROWS: &[FieldMapping] = &[
             Ok(true)
         },
     },
-    full_recompute!("gradient_checkpointing"),
+    FieldMapping {
+        field: Field::Recompute,
+        theirs: "gradient_checkpointing, fsdp_config.activation_checkpointing",
+        write: |settings, draft| {
+            let full = uniform_recompute(settings, draft, false) == Recompute::Full;
+            draft.set("gradient_checkpointing", full);
+        },
+        read: |document, settings| {
+            let own = document.flag("gradient_checkpointing")?.unwrap_or(false);
+            let full = document.flag("fsdp_config.activation_checkpointing")?.unwrap_or(false) || own;
+            let mode = if full { Recompute::Full } else { Recompute::None };
+            settings.recompute = vec![mode; settings.blocks() as usize];
+            Ok(settings.blocks() > 0)
+        },
+    },
     FieldMapping {
         field: Field::Optimizer,
         theirs: "optim, adam_beta1, adam_beta2, adam_epsilon, weight_decay",
@@ -177,11 +275,14 @@ static ROWS: &[FieldMapping] = &[
                 let momentum = momentum.map(|text| text.parse().map_err(|_| wrong())).transpose()?;
                 settings.give(Hyperparameter::Momentum, momentum.is_some());
                 Optimizer::Sgd { momentum: momentum.unwrap_or(0.0), weight_decay }
-            } else if kind.starts_with("adamw") {
+            } else if ["adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw_apex_fused"]
+                .contains(&kind.as_str())
+            {
                 OPTIMIZER.read_adam(document, settings, [0.9, 0.999, 1e-8, 0.0])?
             } else {
-                return Err(InputError::new("optim", kind, "is not an optimizer that plans support")
-                    .hint("use adamw_torch or sgd: a plan's memory depends on the optimizer state"));
+                return Err(InputError::new("optim", kind, "is not an optimizer that plans support").hint(
+                    "use adamw_torch, adamw_torch_fused or sgd: memory depends on the optimizer state",
+                ));
             };
             Ok(true)
         },

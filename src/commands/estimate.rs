@@ -45,8 +45,10 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
         }
         None => {
             // Report errors in the file before missing flags.
-            let given = from_trainer::read(args)?;
-            let prices = prices(&args.price)?;
+            let prices = prices(&args.price);
+            let devices = prices.as_ref().ok().map(|prices| prices.cluster.device_count());
+            let given = from_trainer::read(args, devices)?;
+            let prices = prices?;
             let plan = of_flags(args, given.as_ref(), &prices)?;
             if !args.from.is_empty() && !args.json {
                 beside = beside_the_best(&plan, &prices);

@@ -22,7 +22,7 @@ use std::sync::Arc;
 pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
     let figures = Figures::of(cluster, &args.figures, args.price.device_memory)?;
     let Figures { cluster, machine, parameters, calibration, source } = figures;
-    let asked = Asked::of(args, machine)?;
+    let asked = Asked::of(args, machine, cluster.device_count())?;
     let error_bar = calibration.error_bar_of(asked.run.shape.experts.is_none());
     if let Some(keep) = args.best {
         in_range("--best", keep as u64, 1, 10_000)?;
@@ -111,9 +111,9 @@ pub struct Asked {
 }
 
 impl Asked {
-    fn of(args: &EstimateArgs, mut machine: Arc<NodeModel>) -> Result<Self, Failure> {
+    fn of(args: &EstimateArgs, mut machine: Arc<NodeModel>, devices: u32) -> Result<Self, Failure> {
         let mut assumptions = Vec::new();
-        let given = from_trainer::read(args)?;
+        let given = from_trainer::read(args, Some(devices))?;
         let name = args.model.as_deref();
         let experts = catalog::expert_models().iter().find(|model| Some(model.name.as_str()) == name);
         let (model, shape) = match (experts, &given) {

@@ -3,7 +3,8 @@
 use crate::cli::{EstimateArgs, JobArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
-use autodist_exporters::{Field, Imported, Target, import};
+use autodist_analytic::catalog;
+use autodist_exporters::{CommandLine, Field, Imported, Target, import_beside};
 use autodist_spec::{
     Check, Hyperparameter, InputError, Job, ModelSpec, ParallelStrategy, Positions, Stage, text,
 };
@@ -15,8 +16,8 @@ pub struct Given {
     file: String,
 }
 
-/// Reads the file given by `--from`, if any.
-pub fn read(args: &EstimateArgs) -> Result<Option<Given>, Failure> {
+/// Reads the file given by `--from`, if any, for a cluster of `devices` devices.
+pub fn read(args: &EstimateArgs, devices: Option<u32>) -> Result<Option<Given>, Failure> {
     let [trainer, file] = args.from.as_slice() else { return Ok(None) };
     let trainers: Vec<_> = Target::ALL.into_iter().filter(|t| t.is_trainer()).map(Target::name).collect();
     let target = Target::of_name(trainer).filter(|target| target.is_trainer()).ok_or_else(|| {
@@ -29,8 +30,16 @@ pub fn read(args: &EstimateArgs) -> Result<Option<Given>, Failure> {
             .hint("give the trainer's configuration file")
             .in_file(file)
     })?;
-    let model = args.model.as_deref().map(input::model).transpose()?;
-    let imported = import(target, &content, model.clone()).map_err(|error| error.in_file(file))?;
+    let command = command_line(args, devices)?;
+    let model = args.model.as_deref().filter(|_| !command.experts).map(input::model).transpose()?;
+    let open = |name: &str| -> Result<String, InputError> {
+        let folder = Path::new(file).parent().unwrap_or(Path::new(""));
+        let content = input::bytes(&folder.join(name), "configuration")?;
+        String::from_utf8(content)
+            .map_err(|_| InputError::new("", "", "names a file that is not text in UTF-8"))
+    };
+    let imported = import_beside(target, &content, model.clone(), command, &open)
+        .map_err(|error| error.in_file(file))?;
     let flags = &args.strategy;
     if flags.pp.is_none()
         && flags.vpp.is_none()
@@ -40,11 +49,56 @@ pub fn read(args: &EstimateArgs) -> Result<Option<Given>, Failure> {
     }
     if !imported.unread.is_empty() {
         output::note(&format!(
-            "{file}: these settings do not affect the plan and are not used: {}",
+            "{file}: these settings are not part of a plan and are not used: {}",
             some_of(&imported.unread)
         ));
     }
+    if !imported.approximated.is_empty() {
+        output::note(&format!(
+            "{file}: these settings can change time or memory, but the estimate does not depend on them: {}",
+            some_of(&imported.approximated)
+        ));
+    }
     Ok(Some(Given { imported, file: file.clone() }))
+}
+
+/// What overrides the file, and completes what it leaves open.
+fn command_line(args: &EstimateArgs, devices: Option<u32>) -> Result<CommandLine, Failure> {
+    let (layout, mut job) = (&args.strategy, args.job.clone());
+    if job.job.is_some() {
+        // A job file contains all of these.
+        let whole = input::job(&args.job, None, None, None)?;
+        job.global_batch = Some(whole.global_batch);
+        job.seq_len = Some(whole.seq_len);
+        job.precision = Some(whole.precision.into());
+    }
+    let mut fields = vec![
+        (Field::GlobalBatch, job.global_batch),
+        (Field::SeqLen, job.seq_len),
+        (Field::Precision, job.precision.map(|_| 0)),
+        (Field::Seed, job.seed.map(|_| 0)),
+    ];
+    // A search of layouts keeps the file's own job, whatever it fixes of the layout.
+    if args.best.is_none() {
+        fields.extend([
+            (Field::Tensor, layout.tp),
+            (Field::Pipeline, layout.pp),
+            (Field::Data, layout.dp),
+            (Field::Context, layout.cp),
+            (Field::Expert, layout.ep),
+            (Field::VirtualStages, layout.vpp),
+            (Field::ZeroStage, layout.zero.map(u32::from)),
+            (Field::Shard, layout.shard),
+            (Field::MicroBatch, layout.micro_batch),
+            (Field::Schedule, layout.schedule.map(|_| 0)),
+            (Field::Recompute, layout.recompute.map(|_| 0)),
+            (Field::BucketBytes, layout.bucket_bytes.map(|_| 0)),
+        ]);
+    }
+    let fields = fields.into_iter().filter_map(|(field, value)| Some((field, value?))).collect();
+    let experts =
+        catalog::expert_models().iter().any(|model| args.model.as_deref() == Some(model.name.as_str()));
+    Ok(CommandLine { devices, fields, fp8: args.fp8, experts, search: args.best.is_some() })
 }
 
 /// The first entries of a list that may be very long.
@@ -128,6 +182,11 @@ impl Given {
         // Another file is already named: the job's, the cluster's or the model's.
         if !error.source_name.is_empty() && error.source_name != input::FLAGS {
             return Failure::Input(error);
+        }
+        // What is missing is not in the file, or is left open there.
+        if error.problem == "is required" {
+            error.problem += ", because the file leaves it open";
+            return Failure::Input(error.in_file(&self.file));
         }
         let field = error.field.clone();
         let (mut keys, mut flags) = (Vec::new(), Vec::new());
