@@ -110,7 +110,24 @@ pub fn check_flag(flag: &str, value: &str) -> Result<(), InputError> {
 }
 
 fn json<T: DeserializeOwned + Check>(path: &Path) -> Result<T, Failure> {
-    Ok(parse::json(&path.display().to_string(), &bytes(path, T::WHAT)?)?)
+    let (name, content) = (path.display().to_string(), bytes(path, T::WHAT)?);
+    parse::json(&name, &content).map_err(|error| match kind(&name, &content) {
+        Some(kind) if kind != T::WHAT => {
+            InputError::new("", "", format!("is a {kind} file, not a {}", T::WHAT))
+                .hint(format!("give a {} file", T::WHAT))
+                .in_file(&name)
+                .into()
+        }
+        _ => error.into(),
+    })
+}
+
+/// The kind of a document that autodist wrote, by a field that only this kind has.
+fn kind(name: &str, content: &[u8]) -> Option<&'static str> {
+    let keys = parse::json_keys(name, content, "document").ok()?;
+    let kinds =
+        [("segments", "profile"), ("search", "plan"), ("ranks", "run"), ("median_error", "validation")];
+    kinds.into_iter().find(|(field, _)| keys.iter().any(|key| key == field)).map(|(_, kind)| kind)
 }
 
 /// Reads a plan that can run: it breaks no rule.
@@ -299,7 +316,15 @@ pub fn runs(paths: &[PathBuf], catalogue: &Catalogue) -> Result<Vec<TableRow>, F
     let mut rows: Vec<TableRow> = Vec::new();
     for path in paths {
         let file = path.display().to_string();
-        let more = table::read(&bytes(path, "run table")?, &file, catalogue)?;
+        let content = bytes(path, "run table")?;
+        let more = table::read(&content, &file, catalogue)?;
+        let unread = table::unread_columns(&content, &file)?;
+        if !unread.is_empty() {
+            let columns = unread.join(", ");
+            output::warn(&format!(
+                "{file}: columns that are not read: {columns}; docs/files.md lists those that are"
+            ));
+        }
         let known: BTreeSet<&str> = rows.iter().map(|row| row.id.as_str()).collect();
         if let Some(twice) = more.iter().find(|row| known.contains(row.id.as_str())) {
             let error = InputError::new("id", &twice.id, "is also in another table").in_file(&file);

@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use crate::{external, output};
 use autodist_executor::host;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -25,6 +25,13 @@ pub fn stop_flag() -> Arc<AtomicBool> {
         flag
     });
     flag.clone()
+}
+
+/// Lets writes beyond the limit of the size of a file (`ulimit -f`) fail like writes to a full disk, instead of
+/// ending this process.
+pub fn survive_file_limit() {
+    // Without the handler, such a write ends the process.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 
 /// Runs work that does not check for signals; a signal ends this process at once. So no rank may be running,

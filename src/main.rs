@@ -38,6 +38,7 @@ fn main() {
     if autodist_executor::launcher::is_rank() {
         std::process::exit(autodist_executor::launcher::serve(autodist_profiler::handle));
     }
+    interrupt::survive_file_limit();
     // On a host of a host file, the process gets its rank from standard input; then this does not return.
     if let Err(error) = autodist_executor::launcher::enter_environment() {
         std::process::exit(code(Err(Failure::Run(format!("reading the environment from ssh: {error}")))));

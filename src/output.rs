@@ -4,11 +4,13 @@
 //! sent to a terminal.
 
 use crate::failure::Failure;
-use autodist_spec::{InputError, printable};
+use autodist_spec::{InputError, fingerprint, printable};
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::io::{ErrorKind, Write};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
@@ -143,42 +145,34 @@ pub fn set_aside(path: &Path) -> Result<Option<PathBuf>, Failure> {
     Ok(Some(free))
 }
 
-/// A file or folder that only this process writes, until the claim is dropped or the process ends.
+/// An output that only this process writes, until the claim is dropped or the process ends.
 pub struct Claim {
-    lock: PathBuf,
-    _file: fs::File,
+    _name: UnixListener,
 }
 
-impl Drop for Claim {
-    fn drop(&mut self) {
-        // Somebody may have removed it.
-        let _ = fs::remove_file(&self.lock);
-    }
-}
-
-/// Claims the output `path` of a command that writes for a long time, by a lock on a file beside it.
+/// Claims the output `path` of a command that writes for a long time, by a socket in Linux's abstract namespace:
+/// it leaves no file, and the kernel frees the name when the process ends.
 ///
 /// # Errors
-/// Another process has claimed it.
+/// Another process on this machine has claimed it.
 pub fn claim(path: &Path) -> Result<Option<Claim>, Failure> {
     if is_device(path) {
         return Ok(None);
     }
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let lock = folder(path).join(format!("{PREFIX}{name}.lock"));
-    let failed = |source| Failure::Write { path: lock.clone(), source };
-    fs::create_dir_all(folder(path)).map_err(failed)?;
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&lock).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(Claim { lock, _file: file })),
-        Err(fs::TryLockError::WouldBlock) => {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let place = target(&whole).unwrap_or(whole);
+    let name = format!("autodist-{}", fingerprint(&place));
+    let bound = SocketAddr::from_abstract_name(name).and_then(|address| UnixListener::bind_addr(&address));
+    match bound {
+        Ok(name) => Ok(Some(Claim { _name: name })),
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
             let problem = "is being written by another autodist";
             Err(InputError::new("--output", path.display(), problem)
                 .hint("wait until it is done, or give another path")
                 .into())
         }
-        // Not every file system has locks.
-        Err(fs::TryLockError::Error(_)) => Ok(None),
+        // Not every system has such sockets.
+        Err(_) => Ok(None),
     }
 }
 

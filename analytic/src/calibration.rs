@@ -14,7 +14,7 @@ const FEW: usize = 10;
 pub const COVERAGE: f64 = 0.9;
 
 /// Larger errors do not describe a usable prediction.
-const LARGEST_ERROR: f64 = 1e6;
+const LARGEST_ERROR: f64 = 10.0;
 
 /// A calibration as stored in a file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,6 +1,7 @@
 //! Lines and cells of a CSV text.
 
 use autodist_spec::{InputError, text};
+use std::collections::BTreeSet;
 
 /// Lines of the largest table that is accepted: a parsed line takes a kilobyte.
 const MOST_LINES: usize = 50_000;
@@ -21,8 +22,13 @@ pub(crate) fn read(
     };
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text);
     let header = reader.headers().map_err(broken)?.clone();
+    let mut known = BTreeSet::new();
     for name in &header {
         text::check_name("name of a column", name).map_err(|error| error.in_file(file))?;
+        if !known.insert(name) {
+            let error = InputError::new("name of a column", name, "occurs twice");
+            return Err(error.hint("remove or rename one of the two columns").in_file(file));
+        }
     }
     let mut lines = Vec::new();
     for record in reader.records() {

@@ -6,6 +6,7 @@ use crate::fields::Fields;
 use crate::run::TrainingRun;
 use autodist_hardware::{Catalogue, Dtype};
 use autodist_spec::InputError;
+use std::collections::BTreeSet;
 
 /// One line: the run if it is understood, or the reason why not, and the measurements.
 #[derive(Debug, Clone)]
@@ -34,6 +35,60 @@ impl TableRow {
     }
 }
 
+/// Columns that are read.
+const COLUMNS: [&str; 40] = [
+    "active_params_B",
+    "cp",
+    "d_iteration_s",
+    "dp",
+    "ep",
+    "expert_ffn",
+    "experts",
+    "experts_active",
+    "ffn",
+    "global_batch",
+    "gpu",
+    "gpus_per_node",
+    "gpus_total",
+    "group",
+    "head_dim",
+    "heads",
+    "hidden",
+    "id",
+    "inter_link",
+    "iteration_s",
+    "kv_heads",
+    "layers",
+    "micro_batch",
+    "model_family",
+    "notes",
+    "peak_mem_gb",
+    "pp",
+    "precision",
+    "quality",
+    "recompute",
+    "seq_len",
+    "sequence_parallel",
+    "source",
+    "tokens_per_s_per_gpu",
+    "tp",
+    "trainer",
+    "url_or_repo_path",
+    "vocab",
+    "vpp",
+    "zero_stage",
+];
+
+/// Columns of a table that are not read.
+///
+/// # Errors
+/// The text is not CSV.
+pub fn unread_columns(text: &[u8], file: &str) -> Result<Vec<String>, InputError> {
+    let (header, _) = cells::read(text, file)?;
+    let unread = header.iter().filter(|name| !COLUMNS.contains(name));
+    Ok(unread.map(str::to_owned).collect())
+}
+
 /// Reads a table with a header line, with the devices of `catalogue`. Unknown columns are ignored.
 ///
 /// # Errors
@@ -43,6 +98,22 @@ pub fn read(text: &[u8], file: &str, catalogue: &Catalogue) -> Result<Vec<TableR
     if !header.iter().any(|name| name == "id") {
         let error = InputError::new("id", "", "the column is missing").in_file(file);
         return Err(error.hint("the first line names the columns; docs/files.md lists them"));
+    }
+    let mut known = BTreeSet::new();
+    let id = header.iter().position(|name| name == "id").unwrap_or_default();
+    for line in &lines {
+        let name = line.get(id).unwrap_or_default();
+        if !known.insert(name) {
+            let number = line.position().map_or(0, csv::Position::line);
+            let error = InputError::new(
+                format!("id, line {number}"),
+                name,
+                "occurs twice: every run would count twice",
+            );
+            return Err(error
+                .hint("give every run another id, or remove one of the two lines")
+                .in_file(file));
+        }
     }
     let mut machines = Machines::of(catalogue);
     let row = |record: &csv::StringRecord| row(&Fields::new(header.iter().zip(record)), &mut machines);

@@ -57,7 +57,7 @@ use autodist_spec::{
     TimelineEvent,
 };
 use coding::Codings;
-use measured::{LinkCurves, Measured};
+use measured::{LinkCurves, ProfilePrices};
 use routes::Routes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -135,7 +135,7 @@ impl CostModel {
             precision: profile.precision,
             optimizer_kind: profile.optimizer_kind,
             parameter_bytes: ParameterBytes::of(profile.precision, profile.optimizer_kind),
-            prices: Arc::new(Measured::new(profile)),
+            prices: Arc::new(ProfilePrices::new(profile)),
             compute_speedup: 1.0,
             link_speedup: 1.0,
             within_steps: routes.as_ref().map(|r| within_steps(r, &profile.within_steps)).unwrap_or_default(),
@@ -355,7 +355,11 @@ impl CostModel {
         } else {
             return Ok(());
         };
-        let hint = "profile this model with this job's sequence length, precision and optimizer".to_owned();
+        let hint = format!(
+            "profile this model with this job's sequence length, precision and optimizer, or use those of the profile \
+             (`--model` {}, `--seq-len` {})",
+            self.model.name, self.seq_len
+        );
         Err(Unpriced { what, hint, doubted: false })
     }
 

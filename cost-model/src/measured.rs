@@ -22,13 +22,13 @@ pub struct Unpriced {
 
 /// The prices of a profile.
 #[derive(Debug)]
-pub struct Measured {
+pub struct ProfilePrices {
     segments: Segments,
     links: LinkCurves,
     optimizer: OptimizerCurves,
 }
 
-impl Measured {
+impl ProfilePrices {
     pub fn new(profile: &Profile) -> Self {
         Self {
             segments: Segments::new(profile),
@@ -38,7 +38,7 @@ impl Measured {
     }
 }
 
-impl Prices for Measured {
+impl Prices for ProfilePrices {
     fn segment(&self, query: &SegmentQuery) -> Result<SegmentPrice, Unpriced> {
         let SegmentQuery { segment, pass, recompute, strategy, .. } = *query;
         let key = SegmentKey {

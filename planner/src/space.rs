@@ -82,11 +82,17 @@ fn schedules(model: &ModelSpec, job: &Job, pipeline: u32) -> Vec<(ScheduleKind, 
             list.push((schedule, 1));
             continue;
         }
-        let deepest = (model.chain_len() as u32 / pipeline).min(4);
-        let depths = job.allow.virtual_stages.clone().unwrap_or_else(|| (2..=deepest).collect());
+        let depths = job.allow.virtual_stages.clone().unwrap_or_else(|| depths(model, pipeline));
         list.extend(unique(&depths).into_iter().filter(|depth| *depth > 1).map(|depth| (schedule, depth)));
     }
     list
+}
+
+/// Chunks per pipeline rank: up to four of nearly equal numbers of layers, and more if these are equal.
+fn depths(model: &ModelSpec, pipeline: u32) -> Vec<u32> {
+    let few = (model.chain_len() as u32 / pipeline).min(4);
+    let blocks = if model.layers.is_multiple_of(pipeline) { model.layers / pipeline } else { 0 };
+    (2..=few).chain(divisors(blocks).filter(|depth| *depth > 4)).collect()
 }
 
 /// The job's list, or every divisor of a data rank's batch; 1 if the batch does not divide, which the rules

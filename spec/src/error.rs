@@ -112,7 +112,7 @@ pub fn positive(field: &str, value: f64) -> Result<(), InputError> {
         return Ok(());
     }
     Err(InputError::new(field, value, "must be a number above zero, from 1e-30 to 1e30")
-        .hint("give a number such as 1.5e9"))
+        .hint("give a number such as 10 or 1.5e9"))
 }
 
 /// Checks the rate of a device or a link: at least one byte or one operation per second.

@@ -408,7 +408,12 @@ impl Check for Job {
         }
         positive("learning_rate.peak", self.learning_rate.peak)?;
         in_range("learning_rate.total_steps", u64::from(self.learning_rate.total_steps), 1, 1 << 30)?;
-        not_negative("learning_rate.final_fraction", self.learning_rate.final_fraction)?;
+        let rate = &self.learning_rate;
+        if !(0.0..=1.0).contains(&rate.final_fraction) {
+            let problem = "must be from 0 to 1: the learning rate falls from its peak to this fraction of it";
+            return Err(InputError::new("learning_rate.final_fraction", rate.final_fraction, problem)
+                .hint("use a fraction such as 0.1"));
+        }
         if let Some(convergence) = &self.convergence {
             positive("convergence.min_steps", convergence.min_steps)?;
             not_negative("convergence.critical_batch", convergence.critical_batch)?;

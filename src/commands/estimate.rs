@@ -57,7 +57,7 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
         }
     };
     let text = if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) + &beside };
-    output::print_with(&text, super::plan::write(&plan, args.output.as_deref()))
+    output::print_with(&text, super::plan::write_new(&plan, args.output.as_deref()))
 }
 
 /// Compares a given configuration with the best plan of the same space.

@@ -65,7 +65,7 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
 }
 
 fn write(plan: Option<Plan>, path: Option<&Path>) -> Result<(), Failure> {
-    plan.map_or(Ok(()), |plan| super::plan::write(&plan, path))
+    plan.map_or(Ok(()), |plan| super::plan::write_new(&plan, path))
 }
 
 /// Checks that a result can be shown and read again: every number is finite and in its range.

@@ -30,7 +30,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
         _ => of_profile(args, limits)?,
     };
     let text = if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) };
-    output::print_with(&text, write(&plan, args.output.as_deref()))
+    output::print_with(&text, write_new(&plan, args.output.as_deref()))
 }
 
 /// Plans for machines that were measured.
@@ -92,9 +92,14 @@ fn limit(seconds: f64) -> Result<Duration, Failure> {
         .into())
 }
 
+/// Like [`write`], but never over an input of the command.
+pub fn write_new(plan: &Plan, path: Option<&Path>) -> Result<(), Failure> {
+    path.map_or(Ok(()), output::check_no_input)?;
+    write(plan, path)
+}
+
 pub fn write(plan: &Plan, path: Option<&Path>) -> Result<(), Failure> {
     let Some(path) = path else { return Ok(()) };
-    output::check_no_input(path)?;
     output::write(path, to_json(plan).as_bytes())?;
     output::note(&format!("wrote {}", path.display()));
     Ok(())

@@ -67,13 +67,13 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
 /// # Errors
 /// The validation trained none of the plans of the document.
 fn check_validation(plan: &Plan, validation: &Validation) -> Result<(), InputError> {
-    let known: Vec<_> = train::candidates(plan).iter().map(|one| label(&one.strategy, &one.stages)).collect();
-    let runs = validation.runs.iter().map(|run| &run.label);
-    let mut trained = runs.chain(validation.failed.iter().map(|run| &run.label)).peekable();
-    let Some(first) = trained.peek().map(|label| (*label).clone()) else { return Ok(()) };
-    if trained.any(|label| known.contains(label)) {
-        return Ok(());
-    }
+    let plans = train::candidates(plan);
+    let trained = validation.runs.iter().any(|run| plans.iter().any(|plan| plan.strategy == run.strategy));
+    let failed = validation.failed.iter().map(|run| &run.label);
+    let tried =
+        failed.clone().any(|tried| plans.iter().any(|one| label(&one.strategy, &one.stages) == *tried));
+    let first = validation.runs.iter().map(|run| &run.label).chain(failed).next();
+    let Some(first) = first.filter(|_| !trained && !tried) else { return Ok(()) };
     let problem = "is not a plan of the document, nor is any other that this validation trained";
     Err(InputError::new("runs", first, problem)
         .hint("give the validation of this plan, or the plan of this validation"))

@@ -4,7 +4,7 @@ use crate::cli::TrainArgs;
 use crate::failure::Failure;
 use crate::keep::{self, Kept};
 use crate::progress::Progress;
-use crate::{engine, external, input, output, train};
+use crate::{devices, engine, external, input, output, train};
 use autodist_executor::{DataSource, SyntheticLanguage, Task};
 use autodist_reports::terminal;
 use autodist_spec::{InputError, Plan, RunRecord, to_json};
@@ -20,6 +20,11 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let data = train::data(args.data.as_ref(), &plan.model, &plan.job)?;
     let engine = engine::of_plan(&args.run, &plan);
     engine::check(engine, &plan, &plan.strategy, "strategy")?;
+    devices::check_precision(
+        plan.profile.devices,
+        plan.job.precision,
+        "a plan from a profile with --devices",
+    )?;
     let options = train::options(&args.run, engine, plan.profile.devices, plan.emulated())?;
     output::check_no_input(&args.output)?;
     output::check_writable(&args.output)?;

@@ -5,7 +5,7 @@ use crate::cli::{SelectionArgs, ValidateArgs};
 use crate::compare::compare;
 use crate::failure::Failure;
 use crate::rounds::{Earlier, MOST_STEPS, Session};
-use crate::{engine, external, handover, input, output, probe, train};
+use crate::{devices, engine, external, handover, input, output, probe, train};
 use autodist_executor::launcher::LaunchOptions;
 use autodist_planner::Planner;
 use autodist_reports::{csv_validation, plural, terminal};
@@ -20,6 +20,11 @@ pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
     let engine = engine::of_plan(&args.run, &plan);
     let candidates = candidates(&plan, &args.plan, &args.selection, args.profile.as_ref())?;
     let candidates = runnable(engine, &plan, candidates, args.selection.all)?;
+    devices::check_precision(
+        plan.profile.devices,
+        plan.job.precision,
+        "a plan from a profile with --devices",
+    )?;
     let options = train::options(&args.run, engine, plan.profile.devices, plan.emulated())?;
     if engine != plan.profile.engine {
         output::warn(&format!(

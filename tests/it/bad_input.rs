@@ -260,7 +260,7 @@ fn clusters() {
     write(folder, "cluster.toml", right);
     refused(
         &line(folder, "plan --model model.json --global-batch 8 --cluster cluster.toml"),
-        &["--cluster", "only with a measured profile"],
+        &["nodes[0].device.peak_flops_per_s", "catalogue"],
     );
     for (short, expected) in [
         ("2x", "devices per node"),

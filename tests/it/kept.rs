@@ -132,6 +132,54 @@ fn what_a_training_measured_before_its_launcher_was_killed_is_kept() {
 }
 
 #[test]
+fn one_process_at_a_time_writes_an_output() {
+    let folder = folder();
+    let first = endless(folder.path());
+    let second = line(folder.path(), "train plan.json --steps 2 -o out/run.json");
+    assert_eq!(second.code, Some(2), "{}", second.err);
+    assert!(second.err.contains("out/run.json") && second.err.contains("another autodist"), "{}", second.err);
+    line(folder.path(), "train plan.json --steps 2 -o out/other.json").ok();
+    first.signal(libc::SIGKILL);
+    first.end();
+    // The output is free again, and what the killed training measured stays.
+    let third = line(folder.path(), "train plan.json --steps 2 -o out/run.json");
+    assert_eq!(third.code, Some(0), "{}", third.err);
+    assert!(third.err.contains("run.partial.2.json"), "{}", third.err);
+    assert_eq!(names(&folder.path().join("out")), ["other.json", "run.json", "run.partial.2.json"]);
+    assert_eq!(steps(&read(folder.path().join("out/run.json")).unwrap()), 2);
+}
+
+#[test]
+fn no_result_replaces_an_input_of_its_command() {
+    let folder = folder();
+    for (args, input) in [
+        ("plan --model model.json --job job.toml --profile profile.json -o profile.json", "profile.json"),
+        ("plan --model model.json --job job.toml --profile profile.json -o ./model.json", "model.json"),
+        ("estimate plan.json -o plan.json", "plan.json"),
+        ("train plan.json --steps 2 -o plan.json", "plan.json"),
+        ("profile --model model.json --job job.toml -o job.toml", "job.toml"),
+        ("export plan.json --to slurm -o .", "plan.json"),
+    ] {
+        let before = std::fs::read(folder.path().join(input)).unwrap();
+        let run = line(folder.path(), args);
+        assert_eq!(run.code, Some(2), "{args}: {}", run.err);
+        assert!(run.err.contains(input) && run.err.contains("give another path"), "{args}: {}", run.err);
+        assert_eq!(std::fs::read(folder.path().join(input)).unwrap(), before, "{args}");
+    }
+}
+
+#[test]
+fn a_profile_of_something_else_is_kept() {
+    let folder = folder();
+    let before = std::fs::read(folder.path().join("profile.json")).unwrap();
+    let args = "profile --model model.json --job job.toml --ranks 1 --budget 1 -o profile.json --no-realtime";
+    let run = line(folder.path(), args);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(run.err.contains("kept as profile.2.json"), "{}", run.err);
+    assert_eq!(std::fs::read(folder.path().join("profile.2.json")).unwrap(), before);
+}
+
+#[test]
 fn a_training_that_diverges_says_where_and_keeps_its_finite_steps() {
     let folder = folder();
     let folder = folder.path();
