@@ -20,6 +20,7 @@ mod megatron_bridge;
 mod nanotron;
 mod row;
 mod settings;
+mod shell;
 mod slurm;
 mod stages;
 mod torchtitan;
@@ -321,6 +322,24 @@ impl Imported {
     /// The keys of the file that set a field, if any.
     pub fn keys(&self, field: Field) -> Option<&str> {
         self.keys.get(&field).map(String::as_str)
+    }
+
+    /// Checks that all blocks recompute alike, for estimates with one policy.
+    ///
+    /// # Errors
+    /// If they do not, and the command line does not override it.
+    pub fn check_one_recompute(&self) -> Result<(), InputError> {
+        let all = &self.settings.recompute;
+        let overridden = self.settings.overridden(Field::Recompute) || !self.known.contains(&Field::Recompute);
+        if overridden || all.windows(2).all(|pair| pair[0] == pair[1]) {
+            return Ok(());
+        }
+        let keys = self.keys(Field::Recompute).unwrap_or("recomputation");
+        let problem = "recomputes only some blocks, but this estimate has one policy for all";
+        Err(InputError::new(keys, self.settings.show(Field::Recompute), problem).hint(
+            "give `--recompute full`, `--recompute selective` or `--recompute none`: flags override the file; or \
+             estimate with `--profile`",
+        ))
     }
 
     /// Checks that the stages in the file are those of a pipeline over `blocks` blocks.

@@ -72,14 +72,14 @@ pub fn blocks_of_layout(text: &str) -> Result<Vec<u32>, InputError> {
     };
     let flat = expand(&text.chars().filter(|c| !c.is_whitespace()).collect::<Vec<_>>(), 0)
         .ok_or_else(|| wrong("has brackets or a factor that cannot be parsed"))?;
-    flat.split('|')
-        .map(|chunk| {
-            if chunk.chars().any(|c| !"EtL".contains(c)) {
-                return Err(wrong("contains layers that plans do not support"));
-            }
-            Ok(chunk.chars().filter(|c| *c == 't').count() as u32)
-        })
-        .collect()
+    if flat.chars().any(|c| !"EtL|".contains(c)) {
+        return Err(wrong("contains layers that plans do not support"));
+    }
+    let inner = flat.strip_prefix('E').and_then(|rest| rest.strip_suffix('L'));
+    match inner.filter(|inner| !inner.contains(['E', 'L'])) {
+        Some(inner) => Ok(inner.split('|').map(|chunk| chunk.len() as u32).collect()),
+        None => Err(wrong("must start with the only embedding, E, and end with the only head, L")),
+    }
 }
 
 /// Upper limit of repetitions; larger factors are mistakes.

@@ -5,7 +5,7 @@ use crate::foreign::{Foreign, approximated, refused};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField, clip, instead,
-    note_tf32, refuse, seed, size,
+    note_tf32, precision, refuse, seed, size,
 };
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
@@ -143,6 +143,18 @@ static FOREIGN: &[Foreign] = &[
         &["1"],
         "changes the schedule or the split, and is not read",
         "remove it from the file",
+    ),
+    refused(
+        &["training.dtype"],
+        &["float32"],
+        "keeps parameters and the optimizer's state in fewer bits than fp32, which plans do not do",
+        "set it to float32, or remove it from the file",
+    ),
+    refused(
+        &["optimizer.name", "optimizer_name", "optimizer.param_groups.0.name"],
+        &["adamw", "adam"],
+        "is not an optimizer that is read: memory depends on the optimizer state",
+        "use AdamW, or remove it from the file",
     ),
     approximated(&[
         "compile.",
@@ -431,9 +443,7 @@ static ROWS: &[FieldMapping] = &[
             note_tf32(settings, draft);
         },
         read: |document, settings| {
-            let kind = document.text("training.mixed_precision_param");
-            let fp32 = kind.as_deref() == Some("float32");
-            settings.precision = if fp32 { Precision::Fp32 } else { Precision::Bf16 };
+            settings.precision = precision(document, "training.mixed_precision_param")?;
             Ok(true)
         },
     },
