@@ -361,8 +361,8 @@ static ROWS: &[FieldMapping] = &[
                 return Ok(false);
             };
             settings.recompute =
-                vec![if full { Recompute::Full } else { Recompute::None }; settings.blocks() as usize];
-            Ok(settings.blocks() > 0)
+                vec![if full { Recompute::Full } else { Recompute::None }; settings.blocks().max(1) as usize];
+            Ok(true)
         },
     },
 ];

@@ -126,8 +126,12 @@ impl Document {
         let Some(value) = self.get(key) else { return Ok(None) };
         match whole(value).filter(|number| (least..=most).contains(number)) {
             Some(number) => Ok(Some(number)),
-            None => Err(wrong(key, value, &format!("expected a whole number from {least} to {most}"))
-                .hint("use only decimal digits, e.g. 8")),
+            None => Err(wrong(
+                key,
+                value,
+                &format!("expected a whole number from {least} to {most}"),
+                "use only decimal digits, e.g. 8",
+            )),
         }
     }
 
@@ -192,8 +196,7 @@ impl Document {
         match real(value) {
             Some(number) => Ok(Some(number)),
             None => {
-                Err(wrong(key, value, "expected a number from -1e30 to 1e30")
-                    .hint("give a number such as 0.1"))
+                Err(wrong(key, value, "expected a number from -1e30 to 1e30", "give a number such as 0.1"))
             }
         }
     }
@@ -240,12 +243,8 @@ impl Document {
         match words.iter().find(|(word, _)| *word == said) {
             Some((_, meaning)) => Ok(Some(*meaning)),
             None => {
-                let error = wrong(key, value, "is not a value that is read");
-                if said.contains('$') {
-                    return Err(error);
-                }
                 let all: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-                Err(error.hint(format!("use {}", all.join(" or "))))
+                Err(wrong(key, value, "is not a value that is read", &format!("use {}", all.join(" or "))))
             }
         }
     }
@@ -257,7 +256,7 @@ impl Document {
         match plain(value).to_ascii_lowercase().as_str() {
             "true" => Ok(Some(true)),
             "false" => Ok(Some(false)),
-            _ => Err(wrong(key, value, "expected true or false").hint("use true or false")),
+            _ => Err(wrong(key, value, "expected true or false", "use true or false")),
         }
     }
 
@@ -279,7 +278,7 @@ impl Document {
             None => {
                 let problem =
                     format!("expected a list of at most {MOST_BLOCKS} whole numbers from 0 to {most}");
-                Err(wrong(key, value, &problem).hint("separate the numbers by commas, e.g. 8,8,7,7"))
+                Err(wrong(key, value, &problem, "separate the numbers by commas, e.g. 8,8,7,7"))
             }
         }
     }
@@ -294,7 +293,7 @@ impl Document {
         };
         match list.iter().map(real).collect::<Option<Vec<f64>>>() {
             Some(numbers) => Ok(Some(numbers)),
-            None => Err(wrong(key, value, "expected a list of numbers").hint("use numbers such as 0.9 0.95")),
+            None => Err(wrong(key, value, "expected a list of numbers", "use numbers such as 0.9 0.95")),
         }
     }
 
@@ -394,7 +393,8 @@ impl Document {
                     Some((key.clone(), plain(value)))
                 };
                 if let Some((key, value)) = differs(&own, entries).or_else(|| differs(entries, &own)) {
-                    let problem = format!("differs between two commands, of which one is on line {}", command.line);
+                    let problem =
+                        format!("differs between two commands, of which one is on line {}", command.line);
                     return Err(InputError::new(key, value, problem)
                         .hint("give a file with only the command that trains"));
                 }
@@ -552,13 +552,13 @@ fn too_large(key: &str, value: u64) -> InputError {
     InputError::new(key, value, format!("must be at most {LARGEST_COUNT}")).hint("lower one of its factors")
 }
 
-pub(crate) fn wrong(key: &str, value: &Value, problem: &str) -> InputError {
+pub(crate) fn wrong(key: &str, value: &Value, problem: &str, hint: &str) -> InputError {
     let text = plain(value);
     if text.contains('$') {
         return InputError::new(key, text, "is a variable whose value is not known before the script runs")
             .hint("replace the variable by its value, or give it as a flag of this command");
     }
-    InputError::new(key, text, problem)
+    InputError::new(key, text, problem).hint(hint)
 }
 
 pub(crate) fn plain(value: &Value) -> String {

@@ -154,25 +154,33 @@ fn axis(document: &Document, settings: &Settings, name: &str) -> Result<u32, Inp
 const OPTIMIZER: OptimizerKeys =
     OptimizerKeys { betas: ["adam_b1", "adam_b2"], epsilon: "adam_eps", weight_decay: "adam_weight_decay" };
 
-static FOREIGN: &[Foreign] = &[refused(
-    &[
-        "ici_fsdp_transpose_parallelism",
-        "dcn_fsdp_transpose_parallelism",
-        "ici_sequence_parallelism",
-        "dcn_sequence_parallelism",
-        "ici_tensor_transpose_parallelism",
-        "dcn_tensor_transpose_parallelism",
-        "ici_tensor_sequence_parallelism",
-        "dcn_tensor_sequence_parallelism",
-        "ici_autoregressive_parallelism",
-        "dcn_autoregressive_parallelism",
-        "ici_diloco_parallelism",
-        "dcn_diloco_parallelism",
-    ],
-    &["1"],
-    "is an axis of the mesh that plans do not have",
-    "set it to 1, and use the axes data, fsdp, tensor, context, expert and pipeline",
-)];
+static FOREIGN: &[Foreign] = &[
+    refused(
+        &["mu_dtype"],
+        &["float32"],
+        "keeps the optimizer's state in fewer bits than fp32, which plans do not do",
+        "set it to float32, or remove it from the file",
+    ),
+    refused(
+        &[
+            "ici_fsdp_transpose_parallelism",
+            "dcn_fsdp_transpose_parallelism",
+            "ici_sequence_parallelism",
+            "dcn_sequence_parallelism",
+            "ici_tensor_transpose_parallelism",
+            "dcn_tensor_transpose_parallelism",
+            "ici_tensor_sequence_parallelism",
+            "dcn_tensor_sequence_parallelism",
+            "ici_autoregressive_parallelism",
+            "dcn_autoregressive_parallelism",
+            "ici_diloco_parallelism",
+            "dcn_diloco_parallelism",
+        ],
+        &["1"],
+        "is an axis of the mesh that plans do not have",
+        "set it to 1, and use the axes data, fsdp, tensor, context, expert and pipeline",
+    ),
+];
 
 static UNSUPPORTED: &[UnsupportedField] = &[
     refuse(
@@ -242,8 +250,12 @@ static ROWS: &[FieldMapping] = &[
                 block?;
                 let swiglu = serde_json::json!(["silu", "linear"]);
                 if let Some(other) = activations.filter(|value| **value != swiglu) {
-                    return Err(InputError::new("mlp_activations", other, "is not SwiGLU, which is all that is read")
-                        .hint("use [silu, linear], or remove it from the file and give `--model`"));
+                    return Err(InputError::new(
+                        "mlp_activations",
+                        other,
+                        "is not SwiGLU, which is all that is read",
+                    )
+                    .hint("use [silu, linear], or remove it from the file and give `--model`"));
                 }
             }
             let (Some(hidden), Some(layers), Some(heads), Some(ffn)) = (
@@ -484,8 +496,8 @@ static ROWS: &[FieldMapping] = &[
                     .hint("use minimal_with_context (none), minimal (attention) or full"));
                 }
             };
-            settings.recompute = vec![mode; settings.blocks() as usize];
-            Ok(settings.blocks() > 0)
+            settings.recompute = vec![mode; settings.blocks().max(1) as usize];
+            Ok(true)
         },
     },
     FieldMapping {

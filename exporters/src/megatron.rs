@@ -362,7 +362,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             }
         },
         read: |document, settings| {
-            let blocks = settings.blocks() as usize;
+            let blocks = settings.blocks().max(1) as usize;
             let short = document.flag("recompute-activations")?.unwrap_or(false);
             let kind = document.text("recompute-granularity");
             let block = document.choice("recompute-method", &[("uniform", false), ("block", true)])?;
@@ -374,6 +374,14 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                     "recomputes several blocks at once, which plans do not do",
                 )
                 .hint("use 1 with the method uniform"));
+            }
+            if kind.as_deref() == Some("full") && block == Some(true) && settings.stages.is_empty() {
+                return Err(InputError::new(
+                    "recompute-method",
+                    "block",
+                    "recomputes the first blocks of each stage, but the blocks of the stages are not known",
+                )
+                .hint("use the method uniform"));
             }
             settings.recompute = match kind.as_deref().or(short.then_some("selective")) {
                 None => vec![Recompute::None; blocks],
@@ -397,7 +405,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                     .hint("use full or selective"));
                 }
             };
-            Ok(blocks > 0)
+            Ok(true)
         },
     },
     FieldMapping {

@@ -126,10 +126,13 @@ impl Exporter for MegatronBridge {
                 continue;
             }
             if path == IN_FP32 {
-                flat.set("grad-reduce-in-bf16", match nested.flag(path)? {
-                    Some(fp32) => (!fp32).into(),
-                    None => serde_json::Value::Null,
-                });
+                flat.set(
+                    "grad-reduce-in-bf16",
+                    match nested.flag(path)? {
+                        Some(fp32) => (!fp32).into(),
+                        None => serde_json::Value::Null,
+                    },
+                );
                 continue;
             }
             let flag = PATHS.iter().find(|(_, other)| other == path).map(|(flag, _)| *flag);

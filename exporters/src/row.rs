@@ -194,8 +194,8 @@ macro_rules! full_recompute {
             read: |document, settings| {
                 let full = document.flag($key)?.unwrap_or(false);
                 let mode = if full { Recompute::Full } else { Recompute::None };
-                settings.recompute = vec![mode; settings.blocks() as usize];
-                Ok(settings.blocks() > 0)
+                settings.recompute = vec![mode; settings.blocks().max(1) as usize];
+                Ok(true)
             },
         }
     };
@@ -319,7 +319,8 @@ pub fn whole_theta(theta: f64, draft: &mut Draft) -> Option<u64> {
         return Some(theta as u64);
     }
     let way_out = "use a whole number up to 1e15, or export to nanotron";
-    let error = InputError::new("model.positions.theta", theta, "is not a whole number that the trainer reads");
+    let error =
+        InputError::new("model.positions.theta", theta, "is not a whole number that the trainer reads");
     draft.refusals.push(error.hint(way_out));
     None
 }

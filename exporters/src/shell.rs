@@ -9,8 +9,8 @@ const LARGEST: usize = 16 << 20;
 const DEEPEST: usize = 4;
 /// Commands whose arguments are no settings.
 const OTHERS: [&str; 19] = [
-    ".", ":", "[", "[[", "cat", "cd", "cp", "echo", "exit", "ls", "mkdir", "mv", "printf", "rm", "set", "sleep", "source",
-    "test", "wait",
+    ".", ":", "[", "[[", "cat", "cd", "cp", "echo", "exit", "ls", "mkdir", "mv", "printf", "rm", "set",
+    "sleep", "source", "test", "wait",
 ];
 const LAUNCHERS: [&str; 3] = ["torchrun", "deepspeed", "accelerate"];
 
@@ -320,7 +320,8 @@ impl Reader {
                     let bare = word.bare().unwrap_or_default();
                     let name = bare.strip_suffix('+').unwrap_or(bare).to_owned();
                     let adds = name.len() < bare.len();
-                    let starts = name.starts_with(|letter: char| letter.is_ascii_alphabetic() || letter == '_');
+                    let starts =
+                        name.starts_with(|letter: char| letter.is_ascii_alphabetic() || letter == '_');
                     if starts && name.chars().all(is_name) {
                         word.pieces.clear();
                         let list = if self.peek() == Some('(') { Some(self.list()?) } else { None };
@@ -427,7 +428,9 @@ impl Reader {
                         list = !quoted;
                         if quoted { Kind::Other } else { Kind::Plain }
                     }
-                    rest if rest.starts_with(":-") || rest.starts_with(":=") || rest.starts_with(":?") => Kind::Default,
+                    rest if rest.starts_with(":-") || rest.starts_with(":=") || rest.starts_with(":?") => {
+                        Kind::Default
+                    }
                     _ => Kind::Other,
                 };
             }
@@ -588,6 +591,11 @@ impl Script {
                 }
                 return Ok(());
             }
+            Some("set") if words.iter().any(|word| word.bare() == Some("--")) => {
+                let why = format!("is set by `set` on line {}", words[0].line);
+                self.set("@".to_owned(), Err(why), true);
+                return Ok(());
+            }
             Some(name) if OTHERS.contains(&name) => return Ok(()),
             _ => {}
         }
@@ -679,16 +687,21 @@ impl Script {
 
     /// The words of a variable, or why they are not known.
     fn value(&self, name: &str, list: bool, kind: Kind) -> Result<&[Word], Open> {
-        let open = |why: &str, several: bool| Open { text: String::new(), why: why.to_owned(), several, bare: false };
+        let open = |why: &str, several: bool| Open {
+            text: String::new(),
+            why: why.to_owned(),
+            several,
+            bare: false,
+        };
         if kind == Kind::Other {
             return Err(open("is known only when the script runs", list));
         }
-        match (name, self.variables.get(name)) {
+        match (name, self.variables.get(if name == "*" { "@" } else { name })) {
             ("@" | "*", _) if self.within.iter().any(|open| open == "{") => {
                 Err(open("holds the arguments of a function", true))
             }
             // The script is priced as it is, without arguments.
-            ("@" | "*", _) => Ok(&[]),
+            ("@" | "*", None) => Ok(&[]),
             (_, Some(Variable { value: Ok(value), .. })) => match value {
                 Value::Text(word) if kind == Kind::Default && word.0.is_empty() => {
                     Err(open("is empty, so that its default is used", false))

@@ -67,7 +67,7 @@ pub fn layout(blocks: &[u32]) -> String {
 /// If it contains anything else.
 pub fn blocks_of_layout(text: &str) -> Result<Vec<u32>, InputError> {
     let wrong = |problem: &str| {
-        InputError::new("pipeline_model_parallel_layout", text, problem)
+        InputError::new("pipeline-model-parallel-layout", text, problem)
             .hint("write E for the embedding, t for a block, L for the head, | between stages: Et*7|t*9,L")
     };
     let flat = expand(&text.chars().filter(|c| !c.is_whitespace()).collect::<Vec<_>>(), 0)

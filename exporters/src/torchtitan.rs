@@ -418,7 +418,7 @@ static ROWS: &[FieldMapping] = &[
             Recompute::Full => draft.set(RECOMPUTE, "full"),
         },
         read: |document, settings| {
-            let blocks = settings.blocks() as usize;
+            let blocks = settings.blocks().max(1) as usize;
             let older = document.text("activation_checkpoint.mode");
             let mode = match document.text(RECOMPUTE).or(older).as_deref() {
                 None => return Ok(false),
@@ -431,7 +431,7 @@ static ROWS: &[FieldMapping] = &[
                 }
             };
             settings.recompute = vec![mode; blocks];
-            Ok(blocks > 0)
+            Ok(true)
         },
     },
     FieldMapping {

@@ -254,8 +254,8 @@ static ROWS: &[FieldMapping] = &[
             let own = document.flag("gradient_checkpointing")?.unwrap_or(false);
             let full = document.flag("fsdp_config.activation_checkpointing")?.unwrap_or(false) || own;
             let mode = if full { Recompute::Full } else { Recompute::None };
-            settings.recompute = vec![mode; settings.blocks() as usize];
-            Ok(settings.blocks() > 0)
+            settings.recompute = vec![mode; settings.blocks().max(1) as usize];
+            Ok(true)
         },
     },
     FieldMapping {

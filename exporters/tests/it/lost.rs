@@ -20,19 +20,36 @@ const RUN: &str = "torchrun --nproc-per-node 8 pretrain_gpt.py";
 #[test]
 fn flags_in_variables_are_those_of_the_command() {
     for script in [
-        format!("PAR=\"--tensor-model-parallel-size 8 --sequence-parallel\"\n{RUN} $PAR --micro-batch-size 2 --bf16"),
-        format!("export PAR='--tensor-model-parallel-size 8\n --sequence-parallel'\n{RUN} ${{PAR}} --micro-batch-size 2"),
-        format!("ARGS=(--tensor-model-parallel-size 8 --sequence-parallel)\n{RUN} \"${{ARGS[@]}}\" --micro-batch-size 2"),
-        format!("ARGS=(--tensor-model-parallel-size 8 --sequence-parallel)\n{RUN} ${{ARGS[*]}} --micro-batch-size 2"),
+        format!(
+            "PAR=\"--tensor-model-parallel-size 8 --sequence-parallel\"\n{RUN} $PAR --micro-batch-size 2 --bf16"
+        ),
+        format!(
+            "export PAR='--tensor-model-parallel-size 8\n --sequence-parallel'\n{RUN} ${{PAR}} --micro-batch-size 2"
+        ),
+        format!(
+            "ARGS=(--tensor-model-parallel-size 8 --sequence-parallel)\n{RUN} \"${{ARGS[@]}}\" --micro-batch-size 2"
+        ),
+        format!(
+            "ARGS=(--tensor-model-parallel-size 8 --sequence-parallel)\n{RUN} ${{ARGS[*]}} --micro-batch-size 2"
+        ),
         format!(
             "TP=8\nARGS=(\n  --tensor-model-parallel-size \"$TP\" # as planned\n  --sequence-parallel\n)\n\
              {RUN} \\\n  \"${{ARGS[@]}}\" \\\n  --micro-batch-size 2 \"$@\"\n"
         ),
-        format!("A=--tensor-model-parallel-size\nA+=' 8'\nB=(--sequence-parallel)\nB+=(--micro-batch-size 2)\n{RUN} $A \"${{B[@]}}\""),
-        format!("TP=2\nTP=8\nSP=\nSP=\"$SP --sequence-parallel\"\n{RUN} --tensor-model-parallel-size=$TP $SP --micro-batch-size 2"),
-        format!("CMD=\"{RUN} --tensor-model-parallel-size 8 --sequence-parallel --micro-batch-size 2\"\necho $CMD\neval $CMD\n"),
-        format!("ARGS='--tensor-model-parallel-size 8 --sequence-parallel'\nsrun --unbuffered -l bash -c \"{RUN} $ARGS --micro-batch-size 2\""),
-        "ARGS=(--tensor-model-parallel-size 8 --sequence-parallel)\nMORE=\"--micro-batch-size 2\"\n".to_owned(),
+        format!(
+            "A=--tensor-model-parallel-size\nA+=' 8'\nB=(--sequence-parallel)\nB+=(--micro-batch-size 2)\n{RUN} $A \"${{B[@]}}\""
+        ),
+        format!(
+            "TP=2\nTP=8\nSP=\nSP=\"$SP --sequence-parallel\"\n{RUN} --tensor-model-parallel-size=$TP $SP --micro-batch-size 2"
+        ),
+        format!(
+            "CMD=\"{RUN} --tensor-model-parallel-size 8 --sequence-parallel --micro-batch-size 2\"\necho $CMD\neval $CMD\n"
+        ),
+        format!(
+            "ARGS='--tensor-model-parallel-size 8 --sequence-parallel'\nsrun --unbuffered -l bash -c \"{RUN} $ARGS --micro-batch-size 2\""
+        ),
+        "ARGS=(--tensor-model-parallel-size 8 --sequence-parallel)\nMORE=\"--micro-batch-size 2\"\n"
+            .to_owned(),
         "--tensor-model-parallel-size 8\n--sequence-parallel\n--micro-batch-size\n2\n".to_owned(),
         // Only one of them trains.
         format!(
@@ -44,8 +61,10 @@ fn flags_in_variables_are_those_of_the_command() {
         let imported = megatron(&script).unwrap_or_else(|error| panic!("{script}\n{error}"));
         assert_eq!(layout(&imported.settings), (8, true, 2), "{script}");
     }
-    let module = "SEQ=64\npython -m torchtitan.train --training.seq_len $SEQ activation_checkpoint:full | tee log";
-    let settings = import(Target::Torchtitan, module, Some(catalog::model("tiny-llama").unwrap())).unwrap().settings;
+    let module =
+        "SEQ=64\npython -m torchtitan.train --training.seq_len $SEQ activation_checkpoint:full | tee log";
+    let settings =
+        import(Target::Torchtitan, module, Some(catalog::model("tiny-llama").unwrap())).unwrap().settings;
     assert_eq!((settings.seq_len, settings.recompute[0]), (64, Recompute::Full));
 }
 
@@ -55,16 +74,23 @@ fn variables_that_may_hold_flags_and_are_not_known_are_refused_with_their_line()
         (format!("{RUN} $PAR --micro-batch-size 2"), "$PAR", "line 1"),
         (format!("{RUN} --bf16 \"${{ARGS[@]}}\" --micro-batch-size 2"), "${ARGS[@]}", "line 1"),
         (
-            format!("if [ $N = 2 ]; then\n PAR=--bf16\nelse\n PAR='--bf16 --sequence-parallel'\nfi\n{RUN} $PAR --seed 1"),
+            format!(
+                "if [ $N = 2 ]; then\n PAR=--bf16\nelse\n PAR='--bf16 --sequence-parallel'\nfi\n{RUN} $PAR --seed 1"
+            ),
             "$PAR",
             "line 4",
         ),
-        (format!("SP=''\n[ -n \"$X\" ] && SP=--sequence-parallel\n{RUN} --bf16 $SP --seed 1"), "$SP", "line 2"),
+        (
+            format!("SP=''\n[ -n \"$X\" ] && SP=--sequence-parallel\n{RUN} --bf16 $SP --seed 1"),
+            "$SP",
+            "line 2",
+        ),
         (format!("for SP in --bf16 ''; do\n{RUN} --seed 1 $SP\ndone"), "$SP", "line 1"),
         (format!("PAR=$(cat flags)\n{RUN} --seed 1 $PAR"), "$(cat flags)", "line 2"),
         (format!("{RUN} --seed 1 `cat flags`"), "`cat flags`", "line 1"),
-        (format!("PAR=\"--bf16 $MORE\"\n{RUN} --seed 1 $PAR"), "$MORE", "line 2"),
+        (format!("PAR=\"--seed 1 $MORE\"\n{RUN} --seed 1 $PAR"), "$MORE", "line 2"),
         (format!("run() {{\n {RUN} --seed 1 \"$@\"\n}}\nrun --bf16"), "$@", "line 2"),
+        (format!("set -- --sequence-parallel\n{RUN} --seed 1 \"$@\""), "$@", "line 1"),
         (format!("PAR='--seed 1 --bf16'\n{RUN} \"$PAR\""), "--seed 1 --bf16", "line 2"),
         (format!("{RUN} --$NAME 8 --seed 1"), "--$NAME", "line 1"),
         (
@@ -89,7 +115,18 @@ fn variables_that_may_hold_flags_and_are_not_known_are_refused_with_their_line()
 
 #[test]
 fn operators_of_the_shell_end_the_command() {
-    for end in ["2>&1 | tee log", "> log.txt 2> err", "&", "; echo done", "&& echo --tensor-model-parallel-size 4", ">>log", "&>log", "\necho ok", "| tee log --sequence-parallel", "<<< text"] {
+    for end in [
+        "2>&1 | tee log",
+        "> log.txt 2> err",
+        "&",
+        "; echo done",
+        "&& echo --tensor-model-parallel-size 4",
+        ">>log",
+        "&>log",
+        "\necho ok",
+        "| tee log --sequence-parallel",
+        "<<< text",
+    ] {
         let script = format!("{RUN} --tensor-model-parallel-size 8 --micro-batch-size 2 --bf16 {end}");
         let imported = megatron(&script).unwrap_or_else(|error| panic!("{script}: {error}"));
         assert_eq!(layout(&imported.settings), (8, false, 2), "{script}");
@@ -101,7 +138,9 @@ fn operators_of_the_shell_end_the_command() {
 #[test]
 fn words_that_no_reader_knows_are_refused_by_their_key() {
     let megatron = |more: &str| {
-        format!("--num-layers 8 --hidden-size 64 --num-attention-heads 4 --vocab-size 64 --seq-length 8 --micro-batch-size 1 {more}")
+        format!(
+            "--num-layers 8 --hidden-size 64 --num-attention-heads 4 --vocab-size 64 --seq-length 8 --micro-batch-size 1 {more}"
+        )
     };
     let nanotron = |more: &str| {
         format!(
@@ -112,16 +151,24 @@ fn words_that_no_reader_knows_are_refused_by_their_key() {
         )
     };
     let maxtext = |more: &str| format!("{{per_device_batch_size: 1, {more}}}");
-    let galvatron = |more: &str| format!("{{\"pp_deg\": 2, \"tp_sizes_enc\": \"2,2,2,2\", \"global_bsz\": 8, {more}}}");
+    let galvatron =
+        |more: &str| format!("{{\"pp_deg\": 2, \"tp_sizes_enc\": \"2,2,2,2\", \"global_bsz\": 8, {more}}}");
     let titan = |more: &str| format!("--training.seq_len 64 {more}");
     let deepspeed = |more: &str| format!("{{\"train_batch_size\": 8, {more}}}");
     let bridge = |more: &str| format!("{{train: {{micro_batch_size: 1}}, {more}}}");
-    let layout = |text: &str| megatron(&format!("--pipeline-model-parallel-size 2 --pipeline-model-parallel-layout '{text}'"));
+    let layout = |text: &str| {
+        megatron(&format!("--pipeline-model-parallel-size 2 --pipeline-model-parallel-layout '{text}'"))
+    };
     for (target, bad, good, key) in [
         (Target::Megatron, megatron("--optimizer muon"), megatron("--optimizer adam"), "optimizer"),
         (Target::Megatron, megatron("--optimizer sgdd"), megatron("--optimizer sgd"), "optimizer"),
         (Target::Megatron, megatron("--optimizer $OPT"), megatron("--optimizer sgd"), "optimizer"),
-        (Target::Megatron, megatron("--normalization Foo"), megatron("--normalization RMSNorm"), "normalization"),
+        (
+            Target::Megatron,
+            megatron("--normalization Foo"),
+            megatron("--normalization RMSNorm"),
+            "normalization",
+        ),
         (
             Target::Megatron,
             megatron("--position-embedding-type none"),
@@ -142,10 +189,15 @@ fn words_that_no_reader_knows_are_refused_by_their_key() {
         ),
         (Target::Megatron, megatron("--squared-relu"), megatron("--swiglu"), "squared-relu"),
         (Target::Megatron, megatron("--fp16"), megatron("--bf16"), "fp16"),
-        (Target::Megatron, layout("Lt*2E|t*22LLLEEE"), layout("Et*4|t*4L"), "pipeline_model_parallel_layout"),
-        (Target::Megatron, layout("Et*4L|t*4"), layout("Et*4|t*4,L"), "pipeline_model_parallel_layout"),
-        (Target::Megatron, layout("t*4|t*4L"), layout("E,t*4|t*4,L"), "pipeline_model_parallel_layout"),
-        (Target::MegatronBridge, bridge("optimizer: {optimizer: muon}"), bridge("optimizer: {optimizer: adam}"), "optimizer.optimizer"),
+        (Target::Megatron, layout("Lt*2E|t*22LLLEEE"), layout("Et*4|t*4L"), "pipeline-model-parallel-layout"),
+        (Target::Megatron, layout("Et*4L|t*4"), layout("Et*4|t*4,L"), "pipeline-model-parallel-layout"),
+        (Target::Megatron, layout("t*4|t*4L"), layout("E,t*4|t*4,L"), "pipeline-model-parallel-layout"),
+        (
+            Target::MegatronBridge,
+            bridge("optimizer: {optimizer: muon}"),
+            bridge("optimizer: {optimizer: adam}"),
+            "optimizer.optimizer",
+        ),
         (Target::MegatronBridge, bridge("model: {fp16: true}"), bridge("model: {bf16: true}"), "model.fp16"),
         (
             Target::MegatronBridge,
@@ -161,8 +213,18 @@ fn words_that_no_reader_knows_are_refused_by_their_key() {
             nanotron("m model_config: {hidden_act: silu}"),
             "model.model_config.hidden_act",
         ),
-        (Target::Nanotron, nanotron("p pp_engine: zero_bubble"), nanotron("p pp_engine: afab"), "parallelism.pp_engine"),
-        (Target::Nanotron, nanotron("p tp_mode: REDUCE_SCATER"), nanotron("p tp_mode: REDUCE_SCATTER"), "parallelism.tp_mode"),
+        (
+            Target::Nanotron,
+            nanotron("p pp_engine: zero_bubble"),
+            nanotron("p pp_engine: afab"),
+            "parallelism.pp_engine",
+        ),
+        (
+            Target::Nanotron,
+            nanotron("p tp_mode: REDUCE_SCATER"),
+            nanotron("p tp_mode: REDUCE_SCATTER"),
+            "parallelism.tp_mode",
+        ),
         (
             Target::Nanotron,
             nanotron("o optimizer_factory: {name: lion}"),
@@ -170,9 +232,25 @@ fn words_that_no_reader_knows_are_refused_by_their_key() {
             "optimizer.optimizer_factory.name",
         ),
         (Target::MaxText, maxtext("dtype: float16"), maxtext("dtype: bfloat16"), "dtype"),
-        (Target::MaxText, maxtext("weight_dtype: bfloat16"), maxtext("weight_dtype: float32"), "weight_dtype"),
-        (Target::MaxText, maxtext("matmul_precision: fast"), maxtext("matmul_precision: highest"), "matmul_precision"),
-        (Target::MaxText, maxtext("decoder_block: gemma2"), maxtext("decoder_block: llama2"), "decoder_block"),
+        (
+            Target::MaxText,
+            maxtext("weight_dtype: bfloat16"),
+            maxtext("weight_dtype: float32"),
+            "weight_dtype",
+        ),
+        (Target::MaxText, maxtext("mu_dtype: bfloat16"), maxtext("mu_dtype: ''"), "mu_dtype"),
+        (
+            Target::MaxText,
+            maxtext("matmul_precision: fast"),
+            maxtext("matmul_precision: highest"),
+            "matmul_precision",
+        ),
+        (
+            Target::MaxText,
+            maxtext("decoder_block: gemma2"),
+            maxtext("decoder_block: llama2"),
+            "decoder_block",
+        ),
         (
             Target::MaxText,
             maxtext("mlp_activations: [gelu, linear]"),
@@ -181,7 +259,12 @@ fn words_that_no_reader_knows_are_refused_by_their_key() {
         ),
         (Target::MaxText, maxtext("opt_type: adam_pax"), maxtext("opt_type: adamw"), "opt_type"),
         (Target::MaxText, maxtext("remat_policy: custom"), maxtext("remat_policy: full"), "remat_policy"),
-        (Target::Galvatron, galvatron("\"pipeline_type\": \"zb\""), galvatron("\"pipeline_type\": \"gpipe\""), "pipeline_type"),
+        (
+            Target::Galvatron,
+            galvatron("\"pipeline_type\": \"zb\""),
+            galvatron("\"pipeline_type\": \"gpipe\""),
+            "pipeline_type",
+        ),
         (
             Target::Galvatron,
             galvatron("\"default_dp_type\": \"zero7\""),
@@ -202,11 +285,23 @@ fn words_that_no_reader_knows_are_refused_by_their_key() {
             titan("--training.mixed_precision_param float32"),
             "training.mixed_precision_param",
         ),
-        (Target::Torchtitan, titan("--training.dtype bfloat16"), titan("--training.dtype float32"), "training.dtype"),
-        (Target::Torchtitan, titan("--optimizer.name Muon"), titan("--optimizer.name AdamW"), "optimizer.name"),
         (
             Target::Torchtitan,
-            titan("--parallelism.pipeline_parallel_degree 2 --parallelism.pipeline_parallel_schedule ZBVZeroBubble"),
+            titan("--training.dtype bfloat16"),
+            titan("--training.dtype float32"),
+            "training.dtype",
+        ),
+        (
+            Target::Torchtitan,
+            titan("--optimizer.name Muon"),
+            titan("--optimizer.name AdamW"),
+            "optimizer.name",
+        ),
+        (
+            Target::Torchtitan,
+            titan(
+                "--parallelism.pipeline_parallel_degree 2 --parallelism.pipeline_parallel_schedule ZBVZeroBubble",
+            ),
             titan("--parallelism.pipeline_parallel_degree 2 --parallelism.pipeline_parallel_schedule 1F1B"),
             "parallelism.pipeline_parallel_schedule",
         ),
@@ -216,7 +311,12 @@ fn words_that_no_reader_knows_are_refused_by_their_key() {
             deepspeed("\"optimizer\": {\"type\": \"AdamW\"}"),
             "optimizer.type",
         ),
-        (Target::DeepSpeed, deepspeed("\"amp\": {\"enabled\": true}"), deepspeed("\"amp\": {\"enabled\": false}"), "amp.enabled"),
+        (
+            Target::DeepSpeed,
+            deepspeed("\"amp\": {\"enabled\": true}"),
+            deepspeed("\"amp\": {\"enabled\": false}"),
+            "amp.enabled",
+        ),
         (
             Target::DeepSpeed,
             deepspeed("\"data_types\": {\"grad_accum_dtype\": \"bf16\"}"),
@@ -247,12 +347,25 @@ fn words_that_no_reader_knows_are_refused_by_their_key() {
         assert!(!error.hint.is_empty() && !error.to_string().is_empty(), "{error}");
         import(target, &good, None).unwrap_or_else(|error| panic!("{good}: {error}"));
     }
-    // One size per block.
+    // One size per block, and one policy.
     let model = || Some(catalog::model("tiny-llama").unwrap());
     for list in ["tp_sizes_enc", "dp_types_enc"] {
         let text = format!("{{\"pp_deg\": 1, \"{list}\": \"1,1\"}}");
         assert_eq!(import(Target::Galvatron, &text, model()).unwrap_err().field, list);
         assert!(import(Target::Galvatron, &text.replace("1,1", "1,1,1,1"), model()).is_ok());
+    }
+    for (target, text) in [
+        (Target::Galvatron, "{\"pp_deg\": 1, \"checkpoint\": \"1,1\"}"),
+        (
+            Target::DeepSpeed,
+            "{\"train_batch_size\": 8, \"activation_checkpointing\": {\"number_checkpoints\": 1}}",
+        ),
+    ] {
+        let error = import(target, text, model()).unwrap().check_stages(4).unwrap_err();
+        assert!(
+            error.field.starts_with("checkpoint") || error.field.ends_with("number_checkpoints"),
+            "{error}"
+        );
     }
     // The model of the command line replaces that of the file.
     assert!(import(Target::MaxText, &maxtext("decoder_block: gemma2"), model()).is_ok());
@@ -262,7 +375,8 @@ fn words_that_no_reader_knows_are_refused_by_their_key() {
 
 #[test]
 fn recomputation_of_some_blocks_is_not_that_of_all() {
-    let block = "--recompute-granularity full --recompute-method block --recompute-num-layers 1 --micro-batch-size 1";
+    let block =
+        "--recompute-granularity full --recompute-method block --recompute-num-layers 1 --micro-batch-size 1";
     let galvatron = "{\"pp_deg\": 1, \"checkpoint\": \"0,0,0,1\", \"pp_division\": \"4\"}";
     for (target, text, full) in [(Target::Megatron, block, 0), (Target::Galvatron, galvatron, 3)] {
         let imported = import(target, text, Some(catalog::model("tiny-llama").unwrap())).unwrap();
@@ -271,8 +385,15 @@ fn recomputation_of_some_blocks_is_not_that_of_all() {
         assert_eq!(imported.settings.recompute, expected);
         assert_eq!(imported.settings.plan_stages()[0].recompute[1..5], expected);
         let error = imported.check_one_recompute().unwrap_err();
-        assert!(error.value.contains("full on 1 of 4 blocks") && error.hint.contains("--recompute"), "{error}");
+        assert!(
+            error.value.contains("full on 1 of 4 blocks") && error.hint.contains("--recompute"),
+            "{error}"
+        );
     }
+    // Also for a model of experts, whose blocks are not in the file.
+    let experts = import(Target::Transformers, "{\"gradient_checkpointing\": true}", None).unwrap();
+    assert!(experts.known.contains(&Field::Recompute));
+    assert_eq!(experts.settings.recompute, [Recompute::Full]);
     let uniform = import(Target::Megatron, &block.replace("method block", "method uniform"), None).unwrap();
     assert!(uniform.check_one_recompute().is_ok());
 }
@@ -284,7 +405,11 @@ fn a_base_of_rotary_positions_is_written_exactly_or_refused() {
         let mut model = catalog::model("tiny-llama").unwrap();
         model.positions = Positions::Rotary { theta };
         let stages = common::stages(&model, &[4], &[Recompute::None; 4]);
-        export(&common::plan(model, "1x2xa100-80gb-sxm", Job::new(64, 64), split(2, 1, 1), stages), target, &OPTIONS)
+        export(
+            &common::plan(model, "1x2xa100-80gb-sxm", Job::new(64, 64), split(2, 1, 1), stages),
+            target,
+            &OPTIONS,
+        )
     };
     for target in [Target::Megatron, Target::MaxText] {
         for theta in [500_000.5, 1e20] {
