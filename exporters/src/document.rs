@@ -392,7 +392,12 @@ impl Document {
                     })?;
                     Some((key.clone(), plain(value)))
                 };
-                if let Some((key, value)) = differs(&own, entries).or_else(|| differs(entries, &own)) {
+                let more = || {
+                    (same && own.entries.len() < entries.entries.len())
+                        .then(|| differs(entries, &own))
+                        .flatten()
+                };
+                if let Some((key, value)) = differs(&own, entries).or_else(more) {
                     let problem =
                         format!("differs between two commands, of which one is on line {}", command.line);
                     return Err(InputError::new(key, value, problem)

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 const LARGEST: usize = 16 << 20;
 /// Maximum depth of commands in quotes, as in `bash -c "…"`.
 const DEEPEST: usize = 4;
+/// Maximum compound commands within each other.
+const MOST_WITHIN: usize = 100;
 /// Commands whose arguments are no settings.
 const OTHERS: [&str; 19] = [
     ".", ":", "[", "[[", "cat", "cd", "cp", "echo", "exit", "ls", "mkdir", "mv", "printf", "rm", "set",
@@ -31,7 +33,7 @@ impl Command {
             let name = texts.first()?.rsplit('/').next()?;
             (LAUNCHERS.contains(&name) || self.words.first().is_some_and(is_open)).then_some(0)
         };
-        let before = texts.iter().position(|word| script(word)).or_else(module).or_else(launcher)?;
+        let before = texts.iter().position(script).or_else(module).or_else(launcher)?;
         (before < texts.len()).then_some(before)
     }
 }
@@ -318,11 +320,11 @@ impl Reader {
                 '=' if word.assigns.is_none() => {
                     self.next();
                     let bare = word.bare().unwrap_or_default();
-                    let name = bare.strip_suffix('+').unwrap_or(bare).to_owned();
-                    let adds = name.len() < bare.len();
+                    let name = bare.strip_suffix('+').unwrap_or(bare);
                     let starts =
                         name.starts_with(|letter: char| letter.is_ascii_alphabetic() || letter == '_');
                     if starts && name.chars().all(is_name) {
+                        let (name, adds) = (name.to_owned(), name.len() < bare.len());
                         word.pieces.clear();
                         let list = if self.peek() == Some('(') { Some(self.list()?) } else { None };
                         word.assigns = Some(Assigns { name, adds, list });
@@ -482,7 +484,7 @@ struct Script {
     variables: BTreeMap<String, Variable>,
     commands: Vec<Command>,
     /// The compound commands that are open.
-    within: Vec<String>,
+    within: Vec<&'static str>,
     /// Bytes of replaced variables.
     spent: usize,
 }
@@ -532,11 +534,11 @@ impl Script {
                 continue;
             }
             let branch = before == "&&" || before == "||";
-            self.command(std::mem::take(&mut words), branch, depth)?;
+            self.command(&std::mem::take(&mut words), branch, depth)?;
             match operator {
                 "" => return Ok(()),
-                "(" => self.within.push("(".to_owned()),
-                ")" if self.within.last().is_some_and(|open| open == "(") => {
+                "(" => self.enter("(")?,
+                ")" if self.within.last() == Some(&"(") => {
                     self.within.pop();
                 }
                 _ => {}
@@ -545,20 +547,36 @@ impl Script {
         }
     }
 
-    fn command(&mut self, mut words: Vec<Raw>, branch: bool, depth: usize) -> Result<(), InputError> {
-        while let Some(word) = words.first().and_then(Raw::bare).map(str::to_owned) {
-            match word.as_str() {
-                "if" | "while" | "until" | "case" | "{" => {
-                    self.within.push(word.clone());
-                    if word == "case" {
-                        return Ok(());
-                    }
-                }
+    /// Begins a compound command.
+    fn enter(&mut self, what: &'static str) -> Result<(), InputError> {
+        self.within.push(what);
+        if self.within.len() > MOST_WITHIN {
+            return Err(InputError::new(
+                "",
+                "",
+                format!("has more than {MOST_WITHIN} commands within each other"),
+            )
+            .hint("give a file with only the arguments, as --flag value"));
+        }
+        Ok(())
+    }
+
+    fn in_function(&self) -> bool {
+        self.within.contains(&"{")
+    }
+
+    fn command(&mut self, mut words: &[Raw], branch: bool, depth: usize) -> Result<(), InputError> {
+        while let Some((word, rest)) = words.split_first().and_then(|(word, rest)| Some((word.bare()?, rest)))
+        {
+            match word {
+                "if" | "while" | "until" => self.enter("if")?,
+                "{" => self.enter("{")?,
+                "case" => return self.enter("case"),
                 "for" | "select" => {
-                    self.within.push(word);
-                    if let Some(name) = words.get(1).and_then(Raw::bare) {
-                        let why = format!("is set by a loop on line {}", words[0].line);
-                        self.set(name.to_owned(), Err(why), words[2..].iter().any(starts_with_flag));
+                    self.enter("for")?;
+                    if let Some(name) = rest.first().and_then(Raw::bare) {
+                        let why = format!("is set by a loop on line {}", rest[0].line);
+                        self.set(name.to_owned(), Err(why), rest.iter().any(starts_with_flag));
                     }
                     return Ok(());
                 }
@@ -567,18 +585,17 @@ impl Script {
                 }
                 "then" | "else" | "elif" | "do" | "!" | "time" | "exec" | "eval" | "nohup" => {}
                 "function" => {
-                    words.remove(0);
-                    if words.is_empty() {
-                        return Ok(());
-                    }
+                    words = rest.get(1..).unwrap_or_default();
+                    continue;
                 }
                 _ => break,
             }
-            words.remove(0);
+            words = rest;
         }
         let declares = ["export", "declare", "typeset", "local", "readonly"];
         if words.first().and_then(Raw::bare).is_some_and(|word| declares.contains(&word)) {
-            words.retain(|word| word.assigns.is_some());
+            let mut assigned = words.iter().filter(|word| word.assigns.is_some());
+            return assigned.try_for_each(|word| self.assign(word, branch));
         }
         if words.iter().all(|word| word.assigns.is_some()) {
             return words.iter().try_for_each(|word| self.assign(word, branch));
@@ -654,7 +671,7 @@ impl Script {
             Value::List(words) => words.iter().any(Word::is_flag),
         };
         let value = if branch || !self.within.is_empty() {
-            let place = if self.within.iter().any(|open| open == "{") { "function" } else { "branch" };
+            let place = if self.in_function() { "function" } else { "branch" };
             Err(format!("is assigned in a {place} on line {}", word.line))
         } else if *adds {
             match (self.variables.remove(name).map(|known| (known.value, known.flags)), new) {
@@ -697,9 +714,7 @@ impl Script {
             return Err(open("is known only when the script runs", list));
         }
         match (name, self.variables.get(if name == "*" { "@" } else { name })) {
-            ("@" | "*", _) if self.within.iter().any(|open| open == "{") => {
-                Err(open("holds the arguments of a function", true))
-            }
+            ("@" | "*", _) if self.in_function() => Err(open("holds the arguments of a function", true)),
             // The script is priced as it is, without arguments.
             ("@" | "*", None) => Ok(&[]),
             (_, Some(Variable { value: Ok(value), .. })) => match value {

@@ -428,3 +428,21 @@ fn a_deepspeed_file_may_leave_out_the_whole_batch() {
     assert_eq!(imported.settings.micro_batch, 4);
     assert!(!imported.known.contains(&Field::GlobalBatch));
 }
+
+/// Small scripts must not cost much.
+#[test]
+fn a_strange_script_takes_little() {
+    let many = 200_000;
+    for text in [
+        "(".repeat(many),
+        format!("{} --seed 1", "then ".repeat(many)),
+        format!("A=({})\n{}", "'' ".repeat(many), "x --seed $A \"${A[@]}\"\n".repeat(1000)),
+        format!("a{}", "-=".repeat(many)),
+        format!("x --seed 1 {}", "'y --z' ".repeat(many)),
+        "x.py --seed 1\n".repeat(many),
+        "A=1 A+=2 A=$A$A\n".repeat(1000),
+        format!("{}1{}", "$((".repeat(many), "))".repeat(many)),
+    ] {
+        let _ = megatron(&text);
+    }
+}
