@@ -362,10 +362,25 @@ static ROWS: &[FieldMapping] = &[
             }
         },
         read: |document, settings| {
-            for key in ["num_layers_per_pipeline_stage", "scan_layers"] {
-                document.get(key);
+            document.get("scan_layers");
+            let key = "num_layers_per_pipeline_stage";
+            let each = if settings.pipeline > 1 { document.size(key)? } else { document.get(key).and(None) };
+            let repeats = document.size_or_rest("num_pipeline_repeats")?;
+            settings.virtual_stages = repeats.unwrap_or(1);
+            if let Some(each) =
+                each.filter(|_| settings.blocks() > 0 && !settings.overridden(Field::Pipeline))
+            {
+                let what = "num_layers_per_pipeline_stage x pipeline parallelism x num_pipeline_repeats";
+                let parts = product(what, &[each, settings.pipeline, repeats.unwrap_or(1)])?;
+                let rounds =
+                    quotient("base_num_decoder_layers", settings.blocks().into(), parts.into(), what)?;
+                if repeats.is_some() && rounds != 1 {
+                    let problem = format!("leaves {} blocks of the model out", settings.blocks() - parts);
+                    return Err(InputError::new(key, each, problem)
+                        .hint("give every block to a stage, or remove `num_pipeline_repeats`"));
+                }
+                settings.virtual_stages = repeats.unwrap_or(rounds);
             }
-            settings.virtual_stages = document.size("num_pipeline_repeats")?.unwrap_or(1);
             if let Some(equal) = settings.equal_stages() {
                 settings.stages = equal;
             }

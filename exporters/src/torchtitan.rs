@@ -369,9 +369,10 @@ static ROWS: &[FieldMapping] = &[
             }
         },
         read: |document, settings| {
-            for end in ["first", "last"] {
-                document.get(&format!("parallelism.pipeline_parallel_{end}_stage_less_layers"));
-            }
+            let [first, last] = ["first", "last"].map(|end| {
+                document.blocks(&format!("parallelism.pipeline_parallel_{end}_stage_less_layers"))
+            });
+            let (first, last) = (first?.unwrap_or(1), last?.unwrap_or(1));
             let blocks = |names: &serde_json::Value| {
                 let names = names.as_array().map_or(&[][..], Vec::as_slice);
                 names.iter().filter(|name| name.as_str().is_some_and(|n| n.starts_with("layers."))).count()
@@ -384,9 +385,37 @@ static ROWS: &[FieldMapping] = &[
                 settings.virtual_stages = quotient("parts of the pipeline", parts, stages, what)?;
                 return Ok(true);
             }
+            let Some(most) = document.blocks(PER_STAGE)?.filter(|most| *most > 0) else { return Ok(false) };
             // The number of stages depends on the model, which is not in this file.
-            document.blocks(PER_STAGE)?;
-            Ok(false)
+            let blocks = settings.blocks();
+            let other =
+                [Field::Pipeline, Field::VirtualStages].iter().any(|field| settings.overridden(*field));
+            if settings.pipeline == 1 || blocks == 0 || other {
+                return Ok(false);
+            }
+            // Embedding and head count as blocks.
+            let all = blocks + first + last;
+            let stages = all.div_ceil(most);
+            let (what, pipeline) = ("pipeline_parallel_degree", settings.pipeline.into());
+            settings.virtual_stages = quotient("stages of the model", stages.into(), pipeline, what)?;
+            let mut counts: Vec<_> =
+                (0..stages).map(|index| all / stages + u32::from(index < all % stages)).collect();
+            let less = |count: &mut u32, less: u32| match count.checked_sub(less) {
+                Some(rest) => {
+                    *count = rest;
+                    Ok(())
+                }
+                None => Err(InputError::new(
+                    PER_STAGE,
+                    most,
+                    "leaves no blocks for the first or the last stage",
+                )
+                .hint("use more blocks per stage, or set pipeline_parallel_first_stage_less_layers to 0")),
+            };
+            counts.first_mut().map_or(Ok(()), |count| less(count, first))?;
+            counts.last_mut().map_or(Ok(()), |count| less(count, last))?;
+            settings.stages = counts;
+            Ok(true)
         },
     },
     FieldMapping {
@@ -396,7 +425,8 @@ static ROWS: &[FieldMapping] = &[
         write: |_, _| {},
         read: |document, settings| {
             // Two is the default for interleaved schedules.
-            let said = document.get(PARTS).is_some() || settings.schedule != ScheduleKind::Interleaved;
+            let listed = document.get(PARTS).is_some() || !settings.stages.is_empty();
+            let said = listed || settings.schedule != ScheduleKind::Interleaved;
             if !said {
                 settings.virtual_stages = 2;
             }

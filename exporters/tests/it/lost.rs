@@ -374,6 +374,29 @@ fn words_that_no_reader_knows_are_refused_by_their_key() {
 }
 
 #[test]
+fn blocks_per_stage_are_those_of_the_file() {
+    let model = || Some(catalog::model("tiny-llama").unwrap());
+    let titan = "--training.seq_len 64 --parallelism.pipeline_parallel_degree 2 \
+                 --parallelism.pipeline_parallel_schedule Interleaved1F1B \
+                 --parallelism.pipeline_parallel_first_stage_less_layers 0 \
+                 --parallelism.pipeline_parallel_last_stage_less_layers 0 \
+                 --parallelism.pipeline_parallel_layers_per_stage";
+    let read = |text: &str| import(Target::Torchtitan, text, model()).map(|read| read.settings);
+    let settings = read(&format!("{titan} 1")).unwrap();
+    assert_eq!((settings.virtual_stages, settings.stages), (2, vec![1; 4]));
+    // By default embedding and head take the place of a block each.
+    let uneven = titan.replace("Interleaved1F1B", "1F1B").replace("less_layers 0", "less_layers 1");
+    assert_eq!(read(&format!("{uneven} 3")).unwrap().stages, [2, 2]);
+    assert!(read(&format!("{uneven} 2")).unwrap_err().field.contains("stages"));
+    let maxtext = |more: &str| format!("{{per_device_batch_size: 1, ici_pipeline_parallelism: 2, {more}}}");
+    let read = |more: &str| import(Target::MaxText, &maxtext(more), model()).map(|read| read.settings);
+    assert_eq!(read("num_layers_per_pipeline_stage: 1").unwrap().virtual_stages, 2);
+    assert_eq!(read("num_layers_per_pipeline_stage: 1, num_pipeline_repeats: 2").unwrap().virtual_stages, 2);
+    assert!(read("num_layers_per_pipeline_stage: 1, num_pipeline_repeats: 1").is_err());
+    assert!(read("num_layers_per_pipeline_stage: 3").is_err());
+}
+
+#[test]
 fn recomputation_of_some_blocks_is_not_that_of_all() {
     let block =
         "--recompute-granularity full --recompute-method block --recompute-num-layers 1 --micro-batch-size 1";
