@@ -1,6 +1,6 @@
 //! Megatron-LM's command line.
 
-use crate::document::{Document, above_zero, product, quotient, rounded};
+use crate::document::{Document, above_zero, plain, product, quotient, rounded};
 use crate::foreign::{Foreign, approximated, refused};
 use crate::launch::Script;
 use crate::row::{
@@ -58,7 +58,21 @@ impl Exporter for Megatron {
     }
 
     fn parse(&self, text: &str) -> Result<Document, InputError> {
-        Document::of_flags(text)
+        let said = Document::of_flags(text)?;
+        let known: Vec<&str> = ROWS.iter().flat_map(|row| row.theirs.split(", ")).collect();
+        let mut document = Document::default();
+        for (key, value) in said.entries() {
+            let spelled = key.replace('_', "-");
+            let spelled = if known.contains(&spelled.as_str()) { spelled.as_str() } else { key };
+            // Its parser takes the start of a flag for the flag.
+            let whole = known.iter().find(|flag| spelled.len() > 7 && flag.starts_with(spelled));
+            if let Some(whole) = whole.filter(|_| !known.contains(&spelled)) {
+                return Err(InputError::new(key, plain(value), "is the start of a flag, which is not read")
+                    .hint(format!("write it out: --{whole}")));
+            }
+            document.set(spelled, value.clone());
+        }
+        Ok(document)
     }
 }
 

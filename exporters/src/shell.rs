@@ -242,6 +242,11 @@ impl Reader {
             self.balanced('(', ')')?;
         } else {
             let word = self.word()?;
+            if starts_with_flag(&word) {
+                // Otherwise `<PATH TO DATA> --flag` would lose the flag.
+                let problem = format!("has a redirection before a flag on line {}", self.line);
+                return Err(InputError::new("", "", problem).hint("replace what is in <> by its value"));
+            }
             if text {
                 let piece = |piece: &Piece| match piece {
                     Piece::Text { text, .. } | Piece::Variable { text, .. } => text.clone(),

@@ -51,6 +51,17 @@ fn flags_in_variables_are_those_of_the_command() {
         "ARGS=(--tensor-model-parallel-size 8 --sequence-parallel)\nMORE=\"--micro-batch-size 2\"\n"
             .to_owned(),
         "--tensor-model-parallel-size 8\n--sequence-parallel\n--micro-batch-size\n2\n".to_owned(),
+        format!(
+            "DIR=`pwd`\noptions=\" \\\n\t--tensor_model_parallel_size 8 \\\n  --sequence-parallel \\\n --rampup-batch-size 16 16 \\\n\
+             \t--micro-batch-size 2 --data-path ${{DATASET}} \"\nrun_cmd=\"python -u ${{DIR}}/pretrain_gpt.py $@ ${{options}}\"\n\
+             srun -l \\\n     --container-mounts \"<DIRECTORIES>\" \\\n     --output=$DIR/logs/%x.log sh -c \"${{run_cmd}}\"\nset +x\n"
+        ),
+        format!(
+            "DISTRIBUTED_ARGS=(\n    --nproc_per_node 8 \n    --master_addr $MASTER_ADDR\n)\nSCRIPT=pretrain_gpt.py\n\
+             MORE=(\n  \"--micro-batch-size 2\"\n  # --bf16\n)\nMORE+=(\"--sequence-parallel\")\nSAVE=${{1:-\"out\"}}\n\
+             if [ ! -f \"$SCRIPT\" ]; then\n  echo \"Error: no $SCRIPT --bf16\"\n  exit 1\nfi\n\
+             torchrun ${{DISTRIBUTED_ARGS[@]}} \\\n  \"$SCRIPT\" ${{MORE[@]}} --save \"$SAVE\" --tensor-model-parallel-size 8\n"
+        ),
         // Only one of them trains.
         format!(
             "mkdir --parents out\nif [ -z \"$X\" ]; then echo --tensor-model-parallel-size 4; fi\ncat <<EOF > notes\n\
@@ -98,12 +109,15 @@ fn variables_that_may_hold_flags_and_are_not_known_are_refused_with_their_line()
             "sequence-parallel",
             "line 4",
         ),
+        (format!("{RUN} --load <PATH TO DATA> --bf16"), "", "line 1"),
         (format!("{RUN} --seed 1 --bf16\n{RUN} --seed 2 --bf16\n"), "seed", "line 2"),
     ] {
         let error = megatron(&script).err().unwrap_or_else(|| panic!("{script} was taken"));
         assert_eq!(error.field, field, "{script}\n{error}");
         assert!(error.problem.contains(line) && !error.hint.is_empty(), "{script}\n{error}");
     }
+    let short = megatron(&format!("{RUN} --tensor-model-parallel 8")).unwrap_err();
+    assert!(short.hint.contains("--tensor-model-parallel-size"), "{short}");
     // A number that matters, with its key.
     let branch = format!("if true; then TP=8; else TP=4; fi\n{RUN} --tensor-model-parallel-size $TP");
     assert_eq!(megatron(&branch).unwrap_err().field, "tensor-model-parallel-size");
