@@ -452,7 +452,8 @@ impl Document {
             } else {
                 filled = None;
                 // torchtitan's subcommands.
-                if let Some(("activation_checkpoint", value)) = word.split_once(':') {
+                if let Some(("activation_checkpoint" | "activation-checkpoint", value)) = word.split_once(':')
+                {
                     document.add("activation_checkpoint", value)?;
                 }
             }

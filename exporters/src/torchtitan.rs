@@ -93,7 +93,17 @@ impl Exporter for Torchtitan {
                 all
             },
         );
-        let mut document = Document::of_flags(&flags)?;
+        let said = Document::of_flags(&flags)?;
+        let mut document = Document::default();
+        for (key, value) in said.entries() {
+            // Its parser takes both spellings.
+            let spelled = match key.contains('.') {
+                true if key.starts_with("optimizer.param") => key.replace('_', "-"),
+                true => key.replace('-', "_"),
+                false => key.clone(),
+            };
+            document.set(&spelled, value.clone());
+        }
         if let Some(parts) = parts {
             let value: serde_json::Value = serde_json::from_str(parts).map_err(|error| {
                 InputError::new("PARTS", parts, format!("expected a list of lists of names: {error}")).hint(

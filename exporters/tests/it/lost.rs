@@ -51,17 +51,13 @@ fn flags_in_variables_are_those_of_the_command() {
         "ARGS=(--tensor-model-parallel-size 8 --sequence-parallel)\nMORE=\"--micro-batch-size 2\"\n"
             .to_owned(),
         "--tensor-model-parallel-size 8\n--sequence-parallel\n--micro-batch-size\n2\n".to_owned(),
-        format!(
-            "DIR=`pwd`\noptions=\" \\\n\t--tensor_model_parallel_size 8 \\\n  --sequence-parallel \\\n --rampup-batch-size 16 16 \\\n\
-             \t--micro-batch-size 2 --data-path ${{DATASET}} \"\nrun_cmd=\"python -u ${{DIR}}/pretrain_gpt.py $@ ${{options}}\"\n\
-             srun -l \\\n     --container-mounts \"<DIRECTORIES>\" \\\n     --output=$DIR/logs/%x.log sh -c \"${{run_cmd}}\"\nset +x\n"
-        ),
-        format!(
-            "DISTRIBUTED_ARGS=(\n    --nproc_per_node 8 \n    --master_addr $MASTER_ADDR\n)\nSCRIPT=pretrain_gpt.py\n\
-             MORE=(\n  \"--micro-batch-size 2\"\n  # --bf16\n)\nMORE+=(\"--sequence-parallel\")\nSAVE=${{1:-\"out\"}}\n\
-             if [ ! -f \"$SCRIPT\" ]; then\n  echo \"Error: no $SCRIPT --bf16\"\n  exit 1\nfi\n\
-             torchrun ${{DISTRIBUTED_ARGS[@]}} \\\n  \"$SCRIPT\" ${{MORE[@]}} --save \"$SAVE\" --tensor-model-parallel-size 8\n"
-        ),
+        "DIR=`pwd`\noptions=\" \\\n\t--tensor_model_parallel_size 8 \\\n  --sequence-parallel \\\n --rampup-batch-size 16 16 \\\n\
+         \t--micro-batch-size 2 --data-path ${DATASET} \"\nrun_cmd=\"python -u ${DIR}/pretrain_gpt.py $@ ${options}\"\n\
+         srun -l \\\n     --container-mounts \"<DIRECTORIES>\" \\\n     --output=$DIR/logs/%x.log sh -c \"${run_cmd}\"\nset +x\n".to_owned(),
+        "DISTRIBUTED_ARGS=(\n    --nproc_per_node 8 \n    --master_addr $MASTER_ADDR\n)\nSCRIPT=pretrain_gpt.py\n\
+         MORE=(\n  \"--micro-batch-size 2\"\n  # --bf16\n)\nMORE+=(\"--sequence-parallel\")\nSAVE=${1:-\"out\"}\n\
+         if [ ! -f \"$SCRIPT\" ]; then\n  echo \"Error: no $SCRIPT --bf16\"\n  exit 1\nfi\n\
+         torchrun ${DISTRIBUTED_ARGS[@]} \\\n  \"$SCRIPT\" ${MORE[@]} --save \"$SAVE\" --tensor-model-parallel-size 8\n".to_owned(),
         // Only one of them trains.
         format!(
             "mkdir --parents out\nif [ -z \"$X\" ]; then echo --tensor-model-parallel-size 4; fi\ncat <<EOF > notes\n\
@@ -77,6 +73,11 @@ fn flags_in_variables_are_those_of_the_command() {
     let settings =
         import(Target::Torchtitan, module, Some(catalog::model("tiny-llama").unwrap())).unwrap().settings;
     assert_eq!((settings.seq_len, settings.recompute[0]), (64, Recompute::Full));
+    let hyphens = "--training.seq-len 64 --parallelism.no-enable-sequence-parallel \
+                   --parallelism.tensor-parallel-degree 2 activation-checkpoint:full";
+    let settings = import(Target::Torchtitan, hyphens, None).unwrap().settings;
+    assert_eq!((settings.seq_len, settings.tensor, settings.sequence_parallel), (64, 2, false));
+    assert_eq!(settings.recompute, [Recompute::Full]);
 }
 
 #[test]
