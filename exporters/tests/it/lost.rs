@@ -5,6 +5,7 @@ use crate::common::split;
 
 use autodist_exporters::{Field, Imported, Options, Settings, Target, export, import};
 use autodist_spec::{InputError, Job, Positions, Recompute, catalog};
+use proptest::prelude::*;
 
 fn megatron(text: &str) -> Result<Imported, InputError> {
     import(Target::Megatron, text, Some(catalog::model("tiny-llama").unwrap()))
@@ -482,5 +483,13 @@ fn a_strange_script_takes_little() {
         format!("{}1{}", "$((".repeat(many), "))".repeat(many)),
     ] {
         let _ = megatron(&text);
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_read_or_refused(text in "[-+a-c$\"'`\\\\{}()<>|&;=@*#!\\[\\]\n ]{0,80}") {
+        let _ = megatron(&text);
+        let _ = megatron(&format!("A=({text})\n{RUN} --seed 1 $A \"${{A[@]}}\""));
     }
 }
