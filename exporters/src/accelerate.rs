@@ -207,10 +207,10 @@ static ROWS: &[FieldMapping] = &[
                 "use_cpu",
                 "fsdp_config.fsdp_auto_wrap_policy",
                 "fsdp_config.fsdp_state_dict_type",
-                "fsdp_config.fsdp_version",
             ] {
                 document.get(key);
             }
+            document.choice("fsdp_config.fsdp_version", &[("1", ()), ("2", ())])?;
             let Some(kind) = document.text("distributed_type") else { return Ok(false) };
             let context = document.size(CONTEXT)?.unwrap_or(1).max(settings.context);
             let sharded = document.size(SHARD)?.is_none_or(|size| size > 1) || context > 1;
@@ -229,7 +229,8 @@ static ROWS: &[FieldMapping] = &[
                     file.or(own).unwrap_or(2)
                 }
                 "NO" => 0,
-                kind if kind.starts_with("MULTI_") => 0,
+                "MULTI_GPU" | "MULTI_CPU" | "MULTI_XPU" | "MULTI_NPU" | "MULTI_MLU" | "MULTI_SDAA"
+                | "MULTI_MUSA" | "MULTI_HPU" => 0,
                 "MEGATRON_LM" => {
                     return Err(InputError::new(
                         "distributed_type",
@@ -360,8 +361,8 @@ static ROWS: &[FieldMapping] = &[
                 return Ok(false);
             };
             settings.recompute =
-                vec![if full { Recompute::Full } else { Recompute::None }; settings.blocks() as usize];
-            Ok(settings.blocks() > 0)
+                vec![if full { Recompute::Full } else { Recompute::None }; settings.blocks().max(1) as usize];
+            Ok(true)
         },
     },
 ];

@@ -1,6 +1,7 @@
 //! A trainer's configuration as keys and values, and the file formats of trainers.
 
 use crate::launch::quoted;
+use crate::shell::{self, Command, Open};
 use autodist_spec::{InputError, parse, text};
 use serde_json::{Map, Number, Value};
 use std::cell::RefCell;
@@ -13,6 +14,8 @@ const LARGEST: usize = 16 << 20;
 const LARGEST_COUNT: u32 = i32::MAX as u32;
 /// Maximum size of a model or a job, and maximum degree.
 const LARGEST_SIZE: u32 = 1 << 26;
+/// Maximum commands of a script that are compared with the later ones.
+const MOST_COMMANDS: usize = 16;
 /// Maximum blocks of a model, and maximum chunks of a pipeline.
 pub(crate) const MOST_BLOCKS: u32 = 10_000;
 
@@ -123,8 +126,12 @@ impl Document {
         let Some(value) = self.get(key) else { return Ok(None) };
         match whole(value).filter(|number| (least..=most).contains(number)) {
             Some(number) => Ok(Some(number)),
-            None => Err(wrong(key, value, &format!("expected a whole number from {least} to {most}"))
-                .hint("use only decimal digits, e.g. 8")),
+            None => Err(wrong(
+                key,
+                value,
+                &format!("expected a whole number from {least} to {most}"),
+                "use only decimal digits, e.g. 8",
+            )),
         }
     }
 
@@ -189,8 +196,7 @@ impl Document {
         match real(value) {
             Some(number) => Ok(Some(number)),
             None => {
-                Err(wrong(key, value, "expected a number from -1e30 to 1e30")
-                    .hint("give a number such as 0.1"))
+                Err(wrong(key, value, "expected a number from -1e30 to 1e30", "give a number such as 0.1"))
             }
         }
     }
@@ -227,6 +233,22 @@ impl Document {
         self.get(key).map(plain)
     }
 
+    /// A word that must be one of those that a reader understands.
+    ///
+    /// # Errors
+    /// If it is another one.
+    pub fn choice<T: Copy>(&self, key: &str, words: &[(&str, T)]) -> Result<Option<T>, InputError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let said = plain(value);
+        match words.iter().find(|(word, _)| *word == said) {
+            Some((_, meaning)) => Ok(Some(*meaning)),
+            None => {
+                let all: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+                Err(wrong(key, value, "is not a value that is read", &format!("use {}", all.join(" or "))))
+            }
+        }
+    }
+
     /// # Errors
     /// If the value is not true or false.
     pub fn flag(&self, key: &str) -> Result<Option<bool>, InputError> {
@@ -234,7 +256,7 @@ impl Document {
         match plain(value).to_ascii_lowercase().as_str() {
             "true" => Ok(Some(true)),
             "false" => Ok(Some(false)),
-            _ => Err(wrong(key, value, "expected true or false").hint("use true or false")),
+            _ => Err(wrong(key, value, "expected true or false", "use true or false")),
         }
     }
 
@@ -256,7 +278,7 @@ impl Document {
             None => {
                 let problem =
                     format!("expected a list of at most {MOST_BLOCKS} whole numbers from 0 to {most}");
-                Err(wrong(key, value, &problem).hint("separate the numbers by commas, e.g. 8,8,7,7"))
+                Err(wrong(key, value, &problem, "separate the numbers by commas, e.g. 8,8,7,7"))
             }
         }
     }
@@ -271,7 +293,7 @@ impl Document {
         };
         match list.iter().map(real).collect::<Option<Vec<f64>>>() {
             Some(numbers) => Ok(Some(numbers)),
-            None => Err(wrong(key, value, "expected a list of numbers").hint("use numbers such as 0.9 0.95")),
+            None => Err(wrong(key, value, "expected a list of numbers", "use numbers such as 0.9 0.95")),
         }
     }
 
@@ -342,60 +364,109 @@ impl Document {
     }
 
     /// Flags of the command lines in a shell script or an argument file: `--flag value`, `--flag=value`, or a
-    /// bare `--flag`, whose value is true. `NAME=value` defines `$NAME`.
+    /// bare `--flag`, whose value is true. Variables are replaced by their values.
     ///
     /// # Errors
-    /// If quotes do not close, or a flag's value is known only when the script runs.
+    /// If quotes do not close, or it is not known which flags there are before the script runs.
     pub fn of_flags(text: &str) -> Result<Self, InputError> {
-        // Windows files end their lines with two characters.
-        let words = shlex::split(&text.replace("\r\n", "\n").replace("\\\n", " ")).ok_or_else(|| {
-            InputError::new("", "", "has an opening quote without a closing one")
-                .hint("give a file with only the arguments, as --flag value")
-        })?;
-        let mut variables = BTreeMap::new();
+        let commands = shell::commands(text)?;
+        let programs = commands.iter().any(|command| command.program().is_some());
         let mut document = Self::default();
-        let mut open: Option<String> = None;
-        let mut filled: Option<String> = None;
-        for word in &words {
-            // Arrays of flags: NAME=( … ).
-            let word = if word.contains('(') { word } else { word.trim_end_matches(')') };
+        let mut seen: Vec<(Option<String>, Self)> = Vec::new();
+        for command in &commands {
+            let program = command.program();
+            // With a program, flags of other commands are not its own.
+            let arguments = command.words.first().is_some_and(|word| word.text().starts_with('-'));
+            if programs && program.is_none() && !arguments {
+                continue;
+            }
+            let own = Self::of_command(command, program)?;
+            let name = program.map(|at| command.words[at].text());
+            for (other, entries) in seen.iter().filter(|_| !own.entries.is_empty()) {
+                // Both may be in branches.
+                let same = name.is_some() && *other == name;
+                let differs = |one: &Self, two: &Self| {
+                    let (key, value) = one.entries.iter().find(|(key, value)| match two.places.get(key) {
+                        Some(place) => two.entries[*place].1 != *value,
+                        None => same,
+                    })?;
+                    Some((key.clone(), plain(value)))
+                };
+                let more = || {
+                    (same && own.entries.len() < entries.entries.len())
+                        .then(|| differs(entries, &own))
+                        .flatten()
+                };
+                if let Some((key, value)) = differs(&own, entries).or_else(more) {
+                    let problem =
+                        format!("differs between two commands, of which one is on line {}", command.line);
+                    return Err(InputError::new(key, value, problem)
+                        .hint("give a file with only the command that trains"));
+                }
+            }
+            own.entries.iter().try_for_each(|(key, value)| document.add(key, value.clone()))?;
+            if !own.entries.is_empty() && seen.len() < MOST_COMMANDS {
+                seen.push((name, own));
+            }
+        }
+        Ok(document)
+    }
+
+    fn of_command(command: &Command, program: Option<usize>) -> Result<Self, InputError> {
+        let mut document = Self::default();
+        let (mut open, mut filled): (Option<String>, Option<String>) = (None, None);
+        for (place, word) in command.words.iter().enumerate() {
+            // What is before the program are arguments of launchers.
+            let variable = word.open().filter(|variable| {
+                let argument = place > program.unwrap_or(0);
+                argument && variable.bare && (variable.several || open.is_none())
+            });
+            if let Some(Open { text, why, .. }) = variable {
+                let problem = format!("{why}, so that the flags on line {} are not known", command.line);
+                return Err(InputError::new(text, "", problem)
+                    .hint("give the flags on the command line, or replace the variable by its value"));
+            }
+            let word = word.text();
             if let Some(flag) = word.strip_prefix("--") {
                 let (flag, value) = match flag.split_once('=') {
                     Some((flag, value)) => (flag, Some(value)),
                     None => (flag, None),
                 };
+                if flag.contains([' ', '\t', '$']) {
+                    let problem = format!("is not one flag, in the command on line {}", command.line);
+                    return Err(InputError::new(&word, "", problem)
+                        .hint("give the flags on the command line, without quotes and variables"));
+                }
                 match value {
-                    Some(value) => document.add(flag, resolve(flag, value, &variables)?)?,
+                    Some(value) => document.add_value(flag, value)?,
                     None => document.add(flag, true)?,
                 }
                 open = value.is_none().then(|| flag.to_owned());
                 filled = None;
-                continue;
-            }
-            if let Some(flag) = open.take().filter(|_| !word.is_empty()) {
-                document.add(&flag, resolve(&flag, word, &variables)?)?;
+            } else if let Some(flag) = open.take() {
+                document.add_value(&flag, &word)?;
                 filled = Some(flag);
-                continue;
-            }
-            // Flags with several numbers.
-            if let Some(flag) = filled.as_ref().filter(|_| word.parse::<f64>().is_ok()) {
-                document.append(flag, word);
-                continue;
-            }
-            filled = None;
-            if let Some((name, value)) = word.split_once('=') {
-                let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-                if is_name && !value.starts_with('(') {
-                    variables.insert(name.to_owned(), value.to_owned());
-                }
-            } else if let Some((section, value)) = word.split_once(':') {
+            } else if let Some(flag) = filled.as_ref().filter(|_| word.parse::<f64>().is_ok()) {
+                // Flags with several numbers.
+                document.append(flag, &word);
+            } else {
+                filled = None;
                 // torchtitan's subcommands.
-                if section == "activation_checkpoint" {
-                    document.add(section, value)?;
+                if let Some(("activation_checkpoint" | "activation-checkpoint", value)) = word.split_once(':')
+                {
+                    document.add("activation_checkpoint", value)?;
                 }
             }
         }
         Ok(document)
+    }
+
+    fn add_value(&mut self, flag: &str, value: &str) -> Result<(), InputError> {
+        if value.len() > text::LONGEST_TEXT {
+            return Err(InputError::new(format!("--{flag}"), value, "is too long")
+                .hint("give a file with only the arguments, as --flag value"));
+        }
+        self.add(flag, value)
     }
 
     /// Each key as a flag; true is the bare flag.
@@ -416,34 +487,6 @@ impl Document {
             })
             .collect()
     }
-}
-
-fn resolve(flag: &str, value: &str, variables: &BTreeMap<String, String>) -> Result<String, InputError> {
-    let mut value = value.to_owned();
-    // A variable may refer to another one.
-    for _ in 0..8 {
-        if value.len() > text::LONGEST_TEXT {
-            return Err(InputError::new(format!("--{flag}"), value, "is too long")
-                .hint("give a file with only the arguments, as --flag value"));
-        }
-        let Some(at) = value.find('$') else { return Ok(value) };
-        let rest = &value[at + 1..];
-        let braces = rest.starts_with('{');
-        let name: String = rest
-            .chars()
-            .skip(usize::from(braces))
-            .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
-            .collect();
-        let end = at + 1 + name.len() + if braces { 2 } else { 0 };
-        let closed = !braces || value.as_bytes().get(end - 1) == Some(&b'}');
-        match variables.get(&name) {
-            Some(known) if closed => value = format!("{}{known}{}", &value[..at], &value[end..]),
-            // Values that do not affect the strategy may be anything.
-            _ => return Ok(value),
-        }
-    }
-    Err(InputError::new(format!("--{flag}"), value, "refers to itself")
-        .hint("replace the variable by its value"))
 }
 
 fn object(value: Result<Value, String>, notation: &str) -> Result<Document, InputError> {
@@ -515,13 +558,13 @@ fn too_large(key: &str, value: u64) -> InputError {
     InputError::new(key, value, format!("must be at most {LARGEST_COUNT}")).hint("lower one of its factors")
 }
 
-pub(crate) fn wrong(key: &str, value: &Value, problem: &str) -> InputError {
+pub(crate) fn wrong(key: &str, value: &Value, problem: &str, hint: &str) -> InputError {
     let text = plain(value);
     if text.contains('$') {
         return InputError::new(key, text, "is a variable whose value is not known before the script runs")
             .hint("replace the variable by its value, or give it as a flag of this command");
     }
-    InputError::new(key, text, problem)
+    InputError::new(key, text, problem).hint(hint)
 }
 
 pub(crate) fn plain(value: &Value) -> String {

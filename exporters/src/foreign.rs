@@ -88,6 +88,18 @@ pub static DEEPSPEED: &[Foreign] = &[
         "remove it from the file, and give the size of a group by `--shard`",
     ),
     refused(
+        &["amp.enabled"],
+        &[],
+        "is fp16 with a loss scale, which plans do not support",
+        "use bf16, which takes the same time",
+    ),
+    refused(
+        &["grad_accum_dtype"],
+        &["fp32"],
+        "keeps gradients in fewer bits than fp32, which plans do not do",
+        "set it to fp32, or remove it from the file",
+    ),
+    refused(
         &["zero_quantized_gradients"],
         &[],
         "reduces gradients in 4 bits, which no codec of a plan does",

@@ -6,7 +6,7 @@ use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, UnsupportedField, instead, refuse, size,
 };
-use crate::settings::Field;
+use crate::settings::{Field, Settings};
 use crate::{Export, Exporter, File};
 use autodist_spec::{InputError, Precision, Recompute, ScheduleKind};
 use std::fmt::Display;
@@ -101,10 +101,8 @@ static ROWS: &[FieldMapping] = &[
         },
         read: |document, settings| {
             let Some(sizes) = document.counts("tp_sizes_enc", 1 << 20)? else { return Ok(false) };
-            for key in ["tp_consecutive_flags", "vtp"] {
-                document.get(key);
-            }
             settings.tensor = *sizes.first().unwrap_or(&1);
+            every_block("tp_sizes_enc", sizes.len(), settings)?;
             settings.recompute = vec![Recompute::None; sizes.len()];
             if sizes.iter().any(|size| *size != settings.tensor) {
                 return Err(InputError::new(
@@ -113,6 +111,22 @@ static ROWS: &[FieldMapping] = &[
                     "differs between blocks, but plans split all blocks alike",
                 )
                 .hint("use one size for all blocks"));
+            }
+            if let Some(head) = document.size("vtp")?.filter(|head| *head != settings.tensor) {
+                let problem = format!(
+                    "splits embedding and head differently from the blocks, whose size is {}",
+                    settings.tensor
+                );
+                return Err(InputError::new("vtp", head, problem).hint("use the size of `tp_sizes_enc`"));
+            }
+            let neighbours = document.counts("tp_consecutive_flags", 1)?.unwrap_or_default();
+            if settings.tensor > 1 && neighbours.contains(&0) {
+                return Err(InputError::new(
+                    "tp_consecutive_flags",
+                    "0",
+                    "splits blocks over devices that are not neighbours, which plans do not do",
+                )
+                .hint("use 1 for all blocks"));
             }
             Ok(true)
         },
@@ -158,8 +172,8 @@ static ROWS: &[FieldMapping] = &[
             draft.set("pipeline_type", if gpipe { "gpipe" } else { "pipedream_flush" });
         },
         read: |document, settings| {
-            let gpipe =
-                document.text("pipeline_type").is_none_or(|kind| kind == "gpipe") && settings.pipeline > 1;
+            let words = [("gpipe", true), ("pipedream_flush", false)];
+            let gpipe = document.choice("pipeline_type", &words)?.unwrap_or(true) && settings.pipeline > 1;
             settings.schedule = if gpipe { ScheduleKind::GPipe } else { ScheduleKind::OneFOneB };
             Ok(true)
         },
@@ -230,6 +244,9 @@ static ROWS: &[FieldMapping] = &[
             }
             let own = document.counts("dp_types_enc", 1)?.unwrap_or_default();
             let zero3 = own.first().is_some_and(|flag| *flag == 1);
+            if !own.is_empty() {
+                every_block("dp_types_enc", own.len(), settings)?;
+            }
             if own.iter().any(|flag| (*flag == 1) != zero3) {
                 return Err(InputError::new(
                     "dp_types_enc",
@@ -238,12 +255,9 @@ static ROWS: &[FieldMapping] = &[
                 )
                 .hint("use 1 for all blocks, or 0 for all"));
             }
-            settings.zero_stage = match document.text("default_dp_type").as_deref() {
-                _ if zero3 => 3,
-                Some("zero3") => 3,
-                Some("zero2") => 2,
-                _ => 0,
-            };
+            let words = [("ddp", 0), ("zero2", 2), ("zero3", 3)];
+            let stage = document.choice("default_dp_type", &words)?.unwrap_or(0);
+            settings.zero_stage = if zero3 { 3 } else { stage };
             Ok(true)
         },
     },
@@ -262,6 +276,18 @@ static ROWS: &[FieldMapping] = &[
         read: |_, _| Ok(false),
     },
 ];
+
+/// Checks that a list has one entry per block, if the number of blocks is known.
+fn every_block(key: &str, entries: usize, settings: &Settings) -> Result<(), InputError> {
+    let blocks = settings.model.as_ref().map(|model| model.layers as usize);
+    match blocks.filter(|blocks| *blocks != entries) {
+        None => Ok(()),
+        Some(blocks) => {
+            let problem = format!("are the entries of this list, but the model has {blocks} blocks");
+            Err(InputError::new(key, entries, problem).hint("give one entry per block"))
+        }
+    }
+}
 
 fn list(blocks: u32, value: impl Display) -> String {
     vec![value.to_string(); blocks as usize].join(",")

@@ -20,6 +20,7 @@ mod megatron_bridge;
 mod nanotron;
 mod row;
 mod settings;
+mod shell;
 mod slurm;
 mod stages;
 mod torchtitan;
@@ -323,15 +324,44 @@ impl Imported {
         self.keys.get(&field).map(String::as_str)
     }
 
+    /// Checks that all blocks recompute alike, for estimates with one policy.
+    ///
+    /// # Errors
+    /// If they do not, and the command line does not override it.
+    pub fn check_one_recompute(&self) -> Result<(), InputError> {
+        let all = &self.settings.recompute;
+        let overridden =
+            self.settings.overridden(Field::Recompute) || !self.known.contains(&Field::Recompute);
+        if overridden || all.windows(2).all(|pair| pair[0] == pair[1]) {
+            return Ok(());
+        }
+        let keys = self.keys(Field::Recompute).unwrap_or("recomputation");
+        let problem = "recomputes only some blocks, but this estimate has one policy for all";
+        Err(InputError::new(keys, self.settings.show(Field::Recompute), problem).hint(
+            "give `--recompute full`, `--recompute selective` or `--recompute none`: flags override the file; or \
+             estimate with `--profile`",
+        ))
+    }
+
     /// Checks that the stages in the file are those of a pipeline over `blocks` blocks.
     ///
     /// # Errors
     /// If they are not; the error names their keys.
     pub fn check_stages(&self, blocks: u32) -> Result<(), InputError> {
+        let recompute = &self.settings.recompute;
+        let said = self.known.contains(&Field::Recompute) && !self.settings.overridden(Field::Recompute);
+        // Of a model in the file, it is that of all blocks.
+        let listed = said && recompute.len() as u64 != u64::from(self.settings.blocks().max(1));
+        if listed && !recompute.is_empty() && recompute.len() as u64 != u64::from(blocks) {
+            let key = self.keys(Field::Recompute).unwrap_or("recomputation");
+            let problem = format!("recomputes in {} blocks, but the model has {blocks}", recompute.len());
+            return Err(InputError::new(key, recompute.len(), problem)
+                .hint("give one entry per block, or give `--recompute`: flags override the file"));
+        }
         let Some(keys) = self.keys(Field::Stages).filter(|_| self.known.contains(&Field::Stages)) else {
             return Ok(());
         };
-        let Settings { stages, pipeline, virtual_stages, recompute, .. } = &self.settings;
+        let Settings { stages, pipeline, virtual_stages, .. } = &self.settings;
         let wrong = |problem: String, hint: &str| {
             let list: Vec<String> = stages.iter().map(u32::to_string).collect();
             Err(InputError::new(keys, list.join(", "), problem).hint(hint))
@@ -345,11 +375,6 @@ impl Imported {
         if stages.len() as u64 != chunks {
             let problem = format!("has {} stages, but the pipeline has {chunks}", stages.len());
             return wrong(problem, "list one stage per pipeline rank, or a multiple of that");
-        }
-        let key = self.keys(Field::Recompute).unwrap_or("recomputation");
-        if self.known.contains(&Field::Recompute) && recompute.len() as u64 != sum {
-            let problem = format!("has {} entries, but the model has {sum} blocks", recompute.len());
-            return Err(InputError::new(key, "", problem).hint("give one entry per block"));
         }
         Ok(())
     }

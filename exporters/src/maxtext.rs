@@ -5,7 +5,7 @@ use crate::foreign::{Foreign, refused};
 use crate::launch::{Machines, Script};
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField,
-    clip, instead, refuse, size,
+    clip, instead, precision, refuse, size, whole_theta,
 };
 use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
@@ -154,25 +154,33 @@ fn axis(document: &Document, settings: &Settings, name: &str) -> Result<u32, Inp
 const OPTIMIZER: OptimizerKeys =
     OptimizerKeys { betas: ["adam_b1", "adam_b2"], epsilon: "adam_eps", weight_decay: "adam_weight_decay" };
 
-static FOREIGN: &[Foreign] = &[refused(
-    &[
-        "ici_fsdp_transpose_parallelism",
-        "dcn_fsdp_transpose_parallelism",
-        "ici_sequence_parallelism",
-        "dcn_sequence_parallelism",
-        "ici_tensor_transpose_parallelism",
-        "dcn_tensor_transpose_parallelism",
-        "ici_tensor_sequence_parallelism",
-        "dcn_tensor_sequence_parallelism",
-        "ici_autoregressive_parallelism",
-        "dcn_autoregressive_parallelism",
-        "ici_diloco_parallelism",
-        "dcn_diloco_parallelism",
-    ],
-    &["1"],
-    "is an axis of the mesh that plans do not have",
-    "set it to 1, and use the axes data, fsdp, tensor, context, expert and pipeline",
-)];
+static FOREIGN: &[Foreign] = &[
+    refused(
+        &["mu_dtype"],
+        &["float32"],
+        "keeps the optimizer's state in fewer bits than fp32, which plans do not do",
+        "set it to float32, or remove it from the file",
+    ),
+    refused(
+        &[
+            "ici_fsdp_transpose_parallelism",
+            "dcn_fsdp_transpose_parallelism",
+            "ici_sequence_parallelism",
+            "dcn_sequence_parallelism",
+            "ici_tensor_transpose_parallelism",
+            "dcn_tensor_transpose_parallelism",
+            "ici_tensor_sequence_parallelism",
+            "dcn_tensor_sequence_parallelism",
+            "ici_autoregressive_parallelism",
+            "dcn_autoregressive_parallelism",
+            "ici_diloco_parallelism",
+            "dcn_diloco_parallelism",
+        ],
+        &["1"],
+        "is an axis of the mesh that plans do not have",
+        "set it to 1, and use the axes data, fsdp, tensor, context, expert and pipeline",
+    ),
+];
 
 static UNSUPPORTED: &[UnsupportedField] = &[
     refuse(
@@ -226,12 +234,29 @@ static ROWS: &[FieldMapping] = &[
             draft.set("head_dim", model.head_dim);
             draft.set("vocab_size", model.vocab);
             draft.set("normalization_layer_epsilon", model.norm_epsilon);
-            draft.set("rope_max_timescale", theta as u64);
+            if let Some(theta) = whole_theta(theta, draft) {
+                draft.set("rope_max_timescale", theta);
+            }
             draft.set("logits_via_embedding", model.tied_embeddings);
         },
         read: |document, settings| {
-            for key in ["decoder_block", "mlp_activations", "base_config", "run_name", "num_slices"] {
+            for key in ["base_config", "run_name", "num_slices"] {
                 document.get(key);
+            }
+            let block = document.choice("decoder_block", &[("llama2", ()), ("mistral", ())]);
+            let activations = document.get("mlp_activations");
+            // With `--model`, they are not those of the model.
+            if settings.model.is_none() {
+                block?;
+                let swiglu = serde_json::json!(["silu", "linear"]);
+                if let Some(other) = activations.filter(|value| **value != swiglu) {
+                    return Err(InputError::new(
+                        "mlp_activations",
+                        other,
+                        "is not SwiGLU, which is all that is read",
+                    )
+                    .hint("use [silu, linear], or remove it from the file and give `--model`"));
+                }
             }
             let (Some(hidden), Some(layers), Some(heads), Some(ffn)) = (
                 document.size("base_emb_dim")?,
@@ -337,10 +362,25 @@ static ROWS: &[FieldMapping] = &[
             }
         },
         read: |document, settings| {
-            for key in ["num_layers_per_pipeline_stage", "scan_layers"] {
-                document.get(key);
+            document.get("scan_layers");
+            let key = "num_layers_per_pipeline_stage";
+            let each = if settings.pipeline > 1 { document.size(key)? } else { document.get(key).and(None) };
+            let repeats = document.size_or_rest("num_pipeline_repeats")?;
+            settings.virtual_stages = repeats.unwrap_or(1);
+            if let Some(each) =
+                each.filter(|_| settings.blocks() > 0 && !settings.overridden(Field::Pipeline))
+            {
+                let what = "num_layers_per_pipeline_stage x pipeline parallelism x num_pipeline_repeats";
+                let parts = product(what, &[each, settings.pipeline, repeats.unwrap_or(1)])?;
+                let rounds =
+                    quotient("base_num_decoder_layers", settings.blocks().into(), parts.into(), what)?;
+                if repeats.is_some() && rounds != 1 {
+                    let problem = format!("leaves {} blocks of the model out", settings.blocks() - parts);
+                    return Err(InputError::new(key, each, problem)
+                        .hint("give every block to a stage, or remove `num_pipeline_repeats`"));
+                }
+                settings.virtual_stages = repeats.unwrap_or(rounds);
             }
-            settings.virtual_stages = document.size("num_pipeline_repeats")?.unwrap_or(1);
             if let Some(equal) = settings.equal_stages() {
                 settings.stages = equal;
             }
@@ -471,8 +511,8 @@ static ROWS: &[FieldMapping] = &[
                     .hint("use minimal_with_context (none), minimal (attention) or full"));
                 }
             };
-            settings.recompute = vec![mode; settings.blocks() as usize];
-            Ok(settings.blocks() > 0)
+            settings.recompute = vec![mode; settings.blocks().max(1) as usize];
+            Ok(true)
         },
     },
     FieldMapping {
@@ -486,13 +526,13 @@ static ROWS: &[FieldMapping] = &[
             }
         },
         read: |document, settings| {
-            document.text("weight_dtype");
-            let fp32 = document.text("dtype").is_some_and(|kind| kind == "float32");
-            let tf32 = document.text("matmul_precision").is_some_and(|kind| kind == "default");
-            settings.precision = match (fp32, tf32) {
-                (true, true) => Precision::Tf32,
-                (true, false) => Precision::Fp32,
-                (false, _) => Precision::Bf16,
+            // In fewer bits the weights and the optimizer's state take less memory.
+            document.choice("weight_dtype", &[("float32", ())])?;
+            let words = [("default", true), ("high", false), ("highest", false)];
+            let tf32 = document.choice("matmul_precision", &words)?.unwrap_or(false);
+            settings.precision = match precision(document, "dtype")? {
+                Precision::Fp32 if tf32 => Precision::Tf32,
+                other => other,
             };
             Ok(true)
         },
@@ -520,14 +560,10 @@ static ROWS: &[FieldMapping] = &[
             }
         },
         read: |document, settings| {
-            let kind = document.text("opt_type").unwrap_or_else(|| "adamw".to_owned());
-            settings.optimizer = if kind == "sgd" {
+            let sgd = document.choice("opt_type", &[("adamw", false), ("sgd", true)])?.unwrap_or(false);
+            settings.optimizer = if sgd {
                 Optimizer::Sgd { momentum: 0.0, weight_decay: 0.0 }
             } else {
-                if !["adamw", "adam_pax"].contains(&kind.as_str()) {
-                    return Err(InputError::new("opt_type", kind, "is not an optimizer that plans support")
-                        .hint("use adamw or sgd: memory depends on the optimizer state"));
-                }
                 OPTIMIZER.read_adam(document, settings, [0.9, 0.95, 1e-8, 0.1])?
             };
             Ok(true)

@@ -1,11 +1,11 @@
 //! Megatron-LM's command line.
 
-use crate::document::{Document, above_zero, product, quotient, rounded};
+use crate::document::{Document, above_zero, plain, product, quotient, rounded};
 use crate::foreign::{Foreign, approximated, refused};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField,
-    clip, refuse_fp16, seed, size,
+    clip, refuse_fp16, seed, size, whole_theta,
 };
 use crate::settings::Field;
 use crate::stages::{blocks_of_layout, layout, leading_full, uniform_recompute};
@@ -58,7 +58,21 @@ impl Exporter for Megatron {
     }
 
     fn parse(&self, text: &str) -> Result<Document, InputError> {
-        Document::of_flags(text)
+        let said = Document::of_flags(text)?;
+        let known: Vec<&str> = ROWS.iter().flat_map(|row| row.theirs.split(", ")).collect();
+        let mut document = Document::default();
+        for (key, value) in said.entries() {
+            let spelled = key.replace('_', "-");
+            let spelled = if known.contains(&spelled.as_str()) { spelled.as_str() } else { key };
+            // Its parser takes the start of a flag for the flag.
+            let whole = known.iter().find(|flag| spelled.len() > 7 && flag.starts_with(spelled));
+            if let Some(whole) = whole.filter(|_| !known.contains(&spelled)) {
+                return Err(InputError::new(key, plain(value), "is the start of a flag, which is not read")
+                    .hint(format!("write it out: --{whole}")));
+            }
+            document.set(spelled, value.clone());
+        }
+        Ok(document)
     }
 }
 
@@ -98,6 +112,12 @@ pub(crate) static FOREIGN: &[Foreign] = &[
         &[],
         "changes the blocks of a stage, which is not read",
         "remove it from the file; `--pipeline-model-parallel-layout` in the file assigns blocks to stages",
+    ),
+    refused(
+        &["squared_relu", "quick_geglu"],
+        &[],
+        "is an activation that is not read",
+        "use `--swiglu` or GELU, or remove it from the file and give `--model`",
     ),
     refused(
         &["recompute_modules"],
@@ -146,7 +166,9 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                 Positions::Learned => draft.set("position-embedding-type", "learned_absolute"),
                 Positions::Rotary { theta } => {
                     draft.set("position-embedding-type", "rope");
-                    draft.set("rotary-base", theta as u64);
+                    if let Some(theta) = whole_theta(theta, draft) {
+                        draft.set("rotary-base", theta);
+                    }
                 }
             }
             draft.set("normalization", if model.norm == Norm::RmsNorm { "RMSNorm" } else { "LayerNorm" });
@@ -164,10 +186,17 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                 return Ok(false);
             };
             let swiglu = document.flag("swiglu")?.unwrap_or(false);
-            let learned =
-                document.text("position-embedding-type").is_none_or(|kind| kind == "learned_absolute");
+            // With `--model`, they are not those of the model.
+            let given = settings.model.is_some();
+            let one_of = |key: &str, words: &[(&str, bool)]| match document.choice(key, words) {
+                Err(_) if given => Ok(None),
+                other => other,
+            };
+            let rotary = document.flag("use-rotary-position-embeddings")?.unwrap_or(false);
+            let learned = one_of("position-embedding-type", &[("learned_absolute", true), ("rope", false)])?;
+            let learned = learned.unwrap_or(!rotary) && !rotary;
             let theta = document.real("rotary-base")?.unwrap_or(10_000.0);
-            let rms = document.text("normalization").is_some_and(|norm| norm == "RMSNorm");
+            let rms = one_of("normalization", &[("LayerNorm", false), ("RMSNorm", true)])?.unwrap_or(false);
             let grouped = document.flag("group-query-attention")?.unwrap_or(false);
             let groups = document.size("num-query-groups")?.filter(|_| grouped);
             settings.model = Some(ModelSpec {
@@ -347,15 +376,31 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             }
         },
         read: |document, settings| {
-            let blocks = settings.blocks() as usize;
+            let blocks = settings.blocks().max(1) as usize;
             let short = document.flag("recompute-activations")?.unwrap_or(false);
             let kind = document.text("recompute-granularity");
-            let method = document.text("recompute-method");
+            let block = document.choice("recompute-method", &[("uniform", false), ("block", true)])?;
             let number = document.blocks("recompute-num-layers")?;
+            if let Some(number) = number.filter(|number| block == Some(false) && *number > 1) {
+                return Err(InputError::new(
+                    "recompute-num-layers",
+                    number,
+                    "recomputes several blocks at once, which plans do not do",
+                )
+                .hint("use 1 with the method uniform"));
+            }
+            if kind.as_deref() == Some("full") && block == Some(true) && settings.stages.is_empty() {
+                return Err(InputError::new(
+                    "recompute-method",
+                    "block",
+                    "recomputes the first blocks of each stage, but the blocks of the stages are not known",
+                )
+                .hint("use the method uniform"));
+            }
             settings.recompute = match kind.as_deref().or(short.then_some("selective")) {
                 None => vec![Recompute::None; blocks],
                 Some("selective") => vec![Recompute::Selective; blocks],
-                Some("full") if method.as_deref() == Some("block") => settings
+                Some("full") if block == Some(true) => settings
                     .stages
                     .iter()
                     .flat_map(|count| {
@@ -374,7 +419,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                     .hint("use full or selective"));
                 }
             };
-            Ok(blocks > 0)
+            Ok(true)
         },
     },
     FieldMapping {
@@ -500,7 +545,8 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             }
         },
         read: |document, settings| {
-            settings.optimizer = if document.text("optimizer").is_some_and(|name| name == "sgd") {
+            let sgd = document.choice("optimizer", &[("adam", false), ("sgd", true)])?.unwrap_or(false);
+            settings.optimizer = if sgd {
                 let momentum = document.known_real("sgd-momentum")?;
                 settings.give(Hyperparameter::Momentum, momentum.is_some());
                 let weight_decay = OPTIMIZER.read_decay(document, settings)?.unwrap_or(0.01);

@@ -15,7 +15,7 @@ pub struct MegatronBridge;
 const IN_FP32: &str = "ddp.grad_reduce_in_fp32";
 
 /// Megatron-LM's flag, and its key in Megatron-Bridge's configuration.
-const PATHS: [(&str, &str); 39] = [
+const PATHS: [(&str, &str); 40] = [
     ("seq-length", "model.seq_length"),
     ("micro-batch-size", "train.micro_batch_size"),
     ("global-batch-size", "train.global_batch_size"),
@@ -41,6 +41,7 @@ const PATHS: [(&str, &str); 39] = [
     ("num-distributed-optimizer-instances", "ddp.num_distributed_optimizer_instances"),
     ("ddp-bucket-size", "ddp.bucket_size"),
     ("bf16", "model.bf16"),
+    ("fp16", "model.fp16"),
     ("optimizer", "optimizer.optimizer"),
     ("adam-beta1", "optimizer.adam_beta1"),
     ("adam-beta2", "optimizer.adam_beta2"),
@@ -125,7 +126,13 @@ impl Exporter for MegatronBridge {
                 continue;
             }
             if path == IN_FP32 {
-                flat.set("grad-reduce-in-bf16", value == &serde_json::Value::Bool(false));
+                flat.set(
+                    "grad-reduce-in-bf16",
+                    match nested.flag(path)? {
+                        Some(fp32) => (!fp32).into(),
+                        None => serde_json::Value::Null,
+                    },
+                );
                 continue;
             }
             let flag = PATHS.iter().find(|(_, other)| other == path).map(|(flag, _)| *flag);

@@ -4,7 +4,7 @@ use crate::document::{Document, above_zero, product, quotient, rounded};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField,
-    clip, full_recompute, instead, note_tf32, refuse, seed, size,
+    clip, full_recompute, instead, note_tf32, precision, refuse, seed, size,
 };
 use crate::settings::Field;
 use crate::{Ask, Export, Exporter, File};
@@ -148,8 +148,11 @@ static ROWS: &[FieldMapping] = &[
         },
         read: |document, settings| {
             let count = |name: &str| document.size(&config(name));
-            for name in ["is_llama_config", "hidden_act", "initializer_range", "bos_token_id", "eos_token_id"]
-            {
+            let act = document.choice(&config("hidden_act"), &[("silu", ())]);
+            if settings.model.is_none() {
+                act?;
+            }
+            for name in ["is_llama_config", "initializer_range", "bos_token_id", "eos_token_id"] {
                 document.get(&config(name));
             }
             for name in ["pretraining_tp", "use_cache", "pad_token_id"] {
@@ -204,8 +207,8 @@ static ROWS: &[FieldMapping] = &[
             draft.set("parallelism.pp_engine", if gpipe { "afab" } else { "1f1b" });
         },
         read: |document, settings| {
-            let engine = document.text("parallelism.pp_engine");
-            settings.schedule = if engine.as_deref() == Some("afab") && settings.pipeline > 1 {
+            let engine = document.choice("parallelism.pp_engine", &[("1f1b", false), ("afab", true)])?;
+            settings.schedule = if engine == Some(true) && settings.pipeline > 1 {
                 ScheduleKind::GPipe
             } else {
                 ScheduleKind::OneFOneB
@@ -223,8 +226,14 @@ static ROWS: &[FieldMapping] = &[
         },
         read: |document, settings| {
             document.flag("parallelism.tp_linear_async_communication")?;
-            let mode = document.text("parallelism.tp_mode");
-            settings.sequence_parallel = settings.tensor > 1 && mode.as_deref() == Some("REDUCE_SCATTER");
+            let words = [
+                ("ALL_REDUCE", false),
+                ("REDUCE_SCATTER", true),
+                ("all_reduce", false),
+                ("reduce_scatter", true),
+            ];
+            let scatter = document.choice("parallelism.tp_mode", &words)?.unwrap_or(false);
+            settings.sequence_parallel = settings.tensor > 1 && scatter;
             Ok(true)
         },
     },
@@ -300,8 +309,7 @@ static ROWS: &[FieldMapping] = &[
         },
         read: |document, settings| {
             document.flag("optimizer.accumulate_grad_in_fp32")?;
-            let fp32 = document.text("model.dtype").is_some_and(|kind| kind == "float32");
-            settings.precision = if fp32 { Precision::Fp32 } else { Precision::Bf16 };
+            settings.precision = precision(document, "model.dtype")?;
             Ok(true)
         },
     },
@@ -328,9 +336,10 @@ static ROWS: &[FieldMapping] = &[
             }
         },
         read: |document, settings| {
-            let Some(name) = document.text(&factory("name")) else { return Ok(false) };
+            let words = [("adamW", false), ("sgd", true)];
+            let Some(sgd) = document.choice(&factory("name"), &words)? else { return Ok(false) };
             document.get(&factory("torch_adam_is_fused"));
-            settings.optimizer = if name == "sgd" {
+            settings.optimizer = if sgd {
                 let weight_decay = OPTIMIZER.read_decay(document, settings)?.unwrap_or(0.0);
                 Optimizer::Sgd { momentum: 0.0, weight_decay }
             } else {

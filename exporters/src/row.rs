@@ -194,8 +194,8 @@ macro_rules! full_recompute {
             read: |document, settings| {
                 let full = document.flag($key)?.unwrap_or(false);
                 let mode = if full { Recompute::Full } else { Recompute::None };
-                settings.recompute = vec![mode; settings.blocks() as usize];
-                Ok(settings.blocks() > 0)
+                settings.recompute = vec![mode; settings.blocks().max(1) as usize];
+                Ok(true)
             },
         }
     };
@@ -297,6 +297,32 @@ pub fn refuse_fp16(document: &Document, key: &str) -> Result<(), InputError> {
             .hint("use bf16, which takes the same time"));
     }
     Ok(())
+}
+
+/// A precision by PyTorch's or JAX's name; bf16 is the trainer's default.
+///
+/// # Errors
+/// If the value is not one of them.
+pub fn precision(document: &Document, key: &str) -> Result<Precision, InputError> {
+    let half = document.text(key).filter(|kind| ["float16", "fp16", "half"].contains(&kind.as_str()));
+    if let Some(half) = half {
+        return Err(InputError::new(key, half, "is not a precision that plans support")
+            .hint("use bfloat16, which takes the same time"));
+    }
+    let words = [("bfloat16", Precision::Bf16), ("float32", Precision::Fp32)];
+    Ok(document.choice(key, &words)?.unwrap_or(Precision::Bf16))
+}
+
+/// The base of rotary positions for a trainer that takes only whole numbers.
+pub fn whole_theta(theta: f64, draft: &mut Draft) -> Option<u64> {
+    if theta.fract() == 0.0 && (1.0..=1e15).contains(&theta) {
+        return Some(theta as u64);
+    }
+    let way_out = "use a whole number up to 1e15, or export to nanotron";
+    let error =
+        InputError::new("model.positions.theta", theta, "is not a whole number that the trainer reads");
+    draft.refusals.push(error.hint(way_out));
+    None
 }
 
 /// Adds a note if a trainer has no setting for tf32.

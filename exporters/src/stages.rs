@@ -67,19 +67,19 @@ pub fn layout(blocks: &[u32]) -> String {
 /// If it contains anything else.
 pub fn blocks_of_layout(text: &str) -> Result<Vec<u32>, InputError> {
     let wrong = |problem: &str| {
-        InputError::new("pipeline_model_parallel_layout", text, problem)
+        InputError::new("pipeline-model-parallel-layout", text, problem)
             .hint("write E for the embedding, t for a block, L for the head, | between stages: Et*7|t*9,L")
     };
     let flat = expand(&text.chars().filter(|c| !c.is_whitespace()).collect::<Vec<_>>(), 0)
         .ok_or_else(|| wrong("has brackets or a factor that cannot be parsed"))?;
-    flat.split('|')
-        .map(|chunk| {
-            if chunk.chars().any(|c| !"EtL".contains(c)) {
-                return Err(wrong("contains layers that plans do not support"));
-            }
-            Ok(chunk.chars().filter(|c| *c == 't').count() as u32)
-        })
-        .collect()
+    if flat.chars().any(|c| !"EtL|".contains(c)) {
+        return Err(wrong("contains layers that plans do not support"));
+    }
+    let inner = flat.strip_prefix('E').and_then(|rest| rest.strip_suffix('L'));
+    match inner.filter(|inner| !inner.contains(['E', 'L'])) {
+        Some(inner) => Ok(inner.split('|').map(|chunk| chunk.len() as u32).collect()),
+        None => Err(wrong("must start with the only embedding, E, and end with the only head, L")),
+    }
 }
 
 /// Upper limit of repetitions; larger factors are mistakes.

@@ -5,7 +5,7 @@ use crate::foreign::{Foreign, approximated, refused};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField, clip, instead,
-    note_tf32, refuse, seed, size,
+    note_tf32, precision, refuse, seed, size,
 };
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
@@ -93,7 +93,17 @@ impl Exporter for Torchtitan {
                 all
             },
         );
-        let mut document = Document::of_flags(&flags)?;
+        let said = Document::of_flags(&flags)?;
+        let mut document = Document::default();
+        for (key, value) in said.entries() {
+            // Its parser takes both spellings.
+            let spelled = match key.contains('.') {
+                true if key.starts_with("optimizer.param") => key.replace('_', "-"),
+                true => key.replace('-', "_"),
+                false => key.clone(),
+            };
+            document.set(&spelled, value.clone());
+        }
         if let Some(parts) = parts {
             let value: serde_json::Value = serde_json::from_str(parts).map_err(|error| {
                 InputError::new("PARTS", parts, format!("expected a list of lists of names: {error}")).hint(
@@ -143,6 +153,18 @@ static FOREIGN: &[Foreign] = &[
         &["1"],
         "changes the schedule or the split, and is not read",
         "remove it from the file",
+    ),
+    refused(
+        &["training.dtype"],
+        &["float32"],
+        "keeps parameters and the optimizer's state in fewer bits than fp32, which plans do not do",
+        "set it to float32, or remove it from the file",
+    ),
+    refused(
+        &["optimizer.name", "optimizer_name", "optimizer.param_groups.0.name"],
+        &["adamw", "adam"],
+        "is not an optimizer that is read: memory depends on the optimizer state",
+        "use AdamW, or remove it from the file",
     ),
     approximated(&[
         "compile.",
@@ -357,9 +379,10 @@ static ROWS: &[FieldMapping] = &[
             }
         },
         read: |document, settings| {
-            for end in ["first", "last"] {
-                document.get(&format!("parallelism.pipeline_parallel_{end}_stage_less_layers"));
-            }
+            let [first, last] = ["first", "last"].map(|end| {
+                document.blocks(&format!("parallelism.pipeline_parallel_{end}_stage_less_layers"))
+            });
+            let (first, last) = (first?.unwrap_or(1), last?.unwrap_or(1));
             let blocks = |names: &serde_json::Value| {
                 let names = names.as_array().map_or(&[][..], Vec::as_slice);
                 names.iter().filter(|name| name.as_str().is_some_and(|n| n.starts_with("layers."))).count()
@@ -372,9 +395,37 @@ static ROWS: &[FieldMapping] = &[
                 settings.virtual_stages = quotient("parts of the pipeline", parts, stages, what)?;
                 return Ok(true);
             }
+            let Some(most) = document.blocks(PER_STAGE)?.filter(|most| *most > 0) else { return Ok(false) };
             // The number of stages depends on the model, which is not in this file.
-            document.blocks(PER_STAGE)?;
-            Ok(false)
+            let blocks = settings.blocks();
+            let other =
+                [Field::Pipeline, Field::VirtualStages].iter().any(|field| settings.overridden(*field));
+            if settings.pipeline == 1 || blocks == 0 || other {
+                return Ok(false);
+            }
+            // Embedding and head count as blocks.
+            let all = blocks + first + last;
+            let stages = all.div_ceil(most);
+            let (what, pipeline) = ("pipeline_parallel_degree", settings.pipeline.into());
+            settings.virtual_stages = quotient("stages of the model", stages.into(), pipeline, what)?;
+            let mut counts: Vec<_> =
+                (0..stages).map(|index| all / stages + u32::from(index < all % stages)).collect();
+            let less = |count: &mut u32, less: u32| match count.checked_sub(less) {
+                Some(rest) => {
+                    *count = rest;
+                    Ok(())
+                }
+                None => Err(InputError::new(
+                    PER_STAGE,
+                    most,
+                    "leaves no blocks for the first or the last stage",
+                )
+                .hint("use more blocks per stage, or set pipeline_parallel_first_stage_less_layers to 0")),
+            };
+            counts.first_mut().map_or(Ok(()), |count| less(count, first))?;
+            counts.last_mut().map_or(Ok(()), |count| less(count, last))?;
+            settings.stages = counts;
+            Ok(true)
         },
     },
     FieldMapping {
@@ -384,7 +435,8 @@ static ROWS: &[FieldMapping] = &[
         write: |_, _| {},
         read: |document, settings| {
             // Two is the default for interleaved schedules.
-            let said = document.get(PARTS).is_some() || settings.schedule != ScheduleKind::Interleaved;
+            let listed = document.get(PARTS).is_some() || !settings.stages.is_empty();
+            let said = listed || settings.schedule != ScheduleKind::Interleaved;
             if !said {
                 settings.virtual_stages = 2;
             }
@@ -406,7 +458,7 @@ static ROWS: &[FieldMapping] = &[
             Recompute::Full => draft.set(RECOMPUTE, "full"),
         },
         read: |document, settings| {
-            let blocks = settings.blocks() as usize;
+            let blocks = settings.blocks().max(1) as usize;
             let older = document.text("activation_checkpoint.mode");
             let mode = match document.text(RECOMPUTE).or(older).as_deref() {
                 None => return Ok(false),
@@ -419,7 +471,7 @@ static ROWS: &[FieldMapping] = &[
                 }
             };
             settings.recompute = vec![mode; blocks];
-            Ok(blocks > 0)
+            Ok(true)
         },
     },
     FieldMapping {
@@ -431,9 +483,7 @@ static ROWS: &[FieldMapping] = &[
             note_tf32(settings, draft);
         },
         read: |document, settings| {
-            let kind = document.text("training.mixed_precision_param");
-            let fp32 = kind.as_deref() == Some("float32");
-            settings.precision = if fp32 { Precision::Fp32 } else { Precision::Bf16 };
+            settings.precision = precision(document, "training.mixed_precision_param")?;
             Ok(true)
         },
     },

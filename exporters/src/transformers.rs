@@ -66,6 +66,12 @@ static FOREIGN: &[Foreign] = &[
         "chooses the micro-batch when training starts",
         "give the micro-batch by `--micro-batch`",
     ),
+    refused_unless(
+        Field::Tensor,
+        &["tp_size"],
+        "is tensor parallelism, which is not read from these files",
+        "remove it from the file, and give the degree by `--tp`",
+    ),
     approximated(&[
         "bf16_full_eval",
         "ddp_bucket_cap_mb",
@@ -85,7 +91,11 @@ fn fsdp_stage(document: &Document, settings: &Settings) -> Result<u8, InputError
         Value::String(text) => {
             text.split([' ', ',']).filter(|word| !word.is_empty()).map(str::to_owned).collect()
         }
-        _ => Vec::new(),
+        Value::Bool(false) | Value::Null => Vec::new(),
+        _ => {
+            return Err(InputError::new("fsdp", plain(&value), "is not a value of FSDP")
+                .hint("use true, false, or words such as \"full_shard auto_wrap\""));
+        }
     };
     let resharded = document.flag("fsdp_config.reshard_after_forward")?;
     let mut stage = 0;
@@ -244,8 +254,8 @@ static ROWS: &[FieldMapping] = &[
             let own = document.flag("gradient_checkpointing")?.unwrap_or(false);
             let full = document.flag("fsdp_config.activation_checkpointing")?.unwrap_or(false) || own;
             let mode = if full { Recompute::Full } else { Recompute::None };
-            settings.recompute = vec![mode; settings.blocks() as usize];
-            Ok(settings.blocks() > 0)
+            settings.recompute = vec![mode; settings.blocks().max(1) as usize];
+            Ok(true)
         },
     },
     FieldMapping {

@@ -89,6 +89,15 @@ impl Config<'_> {
         }
     }
 
+    /// Refuses a value that changes the model: any but those without effect, null and false.
+    fn absent(&self, field: &str, neutral: &[f64], hint: &str) -> Result<(), InputError> {
+        match self.root.get(field) {
+            None | Some(Value::Null | Value::Bool(false)) => Ok(()),
+            Some(value) if value.as_f64().is_some_and(|number| neutral.contains(&number)) => Ok(()),
+            Some(_) => Err(self.error(field, "changes the model in a way that is not supported", hint)),
+        }
+    }
+
     fn head_dim(&self, hidden: u32, heads: u32, field: &str) -> Result<u32, InputError> {
         if !hidden.is_multiple_of(heads) {
             return Err(self.error(
@@ -113,6 +122,9 @@ pub fn model_from_config(file: &str, name: &str, bytes: &[u8]) -> Result<ModelSp
     }
     let family =
         config.word("model_type")?.ok_or_else(|| config.error("model_type", "is missing", FAMILIES))?;
+    for field in ["text_config", "quantization_config"] {
+        config.absent(field, &[], "give the config.json of a model of text in full precision")?;
+    }
     let spec = match family {
         "gpt2" => gpt2(&config, name)?,
         "llama" | "mistral" => llama(&config, name)?,
@@ -144,6 +156,9 @@ fn in_own_words(mut error: InputError, gpt2: bool) -> InputError {
 fn gpt2(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
     let (hidden, heads) = (config.required("n_embd")?, config.required("n_head")?);
     config.one_of("activation_function", &["gelu_new", "gelu_pytorch_tanh"])?;
+    for field in ["add_cross_attention", "scale_attn_by_inverse_layer_idx"] {
+        config.absent(field, &[], "set it to false: only the architecture of GPT-2 itself is supported")?;
+    }
     Ok(ModelSpec {
         name: name.to_owned(),
         layers: config.required("n_layer")?,
@@ -178,12 +193,38 @@ fn llama(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
             ));
         }
     }
-    if config.root.get("rope_scaling").is_some_and(|scaling| !scaling.is_null()) {
+    // Two spellings of the same.
+    let kind = |parameters: &Value| {
+        parameters.get("rope_type").or_else(|| parameters.get("type")).is_some_and(|kind| kind != "default")
+    };
+    for (field, hint) in [
+        ("rope_scaling", "set it to null to plan and train with plain rotary positions, which cost the same"),
+        (
+            "rope_parameters",
+            "set its rope_type to default to plan and train with plain rotary positions, which cost the same",
+        ),
+    ] {
+        let parameters = config.root.get(field).filter(|parameters| !parameters.is_null());
+        if parameters.is_some_and(|parameters| field == "rope_scaling" || kind(parameters)) {
+            return Err(config.error(
+                field,
+                "scaled rotary positions are not supported: the model would train differently",
+                hint,
+            ));
+        }
+    }
+    let partial = config.root.get("rope_parameters").and_then(|r| r.get("partial_rotary_factor"));
+    if partial.is_some_and(|factor| !factor.is_null() && factor.as_f64() != Some(1.0)) {
         return Err(config.error(
-            "rope_scaling",
-            "scaled rotary positions are not supported: the model would train differently",
-            "set it to null to plan and train with plain rotary positions, which cost the same",
+            "rope_parameters",
+            "partial_rotary_factor changes the model in a way that is not supported",
+            "set it to 1: all of a head is rotated",
         ));
+    }
+    config.absent("partial_rotary_factor", &[1.0], "set it to 1: all of a head is rotated")?;
+    let experts = "give a model of experts by name, e.g. `--model mixtral-8x7b` (see `autodist catalog`)";
+    for field in ["num_local_experts", "num_experts", "n_routed_experts"] {
+        config.absent(field, &[0.0, 1.0], experts)?;
     }
     let head_dim = match config.optional("head_dim")? {
         Some(head_dim) => head_dim,
@@ -244,5 +285,33 @@ mod tests {
             "rms_norm_eps":1e-5,"rope_theta":500000.0,"hidden_act":"silu","tie_word_embeddings":false}"#;
         let spec = model_from_config("config.json", "llama3-8b", text).unwrap();
         assert_eq!(spec, crate::catalog::model("llama3-8b").unwrap());
+    }
+
+    #[test]
+    fn what_changes_the_model_is_refused_by_name() {
+        let gpt2 = r#"{"model_type":"gpt2","n_embd":768,"n_head":12,"n_layer":12,"n_positions":1024,"vocab_size":50257"#;
+        let llama = r#"{"model_type":"llama","hidden_size":4096,"num_attention_heads":32,"num_hidden_layers":32,
+            "intermediate_size":14336,"vocab_size":128256"#;
+        for (start, field, bad, good) in [
+            (llama, "rope_scaling", r#"{"rope_type":"yarn","factor":8}"#, "null"),
+            (llama, "rope_parameters", r#"{"rope_type":"yarn","factor":8}"#, r#"{"rope_type":"default"}"#),
+            (llama, "rope_parameters", r#"{"type":"llama3","factor":8}"#, r#"{"rope_theta":5e5}"#),
+            (llama, "rope_parameters", r#"{"partial_rotary_factor":0.5}"#, r#"{"partial_rotary_factor":1}"#),
+            (llama, "partial_rotary_factor", "0.5", "1.0"),
+            (llama, "num_local_experts", "8", "1"),
+            (llama, "quantization_config", r#"{"bits":4}"#, "null"),
+            (llama, "text_config", r#"{"hidden_size":64}"#, "null"),
+            (gpt2, "quantization_config", r#"{"bits":4}"#, "null"),
+            (gpt2, "add_cross_attention", "true", "false"),
+            (gpt2, "scale_attn_by_inverse_layer_idx", "true", "false"),
+        ] {
+            let read = |value: &str| {
+                let text = format!("{start},\"{field}\":{value}}}");
+                model_from_config("config.json", "model", text.as_bytes())
+            };
+            let error = read(bad).err().unwrap_or_else(|| panic!("{field} = {bad} was taken"));
+            assert!(error.field == field && !error.hint.is_empty(), "{error}");
+            read(good).unwrap();
+        }
     }
 }

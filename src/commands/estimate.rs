@@ -94,7 +94,11 @@ fn of_flags(args: &EstimateArgs, given: Option<&Given>, prices: &Prices) -> Resu
             given.complete(&mut job).map_err(blame)?;
             let mut strategy = input::strategy(&given.strategy(&args.strategy), devices).map_err(blame)?;
             given.code(&mut strategy);
-            (model.clone(), job, strategy, given.stages(&args.strategy, &model))
+            let stages = given.stages(&args.strategy, &model);
+            if stages.is_none() {
+                given.one_recompute()?;
+            }
+            (model.clone(), job, strategy, stages)
         }
     };
     check_prices(prices, &model, &job)?;

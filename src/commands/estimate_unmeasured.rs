@@ -133,6 +133,7 @@ impl Asked {
             Some(given) => {
                 let job = job(&given.job_flags(&args.job)).map_err(|failure| given.blame(args, failure))?;
                 if args.best.is_none() {
+                    given.one_recompute()?;
                     (job, given.strategy(&args.strategy))
                 } else {
                     given.note_layout();

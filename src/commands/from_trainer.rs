@@ -350,6 +350,11 @@ impl Given {
             .then(|| settings.plan_stages())
     }
 
+    /// For estimates with one recomputation policy for all blocks.
+    pub fn one_recompute(&self) -> Result<(), Failure> {
+        Ok(self.imported.check_one_recompute().map_err(|error| error.in_file(&self.file))?)
+    }
+
     /// Sets the codecs of gradients and gathered parameters.
     pub fn code(&self, strategy: &mut ParallelStrategy) {
         strategy.communication.reduce.codec = self.imported.settings.gradients;

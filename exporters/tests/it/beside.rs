@@ -94,7 +94,7 @@ fn what_a_file_leaves_open_is_completed_from_the_devices() {
         ),
         (
             Target::Galvatron,
-            r#"{"pp_deg": 1, "tp_sizes_enc": "1,1", "global_bsz": 64, "chunks": 2, "default_dp_type": "zero2"}"#,
+            r#"{"pp_deg": 1, "tp_sizes_enc": "1,1,1,1", "global_bsz": 64, "chunks": 2, "default_dp_type": "zero2"}"#,
             (8, 2, 8, 4, 64),
         ),
         (Target::Accelerate, hybrid, (8, 3, 4, 1, 1)),
@@ -409,7 +409,7 @@ fn torchtitans_older_form_is_refused_with_the_form_that_is_read() {
 #[test]
 fn a_file_whose_layout_is_searched_gives_the_job_alone() {
     // Its layout need not be one of the cluster.
-    let galvatron = r#"{"pp_deg": 1, "tp_sizes_enc": "1,1", "global_bsz": 64, "chunks": 2}"#;
+    let galvatron = r#"{"pp_deg": 1, "tp_sizes_enc": "1,1,1,1", "global_bsz": 64, "chunks": 2}"#;
     for (target, text, batch) in [
         (Target::Galvatron, galvatron, Some(64)),
         (Target::DeepSpeed, ZERO3, Some(128)),

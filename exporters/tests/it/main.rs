@@ -6,5 +6,6 @@ mod beside;
 mod common;
 mod documentation;
 mod hostile;
+mod lost;
 mod real_trainers;
 mod round_trip;
