@@ -7,7 +7,7 @@
 
 use crate::common;
 
-use autodist_spec::{Codec, CodecProbe, Coded, to_json};
+use autodist_spec::{Codec, CodecProbe, Coded, Plan, to_json};
 use common::{AUTODIST, TRAINERS, line, write};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -85,6 +85,8 @@ fn kinds(folder: &Path) -> Vec<Kind> {
         "links": of("links", 4), "plans": of("plans", 4)});
     let figures = |args: &str| format!("estimate {FIGURES} {args}");
     let mut validation = common::validation();
+    let plan: Plan = serde_json::from_str(&read("plan.json")).unwrap();
+    validation.runs[0].strategy = plan.strategy;
     validation.probes.push(CodecProbe {
         codec: Codec::Bf16,
         coded: Coded::default(),
