@@ -25,7 +25,12 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     };
     let Exported { files, notes, not_given } = export(&plan, args.to, &options)
         .map_err(|refusals| refused(&args.plan.display().to_string(), args.to, &refusals))?;
-    files.iter().try_for_each(|file| output::check_no_input(&args.output.join(&file.name)))?;
+    // A launcher's files contain the plan, which may be the very file that was read.
+    files.iter().try_for_each(|file| {
+        let path = args.output.join(&file.name);
+        let same = std::fs::read(&path).is_ok_and(|content| content == file.content.as_bytes());
+        if same { Ok(()) } else { output::check_no_input(&path) }
+    })?;
     for file in &files {
         let path = args.output.join(&file.name);
         let write = if file.executable { output::write_script } else { output::write };

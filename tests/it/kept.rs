@@ -152,13 +152,15 @@ fn one_process_at_a_time_writes_an_output() {
 #[test]
 fn no_result_replaces_an_input_of_its_command() {
     let folder = folder();
+    let several = "plan --model model.json --job job.toml --profile profile.json --top 3 -o plan.json";
+    line(folder.path(), several).ok();
     for (args, input) in [
         ("plan --model model.json --job job.toml --profile profile.json -o profile.json", "profile.json"),
         ("plan --model model.json --job job.toml --profile profile.json -o ./model.json", "model.json"),
         ("estimate plan.json -o plan.json", "plan.json"),
         ("train plan.json --steps 2 -o plan.json", "plan.json"),
         ("profile --model model.json --job job.toml -o job.toml", "job.toml"),
-        ("export plan.json --to slurm -o .", "plan.json"),
+        ("export plan.json --plan 2 --to slurm -o .", "plan.json"),
     ] {
         let before = std::fs::read(folder.path().join(input)).unwrap();
         let run = line(folder.path(), args);
