@@ -244,9 +244,18 @@ pub fn time(run: &TrainingRun, work: &StepWork, parameters: &FreeParameters) -> 
     let virtual_stages = f64::from(layout.virtual_stages);
     let fill = (stages - 1.0) / virtual_stages * middle;
     let pace = (micro_batches - 1.0) * (last - middle).max(0.0);
-    let message = rates.transfer(work.message) * p.message_exposed + p.message_s;
-    let messages =
-        if stages > 1.0 { 2.0 * (micro_batches * virtual_stages + stages - 1.0) * message } else { 0.0 };
+    let (near, far) = (rates.transfer(work.message_near), rates.transfer(work.message_far));
+    // As many micro-batches are under way as there are stages, so each waits for its share of all send/recv.
+    let mean = near + work.far_neighbours * (far - near);
+    let message = mean * p.message_exposed + p.message_s;
+    let passes = micro_batches * virtual_stages;
+    // A link between nodes carries every micro-batch, one after the other.
+    let busiest = if work.far_neighbours > 0.0 { far } else { near };
+    let messages = if stages > 1.0 {
+        (2.0 * (passes + stages - 1.0) * message).max(passes * busiest - micro_batches * middle)
+    } else {
+        0.0
+    };
 
     let mut out = Breakdown::default();
     let times = micro_batches * blocks;

@@ -80,8 +80,11 @@ pub struct StepWork {
     pub context: LinkTime,
     /// All-to-alls of tokens to experts and back, one block, forward.
     pub experts: LinkTime,
-    /// Send of one activation to the next pipeline rank.
-    pub message: LinkTime,
+    /// Send of one activation to the next pipeline rank: inside a node, and to another node.
+    pub message_near: LinkTime,
+    pub message_far: LinkTime,
+    /// Fraction of neighbouring pipeline ranks that are on different nodes.
+    pub far_neighbours: f64,
     /// Reduction of all gradients of the device over replicas.
     pub reduce: LinkTime,
     /// All-gather of updated parameters from shards.
@@ -272,15 +275,17 @@ impl StepWork {
             self.experts = LinkTime { seconds, between_nodes: layout.expert > near };
         }
 
-        // Every rank of a stage sends at the same time, its tensor-parallel share of the activation. On more
-        // than one node some stages send to another node, and the slowest send/recv sets the pace.
+        // Every rank of a stage sends at the same time, its tensor-parallel share of the activation.
         let stage = tensor * context * data;
-        let crosses = layout.devices() > per_node;
         let share = activation / f64::from(tensor);
-        let (ends, sharing) = if crosses { (1, per_node.min(stage)) } else { (2, 1) };
-        let seconds = machine.collective(Collective::SendRecv, share, 2, ends, sharing);
-        self.message =
-            LinkTime { seconds: if layout.pipeline > 1 { seconds } else { 0.0 }, between_nodes: crosses };
+        let between = |ends: u32, sharing: u32| LinkTime {
+            seconds: machine.collective(Collective::SendRecv, share, 2, ends, sharing),
+            between_nodes: ends == 1,
+        };
+        (self.message_near, self.message_far) = (between(2, 1), between(1, per_node.min(stage)));
+        let nodes = f64::from(layout.devices().div_ceil(per_node));
+        let neighbours = f64::from(layout.pipeline.max(2) - 1);
+        self.far_neighbours = ((nodes - 1.0) / neighbours).min(1.0);
         self.gradients(run, local);
     }
 

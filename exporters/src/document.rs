@@ -1,7 +1,7 @@
 //! A trainer's configuration as keys and values, and the file formats of trainers.
 
 use crate::launch::quoted;
-use crate::shell::{self, Command, Open};
+use crate::shell::{self, Open, ShellCommand};
 use autodist_spec::{InputError, parse, text};
 use serde_json::{Map, Number, Value};
 use std::cell::RefCell;
@@ -412,7 +412,7 @@ impl Document {
         Ok(document)
     }
 
-    fn of_command(command: &Command, program: Option<usize>) -> Result<Self, InputError> {
+    fn of_command(command: &ShellCommand, program: Option<usize>) -> Result<Self, InputError> {
         let mut document = Self::default();
         let (mut open, mut filled): (Option<String>, Option<String>) = (None, None);
         for (place, word) in command.words.iter().enumerate() {

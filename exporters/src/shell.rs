@@ -17,12 +17,12 @@ const OTHERS: [&str; 19] = [
 const LAUNCHERS: [&str; 3] = ["torchrun", "deepspeed", "accelerate"];
 
 /// A command that is not one of `OTHERS`.
-pub struct Command {
+pub struct ShellCommand {
     pub words: Vec<Word>,
     pub line: usize,
 }
 
-impl Command {
+impl ShellCommand {
     /// The place of the program that takes the arguments after it, if there is one.
     pub fn program(&self) -> Option<usize> {
         let (texts, is_open) =
@@ -487,7 +487,7 @@ struct Script {
     /// In the order in which they were assigned.
     names: Vec<String>,
     variables: BTreeMap<String, Variable>,
-    commands: Vec<Command>,
+    commands: Vec<ShellCommand>,
     /// The compound commands that are open.
     within: Vec<&'static str>,
     /// Bytes of replaced variables.
@@ -498,10 +498,10 @@ struct Script {
 ///
 /// # Errors
 /// If quotes or brackets do not close, or variables are too long.
-pub fn commands(text: &str) -> Result<Vec<Command>, InputError> {
+pub fn commands(text: &str) -> Result<Vec<ShellCommand>, InputError> {
     let mut script = Script::default();
     script.run(Reader::new(text, 1), 0)?;
-    let has_flags = |command: &Command| command.words.iter().any(|word| word.text().starts_with("--"));
+    let has_flags = |command: &ShellCommand| command.words.iter().any(|word| word.text().starts_with("--"));
     if !script.commands.iter().any(|command| has_flags(command) || command.program().is_some()) {
         for name in std::mem::take(&mut script.names) {
             let words = match script.variables.get(&name) {
@@ -512,7 +512,7 @@ pub fn commands(text: &str) -> Result<Vec<Command>, InputError> {
                 }
                 _ => continue,
             };
-            script.commands.push(Command { words, line: 1 });
+            script.commands.push(ShellCommand { words, line: 1 });
         }
     }
     Ok(script.commands)
@@ -624,7 +624,7 @@ impl Script {
         // Variables before a command belong to its environment.
         let first = words.iter().position(|word| word.assigns.is_none()).unwrap_or(0);
         let line = words.get(first).map_or(1, |word| word.line);
-        let mut command = Command { words: Vec::new(), line };
+        let mut command = ShellCommand { words: Vec::new(), line };
         let mut value = false;
         for word in &words[first..] {
             for word in self.expand(word)? {
