@@ -132,8 +132,11 @@ fn a_measured_time_is_a_time_or_the_row_is_refused() {
             "{column} {value}: {}",
             run.out
         );
-        let all: String =
-            (0..4).map(|_| table(column, value).lines().nth(1).unwrap().to_owned() + "\n").collect();
+        let row = |number: u32| {
+            let one = table(column, value);
+            format!("{number}{}\n", one.lines().nth(1).unwrap())
+        };
+        let all: String = (0..4).map(row).collect();
         write(folder, "all.csv", format!("{COLUMNS}\n{all}"));
         refused(&line(folder, "calibrate all.csv -o fit.toml"), &["all.csv", column]);
         assert!(!folder.join("fit.toml").exists());
