@@ -10,7 +10,7 @@ import random
 import sys
 from collections import defaultdict
 
-# What all layouts of one job have in common.
+# Columns that all layouts of one job have in common.
 JOB = "group layers hidden heads ffn vocab seq_len gpu gpus_total precision global_batch".split()
 ROUNDS = 200
 

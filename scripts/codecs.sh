@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Whether each codec helps at four speeds of the network, predicted and measured: the table "Sign of the gain" of
-# docs/validation.md. The last is this machine's loopback between two ranks, not emulated.
+# Predicts and measures whether each codec helps at four network speeds: the table "Sign of the gain" of
+# docs/validation.md. The last speed is this machine's loopback between two ranks, not emulated.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --release --quiet

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every plan of three emulated clusters, predicted and trained: the table "Emulated clusters" of docs/validation.md.
+# Predicts and trains every plan of three emulated clusters: the table "Emulated clusters" of
+# docs/validation.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --release --quiet

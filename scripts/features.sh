@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The features that this machine can build: MPI's, where it is installed. Cargo's flags, a word a line.
+# Prints the cargo flags of the features that this machine can build (MPI, if it is installed), one word per
+# line.
 if command -v mpicc >/dev/null && command -v mpirun >/dev/null && ls /usr/lib/llvm-*/lib/libclang.so* >/dev/null 2>&1; then
     printf '%s\n' --features autodist/mpi,autodist-communication/mpi
 else

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Coverage-guided fuzzing of the reader of every kind of file, and of the wire, by libFuzzer: `scripts/fuzz.sh [SECONDS [TARGET ...]]`,
-# 60 seconds a target where nothing is said. It begins with right files of each kind of file, and ends at the first that breaks a
-# reader, which it leaves in fuzz/artifacts. Needs a nightly toolchain and cargo-fuzz.
+# Fuzzes the reader of every kind of file, and of the wire, with libFuzzer (coverage-guided):
+# `scripts/fuzz.sh [SECONDS [TARGET ...]]`, by default 60 seconds per target. It starts with valid files of
+# each kind, stops at the first file that breaks a reader, and keeps that file in fuzz/artifacts. Needs a
+# nightly toolchain and cargo-fuzz.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

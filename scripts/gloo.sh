@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# All-reduce over loopback, ours and Gloo's in turn, twice: to compare. Wants Debian's
-# libgloo-dev and g++.
+# Compares our all-reduce with Gloo's over loopback: each in turn, twice. Needs Debian's libgloo-dev and g++.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --release --quiet --workspace --example bandwidth

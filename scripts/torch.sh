@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# PyTorch on this machine: its profile, a plan from that, every plan of the space trained by it, predicted beside measured
-# (docs/validation.md). Wants the package: `python3 -m venv .venv && .venv/bin/pip install ./executor/torch`, or AUTODIST_PYTHON.
+# Profiles PyTorch on this machine, plans from that profile, trains every plan of the space with PyTorch, and
+# compares predictions with measurements (docs/validation.md). Needs the package:
+# `python3 -m venv .venv && .venv/bin/pip install ./executor/torch`, or AUTODIST_PYTHON.
 set -euo pipefail
 folder=${1:-autodist-torch}
 cd "$(dirname "$0")/.."

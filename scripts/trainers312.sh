@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Exported plans before the parsers of Megatron and MaxText, which need Python 3.12 and 7 GB: not a part of .ci/run.
-# PYTHON312 names that Python; python3.12 if it is not set.
+# Checks exported plans with the parsers of Megatron and MaxText, which need Python 3.12 and 7 GB: not a part
+# of .ci/run. PYTHON312 is the path of that Python, by default python3.12.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

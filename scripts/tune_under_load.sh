@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Whether `tune` hands over what it measured to be the fastest, on a machine that has other work: so many times, with two
-# processes more than cores that compute all the while. Prints for each what the plan that was handed over took over what the
-# fastest measured plan took (1.000 is right), the verdict, and the exit code (5: still refuted). LOAD=0 for none.
+# Checks whether `tune` hands over the fastest measured plan on a machine with other load: the given number of
+# runs, while two processes more than there are cores compute. Prints for each run the measured time of the
+# plan handed over / that of the fastest measured plan (1.000 is right), the verdict, and the exit code (5:
+# still refuted). LOAD=0 runs it without load.
 set -euo pipefail
 times=${1:-5}
 folder=${2:-autodist-under-load}

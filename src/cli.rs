@@ -7,10 +7,11 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
-/// Plan distributed training: find the fastest parallel strategy for a model on a cluster, and check it by training
+/// Plan distributed training: find the fastest parallel strategy for a model on a cluster, and check it by
+/// training
 ///
-/// Exit codes: 0 success; 2 bad input; 3 no plan fits; 4 a rank or a device failed, or a result could not be written;
-/// 5 the measurement refutes the plan's prediction; 130 interrupted.
+/// Exit codes: 0 success; 2 bad input; 3 no plan fits; 4 a rank or a device failed, or a result could not be
+/// written; 5 the measurement refutes the plan's prediction; 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true)]
 pub struct Cli {
@@ -30,7 +31,8 @@ pub enum Command {
     Backtest(BacktestArgs),
     /// Fit the efficiencies behind `estimate --cluster` to a table of a cluster's own runs
     Calibrate(CalibrateArgs),
-    /// Train plans, compare measured with predicted step times, and put the fastest plan first in the plan document
+    /// Train plans, compare measured with predicted step times, and put the fastest plan first in the plan
+    /// document
     Validate(ValidateArgs),
     /// Run profile, plan, validate and report in one go
     Tune(TuneArgs),
@@ -50,13 +52,14 @@ pub enum Command {
     Schema(SchemaArgs),
 }
 
-/// What is trained.
+/// The training job.
 #[derive(Debug, Clone, Args)]
 pub struct JobArgs {
     /// Job file (TOML, docs/files.md), e.g., `job.toml`; flags override its fields
     #[arg(long)]
     pub job: Option<PathBuf>,
-    /// Sequences per optimizer step, summed over all devices, e.g., 1024 (default for `profile` and `tune`: 8)
+    /// Sequences per optimizer step, summed over all devices, e.g., 1024 (default for `profile` and `tune`:
+    /// 8)
     #[arg(long)]
     pub global_batch: Option<u32>,
     /// Tokens per sequence, e.g., 4096 (default: the profile's, if one is used)
@@ -68,7 +71,8 @@ pub struct JobArgs {
     /// Peak learning rate, e.g., 3e-4 (default: 3e-3)
     #[arg(long)]
     pub learning_rate: Option<f64>,
-    /// Training precision (default: the profile's; without a profile bf16 for `estimate` and fp32 for the others)
+    /// Training precision (default: the profile's; without a profile bf16 for `estimate` and fp32 for the
+    /// others)
     #[arg(long, value_enum)]
     pub precision: Option<PrecisionArg>,
     /// What the search minimises (default: step-time); the two differ only if lossy codecs are allowed
@@ -129,16 +133,17 @@ impl From<Precision> for PrecisionArg {
 /// Hardware that the built-in catalogue does not have.
 #[derive(Debug, Args)]
 pub struct CatalogueArgs {
-    /// Device file (TOML, docs/hardware.md), used without a profile: adds devices to the catalogue or replaces devices
-    /// of the same name; can be repeated
+    /// Device file (TOML, docs/hardware.md), used without a profile: adds devices to the catalogue or
+    /// replaces devices of the same name; can be repeated
     #[arg(long, value_name = "FILE")]
     pub devices: Vec<PathBuf>,
 }
 
-/// What prices a cluster that was not measured.
+/// The source of prices of a cluster that was not measured.
 #[derive(Debug, Args)]
 pub struct FigureArgs {
-    /// Efficiencies (TOML) that `autodist calibrate` fitted to a cluster; only without a profile (default: built-in)
+    /// Efficiencies (TOML) that `autodist calibrate` fitted to a cluster; only without a profile (default:
+    /// built-in)
     #[arg(long)]
     pub calibration: Option<PathBuf>,
     #[command(flatten)]
@@ -147,7 +152,8 @@ pub struct FigureArgs {
 
 #[derive(Debug, Args)]
 pub struct ModelArg {
-    /// Name of a built-in model (see `autodist catalog`), or the path of a Hugging Face config.json or a model file
+    /// Name of a built-in model (see `autodist catalog`), or the path of a Hugging Face config.json or a
+    /// model file
     #[arg(long, default_value = "tiny-llama")]
     pub model: String,
 }
@@ -216,7 +222,8 @@ impl From<ScheduleKind> for ScheduleArg {
 /// The parallel strategy. `estimate` prices exactly this one; a search takes every flag as a restriction.
 #[derive(Debug, Clone, Args)]
 pub struct StrategyArgs {
-    /// Tensor-parallel degree; it must divide the devices and the attention heads (default: searched; 1 for `estimate`)
+    /// Tensor-parallel degree; it must divide the devices and the attention heads (default: searched; 1 for
+    /// `estimate`)
     #[arg(long)]
     pub tp: Option<u32>,
     /// Pipeline-parallel degree; it must divide the devices (default: searched; 1 for `estimate`)
@@ -231,22 +238,23 @@ pub struct StrategyArgs {
     /// Expert-parallel degree (default: 1); above 1 only with `estimate --cluster`
     #[arg(long)]
     pub ep: Option<u32>,
-    /// Virtual stages per pipeline rank; above 1 the schedule is interleaved (default: searched; 1 for `estimate`)
+    /// Virtual stages per pipeline rank; above 1 the schedule is interleaved (default: searched; 1 for
+    /// `estimate`)
     #[arg(long)]
     pub vpp: Option<u32>,
-    /// ZeRO stage: 1 shards the optimizer state, 2 also gradients, 3 also parameters (default: searched; for `estimate`
-    /// 0, or with --cluster the trainer's usual stage)
+    /// ZeRO stage: 1 shards the optimizer state, 2 also gradients, 3 also parameters (default: searched; for
+    /// `estimate` 0, or with --cluster the trainer's usual stage)
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=3))]
     pub zero: Option<u8>,
-    /// Data-parallel ranks that ZeRO shards over; fewer than --dp is HSDP, sharded in a group and replicated across
-    /// groups (default: searched; for `estimate` all data-parallel ranks)
+    /// Data-parallel ranks that ZeRO shards over; fewer than --dp is HSDP, sharded in a group and replicated
+    /// across groups (default: searched; for `estimate` all data-parallel ranks)
     #[arg(long)]
     pub shard: Option<u32>,
     /// Use sequence parallelism in the tensor-parallel groups (default: searched; off for `estimate`)
     #[arg(long)]
     pub sp: bool,
-    /// Activation recomputation (default: searched; for `estimate` none, or with --cluster the least that fits in
-    /// memory)
+    /// Activation recomputation (default: searched; for `estimate` none, or with --cluster the least that
+    /// fits in memory)
     #[arg(long, value_enum)]
     pub recompute: Option<RecomputeArg>,
     /// Sequences per micro-batch and data-parallel rank (default: searched; 1 for `estimate`)
@@ -260,7 +268,7 @@ pub struct StrategyArgs {
     pub bucket_bytes: Option<u64>,
 }
 
-/// Options that change the training numerics, and are used only if they are asked for.
+/// Options that change the training numerics, and are used only on request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AllowArg {
     /// Lossy codecs for gradients, gathered parameters and activations, each with its default settings
@@ -290,8 +298,8 @@ pub struct RunArgs {
     /// Training engine (default: the one that the plan was made for, else native)
     #[arg(long, value_enum)]
     pub engine: Option<EngineArg>,
-    /// Python interpreter that has PyTorch and autodist_torch (default: AUTODIST_PYTHON, else .venv/bin/python if
-    /// --engine torch is given, else python3)
+    /// Python interpreter that has PyTorch and autodist_torch (default: AUTODIST_PYTHON, else
+    /// .venv/bin/python if --engine torch is given, else python3)
     #[arg(long, value_name = "PATH")]
     pub python: Option<PathBuf>,
     /// Do not request real-time priority for ranks on CPUs; measured times then include other load
@@ -306,10 +314,12 @@ pub struct RunArgs {
     /// Transport between ranks
     #[arg(long, value_enum, default_value = "tcp")]
     pub transport: TransportArg,
-    /// Start the ranks by ssh on the hosts of this file; each line is `<host> slots=<ranks>`, e.g., `node01 slots=8`
+    /// Start the ranks by ssh on the hosts of this file; each line is `<host> slots=<ranks>`, e.g.,
+    /// `node01 slots=8`
     #[arg(long, value_name = "FILE")]
     pub hosts: Option<PathBuf>,
-    /// Command that starts a program on a host as ssh does, with its arguments, e.g., `ssh -p 2222`; used with --hosts
+    /// Command that starts a program on a host as ssh does, with its arguments, e.g., `ssh -p 2222`; used
+    /// with --hosts
     #[arg(long, value_name = "COMMAND", default_value = "ssh")]
     pub ssh: String,
 }
@@ -334,8 +344,8 @@ pub struct RanksArgs {
     /// Allow more ranks than devices; plans run, but predicted step times do not apply
     #[arg(long)]
     pub oversubscribe: bool,
-    /// Emulate the cluster of this file on this machine: ranks compute on CPU cores at the speed of its devices, and
-    /// send over links as slow as its links
+    /// Emulate the cluster of this file on this machine: ranks compute on CPU cores at the speed of its
+    /// devices, and send over links as slow as its links
     #[arg(long, conflicts_with_all = ["ranks", "devices"])]
     pub emulate: Option<PathBuf>,
 }
@@ -360,8 +370,8 @@ pub struct ProfileArgs {
     /// Time limit in seconds, after which no further round of measurements begins
     #[arg(long, default_value_t = 60.0)]
     pub budget: f64,
-    /// Target precision: a measurement is repeated until the 95 % interval of its median is this narrow, relative to
-    /// the median, e.g., 0.05 for 5 %
+    /// Target precision: a measurement is repeated until the 95 % interval of its median is this narrow,
+    /// relative to the median, e.g., 0.05 for 5 %
     #[arg(long, default_value_t = 0.05)]
     pub interval: f64,
     /// Measure again even if the output file already holds a profile of this model on this machine
@@ -385,10 +395,11 @@ pub enum DevicesArg {
     Cuda,
 }
 
-/// What prices a plan.
+/// The source of prices of a plan.
 #[derive(Debug, Args)]
 pub struct PriceArgs {
-    /// Profile that `autodist profile` wrote (default: profile.json in this folder, unless --cluster is given)
+    /// Profile that `autodist profile` wrote (default: profile.json in this folder, unless --cluster is
+    /// given)
     #[arg(long)]
     pub profile: Option<PathBuf>,
     /// Cluster file (TOML), or `<nodes>x<devices per node>x<device>[@<NICs per node>x<rate>]`, e.g.,
@@ -410,8 +421,8 @@ pub struct PlanArgs {
     pub price: PriceArgs,
     #[command(flatten)]
     pub strategy: StrategyArgs,
-    /// Training framework to plan for: megatron-core, nemo or fsdp2 (torchtitan); only without a profile (default:
-    /// megatron-core)
+    /// Training framework to plan for: megatron-core, nemo or fsdp2 (torchtitan); only without a profile
+    /// (default: megatron-core)
     #[arg(long, value_parser = trainers())]
     pub trainer: Option<Trainer>,
     #[command(flatten)]
@@ -422,8 +433,8 @@ pub struct PlanArgs {
     /// Number of plans to keep in the document: the best and the runners-up
     #[arg(long, default_value_t = 5)]
     pub top: usize,
-    /// Time limit of the search in seconds, after which it returns the best plan so far with its optimality gap
-    /// (default: none)
+    /// Time limit of the search in seconds, after which it returns the best plan so far with its optimality
+    /// gap (default: none)
     #[arg(long)]
     pub time_limit: Option<f64>,
     /// Threads of the search, 0 for one per core; the plan does not depend on it
@@ -446,12 +457,12 @@ pub struct EstimateArgs {
         "devices",
     ])]
     pub plan: Option<PathBuf>,
-    /// Read the job and the strategy from a trainer's own configuration, e.g., `--from megatron pretrain.sh`; flags
-    /// override it
+    /// Read the job and the strategy from a trainer's own configuration, e.g., `--from megatron pretrain.sh`;
+    /// flags override it
     #[arg(long, num_args = 2, value_names = ["TRAINER", "FILE"], conflicts_with = "plan")]
     pub from: Vec<String>,
-    /// Name of a built-in model (see `autodist catalog`), or the path of a Hugging Face config.json or a model file
-    /// (default: the model in --from, else tiny-llama)
+    /// Name of a built-in model (see `autodist catalog`), or the path of a Hugging Face config.json or a
+    /// model file (default: the model in --from, else tiny-llama)
     #[arg(long)]
     pub model: Option<String>,
     #[command(flatten)]
@@ -460,20 +471,22 @@ pub struct EstimateArgs {
     pub price: PriceArgs,
     #[command(flatten)]
     pub strategy: StrategyArgs,
-    /// Training framework to predict for (megatron: Megatron-LM of 2021; megatron-core: since 2023); only without a
-    /// profile (default: megatron-core)
+    /// Training framework to predict for (megatron: Megatron-LM of 2021; megatron-core: since 2023); only
+    /// without a profile (default: megatron-core)
     #[arg(long, value_parser = trainers())]
     pub trainer: Option<Trainer>,
-    /// Search the layouts that the flags leave open, at the ZeRO stages that the trainer usually uses unless --zero is
-    /// given, and list the COUNT fastest (10 if no number is given); only without a profile
+    /// Search the layouts that the flags leave open, at the ZeRO stages that the trainer usually uses unless
+    /// --zero is given, and list the COUNT fastest (10 if no number is given); only without a profile
     #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "10", conflicts_with = "plan")]
     pub best: Option<usize>,
-    /// Run the GEMMs of linear layers in FP8, and report MFU against the device's FP8 peak; only without a profile
+    /// Run the GEMMs of linear layers in FP8, and report MFU against the device's FP8 peak; only without a
+    /// profile
     #[arg(long, conflicts_with = "precision")]
     pub fp8: bool,
     #[command(flatten)]
     pub figures: FigureArgs,
-    /// File to write the plan document to; with --best it holds the fastest layout (default: no file is written)
+    /// File to write the plan document to; with --best it holds the fastest layout (default: no file is
+    /// written)
     #[arg(short, long)]
     pub output: Option<PathBuf>,
     /// Print one JSON document (docs/json.md) instead of text
@@ -490,8 +503,8 @@ fn trainers() -> impl TypedValueParser<Value = Trainer> {
 pub struct BacktestArgs {
     /// Tables of runs (CSV, docs/files.md) (default: the built-in table of published runs)
     pub runs: Vec<PathBuf>,
-    /// Table of layouts measured for the same jobs (CSV), to report the regret of the predicted best and the rank
-    /// correlation
+    /// Table of layouts measured for the same jobs (CSV), to report the regret of the predicted best and the
+    /// rank correlation
     #[arg(long, value_name = "FILE")]
     pub choice_sets: Option<PathBuf>,
     /// Plans with layer times that others measured (JSON, docs/files.md), instead of a table
@@ -556,8 +569,8 @@ pub struct ValidateArgs {
     pub selection: SelectionArgs,
     #[command(flatten)]
     pub run: RunArgs,
-    /// Also train with and without every codec that the plan's job allows, STEPS steps each (100 if no number is
-    /// given), to measure what lossy gradients cost in steps
+    /// Also train with and without every codec that the plan's job allows, STEPS steps each (100 if no number
+    /// is given), to measure what lossy gradients cost in steps
     #[arg(long, value_name = "STEPS", num_args = 0..=1, default_missing_value = "100")]
     pub probe: Option<u32>,
     /// Profile that the plan was made from (default: the path in the plan)
@@ -566,7 +579,8 @@ pub struct ValidateArgs {
     /// Folder to write the run records and validation.json to
     #[arg(short, long, default_value = "runs")]
     pub output: PathBuf,
-    /// Continue an unfinished validation of the same plans in the output folder; finished rounds are not repeated
+    /// Continue an unfinished validation of the same plans in the output folder; finished rounds are not
+    /// repeated
     #[arg(long)]
     pub resume: bool,
     /// Print one JSON document (docs/json.md) instead of text
@@ -626,8 +640,8 @@ pub struct ExportArgs {
     /// Steps between checkpoints (default: the trainer's own)
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub checkpoint_interval: Option<u32>,
-    /// Script to start on every node, as `export` writes it for a trainer; only for slurm and kubernetes (default:
-    /// autodist itself trains)
+    /// Script to start on every node, as `export` writes it for a trainer; only for slurm and kubernetes
+    /// (default: autodist itself trains)
     #[arg(long)]
     pub script: Option<String>,
     /// Container image; only for kubernetes

@@ -18,7 +18,7 @@ pub struct Devices {
 /// GPUs if `flag` requests them, or if the machine has any.
 ///
 /// # Errors
-/// GPUs are requested but cannot be used: what is missing, where it was searched for, how to get it.
+/// GPUs are requested but cannot be used: the missing part, where it was searched for, how to get it.
 pub fn choose(arg: DevicesArg, flag: &str) -> Result<Devices, Failure> {
     let cores = Devices { kind: DeviceKind::Cpu, count: host::cores().len() as u32 };
     match arg {

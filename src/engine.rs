@@ -26,7 +26,7 @@ pub fn of_plan(run: &RunArgs, plan: &Plan) -> Engine {
 /// Finds PyTorch, or fails.
 ///
 /// # Errors
-/// Where it was searched for, what is missing, and how to get it; or an option that it does not support.
+/// The missing part, where it was searched for, and how to get it; or an option that it does not support.
 pub fn torch(run: &RunArgs, emulated: bool) -> Result<Torch, Failure> {
     let refused = |problem: &str, hint: &str| {
         Err(Failure::from(InputError::new("--engine", "torch", problem).hint(hint)))

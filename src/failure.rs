@@ -1,4 +1,4 @@
-//! Ways to fail, and the exit code of each.
+//! Kinds of failures, and the exit code of each.
 
 use autodist_executor::launcher::LaunchError;
 use autodist_profiler::ProfileError;

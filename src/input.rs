@@ -1,4 +1,5 @@
-//! Reads the user's files and flags into typed, checked specs. Nothing else in the program opens an input file.
+//! Reads the user's files and flags into typed, checked specs. Nothing else in the program opens an input
+//! file.
 
 use crate::cli::{AllowArg, CatalogueArgs, JobArgs, NumberArgs, StrategyArgs};
 use crate::failure::Failure;
@@ -22,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 const MIB: u64 = 1 << 20;
 
-/// How errors call the command line, where they would name a file.
+/// The name of the command line in errors, in place of a file name.
 pub const FLAGS: &str = "the flags";
 
 /// Maximum bytes of an input file by kind. Documents written by autodist grow with plans and steps; files
@@ -243,7 +244,8 @@ pub fn check_data_file(path: Option<&PathBuf>) -> Result<(), Failure> {
     Ok(regular(path).map(drop).map_err(wrong)?)
 }
 
-/// A model by its name in the catalogue, a Hugging Face `config.json` (or the folder that holds it), or a model file.
+/// A model by its name in the catalogue, a Hugging Face `config.json` (or the folder that holds it), or a
+/// model file.
 pub fn model(text: &str) -> Result<ModelSpec, Failure> {
     let mut path = Path::new(text).to_owned();
     let folder = path.is_dir();

@@ -27,8 +27,8 @@ pub fn stop_flag() -> Arc<AtomicBool> {
     flag.clone()
 }
 
-/// Lets writes beyond the limit of the size of a file (`ulimit -f`) fail like writes to a full disk, instead of
-/// ending this process.
+/// Lets writes beyond the limit of the size of a file (`ulimit -f`) fail like writes to a full disk, instead
+/// of ending this process.
 pub fn survive_file_limit() {
     // Without the handler, such a write ends the process.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));

@@ -1,4 +1,4 @@
-//! The record of a running training, in a temporary file beside its final output: always complete, and
+//! The record of a running training, in a temporary file next to its final output: always complete, and
 //! removed when the training is done. If the training ends early, even by SIGKILL, the measurements so far
 //! can be read.
 

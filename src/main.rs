@@ -1,7 +1,8 @@
-//! `autodist`: finds how to split a model on given machines, and predicts and measures its speed.
+//! `autodist`: finds the fastest parallel strategy of a model on given machines, and predicts and measures
+//! its speed.
 //!
-//! Parse, resolve settings once into typed specs, call one library function, hand the result to `reports`. Results go
-//! to standard output, progress and warnings to standard error.
+//! Parse, resolve settings once into typed specs, call one library function, hand the result to `reports`.
+//! Results go to standard output, progress and warnings to standard error.
 
 #![forbid(unsafe_code)]
 

@@ -61,7 +61,7 @@ pub fn error(failure: &Failure) {
     note(&format!("error: {failure}"));
 }
 
-/// Writes a file atomically: into a temporary file beside it, which is then renamed. A new file gets
+/// Writes a file atomically: into a temporary file in the same folder, which is then renamed. A new file gets
 /// permissions by the umask, an existing file keeps its mode, and a symbolic link is kept: its target is
 /// written.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), Failure> {
@@ -112,7 +112,7 @@ fn write_as(path: &Path, content: &[u8], mode: u32, on_disk: bool) -> Result<(),
 /// Device and inode of every file that this process has read as an input.
 static INPUTS: Mutex<BTreeSet<(u64, u64)>> = Mutex::new(BTreeSet::new());
 
-/// Remembers an input, so that no result replaces it.
+/// Records an input, so that no result replaces it.
 pub fn note_input(file: &fs::File) {
     if let (Ok(metadata), Ok(mut inputs)) = (file.metadata(), INPUTS.lock()) {
         inputs.insert((metadata.dev(), metadata.ino()));
@@ -131,8 +131,8 @@ pub fn check_no_input(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Renames a file to the first free name with a number (`run.json`, `run.2.json`), so that it is kept; returns
-/// that name. `None` if there is no such file.
+/// Renames a file to the first free name with a number (`run.json`, `run.2.json`), so that it is kept;
+/// returns that name. `None` if there is no such file.
 pub fn set_aside(path: &Path) -> Result<Option<PathBuf>, Failure> {
     if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file()) {
         return Ok(None);
@@ -150,8 +150,8 @@ pub struct Claim {
     _name: UnixListener,
 }
 
-/// Claims the output `path` of a command that writes for a long time, by a socket in Linux's abstract namespace:
-/// it leaves no file, and the kernel frees the name when the process ends.
+/// Claims the output `path` of a command that writes for a long time, by a socket in Linux's abstract
+/// namespace: it leaves no file, and the kernel frees the name when the process ends.
 ///
 /// # Errors
 /// Another process on this machine has claimed it.
@@ -179,7 +179,7 @@ pub fn claim(path: &Path) -> Result<Option<Claim>, Failure> {
 /// Time in which a reader must open a named pipe.
 const READER: Duration = Duration::from_secs(10);
 
-/// Opens a pipe or a device. A named pipe can be opened only once somebody reads it.
+/// Opens a pipe or a device. A named pipe can be opened only once another process reads it.
 fn open_stream(path: &Path) -> std::io::Result<fs::File> {
     let began = Instant::now();
     loop {

@@ -22,7 +22,7 @@ const EMULATED_ROUNDS: u32 = 2;
 /// Maximum steps of a validation, whose records hold every step.
 pub const MOST_STEPS: u64 = LONGEST_RECORD as u64;
 
-/// What to do with records that an earlier validation has left in the folder.
+/// The treatment of records that an earlier validation has left in the folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Earlier {
     /// Overwrite them.

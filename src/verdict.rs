@@ -1,15 +1,15 @@
 //! Verdicts on predictions: the only place that compares measurements with predictions to decide.
 //!
-//! A *prediction* is an interval: the predicted step time with its *bar* ([`bar`]). A *measurement* is one, too: the median
-//! at the speed that the machine had when it was profiled, with its *noise* ([`noise`]). All of the measured interval within
-//! the bar: the prediction **holds**. All of it beyond: it is **refuted**. Across the bar's edge: **within noise**, since
-//! more steps could show either.
+//! A *prediction* is an interval: the predicted step time with its *bar* ([`bar`]). A *measurement* is one,
+//! too: the median at the speed that the machine had when it was profiled, with its *noise* ([`noise`]). All
+//! of the measured interval within the bar: the prediction **holds**. All of it beyond: it is **refuted**.
+//! Across the bar's edge: **within noise**, since more steps could show either.
 //!
 //! The planner's choice is also predicted to be the fastest. So it is refuted as well if another trained plan
 //! is faster by more than both runs' noise ([`beats`]), and within noise if one is faster by less.
 //!
-//! Times at the profile's speed depend on a reference benchmark, which can be wrong itself. If they refute a prediction
-//! but the unadjusted times do not, the verdict is within noise.
+//! Times at the profile's speed depend on a reference benchmark, which can be wrong itself. If they refute a
+//! prediction but the unadjusted times do not, the verdict is within noise.
 
 use autodist_spec::run::{Measured, Verdict};
 use autodist_spec::{

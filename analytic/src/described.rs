@@ -1,4 +1,4 @@
-//! Derives a run from the fields of a line, and records what had to be assumed.
+//! Derives a run from the fields of a line, and records the assumptions.
 
 use crate::fields::Fields;
 use crate::machine::{Generation, NodeModel, Uplink};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// Elements of an activation from which on GEMMs reach their full rate.
 const LARGE_ACTIVATION: u64 = 1 << 24;
 
-/// As in a cluster file.
+/// The same limit as in a cluster file.
 const MOST_DEVICES: u32 = 1 << 20;
 
 /// Machines that rows share, constructed once each.

@@ -240,7 +240,8 @@ pub fn time(run: &TrainingRun, work: &StepWork, parameters: &FreeParameters) -> 
     let last =
         hiding(stage - missing_at_ends * beside + here, host + (queued - missing_at_ends) * block_host);
 
-    // 1F1B: every stage processes all micro-batches; the slowest sets the pace, the others fill and drain.
+    // 1F1B: every stage processes all micro-batches; the slowest stage determines the rate, the others add
+    // the fill and the drain of the pipeline.
     let virtual_stages = f64::from(layout.virtual_stages);
     let fill = (stages - 1.0) / virtual_stages * middle;
     let pace = (micro_batches - 1.0) * (last - middle).max(0.0);

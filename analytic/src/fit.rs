@@ -1,8 +1,9 @@
 //! Fits the free parameters to runs, and evaluates the fit on held-out runs.
 //!
-//! The fit minimises, over the logarithms of the numbers, pseudo-Huber losses of the logarithms of predicted over
-//! measured times, and the squared distance from every prior. Each group of runs counts as its size to the power 0.4:
-//! a thousand runs of one cluster do not outvote ten of another. Gauss-Newton's method with a line search (argmin).
+//! The fit minimises, over the logarithms of the numbers, pseudo-Huber losses of the logarithms of predicted
+//! over measured times, and the squared distance from every prior. Each group of runs counts as its size to
+//! the power 0.4: a thousand runs of one cluster do not outweigh ten of another. Gauss-Newton's method with a
+//! line search (argmin).
 
 use crate::estimate::time;
 use crate::parameters::{FreeParameters, PRIORS};

@@ -60,7 +60,7 @@ pub struct Uplink {
 
 impl NodeModel {
     /// # Errors
-    /// The catalogue does not know the device, and the cluster does not describe it.
+    /// The catalogue does not contain the device, and the cluster does not describe it.
     pub fn of_cluster(cluster: &Cluster, catalogue: &Catalogue) -> Result<Self, InputError> {
         let device = DeviceModel::of_cluster(cluster, catalogue)?;
         let interconnect = Interconnect::of_cluster(cluster, catalogue)?;
@@ -70,7 +70,7 @@ impl NodeModel {
     /// A cluster of nodes with `per_node` devices of the given name from the shipped catalogue.
     ///
     /// # Errors
-    /// The catalogue does not know the device or the fabric.
+    /// The catalogue does not contain the device or the fabric.
     pub fn named(device: &str, per_node: u32, uplink: Option<&Uplink>) -> Result<Self, InputError> {
         Self::of_catalogue(&Catalogue::shipped(), device, per_node, uplink)
     }
@@ -78,7 +78,7 @@ impl NodeModel {
     /// The machine of a cluster, with the devices and fabrics of the given catalogue.
     ///
     /// # Errors
-    /// The catalogue does not know the device or the fabric.
+    /// The catalogue does not contain the device or the fabric.
     pub fn of_catalogue(
         catalogue: &Catalogue,
         device: &str,
@@ -146,8 +146,8 @@ impl NodeModel {
         })
     }
 
-    /// Seconds of a collective among `ranks` ranks of which `per_node` sit on each node, with `sharing` such groups
-    /// on the same nodes; `bytes` as [`Collective`] counts them. Free for one rank.
+    /// Seconds of a collective among `ranks` ranks of which `per_node` are on each node, with `sharing` such
+    /// groups on the same nodes; `bytes` as [`Collective`] counts them. Free for one rank.
     pub fn collective(&self, kind: Collective, bytes: f64, ranks: u32, per_node: u32, sharing: u32) -> f64 {
         if ranks < 2 || bytes <= 0.0 {
             return 0.0;

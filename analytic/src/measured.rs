@@ -1,4 +1,4 @@
-//! Plans priced from layer times that others have measured: the input has a list of layers for each device,
+//! Plans priced from layer times measured by others: the input has a list of layers for each device,
 //! micro-batch and tensor-parallel degree, link bandwidths by message size, and plans on one or several kinds
 //! of devices, with their measurements.
 

@@ -39,8 +39,8 @@ const CORE_FRAGMENTATION: f64 = 0.03;
 pub struct Reserve {
     /// CUDA's context, libraries and NCCL's channels, bytes.
     pub context: f64,
-    /// Memory that the allocator holds in addition to what it has handed out, seen from outside, as a
-    /// fraction of the peak.
+    /// Memory that the allocator holds in addition to the allocated memory, observed from outside the
+    /// process, as a fraction of the peak.
     pub fragmentation: f64,
 }
 
@@ -52,7 +52,7 @@ impl Reserve {
 }
 
 impl Memory {
-    /// Memory that the allocator has handed out at the peak, as in `max_memory_allocated`.
+    /// Memory that is allocated at the peak, as in `max_memory_allocated`.
     pub fn allocated(&self) -> f64 {
         self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
     }
@@ -62,13 +62,14 @@ impl Memory {
         self.allocated() + self.fragmentation + self.context
     }
 
-    /// Memory as the trainer's users see it: Megatron-Core logs what its allocator holds; other trainers are
-    /// observed from outside the process.
+    /// Memory as reported to the trainer's users: Megatron-Core logs the memory that its allocator holds;
+    /// other trainers are observed from outside the process.
     pub fn as_reported(&self, trainer: Trainer) -> f64 {
         if trainer.is_core() { self.allocated() + self.fragmentation } else { self.total() }
     }
 
-    /// Memory of the fullest pipeline rank: the first, the last, or the second if the first one holds fewer blocks.
+    /// Memory of the fullest pipeline rank: the first, the last, or the second if the first one holds fewer
+    /// blocks.
     pub fn of(run: &TrainingRun) -> Self {
         Self::with(run, &Reserve::SHIPPED)
     }

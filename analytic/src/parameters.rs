@@ -1,21 +1,22 @@
 //! The free parameters of the closed-form model, each with its prior.
 //!
-//! Kernels and collectives are priced by `autodist-hardware` from measurements of their own. What remains is how a
-//! training step differs from kernels timed alone: clocks under load, unfused operations, overlapped and exposed
-//! communication, the host. Every parameter describes one of these. It has a physical prior, and a fit moves it away from
-//! the prior only as far as the measured runs require.
+//! Kernels and collectives are priced by `autodist-hardware` from measurements of their own. The remaining
+//! differences of a training step from kernels timed alone are clocks under load, unfused operations,
+//! overlapped and exposed communication, the host. Every parameter describes one of them. It has a physical
+//! prior, and a fit moves it away from the prior only as far as the measured runs require.
 
 use autodist_spec::InputError;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// The log-normal prior of a parameter: its median (`middle`), and the standard deviation of its logarithm (`spread`).
+/// The log-normal prior of a parameter: its median (`middle`), and the standard deviation of its logarithm
+/// (`spread`).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prior {
     pub name: &'static str,
     pub middle: f64,
     pub spread: f64,
-    /// What the parameter means, and where the prior comes from.
+    /// Meaning of the parameter, and source of the prior.
     pub meaning: &'static str,
 }
 
@@ -47,18 +48,20 @@ macro_rules! parameters {
 }
 
 parameters! {
-    /// Rate of GEMMs in a training step, relative to the same GEMMs alone: caches are cold, and clocks drop under power
-    /// limits.
+    /// Rate of GEMMs in a training step, relative to the same GEMMs alone: caches are cold, and clocks drop
+    /// under power limits.
     gemm_efficiency: 0.92, 0.08;
     /// Rate of GEMMs on V100, relative to `gemm_efficiency`; its kernels are extrapolated from newer devices.
     volta: 0.85, 0.15;
     /// Rate of memory-bound kernels on V100, for which there is no measurement.
     volta_memory: 1.0, 0.2;
-    /// Rate of links and networks in V100 clusters: a mesh inside nodes, and NICs that the devices of a node share.
+    /// Rate of links and networks in V100 clusters: a mesh inside nodes, and NICs that the devices of a node
+    /// share.
     volta_links: 0.9, 0.2;
     /// Rate of GEMMs on A100, relative to `gemm_efficiency`: close to that of the GEMMs alone.
     ampere: 1.0, 0.03;
-    /// Rate of GEMMs on H100 and H200, relative to `gemm_efficiency`: their clocks drop under sustained GEMMs at 700 W.
+    /// Rate of GEMMs on H100 and H200, relative to `gemm_efficiency`: their clocks drop under sustained GEMMs
+    /// at 700 W.
     hopper: 0.92, 0.08;
     /// Rate of PyTorch's GEMMs in the first year of Hopper, relative to later libraries.
     first_hopper: 0.85, 0.1;
@@ -70,71 +73,77 @@ parameters! {
     other_device: 0.85, 0.2;
     /// Rate of GEMMs in libraries from before 2023, relative to the measured libraries.
     classic_library: 0.95, 0.08;
-    /// Fraction of an incomplete last wave of tiles that libraries from before 2023 pay for; later ones split it.
+    /// Fraction of an incomplete last wave of tiles that libraries from before 2023 pay for; later ones split
+    /// it.
     classic_waves: 0.6, 0.3;
     /// Rate of GEMMs with a dimension that is not a multiple of 64, relative to aligned ones.
     unaligned: 0.8, 0.2;
-    /// Rate of attention GEMMs with head sizes that are not a multiple of 8, which do not run on tensor cores.
+    /// Rate of attention GEMMs with head sizes that are not a multiple of 8, which do not run on tensor
+    /// cores.
     unaligned_heads: 0.12, 0.5;
     /// Rate of memory-bound kernels in a training step, relative to the same kernels alone.
     memory_efficiency: 1.0, 0.12;
-    /// Bytes moved per attention score and pass by masking, softmax and dropout: two reads and two writes in 16 bits,
-    /// and a mask.
+    /// Bytes moved per attention score and pass by masking, softmax and dropout: two reads and two writes in
+    /// 16 bits, and a mask.
     score_bytes: 9.0, 0.25;
-    /// Bytes moved per attention score where softmax is not fused (cast to fp32, mask, softmax, cast to 16 bits),
-    /// relative to the fused kernel.
+    /// Bytes moved per attention score where softmax is not fused (cast to fp32, mask, softmax, cast to 16
+    /// bits), relative to the fused kernel.
     apart_score_bytes: 3.8, 0.3;
     /// Host time to launch the kernels of an unfused softmax, as a fraction of the host time of a block.
     apart_host: 0.25, 0.5;
     /// Rate of FP8 GEMMs in a training step, relative to the same GEMMs alone, beyond `gemm_efficiency`.
     eight_bits: 0.95, 0.08;
-    /// Rate of FP8 GEMMs on Blackwell, relative to measurements with its first libraries, which reached half of the
-    /// peak; the best reach three quarters.
+    /// Rate of FP8 GEMMs on Blackwell, relative to measurements with its first libraries, which reached half
+    /// of the peak; the best reach three quarters.
     eight_bits_blackwell: 1.4, 0.15;
     /// Bytes moved per operand to cast it to FP8, where no other kernel writes it in FP8.
     cast_bytes: 2.0, 0.25;
     /// Bytes moved by norms, activations, residuals and dropout, relative to fused kernels.
     elementwise: 1.0, 0.25;
-    /// Bytes moved by the same operations in trainers that run each one as a separate kernel, relative to fused
-    /// kernels.
+    /// Bytes moved by the same operations in trainers that run each one as a separate kernel, relative to
+    /// fused kernels.
     eager: 1.8, 0.25;
     /// Bytes moved per logit by the loss, forward and backward, mostly in fp32.
     logit_bytes: 40.0, 0.3;
     /// Rate of fused attention in a training step, relative to the measured kernels.
     flash: 1.0, 0.12;
-    /// Rate of FlashAttention 1 relative to FlashAttention 2, whose authors measured twice the rate (Dao 2023,
-    /// 2307.08691).
+    /// Rate of FlashAttention 1 relative to FlashAttention 2, whose authors measured twice the rate (Dao
+    /// 2023, 2307.08691).
     first_flash: 0.5, 0.15;
-    /// Rate of fused attention on Hopper and later, relative to the measured kernels: only forward passes were
-    /// measured, and backward passes gain less from the new instructions (Shah et al. 2024, 2407.08608, section 4).
+    /// Rate of fused attention on Hopper and later, relative to the measured kernels: only forward passes
+    /// were measured, and backward passes gain less from the new instructions (Shah et al. 2024, 2407.08608,
+    /// section 4).
     young_flash: 0.75, 0.12;
     /// Rate of PyTorch's fused attention on Hopper, which does not use the new instructions.
     older_flash: 0.5, 0.15;
-    /// Fraction of a block's linear forward pass that recomputation repeats if it stops at the last tensor that it
-    /// needs: it skips the second GEMM of the MLP, a third.
+    /// Fraction of a block's linear forward pass that recomputation repeats if it stops at the last tensor
+    /// that it needs: it skips the second GEMM of the MLP, a third.
     early_stop: 0.67, 0.1;
     /// Rate of links inside a node in a training step, relative to their measured rate.
     link: 1.0, 0.12;
-    /// Seconds per tensor-parallel collective in addition to the collective alone: ranks wait for the slowest.
+    /// Seconds per tensor-parallel collective in addition to the collective alone: ranks wait for the
+    /// slowest.
     skew_s: 50e-6, 0.5;
-    /// Fraction of overlapped tensor-parallel collectives by which they slow down the GEMMs that overlap with them.
+    /// Fraction of overlapped tensor-parallel collectives by which they slow down the GEMMs that overlap with
+    /// them.
     tensor_drag: 0.25, 0.4;
     /// Rate of networks between nodes in a training step, relative to the efficiency in the catalogue.
     network: 1.0, 0.15;
-    /// Rate of Omni-Path networks, relative to the efficiency in the catalogue; measured all-reduces reach 0.7 to 1.5
-    /// of it (bigscience/experiments/bandwidth). The fitted value is lower, because it also absorbs all other slowdowns
-    /// of BigScience's jobs, the only ones on such a network.
+    /// Rate of Omni-Path networks, relative to the efficiency in the catalogue; measured all-reduces reach
+    /// 0.7 to 1.5 of it (bigscience/experiments/bandwidth). The fitted value is lower, because it also
+    /// absorbs all other slowdowns of BigScience's jobs, the only ones on such a network.
     omni_path: 1.0, 0.3;
     /// Fraction of the send/recv time between pipeline stages that does not overlap with compute.
     message_exposed: 0.8, 0.25;
     /// Seconds per send/recv between pipeline stages, at both ends, in addition to its bytes.
     message_s: 100e-6, 0.5;
-    /// Fraction of the gradient reduction that stays exposed when it overlaps with the backward pass: the last bucket,
-    /// and the slowdown of compute.
+    /// Fraction of the gradient reduction that stays exposed when it overlaps with the backward pass: the
+    /// last bucket, and the slowdown of compute.
     reduce_exposed: 0.3, 0.3;
     /// Fraction of ZeRO-3's transfers by which they slow down the compute that overlaps with them.
     gather_drag: 0.2, 0.4;
-    /// Time of the all-gather of updated parameters after a sharded optimizer step, relative to an all-gather alone.
+    /// Time of the all-gather of updated parameters after a sharded optimizer step, relative to an all-gather
+    /// alone.
     update_gather: 1.0, 0.2;
     /// Seconds per broadcast of updated parameters, rank by rank, in addition to its bytes.
     broadcast_s: 2e-3, 0.3;

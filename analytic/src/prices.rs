@@ -1,9 +1,9 @@
-//! Prices of a program's operations on devices and links that nobody measured: kernels and collectives of the
+//! Prices of a program's operations on devices and links without measurements: kernels and collectives of the
 //! hardware model, at the rates of a training step that the free parameters describe.
 //!
 //! A block's segments and collectives take as long as the block of the closed form (`estimate`), so that both
-//! rest on the same fit. The simulator adds what the closed form approximates: the order of micro-batches,
-//! uneven stages, overlap of single buckets.
+//! rest on the same fit. The simulator models effects that the closed form approximates: the order of
+//! micro-batches, uneven stages, overlap of single buckets.
 
 use crate::estimate::{Rates, attention, block, hiding, host_seconds};
 use crate::memory::{self, Reserve};
@@ -34,7 +34,7 @@ pub struct CataloguePrices {
     blocks: RwLock<BTreeMap<Key, Arc<Costs>>>,
 }
 
-/// What the costs of segments and of tensor collectives depend on.
+/// The properties on which the costs of segments and of tensor collectives depend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     tensor: u32,
@@ -48,9 +48,9 @@ struct Key {
 #[derive(Debug, Clone, Copy, Default)]
 struct Passes {
     forward: f64,
-    /// Of the forward pass, if it is repeated.
+    /// Seconds of the forward pass when recomputation repeats it.
     again: f64,
-    /// Without a repeated forward pass of the whole segment.
+    /// Does not include a repeated forward pass of the whole segment.
     backward: f64,
 }
 
@@ -76,7 +76,7 @@ struct Kept {
     /// An activation between layers, and this rank's rows of it.
     whole: i64,
     rows: i64,
-    /// What attention and the MLP keep in addition to their inputs.
+    /// Activations that attention and the MLP keep in addition to their inputs.
     attention: i64,
     mlp: i64,
     /// Gradients of these that are alive at the same time.
@@ -170,8 +170,8 @@ impl CataloguePrices {
             [work.projections_forward, work.projections_backward].map(|gemms| rates.gemms(gemms));
         let [linear_forward, linear_backward] =
             [work.linear_forward, work.linear_backward].map(|gemms| rates.gemms(gemms));
-        // Norms, and what surrounds attention and the MLP, move rows of the residual stream; the rest of the
-        // elementwise work is the MLP's activation.
+        // Norms, and the operations before and after attention and the MLP, move rows of the residual stream;
+        // the rest of the elementwise work is the MLP's activation.
         let rows = 2.0 * tokens * along * rates.elementwise(run);
         let elements_forward = work.element_bytes_forward * rates.elementwise(run);
         let elements_backward = work.element_bytes_backward * rates.elementwise(run);
@@ -210,7 +210,8 @@ impl CataloguePrices {
             Recompute::Full | Recompute::None => {}
         }
 
-        // In the block's passes, tensor collectives partly overlap with GEMMs, and ranks wait for the slowest.
+        // In the block's passes, tensor collectives partly overlap with GEMMs, and ranks wait for the
+        // slowest.
         let alone: f64 = [work.tensor_forward, work.tensor_backward]
             .iter()
             .map(|time| rates.transfer(time.exposed) + rates.transfer(time.overlapped))

@@ -101,7 +101,8 @@ impl Shape {
     }
 }
 
-/// Degrees of parallelism. Ranks are numbered tensor first, then context, data and pipeline, as Megatron does.
+/// Degrees of parallelism. Ranks are numbered tensor first, then context, data and pipeline, as Megatron
+/// does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParallelDims {
     pub tensor: u32,
@@ -148,11 +149,11 @@ impl ParallelDims {
     }
 }
 
-/// A known run may exceed the capacity by this factor in the memory model.
+/// A run that is known to have fitted may exceed the capacity by this factor in the memory model.
 const COUNTED: f64 = 1.25;
 
 /// Blocks per pipeline rank for `stages` ranks, and by how many the first and last rank fall short (0 or 1),
-/// so that the inner ranks are equal: Megatron splits 126 blocks over 8 ranks in this way, to make room for
+/// so that the inner ranks are equal: Megatron splits 126 blocks over 8 ranks like this, to make room for
 /// embedding and loss.
 pub fn even_blocks(layers: u32, stages: u32) -> Option<(u32, u32)> {
     if layers.is_multiple_of(stages) {
@@ -225,7 +226,7 @@ impl TrainingRun {
         f64::from(self.global_batch) / (f64::from(self.layout.data) * f64::from(self.micro_batch))
     }
 
-    /// A key of what all layouts of one job have in common: model, devices, batch, precision and trainer.
+    /// The key that all layouts of one job have in common: model, devices, batch, precision and trainer.
     pub fn job(&self) -> String {
         let (shape, devices) = (&self.shape, self.layout.devices());
         format!(
@@ -244,8 +245,8 @@ impl TrainingRun {
         self.least_recompute_where(|memory| memory.total() <= self.machine.memory.as_f64())
     }
 
-    /// Like `least_recompute`, for a run that is known to have fitted: allows more than the capacity, because the
-    /// memory model is conservative.
+    /// Like `least_recompute`, for a run that is known to have fitted: allows more than the capacity, because
+    /// the memory model is conservative.
     pub(crate) fn recompute_that_fitted(&self) -> Recompute {
         self.least_recompute_where(|memory| memory.allocated() <= COUNTED * self.machine.memory.as_f64())
     }

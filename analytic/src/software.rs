@@ -1,11 +1,11 @@
-//! What a trainer supports, as the space of a search.
+//! The strategies that a trainer supports, as the space of a search.
 
 use crate::trainer::Trainer;
 use autodist_spec::job::Allow;
 use autodist_spec::{Bytes, Codec, InputError, Job, Optimizer, Precision, Recompute, ScheduleKind};
 
-/// Trainers whose steps are simulated: the others keep buffers, or wait for transfers, in ways that only the
-/// closed form describes.
+/// Trainers whose steps are simulated: only the closed form describes the buffers and the waits of the
+/// others.
 pub const SIMULATED: [Trainer; 3] = [Trainer::MegatronCore, Trainer::Nemo, Trainer::Fsdp2];
 
 /// Micro-batches of a search that the job does not restrict; larger ones do not make GEMMs faster.
@@ -14,7 +14,7 @@ const MICRO_BATCHES: [u32; 5] = [1, 2, 4, 8, 16];
 /// Megatron-Core's smallest bucket: 40 million gradients in fp32 (`ddp_bucket_size`).
 const BUCKET: Bytes = Bytes(4 * 40_000_000);
 
-/// Restricts what a job allows to what the trainer supports and the catalogue prices.
+/// Restricts the options of a job to those that the trainer supports and the catalogue prices.
 ///
 /// # Errors
 /// The job requests something that the trainer does not support, or that has no price without a profile.
@@ -101,7 +101,7 @@ pub fn narrow(job: &mut Job, trainer: Trainer) -> Result<(), InputError> {
     keep("allow.schedule", &mut allow.schedule, runs, name, trainer)
 }
 
-/// Keeps what the trainer supports of a list.
+/// Keeps the items of a list that the trainer supports.
 fn keep<T>(
     field: &str,
     list: &mut Vec<T>,

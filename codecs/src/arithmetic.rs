@@ -57,7 +57,7 @@ pub trait Arithmetic: Sized {
     /// Limits magnitudes.
     fn clamp(&self, limit: f32, to: PartMut<'_, Self>);
 
-    // Over all numbers.
+    // Results over all numbers.
 
     fn square_sum(&self, of: Part<'_, Self>) -> Self::Sum;
     /// The largest magnitude; 0 for an empty part.
@@ -94,8 +94,8 @@ pub trait Arithmetic: Sized {
 
     /// Makes the columns of each factor orthonormal; a column that depends on the others becomes zero.
     fn orthogonalise(&self, factors: &[Factor], values: &mut Self::Owned);
-    /// `whole += gradient`, then `left[rows, rank] = whole[rows, columns] · right[columns, rank]`; the sum of squares
-    /// of `whole`.
+    /// `whole += gradient`, then `left[rows, rank] = whole[rows, columns] · right[columns, rank]`; the sum of
+    /// squares of `whole`.
     fn add_and_multiply(
         &self,
         shape: LowRank,
@@ -176,7 +176,7 @@ pub struct Levels {
 pub enum Scale {
     /// The L2 norm of each bucket of numbers; the norms are sent as fp32 before the levels.
     Norms { bucket: usize },
-    /// A number known to all members.
+    /// A number that is the same on all members.
     Common(f32),
 }
 

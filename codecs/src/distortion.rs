@@ -56,7 +56,7 @@ pub fn distortion(codec: Codec, tensors: &[Tensor], elements: usize) -> Distorti
     }
 }
 
-/// The distortion of low-rank codecs; parameters that are sent uncompressed have none.
+/// The distortion of low-rank codecs; parameters that are sent uncompressed have no distortion.
 fn low_rank(layout: &Layout, elements: usize, part: impl Fn(f64, f64, f64) -> f64) -> Distortion {
     let kept: f64 = layout
         .matrices
@@ -109,7 +109,8 @@ mod tests {
             Distortion::Contraction { delta } => delta,
             Distortion::Unbiased { omega } => panic!("{omega}"),
         };
-        // By numerical integration: the top 1 % of normal entries hold 8.46 % of their squares, the top half 92.8 %.
+        // By numerical integration: the top 1 % of normal entries hold 8.46 % of their squares, the top half
+        // 92.8 %.
         assert!((delta(Codec::TopK { per_mille: 10 }) - 0.0846).abs() < 1e-3);
         assert!((delta(Codec::TopK { per_mille: 500 }) - 0.928).abs() < 1e-3);
         assert!((delta(Codec::TopK { per_mille: 1000 }) - 1.0).abs() < 1e-6);

@@ -18,7 +18,7 @@ pub(crate) struct Factors<A: Arithmetic> {
     lefts: Vec<Factor>,
     rights: Vec<Factor>,
     half: bool,
-    /// Error feedback: what has not been sent yet; zero for parameters that are sent uncompressed.
+    /// Error feedback: the part that has not been sent yet; zero for parameters that are sent uncompressed.
     error: A::Owned,
     /// Left factors, `rows x rank` each; kept between steps only by the half form, which begins with them.
     left: Option<A::Owned>,

@@ -42,7 +42,8 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// The layout of the tensors' low-rank factors. `half` sends one factor per step: half as much on average.
+    /// The layout of the tensors' low-rank factors. `half` sends one factor per step: half as much on
+    /// average.
     pub fn of(tensors: &[Tensor], elements: usize, rank: u32, half: bool) -> Self {
         let least_rate = if half { LEAST_RATE / 2 } else { LEAST_RATE };
         let mut layout = Self::default();

@@ -1,11 +1,11 @@
-//! Gradient compression: what each codec sends, keeps and loses.
+//! Gradient compression: the data that each codec sends, keeps and loses.
 //!
 //! A [`Compressor`] belongs to one bucket of gradients of one member of a group. It replaces the member's
 //! gradient by an approximation of the sum over the group, the same bits on all members, with the collectives
-//! of [`Exchange`]; [`phases`] lists them beforehand, so that a cost model knows every byte.
+//! of [`Exchange`]; [`phases`] lists them beforehand, so that a cost model can count every byte.
 //!
-//! Error feedback (Seide et al., Interspeech 2014; Karimireddy et al., 1901.09847): what a step did not send is added
-//! to the next step's gradient.
+//! Error feedback (Seide et al., Interspeech 2014; Karimireddy et al., 1901.09847): the part that a step did
+//! not send is added to the next step's gradient.
 
 mod adam;
 mod arithmetic;
@@ -139,8 +139,8 @@ impl Compressor {
         self.reduce_on(&HostArithmetic, PartMut::new(gradient, all), exchange)
     }
 
-    /// The compressor with given initial low-rank factors, one matrix after the other: the right ones of `powersgd`,
-    /// the left ones of `powersgd_half`. Other codecs have none.
+    /// The compressor with given initial low-rank factors, one matrix after the other: the right ones of
+    /// `powersgd`, the left ones of `powersgd_half`. Other codecs do not have factors.
     #[must_use]
     pub fn with_first_factors(mut self, given: &[f32]) -> Self {
         if let Kind::Factors(factors) = &mut self.kind {
@@ -192,8 +192,8 @@ impl<A: Arithmetic> Compressor<A> {
         Self { kind, elements, memory: true, dense_steps }
     }
 
-    /// The compressor without error feedback: what was not sent is lost. Tests use it to show the effect of the
-    /// feedback.
+    /// The compressor without error feedback: the part that was not sent is lost. Tests use it to show the
+    /// effect of the feedback.
     #[must_use]
     pub fn without_error_feedback(self) -> Self {
         Self { memory: false, ..self }

@@ -50,7 +50,7 @@ impl Packer {
     }
 }
 
-/// Reads what a [`Packer`] wrote.
+/// Reads the codes that a [`Packer`] wrote.
 struct Unpacker<'a> {
     width: usize,
     buffer: u64,

@@ -1,6 +1,6 @@
 //! All-reduce in two phases: each member receives one shard of every member's gradient in few bits, sums it
 //! in fp32, and sends the sum in few bits. Summing in few bits would add an error per member; here values are
-//! rounded twice, whatever the group's size.
+//! rounded twice in groups of any size.
 
 use crate::arithmetic::{Arithmetic, Form, Part, PartMut};
 use crate::host::{largest_magnitude, vectorised};

@@ -177,7 +177,8 @@ fn product(
         a.len() >= m * k && b.len() >= k * n && c.len() >= m * n,
         "operands are as large as their shapes"
     );
-    // SAFETY: the asserted lengths cover all that the shapes and strides reach, and `c` is exclusively borrowed.
+    // SAFETY: the asserted lengths cover all that the shapes and strides reach, and `c` is exclusively
+    // borrowed.
     unsafe {
         gemm::gemm(
             m,

@@ -13,16 +13,16 @@ const MAGNITUDE: u32 = 0x7FFF_FFFF;
 
 pub(crate) struct Sparse<A: Arithmetic> {
     count: usize,
-    /// Error feedback: what has not been sent yet.
+    /// Error feedback: the part that has not been sent yet.
     pending: A::Owned,
-    /// Velocity of what has not been sent yet, with momentum correction.
+    /// Velocity of the part that has not been sent yet, with momentum correction.
     velocity: Option<A::Owned>,
     momentum: f32,
     /// Remaining steps that send everything uncompressed and still update the velocity.
     whole_steps: u64,
 }
 
-/// Number of entries to send of `elements`: at least one, unless there are none.
+/// Number of entries to send of `elements`: at least one, unless `elements` is 0.
 pub(crate) fn count(elements: usize, per_mille: u32) -> usize {
     (elements * per_mille as usize).div_ceil(1000).min(elements)
 }
@@ -51,8 +51,8 @@ impl<A: Arithmetic> Sparse<A> {
         self.whole_steps = 0;
     }
 
-    /// Sends all of the velocity from now on: the codec keeps the momentum, because the optimizer has none.
-    /// Returns false if the codec has no momentum.
+    /// Sends all of the velocity from now on: the codec keeps the momentum, because the optimizer has no
+    /// momentum. Returns false if the codec has no momentum.
     pub fn send_whole(&mut self) -> bool {
         self.whole_steps = u64::MAX;
         self.velocity.is_some()
@@ -190,7 +190,7 @@ fn largest(values: &[f32], count: usize) -> Vec<usize> {
     let place = sorted.len() - count;
     let (_, least, above) = sorted.select_nth_unstable(place);
     let least = *least;
-    // Of the values equal to the threshold, the first ones are taken.
+    // If several values equal the threshold, the first ones are taken.
     let mut equal = count - above.iter().filter(|magnitude| **magnitude > least).count();
     candidates.retain(|index| match magnitude(index).cmp(&least) {
         Ordering::Greater => true,
@@ -222,7 +222,7 @@ fn at_least(values: &[f32], least: u32) -> Vec<u32> {
     let mut found = Vec::new();
     vectorised(|| {
         for (index, some) in values.chunks(SOME).enumerate() {
-            // Most blocks have none, which is checked without a branch per value.
+            // Most blocks have no such value, which is checked without a branch per value.
             if !some.iter().fold(false, |any, value| any | (value.to_bits() & MAGNITUDE >= least)) {
                 continue;
             }

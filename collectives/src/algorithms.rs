@@ -217,7 +217,7 @@ fn halving_doubling(builder: &mut Builder, collective: Collective, length: usize
     }
 }
 
-/// The parent of a member in one of the two trees; the root has none.
+/// The parent of a member in one of the two trees; the root has no parent.
 ///
 /// The first tree is the in-order binary tree over the ranks, in which odd ranks are leaves. The second is
 /// its mirror image, or, for an odd number of members, the first one shifted by one rank, so that members

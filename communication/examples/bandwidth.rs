@@ -1,4 +1,5 @@
-//! All-reduce latency and bus bandwidth over TCP on this machine, ranks as threads, or over MPI, ranks as processes:
+//! All-reduce latency and bus bandwidth over TCP on this machine, ranks as threads, or over MPI, ranks as
+//! processes:
 //! `cargo run --release -p autodist-communication --example bandwidth [ranks…]`
 //! `mpirun -n 2 target/release/examples/bandwidth mpi`, built with `--features mpi`
 //!

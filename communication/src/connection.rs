@@ -125,10 +125,10 @@ pub(crate) fn next_room(come: usize, announced: usize, element: usize) -> usize 
 }
 
 /// Sends `outgoing` to `next` while it receives `incoming` from `previous`, so that a ring of such calls
-/// cannot deadlock, whatever the sizes. Both may be the same connection: a ring of two.
+/// cannot deadlock with any sizes. Both may be the same connection: a ring of two.
 ///
 /// # Errors
-/// As [`send_all`], naming whichever peer failed.
+/// As [`send_all`], naming the peer that failed.
 pub fn exchange(
     next: &dyn Connection,
     previous: &dyn Connection,

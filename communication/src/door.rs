@@ -28,7 +28,7 @@ const FEWEST_GUESTS: usize = 4;
 /// at least one interval to prove the token.
 const AT_ONCE: usize = 32;
 const REST: Duration = Duration::from_millis(50);
-/// Number of rejected connections that are reported one by one; then one message says that there are more.
+/// Number of rejected connections that are reported one by one; then one message reports that there are more.
 const MOST_TOLD: usize = 3;
 
 /// A listener and its guests.
@@ -83,7 +83,7 @@ enum Outcome {
     Proved(Hello),
     /// The guest was rejected with a reason.
     Refused,
-    /// The guest failed to prove the token; describes what it did instead.
+    /// The guest failed to prove the token; describes its actual behaviour.
     Stranger(String),
 }
 

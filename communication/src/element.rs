@@ -19,6 +19,6 @@ pub(crate) fn as_bytes<E: Element>(values: &[E]) -> &[u8] {
 }
 
 pub(crate) fn as_bytes_mut<E: Element>(values: &mut [E]) -> &mut [u8] {
-    // SAFETY: as above; and whatever is written is a valid `E`.
+    // SAFETY: as above; and any written bytes are a valid `E`.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }

@@ -1,4 +1,4 @@
-//! One rank's way to all others.
+//! One rank's connections to all others.
 
 use autodist_spec::Collective;
 use std::collections::BTreeSet;
@@ -14,8 +14,8 @@ use crate::mailbox::{Mailbox, StreamMailbox};
 
 /// The source of an [`Endpoint`]'s connections.
 pub trait Transport: Send {
-    /// Connects this rank with each of `peers` on `lane`. All of them make the same call, in any order. Two ranks
-    /// that name each other `k` times get `k` connections, in the same order at both.
+    /// Connects this rank with each of `peers` on `lane`. All of them make the same call, in any order. Two
+    /// ranks that name each other `k` times get `k` connections, in the same order at both.
     ///
     /// # Errors
     /// [`CommunicationError::TimedOut`] when a peer does not make the call in time, and other errors of a
@@ -70,7 +70,8 @@ impl Endpoint {
         self.group_for(name, members, &GroupOptions::default())
     }
 
-    /// Opens a group with the connections that `options` need in addition to the ring's. All members give the same options.
+    /// Opens a group with the connections that `options` need in addition to the ring's. All members give the
+    /// same options.
     ///
     /// # Errors
     /// Those of [`Endpoint::group`], and [`CommunicationError::Unsuitable`] for an algorithm that this group

@@ -49,8 +49,8 @@ pub enum CommunicationError {
     #[error("{address}: the job is being stopped")]
     Stopped { address: SocketAddr },
 
-    /// The process that listens at the address does not know this job's token: it belongs to another job, or
-    /// to none.
+    /// The process that listens at the address does not have this job's token: it belongs to another job, or
+    /// is not a part of any job.
     #[error("{address} does not know this job's token: it belongs to another job")]
     BadToken { address: SocketAddr },
 

@@ -134,7 +134,7 @@ proptest! {
 #[test]
 fn an_announced_length_takes_no_memory() {
     use crate::connection::next_room;
-    // The allocation is at most twice what has arrived.
+    // The allocation is at most twice the bytes that have arrived.
     assert_eq!(next_room(0, 1 << 40, 1), 16 << 20);
     assert_eq!(next_room(0, 1 << 40, 4), 4 << 20);
     assert_eq!(next_room(16 << 20, 1 << 40, 1), 32 << 20);

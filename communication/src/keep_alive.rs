@@ -22,7 +22,7 @@ pub(crate) fn keep_alive(socket: &TcpStream) -> io::Result<()> {
         (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, ASK_TIMES),
         (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, LOST_AFTER),
     ] {
-        // SAFETY: the value lives through the call, and the length is its own.
+        // SAFETY: the value outlives the call, and the length is its own.
         let outcome = unsafe {
             libc::setsockopt(
                 socket.as_raw_fd(),

@@ -7,9 +7,9 @@
 //! | interface of the engine | [`Communicator`] for groups, [`Mailbox`] for pipeline stages |
 //! | rendezvous and control | [`Endpoint`], [`tcp::Rendezvous`], [`Control`] and [`Supervisor`] |
 //!
-//! The crate does not interpret payloads, does not know about plans, and does not choose which ranks
-//! communicate. Every wait has a time-out and sleeps instead of spinning; every error names the peer, the
-//! lane and the operation.
+//! The crate does not interpret payloads, does not use plans, and does not choose which ranks communicate.
+//! Every wait has a time-out and sleeps instead of spinning; every error names the peer, the lane and the
+//! operation.
 //!
 //! Groups may be used by different threads at the same time, since each has its own connections. See
 //! [`local::mesh`] for an example.

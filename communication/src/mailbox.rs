@@ -246,7 +246,7 @@ impl Link {
         self.connection.shutdown();
     }
 
-    /// Reads one message, whatever its tag.
+    /// Reads one message with any tag.
     fn read(&self) -> Result<(u64, Vec<f32>)> {
         const OPERATION: &str = "receive";
         let mut header = [0; HEADER];

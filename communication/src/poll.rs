@@ -13,7 +13,8 @@ const NAP_PART: u32 = 4;
 /// but at least the cost of a poll and a context switch, and at most a negligible delay.
 const SHORTEST_NAP: Duration = Duration::from_micros(20);
 const LONGEST_NAP: Duration = Duration::from_micros(500);
-/// Nanoseconds by which the system may prolong a sleep. Its own 50 us would more than double the shortest nap.
+/// Nanoseconds by which the system may prolong a sleep. Its own 50 us would more than double the shortest
+/// nap.
 const SLACK: libc::c_ulong = 1_000;
 
 /// Sleeps until one of the connections can go on, or until it is time to try again because one has no

@@ -1,8 +1,8 @@
 //! Ring algorithms over two connections: to the next and from the previous member.
 //!
-//! Each of them is a *pass*: a member sends its *head* into the ring, then forwards what arrives, combined
-//! with its own values if the pass requires it. Values are forwarded as soon as they are combined, in
-//! portions as they arrive, so reduction, receiving and sending overlap and no step waits for another.
+//! Each of them is a *pass*: a member sends its *head* into the ring, then forwards the values that arrive,
+//! combined with its own values if the pass requires it. Values are forwarded as soon as they are combined,
+//! in portions as they arrive, so reduction, receiving and sending overlap and no step waits for another.
 //!
 //! With `p` members and `n` bytes a member sends `(p − 1)/p · n` in a reduce-scatter or an all-gather and
 //! twice that in an all-reduce, which is the minimum for any algorithm (Patarasuk and Yuan, "Bandwidth

@@ -1,9 +1,9 @@
 //! Runs one member's part of a [`Schedule`] over connections.
 //!
 //! It uses one thread, which sleeps while no connection is ready. Dependencies between messages apply to
-//! single elements: a send that depends on a receive sends what has arrived so far, so a message is forwarded
-//! while it arrives. Every element is still touched in the schedule's order, so the results have the same
-//! bits.
+//! single elements: a send that depends on a receive sends the elements that have arrived so far, so a
+//! message is forwarded while it arrives. Every element is still touched in the schedule's order, so the
+//! results have the same bits.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -86,12 +86,12 @@ impl Secret {
         self.prove(&[b"caller", &role.bytes(), own, called, says])
     }
 
-    /// Checks that the listening side `role` knows the token.
+    /// Checks that the listening side `role` has the token.
     pub fn holds_challenge(&self, role: Role, own: &Nonce, called: &Nonce, proof: &[u8]) -> bool {
         self.holds(&[b"called", &role.bytes(), own, called], proof)
     }
 
-    /// Checks that the caller knows the token and sent exactly these bytes.
+    /// Checks that the caller has the token and sent exactly these bytes.
     pub fn holds_answer(&self, role: Role, caller: &Nonce, own: &Nonce, says: &[u8], proof: &[u8]) -> bool {
         self.holds(&[b"caller", &role.bytes(), caller, own, says], proof)
     }
@@ -140,7 +140,7 @@ mod tests {
         assert!(!holds(&secret, role, &caller, &called, b"hell", &proof));
         assert!(!holds(&secret, role, &caller, &called, b"hello", &proof[..31]));
         assert!(!holds(&secret, role, &caller, &called, b"hello", b""));
-        // The proof of the listening side is not valid as that of a caller, whatever it says.
+        // The proof of the listening side is not valid as that of a caller with any data.
         let challenge = secret.challenge(role, &caller, &called);
         assert!(secret.holds_challenge(role, &caller, &called, &challenge));
         assert!(!holds(&secret, role, &caller, &called, b"", &challenge));

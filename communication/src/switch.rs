@@ -31,7 +31,7 @@ const SOCKET_BUFFER: libc::c_int = 64 << 10;
 const AT_ONCE: usize = 64;
 const REST: Duration = Duration::from_millis(20);
 /// Maximum number of connections on which the job's token has not been proved; the oldest is dropped first.
-/// The switch does not know the token, but a rank sends more than its challenge only after the proof.
+/// The switch does not have the token, but a rank sends more than its challenge only after the proof.
 const MOST_UNPROVEN: usize = 64;
 /// Time limit to reach a rank's listener, on the same machine.
 const REACHED_WITHIN: Duration = Duration::from_millis(100);

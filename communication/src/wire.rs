@@ -167,7 +167,7 @@ impl Refusal {
 impl Hello {
     /// Encodes the hello as a frame, with the proof of the token.
     pub(crate) fn frame(&self, secret: &Secret, role: Role, own: &Nonce, called: &Nonce) -> Vec<u8> {
-        // Our own types have string keys and finite numbers only, so there is nothing that JSON cannot say.
+        // Our own types have string keys and finite numbers only, so JSON can express all of their values.
         let says = serde_json::to_vec(self).unwrap_or_default();
         frame(Kind::Hello, &[&secret.answer(role, own, called, &says)[..], &says].concat())
     }
@@ -215,7 +215,7 @@ pub(crate) const fn empty_frame(kind: Kind) -> [u8; START] {
 
 /// A frame with a value as JSON.
 pub(crate) fn frame_of<T: Serialize>(kind: Kind, value: &T) -> Vec<u8> {
-    // Our own types have string keys and finite numbers only, so there is nothing that JSON cannot say.
+    // Our own types have string keys and finite numbers only, so JSON can express all of their values.
     frame(kind, &serde_json::to_vec(value).unwrap_or_default())
 }
 

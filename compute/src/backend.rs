@@ -81,9 +81,9 @@ pub trait Backend: Clone + Send + 'static {
         None
     }
 
-    // Element by element; both operands of one precision, whichever it is.
+    // Element by element; both operands have the same precision, working or full.
 
-    /// Converts where precisions differ.
+    /// Converts if the precisions differ.
     fn copy(&self, len: usize, from: Region<'_, Self>, to: RegionMut<'_, Self>);
     /// Copies `product.batch` matrices of `m` rows and `n` columns (`k` is unused).
     fn copy_matrices(&self, product: GemmShape, from: Matrix<'_, Self>, to: MatrixMut<'_, Self>);
@@ -194,8 +194,8 @@ pub trait Backend: Clone + Send + 'static {
         from: Region<'_, Self>,
         to: RegionMut<'_, Self>,
     );
-    /// Adds row `i` of `from` to row `indices[i] - table.first` of the table, which is in full precision, where the
-    /// table has it.
+    /// Adds row `i` of `from` to row `indices[i] - table.first` of the table, which is in full precision,
+    /// where the table has it.
     fn scatter_add_rows(
         &self,
         table: TableShape,
@@ -223,8 +223,8 @@ pub trait Backend: Clone + Send + 'static {
     );
 
     // Cross-entropy, in steps between which ranks that share a vocabulary reduce. `classes.first` is the
-    // first class of `logits[len(targets), classes.rows]`; `classes.width` is unused. `max` and `sums` are in full
-    // precision.
+    // first class of `logits[len(targets), classes.rows]`; `classes.width` is unused. `max` and `sums` are in
+    // full precision.
 
     fn row_max(&self, rows: usize, width: usize, x: Region<'_, Self>, max: RegionMut<'_, Self>);
     /// `logits` become `exp(logit - max)`. `sums[2 rows]` receives the sum of each row, then each row's
@@ -440,9 +440,9 @@ pub struct NormShape {
     pub epsilon: f64,
 }
 
-/// `qkv[seq_len, micro_batch, (heads + 2 kv_heads) head_dim]` holds a token's query heads, its key heads, its value
-/// heads; query head `h` attends to key/value head `h / (heads / kv_heads)`. `attended[seq_len, micro_batch,
-/// heads head_dim]`. Scores are multiplied by `scale`.
+/// `qkv[seq_len, micro_batch, (heads + 2 kv_heads) head_dim]` holds a token's query heads, its key heads, its
+/// value heads; query head `h` attends to key/value head `h / (heads / kv_heads)`.
+/// `attended[seq_len, micro_batch, heads head_dim]`. Scores are multiplied by `scale`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionShape {
     pub seq_len: usize,

@@ -2,7 +2,7 @@
 //! step never gets longer when one of its collectives gets shorter.
 
 use crate::measured::Unpriced;
-use crate::prices::Purpose;
+use crate::prices::{CollectiveQuery, Purpose};
 use crate::routes::pattern;
 use crate::{CostModel, coding};
 use autodist_collectives::{candidates, suits};
@@ -42,6 +42,16 @@ impl CostModel {
             return Ok(communication);
         }
         let strategy = &program.strategy;
+        // Where links differ, only the devices of the groups matter.
+        let query = |purpose, kind, algorithm, bytes| CollectiveQuery {
+            purpose,
+            kind,
+            algorithm,
+            group: strategy.devices() as usize,
+            stride: 1,
+            bytes,
+            strategy,
+        };
         let tensor = program.tensor_groups(0);
         let tokens = program.local_tokens() as u64;
         let activation = program.precision.working(tokens * u64::from(program.model.hidden));
@@ -51,10 +61,8 @@ impl CostModel {
         };
         let of_tensor = |algorithm| {
             kinds.iter().try_fold(0.0, |sum, kind| {
-                Ok(sum
-                    + self
-                        .over(strategy, Purpose::Tensor, (*kind, algorithm), &tensor, 1, activation)?
-                        .seconds)
+                let query = query(Purpose::Tensor, *kind, algorithm, activation);
+                Ok(sum + self.over(&query, &tensor)?.seconds)
             })
         };
         communication.tensor = self.fastest(&tensor, kinds, of_tensor)?;
@@ -71,9 +79,7 @@ impl CostModel {
                 let bytes = program.transfer_bytes(Transfer::Reduce, bucket);
                 let time = |algorithm| {
                     Ok(match codec {
-                        Codec::None => {
-                            self.over(strategy, reduce, (kind, algorithm), &groups, 1, bytes)?.seconds
-                        }
+                        Codec::None => self.over(&query(reduce, kind, algorithm, bytes), &groups)?.seconds,
                         _ => {
                             let reduction = Reduction { algorithm, codec };
                             coding::reduction(self, program, Transfer::Reduce, bucket, reduction, &groups, 1)?
@@ -94,8 +100,7 @@ impl CostModel {
                 .unwrap_or(Bytes(0));
             let kind = Collective::AllGather;
             let gather = Purpose::Bucket(Transfer::Gather);
-            let time =
-                |algorithm| Ok(self.over(strategy, gather, (kind, algorithm), &groups, 1, bytes)?.seconds);
+            let time = |algorithm| Ok(self.over(&query(gather, kind, algorithm, bytes), &groups)?.seconds);
             // Parameters in a codec support only the ring.
             if communication.parameters == Codec::None {
                 communication.gather = self.fastest(&groups, &[kind], time)?;
@@ -105,7 +110,7 @@ impl CostModel {
         Ok(communication)
     }
 
-    /// The collectives of a program compared with their lower bounds; empty if links are not known one by
+    /// The collectives of a program compared with their lower bounds; empty if links were not measured one by
     /// one.
     pub fn shares(&self, program: &Program) -> Vec<CollectiveShare> {
         let Some(routes) = &self.routes else { return Vec::new() };

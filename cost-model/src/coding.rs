@@ -3,7 +3,7 @@
 use crate::CostModel;
 use crate::curve::{Curve, Price};
 use crate::measured::Unpriced;
-use crate::prices::Purpose;
+use crate::prices::{CollectiveQuery, Purpose};
 use autodist_codecs::{Form, Phase, Tensor, rounding};
 use autodist_program::{Bucket, Instruction, Message, Op, Program, Transfer};
 use autodist_spec::profile::CodecCost;
@@ -60,15 +60,17 @@ pub(crate) fn reduction(
     let size = groups.iter().map(Vec::len).max().unwrap_or(1);
     let codec = reduction.codec;
     let mut total = costs.codings.price(codec, program.coded(transfer), size, bucket.padded)?;
-    let purpose = Purpose::Bucket(transfer);
-    let exchange = |work, bytes| costs.exchange(&program.strategy, purpose, work, groups, stride, bytes);
+    let (purpose, strategy) = (Purpose::Bucket(transfer), &program.strategy);
+    let exchange = |kind, algorithm, bytes| {
+        costs.exchange(&CollectiveQuery { purpose, kind, algorithm, group: size, stride, bytes, strategy })
+    };
     for (pattern, bytes) in exchanges(program, transfer, bucket, reduction) {
         total = total
             + match (&costs.routes, pattern) {
                 (Some(routes), pattern) => costs.sped_up(routes.collective(pattern, groups, bytes)),
-                (None, Pattern::AllReduce(algorithm)) => exchange((Collective::AllReduce, algorithm), bytes)?,
+                (None, Pattern::AllReduce(algorithm)) => exchange(Collective::AllReduce, algorithm, bytes)?,
                 // An all-to-all moves as many bytes as a ring all-gather, and is at most as fast.
-                (None, _) => exchange((Collective::AllGather, Algorithm::Ring), bytes)?,
+                (None, _) => exchange(Collective::AllGather, Algorithm::Ring, bytes)?,
             };
     }
     Ok(total)
@@ -210,8 +212,16 @@ impl CostModel {
         let around = (size as f64 - 1.0) / size as f64;
         if reduced.codec == Codec::None {
             let passes = if kind == Collective::AllReduce { 2.0 } else { 1.0 };
-            let (purpose, work) = (Purpose::Bucket(transfer), (kind, reduced.algorithm));
-            summary.wire_s += self.over(&program.strategy, purpose, work, &groups, stride, bytes)?.seconds;
+            let query = CollectiveQuery {
+                purpose: Purpose::Bucket(transfer),
+                kind,
+                algorithm: reduced.algorithm,
+                group: size,
+                stride,
+                bytes,
+                strategy: &program.strategy,
+            };
+            summary.wire_s += self.over(&query, &groups)?.seconds;
             summary.sent_bytes += passes * around * bytes.as_f64();
             return Ok(());
         }

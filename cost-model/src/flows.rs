@@ -8,8 +8,8 @@ use autodist_spec::{Network, Pattern};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-/// Each send is simulated in this many equal portions, because ranks forward what has arrived before the rest
-/// arrives.
+/// Each send is simulated in this many equal portions, because ranks forward data that has arrived before the
+/// rest arrives.
 const PORTIONS: usize = 4;
 /// Largest group for which all cuts are used in the lower bound.
 const ALL_CUTS: usize = 12;

@@ -52,9 +52,8 @@ pub use simulate::Simulation;
 use autodist_program::Program;
 use autodist_spec::profile::{CollectiveCost, Interference, Profile};
 use autodist_spec::{
-    Algorithm, Bytes, CodecProbe, Collective, Device, DeviceKind, Engine, Estimate, Job, MemoryBreakdown,
-    ModelSpec, Network, Optimizer, ParallelStrategy, Precision, Provenance, ScheduleKind, Seconds,
-    TimelineEvent,
+    Algorithm, Bytes, CodecProbe, Device, DeviceKind, Engine, Estimate, Job, MemoryBreakdown, ModelSpec,
+    Network, Optimizer, Precision, Provenance, ScheduleKind, Seconds, TimelineEvent,
 };
 use coding::Codings;
 use measured::{LinkCurves, ProfilePrices};
@@ -236,7 +235,7 @@ impl CostModel {
     /// Time and memory of one pass of one segment over one micro-batch.
     ///
     /// # Errors
-    /// The source of prices does not know it.
+    /// The source of prices does not contain it.
     pub fn segment(&self, query: &SegmentQuery) -> Result<SegmentPrice, Unpriced> {
         let price = self.prices.segment(query)?;
         Ok(SegmentPrice { time: price.time * (1.0 / self.compute_speedup), ..price })
@@ -250,51 +249,29 @@ impl CostModel {
         Ok(self.prices.norm(elements)? * (1.0 / self.compute_speedup))
     }
 
-    /// A collective of a program over each of `groups` of devices at the same time, on a tensor of `bytes`;
-    /// groups of one cost nothing. Without a network, groups are identified by their size and by `stride`,
-    /// the distance of their ranks.
+    /// A collective of a program on equal links, where only the shape of the groups matters.
     ///
     /// # Errors
-    /// The source of prices does not know such groups.
-    pub(crate) fn over(
-        &self,
-        strategy: &ParallelStrategy,
-        purpose: Purpose,
-        (kind, algorithm): (Collective, Algorithm),
-        groups: &[Vec<usize>],
-        stride: usize,
-        bytes: Bytes,
-    ) -> Result<Price, Unpriced> {
-        if let Some(routes) = &self.routes {
-            let pattern = routes::pattern(kind, algorithm).ok_or_else(|| Unpriced {
-                what: format!("the network's simulation knows no {}", kind.name()),
-                hint: "price it from the catalogue".to_owned(),
-                doubted: false,
-            })?;
-            return Ok(self.sped_up(routes.collective(pattern, groups, bytes)));
-        }
-        let group = groups.iter().map(Vec::len).max().unwrap_or(1);
-        self.on_equal_links(strategy, purpose, (kind, algorithm), group, stride, bytes)
-    }
-
-    /// Like [`over`](CostModel::over), for groups of so many ranks on equal links.
-    ///
-    /// # Errors
-    /// As for `over`.
-    pub(crate) fn on_equal_links(
-        &self,
-        strategy: &ParallelStrategy,
-        purpose: Purpose,
-        (kind, algorithm): (Collective, Algorithm),
-        group: usize,
-        stride: usize,
-        bytes: Bytes,
-    ) -> Result<Price, Unpriced> {
-        if group <= 1 {
+    /// The source of prices does not contain such groups.
+    pub(crate) fn collective(&self, query: &CollectiveQuery) -> Result<Price, Unpriced> {
+        if query.group <= 1 {
             return Ok(Price::ZERO);
         }
-        let query = CollectiveQuery { purpose, kind, algorithm, group, stride, bytes, strategy };
-        Ok(self.sped_up(self.prices.collective(&query)?))
+        Ok(self.sped_up(self.prices.collective(query)?))
+    }
+
+    /// A collective of a program over each of these groups of devices at the same time.
+    ///
+    /// # Errors
+    /// As for `collective`.
+    pub(crate) fn over(&self, query: &CollectiveQuery, groups: &[Vec<usize>]) -> Result<Price, Unpriced> {
+        let Some(routes) = &self.routes else { return self.collective(query) };
+        let pattern = routes::pattern(query.kind, query.algorithm).ok_or_else(|| Unpriced {
+            what: format!("the network's simulation knows no {}", query.kind.name()),
+            hint: "price it from the catalogue".to_owned(),
+            doubted: false,
+        })?;
+        Ok(self.sped_up(routes.collective(pattern, groups, query.bytes)))
     }
 
     /// A price of communication on links that are faster by their factor.
@@ -302,40 +279,24 @@ impl CostModel {
         price * (1.0 / self.link_speedup)
     }
 
-    /// Like [`over`](CostModel::over), for the bytes of codecs.
+    /// Like [`collective`](CostModel::collective), for the bytes of codecs.
     ///
     /// # Errors
-    /// As for `over`.
-    pub(crate) fn exchange(
-        &self,
-        strategy: &ParallelStrategy,
-        purpose: Purpose,
-        (kind, algorithm): (Collective, Algorithm),
-        groups: &[Vec<usize>],
-        stride: usize,
-        bytes: Bytes,
-    ) -> Result<Price, Unpriced> {
+    /// As for `collective`.
+    pub(crate) fn exchange(&self, query: &CollectiveQuery) -> Result<Price, Unpriced> {
+        let CollectiveQuery { kind, group, stride, bytes, .. } = *query;
         match &self.exchanges {
-            Some(links) => {
-                let group = groups.iter().map(Vec::len).max().unwrap_or(1);
-                Ok(self.sped_up(links.collective(kind, group, stride, bytes)?))
-            }
-            None => self.over(strategy, purpose, (kind, algorithm), groups, stride, bytes),
+            Some(links) => Ok(self.sped_up(links.collective(kind, group, stride, bytes)?)),
+            None => self.collective(query),
         }
     }
 
-    /// A send/recv between two pipeline ranks, or the fastest of all, with `stride` ranks in a stage.
+    /// A send/recv on equal links.
     ///
     /// # Errors
-    /// The source of prices knows no send/recv.
-    pub(crate) fn message(
-        &self,
-        strategy: &ParallelStrategy,
-        ends: Option<(usize, usize)>,
-        stride: usize,
-        bytes: Bytes,
-    ) -> Result<Price, Unpriced> {
-        Ok(self.sped_up(self.prices.message(&MessageQuery { ends, stride, bytes, strategy })?))
+    /// The source of prices contains no send/recv.
+    pub(crate) fn message(&self, query: &MessageQuery) -> Result<Price, Unpriced> {
+        Ok(self.sped_up(self.prices.message(query)?))
     }
 
     /// Whether the profile applies to this model and job.

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 pub struct Unpriced {
     /// The missing cell, in words.
     pub what: String,
-    /// What the user can do.
+    /// How the user can fix it.
     pub hint: String,
     /// Whether the cell exists, but is doubtful.
     pub doubted: bool,

@@ -77,7 +77,7 @@ fn working_bytes(program: &Program, elements: usize) -> i64 {
     program.precision.working(elements as u64).0 as i64
 }
 
-/// Walks a body's instructions once.
+/// Visits a body's instructions once, in order.
 pub(crate) fn body_memory(
     pricer: &mut Pricer,
     rank: &RankProgram,
@@ -212,7 +212,7 @@ impl Priced<'_> {
         memory
     }
 
-    /// Walks the operations: the peak live memory of the step in addition to the persistent state.
+    /// Visits the operations in order: the peak live memory of the step in addition to the persistent state.
     fn step_peak(&self, index: usize) -> Live {
         let bodies = &self.program.ranks[index].bodies;
         let kept_by_forward = |chunk: usize| {

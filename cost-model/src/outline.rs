@@ -5,7 +5,7 @@ use crate::bound::{ChunkWork, pipeline_bound};
 use crate::curve::Price;
 use crate::layers::LayerCosts;
 use crate::measured::Unpriced;
-use crate::prices::ParameterBytes;
+use crate::prices::{MessageQuery, ParameterBytes};
 use autodist_program::schedule;
 use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Seconds, Stage};
 
@@ -107,7 +107,12 @@ impl CostModel {
             let parts = if strategy.sequence_parallel { strategy.tensor } else { 1 };
             let tokens = u64::from(self.seq_len) * u64::from(strategy.micro_batch);
             let bytes = self.precision.working(tokens * u64::from(model.hidden) / u64::from(parts));
-            self.message(strategy, None, (strategy.data * strategy.tensor) as usize, bytes)?
+            self.message(&MessageQuery {
+                ends: None,
+                stride: (strategy.data * strategy.tensor) as usize,
+                bytes,
+                strategy,
+            })?
         } else {
             Price::ZERO
         };

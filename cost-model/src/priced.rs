@@ -3,7 +3,7 @@
 use crate::curve::Price;
 use crate::measured::{SegmentPrice, Unpriced};
 use crate::memory::{BodyMemory, body_memory};
-use crate::prices::{Purpose, SegmentQuery};
+use crate::prices::{CollectiveQuery, MessageQuery, Purpose, SegmentQuery};
 use crate::{CostModel, coding};
 use autodist_program::{Body, BodyKind, Instruction, Message, Op, Program, RankProgram, Transfer};
 use autodist_spec::{Algorithm, Bytes, Codec, Collective, Pass, Recompute, Segment};
@@ -123,7 +123,12 @@ fn messages(costs: &CostModel, program: &Program) -> Result<(Vec<Vec<Price>>, Pr
             let bytes;
             (bytes, coding) = coding::message(costs, program, elements)?;
             prices[from][to] = match &costs.routes {
-                None => costs.message(&program.strategy, Some((from, to)), stride, bytes)?,
+                None => costs.message(&MessageQuery {
+                    ends: Some((from, to)),
+                    stride,
+                    bytes,
+                    strategy: &program.strategy,
+                })?,
                 Some(routes) => {
                     let pair = |inner: usize| program.devices(&[from * stride + inner, to * stride + inner]);
                     costs.sped_up(routes.message(&(0..stride).map(pair).collect::<Vec<_>>(), bytes))
@@ -203,43 +208,29 @@ impl<'a> Pricer<'a> {
     /// fraction `occupied` of the time, because the two are not synchronised.
     fn under_contention(
         &self,
-        purpose: Purpose,
-        work: (Collective, Algorithm),
+        query: &CollectiveQuery,
         together: &[Vec<usize>],
         others: &[Vec<usize>],
         occupied: f64,
-        stride: usize,
-        bytes: Bytes,
     ) -> Result<Price, Unpriced> {
-        let alone = self.over(purpose, work, together, stride, bytes)?;
+        let alone = self.costs.over(query, together)?;
         if occupied <= 0.0 || others.len() <= together.len() {
             return Ok(alone);
         }
-        let all = self.over(purpose, work, others, stride, bytes)?;
+        let all = self.costs.over(query, others)?;
         Ok(alone + Price { seconds: occupied * (all.seconds - alone.seconds).max(0.0), ..Price::ZERO })
     }
 
-    fn over(
+    /// A collective of groups of `group` ranks that are `stride` apart.
+    fn query(
         &self,
         purpose: Purpose,
-        work: (Collective, Algorithm),
-        groups: &[Vec<usize>],
-        stride: usize,
+        (kind, algorithm): (Collective, Algorithm),
+        (group, stride): (usize, usize),
         bytes: Bytes,
-    ) -> Result<Price, Unpriced> {
-        self.costs.over(&self.program.strategy, purpose, work, groups, stride, bytes)
-    }
-
-    /// The same for groups of `size` ranks on equal links, where only their shape matters.
-    fn on_equal_links(
-        &self,
-        purpose: Purpose,
-        work: (Collective, Algorithm),
-        size: usize,
-        stride: usize,
-        bytes: Bytes,
-    ) -> Result<Price, Unpriced> {
-        self.costs.on_equal_links(&self.program.strategy, purpose, work, size, stride, bytes)
+    ) -> CollectiveQuery<'a> {
+        let strategy = &self.program.strategy;
+        CollectiveQuery { purpose, kind, algorithm, group, stride, bytes, strategy }
     }
 
     /// Groups of all pipeline ranks.
@@ -270,7 +261,8 @@ impl<'a> Pricer<'a> {
         if let Some(price) = self.tensor.get(&(rank, kind, bytes)) {
             return Ok(*price);
         }
-        let algorithm = self.program.strategy.communication.tensor;
+        let work = (kind, self.program.strategy.communication.tensor);
+        let query = self.query(Purpose::Tensor, work, (self.program.layout.tensor, 1), bytes);
         let alone = if self.places_matter() {
             let groups = self.program.tensor_groups(rank);
             // Replicas are not synchronised: each group runs by itself, and contends with the others part of
@@ -279,15 +271,12 @@ impl<'a> Pricer<'a> {
             let occupied = self.occupancy[rank].tensor;
             let mut slowest = Price::ZERO;
             for group in groups {
-                let work = (kind, algorithm);
-                let price =
-                    self.under_contention(Purpose::Tensor, work, &[group], &others, occupied, 1, bytes)?;
+                let price = self.under_contention(&query, &[group], &others, occupied)?;
                 slowest = if price.seconds > slowest.seconds { price } else { slowest };
             }
             slowest
         } else {
-            let size = self.program.layout.tensor;
-            self.on_equal_links(Purpose::Tensor, (kind, algorithm), size, 1, bytes)?
+            self.costs.collective(&query)?
         };
         let price = match self.program.layout.tensor {
             1 => alone,
@@ -319,14 +308,15 @@ impl<'a> Pricer<'a> {
         let bucket = &rank.buckets[bucket];
         let (kind, _) = self.program.transfer_work(transfer, bucket);
         let bytes = self.program.transfer_bytes(transfer, bucket);
-        let (purpose, work) = (Purpose::Bucket(transfer), (kind, reduction.algorithm));
+        let work = (kind, reduction.algorithm);
+        let query = self.query(Purpose::Bucket(transfer), work, (group, stride), bytes);
         let price = match reduction.codec {
             Codec::None if self.places_matter() => {
                 let others = self.everywhere(|rank| self.program.transfer_groups(rank, transfer));
                 let occupied = self.occupancy[rank.pipeline_rank].data;
-                self.under_contention(purpose, work, &groups(), &others, occupied, stride, bytes)?
+                self.under_contention(&query, &groups(), &others, occupied)?
             }
-            Codec::None => self.on_equal_links(purpose, work, group, stride, bytes)?,
+            Codec::None => self.costs.collective(&query)?,
             _ => coding::reduction(self.costs, self.program, transfer, bucket, reduction, &groups(), stride)?,
         };
         Ok(Some(price + self.costs.stream_handover + self.costs.synchronisation))
@@ -376,30 +366,31 @@ impl<'a> Pricer<'a> {
         let layout = &self.program.layout;
         let stride = layout.world() / layout.pipeline * (layout.pipeline - 1);
         let inner = layout.world() / layout.pipeline;
-        let bytes = Bytes::of_f32(elements as u64);
         let work = (Collective::AllReduce, Algorithm::Ring);
+        let query = self.query(Purpose::Tied, work, (2, stride), Bytes::of_f32(elements as u64));
         if !self.places_matter() {
-            return self.on_equal_links(Purpose::Tied, work, 2, stride, bytes);
+            return self.costs.collective(&query);
         }
         let pair = |rank: usize| self.program.devices(&[rank, rank + stride]);
         let groups: Vec<_> = (0..inner).map(pair).collect();
-        self.over(Purpose::Tied, work, &groups, stride, bytes)
+        self.costs.over(&query, &groups)
     }
 
     /// All-reduce of one number over the ranks that together hold the model.
     fn norm(&self) -> Result<Price, Unpriced> {
         let layout = &self.program.layout;
         let work = (Collective::AllReduce, Algorithm::Ring);
+        let size = layout.pipeline * layout.shard * layout.tensor;
+        let query = self.query(Purpose::Norm, work, (size, 1), Bytes::of_f32(1));
         if !self.places_matter() {
-            let size = layout.pipeline * layout.shard * layout.tensor;
-            return self.on_equal_links(Purpose::Norm, work, size, 1, Bytes::of_f32(1));
+            return self.costs.collective(&query);
         }
         let mut groups: Vec<Vec<usize>> =
             (0..layout.world()).map(|rank| layout.model_group(layout.coordinates(rank))).collect();
         groups.sort_unstable();
         groups.dedup();
         let groups: Vec<_> = groups.iter().map(|group| self.program.devices(group)).collect();
-        self.over(Purpose::Norm, work, &groups, 1, Bytes::of_f32(1))
+        self.costs.over(&query, &groups)
     }
 
     fn body(&mut self, rank: &RankProgram, body: &Body) -> Result<PricedBody, Unpriced> {

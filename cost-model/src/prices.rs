@@ -1,5 +1,4 @@
-//! Where the costs of a program come from: the cells of a profile, or anything else that answers the same
-//! questions.
+//! The interface to the costs of a program: the cells of a profile, or another source with the same queries.
 
 use crate::curve::Price;
 use crate::measured::{SegmentPrice, Unpriced};
@@ -22,7 +21,7 @@ pub struct SegmentQuery<'a> {
     pub micro_batches: usize,
 }
 
-/// What a collective is for.
+/// The purpose of a collective.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Activations of a tensor-parallel group.
@@ -65,28 +64,28 @@ pub struct MessageQuery<'a> {
 /// for a part of a program holds for the whole.
 pub trait Prices: fmt::Debug + Send + Sync {
     /// # Errors
-    /// The source does not know this segment in this strategy.
+    /// The source has no price of this segment in this strategy.
     fn segment(&self, query: &SegmentQuery) -> Result<SegmentPrice, Unpriced>;
 
     /// # Errors
-    /// The source does not know such a group or algorithm.
+    /// The source has no price of such a group or algorithm.
     fn collective(&self, query: &CollectiveQuery) -> Result<Price, Unpriced>;
 
     /// # Errors
-    /// The source knows no send/recv.
+    /// The source has no price of a send/recv.
     fn message(&self, query: &MessageQuery) -> Result<Price, Unpriced>;
 
     /// The optimizer's update of so many elements on one rank.
     ///
     /// # Errors
-    /// The source knows no optimizer.
+    /// The source has no price of the optimizer.
     fn update(&self, elements: usize) -> Result<Price, Unpriced>;
 
-    /// The norm of so many elements of gradients on one rank, and whatever else is done with them once in a
+    /// The norm of so many elements of gradients on one rank, and all other operations on them once in a
     /// step.
     ///
     /// # Errors
-    /// The source knows no optimizer.
+    /// The source has no price of the optimizer.
     fn norm(&self, elements: usize) -> Result<Price, Unpriced>;
 }
 
@@ -94,9 +93,9 @@ pub trait Prices: fmt::Debug + Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ParameterBytes {
     pub weight: u64,
-    /// Of an accumulated gradient.
+    /// Bytes of an accumulated gradient.
     pub gradient: u64,
-    /// Of the optimizer's moments and the master weight.
+    /// Bytes of the optimizer's moments and the master weight.
     pub state: u64,
 }
 

@@ -1,11 +1,12 @@
 //! How many more steps lossy gradients need to the same loss (phi), and how long training takes to it.
 //!
-//! `time to loss = S_min (1 + B_crit / B) phi t_step` (steps as a function of the batch: McCandlish et al., 1812.06162,
-//! section 2.2). Without a measurement phi is a prior, no more than an order of magnitude:
-//! - unbiased codecs add their variance to the gradient's noise: `phi = (1 + omega/p + (1 + omega) r) / (1 + r)` with
-//!   `r = B_noise / B`, from the second moment of a mean of `p` compressed gradients;
-//! - codecs with error feedback converge at the exact rate but for a term that fades (Karimireddy et al., 1901.09847,
-//!   theorem II): `phi = 1 + (1 - delta) / (delta² T)` over `T` steps.
+//! `time to loss = S_min (1 + B_crit / B) phi t_step` (steps as a function of the batch: McCandlish et al.,
+//! 1812.06162, section 2.2). Without a measurement phi is a prior, no more than an order of magnitude:
+//! - unbiased codecs add their variance to the gradient's noise:
+//!   `phi = (1 + omega/p + (1 + omega) r) / (1 + r)` with `r = B_noise / B`, from the second moment of a mean
+//!   of `p` compressed gradients;
+//! - codecs with error feedback converge at the exact rate except for a term that fades (Karimireddy et al.,
+//!   1901.09847, theorem II): `phi = 1 + (1 - delta) / (delta² T)` over `T` steps.
 
 use crate::coding;
 use autodist_codecs::{Distortion, distortion};

@@ -1,5 +1,5 @@
 //! Tables of the library functions in use, filled when a library is loaded. Return codes are plain integers,
-//! because a library may be newer than the enumerations that we know.
+//! because a library may be newer than the enumerations in our declarations.
 
 #![allow(non_snake_case, reason = "the names are NVIDIA's")]
 
@@ -176,7 +176,7 @@ impl Driver {
             NO_DEVICE => Err(CudaError::NoDevice { visible: std::env::var("CUDA_VISIBLE_DEVICES").ok() }),
             _ => {
                 let (mut name, mut words) = (std::ptr::null(), std::ptr::null());
-                // SAFETY: both pointers are written, or left null for a code that the driver does not know.
+                // SAFETY: both pointers are written, or left null for a code that the driver does not define.
                 let (name, text) = unsafe {
                     (self.cuGetErrorName)(code, &raw mut name);
                     (self.cuGetErrorString)(code, &raw mut words);

@@ -304,7 +304,7 @@ mod tests {
         (0..rows).flat_map(move |row| (0..columns).map(move |column| (row, column)))
     }
 
-    /// Computes what cuBLASLt documents, and checks its requirements on operands.
+    /// Computes the documented result of cuBLASLt, and checks its requirements on operands.
     fn carry_out(gemm: &Gemm, a: &[f64], b: &[f64], c: &mut [f64]) {
         let (left, right) = if gemm.swapped { (b, a) } else { (a, b) };
         let enters = |o: GemmOperand| if o.transposed { (o.columns, o.rows) } else { (o.rows, o.columns) };

@@ -1,4 +1,4 @@
-//! Errors of GPUs and libraries, with messages that say what to do.
+//! Errors of GPUs and libraries, with messages that contain the remedy.
 
 use autodist_compute::DeviceError;
 

@@ -157,7 +157,7 @@ pub fn of<D: TrainingDevice>(
 pub fn optimizer_beside(codec: Codec, optimizer: Optimizer) -> (Optimizer, Option<u64>) {
     match (codec, optimizer) {
         (Codec::OneBitAdam { warmup_steps }, _) => (optimizer, Some(u64::from(warmup_steps))),
-        // The codec has the momentum. It does not see the weight decay, which is therefore scaled, in one
+        // The codec has the momentum. It does not include the weight decay, which is therefore scaled, in one
         // step, to its total effect over all steps through momentum.
         (Codec::Dgc { .. }, Optimizer::Sgd { momentum, weight_decay }) => {
             (Optimizer::Sgd { momentum: 0.0, weight_decay: weight_decay / (1.0 - momentum) }, None)

@@ -29,7 +29,7 @@ pub fn cores() -> Vec<usize> {
     loop {
         let mut set: CoreSet = vec![0; size / WORD];
         let bytes = size_of_val(set.as_slice());
-        // SAFETY: the call writes at most `bytes` bytes, which is what the vector holds.
+        // SAFETY: the call writes at most `bytes` bytes, the size of the vector.
         let outcome = unsafe { libc::sched_getaffinity(0, bytes, set.as_mut_ptr().cast()) };
         if outcome == 0 {
             let cores = members(&set);
@@ -90,7 +90,7 @@ pub(crate) const PARENT: &str = "AUTODIST_PARENT";
 /// The exit code of a process whose parent was gone before it began.
 const ORPHAN: i32 = 4;
 
-/// Makes the kernel kill this process when its parent dies, for whatever reason. If the parent is dead
+/// Makes the kernel kill this process when its parent dies, for any reason. If the parent is dead
 /// already, this does not return.
 pub fn die_with_parent() {
     // SAFETY: prctl with PR_SET_PDEATHSIG takes a signal number and has no other effect.

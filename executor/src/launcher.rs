@@ -136,7 +136,7 @@ impl LaunchError {
 pub enum News {
     /// Progress that a rank reported before an assignment was done ([`Teller::tell`]).
     Progress { assignment: usize, rank: usize, value: Value },
-    /// The answers to an assignment, in rank order, as soon as all ranks have given theirs.
+    /// The answers to an assignment, in rank order, as soon as all ranks have answered.
     Done { assignment: usize, answers: Vec<Value> },
 }
 
@@ -145,7 +145,7 @@ pub enum News {
 ///
 /// # Errors
 /// A rank that cannot be started, fails, or is killed: the error names it and why. All ranks have ended when
-/// this returns, whatever it returns.
+/// this returns, with or without an error.
 pub fn launch(
     world: usize,
     assignments: &[Value],
@@ -199,7 +199,7 @@ pub fn launch(
                     watch.take(event, &mut ranks, &mut heard)?;
                 }
             }
-            // The exit status of the processes is not known yet.
+            // The exit status of the processes is not available yet.
             Err(RecvTimeoutError::Disconnected) => std::thread::sleep(LOOK_AGAIN),
             Err(RecvTimeoutError::Timeout) => {}
         }

@@ -1,5 +1,5 @@
-//! Runs all ranks as threads of this process: for tests, and for a first try without processes. Memory is
-//! counted for the process as a whole, not for each rank.
+//! Runs all ranks as threads of this process: for tests, and for first experiments without processes. Memory
+//! is counted for the process as a whole, not for each rank.
 
 use crate::device::TrainingDevice;
 use crate::host::Placement;

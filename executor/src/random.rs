@@ -1,5 +1,5 @@
 //! Random numbers by position: any part of a tensor or a data set can be made without making the rest, so
-//! training has the same initial parameters and the same data however the model is sharded.
+//! training has the same initial parameters and the same data for every sharding of the model.
 
 /// A stream of random numbers, identified by a key.
 #[derive(Debug, Clone, Copy)]

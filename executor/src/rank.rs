@@ -450,7 +450,7 @@ impl<B: TrainingDevice> Rank<'_, B> {
                 if chunk + 1 < chunks {
                     self.outgoing = frame.flow.take();
                 } else {
-                    // All tensor-parallel ranks know the loss of their micro-batch; one of them reports it.
+                    // All tensor-parallel ranks have the loss of their micro-batch; one of them reports it.
                     self.losses.extend(frame.loss.take().filter(|_| self.at.tensor == 0));
                 }
                 self.frames.insert((chunk, micro_batch), frame);
@@ -582,7 +582,7 @@ impl<B: TrainingDevice> Rank<'_, B> {
         Ok(())
     }
 
-    /// Sums the tails of the bucket's regions over the tensor-parallel group, in one collective.
+    /// All-reduces the tails of the bucket's regions over the tensor-parallel group, in one collective.
     fn sum_replicated(&mut self, bucket: usize) -> Result<(), ExecutionError> {
         let tails: Vec<_> = self
             .store

@@ -21,7 +21,7 @@ pub const LONGEST_TIMELINE: usize = 1 << 16;
 /// Maximum number of operations of all ranks in a record; with more, there is no timeline, so that the
 /// document can be read again.
 const MOST_EVENTS: usize = 200_000;
-/// Maximum number of steps whose timelines a rank keeps until the typical one is known.
+/// Maximum number of steps whose timelines a rank keeps until the typical one is chosen.
 const TIMELINES: usize = 64;
 /// Maximum number of operations of all these steps (40 bytes each).
 const OPERATIONS: usize = 1 << 18;
@@ -108,7 +108,7 @@ pub struct RankOutcome {
     /// [`LONGEST_TIMELINE`].
     #[serde(default)]
     pub timeline: Vec<TimelineEvent>,
-    /// Empty unless the task asks for detail.
+    /// Empty unless the task requests detail.
     pub instructions: Vec<InstructionSample>,
     /// Samples of an engine that does not use Programs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -170,8 +170,8 @@ pub struct Recorder<B: Backend> {
     rank: u32,
     began: Instant,
     origin: B::Event,
-    /// Operations and instructions of the current step; their times are known when the device has completed
-    /// them.
+    /// Operations and instructions of the current step; their times are available when the device has
+    /// completed them.
     operations: Vec<Operation<B>>,
     instructions: Vec<(usize, B::Event, B::Event)>,
     timelines: Timelines,

@@ -106,7 +106,7 @@ fn fsdp_stage(document: &Document) -> Result<(u8, bool), InputError> {
 
 const RESHARD: &str = "fsdp_config.fsdp_reshard_after_forward";
 
-/// The command that starts the processes with the file beside the script.
+/// The command that starts the processes with the file in the script's folder.
 pub(crate) fn launch(job: &Export<'_>) -> String {
     let mut command = "accelerate launch --config_file \"$(dirname \"$0\")/accelerate.yaml\"".to_owned();
     if job.machines.nodes > 1 {

@@ -46,7 +46,7 @@ impl Exporter for DeepSpeed {
     }
 
     fn parse(&self, text: &str) -> Result<Document, InputError> {
-        // What is "auto" comes from the launcher, and so from the command line.
+        // The launcher determines "auto" values, so they are taken from the command line.
         Ok(Document::of_json(text)?.without_auto())
     }
 }
@@ -75,8 +75,8 @@ static UNSUPPORTED: &[UnsupportedField] = &[
     ACTIVATIONS_AS_THEY_ARE,
 ];
 
-/// Steps of gradient accumulation, which are 1 if they are missing; unknown if they, or the batch under `key`,
-/// are left to the launcher.
+/// Steps of gradient accumulation, which are 1 if they are missing; unknown if they, or the batch under
+/// `key`, are left to the launcher.
 fn steps(document: &Document, key: &str) -> Result<Option<u32>, InputError> {
     let steps = document.size(STEPS)?;
     let open = document.has(STEPS) || document.has(key);
@@ -142,7 +142,7 @@ static ROWS: &[FieldMapping] = &[
         theirs: STEPS,
         write: |settings, draft| draft.set(STEPS, settings.micro_batches()),
         read: |document, settings| {
-            // With a batch or a degree changed, the steps are no longer those of the file.
+            // With a batch or a degree changed, the steps differ from those of the file.
             let changed =
                 [Field::MicroBatch, Field::GlobalBatch, Field::Tensor, Field::Pipeline, Field::Context];
             if settings.command.devices.is_some() && changed.iter().any(|field| settings.overridden(*field)) {
@@ -271,7 +271,7 @@ static ROWS: &[FieldMapping] = &[
             refuse_fp16(document, "fp16.enabled")?;
             let bf16 = document.flag("bf16.enabled")?;
             settings.precision = if bf16 == Some(true) { Precision::Bf16 } else { Precision::Fp32 };
-            // "auto" is up to the launcher.
+            // The launcher determines "auto".
             Ok(bf16.is_some() || !document.has("bf16.enabled"))
         },
     },

@@ -42,7 +42,7 @@ impl Document {
         }
     }
 
-    /// Without the values that are left to the launcher as "auto".
+    /// Does not contain values that are left to the launcher as "auto".
     pub(crate) fn without_auto(mut self) -> Self {
         for (_, value) in &mut self.entries {
             if value == "auto" {
@@ -233,7 +233,7 @@ impl Document {
         self.get(key).map(plain)
     }
 
-    /// A word that must be one of those that a reader understands.
+    /// A word that must be one of `words`.
     ///
     /// # Errors
     /// If it is another one.
@@ -367,7 +367,7 @@ impl Document {
     /// bare `--flag`, whose value is true. Variables are replaced by their values.
     ///
     /// # Errors
-    /// If quotes do not close, or it is not known which flags there are before the script runs.
+    /// If quotes do not close, or the flags are determined only when the script runs.
     pub fn of_flags(text: &str) -> Result<Self, InputError> {
         let commands = shell::commands(text)?;
         let programs = commands.iter().any(|command| command.program().is_some());
@@ -416,7 +416,7 @@ impl Document {
         let mut document = Self::default();
         let (mut open, mut filled): (Option<String>, Option<String>) = (None, None);
         for (place, word) in command.words.iter().enumerate() {
-            // What is before the program are arguments of launchers.
+            // Arguments before the program are those of launchers.
             let variable = word.open().filter(|variable| {
                 let argument = place > program.unwrap_or(0);
                 argument && variable.bare && (variable.several || open.is_none())
@@ -527,7 +527,7 @@ fn real(value: &Value) -> Option<f64> {
 /// `dividend / divisor`, which must be exact.
 ///
 /// # Errors
-/// If it is not; the error says that `key` should be a multiple of `what`.
+/// If it is not; the error states that `key` should be a multiple of `what`.
 pub(crate) fn quotient(key: &str, dividend: u64, divisor: u64, what: &str) -> Result<u32, InputError> {
     if divisor == 0 || !dividend.is_multiple_of(divisor) {
         return Err(InputError::new(key, dividend, format!("must be a multiple of {what}, {divisor}"))

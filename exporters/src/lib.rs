@@ -3,7 +3,7 @@
 //! A trainer is a list of [`FieldMapping`]s, each of which converts a field of a plan to and from the
 //! trainer's settings, and of [`UnsupportedField`]s, for which it has no setting. So writing, reading and the
 //! mapping table in the documentation use the same lists, and a test compares both lists of every trainer
-//! with [`Field::ALL`], so that no field is forgotten.
+//! with [`Field::ALL`], so that no field is missing.
 
 #![forbid(unsafe_code)]
 
@@ -238,7 +238,7 @@ impl File {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exported {
     pub files: Vec<File>,
-    /// Settings that the trainer does not support, and what it does instead.
+    /// Settings that the trainer does not support, and its behaviour instead.
     pub notes: Vec<Note>,
     /// Hyperparameters that were not given: plans use built-in defaults, which are not suitable for other
     /// training.
@@ -310,7 +310,7 @@ pub struct Imported {
     pub settings: Settings,
     /// Fields that the file contains; all other settings are defaults.
     pub known: BTreeSet<Field>,
-    /// Keys of the file that are not settings of a plan, or were not understood.
+    /// Keys of the file that are not settings of a plan, or are not supported.
     pub unread: Vec<String>,
     /// Keys of the file that can change time or memory, mostly a little; no estimate depends on them.
     pub approximated: Vec<String>,
@@ -350,7 +350,7 @@ impl Imported {
     pub fn check_stages(&self, blocks: u32) -> Result<(), InputError> {
         let recompute = &self.settings.recompute;
         let said = self.known.contains(&Field::Recompute) && !self.settings.overridden(Field::Recompute);
-        // Of a model in the file, it is that of all blocks.
+        // If the file contains the model, the list has an entry for each of its blocks.
         let listed = said && recompute.len() as u64 != u64::from(self.settings.blocks().max(1));
         if listed && !recompute.is_empty() && recompute.len() as u64 != u64::from(blocks) {
             let key = self.keys(Field::Recompute).unwrap_or("recomputation");
@@ -389,7 +389,7 @@ pub fn import(target: Target, text: &str, model: Option<ModelSpec>) -> Result<Im
     import_beside(target, text, model, CommandLine::default(), &open)
 }
 
-/// Reads a trainer's file beside a command line. `open` reads a file that the trainer's file names.
+/// Reads a trainer's file with a command line. `open` reads a file that the trainer's file names.
 ///
 /// # Errors
 /// If it is not in the trainer's file format, or a value is invalid or not supported, and the command line
@@ -433,11 +433,11 @@ pub fn import_beside(
         settings.data = settings.ranks().unwrap_or(1);
     }
     if !data_known && settings.shard == settings.data {
-        // It is all data-parallel ranks, whose number is not known.
+        // It is all data-parallel ranks, whose number is not given.
         known.remove(&Field::Shard);
     }
     if data_known && u64::from(settings.data) * u64::from(settings.context) == 1 {
-        // There is nothing to shard.
+        // One rank cannot shard.
         (settings.zero_stage, settings.shard) = (0, 1);
         settings.override_numbers();
     }
@@ -453,7 +453,7 @@ pub fn import_beside(
     Ok(Imported { settings, known, unread, approximated, keys })
 }
 
-/// Says which flag overrides a wrong value.
+/// Adds the flag that overrides a wrong value.
 fn overridable(error: InputError, field: Field) -> InputError {
     let Some(flag) = field.flag() else { return error };
     let hint = format!("{}, or give `{flag}`: flags override the file", error.hint);

@@ -1,4 +1,4 @@
-//! How one field of a plan is written for one trainer, and what happens with fields that have no setting.
+//! How one field of a plan is written for one trainer, and how fields without a setting are treated.
 
 use crate::document::Document;
 use crate::launch::Machines;
@@ -28,11 +28,11 @@ pub struct UnsupportedField {
 pub enum Otherwise {
     /// The plan would not be the same without it.
     Refuse { why: &'static str, way_out: &'static str },
-    /// What the trainer does instead.
+    /// The behaviour of the trainer instead.
     Instead(&'static str),
 }
 
-/// A field that the trainer does not support, and what it does instead.
+/// A field that the trainer does not support, and its behaviour instead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
     pub field: Field,

@@ -142,8 +142,8 @@ pub(crate) const LEARNING_RATE: [Hyperparameter; 4] = [
     Hyperparameter::FinalFraction,
 ];
 
-/// What a command line gives beside a trainer's file: it overrides the file, and completes what the file
-/// leaves open.
+/// The fields of a command line that is given with a trainer's file: it overrides the file, and provides
+/// fields that the file does not set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CommandLine {
     /// Devices of the cluster.
@@ -152,7 +152,7 @@ pub struct CommandLine {
     pub fields: BTreeMap<Field, u32>,
     /// GEMMs of linear layers in FP8.
     pub fp8: bool,
-    /// The model is one of experts.
+    /// Whether the model has experts.
     pub experts: bool,
     /// The layout is searched, so that of the file is not used.
     pub search: bool,
@@ -202,7 +202,7 @@ pub struct Settings {
     /// written nor read.
     #[serde(skip)]
     pub given: BTreeSet<Hyperparameter>,
-    /// The command line beside the file that is read.
+    /// The command line that is given with the file.
     #[serde(skip)]
     pub command: CommandLine,
 }
@@ -324,7 +324,8 @@ impl Settings {
         (others > 0 && devices.is_multiple_of(others)).then(|| (devices / others) as u32)
     }
 
-    /// Sets the numbers that the command line gives. It is checked elsewhere: what is out of range is left.
+    /// Sets the numbers that the command line gives. They are checked elsewhere: numbers out of range are
+    /// ignored here.
     pub(crate) fn override_numbers(&mut self) {
         for (field, number) in self.command.fields.clone() {
             let place = match field {

@@ -239,7 +239,7 @@ static ROWS: &[FieldMapping] = &[
                 settings.shard = shard;
                 return Ok(true);
             }
-            // By default, it is what the other degrees leave.
+            // By default, it is the number of devices divided by the other degrees.
             let Some(ranks) = settings.ranks() else { return Ok(false) };
             let replicas = document.size(REPLICATE)?.unwrap_or(1);
             settings.shard = quotient("data-parallel ranks", ranks.into(), replicas.into(), REPLICATE)?;
@@ -272,7 +272,8 @@ static ROWS: &[FieldMapping] = &[
                 .set("parallelism.fsdp_reshard_after_forward", if stage == 3 { "always" } else { "never" }),
         },
         read: |document, settings| {
-            // Context-parallel ranks shard, too. All the ranks may be many, if their number is not known.
+            // Context-parallel ranks shard, too. A group of all ranks counts as sharded if their number is
+            // not given.
             let all = document.has(SHARD) && document.size_or_rest(SHARD)?.is_none();
             let sharded = settings.shard > 1 || settings.context > 1 || (all && settings.ranks().is_none());
             let policy = document.text("parallelism.fsdp_reshard_after_forward");

@@ -29,7 +29,7 @@ impl Exporter for Transformers {
     }
 
     fn files(&self, document: &Document, job: &Export<'_>) -> Vec<File> {
-        // Our rows refuse what it would refuse, and our unsupported fields cover its notes.
+        // Our rows refuse the same settings, and our unsupported fields contain the same notes.
         let mut draft = Draft::new(job.settings, job.machines);
         for row in accelerate::Accelerate.rows() {
             (row.write)(job.settings, &mut draft);
@@ -177,7 +177,7 @@ static ROWS: &[FieldMapping] = &[
         write: |settings, draft| draft.set("per_device_train_batch_size", settings.micro_batch),
         read: |document, settings| {
             let key = "per_device_train_batch_size";
-            // Its default is 8; "auto" leaves it open.
+            // Its default is 8; with "auto" it is undefined.
             settings.micro_batch = document.size(key)?.unwrap_or(if document.has(key) { 1 } else { 8 });
             Ok(!document.has(key) || document.get(key).is_some())
         },

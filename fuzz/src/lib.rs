@@ -1,7 +1,9 @@
-//! The readers of everything that comes from outside, as `libFuzzer` calls them (`scripts/fuzz.sh`): whatever the bytes are, they
-//! are taken, or refused in a message that names the file. What was taken and is written again reads as the same.
+//! The readers of all external input, as `libFuzzer` calls them (`scripts/fuzz.sh`): any bytes are accepted,
+//! or refused with an error that names the file. An accepted document that is written again is read as the
+//! same value.
 //!
-//! The same kinds of files go through the whole program, a bounded number of times, in `tests/it/mutations.rs`.
+//! The same kinds of files go through the whole program, a bounded number of times, in
+//! `tests/it/mutations.rs`.
 
 use autodist_analytic::measured::MeasuredPlans;
 use autodist_analytic::{Calibration, sets, table};
@@ -18,7 +20,7 @@ use std::fmt::Debug;
 
 const FILE: &str = "mutant";
 
-/// A refusal names the file.
+/// The error names the file.
 fn refused(error: &InputError) {
     let message = error.to_string();
     assert!(message.contains(FILE), "names no file: {message}");
@@ -68,7 +70,7 @@ pub fn cluster(bytes: &[u8]) {
 
 pub fn cluster_short_form(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    // The flag that it came by is named by whoever knows it.
+    // The caller adds the name of the flag to the error.
     outcome(
         Cluster::from_short_form_with(text, Catalogue::shipped().devices())
             .map_err(|error| error.in_file(FILE)),
@@ -110,16 +112,16 @@ pub fn hosts(bytes: &[u8]) {
     outcome(hosts::parse(FILE, bytes));
 }
 
-/// A trainer's own file, without and with a model that is given beside it.
+/// A trainer's own file, without and with a given model.
 pub fn trainer(target: Target, bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     for model in [None, catalog::model("tiny-llama").ok()] {
-        // The file is named by whoever opened it.
+        // The caller adds the name of the file to the error.
         outcome(import(target, text, model).map_err(|error| error.in_file(FILE)));
     }
 }
 
-/// What somebody says to a listening rank or launcher, frame by frame.
+/// Input to a listening rank or launcher, frame by frame.
 #[cfg(fuzzing)]
 pub fn wire(bytes: &[u8]) {
     autodist_communication::fuzzing::hear(bytes);

@@ -55,7 +55,7 @@ impl Attention {
     }
 }
 
-/// What flash attention depends on beyond the data sheet.
+/// Parameters of flash attention that are not in the data sheet.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct AttentionBase {
     /// Seconds per kernel.

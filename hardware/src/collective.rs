@@ -95,7 +95,7 @@ impl Interconnect {
     /// [`Self::with_network`] overrides this.
     ///
     /// # Errors
-    /// The catalogue does not know the device, and the file gives no links between the devices of a node.
+    /// The catalogue does not contain the device, and the file gives no links between the devices of a node.
     pub fn of_cluster(cluster: &Cluster, catalogue: &Catalogue) -> Result<Self, InputError> {
         let group = &cluster.nodes[0];
         let figures = catalogue.device(&group.device.name).ok().cloned();

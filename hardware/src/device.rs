@@ -115,7 +115,7 @@ impl DeviceModel {
         Self::new(Catalogue::shipped().device(name)?, KernelParameters::shipped())
     }
 
-    /// The devices of a cluster: by name if the catalogue knows it, with the FLOP/s and bandwidths of the
+    /// The devices of a cluster: by name if the catalogue contains it, with the FLOP/s and bandwidths of the
     /// cluster's file.
     ///
     /// # Errors

@@ -29,8 +29,8 @@ fn distance(one: &DeviceFigures, other: &DeviceFigures) -> f64 {
         + apart(one.memory_bytes_per_s.0, other.memory_bytes_per_s.0)
 }
 
-/// The entry of the nearest device, and that device's own figures. An entry of a device that the catalogue
-/// does not know matches only a device of the same name.
+/// The entry of the nearest device, and that device's own figures. An entry of a device that is not in the
+/// catalogue matches only a device of the same name.
 pub(crate) fn nearest<'a, T>(
     figures: &DeviceFigures,
     entries: impl Iterator<Item = &'a T>,

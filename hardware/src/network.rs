@@ -16,7 +16,7 @@ struct Protocol {
     rate: f64,
 }
 
-/// LL (flags beside each 4 bytes), LL128 (beside each 120), Simple.
+/// LL (a flag for every 4 bytes of data), LL128 (for every 120), Simple.
 const PROTOCOLS: [Protocol; 3] = [
     Protocol { ring: [6.6, 0.6, 2.7], tree: [6.8, 0.6, 5.0], rate: 0.25 },
     Protocol { ring: [14.0, 1.9, 4.0], tree: [14.0, 1.25, 8.5], rate: 120.0 / 128.0 },

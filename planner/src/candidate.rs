@@ -58,7 +58,7 @@ pub(crate) enum Outcome {
     Found(Box<Found>),
 }
 
-/// Lower bounds of a candidate, known before it is compiled.
+/// Lower bounds of a candidate, computed before it is compiled.
 #[derive(Debug, Clone)]
 pub(crate) struct LowerBounds {
     pub index: usize,

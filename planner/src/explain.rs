@@ -1,4 +1,4 @@
-//! Why this plan is best, which part of the step dominates, and what would change it.
+//! Why this plan is best, which part of the step dominates, and which changes would make another plan best.
 
 use crate::{Comparison, Limit, PlanError, Planner, SearchLimits, usable};
 use autodist_spec::{Bytes, Cluster, ParallelStrategy, Plan, Seconds, StopReason};
@@ -19,7 +19,7 @@ pub struct Explanation {
     pub doubts: Vec<String>,
     /// The label of each alternative, and why it is slower.
     pub alternatives: Vec<(String, String)>,
-    /// The plan that the user asked about: its label, and how it compares or why it cannot run.
+    /// The plan that the user has chosen for comparison: its label, and how it compares or why it cannot run.
     pub against: Option<(String, String)>,
     pub what_ifs: Vec<WhatIf>,
 }
@@ -42,8 +42,8 @@ pub struct WhatIf {
 }
 
 /// Explains a plan by planning again: for another strategy, with faster links, faster devices, more memory. A
-/// plan for a given strategy, or one that measurements put first, is evaluated again without a search. `planner` is that of the plan's model,
-/// cluster, job and costs.
+/// plan for a given strategy, or one that measurements put first, is evaluated again without a search.
+/// `planner` is that of the plan's model, cluster, job and costs.
 ///
 /// # Errors
 /// The costs do not match the plan, or there is no plan for them.
@@ -88,7 +88,7 @@ pub fn explain(
 }
 
 fn what_if(plan: &Plan, change: &'static str, planner: Planner) -> Result<WhatIf, PlanError> {
-    // A plan that was chosen by measurement is not what a search by prediction finds.
+    // A search by prediction need not find a plan that was chosen by measurement.
     let other = if plan.search.stop_reason == StopReason::Given || plan.measured.is_some() {
         planner.given(&plan.strategy, Some(&plan.stages))?
     } else {

@@ -1,11 +1,11 @@
 //! Searches for the fastest plan that fits into memory.
 //!
-//! The space is what the job allows and the compiler's rules accept. Every candidate in it is bounded from
-//! below before it is compiled; those that the bound does not exclude are compiled, their memory is counted
-//! exactly, and those that fit are simulated, most promising first, until no bound is below the best plan. So
-//! the plan is optimal in its space under its cost model, and the result records this. The result depends
-//! only on the input, not on the number of threads. Not here: the cost of a plan (`cost-model`), the rules
-//! (`program`), and any clock except the caller's.
+//! The space contains the strategies that the job allows and the compiler's rules accept. Every candidate in
+//! it is bounded from below before it is compiled; those that the bound does not exclude are compiled, their
+//! memory is counted exactly, and those that fit are simulated, most promising first, until no bound is below
+//! the best plan. So the plan is optimal in its space under its cost model, and the result records this. The
+//! result depends only on the input, not on the number of threads. Not here: the cost of a plan
+//! (`cost-model`), the rules (`program`), and any clock except the caller's.
 //!
 //! ```
 //! use autodist_cost_model::synthetic::SyntheticMachine;

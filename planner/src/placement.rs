@@ -1,12 +1,13 @@
 //! Which device each rank runs on: placements with the lowest link loads.
 //!
 //! For each kind of traffic (tensor groups, gradients, replicas, activations) a placement has the time of its
-//! most loaded link; a link's load is all traffic of that kind that crosses it. Only the simulation knows how
-//! much of each kind a step can overlap, so the search returns the Pareto front: the placements that no other
-//! beats in every kind. If a step time never decreases with a load, the best placement is among them. Up to
-//! [`EXACT`] ranks they are found by branch and bound: a subset of the ranks never loads a link more than all
-//! of them. Beyond that, swaps improve the placement that fills nodes in order, and a bound gives the
-//! distance from the minimum load. The few placements are then priced like any other option.
+//! most loaded link; a link's load is all traffic of that kind that crosses it. Only the simulation
+//! determines how much of each kind a step can overlap, so the search returns the Pareto front: the
+//! placements that no other beats in every kind. If a step time never decreases with a load, the best
+//! placement is among them. Up to [`EXACT`] ranks they are found by branch and bound: a subset of the ranks
+//! never loads a link more than all of them. Beyond that, swaps improve the placement that fills nodes in
+//! order, and a bound gives the distance from the minimum load. The few placements are then priced like any
+//! other option.
 
 use crate::communication::interchangeable;
 use autodist_program::{Flows, Program};
@@ -237,7 +238,7 @@ fn branch(
         return;
     }
     for node in 0..ground.room.len() {
-        // Of equal nodes without ranks, only the first is tried.
+        // If several equal nodes have no ranks, only the first is tried.
         let alike = (0..node).any(|other| used[other] == 0 && used[node] == 0 && ground.alike[other][node]);
         if used[node] == ground.room[node].len() || alike {
             continue;

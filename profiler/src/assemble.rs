@@ -1,4 +1,4 @@
-//! The measurements so far, and what remains to be measured.
+//! The measurements so far, and those that remain.
 
 mod fits;
 mod summary;
@@ -23,7 +23,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use takes::Take;
 
-/// Rounds in which everything is measured, even if it is already known.
+/// Rounds in which everything is measured, even if it was measured before.
 const ROUNDS_FOR_ALL: usize = 6;
 
 type CellKey = (Segment, Pass, u32, bool, u32, Recompute);
@@ -45,7 +45,7 @@ pub struct Assembly<'a> {
     /// Probes without a valid run, with the reason; links likewise.
     unsettled: BTreeMap<Probe, String>,
     links_unsettled: Option<String>,
-    /// What was measured again, with the reason.
+    /// Repeated measurements, with the reason.
     again: Vec<String>,
     collectives: BTreeMap<(Collective, usize, usize, usize), Vec<f64>>,
     exchanges: BTreeMap<(Collective, usize, usize, usize), Vec<f64>>,
@@ -151,7 +151,7 @@ impl<'a> Assembly<'a> {
         self.has_run(probe) || self.known(probe)
     }
 
-    /// Whether a codec of `task` is unknown; each is measured twice.
+    /// Whether a codec of `task` is not measured yet; each is measured twice.
     pub fn wants_codings(&self, task: &CodingTask, round: usize) -> bool {
         let known = |(coded, codec): &(Coded, Codec)| {
             let is = |cost: &CodecCost| (cost.coded, cost.codec) == (*coded, *codec);

@@ -1,6 +1,6 @@
-//! Measures what the executor will run, on the devices and links that it will use, with all ranks running at
-//! once. Layers are measured inside real training steps: a probe is a training [`Task`] with every
-//! instruction timed and its memory counted. Links, send/recv and the interference of compute and
+//! Measures the operations that the executor will run, on the devices and links that it will use, with all
+//! ranks running at once. Layers are measured inside real training steps: a probe is a training [`Task`] with
+//! every instruction timed and its memory counted. Links, send/recv and the interference of compute and
 //! communication are measured by separate tasks. Rounds repeat until the medians are accurate enough or the
 //! budget is spent.
 
@@ -108,7 +108,7 @@ fn on_device<D: TrainingDevice>(
     })
 }
 
-/// What to profile.
+/// A request for a profile.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub model: ModelSpec,
@@ -133,7 +133,7 @@ pub struct Request {
 
 impl Request {
     /// Which devices share which link, if devices are on several machines, real or emulated. Bandwidths and
-    /// latencies of real links are not known yet.
+    /// latencies of real links are not measured yet.
     pub fn structure(&self) -> Option<Network> {
         match &self.emulated {
             Some(cluster) => Network::of(cluster),

@@ -1,5 +1,5 @@
 //! Measures the bandwidth and latency of every link of a network with different links; which devices share
-//! which link is known.
+//! which link is given.
 
 use crate::{Request, links};
 use autodist_communication::{Communicator, Mailbox, ReduceOp};
@@ -256,8 +256,9 @@ impl Taken {
 
     /// Seconds on the wire.
     fn wire(&self, flows: &[(usize, usize)]) -> f64 {
-        // Several senders start up to one round trip apart, and none of them knows when the first started.
-        // And if the machine's disturbances were longer than the flow, the result is only an upper bound.
+        // Several senders start up to one round trip apart, and none of them can observe when the first
+        // started. And if the machine's disturbances were longer than the flow, the result is only an upper
+        // bound.
         let one_clock = flows.iter().all(|(from, _)| *from == flows[0].0);
         if one_clock && self.whole > self.round_trip { self.whole - self.round_trip } else { self.whole }
     }

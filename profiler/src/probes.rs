@@ -100,7 +100,7 @@ pub fn all(request: &Request) -> Vec<Probe> {
         for shard in (2..=ranks).filter(|s| ranks % s == 0) {
             probes.push(Probe { shard, ..Probe::plain(1, *smallest) });
         }
-        // The native engine has no overhead besides its operations.
+        // The native engine has no overhead in addition to its operations.
         if request.engine == Engine::Torch && ranks % PIPELINE == 0 {
             let kinds = allow.schedule.iter().filter(|_| allows(&allow.pipeline, PIPELINE));
             probes.extend(kinds.map(|kind| Probe { schedule: Some(*kind), ..Probe::plain(1, *smallest) }));
@@ -193,7 +193,8 @@ pub fn task(request: &Request, probe: &Probe) -> Task {
     }
 }
 
-/// The assignments of a round: in the first everything that is unknown, later what is not accurate enough.
+/// The assignments of a round: in the first all missing measurements, later those that are not accurate
+/// enough.
 pub fn round(request: &Request, assembly: &Assembly, round: usize) -> Vec<Assignment> {
     if round >= MOST_ROUNDS {
         return Vec::new();

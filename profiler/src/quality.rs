@@ -3,7 +3,7 @@
 //!
 //! Two cells that run the same kernel bound each other: under another recompute policy the time is the same;
 //! with a larger micro-batch or a larger shard it is at least as long, and at most longer in proportion to
-//! the work. If two cells contradict each other, it is only known that one of them is wrong. So cells vote: a
+//! the work. If two cells contradict each other, this shows only that one of them is wrong. So cells vote: a
 //! cell is doubtful if more than half of its peers contradict it, and the cell with the largest majority is
 //! removed first and loses its vote.
 

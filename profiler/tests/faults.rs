@@ -62,7 +62,7 @@ fn a_machine_that_runs_faster_and_slower_is_corrected_without_a_doubt() {
         };
         let profile = lab.profile(None, &moods, &sound_links);
         assert_eq!((profile.doubts.as_slice(), measured_again(&profile).len()), (&[][..], 0), "seed {seed}");
-        // All times are relative to the same usual speed, whatever it is.
+        // All times are relative to the same usual speed.
         let ratio = |cell: &SegmentCost| {
             let truth = lab.truth.segments.iter().find(|c| DoubtedCell::from(*c) == DoubtedCell::from(cell));
             cell.time.median_s / truth.unwrap().time.median_s

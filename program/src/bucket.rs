@@ -82,7 +82,8 @@ impl Bucket {
 }
 
 /// The buckets of pipeline rank `pipeline_rank`, in the order in which their gradients become complete.
-/// Sizes are those of `tensor_rank`; they differ between tensor ranks only where the vocabulary does not divide.
+/// Sizes are those of `tensor_rank`; they differ between tensor ranks only where the vocabulary does not
+/// divide.
 pub fn buckets(
     model: &ModelSpec,
     strategy: &ParallelStrategy,

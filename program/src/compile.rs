@@ -100,7 +100,8 @@ pub enum Instruction {
     Release { bucket: usize },
     /// All-reduces a tied table's gradients over both ends of the pipeline.
     SumTied { bucket: usize, elements: usize },
-    /// L2 norm of the whole gradient, over the ranks that together hold the model. `elements` counts this rank's part.
+    /// L2 norm of the whole gradient, over the ranks that together hold the model. `elements` counts this
+    /// rank's part.
     GradientNorm { elements: usize },
     /// Optimizer update of this rank's part of a bucket, and zeroing of its gradients.
     Update { bucket: usize, elements: usize },
@@ -423,7 +424,7 @@ impl<'a> Compiler<'a> {
         self.gather_rows(out, layer, Segment::Mlp, Operand::Flow);
         self.segment(out, layer, Segment::Mlp, pass, recompute);
         if pass == Pass::Forward {
-            // In recomputation the block's output is already known: its all-reduce is not needed.
+            // In recomputation the block's output was computed before: its all-reduce is not needed.
             self.complete(out, layer, Segment::Mlp);
         }
     }

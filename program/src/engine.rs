@@ -1,5 +1,6 @@
-//! What an engine supports. Every engine trains the same programs, but not each supports all of them: each
-//! gap is a rule, with its reason and an alternative, which planner, commands and the engine itself check.
+//! The operations that an engine supports. Every engine trains the same programs, but not each supports all
+//! of them: each gap is a rule, with its reason and an alternative, which planner, commands and the engine
+//! itself check.
 
 use crate::rules::{Illegal, Rule};
 use autodist_spec::{

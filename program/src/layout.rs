@@ -10,9 +10,9 @@ pub struct Coordinates {
     pub tensor: usize,
 }
 
-/// The device mesh: tensor ranks are neighbours, then data, then pipeline, so that the axis with the most traffic
-/// crosses the shortest links (Narayanan et al., SC'21, section 3.1). Within the data axis, the ranks that shard
-/// one replica are neighbours.
+/// The device mesh: tensor ranks are neighbours, then data, then pipeline, so that the axis with the most
+/// traffic crosses the shortest links (Narayanan et al., SC'21, section 3.1). Within the data axis, the ranks
+/// that shard one replica are neighbours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
     pub pipeline: usize,

@@ -40,8 +40,9 @@ fn one_f_one_b(rank: usize, pipeline: usize, micro_batches: usize) -> Vec<Slot> 
     pair_up(warmup, micro_batches, |micro_batch, backward| Slot { chunk: rank, micro_batch, backward })
 }
 
-/// 1F1B over several chunks per rank, in rounds of micro-batches (SC'21, section 2.2.2; the order is PyTorch's
-/// Interleaved1F1B, whose rounds also take counts that are no multiple of the pipeline).
+/// 1F1B over several chunks per rank, in rounds of micro-batches (SC'21, section 2.2.2; the order is
+/// PyTorch's Interleaved1F1B, whose rounds also support counts that are not a multiple of the pipeline's
+/// ranks).
 fn interleaved(rank: usize, pipeline: usize, virtual_stages: usize, micro_batches: usize) -> Vec<Slot> {
     let per_round = micro_batches_per_round(pipeline, micro_batches);
     let total = micro_batches * virtual_stages;

@@ -1,4 +1,5 @@
-//! Writes every view of a made-up plan into a folder: `cargo run -p autodist-reports --example sample -- FOLDER`.
+//! Writes every view of a made-up plan into a folder:
+//! `cargo run -p autodist-reports --example sample -- FOLDER`.
 
 #[path = "../tests/it/fixture/mod.rs"]
 mod fixture;

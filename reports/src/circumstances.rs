@@ -68,7 +68,7 @@ pub(crate) fn gpus(environment: &Environment) -> Vec<(String, String)> {
     each.chain(wired).chain(between).collect()
 }
 
-/// The known properties of a GPU, without those that are shown elsewhere.
+/// The recorded properties of a GPU, without those that are shown elsewhere.
 fn accelerator(gpu: &Accelerator) -> String {
     let name = if gpu.name.is_empty() { "unknown name" } else { &gpu.name };
     let some = |known: bool, text: String| known.then_some(text);

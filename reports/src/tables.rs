@@ -143,7 +143,7 @@ fn bar(share: f64) -> String {
 const RANK_NAMES: [&str; 8] =
     ["rank 0", "rank 1", "rank 2", "rank 3", "rank 4", "rank 5", "rank 6", "rank 7"];
 
-/// A note on what the tables per rank leave out; `None` for most plans.
+/// A note on figures that the tables per rank leave out; `None` for most plans.
 pub(crate) fn ranks_left_out(plan: &Plan) -> Option<String> {
     let (shown, all) = (RANK_NAMES.len(), plan.estimate.stages.len());
     (all > shown).then(|| format!("The first {shown} of {all} pipeline ranks"))

@@ -1,5 +1,5 @@
-//! A step as a trace for Perfetto (<https://ui.perfetto.dev>) and chrome://tracing: the Trace Event Format's complete
-//! events, in microseconds.
+//! A step as a trace for Perfetto (<https://ui.perfetto.dev>) and chrome://tracing: the Trace Event Format's
+//! complete events, in microseconds.
 
 use crate::words;
 use autodist_spec::{Stream, TimelineEvent};

@@ -26,7 +26,7 @@ pub(crate) fn percent(fraction: f64) -> String {
     format!("{:.1} %", fraction * 100.0)
 }
 
-/// `+3.1 %`; the sign says whether the prediction was too high.
+/// `+3.1 %`; the sign shows whether the prediction was too high.
 pub(crate) fn signed_percent(fraction: f64) -> String {
     format!("{:+.1} %", fraction * 100.0)
 }
@@ -351,7 +351,7 @@ pub(crate) fn optimizer(optimizer: Optimizer) -> String {
     }
 }
 
-/// A note on what the name does not say: what stays in fp32.
+/// A note on the tensors that stay in fp32, which the name does not contain.
 pub(crate) fn precision(precision: Precision) -> &'static str {
     match precision {
         Precision::Fp32 => "fp32",

@@ -116,7 +116,7 @@ const fn dgc_start() -> u32 {
 )]
 #[serde(rename_all = "snake_case")]
 pub enum Coded {
-    /// Gradients whose whole sum every rank needs.
+    /// Gradients that are all-reduced: every rank needs the whole sum.
     #[default]
     Gradients,
     /// Gradients that are reduce-scattered: each rank keeps a shard of the sum (ZeRO).

@@ -14,7 +14,7 @@ pub struct InputError {
     pub source_name: String,
     /// Path of the field, e.g. `nodes[1].devices`; empty when the file as a whole is wrong.
     pub field: String,
-    /// The value as it was given; empty when there is none.
+    /// The value as it was given; empty when no value was given.
     pub value: String,
     pub problem: String,
     /// How to fix the problem.
@@ -38,7 +38,7 @@ impl InputError {
         self
     }
 
-    /// Sets the file that the value was read from, unless a more exact source is already known.
+    /// Sets the file that the value was read from, unless a more exact source is already set.
     #[must_use]
     pub fn in_file(mut self, name: &str) -> Self {
         if self.source_name.is_empty() {
@@ -100,10 +100,12 @@ pub fn in_range(field: &str, value: u64, low: u64, high: u64) -> Result<(), Inpu
     Ok(())
 }
 
-/// Largest valid quantity, in its unit. Sums and products of a few valid quantities stay finite.
+/// Largest valid value of a quantity, in its unit: low enough that adding and multiplying a few of them stays
+/// finite.
 const LARGEST: f64 = 1e30;
 
-/// Smallest valid quantity above zero, in its unit. Quotients by a few valid quantities stay finite.
+/// Smallest valid value of a quantity above zero, in its unit: high enough that dividing by a few of them
+/// stays finite.
 const SMALLEST: f64 = 1e-30;
 
 /// Checks that a real number is above zero and in the range of valid quantities.

@@ -1,4 +1,4 @@
-//! What is trained, and which strategies are allowed.
+//! A training job: its settings, and the allowed strategies.
 
 use crate::communication::{Algorithm, Codec, Communication};
 use crate::error::{InputError, in_range, not_negative, positive};
@@ -256,7 +256,7 @@ impl LearningRate {
     }
 }
 
-/// What the search minimises.
+/// The objective that the search minimises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {

@@ -63,7 +63,7 @@ impl Pattern {
     }
 }
 
-/// A timed collective over all devices, in their order. Time beyond what its links explain (transfers that
+/// A timed collective over all devices, in their order. Time that its links do not explain (transfers that
 /// wait for each other, streams that share a link unevenly) is attributed to the pattern.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

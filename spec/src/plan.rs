@@ -554,7 +554,7 @@ pub struct ProfileReference {
     /// Whether the devices and links were emulated: the plan is validated on the same emulation.
     #[serde(default)]
     pub emulated: bool,
-    /// What priced the plan instead of a profile.
+    /// The source of the plan's prices, if it is not a profile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub catalogue: Option<CatalogueReference>,
 }

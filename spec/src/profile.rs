@@ -132,12 +132,12 @@ pub struct SegmentCost {
     pub tensor: u32,
     pub sequence_parallel: bool,
     pub micro_batch: u32,
-    /// Recomputation policy of the layer, which determines what the forward pass keeps. `none` for embedding
-    /// and head.
+    /// Recomputation policy of the layer, which determines the activations that the forward pass keeps.
+    /// `none` for embedding and head.
     pub recompute: Recompute,
     pub time: Sample,
-    /// Live memory after the segment minus live memory before it: what it keeps and outputs, minus what it
-    /// consumes.
+    /// Live memory after the segment minus live memory before it: the tensors that it keeps and outputs,
+    /// minus those that it consumes.
     pub growth_bytes: i64,
     /// Highest live memory while it runs, relative to its start.
     pub peak_bytes: Bytes,
@@ -471,7 +471,7 @@ pub struct Profile {
     #[serde(default)]
     pub reference_s: Seconds,
     /// Relative difference between two runs of the same plan, which no model can predict. Absent if every
-    /// plan was run in only one round, so that it is not known.
+    /// plan was run in only one round.
     #[serde(default)]
     pub repeatability: Option<f64>,
     /// Doubtful measurements.

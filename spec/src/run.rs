@@ -77,7 +77,7 @@ pub struct RankRecord {
 pub enum FallbackReason {
     /// In many consecutive steps, nearly nothing of the gradients was sent.
     Contraction,
-    /// The kept error grew beyond what error feedback can ever send.
+    /// The kept error grew beyond the amount that error feedback can ever send.
     ErrorGrowth,
 }
 

@@ -32,7 +32,8 @@ enum Part {
 
 impl Survey {
     /// Checks for disallowed texts, and for more than `most` values, because a value of one or two bytes can
-    /// take a hundred bytes of memory. A rejection is in the survey, whatever error the notation reports.
+    /// take a hundred bytes of memory. A rejection is in the survey, even if the notation reports another
+    /// error.
     pub fn of<'de, D: Deserializer<'de>>(
         most: usize,
         lines: bool,

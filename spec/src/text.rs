@@ -1,7 +1,7 @@
 //! Names and texts from files: which characters are allowed, and how they are displayed.
 //!
 //! They are written to scripts, tables, pages and terminals, where a line break or an escape sequence could
-//! have effects that the reader did not ask for. So these are refused when files are read.
+//! have effects that the reader does not expect. So these are refused when files are read.
 
 use crate::error::InputError;
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};

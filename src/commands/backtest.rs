@@ -64,7 +64,7 @@ pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
     output::print(&if args.json { to_json(&result) } else { text(&result) })
 }
 
-/// Plans over layer times that others have measured.
+/// Plans over layer times measured by others.
 fn measured_plans(path: &Path, json: bool) -> Result<(), Failure> {
     let content = input::bytes(path, "measured plans")?;
     let estimates = MeasuredPlans::read(&path.display().to_string(), &content)?.estimate();

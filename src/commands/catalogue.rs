@@ -19,7 +19,7 @@ use std::sync::Arc;
 /// calibration belongs: nine of ten published runs are within this fraction (docs/validation.md).
 const SIMULATED: f64 = 0.05;
 
-/// A cluster, and what prices its steps.
+/// A cluster, and the source of the prices of its steps.
 pub struct Figures {
     pub cluster: Cluster,
     pub machine: Arc<NodeModel>,

@@ -62,7 +62,7 @@ pub fn read(args: &EstimateArgs, devices: Option<u32>) -> Result<Option<Given>, 
     Ok(Some(Given { imported, file: file.clone() }))
 }
 
-/// What overrides the file, and completes what it leaves open.
+/// The fields that override the file, or that the file does not set.
 fn command_line(args: &EstimateArgs, devices: Option<u32>) -> Result<CommandLine, Failure> {
     let (layout, mut job) = (&args.strategy, args.job.clone());
     if job.job.is_some() {
@@ -78,7 +78,7 @@ fn command_line(args: &EstimateArgs, devices: Option<u32>) -> Result<CommandLine
         (Field::Precision, job.precision.map(|_| 0)),
         (Field::Seed, job.seed.map(|_| 0)),
     ];
-    // A search of layouts keeps the file's own job, whatever it fixes of the layout.
+    // A search of layouts keeps the file's own job, even if the file sets parts of the layout.
     if args.best.is_none() {
         fields.extend([
             (Field::Tensor, layout.tp),
@@ -183,7 +183,7 @@ impl Given {
         if !error.source_name.is_empty() && error.source_name != input::FLAGS {
             return Failure::Input(error);
         }
-        // What is missing is not in the file, or is left open there.
+        // A missing field is not in the file, or is undefined there.
         if error.problem == "is required" {
             error.problem += ", because the file leaves it open";
             return Failure::Input(error.in_file(&self.file));

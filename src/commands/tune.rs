@@ -94,7 +94,7 @@ struct Round {
     plan: Plan,
     validation: Validation,
     records: Vec<RunRecord>,
-    /// What ended the round early, or what could not be written.
+    /// The reason for an early end of the round, or the file that could not be written.
     failure: Option<Failure>,
 }
 
@@ -187,8 +187,8 @@ fn labels(strategies: &[ParallelStrategy]) -> String {
     strategies.iter().map(ParallelStrategy::label).collect::<Vec<_>>().join(", ")
 }
 
-/// Drops the cells that these plans depend on and writes the profile, which is then unfinished; false if
-/// there are none.
+/// Drops the cells that these plans depend on and writes the profile, which is then unfinished; false if the
+/// profile has no such cells.
 fn forget(profile: &mut Profile, plans: &[ParallelStrategy], path: &Path) -> Result<bool, Failure> {
     let dropped = autodist_profiler::forget(profile, plans);
     if dropped > 0 {
@@ -215,7 +215,7 @@ fn distrust(folder: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Keeps the records that refuted a plan beside those of the next repeat.
+/// Keeps the records that refuted a plan next to those of the next repeat.
 fn keep(runs: &Path) -> Result<(), Failure> {
     let beside = |number: usize| runs.with_file_name(format!("runs-refuted-{number}"));
     let free = (1..).map(beside).find(|folder| !folder.exists());

@@ -91,7 +91,8 @@ fn candidates(
     Ok(candidates)
 }
 
-/// The plans of a whole space that the engine supports. An unsupported plan outside `--all` is refused instead.
+/// The plans of a whole space that the engine supports. An unsupported plan outside `--all` is refused
+/// instead.
 fn runnable(
     engine: Engine,
     plan: &Plan,

@@ -135,7 +135,7 @@ fn no_plan_of_the_space_beats_the_one_that_is_found() {
     }
 }
 
-/// A published run as a program's model, job, strategy and stages; or why it is none.
+/// A published run as a program's model, job, strategy and stages; or why a program cannot express it.
 fn published(run: &TrainingRun) -> Result<(ModelSpec, Job, ParallelStrategy, Vec<Stage>), String> {
     let (shape, layout) = (&run.shape, &run.layout);
     if layout.context > 1 || shape.experts.is_some() || !matches!(run.dtype, Dtype::Bf16 | Dtype::Fp16) {
@@ -190,7 +190,7 @@ fn rows(names: &[&str]) -> Vec<table::TableRow> {
     names.iter().flat_map(read).collect()
 }
 
-/// Step time and bytes of the fullest device: of the simulated program, and of the closed form.
+/// Step time, and bytes of the fullest device: by the simulated program, and by the closed form.
 fn both(run: &TrainingRun) -> Option<[(f64, f64); 2]> {
     let (model, job, strategy, stages) = published(run).ok()?;
     let devices = run.layout.devices();
@@ -208,8 +208,8 @@ fn quantile(values: &[f64], at: f64) -> f64 {
     sorted[(at * (sorted.len() - 1) as f64).round() as usize]
 }
 
-/// How far simulated steps are from the closed form, to which the error bar belongs, and from what was
-/// measured, over every `share`-th published run.
+/// How far simulated steps are from the closed form, to which the error bar belongs, and from the measured
+/// times, over every `share`-th published run.
 fn agreement(share: usize) {
     let (mut time, mut memory, mut errors) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new()]);
     let rows = rows(&["training_runs", "later_runs"]);

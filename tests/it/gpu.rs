@@ -120,7 +120,7 @@ fn two_ranks_may_share_a_gpu() {
     assert!(record["environment"]["collectives"].as_str().unwrap().starts_with("NCCL 2."), "{record}");
 }
 
-/// Codecs of every kind: payloads of two phases, sums, sparse entries and quantisation levels.
+/// Codecs of every kind: payloads of two phases, all-reduces, sparse entries and quantisation levels.
 fn codecs() -> [Value; 6] {
     [
         json!("fp16"),

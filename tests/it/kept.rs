@@ -141,7 +141,7 @@ fn one_process_at_a_time_writes_an_output() {
     line(folder.path(), "train plan.json --steps 2 -o out/other.json").ok();
     first.signal(libc::SIGKILL);
     first.end();
-    // The output is free again, and what the killed training measured stays.
+    // The output is free again, and the measurements of the killed training are kept.
     let third = line(folder.path(), "train plan.json --steps 2 -o out/run.json");
     assert_eq!(third.code, Some(0), "{}", third.err);
     assert!(third.err.contains("run.partial.2.json"), "{}", third.err);

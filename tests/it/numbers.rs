@@ -458,7 +458,7 @@ fn no_pipe_that_a_document_names_is_waited_for() {
         assert!(run.err.contains(&format!("{named}: is {is}")), "{}", run.err);
         assert_eq!(run.code, Some(0), "a report can do without");
     }
-    // A pipe where a file would be searched for is refused, too.
+    // A pipe at a path where a file is searched for is refused, too.
     fs::create_dir(folder.join("model")).unwrap();
     fs::rename(&pipe, folder.join("model/config.json")).unwrap();
     let run =

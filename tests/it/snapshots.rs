@@ -40,7 +40,8 @@ const MEASURED: &[(&str, &str)] = &[
     (r"[+-]?\b\d\.\d{4}( at step|  )", "[loss]$1"),
 ];
 
-/// Memory peaks, of ranks and in the table of a validation's only run. The number of sent bytes is known.
+/// Memory peaks, of ranks and in the table of a validation's only run. The number of sent bytes does not
+/// vary, so it is shown.
 const PEAKS: &[(&str, &str)] = &[
     (r"(?m)^(memory  )[\d.]+ [KMG]iB", "$1[size]"),
     (r"(?m)^(  \d+  )[\d.]+ [KMG]iB", "$1[size]"),
@@ -358,14 +359,14 @@ fn train() {
 
 #[test]
 fn validate() {
-    // A step is predicted to take ten seconds instead of milliseconds, under any load: so the verdict is
-    // known.
+    // A step is predicted to take ten seconds instead of milliseconds, so the verdict is the same under any
+    // load.
     let machine = SyntheticMachine { overhead_s: 10.0, ..SyntheticMachine::new(2) };
     let folder = folder(2);
     write(folder.path(), "profile.json", to_json(&machine.profile(&small_model(), &small_job())));
     line(folder.path(), &format!("{SEARCH} --top 2 -o plan.json")).ok();
     let text = shown(folder.path(), &format!("validate plan.json --steps 4 {RANKS}"));
-    // Predictions are known, next to times that are not.
+    // Predictions do not vary between runs; the times next to them do.
     let hidden = (r"10\.0 s ± ([\d.]+) (m?s)\b", "10.0 [s] ± $1 [$2]");
     let seen = (r"\[(m?s)\]", "$1");
     held("validate", &text, &[&[hidden], MEASURED, PEAKS, &[seen]].concat());

@@ -203,7 +203,7 @@ fn tune_measures_again_what_a_refuted_plan_stands_on_and_hands_over_the_fastest_
     let plan = read(&made.join("plan.json"));
     assert_eq!(plans(&plan), fastest_first(&validation));
     assert_eq!(validation["verdict"] == "refuted", found.code == Some(5), "{}", found.err);
-    // The norms, which only other probes measure, are still known.
+    // The norms, which only other probes measure, are still in the profile.
     for cost in repaired["optimizer"].as_array().unwrap() {
         assert!(cost["norm"]["median_s"].as_f64().unwrap() > 0.0, "{cost}");
     }

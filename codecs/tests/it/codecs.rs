@@ -1,5 +1,5 @@
-//! Properties of every codec: the same bits on all members, the announced bytes, and no loss beyond what it
-//! reports.
+//! Properties of every codec: the same bits on all members, the announced bytes, and no loss beyond the
+//! reported one.
 use crate::common;
 
 use autodist_codecs::{Compressor, Tensor, footprint, phases};
@@ -110,7 +110,7 @@ fn fewer_bits_stay_close_to_the_sum() {
 
 #[test]
 fn a_rank_as_large_as_the_matrix_loses_nothing() {
-    // A sum of outer products has the rank of its terms, whatever the matrix's size.
+    // A sum of outer products has the rank of its terms, for a matrix of any size.
     let low = |step: usize, member: usize| -> Vec<f32> {
         let (rows, columns) = (40, 30);
         let term = |t: usize, i: usize, j: usize| value(step, member + 10 * t, i) * value(step, 99 + t, j);
@@ -189,8 +189,7 @@ fn deep_gradient_compression_follows_its_paper() {
     }
 }
 
-/// The gradients returned by 1-bit Adam bring the optimizer's momentum to the agreed one: signs times one
-/// scale.
+/// The gradients returned by 1-bit Adam give the optimizer the agreed momentum: signs times one scale.
 #[test]
 fn one_bit_adam_sends_the_momentum() {
     let (size, warmup, decay) = (3, 4, 0.8);

@@ -356,7 +356,7 @@ impl Hub {
         state.heard = others;
         let theirs: BTreeMap<(usize, Purpose), c_int> = theirs;
         for ((peer, _), number) in theirs {
-            // An MPI that fails here fails whoever uses it next.
+            // If MPI fails here, its next use returns the error.
             let _ = state.close((peer, number));
         }
     }
@@ -447,9 +447,9 @@ impl Hub {
         self.state().spare.push(buffer);
     }
 
-    /// Closes a stream: the peer still receives what was sent before.
+    /// Closes a stream: the peer still receives the data sent before.
     pub fn close(&self, key: Key) {
-        // An MPI that fails here fails whoever uses it next.
+        // If MPI fails here, its next use returns the error.
         let _ = self.state().close(key);
     }
 
@@ -518,7 +518,7 @@ impl Hub {
             if state.over {
                 return;
             }
-            // An MPI that fails here fails whoever uses it next.
+            // If MPI fails here, its next use returns the error.
             let moved = state.advance().unwrap_or(false);
             drop(state);
             if moved {

@@ -121,7 +121,7 @@ impl Mpi {
     /// Leaves the job, once all processes do. Everything opened over MPI must have been dropped.
     ///
     /// # Errors
-    /// [`MpiError::Unfinished`] if other processes do not finalise, or do not receive what was sent to them:
+    /// [`MpiError::Unfinished`] if other processes do not finalise, or do not receive the data sent to them:
     /// `mpirun` will end the job.
     pub fn finalise(&self) -> Result<(), MpiError> {
         self.hub.finalise()

@@ -53,10 +53,10 @@ pub struct TcpOptions {
 /// Joins the job: returns when all its ranks have.
 ///
 /// The rendezvous may start later than the ranks: it is tried again until the time-out. Only a nonce is sent
-/// before the rendezvous has proved that it knows the token; the same holds for connections to ranks.
+/// before the rendezvous has proved the token; the same holds for connections to ranks.
 ///
 /// # Errors
-/// [`CommunicationError::Refused`] if no process listens there or the job has no place for this rank,
+/// [`CommunicationError::Refused`] if no process listens there or the job has no free place for this rank,
 /// [`CommunicationError::BadToken`] if it belongs to another job, [`CommunicationError::Unproven`] if the
 /// listening process does not answer, [`CommunicationError::Unreachable`] if the address is not reachable,
 /// [`CommunicationError::RanksMissing`] when a rank is missing, [`CommunicationError::Stopped`] when the job

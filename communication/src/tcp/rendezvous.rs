@@ -16,7 +16,7 @@ pub struct Rendezvous {
 }
 
 impl Rendezvous {
-    /// Listens at `address` (port 0 takes a free one) for the `world` ranks that know `token`, on a separate
+    /// Listens at `address` (port 0 takes a free one) for the `world` ranks that have `token`, on a separate
     /// thread, until all have joined. Rejected connections are not reported.
     ///
     /// # Errors

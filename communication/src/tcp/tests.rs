@@ -1,5 +1,5 @@
-//! Ranks that know the token can join, whatever others do at the same port; and they reveal nothing to
-//! processes that do not know it.
+//! Ranks that have the token can join, even if other processes use the same port; and they reveal nothing to
+//! processes without it.
 
 use super::*;
 use crate::connection::{receive_exact, send_all};
@@ -119,7 +119,7 @@ fn a_rank_lets_nobody_in_who_does_not_know_the_token() {
     hasty.write_all(&[Greeting::new(own).frame(), old].concat()).unwrap();
     assert!(is_closed(&mut hasty));
 
-    // A process that knows the token gets the reason why there is no place.
+    // A process that has the token gets the reason why it is rejected.
     let join = Purpose::Join { listens: None };
     for (hello, expected) in [
         (Hello { world: 3, rank: 0, purpose: lane() }, "its job has 2 ranks, this rank's has 3"),
@@ -134,7 +134,7 @@ fn a_rank_lets_nobody_in_who_does_not_know_the_token() {
     talk(&mut ranks, "data");
 }
 
-/// Connections of processes that do not know the token.
+/// Connections of processes without the token.
 fn strangers(address: SocketAddr) -> Vec<TcpStream> {
     let mut all: Vec<TcpStream> = (0..150).map(|_| connect(address)).collect();
     // A long frame, a byte at a time: one now, and more while the others open their lanes.

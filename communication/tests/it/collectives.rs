@@ -23,8 +23,8 @@ fn reference(members: &[usize], place: usize, reduction: ReduceOp) -> f64 {
     }
 }
 
-/// Terms are at most 1, so every partial sum is at most their number and every addition rounds by at most half
-/// a unit in the last place of that.
+/// Terms are at most 1, so every partial sum is at most their number and every addition rounds by at most
+/// half a unit in the last place of that.
 fn assert_reduced(got: f32, members: &[usize], place: usize, reduction: ReduceOp) {
     let size = members.len() as f64;
     let tolerance = match reduction {

@@ -29,7 +29,7 @@ fn a_peer_that_ends_is_named_at_once() {
             let error = group.all_reduce(&mut vec![1.0; 1_000_000], ReduceOp::Sum).unwrap_err();
             assert!(start.elapsed() < Duration::from_secs(2), "{over:?}: {:?}", start.elapsed());
             assert!(matches!(error, CommunicationError::PeerClosed { .. }), "{error}");
-            // Rank 0 receives from rank 2, and rank 1 sends to it; a rank may also blame a neighbour that
+            // Rank 0 receives from rank 2, and rank 1 sends to it; a rank may also report a neighbour that
             // failed first.
             assert_ne!(error.accused_rank(), Some(rank));
             let again = group.barrier().unwrap_err();

@@ -64,8 +64,8 @@ impl Real for f32 {
         f32::sqrt(self)
     }
 
-    /// `2^n e^r` with `n` the nearest integer to `x / ln 2`, so |r| ≤ ln 2 / 2, where seven terms of the series
-    /// leave 5e-9.
+    /// `2^n e^r` with `n` the nearest integer to `x / ln 2`, so |r| ≤ ln 2 / 2, where seven terms of the
+    /// series leave 5e-9.
     #[inline(always)]
     fn exp(self) -> Self {
         /// Adding 1.5 · 2²³ rounds to an integer and puts it into the low bits.

@@ -8,8 +8,8 @@
 //! | [`LmHead`] | all-reduces of `max` (maximum) and `sums`, within forward | all-reduce of `dh` |
 //!
 //! Collectives run over the tensor-parallel group. With sequence parallelism, each all-reduce of `out` or
-//! `dh` is a reduce-scatter, and the input of the next segment is all-gathered. With one rank, there are
-//! none.
+//! `dh` is a reduce-scatter, and the input of the next segment is all-gathered. With one rank, there are no
+//! collectives.
 //!
 //! Segments add the residual: `out` of attention and MLP, reduced over ranks, is `residual + bias +
 //! projection`. [`NormLayer::backward`] adds the gradient of the residual.

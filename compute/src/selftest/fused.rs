@@ -68,8 +68,8 @@ fn check<B: Backend<Element = f32>>(lab: &mut Lab<'_, B>, shape: AttentionShape)
     for pair in [&qkv, &attended, &d_attended, &logsumexp] {
         lab.is_intact &= pair.is_intact(lab.device);
     }
-    // Outputs are rounded; probabilities and their gradients are GEMM operands; all are in sums with terms of
-    // either sign, which may cancel.
+    // Outputs are rounded; probabilities and their gradients are GEMM operands; all are terms of sums in
+    // which terms of opposite sign may cancel.
     let tolerance = r.result(BufferPrecision::Working) + 4.0 * r.working + 8.0 * r.operand() + 4.0 * sums;
     let (query_end, key_end) = (heads * head_dim, (heads + kv_heads) * head_dim);
     for (name, columns) in [("query", 0..query_end), ("key", query_end..key_end), ("value", key_end..width)] {

@@ -73,7 +73,7 @@ pub struct Ids<B: Backend> {
 }
 
 impl<B: Backend> Ids<B> {
-    /// The boundary offers no way to write ids.
+    /// The [`Backend`] interface cannot write ids.
     pub fn is_intact(&self, _device: &B) -> bool {
         true
     }

@@ -66,7 +66,8 @@ pub struct UnitRoundoff {
 
 impl UnitRoundoff {
     pub fn of(precision: Precision) -> Self {
-        // Half the distance from 1 to the next number: 24, 11 and 8 bits of mantissa, the leading one included.
+        // Half the distance from 1 to the next number: 24, 11 and 8 bits of mantissa, the leading one
+        // included.
         const FP32: f64 = 1.0 / (1 << 24) as f64;
         const TF32: f64 = 1.0 / (1 << 11) as f64;
         const BF16: f64 = 1.0 / (1 << 8) as f64;

@@ -131,7 +131,8 @@ fn alternations<B: Backend<Element = f32>>(
         }
         next.wait_for(&now.record());
     }
-    // Every turn rounds once; the factor shrinks earlier errors, so four times one turn's is more than their sum.
+    // Every turn rounds once; the factor shrinks earlier errors, so four times one turn's is more than their
+    // sum.
     let case = format!("{TURNS} turns, queue {} of 2 late", late + 1);
     lab.check("wait_for", &case, 4.0 * lab.rounding.result(BufferPrecision::Full), &to)?;
     other.synchronise()?;

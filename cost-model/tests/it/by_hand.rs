@@ -46,7 +46,8 @@ fn tiny() -> ModelSpec {
 
 #[test]
 fn the_bubble_is_that_of_the_papers() {
-    // Six layers on two or three ranks: tf = 6/p ms, tb = 12/p ms, bubble (p − 1)(tf + tb) for both schedules.
+    // Six layers on two or three ranks: tf = 6/p ms, tb = 12/p ms, bubble (p − 1)(tf + tb) for both
+    // schedules.
     let job = Job::new(8, 128);
     let model = tiny();
     let costs = CostModel::new(&unit_profile(&model, &job));
@@ -136,13 +137,14 @@ fn tensor_collectives_on_a_network_cost_what_they_took_in_steps() {
     close(in_steps.step_time_s, alone.step_time_s.0 + 3e-3 * collectives as f64);
 }
 
-/// Data parallelism over two ranks, one micro-batch, a bucket for every layer, each reduction `transfer` seconds.
+/// Data parallelism over two ranks, one micro-batch, a bucket for every layer, each reduction `transfer`
+/// seconds.
 fn data_parallel(transfer: f64, slowdown: (f64, f64)) -> (CostModel, Program) {
     let (model, job) = (tiny(), Job::new(2, 128));
     let mut profile = unit_profile(&model, &job);
     profile.fits.clear();
     for cell in &mut profile.collectives {
-        // Constant in the size, but for the one element of the gradient norm.
+        // Constant in the size, except for the one element of the gradient norm.
         cell.time.median_s = Seconds(if cell.bytes.0 > 4 { transfer } else { 0.0 });
     }
     (profile.interference.compute_slowdown, profile.interference.communication_slowdown) = slowdown;

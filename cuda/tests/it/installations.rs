@@ -1,4 +1,4 @@
-//! Messages about missing or incompatible libraries name them and say what to do.
+//! Error messages about missing or incompatible libraries name them and the remedy.
 
 use crate::common;
 

@@ -18,8 +18,7 @@ pub struct Survey {
 pub struct Absent {
     /// A summary in one line.
     pub brief: String,
-    /// Libraries and devices that were searched for, the places, the findings, and how to get what is
-    /// missing.
+    /// Libraries and devices that were searched for, the places, the findings, and how to get missing ones.
     pub details: String,
 }
 

@@ -80,7 +80,7 @@ fn open_mpi() {
     assert_eq!((found.launcher, found.port), (Launcher::OpenMpi, 29511));
     assert_eq!((found.host.as_str(), found.token.as_str()), ("127.0.0.1", "mpirun 417792001"));
     assert!(found.on_one_machine());
-    // Whatever the name resolves to.
+    // The result does not depend on the address to which the name resolves.
     assert_eq!(place(&format!("{words} MASTER_ADDR=node01")).host, "127.0.0.1");
 
     let apart = words.replace("LOCAL_SIZE=4", "LOCAL_SIZE=2");

@@ -75,7 +75,7 @@ impl Agent {
                 Err(_) => std::thread::sleep(RESOLVE_AGAIN),
             }
         };
-        // No information is sent, and no order accepted, before rank 0 has proved that it knows the token.
+        // No information is sent, and no order accepted, before rank 0 has proved the token.
         let joined = tcp::attend(&TcpOptions {
             rendezvous: address,
             rank: external.rank - external.first_agent(),
@@ -163,7 +163,7 @@ impl Agent {
     }
 
     fn report(&self, report: &Report) -> Result<(), AgentError> {
-        // Our own types have string keys and finite numbers only, so there is nothing that JSON cannot say.
+        // Our own types have string keys and finite numbers only, so JSON can express all of their values.
         let report = serde_json::to_vec(report).unwrap_or_default();
         let gone =
             |source: CommunicationError| AgentError::Gone { address: self.address, source: source.into() };

@@ -361,7 +361,7 @@ impl Meeting {
     }
 }
 
-/// Groups agents by machine; if `one`, all are on one machine, whatever they report.
+/// Groups agents by machine; if `one`, all are on one machine, regardless of their reports.
 fn machines<'a>(present: impl Iterator<Item = (usize, &'a Presence)>, one: bool) -> Vec<JobMachine> {
     // Name and boot id of each machine.
     let mut known: Vec<(&str, &str)> = Vec::new();

@@ -59,7 +59,7 @@ impl Drop for Pulse {
 
 /// The working thread, as described by the system.
 struct Worker {
-    /// Its state file (proc(5)); `None` if the system has none.
+    /// Its state file (proc(5)); `None` if the system does not have it.
     status: Option<PathBuf>,
     /// Its number of voluntary context switches at the last check.
     sleeps: u64,

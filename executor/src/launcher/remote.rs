@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Environment variable that says where to read the environment: `stdin`.
+/// Environment variable with the source of the environment: `stdin`.
 const ENVIRONMENT: &str = "AUTODIST_ENVIRONMENT";
 /// Environment variable set in the process that ssh has started, but not in its children.
 const HEAD: &str = "AUTODIST_HEAD";
@@ -64,7 +64,7 @@ impl Starter {
         host::tie(&mut command);
         let mut child = command
             .args(&ssh.command[1..])
-            // There is no user to enter a password.
+            // No user can enter a password.
             .args(["-o", "BatchMode=yes"])
             .arg(&host.name)
             .arg(there(ssh))

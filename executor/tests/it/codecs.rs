@@ -1,4 +1,4 @@
-//! Training with gradients in fewer bytes: the same plan, the same data, and where the loss ends.
+//! Compares trainings with gradients in fewer bytes: the same plan, the same data, and the final loss.
 
 use crate::common;
 
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 const STEPS: u32 = 200;
 
-/// How a model is trained, but for the codec.
+/// How a model is trained, except for the codec.
 #[derive(Clone, Copy, PartialEq)]
 struct Setting {
     optimizer: Optimizer,
@@ -28,7 +28,8 @@ struct Setting {
 const SGD: Optimizer = Optimizer::Sgd { momentum: 0.9, weight_decay: 0.0 };
 
 impl Setting {
-    /// What a codec is tried with: AdamW, but for codecs that are for another optimizer, or for none that clips.
+    /// The setting in which a codec is tested: AdamW with clipping, except for codecs that require another
+    /// optimizer or no clipping.
     fn of(codec: Codec) -> Self {
         let gradient_clip = if matches!(codec, Codec::OneBitAdam { .. }) { 0.0 } else { 1.0 };
         match codec {
@@ -72,7 +73,7 @@ fn train(codec: Codec, setting: Setting, coding: CodecOptions) -> RunRecord {
     trained.unwrap_or_else(|error| panic!("{}: {error}", codec.name())).0
 }
 
-/// With gradients as they are: trained once for each way.
+/// The training with uncompressed gradients, run once for each setting.
 fn dense(setting: Setting) -> Arc<RunRecord> {
     static RECORDS: Mutex<Vec<(Setting, Arc<RunRecord>)>> = Mutex::new(Vec::new());
     let mut records = RECORDS.lock().expect("no training panics while it is recorded");
@@ -84,7 +85,7 @@ fn dense(setting: Setting) -> Arc<RunRecord> {
     record
 }
 
-/// Of the loss, relative.
+/// Tolerance of the loss, relative.
 const TOLERANCE: f64 = 0.02;
 
 /// Mean of the last ten steps.
@@ -93,12 +94,13 @@ fn loss(record: &RunRecord) -> f64 {
     last.iter().map(|s| s.loss).sum::<f64>() / last.len() as f64
 }
 
-/// Sent in a step, by both ranks.
+/// Bytes that both ranks send per step.
 fn sent(record: &RunRecord) -> f64 {
     record.ranks.iter().map(|rank| rank.bytes_sent_per_step.0 as f64).sum()
 }
 
-/// Bytes that both ranks send for the gradients in all steps, by the formulas; whether the guard votes.
+/// Bytes that both ranks send for the gradients in all steps, by the formulas; `votes` is whether the guard
+/// votes.
 fn announced(codec: Codec, votes: bool) -> f64 {
     let (model, strategy) = (learner(), strategy(codec));
     let stages = stages::even(&model, &strategy);
@@ -124,7 +126,8 @@ fn announced(codec: Codec, votes: bool) -> f64 {
     warmup * of(Codec::None) + (steps - warmup) * of(codec) + vote
 }
 
-/// Of a group of two: each sends half of a sum twice, and of gathered bytes its own.
+/// Bytes that both members of a group of two send: in an all-reduce each sends half of the buffer twice, in
+/// an all-gather its own part.
 fn both_send(phase: &Phase) -> f64 {
     match phase {
         Phase::Sum { elements } => 2.0 * 4.0 * *elements as f64,
@@ -134,7 +137,7 @@ fn both_send(phase: &Phase) -> f64 {
     }
 }
 
-/// One codec of each kind: what is summed, what is sent as factors, as entries, as signs.
+/// One codec of each kind: all-reduced, sent as factors, as entries, as signs.
 fn is_first_of_its_kind(codec: &Codec) -> bool {
     matches!(codec, Codec::Fp16 | Codec::PowerSgd { .. } | Codec::TopK { .. } | Codec::OneBit)
 }
@@ -180,14 +183,14 @@ fn train_to_the_dense_loss(codecs: impl Iterator<Item = Codec>) {
         }
         let keeps = bucket.error_growth > 0.0;
         let saved = (announced(Codec::None, false) - announced(codec, keeps)) / f64::from(STEPS);
-        // Ranks tell whole bytes a step.
+        // Ranks report whole bytes per step.
         assert!((whole - sent - saved).abs() <= 2.0, "{}: {} saved, not {saved}", codec.name(), whole - sent);
     }
     assert!(failures.is_empty(), "{failures:?}");
 }
 
-/// What was not sent is kept, and that is what makes these codecs train: so the test above can fail. SGD feels it most,
-/// whose steps are as long as the gradients; codecs that would begin late begin early.
+/// These codecs train only because of error feedback: so the test above can fail. The effect is largest with
+/// SGD, whose steps are proportional to the gradients; codecs with a late start step get an early one.
 #[test]
 fn without_error_feedback_factors_and_entries_do_not_train_to_the_dense_loss() {
     let short = Setting::sgd(0.02, 100);
@@ -224,7 +227,8 @@ fn need_error_feedback(cases: &[(Codec, Setting)]) {
     assert!(failures.is_empty(), "{failures:?}");
 }
 
-/// The codec has the momentum in the optimizer's stead: while it sends everything, all is as ever.
+/// The codec keeps the momentum instead of the optimizer: while it sends everything, the training is the same
+/// as without it.
 #[test]
 fn momentum_correction_that_sends_everything_is_momentum() {
     let setting = Setting::sgd(0.05, 30);
@@ -232,12 +236,13 @@ fn momentum_correction_that_sends_everything_is_momentum() {
     let of = |codec| (loss(&train(codec, setting, CodecOptions::default())) / dense - 1.0).abs();
     let started = of(Codec::Dgc { per_mille: 10, start_step: 30 });
     assert!(started < 1e-4, "{started}");
-    // What was sent is masked, so that from the start there would be no momentum at all.
+    // Sent entries are masked, so without a dense start there would be no momentum at all.
     let masked = of(Codec::Dgc { per_mille: 1000, start_step: 0 });
     assert!(masked > 0.1, "{masked}");
 }
 
-/// A floor that top-k cannot keep: both members stop in the same step, and the rest of the training is dense.
+/// A floor that top-k cannot reach: both members stop in the same step, and the rest of the training is
+/// dense.
 #[test]
 fn a_bucket_whose_contraction_stays_below_the_floor_falls_back_to_dense() {
     let guard = Guard { every: 10, patience: 2, floor: 0.99 };
@@ -248,7 +253,7 @@ fn a_bucket_whose_contraction_stays_below_the_floor_falls_back_to_dense() {
     );
     let fallback = record.compression[0].fallback.expect("the floor is out of reach");
     assert_eq!((fallback.step, fallback.reason), (19, FallbackReason::Contraction));
-    // Twenty steps of top-k with two votes, then 180 as they are.
+    // Twenty steps of top-k with two votes, then 180 without compression.
     let codec = Codec::TopK { per_mille: 10 };
     let per_step = |codec| announced(codec, false) / f64::from(STEPS);
     let expected = 20.0 * per_step(codec) + 2.0 * both_send(&Phase::Max) + 180.0 * per_step(Codec::None);

@@ -1,4 +1,4 @@
-//! Every way of splitting a model trains the same model: losses and parameters equal those of one device.
+//! Every parallel strategy trains the same model: losses and parameters equal those of one device.
 
 use crate::common;
 

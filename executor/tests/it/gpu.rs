@@ -1,5 +1,5 @@
-//! On a GPU every way of splitting a model trains the same model too, and the one that the CPU trains. The GPU is the
-//! software GPU of the tests; ranks are threads that talk through the host (NCCL between processes:
+//! Every parallel strategy trains the same model on a GPU, too, and the same as on the CPU. The GPU is the
+//! software GPU of the tests; ranks are threads that communicate through the host (NCCL between processes:
 //! `tests/it/gpu.rs` of the binary).
 
 use crate::common;
@@ -43,20 +43,20 @@ fn in_bf16(task: Task) -> Task {
     Task { job: Job { precision: Precision::Bf16, ..task.job }, ..task }
 }
 
-/// What the CPU trains in fp32: one device, whole batch at once.
+/// The models as trained on the CPU in fp32: one device, whole batch at once.
 static CPU: LazyLock<[Trained; 2]> =
     LazyLock::new(|| [false, true].map(|llama| train(&Cpu::<f32>::new(), &whole(llama))));
 
-/// What one GPU trains in bf16.
+/// The models as trained on one GPU in bf16.
 static BF16: LazyLock<[Trained; 2]> =
     LazyLock::new(|| [false, true].map(|llama| train(&gpu(Precision::Bf16), &in_bf16(whole(llama)))));
 
 const FP32: f64 = 1e-4;
-/// Sums in another order end on another side of a rounding, 2^-8 apart; over three steps the differences of thousands
-/// of roundings do not add up to more.
+/// A sum in another order may be rounded to the neighbouring number, 2^-8 apart; over three steps, thousands
+/// of such differences do not add up to more.
 const ROUNDING: f64 = 1.0 / 256.0;
 
-/// Of all splits every third, for the families in turn, beginning with another for each precision.
+/// Every third strategy, alternating between the families; `first` differs between the precisions.
 fn share(first: usize) -> impl Iterator<Item = (ParallelStrategy, bool)> {
     let some = ways().into_iter().skip(first).step_by(3).enumerate();
     some.map(|(index, (_, strategy))| (strategy, index % 2 == 1))
@@ -93,7 +93,7 @@ fn in_bf16_one_gpu_trains_what_the_cpu_trains_but_for_rounding() {
         assert!(difference.loss <= ROUNDING, "{difference:?}");
         assert!(difference.norm <= 4.0 * ROUNDING, "{difference:?}");
         assert!(difference.parameters <= 4.0 * ROUNDING, "{difference:?}");
-        // The test would see that nothing is rounded.
+        // The test would fail if nothing were rounded.
         assert!(difference.loss > 1e-6, "{difference:?}");
     }
 }
@@ -119,8 +119,9 @@ fn train_in_bf16(cases: impl Iterator<Item = (ParallelStrategy, bool)>) {
     }
 }
 
-/// How far two trainings may be apart whose gradients differ in their last bits: as far as these, where every number is
-/// coded by itself; by the part of a step that a number near a threshold makes, where it may fall on either side of it.
+/// The maximum difference of two trainings whose gradients differ in their last bits: the same order for
+/// codecs that encode every number separately; more for codecs with a threshold, because a number near it may
+/// fall on either side, which changes a part of the step.
 fn apart(codec: Codec) -> f64 {
     match codec {
         Codec::None | Codec::PowerSgd { .. } | Codec::PowerSgdHalf { .. } => FP32,
@@ -142,8 +143,9 @@ fn in_fp32_every_codec_trains_the_other_family_at_length() {
 
 fn train_with_codecs(families: &[bool]) {
     let device = gpu(Precision::Fp32);
-    // 1-bit Adam divides by the second moments of its warm-up. Where a gradient is zero but for rounding, as that of a
-    // key's bias is, they differ between devices, and so does all that follows; the self-test holds its coding alone.
+    // 1-bit Adam divides by the second moments of its warm-up. If a gradient is zero except for rounding, as
+    // that of a key's bias, they differ between devices, and so do all later steps; the self-test checks the
+    // codec alone.
     let alike = Codec::DEFAULTS.into_iter().filter(|codec| !matches!(codec, Codec::OneBitAdam { .. }));
     for codec in alike.map(Codec::at_once) {
         for &llama in families {
@@ -162,7 +164,7 @@ fn train_with_codecs(families: &[bool]) {
             assert!(difference.largest() <= apart(codec), "{}: {difference:?}", codec.name());
             let sent = |trained: &Trained| trained.0.ranks[0].bytes_sent_per_step;
             assert_eq!(sent(&gpu), sent(&cpu), "{}", codec.name());
-            // Nothing is tested where the codec does nothing.
+            // `none` changes nothing, so there is no difference to check.
             if codec != Codec::None {
                 let exact = Difference::of(&cpu, &CPU[usize::from(llama)]);
                 assert!(exact.parameters > 1e-6, "{}: {exact:?}", codec.name());
@@ -186,7 +188,7 @@ fn in_fp32_rounded_shards_parameters_and_activations_are_the_cpus() {
         let task = task(&model(true), strategy, stages);
         let (gpu, cpu) = (train(&device, &task), train(&Cpu::<f32>::new(), &task));
         let difference = Difference::of(&gpu, &cpu);
-        // A number beside the middle of two roundings may go either way.
+        // A number halfway between two representable ones may be rounded either up or down.
         assert!(difference.largest() <= 20.0 * FP32, "{}: {difference:?}", task.strategy.label());
         let sent = |trained: &Trained| trained.0.ranks[0].bytes_sent_per_step;
         assert_eq!(sent(&gpu), sent(&cpu), "{}", task.strategy.label());

@@ -1,4 +1,4 @@
-//! Tests of training, in one program: what they share is compiled and linked once.
+//! Tests of training, in one program, so that shared code is compiled and linked once.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 

@@ -1,5 +1,6 @@
-//! Gradient shards, gathered parameters and activations that travel rounded: training stays where it was but for the
-//! rounding, whatever the split, and as many bytes travel as the formulas say.
+//! Training with rounded transfers of gradient shards, gathered parameters and activations: it differs from
+//! exact training only by the rounding, under every strategy, and sends as many bytes as the formulas
+//! predict.
 
 use crate::common;
 
@@ -54,7 +55,7 @@ fn sent(record: &RunRecord) -> u64 {
     record.ranks.iter().map(|rank| rank.bytes_sent_per_step.0).sum()
 }
 
-/// The largest difference of two trainings' losses, relative.
+/// The largest relative difference of two trainings' losses.
 fn apart(one: &RunRecord, other: &RunRecord) -> f64 {
     let pairs = losses(one).into_iter().zip(losses(other));
     pairs.map(|(a, b)| (a / b - 1.0).abs()).fold(0.0, f64::max)
@@ -72,7 +73,7 @@ fn rounded_gradient_shards_train_alike_under_every_zero_stage() {
             let rounded = train(strategy);
             let apart = apart(&rounded, &exact);
             assert!(apart < tolerance, "zero{stage} {}: {apart}", codec.name());
-            // And something was rounded.
+            // The test fails if nothing was rounded.
             assert_ne!(losses(&rounded), losses(&exact), "zero{stage} {}", codec.name());
             assert!(sent(&rounded) < sent(&exact), "zero{stage} {}", codec.name());
         }
@@ -88,8 +89,8 @@ fn rounded_parameters_train_alike_and_owners_keep_theirs_exact() {
         let rounded = train(strategy);
         let apart = apart(&rounded, &exact);
         assert!(apart < tolerance && apart > 0.0, "{}: {apart}", codec.name());
-        // Updates are far below what bf16 can tell of a parameter: were they added to rounded ones, nothing would be
-        // learnt.
+        // Updates are far below the resolution of bf16: if they were added to rounded parameters, nothing
+        // would be learnt.
         let (first, last) = (rounded.steps[0].loss, rounded.steps[STEPS as usize - 1].loss);
         let exactly = exact.steps[STEPS as usize - 1].loss;
         assert!(first - last > 0.9 * (exact.steps[0].loss - exactly), "{first} to {last}, not {exactly}");

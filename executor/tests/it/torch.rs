@@ -1,4 +1,5 @@
-//! PyTorch trains the same model: for the same plan, seed and data its losses and gradient norms are the native engine's.
+//! PyTorch trains the same model: for the same plan, seed and data its losses and gradient norms equal those
+//! of the native engine.
 
 use crate::common;
 
@@ -21,13 +22,13 @@ const STEPS: u32 = 10;
 const TOLERANCE: f64 = 1e-3;
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The Python of `.ci/torch`, or another that has what it takes.
+/// The Python of `.ci/torch`, or that of AUTODIST_PYTHON.
 static TORCH: LazyLock<Option<Torch>> = LazyLock::new(|| {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/python/bin/python");
     let python = std::env::var_os("AUTODIST_PYTHON").map_or(installed, PathBuf::from);
     let found = Torch::find(&python);
     if let Err(missing) = &found {
-        // Past the harness, which keeps to itself what tests that pass print.
+        // Written directly to stderr, because the harness hides the output of passing tests.
         let _ = writeln!(
             std::io::stderr(),
             "\nSKIPPED: nothing is trained with PyTorch. {}: {missing}\nTo let it, run .ci/torch, which installs it.\n",
@@ -131,7 +132,7 @@ fn two_ranks_train_the_native_engines_model() {
         pipeline(ScheduleKind::OneFOneB, 1),
         pipeline(ScheduleKind::Interleaved, 2),
     ]);
-    // One stage of one layer, another of four.
+    // One layer in the first stage, four in the other.
     let mut uneven = task(true, strategy(1, 1, 2, 1));
     uneven.stages = stages::from_ends(&uneven.model, &[0, 1, 5], Recompute::None);
     cases.push((uneven, TOLERANCE));
@@ -140,7 +141,7 @@ fn two_ranks_train_the_native_engines_model() {
     other.job = Job { optimizer: sgd, gradient_clip: 0.0, ..other.job };
     cases.push((other, TOLERANCE));
     cases.extend([Codec::Fp16, Codec::Bf16].map(|codec| (task(true, coded(codec)), TOLERANCE)));
-    // Both approximate from numbers drawn at random, and not the same: as near as that lets them be.
+    // Both approximate from random numbers, which are not the same: hence the larger tolerance.
     cases.push((task(true, coded(Codec::PowerSgd { rank: 4, start_step: 2 })), 3e-2));
     check(&cases);
 }

@@ -1,5 +1,5 @@
-//! Trainers' files beside a command line: it overrides them, and completes what they leave open; what changes
-//! time or memory is read, or refused by name.
+//! Trainers' files that are read with a command line: it overrides the file, and provides the fields that the
+//! file does not set; settings that change time or memory are read, or refused by name.
 
 use crate::common;
 use crate::common::{split, zero};
@@ -107,7 +107,7 @@ fn what_a_file_leaves_open_is_completed_from_the_devices() {
         }
         assert_eq!(split_of(&settings), expected, "{}: {text}", target.name());
     }
-    // Without a cluster, the shard group stays open.
+    // Without a cluster, the shard group is undefined.
     let alone = import(Target::DeepSpeed, ZERO3, None).unwrap();
     assert_eq!(alone.settings.zero_stage, 3);
     assert!(!alone.known.contains(&Field::Shard) && !alone.known.contains(&Field::Data));
@@ -142,7 +142,7 @@ fn a_flag_overrides_the_files_value_and_all_that_follows_from_it() {
     let arguments = r#"{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "fsdp": true}"#;
     let settings = read(Target::Transformers, arguments, 8, &[(Field::Data, 4), (Field::Tensor, 2)]).unwrap();
     assert_eq!(settings.settings.global_batch, 32);
-    // Degrees whose product is no number of 64 bits.
+    // Degrees whose product does not fit into 64 bits.
     let large = "--tensor-model-parallel-size 67108864 --pipeline-model-parallel-size 67108864 \
                  --context-parallel-size 67108864 --micro-batch-size 1";
     assert_eq!(read(Target::Megatron, large, 8, &[]).unwrap().settings.data, 1);
@@ -177,7 +177,7 @@ fn what_is_auto_is_left_to_the_command_line() {
     let imported = read(Target::DeepSpeed, auto, 8, &flags).unwrap();
     assert_eq!(split_of(&imported.settings), (8, 3, 8, 4, 128));
     assert!(!imported.known.contains(&Field::Precision) && imported.unread.is_empty(), "{imported:?}");
-    // Without the flags it is open, not 1.
+    // Without the flags it is undefined, not 1.
     let open = read(Target::DeepSpeed, auto, 8, &[]).unwrap();
     assert!(!open.known.contains(&Field::GlobalBatch) && !open.known.contains(&Field::MicroBatch));
     let arguments =
@@ -379,14 +379,14 @@ fn what_changes_time_or_memory_and_is_in_no_plan_is_refused_by_name() {
         assert!(!error.value.is_empty() && !error.hint.is_empty(), "{error}");
         read(target, &off, 8, &[]).unwrap_or_else(|error| panic!("{off}: {error}"));
     }
-    // What the command line says instead makes it harmless.
+    // A flag that overrides the value makes it harmless.
     for (text, command) in [
         (megatron("--fp8-format hybrid"), CommandLine { fp8: true, ..command(8, &[]) }),
         (megatron("--num-experts 8"), CommandLine { experts: true, ..command(8, &[]) }),
     ] {
         read_with(Target::Megatron, &text, command, &none).unwrap();
     }
-    // Small effects are listed apart from what does nothing.
+    // Settings with small effects are listed apart from those without any effect.
     let text = deepspeed("\"stage3_prefetch_bucket_size\": 5e7").replace("}}", "}, \"steps_per_print\": 10}");
     let imported = read(Target::DeepSpeed, &text, 8, &[]).unwrap();
     assert_eq!(imported.approximated, ["zero_optimization.stage3_prefetch_bucket_size"]);
@@ -424,7 +424,7 @@ fn a_file_whose_layout_is_searched_gives_the_job_alone() {
     }
 }
 
-/// Every file of every export that is a configuration, read beside the plan's cluster.
+/// Every configuration file of every export, read with the plan's cluster.
 #[test]
 fn every_exported_configuration_is_read_back() {
     const OPTIONS: Options = Options { checkpoint_interval: Some(500), script: None, image: String::new() };
@@ -456,7 +456,7 @@ fn every_exported_configuration_is_read_back() {
                     (_, name) if name.ends_with(".sh") || name.ends_with(".py") => continue,
                     _ => target,
                 };
-                // Transformers keeps these in the second file, which its own one does not name.
+                // Transformers has these in the second file, to which its own file does not refer.
                 if reader == Target::Transformers && written.tensor > 1 {
                     continue;
                 }

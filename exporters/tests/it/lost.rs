@@ -1,4 +1,4 @@
-//! Nothing of a trainer's file is lost: what is not understood and matters is refused by name.
+//! No setting of a trainer's file is lost: a relevant setting that is not supported is refused by name.
 
 use crate::common;
 use crate::common::split;
@@ -123,7 +123,7 @@ fn variables_that_may_hold_flags_and_are_not_known_are_refused_with_their_line()
     // A number that matters, with its key.
     let branch = format!("if true; then TP=8; else TP=4; fi\n{RUN} --tensor-model-parallel-size $TP");
     assert_eq!(megatron(&branch).unwrap_err().field, "tensor-model-parallel-size");
-    // What launches the processes and what does not matter may be anything.
+    // Settings of the launcher and irrelevant settings may have any value.
     let open = "DISTRIBUTED=\"--node_rank $RANK --master_addr $MASTER_ADDR\"\n\
                 torchrun $LAUNCH $DISTRIBUTED --nnodes 1 pretrain_gpt.py --lr $LR --data-path $DATA --seed 1 $@";
     assert!(megatron(open).is_ok());
@@ -400,7 +400,7 @@ fn blocks_per_stage_are_those_of_the_file() {
     let read = |text: &str| import(Target::Torchtitan, text, model()).map(|read| read.settings);
     let settings = read(&format!("{titan} 1")).unwrap();
     assert_eq!((settings.virtual_stages, settings.stages), (2, vec![1; 4]));
-    // By default embedding and head take the place of a block each.
+    // By default embedding and head each count as one block.
     let uneven = titan.replace("Interleaved1F1B", "1F1B").replace("less_layers 0", "less_layers 1");
     assert_eq!(read(&format!("{uneven} 3")).unwrap().stages, [2, 2]);
     assert!(read(&format!("{uneven} 2")).unwrap_err().field.contains("stages"));
@@ -466,6 +466,14 @@ fn a_deepspeed_file_may_leave_out_the_whole_batch() {
     let imported = import(Target::DeepSpeed, text, None).unwrap();
     assert_eq!(imported.settings.micro_batch, 4);
     assert!(!imported.known.contains(&Field::GlobalBatch));
+}
+
+#[test]
+fn arrays_do_not_nest() {
+    for text in ["a=(b=(1))\n".to_owned(), "a=(".repeat(200_000)] {
+        let error = megatron(&text).unwrap_err();
+        assert!(error.problem.contains("an array inside an array on line 1"), "{error}");
+    }
 }
 
 /// Small scripts must not cost much.

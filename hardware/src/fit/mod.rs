@@ -25,7 +25,7 @@ const SOURCE: &str =
 /// `gpu,library,op,dtype,gpus,bytes,time_us`; devices are found by their `measured_as` in the catalogue.
 ///
 /// # Errors
-/// A table has other columns, or a device that the catalogue does not know.
+/// A table has other columns, or a device that the catalogue does not contain.
 pub fn kernels(gemm: &str, attention: &str, nccl: &str) -> Result<KernelParameters, InputError> {
     Ok(fit(&Measurements::read(&Catalogue::shipped(), gemm, attention, nccl)?))
 }

@@ -1,8 +1,8 @@
 //! Runs of probes, and the selection of valid ones.
 //!
-//! A take is one run of a probe. Its times are normalised to the machine's usual speed by the reference benchmark that
-//! runs next to its steps (the reference benchmark); if the reference benchmark, a rank or the whole take is an
-//! outlier, the take is set aside and the probe runs again.
+//! A take is one run of a probe. Its times are normalised to the machine's usual speed by the reference
+//! benchmark that runs next to its steps (the reference benchmark); if the reference benchmark, a rank or the
+//! whole take is an outlier, the take is set aside and the probe runs again.
 
 use super::{Assembly, CellKey};
 use crate::probes::Probe;
@@ -238,8 +238,8 @@ impl Assembly<'_> {
         }
     }
 
-    /// Selects for every probe its takes without suspicion; if there are none, those that contradict no other
-    /// probe; otherwise all.
+    /// Selects for every probe its takes without suspicion; if it has no such takes, those that contradict no
+    /// other probe; otherwise all.
     fn believe(&mut self) {
         for probe in self.probes() {
             let of_probe = |take: &&mut Take| take.probe.as_ref() == Some(&probe);

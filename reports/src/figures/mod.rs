@@ -129,7 +129,8 @@ fn encode(pixels: &[u8], width: u32, height: u32) -> Result<Vec<u8>, png::Encodi
     Ok(bytes)
 }
 
-/// A figure for the page: without a title, on a transparent ground, its marks explained by `<title>` on hover.
+/// A figure for the page: without a title, on a transparent ground, its marks explained by `<title>` on
+/// hover.
 pub(crate) fn svg(figure: Figure, input: &ReportInput<'_>) -> Result<String, ReportError> {
     canvas::register_font()?;
     let size = figure.size(input);

@@ -1,4 +1,5 @@
-//! Predicted against measured step time: on the diagonal the prediction is right, in the band it is within 10 %.
+//! Predicted against measured step time: on the diagonal the prediction is right, in the band it is within 10
+//! %.
 
 use super::canvas::{Area, Done, Drawn, Hotspot, NORMAL, SMALL, Scale, Side, fit, local, mesh, text, tick};
 use super::palette;
@@ -144,7 +145,7 @@ fn point<DB: DrawingBackend, X: Axis>(
     Ok(chart.backend_coord(&(x, y)))
 }
 
-/// A free position for a number beside its dot.
+/// A free position for a number next to its dot.
 fn free_spot((x, y): (i32, i32), taken: &[(i32, i32)]) -> (i32, i32) {
     let around =
         [(15, -13), (-15, 13), (15, 13), (-15, -13), (22, 0), (-22, 0), (0, -22), (0, 22), (30, -20)];

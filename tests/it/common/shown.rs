@@ -11,7 +11,7 @@ const COLUMNS: &str = "100";
 /// processors with and without fused multiply-add.
 const DIGITS: usize = 9;
 
-/// The command, its exit code and what it printed.
+/// The command, its exit code and its output.
 pub fn shown(folder: &Path, args: &str) -> String {
     let Finished { code, out, err } = run(folder, args);
     let code = code.map_or("none: a signal ended it".to_owned(), |code| code.to_string());

@@ -58,7 +58,7 @@ impl Machine {
                 checked(libc::chdir(folder.as_ptr()))
             }
         };
-        // SAFETY: as said in the closure.
+        // SAFETY: as in the closure.
         unsafe { command.pre_exec(enter) };
         command
     }

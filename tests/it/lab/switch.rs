@@ -219,7 +219,8 @@ impl Forwarder {
                 return;
             };
             if arrived {
-                // SAFETY: the packet outlives the call, and the length is its own. A receiver without room loses it.
+                // SAFETY: the packet outlives the call, and the length is its own. A receiver without room
+                // loses it.
                 unsafe { libc::write(self.ports[to].as_raw_fd(), packet.as_ptr().cast(), packet.len()) };
                 continue;
             }

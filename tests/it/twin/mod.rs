@@ -29,7 +29,7 @@ pub fn parameters() -> FreeParameters {
         message_s: 0.0,
         host_megatron_s: 0.0,
         host_eager_s: 0.0,
-        // GEMMs of every shape cost what the hardware model says.
+        // GEMMs of every shape cost as in the hardware model.
         unaligned: 1.0,
         early_stop: 1.0,
         // Tensor-parallel collectives block; send/recv overlaps only as the schedule allows.
@@ -157,7 +157,7 @@ pub struct Pair {
     pub case: Case,
     pub run: TrainingRun,
     pub program: Program,
-    /// Of the program: step time, the breakdown of each pipeline rank, and the fullest rank's memory.
+    /// Step time of the program, breakdown of each pipeline rank, and memory of the fullest rank.
     pub step: f64,
     pub ranks: Vec<CostBreakdown>,
     pub memory: MemoryBreakdown,

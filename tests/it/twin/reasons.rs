@@ -57,7 +57,8 @@ pub const REASONS: [Reason; 6] = [
             passes(pair) * exposed
         },
     },
-    // A program gathers a chunk's parameters for every pass. The closed form keeps them until the last micro-batch.
+    // A program gathers a chunk's parameters for every pass. The closed form keeps them until the last
+    // micro-batch.
     Reason {
         name: "ZeRO-3 gathers in every pass of a pipeline",
         figure: Figure::Time,

@@ -1,6 +1,6 @@
-//! The software GPU: stand-ins for the CUDA libraries, built from the C++ beside this crate for tests on machines
-//! without a GPU. They offer the entry points that our code calls, with the documented behaviour, and are stricter
-//! than hardware: see `device.h` for the model. Nothing that they report is a measurement.
+//! The software GPU: stand-ins for the CUDA libraries, built from the C++ sources of this crate for tests on
+//! machines without a GPU. They offer the entry points that our code calls, with the documented behaviour,
+//! and are stricter than hardware: see `device.h` for the model. Nothing that they report is a measurement.
 //!
 //! A process sees the machine that its environment describes when it first calls any of the libraries:
 //!
@@ -9,10 +9,10 @@
 //! | `SOFTWARE_GPU_DEVICES` | count, 1 | devices in the machine; `CUDA_VISIBLE_DEVICES` (numbers) chooses among them |
 //! | `SOFTWARE_GPU_MEMORY` | bytes, 2 GiB | of each device, in each process |
 //! | `SOFTWARE_GPU_CAPABILITY` | `8.0` | compute capability |
-//! | `SOFTWARE_GPU_POISON` | two hex digits, `FF` | what fresh memory is filled with |
+//! | `SOFTWARE_GPU_POISON` | two hex digits, `FF` | value of fresh memory |
 //! | `SOFTWARE_GPU_FAULT` | list, see below | calls and operations that fail |
 //! | `SOFTWARE_GPU_IGNORE_WAIT` | n or `all` | the nth `cuStreamWaitEvent` does nothing |
-//! | `SOFTWARE_GPU_SHORT_ALLOCATION` | n or `all` | the nth `cuMemAllocAsync` gets four bytes less than asked for |
+//! | `SOFTWARE_GPU_SHORT_ALLOCATION` | n or `all` | the nth `cuMemAllocAsync` gets four bytes too few |
 //! | `SOFTWARE_GPU_INDEX_BUG` | kernel | is launched with one more block in x |
 //! | `SOFTWARE_GPU_TRANSPOSE_BUG` | any | `cublasLtMatmul` ignores the transpose of A |
 //! | `SOFTWARE_GPU_NO_PEER` | any | devices cannot access each other |
@@ -20,13 +20,13 @@
 //! | `SOFTWARE_GPU_NCCL_TIMEOUT` | seconds, 120 | that `ncclCommInitRank` waits for the other ranks |
 //! | `SOFTWARE_GPU_STANDSTILL` | milliseconds, 100 | after which a wait that gets nowhere lets everything enqueued go |
 //! | `SOFTWARE_GPU_THROTTLE`, `SOFTWARE_GPU_OTHER_PROCESS` | any | NVML reports throttling, another process |
-//! | `SOFTWARE_GPU_TRACE` | path | gets a line per executed operation, and one at exit with what is still allocated |
+//! | `SOFTWARE_GPU_TRACE` | path | gets a line per executed operation, and one at exit with memory in use |
 //! | `SOFTWARE_GPU_CXX` | `g++` | compiler of the libraries and of kernels |
 //!
-//! An entry of `SOFTWARE_GPU_FAULT` is `<name>:<nth>:<code>`, entries are separated by commas, and `all` stands for
-//! each. A name is an entry point (the call returns the code without doing its work), a kernel (the launch succeeds and
-//! its execution fails for good) or an operation's name in the trace followed by `@run` (the same). `/<device>` after
-//! the name counts only what happens on that device.
+//! An entry of `SOFTWARE_GPU_FAULT` is `<name>:<nth>:<code>`, entries are separated by commas, and `all`
+//! stands for each. A name is an entry point (the call returns the code without doing its work), a kernel
+//! (the launch succeeds and its execution fails for good) or an operation's name in the trace followed by
+//! `@run` (the same). `/<device>` after the name counts only calls and operations on that device.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -148,8 +148,9 @@ impl SoftwareGpus {
         self.set("SOFTWARE_GPU_CAPABILITY", format!("{major}.{minor}"))
     }
 
-    /// The nth call of an entry point returns `code`; the nth launch of a kernel ends with it, for good. `name` may
-    /// end in `/<device>` (counted on that device alone) and in `@run` before it (the execution of an operation).
+    /// The nth call of an entry point returns `code`; the nth launch of a kernel ends with it, for good.
+    /// `name` may end in `/<device>` (counted on that device alone) and in `@run` before it (the execution of
+    /// an operation).
     pub fn fault(mut self, name: &str, nth: usize, code: i32) -> Self {
         self.faults.push(format!("{name}:{nth}:{code}"));
         let list = self.faults.join(",");
@@ -226,7 +227,7 @@ fn key() -> String {
 /// Where builds are kept: a folder of cargo's target directory.
 fn builds() -> PathBuf {
     let workspace = sources().join("../..");
-    // A relative CARGO_TARGET_DIR is relative to where cargo was started, which tests do not know; the
+    // A relative CARGO_TARGET_DIR is relative to where cargo was started, which tests cannot determine; the
     // workspace is most likely.
     let target = workspace.join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()));
     let folder = target.join("software-gpu");

@@ -34,7 +34,7 @@ fn run(machine: &SoftwareGpus, words: &[&str]) -> Output {
     machine.apply(&mut Command::new(program())).args(words).output().expect("the program starts")
 }
 
-/// Runs a scenario that has to succeed, and returns what it printed.
+/// Runs a scenario that has to succeed, and returns its output.
 #[track_caller]
 fn good(machine: &SoftwareGpus, words: &[&str]) -> String {
     let output = run(machine, words);

@@ -1,4 +1,4 @@
-//! What the tests of training share: small models, ways of training them, and how far two trainings are apart.
+//! Shared code of the training tests: small models, strategies for them, and the difference of two trainings.
 
 use autodist_collectives::suits;
 use autodist_executor::local::TrainedParameters;
@@ -76,8 +76,8 @@ pub fn task(model: &ModelSpec, strategy: ParallelStrategy, stages: Vec<Stage>) -
 
 pub type Trained = (RunRecord, TrainedParameters);
 
-/// The largest relative difference of a step's loss, of its gradient norm, and the relative Euclidean distance of the
-/// trained parameters.
+/// The largest relative difference of a step's loss, of its gradient norm, and the relative Euclidean
+/// distance of the trained parameters.
 #[derive(Debug, Clone, Copy)]
 pub struct Difference {
     pub loss: f64,
@@ -117,7 +117,7 @@ pub fn strategy(data: u32, tensor: u32, pipeline: u32, micro_batch: u32) -> Para
     ParallelStrategy { tensor, pipeline, ..ParallelStrategy::data_parallel(data, micro_batch) }
 }
 
-/// Each way of splitting, by what it is about.
+/// Strategies of every kind, each with the name of its kind.
 pub fn ways() -> Vec<(&'static str, ParallelStrategy)> {
     let mut ways = vec![
         ("gradient accumulation", strategy(1, 1, 1, 1)),
@@ -167,7 +167,7 @@ pub fn ways() -> Vec<(&'static str, ParallelStrategy)> {
     ways
 }
 
-/// A way of training, drawn from the whole space and kept if the rules allow it.
+/// A strategy, drawn at random from the whole space and kept if the rules allow it.
 pub fn any_way() -> impl Strategy<Value = (bool, ParallelStrategy, Vec<Stage>)> {
     let degrees = prop::sample::select(vec![
         (1, 1, 1),
@@ -214,7 +214,7 @@ pub fn any_way() -> impl Strategy<Value = (bool, ParallelStrategy, Vec<Stage>)> 
                 let (data, tensor, pipeline) = degrees;
                 let virtual_stages = if schedule == ScheduleKind::Interleaved { 2 } else { 1 };
                 let world = data * tensor * pipeline;
-                // What does not suit a group would only be refused.
+                // An algorithm that does not suit the group would only be refused.
                 let suited = |index: usize, collectives: &[Collective], group: u32| {
                     let algorithm: Algorithm = algorithms[index];
                     let suits = collectives.iter().all(|c| suits(algorithm, *c, group as usize).is_ok());

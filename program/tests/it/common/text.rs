@@ -15,7 +15,7 @@ use autodist_spec::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write};
 
-/// The inputs of compilation besides the program's own fields.
+/// The inputs of compilation that are not fields of the program.
 pub fn of_job(job: &Job) -> String {
     let optimizer = match job.optimizer {
         Optimizer::AdamW { beta1, beta2, epsilon, weight_decay } => {
@@ -177,7 +177,7 @@ fn of_rank(program: &Program, rank: &RankProgram, told: &mut Told) -> String {
     let mut slot: Vec<String> = Vec::new();
     for (index, op) in ops.iter().enumerate() {
         slot.push(of_op(op, &labels));
-        // A line ends if nothing more is sent.
+        // A line ends when nothing more is sent.
         let ends = match ops.get(index + 1) {
             Some(Op::Send(_)) => false,
             Some(Op::Run { .. } | Op::Receive(_)) => !matches!(op, Op::Receive(_)),
