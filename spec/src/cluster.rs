@@ -253,8 +253,8 @@ fn parse_network(text: &str, wrong: &dyn Fn(String) -> InputError) -> Result<(u3
         .ok()
         .filter(|n| *n > 0)
         .ok_or_else(|| wrong(format!("expected the number of NICs per node, found `{nics}`")))?;
-    // `GB` is bytes, `gb` and `Gb` are bits: a factor of eight.
-    if rate.contains("GB") || rate.contains("MB") || rate.contains("TB") {
+    // A capital B is bytes, a small one bits: a factor of eight.
+    if rate.contains('B') {
         return Err(wrong(format!("expected bits per second, e.g. 200gbps, found bytes: `{rate}`")));
     }
     let lower = rate.to_ascii_lowercase();
@@ -341,6 +341,8 @@ mod tests {
             ("2x8xa100-80gb-sxm@8x200", "a rate with a unit"),
             ("2x8xa100-80gb-sxm@8xNaNgbps", "expected a positive rate"),
             ("2x8xa100-80gb-sxm@8x400GBps", "found bytes"),
+            ("2x8xa100-80gb-sxm@8x400gBps", "found bytes"),
+            ("2x8xa100-80gb-sxm@8x400GiBps", "found bytes"),
         ] {
             let error = Cluster::from_short_form(text).unwrap_err();
             assert!(error.problem.contains(expected), "{text}: {error}");
