@@ -91,7 +91,18 @@ impl Config<'_> {
 
     /// Refuses a value that changes the model: any but those without effect, null and false.
     fn absent(&self, field: &str, neutral: &[f64], hint: &str) -> Result<(), InputError> {
-        match self.root.get(field) {
+        self.neutral(field, self.root.get(field), neutral, hint)
+    }
+
+    /// Like `absent`, for a value inside `field`.
+    fn neutral(
+        &self,
+        field: &str,
+        value: Option<&Value>,
+        neutral: &[f64],
+        hint: &str,
+    ) -> Result<(), InputError> {
+        match value {
             None | Some(Value::Null | Value::Bool(false)) => Ok(()),
             Some(value) if value.as_f64().is_some_and(|number| neutral.contains(&number)) => Ok(()),
             Some(_) => Err(self.error(field, "changes the model in a way that is not supported", hint)),
@@ -193,35 +204,23 @@ fn llama(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
             ));
         }
     }
-    // Two spellings of the same.
-    let kind = |parameters: &Value| {
-        parameters.get("rope_type").or_else(|| parameters.get("type")).is_some_and(|kind| kind != "default")
-    };
-    for (field, hint) in [
-        ("rope_scaling", "set it to null to plan and train with plain rotary positions, which cost the same"),
-        (
-            "rope_parameters",
-            "set its rope_type to default to plan and train with plain rotary positions, which cost the same",
-        ),
-    ] {
-        let parameters = config.root.get(field).filter(|parameters| !parameters.is_null());
-        if parameters.is_some_and(|parameters| field == "rope_scaling" || kind(parameters)) {
+    // Newer and older configurations spell it differently.
+    let rope = ["rope_parameters", "rope_scaling"].map(|field| (field, config.root.get(field)));
+    let rope = rope.map(|(field, value)| (field, value.filter(|value| !value.is_null())));
+    for (field, parameters) in rope {
+        if parameters.is_some_and(is_scaled) {
             return Err(config.error(
                 field,
                 "scaled rotary positions are not supported: the model would train differently",
-                hint,
+                "set its rope_type to default to plan and train with plain rotary positions, which cost the same",
             ));
         }
     }
-    let partial = config.root.get("rope_parameters").and_then(|r| r.get("partial_rotary_factor"));
-    if partial.is_some_and(|factor| !factor.is_null() && factor.as_f64() != Some(1.0)) {
-        return Err(config.error(
-            "rope_parameters",
-            "partial_rotary_factor changes the model in a way that is not supported",
-            "set it to 1: all of a head is rotated",
-        ));
+    let inside = |name: &str| rope.map(|(field, parameters)| (field, parameters.and_then(|p| p.get(name))));
+    let partial = "partial_rotary_factor";
+    for (field, value) in inside(partial).into_iter().chain([(partial, config.root.get(partial))]) {
+        config.neutral(field, value, &[1.0], "set partial_rotary_factor to 1: all of a head is rotated")?;
     }
-    config.absent("partial_rotary_factor", &[1.0], "set it to 1: all of a head is rotated")?;
     let experts = "give a model of experts by name, e.g. `--model mixtral-8x7b` (see `autodist catalog`)";
     for field in ["num_local_experts", "num_experts", "n_routed_experts"] {
         config.absent(field, &[0.0, 1.0], experts)?;
@@ -230,11 +229,11 @@ fn llama(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
         Some(head_dim) => head_dim,
         None => config.head_dim(hidden, heads, "num_attention_heads")?,
     };
-    // Newer configurations keep the base in `rope_parameters`.
-    let theta = match config.root.get("rope_parameters").and_then(|r| r.get("rope_theta")) {
-        Some(value) => value.as_f64().ok_or_else(|| {
+    let base = inside("rope_theta").into_iter().find_map(|(field, value)| Some((field, value?)));
+    let theta = match base {
+        Some((field, value)) => value.as_f64().ok_or_else(|| {
             config.error(
-                "rope_parameters",
+                field,
                 "rope_theta must be a number",
                 "copy the value from the model's config.json on Hugging Face",
             )
@@ -262,6 +261,15 @@ fn llama(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
         bias: false,
         tied_embeddings: config.flag("tie_word_embeddings", false)?,
     })
+}
+
+/// Whether `rope_parameters` or `rope_scaling` change the angles of rotary positions.
+fn is_scaled(parameters: &Value) -> bool {
+    match parameters.get("rope_type").or_else(|| parameters.get("type")) {
+        Some(kind) => kind != "default",
+        // Without a type, a factor is the older spelling of linear scaling.
+        None => !parameters.is_object() || parameters.get("factor").is_some(),
+    }
 }
 
 #[cfg(test)]
@@ -296,6 +304,10 @@ mod tests {
             (llama, "rope_scaling", r#"{"rope_type":"yarn","factor":8}"#, "null"),
             (llama, "rope_parameters", r#"{"rope_type":"yarn","factor":8}"#, r#"{"rope_type":"default"}"#),
             (llama, "rope_parameters", r#"{"type":"llama3","factor":8}"#, r#"{"rope_theta":5e5}"#),
+            (llama, "rope_scaling", r#"{"type":"linear","factor":8}"#, r#"{"type":"default"}"#),
+            (llama, "rope_scaling", r#"{"factor":8}"#, r#"{"rope_type":"default","rope_theta":5e5}"#),
+            (llama, "rope_parameters", r#"{"factor":8}"#, "{}"),
+            (llama, "rope_scaling", r#"{"partial_rotary_factor":0.5}"#, r#"{"partial_rotary_factor":1.0}"#),
             (llama, "rope_parameters", r#"{"partial_rotary_factor":0.5}"#, r#"{"partial_rotary_factor":1}"#),
             (llama, "partial_rotary_factor", "0.5", "1.0"),
             (llama, "num_local_experts", "8", "1"),
