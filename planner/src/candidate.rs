@@ -4,7 +4,6 @@ use crate::communication::CommunicationOptions;
 use crate::reason::Comparison;
 use crate::refusal::MemoryShortfall;
 use crate::space::Candidate;
-use crate::usable;
 use autodist_cost_model::{CostModel, InFlight, LayerCosts, Outline, Split, Unpriced, in_flight};
 use autodist_program::{Illegal, Program, engine, rules, stages};
 use autodist_spec::model::share;
@@ -107,7 +106,8 @@ impl<'a> Evaluator<'a> {
         engine: Engine,
         network: Option<&Network>,
     ) -> Self {
-        let (usable, options) = (usable(cluster, job), CommunicationOptions::new(network, job));
+        let usable = job.usable(cluster.device().memory_bytes);
+        let options = CommunicationOptions::new(network, job);
         Self { model, cluster, job, costs, engine, usable, options }
     }
 

@@ -1,6 +1,6 @@
 //! Why this plan is best, which part of the step dominates, and which changes would make another plan best.
 
-use crate::{Comparison, Limit, PlanError, Planner, SearchLimits, usable};
+use crate::{Comparison, Limit, PlanError, Planner, SearchLimits};
 use autodist_spec::{Bytes, Cluster, ParallelStrategy, Plan, Seconds, StopReason};
 use serde::Serialize;
 use std::fmt;
@@ -79,7 +79,7 @@ pub fn explain(
         binding: Limit::of(&plan.estimate),
         memory: MemoryUse {
             needed_bytes: plan.estimate.peak_memory_bytes,
-            usable_bytes: usable(planner.cluster, planner.job),
+            usable_bytes: planner.job.usable(planner.cluster.device().memory_bytes),
         },
         alternatives: plan.alternatives.iter().map(|a| (a.strategy.label(), a.reason.clone())).collect(),
         against,

@@ -290,8 +290,3 @@ fn believable(plan: &Plan) -> Result<(), Unpriced> {
         doubted: false,
     })
 }
-
-/// Bytes of a device that a plan may use.
-pub(crate) fn usable(cluster: &Cluster, job: &Job) -> Bytes {
-    Bytes((cluster.device().memory_bytes.as_f64() * (1.0 - job.memory_reserve)).floor() as u64)
-}

@@ -387,6 +387,11 @@ impl Job {
         self.given = Some(given);
     }
 
+    /// Bytes that a plan may use of a device with `memory` bytes.
+    pub fn usable(&self, memory: Bytes) -> Bytes {
+        Bytes((memory.as_f64() * (1.0 - self.memory_reserve)).floor() as u64)
+    }
+
     /// Tokens of one optimizer step.
     pub fn tokens(&self) -> u64 {
         u64::from(self.global_batch) * u64::from(self.seq_len)

@@ -145,7 +145,7 @@ impl Asked {
             given.complete(&mut job).map_err(|failure| given.blame(args, failure))?;
         }
         let memory = &mut Arc::make_mut(&mut machine).memory;
-        *memory = Bytes((memory.as_f64() * (1.0 - job.memory_reserve)).floor() as u64);
+        *memory = job.usable(*memory);
         let trainer = args.trainer.unwrap_or_else(|| {
             assumptions.push("trainer megatron-core: --trainer not given".to_owned());
             Trainer::MegatronCore
