@@ -37,6 +37,10 @@ pub fn expert_models() -> &'static [ExpertModel] {
     &MODELS
 }
 
+pub fn expert_model(name: &str) -> Option<&'static ExpertModel> {
+    MODELS.iter().find(|model| model.name == name)
+}
+
 impl ExpertModel {
     pub fn shape(&self) -> Shape {
         Shape {
@@ -63,7 +67,7 @@ mod tests {
     fn parameters_are_the_published_ones() {
         // 46.7 billion (2401.04088, section 3), and 141 billion (Mistral's announcement).
         for (name, billions) in [("mixtral-8x7b", 46.7), ("mixtral-8x22b", 141.0)] {
-            let model = expert_models().iter().find(|model| model.name == name).unwrap();
+            let model = expert_model(name).unwrap();
             let counted = model.shape().parameters() / 1e9;
             assert!((counted / billions - 1.0).abs() < 0.005, "{name}: {counted}");
         }

@@ -115,7 +115,7 @@ impl Asked {
         let mut assumptions = Vec::new();
         let given = from_trainer::read(args, Some(devices))?;
         let name = args.model.as_deref();
-        let experts = catalog::expert_models().iter().find(|model| Some(model.name.as_str()) == name);
+        let experts = name.and_then(catalog::expert_model);
         let (model, shape) = match (experts, &given) {
             (Some(model), _) => (None, model.shape()),
             (None, given) => {

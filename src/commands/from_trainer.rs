@@ -96,8 +96,7 @@ fn command_line(args: &EstimateArgs, devices: Option<u32>) -> Result<CommandLine
         ]);
     }
     let fields = fields.into_iter().filter_map(|(field, value)| Some((field, value?))).collect();
-    let experts =
-        catalog::expert_models().iter().any(|model| args.model.as_deref() == Some(model.name.as_str()));
+    let experts = args.model.as_deref().and_then(catalog::expert_model).is_some();
     Ok(CommandLine { devices, fields, fp8: args.fp8, experts, search: args.best.is_some() })
 }
 

@@ -65,7 +65,7 @@ fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Pl
     }
     let figures = Figures::of(cluster, &args.figures, args.price.device_memory)?;
     let name = args.model.model.as_str();
-    if catalog::expert_models().iter().any(|model| model.name == name) {
+    if catalog::expert_model(name).is_some() {
         let error =
             InputError::new("--model", name, "has experts, and plan documents describe dense models only");
         return Err(error.hint("`autodist estimate --best` searches layouts of such models").into());
