@@ -111,12 +111,16 @@ pub fn check_flag(flag: &str, value: &str) -> Result<(), InputError> {
 }
 
 fn json<T: DeserializeOwned + Check>(path: &Path) -> Result<T, Failure> {
-    let (name, content) = (path.display().to_string(), bytes(path, T::WHAT)?);
-    parse::json(&name, &content).map_err(|error| match kind(&name, &content) {
+    document(&path.display().to_string(), &bytes(path, T::WHAT)?)
+}
+
+/// Parses a document; one of another kind is called what it is.
+fn document<T: DeserializeOwned + Check>(name: &str, content: &[u8]) -> Result<T, Failure> {
+    parse::json(name, content).map_err(|error| match kind(name, content) {
         Some(kind) if kind != T::WHAT => {
             InputError::new("", "", format!("is a {kind} file, not a {}", T::WHAT))
                 .hint(format!("give a {} file", T::WHAT))
-                .in_file(&name)
+                .in_file(name)
                 .into()
         }
         _ => error.into(),
@@ -186,14 +190,10 @@ pub enum MeasurementFile {
 /// Reads a run, a validation, or a plan, depending on the content of the file.
 pub fn measured(path: &Path) -> Result<MeasurementFile, Failure> {
     let (name, content) = (path.display().to_string(), bytes(path, "run")?);
-    let keys = parse::json_keys(&name, &content, "run")?;
-    let has = |name: &str| keys.iter().any(|key| key == name);
-    Ok(if has("search") {
-        MeasurementFile::Plan
-    } else if has("runs") {
-        MeasurementFile::Validation(Box::new(parse::json(&name, &content)?))
-    } else {
-        MeasurementFile::Run(Box::new(parse::json(&name, &content)?))
+    Ok(match kind(&name, &content) {
+        Some("plan") => MeasurementFile::Plan,
+        Some("validation") => MeasurementFile::Validation(Box::new(parse::json(&name, &content)?)),
+        _ => MeasurementFile::Run(Box::new(document(&name, &content)?)),
     })
 }
 
