@@ -99,12 +99,13 @@ pub fn noise_between(one: &Measured, other: &Measured) -> f64 {
     TIE.max(adjusted_noise(one) + adjusted_noise(other))
 }
 
-/// The verdict on a predicted step time with that bar.
+/// The verdict on a predicted step time with that bar. Noise is that of the time's logarithm: none makes a
+/// time zero, so a prediction of a thousandth of it is refuted however much the steps differ.
 pub fn of_prediction(predicted: Seconds, bar: Seconds, measured: &Measured) -> Verdict {
     let (low, high) = (predicted.0 - bar.0, predicted.0 + bar.0);
     let interval = |median: Seconds, spread: Seconds| {
-        let noise = noise(measured, median, spread) * median.0;
-        (median.0 - noise, median.0 + noise)
+        let factor = noise(measured, median, spread).exp();
+        (median.0 / factor, median.0 * factor)
     };
     let (fastest, slowest) = interval(measured.adjusted_step_time_s, measured.adjusted_step_time_spread_s);
     let (fastest_timed, slowest_timed) = interval(measured.step_time_s, measured.step_time_spread_s);

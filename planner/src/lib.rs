@@ -41,7 +41,7 @@ pub use threads::with_threads;
 use autodist_cost_model::{CostModel, Unpriced};
 use autodist_program::{Program, engine};
 use autodist_spec::{
-    Alternative, Bytes, CatalogueReference, Check, Cluster, CodecProbe, DeviceKind, Engine, Estimate, Job,
+    Alternative, CatalogueReference, Check, Cluster, CodecProbe, DeviceKind, Engine, Estimate, Job,
     ModelSpec, ParallelStrategy, Plan, Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Seconds,
     Stage, StopReason, doubt,
 };

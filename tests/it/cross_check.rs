@@ -1,5 +1,5 @@
-//! Compares the two cost models: the simulator over a profile's cells, and the closed form over the
-//! hardware's figures, which share no code. On one machine, for which both use the same prices, the table
+//! Compares the simulated step and the closed form, both priced by the catalogue: they share the prices of
+//! kernels and collectives, and nothing of how a step is composed of them. The table
 //! `tests/golden/cross_check.csv` lists the ratios of their step times and memory; large differences have a
 //! reason.
 

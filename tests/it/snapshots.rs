@@ -68,7 +68,7 @@ const MACHINE: &[(&str, &str)] = &[
 const TUNED: &[(&str, &str)] = &[
     ("exit code [05]", "exit code 0, or 5 where the plan is refuted"),
     // The profile of a refuted plan is measured again, and all later steps repeated.
-    (r"(?s)(\nwrote 1 run records[^\n]*\n).*\nwrote 1 run records[^\n]*\n", "$1"),
+    (r"(?s)(\nwrote 1 run record,[^\n]*\n).*\nwrote 1 run record,[^\n]*\n", "$1"),
     (r"(?m)^before  .*\n", ""),
     (r"(?m)^error: REFUTED.*\n", ""),
     (r"(\[time\]  )\d+\.\d\d(  \[time\])", "$1[speed]$2"),

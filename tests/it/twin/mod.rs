@@ -1,12 +1,11 @@
 //! Layouts that both cost models price, on one machine.
 
-mod cells;
 pub mod reasons;
 
 use autodist_analytic::{
-    Breakdown, FreeParameters, Memory, NodeModel, ParallelDims, Shape, Trainer, TrainingRun, Uplink,
+    Breakdown, CataloguePrices, FreeParameters, Memory, NodeModel, ParallelDims, Shape, Trainer, TrainingRun,
+    Uplink,
 };
-use autodist_cost_model::CostModel;
 use autodist_program::{Program, stages};
 use autodist_spec::{
     CostBreakdown, Job, MemoryBreakdown, ModelSpec, ParallelStrategy, Precision, Recompute, ScheduleKind,
@@ -132,8 +131,8 @@ impl Case {
 
     pub fn price(self) -> Pair {
         let (run, program, parameters) = (self.run(), self.program(), parameters());
-        let profile = cells::profile(&run, &parameters, &self.job, &program);
-        let costs = CostModel::new(&profile);
+        let prices = || CataloguePrices::new(&run, run.layout.devices(), &parameters);
+        let costs = prices().cost_model(&self.model, &self.job, 0.0);
         let priced = costs.price(&program).unwrap_or_else(|unpriced| panic!("{}: {unpriced}", self.text));
         let simulation = priced.simulate();
         let memory = priced.memory();
@@ -146,6 +145,7 @@ impl Case {
             analytic: estimate.breakdown,
             analytic_memory: estimate.memory,
             case: self,
+            prices: prices(),
             program,
             run,
         }
@@ -156,6 +156,7 @@ impl Case {
 pub struct Pair {
     pub case: Case,
     pub run: TrainingRun,
+    pub prices: CataloguePrices,
     pub program: Program,
     /// Step time of the program, breakdown of each pipeline rank, and memory of the fullest rank.
     pub step: f64,
@@ -172,7 +173,10 @@ impl Pair {
         match figure {
             Figure::Time => (self.step, self.analytic.total()),
             // Neither includes memory of the allocator and the driver.
-            Figure::Memory => (self.memory.total().as_f64(), self.analytic_memory.allocated()),
+            Figure::Memory => {
+                let tensors = self.memory.total().saturating_sub(self.memory.reserve_bytes);
+                (tensors.as_f64(), self.analytic_memory.allocated())
+            }
         }
     }
 

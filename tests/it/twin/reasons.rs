@@ -1,10 +1,10 @@
 //! Reasons for large differences between the two models: each has the layouts to which it applies, and the
 //! amount by which the program's figure exceeds the closed form's.
 
-use super::cells::Cells;
-use super::{Figure, Pair, parameters};
+use super::{Figure, Pair};
+use autodist_cost_model::{CollectiveQuery, Prices, Purpose, SegmentPrice, SegmentQuery};
 use autodist_program::Transfer;
-use autodist_spec::{Bytes, Collective, LayerKind};
+use autodist_spec::{Algorithm, Bytes, Collective, Pass, Recompute, Segment};
 
 pub struct Reason {
     pub name: &'static str,
@@ -14,36 +14,7 @@ pub struct Reason {
     pub amount: fn(&Pair) -> f64,
 }
 
-pub const REASONS: [Reason; 6] = [
-    // A program reduce-scatters fp32 gradients. In the closed form a reduce-scatter takes as long as an
-    // all-gather, which is in 16 bits.
-    Reason {
-        name: "ZeRO-3 scatters gradients in fp32",
-        figure: Figure::Time,
-        applies: |pair| zero(pair, 3) && !piped(pair),
-        amount: |pair| {
-            let block = Block::of(pair);
-            let fp32 = block.backward.max(block.gather + block.scatter);
-            let narrow = block.backward.max(2.0 * block.gather);
-            pair.run.micro_batches() * blocks(pair) * (fp32 - narrow)
-        },
-    },
-    // A program gathers the embedding before its first layer and reduce-scatters its gradient after its last
-    // one, without overlap. The closed form includes only blocks, of which the first and the last are exposed
-    // once per step.
-    Reason {
-        name: "ZeRO-3 moves the embedding in every micro-batch",
-        figure: Figure::Time,
-        applies: |pair| zero(pair, 3) && !piped(pair),
-        amount: |pair| {
-            let table = Bytes(
-                pair.case.model.layer_parameters(LayerKind::Embedding) / u64::from(pair.run.layout.tensor),
-            );
-            let seconds = transfer(pair, Collective::AllGather, table * 2)
-                + transfer(pair, Collective::ReduceScatter, table * 4);
-            pair.run.micro_batches() * seconds - 2.0 * Block::of(pair).gather
-        },
-    },
+pub const REASONS: [Reason; 4] = [
     // In a program every backward pass of a chunk ends with its last reduce-scatter, and so later ranks of
     // the pipeline wait. The closed form reduce-scatters after the last micro-batch.
     Reason {
@@ -93,7 +64,7 @@ pub const REASONS: [Reason; 6] = [
         name: "logits and a block's backward pass at one moment",
         figure: Figure::Memory,
         applies: |pair| pair.analytic_memory.logits > 0.0,
-        amount: |pair| -pair.analytic_memory.logits.min(cells(pair).passing()),
+        amount: |pair| -pair.analytic_memory.logits.min(passing(pair)),
     },
 ];
 
@@ -105,8 +76,24 @@ fn piped(pair: &Pair) -> bool {
     pair.run.layout.pipeline > 1
 }
 
-fn cells(pair: &Pair) -> Cells<'_> {
-    Cells { run: &pair.run, parameters: parameters() }
+/// Segments of a block.
+const BLOCK: [Segment; 4] = [Segment::AttentionNorm, Segment::Attention, Segment::MlpNorm, Segment::Mlp];
+
+fn segment(pair: &Pair, segment: Segment, pass: Pass) -> SegmentPrice {
+    let strategy = &pair.case.strategy;
+    let (recompute, micro_batches) = (strategy.recompute, pair.program.micro_batches);
+    pair.prices.segment(&SegmentQuery { segment, pass, recompute, strategy, micro_batches }).unwrap()
+}
+
+/// Bytes that the backward pass of a block allocates: gradients, and recomputed activations.
+fn passing(pair: &Pair) -> f64 {
+    let again: i64 = match pair.case.strategy.recompute {
+        Recompute::None => 0,
+        _ => BLOCK.iter().map(|one| segment(pair, *one, Pass::Recompute).growth_bytes).sum(),
+    };
+    let gradients = segment(pair, Segment::Mlp, Pass::Backward).peak_bytes;
+    let residual = segment(pair, Segment::Embedding, Pass::Forward).growth_bytes;
+    (gradients + residual + again) as f64
 }
 
 /// Blocks of a pipeline rank.
@@ -124,9 +111,20 @@ fn block_elements(pair: &Pair) -> f64 {
     (shape.attention_parameters() + shape.mlp_parameters()) / f64::from(pair.run.layout.tensor)
 }
 
+/// Seconds of a collective of a bucket. Gradients are given in fp32, as a program counts them.
 fn transfer(pair: &Pair, kind: Collective, bytes: Bytes) -> f64 {
+    let of = if kind == Collective::AllGather { Transfer::Gather } else { Transfer::Reduce };
     let (group, stride) = pair.program.transfer_group(Transfer::Reduce);
-    cells(pair).collective(kind, group, stride, bytes)
+    let query = CollectiveQuery {
+        purpose: Purpose::Bucket(of),
+        kind,
+        algorithm: Algorithm::Ring,
+        group,
+        stride,
+        bytes,
+        strategy: &pair.case.strategy,
+    };
+    pair.prices.collective(&query).unwrap().seconds
 }
 
 /// Seconds of one block's passes and transfers.
@@ -139,7 +137,9 @@ struct Block {
 
 impl Block {
     fn of(pair: &Pair) -> Self {
-        let (forward, backward) = cells(pair).block();
+        let pass = |pass| -> f64 { BLOCK.iter().map(|one| segment(pair, *one, pass).time.seconds).sum() };
+        let again = if pair.case.strategy.recompute == Recompute::Full { pass(Pass::Recompute) } else { 0.0 };
+        let (forward, backward) = (pass(Pass::Forward), pass(Pass::Backward) + again);
         let elements = block_elements(pair) as u64;
         Self {
             forward,
