@@ -14,7 +14,7 @@ use autodist_spec::{
 
 impl CostModel {
     /// The node of every device, if links differ.
-    fn nodes(&self) -> Option<&[u32]> {
+    pub fn nodes(&self) -> Option<&[u32]> {
         self.routes.as_ref().map(|routes| routes.nodes())
     }
 

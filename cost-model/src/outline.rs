@@ -81,7 +81,8 @@ impl Outline {
 pub fn in_flight(strategy: &ParallelStrategy, micro_batches: usize) -> [InFlight; 2] {
     let (pipeline, virtual_stages) = (strategy.pipeline as usize, strategy.virtual_stages as usize);
     [0, pipeline - 1].map(|rank| {
-        let order = schedule::order(strategy.schedule, rank, pipeline, virtual_stages, micro_batches);
+        let order =
+            schedule::order_of_one_period(strategy.schedule, rank, pipeline, virtual_stages, micro_batches);
         let mut counts: InFlight = (0..virtual_stages).map(|local| (local * pipeline + rank, 0)).collect();
         for slot in order.iter().take_while(|slot| !slot.backward) {
             counts[slot.chunk / pipeline].1 += 1;

@@ -8,8 +8,8 @@ use autodist_cost_model::{CostModel, InFlight, LayerCosts, Outline, Split, Unpri
 use autodist_program::{Illegal, Program, engine, rules, stages};
 use autodist_spec::model::share;
 use autodist_spec::{
-    Alternative, Bytes, Cluster, Engine, Estimate, Job, LayerKind, ModelSpec, Network, ParallelStrategy,
-    Recompute, ScheduleKind, Seconds, Stage,
+    Alternative, Bytes, Cluster, Engine, Estimate, Job, LayerKind, MemoryBreakdown, ModelSpec, Network,
+    ParallelStrategy, Recompute, ScheduleKind, Seconds, Stage,
 };
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -213,7 +213,7 @@ impl<'a> Evaluator<'a> {
         let mut seen = Vec::new();
         for bucket_bytes in sizes {
             let strategy = ParallelStrategy { bucket_bytes: *bucket_bytes, ..first.clone() };
-            match self.compile(&strategy, &stages) {
+            match self.outlined(&strategy, &stages) {
                 Err(illegal) => outcomes.push(Outcome::Illegal(illegal)),
                 Ok(program) => {
                     let buckets: Vec<_> = program.ranks.iter().map(|rank| rank.buckets.clone()).collect();
@@ -241,7 +241,7 @@ impl<'a> Evaluator<'a> {
             let mut strategy = ParallelStrategy { communication, ..program.strategy.clone() };
             if self.options.choose_algorithms() {
                 let chosen =
-                    self.compile(&strategy, &program.stages).map(|p| self.costs.fastest_algorithms(&p));
+                    self.outlined(&strategy, &program.stages).map(|p| self.costs.fastest_algorithms(&p));
                 match chosen {
                     Err(illegal) => {
                         outcomes.push(Outcome::Illegal(illegal));
@@ -258,7 +258,7 @@ impl<'a> Evaluator<'a> {
                 continue;
             }
             seen.push(strategy.communication.clone());
-            outcomes.push(match self.compile(&strategy, &program.stages) {
+            outcomes.push(match self.outlined(&strategy, &program.stages) {
                 Err(illegal) => Outcome::Illegal(illegal),
                 Ok(program) => self.price(&program, threshold),
             });
@@ -268,7 +268,7 @@ impl<'a> Evaluator<'a> {
 
     /// Evaluates one strategy: returns a plan if it is legal, priced and fits.
     pub fn look(&self, strategy: &ParallelStrategy, stages: &[Stage]) -> Option<Found> {
-        match self.price(&self.compile(strategy, stages).ok()?, None) {
+        match self.price(&self.outlined(strategy, stages).ok()?, None) {
             Outcome::Found(found) => Some(*found),
             _ => None,
         }
@@ -279,7 +279,17 @@ impl<'a> Evaluator<'a> {
         Program::compile(self.model, self.job, self.cluster.device_count(), strategy, stages)
     }
 
-    /// Counts a program's memory, bounds it, and simulates it unless one of them excludes it.
+    /// The program of a strategy, as far as its memory and its lower bound need it. How often two groups
+    /// contend for a link depends on the whole step.
+    fn outlined(&self, strategy: &ParallelStrategy, stages: &[Stage]) -> Result<Program, Illegal> {
+        if self.costs.nodes().is_some() {
+            return self.compile(strategy, stages);
+        }
+        engine::check(self.engine, self.model, self.job, strategy)?;
+        Program::compile_one_period(self.model, self.job, self.cluster.device_count(), strategy, stages)
+    }
+
+    /// Counts a program's memory, bounds it, and simulates the whole step unless one of them excludes it.
     fn price(&self, program: &Program, threshold: Option<u64>) -> Outcome {
         let priced = match self.costs.price(program) {
             Ok(priced) => priced,
@@ -292,7 +302,14 @@ impl<'a> Evaluator<'a> {
         if threshold.is_some_and(|threshold| nanoseconds(bound) > threshold) {
             return Outcome::Bounded(bound);
         }
-        let estimate = priced.estimate(self.job, self.cluster.device());
+        let whole = match self.compile(&program.strategy, &program.stages) {
+            Ok(whole) => whole,
+            Err(illegal) => return Outcome::Illegal(illegal),
+        };
+        let estimate = match self.costs.price(&whole) {
+            Ok(priced) => priced.estimate(self.job, self.cluster.device()),
+            Err(error) => return Outcome::Unpriced(error),
+        };
         Outcome::Found(Box::new(Found {
             strategy: program.strategy.clone(),
             stages: program.stages.clone(),
@@ -309,34 +326,47 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    /// The fewest recomputed blocks per chunk with which the plan fits, by bisection: memory never grows with
-    /// their number.
+    /// The fewest recomputed blocks per chunk with which the plan fits: memory never grows with their number.
+    /// It is nearly linear in it, so that the next count to try is interpolated; every third one halves what
+    /// is left, in case it is not.
     fn least_recompute(&self, strategy: &ParallelStrategy) -> Result<Vec<Stage>, Outcome> {
         let cuts = self.stages(&without_recompute(strategy)).map_err(Outcome::Unpriced)?;
         let blocks =
             |stage: &Stage| stage.layers().filter(|l| self.model.kind(*l) == LayerKind::Block).count();
         let all = cuts.iter().map(blocks).max().unwrap_or(0);
-        let shortfall = |count: usize| -> Result<Option<MemoryShortfall>, Outcome> {
-            let stages = stages::with_recompute(self.model, &cuts, strategy.recompute, count);
-            let program = self.compile(strategy, &stages).map_err(Outcome::Illegal)?;
+        let with = |count: usize| stages::with_recompute(self.model, &cuts, strategy.recompute, count);
+        let memory = |count: usize| -> Result<(Program, Vec<MemoryBreakdown>), Outcome> {
+            let program = self.outlined(strategy, &with(count)).map_err(Outcome::Illegal)?;
             let memory = self.costs.memory(&program).map_err(Outcome::Unpriced)?;
-            Ok(MemoryShortfall::of(&program, &memory, self))
+            Ok((program, memory))
         };
-        if shortfall(0)?.is_none() {
+        let fullest = |memory: &[MemoryBreakdown]| {
+            memory.iter().map(MemoryBreakdown::total).max().unwrap_or(Bytes::ZERO).as_f64()
+        };
+        let usable = self.usable.as_f64();
+        let most = fullest(&memory(0)?.1);
+        if most <= usable {
             return Err(Outcome::Same);
         }
-        let (mut too_few, mut enough) = (0, all);
-        if let Some(shortfall) = shortfall(all)? {
+        let (program, least) = memory(all)?;
+        if let Some(shortfall) = MemoryShortfall::of(&program, &least, self) {
             return Err(Outcome::Memory(Box::new(shortfall)));
         }
-        while enough - too_few > 1 {
-            let middle = (too_few + enough) / 2;
-            if shortfall(middle)?.is_none() { enough = middle } else { too_few = middle }
+        let (mut too_few, mut enough) = ((0, most), (all, fullest(&least)));
+        let mut tries = 0;
+        while enough.0 - too_few.0 > 1 {
+            let left = enough.0 - too_few.0;
+            tries += 1;
+            let part = if tries % 3 > 0 { (too_few.1 - usable) / (too_few.1 - enough.1) } else { 0.5 };
+            let step = (part * left as f64).ceil() as usize;
+            let count = too_few.0 + step.clamp(1, left - 1);
+            let needs = fullest(&memory(count)?.1);
+            if needs <= usable { enough = (count, needs) } else { too_few = (count, needs) }
         }
-        if enough == all {
+        if enough.0 == all {
             return Err(Outcome::Same);
         }
-        Ok(stages::with_recompute(self.model, &cuts, strategy.recompute, enough))
+        Ok(with(enough.0))
     }
 }
 

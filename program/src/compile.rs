@@ -3,10 +3,10 @@
 use crate::bucket::{Bucket, buckets};
 use crate::layout::{Coordinates, Layout};
 use crate::rules::{self, Illegal};
-use crate::schedule::{Slot, order};
+use crate::schedule::{Slot, order, order_of_one_period};
 use autodist_spec::{
     Bytes, Coded, Collective, Job, LayerKind, ModelSpec, ParallelStrategy, Pass, Precision, Recompute,
-    Reduction, Segment, Stage,
+    Reduction, ScheduleKind, Segment, Stage,
 };
 
 /// The operations of every rank in one training step.
@@ -157,11 +157,38 @@ impl Program {
         strategy: &ParallelStrategy,
         stages: &[Stage],
     ) -> Result<Self, Illegal> {
+        Self::with_order(order, model, job, devices, strategy, stages)
+    }
+
+    /// As `compile`, with no more operations than every state of the pipeline takes
+    /// ([`order_of_one_period`]): enough for its memory and for a lower bound of its time, and a fraction of
+    /// the operations where there are many micro-batches. It is not a step: nothing may run or simulate it.
+    ///
+    /// # Errors
+    /// As `compile`.
+    pub fn compile_one_period(
+        model: &ModelSpec,
+        job: &Job,
+        devices: u32,
+        strategy: &ParallelStrategy,
+        stages: &[Stage],
+    ) -> Result<Self, Illegal> {
+        Self::with_order(order_of_one_period, model, job, devices, strategy, stages)
+    }
+
+    fn with_order(
+        order: Order,
+        model: &ModelSpec,
+        job: &Job,
+        devices: u32,
+        strategy: &ParallelStrategy,
+        stages: &[Stage],
+    ) -> Result<Self, Illegal> {
         rules::check(model, job, devices, strategy, stages)?;
         let micro_batches = strategy.micro_batches(job.global_batch) as usize;
         let seq_len = job.seq_len as usize;
         let ranks = (0..strategy.pipeline as usize)
-            .map(|rank| Compiler::new(model, strategy, stages, seq_len, micro_batches, rank).compile())
+            .map(|rank| Compiler::new(model, strategy, stages, seq_len, micro_batches, rank).compile(order))
             .collect();
         Ok(Self {
             model: model.clone(),
@@ -273,6 +300,9 @@ impl Program {
     }
 }
 
+/// A schedule's passes of a pipeline rank: see [`order`].
+type Order = fn(ScheduleKind, usize, usize, usize, usize) -> Vec<Slot>;
+
 struct Compiler<'a> {
     model: &'a ModelSpec,
     strategy: &'a ParallelStrategy,
@@ -308,7 +338,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn compile(self) -> RankProgram {
+    fn compile(self, order: Order) -> RankProgram {
         let pipeline = self.strategy.pipeline as usize;
         let slots = order(
             self.strategy.schedule,
@@ -325,7 +355,7 @@ impl<'a> Compiler<'a> {
             bodies.push(self.backward(*chunk, true));
         }
         bodies.push(self.optimizer());
-        let mut ops = Vec::new();
+        let mut ops = Vec::with_capacity(3 * slots.len() + 1);
         for (index, slot) in slots.iter().enumerate() {
             let last_backward =
                 slot.backward && !slots[index + 1..].iter().any(|s| s.backward && s.chunk == slot.chunk);

@@ -22,7 +22,24 @@ pub fn order(
     match kind {
         ScheduleKind::GPipe => gpipe(rank, micro_batches),
         ScheduleKind::OneFOneB => one_f_one_b(rank, pipeline, micro_batches),
-        ScheduleKind::Interleaved => interleaved(rank, pipeline, virtual_stages, micro_batches),
+        ScheduleKind::Interleaved => interleaved(rank, pipeline, virtual_stages, micro_batches, usize::MAX),
+    }
+}
+
+/// As `order`, with at most as many micro-batches as it takes for every state of the pipeline to occur once:
+/// warm-up, a period of one forward and one backward in turn, and drain. Live memory has the same peak.
+pub fn order_of_one_period(
+    kind: ScheduleKind,
+    rank: usize,
+    pipeline: usize,
+    virtual_stages: usize,
+    micro_batches: usize,
+) -> Vec<Slot> {
+    match kind {
+        ScheduleKind::GPipe => gpipe(rank, micro_batches),
+        ScheduleKind::OneFOneB => one_f_one_b(rank, pipeline, micro_batches.min(pipeline + 1)),
+        // A warm-up takes less than one and a half rounds of all chunks, a period one.
+        ScheduleKind::Interleaved => interleaved(rank, pipeline, virtual_stages, micro_batches, 3),
     }
 }
 
@@ -42,10 +59,16 @@ fn one_f_one_b(rank: usize, pipeline: usize, micro_batches: usize) -> Vec<Slot> 
 
 /// 1F1B over several chunks per rank, in rounds of micro-batches (SC'21, section 2.2.2; the order is
 /// PyTorch's Interleaved1F1B, whose rounds also support counts that are not a multiple of the pipeline's
-/// ranks).
-fn interleaved(rank: usize, pipeline: usize, virtual_stages: usize, micro_batches: usize) -> Vec<Slot> {
+/// ranks). At most `most_rounds` of them.
+fn interleaved(
+    rank: usize,
+    pipeline: usize,
+    virtual_stages: usize,
+    micro_batches: usize,
+    most_rounds: usize,
+) -> Vec<Slot> {
     let per_round = micro_batches_per_round(pipeline, micro_batches);
-    let total = micro_batches * virtual_stages;
+    let total = rounds(pipeline, micro_batches).min(most_rounds) * per_round * virtual_stages;
     let warmup = ((virtual_stages - 1) * per_round + 2 * (pipeline - 1 - rank)).min(total);
     pair_up(warmup, total, |turn, backward| {
         let local = turn / per_round % virtual_stages;

@@ -83,6 +83,10 @@ proptest! {
         prop_assert!(quick <= estimate.lower_bound_s, "{quick} above {}", estimate.lower_bound_s);
         let floor = outline.memory_floor(&strategy, costs.parameter_bytes(), &in_flight(&strategy, program.micro_batches));
         prop_assert!(floor <= estimate.peak_memory_bytes.0, "{floor} above {}", estimate.peak_memory_bytes.0);
+        let devices = strategy.devices() as u32;
+        let period = Program::compile_one_period(&program.model, &job, devices, &strategy, &program.stages).unwrap();
+        prop_assert_eq!(costs.memory(&period).unwrap(), costs.memory(&program).unwrap());
+        prop_assert_eq!(costs.lower_bound(&period).unwrap(), estimate.lower_bound_s);
         let timeline = costs.timeline(&program).unwrap();
         prop_assert!(timeline.iter().all(|event| event.start_s <= event.end_s && event.end_s <= step));
     }
