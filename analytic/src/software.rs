@@ -81,14 +81,11 @@ pub fn narrow(job: &mut Job, trainer: Trainer) -> Result<(), InputError> {
     };
     only_one("allow.tensor", &mut allow.tensor, trainer.splits_layers())?;
     only_one("allow.pipeline", &mut allow.pipeline, trainer.has_pipelines())?;
-    let stage = trainer.usual_zero_stage();
-    keep(
-        "allow.zero_stage",
-        &mut allow.zero_stage,
-        |zero| [0, stage].contains(zero),
-        u8::to_string,
-        trainer,
-    )?;
+    if allow.zero_stage == usual.zero_stage {
+        allow.zero_stage.retain(|zero| trainer.searched_zero_stages().contains(zero));
+    }
+    let stages = trainer.zero_stages();
+    keep("allow.zero_stage", &mut allow.zero_stage, |zero| stages.contains(zero), u8::to_string, trainer)?;
     let modes = trainer.recompute_modes();
     let name = |mode: &Recompute| mode.name().to_owned();
     keep("allow.recompute", &mut allow.recompute, |mode| modes.contains(mode), name, trainer)?;
@@ -131,6 +128,10 @@ mod tests {
         assert_eq!(core.allow.zero_stage, [0, 1]);
         assert_eq!(core.allow.schedule, [ScheduleKind::OneFOneB, ScheduleKind::Interleaved]);
         assert_eq!(core.allow.pipeline, None);
+        let mut asked = job();
+        asked.allow.zero_stage = vec![3];
+        narrow(&mut asked, Trainer::MegatronCore).unwrap();
+        assert_eq!(asked.allow.zero_stage, [3]);
         let mut sharded = job();
         narrow(&mut sharded, Trainer::Fsdp2).unwrap();
         assert_eq!(sharded.allow.zero_stage, [0, 3]);
@@ -147,7 +148,7 @@ mod tests {
         let core = Trainer::MegatronCore;
         assert_eq!(refused(&|_| {}, Trainer::Deepspeed), "--trainer");
         assert_eq!(refused(&|job| job.precision = Precision::Fp32, core), "precision");
-        assert_eq!(refused(&|job| job.allow.zero_stage = vec![3], core), "allow.zero_stage");
+        assert_eq!(refused(&|job| job.allow.zero_stage = vec![2], Trainer::Fsdp2), "allow.zero_stage");
         assert_eq!(refused(&|job| job.allow.pipeline = Some(vec![2]), Trainer::Fsdp2), "allow.pipeline");
         assert_eq!(refused(&|job| job.allow.codecs = vec![Codec::Bf16], core), "allow.codecs");
         assert_eq!(refused(&|job| job.allow.placements = Some(Vec::new()), core), "allow.placements");

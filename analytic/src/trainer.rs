@@ -201,6 +201,22 @@ impl Trainer {
         }
     }
 
+    /// ZeRO stages that it supports: Megatron-Core's distributed optimizer is stage 1, its Megatron-FSDP
+    /// shards gradients (`optim_grads`) and parameters (`optim_grads_params`), too.
+    pub fn zero_stages(self) -> &'static [u8] {
+        match self {
+            Self::Fsdp | Self::Fsdp2 => &[0, 3],
+            Self::MegatronCore | Self::Nemo | Self::Deepspeed => &[0, 1, 2, 3],
+            _ => &[0, 1],
+        }
+    }
+
+    /// Stages that a search tries unless the job lists others: no published run in 16 bits shows what
+    /// Megatron-FSDP costs.
+    pub fn searched_zero_stages(self) -> &'static [u8] {
+        if self.is_core() { &[0, 1] } else { self.zero_stages() }
+    }
+
     /// Modes of recomputation, cheapest first: software from before 2022 recomputes whole blocks or nothing.
     pub fn recompute_modes(self) -> &'static [Recompute] {
         if self.is_classic() {
