@@ -190,10 +190,14 @@ pub enum MeasurementFile {
 /// Reads a run, a validation, or a plan, depending on the content of the file.
 pub fn measured(path: &Path) -> Result<MeasurementFile, Failure> {
     let (name, content) = (path.display().to_string(), bytes(path, "run")?);
-    Ok(match kind(&name, &content) {
-        Some("plan") => MeasurementFile::Plan,
-        Some("validation") => MeasurementFile::Validation(Box::new(parse::json(&name, &content)?)),
-        _ => MeasurementFile::Run(Box::new(document(&name, &content)?)),
+    let keys = parse::json_keys(&name, &content, "run")?;
+    let has = |name: &str| keys.iter().any(|key| key == name);
+    Ok(if has("search") {
+        MeasurementFile::Plan
+    } else if has("runs") {
+        MeasurementFile::Validation(Box::new(parse::json(&name, &content)?))
+    } else {
+        MeasurementFile::Run(Box::new(document(&name, &content)?))
     })
 }
 

@@ -1,5 +1,6 @@
 //! Compares predictions with measurements.
 
+use crate::basis::{Basis, StatedBar};
 use crate::memory::{Memory, Reserve};
 use crate::run::TrainingRun;
 use crate::sets::{self, Choice, ChoiceSet, Timing};
@@ -30,6 +31,8 @@ pub enum Answer {
         error: Option<f64>,
         /// Relative: nine of ten rows are expected to be within it.
         error_bar: f64,
+        /// What the prediction stands on beyond the usual runs of the fit.
+        bases: Vec<Basis>,
         /// Baseline: the prediction by one utilisation for all rows of the same device and precision, fitted
         /// to the same rows.
         constant_mfu_s: Option<f64>,
@@ -77,11 +80,22 @@ pub struct Summary {
     pub all: AccuracySlice,
     /// Fraction of the measured rows within their error bars.
     pub covered: Option<f64>,
+    /// The same by what predictions stand on; a row may stand on several.
+    pub covered_by: Vec<Coverage>,
     pub memory: Option<MemoryErrors>,
     /// Memory errors with the reserve fitted to the other groups; absent if no group was left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_left_out: Option<MemoryErrors>,
     pub choices: Option<Choices>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Coverage {
+    /// Absent for rows that stand on none.
+    pub basis: Option<Basis>,
+    pub rows: usize,
+    /// Fraction of the rows within their error bars.
+    pub covered: f64,
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -117,7 +131,7 @@ pub fn backtest(
     rows: &[TableRow],
     predicted: &[Option<f64>],
     left_out: Option<&[Reserve]>,
-    error_bar: impl Fn(&TableRow) -> f64,
+    bars: &[StatedBar],
     sets: &[ChoiceSet],
     mode: &str,
 ) -> Backtest {
@@ -126,7 +140,8 @@ pub fn backtest(
         .iter()
         .zip(predicted)
         .zip(&constant)
-        .map(|((row, predicted), constant)| outcome(row, *predicted, *constant, error_bar(row)))
+        .zip(bars)
+        .map(|(((row, predicted), constant), bar)| outcome(row, *predicted, *constant, bar))
         .collect();
     let mut summary = summary(rows, &outcomes, sets, mode);
     summary.memory_left_out = left_out.and_then(|reserves| {
@@ -150,14 +165,15 @@ fn memory_error(row: &TableRow, reserve: &Reserve) -> Option<f64> {
     Some(memory_gib(row.run.as_ref().ok()?, reserve) / row.measured_memory_gb? - 1.0)
 }
 
-fn outcome(row: &TableRow, predicted: Option<f64>, constant_mfu_s: Option<f64>, error_bar: f64) -> Outcome {
+fn outcome(row: &TableRow, predicted: Option<f64>, constant_mfu_s: Option<f64>, bar: &StatedBar) -> Outcome {
     let answer = match (&row.run, predicted) {
         (Ok(run), Some(predicted_s)) if sound(run, predicted_s) => {
             let predicted_memory_gib = memory_gib(run, &Reserve::SHIPPED);
             Answer::Predicted {
                 predicted_s,
                 error: row.measured_s.map(|measured| predicted_s / measured - 1.0),
-                error_bar,
+                error_bar: bar.relative,
+                bases: bar.bases.clone(),
                 constant_mfu_s,
                 measured_memory_gib: row.measured_memory_gb,
                 predicted_memory_gib,
@@ -264,19 +280,37 @@ fn summary(rows: &[TableRow], outcomes: &[Outcome], sets: &[ChoiceSet], mode: &s
         parts.entry((!row.dense, key)).or_default().push(outcome);
     }
     let all: Vec<&Outcome> = outcomes.iter().collect();
-    let within = outcomes.iter().filter_map(|outcome| match outcome.answer {
-        // A time within the bars below and above the prediction, as factors.
-        Answer::Predicted { error: Some(error), error_bar, .. } => Some(error.abs() <= error_bar),
-        _ => None,
-    });
-    let within: Vec<bool> = within.collect();
-    let covered = (!within.is_empty())
-        .then(|| within.iter().filter(|&&within| within).count() as f64 / within.len() as f64);
+    let within: Vec<(&[Basis], bool)> = outcomes
+        .iter()
+        .filter_map(|outcome| match &outcome.answer {
+            Answer::Predicted { error: Some(error), error_bar, bases, .. } => {
+                Some((bases.as_slice(), error.abs() <= *error_bar))
+            }
+            _ => None,
+        })
+        .collect();
+    let share = |of: &dyn Fn(&[Basis]) -> bool| {
+        let of: Vec<bool> = within.iter().filter(|(bases, _)| of(bases)).map(|(_, within)| *within).collect();
+        let covered = of.iter().filter(|&&within| within).count() as f64 / of.len().max(1) as f64;
+        (of.len(), covered)
+    };
+    let covered = (!within.is_empty()).then(|| share(&|_| true).1);
+    let covered_by = [None]
+        .into_iter()
+        .chain(Basis::ALL.map(Some))
+        .map(|basis| {
+            let (rows, covered) =
+                share(&|bases| basis.map_or(bases.is_empty(), |basis| bases.contains(&basis)));
+            Coverage { basis, rows, covered }
+        })
+        .filter(|coverage| coverage.rows > 0)
+        .collect();
     Summary {
         mode: mode.to_owned(),
         parts: parts.into_iter().map(|((sparse, key), outcomes)| part(key, !sparse, &outcomes)).collect(),
         all: part(["all", "", ""], true, &all),
         covered,
+        covered_by,
         memory: memory(&outcomes.iter().filter_map(Outcome::memory_error).collect::<Vec<_>>()),
         memory_left_out: None,
         choices: choices(rows, outcomes, sets),

@@ -1,15 +1,16 @@
 //! Parameters fitted to runs, with their accuracy, as stored in files.
 
+use crate::basis::{Basis, ErrorBars, Judged, StatedBar};
 use crate::fit::{self, Fold};
 use crate::parameters::FreeParameters;
+use crate::run::TrainingRun;
 use crate::table::TableRow;
+use crate::trainer::Trainer;
 use autodist_spec::{Check, InputError, SCHEMA_VERSION, parse};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
-/// With fewer runs, an error bar is not meaningful.
-const FEW: usize = 10;
 /// Fraction of the held-out runs that the error bar covers.
 pub const COVERAGE: f64 = 0.9;
 
@@ -25,14 +26,16 @@ pub struct Calibration {
     pub fitted_to: String,
     /// Number of runs in the fit.
     pub runs: usize,
-    /// Relative error that nine of ten held-out runs stayed within.
+    /// Relative error that nine of ten usual held-out runs stayed within, with a margin for the next group.
     pub error_bar: f64,
-    /// Error bar of mixture-of-experts models, which are not part of the fit; absent if too few of them were
-    /// measured.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error_bar_experts: Option<f64>,
     /// Median relative error of held-out runs.
     pub median_error: f64,
+    /// Trainers with runs in the fit; absent where predictions of all trainers count as equally certain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trainers: Option<Vec<String>>,
+    /// Error bars of predictions that stand on less; absent where too few such runs were measured.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub error_bars: BTreeMap<Basis, f64>,
     /// By name; a missing parameter keeps its prior.
     pub parameters: BTreeMap<String, f64>,
 }
@@ -48,11 +51,10 @@ impl Check for Calibration {
     const WHAT: &'static str = "calibration";
 
     fn check(&self) -> Result<(), InputError> {
-        for (field, error) in [
-            ("error_bar", self.error_bar),
-            ("error_bar_experts", self.error_bar_experts.unwrap_or_default()),
-            ("median_error", self.median_error),
-        ] {
+        let usual =
+            [("error_bar".to_owned(), self.error_bar), ("median_error".to_owned(), self.median_error)];
+        let of = self.error_bars.iter().map(|(basis, bar)| (format!("error_bars: {}", basis.words()), *bar));
+        for (field, error) in usual.into_iter().chain(of) {
             if !(0.0..=LARGEST_ERROR).contains(&error) {
                 let problem = format!("must be a relative error from 0 to {LARGEST_ERROR}");
                 return Err(InputError::new(field, error, problem)
@@ -69,13 +71,40 @@ impl Calibration {
         &SHIPPED.1
     }
 
-    /// The error bar of a dense model or of a mixture-of-experts model.
-    pub fn error_bar_of(&self, dense: bool) -> f64 {
-        if dense {
-            self.error_bar
-        } else {
-            self.error_bar_experts.unwrap_or(self.error_bar).max(self.error_bar)
-        }
+    /// The error bar of a run, and what it is the error of, in words.
+    pub fn error_bar_of(&self, run: &TrainingRun, parameters: &FreeParameters) -> (f64, String) {
+        let bars = ErrorBars { usual: self.error_bar, of: self.error_bars.clone() };
+        let (bar, basis) = bars.widest(&self.bases_of(run, parameters));
+        let words = match basis {
+            Some(basis) if !bars.of.contains_key(&basis) => format!(
+                "the widest error bar of the calibration, which has too few runs {} for one of their own",
+                basis.words()
+            ),
+            _ => format!(
+                "nine of ten runs {}that were left out of the fit are within this error",
+                basis.map_or(String::new(), |basis| format!("{} ", basis.words()))
+            ),
+        };
+        (bar, words)
+    }
+
+    /// The error bars of rows that are predicted with this calibration.
+    pub fn error_bars_of(&self, rows: &[TableRow], parameters: &FreeParameters) -> Vec<StatedBar> {
+        let stated = |row: &TableRow| match &row.run {
+            Ok(run) => StatedBar {
+                relative: self.error_bar_of(run, parameters).0,
+                bases: self.bases_of(run, parameters),
+            },
+            Err(_) => StatedBar { relative: self.error_bar, bases: Vec::new() },
+        };
+        rows.iter().map(stated).collect()
+    }
+
+    fn bases_of(&self, run: &TrainingRun, parameters: &FreeParameters) -> Vec<Basis> {
+        let known = |trainer: Trainer| {
+            self.trainers.as_ref().is_none_or(|all| all.iter().any(|name| name == trainer.name()))
+        };
+        run.bases(parameters, known)
     }
 
     /// Reads a file that `autodist calibrate` wrote.
@@ -104,16 +133,21 @@ impl Calibration {
     ) -> Self {
         let samples = fit::samples(rows);
         let parameters = fit::fit(&samples.iter().collect::<Vec<_>>(), middle);
-        let experts = errors(rows, predicted, |row| !row.dense);
+        let bars = ErrorBars::of(&judged(rows, predicted, &bases(rows, &parameters)));
+        let trainers: BTreeSet<&str> = rows
+            .iter()
+            .filter(|row| row.is_for_fitting())
+            .filter_map(|row| Some(row.run.as_ref().ok()?.trainer.name()))
+            .collect();
         let errors = errors(rows, predicted, TableRow::is_for_fitting);
-        let bar = error_bar(&errors);
         let mut sizes: Vec<f64> = errors.iter().map(|(_, error)| error.abs()).collect();
         Self {
             schema_version: SCHEMA_VERSION,
             fitted_to: fitted_to.to_owned(),
             runs: samples.len(),
-            error_bar: rounded(bar),
-            error_bar_experts: (experts.len() >= FEW).then(|| rounded(error_bar(&experts))),
+            error_bar: rounded(bars.usual),
+            trainers: Some(trainers.into_iter().map(str::to_owned).collect()),
+            error_bars: bars.of.into_iter().map(|(basis, bar)| (basis, rounded(bar))).collect(),
             median_error: rounded(crate::statistics::quantile(&mut sizes, 0.5)),
             parameters: parameters
                 .to_table()
@@ -174,16 +208,47 @@ pub fn usual_fold(rows: &[TableRow]) -> Fold {
     if groups.len() > 1 { Fold::Group } else { Fold::Jobs(5) }
 }
 
-/// The error bar of each group from the errors of the others: as it would have been stated before the group
-/// was known.
-pub fn cross_validated_bars<'a>(errors: &[(&'a str, f64)]) -> impl Fn(&str) -> f64 + use<'a> {
-    let groups: BTreeSet<&str> = errors.iter().map(|(group, _)| *group).collect();
-    let without = |left_out: &str| {
-        let others: Vec<(&str, f64)> =
-            errors.iter().filter(|(group, _)| *group != left_out).copied().collect();
-        error_bar(if others.is_empty() { errors } else { &others })
+/// What the prediction of each row by a fit to the other groups stands on; nothing for rows that are not
+/// understood.
+fn bases(rows: &[TableRow], parameters: &FreeParameters) -> Vec<Vec<Basis>> {
+    let mut groups: BTreeMap<Trainer, BTreeSet<&str>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.is_for_fitting()) {
+        if let Ok(run) = &row.run {
+            groups.entry(run.trainer).or_default().insert(&row.group);
+        }
+    }
+    let of = |row: &TableRow| {
+        let elsewhere = |trainer: Trainer| {
+            groups.get(&trainer).is_some_and(|groups| groups.iter().any(|group| *group != row.group))
+        };
+        row.run.as_ref().map_or(Vec::new(), |run| run.bases(parameters, elsewhere))
     };
-    let bars: BTreeMap<&str, f64> = groups.into_iter().map(|group| (group, without(group))).collect();
-    let all = error_bar(errors);
-    move |group| bars.get(group).copied().unwrap_or(all)
+    rows.iter().map(of).collect()
+}
+
+fn judged<'a>(rows: &'a [TableRow], predicted: &[Option<f64>], bases: &[Vec<Basis>]) -> Vec<Judged<'a>> {
+    let of = |((row, predicted), bases): ((&'a TableRow, &Option<f64>), &Vec<Basis>)| {
+        let error = (*predicted)? / row.measured_s? - 1.0;
+        (row.quality != "R").then(|| Judged { group: &row.group, error, bases: bases.clone() })
+    };
+    rows.iter().zip(predicted).zip(bases).filter_map(of).collect()
+}
+
+/// The error bar of each row, from the errors of the other groups: as it would have been stated before the
+/// row's group was known.
+pub fn left_out_bars(
+    rows: &[TableRow],
+    predicted: &[Option<f64>],
+    parameters: &FreeParameters,
+) -> Vec<StatedBar> {
+    let bases = bases(rows, parameters);
+    let judged = judged(rows, predicted, &bases);
+    let groups: BTreeSet<&str> = rows.iter().map(|row| row.group.as_str()).collect();
+    let bars: BTreeMap<&str, ErrorBars> =
+        groups.into_iter().map(|group| (group, ErrorBars::without(&judged, group))).collect();
+    let stated = |(row, bases): (&TableRow, Vec<Basis>)| StatedBar {
+        relative: bars[row.group.as_str()].widest(&bases).0,
+        bases,
+    };
+    rows.iter().zip(bases).map(stated).collect()
 }

@@ -88,6 +88,9 @@ pub struct StepEstimate {
     pub memory: Memory,
     /// Relative: nine of ten held-out runs were within `step * (1 ± error_bar)`.
     pub error_bar: f64,
+    /// Of which runs this is the error; empty where nobody said.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub error_bar_of: String,
     pub provenance: Provenance,
 }
 
@@ -415,6 +418,7 @@ impl TrainingRun {
             breakdown,
             memory: Memory::of(self),
             error_bar,
+            error_bar_of: String::new(),
             provenance: if self.assumptions.is_empty() { Provenance::Modelled } else { Provenance::Assumed },
         }
     }

@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backtest;
+mod basis;
 mod calibration;
 pub mod catalog;
 mod cells;
@@ -47,7 +48,8 @@ mod words;
 mod work;
 
 pub use backtest::{Backtest, backtest};
-pub use calibration::{COVERAGE, Calibration, cross_validated_bars, error_bar, errors, usual_fold};
+pub use basis::{Basis, StatedBar};
+pub use calibration::{COVERAGE, Calibration, errors, left_out_bars, usual_fold};
 pub use estimate::{Breakdown, StepEstimate, time};
 pub use fit::Fold;
 pub use machine::{FabricKind, Generation, NodeModel, Uplink};

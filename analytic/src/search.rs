@@ -47,7 +47,7 @@ pub fn search(
     devices: u32,
     fixed: &Fixed,
     parameters: &FreeParameters,
-    error_bar: f64,
+    error_bar: impl Fn(&TrainingRun) -> (f64, String),
     keep: usize,
 ) -> Found {
     let mut found = Found { best: Vec::new(), considered: 0, too_large: 0, least_memory: None };
@@ -57,25 +57,28 @@ pub fn search(
                 let layout = ParallelDims { virtual_stages, ..layout };
                 let run = TrainingRun { layout, micro_batch, ..base.clone() };
                 if run.check().is_ok() {
-                    found.consider(run, fixed, parameters, error_bar);
+                    found.consider(run, fixed, parameters);
                 }
             }
         }
     }
     found.best.sort_by(|a, b| a.1.step.0.total_cmp(&b.1.step.0));
     found.best.truncate(keep);
+    for (run, estimate) in &mut found.best {
+        (estimate.error_bar, estimate.error_bar_of) = error_bar(run);
+    }
     found
 }
 
 impl Found {
-    fn consider(&mut self, mut run: TrainingRun, fixed: &Fixed, parameters: &FreeParameters, error_bar: f64) {
+    fn consider(&mut self, mut run: TrainingRun, fixed: &Fixed, parameters: &FreeParameters) {
         self.considered += 1;
         let capacity = run.machine.memory.as_f64();
         let mut least = f64::INFINITY;
         let modes = fixed.recompute.as_ref().map_or(run.trainer.recompute_modes(), std::slice::from_ref);
         for &mode in modes {
             run.recompute = mode;
-            let estimate = run.estimate(parameters, error_bar);
+            let estimate = run.estimate(parameters, 0.0);
             let memory = estimate.memory.total();
             least = least.min(memory);
             if memory <= capacity {

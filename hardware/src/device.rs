@@ -3,7 +3,7 @@
 use crate::attention::AttentionModel;
 use crate::catalogue::Catalogue;
 use crate::gemm::{Chip, GemmModel, GemmTime};
-use crate::nearest::nearest;
+use crate::nearest::{are_of_one_generation, nearest};
 use crate::parameters::{AttentionParameters, GemmParameters, KernelParameters};
 use crate::{Attention, AttentionKernel, Dtype, PredictedTime};
 use autodist_spec::catalog::DeviceFigures;
@@ -31,6 +31,7 @@ pub struct DeviceModel {
     attention: Vec<(u64, Fitted<AttentionModel>)>,
     stream: f64,
     launch: f64,
+    same_generation: bool,
 }
 
 /// A model and its uncertainty.
@@ -167,7 +168,8 @@ impl DeviceModel {
             InputError::new(what, "", "the parameters of kernels have none")
                 .hint("fit them to tables of bf16 GEMMs and of attention")
         };
-        let (measured, _) = nearest_gemm(figures, parameters, Dtype::Bf16).ok_or_else(|| lacking("gemm"))?;
+        let (measured, reference) =
+            nearest_gemm(figures, parameters, Dtype::Bf16).ok_or_else(|| lacking("gemm"))?;
         let (stream, launch) = (measured.stream, measured.shortest_s);
         let attention = fitted_attention(figures, parameters).ok_or_else(|| lacking("attention"))?;
         let gemm = Dtype::ALL.map(|dtype| fitted_gemm(figures, parameters, dtype));
@@ -175,7 +177,14 @@ impl DeviceModel {
             return Err(lacking("gemm"));
         };
         let gemm = [a, b, c, d, e, f];
-        Ok(Self { figures: figures.clone(), gemm, attention, stream, launch })
+        let same_generation = are_of_one_generation(figures, &reference);
+        Ok(Self { figures: figures.clone(), gemm, attention, stream, launch, same_generation })
+    }
+
+    /// Whether kernels of a device of the same generation were measured; otherwise they are extrapolated from
+    /// another generation's, which are written differently.
+    pub fn has_kernels_of_its_generation(&self) -> bool {
+        self.same_generation
     }
 
     pub fn figures(&self) -> &DeviceFigures {

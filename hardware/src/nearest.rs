@@ -17,6 +17,14 @@ fn generation(architecture: Option<&str>) -> f64 {
     }
 }
 
+/// Whether kernels are written alike for both devices.
+pub(crate) fn are_of_one_generation(one: &DeviceFigures, other: &DeviceFigures) -> bool {
+    let [a, b] = [one, other].map(|device| generation(device.architecture.as_deref()));
+    let maker =
+        |device: &DeviceFigures| device.architecture.as_deref().is_some_and(|a| a.starts_with("cdna"));
+    (a - b).abs() < 0.5 && maker(one) == maker(other)
+}
+
 /// Distance of two devices: generations first, then figures.
 fn distance(one: &DeviceFigures, other: &DeviceFigures) -> f64 {
     if one.name == other.name {

@@ -3,11 +3,11 @@
 use crate::cli::BacktestArgs;
 use crate::failure::Failure;
 use crate::{input, output};
-use autodist_analytic::backtest::{AccuracySlice, Answer, Backtest, ErrorStatistics};
+use autodist_analytic::backtest::{AccuracySlice, Answer, Backtest, Coverage, ErrorStatistics};
 use autodist_analytic::measured::{MeasuredPlans, PlanEstimate};
 use autodist_analytic::table::{self, TableRow};
 use autodist_analytic::{
-    Calibration, Fold, FreeParameters, StepWork, backtest, cross_validated_bars, errors, fit, reserve, sets,
+    Basis, Calibration, Fold, FreeParameters, StepWork, backtest, fit, left_out_bars, reserve, sets,
 };
 use autodist_spec::{Bytes, Seconds, one_line, to_json};
 use std::fmt::Write;
@@ -35,13 +35,12 @@ pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
     let result = if args.leave_one_group_out {
         let fold = fold(&args.half_of_jobs);
         let predicted = fit::cross_validated(&rows, &FreeParameters::prior(), fold);
-        let dense = cross_validated_bars(&errors(&rows, &predicted, TableRow::is_for_fitting));
-        let experts = cross_validated_bars(&errors(&rows, &predicted, |row| !row.dense));
+        let bars = left_out_bars(&rows, &predicted, FreeParameters::shipped());
         backtest(
             &rows,
             &predicted,
             Some(&reserve::cross_validated(&rows)),
-            |row| if row.dense { dense(&row.group) } else { experts(&row.group) },
+            &bars,
             &sets,
             "every group predicted by a fit to the other groups",
         )
@@ -59,7 +58,8 @@ pub fn run(args: &BacktestArgs) -> Result<(), Failure> {
             row.run.as_ref().ok().map(|run| fit::seconds(run, &StepWork::of(run), &parameters))
         };
         let predicted: Vec<Option<f64>> = rows.iter().map(seconds).collect();
-        backtest(&rows, &predicted, None, |row| calibration.error_bar_of(row.dense), &sets, &mode)
+        let bars = calibration.error_bars_of(&rows, &parameters);
+        backtest(&rows, &predicted, None, &bars, &sets, &mode)
     };
     output::print(&if args.json { to_json(&result) } else { text(&result) })
 }
@@ -147,6 +147,11 @@ fn text(result: &Backtest) -> String {
     }
     if let Some(covered) = summary.covered {
         let _ = writeln!(text, "\nwithin their error bars: {:.1} %", 100.0 * covered);
+        let several = summary.covered_by.len() > 1;
+        for Coverage { basis, rows, covered } in summary.covered_by.iter().filter(|_| several) {
+            let words = basis.map_or("to which none of the following applies", Basis::words);
+            let _ = writeln!(text, "  {:>5.1} % of {rows} {words}", 100.0 * covered);
+        }
     }
     let learnt =
         summary.memory_left_out.as_ref().map(|memory| (", its reserve fitted to the other groups", memory));

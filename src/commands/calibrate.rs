@@ -41,7 +41,7 @@ pub fn run(args: &CalibrateArgs) -> Result<(), Failure> {
         output::check_no_input(&args.output).and_then(|()| output::write(&args.output, content.as_bytes()));
 
     let mut text = format!(
-        "fitted to {usable} of {} rows; when left out of the fit, their median error is {:.1} %, and nine of ten are within {:.1} %\n\n",
+        "fitted to {usable} of {} rows; when left out of the fit, their median error is {:.1} %; error bar {:.1} %: nine of ten, and a margin for groups that were not seen\n\n",
         rows.len(),
         100.0 * calibration.median_error,
         100.0 * calibration.error_bar

@@ -102,7 +102,7 @@ impl Figures {
             dtype: Dtype::Bf16,
             ..TrainingRun::new(shape, machine, ParallelDims::default(), trainer)
         };
-        let error_bar = self.calibration.error_bar_of(true).hypot(SIMULATED);
+        let error_bar = self.calibration.error_bar_of(&run, &self.parameters).0.hypot(SIMULATED);
         let prices = CataloguePrices::new(&run, self.cluster.device_count(), &self.parameters);
         let reference = CatalogueReference {
             trainer: trainer.name().to_owned(),

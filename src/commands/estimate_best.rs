@@ -20,7 +20,7 @@ impl Best {
         asked: &Asked,
         devices: u32,
         parameters: &FreeParameters,
-        error_bar: f64,
+        error_bar: impl Fn(&TrainingRun) -> (f64, String),
         keep: usize,
     ) -> Result<Self, Failure> {
         let flags = &asked.flags;

@@ -23,7 +23,7 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
     let figures = Figures::of(cluster, &args.figures, args.price.device_memory)?;
     let Figures { cluster, machine, parameters, calibration, source } = figures;
     let asked = Asked::of(args, machine, cluster.device_count())?;
-    let error_bar = calibration.error_bar_of(asked.run.shape.experts.is_none());
+    let error_bar = |run: &TrainingRun| calibration.error_bar_of(run, &parameters);
     if let Some(keep) = args.best {
         in_range("--best", keep as u64, 1, 10_000)?;
         let best = Best::of(&asked, cluster.device_count(), &parameters, error_bar, keep)?;
@@ -42,7 +42,8 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
         Some(given) => given.blame(args, failure),
         None => failure,
     })?;
-    let estimate = run.estimate(&parameters, error_bar);
+    let mut estimate = run.estimate(&parameters, 0.0);
+    (estimate.error_bar, estimate.error_bar_of) = error_bar(&run);
     sound(&run, &estimate)?;
     let text =
         if args.json { to_json(&document(&run, &estimate, &source)) } else { text(&run, &estimate, &source) };
@@ -233,10 +234,11 @@ pub fn text(run: &TrainingRun, estimate: &StepEstimate, source: &str) -> String 
     let devices = f64::from(run.layout.devices());
     let utilisation = utilisation(run, estimate);
     let mut text = format!(
-        "step        {} ± {:.0} %, {}: nine of ten runs that were left out of the fit are within this error\n",
+        "step        {} ± {:.0} %, {}: {}\n",
         estimate.step,
         100.0 * estimate.error_bar,
-        estimate.provenance
+        estimate.provenance,
+        estimate.error_bar_of
     );
     // Writing to a String cannot fail.
     let _ = writeln!(

@@ -4,7 +4,7 @@ use autodist_analytic::backtest::AccuracySlice;
 use autodist_analytic::measured::MeasuredPlans;
 use autodist_analytic::table::{self, TableRow};
 use autodist_analytic::{
-    Backtest, Fold, FreeParameters, StepWork, backtest, cross_validated_bars, errors, fit, reserve, sets,
+    Backtest, Fold, FreeParameters, StepWork, backtest, errors, fit, left_out_bars, reserve, sets,
 };
 use autodist_hardware::Catalogue;
 use std::sync::LazyLock;
@@ -27,13 +27,13 @@ static ALL: LazyLock<Vec<TableRow>> = LazyLock::new(|| {
 static LEFT_OUT: LazyLock<Backtest> = LazyLock::new(|| {
     let fold = |group: &str| if group == "vtrain-single" { Fold::Jobs(2) } else { Fold::Group };
     let predicted = fit::cross_validated(&ROWS, &FreeParameters::prior(), fold);
-    let bars = cross_validated_bars(&errors(&ROWS, &predicted, TableRow::is_for_fitting));
+    let bars = left_out_bars(&ROWS, &predicted, FreeParameters::shipped());
     let reserves = reserve::cross_validated(&ROWS);
     backtest(
         &ROWS,
         &predicted,
         Some(&reserves),
-        |row| bars(&row.group),
+        &bars,
         &sets::read(SETS, "choice_sets.csv").unwrap(),
         "left out",
     )
@@ -98,6 +98,10 @@ fn a_constant_utilisation_does_worse_on_the_very_rows_that_it_was_fitted_to() {
 fn the_error_bar_covers_what_it_says() {
     let covered = LEFT_OUT.summary.covered.unwrap();
     assert!(covered >= 0.9, "{covered:.3}");
+    for coverage in &LEFT_OUT.summary.covered_by {
+        eprintln!("{coverage:?}");
+        assert!(coverage.rows < 10 || coverage.covered >= 0.9, "{coverage:?}");
+    }
 }
 
 #[test]
@@ -132,8 +136,9 @@ fn peak_memory_is_close_and_hardly_ever_too_low() {
 #[test]
 fn so_is_that_of_later_software() {
     let later = table::read(LATER, "later_runs.csv", &Catalogue::shipped()).unwrap();
-    let memory =
-        backtest(&later, &vec![Some(1.0); later.len()], None, |_| 1.0, &[], "").summary.memory.unwrap();
+    let predicted = vec![Some(1.0); later.len()];
+    let bars = left_out_bars(&later, &predicted, FreeParameters::shipped());
+    let memory = backtest(&later, &predicted, None, &bars, &[], "").summary.memory.unwrap();
     assert!(memory.errors.rows > 70 && memory.errors.median <= 0.05, "{memory:?}");
     // FlagPerf does not document how it measured memory.
     assert!(memory.more_than_5_percent_under <= 7, "{memory:?}");
