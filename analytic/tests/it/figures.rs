@@ -10,6 +10,7 @@ use autodist_hardware::Catalogue;
 use std::sync::LazyLock;
 
 const RUNS: &[u8] = include_bytes!("../../../catalog/published/training_runs.csv");
+const H200: &[u8] = include_bytes!("../../../catalog/published/h200_training.csv");
 const LATER: &[u8] = include_bytes!("../../../catalog/published/later_runs.csv");
 const SETS: &[u8] = include_bytes!("../../../catalog/published/choice_sets.csv");
 const PLANS: &[u8] = include_bytes!("../../../catalog/published/measured_plans.json");
@@ -85,6 +86,36 @@ fn so_are_groups_of_later_software_in_16_and_8_bits() {
     assert!(rows > 140 && median <= 0.08 && p90 <= 0.2, "{rows} {median:.3} {p90:.3}");
     let (rows, median, p90) = of(&|row| !eight_bits(row));
     assert!(rows > 550 && median <= 0.08 && p90 <= 0.2, "{rows} {median:.3} {p90:.3}");
+}
+
+/// Eager PyTorch on one H200, whose host is five times slower than the fit's (docs/gpu.md).
+#[test]
+fn three_runs_on_a_machine_show_how_fast_its_host_is() {
+    let rows = table::read(H200, "h200_training.csv", &Catalogue::shipped()).unwrap();
+    let median = |parameters: &FreeParameters| {
+        let mut sizes: Vec<f64> = rows
+            .iter()
+            .map(|row| {
+                let run = row.run.as_ref().unwrap();
+                (fit::seconds(run, &StepWork::of(run), parameters) / row.measured_s.unwrap() - 1.0).abs()
+            })
+            .collect();
+        sizes.sort_by(f64::total_cmp);
+        (sizes[sizes.len() / 2], sizes[sizes.len() - 1])
+    };
+    let shipped = FreeParameters::shipped();
+    for three in [["h200-00", "h200-06", "h200-10"], ["h200-04", "h200-08", "h200-12"]] {
+        let known: Vec<TableRow> =
+            rows.iter().filter(|row| three.contains(&row.id.as_str())).cloned().collect();
+        let samples = fit::samples(&known);
+        let fitted = fit::fit(&samples.iter().collect::<Vec<_>>(), shipped);
+        assert!(fitted.host_eager_s > 3.0 * shipped.host_eager_s, "{fitted:?}");
+        let ((before, worst_before), (after, worst)) = (median(shipped), median(&fitted));
+        assert!(
+            after <= 0.08 && after < before && worst < 0.5 * worst_before,
+            "{before:.3} {after:.3} {worst:.3}"
+        );
+    }
 }
 
 #[test]
