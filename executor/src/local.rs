@@ -33,8 +33,12 @@ pub fn train<B: TrainingDevice>(
     let results: Vec<_> = std::thread::scope(|scope| {
         let run = |(rank, (mut endpoint, device))| {
             scope.spawn(move || {
+                // Threads that share cores cannot tell a core's speed, and the benchmark would take longer
+                // than the steps of a small model.
                 let result =
-                    train_and(&device, task, &mut endpoint, "local", nowhere, None, |store| store.export());
+                    train_and(&device, task, &mut endpoint, "local", nowhere, false, None, |store| {
+                        store.export()
+                    });
                 (rank, result)
             })
         };

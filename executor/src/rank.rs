@@ -48,16 +48,18 @@ pub fn train<B: TrainingDevice>(
     placement: Placement,
     tell: Option<Tell<'_>>,
 ) -> Result<RankOutcome, ExecutionError> {
-    train_and(device, task, endpoint, name, placement, tell, |_| ()).map(|(outcome, ())| outcome)
+    train_and(device, task, endpoint, name, placement, true, tell, |_| ()).map(|(outcome, ())| outcome)
 }
 
-/// Like [`train`]; `inspect` receives the trained parameters.
+/// Like [`train`]; the reference benchmark runs with each step only if `referenced`, and `inspect` receives
+/// the trained parameters.
 pub(crate) fn train_and<B: TrainingDevice, R>(
     device: &B,
     task: &Task,
     endpoint: &mut Endpoint,
     name: &str,
     placement: Placement,
+    referenced: bool,
     tell: Option<Tell<'_>>,
     inspect: impl FnOnce(&Store<B>) -> R,
 ) -> Result<(RankOutcome, R), ExecutionError> {
@@ -70,7 +72,7 @@ pub(crate) fn train_and<B: TrainingDevice, R>(
     let data = Data::open(&task.data, task.model.vocab, program.seq_len, task.job.seed)?;
     let before_reference = device.live_memory();
     let emulated = Emulated::new(task.emulated_flops_per_s, placement);
-    let mut reference = device.reference().filter(|_| emulated.is_none());
+    let mut reference = if referenced && emulated.is_none() { device.reference() } else { None };
     // If ranks are threads (over MPI), other threads of the process may free memory at the same time.
     let instrument = device.live_memory().saturating_sub(before_reference);
     let mut speed = || reference.as_mut().map_or(0.0, |reference| reference.seconds());
