@@ -238,6 +238,10 @@ public:
             fail("blocks of %zu threads", count);
         }
         threads.resize(count);
+        for (size_t i = 0; i < count; i++) {
+            unsigned x = i % block[0], y = i / block[0] % block[1], z = i / block[0] / block[1];
+            threads[i].index = {x, y, z};
+        }
         backwards = false;
         for (unsigned z = 0; z < grid[2]; z++) {
             for (unsigned y = 0; y < grid[1]; y++) {
@@ -254,7 +258,21 @@ public:
     void wait(State state, int line) {
         current->state = state;
         current->line = line;
-        current->fiber->context.switch_to(scheduler);
+        Context& here = current->fiber->context;
+        here.switch_to(next());
+    }
+
+    /// Called by a fiber whose thread has ended: returns when the fiber has a new one.
+    void end() {
+        current->state = State::Ended;
+        current->line = 0;
+        Context& here = current->fiber->context;
+        idle.push_back(current->fiber);
+        Context& there = next();
+        // Mostly the next thread begins, on this very fiber.
+        if (&there != &here) {
+            here.switch_to(there);
+        }
     }
 
     /// Called by a thread: replaces `value` by that of the lane `lane ^ mask` of its warp.
@@ -292,15 +310,16 @@ private:
     Shuffles shuffles[MOST_THREADS / WARP];
     /// All, and those on which no thread runs.
     std::vector<Fiber*> fibers, idle;
-    /// The thread that runs now, and where to go on when it waits or ends.
+    /// The thread that runs now, its turn in its warp, and the warp.
     Thread* current;
+    size_t turn, warp_begin, warp_end;
+    /// Where to go on when all threads of the warp wait or have ended.
     Context scheduler;
 
     void run_block() {
         size_t count = threads.size(), warps = (count + WARP - 1) / WARP;
-        for (size_t i = 0; i < count; i++) {
-            unsigned x = i % blockDim.x, y = i / blockDim.x % blockDim.y, z = i / blockDim.x / blockDim.y;
-            threads[i] = {{x, y, z}, State::Unstarted, 0, nullptr};
+        for (Thread& thread : threads) {
+            thread = {thread.index, State::Unstarted, 0, nullptr};
         }
         for (size_t i = 0; i < warps; i++) {
             std::fill_n(shuffles[i].count, WARP, 0);
@@ -316,10 +335,11 @@ private:
 
     /// Runs a warp's threads until they wait at a barrier or have ended.
     void run_warp(size_t begin, size_t end) {
+        warp_begin = begin;
+        warp_end = end;
         do {
-            for (size_t i = begin; i < end; i++) {
-                resume(threads[backwards ? begin + end - 1 - i : i]);
-            }
+            turn = begin;
+            scheduler.switch_to(resumed());
             check_agreement(begin, end);
             if (threads[begin].state == State::Shuffle && end - begin < WARP) {
                 fail("a warp of %zu threads comes to the shuffle of line %d", end - begin, threads[begin].line);
@@ -327,8 +347,15 @@ private:
         } while (threads[begin].state == State::Shuffle);
     }
 
-    /// Runs a thread until it waits or ends.
-    void resume(Thread& thread) {
+    /// Where to go on when the current thread waits or has ended: a switch to the scheduler in between would
+    /// take as long again.
+    Context& next() {
+        return ++turn < warp_end ? resumed() : scheduler;
+    }
+
+    /// The place of the thread whose turn it is, which is now the current one.
+    Context& resumed() {
+        Thread& thread = threads[backwards ? warp_begin + warp_end - 1 - turn : turn];
         if (thread.state == State::Unstarted) {
             if (idle.empty()) {
                 make_fiber();
@@ -338,10 +365,7 @@ private:
         }
         current = &thread;
         threadIdx = thread.index;
-        scheduler.switch_to(thread.fiber->context);
-        if (thread.state == State::Ended) {
-            idle.push_back(thread.fiber);
-        }
+        return thread.fiber->context;
     }
 
     void make_fiber() {
@@ -358,7 +382,7 @@ private:
         idle.push_back(fiber);
     }
 
-    /// What a fiber does: each time that the scheduler gives it a new thread, runs that.
+    /// What a fiber does: each time that it has a new thread, runs that.
     static void run_threads();
 
     /// Threads that were to come to the same place must have.
@@ -406,7 +430,7 @@ inline void use_machine_of_this_thread() {
 inline void Machine::run_threads() {
     for (;;) {
         machine->body(machine->data);
-        machine->wait(State::Ended, 0);
+        machine->end();
     }
 }
 
