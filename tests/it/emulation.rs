@@ -2,6 +2,7 @@
 
 use crate::common;
 
+use autodist_spec::{ModelSpec, to_json};
 use common::{line, write};
 use serde_json::Value;
 
@@ -37,12 +38,21 @@ zero_stage = [0]
 codecs = ["none", "bf16", { powersgd = { rank = 2, start_step = 0 } }]
 "#;
 
-#[test]
-fn a_slow_link_is_measured_planned_around_and_trained_over() {
+/// A folder with that cluster, that job, and a model whose gradients take tens of milliseconds on the slow
+/// link.
+fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
+    let model = ModelSpec { hidden: 64, head_dim: 16, ffn: 128, ..common::small_model() };
+    write(folder.path(), "model.json", to_json(&model));
     write(folder.path(), "slow.toml", CLUSTER);
     write(folder.path(), "job.toml", JOB);
-    let flags = "--job job.toml --emulate slow.toml --budget 1 --timeout 30 --json";
+    folder
+}
+
+#[test]
+fn a_slow_link_is_measured_planned_around_and_trained_over() {
+    let folder = folder();
+    let flags = "--model model.json --job job.toml --emulate slow.toml --budget 1 --timeout 30 --json";
     let profile = line(folder.path(), &format!("profile {flags}")).json();
     assert_eq!(profile["environment"]["emulated"], true);
     let rate = |name: &str| {
@@ -53,7 +63,11 @@ fn a_slow_link_is_measured_planned_around_and_trained_over() {
     assert!(rate("node 2 up") < 1.1 * 10e6 && rate("node 0 up") < 1.1 * 50e6, "{}", profile["network"]);
     assert!(rate("node 0 up") > 1.5 * rate("node 2 up"), "{}", profile["network"]);
 
-    let plan = line(folder.path(), "plan --job job.toml --profile profile.json -o plan.json --json").json();
+    let plan = line(
+        folder.path(),
+        "plan --model model.json --job job.toml --profile profile.json -o plan.json --json",
+    )
+    .json();
     assert_eq!(plan["profile"]["emulated"], true);
     for share in plan["collectives"].as_array().unwrap() {
         assert!(share["lower_bound_s"].as_f64() <= share["time_s"].as_f64(), "{share}");
@@ -82,12 +96,10 @@ fn a_slow_link_is_measured_planned_around_and_trained_over() {
 
 #[test]
 fn what_a_codec_costs_in_steps_is_a_prior_until_it_is_probed() {
-    let folder = tempfile::tempdir().unwrap();
-    write(folder.path(), "slow.toml", CLUSTER);
-    write(folder.path(), "job.toml", JOB);
-    let flags = "--job job.toml --emulate slow.toml --budget 1 --timeout 30 --json";
+    let folder = folder();
+    let flags = "--model model.json --job job.toml --emulate slow.toml --budget 1 --timeout 30 --json";
     line(folder.path(), &format!("profile {flags}")).json();
-    let search = "plan --job job.toml --profile profile.json -o plan.json --json";
+    let search = "plan --model model.json --job job.toml --profile profile.json -o plan.json --json";
     let codecs = |plan: &Value| plan["codecs"].as_array().unwrap().clone();
     let before = line(folder.path(), search).json();
     assert!(codecs(&before).iter().all(|verdict| verdict["slowdown"]["provenance"] == "assumed"));

@@ -214,14 +214,14 @@ fn a_training_that_is_done_leaves_one_file() {
     let folder = folder();
     // Long enough for the partial record to be written.
     let running =
-        Running::start(folder.path(), &format!("train plan.json --steps 1500 -o out/run.json {RANKS}"));
+        Running::start(folder.path(), &format!("train plan.json --steps 300 -o out/run.json {RANKS}"));
     let out = folder.path().join("out");
     wait(LIMIT, || out.join("run.partial.json").exists() || out.join("run.json").exists());
     let Finished { code, err, .. } = running.end();
     assert_eq!(code, Some(0), "{err}");
     assert_eq!(names(&folder.path().join("out")), ["run.json"]);
     let record = read(folder.path().join("out/run.json")).unwrap();
-    assert_eq!((steps(&record), &record["ended"]), (1500, &Value::Null));
+    assert_eq!((steps(&record), &record["ended"]), (300, &Value::Null));
     let of =
         |rank: u64| record["timeline"].as_array().unwrap().iter().filter(move |e| e["rank"] == rank).count();
     assert!(of(0) > 0 && of(0) == of(1), "one step's timeline, of both ranks");

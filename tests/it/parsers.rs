@@ -272,24 +272,45 @@ proptest! {
     }
 }
 
+/// Values to change: where (a shape of pointers, and one of that shape), and to what; `None` removes them.
+type Changes = Vec<(prop::sample::Index, prop::sample::Index, Option<Value>)>;
+
+fn changes() -> impl Strategy<Value = Changes> {
+    let value = prop::option::weighted(0.95, edge());
+    vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), value), 1..3)
+}
+
+fn feed_with_other_values(which: prop::sample::Index, changes: Changes) {
+    let (kind, document) = which.get(&DOCUMENTS);
+    let mut document = document.clone();
+    for (shape, one, value) in changes {
+        let pointer = a_pointer(&document, shape, one);
+        document = common::edited(&document, &pointer, value);
+        if document.as_object().is_none_or(|map| map.is_empty()) {
+            break;
+        }
+    }
+    feed(*kind, text(*kind, &document).as_bytes());
+}
+
+proptest! {
+    #![proptest_config(cases(1500))]
+
+    #[test]
+    fn a_right_document_with_other_values(which in any::<prop::sample::Index>(), changes in changes()) {
+        feed_with_other_values(which, changes);
+    }
+}
+
 proptest! {
     #![proptest_config(cases(4000))]
 
     #[test]
-    fn a_right_document_with_other_values(
+    fn a_right_document_with_other_values_at_length(
         which in any::<prop::sample::Index>(),
-        changes in vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), prop::option::weighted(0.95, edge())), 1..3),
+        changes in changes(),
     ) {
-        let (kind, document) = which.get(&DOCUMENTS);
-        let mut document = document.clone();
-        for (shape, one, value) in changes {
-            let pointer = a_pointer(&document, shape, one);
-            document = common::edited(&document, &pointer, value);
-            if document.as_object().is_none_or(|map| map.is_empty()) {
-                break;
-            }
-        }
-        feed(*kind, text(*kind, &document).as_bytes());
+        feed_with_other_values(which, changes);
     }
 }
 
