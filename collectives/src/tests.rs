@@ -1,6 +1,6 @@
 //! Runs schedules in random orders that their dependencies allow.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use autodist_spec::{Algorithm, Collective};
 use proptest::prelude::*;
@@ -40,24 +40,27 @@ impl Dice {
 fn interpret(schedule: &Schedule, buffers: &mut [Vec<f32>], seed: u64) {
     let size = buffers.len();
     let mut dice = Dice(seed);
-    let mut wires: BTreeMap<(usize, usize), VecDeque<Vec<f32>>> = BTreeMap::new();
+    // By sender, then by receiver.
+    let mut wires: Vec<Vec<VecDeque<Vec<f32>>>> = vec![vec![VecDeque::new(); size]; size];
+    // Whether an earlier message to or from a member is still to come.
+    let mut heads = vec![false; size];
     let mut sent: Vec<Vec<bool>> = schedule.sends.iter().map(|sends| vec![false; sends.len()]).collect();
     let mut received: Vec<Vec<bool>> =
         schedule.receives.iter().map(|receives| vec![false; receives.len()]).collect();
     loop {
         let mut possible = Vec::new();
         for member in 0..size {
-            let mut heads = BTreeSet::new();
+            heads.fill(false);
             for (index, send) in schedule.sends[member].iter().enumerate() {
-                let next = !sent[member][index] && heads.insert(send.to);
+                let next = !sent[member][index] && !std::mem::replace(&mut heads[send.to], true);
                 if next && send.after.iter().all(|&before| received[member][before]) {
                     possible.push((member, index, true));
                 }
             }
-            let mut heads = BTreeSet::new();
+            heads.fill(false);
             for (index, receive) in schedule.receives[member].iter().enumerate() {
-                let next = !received[member][index] && heads.insert(receive.from);
-                let arrived = wires.get(&(receive.from, member)).is_some_and(|wire| !wire.is_empty());
+                let next = !received[member][index] && !std::mem::replace(&mut heads[receive.from], true);
+                let arrived = !wires[receive.from][member].is_empty();
                 if next
                     && arrived
                     && receive.after.iter().all(|&before| received[member][before])
@@ -74,11 +77,11 @@ fn interpret(schedule: &Schedule, buffers: &mut [Vec<f32>], seed: u64) {
         if sends {
             let send = &schedule.sends[member][index];
             let values = buffers[member][send.elements.clone()].to_vec();
-            wires.entry((member, send.to)).or_default().push_back(values);
+            wires[member][send.to].push_back(values);
             sent[member][index] = true;
         } else {
             let receive = &schedule.receives[member][index];
-            let values = wires.get_mut(&(receive.from, member)).unwrap().pop_front().unwrap();
+            let values = wires[receive.from][member].pop_front().unwrap();
             let own = &mut buffers[member][receive.elements.clone()];
             assert_eq!(own.len(), values.len(), "a message arrives as another one");
             for (own, arrived) in own.iter_mut().zip(values) {
@@ -88,7 +91,7 @@ fn interpret(schedule: &Schedule, buffers: &mut [Vec<f32>], seed: u64) {
         }
     }
     assert!(sent.iter().flatten().chain(received.iter().flatten()).all(|done| *done), "nobody can go on");
-    assert!(wires.values().all(VecDeque::is_empty), "a message that nobody receives");
+    assert!(wires.iter().flatten().all(VecDeque::is_empty), "a message that nobody receives");
 }
 
 /// Two operations that touch the same elements of a member, at least one of them writing, are ordered by
