@@ -75,14 +75,14 @@ fn measure_plan_train_validate_explain_report() {
     let folder = common::folder(2);
     let folder = folder.path();
     std::fs::remove_file(folder.join("profile.json")).unwrap();
-    let measure = format!("profile --model model.json --job job.toml --ranks 2 --budget 1 {RANKS}");
+    // A space with every kind of strategy that still trains in seconds.
+    let allow = "[allow]\nmicro_batch = [2, 4]\nrecompute = [\"none\", \"full\"]\nuneven_stages = false\n";
+    write(folder, "space.toml", format!("schema_version = 1\nglobal_batch = 8\nseq_len = 16\n{allow}"));
+    let measure = format!("profile --model model.json --job space.toml --ranks 2 --budget 1 {RANKS}");
     let profile = line(folder, &format!("{measure} --json")).json();
     assert_eq!(profile["cluster"]["nodes"][0]["devices"], 2);
     assert!(line(folder, &measure).err.contains("reused"));
 
-    // A space with every kind of strategy that still trains in seconds.
-    let allow = "[allow]\nmicro_batch = [2, 4]\nrecompute = [\"none\", \"full\"]\nuneven_stages = false\n";
-    write(folder, "space.toml", format!("schema_version = 1\nglobal_batch = 8\nseq_len = 16\n{allow}"));
     let plan = line(folder, "plan --model model.json --job space.toml -o plan.json --json").json();
     assert_eq!(plan["search"]["stop_reason"], "optimal");
     let record = line(folder, &format!("train plan.json --steps 4 {RANKS} --json")).json();

@@ -215,8 +215,13 @@ fn measure_plan_validate_all(micro_batches: &str, plans: usize) {
     let folder = common::folder(2);
     let folder = folder.path();
     std::fs::remove_file(folder.join("profile.json")).unwrap();
+    let allow = format!(
+        "[allow]\nmicro_batch = {micro_batches}\nrecompute = [\"none\", \"full\"]\nuneven_stages = false\n"
+    );
+    let job = format!("schema_version = 1\nglobal_batch = 8\nseq_len = 16\nprecision = \"bf16\"\n{allow}");
+    common::write(folder, "space.toml", job);
     let machine = SoftwareGpus::new().devices(2);
-    let measure = format!("profile --model model.json --job job.toml --precision bf16 --budget 1 {RANKS}");
+    let measure = format!("profile --model model.json --job space.toml --precision bf16 --budget 1 {RANKS}");
     let profile = on(&machine, folder, &format!("{measure} --json")).json();
     assert_eq!(profile["environment"]["devices"], "cuda");
     assert_eq!(profile["precision"], "bf16");
@@ -229,11 +234,6 @@ fn measure_plan_validate_all(micro_batches: &str, plans: usize) {
     }
     assert!(on(&machine, folder, &measure).err.contains("reused"));
 
-    let allow = format!(
-        "[allow]\nmicro_batch = {micro_batches}\nrecompute = [\"none\", \"full\"]\nuneven_stages = false\n"
-    );
-    let job = format!("schema_version = 1\nglobal_batch = 8\nseq_len = 16\nprecision = \"bf16\"\n{allow}");
-    common::write(folder, "space.toml", job);
     on(&machine, folder, "plan --model model.json --job space.toml -o plan.json --json").ok();
     let validation =
         on(&machine, folder, &format!("validate plan.json --all --steps 2 {RANKS} --json -o runs"))

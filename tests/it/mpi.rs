@@ -6,7 +6,7 @@ use crate::common;
 
 use common::cluster::{RANKS, SOON, Started, plan, start_by};
 use common::processes::{alive, children, kill, wait};
-use common::{AUTODIST, Finished, line};
+use common::{AUTODIST, Finished, line, write};
 use serde_json::Value;
 use std::io::Write;
 use std::path::Path;
@@ -49,14 +49,19 @@ fn profile_plan_validate_and_train_over_mpi() {
     let folder = folder.path();
     std::fs::remove_file(folder.join("profile.json")).unwrap();
     let job = "--model model.json --job job.toml --json";
+    // Two micro-batch sizes are enough to profile and to plan.
+    let allow = "[allow]\nmicro_batch = [1, 2]\nrecompute = [\"none\"]\nuneven_stages = false\n";
+    write(folder, "space.toml", format!("schema_version = 1\nglobal_batch = 8\nseq_len = 16\n{allow}"));
+    let space = "--model model.json --job space.toml --json";
     let over = format!("{RANKS} --transport mpi");
     let end = |args: &str| under(&mpirun, 4, folder, args).end(PATIENCE);
     let run = |args: &str| end(args).json();
-    let profile = run(&format!("profile {job} --budget 0.5 --oversubscribe --devices cpu {over}"));
+    let profile = run(&format!("profile {space} --budget 0.5 --oversubscribe --devices cpu {over}"));
     assert_eq!(profile["cluster"]["nodes"][0]["devices"], 4);
     let library = profile["environment"]["transport"].as_str().unwrap();
     assert!(library.contains("MPI"), "{library}");
-    let plan: Value = serde_json::from_str(&line(folder, &format!("plan {job} -o plan.json")).ok()).unwrap();
+    let plan: Value =
+        serde_json::from_str(&line(folder, &format!("plan {space} -o plan.json")).ok()).unwrap();
     let validation = end(&format!("validate plan.json --top 3 --steps 4 --json {over}")).measured();
     assert_eq!(validation["runs"].as_array().unwrap().len(), 3);
     assert_eq!(validation["failed"].as_array().unwrap().len(), 0, "{}", validation["failed"]);
