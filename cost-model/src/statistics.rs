@@ -72,9 +72,7 @@ fn prior(distortion: Distortion, members: usize, job: &Job) -> f64 {
 
 /// Seconds to the job's loss at a step time; `None` if the job does not give the number of steps.
 pub(crate) fn time_to_loss(job: &Job, slowdown: Option<Slowdown>, step_s: f64) -> Option<Seconds> {
-    let convergence = job.convergence?;
-    let steps = convergence.min_steps * (1.0 + convergence.critical_batch / f64::from(job.global_batch));
-    Some(Seconds(steps * slowdown.map_or(1.0, |s| s.factor) * step_s))
+    Some(Seconds(job.steps_to_loss()? * slowdown.map_or(1.0, |s| s.factor) * step_s))
 }
 
 #[cfg(test)]

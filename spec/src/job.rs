@@ -364,7 +364,32 @@ impl Job {
         let value = parse::toml_value(file, text, Self::WHAT)?;
         let given = Hyperparameter::ALL.into_iter().filter(|one| one.is_in(&value)).collect();
         let job: Self = parse::from_value(file, value)?;
-        Ok(Self { given: job.given.or(Some(given)), ..job })
+        let mut job = Self { given: job.given.or(Some(given)), ..job };
+        job.fit_schedule();
+        Ok(job)
+    }
+
+    /// The precision that a job's TOML file gives; `None` if it leaves it out.
+    ///
+    /// # Errors
+    /// As of [`Self::read`].
+    pub fn precision_in(file: &str, text: &[u8]) -> Result<Option<Precision>, InputError> {
+        let given = parse::toml_value(file, text, Self::WHAT)?.get("precision").is_some();
+        let job = Self::read(file, text)?;
+        Ok(given.then_some(job.precision))
+    }
+
+    /// Fits the built-in default of the warm-up or of the schedule's length to the other one, if only that was
+    /// given.
+    pub fn fit_schedule(&mut self) {
+        let given = self.given();
+        let is_given = |one| given.contains(&one);
+        let rate = &mut self.learning_rate;
+        match (is_given(Hyperparameter::WarmupSteps), is_given(Hyperparameter::TotalSteps)) {
+            (false, true) => rate.warmup_steps = rate.warmup_steps.min(rate.total_steps),
+            (true, false) => rate.total_steps = rate.total_steps.max(rate.warmup_steps),
+            _ => {}
+        }
     }
 
     /// The hyperparameters that the user gave; the values of the others are built-in defaults.
@@ -392,6 +417,12 @@ impl Job {
         Bytes((memory.as_f64() * (1.0 - self.memory_reserve)).floor() as u64)
     }
 
+    /// Number of steps to the wanted loss, if the job gives it.
+    pub fn steps_to_loss(&self) -> Option<f64> {
+        let Convergence { min_steps, critical_batch } = self.convergence?;
+        Some(min_steps * (1.0 + critical_batch / f64::from(self.global_batch)))
+    }
+
     /// Tokens of one optimizer step.
     pub fn tokens(&self) -> u64 {
         u64::from(self.global_batch) * u64::from(self.seq_len)
@@ -412,8 +443,23 @@ impl Check for Job {
                 .hint("give the fraction of the device's memory that no plan may use, e.g. 0.04"));
         }
         positive("learning_rate.peak", self.learning_rate.peak)?;
+        in_range("learning_rate.warmup_steps", u64::from(self.learning_rate.warmup_steps), 0, 1 << 30)?;
         in_range("learning_rate.total_steps", u64::from(self.learning_rate.total_steps), 1, 1 << 30)?;
         let rate = &self.learning_rate;
+        let given = self.given();
+        let both = [Hyperparameter::WarmupSteps, Hyperparameter::TotalSteps];
+        if both.iter().all(|one| given.contains(one)) && rate.warmup_steps > rate.total_steps {
+            let (warmup, total) = (rate.warmup_steps, rate.total_steps);
+            let problem = format!(
+                "the warm-up of {warmup} steps must not be longer than the schedule, which ends at step {total}"
+            );
+            return Err(InputError::new(
+                "learning_rate.warmup_steps, learning_rate.total_steps",
+                format!("{warmup}, {total}"),
+                problem,
+            )
+            .hint("lower `warmup_steps`, or raise `total_steps`, which counts the warm-up too"));
+        }
         if !(0.0..=1.0).contains(&rate.final_fraction) {
             let problem = "must be from 0 to 1: the learning rate falls from its peak to this fraction of it";
             return Err(InputError::new("learning_rate.final_fraction", rate.final_fraction, problem)
@@ -539,6 +585,25 @@ mod tests {
         // All other values are then kept.
         old.give(Hyperparameter::Seed);
         assert_eq!(old.given().len(), 3);
+    }
+
+    #[test]
+    fn a_schedule_holds_its_warm_up() {
+        let read = |text: &str| {
+            let head = "schema_version = 1\nglobal_batch = 8\nseq_len = 16\n[learning_rate]\n";
+            Job::read("job.toml", format!("{head}{text}").as_bytes()).unwrap()
+        };
+        let longer = read("warmup_steps = 300\ntotal_steps = 200\n").check().unwrap_err();
+        assert_eq!(longer.field, "learning_rate.warmup_steps, learning_rate.total_steps");
+        assert_eq!(longer.value, "300, 200");
+        read("warmup_steps = 200\ntotal_steps = 200\n").check().unwrap();
+        // Built-in defaults give way.
+        let (late, short) = (read("warmup_steps = 300\n"), read("total_steps = 4\n"));
+        assert_eq!((late.learning_rate.warmup_steps, late.learning_rate.total_steps), (300, 300));
+        assert_eq!((short.learning_rate.warmup_steps, short.learning_rate.total_steps), (4, 4));
+        for job in [late, short] {
+            job.check().unwrap();
+        }
     }
 
     #[test]

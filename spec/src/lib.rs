@@ -13,6 +13,7 @@
 
 #![forbid(unsafe_code)]
 
+mod agreement;
 pub mod catalog;
 pub mod cluster;
 pub mod collective;

@@ -667,7 +667,10 @@ impl Check for Plan {
         for (index, alternative) in self.alternatives.iter().enumerate() {
             alternative.check().map_err(|e| e.under(&format!("alternatives[{index}]")))?;
         }
-        self.measured.as_ref().map_or(Ok(()), |measured| measured.check().map_err(|e| e.under("measured")))
+        self.measured
+            .as_ref()
+            .map_or(Ok(()), |measured| measured.check().map_err(|e| e.under("measured")))?;
+        self.check_agreement()
     }
 }
 

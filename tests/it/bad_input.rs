@@ -460,6 +460,43 @@ fn plans() {
         ("/job/seq_len", json!(-1), &["`job.seq_len`", "-1"]),
         ("/model/heads", json!(0), &["`model.heads`", "`0`"]),
         ("/profile/path", json!(3), &["`profile.path`", "`3`"]),
+        (
+            "/micro_batches",
+            json!(777),
+            &[
+                "`micro_batches` is `777`",
+                "`job.global_batch` 8",
+                "`strategy.data` 2",
+                "`strategy.micro_batch`",
+            ],
+        ),
+        (
+            "/estimate/tokens_per_s",
+            json!(1.0),
+            &["`estimate.tokens_per_s` is `1`", "`step_time_s`", "`job.seq_len`"],
+        ),
+        ("/estimate/step_time_s", json!(1e-9), &["`estimate.tokens_per_s`", "`step_time_s` 0.000000001"]),
+        ("/estimate/cost/compute_s", json!(7.5), &["`estimate.step_time_s`", "`cost` sum to 7.5"]),
+        ("/estimate/memory/weights_bytes", json!(1), &["`estimate.peak_memory_bytes`", "`memory` sum to"]),
+        ("/estimate/peak_memory_bytes", json!(17), &["`estimate.peak_memory_bytes` is `17`", "sum to"]),
+        ("/estimate/lower_bound_s", json!(99.5), &["`estimate.lower_bound_s` is `99.5`", "`step_time_s`"]),
+        (
+            "/estimate/stages",
+            json!([plan["estimate"]["stages"][0], plan["estimate"]["stages"][0]]),
+            &["`estimate.stages` is `2 entries`", "`strategy.pipeline`"],
+        ),
+        (
+            "/estimate/stages/0/memory/weights_bytes",
+            json!(1),
+            &["`estimate.peak_memory_bytes`", "fullest of `stages`"],
+        ),
+        ("/estimate/time_to_loss_s", json!(7.0), &["`estimate.time_to_loss_s` is `7`", "`convergence`"]),
+        (
+            "/alternatives/0/estimate/tokens_per_s",
+            json!(1.0),
+            &["`alternatives[0].estimate.tokens_per_s`", "`1`"],
+        ),
+        ("/job/seq_len", json!(8), &["`estimate.tokens_per_s`", "`job.seq_len` 8"]),
     ] {
         reader.change(&plan, pointer, value, expected);
     }
