@@ -132,15 +132,16 @@ pub fn check_no_input(path: &Path) -> Result<(), Failure> {
 }
 
 /// Renames a file to the first free name with a number (`run.json`, `run.2.json`), so that it is kept;
-/// returns that name. `None` if there is no such file.
+/// returns that name. Of a symbolic link, the target is renamed. `None` if there is no such file.
 pub fn set_aside(path: &Path) -> Result<Option<PathBuf>, Failure> {
-    if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file()) {
+    let path = &target(path).map_err(|source| Failure::Write { path: path.to_owned(), source })?;
+    if !fs::metadata(path).is_ok_and(|metadata| metadata.is_file()) {
         return Ok(None);
     }
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let extension = path.extension().map(|e| format!(".{}", e.to_string_lossy())).unwrap_or_default();
     let mut names = (2_u32..).map(|number| path.with_file_name(format!("{stem}.{number}{extension}")));
-    let free = names.find(|name| !name.exists()).unwrap_or_else(|| path.to_owned());
+    let free = names.find(|name| fs::symlink_metadata(name).is_err()).unwrap_or_else(|| path.to_owned());
     fs::rename(path, &free).map_err(|source| Failure::Write { path: free.clone(), source })?;
     Ok(Some(free))
 }
@@ -277,6 +278,23 @@ fn remove_stale(folder: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_link_leads_to_is_set_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("store")).unwrap();
+        fs::write(at("store/run.json"), "old").unwrap();
+        std::os::unix::fs::symlink("store/run.json", at("link.json")).unwrap();
+        assert_eq!(set_aside(&at("link.json")).unwrap(), Some(at("store/run.2.json")));
+        // The next result is written through the link.
+        write(&at("link.json"), b"new").unwrap();
+        for (name, content) in [("store/run.json", "new"), ("store/run.2.json", "old")] {
+            assert_eq!(fs::read_to_string(at(name)).unwrap(), content);
+        }
+        assert!(at("link.json").is_symlink());
+        assert_eq!(set_aside(&at("none.json")).unwrap(), None);
+    }
 
     #[test]
     fn messages_hold_no_control_characters_and_are_cut() {

@@ -105,6 +105,12 @@ pub fn request(
     Ok(Request { model, job, ranks, shared, budget_s: budget, interval, emulated, engine, machines })
 }
 
+/// Sets a file that no measurement continues aside; returns where it is kept, for a message.
+fn kept(path: &Path) -> Result<String, Failure> {
+    let kept = output::set_aside(path)?;
+    Ok(kept.map_or(String::new(), |kept| format!("; the file is kept as {}", kept.display())))
+}
+
 /// The profile for `request`: the one in `path` if it is of this model on this machine, continued if it is
 /// unfinished, or a new one. It is saved after every measurement.
 pub fn obtain(
@@ -116,13 +122,14 @@ pub fn obtain(
     let mut earlier = None;
     if path.exists() && !fresh {
         match input::profile(path) {
-            Err(failure) => output::warn(&format!("measuring again: {failure}")),
+            Err(failure) => {
+                let kept = kept(path)?;
+                output::warn(&format!("measuring again{kept}: {failure}"));
+            }
             Ok(profile) => match autodist_profiler::matches(&profile, request, options) {
                 Err(difference) => {
                     // It may have taken hours.
-                    let kept = output::set_aside(path)?;
-                    let kept =
-                        kept.map_or(String::new(), |kept| format!("; it is kept as {}", kept.display()));
+                    let kept = kept(path)?;
                     let path = path.display();
                     output::note(&format!(
                         "{path} is a profile of something else ({difference}): measuring again{kept}"

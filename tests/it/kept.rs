@@ -179,6 +179,12 @@ fn a_profile_of_something_else_is_kept() {
     assert_eq!(run.code, Some(0), "{}", run.err);
     assert!(run.err.contains("kept as profile.2.json"), "{}", run.err);
     assert_eq!(std::fs::read(folder.path().join("profile.2.json")).unwrap(), before);
+    // So is a file that is no profile.
+    write(folder.path(), "profile.json", "notes");
+    let run = line(folder.path(), args);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    assert!(run.err.contains("kept as profile.3.json"), "{}", run.err);
+    assert_eq!(std::fs::read(folder.path().join("profile.3.json")).unwrap(), b"notes");
 }
 
 #[test]
