@@ -204,6 +204,14 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// The trainer for which the catalogue prices plans; `None` with a profile.
+    fn trainer(&self) -> Option<&str> {
+        match self.source {
+            Source::Profile(_) => None,
+            Source::Catalogue(reference) => Some(&reference.trainer),
+        }
+    }
+
     fn program(&self, plan: &Plan) -> Option<Program> {
         let devices = self.cluster.device_count();
         Program::compile(self.model, self.job, devices, &plan.strategy, &plan.stages).ok()

@@ -6,7 +6,7 @@ use crate::candidate::Evaluator;
 use crate::search::{SearchOutcome, UNPRICED};
 use autodist_cost_model::Unpriced;
 use autodist_program::{Illegal, Program};
-use autodist_spec::{Bytes, Job, MemoryBreakdown, ParallelStrategy, Recompute, Rejection, StopReason};
+use autodist_spec::{Bytes, MemoryBreakdown, ParallelStrategy, Recompute, Rejection, StopReason};
 use std::fmt;
 
 /// A strategy that needs more memory than a device has, and the shortfall.
@@ -153,7 +153,7 @@ pub(crate) fn infeasible(planner: &Planner, outcome: SearchOutcome) -> Infeasibl
         (_, StopReason::TimeLimit | StopReason::SimulationLimit) => {
             "raise `--time-limit`, or restrict the search with flags such as `--tp` or with `allow` in the job file".to_owned()
         }
-        (Some(shortfall), _) => memory_hint(planner.job, shortfall),
+        (Some(shortfall), _) => memory_hint(planner, shortfall),
         (None, _) => outcome.unpriced_hint.clone().unwrap_or_else(|| {
             "allow more values in `allow`, or choose a global batch that the number of devices divides".to_owned()
         }),
@@ -169,15 +169,24 @@ pub(crate) fn infeasible(planner: &Planner, outcome: SearchOutcome) -> Infeasibl
     }
 }
 
+/// The trainer of the catalogue with ZeRO stage 3.
+const SHARDS_PARAMETERS: &str = "fsdp2";
+
 /// The strongest remedy that the job does not allow yet.
-fn memory_hint(job: &Job, shortfall: &MemoryShortfall) -> String {
-    let allow = &job.allow;
+fn memory_hint(planner: &Planner, shortfall: &MemoryShortfall) -> String {
+    let allow = &planner.job.allow;
     let mut remedies = Vec::new();
     if !allow.recompute.contains(&Recompute::Full) {
         remedies.push("allow `recompute = \"full\"`".to_owned());
     }
     if !allow.zero_stage.contains(&3) {
-        remedies.push("allow `zero_stage = 3`".to_owned());
+        remedies.push(match planner.trainer() {
+            // The stages of a trainer are not for the job to choose.
+            Some(trainer) if trainer != SHARDS_PARAMETERS => {
+                format!("plan for a trainer that shards parameters: `--trainer {SHARDS_PARAMETERS}`")
+            }
+            _ => "allow `zero_stage = 3`".to_owned(),
+        });
     }
     if let Some(smallest) = allow.micro_batch.as_ref().and_then(|list| list.iter().min()).filter(|n| **n > 1)
     {

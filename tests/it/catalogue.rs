@@ -71,7 +71,7 @@ fn what_a_trainer_or_the_catalogue_lacks_is_refused_by_name() {
         ("--probes probes.json", Some(2), ["--probes", "probes.json", "profile"]),
         ("--tp 3", Some(2), ["--tp", "3", "16"]),
         ("--cp 2", Some(2), ["--cp", "2", "estimate"]),
-        ("--device-memory 4000000000", Some(3), ["no plan fits", "memory", "hint"]),
+        ("--device-memory 4000000000", Some(3), ["no plan fits", "memory", "`--trainer fsdp2`"]),
     ];
     for (flags, code, needles) in cases {
         let run = line(folder.path(), &format!("{LLAMA} {flags} -o plan.json"));
