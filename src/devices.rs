@@ -4,7 +4,7 @@ use crate::cli::DevicesArg;
 use crate::failure::Failure;
 use crate::output;
 use autodist_executor::{Absent, cuda, host};
-use autodist_spec::{DeviceKind, InputError, Job, Precision, Recompute};
+use autodist_spec::{DeviceKind, InputError, Job, Plan, Precision, Recompute};
 
 /// Flag of `profile` and `tune` that selects the devices.
 pub const FLAG: &str = "--devices";
@@ -60,6 +60,12 @@ pub fn check_precision(kind: DeviceKind, precision: Precision, flag: &str) -> Re
         return Err(error.hint(hint).into());
     }
     Ok(())
+}
+
+/// # Errors
+/// As for [`check_precision`], for the job of a plan.
+pub fn check_precision_of(plan: &Plan) -> Result<(), Failure> {
+    check_precision(plan.profile.devices, plan.job.precision, "a plan from a profile with --devices")
 }
 
 /// Removes options from the search that make no difference on these devices: GPUs never store attention

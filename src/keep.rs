@@ -30,7 +30,7 @@ impl Kept {
     ///
     /// # Errors
     /// The measurements of an earlier training that ended early cannot be kept.
-    pub fn beside(output: &Path) -> Result<Self, Failure> {
+    pub fn for_output(output: &Path) -> Result<Self, Failure> {
         let path = (!output::is_device(output)).then(|| partial(output));
         if let Some(path) = &path
             && let Some(kept) = output::set_aside(path)?

@@ -84,7 +84,7 @@ const COLUMNS: [&str; 40] = [
 /// # Errors
 /// The text is not CSV.
 pub fn unread_columns(text: &[u8], file: &str) -> Result<Vec<String>, InputError> {
-    let (header, _) = cells::read(text, file)?;
+    let header = cells::header(text, file)?;
     let unread = header.iter().filter(|name| !COLUMNS.contains(name));
     Ok(unread.map(str::to_owned).collect())
 }

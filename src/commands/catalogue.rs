@@ -1,6 +1,7 @@
 //! Prices of a cluster that was not measured: published figures of its devices and links, and efficiencies of
 //! training steps that were fitted to runs.
 
+use super::without_profile;
 use crate::cli::FigureArgs;
 use crate::failure::Failure;
 use crate::input;
@@ -13,6 +14,7 @@ use autodist_spec::error::in_range;
 use autodist_spec::{
     Bytes, CatalogueReference, Check, Cluster, InputError, Job, ModelSpec, Plan, fingerprint,
 };
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// How far the simulated step of a layout may be from the closed form, to which the error bar of a
@@ -67,11 +69,24 @@ impl Figures {
         Ok(Self { cluster, machine: Arc::new(machine), parameters, calibration, source })
     }
 
-    /// The figures from which a plan was made; `None` if it was made from a profile.
+    /// The figures from which a plan was made; `None` if a profile is given or the plan was made from one.
     ///
     /// # Errors
-    /// The plan was made with other efficiencies.
-    pub fn of_plan(plan: &Plan, args: &FigureArgs) -> Result<Option<(Self, Trainer)>, Failure> {
+    /// The plan was made with other efficiencies, or flags of figures have no effect.
+    pub fn unless_profile(
+        profile: Option<&PathBuf>,
+        plan: &Plan,
+        args: &FigureArgs,
+    ) -> Result<Option<(Self, Trainer)>, Failure> {
+        let figures = if profile.is_some() { None } else { Self::of_plan(plan, args)? };
+        if figures.is_none() {
+            without_profile(None, args)?;
+        }
+        Ok(figures)
+    }
+
+    /// The figures from which a plan was made; `None` if it was made from a profile.
+    fn of_plan(plan: &Plan, args: &FigureArgs) -> Result<Option<(Self, Trainer)>, Failure> {
         let Some(reference) = &plan.profile.catalogue else { return Ok(None) };
         let trainer = Trainer::of_name(&reference.trainer).ok_or_else(|| {
             let known: Vec<_> = Trainer::ALL.iter().map(|trainer| trainer.name()).collect();

@@ -1,7 +1,7 @@
 //! `autodist explain`
 
 use super::catalogue::Figures;
-use super::{profile_of, refused, without_profile};
+use super::{profile_of, refused};
 use crate::cli::ExplainArgs;
 use crate::failure::Failure;
 use crate::{input, output};
@@ -12,18 +12,13 @@ pub fn run(args: &ExplainArgs) -> Result<(), Failure> {
     let plan = input::nth_plan(&args.plan, args.number)?;
     let against = args.against.as_deref().map(input::plan).transpose()?;
     let against = against.as_ref().map(|plan| &plan.strategy);
-    let figures = match args.profile {
-        Some(_) => None,
-        None => Figures::of_plan(&plan, &args.figures)?,
-    };
-    let explanation = match figures {
+    let explanation = match Figures::unless_profile(args.profile.as_ref(), &plan, &args.figures)? {
         Some((figures, trainer)) => {
             let (costs, reference) = figures.costs(&plan.model, &plan.job, trainer);
             let planner = Planner::of_catalogue(&plan.model, &plan.cluster, &plan.job, costs, &reference);
             planner::explain(&planner, &plan, against)
         }
         None => {
-            without_profile(None, &args.figures)?;
             let (profile, _) = profile_of(&plan, &args.plan, args.profile.as_ref())?;
             planner::explain(&Planner::new(&plan.model, &plan.cluster, &plan.job, &profile), &plan, against)
         }

@@ -1,7 +1,7 @@
 //! `autodist report`
 
 use super::catalogue::Figures;
-use super::{profile_of, without_profile};
+use super::profile_of;
 use crate::cli::ReportArgs;
 use crate::failure::Failure;
 use crate::input::MeasurementFile;
@@ -21,14 +21,8 @@ const PAGE: &str = "report.html";
 
 pub fn run(args: &ReportArgs) -> Result<(), Failure> {
     let plan = input::nth_plan(&args.plan, args.number)?;
-    let figures = match args.profile {
-        Some(_) => None,
-        None => Figures::of_plan(&plan, &args.figures)?,
-    };
+    let figures = Figures::unless_profile(args.profile.as_ref(), &plan, &args.figures)?;
     let costs = figures.map(|(figures, trainer)| figures.costs(&plan.model, &plan.job, trainer).0);
-    if costs.is_none() {
-        without_profile(None, &args.figures)?;
-    }
     let profile = match (&args.profile, plan.profile.path.is_empty()) {
         (None, true) => None,
         (given, _) => match profile_of(&plan, &args.plan, given.as_ref()) {
@@ -55,7 +49,7 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
         }
     }
     let costs = costs.or_else(|| profile.as_ref().map(CostModel::new));
-    let page = write(&plan, (costs, profile.as_ref()), validation.as_ref(), &runs, &args.output)?;
+    let page = write(&plan, costs.as_ref(), profile.as_ref(), validation.as_ref(), &runs, &args.output)?;
     if args.json {
         output::print(&parse::to_json(&serde_json::json!({ "report": page })))?;
     } else {
@@ -82,13 +76,14 @@ fn check_validation(plan: &Plan, validation: &Validation) -> Result<(), InputErr
 /// Writes the page, its figures and the tables, and returns the page's path.
 pub fn write(
     plan: &Plan,
-    (costs, profile): (Option<CostModel>, Option<&Profile>),
+    costs: Option<&CostModel>,
+    profile: Option<&Profile>,
     validation: Option<&Validation>,
     runs: &[RunRecord],
     folder: &Path,
 ) -> Result<PathBuf, Failure> {
     let page = folder.join(PAGE);
-    let files = interrupt::promptly(|| contents(plan, costs.as_ref(), profile, validation, runs))??;
+    let files = interrupt::promptly(|| contents(plan, costs, profile, validation, runs))??;
     for (name, content) in &files {
         output::write(&folder.join(name), content)?;
     }

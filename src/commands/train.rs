@@ -20,11 +20,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let data = train::data(args.data.as_ref(), &plan.model, &plan.job)?;
     let engine = engine::of_plan(&args.run, &plan);
     engine::check(engine, &plan, &plan.strategy, "strategy")?;
-    devices::check_precision(
-        plan.profile.devices,
-        plan.job.precision,
-        "a plan from a profile with --devices",
-    )?;
+    devices::check_precision_of(&plan)?;
     let options = train::options(&args.run, engine, plan.profile.devices, plan.emulated())?;
     output::check_no_input(&args.output)?;
     output::check_writable(&args.output)?;
@@ -33,7 +29,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let codec_warmup = plan.strategy.communication.warmup_steps();
     let warmup = train::WARMUP_STEPS.max(codec_warmup).min(args.steps - 1);
     let task = Task::of_plan(&plan, data.clone(), args.steps, warmup);
-    let mut kept = Kept::beside(&args.output)?;
+    let mut kept = Kept::for_output(&args.output)?;
     let mut progress = Progress::new("train");
     let trained = train::run(&task, &options, |growing| {
         if let Some(last) = growing.last() {

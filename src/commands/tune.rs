@@ -62,7 +62,8 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     if !matches!(failure, Some(Failure::Interrupted)) {
         match report::write(
             plan,
-            (Some(CostModel::new(profile)), Some(profile)),
+            Some(&CostModel::new(profile)),
+            Some(profile),
             Some(validation),
             &records,
             &folder.join("report"),

@@ -20,11 +20,7 @@ pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
     let engine = engine::of_plan(&args.run, &plan);
     let candidates = candidates(&plan, &args.plan, &args.selection, args.profile.as_ref())?;
     let candidates = runnable(engine, &plan, candidates, args.selection.all)?;
-    devices::check_precision(
-        plan.profile.devices,
-        plan.job.precision,
-        "a plan from a profile with --devices",
-    )?;
+    devices::check_precision_of(&plan)?;
     let options = train::options(&args.run, engine, plan.profile.devices, plan.emulated())?;
     if engine != plan.profile.engine {
         output::warn(&format!(
