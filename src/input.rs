@@ -1,7 +1,7 @@
 //! Reads the user's files and flags into typed, checked specs. Nothing else in the program opens an input
 //! file.
 
-use crate::cli::{AllowArg, CatalogueArgs, JobArgs, NumberArgs, StrategyArgs};
+use crate::cli::{AllowArg, CatalogueArgs, JobArgs, NumberArgs, PrecisionArg, StrategyArgs};
 use crate::failure::Failure;
 use crate::output;
 use autodist_analytic::table::{self, TableRow};
@@ -64,6 +64,18 @@ pub fn bytes(path: &Path, what: &str) -> Result<Vec<u8>, InputError> {
         return Err(failed(problem).hint(format!("give a {what} file of at most {largest} bytes")));
     }
     Ok(content)
+}
+
+/// The content of a text file.
+///
+/// # Errors
+/// As of [`bytes`], or it is not UTF-8.
+pub fn text_file(path: &Path, what: &str) -> Result<String, InputError> {
+    String::from_utf8(bytes(path, what)?).map_err(|_| {
+        InputError::new("", "", "expected a text file in UTF-8")
+            .hint(format!("give a {what} file"))
+            .in_file(&path.display().to_string())
+    })
 }
 
 /// Opens a file without blocking: a pipe or a device has no length, and may have no end. A file descriptor
@@ -130,8 +142,14 @@ fn document<T: DeserializeOwned + Check>(name: &str, content: &[u8]) -> Result<T
 /// The kind of a document that autodist wrote, by a field that only this kind has.
 fn kind(name: &str, content: &[u8]) -> Option<&'static str> {
     let keys = parse::json_keys(name, content, "document").ok()?;
-    let kinds =
-        [("segments", "profile"), ("search", "plan"), ("ranks", "run"), ("median_error", "validation")];
+    let kinds = [
+        ("segments", "profile"),
+        ("search", "plan"),
+        ("ranks", "run"),
+        ("median_error", "validation"),
+        // Of a validation that lacks the other one.
+        ("median_adjusted_error", "validation"),
+    ];
     kinds.into_iter().find(|(field, _)| keys.iter().any(|key| key == field)).map(|(_, kind)| kind)
 }
 
@@ -398,10 +416,11 @@ pub fn job(
     Ok(job)
 }
 
-/// Whether a TOML file has this key at its top; `false` if it cannot be read, which its reader reports.
-pub fn gives(path: &Path, key: &str) -> bool {
-    let content = bytes(path, "job").ok().and_then(|content| String::from_utf8(content).ok());
-    content.and_then(|text| text.parse::<toml::Table>().ok()).is_some_and(|table| table.contains_key(key))
+/// The precision that a flag or the job file gives; a job file that leaves it out does not give it.
+pub fn given_precision(args: &JobArgs) -> Result<Option<PrecisionArg>, Failure> {
+    let (None, Some(path)) = (args.precision, &args.job) else { return Ok(args.precision) };
+    let precision = Job::precision_in(&path.display().to_string(), &bytes(path, "job")?)?;
+    Ok(precision.map(Into::into))
 }
 
 /// Adds the flag to an error if the invalid value came from a flag.

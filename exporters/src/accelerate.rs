@@ -1,7 +1,6 @@
 //! The file of `accelerate launch --config_file`.
 
 use crate::document::{Document, product, quotient};
-use crate::foreign::{DEEPSPEED, Foreign, approximated, refused, refused_unless};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, Draft, FieldMapping, NO_PIPELINE, PARAMETERS_AS_THEY_ARE, UnsupportedField,
@@ -9,7 +8,8 @@ use crate::row::{
 };
 use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
-use crate::{Export, Exporter, File};
+use crate::unsupported::{KeyRule, approximated, ignored, refused};
+use crate::{DeepSpeedKeys, Export, Exporter, File};
 use autodist_spec::{InputError, Precision, Recompute};
 
 pub struct Accelerate;
@@ -35,12 +35,20 @@ impl Exporter for Accelerate {
         vec![File::text("accelerate.yaml", document.yaml()), File::script("accelerate.sh", script)]
     }
 
-    fn foreign(&self) -> Vec<&'static [Foreign]> {
-        vec![FOREIGN, DEEPSPEED]
+    fn rules(&self) -> Vec<&'static [KeyRule]> {
+        vec![RULES]
     }
 
-    fn includes(&self) -> Option<(&'static str, &'static str)> {
-        Some(("deepspeed_config.deepspeed_config_file", "deepspeed_config"))
+    fn deepspeed(&self) -> Option<DeepSpeedKeys> {
+        Some(DeepSpeedKeys {
+            file: "deepspeed_config.deepspeed_config_file",
+            section: "deepspeed_config",
+            inline: false,
+        })
+    }
+
+    fn uses_deepspeed(&self, document: &Document) -> bool {
+        document.text("distributed_type").as_deref() == Some("DEEPSPEED")
     }
 
     fn parse(&self, text: &str) -> Result<Document, InputError> {
@@ -48,7 +56,7 @@ impl Exporter for Accelerate {
     }
 }
 
-static FOREIGN: &[Foreign] = &[
+static RULES: &[KeyRule] = &[
     refused(
         &["parallelism_config_sp_size"],
         &["1"],
@@ -61,17 +69,55 @@ static FOREIGN: &[Foreign] = &[
         "is a setting of Megatron-LM, which is not read from Accelerate's files",
         "read Megatron-LM's own command line: `--from megatron FILE`",
     ),
-    refused_unless(
-        Field::MicroBatch,
-        &["train_micro_batch_size_per_gpu"],
-        "is the micro-batch, which is read from DeepSpeed's own files only",
-        "give it by `--micro-batch`",
-    ),
     approximated(&[
         "dynamo_backend",
+        "dynamo_config.",
         "fsdp_backward_prefetch",
         "fsdp_forward_prefetch",
         "fsdp_limit_all_gathers",
+        "fsdp_use_orig_params",
+        "fsdp_min_num_params",
+        "fsdp_transformer_layer_cls_to_wrap",
+        "parallelism_config_cp_comm_strategy",
+        "parallelism_config_cp_backend",
+    ]),
+    ignored(&[
+        "fsdp_cpu_ram_efficient_loading",
+        "fsdp_sync_module_states",
+        "fsdp_state_dict_type",
+        "parallelism_config_sp_backend",
+        "parallelism_config_sp_seq_length",
+        "parallelism_config_sp_seq_length_is_variable",
+        "parallelism_config_sp_attn_implementation",
+        "use_parallelism_config",
+        "downcast_bf16",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+        "zero3_init_flag",
+        "zero3_save_16bit_model",
+        "deepspeed_hostfile",
+        "deepspeed_multinode_launcher",
+        "deepspeed_exclusion_filter",
+        "deepspeed_inclusion_filter",
+        "debug",
+        "enable_cpu_affinity",
+        "gpu_ids",
+        "log_dir",
+        "main_process_ip",
+        "main_process_port",
+        "main_training_function",
+        "max_restarts",
+        "monitor_interval",
+        "mpirun_config.",
+        "num_cpu_threads_per_process",
+        "same_network",
+        "tpu_env",
+        "tpu_name",
+        "tpu_zone",
+        "tpu_use_cluster",
+        "tpu_use_sudo",
+        "commands",
+        "command_file",
     ]),
 ];
 
@@ -91,19 +137,26 @@ pub(crate) fn sharding(key: &str, word: &str) -> Result<(u8, bool), InputError> 
     }
 }
 
+/// The key of the sharding strategy that holds: FSDP2 has another one.
+fn strategy_key(document: &Document) -> &'static str {
+    let first = document.text("fsdp_config.fsdp_version").as_deref() != Some("2");
+    if first && document.has(STRATEGY) { STRATEGY } else { RESHARD }
+}
+
 /// The ZeRO stage of `fsdp_config`, and whether FSDP shards only within a node.
 fn fsdp_stage(document: &Document) -> Result<(u8, bool), InputError> {
-    let strategy = document.text("fsdp_config.fsdp_sharding_strategy");
+    let strategy = document.text(STRATEGY);
     let resharded = document.text(RESHARD).map(|text| text.to_ascii_lowercase());
     let first = document.text("fsdp_config.fsdp_version").as_deref() != Some("2");
     match (strategy, resharded.as_deref()) {
-        (Some(strategy), _) if first => sharding("fsdp_config.fsdp_sharding_strategy", &strategy),
+        (Some(strategy), _) if first => sharding(STRATEGY, &strategy),
         (_, Some("true") | None) => Ok((3, false)),
         (_, Some("false")) => Ok((2, false)),
         (_, Some(strategy)) => sharding(RESHARD, strategy),
     }
 }
 
+const STRATEGY: &str = "fsdp_config.fsdp_sharding_strategy";
 const RESHARD: &str = "fsdp_config.fsdp_reshard_after_forward";
 
 /// The command that starts the processes with the file in the script's folder.
@@ -304,10 +357,11 @@ static ROWS: &[FieldMapping] = &[
             let shard = match document.size(SHARD)? {
                 Some(shard) => shard,
                 None if hybrid => {
-                    let key = "fsdp_config.fsdp_sharding_strategy";
                     let Some(machines) = document.size("num_machines")? else {
                         let problem = "shards within a node, but `num_machines` is missing";
-                        return Err(InputError::new(key, "HYBRID_SHARD", problem).hint("add it to the file"));
+                        let key = strategy_key(document);
+                        let value = document.text(key).unwrap_or_default();
+                        return Err(InputError::new(key, value, problem).hint("add it to the file"));
                     };
                     quotient("data-parallel ranks", settings.data.into(), machines.into(), "num_machines")?
                 }
@@ -360,8 +414,7 @@ static ROWS: &[FieldMapping] = &[
             let Some(full) = document.flag("fsdp_config.fsdp_activation_checkpointing")? else {
                 return Ok(false);
             };
-            settings.recompute =
-                vec![if full { Recompute::Full } else { Recompute::None }; settings.blocks().max(1) as usize];
+            settings.recompute_all(if full { Recompute::Full } else { Recompute::None });
             Ok(true)
         },
     },

@@ -1,7 +1,6 @@
 //! DeepSpeed's `ds_config.json`.
 
 use crate::document::{Document, product, quotient};
-use crate::foreign::{DEEPSPEED, Foreign};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, NO_PIPELINE, ReadRate, UnsupportedField, clip, instead, note_tf32,
@@ -9,6 +8,7 @@ use crate::row::{
 };
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
+use crate::unsupported::{DEEPSPEED, KeyRule};
 use crate::{Export, Exporter, File};
 use autodist_spec::{Codec, Hyperparameter, InputError, LearningRate, Optimizer, Precision, Recompute};
 
@@ -41,7 +41,11 @@ impl Exporter for DeepSpeed {
         ]
     }
 
-    fn foreign(&self) -> Vec<&'static [Foreign]> {
+    fn uses_deepspeed(&self, _document: &Document) -> bool {
+        true
+    }
+
+    fn rules(&self) -> Vec<&'static [KeyRule]> {
         vec![DEEPSPEED]
     }
 

@@ -13,9 +13,7 @@ const LARGEST: usize = 16 << 20;
 /// Maximum integer of a trainer's file: all of them fit into the trainers' own 32 bits.
 const LARGEST_COUNT: u32 = i32::MAX as u32;
 /// Maximum size of a model or a job, and maximum degree.
-const LARGEST_SIZE: u32 = 1 << 26;
-/// Maximum commands of a script that are compared with the later ones.
-const MOST_COMMANDS: usize = 16;
+pub(crate) const LARGEST_SIZE: u32 = 1 << 26;
 /// Maximum blocks of a model, and maximum chunks of a pipeline.
 pub(crate) const MOST_BLOCKS: u32 = 10_000;
 
@@ -52,12 +50,20 @@ impl Document {
         self
     }
 
-    /// Adds the keys and values of another file below `prefix`.
+    /// Removes the keys below `section`, and returns them without it.
     ///
     /// # Errors
     /// If there are too many.
-    pub(crate) fn include(&mut self, prefix: &str, other: &Self) -> Result<(), InputError> {
-        other.entries.iter().try_for_each(|(key, value)| self.add(&format!("{prefix}.{key}"), value.clone()))
+    pub(crate) fn take(&mut self, section: &str) -> Result<Self, InputError> {
+        let (mut taken, mut left) = (Self::default(), Self::default());
+        for (key, value) in std::mem::take(&mut self.entries) {
+            match key.strip_prefix(section).and_then(|rest| rest.strip_prefix('.')) {
+                Some(rest) => taken.add(rest, value)?,
+                None => left.set(&key, value),
+            }
+        }
+        (self.entries, self.places) = (left.entries, left.places);
+        Ok(taken)
     }
 
     /// Adds a key and value from a file. Their total size has a limit, even if variables expand.
@@ -96,10 +102,13 @@ impl Document {
         (!value.is_null()).then_some(value)
     }
 
-    /// Keys that were never read.
-    pub fn unread(&self) -> Vec<String> {
-        let read = self.read.borrow();
-        self.entries.iter().map(|(key, _)| key).filter(|key| !read.contains(*key)).cloned().collect()
+    /// Keys that were never read, with their values.
+    pub fn unread(&self) -> impl Iterator<Item = (&str, &Value)> {
+        let read = self.read.borrow().clone();
+        self.entries
+            .iter()
+            .filter(move |(key, _)| !read.contains(key))
+            .map(|(key, value)| (key.as_str(), value))
     }
 
     /// # Errors
@@ -372,7 +381,8 @@ impl Document {
         let commands = shell::commands(text)?;
         let programs = commands.iter().any(|command| command.program().is_some());
         let mut document = Self::default();
-        let mut seen: Vec<(Option<String>, Self)> = Vec::new();
+        // The flags of the first command of each program.
+        let mut first: BTreeMap<String, Self> = BTreeMap::new();
         for command in &commands {
             let program = command.program();
             // With a program, flags of other commands are not its own.
@@ -381,35 +391,37 @@ impl Document {
                 continue;
             }
             let own = Self::of_command(command, program)?;
+            if own.entries.is_empty() {
+                continue;
+            }
             let name = program.map(|at| command.words[at].text());
-            for (other, entries) in seen.iter().filter(|_| !own.entries.is_empty()) {
-                // Both may be in branches.
-                let same = name.is_some() && *other == name;
-                let differs = |one: &Self, two: &Self| {
-                    let (key, value) = one.entries.iter().find(|(key, value)| match two.places.get(key) {
-                        Some(place) => two.entries[*place].1 != *value,
-                        None => same,
-                    })?;
-                    Some((key.clone(), plain(value)))
-                };
-                let more = || {
-                    (same && own.entries.len() < entries.entries.len())
-                        .then(|| differs(entries, &own))
-                        .flatten()
-                };
-                if let Some((key, value)) = differs(&own, entries).or_else(more) {
-                    let problem =
-                        format!("differs between two commands, of which one is on line {}", command.line);
-                    return Err(InputError::new(key, value, problem)
-                        .hint("give a file with only the command that trains"));
-                }
+            // Both may be in branches.
+            let same = name.as_ref().and_then(|name| first.get(name));
+            let differs = own.difference(&document, false).or_else(|| {
+                let same = same?;
+                own.difference(same, true).or_else(|| same.difference(&own, true))
+            });
+            if let Some((key, value)) = differs {
+                let problem =
+                    format!("differs between two commands, of which one is on line {}", command.line);
+                return Err(InputError::new(key, plain(value), problem)
+                    .hint("give a file with only the command that trains"));
             }
             own.entries.iter().try_for_each(|(key, value)| document.add(key, value.clone()))?;
-            if !own.entries.is_empty() && seen.len() < MOST_COMMANDS {
-                seen.push((name, own));
+            if let Some(name) = name {
+                first.entry(name).or_insert(own);
             }
         }
         Ok(document)
+    }
+
+    /// The first entry that `other` has with another value, or, if all are needed, does not have.
+    fn difference(&self, other: &Self, all: bool) -> Option<(&str, &Value)> {
+        let differs = |(key, value): &&(String, Value)| match other.places.get(key) {
+            Some(place) => other.entries[*place].1 != *value,
+            None => all,
+        };
+        self.entries.iter().find(differs).map(|(key, value)| (key.as_str(), value))
     }
 
     fn of_command(command: &ShellCommand, program: Option<usize>) -> Result<Self, InputError> {
@@ -697,7 +709,8 @@ torchrun --nproc_per_node 8 pretrain.py "${ARGS[@]}" --seed 7 "#;
         assert_eq!(document.count("micro-batch-size").unwrap(), Some(4));
         let error = document.real("lr").unwrap_err();
         assert!(error.problem.contains("before the script runs"), "{error}");
-        assert_eq!(document.unread(), ["nproc_per_node", "seed"]);
+        let unread: Vec<_> = document.unread().map(|(key, _)| key).collect();
+        assert_eq!(unread, ["nproc_per_node", "seed"]);
     }
 
     #[test]

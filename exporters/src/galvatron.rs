@@ -1,12 +1,12 @@
 //! Galvatron's strategy file: a list of numbers per setting, one for every block.
 
 use crate::document::{Document, MOST_BLOCKS, product, quotient};
-use crate::foreign::{Foreign, approximated, refused};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, UnsupportedField, instead, refuse, size,
 };
 use crate::settings::{Field, Settings};
+use crate::unsupported::{KeyRule, approximated, refused};
 use crate::{Export, Exporter, File};
 use autodist_spec::{InputError, Precision, Recompute, ScheduleKind};
 use std::fmt::Display;
@@ -50,8 +50,8 @@ impl Exporter for Galvatron {
         ]
     }
 
-    fn foreign(&self) -> Vec<&'static [Foreign]> {
-        vec![FOREIGN]
+    fn rules(&self) -> Vec<&'static [KeyRule]> {
+        vec![RULES]
     }
 
     fn parse(&self, text: &str) -> Result<Document, InputError> {
@@ -59,14 +59,26 @@ impl Exporter for Galvatron {
     }
 }
 
-static FOREIGN: &[Foreign] = &[
+static RULES: &[KeyRule] = &[
     refused(
-        &["vsp", "cp_sizes_enc", "vcp"],
+        &["vsp"],
+        &[],
+        "splits the sequences of embedding and head between ranks by Ulysses, which plans do not do",
+        "set it to 0, or remove it from the file",
+    ),
+    refused(
+        &["cp_sizes_enc", "vcp"],
         &["1"],
         "splits sequences between ranks, which is not read",
-        "give context parallelism by `--cp`, and remove it from the file",
+        "set it to 1, and give context parallelism by `--cp`",
     ),
-    approximated(&["embed_sdp"]),
+    refused(
+        &["ep_sizes_enc", "tp_of_ep_sizes_enc"],
+        &["1"],
+        "splits experts between ranks, which is not read",
+        "remove it from the file, and give expert parallelism by `--ep`",
+    ),
+    approximated(&["embed_sdp", "tp_consecutive_flags"]),
 ];
 
 static UNSUPPORTED: &[UnsupportedField] = &[

@@ -10,7 +10,6 @@
 mod accelerate;
 mod deepspeed;
 mod document;
-mod foreign;
 mod galvatron;
 mod kubernetes;
 mod launch;
@@ -25,17 +24,19 @@ mod slurm;
 mod stages;
 mod torchtitan;
 mod transformers;
+mod unsupported;
 
 pub use document::Document;
 pub use launch::Machines;
 pub use row::{FieldMapping, Note, Otherwise, UnsupportedField};
 pub use settings::{CommandLine, Field, Settings};
+pub use unsupported::OtherKeys;
 
-use autodist_spec::{DeviceKind, Hyperparameter, InputError, ModelSpec, Plan};
-use foreign::Foreign;
+use autodist_spec::{DeviceKind, Hyperparameter, InputError, ModelSpec, Plan, text};
 use row::{Draft, instead, refuse};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use unsupported::KeyRule;
 
 /// An export target: a trainer or a scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -130,14 +131,19 @@ pub trait Exporter: Sync {
         key.to_owned()
     }
 
-    /// Settings that change time or memory, but that plans do not have.
-    fn foreign(&self) -> Vec<&'static [Foreign]> {
+    /// How keys without a row are treated; the first rule for a key holds.
+    fn rules(&self) -> Vec<&'static [KeyRule]> {
         vec![]
     }
 
-    /// The key with the name of a DeepSpeed file, and the key below which its settings belong.
-    fn includes(&self) -> Option<(&'static str, &'static str)> {
+    /// Where the settings of DeepSpeed are.
+    fn deepspeed(&self) -> Option<DeepSpeedKeys> {
         None
+    }
+
+    /// Whether training with this configuration is based on DeepSpeed.
+    fn uses_deepspeed(&self, _document: &Document) -> bool {
+        false
     }
 
     /// The files of a configuration, and the script that starts it.
@@ -151,6 +157,17 @@ pub trait Exporter: Sync {
     /// # Errors
     /// If the text is not in the trainer's file format.
     fn parse(&self, text: &str) -> Result<Document, InputError>;
+}
+
+/// Where a trainer's file has the settings of DeepSpeed.
+#[derive(Debug, Clone, Copy)]
+pub struct DeepSpeedKeys {
+    /// The key with the name of DeepSpeed's own file.
+    file: &'static str,
+    /// The section in which the ZeRO stage is looked up.
+    section: &'static str,
+    /// Whether the section itself can hold the content of that file.
+    inline: bool,
 }
 
 /// The inputs of an export.
@@ -310,15 +327,49 @@ pub struct Imported {
     pub settings: Settings,
     /// Fields that the file contains; all other settings are defaults.
     pub known: BTreeSet<Field>,
-    /// Keys of the file that are not settings of a plan, or are not supported.
-    pub unread: Vec<String>,
-    /// Keys of the file that can change time or memory, mostly a little; no estimate depends on them.
-    pub approximated: Vec<String>,
+    /// Keys of the file that set no field.
+    pub others: OtherKeys,
+    /// Whether training is based on DeepSpeed.
+    pub deepspeed: bool,
     /// Keys of the file that affect a field.
     keys: BTreeMap<Field, String>,
 }
 
 impl Imported {
+    /// Adds the fields that only the settings of DeepSpeed have.
+    ///
+    /// # Errors
+    /// If both have a field, with different values.
+    fn complete(&mut self, theirs: Self) -> Result<(), InputError> {
+        for (field, keys) in theirs.keys {
+            if !theirs.known.contains(&field) || self.settings.command.replaces(field) {
+                continue;
+            }
+            if !self.known.contains(&field) {
+                if self.settings.take(field, &theirs.settings) {
+                    self.known.insert(field);
+                    self.keys.insert(field, keys);
+                }
+                continue;
+            }
+            let both = [Field::MicroBatch, Field::Precision].contains(&field);
+            if both && self.settings.value(field) != theirs.settings.value(field) {
+                let own = self.keys.get(&field).map_or("this trainer's default", String::as_str);
+                let problem = format!(
+                    "contradicts {own}, {}: the settings of DeepSpeed and of its launcher must agree",
+                    self.settings.show(field)
+                );
+                let error = InputError::new(keys, theirs.settings.show(field), problem)
+                    .hint("give one value in both, or `auto` in the settings of DeepSpeed");
+                return Err(overridable(error, field));
+            }
+        }
+        self.others.irrelevant.extend(theirs.others.irrelevant);
+        self.others.approximated.extend(theirs.others.approximated);
+        self.others.unknown.extend(theirs.others.unknown);
+        Ok(())
+    }
+
     /// The keys of the file that set a field, if any.
     pub fn keys(&self, field: Field) -> Option<&str> {
         self.keys.get(&field).map(String::as_str)
@@ -386,7 +437,7 @@ impl Imported {
 /// If it is not in the trainer's file format, or a value is invalid.
 pub fn import(target: Target, text: &str, model: Option<ModelSpec>) -> Result<Imported, InputError> {
     let open = |_: &str| Err(InputError::new("", "", "is another file, which is not read here"));
-    import_beside(target, text, model, CommandLine::default(), &open)
+    import_with(target, text, model, CommandLine::default(), &open)
 }
 
 /// Reads a trainer's file with a command line. `open` reads a file that the trainer's file names.
@@ -394,16 +445,30 @@ pub fn import(target: Target, text: &str, model: Option<ModelSpec>) -> Result<Im
 /// # Errors
 /// If it is not in the trainer's file format, or a value is invalid or not supported, and the command line
 /// does not override it.
-pub fn import_beside(
+pub fn import_with(
     target: Target,
     text: &str,
     model: Option<ModelSpec>,
     command: CommandLine,
     open: &dyn Fn(&str) -> Result<String, InputError>,
 ) -> Result<Imported, InputError> {
+    let mut document = target.exporter().parse(text)?;
+    let included = include(target.exporter(), &mut document, open, model.clone(), &command)?;
+    let mut imported = read(target, &document, model, command)?;
+    if let Some(theirs) = included {
+        imported.complete(theirs)?;
+    }
+    Ok(imported)
+}
+
+/// Reads a configuration by the rows and rules of its trainer.
+fn read(
+    target: Target,
+    document: &Document,
+    model: Option<ModelSpec>,
+    command: CommandLine,
+) -> Result<Imported, InputError> {
     let exporter = target.exporter();
-    let mut document = exporter.parse(text)?;
-    include(exporter, &mut document, open)?;
     let mut settings = Settings { model, command, ..Settings::default() };
     settings.override_numbers();
     let (mut known, mut keys) = (BTreeSet::new(), BTreeMap::new());
@@ -413,8 +478,8 @@ pub fn import_beside(
         if !known.contains(&Field::Data) {
             settings.data = settings.ranks().unwrap_or(1);
         }
-        let found = match (row.read)(&document, &mut settings) {
-            Err(_) if settings.overridden(row.field) => false,
+        let found = match (row.read)(document, &mut settings) {
+            Err(_) if settings.command.replaces(row.field) => false,
             Err(error) => return Err(overridable(spelled(error), row.field)),
             Ok(found) => found,
         };
@@ -442,15 +507,14 @@ pub fn import_beside(
         settings.override_numbers();
     }
     document.check_texts().map_err(spelled)?;
-    let mut unread = document.unread();
-    if unread.len() == document.entries().len() {
+    if document.unread().count() == document.entries().len() {
         return Err(InputError::new("", "", format!("contains no setting of {}", target.name()))
             .hint(format!("give {}, or name another trainer with `--from`", exporter.forms())));
     }
-    let approximated =
-        foreign::check(&exporter.foreign(), &document, &unread, &settings.command).map_err(spelled)?;
-    unread.retain(|key| !approximated.contains(key));
-    Ok(Imported { settings, known, unread, approximated, keys })
+    let others = unsupported::sort(exporter.rows(), &exporter.rules(), document, &settings.command)
+        .map_err(spelled)?;
+    let deepspeed = exporter.uses_deepspeed(document);
+    Ok(Imported { settings, known, others, deepspeed, keys })
 }
 
 /// Adds the flag that overrides a wrong value.
@@ -460,18 +524,54 @@ fn overridable(error: InputError, field: Field) -> InputError {
     error.hint(hint)
 }
 
-/// Adds the settings of the DeepSpeed file that a trainer's file names.
+/// Reads the settings of DeepSpeed in a trainer's file, or in the file that it names, by DeepSpeed's own rows
+/// and rules. Only the ZeRO stage stays in the document.
 fn include(
     exporter: &dyn Exporter,
     document: &mut Document,
     open: &dyn Fn(&str) -> Result<String, InputError>,
-) -> Result<(), InputError> {
-    let Some((key, prefix)) = exporter.includes() else { return Ok(()) };
-    let Some(serde_json::Value::String(name)) = document.get(key).cloned() else { return Ok(()) };
-    let way_out = "put that file beside this one, or read it instead: `--from deepspeed FILE`";
-    let text = open(&name).map_err(|error| InputError::new(key, &name, error.problem).hint(way_out))?;
-    let included = Document::of_json(&text).map_err(|error| error.in_file(&name))?.without_auto();
-    document.include(prefix, &included)
+    model: Option<ModelSpec>,
+    command: &CommandLine,
+) -> Result<Option<Imported>, InputError> {
+    let Some(DeepSpeedKeys { file: key, section, inline }) = exporter.deepspeed() else { return Ok(None) };
+    let named = document.get(key).and_then(serde_json::Value::as_str).map(str::to_owned);
+    let (theirs, place) = match named {
+        Some(name) => {
+            let way_out = "put that file beside this one, or read it instead: `--from deepspeed FILE`";
+            text::check(key, &name)?;
+            let text =
+                open(&name).map_err(|error| InputError::new(key, &name, error.problem).hint(way_out))?;
+            (Target::DeepSpeed.exporter().parse(&text).map_err(|error| error.in_file(&name))?, Some(name))
+        }
+        None if inline => (document.take(section)?, None),
+        None => return Ok(None),
+    };
+    if theirs.entries().is_empty() {
+        return Ok(None);
+    }
+    let found = |error: InputError| match &place {
+        Some(name) => error.in_file(name),
+        None => error.under(section),
+    };
+    let imported = read(Target::DeepSpeed, &theirs, model, command.clone()).map_err(found)?;
+    if imported.settings.tensor > 1 && !command.fields.contains_key(&Field::Tensor) {
+        let problem = "is tensor parallelism, which is read from DeepSpeed's own files only";
+        let error = InputError::new("tensor_parallel.autotp_size", imported.settings.tensor, problem);
+        return Err(found(error.hint("give the degree by `--tp`")));
+    }
+    document.set(&format!("{section}.zero_optimization.stage"), imported.settings.zero_stage);
+    let at = |key: &str| if place.is_some() { key.to_owned() } else { format!("{section}.{key}") };
+    let each = |keys: &[String]| -> Vec<String> { keys.iter().map(|key| at(key)).collect() };
+    let others = OtherKeys {
+        irrelevant: each(&imported.others.irrelevant),
+        approximated: each(&imported.others.approximated),
+        unknown: each(&imported.others.unknown),
+    };
+    let keys = imported
+        .keys
+        .iter()
+        .map(|(field, keys)| (*field, keys.split(", ").map(at).collect::<Vec<_>>().join(", ")));
+    Ok(Some(Imported { keys: keys.collect(), others, ..imported }))
 }
 
 /// The mapping table of the documentation, in Markdown.

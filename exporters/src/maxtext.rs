@@ -1,7 +1,6 @@
 //! MaxText's YAML, which overrides its `base.yml`.
 
 use crate::document::{Document, product, quotient, rounded};
-use crate::foreign::{Foreign, refused};
 use crate::launch::{Machines, Script};
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField,
@@ -9,11 +8,13 @@ use crate::row::{
 };
 use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
+use crate::unsupported::{KeyRule, approximated, ignored, refused};
 use crate::{Export, Exporter, File};
 use autodist_spec::{
     Activation, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions, Precision,
     Recompute, ScheduleKind,
 };
+use std::collections::BTreeMap;
 
 pub struct MaxText;
 
@@ -62,8 +63,8 @@ impl Exporter for MaxText {
         ]
     }
 
-    fn foreign(&self) -> Vec<&'static [Foreign]> {
-        vec![FOREIGN]
+    fn rules(&self) -> Vec<&'static [KeyRule]> {
+        vec![RULES]
     }
 
     fn parse(&self, text: &str) -> Result<Document, InputError> {
@@ -71,39 +72,44 @@ impl Exporter for MaxText {
     }
 }
 
-/// Axes of the mesh, the one with the most traffic first.
-const AXES: [&str; 6] = ["tensor", "context", "expert", "fsdp", "data", "pipeline"];
+/// Axes of the mesh, the one with the most traffic first, with the field that a flag gives.
+const AXES: [(&str, Option<Field>); 6] = [
+    ("tensor", Some(Field::Tensor)),
+    ("context", Some(Field::Context)),
+    ("expert", Some(Field::Expert)),
+    ("fsdp", None),
+    ("data", None),
+    ("pipeline", Some(Field::Pipeline)),
+];
+
+/// The key of an axis inside a node (`ici`) or across nodes (`dcn`).
+fn axis_key(place: &str, axis: &str) -> String {
+    format!("{place}_{axis}_parallelism")
+}
 
 /// Splits each axis into the part inside a node (ici) and the part across nodes (dcn).
 fn split(document: &Document, machines: Machines) -> Document {
     let mut all = Document::default();
-    let mut room = u64::from(machines.devices);
-    let sizes: Vec<(String, u64, u64)> = AXES
-        .iter()
-        .map(|axis| {
-            let ici = format!("ici_{axis}_parallelism");
-            let size = document
-                .entries()
-                .iter()
-                .find(|(key, _)| *key == ici)
-                .and_then(|(_, v)| v.as_u64())
-                .unwrap_or(1);
-            let inside = greatest_common_divisor(size, room);
-            room /= inside.max(1);
-            ((*axis).to_owned(), inside, size / inside.max(1))
-        })
-        .collect();
+    let mut sizes: BTreeMap<String, u64> = BTreeMap::new();
+    let inside: Vec<String> = AXES.iter().map(|(axis, _)| axis_key("ici", axis)).collect();
     for (key, value) in document.entries() {
-        if !AXES.iter().any(|axis| *key == format!("ici_{axis}_parallelism")) {
+        if inside.contains(key) {
+            sizes.insert(key.clone(), value.as_u64().unwrap_or(1));
+        } else {
             all.set(key, value.clone());
         }
     }
     if machines.nodes > 1 {
         all.set("num_slices", machines.nodes);
     }
-    for (axis, inside, across) in sizes {
-        all.set(&format!("ici_{axis}_parallelism"), inside);
-        all.set(&format!("dcn_{axis}_parallelism"), across);
+    let mut room = u64::from(machines.devices);
+    for (axis, _) in AXES {
+        let ici = axis_key("ici", axis);
+        let size = sizes.get(&ici).copied().unwrap_or(1);
+        let part = greatest_common_divisor(size, room).max(1);
+        room /= part;
+        all.set(&ici, part);
+        all.set(&axis_key("dcn", axis), size / part);
     }
     all
 }
@@ -112,49 +118,42 @@ fn greatest_common_divisor(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
-/// The total size of an axis. One that is -1, or fsdp if it is missing, takes the devices that the others
-/// leave.
-fn axis(document: &Document, settings: &Settings, name: &str) -> Result<u32, InputError> {
-    let part = |name: &str, place: &str| -> Result<Option<u32>, InputError> {
-        let key = format!("{place}_{name}_parallelism");
-        let (size, rest) = (document.size_or_rest(&key)?, name == "fsdp" && place == "ici");
+/// The parts of an axis inside a node and across nodes; `None` for one that takes the devices that the others
+/// leave: it is -1, or fsdp inside a node if it is missing.
+fn parts(document: &Document, axis: &str) -> Result<[Option<u32>; 2], InputError> {
+    let part = |place: &str| {
+        let key = axis_key(place, axis);
+        let (size, rest) = (document.size_or_rest(&key)?, axis == "fsdp" && place == "ici");
         Ok(if document.has(&key) || rest { size } else { Some(1) })
     };
-    if let (Some(inside), Some(across)) = (part(name, "ici")?, part(name, "dcn")?) {
-        return product(&format!("ici_{name}_parallelism x dcn_{name}_parallelism"), &[inside, across]);
-    }
-    let given = [
-        ("tensor", Field::Tensor),
-        ("context", Field::Context),
-        ("expert", Field::Expert),
-        ("pipeline", Field::Pipeline),
-    ];
+    Ok([part("ici")?, part("dcn")?])
+}
+
+/// The total size of an axis.
+fn axis(document: &Document, settings: &Settings, name: &str) -> Result<u32, InputError> {
+    let own = parts(document, name)?;
+    let command = &settings.command;
+    let rest = own.contains(&None) && !command.search;
+    let Some(devices) = command.devices.filter(|_| rest) else {
+        let what = format!("{} x {}", axis_key("ici", name), axis_key("dcn", name));
+        return product(&what, &own.map(|part| part.unwrap_or(1)));
+    };
     let mut others = 1_u64;
-    for other in AXES {
-        let flag =
-            given.iter().find(|(axis, _)| *axis == other).and_then(|(_, f)| settings.command.fields.get(f));
-        let size = match flag {
-            _ if other == name => 1,
-            Some(degree) => u64::from(*degree),
-            None => {
-                let (inside, across) = (part(other, "ici")?.unwrap_or(1), part(other, "dcn")?.unwrap_or(1));
-                u64::from(inside) * u64::from(across)
-            }
+    for (other, field) in AXES.into_iter().filter(|(other, _)| *other != name) {
+        let given = field.and_then(|field| command.fields.get(&field)).copied().map(u64::from);
+        let size = match given {
+            Some(degree) => degree,
+            None => parts(document, other)?.iter().map(|part| u64::from(part.unwrap_or(1))).product(),
         };
         others = others.saturating_mul(size);
     }
-    let Some(devices) = settings.command.devices.filter(|_| !settings.command.search) else {
-        let known = [part(name, "ici")?.unwrap_or(1), part(name, "dcn")?.unwrap_or(1)];
-        return product(&format!("ici_{name}_parallelism x dcn_{name}_parallelism"), &known);
-    };
-    let what = "the product of the other axes";
-    quotient("devices of the cluster", devices.into(), others, what)
+    quotient("devices of the cluster", devices.into(), others, "the product of the other axes")
 }
 
 const OPTIMIZER: OptimizerKeys =
     OptimizerKeys { betas: ["adam_b1", "adam_b2"], epsilon: "adam_eps", weight_decay: "adam_weight_decay" };
 
-static FOREIGN: &[Foreign] = &[
+static RULES: &[KeyRule] = &[
     refused(
         &["mu_dtype"],
         &["float32"],
@@ -180,6 +179,114 @@ static FOREIGN: &[Foreign] = &[
         "is an axis of the mesh that plans do not have",
         "set it to 1, and use the axes data, fsdp, tensor, context, expert and pipeline",
     ),
+    refused(
+        &["grad_dtype"],
+        &["float32"],
+        "keeps gradients in fewer bits than fp32, which plans do not do",
+        "set it to float32, or remove it from the file",
+    ),
+    refused(
+        &["attention_type"],
+        &["global"],
+        "is attention over a part of the sequence, which is not read",
+        "use global, or remove it from the file: the estimate is for full attention",
+    ),
+    approximated(&[
+        "attention",
+        "allow_split_physical_axes",
+        "compile_xla_flags",
+        "context_parallel_load_balance",
+        "context_parallel_reorder_strategy",
+        "context_parallel_strategy",
+        "context_sharding",
+        "activations_in_float32",
+        "attention_bias",
+        "attention_sink",
+        "attn_logits_soft_cap",
+        "float32_*",
+        "fused_mlp",
+        "fused_qkv",
+        "hardware",
+        "local_sa_use_fused_bwd_kernel",
+        "pipeline_delay_activation_forwarding",
+        "pipeline_fsdp_ag_once",
+        "pipeline_parallel_layers",
+        "sa_*",
+        "scan_layers_per_stage",
+        "scan_pipeline_iterations",
+        "set_remat_policy_on_layers_per_stage",
+        "set_remat_policy_on_pipeline_iterations",
+        "te_comm_gemm_overlap",
+        "use_post_attn_norm",
+        "use_ragged_attention",
+    ]),
+    ignored(&[
+        "async_checkpointing",
+        "base_output_directory",
+        "chunk_attn_window_size",
+        "checkpoint_*",
+        "load_*",
+        "source_checkpoint_layout",
+        "colocated_python_checkpointing",
+        "compile_topology",
+        "compile_topology_num_slices",
+        "compiled_trainstep_file",
+        "data_sharding",
+        "dataset_*",
+        "debug_sharding",
+        "decode_sampling_*",
+        "dtype_mm",
+        "enable_checkpoint_cloud_logger",
+        "enable_continuous_checkpointing",
+        "enable_dropout",
+        "enable_emergency_checkpoint",
+        "enable_goodput_recording",
+        "enable_multi_tier_checkpointing",
+        "enable_tensorboard",
+        "eval_*",
+        "gcs_metrics",
+        "generate_padding_batch_eval",
+        "generate_padding_batch_train",
+        "grain_*",
+        "hf_*",
+        "inference_*",
+        "input_data_sharding_logical_axes",
+        "jax_*",
+        "kv_lora_rank",
+        "q_lora_rank",
+        "kv_quant_*",
+        "local_checkpoint_*",
+        "log_*",
+        "logical_axis_rules",
+        "lora_input_adapters_path",
+        "max_checkify",
+        "max_num_checkpoints_to_keep",
+        "mesh_axes",
+        "model_name",
+        "monitor_*",
+        "multi_tier_checkpointing_*",
+        "override_model_config",
+        "packing",
+        "profiler*",
+        "quant_cfg_path",
+        "quantization_local_shard_count",
+        "quantize_kvcache",
+        "remat_policy_for_vit",
+        "replicate_quant_scale",
+        "reuse_example_batch",
+        "save_*",
+        "shard_mode",
+        "shardy",
+        "sharding_tolerance",
+        "skip_first_n_steps_for_profiler",
+        "tokenize_*",
+        "tokenizer_*",
+        "train_split",
+        "upload_all_profiler_results",
+        "use_manual_quantization",
+        "use_qwix_quantization",
+        "vertex_*",
+    ]),
 ];
 
 static UNSUPPORTED: &[UnsupportedField] = &[
@@ -511,7 +618,7 @@ static ROWS: &[FieldMapping] = &[
                     .hint("use minimal_with_context (none), minimal (attention) or full"));
                 }
             };
-            settings.recompute = vec![mode; settings.blocks().max(1) as usize];
+            settings.recompute_all(mode);
             Ok(true)
         },
     },

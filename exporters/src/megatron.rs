@@ -1,7 +1,6 @@
 //! Megatron-LM's command line.
 
 use crate::document::{Document, above_zero, plain, product, quotient, rounded};
-use crate::foreign::{Foreign, approximated, refused};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField,
@@ -9,11 +8,13 @@ use crate::row::{
 };
 use crate::settings::Field;
 use crate::stages::{blocks_of_layout, layout, leading_full, uniform_recompute};
+use crate::unsupported::{KeyRule, LAUNCHERS, approximated, ignored, refused};
 use crate::{Ask, Export, Exporter, File};
 use autodist_spec::{
     Activation, Codec, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions,
     Precision, Recompute, ScheduleKind,
 };
+use serde_json::Value;
 
 pub struct Megatron;
 
@@ -53,28 +54,77 @@ impl Exporter for Megatron {
         ]
     }
 
-    fn foreign(&self) -> Vec<&'static [Foreign]> {
-        vec![FOREIGN]
+    fn rules(&self) -> Vec<&'static [KeyRule]> {
+        vec![RULES]
     }
 
     fn parse(&self, text: &str) -> Result<Document, InputError> {
         let said = Document::of_flags(text)?;
-        let known: Vec<&str> = ROWS.iter().flat_map(|row| row.theirs.split(", ")).collect();
+        let flags = Flags::of(ROWS, RULES);
         let mut document = Document::default();
         for (key, value) in said.entries() {
-            let spelled = key.replace('_', "-");
-            let spelled = if known.contains(&spelled.as_str()) { spelled.as_str() } else { key };
-            // Its parser takes the start of a flag for the flag.
-            let whole = known.iter().find(|flag| spelled.len() > 7 && flag.starts_with(spelled));
-            if let Some(whole) = whole.filter(|_| !known.contains(&spelled)) {
-                return Err(InputError::new(key, plain(value), "is the start of a flag, which is not read")
-                    .hint(format!("write it out: --{whole}")));
-            }
-            document.set(spelled, value.clone());
+            document.set(&flags.whole(key, value)?, value.clone());
         }
         Ok(document)
     }
 }
+
+/// The flags of Megatron's parser that are known.
+struct Flags {
+    /// Those of the rows, which are read.
+    read: Vec<&'static str>,
+    /// Others, with hyphens.
+    others: Vec<String>,
+}
+
+impl Flags {
+    fn of(rows: &[FieldMapping], rules: &'static [KeyRule]) -> Self {
+        let read: Vec<_> = rows.iter().flat_map(|row| row.theirs.split(", ")).chain(ALSO_READ).collect();
+        let others = rules.iter().flat_map(KeyRule::keys).filter(|key| !key.ends_with(['.', '*']));
+        let others = others.map(|key| key.replace('_', "-"));
+        Self { others: others.filter(|key| !read.contains(&key.as_str())).collect(), read }
+    }
+
+    /// The whole flag of which `key` is the start, as Megatron's parser (argparse) takes it; other keys as they
+    /// are.
+    ///
+    /// # Errors
+    /// If it is the start of several flags, of which at least one is read.
+    fn whole(&self, key: &str, value: &Value) -> Result<String, InputError> {
+        let spelled = key.replace('_', "-");
+        if self.read.contains(&spelled.as_str()) {
+            return Ok(spelled);
+        }
+        if self.others.contains(&spelled) {
+            return Ok(key.to_owned());
+        }
+        let mut read: Vec<&str> =
+            self.read.iter().copied().filter(|flag| flag.starts_with(&spelled)).collect();
+        read.sort_unstable();
+        read.dedup();
+        let others = self.others.iter().filter(|flag| flag.starts_with(&spelled)).map(String::as_str);
+        let all: Vec<&str> = read.iter().copied().chain(others).collect();
+        match (read.is_empty(), all.as_slice()) {
+            (true, _) => Ok(key.to_owned()),
+            (false, [one]) => Ok((*one).to_owned()),
+            (false, _) => {
+                let names: Vec<_> = all.iter().take(4).map(|flag| format!("--{flag}")).collect();
+                let problem = format!("is the start of several flags: {}", names.join(", "));
+                Err(InputError::new(key, plain(value), problem).hint("write the flag out"))
+            }
+        }
+    }
+}
+
+/// Flags that rows read besides those that they name.
+const ALSO_READ: [&str; 6] = [
+    "num-layers-per-virtual-pipeline-stage",
+    "recompute-activations",
+    "use-rotary-position-embeddings",
+    "overlap-grad-reduce",
+    "overlap-param-gather",
+    "fp16",
+];
 
 /// Kernels of tensor and sequence parallelism must start in the order in which they were queued; Megatron's
 /// FSDP does not support this setting.
@@ -91,7 +141,7 @@ pub(crate) const TF32: &str = "export NVIDIA_TF32_OVERRIDE=1";
 const OPTIMIZER: OptimizerKeys =
     OptimizerKeys { betas: ["adam-beta1", "adam-beta2"], epsilon: "adam-eps", weight_decay: "weight-decay" };
 
-pub(crate) static FOREIGN: &[Foreign] = &[
+pub(crate) static RULES: &[KeyRule] = &[
     refused(
         &["main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype"],
         &["fp32", "float32", "torch.float32"],
@@ -103,11 +153,6 @@ pub(crate) static FOREIGN: &[Foreign] = &[
             "account_for_embedding_in_pipeline_split",
             "account_for_loss_in_pipeline_split",
             "decoder_pipeline_split",
-            "encoder_num_layers",
-            "hybrid_override_pattern",
-            "hybrid_layer_pattern",
-            "mtp_num_layers",
-            "multi_latent_attention",
         ],
         &[],
         "changes the blocks of a stage, which is not read",
@@ -120,25 +165,284 @@ pub(crate) static FOREIGN: &[Foreign] = &[
         "use `--swiglu` or GELU, or remove it from the file and give `--model`",
     ),
     refused(
+        &[
+            "attention_output_gate",
+            "decoder_num_layers",
+            "decoder_seq_length",
+            "enable_mhc_connections",
+            "encoder_num_layers",
+            "encoder_seq_length",
+            "experimental_attention_variant",
+            "heterogeneous_layers_config_encoded_json",
+            "heterogeneous_layers_config_path",
+            "hybrid_layer_pattern",
+            "hybrid_override_pattern",
+            "is_hybrid_model",
+            "linear_attention_freq",
+            "mtp_num_layers",
+            "multi_latent_attention",
+            "no_position_embedding",
+            "spec",
+            "use_mup",
+            "window_attn_skip_freq",
+            "window_size",
+        ],
+        &[],
+        "changes the model, which is then not the one that is read",
+        "remove it from the file: the estimate is for a model of equal transformer blocks with full attention",
+    ),
+    refused(
         &["recompute_modules"],
         &["core_attn"],
         "chooses what is recomputed, which plans do not do",
         "use core_attn, or remove it from the file",
     ),
+    refused(
+        &["checkpoint_activations", "activations_checkpoint_method", "activations_checkpoint_num_layers"],
+        &[],
+        "is an older flag of recomputation, which is not read",
+        "write it as `--recompute-granularity full --recompute-method uniform --recompute-num-layers 1`",
+    ),
+    refused(
+        &["model_parallel_size"],
+        &["1"],
+        "is an older flag of tensor parallelism, which is not read",
+        "write it as `--tensor-model-parallel-size`",
+    ),
+    refused(
+        &["outer_dp_sharding_strategy"],
+        &["no_shard"],
+        "shards over all replicas too, which is not read",
+        "use no_shard, or remove it from the file",
+    ),
+    refused(
+        &["expert_tensor_parallel_size"],
+        &["1"],
+        "splits experts over tensor-parallel ranks, which is not read",
+        "remove it from the file",
+    ),
     approximated(&[
+        "moe_*",
+        "tp_comm_*",
+        "cp_comm_type",
+        "cuda_graph_*",
         "attention_backend",
+        "flash_attention_version",
+        "add_qkv_bias",
+        "align_grad_reduce",
+        "average_in_collective",
+        "align_param_gather",
+        "no_align_param_gather",
+        "apply_rope_fusion",
+        "no_rope_fusion",
+        "no_bias_dropout_fusion",
+        "no_bias_gelu_fusion",
+        "no_bias_swiglu_fusion",
+        "no_gradient_accumulation_fusion",
+        "no_masked_softmax_fusion",
+        "no_persist_layer_norm",
+        "gradient_accumulation_fusion",
+        "bias_activation_fusion",
+        "bias_dropout_fusion",
+        "masked_softmax_fusion",
+        "persist_layer_norm",
+        "batch_p2p_comm",
+        "batch_p2p_sync",
+        "batch_invariant_mode",
+        "cross_entropy_fusion_impl",
         "cross_entropy_loss_fusion",
+        "ddp_average_in_collective",
+        "ddp_num_buckets",
+        "ddp_pad_buckets_for_high_nccl_busbw",
+        "decrease_batch_size_if_needed",
         "defer_embedding_wgrad_compute",
         "delay_wgrad_compute",
+        "deterministic_mode",
         "distribute_saved_activations",
+        "empty_unused_memory_level",
         "enable_cuda_graph",
         "external_cuda_graph",
+        "fp32_residual_connection",
+        "fsdp_double_buffer",
+        "fsdp_manual_registration",
+        "hierarchical_context_parallel_sizes",
+        "inference_cuda_graph_scope",
+        "memory_efficient_layer_norm",
+        "microbatch_group_size_per_virtual_pipeline_stage",
+        "microbatch_group_size_per_vp_stage",
+        "nccl_ub",
+        "use_nccl_ub",
+        "no_overlap_p2p_communication",
+        "overlap_grad_reduce",
+        "overlap_param_gather",
+        "recompute_activations",
+        "overlap_p2p_comm",
+        "overlap_p2p_comm_warmup_flush",
+        "overlap_p2p_communication",
         "overlap_p2p_communication_warmup_flush",
+        "overlap_moe_expert_parallel_comm",
+        "overlap_param_gather_with_optimizer_step",
+        "optimizer_cuda_graph",
+        "pipeline_model_parallel_comm_backend",
+        "qk_layernorm",
         "rampup_batch_size",
         "tp_comm_overlap",
         "transformer_impl",
         "use_flash_attn",
+        "use_flash_attn_v2",
+        "use_precision_aware_optimizer",
+        "use_sharp",
+        "use_tp_pp_dp_mapping",
+        "variable_seq_lengths",
+        "wgrad_deferral_limit",
     ]),
+    ignored(&[
+        "accumulate_allreduce_grads_in_fp32",
+        "adlr_*",
+        "app_tag_*",
+        "apply_layernorm_1p",
+        "apply_query_key_layer_scaling",
+        "apply_residual_connection_post_layernorm",
+        "async_*",
+        "attention_dropout",
+        "attention_softmax_in_fp32",
+        "autocast_dtype",
+        "bert_*",
+        "calculate_per_token_loss",
+        "check_*",
+        "no_check_*",
+        "checkpoint.",
+        "ckpt_*",
+        "no_ckpt_*",
+        "config_logger_dir",
+        "create_attention_mask_in_dataloader",
+        "no_create_attention_mask_in_dataloader",
+        "cross_entropy_loss_in_fp32",
+        "data_cache_path",
+        "data_parallel_random_init",
+        "data_path",
+        "data_args_path",
+        "dataloader_*",
+        "dataset.",
+        "DDP_impl",
+        "decoupled_lr",
+        "decoupled_min_lr",
+        "decoupled_weight_decay",
+        "dist_ckpt_*",
+        "distributed_backend",
+        "distributed_timeout_minutes",
+        "embedding_init_method_std",
+        "end_weight_decay",
+        "eod_mask_loss",
+        "eval_interval",
+        "eval_iters",
+        "eval_global_batch_size",
+        "eval_micro_batch_size",
+        "exit_*",
+        "finetune",
+        "fp16_lm_cross_entropy",
+        "ft.",
+        "full_validation",
+        "hidden_dropout",
+        "hysteresis",
+        "inference_*",
+        "init_method_std",
+        "init_method_xavier_uniform",
+        "initial_loss_scale",
+        "inprocess_*",
+        "inprocess_restart.",
+        "kv_lora_rank",
+        "q_lora_rank",
+        "layernorm_zero_centered_gamma",
+        "lazy_mpu_init",
+        "load",
+        "local_rank",
+        "log_*",
+        "no_log_*",
+        "logger.",
+        "logging_level",
+        "loss_scale",
+        "loss_scale_window",
+        "lr_decay_samples",
+        "lr_warmup_fraction",
+        "lr_warmup_init",
+        "lr_warmup_samples",
+        "lr_wsd_*",
+        "make_vocab_size_divisible_by",
+        "manual_gc*",
+        "merge_file",
+        "min_loss_scale",
+        "mock_data",
+        "no_data_sharding",
+        "no_load_*",
+        "no_mmap_bin_files",
+        "no_save_*",
+        "non_persistent_*",
+        "num_dataset_builder_threads",
+        "num_workers",
+        "nvrx_straggler.",
+        "one_logger_*",
+        "openai_gelu",
+        "override_opt_param_scheduler",
+        "params_dtype",
+        "per_dataset_sequences_path",
+        "perform_initialization",
+        "pipeline_dtype",
+        "pretrained_checkpoint",
+        "profile*",
+        "profiling.",
+        "record_memory_history",
+        "rerun_*",
+        "rerun_state_machine.",
+        "reset_attention_mask",
+        "reset_position_ids",
+        "result_rejected_tracker_filename",
+        "rl_*",
+        "rng.",
+        "rope_scaling_factor",
+        "rotary_interleaved",
+        "rotary_percent",
+        "rotary_seq_len_interpolation_factor",
+        "save",
+        "save_retain_interval",
+        "scheduler.",
+        "short_seq_prob",
+        "skip_train",
+        "split",
+        "start_weight_decay",
+        "straggler.",
+        "straggler_*",
+        "te_rng_tracker",
+        "tensor_inspect.",
+        "tensorboard_*",
+        "test_data_path",
+        "tiktoken_*",
+        "timing_*",
+        "tokenizer.",
+        "tokenizer_*",
+        "train_data_path",
+        "train_samples",
+        "use_checkpoint_args",
+        "use_checkpoint_opt_param_scheduler",
+        "use_cpu_initialization",
+        "use_dist_ckpt",
+        "use_legacy_models",
+        "use_mcore_models",
+        "use_mp_args_from_checkpoint_args",
+        "use_one_sent_docs",
+        "use_persistent_ckpt_worker",
+        "use_pytorch_profiler",
+        "use_rope_scaling",
+        "use_te_rng_tracker",
+        "use_tokenizer_model_from_checkpoint_args",
+        "valid_data_path",
+        "validation.",
+        "vocab_extra_ids",
+        "vocab_file",
+        "wandb_*",
+        "weight_decay_incr_style",
+    ]),
+    LAUNCHERS,
 ];
 
 static UNSUPPORTED: &[UnsupportedField] = &[PARAMETERS_AS_THEY_ARE, ACTIVATIONS_AS_THEY_ARE];
@@ -376,7 +680,6 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             }
         },
         read: |document, settings| {
-            let blocks = settings.blocks().max(1) as usize;
             let short = document.flag("recompute-activations")?.unwrap_or(false);
             let kind = document.text("recompute-granularity");
             let block = document.choice("recompute-method", &[("uniform", false), ("block", true)])?;
@@ -397,19 +700,10 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                 )
                 .hint("use the method uniform"));
             }
-            settings.recompute = match kind.as_deref().or(short.then_some("selective")) {
-                None => vec![Recompute::None; blocks],
-                Some("selective") => vec![Recompute::Selective; blocks],
-                Some("full") if block == Some(true) => settings
-                    .stages
-                    .iter()
-                    .flat_map(|count| {
-                        (0..*count).map(|index| {
-                            if index < number.unwrap_or(1) { Recompute::Full } else { Recompute::None }
-                        })
-                    })
-                    .collect(),
-                Some("full") => vec![Recompute::Full; blocks],
+            let all = match kind.as_deref().or(short.then_some("selective")) {
+                None => Recompute::None,
+                Some("selective") => Recompute::Selective,
+                Some("full") => Recompute::Full,
                 Some(other) => {
                     return Err(InputError::new(
                         "recompute-granularity",
@@ -419,6 +713,12 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                     .hint("use full or selective"));
                 }
             };
+            settings.recompute_all(all);
+            if all == Recompute::Full && block == Some(true) {
+                let first = number.unwrap_or(1);
+                let mode = |index| if index < first { Recompute::Full } else { Recompute::None };
+                settings.recompute = settings.stages.iter().flat_map(|count| (0..*count).map(mode)).collect();
+            }
             Ok(true)
         },
     },

@@ -1,11 +1,11 @@
 //! The configuration of Megatron-Bridge, which has the settings of Megatron-LM's command line in sections.
 
 use crate::document::Document;
-use crate::foreign::{Foreign, refused_unless};
 use crate::launch::Script;
-use crate::megatron::{FOREIGN, ROWS, TF32, connections};
+use crate::megatron::{ROWS, RULES, TF32, connections};
 use crate::row::{ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, UnsupportedField, instead};
 use crate::settings::Field;
+use crate::unsupported::{KeyRule, approximated, ignored, refused_unless};
 use crate::{Export, Exporter, File};
 use autodist_spec::{Codec, InputError, Precision};
 
@@ -113,8 +113,8 @@ impl Exporter for MegatronBridge {
         ]
     }
 
-    fn foreign(&self) -> Vec<&'static [Foreign]> {
-        vec![FOREIGN, BRIDGE]
+    fn rules(&self) -> Vec<&'static [KeyRule]> {
+        vec![RULES, BRIDGE]
     }
 
     fn parse(&self, text: &str) -> Result<Document, InputError> {
@@ -148,12 +148,32 @@ impl Exporter for MegatronBridge {
     }
 }
 
-static BRIDGE: &[Foreign] = &[refused_unless(
-    Field::Precision,
-    &["mixed_precision", "mixed_precision."],
-    "is a recipe of mixed precision that is not read",
-    "use bf16_mixed, or give `--precision bf16`; without a profile `--fp8` prices FP8",
-)];
+static BRIDGE: &[KeyRule] = &[
+    refused_unless(
+        Field::Precision,
+        &["mixed_precision", "mixed_precision."],
+        "is a recipe of mixed precision that is not read",
+        "use bf16_mixed, or give `--precision bf16`; without a profile `--fp8` prices FP8",
+    ),
+    approximated(&["comm_overlap."]),
+    // The recipe builds the model, and the optimizer follows the model's precision.
+    ignored(&[
+        "model.num_layers",
+        "model.hidden_size",
+        "model.ffn_hidden_size",
+        "model.num_attention_heads",
+        "model.num_query_groups",
+        "model.kv_channels",
+        "model.vocab_size",
+        "model.rotary_base",
+        "model.normalization",
+        "model.layernorm_epsilon",
+        "model.share_embeddings_and_output_weights",
+        "optimizer.bf16",
+        "optimizer.fp16",
+        "optimizer.use_distributed_optimizer",
+    ]),
+];
 
 static UNSUPPORTED: &[UnsupportedField] = &[
     instead(Field::Model, "the recipe builds the model: use the recipe of this model"),

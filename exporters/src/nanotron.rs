@@ -7,6 +7,7 @@ use crate::row::{
     clip, full_recompute, instead, note_tf32, precision, refuse, seed, size,
 };
 use crate::settings::Field;
+use crate::unsupported::{KeyRule, approximated, ignored, refused};
 use crate::{Ask, Export, Exporter, File};
 use autodist_spec::{
     Activation, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions, Precision,
@@ -66,6 +67,10 @@ impl Exporter for Nanotron {
         &ASKS
     }
 
+    fn rules(&self) -> Vec<&'static [KeyRule]> {
+        vec![RULES]
+    }
+
     fn parse(&self, text: &str) -> Result<Document, InputError> {
         Document::of_yaml(text)
     }
@@ -98,6 +103,52 @@ const OPTIMIZER: OptimizerKeys = OptimizerKeys {
     epsilon: "optimizer.optimizer_factory.adam_eps",
     weight_decay: "optimizer.weight_decay",
 };
+
+static RULES: &[KeyRule] = &[
+    refused(
+        &["sliding_window_size", "sliding_window"],
+        &[],
+        "is attention over a window, which is not read",
+        "remove it from the file: the estimate is for full attention",
+    ),
+    approximated(&[
+        "_attn_implementation",
+        "_fused_rms_norm",
+        "_fused_rotary_emb",
+        "_use_doc_masking",
+        "_use_qkv_packed",
+        "attention_bias",
+        "flex_attention_mask",
+        "moe_layer_recompute",
+        "ring_attn_heads_k_stride",
+        "tp_recompute_allgather",
+    ]),
+    ignored(&[
+        "checkpoints.",
+        "data.",
+        "data_stages",
+        "data_stages.",
+        "general.",
+        "lighteval.",
+        "logging.",
+        "metrics_logging.",
+        "profiler.",
+        "s3_upload.",
+        "slurm.",
+        "tokenizer.",
+        "limit_test_batches",
+        "limit_val_batches",
+        "val_check_interval",
+        "init_method.",
+        "make_vocab_size_divisible_by",
+        "weight_decay_exclude_named_params",
+        "pad_token_id",
+        "rope_interleaved",
+        "rope_scaling",
+        "z_loss_coefficient",
+        "z_loss_enabled",
+    ]),
+];
 
 static UNSUPPORTED: &[UnsupportedField] = &[
     refuse(Field::VirtualStages, "it runs one stage per pipeline rank", "plan with --vpp 1"),

@@ -194,7 +194,7 @@ macro_rules! full_recompute {
             read: |document, settings| {
                 let full = document.flag($key)?.unwrap_or(false);
                 let mode = if full { Recompute::Full } else { Recompute::None };
-                settings.recompute = vec![mode; settings.blocks().max(1) as usize];
+                settings.recompute_all(mode);
                 Ok(true)
             },
         }

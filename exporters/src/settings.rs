@@ -1,6 +1,6 @@
 //! The fields of a plan that a trainer may have a setting for, as a flat struct.
 
-use crate::document::shortest;
+use crate::document::{LARGEST_SIZE, shortest};
 use autodist_spec::{
     Algorithm, Codec, Hyperparameter, LayerKind, LearningRate, ModelSpec, Optimizer, ParallelStrategy, Plan,
     Precision, Recompute, ScheduleKind, Stage,
@@ -98,6 +98,27 @@ impl Field {
         })
     }
 
+    /// Whether it is part of the layout, which `estimate --best` searches.
+    pub fn is_layout(self) -> bool {
+        matches!(
+            self,
+            Self::Tensor
+                | Self::Pipeline
+                | Self::Data
+                | Self::Context
+                | Self::Expert
+                | Self::VirtualStages
+                | Self::ZeroStage
+                | Self::Shard
+                | Self::SequenceParallel
+                | Self::Recompute
+                | Self::MicroBatch
+                | Self::Schedule
+                | Self::BucketBytes
+                | Self::Stages
+        )
+    }
+
     /// The name in the plan file.
     pub fn name(self) -> &'static str {
         match self {
@@ -156,6 +177,13 @@ pub struct CommandLine {
     pub experts: bool,
     /// The layout is searched, so that of the file is not used.
     pub search: bool,
+}
+
+impl CommandLine {
+    /// Whether a field of the file is not used: the command line gives it, or it is searched.
+    pub fn replaces(&self, field: Field) -> bool {
+        self.fields.contains_key(&field) || (self.search && field.is_layout())
+    }
 }
 
 /// A plan as a flat struct. After reading a trainer's file, fields that it does not contain have defaults.
@@ -305,6 +333,38 @@ impl Settings {
         said
     }
 
+    /// Takes a field from the settings of DeepSpeed; returns whether it is one of those that a trainer leaves to
+    /// them.
+    pub(crate) fn take(&mut self, field: Field, theirs: &Self) -> bool {
+        use Hyperparameter::{Betas, Epsilon, GradientClip, Momentum, WeightDecay};
+        let mut give = |all: &[Hyperparameter]| {
+            self.given.extend(all.iter().filter(|one| theirs.given.contains(one)));
+        };
+        match field {
+            Field::MicroBatch => self.micro_batch = theirs.micro_batch,
+            Field::GlobalBatch => self.global_batch = theirs.global_batch,
+            Field::BucketBytes => self.bucket_bytes = theirs.bucket_bytes,
+            Field::Gradients => self.gradients = theirs.gradients,
+            Field::Parameters => self.parameters = theirs.parameters,
+            Field::Precision => self.precision = theirs.precision,
+            Field::Recompute => self.recompute.clone_from(&theirs.recompute),
+            Field::Optimizer => {
+                give(&[Betas, Epsilon, Momentum, WeightDecay]);
+                self.optimizer = theirs.optimizer;
+            }
+            Field::LearningRate => {
+                give(&LEARNING_RATE);
+                self.learning_rate = theirs.learning_rate;
+            }
+            Field::GradientClip => {
+                give(&[GradientClip]);
+                self.gradient_clip = theirs.gradient_clip;
+            }
+            _ => return false,
+        }
+        true
+    }
+
     /// Whether the command line gives a field, and so overrides the file.
     pub(crate) fn overridden(&self, field: Field) -> bool {
         self.command.fields.contains_key(&field)
@@ -345,10 +405,15 @@ impl Settings {
                 }
                 _ => continue,
             };
-            if (1..=1 << 26).contains(&number) {
+            if (1..=LARGEST_SIZE).contains(&number) {
                 *place = number;
             }
         }
+    }
+
+    /// Sets one recomputation policy for all blocks, or for one if their number is not known.
+    pub(crate) fn recompute_all(&mut self, mode: Recompute) {
+        self.recompute = vec![mode; self.blocks().max(1) as usize];
     }
 
     /// The chunks that were read; embedding and head belong to the first and the last.

@@ -1,7 +1,6 @@
 //! torchtitan's command line; stages of different sizes need a Python module.
 
 use crate::document::{Document, product, quotient};
-use crate::foreign::{Foreign, approximated, refused};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField, clip, instead,
@@ -9,6 +8,7 @@ use crate::row::{
 };
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
+use crate::unsupported::{KeyRule, LAUNCHERS, approximated, ignored, refused};
 use crate::{Export, Exporter, File};
 use autodist_spec::{
     Hyperparameter, InputError, LearningRate, ModelSpec, Optimizer, Precision, Recompute, ScheduleKind,
@@ -74,8 +74,8 @@ impl Exporter for Torchtitan {
         files
     }
 
-    fn foreign(&self) -> Vec<&'static [Foreign]> {
-        vec![FOREIGN]
+    fn rules(&self) -> Vec<&'static [KeyRule]> {
+        vec![RULES]
     }
 
     fn forms(&self) -> &'static str {
@@ -147,7 +147,7 @@ fn module(parts: &serde_json::Value) -> String {
     )
 }
 
-static FOREIGN: &[Foreign] = &[
+static RULES: &[KeyRule] = &[
     refused(
         &["pipeline_parallel_schedule_csv", "expert_tensor_parallel_degree"],
         &["1"],
@@ -168,13 +168,56 @@ static FOREIGN: &[Foreign] = &[
     ),
     approximated(&[
         "compile.",
-        "enable_compiled_autograd",
-        "enable_async_tensor_parallel",
+        "training.compile",
         "disable_loss_parallel",
         "enable_loss_parallel",
+        "enable_async_tensor_parallel",
+        "enable_compiled_autograd",
+        "enable_fsdp_symm_mem",
+        "enable_symm_mem",
         "context_parallel_load_balancer",
+        "context_parallel_ptrr_mask_key",
+        "context_parallel_rotate_method",
+        "expert_parallel_comm_backend",
         "mixed_precision_reduce",
+        "moe_force_load_balance",
+        "per_op_sac_force_recompute_mm_shapes_by_fqns",
+        "selective_ac_option",
+        "deterministic",
+        "early_stop",
+        "preserve_rng_state",
     ]),
+    ignored(&[
+        "batch_invariant",
+        "checkpoint.",
+        "comm.",
+        "config",
+        "dataloader.",
+        "debug.",
+        "experimental.",
+        "fault_tolerance.",
+        "hf_assets_path",
+        "job.",
+        "lr_scheduler.",
+        "memory_estimation.",
+        "metrics.",
+        "model.",
+        "dump_folder",
+        "print_config",
+        "profiling.",
+        "profiler.",
+        "spmd_backend",
+        "spmd_typechecking",
+        "tokenizer.",
+        "training.dataset",
+        "training.dataset_path",
+        "training.gc_freq",
+        "training.gc_debug",
+        "training.seed",
+        "validation.",
+        "validator.",
+    ]),
+    LAUNCHERS,
 ];
 
 static UNSUPPORTED: &[UnsupportedField] = &[
@@ -459,7 +502,6 @@ static ROWS: &[FieldMapping] = &[
             Recompute::Full => draft.set(RECOMPUTE, "full"),
         },
         read: |document, settings| {
-            let blocks = settings.blocks().max(1) as usize;
             let older = document.text("activation_checkpoint.mode");
             let mode = match document.text(RECOMPUTE).or(older).as_deref() {
                 None => return Ok(false),
@@ -471,7 +513,7 @@ static ROWS: &[FieldMapping] = &[
                         .hint("use none, selective or full"));
                 }
             };
-            settings.recompute = vec![mode; blocks];
+            settings.recompute_all(mode);
             Ok(true)
         },
     },

@@ -1,7 +1,6 @@
 //! Transformers' `TrainingArguments` as JSON, started by Accelerate.
 
 use crate::document::{Document, plain, product};
-use crate::foreign::{DEEPSPEED, Foreign, approximated, refused_unless};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, Draft, FieldMapping, NO_PIPELINE, OptimizerKeys, PARAMETERS_AS_THEY_ARE,
@@ -9,7 +8,8 @@ use crate::row::{
 };
 use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
-use crate::{Export, Exporter, File, accelerate};
+use crate::unsupported::{KeyRule, approximated, ignored, refused, refused_unless};
+use crate::{DeepSpeedKeys, Export, Exporter, File, accelerate};
 use autodist_spec::{Hyperparameter, InputError, LearningRate, Optimizer, Precision, Recompute};
 use serde_json::Value;
 
@@ -46,12 +46,16 @@ impl Exporter for Transformers {
         ]
     }
 
-    fn foreign(&self) -> Vec<&'static [Foreign]> {
-        vec![FOREIGN, DEEPSPEED]
+    fn rules(&self) -> Vec<&'static [KeyRule]> {
+        vec![RULES]
     }
 
-    fn includes(&self) -> Option<(&'static str, &'static str)> {
-        Some(("deepspeed", "deepspeed"))
+    fn deepspeed(&self) -> Option<DeepSpeedKeys> {
+        Some(DeepSpeedKeys { file: "deepspeed", section: "deepspeed", inline: true })
+    }
+
+    fn uses_deepspeed(&self, document: &Document) -> bool {
+        document.has("deepspeed.zero_optimization.stage")
     }
 
     fn parse(&self, text: &str) -> Result<Document, InputError> {
@@ -59,7 +63,7 @@ impl Exporter for Transformers {
     }
 }
 
-static FOREIGN: &[Foreign] = &[
+static RULES: &[KeyRule] = &[
     refused_unless(
         Field::MicroBatch,
         &["auto_find_batch_size"],
@@ -72,13 +76,105 @@ static FOREIGN: &[Foreign] = &[
         "is tensor parallelism, which is not read from these files",
         "remove it from the file, and give the degree by `--tp`",
     ),
+    refused(
+        &["fp16_opt_level", "half_precision_backend"],
+        &["o1", "o0", "auto", "apex", "cuda_amp", "cpu_amp"],
+        "is fp16 with a loss scale, which plans do not support",
+        "use bf16, which takes the same time",
+    ),
+    refused(
+        &["parallelism_config."],
+        &["1"],
+        "splits the model or sequences between ranks, which is not read from these files",
+        "read Accelerate's file instead: `--from accelerate FILE`, or give the degrees by `--tp` and `--cp`",
+    ),
     approximated(&[
         "bf16_full_eval",
+        "fp16_full_eval",
+        "ddp_broadcast_buffers",
         "ddp_bucket_cap_mb",
+        "ddp_find_unused_parameters",
         "ddp_static_graph",
+        "group_by_length",
+        "train_sampling_strategy",
+        "gradient_checkpointing_kwargs.",
         "torch_compile",
+        "torch_compile_backend",
+        "torch_compile_mode",
         "torch_empty_cache_steps",
         "use_liger_kernel",
+        "liger_kernel_config.",
+        "backward_prefetch",
+        "forward_prefetch",
+        "limit_all_gathers",
+        "use_orig_params",
+        "fsdp_min_num_params",
+        "min_num_params",
+        "fsdp_transformer_layer_cls_to_wrap",
+        "transformer_layer_cls_to_wrap",
+        "xla",
+        "xla_fsdp_v2",
+        "xla_fsdp_settings.",
+        "xla_fsdp_grad_ckpt",
+    ]),
+    ignored(&[
+        "accelerator_config.",
+        "batch_eval_metrics",
+        "per_device_eval_batch_size",
+        "per_gpu_eval_batch_size",
+        "eval_*",
+        "do_*",
+        "data_seed",
+        "dataloader_*",
+        "debug",
+        "disable_tqdm",
+        "enable_jit_checkpoint",
+        "full_determinism",
+        "greater_is_better",
+        "hub_*",
+        "push_to_hub*",
+        "ignore_data_skip",
+        "include_*",
+        "jit_mode_eval",
+        "label_names",
+        "length_column_name",
+        "load_best_model_at_end",
+        "local_rank",
+        "log_*",
+        "logging_*",
+        "lr_scheduler_kwargs.",
+        "metric_for_best_model",
+        "neftune_noise_alpha",
+        "no_cuda",
+        "num_train_epochs",
+        "output_dir",
+        "overwrite_output_dir",
+        "past_index",
+        "prediction_loss_only",
+        "project",
+        "ray_scope",
+        "remove_unused_columns",
+        "report_to",
+        "restore_callback_states_from_checkpoint",
+        "resume_from_checkpoint",
+        "run_name",
+        "save_*",
+        "skip_memory_metrics",
+        "trackio_*",
+        "use_cpu",
+        "use_cache",
+        "use_mps_device",
+        "warmup_ratio",
+        "activation_checkpointing",
+        "cpu_ram_efficient_loading",
+        "fsdp_cpu_ram_efficient_loading",
+        "state_dict_type",
+        "sync_module_states",
+        "ddp_backend",
+        "ddp_timeout",
+        "average_tokens_across_devices",
+        "label_smoothing_factor",
+        "optim_args",
     ]),
 ];
 
@@ -213,8 +309,7 @@ static ROWS: &[FieldMapping] = &[
             for key in ["fsdp_config.version", "fsdp_config.auto_wrap_policy"] {
                 document.get(key);
             }
-            let deepspeed = document.entries().iter().any(|(key, _)| key.starts_with("deepspeed."));
-            settings.zero_stage = if deepspeed {
+            settings.zero_stage = if document.has("deepspeed.zero_optimization.stage") {
                 document.zero_stage("deepspeed.zero_optimization.stage")?.unwrap_or(0)
             } else {
                 fsdp_stage(document, settings)?
@@ -254,7 +349,7 @@ static ROWS: &[FieldMapping] = &[
             let own = document.flag("gradient_checkpointing")?.unwrap_or(false);
             let full = document.flag("fsdp_config.activation_checkpointing")?.unwrap_or(false) || own;
             let mode = if full { Recompute::Full } else { Recompute::None };
-            settings.recompute = vec![mode; settings.blocks().max(1) as usize];
+            settings.recompute_all(mode);
             Ok(true)
         },
     },

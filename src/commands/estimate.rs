@@ -25,7 +25,7 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
         let error = InputError::new("--fp8", "", "has no effect with a profile");
         return Err(error.hint("remove this option, or give `--cluster` without `--profile`").into());
     }
-    let mut beside = String::new();
+    let mut comparison = String::new();
     let plan = match &args.plan {
         Some(path) => {
             let given = input::plan(path)?;
@@ -51,17 +51,17 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
             let prices = prices?;
             let plan = of_flags(args, given.as_ref(), &prices)?;
             if !args.from.is_empty() && !args.json {
-                beside = beside_the_best(&plan, &prices);
+                comparison = compared_with_the_best(&plan, &prices);
             }
             plan
         }
     };
-    let text = if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) + &beside };
+    let text = if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) + &comparison };
     output::print_with(&text, super::plan::write_new(&plan, args.output.as_deref()))
 }
 
 /// Compares a given configuration with the best plan of the same space.
-fn beside_the_best(plan: &Plan, prices: &Prices) -> String {
+fn compared_with_the_best(plan: &Plan, prices: &Prices) -> String {
     let limits = SearchLimits { top: 1, ..SearchLimits::default() };
     let planner = Planner::new(&plan.model, &prices.cluster, &plan.job, &prices.profile).limits(limits);
     let Ok(best) = planner.plan() else { return String::new() };
@@ -90,7 +90,7 @@ fn of_flags(args: &EstimateArgs, given: Option<&Given>, prices: &Prices) -> Resu
             let model = given.model(args.model.as_deref(), Some(&prices.profile.model))?;
             let blame = |failure| given.blame(args, failure);
             let mut job =
-                input::job(&given.job_flags(&args.job), None, measured.0, measured.1).map_err(blame)?;
+                input::job(&given.job_flags(&args.job)?, None, measured.0, measured.1).map_err(blame)?;
             given.complete(&mut job).map_err(blame)?;
             let mut strategy = input::strategy(&given.strategy(&args.strategy), devices).map_err(blame)?;
             given.code(&mut strategy);

@@ -132,7 +132,7 @@ impl Asked {
         let (mut job, flags) = match &given {
             None => (job(&args.job)?, args.strategy.clone()),
             Some(given) => {
-                let job = job(&given.job_flags(&args.job)).map_err(|failure| given.blame(args, failure))?;
+                let job = job(&given.job_flags(&args.job)?).map_err(|failure| given.blame(args, failure))?;
                 if args.best.is_none() {
                     given.one_recompute()?;
                     (job, given.strategy(&args.strategy))
@@ -148,8 +148,13 @@ impl Asked {
         let memory = &mut Arc::make_mut(&mut machine).memory;
         *memory = job.usable(*memory);
         let trainer = args.trainer.unwrap_or_else(|| {
-            assumptions.push("trainer megatron-core: --trainer not given".to_owned());
-            Trainer::MegatronCore
+            let (trainer, why) = match given.as_ref().map(|given| (given.trainer(), given.format())) {
+                Some((Some(trainer), format)) => (trainer, format!("as files of {format}: ")),
+                Some((None, format)) => (Trainer::MegatronCore, format!("{format} is not modelled, ")),
+                None => (Trainer::MegatronCore, String::new()),
+            };
+            assumptions.push(format!("trainer {trainer}: {why}--trainer not given"));
+            trainer
         });
         let mut run = TrainingRun::new(shape, machine, ParallelDims::default(), trainer);
         run.seq_len = job.seq_len;

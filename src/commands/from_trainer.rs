@@ -3,8 +3,8 @@
 use crate::cli::{EstimateArgs, JobArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
-use autodist_analytic::catalog;
-use autodist_exporters::{CommandLine, Field, Imported, Target, import_beside};
+use autodist_analytic::{Trainer, catalog};
+use autodist_exporters::{CommandLine, Field, Imported, Target, import_with};
 use autodist_spec::{
     Check, Hyperparameter, InputError, Job, ModelSpec, ParallelStrategy, Positions, Stage, text,
 };
@@ -12,6 +12,7 @@ use std::path::Path;
 
 /// The content of the file.
 pub struct Given {
+    target: Target,
     imported: Imported,
     file: String,
 }
@@ -24,53 +25,49 @@ pub fn read(args: &EstimateArgs, devices: Option<u32>) -> Result<Option<Given>, 
         InputError::new("--from", trainer, "is not a trainer whose files autodist reads")
             .hint(format!("use one of {}", trainers.join(", ")))
     })?;
-    let content = input::bytes(Path::new(file), "configuration")?;
-    let content = String::from_utf8(content).map_err(|_| {
-        InputError::new("", "", "expected a text file in UTF-8")
-            .hint("give the trainer's configuration file")
-            .in_file(file)
-    })?;
+    let content = input::text_file(Path::new(file), "configuration")?;
     let command = command_line(args, devices)?;
     let model = args.model.as_deref().filter(|_| !command.experts).map(input::model).transpose()?;
     let open = |name: &str| -> Result<String, InputError> {
         let folder = Path::new(file).parent().unwrap_or(Path::new(""));
-        let content = input::bytes(&folder.join(name), "configuration")?;
-        String::from_utf8(content)
-            .map_err(|_| InputError::new("", "", "names a file that is not text in UTF-8"))
+        let path = folder.join(name);
+        input::check_plain(&path, "configuration")?;
+        input::text_file(&path, "configuration")
     };
-    let imported = import_beside(target, &content, model.clone(), command, &open)
-        .map_err(|error| error.in_file(file))?;
+    let imported =
+        import_with(target, &content, model.clone(), command, &open).map_err(|error| error.in_file(file))?;
     let flags = &args.strategy;
-    if flags.pp.is_none()
+    if args.best.is_none()
+        && flags.pp.is_none()
         && flags.vpp.is_none()
         && let Some(model) = model.as_ref().or(imported.settings.model.as_ref())
     {
         imported.check_stages(model.layers).map_err(|error| error.in_file(file))?;
     }
-    if !imported.unread.is_empty() {
-        output::note(&format!(
-            "{file}: these settings are not part of a plan and are not used: {}",
-            some_of(&imported.unread)
-        ));
+    for (keys, what) in [
+        (&imported.others.irrelevant, "these settings are not part of a plan and are not used"),
+        (
+            &imported.others.approximated,
+            "these settings can change time or memory, but the estimate does not depend on them",
+        ),
+        (&imported.others.unknown, "not known to autodist: ignored"),
+    ] {
+        if !keys.is_empty() {
+            output::note(&format!("{file}: {what}: {}", some_of(keys)));
+        }
     }
-    if !imported.approximated.is_empty() {
-        output::note(&format!(
-            "{file}: these settings can change time or memory, but the estimate does not depend on them: {}",
-            some_of(&imported.approximated)
-        ));
-    }
-    Ok(Some(Given { imported, file: file.clone() }))
+    Ok(Some(Given { target, imported, file: file.clone() }))
 }
 
 /// The fields that override the file, or that the file does not set.
 fn command_line(args: &EstimateArgs, devices: Option<u32>) -> Result<CommandLine, Failure> {
     let (layout, mut job) = (&args.strategy, args.job.clone());
     if job.job.is_some() {
-        // A job file contains all of these.
         let whole = input::job(&args.job, None, None, None)?;
+        // A job file always has the batch and the length of sequences, but not always the precision.
         job.global_batch = Some(whole.global_batch);
         job.seq_len = Some(whole.seq_len);
-        job.precision = Some(whole.precision.into());
+        job.precision = input::given_precision(&args.job)?;
     }
     let mut fields = vec![
         (Field::GlobalBatch, job.global_batch),
@@ -110,44 +107,35 @@ fn some_of(list: &[String]) -> String {
     }
 }
 
-/// Field names as in error messages, and the flag that sets each field.
-const SPOKEN: [(&[&str], &str, Field); 17] = [
-    (&["tp", "tensor"], "--tp", Field::Tensor),
-    (&["pp", "pipeline"], "--pp", Field::Pipeline),
-    (&["dp", "data"], "--dp", Field::Data),
-    (&["cp", "context"], "--cp", Field::Context),
-    (&["ep", "expert"], "--ep", Field::Expert),
-    (&["vpp", "virtual_stages"], "--vpp", Field::VirtualStages),
-    (&["zero_stage"], "--zero", Field::ZeroStage),
-    (&["shard"], "--shard", Field::Shard),
-    (&["micro_batch"], "--micro-batch", Field::MicroBatch),
-    (&["schedule"], "--schedule", Field::Schedule),
-    (&["bucket_bytes"], "--bucket-bytes", Field::BucketBytes),
-    (&["global_batch"], "--global-batch", Field::GlobalBatch),
-    (&["seq_len"], "--seq-len", Field::SeqLen),
-    (&["seed"], "--seed", Field::Seed),
-    (&["gradient_clip"], "gradient_clip in a job file", Field::GradientClip),
-    (&["learning_rate"], "--learning-rate", Field::LearningRate),
-    (&["optimizer"], "optimizer in a job file", Field::Optimizer),
+/// Fields by their names in error messages.
+const SPOKEN: [(&[&str], Field); 17] = [
+    (&["tp", "tensor"], Field::Tensor),
+    (&["pp", "pipeline"], Field::Pipeline),
+    (&["dp", "data"], Field::Data),
+    (&["cp", "context"], Field::Context),
+    (&["ep", "expert"], Field::Expert),
+    (&["vpp", "virtual_stages"], Field::VirtualStages),
+    (&["zero_stage"], Field::ZeroStage),
+    (&["shard"], Field::Shard),
+    (&["micro_batch"], Field::MicroBatch),
+    (&["schedule"], Field::Schedule),
+    (&["bucket_bytes"], Field::BucketBytes),
+    (&["global_batch"], Field::GlobalBatch),
+    (&["seq_len"], Field::SeqLen),
+    (&["seed"], Field::Seed),
+    (&["gradient_clip"], Field::GradientClip),
+    (&["learning_rate"], Field::LearningRate),
+    (&["optimizer"], Field::Optimizer),
 ];
 
-/// Fields that a search of layouts determines itself.
-const LAYOUT: [Field; 14] = [
-    Field::Tensor,
-    Field::Pipeline,
-    Field::Data,
-    Field::Context,
-    Field::Expert,
-    Field::VirtualStages,
-    Field::ZeroStage,
-    Field::Shard,
-    Field::SequenceParallel,
-    Field::Recompute,
-    Field::MicroBatch,
-    Field::Schedule,
-    Field::BucketBytes,
-    Field::Stages,
-];
+/// The flag that overrides a field of the file, or what else does.
+fn instead_of(field: Field) -> &'static str {
+    field.flag().unwrap_or(match field {
+        Field::GradientClip => "`gradient_clip` in a job file",
+        Field::LearningRate => "`learning_rate` in a job file",
+        _ => "`optimizer` in a job file",
+    })
+}
 
 fn is_given(args: &EstimateArgs, field: Field) -> bool {
     let (layout, job) = (&args.strategy, &args.job);
@@ -172,6 +160,23 @@ fn is_given(args: &EstimateArgs, field: Field) -> bool {
 }
 
 impl Given {
+    /// The training framework whose file this is, if its time is modelled.
+    pub fn trainer(&self) -> Option<Trainer> {
+        match self.target {
+            _ if self.imported.deepspeed => Some(Trainer::Deepspeed),
+            // Galvatron trains by Megatron-Core.
+            Target::Megatron | Target::Galvatron => Some(Trainer::MegatronCore),
+            Target::MegatronBridge => Some(Trainer::Nemo),
+            Target::Torchtitan | Target::Accelerate | Target::Transformers => Some(Trainer::Fsdp2),
+            _ => None,
+        }
+    }
+
+    /// The name of the file's format.
+    pub fn format(&self) -> &'static str {
+        self.target.name()
+    }
+
     /// Attributes an error to the file and its keys if the value came from there, instead of to the flags.
     pub fn blame(&self, args: &EstimateArgs, failure: Failure) -> Failure {
         let mut error = match failure {
@@ -191,14 +196,15 @@ impl Given {
         let (mut keys, mut flags) = (Vec::new(), Vec::new());
         for part in field.split(", ").flat_map(|part| part.split(" x ")) {
             let first = part.split('.').next().unwrap_or(part);
-            let spoken = SPOKEN.iter().find(|(names, flag, _)| *flag == part || names.contains(&first));
-            let Some((_, flag, field)) = spoken else { continue };
+            let spoken =
+                SPOKEN.iter().find(|(names, field)| field.flag() == Some(part) || names.contains(&first));
+            let Some((_, field)) = spoken else { continue };
             if is_given(args, *field) {
                 return Failure::Input(error);
             }
             if let Some(key) = self.imported.keys(*field).filter(|key| !keys.contains(key)) {
                 keys.push(key);
-                flags.push(*flag);
+                flags.push(instead_of(*field));
             }
         }
         if keys.is_empty() {
@@ -215,7 +221,8 @@ impl Given {
     /// Prints which keys of the file a search of layouts ignores.
     pub fn note_layout(&self) {
         let mut keys: Vec<String> = Vec::new();
-        for key in LAYOUT.iter().filter_map(|field| self.imported.keys(*field)) {
+        let layout = Field::ALL.into_iter().filter(|field| field.is_layout());
+        for key in layout.filter_map(|field| self.imported.keys(field)) {
             if !keys.iter().any(|known| known == key) {
                 keys.push(key.to_owned());
             }
@@ -288,24 +295,21 @@ impl Given {
     }
 
     /// Flags override the job file, which contains all of these, and which overrides the trainer's file.
-    pub fn job_flags(&self, flags: &JobArgs) -> JobArgs {
+    pub fn job_flags(&self, flags: &JobArgs) -> Result<JobArgs, Failure> {
         let settings = &self.imported.settings;
-        if let Some(path) = &flags.job {
-            // A job file always has the batch and the length of sequences, but not always the precision.
-            let precision = match flags.precision {
-                None if !input::gives(path, "precision") => {
-                    self.known(Field::Precision, settings.precision.into())
-                }
+        if flags.job.is_some() {
+            let precision = match input::given_precision(flags)? {
+                None => self.known(Field::Precision, settings.precision.into()),
                 given => given,
             };
-            return JobArgs { precision, ..flags.clone() };
+            return Ok(JobArgs { precision, ..flags.clone() });
         }
-        JobArgs {
+        Ok(JobArgs {
             global_batch: flags.global_batch.or(self.known(Field::GlobalBatch, settings.global_batch)),
             seq_len: flags.seq_len.or(self.known(Field::SeqLen, settings.seq_len)),
             precision: flags.precision.or(self.known(Field::Precision, settings.precision.into())),
             ..flags.clone()
-        }
+        })
     }
 
     /// Sets the hyperparameters of the file that neither a flag nor a job file gives.
@@ -338,6 +342,7 @@ impl Given {
             taken.push(*one);
         }
         taken.into_iter().for_each(|one| job.give(one));
+        job.fit_schedule();
         Ok(job.check()?)
     }
 

@@ -252,6 +252,118 @@ fn a_configuration_that_people_have_is_priced_without_a_profile() {
     assert!((given / by_flags - 1.0).abs() < 0.02, "{given} {by_flags}");
 }
 
+const H100: &str = "--cluster 1x8xh100-80gb-sxm --model gpt2 --seq-len 1024 --global-batch 64 --json";
+
+/// The assumptions of an estimate from a trainer's file.
+fn assumptions(folder: &std::path::Path, from: &str) -> String {
+    line(folder, &format!("estimate --from {from} {H100}")).json()["assumptions"].to_string()
+}
+
+#[test]
+fn the_framework_is_that_of_the_file_unless_a_flag_gives_another() {
+    let folder = folder(2);
+    let folder = folder.path();
+    write(folder, "ds.json", r#"{"train_batch_size": 64, "bf16": {"enabled": true}}"#);
+    write(folder, "args.json", r#"{"per_device_train_batch_size": 8, "bf16": true, "fsdp": true}"#);
+    write(folder, "zero.json", r#"{"per_device_train_batch_size": 8, "bf16": true, "deepspeed": "ds.json"}"#);
+    write(folder, "acc.yaml", "{distributed_type: DEEPSPEED, mixed_precision: bf16}");
+    write(folder, "max.yml", "{per_device_batch_size: 8}");
+    write(folder, "run.sh", "torchrun pretrain_gpt.py --micro-batch-size 1 --bf16");
+    write(folder, "titan.sh", "torchrun -m torchtitan.train --training.local_batch_size 8");
+    write(folder, "bridge.yaml", "{train: {micro_batch_size: 1}, model: {bf16: true}}");
+    for (from, trainer) in [
+        ("deepspeed ds.json", "trainer deepspeed: as files of deepspeed"),
+        ("transformers args.json", "trainer fsdp2: as files of transformers"),
+        ("transformers zero.json", "trainer deepspeed: as files of transformers"),
+        ("accelerate acc.yaml", "trainer deepspeed: as files of accelerate"),
+        ("megatron run.sh", "trainer megatron-core: as files of megatron"),
+        ("megatron-bridge bridge.yaml", "trainer nemo: as files of megatron-bridge"),
+        ("torchtitan titan.sh", "trainer fsdp2: as files of torchtitan"),
+        ("maxtext max.yml", "trainer megatron-core: maxtext is not modelled"),
+    ] {
+        let said = assumptions(folder, from);
+        assert!(said.contains(trainer), "{from}: {said}");
+        let given = assumptions(folder, &format!("{from} --trainer fsdp2"));
+        assert!(!given.contains("trainer "), "{from}: {given}");
+    }
+}
+
+#[test]
+fn a_search_of_layouts_needs_no_valid_layout_in_the_file() {
+    let folder = folder(2);
+    write(
+        folder.path(),
+        "run.sh",
+        "torchrun pretrain_gpt.py --tensor-model-parallel-size 7 --pipeline-model-parallel-layout 'E|x' --micro-batch-size 0 --bf16",
+    );
+    let found = line(folder.path(), &format!("estimate --from megatron run.sh {H100} --best 1"));
+    assert_eq!(found.json()["best"].as_array().unwrap().len(), 1);
+    let fixed = line(folder.path(), &format!("estimate --from megatron run.sh {H100}"));
+    assert_eq!(fixed.code, Some(2), "{}", fixed.err);
+}
+
+#[test]
+fn keys_without_a_field_are_named_by_what_is_known_of_them() {
+    let folder = folder(2);
+    let folder = folder.path();
+    let ds = |more: &str| format!("{{\"train_batch_size\": 64, \"bf16\": {{\"enabled\": true}}, {more}}}");
+    write(folder, "ds.json", ds("\"steps_per_print\": 10, \"compile\": {\"backend\": \"x\"}, \"colour\": 3"));
+    let run = line(folder, &format!("estimate --from deepspeed ds.json {H100}"));
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    for expected in [
+        "not part of a plan and are not used: steps_per_print",
+        "does not depend on them: compile.backend",
+        "ds.json: not known to autodist: ignored: colour",
+    ] {
+        assert!(run.err.contains(expected), "`{expected}` is not in {}", run.err);
+    }
+    write(folder, "ds.json", ds("\"ring_parallel_size\": 4"));
+    let run = line(folder, &format!("estimate --from deepspeed ds.json {H100}"));
+    assert_eq!(run.code, Some(2));
+    assert!(run.err.contains("ds.json: `ring_parallel_size` is `4`: is not known"), "{}", run.err);
+    // A file that another one names is a regular file.
+    write(folder, "args.json", r#"{"bf16": true, "deepspeed": "there"}"#);
+    std::fs::create_dir(folder.join("there")).unwrap();
+    let run = line(folder, &format!("estimate --from transformers args.json {H100}"));
+    assert_eq!(run.code, Some(2));
+    assert!(run.err.contains("`deepspeed` is `there`: is a folder"), "{}", run.err);
+}
+
+#[test]
+fn a_job_file_gives_the_precision_only_if_it_has_one() {
+    let folder = folder(2);
+    let folder = folder.path();
+    write(folder, "run.sh", "torchrun pretrain_gpt.py --micro-batch-size 1 --fp16");
+    let job = "schema_version = 1\nglobal_batch = 64\nseq_len = 1024\n";
+    let estimate =
+        "estimate --from megatron run.sh --cluster 1x8xh100-80gb-sxm --model gpt2 --job own.toml --json";
+    // Then that of the trainer's file holds, and is not one of a plan.
+    write(folder, "own.toml", job);
+    let run = line(folder, estimate);
+    assert!(run.code == Some(2) && run.err.contains("`fp16`"), "{}", run.err);
+    write(folder, "own.toml", format!("{job}precision = \"bf16\"\n"));
+    assert_eq!(line(folder, estimate).code, Some(0), "{}", line(folder, estimate).err);
+}
+
+#[test]
+fn a_warm_up_that_is_longer_than_the_training_is_refused() {
+    let folder = folder(2);
+    let folder = folder.path();
+    let flags = |warmup: u32| {
+        format!(
+            "torchrun pretrain_gpt.py --micro-batch-size 1 --bf16 --train-iters 100 --lr-warmup-iters {warmup}"
+        )
+    };
+    write(folder, "run.sh", flags(200));
+    let run = line(folder, &format!("estimate --from megatron run.sh {H100}"));
+    assert_eq!(run.code, Some(2), "{}", run.err);
+    for expected in ["run.sh", "lr-warmup-iters", "train-iters", "200", "100"] {
+        assert!(run.err.contains(expected), "`{expected}` is not in {}", run.err);
+    }
+    write(folder, "run.sh", flags(100));
+    assert_eq!(line(folder, &format!("estimate --from megatron run.sh {H100}")).code, Some(0));
+}
+
 #[test]
 fn what_cannot_be_said_is_refused_and_nothing_is_written() {
     let folder = folder(4);

@@ -97,8 +97,9 @@ fn understood(target: Target, text: &str) -> Vec<(String, Value)> {
         Target::DeepSpeed | Target::Transformers | Target::Galvatron => Document::of_json(text).unwrap(),
         _ => Document::of_yaml(text).unwrap(),
     };
-    let unread = import(target, text, Some(plan(target).model)).unwrap().unread;
-    document.entries().iter().filter(|(key, _)| !unread.contains(key)).cloned().collect()
+    let others = import(target, text, Some(plan(target).model)).unwrap().others;
+    let unread = |key| others.irrelevant.contains(key) || others.unknown.contains(key);
+    document.entries().iter().filter(|(key, _)| !unread(key)).cloned().collect()
 }
 
 /// Keys whose values may be fractions.
@@ -311,7 +312,7 @@ fn texts_that_hide_something_are_refused_by_their_key() {
     }
     // Also in a key that is never read, whose text may have several lines.
     let lines = "{distributed_type: FSDP, other: {list: [a, \"a\\nb\"]}}";
-    assert_eq!(import(Target::Accelerate, lines, None).unwrap().unread, ["other.list"]);
+    assert_eq!(import(Target::Accelerate, lines, None).unwrap().others.unknown, ["other.list"]);
     for hidden in ["\u{1b}[31m", "\u{202e}"] {
         let quoted = json!(format!("a{hidden}b"));
         let yaml = format!("{{distributed_type: FSDP, other: {{list: [a, {quoted}]}}}}");
@@ -327,9 +328,12 @@ fn a_small_file_takes_little() {
     // Time is linear in the number of keys, not quadratic.
     let keys: String = (0..100_000).map(|index| format!("k{index}: {index}\n")).collect();
     let imported = import(Target::Nanotron, &format!("{keys}parallelism: {{dp: 2}}\n"), None).unwrap();
-    assert_eq!((imported.settings.data, imported.unread.len()), (2, 100_000));
+    assert_eq!((imported.settings.data, imported.others.unknown.len()), (2, 100_000));
     let flags: String = (0..50_000).map(|index| format!("--k{index} {index} ")).collect();
-    assert_eq!(import(Target::Megatron, &format!("{flags} --seed 1"), None).unwrap().unread.len(), 50_000);
+    assert_eq!(
+        import(Target::Megatron, &format!("{flags} --seed 1"), None).unwrap().others.unknown.len(),
+        50_000
+    );
     // More values than real files have.
     let list = format!("{{train_batch_size: 8, x: [{}]}}", "1,".repeat(600_000));
     assert!(import(Target::Nanotron, &list, None).unwrap_err().problem.contains("values"));

@@ -2,10 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
-mod beside;
+mod command_line;
 mod common;
+mod counting;
 mod documentation;
 mod hostile;
-mod lost;
 mod real_trainers;
+mod refusals;
 mod round_trip;

@@ -5,7 +5,7 @@ use crate::common;
 use crate::common::{split, zero};
 
 use autodist_exporters::{
-    CommandLine, Field, Imported, Options, Settings, Target, export, import, import_beside,
+    CommandLine, Field, Imported, Options, Settings, Target, export, import, import_with,
 };
 use autodist_spec::{Hyperparameter, InputError, Job, ParallelStrategy, Precision, Recompute, catalog};
 
@@ -15,7 +15,7 @@ fn read_with(
     command: CommandLine,
     open: &dyn Fn(&str) -> Result<String, InputError>,
 ) -> Result<Imported, InputError> {
-    import_beside(target, text, Some(catalog::model("tiny-llama").unwrap()), command, open)
+    import_with(target, text, Some(catalog::model("tiny-llama").unwrap()), command, open)
 }
 
 fn none(_: &str) -> Result<String, InputError> {
@@ -176,7 +176,10 @@ fn what_is_auto_is_left_to_the_command_line() {
     let flags = [(Field::MicroBatch, 4), (Field::GlobalBatch, 128)];
     let imported = read(Target::DeepSpeed, auto, 8, &flags).unwrap();
     assert_eq!(split_of(&imported.settings), (8, 3, 8, 4, 128));
-    assert!(!imported.known.contains(&Field::Precision) && imported.unread.is_empty(), "{imported:?}");
+    assert!(
+        !imported.known.contains(&Field::Precision) && imported.others.irrelevant.is_empty(),
+        "{imported:?}"
+    );
     // Without the flags it is undefined, not 1.
     let open = read(Target::DeepSpeed, auto, 8, &[]).unwrap();
     assert!(!open.known.contains(&Field::GlobalBatch) && !open.known.contains(&Field::MicroBatch));
@@ -241,8 +244,11 @@ fn a_deepspeed_file_that_another_trainers_file_names_is_read() {
         (Target::Transformers, arguments, "deepspeed"),
         (Target::Accelerate, config, "deepspeed_config.deepspeed_config_file"),
     ] {
-        let settings = read_with(target, text, command(8, &[]), &open).unwrap().settings;
-        assert_eq!((settings.zero_stage, settings.shard.max(settings.data)), (3, 8), "{text}");
+        let imported = read_with(target, text, command(8, &[]), &open).unwrap();
+        let Settings { zero_stage, data, shard, .. } = imported.settings;
+        let shard = if imported.known.contains(&Field::Shard) { shard } else { data };
+        assert_eq!((zero_stage, data, shard), (3, 8, 8), "{text}");
+        assert!(imported.deepspeed);
         let error = read_with(target, text, command(8, &[]), &offload).unwrap_err();
         assert!(error.field.ends_with("offload_optimizer.device") && error.value == "cpu", "{error}");
         let error = read_with(target, text, command(8, &[]), &none).unwrap_err();
@@ -389,8 +395,197 @@ fn what_changes_time_or_memory_and_is_in_no_plan_is_refused_by_name() {
     // Settings with small effects are listed apart from those without any effect.
     let text = deepspeed("\"stage3_prefetch_bucket_size\": 5e7").replace("}}", "}, \"steps_per_print\": 10}");
     let imported = read(Target::DeepSpeed, &text, 8, &[]).unwrap();
-    assert_eq!(imported.approximated, ["zero_optimization.stage3_prefetch_bucket_size"]);
-    assert_eq!(imported.unread, ["steps_per_print"]);
+    assert_eq!(imported.others.approximated, ["zero_optimization.stage3_prefetch_bucket_size"]);
+    assert_eq!(imported.others.irrelevant, ["steps_per_print"]);
+}
+
+/// Every reader sorts the keys that it does not read in the same way.
+#[test]
+fn keys_that_no_list_has_are_named_or_refused() {
+    // A key that the trainer itself does not have, in the notation of each format.
+    let json = |start: &str, key: &str| format!("{{{start}, \"{key}\": 7}}");
+    let yaml = |start: &str, key: &str| format!("{{{start}, {key}: 7}}");
+    type Form<'a> = (Target, &'a dyn Fn(&str) -> String);
+    let forms: [Form<'_>; 9] = [
+        (Target::Megatron, &|key| format!("--micro-batch-size 1 --{key} 7")),
+        (Target::MegatronBridge, &|key| yaml("train: {micro_batch_size: 1}", key)),
+        (Target::Torchtitan, &|key| format!("--training.seq_len 64 --{key} 7")),
+        (Target::DeepSpeed, &|key| json("\"train_batch_size\": 8", key)),
+        (Target::Accelerate, &|key| yaml("distributed_type: FSDP", key)),
+        (Target::Transformers, &|key| json("\"bf16\": true", key)),
+        (Target::Nanotron, &|key| yaml("parallelism: {dp: 8}", key)),
+        (Target::Galvatron, &|key| json("\"pp_deg\": 1", key)),
+        (Target::MaxText, &|key| yaml("per_device_batch_size: 1", key)),
+    ];
+    for (target, form) in forms {
+        let unheard = form("colour_of_logs");
+        let imported = read(target, &unheard, 8, &[]).unwrap_or_else(|error| panic!("{unheard}: {error}"));
+        assert_eq!(imported.others.unknown, ["colour_of_logs"], "{}", target.name());
+        for telling in
+            ["ring_parallel_degree", "my_batch", "seq_chunks", "lora_rank", "state_dtype", "cp_size"]
+        {
+            let error = read(target, &form(telling), 8, &[])
+                .err()
+                .unwrap_or_else(|| panic!("{}: {telling} was ignored", target.name()));
+            assert_eq!((error.field.as_str(), error.value.as_str()), (telling, "7"), "{error}");
+            assert!(error.problem.contains("not known to autodist") && !error.hint.is_empty(), "{error}");
+            // Switched off, it does not matter.
+            let off = form(telling).replace('7', "false");
+            assert_eq!(read(target, &off, 8, &[]).unwrap().others.irrelevant, [telling]);
+        }
+    }
+}
+
+/// Whole configurations as users write them: nothing in them is refused for its name alone.
+#[test]
+fn usual_configurations_are_read() {
+    let megatron = "torchrun --nproc_per_node 8 --nnodes 1 --node_rank 0 --master_addr localhost --master_port 6000 pretrain_gpt.py \
+        --use-mcore-models --num-layers 4 --hidden-size 64 --num-attention-heads 4 --seq-length 64 \
+        --max-position-embeddings 64 --attention-dropout 0 --hidden-dropout 0 --attention-softmax-in-fp32 \
+        --attention-backend auto --no-masked-softmax-fusion --init-method-std 0.02 --micro-batch-size 1 \
+        --global-batch-size 8 --train-iters 500 --lr 6e-5 --lr-warmup-fraction 0.001 --clip-grad 1 --bf16 \
+        --tensor-model-parallel-size 1 --use-distributed-optimizer --overlap-grad-reduce --data-path d \
+        --vocab-size 64 --vocab-file v --merge-file m --split 949,50,1 --log-interval 100 --save-interval 10000 \
+        --eval-interval 1000 --save c --load c --eval-iters 10 --tensorboard-dir t --ckpt-fully-parallel-load \
+        --no-create-attention-mask-in-dataloader --distributed-backend nccl --eod-mask-loss --use-flash-attn";
+    let deepspeed = r#"{"bf16": {"enabled": true}, "fp16": {"enabled": false, "loss_scale": 0, "loss_scale_window": 1000,
+        "initial_scale_power": 16, "hysteresis": 2, "min_loss_scale": 1}, "train_batch_size": 64,
+        "zero_optimization": {"stage": 3, "overlap_comm": true, "contiguous_gradients": true, "sub_group_size": 1e9,
+        "reduce_bucket_size": 500000, "stage3_prefetch_bucket_size": 5e7, "stage3_max_live_parameters": 1e9,
+        "stage3_gather_16bit_weights_on_model_save": true}, "train_micro_batch_size_per_gpu": 2,
+        "gradient_clipping": 1.0, "steps_per_print": 2000, "wall_clock_breakdown": false,
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0, "warmup_max_lr": 1e-4, "warmup_num_steps": 10}}}"#;
+    let accelerate = "{compute_environment: LOCAL_MACHINE, debug: false, distributed_type: FSDP, downcast_bf16: 'no', \
+        fsdp_config: {fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP, fsdp_backward_prefetch: BACKWARD_PRE, \
+        fsdp_cpu_ram_efficient_loading: true, fsdp_forward_prefetch: false, fsdp_offload_params: false, \
+        fsdp_sharding_strategy: FULL_SHARD, fsdp_state_dict_type: SHARDED_STATE_DICT, fsdp_sync_module_states: true, \
+        fsdp_use_orig_params: true}, machine_rank: 0, main_training_function: main, mixed_precision: bf16, \
+        num_machines: 1, num_processes: 8, rdzv_backend: static, same_network: true, tpu_env: [], use_cpu: false}";
+    let arguments = r#"{"output_dir": "o", "per_device_train_batch_size": 2, "per_device_eval_batch_size": 8, "bf16": true,
+        "gradient_accumulation_steps": 4, "gradient_checkpointing": true, "gradient_checkpointing_kwargs":
+        {"use_reentrant": false}, "learning_rate": 1e-4, "lr_scheduler_type": "cosine", "warmup_ratio": 0.1,
+        "num_train_epochs": 1, "logging_steps": 10, "save_steps": 100, "save_strategy": "steps", "eval_strategy": "no",
+        "report_to": "none", "dataloader_num_workers": 4, "remove_unused_columns": false, "ddp_timeout": 1800,
+        "fsdp": "full_shard auto_wrap", "fsdp_config": {"backward_prefetch": "backward_pre", "use_orig_params": true},
+        "torch_compile": false, "group_by_length": true, "fp16_full_eval": false}"#;
+    let titan = "torchrun --nproc_per_node=8 --rdzv_backend c10d --rdzv_endpoint=localhost:0 --local-ranks-filter 0 --role rank \
+        --tee 3 -m torchtitan.train --module llama3 --config llama3_8b --training.seq_len 64 --training.local_batch_size 1 \
+        --compile.enable --metrics.log_freq 10 --checkpoint.enable --checkpoint.interval 500 --profiling.enable_profiling \
+        --parallelism.enable_async_tensor_parallel --training.dataset c4 --validation.local_batch_size 8 --training.steps 10";
+    let galvatron = r#"{"pp_deg": 1, "tp_sizes_enc": "1,1,1,1", "tp_consecutive_flags": "1,1,1,1", "dp_types_enc": "1,1,1,1",
+        "cp_sizes_enc": "1,1,1,1", "use_sp": "0,0,0,0", "checkpoint": "1,1,0,0", "global_bsz": 16, "chunks": 1,
+        "pp_division": "4", "pipeline_type": "pipedream_flush", "default_dp_type": "zero2", "vtp": 1, "vsp": 0, "vcp": 1,
+        "embed_sdp": 1}"#;
+    let maxtext = "{base_config: base.yml, run_name: r, per_device_batch_size: 1, max_target_length: 64, remat_policy: full, \
+        attention: flash, quantization: '', dataset_type: synthetic, steps: 10, enable_checkpointing: false, \
+        async_checkpointing: true, checkpoint_period: 100, profiler: xplane, logits_via_embedding: false, \
+        ici_fsdp_parallelism: -1, ici_tensor_parallelism: 1, dcn_data_parallelism: 1, num_experts: 1, q_lora_rank: 0, \
+        kv_lora_rank: 512, load_parameters_path: '', eval_per_device_batch_size: 0.0, shard_mode: auto}";
+    let nanotron = "{checkpoints: {checkpoint_interval: 10, checkpoints_path: c, save_initial_state: false, resume_checkpoint_path: null}, \
+        data_stages: [{name: a, start_training_step: 1, data: {seed: 42, dataset: {hf_dataset_or_datasets: x}}}], \
+        general: {project: debug, run: r, seed: 42, step: null}, lighteval: null, logging: {log_level: info}, \
+        model: {ddp_bucket_cap_mb: 25, dtype: bfloat16, init_method: {std: 0.025}, make_vocab_size_divisible_by: 1}, \
+        optimizer: {accumulate_grad_in_fp32: true, clip_grad: 1.0, zero_stage: 0}, parallelism: {dp: 8, pp: 1, tp: 1, \
+        expert_parallel_size: 1, pp_engine: 1f1b, tp_linear_async_communication: true, tp_mode: REDUCE_SCATTER}, \
+        profiler: null, tokenizer: {tokenizer_name_or_path: x}, tokens: {batch_accumulation_per_replica: 1, \
+        limit_test_batches: 0, limit_val_batches: 0, micro_batch_size: 2, sequence_length: 64, train_steps: 15, val_check_interval: -1}}";
+    let bridge = "{model: {tensor_model_parallel_size: 1, num_layers: 4, hidden_size: 64, num_attention_heads: 4, apply_rope_fusion: true, \
+        attention_dropout: 0.0}, train: {micro_batch_size: 1, global_batch_size: 8, train_iters: 10, eval_iters: 2}, \
+        ddp: {use_distributed_optimizer: true, average_in_collective: true}, optimizer: {bf16: true, use_distributed_optimizer: true}, \
+        checkpoint: {save: c, fully_parallel_save: true}, logger: {log_interval: 10}, comm_overlap: {tp_comm_overlap: true}, \
+        dataset: {sequence_length: 64}, mixed_precision: bf16_mixed, peft: null}";
+    for (target, text) in [
+        (Target::Megatron, megatron),
+        (Target::DeepSpeed, deepspeed),
+        (Target::Accelerate, accelerate),
+        (Target::Transformers, arguments),
+        (Target::Torchtitan, titan),
+        (Target::Galvatron, galvatron),
+        (Target::MaxText, maxtext),
+        (Target::Nanotron, nanotron),
+        (Target::MegatronBridge, bridge),
+    ] {
+        let imported =
+            read(target, text, 8, &[]).unwrap_or_else(|error| panic!("{}: {error}", target.name()));
+        let unknown = imported.others.unknown;
+        assert!(unknown.len() <= 1, "{}: {unknown:?}", target.name());
+    }
+}
+
+#[test]
+fn galvatron_splits_of_sequences_are_refused_by_name() {
+    let file = |more: &str| format!("{{\"pp_deg\": 1, \"tp_sizes_enc\": \"2,2,2,2\", \"vtp\": 2, {more}}}");
+    for (on, off, key) in [
+        ("\"vsp\": 1", "\"vsp\": 0", "vsp"),
+        ("\"vcp\": 2", "\"vcp\": 1", "vcp"),
+        ("\"cp_sizes_enc\": \"1,2,1,1\"", "\"cp_sizes_enc\": \"1,1,1,1\"", "cp_sizes_enc"),
+    ] {
+        assert_eq!(read(Target::Galvatron, &file(on), 8, &[]).unwrap_err().field, key);
+        read(Target::Galvatron, &file(off), 8, &[]).unwrap();
+    }
+}
+
+#[test]
+fn deepspeeds_rules_hold_for_its_settings_in_other_files() {
+    let arguments = r#"{"per_device_train_batch_size": 2, "bf16": true, "deepspeed": "ds.json"}"#;
+    let config = "{distributed_type: DEEPSPEED, deepspeed_config: {deepspeed_config_file: ds.json}}";
+    let read_both = |target: Target, text: &str, ds: &str, fields: &[(Field, u32)]| {
+        let open = |_: &str| Ok(ds.to_owned());
+        read_with(target, text, command(8, fields), &open)
+    };
+    for (target, text) in [(Target::Transformers, arguments), (Target::Accelerate, config)] {
+        let read = |ds: &str| read_both(target, text, ds, &[]);
+        for (ds, key) in [
+            (r#"{"fp16": {"enabled": true}}"#, "fp16.enabled"),
+            (r#"{"optimizer": {"type": "Lion"}}"#, "optimizer.type"),
+            (r#"{"communication_data_type": "int3"}"#, "communication_data_type"),
+            (r#"{"bf16": {"enabled": true}, "ring_parallel_size": 4}"#, "ring_parallel_size"),
+            (r#"{"zero_optimization": {"stage": 7}}"#, "zero_optimization.stage"),
+            (r#"{"tensor_parallel": {"autotp_size": 2}}"#, "tensor_parallel.autotp_size"),
+        ] {
+            let error = read(ds).err().unwrap_or_else(|| panic!("{ds} was taken"));
+            assert_eq!((error.source_name.as_str(), error.field.as_str()), ("ds.json", key), "{error}");
+        }
+        let ds = r#"{"zero_optimization": {"stage": 3, "reduce_bucket_size": 1000, "zero_quantized_weights": true},
+            "steps_per_print": 9, "colour": "red", "train_micro_batch_size_per_gpu": 2, "bf16": {"enabled": true}}"#;
+        let imported = read(ds).unwrap();
+        let settings = &imported.settings;
+        assert_eq!((settings.zero_stage, settings.bucket_bytes, settings.micro_batch), (3, 4000, 2));
+        assert_eq!(settings.parameters.name(), "int8/256");
+        assert!(imported.known.contains(&Field::Parameters) && imported.known.contains(&Field::Precision));
+        assert_eq!(imported.others.irrelevant, ["steps_per_print"]);
+        assert_eq!(imported.others.unknown, ["colour"]);
+    }
+    // What both say must agree.
+    let other = r#"{"train_micro_batch_size_per_gpu": 4}"#;
+    let error = read_both(Target::Transformers, arguments, other, &[]).unwrap_err();
+    assert_eq!((error.field.as_str(), error.value.as_str()), ("train_micro_batch_size_per_gpu", "4"));
+    assert!(error.problem.contains("per_device_train_batch_size, 2"), "{error}");
+    read_both(Target::Transformers, arguments, other, &[(Field::MicroBatch, 4)]).unwrap();
+    // Also in the section of a file, with the section in its keys.
+    let inline =
+        r#"{"bf16": true, "deepspeed": {"zero_optimization": {"stage": 2}, "optimizer": {"type": "Lion"}}}"#;
+    let error = read(Target::Transformers, inline, 8, &[]).unwrap_err();
+    assert_eq!(error.field, "deepspeed.optimizer.type");
+    let hidden = "{\"bf16\": true, \"deepspeed\": \"a\\u001b.json\"}";
+    assert_eq!(read(Target::Transformers, hidden, 8, &[]).unwrap_err().field, "deepspeed");
+}
+
+#[test]
+fn the_start_of_a_flag_is_the_flag_if_it_is_the_only_one() {
+    let file = |more: &str| format!("--micro-batch-size 1 {more}");
+    let settings =
+        read(Target::Megatron, &file("--tensor-model-par 4 --pipeline_model_parallel_s 2"), 8, &[]);
+    let settings = settings.unwrap().settings;
+    assert_eq!((settings.tensor, settings.pipeline), (4, 2));
+    for several in ["--recompute-g full --recomp full", "--pipeline-model 2", "--seq 8", "--overlap true"] {
+        let error = read(Target::Megatron, &file(several), 8, &[]).unwrap_err();
+        assert!(error.problem.contains("start of several flags: --"), "{error}");
+        assert!(several.contains(&format!("--{}", error.field)), "{error}");
+    }
+    // Flags that change the model have a reason of their own.
+    let error = read(Target::Megatron, &file("--multi-latent-attention"), 8, &[]).unwrap_err();
+    assert!(error.problem.contains("changes the model"), "{error}");
 }
 
 #[test]
@@ -416,6 +611,22 @@ fn a_file_whose_layout_is_searched_gives_the_job_alone() {
         (Target::MaxText, "{per_device_batch_size: 4, ici_data_parallelism: 5}", Some(48)),
         // It follows from the layout.
         (Target::Transformers, r#"{"per_device_train_batch_size": 2, "bf16": true}"#, None),
+        // Errors of the layout do not matter.
+        (
+            Target::Galvatron,
+            r#"{"pp_deg": "many", "tp_sizes_enc": "1,2,1", "global_bsz": 64, "chunks": 7}"#,
+            Some(64),
+        ),
+        (
+            Target::Megatron,
+            "--tensor-model-parallel-size 0 --recompute-granularity some --global-batch-size 64",
+            Some(64),
+        ),
+        (
+            Target::DeepSpeed,
+            r#"{"train_batch_size": 64, "zero_optimization": {"stage": 9, "reduce_bucket_size": -1}}"#,
+            Some(64),
+        ),
     ] {
         let command = CommandLine { search: true, ..command(12, &[]) };
         let imported = read_with(target, text, command, &none).unwrap_or_else(|e| panic!("{text}: {e}"));
@@ -461,7 +672,7 @@ fn every_exported_configuration_is_read_back() {
                     continue;
                 }
                 let read =
-                    import_beside(reader, &file.content, Some(model.clone()), command(devices, &[]), &none)
+                    import_with(reader, &file.content, Some(model.clone()), command(devices, &[]), &none)
                         .unwrap_or_else(|error| panic!("{} of {}: {error}", file.name, target.name()));
                 let mut settings = read.settings;
                 if !read.known.contains(&Field::Shard) && settings.zero_stage > 0 {
