@@ -37,6 +37,9 @@ fn plan(folder: &Path, fields: &Value) {
     for (key, value) in fields.as_object().unwrap() {
         plan["strategy"][key] = value.clone();
     }
+    let part = |field: &str| plan["strategy"][field].as_u64().unwrap();
+    plan["micro_batches"] =
+        (plan["job"]["global_batch"].as_u64().unwrap() / part("data") / part("micro_batch")).into();
     plan["stages"] =
         json!([{"first_layer": 0, "end_layer": 4, "recompute": ["none", "none", "none", "none"]}]);
     write(folder, "plan.json", plan.to_string());
