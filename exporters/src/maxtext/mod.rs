@@ -1,5 +1,7 @@
 //! MaxText's YAML, which overrides its `base.yml`.
 
+mod rules;
+
 use crate::document::{Document, product, quotient, rounded};
 use crate::launch::{Machines, Script};
 use crate::row::{
@@ -8,12 +10,13 @@ use crate::row::{
 };
 use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
-use crate::unsupported::{KeyRule, approximated, ignored, refused};
+use crate::unsupported::KeyRule;
 use crate::{Export, Exporter, File};
 use autodist_spec::{
     Activation, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions, Precision,
     Recompute, ScheduleKind,
 };
+use rules::RULES;
 use std::collections::BTreeMap;
 
 pub struct MaxText;
@@ -152,142 +155,6 @@ fn axis(document: &Document, settings: &Settings, name: &str) -> Result<u32, Inp
 
 const OPTIMIZER: OptimizerKeys =
     OptimizerKeys { betas: ["adam_b1", "adam_b2"], epsilon: "adam_eps", weight_decay: "adam_weight_decay" };
-
-static RULES: &[KeyRule] = &[
-    refused(
-        &["mu_dtype"],
-        &["float32"],
-        "keeps the optimizer's state in fewer bits than fp32, which plans do not do",
-        "set it to float32, or remove it from the file",
-    ),
-    refused(
-        &[
-            "ici_fsdp_transpose_parallelism",
-            "dcn_fsdp_transpose_parallelism",
-            "ici_sequence_parallelism",
-            "dcn_sequence_parallelism",
-            "ici_tensor_transpose_parallelism",
-            "dcn_tensor_transpose_parallelism",
-            "ici_tensor_sequence_parallelism",
-            "dcn_tensor_sequence_parallelism",
-            "ici_autoregressive_parallelism",
-            "dcn_autoregressive_parallelism",
-            "ici_diloco_parallelism",
-            "dcn_diloco_parallelism",
-        ],
-        &["1"],
-        "is an axis of the mesh that plans do not have",
-        "set it to 1, and use the axes data, fsdp, tensor, context, expert and pipeline",
-    ),
-    refused(
-        &["grad_dtype"],
-        &["float32"],
-        "keeps gradients in fewer bits than fp32, which plans do not do",
-        "set it to float32, or remove it from the file",
-    ),
-    refused(
-        &["attention_type"],
-        &["global"],
-        "is attention over a part of the sequence, which is not read",
-        "use global, or remove it from the file: the estimate is for full attention",
-    ),
-    approximated(&[
-        "attention",
-        "allow_split_physical_axes",
-        "compile_xla_flags",
-        "context_parallel_load_balance",
-        "context_parallel_reorder_strategy",
-        "context_parallel_strategy",
-        "context_sharding",
-        "activations_in_float32",
-        "attention_bias",
-        "attention_sink",
-        "attn_logits_soft_cap",
-        "float32_*",
-        "fused_mlp",
-        "fused_qkv",
-        "hardware",
-        "local_sa_use_fused_bwd_kernel",
-        "pipeline_delay_activation_forwarding",
-        "pipeline_fsdp_ag_once",
-        "pipeline_parallel_layers",
-        "sa_*",
-        "scan_layers_per_stage",
-        "scan_pipeline_iterations",
-        "set_remat_policy_on_layers_per_stage",
-        "set_remat_policy_on_pipeline_iterations",
-        "te_comm_gemm_overlap",
-        "use_post_attn_norm",
-        "use_ragged_attention",
-    ]),
-    ignored(&[
-        "async_checkpointing",
-        "base_output_directory",
-        "chunk_attn_window_size",
-        "checkpoint_*",
-        "load_*",
-        "source_checkpoint_layout",
-        "colocated_python_checkpointing",
-        "compile_topology",
-        "compile_topology_num_slices",
-        "compiled_trainstep_file",
-        "data_sharding",
-        "dataset_*",
-        "debug_sharding",
-        "decode_sampling_*",
-        "dtype_mm",
-        "enable_checkpoint_cloud_logger",
-        "enable_continuous_checkpointing",
-        "enable_dropout",
-        "enable_emergency_checkpoint",
-        "enable_goodput_recording",
-        "enable_multi_tier_checkpointing",
-        "enable_tensorboard",
-        "eval_*",
-        "gcs_metrics",
-        "generate_padding_batch_eval",
-        "generate_padding_batch_train",
-        "grain_*",
-        "hf_*",
-        "inference_*",
-        "input_data_sharding_logical_axes",
-        "jax_*",
-        "kv_lora_rank",
-        "q_lora_rank",
-        "kv_quant_*",
-        "local_checkpoint_*",
-        "log_*",
-        "logical_axis_rules",
-        "lora_input_adapters_path",
-        "max_checkify",
-        "max_num_checkpoints_to_keep",
-        "mesh_axes",
-        "model_name",
-        "monitor_*",
-        "multi_tier_checkpointing_*",
-        "override_model_config",
-        "packing",
-        "profiler*",
-        "quant_cfg_path",
-        "quantization_local_shard_count",
-        "quantize_kvcache",
-        "remat_policy_for_vit",
-        "replicate_quant_scale",
-        "reuse_example_batch",
-        "save_*",
-        "shard_mode",
-        "shardy",
-        "sharding_tolerance",
-        "skip_first_n_steps_for_profiler",
-        "tokenize_*",
-        "tokenizer_*",
-        "train_split",
-        "upload_all_profiler_results",
-        "use_manual_quantization",
-        "use_qwix_quantization",
-        "vertex_*",
-    ]),
-];
 
 static UNSUPPORTED: &[UnsupportedField] = &[
     refuse(

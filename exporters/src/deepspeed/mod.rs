@@ -1,5 +1,7 @@
 //! DeepSpeed's `ds_config.json`.
 
+mod rules;
+
 use crate::document::{Document, product, quotient};
 use crate::launch::Script;
 use crate::row::{
@@ -8,9 +10,10 @@ use crate::row::{
 };
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
-use crate::unsupported::{DEEPSPEED, KeyRule};
+use crate::unsupported::KeyRule;
 use crate::{Export, Exporter, File};
 use autodist_spec::{Codec, Hyperparameter, InputError, LearningRate, Optimizer, Precision, Recompute};
+use rules::RULES;
 
 pub struct DeepSpeed;
 
@@ -46,7 +49,7 @@ impl Exporter for DeepSpeed {
     }
 
     fn rules(&self) -> Vec<&'static [KeyRule]> {
-        vec![DEEPSPEED]
+        vec![RULES]
     }
 
     fn parse(&self, text: &str) -> Result<Document, InputError> {
