@@ -6,7 +6,7 @@ use crate::curve::Price;
 use crate::layers::LayerCosts;
 use crate::measured::Unpriced;
 use crate::prices::{MessageQuery, ParameterBytes};
-use autodist_program::schedule;
+use autodist_program::schedule::{self, Extent};
 use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Seconds, Stage};
 
 /// Costs of the chunks of a pipeline, summed: independent of data parallelism, ZeRO, schedule and buckets.
@@ -82,7 +82,7 @@ pub fn in_flight(strategy: &ParallelStrategy, micro_batches: usize) -> [InFlight
     let (pipeline, virtual_stages) = (strategy.pipeline as usize, strategy.virtual_stages as usize);
     [0, pipeline - 1].map(|rank| {
         let order =
-            schedule::order_of_one_period(strategy.schedule, rank, pipeline, virtual_stages, micro_batches);
+            schedule::order(Extent::Period, strategy.schedule, rank, pipeline, virtual_stages, micro_batches);
         let mut counts: InFlight = (0..virtual_stages).map(|local| (local * pipeline + rank, 0)).collect();
         for slot in order.iter().take_while(|slot| !slot.backward) {
             counts[slot.chunk / pipeline].1 += 1;

@@ -5,6 +5,7 @@ use crate::reason::Comparison;
 use crate::refusal::MemoryShortfall;
 use crate::space::Candidate;
 use autodist_cost_model::{CostModel, InFlight, LayerCosts, Outline, Split, Unpriced, in_flight};
+use autodist_program::schedule::Extent;
 use autodist_program::{Illegal, Program, engine, rules, stages};
 use autodist_spec::model::share;
 use autodist_spec::{
@@ -274,19 +275,25 @@ impl<'a> Evaluator<'a> {
         }
     }
 
-    fn compile(&self, strategy: &ParallelStrategy, stages: &[Stage]) -> Result<Program, Illegal> {
+    fn compile(
+        &self,
+        extent: Extent,
+        strategy: &ParallelStrategy,
+        stages: &[Stage],
+    ) -> Result<Program, Illegal> {
         engine::check(self.engine, self.model, self.job, strategy)?;
-        Program::compile(self.model, self.job, self.cluster.device_count(), strategy, stages)
+        let devices = self.cluster.device_count();
+        Program::compile_extent(extent, self.model, self.job, devices, strategy, stages)
     }
 
-    /// The program of a strategy, as far as its memory and its lower bound need it. How often two groups
-    /// contend for a link depends on the whole step.
+    /// As much of a step as its memory and its lower bound depend on. How often two groups contend for a link
+    /// depends on all of it.
+    fn extent(&self) -> Extent {
+        if self.costs.nodes().is_some() { Extent::Step } else { Extent::Period }
+    }
+
     fn outlined(&self, strategy: &ParallelStrategy, stages: &[Stage]) -> Result<Program, Illegal> {
-        if self.costs.nodes().is_some() {
-            return self.compile(strategy, stages);
-        }
-        engine::check(self.engine, self.model, self.job, strategy)?;
-        Program::compile_one_period(self.model, self.job, self.cluster.device_count(), strategy, stages)
+        self.compile(self.extent(), strategy, stages)
     }
 
     /// Counts a program's memory, bounds it, and simulates the whole step unless one of them excludes it.
@@ -302,13 +309,12 @@ impl<'a> Evaluator<'a> {
         if threshold.is_some_and(|threshold| nanoseconds(bound) > threshold) {
             return Outcome::Bounded(bound);
         }
-        let whole = match self.compile(&program.strategy, &program.stages) {
-            Ok(whole) => whole,
-            Err(illegal) => return Outcome::Illegal(illegal),
-        };
-        let estimate = match self.costs.price(&whole) {
-            Ok(priced) => priced.estimate(self.job, self.cluster.device()),
-            Err(error) => return Outcome::Unpriced(error),
+        let estimate = match self.extent() {
+            Extent::Step => priced.estimate(self.job, self.cluster.device()),
+            Extent::Period => match self.estimate(program) {
+                Ok(estimate) => estimate,
+                Err(outcome) => return outcome,
+            },
         };
         Outcome::Found(Box::new(Found {
             strategy: program.strategy.clone(),
@@ -316,6 +322,14 @@ impl<'a> Evaluator<'a> {
             merit: estimate.merit(self.job.objective),
             estimate,
         }))
+    }
+
+    /// Simulates the whole step of a program.
+    fn estimate(&self, program: &Program) -> Result<Estimate, Outcome> {
+        let step =
+            self.compile(Extent::Step, &program.strategy, &program.stages).map_err(Outcome::Illegal)?;
+        let priced = self.costs.price(&step).map_err(Outcome::Unpriced)?;
+        Ok(priced.estimate(self.job, self.cluster.device()))
     }
 
     fn candidate_stages(&self, candidate: &Candidate) -> Result<Vec<Stage>, Outcome> {

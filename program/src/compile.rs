@@ -3,10 +3,10 @@
 use crate::bucket::{Bucket, buckets};
 use crate::layout::{Coordinates, Layout};
 use crate::rules::{self, Illegal};
-use crate::schedule::{Slot, order, order_of_one_period};
+use crate::schedule::{Extent, Slot, order};
 use autodist_spec::{
     Bytes, Coded, Collective, Job, LayerKind, ModelSpec, ParallelStrategy, Pass, Precision, Recompute,
-    Reduction, ScheduleKind, Segment, Stage,
+    Reduction, Segment, Stage,
 };
 
 /// The operations of every rank in one training step.
@@ -157,27 +157,16 @@ impl Program {
         strategy: &ParallelStrategy,
         stages: &[Stage],
     ) -> Result<Self, Illegal> {
-        Self::with_order(order, model, job, devices, strategy, stages)
+        Self::compile_extent(Extent::Step, model, job, devices, strategy, stages)
     }
 
-    /// As `compile`, with no more operations than every state of the pipeline takes
-    /// ([`order_of_one_period`]): enough for its memory and for a lower bound of its time, and a fraction of
-    /// the operations where there are many micro-batches. It is not a step: nothing may run or simulate it.
+    /// As `compile`. With [`Extent::Period`] it has the memory and the lower bound of a step in a fraction of
+    /// the operations, where there are many micro-batches; it is no step, and nothing may run or simulate it.
     ///
     /// # Errors
     /// As `compile`.
-    pub fn compile_one_period(
-        model: &ModelSpec,
-        job: &Job,
-        devices: u32,
-        strategy: &ParallelStrategy,
-        stages: &[Stage],
-    ) -> Result<Self, Illegal> {
-        Self::with_order(order_of_one_period, model, job, devices, strategy, stages)
-    }
-
-    fn with_order(
-        order: Order,
+    pub fn compile_extent(
+        extent: Extent,
         model: &ModelSpec,
         job: &Job,
         devices: u32,
@@ -188,7 +177,7 @@ impl Program {
         let micro_batches = strategy.micro_batches(job.global_batch) as usize;
         let seq_len = job.seq_len as usize;
         let ranks = (0..strategy.pipeline as usize)
-            .map(|rank| Compiler::new(model, strategy, stages, seq_len, micro_batches, rank).compile(order))
+            .map(|rank| Compiler::new(model, strategy, stages, seq_len, micro_batches, rank).compile(extent))
             .collect();
         Ok(Self {
             model: model.clone(),
@@ -300,9 +289,6 @@ impl Program {
     }
 }
 
-/// A schedule's passes of a pipeline rank: see [`order`].
-type Order = fn(ScheduleKind, usize, usize, usize, usize) -> Vec<Slot>;
-
 struct Compiler<'a> {
     model: &'a ModelSpec,
     strategy: &'a ParallelStrategy,
@@ -338,9 +324,10 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn compile(self, order: Order) -> RankProgram {
+    fn compile(self, extent: Extent) -> RankProgram {
         let pipeline = self.strategy.pipeline as usize;
         let slots = order(
+            extent,
             self.strategy.schedule,
             self.rank,
             pipeline,

@@ -11,35 +11,37 @@ pub struct Slot {
     pub backward: bool,
 }
 
-/// The passes of `rank`, in order.
-pub fn order(
-    kind: ScheduleKind,
-    rank: usize,
-    pipeline: usize,
-    virtual_stages: usize,
-    micro_batches: usize,
-) -> Vec<Slot> {
-    match kind {
-        ScheduleKind::GPipe => gpipe(rank, micro_batches),
-        ScheduleKind::OneFOneB => one_f_one_b(rank, pipeline, micro_batches),
-        ScheduleKind::Interleaved => interleaved(rank, pipeline, virtual_stages, micro_batches, usize::MAX),
-    }
+/// How much of a step an order holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// All micro-batches.
+    Step,
+    /// At most as many micro-batches as it takes for every state of the pipeline to occur once: warm-up, a
+    /// period of one forward and one backward in turn, and drain. Live memory has the same peak as in a step.
+    Period,
 }
 
-/// As `order`, with at most as many micro-batches as it takes for every state of the pipeline to occur once:
-/// warm-up, a period of one forward and one backward in turn, and drain. Live memory has the same peak.
-pub fn order_of_one_period(
+/// The passes of `rank`, in order.
+pub fn order(
+    extent: Extent,
     kind: ScheduleKind,
     rank: usize,
     pipeline: usize,
     virtual_stages: usize,
     micro_batches: usize,
 ) -> Vec<Slot> {
+    let period = extent == Extent::Period;
     match kind {
         ScheduleKind::GPipe => gpipe(rank, micro_batches),
-        ScheduleKind::OneFOneB => one_f_one_b(rank, pipeline, micro_batches.min(pipeline + 1)),
-        // A warm-up takes less than one and a half rounds of all chunks, a period one.
-        ScheduleKind::Interleaved => interleaved(rank, pipeline, virtual_stages, micro_batches, 3),
+        ScheduleKind::OneFOneB => {
+            let most = if period { pipeline + 1 } else { usize::MAX };
+            one_f_one_b(rank, pipeline, micro_batches.min(most))
+        }
+        ScheduleKind::Interleaved => {
+            // A warm-up takes less than one and a half rounds of all chunks, a period one.
+            let most_rounds = if period { 3 } else { usize::MAX };
+            interleaved(rank, pipeline, virtual_stages, micro_batches, most_rounds)
+        }
     }
 }
 
@@ -109,10 +111,11 @@ mod tests {
         for (rank, row) in rows.iter().enumerate() {
             let expected: Vec<&str> = row.split(',').filter(|cell| !cell.is_empty()).collect();
             let micro_batches = expected.len() / (2 * virtual_stages);
-            let ours: Vec<String> = order(kind, rank, rows.len(), virtual_stages, micro_batches)
-                .iter()
-                .map(|s| format!("{}{}{}", s.chunk, if s.backward { 'B' } else { 'F' }, s.micro_batch))
-                .collect();
+            let ours: Vec<String> =
+                order(Extent::Step, kind, rank, rows.len(), virtual_stages, micro_batches)
+                    .iter()
+                    .map(|s| format!("{}{}{}", s.chunk, if s.backward { 'B' } else { 'F' }, s.micro_batch))
+                    .collect();
             assert_eq!(ours, expected, "rank {rank}");
         }
     }
@@ -162,8 +165,9 @@ mod tests {
     }
 
     fn run(kind: ScheduleKind, pipeline: usize, virtual_stages: usize, micro_batches: usize) {
-        let orders: Vec<Vec<Slot>> =
-            (0..pipeline).map(|rank| order(kind, rank, pipeline, virtual_stages, micro_batches)).collect();
+        let orders: Vec<Vec<Slot>> = (0..pipeline)
+            .map(|rank| order(Extent::Step, kind, rank, pipeline, virtual_stages, micro_batches))
+            .collect();
         let chunks = pipeline * virtual_stages;
         let mut done = std::collections::BTreeSet::new();
         let mut next = vec![0; pipeline];

@@ -1,6 +1,7 @@
 //! Laws that hold for every program.
 
 use autodist_cost_model::{CostModel, Outline, Split, in_flight, synthetic::SyntheticMachine};
+use autodist_program::schedule::Extent;
 use autodist_program::{Program, stages};
 use autodist_spec::{Bytes, Job, ParallelStrategy, Recompute, ScheduleKind, catalog};
 use proptest::prelude::*;
@@ -84,7 +85,7 @@ proptest! {
         let floor = outline.memory_floor(&strategy, costs.parameter_bytes(), &in_flight(&strategy, program.micro_batches));
         prop_assert!(floor <= estimate.peak_memory_bytes.0, "{floor} above {}", estimate.peak_memory_bytes.0);
         let devices = strategy.devices() as u32;
-        let period = Program::compile_one_period(&program.model, &job, devices, &strategy, &program.stages).unwrap();
+        let period = Program::compile_extent(Extent::Period, &program.model, &job, devices, &strategy, &program.stages).unwrap();
         prop_assert_eq!(costs.memory(&period).unwrap(), costs.memory(&program).unwrap());
         prop_assert_eq!(costs.lower_bound(&period).unwrap(), estimate.lower_bound_s);
         let timeline = costs.timeline(&program).unwrap();
