@@ -8,7 +8,7 @@ use crate::trainer::Trainer;
 use crate::work::StepWork;
 use autodist_hardware::Dtype;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// With fewer runs, an error bar is not meaningful.
 pub(crate) const FEW: usize = 10;
@@ -99,29 +99,26 @@ pub struct ErrorBars {
 
 impl ErrorBars {
     /// The bars that nine of ten of these runs stay within, by basis; a basis with few runs has none.
-    pub fn of(judged: &[Judged]) -> Self {
-        let bar = |keep: &dyn Fn(&Judged) -> bool| {
-            let errors: Vec<(&str, f64)> =
-                judged.iter().filter(|one| keep(one)).map(|one| (one.group, one.error)).collect();
+    pub fn of<'a>(judged: impl IntoIterator<Item = &'a Judged<'a>>) -> Self {
+        let judged: Vec<&Judged> = judged.into_iter().collect();
+        let errors = |keep: &dyn Fn(&[Basis]) -> bool| -> Vec<(&str, f64)> {
+            judged.iter().filter(|one| keep(&one.bases)).map(|one| (one.group, one.error)).collect()
+        };
+        let bar = |keep: &dyn Fn(&[Basis]) -> bool| {
+            let errors = errors(keep);
             (errors.len() >= FEW).then(|| widened(&errors))
         };
-        let all = bar(&|_| true).unwrap_or_else(|| widened(&errors_of(judged)));
-        let usual = bar(&|one| one.bases.is_empty()).unwrap_or(all);
-        let of = Basis::ALL.into_iter().filter_map(|basis| {
-            let bar = bar(&|one| one.bases.contains(&basis))?;
-            Some((basis, bar.max(usual)))
-        });
+        let usual = bar(&<[Basis]>::is_empty).unwrap_or_else(|| widened(&errors(&|_| true)));
+        let of = Basis::ALL
+            .into_iter()
+            .filter_map(|basis| Some((basis, bar(&|bases| bases.contains(&basis))?.max(usual))));
         Self { usual, of: of.collect() }
     }
 
-    /// As they would have been stated before that group was known.
+    /// As they would have been stated before that group was known; of all groups if there is no other.
     pub fn without(judged: &[Judged], group: &str) -> Self {
-        let others: Vec<Judged> = judged
-            .iter()
-            .filter(|one| one.group != group)
-            .map(|one| Judged { bases: one.bases.clone(), ..*one })
-            .collect();
-        if others.is_empty() { Self::of(judged) } else { Self::of(&others) }
+        let others = || judged.iter().filter(|one| one.group != group);
+        if others().next().is_none() { Self::of(judged) } else { Self::of(others()) }
     }
 
     /// The bar of a prediction, and the basis to which it belongs: the widest that applies. A basis without a
@@ -136,13 +133,9 @@ impl ErrorBars {
     }
 }
 
-fn errors_of<'a>(judged: &[Judged<'a>]) -> Vec<(&'a str, f64)> {
-    judged.iter().map(|one| (one.group, one.error)).collect()
-}
-
 /// The bar of the groups that were seen, wider the fewer they are: the next one may be unlike them.
 fn widened(errors: &[(&str, f64)]) -> f64 {
-    let groups: std::collections::BTreeSet<&str> = errors.iter().map(|(group, _)| *group).collect();
+    let groups: BTreeSet<&str> = errors.iter().map(|(group, _)| *group).collect();
     error_bar(errors) * (1.0 + 1.0 / groups.len().max(1) as f64)
 }
 

@@ -73,7 +73,7 @@ impl Calibration {
 
     /// The error bar of a run, and what it is the error of, in words.
     pub fn error_bar_of(&self, run: &TrainingRun, parameters: &FreeParameters) -> (f64, String) {
-        let bars = ErrorBars { usual: self.error_bar, of: self.error_bars.clone() };
+        let bars = self.bars();
         let (bar, basis) = bars.widest(&self.bases_of(run, parameters));
         let words = match basis {
             Some(basis) if !bars.of.contains_key(&basis) => format!(
@@ -90,14 +90,16 @@ impl Calibration {
 
     /// The error bars of rows that are predicted with this calibration.
     pub fn error_bars_of(&self, rows: &[TableRow], parameters: &FreeParameters) -> Vec<StatedBar> {
-        let stated = |row: &TableRow| match &row.run {
-            Ok(run) => StatedBar {
-                relative: self.error_bar_of(run, parameters).0,
-                bases: self.bases_of(run, parameters),
-            },
-            Err(_) => StatedBar { relative: self.error_bar, bases: Vec::new() },
+        let bars = self.bars();
+        let stated = |row: &TableRow| {
+            let bases = row.run.as_ref().map_or(Vec::new(), |run| self.bases_of(run, parameters));
+            StatedBar { relative: bars.widest(&bases).0, bases }
         };
         rows.iter().map(stated).collect()
+    }
+
+    fn bars(&self) -> ErrorBars {
+        ErrorBars { usual: self.error_bar, of: self.error_bars.clone() }
     }
 
     fn bases_of(&self, run: &TrainingRun, parameters: &FreeParameters) -> Vec<Basis> {
