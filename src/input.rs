@@ -142,14 +142,8 @@ fn document<T: DeserializeOwned + Check>(name: &str, content: &[u8]) -> Result<T
 /// The kind of a document that autodist wrote, by a field that only this kind has.
 fn kind(name: &str, content: &[u8]) -> Option<&'static str> {
     let keys = parse::json_keys(name, content, "document").ok()?;
-    let kinds = [
-        ("segments", "profile"),
-        ("search", "plan"),
-        ("ranks", "run"),
-        ("median_error", "validation"),
-        // Of a validation that lacks the other one.
-        ("median_adjusted_error", "validation"),
-    ];
+    let kinds =
+        [("segments", "profile"), ("search", "plan"), ("ranks", "run"), ("median_error", "validation")];
     kinds.into_iter().find(|(field, _)| keys.iter().any(|key| key == field)).map(|(_, kind)| kind)
 }
 

@@ -69,32 +69,42 @@ fn command_line(args: &EstimateArgs, devices: Option<u32>) -> Result<CommandLine
         job.seq_len = Some(whole.seq_len);
         job.precision = input::given_precision(&args.job)?;
     }
-    let mut fields = vec![
-        (Field::GlobalBatch, job.global_batch),
-        (Field::SeqLen, job.seq_len),
-        (Field::Precision, job.precision.map(|_| 0)),
-        (Field::Seed, job.seed.map(|_| 0)),
-    ];
+    let mut fields = of_job(&job).to_vec();
     // A search of layouts keeps the file's own job, even if the file sets parts of the layout.
     if args.best.is_none() {
-        fields.extend([
-            (Field::Tensor, layout.tp),
-            (Field::Pipeline, layout.pp),
-            (Field::Data, layout.dp),
-            (Field::Context, layout.cp),
-            (Field::Expert, layout.ep),
-            (Field::VirtualStages, layout.vpp),
-            (Field::ZeroStage, layout.zero.map(u32::from)),
-            (Field::Shard, layout.shard),
-            (Field::MicroBatch, layout.micro_batch),
-            (Field::Schedule, layout.schedule.map(|_| 0)),
-            (Field::Recompute, layout.recompute.map(|_| 0)),
-            (Field::BucketBytes, layout.bucket_bytes.map(|_| 0)),
-        ]);
+        fields.extend(of_layout(layout));
     }
     let fields = fields.into_iter().filter_map(|(field, value)| Some((field, value?))).collect();
     let experts = args.model.as_deref().and_then(catalog::expert_model).is_some();
     Ok(CommandLine { devices, fields, fp8: args.fp8, experts, search: args.best.is_some() })
+}
+
+/// The fields that flags of a job or a job file give; 0 where only that they do matters.
+fn of_job(job: &JobArgs) -> [(Field, Option<u32>); 4] {
+    [
+        (Field::GlobalBatch, job.global_batch),
+        (Field::SeqLen, job.seq_len),
+        (Field::Precision, job.precision.map(|_| 0)),
+        (Field::Seed, job.seed.map(|_| 0)),
+    ]
+}
+
+/// The same for flags of the layout.
+fn of_layout(layout: &StrategyArgs) -> [(Field, Option<u32>); 12] {
+    [
+        (Field::Tensor, layout.tp),
+        (Field::Pipeline, layout.pp),
+        (Field::Data, layout.dp),
+        (Field::Context, layout.cp),
+        (Field::Expert, layout.ep),
+        (Field::VirtualStages, layout.vpp),
+        (Field::ZeroStage, layout.zero.map(u32::from)),
+        (Field::Shard, layout.shard),
+        (Field::MicroBatch, layout.micro_batch),
+        (Field::Schedule, layout.schedule.map(|_| 0)),
+        (Field::Recompute, layout.recompute.map(|_| 0)),
+        (Field::BucketBytes, layout.bucket_bytes.map(|_| 0)),
+    ]
 }
 
 /// The first entries of a list that may be very long.
@@ -137,26 +147,11 @@ fn instead_of(field: Field) -> &'static str {
     })
 }
 
+/// Whether a flag gives the field.
 fn is_given(args: &EstimateArgs, field: Field) -> bool {
-    let (layout, job) = (&args.strategy, &args.job);
-    match field {
-        Field::Tensor => layout.tp.is_some(),
-        Field::Pipeline => layout.pp.is_some(),
-        Field::Data => layout.dp.is_some(),
-        Field::Context => layout.cp.is_some(),
-        Field::Expert => layout.ep.is_some(),
-        Field::VirtualStages => layout.vpp.is_some(),
-        Field::ZeroStage => layout.zero.is_some(),
-        Field::Shard => layout.shard.is_some(),
-        Field::MicroBatch => layout.micro_batch.is_some(),
-        Field::Schedule => layout.schedule.is_some(),
-        Field::BucketBytes => layout.bucket_bytes.is_some(),
-        Field::GlobalBatch => job.global_batch.is_some(),
-        Field::SeqLen => job.seq_len.is_some(),
-        Field::Seed => job.seed.is_some(),
-        Field::LearningRate => job.learning_rate.is_some(),
-        _ => false,
-    }
+    let given = of_job(&args.job).into_iter().chain(of_layout(&args.strategy));
+    let rate = field == Field::LearningRate && args.job.learning_rate.is_some();
+    rate || given.into_iter().any(|(one, value)| one == field && value.is_some())
 }
 
 impl Given {
