@@ -27,7 +27,7 @@ mod train;
 mod verdict;
 
 use autodist_executor::External;
-use autodist_executor::memory::CountingAllocator;
+use autodist_executor::memory::{self, CountingAllocator};
 use clap::Parser;
 use failure::Failure;
 use std::panic::AssertUnwindSafe;
@@ -36,6 +36,7 @@ use std::panic::AssertUnwindSafe;
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 fn main() {
+    memory::say_when_exhausted();
     if autodist_executor::launcher::is_rank() {
         std::process::exit(autodist_executor::launcher::serve(autodist_profiler::handle));
     }

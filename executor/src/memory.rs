@@ -16,10 +16,14 @@ pub struct CountingAllocator;
 /// The exit code of a process that could not get the memory it needs, as of any other failed run.
 const NO_MEMORY: libc::c_int = 4;
 
+/// Bytes of address space without which an allocation or the start of a thread may fail: the allocator takes
+/// 16 MiB at a time ([`keep_freed_memory`]).
+const LEAST: usize = 32 << 20;
+
 /// Counts an allocation; if it has failed (a null pointer), this does not return.
 fn grew(pointer: *mut u8, bytes: usize) {
     if pointer.is_null() {
-        give_up(bytes);
+        give_up(format_args!("cannot allocate {bytes} bytes"));
     }
     let live = LIVE.fetch_add(bytes, Relaxed) + bytes;
     PEAK.fetch_max(live, Relaxed);
@@ -27,18 +31,54 @@ fn grew(pointer: *mut u8, bytes: usize) {
 
 /// Ends this process, which cannot continue without the memory. Without a message, it would end by SIGABRT.
 #[cold]
-fn give_up(bytes: usize) -> ! {
+fn give_up(problem: fmt::Arguments) -> ! {
     let mut text = Line { bytes: [0; 160], len: 0 };
     // Writing cannot fail: text that does not fit is left out.
     let _ = writeln!(
         text,
-        "error: out of memory: cannot allocate {bytes} bytes; check `ulimit -v`, the container's limit and free memory"
+        "error: out of memory: {problem}; check `ulimit -v`, the container's limit and free memory"
     );
     // SAFETY: the pointer and the length are those of a live array, and no destructor is run that could
     // allocate.
     unsafe {
         libc::write(libc::STDERR_FILENO, text.bytes.as_ptr().cast(), text.len);
         libc::_exit(NO_MEMORY)
+    }
+}
+
+/// Ends this process with the message and the exit code of exhausted memory where the standard library would
+/// panic or the C library would abort for want of it: both allocate past the allocator of this module when a
+/// thread starts. Panics and aborts with memory to spare stay as they are.
+pub fn say_when_exhausted() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        give_up_if_exhausted();
+        usual(info);
+    }));
+    let handler: extern "C" fn(libc::c_int) = aborted;
+    // SAFETY: the handler calls only functions that are safe in a signal handler: mmap, munmap, write, _exit,
+    // signal and raise.
+    unsafe { libc::signal(libc::SIGABRT, handler as libc::sighandler_t) };
+}
+
+extern "C" fn aborted(signal: libc::c_int) {
+    give_up_if_exhausted();
+    // SAFETY: restores the default action, and ends the process by it.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
+}
+
+fn give_up_if_exhausted() {
+    // SAFETY: a new mapping that nothing accesses, and that is removed again.
+    let left = unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let mapped = libc::mmap(std::ptr::null_mut(), LEAST, libc::PROT_NONE, flags, -1, 0);
+        mapped != libc::MAP_FAILED && libc::munmap(mapped, LEAST) == 0
+    };
+    if !left {
+        give_up(format_args!("less than {} MiB of address space are left", LEAST >> 20));
     }
 }
 
@@ -85,7 +125,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
         // SAFETY: as above.
         let new = unsafe { System.realloc(pointer, layout, new_size) };
         if new.is_null() {
-            give_up(new_size);
+            give_up(format_args!("cannot allocate {new_size} bytes"));
         }
         grew(new, new_size.saturating_sub(layout.size()));
         LIVE.fetch_sub(layout.size().saturating_sub(new_size), Relaxed);
