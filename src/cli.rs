@@ -421,10 +421,14 @@ pub struct PlanArgs {
     pub price: PriceArgs,
     #[command(flatten)]
     pub strategy: StrategyArgs,
-    /// Training framework to plan for: megatron-core, nemo or fsdp2 (torchtitan); only without a profile
-    /// (default: megatron-core)
+    /// Training framework to plan for (megatron: Megatron-LM of 2021; megatron-core: since 2023); only
+    /// without a profile (default: megatron-core)
     #[arg(long, value_parser = trainers())]
     pub trainer: Option<Trainer>,
+    /// Run the GEMMs of linear layers in FP8, and report MFU against the device's FP8 peak; only without a
+    /// profile
+    #[arg(long, conflicts_with = "precision")]
+    pub fp8: bool,
     #[command(flatten)]
     pub figures: FigureArgs,
     /// File that `validate --probe` wrote (validation.json): measured cost of lossy codecs, in steps
@@ -475,8 +479,8 @@ pub struct EstimateArgs {
     /// without a profile (default: megatron-core)
     #[arg(long, value_parser = trainers())]
     pub trainer: Option<Trainer>,
-    /// Search the layouts that the flags leave open, at the ZeRO stages that the trainer usually uses unless
-    /// --zero is given, and list the COUNT fastest (10 if no number is given); only without a profile
+    /// Search the strategies that the flags leave open, as `plan --top COUNT` does (10 if no number is given);
+    /// only without a profile
     #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "10", conflicts_with = "plan")]
     pub best: Option<usize>,
     /// Run the GEMMs of linear layers in FP8, and report MFU against the device's FP8 peak; only without a

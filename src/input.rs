@@ -429,19 +429,13 @@ fn by_flag(mut error: InputError, flags: &[(&str, &str, bool)]) -> InputError {
 
 /// Restricts the options that the job allows to those of the flags, for `devices` devices.
 pub fn narrow(job: &mut Job, args: &StrategyArgs, devices: u32) -> Result<(), Failure> {
-    for (flag, value) in [("--cp", args.cp), ("--ep", args.ep)] {
-        if let Some(value) = value.filter(|value| *value != 1) {
-            let error = InputError::new(
-                flag,
-                value,
-                "is not supported by the executor; the planner therefore does not search it",
-            );
-            return Err(error
-                .hint(format!("remove `{flag}`; `autodist estimate --cluster` prices such layouts"))
-                .into());
-        }
+    if let Some(value) = args.ep.filter(|value| *value != 1) {
+        let error = InputError::new("--ep", value, "is not searched: plans have no experts");
+        return Err(error.hint("remove `--ep`; `autodist estimate --cluster` prices such layouts").into());
     }
-    for (flag, value) in [("--tp", args.tp), ("--pp", args.pp), ("--dp", args.dp), ("--shard", args.shard)] {
+    for (flag, value) in
+        [("--tp", args.tp), ("--pp", args.pp), ("--dp", args.dp), ("--cp", args.cp), ("--shard", args.shard)]
+    {
         if let Some(value) = value.filter(|value| *value == 0 || !devices.is_multiple_of(*value)) {
             let error = InputError::new(flag, value, format!("must divide the {devices} devices"));
             return Err(error
@@ -458,6 +452,7 @@ pub fn narrow(job: &mut Job, args: &StrategyArgs, devices: u32) -> Result<(), Fa
     only(&mut allow.tensor, args.tp);
     only(&mut allow.pipeline, args.pp);
     only(&mut allow.data, args.dp);
+    only(&mut allow.context, args.cp);
     only(&mut allow.micro_batch, args.micro_batch);
     only(&mut allow.virtual_stages, args.vpp);
     only(&mut allow.shard, args.shard);

@@ -130,7 +130,10 @@ pub(crate) struct Block {
     elementwise: f64,
     recompute: f64,
     pub tensor: f64,
-    context: f64,
+    /// The part of the forward pass.
+    pub tensor_forward: f64,
+    pub context_forward: f64,
+    pub context_backward: f64,
     expert: f64,
     pub forward: f64,
     /// Recomputation included.
@@ -268,7 +271,7 @@ pub fn time(run: &TrainingRun, work: &StepWork, parameters: &FreeParameters) -> 
     out.elementwise_s = times * block.elementwise;
     out.recompute_s = times * block.recompute;
     out.tensor_s = times * block.tensor;
-    out.context_s = times * block.context;
+    out.context_s = times * (block.context_forward + block.context_backward);
     out.expert_s = times * block.expert;
     out.gather_s = gathered_once + times * (beside - alone) + 2.0 * all_gather;
     if stages > 1.0 {
@@ -345,7 +348,9 @@ pub(crate) fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block 
         elementwise: forward_elements + backward_elements,
         recompute,
         tensor: tensor_forward + tensor_backward,
-        context: context_forward + context_backward,
+        tensor_forward,
+        context_forward,
+        context_backward,
         expert: 2.0 * experts,
         forward,
         backward: backward + recompute,

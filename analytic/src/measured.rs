@@ -364,7 +364,7 @@ impl MeasuredPlans {
                     stage.layers.iter().filter_map(|&number| layers.get(number)).map(|l| l.parameters).sum();
                 let blocks = stage.layers.iter().filter(|&&number| number != first && number != last).count();
                 let tensor = f64::from(place.tensor);
-                let block = kept(&shape, AttentionKind::Unfused, seq_len, tokens, tensor, 1.0).all();
+                let block = kept(2.0, &shape, AttentionKind::Unfused, seq_len, tokens, tensor, 1.0).all();
                 let flight = ((stages - index) as f64).min(micro_batches);
                 let logits = if stage.layers.contains(&last) {
                     6.0 * tokens * f64::from(model.vocab) / tensor

@@ -128,7 +128,7 @@ impl Memory {
             // PyTorch recomputes every second block or GEMM: half of them.
             Recompute::Selective if run.trainer.shards_parameters() => 0.5 * block.all(),
             Recompute::Selective => block.all() - block.scores,
-            Recompute::Full => 2.0 * tokens * f64::from(shape.hidden) / block.sequence_split,
+            Recompute::Full => run.word() * tokens * f64::from(shape.hidden) / block.sequence_split,
         };
         let repeated = if run.recompute == Recompute::None { 0.0 } else { block.all() };
         // For the classic trainers this is part of the fragmentation, which was fitted to their peaks.
@@ -136,7 +136,7 @@ impl Memory {
         memory.activations = flight * blocks * kept + repeated + passing;
         if run.trainer == Trainer::MegatronDeepspeed && !only {
             // DeepSpeed's pipeline keeps an input and an output buffer for each micro-batch.
-            memory.activations += 2.0 * flight * 2.0 * tokens * f64::from(shape.hidden);
+            memory.activations += 2.0 * flight * run.word() * tokens * f64::from(shape.hidden);
         }
         if last {
             memory.logits = tokens * f64::from(shape.vocab) / tensor * bytes.logit(run.fused_loss);
@@ -166,10 +166,11 @@ impl Bytes {
     /// Megatron: 16-bit weights, fp32 gradients, fp32 master weights and two moments: 18. DeepSpeed: 16-bit
     /// gradients, and in addition to its shard of master weights and moments an fp32 and a 16-bit copy of the
     /// shard's gradient; with bf16, gradients are also accumulated in fp32. PyTorch FSDP: everything in fp32,
-    /// and one block at a time gathered in 16 bits.
+    /// and one block at a time gathered in 16 bits. In fp32 no trainer keeps master weights.
     pub fn of(run: &TrainingRun) -> Self {
         let trainer = run.trainer;
         let (weight, gradient, state) = match trainer {
+            _ if run.word() > 2.0 => (4.0, 4.0, 8.0),
             Trainer::Megatron | Trainer::MegatronCore | Trainer::Oneflow => (2.0, 4.0, 12.0),
             Trainer::Nemo => (2.0, 2.0, 12.0),
             Trainer::MegatronDeepspeed | Trainer::Deepspeed if run.dtype == Dtype::Bf16 => (2.0, 6.0, 14.0),
@@ -227,17 +228,19 @@ impl Kept {
 /// softmax, or the MLP's inner layer, and the residual stream before and after.
 fn passing(run: &TrainingRun, tokens: f64) -> f64 {
     let (shape, tensor) = (&run.shape, f64::from(run.layout.tensor));
+    let word = run.word();
     let scores = match run.attention {
-        AttentionKind::Unfused => 4.0 * f64::from(shape.heads) * f64::from(run.seq_len),
+        AttentionKind::Unfused => 2.0 * word * f64::from(shape.heads) * f64::from(run.seq_len),
         AttentionKind::FirstFlash | AttentionKind::Flash => 0.0,
     };
-    let inner = if shape.gated { 6.0 } else { 4.0 } * shape.inner();
-    tokens * (scores.max(inner) / tensor + 4.0 * f64::from(shape.hidden))
+    let inner = if shape.gated { 3.0 } else { 2.0 } * word * shape.inner();
+    tokens * (scores.max(inner) / tensor + 2.0 * word * f64::from(shape.hidden))
 }
 
 fn block_activations(run: &TrainingRun, tokens: f64) -> Kept {
     let sequence_split = if run.layout.sequence_parallel { f64::from(run.layout.tensor) } else { 1.0 };
     kept(
+        run.word(),
         &run.shape,
         run.attention,
         f64::from(run.seq_len),
@@ -249,6 +252,7 @@ fn block_activations(run: &TrainingRun, tokens: f64) -> Kept {
 
 /// Activations that one block keeps for `tokens` tokens in sequences of `seq_len`.
 pub(crate) fn kept(
+    word: f64,
     shape: &Shape,
     attention: AttentionKind,
     seq_len: f64,
@@ -261,18 +265,29 @@ pub(crate) fn kept(
     let (query, kv) = (heads * head_dim, f64::from(shape.kv_heads) * head_dim);
     // Inputs of two norms and of the layers that follow them; masks of two dropouts, which newer models do
     // not have.
-    let along = tokens * hidden * if shape.gated { 8.0 } else { 10.0 };
+    let along = tokens * hidden * if shape.gated { 4.0 * word } else { 4.0 * word + 2.0 };
     let routed = shape.experts.map_or(1.0, |e| f64::from(e.active));
     let inner = shape.inner();
-    let dispatched = if shape.experts.is_some() { 2.0 * 2.0 * routed * hidden * tensor } else { 0.0 };
-    let inner_bytes = if shape.gated { 6.0 } else { 4.0 };
-    let split = tokens * (2.0 * (2.0 * query + 2.0 * kv) + inner_bytes * inner + dispatched);
+    let dispatched = if shape.experts.is_some() { word * 2.0 * routed * hidden * tensor } else { 0.0 };
+    let inner_bytes = if shape.gated { 3.0 } else { 2.0 } * word;
+    let split = tokens * (word * (2.0 * query + 2.0 * kv) + inner_bytes * inner + dispatched);
     let scores = match attention {
         // Softmax, dropout mask, dropout result.
-        AttentionKind::Unfused => 5.0 * heads * seq_len * tokens,
+        AttentionKind::Unfused => (2.0 * word + 1.0) * heads * seq_len * tokens,
         AttentionKind::FirstFlash | AttentionKind::Flash => 4.0 * heads * tokens,
     };
     Kept { along: along / sequence_split, split: split / tensor, scores: scores / tensor, sequence_split }
+}
+
+/// Bytes of the flat buffers in which DeepSpeed and trainers like it reduce the gradients of `elements`
+/// parameters; 0 for others.
+pub(crate) fn flat_buffers(trainer: Trainer, elements: f64, pipeline: u32, shards: u32) -> f64 {
+    if !matches!(trainer, Trainer::MegatronDeepspeed | Trainer::Deepspeed | Trainer::Internevo) {
+        return 0.0;
+    }
+    // Without a pipeline, gradients are copied into one flat buffer before they are reduced.
+    let whole = pipeline == 1 && shards > 1;
+    4.0 * BUCKET.min(elements) + if whole { 2.0 * elements } else { 0.0 }
 }
 
 fn buffers(run: &TrainingRun, elements: f64, has_table: bool) -> f64 {
@@ -286,12 +301,11 @@ fn buffers(run: &TrainingRun, elements: f64, has_table: bool) -> f64 {
             let table = if has_table { shape.embedding_parameters() / tensor } else { 0.0 };
             let up =
                 if shape.gated { 2.0 } else { 1.0 } * f64::from(shape.hidden) * f64::from(shape.ffn) / tensor;
-            2.0 * table.max(up)
+            run.word() * table.max(up)
         }
         Trainer::MegatronDeepspeed | Trainer::Deepspeed | Trainer::Internevo => {
-            let whole = run.layout.pipeline == 1 && run.layout.zero_stage >= 1 && run.layout.shards() > 1;
-            // Without a pipeline, gradients are copied into one flat buffer before they are reduced.
-            4.0 * BUCKET.min(elements) + if whole { 2.0 * elements } else { 0.0 }
+            let shards = if run.layout.zero_stage >= 1 { run.layout.shards() } else { 1 };
+            flat_buffers(run.trainer, elements, run.layout.pipeline, shards)
         }
         // A pipeline keeps everything that it has gathered, and the gradients.
         Trainer::Fsdp | Trainer::Fsdp2 if run.layout.pipeline > 1 => 4.0 * elements,

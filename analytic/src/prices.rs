@@ -38,6 +38,7 @@ pub struct CataloguePrices {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     tensor: u32,
+    context: u32,
     sequence_parallel: bool,
     micro_batch: u32,
     recompute: Recompute,
@@ -65,6 +66,8 @@ struct Costs {
     logits: Passes,
     /// Memory-bound work of the loss.
     loss: Passes,
+    /// Exposed exchange of keys and values.
+    context: Passes,
     /// Time of a tensor collective in a step, relative to the collective alone.
     tensor: f64,
     kept: Kept,
@@ -101,13 +104,15 @@ impl CataloguePrices {
     pub fn cost_model(self, model: &ModelSpec, job: &Job, error_bar: f64) -> CostModel {
         let trainer = self.run.trainer;
         // Seconds that compute loses for each second in which it overlaps with a transfer.
-        let lost = if trainer.shards_parameters() {
+        let lost = if trainer.shards_parameters() || !self.run.overlap {
             self.parameters.gather_drag
         } else {
             self.parameters.reduce_exposed
         };
         let kept = memory::Bytes::of(&self.run);
         let step = StepCosts {
+            overlaps_reductions: self.run.overlap,
+            pipelines_stay_gathered: trainer.shards_parameters(),
             parameter_bytes: ParameterBytes {
                 weight: kept.weight as u64,
                 gradient: kept.gradient as u64,
@@ -130,6 +135,7 @@ impl CataloguePrices {
     fn laid_out(&self, strategy: &ParallelStrategy, recompute: Recompute, micro_batches: u32) -> TrainingRun {
         let layout = ParallelDims {
             tensor: strategy.tensor,
+            context: strategy.context,
             sequence_parallel: strategy.sequence_parallel,
             ..ParallelDims::default()
         };
@@ -139,8 +145,8 @@ impl CataloguePrices {
     }
 
     fn costs(&self, strategy: &ParallelStrategy, recompute: Recompute, accumulates: bool) -> Arc<Costs> {
-        let ParallelStrategy { tensor, sequence_parallel, micro_batch, .. } = *strategy;
-        let key = Key { tensor, sequence_parallel, micro_batch, recompute, accumulates };
+        let ParallelStrategy { tensor, context, sequence_parallel, micro_batch, .. } = *strategy;
+        let key = Key { tensor, context, sequence_parallel, micro_batch, recompute, accumulates };
         if let Some(known) = self.blocks.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Arc::clone(known);
         }
@@ -161,7 +167,7 @@ impl CataloguePrices {
         let rates = Rates::new(run, p);
         let block = block(run, &work, &rates);
         let tensor = f64::from(run.layout.tensor);
-        let tokens = f64::from(run.micro_batch) * f64::from(run.seq_len);
+        let tokens = f64::from(run.micro_batch) * f64::from(run.seq_len) / f64::from(run.layout.context);
         let hidden = f64::from(run.shape.hidden);
         let along = if run.layout.sequence_parallel { hidden / tensor } else { hidden };
 
@@ -172,7 +178,7 @@ impl CataloguePrices {
             [work.linear_forward, work.linear_backward].map(|gemms| rates.gemms(gemms));
         // Norms, and the operations before and after attention and the MLP, move rows of the residual stream;
         // the rest of the elementwise work is the MLP's activation.
-        let rows = 2.0 * tokens * along * rates.elementwise(run);
+        let rows = run.word() * tokens * along * rates.elementwise(run);
         let elements_forward = work.element_bytes_forward * rates.elementwise(run);
         let elements_backward = work.element_bytes_backward * rates.elementwise(run);
         let accumulated = work.accumulation_bytes * rates.second_per_byte;
@@ -191,9 +197,15 @@ impl CataloguePrices {
                 backward: linear_backward - qkv_backward + elements_backward - 13.0 * rows
                     + (1.0 - attention_part) * accumulated,
             },
+            context: Passes {
+                forward: block.context_forward,
+                again: block.context_forward,
+                backward: block.context_backward,
+            },
             kept: Kept::of(run, tokens, along),
             ..Costs::default()
         };
+        let stops = matches!(run.trainer, Trainer::Fsdp | Trainer::Fsdp2);
         let halves = run.recompute == Recompute::Selective && run.trainer.shards_parameters();
         match run.recompute {
             // PyTorch recomputes every second block or GEMM: half of them, without the attention core.
@@ -204,7 +216,7 @@ impl CataloguePrices {
                 costs.attention.backward += 0.5 * (costs.attention.forward - core.0);
             }
             Recompute::Selective => costs.attention.backward += core.0,
-            Recompute::Full if matches!(run.trainer, Trainer::Fsdp | Trainer::Fsdp2) => {
+            Recompute::Full if stops => {
                 costs.mlp.again -= (1.0 - p.early_stop).max(0.0) * linear_forward;
             }
             Recompute::Full | Recompute::None => {}
@@ -221,7 +233,7 @@ impl CataloguePrices {
         // The host launches all of a block's kernels; where it is slower, the device waits for it.
         let device = block.forward + block.backward;
         let forwards = if run.recompute == Recompute::Full { 1.5 } else { 1.0 };
-        let communication = block.tensor * forwards;
+        let communication = (block.tensor + block.context_forward + block.context_backward) * forwards;
         let waiting = hiding(device, host_seconds(run, &work, p)) - device;
         let slower = 1.0 + waiting / (device - communication).max(f64::MIN_POSITIVE);
 
@@ -231,15 +243,26 @@ impl CataloguePrices {
         let table = work.head_accumulation_bytes * rates.second_per_byte;
         costs.logits = Passes { forward: head / 3.0, again: head / 3.0, backward: head * 2.0 / 3.0 + table };
         costs.loss = Passes { forward: 0.5 * loss, again: 0.5 * loss, backward: 0.5 * loss };
-        let lookup = 8.0 * tokens * hidden * rates.second_per_byte;
+        let lookup = 4.0 * run.word() * tokens * hidden * rates.second_per_byte;
         let embedding = work.embedding_bytes * rates.second_per_byte;
         costs.embedding = Passes { forward: lookup, again: lookup, backward: embedding - lookup };
 
+        for passes in [&mut costs.norm, &mut costs.attention, &mut costs.mlp] {
+            passes.scale(slower);
+        }
+        if run.recompute == Recompute::Full && !stops {
+            // A program leaves out the collective after the repeated block, whose output is known: one of two
+            // all-reduces, or one of four reduce-scatters and all-gathers. Trainers repeat all of them.
+            let programs = if run.layout.sequence_parallel { 0.75 } else { 0.5 };
+            let forward = &work.tensor_forward;
+            let alone = rates.transfer(forward.exposed) + rates.transfer(forward.overlapped);
+            costs.mlp.again += block.tensor_forward - programs * costs.tensor * alone;
+        }
         let jitter = self.jitter();
         for passes in [&mut costs.norm, &mut costs.attention, &mut costs.mlp] {
-            passes.scale(slower * jitter);
+            passes.scale(jitter);
         }
-        for passes in [&mut costs.logits, &mut costs.loss, &mut costs.embedding] {
+        for passes in [&mut costs.context, &mut costs.logits, &mut costs.loss, &mut costs.embedding] {
             passes.scale(jitter);
         }
         costs
@@ -289,38 +312,38 @@ impl Kept {
         let tensor = f64::from(run.layout.tensor);
         let [heads, kv_heads, ffn, vocab] =
             [shape.heads, shape.kv_heads, shape.ffn, shape.vocab].map(|size| f64::from(size) / tensor);
-        let head_dim = f64::from(shape.head_dim);
+        let (head_dim, word) = (f64::from(shape.head_dim), run.word());
         let bytes = |each: f64, elements: f64| (each * elements).round() as i64;
         // Dropout masks, which newer models do not have.
         let mask = if shape.gated { 0 } else { bytes(1.0, tokens * along) };
         let scores = match run.attention {
-            AttentionKind::Unfused => bytes(5.0 * f64::from(run.seq_len), tokens * heads),
+            AttentionKind::Unfused => bytes((2.0 * word + 1.0) * f64::from(run.seq_len), tokens * heads),
             AttentionKind::FirstFlash | AttentionKind::Flash => bytes(4.0, tokens * heads),
         };
         let score_gradients = match run.attention {
-            AttentionKind::Unfused => bytes(4.0 * f64::from(run.seq_len), tokens * heads),
+            AttentionKind::Unfused => bytes(2.0 * word * f64::from(run.seq_len), tokens * heads),
             AttentionKind::FirstFlash | AttentionKind::Flash => 0,
         };
-        let projections = bytes(2.0, tokens * 2.0 * (heads + kv_heads) * head_dim);
-        let inner = bytes(if shape.gated { 6.0 } else { 4.0 }, tokens * ffn);
+        let projections = bytes(word, tokens * 2.0 * (heads + kv_heads) * head_dim);
+        let inner = bytes(if shape.gated { 3.0 } else { 2.0 } * word, tokens * ffn);
         let fully_sharded = run.trainer.shards_parameters();
         // Under ZeRO-3 the program counts whole gradients.
-        let gradient = if fully_sharded { 0.0 } else { 2.0 };
+        let gradient = if fully_sharded { 0.0 } else { word };
         let gates = if shape.gated { 2.0 } else { 1.0 };
         let (selective, halves) = (run.recompute == Recompute::Selective, fully_sharded);
         let part = if selective && halves { 0.5 } else { 1.0 };
         let dropped = if selective && !halves { scores } else { 0 };
         let of_part = |whole: i64| (part * whole as f64).round() as i64;
         Self {
-            whole: bytes(2.0, tokens * f64::from(shape.hidden)),
-            rows: bytes(2.0, tokens * along),
+            whole: bytes(word, tokens * f64::from(shape.hidden)),
+            rows: bytes(word, tokens * along),
             attention: of_part(projections + mask + scores - dropped),
             mlp: of_part(inner + mask),
             attention_gradient: projections.max(score_gradients),
             mlp_gradient: inner,
             mlp_weights: bytes(gradient, gates * ffn * f64::from(shape.hidden)),
             table: bytes(gradient, vocab * f64::from(shape.hidden)),
-            logits: bytes(2.0, tokens * vocab),
+            logits: bytes(word, tokens * vocab),
             loss: bytes(if fully_sharded { 10.0 } else { 4.0 }, tokens * vocab),
         }
     }
@@ -403,13 +426,22 @@ impl Prices for CataloguePrices {
             }
             _ => bytes.as_f64(),
         };
-        let alone = self.alone(kind, group as u32, stride as u32, bytes);
+        // Under ZeRO-1 and 2 only Megatron-Core reduce-scatters: the others all-reduce whole gradients.
+        let whole = matches!(strategy.zero_stage, 1 | 2) && !self.run.trainer.is_core();
+        let alone = match purpose {
+            Purpose::Bucket(Transfer::Reduce) if whole => {
+                self.alone(Collective::AllReduce, strategy.replicas(), strategy.tensor, bytes)
+            }
+            Purpose::Bucket(Transfer::ReduceReplicas) if whole => 0.0,
+            _ => self.alone(kind, group as u32, stride as u32, bytes),
+        };
         let p = &self.parameters;
         Ok(modelled(match purpose {
+            Purpose::Context(pass) => self.costs(strategy, Recompute::None, false).context.of(pass),
             Purpose::Tensor => alone * self.costs(strategy, Recompute::None, false).tensor,
             // The next step's forward pass starts with the buckets that have arrived.
             Purpose::Bucket(Transfer::Gather) if strategy.zero_stage < 3 => {
-                alone * p.update_gather * p.reduce_exposed.min(1.0)
+                alone * p.update_gather * if self.run.overlap { p.reduce_exposed.min(1.0) } else { 1.0 }
             }
             _ => alone,
         }))
@@ -437,6 +469,21 @@ impl Prices for CataloguePrices {
     /// working weight.
     fn update(&self, elements: usize) -> Result<Price, Unpriced> {
         Ok(modelled(30.0 * elements as f64 * self.per_optimizer_byte()))
+    }
+
+    /// DeepSpeed's pipeline keeps an input and an output buffer for each micro-batch.
+    fn kept_of_pass(&self, strategy: &ParallelStrategy) -> Bytes {
+        if self.run.trainer != Trainer::MegatronDeepspeed || strategy.pipeline == 1 {
+            return Bytes::ZERO;
+        }
+        let tokens = u64::from(strategy.micro_batch) * u64::from(self.run.seq_len);
+        Bytes(2 * self.run.word() as u64 * tokens * u64::from(self.run.shape.hidden))
+    }
+
+    /// DeepSpeed's flat buffers of gradients.
+    fn buffers(&self, elements: u64, strategy: &ParallelStrategy) -> Bytes {
+        Bytes(memory::flat_buffers(self.run.trainer, elements as f64, strategy.pipeline, strategy.shards())
+            as u64)
     }
 
     /// Whole gradients are read for their norm, and set to zero.

@@ -212,6 +212,11 @@ impl TrainingRun {
         }
     }
 
+    /// Bytes of an activation's element, of a weight in a pass and of a gradient before it is accumulated.
+    pub fn word(&self) -> f64 {
+        if matches!(self.dtype, Dtype::Fp32 | Dtype::Tf32) { 4.0 } else { 2.0 }
+    }
+
     /// Blocks of a pipeline rank, and by how many the first and last one fall short.
     pub fn blocks(&self) -> (f64, f64) {
         let (layers, stages) = (self.shape.layers, self.layout.pipeline);

@@ -2,37 +2,23 @@
 
 use crate::trainer::Trainer;
 use autodist_spec::job::Allow;
-use autodist_spec::{Bytes, Codec, InputError, Job, Optimizer, Precision, Recompute, ScheduleKind};
-
-/// Trainers whose steps are simulated: only the closed form describes the buffers and the waits of the
-/// others.
-pub const SIMULATED: [Trainer; 3] = [Trainer::MegatronCore, Trainer::Nemo, Trainer::Fsdp2];
+use autodist_spec::{Bytes, Codec, InputError, Job, Optimizer, Recompute, ScheduleKind};
 
 /// Micro-batches of a search that the job does not restrict; larger ones do not make GEMMs faster.
 const MICRO_BATCHES: [u32; 5] = [1, 2, 4, 8, 16];
 
+/// Smallest number of tokens of a sequence on a context-parallel rank of a search: with fewer, keys and
+/// values take longer than the attention that could hide them.
+const LEAST_TOKENS: u32 = 4096;
+
 /// Megatron-Core's smallest bucket: 40 million gradients in fp32 (`ddp_bucket_size`).
-const BUCKET: Bytes = Bytes(4 * 40_000_000);
+pub const BUCKET: Bytes = Bytes(4 * 40_000_000);
 
 /// Restricts the options of a job to those that the trainer supports and the catalogue prices.
 ///
 /// # Errors
 /// The job requests something that the trainer does not support, or that has no price without a profile.
 pub fn narrow(job: &mut Job, trainer: Trainer) -> Result<(), InputError> {
-    if !SIMULATED.contains(&trainer) {
-        let known: Vec<_> = SIMULATED.iter().map(|trainer| trainer.name()).collect();
-        let problem = format!("has no simulated plan: expected one of {}", known.join(", "));
-        return Err(InputError::new("--trainer", trainer.name(), problem)
-            .hint("`autodist estimate --best` searches layouts of every trainer"));
-    }
-    if job.precision != Precision::Bf16 {
-        return Err(InputError::new(
-            "precision",
-            job.precision.name(),
-            "has no price without a profile: expected bf16",
-        )
-        .hint("remove `--precision`, or give a profile that was measured with it"));
-    }
     if !matches!(job.optimizer, Optimizer::AdamW { .. }) {
         return Err(InputError::new("optimizer", "sgd", "has no price without a profile: expected adamw")
             .hint("use adamw, or give a profile that was measured with this optimizer"));
@@ -81,6 +67,12 @@ pub fn narrow(job: &mut Job, trainer: Trainer) -> Result<(), InputError> {
     };
     only_one("allow.tensor", &mut allow.tensor, trainer.splits_layers())?;
     only_one("allow.pipeline", &mut allow.pipeline, trainer.has_pipelines())?;
+    only_one("allow.context", &mut allow.context, trainer.splits_sequences())?;
+    if allow.context.is_none() {
+        let degrees = (0..).map(|power| 1 << power);
+        let most = job.seq_len / LEAST_TOKENS;
+        allow.context = Some(degrees.take_while(|degree| *degree == 1 || *degree <= most).collect());
+    }
     if allow.zero_stage == usual.zero_stage {
         allow.zero_stage.retain(|zero| trainer.searched_zero_stages().contains(zero));
     }
@@ -119,6 +111,7 @@ fn keep<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use autodist_spec::Precision;
 
     #[test]
     fn a_search_has_only_what_the_trainer_supports() {
@@ -146,8 +139,7 @@ mod tests {
             narrow(&mut job, trainer).unwrap_err().field
         };
         let core = Trainer::MegatronCore;
-        assert_eq!(refused(&|_| {}, Trainer::Deepspeed), "--trainer");
-        assert_eq!(refused(&|job| job.precision = Precision::Fp32, core), "precision");
+        assert_eq!(refused(&|job| job.allow.context = Some(vec![2]), Trainer::Deepspeed), "allow.context");
         assert_eq!(refused(&|job| job.allow.zero_stage = vec![2], Trainer::Fsdp2), "allow.zero_stage");
         assert_eq!(refused(&|job| job.allow.pipeline = Some(vec![2]), Trainer::Fsdp2), "allow.pipeline");
         assert_eq!(refused(&|job| job.allow.codecs = vec![Codec::Bf16], core), "allow.codecs");

@@ -229,6 +229,7 @@ impl Trainer {
     /// Bytes per gradient in accumulation and reduction: DeepSpeed's optimizer for bf16 accumulates in fp32.
     pub fn gradient_bytes(self, dtype: Dtype) -> f64 {
         match self {
+            _ if matches!(dtype, Dtype::Fp32 | Dtype::Tf32) => 4.0,
             Self::MegatronCore => 4.0,
             Self::MegatronDeepspeed | Self::Deepspeed if dtype == Dtype::Bf16 => 4.0,
             _ => 2.0,

@@ -191,9 +191,10 @@ impl StepWork {
         let routed = run.shape.experts.map_or(1.0, |e| f64::from(e.active));
         let dispatch = if run.shape.experts.is_some() { 4.0 * routed * local.hidden } else { 0.0 };
         let inner = local.ffn * routed;
-        self.element_bytes_forward = 2.0 * local.tokens * (11.0 * along + (2.0 + gated) * inner + dispatch);
+        let word = run.word();
+        self.element_bytes_forward = word * local.tokens * (11.0 * along + (2.0 + gated) * inner + dispatch);
         self.element_bytes_backward =
-            2.0 * local.tokens * (16.0 * along + (3.0 + 2.0 * gated) * inner + dispatch);
+            word * local.tokens * (16.0 * along + (3.0 + 2.0 * gated) * inner + dispatch);
         let parameters = self.block_parameters(run);
         if run.micro_batches() > 1.0 {
             // Read the new and the accumulated gradient, write the sum.
@@ -228,7 +229,7 @@ impl StepWork {
         let (layout, machine) = (&run.layout, &*run.machine);
         let per_node = machine.devices_per_node;
         let (tensor, context, data) = (layout.tensor, layout.context, layout.data);
-        let activation = 2.0 * local.tokens * local.hidden;
+        let activation = run.word() * local.tokens * local.hidden;
         let inside = tensor.min(per_node);
 
         // Two all-reduces per pass, or as many reduce-scatters and all-gathers with sequence parallelism,
@@ -263,7 +264,7 @@ impl StepWork {
         };
 
         let spread = (per_node / inside).clamp(1, context.max(1));
-        let kv = 2.0 * 2.0 * local.tokens * local.kv * f64::from(context);
+        let kv = 2.0 * run.word() * local.tokens * local.kv * f64::from(context);
         let seconds = machine.collective(Collective::AllGather, kv, context, spread, inside);
         self.context = LinkTime { seconds, between_nodes: context > spread };
 
@@ -322,12 +323,12 @@ impl StepWork {
         if sharded && run.broadcasts {
             // Every rank of the shard group broadcasts its part to the others, one after the other.
             let parts = f64::from(shard);
-            let one = far(Collective::Broadcast, 2.0 * self.parameters / parts, shard);
+            let one = far(Collective::Broadcast, run.word() * self.parameters / parts, shard);
             self.update_gather = LinkTime { seconds: one.seconds * parts, ..one };
         } else if sharded {
-            self.update_gather = far(Collective::AllGather, 2.0 * self.parameters, shard);
+            self.update_gather = far(Collective::AllGather, run.word() * self.parameters, shard);
         }
-        self.block_gather = far(Collective::AllGather, 2.0 * block, shard);
+        self.block_gather = far(Collective::AllGather, run.word() * block, shard);
 
         // Adam: reads the gradient, reads and writes master weight and two moments in fp32, writes the
         // working weight.

@@ -12,6 +12,7 @@ use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Recompute, Seco
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Split {
     pub tensor: u32,
+    pub context: u32,
     pub sequence_parallel: bool,
     pub micro_batch: u32,
     pub recompute: Recompute,
@@ -77,14 +78,18 @@ impl CostModel {
         let alone = Job { global_batch: split.micro_batch, ..job.clone() };
         let strategy = ParallelStrategy {
             tensor: split.tensor,
+            context: split.context,
             sequence_parallel: split.sequence_parallel,
             recompute: split.recompute,
             ..ParallelStrategy::data_parallel(1, split.micro_batch)
         };
         let whole = stages::from_ends(&small, &[0, small.chain_len()], split.recompute);
         let program =
-            Program::compile(&small, &alone, split.tensor, &strategy, &whole).map_err(|illegal| {
-                Unpriced { what: illegal.reason, hint: "choose a legal split".to_owned(), doubted: false }
+            Program::compile(&small, &alone, split.tensor.saturating_mul(split.context), &strategy, &whole)
+                .map_err(|illegal| Unpriced {
+                what: illegal.reason,
+                hint: "choose a legal split".to_owned(),
+                doubted: false,
             })?;
         let mut pricer = Pricer::new(self, &program);
         let rank = &program.ranks[0];
@@ -103,7 +108,13 @@ impl CostModel {
 
 /// The part of a body that belongs to one layer.
 fn only(body: &Body, layer: usize) -> Body {
-    let mine = |instruction: &&Instruction| matches!(instruction, Instruction::Segment { layer: l, .. } | Instruction::Tensor { layer: l, .. } if *l == layer);
+    let mine = |instruction: &&Instruction| {
+        matches!(
+            instruction,
+            Instruction::Segment { layer: l, .. } | Instruction::Tensor { layer: l, .. } | Instruction::Context { layer: l, .. }
+            if *l == layer
+        )
+    };
     Body { kind: body.kind, instructions: body.instructions.iter().filter(mine).copied().collect() }
 }
 
@@ -121,6 +132,7 @@ fn time(pricer: &mut Pricer, body: &Body) -> Result<Price, Unpriced> {
                     let bytes = pricer.program().tensor_bytes(segment, collective, elements);
                     pricer.tensor(0, collective.kind(), bytes)?
                 }
+                Instruction::Context { pass, elements, .. } => pricer.context(pass, elements)?,
                 _ => Price::ZERO,
             };
     }

@@ -53,7 +53,7 @@ use autodist_program::Program;
 use autodist_spec::profile::{CollectiveCost, Interference, Profile};
 use autodist_spec::{
     Algorithm, Bytes, CodecProbe, Device, DeviceKind, Engine, Estimate, Job, MemoryBreakdown, ModelSpec,
-    Network, Optimizer, Precision, Provenance, ScheduleKind, Seconds, TimelineEvent,
+    Network, Optimizer, ParallelStrategy, Precision, Provenance, ScheduleKind, Seconds, TimelineEvent,
 };
 use coding::Codings;
 use measured::{LinkCurves, ProfilePrices};
@@ -89,6 +89,9 @@ pub struct CostModel {
     /// Whether compute waits for each transfer of a sharded bucket: FSDP2 overlaps them by CUDA streams,
     /// which a CPU does not have.
     pub(crate) sharding_blocks: bool,
+    /// Whether gradients are reduced while the backward pass continues; otherwise after it.
+    pub(crate) overlaps_reductions: bool,
+    pub(crate) pipelines_stay_gathered: bool,
     /// Activations are freed only after the whole backward of the chunk (autograd), not segment by segment.
     pub(crate) frees_late: bool,
     pub(crate) synchronisation: Price,
@@ -152,6 +155,8 @@ impl CostModel {
                 .collect(),
             sharding_blocks: (profile.environment.engine, profile.environment.devices)
                 == (Engine::Torch, DeviceKind::Cpu),
+            overlaps_reductions: true,
+            pipelines_stay_gathered: false,
             frees_late: profile.environment.engine == Engine::Torch,
             // On a network, waits are part of the simulated schedules.
             synchronisation: match &profile.network {
@@ -192,6 +197,8 @@ impl CostModel {
             sharding: none,
             pipelining: BTreeMap::new(),
             sharding_blocks: false,
+            overlaps_reductions: step.overlaps_reductions,
+            pipelines_stay_gathered: step.pipelines_stay_gathered,
             frees_late: false,
             synchronisation: none,
             step_overhead: Price { seconds: step.overhead_s.0, ..none },
@@ -247,6 +254,19 @@ impl CostModel {
 
     pub(crate) fn norm(&self, elements: usize) -> Result<Price, Unpriced> {
         Ok(self.prices.norm(elements)? * (1.0 / self.compute_speedup))
+    }
+
+    /// Whether a step gathers and reduces the shards of this strategy once, instead of in every pass.
+    pub(crate) fn stays_gathered(&self, strategy: &ParallelStrategy) -> bool {
+        self.pipelines_stay_gathered && strategy.pipeline > 1 && strategy.zero_stage >= 2
+    }
+
+    pub(crate) fn kept_of_pass(&self, strategy: &ParallelStrategy) -> Bytes {
+        self.prices.kept_of_pass(strategy)
+    }
+
+    pub(crate) fn buffers(&self, elements: u64, strategy: &ParallelStrategy) -> Bytes {
+        self.prices.buffers(elements, strategy)
     }
 
     /// A collective of a program on equal links, where only the shape of the groups matters.

@@ -84,12 +84,13 @@ pub(crate) fn body_memory(
     body: &Body,
 ) -> Result<BodyMemory, Unpriced> {
     let program = pricer.program();
+    let within_pass = !pricer.stays_gathered();
     let mut account = Account::default();
     let mut whole_gradients = vec![false; rank.buckets.len()];
     for instruction in &body.instructions {
         match *instruction {
             Instruction::Segment { layer, segment, pass, recompute } => {
-                if pass == Pass::Backward && program.strategy.zero_stage >= 2 {
+                if pass == Pass::Backward && program.strategy.zero_stage >= 2 && within_pass {
                     allocate_gradients(program, rank, layer, &mut whole_gradients, &mut account);
                 }
                 let price = pricer.segment(segment, pass, recompute)?;
@@ -99,10 +100,12 @@ pub(crate) fn body_memory(
             Instruction::Tensor { collective, operand, elements, .. } => {
                 tensor_collective(program, collective, operand, elements, &mut account);
             }
-            Instruction::Start { transfer: Transfer::Gather, bucket } if program.strategy.zero_stage == 3 => {
+            Instruction::Start { transfer: Transfer::Gather, bucket }
+                if program.strategy.zero_stage == 3 && within_pass =>
+            {
                 account.live.buffers += working_bytes(program, rank.buckets[bucket].padded);
             }
-            Instruction::Release { bucket } => {
+            Instruction::Release { bucket } if within_pass => {
                 account.live.buffers -= working_bytes(program, rank.buckets[bucket].padded);
             }
             Instruction::Wait { transfer: Transfer::Reduce, bucket } if whole_gradients[bucket] => {
@@ -159,14 +162,14 @@ fn tensor_collective(
 
 /// Bytes of `each` per parameter of these buckets: whole, or this rank's shard of them from a ZeRO stage on.
 fn kept(buckets: &[Bucket], strategy: &ParallelStrategy, each: u64, from_stage: u8) -> Bytes {
-    let shard = if strategy.zero_stage >= from_stage { strategy.shard as usize } else { 1 };
+    let shard = if strategy.zero_stage >= from_stage { strategy.shards() as usize } else { 1 };
     Bytes(buckets.iter().map(|b| b.shard_elements(shard) as u64 * each).sum())
 }
 
 /// Weights, gradients and optimizer state of `elements` parameters on one rank, without padding: a lower
 /// bound of a compiled program (Rajbhandari et al., 1910.02054, figure 1).
 pub fn persistent_bytes(elements: u64, strategy: &ParallelStrategy, bytes: &ParameterBytes) -> u64 {
-    let sharded = elements / u64::from(strategy.shard);
+    let sharded = elements / u64::from(strategy.shards());
     let part = |from_stage: u8| if strategy.zero_stage >= from_stage { sharded } else { elements };
     bytes.weight * part(3) + bytes.gradient * part(2) + bytes.state * part(1)
 }
@@ -182,7 +185,8 @@ pub(crate) fn communicators(program: &Program, pipeline_rank: usize) -> u64 {
     } else {
         [layout.tensor, layout.shard, layout.replicas(), layout.pipeline * layout.shard * layout.tensor]
     };
-    sizes.iter().filter(|size| **size > 1).count() as u64 + u64::from(tied)
+    let sizes = sizes.into_iter().chain([layout.context]);
+    sizes.filter(|size| *size > 1).count() as u64 + u64::from(tied)
 }
 
 impl Priced<'_> {
@@ -197,7 +201,16 @@ impl Priced<'_> {
         let peak = self.step_peak(index);
         let bytes = |n: i64| Bytes(n.max(0) as u64);
         let (state, scratch) = coding::memory(program, index, self.costs.on_accelerators);
-        let staging = self.costs.staging_bytes * communicators(program, index) + Bytes(state + scratch);
+        let elements = rank.buckets.iter().map(|bucket| bucket.elements as u64).sum();
+        let staging = self.costs.staging_bytes * communicators(program, index)
+            + Bytes(state + scratch)
+            + self.costs.buffers(elements, strategy);
+        let staging = match strategy.zero_stage {
+            // Gathered parameters and whole gradients in the training precision.
+            3 if self.costs.stays_gathered(strategy) => staging + program.precision.working(2 * elements),
+            2 if self.costs.stays_gathered(strategy) => staging + program.precision.working(elements),
+            _ => staging,
+        };
         let mut memory = MemoryBreakdown {
             weights_bytes: kept(&rank.buckets, strategy, each.weight, 3),
             gradients_bytes: kept(&rank.buckets, strategy, each.gradient, 2) + bytes(peak.gradients),
@@ -219,6 +232,7 @@ impl Priced<'_> {
             let forward = bodies.iter().position(|body| body.kind == BodyKind::Forward { chunk });
             forward.map_or(0, |body| self.ranks[index][body].memory.net_activations)
         };
+        let beside = self.costs.kept_of_pass(&self.program.strategy).0 as i64;
         let mut account = Account::default();
         let mut leaving = 0;
         for op in &self.program.ranks[index].ops {
@@ -233,6 +247,11 @@ impl Priced<'_> {
                     account.live.activations += match bodies[*body].kind {
                         BodyKind::Backward { chunk } if self.costs.frees_late => -kept_by_forward(chunk),
                         _ => memory.net_activations,
+                    };
+                    account.live.buffers += match bodies[*body].kind {
+                        BodyKind::Forward { .. } => beside,
+                        BodyKind::Backward { .. } => -beside,
+                        BodyKind::Optimizer => 0,
                     };
                 }
                 Op::Send(message) => {

@@ -32,7 +32,7 @@ impl Outline {
     ) -> Self {
         let pipeline = strategy.pipeline as usize;
         let parts = if strategy.sequence_parallel { strategy.tensor } else { 1 };
-        let tokens = u64::from(job.seq_len) * u64::from(strategy.micro_batch);
+        let tokens = u64::from(job.seq_len) * u64::from(strategy.micro_batch) / u64::from(strategy.context);
         let flow = job.precision.working(tokens * u64::from(model.hidden) / u64::from(parts)).0 as i64;
         let kinds = [LayerKind::Embedding, LayerKind::Block, LayerKind::Head];
         let parameters = kinds.map(|kind| {
@@ -106,11 +106,12 @@ impl CostModel {
         // If links differ, the link of a send/recv depends on the placement, which is not decided yet.
         let message = if strategy.pipeline > 1 && self.routes.is_none() {
             let parts = if strategy.sequence_parallel { strategy.tensor } else { 1 };
-            let tokens = u64::from(self.seq_len) * u64::from(strategy.micro_batch);
+            let tokens =
+                u64::from(self.seq_len) * u64::from(strategy.micro_batch) / u64::from(strategy.context);
             let bytes = self.precision.working(tokens * u64::from(model.hidden) / u64::from(parts));
             self.message(&MessageQuery {
                 ends: None,
-                stride: (strategy.data * strategy.tensor) as usize,
+                stride: (strategy.replicas() * strategy.tensor) as usize,
                 bytes,
                 strategy,
             })?

@@ -45,6 +45,8 @@ pub(crate) struct Work {
     pub compute: f64,
     pub recompute: f64,
     pub tensor: f64,
+    /// Exposed exchange of keys and values.
+    pub context: f64,
     /// Compute stream time for a bucket's transfers.
     pub data: f64,
     /// Coding of send/recv between pipeline ranks, and the engine's overhead around a pass.
@@ -54,13 +56,20 @@ pub(crate) struct Work {
 
 impl Work {
     pub fn total(&self) -> f64 {
-        self.compute + self.recompute + self.tensor + self.data + self.pipeline + self.optimizer
+        self.compute
+            + self.recompute
+            + self.tensor
+            + self.context
+            + self.data
+            + self.pipeline
+            + self.optimizer
     }
 
     pub fn add(&mut self, other: &Self) {
         self.compute += other.compute;
         self.recompute += other.recompute;
         self.tensor += other.tensor;
+        self.context += other.context;
         self.data += other.data;
         self.pipeline += other.pipeline;
         self.optimizer += other.optimizer;
@@ -291,6 +300,13 @@ impl<'a> Pricer<'a> {
         Ok(price)
     }
 
+    /// The exchange of keys and values, as far as the attention does not hide it.
+    pub fn context(&self, pass: Pass, elements: usize) -> Result<Price, Unpriced> {
+        let work = (Collective::AllGather, Algorithm::Ring);
+        let bytes = self.program.precision.working(elements as u64);
+        self.costs.collective(&self.query(Purpose::Context(pass), work, self.program.context_group(), bytes))
+    }
+
     /// A bucket's transfer, including the hand-over to the communication stream; `None` if the group is one
     /// rank.
     fn transfer(
@@ -319,7 +335,26 @@ impl<'a> Pricer<'a> {
             Codec::None => self.costs.collective(&query)?,
             _ => coding::reduction(self.costs, self.program, transfer, bucket, reduction, &groups(), stride)?,
         };
+        // A program has the transfer in every pass.
+        let passes = self.program.micro_batches as f64;
+        let price = match transfer {
+            Transfer::Gather if self.stays_gathered() && self.program.strategy.zero_stage == 3 => {
+                price * (0.5 / passes)
+            }
+            Transfer::Reduce if self.stays_gathered() => price * (1.0 / passes),
+            _ => price,
+        };
         Ok(Some(price + self.costs.stream_handover + self.costs.synchronisation))
+    }
+
+    pub fn stays_gathered(&self) -> bool {
+        self.costs.stays_gathered(&self.program.strategy)
+    }
+
+    /// Whether a transfer starts only where a program waits for it: trainers without overlap reduce gradients
+    /// after the backward pass.
+    fn starts_late(&self, transfer: Transfer) -> bool {
+        !self.costs.overlaps_reductions && transfer != Transfer::Gather
     }
 
     /// ZeRO-2 and 3 allocate the gradients of a bucket again for every micro-batch, and accumulate this
@@ -415,6 +450,11 @@ impl<'a> Pricer<'a> {
                     steps.work(Work { tensor: price.seconds, ..Work::default() });
                     price
                 }
+                Instruction::Context { pass, elements, .. } => {
+                    let price = self.context(pass, elements)?;
+                    steps.work(Work { context: price.seconds, ..Work::default() });
+                    price
+                }
                 Instruction::SumReplicated { elements, .. } => {
                     let bytes = Bytes::of_f32(elements as u64);
                     let price = self.tensor(rank.pipeline_rank, Collective::AllReduce, bytes)?;
@@ -425,7 +465,9 @@ impl<'a> Pricer<'a> {
                     Some(price) => {
                         let around = self.own_shard(rank, transfer, bucket) + self.around_shard(transfer);
                         steps.work(Work { data: around.seconds, ..Work::default() });
-                        steps.push(Step::Start((transfer, bucket), price.seconds));
+                        if !self.starts_late(transfer) {
+                            steps.push(Step::Start((transfer, bucket), price.seconds));
+                        }
                         if self.costs.sharding_blocks && self.program.strategy.zero_stage >= 2 {
                             steps.push(Step::Wait((transfer, bucket)));
                         }
@@ -437,6 +479,11 @@ impl<'a> Pricer<'a> {
                     if self.program.transfer_group(transfer).0 <= 1 {
                         Price::ZERO
                     } else {
+                        if self.starts_late(transfer)
+                            && let Some(price) = self.transfer(rank, transfer, bucket)?
+                        {
+                            steps.push(Step::Start((transfer, bucket), price.seconds));
+                        }
                         steps.push(Step::Wait((transfer, bucket)));
                         let price = self.accumulation(rank, transfer, bucket);
                         steps.work(Work { data: price.seconds, ..Work::default() });

@@ -26,6 +26,8 @@ pub struct SegmentQuery<'a> {
 pub enum Purpose {
     /// Activations of a tensor-parallel group.
     Tensor,
+    /// Keys and values of a context-parallel group, for one pass of a block's attention.
+    Context(Pass),
     /// Gradients or parameters of a bucket.
     Bucket(Transfer),
     /// Gradients of a table that the first and the last pipeline rank share.
@@ -87,6 +89,19 @@ pub trait Prices: fmt::Debug + Send + Sync {
     /// # Errors
     /// The source has no price of the optimizer.
     fn norm(&self, elements: usize) -> Result<Price, Unpriced>;
+
+    /// Bytes that a chunk keeps of a micro-batch from its forward to its backward pass, beside the activations
+    /// of its segments.
+    fn kept_of_pass(&self, strategy: &ParallelStrategy) -> Bytes {
+        let _ = strategy;
+        Bytes::ZERO
+    }
+
+    /// Bytes of the buffers that a rank with this number of parameters keeps beside its tensors.
+    fn buffers(&self, elements: u64, strategy: &ParallelStrategy) -> Bytes {
+        let _ = (elements, strategy);
+        Bytes::ZERO
+    }
 }
 
 /// Bytes that a rank keeps for each of its parameters throughout a step.
@@ -112,6 +127,11 @@ impl ParameterBytes {
 #[derive(Debug, Clone)]
 pub struct StepCosts {
     pub parameter_bytes: ParameterBytes,
+    /// Whether the parameters that ZeRO shards are gathered only once in a step of a pipeline, and their
+    /// gradients reduced once: between micro-batches both are whole.
+    pub pipelines_stay_gathered: bool,
+    /// Whether gradients are reduced while the backward pass continues.
+    pub overlaps_reductions: bool,
     pub interference: Interference,
     /// Seconds of a step outside all operations.
     pub overhead_s: Seconds,

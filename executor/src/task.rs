@@ -2,8 +2,8 @@
 
 use crate::data::DataSource;
 use crate::guard::Guard;
-use autodist_program::{Illegal, Program};
-use autodist_spec::{Job, ModelSpec, ParallelStrategy, Plan, Stage};
+use autodist_program::{Illegal, Program, engine};
+use autodist_spec::{Engine, Job, ModelSpec, ParallelStrategy, Plan, Stage};
 use serde::{Deserialize, Serialize};
 
 /// Options of codecs; training uses the defaults, tests also others.
@@ -69,6 +69,8 @@ impl Task {
     /// # Errors
     /// The rule that the strategy breaks.
     pub fn program(&self) -> Result<Program, Illegal> {
+        // PyTorch supports nothing that the native engine does not.
+        engine::check(Engine::Native, &self.model, &self.job, &self.strategy)?;
         Program::compile(&self.model, &self.job, self.world() as u32, &self.strategy, &self.stages)
     }
 }

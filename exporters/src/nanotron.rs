@@ -192,7 +192,7 @@ static ROWS: &[FieldMapping] = &[
             draft.set(&config("num_attention_heads"), model.heads);
             draft.set(&config("num_key_value_heads"), model.kv_heads);
             draft.set(&config("vocab_size"), model.vocab);
-            draft.set(&config("max_position_embeddings"), model.max_seq_len);
+            draft.set(&config("max_position_embeddings"), model.max_seq_len.max(settings.seq_len));
             draft.set(&config("rms_norm_eps"), model.norm_epsilon);
             draft.set(&config("rope_theta"), theta);
             draft.set(&config("tie_word_embeddings"), model.tied_embeddings);

@@ -74,19 +74,21 @@ pub(crate) struct Evaluator<'a> {
     pub cluster: &'a Cluster,
     pub job: &'a Job,
     pub costs: &'a CostModel,
-    /// The engine for which the prices were measured; no other engine could run the plan at these prices.
-    pub engine: Engine,
+    /// The engine for which the prices were measured, because no other engine could run the plan at these
+    /// prices; `None` for another trainer, whose options the job lists.
+    pub engine: Option<Engine>,
     pub usable: Bytes,
     pub options: CommunicationOptions,
 }
 
 /// Candidates with the same key have the same outline.
-type OutlineKey = (u32, u32, bool, u32, u32, Recompute, bool);
+type OutlineKey = (u32, u32, u32, bool, u32, u32, Recompute, bool);
 
 fn outline_key(candidate: &Candidate) -> OutlineKey {
     let s = &candidate.strategy;
     (
         s.tensor,
+        s.context,
         s.pipeline,
         s.sequence_parallel,
         s.micro_batch,
@@ -104,7 +106,7 @@ impl<'a> Evaluator<'a> {
         cluster: &'a Cluster,
         job: &'a Job,
         costs: &'a CostModel,
-        engine: Engine,
+        engine: Option<Engine>,
         network: Option<&Network>,
     ) -> Self {
         let usable = job.usable(cluster.device().memory_bytes);
@@ -115,7 +117,12 @@ impl<'a> Evaluator<'a> {
     /// Checks the rules that do not depend on stages.
     pub fn legal(&self, candidate: &Candidate) -> Result<(), Illegal> {
         rules::check_strategy(self.model, self.job, self.cluster.device_count(), &candidate.strategy)?;
-        engine::check(self.engine, self.model, self.job, &candidate.strategy)
+        self.supported(&candidate.strategy)
+    }
+
+    /// Whether the engine of the prices supports the strategy.
+    pub fn supported(&self, strategy: &ParallelStrategy) -> Result<(), Illegal> {
+        self.engine.map_or(Ok(()), |engine| engine::check(engine, self.model, self.job, strategy))
     }
 
     /// Lower bounds of all the candidates, which must be legal; in their order. Shared parts are computed
@@ -156,11 +163,11 @@ impl<'a> Evaluator<'a> {
     }
 
     fn layers(&self, strategy: &ParallelStrategy) -> Result<LayerCosts, Unpriced> {
-        let ParallelStrategy { tensor, sequence_parallel, micro_batch, recompute, .. } = *strategy;
+        let ParallelStrategy { tensor, context, sequence_parallel, micro_batch, recompute, .. } = *strategy;
         self.costs.layer_costs(
             self.model,
             self.job,
-            Split { tensor, sequence_parallel, micro_batch, recompute },
+            Split { tensor, context, sequence_parallel, micro_batch, recompute },
         )
     }
 
@@ -281,7 +288,7 @@ impl<'a> Evaluator<'a> {
         strategy: &ParallelStrategy,
         stages: &[Stage],
     ) -> Result<Program, Illegal> {
-        engine::check(self.engine, self.model, self.job, strategy)?;
+        self.supported(strategy)?;
         let devices = self.cluster.device_count();
         Program::compile_extent(extent, self.model, self.job, devices, strategy, stages)
     }

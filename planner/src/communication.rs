@@ -101,7 +101,7 @@ fn forms(strategy: &ParallelStrategy, job: &Job) -> Vec<Communication> {
     let allow = &job.allow;
     let working = !job.precision.is_mixed();
     let exact = &[Codec::None][..];
-    let gathers = working && strategy.zero_stage == 3 && strategy.shard > 1;
+    let gathers = working && strategy.zero_stage == 3 && strategy.shards() > 1;
     let parameters = if gathers { &allow.parameter_codecs } else { exact };
     let activations = if working && strategy.pipeline > 1 { &allow.activation_codecs } else { exact };
     let gradients = allow.codecs.iter().filter(|codec| match **codec {
@@ -138,12 +138,12 @@ fn everywhere(
         false => &[Collective::AllReduce],
     };
     let reduces = match strategy.zero_stage {
-        0 => fits(&[Collective::AllReduce], strategy.data),
-        _ => fits(&[Collective::ReduceScatter], strategy.shard),
+        0 => fits(&[Collective::AllReduce], strategy.replicas()),
+        _ => fits(&[Collective::ReduceScatter], strategy.shards()),
     };
     Communication {
         tensor: or_ring(fits(of_tensor, strategy.tensor)),
-        gather: or_ring(gathers && fits(&[Collective::AllGather], strategy.shard)),
+        gather: or_ring(gathers && fits(&[Collective::AllGather], strategy.shards())),
         reduce: Reduction { algorithm: or_ring(reduces), ..communication.reduce },
         ..communication.clone()
     }

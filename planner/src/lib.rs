@@ -39,10 +39,10 @@ pub use refusal::{Infeasible, MemoryShortfall, PlanError};
 pub use threads::with_threads;
 
 use autodist_cost_model::{CostModel, Unpriced};
-use autodist_program::{Program, engine};
+use autodist_program::Program;
 use autodist_spec::{
-    Alternative, CatalogueReference, Check, Cluster, CodecProbe, DeviceKind, Engine, Estimate, Job,
-    ModelSpec, ParallelStrategy, Plan, Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Seconds,
+    Alternative, CatalogueReference, Check, Cluster, CodecProbe, DeviceKind, Engine, Estimate, InputError,
+    Job, ModelSpec, ParallelStrategy, Plan, Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Seconds,
     Stage, StopReason, doubt,
 };
 use candidate::Evaluator;
@@ -144,27 +144,39 @@ impl<'a> Planner<'a> {
             plan.placement = evaluator.options.placement(&program);
         }
         plan.correct_mfu();
-        believable(&plan).map_err(|error| refusal::unpriced(self, &error))?;
+        self.believable(&plan).map_err(|error| refusal::unpriced(self, &error))?;
         Ok(plan)
     }
 
-    /// Evaluates one given strategy, without a search; without `stages`, the layers are cut by the profile's
-    /// layer times.
+    /// Evaluates one given strategy, without a search; without `stages`, the layers are cut by their times.
     ///
     /// # Errors
     /// The strategy is not legal, not priced, or does not fit.
     pub fn given(&self, strategy: &ParallelStrategy, stages: Option<&[Stage]>) -> Result<Plan, PlanError> {
+        match self.priced(strategy, stages)? {
+            (plan, None) => Ok(plan),
+            (_, Some(shortfall)) => Err(PlanError::OutOfMemory(Box::new(shortfall))),
+        }
+    }
+
+    /// As `given`, with the memory that is missing if the plan does not fit.
+    ///
+    /// # Errors
+    /// The strategy is not legal or not priced.
+    pub fn priced(
+        &self,
+        strategy: &ParallelStrategy,
+        stages: Option<&[Stage]>,
+    ) -> Result<(Plan, Option<MemoryShortfall>), PlanError> {
         let evaluator = self.evaluator()?;
         let stages = match stages {
             Some(stages) => stages.to_vec(),
             None => evaluator.stages(strategy)?,
         };
         let program = Program::compile(self.model, self.job, self.cluster.device_count(), strategy, &stages)?;
-        engine::check(evaluator.engine, self.model, self.job, strategy)?;
+        evaluator.supported(strategy)?;
         let priced = self.costs.price(&program)?;
-        if let Some(shortfall) = MemoryShortfall::of(&program, &priced.memory(), &evaluator) {
-            return Err(PlanError::OutOfMemory(Box::new(shortfall)));
-        }
+        let shortfall = MemoryShortfall::of(&program, &priced.memory(), &evaluator);
         let estimate = priced.estimate(self.job, self.cluster.device());
         let bound = estimate.lower_bound_s;
         let report = SearchReport {
@@ -178,9 +190,10 @@ impl<'a> Planner<'a> {
         let mut plan = self.document(strategy.clone(), stages, estimate, report);
         plan.collectives = self.costs.shares(&program);
         plan.placement = evaluator.options.placement(&program);
+        plan.fits = shortfall.is_none();
         plan.correct_mfu();
-        believable(&plan)?;
-        Ok(plan)
+        self.believable(&plan)?;
+        Ok((plan, shortfall))
     }
 
     /// Every plan of the space that is legal, priced and fits, best first, without pruning.
@@ -230,8 +243,8 @@ impl<'a> Planner<'a> {
             });
         }
         let engine = match self.source {
-            Source::Profile(profile) => profile.environment.engine,
-            Source::Catalogue(_) => Engine::Native,
+            Source::Profile(profile) => Some(profile.environment.engine),
+            Source::Catalogue(_) => None,
         };
         Ok(Evaluator::new(self.model, self.cluster, self.job, &self.costs, engine, self.costs.network()))
     }
@@ -252,6 +265,8 @@ impl<'a> Planner<'a> {
             strategy,
             stages,
             estimate,
+            fits: true,
+            assumptions: Vec::new(),
             search,
             alternatives: Vec::new(),
             rejected: Vec::new(),
@@ -285,16 +300,24 @@ impl<'a> Planner<'a> {
             },
         }
     }
-}
 
-/// Rejects overflow: numbers of a profile that are each in range may add up to a plan whose file could not be
-/// read.
-fn believable(plan: &Plan) -> Result<(), Unpriced> {
-    plan.check().map_err(|error| Unpriced {
-        what: format!("the costs lead to a plan with values out of range: {error}"),
-        hint: "measure again with `autodist profile --fresh`, or look for an implausible number in the cluster, the \
-               devices or the calibration"
-            .to_owned(),
-        doubted: false,
-    })
+    /// Rejects overflow: numbers that are each in range may add up to a plan whose file could not be read.
+    fn believable(&self, plan: &Plan) -> Result<(), Unpriced> {
+        let hint = match self.source {
+            Source::Profile(_) => {
+                "measure again with `autodist profile --fresh`, or look for an implausible number in the cluster"
+            }
+            Source::Catalogue(_) => {
+                "look for an implausible number in the cluster, the devices, the calibration or the model"
+            }
+        };
+        plan.check().map_err(|error| {
+            let error = InputError { hint: String::new(), ..error };
+            Unpriced {
+                what: format!("the costs lead to a plan with values out of range: {error}"),
+                hint: hint.to_owned(),
+                doubted: false,
+            }
+        })
+    }
 }

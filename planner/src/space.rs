@@ -16,10 +16,10 @@ pub(crate) struct Candidate {
 /// All candidates, in an order that depends only on the job.
 pub(crate) fn candidates(model: &ModelSpec, job: &Job, devices: u32) -> Vec<Candidate> {
     let mut list = Vec::new();
-    for (data, tensor, pipeline) in degrees(job, devices) {
+    for Degrees { data, tensor, pipeline, context } in degrees(job, devices) {
         for (schedule, virtual_stages) in schedules(model, job, pipeline) {
             for micro_batch in micro_batches(job, data) {
-                for (zero_stage, shard) in shards(job, data) {
+                for (zero_stage, shard) in shards(job, data, context) {
                     for sequence_parallel in unique(&job.allow.sequence_parallel) {
                         if sequence_parallel && tensor == 1 {
                             continue;
@@ -27,6 +27,7 @@ pub(crate) fn candidates(model: &ModelSpec, job: &Job, devices: u32) -> Vec<Cand
                         let strategy = ParallelStrategy {
                             tensor,
                             pipeline,
+                            context,
                             zero_stage,
                             shard,
                             virtual_stages,
@@ -56,15 +57,26 @@ fn recomputations(job: &Job, strategy: &ParallelStrategy, list: &mut Vec<Candida
     }
 }
 
-/// Factorisations of the device count into data, tensor and pipeline degree.
-fn degrees(job: &Job, devices: u32) -> Vec<(u32, u32, u32)> {
+struct Degrees {
+    data: u32,
+    tensor: u32,
+    pipeline: u32,
+    context: u32,
+}
+
+/// Factorisations of the device count. Sequences are split only over the degrees that the job lists.
+fn degrees(job: &Job, devices: u32) -> Vec<Degrees> {
     let allow = &job.allow;
     let mut list = Vec::new();
     for tensor in divisors(devices).filter(|n| allowed(&allow.tensor, *n)) {
         for pipeline in divisors(devices / tensor).filter(|n| allowed(&allow.pipeline, *n)) {
-            let data = devices / tensor / pipeline;
-            if allowed(&allow.data, data) {
-                list.push((data, tensor, pipeline));
+            let rest = devices / tensor / pipeline;
+            let contexts = unique(allow.context.as_deref().unwrap_or(&[1]));
+            for context in contexts.into_iter().filter(|n| *n > 0 && rest.is_multiple_of(*n)) {
+                let data = rest / context;
+                if allowed(&allow.data, data) {
+                    list.push(Degrees { data, tensor, pipeline, context });
+                }
             }
         }
     }
@@ -105,13 +117,15 @@ fn micro_batches(job: &Job, data: u32) -> Vec<u32> {
     }
 }
 
-fn shards(job: &Job, data: u32) -> Vec<(u8, u32)> {
+/// Groups of one rank shard over the ranks that split a sequence.
+fn shards(job: &Job, data: u32, context: u32) -> Vec<(u8, u32)> {
     let mut list = Vec::new();
     for zero_stage in unique(&job.allow.zero_stage) {
         if zero_stage == 0 {
             list.push((0, 1));
         } else {
-            let groups = divisors(data).filter(|shard| *shard > 1 && allowed(&job.allow.shard, *shard));
+            let groups =
+                divisors(data).filter(|shard| *shard * context > 1 && allowed(&job.allow.shard, *shard));
             list.extend(groups.map(|shard| (zero_stage, shard)));
         }
     }

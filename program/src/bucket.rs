@@ -92,7 +92,7 @@ pub fn buckets(
     tensor_rank: usize,
 ) -> Vec<Bucket> {
     let tensor = strategy.tensor as usize;
-    let shard = strategy.shard as usize;
+    let shard = strategy.shards() as usize;
     // ZeRO-2 and 3 reduce and gather layer by layer, as FSDP does, to save memory.
     let limit = if strategy.zero_stage >= 2 { 0 } else { strategy.bucket_bytes.0 as usize / 4 };
     let tied_apart = model.tied_embeddings && strategy.pipeline > 1;

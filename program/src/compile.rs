@@ -89,6 +89,9 @@ pub enum Instruction {
     /// A collective over the tensor group without overlap, for the input or output of `segment`. `elements`
     /// counts the whole tensor.
     Tensor { layer: usize, segment: Segment, collective: TensorCollective, operand: Operand, elements: usize },
+    /// Exchanges keys and values over the context group, for the attention of `layer`; in the backward pass
+    /// also their gradients (Liu et al., 2310.01889, section 3). `elements` counts all that a group exchanges.
+    Context { layer: usize, pass: Pass, elements: usize },
     /// All-reduces, over the tensor group, the partial gradients that sequence parallelism leaves for
     /// replicated parameters.
     SumReplicated { bucket: usize, elements: usize },
@@ -191,9 +194,9 @@ impl Program {
         })
     }
 
-    /// Rows (tokens) of an activation outside the tensor-parallel parts.
+    /// Rows (tokens) of an activation on one rank, outside the tensor-parallel parts.
     pub fn local_tokens(&self) -> usize {
-        let tokens = self.seq_len * self.strategy.micro_batch as usize;
+        let tokens = self.seq_len * self.strategy.micro_batch as usize / self.strategy.context as usize;
         if self.strategy.sequence_parallel { tokens / self.strategy.tensor as usize } else { tokens }
     }
 
@@ -238,6 +241,11 @@ impl Program {
             Transfer::Reduce | Transfer::Gather => layout.shard_group(at),
             Transfer::ReduceReplicas => layout.replica_group(at),
         })
+    }
+
+    /// Size of the context groups, and the distance of their neighbours in ranks.
+    pub fn context_group(&self) -> (usize, usize) {
+        (self.layout.context, self.layout.tensor)
     }
 
     /// Like `transfer_groups`, for the tensor groups.
@@ -296,9 +304,9 @@ struct Compiler<'a> {
     micro_batches: usize,
     rank: usize,
     buckets: Vec<Bucket>,
-    /// Tokens of a micro-batch.
+    /// Tokens of a micro-batch on one rank.
     tokens: usize,
-    /// Elements of a micro-batch's whole activation.
+    /// Elements of a micro-batch's activation on the ranks of a tensor group.
     activation: usize,
 }
 
@@ -311,7 +319,7 @@ impl<'a> Compiler<'a> {
         micro_batches: usize,
         rank: usize,
     ) -> Self {
-        let tokens = seq_len * strategy.micro_batch as usize;
+        let tokens = seq_len * strategy.micro_batch as usize / strategy.context as usize;
         Self {
             model,
             strategy,
@@ -432,9 +440,21 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// Keys and values of the whole sequence, and in the backward pass their gradients, too.
+    fn exchange(&self, out: &mut Vec<Instruction>, layer: usize, pass: Pass) {
+        let Self { model, strategy, tokens, .. } = self;
+        if strategy.context > 1 {
+            let width = 2 * (model.kv_heads * model.head_dim / strategy.tensor) as usize;
+            let times = if pass == Pass::Backward { 2 } else { 1 };
+            let elements = times * width * tokens * strategy.context as usize;
+            out.push(Instruction::Context { layer, pass, elements });
+        }
+    }
+
     fn block_forward(&self, out: &mut Vec<Instruction>, layer: usize, pass: Pass, recompute: Recompute) {
         self.segment(out, layer, Segment::AttentionNorm, pass, recompute);
         self.gather_rows(out, layer, Segment::Attention, Operand::Flow);
+        self.exchange(out, layer, pass);
         self.segment(out, layer, Segment::Attention, pass, recompute);
         self.complete(out, layer, Segment::Attention);
         self.segment(out, layer, Segment::MlpNorm, pass, recompute);
@@ -456,6 +476,9 @@ impl<'a> Compiler<'a> {
     ) {
         self.gather_rows(out, layer, segment, Operand::Flow);
         self.gather_rows(out, layer, segment, Operand::SavedInput);
+        if segment == Segment::Attention {
+            self.exchange(out, layer, Pass::Backward);
+        }
         self.segment(out, layer, segment, Pass::Backward, recompute);
         self.complete(out, layer, segment);
         self.segment(out, layer, norm, Pass::Backward, recompute);
@@ -562,7 +585,7 @@ impl<'a> Compiler<'a> {
         let stage = &self.stages[chunk];
         let first = stage.first_layer as usize;
         let layers: Vec<usize> = stage.layers().rev().collect();
-        let reduces = self.strategy.data > 1 && (last || self.strategy.zero_stage >= 2);
+        let reduces = self.strategy.replicas() > 1 && (last || self.strategy.zero_stage >= 2);
         let mut out = Vec::new();
         let mut in_flight: Option<usize> = None;
         self.with_parameters(&mut out, chunk, &layers, |out, layer| {
@@ -615,11 +638,11 @@ impl<'a> Compiler<'a> {
 
     fn optimizer(&self) -> Body {
         let zero = self.strategy.zero_stage;
-        let replicas = self.strategy.data / self.strategy.shard;
+        let replicas = self.strategy.replicas() / self.strategy.shards();
         let all = 0..self.buckets.len();
-        let shard = self.strategy.shard as usize;
+        let shard = self.strategy.shards() as usize;
         let mut out = Vec::new();
-        if self.strategy.data > 1 && zero < 2 {
+        if self.strategy.replicas() > 1 && zero < 2 {
             for bucket in all.clone() {
                 out.push(Instruction::Wait { transfer: Transfer::Reduce, bucket });
                 if zero == 1 && replicas > 1 {

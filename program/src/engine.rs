@@ -15,11 +15,25 @@ pub fn check(
     job: &Job,
     strategy: &ParallelStrategy,
 ) -> Result<(), Illegal> {
-    match engine {
-        Engine::Native => Ok(()),
-        Engine::Torch => torch(model, job, strategy)
-            .map_err(|reason| Illegal { rule: Rule::Engine, reason: format!("engine torch: {reason}") }),
+    let checked = match engine {
+        Engine::Native => both(strategy),
+        Engine::Torch => both(strategy).and_then(|()| torch(model, job, strategy)),
+    };
+    checked.map_err(|reason| Illegal {
+        rule: Rule::Engine,
+        reason: format!("engine {}: {reason}", engine.name()),
+    })
+}
+
+/// What neither engine supports.
+fn both(s: &ParallelStrategy) -> Result<(), String> {
+    if s.context == 1 {
+        return Ok(());
     }
+    Err(format!(
+        "cp={}: it does not support context parallelism; use cp=1, or export the plan to a trainer that does",
+        s.context
+    ))
 }
 
 fn torch(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<(), String> {

@@ -12,12 +12,15 @@ pub struct Coordinates {
 
 /// The device mesh: tensor ranks are neighbours, then data, then pipeline, so that the axis with the most
 /// traffic crosses the shortest links (Narayanan et al., SC'21, section 3.1). Within the data axis, the ranks
-/// that shard one replica are neighbours.
+/// that shard one replica are neighbours, and within these the ranks that split one sequence (context
+/// parallelism): they hold the same parameters, so for these they are data-parallel ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
     pub pipeline: usize,
     pub data: usize,
     pub tensor: usize,
+    /// Ranks of the data axis that split one sequence; divides `data`.
+    pub context: usize,
     /// Ranks of the data axis that shard one replica; divides `data`.
     pub shard: usize,
 }
@@ -26,9 +29,10 @@ impl Layout {
     pub fn of(strategy: &ParallelStrategy) -> Self {
         Self {
             pipeline: strategy.pipeline as usize,
-            data: strategy.data as usize,
+            data: strategy.replicas() as usize,
             tensor: strategy.tensor as usize,
-            shard: strategy.shard as usize,
+            context: strategy.context as usize,
+            shard: strategy.shards() as usize,
         }
     }
 
@@ -100,7 +104,7 @@ mod tests {
 
     #[test]
     fn groups_partition_the_world() {
-        let layout = Layout { pipeline: 2, data: 4, tensor: 2, shard: 2 };
+        let layout = Layout { pipeline: 2, data: 4, tensor: 2, context: 1, shard: 2 };
         for rank in 0..layout.world() {
             let at = layout.coordinates(rank);
             assert_eq!(layout.rank(at), rank);

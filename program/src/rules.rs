@@ -4,7 +4,7 @@ use crate::schedule;
 use autodist_collectives::suits;
 use autodist_spec::{
     Algorithm, Codec, Collective, Communication, Job, LayerKind, ModelSpec, Optimizer, ParallelStrategy,
-    Recompute, Reduction, ScheduleKind, Stage,
+    Positions, Recompute, Reduction, ScheduleKind, Stage,
 };
 use std::fmt;
 
@@ -29,6 +29,7 @@ pub enum Rule {
     NotBuilt,
     TensorDivides,
     SequenceParallel,
+    Context,
     Batch,
     Stages,
     Schedule,
@@ -46,6 +47,7 @@ impl Rule {
             Self::NotBuilt => "supported by the executor",
             Self::TensorDivides => "tensor-parallel degree divides the model",
             Self::SequenceParallel => "sequence parallelism follows tensor parallelism",
+            Self::Context => "context parallelism splits the sequence",
             Self::Batch => "micro-batches divide the global batch",
             Self::Stages => "stages cover the layers",
             Self::Schedule => "schedule fits the pipeline",
@@ -73,16 +75,23 @@ pub fn check_strategy(
     s: &ParallelStrategy,
 ) -> Result<(), Illegal> {
     let (data, tensor, pipeline) = (s.data, s.tensor, s.pipeline);
-    ensure(Rule::NotBuilt, s.context == 1, || {
-        format!("cp={}: the executor does not support context parallelism; use cp=1", s.context)
-    })?;
     ensure(Rule::NotBuilt, s.expert == 1, || {
         format!("ep={}: the executor does not support expert parallelism; use ep=1", s.expert)
     })?;
     ensure(Rule::Devices, s.devices() == u64::from(devices), || {
         format!(
-            "dp={data} x tp={tensor} x pp={pipeline} uses {} devices, but there are {devices}",
+            "dp={data} x tp={tensor} x pp={pipeline}{} uses {} devices, but there are {devices}",
+            if s.context > 1 { format!(" x cp={}", s.context) } else { String::new() },
             s.devices()
+        )
+    })?;
+    let context = s.context;
+    // Every rank has an early and a late part of the sequence, so that all attend to equally many tokens.
+    ensure(Rule::Context, context == 1 || job.seq_len.is_multiple_of(context.saturating_mul(2)), || {
+        format!(
+            "cp={context} splits a sequence into {} equal parts, which does not divide its {} tokens",
+            2 * u64::from(context),
+            job.seq_len
         )
     })?;
     for (what, size) in
@@ -98,11 +107,9 @@ pub fn check_strategy(
     ensure(Rule::SequenceParallel, !s.sequence_parallel || tensor > 1, || {
         "sequence parallelism needs tensor parallelism, but tp=1".to_owned()
     })?;
-    ensure(Rule::SequenceParallel, !s.sequence_parallel || job.seq_len % tensor == 0, || {
-        format!(
-            "sequence parallelism splits the sequence, but tp={tensor} does not divide {} tokens",
-            job.seq_len
-        )
+    let local = job.seq_len / context;
+    ensure(Rule::SequenceParallel, !s.sequence_parallel || local % tensor == 0, || {
+        format!("sequence parallelism splits the sequence, but tp={tensor} does not divide {local} tokens")
     })?;
     let per_round = u64::from(data) * u64::from(s.micro_batch);
     ensure(Rule::Batch, u64::from(job.global_batch) % per_round == 0, || {
@@ -111,9 +118,10 @@ pub fn check_strategy(
             s.micro_batch, job.global_batch
         )
     })?;
-    ensure(Rule::Positions, job.seq_len <= model.max_seq_len, || {
+    let learned = model.positions == Positions::Learned;
+    ensure(Rule::Positions, !learned || job.seq_len <= model.max_seq_len, || {
         format!(
-            "a sequence of {} tokens is longer than the {} positions of the model",
+            "a sequence of {} tokens is longer than the {} learned positions of the model",
             job.seq_len, model.max_seq_len
         )
     })?;
@@ -122,7 +130,7 @@ pub fn check_strategy(
     ensure(Rule::Zero, zero > 0 || shard == 1, || {
         format!("zero=0 shards nothing, but the shard group has {shard} ranks")
     })?;
-    ensure(Rule::Zero, zero == 0 || shard > 1, || {
+    ensure(Rule::Zero, zero == 0 || s.shards() > 1, || {
         format!("zero={zero} shards over data-parallel ranks, but the shard group has one rank (dp={data})")
     })?;
     ensure(Rule::Zero, data % shard == 0, || {
@@ -151,13 +159,13 @@ fn check_communication(job: &Job, devices: u32, s: &ParallelStrategy) -> Result<
         fits("tensor all-gather", communication.tensor, Collective::AllGather, s.tensor)?;
     }
     if s.zero_stage > 0 {
-        fits("parameter all-gather", communication.gather, Collective::AllGather, s.shard)?;
+        fits("parameter all-gather", communication.gather, Collective::AllGather, s.shards())?;
     }
     for Reduction { algorithm, codec } in communication.reductions() {
         if s.zero_stage == 0 {
-            fits("gradient all-reduce", algorithm, Collective::AllReduce, s.data)?;
+            fits("gradient all-reduce", algorithm, Collective::AllReduce, s.replicas())?;
         } else {
-            fits("gradient reduce-scatter", algorithm, Collective::ReduceScatter, s.shard)?;
+            fits("gradient reduce-scatter", algorithm, Collective::ReduceScatter, s.shards())?;
         }
         ensure(Rule::Communication, codec == Codec::None || s.zero_stage == 0 || rounds(codec), || {
             format!(
@@ -379,7 +387,6 @@ mod tests {
         check_one(|s| (s.data, s.pipeline, s.virtual_stages) = (1, 2, 2), "contradict");
         check_one(|s| s.zero_stage = 1, "shard group has one rank");
         check_one(|s| (s.zero_stage, s.shard) = (1, 4), "does not divide dp=2");
-        check_one(|s| s.context = 2, "context parallelism");
     }
 
     #[test]

@@ -11,8 +11,8 @@ use crate::words::{
 use autodist_spec::profile::{CopyCost, CopyKind};
 use autodist_spec::run::Verdict;
 use autodist_spec::{
-    BytesPerSecond, CostBreakdown, DeviceKind, MemoryBreakdown, ParallelStrategy, Plan, Profile, Provenance,
-    RunRecord, Sample, Seconds, ValidatedRun, Validation,
+    Bytes, BytesPerSecond, CostBreakdown, DeviceKind, MemoryBreakdown, ParallelStrategy, Plan, Profile,
+    Provenance, RunRecord, Sample, Seconds, ValidatedRun, Validation,
 };
 
 pub(crate) fn yes(value: bool) -> String {
@@ -114,7 +114,7 @@ pub(crate) fn rejected(plan: &Plan) -> Table {
 pub(crate) fn cost(cost: &CostBreakdown) -> Table {
     let mut table = Table::new(&[("time goes to", Left), ("time", Right), ("share", Right), ("", Left)]);
     let total = cost.total();
-    for (name, part) in cost.parts() {
+    for (name, part) in cost.parts().into_iter().filter(|(_, part)| part.0 != 0.0) {
         let share = share(part.0, total.0);
         table.row([name.to_owned(), part.to_string(), percent(share), bar(share)]);
     }
@@ -126,7 +126,7 @@ pub(crate) fn cost(cost: &CostBreakdown) -> Table {
 pub(crate) fn memory(memory: &MemoryBreakdown) -> Table {
     let mut table = Table::new(&[("memory holds", Left), ("size", Right), ("share", Right), ("", Left)]);
     let total = memory.total();
-    for (name, part) in memory.parts() {
+    for (name, part) in memory.parts().into_iter().filter(|(_, part)| *part > Bytes::ZERO) {
         let share = share(part.as_f64(), total.as_f64());
         table.row([name.to_owned(), part.to_string(), percent(share), bar(share)]);
     }

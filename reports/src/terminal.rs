@@ -7,7 +7,9 @@ use crate::table::{Table, paragraph};
 use crate::tables;
 use crate::verdict;
 use crate::words::{self, clean, parameters, percent, plural, tokens_per_second, with_spread};
-use autodist_spec::{Environment, Plan, Profile, Provenance, RunRecord, Seconds, Validation, doubt};
+use autodist_spec::{
+    Environment, Plan, Profile, Provenance, RunRecord, Seconds, StopReason, Validation, doubt,
+};
 
 /// The best strategy, the parts of its time and memory, the certificate of the search, and the rejected
 /// alternatives.
@@ -23,7 +25,8 @@ pub fn plan_summary(plan: &Plan) -> String {
         ),
         0,
     );
-    text += &labelled("best", &plan.strategy.label());
+    let given = plan.search.stop_reason == StopReason::Given;
+    text += &labelled(if given { "strategy" } else { "best" }, &plan.strategy.label());
     if let Some(measured) = &plan.measured {
         text += &labelled("", &clean(&measured.reason));
     }
@@ -36,6 +39,10 @@ pub fn plan_summary(plan: &Plan) -> String {
             estimate.provenance
         ),
     );
+    if let Some(catalogue) = plan.profile.catalogue.as_ref().filter(|c| !c.error_bar_of.is_empty()) {
+        let bar = percent(estimate.step_time_spread_s / estimate.step_time_s);
+        text += &labelled("", &format!("± {bar}: {}", clean(&catalogue.error_bar_of)));
+    }
     let utilisation = plan.utilisation(estimate);
     let rate = utilisation.map(|all| format!("; {all}")).unwrap_or_default();
     text += &labelled("speed", &format!("{}{rate}", tokens_per_second(estimate.tokens_per_s)));
@@ -53,8 +60,11 @@ pub fn plan_summary(plan: &Plan) -> String {
             percent(plan.job.memory_reserve)
         )
     });
-    text +=
-        &labelled("memory", &format!("{} peak{}", estimate.peak_memory_bytes, device.unwrap_or_default()));
+    let fits = if plan.fits { "" } else { "does NOT fit: " };
+    text += &labelled(
+        "memory",
+        &format!("{fits}{} peak{}", estimate.peak_memory_bytes, device.unwrap_or_default()),
+    );
     if let Some(slowdown) = &estimate.slowdown {
         let steps = format!(
             "needs {} the steps of exact gradients to reach the same loss",
@@ -67,6 +77,9 @@ pub fn plan_summary(plan: &Plan) -> String {
     }
     text += &labelled("search", &words::search(plan, beaten(plan)));
     text += &labelled("profile", &words::profile_source(plan));
+    for (index, assumption) in plan.assumptions.iter().enumerate() {
+        text += &labelled(if index == 0 { "assumed" } else { "" }, &clean(assumption));
+    }
 
     section(&mut text, "Stages", &tables::stages(plan));
     section(&mut text, "Time of a step, on the busiest pipeline rank", &tables::cost(&estimate.cost));

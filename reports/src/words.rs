@@ -377,7 +377,7 @@ pub(crate) const FASTEST_GEMM: &str = "fastest GEMM of this model's shapes, one 
 
 /// `, peak 989 TFLOP/s (bf16, published)`; for an emulated device its configured FLOP/s; empty if unknown.
 pub(crate) fn peak(device: &Device, precision: Precision, emulated: bool) -> String {
-    match (device.published_peak(precision), device.peak_flops_per_s) {
+    match (device.published_peak(precision.name()), device.peak_flops_per_s) {
         (_, Some(rate)) if emulated => format!(", emulated at {rate}"),
         (Some(peak), _) => format!(", peak {peak}"),
         (None, Some(rate)) if device.measured_rate().is_none() => format!(", peak {rate} (given)"),

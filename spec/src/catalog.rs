@@ -332,14 +332,14 @@ mod tests {
 
     #[test]
     fn devices_are_known_by_the_drivers_names_with_the_peak_of_each_arithmetic() {
-        let peak = |name: &str, precision| {
+        let peak = |name: &str, precision: Precision| {
             let device = Device {
                 name: name.to_owned(),
                 peak_flops_per_s: None,
                 provenance: Provenance::Measured,
                 ..device("h100-80gb-sxm").unwrap().0
             };
-            device.published_peak(precision).map(|peak| (peak.rate.0, peak.arithmetic))
+            device.published_peak(precision.name()).map(|peak| (peak.rate.0, peak.arithmetic))
         };
         assert_eq!(peak("NVIDIA H200", Precision::Bf16), Some((989e12, "bf16")));
         assert_eq!(peak("h200-141gb-sxm", Precision::Fp32), Some((67e12, "fp32")));

@@ -2,7 +2,6 @@
 
 use crate::catalog::{self, DeviceFigures};
 use crate::error::{InputError, in_range, not_negative, rate as rate_in};
-use crate::job::Precision;
 use crate::parse::{self, Check, SCHEMA_VERSION};
 use crate::units::{Bytes, BytesPerSecond, FlopsPerSecond, Provenance, Seconds};
 use crate::utilisation::Peak;
@@ -112,15 +111,15 @@ impl<'de> Deserialize<'de> for Device {
 }
 
 impl Device {
-    /// Published peak of dense GEMMs in this precision, if a catalogue of devices has it: the built-in
+    /// Published peak of dense GEMMs of `bf16`, `fp32`, `tf32` or `fp8`, if a catalogue of devices has it: the built-in
     /// catalogue, which is searched for the device's own name and its driver's name, or the device file from
     /// which this device was read.
-    pub fn published_peak(&self, precision: Precision) -> Option<Peak> {
+    pub fn published_peak(&self, arithmetic: &str) -> Option<Peak> {
         let figures = catalog::devices().iter().find(|known| known.is_called(&self.name));
-        let known = figures.and_then(|figures| figures.peak(precision.name()));
+        let known = figures.and_then(|figures| figures.peak(arithmetic));
         // A device from a catalogue also has its 16-bit figure.
         match self.peak_flops_per_s.filter(|_| self.provenance == Provenance::Modelled) {
-            Some(rate) if precision == Precision::Bf16 => {
+            Some(rate) if arithmetic == "bf16" => {
                 Some(Peak { rate, arithmetic: known.map_or("bf16", |peak| peak.arithmetic) })
             }
             _ => known,

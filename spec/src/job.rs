@@ -285,6 +285,9 @@ pub struct Allow {
     pub tensor: Option<Vec<u32>>,
     pub pipeline: Option<Vec<u32>>,
     pub data: Option<Vec<u32>>,
+    /// Context-parallel degrees: ranks that split a sequence. A missing list allows those that the trainer
+    /// supports; engines of autodist support none.
+    pub context: Option<Vec<u32>>,
     pub micro_batch: Option<Vec<u32>>,
     pub virtual_stages: Option<Vec<u32>>,
     /// ZeRO stages, 0 to 3 (Rajbhandari et al., 1910.02054).
@@ -319,6 +322,7 @@ impl Default for Allow {
             tensor: None,
             pipeline: None,
             data: None,
+            context: None,
             micro_batch: None,
             virtual_stages: None,
             zero_stage: vec![0, 1, 2, 3],
@@ -495,6 +499,7 @@ impl Check for Job {
             ("allow.tensor", &allow.tensor),
             ("allow.pipeline", &allow.pipeline),
             ("allow.data", &allow.data),
+            ("allow.context", &allow.context),
             ("allow.micro_batch", &allow.micro_batch),
             ("allow.virtual_stages", &allow.virtual_stages),
             ("allow.shard", &allow.shard),

@@ -102,6 +102,10 @@ pub struct ParallelStrategy {
     pub communication: Communication,
 }
 
+fn yes() -> bool {
+    true
+}
+
 fn one() -> u32 {
     1
 }
@@ -131,6 +135,17 @@ impl ParallelStrategy {
         }
     }
 
+    /// Ranks that hold the same parameters: those of the data and of the context axis.
+    pub fn replicas(&self) -> u32 {
+        self.data.saturating_mul(self.context)
+    }
+
+    /// Ranks over which ZeRO shards a replica. Context-parallel ranks hold the same parameters, so a shard
+    /// group contains all of them.
+    pub fn shards(&self) -> u32 {
+        if self.zero_stage == 0 { 1 } else { self.shard.saturating_mul(self.context) }
+    }
+
     pub fn devices(&self) -> u64 {
         [self.data, self.tensor, self.pipeline, self.context]
             .iter()
@@ -152,6 +167,9 @@ impl ParallelStrategy {
     pub fn label(&self) -> String {
         let mut text =
             format!("dp{} tp{} pp{} mb{}", self.data, self.tensor, self.pipeline, self.micro_batch);
+        if self.context > 1 {
+            text += &format!(" cp{}", self.context);
+        }
         if self.zero_stage > 0 {
             text += &format!(" zero{}", self.zero_stage);
             if self.shard != self.data {
@@ -224,6 +242,9 @@ pub struct CostBreakdown {
     pub recompute_s: Seconds,
     /// Tensor- and sequence-parallel collectives, which do not overlap with compute.
     pub tensor_communication_s: Seconds,
+    /// Exchange of keys and values between context-parallel ranks, as far as the attention does not hide it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub context_communication_s: Seconds,
     /// Exposed gradient reductions and parameter gathers, that is without the part that overlaps with
     /// compute.
     pub data_communication_s: Seconds,
@@ -240,11 +261,12 @@ pub struct CostBreakdown {
 }
 
 impl CostBreakdown {
-    pub fn parts(&self) -> [(&'static str, Seconds); 9] {
+    pub fn parts(&self) -> [(&'static str, Seconds); 10] {
         [
             ("compute", self.compute_s),
             ("recompute", self.recompute_s),
             ("tensor communication", self.tensor_communication_s),
+            ("context communication", self.context_communication_s),
             ("data communication", self.data_communication_s),
             ("pipeline communication", self.pipeline_communication_s),
             ("bubble", self.bubble_s),
@@ -487,6 +509,13 @@ pub struct Plan {
     /// Number of micro-batches per data-parallel rank and step.
     pub micro_batches: u32,
     pub estimate: Estimate,
+    /// Whether the plan fits into the memory of the devices, less the job's reserve. Only a strategy that
+    /// was given, not searched, may not fit.
+    #[serde(default = "yes")]
+    pub fits: bool,
+    /// Facts that nobody gave, and the values that were assumed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub assumptions: Vec<String>,
     pub search: SearchReport,
     /// The runners-up, best first.
     #[serde(default)]
@@ -569,14 +598,27 @@ pub struct CatalogueReference {
     pub calibration: String,
     /// Fingerprint of these efficiencies.
     pub fingerprint: String,
+    /// Whether the GEMMs of linear layers are in FP8; everything else is in the job's precision.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub fp8: bool,
+    /// Of which runs the error bar of the step time is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub error_bar_of: String,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Plan {
     /// The utilisation of a device at the step time of `estimate`, of this plan or of an alternative.
     pub fn utilisation(&self, estimate: &Estimate) -> Option<Utilisation> {
         let device = &self.cluster.nodes.first()?.device;
-        let mut all =
-            Utilisation::of(&self.model, &self.job, device, self.strategy.devices(), estimate.step_time_s);
+        let fp8 = self.profile.catalogue.as_ref().is_some_and(|catalogue| catalogue.fp8);
+        let arithmetic = if fp8 { "fp8" } else { self.job.precision.name() };
+        let (devices, step) = (self.strategy.devices(), estimate.step_time_s);
+        let mut all = Utilisation::in_arithmetic(arithmetic, &self.model, &self.job, device, devices, step);
         if self.profile.emulated {
             // Its devices are emulated, and do not reach that peak.
             all.peak = None;
@@ -584,12 +626,15 @@ impl Plan {
         all.achieved.0.is_finite().then_some(all)
     }
 
-    /// Corrects model FLOPs utilisation that is not relative to a published peak: that of emulated devices,
-    /// and that of older plans, which used the rate of the profile's fastest GEMM as the peak.
+    /// Corrects model FLOPs utilisation that is not relative to a published peak of the right arithmetic: that
+    /// of emulated devices, that of older plans, which used the rate of the profile's fastest GEMM as the
+    /// peak, and that of plans in FP8.
     pub fn correct_mfu(&mut self) {
+        let fp8 = self.profile.catalogue.as_ref().is_some_and(|catalogue| catalogue.fp8);
         let measured = self.cluster.nodes.iter().any(|group| group.device.measured_rate().is_some());
         let corrected = |estimate: &Estimate| match estimate.mfu {
             Some(_) if self.profile.emulated => None,
+            _ if fp8 => self.utilisation(estimate).and_then(|all| all.mfu()),
             Some(_) if measured => self.utilisation(estimate).and_then(|all| all.mfu()),
             mfu => mfu.filter(|mfu| *mfu <= 1.0),
         };
@@ -605,6 +650,15 @@ impl Plan {
                     group.device.peak_flops_per_s = None;
                 }
             }
+        }
+    }
+
+    /// Records what was assumed. Predictions that stand on it are no better than assumed.
+    pub fn assume(&mut self, assumptions: Vec<String>) {
+        self.assumptions = assumptions;
+        if !self.assumptions.is_empty() {
+            self.estimate.provenance = Provenance::Assumed;
+            self.alternatives.iter_mut().for_each(|other| other.estimate.provenance = Provenance::Assumed);
         }
     }
 

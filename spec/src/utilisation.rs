@@ -36,9 +36,21 @@ pub struct Utilisation {
 impl Utilisation {
     /// The utilisation of a job on `devices` devices like `device`, with a step time of `step`.
     pub fn of(model: &ModelSpec, job: &Job, device: &Device, devices: u64, step: Seconds) -> Self {
+        Self::in_arithmetic(job.precision.name(), model, job, device, devices, step)
+    }
+
+    /// As `of`, relative to the peak of another arithmetic than the job's precision.
+    pub fn in_arithmetic(
+        arithmetic: &str,
+        model: &ModelSpec,
+        job: &Job,
+        device: &Device,
+        devices: u64,
+        step: Seconds,
+    ) -> Self {
         let flops = model.step_flops(job.tokens(), u64::from(job.seq_len));
         let achieved = FlopsPerSecond((flops / step).0 / devices.max(1) as f64);
-        Self { achieved, peak: device.published_peak(job.precision) }
+        Self { achieved, peak: device.published_peak(arithmetic) }
     }
 
     /// Model FLOPs utilisation (Chowdhery et al., PaLM, 2204.02311, appendix B), from 0 to 1. `None` if the

@@ -12,7 +12,7 @@ use autodist_cost_model::CostModel;
 use autodist_hardware::{Catalogue, Dtype};
 use autodist_spec::error::in_range;
 use autodist_spec::{
-    Bytes, CatalogueReference, Check, Cluster, InputError, Job, ModelSpec, Plan, fingerprint,
+    Bytes, CatalogueReference, Check, Cluster, InputError, Job, ModelSpec, Plan, Precision, fingerprint,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +20,23 @@ use std::sync::Arc;
 /// How far the simulated step of a layout may be from the closed form, to which the error bar of a
 /// calibration belongs: nine of ten published runs are within this fraction (docs/validation.md).
 const SIMULATED: f64 = 0.05;
+
+/// The software whose training steps are priced.
+#[derive(Debug, Clone)]
+pub struct Software {
+    pub trainer: Trainer,
+    /// Whether GEMMs of linear layers are in FP8.
+    pub fp8: bool,
+    /// Facts that nobody gave.
+    pub assumptions: Vec<String>,
+}
+
+impl Software {
+    /// The given trainer, or Megatron-Core.
+    pub fn of(trainer: Option<Trainer>, fp8: bool) -> Self {
+        Self { trainer: trainer.unwrap_or(Trainer::MegatronCore), fp8, assumptions: Vec::new() }
+    }
+}
 
 /// A cluster, and the source of the prices of its steps.
 pub struct Figures {
@@ -77,16 +94,16 @@ impl Figures {
         profile: Option<&PathBuf>,
         plan: &Plan,
         args: &FigureArgs,
-    ) -> Result<Option<(Self, Trainer)>, Failure> {
+    ) -> Result<Option<(Self, Software)>, Failure> {
         let figures = if profile.is_some() { None } else { Self::of_plan(plan, args)? };
         if figures.is_none() {
-            without_profile(None, args)?;
+            without_profile(None, false, args)?;
         }
         Ok(figures)
     }
 
     /// The figures from which a plan was made; `None` if it was made from a profile.
-    fn of_plan(plan: &Plan, args: &FigureArgs) -> Result<Option<(Self, Trainer)>, Failure> {
+    fn of_plan(plan: &Plan, args: &FigureArgs) -> Result<Option<(Self, Software)>, Failure> {
         let Some(reference) = &plan.profile.catalogue else { return Ok(None) };
         let trainer = Trainer::of_name(&reference.trainer).ok_or_else(|| {
             let known: Vec<_> = Trainer::ALL.iter().map(|trainer| trainer.name()).collect();
@@ -105,25 +122,45 @@ impl Figures {
                 .hint("give that calibration with `--calibration`, or plan again")
                 .into());
         }
-        Ok(Some((figures, trainer)))
+        let assumptions = plan.assumptions.clone();
+        Ok(Some((figures, Software { trainer, fp8: reference.fp8, assumptions })))
     }
 
     /// The costs of a dense model and a job with a trainer, and the reference that plans keep of them.
-    pub fn costs(&self, model: &ModelSpec, job: &Job, trainer: Trainer) -> (CostModel, CatalogueReference) {
+    pub fn costs(
+        &self,
+        model: &ModelSpec,
+        job: &Job,
+        software: &Software,
+    ) -> (CostModel, CatalogueReference) {
+        let trainer = software.trainer;
         let (shape, machine) = (Shape::from(model), Arc::clone(&self.machine));
         let run = TrainingRun {
             seq_len: job.seq_len,
             global_batch: job.global_batch,
-            dtype: Dtype::Bf16,
+            dtype: if software.fp8 { Dtype::Fp8 } else { dtype(job.precision) },
+            assumptions: software.assumptions.clone(),
             ..TrainingRun::new(shape, machine, ParallelDims::default(), trainer)
         };
-        let error_bar = self.calibration.error_bar_of(&run, &self.parameters).0.hypot(SIMULATED);
+        let (error_bar, error_bar_of) = self.calibration.error_bar_of(&run, &self.parameters);
+        let error_bar = error_bar.hypot(SIMULATED);
         let prices = CataloguePrices::new(&run, self.cluster.device_count(), &self.parameters);
         let reference = CatalogueReference {
             trainer: trainer.name().to_owned(),
             calibration: self.calibration.fitted_to.clone(),
             fingerprint: fingerprint(&self.parameters),
+            fp8: software.fp8,
+            error_bar_of,
         };
         (prices.cost_model(model, job, error_bar), reference)
+    }
+}
+
+/// The operands of GEMMs in a precision.
+pub fn dtype(precision: Precision) -> Dtype {
+    match precision {
+        Precision::Fp32 => Dtype::Fp32,
+        Precision::Tf32 => Dtype::Tf32,
+        Precision::Bf16 => Dtype::Bf16,
     }
 }

@@ -14,16 +14,12 @@ pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
     if let (None, None, Some(cluster)) = (&args.plan, &args.price.profile, &args.price.cluster) {
         return super::estimate_unmeasured::run(args, cluster);
     }
-    without_profile(args.trainer, &args.figures)?;
+    without_profile(args.trainer, args.fp8, &args.figures)?;
     if let Some(count) = args.best {
         let error = InputError::new("--best", count, "works only without a profile");
         return Err(error
             .hint("use `autodist plan` to search with a profile, or give `--cluster` without `--profile`")
             .into());
-    }
-    if args.fp8 {
-        let error = InputError::new("--fp8", "", "has no effect with a profile");
-        return Err(error.hint("remove this option, or give `--cluster` without `--profile`").into());
     }
     let mut comparison = String::new();
     let plan = match &args.plan {

@@ -13,8 +13,8 @@ pub fn run(args: &ExplainArgs) -> Result<(), Failure> {
     let against = args.against.as_deref().map(input::plan).transpose()?;
     let against = against.as_ref().map(|plan| &plan.strategy);
     let explanation = match Figures::unless_profile(args.profile.as_ref(), &plan, &args.figures)? {
-        Some((figures, trainer)) => {
-            let (costs, reference) = figures.costs(&plan.model, &plan.job, trainer);
+        Some((figures, software)) => {
+            let (costs, reference) = figures.costs(&plan.model, &plan.job, &software);
             let planner = Planner::of_catalogue(&plan.model, &plan.cluster, &plan.job, costs, &reference);
             planner::explain(&planner, &plan, against)
         }

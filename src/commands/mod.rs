@@ -1,11 +1,12 @@
 //! One file per subcommand, each thin.
 
 mod backtest;
+mod best_experts;
 mod calibrate;
 mod catalog;
 mod catalogue;
 mod estimate;
-mod estimate_best;
+mod estimate_experts;
 mod estimate_unmeasured;
 mod explain;
 mod export;
@@ -17,7 +18,6 @@ mod schema;
 mod selftest;
 mod train;
 mod tune;
-mod unmeasured_plan;
 mod validate;
 
 use crate::cli::{Cli, Command, FigureArgs, PriceArgs};
@@ -207,9 +207,10 @@ fn profile_of(plan: &Plan, plan_path: &Path, given: Option<&PathBuf>) -> Result<
 
 /// # Errors
 /// An option that has an effect only without a profile.
-fn without_profile(trainer: Option<Trainer>, figures: &FigureArgs) -> Result<(), Failure> {
+fn without_profile(trainer: Option<Trainer>, fp8: bool, figures: &FigureArgs) -> Result<(), Failure> {
     let given = [
         ("--trainer", trainer.map(|trainer| trainer.name().to_owned())),
+        ("--fp8", fp8.then(String::new)),
         ("--calibration", figures.calibration.as_ref().map(|path| path.display().to_string())),
         ("--devices", figures.catalogue.devices.first().map(|path| path.display().to_string())),
     ];

@@ -1,15 +1,15 @@
 //! `autodist plan`
 
-use super::catalogue::Figures;
+use super::catalogue::{Figures, Software};
 use super::{check_prices, prices, without_profile};
 use crate::cli::PlanArgs;
 use crate::failure::Failure;
 use crate::{devices, engine, input, output};
-use autodist_analytic::{Trainer, catalog, software};
+use autodist_analytic::{catalog, software};
 use autodist_planner::{Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
-use autodist_spec::{InputError, Plan, Precision, to_json};
+use autodist_spec::{InputError, Job, ModelSpec, Plan, Precision, to_json};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,13 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
 
 /// Plans for machines that were measured.
 fn of_profile(args: &PlanArgs, limits: SearchLimits) -> Result<Plan, Failure> {
-    without_profile(args.trainer, &args.figures)?;
+    without_profile(args.trainer, args.fp8, &args.figures)?;
+    if let Some(context) = args.strategy.cp.filter(|context| *context > 1) {
+        let error = InputError::new("--cp", context, "is not supported by autodist's own engines");
+        return Err(error
+            .hint("remove `--cp`, or plan for another trainer: `--cluster` without `--profile`")
+            .into());
+    }
     let prices = prices(&args.price)?;
     let model = input::model(&args.model.model)?;
     let mut job = input::job(&args.job, None, Some(prices.profile.seq_len), Some(prices.profile.precision))?;
@@ -73,13 +79,24 @@ fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Pl
     let model = input::model(name)?;
     let mut job = input::job(&args.job, None, None, Some(Precision::Bf16))?;
     input::narrow(&mut job, &args.strategy, figures.cluster.device_count())?;
-    let trainer = args.trainer.unwrap_or_else(|| {
-        output::note("the plan is for megatron-core, because --trainer is not given");
-        Trainer::MegatronCore
-    });
-    software::narrow(&mut job, trainer)?;
-    let (costs, reference) = figures.costs(&model, &job, trainer);
-    let planner = Planner::of_catalogue(&model, &figures.cluster, &job, costs, &reference).limits(limits);
+    let software = Software::of(args.trainer, args.fp8);
+    if args.trainer.is_none() {
+        output::note(&format!("the plan is for {}, because --trainer is not given", software.trainer));
+    }
+    fastest(&figures, &model, job, &software, limits)
+}
+
+/// The fastest plan of the space that a job and a trainer have in common.
+pub fn fastest(
+    figures: &Figures,
+    model: &ModelSpec,
+    mut job: Job,
+    software: &Software,
+    limits: SearchLimits,
+) -> Result<Plan, Failure> {
+    software::narrow(&mut job, software.trainer)?;
+    let (costs, reference) = figures.costs(model, &job, software);
+    let planner = Planner::of_catalogue(model, &figures.cluster, &job, costs, &reference).limits(limits);
     Ok(planner.plan()?)
 }
 

@@ -22,7 +22,7 @@ const PAGE: &str = "report.html";
 pub fn run(args: &ReportArgs) -> Result<(), Failure> {
     let plan = input::nth_plan(&args.plan, args.number)?;
     let figures = Figures::unless_profile(args.profile.as_ref(), &plan, &args.figures)?;
-    let costs = figures.map(|(figures, trainer)| figures.costs(&plan.model, &plan.job, trainer).0);
+    let costs = figures.map(|(figures, software)| figures.costs(&plan.model, &plan.job, &software).0);
     let profile = match (&args.profile, plan.profile.path.is_empty()) {
         (None, true) => None,
         (given, _) => match profile_of(&plan, &args.plan, given.as_ref()) {

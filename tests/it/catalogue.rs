@@ -62,15 +62,14 @@ fn what_a_trainer_or_the_catalogue_lacks_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), "probes.json", "{}");
     let cases = [
-        ("--trainer deepspeed", Some(2), ["--trainer", "deepspeed", "estimate --best"]),
+        ("--trainer deepspeed --cp 2", Some(2), ["allow.context", "2", "deepspeed"]),
         ("--zero 2 --trainer fsdp2", Some(2), ["allow.zero_stage", "2", "--trainer"]),
         ("--schedule gpipe", Some(2), ["allow.schedule", "gpipe", "megatron-core"]),
         ("--trainer fsdp2 --pp 2", Some(2), ["allow.pipeline", "2", "fsdp2"]),
-        ("--precision fp32", Some(2), ["precision", "fp32", "bf16"]),
         ("--allow compression", Some(2), ["codecs", "price", "profile"]),
         ("--probes probes.json", Some(2), ["--probes", "probes.json", "profile"]),
         ("--tp 3", Some(2), ["--tp", "3", "16"]),
-        ("--cp 2", Some(2), ["--cp", "2", "estimate"]),
+        ("--ep 2", Some(2), ["--ep", "2", "estimate"]),
         ("--device-memory 4000000000", Some(3), ["no plan fits", "memory", "`--trainer fsdp2`"]),
     ];
     for (flags, code, needles) in cases {
@@ -100,7 +99,13 @@ fn a_plan_names_the_efficiencies_that_priced_it() {
 }
 
 fn reference() -> CatalogueReference {
-    CatalogueReference { trainer: String::new(), calibration: String::new(), fingerprint: String::new() }
+    CatalogueReference {
+        trainer: String::new(),
+        calibration: String::new(),
+        fingerprint: String::new(),
+        fp8: false,
+        error_bar_of: String::new(),
+    }
 }
 
 fn costs(run: &TrainingRun, devices: u32, model: &ModelSpec, job: &Job) -> CostModel {
@@ -138,8 +143,8 @@ fn no_plan_of_the_space_beats_the_one_that_is_found() {
 /// A published run as a program's model, job, strategy and stages; or why a program cannot express it.
 fn published(run: &TrainingRun) -> Result<(ModelSpec, Job, ParallelStrategy, Vec<Stage>), String> {
     let (shape, layout) = (&run.shape, &run.layout);
-    if layout.context > 1 || shape.experts.is_some() || !matches!(run.dtype, Dtype::Bf16 | Dtype::Fp16) {
-        return Err("experts, context parallelism or another precision".to_owned());
+    if shape.experts.is_some() || !matches!(run.dtype, Dtype::Bf16 | Dtype::Fp16) {
+        return Err("experts or another precision".to_owned());
     }
     let model = ModelSpec {
         layers: shape.layers,
@@ -160,10 +165,11 @@ fn published(run: &TrainingRun) -> Result<(ModelSpec, Job, ParallelStrategy, Vec
         ..catalog::model("tiny-llama").unwrap()
     };
     let job = Job { precision: Precision::Bf16, ..Job::new(run.global_batch, run.seq_len) };
-    let sharded = layout.zero_stage > 0 && layout.data > 1;
+    let sharded = layout.zero_stage > 0 && layout.data * layout.context > 1;
     let interleaved = layout.virtual_stages > 1;
     let strategy = ParallelStrategy {
         tensor: layout.tensor,
+        context: layout.context,
         pipeline: layout.pipeline,
         zero_stage: if sharded { layout.zero_stage } else { 0 },
         shard: if sharded { layout.shard } else { 1 },
@@ -211,22 +217,24 @@ fn quantile(values: &[f64], at: f64) -> f64 {
 /// How far simulated steps are from the closed form, to which the error bar belongs, and from the measured
 /// times, over every `share`-th published run.
 fn agreement(share: usize) {
-    let (mut time, mut memory, mut errors) = (Vec::new(), Vec::new(), [Vec::new(), Vec::new()]);
+    let (mut time, mut memory, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
+    let mut errors = [Vec::new(), Vec::new()];
     let rows = rows(&["training_runs", "later_runs"]);
     let runs = rows.iter().filter_map(|row| row.run.as_ref().ok().map(|run| (row, run)));
-    let supported =
-        runs.filter(|(_, run)| software::SIMULATED.contains(&run.trainer) && run.dtype == Dtype::Bf16);
+    // A program gathers updated parameters; some published runs broadcast them rank by rank.
+    let supported = runs.filter(|(_, run)| matches!(run.dtype, Dtype::Bf16 | Dtype::Fp16) && !run.broadcasts);
     for (row, run) in supported.step_by(share) {
         let Some([program, closed]) = both(run) else { continue };
         time.push(program.0 / closed.0);
         memory.push(program.1 / closed.1);
+        peaks.extend(row.measured_memory_gb.map(|gib| program.1 / (gib * f64::from(1 << 30))));
         if let Some(measured) = row.measured_s {
             errors[0].push((program.0 / measured - 1.0).abs());
             errors[1].push((closed.0 / measured - 1.0).abs());
         }
     }
     let text = format!(
-        "{} runs: simulated step / closed form: median {:.3}, 5 % {:.3}, 95 % {:.3}; memory: median {:.3}, {:.3} to {:.3}; \
+        "{} runs: simulated step / closed form: median {:.3}, 5 % {:.3}, 95 % {:.3}; memory: median {:.3}, {:.3} to {:.3}; {} of {} measured peaks more than 5 % above the simulated one; \
          error of the simulated step: median {:.3}, p90 {:.3}; of the closed form: median {:.3}, p90 {:.3}",
         time.len(),
         quantile(&time, 0.5),
@@ -235,6 +243,8 @@ fn agreement(share: usize) {
         quantile(&memory, 0.5),
         quantile(&memory, 0.0),
         quantile(&memory, 1.0),
+        peaks.iter().filter(|ratio| **ratio < 0.95).count(),
+        peaks.len(),
         quantile(&errors[0], 0.5),
         quantile(&errors[0], 0.9),
         quantile(&errors[1], 0.5),
@@ -243,7 +253,9 @@ fn agreement(share: usize) {
     eprintln!("{text}");
     assert!((quantile(&time, 0.5) - 1.0).abs() < 0.02, "{text}");
     assert!(quantile(&time, 0.05) > 0.94 && quantile(&time, 0.95) < 1.06, "{text}");
-    assert!(quantile(&memory, 0.0) > 0.95 && quantile(&memory, 1.0) < 1.15, "{text}");
+    // The peak of a program is at one moment; the closed form adds maxima of different moments.
+    assert!(quantile(&memory, 0.05) > 0.9 && quantile(&memory, 1.0) < 1.15, "{text}");
+    assert!(quantile(&peaks, 0.1) > 0.95, "{text}");
     assert!(quantile(&errors[0], 0.5) < quantile(&errors[1], 0.5) + 0.01, "{text}");
 }
 
@@ -305,6 +317,7 @@ fn the_layout_of_llama_3_is_found_or_beaten() {
     software::narrow(&mut job, trainer).unwrap();
     let mut published = job.clone();
     (published.allow.tensor, published.allow.pipeline) = (Some(vec![8]), Some(vec![16]));
+    published.allow.context = Some(vec![1]);
     let reference = reference();
     let plan = |job: &Job| {
         let costs = costs(&run, cluster.device_count(), &model, job);

@@ -242,13 +242,13 @@ fn a_configuration_that_people_have_is_priced_without_a_profile() {
         "estimate --from megatron pretrain.sh --cluster 64x8xa100-80gb-sxm@8x200gbps --trainer megatron --json",
     );
     assert!(run.err.contains("not used: data-path"), "{}", run.err);
-    let given = run.json()["estimate"]["step"].as_f64().unwrap();
+    let given = run.json()["estimate"]["step_time_s"].as_f64().unwrap();
     let flags = line(
         folder.path(),
         "estimate --model gpt3-175b --cluster 64x8xa100-80gb-sxm@8x200gbps --tp 8 --pp 8 --vpp 3 --dp 8 \
          --micro-batch 1 --global-batch 1536 --seq-len 2048 --recompute full --zero 0 --trainer megatron --json",
     );
-    let by_flags = flags.json()["estimate"]["step"].as_f64().unwrap();
+    let by_flags = flags.json()["estimate"]["step_time_s"].as_f64().unwrap();
     assert!((given / by_flags - 1.0).abs() < 0.02, "{given} {by_flags}");
 }
 
@@ -296,8 +296,8 @@ fn a_search_of_layouts_needs_no_valid_layout_in_the_file() {
         "run.sh",
         "torchrun pretrain_gpt.py --tensor-model-parallel-size 7 --pipeline-model-parallel-layout 'E|x' --micro-batch-size 0 --bf16",
     );
-    let found = line(folder.path(), &format!("estimate --from megatron run.sh {H100} --best 1"));
-    assert_eq!(found.json()["best"].as_array().unwrap().len(), 1);
+    let found = line(folder.path(), &format!("estimate --from megatron run.sh {H100} --best 2"));
+    assert_eq!(found.json()["alternatives"].as_array().unwrap().len(), 1);
     let fixed = line(folder.path(), &format!("estimate --from megatron run.sh {H100}"));
     assert_eq!(fixed.code, Some(2), "{}", fixed.err);
 }

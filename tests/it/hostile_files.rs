@@ -358,10 +358,8 @@ fn what_a_file_answers_alone_it_answers_with_a_search() {
         let note = format!("out/{file}: not used, because --best searches these settings: ");
         assert!(best.err.contains(&note), "{trainer}: {}", best.err);
         // Flags still fix parts of the layout.
-        let fixed = line(folder.path(), &format!("{given} --best --tp 4")).ok();
-        assert!(fixed.contains("--tp 4"), "{trainer}: {fixed}");
-        // Options outside the search are still refused if they were given.
-        refused(&line(folder.path(), &format!("{given} --best --shard 2")), &["`--shard` is `2`"]);
+        let fixed = line(folder.path(), &format!("{given} --best --micro-batch 1")).ok();
+        assert!(fixed.contains(" mb1 ") && !fixed.contains(" mb2 "), "{trainer}: {fixed}");
     }
 }
 

@@ -74,6 +74,7 @@ proptest! {
         prop_assert_eq!(estimate.memory.total(), estimate.peak_memory_bytes);
         let split = Split {
             tensor: strategy.tensor,
+            context: strategy.context,
             sequence_parallel: strategy.sequence_parallel,
             micro_batch: strategy.micro_batch,
             recompute: strategy.recompute,

@@ -39,7 +39,8 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                 draft.set("group-query-attention", true);
                 draft.set("num-query-groups", model.kv_heads);
             }
-            draft.set("max-position-embeddings", model.max_seq_len);
+            // Rotary positions have no table: a longer sequence is legal for the model, but not for the trainer.
+            draft.set("max-position-embeddings", model.max_seq_len.max(settings.seq_len));
             draft.set("vocab-size", model.vocab);
             match model.positions {
                 Positions::Learned => draft.set("position-embedding-type", "learned_absolute"),

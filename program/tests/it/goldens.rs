@@ -201,6 +201,7 @@ impl Seen {
                 self.add("collective", &program.transfer_work(*transfer, bucket.expect("a bucket")).0);
             }
             Instruction::Wait { transfer, .. } => self.add("wait for", transfer),
+            Instruction::Context { pass, .. } => self.add("exchange in", pass),
             _ => {}
         }
     }
@@ -231,7 +232,7 @@ fn cases_have_every_variant_of_what_a_strategy_says_and_a_program_does() {
     seen.check("message", &variants!(MessageKind: Activation, Gradient));
     seen.check("body", &variants!(BodyKind: Forward, Backward, Optimizer));
     let instructions = variants!(
-        Instruction: Segment, Tensor, SumReplicated, Start, Wait, Release, SumTied, GradientNorm, Update
+        Instruction: Segment, Tensor, Context, SumReplicated, Start, Wait, Release, SumTied, GradientNorm, Update
     );
     seen.check("instruction", &instructions);
     let segments = variants!(
@@ -239,6 +240,7 @@ fn cases_have_every_variant_of_what_a_strategy_says_and_a_program_does() {
     );
     seen.check("segment", &segments);
     seen.check("pass", &variants!(Pass: Forward, Recompute, Backward));
+    seen.check("exchange in", &variants!(Pass: Forward, Recompute, Backward));
     seen.check("layer", &variants!(LayerKind: Embedding, Block, Head));
     let collectives = variants!(TensorCollective: SumAll, MaxAll, ReduceScatter, AllGather);
     seen.check("tensor collective", &collectives);

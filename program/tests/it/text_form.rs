@@ -16,7 +16,8 @@ use std::collections::BTreeSet;
 
 /// The programs in which everything is changed; together they have every instruction. (The others pass as
 /// well, but take half a minute.)
-const CHANGED: [&str; 6] = [
+const CHANGED: [&str; 7] = [
+    "cp2-recompute-full",
     "dp4-tp2-pp2-hybrid-everything",
     "zero1-hybrid",
     "tied-tp2-pp2-sp",
@@ -221,6 +222,7 @@ fn layout(one: Layout) -> Changes<Layout> {
         pipeline => [one.pipeline + 1],
         data => [one.data + 1],
         tensor => [one.tensor + 1],
+        context => [one.context + 1],
         shard => [one.shard + 1]
     } of one)
 }
@@ -310,6 +312,15 @@ fn instruction(one: &Instruction) -> Changes<Instruction> {
                 elements,
             }));
             list.extend(operands.map(|operand| I::Tensor { layer, segment, collective, operand, elements }));
+            list
+        }
+        I::Context { layer, pass, elements } => {
+            let passes = every!(Pass: Forward, Recompute, Backward);
+            let mut list = passes.map(|pass| I::Context { layer, pass, elements }).to_vec();
+            list.extend([
+                I::Context { layer: layer + 1, pass, elements },
+                I::Context { layer, pass, elements: elements + 1 },
+            ]);
             list
         }
         I::SumReplicated { bucket, elements } => vec![
@@ -412,7 +423,7 @@ fn whatever_is_changed_changes_the_text() {
         seen.extend(instructions.map(variant));
     }
     let all = variants!(
-        Instruction: Segment, Tensor, SumReplicated, Start, Wait, Release, SumTied, GradientNorm, Update
+        Instruction: Segment, Tensor, Context, SumReplicated, Start, Wait, Release, SumTied, GradientNorm, Update
     );
     assert_eq!(seen, all.into_iter().map(str::to_owned).collect(), "programs that are changed");
 }

@@ -14,13 +14,13 @@ pub struct Reason {
     pub amount: fn(&Pair) -> f64,
 }
 
-pub const REASONS: [Reason; 4] = [
+pub const REASONS: [Reason; 3] = [
     // In a program every backward pass of a chunk ends with its last reduce-scatter, and so later ranks of
     // the pipeline wait. The closed form reduce-scatters after the last micro-batch.
     Reason {
-        name: "ZeRO-2 and 3 scatter in every pass of a pipeline",
+        name: "ZeRO-2 scatters in every pass of a pipeline",
         figure: Figure::Time,
-        applies: |pair| zero(pair, 2) && piped(pair),
+        applies: |pair| zero(pair, 2) && piped(pair) && !stays_gathered(pair),
         amount: |pair| {
             let Block { gather, scatter, backward, .. } = Block::of(pair);
             let beside = if zero(pair, 3) { gather } else { 0.0 };
@@ -28,33 +28,15 @@ pub const REASONS: [Reason; 4] = [
             passes(pair) * exposed
         },
     },
-    // A program gathers a chunk's parameters for every pass. The closed form keeps them until the last
-    // micro-batch.
-    Reason {
-        name: "ZeRO-3 gathers in every pass of a pipeline",
-        figure: Figure::Time,
-        applies: |pair| zero(pair, 3) && piped(pair),
-        amount: |pair| {
-            let Block { gather, forward, .. } = Block::of(pair);
-            let exposed = 2.0 * gather + (blocks(pair) - 1.0) * (gather - forward).max(0.0);
-            passes(pair) * exposed - pair.analytic.gather_s
-        },
-    },
     // A program holds the whole fp32 gradients of two blocks, one being written and one being
-    // reduce-scattered. The closed form has one block's in 16 bits for FSDP, or in a pipeline all gradients
-    // and all parameters; none for Megatron.
+    // reduce-scattered. The closed form has one block's in 16 bits for FSDP, none for Megatron.
     Reason {
         name: "two blocks' whole gradients in fp32",
         figure: Figure::Memory,
-        applies: |pair| zero(pair, 2),
+        applies: |pair| zero(pair, 2) && !stays_gathered(pair),
         amount: |pair| {
             let held = 2.0 * 4.0 * block_elements(pair);
-            let closed = match (zero(pair, 3), piped(pair)) {
-                (false, _) => 0.0,
-                (true, false) => 2.0 * block_elements(pair),
-                // Both hold at least two gathered blocks.
-                (true, true) => pair.analytic_memory.buffers - 4.0 * block_elements(pair),
-            };
+            let closed = if zero(pair, 3) { 2.0 * block_elements(pair) } else { 0.0 };
             held - closed
         },
     },
@@ -70,6 +52,11 @@ pub const REASONS: [Reason; 4] = [
 
 fn zero(pair: &Pair, stage: u8) -> bool {
     pair.run.layout.zero_stage >= stage
+}
+
+/// Whether both models gather and reduce once in a step.
+fn stays_gathered(pair: &Pair) -> bool {
+    piped(pair) && pair.run.trainer.shards_parameters()
 }
 
 fn piped(pair: &Pair) -> bool {
@@ -129,7 +116,6 @@ fn transfer(pair: &Pair, kind: Collective, bytes: Bytes) -> f64 {
 
 /// Seconds of one block's passes and transfers.
 struct Block {
-    forward: f64,
     backward: f64,
     gather: f64,
     scatter: f64,
@@ -139,11 +125,9 @@ impl Block {
     fn of(pair: &Pair) -> Self {
         let pass = |pass| -> f64 { BLOCK.iter().map(|one| segment(pair, *one, pass).time.seconds).sum() };
         let again = if pair.case.strategy.recompute == Recompute::Full { pass(Pass::Recompute) } else { 0.0 };
-        let (forward, backward) = (pass(Pass::Forward), pass(Pass::Backward) + again);
         let elements = block_elements(pair) as u64;
         Self {
-            forward,
-            backward,
+            backward: pass(Pass::Backward) + again,
             gather: transfer(pair, Collective::AllGather, Bytes(2 * elements)),
             scatter: transfer(pair, Collective::ReduceScatter, Bytes(4 * elements)),
         }

@@ -76,6 +76,8 @@ pub fn plan(
         engine: Engine::Native,
     };
     Plan {
+        fits: true,
+        assumptions: Vec::new(),
         schema_version: SCHEMA_VERSION,
         micro_batches: strategy.micro_batches(job.global_batch),
         model,

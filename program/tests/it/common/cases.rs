@@ -137,6 +137,7 @@ pub fn all() -> Vec<Case> {
     let mut list = degrees_and_buckets();
     list.extend(sharding());
     list.extend(tensor_parallelism());
+    list.extend(context_parallelism());
     list.extend(pipelines());
     list.extend(combinations());
     list.extend(recomputation());
@@ -206,6 +207,21 @@ fn tensor_parallelism() -> Vec<Case> {
             "tp2-sp-micro-batch-of-2",
             ParallelStrategy { micro_batch: 2, ..sequence_parallel(degrees(1, 2, 1)) },
         ),
+    ]
+}
+
+fn context_parallelism() -> Vec<Case> {
+    let split = |context, strategy| ParallelStrategy { context, ..strategy };
+    let full = recomputing(Recompute::Full, degrees(1, 1, 1));
+    vec![
+        Case::new("cp2", split(2, degrees(1, 1, 1))),
+        Case::new("cp2-dp2-zero1", split(2, zero(1, 2, degrees(2, 1, 1)))),
+        // Only the ranks that split a sequence shard.
+        Case::new("cp2-zero3", split(2, zero(3, 1, degrees(1, 1, 1)))).model(llama(1)),
+        Case::new("cp2-dp2-zero3-hybrid", split(2, zero(3, 1, degrees(2, 1, 1)))).model(llama(1)),
+        Case::new("cp2-tp2-sp", split(2, sequence_parallel(degrees(1, 2, 1)))),
+        Case::new("cp2-pp2", split(2, degrees(1, 1, 2))),
+        Case::new("cp2-recompute-full", split(2, full)).batch(2),
     ]
 }
 

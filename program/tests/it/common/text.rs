@@ -34,14 +34,15 @@ pub fn of_job(job: &Job) -> String {
 
 pub fn of_program(program: &Program) -> String {
     let Program { model, strategy, stages, layout, seq_len, micro_batches, precision, ranks } = program;
-    let Layout { pipeline, data, tensor, shard } = layout;
+    let Layout { pipeline, data, tensor, context, shard } = layout;
     let precision = match precision {
         Precision::Fp32 => "fp32",
         Precision::Tf32 => "tf32",
         Precision::Bf16 => "bf16",
     };
     let mut out = of_model(model) + &of_strategy(strategy) + &of_communication(&strategy.communication);
-    line(&mut out, format!("mesh: pp {pipeline}, dp {data}, tp {tensor}; shards of {shard}"));
+    let split = if *context > 1 { format!(" in groups of {context} per sequence") } else { String::new() };
+    line(&mut out, format!("mesh: pp {pipeline}, dp {data}{split}, tp {tensor}; shards of {shard}"));
     let rows = program.local_tokens();
     line(
         &mut out,
@@ -215,6 +216,10 @@ fn of_groups(program: &Program, rank: &RankProgram) -> String {
     if instructions().any(|i| matches!(i, Instruction::Tensor { .. } | Instruction::SumReplicated { .. })) {
         line(&mut out, format!("  tensor groups: {}", groups(program.tensor_groups(pipeline))));
     }
+    let (size, stride) = program.context_group();
+    if size > 1 {
+        line(&mut out, format!("  context groups: {size} devices, {stride} apart"));
+    }
     let transfers: BTreeSet<Transfer> = transfers(rank).into_values().flatten().collect();
     for transfer in transfers {
         let (size, stride) = program.transfer_group(transfer);
@@ -343,7 +348,9 @@ impl Told {
 /// next.
 fn of_instructions(program: &Program, instructions: &[Instruction], body: &str, told: &mut Told) -> String {
     let place = |instruction: &Instruction| match instruction {
-        Instruction::Segment { layer, .. } | Instruction::Tensor { layer, .. } => Some(*layer),
+        Instruction::Segment { layer, .. }
+        | Instruction::Tensor { layer, .. }
+        | Instruction::Context { layer, .. } => Some(*layer),
         _ => None,
     };
     let runs = instructions.chunk_by(|a, b| place(a) == place(b));
@@ -408,6 +415,9 @@ fn of_instruction(program: &Program, instruction: &Instruction) -> (String, Stri
             };
             let bytes = program.tensor_bytes(segment, collective, elements).0;
             (verb, format!("{}{operand} {elements} ({bytes} B)", of_segment(segment)))
+        }
+        Instruction::Context { layer: _, pass, elements } => {
+            return (format!("exchange {}", pass.name()), elements.to_string());
         }
         Instruction::SumReplicated { bucket, elements } => {
             ("sum-replicated", format!("b{bucket}: {elements}"))

@@ -1,11 +1,11 @@
-//! `autodist estimate --best`: the fastest layouts of a job on a cluster without a profile.
+//! `autodist estimate --best` of mixture-of-experts models: the fastest layouts, by the closed form.
 
-use super::estimate_unmeasured::{Asked, document, sound, text as text_of, utilisation};
+use super::estimate_experts::{document, sound, text as text_of, utilisation};
+use super::estimate_unmeasured::Asked;
 use crate::failure::Failure;
-use crate::output;
-use autodist_analytic::{Fixed, Found, FreeParameters, StepEstimate, TrainingRun, search};
+use autodist_analytic::{Fixed, Found, FreeParameters, TrainingRun, search};
 use autodist_spec::error::in_range;
-use autodist_spec::{Bytes, InputError, Plan, to_json};
+use autodist_spec::{Bytes, InputError, to_json};
 use std::fmt::Write;
 
 /// The fastest layouts and their output.
@@ -17,6 +17,7 @@ pub struct Best {
 impl Best {
     /// The fastest layouts that the flags leave open.
     pub fn of(
+        run: &TrainingRun,
         asked: &Asked,
         devices: u32,
         parameters: &FreeParameters,
@@ -59,12 +60,12 @@ impl Best {
             recompute: asked.recompute(),
             sequence_parallel: flags.sp,
         };
-        let found = search(&asked.run, devices, &fixed, parameters, error_bar, keep);
+        let found = search(run, devices, &fixed, parameters, error_bar, keep);
         found.best.iter().try_for_each(|(run, estimate)| sound(run, estimate))?;
         if !found.best.is_empty() {
             return Ok(Self { found, devices });
         }
-        let memory = asked.run.machine.memory;
+        let memory = run.machine.memory;
         let error = match found.least_memory {
             Some(least) => {
                 let problem = format!(
@@ -78,39 +79,13 @@ impl Best {
             }
             None => {
                 let problem = "no layout satisfies these flags".to_owned();
-                let batch = asked.run.global_batch;
+                let batch = run.global_batch;
                 InputError::new("number of devices", devices, problem).hint(format!(
                     "degrees must divide the devices, heads and blocks, and the global batch of {batch}: remove flags, or change `--global-batch`"
                 ))
             }
         };
         Err(Failure::Infeasible(error.to_string()))
-    }
-
-    /// The plan of the fastest listed layout that can be expressed as a plan.
-    ///
-    /// # Errors
-    /// The reason for the fastest layout, if there is no such layout.
-    pub fn plan(
-        &self,
-        of: impl Fn(&TrainingRun, &StepEstimate) -> Result<Plan, Failure>,
-    ) -> Result<Plan, Failure> {
-        let mut first = None;
-        for (run, estimate) in &self.found.best {
-            match of(run, estimate) {
-                Ok(plan) => {
-                    if let Some(failure) = first {
-                        output::note(&format!(
-                            "the plan document holds `{}`, because the fastest layout has none: {failure}",
-                            flags(run)
-                        ));
-                    }
-                    return Ok(plan);
-                }
-                Err(failure) => first = first.or(Some(failure)),
-            }
-        }
-        Err(first.expect("a search that finds nothing has failed before"))
     }
 
     pub fn json(&self, source: &str) -> String {
