@@ -429,10 +429,6 @@ fn by_flag(mut error: InputError, flags: &[(&str, &str, bool)]) -> InputError {
 
 /// Restricts the options that the job allows to those of the flags, for `devices` devices.
 pub fn narrow(job: &mut Job, args: &StrategyArgs, devices: u32) -> Result<(), Failure> {
-    if let Some(value) = args.ep.filter(|value| *value != 1) {
-        let error = InputError::new("--ep", value, "is not searched: plans have no experts");
-        return Err(error.hint("remove `--ep`; `autodist estimate --cluster` prices such layouts").into());
-    }
     for (flag, value) in
         [("--tp", args.tp), ("--pp", args.pp), ("--dp", args.dp), ("--cp", args.cp), ("--shard", args.shard)]
     {
@@ -453,6 +449,7 @@ pub fn narrow(job: &mut Job, args: &StrategyArgs, devices: u32) -> Result<(), Fa
     only(&mut allow.pipeline, args.pp);
     only(&mut allow.data, args.dp);
     only(&mut allow.context, args.cp);
+    only(&mut allow.expert, args.ep);
     only(&mut allow.micro_batch, args.micro_batch);
     only(&mut allow.virtual_stages, args.vpp);
     only(&mut allow.shard, args.shard);

@@ -3,7 +3,7 @@
 use crate::fields::Fields;
 use crate::machine::{Generation, NodeModel, Uplink};
 use crate::parameters::FreeParameters;
-use crate::run::{Experts, ParallelDims, Shape, TrainingRun};
+use crate::run::{ExpertShape, ParallelDims, Shape, TrainingRun};
 use crate::trainer::{AttentionKind, Trainer};
 use crate::words;
 use autodist_hardware::{Catalogue, Dtype};
@@ -142,7 +142,7 @@ fn shape(fields: &Fields, sparse: bool, assumptions: &mut Vec<String>) -> Result
         fields.count("expert_ffn")?,
     ) {
         (false, ..) => None,
-        (true, Some(count), Some(active), Some(ffn)) => Some(Experts { count, active, ffn }),
+        (true, Some(count), Some(active), Some(ffn)) => Some(ExpertShape { count, active, ffn }),
         _ => {
             return Err(
                 "the model has experts, but `experts`, `experts_active` or `expert_ffn` is not given"

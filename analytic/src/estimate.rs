@@ -134,7 +134,7 @@ pub(crate) struct Block {
     pub tensor_forward: f64,
     pub context_forward: f64,
     pub context_backward: f64,
-    expert: f64,
+    pub expert: f64,
     pub forward: f64,
     /// Recomputation included.
     pub backward: f64,
@@ -195,6 +195,13 @@ impl<'a> Rates<'a> {
     pub fn elementwise(&self, run: &TrainingRun) -> f64 {
         let p = self.parameters;
         p.elementwise * self.second_per_byte * if run.eager { p.eager } else { 1.0 }
+    }
+
+    /// Seconds of the casts of one block's pass. In FP8, operands are read in 16 bits and written twice,
+    /// directly and transposed; so are their gradients.
+    pub fn casts(&self, run: &TrainingRun, work: &StepWork) -> f64 {
+        let bytes = self.parameters.cast_bytes * work.operands;
+        if run.dtype == Dtype::Fp8 { bytes * self.second_per_byte } else { 0.0 }
     }
 
     pub fn gemms(&self, work: GemmTime) -> f64 {
@@ -298,10 +305,7 @@ pub(crate) fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block 
     let linear_backward = rates.gemms(work.linear_backward);
     let (attention_forward, attention_backward) = attention(run, work, rates);
     let bytes = rates.elementwise(run);
-    // In FP8, operands are read in 16 bits and written twice, directly and transposed; so are their
-    // gradients.
-    let casts =
-        if run.dtype == Dtype::Fp8 { p.cast_bytes * work.operands * rates.second_per_byte } else { 0.0 };
+    let casts = rates.casts(run, work);
     let forward_elements = work.element_bytes_forward * bytes + casts;
     let backward_elements =
         work.element_bytes_backward * bytes + work.accumulation_bytes * rates.second_per_byte + casts;

@@ -307,8 +307,8 @@ fn buffers(run: &TrainingRun, elements: f64, has_table: bool) -> f64 {
             let shards = if run.layout.zero_stage >= 1 { run.layout.shards() } else { 1 };
             flat_buffers(run.trainer, elements, run.layout.pipeline, shards)
         }
-        // A pipeline keeps everything that it has gathered, and the gradients.
-        Trainer::Fsdp | Trainer::Fsdp2 if run.layout.pipeline > 1 => 4.0 * elements,
+        // A pipeline keeps everything that it has gathered, and accumulates whole gradients in fp32.
+        Trainer::Fsdp | Trainer::Fsdp2 if run.layout.pipeline > 1 => (run.word() + 4.0) * elements,
         // Two gathered blocks, and the gradients of one before the reduce-scatter.
         Trainer::Fsdp | Trainer::Fsdp2 => 6.0 * block.max(shape.embedding_parameters() / tensor),
     }

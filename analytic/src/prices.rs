@@ -39,6 +39,7 @@ pub struct CataloguePrices {
 struct Key {
     tensor: u32,
     context: u32,
+    expert: u32,
     sequence_parallel: bool,
     micro_batch: u32,
     recompute: Recompute,
@@ -136,6 +137,7 @@ impl CataloguePrices {
         let layout = ParallelDims {
             tensor: strategy.tensor,
             context: strategy.context,
+            expert: strategy.expert,
             sequence_parallel: strategy.sequence_parallel,
             ..ParallelDims::default()
         };
@@ -145,8 +147,8 @@ impl CataloguePrices {
     }
 
     fn costs(&self, strategy: &ParallelStrategy, recompute: Recompute, accumulates: bool) -> Arc<Costs> {
-        let ParallelStrategy { tensor, context, sequence_parallel, micro_batch, .. } = *strategy;
-        let key = Key { tensor, context, sequence_parallel, micro_batch, recompute, accumulates };
+        let ParallelStrategy { tensor, context, expert, sequence_parallel, micro_batch, .. } = *strategy;
+        let key = Key { tensor, context, expert, sequence_parallel, micro_batch, recompute, accumulates };
         if let Some(known) = self.blocks.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Arc::clone(known);
         }
@@ -179,22 +181,25 @@ impl CataloguePrices {
         // Norms, and the operations before and after attention and the MLP, move rows of the residual stream;
         // the rest of the elementwise work is the MLP's activation.
         let rows = run.word() * tokens * along * rates.elementwise(run);
+        let casts = rates.casts(run, &work);
+        let qkv_casts = casts * qkv_forward / linear_forward;
         let elements_forward = work.element_bytes_forward * rates.elementwise(run);
         let elements_backward = work.element_bytes_backward * rates.elementwise(run);
         let accumulated = work.accumulation_bytes * rates.second_per_byte;
-        let attention_part = run.shape.attention_parameters()
-            / (run.shape.attention_parameters() + run.shape.mlp_parameters());
+        let experts = run.shape.mlp_parameters() / f64::from(run.layout.expert);
+        let attention_part = run.shape.attention_parameters() / (run.shape.attention_parameters() + experts);
         let mut costs = Costs {
             norm: Passes { forward: 2.0 * rows, again: 2.0 * rows, backward: 5.0 * rows },
             attention: Passes {
-                forward: qkv_forward + core.0 + 3.5 * rows,
-                again: qkv_forward + core.0 + 3.5 * rows,
-                backward: qkv_backward + core.1 + 3.0 * rows + attention_part * accumulated,
+                forward: qkv_forward + qkv_casts + core.0 + 3.5 * rows,
+                again: qkv_forward + qkv_casts + core.0 + 3.5 * rows,
+                backward: qkv_backward + qkv_casts + core.1 + 3.0 * rows + attention_part * accumulated,
             },
             mlp: Passes {
-                forward: linear_forward - qkv_forward + elements_forward - 7.5 * rows,
-                again: linear_forward - qkv_forward + elements_forward - 7.5 * rows,
-                backward: linear_backward - qkv_backward + elements_backward - 13.0 * rows
+                forward: linear_forward - qkv_forward + casts - qkv_casts + elements_forward - 7.5 * rows,
+                again: linear_forward - qkv_forward + casts - qkv_casts + elements_forward - 7.5 * rows,
+                backward: linear_backward - qkv_backward + casts - qkv_casts + elements_backward
+                    - 13.0 * rows
                     + (1.0 - attention_part) * accumulated,
             },
             context: Passes {
@@ -233,7 +238,8 @@ impl CataloguePrices {
         // The host launches all of a block's kernels; where it is slower, the device waits for it.
         let device = block.forward + block.backward;
         let forwards = if run.recompute == Recompute::Full { 1.5 } else { 1.0 };
-        let communication = (block.tensor + block.context_forward + block.context_backward) * forwards;
+        let communication =
+            (block.tensor + block.context_forward + block.context_backward + block.expert) * forwards;
         let waiting = hiding(device, host_seconds(run, &work, p)) - device;
         let slower = 1.0 + waiting / (device - communication).max(f64::MIN_POSITIVE);
 
@@ -312,6 +318,9 @@ impl Kept {
         let tensor = f64::from(run.layout.tensor);
         let [heads, kv_heads, ffn, vocab] =
             [shape.heads, shape.kv_heads, shape.ffn, shape.vocab].map(|size| f64::from(size) / tensor);
+        // Copies of a token on the way to its experts and back.
+        let active = shape.experts.map_or(0.0, |experts| f64::from(experts.active));
+        let dispatched = 2.0 * active * f64::from(shape.hidden);
         let (head_dim, word) = (f64::from(shape.head_dim), run.word());
         let bytes = |each: f64, elements: f64| (each * elements).round() as i64;
         // Dropout masks, which newer models do not have.
@@ -325,7 +334,7 @@ impl Kept {
             AttentionKind::FirstFlash | AttentionKind::Flash => 0,
         };
         let projections = bytes(word, tokens * 2.0 * (heads + kv_heads) * head_dim);
-        let inner = bytes(if shape.gated { 3.0 } else { 2.0 } * word, tokens * ffn);
+        let inner = bytes(if shape.gated { 3.0 } else { 2.0 } * word, tokens * shape.inner() / tensor);
         let fully_sharded = run.trainer.shards_parameters();
         // Under ZeRO-3 the program counts whole gradients.
         let gradient = if fully_sharded { 0.0 } else { word };
@@ -338,7 +347,7 @@ impl Kept {
             whole: bytes(word, tokens * f64::from(shape.hidden)),
             rows: bytes(word, tokens * along),
             attention: of_part(projections + mask + scores - dropped),
-            mlp: of_part(inner + mask),
+            mlp: of_part(inner + mask + bytes(word, tokens * dispatched)),
             attention_gradient: projections.max(score_gradients),
             mlp_gradient: inner,
             mlp_weights: bytes(gradient, gates * ffn * f64::from(shape.hidden)),
@@ -438,6 +447,8 @@ impl Prices for CataloguePrices {
         let p = &self.parameters;
         Ok(modelled(match purpose {
             Purpose::Context(pass) => self.costs(strategy, Recompute::None, false).context.of(pass),
+            // A program has the way to the experts and the way back.
+            Purpose::Experts => alone,
             Purpose::Tensor => alone * self.costs(strategy, Recompute::None, false).tensor,
             // The next step's forward pass starts with the buckets that have arrived.
             Purpose::Bucket(Transfer::Gather) if strategy.zero_stage < 3 => {
@@ -480,10 +491,18 @@ impl Prices for CataloguePrices {
         Bytes(2 * self.run.word() as u64 * tokens * u64::from(self.run.shape.hidden))
     }
 
-    /// DeepSpeed's flat buffers of gradients.
+    /// DeepSpeed's flat buffers of gradients. PyTorch's allocator does not give the memory of the logits to a
+    /// block's backward pass, so that FSDP needs both.
     fn buffers(&self, elements: u64, strategy: &ParallelStrategy) -> Bytes {
-        Bytes(memory::flat_buffers(self.run.trainer, elements as f64, strategy.pipeline, strategy.shards())
-            as u64)
+        let trainer = self.run.trainer;
+        if trainer.shards_parameters() && strategy.pipeline == 1 {
+            let Kept { whole, attention, mlp, attention_gradient, mlp_gradient, logits, loss, .. } =
+                self.costs(strategy, strategy.recompute, false).kept;
+            let again = if strategy.recompute == Recompute::None { 0 } else { attention + mlp };
+            let backward = again + attention_gradient.max(mlp_gradient) + whole;
+            return Bytes((logits + loss).min(backward).max(0) as u64);
+        }
+        Bytes(memory::flat_buffers(trainer, elements as f64, strategy.pipeline, strategy.shards()) as u64)
     }
 
     /// Whole gradients are read for their norm, and set to zero.

@@ -1,6 +1,5 @@
 //! The description of a training run: model, cluster and layout.
 
-use crate::estimate::StepEstimate;
 use crate::machine::NodeModel;
 use crate::memory::Memory;
 use crate::trainer::{AttentionKind, Trainer};
@@ -24,12 +23,12 @@ pub struct Shape {
     /// Rows of a learned position embedding; 0 with rotary embeddings.
     pub position_rows: u32,
     pub tied_embeddings: bool,
-    pub experts: Option<Experts>,
+    pub experts: Option<ExpertShape>,
 }
 
 /// A mixture-of-experts layer in place of the MLP of every block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Experts {
+pub struct ExpertShape {
     pub count: u32,
     /// Active experts per token.
     pub active: u32,
@@ -50,7 +49,11 @@ impl From<&ModelSpec> for Shape {
             gated: model.activation == Activation::SwiGlu,
             position_rows: if model.positions == Positions::Learned { model.max_seq_len } else { 0 },
             tied_embeddings: model.tied_embeddings,
-            experts: None,
+            experts: model.experts.map(|experts| ExpertShape {
+                count: experts.count,
+                active: experts.active,
+                ffn: model.ffn,
+            }),
         }
     }
 }
@@ -240,29 +243,13 @@ impl TrainingRun {
         )
     }
 
-    /// Whether the run fits on the fullest device.
-    pub fn fits(&self, estimate: &StepEstimate) -> bool {
-        estimate.memory.total() <= self.machine.memory.as_f64()
-    }
-
-    /// The cheapest recomputation with which the run fits on its devices; full if none fits.
-    pub fn least_recompute(&self) -> Recompute {
-        self.least_recompute_where(|memory| memory.total() <= self.machine.memory.as_f64())
-    }
-
-    /// Like `least_recompute`, for a run that is known to have fitted: allows more than the capacity, because
-    /// the memory model is conservative.
+    /// The cheapest recomputation with which a run that is known to have fitted does so; full if there is
+    /// none. It allows more than the capacity, because the memory model is conservative.
     pub(crate) fn recompute_that_fitted(&self) -> Recompute {
-        self.least_recompute_where(|memory| memory.allocated() <= COUNTED * self.machine.memory.as_f64())
-    }
-
-    fn least_recompute_where(&self, fits: impl Fn(&Memory) -> bool) -> Recompute {
         let with = |mode: Recompute| Memory::of(&Self { recompute: mode, ..self.clone() });
+        let fits = |mode: &Recompute| with(*mode).allocated() <= COUNTED * self.machine.memory.as_f64();
         let modes = self.trainer.recompute_modes().iter().copied();
-        modes
-            .filter(|mode| *mode != Recompute::Full)
-            .find(|mode| fits(&with(*mode)))
-            .unwrap_or(Recompute::Full)
+        modes.filter(|mode| *mode != Recompute::Full).find(fits).unwrap_or(Recompute::Full)
     }
 
     /// # Errors

@@ -29,6 +29,7 @@ fn main() {
         activation: Activation::Gelu,
         bias: true,
         tied_embeddings: true,
+        experts: None,
     };
     let llama = ModelSpec {
         name: "llama-style".into(),

@@ -77,7 +77,7 @@ pub(crate) fn reduction(
 }
 
 fn phases(program: &Program, transfer: Transfer, bucket: &Bucket, codec: Codec) -> Vec<Phase> {
-    let (size, _) = program.transfer_group(transfer);
+    let (size, _) = program.transfer_group(transfer, bucket);
     let (coded, tensors) = (program.coded(transfer), tensors(program, bucket));
     autodist_codecs::phases(codec, coded, &tensors, bucket.padded, size)
 }
@@ -89,7 +89,7 @@ pub(crate) fn exchanges(
     bucket: &Bucket,
     reduction: Reduction,
 ) -> Vec<(Pattern, Bytes)> {
-    let (size, _) = program.transfer_group(transfer);
+    let (size, _) = program.transfer_group(transfer, bucket);
     let exchange = |phase: Phase| match phase {
         Phase::Sum { elements } => (Pattern::AllReduce(reduction.algorithm), Bytes::of_f32(elements as u64)),
         Phase::Max => (Pattern::AllReduce(Algorithm::Ring), Bytes::of_f32(1)),
@@ -128,7 +128,7 @@ pub(crate) fn memory(program: &Program, pipeline_rank: usize, on_accelerators: b
     for (index, bucket) in program.ranks[pipeline_rank].buckets.iter().enumerate() {
         for transfer in [Transfer::Reduce, Transfer::Gather] {
             let codec = program.reduction(pipeline_rank, transfer, index).codec;
-            let (size, _) = program.transfer_group(transfer);
+            let (size, _) = program.transfer_group(transfer, bucket);
             if codec == Codec::None || size < 2 {
                 continue;
             }
@@ -200,12 +200,12 @@ impl CostModel {
         index: usize,
         summary: &mut CodedSummary,
     ) -> Result<(), Unpriced> {
-        let (size, stride) = program.transfer_group(transfer);
+        let bucket = &program.ranks[pipeline_rank].buckets[index];
+        let (size, stride) = program.transfer_group(transfer, bucket);
         if size < 2 {
             return Ok(());
         }
         let groups = program.transfer_groups(pipeline_rank, transfer);
-        let bucket = &program.ranks[pipeline_rank].buckets[index];
         let reduced = program.reduction(pipeline_rank, transfer, index);
         let (kind, _) = program.transfer_work(transfer, bucket);
         let bytes = program.transfer_bytes(transfer, bucket);

@@ -13,6 +13,7 @@ use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Recompute, Seco
 pub struct Split {
     pub tensor: u32,
     pub context: u32,
+    pub expert: u32,
     pub sequence_parallel: bool,
     pub micro_batch: u32,
     pub recompute: Recompute,
@@ -75,18 +76,19 @@ impl CostModel {
     /// The profile lacks a cost, or the split is not legal for the model.
     pub fn layer_costs(&self, model: &ModelSpec, job: &Job, split: Split) -> Result<LayerCosts, Unpriced> {
         let small = ModelSpec { layers: 1, ..model.clone() };
-        let alone = Job { global_batch: split.micro_batch, ..job.clone() };
+        let alone = Job { global_batch: split.micro_batch.saturating_mul(split.expert), ..job.clone() };
         let strategy = ParallelStrategy {
             tensor: split.tensor,
             context: split.context,
+            expert: split.expert,
             sequence_parallel: split.sequence_parallel,
             recompute: split.recompute,
-            ..ParallelStrategy::data_parallel(1, split.micro_batch)
+            // Experts are distributed over data-parallel ranks.
+            ..ParallelStrategy::data_parallel(split.expert, split.micro_batch)
         };
         let whole = stages::from_ends(&small, &[0, small.chain_len()], split.recompute);
-        let program =
-            Program::compile(&small, &alone, split.tensor.saturating_mul(split.context), &strategy, &whole)
-                .map_err(|illegal| Unpriced {
+        let program = Program::compile(&small, &alone, strategy.devices() as u32, &strategy, &whole)
+            .map_err(|illegal| Unpriced {
                 what: illegal.reason,
                 hint: "choose a legal split".to_owned(),
                 doubted: false,
@@ -108,13 +110,7 @@ impl CostModel {
 
 /// The part of a body that belongs to one layer.
 fn only(body: &Body, layer: usize) -> Body {
-    let mine = |instruction: &&Instruction| {
-        matches!(
-            instruction,
-            Instruction::Segment { layer: l, .. } | Instruction::Tensor { layer: l, .. } | Instruction::Context { layer: l, .. }
-            if *l == layer
-        )
-    };
+    let mine = |instruction: &&Instruction| instruction.layer() == Some(layer);
     Body { kind: body.kind, instructions: body.instructions.iter().filter(mine).copied().collect() }
 }
 
@@ -133,6 +129,7 @@ fn time(pricer: &mut Pricer, body: &Body) -> Result<Price, Unpriced> {
                     pricer.tensor(0, collective.kind(), bytes)?
                 }
                 Instruction::Context { pass, elements, .. } => pricer.context(pass, elements)?,
+                Instruction::Experts { elements, .. } => pricer.experts(elements)?,
                 _ => Price::ZERO,
             };
     }

@@ -162,8 +162,10 @@ fn tensor_collective(
 
 /// Bytes of `each` per parameter of these buckets: whole, or this rank's shard of them from a ZeRO stage on.
 fn kept(buckets: &[Bucket], strategy: &ParallelStrategy, each: u64, from_stage: u8) -> Bytes {
-    let shard = if strategy.zero_stage >= from_stage { strategy.shards() as usize } else { 1 };
-    Bytes(buckets.iter().map(|b| b.shard_elements(shard) as u64 * each).sum())
+    let held = |bucket: &Bucket| {
+        if strategy.zero_stage >= from_stage { bucket.shard_elements() } else { bucket.padded }
+    };
+    Bytes(buckets.iter().map(|bucket| held(bucket) as u64 * each).sum())
 }
 
 /// Weights, gradients and optimizer state of `elements` parameters on one rank, without padding: a lower
@@ -185,7 +187,7 @@ pub(crate) fn communicators(program: &Program, pipeline_rank: usize) -> u64 {
     } else {
         [layout.tensor, layout.shard, layout.replicas(), layout.pipeline * layout.shard * layout.tensor]
     };
-    let sizes = sizes.into_iter().chain([layout.context]);
+    let sizes = sizes.into_iter().chain([layout.context, program.strategy.expert as usize]);
     sizes.filter(|size| *size > 1).count() as u64 + u64::from(tied)
 }
 
@@ -206,9 +208,11 @@ impl Priced<'_> {
             + Bytes(state + scratch)
             + self.costs.buffers(elements, strategy);
         let staging = match strategy.zero_stage {
-            // Gathered parameters and whole gradients in the training precision.
-            3 if self.costs.stays_gathered(strategy) => staging + program.precision.working(2 * elements),
-            2 if self.costs.stays_gathered(strategy) => staging + program.precision.working(elements),
+            // Gathered parameters in the training precision, and whole gradients, which accumulate in fp32.
+            3 if self.costs.stays_gathered(strategy) => {
+                staging + program.precision.working(elements) + Bytes::of_f32(elements)
+            }
+            2 if self.costs.stays_gathered(strategy) => staging + Bytes::of_f32(elements),
             _ => staging,
         };
         let mut memory = MemoryBreakdown {

@@ -36,7 +36,8 @@ impl Outline {
         let flow = job.precision.working(tokens * u64::from(model.hidden) / u64::from(parts)).0 as i64;
         let kinds = [LayerKind::Embedding, LayerKind::Block, LayerKind::Head];
         let parameters = kinds.map(|kind| {
-            model.parameters(kind).iter().map(|p| p.local_elements(0, strategy.tensor)).sum::<u64>()
+            let local = model.parameters(kind).into_iter().map(|one| one.distributed(strategy.expert));
+            local.map(|one| one.local_elements(0, strategy.tensor)).sum::<u64>()
         });
         let mut outline = Self { chunks: Vec::new(), growth: Vec::new(), elements: vec![0; pipeline] };
         for (chunk, stage) in stages.iter().enumerate() {

@@ -47,6 +47,8 @@ pub(crate) struct Work {
     pub tensor: f64,
     /// Exposed exchange of keys and values.
     pub context: f64,
+    /// Tokens on their way to experts and back.
+    pub expert: f64,
     /// Compute stream time for a bucket's transfers.
     pub data: f64,
     /// Coding of send/recv between pipeline ranks, and the engine's overhead around a pass.
@@ -56,13 +58,8 @@ pub(crate) struct Work {
 
 impl Work {
     pub fn total(&self) -> f64 {
-        self.compute
-            + self.recompute
-            + self.tensor
-            + self.context
-            + self.data
-            + self.pipeline
-            + self.optimizer
+        let Self { compute, recompute, tensor, context, expert, data, pipeline, optimizer } = self;
+        compute + recompute + tensor + context + expert + data + pipeline + optimizer
     }
 
     pub fn add(&mut self, other: &Self) {
@@ -70,6 +67,7 @@ impl Work {
         self.recompute += other.recompute;
         self.tensor += other.tensor;
         self.context += other.context;
+        self.expert += other.expert;
         self.data += other.data;
         self.pipeline += other.pipeline;
         self.optimizer += other.optimizer;
@@ -307,6 +305,13 @@ impl<'a> Pricer<'a> {
         self.costs.collective(&self.query(Purpose::Context(pass), work, self.program.context_group(), bytes))
     }
 
+    /// The all-to-all of tokens, of which each rank sends so many elements.
+    pub fn experts(&self, elements: usize) -> Result<Price, Unpriced> {
+        let work = (Collective::AllToAll, Algorithm::Ring);
+        let bytes = self.program.precision.working(elements as u64);
+        self.costs.collective(&self.query(Purpose::Experts, work, self.program.expert_group(), bytes))
+    }
+
     /// A bucket's transfer, including the hand-over to the communication stream; `None` if the group is one
     /// rank.
     fn transfer(
@@ -315,7 +320,7 @@ impl<'a> Pricer<'a> {
         transfer: Transfer,
         bucket: usize,
     ) -> Result<Option<Price>, Unpriced> {
-        let (group, stride) = self.program.transfer_group(transfer);
+        let (group, stride) = self.program.transfer_group(transfer, &rank.buckets[bucket]);
         if group <= 1 {
             return Ok(None);
         }
@@ -364,7 +369,7 @@ impl<'a> Pricer<'a> {
             return Price::ZERO;
         }
         let bucket = &rank.buckets[bucket];
-        let shard = bucket.shard_elements(self.program.layout.shard) as f64;
+        let shard = bucket.shard_elements() as f64;
         let seconds =
             self.costs.zero_s_per_element * bucket.padded as f64 + self.costs.add_s_per_element * shard;
         Price { seconds, ..Price::ZERO }
@@ -375,7 +380,7 @@ impl<'a> Pricer<'a> {
         if transfer != Transfer::Gather || self.program.strategy.zero_stage < 3 {
             return Price::ZERO;
         }
-        let shard = rank.buckets[bucket].shard_elements(self.program.layout.shard) as f64;
+        let shard = rank.buckets[bucket].shard_elements() as f64;
         Price { seconds: self.costs.add_s_per_element * shard, ..Price::ZERO }
     }
 
@@ -455,6 +460,11 @@ impl<'a> Pricer<'a> {
                     steps.work(Work { context: price.seconds, ..Work::default() });
                     price
                 }
+                Instruction::Experts { elements, .. } => {
+                    let price = self.experts(elements)?;
+                    steps.work(Work { expert: price.seconds, ..Work::default() });
+                    price
+                }
                 Instruction::SumReplicated { elements, .. } => {
                     let bytes = Bytes::of_f32(elements as u64);
                     let price = self.tensor(rank.pipeline_rank, Collective::AllReduce, bytes)?;
@@ -476,7 +486,7 @@ impl<'a> Pricer<'a> {
                     None => Price::ZERO,
                 },
                 Instruction::Wait { transfer, bucket } => {
-                    if self.program.transfer_group(transfer).0 <= 1 {
+                    if self.program.transfer_group(transfer, &rank.buckets[bucket]).0 <= 1 {
                         Price::ZERO
                     } else {
                         if self.starts_late(transfer)

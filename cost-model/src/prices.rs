@@ -28,6 +28,8 @@ pub enum Purpose {
     Tensor,
     /// Keys and values of a context-parallel group, for one pass of a block's attention.
     Context(Pass),
+    /// Tokens to the ranks of their experts, or back.
+    Experts,
     /// Gradients or parameters of a bucket.
     Bucket(Transfer),
     /// Gradients of a table that the first and the last pipeline rank share.

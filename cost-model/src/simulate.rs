@@ -229,6 +229,7 @@ impl Rank {
         self.cost.recompute_s += Seconds(work.recompute);
         self.cost.tensor_communication_s += Seconds(work.tensor);
         self.cost.context_communication_s += Seconds(work.context);
+        self.cost.expert_communication_s += Seconds(work.expert);
         self.cost.data_communication_s += Seconds(work.data);
         self.cost.pipeline_communication_s += Seconds(work.pipeline);
         self.cost.optimizer_s += Seconds(work.optimizer);

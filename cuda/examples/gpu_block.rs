@@ -51,6 +51,7 @@ fn models() -> [ModelSpec; 2] {
         activation: Activation::Gelu,
         bias: true,
         tied_embeddings: true,
+        experts: None,
     };
     let llama = ModelSpec {
         name: "llama-style".into(),

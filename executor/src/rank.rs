@@ -527,7 +527,9 @@ impl<B: TrainingDevice> Rank<'_, B> {
             Instruction::Tensor { layer, segment, collective, operand, .. } => {
                 self.tensor_collective(frame, layer, segment, collective, operand)?;
             }
-            Instruction::Context { .. } => unreachable!("`Task::program` refuses context parallelism"),
+            Instruction::Context { .. } | Instruction::Experts { .. } => {
+                unreachable!("`Task::program` refuses context parallelism and experts")
+            }
             Instruction::SumReplicated { bucket, .. } => self.sum_replicated(bucket)?,
             Instruction::Start { transfer, bucket } => self.start(transfer, bucket)?,
             Instruction::Wait { transfer, bucket } => self.wait(transfer, bucket)?,

@@ -219,6 +219,7 @@ static ROWS: &[FieldMapping] = &[
                 return Ok(false);
             };
             settings.model = Some(ModelSpec {
+                experts: None,
                 name: "nanotron".to_owned(),
                 layers,
                 hidden,

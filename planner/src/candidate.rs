@@ -82,13 +82,14 @@ pub(crate) struct Evaluator<'a> {
 }
 
 /// Candidates with the same key have the same outline.
-type OutlineKey = (u32, u32, u32, bool, u32, u32, Recompute, bool);
+type OutlineKey = (u32, u32, u32, u32, bool, u32, u32, Recompute, bool);
 
 fn outline_key(candidate: &Candidate) -> OutlineKey {
     let s = &candidate.strategy;
     (
         s.tensor,
         s.context,
+        s.expert,
         s.pipeline,
         s.sequence_parallel,
         s.micro_batch,
@@ -163,11 +164,12 @@ impl<'a> Evaluator<'a> {
     }
 
     fn layers(&self, strategy: &ParallelStrategy) -> Result<LayerCosts, Unpriced> {
-        let ParallelStrategy { tensor, context, sequence_parallel, micro_batch, recompute, .. } = *strategy;
+        let ParallelStrategy { tensor, context, expert, sequence_parallel, micro_batch, recompute, .. } =
+            *strategy;
         self.costs.layer_costs(
             self.model,
             self.job,
-            Split { tensor, context, sequence_parallel, micro_batch, recompute },
+            Split { tensor, context, expert, sequence_parallel, micro_batch, recompute },
         )
     }
 

@@ -19,7 +19,11 @@ pub(crate) fn candidates(model: &ModelSpec, job: &Job, devices: u32) -> Vec<Cand
     for Degrees { data, tensor, pipeline, context } in degrees(job, devices) {
         for (schedule, virtual_stages) in schedules(model, job, pipeline) {
             for micro_batch in micro_batches(job, data) {
-                for (zero_stage, shard) in shards(job, data, context) {
+                for (expert, (zero_stage, shard)) in
+                    experts(model, job, data * context).into_iter().flat_map(|expert| {
+                        shards(job, data, context).into_iter().map(move |shard| (expert, shard))
+                    })
+                {
                     for sequence_parallel in unique(&job.allow.sequence_parallel) {
                         if sequence_parallel && tensor == 1 {
                             continue;
@@ -28,6 +32,7 @@ pub(crate) fn candidates(model: &ModelSpec, job: &Job, devices: u32) -> Vec<Cand
                             tensor,
                             pipeline,
                             context,
+                            expert,
                             zero_stage,
                             shard,
                             virtual_stages,
@@ -114,6 +119,15 @@ fn micro_batches(job: &Job, data: u32) -> Vec<u32> {
         Some(list) => unique(list),
         None if job.global_batch.is_multiple_of(data) => divisors(job.global_batch / data).collect(),
         None => vec![1],
+    }
+}
+
+/// Expert-parallel degrees where `replicas` ranks hold the same parameters.
+fn experts(model: &ModelSpec, job: &Job, replicas: u32) -> Vec<u32> {
+    match (&job.allow.expert, model.experts) {
+        (Some(list), _) => unique(list),
+        (None, Some(experts)) => divisors(experts.count).filter(|n| replicas.is_multiple_of(*n)).collect(),
+        (None, None) => vec![1],
     }
 }
 

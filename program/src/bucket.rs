@@ -1,6 +1,6 @@
 //! Buckets: the flat buffers in which a rank keeps its parameters and gradients.
 
-use autodist_spec::{LayerKind, ModelSpec, ParallelStrategy, Stage, TensorSplit};
+use autodist_spec::{LayerKind, ModelSpec, ParallelStrategy, Parameter, Stage, TensorSplit};
 
 /// A layer's region in a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,11 +28,17 @@ pub struct Bucket {
     pub tied: bool,
     /// A copy whose owner is the first pipeline rank: no norm includes it.
     pub copy: bool,
+    /// Data-parallel ranks over which its parameters, those of experts, are distributed; 1 for all others.
+    /// Only every so many-th rank holds the same ones.
+    pub expert: usize,
+    /// Ranks that shard them under ZeRO; 1 without.
+    pub shard: usize,
 }
 
 impl Bucket {
-    pub fn shard_elements(&self, shard: usize) -> usize {
-        self.padded / shard
+    /// Elements of one rank's shard.
+    pub fn shard_elements(&self) -> usize {
+        self.padded / self.shard
     }
 
     /// Elements that every tensor rank holds in full.
@@ -41,11 +47,18 @@ impl Bucket {
     }
 }
 
-/// Elements of a layer's region on tensor rank `tensor_rank`, and how many at its end are replicated.
-pub fn region(model: &ModelSpec, kind: LayerKind, tensor_rank: usize, degree: usize) -> (usize, usize) {
+/// Elements of a layer's region on tensor rank `tensor_rank`, and how many at its end are replicated: of its
+/// experts' parameters (`distributed` over more than one rank), or of all that a bucket without those holds.
+fn region(
+    model: &ModelSpec,
+    kind: LayerKind,
+    (tensor_rank, degree): (usize, usize),
+    expert: usize,
+    distributed: bool,
+) -> (usize, usize) {
     let mut elements = 0;
     let mut replicated = 0;
-    for parameter in model.parameters(kind) {
+    for parameter in parameters(model, kind, expert, distributed) {
         let local = parameter.local_elements(tensor_rank as u32, degree as u32) as usize;
         elements += local;
         if parameter.split == TensorSplit::Replicated {
@@ -53,6 +66,20 @@ pub fn region(model: &ModelSpec, kind: LayerKind, tensor_rank: usize, degree: us
         }
     }
     (elements, replicated)
+}
+
+/// Parameters of a layer that share a bucket: those of experts have their own where they are distributed over
+/// `expert` ranks.
+fn parameters(
+    model: &ModelSpec,
+    kind: LayerKind,
+    expert: usize,
+    distributed: bool,
+) -> impl Iterator<Item = Parameter> {
+    let apart = expert > 1;
+    let list = model.parameters(kind).into_iter();
+    list.filter(move |one| (apart && one.routed) == distributed)
+        .map(move |one| one.distributed(expert as u32))
 }
 
 /// A parameter in a bucket: its first element and its shape on one tensor rank. Vectors have one row.
@@ -69,7 +96,8 @@ impl Bucket {
         let mut list = Vec::new();
         for layer in &self.layers {
             let mut offset = layer.offset;
-            for parameter in model.parameters(model.kind(layer.layer)) {
+            let kind = model.kind(layer.layer);
+            for parameter in parameters(model, kind, self.expert, self.expert > 1) {
                 let (rows, columns) = parameter.local_shape(tensor_rank as u32, degree as u32);
                 let (rows, columns) = (rows as usize, columns as usize);
                 let (rows, columns) = if columns == 1 { (1, rows) } else { (rows, columns) };
@@ -91,7 +119,7 @@ pub fn buckets(
     pipeline_rank: usize,
     tensor_rank: usize,
 ) -> Vec<Bucket> {
-    let tensor = strategy.tensor as usize;
+    let (tensor, expert) = (strategy.tensor as usize, strategy.expert as usize);
     let shard = strategy.shards() as usize;
     // ZeRO-2 and 3 reduce and gather layer by layer, as FSDP does, to save memory.
     let limit = if strategy.zero_stage >= 2 { 0 } else { strategy.bucket_bytes.0 as usize / 4 };
@@ -107,24 +135,36 @@ pub fn buckets(
         // The last stage's copy of the embedding's region: its position table has no gradient there.
         let copy = (tied_apart && chunk == last_chunk).then_some((0, true));
         let layers = stages[chunk].layers().rev().map(|layer| (layer, false));
-        let mut open = false;
+        // The buckets to which the next layer is added: of experts, and of everything else.
+        let mut open: [Option<usize>; 2] = [None; 2];
         for (layer, is_copy) in copy.into_iter().chain(layers) {
             let tied = tied_apart && layer == 0;
-            let (elements, replicated) = region(model, model.kind(layer), tensor_rank, tensor);
-            if !open || tied {
-                buckets.push(Bucket {
-                    chunk,
-                    layers: Vec::new(),
-                    elements: 0,
-                    padded: 0,
-                    tied,
-                    copy: is_copy,
+            for distributed in [true, false] {
+                let place = (tensor_rank, tensor);
+                let (elements, replicated) = region(model, model.kind(layer), place, expert, distributed);
+                if distributed && elements == 0 {
+                    continue;
+                }
+                let open = &mut open[usize::from(distributed)];
+                let index = open.filter(|_| !tied).unwrap_or_else(|| {
+                    let expert = if distributed { expert } else { 1 };
+                    buckets.push(Bucket {
+                        chunk,
+                        layers: Vec::new(),
+                        elements: 0,
+                        padded: 0,
+                        tied,
+                        copy: is_copy,
+                        expert,
+                        shard: (shard / expert).max(1),
+                    });
+                    buckets.len() - 1
                 });
+                let bucket = &mut buckets[index];
+                bucket.layers.push(BucketLayer { layer, offset: 0, elements, replicated });
+                bucket.elements += elements;
+                *open = (!tied && bucket.elements < limit).then_some(index);
             }
-            let bucket = buckets.last_mut().expect("a bucket was just opened");
-            bucket.layers.push(BucketLayer { layer, offset: 0, elements, replicated });
-            bucket.elements += elements;
-            open = !tied && bucket.elements < limit;
         }
     }
     for bucket in &mut buckets {
@@ -134,7 +174,7 @@ pub fn buckets(
             layer.offset = offset;
             offset += layer.elements;
         }
-        bucket.padded = bucket.elements.div_ceil(shard) * shard;
+        bucket.padded = bucket.elements.div_ceil(bucket.shard) * bucket.shard;
     }
     buckets
 }

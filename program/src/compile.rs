@@ -92,6 +92,9 @@ pub enum Instruction {
     /// Exchanges keys and values over the context group, for the attention of `layer`; in the backward pass
     /// also their gradients (Liu et al., 2310.01889, section 3). `elements` counts all that a group exchanges.
     Context { layer: usize, pass: Pass, elements: usize },
+    /// All-to-all of the tokens of `layer` to the ranks that hold their experts, or back (Lepikhin et al.,
+    /// 2006.16668). `elements` counts what one rank sends.
+    Experts { layer: usize, pass: Pass, elements: usize },
     /// All-reduces, over the tensor group, the partial gradients that sequence parallelism leaves for
     /// replicated parameters.
     SumReplicated { bucket: usize, elements: usize },
@@ -108,6 +111,25 @@ pub enum Instruction {
     GradientNorm { elements: usize },
     /// Optimizer update of this rank's part of a bucket, and zeroing of its gradients.
     Update { bucket: usize, elements: usize },
+}
+
+impl Instruction {
+    /// The layer to which it belongs.
+    pub fn layer(&self) -> Option<usize> {
+        match self {
+            Self::Segment { layer, .. }
+            | Self::Tensor { layer, .. }
+            | Self::Context { layer, .. }
+            | Self::Experts { layer, .. } => Some(*layer),
+            Self::SumReplicated { .. }
+            | Self::Start { .. }
+            | Self::Wait { .. }
+            | Self::Release { .. }
+            | Self::SumTied { .. }
+            | Self::GradientNorm { .. }
+            | Self::Update { .. } => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,12 +222,14 @@ impl Program {
         if self.strategy.sequence_parallel { tokens / self.strategy.tensor as usize } else { tokens }
     }
 
-    /// The group over which `transfer` runs: its size, and the distance of its neighbours in ranks.
-    pub fn transfer_group(&self, transfer: Transfer) -> (usize, usize) {
+    /// The group over which `transfer` of a bucket runs: its size, and the distance of its neighbours in ranks.
+    pub fn transfer_group(&self, transfer: Transfer, bucket: &Bucket) -> (usize, usize) {
         let Layout { data, tensor, shard, .. } = self.layout;
         match transfer {
-            Transfer::Reduce if self.strategy.zero_stage == 0 => (data, tensor),
-            Transfer::Reduce | Transfer::Gather => (shard, tensor),
+            Transfer::Reduce if self.strategy.zero_stage == 0 => {
+                (data / bucket.expert, tensor * bucket.expert)
+            }
+            Transfer::Reduce | Transfer::Gather => (bucket.shard, tensor * bucket.expert),
             Transfer::ReduceReplicas => (data / shard, tensor * shard),
         }
     }
@@ -246,6 +270,11 @@ impl Program {
     /// Size of the context groups, and the distance of their neighbours in ranks.
     pub fn context_group(&self) -> (usize, usize) {
         (self.layout.context, self.layout.tensor)
+    }
+
+    /// Size of the groups over which experts are distributed, and the distance of their neighbours in ranks.
+    pub fn expert_group(&self) -> (usize, usize) {
+        (self.strategy.expert as usize, self.layout.tensor)
     }
 
     /// Like `transfer_groups`, for the tensor groups.
@@ -291,7 +320,7 @@ impl Program {
         match transfer {
             Transfer::Reduce if self.strategy.zero_stage == 0 => (Collective::AllReduce, bucket.padded),
             Transfer::Reduce => (Collective::ReduceScatter, bucket.padded),
-            Transfer::ReduceReplicas => (Collective::AllReduce, bucket.shard_elements(self.layout.shard)),
+            Transfer::ReduceReplicas => (Collective::AllReduce, bucket.shard_elements()),
             Transfer::Gather => (Collective::AllGather, bucket.padded),
         }
     }
@@ -451,6 +480,15 @@ impl<'a> Compiler<'a> {
         }
     }
 
+    /// Tokens to their experts, or back; with sequence parallelism only this rank's rows.
+    fn route(&self, out: &mut Vec<Instruction>, layer: usize, pass: Pass) {
+        if let (Some(experts), true) = (self.model.experts, self.strategy.expert > 1) {
+            let parts = if self.strategy.sequence_parallel { self.strategy.tensor as usize } else { 1 };
+            let elements = self.activation / parts * experts.active as usize;
+            out.push(Instruction::Experts { layer, pass, elements });
+        }
+    }
+
     fn block_forward(&self, out: &mut Vec<Instruction>, layer: usize, pass: Pass, recompute: Recompute) {
         self.segment(out, layer, Segment::AttentionNorm, pass, recompute);
         self.gather_rows(out, layer, Segment::Attention, Operand::Flow);
@@ -459,7 +497,9 @@ impl<'a> Compiler<'a> {
         self.complete(out, layer, Segment::Attention);
         self.segment(out, layer, Segment::MlpNorm, pass, recompute);
         self.gather_rows(out, layer, Segment::Mlp, Operand::Flow);
+        self.route(out, layer, pass);
         self.segment(out, layer, Segment::Mlp, pass, recompute);
+        self.route(out, layer, pass);
         if pass == Pass::Forward {
             // In recomputation the block's output was computed before: its all-reduce is not needed.
             self.complete(out, layer, Segment::Mlp);
@@ -479,7 +519,13 @@ impl<'a> Compiler<'a> {
         if segment == Segment::Attention {
             self.exchange(out, layer, Pass::Backward);
         }
+        if segment == Segment::Mlp {
+            self.route(out, layer, Pass::Backward);
+        }
         self.segment(out, layer, segment, Pass::Backward, recompute);
+        if segment == Segment::Mlp {
+            self.route(out, layer, Pass::Backward);
+        }
         self.complete(out, layer, segment);
         self.segment(out, layer, norm, Pass::Backward, recompute);
     }
@@ -620,7 +666,8 @@ impl<'a> Compiler<'a> {
         in_flight: &mut Option<usize>,
     ) {
         let sharded_gradients = self.strategy.zero_stage >= 2;
-        if self.strategy.sequence_parallel && (last || sharded_gradients) {
+        let distributed = self.buckets[bucket].expert > 1;
+        if self.strategy.sequence_parallel && !distributed && (last || sharded_gradients) {
             let elements = self.buckets[bucket].replicated();
             out.push(Instruction::SumReplicated { bucket, elements });
         }
@@ -640,7 +687,6 @@ impl<'a> Compiler<'a> {
         let zero = self.strategy.zero_stage;
         let replicas = self.strategy.replicas() / self.strategy.shards();
         let all = 0..self.buckets.len();
-        let shard = self.strategy.shards() as usize;
         let mut out = Vec::new();
         if self.strategy.replicas() > 1 && zero < 2 {
             for bucket in all.clone() {
@@ -660,7 +706,7 @@ impl<'a> Compiler<'a> {
                 out.push(Instruction::Wait { transfer: Transfer::ReduceReplicas, bucket });
             }
         }
-        let own = |bucket: usize| self.buckets[bucket].shard_elements(shard);
+        let own = |bucket: usize| self.buckets[bucket].shard_elements();
         for bucket in all.clone().filter(|b| self.buckets[*b].tied) {
             out.push(Instruction::SumTied { bucket, elements: own(bucket) });
         }

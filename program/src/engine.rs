@@ -16,8 +16,8 @@ pub fn check(
     strategy: &ParallelStrategy,
 ) -> Result<(), Illegal> {
     let checked = match engine {
-        Engine::Native => both(strategy),
-        Engine::Torch => both(strategy).and_then(|()| torch(model, job, strategy)),
+        Engine::Native => both(model, strategy),
+        Engine::Torch => both(model, strategy).and_then(|()| torch(model, job, strategy)),
     };
     checked.map_err(|reason| Illegal {
         rule: Rule::Engine,
@@ -26,14 +26,16 @@ pub fn check(
 }
 
 /// What neither engine supports.
-fn both(s: &ParallelStrategy) -> Result<(), String> {
-    if s.context == 1 {
-        return Ok(());
+fn both(model: &ModelSpec, s: &ParallelStrategy) -> Result<(), String> {
+    let instead = "export the plan to a trainer that does";
+    if model.experts.is_some() {
+        return Err(format!("{}: it does not support experts; use a dense model, or {instead}", model.name));
     }
-    Err(format!(
-        "cp={}: it does not support context parallelism; use cp=1, or export the plan to a trainer that does",
-        s.context
-    ))
+    if s.context > 1 {
+        let context = s.context;
+        return Err(format!("cp={context}: it does not support context parallelism; use cp=1, or {instead}"));
+    }
+    Ok(())
 }
 
 fn torch(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<(), String> {

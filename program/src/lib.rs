@@ -27,7 +27,7 @@ pub mod stages;
 mod traffic;
 pub mod work;
 
-pub use bucket::{Bucket, BucketLayer, BucketParameter, buckets, region};
+pub use bucket::{Bucket, BucketLayer, BucketParameter, buckets};
 pub use compile::{
     Body, BodyKind, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram, TensorCollective,
     Transfer,

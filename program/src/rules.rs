@@ -26,10 +26,10 @@ impl fmt::Display for Illegal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rule {
     Devices,
-    NotBuilt,
     TensorDivides,
     SequenceParallel,
     Context,
+    Experts,
     Batch,
     Stages,
     Schedule,
@@ -44,10 +44,10 @@ impl Rule {
     pub fn name(self) -> &'static str {
         match self {
             Self::Devices => "degrees multiply to the number of devices",
-            Self::NotBuilt => "supported by the executor",
             Self::TensorDivides => "tensor-parallel degree divides the model",
             Self::SequenceParallel => "sequence parallelism follows tensor parallelism",
             Self::Context => "context parallelism splits the sequence",
+            Self::Experts => "expert-parallel degree divides the experts and the ranks",
             Self::Batch => "micro-batches divide the global batch",
             Self::Stages => "stages cover the layers",
             Self::Schedule => "schedule fits the pipeline",
@@ -75,9 +75,6 @@ pub fn check_strategy(
     s: &ParallelStrategy,
 ) -> Result<(), Illegal> {
     let (data, tensor, pipeline) = (s.data, s.tensor, s.pipeline);
-    ensure(Rule::NotBuilt, s.expert == 1, || {
-        format!("ep={}: the executor does not support expert parallelism; use ep=1", s.expert)
-    })?;
     ensure(Rule::Devices, s.devices() == u64::from(devices), || {
         format!(
             "dp={data} x tp={tensor} x pp={pipeline}{} uses {} devices, but there are {devices}",
@@ -107,6 +104,7 @@ pub fn check_strategy(
     ensure(Rule::SequenceParallel, !s.sequence_parallel || tensor > 1, || {
         "sequence parallelism needs tensor parallelism, but tp=1".to_owned()
     })?;
+    check_experts(model, s)?;
     let local = job.seq_len / context;
     ensure(Rule::SequenceParallel, !s.sequence_parallel || local % tensor == 0, || {
         format!("sequence parallelism splits the sequence, but tp={tensor} does not divide {local} tokens")
@@ -139,6 +137,28 @@ pub fn check_strategy(
     check_communication(job, devices, s)?;
     check_one_bit_adam(job, s)?;
     check_dgc(job, s)
+}
+
+fn check_experts(model: &ModelSpec, s: &ParallelStrategy) -> Result<(), Illegal> {
+    let (expert, replicas) = (s.expert, s.replicas());
+    let count = model.experts.map_or(1, |experts| experts.count);
+    ensure(Rule::Experts, expert == 1 || model.experts.is_some(), || {
+        format!("ep={expert} distributes experts, but the model has no experts")
+    })?;
+    ensure(Rule::Experts, count.is_multiple_of(expert), || {
+        format!("ep={expert} does not divide the {count} experts")
+    })?;
+    ensure(Rule::Experts, replicas.is_multiple_of(expert), || {
+        format!(
+            "ep={expert} does not divide dp x cp = {replicas}, the ranks over which experts are distributed"
+        )
+    })?;
+    ensure(Rule::Experts, s.zero_stage == 0 || s.shards().is_multiple_of(expert), || {
+        format!(
+            "a shard group of {} ranks does not hold all experts: ep={expert} does not divide it",
+            s.shards()
+        )
+    })
 }
 
 fn check_communication(job: &Job, devices: u32, s: &ParallelStrategy) -> Result<(), Illegal> {

@@ -72,7 +72,7 @@ impl Program {
             Instruction::Start { transfer, bucket } => {
                 let bucket = &self.ranks[rank].buckets[bucket];
                 let (kind, _) = self.transfer_work(transfer, bucket);
-                let (group, _) = self.transfer_group(transfer);
+                let (group, _) = self.transfer_group(transfer, bucket);
                 let bytes = self.transfer_bytes(transfer, bucket).as_f64();
                 let place = if transfer == Transfer::ReduceReplicas { 2 } else { 1 };
                 sent[place] += around(kind, group, bytes);

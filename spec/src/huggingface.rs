@@ -1,11 +1,11 @@
-//! Reads a Hugging Face `config.json`: the GPT-2 and Llama families.
+//! Reads a Hugging Face `config.json`: the GPT-2, Llama and Mixtral families.
 
 use crate::error::{InputError, in_range};
-use crate::model::{Activation, ModelSpec, Norm, Positions};
+use crate::model::{Activation, Experts, ModelSpec, Norm, Positions};
 use crate::parse::{Check, json_value};
 use serde_json::Value;
 
-const FAMILIES: &str = "supported values of model_type: gpt2, llama, mistral";
+const FAMILIES: &str = "supported values of model_type: gpt2, llama, mistral, mixtral";
 
 /// One config, with errors that name the field.
 struct Config<'a> {
@@ -138,7 +138,7 @@ pub fn model_from_config(file: &str, name: &str, bytes: &[u8]) -> Result<ModelSp
     }
     let spec = match family {
         "gpt2" => gpt2(&config, name)?,
-        "llama" | "mistral" => llama(&config, name)?,
+        "llama" | "mistral" | "mixtral" => llama(&config, family, name)?,
         _ => return Err(config.error("model_type", "is not a supported model family", FAMILIES)),
     };
     spec.check().map_err(|e| in_own_words(e, family == "gpt2").in_file(file))?;
@@ -147,7 +147,7 @@ pub fn model_from_config(file: &str, name: &str, bytes: &[u8]) -> Result<ModelSp
 
 /// Replaces the field's name by its name in the configuration.
 fn in_own_words(mut error: InputError, gpt2: bool) -> InputError {
-    const NAMES: [(&str, &str, &str); 9] = [
+    const NAMES: [(&str, &str, &str); 11] = [
         ("layers", "n_layer", "num_hidden_layers"),
         ("hidden", "n_embd", "hidden_size"),
         ("heads", "n_head", "num_attention_heads"),
@@ -157,6 +157,8 @@ fn in_own_words(mut error: InputError, gpt2: bool) -> InputError {
         ("max_seq_len", "n_positions", "max_position_embeddings"),
         ("norm_epsilon", "layer_norm_epsilon", "rms_norm_eps"),
         ("positions.theta", "rope_theta", "rope_theta"),
+        ("experts.count", "num_local_experts", "num_local_experts"),
+        ("experts.active", "num_experts_per_tok", "num_experts_per_tok"),
     ];
     if let Some((_, of_gpt2, of_llama)) = NAMES.iter().find(|(ours, _, _)| *ours == error.field) {
         error.field = (if gpt2 { *of_gpt2 } else { *of_llama }).to_owned();
@@ -189,10 +191,11 @@ fn gpt2(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
         activation: Activation::Gelu,
         bias: true,
         tied_embeddings: config.flag("tie_word_embeddings", true)?,
+        experts: None,
     })
 }
 
-fn llama(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
+fn llama(config: &Config<'_>, family: &str, name: &str) -> Result<ModelSpec, InputError> {
     let (hidden, heads) = (config.required("hidden_size")?, config.required("num_attention_heads")?);
     config.one_of("hidden_act", &["silu"])?;
     for field in ["attention_bias", "mlp_bias"] {
@@ -221,10 +224,17 @@ fn llama(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
     for (field, value) in inside(partial).into_iter().chain([(partial, config.root.get(partial))]) {
         config.neutral(field, value, &[1.0], "set partial_rotary_factor to 1: all of a head is rotated")?;
     }
-    let experts = "give a model of experts by name, e.g. `--model mixtral-8x7b` (see `autodist catalog`)";
-    for field in ["num_local_experts", "num_experts", "n_routed_experts"] {
-        config.absent(field, &[0.0, 1.0], experts)?;
-    }
+    let experts = if family == "mixtral" {
+        let (count, active) =
+            (config.required("num_local_experts")?, config.required("num_experts_per_tok")?);
+        Some(Experts { count, active })
+    } else {
+        let hint = "models of experts are those with `model_type` mixtral, and of the catalogue (`autodist catalog`)";
+        for field in ["num_local_experts", "num_experts", "n_routed_experts"] {
+            config.absent(field, &[0.0, 1.0], hint)?;
+        }
+        None
+    };
     let head_dim = match config.optional("head_dim")? {
         Some(head_dim) => head_dim,
         None => config.head_dim(hidden, heads, "num_attention_heads")?,
@@ -260,6 +270,7 @@ fn llama(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
         activation: Activation::SwiGlu,
         bias: false,
         tied_embeddings: config.flag("tie_word_embeddings", false)?,
+        experts,
     })
 }
 

@@ -288,6 +288,9 @@ pub struct Allow {
     /// Context-parallel degrees: ranks that split a sequence. A missing list allows those that the trainer
     /// supports; engines of autodist support none.
     pub context: Option<Vec<u32>>,
+    /// Expert-parallel degrees: ranks over which the experts of a layer are distributed. A missing list allows
+    /// every divisor of the number of experts.
+    pub expert: Option<Vec<u32>>,
     pub micro_batch: Option<Vec<u32>>,
     pub virtual_stages: Option<Vec<u32>>,
     /// ZeRO stages, 0 to 3 (Rajbhandari et al., 1910.02054).
@@ -323,6 +326,7 @@ impl Default for Allow {
             pipeline: None,
             data: None,
             context: None,
+            expert: None,
             micro_batch: None,
             virtual_stages: None,
             zero_stage: vec![0, 1, 2, 3],
@@ -500,6 +504,7 @@ impl Check for Job {
             ("allow.pipeline", &allow.pipeline),
             ("allow.data", &allow.data),
             ("allow.context", &allow.context),
+            ("allow.expert", &allow.expert),
             ("allow.micro_batch", &allow.micro_batch),
             ("allow.virtual_stages", &allow.virtual_stages),
             ("allow.shard", &allow.shard),

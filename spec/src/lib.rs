@@ -39,7 +39,7 @@ pub use communication::{Algorithm, BucketReduction, Codec, Coded, Communication,
 pub use doubt::{Doubt, DoubtKind, DoubtedCell};
 pub use error::InputError;
 pub use job::{Convergence, Hyperparameter, Job, LearningRate, Objective, Optimizer, Precision};
-pub use model::{Activation, LayerKind, ModelSpec, Norm, Parameter, Positions, TensorSplit};
+pub use model::{Activation, Experts, LayerKind, ModelSpec, Norm, Parameter, Positions, TensorSplit};
 pub use network::{Network, Path, Pattern, PatternTiming, SharedLink};
 pub use parse::{Check, SCHEMA_VERSION, fingerprint, to_json};
 pub use plan::{

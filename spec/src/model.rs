@@ -20,7 +20,7 @@ pub struct ModelSpec {
     pub kv_heads: u32,
     /// Width of one head; usually `hidden / heads`.
     pub head_dim: u32,
-    /// Width of the MLP's inner layer.
+    /// Width of the MLP's inner layer, or of that of one expert.
     pub ffn: u32,
     pub vocab: u32,
     /// Longest sequence; the size of the table when positions are learned.
@@ -33,6 +33,19 @@ pub struct ModelSpec {
     pub bias: bool,
     /// Whether the output projection is the token embedding's transpose.
     pub tied_embeddings: bool,
+    /// Every block has a layer of experts in place of its MLP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<Experts>,
+}
+
+/// A layer of experts: MLPs of which each token passes through a few, which a router chooses (Shazeer et al.,
+/// 1701.06538).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Experts {
+    pub count: u32,
+    /// Experts that each token passes through.
+    pub active: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -89,6 +102,8 @@ pub struct Parameter {
     pub rows: u64,
     pub columns: u64,
     pub split: TensorSplit,
+    /// Whether it belongs to the experts, over which expert parallelism distributes it.
+    pub routed: bool,
     /// Weight decay and scaled initialisation apply to matrices only.
     pub init: Init,
 }
@@ -114,6 +129,16 @@ pub fn share(total: u64, index: u64, parts: u64) -> std::ops::Range<u64> {
 impl Parameter {
     pub fn elements(&self) -> u64 {
         self.rows * self.columns
+    }
+
+    /// The part of each rank that experts are distributed over.
+    #[must_use]
+    pub fn distributed(mut self, ranks: u32) -> Self {
+        if self.routed {
+            let size = if self.split == TensorSplit::Rows { &mut self.rows } else { &mut self.columns };
+            *size /= u64::from(ranks.max(1));
+        }
+        self
     }
 
     /// `[rows, columns]` that tensor-parallel rank `rank` of `degree` holds.
@@ -161,6 +186,11 @@ impl ModelSpec {
         u64::from(self.heads) * u64::from(self.head_dim)
     }
 
+    /// Experts that each token passes through; 1 for the MLP of a dense model.
+    fn active(&self) -> f64 {
+        self.experts.map_or(1.0, |experts| f64::from(experts.active))
+    }
+
     fn kv_width(&self) -> u64 {
         u64::from(self.kv_heads) * u64::from(self.head_dim)
     }
@@ -174,8 +204,10 @@ impl ModelSpec {
         let hidden = u64::from(self.hidden);
         let (query, kv, ffn, vocab) =
             (self.query_width(), self.kv_width(), u64::from(self.ffn), u64::from(self.vocab));
-        let matrix = |name, rows, columns, split, init| Parameter { name, rows, columns, split, init };
-        let vector = |name, rows, split, init| Parameter { name, rows, columns: 1, split, init };
+        let routed = false;
+        let matrix =
+            |name, rows, columns, split, init| Parameter { name, rows, columns, split, routed, init };
+        let vector = |name, rows, split, init| Parameter { name, rows, columns: 1, split, routed, init };
         let mut list = Vec::new();
         match kind {
             LayerKind::Embedding => {
@@ -200,6 +232,23 @@ impl ModelSpec {
                     list.push(vector("attention.value.bias", kv, Rows, Zeros));
                 }
                 list.push(matrix("attention.output.weight", hidden, query, Columns, ScaledNormal));
+                if let Some(experts) = self.experts {
+                    // The experts' matrices below each other.
+                    let inner = u64::from(experts.count) * ffn;
+                    let expert = |name, split, init| {
+                        let (rows, columns) = if split == Rows { (inner, hidden) } else { (hidden, inner) };
+                        Parameter { name, rows, columns, split, routed: true, init }
+                    };
+                    if self.activation == Activation::SwiGlu {
+                        list.push(expert("experts.gate.weight", Rows, Normal));
+                    }
+                    list.push(expert("experts.up.weight", Rows, Normal));
+                    list.push(expert("experts.down.weight", Columns, ScaledNormal));
+                    list.push(matrix("router.weight", experts.count.into(), hidden, Replicated, Normal));
+                    self.norm_parameters(["attention_norm.weight", "attention_norm.bias"], &mut list);
+                    self.norm_parameters(["mlp_norm.weight", "mlp_norm.bias"], &mut list);
+                    return list;
+                }
                 if self.activation == Activation::SwiGlu {
                     list.push(matrix("mlp.gate.weight", ffn, hidden, Rows, Normal));
                 }
@@ -230,7 +279,8 @@ impl ModelSpec {
 
     fn norm_parameters(&self, [weight, bias]: [&'static str; 2], list: &mut Vec<Parameter>) {
         let rows = u64::from(self.hidden);
-        let vector = |name, init| Parameter { name, rows, columns: 1, split: TensorSplit::Replicated, init };
+        let (split, routed) = (TensorSplit::Replicated, false);
+        let vector = |name, init| Parameter { name, rows, columns: 1, split, routed, init };
         list.push(vector(weight, Init::Ones));
         if self.norm == Norm::LayerNorm {
             list.push(vector(bias, Init::Zeros));
@@ -249,7 +299,8 @@ impl ModelSpec {
             + self.layer_parameters(LayerKind::Head)
     }
 
-    /// Forward FLOPs of one layer over `tokens` tokens in sequences of `seq_len`: 2mnk per GEMM, with
+    /// Forward FLOPs of one layer over `tokens` tokens in sequences of `seq_len`: 2mnk per GEMM of the active
+    /// experts, with
     /// attention's GEMMs counted in full (Narayanan et al., SC'21, appendix). The backward pass has twice as
     /// many.
     pub fn forward_flops(&self, kind: LayerKind, tokens: u64, seq_len: u64) -> Flops {
@@ -261,7 +312,7 @@ impl ModelSpec {
                 let mlp_matrices = if self.activation == Activation::SwiGlu { 3.0 } else { 2.0 };
                 let query = self.query_width() as f64;
                 let projections = hidden * (2.0 * query + 2.0 * self.kv_width() as f64);
-                let mlp = mlp_matrices * hidden * f64::from(self.ffn);
+                let mlp = mlp_matrices * hidden * f64::from(self.ffn) * self.active();
                 2.0 * tokens * (projections + mlp) + 4.0 * tokens * seq_len as f64 * query
             }
             LayerKind::Head => 2.0 * tokens * hidden * f64::from(self.vocab),
@@ -274,7 +325,8 @@ impl ModelSpec {
         let core = 2.0 * tokens as f64 * seq_len as f64 * self.query_width() as f64;
         let block = || self.forward_flops(LayerKind::Block, tokens, seq_len).0;
         let matrices = if self.activation == Activation::SwiGlu { 3.0 } else { 2.0 };
-        let mlp = 2.0 * tokens as f64 * matrices * f64::from(self.hidden) * f64::from(self.ffn);
+        let mlp =
+            2.0 * tokens as f64 * matrices * f64::from(self.hidden) * f64::from(self.ffn) * self.active();
         Flops(match segment {
             Segment::Attention => block() - mlp - core,
             Segment::Mlp => mlp,
@@ -316,6 +368,14 @@ impl crate::parse::Check for ModelSpec {
         in_range("heads x head_dim", self.query_width(), 1, 1 << 22)?;
         in_range("total number of parameters", self.total_parameters(), 1, 1 << 50)?;
         positive("norm_epsilon", self.norm_epsilon)?;
+        if let Some(experts) = self.experts {
+            in_range("experts.count", u64::from(experts.count), 2, 1 << 12)?;
+            in_range("experts.active", u64::from(experts.active), 1, u64::from(experts.count))?;
+            if self.bias {
+                return Err(InputError::new("bias", true, "is not supported together with `experts`")
+                    .hint("set bias to false, or remove experts"));
+            }
+        }
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(InputError::new(
                 "kv_heads",

@@ -170,6 +170,9 @@ impl ParallelStrategy {
         if self.context > 1 {
             text += &format!(" cp{}", self.context);
         }
+        if self.expert > 1 {
+            text += &format!(" ep{}", self.expert);
+        }
         if self.zero_stage > 0 {
             text += &format!(" zero{}", self.zero_stage);
             if self.shard != self.data {
@@ -245,6 +248,9 @@ pub struct CostBreakdown {
     /// Exchange of keys and values between context-parallel ranks, as far as the attention does not hide it.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub context_communication_s: Seconds,
+    /// All-to-alls of tokens to the ranks of their experts and back.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub expert_communication_s: Seconds,
     /// Exposed gradient reductions and parameter gathers, that is without the part that overlaps with
     /// compute.
     pub data_communication_s: Seconds,
@@ -261,12 +267,13 @@ pub struct CostBreakdown {
 }
 
 impl CostBreakdown {
-    pub fn parts(&self) -> [(&'static str, Seconds); 10] {
+    pub fn parts(&self) -> [(&'static str, Seconds); 11] {
         [
             ("compute", self.compute_s),
             ("recompute", self.recompute_s),
             ("tensor communication", self.tensor_communication_s),
             ("context communication", self.context_communication_s),
+            ("expert communication", self.expert_communication_s),
             ("data communication", self.data_communication_s),
             ("pipeline communication", self.pipeline_communication_s),
             ("bubble", self.bubble_s),

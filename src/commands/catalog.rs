@@ -26,17 +26,13 @@ pub fn run(args: &JsonArgs) -> Result<(), Failure> {
         let m = &entry.spec;
         let size = m.total_parameters() as f64;
         let (size, unit) = if size >= 1e9 { (size / 1e9, "B") } else { (size / 1e6, "M") };
+        let experts = m.experts.map(|experts| format!(", {} experts", experts.count)).unwrap_or_default();
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "  {:<14} {size:>6.1}{unit}  {:>3} layers, hidden {:>5}  {}",
-            m.name, m.layers, m.hidden, entry.source
+            "  {:<14} {size:>6.1}{unit}  {:>3} layers, hidden {:>5}{}  {}",
+            m.name, m.layers, m.hidden, experts, entry.source
         );
-    }
-    text.push_str("\nMixture-of-experts models (for `estimate --cluster`)\n");
-    for model in autodist_analytic::catalog::expert_models() {
-        let size = model.shape().parameters() / 1e9;
-        let _ = writeln!(text, "  {:<14} {size:>6.1}B  {}", model.name, model.source);
     }
     text.push_str("\nDevices (published figures; dense bf16 or fp16 peak)\n");
     for (device, link) in devices {

@@ -1,7 +1,9 @@
 //! `autodist estimate`
 
 use super::from_trainer::{self, Given};
-use super::{DEFAULT_MODEL, Prices, check_prices, prices, profile_of, refused, without_profile};
+use super::{
+    DEFAULT_MODEL, Prices, check_experts, check_prices, prices, profile_of, refused, without_profile,
+};
 use crate::cli::EstimateArgs;
 use crate::failure::Failure;
 use crate::{input, output};
@@ -97,6 +99,7 @@ fn of_flags(args: &EstimateArgs, given: Option<&Given>, prices: &Prices) -> Resu
             (model.clone(), job, strategy, stages)
         }
     };
+    check_experts(&model, args.strategy.ep)?;
     check_prices(prices, &model, &job)?;
     let planner = Planner::new(&model, &prices.cluster, &job, &prices.profile);
     let blame = |failure| match given {

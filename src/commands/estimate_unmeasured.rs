@@ -3,11 +3,11 @@
 
 use super::catalogue::{Figures, Software};
 use super::from_trainer::{self, Given};
-use super::{DEFAULT_MODEL, estimate_experts, plan, refused};
+use super::{DEFAULT_MODEL, check_experts, plan, refused};
 use crate::cli::{EstimateArgs, JobArgs, RecomputeArg, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
-use autodist_analytic::{catalog, even_blocks, software};
+use autodist_analytic::{even_blocks, software};
 use autodist_planner::{MemoryShortfall, PlanError, Planner, SearchLimits};
 use autodist_program::stages;
 use autodist_reports::terminal;
@@ -24,15 +24,12 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
         in_range("--best", top as u64, 1, 10_000)?;
     }
     let name = args.model.as_deref();
-    if let Some(model) = name.and_then(catalog::expert_model) {
-        let asked = Asked::of(args, given)?;
-        return estimate_experts::run(args, figures, &asked, model.shape());
-    }
     let model = match &given {
         Some(given) => given.model(name, None)?,
         None => input::model(name.unwrap_or(DEFAULT_MODEL))?,
     };
     let asked = Asked::of(args, given)?;
+    check_experts(&model, asked.flags.ep).map_err(|error| asked.blame(args, error.into()))?;
     if let Some(top) = args.best {
         let limits = SearchLimits { top, ..SearchLimits::default() };
         let mut job = asked.job.clone();
@@ -47,10 +44,7 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
         let plan = plan::fastest(&figures, &model, job, &software, limits)?;
         return print(args, &plan, plan::write_new(&plan, args.output.as_deref()));
     }
-    let (plan, shortfall) = one(&figures, &model, &asked).map_err(|failure| match &asked.given {
-        Some(given) => given.blame(args, failure),
-        None => failure,
-    })?;
+    let (plan, shortfall) = one(&figures, &model, &asked).map_err(|failure| asked.blame(args, failure))?;
     let written = match shortfall {
         None => plan::write_new(&plan, args.output.as_deref()),
         Some(shortfall) => Err(too_large(args, shortfall)),
@@ -64,7 +58,7 @@ fn print(args: &EstimateArgs, plan: &Plan, written: Result<(), Failure>) -> Resu
 }
 
 /// Why a plan that is printed is not written.
-pub fn too_large(args: &EstimateArgs, shortfall: MemoryShortfall) -> Failure {
+fn too_large(args: &EstimateArgs, shortfall: MemoryShortfall) -> Failure {
     let written = args.output.as_ref().map_or(String::new(), |path| {
         format!("; no plan was written to {}, because it could not be trained", path.display())
     });
@@ -74,11 +68,11 @@ pub fn too_large(args: &EstimateArgs, shortfall: MemoryShortfall) -> Failure {
 }
 
 /// The job, the software and the flags of the layout, with what a trainer's file gives in their places.
-pub struct Asked {
-    pub job: Job,
-    pub flags: StrategyArgs,
-    pub software: Software,
-    pub given: Option<Given>,
+struct Asked {
+    job: Job,
+    flags: StrategyArgs,
+    software: Software,
+    given: Option<Given>,
 }
 
 impl Asked {
@@ -112,7 +106,15 @@ impl Asked {
         Ok(Self { job, flags, software, given })
     }
 
-    pub fn recompute(&self) -> Option<Recompute> {
+    /// A failure, attributed to the trainer's file if it gave the value.
+    fn blame(&self, args: &EstimateArgs, failure: Failure) -> Failure {
+        match &self.given {
+            Some(given) => given.blame(args, failure),
+            None => failure,
+        }
+    }
+
+    fn recompute(&self) -> Option<Recompute> {
         self.flags.recompute.map(|mode| match mode {
             RecomputeArg::None => Recompute::None,
             RecomputeArg::Selective => Recompute::Selective,
@@ -122,7 +124,7 @@ impl Asked {
 
     /// The strategy of the flags on `devices` devices, and what it assumes. Without `--recompute` it has no
     /// recomputation.
-    pub fn strategy(&self, devices: u32) -> Result<(ParallelStrategy, Vec<String>), Failure> {
+    fn strategy(&self, devices: u32) -> Result<(ParallelStrategy, Vec<String>), Failure> {
         let (flags, trainer) = (&self.flags, self.software.trainer);
         let mut strategy = input::strategy(flags, devices)?;
         let mut assumptions = self.software.assumptions.clone();
@@ -164,10 +166,6 @@ fn one(
 ) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
     let devices = figures.cluster.device_count();
     let (strategy, assumptions) = asked.strategy(devices)?;
-    if strategy.expert > 1 {
-        let error = InputError::new("ep", strategy.expert, "the model has no experts");
-        return Err(error.hint("remove `--ep`, or use a model with experts").into());
-    }
     let own_stages = asked.given.as_ref().and_then(|given| given.stages(&asked.flags, model));
     if let (None, Some(given)) = (&own_stages, &asked.given) {
         given.one_recompute()?;

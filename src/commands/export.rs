@@ -18,6 +18,12 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     for (flag, value) in [("--script", args.script.as_deref()), ("--image", Some(args.image.as_str()))] {
         value.map_or(Ok(()), |value| input::check_flag(flag, value))?;
     }
+    if plan.model.experts.is_some() && args.to.is_trainer() {
+        let problem = "has experts, which exported files do not describe";
+        let error = InputError::new("model.name", &plan.model.name, problem);
+        let hint = "write the trainer's file yourself, with the degrees of this plan (`autodist explain`)";
+        return Err(error.hint(hint).in_file(&args.plan.display().to_string()).into());
+    }
     if plan.profile.catalogue.as_ref().is_some_and(|catalogue| catalogue.fp8) && args.to.is_trainer() {
         let error = InputError::new("profile.catalogue.fp8", true, "has no counterpart in exported files");
         let hint = "export the plan without `--fp8`, and add the trainer's own FP8 settings to its files";

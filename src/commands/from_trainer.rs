@@ -3,7 +3,7 @@
 use crate::cli::{EstimateArgs, JobArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
-use autodist_analytic::{Trainer, catalog};
+use autodist_analytic::Trainer;
 use autodist_exporters::{CommandLine, Field, Imported, Target, import_with};
 use autodist_spec::{
     Check, Hyperparameter, InputError, Job, ModelSpec, ParallelStrategy, Positions, Stage, text,
@@ -26,8 +26,10 @@ pub fn read(args: &EstimateArgs, devices: Option<u32>) -> Result<Option<Given>, 
             .hint(format!("use one of {}", trainers.join(", ")))
     })?;
     let content = input::text_file(Path::new(file), "configuration")?;
-    let command = command_line(args, devices)?;
-    let model = args.model.as_deref().filter(|_| !command.experts).map(input::model).transpose()?;
+    let named = args.model.as_deref().map(input::model).transpose()?;
+    let experts = named.as_ref().is_some_and(|model| model.experts.is_some());
+    let command = command_line(args, devices, experts)?;
+    let model = named.filter(|_| !experts);
     let open = |name: &str| -> Result<String, InputError> {
         let folder = Path::new(file).parent().unwrap_or(Path::new(""));
         let path = folder.join(name);
@@ -60,7 +62,7 @@ pub fn read(args: &EstimateArgs, devices: Option<u32>) -> Result<Option<Given>, 
 }
 
 /// The fields that override the file, or that the file does not set.
-fn command_line(args: &EstimateArgs, devices: Option<u32>) -> Result<CommandLine, Failure> {
+fn command_line(args: &EstimateArgs, devices: Option<u32>, experts: bool) -> Result<CommandLine, Failure> {
     let (layout, mut job) = (&args.strategy, args.job.clone());
     if job.job.is_some() {
         let whole = input::job(&args.job, None, None, None)?;
@@ -75,7 +77,6 @@ fn command_line(args: &EstimateArgs, devices: Option<u32>) -> Result<CommandLine
         fields.extend(of_layout(layout));
     }
     let fields = fields.into_iter().filter_map(|(field, value)| Some((field, value?))).collect();
-    let experts = args.model.as_deref().and_then(catalog::expert_model).is_some();
     Ok(CommandLine { devices, fields, fp8: args.fp8, experts, search: args.best.is_some() })
 }
 

@@ -1,12 +1,10 @@
 //! One file per subcommand, each thin.
 
 mod backtest;
-mod best_experts;
 mod calibrate;
 mod catalog;
 mod catalogue;
 mod estimate;
-mod estimate_experts;
 mod estimate_unmeasured;
 mod explain;
 mod export;
@@ -20,7 +18,7 @@ mod train;
 mod tune;
 mod validate;
 
-use crate::cli::{Cli, Command, FigureArgs, PriceArgs};
+use crate::cli::{Cli, Command, FigureArgs, PriceArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::Trainer;
@@ -221,6 +219,26 @@ fn without_profile(trainer: Option<Trainer>, fp8: bool, figures: &FigureArgs) ->
         }
     }
     Ok(())
+}
+
+/// # Errors
+/// A search for autodist's own engines is restricted to what they do not support.
+fn check_own_engines(flags: &StrategyArgs) -> Result<(), InputError> {
+    match flags.cp.filter(|degree| *degree > 1) {
+        None => Ok(()),
+        Some(degree) => Err(InputError::new("--cp", degree, "is not supported by autodist's own engines")
+            .hint("remove `--cp`, or plan for another trainer: `plan --cluster` without `--profile`")),
+    }
+}
+
+/// # Errors
+/// Experts of a dense model are to be distributed.
+fn check_experts(model: &ModelSpec, degree: Option<u32>) -> Result<(), InputError> {
+    match degree.filter(|degree| *degree > 1 && model.experts.is_none()) {
+        None => Ok(()),
+        Some(degree) => Err(InputError::new("--ep", degree, format!("{} has no experts", model.name))
+            .hint("remove `--ep`, or use a model with experts (`autodist catalog`)")),
+    }
 }
 
 /// Adds doubts to the profile: the writer of the file may not have checked it.

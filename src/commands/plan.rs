@@ -1,11 +1,11 @@
 //! `autodist plan`
 
 use super::catalogue::{Figures, Software};
-use super::{check_prices, prices, without_profile};
+use super::{check_experts, check_own_engines, check_prices, prices, without_profile};
 use crate::cli::PlanArgs;
 use crate::failure::Failure;
 use crate::{devices, engine, input, output};
-use autodist_analytic::{catalog, software};
+use autodist_analytic::software;
 use autodist_planner::{Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
@@ -36,14 +36,10 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
 /// Plans for machines that were measured.
 fn of_profile(args: &PlanArgs, limits: SearchLimits) -> Result<Plan, Failure> {
     without_profile(args.trainer, args.fp8, &args.figures)?;
-    if let Some(context) = args.strategy.cp.filter(|context| *context > 1) {
-        let error = InputError::new("--cp", context, "is not supported by autodist's own engines");
-        return Err(error
-            .hint("remove `--cp`, or plan for another trainer: `--cluster` without `--profile`")
-            .into());
-    }
+    check_own_engines(&args.strategy)?;
     let prices = prices(&args.price)?;
     let model = input::model(&args.model.model)?;
+    check_experts(&model, args.strategy.ep)?;
     let mut job = input::job(&args.job, None, Some(prices.profile.seq_len), Some(prices.profile.precision))?;
     input::narrow(&mut job, &args.strategy, prices.cluster.device_count())?;
     devices::leave_out(prices.profile.environment.devices, &mut job);
@@ -70,13 +66,8 @@ fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Pl
         return Err(error.hint("remove this option, or give `--profile`").into());
     }
     let figures = Figures::of(cluster, &args.figures, args.price.device_memory)?;
-    let name = args.model.model.as_str();
-    if catalog::expert_model(name).is_some() {
-        let error =
-            InputError::new("--model", name, "has experts, and plan documents describe dense models only");
-        return Err(error.hint("`autodist estimate --best` searches layouts of such models").into());
-    }
-    let model = input::model(name)?;
+    let model = input::model(&args.model.model)?;
+    check_experts(&model, args.strategy.ep)?;
     let mut job = input::job(&args.job, None, None, Some(Precision::Bf16))?;
     input::narrow(&mut job, &args.strategy, figures.cluster.device_count())?;
     let software = Software::of(args.trainer, args.fp8);

@@ -8,7 +8,9 @@ use crate::{engine, external, input, output, train};
 use autodist_executor::launcher::LaunchOptions;
 use autodist_profiler::Request;
 use autodist_reports::terminal;
-use autodist_spec::{Cluster, DeviceKind, Engine, InputError, Job, ModelSpec, Profile, doubt, to_json};
+use autodist_spec::{
+    Cluster, DeviceKind, Engine, InputError, Job, ModelSpec, Positions, Profile, doubt, to_json,
+};
 use std::path::Path;
 
 pub const DEFAULT_BATCH: u32 = 8;
@@ -92,7 +94,15 @@ pub fn request(
     for (flag, value) in [("--budget", budget), ("--interval", interval)] {
         autodist_spec::error::positive(flag, value)?;
     }
-    if job.seq_len > model.max_seq_len {
+    if let Some(experts) = model.experts {
+        let problem = "has experts, which autodist's own engines do not support";
+        let error =
+            InputError::new("--model", format!("{} ({} experts)", model.name, experts.count), problem);
+        return Err(error
+            .hint("use a dense model, or plan without a profile: `autodist plan --cluster`")
+            .into());
+    }
+    if model.positions == Positions::Learned && job.seq_len > model.max_seq_len {
         let problem =
             format!("must be at most {}, the number of positions of {}", model.max_seq_len, model.name);
         let hint = format!("use --seq-len {} or less, or a model with more positions", model.max_seq_len);

@@ -635,7 +635,7 @@ fn flags() {
         (format!("{estimate} --tp 4294967296"), &["--tp", "4294967296"]),
         (format!("{estimate} --tp 4294967295 --pp 4294967295 --cp 4294967295"), &["--tp", "4294967295"]),
         (format!("{estimate} --cp 2"), &["cp=2", "context parallelism"]),
-        (format!("{estimate} --ep 2"), &["ep=2", "executor"]),
+        (format!("{estimate} --ep 2"), &["--ep", "no experts"]),
         (format!("{estimate} --zero 4"), &["--zero", "4"]),
         (format!("{estimate} --zero 1 --tp 2"), &["zero=1", "one rank"]),
         (format!("{estimate} --sp"), &["tp=1"]),

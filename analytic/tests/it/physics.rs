@@ -1,7 +1,7 @@
 //! Laws that hold for all parameter values.
 
 use autodist_analytic::{
-    FreeParameters, Memory, NodeModel, ParallelDims, Shape, Trainer, TrainingRun, Uplink, catalog,
+    FreeParameters, Memory, NodeModel, ParallelDims, Shape, Trainer, TrainingRun, Uplink,
 };
 use autodist_hardware::Dtype;
 use autodist_spec::Recompute;
@@ -177,7 +177,7 @@ fn twice_the_batch_takes_less_than_twice_the_time() {
 #[test]
 fn experts_cost_what_is_active() {
     let machine = Arc::new(NodeModel::named("h100-80gb-sxm", 8, None).unwrap());
-    let mixtral = catalog::expert_models()[0].shape();
+    let mixtral = Shape::from(&autodist_spec::catalog::model("mixtral-8x7b").unwrap());
     let dense = Shape { ffn: 2 * 14336, experts: None, ..mixtral.clone() };
     let layout = ParallelDims { data: 8, expert: 8, zero_stage: 1, shard: 8, ..ParallelDims::default() };
     let run = |shape: &Shape, expert| {

@@ -24,6 +24,7 @@ fn models() -> [ModelSpec; 4] {
         activation: Activation::Gelu,
         bias: true,
         tied_embeddings: true,
+        experts: None,
     };
     let llama = ModelSpec {
         name: "Llama's kind, odd".into(),

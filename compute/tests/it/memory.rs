@@ -156,6 +156,7 @@ fn segments_hold_what_the_formulas_say() {
         activation: Activation::Gelu,
         bias: true,
         tied_embeddings: true,
+        experts: None,
     };
     let llama = ModelSpec {
         kv_heads: 2,

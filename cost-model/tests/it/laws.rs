@@ -75,6 +75,7 @@ proptest! {
         let split = Split {
             tensor: strategy.tensor,
             context: strategy.context,
+            expert: strategy.expert,
             sequence_parallel: strategy.sequence_parallel,
             micro_batch: strategy.micro_batch,
             recompute: strategy.recompute,

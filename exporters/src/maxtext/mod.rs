@@ -241,6 +241,7 @@ static ROWS: &[FieldMapping] = &[
                 return Ok(false);
             };
             settings.model = Some(ModelSpec {
+                experts: None,
                 name: "maxtext".to_owned(),
                 layers,
                 hidden,

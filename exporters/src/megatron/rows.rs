@@ -80,6 +80,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             let grouped = document.flag("group-query-attention")?.unwrap_or(false);
             let groups = document.size("num-query-groups")?.filter(|_| grouped);
             settings.model = Some(ModelSpec {
+                experts: None,
                 name: "megatron".to_owned(),
                 layers,
                 hidden,

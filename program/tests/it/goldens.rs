@@ -154,6 +154,7 @@ impl Seen {
         }
         for (what, on) in [
             ("bias", model.bias),
+            ("experts", model.experts.is_some()),
             ("tied table", model.tied_embeddings),
             ("sequence parallelism", strategy.sequence_parallel),
             ("clipping", job.gradient_clip > 0.0),
@@ -202,6 +203,7 @@ impl Seen {
             }
             Instruction::Wait { transfer, .. } => self.add("wait for", transfer),
             Instruction::Context { pass, .. } => self.add("exchange in", pass),
+            Instruction::Experts { pass, .. } => self.add("route in", pass),
             _ => {}
         }
     }
@@ -232,7 +234,7 @@ fn cases_have_every_variant_of_what_a_strategy_says_and_a_program_does() {
     seen.check("message", &variants!(MessageKind: Activation, Gradient));
     seen.check("body", &variants!(BodyKind: Forward, Backward, Optimizer));
     let instructions = variants!(
-        Instruction: Segment, Tensor, Context, SumReplicated, Start, Wait, Release, SumTied, GradientNorm, Update
+        Instruction: Segment, Tensor, Context, Experts, SumReplicated, Start, Wait, Release, SumTied, GradientNorm, Update
     );
     seen.check("instruction", &instructions);
     let segments = variants!(
@@ -240,7 +242,9 @@ fn cases_have_every_variant_of_what_a_strategy_says_and_a_program_does() {
     );
     seen.check("segment", &segments);
     seen.check("pass", &variants!(Pass: Forward, Recompute, Backward));
-    seen.check("exchange in", &variants!(Pass: Forward, Recompute, Backward));
+    for what in ["exchange in", "route in"] {
+        seen.check(what, &variants!(Pass: Forward, Recompute, Backward));
+    }
     seen.check("layer", &variants!(LayerKind: Embedding, Block, Head));
     let collectives = variants!(TensorCollective: SumAll, MaxAll, ReduceScatter, AllGather);
     seen.check("tensor collective", &collectives);
@@ -254,6 +258,7 @@ fn cases_have_every_variant_of_what_a_strategy_says_and_a_program_does() {
     seen.check("collective", &collectives.each_ref().map(String::as_str));
     for what in [
         "bias",
+        "experts",
         "tied table",
         "sequence parallelism",
         "clipping",

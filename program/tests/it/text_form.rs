@@ -7,8 +7,8 @@ use autodist_program::{
     RankProgram, TensorCollective, Transfer,
 };
 use autodist_spec::{
-    Activation, Algorithm, BucketReduction, Bytes, Codec, Communication, ModelSpec, Norm, ParallelStrategy,
-    Pass, Positions, Precision, Recompute, Reduction, ScheduleKind, Segment, Stage,
+    Activation, Algorithm, BucketReduction, Bytes, Codec, Communication, Experts, ModelSpec, Norm,
+    ParallelStrategy, Pass, Positions, Precision, Recompute, Reduction, ScheduleKind, Segment, Stage,
 };
 use common::cases::{self, ALGORITHMS};
 use common::{every, text, variant, variants};
@@ -16,7 +16,8 @@ use std::collections::BTreeSet;
 
 /// The programs in which everything is changed; together they have every instruction. (The others pass as
 /// well, but take half a minute.)
-const CHANGED: [&str; 7] = [
+const CHANGED: [&str; 8] = [
+    "ep2-cp2-dp2-zero1-recompute-full",
     "cp2-recompute-full",
     "dp4-tp2-pp2-hybrid-everything",
     "zero1-hybrid",
@@ -200,7 +201,8 @@ fn model(one: &ModelSpec) -> Changes<ModelSpec> {
         norm_epsilon => [one.norm_epsilon * 2.0],
         activation => but(every!(Activation: Gelu, SwiGlu), &one.activation),
         bias => [!one.bias],
-        tied_embeddings => [!one.tied_embeddings]
+        tied_embeddings => [!one.tied_embeddings],
+        experts => [Some(Experts { count: 6, active: 2 }), Some(Experts { count: 6, active: 3 })]
     } of one)
 }
 
@@ -242,7 +244,9 @@ fn bucket(one: &Bucket) -> Changes<Bucket> {
         elements => [one.elements + 1],
         padded => [one.padded + 1],
         tied => [!one.tied],
-        copy => [!one.copy];
+        copy => [!one.copy],
+        expert => [one.expert + 1],
+        shard => [one.shard + 1];
         layers
     } of one);
     let layers = of_list(&one.layers, bucket_layer);
@@ -320,6 +324,15 @@ fn instruction(one: &Instruction) -> Changes<Instruction> {
             list.extend([
                 I::Context { layer: layer + 1, pass, elements },
                 I::Context { layer, pass, elements: elements + 1 },
+            ]);
+            list
+        }
+        I::Experts { layer, pass, elements } => {
+            let passes = every!(Pass: Forward, Recompute, Backward);
+            let mut list = passes.map(|pass| I::Experts { layer, pass, elements }).to_vec();
+            list.extend([
+                I::Experts { layer: layer + 1, pass, elements },
+                I::Experts { layer, pass, elements: elements + 1 },
             ]);
             list
         }
@@ -423,7 +436,7 @@ fn whatever_is_changed_changes_the_text() {
         seen.extend(instructions.map(variant));
     }
     let all = variants!(
-        Instruction: Segment, Tensor, Context, SumReplicated, Start, Wait, Release, SumTied, GradientNorm, Update
+        Instruction: Segment, Tensor, Context, Experts, SumReplicated, Start, Wait, Release, SumTied, GradientNorm, Update
     );
     assert_eq!(seen, all.into_iter().map(str::to_owned).collect(), "programs that are changed");
 }

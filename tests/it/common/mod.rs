@@ -114,6 +114,7 @@ pub fn small_model() -> ModelSpec {
         activation: Activation::SwiGlu,
         bias: false,
         tied_embeddings: false,
+        experts: None,
     }
 }
 

@@ -24,6 +24,7 @@ pub fn gpt2_like() -> ModelSpec {
         activation: Activation::Gelu,
         bias: true,
         tied_embeddings: true,
+        experts: None,
     }
 }
 

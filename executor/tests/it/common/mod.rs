@@ -28,6 +28,7 @@ pub fn learner() -> ModelSpec {
         activation: Activation::SwiGlu,
         bias: false,
         tied_embeddings: false,
+        experts: None,
     }
 }
 
@@ -49,6 +50,7 @@ pub fn model(llama: bool) -> ModelSpec {
         activation: if llama { Activation::SwiGlu } else { Activation::Gelu },
         bias: !llama,
         tied_embeddings: !llama,
+        experts: None,
     }
 }
 

@@ -2,8 +2,8 @@
 
 use autodist_program::{Illegal, Program, rules, stages};
 use autodist_spec::{
-    Activation, Algorithm, BucketReduction, Bytes, Codec, Communication, Job, ModelSpec, Norm, Optimizer,
-    ParallelStrategy, Positions, Precision, Recompute, Reduction, ScheduleKind, Stage,
+    Activation, Algorithm, BucketReduction, Bytes, Codec, Communication, Experts, Job, ModelSpec, Norm,
+    Optimizer, ParallelStrategy, Positions, Precision, Recompute, Reduction, ScheduleKind, Stage,
 };
 
 pub struct Case {
@@ -73,6 +73,7 @@ fn llama(layers: u32) -> ModelSpec {
         activation: Activation::SwiGlu,
         bias: false,
         tied_embeddings: false,
+        experts: None,
     }
 }
 
@@ -138,6 +139,7 @@ pub fn all() -> Vec<Case> {
     list.extend(sharding());
     list.extend(tensor_parallelism());
     list.extend(context_parallelism());
+    list.extend(expert_parallelism());
     list.extend(pipelines());
     list.extend(combinations());
     list.extend(recomputation());
@@ -222,6 +224,25 @@ fn context_parallelism() -> Vec<Case> {
         Case::new("cp2-tp2-sp", split(2, sequence_parallel(degrees(1, 2, 1)))),
         Case::new("cp2-pp2", split(2, degrees(1, 1, 2))),
         Case::new("cp2-recompute-full", split(2, full)).batch(2),
+    ]
+}
+
+fn expert_parallelism() -> Vec<Case> {
+    let sparse = |layers| ModelSpec { experts: Some(Experts { count: 4, active: 2 }), ..llama(layers) };
+    let spread = |expert, strategy| ParallelStrategy { expert, ..strategy };
+    let split = ParallelStrategy { context: 2, ..zero(1, 2, degrees(2, 1, 1)) };
+    vec![
+        Case::new("experts", degrees(2, 1, 1)).model(sparse(2)),
+        Case::new("ep2", spread(2, degrees(2, 1, 1))).model(sparse(2)),
+        Case::new("ep2-dp4", spread(2, degrees(4, 1, 1))).model(sparse(1)).batch(8),
+        Case::new("ep2-dp4-zero1", spread(2, zero(1, 4, degrees(4, 1, 1)))).model(sparse(1)).batch(8),
+        // Every rank holds other experts whole, and shards the rest.
+        Case::new("ep4-dp4-zero3", spread(4, zero(3, 4, degrees(4, 1, 1)))).model(sparse(1)).batch(8),
+        Case::new("ep2-dp4-zero3-hybrid", spread(2, zero(3, 2, degrees(4, 1, 1)))).model(sparse(1)).batch(8),
+        Case::new("ep2-tp2-sp", spread(2, sequence_parallel(degrees(2, 2, 1)))).model(sparse(1)),
+        Case::new("ep2-pp2", spread(2, degrees(2, 1, 2))).model(sparse(2)),
+        Case::new("ep2-cp2-dp2-zero1-recompute-full", spread(2, recomputing(Recompute::Full, split)))
+            .model(sparse(1)),
     ]
 }
 

@@ -9,8 +9,9 @@ use autodist_program::{
     MessageKind, Op, Operand, Program, RankProgram, TensorCollective, Transfer, buckets,
 };
 use autodist_spec::{
-    Activation, Algorithm, BucketReduction, Codec, Coded, Communication, Job, ModelSpec, Norm, Optimizer,
-    ParallelStrategy, Pass, Positions, Precision, Recompute, Reduction, ScheduleKind, Segment, Stage,
+    Activation, Algorithm, BucketReduction, Codec, Coded, Communication, Experts, Job, ModelSpec, Norm,
+    Optimizer, ParallelStrategy, Pass, Positions, Precision, Recompute, Reduction, ScheduleKind, Segment,
+    Stage,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write};
@@ -77,6 +78,7 @@ fn of_model(model: &ModelSpec) -> String {
         activation,
         bias,
         tied_embeddings,
+        experts,
     } = model;
     let positions = match positions {
         Positions::Learned => "learned".to_owned(),
@@ -90,10 +92,12 @@ fn of_model(model: &ModelSpec) -> String {
         Activation::Gelu => "gelu",
         Activation::SwiGlu => "swiglu",
     };
+    let experts = experts.map(|Experts { count, active }| format!(", {active} of {count} experts"));
+    let experts = experts.unwrap_or_default();
     format!(
         "model: {name}, {layers} blocks, hidden {hidden}, {heads} heads and {kv_heads} key/value heads of {head_dim}, \
          mlp {ffn} {activation}, vocabulary {vocab}, {max_seq_len} positions {positions}, {norm} {norm_epsilon:e}, \
-         bias {}, tied {}\n",
+         bias {}, tied {}{experts}\n",
         yes(*bias),
         yes(*tied_embeddings)
     )
@@ -216,16 +220,22 @@ fn of_groups(program: &Program, rank: &RankProgram) -> String {
     if instructions().any(|i| matches!(i, Instruction::Tensor { .. } | Instruction::SumReplicated { .. })) {
         line(&mut out, format!("  tensor groups: {}", groups(program.tensor_groups(pipeline))));
     }
-    let (size, stride) = program.context_group();
-    if size > 1 {
-        line(&mut out, format!("  context groups: {size} devices, {stride} apart"));
+    for (what, (size, stride)) in [("context", program.context_group()), ("expert", program.expert_group())] {
+        if size > 1 {
+            line(&mut out, format!("  {what} groups: {size} devices, {stride} apart"));
+        }
     }
     let transfers: BTreeSet<Transfer> = transfers(rank).into_values().flatten().collect();
     for transfer in transfers {
-        let (size, stride) = program.transfer_group(transfer);
+        // Of each kind of bucket.
+        let mut sizes: Vec<(usize, usize)> =
+            rank.buckets.iter().map(|bucket| program.transfer_group(transfer, bucket)).collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        let sizes = words(sizes.iter().map(|(size, stride)| format!("{size} devices, {stride} apart")));
         let name = of_transfer(transfer);
         let groups = groups(program.transfer_groups(pipeline, transfer));
-        line(&mut out, format!("  {name} groups: {size} devices, {stride} apart: {groups}"));
+        line(&mut out, format!("  {name} groups: {sizes}: {groups}"));
     }
     line(&mut out, format!("  norm groups: {}", all(&|at| layout.model_group(at))));
     if instructions().any(|i| matches!(i, Instruction::SumTied { .. })) {
@@ -287,11 +297,14 @@ fn of_buckets(program: &Program, rank: &RankProgram) -> String {
 }
 
 fn of_bucket(program: &Program, bucket: &Bucket, tensor_rank: usize) -> String {
-    let Bucket { chunk, layers, elements, padded, tied, copy } = bucket;
+    let Bucket { chunk, layers, elements, padded, tied, copy, expert, shard } = bucket;
     let mut out = format!("chunk {chunk}, {elements} elements, padded {padded}");
-    let shard = bucket.shard_elements(program.layout.shard);
+    let own = bucket.shard_elements();
     let replicated = bucket.replicated();
-    out += &format!(", shard {shard}, replicated {replicated}");
+    out += &format!(", shard {own}, replicated {replicated}");
+    let usual = program.layout.shard;
+    out += &if *shard == usual { String::new() } else { format!(", over {shard} ranks") };
+    out += &if *expert == 1 { String::new() } else { format!(", of experts on {expert} ranks") };
     out += if *tied { ", tied" } else { "" };
     out += if *copy { ", copy\n" } else { "\n" };
     for BucketLayer { layer, offset, elements, replicated } in layers {
@@ -347,12 +360,7 @@ impl Told {
 /// Consecutive instructions of one layer share a line, and so do equal layers; a line's verbs apply until the
 /// next.
 fn of_instructions(program: &Program, instructions: &[Instruction], body: &str, told: &mut Told) -> String {
-    let place = |instruction: &Instruction| match instruction {
-        Instruction::Segment { layer, .. }
-        | Instruction::Tensor { layer, .. }
-        | Instruction::Context { layer, .. } => Some(*layer),
-        _ => None,
-    };
+    let place = Instruction::layer;
     let runs = instructions.chunk_by(|a, b| place(a) == place(b));
     let runs: Vec<_> = runs.map(|run| (place(&run[0]), of_run(program, run))).collect();
     let mut out = String::new();
@@ -418,6 +426,9 @@ fn of_instruction(program: &Program, instruction: &Instruction) -> (String, Stri
         }
         Instruction::Context { layer: _, pass, elements } => {
             return (format!("exchange {}", pass.name()), elements.to_string());
+        }
+        Instruction::Experts { layer: _, pass, elements } => {
+            return (format!("route {}", pass.name()), elements.to_string());
         }
         Instruction::SumReplicated { bucket, elements } => {
             ("sum-replicated", format!("b{bucket}: {elements}"))
