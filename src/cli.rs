@@ -3,9 +3,11 @@
 use autodist_analytic::Trainer;
 use autodist_exporters::Target;
 use autodist_spec::{Engine, Objective, Precision, Recompute, ScheduleKind};
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::error::Error;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Plan distributed training: find the fastest parallel strategy for a model on a cluster, and check it by
 /// training
@@ -73,61 +75,14 @@ pub struct JobArgs {
     pub learning_rate: Option<f64>,
     /// Training precision (default: the profile's; without a profile bf16 for `estimate` and fp32 for the
     /// others)
-    #[arg(long, value_enum)]
-    pub precision: Option<PrecisionArg>,
+    #[arg(long, value_parser = precisions())]
+    pub precision: Option<Precision>,
     /// What the search minimises (default: step-time); the two differ only if lossy codecs are allowed
-    #[arg(long, value_enum)]
-    pub objective: Option<ObjectiveArg>,
+    #[arg(long, value_parser = objectives())]
+    pub objective: Option<Objective>,
     /// Also consider options that change the training numerics
     #[arg(long, value_enum)]
     pub allow: Vec<AllowArg>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum ObjectiveArg {
-    /// Time of one optimizer step
-    StepTime,
-    /// Step time, multiplied by how many more steps lossy gradients need to reach the same loss
-    TimeToLoss,
-}
-
-impl From<ObjectiveArg> for Objective {
-    fn from(arg: ObjectiveArg) -> Self {
-        match arg {
-            ObjectiveArg::StepTime => Self::StepTime,
-            ObjectiveArg::TimeToLoss => Self::TimeToLoss,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum PrecisionArg {
-    /// 32-bit floats; the only precision on CPUs
-    Fp32,
-    /// 32-bit floats, with GEMM operands rounded to TF32 (GPUs only)
-    Tf32,
-    /// bf16 parameters and activations, with fp32 master weights, gradients and optimizer state (GPUs only)
-    Bf16,
-}
-
-impl From<PrecisionArg> for Precision {
-    fn from(arg: PrecisionArg) -> Self {
-        match arg {
-            PrecisionArg::Fp32 => Self::Fp32,
-            PrecisionArg::Tf32 => Self::Tf32,
-            PrecisionArg::Bf16 => Self::Bf16,
-        }
-    }
-}
-
-impl From<Precision> for PrecisionArg {
-    fn from(precision: Precision) -> Self {
-        match precision {
-            Precision::Fp32 => Self::Fp32,
-            Precision::Tf32 => Self::Tf32,
-            Precision::Bf16 => Self::Bf16,
-        }
-    }
 }
 
 /// Hardware that the built-in catalogue does not have.
@@ -156,67 +111,6 @@ pub struct ModelArg {
     /// model file
     #[arg(long, default_value = "tiny-llama")]
     pub model: String,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum RecomputeArg {
-    /// Keep all activations until the backward pass
-    None,
-    /// Recompute the attention core
-    Selective,
-    /// Recompute whole transformer blocks
-    Full,
-}
-
-impl From<RecomputeArg> for Recompute {
-    fn from(arg: RecomputeArg) -> Self {
-        match arg {
-            RecomputeArg::None => Self::None,
-            RecomputeArg::Selective => Self::Selective,
-            RecomputeArg::Full => Self::Full,
-        }
-    }
-}
-
-impl From<Recompute> for RecomputeArg {
-    fn from(recompute: Recompute) -> Self {
-        match recompute {
-            Recompute::None => Self::None,
-            Recompute::Selective => Self::Selective,
-            Recompute::Full => Self::Full,
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum ScheduleArg {
-    /// All forward passes, then all backward passes
-    Gpipe,
-    /// One forward, one backward
-    #[value(name = "1f1b")]
-    OneFOneB,
-    /// 1F1B with several virtual stages per pipeline rank
-    Interleaved,
-}
-
-impl From<ScheduleArg> for ScheduleKind {
-    fn from(arg: ScheduleArg) -> Self {
-        match arg {
-            ScheduleArg::Gpipe => Self::GPipe,
-            ScheduleArg::OneFOneB => Self::OneFOneB,
-            ScheduleArg::Interleaved => Self::Interleaved,
-        }
-    }
-}
-
-impl From<ScheduleKind> for ScheduleArg {
-    fn from(kind: ScheduleKind) -> Self {
-        match kind {
-            ScheduleKind::GPipe => Self::Gpipe,
-            ScheduleKind::OneFOneB => Self::OneFOneB,
-            ScheduleKind::Interleaved => Self::Interleaved,
-        }
-    }
 }
 
 /// The parallel strategy. `estimate` prices exactly this one; a search takes every flag as a restriction.
@@ -255,14 +149,14 @@ pub struct StrategyArgs {
     pub sp: bool,
     /// Activation recomputation (default: searched; for `estimate` none, or with --cluster the least that
     /// fits in memory)
-    #[arg(long, value_enum)]
-    pub recompute: Option<RecomputeArg>,
+    #[arg(long, value_parser = recompute_modes())]
+    pub recompute: Option<Recompute>,
     /// Sequences per micro-batch and data-parallel rank (default: searched; 1 for `estimate`)
     #[arg(long)]
     pub micro_batch: Option<u32>,
     /// Pipeline schedule (default: searched; for `estimate` 1f1b, or interleaved if --vpp is above 1)
-    #[arg(long, value_enum)]
-    pub schedule: Option<ScheduleArg>,
+    #[arg(long, value_parser = schedules())]
+    pub schedule: Option<ScheduleKind>,
     /// Minimum size of a gradient bucket, in bytes (default: 26214400, which is 25 MiB)
     #[arg(long)]
     pub bucket_bytes: Option<u64>,
@@ -275,29 +169,12 @@ pub enum AllowArg {
     Compression,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum EngineArg {
-    /// autodist's own executor
-    Native,
-    /// PyTorch, with the package in executor/torch
-    Torch,
-}
-
-impl From<EngineArg> for Engine {
-    fn from(arg: EngineArg) -> Self {
-        match arg {
-            EngineArg::Native => Self::Native,
-            EngineArg::Torch => Self::Torch,
-        }
-    }
-}
-
 /// How ranks are run.
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// Training engine (default: the one that the plan was made for, else native)
-    #[arg(long, value_enum)]
-    pub engine: Option<EngineArg>,
+    #[arg(long, value_parser = engines())]
+    pub engine: Option<Engine>,
     /// Python interpreter that has PyTorch and autodist_torch (default: AUTODIST_PYTHON, else
     /// .venv/bin/python if --engine torch is given, else python3)
     #[arg(long, value_name = "PATH")]
@@ -423,7 +300,7 @@ pub struct PlanArgs {
     pub strategy: StrategyArgs,
     /// Training framework to plan for (megatron: Megatron-LM of 2021; megatron-core: since 2023); only
     /// without a profile (default: megatron-core)
-    #[arg(long, value_parser = trainers())]
+    #[arg(long, value_parser = one_of::<Trainer>(Trainer::ALL.iter().map(|one| one.name())))]
     pub trainer: Option<Trainer>,
     /// Run the GEMMs of linear layers in FP8, and report MFU against the device's FP8 peak; only without a
     /// profile
@@ -477,7 +354,7 @@ pub struct EstimateArgs {
     pub strategy: StrategyArgs,
     /// Training framework to predict for (megatron: Megatron-LM of 2021; megatron-core: since 2023); only
     /// without a profile (default: megatron-core)
-    #[arg(long, value_parser = trainers())]
+    #[arg(long, value_parser = one_of::<Trainer>(Trainer::ALL.iter().map(|one| one.name())))]
     pub trainer: Option<Trainer>,
     /// Search the strategies that the flags leave open, as `plan --top COUNT` does (10 if no number is given);
     /// only without a profile
@@ -496,11 +373,6 @@ pub struct EstimateArgs {
     /// Print one JSON document (docs/json.md) instead of text
     #[arg(long)]
     pub json: bool,
-}
-
-fn trainers() -> impl TypedValueParser<Value = Trainer> {
-    PossibleValuesParser::new(Trainer::ALL.map(Trainer::name))
-        .try_map(|name| Trainer::of_name(&name).ok_or("unknown trainer"))
 }
 
 #[derive(Debug, Args)]
@@ -639,7 +511,7 @@ pub struct ExportArgs {
     #[command(flatten)]
     pub number: NumberArgs,
     /// Trainer or scheduler to write the plan for
-    #[arg(long, value_parser = targets())]
+    #[arg(long, value_parser = one_of::<Target>(Target::ALL.iter().map(|one| one.name())))]
     pub to: Target,
     /// Steps between checkpoints (default: the trainer's own)
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
@@ -657,11 +529,6 @@ pub struct ExportArgs {
     /// Print one JSON document (docs/json.md) instead of text
     #[arg(long)]
     pub json: bool,
-}
-
-fn targets() -> impl TypedValueParser<Value = Target> {
-    PossibleValuesParser::new(Target::ALL.map(Target::name))
-        .try_map(|name| Target::of_name(&name).ok_or("unknown target"))
 }
 
 #[derive(Debug, Args)]
@@ -735,8 +602,8 @@ pub struct SelftestArgs {
     #[arg(long, default_value_t = 0)]
     pub ordinal: usize,
     /// Test only this precision (default: all that the device supports)
-    #[arg(long, value_enum)]
-    pub precision: Option<PrecisionArg>,
+    #[arg(long, value_parser = precisions())]
+    pub precision: Option<Precision>,
     /// Print one JSON document (docs/json.md) instead of text
     #[arg(long)]
     pub json: bool,
@@ -765,4 +632,61 @@ pub enum SchemaOf {
     Plan,
     Run,
     Validation,
+}
+
+/// Parses the names of some values.
+fn one_of<T>(names: impl IntoIterator<Item = impl Into<PossibleValue>>) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err: Into<Box<dyn Error + Send + Sync>>> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| name.parse())
+}
+
+/// A value's name and its description in the help.
+fn described(value: impl Into<&'static str>, help: &'static str) -> PossibleValue {
+    PossibleValue::new(value.into()).help(help)
+}
+
+fn objectives() -> impl TypedValueParser<Value = Objective> {
+    one_of([
+        described(Objective::StepTime, "Time of one optimizer step"),
+        described(
+            Objective::TimeToLoss,
+            "Step time, multiplied by how many more steps lossy gradients need to reach the same loss",
+        ),
+    ])
+}
+
+fn precisions() -> impl TypedValueParser<Value = Precision> {
+    one_of([
+        described(Precision::Fp32, "32-bit floats; the only precision on CPUs"),
+        described(Precision::Tf32, "32-bit floats, with GEMM operands rounded to TF32 (GPUs only)"),
+        described(
+            Precision::Bf16,
+            "bf16 parameters and activations, with fp32 master weights, gradients and optimizer state (GPUs only)",
+        ),
+    ])
+}
+
+fn recompute_modes() -> impl TypedValueParser<Value = Recompute> {
+    one_of([
+        described(Recompute::None, "Keep all activations until the backward pass"),
+        described(Recompute::Selective, "Recompute the attention core"),
+        described(Recompute::Full, "Recompute whole transformer blocks"),
+    ])
+}
+
+fn schedules() -> impl TypedValueParser<Value = ScheduleKind> {
+    one_of([
+        described(ScheduleKind::GPipe, "All forward passes, then all backward passes"),
+        described(ScheduleKind::OneFOneB, "One forward, one backward"),
+        described(ScheduleKind::Interleaved, "1F1B with several virtual stages per pipeline rank"),
+    ])
+}
+
+fn engines() -> impl TypedValueParser<Value = Engine> {
+    one_of([
+        described(Engine::Native, "autodist's own executor"),
+        described(Engine::Torch, "PyTorch, with the package in executor/torch"),
+    ])
 }

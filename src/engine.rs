@@ -1,6 +1,6 @@
 //! Selects the training engine: autodist's own executor, or PyTorch.
 
-use crate::cli::{EngineArg, RunArgs};
+use crate::cli::RunArgs;
 use crate::failure::Failure;
 use crate::{external, output};
 use autodist_executor::launcher::Torch;
@@ -15,12 +15,12 @@ const TESTED: &str = "2.15.";
 
 /// The engine for new measurements.
 pub fn asked_for(run: &RunArgs) -> Engine {
-    run.engine.map_or(Engine::Native, Engine::from)
+    run.engine.unwrap_or_default()
 }
 
 /// The engine for training a plan: the plan's own, unless another is requested.
 pub fn of_plan(run: &RunArgs, plan: &Plan) -> Engine {
-    run.engine.map_or(plan.profile.engine, Engine::from)
+    run.engine.unwrap_or(plan.profile.engine)
 }
 
 /// Finds PyTorch, or fails.
@@ -65,7 +65,7 @@ fn python(run: &RunArgs) -> PathBuf {
     match (&run.python, std::env::var_os("AUTODIST_PYTHON")) {
         (Some(path), _) => path.clone(),
         (None, Some(path)) => path.into(),
-        (None, None) if run.engine == Some(EngineArg::Torch) && beside.exists() => beside.to_owned(),
+        (None, None) if run.engine == Some(Engine::Torch) && beside.exists() => beside.to_owned(),
         (None, None) => PathBuf::from("python3"),
     }
 }

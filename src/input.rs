@@ -1,7 +1,7 @@
 //! Reads the user's files and flags into typed, checked specs. Nothing else in the program opens an input
 //! file.
 
-use crate::cli::{AllowArg, CatalogueArgs, JobArgs, NumberArgs, PrecisionArg, StrategyArgs};
+use crate::cli::{AllowArg, CatalogueArgs, JobArgs, NumberArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::output;
 use autodist_analytic::table::{self, TableRow};
@@ -13,8 +13,8 @@ use autodist_program::rules;
 use autodist_spec::error::in_range;
 use autodist_spec::parse::{self, Check};
 use autodist_spec::{
-    Bytes, Cluster, Codec, Hyperparameter, InputError, Job, ModelSpec, Network, Objective, ParallelStrategy,
-    Plan, Precision, Profile, RunRecord, ScheduleKind, Stage, Validation, catalog, huggingface, text,
+    Bytes, Cluster, Codec, Hyperparameter, InputError, Job, ModelSpec, Network, ParallelStrategy, Plan,
+    Precision, Profile, RunRecord, ScheduleKind, Stage, Validation, catalog, huggingface, text,
 };
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
@@ -389,8 +389,8 @@ pub fn job(
         job.seed = seed;
         job.give(Hyperparameter::Seed);
     }
-    job.objective = args.objective.map_or(job.objective, Objective::from);
-    job.precision = args.precision.map_or(job.precision, Precision::from);
+    job.objective = args.objective.unwrap_or(job.objective);
+    job.precision = args.precision.unwrap_or(job.precision);
     if args.allow.contains(&AllowArg::Compression) {
         job.allow.codecs = Codec::DEFAULTS.to_vec();
         job.allow.parameter_codecs = vec![Codec::None, Codec::Bf16, Codec::Int8 { block: 256 }];
@@ -411,10 +411,9 @@ pub fn job(
 }
 
 /// The precision that a flag or the job file gives; a job file that leaves it out does not give it.
-pub fn given_precision(args: &JobArgs) -> Result<Option<PrecisionArg>, Failure> {
+pub fn given_precision(args: &JobArgs) -> Result<Option<Precision>, Failure> {
     let (None, Some(path)) = (args.precision, &args.job) else { return Ok(args.precision) };
-    let precision = Job::precision_in(&path.display().to_string(), &bytes(path, "job")?)?;
-    Ok(precision.map(Into::into))
+    Ok(Job::precision_in(&path.display().to_string(), &bytes(path, "job")?)?)
 }
 
 /// Adds the flag to an error if the invalid value came from a flag.
@@ -460,10 +459,10 @@ pub fn narrow(job: &mut Job, args: &StrategyArgs, devices: u32) -> Result<(), Fa
         allow.sequence_parallel = vec![true];
     }
     if let Some(recompute) = args.recompute {
-        allow.recompute = vec![recompute.into()];
+        allow.recompute = vec![recompute];
     }
     if let Some(schedule) = args.schedule {
-        allow.schedule = vec![schedule.into()];
+        allow.schedule = vec![schedule];
     }
     if let Some(bytes) = args.bucket_bytes {
         allow.bucket_bytes = vec![Bytes(bytes)];
@@ -497,7 +496,7 @@ pub fn strategy(args: &StrategyArgs, devices: u32) -> Result<ParallelStrategy, F
     let virtual_stages = args.vpp.unwrap_or(1);
     let zero_stage = args.zero.unwrap_or(0);
     let schedule = match args.schedule {
-        Some(schedule) => schedule.into(),
+        Some(schedule) => schedule,
         None if virtual_stages > 1 => ScheduleKind::Interleaved,
         None => ScheduleKind::OneFOneB,
     };
@@ -510,7 +509,7 @@ pub fn strategy(args: &StrategyArgs, devices: u32) -> Result<ParallelStrategy, F
         shard: args.shard.unwrap_or(if zero_stage > 0 { data } else { 1 }),
         virtual_stages,
         sequence_parallel: args.sp,
-        recompute: args.recompute.map(Into::into).unwrap_or_default(),
+        recompute: args.recompute.unwrap_or_default(),
         schedule,
         bucket_bytes: Bytes(args.bucket_bytes.unwrap_or(25 << 20)),
         ..ParallelStrategy::data_parallel(data, args.micro_batch.unwrap_or(1))

@@ -297,7 +297,7 @@ fn summary(rows: &[TableRow], outcomes: &[Outcome], sets: &[ChoiceSet], mode: &s
     let covered = (!within.is_empty()).then(|| share(&|_| true).1);
     let covered_by = [None]
         .into_iter()
-        .chain(Basis::ALL.map(Some))
+        .chain(Basis::ALL.iter().copied().map(Some))
         .map(|basis| {
             let (rows, covered) =
                 share(&|bases| basis.map_or(bases.is_empty(), |basis| bases.contains(&basis)));

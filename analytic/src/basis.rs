@@ -9,6 +9,7 @@ use crate::work::StepWork;
 use autodist_hardware::Dtype;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use strum::VariantArray;
 
 /// With fewer runs, an error bar is not meaningful.
 pub(crate) const FEW: usize = 10;
@@ -17,7 +18,7 @@ pub(crate) const FEW: usize = 10;
 const HOST_BOUND: f64 = 0.05;
 
 /// A reason for which a prediction may be less accurate than most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, VariantArray)]
 #[serde(rename_all = "snake_case")]
 pub enum Basis {
     /// Its device's generation has no measured kernels: they are extrapolated from another one.
@@ -35,14 +36,7 @@ pub enum Basis {
 }
 
 impl Basis {
-    pub const ALL: [Self; 6] = [
-        Self::ExtrapolatedDevice,
-        Self::OtherTrainer,
-        Self::EightBits,
-        Self::Experts,
-        Self::HostBound,
-        Self::AssumedFacts,
-    ];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// What such runs have in common, after "runs".
     pub fn words(self) -> &'static str {
@@ -69,7 +63,7 @@ impl TrainingRun {
             Basis::HostBound => breakdown.host_s > HOST_BOUND * breakdown.total(),
             Basis::AssumedFacts => !self.assumptions.is_empty(),
         };
-        Basis::ALL.into_iter().filter(applies).collect()
+        Basis::ALL.iter().copied().filter(applies).collect()
     }
 }
 
@@ -110,7 +104,8 @@ impl ErrorBars {
         };
         let usual = bar(&<[Basis]>::is_empty).unwrap_or_else(|| widened(&errors(&|_| true)));
         let of = Basis::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .filter_map(|basis| Some((basis, bar(&|bases| bases.contains(&basis))?.max(usual))));
         Self { usual, of: of.collect() }
     }

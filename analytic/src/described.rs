@@ -190,8 +190,9 @@ fn trainer(
     assumptions: &mut Vec<String>,
 ) -> Result<Trainer, String> {
     if let Some(name) = fields.text("trainer") {
-        return Trainer::of_name(name)
-            .ok_or_else(|| format!("`trainer` is `{name}`: expected one of those in docs/files.md"));
+        return name
+            .parse()
+            .map_err(|_| format!("`trainer` is `{name}`: expected one of those in docs/files.md"));
     }
     let young = !(device.starts_with("v100") || device.starts_with("a100"));
     match Trainer::of_words(prose) {

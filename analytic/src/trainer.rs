@@ -4,11 +4,13 @@ use crate::machine::Generation;
 use autodist_hardware::Dtype;
 use autodist_spec::Recompute;
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use strum::{Display, EnumString, IntoStaticStr, VariantArray};
 
 /// The training software, as far as it affects time or memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[derive(Display, EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Trainer {
     /// Megatron-LM up to 2022: attention in separate kernels, no overlap.
     Megatron,
@@ -54,34 +56,10 @@ pub enum AttentionKind {
 }
 
 impl Trainer {
-    pub const ALL: [Self; 9] = [
-        Self::Megatron,
-        Self::MegatronCore,
-        Self::Nemo,
-        Self::MegatronDeepspeed,
-        Self::Deepspeed,
-        Self::Fsdp,
-        Self::Fsdp2,
-        Self::Internevo,
-        Self::Oneflow,
-    ];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Megatron => "megatron",
-            Self::MegatronCore => "megatron-core",
-            Self::Nemo => "nemo",
-            Self::MegatronDeepspeed => "megatron-deepspeed",
-            Self::Deepspeed => "deepspeed",
-            Self::Fsdp => "fsdp",
-            Self::Fsdp2 => "fsdp2",
-            Self::Internevo => "internevo",
-            Self::Oneflow => "oneflow",
-        }
-    }
-
-    pub fn of_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|trainer| trainer.name() == name)
+        self.into()
     }
 
     /// The trainer named in a source's text: the first of these phrases that occurs in it.
@@ -234,11 +212,5 @@ impl Trainer {
             Self::MegatronDeepspeed | Self::Deepspeed if dtype == Dtype::Bf16 => 4.0,
             _ => 2.0,
         }
-    }
-}
-
-impl fmt::Display for Trainer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
     }
 }

@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use strum::FromRepr;
 
 use crate::connection::{Connection, receive_by};
 use crate::error::{CommunicationError, Result};
@@ -35,7 +36,7 @@ pub(crate) const LONGEST_TALE: usize = 1 << 10;
 /// Bytes that a listener sends before the caller has proved the token.
 pub(crate) const BEFORE_PROOF: usize = START + 2 * LENGTH;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromRepr)]
 #[repr(u8)]
 pub(crate) enum Kind {
     /// The first frame, from the dialling side.
@@ -60,26 +61,6 @@ pub(crate) enum Kind {
     Alive,
     /// From a rank to its launcher: a report about a rejected connection at the rank's listener.
     Stranger,
-}
-
-impl Kind {
-    const ALL: [Self; 11] = [
-        Self::Greeting,
-        Self::Challenge,
-        Self::Hello,
-        Self::Welcome,
-        Self::Refused,
-        Self::Table,
-        Self::Message,
-        Self::Stop,
-        Self::Leave,
-        Self::Alive,
-        Self::Stranger,
-    ];
-
-    fn from_byte(byte: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|&kind| kind as u8 == byte)
-    }
 }
 
 /// The first frame on every connection.
@@ -259,7 +240,7 @@ fn read_start(start: &[u8; START], longest: usize) -> Result<(Kind, usize), Stri
     if length == 0 || length > longest {
         return Err(format!("a frame of {length} bytes"));
     }
-    let kind = Kind::from_byte(kind).ok_or_else(|| format!("a frame of unknown kind {kind}"))?;
+    let kind = Kind::from_repr(kind).ok_or_else(|| format!("a frame of unknown kind {kind}"))?;
     Ok((kind, length - 1))
 }
 

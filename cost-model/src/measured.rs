@@ -235,7 +235,7 @@ impl LinkCurves {
         });
         // A fit uses all points: it would extrapolate from the doubtful one, too.
         let believed = |fit: &&LinkFit| {
-            let kind = Collective::of_key(&fit.what);
+            let kind = fit.what.parse::<Collective>().ok();
             !profile.doubts.iter().filter(|doubt| !doubt.used).any(|doubt| match doubt.cell {
                 DoubtedCell::Collective { kind: of, group, stride, .. } => {
                     (kind, fit.group, fit.stride) == (Some(of), group, stride)
@@ -266,12 +266,12 @@ impl LinkCurves {
                 .insert(cost.bytes.as_f64(), Price::from(&cost.time));
         }
         for fit in fits {
-            let curve = match Collective::of_key(&fit.what) {
-                Some(kind) => {
+            let curve = match fit.what.parse::<Collective>() {
+                Ok(kind) => {
                     links.collectives.get_mut(&(kind, fit.group)).and_then(|s| s.get_mut(&fit.stride))
                 }
-                None if fit.what == "message" => links.messages.get_mut(&fit.stride),
-                None => None,
+                Err(_) if fit.what == "message" => links.messages.get_mut(&fit.stride),
+                Err(_) => None,
             };
             if let Some(curve) = curve {
                 curve.set_fit(fit.alpha_s.0, fit.beta_s_per_byte);

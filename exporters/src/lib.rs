@@ -37,12 +37,15 @@ pub use unsupported::OtherKeys;
 use autodist_spec::{DeviceKind, Hyperparameter, InputError, Plan};
 use row::{Draft, instead, refuse};
 use std::fmt::Write;
+use strum::{EnumString, IntoStaticStr, VariantArray};
 use unsupported::KeyRule;
 
 /// An export target: a trainer or a scheduler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum Target {
     Megatron,
+    #[strum(serialize = "megatron-bridge")]
     MegatronBridge,
     Torchtitan,
     DeepSpeed,
@@ -56,38 +59,10 @@ pub enum Target {
 }
 
 impl Target {
-    pub const ALL: [Target; 11] = [
-        Self::Megatron,
-        Self::MegatronBridge,
-        Self::Torchtitan,
-        Self::DeepSpeed,
-        Self::Accelerate,
-        Self::Transformers,
-        Self::Nanotron,
-        Self::Galvatron,
-        Self::MaxText,
-        Self::Slurm,
-        Self::Kubernetes,
-    ];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Megatron => "megatron",
-            Self::MegatronBridge => "megatron-bridge",
-            Self::Torchtitan => "torchtitan",
-            Self::DeepSpeed => "deepspeed",
-            Self::Accelerate => "accelerate",
-            Self::Transformers => "transformers",
-            Self::Nanotron => "nanotron",
-            Self::Galvatron => "galvatron",
-            Self::MaxText => "maxtext",
-            Self::Slurm => "slurm",
-            Self::Kubernetes => "kubernetes",
-        }
-    }
-
-    pub fn of_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|target| target.name() == name)
+        self.into()
     }
 
     /// Whether it has its own configuration format; the others start processes, which read the plan file
@@ -314,7 +289,7 @@ pub fn export(plan: &Plan, target: Target, options: &Options) -> Result<Exported
     let asked_only = !target.is_trainer();
     let asked: Vec<_> = job.asked().filter(|_| !asked_only || options.script.is_none()).collect();
     let not_given = |what: &Hyperparameter| !settings.gives(*what) && what.is_of(&settings.optimizer);
-    let not_given = Hyperparameter::ALL.into_iter().filter(not_given).map(|what| {
+    let not_given = Hyperparameter::ALL.iter().copied().filter(not_given).map(|what| {
         let asked_as = asked.iter().filter(|ask| ask.what == what).map(|ask| ask.variable).collect();
         NotGiven { what, asked_as }
     });
@@ -325,7 +300,7 @@ pub fn export(plan: &Plan, target: Target, options: &Options) -> Result<Exported
 /// The mapping table of the documentation, in Markdown.
 pub fn mapping() -> String {
     let mut text = String::new();
-    for target in Target::ALL.into_iter().filter(|target| target.is_trainer()) {
+    for target in Target::ALL.iter().filter(|target| target.is_trainer()) {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
@@ -338,7 +313,7 @@ pub fn mapping() -> String {
             let theirs: Vec<_> = row.theirs.split(", ").map(spelled).collect();
             let _ = writeln!(text, "| `{}` | {} |", row.field.name(), theirs.join(", "));
         }
-        for unsupported in unsupported_fields(target) {
+        for unsupported in unsupported_fields(*target) {
             let what = match unsupported.otherwise {
                 Otherwise::Refuse { why, way_out } => format!("refused: {why}; {way_out}"),
                 Otherwise::Instead(what) => format!("instead: {what}"),

@@ -7,9 +7,11 @@ use autodist_spec::{
 };
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+use strum::{IntoStaticStr, VariantArray};
 
 /// One field of a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Field {
     Model,
     Data,
@@ -33,7 +35,9 @@ pub enum Field {
     GradientClip,
     Seed,
     BucketBytes,
+    #[strum(serialize = "reduce.codec")]
     Gradients,
+    #[strum(serialize = "buckets")]
     BucketCodecs,
     Parameters,
     Activations,
@@ -43,37 +47,7 @@ pub enum Field {
 }
 
 impl Field {
-    pub const ALL: [Field; 29] = [
-        Self::Model,
-        Self::Data,
-        Self::Tensor,
-        Self::Pipeline,
-        Self::Context,
-        Self::Expert,
-        Self::ZeroStage,
-        Self::Shard,
-        Self::MicroBatch,
-        Self::GlobalBatch,
-        Self::SeqLen,
-        Self::VirtualStages,
-        Self::Schedule,
-        Self::SequenceParallel,
-        Self::Stages,
-        Self::Recompute,
-        Self::Precision,
-        Self::Optimizer,
-        Self::LearningRate,
-        Self::GradientClip,
-        Self::Seed,
-        Self::BucketBytes,
-        Self::Gradients,
-        Self::BucketCodecs,
-        Self::Parameters,
-        Self::Activations,
-        Self::Algorithms,
-        Self::Placement,
-        Self::CheckpointInterval,
-    ];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// The flag of `autodist estimate` that overrides a file's value.
     pub fn flag(self) -> Option<&'static str> {
@@ -121,37 +95,7 @@ impl Field {
 
     /// The name in the plan file.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Model => "model",
-            Self::Data => "data",
-            Self::Tensor => "tensor",
-            Self::Pipeline => "pipeline",
-            Self::Context => "context",
-            Self::Expert => "expert",
-            Self::ZeroStage => "zero_stage",
-            Self::Shard => "shard",
-            Self::MicroBatch => "micro_batch",
-            Self::GlobalBatch => "global_batch",
-            Self::SeqLen => "seq_len",
-            Self::VirtualStages => "virtual_stages",
-            Self::Schedule => "schedule",
-            Self::SequenceParallel => "sequence_parallel",
-            Self::Stages => "stages",
-            Self::Recompute => "recompute",
-            Self::Precision => "precision",
-            Self::Optimizer => "optimizer",
-            Self::LearningRate => "learning_rate",
-            Self::GradientClip => "gradient_clip",
-            Self::Seed => "seed",
-            Self::BucketBytes => "bucket_bytes",
-            Self::Gradients => "reduce.codec",
-            Self::BucketCodecs => "buckets",
-            Self::Parameters => "parameters",
-            Self::Activations => "activations",
-            Self::Algorithms => "algorithms",
-            Self::Placement => "placement",
-            Self::CheckpointInterval => "checkpoint_interval",
-        }
+        self.into()
     }
 }
 

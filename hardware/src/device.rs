@@ -172,11 +172,9 @@ impl DeviceModel {
             nearest_gemm(figures, parameters, Dtype::Bf16).ok_or_else(|| lacking("gemm"))?;
         let (stream, launch) = (measured.stream, measured.shortest_s);
         let attention = fitted_attention(figures, parameters).ok_or_else(|| lacking("attention"))?;
-        let gemm = Dtype::ALL.map(|dtype| fitted_gemm(figures, parameters, dtype));
-        let [Some(a), Some(b), Some(c), Some(d), Some(e), Some(f)] = gemm else {
-            return Err(lacking("gemm"));
-        };
-        let gemm = [a, b, c, d, e, f];
+        let gemm = Dtype::ALL.iter().map(|&dtype| fitted_gemm(figures, parameters, dtype));
+        let gemm: Option<Vec<_>> = gemm.collect();
+        let gemm = gemm.and_then(|gemm| gemm.try_into().ok()).ok_or_else(|| lacking("gemm"))?;
         let same_generation = are_of_one_generation(figures, &reference);
         Ok(Self { figures: figures.clone(), gemm, attention, stream, launch, same_generation })
     }

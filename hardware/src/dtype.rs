@@ -1,9 +1,11 @@
 use serde::{Deserialize, Serialize};
-use std::fmt;
+use strum::{Display, IntoStaticStr, VariantArray};
 
 /// Operand type of a GEMM. TF32 operands are fp32 numbers of which tensor cores read 10 bits of mantissa.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[derive(Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Dtype {
     Fp32,
     Tf32,
@@ -14,17 +16,10 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    pub const ALL: [Self; 6] = [Self::Fp32, Self::Tf32, Self::Fp16, Self::Bf16, Self::Fp8, Self::Fp4];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Fp32 => "fp32",
-            Self::Tf32 => "tf32",
-            Self::Fp16 => "fp16",
-            Self::Bf16 => "bf16",
-            Self::Fp8 => "fp8",
-            Self::Fp4 => "fp4",
-        }
+        self.into()
     }
 
     /// Bytes of one operand's element in memory; scales of fp8 and fp4 are not counted.
@@ -40,11 +35,5 @@ impl Dtype {
     /// Bytes of one element of the result: like the operands, but 2 for fp8 and fp4.
     pub fn result_bytes(self) -> f64 {
         self.bytes().max(2.0)
-    }
-}
-
-impl fmt::Display for Dtype {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
     }
 }

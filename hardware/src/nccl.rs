@@ -24,8 +24,9 @@ mod by_key {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Collective, D::Error> {
         let key = String::deserialize(deserializer)?;
-        Collective::of_key(&key).ok_or_else(|| {
-            let known = Collective::ALL.map(Collective::key).join(", ");
+        key.parse().map_err(|_| {
+            let known: Vec<_> = Collective::ALL.iter().map(|kind| kind.key()).collect();
+            let known = known.join(", ");
             D::Error::custom(format!("expected a collective, found `{key}`: use one of {known}"))
         })
     }

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use strum::{EnumString, IntoStaticStr, VariantArray};
 
 /// A collective over a group of ranks, on buffers of equal length. `bytes` is always the size of the whole
 /// tensor.
@@ -18,6 +19,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
 #[serde(rename_all = "snake_case")]
 #[schemars(rename = "CollectiveKind", description = "What a collective does.")]
+#[derive(EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Collective {
     AllReduce,
     ReduceScatter,
@@ -31,14 +34,7 @@ pub enum Collective {
 }
 
 impl Collective {
-    pub const ALL: [Self; 6] = [
-        Self::AllReduce,
-        Self::ReduceScatter,
-        Self::AllGather,
-        Self::AllToAll,
-        Self::Broadcast,
-        Self::SendRecv,
-    ];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// The name in prose.
     pub fn name(self) -> &'static str {
@@ -52,21 +48,9 @@ impl Collective {
         }
     }
 
-    /// The name in tables and fits.
+    /// The name in tables and fits, which can be parsed.
     pub fn key(self) -> &'static str {
-        match self {
-            Self::AllReduce => "all_reduce",
-            Self::ReduceScatter => "reduce_scatter",
-            Self::AllGather => "all_gather",
-            Self::AllToAll => "all_to_all",
-            Self::Broadcast => "broadcast",
-            Self::SendRecv => "send_recv",
-        }
-    }
-
-    /// The collective with this [`key`](Self::key).
-    pub fn of_key(key: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|collective| collective.key() == key)
+        self.into()
     }
 }
 
@@ -76,8 +60,8 @@ mod tests {
 
     #[test]
     fn files_name_the_three_that_profiles_hold_by_their_keys_and_no_others() {
-        for collective in Collective::ALL {
-            assert_eq!(Collective::of_key(collective.key()), Some(collective));
+        for &collective in Collective::ALL {
+            assert_eq!(collective.key().parse(), Ok(collective));
             let text = format!("\"{}\"", collective.key());
             if collective <= Collective::AllGather {
                 assert_eq!(serde_json::to_string(&collective).unwrap(), text);
@@ -87,6 +71,6 @@ mod tests {
                 assert!(serde_json::from_str::<Collective>(&text).is_err(), "{text}");
             }
         }
-        assert_eq!(Collective::of_key("message"), None);
+        assert!("message".parse::<Collective>().is_err());
     }
 }

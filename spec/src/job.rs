@@ -8,6 +8,7 @@ use crate::units::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use strum::{EnumString, IntoStaticStr, VariantArray};
 
 /// A training job. Every field except the global batch and the sequence length has a default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -50,57 +51,44 @@ pub struct Job {
 /// A value that affects the result of training, but not its speed: plans do not need it and use built-in
 /// defaults. If `learning_rate.final_fraction` is given, the learning rate decays along a cosine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
+#[serde(rename_all = "snake_case")]
+#[derive(IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Hyperparameter {
     #[serde(rename = "learning_rate.peak")]
+    #[strum(serialize = "learning_rate.peak")]
     PeakLearningRate,
     #[serde(rename = "learning_rate.warmup_steps")]
+    #[strum(serialize = "learning_rate.warmup_steps")]
     WarmupSteps,
     #[serde(rename = "learning_rate.total_steps")]
+    #[strum(serialize = "learning_rate.total_steps")]
     TotalSteps,
     #[serde(rename = "learning_rate.final_fraction")]
+    #[strum(serialize = "learning_rate.final_fraction")]
     FinalFraction,
     #[serde(rename = "optimizer.betas")]
+    #[strum(serialize = "optimizer.betas")]
     Betas,
     #[serde(rename = "optimizer.epsilon")]
+    #[strum(serialize = "optimizer.epsilon")]
     Epsilon,
     #[serde(rename = "optimizer.momentum")]
+    #[strum(serialize = "optimizer.momentum")]
     Momentum,
     #[serde(rename = "optimizer.weight_decay")]
+    #[strum(serialize = "optimizer.weight_decay")]
     WeightDecay,
-    #[serde(rename = "gradient_clip")]
     GradientClip,
-    #[serde(rename = "seed")]
     Seed,
 }
 
 impl Hyperparameter {
-    pub const ALL: [Self; 10] = [
-        Self::PeakLearningRate,
-        Self::WarmupSteps,
-        Self::TotalSteps,
-        Self::FinalFraction,
-        Self::Betas,
-        Self::Epsilon,
-        Self::Momentum,
-        Self::WeightDecay,
-        Self::GradientClip,
-        Self::Seed,
-    ];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     /// The name in job files.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::PeakLearningRate => "learning_rate.peak",
-            Self::WarmupSteps => "learning_rate.warmup_steps",
-            Self::TotalSteps => "learning_rate.total_steps",
-            Self::FinalFraction => "learning_rate.final_fraction",
-            Self::Betas => "optimizer.betas",
-            Self::Epsilon => "optimizer.epsilon",
-            Self::Momentum => "optimizer.momentum",
-            Self::WeightDecay => "optimizer.weight_decay",
-            Self::GradientClip => "gradient_clip",
-            Self::Seed => "seed",
-        }
+        self.into()
     }
 
     /// Whether `optimizer` has this hyperparameter.
@@ -158,6 +146,8 @@ fn default_reserve() -> f64 {
 /// Number formats of the training. CPUs compute in fp32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[derive(EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Precision {
     #[default]
     Fp32,
@@ -168,14 +158,10 @@ pub enum Precision {
 }
 
 impl Precision {
-    pub const ALL: [Precision; 3] = [Self::Fp32, Self::Tf32, Self::Bf16];
+    pub const ALL: &'static [Self] = Self::VARIANTS;
 
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Fp32 => "fp32",
-            Self::Tf32 => "tf32",
-            Self::Bf16 => "bf16",
-        }
+        self.into()
     }
 
     /// Bytes of `elements` activations or parameters, as layers read them.
@@ -259,6 +245,8 @@ impl LearningRate {
 /// The objective that the search minimises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[derive(EnumString, IntoStaticStr)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Objective {
     #[default]
     StepTime,
@@ -370,7 +358,7 @@ impl Job {
     /// Text that is not a valid job; the error names `file`, the field and its value.
     pub fn read(file: &str, text: &[u8]) -> Result<Self, InputError> {
         let value = parse::toml_value(file, text, Self::WHAT)?;
-        let given = Hyperparameter::ALL.into_iter().filter(|one| one.is_in(&value)).collect();
+        let given = Hyperparameter::ALL.iter().copied().filter(|one| one.is_in(&value)).collect();
         let job: Self = parse::from_value(file, value)?;
         let mut job = Self { given: job.given.or(Some(given)), ..job };
         job.fit_schedule();
@@ -408,7 +396,7 @@ impl Job {
             None => {
                 let default = Self::new(self.global_batch, self.seq_len);
                 let differs = |one: &Hyperparameter| !one.is_same(self, &default);
-                Hyperparameter::ALL.into_iter().filter(own).filter(differs).collect()
+                Hyperparameter::ALL.iter().copied().filter(own).filter(differs).collect()
             }
         }
     }

@@ -13,12 +13,15 @@ use crate::units::{Bytes, Provenance, Seconds};
 use crate::utilisation::Utilisation;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use strum::{EnumString, IntoStaticStr, VariantArray};
 
 /// Activations that the forward pass discards and the backward pass computes again.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash,
 )]
 #[serde(rename_all = "snake_case")]
+#[derive(EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Recompute {
     #[default]
     None,
@@ -32,36 +35,30 @@ pub enum Recompute {
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash,
 )]
+#[serde(rename_all = "lowercase")]
+#[derive(EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum ScheduleKind {
     /// All forwards, then all backwards (Huang et al., 1811.06965).
-    #[serde(rename = "gpipe")]
     GPipe,
     /// One forward, one backward (Narayanan et al., SC'21, section 2.2.1).
     #[default]
     #[serde(rename = "1f1b")]
+    #[strum(serialize = "1f1b")]
     OneFOneB,
     /// 1F1B over several virtual stages per rank (SC'21, section 2.2.2).
-    #[serde(rename = "interleaved")]
     Interleaved,
 }
 
 impl ScheduleKind {
     pub fn name(self) -> &'static str {
-        match self {
-            Self::GPipe => "gpipe",
-            Self::OneFOneB => "1f1b",
-            Self::Interleaved => "interleaved",
-        }
+        self.into()
     }
 }
 
 impl Recompute {
     pub fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Selective => "selective",
-            Self::Full => "full",
-        }
+        self.into()
     }
 }
 

@@ -13,6 +13,7 @@ use crate::plan::{Recompute, ScheduleKind};
 use crate::units::{Bytes, FlopsPerSecond, Provenance, Seconds};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use strum::{EnumString, IntoStaticStr, VariantArray};
 
 /// A part of a layer between two communications, which a device runs independently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
@@ -52,6 +53,8 @@ impl Segment {
 /// The pass in which a segment runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]
 #[serde(rename_all = "snake_case")]
+#[derive(IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Pass {
     Forward,
     /// A forward pass that is repeated just before the backward pass.
@@ -61,11 +64,7 @@ pub enum Pass {
 
 impl Pass {
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Forward => "forward",
-            Self::Recompute => "recompute",
-            Self::Backward => "backward",
-        }
+        self.into()
     }
 }
 
@@ -229,6 +228,8 @@ pub struct Interference {
 /// The kind of device on which ranks compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[derive(IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum DeviceKind {
     /// One core per rank.
     #[default]
@@ -239,16 +240,15 @@ pub enum DeviceKind {
 
 impl DeviceKind {
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-        }
+        self.into()
     }
 }
 
 /// The training engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[derive(EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Engine {
     /// This program's own executor.
     #[default]
@@ -259,10 +259,7 @@ pub enum Engine {
 
 impl Engine {
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Torch => "torch",
-        }
+        self.into()
     }
 
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]

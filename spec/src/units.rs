@@ -185,6 +185,8 @@ impl fmt::Display for FlopsPerSecond {
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema, Hash,
 )]
 #[serde(rename_all = "snake_case")]
+#[derive(strum::Display, strum::VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Provenance {
     /// Timed or counted on this machine.
     #[default]
@@ -197,18 +199,6 @@ pub enum Provenance {
     Extrapolated,
     /// A stated assumption, neither measured nor modelled.
     Assumed,
-}
-
-impl fmt::Display for Provenance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Measured => "measured",
-            Self::Interpolated => "interpolated",
-            Self::Modelled => "modelled",
-            Self::Extrapolated => "extrapolated",
-            Self::Assumed => "assumed",
-        })
-    }
 }
 
 #[cfg(test)]

@@ -105,7 +105,7 @@ impl Figures {
     /// The figures from which a plan was made; `None` if it was made from a profile.
     fn of_plan(plan: &Plan, args: &FigureArgs) -> Result<Option<(Self, Software)>, Failure> {
         let Some(reference) = &plan.profile.catalogue else { return Ok(None) };
-        let trainer = Trainer::of_name(&reference.trainer).ok_or_else(|| {
+        let trainer = reference.trainer.parse().map_err(|_| {
             let known: Vec<_> = Trainer::ALL.iter().map(|trainer| trainer.name()).collect();
             InputError::new("profile.catalogue.trainer", &reference.trainer, "is not a known trainer")
                 .hint(format!("expected one of {}", known.join(", ")))

@@ -4,7 +4,7 @@
 use super::catalogue::{Figures, Software};
 use super::from_trainer::{self, Given};
 use super::{DEFAULT_MODEL, check_experts, plan, refused};
-use crate::cli::{EstimateArgs, JobArgs, RecomputeArg, StrategyArgs};
+use crate::cli::{EstimateArgs, JobArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::{even_blocks, software};
@@ -12,9 +12,7 @@ use autodist_planner::{MemoryShortfall, PlanError, Planner, SearchLimits};
 use autodist_program::stages;
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
-use autodist_spec::{
-    InputError, Job, ModelSpec, ParallelStrategy, Plan, Precision, Recompute, Stage, to_json,
-};
+use autodist_spec::{InputError, Job, ModelSpec, ParallelStrategy, Plan, Precision, Stage, to_json};
 
 pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
     let figures = Figures::of(cluster, &args.figures, args.price.device_memory)?;
@@ -114,14 +112,6 @@ impl Asked {
         }
     }
 
-    fn recompute(&self) -> Option<Recompute> {
-        self.flags.recompute.map(|mode| match mode {
-            RecomputeArg::None => Recompute::None,
-            RecomputeArg::Selective => Recompute::Selective,
-            RecomputeArg::Full => Recompute::Full,
-        })
-    }
-
     /// The strategy of the flags on `devices` devices, and what it assumes. Without `--recompute` it has no
     /// recomputation.
     fn strategy(&self, devices: u32) -> Result<(ParallelStrategy, Vec<String>), Failure> {
@@ -170,7 +160,7 @@ fn one(
     if let (None, Some(given)) = (&own_stages, &asked.given) {
         given.one_recompute()?;
     }
-    let recompute = asked.recompute();
+    let recompute = asked.flags.recompute;
     let mut software = Software { assumptions, ..asked.software.clone() };
     if recompute.is_none() {
         software.assumptions.push("recomputation: --recompute not given".to_owned());

@@ -20,8 +20,8 @@ pub struct Given {
 /// Reads the file given by `--from`, if any, for a cluster of `devices` devices.
 pub fn read(args: &EstimateArgs, devices: Option<u32>) -> Result<Option<Given>, Failure> {
     let [trainer, file] = args.from.as_slice() else { return Ok(None) };
-    let trainers: Vec<_> = Target::ALL.into_iter().filter(|t| t.is_trainer()).map(Target::name).collect();
-    let target = Target::of_name(trainer).filter(|target| target.is_trainer()).ok_or_else(|| {
+    let trainers: Vec<_> = Target::ALL.iter().filter(|t| t.is_trainer()).map(|t| t.name()).collect();
+    let target = trainer.parse().ok().filter(|target: &Target| target.is_trainer()).ok_or_else(|| {
         InputError::new("--from", trainer, "is not a trainer whose files autodist reads")
             .hint(format!("use one of {}", trainers.join(", ")))
     })?;
@@ -217,7 +217,7 @@ impl Given {
     /// Prints which keys of the file a search of layouts ignores.
     pub fn note_layout(&self) {
         let mut keys: Vec<String> = Vec::new();
-        let layout = Field::ALL.into_iter().filter(|field| field.is_layout());
+        let layout = Field::ALL.iter().copied().filter(|field| field.is_layout());
         for key in layout.filter_map(|field| self.imported.keys(field)) {
             if !keys.iter().any(|known| known == key) {
                 keys.push(key.to_owned());
@@ -272,7 +272,7 @@ impl Given {
     /// Flags override the file.
     pub fn strategy(&self, flags: &StrategyArgs) -> StrategyArgs {
         let settings = &self.imported.settings;
-        let mode = settings.recompute.iter().copied().max().map(Into::into);
+        let mode = settings.recompute.iter().copied().max();
         StrategyArgs {
             tp: flags.tp.or(self.known(Field::Tensor, settings.tensor)),
             pp: flags.pp.or(self.known(Field::Pipeline, settings.pipeline)),
@@ -285,7 +285,7 @@ impl Given {
             sp: flags.sp || settings.sequence_parallel,
             recompute: flags.recompute.or(self.known(Field::Recompute, mode).flatten()),
             micro_batch: flags.micro_batch.or(self.known(Field::MicroBatch, settings.micro_batch)),
-            schedule: flags.schedule.or(self.known(Field::Schedule, settings.schedule.into())),
+            schedule: flags.schedule.or(self.known(Field::Schedule, settings.schedule)),
             bucket_bytes: flags.bucket_bytes.or(self.known(Field::BucketBytes, settings.bucket_bytes)),
         }
     }
@@ -295,7 +295,7 @@ impl Given {
         let settings = &self.imported.settings;
         if flags.job.is_some() {
             let precision = match input::given_precision(flags)? {
-                None => self.known(Field::Precision, settings.precision.into()),
+                None => self.known(Field::Precision, settings.precision),
                 given => given,
             };
             return Ok(JobArgs { precision, ..flags.clone() });
@@ -303,7 +303,7 @@ impl Given {
         Ok(JobArgs {
             global_batch: flags.global_batch.or(self.known(Field::GlobalBatch, settings.global_batch)),
             seq_len: flags.seq_len.or(self.known(Field::SeqLen, settings.seq_len)),
-            precision: flags.precision.or(self.known(Field::Precision, settings.precision.into())),
+            precision: flags.precision.or(self.known(Field::Precision, settings.precision)),
             ..flags.clone()
         })
     }

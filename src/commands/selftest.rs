@@ -42,9 +42,9 @@ pub fn run(args: &SelftestArgs) -> Result<(), Failure> {
     let found = devices::choose(args.device, "--device")?;
     let all: &[Precision] = match found.kind {
         DeviceKind::Cpu => &[Precision::Fp32],
-        DeviceKind::Cuda => &Precision::ALL,
+        DeviceKind::Cuda => Precision::ALL,
     };
-    let only = args.precision.map(Precision::from);
+    let only = args.precision;
     if let Some(precision) = only {
         devices::check_precision(found.kind, precision, "--device")?;
     }

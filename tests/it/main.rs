@@ -22,6 +22,7 @@ mod kept;
 mod lab;
 mod mpi;
 mod mutations;
+mod names;
 mod namespaces;
 mod numbers;
 mod parsers;

@@ -35,7 +35,7 @@ const LAYOUT: ParallelDims = ParallelDims {
 
 #[test]
 fn parts_add_up_to_the_step() {
-    for trainer in Trainer::ALL {
+    for &trainer in Trainer::ALL {
         let run = gpt3(LAYOUT, trainer);
         let estimate = run.estimate(FreeParameters::shipped(), 0.2);
         let sum: f64 = estimate.breakdown.parts().iter().map(|part| part.1).sum();

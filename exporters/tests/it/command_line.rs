@@ -652,13 +652,13 @@ fn every_exported_configuration_is_read_back() {
     ];
     let mut tried = 0;
     for (strategy, blocks) in plans {
-        let given = Some(Hyperparameter::ALL.into_iter().collect());
+        let given = Some(Hyperparameter::ALL.iter().copied().collect());
         let job = Job { precision: Precision::Bf16, given, ..Job::new(64, 64) };
         let stages = common::stages(&model, blocks, &[Recompute::None; 8]);
         let devices = strategy.devices() as u32;
         let plan = common::plan(model.clone(), &format!("1x{devices}xa100-80gb-sxm"), job, strategy, stages);
         let written = Settings::of(&plan, None);
-        for target in Target::ALL.into_iter().filter(|target| target.is_trainer()) {
+        for &target in Target::ALL.iter().filter(|target| target.is_trainer()) {
             let Ok(exported) = export(&plan, target, &OPTIONS) else { continue };
             for file in exported.files {
                 let reader = match (target, file.name.as_str()) {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 const OPTIONS: Options = Options { checkpoint_interval: Some(500), script: None, image: String::new() };
 
 fn trainers() -> impl Iterator<Item = Target> {
-    Target::ALL.into_iter().filter(|target| target.is_trainer())
+    Target::ALL.iter().copied().filter(|target| target.is_trainer())
 }
 
 /// A plan that the trainer supports.
@@ -17,7 +17,7 @@ fn plan(target: Target) -> Plan {
     let model = catalog::model("tiny-llama").unwrap();
     let mut job = Job::new(16, 64);
     job.gradient_clip = 0.5;
-    job.given = Some(Hyperparameter::ALL.into_iter().collect());
+    job.given = Some(Hyperparameter::ALL.iter().copied().collect());
     job.learning_rate.total_steps = 300;
     // All targets but one support this stage; that one shards only the optimizer state.
     let zero_stage = if target == Target::Nanotron { 1 } else { 3 };
@@ -40,7 +40,7 @@ fn file(target: Target) -> String {
 fn a_name_stays_within_its_line_in_every_file() {
     // Files can no longer contain such a name; scripts are quoted correctly nevertheless.
     for end in ["\n", "\r\n", "\r", "\u{b}", "\u{85}", "\u{2028}", "\n#SBATCH --wrap=touch\n", "\0"] {
-        for target in Target::ALL {
+        for &target in Target::ALL {
             let mut named = plan(target);
             named.model.name = format!("a{end}touch HARM");
             named.cluster.name.clone_from(&named.model.name);

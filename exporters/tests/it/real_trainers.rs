@@ -21,7 +21,7 @@ fn plans() -> Vec<(&'static str, Plan)> {
     let model = catalog::model("llama3-8b").unwrap();
     let mut plans = Vec::new();
     let mut add = |name, strategy: ParallelStrategy, blocks: &[u32], mode: Recompute| {
-        let given = Some(Hyperparameter::ALL.into_iter().collect());
+        let given = Some(Hyperparameter::ALL.iter().copied().collect());
         let job = Job { precision: Precision::Bf16, given, ..Job::new(64, 4096) };
         let stages = common::stages(&model, blocks, &[mode; 32]);
         let cluster = match strategy.devices() {

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const OPTIONS: Options = Options { checkpoint_interval: Some(500), script: None, image: String::new() };
 
 fn trainers() -> impl Iterator<Item = Target> {
-    Target::ALL.into_iter().filter(|target| target.is_trainer())
+    Target::ALL.iter().copied().filter(|target| target.is_trainer())
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn every_trainer_has_a_word_on_every_field() {
         for unsupported in unsupported_fields(target) {
             *times.entry(unsupported.field).or_default() += 1;
         }
-        for field in Field::ALL {
+        for &field in Field::ALL {
             assert_eq!(times.get(&field), Some(&1), "{} and {}", target.name(), field.name());
         }
     }
@@ -165,7 +165,7 @@ prop_compose! {
         all in prop::bool::weighted(0.5),
         some in prop::collection::btree_set(prop::sample::select(Hyperparameter::ALL.to_vec()), 0..8),
     ) -> Job {
-        let given = if all { Hyperparameter::ALL.into_iter().collect() } else { some };
+        let given = if all { Hyperparameter::ALL.iter().copied().collect() } else { some };
         let optimizer = if adam {
             Optimizer::AdamW { beta1: 0.9, beta2: 0.97, epsilon: 1e-8, weight_decay: 0.1 }
         } else {
@@ -277,7 +277,7 @@ fn variety() -> Vec<(&'static str, Plan)> {
     model.layers = 8;
     let make = |name, strategy: ParallelStrategy, blocks: &[u32], mode: Recompute| {
         let devices = strategy.devices();
-        let given = Some(Hyperparameter::ALL.into_iter().collect());
+        let given = Some(Hyperparameter::ALL.iter().copied().collect());
         let job = Job { precision: Precision::Bf16, given, ..Job::new(32, 64) };
         let stages = common::stages(&model, blocks, &[mode; 8]);
         (name, common::plan(model.clone(), &format!("1x{devices}xa100-80gb-sxm"), job, strategy, stages))
@@ -368,8 +368,8 @@ fn files_hold_no_value_that_nobody_gave() {
 #[test]
 fn scripts_are_bash_whatever_was_given() {
     let folder = tempfile::tempdir().unwrap();
-    for target in Target::ALL {
-        for given in [BTreeSet::new(), Hyperparameter::ALL.into_iter().collect()] {
+    for &target in Target::ALL {
+        for given in [BTreeSet::new(), Hyperparameter::ALL.iter().copied().collect()] {
             let exported = export(&with_odd_values(&variety()[0].1, given), target, &OPTIONS).unwrap();
             for file in exported.files.iter().filter(|file| file.executable) {
                 let path = folder.path().join(&file.name);
@@ -391,7 +391,7 @@ fn what_a_trainer_needs_and_nobody_gave_is_asked_for_by_name() {
     };
     assert_eq!(asked(Target::Megatron, &[]), ["LR", "TRAIN_ITERS"]);
     assert_eq!(asked(Target::Megatron, &[Hyperparameter::PeakLearningRate]), ["TRAIN_ITERS"]);
-    assert_eq!(asked(Target::Megatron, &Hyperparameter::ALL), [""; 0]);
+    assert_eq!(asked(Target::Megatron, Hyperparameter::ALL), [""; 0]);
     assert_eq!(
         asked(Target::Nanotron, &[Hyperparameter::Epsilon]),
         ["LR", "TRAIN_STEPS", "ADAM_BETA1", "ADAM_BETA2", "WEIGHT_DECAY"]

@@ -16,7 +16,7 @@ fn all() -> Vec<DeviceModel> {
 #[test]
 fn no_product_beats_the_peak_or_takes_for_ever() {
     for device in all() {
-        for dtype in Dtype::ALL {
+        for &dtype in Dtype::ALL {
             for (m, n, k) in
                 SIZES.iter().flat_map(|m| SIZES.iter().flat_map(move |n| SIZES.map(|k| (*m, *n, k))))
             {

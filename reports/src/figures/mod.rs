@@ -13,30 +13,26 @@ mod timeline;
 use crate::{ReportError, ReportInput};
 use canvas::{Area, Hotspot};
 use plotters::prelude::*;
+use strum::{IntoStaticStr, VariantArray};
 use supersample::Supersampled;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub(crate) enum Figure {
     Cost,
     Memory,
     Timeline,
+    #[strum(serialize = "predicted_vs_measured")]
     Scatter,
     Loss,
     Links,
 }
 
 impl Figure {
-    const ALL: [Self; 6] = [Self::Cost, Self::Memory, Self::Timeline, Self::Scatter, Self::Loss, Self::Links];
+    const ALL: &'static [Self] = Self::VARIANTS;
 
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Cost => "cost",
-            Self::Memory => "memory",
-            Self::Timeline => "timeline",
-            Self::Scatter => "predicted_vs_measured",
-            Self::Loss => "loss",
-            Self::Links => "links",
-        }
+        self.into()
     }
 
     fn title(self) -> &'static str {
@@ -93,9 +89,9 @@ impl Figure {
 /// A fault of the drawing library.
 pub fn figures(input: &ReportInput<'_>) -> Result<Vec<(String, Vec<u8>)>, ReportError> {
     Figure::ALL
-        .into_iter()
+        .iter()
         .filter(|figure| figure.applies(input))
-        .map(|figure| Ok((format!("{}.png", figure.name()), png(figure, input)?)))
+        .map(|figure| Ok((format!("{}.png", figure.name()), png(*figure, input)?)))
         .collect()
 }
 
