@@ -19,7 +19,6 @@ mod communicator;
 mod connection;
 mod control;
 mod door;
-mod element;
 mod endpoint;
 mod error;
 #[cfg(fuzzing)]

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use bytemuck::{cast_slice, cast_slice_mut};
+
 use crate::communicator::Counters;
 use crate::connection::{Connection, next_room, receive_exact, send_all};
-use crate::element::{as_bytes, as_bytes_mut};
 use crate::error::{CommunicationError, Peer, Result};
 use crate::queue::{Sender, queue};
 
@@ -271,7 +272,7 @@ impl Link {
             let room = next_room(known, length, size_of::<f32>());
             values.try_reserve_exact(room - known).map_err(|_| too_long())?;
             values.resize(room, 0.0);
-            receive_exact(&*self.connection, as_bytes_mut(&mut values[known..]), OPERATION)?;
+            receive_exact(&*self.connection, cast_slice_mut(&mut values[known..]), OPERATION)?;
         }
         Ok((tag, values))
     }
@@ -309,7 +310,7 @@ fn write(
 ) -> Result<()> {
     const OPERATION: &str = "send";
     let started = Instant::now();
-    let payload = as_bytes(&message.values);
+    let payload: &[u8] = cast_slice(&message.values);
     let header = [message.tag.to_le_bytes(), (message.values.len() as u64).to_le_bytes()].concat();
     let first = payload.len().min(JOINED);
     joined.clear();

@@ -13,10 +13,10 @@
 use std::ops::Range;
 
 use autodist_collectives::shard_range;
+use bytemuck::{Pod, cast_slice, cast_slice_mut};
 
 use crate::communicator::Counters;
 use crate::connection::{Connection, Idle};
-use crate::element::{Element, as_bytes, as_bytes_mut};
 use crate::error::Result;
 
 /// Maximum bytes per system call: small enough that sends and receives alternate and that received data is
@@ -107,7 +107,7 @@ impl Pass {
 
     /// Runs the pass on `values`. `combine(own, arrived)` reduces into `own`; the caller keeps `scratch`, so
     /// that it is allocated once; `counters` grows by the payload moved, even if the pass fails.
-    pub(crate) fn run<E: Element>(
+    pub(crate) fn run<E: Pod>(
         &self,
         next: &dyn Connection,
         previous: &dyn Connection,
@@ -129,7 +129,7 @@ impl Pass {
             let mut moved = 0;
             let mut sendable = outgoing.portion(ready);
             if !sendable.is_empty() {
-                let sent = next.try_send(&as_bytes(values)[sendable.clone()], self.operation)?;
+                let sent = next.try_send(&cast_slice(values)[sendable.clone()], self.operation)?;
                 outgoing.advance(sent);
                 counters.sent += sent as u64;
                 moved += sent;
@@ -139,22 +139,23 @@ impl Pass {
             if !place.is_empty() {
                 let received = if arriving.combines() {
                     if scratch.is_empty() {
-                        scratch.resize(PORTION / width, E::default());
+                        scratch.resize(PORTION / width, E::zeroed());
                     }
-                    let buffer = &mut as_bytes_mut(scratch)[partial..place.len()];
+                    let buffer = &mut cast_slice_mut(scratch)[partial..place.len()];
                     let received = previous.try_receive(buffer, self.operation)?;
                     let whole = (partial + received) / width;
                     if whole > 0 {
                         let start = place.start / width;
                         combine(&mut values[start..start + whole], &scratch[..whole]);
-                        as_bytes_mut(scratch).copy_within(whole * width..partial + received, 0);
+                        cast_slice_mut::<E, u8>(scratch).copy_within(whole * width..partial + received, 0);
                     }
                     partial = partial + received - whole * width;
                     arriving.advance(whole * width);
                     ready += whole * width;
                     received
                 } else {
-                    let received = previous.try_receive(&mut as_bytes_mut(values)[place], self.operation)?;
+                    let received =
+                        previous.try_receive(&mut cast_slice_mut(values)[place], self.operation)?;
                     arriving.advance(received);
                     ready += received;
                     received

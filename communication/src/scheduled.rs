@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use autodist_collectives::{Receive, Schedule, Send};
+use bytemuck::{cast_slice, cast_slice_mut};
 
 use crate::communicator::{Counters, Links};
 use crate::connection::Idle;
-use crate::element::{as_bytes, as_bytes_mut};
 use crate::error::Result;
 use crate::ring::PORTION;
 
@@ -78,7 +78,7 @@ impl Part {
                 if bytes.is_empty() {
                     continue;
                 }
-                let sent = link.try_send(&as_bytes(values)[bytes], operation)?;
+                let sent = link.try_send(&cast_slice(values)[bytes], operation)?;
                 progress.sent[index] += sent;
                 counters.sent += sent as u64;
                 moved += sent;
@@ -98,7 +98,7 @@ impl Part {
                     if scratch.is_empty() {
                         scratch.resize(PORTION / WIDTH, 0.0);
                     }
-                    let bytes = as_bytes_mut(scratch);
+                    let bytes: &mut [u8] = cast_slice_mut(scratch);
                     bytes[..*kept].copy_from_slice(&partial[..*kept]);
                     let received = link.try_receive(&mut bytes[*kept..place.len()], operation)?;
                     let (whole, rest) = ((*kept + received) / WIDTH, (*kept + received) % WIDTH);
@@ -109,7 +109,7 @@ impl Part {
                     progress.received[index] += whole * WIDTH;
                     received
                 } else {
-                    let received = link.try_receive(&mut as_bytes_mut(values)[place], operation)?;
+                    let received = link.try_receive(&mut cast_slice_mut(values)[place], operation)?;
                     progress.received[index] += received;
                     received
                 };

@@ -7,6 +7,7 @@ use crate::pace::{CodingPace, Emulated};
 use autodist_codecs::{Arithmetic, Form, Part, PartMut, rounding};
 use autodist_communication::{Communicator, Counters, Mailbox};
 use autodist_spec::{Algorithm, Codec, Coded};
+use bytemuck::pod_collect_to_vec;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -82,7 +83,8 @@ impl<D: TrainingDevice> SendRecv<D> for RoundedSendRecv {
         let pace = self.rounding.pace(elements, 2);
         let on = queue.coding();
         let bytes = on.encode(self.rounding.form, Part::new(D::values(&mut buffer), 0..elements));
-        let words: Vec<f32> = on.fetch(vec![bytes]).iter().flat_map(|bytes| words(bytes)).collect();
+        // Bytes as the bits of floats, which are never used in arithmetic; the last is padded with zeros.
+        let words = on.fetch(vec![bytes]).iter().flat_map(|bytes| pod_collect_to_vec(bytes)).collect();
         drop(buffer);
         end(pace);
         Ok(self.mailbox.send(peer, tag.number(), words)?)
@@ -101,7 +103,7 @@ impl<D: TrainingDevice> SendRecv<D> for RoundedSendRecv {
         if words.len() != expected {
             return Err(ExecutionError::Message { peer, expected, given: words.len() });
         }
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_bits().to_le_bytes()).collect();
+        let bytes = pod_collect_to_vec(&words);
         drop(words);
         let (on, mut buffer) = (queue.coding(), queue.zeros(elements));
         let values = PartMut::new(D::values(&mut buffer), 0..elements);
@@ -122,13 +124,4 @@ impl<D: TrainingDevice> SendRecv<D> for RoundedSendRecv {
 /// Waits for the end of one side's half of the encoding time.
 fn end(pace: Option<CodingPace>) {
     pace.into_iter().for_each(|mut pace| pace.end_part(Duration::ZERO));
-}
-
-/// Bytes as the bits of floats, which are never used in arithmetic; the last float is padded with zeros.
-fn words(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
-    bytes.chunks(4).map(|part| {
-        let mut word = [0; 4];
-        word[..part.len()].copy_from_slice(part);
-        f32::from_bits(u32::from_le_bytes(word))
-    })
 }
