@@ -10,6 +10,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use rustix::event::PollFd;
+use rustix::process::{Resource, getrlimit};
+
 use crate::connection::{Connection, SocketConnection};
 use crate::error::Peer;
 use crate::keep_alive::keep_alive;
@@ -105,7 +108,7 @@ impl Door {
     }
 
     /// Adds the descriptors that [`Door::tend`] waits for.
-    pub(crate) fn watch(&self, descriptors: &mut Vec<libc::pollfd>) {
+    pub(crate) fn watch<'a>(&'a self, descriptors: &mut Vec<PollFd<'a>>) {
         descriptors
             .extend(self.guests.iter().map(|guest| poll::interest(guest.connection.socket(), true, false)));
         if self.rests_until.is_none() {
@@ -120,16 +123,15 @@ impl Door {
         next.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
-    /// Reads from guests and accepts new ones; `watched` are the descriptors that [`Door::watch`] added.
-    /// Returns the connections that have proved the token. Never blocks.
-    pub(crate) fn tend(&mut self, watched: &[libc::pollfd]) -> Vec<Arrival> {
+    /// Reads from guests and accepts new ones; `ready` tells which descriptors of [`Door::watch`] are
+    /// ready. Returns the connections that have proved the token. Never blocks.
+    pub(crate) fn tend(&mut self, ready: &[bool]) -> Vec<Arrival> {
         let mut arrivals = Vec::new();
         let guests = std::mem::take(&mut self.guests);
         for (index, mut guest) in guests.into_iter().enumerate() {
-            let spoke = watched.get(index).is_some_and(|descriptor| descriptor.revents != 0);
-            let outcome = match spoke {
-                true => guest.hear(&self.secret, self.role),
-                false => Outcome::Waits,
+            let outcome = match ready.get(index) {
+                Some(true) => guest.hear(&self.secret, self.role),
+                _ => Outcome::Waits,
             };
             match outcome {
                 Outcome::Waits if guest.since.elapsed() < HELLO_WITHIN => self.guests.push_back(guest),
@@ -271,12 +273,8 @@ impl Guest {
 
 /// The number of guests that this process can hold.
 fn most_guests() -> usize {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the place outlives the call.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return FEWEST_GUESTS;
-    }
-    let part = usize::try_from(limit.rlim_cur / PART_OF_DESCRIPTORS).unwrap_or(MOST_GUESTS);
+    let part = getrlimit(Resource::Nofile).current.map(|limit| limit / PART_OF_DESCRIPTORS);
+    let part = part.and_then(|part| usize::try_from(part).ok()).unwrap_or(MOST_GUESTS);
     part.clamp(FEWEST_GUESTS, MOST_GUESTS)
 }
 

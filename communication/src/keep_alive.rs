@@ -3,38 +3,22 @@
 
 use std::io;
 use std::net::TcpStream;
-use std::os::fd::AsRawFd;
+use std::time::Duration;
 
-/// Seconds of silence after which the system sends keep-alive probes.
-const ASK_AFTER: libc::c_int = 10;
-const ASK_EVERY: libc::c_int = 5;
-const ASK_TIMES: libc::c_int = 4;
-/// Milliseconds that sent bytes may stay unacknowledged.
-const LOST_AFTER: libc::c_int = 1000 * (ASK_AFTER + ASK_EVERY * ASK_TIMES);
+use socket2::{SockRef, TcpKeepalive};
+
+/// Silence after which the system sends keep-alive probes.
+const ASK_AFTER: Duration = Duration::from_secs(10);
+const ASK_EVERY: Duration = Duration::from_secs(5);
+const ASK_TIMES: u32 = 4;
+/// The time that sent bytes may stay unacknowledged.
+const LOST_AFTER: Duration = ASK_AFTER.saturating_add(ASK_EVERY.saturating_mul(ASK_TIMES));
 
 /// Enables TCP keep-alive: without an answer from the peer's machine, the connection breaks after half a
 /// minute.
 pub(crate) fn keep_alive(socket: &TcpStream) -> io::Result<()> {
-    for (level, option, value) in [
-        (libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1),
-        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, ASK_AFTER),
-        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, ASK_EVERY),
-        (libc::IPPROTO_TCP, libc::TCP_KEEPCNT, ASK_TIMES),
-        (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, LOST_AFTER),
-    ] {
-        // SAFETY: the value outlives the call, and the length is its own.
-        let outcome = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                level,
-                option,
-                (&raw const value).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        };
-        if outcome != 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
+    let socket = SockRef::from(socket);
+    let probes = TcpKeepalive::new().with_time(ASK_AFTER).with_interval(ASK_EVERY).with_retries(ASK_TIMES);
+    socket.set_tcp_keepalive(&probes)?;
+    socket.set_tcp_user_timeout(Some(LOST_AFTER))
 }

@@ -3,8 +3,13 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::num::NonZeroU64;
+use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
+
+use rustix::event::{self, PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::thread::set_current_timer_slack;
 
 use crate::connection::Connection;
 
@@ -15,7 +20,7 @@ const SHORTEST_NAP: Duration = Duration::from_micros(20);
 const LONGEST_NAP: Duration = Duration::from_micros(500);
 /// Nanoseconds by which the system may prolong a sleep. Its own 50 us would more than double the shortest
 /// nap.
-const SLACK: libc::c_ulong = 1_000;
+const SLACK: u64 = 1_000;
 
 /// Sleeps until one of the connections can go on, or until it is time to try again because one has no
 /// descriptor; at most for `left`, when `waited` has passed already. Returns false if `left` has passed and
@@ -32,7 +37,7 @@ pub(crate) fn ready(
         connection.descriptor().map(|descriptor| interest(descriptor, readable, writable))
     });
     match known.collect::<Option<Vec<_>>>() {
-        Some(mut descriptors) => wait(&mut descriptors, Some(left)),
+        Some(mut descriptors) => Ok(wait(&mut descriptors, Some(left))?.contains(&true)),
         // Connections of one group have the same transport, so there are no other descriptors to poll
         // meanwhile.
         None => {
@@ -46,42 +51,35 @@ pub(crate) fn ready(
 pub(crate) fn nap(waited: Duration, left: Duration) {
     thread_local!(static PUNCTUAL: Cell<bool> = const { Cell::new(false) });
     if !PUNCTUAL.replace(true) {
-        // SAFETY: this sets one number of the calling thread. If it fails, naps are longer.
-        unsafe {
-            libc::prctl(libc::PR_SET_TIMERSLACK, SLACK);
-        }
+        be_punctual();
     }
     std::thread::sleep((waited / NAP_PART).clamp(SHORTEST_NAP, LONGEST_NAP).min(left));
 }
 
-/// The poll request of one descriptor.
-pub(crate) fn interest(descriptor: BorrowedFd<'_>, readable: bool, writable: bool) -> libc::pollfd {
-    let events = if readable { libc::POLLIN } else { 0 } | if writable { libc::POLLOUT } else { 0 };
-    libc::pollfd { fd: descriptor.as_raw_fd(), events, revents: 0 }
+/// Gives this thread exact timers. If it fails, sleeps are longer.
+pub(crate) fn be_punctual() {
+    let _ = set_current_timer_slack(NonZeroU64::new(SLACK));
 }
 
-/// Sleeps until one of `descriptors` is ready (or broken), at most `timeout`; `None` waits for ever.
-/// Returns whether any was ready. The ready ones have `revents != 0`.
-pub(crate) fn wait(descriptors: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<bool> {
+/// The poll request of one descriptor.
+pub(crate) fn interest(descriptor: BorrowedFd<'_>, readable: bool, writable: bool) -> PollFd<'_> {
+    let mut events = PollFlags::empty();
+    events.set(PollFlags::IN, readable);
+    events.set(PollFlags::OUT, writable);
+    PollFd::from_borrowed_fd(descriptor, events)
+}
+
+/// Sleeps until one of `descriptors` is ready (or broken), at most `timeout`; `None` waits for ever. Returns
+/// which ones are ready.
+pub(crate) fn wait(descriptors: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     loop {
-        let milliseconds = match deadline {
-            None => -1,
-            Some(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                // Rounded up, to avoid a wake-up just before the deadline and a sleep of zero.
-                i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
-            }
-        };
-        // SAFETY: the pointer and the length are those of one live, exclusively borrowed slice.
-        let ready =
-            unsafe { libc::poll(descriptors.as_mut_ptr(), descriptors.len() as libc::nfds_t, milliseconds) };
-        if ready >= 0 {
-            return Ok(ready > 0);
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        match event::poll(descriptors, left.as_ref()) {
+            Ok(_) => return Ok(descriptors.iter().map(|one| !one.revents().is_empty()).collect()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -209,17 +209,15 @@ impl Hub {
                 door.watch(&mut descriptors);
             }
             let due = self.door.as_ref().and_then(Door::due);
-            if poll::wait(&mut descriptors, due).is_err() {
-                return;
-            }
+            let Ok(ready) = poll::wait(&mut descriptors, due) else { return };
             for index in 0..visitors {
-                if descriptors[1 + index].revents != 0 {
+                if ready[1 + index] {
                     self.visitors[index].flush();
                     self.read(index);
                 }
             }
-            self.admit(&descriptors[1 + visitors..]);
-            if descriptors[0].revents != 0 && self.obey() {
+            self.admit(&ready[1 + visitors..]);
+            if ready[0] && self.obey() {
                 return;
             }
             self.visitors.retain(|visitor| !visitor.gone);
@@ -261,10 +259,11 @@ impl Hub {
         }
     }
 
-    /// Admits connections that have proved the token; `watched` are the door's descriptors.
-    fn admit(&mut self, watched: &[libc::pollfd]) {
+    /// Admits connections that have proved the token; `ready` tells which of the door's
+    /// descriptors are ready.
+    fn admit(&mut self, ready: &[bool]) {
         let Some(door) = &mut self.door else { return };
-        let arrivals = door.tend(watched);
+        let arrivals = door.tend(ready);
         door.strangers().iter().for_each(|stranger| (self.warn)(stranger));
         for arrival in arrivals {
             match self.place(&arrival.hello) {

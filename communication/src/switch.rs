@@ -10,12 +10,16 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::event::PollFd;
+use socket2::SockRef;
+
+use crate::poll::{self, interest};
 use crate::wire::BEFORE_PROOF;
 
 /// Maximum number of portions of a direction in flight.
@@ -26,7 +30,7 @@ const PORTION_BYTES: (usize, usize) = (2 << 10, 64 << 10);
 /// A stream of full portions keeps its rate if this thread wakes at most this late.
 const LATENESS: Duration = Duration::from_millis(1);
 /// Buffer size of the switch's sockets; small, so that a slow link soon blocks its sender.
-const SOCKET_BUFFER: libc::c_int = 64 << 10;
+const SOCKET_BUFFER: usize = 64 << 10;
 /// Maximum number of accepts before a pause, so that repeated connects cannot keep the thread busy.
 const AT_ONCE: usize = 64;
 const REST: Duration = Duration::from_millis(20);
@@ -112,7 +116,7 @@ impl Switch {
             pipes: Vec::new(),
         };
         let thread = std::thread::Builder::new().name("switch".to_owned()).spawn(move || {
-            be_punctual();
+            be_prompt();
             hub.serve();
         })?;
         Ok(Self { shared, thread: Some(thread) })
@@ -132,7 +136,7 @@ impl Switch {
             }
             let listener = TcpListener::bind(SocketAddr::new(address.ip(), 0))?;
             // Accepted sockets inherit the buffer size.
-            small_buffers(listener.as_fd());
+            small_buffers(&listener);
             listener.set_nonblocking(true)?;
             table.push(listener.local_addr()?);
             self.shared.state().doors.push(Door { listener, from: rank, to, address: *address });
@@ -209,11 +213,6 @@ impl Hub {
                 self.doors.append(&mut state.doors);
             }
             self.accept();
-            let mut next: Option<Instant> = self.rests_until;
-            let mut interests = vec![interest(self.woken.as_fd(), libc::POLLIN)];
-            if self.rests_until.is_none() {
-                interests.extend(self.doors.iter().map(|door| interest(door.listener.as_fd(), libc::POLLIN)));
-            }
             let now = Instant::now();
             for pipe in &mut self.pipes {
                 for way in 0..2 {
@@ -223,12 +222,19 @@ impl Hub {
                         let direction = &pipe.directions[way];
                         self.shared.state().carried[direction.from][direction.to] += moved;
                     }
-                    pipe.waits(way, now, &mut next, &mut interests);
                 }
             }
             self.pipes.retain(|pipe| !pipe.is_over());
+            let mut next: Option<Instant> = self.rests_until;
+            let mut interests = vec![interest(self.woken.as_fd(), true, false)];
+            if self.rests_until.is_none() {
+                interests.extend(self.doors.iter().map(|door| interest(door.listener.as_fd(), true, false)));
+            }
+            for pipe in &self.pipes {
+                (0..2).for_each(|way| pipe.waits(way, now, &mut next, &mut interests));
+            }
             let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
-            if sleep(&mut interests, timeout).is_err() {
+            if poll::wait(&mut interests, timeout).is_err() {
                 return;
             }
             while matches!((&self.woken).read(&mut [0; 64]), Ok(1..)) {}
@@ -327,7 +333,7 @@ impl Pipe {
     /// `None` if one of its ends has closed already.
     fn new(door: &Door, dialled: TcpStream, reached: TcpStream, links: &SwitchLinks) -> Option<Self> {
         for socket in [&dialled, &reached] {
-            small_buffers(socket.as_fd());
+            small_buffers(socket);
             socket.set_nonblocking(true).and_then(|()| socket.set_nodelay(true)).ok()?;
         }
         let direction = |from: usize, to: usize| Direction::new(from, to, links);
@@ -400,19 +406,23 @@ impl Pipe {
     }
 
     /// The event that this direction waits for: a time, or a socket.
-    fn waits(&self, way: usize, now: Instant, next: &mut Option<Instant>, interests: &mut Vec<libc::pollfd>) {
+    fn waits<'a>(
+        &'a self,
+        way: usize,
+        now: Instant,
+        next: &mut Option<Instant>,
+        interests: &mut Vec<PollFd<'a>>,
+    ) {
         let direction = &self.directions[way];
         let mut until = |at: Instant| *next = Some(next.map_or(at, |known| known.min(at)));
         if direction.may_read() {
-            interests.push(interest(self.ends[way].as_fd(), libc::POLLIN));
+            interests.push(interest(self.ends[way].as_fd(), true, false));
         } else if let Some(finish) = direction.finishes.front().filter(|_| !direction.ended) {
             until(*finish);
         }
         match direction.queue.front() {
             Some((due, _)) if *due > now => until(*due),
-            Some(_) if direction.blocked => {
-                interests.push(interest(self.ends[1 - way].as_fd(), libc::POLLOUT))
-            }
+            Some(_) if direction.blocked => interests.push(interest(self.ends[1 - way].as_fd(), false, true)),
             _ => {}
         }
     }
@@ -427,51 +437,17 @@ impl Pipe {
     }
 }
 
-fn interest(descriptor: BorrowedFd<'_>, events: libc::c_short) -> libc::pollfd {
-    libc::pollfd { fd: descriptor.as_raw_fd(), events, revents: 0 }
-}
-
-/// Sleeps until a descriptor is ready, at most `timeout`, with microsecond precision, unlike `poll`.
-fn sleep(descriptors: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
-    let time = timeout.map(|left| libc::timespec {
-        tv_sec: left.as_secs() as libc::time_t,
-        tv_nsec: libc::c_long::from(left.subsec_nanos() as i32),
-    });
-    let pointer = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: the descriptors are one live slice, the time outlives the call, and no signal mask is given.
-    let ready = unsafe {
-        libc::ppoll(descriptors.as_mut_ptr(), descriptors.len() as libc::nfds_t, pointer, std::ptr::null())
-    };
-    if ready >= 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
-}
-
-fn small_buffers(socket: BorrowedFd<'_>) {
-    let size = SOCKET_BUFFER;
-    for option in [libc::SO_SNDBUF, libc::SO_RCVBUF] {
-        // SAFETY: the value is a C int of the length given. If it fails, buffers are larger, so senders are
-        // blocked later.
-        unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                option,
-                (&raw const size).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            );
-        }
-    }
+fn small_buffers(socket: &impl AsFd) {
+    let socket = SockRef::from(socket);
+    // If it fails, buffers are larger, so senders are blocked later.
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
 }
 
 /// Requests a priority above the ranks' and exact timers; without them, the links' rates vary slightly.
-fn be_punctual() {
+fn be_prompt() {
     let parameter = libc::sched_param { sched_priority: PRIORITY };
     // SAFETY: the parameter outlives the call; 0 names the calling thread.
-    unsafe {
-        libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter);
-        libc::prctl(libc::PR_SET_TIMERSLACK, 1_000);
-    }
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameter) };
+    poll::be_punctual();
 }

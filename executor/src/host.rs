@@ -1,5 +1,6 @@
 //! System calls of a rank: core, priority, parent process, and information about the host.
 
+use rustix::process::{Signal, set_parent_process_death_signal};
 use std::fs::File;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
@@ -93,10 +94,7 @@ const ORPHAN: i32 = 4;
 /// Makes the kernel kill this process when its parent dies, for any reason. If the parent is dead
 /// already, this does not return.
 pub fn die_with_parent() {
-    // SAFETY: prctl with PR_SET_PDEATHSIG takes a signal number and has no other effect.
-    unsafe {
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-    }
+    let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let parent = std::env::var(PARENT).ok().and_then(|parent| parent.parse::<u32>().ok());
     if parent.is_some_and(|parent| parent != std::os::unix::process::parent_id()) {
         std::process::exit(ORPHAN);
@@ -110,7 +108,7 @@ pub(crate) fn tie(command: &mut Command) {
     // and does not allocate.
     unsafe {
         command.pre_exec(move || {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            let _ = set_parent_process_death_signal(Some(Signal::KILL));
             if std::os::unix::process::parent_id() == parent {
                 return Ok(());
             }

@@ -243,8 +243,7 @@ impl Scarce {
         let program = folder.path().join("autodist");
         std::fs::copy(common::AUTODIST, &program).unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-        // SAFETY: it has no effect.
-        let root = unsafe { libc::geteuid() } == 0;
+        let root = rustix::process::geteuid().is_root();
         // A user without other processes.
         Self { folder, program, user: root.then(|| 20_000 + std::process::id() % 40_000) }
     }

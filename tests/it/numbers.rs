@@ -4,8 +4,8 @@
 use crate::common;
 
 use common::{AUTODIST, Finished, autodist, edited, line, write};
+use rustix::fs::{CWD, Mode, mkfifoat};
 use serde_json::{Value, json};
-use std::ffi::CString;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -445,9 +445,7 @@ fn no_pipe_that_a_document_names_is_waited_for() {
     let folder = folder.path();
     line(folder, "plan --model model.json --job job.toml -o plan.json").ok();
     let pipe = folder.join("pipe");
-    let name = CString::new(pipe.to_str().unwrap()).unwrap();
-    // SAFETY: `name` is a string that ends with a zero and outlives the call.
-    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    mkfifoat(CWD, &pipe, Mode::RUSR | Mode::WUSR).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
     let plan: Value = serde_json::from_str(&fs::read_to_string(folder.join("plan.json")).unwrap()).unwrap();
     let began = Instant::now();

@@ -1,6 +1,7 @@
 //! Limits on unauthenticated connections.
 
 use super::*;
+use rustix::process::{Rlimit, setrlimit};
 use std::net::{IpAddr, Ipv4Addr};
 
 const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -52,8 +53,8 @@ fn a_guest_has_one_deadline_whatever_it_sends() {
         io::Write::write_all(&mut caller, &[byte]).unwrap();
         let mut descriptors = Vec::new();
         door.watch(&mut descriptors);
-        poll::wait(&mut descriptors, Some(REST)).unwrap();
-        door.tend(&descriptors);
+        let ready = poll::wait(&mut descriptors, Some(REST)).unwrap();
+        door.tend(&ready);
         assert!(door.due().unwrap() <= due, "a byte prolongs nothing");
     }
     door.guests[0].since = Instant::now().checked_sub(HELLO_WITHIN).unwrap();
@@ -65,14 +66,9 @@ fn a_guest_has_one_deadline_whatever_it_sends() {
 
 const CHILD: &str = "AUTODIST_COMMUNICATION_TEST_DESCRIPTORS";
 
-fn limit_descriptors(most: libc::rlim_t) {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the place outlives the calls.
-    unsafe {
-        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0);
-        limit.rlim_cur = most;
-        assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit), 0);
-    }
+fn limit_descriptors(most: u64) {
+    let limit = Rlimit { current: Some(most), ..getrlimit(Resource::Nofile) };
+    setrlimit(Resource::Nofile, limit).unwrap();
 }
 
 /// In a separate process, because it uses up its descriptors.

@@ -73,10 +73,11 @@ impl Reception {
             loop {
                 let mut descriptors = vec![poll::interest(woken.as_fd(), true, false)];
                 door.watch(&mut descriptors);
-                if poll::wait(&mut descriptors, door.due()).is_err() || descriptors[0].revents != 0 {
+                let Ok(ready) = poll::wait(&mut descriptors, door.due()) else { return };
+                if ready[0] {
                     return;
                 }
-                for arrival in door.tend(&descriptors[1..]) {
+                for arrival in door.tend(&ready[1..]) {
                     of_thread.receive(arrival, world, timeout);
                 }
                 for stranger in door.strangers() {

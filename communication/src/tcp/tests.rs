@@ -5,6 +5,7 @@ use super::*;
 use crate::connection::{receive_exact, send_all};
 use crate::secret::Nonce;
 use crate::wire::{Decoder, frame};
+use socket2::{Domain, SockRef, Socket, Type};
 use std::io::{ErrorKind, Read, Write};
 use std::sync::Mutex;
 
@@ -286,27 +287,15 @@ fn a_rank_that_cannot_be_reached_is_named_with_its_address() {
 }
 
 /// An address that no longer answers, and the sockets that keep it so.
-fn deaf() -> (SocketAddr, TcpListener, Vec<std::os::fd::OwnedFd>) {
-    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+fn deaf() -> (SocketAddr, TcpListener, Vec<Socket>) {
     let listener = TcpListener::bind(LOOPBACK).unwrap();
     let address = listener.local_addr().unwrap();
-    // SAFETY: a shorter queue for a socket of our own.
-    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
-    let SocketAddr::V4(to) = address else { panic!("{address}") };
-    let target = libc::sockaddr_in {
-        sin_family: libc::AF_INET as libc::sa_family_t,
-        sin_port: to.port().to_be(),
-        sin_addr: libc::in_addr { s_addr: u32::from(*to.ip()).to_be() },
-        sin_zero: [0; 8],
-    };
+    SockRef::from(&listener).listen(0).unwrap();
     let waiting = (0..8).map(|_| {
-        // SAFETY: a new socket, and an address that outlives the call.
-        unsafe {
-            let socket = libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0);
-            assert!(socket >= 0);
-            libc::connect(socket, (&raw const target).cast(), size_of_val(&target) as libc::socklen_t);
-            OwnedFd::from_raw_fd(socket)
-        }
+        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+        // There is no answer yet, or none at all.
+        let _ = socket.connect(&address.into());
+        socket
     });
     let waiting = waiting.collect();
     (address, listener, waiting)

@@ -6,9 +6,13 @@
 
 use super::machine::realtime;
 use super::{FRAME, Uplink};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io;
+use rustix::thread::set_current_timer_slack;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -82,8 +86,7 @@ impl Switch {
         };
         let (ready, started) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            // SAFETY: prctl has no memory effect.
-            unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
+            let _ = set_current_timer_slack(NonZeroU64::new(1));
             let _ = ready.send(realtime(libc::SCHED_FIFO, PRIORITY));
             forwarder.run();
         });
@@ -160,28 +163,15 @@ struct Forwarder {
 
 impl Forwarder {
     fn run(&mut self) {
-        let poll = |port: &OwnedFd| libc::pollfd { fd: port.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        let mut interests: Vec<libc::pollfd> = self.ports.iter().map(poll).collect();
         let mut buffer = vec![0; 1 << 16];
         while !self.shared.stop.load(Ordering::Relaxed) {
             self.deliver();
             let next = self.events.peek().map(|Reverse(event)| event.at);
             let wait = next.map_or(LOOK_AGAIN, |at| at.saturating_duration_since(Instant::now()));
-            let wait = wait.min(LOOK_AGAIN);
-            let limit = libc::timespec {
-                tv_sec: wait.as_secs() as libc::time_t,
-                tv_nsec: libc::c_long::from(wait.subsec_nanos()),
-            };
-            // SAFETY: the list and the limit outlive the call, and the length is the list's.
-            let ready = unsafe {
-                libc::ppoll(
-                    interests.as_mut_ptr(),
-                    interests.len() as libc::nfds_t,
-                    &raw const limit,
-                    std::ptr::null(),
-                )
-            };
-            if ready > 0 {
+            let limit = Timespec::try_from(wait.min(LOOK_AGAIN)).unwrap();
+            let mut interests: Vec<_> =
+                self.ports.iter().map(|port| PollFd::new(port, PollFlags::IN)).collect();
+            if poll(&mut interests, Some(&limit)).is_ok_and(|ready| ready > 0) {
                 (0..self.ports.len()).for_each(|port| self.take(port, &mut buffer));
             }
         }
@@ -190,13 +180,8 @@ impl Forwarder {
     /// Puts the packets of a machine on its uplink.
     fn take(&mut self, from: usize, buffer: &mut [u8]) {
         for _ in 0..AT_ONCE {
-            let port = self.ports[from].as_raw_fd();
-            // SAFETY: the buffer outlives the call, and the length is its own.
-            let read = unsafe { libc::read(port, buffer.as_mut_ptr().cast(), buffer.len()) };
-            if read <= 0 {
-                return;
-            }
-            let packet = &buffer[..read as usize];
+            let Ok(read @ 1..) = io::read(&self.ports[from], &mut *buffer) else { return };
+            let packet = &buffer[..read];
             let Some(to) = receiver(packet).filter(|to| *to < self.ports.len()) else { continue };
             let port = self.shared.port.load(Ordering::Relaxed);
             if port != 0 && connects_to(packet).is_some_and(|to| to != port) {
@@ -219,9 +204,8 @@ impl Forwarder {
                 return;
             };
             if arrived {
-                // SAFETY: the packet outlives the call, and the length is its own. A receiver without room
-                // loses it.
-                unsafe { libc::write(self.ports[to].as_raw_fd(), packet.as_ptr().cast(), packet.len()) };
+                // A receiver without room loses it.
+                let _ = io::write(&self.ports[to], &packet);
                 continue;
             }
             // In virtual time, so that a late switch does not slow down a link.

@@ -31,12 +31,12 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::retry_on_intr;
 use sha2::{Digest, Sha256};
 
 /// Shared code of the libraries, which each of them links to.
@@ -244,11 +244,9 @@ fn build(name: &str, make: impl FnOnce(&Path, &Path)) -> PathBuf {
     }
     let lock_path = builds().join(format!("{name}.lock"));
     let lock = File::create(&lock_path).unwrap_or_else(|error| panic!("{}: {error}", lock_path.display()));
-    // SAFETY: the descriptor is open; closing it at the end of this function gives the lock back.
-    while unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) } != 0 {
-        let error = io::Error::last_os_error();
-        assert_eq!(error.kind(), io::ErrorKind::Interrupted, "{}: {error}", lock_path.display());
-    }
+    // Closing the file at the end of this function gives the lock back.
+    let locked = retry_on_intr(|| flock(&lock, FlockOperation::LockExclusive));
+    locked.unwrap_or_else(|error| panic!("{}: {error}", lock_path.display()));
     if folder.is_dir() {
         return folder;
     }
