@@ -12,6 +12,8 @@
 use crate::communication::interchangeable;
 use autodist_program::{Flows, Program};
 use autodist_spec::{Network, PlacementReport};
+use petgraph::algo::kosaraju_scc;
+use petgraph::graphmap::UnGraphMap;
 use std::collections::BTreeMap;
 
 /// Ranks up to which the search is exact.
@@ -300,33 +302,13 @@ fn bound(ground: &Ground<'_>, shape: &Shape) -> f64 {
     }
     // The last kind is a chain instead of a ring.
     let kinds = (0..3).map(|kind| {
-        let crossing: usize = rings(&shape.edges[kind])
-            .iter()
-            .map(|size| size.div_ceil(largest))
-            .filter(|nodes| *nodes > 1)
-            .sum();
+        // Not by Tarjan's algorithm: it recurses along a ring, which may have thousands of ranks.
+        let rings = kosaraju_scc(&UnGraphMap::<usize, ()>::from_edges(&shape.edges[kind]));
+        let crossing: usize =
+            rings.iter().map(|ring| ring.len().div_ceil(largest)).filter(|nodes| *nodes > 1).sum();
         crossing as f64 * shape.bytes(kind) / out
     });
     kinds.sum()
-}
-
-/// Sizes of the rings that the edges form.
-fn rings(edges: &[(usize, usize)]) -> Vec<usize> {
-    let next: BTreeMap<usize, usize> = edges.iter().copied().collect();
-    let mut left = next.clone();
-    let mut sizes = Vec::new();
-    while let Some((start, _)) = left.pop_first() {
-        let mut size = 1;
-        let mut at = next[&start];
-        while at != start {
-            size += 1;
-            left.remove(&at);
-            let Some(following) = next.get(&at) else { break };
-            at = *following;
-        }
-        sizes.push(size);
-    }
-    sizes
 }
 
 #[cfg(test)]
