@@ -259,19 +259,6 @@ fn agreement(share: usize) {
     let supported = runs.filter(|(_, run)| published(run).is_ok() && !run.broadcasts);
     for (row, run) in supported.step_by(share) {
         let Some([program, closed]) = both(run) else { continue };
-        eprintln!(
-            "ROW {} {} {:.3} {:.3} {:?} {:?} MEM {:.3} {:.3} {} {}",
-            run.trainer,
-            row.id,
-            program.0 / closed.0,
-            program.1 / closed.1,
-            run.layout,
-            run.recompute,
-            program.1 / (row.measured_memory_gb.unwrap_or(f64::NAN) * 1073741824.0),
-            closed.1 / (row.measured_memory_gb.unwrap_or(f64::NAN) * 1073741824.0),
-            run.dtype,
-            run.shape.experts.is_some()
-        );
         time.push(program.0 / closed.0);
         memory.push(program.1 / closed.1);
         peaks.extend(row.measured_memory_gb.map(|gib| program.1 / (gib * f64::from(1 << 30))));
