@@ -356,8 +356,7 @@ pub struct EstimateArgs {
     /// without a profile (default: megatron-core)
     #[arg(long, value_parser = one_of::<Trainer>(Trainer::ALL.iter().map(|one| one.name())))]
     pub trainer: Option<Trainer>,
-    /// Search the strategies that the flags leave open, as `plan --top COUNT` does (10 if no number is given);
-    /// only without a profile
+    /// Search the strategies that the flags leave open, as `plan --top COUNT` does (10 if no number is given)
     #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "10", conflicts_with = "plan")]
     pub best: Option<usize>,
     /// Run the GEMMs of linear layers in FP8, and report MFU against the device's FP8 peak; only without a

@@ -1,5 +1,6 @@
 //! `autodist estimate`
 
+use super::catalogue::Figures;
 use super::from_trainer::{self, Given};
 use super::{
     DEFAULT_MODEL, Prices, check_experts, check_prices, prices, profile_of, refused, without_profile,
@@ -7,55 +8,103 @@ use super::{
 use crate::cli::EstimateArgs;
 use crate::failure::Failure;
 use crate::{input, output};
-use autodist_planner::{Comparison, Planner, SearchLimits};
+use autodist_planner::{Comparison, MemoryShortfall, PlanError, Planner, SearchLimits};
 use autodist_reports::terminal;
-use autodist_spec::{InputError, Plan, to_json};
+use autodist_spec::error::in_range;
+use autodist_spec::{Job, ModelSpec, Plan, to_json};
+use std::path::Path;
 
 pub fn run(args: &EstimateArgs) -> Result<(), Failure> {
-    // A cluster without a profile is priced from published figures of its devices.
-    if let (None, None, Some(cluster)) = (&args.plan, &args.price.profile, &args.price.cluster) {
-        return super::estimate_unmeasured::run(args, cluster);
+    if let Some(top) = args.best {
+        in_range("--best", top as u64, 1, 10_000)?;
+    }
+    match (&args.plan, &args.price.profile, &args.price.cluster) {
+        (Some(path), ..) => {
+            let (plan, shortfall) = of_plan(args, path)?;
+            print(args, &plan, shortfall, "")
+        }
+        // A cluster without a profile is priced from published figures of its devices.
+        (None, None, Some(cluster)) => super::estimate_unmeasured::run(args, cluster),
+        (None, ..) => of_profile(args),
+    }
+}
+
+/// Prints the plan, and writes it if it fits.
+pub fn print(
+    args: &EstimateArgs,
+    plan: &Plan,
+    shortfall: Option<MemoryShortfall>,
+    comparison: &str,
+) -> Result<(), Failure> {
+    let text = if args.json { to_json(plan) } else { terminal::plan_summary(plan) + comparison };
+    let written = match shortfall {
+        None => super::plan::write_new(plan, args.output.as_deref()),
+        Some(shortfall) => Err(too_large(args, shortfall)),
+    };
+    output::print_with(&text, written)
+}
+
+/// Why a plan that is printed is not written.
+fn too_large(args: &EstimateArgs, shortfall: MemoryShortfall) -> Failure {
+    let written = args.output.as_ref().map_or(String::new(), |path| {
+        format!("; no plan was written to {}, because it could not be trained", path.display())
+    });
+    let error = PlanError::OutOfMemory(Box::new(shortfall)).to_string();
+    let (problem, hint) = error.split_once("\nhint: ").unwrap_or((error.as_str(), ""));
+    Failure::Infeasible(format!("{problem}{written}\nhint: {hint}, or let `--best` search"))
+}
+
+/// The strategy of a plan document, priced again: by a profile, or as it was made.
+fn of_plan(args: &EstimateArgs, path: &Path) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
+    let given = input::plan(path)?;
+    let refused = |error| refused(&given.strategy, error);
+    let (strategy, stages) = (&given.strategy, Some(given.stages.as_slice()));
+    if let Some((figures, software)) =
+        Figures::unless_profile(args.price.profile.as_ref(), &given, &args.figures)?
+    {
+        let (costs, reference) = figures.costs(&given.model, &given.job, &software);
+        let planner = Planner::of_catalogue(&given.model, &given.cluster, &given.job, costs, &reference);
+        let (mut plan, shortfall) = planner.priced(strategy, stages).map_err(refused)?;
+        plan.assume(software.assumptions);
+        return Ok((plan, shortfall));
     }
     without_profile(args.trainer, args.fp8, &args.figures)?;
-    if let Some(count) = args.best {
-        let error = InputError::new("--best", count, "works only without a profile");
-        return Err(error
-            .hint("use `autodist plan` to search with a profile, or give `--cluster` without `--profile`")
-            .into());
-    }
-    let mut comparison = String::new();
-    let plan = match &args.plan {
-        Some(path) => {
-            let given = input::plan(path)?;
-            let (profile, profile_path) = match &args.price.profile {
-                Some(_) => {
-                    let Prices { profile, path, .. } = prices(&args.price)?;
-                    (profile, path)
-                }
-                None => profile_of(&given, path, None)?,
-            };
-            let planner = Planner::new(&given.model, &given.cluster, &given.job, &profile);
-            let mut plan = planner
-                .given(&given.strategy, Some(&given.stages))
-                .map_err(|error| refused(&given.strategy, error))?;
-            plan.profile.path = profile_path.display().to_string();
-            plan
+    let (profile, profile_path) = match &args.price.profile {
+        Some(_) => {
+            let Prices { profile, path, .. } = prices(&args.price)?;
+            (profile, path)
         }
-        None => {
-            // Report errors in the file before missing flags.
-            let prices = prices(&args.price);
-            let devices = prices.as_ref().ok().map(|prices| prices.cluster.device_count());
-            let given = from_trainer::read(args, devices)?;
-            let prices = prices?;
-            let plan = of_flags(args, given.as_ref(), &prices)?;
-            if !args.from.is_empty() && !args.json {
-                comparison = compared_with_the_best(&plan, &prices);
-            }
-            plan
-        }
+        None => profile_of(&given, path, None)?,
     };
-    let text = if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) + &comparison };
-    output::print_with(&text, super::plan::write_new(&plan, args.output.as_deref()))
+    let planner = Planner::new(&given.model, &given.cluster, &given.job, &profile);
+    let (mut plan, shortfall) = planner.priced(strategy, stages).map_err(refused)?;
+    plan.profile.path = profile_path.display().to_string();
+    Ok((plan, shortfall))
+}
+
+fn of_profile(args: &EstimateArgs) -> Result<(), Failure> {
+    without_profile(args.trainer, args.fp8, &args.figures)?;
+    // Report errors in the file before missing flags.
+    let prices = prices(&args.price);
+    let devices = prices.as_ref().ok().map(|prices| prices.cluster.device_count());
+    let given = from_trainer::read(args, devices)?;
+    let prices = prices?;
+    let (model, job) = model_and_job(args, given.as_ref(), &prices)?;
+    if let Some(top) = args.best {
+        if let Some(given) = &given {
+            given.note_layout();
+        }
+        let limits = SearchLimits { top, ..SearchLimits::default() };
+        let plan = super::plan::fastest_measured(&prices, &model, job, &args.strategy, &[], limits)?;
+        return print(args, &plan, None, "");
+    }
+    let (plan, shortfall) = of_flags(args, given.as_ref(), &prices, &model, &job)?;
+    let comparison = if given.is_some() && !args.json && plan.fits {
+        compared_with_the_best(&plan, &prices)
+    } else {
+        String::new()
+    };
+    print(args, &plan, shortfall, &comparison)
 }
 
 /// Compares a given configuration with the best plan of the same space.
@@ -75,14 +124,17 @@ fn compared_with_the_best(plan: &Plan, prices: &Prices) -> String {
     )
 }
 
-fn of_flags(args: &EstimateArgs, given: Option<&Given>, prices: &Prices) -> Result<Plan, Failure> {
+/// The model and the job, of the flags and a trainer's file.
+fn model_and_job(
+    args: &EstimateArgs,
+    given: Option<&Given>,
+    prices: &Prices,
+) -> Result<(ModelSpec, Job), Failure> {
     let measured = (Some(prices.profile.seq_len), Some(prices.profile.precision));
-    let devices = prices.cluster.device_count();
-    let (model, job, strategy, stages) = match given {
+    let (model, job) = match given {
         None => {
             let model = input::model(args.model.as_deref().unwrap_or(DEFAULT_MODEL))?;
-            let job = input::job(&args.job, None, measured.0, measured.1)?;
-            (model, job, input::strategy(&args.strategy, devices)?, None)
+            (model, input::job(&args.job, None, measured.0, measured.1)?)
         }
         Some(given) => {
             let model = given.model(args.model.as_deref(), Some(&prices.profile.model))?;
@@ -90,24 +142,41 @@ fn of_flags(args: &EstimateArgs, given: Option<&Given>, prices: &Prices) -> Resu
             let mut job =
                 input::job(&given.job_flags(&args.job)?, None, measured.0, measured.1).map_err(blame)?;
             given.complete(&mut job).map_err(blame)?;
-            let mut strategy = input::strategy(&given.strategy(&args.strategy), devices).map_err(blame)?;
-            given.code(&mut strategy);
-            let stages = given.stages(&args.strategy, &model);
-            if stages.is_none() {
-                given.one_recompute()?;
-            }
-            (model.clone(), job, strategy, stages)
+            (model, job)
         }
     };
     check_experts(&model, args.strategy.ep)?;
     check_prices(prices, &model, &job)?;
-    let planner = Planner::new(&model, &prices.cluster, &job, &prices.profile);
+    Ok((model, job))
+}
+
+fn of_flags(
+    args: &EstimateArgs,
+    given: Option<&Given>,
+    prices: &Prices,
+    model: &ModelSpec,
+    job: &Job,
+) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
+    let devices = prices.cluster.device_count();
     let blame = |failure| match given {
         Some(given) => given.blame(args, failure),
         None => failure,
     };
-    let mut plan =
-        planner.given(&strategy, stages.as_deref()).map_err(|error| blame(refused(&strategy, error)))?;
+    let (strategy, stages) = match given {
+        None => (input::strategy(&args.strategy, devices)?, None),
+        Some(given) => {
+            let mut strategy = input::strategy(&given.strategy(&args.strategy), devices).map_err(blame)?;
+            given.code(&mut strategy);
+            let stages = given.stages(&args.strategy, model);
+            if stages.is_none() {
+                given.one_recompute()?;
+            }
+            (strategy, stages)
+        }
+    };
+    let planner = Planner::new(model, &prices.cluster, job, &prices.profile);
+    let (mut plan, shortfall) =
+        planner.priced(&strategy, stages.as_deref()).map_err(|error| blame(refused(&strategy, error)))?;
     plan.profile.path = prices.path.display().to_string();
-    Ok(plan)
+    Ok((plan, shortfall))
 }

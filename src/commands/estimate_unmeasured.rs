@@ -3,24 +3,19 @@
 
 use super::catalogue::{Figures, Software};
 use super::from_trainer::{self, Given};
-use super::{DEFAULT_MODEL, check_experts, plan, refused};
+use super::{DEFAULT_MODEL, check_experts, estimate, plan, refused};
 use crate::cli::{EstimateArgs, JobArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::{even_blocks, software};
-use autodist_planner::{MemoryShortfall, PlanError, Planner, SearchLimits};
+use autodist_planner::{MemoryShortfall, Planner, SearchLimits};
 use autodist_program::stages;
-use autodist_reports::terminal;
-use autodist_spec::error::in_range;
-use autodist_spec::{InputError, Job, ModelSpec, ParallelStrategy, Plan, Precision, Stage, to_json};
+use autodist_spec::{InputError, Job, ModelSpec, ParallelStrategy, Plan, Precision, Stage};
 
 pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
     let figures = Figures::of(cluster, &args.figures, args.price.device_memory)?;
     let devices = figures.cluster.device_count();
     let given = from_trainer::read(args, Some(devices))?;
-    if let Some(top) = args.best {
-        in_range("--best", top as u64, 1, 10_000)?;
-    }
     let name = args.model.as_deref();
     let model = match &given {
         Some(given) => given.model(name, None)?,
@@ -40,29 +35,10 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
             .for_each(|assumption| output::note(&format!("the plan is for {assumption}")));
         let software = Software { assumptions: Vec::new(), ..asked.software.clone() };
         let plan = plan::fastest(&figures, &model, job, &software, limits)?;
-        return print(args, &plan, plan::write_new(&plan, args.output.as_deref()));
+        return estimate::print(args, &plan, None, "");
     }
     let (plan, shortfall) = one(&figures, &model, &asked).map_err(|failure| asked.blame(args, failure))?;
-    let written = match shortfall {
-        None => plan::write_new(&plan, args.output.as_deref()),
-        Some(shortfall) => Err(too_large(args, shortfall)),
-    };
-    print(args, &plan, written)
-}
-
-fn print(args: &EstimateArgs, plan: &Plan, written: Result<(), Failure>) -> Result<(), Failure> {
-    let text = if args.json { to_json(plan) } else { terminal::plan_summary(plan) };
-    output::print_with(&text, written)
-}
-
-/// Why a plan that is printed is not written.
-fn too_large(args: &EstimateArgs, shortfall: MemoryShortfall) -> Failure {
-    let written = args.output.as_ref().map_or(String::new(), |path| {
-        format!("; no plan was written to {}, because it could not be trained", path.display())
-    });
-    let error = PlanError::OutOfMemory(Box::new(shortfall)).to_string();
-    let (problem, hint) = error.split_once("\nhint: ").unwrap_or((error.as_str(), ""));
-    Failure::Infeasible(format!("{problem}{written}\nhint: {hint}, or let `--best` search"))
+    estimate::print(args, &plan, shortfall, "")
 }
 
 /// The job, the software and the flags of the layout, with what a trainer's file gives in their places.

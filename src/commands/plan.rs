@@ -1,15 +1,15 @@
 //! `autodist plan`
 
 use super::catalogue::{Figures, Software};
-use super::{check_experts, check_own_engines, check_prices, prices, without_profile};
-use crate::cli::PlanArgs;
+use super::{Prices, check_experts, check_own_engines, check_prices, prices, without_profile};
+use crate::cli::{PlanArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{devices, engine, input, output};
 use autodist_analytic::software;
 use autodist_planner::{Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
-use autodist_spec::{InputError, Job, ModelSpec, Plan, Precision, to_json};
+use autodist_spec::{CodecProbe, InputError, Job, ModelSpec, Plan, Precision, to_json};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -36,24 +36,34 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
 /// Plans for machines that were measured.
 fn of_profile(args: &PlanArgs, limits: SearchLimits) -> Result<Plan, Failure> {
     without_profile(args.trainer, args.fp8, &args.figures)?;
-    check_own_engines(&args.strategy)?;
     let prices = prices(&args.price)?;
     let model = input::model(&args.model.model)?;
     check_experts(&model, args.strategy.ep)?;
-    let mut job = input::job(&args.job, None, Some(prices.profile.seq_len), Some(prices.profile.precision))?;
-    input::narrow(&mut job, &args.strategy, prices.cluster.device_count())?;
-    devices::leave_out(prices.profile.environment.devices, &mut job);
-    engine::leave_out(prices.profile.environment.engine, &mut job);
-    check_prices(&prices, &model, &job)?;
+    let job = input::job(&args.job, None, Some(prices.profile.seq_len), Some(prices.profile.precision))?;
     let probes = args.probes.as_deref().map(input::validation).transpose()?.map(|v| v.probes);
     if probes.as_ref().is_some_and(Vec::is_empty) {
         let path = args.probes.as_deref().unwrap_or(Path::new("")).display();
         let error = InputError::new("--probes", path, "contains no probes");
         return Err(error.hint("create it with `autodist validate PLAN --probe`").into());
     }
-    let planner = Planner::new(&model, &prices.cluster, &job, &prices.profile)
-        .probes(&probes.unwrap_or_default())
-        .limits(limits);
+    fastest_measured(&prices, &model, job, &args.strategy, &probes.unwrap_or_default(), limits)
+}
+
+/// The fastest plan of the space that a job, the flags and the engine of a profile have in common.
+pub fn fastest_measured(
+    prices: &Prices,
+    model: &ModelSpec,
+    mut job: Job,
+    flags: &StrategyArgs,
+    probes: &[CodecProbe],
+    limits: SearchLimits,
+) -> Result<Plan, Failure> {
+    check_own_engines(flags)?;
+    input::narrow(&mut job, flags, prices.cluster.device_count())?;
+    devices::leave_out(prices.profile.environment.devices, &mut job);
+    engine::leave_out(prices.profile.environment.engine, &mut job);
+    check_prices(prices, model, &job)?;
+    let planner = Planner::new(model, &prices.cluster, &job, &prices.profile).probes(probes).limits(limits);
     let mut plan = planner.plan()?;
     plan.profile.path = prices.path.display().to_string();
     Ok(plan)

@@ -759,18 +759,28 @@ fn host_files_and_transports() {
 fn what_does_not_fit_is_told_apart_from_what_is_wrong() {
     let (folder, _) = right();
     let folder = folder.path();
-    for (args, expected) in [
-        ("estimate --model model.json --global-batch 8 --device-memory 1048576", "needs"),
-        ("plan --model model.json --global-batch 8 --device-memory 1048576", "no plan fits"),
+    // What was asked for is printed all the same; a search has nothing to print.
+    for (args, printed, expected) in [
+        ("estimate --model model.json --global-batch 8 --device-memory 1048576", "does NOT fit", "needs"),
+        ("plan --model model.json --global-batch 8 --device-memory 1048576", "", "no plan fits"),
     ] {
         let Finished { code, out, err } = line(folder, args);
         assert_eq!(code, Some(3), "{err}");
         assert!(
-            out.is_empty()
+            out.contains(printed)
+                && out.is_empty() == printed.is_empty()
                 && err.starts_with("error: ")
                 && err.contains(expected)
                 && err.contains("\nhint: "),
             "{err}"
         );
     }
+}
+
+#[test]
+fn best_is_the_search_of_plan() {
+    let (folder, _) = right();
+    let job = "--model model.json --global-batch 8";
+    let best = line(folder.path(), &format!("estimate {job} --best 3 --json")).ok();
+    assert_eq!(best, line(folder.path(), &format!("plan {job} --top 3 --json")).ok());
 }

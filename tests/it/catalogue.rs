@@ -39,6 +39,11 @@ fn a_plan_for_a_cluster_that_nobody_measured_is_a_plan_like_any_other() {
     assert_eq!(plan["estimate"]["provenance"], "modelled");
     assert_eq!(plan["profile"]["catalogue"]["trainer"], "megatron-core");
 
+    // The same strategy in the same stages is the same prediction.
+    let again: Value = line(folder.path(), "estimate plan.json --json").json();
+    assert_eq!(again["estimate"], plan["estimate"]);
+    assert_eq!(again["search"]["stop_reason"], "given");
+
     let explanation = line(folder.path(), "explain plan.json").ok();
     assert!(explanation.contains("twice the bandwidth") && explanation.contains("why not"), "{explanation}");
     line(folder.path(), "report plan.json -o report").ok();
