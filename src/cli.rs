@@ -25,13 +25,14 @@ pub struct Cli {
 pub enum Command {
     /// Measure the model's layers, the collectives and the links on this machine; write a profile
     Profile(ProfileArgs),
-    /// Search for the fastest parallel strategy that fits in memory, priced by a profile
+    /// Search for the fastest parallel strategy that fits in memory, priced by a profile, or without one by
+    /// published figures
     Plan(PlanArgs),
     /// Predict step time and memory of one given strategy, from a profile or from published hardware figures
     Estimate(EstimateArgs),
     /// Compare predictions from hardware figures with a table of measured runs
     Backtest(BacktestArgs),
-    /// Fit the efficiencies behind `estimate --cluster` to a table of a cluster's own runs
+    /// Fit the efficiencies behind plans without a profile to a table of a cluster's own runs
     Calibrate(CalibrateArgs),
     /// Train plans, compare measured with predicted step times, and put the fastest plan first in the plan
     /// document
@@ -73,8 +74,8 @@ pub struct JobArgs {
     /// Peak learning rate, e.g., 3e-4 (default: 3e-3)
     #[arg(long)]
     pub learning_rate: Option<f64>,
-    /// Training precision (default: the profile's; without a profile bf16 for `estimate` and fp32 for the
-    /// others)
+    /// Training precision (default: that of the job file; else the profile's; without a profile bf16 for `plan`
+    /// and `estimate`, and fp32 for the others)
     #[arg(long, value_parser = precisions())]
     pub precision: Option<Precision>,
     /// What the search minimises (default: step-time); the two differ only if lossy codecs are allowed
@@ -126,10 +127,12 @@ pub struct StrategyArgs {
     /// Data-parallel degree (default: searched; for `estimate` the devices that the other degrees leave)
     #[arg(long)]
     pub dp: Option<u32>,
-    /// Context-parallel degree (default: 1); above 1 only with `estimate --cluster`
+    /// Context-parallel degree: ranks that split every sequence; above 1 only without a profile (default:
+    /// searched; 1 for `estimate`)
     #[arg(long)]
     pub cp: Option<u32>,
-    /// Expert-parallel degree (default: 1); above 1 only with `estimate --cluster`
+    /// Expert-parallel degree: data-parallel ranks over which a layer's experts are distributed; above 1 only
+    /// without a profile (default: searched; 1 for `estimate`)
     #[arg(long)]
     pub ep: Option<u32>,
     /// Virtual stages per pipeline rank; above 1 the schedule is interleaved (default: searched; 1 for
@@ -300,7 +303,7 @@ pub struct PlanArgs {
     pub strategy: StrategyArgs,
     /// Training framework to plan for (megatron: Megatron-LM of 2021; megatron-core: since 2023); only
     /// without a profile (default: megatron-core)
-    #[arg(long, value_parser = one_of::<Trainer>(Trainer::ALL.iter().map(|one| one.name())))]
+    #[arg(long, value_parser = trainers())]
     pub trainer: Option<Trainer>,
     /// Run the GEMMs of linear layers in FP8, and report MFU against the device's FP8 peak; only without a
     /// profile
@@ -354,7 +357,7 @@ pub struct EstimateArgs {
     pub strategy: StrategyArgs,
     /// Training framework to predict for (megatron: Megatron-LM of 2021; megatron-core: since 2023); only
     /// without a profile (default: megatron-core)
-    #[arg(long, value_parser = one_of::<Trainer>(Trainer::ALL.iter().map(|one| one.name())))]
+    #[arg(long, value_parser = trainers())]
     pub trainer: Option<Trainer>,
     /// Search the strategies that the flags leave open, as `plan --top COUNT` does (10 if no number is given)
     #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "10", conflicts_with = "plan")]
@@ -639,6 +642,18 @@ where
     T: FromStr<Err: Into<Box<dyn Error + Send + Sync>>> + Clone + Send + Sync + 'static,
 {
     PossibleValuesParser::new(names).try_map(|name| name.parse())
+}
+
+/// Training frameworks, also by the names of the projects that use them.
+fn trainers() -> impl TypedValueParser<Value = Trainer> {
+    one_of(Trainer::ALL.iter().map(|trainer| {
+        let value = PossibleValue::new(trainer.name());
+        match trainer {
+            Trainer::Fsdp2 => value.alias("torchtitan"),
+            Trainer::Nemo => value.alias("megatron-bridge"),
+            _ => value,
+        }
+    }))
 }
 
 /// A value's name and its description in the help.

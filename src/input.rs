@@ -360,7 +360,8 @@ pub fn calibration(path: &Path) -> Result<(Calibration, FreeParameters), Failure
 }
 
 /// The job file overridden by flags, or flags alone.
-/// `measured` is the precision of the profile that prices the job, if known.
+/// `measured` is the precision of the profile that prices the job, or that of prices without a profile; a job
+/// that gives none has it.
 pub fn job(
     args: &JobArgs,
     default_batch: Option<u32>,
@@ -368,7 +369,14 @@ pub fn job(
     measured: Option<Precision>,
 ) -> Result<Job, Failure> {
     let mut job = match &args.job {
-        Some(path) => Job::read(&path.display().to_string(), &bytes(path, "job")?)?,
+        Some(path) => {
+            let (file, content) = (path.display().to_string(), bytes(path, "job")?);
+            let mut job = Job::read(&file, &content)?;
+            if let (Some(measured), None) = (measured, Job::precision_in(&file, &content)?) {
+                job.precision = measured;
+            }
+            job
+        }
         None => {
             let missing = |flag: &str, example: u32| {
                 InputError::new(flag, "", "is required")

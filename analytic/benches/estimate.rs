@@ -47,7 +47,7 @@ fn bench(criterion: &mut Criterion) {
     group.bench_function("gpt3-175b", |bencher| {
         bencher.iter(|| {
             runs.iter().for_each(|run| {
-                black_box(black_box(run).estimate(parameters, 0.2));
+                black_box(black_box(run).estimate(parameters));
             });
         });
     });

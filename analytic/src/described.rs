@@ -107,7 +107,7 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
     run.check().map_err(said)?;
     // Sizes that are valid one by one can give a step time that overflows; one such row would spoil all
     // averages.
-    run.estimate(FreeParameters::shipped(), 0.0).check().map_err(said)?;
+    run.estimate(FreeParameters::shipped()).check().map_err(said)?;
     Ok(run)
 }
 
@@ -250,7 +250,7 @@ fn layout(
     devices: u32,
     assumptions: &mut Vec<String>,
 ) -> Result<ParallelDims, String> {
-    let sharded = trainer.shards_parameters();
+    let sharded = trainer.traits().shards_parameters;
     let degree = |name: &str| match fields.count(name)? {
         Some(degree) => Ok(degree),
         None if sharded => Ok(1),
@@ -273,7 +273,7 @@ fn layout(
         Some(stage) if stage <= 3.0 => stage as u8,
         Some(stage) => return Err(format!("`zero_stage` is `{stage}`: expected 0 to 3")),
         None => {
-            let stage = trainer.usual_zero_stage();
+            let stage = trainer.traits().usual_zero_stage;
             if data > 1 {
                 assumptions.push(format!("ZeRO stage {stage}: not given"));
             }
@@ -288,7 +288,7 @@ fn layout(
         Some("yes" | "true" | "1") => true,
         Some(_) => false,
         None => {
-            let usual = trainer.splits_sequences() && tensor > 1;
+            let usual = trainer.traits().splits_sequences && tensor > 1;
             if usual {
                 assumptions.push("sequence parallelism: not given".to_owned());
             }

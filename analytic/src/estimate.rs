@@ -4,11 +4,11 @@ use crate::machine::{FabricKind, Generation};
 use crate::memory::Memory;
 use crate::parameters::FreeParameters;
 use crate::run::TrainingRun;
-use crate::trainer::{AttentionKind, Trainer};
+use crate::trainer::{AttentionKind, HostKind, Trainer};
 use crate::work::{GemmTime, LinkTime, StepWork, TensorParallelTime};
 use autodist_hardware::Dtype;
-use autodist_spec::error::{finite, not_negative, positive};
-use autodist_spec::{InputError, Provenance, Recompute, Seconds};
+use autodist_spec::error::positive;
+use autodist_spec::{InputError, Recompute, Seconds};
 use serde::Serialize;
 
 /// The parts of a step's time on the critical path; they sum to the step time.
@@ -53,45 +53,14 @@ impl Breakdown {
         let inside = self.tensor_s + self.context_s + self.expert_s + self.gather_s;
         compute + inside + self.message_s + self.bubble_s + self.data_s + self.host_s
     }
-
-    /// Names and seconds, largest first.
-    pub fn parts(&self) -> Vec<(&'static str, f64)> {
-        let mut parts = vec![
-            ("linear layers", self.linear_s),
-            ("attention", self.attention_s),
-            ("elementwise", self.elementwise_s),
-            ("embedding, logits, loss", self.head_s),
-            ("recomputation", self.recompute_s),
-            ("tensor-parallel communication", self.tensor_s),
-            ("context-parallel communication", self.context_s),
-            ("expert communication", self.expert_s),
-            ("pipeline messages", self.message_s),
-            ("pipeline bubble", self.bubble_s),
-            ("gradients and updates", self.data_s),
-            ("parameter gathers", self.gather_s),
-            ("optimizer", self.optimizer_s),
-            ("waiting for the host", self.host_s),
-            ("waiting for the slowest node", self.jitter_s),
-            ("per step", self.other_s),
-        ];
-        parts.retain(|part| part.1 > 0.0);
-        parts.sort_by(|a, b| b.1.total_cmp(&a.1));
-        parts
-    }
 }
 
 /// Time and memory of one step.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct StepEstimate {
     pub step: Seconds,
     pub breakdown: Breakdown,
     pub memory: Memory,
-    /// Relative: nine of ten held-out runs were within `step * (1 ± error_bar)`.
-    pub error_bar: f64,
-    /// Of which runs this is the error; empty where nobody said.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub error_bar_of: String,
-    pub provenance: Provenance,
 }
 
 /// One EiB.
@@ -102,10 +71,6 @@ impl StepEstimate {
     /// A number is not finite or not plausible; the error names its field.
     pub fn check(&self) -> Result<(), InputError> {
         positive("step", self.step.0)?;
-        not_negative("error_bar", self.error_bar)?;
-        for (part, seconds) in self.breakdown.parts() {
-            finite(&format!("breakdown: {part}"), seconds)?;
-        }
         let memory = self.memory.total();
         if memory <= MOST_BYTES {
             return positive("memory", memory);
@@ -162,7 +127,7 @@ impl<'a> Rates<'a> {
             Generation::BlackwellUltra => p.blackwell_ultra,
             Generation::Other => p.other_device,
         };
-        let classic = run.trainer.is_classic();
+        let classic = run.trainer.traits().classic;
         let (memory, links) = match run.machine.generation {
             Generation::Volta => (p.volta_memory, p.volta_links),
             _ => (1.0, 1.0),
@@ -337,12 +302,12 @@ pub(crate) fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block 
     let recompute = match run.recompute {
         Recompute::None => 0.0,
         // PyTorch recomputes every second block or GEMM: half of them.
-        Recompute::Selective if run.trainer.shards_parameters() => {
+        Recompute::Selective if run.trainer.traits().shards_parameters => {
             0.5 * (linear_forward + forward_elements + tensor_forward)
         }
         Recompute::Selective => attention_forward,
         Recompute::Full => {
-            let stops = matches!(run.trainer, Trainer::Fsdp | Trainer::Fsdp2);
+            let stops = run.trainer.traits().shards_parameters;
             forward - if stops { (1.0 - p.early_stop).max(0.0) * linear_forward } else { 0.0 }
         }
     };
@@ -388,12 +353,10 @@ pub(crate) fn attention(run: &TrainingRun, work: &StepWork, rates: &Rates) -> (f
 /// Host seconds to launch the kernels of one block's passes over one micro-batch: a backward pass has one and
 /// a half times as many kernels.
 pub(crate) fn host_seconds(run: &TrainingRun, work: &StepWork, p: &FreeParameters) -> f64 {
-    let forward = match run.trainer {
-        Trainer::MegatronDeepspeed => p.host_deepspeed_s,
-        Trainer::Fsdp | Trainer::Fsdp2 | Trainer::Deepspeed => p.host_eager_s,
-        Trainer::Megatron | Trainer::MegatronCore | Trainer::Nemo | Trainer::Internevo | Trainer::Oneflow => {
-            p.host_megatron_s
-        }
+    let forward = match run.trainer.traits().host {
+        HostKind::MegatronDeepspeed => p.host_deepspeed_s,
+        HostKind::Eager => p.host_eager_s,
+        HostKind::Megatron => p.host_megatron_s,
     };
     let tensor = 1.0 + p.host_tensor * f64::from(run.layout.tensor).log2();
     let apart = if work.softmax_apart { 1.0 + p.apart_host } else { 1.0 };
@@ -418,17 +381,9 @@ fn data(run: &TrainingRun, work: &StepWork, rates: &Rates, last_backward: f64) -
 }
 
 impl TrainingRun {
-    /// Time and memory with the given parameters and their error bar.
-    pub fn estimate(&self, parameters: &FreeParameters, error_bar: f64) -> StepEstimate {
-        let work = StepWork::of(self);
-        let breakdown = time(self, &work, parameters);
-        StepEstimate {
-            step: Seconds(breakdown.total()),
-            breakdown,
-            memory: Memory::of(self),
-            error_bar,
-            error_bar_of: String::new(),
-            provenance: if self.assumptions.is_empty() { Provenance::Modelled } else { Provenance::Assumed },
-        }
+    /// Time and memory with the given parameters.
+    pub fn estimate(&self, parameters: &FreeParameters) -> StepEstimate {
+        let breakdown = time(self, &StepWork::of(self), parameters);
+        StepEstimate { step: Seconds(breakdown.total()), breakdown, memory: Memory::of(self) }
     }
 }

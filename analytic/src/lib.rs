@@ -11,7 +11,7 @@
 //! let mut run = TrainingRun::new(Shape::from(&model), machine, layout, Trainer::Megatron);
 //! run.global_batch = 1536;
 //! run.recompute = Recompute::Full;
-//! let estimate = run.estimate(FreeParameters::shipped(), 0.2);
+//! let estimate = run.estimate(FreeParameters::shipped());
 //! assert!((40.0..80.0).contains(&estimate.step.0), "{estimate:?}");
 //! ```
 //!
@@ -55,5 +55,5 @@ pub use memory::{Memory, Reserve};
 pub use parameters::{FreeParameters, PRIORS, Prior};
 pub use prices::CataloguePrices;
 pub use run::{ExpertShape, ParallelDims, Shape, TrainingRun, even_blocks};
-pub use trainer::{AttentionKind, Trainer};
+pub use trainer::{AttentionKind, HostKind, TensorOverlap, Trainer, TrainerTraits};
 pub use work::StepWork;

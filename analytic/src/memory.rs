@@ -27,6 +27,8 @@ pub struct Memory {
     pub context: f64,
 }
 
+/// Gathered parameters that DeepSpeed's ZeRO-3 keeps, by default (`stage3_max_live_parameters`).
+const LIVE: f64 = 1e9;
 /// Elements per bucket in DeepSpeed, by default.
 pub(crate) const BUCKET: f64 = 5e8;
 /// Memory that Megatron-Core's allocator (expandable segments) holds in addition to its peak, as a fraction
@@ -47,7 +49,7 @@ pub struct Reserve {
 impl Reserve {
     /// Memory that a trainer's allocator holds in addition to its peak, as a fraction of the peak.
     pub fn fragmentation_of(&self, trainer: Trainer) -> f64 {
-        if trainer.is_core() { CORE_FRAGMENTATION } else { self.fragmentation }
+        if trainer.traits().core { CORE_FRAGMENTATION } else { self.fragmentation }
     }
 }
 
@@ -65,7 +67,7 @@ impl Memory {
     /// Memory as reported to the trainer's users: Megatron-Core logs the memory that its allocator holds;
     /// other trainers are observed from outside the process.
     pub fn as_reported(&self, trainer: Trainer) -> f64 {
-        if trainer.is_core() { self.allocated() + self.fragmentation } else { self.total() }
+        if trainer.traits().core { self.allocated() + self.fragmentation } else { self.total() }
     }
 
     /// Memory of the fullest pipeline rank: the first, the last, or the second if the first one holds fewer
@@ -126,13 +128,13 @@ impl Memory {
         let kept = match run.recompute {
             Recompute::None => block.all(),
             // PyTorch recomputes every second block or GEMM: half of them.
-            Recompute::Selective if run.trainer.shards_parameters() => 0.5 * block.all(),
+            Recompute::Selective if run.trainer.traits().shards_parameters => 0.5 * block.all(),
             Recompute::Selective => block.all() - block.scores,
             Recompute::Full => run.word() * tokens * f64::from(shape.hidden) / block.sequence_split,
         };
         let repeated = if run.recompute == Recompute::None { 0.0 } else { block.all() };
         // For the classic trainers this is part of the fragmentation, which was fitted to their peaks.
-        let passing = if run.trainer.is_classic() { 0.0 } else { passing(run, tokens) };
+        let passing = if run.trainer.traits().classic { 0.0 } else { passing(run, tokens) };
         memory.activations = flight * blocks * kept + repeated + passing;
         if run.trainer == Trainer::MegatronDeepspeed && !only {
             // DeepSpeed's pipeline keeps an input and an output buffer for each micro-batch.
@@ -281,13 +283,24 @@ pub(crate) fn kept(
 
 /// Bytes of the flat buffers in which DeepSpeed and trainers like it reduce the gradients of `elements`
 /// parameters; 0 for others.
-pub(crate) fn flat_buffers(trainer: Trainer, elements: f64, pipeline: u32, shards: u32) -> f64 {
-    if !matches!(trainer, Trainer::MegatronDeepspeed | Trainer::Deepspeed | Trainer::Internevo) {
+pub(crate) fn flat_buffers(
+    trainer: Trainer,
+    elements: f64,
+    pipeline: u32,
+    zero_stage: u8,
+    shards: u32,
+) -> f64 {
+    if !trainer.traits().flat_buffers {
         return 0.0;
     }
-    // Without a pipeline, gradients are copied into one flat buffer before they are reduced.
-    let whole = pipeline == 1 && shards > 1;
-    4.0 * BUCKET.min(elements) + if whole { 2.0 * elements } else { 0.0 }
+    let more = match zero_stage {
+        _ if pipeline > 1 || shards == 1 => 0.0,
+        // Parameters that stay gathered.
+        3 => LIVE.min(elements),
+        // Without a pipeline, gradients are copied into one flat buffer before they are reduced.
+        _ => elements,
+    };
+    4.0 * BUCKET.min(elements) + 2.0 * more
 }
 
 fn buffers(run: &TrainingRun, elements: f64, has_table: bool) -> f64 {
@@ -305,7 +318,7 @@ fn buffers(run: &TrainingRun, elements: f64, has_table: bool) -> f64 {
         }
         Trainer::MegatronDeepspeed | Trainer::Deepspeed | Trainer::Internevo => {
             let shards = if run.layout.zero_stage >= 1 { run.layout.shards() } else { 1 };
-            flat_buffers(run.trainer, elements, run.layout.pipeline, shards)
+            flat_buffers(run.trainer, elements, run.layout.pipeline, run.layout.zero_stage, shards)
         }
         // A pipeline keeps everything that it has gathered, and accumulates whole gradients in fp32.
         Trainer::Fsdp | Trainer::Fsdp2 if run.layout.pipeline > 1 => (run.word() + 4.0) * elements,

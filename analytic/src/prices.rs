@@ -105,7 +105,7 @@ impl CataloguePrices {
     pub fn cost_model(self, model: &ModelSpec, job: &Job, error_bar: f64) -> CostModel {
         let trainer = self.run.trainer;
         // Seconds that compute loses for each second in which it overlaps with a transfer.
-        let lost = if trainer.shards_parameters() || !self.run.overlap {
+        let lost = if trainer.traits().shards_parameters || !self.run.overlap {
             self.parameters.gather_drag
         } else {
             self.parameters.reduce_exposed
@@ -113,7 +113,7 @@ impl CataloguePrices {
         let kept = memory::Bytes::of(&self.run);
         let step = StepCosts {
             overlaps_reductions: self.run.overlap,
-            pipelines_stay_gathered: trainer.shards_parameters(),
+            pipelines_stay_gathered: trainer.traits().shards_parameters,
             parameter_bytes: ParameterBytes {
                 weight: kept.weight as u64,
                 gradient: kept.gradient as u64,
@@ -210,8 +210,8 @@ impl CataloguePrices {
             kept: Kept::of(run, tokens, along),
             ..Costs::default()
         };
-        let stops = matches!(run.trainer, Trainer::Fsdp | Trainer::Fsdp2);
-        let halves = run.recompute == Recompute::Selective && run.trainer.shards_parameters();
+        let stops = run.trainer.traits().shards_parameters;
+        let halves = run.recompute == Recompute::Selective && run.trainer.traits().shards_parameters;
         match run.recompute {
             // PyTorch recomputes every second block or GEMM: half of them, without the attention core.
             Recompute::Selective if halves => {
@@ -335,7 +335,7 @@ impl Kept {
         };
         let projections = bytes(word, tokens * 2.0 * (heads + kv_heads) * head_dim);
         let inner = bytes(if shape.gated { 3.0 } else { 2.0 } * word, tokens * shape.inner() / tensor);
-        let fully_sharded = run.trainer.shards_parameters();
+        let fully_sharded = run.trainer.traits().shards_parameters;
         // Under ZeRO-3 the program counts whole gradients.
         let gradient = if fully_sharded { 0.0 } else { word };
         let gates = if shape.gated { 2.0 } else { 1.0 };
@@ -435,8 +435,18 @@ impl Prices for CataloguePrices {
             }
             _ => bytes.as_f64(),
         };
+        if strategy.zero_stage > 0 && strategy.shard < strategy.data && !self.run.trainer.traits().hybrid {
+            return Err(Unpriced {
+                what: format!(
+                    "{} shards over all data-parallel ranks, not over groups of them",
+                    self.run.trainer
+                ),
+                hint: "remove `--shard`, or plan for another trainer".to_owned(),
+                doubted: false,
+            });
+        }
         // Under ZeRO-1 and 2 only Megatron-Core reduce-scatters: the others all-reduce whole gradients.
-        let whole = matches!(strategy.zero_stage, 1 | 2) && !self.run.trainer.is_core();
+        let whole = matches!(strategy.zero_stage, 1 | 2) && !self.run.trainer.traits().core;
         let alone = match purpose {
             Purpose::Bucket(Transfer::Reduce) if whole => {
                 self.alone(Collective::AllReduce, strategy.replicas(), strategy.tensor, bytes)
@@ -495,19 +505,20 @@ impl Prices for CataloguePrices {
     /// block's backward pass, so that FSDP needs both.
     fn buffers(&self, elements: u64, strategy: &ParallelStrategy) -> Bytes {
         let trainer = self.run.trainer;
-        if trainer.shards_parameters() && strategy.pipeline == 1 {
+        if trainer.traits().shards_parameters && strategy.pipeline == 1 {
             let Kept { whole, attention, mlp, attention_gradient, mlp_gradient, logits, loss, .. } =
                 self.costs(strategy, strategy.recompute, false).kept;
             let again = if strategy.recompute == Recompute::None { 0 } else { attention + mlp };
             let backward = again + attention_gradient.max(mlp_gradient) + whole;
             return Bytes((logits + loss).min(backward).max(0) as u64);
         }
-        Bytes(memory::flat_buffers(trainer, elements as f64, strategy.pipeline, strategy.shards()) as u64)
+        let (pipeline, stage, shards) = (strategy.pipeline, strategy.zero_stage, strategy.shards());
+        Bytes(memory::flat_buffers(trainer, elements as f64, pipeline, stage, shards) as u64)
     }
 
     /// Whole gradients are read for their norm, and set to zero.
     fn norm(&self, elements: usize) -> Result<Price, Unpriced> {
-        let bytes = if self.run.trainer.shards_parameters() { 0.0 } else { 8.0 };
+        let bytes = if self.run.trainer.traits().shards_parameters { 0.0 } else { 8.0 };
         Ok(modelled(bytes * elements as f64 * self.per_optimizer_byte()))
     }
 }

@@ -58,7 +58,7 @@ pub fn of_rows(rows: &[TableRow]) -> Reserve {
 fn peak(row: &TableRow) -> Option<Peak> {
     let run = row.run.as_ref().ok()?;
     let allocated = Memory::of(run).allocated();
-    let watched = !run.trainer.is_core();
+    let watched = !run.trainer.traits().core;
     watched.then_some(Peak { allocated, measured: row.measured_memory_gb? * f64::from(1 << 30) })
 }
 

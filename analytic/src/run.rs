@@ -207,9 +207,9 @@ impl TrainingRun {
             recompute: Recompute::None,
             trainer,
             attention,
-            overlap: trainer.overlaps_gradients(),
+            overlap: trainer.traits().overlaps_gradients,
             broadcasts: false,
-            eager: trainer.is_eager(),
+            eager: trainer.traits().eager,
             fused_loss: false,
             assumptions: Vec::new(),
         }

@@ -65,25 +65,26 @@ pub fn narrow(job: &mut Job, trainer: Trainer) -> Result<(), InputError> {
         let given = list.get_or_insert_with(|| vec![1]);
         keep(field, given, |degree| *degree == 1, u32::to_string, trainer)
     };
-    only_one("allow.tensor", &mut allow.tensor, trainer.splits_layers())?;
-    only_one("allow.pipeline", &mut allow.pipeline, trainer.has_pipelines())?;
-    only_one("allow.context", &mut allow.context, trainer.splits_sequences())?;
+    only_one("allow.tensor", &mut allow.tensor, trainer.traits().tensor)?;
+    only_one("allow.pipeline", &mut allow.pipeline, trainer.traits().pipelines)?;
+    only_one("allow.context", &mut allow.context, trainer.traits().splits_sequences)?;
     if allow.context.is_none() {
         let degrees = (0..).map(|power| 1 << power);
         let most = job.seq_len / LEAST_TOKENS;
         allow.context = Some(degrees.take_while(|degree| *degree == 1 || *degree <= most).collect());
     }
     if allow.zero_stage == usual.zero_stage {
-        allow.zero_stage.retain(|zero| trainer.searched_zero_stages().contains(zero));
+        allow.zero_stage.retain(|zero| trainer.traits().searched_zero_stages.contains(zero));
     }
-    let stages = trainer.zero_stages();
+    let stages = trainer.traits().zero_stages;
     keep("allow.zero_stage", &mut allow.zero_stage, |zero| stages.contains(zero), u8::to_string, trainer)?;
+    allow.partial_recompute &= trainer.traits().recomputes_some;
     let modes = trainer.recompute_modes();
     let name = |mode: &Recompute| mode.name().to_owned();
     keep("allow.recompute", &mut allow.recompute, |mode| modes.contains(mode), name, trainer)?;
     let runs = |schedule: &ScheduleKind| match schedule {
         ScheduleKind::OneFOneB => true,
-        ScheduleKind::Interleaved => trainer.interleaves(),
+        ScheduleKind::Interleaved => trainer.traits().interleaves,
         ScheduleKind::GPipe => false,
     };
     let name = |schedule: &ScheduleKind| schedule.name().to_owned();

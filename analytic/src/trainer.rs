@@ -19,6 +19,7 @@ pub enum Trainer {
     MegatronCore,
     /// Megatron-Core as NVIDIA tunes it in NeMo and Megatron-Bridge: tensor-parallel collectives are split
     /// and overlapped with the GEMMs, gradients are in 16 bits.
+    #[strum(to_string = "nemo", serialize = "megatron-bridge")]
     Nemo,
     /// Megatron on DeepSpeed's pipeline, as BLOOM was trained.
     MegatronDeepspeed,
@@ -27,6 +28,7 @@ pub enum Trainer {
     /// PyTorch FSDP of 2022 and 2023, run operation by operation, with the first fused attention.
     Fsdp,
     /// PyTorch FSDP2 with scaled_dot_product_attention and compiled blocks.
+    #[strum(to_string = "fsdp2", serialize = "torchtitan")]
     Fsdp2,
     /// InternEvo: ZeRO-1 within groups, fused kernels.
     Internevo,
@@ -54,6 +56,153 @@ pub enum AttentionKind {
     FirstFlash,
     Flash,
 }
+
+/// What launches a step's kernels, as far as the host's time per block depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostKind {
+    Megatron,
+    MegatronDeepspeed,
+    /// PyTorch's own modules, operation by operation.
+    Eager,
+}
+
+/// A row of the table of training frameworks.
+#[derive(Debug, Clone, Copy)]
+pub struct TrainerTraits {
+    pub attention: AttentionKind,
+    /// Whether unfused attention has Megatron's fused masked softmax.
+    pub fused_softmax: bool,
+    /// Whether it uses kernel libraries from before 2023.
+    pub classic: bool,
+    /// Whether each operation is a separate kernel by default.
+    pub eager: bool,
+    pub host: HostKind,
+    /// Whether it is Megatron-Core or based on it.
+    pub core: bool,
+    /// Whether parameters are sharded and all-gathered layer by layer, as FSDP does.
+    pub shards_parameters: bool,
+    /// Whether it reduces gradients through flat buffers, as DeepSpeed does.
+    pub flat_buffers: bool,
+    /// Whether the gradient reduction overlaps with the backward pass.
+    pub overlaps_gradients: bool,
+    pub tensor_overlap: TensorOverlap,
+    /// Whether it supports tensor parallelism.
+    pub tensor: bool,
+    /// Whether a search has pipelines: those of FSDP2 are uncommon, and only priced if they are asked for.
+    pub pipelines: bool,
+    /// Whether it supports virtual stages.
+    pub interleaves: bool,
+    /// Whether it supports sequence parallelism (with tensor parallelism) and context parallelism.
+    pub splits_sequences: bool,
+    /// Whether ZeRO can shard in groups of ranks, and replicate over these (HSDP).
+    pub hybrid: bool,
+    /// Whether only some blocks of a stage can be recomputed.
+    pub recomputes_some: bool,
+    /// Its default ZeRO stage.
+    pub usual_zero_stage: u8,
+    /// ZeRO stages that it supports: Megatron-Core's distributed optimizer is stage 1, its Megatron-FSDP
+    /// shards gradients (`optim_grads`) and parameters (`optim_grads_params`), too.
+    pub zero_stages: &'static [u8],
+    /// Stages that a search tries unless the job lists others: no published run in 16 bits shows what
+    /// Megatron-FSDP costs.
+    pub searched_zero_stages: &'static [u8],
+}
+
+const MEGATRON: TrainerTraits = TrainerTraits {
+    attention: AttentionKind::Unfused,
+    fused_softmax: true,
+    classic: true,
+    eager: false,
+    host: HostKind::Megatron,
+    core: false,
+    shards_parameters: false,
+    flat_buffers: false,
+    overlaps_gradients: false,
+    tensor_overlap: TensorOverlap::None,
+    tensor: true,
+    pipelines: true,
+    interleaves: true,
+    splits_sequences: false,
+    hybrid: false,
+    recomputes_some: true,
+    usual_zero_stage: 0,
+    zero_stages: &[0, 1],
+    searched_zero_stages: &[0, 1],
+};
+
+const MEGATRON_CORE: TrainerTraits = TrainerTraits {
+    attention: AttentionKind::Flash,
+    classic: false,
+    core: true,
+    overlaps_gradients: true,
+    tensor_overlap: TensorOverlap::Gradients,
+    splits_sequences: true,
+    hybrid: true,
+    usual_zero_stage: 1,
+    zero_stages: &[0, 1, 2, 3],
+    ..MEGATRON
+};
+
+const NEMO: TrainerTraits = TrainerTraits { tensor_overlap: TensorOverlap::All, ..MEGATRON_CORE };
+
+const MEGATRON_DEEPSPEED: TrainerTraits =
+    TrainerTraits { host: HostKind::MegatronDeepspeed, flat_buffers: true, interleaves: false, ..MEGATRON };
+
+const DEEPSPEED: TrainerTraits = TrainerTraits {
+    fused_softmax: false,
+    eager: true,
+    host: HostKind::Eager,
+    flat_buffers: true,
+    tensor: false,
+    pipelines: false,
+    interleaves: false,
+    recomputes_some: false,
+    zero_stages: &[0, 1, 2, 3],
+    searched_zero_stages: &[0, 1, 2, 3],
+    ..MEGATRON
+};
+
+const FSDP: TrainerTraits = TrainerTraits {
+    attention: AttentionKind::FirstFlash,
+    fused_softmax: false,
+    classic: false,
+    eager: true,
+    host: HostKind::Eager,
+    shards_parameters: true,
+    overlaps_gradients: true,
+    tensor: false,
+    pipelines: false,
+    interleaves: false,
+    hybrid: true,
+    recomputes_some: false,
+    usual_zero_stage: 3,
+    zero_stages: &[0, 3],
+    searched_zero_stages: &[0, 3],
+    ..MEGATRON
+};
+
+const FSDP2: TrainerTraits = TrainerTraits {
+    attention: AttentionKind::Flash,
+    eager: false,
+    tensor: true,
+    splits_sequences: true,
+    ..FSDP
+};
+
+const INTERNEVO: TrainerTraits = TrainerTraits {
+    attention: AttentionKind::Flash,
+    fused_softmax: false,
+    classic: false,
+    flat_buffers: true,
+    overlaps_gradients: true,
+    interleaves: false,
+    hybrid: true,
+    usual_zero_stage: 1,
+    ..MEGATRON
+};
+
+const ONEFLOW: TrainerTraits =
+    TrainerTraits { fused_softmax: false, overlaps_gradients: true, interleaves: false, ..MEGATRON };
 
 impl Trainer {
     pub const ALL: &'static [Self] = Self::VARIANTS;
@@ -89,20 +238,25 @@ impl Trainer {
         known.into_iter().find(|(phrase, _)| words.contains(phrase)).map(|(_, trainer)| trainer)
     }
 
-    pub fn attention(self) -> AttentionKind {
+    /// What it supports, and how its steps differ from those of others.
+    pub fn traits(self) -> &'static TrainerTraits {
         match self {
-            Self::Megatron | Self::MegatronDeepspeed | Self::Deepspeed | Self::Oneflow => {
-                AttentionKind::Unfused
-            }
-            Self::Fsdp => AttentionKind::FirstFlash,
-            Self::MegatronCore | Self::Nemo | Self::Fsdp2 | Self::Internevo => AttentionKind::Flash,
+            Self::Megatron => &MEGATRON,
+            Self::MegatronCore => &MEGATRON_CORE,
+            Self::Nemo => &NEMO,
+            Self::MegatronDeepspeed => &MEGATRON_DEEPSPEED,
+            Self::Deepspeed => &DEEPSPEED,
+            Self::Fsdp => &FSDP,
+            Self::Fsdp2 => &FSDP2,
+            Self::Internevo => &INTERNEVO,
+            Self::Oneflow => &ONEFLOW,
         }
     }
 
     /// The attention kernel on devices of the given generation: FlashAttention 2 needs Ampere or newer (Dao
     /// 2023, 2307.08691).
     pub fn attention_on(self, generation: Generation) -> AttentionKind {
-        match (self.attention(), generation) {
+        match (self.traits().attention, generation) {
             (AttentionKind::Flash, Generation::Volta) => AttentionKind::Unfused,
             (usual, _) => usual,
         }
@@ -112,92 +266,13 @@ impl Trainer {
     /// sequence length, so that separate kernels are used (`is_kernel_available` of
     /// `megatron/model/fused_softmax.py`, 2021).
     pub fn softmax_is_apart(self, heads: u64, keys: u64) -> bool {
-        let has_kernel =
-            matches!(self, Self::Megatron | Self::MegatronCore | Self::Nemo | Self::MegatronDeepspeed);
-        has_kernel && !(heads.is_multiple_of(4) && keys.is_multiple_of(4) && (17..=2048).contains(&keys))
-    }
-
-    /// Whether it uses kernel libraries from before 2023.
-    pub fn is_classic(self) -> bool {
-        matches!(self, Self::Megatron | Self::MegatronDeepspeed | Self::Deepspeed | Self::Oneflow)
-    }
-
-    /// Whether each operation is a separate kernel by default.
-    pub fn is_eager(self) -> bool {
-        matches!(self, Self::Fsdp | Self::Deepspeed)
-    }
-
-    /// Whether parameters are sharded and all-gathered layer by layer.
-    pub fn shards_parameters(self) -> bool {
-        matches!(self, Self::Fsdp | Self::Fsdp2)
-    }
-
-    /// Whether the gradient reduction overlaps with the backward pass.
-    pub fn overlaps_gradients(self) -> bool {
-        !matches!(self, Self::Megatron | Self::MegatronDeepspeed | Self::Deepspeed)
-    }
-
-    pub fn tensor_overlap(self) -> TensorOverlap {
-        match self {
-            Self::MegatronCore => TensorOverlap::Gradients,
-            Self::Nemo => TensorOverlap::All,
-            _ => TensorOverlap::None,
-        }
-    }
-
-    /// Whether it supports tensor parallelism.
-    pub fn splits_layers(self) -> bool {
-        !matches!(self, Self::Fsdp | Self::Deepspeed)
-    }
-
-    /// Whether it supports pipelines that are modelled here: those of FSDP2 are uncommon and are not.
-    pub fn has_pipelines(self) -> bool {
-        !matches!(self, Self::Fsdp | Self::Fsdp2 | Self::Deepspeed)
-    }
-
-    /// Whether it supports virtual stages.
-    pub fn interleaves(self) -> bool {
-        matches!(self, Self::Megatron | Self::MegatronCore | Self::Nemo)
-    }
-
-    /// Whether it is Megatron-Core or based on it.
-    pub fn is_core(self) -> bool {
-        matches!(self, Self::MegatronCore | Self::Nemo)
-    }
-
-    /// Whether it supports sequence parallelism (with tensor parallelism) and context parallelism.
-    pub fn splits_sequences(self) -> bool {
-        self.is_core() || self == Self::Fsdp2
-    }
-
-    /// Its default ZeRO stage.
-    pub fn usual_zero_stage(self) -> u8 {
-        match self {
-            Self::Fsdp | Self::Fsdp2 => 3,
-            Self::MegatronCore | Self::Nemo | Self::Internevo => 1,
-            _ => 0,
-        }
-    }
-
-    /// ZeRO stages that it supports: Megatron-Core's distributed optimizer is stage 1, its Megatron-FSDP
-    /// shards gradients (`optim_grads`) and parameters (`optim_grads_params`), too.
-    pub fn zero_stages(self) -> &'static [u8] {
-        match self {
-            Self::Fsdp | Self::Fsdp2 => &[0, 3],
-            Self::MegatronCore | Self::Nemo | Self::Deepspeed => &[0, 1, 2, 3],
-            _ => &[0, 1],
-        }
-    }
-
-    /// Stages that a search tries unless the job lists others: no published run in 16 bits shows what
-    /// Megatron-FSDP costs.
-    pub fn searched_zero_stages(self) -> &'static [u8] {
-        if self.is_core() { &[0, 1] } else { self.zero_stages() }
+        let supported = heads.is_multiple_of(4) && keys.is_multiple_of(4) && (17..=2048).contains(&keys);
+        self.traits().fused_softmax && !supported
     }
 
     /// Modes of recomputation, cheapest first: software from before 2022 recomputes whole blocks or nothing.
     pub fn recompute_modes(self) -> &'static [Recompute] {
-        if self.is_classic() {
+        if self.traits().classic {
             &[Recompute::None, Recompute::Full]
         } else {
             &[Recompute::None, Recompute::Selective, Recompute::Full]

@@ -252,7 +252,7 @@ impl StepWork {
             let calls = if tensor > 1 && exposed > 0.0 { 2.0 } else { 0.0 };
             TensorParallelTime { exposed: transfer(exposed), overlapped: transfer(overlapped), calls }
         };
-        [self.tensor_forward, self.tensor_backward] = match run.trainer.tensor_overlap() {
+        [self.tensor_forward, self.tensor_backward] = match run.trainer.traits().tensor_overlap {
             _ if between_nodes => [split(forward, 0.0), split(gathers + sums, again)],
             TensorOverlap::All if layout.sequence_parallel => {
                 [split(0.0, forward), split(0.0, gathers + sums + again)]
@@ -316,7 +316,7 @@ impl StepWork {
         let shard = layout.shards();
         self.reduce = match layout.zero_stage {
             3 => far(Collective::AllReduce, bytes / f64::from(shard), replicas / shard.min(replicas)),
-            1 | 2 if run.trainer.is_core() => far(Collective::ReduceScatter, bytes, replicas),
+            1 | 2 if run.trainer.traits().core => far(Collective::ReduceScatter, bytes, replicas),
             _ => far(Collective::AllReduce, bytes, replicas),
         };
         self.reduce.between_nodes = crosses;
@@ -333,7 +333,7 @@ impl StepWork {
         // Adam: reads the gradient, reads and writes master weight and two moments in fp32, writes the
         // working weight.
         let parts = if sharded { f64::from(shard) } else { 1.0 };
-        let whole = if run.trainer.shards_parameters() { 0.0 } else { 8.0 * self.parameters };
+        let whole = if run.trainer.traits().shards_parameters { 0.0 } else { 8.0 * self.parameters };
         self.optimizer_bytes = 30.0 * self.parameters / parts + whole;
     }
 
@@ -361,7 +361,7 @@ fn linear_layer(run: &TrainingRun, rows: f64, out: f64, into: f64) -> (GemmTime,
         let plain = run.machine.gemms(run.dtype, 1, side(m), side(n), side(k));
         let unaligned = if out % 64.0 == 0.0 && into % 64.0 == 0.0 { 0.0 } else { plain };
         let waves =
-            if run.trainer.is_classic() { plain * idle_part(m, n, run.machine.processors) } else { 0.0 };
+            if run.trainer.traits().classic { plain * idle_part(m, n, run.machine.processors) } else { 0.0 };
         GemmTime { plain, waves, unaligned }
     };
     // Libraries split the long inner dimension of the weight gradient GEMM (split-K), which fills all waves.

@@ -1,9 +1,9 @@
 //! One step of GPT-3 175B, 8 pipeline ranks of 6 chunks, 192 micro-batches: 18,432 passes of chunks, with
-//! send/recv.
+//! send/recv; and the bounds of one strategy before it is compiled, of which a search computes the most.
 
 #![allow(clippy::unwrap_used, reason = "a bench")]
 
-use autodist_cost_model::{CostModel, synthetic::SyntheticMachine};
+use autodist_cost_model::{CostModel, Outline, Split, in_flight, synthetic::SyntheticMachine};
 use autodist_program::{Program, stages};
 use autodist_spec::{Bytes, Job, ParallelStrategy, Recompute, ScheduleKind, catalog};
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -41,6 +41,24 @@ fn bench(criterion: &mut Criterion) {
         });
     });
     group.bench_function("simulate", |bencher| bencher.iter(|| black_box(black_box(&priced).simulate())));
+    let split = Split {
+        tensor: strategy.tensor,
+        context: strategy.context,
+        expert: strategy.expert,
+        sequence_parallel: strategy.sequence_parallel,
+        micro_batch: strategy.micro_batch,
+        recompute: strategy.recompute,
+    };
+    let layers = costs.layer_costs(&model, &job, split).unwrap();
+    let outline = Outline::new(&model, &strategy, &stages, &layers, &job);
+    let orders = in_flight(&strategy, program.micro_batches);
+    group.bench_function("bounds of time and memory", |bencher| {
+        bencher.iter(|| {
+            let (outline, strategy) = (black_box(&outline), black_box(&strategy));
+            let time = costs.outline_bound(outline, &model, strategy, program.micro_batches).unwrap();
+            black_box((time, outline.memory_floor(strategy, costs.parameter_bytes(), &orders)))
+        });
+    });
     group.finish();
 }
 

@@ -1,7 +1,8 @@
 //! Why this plan is best, which part of the step dominates, and which changes would make another plan best.
 
 use crate::{Comparison, Limit, PlanError, Planner, SearchLimits};
-use autodist_spec::{Bytes, Cluster, ParallelStrategy, Plan, Seconds, StopReason};
+use autodist_spec::plan::label;
+use autodist_spec::{Bytes, Cluster, ParallelStrategy, Plan, Seconds, Stage, StopReason};
 use serde::Serialize;
 use std::fmt;
 
@@ -50,14 +51,14 @@ pub struct WhatIf {
 pub fn explain(
     planner: &Planner,
     plan: &Plan,
-    against: Option<&ParallelStrategy>,
+    against: Option<(&ParallelStrategy, &[Stage])>,
 ) -> Result<Explanation, PlanError> {
-    let against = against.map(|strategy| {
-        let verdict = match planner.given(strategy, None) {
+    let against = against.map(|(strategy, stages)| {
+        let verdict = match planner.given(strategy, Some(stages)) {
             Ok(other) => Comparison::of(&plan.estimate, &other.estimate).to_string(),
             Err(error) => error.to_string(),
         };
-        (strategy.label(), verdict)
+        (label(strategy, stages), verdict)
     });
     let faster =
         |compute: f64, links: f64| Planner { costs: planner.costs.faster(compute, links), ..planner.clone() };
@@ -72,7 +73,7 @@ pub fn explain(
         .map(|(change, planner)| what_if(plan, change, planner))
         .collect::<Result<_, _>>()?;
     Ok(Explanation {
-        label: plan.strategy.label(),
+        label: label(&plan.strategy, &plan.stages),
         step_time_s: plan.estimate.step_time_s,
         caution_s: plan.estimate.caution_s,
         doubts: planner.doubts(),
@@ -81,7 +82,11 @@ pub fn explain(
             needed_bytes: plan.estimate.peak_memory_bytes,
             usable_bytes: planner.job.usable(planner.cluster.device().memory_bytes),
         },
-        alternatives: plan.alternatives.iter().map(|a| (a.strategy.label(), a.reason.clone())).collect(),
+        alternatives: plan
+            .alternatives
+            .iter()
+            .map(|other| (label(&other.strategy, &other.stages), other.reason.clone()))
+            .collect(),
         against,
         what_ifs,
     })
@@ -97,7 +102,7 @@ fn what_if(plan: &Plan, change: &'static str, planner: Planner) -> Result<WhatIf
     };
     Ok(WhatIf {
         change,
-        label: other.strategy.label(),
+        label: label(&other.strategy, &other.stages),
         step_time_s: other.estimate.step_time_s,
         speedup: plan.estimate.step_time_s / other.estimate.step_time_s,
         same_plan: other.strategy == plan.strategy && other.stages == plan.stages,

@@ -192,7 +192,9 @@ fn memory_hint(planner: &Planner, shortfall: &MemoryShortfall) -> String {
     {
         remedies.push(format!("lower `micro_batch` to {}", smallest / 2));
     }
-    if allow.tensor.is_some() || allow.pipeline.is_some() || allow.data.is_some() || allow.shard.is_some() {
+    // A list of 1 alone is what a trainer supports.
+    let restricts = |list: &Option<Vec<u32>>| list.as_ref().is_some_and(|list| list.as_slice() != [1]);
+    if [&allow.tensor, &allow.pipeline, &allow.data, &allow.shard].into_iter().any(restricts) {
         remedies.push(
             "remove the restrictions of degrees (`allow` in the job file, or flags such as `--tp`)"
                 .to_owned(),

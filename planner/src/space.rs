@@ -56,7 +56,8 @@ fn recomputations(job: &Job, strategy: &ParallelStrategy, list: &mut Vec<Candida
     for recompute in &policies {
         let strategy = ParallelStrategy { recompute: *recompute, ..strategy.clone() };
         list.push(Candidate { strategy: strategy.clone(), least_recompute: false });
-        if *recompute != Recompute::None && policies.contains(&Recompute::None) {
+        let some = job.allow.partial_recompute && policies.contains(&Recompute::None);
+        if *recompute != Recompute::None && some {
             list.push(Candidate { strategy, least_recompute: true });
         }
     }

@@ -4,6 +4,7 @@
 
 use autodist_cost_model::synthetic::SyntheticMachine;
 use autodist_planner::{PlanError, Planner, SearchLimits, explain};
+use autodist_program::stages;
 use autodist_spec::{
     Bytes, Job, ModelSpec, ParallelStrategy, Plan, Recompute, StopReason, catalog, parse, to_json,
 };
@@ -200,7 +201,8 @@ fn an_explanation_says_what_binds_and_what_would_help() {
     let planner = Planner::new(&model, &profile.cluster, &job, &profile);
     let plan = planner.plan().unwrap();
     let other = ParallelStrategy { tensor: 2, ..ParallelStrategy::data_parallel(2, 2) };
-    let explanation = explain(&planner, &plan, Some(&other)).unwrap();
+    let stages = stages::even(&model, &other);
+    let explanation = explain(&planner, &plan, Some((&other, &stages))).unwrap();
     assert_eq!(explanation.what_ifs.len(), 3);
     assert!(explanation.what_ifs.iter().all(|what_if| what_if.speedup >= 1.0 - 1e-9), "{explanation}");
     let text = explanation.to_string();

@@ -8,6 +8,7 @@ use crate::table::{
 use crate::words::{
     self, count, parameters, percent, plural, share, signed_percent, tokens_per_second, with_spread,
 };
+use autodist_spec::plan::label;
 use autodist_spec::profile::{CopyCost, CopyKind};
 use autodist_spec::run::Verdict;
 use autodist_spec::{
@@ -28,7 +29,7 @@ pub(crate) fn strategy(strategy: &ParallelStrategy, micro_batches: u32) -> Table
     let mut table = Table::new(&[("setting", Left), ("value", Left)]);
     let zero = match (strategy.zero_stage, strategy.shard) {
         (0, _) => "0: nothing sharded".to_owned(),
-        (stage, shard) => format!("{stage}, sharded over {}", plural(u64::from(shard), "rank")),
+        (stage, _) => format!("{stage}, sharded over {}", plural(u64::from(strategy.shards()), "rank")),
     };
     let schedule = if strategy.pipeline > 1 {
         words::schedule(strategy.schedule).to_owned()
@@ -55,7 +56,11 @@ pub(crate) fn strategy(strategy: &ParallelStrategy, micro_batches: u32) -> Table
     table
 }
 
+/// Chunks that a table shows before the last one, if there are many.
+const SHOWN: usize = 12;
+
 pub(crate) fn stages(plan: &Plan) -> Table {
+    let few = plan.stages.len() <= SHOWN + 2;
     let mut table = Table::new(&[
         ("chunk", Right),
         ("pipeline rank", Right),
@@ -67,13 +72,18 @@ pub(crate) fn stages(plan: &Plan) -> Table {
         let rank = chunk % plan.strategy.pipeline.max(1) as usize;
         let memory =
             plan.estimate.stages.get(rank).map_or("unknown".to_owned(), |s| s.memory.total().to_string());
-        table.row([
-            chunk.to_string(),
-            rank.to_string(),
-            words::layers(&plan.model, stage),
-            words::recompute(&plan.model, stage),
-            memory,
-        ]);
+        if few || chunk < SHOWN || chunk + 1 == plan.stages.len() {
+            table.row([
+                chunk.to_string(),
+                rank.to_string(),
+                words::layers(&plan.model, stage),
+                words::recompute(&plan.model, stage),
+                memory,
+            ]);
+        } else if chunk == SHOWN {
+            let others = format!("{} chunks like these: see --json", plan.stages.len() - SHOWN - 1);
+            table.row(["...".to_owned(), String::new(), others, String::new(), String::new()]);
+        }
     }
     table
 }
@@ -87,12 +97,15 @@ pub(crate) fn alternatives(plan: &Plan) -> Table {
         ("provenance", Left),
         ("why it is slower", Left),
     ]);
-    let best = (&plan.strategy, &plan.estimate, "chosen");
-    let others = plan.alternatives.iter().map(|a| (&a.strategy, &a.estimate, a.reason.as_str()));
-    for (index, (strategy, estimate, reason)) in std::iter::once(best).chain(others).enumerate() {
+    let best = (label(&plan.strategy, &plan.stages), &plan.estimate, "chosen");
+    let others = plan
+        .alternatives
+        .iter()
+        .map(|other| (label(&other.strategy, &other.stages), &other.estimate, other.reason.as_str()));
+    for (index, (label, estimate, reason)) in std::iter::once(best).chain(others).enumerate() {
         table.row([
             (index + 1).to_string(),
-            strategy.label(),
+            label,
             with_spread(estimate.step_time_s, estimate.step_time_spread_s),
             estimate.peak_memory_bytes.to_string(),
             estimate.provenance.to_string(),

@@ -7,6 +7,7 @@ use crate::table::{Table, paragraph};
 use crate::tables;
 use crate::verdict;
 use crate::words::{self, clean, parameters, percent, plural, tokens_per_second, with_spread};
+use autodist_spec::plan::label;
 use autodist_spec::{
     Environment, Plan, Profile, Provenance, RunRecord, Seconds, StopReason, Validation, doubt,
 };
@@ -26,11 +27,11 @@ pub fn plan_summary(plan: &Plan) -> String {
         0,
     );
     let given = plan.search.stop_reason == StopReason::Given;
-    text += &labelled(if given { "strategy" } else { "best" }, &plan.strategy.label());
+    text += &labelled(if given { "strategy" } else { "best" }, &label(&plan.strategy, &plan.stages));
     if let Some(measured) = &plan.measured {
         text += &labelled("", &clean(&measured.reason));
     }
-    text += &labelled("", &words::strategy(&plan.strategy, plan.micro_batches));
+    text += &labelled("", &words::strategy(&plan.strategy, &plan.stages, plan.micro_batches));
     text += &labelled(
         "step time",
         &format!(
@@ -112,7 +113,11 @@ pub fn plan_summary(plan: &Plan) -> String {
 pub fn answer(plan: &Plan, validation: &Validation, files: &[(&str, String)]) -> String {
     let mut text = labelled(
         "plan",
-        &format!("{}: {}", plan.strategy.label(), words::strategy(&plan.strategy, plan.micro_batches)),
+        &format!(
+            "{}: {}",
+            label(&plan.strategy, &plan.stages),
+            words::strategy(&plan.strategy, &plan.stages, plan.micro_batches)
+        ),
     );
     if let Some(run) = verdict::of_plan(plan, validation) {
         text += &labelled("step time", &verdict::time(plan, run));

@@ -1,5 +1,6 @@
 //! Words and number formats of all views.
 
+use autodist_spec::plan::some_recompute;
 use autodist_spec::profile::CopyKind;
 use autodist_spec::run::Agreement;
 use autodist_spec::{
@@ -134,7 +135,7 @@ pub(crate) fn schedule(kind: ScheduleKind) -> &'static str {
 }
 
 /// The plan's strategy as a sentence without its full stop.
-pub(crate) fn strategy(strategy: &ParallelStrategy, micro_batches: u32) -> String {
+pub(crate) fn strategy(strategy: &ParallelStrategy, stages: &[Stage], micro_batches: u32) -> String {
     let mut axes = Vec::new();
     if strategy.pipeline > 1 {
         let mut text = format!("a pipeline of {} stages ({}", strategy.pipeline, schedule(strategy.schedule));
@@ -155,16 +156,22 @@ pub(crate) fn strategy(strategy: &ParallelStrategy, micro_batches: u32) -> Strin
     }
     if strategy.data > 1 {
         axes.push(format!("{}-way data parallelism{}", strategy.data, sharding(strategy)));
+    } else if let (true, Some(context)) = (strategy.context > 1, axes.last_mut()) {
+        // The ranks that split a sequence shard.
+        context.push_str(&sharding(strategy));
     }
     let split = match axes.as_slice() {
         [] => "one device holds the whole model".to_owned(),
         [only] => only.clone(),
         [several @ .., last] => format!("{} and {last}", several.join(", ")),
     };
+    let some = some_recompute(strategy, stages);
+    let some = some.map_or(String::new(), |(some, blocks)| format!(" in {some} of {blocks} blocks"));
     let recompute = match strategy.recompute {
-        Recompute::None => "nothing is recomputed",
-        Recompute::Selective => "the attention core is recomputed",
-        Recompute::Full => "whole blocks are recomputed",
+        Recompute::None => "nothing is recomputed".to_owned(),
+        Recompute::Selective => format!("the attention core is recomputed{some}"),
+        Recompute::Full if some.is_empty() => "whole blocks are recomputed".to_owned(),
+        Recompute::Full => format!("everything is recomputed{some}"),
     };
     let batches = plural(u64::from(micro_batches), "micro-batch").replace("batchs", "batches");
     let sequences = plural(u64::from(strategy.micro_batch), "sequence");
@@ -178,10 +185,10 @@ fn sharding(strategy: &ParallelStrategy) -> String {
         2 => "optimizer state and gradients",
         _ => "optimizer state, gradients and parameters",
     };
-    let group = if strategy.shard == strategy.data {
+    let group = if strategy.shards() == strategy.replicas() {
         String::new()
     } else {
-        format!(" over groups of {}", strategy.shard)
+        format!(" over groups of {}", strategy.shards())
     };
     format!(" (ZeRO-{}: {what} sharded{group})", strategy.zero_stage)
 }
@@ -458,7 +465,7 @@ mod tests {
         given.zero_stage = 1;
         given.shard = 2;
         assert_eq!(
-            strategy(&given, 4),
+            strategy(&given, &[], 4),
             "a pipeline of 2 stages (1F1B) and 4-way data parallelism (ZeRO-1: optimizer state sharded over groups \
              of 2); 4 micro-batches of 2 sequences per step and replica; nothing is recomputed"
         );

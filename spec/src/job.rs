@@ -291,6 +291,8 @@ pub struct Allow {
     pub schedule: Vec<ScheduleKind>,
     /// Sizes of the gradient buckets that are reduced while the backward pass continues.
     pub bucket_bytes: Vec<Bytes>,
+    /// Whether only some blocks of a stage may be recomputed, as many as needed to fit.
+    pub partial_recompute: bool,
     /// Whether the numbers of layers of two stages may differ by more than one.
     pub uneven_stages: bool,
     /// Algorithms of collectives. Each is tried for all collectives that it supports; if the list is missing,
@@ -323,6 +325,7 @@ impl Default for Allow {
             recompute: vec![Recompute::None, Recompute::Selective, Recompute::Full],
             schedule: vec![ScheduleKind::GPipe, ScheduleKind::OneFOneB, ScheduleKind::Interleaved],
             bucket_bytes: vec![Bytes(25 << 20)],
+            partial_recompute: true,
             uneven_stages: true,
             algorithms: None,
             codecs: vec![Codec::None],

@@ -218,17 +218,24 @@ impl Stage {
     }
 }
 
-/// The strategy's label, with the number of blocks that recompute if not all of them do.
-pub fn label(strategy: &ParallelStrategy, stages: &[Stage]) -> String {
+/// Blocks that recompute, if not all of them do, and all blocks.
+pub fn some_recompute(strategy: &ParallelStrategy, stages: &[Stage]) -> Option<(usize, usize)> {
     let entries = || stages.iter().flat_map(|stage| &stage.recompute);
     let recomputing = entries().filter(|r| **r != Recompute::None).count();
     // Embedding and head never recompute.
     let blocks = entries().count().saturating_sub(2);
+    (strategy.recompute != Recompute::None && recomputing < blocks).then_some((recomputing, blocks))
+}
+
+/// The strategy's label, with the number of blocks that recompute if not all of them do.
+pub fn label(strategy: &ParallelStrategy, stages: &[Stage]) -> String {
     let label = strategy.label();
-    if strategy.recompute == Recompute::None || recomputing == blocks {
-        label
-    } else {
-        format!("{label}:{recomputing}")
+    match some_recompute(strategy, stages) {
+        None => label,
+        Some((some, blocks)) => {
+            let all = format!("recompute={}", strategy.recompute.name());
+            label.replace(&all, &format!("{all}({some}/{blocks})"))
+        }
     }
 }
 

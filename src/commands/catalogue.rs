@@ -86,6 +86,19 @@ impl Figures {
         Ok(Self { cluster, machine: Arc::new(machine), parameters, calibration, source })
     }
 
+    /// # Errors
+    /// FP8 is asked for on devices without it.
+    pub fn check(&self, software: &Software) -> Result<(), InputError> {
+        let device = self.machine.device.figures();
+        if software.fp8 && device.peak("fp8").is_none() {
+            let error = InputError::new("--fp8", "", format!("{} has no FP8 GEMMs", device.name));
+            return Err(
+                error.hint("remove `--fp8`, or use devices with an fp8 peak in `catalog/devices.toml`")
+            );
+        }
+        Ok(())
+    }
+
     /// The figures from which a plan was made; `None` if a profile is given or the plan was made from one.
     ///
     /// # Errors
@@ -142,6 +155,12 @@ impl Figures {
             assumptions: software.assumptions.clone(),
             ..TrainingRun::new(shape, machine, ParallelDims::default(), trainer)
         };
+        let attention = match (software.trainer, run.attention) {
+            // Published runs are of plain models; since 2024 those of Hugging Face use PyTorch's fused kernels.
+            (Trainer::Deepspeed, _) => Trainer::Fsdp2.attention_on(run.machine.generation),
+            (_, usual) => usual,
+        };
+        let run = TrainingRun { attention, ..run };
         let (error_bar, error_bar_of) = self.calibration.error_bar_of(&run, &self.parameters);
         let error_bar = error_bar.hypot(SIMULATED);
         let prices = CataloguePrices::new(&run, self.cluster.device_count(), &self.parameters);

@@ -103,7 +103,7 @@ impl Asked {
         }
         if flags.zero.is_none() {
             let replicas = strategy.replicas();
-            strategy.zero_stage = if replicas > 1 { trainer.usual_zero_stage() } else { 0 };
+            strategy.zero_stage = if replicas > 1 { trainer.traits().usual_zero_stage } else { 0 };
             strategy.shard = if strategy.zero_stage > 0 { flags.shard.unwrap_or(strategy.data) } else { 1 };
             if replicas > 1 {
                 let stage = strategy.zero_stage;
@@ -114,7 +114,7 @@ impl Asked {
             // With one rank there is nothing to shard.
             (strategy.zero_stage, strategy.shard) = (0, 1);
         }
-        if strategy.tensor > 1 && trainer.splits_sequences() && !strategy.sequence_parallel {
+        if strategy.tensor > 1 && trainer.traits().splits_sequences && !strategy.sequence_parallel {
             assumptions.push("sequence parallelism off: --sp not given".to_owned());
         }
         if flags.bucket_bytes.is_none() {
@@ -133,7 +133,8 @@ fn one(
     let devices = figures.cluster.device_count();
     let (strategy, assumptions) = asked.strategy(devices)?;
     let own_stages = asked.given.as_ref().and_then(|given| given.stages(&asked.flags, model));
-    if let (None, Some(given)) = (&own_stages, &asked.given) {
+    let policies = asked.given.as_ref().and_then(|given| given.policies(&asked.flags, model));
+    if let (None, None, Some(given)) = (&own_stages, policies, &asked.given) {
         given.one_recompute()?;
     }
     let recompute = asked.flags.recompute;
@@ -141,6 +142,7 @@ fn one(
     if recompute.is_none() {
         software.assumptions.push("recomputation: --recompute not given".to_owned());
     }
+    figures.check(&software)?;
     let (costs, reference) = figures.costs(model, &asked.job, &software);
     let planner = Planner::of_catalogue(model, &figures.cluster, &asked.job, costs, &reference);
     let modes = match &recompute {
@@ -150,7 +152,16 @@ fn one(
     let mut found = None;
     for mode in modes {
         let strategy = ParallelStrategy { recompute: *mode, ..strategy.clone() };
-        let stages = own_stages.clone().or_else(|| equal_stages(model, &strategy));
+        let mut stages = own_stages.clone().or_else(|| equal_stages(model, &strategy));
+        if let (None, Some(policies)) = (&own_stages, policies) {
+            let Some(equal) = &mut stages else { return Err(uneven(model, &strategy)) };
+            for stage in equal.iter_mut() {
+                for (layer, policy) in stage.layers().zip(&mut stage.recompute) {
+                    let block = layer.checked_sub(1).and_then(|block| policies.get(block));
+                    *policy = block.copied().unwrap_or_default();
+                }
+            }
+        }
         let priced = planner.priced(&strategy, stages.as_deref());
         let (plan, shortfall) = priced.map_err(|error| refused(&strategy, error))?;
         let fits = shortfall.is_none();
@@ -168,6 +179,13 @@ fn one(
     }
     plan.assume(software.assumptions);
     Ok((plan, shortfall))
+}
+
+/// Why the blocks that a file recomputes are not those of a stage.
+fn uneven(model: &ModelSpec, strategy: &ParallelStrategy) -> Failure {
+    let problem = format!("does not divide the {} blocks, some of which the file recomputes", model.layers);
+    let error = InputError::new("pp x vpp", strategy.chunks(), problem);
+    error.hint("give `--recompute`: it overrides the file").into()
 }
 
 /// Chunks of equal numbers of blocks, or with one block less at both ends; `None` if the blocks do not divide.

@@ -11,7 +11,7 @@ use autodist_spec::to_json;
 pub fn run(args: &ExplainArgs) -> Result<(), Failure> {
     let plan = input::nth_plan(&args.plan, args.number)?;
     let against = args.against.as_deref().map(input::plan).transpose()?;
-    let against = against.as_ref().map(|plan| &plan.strategy);
+    let against = against.as_ref().map(|plan| (&plan.strategy, plan.stages.as_slice()));
     let explanation = match Figures::unless_profile(args.profile.as_ref(), &plan, &args.figures)? {
         Some((figures, software)) => {
             let (costs, reference) = figures.costs(&plan.model, &plan.job, &software);

@@ -4,6 +4,7 @@ use crate::cli::ExportArgs;
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_exporters::{Exported, File, NotGiven, Options, Target, export};
+use autodist_spec::plan::label;
 use autodist_spec::{InputError, to_json};
 use std::fmt::Write;
 
@@ -61,8 +62,12 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
             "target": args.to.name(), "files": files, "instead": notes, "not_given": not_given,
         })));
     }
-    let mut text =
-        format!("{} for {} ({})\n", plan.strategy.label(), args.to.name(), args.to.exporter().version());
+    let mut text = format!(
+        "{} for {} ({})\n",
+        label(&plan.strategy, &plan.stages),
+        args.to.name(),
+        args.to.exporter().version()
+    );
     for File { name, executable, .. } in &files {
         let starts = if *executable { ", which starts it" } else { "" };
         // Writing to a String cannot fail.

@@ -6,7 +6,7 @@ use crate::{input, output};
 use autodist_analytic::Trainer;
 use autodist_exporters::{CommandLine, Field, Imported, Target, import_with};
 use autodist_spec::{
-    Check, Hyperparameter, InputError, Job, ModelSpec, ParallelStrategy, Positions, Stage, text,
+    Check, Hyperparameter, InputError, Job, ModelSpec, ParallelStrategy, Positions, Recompute, Stage, text,
 };
 use std::path::Path;
 
@@ -348,6 +348,14 @@ impl Given {
         let said = self.imported.known.contains(&Field::Stages) && flags.pp.is_none() && flags.vpp.is_none();
         (said && flags.recompute.is_none() && settings.stages.iter().sum::<u32>() == model.layers)
             .then(|| settings.plan_stages())
+    }
+
+    /// The recomputation of each block, if the file has different ones and no flag overrides them.
+    pub fn policies(&self, flags: &StrategyArgs, model: &ModelSpec) -> Option<&[Recompute]> {
+        let policies = self.imported.settings.recompute.as_slice();
+        let said = self.imported.known.contains(&Field::Recompute) && flags.recompute.is_none();
+        let differ = policies.windows(2).any(|pair| pair[0] != pair[1]);
+        (said && differ && policies.len() == model.layers as usize).then_some(policies)
     }
 
     /// For estimates with one recomputation policy for all blocks.

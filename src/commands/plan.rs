@@ -95,6 +95,7 @@ pub fn fastest(
     software: &Software,
     limits: SearchLimits,
 ) -> Result<Plan, Failure> {
+    figures.check(software)?;
     software::narrow(&mut job, software.trainer)?;
     let (costs, reference) = figures.costs(model, &job, software);
     let planner = Planner::of_catalogue(model, &figures.cluster, &job, costs, &reference).limits(limits);

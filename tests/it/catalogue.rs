@@ -243,7 +243,7 @@ fn both(run: &TrainingRun) -> Option<[(f64, f64); 2]> {
     let costs = costs(run, devices, &model, &job);
     let priced = costs.price(&program).unwrap();
     let memory = priced.memory().iter().map(|memory| memory.total().as_f64()).fold(0.0, f64::max);
-    let closed = run.estimate(FreeParameters::shipped(), 0.1);
+    let closed = run.estimate(FreeParameters::shipped());
     Some([(priced.simulate().step_time_s.0, memory), (closed.step.0, closed.memory.total())])
 }
 

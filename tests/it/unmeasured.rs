@@ -151,9 +151,15 @@ fn utilisation_is_of_the_peak_of_the_arithmetic_that_is_trained_in() {
         assert!((flops / known - 1.0).abs() < 1e-9, "{flops} {known}");
     }
     // Without a peak for the precision, only the FLOP/s are shown.
-    let (text, document) = on("a100-80gb-sxm", "--fp8");
+    let (text, document) = on("v100-32gb-sxm", "--precision tf32");
     assert!(text.contains("TFLOP/s per device") && !text.contains("MFU"), "{text}");
     assert!(document["estimate"].get("mfu").is_none(), "{document}");
+    for search in ["", "--best"] {
+        let job = "--model gpt2-xl --global-batch 64 --seq-len 1024";
+        let run = line(folder.path(), &format!("estimate --cluster 1x8xa100-80gb-sxm {job} --fp8 {search}"));
+        assert_eq!(run.code, Some(2), "{}", run.out);
+        assert!(run.err.contains("a100-80gb-sxm has no FP8") && run.err.contains("hint: "), "{}", run.err);
+    }
     let best = "estimate --cluster 1x8xh100-80gb-sxm --model gpt2-xl --global-batch 64 --seq-len 1024 --fp8 --best 3";
     let best = line(folder.path(), best).ok();
     assert!(best.contains("1.98 PFLOP/s (fp8, published)"), "{best}");

@@ -1,12 +1,9 @@
-//! The table of parameters in docs/files.md matches the code.
+//! The tables of docs/files.md match the code.
 
-use autodist_analytic::PRIORS;
+use autodist_analytic::{PRIORS, Trainer, TrainerTraits};
 use std::fmt::Write;
 
-const BEGIN: &str = "<!-- parameters: made from the code -->\n";
-const END: &str = "<!-- end of parameters -->\n";
-
-fn table() -> String {
+fn parameters() -> String {
     let mut table = format!(
         "There are {} parameters. A prior is a median and a factor of one standard deviation.\n\n\
          | parameter | prior | meaning |\n|---|---|---|\n",
@@ -19,20 +16,60 @@ fn table() -> String {
     table
 }
 
-/// `UPDATE=1 cargo test -p autodist-analytic --test it documentation::` writes the table.
-#[test]
-fn the_documentation_lists_the_parameters_of_the_code() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/files.md");
-    let text = std::fs::read_to_string(path).unwrap();
-    let (before, rest) = text.split_once(BEGIN).unwrap();
-    let (found, after) = rest.split_once(END).unwrap();
-    if std::env::var_os("UPDATE").is_some() {
-        std::fs::write(path, format!("{before}{BEGIN}{}{END}{after}", table())).unwrap();
-        return;
+fn trainers() -> String {
+    let mut table = "| `--trainer` | ZeRO stages | pipelines | tensor parallelism | context parallelism |\n\
+                     |---|---|---|---|---|\n"
+        .to_owned();
+    let yes = |value| if value { "yes" } else { "no" };
+    let list = |stages: &[u8]| stages.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
+    for trainer in Trainer::ALL {
+        let TrainerTraits {
+            zero_stages,
+            searched_zero_stages: searched,
+            pipelines,
+            interleaves,
+            tensor,
+            splits_sequences,
+            ..
+        } = *trainer.traits();
+        let others: Vec<u8> = zero_stages.iter().copied().filter(|stage| !searched.contains(stage)).collect();
+        let asked = if others.is_empty() {
+            String::new()
+        } else {
+            format!("; {} if they are asked for", list(&others))
+        };
+        let orders = match (pipelines, interleaves) {
+            (false, _) => "none",
+            (true, false) => "1F1B",
+            (true, true) => "1F1B, interleaved",
+        };
+        writeln!(
+            table,
+            "| `{trainer}` | {}{asked} | {orders} | {} | {} |",
+            list(searched),
+            yes(tensor),
+            yes(splits_sequences)
+        )
+        .unwrap();
     }
-    assert_eq!(
-        found,
-        table(),
-        "docs/files.md is out of date: UPDATE=1 cargo test -p autodist-analytic --test it documentation::"
-    );
+    table
+}
+
+/// `UPDATE=1 cargo test -p autodist-analytic --test it documentation::` writes the tables.
+#[test]
+fn the_documentation_has_the_tables_of_the_code() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/files.md");
+    for (what, table) in [("parameters", parameters()), ("trainers", trainers())] {
+        let text = std::fs::read_to_string(path).unwrap();
+        let (begin, end) =
+            (format!("<!-- {what}: made from the code -->\n"), format!("<!-- end of {what} -->\n"));
+        let (before, rest) = text.split_once(&begin).unwrap();
+        let (found, after) = rest.split_once(&end).unwrap();
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(path, format!("{before}{begin}{table}{end}{after}")).unwrap();
+            continue;
+        }
+        let update = "UPDATE=1 cargo test -p autodist-analytic --test it documentation::";
+        assert_eq!(found, table, "docs/files.md is out of date: {update}");
+    }
 }

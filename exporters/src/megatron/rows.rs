@@ -312,8 +312,9 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                 draft.set("ckpt-format", "fsdp_dtensor");
             }
             // Gradient and parameter collectives overlap with compute, as in the plan.
-            draft.set("overlap-grad-reduce", settings.data > 1);
-            draft.set("overlap-param-gather", settings.data > 1 && settings.zero_stage > 0);
+            let replicas = settings.data.saturating_mul(settings.context);
+            draft.set("overlap-grad-reduce", replicas > 1);
+            draft.set("overlap-param-gather", replicas > 1 && settings.zero_stage > 0);
         },
         read: |document, settings| {
             let distributed = document.flag("use-distributed-optimizer")?.unwrap_or(false);

@@ -4,6 +4,7 @@ use super::canvas::{Area, BAR_PITCH, Bars, Drawn, Row, Scale, legend};
 use super::palette;
 use crate::ReportInput;
 use crate::words::{percent, share, with_spread};
+use autodist_spec::plan::label;
 use autodist_spec::{Estimate, Seconds};
 use plotters::prelude::*;
 
@@ -12,8 +13,9 @@ const SHOWN: usize = 10;
 /// Label and estimate of each drawn plan, best first.
 fn plans<'a>(input: &ReportInput<'a>) -> Vec<(String, &'a Estimate)> {
     let plan = input.plan;
-    std::iter::once((plan.strategy.label(), &plan.estimate))
-        .chain(plan.alternatives.iter().map(|other| (other.strategy.label(), &other.estimate)))
+    let others = plan.alternatives.iter();
+    std::iter::once((label(&plan.strategy, &plan.stages), &plan.estimate))
+        .chain(others.map(|other| (label(&other.strategy, &other.stages), &other.estimate)))
         .take(SHOWN)
         .collect()
 }

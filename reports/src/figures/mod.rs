@@ -35,10 +35,11 @@ impl Figure {
         self.into()
     }
 
-    fn title(self) -> &'static str {
+    fn title(self, input: &ReportInput<'_>) -> &'static str {
         match self {
             Self::Cost => "Where the time of a step goes",
             Self::Memory => "Peak memory of a device, by pipeline rank",
+            Self::Timeline if input.own_run().is_none() => "One training step, predicted",
             Self::Timeline => "One training step, predicted over measured",
             Self::Scatter => "Predicted against measured step time",
             Self::Loss => "Loss of the runs",
@@ -107,7 +108,7 @@ fn png(figure: Figure, input: &ReportInput<'_>) -> Result<Vec<u8>, ReportError> 
         let root = Supersampled::new(&mut pixels, (width, height)).into_drawing_area();
         root.fill(&palette::PAPER).map_err(|error| drawing(error.to_string()))?;
         let (head, body) = root.split_vertically(TITLE_HEIGHT);
-        let title = canvas::title(figure.title());
+        let title = canvas::title(figure.title(input));
         head.draw(&title).map_err(|error| drawing(error.to_string()))?;
         figure.draw(&body, input)?;
         root.present().map_err(|error| drawing(error.to_string()))?;

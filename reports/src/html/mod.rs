@@ -12,6 +12,7 @@ use crate::tables;
 use crate::verdict;
 use crate::words::{self, parameters, percent, plural, signed_percent, tokens_per_second, with_spread};
 use crate::{ReportError, ReportInput};
+use autodist_spec::plan::label;
 use autodist_spec::run::Verdict;
 use autodist_spec::{Plan, Profile, Provenance, RunRecord, StopReason, Validation, doubt};
 use markup::{Emphasis, Markup};
@@ -48,6 +49,10 @@ struct Section {
 
 type Filled = Result<(), ReportError>;
 
+fn timeline_title(input: &ReportInput<'_>) -> &'static str {
+    if input.own_run().is_some() { "One step, predicted over measured" } else { "One step, predicted" }
+}
+
 /// The sections that have data, in reading order.
 fn sections(input: &ReportInput<'_>) -> Result<Vec<Section>, ReportError> {
     type Fill = fn(&mut Markup, &ReportInput<'_>) -> Filled;
@@ -69,7 +74,7 @@ fn sections(input: &ReportInput<'_>) -> Result<Vec<Section>, ReportError> {
         ("codecs", "Compression", !input.plan.codecs.is_empty(), codecs),
         ("time", "Where the time goes", true, cost),
         ("memory", "Where the memory goes", true, memory),
-        ("timeline", "One step, predicted over measured", Figure::Timeline.applies(input), timeline),
+        ("timeline", timeline_title(input), Figure::Timeline.applies(input), timeline),
         ("validation", "Predicted against measured", input.validation.is_some(), validation),
         ("runs", "The runs", !input.runs.is_empty(), runs),
         ("profile", "The profile", input.profile.is_some(), profile),
@@ -102,9 +107,13 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
         }
     ));
     page.inside("p", "", |p| {
-        p.element("span", "label", &plan.strategy.label());
+        p.element("span", "label", &label(&plan.strategy, &plan.stages));
         p.raw("<br />");
-        p.element("span", "", &capitalized(&words::strategy(&plan.strategy, plan.micro_batches)));
+        p.element(
+            "span",
+            "",
+            &capitalized(&words::strategy(&plan.strategy, &plan.stages, plan.micro_batches)),
+        );
     });
     if input.emulated() {
         page.warning(
@@ -423,7 +432,7 @@ fn footer(input: &ReportInput<'_>) -> String {
     format!(
         "autodist {}: {} predicted as {} ({})",
         env!("CARGO_PKG_VERSION"),
-        input.plan.strategy.label(),
+        label(&input.plan.strategy, &input.plan.stages),
         with_spread(estimate.step_time_s, estimate.step_time_spread_s),
         estimate.provenance
     )

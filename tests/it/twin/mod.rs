@@ -137,7 +137,7 @@ impl Case {
         let simulation = priced.simulate();
         let memory = priced.memory();
         let fullest = (0..memory.len()).rev().max_by_key(|rank| memory[*rank].total()).unwrap();
-        let estimate = run.estimate(&parameters, 0.0);
+        let estimate = run.estimate(&parameters);
         Pair {
             step: simulation.step_time_s.0,
             ranks: simulation.ranks,

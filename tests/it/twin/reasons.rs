@@ -56,7 +56,7 @@ fn zero(pair: &Pair, stage: u8) -> bool {
 
 /// Whether both models gather and reduce once in a step.
 fn stays_gathered(pair: &Pair) -> bool {
-    piped(pair) && pair.run.trainer.shards_parameters()
+    piped(pair) && pair.run.trainer.traits().shards_parameters
 }
 
 fn piped(pair: &Pair) -> bool {
