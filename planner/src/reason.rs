@@ -31,7 +31,7 @@ impl Limit {
 pub struct Comparison {
     /// `time / best - 1`.
     pub slower: f64,
-    /// The part that grew most: its name, its time in this plan and in the better one.
+    /// The part that changed most in the direction of the difference: its name, its time in this plan and in the better one.
     pub part: (&'static str, Seconds, Seconds),
     pub memory_bytes: Bytes,
     pub best_memory_bytes: Bytes,
@@ -40,8 +40,10 @@ pub struct Comparison {
 impl Comparison {
     pub fn of(best: &Estimate, other: &Estimate) -> Self {
         let mut part = ("compute", Seconds::ZERO, Seconds::ZERO);
+        // What explains the difference changed in the same direction.
+        let sign = if other.step_time_s >= best.step_time_s { 1.0 } else { -1.0 };
         for ((name, here), (_, there)) in other.cost.parts().into_iter().zip(best.cost.parts()) {
-            if here.0 - there.0 > part.1.0 - part.2.0 {
+            if sign * (here.0 - there.0) > sign * (part.1.0 - part.2.0) {
                 part = (name, here, there);
             }
         }

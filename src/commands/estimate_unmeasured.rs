@@ -37,7 +37,8 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
         let plan = plan::fastest(&figures, &model, job, &software, limits)?;
         return estimate::print(args, &plan, None, "");
     }
-    let (plan, shortfall) = one(&figures, &model, &asked).map_err(|failure| asked.blame(args, failure))?;
+    let (plan, shortfall) =
+        one(&figures, &model, &asked, &args.strategy).map_err(|failure| asked.blame(args, failure))?;
     estimate::print(args, &plan, shortfall, "")
 }
 
@@ -124,16 +125,18 @@ impl Asked {
     }
 }
 
-/// The plan of the strategy that is asked for, and the memory that it lacks.
+/// The plan of the strategy that is asked for, and the memory that it lacks. `overriding` are the flags of the
+/// command line itself, which override stages and recomputation of a trainer's file.
 fn one(
     figures: &Figures,
     model: &ModelSpec,
     asked: &Asked,
+    overriding: &StrategyArgs,
 ) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
     let devices = figures.cluster.device_count();
     let (strategy, assumptions) = asked.strategy(devices)?;
-    let own_stages = asked.given.as_ref().and_then(|given| given.stages(&asked.flags, model));
-    let policies = asked.given.as_ref().and_then(|given| given.policies(&asked.flags, model));
+    let own_stages = asked.given.as_ref().and_then(|given| given.stages(overriding, model));
+    let policies = asked.given.as_ref().and_then(|given| given.policies(overriding, model));
     if let (None, None, Some(given)) = (&own_stages, policies, &asked.given) {
         given.one_recompute()?;
     }

@@ -252,6 +252,24 @@ fn a_configuration_that_people_have_is_priced_without_a_profile() {
     assert!((given / by_flags - 1.0).abs() < 0.02, "{given} {by_flags}");
 }
 
+/// What `plan` chooses, an exported file says, and `estimate --from` understands: blocks that recompute one by
+/// one, and stages.
+#[test]
+fn an_exported_plan_is_priced_as_it_was_planned() {
+    let folder = folder(1);
+    let folder = folder.path();
+    let job = "--model llama2-7b --cluster 1x8xh100-80gb-sxm --global-batch 64 --seq-len 4096 --device-memory 34000000000";
+    let plan = line(folder, &format!("plan {job} --tp 2 --pp 2 --json -o plan.json")).json();
+    let modes: Vec<_> = plan["stages"].as_array().unwrap().iter().map(|stage| &stage["recompute"]).collect();
+    let some = modes.iter().flat_map(|stage| stage.as_array().unwrap()).filter(|mode| **mode == "full");
+    assert!((1..32).contains(&some.count()), "{modes:?}");
+    line(folder, "export plan.json --to megatron -o out").ok();
+    let read = line(folder, &format!("estimate --from megatron out/megatron.sh {job} --json")).json();
+    assert_eq!(read["stages"], plan["stages"]);
+    let step = |plan: &serde_json::Value| plan["estimate"]["step_time_s"].as_f64().unwrap();
+    assert!((step(&read) / step(&plan) - 1.0).abs() < 1e-9, "{} {}", step(&read), step(&plan));
+}
+
 const H100: &str = "--cluster 1x8xh100-80gb-sxm --model gpt2 --seq-len 1024 --global-batch 64 --json";
 
 /// The assumptions of an estimate from a trainer's file.
