@@ -41,14 +41,7 @@ fn bench(criterion: &mut Criterion) {
         });
     });
     group.bench_function("simulate", |bencher| bencher.iter(|| black_box(black_box(&priced).simulate())));
-    let split = Split {
-        tensor: strategy.tensor,
-        context: strategy.context,
-        expert: strategy.expert,
-        sequence_parallel: strategy.sequence_parallel,
-        micro_batch: strategy.micro_batch,
-        recompute: strategy.recompute,
-    };
+    let split = Split::of(&strategy);
     let layers = costs.layer_costs(&model, &job, split).unwrap();
     let outline = Outline::new(&model, &strategy, &stages, &layers, &job);
     let orders = in_flight(&strategy, program.micro_batches);

@@ -19,6 +19,14 @@ pub struct Split {
     pub recompute: Recompute,
 }
 
+impl Split {
+    pub fn of(strategy: &ParallelStrategy) -> Self {
+        let ParallelStrategy { tensor, context, expert, sequence_parallel, micro_batch, recompute, .. } =
+            *strategy;
+        Self { tensor, context, expert, sequence_parallel, micro_batch, recompute }
+    }
+}
+
 /// Cost of one layer for one micro-batch, including its tensor collectives.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct LayerCost {

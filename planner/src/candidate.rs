@@ -164,13 +164,7 @@ impl<'a> Evaluator<'a> {
     }
 
     fn layers(&self, strategy: &ParallelStrategy) -> Result<LayerCosts, Unpriced> {
-        let ParallelStrategy { tensor, context, expert, sequence_parallel, micro_batch, recompute, .. } =
-            *strategy;
-        self.costs.layer_costs(
-            self.model,
-            self.job,
-            Split { tensor, context, expert, sequence_parallel, micro_batch, recompute },
-        )
+        self.costs.layer_costs(self.model, self.job, Split::of(strategy))
     }
 
     fn outline(&self, candidate: &Candidate) -> Result<Outline, Unpriced> {

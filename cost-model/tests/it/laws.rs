@@ -72,14 +72,7 @@ proptest! {
         let fast_links = machine.bytes_per_s > 1e9 && machine.latency_s < 1e-5;
         prop_assert!(!fast_links || estimate.lower_bound_s.0 > 0.4 * step.0, "{} is far below {step}", estimate.lower_bound_s);
         prop_assert_eq!(estimate.memory.total(), estimate.peak_memory_bytes);
-        let split = Split {
-            tensor: strategy.tensor,
-            context: strategy.context,
-            expert: strategy.expert,
-            sequence_parallel: strategy.sequence_parallel,
-            micro_batch: strategy.micro_batch,
-            recompute: strategy.recompute,
-        };
+        let split = Split::of(&strategy);
         let layers = costs.layer_costs(&program.model, &job, split).unwrap();
         let outline = Outline::new(&program.model, &strategy, &program.stages, &layers, &job);
         let quick = costs.outline_bound(&outline, &program.model, &strategy, program.micro_batches).unwrap();
