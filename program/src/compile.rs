@@ -326,6 +326,9 @@ impl Program {
     }
 }
 
+/// More elements than any device sends: their bytes can still be counted.
+const MOST: usize = 1 << 60;
+
 struct Compiler<'a> {
     model: &'a ModelSpec,
     strategy: &'a ParallelStrategy,
@@ -475,7 +478,7 @@ impl<'a> Compiler<'a> {
         if strategy.context > 1 {
             let width = 2 * (model.kv_heads * model.head_dim / strategy.tensor) as usize;
             let times = if pass == Pass::Backward { 2 } else { 1 };
-            let elements = times * width * tokens * strategy.context as usize;
+            let elements = (times * width).saturating_mul(tokens * strategy.context as usize).min(MOST);
             out.push(Instruction::Context { layer, pass, elements });
         }
     }
@@ -484,7 +487,7 @@ impl<'a> Compiler<'a> {
     fn route(&self, out: &mut Vec<Instruction>, layer: usize, pass: Pass) {
         if let (Some(experts), true) = (self.model.experts, self.strategy.expert > 1) {
             let parts = if self.strategy.sequence_parallel { self.strategy.tensor as usize } else { 1 };
-            let elements = self.activation / parts * experts.active as usize;
+            let elements = (self.activation / parts).saturating_mul(experts.active as usize).min(MOST);
             out.push(Instruction::Experts { layer, pass, elements });
         }
     }

@@ -294,9 +294,11 @@ impl ModelSpec {
 
     /// All parameters, a tied table counted once.
     pub fn total_parameters(&self) -> u64 {
-        self.layer_parameters(LayerKind::Embedding)
-            + self.layer_parameters(LayerKind::Block) * u64::from(self.layers)
-            + self.layer_parameters(LayerKind::Head)
+        // Many layers of many experts exceed any number of parameters.
+        self.layer_parameters(LayerKind::Block)
+            .saturating_mul(u64::from(self.layers))
+            .saturating_add(self.layer_parameters(LayerKind::Embedding))
+            .saturating_add(self.layer_parameters(LayerKind::Head))
     }
 
     /// Forward FLOPs of one layer over `tokens` tokens in sequences of `seq_len`: 2mnk per GEMM of the active
@@ -365,9 +367,6 @@ impl crate::parse::Check for ModelSpec {
         ] {
             in_range(field, u64::from(value), 1, high)?;
         }
-        in_range("heads x head_dim", self.query_width(), 1, 1 << 22)?;
-        in_range("total number of parameters", self.total_parameters(), 1, 1 << 50)?;
-        positive("norm_epsilon", self.norm_epsilon)?;
         if let Some(experts) = self.experts {
             in_range("experts.count", u64::from(experts.count), 2, 1 << 12)?;
             in_range("experts.active", u64::from(experts.active), 1, u64::from(experts.count))?;
@@ -376,6 +375,9 @@ impl crate::parse::Check for ModelSpec {
                     .hint("set bias to false, or remove experts"));
             }
         }
+        in_range("heads x head_dim", self.query_width(), 1, 1 << 22)?;
+        in_range("total number of parameters", self.total_parameters(), 1, 1 << 50)?;
+        positive("norm_epsilon", self.norm_epsilon)?;
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(InputError::new(
                 "kv_heads",
@@ -399,5 +401,47 @@ impl crate::parse::Check for ModelSpec {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog;
+    use crate::parse::Check;
+
+    #[test]
+    fn only_active_experts_compute_and_all_are_kept() {
+        let sparse = catalog::model("mixtral-8x7b").unwrap();
+        let dense = ModelSpec { experts: None, ffn: 2 * sparse.ffn, ..sparse.clone() };
+        assert_eq!(sparse.step_flops(1000, 100), dense.step_flops(1000, 100));
+        // Eight experts against the two in the dense model, and a router.
+        let block = |model: &ModelSpec| model.layer_parameters(LayerKind::Block);
+        let matrices = u64::from(3 * sparse.ffn * sparse.hidden);
+        assert_eq!(block(&sparse) - block(&dense), 6 * matrices + 8 * u64::from(sparse.hidden));
+        let held = |one: Parameter| one.distributed(4).elements();
+        let quarter: u64 = sparse.parameters(LayerKind::Block).into_iter().map(held).sum();
+        assert_eq!(block(&sparse) - quarter, 6 * matrices);
+    }
+
+    #[test]
+    fn counts_of_experts_have_limits() {
+        let with = |count, active| {
+            let experts = Some(Experts { count, active });
+            ModelSpec { experts, ..catalog::model("mixtral-8x7b").unwrap() }.check().map_err(|e| e.field)
+        };
+        assert_eq!(with(8, 2), Ok(()));
+        assert_eq!(with(1, 1), Err("experts.count".to_owned()));
+        assert_eq!(with(u32::MAX, 2), Err("experts.count".to_owned()));
+        assert_eq!(with(8, 9), Err("experts.active".to_owned()));
+        let most = Some(Experts { count: 1 << 12, active: 1 });
+        let huge = ModelSpec {
+            layers: 10_000,
+            hidden: 1 << 20,
+            ffn: 1 << 22,
+            experts: most,
+            ..catalog::model("mixtral-8x7b").unwrap()
+        };
+        assert_eq!(huge.check().unwrap_err().field, "total number of parameters");
     }
 }
