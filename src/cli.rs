@@ -337,8 +337,7 @@ pub struct EstimateArgs {
     /// Plan document whose strategy and stages are priced, instead of flags
     #[arg(conflicts_with_all = [
         "model", "job", "global_batch", "seq_len", "seed", "learning_rate", "precision", "cluster", "device_memory", "tp", "pp",
-        "dp", "cp", "ep", "vpp", "zero", "shard", "sp", "recompute", "micro_batch", "schedule", "bucket_bytes",
-        "devices",
+        "dp", "cp", "ep", "vpp", "zero", "shard", "sp", "recompute", "micro_batch", "schedule", "bucket_bytes", "trainer", "fp8", "best",
     ])]
     pub plan: Option<PathBuf>,
     /// Read the job and the strategy from a trainer's own configuration, e.g., `--from megatron pretrain.sh`;

@@ -446,6 +446,18 @@ pub fn narrow(job: &mut Job, args: &StrategyArgs, devices: u32) -> Result<(), Fa
                 .into());
         }
     }
+    let product = [args.tp, args.pp, args.dp, args.cp].into_iter().flatten().map(u64::from).product::<u64>();
+    if !u64::from(devices).is_multiple_of(product.max(1)) {
+        let problem = format!("multiply to {product}, which does not divide the {devices} devices");
+        let degrees = [args.tp, args.pp, args.dp, args.cp].map(|degree| degree.unwrap_or(1).to_string());
+        return Err(InputError::new("--tp x --pp x --dp x --cp", degrees.join(" x "), problem)
+            .hint("choose degrees whose product divides the devices, or remove some to search them")
+            .into());
+    }
+    if args.sp && args.tp == Some(1) {
+        let error = InputError::new("--sp", "", "needs tensor parallelism, but `--tp` is 1");
+        return Err(error.hint("remove `--sp`, or raise `--tp`").into());
+    }
     let allow = &mut job.allow;
     let only = |list: &mut Option<Vec<u32>>, value: Option<u32>| {
         if let Some(value) = value {
@@ -462,6 +474,9 @@ pub fn narrow(job: &mut Job, args: &StrategyArgs, devices: u32) -> Result<(), Fa
     only(&mut allow.shard, args.shard);
     if let Some(zero) = args.zero {
         allow.zero_stage = vec![zero];
+    } else if args.shard.is_some_and(|shard| shard > 1) {
+        // Stage 0 shards nothing.
+        allow.zero_stage.retain(|stage| *stage > 0);
     }
     if args.sp {
         allow.sequence_parallel = vec![true];

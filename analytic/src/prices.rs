@@ -237,9 +237,10 @@ impl CataloguePrices {
 
         // The host launches all of a block's kernels; where it is slower, the device waits for it.
         let device = block.forward + block.backward;
-        let forwards = if run.recompute == Recompute::Full { 1.5 } else { 1.0 };
+        let again = block.tensor_forward + block.context_forward + 0.5 * block.expert;
+        let repeated = if run.recompute == Recompute::Full { again } else { 0.0 };
         let communication =
-            (block.tensor + block.context_forward + block.context_backward + block.expert) * forwards;
+            block.tensor + block.context_forward + block.context_backward + block.expert + repeated;
         let waiting = hiding(device, host_seconds(run, &work, p)) - device;
         let slower = 1.0 + waiting / (device - communication).max(f64::MIN_POSITIVE);
 

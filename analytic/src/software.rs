@@ -2,7 +2,7 @@
 
 use crate::trainer::Trainer;
 use autodist_spec::job::Allow;
-use autodist_spec::{Bytes, Codec, InputError, Job, Optimizer, Recompute, ScheduleKind};
+use autodist_spec::{Bytes, Codec, InputError, Job, Optimizer, ParallelStrategy, Recompute, ScheduleKind};
 
 /// Micro-batches of a search that the job does not restrict; larger ones do not make GEMMs faster.
 const MICRO_BATCHES: [u32; 5] = [1, 2, 4, 8, 16];
@@ -13,6 +13,30 @@ const LEAST_TOKENS: u32 = 4096;
 
 /// Megatron-Core's smallest bucket: 40 million gradients in fp32 (`ddp_bucket_size`).
 pub const BUCKET: Bytes = Bytes(4 * 40_000_000);
+
+/// # Errors
+/// The trainer does not support a given strategy. Pipelines of FSDP2, which no search has, are priced.
+pub fn check(trainer: Trainer, strategy: &ParallelStrategy) -> Result<(), InputError> {
+    let traits = trainer.traits();
+    let pipelines = traits.pipelines || trainer == Trainer::Fsdp2;
+    let groups = strategy.zero_stage > 0 && strategy.shard < strategy.data;
+    let zero = !traits.zero_stages.contains(&strategy.zero_stage);
+    let uses = |field, value: u32, beyond: u32, supported: bool| (field, value, value > beyond && !supported);
+    for (field, value, refused) in [
+        uses("--tp", strategy.tensor, 1, traits.tensor),
+        uses("--pp", strategy.pipeline, 1, pipelines),
+        uses("--cp", strategy.context, 1, traits.splits_sequences),
+        uses("--vpp", strategy.virtual_stages, 1, traits.interleaves || trainer == Trainer::Fsdp2),
+        ("--zero", u32::from(strategy.zero_stage), zero),
+        ("--shard", strategy.shard, groups && !traits.hybrid),
+    ] {
+        if refused {
+            return Err(InputError::new(field, value, format!("is not supported by {trainer}"))
+                .hint("give another value, or another trainer with `--trainer`"));
+        }
+    }
+    Ok(())
+}
 
 /// Restricts the options of a job to those that the trainer supports and the catalogue prices.
 ///
@@ -72,6 +96,11 @@ pub fn narrow(job: &mut Job, trainer: Trainer) -> Result<(), InputError> {
         let degrees = (0..).map(|power| 1 << power);
         let most = job.seq_len / LEAST_TOKENS;
         allow.context = Some(degrees.take_while(|degree| *degree == 1 || *degree <= most).collect());
+    }
+    if !trainer.traits().interleaves
+        && let Some(depths) = &mut allow.virtual_stages
+    {
+        keep("allow.virtual_stages", depths, |depth| *depth == 1, u32::to_string, trainer)?;
     }
     if allow.zero_stage == usual.zero_stage {
         allow.zero_stage.retain(|zero| trainer.traits().searched_zero_stages.contains(zero));
@@ -141,7 +170,7 @@ mod tests {
         };
         let core = Trainer::MegatronCore;
         assert_eq!(refused(&|job| job.allow.context = Some(vec![2]), Trainer::Deepspeed), "allow.context");
-        assert_eq!(refused(&|job| job.allow.zero_stage = vec![2], Trainer::Fsdp2), "allow.zero_stage");
+        assert_eq!(refused(&|job| job.allow.zero_stage = vec![1], Trainer::Fsdp2), "allow.zero_stage");
         assert_eq!(refused(&|job| job.allow.pipeline = Some(vec![2]), Trainer::Fsdp2), "allow.pipeline");
         assert_eq!(refused(&|job| job.allow.codecs = vec![Codec::Bf16], core), "allow.codecs");
         assert_eq!(refused(&|job| job.allow.placements = Some(Vec::new()), core), "allow.placements");

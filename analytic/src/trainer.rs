@@ -176,7 +176,7 @@ const FSDP: TrainerTraits = TrainerTraits {
     hybrid: true,
     recomputes_some: false,
     usual_zero_stage: 3,
-    zero_stages: &[0, 3],
+    zero_stages: &[0, 2, 3],
     searched_zero_stages: &[0, 3],
     ..MEGATRON
 };

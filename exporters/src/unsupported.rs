@@ -99,7 +99,7 @@ const EXPERTS: [&str; 5] =
     ["num_experts", "num_moe_experts", "num_local_experts", "n_routed_experts", "moe_config."];
 
 /// The rules that hold for all trainers.
-fn common(command: &CommandLine) -> [KeyRule; 2] {
+fn common(command: &CommandLine) -> [KeyRule; 3] {
     const IN_8_BITS: KeyRule = refused(
         &FP8,
         &[],
@@ -112,7 +112,14 @@ fn common(command: &CommandLine) -> [KeyRule; 2] {
         "makes the model one of experts, which is not read from files",
         "give a model of experts by `--model`, e.g. `--model mixtral-8x7b` (see `autodist catalog`)",
     );
+    const SPLIT_OTHERWISE: KeyRule = refused(
+        &["expert_tensor_parallel_size"],
+        &[],
+        "splits experts otherwise than the other layers, which has no price",
+        "remove it from the file: experts are then split over the tensor-parallel ranks, too",
+    );
     [
+        if command.experts { SPLIT_OTHERWISE } else { ignored(&[]) },
         if command.fp8 { approximated(&FP8) } else { IN_8_BITS },
         if command.experts { ignored(&EXPERTS) } else { OF_EXPERTS },
     ]

@@ -58,6 +58,15 @@ pub(crate) enum Outcome {
     Found(Box<Found>),
 }
 
+/// How the layers are cut into chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    /// Nearly equal times.
+    Times,
+    /// Numbers of blocks that differ by at most one.
+    Blocks,
+}
+
 /// Lower bounds of a candidate, computed before it is compiled.
 #[derive(Debug, Clone)]
 pub(crate) struct LowerBounds {
@@ -135,8 +144,8 @@ impl<'a> Evaluator<'a> {
             outlines.entry(outline_key(candidate)).or_insert(candidate);
             orders.entry(self.order_key(&candidate.strategy)).or_insert(&candidate.strategy);
         }
-        let outlines: BTreeMap<OutlineKey, Result<Outline, Unpriced>> =
-            outlines.into_par_iter().map(|(key, candidate)| (key, self.outline(candidate))).collect();
+        let outlines: BTreeMap<OutlineKey, Result<Vec<Outline>, Unpriced>> =
+            outlines.into_par_iter().map(|(key, candidate)| (key, self.outlines(candidate))).collect();
         let micro_batches =
             |strategy: &ParallelStrategy| strategy.micro_batches(self.job.global_batch) as usize;
         let orders: BTreeMap<OrderKey, [InFlight; 2]> = orders
@@ -145,11 +154,18 @@ impl<'a> Evaluator<'a> {
             .collect();
         let bounds = |(index, candidate): &(usize, &Candidate)| {
             let strategy = &candidate.strategy;
-            let outline = outlines[&outline_key(candidate)].as_ref().map_err(Clone::clone)?;
-            let time = self.costs.outline_bound(outline, self.model, strategy, micro_batches(strategy))?;
+            let outlines = outlines[&outline_key(candidate)].as_ref().map_err(Clone::clone)?;
             let orders = &orders[&self.order_key(strategy)];
-            let memory = Bytes(outline.memory_floor(strategy, self.costs.parameter_bytes(), orders));
-            Ok(LowerBounds { index: *index, time, memory })
+            let mut least =
+                LowerBounds { index: *index, time: Seconds(f64::INFINITY), memory: Bytes(u64::MAX) };
+            for outline in outlines {
+                let time =
+                    self.costs.outline_bound(outline, self.model, strategy, micro_batches(strategy))?;
+                let memory = outline.memory_floor(strategy, self.costs.parameter_bytes(), orders);
+                least.time = least.time.min(time);
+                least.memory = least.memory.min(Bytes(memory));
+            }
+            Ok(least)
         };
         candidates.par_iter().map(bounds).collect()
     }
@@ -167,46 +183,80 @@ impl<'a> Evaluator<'a> {
         self.costs.layer_costs(self.model, self.job, Split::of(strategy))
     }
 
-    fn outline(&self, candidate: &Candidate) -> Result<Outline, Unpriced> {
+    /// One for each cut.
+    fn outlines(&self, candidate: &Candidate) -> Result<Vec<Outline>, Unpriced> {
         let strategy = &candidate.strategy;
-        let (stages, mut costs) = if candidate.least_recompute {
-            let none = without_recompute(strategy);
-            (self.stages(&none)?, self.layers(&none)?)
-        } else {
-            (self.stages(strategy)?, self.layers(strategy)?)
-        };
+        let none = without_recompute(strategy);
+        let of_cuts = if candidate.least_recompute { &none } else { strategy };
+        let mut costs = self.layers(of_cuts)?;
         if candidate.least_recompute {
             costs = costs.least(&self.layers(strategy)?);
         }
-        Ok(Outline::new(self.model, strategy, &stages, &costs, self.job))
+        let outline = |cut: &Cut| {
+            let stages = self.cut(of_cuts, *cut)?;
+            Ok(Outline::new(self.model, strategy, &stages, &costs, self.job))
+        };
+        self.cuts(strategy).iter().map(outline).collect()
     }
 
-    /// Cuts the layers into chunks of nearly equal time, or, if the job requires it, of equal numbers of
+    /// The stages of a given strategy: of nearly equal time, or, if the job requires it, of equal numbers of
     /// blocks.
     pub fn stages(&self, strategy: &ParallelStrategy) -> Result<Vec<Stage>, Unpriced> {
-        let chunks = strategy.chunks() as usize;
-        if !self.job.allow.uneven_stages {
-            let mut end = 1;
-            let mut ends = vec![0];
-            for chunk in 0..chunks {
-                let blocks = share(u64::from(self.model.layers), chunk as u64, chunks as u64);
-                end += (blocks.end - blocks.start) as usize + usize::from(chunk + 1 == chunks);
-                ends.push(end);
-            }
-            return Ok(stages::from_ends(self.model, &ends, strategy.recompute));
-        }
-        let costs = self.layers(strategy)?;
-        let time = |layer| costs.time(self.model.kind(layer)).0;
-        Ok(stages::balanced(self.model, chunks, strategy.recompute, &time).unwrap_or_default())
+        self.cut(strategy, self.cuts(strategy)[0])
     }
 
-    /// All plans of a candidate: one for each bucket size that changes the buckets.
-    pub fn evaluate(&self, candidate: &Candidate, threshold: Option<u64>) -> Vec<Outcome> {
+    /// How a search cuts the layers: equal times bound the step, but equal numbers of blocks may be faster, by
+    /// what the times of single layers do not tell.
+    fn cuts(&self, strategy: &ParallelStrategy) -> &'static [Cut] {
+        match (self.job.allow.uneven_stages, strategy.pipeline) {
+            (false, _) => &[Cut::Blocks],
+            (true, pipeline) if pipeline > 1 && strategy.chunks() <= self.model.layers => {
+                &[Cut::Times, Cut::Blocks]
+            }
+            (true, _) => &[Cut::Times],
+        }
+    }
+
+    fn cut(&self, strategy: &ParallelStrategy, cut: Cut) -> Result<Vec<Stage>, Unpriced> {
+        let chunks = strategy.chunks() as usize;
+        match cut {
+            Cut::Blocks => {
+                let mut end = 1;
+                let mut ends = vec![0];
+                for chunk in 0..chunks {
+                    let blocks = share(u64::from(self.model.layers), chunk as u64, chunks as u64);
+                    end += (blocks.end - blocks.start) as usize + usize::from(chunk + 1 == chunks);
+                    ends.push(end);
+                }
+                Ok(stages::from_ends(self.model, &ends, strategy.recompute))
+            }
+            Cut::Times => {
+                let costs = self.layers(strategy)?;
+                let time = |layer| costs.time(self.model.kind(layer)).0;
+                Ok(stages::balanced(self.model, chunks, strategy.recompute, &time).unwrap_or_default())
+            }
+        }
+    }
+
+    /// All plans of a candidate: for each cut that differs one for each bucket size that changes the buckets.
+    pub fn evaluate(&self, candidate: &Candidate, threshold: Option<u64>) -> Vec<Vec<Outcome>> {
+        let mut outcomes = Vec::new();
+        let mut seen: Vec<Vec<Stage>> = Vec::new();
+        for cut in self.cuts(&candidate.strategy) {
+            match self.candidate_stages(candidate, *cut) {
+                Ok(stages) if seen.contains(&stages) => {}
+                Ok(stages) => {
+                    outcomes.push(self.evaluate_cut(candidate, &stages, threshold));
+                    seen.push(stages);
+                }
+                Err(outcome) => outcomes.push(vec![outcome]),
+            }
+        }
+        outcomes
+    }
+
+    fn evaluate_cut(&self, candidate: &Candidate, stages: &[Stage], threshold: Option<u64>) -> Vec<Outcome> {
         let first = &candidate.strategy;
-        let stages = match self.candidate_stages(candidate) {
-            Ok(stages) => stages,
-            Err(outcome) => return vec![outcome],
-        };
         // From stage 2 on, ZeRO reduces layer by layer.
         let sizes = if first.zero_stage >= 2 {
             &self.job.allow.bucket_bytes[..1]
@@ -217,7 +267,7 @@ impl<'a> Evaluator<'a> {
         let mut seen = Vec::new();
         for bucket_bytes in sizes {
             let strategy = ParallelStrategy { bucket_bytes: *bucket_bytes, ..first.clone() };
-            match self.outlined(&strategy, &stages) {
+            match self.outlined(&strategy, stages) {
                 Err(illegal) => outcomes.push(Outcome::Illegal(illegal)),
                 Ok(program) => {
                     let buckets: Vec<_> = program.ranks.iter().map(|rank| rank.buckets.clone()).collect();
@@ -335,19 +385,19 @@ impl<'a> Evaluator<'a> {
         Ok(priced.estimate(self.job, self.cluster.device()))
     }
 
-    fn candidate_stages(&self, candidate: &Candidate) -> Result<Vec<Stage>, Outcome> {
+    fn candidate_stages(&self, candidate: &Candidate, cut: Cut) -> Result<Vec<Stage>, Outcome> {
         if candidate.least_recompute {
-            self.least_recompute(&candidate.strategy)
+            self.least_recompute(&candidate.strategy, cut)
         } else {
-            self.stages(&candidate.strategy).map_err(Outcome::Unpriced)
+            self.cut(&candidate.strategy, cut).map_err(Outcome::Unpriced)
         }
     }
 
     /// The fewest recomputed blocks per chunk with which the plan fits: memory never grows with their number.
     /// It is nearly linear in it, so that the next count to try is interpolated; every third one halves what
     /// is left, in case it is not.
-    fn least_recompute(&self, strategy: &ParallelStrategy) -> Result<Vec<Stage>, Outcome> {
-        let cuts = self.stages(&without_recompute(strategy)).map_err(Outcome::Unpriced)?;
+    fn least_recompute(&self, strategy: &ParallelStrategy, cut: Cut) -> Result<Vec<Stage>, Outcome> {
+        let cuts = self.cut(&without_recompute(strategy), cut).map_err(Outcome::Unpriced)?;
         let blocks =
             |stage: &Stage| stage.layers().filter(|l| self.model.kind(*l) == LayerKind::Block).count();
         let all = cuts.iter().map(blocks).max().unwrap_or(0);

@@ -20,7 +20,7 @@ const BOUND: &str = "lower bound above the best plan";
 const NOT_REACHED: &str = "not explored before the limit";
 
 /// Reason of candidates for which the profile lacks costs.
-pub(crate) const UNPRICED: &str = "cost missing in the profile";
+pub(crate) const UNPRICED: &str = "without a price";
 
 /// Reason of candidates whose costs are based only on doubtful measurements.
 const DOUBTED: &str = "based on a doubtful measurement";
@@ -88,23 +88,25 @@ impl<'a> Search<'a> {
                 break StopReason::TimeLimit;
             }
             let batch = &lower_bounds[next..next + size];
-            let outcomes: Vec<Vec<Outcome>> =
+            let outcomes: Vec<Vec<Vec<Outcome>>> =
                 batch.par_iter().map(|bounds| evaluator.evaluate(&space[bounds.index], threshold)).collect();
             for (bounds, outcomes) in batch.iter().zip(outcomes) {
-                let candidate = &space[bounds.index];
-                // A candidate that fails before it is compiled fails for all its bucket sizes.
-                let shared =
-                    if outcomes.len() < self.sizes(candidate) { self.sizes(candidate) as u64 } else { 1 };
-                more += outcomes.len().saturating_sub(self.sizes(candidate)) as u64;
+                let (candidate, sizes) = (&space[bounds.index], self.sizes(&space[bounds.index]));
                 let mut found = Vec::new();
-                for outcome in outcomes {
-                    match outcome {
-                        Outcome::Found(plan) => found.push(*plan),
-                        Outcome::Memory(shortfall) => {
-                            tally.memory += shared;
-                            too_large.push((shortfall.needs(), bounds.index));
+                for (cut, outcomes) in outcomes.into_iter().enumerate() {
+                    // A cut that fails before it is compiled fails for all bucket sizes.
+                    let shared = if outcomes.len() < sizes { sizes as u64 } else { 1 };
+                    let counted = if cut == 0 { sizes } else { 0 };
+                    more += (outcomes.len().max(sizes) - counted) as u64;
+                    for outcome in outcomes {
+                        match outcome {
+                            Outcome::Found(plan) => found.push(*plan),
+                            Outcome::Memory(shortfall) => {
+                                tally.memory += shared;
+                                too_large.push((shortfall.needs(), bounds.index));
+                            }
+                            other => tally.reject(candidate, &other, shared),
                         }
-                        other => tally.reject(candidate, &other, shared),
                     }
                 }
                 simulated += found.len() as u64;
@@ -179,11 +181,10 @@ impl<'a> Search<'a> {
     ) -> Option<Box<MemoryShortfall>> {
         too_large.sort_unstable();
         let exact = |(_, index): &(Bytes, usize)| {
-            let misses = self.evaluator.evaluate(&space[*index], Some(0)).into_iter().filter_map(|outcome| {
-                match outcome {
-                    Outcome::Memory(shortfall) => Some(shortfall),
-                    _ => None,
-                }
+            let outcomes = self.evaluator.evaluate(&space[*index], Some(0)).into_iter().flatten();
+            let misses = outcomes.filter_map(|outcome| match outcome {
+                Outcome::Memory(shortfall) => Some(shortfall),
+                _ => None,
             });
             misses.min_by_key(|shortfall| shortfall.needs())
         };

@@ -91,13 +91,17 @@ fn degrees(job: &Job, devices: u32) -> Vec<Degrees> {
 
 /// Without a pipeline there is only one order, which is called 1F1B.
 fn schedules(model: &ModelSpec, job: &Job, pipeline: u32) -> Vec<(ScheduleKind, u32)> {
+    let allow = &job.allow;
+    // Who lists only several chunks per rank, or only their schedule, wants no other plan.
+    let one_chunk = allowed(&allow.virtual_stages, 1);
     if pipeline == 1 {
-        return vec![(ScheduleKind::OneFOneB, 1)];
+        let other = allow.schedule.iter().any(|schedule| *schedule != ScheduleKind::Interleaved);
+        return if one_chunk && other { vec![(ScheduleKind::OneFOneB, 1)] } else { Vec::new() };
     }
     let mut list = Vec::new();
-    for schedule in unique(&job.allow.schedule) {
+    for schedule in unique(&allow.schedule) {
         if schedule != ScheduleKind::Interleaved {
-            list.push((schedule, 1));
+            list.extend(one_chunk.then_some((schedule, 1)));
             continue;
         }
         let depths = job.allow.virtual_stages.clone().unwrap_or_else(|| depths(model, pipeline));

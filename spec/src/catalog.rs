@@ -6,7 +6,7 @@ use crate::model::ModelSpec;
 use crate::parse::{self, Check};
 use crate::units::{Bytes, BytesPerSecond, FlopsPerSecond, Provenance, Seconds};
 use crate::utilisation::Peak;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
 
 /// A model of the catalogue, with the source of its shape.
@@ -19,7 +19,7 @@ pub struct CatalogModel {
 }
 
 /// Published figures of a device, as `catalog/devices.toml` and files of the same form give them.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceFigures {
     pub name: String,
@@ -50,7 +50,7 @@ pub struct DeviceFigures {
 
 /// Peak rates of dense GEMMs by number format, in operations per second; absent if the device does not
 /// support the format.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Peaks {
     /// Rate without tensor cores.
@@ -63,7 +63,7 @@ pub struct Peaks {
 }
 
 /// The interconnect between the devices of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkKind {
     /// NVLink with switches: each device reaches every other device at its full rate.

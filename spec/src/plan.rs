@@ -609,6 +609,9 @@ pub struct CatalogueReference {
     pub calibration: String,
     /// Fingerprint of these efficiencies.
     pub fingerprint: String,
+    /// Fingerprint of the figures of the devices; empty in older plans.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub devices: String,
     /// Whether the GEMMs of linear layers are in FP8; everything else is in the job's precision.
     #[serde(default, skip_serializing_if = "is_false")]
     pub fp8: bool,

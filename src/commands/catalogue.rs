@@ -125,6 +125,14 @@ impl Figures {
         })?;
         let catalogue = input::catalogue(&args.catalogue)?;
         let figures = Self::of_cluster(plan.cluster.clone(), &catalogue, args, "the plan's cluster")?;
+        let devices = fingerprint(figures.machine.device.figures());
+        if !reference.devices.is_empty() && devices != reference.devices {
+            let name = &figures.machine.device_name;
+            let problem = format!("is not the fingerprint of {name} in the catalogue, which is {devices}");
+            return Err(InputError::new("profile.catalogue.devices", &reference.devices, problem)
+                .hint("give the device file that the plan was made with by `--devices`, or plan again")
+                .into());
+        }
         let found = fingerprint(&figures.parameters);
         if found != reference.fingerprint {
             let problem = format!(
@@ -168,6 +176,7 @@ impl Figures {
             trainer: trainer.name().to_owned(),
             calibration: self.calibration.fitted_to.clone(),
             fingerprint: fingerprint(&self.parameters),
+            devices: fingerprint(self.machine.device.figures()),
             fp8: software.fp8,
             error_bar_of,
         };

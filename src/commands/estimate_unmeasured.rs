@@ -113,6 +113,12 @@ impl Asked {
         }
         if strategy.replicas() == 1 {
             // With one rank there is nothing to shard.
+            if strategy.zero_stage > 0 {
+                assumptions.push(format!(
+                    "ZeRO stage 0: one rank has nothing to shard by stage {}",
+                    strategy.zero_stage
+                ));
+            }
             (strategy.zero_stage, strategy.shard) = (0, 1);
         }
         if strategy.tensor > 1 && trainer.traits().splits_sequences && !strategy.sequence_parallel {
@@ -135,6 +141,7 @@ fn one(
 ) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
     let devices = figures.cluster.device_count();
     let (strategy, assumptions) = asked.strategy(devices)?;
+    software::check(asked.software.trainer, &strategy)?;
     let own_stages = asked.given.as_ref().and_then(|given| given.stages(overriding, model));
     let policies = asked.given.as_ref().and_then(|given| given.policies(overriding, model));
     if let (None, None, Some(given)) = (&own_stages, policies, &asked.given) {

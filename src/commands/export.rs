@@ -2,10 +2,10 @@
 
 use crate::cli::ExportArgs;
 use crate::failure::Failure;
-use crate::{input, output};
+use crate::{engine, input, output};
 use autodist_exporters::{Exported, File, NotGiven, Options, Target, export};
 use autodist_spec::plan::label;
-use autodist_spec::{InputError, to_json};
+use autodist_spec::{Engine, InputError, to_json};
 use std::fmt::Write;
 
 pub fn run(args: &ExportArgs) -> Result<(), Failure> {
@@ -29,6 +29,11 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
         let error = InputError::new("profile.catalogue.fp8", true, "has no counterpart in exported files");
         let hint = "export the plan without `--fp8`, and add the trainer's own FP8 settings to its files";
         return Err(error.hint(hint).in_file(&args.plan.display().to_string()).into());
+    }
+    if !args.to.is_trainer() && args.script.is_none() {
+        // The job starts autodist itself.
+        engine::check(Engine::Native, &plan, &plan.strategy, "strategy")
+            .map_err(|error| error.hint("give the trainer's own script by `--script`"))?;
     }
     let options = Options {
         checkpoint_interval: args.checkpoint_interval,

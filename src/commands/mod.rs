@@ -232,11 +232,16 @@ fn check_own_engines(flags: &StrategyArgs) -> Result<(), InputError> {
 }
 
 /// # Errors
-/// Experts of a dense model are to be distributed.
+/// Experts are to be distributed that the model does not have, or not evenly.
 fn check_experts(model: &ModelSpec, degree: Option<u32>) -> Result<(), InputError> {
-    match degree.filter(|degree| *degree > 1 && model.experts.is_none()) {
-        None => Ok(()),
-        Some(degree) => Err(InputError::new("--ep", degree, format!("{} has no experts", model.name))
+    let Some(degree) = degree.filter(|degree| *degree > 1) else { return Ok(()) };
+    match model.experts {
+        Some(experts) if experts.count.is_multiple_of(degree) => Ok(()),
+        Some(experts) => {
+            Err(InputError::new("--ep", degree, format!("must divide the {} experts", experts.count))
+                .hint("use a divisor of the number of experts, or remove `--ep`"))
+        }
+        None => Err(InputError::new("--ep", degree, format!("{} has no experts", model.name))
             .hint("remove `--ep`, or use a model with experts (`autodist catalog`)")),
     }
 }

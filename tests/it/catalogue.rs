@@ -68,7 +68,10 @@ fn what_a_trainer_or_the_catalogue_lacks_is_refused_by_name() {
     write(folder.path(), "probes.json", "{}");
     let cases = [
         ("--trainer deepspeed --cp 2", Some(2), ["allow.context", "2", "deepspeed"]),
-        ("--zero 2 --trainer fsdp2", Some(2), ["allow.zero_stage", "2", "--trainer"]),
+        ("--zero 1 --trainer fsdp2", Some(2), ["allow.zero_stage", "1", "--trainer"]),
+        ("--tp 8 --pp 4", Some(2), ["--tp x --pp", "32", "16"]),
+        ("--tp 1 --sp", Some(2), ["--sp", "--tp", "tensor parallelism"]),
+        ("--trainer internevo --vpp 2", Some(2), ["allow.virtual_stages", "2", "internevo"]),
         ("--schedule gpipe", Some(2), ["allow.schedule", "gpipe", "megatron-core"]),
         ("--trainer fsdp2 --pp 2", Some(2), ["allow.pipeline", "2", "fsdp2"]),
         ("--allow compression", Some(2), ["codecs", "price", "profile"]),
@@ -110,7 +113,9 @@ fn a_model_of_experts_is_planned_like_any_other() {
     let page = std::fs::read_to_string(folder.path().join("report/report.html")).unwrap();
     assert!(page.contains("expert communication") && page.contains("expert parallelism"));
     for (command, expected) in [
-        ("train plan.json --steps 1", "mixtral-8x7b: it does not support experts"),
+        ("train plan.json --steps 1", "profile.catalogue.fp8"),
+        ("export plan.json --to slurm -o out", "profile.catalogue.fp8"),
+        ("estimate plan.json --devices none.toml", "none.toml"),
         ("export plan.json --to megatron -o out", "experts"),
         ("profile --model mixtral-8x7b -o profile.json", "experts"),
     ] {
@@ -118,6 +123,28 @@ fn a_model_of_experts_is_planned_like_any_other() {
         assert_eq!(run.code, Some(2), "{command}: {}", run.out);
         assert!(run.err.contains(expected) && run.err.contains("hint: "), "{command}: {}", run.err);
     }
+}
+
+#[test]
+fn a_plan_names_the_devices_that_priced_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let shipped = include_str!("../../catalog/devices.toml");
+    let entry = shipped.split("[[device]]").find(|one| one.contains("\"a100-80gb-sxm\"")).unwrap();
+    let slow = |line: &str| {
+        if line.starts_with("memory_bytes_per_s") { "memory_bytes_per_s = 1.0e12" } else { line }.to_owned()
+    };
+    let entry = entry.lines().map(slow).collect::<Vec<_>>().join("\n");
+    write(folder.path(), "slow.toml", format!("[[device]]{entry}\n"));
+    let plan: Value = line(folder.path(), &format!("{LLAMA} --devices slow.toml --json -o plan.json")).json();
+    for command in ["explain plan.json", "estimate plan.json", "report plan.json -o report"] {
+        let other = line(folder.path(), command);
+        assert_eq!(other.code, Some(2), "{command}: {}", other.out);
+        let told = ["profile.catalogue.devices", "a100-80gb-sxm", "--devices"];
+        assert!(told.iter().all(|word| other.err.contains(word)), "{command}: {}", other.err);
+    }
+    line(folder.path(), "explain plan.json --devices slow.toml").ok();
+    let again: Value = line(folder.path(), "estimate plan.json --devices slow.toml --json").json();
+    assert_eq!(again["estimate"], plan["estimate"]);
 }
 
 #[test]
@@ -140,6 +167,7 @@ fn reference() -> CatalogueReference {
         trainer: String::new(),
         calibration: String::new(),
         fingerprint: String::new(),
+        devices: String::new(),
         fp8: false,
         error_bar_of: String::new(),
     }
