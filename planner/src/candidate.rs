@@ -67,12 +67,17 @@ enum Cut {
     Blocks,
 }
 
+/// Nothing is known of a cut.
+pub(crate) const NO_BOUNDS: [Seconds; 2] = [Seconds::ZERO; 2];
+
 /// Lower bounds of a candidate, computed before it is compiled.
 #[derive(Debug, Clone)]
 pub(crate) struct LowerBounds {
     pub index: usize,
     /// No plan of this candidate is faster.
     pub time: Seconds,
+    /// The same for each cut of the layers; zero for those that are not tried.
+    pub by_cut: [Seconds; 2],
     /// No plan of this candidate needs less memory.
     pub memory: Bytes,
 }
@@ -156,13 +161,17 @@ impl<'a> Evaluator<'a> {
             let strategy = &candidate.strategy;
             let outlines = outlines[&outline_key(candidate)].as_ref().map_err(Clone::clone)?;
             let orders = &orders[&self.order_key(strategy)];
-            let mut least =
-                LowerBounds { index: *index, time: Seconds(f64::INFINITY), memory: Bytes(u64::MAX) };
-            for outline in outlines {
+            let mut least = LowerBounds {
+                index: *index,
+                time: Seconds(f64::INFINITY),
+                by_cut: NO_BOUNDS,
+                memory: Bytes(u64::MAX),
+            };
+            for (outline, bound) in outlines.iter().zip(&mut least.by_cut) {
                 let time =
                     self.costs.outline_bound(outline, self.model, strategy, micro_batches(strategy))?;
                 let memory = outline.memory_floor(strategy, self.costs.parameter_bytes(), orders);
-                least.time = least.time.min(time);
+                (*bound, least.time) = (time, least.time.min(time));
                 least.memory = least.memory.min(Bytes(memory));
             }
             Ok(least)
@@ -239,10 +248,20 @@ impl<'a> Evaluator<'a> {
     }
 
     /// All plans of a candidate: for each cut that differs one for each bucket size that changes the buckets.
-    pub fn evaluate(&self, candidate: &Candidate, threshold: Option<u64>) -> Vec<Vec<Outcome>> {
+    /// `by_cut` are the lower bounds of the cuts.
+    pub fn evaluate(
+        &self,
+        candidate: &Candidate,
+        by_cut: [Seconds; 2],
+        threshold: Option<u64>,
+    ) -> Vec<Vec<Outcome>> {
         let mut outcomes = Vec::new();
         let mut seen: Vec<Vec<Stage>> = Vec::new();
-        for cut in self.cuts(&candidate.strategy) {
+        for (cut, bound) in self.cuts(&candidate.strategy).iter().zip(by_cut) {
+            if threshold.is_some_and(|threshold| nanoseconds(bound) > threshold) {
+                outcomes.push(vec![Outcome::Bounded(bound)]);
+                continue;
+            }
             match self.candidate_stages(candidate, *cut) {
                 Ok(stages) if seen.contains(&stages) => {}
                 Ok(stages) => {

@@ -2,7 +2,7 @@
 //! the machine.
 
 use crate::SearchLimits;
-use crate::candidate::{Evaluator, Found, LowerBounds, Outcome, nanoseconds};
+use crate::candidate::{Evaluator, Found, LowerBounds, NO_BOUNDS, Outcome, nanoseconds};
 use crate::refusal::MemoryShortfall;
 use crate::space::{Candidate, candidates};
 use crate::threads::with_threads;
@@ -88,8 +88,10 @@ impl<'a> Search<'a> {
                 break StopReason::TimeLimit;
             }
             let batch = &lower_bounds[next..next + size];
-            let outcomes: Vec<Vec<Vec<Outcome>>> =
-                batch.par_iter().map(|bounds| evaluator.evaluate(&space[bounds.index], threshold)).collect();
+            let outcomes: Vec<Vec<Vec<Outcome>>> = batch
+                .par_iter()
+                .map(|bounds| evaluator.evaluate(&space[bounds.index], bounds.by_cut, threshold))
+                .collect();
             for (bounds, outcomes) in batch.iter().zip(outcomes) {
                 let (candidate, sizes) = (&space[bounds.index], self.sizes(&space[bounds.index]));
                 let mut found = Vec::new();
@@ -181,7 +183,7 @@ impl<'a> Search<'a> {
     ) -> Option<Box<MemoryShortfall>> {
         too_large.sort_unstable();
         let exact = |(_, index): &(Bytes, usize)| {
-            let outcomes = self.evaluator.evaluate(&space[*index], Some(0)).into_iter().flatten();
+            let outcomes = self.evaluator.evaluate(&space[*index], NO_BOUNDS, Some(0)).into_iter().flatten();
             let misses = outcomes.filter_map(|outcome| match outcome {
                 Outcome::Memory(shortfall) => Some(shortfall),
                 _ => None,
