@@ -15,15 +15,17 @@ const LEAST_TOKENS: u32 = 4096;
 pub const BUCKET: Bytes = Bytes(4 * 40_000_000);
 
 /// # Errors
-/// The trainer does not support a given strategy. Pipelines of FSDP2, which no search has, are priced.
+/// The trainer does not support a given strategy. Pipelines of FSDP2 and tensor parallelism of DeepSpeed
+/// (AutoTP), which no search has, are priced.
 pub fn check(trainer: Trainer, strategy: &ParallelStrategy) -> Result<(), InputError> {
     let traits = trainer.traits();
     let pipelines = traits.pipelines || trainer == Trainer::Fsdp2;
+    let tensor = traits.tensor || trainer == Trainer::Deepspeed;
     let groups = strategy.zero_stage > 0 && strategy.shard < strategy.data;
     let zero = !traits.zero_stages.contains(&strategy.zero_stage);
     let uses = |field, value: u32, beyond: u32, supported: bool| (field, value, value > beyond && !supported);
     for (field, value, refused) in [
-        uses("--tp", strategy.tensor, 1, traits.tensor),
+        uses("--tp", strategy.tensor, 1, tensor),
         uses("--pp", strategy.pipeline, 1, pipelines),
         uses("--cp", strategy.context, 1, traits.splits_sequences),
         uses("--vpp", strategy.virtual_stages, 1, traits.interleaves || trainer == Trainer::Fsdp2),
