@@ -31,6 +31,7 @@ def check(task: Task, world: int) -> None:
         f"dp={strategy.data} x tp={strategy.tensor} x pp={strategy.pipeline} is {strategy.world()} ranks, but {world} were started",
         f"start {strategy.world()} ranks",
     )
+    refuse(task.model.experts is not None, "model.experts", "not supported", "use a dense model")
     refuse(strategy.context > 1 or strategy.expert > 1, "strategy.context, strategy.expert", "not supported", "use 1")
     refuse(
         strategy.zero_stage == 1,

@@ -76,6 +76,12 @@ class Positions:
 
 
 @dataclass(frozen=True)
+class Experts:
+    count: int
+    active: int
+
+
+@dataclass(frozen=True)
 class Model:
     name: str
     layers: int
@@ -92,6 +98,7 @@ class Model:
     activation: Literal["gelu", "swi_glu"]
     bias: bool
     tied_embeddings: bool
+    experts: Experts | None = None
 
     def kind(self, layer: int) -> Kind:
         if layer == 0:
