@@ -205,7 +205,7 @@ impl CostModel {
         if size < 2 {
             return Ok(());
         }
-        let groups = program.transfer_groups(pipeline_rank, transfer);
+        let groups = || program.transfer_groups(pipeline_rank, transfer);
         let reduced = program.reduction(pipeline_rank, transfer, index);
         let (kind, _) = program.transfer_work(transfer, bucket);
         let bytes = program.transfer_bytes(transfer, bucket);
@@ -221,13 +221,15 @@ impl CostModel {
                 bytes,
                 strategy: &program.strategy,
             };
-            summary.wire_s += self.over(&query, &groups)?.seconds;
+            // Without a network, only the shape of the groups matters, and their ranks may be many.
+            let places = if self.routes.is_some() { groups() } else { Vec::new() };
+            summary.wire_s += self.over(&query, &places)?.seconds;
             summary.sent_bytes += passes * around * bytes.as_f64();
             return Ok(());
         }
         let coded = program.coded(transfer);
         let coding = self.codings.price(reduced.codec, coded, size, bucket.padded)?.seconds;
-        let whole = reduction(self, program, transfer, bucket, reduced, &groups, stride)?.seconds;
+        let whole = reduction(self, program, transfer, bucket, reduced, &groups(), stride)?.seconds;
         summary.coding_s += coding;
         summary.wire_s += whole - coding;
         for phase in phases(program, transfer, bucket, reduced.codec) {
