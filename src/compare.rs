@@ -1,9 +1,9 @@
 //! Compares measured step times with predictions.
 
 use crate::{agreement, gains, verdict};
-use autodist_spec::plan::label;
 use autodist_spec::profile::Sample;
 use autodist_spec::run::{FailedRun, Measured, StepRecord, ValidatedRun};
+use autodist_spec::strategy::label;
 use autodist_spec::{Alternative, Plan, RunRecord, SCHEMA_VERSION, Validation};
 
 /// The steps after the warm-up.

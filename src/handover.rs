@@ -4,8 +4,8 @@ use crate::failure::Failure;
 use crate::{output, verdict};
 use autodist_planner::Planner;
 use autodist_reports::terminal;
-use autodist_spec::plan::label;
 use autodist_spec::run::{FailedRun as Failed, Verdict};
+use autodist_spec::strategy::label;
 use autodist_spec::{
     Alternative, MeasuredChoice, ParallelStrategy, Plan, Profile, RunRecord, Seconds, ValidatedRun,
     Validation, to_json,

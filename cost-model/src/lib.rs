@@ -7,7 +7,7 @@
 //! ```
 //! use autodist_cost_model::{CostModel, synthetic};
 //! use autodist_program::{Program, stages};
-//! use autodist_spec::{Job, catalog, plan::ParallelStrategy};
+//! use autodist_spec::{Job, catalog, strategy::ParallelStrategy};
 //! let model = catalog::model("tiny-llama").unwrap();
 //! let job = Job::new(8, 128);
 //! let profile = synthetic::SyntheticMachine::new(2).profile(&model, &job);

@@ -5,9 +5,9 @@ use crate::task::Task;
 use crate::thinned::Thinned;
 use autodist_compute::Backend;
 use autodist_program::{Body, BodyKind, Instruction, Op, Program};
-use autodist_spec::plan::label;
 use autodist_spec::profile::{Environment, Pass, Sample, Segment};
 use autodist_spec::run::{BucketCompression, Ended, RankRecord, StepRecord};
+use autodist_spec::strategy::label;
 use autodist_spec::{
     Bytes, Collective, OperationKind, RunRecord, SCHEMA_VERSION, Seconds, Stream, TimelineEvent,
 };

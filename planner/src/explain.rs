@@ -1,7 +1,7 @@
 //! Why this plan is best, which part of the step dominates, and which changes would make another plan best.
 
 use crate::{Comparison, Limit, PlanError, Planner, SearchLimits};
-use autodist_spec::plan::label;
+use autodist_spec::strategy::label;
 use autodist_spec::{Bytes, Cluster, ParallelStrategy, Plan, Seconds, Stage, StopReason};
 use serde::Serialize;
 use std::fmt;

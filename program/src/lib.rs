@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use autodist_program::{Program, stages};
-//! use autodist_spec::{Job, Recompute, catalog, plan::ParallelStrategy};
+//! use autodist_spec::{Job, Recompute, catalog, strategy::ParallelStrategy};
 //! let model = catalog::model("tiny-llama").unwrap();
 //! let job = Job::new(8, 128);
 //! let strategy = ParallelStrategy::data_parallel(2, 2);

@@ -8,9 +8,9 @@ use crate::table::{
 use crate::words::{
     self, count, parameters, percent, plural, share, signed_percent, tokens_per_second, with_spread,
 };
-use autodist_spec::plan::label;
 use autodist_spec::profile::{CopyCost, CopyKind};
 use autodist_spec::run::Verdict;
+use autodist_spec::strategy::label;
 use autodist_spec::{
     Bytes, BytesPerSecond, CostBreakdown, DeviceKind, MemoryBreakdown, ParallelStrategy, Plan, Profile,
     Provenance, RunRecord, Sample, Seconds, ValidatedRun, Validation,

@@ -7,7 +7,7 @@ use crate::table::{Table, paragraph};
 use crate::tables;
 use crate::verdict;
 use crate::words::{self, clean, parameters, percent, plural, tokens_per_second, with_spread};
-use autodist_spec::plan::label;
+use autodist_spec::strategy::label;
 use autodist_spec::{
     Environment, Plan, Profile, Provenance, RunRecord, Seconds, StopReason, Validation, doubt,
 };

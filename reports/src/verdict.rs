@@ -1,8 +1,8 @@
 //! Verdicts of measurements on predictions, in words.
 
 use crate::words::{clean, percent, plural, signed_percent, tokens_per_second, with_spread};
-use autodist_spec::plan::label;
 use autodist_spec::run::Verdict;
+use autodist_spec::strategy::label;
 use autodist_spec::{MeasuredChoice, Plan, ValidatedRun, Validation};
 
 /// Whether the document's plan is still the search's first choice, and not refuted.

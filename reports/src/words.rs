@@ -1,8 +1,8 @@
 //! Words and number formats of all views.
 
-use autodist_spec::plan::some_recompute;
 use autodist_spec::profile::CopyKind;
 use autodist_spec::run::Agreement;
+use autodist_spec::strategy::some_recompute;
 use autodist_spec::{
     CatalogueReference, Device, LayerKind, ModelSpec, OperationKind, Optimizer, ParallelStrategy,
     PlacementReport, Plan, Precision, Profile, Provenance, Recompute, ScheduleKind, SearchReport, Seconds,

@@ -2,8 +2,10 @@
 //! document edited by hand in one place only is refused.
 
 use crate::error::InputError;
+use crate::estimate::{Estimate, StageEstimate};
 use crate::job::Job;
-use crate::plan::{Estimate, ParallelStrategy, Plan, StageEstimate};
+use crate::plan::Plan;
+use crate::strategy::ParallelStrategy;
 use std::fmt::Display;
 
 /// Largest relative difference of two numbers that should be equal: documents hold all digits of a number,

@@ -2,8 +2,8 @@
 
 use crate::collective::Collective;
 use crate::error::{InputError, finite};
-use crate::plan::Recompute;
 use crate::profile::{Pass, Profile, Segment, SegmentCost};
+use crate::strategy::Recompute;
 use crate::units::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -3,7 +3,7 @@
 use crate::communication::{Algorithm, Codec, Communication};
 use crate::error::{InputError, in_range, not_negative, positive};
 use crate::parse::{self, Check, SCHEMA_VERSION};
-use crate::plan::{Recompute, ScheduleKind};
+use crate::strategy::{Recompute, ScheduleKind};
 use crate::units::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -251,7 +251,7 @@ pub enum Objective {
     #[default]
     StepTime,
     /// Step time multiplied by the factor by which lossy gradients increase the number of steps
-    /// ([`crate::plan::Slowdown`]).
+    /// ([`crate::Slowdown`]).
     TimeToLoss,
 }
 

@@ -5,7 +5,7 @@
 //! back.
 //!
 //! ```
-//! use autodist_spec::{catalog, plan::ParallelStrategy};
+//! use autodist_spec::{catalog, strategy::ParallelStrategy};
 //! let model = catalog::model("gpt3-175b").unwrap();
 //! assert_eq!((model.total_parameters() as f64 / 1e9).round(), 175.0);
 //! assert_eq!(ParallelStrategy::data_parallel(8, 4).micro_batches(64), 2);
@@ -20,6 +20,7 @@ pub mod collective;
 pub mod communication;
 pub mod doubt;
 pub mod error;
+pub mod estimate;
 pub mod huggingface;
 pub mod job;
 pub mod model;
@@ -28,6 +29,7 @@ pub mod parse;
 pub mod plan;
 pub mod profile;
 pub mod run;
+pub mod strategy;
 mod survey;
 pub mod text;
 pub mod units;
@@ -38,19 +40,20 @@ pub use collective::Collective;
 pub use communication::{Algorithm, BucketReduction, Codec, Coded, Communication, Reduction};
 pub use doubt::{Doubt, DoubtKind, DoubtedCell};
 pub use error::InputError;
+pub use estimate::{CostBreakdown, Estimate, MemoryBreakdown, Slowdown, StageEstimate};
 pub use job::{Convergence, Hyperparameter, Job, LearningRate, Objective, Optimizer, Precision};
 pub use model::{Activation, Experts, LayerKind, ModelSpec, Norm, Parameter, Positions, TensorSplit};
 pub use network::{Network, Path, Pattern, PatternTiming, SharedLink};
 pub use parse::{Check, SCHEMA_VERSION, fingerprint, to_json};
 pub use plan::{
-    Alternative, CatalogueReference, CodecVerdict, CollectiveShare, CostBreakdown, Estimate, MeasuredChoice,
-    MemoryBreakdown, ParallelStrategy, PlacementReport, Plan, ProfileReference, Recompute, Rejection,
-    ScheduleKind, SearchReport, Slowdown, Stage, StageEstimate, StopReason,
+    Alternative, CatalogueReference, CodecVerdict, CollectiveShare, MeasuredChoice, PlacementReport, Plan,
+    ProfileReference, Rejection, SearchReport, StopReason,
 };
 pub use profile::{DeviceKind, Engine, Environment, Machine, Pass, Profile, Sample, Segment, SegmentCost};
 pub use run::{
     CodecProbe, OperationKind, RunRecord, Stream, TimelineEvent, ValidatedRun, Validation, Verdict,
 };
+pub use strategy::{ParallelStrategy, Recompute, ScheduleKind, Stage};
 pub use text::{one_line, printable};
 pub use units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Provenance, Seconds};
 pub use utilisation::{Peak, Utilisation};

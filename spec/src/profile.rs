@@ -9,7 +9,7 @@ use crate::job::{Optimizer, Precision};
 use crate::model::ModelSpec;
 use crate::network::Network;
 use crate::parse::Check;
-use crate::plan::{Recompute, ScheduleKind};
+use crate::strategy::{Recompute, ScheduleKind};
 use crate::units::{Bytes, FlopsPerSecond, Provenance, Seconds};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -2,10 +2,11 @@
 
 use crate::communication::{Codec, Coded};
 use crate::error::{InputError, bytes, finite, in_range, not_negative, positive};
+use crate::estimate::Estimate;
 use crate::job::Precision;
 use crate::parse::Check;
-use crate::plan::{Estimate, ParallelStrategy, Stage, check_stages};
 use crate::profile::{Environment, Sample};
+use crate::strategy::{ParallelStrategy, Stage, check_stages};
 use crate::units::{Bytes, Seconds};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,7 @@ use crate::cli::ExportArgs;
 use crate::failure::Failure;
 use crate::{engine, input, output};
 use autodist_exporters::{Exported, File, NotGiven, Options, Target, export};
-use autodist_spec::plan::label;
+use autodist_spec::strategy::label;
 use autodist_spec::{Engine, InputError, to_json};
 use std::fmt::Write;
 

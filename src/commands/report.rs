@@ -12,7 +12,7 @@ use autodist_reports::{
     ReportInput, chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline,
     csv_validation, figures, html,
 };
-use autodist_spec::plan::label;
+use autodist_spec::strategy::label;
 use autodist_spec::{InputError, Plan, Profile, RunRecord, TimelineEvent, Validation, parse};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@ use super::canvas::{Area, BAR_PITCH, Bars, Drawn, Row, Scale, legend};
 use super::palette;
 use crate::ReportInput;
 use crate::words::{percent, share, with_spread};
-use autodist_spec::plan::label;
+use autodist_spec::strategy::label;
 use autodist_spec::{Estimate, Seconds};
 use plotters::prelude::*;
 

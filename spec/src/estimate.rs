@@ -1,0 +1,189 @@
+//! The predicted cost of a way of training: its step time, its memory, and their parts.
+
+use crate::error::{InputError, bytes, finite, not_negative, positive};
+use crate::job::Objective;
+use crate::units::{Bytes, Provenance, Seconds};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Breakdown of the step time on the busiest pipeline rank. The parts sum to the step time.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CostBreakdown {
+    /// Forward and backward passes of the layers.
+    pub compute_s: Seconds,
+    /// Recomputation of forward passes.
+    pub recompute_s: Seconds,
+    /// Tensor- and sequence-parallel collectives, which do not overlap with compute.
+    pub tensor_communication_s: Seconds,
+    /// Exchange of keys and values between context-parallel ranks, as far as the attention does not hide it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub context_communication_s: Seconds,
+    /// All-to-alls of tokens to the ranks of their experts and back.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub expert_communication_s: Seconds,
+    /// Exposed gradient reductions and parameter gathers, that is without the part that overlaps with
+    /// compute.
+    pub data_communication_s: Seconds,
+    /// Waiting for send/recv between pipeline ranks beyond the schedule's own bubble, and copying the data.
+    pub pipeline_communication_s: Seconds,
+    /// Idle time while the pipeline fills and drains.
+    pub bubble_s: Seconds,
+    /// Slow-down of compute that is overlapped with communication.
+    pub interference_s: Seconds,
+    /// Gradient norm, clipping and update.
+    pub optimizer_s: Seconds,
+    /// Data loading, bookkeeping and the step's closing barrier.
+    pub overhead_s: Seconds,
+}
+
+impl CostBreakdown {
+    pub fn parts(&self) -> [(&'static str, Seconds); 11] {
+        [
+            ("compute", self.compute_s),
+            ("recompute", self.recompute_s),
+            ("tensor communication", self.tensor_communication_s),
+            ("context communication", self.context_communication_s),
+            ("expert communication", self.expert_communication_s),
+            ("data communication", self.data_communication_s),
+            ("pipeline communication", self.pipeline_communication_s),
+            ("bubble", self.bubble_s),
+            ("interference", self.interference_s),
+            ("optimizer", self.optimizer_s),
+            ("overhead", self.overhead_s),
+        ]
+    }
+
+    pub fn total(&self) -> Seconds {
+        self.parts().iter().map(|(_, s)| *s).sum()
+    }
+}
+
+/// Memory of a device at its peak. The parts sum to the peak.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryBreakdown {
+    pub weights_bytes: Bytes,
+    pub gradients_bytes: Bytes,
+    pub optimizer_state_bytes: Bytes,
+    /// Activations that are kept for the backward pass.
+    pub activations_bytes: Bytes,
+    /// Gathered parameters, buffers of send/recv, staging.
+    pub communication_buffers_bytes: Bytes,
+    /// Buffers that live only during the operation with the peak.
+    pub temporary_bytes: Bytes,
+    /// The process itself: runtime, connections, data.
+    pub reserve_bytes: Bytes,
+}
+
+impl MemoryBreakdown {
+    pub fn parts(&self) -> [(&'static str, Bytes); 7] {
+        [
+            ("weights", self.weights_bytes),
+            ("gradients", self.gradients_bytes),
+            ("optimizer state", self.optimizer_state_bytes),
+            ("activations", self.activations_bytes),
+            ("communication buffers", self.communication_buffers_bytes),
+            ("temporary", self.temporary_bytes),
+            ("reserve", self.reserve_bytes),
+        ]
+    }
+
+    pub fn total(&self) -> Bytes {
+        self.parts().iter().map(|(_, b)| *b).sum()
+    }
+}
+
+/// The predicted cost of a plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Estimate {
+    pub step_time_s: Seconds,
+    /// Half-width of the interval that should hold the measured median step time.
+    pub step_time_spread_s: Seconds,
+    /// Safety margin in the step time: segments and updates whose times are not known to ±25 % are priced at
+    /// the upper ends of their intervals. This is the difference to pricing all of them at their medians.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub caution_s: Seconds,
+    pub tokens_per_s: f64,
+    /// Model FLOPs utilisation, from 0 to 1: relative to the published peak of the device in the job's
+    /// precision, with attention's GEMMs counted in full. Absent if no peak is published. Older plans refer
+    /// to a measured rate instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
+    /// Peak memory of the device with the highest peak.
+    pub peak_memory_bytes: Bytes,
+    pub cost: CostBreakdown,
+    /// Parts of the peak memory of that device.
+    pub memory: MemoryBreakdown,
+    /// One estimate per pipeline rank.
+    pub stages: Vec<StageEstimate>,
+    /// Lower bound of the step time, under this cost model.
+    pub lower_bound_s: Seconds,
+    /// The least trusted provenance of all numbers in the step time.
+    pub provenance: Provenance,
+    /// Factor by which lossy gradients increase the number of steps; absent without lossy codecs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slowdown: Option<Slowdown>,
+    /// Time to the loss of the job's `convergence`; absent if the job has no `convergence`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_to_loss_s: Option<Seconds>,
+}
+
+impl Estimate {
+    /// The objective that the search minimises, in seconds per step.
+    pub fn merit(&self, objective: Objective) -> Seconds {
+        match objective {
+            Objective::StepTime => self.step_time_s,
+            Objective::TimeToLoss => Seconds(self.step_time_s.0 * self.slowdown.map_or(1.0, |s| s.factor)),
+        }
+    }
+
+    /// Checks the ranges of the single fields.
+    pub fn check(&self) -> Result<(), InputError> {
+        positive("step_time_s", self.step_time_s.0)?;
+        not_negative("step_time_spread_s", self.step_time_spread_s.0)?;
+        not_negative("caution_s", self.caution_s.0)?;
+        positive("tokens_per_s", self.tokens_per_s)?;
+        not_negative("mfu", self.mfu.unwrap_or(0.0))?;
+        not_negative("lower_bound_s", self.lower_bound_s.0)?;
+        bytes("peak_memory_bytes", self.peak_memory_bytes)?;
+        check_parts(&self.cost, &self.memory)?;
+        for (index, stage) in self.stages.iter().enumerate() {
+            check_parts(&stage.cost, &stage.memory).map_err(|e| e.under(&format!("stages[{index}]")))?;
+        }
+        Ok(())
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(time: &Seconds) -> bool {
+    *time == Seconds::ZERO
+}
+
+/// Steps to a loss, divided by those of exact, synchronous training (phi). The factor is measured by
+/// `validate --probe`; otherwise it is a prior from theory, which is assumed and only accurate to an order of
+/// magnitude.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Slowdown {
+    pub factor: f64,
+    pub provenance: Provenance,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StageEstimate {
+    pub cost: CostBreakdown,
+    pub memory: MemoryBreakdown,
+}
+
+fn check_parts(cost: &CostBreakdown, memory: &MemoryBreakdown) -> Result<(), InputError> {
+    for (part, seconds) in cost.parts() {
+        finite(&format!("cost.{}_s", part.replace(' ', "_")), seconds.0)?;
+    }
+    for (part, size) in memory.parts() {
+        bytes(&format!("memory.{}_bytes", part.replace(' ', "_")), size)?;
+    }
+    Ok(())
+}
