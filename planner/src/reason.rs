@@ -31,7 +31,8 @@ impl Limit {
 pub struct Comparison {
     /// `time / best - 1`.
     pub slower: f64,
-    /// The part that changed most in the direction of the difference: its name, its time in this plan and in the better one.
+    /// The part that changed most in the direction of the difference: its name, its time in this plan, and its
+    /// time in the better one.
     pub part: (&'static str, Seconds, Seconds),
     pub memory_bytes: Bytes,
     pub best_memory_bytes: Bytes,
