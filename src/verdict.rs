@@ -99,13 +99,14 @@ pub fn noise_between(one: &Measured, other: &Measured) -> f64 {
     TIE.max(adjusted_noise(one) + adjusted_noise(other))
 }
 
-/// The verdict on a predicted step time with that bar. Noise is that of the time's logarithm: none makes a
-/// time zero, so a prediction of a thousandth of it is refuted however much the steps differ.
+/// The verdict on a predicted step time with that bar. The lower end of the measured interval is a factor below
+/// the median, which no noise makes zero; the upper end is no farther than the steps themselves. So a prediction
+/// of a thousandth or a thousand times the measured time is refuted, even if a step stalled.
 pub fn of_prediction(predicted: Seconds, bar: Seconds, measured: &Measured) -> Verdict {
     let (low, high) = (predicted.0 - bar.0, predicted.0 + bar.0);
     let interval = |median: Seconds, spread: Seconds| {
-        let factor = noise(measured, median, spread).exp();
-        (median.0 / factor, median.0 * factor)
+        let noise = noise(measured, median, spread);
+        (median.0 * (-noise).exp(), median.0 * (1.0 + noise))
     };
     let (fastest, slowest) = interval(measured.adjusted_step_time_s, measured.adjusted_step_time_spread_s);
     let (fastest_timed, slowest_timed) = interval(measured.step_time_s, measured.step_time_spread_s);
@@ -257,6 +258,14 @@ pub mod tests {
         assert_eq!(of_prediction(Seconds(0.1), Seconds(0.015), &few(0.0)), Verdict::Refuted);
         assert_eq!(of_prediction(Seconds(0.1), Seconds(0.015), &few(3.0)), Verdict::WithinNoise);
         assert_eq!(of_prediction(Seconds(0.1), Seconds(0.015), &measured(120.0, 3.0)), Verdict::Refuted);
+    }
+
+    #[test]
+    fn a_stalled_step_does_not_hide_that_the_prediction_is_far_off() {
+        // Steps of 5 ms, one of which took ten times as long.
+        let stalled = Measured { steps: 4, ..measured(5.0, 24.5) };
+        assert_eq!(of_prediction(Seconds(10.0), Seconds(2.69), &stalled), Verdict::Refuted);
+        assert_eq!(of_prediction(Seconds(0.05), Seconds(0.01), &stalled), Verdict::WithinNoise);
     }
 
     #[test]
