@@ -111,9 +111,9 @@ impl<'de> Deserialize<'de> for Device {
 }
 
 impl Device {
-    /// Published peak of dense GEMMs of `bf16`, `fp32`, `tf32` or `fp8`, if a catalogue of devices has it: the built-in
-    /// catalogue, which is searched for the device's own name and its driver's name, or the device file from
-    /// which this device was read.
+    /// Published peak of dense GEMMs of `bf16`, `fp32`, `tf32` or `fp8`, if a catalogue of devices has it: the
+    /// built-in catalogue, which is searched for the device's own name and its driver's name, or the device file
+    /// from which this device was read.
     pub fn published_peak(&self, arithmetic: &str) -> Option<Peak> {
         let figures = catalog::devices().iter().find(|known| known.is_called(&self.name));
         let known = figures.and_then(|figures| figures.peak(arithmetic));

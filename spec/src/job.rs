@@ -251,7 +251,7 @@ pub enum Objective {
     #[default]
     StepTime,
     /// Step time multiplied by the factor by which lossy gradients increase the number of steps
-    /// ([`crate::Slowdown`]).
+    /// (`slowdown` of an estimate).
     TimeToLoss,
 }
 
