@@ -59,12 +59,17 @@ pub struct Uplink {
 }
 
 impl NodeModel {
+    /// The machine that a cluster would be if all its nodes were like those of group `index`.
+    ///
     /// # Errors
     /// The catalogue does not contain the device, and the cluster does not describe it.
-    pub fn of_cluster(cluster: &Cluster, catalogue: &Catalogue) -> Result<Self, InputError> {
-        let device = DeviceModel::of_cluster(cluster, catalogue)?;
-        let interconnect = Interconnect::of_cluster(cluster, catalogue)?;
-        Ok(Self::new(device, interconnect, FabricKind::InfinibandOrEthernet, cluster.nodes[0].devices))
+    pub fn of_nodes(cluster: &Cluster, index: usize, catalogue: &Catalogue) -> Result<Self, InputError> {
+        let device = DeviceModel::of_nodes(cluster, index, catalogue)?;
+        let interconnect = Interconnect::of_nodes(cluster, index, catalogue)?;
+        let group = &cluster.nodes[index];
+        let fabric = FabricKind::InfinibandOrEthernet;
+        let machine = Self::new(device, interconnect, fabric, group.devices);
+        Ok(Self { memory: group.device.memory_bytes, ..machine })
     }
 
     /// A cluster of nodes with `per_node` devices of the given name from the shipped catalogue.

@@ -18,18 +18,22 @@ use autodist_cost_model::{
 use autodist_program::Transfer;
 use autodist_spec::profile::Interference;
 use autodist_spec::{
-    Algorithm, Bytes, Collective, Job, ModelSpec, ParallelStrategy, Pass, Provenance, Recompute, Seconds,
-    Segment,
+    Algorithm, Bytes, Collective, DeviceClasses, Job, ModelSpec, ParallelStrategy, Pass, Provenance,
+    Recompute, Seconds, Segment,
 };
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// Costs of one job on one cluster with one trainer.
+/// Costs of one job on one kind of nodes with one trainer.
 #[derive(Debug)]
 pub struct CataloguePrices {
     /// Model, machine, trainer and batch; its layout is ignored.
     run: TrainingRun,
-    devices: u32,
+    /// The ranks on these nodes.
+    ranks: Range<u32>,
+    /// Nodes of the whole cluster.
+    nodes: u32,
     parameters: FreeParameters,
     blocks: RwLock<BTreeMap<Key, Arc<Costs>>>,
 }
@@ -95,14 +99,27 @@ struct Kept {
 }
 
 impl CataloguePrices {
-    /// `run` has the model, the machine, the trainer and the batch.
+    /// Prices on a cluster of `devices` devices, all in nodes of one kind. `run` has the model, the machine, the
+    /// trainer and the batch.
     pub fn new(run: &TrainingRun, devices: u32, parameters: &FreeParameters) -> Self {
-        Self { run: run.clone(), devices, parameters: *parameters, blocks: RwLock::default() }
+        let nodes = devices.div_ceil(run.machine.devices_per_node);
+        Self::among(run, nodes, 0..devices, parameters)
     }
 
-    /// The cost model of a dense model and a job with these prices; `error_bar` is the relative half-width of
-    /// the interval of a step time.
+    /// Prices on the nodes of one kind, which have these ranks, in a cluster of `nodes` nodes.
+    pub fn among(run: &TrainingRun, nodes: u32, ranks: Range<u32>, parameters: &FreeParameters) -> Self {
+        Self { run: run.clone(), ranks, nodes, parameters: *parameters, blocks: RwLock::default() }
+    }
+
+    /// The cost model of a model and a job with these prices; `error_bar` is the relative half-width of the
+    /// interval of a step time.
     pub fn cost_model(self, model: &ModelSpec, job: &Job, error_bar: f64) -> CostModel {
+        let step = self.step_costs(error_bar);
+        CostModel::of_prices(model, job, DeviceClasses::alike(), vec![Arc::new(self)], step)
+    }
+
+    /// The costs of a step beyond its prices, which depend on the trainer alone.
+    pub fn step_costs(&self, error_bar: f64) -> StepCosts {
         let trainer = self.run.trainer;
         // Seconds that compute loses for each second in which it overlaps with a transfer.
         let lost = if trainer.traits().shards_parameters || !self.run.overlap {
@@ -111,7 +128,7 @@ impl CataloguePrices {
             self.parameters.reduce_exposed
         };
         let kept = memory::Bytes::of(&self.run);
-        let step = StepCosts {
+        StepCosts {
             overlaps_reductions: self.run.overlap,
             pipelines_stay_gathered: trainer.traits().shards_parameters,
             parameter_bytes: ParameterBytes {
@@ -128,8 +145,7 @@ impl CataloguePrices {
             baseline_bytes: Bytes(Reserve::SHIPPED.context as u64),
             fragmentation: Reserve::SHIPPED.fragmentation_of(trainer),
             spread: error_bar,
-        };
-        CostModel::of_prices(model, job, Arc::new(self), step)
+        }
     }
 
     /// The run of a strategy with `micro_batches` micro-batches in a step.
@@ -159,8 +175,7 @@ impl CataloguePrices {
 
     /// Slowdown by the slowest of all nodes.
     fn jitter(&self) -> f64 {
-        let nodes = self.devices.div_ceil(self.run.machine.devices_per_node);
-        1.0 + self.parameters.jitter * f64::from(nodes).log2()
+        1.0 + self.parameters.jitter * f64::from(self.nodes).log2()
     }
 
     fn block_costs(&self, run: &TrainingRun) -> Costs {
@@ -476,7 +491,11 @@ impl Prices for CataloguePrices {
         let parts = if strategy.sequence_parallel { 1.0 } else { f64::from(strategy.tensor) };
         let machine = &self.run.machine;
         let (stage, per_node) = (stride as u32, machine.devices_per_node);
-        let node = |stage_number: usize| stage_number as u32 * stage / per_node;
+        // Ranks beyond these nodes are on others.
+        let node = |stage_number: usize| {
+            let first = stage_number as u32 * stage;
+            self.ranks.contains(&first).then(|| (first - self.ranks.start) / per_node)
+        };
         let crosses = match ends {
             Some((from, to)) => stage >= per_node || node(from) != node(to),
             None => stage >= per_node,

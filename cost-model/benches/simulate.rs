@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a bench")]
 
-use autodist_cost_model::{CostModel, Outline, Split, in_flight, synthetic::SyntheticMachine};
+use autodist_cost_model::{CostModel, Outline, in_flight, synthetic::SyntheticMachine};
 use autodist_program::{Program, stages};
 use autodist_spec::{Bytes, Job, ParallelStrategy, Recompute, ScheduleKind, catalog};
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -41,8 +41,7 @@ fn bench(criterion: &mut Criterion) {
         });
     });
     group.bench_function("simulate", |bencher| bencher.iter(|| black_box(black_box(&priced).simulate())));
-    let split = Split::of(&strategy);
-    let layers = costs.layer_costs(&model, &job, split).unwrap();
+    let layers = costs.layer_costs(&model, &job, &strategy).unwrap();
     let outline = Outline::new(&model, &strategy, &stages, &layers, &job);
     let orders = in_flight(&strategy, program.micro_batches);
     group.bench_function("bounds of time and memory", |bencher| {

@@ -222,8 +222,11 @@ impl CostModel {
                 strategy: &program.strategy,
             };
             // Without a network, only the shape of the groups matters, and their ranks may be many.
-            let places = if self.routes.is_some() { groups() } else { Vec::new() };
-            summary.wire_s += self.over(&query, &places)?.seconds;
+            let price = match &self.routes {
+                Some(_) => self.over(&query, &groups())?,
+                None => self.collective(&query, self.classes_of(&program.strategy)[pipeline_rank])?,
+            };
+            summary.wire_s += price.seconds;
             summary.sent_bytes += passes * around * bytes.as_f64();
             return Ok(());
         }

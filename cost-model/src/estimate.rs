@@ -4,17 +4,16 @@ use crate::curve::Price;
 use crate::priced::Priced;
 use crate::statistics;
 use autodist_program::Op;
-use autodist_spec::{Device, Estimate, Job, Seconds, StageEstimate, Utilisation};
+use autodist_spec::{Cluster, Estimate, Job, Seconds, StageEstimate, Utilisation};
 
 impl Priced<'_> {
-    pub fn estimate(&self, job: &Job, device: &Device) -> Estimate {
+    pub fn estimate(&self, job: &Job, cluster: &Cluster) -> Estimate {
         let simulation = self.simulate();
         let memory = self.memory();
         let step = simulation.step_time_s;
         let busiest = simulation.busiest();
         let fullest = (0..memory.len()).rev().max_by_key(|rank| memory[*rank].total()).unwrap_or(0);
-        let devices = self.program.layout.world() as u64;
-        let mfu = Utilisation::of(&self.program.model, job, device, devices, step).mfu();
+        let mfu = Utilisation::of(&self.program.model, job, cluster, step).mfu();
         let totals: Vec<Price> = (0..self.ranks.len()).map(|rank| self.rank_total(rank)).collect();
         let slowdown = statistics::slowdown(self.program, job, &self.costs.probes);
         Estimate {

@@ -6,26 +6,7 @@ use crate::measured::Unpriced;
 use crate::memory::body_memory;
 use crate::priced::Pricer;
 use autodist_program::{Body, Instruction, Program, stages};
-use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Recompute, Seconds};
-
-/// The properties that determine a layer's cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Split {
-    pub tensor: u32,
-    pub context: u32,
-    pub expert: u32,
-    pub sequence_parallel: bool,
-    pub micro_batch: u32,
-    pub recompute: Recompute,
-}
-
-impl Split {
-    pub fn of(strategy: &ParallelStrategy) -> Self {
-        let ParallelStrategy { tensor, context, expert, sequence_parallel, micro_batch, recompute, .. } =
-            *strategy;
-        Self { tensor, context, expert, sequence_parallel, micro_batch, recompute }
-    }
-}
+use autodist_spec::{ClassRange, Job, LayerKind, ModelSpec, ParallelStrategy, Seconds};
 
 /// Cost of one layer for one micro-batch, including its tensor collectives.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -76,13 +57,69 @@ impl LayerCosts {
     }
 }
 
+/// The cost of layers on the devices of each pipeline rank.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RankCosts {
+    /// For each combination of classes of devices.
+    distinct: Vec<LayerCosts>,
+    /// By pipeline rank, an index of `distinct`.
+    of_rank: Vec<usize>,
+}
+
+impl RankCosts {
+    pub fn of_rank(&self, pipeline_rank: usize) -> &LayerCosts {
+        &self.distinct[self.of_rank[pipeline_rank]]
+    }
+
+    /// The costs that occur, and which of them each pipeline rank has.
+    pub fn distinct(&self) -> (&[LayerCosts], &[usize]) {
+        (&self.distinct, &self.of_rank)
+    }
+
+    /// As [`LayerCosts::least`]; `other` is for the same pipeline ranks.
+    #[must_use]
+    pub fn least(&self, other: &Self) -> Self {
+        let least = self.distinct.iter().zip(&other.distinct).map(|(a, b)| a.least(b));
+        Self { distinct: least.collect(), of_rank: self.of_rank.clone() }
+    }
+}
+
 impl CostModel {
-    /// Costs of single layers, taken from the program of a model with one block, so that only the compiler
-    /// defines the operations of a layer.
+    /// Costs of single layers on each pipeline rank of a strategy.
     ///
     /// # Errors
-    /// The profile lacks a cost, or the split is not legal for the model.
-    pub fn layer_costs(&self, model: &ModelSpec, job: &Job, split: Split) -> Result<LayerCosts, Unpriced> {
+    /// The profile lacks a cost, or the strategy is not legal for the model.
+    pub fn layer_costs(
+        &self,
+        model: &ModelSpec,
+        job: &Job,
+        strategy: &ParallelStrategy,
+    ) -> Result<RankCosts, Unpriced> {
+        let mut seen: Vec<ClassRange> = Vec::new();
+        let mut costs = RankCosts { distinct: Vec::new(), of_rank: Vec::new() };
+        for classes in self.classes_of(strategy) {
+            let index = match seen.iter().position(|other| *other == classes) {
+                Some(index) => index,
+                None => {
+                    seen.push(classes);
+                    costs.distinct.push(self.costs_on(model, job, strategy, classes)?);
+                    seen.len() - 1
+                }
+            };
+            costs.of_rank.push(index);
+        }
+        Ok(costs)
+    }
+
+    /// Costs of single layers, taken from the program of a model with one block, so that only the compiler
+    /// defines the operations of a layer.
+    fn costs_on(
+        &self,
+        model: &ModelSpec,
+        job: &Job,
+        split: &ParallelStrategy,
+        classes: ClassRange,
+    ) -> Result<LayerCosts, Unpriced> {
         let small = ModelSpec { layers: 1, ..model.clone() };
         let alone = Job { global_batch: split.micro_batch.saturating_mul(split.expert), ..job.clone() };
         let strategy = ParallelStrategy {
@@ -101,7 +138,7 @@ impl CostModel {
                 hint: "choose a legal split".to_owned(),
                 doubted: false,
             })?;
-        let mut pricer = Pricer::new(self, &program);
+        let mut pricer = Pricer::on(self, &program, vec![classes]);
         let rank = &program.ranks[0];
         let [forward, backward, ..] = rank.bodies.as_slice() else { return Ok(LayerCosts::default()) };
         let mut cost = |layer: usize| -> Result<LayerCost, Unpriced> {
@@ -128,7 +165,7 @@ fn time(pricer: &mut Pricer, body: &Body) -> Result<Price, Unpriced> {
         total = total
             + match *instruction {
                 Instruction::Segment { segment, pass, recompute, .. } => {
-                    pricer.segment(segment, pass, recompute)?.time
+                    pricer.segment(0, segment, pass, recompute)?.time
                 }
                 // If links differ, its links depend on the placement, which is not decided yet.
                 Instruction::Tensor { .. } if pricer.places_matter() => Price::ZERO,
@@ -136,8 +173,8 @@ fn time(pricer: &mut Pricer, body: &Body) -> Result<Price, Unpriced> {
                     let bytes = pricer.program().tensor_bytes(segment, collective, elements);
                     pricer.tensor(0, collective.kind(), bytes)?
                 }
-                Instruction::Context { pass, elements, .. } => pricer.context(pass, elements)?,
-                Instruction::Experts { elements, .. } => pricer.experts(elements)?,
+                Instruction::Context { pass, elements, .. } => pricer.context(0, pass, elements)?,
+                Instruction::Experts { elements, .. } => pricer.experts(0, elements)?,
                 _ => Price::ZERO,
             };
     }

@@ -13,7 +13,7 @@
 //! let profile = synthetic::SyntheticMachine::new(2).profile(&model, &job);
 //! let strategy = ParallelStrategy::data_parallel(2, 2);
 //! let program = Program::compile(&model, &job, 2, &strategy, &stages::even(&model, &strategy)).unwrap();
-//! let estimate = CostModel::new(&profile).estimate(&program, &job, profile.cluster.device()).unwrap();
+//! let estimate = CostModel::new(&profile).estimate(&program, &job, &profile.cluster).unwrap();
 //! assert!((estimate.cost.total() / estimate.step_time_s - 1.0).abs() < 1e-9);
 //! assert!(estimate.lower_bound_s <= estimate.step_time_s);
 //! ```
@@ -41,7 +41,7 @@ pub use bound::{ChunkWork, pipeline_bound};
 pub use choice::set_reductions;
 pub use coding::CodedSummary;
 pub use curve::Price;
-pub use layers::{LayerCost, LayerCosts, Split};
+pub use layers::{LayerCost, LayerCosts, RankCosts};
 pub use measured::{SegmentPrice, Unpriced};
 pub use memory::persistent_bytes;
 pub use outline::{InFlight, Outline, in_flight};
@@ -52,8 +52,9 @@ pub use simulate::Simulation;
 use autodist_program::Program;
 use autodist_spec::profile::{CollectiveCost, Interference, Profile};
 use autodist_spec::{
-    Algorithm, Bytes, CodecProbe, Device, DeviceKind, Engine, Estimate, Job, MemoryBreakdown, ModelSpec,
-    Network, Optimizer, ParallelStrategy, Precision, Provenance, ScheduleKind, Seconds, TimelineEvent,
+    Algorithm, Bytes, ClassRange, Cluster, CodecProbe, DeviceClasses, DeviceKind, Engine, Estimate, Job,
+    MemoryBreakdown, ModelSpec, Network, Optimizer, ParallelStrategy, Precision, Provenance, ScheduleKind,
+    Seconds, TimelineEvent,
 };
 use coding::Codings;
 use measured::{LinkCurves, ProfilePrices};
@@ -69,7 +70,9 @@ pub struct CostModel {
     pub(crate) precision: Precision,
     pub(crate) optimizer_kind: Optimizer,
     parameter_bytes: ParameterBytes,
-    prices: Arc<dyn Prices>,
+    /// The kinds of devices, and the prices of each.
+    classes: DeviceClasses,
+    prices: Vec<Arc<dyn Prices>>,
     /// Used instead of the prices of collectives and of send/recv if links differ.
     pub(crate) routes: Option<Arc<Routes>>,
     pub(crate) codings: Codings,
@@ -137,7 +140,8 @@ impl CostModel {
             precision: profile.precision,
             optimizer_kind: profile.optimizer_kind,
             parameter_bytes: ParameterBytes::of(profile.precision, profile.optimizer_kind),
-            prices: Arc::new(ProfilePrices::new(profile)),
+            classes: DeviceClasses::alike(),
+            prices: vec![Arc::new(ProfilePrices::new(profile))],
             compute_speedup: 1.0,
             link_speedup: 1.0,
             within_steps: routes.as_ref().map(|r| within_steps(r, &profile.within_steps)).unwrap_or_default(),
@@ -174,9 +178,16 @@ impl CostModel {
         }
     }
 
-    /// Costs of a model and a job from another source than a profile, on equal links. It has no codecs.
+    /// Costs of a model and a job from another source than a profile, with prices for each class of devices.
+    /// It has no codecs.
     #[must_use]
-    pub fn of_prices(model: &ModelSpec, job: &Job, prices: Arc<dyn Prices>, step: StepCosts) -> Self {
+    pub fn of_prices(
+        model: &ModelSpec,
+        job: &Job,
+        classes: DeviceClasses,
+        prices: Vec<Arc<dyn Prices>>,
+        step: StepCosts,
+    ) -> Self {
         let none = Price { provenance: Provenance::Modelled, ..Price::ZERO };
         Self {
             model: model.clone(),
@@ -184,6 +195,7 @@ impl CostModel {
             precision: job.precision,
             optimizer_kind: job.optimizer,
             parameter_bytes: step.parameter_bytes,
+            classes,
             prices,
             compute_speedup: 1.0,
             link_speedup: 1.0,
@@ -239,21 +251,59 @@ impl CostModel {
         &self.parameter_bytes
     }
 
-    /// Time and memory of one pass of one segment over one micro-batch.
+    /// The kinds of devices.
+    #[must_use]
+    pub fn classes(&self) -> &DeviceClasses {
+        &self.classes
+    }
+
+    /// The classes of the devices of each pipeline rank.
+    pub(crate) fn classes_of(&self, strategy: &ParallelStrategy) -> Vec<ClassRange> {
+        let stage = strategy.replicas() as usize * strategy.tensor as usize;
+        self.classes.of_pipeline(strategy.pipeline as usize, stage)
+    }
+
+    /// The slowest of these classes: the ranks of a pipeline stage wait for each other.
+    fn slowest(
+        &self,
+        classes: ClassRange,
+        price: impl Fn(&dyn Prices) -> Result<Price, Unpriced>,
+    ) -> Result<Price, Unpriced> {
+        let mut slowest = price(&*self.prices[classes.first])?;
+        for prices in &self.prices[classes.first + 1..classes.end] {
+            let other = price(&**prices)?;
+            slowest = if other.seconds > slowest.seconds { other } else { slowest };
+        }
+        Ok(slowest)
+    }
+
+    /// Time and memory of one pass of one segment over one micro-batch: of several classes the longest time
+    /// and the most memory.
     ///
     /// # Errors
     /// The source of prices does not contain it.
-    pub fn segment(&self, query: &SegmentQuery) -> Result<SegmentPrice, Unpriced> {
-        let price = self.prices.segment(query)?;
+    pub fn segment(&self, query: &SegmentQuery, classes: ClassRange) -> Result<SegmentPrice, Unpriced> {
+        let mut price = self.prices[classes.first].segment(query)?;
+        for prices in &self.prices[classes.first + 1..classes.end] {
+            let other = prices.segment(query)?;
+            if other.time.seconds > price.time.seconds {
+                price.time = other.time;
+            }
+            // What the forward pass adds most of, the backward pass frees most of.
+            if other.growth_bytes.abs() > price.growth_bytes.abs() {
+                price.growth_bytes = other.growth_bytes;
+            }
+            price.peak_bytes = price.peak_bytes.max(other.peak_bytes);
+        }
         Ok(SegmentPrice { time: price.time * (1.0 / self.compute_speedup), ..price })
     }
 
-    pub(crate) fn update(&self, elements: usize) -> Result<Price, Unpriced> {
-        Ok(self.prices.update(elements)? * (1.0 / self.compute_speedup))
+    pub(crate) fn update(&self, elements: usize, classes: ClassRange) -> Result<Price, Unpriced> {
+        Ok(self.slowest(classes, |prices| prices.update(elements))? * (1.0 / self.compute_speedup))
     }
 
-    pub(crate) fn norm(&self, elements: usize) -> Result<Price, Unpriced> {
-        Ok(self.prices.norm(elements)? * (1.0 / self.compute_speedup))
+    pub(crate) fn norm(&self, elements: usize, classes: ClassRange) -> Result<Price, Unpriced> {
+        Ok(self.slowest(classes, |prices| prices.norm(elements))? * (1.0 / self.compute_speedup))
     }
 
     /// Whether a step gathers and reduces the shards of this strategy once, instead of in every pass.
@@ -262,22 +312,22 @@ impl CostModel {
     }
 
     pub(crate) fn kept_of_pass(&self, strategy: &ParallelStrategy) -> Bytes {
-        self.prices.kept_of_pass(strategy)
+        self.prices.iter().map(|prices| prices.kept_of_pass(strategy)).max().unwrap_or_default()
     }
 
     pub(crate) fn buffers(&self, elements: u64, strategy: &ParallelStrategy) -> Bytes {
-        self.prices.buffers(elements, strategy)
+        self.prices.iter().map(|prices| prices.buffers(elements, strategy)).max().unwrap_or_default()
     }
 
-    /// A collective of a program on equal links, where only the shape of the groups matters.
+    /// A collective of a program among devices of these classes, where only the shape of the groups matters.
     ///
     /// # Errors
     /// The source of prices does not contain such groups.
-    pub(crate) fn collective(&self, query: &CollectiveQuery) -> Result<Price, Unpriced> {
+    pub(crate) fn collective(&self, query: &CollectiveQuery, classes: ClassRange) -> Result<Price, Unpriced> {
         if query.group <= 1 {
             return Ok(Price::ZERO);
         }
-        Ok(self.sped_up(self.prices.collective(query)?))
+        Ok(self.sped_up(self.slowest(classes, |prices| prices.collective(query))?))
     }
 
     /// A collective of a program over each of these groups of devices at the same time.
@@ -285,7 +335,7 @@ impl CostModel {
     /// # Errors
     /// As for `collective`.
     pub(crate) fn over(&self, query: &CollectiveQuery, groups: &[Vec<usize>]) -> Result<Price, Unpriced> {
-        let Some(routes) = &self.routes else { return self.collective(query) };
+        let Some(routes) = &self.routes else { return self.collective(query, self.classes.all()) };
         let pattern = routes::pattern(query.kind, query.algorithm).ok_or_else(|| Unpriced {
             what: format!("the network's simulation knows no {}", query.kind.name()),
             hint: "price it from the catalogue".to_owned(),
@@ -307,16 +357,26 @@ impl CostModel {
         let CollectiveQuery { kind, group, stride, bytes, .. } = *query;
         match &self.exchanges {
             Some(links) => Ok(self.sped_up(links.collective(kind, group, stride, bytes)?)),
-            None => self.collective(query),
+            None => self.collective(query, self.classes.all()),
         }
     }
 
-    /// A send/recv on equal links.
+    /// A send/recv between devices of these classes.
     ///
     /// # Errors
     /// The source of prices contains no send/recv.
-    pub(crate) fn message(&self, query: &MessageQuery) -> Result<Price, Unpriced> {
-        Ok(self.sped_up(self.prices.message(query)?))
+    pub(crate) fn message(&self, query: &MessageQuery, classes: ClassRange) -> Result<Price, Unpriced> {
+        Ok(self.sped_up(self.slowest(classes, |prices| prices.message(query))?))
+    }
+
+    /// The shortest send/recv between devices of any class.
+    pub(crate) fn shortest_message(&self, query: &MessageQuery) -> Result<Price, Unpriced> {
+        let mut shortest = self.message(query, ClassRange::one(0))?;
+        for class in 1..self.classes.count() {
+            let other = self.message(query, ClassRange::one(class))?;
+            shortest = if other.seconds < shortest.seconds { other } else { shortest };
+        }
+        Ok(shortest)
     }
 
     /// Whether the profile applies to this model and job.
@@ -352,9 +412,9 @@ impl CostModel {
 
     /// # Errors
     /// The profile is for another model or job, or lacks a cost.
-    pub fn estimate(&self, program: &Program, job: &Job, device: &Device) -> Result<Estimate, Unpriced> {
+    pub fn estimate(&self, program: &Program, job: &Job, cluster: &Cluster) -> Result<Estimate, Unpriced> {
         self.check(&program.model, job)?;
-        Ok(self.price(program)?.estimate(job, device))
+        Ok(self.price(program)?.estimate(job, cluster))
     }
 
     /// # Errors

@@ -3,7 +3,7 @@
 use crate::CostModel;
 use crate::bound::{ChunkWork, pipeline_bound};
 use crate::curve::Price;
-use crate::layers::LayerCosts;
+use crate::layers::RankCosts;
 use crate::measured::Unpriced;
 use crate::prices::{MessageQuery, ParameterBytes};
 use autodist_program::schedule::{self, Extent};
@@ -27,7 +27,7 @@ impl Outline {
         model: &ModelSpec,
         strategy: &ParallelStrategy,
         stages: &[Stage],
-        costs: &LayerCosts,
+        costs: &RankCosts,
         job: &Job,
     ) -> Self {
         let pipeline = strategy.pipeline as usize;
@@ -44,7 +44,7 @@ impl Outline {
             let (mut work, mut growth) = (ChunkWork::default(), 0);
             for layer in stage.layers() {
                 let kind = model.kind(layer);
-                let cost = costs.of(kind);
+                let cost = costs.of_rank(chunk % pipeline).of(kind);
                 work.forward += cost.forward.seconds;
                 work.backward += cost.backward.seconds;
                 growth += cost.forward_growth;
@@ -60,21 +60,19 @@ impl Outline {
         outline
     }
 
-    /// Lower bound of the bytes on the fullest of the first and the last pipeline rank. `in_flight` is that
-    /// of the first and the last rank.
+    /// Lower bounds of the bytes on the first and on the last pipeline rank, with their passes `in_flight`.
     pub fn memory_floor(
         &self,
         strategy: &ParallelStrategy,
         bytes: &ParameterBytes,
         in_flight: &[InFlight; 2],
-    ) -> u64 {
+    ) -> [u64; 2] {
         let ranks = [0, self.elements.len() - 1];
-        let floor = |(rank, in_flight): (usize, &InFlight)| {
-            let kept: i64 = in_flight.iter().map(|(chunk, count)| self.growth[*chunk] * count).sum();
-            let held = self.elements[rank];
+        [0, 1].map(|end| {
+            let kept: i64 = in_flight[end].iter().map(|(chunk, count)| self.growth[*chunk] * count).sum();
+            let held = self.elements[ranks[end]];
             crate::persistent_bytes(held, strategy, bytes) + kept.max(0) as u64
-        };
-        ranks.into_iter().zip(in_flight).map(floor).max().unwrap_or(0)
+        })
     }
 }
 
@@ -110,7 +108,7 @@ impl CostModel {
             let tokens =
                 u64::from(self.seq_len) * u64::from(strategy.micro_batch) / u64::from(strategy.context);
             let bytes = self.precision.working(tokens * u64::from(model.hidden) / u64::from(parts));
-            self.message(&MessageQuery {
+            self.shortest_message(&MessageQuery {
                 ends: None,
                 stride: (strategy.replicas() * strategy.tensor) as usize,
                 bytes,

@@ -6,7 +6,7 @@ use crate::memory::{BodyMemory, body_memory};
 use crate::prices::{CollectiveQuery, MessageQuery, Purpose, SegmentQuery};
 use crate::{CostModel, coding};
 use autodist_program::{Body, BodyKind, Instruction, Message, Op, Program, RankProgram, Transfer};
-use autodist_spec::{Algorithm, Bytes, Codec, Collective, Pass, Recompute, Segment};
+use autodist_spec::{Algorithm, Bytes, ClassRange, Codec, Collective, Pass, Recompute, Segment};
 use std::collections::BTreeMap;
 
 /// Smallest fraction of its stand-alone time that a tensor collective can take inside a step.
@@ -119,6 +119,7 @@ fn messages(costs: &CostModel, program: &Program) -> Result<(Vec<Vec<Price>>, Pr
     let mut coding = Price::ZERO;
     let layout = program.layout;
     let stride = layout.data * layout.tensor;
+    let classes = costs.classes_of(&program.strategy);
     let mut prices = vec![vec![Price::ZERO; layout.pipeline]; layout.pipeline];
     let mut known = vec![vec![false; layout.pipeline]; layout.pipeline];
     for (from, rank) in program.ranks.iter().enumerate() {
@@ -130,12 +131,11 @@ fn messages(costs: &CostModel, program: &Program) -> Result<(Vec<Vec<Price>>, Pr
             let bytes;
             (bytes, coding) = coding::message(costs, program, elements)?;
             prices[from][to] = match &costs.routes {
-                None => costs.message(&MessageQuery {
-                    ends: Some((from, to)),
-                    stride,
-                    bytes,
-                    strategy: &program.strategy,
-                })?,
+                None => {
+                    let strategy = &program.strategy;
+                    let query = MessageQuery { ends: Some((from, to)), stride, bytes, strategy };
+                    costs.message(&query, classes[from].and(classes[to]))?
+                }
                 Some(routes) => {
                     let pair = |inner: usize| program.devices(&[from * stride + inner, to * stride + inner]);
                     costs.sped_up(routes.message(&(0..stride).map(pair).collect::<Vec<_>>(), bytes))
@@ -165,7 +165,9 @@ impl Priced<'_> {
 pub(crate) struct Pricer<'a> {
     costs: &'a CostModel,
     program: &'a Program,
-    segments: [Option<SegmentPrice>; 81],
+    /// The classes of the devices of each pipeline rank.
+    classes: Vec<ClassRange>,
+    segments: BTreeMap<ClassRange, Box<[Option<SegmentPrice>; 81]>>,
     tensor: BTreeMap<(usize, Collective, Bytes), Price>,
     /// By pipeline rank.
     occupancy: Vec<LinkOccupancy>,
@@ -180,8 +182,14 @@ struct LinkOccupancy {
 
 impl<'a> Pricer<'a> {
     pub fn new(costs: &'a CostModel, program: &'a Program) -> Self {
+        Self::on(costs, program, costs.classes_of(&program.strategy))
+    }
+
+    /// As `new`, with the classes of the devices of each pipeline rank.
+    pub fn on(costs: &'a CostModel, program: &'a Program, classes: Vec<ClassRange>) -> Self {
         let occupancy = vec![LinkOccupancy::default(); program.ranks.len()];
-        Self { costs, program, segments: [None; 81], tensor: BTreeMap::new(), occupancy }
+        let segments = classes.iter().map(|range| (*range, Box::new([None; 81]))).collect();
+        Self { costs, program, classes, segments, tensor: BTreeMap::new(), occupancy }
     }
 
     fn all(&mut self) -> Result<Vec<Vec<PricedBody>>, Unpriced> {
@@ -247,19 +255,23 @@ impl<'a> Pricer<'a> {
 
     pub fn segment(
         &mut self,
+        rank: usize,
         segment: Segment,
         pass: Pass,
         recompute: Recompute,
     ) -> Result<SegmentPrice, Unpriced> {
         let slot = (segment as usize * 3 + pass as usize) * 3 + recompute as usize;
-        if let Some(price) = self.segments[slot] {
+        let classes = self.classes[rank];
+        if let Some(price) = self.segments[&classes][slot] {
             return Ok(price);
         }
         let strategy = &self.program.strategy;
         let micro_batches = self.program.micro_batches;
-        let price =
-            self.costs.segment(&SegmentQuery { segment, pass, recompute, strategy, micro_batches })?;
-        self.segments[slot] = Some(price);
+        let query = SegmentQuery { segment, pass, recompute, strategy, micro_batches };
+        let price = self.costs.segment(&query, classes)?;
+        if let Some(known) = self.segments.get_mut(&classes) {
+            known[slot] = Some(price);
+        }
         Ok(price)
     }
 
@@ -283,7 +295,7 @@ impl<'a> Pricer<'a> {
             }
             slowest
         } else {
-            self.costs.collective(&query)?
+            self.costs.collective(&query, self.classes[rank])?
         };
         let price = match self.program.layout.tensor {
             1 => alone,
@@ -299,17 +311,19 @@ impl<'a> Pricer<'a> {
     }
 
     /// The exchange of keys and values, as far as the attention does not hide it.
-    pub fn context(&self, pass: Pass, elements: usize) -> Result<Price, Unpriced> {
+    pub fn context(&self, rank: usize, pass: Pass, elements: usize) -> Result<Price, Unpriced> {
         let work = (Collective::AllGather, Algorithm::Ring);
         let bytes = self.program.precision.working(elements as u64);
-        self.costs.collective(&self.query(Purpose::Context(pass), work, self.program.context_group(), bytes))
+        let query = self.query(Purpose::Context(pass), work, self.program.context_group(), bytes);
+        self.costs.collective(&query, self.classes[rank])
     }
 
     /// The all-to-all of tokens, of which each rank sends so many elements.
-    pub fn experts(&self, elements: usize) -> Result<Price, Unpriced> {
+    pub fn experts(&self, rank: usize, elements: usize) -> Result<Price, Unpriced> {
         let work = (Collective::AllToAll, Algorithm::Ring);
         let bytes = self.program.precision.working(elements as u64);
-        self.costs.collective(&self.query(Purpose::Experts, work, self.program.expert_group(), bytes))
+        let query = self.query(Purpose::Experts, work, self.program.expert_group(), bytes);
+        self.costs.collective(&query, self.classes[rank])
     }
 
     /// A bucket's transfer, including the hand-over to the communication stream; `None` if the group is one
@@ -337,7 +351,7 @@ impl<'a> Pricer<'a> {
                 let occupied = self.occupancy[rank.pipeline_rank].data;
                 self.under_contention(&query, &groups(), &others, occupied)?
             }
-            Codec::None => self.costs.collective(&query)?,
+            Codec::None => self.costs.collective(&query, self.classes[rank.pipeline_rank])?,
             _ => coding::reduction(self.costs, self.program, transfer, bucket, reduction, &groups(), stride)?,
         };
         // A program has the transfer in every pass.
@@ -409,7 +423,7 @@ impl<'a> Pricer<'a> {
         let work = (Collective::AllReduce, Algorithm::Ring);
         let query = self.query(Purpose::Tied, work, (2, stride), Bytes::of_f32(elements as u64));
         if !self.places_matter() {
-            return self.costs.collective(&query);
+            return self.costs.collective(&query, self.classes[0].and(self.classes[layout.pipeline - 1]));
         }
         let pair = |rank: usize| self.program.devices(&[rank, rank + stride]);
         let groups: Vec<_> = (0..inner).map(pair).collect();
@@ -423,7 +437,7 @@ impl<'a> Pricer<'a> {
         let size = layout.pipeline * layout.shard * layout.tensor;
         let query = self.query(Purpose::Norm, work, (size, 1), Bytes::of_f32(1));
         if !self.places_matter() {
-            return self.costs.collective(&query);
+            return self.costs.collective(&query, self.costs.classes().all());
         }
         let mut groups: Vec<Vec<usize>> =
             (0..layout.world()).map(|rank| layout.model_group(layout.coordinates(rank))).collect();
@@ -442,7 +456,7 @@ impl<'a> Pricer<'a> {
         for instruction in &body.instructions {
             let price = match *instruction {
                 Instruction::Segment { segment, pass, recompute, .. } => {
-                    let price = self.segment(segment, pass, recompute)?.time;
+                    let price = self.segment(rank.pipeline_rank, segment, pass, recompute)?.time;
                     let again = pass == Pass::Recompute;
                     let (compute, recompute) =
                         if again { (0.0, price.seconds) } else { (price.seconds, 0.0) };
@@ -456,12 +470,12 @@ impl<'a> Pricer<'a> {
                     price
                 }
                 Instruction::Context { pass, elements, .. } => {
-                    let price = self.context(pass, elements)?;
+                    let price = self.context(rank.pipeline_rank, pass, elements)?;
                     steps.work(Work { context: price.seconds, ..Work::default() });
                     price
                 }
                 Instruction::Experts { elements, .. } => {
-                    let price = self.experts(elements)?;
+                    let price = self.experts(rank.pipeline_rank, elements)?;
                     steps.work(Work { expert: price.seconds, ..Work::default() });
                     price
                 }
@@ -507,14 +521,14 @@ impl<'a> Pricer<'a> {
                     price
                 }
                 Instruction::GradientNorm { elements } => {
-                    let local = self.costs.norm(elements)?;
+                    let local = self.costs.norm(elements, self.classes[rank.pipeline_rank])?;
                     steps.work(Work { optimizer: local.seconds, ..Work::default() });
                     let sum = self.norm()?;
                     steps.push(Step::Barrier(Barrier::Norm, sum.seconds));
                     local + sum
                 }
                 Instruction::Update { elements, .. } => {
-                    let price = self.costs.update(elements)?;
+                    let price = self.costs.update(elements, self.classes[rank.pipeline_rank])?;
                     steps.work(Work { optimizer: price.seconds, ..Work::default() });
                     price
                 }

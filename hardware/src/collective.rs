@@ -89,15 +89,15 @@ impl Interconnect {
         Ok(Self::of_device(device, KernelParameters::shipped()).with_network(network))
     }
 
-    /// The links of a cluster file: within nodes by the measurements of the device's kind, scaled to the
+    /// The links of a cluster's group of nodes `index`: within nodes by the measurements of the device's kind, scaled to the
     /// file's bandwidth. Each device is assumed to have its own NIC if the file does not count them, and the
     /// network is assumed to be like the catalogue's InfiniBand if the file gives no latency;
     /// [`Self::with_network`] overrides this.
     ///
     /// # Errors
     /// The catalogue does not contain the device, and the file gives no links between the devices of a node.
-    pub fn of_cluster(cluster: &Cluster, catalogue: &Catalogue) -> Result<Self, InputError> {
-        let group = &cluster.nodes[0];
+    pub fn of_nodes(cluster: &Cluster, index: usize, catalogue: &Catalogue) -> Result<Self, InputError> {
+        let group = &cluster.nodes[index];
         let figures = catalogue.device(&group.device.name).ok().cloned();
         let link = group.link.as_ref().map(|link| link.bytes_per_s);
         let figures = match (figures, link) {
@@ -105,7 +105,7 @@ impl Interconnect {
             (Some(known), Some(rate)) => DeviceFigures { link_bytes_per_s: rate, ..known },
             (None, None) if group.devices > 1 => {
                 return Err(InputError::new(
-                    "nodes[0].link",
+                    format!("nodes[{index}].link"),
                     "",
                     "is missing, and the catalogue does not have this device",
                 )

@@ -116,16 +116,17 @@ impl DeviceModel {
         Self::new(Catalogue::shipped().device(name)?, KernelParameters::shipped())
     }
 
-    /// The devices of a cluster: by name if the catalogue contains it, with the FLOP/s and bandwidths of the
-    /// cluster's file.
+    /// The devices of a cluster's group of nodes `index`: by name if the catalogue contains it, with the FLOP/s
+    /// and bandwidths of the cluster's file.
     ///
     /// # Errors
     /// The device is in no catalogue, and the file gives no peak or no memory bandwidth.
-    pub fn of_cluster(cluster: &Cluster, catalogue: &Catalogue) -> Result<Self, InputError> {
-        let device = cluster.device();
+    pub fn of_nodes(cluster: &Cluster, index: usize, catalogue: &Catalogue) -> Result<Self, InputError> {
+        let group = &cluster.nodes[index];
+        let device = &group.device;
         let missing = |field: &str| {
             InputError::new(
-                format!("nodes[0].device.{field}"),
+                format!("nodes[{index}].device.{field}"),
                 "",
                 "is missing, and the catalogue does not have this device",
             )
@@ -143,10 +144,7 @@ impl DeviceModel {
                 l2_bytes: None,
                 processors: None,
                 architecture: None,
-                link_bytes_per_s: cluster.nodes[0]
-                    .link
-                    .as_ref()
-                    .map_or(Default::default(), |l| l.bytes_per_s),
+                link_bytes_per_s: group.link.as_ref().map_or(Default::default(), |l| l.bytes_per_s),
                 link: None,
                 measured_as: None,
                 driver_names: Vec::new(),

@@ -4,7 +4,7 @@ use crate::communication::CommunicationOptions;
 use crate::reason::Comparison;
 use crate::refusal::MemoryShortfall;
 use crate::space::Candidate;
-use autodist_cost_model::{CostModel, InFlight, LayerCosts, Outline, Split, Unpriced, in_flight};
+use autodist_cost_model::{CostModel, InFlight, Outline, RankCosts, Unpriced, in_flight};
 use autodist_program::schedule::Extent;
 use autodist_program::{Illegal, Program, engine, rules, stages};
 use autodist_spec::model::share;
@@ -80,6 +80,8 @@ pub(crate) struct LowerBounds {
     pub by_cut: [Seconds; 2],
     /// No plan of this candidate needs less memory.
     pub memory: Bytes,
+    /// Whether a plan of this candidate may fit.
+    pub fits: bool,
 }
 
 /// Inputs that all candidates share.
@@ -91,7 +93,8 @@ pub(crate) struct Evaluator<'a> {
     /// The engine for which the prices were measured, because no other engine could run the plan at these
     /// prices; `None` for another trainer, whose options the job lists.
     pub engine: Option<Engine>,
-    pub usable: Bytes,
+    /// Memory of the devices of each class.
+    memory: Vec<Bytes>,
     pub options: CommunicationOptions,
 }
 
@@ -124,9 +127,34 @@ impl<'a> Evaluator<'a> {
         engine: Option<Engine>,
         network: Option<&Network>,
     ) -> Self {
-        let usable = job.usable(cluster.device().memory_bytes);
         let options = CommunicationOptions::new(network, job);
-        Self { model, cluster, job, costs, engine, usable, options }
+        let kinds = cluster.node_kinds();
+        let mut memory: Vec<Bytes> = kinds.iter().map(|kind| kind.group.device.memory_bytes).collect();
+        if costs.classes().count() == 1 {
+            memory = memory.into_iter().min().into_iter().collect();
+        }
+        Self { model, cluster, job, costs, engine, memory, options }
+    }
+
+    /// Memory of the smallest device of a pipeline rank.
+    pub fn capacity(&self, strategy: &ParallelStrategy, pipeline_rank: u32) -> Bytes {
+        let stage = strategy.replicas() as usize * strategy.tensor as usize;
+        let classes = self.costs.classes().of_ranks(pipeline_rank as usize * stage, stage);
+        self.memory[classes.iter()].iter().copied().min().unwrap_or_default()
+    }
+
+    /// The part of it that a plan may use.
+    pub fn usable(&self, strategy: &ParallelStrategy, pipeline_rank: u32) -> Bytes {
+        self.job.usable(self.capacity(strategy, pipeline_rank))
+    }
+
+    /// The pipeline rank with the least memory left, and the bytes that it needs in excess of what is usable;
+    /// negative if all fit.
+    pub fn fullest(&self, strategy: &ParallelStrategy, memory: &[MemoryBreakdown]) -> Option<(usize, f64)> {
+        let excess =
+            |rank: usize| memory[rank].total().as_f64() - self.usable(strategy, rank as u32).as_f64();
+        let ranks = (0..memory.len()).rev().map(|rank| (rank, excess(rank)));
+        ranks.max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
     /// Checks the rules that do not depend on stages.
@@ -166,13 +194,16 @@ impl<'a> Evaluator<'a> {
                 time: Seconds(f64::INFINITY),
                 by_cut: NO_BOUNDS,
                 memory: Bytes(u64::MAX),
+                fits: false,
             };
+            let usable = [0, strategy.pipeline - 1].map(|rank| self.usable(strategy, rank));
             for (outline, bound) in outlines.iter().zip(&mut least.by_cut) {
                 let time =
                     self.costs.outline_bound(outline, self.model, strategy, micro_batches(strategy))?;
-                let memory = outline.memory_floor(strategy, self.costs.parameter_bytes(), orders);
+                let memory = outline.memory_floor(strategy, self.costs.parameter_bytes(), orders).map(Bytes);
                 (*bound, least.time) = (time, least.time.min(time));
-                least.memory = least.memory.min(Bytes(memory));
+                least.memory = least.memory.min(memory[0].max(memory[1]));
+                least.fits |= memory[0] <= usable[0] && memory[1] <= usable[1];
             }
             Ok(least)
         };
@@ -188,8 +219,8 @@ impl<'a> Evaluator<'a> {
         )
     }
 
-    fn layers(&self, strategy: &ParallelStrategy) -> Result<LayerCosts, Unpriced> {
-        self.costs.layer_costs(self.model, self.job, Split::of(strategy))
+    fn layers(&self, strategy: &ParallelStrategy) -> Result<RankCosts, Unpriced> {
+        self.costs.layer_costs(self.model, self.job, strategy)
     }
 
     /// One for each cut.
@@ -241,8 +272,11 @@ impl<'a> Evaluator<'a> {
             }
             Cut::Times => {
                 let costs = self.layers(strategy)?;
-                let time = |layer| costs.time(self.model.kind(layer)).0;
-                Ok(stages::balanced(self.model, chunks, strategy.recompute, &time).unwrap_or_default())
+                let (distinct, of_rank) = costs.distinct();
+                let time = |device: usize, layer| distinct[device].time(self.model.kind(layer)).0;
+                let devices: Vec<usize> = (0..chunks).map(|chunk| of_rank[chunk % of_rank.len()]).collect();
+                let stages = stages::balanced_on(self.model, &devices, strategy.recompute, &time);
+                Ok(stages.unwrap_or_default())
             }
         }
     }
@@ -382,7 +416,7 @@ impl<'a> Evaluator<'a> {
             return Outcome::Bounded(bound);
         }
         let estimate = match self.extent() {
-            Extent::Step => priced.estimate(self.job, self.cluster.device()),
+            Extent::Step => priced.estimate(self.job, self.cluster),
             Extent::Period => match self.estimate(program) {
                 Ok(estimate) => estimate,
                 Err(outcome) => return outcome,
@@ -401,7 +435,7 @@ impl<'a> Evaluator<'a> {
         let step =
             self.compile(Extent::Step, &program.strategy, &program.stages).map_err(Outcome::Illegal)?;
         let priced = self.costs.price(&step).map_err(Outcome::Unpriced)?;
-        Ok(priced.estimate(self.job, self.cluster.device()))
+        Ok(priced.estimate(self.job, self.cluster))
     }
 
     fn candidate_stages(&self, candidate: &Candidate, cut: Cut) -> Result<Vec<Stage>, Outcome> {
@@ -426,28 +460,26 @@ impl<'a> Evaluator<'a> {
             let memory = self.costs.memory(&program).map_err(Outcome::Unpriced)?;
             Ok((program, memory))
         };
-        let fullest = |memory: &[MemoryBreakdown]| {
-            memory.iter().map(MemoryBreakdown::total).max().unwrap_or(Bytes::ZERO).as_f64()
-        };
-        let usable = self.usable.as_f64();
-        let most = fullest(&memory(0)?.1);
-        if most <= usable {
+        // Bytes in excess of what is usable.
+        let excess = |memory: &[MemoryBreakdown]| self.fullest(strategy, memory).map_or(0.0, |most| most.1);
+        let most = excess(&memory(0)?.1);
+        if most <= 0.0 {
             return Err(Outcome::Same);
         }
         let (program, least) = memory(all)?;
         if let Some(shortfall) = MemoryShortfall::of(&program, &least, self) {
             return Err(Outcome::Memory(Box::new(shortfall)));
         }
-        let (mut too_few, mut enough) = ((0, most), (all, fullest(&least)));
+        let (mut too_few, mut enough) = ((0, most), (all, excess(&least)));
         let mut tries = 0;
         while enough.0 - too_few.0 > 1 {
             let left = enough.0 - too_few.0;
             tries += 1;
-            let part = if tries % 3 > 0 { (too_few.1 - usable) / (too_few.1 - enough.1) } else { 0.5 };
+            let part = if tries % 3 > 0 { too_few.1 / (too_few.1 - enough.1) } else { 0.5 };
             let step = (part * left as f64).ceil() as usize;
             let count = too_few.0 + step.clamp(1, left - 1);
-            let needs = fullest(&memory(count)?.1);
-            if needs <= usable { enough = (count, needs) } else { too_few = (count, needs) }
+            let needs = excess(&memory(count)?.1);
+            if needs <= 0.0 { enough = (count, needs) } else { too_few = (count, needs) }
         }
         if enough.0 == all {
             return Err(Outcome::Same);

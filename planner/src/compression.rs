@@ -91,7 +91,7 @@ fn way(evaluator: &Evaluator, found: &Found, kind: Coded, codec: Codec) -> Resul
     };
     let communication = evaluator.costs.fastest_algorithms(&compile(communication)?)?;
     let program = compile(communication.clone())?;
-    let estimate = evaluator.costs.price(&program)?.estimate(evaluator.job, evaluator.cluster.device());
+    let estimate = evaluator.costs.price(&program)?.estimate(evaluator.job, evaluator.cluster);
     Ok(Way { estimate, summary: evaluator.costs.coded(&program, 0, kind)?, communication })
 }
 

@@ -1,5 +1,6 @@
 //! Why this plan is best, which part of the step dominates, and which changes would make another plan best.
 
+use crate::candidate::Evaluator;
 use crate::{Comparison, Limit, PlanError, Planner, SearchLimits};
 use autodist_spec::strategy::label;
 use autodist_spec::{Bytes, Cluster, ParallelStrategy, Plan, Seconds, Stage, StopReason};
@@ -29,6 +30,18 @@ pub struct Explanation {
 pub struct MemoryUse {
     pub needed_bytes: Bytes,
     pub usable_bytes: Bytes,
+}
+
+impl MemoryUse {
+    /// That of the pipeline rank with the least memory left.
+    fn of(plan: &Plan, evaluator: &Evaluator) -> Self {
+        let ranks: Vec<_> = plan.estimate.stages.iter().map(|stage| stage.memory.clone()).collect();
+        let (rank, needed_bytes) = match evaluator.fullest(&plan.strategy, &ranks) {
+            Some((rank, _)) => (rank, ranks[rank].total()),
+            None => (0, plan.estimate.peak_memory_bytes),
+        };
+        Self { needed_bytes, usable_bytes: evaluator.usable(&plan.strategy, rank as u32) }
+    }
 }
 
 /// The best plan under a changed assumption.
@@ -78,10 +91,7 @@ pub fn explain(
         caution_s: plan.estimate.caution_s,
         doubts: planner.doubts(),
         binding: Limit::of(&plan.estimate),
-        memory: MemoryUse {
-            needed_bytes: plan.estimate.peak_memory_bytes,
-            usable_bytes: planner.job.usable(planner.cluster.device().memory_bytes),
-        },
+        memory: MemoryUse::of(plan, &planner.evaluator()?),
         alternatives: plan
             .alternatives
             .iter()

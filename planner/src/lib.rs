@@ -177,7 +177,7 @@ impl<'a> Planner<'a> {
         evaluator.supported(strategy)?;
         let priced = self.costs.price(&program)?;
         let shortfall = MemoryShortfall::of(&program, &priced.memory(), &evaluator);
-        let estimate = priced.estimate(self.job, self.cluster.device());
+        let estimate = priced.estimate(self.job, self.cluster);
         let bound = estimate.lower_bound_s;
         let report = SearchReport {
             explored: 1,
@@ -232,13 +232,15 @@ impl<'a> Planner<'a> {
 
     fn evaluator(&self) -> Result<Evaluator<'_>, Unpriced> {
         self.costs.check(self.model, self.job)?;
-        if !self.cluster.homogeneous() {
+        // A profile has the prices of one kind of device.
+        if self.costs.classes().count() == 1 && !self.cluster.homogeneous() {
             return Err(Unpriced {
                 what: format!(
-                    "`{}` has nodes of different kinds, which the planner does not support",
+                    "`{}` has devices of different kinds, and a profile has the prices of only one",
                     self.cluster.name
                 ),
-                hint: "describe a cluster of only one kind of node, and plan for that".to_owned(),
+                hint: "plan for devices of one kind, or without a profile (`--cluster` without `--profile`)"
+                    .to_owned(),
                 doubted: false,
             });
         }

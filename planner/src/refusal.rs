@@ -25,13 +25,14 @@ pub struct MemoryShortfall {
 impl MemoryShortfall {
     /// The fullest rank, if it does not fit.
     pub(crate) fn of(program: &Program, memory: &[MemoryBreakdown], evaluator: &Evaluator) -> Option<Self> {
-        let fullest = (0..memory.len()).rev().max_by_key(|rank| memory[*rank].total())?;
-        (memory[fullest].total() > evaluator.usable).then(|| Self {
-            strategy: program.strategy.clone(),
+        let strategy = &program.strategy;
+        let (fullest, excess) = evaluator.fullest(strategy, memory)?;
+        (excess > 0.0).then(|| Self {
+            strategy: strategy.clone(),
             pipeline_rank: fullest,
             memory: memory[fullest].clone(),
-            usable: evaluator.usable,
-            capacity: evaluator.cluster.device().memory_bytes,
+            usable: evaluator.usable(strategy, fullest as u32),
+            capacity: evaluator.capacity(strategy, fullest as u32),
             reserve: evaluator.job.memory_reserve,
         })
     }

@@ -162,7 +162,7 @@ impl<'a> Search<'a> {
         let (mut lower_bounds, mut too_large) = (Vec::new(), Vec::new());
         for (bounds, (index, candidate)) in self.evaluator.lower_bounds(&legal).into_iter().zip(legal) {
             match bounds {
-                Ok(bounds) if bounds.memory <= self.evaluator.usable => lower_bounds.push(bounds),
+                Ok(bounds) if bounds.fits => lower_bounds.push(bounds),
                 Ok(bounds) => {
                     tally.memory += self.sizes(candidate) as u64;
                     too_large.push((bounds.memory, index));

@@ -11,19 +11,35 @@ pub fn balanced(
     recompute: Recompute,
     cost: &dyn Fn(usize) -> f64,
 ) -> Option<Vec<Stage>> {
-    let layers = model.chain_len();
+    balanced_on(model, &vec![0; chunks], recompute, &|_, layer| cost(layer))
+}
+
+/// As [`balanced`], for chunks on unequal devices: `devices` has the kind of device of each chunk, and `cost`
+/// is the cost of a layer on a kind of device.
+pub fn balanced_on(
+    model: &ModelSpec,
+    devices: &[usize],
+    recompute: Recompute,
+    cost: &dyn Fn(usize, usize) -> f64,
+) -> Option<Vec<Stage>> {
+    let (layers, chunks) = (model.chain_len(), devices.len());
     if chunks == 0 || chunks > layers {
         return None;
     }
-    let mut prefix = vec![0.0];
-    for layer in 0..layers {
-        prefix.push(prefix[layer] + cost(layer));
-    }
+    let prefix_on = |device: usize| {
+        let mut prefix = vec![0.0];
+        for layer in 0..layers {
+            prefix.push(prefix[layer] + cost(device, layer));
+        }
+        prefix
+    };
+    let prefixes: Vec<Vec<f64>> = (0..=*devices.iter().max()?).map(prefix_on).collect();
     // best[k][i]: smallest possible largest chunk when the first i layers make k chunks.
     let mut best = vec![vec![f64::INFINITY; layers + 1]; chunks + 1];
     let mut cut = vec![vec![0; layers + 1]; chunks + 1];
     best[0][0] = 0.0;
     for k in 1..=chunks {
+        let prefix = &prefixes[devices[k - 1]];
         // Both only grow with `end`: costs are not negative.
         let (mut crossing, mut latest) = (k - 1, k - 1);
         for end in k..=layers {
@@ -121,5 +137,18 @@ mod tests {
             assert_eq!(largest(&ours), best, "{chunks} chunks");
         }
         assert!(balanced(&model, 7, Recompute::None, &|_| 1.0).is_none());
+    }
+
+    #[test]
+    fn faster_devices_get_more_layers() {
+        let model = catalog::model("tiny-llama").unwrap(); // 6 layers
+        let cost = |device: usize, _| [1.0, 2.0][device];
+        let ends = |devices: &[usize]| -> Vec<u32> {
+            let stages = balanced_on(&model, devices, Recompute::None, &cost).unwrap();
+            stages.iter().map(|stage| stage.end_layer).collect()
+        };
+        assert_eq!(ends(&[0, 1]), [4, 6]);
+        assert_eq!(ends(&[1, 0]), [2, 6]);
+        assert_eq!(ends(&[1, 0, 0]), [1, 4, 6]);
     }
 }

@@ -61,28 +61,34 @@ const SHOWN: usize = 12;
 
 pub(crate) fn stages(plan: &Plan) -> Table {
     let few = plan.stages.len() <= SHOWN + 2;
-    let mut table = Table::new(&[
+    let mixed = words::devices_of_rank(plan, 0).is_some();
+    let mut columns = vec![
         ("chunk", Right),
         ("pipeline rank", Right),
         ("layers", Left),
         ("recompute", Left),
         ("peak memory", Right),
-    ]);
+    ];
+    columns.extend(mixed.then_some(("devices", Left)));
+    let mut table = Table::new(&columns);
     for (chunk, stage) in plan.stages.iter().enumerate() {
         let rank = chunk % plan.strategy.pipeline.max(1) as usize;
         let memory =
             plan.estimate.stages.get(rank).map_or("unknown".to_owned(), |s| s.memory.total().to_string());
         if few || chunk < SHOWN || chunk + 1 == plan.stages.len() {
-            table.row([
+            let cells = [
                 chunk.to_string(),
                 rank.to_string(),
                 words::layers(&plan.model, stage),
                 words::recompute(&plan.model, stage),
                 memory,
-            ]);
+            ];
+            table.row(cells.into_iter().chain(words::devices_of_rank(plan, rank)));
         } else if chunk == SHOWN {
-            let others = format!("{} chunks like these: see --json", plan.stages.len() - SHOWN - 1);
-            table.row(["...".to_owned(), String::new(), others, String::new(), String::new()]);
+            let like = if mixed { "more chunks" } else { "chunks like these" };
+            let others = format!("{} {like}: see --json", plan.stages.len() - SHOWN - 1);
+            let empty = vec![String::new(); 2 + usize::from(mixed)];
+            table.row(["...".to_owned(), String::new(), others].into_iter().chain(empty));
         }
     }
     table

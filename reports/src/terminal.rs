@@ -54,17 +54,12 @@ pub fn plan_summary(plan: &Plan) -> String {
     if let Some(contradiction) = utilisation.and_then(|all| all.contradiction()) {
         text += &labelled("warning:", &contradiction);
     }
-    let device = plan.cluster.nodes.first().map(|group| {
-        format!(
-            " of {} per device, {} kept free",
-            group.device.memory_bytes,
-            percent(plan.job.memory_reserve)
-        )
-    });
+    let device = words::device_memory(&plan.cluster);
+    let free = percent(plan.job.memory_reserve);
     let fits = if plan.fits { "" } else { "does NOT fit: " };
     text += &labelled(
         "memory",
-        &format!("{fits}{} peak{}", estimate.peak_memory_bytes, device.unwrap_or_default()),
+        &format!("{fits}{} peak of {device}, {free} kept free", estimate.peak_memory_bytes),
     );
     if let Some(slowdown) = &estimate.slowdown {
         let steps = format!(

@@ -4,9 +4,9 @@ use autodist_spec::profile::CopyKind;
 use autodist_spec::run::Agreement;
 use autodist_spec::strategy::some_recompute;
 use autodist_spec::{
-    CatalogueReference, Device, LayerKind, ModelSpec, OperationKind, Optimizer, ParallelStrategy,
-    PlacementReport, Plan, Precision, Profile, Provenance, Recompute, ScheduleKind, SearchReport, Seconds,
-    Slowdown, Stage, StopReason, Stream, Validation, text,
+    CatalogueReference, Cluster, Device, DeviceClasses, LayerKind, ModelSpec, OperationKind, Optimizer,
+    ParallelStrategy, PlacementReport, Plan, Precision, Profile, Provenance, Recompute, ScheduleKind,
+    SearchReport, Seconds, Slowdown, Stage, StopReason, Stream, Validation, text,
 };
 
 /// Text from other sources, without characters that are invalid in XML or interpreted by a terminal.
@@ -345,6 +345,33 @@ pub(crate) fn devices(plan: &Plan) -> String {
         plural(u64::from(cluster.node_count()), "node"),
         names.join(", ")
     )
+}
+
+/// `80.0 GiB per device`; of several kinds of devices, the memory of each.
+pub(crate) fn device_memory(cluster: &Cluster) -> String {
+    let mut kinds: Vec<_> = cluster.nodes.iter().map(|group| &group.device).collect();
+    kinds.dedup_by_key(|device| device.memory_bytes);
+    match kinds.as_slice() {
+        [only] => format!("{} per device", only.memory_bytes),
+        _ => {
+            let each =
+                kinds.iter().map(|device| format!("{} ({})", device.memory_bytes, clean(&device.name)));
+            each.collect::<Vec<_>>().join(" or ")
+        }
+    }
+}
+
+/// The devices of a pipeline rank; `None` if all devices of the cluster are alike.
+pub(crate) fn devices_of_rank(plan: &Plan, pipeline_rank: usize) -> Option<String> {
+    let kinds = plan.cluster.node_kinds();
+    if kinds.len() < 2 {
+        return None;
+    }
+    let stage = plan.strategy.replicas() as usize * plan.strategy.tensor as usize;
+    let classes = DeviceClasses::of(&plan.cluster).of_ranks(pipeline_rank * stage, stage);
+    let mut names: Vec<_> = kinds[classes.iter()].iter().map(|kind| clean(&kind.group.device.name)).collect();
+    names.dedup();
+    Some(names.join(", "))
 }
 
 pub(crate) fn optimizer(optimizer: Optimizer) -> String {

@@ -8,7 +8,7 @@ use crate::utilisation::Peak;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A cluster of nodes with devices. The planner of this release requires devices of one kind.
+/// A cluster of nodes with devices. Ranks are numbered in the order of the nodes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
@@ -159,6 +159,21 @@ impl Cluster {
         self.nodes.iter().flat_map(|g| std::iter::repeat_n(g.devices, g.count as usize)).collect()
     }
 
+    /// The peak of [`Device::published_peak`], on average over the devices; `None` if one of them has none.
+    pub fn published_peak(&self, arithmetic: &str) -> Option<Peak> {
+        let (first, others) = self.nodes.split_first()?;
+        let mut mean = first.device.published_peak(arithmetic)?;
+        let mut devices = first.count * first.devices;
+        for group in others {
+            let peak = group.device.published_peak(arithmetic)?;
+            let more = group.count * group.devices;
+            let weight = f64::from(more) / f64::from(devices + more);
+            mean.rate = FlopsPerSecond(mean.rate.0 + weight * (peak.rate.0 - mean.rate.0));
+            devices += more;
+        }
+        Some(mean)
+    }
+
     /// The device of the first node. `homogeneous` returns whether all nodes have the same device.
     pub fn device(&self) -> &Device {
         &self.nodes[0].device
@@ -188,8 +203,8 @@ impl Cluster {
         parse::from_value(file, value)
     }
 
-    /// Reads `<nodes>x<devices per node>x<device>[@<NICs per node>x<rate>]`, e.g.
-    /// `64x8xa100-80gb-sxm@8x200gbps`.
+    /// Reads `<nodes>x<devices per node>x<device>[+…][@<NICs per node>x<rate>]`, e.g.
+    /// `64x8xa100-80gb-sxm@8x200gbps`, or `4x8xh100-80gb-sxm+8x8xa100-80gb-sxm@8x400gbps` for nodes of two kinds.
     pub fn from_short_form(text: &str) -> Result<Self, InputError> {
         Self::from_short_form_with(text, catalog::devices())
     }
@@ -201,8 +216,8 @@ impl Cluster {
     pub fn from_short_form_with(text: &str, known: &[DeviceFigures]) -> Result<Self, InputError> {
         let wrong = |problem: String| {
             InputError::new("cluster", text, problem).hint(
-                "write <nodes>x<devices per node>x<device>[@<NICs per node>x<rate>], e.g. 2x8xa100-80gb-sxm@8x200gbps; \
-                 `autodist catalog` lists the devices, `estimate --devices` adds to them",
+                "write <nodes>x<devices per node>x<device>[@<NICs per node>x<rate>], e.g. 2x8xa100-80gb-sxm@8x200gbps, \
+                 with `+` between kinds of nodes; `autodist catalog` lists the devices, `estimate --devices` adds to them",
             )
         };
         crate::text::check_name("cluster", text)?;
@@ -210,36 +225,43 @@ impl Cluster {
             Some((machines, network)) => (machines, Some(network)),
             None => (text, None),
         };
-        let mut parts = machines.splitn(3, 'x');
-        let mut number = |what: &str| -> Result<u32, InputError> {
-            let part = parts.next().unwrap_or_default();
-            part.parse()
-                .ok()
-                .filter(|n| *n > 0)
-                .ok_or_else(|| wrong(format!("expected the number of {what}, found `{part}`")))
-        };
-        let count = number("nodes")?;
-        let devices = number("devices per node")?;
-        let name = parts
-            .next()
-            .filter(|n| !n.is_empty())
-            .ok_or_else(|| wrong("the device name is missing after the number of devices".to_owned()))?;
-        let (device, link) = catalog::device_of(known, name).map_err(|e| wrong(e.problem))?;
         let (nics, network) = network.map(|n| parse_network(n, &wrong)).transpose()?.unzip();
-        if count > 1 && network.is_none() {
+        let group = |machines| Ok(NodeGroup { nics, ..parse_nodes(machines, known, &wrong)? });
+        let nodes = machines.split('+').map(group).collect::<Result<Vec<_>, InputError>>()?;
+        let cluster = Self { schema_version: SCHEMA_VERSION, name: text.to_owned(), nodes, network };
+        let count: u64 = cluster.nodes.iter().map(|group| u64::from(group.count)).sum();
+        if count > 1 && cluster.network.is_none() {
             return Err(wrong(format!(
                 "{count} nodes need a network: expected `@<NICs per node>x<rate>` at the end"
             )));
         }
-        let cluster = Self {
-            schema_version: SCHEMA_VERSION,
-            name: text.to_owned(),
-            nodes: vec![NodeGroup { count, devices, device, nics, link, uplink: None, downlink: None }],
-            network,
-        };
         cluster.check()?;
         Ok(cluster)
     }
+}
+
+/// Nodes of one kind, without a network.
+fn parse_nodes(
+    text: &str,
+    known: &[DeviceFigures],
+    wrong: &dyn Fn(String) -> InputError,
+) -> Result<NodeGroup, InputError> {
+    let mut parts = text.splitn(3, 'x');
+    let mut number = |what: &str| -> Result<u32, InputError> {
+        let part = parts.next().unwrap_or_default();
+        part.parse()
+            .ok()
+            .filter(|n| *n > 0)
+            .ok_or_else(|| wrong(format!("expected the number of {what}, found `{part}`")))
+    };
+    let count = number("nodes")?;
+    let devices = number("devices per node")?;
+    let name = parts
+        .next()
+        .filter(|n| !n.is_empty())
+        .ok_or_else(|| wrong("the device name is missing after the number of devices".to_owned()))?;
+    let (device, link) = catalog::device_of(known, name).map_err(|e| wrong(e.problem))?;
+    Ok(NodeGroup { count, devices, device, nics: None, link, uplink: None, downlink: None })
 }
 
 /// Number of network cards of a node, and their total bandwidth as a link.
@@ -336,6 +358,9 @@ mod tests {
             ("2x8", "the device name is missing"),
             ("1x8xabacus", "abacus"),
             ("2x8xa100-80gb-sxm", "need a network"),
+            ("1x8xa100-80gb-sxm+1x8xh100-80gb-sxm", "2 nodes need a network"),
+            ("1x8xa100-80gb-sxm+@8x400gbps", "expected the number of nodes, found ``"),
+            ("1x8xa100-80gb-sxm+1x8@8x400gbps", "the device name is missing"),
             ("2x8xa100-80gb-sxm@200gbps", "expected <NICs>x<rate>"),
             ("2x8xa100-80gb-sxm@8x200", "a rate with a unit"),
             ("2x8xa100-80gb-sxm@8xNaNgbps", "expected a positive rate"),

@@ -15,6 +15,7 @@
 
 mod agreement;
 pub mod catalog;
+mod classes;
 pub mod cluster;
 pub mod collective;
 pub mod communication;
@@ -35,6 +36,7 @@ pub mod text;
 pub mod units;
 pub mod utilisation;
 
+pub use classes::{ClassRange, DeviceClasses, NodeKind};
 pub use cluster::{Cluster, Device, Link, NodeGroup};
 pub use collective::Collective;
 pub use communication::{Algorithm, BucketReduction, Codec, Coded, Communication, Reduction};

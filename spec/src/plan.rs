@@ -263,11 +263,10 @@ fn is_false(value: &bool) -> bool {
 impl Plan {
     /// The utilisation of a device at the step time of `estimate`, of this plan or of an alternative.
     pub fn utilisation(&self, estimate: &Estimate) -> Option<Utilisation> {
-        let device = &self.cluster.nodes.first()?.device;
         let fp8 = self.profile.catalogue.as_ref().is_some_and(|catalogue| catalogue.fp8);
         let arithmetic = if fp8 { "fp8" } else { self.job.precision.name() };
-        let (devices, step) = (self.strategy.devices(), estimate.step_time_s);
-        let mut all = Utilisation::in_arithmetic(arithmetic, &self.model, &self.job, device, devices, step);
+        let step = estimate.step_time_s;
+        let mut all = Utilisation::in_arithmetic(arithmetic, &self.model, &self.job, &self.cluster, step);
         if self.profile.emulated {
             // Its devices are emulated, and do not reach that peak.
             all.peak = None;

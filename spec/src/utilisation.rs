@@ -1,6 +1,6 @@
 //! Speed of devices in a training step, relative to published figures.
 
-use crate::cluster::Device;
+use crate::cluster::Cluster;
 use crate::job::Job;
 use crate::model::ModelSpec;
 use crate::units::{FlopsPerSecond, Seconds};
@@ -34,9 +34,9 @@ pub struct Utilisation {
 }
 
 impl Utilisation {
-    /// The utilisation of a job on `devices` devices like `device`, with a step time of `step`.
-    pub fn of(model: &ModelSpec, job: &Job, device: &Device, devices: u64, step: Seconds) -> Self {
-        Self::in_arithmetic(job.precision.name(), model, job, device, devices, step)
+    /// The utilisation of a job on a cluster with a step time of `step`.
+    pub fn of(model: &ModelSpec, job: &Job, cluster: &Cluster, step: Seconds) -> Self {
+        Self::in_arithmetic(job.precision.name(), model, job, cluster, step)
     }
 
     /// As `of`, relative to the peak of another arithmetic than the job's precision.
@@ -44,13 +44,12 @@ impl Utilisation {
         arithmetic: &str,
         model: &ModelSpec,
         job: &Job,
-        device: &Device,
-        devices: u64,
+        cluster: &Cluster,
         step: Seconds,
     ) -> Self {
         let flops = model.step_flops(job.tokens(), u64::from(job.seq_len));
-        let achieved = FlopsPerSecond((flops / step).0 / devices.max(1) as f64);
-        Self { achieved, peak: device.published_peak(arithmetic) }
+        let achieved = FlopsPerSecond((flops / step).0 / f64::from(cluster.device_count().max(1)));
+        Self { achieved, peak: cluster.published_peak(arithmetic) }
     }
 
     /// Model FLOPs utilisation (Chowdhery et al., PaLM, 2204.02311, appendix B), from 0 to 1. `None` if the

@@ -8,11 +8,12 @@ use crate::input;
 use autodist_analytic::{
     Calibration, CataloguePrices, FreeParameters, NodeModel, ParallelDims, Shape, Trainer, TrainingRun,
 };
-use autodist_cost_model::CostModel;
+use autodist_cost_model::{CostModel, Prices};
 use autodist_hardware::{Catalogue, Dtype};
 use autodist_spec::error::in_range;
 use autodist_spec::{
-    Bytes, CatalogueReference, Check, Cluster, InputError, Job, ModelSpec, Plan, Precision, fingerprint,
+    Bytes, CatalogueReference, Check, Cluster, DeviceClasses, InputError, Job, ModelSpec, NodeKind, Plan,
+    Precision, fingerprint,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,7 +42,8 @@ impl Software {
 /// A cluster, and the source of the prices of its steps.
 pub struct Figures {
     pub cluster: Cluster,
-    pub machine: Arc<NodeModel>,
+    /// One for each kind of nodes.
+    machines: Vec<Arc<NodeModel>>,
     pub parameters: FreeParameters,
     pub calibration: Calibration,
     /// Where the parameters are from.
@@ -68,9 +70,9 @@ impl Figures {
         args: &FigureArgs,
         source: &str,
     ) -> Result<Self, Failure> {
-        let mut machine =
-            NodeModel::of_cluster(&cluster, catalogue).map_err(|error| error.in_file(source))?;
-        machine.memory = cluster.device().memory_bytes;
+        let machine = |kind: &NodeKind| NodeModel::of_nodes(&cluster, kind.index, catalogue).map(Arc::new);
+        let machines: Result<_, InputError> = cluster.node_kinds().iter().map(machine).collect();
+        let machines = machines.map_err(|error| error.in_file(source))?;
         let (calibration, parameters, source) = match &args.calibration {
             Some(path) => {
                 let (calibration, parameters) = input::calibration(path)?;
@@ -83,14 +85,15 @@ impl Figures {
                 (shipped.clone(), *FreeParameters::shipped(), source)
             }
         };
-        Ok(Self { cluster, machine: Arc::new(machine), parameters, calibration, source })
+        Ok(Self { cluster, machines, parameters, calibration, source })
     }
 
     /// # Errors
     /// FP8 is asked for on devices without it.
     pub fn check(&self, software: &Software) -> Result<(), InputError> {
-        let device = self.machine.device.figures();
-        if software.fp8 && device.peak("fp8").is_none() {
+        let lacks = |machine: &&Arc<NodeModel>| machine.device.figures().peak("fp8").is_none();
+        if let Some(machine) = self.machines.iter().find(lacks).filter(|_| software.fp8) {
+            let device = machine.device.figures();
             let error = InputError::new("--fp8", "", format!("{} has no FP8 GEMMs", device.name));
             return Err(
                 error.hint("remove `--fp8`, or use devices with an fp8 peak in `catalog/devices.toml`")
@@ -125,10 +128,11 @@ impl Figures {
         })?;
         let catalogue = input::catalogue(&args.catalogue)?;
         let figures = Self::of_cluster(plan.cluster.clone(), &catalogue, args, "the plan's cluster")?;
-        let devices = fingerprint(figures.machine.device.figures());
+        let devices = figures.devices();
         if !reference.devices.is_empty() && devices != reference.devices {
-            let name = &figures.machine.device_name;
-            let problem = format!("is not the fingerprint of {name} in the catalogue, which is {devices}");
+            let names: Vec<_> = figures.machines.iter().map(|machine| machine.device_name.as_str()).collect();
+            let names = names.join(", ");
+            let problem = format!("is not the fingerprint of {names} in the catalogue, which is {devices}");
             return Err(InputError::new("profile.catalogue.devices", &reference.devices, problem)
                 .hint("give the device file that the plan was made with by `--devices`, or plan again")
                 .into());
@@ -147,40 +151,68 @@ impl Figures {
         Ok(Some((figures, Software { trainer, fp8: reference.fp8, assumptions })))
     }
 
-    /// The costs of a dense model and a job with a trainer, and the reference that plans keep of them.
+    /// The fingerprint of the devices' figures.
+    fn devices(&self) -> String {
+        let figures: Vec<_> = self.machines.iter().map(|machine| machine.device.figures()).collect();
+        if let [only] = figures.as_slice() { fingerprint(only) } else { fingerprint(&figures) }
+    }
+
+    /// The training run on one kind of nodes, without a layout.
+    fn run_on(
+        &self,
+        machine: &Arc<NodeModel>,
+        model: &ModelSpec,
+        job: &Job,
+        software: &Software,
+    ) -> TrainingRun {
+        let (shape, trainer) = (Shape::from(model), software.trainer);
+        let run = TrainingRun {
+            seq_len: job.seq_len,
+            global_batch: job.global_batch,
+            dtype: if software.fp8 { Dtype::Fp8 } else { dtype(job.precision) },
+            assumptions: software.assumptions.clone(),
+            ..TrainingRun::new(shape, Arc::clone(machine), ParallelDims::default(), trainer)
+        };
+        let attention = match (trainer, run.attention) {
+            // Published runs are of plain models; since 2024 those of Hugging Face use PyTorch's fused kernels.
+            (Trainer::Deepspeed, _) => Trainer::Fsdp2.attention_on(run.machine.generation),
+            (_, usual) => usual,
+        };
+        TrainingRun { attention, ..run }
+    }
+
+    /// The costs of a model and a job with a trainer, and the reference that plans keep of them.
     pub fn costs(
         &self,
         model: &ModelSpec,
         job: &Job,
         software: &Software,
     ) -> (CostModel, CatalogueReference) {
-        let trainer = software.trainer;
-        let (shape, machine) = (Shape::from(model), Arc::clone(&self.machine));
-        let run = TrainingRun {
-            seq_len: job.seq_len,
-            global_batch: job.global_batch,
-            dtype: if software.fp8 { Dtype::Fp8 } else { dtype(job.precision) },
-            assumptions: software.assumptions.clone(),
-            ..TrainingRun::new(shape, machine, ParallelDims::default(), trainer)
-        };
-        let attention = match (software.trainer, run.attention) {
-            // Published runs are of plain models; since 2024 those of Hugging Face use PyTorch's fused kernels.
-            (Trainer::Deepspeed, _) => Trainer::Fsdp2.attention_on(run.machine.generation),
-            (_, usual) => usual,
-        };
-        let run = TrainingRun { attention, ..run };
-        let (error_bar, error_bar_of) = self.calibration.error_bar_of(&run, &self.parameters);
-        let error_bar = error_bar.hypot(SIMULATED);
-        let prices = CataloguePrices::new(&run, self.cluster.device_count(), &self.parameters);
+        let runs = self.machines.iter().map(|machine| self.run_on(machine, model, job, software));
+        let (mut error_bar, mut error_bar_of) = (0.0, String::new());
+        let nodes = self.cluster.node_count();
+        let mut prices = Vec::new();
+        for (run, kind) in runs.zip(self.cluster.node_kinds()) {
+            // The error bar of several kinds is the widest.
+            let (bar, of) = self.calibration.error_bar_of(&run, &self.parameters);
+            if bar > error_bar {
+                (error_bar, error_bar_of) = (bar, of);
+            }
+            prices.push(CataloguePrices::among(&run, nodes, kind.devices, &self.parameters));
+        }
+        let step = prices[0].step_costs(error_bar.hypot(SIMULATED));
+        let classes = DeviceClasses::of(&self.cluster);
+        let prices = prices.into_iter().map(|one| Arc::new(one) as Arc<dyn Prices>).collect();
+        let costs = CostModel::of_prices(model, job, classes, prices, step);
         let reference = CatalogueReference {
-            trainer: trainer.name().to_owned(),
+            trainer: software.trainer.name().to_owned(),
             calibration: self.calibration.fitted_to.clone(),
             fingerprint: fingerprint(&self.parameters),
-            devices: fingerprint(self.machine.device.figures()),
+            devices: self.devices(),
             fp8: software.fp8,
             error_bar_of,
         };
-        (prices.cost_model(model, job, error_bar), reference)
+        (costs, reference)
     }
 }
 

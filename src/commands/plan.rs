@@ -96,11 +96,6 @@ pub fn fastest(
     limits: SearchLimits,
 ) -> Result<Plan, Failure> {
     figures.check(software)?;
-    if !figures.cluster.homogeneous() {
-        let problem = "has nodes of different kinds, which the planner does not support";
-        let error = InputError::new("--cluster", &figures.cluster.name, problem);
-        return Err(error.hint("describe a cluster of only one kind of node, and plan for that").into());
-    }
     software::narrow(&mut job, software.trainer)?;
     let (costs, reference) = figures.costs(model, &job, software);
     let planner = Planner::of_catalogue(model, &figures.cluster, &job, costs, &reference).limits(limits);

@@ -6,13 +6,13 @@ use autodist_analytic::{
     CataloguePrices, FreeParameters, NodeModel, ParallelDims, Shape, Trainer, TrainingRun, even_blocks,
     software, table,
 };
-use autodist_cost_model::CostModel;
+use autodist_cost_model::{CostModel, Prices};
 use autodist_hardware::{Catalogue, Dtype};
 use autodist_planner::Planner;
 use autodist_program::{Program, stages};
 use autodist_spec::{
-    Activation, Bytes, CatalogueReference, Cluster, Experts, Job, ModelSpec, ParallelStrategy, Plan,
-    Positions, Precision, ScheduleKind, Stage, StopReason, catalog,
+    Activation, Bytes, CatalogueReference, Cluster, DeviceClasses, Experts, Job, ModelSpec, ParallelStrategy,
+    Plan, Positions, Precision, ScheduleKind, Stage, StopReason, catalog,
 };
 use common::{line, write};
 use serde_json::Value;
@@ -178,28 +178,43 @@ fn costs(run: &TrainingRun, devices: u32, model: &ModelSpec, job: &Job) -> CostM
     CataloguePrices::new(run, devices, FreeParameters::shipped()).cost_model(model, job, 0.1)
 }
 
+/// The costs of each kind of nodes of a cluster.
+fn costs_on(cluster: &Cluster, trainer: Trainer, model: &ModelSpec, job: &Job) -> CostModel {
+    let prices = cluster.node_kinds().into_iter().map(|kind| {
+        let machine = NodeModel::of_nodes(cluster, kind.index, &Catalogue::shipped()).unwrap();
+        let run = TrainingRun {
+            seq_len: job.seq_len,
+            ..TrainingRun::new(Shape::from(model), Arc::new(machine), ParallelDims::default(), trainer)
+        };
+        let nodes = cluster.node_count();
+        Arc::new(CataloguePrices::among(&run, nodes, kind.devices, FreeParameters::shipped()))
+    });
+    let prices: Vec<_> = prices.collect();
+    let step = prices[0].step_costs(0.1);
+    let prices = prices.into_iter().map(|one| one as Arc<dyn Prices>).collect();
+    CostModel::of_prices(model, job, DeviceClasses::of(cluster), prices, step)
+}
+
 #[test]
 fn no_plan_of_the_space_beats_the_one_that_is_found() {
-    let cluster = Cluster::from_short_form("2x4xa100-80gb-sxm@4x200gbps").unwrap();
+    let (same, mixed) =
+        ("2x4xa100-80gb-sxm@4x200gbps", "1x2xh100-80gb-sxm+1x4xa100-40gb-sxm+1x2xh100-80gb-sxm@4x200gbps");
     // Short sequences are not split.
-    for (trainer, name, layers, seq_len) in [
-        (Trainer::MegatronCore, "gpt2-xl", 12, 1024),
-        (Trainer::Fsdp2, "llama2-7b", 12, 1024),
-        (Trainer::Nemo, "mixtral-8x7b", 3, 8192),
-        (Trainer::Deepspeed, "gpt2-xl", 12, 1024),
-        (Trainer::MegatronDeepspeed, "llama2-7b", 4, 1024),
+    for (trainer, name, layers, seq_len, cluster) in [
+        (Trainer::MegatronCore, "gpt2-xl", 12, 1024, same),
+        (Trainer::MegatronCore, "llama2-7b", 8, 1024, mixed),
+        (Trainer::Fsdp2, "llama2-7b", 12, 1024, same),
+        (Trainer::Nemo, "mixtral-8x7b", 3, 8192, same),
+        (Trainer::Deepspeed, "gpt2-xl", 12, 1024, same),
+        (Trainer::MegatronDeepspeed, "llama2-7b", 4, 1024, same),
     ] {
+        let cluster = Cluster::from_short_form(cluster).unwrap();
         let model = ModelSpec { layers, ..catalog::model(name).unwrap() };
         let mut job = Job { precision: Precision::Bf16, ..Job::new(32, seq_len) };
         job.allow.micro_batch = Some(vec![1, 4]);
         software::narrow(&mut job, trainer).unwrap();
-        let machine = Arc::new(NodeModel::of_cluster(&cluster, &Catalogue::shipped()).unwrap());
-        let run = TrainingRun {
-            seq_len,
-            ..TrainingRun::new(Shape::from(&model), machine, ParallelDims::default(), trainer)
-        };
         let reference = reference();
-        let costs = costs(&run, 8, &model, &job);
+        let costs = costs_on(&cluster, trainer, &model, &job);
         let planner = Planner::of_catalogue(&model, &cluster, &job, costs, &reference);
         let plan = planner.plan().unwrap();
         assert_eq!(plan.search.stop_reason, StopReason::Optimal);
@@ -387,7 +402,7 @@ fn the_layout_of_llama_3_is_found_or_beaten() {
     let model = catalog::model("llama3-405b").unwrap();
     let cluster = Cluster::from_short_form("2048x8xh100-80gb-sxm@8x400gbps").unwrap();
     let trainer = Trainer::MegatronCore;
-    let machine = Arc::new(NodeModel::of_cluster(&cluster, &Catalogue::shipped()).unwrap());
+    let machine = Arc::new(NodeModel::of_nodes(&cluster, 0, &Catalogue::shipped()).unwrap());
     let run = TrainingRun {
         seq_len: 8192,
         ..TrainingRun::new(Shape::from(&model), machine, ParallelDims::default(), trainer)

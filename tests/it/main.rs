@@ -20,6 +20,7 @@ mod hostile_files;
 mod hosts;
 mod kept;
 mod lab;
+mod mixed;
 mod mpi;
 mod mutations;
 mod names;

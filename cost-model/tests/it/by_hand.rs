@@ -272,7 +272,7 @@ fn a_missing_cell_is_named_with_the_way_out() {
     let profile = SyntheticMachine::new(1).profile(&model, &job);
     let strategy = ParallelStrategy { tensor: 2, ..ParallelStrategy::data_parallel(1, 1) };
     let program = compile(&model, &job, 2, &strategy);
-    let error = CostModel::new(&profile).estimate(&program, &job, profile.cluster.device()).unwrap_err();
+    let error = CostModel::new(&profile).estimate(&program, &job, &profile.cluster).unwrap_err();
     assert_eq!(error.what, "the profile has no Forward of Embedding at tensor=2, recompute=none");
     assert!(error.hint.contains("--ranks 2"), "{}", error.hint);
 }
@@ -293,7 +293,7 @@ fn a_micro_batch_between_two_cells_is_interpolated() {
         let job = Job::new(4 * micro_batch, 128);
         let program = compile(&model, &job, 1, &ParallelStrategy::data_parallel(1, micro_batch));
         assert!(!program.ranks[0].ops.iter().any(|op| matches!(op, Op::Receive(_))));
-        let estimate = costs.estimate(&program, &job, profile.cluster.device()).unwrap();
+        let estimate = costs.estimate(&program, &job, &profile.cluster).unwrap();
         (estimate.provenance, estimate.step_time_s.0)
     };
     let ((two, t2), (three, t3), (four, t4)) = (provenance(2), provenance(3), provenance(4));

@@ -177,26 +177,26 @@ fn collectives_grow_with_bytes_and_ranks() {
 fn clusters_are_priced_by_their_names_and_by_their_own_figures() {
     let catalogue = Catalogue::shipped();
     let named = Cluster::from_short_form("4x8xa100-80gb-sxm@8x200gbps").unwrap();
-    let own = DeviceModel::of_cluster(&named, &catalogue).unwrap();
+    let own = DeviceModel::of_nodes(&named, 0, &catalogue).unwrap();
     let same = DeviceModel::named("a100-80gb-sxm").unwrap();
     assert_eq!(own.gemm(Dtype::Bf16, 999, 999, 999), same.gemm(Dtype::Bf16, 999, 999, 999));
-    let links = Interconnect::of_cluster(&named, &catalogue).unwrap();
+    let links = Interconnect::of_nodes(&named, 0, &catalogue).unwrap();
     assert_eq!(links.network().unwrap().node_rate, BytesPerSecond(200e9));
     // Half as many NICs of twice the bandwidth: a single device has a faster one.
     let fewer = Cluster::from_short_form("4x8xa100-80gb-sxm@4x400gbps").unwrap();
     let message = |cluster: &Cluster| {
         let pair = GroupShape { per_node: 1, nodes: 2, sharing: 1 };
-        let links = Interconnect::of_cluster(cluster, &catalogue).unwrap();
+        let links = Interconnect::of_nodes(cluster, 0, &catalogue).unwrap();
         links.collective(Collective::SendRecv, Bytes(1 << 30), pair).time
     };
     assert!(message(&fewer).0 < 0.6 * message(&named).0);
     let mut other = named.clone();
     other.nodes[0].device.name = "abacus".to_owned();
     other.nodes[0].link = None;
-    let slow = DeviceModel::of_cluster(&other, &catalogue).unwrap();
+    let slow = DeviceModel::of_nodes(&other, 0, &catalogue).unwrap();
     assert_eq!(slow.gemm(Dtype::Bf16, 999, 999, 999).provenance, Provenance::Extrapolated);
-    assert!(Interconnect::of_cluster(&other, &catalogue).unwrap_err().to_string().contains("nodes[0].link"));
+    assert!(Interconnect::of_nodes(&other, 0, &catalogue).unwrap_err().to_string().contains("nodes[0].link"));
     other.nodes[0].device.peak_flops_per_s = None;
-    let error = DeviceModel::of_cluster(&other, &catalogue).unwrap_err().to_string();
+    let error = DeviceModel::of_nodes(&other, 0, &catalogue).unwrap_err().to_string();
     assert!(error.contains("nodes[0].device.peak_flops_per_s"), "{error}");
 }

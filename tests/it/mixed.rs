@@ -1,0 +1,110 @@
+//! Plans for clusters with more than one kind of node.
+
+use crate::common;
+
+use common::{line, write};
+use serde_json::Value;
+use std::path::Path;
+
+const JOB: &str = "--model llama2-7b --global-batch 64 --seq-len 4096 --json";
+
+fn plan(folder: &Path, cluster: &str, flags: &str) -> Value {
+    line(folder, &format!("plan --cluster {cluster} {JOB} {flags}")).json()
+}
+
+fn step(plan: &Value) -> f64 {
+    plan["estimate"]["step_time_s"].as_f64().unwrap()
+}
+
+fn layers(plan: &Value) -> Vec<u64> {
+    let stages = plan["stages"].as_array().unwrap().iter();
+    stages
+        .map(|stage| stage["end_layer"].as_u64().unwrap() - stage["first_layer"].as_u64().unwrap())
+        .collect()
+}
+
+#[test]
+fn each_stage_has_the_price_and_the_memory_of_its_own_devices() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let both = plan(
+        at,
+        "1x8xh100-80gb-sxm+1x8xa100-40gb-sxm@8x400gbps",
+        "--pp 2 --dp 2 --tp 4 --vpp 1 -o plan.json",
+    );
+    let fast = plan(at, "2x8xh100-80gb-sxm@8x400gbps", "--pp 2 --dp 2 --tp 4 --vpp 1");
+    let slow = plan(at, "2x8xa100-40gb-sxm@8x400gbps", "--pp 2 --dp 2 --tp 4 --vpp 1");
+    assert!(step(&fast) < step(&both) && step(&both) < step(&slow), "{both}");
+    let counts = layers(&both);
+    assert!(counts[0] > counts[1] + 4, "the faster devices have more layers: {counts:?}");
+    let text = line(at, "estimate plan.json").ok();
+    assert!(text.contains("80.0 GiB (h100-80gb-sxm) or 40.0 GiB (a100-40gb-sxm)"), "{text}");
+    let memory = |rank: usize| both["estimate"]["stages"][rank]["memory"].as_object().unwrap().values();
+    let total = |rank: usize| memory(rank).map(|bytes| bytes.as_u64().unwrap()).sum::<u64>();
+    assert!(total(0) > 30 << 30, "the first stage needs more than its neighbour has: {}", total(0));
+    assert!(total(1) < 40 << 30);
+    for view in ["explain plan.json", "report plan.json -o report", "export plan.json --to megatron -o out"] {
+        line(at, view).ok();
+    }
+
+    // In the other order the last stage has the larger devices.
+    let turned = plan(at, "1x8xa100-40gb-sxm+1x8xh100-80gb-sxm@8x400gbps", "--pp 2 --dp 2 --tp 4 --vpp 1");
+    let counts = layers(&turned);
+    assert!(counts[1] > counts[0] + 4, "{counts:?}");
+}
+
+#[test]
+fn replicas_wait_for_the_slowest_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let flags = "--pp 1 --tp 8 --dp 2 --trainer fsdp2";
+    let both = plan(folder.path(), "1x8xh100-80gb-sxm+1x8xa100-80gb-sxm@8x400gbps", flags);
+    let slow = plan(folder.path(), "2x8xa100-80gb-sxm@8x400gbps", flags);
+    let ratio = step(&both) / step(&slow);
+    assert!((0.999..1.001).contains(&ratio), "{ratio}");
+    // Their memory is that of the smallest.
+    let cluster = "1x8xh100-80gb-sxm+1x8xa100-40gb-sxm@8x400gbps";
+    let large = "plan --model llama2-13b --tp 1 --dp 16 --pp 1 --global-batch 16 --seq-len 4096 --trainer megatron-core";
+    let refused = line(folder.path(), &format!("{large} --cluster {cluster}"));
+    assert_eq!(refused.code, Some(3), "{}", refused.err);
+    assert!(refused.err.contains("40.0 GiB"), "{}", refused.err);
+}
+
+#[test]
+fn groups_of_equal_nodes_are_one_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = plan(folder.path(), "4x8xh100-80gb-sxm@8x400gbps", "");
+    let two = plan(folder.path(), "1x8xh100-80gb-sxm+3x8xh100-80gb-sxm@8x400gbps", "");
+    for part in ["estimate", "strategy", "stages", "search", "alternatives"] {
+        assert_eq!(one[part], two[part], "{part}");
+    }
+}
+
+#[test]
+fn nodes_that_differ_only_in_their_links_are_of_two_kinds() {
+    let folder = tempfile::tempdir().unwrap();
+    let nodes = |rate: &str| {
+        format!(
+            "[[nodes]]\ncount = 1\ndevices = 8\ndevice = \"h100-80gb-sxm\"\nuplink = {{ bytes_per_s = {rate} }}\n"
+        )
+    };
+    let with = |name: &str, rates: [&str; 2]| {
+        let text = format!("schema_version = 1\nname = \"two\"\n{}{}", nodes(rates[0]), nodes(rates[1]));
+        write(folder.path(), name, text);
+        step(&plan(folder.path(), name, "--tp 1 --pp 1 --dp 16"))
+    };
+    let (fast, slow) = (with("fast.toml", ["400e9", "400e9"]), with("slow.toml", ["2e9", "2e9"]));
+    let both = [with("a.toml", ["400e9", "2e9"]), with("b.toml", ["2e9", "400e9"])];
+    assert!(slow > 1.2 * fast, "{slow} {fast}");
+    assert!(both.iter().all(|step| (step / slow - 1.0).abs() < 1e-6), "{both:?} {slow}");
+}
+
+#[test]
+fn a_profile_has_the_prices_of_one_kind_only() {
+    let folder = common::folder(2);
+    let mixed = "schema_version = 1\nname = \"two\"\nnetwork = { bytes_per_s = 1e9 }\n\
+                 [[nodes]]\ncount = 1\ndevices = 1\ndevice = { name = \"a\", memory_bytes = 8589934592 }\n\
+                 [[nodes]]\ncount = 1\ndevices = 1\ndevice = { name = \"b\", memory_bytes = 8589934592 }\n";
+    write(folder.path(), "mixed.toml", mixed);
+    let refused = line(folder.path(), "plan --cluster mixed.toml --profile profile.json");
+    assert!(refused.err.contains("profile"), "{}", refused.err);
+}
