@@ -284,7 +284,7 @@ pub struct PriceArgs {
     pub profile: Option<PathBuf>,
     /// Cluster file (TOML), or `<nodes>x<devices per node>x<device>[@<NICs per node>x<rate>]`, e.g.,
     /// `2x8xh100-80gb-sxm@8x400gbps`, with `+` between kinds of nodes; without --profile the cluster is priced
-    /// from published figures
+    /// from published figures. With --profile, `<nodes>x<devices per node>[@…]` are more of its devices
     #[arg(long)]
     pub cluster: Option<String>,
     /// Plan as if every device had this much memory, in bytes, e.g., 85899345920 (80 GiB)

@@ -290,7 +290,7 @@ pub fn machines() -> Result<Vec<Machine>, Failure> {
     Ok(machines.into_iter().map(describe).collect())
 }
 
-/// Warns if ranks are not distributed over machines like the devices of `plan`.
+/// Warns if ranks are not distributed over machines like the devices of `plan`, or share cores.
 ///
 /// # Errors
 /// As [`machines`].
@@ -303,6 +303,14 @@ pub fn compare_machines(plan: &Plan) -> Result<(), Failure> {
         machines => machines.iter().map(|machine| machine.ranks.len() as u32).collect(),
     };
     let planned = plan.cluster.devices_per_node();
+    let cores = host::cores().len();
+    if let ([ranks], DeviceKind::Cpu) = (here.as_slice(), plan.profile.devices)
+        && *ranks as usize > cores
+    {
+        output::warn(&format!(
+            "the plan has {ranks} ranks, but this machine has {cores} core(s): predicted times are for a core per rank"
+        ));
+    }
     if here != planned {
         let list = |devices: &[u32]| {
             let devices: Vec<String> = devices.iter().map(u32::to_string).collect();

@@ -1,8 +1,7 @@
 //! After training: puts the fastest measured plan first in the document, and determines how the command ends.
 
 use crate::failure::Failure;
-use crate::{output, verdict};
-use autodist_planner::Planner;
+use crate::{commands, output, verdict};
 use autodist_reports::terminal;
 use autodist_spec::run::{FailedRun as Failed, Verdict};
 use autodist_spec::strategy::label;
@@ -41,7 +40,7 @@ pub fn measured_first(
     let mut document = plan.clone();
     if (&plan.strategy, &plan.stages) != (&best.strategy, &best.stages) {
         let given = profile.and_then(|profile| {
-            let planner = Planner::new(&plan.model, &plan.cluster, &plan.job, profile);
+            let planner = commands::planner(&plan.model, &plan.cluster, &plan.job, profile);
             planner.given(&best.strategy, Some(&best.stages)).ok()
         });
         (document.collectives, document.placement) =

@@ -13,8 +13,8 @@ use autodist_program::rules;
 use autodist_spec::error::in_range;
 use autodist_spec::parse::{self, Check};
 use autodist_spec::{
-    Bytes, Cluster, Codec, Hyperparameter, InputError, Job, ModelSpec, Network, ParallelStrategy, Plan,
-    Precision, Profile, RunRecord, ScheduleKind, Stage, Validation, catalog, huggingface, text,
+    Bytes, Cluster, Codec, Hyperparameter, InputError, Job, ModelSpec, Network, NodeGroup, ParallelStrategy,
+    Plan, Precision, Profile, RunRecord, ScheduleKind, Stage, Validation, catalog, huggingface, text,
 };
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
@@ -307,11 +307,16 @@ pub fn cluster(text: &str) -> Result<Cluster, Failure> {
 
 /// A cluster file, or the short form, with the devices of the given catalogue.
 pub fn cluster_of(text: &str, catalogue: &Catalogue) -> Result<Cluster, Failure> {
+    cluster_like(text, catalogue, None)
+}
+
+/// As `cluster_of`; in the short form, nodes without a device name have devices like `own`.
+pub fn cluster_like(text: &str, catalogue: &Catalogue, own: Option<&NodeGroup>) -> Result<Cluster, Failure> {
     let path = Path::new(text);
     if path.exists() || text.ends_with(".toml") {
         return Ok(Cluster::read(text, &bytes(path, "cluster")?, catalogue.devices())?);
     }
-    let cluster = Cluster::from_short_form_with(text, catalogue.devices());
+    let cluster = Cluster::from_short_form_like(text, catalogue.devices(), own);
     Ok(cluster.map_err(|e| e.in_file("--cluster"))?)
 }
 

@@ -15,7 +15,7 @@ use autodist_cost_model::{
     CollectiveQuery, CostModel, MessageQuery, ParameterBytes, Price, Prices, Purpose, SegmentPrice,
     SegmentQuery, StepCosts, Unpriced,
 };
-use autodist_program::Transfer;
+use autodist_program::{Transfer, residual_stream};
 use autodist_spec::profile::Interference;
 use autodist_spec::{
     Algorithm, Bytes, Collective, DeviceClasses, Job, ModelSpec, ParallelStrategy, Pass, Provenance,
@@ -373,36 +373,31 @@ impl Kept {
         }
     }
 
-    /// Live bytes after a segment minus before, and their maximum during it. A forward pass keeps its input,
-    /// which is the output of the segment before; with sequence parallelism it keeps the rows and frees the
-    /// gathered tensor.
-    fn change(&self, segment: Segment, pass: Pass, recompute: Recompute, gathers: bool) -> (i64, i64) {
+    /// Live bytes after a segment minus before, and their maximum during it.
+    fn change(&self, query: &SegmentQuery) -> (i64, i64) {
         use Segment::*;
-        let Self { whole, rows, attention, mlp, logits, loss, .. } = *self;
-        let gathered = if gathers { whole } else { 0 };
+        let Self { whole, attention, mlp, logits, loss, .. } = *self;
+        let SegmentQuery { segment, pass, recompute, strategy, .. } = *query;
+        let stream = (whole as f64 * residual_stream(segment, pass, recompute, strategy)).round() as i64;
         let forgets = recompute == Recompute::Full && pass == Pass::Forward;
-        match (segment, pass) {
-            (Embedding, Pass::Forward | Pass::Recompute) => (whole, whole),
-            (Embedding, Pass::Backward) => (-rows - gathered, 0),
-            (AttentionNorm | MlpNorm | FinalNorm, Pass::Forward | Pass::Recompute) => (rows, rows),
-            // The norm's input, the gradient of the residual and that of its output are replaced by the
-            // gradient of its input.
-            (AttentionNorm | MlpNorm, Pass::Backward) => (-2 * rows, rows),
-            (FinalNorm, Pass::Backward) => (-rows, rows),
-            // The norm's output is freed, and before the block ends its input, too.
-            (Attention, Pass::Forward) if forgets => (whole - gathered - rows, attention + whole),
-            (Mlp, Pass::Forward) if forgets => (whole - gathered - 2 * rows, mlp + whole),
-            (Attention, Pass::Forward | Pass::Recompute) => (attention + whole - gathered, attention + whole),
-            (Mlp, Pass::Forward) => (mlp + whole - gathered, mlp + whole),
-            // The block's output is not needed again.
-            (Mlp, Pass::Recompute) => (mlp - gathered, mlp),
-            (Attention, Pass::Backward) => (-attention - gathered, self.attention_gradient + whole),
-            (Mlp, Pass::Backward) => (-mlp - gathered, self.mlp_gradient + whole + self.mlp_weights),
-            (Logits, _) => (logits - gathered, logits),
+        // What is kept beside the residual stream, and the peak.
+        let (inside, peak) = match (segment, pass) {
+            (Attention, Pass::Forward) if forgets => (0, attention + whole),
+            (Mlp, Pass::Forward) if forgets => (0, mlp + whole),
+            (Attention, Pass::Forward | Pass::Recompute) => (attention, attention + whole),
+            (Attention, Pass::Backward) => (-attention, self.attention_gradient + whole),
+            (Mlp, Pass::Forward) => (mlp, mlp + whole),
+            (Mlp, Pass::Recompute) => (mlp, mlp),
+            (Mlp, Pass::Backward) => (-mlp, self.mlp_gradient + whole + self.mlp_weights),
+            (AttentionNorm | MlpNorm | FinalNorm, Pass::Backward) => (0, self.rows),
+            (Embedding, Pass::Backward) => (0, 0),
+            (Embedding | AttentionNorm | MlpNorm | FinalNorm, _) => (0, stream),
+            (Logits, _) => (logits, logits),
             (Normalizer, _) => (loss, loss),
             (Loss, Pass::Forward | Pass::Recompute) => (0, 0),
             (Loss, Pass::Backward) => (-logits - loss, whole + self.table),
-        }
+        };
+        (stream + inside, peak)
     }
 }
 
@@ -427,8 +422,7 @@ impl Prices for CataloguePrices {
             Segment::Loss if pass == Pass::Backward => costs.loss.backward + costs.logits.backward,
             Segment::Loss => 0.0,
         };
-        let (growth_bytes, peak_bytes) =
-            costs.kept.change(segment, pass, recompute, strategy.sequence_parallel);
+        let (growth_bytes, peak_bytes) = costs.kept.change(query);
         Ok(SegmentPrice { time: modelled(seconds), growth_bytes, peak_bytes })
     }
 

@@ -24,7 +24,7 @@ pub struct Unpriced {
 #[derive(Debug)]
 pub struct ProfilePrices {
     segments: Segments,
-    links: LinkCurves,
+    pub(crate) links: LinkCurves,
     optimizer: OptimizerCurves,
 }
 
@@ -298,6 +298,12 @@ impl LinkCurves {
         };
         let strides = self.collectives.get(&(kind, group as u32)).ok_or_else(missing)?;
         nearest(strides, stride, bytes).ok_or_else(missing)
+    }
+
+    /// The largest measured group of fewer than `group` ranks.
+    pub fn largest_group_below(&self, kind: Collective, group: usize) -> Option<usize> {
+        let smaller = self.collectives.range((kind, 2)..(kind, group as u32)).next_back()?;
+        Some(smaller.0.1 as usize)
     }
 
     /// A send/recv between pipeline stages at a distance of `stride` ranks.

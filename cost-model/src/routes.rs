@@ -1,6 +1,7 @@
 //! The cost of communication if links differ: schedules, simulated on the measured network.
 
 use crate::curve::Price;
+use crate::extended::UNCHECKED;
 use crate::flows::{self, GroupCollective};
 use autodist_collectives::{Receive, Schedule, Send};
 use autodist_spec::{Algorithm, Bytes, Collective, Network, Pattern, PatternTiming, Provenance};
@@ -13,8 +14,8 @@ const SMALLEST: u64 = 1 << 10;
 const RATIO: u64 = 4;
 /// Elements are f32.
 const WIDTH: f64 = 4.0;
-/// Relative uncertainty of a simulated time.
-const UNCERTAINTY: f64 = 0.03;
+/// Relative uncertainty of a simulated time on links that were measured.
+const MEASURED: f64 = 0.03;
 
 /// The operation that several groups run at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,12 +31,19 @@ type Key = (Traffic, Vec<Vec<usize>>);
 #[derive(Debug)]
 pub(crate) struct Routes {
     network: Network,
+    /// Relative uncertainty of a simulated time.
+    uncertainty: f64,
     cells: Mutex<BTreeMap<Key, BTreeMap<u64, f64>>>,
 }
 
 impl Routes {
     pub fn new(network: &Network) -> Self {
-        Self { network: network.clone(), cells: Mutex::default() }
+        Self { network: network.clone(), uncertainty: MEASURED, cells: Mutex::default() }
+    }
+
+    /// A network whose links were described, not measured.
+    pub fn described(network: &Network) -> Self {
+        Self { uncertainty: UNCHECKED, ..Self::new(network) }
     }
 
     pub fn network(&self) -> &Network {
@@ -84,7 +92,8 @@ impl Routes {
         let weight = (bytes.as_f64() - below as f64).max(0.0) / (above - below) as f64;
         let links = low + weight * (high - low);
         let seconds = links * self.beyond_links(&key, bytes);
-        Price { seconds, half_width: UNCERTAINTY * seconds, caution: 0.0, provenance: Provenance::Modelled }
+        let half_width = self.uncertainty * seconds;
+        Price { seconds, half_width, caution: 0.0, provenance: Provenance::Modelled }
     }
 
     /// Measured time of a pattern relative to its simulation on the links, as timed on all devices,

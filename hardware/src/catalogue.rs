@@ -101,6 +101,11 @@ impl Catalogue {
             .map_err(|error| error.hint("`autodist catalog` lists the devices; `--devices FILE` adds more"))
     }
 
+    /// Whether both names are of the same device: in a catalogue, or as its driver calls it.
+    pub fn is_same_device(&self, one: &str, other: &str) -> bool {
+        one == other || self.devices.iter().any(|known| known.is_called(one) && known.is_called(other))
+    }
+
     /// # Errors
     /// The name is unknown; the error names the closest one.
     pub fn node(&self, name: &str) -> Result<&NodeShape, InputError> {

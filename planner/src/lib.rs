@@ -38,7 +38,7 @@ pub use reason::{Comparison, Limit};
 pub use refusal::{Infeasible, MemoryShortfall, PlanError};
 pub use threads::with_threads;
 
-use autodist_cost_model::{CostModel, Unpriced};
+use autodist_cost_model::{CostModel, Prices, Unpriced};
 use autodist_program::Program;
 use autodist_spec::{
     Alternative, CatalogueReference, Check, Cluster, CodecProbe, DeviceKind, Engine, Estimate, InputError,
@@ -47,6 +47,7 @@ use autodist_spec::{
 };
 use candidate::Evaluator;
 use search::{Keep, Search};
+use std::sync::Arc;
 
 /// When a search ends, and how many plans are kept.
 #[derive(Clone, Copy)]
@@ -74,6 +75,8 @@ pub struct Planner<'a> {
     job: &'a Job,
     source: Source<'a>,
     costs: CostModel,
+    /// Why the costs do not apply to the cluster.
+    unpriced: Option<Unpriced>,
     limits: SearchLimits<'a>,
 }
 
@@ -87,8 +90,24 @@ enum Source<'a> {
 impl<'a> Planner<'a> {
     #[must_use]
     pub fn new(model: &'a ModelSpec, cluster: &'a Cluster, job: &'a Job, profile: &'a Profile) -> Self {
-        let (source, costs) = (Source::Profile(profile), CostModel::new(profile));
-        Self { model, cluster, job, source, costs, limits: SearchLimits::default() }
+        Self::extended(model, cluster, job, profile, None)
+    }
+
+    /// Plans with a profile that is extended by the prices of the catalogue where the cluster goes beyond it.
+    #[must_use]
+    pub fn extended(
+        model: &'a ModelSpec,
+        cluster: &'a Cluster,
+        job: &'a Job,
+        profile: &'a Profile,
+        catalogue: Option<Arc<dyn Prices>>,
+    ) -> Self {
+        let (costs, unpriced) = match CostModel::of_cluster(profile, cluster, catalogue) {
+            Ok(costs) => (costs, None),
+            Err(error) => (CostModel::new(profile), Some(error)),
+        };
+        let (source, limits) = (Source::Profile(profile), SearchLimits::default());
+        Self { model, cluster, job, source, costs, unpriced, limits }
     }
 
     /// Plans for a cluster that was not measured, with costs from the catalogue.
@@ -106,6 +125,7 @@ impl<'a> Planner<'a> {
             job,
             source: Source::Catalogue(reference),
             costs,
+            unpriced: None,
             limits: SearchLimits::default(),
         }
     }
@@ -232,6 +252,9 @@ impl<'a> Planner<'a> {
 
     fn evaluator(&self) -> Result<Evaluator<'_>, Unpriced> {
         self.costs.check(self.model, self.job)?;
+        if let Some(error) = &self.unpriced {
+            return Err(error.clone());
+        }
         // A profile has the prices of one kind of device.
         if self.costs.classes().count() == 1 && !self.cluster.homogeneous() {
             return Err(Unpriced {
@@ -264,11 +287,11 @@ impl<'a> Planner<'a> {
             cluster: self.cluster.clone(),
             job: self.job.clone(),
             micro_batches: strategy.micro_batches(self.job.global_batch),
+            assumptions: self.costs.extensions(&strategy),
             strategy,
             stages,
             estimate,
             fits: true,
-            assumptions: Vec::new(),
             search,
             alternatives: Vec::new(),
             rejected: Vec::new(),

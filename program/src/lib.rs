@@ -20,6 +20,7 @@
 mod bucket;
 mod compile;
 pub mod engine;
+mod kept;
 mod layout;
 pub mod rules;
 pub mod schedule;
@@ -32,6 +33,7 @@ pub use compile::{
     Body, BodyKind, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram, TensorCollective,
     Transfer,
 };
+pub use kept::residual_stream;
 pub use layout::{Coordinates, Layout};
 pub use rules::Illegal;
 pub use traffic::Flows;

@@ -214,6 +214,18 @@ impl Cluster {
     /// # Errors
     /// Invalid text, or an unknown device.
     pub fn from_short_form_with(text: &str, known: &[DeviceFigures]) -> Result<Self, InputError> {
+        Self::from_short_form_like(text, known, None)
+    }
+
+    /// As `from_short_form_with`; without a device name, nodes have devices and links like those of `own`.
+    ///
+    /// # Errors
+    /// Invalid text, or an unknown device.
+    pub fn from_short_form_like(
+        text: &str,
+        known: &[DeviceFigures],
+        own: Option<&NodeGroup>,
+    ) -> Result<Self, InputError> {
         let wrong = |problem: String| {
             InputError::new("cluster", text, problem).hint(
                 "write <nodes>x<devices per node>x<device>[@<NICs per node>x<rate>], e.g. 2x8xa100-80gb-sxm@8x200gbps, \
@@ -226,7 +238,7 @@ impl Cluster {
             None => (text, None),
         };
         let (nics, network) = network.map(|n| parse_network(n, &wrong)).transpose()?.unzip();
-        let group = |machines| Ok(NodeGroup { nics, ..parse_nodes(machines, known, &wrong)? });
+        let group = |machines| Ok(NodeGroup { nics, ..parse_nodes(machines, known, own, &wrong)? });
         let nodes = machines.split('+').map(group).collect::<Result<Vec<_>, InputError>>()?;
         let cluster = Self { schema_version: SCHEMA_VERSION, name: text.to_owned(), nodes, network };
         let count: u64 = cluster.nodes.iter().map(|group| u64::from(group.count)).sum();
@@ -244,6 +256,7 @@ impl Cluster {
 fn parse_nodes(
     text: &str,
     known: &[DeviceFigures],
+    own: Option<&NodeGroup>,
     wrong: &dyn Fn(String) -> InputError,
 ) -> Result<NodeGroup, InputError> {
     let mut parts = text.splitn(3, 'x');
@@ -256,11 +269,13 @@ fn parse_nodes(
     };
     let count = number("nodes")?;
     let devices = number("devices per node")?;
-    let name = parts
-        .next()
-        .filter(|n| !n.is_empty())
-        .ok_or_else(|| wrong("the device name is missing after the number of devices".to_owned()))?;
-    let (device, link) = catalog::device_of(known, name).map_err(|e| wrong(e.problem))?;
+    let (device, link) = match (parts.next().filter(|name| !name.is_empty()), own) {
+        (Some(name), _) => catalog::device_of(known, name).map_err(|e| wrong(e.problem))?,
+        (None, Some(own)) => (own.device.clone(), own.link.clone()),
+        (None, None) => {
+            return Err(wrong("the device name is missing after the number of devices".to_owned()));
+        }
+    };
     Ok(NodeGroup { count, devices, device, nics: None, link, uplink: None, downlink: None })
 }
 

@@ -12,8 +12,8 @@ use autodist_cost_model::{CostModel, Prices};
 use autodist_hardware::{Catalogue, Dtype};
 use autodist_spec::error::in_range;
 use autodist_spec::{
-    Bytes, CatalogueReference, Check, Cluster, DeviceClasses, InputError, Job, ModelSpec, NodeKind, Plan,
-    Precision, fingerprint,
+    Bytes, CatalogueReference, Check, Cluster, DeviceClasses, Engine, InputError, Job, ModelSpec, NodeKind,
+    Plan, Precision, Profile, fingerprint,
 };
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -214,6 +214,28 @@ impl Figures {
         };
         (costs, reference)
     }
+}
+
+/// The prices of the catalogue for what a profile of the same devices lacks; `None` if the catalogue does not
+/// have these devices.
+pub fn beyond(profile: &Profile, cluster: &Cluster) -> Option<Arc<dyn Prices>> {
+    let catalogue = Catalogue::shipped();
+    let own = &profile.cluster.device().name;
+    let known = catalogue.devices().iter().find(|known| known.is_called(own))?;
+    let mut named = cluster.clone();
+    named.nodes.iter_mut().for_each(|group| group.device.name.clone_from(&known.name));
+    let machine = NodeModel::of_nodes(&named, 0, &catalogue).ok()?;
+    let trainer = match profile.environment.engine {
+        Engine::Native => Trainer::MegatronCore,
+        Engine::Torch => Trainer::Fsdp2,
+    };
+    let shape = Shape::from(&profile.model);
+    let run = TrainingRun {
+        seq_len: profile.seq_len,
+        dtype: dtype(profile.precision),
+        ..TrainingRun::new(shape, Arc::new(machine), ParallelDims::default(), trainer)
+    };
+    Some(Arc::new(CataloguePrices::new(&run, cluster.device_count(), FreeParameters::shipped())))
 }
 
 /// The operands of GEMMs in a precision.

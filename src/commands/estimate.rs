@@ -76,7 +76,7 @@ fn of_plan(args: &EstimateArgs, path: &Path) -> Result<(Plan, Option<MemoryShort
         }
         None => profile_of(&given, path, None)?,
     };
-    let planner = Planner::new(&given.model, &given.cluster, &given.job, &profile);
+    let planner = super::planner(&given.model, &given.cluster, &given.job, &profile);
     let (mut plan, shortfall) = planner.priced(strategy, stages).map_err(refused)?;
     plan.profile.path = profile_path.display().to_string();
     Ok((plan, shortfall))
@@ -110,7 +110,7 @@ fn of_profile(args: &EstimateArgs) -> Result<(), Failure> {
 /// Compares a given configuration with the best plan of the same space.
 fn compared_with_the_best(plan: &Plan, prices: &Prices) -> String {
     let limits = SearchLimits { top: 1, ..SearchLimits::default() };
-    let planner = Planner::new(&plan.model, &prices.cluster, &plan.job, &prices.profile).limits(limits);
+    let planner = super::planner(&plan.model, &prices.cluster, &plan.job, &prices.profile).limits(limits);
     let Ok(best) = planner.plan() else { return String::new() };
     let title = "\nCompared with the best plan of its search space\n";
     if best.estimate.step_time_s.0 >= plan.estimate.step_time_s.0 {
@@ -174,7 +174,7 @@ fn of_flags(
             (strategy, stages)
         }
     };
-    let planner = Planner::new(model, &prices.cluster, job, &prices.profile);
+    let planner = super::planner(model, &prices.cluster, job, &prices.profile);
     let (mut plan, shortfall) =
         planner.priced(&strategy, stages.as_deref()).map_err(|error| blame(refused(&strategy, error)))?;
     plan.profile.path = prices.path.display().to_string();

@@ -20,7 +20,7 @@ pub fn run(args: &ExplainArgs) -> Result<(), Failure> {
         }
         None => {
             let (profile, _) = profile_of(&plan, &args.plan, args.profile.as_ref())?;
-            planner::explain(&Planner::new(&plan.model, &plan.cluster, &plan.job, &profile), &plan, against)
+            planner::explain(&super::planner(&plan.model, &plan.cluster, &plan.job, &profile), &plan, against)
         }
     };
     let explanation = explanation.map_err(|error| refused(&plan.strategy, error))?;

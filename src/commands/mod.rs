@@ -23,9 +23,10 @@ use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::Trainer;
 use autodist_cost_model::{CostModel, Unpriced};
-use autodist_planner::{Infeasible, PlanError, with_threads};
+use autodist_hardware::Catalogue;
+use autodist_planner::{Infeasible, PlanError, Planner, with_threads};
 use autodist_spec::{
-    Bytes, Check, Cluster, InputError, Job, ModelSpec, ParallelStrategy, Plan, Profile, doubt,
+    Bytes, Check, Cluster, InputError, Job, ModelSpec, NodeGroup, ParallelStrategy, Plan, Profile, doubt,
 };
 use std::path::{Path, PathBuf};
 
@@ -133,17 +134,23 @@ fn prices(args: &PriceArgs) -> Result<Prices, Failure> {
     }
     let mut cluster = profile.cluster.clone();
     if let Some(text) = &args.cluster {
-        let given = input::cluster(text)?;
-        if given.device_count() != cluster.device_count() || given.node_count() != cluster.node_count() {
-            let problem = format!(
-                "has {} devices on {} nodes, but the profile was measured on {} devices on {} nodes",
-                given.device_count(),
-                given.node_count(),
-                cluster.device_count(),
-                cluster.node_count()
-            );
+        let catalogue = Catalogue::shipped();
+        let given = input::cluster_like(text, &catalogue, Some(&cluster.nodes[0]))?;
+        let own = &cluster.device().name;
+        let larger =
+            given.device_count() != cluster.device_count() || given.node_count() != cluster.node_count();
+        // A file may call the devices of the profile by another name, but not by that of others.
+        let other = |group: &&NodeGroup| {
+            let name = &group.device.name;
+            !catalogue.is_same_device(name, own) && (larger || catalogue.device(name).is_ok())
+        };
+        if let Some(group) = given.nodes.iter().find(other) {
+            let problem = format!("has {}, but the profile was measured on {own}", group.device.name);
             return Err(InputError::new("--cluster", text, problem)
-                .hint("remove `--cluster`: the profile describes its own cluster")
+                .hint(format!(
+                    "leave out the device, e.g. `--cluster 4x2@1x10gbps`, or name it `{own}` in a cluster file, for devices \
+                     like the profile's; or remove `--profile`"
+                ))
                 .into());
         }
         cluster = given;
@@ -244,6 +251,17 @@ fn check_experts(model: &ModelSpec, degree: Option<u32>) -> Result<(), InputErro
         None => Err(InputError::new("--ep", degree, format!("{} has no experts", model.name))
             .hint("remove `--ep`, or use a model with experts (`autodist catalog`)")),
     }
+}
+
+/// The planner of a model and a job with the prices of a profile, extended by the catalogue to a cluster that
+/// goes beyond it.
+pub fn planner<'a>(
+    model: &'a ModelSpec,
+    cluster: &'a Cluster,
+    job: &'a Job,
+    profile: &'a Profile,
+) -> Planner<'a> {
+    Planner::extended(model, cluster, job, profile, catalogue::beyond(profile, cluster))
 }
 
 /// Adds doubts to the profile: the writer of the file may not have checked it.

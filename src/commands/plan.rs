@@ -63,7 +63,7 @@ pub fn fastest_measured(
     devices::leave_out(prices.profile.environment.devices, &mut job);
     engine::leave_out(prices.profile.environment.engine, &mut job);
     check_prices(prices, model, &job)?;
-    let planner = Planner::new(model, &prices.cluster, &job, &prices.profile).probes(probes).limits(limits);
+    let planner = super::planner(model, &prices.cluster, &job, &prices.profile).probes(probes).limits(limits);
     let mut plan = planner.plan()?;
     plan.profile.path = prices.path.display().to_string();
     Ok(plan)

@@ -1,6 +1,6 @@
 //! `autodist report`
 
-use super::catalogue::Figures;
+use super::catalogue::{Figures, beyond};
 use super::profile_of;
 use crate::cli::ReportArgs;
 use crate::failure::Failure;
@@ -48,7 +48,7 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
             MeasurementFile::Plan => {}
         }
     }
-    let costs = costs.or_else(|| profile.as_ref().map(CostModel::new));
+    let costs = costs.or_else(|| profile.as_ref().and_then(|profile| costs_of(profile, &plan)));
     let page = write(&plan, costs.as_ref(), profile.as_ref(), validation.as_ref(), &runs, &args.output)?;
     if args.json {
         output::print(&parse::to_json(&serde_json::json!({ "report": page })))?;
@@ -56,6 +56,11 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
         output::print(&format!("wrote {}", page.display()))?;
     }
     Ok(())
+}
+
+/// The costs of a plan with the profile's prices; `None` if the profile does not reach that far.
+pub fn costs_of(profile: &Profile, plan: &Plan) -> Option<CostModel> {
+    CostModel::of_cluster(profile, &plan.cluster, beyond(profile, &plan.cluster)).ok()
 }
 
 /// # Errors

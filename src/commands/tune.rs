@@ -7,9 +7,8 @@ use crate::cli::{SelectionArgs, TuneArgs};
 use crate::failure::Failure;
 use crate::rounds::{Earlier, MOST_STEPS};
 use crate::{devices, engine, handover, input, interrupt, output, train};
-use autodist_cost_model::CostModel;
 use autodist_executor::launcher::LaunchOptions;
-use autodist_planner::{Planner, SearchLimits};
+use autodist_planner::SearchLimits;
 use autodist_profiler::Request;
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
@@ -64,7 +63,7 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     if !matches!(failure, Some(Failure::Interrupted)) {
         match report::write(
             plan,
-            Some(&CostModel::new(profile)),
+            report::costs_of(profile, plan).as_ref(),
             Some(profile),
             Some(validation),
             &records,
@@ -115,7 +114,7 @@ fn rounds(
     let (mut trained, mut refuted) = (Vec::<Alternative>::new(), Vec::new());
     loop {
         let limits = SearchLimits { top: args.top, ..SearchLimits::default() };
-        let planner = Planner::new(&request.model, &profile.cluster, &request.job, &profile).limits(limits);
+        let planner = super::planner(&request.model, &profile.cluster, &request.job, &profile).limits(limits);
         let mut plan = interrupt::promptly(|| planner.plan())??;
         plan.profile.path = "profile.json".to_owned();
         let mut candidates = train::candidates(&plan);

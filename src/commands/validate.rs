@@ -7,7 +7,6 @@ use crate::failure::Failure;
 use crate::rounds::{Earlier, MOST_STEPS, Session};
 use crate::{devices, engine, external, handover, input, output, probe, train};
 use autodist_executor::launcher::LaunchOptions;
-use autodist_planner::Planner;
 use autodist_reports::{csv_validation, plural, terminal};
 use autodist_spec::error::in_range;
 use autodist_spec::run::FailedRun;
@@ -124,7 +123,7 @@ fn runnable(
 
 /// Every plan of the space that the document's job allows.
 pub fn all(plan: &Plan, profile: &Profile) -> Result<Vec<Alternative>, Failure> {
-    Ok(Planner::new(&plan.model, &plan.cluster, &plan.job, profile).feasible()?)
+    Ok(super::planner(&plan.model, &plan.cluster, &plan.job, profile).feasible()?)
 }
 
 /// The result of a validation, complete or partial.

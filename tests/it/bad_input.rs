@@ -230,7 +230,7 @@ fn clusters() {
         ("devices = 2", "devices = nan", &["nodes[0].devices", "NaN", "finite"]),
         ("devices = 2", "devices = 1979-05-27", &["nodes[0].devices"]),
         ("devices = 2\n", "", &["devices", "missing"]),
-        ("devices = 2", "devices = 4", &["--cluster", "4 devices"]),
+        ("devices = 2", "devices = 4", &["--cluster", "has d", "measured on synthetic"]),
         ("count = 1", "count = 1048576", &["total number of devices", "2097152"]),
         ("count = 1", "count = 1\nspeed = 3", &["speed", "unknown field"]),
         ("bytes_per_s = 1e9", "bytes_per_s = inf", &["nodes[0].link.bytes_per_s", "inf", "finite"]),

@@ -4,6 +4,7 @@
 
 mod architecture;
 mod bad_input;
+mod beyond;
 mod catalogue;
 mod common;
 mod contract;
@@ -20,6 +21,7 @@ mod hostile_files;
 mod hosts;
 mod kept;
 mod lab;
+
 mod mixed;
 mod mpi;
 mod mutations;
