@@ -306,10 +306,6 @@ pub struct PlanArgs {
     /// without a profile (default: megatron-core)
     #[arg(long, value_parser = trainers())]
     pub trainer: Option<Trainer>,
-    /// Run the GEMMs of linear layers in FP8, and report MFU against the device's FP8 peak; only without a
-    /// profile
-    #[arg(long, conflicts_with = "precision")]
-    pub fp8: bool,
     #[command(flatten)]
     pub figures: FigureArgs,
     /// File that `validate --probe` wrote (validation.json): measured cost of lossy codecs, in steps
@@ -338,7 +334,7 @@ pub struct EstimateArgs {
     /// Plan document whose strategy and stages are priced, instead of flags
     #[arg(conflicts_with_all = [
         "model", "job", "global_batch", "seq_len", "seed", "learning_rate", "precision", "cluster", "device_memory", "tp", "pp",
-        "dp", "cp", "ep", "vpp", "zero", "shard", "sp", "recompute", "micro_batch", "schedule", "bucket_bytes", "trainer", "fp8", "best",
+        "dp", "cp", "ep", "vpp", "zero", "shard", "sp", "recompute", "micro_batch", "schedule", "bucket_bytes", "trainer", "best",
     ])]
     pub plan: Option<PathBuf>,
     /// Read the job and the strategy from a trainer's own configuration, e.g., `--from megatron pretrain.sh`;
@@ -362,10 +358,6 @@ pub struct EstimateArgs {
     /// Search the strategies that the flags leave open, as `plan --top COUNT` does (10 if no number is given)
     #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "10", conflicts_with = "plan")]
     pub best: Option<usize>,
-    /// Run the GEMMs of linear layers in FP8, and report MFU against the device's FP8 peak; only without a
-    /// profile
-    #[arg(long, conflicts_with = "precision")]
-    pub fp8: bool,
     #[command(flatten)]
     pub figures: FigureArgs,
     /// File to write the plan document to; with --best it holds the fastest layout (default: no file is
@@ -676,9 +668,14 @@ fn precisions() -> impl TypedValueParser<Value = Precision> {
         described(Precision::Fp32, "32-bit floats; the only precision on CPUs"),
         described(Precision::Tf32, "32-bit floats, with GEMM operands rounded to TF32 (GPUs only)"),
         described(
+            Precision::Fp16,
+            "fp16 parameters and activations, with fp32 master weights and optimizer state (other trainers only)",
+        ),
+        described(
             Precision::Bf16,
             "bf16 parameters and activations, with fp32 master weights, gradients and optimizer state (GPUs only)",
         ),
+        described(Precision::Fp8, "As bf16, with the GEMMs of linear layers in FP8 (other trainers only)"),
     ])
 }
 

@@ -51,8 +51,13 @@ pub fn check(kind: DeviceKind) -> Result<(), Failure> {
 }
 
 /// # Errors
-/// CPUs compute in fp32 only.
+/// CPUs compute in fp32 only, and GPUs in what autodist trains.
 pub fn check_precision(kind: DeviceKind, precision: Precision, flag: &str) -> Result<(), Failure> {
+    if !precision.is_own() {
+        let problem = "is not a precision of autodist's own engines";
+        let error = InputError::new("--precision", precision.name(), problem);
+        return Err(error.hint("use --precision bf16 or fp32, or train with another trainer").into());
+    }
     if kind == DeviceKind::Cpu && precision != Precision::Fp32 {
         let problem = "needs a GPU: CPU ranks support only fp32";
         let error = InputError::new("--precision", precision.name(), problem);
@@ -65,7 +70,11 @@ pub fn check_precision(kind: DeviceKind, precision: Precision, flag: &str) -> Re
 /// # Errors
 /// As for [`check_precision`], for the job of a plan.
 pub fn check_precision_of(plan: &Plan) -> Result<(), Failure> {
-    check_precision(plan.profile.devices, plan.job.precision, "a plan from a profile with --devices")
+    let flag = "a plan from a profile with --devices";
+    check_precision(plan.profile.devices, plan.job.precision, flag).map_err(|failure| match failure {
+        Failure::Input(error) => Failure::Input(InputError { field: "job.precision".to_owned(), ..error }),
+        other => other,
+    })
 }
 
 /// Removes options from the search that make no difference on these devices: GPUs never store attention

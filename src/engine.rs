@@ -78,11 +78,6 @@ pub fn check(
     strategy: &ParallelStrategy,
     field: &str,
 ) -> Result<(), InputError> {
-    if plan.profile.catalogue.as_ref().is_some_and(|catalogue| catalogue.fp8) {
-        let error =
-            InputError::new("profile.catalogue.fp8", true, "is not supported by autodist's own engines");
-        return Err(error.hint("plan without `--fp8`, or train this plan by another trainer"));
-    }
     engine::check(engine, &plan.model, &plan.job, strategy).map_err(|broken| {
         InputError::new(field, strategy.label(), broken.reason)
             .hint("plan with a profile of that engine (`autodist profile --engine torch`): such plans use only what it supports")

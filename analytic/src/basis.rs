@@ -6,7 +6,7 @@ use crate::parameters::FreeParameters;
 use crate::run::TrainingRun;
 use crate::trainer::Trainer;
 use crate::work::StepWork;
-use autodist_hardware::Dtype;
+use autodist_spec::Precision;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use strum::VariantArray;
@@ -58,7 +58,7 @@ impl TrainingRun {
         let applies = |basis: &Basis| match basis {
             Basis::ExtrapolatedDevice => !self.machine.device.has_kernels_of_its_generation(),
             Basis::OtherTrainer => !known(self.trainer),
-            Basis::EightBits => matches!(self.dtype, Dtype::Fp8 | Dtype::Fp4),
+            Basis::EightBits => self.dtype == Precision::Fp8,
             Basis::Experts => self.shape.experts.is_some(),
             Basis::HostBound => breakdown.host_s > HOST_BOUND * breakdown.total(),
             Basis::AssumedFacts => !self.assumptions.is_empty(),

@@ -6,8 +6,8 @@ use crate::parameters::FreeParameters;
 use crate::run::{ExpertShape, ParallelDims, Shape, TrainingRun};
 use crate::trainer::{AttentionKind, Trainer};
 use crate::words;
-use autodist_hardware::{Catalogue, Dtype};
-use autodist_spec::{InputError, Recompute};
+use autodist_hardware::Catalogue;
+use autodist_spec::{InputError, Precision, Recompute};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -317,18 +317,17 @@ fn layout(
     })
 }
 
-fn dtype(fields: &Fields, assumptions: &mut Vec<String>) -> Result<Dtype, String> {
+fn dtype(fields: &Fields, assumptions: &mut Vec<String>) -> Result<Precision, String> {
     let written = fields.text("precision").unwrap_or_else(|| {
         assumptions.push("bf16: precision not given".to_owned());
         "bf16"
     });
     match written.to_ascii_lowercase().as_str() {
-        "fp16" | "amp_fp16" | "float16" => Ok(Dtype::Fp16),
-        "bf16" | "amp_bf16" | "bfloat16" => Ok(Dtype::Bf16),
-        text if text.contains("fp8") => Ok(Dtype::Fp8),
-        text if text.contains("fp4") => Ok(Dtype::Fp4),
-        "fp32" => Ok(Dtype::Fp32),
-        "tf32" => Ok(Dtype::Tf32),
+        "fp16" | "amp_fp16" | "float16" => Ok(Precision::Fp16),
+        "bf16" | "amp_bf16" | "bfloat16" => Ok(Precision::Bf16),
+        text if text.contains("fp8") => Ok(Precision::Fp8),
+        "fp32" => Ok(Precision::Fp32),
+        "tf32" => Ok(Precision::Tf32),
         _ => Err(format!("`precision` is `{written}`: not supported")),
     }
 }

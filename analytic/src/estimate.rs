@@ -6,9 +6,8 @@ use crate::parameters::FreeParameters;
 use crate::run::TrainingRun;
 use crate::trainer::{AttentionKind, HostKind, Trainer};
 use crate::work::{GemmTime, LinkTime, StepWork, TensorParallelTime};
-use autodist_hardware::Dtype;
 use autodist_spec::error::positive;
-use autodist_spec::{InputError, Recompute, Seconds};
+use autodist_spec::{InputError, Precision, Recompute, Seconds};
 use serde::Serialize;
 
 /// The parts of a step's time on the critical path; they sum to the step time.
@@ -144,7 +143,7 @@ impl<'a> Rates<'a> {
         let gemm_16 = p.gemm_efficiency * generation * library;
         Self {
             parameters,
-            gemm: gemm_16 * if matches!(run.dtype, Dtype::Fp8 | Dtype::Fp4) { eight_bits } else { 1.0 },
+            gemm: gemm_16 * if run.dtype == Precision::Fp8 { eight_bits } else { 1.0 },
             gemm_16,
             waves: if classic { p.classic_waves } else { 0.0 },
             second_per_byte: run.machine.seconds_per_byte / (p.memory_efficiency * memory),
@@ -166,7 +165,7 @@ impl<'a> Rates<'a> {
     /// directly and transposed; so are their gradients.
     pub fn casts(&self, run: &TrainingRun, work: &StepWork) -> f64 {
         let bytes = self.parameters.cast_bytes * work.operands;
-        if run.dtype == Dtype::Fp8 { bytes * self.second_per_byte } else { 0.0 }
+        if run.dtype == Precision::Fp8 { bytes * self.second_per_byte } else { 0.0 }
     }
 
     pub fn gemms(&self, work: GemmTime) -> f64 {

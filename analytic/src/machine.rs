@@ -2,10 +2,10 @@
 
 use crate::memo;
 use autodist_hardware::{
-    Attention, AttentionKernel, Catalogue, DeviceModel, Dtype, GroupShape, InterNodeNetwork, Interconnect,
+    Attention, AttentionKernel, Catalogue, DeviceModel, GroupShape, InterNodeNetwork, Interconnect,
     KernelParameters,
 };
-use autodist_spec::{Bytes, BytesPerSecond, Cluster, Collective, InputError};
+use autodist_spec::{Bytes, BytesPerSecond, Cluster, Collective, InputError, Precision};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Device generations that a calibration distinguishes.
@@ -136,7 +136,7 @@ impl NodeModel {
     }
 
     /// Seconds of `batch` GEMMs `[m, k]` by `[k, n]` in one kernel.
-    pub fn gemms(&self, dtype: Dtype, batch: u64, m: u64, n: u64, k: u64) -> f64 {
+    pub fn gemms(&self, dtype: Precision, batch: u64, m: u64, n: u64, k: u64) -> f64 {
         memo::remembered([self.number, 8 + dtype as u64, batch, m, n, k], || {
             self.device.batched_gemm(dtype, batch, m, n, k).time.0
         })

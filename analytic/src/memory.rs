@@ -6,8 +6,7 @@
 
 use crate::run::{Shape, TrainingRun};
 use crate::trainer::{AttentionKind, Trainer};
-use autodist_hardware::Dtype;
-use autodist_spec::Recompute;
+use autodist_spec::{Precision, Recompute};
 use serde::Serialize;
 
 /// Bytes of the fullest device.
@@ -175,7 +174,9 @@ impl Bytes {
             _ if run.word() > 2.0 => (4.0, 4.0, 8.0),
             Trainer::Megatron | Trainer::MegatronCore | Trainer::Oneflow => (2.0, 4.0, 12.0),
             Trainer::Nemo => (2.0, 2.0, 12.0),
-            Trainer::MegatronDeepspeed | Trainer::Deepspeed if run.dtype == Dtype::Bf16 => (2.0, 6.0, 14.0),
+            Trainer::MegatronDeepspeed | Trainer::Deepspeed if run.dtype == Precision::Bf16 => {
+                (2.0, 6.0, 14.0)
+            }
             Trainer::MegatronDeepspeed | Trainer::Deepspeed | Trainer::Internevo => (2.0, 2.0, 18.0),
             Trainer::Fsdp | Trainer::Fsdp2 => (4.0, 4.0, 8.0),
         };

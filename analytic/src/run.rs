@@ -3,8 +3,7 @@
 use crate::machine::NodeModel;
 use crate::memory::Memory;
 use crate::trainer::{AttentionKind, Trainer};
-use autodist_hardware::Dtype;
-use autodist_spec::{Activation, InputError, ModelSpec, Positions, Recompute};
+use autodist_spec::{Activation, InputError, ModelSpec, Positions, Precision, Recompute};
 use std::sync::Arc;
 
 /// Shapes of a decoder-only transformer, dense or with experts.
@@ -176,7 +175,7 @@ pub struct TrainingRun {
     pub micro_batch: u32,
     /// Sequences per step.
     pub global_batch: u32,
-    pub dtype: Dtype,
+    pub dtype: Precision,
     pub recompute: Recompute,
     pub trainer: Trainer,
     pub attention: AttentionKind,
@@ -203,7 +202,7 @@ impl TrainingRun {
             seq_len: 2048,
             micro_batch: 1,
             global_batch: layout.data,
-            dtype: Dtype::Bf16,
+            dtype: Precision::Bf16,
             recompute: Recompute::None,
             trainer,
             attention,
@@ -217,7 +216,7 @@ impl TrainingRun {
 
     /// Bytes of an activation's element, of a weight in a pass and of a gradient before it is accumulated.
     pub fn word(&self) -> f64 {
-        if matches!(self.dtype, Dtype::Fp32 | Dtype::Tf32) { 4.0 } else { 2.0 }
+        if matches!(self.dtype, Precision::Fp32 | Precision::Tf32) { 4.0 } else { 2.0 }
     }
 
     /// Blocks of a pipeline rank, and by how many the first and last one fall short.

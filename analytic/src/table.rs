@@ -4,8 +4,8 @@ use crate::cells;
 use crate::described::{Machines, run};
 use crate::fields::Fields;
 use crate::run::TrainingRun;
-use autodist_hardware::{Catalogue, Dtype};
-use autodist_spec::InputError;
+use autodist_hardware::Catalogue;
+use autodist_spec::{InputError, Precision};
 use std::collections::BTreeSet;
 
 /// One line: the run if it is understood, or the reason why not, and the measurements.
@@ -29,8 +29,7 @@ pub struct TableRow {
 impl TableRow {
     /// Whether a fit may use the row: dense, in 16 or 8 bits, read at its source, with a time.
     pub fn is_for_fitting(&self) -> bool {
-        let known =
-            matches!(&self.run, Ok(run) if matches!(run.dtype, Dtype::Bf16 | Dtype::Fp16 | Dtype::Fp8));
+        let known = matches!(&self.run, Ok(run) if matches!(run.dtype, Precision::Bf16 | Precision::Fp16 | Precision::Fp8));
         self.dense && known && self.quality != "R" && self.measured_s.is_some()
     }
 }

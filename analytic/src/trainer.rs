@@ -1,8 +1,7 @@
 //! Differences between trainers with the same layout.
 
 use crate::machine::Generation;
-use autodist_hardware::Dtype;
-use autodist_spec::Recompute;
+use autodist_spec::{Precision, Recompute};
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, IntoStaticStr, VariantArray};
 
@@ -280,11 +279,11 @@ impl Trainer {
     }
 
     /// Bytes per gradient in accumulation and reduction: DeepSpeed's optimizer for bf16 accumulates in fp32.
-    pub fn gradient_bytes(self, dtype: Dtype) -> f64 {
+    pub fn gradient_bytes(self, dtype: Precision) -> f64 {
         match self {
-            _ if matches!(dtype, Dtype::Fp32 | Dtype::Tf32) => 4.0,
+            _ if matches!(dtype, Precision::Fp32 | Precision::Tf32) => 4.0,
             Self::MegatronCore => 4.0,
-            Self::MegatronDeepspeed | Self::Deepspeed if dtype == Dtype::Bf16 => 4.0,
+            Self::MegatronDeepspeed | Self::Deepspeed if dtype == Precision::Bf16 => 4.0,
             _ => 2.0,
         }
     }

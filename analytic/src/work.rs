@@ -3,8 +3,8 @@
 
 use crate::run::TrainingRun;
 use crate::trainer::{AttentionKind, TensorOverlap};
-use autodist_hardware::{Attention, BACKWARD_OVER_FORWARD, Dtype};
-use autodist_spec::{Collective, Recompute};
+use autodist_hardware::{Attention, BACKWARD_OVER_FORWARD};
+use autodist_spec::{Collective, Precision, Recompute};
 
 /// Seconds of GEMMs, split by the effects that can slow them down in a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -350,8 +350,8 @@ impl GemmTime {
 }
 
 /// Attention and all operations other than linear layers stay in 16 bits if GEMMs are in FP8.
-fn sixteen_bits(run: &TrainingRun) -> Dtype {
-    if run.dtype == Dtype::Fp8 { Dtype::Bf16 } else { run.dtype }
+fn sixteen_bits(run: &TrainingRun) -> Precision {
+    if run.dtype == Precision::Fp8 { Precision::Bf16 } else { run.dtype }
 }
 
 /// GEMMs of the forward pass; and of the input and weight gradients.

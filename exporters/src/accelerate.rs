@@ -375,7 +375,12 @@ static ROWS: &[FieldMapping] = &[
         field: Field::Precision,
         theirs: "mixed_precision",
         write: |settings, draft| {
-            draft.set("mixed_precision", if settings.precision == Precision::Bf16 { "bf16" } else { "no" });
+            let kind = match settings.precision {
+                Precision::Bf16 => "bf16",
+                Precision::Fp16 => "fp16",
+                Precision::Fp32 | Precision::Tf32 | Precision::Fp8 => "no",
+            };
+            draft.set("mixed_precision", kind);
             note_tf32(settings, draft);
         },
         read: |document, settings| {
@@ -383,14 +388,15 @@ static ROWS: &[FieldMapping] = &[
             settings.precision = match kind.as_str() {
                 "no" => Precision::Fp32,
                 "bf16" => Precision::Bf16,
-                "fp8" if settings.command.fp8 => Precision::Bf16,
+                "fp16" => Precision::Fp16,
+                "fp8" if settings.command.fp8 => Precision::Fp8,
                 _ => {
                     return Err(InputError::new(
                         "mixed_precision",
                         kind,
                         "is not a precision that plans support",
                     )
-                    .hint("use bf16, or no for fp32"));
+                    .hint("use bf16, fp16, or no for fp32; `--precision fp8` prices FP8"));
                 }
             };
             Ok(true)

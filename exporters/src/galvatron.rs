@@ -37,7 +37,11 @@ impl Exporter for Galvatron {
         if job.settings.sequence_parallel {
             arguments.push("--sequence-parallel".to_owned());
         }
-        let precision = if job.settings.precision == Precision::Bf16 { "bf16" } else { "fp32" };
+        let precision = match job.settings.precision {
+            Precision::Bf16 => "bf16",
+            Precision::Fp16 => "fp16",
+            Precision::Fp32 | Precision::Tf32 | Precision::Fp8 => "fp32",
+        };
         arguments.push(format!("--mixed_precision {precision}"));
         arguments.push(format!("--seq-length {}", job.settings.seq_len));
         let command = format!("{} \"$TRAIN_SCRIPT\"", job.machines.torchrun());

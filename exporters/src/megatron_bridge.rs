@@ -121,8 +121,10 @@ impl Exporter for MegatronBridge {
         let nested = Document::of_yaml(text)?;
         let mut flat = Document::default();
         for (path, value) in nested.entries() {
-            if path == "mixed_precision" && value == "bf16_mixed" {
-                flat.set("bf16", true);
+            let recipe = [("bf16_mixed", "bf16"), ("fp16_mixed", "fp16")];
+            let named = recipe.iter().find(|(name, _)| value == name).filter(|_| path == "mixed_precision");
+            if let Some((_, flag)) = named {
+                flat.set(flag, true);
                 continue;
             }
             if path == IN_FP32 {
@@ -153,7 +155,7 @@ static BRIDGE: &[KeyRule] = &[
         Field::Precision,
         &["mixed_precision", "mixed_precision."],
         "is a recipe of mixed precision that is not read",
-        "use bf16_mixed, or give `--precision bf16`; without a profile `--fp8` prices FP8",
+        "use bf16_mixed or fp16_mixed, or give `--precision`; without a profile `--precision fp8` prices FP8",
     ),
     approximated(&["comm_overlap."]),
     // The recipe builds the model, and the optimizer follows the model's precision.

@@ -4,7 +4,7 @@ use crate::document::{Document, above_zero, product, quotient, rounded};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField,
-    clip, full_recompute, instead, note_tf32, precision, refuse, seed, size,
+    clip, full_recompute, instead, note_tf32, precision, refuse, seed, size, without_fp16,
 };
 use crate::settings::Field;
 use crate::unsupported::{KeyRule, approximated, ignored, refused};
@@ -354,6 +354,7 @@ static ROWS: &[FieldMapping] = &[
         field: Field::Precision,
         theirs: "model.dtype",
         write: |settings, draft| {
+            without_fp16(settings, draft);
             let bf16 = settings.precision == Precision::Bf16;
             draft.set("model.dtype", if bf16 { "bfloat16" } else { "float32" });
             draft.set("optimizer.accumulate_grad_in_fp32", true);

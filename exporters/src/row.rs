@@ -287,16 +287,21 @@ impl ReadRate {
     }
 }
 
-/// Refuses fp16 with a loss scale, which plans do not support.
+/// The 16-bit precision of two switches; `None` if both are off.
 ///
 /// # Errors
-/// If the key is true.
-pub fn refuse_fp16(document: &Document, key: &str) -> Result<(), InputError> {
-    if document.flag(key)?.unwrap_or(false) {
-        return Err(InputError::new(key, "true", "is not a precision that plans support")
-            .hint("use bf16, which takes the same time"));
+/// If both are on.
+pub fn sixteen_bits(document: &Document, bf16: &str, fp16: &str) -> Result<Option<Precision>, InputError> {
+    let on = |key| Ok::<_, InputError>(document.flag(key)?.unwrap_or(false));
+    match (on(bf16)?, on(fp16)?) {
+        (true, true) => {
+            Err(InputError::new(fp16, "true", format!("contradicts `{bf16}`"))
+                .hint("switch one of the two off"))
+        }
+        (true, false) => Ok(Some(Precision::Bf16)),
+        (false, true) => Ok(Some(Precision::Fp16)),
+        (false, false) => Ok(None),
     }
-    Ok(())
 }
 
 /// A precision by PyTorch's or JAX's name; bf16 is the trainer's default.
@@ -306,11 +311,23 @@ pub fn refuse_fp16(document: &Document, key: &str) -> Result<(), InputError> {
 pub fn precision(document: &Document, key: &str) -> Result<Precision, InputError> {
     let half = document.text(key).filter(|kind| ["float16", "fp16", "half"].contains(&kind.as_str()));
     if let Some(half) = half {
-        return Err(InputError::new(key, half, "is not a precision that plans support")
+        return Err(InputError::new(key, half, "is not trained by this trainer, which has no loss scale")
             .hint("use bfloat16, which takes the same time"));
     }
     let words = [("bfloat16", Precision::Bf16), ("float32", Precision::Fp32)];
     Ok(document.choice(key, &words)?.unwrap_or(Precision::Bf16))
+}
+
+/// Refuses a plan in fp16 for a trainer that has no loss scale.
+pub fn without_fp16(settings: &Settings, draft: &mut Draft) {
+    if settings.precision == Precision::Fp16 {
+        let error = InputError::new(
+            "job.precision",
+            "fp16",
+            "is not trained by this trainer, which has no loss scale",
+        );
+        draft.refusals.push(error.hint("plan with `--precision bf16`, or export to megatron or deepspeed"));
+    }
 }
 
 /// The base of rotary positions for a trainer that takes only whole numbers.

@@ -4,7 +4,7 @@ use crate::document::{Document, product, quotient};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField, clip, instead,
-    note_tf32, precision, refuse, seed, size,
+    note_tf32, precision, refuse, seed, size, without_fp16,
 };
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
@@ -521,6 +521,7 @@ static ROWS: &[FieldMapping] = &[
         field: Field::Precision,
         theirs: "training.mixed_precision_param",
         write: |settings, draft| {
+            without_fp16(settings, draft);
             let bf16 = settings.precision == Precision::Bf16;
             draft.set("training.mixed_precision_param", if bf16 { "bfloat16" } else { "float32" });
             note_tf32(settings, draft);

@@ -4,7 +4,7 @@ use crate::document::{Document, plain, product};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, Draft, FieldMapping, NO_PIPELINE, OptimizerKeys, PARAMETERS_AS_THEY_ARE,
-    ReadRate, UnsupportedField, clip, instead, refuse, refuse_fp16, seed,
+    ReadRate, UnsupportedField, clip, instead, refuse, seed, sixteen_bits,
 };
 use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
@@ -319,22 +319,20 @@ static ROWS: &[FieldMapping] = &[
     },
     FieldMapping {
         field: Field::Precision,
-        theirs: "bf16, tf32",
+        theirs: "bf16, fp16, tf32",
         write: |settings, draft| {
             draft.set("bf16", settings.precision == Precision::Bf16);
+            if settings.precision == Precision::Fp16 {
+                draft.set("fp16", true);
+            }
             if settings.precision == Precision::Tf32 {
                 draft.set("tf32", true);
             }
         },
         read: |document, settings| {
-            refuse_fp16(document, "fp16")?;
-            let (bf16, tf32) =
-                (document.flag("bf16")?.unwrap_or(false), document.flag("tf32")?.unwrap_or(false));
-            settings.precision = match (bf16, tf32) {
-                (true, _) => Precision::Bf16,
-                (false, true) => Precision::Tf32,
-                (false, false) => Precision::Fp32,
-            };
+            let tf32 = document.flag("tf32")?.unwrap_or(false);
+            let wide = if tf32 { Precision::Tf32 } else { Precision::Fp32 };
+            settings.precision = sixteen_bits(document, "bf16", "fp16")?.unwrap_or(wide);
             Ok(true)
         },
     },

@@ -81,7 +81,7 @@ const OFFLOAD: Treatment = Treatment::Refuse {
     way_out: "switch it off in the file: the estimate is for state in the memory of the devices",
 };
 
-/// Keys of FP8 and narrower arithmetic, by which `--fp8` is priced.
+/// Keys of FP8 and narrower arithmetic, which `--precision fp8` prices.
 const FP8: [&str; 10] = [
     "fp8",
     "fp8_*",
@@ -104,7 +104,7 @@ fn common(command: &CommandLine) -> [KeyRule; 3] {
         &FP8,
         &[],
         "is arithmetic in 8 or 4 bits, which no plan has",
-        "remove it from the file; `--fp8` prices FP8 on a cluster without a profile",
+        "remove it from the file; `--precision fp8` prices FP8 on a cluster without a profile",
     );
     const OF_EXPERTS: KeyRule = refused(
         &EXPERTS,

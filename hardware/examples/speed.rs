@@ -6,8 +6,8 @@
 
 #![allow(clippy::print_stdout, reason = "a program")]
 
-use autodist_hardware::{Attention, AttentionKernel, DeviceModel, Dtype, GroupShape, Interconnect};
-use autodist_spec::{Bytes, Collective, InputError};
+use autodist_hardware::{Attention, AttentionKernel, DeviceModel, GroupShape, Interconnect};
+use autodist_spec::{Bytes, Collective, InputError, Precision};
 use std::time::Instant;
 
 const COUNT: u64 = 2_000_000;
@@ -22,7 +22,7 @@ fn main() -> Result<(), InputError> {
     let device = DeviceModel::named("h100-80gb-sxm")?;
     let links = Interconnect::named("dgx-h100")?;
     time("product", |i| {
-        device.gemm(Dtype::Bf16, 512 + i % 7000, 1024 + i * 7 % 9000, 768 + i * 13 % 12000).time.0
+        device.gemm(Precision::Bf16, 512 + i % 7000, 1024 + i * 7 % 9000, 768 + i * 13 % 12000).time.0
     });
     time("attention", |i| {
         let sequence = 512 + i * 11 % 7000;

@@ -5,9 +5,9 @@ use crate::catalogue::Catalogue;
 use crate::gemm::{Chip, GemmModel, GemmTime};
 use crate::nearest::{are_of_one_generation, nearest};
 use crate::parameters::{AttentionParameters, GemmParameters, KernelParameters};
-use crate::{Attention, AttentionKernel, Dtype, PredictedTime};
+use crate::{Attention, AttentionKernel, PredictedTime};
 use autodist_spec::catalog::DeviceFigures;
-use autodist_spec::{Cluster, FlopsPerSecond, InputError, Provenance, Seconds};
+use autodist_spec::{Cluster, FlopsPerSecond, InputError, Precision, Provenance, Seconds};
 
 /// Spread of predictions for unmeasured devices: two thirds of the measurements of each device lie within it
 /// when they are predicted from the other devices' parameters (`fit::check_devices`).
@@ -26,7 +26,7 @@ pub const BACKWARD_OVER_FORWARD: f64 = 2.5 * 73.0 / 63.0;
 #[derive(Debug, Clone)]
 pub struct DeviceModel {
     figures: DeviceFigures,
-    gemm: [Fitted<GemmModel>; 6],
+    gemm: [Fitted<GemmModel>; 5],
     /// By head size; at least one.
     attention: Vec<(u64, Fitted<AttentionModel>)>,
     stream: f64,
@@ -55,34 +55,32 @@ impl<T> Fitted<T> {
 }
 
 /// Peak FLOP/s of a type; if the device does not support it, of the next wider one.
-pub(crate) fn peak(figures: &DeviceFigures, dtype: Dtype) -> FlopsPerSecond {
+pub(crate) fn peak(figures: &DeviceFigures, dtype: Precision) -> FlopsPerSecond {
     let peaks = &figures.peaks;
     let own = match dtype {
-        Dtype::Fp32 => peaks.fp32,
-        Dtype::Tf32 => peaks.tf32,
-        Dtype::Fp16 => peaks.fp16,
-        Dtype::Bf16 => Some(figures.peak_flops_per_s),
-        Dtype::Fp8 => peaks.fp8,
-        Dtype::Fp4 => peaks.fp4,
+        Precision::Fp32 => peaks.fp32,
+        Precision::Tf32 => peaks.tf32,
+        Precision::Fp16 => peaks.fp16,
+        Precision::Bf16 => Some(figures.peak_flops_per_s),
+        Precision::Fp8 => peaks.fp8,
     };
     own.unwrap_or_else(|| match dtype {
-        Dtype::Tf32 => peak(figures, Dtype::Fp32),
-        Dtype::Fp4 => peak(figures, Dtype::Fp8),
+        Precision::Tf32 => peak(figures, Precision::Fp32),
         // No figure for fp32: half of the tensor cores' FLOP/s for operands of half the width.
-        Dtype::Fp32 => figures.peak_flops_per_s * 0.5,
+        Precision::Fp32 => figures.peak_flops_per_s * 0.5,
         _ => figures.peak_flops_per_s,
     })
 }
 
 /// The chip for GEMMs of a type; `None` if its number of streaming multiprocessors is unknown.
-pub(crate) fn chip(figures: &DeviceFigures, dtype: Dtype) -> Option<Chip> {
+pub(crate) fn chip(figures: &DeviceFigures, dtype: Precision) -> Option<Chip> {
     let processors = f64::from(figures.processors?);
     Some(Chip {
         processors,
         peak: peak(figures, dtype).0,
         processor_rate: peak(figures, dtype).0 / processors,
         memory_rate: figures.memory_bytes_per_s.0,
-        operand_bytes: dtype.bytes(),
+        operand_bytes: dtype.operand_bytes(),
         result_bytes: dtype.result_bytes(),
     })
 }
@@ -90,7 +88,7 @@ pub(crate) fn chip(figures: &DeviceFigures, dtype: Dtype) -> Option<Chip> {
 /// The chip of a device that uses the parameters of another: with that one's number of streaming
 /// multiprocessors if its own is unknown, and its peak scaled by the ratio of the fractions of peak that the
 /// two achieved.
-fn chip_like(figures: &DeviceFigures, reference: &DeviceFigures, dtype: Dtype) -> Chip {
+fn chip_like(figures: &DeviceFigures, reference: &DeviceFigures, dtype: Precision) -> Chip {
     let processors = f64::from(figures.processors.or(reference.processors).unwrap_or(100));
     let achieved = |of: &DeviceFigures| Some(of.achievable_flops_per_s? / of.peak_flops_per_s);
     let ratio = match (achieved(figures), achieved(reference)) {
@@ -102,7 +100,7 @@ fn chip_like(figures: &DeviceFigures, reference: &DeviceFigures, dtype: Dtype) -
         peak: peak(figures, dtype).0,
         processor_rate: ratio * peak(figures, dtype).0 / processors,
         memory_rate: figures.memory_bytes_per_s.0,
-        operand_bytes: dtype.bytes(),
+        operand_bytes: dtype.operand_bytes(),
         result_bytes: dtype.result_bytes(),
     }
 }
@@ -167,10 +165,10 @@ impl DeviceModel {
                 .hint("fit them to tables of bf16 GEMMs and of attention")
         };
         let (measured, reference) =
-            nearest_gemm(figures, parameters, Dtype::Bf16).ok_or_else(|| lacking("gemm"))?;
+            nearest_gemm(figures, parameters, Precision::Bf16).ok_or_else(|| lacking("gemm"))?;
         let (stream, launch) = (measured.stream, measured.shortest_s);
         let attention = fitted_attention(figures, parameters).ok_or_else(|| lacking("attention"))?;
-        let gemm = Dtype::ALL.iter().map(|&dtype| fitted_gemm(figures, parameters, dtype));
+        let gemm = Precision::ALL.iter().map(|&dtype| fitted_gemm(figures, parameters, dtype));
         let gemm: Option<Vec<_>> = gemm.collect();
         let gemm = gemm.and_then(|gemm| gemm.try_into().ok()).ok_or_else(|| lacking("gemm"))?;
         let same_generation = are_of_one_generation(figures, &reference);
@@ -188,19 +186,19 @@ impl DeviceModel {
     }
 
     /// Peak FLOP/s of a type; if the device does not support it, of the next wider one.
-    pub fn peak(&self, dtype: Dtype) -> FlopsPerSecond {
+    pub fn peak(&self, dtype: Precision) -> FlopsPerSecond {
         peak(&self.figures, dtype)
     }
 
     /// `[m, k]` by `[k, n]`: `2 m n k` FLOPs. The result is `[m, n]`. Sizes are at least 1.
     #[inline]
-    pub fn gemm(&self, dtype: Dtype, m: u64, n: u64, k: u64) -> PredictedTime {
+    pub fn gemm(&self, dtype: Precision, m: u64, n: u64, k: u64) -> PredictedTime {
         self.batched_gemm(dtype, 1, m, n, k)
     }
 
     /// `batch` GEMMs of the same shape in one kernel.
     #[inline]
-    pub fn batched_gemm(&self, dtype: Dtype, batch: u64, m: u64, n: u64, k: u64) -> PredictedTime {
+    pub fn batched_gemm(&self, dtype: Precision, batch: u64, m: u64, n: u64, k: u64) -> PredictedTime {
         let fitted = &self.gemm[dtype as usize];
         let [batch, m, n, k] = [batch, m, n, k].map(|size| size as f64);
         let within = batch == 1.0 && fitted.model.corrections.covers([m, n, k]);
@@ -248,7 +246,7 @@ impl DeviceModel {
         let mut whole = self.memory_bound(bytes * scores);
         for &(operand, count) in products {
             let (n, k) = if operand { (shape.head_dim, shape.keys) } else { (shape.keys, shape.head_dim) };
-            let one = self.batched_gemm(Dtype::Bf16, batch, shape.sequence, n, k);
+            let one = self.batched_gemm(Precision::Bf16, batch, shape.sequence, n, k);
             whole.time += one.time * f64::from(count);
             whole.spread = whole.spread.max(one.spread);
             whole.provenance = whole.provenance.max(one.provenance);
@@ -267,7 +265,7 @@ impl DeviceModel {
     /// optimizer. It reaches the fraction of the memory bandwidth that memory-bound bf16 GEMMs reached.
     pub fn memory_bound(&self, bytes: f64) -> PredictedTime {
         let seconds = bytes / (self.stream * self.figures.memory_bytes_per_s.0) + self.launch;
-        let fitted = &self.gemm[Dtype::Bf16 as usize];
+        let fitted = &self.gemm[Precision::Bf16 as usize];
         PredictedTime::new(seconds, fitted.spread.max(0.1), fitted.provenance.max(Provenance::Modelled))
     }
 
@@ -280,7 +278,7 @@ impl DeviceModel {
 fn nearest_gemm<'a>(
     figures: &DeviceFigures,
     parameters: &'a KernelParameters,
-    dtype: Dtype,
+    dtype: Precision,
 ) -> Option<(&'a GemmParameters, DeviceFigures)> {
     let entries = parameters.gemm.iter().filter(|entry| entry.dtype == dtype);
     nearest(figures, entries, |entry| &entry.device)
@@ -289,20 +287,20 @@ fn nearest_gemm<'a>(
 fn fitted_gemm(
     figures: &DeviceFigures,
     parameters: &KernelParameters,
-    dtype: Dtype,
+    dtype: Precision,
 ) -> Option<Fitted<GemmModel>> {
-    let has_fp8 = figures.peaks.fp8.is_some() || figures.peaks.fp4.is_some();
+    let has_fp8 = figures.peaks.fp8.is_some();
     let measured = match dtype {
-        Dtype::Fp8 | Dtype::Fp4 if has_fp8 && parameters.gemm.iter().any(|e| e.dtype == Dtype::Fp8) => {
-            Dtype::Fp8
+        Precision::Fp8 if has_fp8 && parameters.gemm.iter().any(|e| e.dtype == Precision::Fp8) => {
+            Precision::Fp8
         }
-        _ => Dtype::Bf16,
+        _ => Precision::Bf16,
     };
     let (entry, reference) = nearest_gemm(figures, parameters, measured)?;
     let (least, provenance) = match (entry.device == figures.name, dtype == measured, dtype) {
         (true, true, _) => (0.0, Provenance::Interpolated),
         // The same units at the same FLOP/s.
-        (true, false, Dtype::Fp16) => (0.0, Provenance::Modelled),
+        (true, false, Precision::Fp16) => (0.0, Provenance::Modelled),
         _ => (OTHER_DEVICE, Provenance::Extrapolated),
     };
     let (spread, spread_between) = (entry.spread.max(least), entry.spread_between.max(least));
@@ -323,7 +321,7 @@ fn fitted_attention(
     let entries = parameters.attention.iter().filter(|other| other.device == entry.device);
     let fitted = entries.map(|entry| {
         let model = AttentionModel {
-            chip: chip_like(figures, &reference, Dtype::Bf16),
+            chip: chip_like(figures, &reference, Precision::Bf16),
             base: entry.base(),
             corrections: entry.tables.0.clone(),
         };

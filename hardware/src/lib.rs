@@ -3,10 +3,10 @@
 //! measurements.
 //!
 //! ```
-//! use autodist_hardware::{DeviceModel, Dtype, GroupShape, Interconnect};
-//! use autodist_spec::{Bytes, Collective, Provenance};
+//! use autodist_hardware::{DeviceModel, GroupShape, Interconnect};
+//! use autodist_spec::{Bytes, Collective, Precision, Provenance};
 //! let h100 = DeviceModel::named("h100-80gb-sxm").unwrap();
-//! let gemm = h100.gemm(Dtype::Bf16, 4096, 4096, 4096);
+//! let gemm = h100.gemm(Precision::Bf16, 4096, 4096, 4096);
 //! assert!(gemm.time.0 > 2.0 * 4096f64.powi(3) / 989e12);
 //! assert_eq!(gemm.provenance, Provenance::Interpolated);
 //! let node = Interconnect::named("dgx-h100").unwrap();
@@ -22,7 +22,6 @@ mod attention;
 mod catalogue;
 mod collective;
 mod device;
-mod dtype;
 pub mod fit;
 mod gemm;
 mod nccl;
@@ -37,7 +36,6 @@ pub use autodist_spec::catalog::{DeviceFigures, LinkKind, Peaks};
 pub use catalogue::{BusRates, Catalogue, Fabric, NodeShape};
 pub use collective::{GroupShape, InterNodeNetwork, Interconnect};
 pub use device::{BACKWARD_OVER_FORWARD, DeviceModel};
-pub use dtype::Dtype;
 pub use nccl::NcclDatatype;
 pub use parameters::KernelParameters;
 pub use price::PredictedTime;

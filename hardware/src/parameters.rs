@@ -1,11 +1,11 @@
 //! The file of fitted parameters: `catalog/kernels.toml`.
 
+use crate::PredictedTime;
 use crate::attention::AttentionBase;
 use crate::gemm::GemmBase;
 use crate::nccl::CollectiveParameters;
 use crate::tables::{Axis, Corrections, PAIRS};
-use crate::{Dtype, PredictedTime};
-use autodist_spec::{InputError, Provenance, Seconds};
+use autodist_spec::{InputError, Precision, Provenance, Seconds};
 use serde::{Deserialize, Serialize};
 use std::sync::LazyLock;
 
@@ -32,7 +32,7 @@ pub struct KernelParameters {
 #[serde(deny_unknown_fields)]
 pub(crate) struct GemmParameters {
     pub device: String,
-    pub dtype: Dtype,
+    pub dtype: Precision,
     /// Spread of held-out measurements: two thirds of them are within it.
     pub spread: f64,
     /// Spread of sizes between the points of the tables.

@@ -16,8 +16,8 @@ pub fn check(
     strategy: &ParallelStrategy,
 ) -> Result<(), Illegal> {
     let checked = match engine {
-        Engine::Native => both(model, strategy),
-        Engine::Torch => both(model, strategy).and_then(|()| torch(model, job, strategy)),
+        Engine::Native => both(model, job, strategy),
+        Engine::Torch => both(model, job, strategy).and_then(|()| torch(model, job, strategy)),
     };
     checked.map_err(|reason| Illegal {
         rule: Rule::Engine,
@@ -26,8 +26,14 @@ pub fn check(
 }
 
 /// What neither engine supports.
-fn both(model: &ModelSpec, s: &ParallelStrategy) -> Result<(), String> {
+fn both(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<(), String> {
     let instead = "export the plan to a trainer that does";
+    if !job.precision.is_own() {
+        let name = job.precision.name();
+        return Err(format!(
+            "precision = {name}: it trains in fp32, tf32 and bf16; use one of them, or {instead}"
+        ));
+    }
     if model.experts.is_some() {
         return Err(format!("{}: it does not support experts; use a dense model, or {instead}", model.name));
     }

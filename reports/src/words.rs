@@ -390,7 +390,11 @@ pub(crate) fn precision(precision: Precision) -> &'static str {
     match precision {
         Precision::Fp32 => "fp32",
         Precision::Tf32 => "tf32 in GEMMs, fp32 in everything else",
+        Precision::Fp16 => "fp16; master weights and optimizer state in fp32",
         Precision::Bf16 => "bf16; master weights, gradients and optimizer state in fp32",
+        Precision::Fp8 => {
+            "FP8 in GEMMs of linear layers, bf16 elsewhere; master weights and optimizer state in fp32"
+        }
     }
 }
 

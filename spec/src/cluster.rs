@@ -119,8 +119,9 @@ impl Device {
         let known = figures.and_then(|figures| figures.peak(arithmetic));
         // A device from a catalogue also has its 16-bit figure.
         match self.peak_flops_per_s.filter(|_| self.provenance == Provenance::Modelled) {
-            Some(rate) if arithmetic == "bf16" => {
-                Some(Peak { rate, arithmetic: known.map_or("bf16", |peak| peak.arithmetic) })
+            Some(rate) if ["bf16", "fp16"].contains(&arithmetic) => {
+                let own = if arithmetic == "bf16" { "bf16" } else { "fp16" };
+                Some(Peak { rate, arithmetic: known.map_or(own, |peak| peak.arithmetic) })
             }
             _ => known,
         }

@@ -8,7 +8,7 @@ use crate::units::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use strum::{EnumString, IntoStaticStr, VariantArray};
+use strum::{Display, EnumString, IntoStaticStr, VariantArray};
 
 /// A training job. Every field except the global batch and the sequence length has a default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -143,18 +143,24 @@ fn default_reserve() -> f64 {
     0.04
 }
 
-/// Number formats of the training. CPUs compute in fp32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+/// Number formats of the training, by the operands of its GEMMs. CPUs compute in fp32.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "snake_case")]
-#[derive(EnumString, IntoStaticStr, VariantArray)]
+#[derive(Display, EnumString, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum Precision {
     #[default]
     Fp32,
     /// fp32, except in GEMMs, where the tensor cores round operands to 10 bits of mantissa.
     Tf32,
+    /// fp16 activations and parameters, with a loss scale; fp32 master weights and optimizer state.
+    Fp16,
     /// bf16 activations and parameters; fp32 master weights, gradients and optimizer state.
     Bf16,
+    /// As bf16, with the GEMMs of linear layers in FP8.
+    Fp8,
 }
 
 impl Precision {
@@ -168,13 +174,32 @@ impl Precision {
     pub fn working(self, elements: u64) -> Bytes {
         match self {
             Self::Fp32 | Self::Tf32 => Bytes(4 * elements),
-            Self::Bf16 => Bytes(2 * elements),
+            Self::Fp16 | Self::Bf16 | Self::Fp8 => Bytes(2 * elements),
         }
+    }
+
+    /// Bytes of one operand's element of a GEMM; scales of fp8 are not counted.
+    pub fn operand_bytes(self) -> f64 {
+        match self {
+            Self::Fp32 | Self::Tf32 => 4.0,
+            Self::Fp16 | Self::Bf16 => 2.0,
+            Self::Fp8 => 1.0,
+        }
+    }
+
+    /// Bytes of one element of a GEMM's result: like the operands, but 2 for fp8.
+    pub fn result_bytes(self) -> f64 {
+        self.operand_bytes().max(2.0)
+    }
+
+    /// Whether autodist's own engines train in it, on devices that have it.
+    pub fn is_own(self) -> bool {
+        matches!(self, Self::Fp32 | Self::Tf32 | Self::Bf16)
     }
 
     /// Whether the optimizer keeps master weights in addition to the parameters that layers read.
     pub fn is_mixed(self) -> bool {
-        self == Self::Bf16
+        !matches!(self, Self::Fp32 | Self::Tf32)
     }
 }
 

@@ -247,26 +247,15 @@ pub struct CatalogueReference {
     /// Fingerprint of the figures of the devices; empty in older plans.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub devices: String,
-    /// Whether the GEMMs of linear layers are in FP8; everything else is in the job's precision.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub fp8: bool,
     /// Of which runs the error bar of the step time is.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub error_bar_of: String,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-fn is_false(value: &bool) -> bool {
-    !value
-}
-
 impl Plan {
     /// The utilisation of a device at the step time of `estimate`, of this plan or of an alternative.
     pub fn utilisation(&self, estimate: &Estimate) -> Option<Utilisation> {
-        let fp8 = self.profile.catalogue.as_ref().is_some_and(|catalogue| catalogue.fp8);
-        let arithmetic = if fp8 { "fp8" } else { self.job.precision.name() };
-        let step = estimate.step_time_s;
-        let mut all = Utilisation::in_arithmetic(arithmetic, &self.model, &self.job, &self.cluster, step);
+        let mut all = Utilisation::of(&self.model, &self.job, &self.cluster, estimate.step_time_s);
         if self.profile.emulated {
             // Its devices are emulated, and do not reach that peak.
             all.peak = None;
@@ -278,11 +267,9 @@ impl Plan {
     /// of emulated devices, that of older plans, which used the rate of the profile's fastest GEMM as the
     /// peak, and that of plans in FP8.
     pub fn correct_mfu(&mut self) {
-        let fp8 = self.profile.catalogue.as_ref().is_some_and(|catalogue| catalogue.fp8);
         let measured = self.cluster.nodes.iter().any(|group| group.device.measured_rate().is_some());
         let corrected = |estimate: &Estimate| match estimate.mfu {
             Some(_) if self.profile.emulated => None,
-            _ if fp8 => self.utilisation(estimate).and_then(|all| all.mfu()),
             Some(_) if measured => self.utilisation(estimate).and_then(|all| all.mfu()),
             mfu => mfu.filter(|mfu| *mfu <= 1.0),
         };

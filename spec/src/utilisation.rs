@@ -36,20 +36,9 @@ pub struct Utilisation {
 impl Utilisation {
     /// The utilisation of a job on a cluster with a step time of `step`.
     pub fn of(model: &ModelSpec, job: &Job, cluster: &Cluster, step: Seconds) -> Self {
-        Self::in_arithmetic(job.precision.name(), model, job, cluster, step)
-    }
-
-    /// As `of`, relative to the peak of another arithmetic than the job's precision.
-    pub fn in_arithmetic(
-        arithmetic: &str,
-        model: &ModelSpec,
-        job: &Job,
-        cluster: &Cluster,
-        step: Seconds,
-    ) -> Self {
         let flops = model.step_flops(job.tokens(), u64::from(job.seq_len));
         let achieved = FlopsPerSecond((flops / step).0 / f64::from(cluster.device_count().max(1)));
-        Self { achieved, peak: cluster.published_peak(arithmetic) }
+        Self { achieved, peak: cluster.published_peak(job.precision.name()) }
     }
 
     /// Model FLOPs utilisation (Chowdhery et al., PaLM, 2204.02311, appendix B), from 0 to 1. `None` if the

@@ -9,7 +9,7 @@ use autodist_analytic::{
     Calibration, CataloguePrices, FreeParameters, NodeModel, ParallelDims, Shape, Trainer, TrainingRun,
 };
 use autodist_cost_model::{CostModel, Prices};
-use autodist_hardware::{Catalogue, Dtype};
+use autodist_hardware::Catalogue;
 use autodist_spec::error::in_range;
 use autodist_spec::{
     Bytes, CatalogueReference, Check, Cluster, DeviceClasses, Engine, InputError, Job, ModelSpec, NodeKind,
@@ -26,16 +26,14 @@ const SIMULATED: f64 = 0.05;
 #[derive(Debug, Clone)]
 pub struct Software {
     pub trainer: Trainer,
-    /// Whether GEMMs of linear layers are in FP8.
-    pub fp8: bool,
     /// Facts that nobody gave.
     pub assumptions: Vec<String>,
 }
 
 impl Software {
     /// The given trainer, or Megatron-Core.
-    pub fn of(trainer: Option<Trainer>, fp8: bool) -> Self {
-        Self { trainer: trainer.unwrap_or(Trainer::MegatronCore), fp8, assumptions: Vec::new() }
+    pub fn of(trainer: Option<Trainer>) -> Self {
+        Self { trainer: trainer.unwrap_or(Trainer::MegatronCore), assumptions: Vec::new() }
     }
 }
 
@@ -88,18 +86,24 @@ impl Figures {
         Ok(Self { cluster, machines, parameters, calibration, source })
     }
 
+    /// The 16-bit precision of the devices: fp16 where one of them has no bf16.
+    pub fn usual_precision(&self) -> Precision {
+        let all = self.machines.iter().all(|machine| computes_in(machine, Precision::Bf16));
+        if all { Precision::Bf16 } else { Precision::Fp16 }
+    }
+
     /// # Errors
-    /// FP8 is asked for on devices without it.
-    pub fn check(&self, software: &Software) -> Result<(), InputError> {
-        let lacks = |machine: &&Arc<NodeModel>| machine.device.figures().peak("fp8").is_none();
-        if let Some(machine) = self.machines.iter().find(lacks).filter(|_| software.fp8) {
-            let device = machine.device.figures();
-            let error = InputError::new("--fp8", "", format!("{} has no FP8 GEMMs", device.name));
-            return Err(
-                error.hint("remove `--fp8`, or use devices with an fp8 peak in `catalog/devices.toml`")
-            );
-        }
-        Ok(())
+    /// The devices do not compute in this precision.
+    pub fn check(&self, precision: Precision) -> Result<(), InputError> {
+        let Some(machine) = self.machines.iter().find(|machine| !computes_in(machine, precision)) else {
+            return Ok(());
+        };
+        let name = &machine.device_name;
+        let problem = format!("is not known of {name}, which has no published peak in it");
+        let error = InputError::new("--precision", precision.name(), problem);
+        let usual = self.usual_precision().name();
+        Err(error
+            .hint(format!("use --precision {usual}, or add `{precision}` to the `peaks` of a device file")))
     }
 
     /// The figures from which a plan was made; `None` if a profile is given or the plan was made from one.
@@ -113,7 +117,7 @@ impl Figures {
     ) -> Result<Option<(Self, Software)>, Failure> {
         let figures = if profile.is_some() { None } else { Self::of_plan(plan, args)? };
         if figures.is_none() {
-            without_profile(None, false, args)?;
+            without_profile(None, args)?;
         }
         Ok(figures)
     }
@@ -148,7 +152,7 @@ impl Figures {
                 .into());
         }
         let assumptions = plan.assumptions.clone();
-        Ok(Some((figures, Software { trainer, fp8: reference.fp8, assumptions })))
+        Ok(Some((figures, Software { trainer, assumptions })))
     }
 
     /// The fingerprint of the devices' figures.
@@ -169,7 +173,7 @@ impl Figures {
         let run = TrainingRun {
             seq_len: job.seq_len,
             global_batch: job.global_batch,
-            dtype: if software.fp8 { Dtype::Fp8 } else { dtype(job.precision) },
+            dtype: job.precision,
             assumptions: software.assumptions.clone(),
             ..TrainingRun::new(shape, Arc::clone(machine), ParallelDims::default(), trainer)
         };
@@ -209,7 +213,6 @@ impl Figures {
             calibration: self.calibration.fitted_to.clone(),
             fingerprint: fingerprint(&self.parameters),
             devices: self.devices(),
-            fp8: software.fp8,
             error_bar_of,
         };
         (costs, reference)
@@ -232,17 +235,15 @@ pub fn beyond(profile: &Profile, cluster: &Cluster) -> Option<Arc<dyn Prices>> {
     let shape = Shape::from(&profile.model);
     let run = TrainingRun {
         seq_len: profile.seq_len,
-        dtype: dtype(profile.precision),
+        dtype: profile.precision,
         ..TrainingRun::new(shape, Arc::new(machine), ParallelDims::default(), trainer)
     };
     Some(Arc::new(CataloguePrices::new(&run, cluster.device_count(), FreeParameters::shipped())))
 }
 
-/// The operands of GEMMs in a precision.
-pub fn dtype(precision: Precision) -> Dtype {
-    match precision {
-        Precision::Fp32 => Dtype::Fp32,
-        Precision::Tf32 => Dtype::Tf32,
-        Precision::Bf16 => Dtype::Bf16,
-    }
+/// Whether a peak is published for GEMMs in this precision.
+fn computes_in(machine: &NodeModel, precision: Precision) -> bool {
+    let peak = machine.device.figures().peak(precision.name());
+    // A device without bf16 has fp16 in its place.
+    precision == Precision::Fp32 || peak.is_some_and(|peak| peak.arithmetic == precision.name())
 }

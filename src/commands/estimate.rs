@@ -68,7 +68,7 @@ fn of_plan(args: &EstimateArgs, path: &Path) -> Result<(Plan, Option<MemoryShort
         plan.assume(software.assumptions);
         return Ok((plan, shortfall));
     }
-    without_profile(args.trainer, args.fp8, &args.figures)?;
+    without_profile(args.trainer, &args.figures)?;
     let (profile, profile_path) = match &args.price.profile {
         Some(_) => {
             let Prices { profile, path, .. } = prices(&args.price)?;
@@ -83,7 +83,7 @@ fn of_plan(args: &EstimateArgs, path: &Path) -> Result<(Plan, Option<MemoryShort
 }
 
 fn of_profile(args: &EstimateArgs) -> Result<(), Failure> {
-    without_profile(args.trainer, args.fp8, &args.figures)?;
+    without_profile(args.trainer, &args.figures)?;
     // Report errors in the file before missing flags.
     let prices = prices(&args.price);
     let devices = prices.as_ref().ok().map(|prices| prices.cluster.device_count());

@@ -21,7 +21,7 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
         Some(given) => given.model(name, None)?,
         None => input::model(name.unwrap_or(DEFAULT_MODEL))?,
     };
-    let asked = Asked::of(args, given)?;
+    let asked = Asked::of(args, given, figures.usual_precision())?;
     check_experts(&model, asked.flags.ep).map_err(|error| asked.blame(args, error.into()))?;
     if let Some(top) = args.best {
         let limits = SearchLimits { top, ..SearchLimits::default() };
@@ -51,8 +51,8 @@ struct Asked {
 }
 
 impl Asked {
-    fn of(args: &EstimateArgs, given: Option<Given>) -> Result<Self, Failure> {
-        let job = |flags: &JobArgs| input::job(flags, None, None, Some(Precision::Bf16));
+    fn of(args: &EstimateArgs, given: Option<Given>, usual: Precision) -> Result<Self, Failure> {
+        let job = |flags: &JobArgs| input::job(flags, None, None, Some(usual));
         let (mut job, flags) = match &given {
             None => (job(&args.job)?, args.strategy.clone()),
             Some(given) => {
@@ -68,7 +68,7 @@ impl Asked {
         if let Some(given) = &given {
             given.complete(&mut job).map_err(|failure| given.blame(args, failure))?;
         }
-        let mut software = Software::of(args.trainer, args.fp8);
+        let mut software = Software::of(args.trainer);
         if args.trainer.is_none() {
             let (trainer, why) = match given.as_ref().map(|given| (given.trainer(), given.format())) {
                 Some((Some(trainer), format)) => (trainer, format!("as files of {format}: ")),
@@ -152,7 +152,7 @@ fn one(
     if recompute.is_none() {
         software.assumptions.push("recomputation: --recompute not given".to_owned());
     }
-    figures.check(&software)?;
+    figures.check(asked.job.precision)?;
     let (costs, reference) = figures.costs(model, &asked.job, &software);
     let planner = Planner::of_catalogue(model, &figures.cluster, &asked.job, costs, &reference);
     let modes = match &recompute {

@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::{engine, input, output};
 use autodist_exporters::{Exported, File, NotGiven, Options, Target, export};
 use autodist_spec::strategy::label;
-use autodist_spec::{Engine, InputError, to_json};
+use autodist_spec::{Engine, InputError, Precision, to_json};
 use std::fmt::Write;
 
 pub fn run(args: &ExportArgs) -> Result<(), Failure> {
@@ -25,9 +25,9 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
         let hint = "write the trainer's file yourself, with the degrees of this plan (`autodist explain`)";
         return Err(error.hint(hint).in_file(&args.plan.display().to_string()).into());
     }
-    if plan.profile.catalogue.as_ref().is_some_and(|catalogue| catalogue.fp8) && args.to.is_trainer() {
-        let error = InputError::new("profile.catalogue.fp8", true, "has no counterpart in exported files");
-        let hint = "export the plan without `--fp8`, and add the trainer's own FP8 settings to its files";
+    if plan.job.precision == Precision::Fp8 && args.to.is_trainer() {
+        let error = InputError::new("job.precision", "fp8", "has no counterpart in exported files");
+        let hint = "export a plan in bf16, and add the trainer's own FP8 settings to its files";
         return Err(error.hint(hint).in_file(&args.plan.display().to_string()).into());
     }
     if !args.to.is_trainer() && args.script.is_none() {

@@ -6,7 +6,8 @@ use crate::{input, output};
 use autodist_analytic::Trainer;
 use autodist_exporters::{CommandLine, Field, Imported, Target, import_with};
 use autodist_spec::{
-    Check, Hyperparameter, InputError, Job, ModelSpec, ParallelStrategy, Positions, Recompute, Stage, text,
+    Check, Hyperparameter, InputError, Job, ModelSpec, ParallelStrategy, Positions, Precision, Recompute,
+    Stage, text,
 };
 use std::path::Path;
 
@@ -77,7 +78,8 @@ fn command_line(args: &EstimateArgs, devices: Option<u32>, experts: bool) -> Res
         fields.extend(of_layout(layout));
     }
     let fields = fields.into_iter().filter_map(|(field, value)| Some((field, value?))).collect();
-    Ok(CommandLine { devices, fields, fp8: args.fp8, experts, search: args.best.is_some() })
+    let fp8 = job.precision == Some(Precision::Fp8);
+    Ok(CommandLine { devices, fields, fp8, experts, search: args.best.is_some() })
 }
 
 /// The fields that flags of a job or a job file give; 0 where only that they do matters.

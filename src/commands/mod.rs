@@ -212,10 +212,9 @@ fn profile_of(plan: &Plan, plan_path: &Path, given: Option<&PathBuf>) -> Result<
 
 /// # Errors
 /// An option that has an effect only without a profile.
-fn without_profile(trainer: Option<Trainer>, fp8: bool, figures: &FigureArgs) -> Result<(), Failure> {
+fn without_profile(trainer: Option<Trainer>, figures: &FigureArgs) -> Result<(), Failure> {
     let given = [
         ("--trainer", trainer.map(|trainer| trainer.name().to_owned())),
-        ("--fp8", fp8.then(String::new)),
         ("--calibration", figures.calibration.as_ref().map(|path| path.display().to_string())),
         ("--devices", figures.catalogue.devices.first().map(|path| path.display().to_string())),
     ];

@@ -9,7 +9,7 @@ use autodist_analytic::software;
 use autodist_planner::{Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
-use autodist_spec::{CodecProbe, InputError, Job, ModelSpec, Plan, Precision, to_json};
+use autodist_spec::{CodecProbe, InputError, Job, ModelSpec, Plan, to_json};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
 
 /// Plans for machines that were measured.
 fn of_profile(args: &PlanArgs, limits: SearchLimits) -> Result<Plan, Failure> {
-    without_profile(args.trainer, args.fp8, &args.figures)?;
+    without_profile(args.trainer, &args.figures)?;
     let prices = prices(&args.price)?;
     let model = input::model(&args.model.model)?;
     check_experts(&model, args.strategy.ep)?;
@@ -78,9 +78,9 @@ fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Pl
     let figures = Figures::of(cluster, &args.figures, args.price.device_memory)?;
     let model = input::model(&args.model.model)?;
     check_experts(&model, args.strategy.ep)?;
-    let mut job = input::job(&args.job, None, None, Some(Precision::Bf16))?;
+    let mut job = input::job(&args.job, None, None, Some(figures.usual_precision()))?;
     input::narrow(&mut job, &args.strategy, figures.cluster.device_count())?;
-    let software = Software::of(args.trainer, args.fp8);
+    let software = Software::of(args.trainer);
     if args.trainer.is_none() {
         output::note(&format!("the plan is for {}, because --trainer is not given", software.trainer));
     }
@@ -95,7 +95,7 @@ pub fn fastest(
     software: &Software,
     limits: SearchLimits,
 ) -> Result<Plan, Failure> {
-    figures.check(software)?;
+    figures.check(job.precision)?;
     software::narrow(&mut job, software.trainer)?;
     let (costs, reference) = figures.costs(model, &job, software);
     let planner = Planner::of_catalogue(model, &figures.cluster, &job, costs, &reference).limits(limits);

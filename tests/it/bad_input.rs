@@ -318,7 +318,7 @@ fn jobs() {
         ("schema_version = 1\n", "", &["schema_version", "missing"]),
         ("[allow]", "[allow", &["not valid TOML"]),
         ("seq_len = 16", "seq_len = 16\nseq_len = 16", &["not valid TOML", "duplicate"]),
-        ("seq_len = 16", "seq_len = 16\nprecision = \"fp8\"", &["`precision`", "fp8"]),
+        ("seq_len = 16", "seq_len = 16\nprecision = \"fp5\"", &["`precision`", "fp5"]),
     ] {
         assert!(right.contains(from), "{from}");
         reader.check(right.replace(from, to), expected);
@@ -370,7 +370,7 @@ fn profiles() {
         ("/environment/weather", json!("rain"), &["weather", "unknown field"]),
         ("/environment/devices", json!("abacus"), &["`environment.devices`", "abacus", "cuda"]),
         ("/environment/accelerators", json!([{"name": 3}]), &["environment.accelerators[0].name", "3"]),
-        ("/precision", json!("fp8"), &["`precision`", "fp8"]),
+        ("/precision", json!("fp5"), &["`precision`", "fp5"]),
         ("/hardware", json!({"products": [{}]}), &["hardware.products[0]", "missing field"]),
         ("/hardware", json!({"copies": [{"kind": "sideways"}]}), &["hardware.copies[0].kind", "sideways"]),
         ("/optimizer_kind/kind", json!("lion"), &["optimizer_kind", "lion"]),

@@ -7,7 +7,7 @@ use autodist_analytic::{
     software, table,
 };
 use autodist_cost_model::{CostModel, Prices};
-use autodist_hardware::{Catalogue, Dtype};
+use autodist_hardware::Catalogue;
 use autodist_planner::Planner;
 use autodist_program::{Program, stages};
 use autodist_spec::{
@@ -95,13 +95,13 @@ fn a_model_of_experts_is_planned_like_any_other() {
     let folder = tempfile::tempdir().unwrap();
     let job = "--model mixtral-8x7b --cluster 4x8xh100-80gb-sxm@8x400gbps --global-batch 256 --seq-len 8192";
     let plan: Value =
-        line(folder.path(), &format!("plan {job} --trainer nemo --fp8 --json -o plan.json")).json();
+        line(folder.path(), &format!("plan {job} --trainer nemo --precision fp8 --json -o plan.json")).json();
     assert_eq!(plan["search"]["stop_reason"], "optimal");
     assert_eq!(plan["model"]["experts"]["count"], 8);
     let strategy = &plan["strategy"];
     assert!(strategy["expert"].as_u64().unwrap() > 1, "{strategy}");
     assert!(plan["estimate"]["cost"]["expert_communication_s"].as_f64().unwrap() > 0.0);
-    let one = line(folder.path(), &format!("plan {job} --trainer nemo --fp8 --ep 1 --json")).json();
+    let one = line(folder.path(), &format!("plan {job} --trainer nemo --precision fp8 --ep 1 --json")).json();
     let step = |plan: &Value| plan["estimate"]["step_time_s"].as_f64().unwrap();
     assert!(step(&plan) < step(&one), "{} {}", step(&plan), step(&one));
     // A share of the step's FLOPs: only two of eight experts are active.
@@ -113,8 +113,8 @@ fn a_model_of_experts_is_planned_like_any_other() {
     let page = std::fs::read_to_string(folder.path().join("report/report.html")).unwrap();
     assert!(page.contains("expert communication") && page.contains("expert parallelism"));
     for (command, expected) in [
-        ("train plan.json --steps 1", "profile.catalogue.fp8"),
-        ("export plan.json --to slurm -o out", "profile.catalogue.fp8"),
+        ("train plan.json --steps 1", "precision = fp8"),
+        ("export plan.json --to slurm -o out", "precision = fp8"),
         ("estimate plan.json --devices none.toml", "none.toml"),
         ("export plan.json --to megatron -o out", "experts"),
         ("profile --model mixtral-8x7b -o profile.json", "experts"),
@@ -169,7 +169,6 @@ fn reference() -> CatalogueReference {
         calibration: String::new(),
         fingerprint: String::new(),
         devices: String::new(),
-        fp8: false,
         error_bar_of: String::new(),
     }
 }
@@ -235,7 +234,7 @@ fn no_plan_of_the_space_beats_the_one_that_is_found() {
 /// A published run as a program's model, job, strategy and stages; or why a program cannot express it.
 fn published(run: &TrainingRun) -> Result<(ModelSpec, Job, ParallelStrategy, Vec<Stage>), String> {
     let (shape, layout) = (&run.shape, &run.layout);
-    if !matches!(run.dtype, Dtype::Bf16 | Dtype::Fp16 | Dtype::Fp8) {
+    if !matches!(run.dtype, Precision::Bf16 | Precision::Fp16 | Precision::Fp8) {
         return Err("another precision".to_owned());
     }
     let model = ModelSpec {

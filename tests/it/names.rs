@@ -1,7 +1,6 @@
 //! Files and messages have the same names of things: serde writes the former, strum the latter.
 
 use autodist_analytic::Trainer;
-use autodist_hardware::Dtype;
 use autodist_spec::{
     Collective, DeviceKind, Engine, Hyperparameter, Pass, Precision, Provenance, Recompute, ScheduleKind,
 };
@@ -22,7 +21,6 @@ fn check<T: VariantArray + Serialize + Copy, N: AsRef<str>>(name: fn(T) -> N) {
 fn values_are_called_in_messages_as_in_files() {
     check(Collective::key);
     check(DeviceKind::name);
-    check(Dtype::name);
     check(Engine::name);
     check(Hyperparameter::name);
     check(Pass::name);

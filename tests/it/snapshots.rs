@@ -182,7 +182,7 @@ fn estimate_without_a_profile() {
         held(name, &shown(folder, &format!("{GPT3} {flags}")), &[rounding]);
     }
     let in_8_bits = "estimate --model llama3-70b --cluster 32x8xh100-80gb-sxm@8x400gbps --global-batch 1024 --seq-len 8192 \
-                     --trainer nemo --fp8 --tp 4 --pp 4 --cp 2";
+                     --trainer nemo --precision fp8 --tp 4 --pp 4 --cp 2";
     snapshot("estimate_fp8", &shown(folder, in_8_bits));
     let experts = "estimate --model mixtral-8x7b --cluster 4x8xh100-80gb-sxm@8x400gbps --global-batch 256 --seq-len 4096 \
                    --ep 8 --zero 1";

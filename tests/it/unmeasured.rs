@@ -135,7 +135,7 @@ fn utilisation_is_of_the_peak_of_the_arithmetic_that_is_trained_in() {
     };
     let mut of_bf16 = None;
     for (flags, arithmetic, peak) in
-        [("", "bf16", 989e12), ("--fp8", "fp8", 1979e12), ("--precision tf32", "tf32", 494.5e12)]
+        [("", "bf16", 989e12), ("--precision fp8", "fp8", 1979e12), ("--precision tf32", "tf32", 494.5e12)]
     {
         let (text, document) = on("h100-80gb-sxm", flags);
         assert!(
@@ -150,17 +150,23 @@ fn utilisation_is_of_the_peak_of_the_arithmetic_that_is_trained_in() {
         let known = *of_bf16.get_or_insert(flops);
         assert!((flops / known - 1.0).abs() < 1e-9, "{flops} {known}");
     }
-    // Without a peak for the precision, only the FLOP/s are shown.
-    let (text, document) = on("v100-32gb-sxm", "--precision tf32");
-    assert!(text.contains("TFLOP/s per device") && !text.contains("MFU"), "{text}");
-    assert!(document["estimate"].get("mfu").is_none(), "{document}");
-    for search in ["", "--best"] {
-        let job = "--model gpt2-xl --global-batch 64 --seq-len 1024";
-        let run = line(folder.path(), &format!("estimate --cluster 1x8xa100-80gb-sxm {job} --fp8 {search}"));
-        assert_eq!(run.code, Some(2), "{}", run.out);
-        assert!(run.err.contains("a100-80gb-sxm has no FP8") && run.err.contains("hint: "), "{}", run.err);
+    // Devices without bf16 train in fp16, unless they are told otherwise.
+    let (text, document) = on("v100-32gb-sxm", "");
+    assert!(text.contains("125 TFLOP/s (fp16, published)"), "{text}");
+    assert_eq!(document["job"]["precision"], "fp16");
+    for (device, precision) in
+        [("a100-80gb-sxm", "fp8"), ("v100-32gb-sxm", "tf32"), ("v100-32gb-sxm", "bf16")]
+    {
+        for search in ["", "--best"] {
+            let job = "--model gpt2-xl --global-batch 64 --seq-len 1024";
+            let command = format!("estimate --cluster 1x8x{device} {job} --precision {precision} {search}");
+            let run = line(folder.path(), &command);
+            assert_eq!(run.code, Some(2), "{}", run.out);
+            let expected = ["`--precision`", precision, device, "no published peak", "hint: "];
+            assert!(expected.iter().all(|part| run.err.contains(part)), "{}", run.err);
+        }
     }
-    let best = "estimate --cluster 1x8xh100-80gb-sxm --model gpt2-xl --global-batch 64 --seq-len 1024 --fp8 --best 3";
+    let best = "estimate --cluster 1x8xh100-80gb-sxm --model gpt2-xl --global-batch 64 --seq-len 1024 --precision fp8 --best 3";
     let best = line(folder.path(), best).ok();
     assert!(best.contains("1.98 PFLOP/s (fp8, published)"), "{best}");
 }
@@ -203,10 +209,10 @@ fn a_layout_that_nobody_measured_goes_to_trainers_and_reports() {
     assert!(script.contains("cp2"), "{script}");
     let script = std::fs::read_to_string(folder.path().join("split/megatron.sh")).unwrap();
     assert!(script.contains("--context-parallel-size 2"), "{script}");
-    line(folder.path(), &format!("{job} --tp 8 --fp8 -o eight.json")).ok();
+    line(folder.path(), &format!("{job} --tp 8 --precision fp8 -o eight.json")).ok();
     let run = line(folder.path(), "export eight.json --to megatron -o eight");
     assert_eq!(run.code, Some(2), "{}", run.out);
-    assert!(run.err.contains("profile.catalogue.fp8") && run.err.contains("hint: "), "{}", run.err);
+    assert!(run.err.contains("job.precision") && run.err.contains("hint: "), "{}", run.err);
     let run = line(folder.path(), "train split.json --steps 1");
     assert_eq!(run.code, Some(2), "{}", run.out);
     assert!(run.err.contains("cp=2") && run.err.contains("context parallelism"), "{}", run.err);
@@ -245,7 +251,7 @@ fn products_in_8_bits_are_faster_and_tables_of_runs_are_joined() {
         let run = line(folder.path(), &format!("{job} {flags}"));
         serde_json::from_str::<Value>(&run.out).unwrap()["estimate"]["step_time_s"].as_f64().unwrap()
     };
-    assert!(step("--fp8") < 0.95 * step(""));
+    assert!(step("--precision fp8") < 0.95 * step(""));
 
     let header = "id,group,layers,hidden,heads,ffn,vocab,seq_len,gpu,gpus_total,precision,tp,pp,micro_batch,global_batch,iteration_s";
     let row =

@@ -3,8 +3,7 @@
 use autodist_analytic::{
     FreeParameters, Memory, NodeModel, ParallelDims, Shape, Trainer, TrainingRun, Uplink,
 };
-use autodist_hardware::Dtype;
-use autodist_spec::Recompute;
+use autodist_spec::{Precision, Recompute};
 use std::sync::Arc;
 
 fn gpt3(layout: ParallelDims, trainer: Trainer) -> TrainingRun {
@@ -98,7 +97,7 @@ fn eight_bits_are_faster_where_the_device_has_them() {
         (run.seq_len, run.global_batch, run.dtype) = (8192, 128, dtype);
         step(&run)
     };
-    let ratio = with(Dtype::Bf16) / with(Dtype::Fp8);
+    let ratio = with(Precision::Bf16) / with(Precision::Fp8);
     assert!((1.1..1.9).contains(&ratio), "{ratio}");
 }
 
@@ -108,7 +107,7 @@ fn deepspeed_reduces_gradients_of_bf16_in_fp32() {
         let run = TrainingRun { dtype, ..gpt3(LAYOUT, trainer) };
         run.estimate(FreeParameters::shipped()).breakdown.data_s
     };
-    let over = |trainer| data(trainer, Dtype::Bf16) / data(trainer, Dtype::Fp16);
+    let over = |trainer| data(trainer, Precision::Bf16) / data(trainer, Precision::Fp16);
     assert!((over(Trainer::MegatronDeepspeed) - 2.0).abs() < 0.02, "{}", over(Trainer::MegatronDeepspeed));
     assert_eq!(over(Trainer::Megatron), 1.0);
 }

@@ -74,7 +74,9 @@ impl UnitRoundoff {
         match precision {
             Precision::Fp32 => Self { working: FP32, product: FP32 },
             Precision::Tf32 => Self { working: FP32, product: TF32 },
-            Precision::Bf16 => Self { working: BF16, product: BF16 },
+            // 11 bits of mantissa, as TF32.
+            Precision::Fp16 => Self { working: TF32, product: TF32 },
+            Precision::Bf16 | Precision::Fp8 => Self { working: BF16, product: BF16 },
         }
     }
 

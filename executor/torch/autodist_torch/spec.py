@@ -176,7 +176,7 @@ class Job:
     schema_version: int
     global_batch: int
     seq_len: int
-    precision: Literal["fp32", "tf32", "bf16"]
+    precision: Literal["fp32", "tf32", "fp16", "bf16", "fp8"]
     optimizer: Optimizer
     learning_rate: LearningRate
     gradient_clip: float

@@ -6,7 +6,7 @@ use crate::document::{Document, product, quotient};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, NO_PIPELINE, ReadRate, UnsupportedField, clip, instead, note_tf32,
-    refuse, refuse_fp16,
+    refuse, sixteen_bits,
 };
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
@@ -269,17 +269,20 @@ static ROWS: &[FieldMapping] = &[
     },
     FieldMapping {
         field: Field::Precision,
-        theirs: "bf16.enabled",
+        theirs: "bf16.enabled, fp16.enabled",
         write: |settings, draft| {
             draft.set("bf16.enabled", settings.precision == Precision::Bf16);
+            if settings.precision == Precision::Fp16 {
+                draft.set("fp16.enabled", true);
+            }
             note_tf32(settings, draft);
         },
         read: |document, settings| {
-            refuse_fp16(document, "fp16.enabled")?;
-            let bf16 = document.flag("bf16.enabled")?;
-            settings.precision = if bf16 == Some(true) { Precision::Bf16 } else { Precision::Fp32 };
+            let found = sixteen_bits(document, "bf16.enabled", "fp16.enabled")?;
+            settings.precision = found.unwrap_or(Precision::Fp32);
             // The launcher determines "auto".
-            Ok(bf16.is_some() || !document.has("bf16.enabled"))
+            let given = |key| Ok::<_, InputError>(document.flag(key)?.is_some() || !document.has(key));
+            Ok(found.is_some() || (given("bf16.enabled")? && given("fp16.enabled")?))
         },
     },
     FieldMapping {

@@ -6,7 +6,7 @@ use crate::document::{Document, product, quotient, rounded};
 use crate::launch::{Machines, Script};
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, OptimizerKeys, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField,
-    clip, instead, precision, refuse, size, whole_theta,
+    clip, instead, precision, refuse, size, whole_theta, without_fp16,
 };
 use crate::settings::{Field, Settings};
 use crate::stages::uniform_recompute;
@@ -494,6 +494,7 @@ static ROWS: &[FieldMapping] = &[
         field: Field::Precision,
         theirs: "dtype, weight_dtype",
         write: |settings, draft| {
+            without_fp16(settings, draft);
             draft.set("dtype", if settings.precision == Precision::Bf16 { "bfloat16" } else { "float32" });
             draft.set("weight_dtype", "float32");
             if settings.precision == Precision::Tf32 {

@@ -1,7 +1,7 @@
 //! Megatron's flags for the fields of a plan.
 
 use crate::document::{above_zero, product, quotient, rounded};
-use crate::row::{FieldMapping, OptimizerKeys, ReadRate, clip, refuse_fp16, seed, size, whole_theta};
+use crate::row::{FieldMapping, OptimizerKeys, ReadRate, clip, seed, sixteen_bits, size, whole_theta};
 use crate::settings::Field;
 use crate::stages::{blocks_of_layout, layout, leading_full, uniform_recompute};
 use autodist_spec::{
@@ -394,17 +394,16 @@ pub(crate) static ROWS: &[FieldMapping] = &[
     },
     FieldMapping {
         field: Field::Precision,
-        theirs: "bf16",
+        theirs: "bf16, fp16",
         write: |settings, draft| match settings.precision {
             Precision::Bf16 => draft.set("bf16", true),
-            Precision::Fp32 => {}
+            Precision::Fp16 => draft.set("fp16", true),
+            Precision::Fp32 | Precision::Fp8 => {}
             Precision::Tf32 => draft
                 .instead(Field::Precision, "the flags say fp32, and the script sets NVIDIA_TF32_OVERRIDE=1"),
         },
         read: |document, settings| {
-            refuse_fp16(document, "fp16")?;
-            settings.precision =
-                if document.flag("bf16")?.unwrap_or(false) { Precision::Bf16 } else { Precision::Fp32 };
+            settings.precision = sixteen_bits(document, "bf16", "fp16")?.unwrap_or(Precision::Fp32);
             Ok(true)
         },
     },

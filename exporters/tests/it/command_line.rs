@@ -163,8 +163,10 @@ fn a_flag_overrides_the_files_value_and_all_that_follows_from_it() {
     assert!(error.hint.contains("or give `--dp`: flags override the file"), "{error}");
     assert_eq!(read(Target::Megatron, megatron, 128, &[(Field::Data, 1)]).unwrap().settings.data, 1);
     let fp16 = r#"{"train_batch_size": 8, "fp16": {"enabled": true}}"#;
-    assert!(read(Target::DeepSpeed, fp16, 8, &[]).is_err());
-    assert!(read(Target::DeepSpeed, fp16, 8, &[(Field::Precision, 0)]).is_ok());
+    assert_eq!(read(Target::DeepSpeed, fp16, 8, &[]).unwrap().settings.precision, Precision::Fp16);
+    let both = r#"{"train_batch_size": 8, "fp16": {"enabled": true}, "bf16": {"enabled": true}}"#;
+    assert_eq!(read(Target::DeepSpeed, both, 8, &[]).unwrap_err().field, "fp16.enabled");
+    assert!(read(Target::DeepSpeed, both, 8, &[(Field::Precision, 0)]).is_ok());
 }
 
 #[test]
@@ -536,7 +538,6 @@ fn deepspeeds_rules_hold_for_its_settings_in_other_files() {
     for (target, text) in [(Target::Transformers, arguments), (Target::Accelerate, config)] {
         let read = |ds: &str| read_both(target, text, ds, &[]);
         for (ds, key) in [
-            (r#"{"fp16": {"enabled": true}}"#, "fp16.enabled"),
             (r#"{"optimizer": {"type": "Lion"}}"#, "optimizer.type"),
             (r#"{"communication_data_type": "int3"}"#, "communication_data_type"),
             (r#"{"bf16": {"enabled": true}, "ring_parallel_size": 4}"#, "ring_parallel_size"),
@@ -557,6 +558,10 @@ fn deepspeeds_rules_hold_for_its_settings_in_other_files() {
         assert_eq!(imported.others.unknown, ["colour"]);
     }
     // What both say must agree.
+    let error =
+        read_both(Target::Transformers, arguments, r#"{"fp16": {"enabled": true}}"#, &[]).unwrap_err();
+    assert_eq!((error.field.as_str(), error.value.as_str()), ("fp16.enabled", "fp16"));
+    assert!(error.problem.contains("contradicts bf16"), "{error}");
     let other = r#"{"train_micro_batch_size_per_gpu": 4}"#;
     let error = read_both(Target::Transformers, arguments, other, &[]).unwrap_err();
     assert_eq!((error.field.as_str(), error.value.as_str()), ("train_micro_batch_size_per_gpu", "4"));

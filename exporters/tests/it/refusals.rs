@@ -203,7 +203,7 @@ fn words_that_no_reader_knows_are_refused_by_their_key() {
             "recompute-num-layers",
         ),
         (Target::Megatron, megatron("--squared-relu"), megatron("--swiglu"), "squared-relu"),
-        (Target::Megatron, megatron("--fp16"), megatron("--bf16"), "fp16"),
+        (Target::Megatron, megatron("--fp16 --bf16"), megatron("--fp16"), "fp16"),
         (Target::Megatron, layout("Lt*2E|t*22LLLEEE"), layout("Et*4|t*4L"), "pipeline-model-parallel-layout"),
         (Target::Megatron, layout("Et*4L|t*4"), layout("Et*4|t*4,L"), "pipeline-model-parallel-layout"),
         (Target::Megatron, layout("t*4|t*4L"), layout("E,t*4|t*4,L"), "pipeline-model-parallel-layout"),
@@ -213,7 +213,12 @@ fn words_that_no_reader_knows_are_refused_by_their_key() {
             bridge("optimizer: {optimizer: adam}"),
             "optimizer.optimizer",
         ),
-        (Target::MegatronBridge, bridge("model: {fp16: true}"), bridge("model: {bf16: true}"), "model.fp16"),
+        (
+            Target::MegatronBridge,
+            bridge("model: {fp16: true, bf16: true}"),
+            bridge("model: {fp16: true}"),
+            "model.fp16",
+        ),
         (
             Target::MegatronBridge,
             bridge("ddp: {grad_reduce_in_fp32: maybe}"),

@@ -4,12 +4,12 @@ use super::backfit::{Residual, Smoothing, backfit, round};
 use super::gemm::two_thirds;
 use super::rows::{AttentionRow, Measurements};
 use super::{draw, simplex};
-use crate::Dtype;
 use crate::attention::{Attention, AttentionBase, AttentionModel};
 use crate::device::chip;
 use crate::gemm::Chip;
 use crate::parameters::{AttentionParameters, QUANTUM, Tables, rounded};
 use crate::tables::{Axis, Corrections};
+use autodist_spec::Precision;
 
 const SMOOTHING: Smoothing = Smoothing { neighbours: 0.5, shrinkage: 2.0, outlier: 0.1, sweeps: 40 };
 
@@ -17,7 +17,7 @@ pub(super) fn fit_all(measurements: &Measurements) -> Vec<AttentionParameters> {
     let mut all = Vec::new();
     for (&(device, head_dim), rows) in measurements.attention.iter().filter(|(_, rows)| !rows.is_empty()) {
         let figures = &measurements.devices[device];
-        let Some(chip) = chip(figures, Dtype::Bf16) else { continue };
+        let Some(chip) = chip(figures, Precision::Bf16) else { continue };
         let base = fit_base(&chip, rows);
         let corrections = fit_tables(&chip, &base, rows);
         let unseen = |row: &AttentionRow| draw(0, &[row.heads, row.kv_heads]) < 0.1;

@@ -1,11 +1,10 @@
 //! Tables of measured kernels.
 
-use crate::Dtype;
 use crate::catalogue::Catalogue;
 use crate::nccl::NcclDatatype;
 use autodist_spec::catalog::DeviceFigures;
 use autodist_spec::error::{in_range, positive};
-use autodist_spec::{Collective, InputError};
+use autodist_spec::{Collective, InputError, Precision};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,7 +43,7 @@ pub struct CollectiveRow {
 #[derive(Debug, Clone, Default)]
 pub struct Measurements {
     pub(crate) devices: Vec<DeviceFigures>,
-    pub(crate) gemm: BTreeMap<(usize, Dtype), Vec<GemmRow>>,
+    pub(crate) gemm: BTreeMap<(usize, Precision), Vec<GemmRow>>,
     pub(crate) attention: BTreeMap<(usize, u64), Vec<AttentionRow>>,
     pub(crate) collective: BTreeMap<(usize, Collective, NcclDatatype), Vec<CollectiveRow>>,
 }
@@ -113,8 +112,8 @@ impl Measurements {
             let sizes = [("m", line.m), ("n", line.n), ("k", line.k)];
             sound("matrix products", &sizes, ("median_ms", line.median_ms))?;
             let dtype = match line.dtype.as_str() {
-                "bfloat16" | "bf16" => Dtype::Bf16,
-                "fp8" => Dtype::Fp8,
+                "bfloat16" | "bf16" => Precision::Bf16,
+                "fp8" => Precision::Fp8,
                 other => return Err(unknown("matrix products", "dtype", other, "bfloat16, fp8")),
             };
             let device = all.device(catalogue, "matrix products", &line.gpu)?;

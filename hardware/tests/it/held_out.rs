@@ -1,7 +1,8 @@
 //! Accuracy of the shipped parameters on held-out measurements (tests/data/README.md).
 
 use autodist_hardware::fit::{FitErrors, LeftOut, Measurements, check, compare, kernels};
-use autodist_hardware::{Catalogue, DeviceModel, Dtype, KernelParameters};
+use autodist_hardware::{Catalogue, DeviceModel, KernelParameters};
+use autodist_spec::Precision;
 
 const GEMM: &str = include_str!("../data/gemm.csv");
 const ATTENTION: &str = include_str!("../data/attention.csv");
@@ -97,6 +98,7 @@ fn bad_tables_are_refused_with_their_column() {
     let h100 = Catalogue::shipped().device("h100-80gb-sxm").unwrap().clone();
     assert!(DeviceModel::new(&h100, &empty).unwrap_err().to_string().contains("gemm"));
     assert!(
-        DeviceModel::new(&h100, KernelParameters::shipped()).unwrap().gemm(Dtype::Bf16, 1, 1, 1).time.0 > 0.0
+        DeviceModel::new(&h100, KernelParameters::shipped()).unwrap().gemm(Precision::Bf16, 1, 1, 1).time.0
+            > 0.0
     );
 }

@@ -1,10 +1,10 @@
 //! Laws that hold for every device, measured or not, within the tables and beyond.
 
 use autodist_hardware::{
-    Attention, AttentionKernel, Catalogue, DeviceModel, Dtype, GroupShape, InterNodeNetwork, Interconnect,
+    Attention, AttentionKernel, Catalogue, DeviceModel, GroupShape, InterNodeNetwork, Interconnect,
     KernelParameters,
 };
-use autodist_spec::{Bytes, BytesPerSecond, Cluster, Collective, Provenance, Seconds};
+use autodist_spec::{Bytes, BytesPerSecond, Cluster, Collective, Precision, Provenance, Seconds};
 
 const SIZES: [u64; 9] = [1, 48, 200, 777, 2048, 5000, 15360, 40000, 300000];
 
@@ -16,14 +16,14 @@ fn all() -> Vec<DeviceModel> {
 #[test]
 fn no_product_beats_the_peak_or_takes_for_ever() {
     for device in all() {
-        for &dtype in Dtype::ALL {
+        for &dtype in Precision::ALL {
             for (m, n, k) in
                 SIZES.iter().flat_map(|m| SIZES.iter().flat_map(move |n| SIZES.map(|k| (*m, *n, k))))
             {
                 let time = device.gemm(dtype, m, n, k).time.0;
                 let least = 2.0 * m as f64 * n as f64 * k as f64 / device.peak(dtype).0;
-                let bytes =
-                    dtype.bytes() * (m + n) as f64 * k as f64 + dtype.result_bytes() * m as f64 * n as f64;
+                let bytes = dtype.operand_bytes() * (m + n) as f64 * k as f64
+                    + dtype.result_bytes() * m as f64 * n as f64;
                 let slow = bytes / device.figures().memory_bytes_per_s.0;
                 // Padded to tiles of 64 x 64 at least; at the FLOP/s of one streaming multiprocessor if there
                 // is only one tile.
@@ -45,7 +45,7 @@ fn no_product_beats_the_peak_or_takes_for_ever() {
 fn more_rows_take_as_long_or_longer_but_for_what_libraries_do() {
     for device in all() {
         for (n, k) in [(4096, 4096), (11008, 4096), (5120, 13824), (128256, 8192)] {
-            let time = |m: u64| device.gemm(Dtype::Bf16, m, n, k).time.0;
+            let time = |m: u64| device.gemm(Precision::Bf16, m, n, k).time.0;
             for m in (0..14).map(|power| 8 << power) {
                 // Doubling the rows takes between almost the same time and well over twice as long.
                 let growth = time(2 * m) / time(m);
@@ -58,19 +58,19 @@ fn more_rows_take_as_long_or_longer_but_for_what_libraries_do() {
 #[test]
 fn what_was_measured_and_what_was_not_is_told_apart() {
     let h100 = DeviceModel::named("h100-80gb-sxm").unwrap();
-    let inside = h100.gemm(Dtype::Bf16, 4096, 4096, 4096);
-    let between = h100.gemm(Dtype::Bf16, 4096, 11008, 4096);
-    let outside = h100.gemm(Dtype::Bf16, 1 << 20, 4096, 4096);
+    let inside = h100.gemm(Precision::Bf16, 4096, 4096, 4096);
+    let between = h100.gemm(Precision::Bf16, 4096, 11008, 4096);
+    let outside = h100.gemm(Precision::Bf16, 1 << 20, 4096, 4096);
     assert_eq!(inside.provenance, Provenance::Interpolated);
     assert_eq!(between.provenance, Provenance::Interpolated);
     assert_eq!(outside.provenance, Provenance::Extrapolated);
     assert!(inside.spread < between.spread && between.spread < 0.15 && outside.spread > inside.spread);
-    assert_eq!(h100.gemm(Dtype::Fp8, 4096, 4096, 4096).provenance, Provenance::Interpolated);
-    assert_eq!(h100.gemm(Dtype::Fp16, 4096, 4096, 4096).provenance, Provenance::Modelled);
+    assert_eq!(h100.gemm(Precision::Fp8, 4096, 4096, 4096).provenance, Provenance::Interpolated);
+    assert_eq!(h100.gemm(Precision::Fp16, 4096, 4096, 4096).provenance, Provenance::Modelled);
     assert_eq!(h100.memory_bound(1e9).provenance, Provenance::Modelled);
     for name in ["v100-32gb-sxm", "a100-40gb-sxm", "mi300x"] {
         let device = DeviceModel::named(name).unwrap();
-        let price = device.gemm(Dtype::Bf16, 4096, 4096, 4096);
+        let price = device.gemm(Precision::Bf16, 4096, 4096, 4096);
         assert_eq!(price.provenance, Provenance::Extrapolated, "{name}");
         assert!(price.spread >= 0.2, "{name}");
     }
@@ -97,7 +97,7 @@ fn attention_grows_with_what_it_computes() {
         let name = &device.figures().name;
         let forward = |shape: &Attention| device.attention_forward(shape, AttentionKernel::Flash);
         let time = forward(&shape).time.0;
-        assert!(time > shape.forward_flops() / device.peak(Dtype::Bf16).0, "{name}");
+        assert!(time > shape.forward_flops() / device.peak(Precision::Bf16).0, "{name}");
         let full = forward(&Attention { causal: false, ..shape }).time.0 / time;
         assert!((1.6..2.1).contains(&full), "{name}: all keys take {full} times the half");
         let longer = forward(&Attention { sequence: 8192, keys: 8192, ..shape }).time.0 / time;
@@ -179,7 +179,7 @@ fn clusters_are_priced_by_their_names_and_by_their_own_figures() {
     let named = Cluster::from_short_form("4x8xa100-80gb-sxm@8x200gbps").unwrap();
     let own = DeviceModel::of_nodes(&named, 0, &catalogue).unwrap();
     let same = DeviceModel::named("a100-80gb-sxm").unwrap();
-    assert_eq!(own.gemm(Dtype::Bf16, 999, 999, 999), same.gemm(Dtype::Bf16, 999, 999, 999));
+    assert_eq!(own.gemm(Precision::Bf16, 999, 999, 999), same.gemm(Precision::Bf16, 999, 999, 999));
     let links = Interconnect::of_nodes(&named, 0, &catalogue).unwrap();
     assert_eq!(links.network().unwrap().node_rate, BytesPerSecond(200e9));
     // Half as many NICs of twice the bandwidth: a single device has a faster one.
@@ -194,7 +194,7 @@ fn clusters_are_priced_by_their_names_and_by_their_own_figures() {
     other.nodes[0].device.name = "abacus".to_owned();
     other.nodes[0].link = None;
     let slow = DeviceModel::of_nodes(&other, 0, &catalogue).unwrap();
-    assert_eq!(slow.gemm(Dtype::Bf16, 999, 999, 999).provenance, Provenance::Extrapolated);
+    assert_eq!(slow.gemm(Precision::Bf16, 999, 999, 999).provenance, Provenance::Extrapolated);
     assert!(Interconnect::of_nodes(&other, 0, &catalogue).unwrap_err().to_string().contains("nodes[0].link"));
     other.nodes[0].device.peak_flops_per_s = None;
     let error = DeviceModel::of_nodes(&other, 0, &catalogue).unwrap_err().to_string();

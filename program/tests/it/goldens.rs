@@ -220,7 +220,7 @@ fn cases_have_every_variant_of_what_a_strategy_says_and_a_program_does() {
     seen.check("positions", &variants!(Positions: Learned, Rotary));
     seen.check("norm", &variants!(Norm: LayerNorm, RmsNorm));
     seen.check("activation", &variants!(Activation: Gelu, SwiGlu));
-    seen.check("precision", &variants!(Precision: Fp32, Tf32, Bf16));
+    seen.check("precision", &variants!(Precision: Fp32, Tf32, Fp16, Bf16, Fp8));
     seen.check("optimizer", &variants!(Optimizer: AdamW, Sgd));
     seen.check("schedule", &variants!(ScheduleKind: GPipe, OneFOneB, Interleaved));
     for what in ["policy", "recompute", "recompute of a segment"] {

@@ -406,7 +406,7 @@ fn program(one: &Program) -> Changes<Program> {
     let mut list = changes!(Program {
         seq_len => [one.seq_len + 1],
         micro_batches => [one.micro_batches + 1],
-        precision => but(every!(Precision: Fp32, Tf32, Bf16), &one.precision);
+        precision => but(every!(Precision: Fp32, Tf32, Fp16, Bf16, Fp8), &one.precision);
         model, strategy, stages, layout, ranks
     } of one);
     list.extend(within("model", one, model(&one.model), |whole, part| whole.model = part));

@@ -488,7 +488,9 @@ fn jobs() -> Vec<Case> {
     let everything = sequence_parallel(zero(3, 2, degrees(2, 2, 2)));
     vec![
         Case::new("precision-tf32", degrees(2, 2, 1)).job(precision(Precision::Tf32)),
+        Case::new("precision-fp16", degrees(2, 2, 1)).job(precision(Precision::Fp16)),
         Case::new("precision-bf16", degrees(2, 2, 1)).job(precision(Precision::Bf16)),
+        Case::new("precision-fp8", degrees(2, 2, 1)).job(precision(Precision::Fp8)),
         Case::new("precision-bf16-everything", everything).job(precision(Precision::Bf16)),
         Case::new("optimizer-sgd", zero(1, 2, degrees(2, 1, 1))).job(|job| job.optimizer = SGD),
         Case::new("optimizer-sgd-plain", degrees(2, 1, 1))

@@ -39,7 +39,9 @@ pub fn of_program(program: &Program) -> String {
     let precision = match precision {
         Precision::Fp32 => "fp32",
         Precision::Tf32 => "tf32",
+        Precision::Fp16 => "fp16",
         Precision::Bf16 => "bf16",
+        Precision::Fp8 => "fp8",
     };
     let mut out = of_model(model) + &of_strategy(strategy) + &of_communication(&strategy.communication);
     let split = if *context > 1 { format!(" in groups of {context} per sequence") } else { String::new() };
