@@ -39,7 +39,8 @@ pub fn compare(
 ) -> (Validation, Vec<RunRecord>) {
     // Between machines, steps wait for links, which do not slow down with a core; and a core that has waited
     // is not immediately at full speed. Such steps are not adjusted.
-    let reference = if plan.cluster.node_count() > 1 { 0.0 } else { plan.profile.reference_s.0 };
+    let of_profile = plan.cost_source.profile().map_or(0.0, |profile| profile.reference_s.0);
+    let reference = if plan.cluster.node_count() > 1 { 0.0 } else { of_profile };
     let at_profile_speed = |record: &RunRecord| adjusted(record, reference, per_round);
     let best =
         records.iter().flatten().map(|r| at_profile_speed(r).0.median_s.0).fold(f64::INFINITY, f64::min);
@@ -70,7 +71,7 @@ pub fn compare(
                 };
                 let bar = verdict::bar(plan, predicted, &record, &measured);
                 // Times of another engine do not validate the prediction.
-                let same_engine = record.environment.engine == plan.profile.engine;
+                let same_engine = record.environment.engine == plan.cost_source.engine();
                 let judged = verdict::of_prediction(predicted.step_time_s, bar, &measured);
                 runs.push(ValidatedRun {
                     label,
@@ -173,7 +174,7 @@ pub mod tests {
     /// With a usable reference, and the same machine speed as in the profile.
     pub fn with_reference() -> Plan {
         let mut plan = plan();
-        plan.profile.reference_s = Seconds(2.02e-3);
+        plan.cost_source.profile_mut().unwrap().reference_s = Seconds(2.02e-3);
         plan
     }
 

@@ -40,7 +40,7 @@ pub fn check(kind: DeviceKind) -> Result<(), Failure> {
         DeviceKind::Cpu => Ok(()),
         DeviceKind::Cuda => gpus().map(|_| ()).map_err(|absent| {
             let problem = format!("cannot be used here: {}\n{}", absent.brief, absent.details);
-            InputError::new("profile.devices", "cuda", problem)
+            InputError::new("cost_source.profile.devices", "cuda", problem)
                 .hint(
                     "plan for CPU cores, from `autodist profile --devices cpu`, or install what is missing; \
                      `autodist selftest --device cuda` checks it",
@@ -71,7 +71,7 @@ pub fn check_precision(kind: DeviceKind, precision: Precision, flag: &str) -> Re
 /// As for [`check_precision`], for the job of a plan.
 pub fn check_precision_of(plan: &Plan) -> Result<(), Failure> {
     let flag = "a plan from a profile with --devices";
-    check_precision(plan.profile.devices, plan.job.precision, flag).map_err(|failure| match failure {
+    check_precision(plan.cost_source.devices(), plan.job.precision, flag).map_err(|failure| match failure {
         Failure::Input(error) => Failure::Input(InputError { field: "job.precision".to_owned(), ..error }),
         other => other,
     })

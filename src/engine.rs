@@ -20,7 +20,7 @@ pub fn asked_for(run: &RunArgs) -> Engine {
 
 /// The engine for training a plan: the plan's own, unless another is requested.
 pub fn of_plan(run: &RunArgs, plan: &Plan) -> Engine {
-    run.engine.unwrap_or(plan.profile.engine)
+    run.engine.unwrap_or(plan.cost_source.engine())
 }
 
 /// Finds PyTorch, or fails.

@@ -295,7 +295,7 @@ pub fn machines() -> Result<Vec<Machine>, Failure> {
 /// # Errors
 /// As [`machines`].
 pub fn compare_machines(plan: &Plan) -> Result<(), Failure> {
-    if plan.profile.emulated {
+    if plan.cost_source.is_emulated() {
         return Ok(());
     }
     let here: Vec<u32> = match machines()? {
@@ -304,7 +304,7 @@ pub fn compare_machines(plan: &Plan) -> Result<(), Failure> {
     };
     let planned = plan.cluster.devices_per_node();
     let cores = host::cores().len();
-    if let ([ranks], DeviceKind::Cpu) = (here.as_slice(), plan.profile.devices)
+    if let ([ranks], DeviceKind::Cpu) = (here.as_slice(), plan.cost_source.devices())
         && *ranks as usize > cores
     {
         output::warn(&format!(

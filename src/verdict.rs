@@ -38,14 +38,14 @@ fn model_error(plan: &Plan, run: &RunRecord) -> f64 {
         // -30 %, once -49 % (docs/validation-links.md, more ranks than cores).
         return 0.49;
     }
-    match (plan.profile.engine, plan.profile.devices) {
+    match (plan.cost_source.engine(), plan.cost_source.devices()) {
         // 95th percentile of 54 unadjusted times (docs/validation.md, PyTorch): the largest, 43 %, would
         // accept everything.
         (Engine::Torch, _) => 0.28,
         // docs/validation.md has no table of plans on GPUs: uses the widest of the others.
         (_, DeviceKind::Cuda) => 0.28,
         // 240 plans: -9.3 % to +12.3 % (docs/validation.md, emulated clusters).
-        _ if plan.profile.emulated => 0.13,
+        _ if plan.cost_source.is_emulated() => 0.13,
         // Eight plans, up to +13.6 %, and the requirement of the tests of real links
         // (docs/validation-links.md).
         _ if plan.cluster.node_count() > 1 => 0.15,
@@ -67,9 +67,9 @@ fn shares_cores(run: &RunRecord) -> bool {
 /// Whether the machine's speed may have changed undetected: CPU cores without the reference benchmark next
 /// to the steps.
 fn unknown_speed(plan: &Plan, measured: &Measured) -> bool {
-    let one_machine = plan.cluster.node_count() == 1 && !plan.profile.emulated;
+    let one_machine = plan.cluster.node_count() == 1 && !plan.cost_source.is_emulated();
     // Exactly 1 means unknown; two timings are never equal.
-    plan.profile.devices == DeviceKind::Cpu && one_machine && measured.machine_speed == 1.0
+    plan.cost_source.devices() == DeviceKind::Cpu && one_machine && measured.machine_speed == 1.0
 }
 
 /// Half-width of the error bar of a predicted step time, in seconds: its own interval, which follows from the
@@ -339,12 +339,12 @@ pub mod tests {
         near(part(&plan, 3.0, 2, 0.9), 0.5);
         near(part(&plan, 0.0, 2, 1.0), 0.14_f64.hypot(0.23));
         near(part(&plan, 0.0, 1, 0.9), 0.49);
-        plan.profile.emulated = true;
+        plan.cost_source.profile_mut().unwrap().emulated = true;
         near(part(&plan, 0.0, 2, 1.0), 0.13);
-        plan.profile.emulated = false;
+        plan.cost_source.profile_mut().unwrap().emulated = false;
         plan.cluster.nodes[0].count = 2;
         near(part(&plan, 0.0, 2, 1.0), 0.15);
-        plan.profile.devices = DeviceKind::Cuda;
+        plan.cost_source.profile_mut().unwrap().devices = DeviceKind::Cuda;
         near(part(&plan, 0.0, 2, 1.0), 0.28);
     }
 }

@@ -268,8 +268,8 @@ pub fn unsupported_fields(target: Target) -> impl Iterator<Item = &'static Unsup
 /// Everything that the target cannot express and that has no substitute, each with an alternative.
 pub fn export(plan: &Plan, target: Target, options: &Options) -> Result<Exported, Vec<InputError>> {
     let settings = Settings::of(plan, options.checkpoint_interval);
-    let machines =
-        Machines::of(&plan.cluster, plan.profile.devices == DeviceKind::Cuda).map_err(|error| vec![error])?;
+    let machines = Machines::of(&plan.cluster, plan.cost_source.devices() == DeviceKind::Cuda)
+        .map_err(|error| vec![error])?;
     let exporter = target.exporter();
     let mut draft = Draft::new(&settings, machines);
     for row in exporter.rows() {

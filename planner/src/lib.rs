@@ -41,9 +41,9 @@ pub use threads::with_threads;
 use autodist_cost_model::{CostModel, Prices, Unpriced};
 use autodist_program::Program;
 use autodist_spec::{
-    Alternative, CatalogueReference, Check, Cluster, CodecProbe, DeviceKind, Engine, Estimate, InputError,
-    Job, ModelSpec, ParallelStrategy, Plan, Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Seconds,
-    Stage, StopReason, doubt,
+    Alternative, CatalogueReference, Check, Cluster, CodecProbe, CostSource, Estimate, InputError, Job,
+    ModelSpec, ParallelStrategy, Plan, Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Stage,
+    StopReason, doubt,
 };
 use candidate::Evaluator;
 use search::{Keep, Search};
@@ -281,13 +281,15 @@ impl<'a> Planner<'a> {
         estimate: Estimate,
         search: SearchReport,
     ) -> Plan {
+        let assumptions = self.costs.extensions(&strategy);
+        let cost_source = self.cost_source(!assumptions.is_empty());
         Plan {
             schema_version: SCHEMA_VERSION,
             model: self.model.clone(),
             cluster: self.cluster.clone(),
             job: self.job.clone(),
             micro_batches: strategy.micro_batches(self.job.global_batch),
-            assumptions: self.costs.extensions(&strategy),
+            assumptions,
             strategy,
             stages,
             estimate,
@@ -298,32 +300,26 @@ impl<'a> Planner<'a> {
             collectives: Vec::new(),
             placement: None,
             codecs: Vec::new(),
-            profile: self.reference(),
+            cost_source,
             measured: None,
         }
     }
 
-    fn reference(&self) -> ProfileReference {
-        match self.source {
-            Source::Profile(profile) => ProfileReference {
-                fingerprint: profile.fingerprint(),
-                path: String::new(),
-                reference_s: profile.reference_s,
-                devices: profile.environment.devices,
-                engine: profile.environment.engine,
-                emulated: profile.environment.emulated,
-                catalogue: None,
-            },
-            Source::Catalogue(reference) => ProfileReference {
-                fingerprint: String::new(),
-                path: String::new(),
-                reference_s: Seconds::ZERO,
-                devices: DeviceKind::Cuda,
-                engine: Engine::Native,
-                emulated: false,
-                catalogue: Some(reference.clone()),
-            },
-        }
+    /// `mixed` if the costs go beyond the measurements of the profile.
+    fn cost_source(&self, mixed: bool) -> CostSource {
+        let profile = match self.source {
+            Source::Catalogue(reference) => return CostSource::Catalogue(reference.clone()),
+            Source::Profile(profile) => profile,
+        };
+        let reference = ProfileReference {
+            fingerprint: profile.fingerprint(),
+            path: String::new(),
+            reference_s: profile.reference_s,
+            devices: profile.environment.devices,
+            engine: profile.environment.engine,
+            emulated: profile.environment.emulated,
+        };
+        if mixed { CostSource::Mixed(reference) } else { CostSource::Profile(reference) }
     }
 
     /// Rejects overflow: numbers that are each in range may add up to a plan whose file could not be read.

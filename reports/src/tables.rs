@@ -570,7 +570,7 @@ pub(crate) fn provenance(plan: &Plan) -> Table {
     for group in &plan.cluster.nodes {
         let device = &group.device;
         let source = device.source.as_deref().map(|s| format!(" ({s})")).unwrap_or_default();
-        let peak = words::peak(device, job.precision, plan.profile.emulated);
+        let peak = words::peak(device, job.precision, plan.cost_source.is_emulated());
         table.row([
             "device".to_owned(),
             format!("{}: {}{peak}; {}{source}", device.name, device.memory_bytes, device.provenance),

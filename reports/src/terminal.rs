@@ -40,7 +40,7 @@ pub fn plan_summary(plan: &Plan) -> String {
             estimate.provenance
         ),
     );
-    if let Some(catalogue) = plan.profile.catalogue.as_ref().filter(|c| !c.error_bar_of.is_empty()) {
+    if let Some(catalogue) = plan.cost_source.catalogue().filter(|c| !c.error_bar_of.is_empty()) {
         let bar = percent(estimate.step_time_spread_s / estimate.step_time_s);
         text += &labelled("", &format!("± {bar}: {}", clean(&catalogue.error_bar_of)));
     }

@@ -4,9 +4,9 @@ use autodist_spec::profile::CopyKind;
 use autodist_spec::run::Agreement;
 use autodist_spec::strategy::some_recompute;
 use autodist_spec::{
-    CatalogueReference, Cluster, Device, DeviceClasses, LayerKind, ModelSpec, OperationKind, Optimizer,
-    ParallelStrategy, PlacementReport, Plan, Precision, Profile, Provenance, Recompute, ScheduleKind,
-    SearchReport, Seconds, Slowdown, Stage, StopReason, Stream, Validation, text,
+    CatalogueReference, Cluster, CostSource, Device, DeviceClasses, LayerKind, ModelSpec, OperationKind,
+    Optimizer, ParallelStrategy, PlacementReport, Plan, Precision, Profile, Provenance, Recompute,
+    ScheduleKind, SearchReport, Seconds, Slowdown, Stage, StopReason, Stream, Validation, text,
 };
 
 /// Text from other sources, without characters that are invalid in XML or interpreted by a terminal.
@@ -319,18 +319,16 @@ pub(crate) fn regret(validation: &Validation) -> String {
 
 /// The source of a plan's profile.
 pub(crate) fn profile_source(plan: &Plan) -> String {
-    if let Some(CatalogueReference { trainer, calibration, .. }) = &plan.profile.catalogue {
-        let (trainer, calibration) = (clean(trainer), clean(calibration));
-        return format!(
-            "none: priced for {trainer} from published figures of devices and links, and efficiencies fitted to {calibration}"
-        );
-    }
-    if plan.profile.path.is_empty() && plan.profile.fingerprint.is_empty() {
-        "none: priced by published figures of devices, links and training runs".to_owned()
-    } else if plan.profile.path.is_empty() {
-        format!("modelled from the hardware catalogue, fingerprint {}", clean(&plan.profile.fingerprint))
-    } else {
-        format!("{}, fingerprint {}", clean(&plan.profile.path), clean(&plan.profile.fingerprint))
+    match &plan.cost_source {
+        CostSource::Catalogue(CatalogueReference { trainer, calibration, .. }) => format!(
+            "none: priced for {} from published figures of devices and links, and efficiencies fitted to {}",
+            clean(trainer),
+            clean(calibration)
+        ),
+        CostSource::Profile(profile) | CostSource::Mixed(profile) => {
+            let beyond = if matches!(plan.cost_source, CostSource::Mixed(_)) { ", extended" } else { "" };
+            format!("{}, fingerprint {}{beyond}", clean(&profile.path), clean(&profile.fingerprint))
+        }
     }
 }
 

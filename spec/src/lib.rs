@@ -30,6 +30,7 @@ pub mod parse;
 pub mod plan;
 pub mod profile;
 pub mod run;
+mod source;
 pub mod strategy;
 mod survey;
 pub mod text;
@@ -48,13 +49,14 @@ pub use model::{Activation, Experts, LayerKind, ModelSpec, Norm, Parameter, Posi
 pub use network::{Network, Path, Pattern, PatternTiming, SharedLink};
 pub use parse::{Check, SCHEMA_VERSION, fingerprint, to_json};
 pub use plan::{
-    Alternative, CatalogueReference, CodecVerdict, CollectiveShare, MeasuredChoice, PlacementReport, Plan,
-    ProfileReference, Rejection, SearchReport, StopReason,
+    Alternative, CodecVerdict, CollectiveShare, MeasuredChoice, PlacementReport, Plan, Rejection,
+    SearchReport, StopReason,
 };
 pub use profile::{DeviceKind, Engine, Environment, Machine, Pass, Profile, Sample, Segment, SegmentCost};
 pub use run::{
     CodecProbe, OperationKind, RunRecord, Stream, TimelineEvent, ValidatedRun, Validation, Verdict,
 };
+pub use source::{CatalogueReference, CostSource, ProfileReference};
 pub use strategy::{ParallelStrategy, Recompute, ScheduleKind, Stage};
 pub use text::{one_line, printable};
 pub use units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Provenance, Seconds};

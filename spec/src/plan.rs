@@ -8,8 +8,8 @@ use crate::job::Job;
 use crate::model::ModelSpec;
 use crate::network::Pattern;
 use crate::parse::Check;
-use crate::profile::{DeviceKind, Engine};
 use crate::run::Verdict;
+use crate::source::CostSource;
 use crate::strategy::{ParallelStrategy, Stage, check_stages};
 use crate::units::{Bytes, Provenance, Seconds};
 use crate::utilisation::Utilisation;
@@ -177,8 +177,8 @@ pub struct Plan {
     /// The predicted effect of each codec that the job allows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub codecs: Vec<CodecVerdict>,
-    /// The profile on which the estimate is based.
-    pub profile: ProfileReference,
+    /// Where the costs of the estimates come from.
+    pub cost_source: CostSource,
     /// Measurements by `tune` or `validate`. With them, the plan is the fastest of those that were trained,
     /// whichever plan the search (`search`) ranked first, and the alternatives are in measured order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -209,54 +209,11 @@ pub struct MeasuredChoice {
     pub refuted: Vec<ParallelStrategy>,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ProfileReference {
-    /// Fingerprint of the profile's content.
-    pub fingerprint: String,
-    /// Path of the profile, as given; empty if it was modelled from the catalogue.
-    #[serde(default)]
-    pub path: String,
-    /// The profile's `reference_s`.
-    #[serde(default)]
-    pub reference_s: Seconds,
-    /// Kind of device on which the profile was measured, and for which the plan is valid.
-    #[serde(default)]
-    pub devices: DeviceKind,
-    /// Engine with which the profile was measured, and for which the plan is valid.
-    #[serde(default, skip_serializing_if = "Engine::is_native")]
-    pub engine: Engine,
-    /// Whether the devices and links were emulated: the plan is validated on the same emulation.
-    #[serde(default)]
-    pub emulated: bool,
-    /// The source of the plan's prices, if it is not a profile.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub catalogue: Option<CatalogueReference>,
-}
-
-/// The source of a plan's costs for a cluster that was not measured.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct CatalogueReference {
-    /// Training framework for which the plan is priced, e.g., `megatron-core`.
-    pub trainer: String,
-    /// Runs to which the efficiencies of a training step were fitted.
-    pub calibration: String,
-    /// Fingerprint of these efficiencies.
-    pub fingerprint: String,
-    /// Fingerprint of the figures of the devices; empty in older plans.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub devices: String,
-    /// Of which runs the error bar of the step time is.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub error_bar_of: String,
-}
-
 impl Plan {
     /// The utilisation of a device at the step time of `estimate`, of this plan or of an alternative.
     pub fn utilisation(&self, estimate: &Estimate) -> Option<Utilisation> {
         let mut all = Utilisation::of(&self.model, &self.job, &self.cluster, estimate.step_time_s);
-        if self.profile.emulated {
+        if self.cost_source.is_emulated() {
             // Its devices are emulated, and do not reach that peak.
             all.peak = None;
         }
@@ -269,7 +226,7 @@ impl Plan {
     pub fn correct_mfu(&mut self) {
         let measured = self.cluster.nodes.iter().any(|group| group.device.measured_rate().is_some());
         let corrected = |estimate: &Estimate| match estimate.mfu {
-            Some(_) if self.profile.emulated => None,
+            Some(_) if self.cost_source.is_emulated() => None,
             Some(_) if measured => self.utilisation(estimate).and_then(|all| all.mfu()),
             mfu => mfu.filter(|mfu| *mfu <= 1.0),
         };
@@ -279,7 +236,7 @@ impl Plan {
         for (other, mfu) in self.alternatives.iter_mut().zip(others) {
             other.estimate.mfu = mfu;
         }
-        if !self.profile.emulated {
+        if !self.cost_source.is_emulated() {
             for group in &mut self.cluster.nodes {
                 if group.device.measured_rate().is_some() {
                     group.device.peak_flops_per_s = None;
@@ -297,15 +254,22 @@ impl Plan {
         }
     }
 
+    /// Records the path of the profile, if the costs are those of one.
+    pub fn name_profile(&mut self, path: &str) {
+        if let Some(profile) = self.cost_source.profile_mut() {
+            path.clone_into(&mut profile.path);
+        }
+    }
+
     /// The emulated cluster, if devices and links are emulated.
     pub fn emulated(&self) -> Option<&Cluster> {
-        self.profile.emulated.then_some(&self.cluster)
+        self.cost_source.is_emulated().then_some(&self.cluster)
     }
 
     /// Speed of the emulated devices, if devices are emulated.
     pub fn emulated_flops_per_s(&self) -> Option<f64> {
         let peak = self.cluster.nodes.first()?.device.peak_flops_per_s?;
-        self.profile.emulated.then_some(peak.0)
+        self.cost_source.is_emulated().then_some(peak.0)
     }
 
     /// Number of plans in the document: its choice and the alternatives.

@@ -124,10 +124,10 @@ impl Figures {
 
     /// The figures from which a plan was made; `None` if it was made from a profile.
     fn of_plan(plan: &Plan, args: &FigureArgs) -> Result<Option<(Self, Software)>, Failure> {
-        let Some(reference) = &plan.profile.catalogue else { return Ok(None) };
+        let Some(reference) = plan.cost_source.catalogue() else { return Ok(None) };
         let trainer = reference.trainer.parse().map_err(|_| {
             let known: Vec<_> = Trainer::ALL.iter().map(|trainer| trainer.name()).collect();
-            InputError::new("profile.catalogue.trainer", &reference.trainer, "is not a known trainer")
+            InputError::new("cost_source.catalogue.trainer", &reference.trainer, "is not a known trainer")
                 .hint(format!("expected one of {}", known.join(", ")))
         })?;
         let catalogue = input::catalogue(&args.catalogue)?;
@@ -137,7 +137,7 @@ impl Figures {
             let names: Vec<_> = figures.machines.iter().map(|machine| machine.device_name.as_str()).collect();
             let names = names.join(", ");
             let problem = format!("is not the fingerprint of {names} in the catalogue, which is {devices}");
-            return Err(InputError::new("profile.catalogue.devices", &reference.devices, problem)
+            return Err(InputError::new("cost_source.catalogue.devices", &reference.devices, problem)
                 .hint("give the device file that the plan was made with by `--devices`, or plan again")
                 .into());
         }
@@ -147,9 +147,13 @@ impl Figures {
                 "is not the fingerprint of {}, which is {found}: the plan was made with efficiencies fitted to {}",
                 figures.source, reference.calibration
             );
-            return Err(InputError::new("profile.catalogue.fingerprint", &reference.fingerprint, problem)
-                .hint("give that calibration with `--calibration`, or plan again")
-                .into());
+            return Err(InputError::new(
+                "cost_source.catalogue.fingerprint",
+                &reference.fingerprint,
+                problem,
+            )
+            .hint("give that calibration with `--calibration`, or plan again")
+            .into());
         }
         let assumptions = plan.assumptions.clone();
         Ok(Some((figures, Software { trainer, assumptions })))

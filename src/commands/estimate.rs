@@ -78,7 +78,7 @@ fn of_plan(args: &EstimateArgs, path: &Path) -> Result<(Plan, Option<MemoryShort
     };
     let planner = super::planner(&given.model, &given.cluster, &given.job, &profile);
     let (mut plan, shortfall) = planner.priced(strategy, stages).map_err(refused)?;
-    plan.profile.path = profile_path.display().to_string();
+    plan.name_profile(&profile_path.display().to_string());
     Ok((plan, shortfall))
 }
 
@@ -177,6 +177,6 @@ fn of_flags(
     let planner = super::planner(model, &prices.cluster, job, &prices.profile);
     let (mut plan, shortfall) =
         planner.priced(&strategy, stages.as_deref()).map_err(|error| blame(refused(&strategy, error)))?;
-    plan.profile.path = prices.path.display().to_string();
+    plan.name_profile(&prices.path.display().to_string());
     Ok((plan, shortfall))
 }

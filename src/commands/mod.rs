@@ -167,7 +167,8 @@ fn profile_of(plan: &Plan, plan_path: &Path, given: Option<&PathBuf>) -> Result<
     let path = match given {
         Some(path) => path.clone(),
         None => {
-            let named = PathBuf::from(&plan.profile.path);
+            let named =
+                plan.cost_source.profile().map(|profile| PathBuf::from(&profile.path)).unwrap_or_default();
             let beside = plan_path.parent().map(|folder| folder.join(&named)).unwrap_or_default();
             if named.is_relative() && beside.exists() { beside } else { named }
         }
@@ -197,11 +198,10 @@ fn profile_of(plan: &Plan, plan_path: &Path, given: Option<&PathBuf>) -> Result<
         other => other,
     })?);
     let found = profile.fingerprint();
-    if found != plan.profile.fingerprint {
-        let problem = format!(
-            "is not the profile that {plan_name} was made from (fingerprint {})",
-            plan.profile.fingerprint
-        );
+    let own = plan.cost_source.profile().map(|profile| profile.fingerprint.as_str());
+    if own != Some(&found) {
+        let own = own.map_or("none".to_owned(), |own| format!("fingerprint {own}"));
+        let problem = format!("is not the profile that {plan_name} was made from ({own})");
         let error = InputError::new("fingerprint", found, problem).in_file(&path.display().to_string());
         return Err(error
             .hint("plan again with this profile, or give the original profile with `--profile`")

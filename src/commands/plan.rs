@@ -65,7 +65,7 @@ pub fn fastest_measured(
     check_prices(prices, model, &job)?;
     let planner = super::planner(model, &prices.cluster, &job, &prices.profile).probes(probes).limits(limits);
     let mut plan = planner.plan()?;
-    plan.profile.path = prices.path.display().to_string();
+    plan.name_profile(&prices.path.display().to_string());
     Ok(plan)
 }
 

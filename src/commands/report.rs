@@ -23,18 +23,19 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
     let plan = input::nth_plan(&args.plan, args.number)?;
     let figures = Figures::unless_profile(args.profile.as_ref(), &plan, &args.figures)?;
     let costs = figures.map(|(figures, software)| figures.costs(&plan.model, &plan.job, &software).0);
-    let profile = match (&args.profile, plan.profile.path.is_empty()) {
-        (None, true) => None,
-        (given, _) => match profile_of(&plan, &args.plan, given.as_ref()) {
-            Ok((profile, _)) => Some(profile),
-            // A missing profile is an error only if it was given explicitly.
-            Err(failure) if given.is_none() => {
-                output::warn(&format!("the report does not include the profile: {failure}"));
-                None
-            }
-            Err(failure) => return Err(failure),
-        },
-    };
+    let profile =
+        match (&args.profile, plan.cost_source.profile().is_none_or(|profile| profile.path.is_empty())) {
+            (None, true) => None,
+            (given, _) => match profile_of(&plan, &args.plan, given.as_ref()) {
+                Ok((profile, _)) => Some(profile),
+                // A missing profile is an error only if it was given explicitly.
+                Err(failure) if given.is_none() => {
+                    output::warn(&format!("the report does not include the profile: {failure}"));
+                    None
+                }
+                Err(failure) => return Err(failure),
+            },
+        };
     let (mut runs, mut validation) = (Vec::new(), None);
     for path in &args.runs {
         match input::measured(path)? {

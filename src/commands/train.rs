@@ -21,7 +21,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let engine = engine::of_plan(&args.run, &plan);
     engine::check(engine, &plan, &plan.strategy, "strategy")?;
     devices::check_precision_of(&plan)?;
-    let options = train::options(&args.run, engine, plan.profile.devices, plan.emulated())?;
+    let options = train::options(&args.run, engine, plan.cost_source.devices(), plan.emulated())?;
     output::check_no_input(&args.output)?;
     output::check_writable(&args.output)?;
     let _claim = output::claim(&args.output)?;

@@ -116,7 +116,7 @@ fn rounds(
         let limits = SearchLimits { top: args.top, ..SearchLimits::default() };
         let planner = super::planner(&request.model, &profile.cluster, &request.job, &profile).limits(limits);
         let mut plan = interrupt::promptly(|| planner.plan())??;
-        plan.profile.path = "profile.json".to_owned();
+        plan.name_profile("profile.json");
         let mut candidates = train::candidates(&plan);
         // Plans of earlier repeats are trained again, in turn with the new plans.
         let again = trained.iter().filter_map(|old| {
@@ -207,7 +207,8 @@ fn distrust(folder: &Path) -> Result<(), Failure> {
         return Ok(());
     };
     let refuted = plan.measured.map(|measured| measured.refuted).unwrap_or_default();
-    if plan.profile.fingerprint == profile.fingerprint() && forget(&mut profile, &refuted, &path)? {
+    let same = plan.cost_source.profile().is_some_and(|own| own.fingerprint == profile.fingerprint());
+    if same && forget(&mut profile, &refuted, &path)? {
         output::note(&format!(
             "{} led to plans that the measurement refuted: measuring again what their predictions are based on: {}",
             path.display(),

@@ -20,11 +20,11 @@ pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
     let candidates = candidates(&plan, &args.plan, &args.selection, args.profile.as_ref())?;
     let candidates = runnable(engine, &plan, candidates, args.selection.all)?;
     devices::check_precision_of(&plan)?;
-    let options = train::options(&args.run, engine, plan.profile.devices, plan.emulated())?;
-    if engine != plan.profile.engine {
+    let options = train::options(&args.run, engine, plan.cost_source.devices(), plan.emulated())?;
+    if engine != plan.cost_source.engine() {
         output::warn(&format!(
             "the plan's predictions are for engine {}, but engine {} trains: errors show how the two engines differ",
-            plan.profile.engine.name(),
+            plan.cost_source.engine().name(),
             engine.name()
         ));
     }
@@ -38,7 +38,7 @@ pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
     }
     let mut answer = String::new();
     // If it ended early, the document stays unchanged, so that --resume can continue.
-    if engine == plan.profile.engine && validation.ended.is_none() {
+    if engine == plan.cost_source.engine() && validation.ended.is_none() {
         let measured = (&validation, records.as_slice());
         let profile = profile_of(&plan, &args.plan, args.profile.as_ref()).ok().map(|(profile, _)| profile);
         let keep = plan.alternatives.len().max(FEWEST_KEPT);

@@ -459,7 +459,7 @@ fn plans() {
         ("/job/global_batch", json!(0), &["`job.global_batch`", "`0`"]),
         ("/job/seq_len", json!(-1), &["`job.seq_len`", "-1"]),
         ("/model/heads", json!(0), &["`model.heads`", "`0`"]),
-        ("/profile/path", json!(3), &["`profile.path`", "`3`"]),
+        ("/cost_source/profile/path", json!(3), &["`cost_source.profile.path`", "`3`"]),
         (
             "/micro_batches",
             json!(777),
@@ -500,7 +500,7 @@ fn plans() {
     ] {
         reader.change(&plan, pointer, value, expected);
     }
-    for field in ["model", "cluster", "job", "strategy", "stages", "estimate", "search", "profile"] {
+    for field in ["model", "cluster", "job", "strategy", "stages", "estimate", "search", "cost_source"] {
         reader.remove(&plan, &format!("/{field}"));
     }
     // Every command that reads a plan refuses an illegal one before it starts anything.
@@ -512,9 +512,13 @@ fn plans() {
     write(folder, "plan.json", plan.to_string());
     let reader = Reader { folder, file: "other.json", args: "explain plan.json --against other.json" };
     reader.check("{}", &["schema_version"]);
-    write(folder, "plan.json", edited(&plan, "/profile/path", Some(json!(""))).to_string());
+    write(folder, "plan.json", edited(&plan, "/cost_source/profile/path", Some(json!(""))).to_string());
     refused(&line(folder, "explain plan.json"), &["--profile", "does not name a profile"]);
-    write(folder, "plan.json", edited(&plan, "/profile/path", Some(json!("gone.json"))).to_string());
+    write(
+        folder,
+        "plan.json",
+        edited(&plan, "/cost_source/profile/path", Some(json!("gone.json"))).to_string(),
+    );
     refused(&line(folder, "explain plan.json"), &["gone.json"]);
 }
 

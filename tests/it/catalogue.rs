@@ -37,7 +37,7 @@ fn a_plan_for_a_cluster_that_nobody_measured_is_a_plan_like_any_other() {
     assert!(!plan["rejected"].as_array().unwrap().is_empty());
     assert!(!plan["estimate"]["stages"].as_array().unwrap().is_empty());
     assert_eq!(plan["estimate"]["provenance"], "modelled");
-    assert_eq!(plan["profile"]["catalogue"]["trainer"], "megatron-core");
+    assert_eq!(plan["cost_source"]["catalogue"]["trainer"], "megatron-core");
 
     // The same strategy in the same stages is the same prediction.
     let again: Value = line(folder.path(), "estimate plan.json --json").json();
@@ -140,7 +140,7 @@ fn a_plan_names_the_devices_that_priced_it() {
     for command in ["explain plan.json", "estimate plan.json", "report plan.json -o report"] {
         let other = line(folder.path(), command);
         assert_eq!(other.code, Some(2), "{command}: {}", other.out);
-        let told = ["profile.catalogue.devices", "a100-80gb-sxm", "--devices"];
+        let told = ["cost_source.catalogue.devices", "a100-80gb-sxm", "--devices"];
         assert!(told.iter().all(|word| other.err.contains(word)), "{command}: {}", other.err);
     }
     line(folder.path(), "explain plan.json --devices slow.toml").ok();

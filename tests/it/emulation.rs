@@ -68,7 +68,7 @@ fn a_slow_link_is_measured_planned_around_and_trained_over() {
         "plan --model model.json --job job.toml --profile profile.json -o plan.json --json",
     )
     .json();
-    assert_eq!(plan["profile"]["emulated"], true);
+    assert_eq!(plan["cost_source"]["profile"]["emulated"], true);
     for share in plan["collectives"].as_array().unwrap() {
         assert!(share["lower_bound_s"].as_f64() <= share["time_s"].as_f64(), "{share}");
     }

@@ -452,7 +452,11 @@ fn no_pipe_that_a_document_names_is_waited_for() {
     for (named, is) in
         [("pipe", "a pipe"), ("socket", "a socket"), ("/dev/zero", "a device"), ("/", "a folder")]
     {
-        write(folder, "named.json", edited(&plan, "/profile/path", Some(json!(named))).to_string());
+        write(
+            folder,
+            "named.json",
+            edited(&plan, "/cost_source/profile/path", Some(json!(named))).to_string(),
+        );
         for args in ["explain named.json", "estimate named.json"] {
             refused(&line(folder, args), &[named, is]);
         }

@@ -107,7 +107,7 @@ fn a_plan_runs_no_code_that_lies_beside_it() {
     plan(folder, &json!({}));
     let mut document: Value =
         serde_json::from_str(&std::fs::read_to_string(folder.join("plan.json")).unwrap()).unwrap();
-    document["profile"]["engine"] = json!("torch");
+    document["cost_source"]["profile"]["engine"] = json!("torch");
     write(folder, "plan.json", document.to_string());
     let trap = "echo > PWNED; echo trapped >&2; exit 1";
     script(folder, ".venv/bin/python", trap);
@@ -176,7 +176,7 @@ fn a_plan_of_a_torch_profile_is_one_that_torch_can_run() {
         edited(&profile, "/environment/engine", Some(json!("torch"))).to_string(),
     );
     let found = line(folder.path(), "plan --model model.json --job job.toml --top 1000 --json").json();
-    assert_eq!(found["profile"]["engine"], "torch");
+    assert_eq!(found["cost_source"]["profile"]["engine"], "torch");
     let alternatives = found["alternatives"].as_array().unwrap();
     assert!(alternatives.len() > 20, "{}", alternatives.len());
     for strategy in alternatives.iter().map(|a| &a["strategy"]).chain([&found["strategy"]]) {
@@ -210,7 +210,7 @@ fn torch_profiles_plans_trains_and_compares() {
     }
     let plan = "plan --model model.json --job job.toml --profile torch.json -o plan.json --json";
     let plan = line(folder.path(), plan).json();
-    assert_eq!(plan["profile"]["engine"], "torch");
+    assert_eq!(plan["cost_source"]["profile"]["engine"], "torch");
     let validation = run("validate plan.json --top 2 --steps 2 --json").measured();
     assert_eq!(validation["runs"].as_array().unwrap().len(), 2, "{validation}");
     for run in validation["runs"].as_array().unwrap() {

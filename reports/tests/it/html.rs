@@ -111,7 +111,7 @@ fn foreign_text_stays_text() {
     world.plan.cluster.name = hostile.to_owned();
     world.plan.alternatives[0].reason = hostile.to_owned();
     world.plan.rejected[0].example = hostile.to_owned();
-    world.plan.profile.path = hostile.to_owned();
+    world.plan.name_profile(hostile);
     world.validation.runs[0].label = hostile.to_owned();
     for run in &mut world.runs {
         run.label = hostile.to_owned();

@@ -342,7 +342,7 @@ fn long_and_hostile_names_stay_in_their_columns() {
     world.plan.model.name.clone_from(&name);
     world.plan.cluster.name.clone_from(&name);
     world.plan.alternatives[0].reason.clone_from(&name);
-    world.plan.profile.path.clone_from(&name);
+    world.plan.name_profile(&name);
     world.validation.runs[0].label.clone_from(&name);
     world.profile.environment.processor.clone_from(&name);
     world.profile.environment.warnings.push(name.clone());

@@ -132,7 +132,7 @@ pub fn plan() -> Plan {
     let planner = Planner::new(&model, &profile.cluster, &job, &profile);
     let mut plan =
         planner.limits(SearchLimits { top: 3, threads: 1, ..SearchLimits::default() }).plan().unwrap();
-    plan.profile.path = "profile.json".to_owned();
+    plan.name_profile("profile.json");
     plan
 }
 

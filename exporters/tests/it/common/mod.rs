@@ -1,9 +1,9 @@
 //! Plans for tests: only the fields that exporters read are meaningful.
 
 use autodist_spec::{
-    Bytes, Cluster, CostBreakdown, DeviceKind, Engine, Estimate, Job, LayerKind, MemoryBreakdown, ModelSpec,
-    ParallelStrategy, Plan, ProfileReference, Provenance, Recompute, SCHEMA_VERSION, SearchReport, Seconds,
-    Stage, StopReason,
+    Bytes, Cluster, CostBreakdown, CostSource, DeviceKind, Engine, Estimate, Job, LayerKind, MemoryBreakdown,
+    ModelSpec, ParallelStrategy, Plan, ProfileReference, Provenance, Recompute, SCHEMA_VERSION, SearchReport,
+    Seconds, Stage, StopReason,
 };
 
 /// Stages with the given numbers of blocks; `recompute` for every block.
@@ -66,15 +66,14 @@ pub fn plan(
         gap: 0.0,
         stop_reason: StopReason::Given,
     };
-    let profile = ProfileReference {
+    let cost_source = CostSource::Profile(ProfileReference {
         fingerprint: String::new(),
         path: String::new(),
         reference_s: Seconds(0.0),
         devices: DeviceKind::Cuda,
         emulated: false,
-        catalogue: None,
         engine: Engine::Native,
-    };
+    });
     Plan {
         fits: true,
         assumptions: Vec::new(),
@@ -92,7 +91,7 @@ pub fn plan(
         collectives: Vec::new(),
         placement: None,
         codecs: Vec::new(),
-        profile,
+        cost_source,
         measured: None,
     }
 }

@@ -1,0 +1,96 @@
+//! Where the costs of a plan come from.
+
+use crate::profile::{DeviceKind, Engine};
+use crate::units::Seconds;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The source of a plan's costs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CostSource {
+    /// A profile of the plan's devices.
+    Profile(ProfileReference),
+    /// A profile, extended where the plan goes beyond what it measured; `assumptions` has how.
+    Mixed(ProfileReference),
+    /// Published figures of devices and links, and efficiencies that were fitted to training runs.
+    Catalogue(CatalogueReference),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProfileReference {
+    /// Fingerprint of the profile's content.
+    pub fingerprint: String,
+    /// Path of the profile, as given.
+    #[serde(default)]
+    pub path: String,
+    /// The profile's `reference_s`.
+    #[serde(default)]
+    pub reference_s: Seconds,
+    /// Kind of device on which the profile was measured, and for which the plan is valid.
+    #[serde(default)]
+    pub devices: DeviceKind,
+    /// Engine with which the profile was measured, and for which the plan is valid.
+    #[serde(default, skip_serializing_if = "Engine::is_native")]
+    pub engine: Engine,
+    /// Whether the devices and links were emulated: the plan is validated on the same emulation.
+    #[serde(default)]
+    pub emulated: bool,
+}
+
+/// The source of a plan's costs for a cluster that was not measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CatalogueReference {
+    /// Training framework for which the plan is priced, e.g., `megatron-core`.
+    pub trainer: String,
+    /// Runs to which the efficiencies of a training step were fitted.
+    pub calibration: String,
+    /// Fingerprint of these efficiencies.
+    pub fingerprint: String,
+    /// Fingerprint of the figures of the devices; empty in older plans.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub devices: String,
+    /// Of which runs the error bar of the step time is.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub error_bar_of: String,
+}
+
+impl CostSource {
+    pub fn profile(&self) -> Option<&ProfileReference> {
+        match self {
+            Self::Profile(reference) | Self::Mixed(reference) => Some(reference),
+            Self::Catalogue(_) => None,
+        }
+    }
+
+    pub fn profile_mut(&mut self) -> Option<&mut ProfileReference> {
+        match self {
+            Self::Profile(reference) | Self::Mixed(reference) => Some(reference),
+            Self::Catalogue(_) => None,
+        }
+    }
+
+    pub fn catalogue(&self) -> Option<&CatalogueReference> {
+        match self {
+            Self::Catalogue(reference) => Some(reference),
+            Self::Profile(_) | Self::Mixed(_) => None,
+        }
+    }
+
+    /// Whether the devices and links were emulated.
+    pub fn is_emulated(&self) -> bool {
+        self.profile().is_some_and(|profile| profile.emulated)
+    }
+
+    /// The devices for which the plan is valid: those of the catalogue are GPUs.
+    pub fn devices(&self) -> DeviceKind {
+        self.profile().map_or(DeviceKind::Cuda, |profile| profile.devices)
+    }
+
+    /// The engine that trains the plan, unless another one is given.
+    pub fn engine(&self) -> Engine {
+        self.profile().map_or(Engine::Native, |profile| profile.engine)
+    }
+}
