@@ -4,7 +4,7 @@ use crate::document::Document;
 use crate::settings::{CommandLine, Field, Settings};
 use crate::unsupported::{self, OtherKeys};
 use crate::{DeepSpeedKeys, Exporter, Target};
-use autodist_spec::{InputError, ModelSpec, text};
+use autodist_spec::{InputError, ModelSpec, Precision, text};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The content of a trainer's file.
@@ -197,8 +197,15 @@ fn read(
         return Err(InputError::new("", "", format!("contains no setting of {}", target.name()))
             .hint(format!("give {}, or name another trainer with `--from`", exporter.forms())));
     }
-    let others = unsupported::sort(exporter.rows(), &exporter.rules(), document, &settings.command)
-        .map_err(spelled)?;
+    // What a row has understood, the details beside it belong to.
+    let command = CommandLine {
+        fp8: settings.command.fp8 || settings.precision == Precision::Fp8,
+        experts: settings.command.experts
+            || settings.model.as_ref().is_some_and(|model| model.experts.is_some()),
+        ..settings.command.clone()
+    };
+    let others =
+        unsupported::sort(exporter.rows(), &exporter.rules(), document, &command).map_err(spelled)?;
     let deepspeed = exporter.uses_deepspeed(document);
     Ok(Imported { settings, known, others, deepspeed, keys })
 }

@@ -15,7 +15,7 @@ pub struct MegatronBridge;
 const IN_FP32: &str = "ddp.grad_reduce_in_fp32";
 
 /// Megatron-LM's flag, and its key in Megatron-Bridge's configuration.
-const PATHS: [(&str, &str); 40] = [
+const PATHS: [(&str, &str); 46] = [
     ("seq-length", "model.seq_length"),
     ("micro-batch-size", "train.micro_batch_size"),
     ("global-batch-size", "train.global_batch_size"),
@@ -23,6 +23,12 @@ const PATHS: [(&str, &str); 40] = [
     ("pipeline-model-parallel-size", "model.pipeline_model_parallel_size"),
     ("context-parallel-size", "model.context_parallel_size"),
     ("expert-model-parallel-size", "model.expert_model_parallel_size"),
+    ("num-experts", "model.num_moe_experts"),
+    ("moe-router-topk", "model.moe_router_topk"),
+    ("moe-ffn-hidden-size", "model.moe_ffn_hidden_size"),
+    ("moe-grouped-gemm", "model.moe_grouped_gemm"),
+    ("moe-token-dispatcher-type", "model.moe_token_dispatcher_type"),
+    ("fp8-format", "model.fp8"),
     ("sequence-parallel", "model.sequence_parallel"),
     ("num-virtual-stages-per-pipeline-rank", "model.virtual_pipeline_model_parallel_size"),
     ("pipeline-model-parallel-layout", "model.pipeline_model_parallel_layout"),

@@ -19,16 +19,18 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     for (flag, value) in [("--script", args.script.as_deref()), ("--image", Some(args.image.as_str()))] {
         value.map_or(Ok(()), |value| input::check_flag(flag, value))?;
     }
-    if plan.model.experts.is_some() && args.to.is_trainer() {
-        let problem = "has experts, which exported files do not describe";
+    let describes = matches!(args.to, Target::Megatron | Target::MegatronBridge) || !args.to.is_trainer();
+    let here = |error: InputError| error.in_file(&args.plan.display().to_string());
+    if plan.model.experts.is_some() && !describes {
+        let problem = format!("has experts, which files of {} do not describe", args.to.name());
         let error = InputError::new("model.name", &plan.model.name, problem);
-        let hint = "write the trainer's file yourself, with the degrees of this plan (`autodist explain`)";
-        return Err(error.hint(hint).in_file(&args.plan.display().to_string()).into());
+        return Err(here(error.hint("export to megatron or megatron-bridge")).into());
     }
-    if plan.job.precision == Precision::Fp8 && args.to.is_trainer() {
-        let error = InputError::new("job.precision", "fp8", "has no counterpart in exported files");
-        let hint = "export a plan in bf16, and add the trainer's own FP8 settings to its files";
-        return Err(error.hint(hint).in_file(&args.plan.display().to_string()).into());
+    if plan.job.precision == Precision::Fp8 && !describes {
+        let problem = format!("has no counterpart in files of {}", args.to.name());
+        let error = InputError::new("job.precision", "fp8", problem);
+        let hint = "export to megatron or megatron-bridge, or a plan in bf16 to which you add the trainer's own settings";
+        return Err(here(error.hint(hint)).into());
     }
     if !args.to.is_trainer() && args.script.is_none() {
         // The job starts autodist itself.

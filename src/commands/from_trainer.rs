@@ -6,8 +6,8 @@ use crate::{input, output};
 use autodist_analytic::Trainer;
 use autodist_exporters::{CommandLine, Field, Imported, Target, import_with};
 use autodist_spec::{
-    Check, Hyperparameter, InputError, Job, ModelSpec, ParallelStrategy, Positions, Precision, Recompute,
-    Stage, text,
+    Check, Experts, Hyperparameter, InputError, Job, ModelSpec, ParallelStrategy, Positions, Precision,
+    Recompute, Stage, text,
 };
 use std::path::Path;
 
@@ -30,7 +30,7 @@ pub fn read(args: &EstimateArgs, devices: Option<u32>) -> Result<Option<Given>, 
     let named = args.model.as_deref().map(input::model).transpose()?;
     let experts = named.as_ref().is_some_and(|model| model.experts.is_some());
     let command = command_line(args, devices, experts)?;
-    let model = named.filter(|_| !experts);
+    let model = named.clone().filter(|_| !experts);
     let open = |name: &str| -> Result<String, InputError> {
         let folder = Path::new(file).parent().unwrap_or(Path::new(""));
         let path = folder.join(name);
@@ -39,6 +39,20 @@ pub fn read(args: &EstimateArgs, devices: Option<u32>) -> Result<Option<Given>, 
     };
     let imported =
         import_with(target, &content, model.clone(), command, &open).map_err(|error| error.in_file(file))?;
+    let theirs = imported.settings.model.as_ref().and_then(|model| model.experts);
+    if let (Some(theirs), Some(own)) = (theirs, &named)
+        && own.experts != Some(theirs)
+    {
+        let of = |experts: Experts| format!("{} experts, {} active", experts.count, experts.active);
+        let name = &own.name;
+        let own = own.experts.map_or("no experts".to_owned(), of);
+        let error =
+            InputError::new("num-experts", of(theirs), format!("contradicts {name}, which has {own}"));
+        return Err(error
+            .hint("give the model of the file by `--model`, or leave it out")
+            .in_file(file)
+            .into());
+    }
     let flags = &args.strategy;
     if args.best.is_none()
         && flags.pp.is_none()

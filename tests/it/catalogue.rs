@@ -116,7 +116,7 @@ fn a_model_of_experts_is_planned_like_any_other() {
         ("train plan.json --steps 1", "precision = fp8"),
         ("export plan.json --to slurm -o out", "precision = fp8"),
         ("estimate plan.json --devices none.toml", "none.toml"),
-        ("export plan.json --to megatron -o out", "experts"),
+        ("export plan.json --to nanotron -o out", "experts"),
         ("profile --model mixtral-8x7b -o profile.json", "experts"),
     ] {
         let run = line(folder.path(), command);

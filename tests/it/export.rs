@@ -270,6 +270,39 @@ fn an_exported_plan_is_priced_as_it_was_planned() {
     assert!((step(&read) / step(&plan) - 1.0).abs() < 1e-9, "{} {}", step(&read), step(&plan));
 }
 
+/// Experts and FP8 come back as they were planned, without `--model` and `--precision`.
+#[test]
+fn an_exported_plan_of_experts_is_priced_as_it_was_planned() {
+    let folder = folder(1);
+    let folder = folder.path();
+    let cluster = "--cluster 2x8xh100-80gb-sxm@8x400gbps";
+    let job = "--model mixtral-8x7b --global-batch 128 --seq-len 4096 --precision fp8 --trainer nemo";
+    let plan = line(folder, &format!("plan {job} {cluster} --tp 2 --sp --json -o plan.json")).json();
+    assert!(plan["strategy"]["expert"].as_u64().unwrap() > 1, "{}", plan["strategy"]);
+    line(folder, "export plan.json --to megatron -o out").ok();
+    line(folder, "export plan.json --to megatron-bridge -o out").ok();
+    let step = |plan: &serde_json::Value| plan["estimate"]["step_time_s"].as_f64().unwrap();
+    for from in ["megatron out/megatron.sh", "megatron-bridge out/megatron-bridge.yaml --model mixtral-8x7b"]
+    {
+        let read = line(folder, &format!("estimate --from {from} {cluster} --trainer nemo --json")).json();
+        assert_eq!(read["job"]["precision"], "fp8", "{from}");
+        assert_eq!(read["model"]["experts"], plan["model"]["experts"], "{from}");
+        assert_eq!(read["strategy"], plan["strategy"], "{from}");
+        assert!((step(&read) / step(&plan) - 1.0).abs() < 1e-9, "{from}: {} {}", step(&read), step(&plan));
+    }
+    // The router that Megatron has by default is that of the model; another number of experts is not.
+    let script = std::fs::read_to_string(folder.join("out/megatron.sh")).unwrap();
+    write(folder, "other.sh", script.replace("--num-experts 8", "--num-experts 16"));
+    let other = line(folder, &format!("estimate --from megatron other.sh {cluster} --model mixtral-8x7b"));
+    assert_eq!(other.code, Some(2), "{}", other.out);
+    assert!(other.err.contains("num-experts") && other.err.contains("16 experts"), "{}", other.err);
+    // Megatron refuses experts with tensor parallelism without sequence parallelism.
+    line(folder, &format!("estimate {job} {cluster} --tp 2 --ep 8 --zero 1 -o plain.json"));
+    let refused = line(folder, "export plain.json --to megatron -o plain");
+    assert_eq!(refused.code, Some(2), "{}", refused.out);
+    assert!(refused.err.contains("sequence_parallel"), "{}", refused.err);
+}
+
 const H100: &str = "--cluster 1x8xh100-80gb-sxm --model gpt2 --seq-len 1024 --global-batch 64 --json";
 
 /// The assumptions of an estimate from a trainer's file.

@@ -210,7 +210,7 @@ fn a_layout_that_nobody_measured_goes_to_trainers_and_reports() {
     let script = std::fs::read_to_string(folder.path().join("split/megatron.sh")).unwrap();
     assert!(script.contains("--context-parallel-size 2"), "{script}");
     line(folder.path(), &format!("{job} --tp 8 --precision fp8 -o eight.json")).ok();
-    let run = line(folder.path(), "export eight.json --to megatron -o eight");
+    let run = line(folder.path(), "export eight.json --to torchtitan -o eight");
     assert_eq!(run.code, Some(2), "{}", run.out);
     assert!(run.err.contains("job.precision") && run.err.contains("hint: "), "{}", run.err);
     let run = line(folder.path(), "train split.json --steps 1");

@@ -1,22 +1,26 @@
 //! Megatron's flags for the fields of a plan.
 
-use crate::document::{above_zero, product, quotient, rounded};
+use crate::document::{Document, above_zero, product, quotient, rounded};
 use crate::row::{FieldMapping, OptimizerKeys, ReadRate, clip, seed, sixteen_bits, size, whole_theta};
 use crate::settings::Field;
 use crate::stages::{blocks_of_layout, layout, leading_full, uniform_recompute};
 use autodist_spec::{
-    Activation, Codec, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions,
-    Precision, Recompute, ScheduleKind,
+    Activation, Codec, Experts, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer,
+    Positions, Precision, Recompute, ScheduleKind,
 };
 
 /// Flags that rows read besides those that they name.
-pub(super) const ALSO_READ: [&str; 6] = [
+pub(super) const ALSO_READ: [&str; 10] = [
     "num-layers-per-virtual-pipeline-stage",
     "recompute-activations",
     "use-rotary-position-embeddings",
     "overlap-grad-reduce",
     "overlap-param-gather",
     "fp16",
+    "fp8-format",
+    "num-experts",
+    "moe-router-topk",
+    "moe-ffn-hidden-size",
 ];
 
 const OPTIMIZER: OptimizerKeys =
@@ -27,7 +31,8 @@ pub(crate) static ROWS: &[FieldMapping] = &[
         field: Field::Model,
         theirs: "num-layers, hidden-size, ffn-hidden-size, num-attention-heads, kv-channels, group-query-attention, \
                  num-query-groups, max-position-embeddings, vocab-size, position-embedding-type, rotary-base, \
-                 normalization, norm-epsilon, swiglu, disable-bias-linear, untie-embeddings-and-output-weights",
+                 normalization, norm-epsilon, swiglu, disable-bias-linear, untie-embeddings-and-output-weights, num-experts, \
+                 moe-router-topk, moe-ffn-hidden-size",
         write: |settings, draft| {
             let Some(model) = &settings.model else { return };
             draft.set("num-layers", model.layers);
@@ -56,6 +61,19 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             draft.set("swiglu", model.activation == Activation::SwiGlu);
             draft.set("disable-bias-linear", !model.bias);
             draft.set("untie-embeddings-and-output-weights", !model.tied_embeddings);
+            if let Some(experts) = model.experts {
+                draft.set("num-experts", experts.count);
+                draft.set("moe-router-topk", experts.active);
+                draft.set("moe-ffn-hidden-size", model.ffn);
+                // As the plan is priced.
+                draft.set("moe-grouped-gemm", true);
+                draft.set("moe-token-dispatcher-type", "alltoall");
+                if settings.tensor > 1 && !settings.sequence_parallel {
+                    let problem = "is required by Megatron for experts with tensor parallelism";
+                    let error = InputError::new("strategy.sequence_parallel", false, problem);
+                    draft.refusals.push(error.hint("plan with `--sp`, or with `--tp 1`"));
+                }
+            }
         },
         read: |document, settings| {
             let (Some(layers), Some(hidden), Some(heads)) = (
@@ -79,8 +97,10 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             let rms = one_of("normalization", &[("LayerNorm", false), ("RMSNorm", true)])?.unwrap_or(false);
             let grouped = document.flag("group-query-attention")?.unwrap_or(false);
             let groups = document.size("num-query-groups")?.filter(|_| grouped);
+            let experts = experts(document)?;
+            let of_experts = document.size("moe-ffn-hidden-size")?.filter(|_| experts.is_some());
             settings.model = Some(ModelSpec {
-                experts: None,
+                experts,
                 name: "megatron".to_owned(),
                 layers,
                 hidden,
@@ -91,7 +111,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                     None => quotient("hidden-size", hidden.into(), heads.into(), "num-attention-heads")?,
                 },
                 // Two thirds, so that SwiGLU's three matrices have as many parameters as two.
-                ffn: document.size("ffn-hidden-size")?.unwrap_or(if swiglu {
+                ffn: of_experts.or(document.size("ffn-hidden-size")?).unwrap_or(if swiglu {
                     (4 * hidden * 2 / 3) / 64 * 64
                 } else {
                     hidden.saturating_mul(4)
@@ -394,16 +414,30 @@ pub(crate) static ROWS: &[FieldMapping] = &[
     },
     FieldMapping {
         field: Field::Precision,
-        theirs: "bf16, fp16",
+        theirs: "bf16, fp16, fp8-format",
         write: |settings, draft| match settings.precision {
             Precision::Bf16 => draft.set("bf16", true),
             Precision::Fp16 => draft.set("fp16", true),
-            Precision::Fp32 | Precision::Fp8 => {}
+            Precision::Fp8 => {
+                draft.set("bf16", true);
+                draft.set("fp8-format", "hybrid");
+            }
+            Precision::Fp32 => {}
             Precision::Tf32 => draft
                 .instead(Field::Precision, "the flags say fp32, and the script sets NVIDIA_TF32_OVERRIDE=1"),
         },
         read: |document, settings| {
-            settings.precision = sixteen_bits(document, "bf16", "fp16")?.unwrap_or(Precision::Fp32);
+            let wide = sixteen_bits(document, "bf16", "fp16")?.unwrap_or(Precision::Fp32);
+            let fp8 = document.choice("fp8-format", &[("hybrid", true), ("e4m3", true), ("none", false)])?;
+            settings.precision = match (fp8, wide) {
+                (Some(true), Precision::Bf16) => Precision::Fp8,
+                (Some(true), _) => {
+                    let problem = "is priced beside bf16, which the file does not switch on";
+                    return Err(InputError::new("fp8-format", "without bf16", problem)
+                        .hint("add `--bf16`, or remove the flag"));
+                }
+                _ => wide,
+            };
             Ok(true)
         },
     },
@@ -490,3 +524,10 @@ pub(crate) static ROWS: &[FieldMapping] = &[
         },
     },
 ];
+
+/// The experts of every block; `None` for a dense model. Megatron's router has two active ones by default.
+fn experts(document: &Document) -> Result<Option<Experts>, InputError> {
+    let Some(count) = document.size("num-experts")? else { return Ok(None) };
+    let active = document.size("moe-router-topk")?.unwrap_or(2);
+    Ok((count > 1).then_some(Experts { count, active }))
+}

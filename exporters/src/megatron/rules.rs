@@ -82,6 +82,12 @@ pub(crate) static RULES: &[KeyRule] = &[
         "splits experts over tensor-parallel ranks, which is not read",
         "remove it from the file",
     ),
+    refused(
+        &["moe_layer_freq", "moe_shared_expert_intermediate_size", "moe_latent_size"],
+        &["1"],
+        "makes blocks that differ, or experts of another kind, which models do not have",
+        "remove it from the file, if the estimate may be of equal blocks with the same experts",
+    ),
     approximated(&[
         "moe_*",
         "tp_comm_*",

@@ -325,14 +325,30 @@ fn what_changes_time_or_memory_and_is_in_no_plan_is_refused_by_name() {
             arguments("\"auto_find_batch_size\": false"),
             "auto_find_batch_size",
         ),
-        (Target::Megatron, megatron("--fp8-format hybrid"), megatron("--fp8-margin 0"), "fp8-format"),
+        (
+            Target::Megatron,
+            megatron("--fp8-format hybrid"),
+            megatron("--bf16 --fp8-format hybrid --fp8-recipe delayed"),
+            "fp8-format",
+        ),
+        (
+            Target::Megatron,
+            megatron("--fp8-amax-history-len 16"),
+            megatron("--fp8-margin 0"),
+            "fp8-amax-history-len",
+        ),
         (
             Target::Megatron,
             megatron("--optimizer-cpu-offload"),
             megatron("--optimizer-offload-fraction 1.0"),
             "optimizer-cpu-offload",
         ),
-        (Target::Megatron, megatron("--num-experts 8"), megatron("--moe-router-topk 2"), "num-experts"),
+        (
+            Target::Megatron,
+            megatron("--num-experts 8 --moe-layer-freq 2"),
+            megatron("--num-experts 8 --moe-layer-freq 1"),
+            "moe-layer-freq",
+        ),
         (
             Target::Megatron,
             megatron("--exp-avg-dtype bf16"),
@@ -389,7 +405,7 @@ fn what_changes_time_or_memory_and_is_in_no_plan_is_refused_by_name() {
     }
     // A flag that overrides the value makes it harmless.
     for (text, command) in [
-        (megatron("--fp8-format hybrid"), CommandLine { fp8: true, ..command(8, &[]) }),
+        (megatron("--fp8-amax-history-len 16"), CommandLine { fp8: true, ..command(8, &[]) }),
         (megatron("--num-experts 8"), CommandLine { experts: true, ..command(8, &[]) }),
     ] {
         read_with(Target::Megatron, &text, command, &none).unwrap();
