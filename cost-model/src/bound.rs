@@ -67,7 +67,7 @@ impl Priced<'_> {
 
     fn bodies_of(&self, chunk: usize, backward: bool) -> impl Iterator<Item = &PricedBody> {
         let wanted = if backward { BodyKind::Backward { chunk } } else { BodyKind::Forward { chunk } };
-        let rank = chunk % self.program.layout.pipeline;
+        let rank = self.program.strategy.rank_of(chunk);
         let bodies = self.program.ranks[rank].bodies.iter().zip(&self.ranks[rank]);
         bodies.filter(move |(body, _)| body.kind == wanted).map(|(_, priced)| priced)
     }

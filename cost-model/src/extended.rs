@@ -17,6 +17,10 @@ use std::sync::Arc;
 /// Half-width of a price that was extended without a check, relative to it; assumed.
 pub(crate) const UNCHECKED: f64 = 0.25;
 
+/// Half-width of a step time, relative to it, if no two ranks were measured beside each other: they share memory
+/// and caches; assumed.
+pub(crate) const BESIDE: f64 = 0.15;
+
 /// The prices of a profile, extended to a cluster.
 #[derive(Debug)]
 pub(crate) struct ExtendedPrices {
@@ -91,6 +95,12 @@ impl ExtendedPrices {
         };
         extended.error = extended.check(profile);
         extended
+    }
+
+    /// Whether ranks of one machine are priced without a measurement of two.
+    pub fn measured_one_rank(&self) -> bool {
+        let largest = self.measured.links.largest_group_below(Collective::AllReduce, usize::MAX);
+        self.links == Links::OneMachine && largest.is_none()
     }
 
     fn knows(&self, strategy: &ParallelStrategy) -> bool {
@@ -183,7 +193,11 @@ impl ExtendedPrices {
             )),
             (Links::OneMachine, None) if group > 1 || strategy.pipeline > 1 => {
                 let from = if self.law.catalogue.is_some() { "the hardware catalogue's" } else { "as described" };
-                Some(format!("links between devices: {from}, not measured"))
+                let beside = 100.0 * BESIDE;
+                Some(format!(
+                    "links between devices: {from}, not measured; nor what ranks of one machine cost each other: ± {beside:.0} % \
+                     assumed"
+                ))
             }
             (Links::OneMachine | Links::Measured, _) => None,
         });

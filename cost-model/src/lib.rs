@@ -108,6 +108,8 @@ pub struct CostModel {
     /// By tensor degree, the additional time of a tensor collective in a step, relative to its schedule on
     /// the network, in seconds; may be negative.
     pub(crate) within_steps: BTreeMap<u32, f64>,
+    /// Whether these times are those of other devices, extrapolated.
+    pub(crate) extrapolates_waits: bool,
     pub(crate) step_overhead: Price,
     pub(crate) zero_s_per_element: f64,
     pub(crate) add_s_per_element: f64,
@@ -215,10 +217,16 @@ impl CostModel {
             }
         };
         let prices = Arc::new(ExtendedPrices::new(profile, cluster, links, catalogue));
+        let beside = if prices.measured_one_rank() { extended::BESIDE } else { 0.0 };
+        let repeatability = own.repeatability.map_or(beside, |noise| noise.hypot(beside));
         let mut costs = Self { prices: vec![prices.clone()], extended: Some(prices), ..own };
+        if beside > 0.0 {
+            costs.repeatability = Some(repeatability);
+        }
         if matches!(links, Links::Described | Links::Catalogue) {
             costs.synchronisation = Price::ZERO;
             costs.within_steps = longer_waits(&costs.within_steps, profile, cluster);
+            costs.extrapolates_waits = true;
             costs.routes = network.map(|network| Arc::new(Routes::described(&network)));
         }
         Ok(costs)
@@ -244,6 +252,7 @@ impl CostModel {
             extended: None,
             compute_speedup: 1.0,
             link_speedup: 1.0,
+            extrapolates_waits: false,
             within_steps: routes.as_ref().map(|r| within_steps(r, &profile.within_steps)).unwrap_or_default(),
             routes,
             codings: Codings::new(&profile.codecs),
@@ -301,6 +310,7 @@ impl CostModel {
             compute_speedup: 1.0,
             link_speedup: 1.0,
             within_steps: BTreeMap::new(),
+            extrapolates_waits: false,
             routes: None,
             codings: Codings::default(),
             exchanges: None,

@@ -44,11 +44,11 @@ impl Outline {
             let (mut work, mut growth) = (ChunkWork::default(), 0);
             for layer in stage.layers() {
                 let kind = model.kind(layer);
-                let cost = costs.of_rank(chunk % pipeline).of(kind);
+                let cost = costs.of_rank(strategy.rank_of(chunk)).of(kind);
                 work.forward += cost.forward.seconds;
                 work.backward += cost.backward.seconds;
                 growth += cost.forward_growth;
-                outline.elements[chunk % pipeline] += parameters[kind as usize];
+                outline.elements[strategy.rank_of(chunk)] += parameters[kind as usize];
             }
             growth += flow * (i64::from(chunk > 0) - i64::from(chunk + 1 < stages.len()));
             outline.chunks.push(work);
@@ -82,9 +82,9 @@ pub fn in_flight(strategy: &ParallelStrategy, micro_batches: usize) -> [InFlight
     [0, pipeline - 1].map(|rank| {
         let order =
             schedule::order(Extent::Period, strategy.schedule, rank, pipeline, virtual_stages, micro_batches);
-        let mut counts: InFlight = (0..virtual_stages).map(|local| (local * pipeline + rank, 0)).collect();
+        let mut counts: InFlight = strategy.chunks_of(rank).map(|chunk| (chunk, 0)).collect();
         for slot in order.iter().take_while(|slot| !slot.backward) {
-            counts[slot.chunk / pipeline].1 += 1;
+            counts[strategy.turn_of(slot.chunk)].1 += 1;
         }
         counts
     })

@@ -303,7 +303,10 @@ impl<'a> Pricer<'a> {
                 let beyond = self.costs.within_steps.get(&(degree as u32)).copied().unwrap_or(0.0);
                 // An offset that was measured at one size must not cancel the whole time of another size.
                 let seconds = (alone.seconds + beyond).max(LEAST_WITHIN_STEPS * alone.seconds);
-                Price { seconds, ..alone } + self.costs.synchronisation
+                // An extrapolated offset is as uncertain as it is long.
+                let unsure = if self.costs.extrapolates_waits { beyond.abs() } else { 0.0 };
+                let half_width = alone.half_width + unsure;
+                Price { seconds, half_width, ..alone } + self.costs.synchronisation
             }
         };
         self.tensor.insert((rank, kind, bytes), price);

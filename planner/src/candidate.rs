@@ -274,7 +274,7 @@ impl<'a> Evaluator<'a> {
                 let costs = self.layers(strategy)?;
                 let (distinct, of_rank) = costs.distinct();
                 let time = |device: usize, layer| distinct[device].time(self.model.kind(layer)).0;
-                let devices: Vec<usize> = (0..chunks).map(|chunk| of_rank[chunk % of_rank.len()]).collect();
+                let devices: Vec<usize> = (0..chunks).map(|chunk| of_rank[strategy.rank_of(chunk)]).collect();
                 let stages = stages::balanced_on(self.model, &devices, strategy.recompute, &time);
                 Ok(stages.unwrap_or_default())
             }

@@ -374,7 +374,7 @@ impl<'a> Compiler<'a> {
             self.strategy.virtual_stages as usize,
             self.micro_batches,
         );
-        let chunks: Vec<usize> = (self.rank..self.stages.len()).step_by(pipeline).collect();
+        let chunks: Vec<usize> = self.strategy.chunks_of(self.rank).collect();
         let mut bodies = Vec::new();
         for chunk in &chunks {
             bodies.push(self.forward(*chunk));
@@ -386,8 +386,8 @@ impl<'a> Compiler<'a> {
         for (index, slot) in slots.iter().enumerate() {
             let last_backward =
                 slot.backward && !slots[index + 1..].iter().any(|s| s.backward && s.chunk == slot.chunk);
-            let body =
-                3 * (slot.chunk / pipeline) + usize::from(slot.backward) * (1 + usize::from(last_backward));
+            let body = 3 * self.strategy.turn_of(slot.chunk)
+                + usize::from(slot.backward) * (1 + usize::from(last_backward));
             ops.extend(self.incoming(slot).map(Op::Receive));
             ops.push(Op::Run { body, micro_batch: slot.micro_batch });
             ops.extend(self.outgoing(slot).map(Op::Send));
@@ -398,7 +398,7 @@ impl<'a> Compiler<'a> {
 
     fn message(&self, kind: MessageKind, peer_chunk: usize, chunk: usize, micro_batch: usize) -> Message {
         let parts = if self.strategy.sequence_parallel { self.strategy.tensor as usize } else { 1 };
-        let peer = peer_chunk % self.strategy.pipeline as usize;
+        let peer = self.strategy.rank_of(peer_chunk);
         Message { kind, peer, chunk, micro_batch, elements: self.activation / parts }
     }
 

@@ -72,7 +72,7 @@ pub(crate) fn stages(plan: &Plan) -> Table {
     columns.extend(mixed.then_some(("devices", Left)));
     let mut table = Table::new(&columns);
     for (chunk, stage) in plan.stages.iter().enumerate() {
-        let rank = chunk % plan.strategy.pipeline.max(1) as usize;
+        let rank = plan.strategy.rank_of(chunk);
         let memory =
             plan.estimate.stages.get(rank).map_or("unknown".to_owned(), |s| s.memory.total().to_string());
         if few || chunk < SHOWN || chunk + 1 == plan.stages.len() {

@@ -148,6 +148,22 @@ impl ParallelStrategy {
         self.pipeline.saturating_mul(self.virtual_stages)
     }
 
+    /// The pipeline rank of a model chunk: chunks are dealt out in turn, so that neighbours are on neighbouring
+    /// ranks (Narayanan et al., SC'21, section 2.2.2).
+    pub fn rank_of(&self, chunk: usize) -> usize {
+        chunk % self.pipeline.max(1) as usize
+    }
+
+    /// The position of a model chunk among those of its pipeline rank.
+    pub fn turn_of(&self, chunk: usize) -> usize {
+        chunk / self.pipeline.max(1) as usize
+    }
+
+    /// The model chunks of a pipeline rank.
+    pub fn chunks_of(&self, rank: usize) -> impl Iterator<Item = usize> + use<> {
+        (rank..self.chunks() as usize).step_by(self.pipeline.max(1) as usize)
+    }
+
     /// The label, such as `dp2 tp1 pp1 mb4 zero1 recompute=full`.
     pub fn label(&self) -> String {
         let mut text =
@@ -199,7 +215,7 @@ impl ParallelStrategy {
     }
 }
 
-/// One model chunk: consecutive layers of the chain. Chunk `c` runs on pipeline rank `c % pipeline`.
+/// One model chunk: consecutive layers of the chain. [`ParallelStrategy::rank_of`] has its pipeline rank.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {

@@ -69,7 +69,7 @@ pub(super) fn pipeline_rank(run: &RunRecord, rank: u32) -> Option<u32> {
     let of_layers = |event: &&TimelineEvent| {
         event.rank == rank && matches!(event.operation, OperationKind::Forward | OperationKind::Backward)
     };
-    run.timeline.iter().find(of_layers).map(|event| event.chunk % run.strategy.pipeline.max(1))
+    run.timeline.iter().find(of_layers).map(|event| run.strategy.rank_of(event.chunk as usize) as u32)
 }
 
 fn panel<'a>(
