@@ -596,7 +596,7 @@ pub struct SelftestArgs {
     #[arg(long, default_value_t = 0)]
     pub ordinal: usize,
     /// Test only this precision (default: all that the device supports)
-    #[arg(long, value_parser = precisions())]
+    #[arg(long, value_parser = own_precisions())]
     pub precision: Option<Precision>,
     /// Print one JSON document (docs/json.md) instead of text
     #[arg(long)]
@@ -663,20 +663,26 @@ fn objectives() -> impl TypedValueParser<Value = Objective> {
     ])
 }
 
+const FP32: (Precision, &str) = (Precision::Fp32, "32-bit floats; the only precision on CPUs");
+const TF32: (Precision, &str) =
+    (Precision::Tf32, "32-bit floats, with GEMM operands rounded to TF32 (GPUs only)");
+const FP16: (Precision, &str) = (
+    Precision::Fp16,
+    "fp16 parameters and activations, with fp32 master weights and optimizer state (other trainers only)",
+);
+const BF16: (Precision, &str) = (
+    Precision::Bf16,
+    "bf16 parameters and activations, with fp32 master weights, gradients and optimizer state (GPUs only)",
+);
+const FP8: (Precision, &str) =
+    (Precision::Fp8, "As bf16, with the GEMMs of linear layers in FP8 (other trainers only)");
+
+fn own_precisions() -> impl TypedValueParser<Value = Precision> {
+    one_of([FP32, TF32, BF16].map(|(precision, help)| described(precision, help)))
+}
+
 fn precisions() -> impl TypedValueParser<Value = Precision> {
-    one_of([
-        described(Precision::Fp32, "32-bit floats; the only precision on CPUs"),
-        described(Precision::Tf32, "32-bit floats, with GEMM operands rounded to TF32 (GPUs only)"),
-        described(
-            Precision::Fp16,
-            "fp16 parameters and activations, with fp32 master weights and optimizer state (other trainers only)",
-        ),
-        described(
-            Precision::Bf16,
-            "bf16 parameters and activations, with fp32 master weights, gradients and optimizer state (GPUs only)",
-        ),
-        described(Precision::Fp8, "As bf16, with the GEMMs of linear layers in FP8 (other trainers only)"),
-    ])
+    one_of([FP32, TF32, FP16, BF16, FP8].map(|(precision, help)| described(precision, help)))
 }
 
 fn recompute_modes() -> impl TypedValueParser<Value = Recompute> {

@@ -192,9 +192,11 @@ impl Precision {
         self.operand_bytes().max(2.0)
     }
 
-    /// Whether autodist's own engines train in it, on devices that have it.
+    /// Those in which autodist's own engines train, on devices that have them.
+    pub const OWN: [Self; 3] = [Self::Fp32, Self::Tf32, Self::Bf16];
+
     pub fn is_own(self) -> bool {
-        matches!(self, Self::Fp32 | Self::Tf32 | Self::Bf16)
+        Self::OWN.contains(&self)
     }
 
     /// Whether the optimizer keeps master weights in addition to the parameters that layers read.

@@ -42,7 +42,7 @@ pub fn run(args: &SelftestArgs) -> Result<(), Failure> {
     let found = devices::choose(args.device, "--device")?;
     let all: &[Precision] = match found.kind {
         DeviceKind::Cpu => &[Precision::Fp32],
-        DeviceKind::Cuda => Precision::ALL,
+        DeviceKind::Cuda => &Precision::OWN,
     };
     let only = args.precision;
     if let Some(precision) = only {
