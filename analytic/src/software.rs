@@ -2,7 +2,9 @@
 
 use crate::trainer::Trainer;
 use autodist_spec::job::Allow;
-use autodist_spec::{Bytes, Codec, InputError, Job, Optimizer, ParallelStrategy, Recompute, ScheduleKind};
+use autodist_spec::{
+    Bytes, Codec, InputError, Job, Optimizer, ParallelStrategy, Precision, Recompute, ScheduleKind,
+};
 
 /// Micro-batches of a search that the job does not restrict; larger ones do not make GEMMs faster.
 const MICRO_BATCHES: [u32; 5] = [1, 2, 4, 8, 16];
@@ -36,6 +38,21 @@ pub fn check(trainer: Trainer, strategy: &ParallelStrategy) -> Result<(), InputE
             return Err(InputError::new(field, value, format!("is not supported by {trainer}"))
                 .hint("give another value, or another trainer with `--trainer`"));
         }
+    }
+    if !trainer.recompute_modes().contains(&strategy.recompute) {
+        let mode = strategy.recompute.name();
+        return Err(InputError::new("--recompute", mode, format!("is not supported by {trainer}"))
+            .hint("give another value, or another trainer with `--trainer`"));
+    }
+    Ok(())
+}
+
+/// # Errors
+/// The trainer does not train in this precision.
+pub fn check_precision(trainer: Trainer, precision: Precision) -> Result<(), InputError> {
+    if precision == Precision::Fp8 && trainer.traits().classic {
+        return Err(InputError::new("--precision", "fp8", format!("is not supported by {trainer}"))
+            .hint("give another value, or another trainer with `--trainer`, e.g. megatron-core"));
     }
     Ok(())
 }

@@ -30,8 +30,10 @@ pub(crate) struct ExtendedPrices {
     degrees: Vec<(u32, bool)>,
     /// Devices of a node of the cluster, if it has more than one node.
     per_node: Option<usize>,
-    /// Link between two devices of a node, if the cluster describes it.
+    /// Link between two devices of a node, and the slowest of a node to the others, if the cluster describes
+    /// them.
     link: Option<Link>,
+    uplink: Option<Link>,
     links: Links,
     error: Option<Error>,
 }
@@ -90,6 +92,7 @@ impl ExtendedPrices {
             degrees,
             per_node: nodes.then(|| cluster.nodes[0].devices as usize),
             link: cluster.nodes[0].link.clone(),
+            uplink: slowest_uplink(cluster),
             links,
             error: None,
         };
@@ -183,6 +186,7 @@ impl ExtendedPrices {
         let largest = self.measured.links.largest_group_below(Collective::AllReduce, usize::MAX);
         let group = strategy.tensor.max(strategy.replicas()) as usize;
         notes.extend(match (self.links, largest) {
+            (Links::Described, _) if strategy.devices() == 1 => None,
             (Links::Described, _) => {
                 Some(format!("links as the cluster describes them, not measured: ± {assumed:.0} % assumed"))
             }
@@ -204,31 +208,31 @@ impl ExtendedPrices {
         notes
     }
 
-    /// Whether a group of ranks at this distance is on more than one node.
-    fn crosses(&self, group: usize, stride: usize) -> bool {
-        self.per_node.is_some_and(|per_node| group * stride > per_node)
-    }
-
-    fn of_catalogue(&self, what: &str) -> Result<&dyn Prices, Unpriced> {
-        self.law.catalogue.as_deref().ok_or_else(|| Unpriced {
+    fn unpriced(what: &str) -> Unpriced {
+        Unpriced {
             what: format!("the profile has no {what}, and the catalogue does not have this device"),
             hint: "describe the links in the cluster file: `link` in every node group, and `[network]` between nodes"
                 .to_owned(),
             doubted: false,
-        })
+        }
     }
 
-    /// A ring on the links that the cluster describes.
-    fn described(&self, kind: Collective, group: usize, bytes: Bytes) -> Option<Price> {
-        let link = self.link.as_ref()?;
+    /// A ring on a described link that `sharing` rings use at the same time.
+    fn described(link: &Link, kind: Collective, group: usize, bytes: Bytes, sharing: usize) -> Option<Price> {
         let (hops, parts) = ring(kind, group)?;
-        let seconds = hops * link.latency_s.0 + parts * bytes.as_f64() / link.bytes_per_s.0;
-        Some(Price {
-            seconds,
-            half_width: UNCHECKED * seconds,
-            provenance: Provenance::Assumed,
-            ..Price::ZERO
-        })
+        let rate = link.bytes_per_s.0 / sharing.max(1) as f64;
+        Some(assumed(hops * link.latency_s.0 + parts * bytes.as_f64() / rate))
+    }
+
+    /// A collective over groups that are on more than one node: each node has `stride` of them, at most one for
+    /// each of its devices.
+    fn between_nodes(&self, query: &CollectiveQuery, per_node: usize) -> Result<Price, Unpriced> {
+        let CollectiveQuery { kind, group, stride, bytes, .. } = *query;
+        if let Some(catalogue) = &self.law.catalogue {
+            return catalogue.collective(query);
+        }
+        let ring = |link| Self::described(link, kind, group, bytes, stride.min(per_node));
+        self.uplink.as_ref().and_then(ring).ok_or_else(|| Self::unpriced("collective between nodes"))
     }
 
     /// The time of a measured smaller group, by its hops and by the bytes that each rank sends.
@@ -249,6 +253,20 @@ impl ExtendedPrices {
             ..Price::ZERO
         })
     }
+}
+
+/// A price from a description.
+fn assumed(seconds: f64) -> Price {
+    Price { seconds, half_width: UNCHECKED * seconds, provenance: Provenance::Assumed, ..Price::ZERO }
+}
+
+/// The slowest link from a node to the others or back.
+fn slowest_uplink(cluster: &Cluster) -> Option<Link> {
+    let links = cluster.nodes.iter().flat_map(|group| {
+        let up = group.uplink.as_ref().or(cluster.network.as_ref());
+        [up, group.downlink.as_ref().or(up)]
+    });
+    links.flatten().min_by(|a, b| a.bytes_per_s.0.total_cmp(&b.bytes_per_s.0)).cloned()
 }
 
 /// Messages in a row of a ring, and the part of the tensor that a rank sends (Thakur et al. 2005, section 4).
@@ -309,12 +327,15 @@ impl Prices for ExtendedPrices {
         if algorithm != Algorithm::Ring {
             return self.measured.collective(query);
         }
-        if self.crosses(group, stride) {
-            return self.of_catalogue("collective between nodes")?.collective(query);
+        if let Some(per_node) = self.per_node.filter(|per_node| group * stride > *per_node) {
+            return self.between_nodes(query, per_node);
         }
         let unmeasured = |error: Unpriced| match self.larger_ring(query) {
             Some(price) => Ok(price),
-            None => match (self.described(kind, group, bytes), &self.law.catalogue) {
+            None => match (
+                self.link.as_ref().and_then(|link| Self::described(link, kind, group, bytes, 1)),
+                &self.law.catalogue,
+            ) {
                 (Some(price), None) => Ok(price),
                 (_, Some(catalogue)) => catalogue.collective(query),
                 (None, None) => Err(self.without_links(error)),
@@ -325,7 +346,14 @@ impl Prices for ExtendedPrices {
 
     fn message(&self, query: &MessageQuery) -> Result<Price, Unpriced> {
         let MessageQuery { ends, stride, .. } = *query;
-        let between = || self.of_catalogue("send/recv between nodes")?.message(query);
+        let between = || match (&self.law.catalogue, &self.uplink, self.per_node) {
+            (Some(catalogue), ..) => catalogue.message(query),
+            (None, Some(link), Some(per_node)) => {
+                let rate = link.bytes_per_s.0 / stride.min(per_node).max(1) as f64;
+                Ok(assumed(link.latency_s.0 + query.bytes.as_f64() / rate))
+            }
+            _ => Err(Self::unpriced("send/recv between nodes")),
+        };
         let (crosses, may_cross) = match (self.per_node, ends) {
             (None, _) => (false, false),
             (Some(per_node), Some((from, to))) => (from * stride / per_node != to * stride / per_node, false),
@@ -366,11 +394,7 @@ impl ExtendedPrices {
     fn inside(&self, query: &MessageQuery) -> Result<Price, Unpriced> {
         self.measured.message(query).or_else(|error| match (&self.link, &self.law.catalogue) {
             (_, Some(catalogue)) => catalogue.message(query),
-            (Some(link), None) => {
-                let seconds = link.latency_s.0 + query.bytes.as_f64() / link.bytes_per_s.0;
-                let half_width = UNCHECKED * seconds;
-                Ok(Price { seconds, half_width, provenance: Provenance::Assumed, ..Price::ZERO })
-            }
+            (Some(link), None) => Ok(assumed(link.latency_s.0 + query.bytes.as_f64() / link.bytes_per_s.0)),
             (None, None) => Err(self.without_links(error)),
         })
     }

@@ -65,7 +65,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Devices up to which links that differ are simulated one by one.
-const SIMULATED_LINKS: u32 = 128;
+const SIMULATED_LINKS: u32 = 32;
 
 /// A source of prices, and the costs of a step beyond it.
 #[derive(Debug, Clone)]
@@ -154,6 +154,14 @@ fn longer_waits(measured: &BTreeMap<u32, f64>, profile: &Profile, cluster: &Clus
     waits.collect()
 }
 
+/// Whether all links are described.
+fn described(cluster: &Cluster) -> bool {
+    cluster.nodes.iter().all(|group| {
+        let outside = cluster.node_count() == 1 || group.uplink.is_some() || cluster.network.is_some();
+        outside && (group.devices == 1 || group.link.is_some())
+    })
+}
+
 /// The cluster with the measured link of the profile's machine inside nodes whose links are not described.
 fn with_measured_links(cluster: &Cluster, profile: &Profile) -> Cluster {
     let mut cluster = cluster.clone();
@@ -197,21 +205,15 @@ impl CostModel {
             _ if profile.network.is_none() && cluster.node_count() == 1 => Links::OneMachine,
             Some(_) => Links::Described,
             None if known => Links::Catalogue,
+            None if !simulated && described(&with_measured_links(cluster, profile)) => Links::Described,
             None => {
-                let hint = if cluster.device_count() > SIMULATED_LINKS {
-                    format!(
-                        "plan for at most {SIMULATED_LINKS} devices, or for devices that `autodist catalog` lists"
-                    )
-                } else {
-                    "give the links in the cluster file: `link` in every node group, and `[network]` between nodes"
-                        .to_owned()
-                };
                 return Err(Unpriced {
                     what: format!(
                         "the links of `{}` were not measured, and neither its description nor the catalogue has them",
                         cluster.name
                     ),
-                    hint,
+                    hint: "give the links in the cluster file: `link` in every node group, and `[network]` between nodes"
+                        .to_owned(),
                     doubted: false,
                 });
             }

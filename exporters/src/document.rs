@@ -28,6 +28,15 @@ pub struct Document {
     read: RefCell<BTreeSet<String>>,
 }
 
+/// The key under which a script's `NVIDIA_TF32_OVERRIDE=1` is read.
+pub const TF32_SWITCH: &str = "nvidia-tf32-override";
+
+fn sets_tf32(line: &str) -> bool {
+    let line = line.trim_start();
+    let assignment = line.strip_prefix("export ").unwrap_or(line).split_whitespace().next();
+    assignment == Some("NVIDIA_TF32_OVERRIDE=1")
+}
+
 impl Document {
     pub fn set(&mut self, key: &str, value: impl Into<Value>) {
         let value = value.into();
@@ -411,6 +420,10 @@ impl Document {
             if let Some(name) = name {
                 first.entry(name).or_insert(own);
             }
+        }
+        // It is no flag, but changes the arithmetic of every program.
+        if !document.entries.is_empty() && text.lines().any(sets_tf32) {
+            document.set(TF32_SWITCH, true);
         }
         Ok(document)
     }

@@ -222,9 +222,35 @@ impl File {
         Self { name: name.to_owned(), content, executable: false }
     }
 
+    /// Adds a comment after the first line of a script.
+    fn comment(&mut self, words: &str) {
+        if self.content.starts_with("#!")
+            && let Some(end) = self.content.find('\n')
+        {
+            self.content.insert_str(end + 1, &launch::comment(words));
+        }
+    }
+
     pub(crate) fn script(name: &str, content: String) -> Self {
         Self { name: name.to_owned(), content, executable: true }
     }
+}
+
+/// The order that nodes of different kinds must have; `None` if all are alike.
+fn order_of_nodes(plan: &Plan) -> Option<String> {
+    let kinds = plan.cluster.node_kinds();
+    if kinds.len() < 2 {
+        return None;
+    }
+    let (mut first, mut parts) = (0, Vec::new());
+    for kind in kinds {
+        let nodes = kind.devices.len() as u32 / kind.group.devices;
+        let last = first + nodes - 1;
+        let which = if nodes == 1 { format!("node {first}") } else { format!("nodes {first} to {last}") };
+        parts.push(format!("{which}: {} x {}", kind.group.devices, kind.group.device.name));
+        first = last + 1;
+    }
+    Some(format!("The nodes differ, and the plan needs this order: {}", parts.join("; ")))
 }
 
 /// The result of an export.
@@ -283,7 +309,10 @@ pub fn export(plan: &Plan, target: Target, options: &Options) -> Result<Exported
         return Err(refusals);
     }
     let job = Export { exporter, plan, settings: &settings, machines, options };
-    let files = exporter.files(&document, &job);
+    let mut files = exporter.files(&document, &job);
+    if let Some(order) = order_of_nodes(plan) {
+        files.iter_mut().for_each(|file| file.comment(&order));
+    }
     // Targets that only start processes pass on the plan, and read the arguments of autodist from the
     // environment.
     let asked_only = !target.is_trainer();

@@ -1,6 +1,6 @@
 //! How one field of a plan is written for one trainer, and how fields without a setting are treated.
 
-use crate::document::Document;
+use crate::document::{Document, TF32_SWITCH};
 use crate::launch::Machines;
 use crate::settings::{Field, Settings};
 use autodist_spec::{Hyperparameter, InputError, Optimizer, Precision};
@@ -302,6 +302,15 @@ pub fn sixteen_bits(document: &Document, bf16: &str, fp16: &str) -> Result<Optio
         (false, true) => Ok(Some(Precision::Fp16)),
         (false, false) => Ok(None),
     }
+}
+
+/// The 32-bit precision of a script: tf32 if it sets the library's switch.
+///
+/// # Errors
+/// If the switch is not one.
+pub fn thirty_two_bits(document: &Document) -> Result<Precision, InputError> {
+    let tf32 = document.flag(TF32_SWITCH)?.unwrap_or(false);
+    Ok(if tf32 { Precision::Tf32 } else { Precision::Fp32 })
 }
 
 /// A precision by PyTorch's or JAX's name; bf16 is the trainer's default.

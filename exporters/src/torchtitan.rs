@@ -4,7 +4,7 @@ use crate::document::{Document, product, quotient};
 use crate::launch::Script;
 use crate::row::{
     ACTIVATIONS_AS_THEY_ARE, FieldMapping, PARAMETERS_AS_THEY_ARE, ReadRate, UnsupportedField, clip, instead,
-    note_tf32, precision, refuse, seed, size, without_fp16,
+    note_tf32, precision, refuse, seed, size, thirty_two_bits, without_fp16,
 };
 use crate::settings::Field;
 use crate::stages::uniform_recompute;
@@ -527,7 +527,10 @@ static ROWS: &[FieldMapping] = &[
             note_tf32(settings, draft);
         },
         read: |document, settings| {
-            settings.precision = precision(document, "training.mixed_precision_param")?;
+            settings.precision = match precision(document, "training.mixed_precision_param")? {
+                Precision::Fp32 => thirty_two_bits(document)?,
+                other => other,
+            };
             Ok(true)
         },
     },

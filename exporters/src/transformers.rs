@@ -79,8 +79,8 @@ static RULES: &[KeyRule] = &[
     refused(
         &["fp16_opt_level", "half_precision_backend"],
         &["o1", "o0", "auto", "apex", "cuda_amp", "cpu_amp"],
-        "is fp16 with a loss scale, which plans do not support",
-        "use bf16, which takes the same time",
+        "is NVIDIA's Apex or a backend of it, whose casts are not known",
+        "remove it from the file: `fp16` alone is read",
     ),
     refused(
         &["parallelism_config."],

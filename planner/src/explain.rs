@@ -3,7 +3,7 @@
 use crate::candidate::Evaluator;
 use crate::{Comparison, Limit, PlanError, Planner, SearchLimits};
 use autodist_spec::strategy::label;
-use autodist_spec::{Bytes, Cluster, ParallelStrategy, Plan, Seconds, Stage, StopReason};
+use autodist_spec::{Alternative, Bytes, Cluster, ParallelStrategy, Plan, Seconds, Stage, StopReason};
 use serde::Serialize;
 use std::fmt;
 
@@ -33,14 +33,16 @@ pub struct MemoryUse {
 }
 
 impl MemoryUse {
-    /// That of the pipeline rank with the least memory left.
+    /// That of the pipeline rank that uses most of its devices' memory.
     fn of(plan: &Plan, evaluator: &Evaluator) -> Self {
         let ranks: Vec<_> = plan.estimate.stages.iter().map(|stage| stage.memory.clone()).collect();
-        let (rank, needed_bytes) = match evaluator.fullest(&plan.strategy, &ranks) {
-            Some((rank, _)) => (rank, ranks[rank].total()),
-            None => (0, plan.estimate.peak_memory_bytes),
-        };
-        Self { needed_bytes, usable_bytes: evaluator.usable(&plan.strategy, rank as u32) }
+        let usable = |rank: usize| evaluator.usable(&plan.strategy, rank as u32);
+        let share = |rank: &usize| ranks[*rank].total().as_f64() / usable(*rank).as_f64().max(1.0);
+        let fullest = (0..ranks.len()).rev().max_by(|a, b| share(a).total_cmp(&share(b)));
+        match fullest {
+            Some(rank) => Self { needed_bytes: ranks[rank].total(), usable_bytes: usable(rank) },
+            None => Self { needed_bytes: plan.estimate.peak_memory_bytes, usable_bytes: usable(0) },
+        }
     }
 }
 
@@ -95,11 +97,19 @@ pub fn explain(
         alternatives: plan
             .alternatives
             .iter()
-            .map(|other| (label(&other.strategy, &other.stages), other.reason.clone()))
+            .map(|other| (label(&other.strategy, &other.stages), reason(plan, other)))
             .collect(),
         against,
         what_ifs,
     })
+}
+
+/// Why an alternative is not this plan: measured, or as predicted, whichever plan of the document this is.
+fn reason(plan: &Plan, other: &Alternative) -> String {
+    if plan.measured.is_some() {
+        return other.reason.clone();
+    }
+    Comparison::of(&plan.estimate, &other.estimate).to_string()
 }
 
 fn what_if(plan: &Plan, change: &'static str, planner: Planner) -> Result<WhatIf, PlanError> {

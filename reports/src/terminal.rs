@@ -54,7 +54,7 @@ pub fn plan_summary(plan: &Plan) -> String {
     if let Some(contradiction) = utilisation.and_then(|all| all.contradiction()) {
         text += &labelled("warning:", &contradiction);
     }
-    let device = words::device_memory(&plan.cluster);
+    let device = words::device_memory(plan);
     let free = percent(plan.job.memory_reserve);
     let fits = if plan.fits { "" } else { "does NOT fit: " };
     text += &labelled(

@@ -4,7 +4,7 @@ use autodist_spec::profile::CopyKind;
 use autodist_spec::run::Agreement;
 use autodist_spec::strategy::some_recompute;
 use autodist_spec::{
-    CatalogueReference, Cluster, CostSource, Device, DeviceClasses, LayerKind, ModelSpec, OperationKind,
+    CatalogueReference, ClassRange, CostSource, Device, DeviceClasses, LayerKind, ModelSpec, OperationKind,
     Optimizer, ParallelStrategy, PlacementReport, Plan, Precision, Profile, Provenance, Recompute,
     ScheduleKind, SearchReport, Seconds, Slowdown, Stage, StopReason, Stream, Validation, text,
 };
@@ -345,18 +345,22 @@ pub(crate) fn devices(plan: &Plan) -> String {
     )
 }
 
-/// `80.0 GiB per device`; of several kinds of devices, the memory of each.
-pub(crate) fn device_memory(cluster: &Cluster) -> String {
-    let mut kinds: Vec<_> = cluster.nodes.iter().map(|group| &group.device).collect();
-    kinds.dedup_by_key(|device| device.memory_bytes);
-    match kinds.as_slice() {
-        [only] => format!("{} per device", only.memory_bytes),
-        _ => {
-            let each =
-                kinds.iter().map(|device| format!("{} ({})", device.memory_bytes, clean(&device.name)));
-            each.collect::<Vec<_>>().join(" or ")
-        }
-    }
+/// `80.0 GiB per device`; of several kinds of devices, the smallest of the pipeline rank with the peak.
+pub(crate) fn device_memory(plan: &Plan) -> String {
+    let kinds = plan.cluster.node_kinds();
+    let peak = |rank: &usize| plan.estimate.stages[*rank].memory.total();
+    let fullest = (0..plan.estimate.stages.len()).rev().max_by_key(peak).unwrap_or(0);
+    let own = kinds.get(classes_of_rank(plan, fullest).iter()).unwrap_or_default();
+    let own = own.iter().map(|kind| &kind.group.device);
+    let Some(smallest) = own.min_by_key(|device| device.memory_bytes) else { return String::new() };
+    let alike = kinds.iter().all(|kind| kind.group.device.memory_bytes == smallest.memory_bytes);
+    let whose = if alike { "per device".to_owned() } else { format!("({})", clean(&smallest.name)) };
+    format!("{} {whose}", smallest.memory_bytes)
+}
+
+fn classes_of_rank(plan: &Plan, pipeline_rank: usize) -> ClassRange {
+    let stage = plan.strategy.replicas() as usize * plan.strategy.tensor as usize;
+    DeviceClasses::of(&plan.cluster).of_ranks(pipeline_rank * stage, stage)
 }
 
 /// The devices of a pipeline rank; `None` if all devices of the cluster are alike.
@@ -365,9 +369,10 @@ pub(crate) fn devices_of_rank(plan: &Plan, pipeline_rank: usize) -> Option<Strin
     if kinds.len() < 2 {
         return None;
     }
-    let stage = plan.strategy.replicas() as usize * plan.strategy.tensor as usize;
-    let classes = DeviceClasses::of(&plan.cluster).of_ranks(pipeline_rank * stage, stage);
-    let mut names: Vec<_> = kinds[classes.iter()].iter().map(|kind| clean(&kind.group.device.name)).collect();
+    let mut names: Vec<_> = kinds[classes_of_rank(plan, pipeline_rank).iter()]
+        .iter()
+        .map(|kind| clean(&kind.group.device.name))
+        .collect();
     names.dedup();
     Some(names.join(", "))
 }

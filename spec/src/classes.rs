@@ -55,7 +55,9 @@ impl DeviceClasses {
 
     /// The classes of the devices of these ranks, at least one; ranks beyond the cluster are of the last class.
     pub fn of_ranks(&self, first: usize, count: usize) -> ClassRange {
-        let class = |rank: usize| self.ends.partition_point(|end| *end <= rank).min(self.ends.len() - 1);
+        let class = |rank: usize| {
+            self.ends.partition_point(|end| *end <= rank).min(self.ends.len().saturating_sub(1))
+        };
         ClassRange { first: class(first), end: class(first + count.saturating_sub(1)) + 1 }
     }
 

@@ -2,9 +2,9 @@
 //! training steps that were fitted to runs.
 
 use super::without_profile;
-use crate::cli::FigureArgs;
+use crate::cli::{FigureArgs, JobArgs};
 use crate::failure::Failure;
-use crate::input;
+use crate::{input, output};
 use autodist_analytic::{
     Calibration, CataloguePrices, FreeParameters, NodeModel, ParallelDims, Shape, Trainer, TrainingRun,
 };
@@ -87,9 +87,23 @@ impl Figures {
     }
 
     /// The 16-bit precision of the devices: fp16 where one of them has no bf16.
-    pub fn usual_precision(&self) -> Precision {
+    fn usual_precision(&self) -> Precision {
         let all = self.machines.iter().all(|machine| computes_in(machine, Precision::Bf16));
         if all { Precision::Bf16 } else { Precision::Fp16 }
+    }
+
+    /// The precision of a job that does not give it, which is said where it is not bf16.
+    ///
+    /// # Errors
+    /// The job file cannot be read.
+    pub fn precision_for(&self, job: &JobArgs) -> Result<Precision, Failure> {
+        let usual = self.usual_precision();
+        if usual != Precision::Bf16 && input::given_precision(job)?.is_none() {
+            let lacks = self.machines.iter().find(|machine| !computes_in(machine, Precision::Bf16));
+            let name = lacks.map_or("a device", |machine| machine.device_name.as_str());
+            output::note(&format!("the precision is {usual} unless it is given, because {name} has no bf16"));
+        }
+        Ok(usual)
     }
 
     /// # Errors

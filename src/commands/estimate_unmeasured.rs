@@ -21,7 +21,7 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
         Some(given) => given.model(name, None)?,
         None => input::model(name.unwrap_or(DEFAULT_MODEL))?,
     };
-    let asked = Asked::of(args, given, figures.usual_precision())?;
+    let asked = Asked::of(args, given, figures.precision_for(&args.job)?)?;
     check_experts(&model, asked.flags.ep).map_err(|error| asked.blame(args, error.into()))?;
     if let Some(top) = args.best {
         let limits = SearchLimits { top, ..SearchLimits::default() };
@@ -77,6 +77,12 @@ impl Asked {
             };
             software.trainer = trainer;
             software.assumptions.push(format!("trainer {trainer}: {why}--trainer not given"));
+        }
+        let unsaid = given.as_ref().is_some_and(|given| !given.gives_precision());
+        if unsaid && input::given_precision(&args.job)?.is_none() {
+            software
+                .assumptions
+                .push(format!("precision {}: neither the file nor --precision gives it", job.precision));
         }
         Ok(Self { job, flags, software, given })
     }
@@ -153,6 +159,7 @@ fn one(
         software.assumptions.push("recomputation: --recompute not given".to_owned());
     }
     figures.check(asked.job.precision)?;
+    software::check_precision(asked.software.trainer, asked.job.precision)?;
     let (costs, reference) = figures.costs(model, &asked.job, &software);
     let planner = Planner::of_catalogue(model, &figures.cluster, &asked.job, costs, &reference);
     let modes = match &recompute {

@@ -30,7 +30,7 @@ pub fn read(args: &EstimateArgs, devices: Option<u32>) -> Result<Option<Given>, 
     let named = args.model.as_deref().map(input::model).transpose()?;
     let experts = named.as_ref().is_some_and(|model| model.experts.is_some());
     let command = command_line(args, devices, experts)?;
-    let model = named.clone().filter(|_| !experts);
+    let model = named.clone();
     let open = |name: &str| -> Result<String, InputError> {
         let folder = Path::new(file).parent().unwrap_or(Path::new(""));
         let path = folder.join(name);
@@ -279,6 +279,11 @@ impl Given {
         }
         model.check().map_err(|error| error.under("model").in_file(&self.file))?;
         Ok(model)
+    }
+
+    /// Whether the file gives the precision.
+    pub fn gives_precision(&self) -> bool {
+        self.imported.known.contains(&Field::Precision)
     }
 
     fn known<T>(&self, field: Field, value: T) -> Option<T> {

@@ -78,7 +78,7 @@ fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Pl
     let figures = Figures::of(cluster, &args.figures, args.price.device_memory)?;
     let model = input::model(&args.model.model)?;
     check_experts(&model, args.strategy.ep)?;
-    let mut job = input::job(&args.job, None, None, Some(figures.usual_precision()))?;
+    let mut job = input::job(&args.job, None, None, Some(figures.precision_for(&args.job)?))?;
     input::narrow(&mut job, &args.strategy, figures.cluster.device_count())?;
     let software = Software::of(args.trainer);
     if args.trainer.is_none() {
@@ -96,6 +96,7 @@ pub fn fastest(
     limits: SearchLimits,
 ) -> Result<Plan, Failure> {
     figures.check(job.precision)?;
+    software::check_precision(software.trainer, job.precision)?;
     software::narrow(&mut job, software.trainer)?;
     let (costs, reference) = figures.costs(model, &job, software);
     let planner = Planner::of_catalogue(model, &figures.cluster, &job, costs, &reference).limits(limits);

@@ -166,6 +166,16 @@ fn utilisation_is_of_the_peak_of_the_arithmetic_that_is_trained_in() {
             assert!(expected.iter().all(|part| run.err.contains(part)), "{}", run.err);
         }
     }
+    // What a framework's search does not have, an estimate does not price.
+    let job = "estimate --cluster 1x8xh100-80gb-sxm --model gpt2-xl --global-batch 64 --seq-len 1024";
+    for (flags, named) in [
+        ("--trainer megatron --recompute selective", "--recompute"),
+        ("--trainer megatron --precision fp8", "--precision"),
+    ] {
+        let run = line(folder.path(), &format!("{job} {flags}"));
+        assert_eq!(run.code, Some(2), "{}", run.out);
+        assert!(run.err.contains(named) && run.err.contains("not supported by megatron"), "{}", run.err);
+    }
     let best = "estimate --cluster 1x8xh100-80gb-sxm --model gpt2-xl --global-batch 64 --seq-len 1024 --precision fp8 --best 3";
     let best = line(folder.path(), best).ok();
     assert!(best.contains("1.98 PFLOP/s (fp8, published)"), "{best}");

@@ -18,8 +18,8 @@ pub(super) static RULES: &[KeyRule] = &[
     refused(
         &["amp.enabled"],
         &[],
-        "is fp16 with a loss scale, which plans do not support",
-        "use bf16, which takes the same time",
+        "is NVIDIA's Apex, whose casts are not known",
+        "write fp16 as `\"fp16\": {\"enabled\": true}`",
     ),
     refused(
         &["bfloat16.enabled"],

@@ -1,7 +1,9 @@
 //! Megatron's flags for the fields of a plan.
 
 use crate::document::{Document, above_zero, product, quotient, rounded};
-use crate::row::{FieldMapping, OptimizerKeys, ReadRate, clip, seed, sixteen_bits, size, whole_theta};
+use crate::row::{
+    FieldMapping, OptimizerKeys, ReadRate, clip, seed, sixteen_bits, size, thirty_two_bits, whole_theta,
+};
 use crate::settings::Field;
 use crate::stages::{blocks_of_layout, layout, leading_full, uniform_recompute};
 use autodist_spec::{
@@ -427,14 +429,19 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                 .instead(Field::Precision, "the flags say fp32, and the script sets NVIDIA_TF32_OVERRIDE=1"),
         },
         read: |document, settings| {
-            let wide = sixteen_bits(document, "bf16", "fp16")?.unwrap_or(Precision::Fp32);
+            let wide = sixteen_bits(document, "bf16", "fp16")?.unwrap_or(thirty_two_bits(document)?);
             let fp8 = document.choice("fp8-format", &[("hybrid", true), ("e4m3", true), ("none", false)])?;
             settings.precision = match (fp8, wide) {
                 (Some(true), Precision::Bf16) => Precision::Fp8,
                 (Some(true), _) => {
-                    let problem = "is priced beside bf16, which the file does not switch on";
-                    return Err(InputError::new("fp8-format", "without bf16", problem)
-                        .hint("add `--bf16`, or remove the flag"));
+                    let problem = "is priced beside bf16, but the file has no `--bf16`";
+                    let written = document.text("fp8-format").unwrap_or_default();
+                    let hint = if wide == Precision::Fp16 {
+                        "write `--bf16` in place of `--fp16`"
+                    } else {
+                        "add `--bf16`"
+                    };
+                    return Err(InputError::new("fp8-format", written, problem).hint(hint));
                 }
                 _ => wide,
             };
@@ -528,6 +535,16 @@ pub(crate) static ROWS: &[FieldMapping] = &[
 /// The experts of every block; `None` for a dense model. Megatron's router has two active ones by default.
 fn experts(document: &Document) -> Result<Option<Experts>, InputError> {
     let Some(count) = document.size("num-experts")? else { return Ok(None) };
+    // Experts are priced as split over the tensor-parallel ranks; that of one rank is no split.
+    let tensor = document.size("tensor-model-parallel-size")?.unwrap_or(1);
+    let key = "expert-tensor-parallel-size";
+    if let Some(split) = document.size(key)?.filter(|split| *split != tensor) {
+        let problem = format!(
+            "splits experts otherwise than the other layers, over {tensor} ranks, which has no price"
+        );
+        return Err(InputError::new(key, split, problem)
+            .hint("remove it from the file: experts are then split over the tensor-parallel ranks, too"));
+    }
     let active = document.size("moe-router-topk")?.unwrap_or(2);
     Ok((count > 1).then_some(Experts { count, active }))
 }

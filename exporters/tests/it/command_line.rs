@@ -164,6 +164,21 @@ fn a_flag_overrides_the_files_value_and_all_that_follows_from_it() {
     assert_eq!(read(Target::Megatron, megatron, 128, &[(Field::Data, 1)]).unwrap().settings.data, 1);
     let fp16 = r#"{"train_batch_size": 8, "fp16": {"enabled": true}}"#;
     assert_eq!(read(Target::DeepSpeed, fp16, 8, &[]).unwrap().settings.precision, Precision::Fp16);
+    // The switch of the library, which exported scripts set, is no flag.
+    let script =
+        "export NVIDIA_TF32_OVERRIDE=1\ntorchrun --nproc-per-node 8 pretrain_gpt.py --micro-batch-size 1";
+    assert_eq!(read(Target::Megatron, script, 8, &[]).unwrap().settings.precision, Precision::Tf32);
+    // Experts over the tensor-parallel ranks are those that are priced.
+    let split = |tensor: u32, experts: u32| {
+        let flags = "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --vocab-size 64 --num-experts 8";
+        let text = format!(
+            "torchrun --nproc-per-node 8 pretrain_gpt.py {flags} --tensor-model-parallel-size {tensor} \
+             --expert-tensor-parallel-size {experts}"
+        );
+        read(Target::Megatron, &text, 8, &[]).map(|imported| imported.settings.model.unwrap().experts)
+    };
+    assert_eq!(split(1, 1).unwrap().unwrap().count, 8);
+    assert_eq!(split(2, 1).unwrap_err().field, "expert-tensor-parallel-size");
     let both = r#"{"train_batch_size": 8, "fp16": {"enabled": true}, "bf16": {"enabled": true}}"#;
     assert_eq!(read(Target::DeepSpeed, both, 8, &[]).unwrap_err().field, "fp16.enabled");
     assert!(read(Target::DeepSpeed, both, 8, &[(Field::Precision, 0)]).is_ok());

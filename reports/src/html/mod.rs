@@ -193,7 +193,7 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
 }
 
 fn memory_note(plan: &Plan) -> String {
-    format!("of {}, {} kept free", words::device_memory(&plan.cluster), percent(plan.job.memory_reserve))
+    format!("of {}, {} kept free", words::device_memory(plan), percent(plan.job.memory_reserve))
 }
 
 fn capitalized(text: &str) -> String {
