@@ -104,7 +104,7 @@ impl<'a> Session<'a> {
             folder,
             per_round,
             rounds,
-            fingerprint: fingerprint(&(&plan.model, &plan.job, &plan.cost_source, data)),
+            fingerprint: fingerprint(&(&plan.model, &plan.job, plan.cost_source.fingerprint(), data)),
             plans: candidates.iter().enumerate().map(trial).collect(),
             ended: None,
         };

@@ -29,7 +29,8 @@ pub struct TableRow {
 impl TableRow {
     /// Whether a fit may use the row: dense, in 16 or 8 bits, read at its source, with a time.
     pub fn is_for_fitting(&self) -> bool {
-        let known = matches!(&self.run, Ok(run) if matches!(run.dtype, Precision::Bf16 | Precision::Fp16 | Precision::Fp8));
+        let fitted = [Precision::Bf16, Precision::Fp16, Precision::Fp8];
+        let known = self.run.as_ref().is_ok_and(|run| fitted.contains(&run.dtype));
         self.dense && known && self.quality != "R" && self.measured_s.is_some()
     }
 }

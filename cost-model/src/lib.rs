@@ -372,8 +372,7 @@ impl CostModel {
 
     /// The classes of the devices of each pipeline rank.
     pub(crate) fn classes_of(&self, strategy: &ParallelStrategy) -> Vec<ClassRange> {
-        let stage = strategy.replicas() as usize * strategy.tensor as usize;
-        self.classes.of_pipeline(strategy.pipeline as usize, stage)
+        (0..strategy.pipeline as usize).map(|rank| self.classes.of_stage(strategy, rank)).collect()
     }
 
     /// The slowest of these classes: the ranks of a pipeline stage wait for each other.

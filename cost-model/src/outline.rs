@@ -110,7 +110,7 @@ impl CostModel {
             let bytes = self.precision.working(tokens * u64::from(model.hidden) / u64::from(parts));
             self.shortest_message(&MessageQuery {
                 ends: None,
-                stride: (strategy.replicas() * strategy.tensor) as usize,
+                stride: strategy.stage_ranks(),
                 bytes,
                 strategy,
             })?

@@ -527,8 +527,9 @@ static ROWS: &[FieldMapping] = &[
             note_tf32(settings, draft);
         },
         read: |document, settings| {
+            let wide = thirty_two_bits(document)?;
             settings.precision = match precision(document, "training.mixed_precision_param")? {
-                Precision::Fp32 => thirty_two_bits(document)?,
+                Precision::Fp32 => wide,
                 other => other,
             };
             Ok(true)

@@ -89,8 +89,8 @@ impl Interconnect {
         Ok(Self::of_device(device, KernelParameters::shipped()).with_network(network))
     }
 
-    /// The links of a cluster's group of nodes `index`: within nodes by the measurements of the device's kind, scaled to the
-    /// file's bandwidth. Each device is assumed to have its own NIC if the file does not count them, and the
+    /// The links of a cluster's group of nodes `index`: within nodes by the measurements of the device's kind,
+    /// scaled to the file's bandwidth. Each device is assumed to have its own NIC if the file does not count them, and the
     /// network is assumed to be like the catalogue's InfiniBand if the file gives no latency;
     /// [`Self::with_network`] overrides this.
     ///

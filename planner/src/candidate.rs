@@ -138,8 +138,7 @@ impl<'a> Evaluator<'a> {
 
     /// Memory of the smallest device of a pipeline rank.
     pub fn capacity(&self, strategy: &ParallelStrategy, pipeline_rank: u32) -> Bytes {
-        let stage = strategy.replicas() as usize * strategy.tensor as usize;
-        let classes = self.costs.classes().of_ranks(pipeline_rank as usize * stage, stage);
+        let classes = self.costs.classes().of_stage(strategy, pipeline_rank as usize);
         self.memory[classes.iter()].iter().copied().min().unwrap_or_default()
     }
 

@@ -359,8 +359,7 @@ pub(crate) fn device_memory(plan: &Plan) -> String {
 }
 
 fn classes_of_rank(plan: &Plan, pipeline_rank: usize) -> ClassRange {
-    let stage = plan.strategy.replicas() as usize * plan.strategy.tensor as usize;
-    DeviceClasses::of(&plan.cluster).of_ranks(pipeline_rank * stage, stage)
+    DeviceClasses::of(&plan.cluster).of_stage(&plan.strategy, pipeline_rank)
 }
 
 /// The devices of a pipeline rank; `None` if all devices of the cluster are alike.

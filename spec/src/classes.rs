@@ -1,6 +1,7 @@
 //! The kinds of devices of a cluster, by rank.
 
 use crate::cluster::{Cluster, NodeGroup};
+use crate::strategy::ParallelStrategy;
 use std::ops::Range;
 
 /// The kinds of devices of a cluster: ranks are numbered in the order of its nodes, so that each class has a
@@ -54,16 +55,17 @@ impl DeviceClasses {
     }
 
     /// The classes of the devices of these ranks, at least one; ranks beyond the cluster are of the last class.
-    pub fn of_ranks(&self, first: usize, count: usize) -> ClassRange {
+    fn of_ranks(&self, first: usize, count: usize) -> ClassRange {
         let class = |rank: usize| {
             self.ends.partition_point(|end| *end <= rank).min(self.ends.len().saturating_sub(1))
         };
         ClassRange { first: class(first), end: class(first + count.saturating_sub(1)) + 1 }
     }
 
-    /// The classes of each pipeline rank, if each has `stage` neighbouring ranks.
-    pub fn of_pipeline(&self, pipeline: usize, stage: usize) -> Vec<ClassRange> {
-        (0..pipeline).map(|rank| self.of_ranks(rank * stage, stage)).collect()
+    /// The classes of the devices of a pipeline stage.
+    pub fn of_stage(&self, strategy: &ParallelStrategy, pipeline_rank: usize) -> ClassRange {
+        let ranks = strategy.stage_ranks();
+        self.of_ranks(pipeline_rank * ranks, ranks)
     }
 }
 
@@ -113,7 +115,8 @@ mod tests {
         assert_eq!(classes.of_ranks(0, 16), ClassRange::one(0));
         assert_eq!(classes.of_ranks(16, 4), ClassRange::one(1));
         assert_eq!(classes.of_ranks(15, 2), ClassRange { first: 0, end: 2 });
-        assert_eq!(classes.of_pipeline(2, 10), [ClassRange::one(0), classes.all()]);
+        let strategy = ParallelStrategy { pipeline: 2, tensor: 10, ..ParallelStrategy::data_parallel(1, 1) };
+        assert_eq!([0, 1].map(|rank| classes.of_stage(&strategy, rank)), [ClassRange::one(0), classes.all()]);
         assert_eq!(DeviceClasses::alike().of_ranks(7, 1000), ClassRange::one(0));
     }
 

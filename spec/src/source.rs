@@ -79,6 +79,14 @@ impl CostSource {
         }
     }
 
+    /// Of the profile, or of the fitted efficiencies.
+    pub fn fingerprint(&self) -> &str {
+        match self {
+            Self::Profile(reference) | Self::Mixed(reference) => &reference.fingerprint,
+            Self::Catalogue(reference) => &reference.fingerprint,
+        }
+    }
+
     /// Whether the devices and links were emulated.
     pub fn is_emulated(&self) -> bool {
         self.profile().is_some_and(|profile| profile.emulated)

@@ -148,6 +148,11 @@ impl ParallelStrategy {
         self.pipeline.saturating_mul(self.virtual_stages)
     }
 
+    /// Ranks of one pipeline stage: neighbours, which together hold its layers.
+    pub fn stage_ranks(&self) -> usize {
+        self.replicas() as usize * self.tensor as usize
+    }
+
     /// The pipeline rank of a model chunk: chunks are dealt out in turn, so that neighbours are on neighbouring
     /// ranks (Narayanan et al., SC'21, section 2.2.2).
     pub fn rank_of(&self, chunk: usize) -> usize {

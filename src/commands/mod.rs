@@ -137,12 +137,12 @@ fn prices(args: &PriceArgs) -> Result<Prices, Failure> {
         let catalogue = Catalogue::shipped();
         let given = input::cluster_like(text, &catalogue, Some(&cluster.nodes[0]))?;
         let own = &cluster.device().name;
-        let larger =
+        let resized =
             given.device_count() != cluster.device_count() || given.node_count() != cluster.node_count();
         // A file may call the devices of the profile by another name, but not by that of others.
         let other = |group: &&NodeGroup| {
             let name = &group.device.name;
-            !catalogue.is_same_device(name, own) && (larger || catalogue.device(name).is_ok())
+            !catalogue.is_same_device(name, own) && (resized || catalogue.device(name).is_ok())
         };
         if let Some(group) = given.nodes.iter().find(other) {
             let problem = format!("has {}, but the profile was measured on {own}", group.device.name);

@@ -12,17 +12,12 @@ use autodist_spec::{
 };
 
 /// Flags that rows read besides those that they name.
-pub(super) const ALSO_READ: [&str; 10] = [
+pub(super) const ALSO_READ: [&str; 5] = [
     "num-layers-per-virtual-pipeline-stage",
     "recompute-activations",
     "use-rotary-position-embeddings",
     "overlap-grad-reduce",
     "overlap-param-gather",
-    "fp16",
-    "fp8-format",
-    "num-experts",
-    "moe-router-topk",
-    "moe-ffn-hidden-size",
 ];
 
 const OPTIMIZER: OptimizerKeys =
@@ -535,15 +530,12 @@ pub(crate) static ROWS: &[FieldMapping] = &[
 /// The experts of every block; `None` for a dense model. Megatron's router has two active ones by default.
 fn experts(document: &Document) -> Result<Option<Experts>, InputError> {
     let Some(count) = document.size("num-experts")? else { return Ok(None) };
-    // Experts are priced as split over the tensor-parallel ranks; that of one rank is no split.
     let tensor = document.size("tensor-model-parallel-size")?.unwrap_or(1);
     let key = "expert-tensor-parallel-size";
     if let Some(split) = document.size(key)?.filter(|split| *split != tensor) {
-        let problem = format!(
-            "splits experts otherwise than the other layers, over {tensor} ranks, which has no price"
-        );
-        return Err(InputError::new(key, split, problem)
-            .hint("remove it from the file: experts are then split over the tensor-parallel ranks, too"));
+        let problem =
+            format!("must be {tensor}, the tensor-parallel degree: other splits of experts have no price");
+        return Err(InputError::new(key, split, problem).hint("remove it from the file"));
     }
     let active = document.size("moe-router-topk")?.unwrap_or(2);
     Ok((count > 1).then_some(Experts { count, active }))
