@@ -34,7 +34,7 @@ pub use row::{FieldMapping, Note, Otherwise, UnsupportedField};
 pub use settings::{CommandLine, Field, Settings};
 pub use unsupported::OtherKeys;
 
-use autodist_spec::{DeviceKind, Hyperparameter, InputError, Plan};
+use autodist_spec::{DeviceKind, Hyperparameter, InputError, Plan, Precision};
 use row::{Draft, instead, refuse};
 use std::fmt::Write;
 use strum::{EnumString, IntoStaticStr, VariantArray};
@@ -110,6 +110,11 @@ pub trait Exporter: Sync {
     /// How keys without a row are treated; the first rule for a key holds.
     fn rules(&self) -> Vec<&'static [KeyRule]> {
         vec![]
+    }
+
+    /// Whether its files describe models of experts, and GEMMs in FP8.
+    fn has_experts_and_fp8(&self) -> bool {
+        false
     }
 
     /// Where the settings of DeepSpeed are.
@@ -236,6 +241,19 @@ impl File {
     }
 }
 
+/// Experts and FP8 of a plan, for a trainer whose files have no settings of them.
+fn experts_or_fp8(plan: &Plan, target: Target) -> Vec<InputError> {
+    let refuse = |field: &str, value: &str, what: &str| {
+        let problem = format!("{what}, which files of {} do not describe", target.name());
+        InputError::new(field, value, problem).hint("export to megatron or megatron-bridge")
+    };
+    let experts = plan.model.experts.is_some();
+    let experts = experts.then(|| refuse("model.name", &plan.model.name, "has experts"));
+    let fp8 = plan.job.precision == Precision::Fp8;
+    let fp8 = fp8.then(|| refuse("job.precision", "fp8", "is arithmetic in 8 bits"));
+    experts.into_iter().chain(fp8).collect()
+}
+
 /// The order that nodes of different kinds must have; `None` if all are alike.
 fn order_of_nodes(plan: &Plan) -> Option<String> {
     let kinds = plan.cluster.node_kinds();
@@ -303,6 +321,9 @@ pub fn export(plan: &Plan, target: Target, options: &Options) -> Result<Exported
     }
     for unsupported in unsupported_fields(target) {
         draft.unsupported(unsupported);
+    }
+    if target.is_trainer() && !exporter.has_experts_and_fp8() {
+        draft.refusals.extend(experts_or_fp8(plan, target));
     }
     let Draft { document, notes, refusals, .. } = draft;
     if !refusals.is_empty() {

@@ -119,6 +119,10 @@ impl Exporter for MegatronBridge {
         ]
     }
 
+    fn has_experts_and_fp8(&self) -> bool {
+        true
+    }
+
     fn rules(&self) -> Vec<&'static [KeyRule]> {
         vec![RULES, BRIDGE]
     }

@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::{engine, input, output};
 use autodist_exporters::{Exported, File, NotGiven, Options, Target, export};
 use autodist_spec::strategy::label;
-use autodist_spec::{Engine, InputError, Precision, to_json};
+use autodist_spec::{Engine, InputError, to_json};
 use std::fmt::Write;
 
 pub fn run(args: &ExportArgs) -> Result<(), Failure> {
@@ -18,19 +18,6 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     }
     for (flag, value) in [("--script", args.script.as_deref()), ("--image", Some(args.image.as_str()))] {
         value.map_or(Ok(()), |value| input::check_flag(flag, value))?;
-    }
-    let describes = matches!(args.to, Target::Megatron | Target::MegatronBridge) || !args.to.is_trainer();
-    let here = |error: InputError| error.in_file(&args.plan.display().to_string());
-    if plan.model.experts.is_some() && !describes {
-        let problem = format!("has experts, which files of {} do not describe", args.to.name());
-        let error = InputError::new("model.name", &plan.model.name, problem);
-        return Err(here(error.hint("export to megatron or megatron-bridge")).into());
-    }
-    if plan.job.precision == Precision::Fp8 && !describes {
-        let problem = format!("has no counterpart in files of {}", args.to.name());
-        let error = InputError::new("job.precision", "fp8", problem);
-        let hint = "export to megatron or megatron-bridge, or a plan in bf16 to which you add the trainer's own settings";
-        return Err(here(error.hint(hint)).into());
     }
     if !args.to.is_trainer() && args.script.is_none() {
         // The job starts autodist itself.

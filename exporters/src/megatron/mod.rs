@@ -53,6 +53,10 @@ impl Exporter for Megatron {
         ]
     }
 
+    fn has_experts_and_fp8(&self) -> bool {
+        true
+    }
+
     fn rules(&self) -> Vec<&'static [KeyRule]> {
         vec![RULES]
     }
