@@ -19,7 +19,7 @@ pub(crate) const UNCHECKED: f64 = 0.25;
 
 /// Half-width of a step time, relative to it, if no two ranks were measured beside each other: they share memory
 /// and caches; assumed.
-pub(crate) const BESIDE: f64 = 0.15;
+pub(crate) const SHARING: f64 = 0.15;
 
 /// The prices of a profile, extended to a cluster.
 #[derive(Debug)]
@@ -197,7 +197,7 @@ impl ExtendedPrices {
             )),
             (Links::OneMachine, None) if group > 1 || strategy.pipeline > 1 => {
                 let from = if self.law.catalogue.is_some() { "the hardware catalogue's" } else { "as described" };
-                let beside = 100.0 * BESIDE;
+                let beside = 100.0 * SHARING;
                 Some(format!(
                     "links between devices: {from}, not measured; nor what ranks of one machine cost each other: ± {beside:.0} % \
                      assumed"

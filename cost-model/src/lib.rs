@@ -27,6 +27,7 @@ mod curve;
 mod estimate;
 mod extended;
 mod flows;
+mod larger;
 mod layers;
 mod measured;
 mod memory;
@@ -53,19 +54,16 @@ pub use simulate::Simulation;
 use autodist_program::Program;
 use autodist_spec::profile::{CollectiveCost, Interference, Profile};
 use autodist_spec::{
-    Algorithm, Bytes, BytesPerSecond, ClassRange, Cluster, CodecProbe, DeviceClasses, DeviceKind, Engine,
-    Estimate, Job, Link, MemoryBreakdown, ModelSpec, Network, Optimizer, ParallelStrategy, Precision,
-    Provenance, ScheduleKind, Seconds, TimelineEvent,
+    Algorithm, Bytes, ClassRange, Cluster, CodecProbe, DeviceClasses, DeviceKind, Engine, Estimate, Job,
+    MemoryBreakdown, ModelSpec, Network, Optimizer, ParallelStrategy, Precision, Provenance, ScheduleKind,
+    Seconds, TimelineEvent,
 };
 use coding::Codings;
-use extended::{ExtendedPrices, Links};
+use extended::ExtendedPrices;
 use measured::{LinkCurves, ProfilePrices};
 use routes::Routes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// Devices up to which links that differ are simulated one by one.
-const SIMULATED_LINKS: u32 = 32;
 
 /// A source of prices, and the costs of a step beyond it.
 #[derive(Debug, Clone)]
@@ -139,107 +137,7 @@ fn within_steps(routes: &Routes, timed: &[CollectiveCost]) -> BTreeMap<u32, f64>
     sums.into_iter().map(|(group, (beyond, count))| (group, beyond / count.max(1.0))).collect()
 }
 
-/// The additional time of tensor collectives on more emulated devices: ranks wait at each hop of a ring, and as
-/// much longer as more of them share a core.
-fn longer_waits(measured: &BTreeMap<u32, f64>, profile: &Profile, cluster: &Cluster) -> BTreeMap<u32, f64> {
-    let cores = f64::from(profile.environment.cores.max(1));
-    let sharing = |cluster: &Cluster| (f64::from(cluster.device_count()) / cores).max(1.0);
-    let longer = sharing(cluster) / sharing(&profile.cluster);
-    let devices = cluster.device_count();
-    let degrees = (2..=devices).filter(|degree| devices.is_multiple_of(*degree));
-    let waits = degrees.filter_map(|degree| {
-        let (smaller, seconds) = measured.range(..=degree).next_back()?;
-        Some((degree, longer * seconds * f64::from(degree - 1) / f64::from(smaller - 1)))
-    });
-    waits.collect()
-}
-
-/// Whether all links are described.
-fn described(cluster: &Cluster) -> bool {
-    cluster.nodes.iter().all(|group| {
-        let outside = cluster.node_count() == 1 || group.uplink.is_some() || cluster.network.is_some();
-        outside && (group.devices == 1 || group.link.is_some())
-    })
-}
-
-/// The cluster with the measured link of the profile's machine inside nodes whose links are not described.
-fn with_measured_links(cluster: &Cluster, profile: &Profile) -> Cluster {
-    let mut cluster = cluster.clone();
-    let large = Bytes(1 << 24);
-    let links = LinkCurves::of(profile);
-    let measured = links.message(1, Bytes::ZERO).ok().zip(links.message(1, large).ok());
-    let Some((none, all)) = measured.filter(|_| profile.network.is_none()) else { return cluster };
-    let seconds = all.seconds - none.seconds;
-    if seconds > 0.0 {
-        let bytes_per_s = BytesPerSecond(large.as_f64() / seconds);
-        let link = Link { bytes_per_s, latency_s: Seconds(none.seconds.max(0.0)) };
-        for group in cluster.nodes.iter_mut().filter(|group| group.link.is_none()) {
-            group.link = Some(link.clone());
-        }
-    }
-    cluster
-}
-
 impl CostModel {
-    /// The costs of a cluster from a profile of some of its devices. What the profile lacks is extended:
-    /// segments by the ratios of the prices of `catalogue`, or without it by FLOPs; collectives by larger rings,
-    /// the links that the cluster describes, or the catalogue.
-    ///
-    /// # Errors
-    /// The cluster has links that the profile did not measure, the cluster does not describe, and the catalogue
-    /// does not have.
-    pub fn of_cluster(
-        profile: &Profile,
-        cluster: &Cluster,
-        catalogue: Option<Arc<dyn Prices>>,
-    ) -> Result<Self, Unpriced> {
-        let own = Self::new(profile);
-        let measured = &profile.cluster;
-        let same = (cluster.device_count(), cluster.node_count())
-            == (measured.device_count(), measured.node_count());
-        let known = catalogue.is_some();
-        let simulated = cluster.device_count() <= SIMULATED_LINKS && (profile.network.is_some() || !known);
-        let network = if simulated { Network::of(&with_measured_links(cluster, profile)) } else { None };
-        let links = match &network {
-            _ if same => Links::Measured,
-            _ if profile.network.is_none() && cluster.node_count() == 1 => Links::OneMachine,
-            Some(_) => Links::Described,
-            None if known => Links::Catalogue,
-            None if !simulated && described(&with_measured_links(cluster, profile)) => Links::Described,
-            None => {
-                return Err(Unpriced {
-                    what: format!(
-                        "the links of `{}` were not measured, and neither its description nor the catalogue has them",
-                        cluster.name
-                    ),
-                    hint: "give the links in the cluster file: `link` in every node group, and `[network]` between nodes"
-                        .to_owned(),
-                    doubted: false,
-                });
-            }
-        };
-        let prices = Arc::new(ExtendedPrices::new(profile, cluster, links, catalogue));
-        let beside = if prices.measured_one_rank() { extended::BESIDE } else { 0.0 };
-        let repeatability = own.repeatability.map_or(beside, |noise| noise.hypot(beside));
-        let mut costs = Self { prices: vec![prices.clone()], extended: Some(prices), ..own };
-        if beside > 0.0 {
-            costs.repeatability = Some(repeatability);
-        }
-        if matches!(links, Links::Described | Links::Catalogue) {
-            costs.synchronisation = Price::ZERO;
-            costs.within_steps = longer_waits(&costs.within_steps, profile, cluster);
-            costs.extrapolates_waits = true;
-            costs.routes = network.map(|network| Arc::new(Routes::described(&network)));
-        }
-        Ok(costs)
-    }
-
-    /// What the costs of a strategy rest on beyond the measurements of the profile.
-    #[must_use]
-    pub fn extensions(&self, strategy: &ParallelStrategy) -> Vec<String> {
-        self.extended.as_ref().map_or_else(Vec::new, |extended| extended.extensions(strategy))
-    }
-
     #[must_use]
     pub fn new(profile: &Profile) -> Self {
         let routes = profile.network.as_ref().map(|network| Arc::new(Routes::new(network)));
