@@ -663,26 +663,27 @@ fn objectives() -> impl TypedValueParser<Value = Objective> {
     ])
 }
 
-const FP32: (Precision, &str) = (Precision::Fp32, "32-bit floats; the only precision on CPUs");
-const TF32: (Precision, &str) =
-    (Precision::Tf32, "32-bit floats, with GEMM operands rounded to TF32 (GPUs only)");
-const FP16: (Precision, &str) = (
-    Precision::Fp16,
-    "fp16 parameters and activations, with fp32 master weights and optimizer state (other trainers only)",
-);
-const BF16: (Precision, &str) = (
-    Precision::Bf16,
-    "bf16 parameters and activations, with fp32 master weights, gradients and optimizer state (GPUs only)",
-);
-const FP8: (Precision, &str) =
-    (Precision::Fp8, "As bf16, with the GEMMs of linear layers in FP8 (other trainers only)");
-
 fn own_precisions() -> impl TypedValueParser<Value = Precision> {
-    one_of([FP32, TF32, BF16].map(|(precision, help)| described(precision, help)))
+    one_of(Precision::OWN.map(described_precision))
 }
 
 fn precisions() -> impl TypedValueParser<Value = Precision> {
-    one_of([FP32, TF32, FP16, BF16, FP8].map(|(precision, help)| described(precision, help)))
+    one_of(Precision::ALL.iter().copied().map(described_precision))
+}
+
+fn described_precision(precision: Precision) -> PossibleValue {
+    let help = match precision {
+        Precision::Fp32 => "32-bit floats; the only precision on CPUs",
+        Precision::Tf32 => "32-bit floats, with GEMM operands rounded to TF32 (GPUs only)",
+        Precision::Fp16 => {
+            "fp16 parameters and activations, with fp32 master weights and optimizer state (other trainers only)"
+        }
+        Precision::Bf16 => {
+            "bf16 parameters and activations, with fp32 master weights, gradients and optimizer state (GPUs only)"
+        }
+        Precision::Fp8 => "As bf16, with the GEMMs of linear layers in FP8 (other trainers only)",
+    };
+    described(precision, help)
 }
 
 fn recompute_modes() -> impl TypedValueParser<Value = Recompute> {

@@ -1,8 +1,8 @@
-//! Prices beyond what a profile measured: more tensor-parallel ranks, larger groups, other nodes.
+//! The prices of a profile, extrapolated to more tensor-parallel ranks, larger groups and more nodes.
 //!
-//! A segment at a tensor degree that was not measured takes the time of the nearest smaller degree times the
-//! ratio of the two in another source of prices: the hardware catalogue, if it has the device, or else the
-//! FLOPs. A collective among more ranks of a machine than were measured is a larger ring of the same links.
+//! The time of a segment at a tensor-parallel degree that was not measured is extrapolated from the nearest
+//! smaller degree, in the ratio of their times in the hardware catalogue, or of their FLOPs if the catalogue does
+//! not have the device. A collective of more ranks than were measured is modelled as a larger ring.
 
 use crate::curve::Price;
 use crate::measured::{ProfilePrices, SegmentPrice, Unpriced};
@@ -14,11 +14,11 @@ use autodist_spec::{
 };
 use std::sync::Arc;
 
-/// Half-width of a price that was extended without a check, relative to it; assumed.
+/// Relative half-width of an extrapolated price without a check against measurements; assumed.
 pub(crate) const UNCHECKED: f64 = 0.25;
 
-/// Half-width of a step time, relative to it, if no two ranks were measured beside each other: they share memory
-/// and caches; assumed.
+/// Relative half-width of a step time for the slowdown of ranks that share the memory and the caches of a machine,
+/// if only one rank was measured; assumed.
 pub(crate) const SHARING: f64 = 0.15;
 
 /// The prices of a profile, extended to a cluster.
@@ -42,7 +42,7 @@ pub(crate) struct ExtendedPrices {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Links {
     Measured,
-    /// More ranks of the machine that was measured.
+    /// Measured, but for fewer ranks of the machine.
     OneMachine,
     /// The description of the cluster.
     Described,
@@ -60,12 +60,12 @@ struct Law {
     catalogue: Option<Arc<dyn Prices>>,
 }
 
-/// By how much an extension from one measured degree missed another one.
+/// The error of an extrapolation from one measured degree to another one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Error {
     from: u32,
     to: u32,
-    /// Nine of ten of the time of the segments were predicted within this fraction.
+    /// Relative error of the segments, exceeded by those with a tenth of the measured time.
     relative: f64,
 }
 
@@ -100,7 +100,7 @@ impl ExtendedPrices {
         extended
     }
 
-    /// Whether ranks of one machine are priced without a measurement of two.
+    /// Whether several ranks of one machine are priced from a profile of one.
     pub fn measured_one_rank(&self) -> bool {
         let largest = self.measured.links.largest_group_below(Collective::AllReduce, usize::MAX);
         self.links == Links::OneMachine && largest.is_none()
@@ -118,7 +118,7 @@ impl ExtendedPrices {
         Some(ParallelStrategy { tensor, sequence_parallel, ..strategy.clone() })
     }
 
-    /// The price of a segment from that of another degree.
+    /// The price of a segment, extrapolated from that at another degree.
     fn scaled(&self, query: &SegmentQuery, anchor: &ParallelStrategy) -> Result<SegmentPrice, Unpriced> {
         let base = SegmentQuery { strategy: anchor, ..*query };
         let price = self.measured.segment(&base)?;
@@ -131,7 +131,7 @@ impl ExtendedPrices {
         Ok(SegmentPrice { time, growth_bytes, peak_bytes })
     }
 
-    /// Extends the smallest degree to the next one, and compares with its measurement.
+    /// Extrapolates from the smallest degree to the next one, and compares with the measurement.
     fn check(&self, profile: &Profile) -> Option<Error> {
         let mut plain = self.degrees.iter().filter(|(_, parallel)| !parallel);
         let (from, to) = (plain.next()?.0, plain.next()?.0);
@@ -160,25 +160,25 @@ impl ExtendedPrices {
         relative.map(|(relative, _)| Error { from, to, relative: *relative })
     }
 
-    /// What a strategy's price rests on beyond the measurements.
+    /// What is extrapolated or assumed in a strategy's price, one sentence each.
     pub fn extensions(&self, strategy: &ParallelStrategy) -> Vec<String> {
         let mut notes = Vec::new();
         if !self.knows(strategy)
             && let Some(anchor) = self.anchor(strategy)
         {
             let by = match &self.law.catalogue {
-                Some(_) => "the hardware catalogue's prices",
+                Some(_) => "their times in the hardware catalogue",
                 None => "their FLOPs",
             };
-            let sure = match self.error {
+            let error = match self.error {
                 Some(Error { from, to, relative }) => format!(
-                    "from {from} to {to} this is within {:.1} % of the profile for nine tenths of the time",
+                    "the same extrapolation from {from} to {to} is within {:.1} % for 90 % of the measured time",
                     100.0 * relative
                 ),
-                None => format!("± {:.0} % assumed", 100.0 * UNCHECKED),
+                None => format!("± {:.0} % is assumed", 100.0 * UNCHECKED),
             };
             notes.push(format!(
-                "segments at tensor-parallel degree {} are those at {}, which was measured, by the ratio of {by}: {sure}",
+                "times of segments at tensor-parallel degree {} are extrapolated from degree {} by the ratio of {by}: {error}",
                 strategy.tensor, anchor.tensor
             ));
         }
@@ -188,19 +188,21 @@ impl ExtendedPrices {
         notes.extend(match (self.links, largest) {
             (Links::Described, _) if strategy.devices() == 1 => None,
             (Links::Described, _) => {
-                Some(format!("links as the cluster describes them, not measured: ± {assumed:.0} % assumed"))
+                Some(format!("links have the bandwidth and latency given by `--cluster`: ± {assumed:.0} % is assumed"))
             }
-            (Links::Catalogue, _) => Some("communication between nodes: the hardware catalogue's".to_owned()),
+            (Links::Catalogue, _) => {
+                Some("communication between nodes is priced by the hardware catalogue".to_owned())
+            }
             (Links::OneMachine, Some(measured)) if group > measured => Some(format!(
-                "collectives among more than {measured} ranks are larger rings of the measured links: ± {assumed:.0} % \
+                "collectives of more than {measured} ranks are modelled as rings of the measured links: ± {assumed:.0} % is \
                  assumed"
             )),
             (Links::OneMachine, None) if group > 1 || strategy.pipeline > 1 => {
-                let from = if self.law.catalogue.is_some() { "the hardware catalogue's" } else { "as described" };
-                let beside = 100.0 * SHARING;
+                let from = if self.law.catalogue.is_some() { "the hardware catalogue" } else { "`--cluster`" };
+                let sharing = 100.0 * SHARING;
                 Some(format!(
-                    "links between devices: {from}, not measured; nor what ranks of one machine cost each other: ± {beside:.0} % \
-                     assumed"
+                    "links between devices are those of {from}; the profile has one rank, so ± {sharing:.0} % is assumed for \
+                     the slowdown of ranks that share a machine"
                 ))
             }
             (Links::OneMachine | Links::Measured, _) => None,
@@ -217,7 +219,7 @@ impl ExtendedPrices {
         }
     }
 
-    /// A ring on a described link that `sharing` rings use at the same time.
+    /// A ring on a link of the cluster's description that `sharing` rings use at the same time.
     fn described(link: &Link, kind: Collective, group: usize, bytes: Bytes, sharing: usize) -> Option<Price> {
         let (hops, parts) = ring(kind, group)?;
         let rate = link.bytes_per_s.0 / sharing.max(1) as f64;
@@ -235,7 +237,8 @@ impl ExtendedPrices {
         self.uplink.as_ref().and_then(ring).ok_or_else(|| Self::unpriced("collective between nodes"))
     }
 
-    /// The time of a measured smaller group, by its hops and by the bytes that each rank sends.
+    /// The price extrapolated from a smaller group: latency by the hops of the ring, the rest by the bytes that
+    /// each rank sends.
     fn larger_ring(&self, query: &CollectiveQuery) -> Option<Price> {
         let CollectiveQuery { kind, group, stride, bytes, .. } = *query;
         let smaller = self.measured.links.largest_group_below(kind, group)?;
@@ -255,7 +258,7 @@ impl ExtendedPrices {
     }
 }
 
-/// A price from a description.
+/// A price from the description of a cluster.
 fn assumed(seconds: f64) -> Price {
     Price { seconds, half_width: UNCHECKED * seconds, provenance: Provenance::Assumed, ..Price::ZERO }
 }
@@ -294,7 +297,7 @@ impl Law {
     }
 
     /// Growth and peak in bytes: what a segment keeps beside the residual stream is split over the tensor ranks.
-    /// Peaks of backward passes stay what they are, which is never too little.
+    /// Peaks of backward passes are not split: an upper bound.
     fn memory(&self, query: &SegmentQuery, base: &SegmentQuery, measured: &SegmentPrice) -> (i64, i64) {
         let tokens = u64::from(query.strategy.micro_batch) * u64::from(self.seq_len);
         let stream = (tokens * u64::from(self.model.hidden) * self.word) as f64;
@@ -363,7 +366,7 @@ impl Prices for ExtendedPrices {
             return between();
         }
         let inside = self.inside(query)?;
-        // The fastest of all neighbours.
+        // The fastest of all neighbours: a lower bound.
         if may_cross {
             let other = between()?;
             return Ok(if other.seconds < inside.seconds { other } else { inside });
@@ -381,7 +384,7 @@ impl Prices for ExtendedPrices {
 }
 
 impl ExtendedPrices {
-    /// What to do about links that neither a profile of one device nor the cluster describes.
+    /// The error with a hint to describe the links, if only one device was measured.
     fn without_links(&self, error: Unpriced) -> Unpriced {
         if self.links != Links::OneMachine {
             return error;

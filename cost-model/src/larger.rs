@@ -1,4 +1,4 @@
-//! The costs of a cluster from a profile of some of its devices.
+//! The costs of a cluster from a profile of fewer devices.
 
 use crate::CostModel;
 use crate::curve::Price;
@@ -14,13 +14,12 @@ use std::sync::Arc;
 const SIMULATED_LINKS: u32 = 32;
 
 impl CostModel {
-    /// The costs of a cluster from a profile of some of its devices. What the profile lacks is extended:
-    /// segments by the ratios of the prices of `catalogue`, or without it by FLOPs; collectives by larger rings,
-    /// the links that the cluster describes, or the catalogue.
+    /// The costs of a cluster from a profile of fewer devices. What was not measured is extrapolated: times of
+    /// segments by the ratios of those in `catalogue`, or without it by FLOPs; collectives as larger rings of the
+    /// measured links, on the links that the cluster describes, or by the catalogue.
     ///
     /// # Errors
-    /// The cluster has links that the profile did not measure, the cluster does not describe, and the catalogue
-    /// does not have.
+    /// Links of the cluster are neither measured, nor described, nor in the catalogue.
     pub fn of_cluster(
         profile: &Profile,
         cluster: &Cluster,
@@ -66,15 +65,15 @@ impl CostModel {
         Ok(costs)
     }
 
-    /// What the costs of a strategy rest on beyond the measurements of the profile.
+    /// What is extrapolated or assumed in the costs of a strategy, one sentence each; empty if all was measured.
     #[must_use]
     pub fn extensions(&self, strategy: &ParallelStrategy) -> Vec<String> {
         self.extended.as_ref().map_or_else(Vec::new, |extended| extended.extensions(strategy))
     }
 }
 
-/// The additional time of tensor collectives on more emulated devices: ranks wait at each hop of a ring, and as
-/// much longer as more of them share a core.
+/// The waiting times inside tensor collectives of emulated devices, extrapolated to more devices: proportional to
+/// the hops of the ring and to the ranks per core.
 fn longer_waits(measured: &BTreeMap<u32, f64>, profile: &Profile, cluster: &Cluster) -> BTreeMap<u32, f64> {
     let cores = f64::from(profile.environment.cores.max(1));
     let sharing = |cluster: &Cluster| (f64::from(cluster.device_count()) / cores).max(1.0);
@@ -96,7 +95,7 @@ fn described(cluster: &Cluster) -> bool {
     })
 }
 
-/// The cluster with the measured link of the profile's machine inside nodes whose links are not described.
+/// The cluster, in which node groups without a `link` have the measured one of the profile's machine.
 fn with_measured_links(cluster: &Cluster, profile: &Profile) -> Cluster {
     let mut cluster = cluster.clone();
     let large = Bytes(1 << 24);

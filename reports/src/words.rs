@@ -326,7 +326,11 @@ pub(crate) fn profile_source(plan: &Plan) -> String {
             clean(calibration)
         ),
         CostSource::Profile(profile) | CostSource::Mixed(profile) => {
-            let beyond = if matches!(plan.cost_source, CostSource::Mixed(_)) { ", extended" } else { "" };
+            let beyond = if matches!(plan.cost_source, CostSource::Mixed(_)) {
+                ", extrapolated to this cluster"
+            } else {
+                ""
+            };
             format!("{}, fingerprint {}{beyond}", clean(&profile.path), clean(&profile.fingerprint))
         }
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub enum CostSource {
     /// A profile of the plan's devices.
     Profile(ProfileReference),
-    /// A profile, extended where the plan goes beyond what it measured; `assumptions` has how.
+    /// A profile whose prices are extrapolated to the cluster of the plan; `assumptions` lists how.
     Mixed(ProfileReference),
     /// Published figures of devices and links, and efficiencies that were fitted to training runs.
     Catalogue(CatalogueReference),

@@ -92,7 +92,7 @@ impl Figures {
         if all { Precision::Bf16 } else { Precision::Fp16 }
     }
 
-    /// The precision of a job that does not give it, which is said where it is not bf16.
+    /// The precision of a job that does not give it; a note names it if it is not bf16.
     ///
     /// # Errors
     /// The job file cannot be read.
@@ -113,7 +113,7 @@ impl Figures {
             return Ok(());
         };
         let name = &machine.device_name;
-        let problem = format!("is not known of {name}, which has no published peak in it");
+        let problem = format!("has no price on {name}: no published peak");
         let error = InputError::new("--precision", precision.name(), problem);
         let usual = self.usual_precision().name();
         Err(error

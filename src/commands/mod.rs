@@ -252,8 +252,8 @@ fn check_experts(model: &ModelSpec, degree: Option<u32>) -> Result<(), InputErro
     }
 }
 
-/// The planner of a model and a job with the prices of a profile, extended by the catalogue to a cluster that
-/// goes beyond it.
+/// The planner of a model and a job with the prices of a profile, extrapolated by the catalogue to a larger
+/// cluster.
 pub fn planner<'a>(
     model: &'a ModelSpec,
     cluster: &'a Cluster,

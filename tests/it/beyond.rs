@@ -31,7 +31,7 @@ fn a_profile_of_two_devices_plans_for_more_and_says_what_is_not_measured() {
     let plan: Value = line(at, &format!("{PLAN} --cluster 1x4")).json();
     assert_eq!(plan["search"]["stop_reason"], "optimal");
     assert_eq!(plan["cluster"]["nodes"][0]["devices"], 4);
-    assert!(assumptions(&plan).contains("more than 2 ranks are larger rings"), "{}", assumptions(&plan));
+    assert!(assumptions(&plan).contains("more than 2 ranks are modelled as rings"), "{}", assumptions(&plan));
     let step = |plan: &Value| plan["estimate"]["step_time_s"].as_f64().unwrap();
     assert!(step(&plan) < step(&own), "{} {}", step(&plan), step(&own));
     let again: Value = line(at, "estimate plan.json --json").json();
@@ -49,7 +49,7 @@ fn machines_like_the_measured_one_are_joined_by_the_described_network() {
         line(folder.path(), &format!("{PLAN} --dp 8 --cluster 4x2@{network}")).json()
     };
     let (fast, slow) = (with("1x100gbps"), with("1x1gbps"));
-    assert!(assumptions(&fast).contains("as the cluster describes them"), "{}", assumptions(&fast));
+    assert!(assumptions(&fast).contains("given by `--cluster`"), "{}", assumptions(&fast));
     let estimate = |plan: &Value, field: &str| plan["estimate"][field].as_f64().unwrap();
     assert!(estimate(&slow, "step_time_s") > estimate(&fast, "step_time_s"));
     let bar = |plan: &Value| estimate(plan, "step_time_spread_s") / estimate(plan, "step_time_s");
@@ -64,7 +64,7 @@ fn a_device_that_the_catalogue_knows_is_extended_by_it() {
     let plan: Value =
         line(at, &format!("{PLAN} --tp 1 --pp 1 --cluster 32x1xh100-80gb-sxm@1x400gbps")).json();
     let words = assumptions(&plan);
-    assert!(words.contains("between nodes: the hardware catalogue's"), "{words}");
+    assert!(words.contains("between nodes is priced by the hardware catalogue"), "{words}");
     line(at, "explain plan.json").ok();
 }
 

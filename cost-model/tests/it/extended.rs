@@ -78,13 +78,11 @@ fn links_that_nobody_measured_are_those_of_the_cluster_or_refused() {
     let (fast_step, _) = estimate(&fast, &strategy, &cluster);
     assert!(slow_step > 2.0 * fast_step, "{slow_step} {fast_step}");
     assert!(bar > 0.1 * slow_step, "a step of communication alone is as sure as its links: {bar}");
-    assert!(slow.extensions(&strategy)[0].contains("as the cluster describes them"));
+    assert!(slow.extensions(&strategy)[0].contains("given by `--cluster`"));
     // Beyond 32 devices, rings on the described links take the place of their simulation.
     (cluster.nodes[0].count, cluster.network) = (500, Some(link(1e7)));
     let many = CostModel::of_cluster(&profile, &cluster, None).unwrap();
-    assert!(
-        many.network().is_none() && many.extensions(&strategy)[0].contains("as the cluster describes them")
-    );
+    assert!(many.network().is_none() && many.extensions(&strategy)[0].contains("given by `--cluster`"));
     cluster.network = None;
     assert!(CostModel::of_cluster(&profile, &cluster, None).is_err());
 }
