@@ -2,7 +2,7 @@
 
 use crate::priced::{Barrier, Priced, PricedBody, Step};
 use autodist_program::BodyKind;
-use autodist_spec::Seconds;
+use autodist_spec::{ParallelStrategy, Seconds};
 
 /// Minimum time of one chunk for one micro-batch, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -20,15 +20,16 @@ pub struct ChunkWork {
 /// last backward to the barrier.
 pub fn pipeline_bound(
     chunks: &[ChunkWork],
-    pipeline: usize,
+    strategy: &ParallelStrategy,
     micro_batches: usize,
     message: f64,
     tail: impl Fn(usize) -> f64,
 ) -> f64 {
     let (mut fill, mut drain) = (0.0, 0.0);
     let mut bound = 0.0_f64;
-    for rank in 0..pipeline {
-        let work: f64 = chunks.iter().skip(rank).step_by(pipeline).map(|c| c.forward + c.backward).sum();
+    for rank in 0..strategy.pipeline as usize {
+        let own = strategy.chunks_of(rank).map(|chunk| chunks[chunk]);
+        let work: f64 = own.map(|chunk| chunk.forward + chunk.backward).sum();
         let last_backward = fill + work * micro_batches as f64;
         bound = bound.max(last_backward + tail(rank)).max(last_backward + drain + tail(0));
         fill += chunks[rank].forward + message;
@@ -44,13 +45,13 @@ impl Priced<'_> {
     /// No simulation of this program is faster: both streams run at full speed without interference, and the
     /// only wait for other ranks is the pipeline's fill and drain.
     pub fn lower_bound(&self) -> Seconds {
-        let pipeline = self.program.layout.pipeline;
+        let strategy = &self.program.strategy;
         let chunks: Vec<ChunkWork> =
             (0..self.program.stages.len()).map(|chunk| self.chunk_work(chunk)).collect();
         let tails: Vec<(f64, f64)> =
-            (0..pipeline).map(|rank| self.tail(rank, chunks[rank].backward)).collect();
+            (0..strategy.pipeline as usize).map(|rank| self.tail(rank, chunks[rank].backward)).collect();
         let barrier =
-            pipeline_bound(&chunks, pipeline, self.program.micro_batches, self.fastest_message(), |r| {
+            pipeline_bound(&chunks, strategy, self.program.micro_batches, self.fastest_message(), |r| {
                 tails[r].0
             });
         let update = tails.iter().map(|tail| tail.1).fold(0.0, f64::max);

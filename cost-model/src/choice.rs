@@ -74,7 +74,7 @@ impl CostModel {
                 0 => Collective::AllReduce,
                 _ => Collective::ReduceScatter,
             };
-            for (index, bucket) in rank.buckets.iter().enumerate() {
+            for (index, bucket) in rank.buckets().iter().enumerate() {
                 let codec = program.reduction(rank.pipeline_rank, Transfer::Reduce, index).codec;
                 let bytes = program.transfer_bytes(Transfer::Reduce, bucket);
                 let time = |algorithm| {
@@ -93,7 +93,7 @@ impl CostModel {
         }
         if strategy.zero_stage > 0 {
             let groups = program.transfer_groups(0, Transfer::Gather);
-            let largest = program.ranks.iter().flat_map(|rank| &rank.buckets);
+            let largest = program.ranks.iter().flat_map(|rank| rank.buckets());
             let bytes = largest
                 .map(|bucket| program.transfer_bytes(Transfer::Gather, bucket))
                 .max()
@@ -133,7 +133,7 @@ impl CostModel {
         let all = Pattern::AllReduce(tensor);
         add("activations, tensor groups", all, &program.tensor_groups(0), activation);
         let buckets = program.ranks.iter().flat_map(|rank| {
-            (0..rank.buckets.len()).map(|index| (rank.pipeline_rank, index, &rank.buckets[index]))
+            (0..rank.buckets().len()).map(|index| (rank.pipeline_rank, index, &rank.buckets()[index]))
         });
         let Some((rank, index, bucket)) = buckets.max_by_key(|(_, _, bucket)| bucket.padded) else {
             return shares;

@@ -77,7 +77,7 @@ pub(crate) fn reduction(
 }
 
 fn phases(program: &Program, transfer: Transfer, bucket: &Bucket, codec: Codec) -> Vec<Phase> {
-    let (size, _) = program.transfer_group(transfer, bucket);
+    let size = program.transfer_view(transfer, bucket).size();
     let (coded, tensors) = (program.coded(transfer), tensors(program, bucket));
     autodist_codecs::phases(codec, coded, &tensors, bucket.padded, size)
 }
@@ -89,7 +89,7 @@ pub(crate) fn exchanges(
     bucket: &Bucket,
     reduction: Reduction,
 ) -> Vec<(Pattern, Bytes)> {
-    let (size, _) = program.transfer_group(transfer, bucket);
+    let size = program.transfer_view(transfer, bucket).size();
     let exchange = |phase: Phase| match phase {
         Phase::Sum { elements } => (Pattern::AllReduce(reduction.algorithm), Bytes::of_f32(elements as u64)),
         Phase::Max => (Pattern::AllReduce(Algorithm::Ring), Bytes::of_f32(1)),
@@ -125,10 +125,10 @@ pub(crate) fn message(
 /// the memory that holds gradients.
 pub(crate) fn memory(program: &Program, pipeline_rank: usize, on_accelerators: bool) -> (u64, u64) {
     let (mut state, mut scratch) = (0, 0);
-    for (index, bucket) in program.ranks[pipeline_rank].buckets.iter().enumerate() {
+    for (index, bucket) in program.ranks[pipeline_rank].buckets().iter().enumerate() {
         for transfer in [Transfer::Reduce, Transfer::Gather] {
             let codec = program.reduction(pipeline_rank, transfer, index).codec;
-            let (size, _) = program.transfer_group(transfer, bucket);
+            let size = program.transfer_view(transfer, bucket).size();
             if codec == Codec::None || size < 2 {
                 continue;
             }
@@ -200,8 +200,9 @@ impl CostModel {
         index: usize,
         summary: &mut CodedSummary,
     ) -> Result<(), Unpriced> {
-        let bucket = &program.ranks[pipeline_rank].buckets[index];
-        let (size, stride) = program.transfer_group(transfer, bucket);
+        let bucket = &program.ranks[pipeline_rank].buckets()[index];
+        let view = program.transfer_view(transfer, bucket);
+        let (size, stride) = (view.size(), view.stride());
         if size < 2 {
             return Ok(());
         }

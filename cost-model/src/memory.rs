@@ -5,7 +5,8 @@ use crate::measured::Unpriced;
 use crate::priced::{Priced, Pricer};
 use crate::prices::ParameterBytes;
 use autodist_program::{
-    Body, BodyKind, Bucket, Instruction, Op, Operand, Program, RankProgram, TensorCollective, Transfer,
+    Body, BodyKind, Bucket, Instruction, Op, Operand, Program, RankProgram, Residence, TensorCollective,
+    Transfer,
 };
 use autodist_spec::{Bytes, LayerKind, MemoryBreakdown, ParallelStrategy, Pass};
 
@@ -86,11 +87,11 @@ pub(crate) fn body_memory(
     let program = pricer.program();
     let within_pass = !pricer.stays_gathered();
     let mut account = Account::default();
-    let mut whole_gradients = vec![false; rank.buckets.len()];
+    let mut whole_gradients = vec![false; rank.buckets().len()];
     for instruction in &body.instructions {
         match *instruction {
             Instruction::Segment { layer, segment, pass, recompute } => {
-                if pass == Pass::Backward && program.strategy.zero_stage >= 2 && within_pass {
+                if pass == Pass::Backward && program.residence().shards_gradients() && within_pass {
                     allocate_gradients(program, rank, layer, &mut whole_gradients, &mut account);
                 }
                 let price = pricer.segment(rank.pipeline_rank, segment, pass, recompute)?;
@@ -101,15 +102,15 @@ pub(crate) fn body_memory(
                 tensor_collective(program, collective, operand, elements, &mut account);
             }
             Instruction::Start { transfer: Transfer::Gather, bucket }
-                if program.strategy.zero_stage == 3 && within_pass =>
+                if rank.buckets()[bucket].residence.shards_parameters() && within_pass =>
             {
-                account.live.buffers += working_bytes(program, rank.buckets[bucket].padded);
+                account.live.buffers += working_bytes(program, rank.buckets()[bucket].padded);
             }
             Instruction::Release { bucket } if within_pass => {
-                account.live.buffers -= working_bytes(program, rank.buckets[bucket].padded);
+                account.live.buffers -= working_bytes(program, rank.buckets()[bucket].padded);
             }
             Instruction::Wait { transfer: Transfer::Reduce, bucket } if whole_gradients[bucket] => {
-                account.live.gradients -= f32_bytes(rank.buckets[bucket].padded);
+                account.live.gradients -= f32_bytes(rank.buckets()[bucket].padded);
                 whole_gradients[bucket] = false;
             }
             _ => {}
@@ -132,7 +133,7 @@ fn allocate_gradients(
     let written = |bucket: &Bucket| {
         bucket.layers.iter().any(|l| (l.layer == layer && !bucket.copy) || (tied_head && l.layer == 0))
     };
-    for (index, bucket) in rank.buckets.iter().enumerate() {
+    for (index, bucket) in rank.buckets().iter().enumerate() {
         if written(bucket) && !whole[index] {
             whole[index] = true;
             account.live.gradients += f32_bytes(bucket.padded);
@@ -149,7 +150,7 @@ fn tensor_collective(
     account: &mut Account,
 ) {
     let (whole, part) =
-        (working_bytes(program, elements), working_bytes(program, elements / program.layout.tensor));
+        (working_bytes(program, elements), working_bytes(program, elements / program.mesh.tensor));
     match (collective, operand) {
         (TensorCollective::SumAll | TensorCollective::MaxAll, _) => {}
         (TensorCollective::ReduceScatter, _) => account.replace(part, whole),
@@ -160,10 +161,10 @@ fn tensor_collective(
     }
 }
 
-/// Bytes of `each` per parameter of these buckets: whole, or this rank's shard of them from a ZeRO stage on.
-fn kept(buckets: &[Bucket], strategy: &ParallelStrategy, each: u64, from_stage: u8) -> Bytes {
+/// Bytes of `each` per parameter of these buckets: whole, or this rank's shard of those that are `sharded`.
+fn kept(buckets: &[Bucket], each: u64, sharded: fn(Residence) -> bool) -> Bytes {
     let held = |bucket: &Bucket| {
-        if strategy.zero_stage >= from_stage { bucket.shard_elements() } else { bucket.padded }
+        if sharded(bucket.residence) { bucket.shard_elements() } else { bucket.padded }
     };
     Bytes(buckets.iter().map(|bucket| held(bucket) as u64 * each).sum())
 }
@@ -172,22 +173,28 @@ fn kept(buckets: &[Bucket], strategy: &ParallelStrategy, each: u64, from_stage: 
 /// bound of a compiled program (Rajbhandari et al., 1910.02054, figure 1).
 pub fn persistent_bytes(elements: u64, strategy: &ParallelStrategy, bytes: &ParameterBytes) -> u64 {
     let sharded = elements / u64::from(strategy.shards());
-    let part = |from_stage: u8| if strategy.zero_stage >= from_stage { sharded } else { elements };
-    bytes.weight * part(3) + bytes.gradient * part(2) + bytes.state * part(1)
+    let residence = Residence::of(strategy);
+    let part = |is_sharded: bool| if is_sharded { sharded } else { elements };
+    bytes.weight * part(residence.shards_parameters())
+        + bytes.gradient * part(residence.shards_gradients())
+        + bytes.state * part(residence.shards_state())
 }
 
 /// Communicators with more than one rank.
 pub(crate) fn communicators(program: &Program, pipeline_rank: usize) -> u64 {
-    let layout = &program.layout;
+    let (mesh, residence) = (&program.mesh, program.residence());
     let tied = program.model.tied_embeddings
-        && layout.pipeline > 1
-        && (pipeline_rank == 0 || pipeline_rank + 1 == layout.pipeline);
-    let sizes = if program.strategy.zero_stage == 0 {
-        [layout.tensor, layout.data, 1, layout.pipeline * layout.tensor]
-    } else {
-        [layout.tensor, layout.shard, layout.replicas(), layout.pipeline * layout.shard * layout.tensor]
-    };
-    let sizes = sizes.into_iter().chain([layout.context, program.strategy.expert as usize]);
+        && mesh.pipeline > 1
+        && (pipeline_rank == 0 || pipeline_rank + 1 == mesh.pipeline);
+    let sizes = [
+        mesh.tensor,
+        mesh.view(residence.shard_axes()).size(),
+        mesh.view(residence.replica_axes()).size(),
+        program.model_view().size(),
+        mesh.context,
+        program.strategy.expert as usize,
+    ];
+    let sizes = sizes.into_iter();
     sizes.filter(|size| *size > 1).count() as u64 + u64::from(tied)
 }
 
@@ -203,7 +210,7 @@ impl Priced<'_> {
         let peak = self.step_peak(index);
         let bytes = |n: i64| Bytes(n.max(0) as u64);
         let (state, scratch) = coding::memory(program, index, self.costs.on_accelerators);
-        let elements = rank.buckets.iter().map(|bucket| bucket.elements as u64).sum();
+        let elements = rank.buckets().iter().map(|bucket| bucket.elements as u64).sum();
         let staging = self.costs.staging_bytes * communicators(program, index)
             + Bytes(state + scratch)
             + self.costs.buffers(elements, strategy);
@@ -216,9 +223,10 @@ impl Priced<'_> {
             _ => staging,
         };
         let mut memory = MemoryBreakdown {
-            weights_bytes: kept(&rank.buckets, strategy, each.weight, 3),
-            gradients_bytes: kept(&rank.buckets, strategy, each.gradient, 2) + bytes(peak.gradients),
-            optimizer_state_bytes: kept(&rank.buckets, strategy, each.state, 1),
+            weights_bytes: kept(rank.buckets(), each.weight, Residence::shards_parameters),
+            gradients_bytes: kept(rank.buckets(), each.gradient, Residence::shards_gradients)
+                + bytes(peak.gradients),
+            optimizer_state_bytes: kept(rank.buckets(), each.state, Residence::shards_state),
             activations_bytes: bytes(peak.activations),
             communication_buffers_bytes: staging + bytes(peak.buffers),
             temporary_bytes: bytes(peak.temporary),

@@ -6,7 +6,7 @@ use crate::curve::Price;
 use crate::layers::RankCosts;
 use crate::measured::Unpriced;
 use crate::prices::{MessageQuery, ParameterBytes};
-use autodist_program::schedule::{self, Extent};
+use autodist_program::schedule::{self, Extent, SlotKind};
 use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Seconds, Stage};
 
 /// Costs of the chunks of a pipeline, summed: independent of data parallelism, ZeRO, schedule and buckets.
@@ -78,12 +78,10 @@ impl Outline {
 
 /// Forward passes that the first and the last pipeline rank run before their first backward.
 pub fn in_flight(strategy: &ParallelStrategy, micro_batches: usize) -> [InFlight; 2] {
-    let (pipeline, virtual_stages) = (strategy.pipeline as usize, strategy.virtual_stages as usize);
-    [0, pipeline - 1].map(|rank| {
-        let order =
-            schedule::order(Extent::Period, strategy.schedule, rank, pipeline, virtual_stages, micro_batches);
+    [0, strategy.pipeline as usize - 1].map(|rank| {
+        let order = schedule::order(Extent::Period, strategy, rank, micro_batches);
         let mut counts: InFlight = strategy.chunks_of(rank).map(|chunk| (chunk, 0)).collect();
-        for slot in order.iter().take_while(|slot| !slot.backward) {
+        for slot in order.iter().take_while(|slot| slot.kind == SlotKind::Forward) {
             counts[strategy.turn_of(slot.chunk)].1 += 1;
         }
         counts
@@ -117,13 +115,7 @@ impl CostModel {
         } else {
             Price::ZERO
         };
-        let work = pipeline_bound(
-            &outline.chunks,
-            strategy.pipeline as usize,
-            micro_batches,
-            message.seconds,
-            |_| 0.0,
-        );
+        let work = pipeline_bound(&outline.chunks, strategy, micro_batches, message.seconds, |_| 0.0);
         Ok(Seconds((work + self.step_overhead.seconds) * crate::bound::ROUNDING))
     }
 }

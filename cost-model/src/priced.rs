@@ -5,7 +5,9 @@ use crate::measured::{SegmentPrice, Unpriced};
 use crate::memory::{BodyMemory, body_memory};
 use crate::prices::{CollectiveQuery, MessageQuery, Purpose, SegmentQuery};
 use crate::{CostModel, coding};
-use autodist_program::{Body, BodyKind, Instruction, Message, Op, Program, RankProgram, Transfer};
+use autodist_program::{
+    Axis, Body, BodyKind, Instruction, Message, Op, Program, RankProgram, Transfer, View,
+};
 use autodist_spec::{Algorithm, Bytes, ClassRange, Codec, Collective, Pass, Recompute, Segment};
 use std::collections::BTreeMap;
 
@@ -117,11 +119,10 @@ impl<'a> Priced<'a> {
 /// Prices of the send/recv pairs that occur; the others stay zero.
 fn messages(costs: &CostModel, program: &Program) -> Result<(Vec<Vec<Price>>, Price), Unpriced> {
     let mut coding = Price::ZERO;
-    let layout = program.layout;
-    let stride = layout.data * layout.tensor;
+    let (pipeline, stride) = (program.mesh.pipeline, program.mesh.stage());
     let classes = costs.classes_of(&program.strategy);
-    let mut prices = vec![vec![Price::ZERO; layout.pipeline]; layout.pipeline];
-    let mut known = vec![vec![false; layout.pipeline]; layout.pipeline];
+    let mut prices = vec![vec![Price::ZERO; pipeline]; pipeline];
+    let mut known = vec![vec![false; pipeline]; pipeline];
     for (from, rank) in program.ranks.iter().enumerate() {
         for op in &rank.ops {
             let Op::Send(Message { peer: to, elements, .. }) = *op else { continue };
@@ -236,15 +237,16 @@ impl<'a> Pricer<'a> {
         Ok(alone + Price { seconds: occupied * (all.seconds - alone.seconds).max(0.0), ..Price::ZERO })
     }
 
-    /// A collective of groups of `group` ranks that are `stride` apart.
+    /// A collective of the groups of `view`.
     fn query(
         &self,
         purpose: Purpose,
         (kind, algorithm): (Collective, Algorithm),
-        (group, stride): (usize, usize),
+        view: View,
         bytes: Bytes,
     ) -> CollectiveQuery<'a> {
         let strategy = &self.program.strategy;
+        let (group, stride) = (view.size(), view.stride());
         CollectiveQuery { purpose, kind, algorithm, group, stride, bytes, strategy }
     }
 
@@ -281,7 +283,7 @@ impl<'a> Pricer<'a> {
             return Ok(*price);
         }
         let work = (kind, self.program.strategy.communication.tensor);
-        let query = self.query(Purpose::Tensor, work, (self.program.layout.tensor, 1), bytes);
+        let query = self.query(Purpose::Tensor, work, self.program.mesh.view(&[Axis::Tensor]), bytes);
         let alone = if self.places_matter() {
             let groups = self.program.tensor_groups(rank);
             // Replicas are not synchronised: each group runs by itself, and contends with the others part of
@@ -297,7 +299,7 @@ impl<'a> Pricer<'a> {
         } else {
             self.costs.collective(&query, self.classes[rank])?
         };
-        let price = match self.program.layout.tensor {
+        let price = match self.program.mesh.tensor {
             1 => alone,
             degree => {
                 let beyond = self.costs.within_steps.get(&(degree as u32)).copied().unwrap_or(0.0);
@@ -317,7 +319,7 @@ impl<'a> Pricer<'a> {
     pub fn context(&self, rank: usize, pass: Pass, elements: usize) -> Result<Price, Unpriced> {
         let work = (Collective::AllGather, Algorithm::Ring);
         let bytes = self.program.precision.working(elements as u64);
-        let query = self.query(Purpose::Context(pass), work, self.program.context_group(), bytes);
+        let query = self.query(Purpose::Context(pass), work, self.program.context_view(), bytes);
         self.costs.collective(&query, self.classes[rank])
     }
 
@@ -325,7 +327,7 @@ impl<'a> Pricer<'a> {
     pub fn experts(&self, rank: usize, elements: usize) -> Result<Price, Unpriced> {
         let work = (Collective::AllToAll, Algorithm::Ring);
         let bytes = self.program.precision.working(elements as u64);
-        let query = self.query(Purpose::Experts, work, self.program.expert_group(), bytes);
+        let query = self.query(Purpose::Experts, work, self.program.expert_view(), bytes);
         self.costs.collective(&query, self.classes[rank])
     }
 
@@ -337,17 +339,17 @@ impl<'a> Pricer<'a> {
         transfer: Transfer,
         bucket: usize,
     ) -> Result<Option<Price>, Unpriced> {
-        let (group, stride) = self.program.transfer_group(transfer, &rank.buckets[bucket]);
-        if group <= 1 {
+        let view = self.program.transfer_view(transfer, &rank.buckets()[bucket]);
+        if view.size() <= 1 {
             return Ok(None);
         }
         let reduction = self.program.reduction(rank.pipeline_rank, transfer, bucket);
         let groups = || self.program.transfer_groups(rank.pipeline_rank, transfer);
-        let bucket = &rank.buckets[bucket];
+        let bucket = &rank.buckets()[bucket];
         let (kind, _) = self.program.transfer_work(transfer, bucket);
         let bytes = self.program.transfer_bytes(transfer, bucket);
         let work = (kind, reduction.algorithm);
-        let query = self.query(Purpose::Bucket(transfer), work, (group, stride), bytes);
+        let query = self.query(Purpose::Bucket(transfer), work, view, bytes);
         let price = match reduction.codec {
             Codec::None if self.places_matter() => {
                 let others = self.everywhere(|rank| self.program.transfer_groups(rank, transfer));
@@ -355,12 +357,20 @@ impl<'a> Pricer<'a> {
                 self.under_contention(&query, &groups(), &others, occupied)?
             }
             Codec::None => self.costs.collective(&query, self.classes[rank.pipeline_rank])?,
-            _ => coding::reduction(self.costs, self.program, transfer, bucket, reduction, &groups(), stride)?,
+            _ => coding::reduction(
+                self.costs,
+                self.program,
+                transfer,
+                bucket,
+                reduction,
+                &groups(),
+                view.stride(),
+            )?,
         };
         // A program has the transfer in every pass.
         let passes = self.program.micro_batches as f64;
         let price = match transfer {
-            Transfer::Gather if self.stays_gathered() && self.program.strategy.zero_stage == 3 => {
+            Transfer::Gather if self.stays_gathered() && self.program.residence().shards_parameters() => {
                 price * (0.5 / passes)
             }
             Transfer::Reduce if self.stays_gathered() => price * (1.0 / passes),
@@ -382,10 +392,10 @@ impl<'a> Pricer<'a> {
     /// ZeRO-2 and 3 allocate the gradients of a bucket again for every micro-batch, and accumulate this
     /// rank's shard.
     fn accumulation(&self, rank: &RankProgram, transfer: Transfer, bucket: usize) -> Price {
-        if transfer != Transfer::Reduce || self.program.strategy.zero_stage < 2 {
+        if transfer != Transfer::Reduce || !self.program.residence().shards_gradients() {
             return Price::ZERO;
         }
-        let bucket = &rank.buckets[bucket];
+        let bucket = &rank.buckets()[bucket];
         let shard = bucket.shard_elements() as f64;
         let seconds =
             self.costs.zero_s_per_element * bucket.padded as f64 + self.costs.add_s_per_element * shard;
@@ -394,16 +404,16 @@ impl<'a> Pricer<'a> {
 
     /// ZeRO-3 copies this rank's shard into the buffer that is gathered.
     fn own_shard(&self, rank: &RankProgram, transfer: Transfer, bucket: usize) -> Price {
-        if transfer != Transfer::Gather || self.program.strategy.zero_stage < 3 {
+        if transfer != Transfer::Gather || !self.program.residence().shards_parameters() {
             return Price::ZERO;
         }
-        let shard = rank.buckets[bucket].shard_elements() as f64;
+        let shard = rank.buckets()[bucket].shard_elements() as f64;
         Price { seconds: self.costs.add_s_per_element * shard, ..Price::ZERO }
     }
 
     /// The engine's overhead for a transfer of a sharded bucket.
     fn around_shard(&self, transfer: Transfer) -> Price {
-        let sharded = self.program.strategy.zero_stage >= 2 && transfer != Transfer::ReduceReplicas;
+        let sharded = self.program.residence().shards_gradients() && transfer != Transfer::ReduceReplicas;
         if sharded { self.costs.sharding } else { Price::ZERO }
     }
 
@@ -420,13 +430,13 @@ impl<'a> Pricer<'a> {
 
     /// All-reduce of a tied table's gradients over the first and the last pipeline rank.
     fn tied(&self, elements: usize) -> Result<Price, Unpriced> {
-        let layout = &self.program.layout;
-        let stride = layout.world() / layout.pipeline * (layout.pipeline - 1);
-        let inner = layout.world() / layout.pipeline;
+        let (last, inner) = (self.program.mesh.pipeline - 1, self.program.mesh.stage());
+        let stride = inner * last;
         let work = (Collective::AllReduce, Algorithm::Ring);
-        let query = self.query(Purpose::Tied, work, (2, stride), Bytes::of_f32(elements as u64));
+        let ends = View::regular(2, stride);
+        let query = self.query(Purpose::Tied, work, ends, Bytes::of_f32(elements as u64));
         if !self.places_matter() {
-            return self.costs.collective(&query, self.classes[0].and(self.classes[layout.pipeline - 1]));
+            return self.costs.collective(&query, self.classes[0].and(self.classes[last]));
         }
         let pair = |rank: usize| self.program.devices(&[rank, rank + stride]);
         let groups: Vec<_> = (0..inner).map(pair).collect();
@@ -435,17 +445,13 @@ impl<'a> Pricer<'a> {
 
     /// All-reduce of one number over the ranks that together hold the model.
     fn norm(&self) -> Result<Price, Unpriced> {
-        let layout = &self.program.layout;
         let work = (Collective::AllReduce, Algorithm::Ring);
-        let size = layout.pipeline * layout.shard * layout.tensor;
-        let query = self.query(Purpose::Norm, work, (size, 1), Bytes::of_f32(1));
+        let view = self.program.model_view();
+        let query = self.query(Purpose::Norm, work, view, Bytes::of_f32(1));
         if !self.places_matter() {
             return self.costs.collective(&query, self.costs.classes().all());
         }
-        let mut groups: Vec<Vec<usize>> =
-            (0..layout.world()).map(|rank| layout.model_group(layout.coordinates(rank))).collect();
-        groups.sort_unstable();
-        groups.dedup();
+        let groups = view.groups(0..self.program.mesh.world());
         let groups: Vec<_> = groups.iter().map(|group| self.program.devices(group)).collect();
         self.costs.over(&query, &groups)
     }
@@ -495,7 +501,7 @@ impl<'a> Pricer<'a> {
                         if !self.starts_late(transfer) {
                             steps.push(Step::Start((transfer, bucket), price.seconds));
                         }
-                        if self.costs.sharding_blocks && self.program.strategy.zero_stage >= 2 {
+                        if self.costs.sharding_blocks && self.program.residence().shards_gradients() {
                             steps.push(Step::Wait((transfer, bucket)));
                         }
                         price + around
@@ -503,7 +509,7 @@ impl<'a> Pricer<'a> {
                     None => Price::ZERO,
                 },
                 Instruction::Wait { transfer, bucket } => {
-                    if self.program.transfer_group(transfer, &rank.buckets[bucket]).0 <= 1 {
+                    if self.program.transfer_view(transfer, &rank.buckets()[bucket]).size() <= 1 {
                         Price::ZERO
                     } else {
                         if self.starts_late(transfer)

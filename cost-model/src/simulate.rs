@@ -199,7 +199,7 @@ impl Rank {
                 match step {
                     Step::Work(work) => self.work(work, world),
                     Step::Start(id, seconds) => {
-                        let chunk = priced.program.ranks[self.index].buckets[id.1].chunk;
+                        let chunk = priced.program.ranks[self.index].buckets()[id.1].chunk;
                         let queued = Queued { id: *id, left: *seconds, start: self.now, chunk, micro_batch };
                         self.queue.push_back(queued);
                     }

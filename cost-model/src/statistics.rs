@@ -34,12 +34,12 @@ pub(crate) fn slowdown(program: &Program, job: &Job, probes: &[CodecProbe]) -> O
         // A codec on shards is at most as lossy as on whole gradients.
         probed(codec, Coded::Gradients).unwrap_or_else(|| {
             let distortion = distortion(codec, &coding::tensors(program, bucket), bucket.padded);
-            Slowdown { factor: prior(distortion, program.layout.data, job), provenance: Provenance::Assumed }
+            Slowdown { factor: prior(distortion, program.mesh.data(), job), provenance: Provenance::Assumed }
         })
     };
     let buckets = program.ranks.iter().flat_map(|rank| {
         let codec = |index| communication.reduction(rank.pipeline_rank, index).codec;
-        rank.buckets.iter().enumerate().map(move |(index, bucket)| (codec(index), bucket))
+        rank.buckets().iter().enumerate().map(move |(index, bucket)| (codec(index), bucket))
     });
     let gradients = buckets
         .filter(|(codec, _)| *codec != Codec::None && program.strategy.data > 1)

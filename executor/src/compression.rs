@@ -112,7 +112,7 @@ pub fn of<D: TrainingDevice>(
     emulated: Option<Emulated>,
 ) -> (BTreeMap<usize, BucketCompressor<D>>, Vec<SharedWatch>) {
     let strategy = &program.strategy;
-    let size = strategy.data as usize;
+    let size = program.mesh.data();
     let decay = match task.job.optimizer {
         Optimizer::AdamW { beta1, .. } => beta1,
         Optimizer::Sgd { momentum, .. } => momentum,
@@ -120,12 +120,11 @@ pub fn of<D: TrainingDevice>(
     let mut compressors = BTreeMap::new();
     let mut watches = Vec::new();
     let on = queue.coding();
-    let buckets =
-        autodist_program::buckets(&program.model, strategy, &program.stages, at.pipeline, at.tensor);
-    for (index, bucket) in buckets.iter().enumerate() {
+    let class = program.ranks[at.pipeline].class(at.tensor);
+    for (index, bucket) in class.buckets.iter().enumerate() {
         let codec = strategy.communication.reduction(at.pipeline, index).codec;
         // Shards are rounded without state, so they need no compressor.
-        if codec == Codec::None || size == 1 || strategy.zero_stage > 0 {
+        if codec == Codec::None || size == 1 || bucket.residence.shards_state() {
             continue;
         }
         let tensors: Vec<Tensor> = bucket

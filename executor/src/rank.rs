@@ -16,7 +16,7 @@ use autodist_communication::{Communicator, Control, Counters, Endpoint, GroupOpt
 use autodist_compute::layers::{LayerShape, TensorShard};
 use autodist_compute::{Backend, Region, RegionMut};
 use autodist_program::{
-    BodyKind, Coordinates, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram,
+    Axis, BodyKind, Coordinates, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram,
     TensorCollective, Transfer, work,
 };
 use autodist_spec::{Algorithm, Codec, Coded, OperationKind, Segment, Stream};
@@ -68,7 +68,7 @@ pub(crate) fn train_and<B: TrainingDevice, R>(
     }
     let program = task.program()?;
     let me = program.strategy.communication.rank(endpoint.rank());
-    let at = program.layout.coordinates(me);
+    let at = program.mesh.coordinates(me);
     let data = Data::open(&task.data, task.model.vocab, program.seq_len, task.job.seed)?;
     let before_reference = device.live_memory();
     let emulated = Emulated::new(task.emulated_flops_per_s, placement);
@@ -184,19 +184,22 @@ impl<B: TrainingDevice> Lanes<B> {
     ) -> Result<Self, ExecutionError> {
         // Communication threads are created at the higher priority.
         host::enter_communication(placement);
-        let layout = program.layout;
-        let everyone: Vec<usize> = (0..layout.world()).collect();
+        let (mesh, residence) = (program.mesh, program.residence());
+        let me = mesh.rank(at);
+        let everyone: Vec<usize> = (0..mesh.world()).collect();
         let world = endpoint.group(&format!("{name}.world"), &everyone)?;
-        let model = endpoint.group(&format!("{name}.model"), &program.devices(&layout.model_group(at)))?;
+        let model =
+            endpoint.group(&format!("{name}.model"), &program.devices(&program.model_view().group(me)))?;
         let communication = &program.strategy.communication;
         let mut open = |what: &str, members: &[usize], options: &GroupOptions| {
             device.group(endpoint, &format!("{name}.{what}"), &program.devices(members), options)
         };
         let by =
             |algorithm: Algorithm| GroupOptions { algorithms: vec![algorithm], ..GroupOptions::default() };
-        let tensor = open("tensor", &layout.tensor_group(at), &by(communication.tensor))?;
-        let reduces =
-            if program.strategy.zero_stage == 0 { layout.data_group(at) } else { layout.shard_group(at) };
+        let over = |axes: &[Axis]| mesh.view(axes).group(me);
+        let tensor = open("tensor", &over(&[Axis::Tensor]), &by(communication.tensor))?;
+        let (shards, replicas) = (over(residence.shard_axes()), over(residence.replica_axes()));
+        let reduces = if residence.shards_state() { &shards } else { &replicas };
         let queue = device.queue()?;
         let emulated = Emulated::new(task.emulated_flops_per_s, placement);
         let (compressors, watches) = compression::of(&queue, program, at, task, emulated);
@@ -205,15 +208,15 @@ impl<B: TrainingDevice> Lanes<B> {
             all_to_all: communication.reductions().any(|reduction| reduction.codec != Codec::None),
         };
         let groups = Groups {
-            reduce: open("reduce", &reduces, &options)?,
-            replicas: open("replicas", &layout.replica_group(at), &GroupOptions::default())?,
-            gather: open("gather", &layout.shard_group(at), &by(communication.gather))?,
+            reduce: open("reduce", reduces, &options)?,
+            replicas: open("replicas", &replicas, &GroupOptions::default())?,
+            gather: open("gather", &shards, &by(communication.gather))?,
             emulated,
             compressors,
         };
-        let ends = at.pipeline == 0 || at.pipeline + 1 == layout.pipeline;
-        let tied = (program.model.tied_embeddings && layout.pipeline > 1 && ends)
-            .then(|| open("tied", &layout.tied_group(at), &GroupOptions::default()))
+        let ends = at.pipeline == 0 || at.pipeline + 1 == mesh.pipeline;
+        let tied = (program.model.tied_embeddings && mesh.pipeline > 1 && ends)
+            .then(|| open("tied", &mesh.ends(at), &GroupOptions::default()))
             .transpose()?;
         let peers = message_peers(program, at);
         let messages = match peers.is_empty() {
@@ -249,7 +252,7 @@ fn message_peers(program: &Program, at: Coordinates) -> Vec<usize> {
             Op::Receive(message) | Op::Send(message) => Some(message.peer),
             Op::Run { .. } => None,
         })
-        .map(|pipeline| program.layout.rank(Coordinates { pipeline, ..at }))
+        .map(|pipeline| program.mesh.rank(Coordinates { pipeline, ..at }))
         .map(|rank| program.strategy.communication.device(rank))
         .collect();
     peers.sort_unstable();
@@ -395,7 +398,7 @@ impl<B: TrainingDevice> Rank<'_, B> {
     }
 
     fn peer(&self, message: &Message) -> usize {
-        let rank = self.program.layout.rank(Coordinates { pipeline: message.peer, ..self.at });
+        let rank = self.program.mesh.rank(Coordinates { pipeline: message.peer, ..self.at });
         self.program.strategy.communication.device(rank)
     }
 
@@ -475,7 +478,7 @@ impl<B: TrainingDevice> Rank<'_, B> {
         let mut sequence = vec![0; seq_len + 1];
         let before = u64::from(self.step) * u64::from(self.task.job.global_batch);
         for place in 0..size {
-            let number = (micro_batch * self.program.layout.data + self.at.data) * size + place;
+            let number = (micro_batch * self.program.mesh.data() + self.at.data) * size + place;
             self.data.sequence(before + number as u64, &mut sequence).map_err(ExecutionError::Read)?;
             for position in 0..seq_len {
                 inputs[position * size + place] = sequence[position];
@@ -544,7 +547,7 @@ impl<B: TrainingDevice> Rank<'_, B> {
                 let rate = self.task.job.learning_rate.at(self.step);
                 let step = u64::from(self.step) + 1;
                 let codec = self.program.reduction(self.at.pipeline, Transfer::Reduce, bucket).codec;
-                let codec = if self.program.layout.data > 1 { codec } else { Codec::None };
+                let codec = if self.program.mesh.data() > 1 { codec } else { Codec::None };
                 let (optimizer, frozen_after) = compression::optimizer_beside(codec, self.task.job.optimizer);
                 self.store.update(bucket, &optimizer, step, rate, self.gradient_scale, frozen_after);
             }

@@ -3,20 +3,21 @@
 use crate::parameters::{self, ModelElement};
 use autodist_compute::optimizer::{AdamW, Sgd};
 use autodist_compute::{Backend, Region, RegionMut};
-use autodist_program::{Bucket, Coordinates, Program, buckets};
+use autodist_program::{Bucket, Coordinates, Program, Transfer};
 use autodist_spec::{ModelSpec, Optimizer};
 use std::ops::Range;
 
 /// The storage of one bucket. Sharded parts are as long as this rank's shard.
 struct BucketStorage<B: Backend> {
-    /// Whole, except that ZeRO-3 shards it; absent while a transfer owns it.
+    /// The elements that this rank updates.
+    own: Range<usize>,
+    /// Whole or this rank's shard, by the bucket's residence; absent while a transfer owns it.
     parameters: Option<B::Buffer>,
-    /// Gathered for use (ZeRO-3).
+    /// Sharded parameters, gathered for use.
     gathered: Option<B::Buffer>,
-    /// Whole; with ZeRO-2 and 3, present only between the first use in a backward pass and the
-    /// reduce-scatter.
+    /// Whole; sharded gradients are so only between the first use in a backward pass and the reduce-scatter.
     gradients: Option<B::Buffer>,
-    /// Sum of the scattered gradients (ZeRO-2 and 3).
+    /// Sum of the scattered gradients, where they are sharded.
     gradient_shard: Option<B::Buffer>,
     /// This rank's part in full precision (master weights), on a mixed-precision device; the optimizer
     /// updates it.
@@ -30,9 +31,6 @@ pub struct Store<B: Backend> {
     model: ModelSpec,
     buckets: Vec<Bucket>,
     storage: Vec<BucketStorage<B>>,
-    zero_stage: u8,
-    shard: usize,
-    shard_index: usize,
     tensor: usize,
     tensor_rank: usize,
 }
@@ -46,28 +44,26 @@ macro_rules! expect_buffer {
 
 impl<B: Backend<Element = f32>> Store<B> {
     pub fn new(device: &B, program: &Program, at: Coordinates, optimizer: &Optimizer, seed: u64) -> Self {
-        let layout = program.layout;
-        let buckets = buckets(&program.model, &program.strategy, &program.stages, at.pipeline, at.tensor);
         let mut store = Self {
             device: device.clone(),
             model: program.model.clone(),
-            buckets,
+            buckets: program.ranks[at.pipeline].class(at.tensor).buckets.clone(),
             storage: Vec::new(),
-            zero_stage: program.strategy.zero_stage,
-            shard: layout.shard,
-            shard_index: at.data % layout.shard,
-            tensor: layout.tensor,
+            tensor: program.mesh.tensor,
             tensor_rank: at.tensor,
         };
         for index in 0..store.buckets.len() {
-            let whole = store.buckets[index].padded;
-            let own = store.own(index);
-            let range = if store.zero_stage == 3 { own.clone() } else { 0..whole };
+            let bucket = &store.buckets[index];
+            let (whole, each, residence) = (bucket.padded, bucket.shard_elements(), bucket.residence);
+            let shard = program.transfer_view(Transfer::Gather, bucket).index(program.mesh.rank(at));
+            let own = each * shard..each * (shard + 1);
+            let range = if residence.shards_parameters() { own.clone() } else { 0..whole };
             let parameters = device.upload(&store.initial(index, range, seed));
             let master =
                 device.is_mixed().then(|| device.upload_full(&store.initial(index, own.clone(), seed)));
-            let sharded_gradients = store.zero_stage >= 2;
+            let sharded_gradients = residence.shards_gradients();
             store.storage.push(BucketStorage {
+                own: own.clone(),
                 parameters: Some(parameters),
                 gathered: None,
                 gradients: (!sharded_gradients).then(|| device.zeros_full(whole)),
@@ -90,8 +86,7 @@ impl<B: Backend<Element = f32>> Store<B> {
 
     /// The elements of a bucket that this rank updates.
     pub fn own(&self, bucket: usize) -> Range<usize> {
-        let each = self.buckets[bucket].padded / self.shard;
-        each * self.shard_index..each * (self.shard_index + 1)
+        self.storage[bucket].own.clone()
     }
 
     /// The bucket and offset of a layer's region; for a tied head's table, use layer 0.
@@ -106,26 +101,22 @@ impl<B: Backend<Element = f32>> Store<B> {
         let storage = &mut self.storage[bucket];
         let whole = self.buckets[bucket].padded;
         let gradients = storage.gradients.get_or_insert_with(|| self.device.zeros_full(whole));
-        let parameters = expect_buffer!(if self.zero_stage == 3 {
-            storage.gathered.as_ref()
-        } else {
-            storage.parameters.as_ref()
-        });
+        let sharded = self.buckets[bucket].residence.shards_parameters();
+        let parameters =
+            expect_buffer!(if sharded { &storage.gathered } else { &storage.parameters }.as_ref());
         (Region::new(parameters, offset), RegionMut::new(gradients, offset))
     }
 
     /// A layer's parameters, for the forward pass.
     pub fn parameters(&self, (bucket, offset): (usize, usize)) -> Region<'_, B> {
         let storage = &self.storage[bucket];
-        let parameters = expect_buffer!(if self.zero_stage == 3 {
-            storage.gathered.as_ref()
-        } else {
-            storage.parameters.as_ref()
-        });
+        let sharded = self.buckets[bucket].residence.shards_parameters();
+        let parameters =
+            expect_buffer!(if sharded { &storage.gathered } else { &storage.parameters }.as_ref());
         Region::new(parameters, offset)
     }
 
-    /// Gradients that may be read and written in place: whole with ZeRO-0 and 1, and while a backward pass
+    /// Whole gradients, to be read and written in place: where they are not sharded, and while a backward pass
     /// computes them.
     pub fn gradients_mut(&mut self, bucket: usize) -> &mut B::Buffer {
         expect_buffer!(self.storage[bucket].gradients.as_mut())
@@ -168,7 +159,7 @@ impl<B: Backend<Element = f32>> Store<B> {
 
     pub fn put_own_gradients(&mut self, bucket: usize, gradients: B::Buffer) {
         let storage = &mut self.storage[bucket];
-        if self.zero_stage >= 2 {
+        if self.buckets[bucket].residence.shards_gradients() {
             storage.gradient_shard = Some(gradients);
         } else {
             storage.gradients = Some(gradients);
@@ -177,7 +168,7 @@ impl<B: Backend<Element = f32>> Store<B> {
 
     /// The buffer for an all-gather, with this rank's part in place.
     pub fn take_for_gather(&mut self, bucket: usize) -> B::Buffer {
-        if self.zero_stage < 3 {
+        if !self.buckets[bucket].residence.shards_parameters() {
             return expect_buffer!(self.storage[bucket].parameters.take());
         }
         let own = self.own(bucket);
@@ -188,10 +179,11 @@ impl<B: Backend<Element = f32>> Store<B> {
     }
 
     pub fn put_gathered(&mut self, bucket: usize, whole: B::Buffer) {
-        if self.zero_stage < 3 {
-            self.storage[bucket].parameters = Some(whole);
+        let storage = &mut self.storage[bucket];
+        if self.buckets[bucket].residence.shards_parameters() {
+            storage.gathered = Some(whole);
         } else {
-            self.storage[bucket].gathered = Some(whole);
+            storage.parameters = Some(whole);
         }
     }
 
@@ -236,10 +228,10 @@ impl<B: Backend<Element = f32>> Store<B> {
         frozen_after: Option<u64>,
     ) {
         let own = self.own(bucket);
-        let zero_stage = self.zero_stage;
+        let sharded = self.buckets[bucket].residence.shards_parameters();
         let device = &self.device;
         let storage = &mut self.storage[bucket];
-        let parameter_offset = if zero_stage == 3 { 0 } else { own.start };
+        let parameter_offset = if sharded { 0 } else { own.start };
         let working = RegionMut::new(expect_buffer!(storage.parameters.as_mut()), parameter_offset);
         let (parameters, working) = match storage.master.as_mut() {
             Some(master) => (RegionMut::start(master), Some(working)),
@@ -296,7 +288,8 @@ impl<B: Backend<Element = f32>> Store<B> {
             let buffer = storage.master.as_ref().unwrap_or(expect_buffer!(storage.parameters.as_ref()));
             let mut values = vec![0.0; self.device.len(buffer)];
             self.device.download(Region::start(buffer), &mut values);
-            let offset = if self.zero_stage == 3 || storage.master.is_some() { own.start } else { 0 };
+            let sharded = bucket.residence.shards_parameters() || storage.master.is_some();
+            let offset = if sharded { own.start } else { 0 };
             parameters::elements(
                 &self.model,
                 bucket,

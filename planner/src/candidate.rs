@@ -322,7 +322,7 @@ impl<'a> Evaluator<'a> {
             match self.outlined(&strategy, stages) {
                 Err(illegal) => outcomes.push(Outcome::Illegal(illegal)),
                 Ok(program) => {
-                    let buckets: Vec<_> = program.ranks.iter().map(|rank| rank.buckets.clone()).collect();
+                    let buckets: Vec<_> = program.ranks.iter().map(|rank| rank.classes.clone()).collect();
                     if seen.contains(&buckets) {
                         outcomes.push(Outcome::Same);
                     } else {

@@ -174,7 +174,7 @@ pub(crate) fn refine(evaluator: &Evaluator, found: Found) -> Found {
     let places: Vec<(usize, usize)> = program
         .ranks
         .iter()
-        .flat_map(|rank| (0..rank.buckets.len()).map(|bucket| (rank.pipeline_rank, bucket)))
+        .flat_map(|rank| (0..rank.buckets().len()).map(|bucket| (rank.pipeline_rank, bucket)))
         .collect();
     let of = |communication: &Communication, at: (usize, usize)| communication.reduction(at.0, at.1);
     for place in &places {

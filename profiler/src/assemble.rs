@@ -398,7 +398,7 @@ impl<'a> Assembly<'a> {
     fn pipeline(&mut self, probe: Probe, task: &Task, program: &Program, outcomes: &[RankOutcome]) {
         let passes =
             |rank: &RankProgram| rank.ops.iter().filter(|op| matches!(op, Op::Run { .. })).count() - 1;
-        let to_model = program.layout.world() / program.layout.pipeline;
+        let to_model = program.mesh.stage();
         let mut take = Take::of(probe);
         for outcome in outcomes {
             let passes = passes(&program.ranks[outcome.rank / to_model]);

@@ -1,5 +1,6 @@
 //! Buckets: the flat buffers in which a rank keeps its parameters and gradients.
 
+use crate::residence::{LayerStrategy, Residence};
 use autodist_spec::{LayerKind, ModelSpec, ParallelStrategy, Parameter, Stage, TensorSplit};
 
 /// A layer's region in a bucket.
@@ -31,7 +32,8 @@ pub struct Bucket {
     /// Data-parallel ranks over which its parameters, those of experts, are distributed; 1 for all others.
     /// Only every so many-th rank holds the same ones.
     pub expert: usize,
-    /// Ranks that shard them under ZeRO; 1 without.
+    pub residence: Residence,
+    /// Ranks that shard what its residence shards; 1 if that is nothing.
     pub shard: usize,
 }
 
@@ -121,17 +123,12 @@ pub fn buckets(
 ) -> Vec<Bucket> {
     let (tensor, expert) = (strategy.tensor as usize, strategy.expert as usize);
     let shard = strategy.shards() as usize;
-    // ZeRO-2 and 3 reduce and gather layer by layer, as FSDP does, to save memory.
-    let limit = if strategy.zero_stage >= 2 { 0 } else { strategy.bucket_bytes.0 as usize / 4 };
+    let limit = strategy.bucket_bytes.0 as usize / 4;
     let tied_apart = model.tied_embeddings && strategy.pipeline > 1;
     let last_chunk = stages.len() - 1;
     let mut buckets: Vec<Bucket> = Vec::new();
-    for chunk in (pipeline_rank..stages.len())
-        .step_by(strategy.pipeline as usize)
-        .collect::<Vec<_>>()
-        .into_iter()
-        .rev()
-    {
+    let chunks: Vec<usize> = strategy.chunks_of(pipeline_rank).collect();
+    for chunk in chunks.into_iter().rev() {
         // The last stage's copy of the embedding's region: its position table has no gradient there.
         let copy = (tied_apart && chunk == last_chunk).then_some((0, true));
         let layers = stages[chunk].layers().rev().map(|layer| (layer, false));
@@ -139,6 +136,11 @@ pub fn buckets(
         let mut open: [Option<usize>; 2] = [None; 2];
         for (layer, is_copy) in copy.into_iter().chain(layers) {
             let tied = tied_apart && layer == 0;
+            // The copy of a table is held as its owner holds it.
+            let stage = if is_copy { &stages[0] } else { &stages[chunk] };
+            let residence = LayerStrategy::of(strategy, stage, layer).residence;
+            // Sharded gradients are reduced layer by layer, as FSDP does, to save memory.
+            let limit = if residence.shards_gradients() { 0 } else { limit };
             for distributed in [true, false] {
                 let place = (tensor_rank, tensor);
                 let (elements, replicated) = region(model, model.kind(layer), place, expert, distributed);
@@ -146,7 +148,8 @@ pub fn buckets(
                     continue;
                 }
                 let open = &mut open[usize::from(distributed)];
-                let index = open.filter(|_| !tied).unwrap_or_else(|| {
+                let alike = |open: &usize| !tied && buckets[*open].residence == residence;
+                let index = open.filter(alike).unwrap_or_else(|| {
                     let expert = if distributed { expert } else { 1 };
                     buckets.push(Bucket {
                         chunk,
@@ -156,6 +159,7 @@ pub fn buckets(
                         tied,
                         copy: is_copy,
                         expert,
+                        residence,
                         shard: (shard / expert).max(1),
                     });
                     buckets.len() - 1

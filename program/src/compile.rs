@@ -1,13 +1,15 @@
 //! From a strategy to the ordered operations of every rank.
 
 use crate::bucket::{Bucket, buckets};
-use crate::layout::{Coordinates, Layout};
+use crate::mesh::{Axis, DATA, Mesh, View};
+use crate::residence::{LayerStrategy, Residence};
 use crate::rules::{self, Illegal};
-use crate::schedule::{Extent, Slot, order};
+use crate::schedule::{Extent, Slot, SlotKind, order};
 use autodist_spec::{
     Bytes, Coded, Collective, Job, LayerKind, ModelSpec, ParallelStrategy, Pass, Precision, Recompute,
     Reduction, Segment, Stage,
 };
+use std::ops::Range;
 
 /// The operations of every rank in one training step.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,12 +17,20 @@ pub struct Program {
     pub model: ModelSpec,
     pub strategy: ParallelStrategy,
     pub stages: Vec<Stage>,
-    pub layout: Layout,
+    pub mesh: Mesh,
     pub seq_len: usize,
     pub micro_batches: usize,
     pub precision: Precision,
     /// One per pipeline rank: all ranks of its data and tensor axes run the same operations.
     pub ranks: Vec<RankProgram>,
+}
+
+/// Ranks of a pipeline rank that hold as much and compute as much as each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RankClass {
+    /// Their tensor ranks, on every coordinate of the data axes.
+    pub tensor: Range<usize>,
+    pub buckets: Vec<Bucket>,
 }
 
 /// The step of one pipeline rank.
@@ -29,12 +39,26 @@ pub struct RankProgram {
     pub pipeline_rank: usize,
     /// Chunks that this rank holds, in the order of the chain.
     pub chunks: Vec<usize>,
-    /// As on tensor rank 0, which holds the largest part of a vocabulary that does not divide.
-    pub buckets: Vec<Bucket>,
+    /// By tensor rank. The first class holds the most: tensor ranks differ where the vocabulary does not
+    /// divide, and the first ones have the larger part.
+    pub classes: Vec<RankClass>,
     /// Each body runs many times: once for every micro-batch.
     pub bodies: Vec<Body>,
     /// The step on the compute stream, in order.
     pub ops: Vec<Op>,
+}
+
+impl RankProgram {
+    /// The buckets of the ranks that hold the most.
+    pub fn buckets(&self) -> &[Bucket] {
+        &self.classes[0].buckets
+    }
+
+    /// The class of the ranks with this tensor rank.
+    pub fn class(&self, tensor_rank: usize) -> &RankClass {
+        let holds = |class: &&RankClass| class.tensor.contains(&tensor_rank);
+        self.classes.iter().find(holds).unwrap_or(&self.classes[0])
+    }
 }
 
 /// One entry of the compute stream.
@@ -76,8 +100,13 @@ pub struct Body {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyKind {
-    Forward { chunk: usize },
-    Backward { chunk: usize },
+    Forward {
+        chunk: usize,
+    },
+    /// A chunk has two: the second is that of its last micro-batch, after which its gradients are complete.
+    Backward {
+        chunk: usize,
+    },
     Optimizer,
 }
 
@@ -164,12 +193,23 @@ pub enum Operand {
 /// Work of the communication stream on one bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Transfer {
-    /// Gradients: all-reduce over the data group (ZeRO-0) or reduce-scatter over the shard group.
+    /// Gradients: all-reduce over the replicas, or reduce-scatter over the shard group.
     Reduce,
     /// All-reduce of the reduced shard over the replicas (HSDP).
     ReduceReplicas,
     /// All-gather of parameters over the shard group.
     Gather,
+}
+
+impl Transfer {
+    /// The axes over which it runs, for a bucket with this residence.
+    fn axes(self, residence: Residence) -> &'static [Axis] {
+        match self {
+            Self::Reduce if !residence.shards_state() => residence.replica_axes(),
+            Self::Reduce | Self::Gather => residence.shard_axes(),
+            Self::ReduceReplicas => residence.replica_axes(),
+        }
+    }
 }
 
 impl Program {
@@ -208,7 +248,7 @@ impl Program {
             model: model.clone(),
             strategy: strategy.clone(),
             stages: stages.to_vec(),
-            layout: Layout::of(strategy),
+            mesh: Mesh::of(strategy),
             seq_len,
             micro_batches,
             precision: job.precision,
@@ -222,15 +262,13 @@ impl Program {
         if self.strategy.sequence_parallel { tokens / self.strategy.tensor as usize } else { tokens }
     }
 
-    /// The group over which `transfer` of a bucket runs: its size, and the distance of its neighbours in ranks.
-    pub fn transfer_group(&self, transfer: Transfer, bucket: &Bucket) -> (usize, usize) {
-        let Layout { data, tensor, shard, .. } = self.layout;
+    /// The groups over which `transfer` of a bucket runs.
+    pub fn transfer_view(&self, transfer: Transfer, bucket: &Bucket) -> View {
+        let Bucket { residence, expert, .. } = *bucket;
+        let view = self.mesh.view(transfer.axes(residence));
         match transfer {
-            Transfer::Reduce if self.strategy.zero_stage == 0 => {
-                (data / bucket.expert, tensor * bucket.expert)
-            }
-            Transfer::Reduce | Transfer::Gather => (bucket.shard, tensor * bucket.expert),
-            Transfer::ReduceReplicas => (data / shard, tensor * shard),
+            Transfer::Reduce | Transfer::Gather if expert > 1 => view.beyond(expert),
+            _ => view,
         }
     }
 
@@ -251,45 +289,48 @@ impl Program {
     pub fn coded(&self, transfer: Transfer) -> Coded {
         match transfer {
             Transfer::Gather => Coded::Parameters,
-            _ if self.strategy.zero_stage == 0 => Coded::Gradients,
-            _ => Coded::GradientShards,
+            _ if self.residence().shards_state() => Coded::GradientShards,
+            _ => Coded::Gradients,
         }
     }
 
     /// The devices of all groups that run `transfer` on pipeline rank `pipeline_rank`, each in the order of
     /// its ring.
     pub fn transfer_groups(&self, pipeline_rank: usize, transfer: Transfer) -> Vec<Vec<usize>> {
-        let layout = self.layout;
-        self.groups(pipeline_rank, |at| match transfer {
-            Transfer::Reduce if self.strategy.zero_stage == 0 => layout.data_group(at),
-            Transfer::Reduce | Transfer::Gather => layout.shard_group(at),
-            Transfer::ReduceReplicas => layout.replica_group(at),
-        })
+        self.groups(pipeline_rank, self.mesh.view(transfer.axes(self.residence())))
     }
 
-    /// Size of the context groups, and the distance of their neighbours in ranks.
-    pub fn context_group(&self) -> (usize, usize) {
-        (self.layout.context, self.layout.tensor)
+    /// The residence of all layers.
+    pub fn residence(&self) -> Residence {
+        Residence::of(&self.strategy)
     }
 
-    /// Size of the groups over which experts are distributed, and the distance of their neighbours in ranks.
-    pub fn expert_group(&self) -> (usize, usize) {
-        (self.strategy.expert as usize, self.layout.tensor)
+    /// The ranks that together hold one whole model: the gradient norm is all-reduced over them.
+    pub fn model_view(&self) -> View {
+        let axes = [&[Axis::Pipeline, Axis::Tensor], self.residence().shard_axes()].concat();
+        self.mesh.view(&axes)
+    }
+
+    /// The ranks that split one sequence.
+    pub fn context_view(&self) -> View {
+        self.mesh.view(&[Axis::Context])
+    }
+
+    /// The ranks over which experts are distributed: neighbours on the data axes.
+    pub fn expert_view(&self) -> View {
+        self.mesh.view(&DATA).within(self.strategy.expert as usize)
     }
 
     /// Like `transfer_groups`, for the tensor groups.
     pub fn tensor_groups(&self, pipeline_rank: usize) -> Vec<Vec<usize>> {
-        self.groups(pipeline_rank, |at| self.layout.tensor_group(at))
+        self.groups(pipeline_rank, self.mesh.view(&[Axis::Tensor]))
     }
 
-    fn groups(&self, pipeline: usize, group: impl Fn(Coordinates) -> Vec<usize>) -> Vec<Vec<usize>> {
-        let Layout { data, tensor, .. } = self.layout;
-        let mut groups: Vec<Vec<usize>> = (0..data)
-            .flat_map(|data| (0..tensor).map(move |tensor| Coordinates { pipeline, data, tensor }))
-            .map(|at| self.devices(&group(at)))
-            .collect();
+    fn groups(&self, pipeline_rank: usize, view: View) -> Vec<Vec<usize>> {
+        let stage = self.mesh.stage();
+        let ranks = pipeline_rank * stage..(pipeline_rank + 1) * stage;
+        let mut groups: Vec<_> = view.groups(ranks).iter().map(|group| self.devices(group)).collect();
         groups.sort_unstable();
-        groups.dedup();
         groups
     }
 
@@ -318,8 +359,8 @@ impl Program {
     /// Collective and element count of `transfer` on `bucket`.
     pub fn transfer_work(&self, transfer: Transfer, bucket: &Bucket) -> (Collective, usize) {
         match transfer {
-            Transfer::Reduce if self.strategy.zero_stage == 0 => (Collective::AllReduce, bucket.padded),
-            Transfer::Reduce => (Collective::ReduceScatter, bucket.padded),
+            Transfer::Reduce if bucket.residence.shards_state() => (Collective::ReduceScatter, bucket.padded),
+            Transfer::Reduce => (Collective::AllReduce, bucket.padded),
             Transfer::ReduceReplicas => (Collective::AllReduce, bucket.shard_elements()),
             Transfer::Gather => (Collective::AllGather, bucket.padded),
         }
@@ -365,15 +406,7 @@ impl<'a> Compiler<'a> {
     }
 
     fn compile(self, extent: Extent) -> RankProgram {
-        let pipeline = self.strategy.pipeline as usize;
-        let slots = order(
-            extent,
-            self.strategy.schedule,
-            self.rank,
-            pipeline,
-            self.strategy.virtual_stages as usize,
-            self.micro_batches,
-        );
+        let slots = order(extent, self.strategy, self.rank, self.micro_batches);
         let chunks: Vec<usize> = self.strategy.chunks_of(self.rank).collect();
         let mut bodies = Vec::new();
         for chunk in &chunks {
@@ -384,16 +417,30 @@ impl<'a> Compiler<'a> {
         bodies.push(self.optimizer());
         let mut ops = Vec::with_capacity(3 * slots.len() + 1);
         for (index, slot) in slots.iter().enumerate() {
-            let last_backward =
-                slot.backward && !slots[index + 1..].iter().any(|s| s.backward && s.chunk == slot.chunk);
-            let body = 3 * self.strategy.turn_of(slot.chunk)
-                + usize::from(slot.backward) * (1 + usize::from(last_backward));
+            let again = |later: &Slot| later.kind == slot.kind && later.chunk == slot.chunk;
+            let last = !slots[index + 1..].iter().any(again);
             ops.extend(self.incoming(slot).map(Op::Receive));
-            ops.push(Op::Run { body, micro_batch: slot.micro_batch });
+            ops.push(Op::Run { body: body_of(&bodies, slot, last), micro_batch: slot.micro_batch });
             ops.extend(self.outgoing(slot).map(Op::Send));
         }
         ops.push(Op::Run { body: bodies.len() - 1, micro_batch: 0 });
-        RankProgram { pipeline_rank: self.rank, chunks, buckets: self.buckets, bodies, ops }
+        RankProgram { pipeline_rank: self.rank, classes: self.classes(), chunks, bodies, ops }
+    }
+
+    /// Ranks whose buckets are equal: tensor rank 0's, and with a vocabulary that does not divide, those of
+    /// the ranks with the smaller part.
+    fn classes(self) -> Vec<RankClass> {
+        let degree = self.strategy.tensor;
+        let larger = self.model.vocab % degree;
+        let mut classes = vec![RankClass { tensor: 0..degree as usize, buckets: self.buckets }];
+        if larger > 0 {
+            let others = buckets(self.model, self.strategy, self.stages, self.rank, larger as usize);
+            if others != classes[0].buckets {
+                classes[0].tensor.end = larger as usize;
+                classes.push(RankClass { tensor: larger as usize..degree as usize, buckets: others });
+            }
+        }
+        classes
     }
 
     fn message(&self, kind: MessageKind, peer_chunk: usize, chunk: usize, micro_batch: usize) -> Message {
@@ -403,36 +450,39 @@ impl<'a> Compiler<'a> {
     }
 
     fn incoming(&self, slot: &Slot) -> Option<Message> {
-        let Slot { chunk, micro_batch, backward } = *slot;
-        match backward {
-            false => {
+        let Slot { kind, chunk, micro_batch } = *slot;
+        match kind {
+            SlotKind::Forward => {
                 (chunk > 0).then(|| self.message(MessageKind::Activation, chunk - 1, chunk, micro_batch))
             }
-            true => (chunk + 1 < self.stages.len())
+            SlotKind::Backward | SlotKind::BackwardInput => (chunk + 1 < self.stages.len())
                 .then(|| self.message(MessageKind::Gradient, chunk + 1, chunk, micro_batch)),
+            SlotKind::BackwardWeight => None,
         }
     }
 
     fn outgoing(&self, slot: &Slot) -> Option<Message> {
-        let Slot { chunk, micro_batch, backward } = *slot;
-        match backward {
-            false => (chunk + 1 < self.stages.len())
+        let Slot { kind, chunk, micro_batch } = *slot;
+        match kind {
+            SlotKind::Forward => (chunk + 1 < self.stages.len())
                 .then(|| self.message(MessageKind::Activation, chunk + 1, chunk + 1, micro_batch)),
-            true => {
+            SlotKind::Backward | SlotKind::BackwardInput => {
                 (chunk > 0).then(|| self.message(MessageKind::Gradient, chunk - 1, chunk - 1, micro_batch))
             }
+            SlotKind::BackwardWeight => None,
         }
     }
 
-    /// Buckets with the parameters of `layer` of `chunk`.
-    fn needs(&self, chunk: usize, layer: usize) -> Vec<usize> {
+    /// Buckets with parameters of `layer` of `chunk` that are gathered for it.
+    fn gathered(&self, chunk: usize, layer: usize) -> Vec<usize> {
         let head = self.model.kind(layer) == LayerKind::Head && self.model.tied_embeddings;
         let holds = |bucket: &Bucket| {
             bucket.layers.iter().any(|l| {
                 (bucket.chunk == chunk && l.layer == layer && !bucket.copy) || (head && l.layer == 0)
             })
         };
-        (0..self.buckets.len()).filter(|b| holds(&self.buckets[*b])).collect()
+        let sharded = |bucket: &Bucket| bucket.residence.shards_parameters() && holds(bucket);
+        (0..self.buckets.len()).filter(|b| sharded(&self.buckets[*b])).collect()
     }
 
     fn tensor_parallel(&self) -> bool {
@@ -594,11 +644,7 @@ impl<'a> Compiler<'a> {
         layers: &[usize],
         mut visit: impl FnMut(&mut Vec<Instruction>, usize),
     ) {
-        if self.strategy.zero_stage < 3 {
-            layers.iter().for_each(|layer| visit(out, *layer));
-            return;
-        }
-        let needs: Vec<Vec<usize>> = layers.iter().map(|layer| self.needs(chunk, *layer)).collect();
+        let needs: Vec<Vec<usize>> = layers.iter().map(|layer| self.gathered(chunk, *layer)).collect();
         let start = |out: &mut Vec<Instruction>, buckets: &[usize], held: &[usize]| {
             for bucket in buckets.iter().filter(|b| !held.contains(b)) {
                 out.push(Instruction::Start { transfer: Transfer::Gather, bucket: *bucket });
@@ -624,7 +670,7 @@ impl<'a> Compiler<'a> {
         let layers: Vec<usize> = stage.layers().collect();
         let mut out = Vec::new();
         self.with_parameters(&mut out, chunk, &layers, |out, layer| {
-            self.layer_forward(out, layer, stage.recompute[layer - layers[0]]);
+            self.layer_forward(out, layer, LayerStrategy::of(self.strategy, stage, layer).recompute);
         });
         Body { kind: BodyKind::Forward { chunk }, instructions: out }
     }
@@ -632,15 +678,13 @@ impl<'a> Compiler<'a> {
     /// Backward of one micro-batch; `last` for the chunk's last one, after which the gradients are complete.
     fn backward(&self, chunk: usize, last: bool) -> Body {
         let stage = &self.stages[chunk];
-        let first = stage.first_layer as usize;
         let layers: Vec<usize> = stage.layers().rev().collect();
-        let reduces = self.strategy.replicas() > 1 && (last || self.strategy.zero_stage >= 2);
         let mut out = Vec::new();
         let mut in_flight: Option<usize> = None;
         self.with_parameters(&mut out, chunk, &layers, |out, layer| {
-            self.layer_backward(out, layer, stage.recompute[layer - first]);
+            self.layer_backward(out, layer, LayerStrategy::of(self.strategy, stage, layer).recompute);
             for bucket in self.completed_by(chunk, layer) {
-                self.bucket_complete(out, bucket, last, reduces, &mut in_flight);
+                self.bucket_complete(out, bucket, last, &mut in_flight);
             }
         });
         if let Some(bucket) = in_flight {
@@ -665,19 +709,20 @@ impl<'a> Compiler<'a> {
         out: &mut Vec<Instruction>,
         bucket: usize,
         last: bool,
-        reduces: bool,
         in_flight: &mut Option<usize>,
     ) {
-        let sharded_gradients = self.strategy.zero_stage >= 2;
-        let distributed = self.buckets[bucket].expert > 1;
-        if self.strategy.sequence_parallel && !distributed && (last || sharded_gradients) {
+        let Bucket { residence, expert, .. } = self.buckets[bucket];
+        if !last && !residence.shards_gradients() {
+            return;
+        }
+        if self.strategy.sequence_parallel && expert == 1 {
             let elements = self.buckets[bucket].replicated();
             out.push(Instruction::SumReplicated { bucket, elements });
         }
-        if !reduces {
+        if self.strategy.replicas() == 1 {
             return;
         }
-        if sharded_gradients {
+        if residence.shards_gradients() {
             // Whole gradients exist only until their reduce-scatter: at most two buckets of them at a time.
             if let Some(previous) = in_flight.replace(bucket) {
                 out.push(Instruction::Wait { transfer: Transfer::Reduce, bucket: previous });
@@ -687,43 +732,48 @@ impl<'a> Compiler<'a> {
     }
 
     fn optimizer(&self) -> Body {
-        let zero = self.strategy.zero_stage;
-        let replicas = self.strategy.replicas() / self.strategy.shards();
+        let residence = |bucket: &usize| self.buckets[*bucket].residence;
+        let copies = self.strategy.replicas() / self.strategy.shards() > 1;
+        let over_replicas = |bucket: &usize| residence(bucket).shards_state() && copies;
         let all = 0..self.buckets.len();
         let mut out = Vec::new();
-        if self.strategy.replicas() > 1 && zero < 2 {
-            for bucket in all.clone() {
-                out.push(Instruction::Wait { transfer: Transfer::Reduce, bucket });
-                if zero == 1 && replicas > 1 {
-                    out.push(Instruction::Start { transfer: Transfer::ReduceReplicas, bucket });
+        let start = |transfer: Transfer, bucket: usize| Instruction::Start { transfer, bucket };
+        let wait = |transfer: Transfer, bucket: usize| Instruction::Wait { transfer, bucket };
+        if self.strategy.replicas() > 1 {
+            for bucket in all.clone().filter(|b| !residence(b).shards_gradients()) {
+                out.push(wait(Transfer::Reduce, bucket));
+                if over_replicas(&bucket) {
+                    out.push(start(Transfer::ReduceReplicas, bucket));
                 }
             }
         }
-        if zero > 0 && replicas > 1 {
-            for bucket in all.clone() {
-                if zero >= 2 {
-                    out.push(Instruction::Start { transfer: Transfer::ReduceReplicas, bucket });
-                }
-            }
-            for bucket in all.clone() {
-                out.push(Instruction::Wait { transfer: Transfer::ReduceReplicas, bucket });
-            }
-        }
+        let scattered = |b: &usize| over_replicas(b) && residence(b).shards_gradients();
+        out.extend(all.clone().filter(scattered).map(|b| start(Transfer::ReduceReplicas, b)));
+        out.extend(all.clone().filter(over_replicas).map(|b| wait(Transfer::ReduceReplicas, b)));
         let own = |bucket: usize| self.buckets[bucket].shard_elements();
         for bucket in all.clone().filter(|b| self.buckets[*b].tied) {
             out.push(Instruction::SumTied { bucket, elements: own(bucket) });
         }
         out.push(Instruction::GradientNorm { elements: all.clone().map(own).sum() });
-        let gathers = zero == 1 || zero == 2;
+        // What is not gathered for each use is gathered once.
+        let gathers = |b: &usize| residence(b).shards_state() && !residence(b).shards_parameters();
         for bucket in all.clone() {
             out.push(Instruction::Update { bucket, elements: own(bucket) });
-            if gathers {
-                out.push(Instruction::Start { transfer: Transfer::Gather, bucket });
+            if gathers(&bucket) {
+                out.push(start(Transfer::Gather, bucket));
             }
         }
-        if gathers {
-            out.extend(all.map(|bucket| Instruction::Wait { transfer: Transfer::Gather, bucket }));
-        }
+        out.extend(all.filter(gathers).map(|b| wait(Transfer::Gather, b)));
         Body { kind: BodyKind::Optimizer, instructions: out }
     }
+}
+
+/// The body that computes a pass; `last` for the chunk's last one of its kind. The engines compute whole
+/// backward passes, so the orders have no other.
+fn body_of(bodies: &[Body], slot: &Slot, last: bool) -> usize {
+    let chunk = slot.chunk;
+    let forward = slot.kind == SlotKind::Forward;
+    let kind = if forward { BodyKind::Forward { chunk } } else { BodyKind::Backward { chunk } };
+    let first = bodies.iter().position(|body| body.kind == kind);
+    first.expect("a rank has the bodies of its chunks") + usize::from(!forward && last)
 }

@@ -21,7 +21,8 @@ mod bucket;
 mod compile;
 pub mod engine;
 mod kept;
-mod layout;
+mod mesh;
+mod residence;
 pub mod rules;
 pub mod schedule;
 pub mod stages;
@@ -30,10 +31,11 @@ pub mod work;
 
 pub use bucket::{Bucket, BucketLayer, BucketParameter, buckets};
 pub use compile::{
-    Body, BodyKind, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram, TensorCollective,
-    Transfer,
+    Body, BodyKind, Instruction, Message, MessageKind, Op, Operand, Program, RankClass, RankProgram,
+    TensorCollective, Transfer,
 };
 pub use kept::residual_stream;
-pub use layout::{Coordinates, Layout};
+pub use mesh::{Axis, Coordinates, DATA, Mesh, View};
+pub use residence::{LayerStrategy, Residence};
 pub use rules::Illegal;
 pub use traffic::Flows;

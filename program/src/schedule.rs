@@ -1,14 +1,41 @@
 //! Orders of micro-batches through a pipeline.
 
-use autodist_spec::ScheduleKind;
+use autodist_spec::{ParallelStrategy, ScheduleKind};
+use std::fmt;
 
-/// One forward or backward pass in the order of a pipeline rank.
+/// What a pass of a chunk computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SlotKind {
+    Forward,
+    /// Gradients of the chunk's input (Qi et al., 2401.10241, section 2).
+    BackwardInput,
+    /// Gradients of the chunk's parameters.
+    BackwardWeight,
+    /// Both.
+    Backward,
+}
+
+/// One pass in the order of a pipeline rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot {
+    pub kind: SlotKind,
     /// Model chunk, counted over the whole pipeline.
     pub chunk: usize,
     pub micro_batch: usize,
-    pub backward: bool,
+}
+
+/// Chunk, kind and micro-batch, as in the tables of PyTorch's pipeline schedules: `2F0` is the forward pass of
+/// chunk 2 on micro-batch 0.
+impl fmt::Display for Slot {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            SlotKind::Forward => 'F',
+            SlotKind::BackwardInput => 'I',
+            SlotKind::BackwardWeight => 'W',
+            SlotKind::Backward => 'B',
+        };
+        write!(out, "{}{kind}{}", self.chunk, self.micro_batch)
+    }
 }
 
 /// How much of a step an order holds.
@@ -21,17 +48,11 @@ pub enum Extent {
     Period,
 }
 
-/// The passes of `rank`, in order.
-pub fn order(
-    extent: Extent,
-    kind: ScheduleKind,
-    rank: usize,
-    pipeline: usize,
-    virtual_stages: usize,
-    micro_batches: usize,
-) -> Vec<Slot> {
+/// The passes of pipeline rank `rank`, in order. [`ParallelStrategy::rank_of`] has the rank of each chunk.
+pub fn order(extent: Extent, strategy: &ParallelStrategy, rank: usize, micro_batches: usize) -> Vec<Slot> {
+    let (pipeline, virtual_stages) = (strategy.pipeline as usize, strategy.virtual_stages as usize);
     let period = extent == Extent::Period;
-    match kind {
+    match strategy.schedule {
         ScheduleKind::GPipe => gpipe(rank, micro_batches),
         ScheduleKind::OneFOneB => {
             let most = if period { pipeline + 1 } else { usize::MAX };
@@ -47,16 +68,15 @@ pub fn order(
 
 /// All forwards, then all backwards (Huang et al., 1811.06965).
 fn gpipe(rank: usize, micro_batches: usize) -> Vec<Slot> {
-    let pass =
-        |backward| (0..micro_batches).map(move |micro_batch| Slot { chunk: rank, micro_batch, backward });
-    pass(false).chain(pass(true)).collect()
+    let pass = |kind| (0..micro_batches).map(move |micro_batch| Slot { kind, chunk: rank, micro_batch });
+    pass(SlotKind::Forward).chain(pass(SlotKind::Backward)).collect()
 }
 
 /// Warm-up forwards, then one forward and one backward in turn, then the remaining backwards
 /// (Narayanan et al., SC'21, section 2.2.1).
 fn one_f_one_b(rank: usize, pipeline: usize, micro_batches: usize) -> Vec<Slot> {
     let warmup = (pipeline - 1 - rank).min(micro_batches);
-    pair_up(warmup, micro_batches, |micro_batch, backward| Slot { chunk: rank, micro_batch, backward })
+    pair_up(warmup, micro_batches, |micro_batch, kind| Slot { kind, chunk: rank, micro_batch })
 }
 
 /// 1F1B over several chunks per rank, in rounds of micro-batches (SC'21, section 2.2.2; the order is
@@ -72,11 +92,11 @@ fn interleaved(
     let per_round = micro_batches_per_round(pipeline, micro_batches);
     let total = rounds(pipeline, micro_batches).min(most_rounds) * per_round * virtual_stages;
     let warmup = ((virtual_stages - 1) * per_round + 2 * (pipeline - 1 - rank)).min(total);
-    pair_up(warmup, total, |turn, backward| {
+    pair_up(warmup, total, |turn, kind| {
         let local = turn / per_round % virtual_stages;
-        let local = if backward { virtual_stages - 1 - local } else { local };
+        let local = if kind == SlotKind::Forward { local } else { virtual_stages - 1 - local };
         let round = turn / (per_round * virtual_stages);
-        Slot { chunk: local * pipeline + rank, micro_batch: round * per_round + turn % per_round, backward }
+        Slot { kind, chunk: local * pipeline + rank, micro_batch: round * per_round + turn % per_round }
     })
 }
 
@@ -90,13 +110,14 @@ pub fn rounds(pipeline: usize, micro_batches: usize) -> usize {
     (micro_batches / pipeline).max(1)
 }
 
-fn pair_up(warmup: usize, total: usize, slot: impl Fn(usize, bool) -> Slot) -> Vec<Slot> {
-    let mut order: Vec<Slot> = (0..warmup).map(|turn| slot(turn, false)).collect();
+fn pair_up(warmup: usize, total: usize, slot: impl Fn(usize, SlotKind) -> Slot) -> Vec<Slot> {
+    use SlotKind::{Backward, Forward};
+    let mut order: Vec<Slot> = (0..warmup).map(|turn| slot(turn, Forward)).collect();
     for turn in warmup..total {
-        order.push(slot(turn, false));
-        order.push(slot(turn - warmup, true));
+        order.push(slot(turn, Forward));
+        order.push(slot(turn - warmup, Backward));
     }
-    order.extend((total - warmup..total).map(|turn| slot(turn, true)));
+    order.extend((total - warmup..total).map(|turn| slot(turn, Backward)));
     order
 }
 
@@ -104,18 +125,24 @@ fn pair_up(warmup: usize, total: usize, slot: impl Fn(usize, bool) -> Slot) -> V
 mod tests {
     use super::*;
 
-    /// A schedule in PyTorch's CSV form: one row per rank, cells chunk-operation-micro-batch, empty cells
-    /// idle.
+    fn strategy(schedule: ScheduleKind, pipeline: usize, virtual_stages: usize) -> ParallelStrategy {
+        ParallelStrategy {
+            schedule,
+            pipeline: pipeline as u32,
+            virtual_stages: virtual_stages as u32,
+            ..ParallelStrategy::data_parallel(1, 1)
+        }
+    }
+
+    /// A schedule in PyTorch's CSV form: one row per rank, empty cells idle.
     fn check(kind: ScheduleKind, virtual_stages: usize, csv: &str) {
         let rows: Vec<&str> = csv.lines().collect();
+        let strategy = strategy(kind, rows.len(), virtual_stages);
         for (rank, row) in rows.iter().enumerate() {
             let expected: Vec<&str> = row.split(',').filter(|cell| !cell.is_empty()).collect();
             let micro_batches = expected.len() / (2 * virtual_stages);
-            let ours: Vec<String> =
-                order(Extent::Step, kind, rank, rows.len(), virtual_stages, micro_batches)
-                    .iter()
-                    .map(|s| format!("{}{}{}", s.chunk, if s.backward { 'B' } else { 'F' }, s.micro_batch))
-                    .collect();
+            let ours = order(Extent::Step, &strategy, rank, micro_batches);
+            let ours: Vec<String> = ours.iter().map(Slot::to_string).collect();
             assert_eq!(ours, expected, "rank {rank}");
         }
     }
@@ -165,9 +192,9 @@ mod tests {
     }
 
     fn run(kind: ScheduleKind, pipeline: usize, virtual_stages: usize, micro_batches: usize) {
-        let orders: Vec<Vec<Slot>> = (0..pipeline)
-            .map(|rank| order(Extent::Step, kind, rank, pipeline, virtual_stages, micro_batches))
-            .collect();
+        let strategy = strategy(kind, pipeline, virtual_stages);
+        let of_rank = |rank| order(Extent::Step, &strategy, rank, micro_batches);
+        let orders: Vec<Vec<Slot>> = (0..pipeline).map(of_rank).collect();
         let chunks = pipeline * virtual_stages;
         let mut done = std::collections::BTreeSet::new();
         let mut next = vec![0; pipeline];
@@ -175,16 +202,17 @@ mod tests {
             let before = done.len();
             for rank in 0..pipeline {
                 while let Some(slot) = orders[rank].get(next[rank]) {
-                    let Slot { chunk, micro_batch, backward } = *slot;
-                    let ready = match backward {
-                        false => chunk == 0 || done.contains(&(chunk - 1, micro_batch, false)),
-                        true if chunk + 1 == chunks => done.contains(&(chunk, micro_batch, false)),
-                        true => done.contains(&(chunk + 1, micro_batch, true)),
+                    let Slot { kind, chunk, micro_batch } = *slot;
+                    assert_eq!(strategy.rank_of(chunk), rank, "{slot}");
+                    let ready = match kind {
+                        SlotKind::Forward => chunk == 0 || done.contains(&(chunk - 1, micro_batch, kind)),
+                        _ if chunk + 1 == chunks => done.contains(&(chunk, micro_batch, SlotKind::Forward)),
+                        _ => done.contains(&(chunk + 1, micro_batch, kind)),
                     };
                     if !ready {
                         break;
                     }
-                    assert!(done.insert((chunk, micro_batch, backward)), "twice: {slot:?}");
+                    assert!(done.insert((chunk, micro_batch, kind)), "twice: {slot}");
                     next[rank] += 1;
                 }
             }
@@ -192,10 +220,7 @@ mod tests {
                 break;
             }
         }
-        assert_eq!(
-            done.len(),
-            2 * chunks * micro_batches,
-            "{kind:?} pp{pipeline} v{virtual_stages} m{micro_batches}"
-        );
+        let name = format!("{kind:?} pp{pipeline} v{virtual_stages} m{micro_batches}");
+        assert_eq!(done.len(), 2 * chunks * micro_batches, "{name}");
     }
 }

@@ -1,6 +1,7 @@
 //! Bytes that the ranks of a program send each other in a step, if all collectives use rings.
 
 use crate::compile::{Instruction, Message, Op, Program, Transfer};
+use crate::mesh::{Axis, DATA, View};
 use autodist_spec::Collective;
 use std::collections::BTreeSet;
 
@@ -17,7 +18,6 @@ impl Program {
     /// By purpose: tensor groups, gradients and parameters of the shard groups, gradients of replicas,
     /// activations and their gradients.
     pub fn traffic(&self) -> [Flows; 4] {
-        let layout = self.layout;
         let (mut tensor, mut shards, mut replicas, mut messages) = (0.0_f64, 0.0_f64, 0.0_f64, 0.0_f64);
         let mut pairs = BTreeSet::new();
         for rank in &self.ranks {
@@ -41,19 +41,18 @@ impl Program {
             replicas = replicas.max(sent[2]);
             messages = messages.max(sent[3]);
         }
-        let stride = layout.data * layout.tensor;
-        let everyone = || (0..layout.world()).map(|rank| layout.coordinates(rank));
-        let reduces = |at| {
-            if self.strategy.zero_stage == 0 { layout.data_group(at) } else { layout.shard_group(at) }
-        };
+        let stride = self.mesh.stage();
+        let rings = |view: View| rings(&view.groups(0..self.mesh.world()));
+        let residence = self.residence();
+        let reduces = if residence.shards_state() { residence.shard_axes() } else { &DATA[..] };
         let between = |(from, to): &(usize, usize)| {
             let (from, to) = (from * stride, to * stride);
             (0..stride).map(move |inner| (from + inner, to + inner)).collect::<Vec<_>>()
         };
         [
-            Flows { edges: rings(everyone().map(|at| layout.tensor_group(at))), bytes: tensor },
-            Flows { edges: rings(everyone().map(reduces)), bytes: shards },
-            Flows { edges: rings(everyone().map(|at| layout.replica_group(at))), bytes: replicas },
+            Flows { edges: rings(self.mesh.view(&[Axis::Tensor])), bytes: tensor },
+            Flows { edges: rings(self.mesh.view(reduces)), bytes: shards },
+            Flows { edges: rings(self.mesh.view(residence.replica_axes())), bytes: replicas },
             Flows { edges: pairs.iter().flat_map(between).collect(), bytes: messages },
         ]
     }
@@ -67,12 +66,12 @@ impl Program {
         match *instruction {
             Instruction::Tensor { segment, collective, elements, .. } => {
                 let bytes = self.tensor_bytes(segment, collective, elements).as_f64();
-                sent[0] += around(collective.kind(), self.layout.tensor, bytes);
+                sent[0] += around(collective.kind(), self.mesh.tensor, bytes);
             }
             Instruction::Start { transfer, bucket } => {
-                let bucket = &self.ranks[rank].buckets[bucket];
+                let bucket = &self.ranks[rank].buckets()[bucket];
                 let (kind, _) = self.transfer_work(transfer, bucket);
-                let (group, _) = self.transfer_group(transfer, bucket);
+                let group = self.transfer_view(transfer, bucket).size();
                 let bytes = self.transfer_bytes(transfer, bucket).as_f64();
                 let place = if transfer == Transfer::ReduceReplicas { 2 } else { 1 };
                 sent[place] += around(kind, group, bytes);
@@ -82,11 +81,12 @@ impl Program {
     }
 }
 
-/// Ring edges of groups, each of which is listed once per member.
-fn rings(groups: impl Iterator<Item = Vec<usize>>) -> Vec<(usize, usize)> {
-    let distinct: BTreeSet<Vec<usize>> = groups.filter(|group| group.len() > 1).collect();
+/// Ring edges of groups.
+fn rings(groups: &[Vec<usize>]) -> Vec<(usize, usize)> {
+    let mut groups: Vec<&Vec<usize>> = groups.iter().filter(|group| group.len() > 1).collect();
+    groups.sort_unstable();
     let ring = |group: &Vec<usize>| {
         (0..group.len()).map(|place| (group[place], group[(place + 1) % group.len()])).collect::<Vec<_>>()
     };
-    distinct.iter().flat_map(ring).collect()
+    groups.into_iter().flat_map(ring).collect()
 }

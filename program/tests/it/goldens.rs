@@ -198,7 +198,7 @@ impl Seen {
             }
             Instruction::Start { transfer, bucket } => {
                 self.add("start of", transfer);
-                let bucket = program.ranks.iter().find_map(|rank| rank.buckets.get(*bucket));
+                let bucket = program.ranks.iter().find_map(|rank| rank.buckets().get(*bucket));
                 self.add("collective", &program.transfer_work(*transfer, bucket.expect("a bucket")).0);
             }
             Instruction::Wait { transfer, .. } => self.add("wait for", transfer),
@@ -333,8 +333,9 @@ fn schedules_and_zero_stages_meet_what_changes_their_instructions() {
             stage == 0 || c.strategy.shard > 1 && c.strategy.shard < c.strategy.data
         }));
         missing.extend(having("padding", &|c| {
-            let buckets = |program: Program| program.ranks.into_iter().flat_map(|rank| rank.buckets);
-            stage == 0 || buckets(c.program()).any(|bucket| bucket.padded > bucket.elements)
+            let program = c.program();
+            let mut buckets = program.ranks.iter().flat_map(|rank| rank.buckets());
+            stage == 0 || buckets.any(|bucket| bucket.padded > bucket.elements)
         }));
     }
     assert!(missing.is_empty(), "no case has {}", missing.join(", nor "));

@@ -3,8 +3,8 @@
 use crate::common;
 
 use autodist_program::{
-    Body, BodyKind, Bucket, BucketLayer, Instruction, Layout, Message, MessageKind, Op, Operand, Program,
-    RankProgram, TensorCollective, Transfer,
+    Body, BodyKind, Bucket, BucketLayer, Instruction, Mesh, Message, MessageKind, Op, Operand, Program,
+    RankClass, RankProgram, Residence, TensorCollective, Transfer,
 };
 use autodist_spec::{
     Activation, Algorithm, BucketReduction, Bytes, Codec, Communication, Experts, ModelSpec, Norm,
@@ -219,13 +219,13 @@ fn stage(one: &Stage) -> Changes<Stage> {
     list
 }
 
-fn layout(one: Layout) -> Changes<Layout> {
-    changes!(Layout {
+fn mesh(one: Mesh) -> Changes<Mesh> {
+    changes!(Mesh {
         pipeline => [one.pipeline + 1],
-        data => [one.data + 1],
-        tensor => [one.tensor + 1],
+        replicate => [one.replicate + 1],
+        shard => [one.shard + 1],
         context => [one.context + 1],
-        shard => [one.shard + 1]
+        tensor => [one.tensor + 1]
     } of one)
 }
 
@@ -246,6 +246,10 @@ fn bucket(one: &Bucket) -> Changes<Bucket> {
         tied => [!one.tied],
         copy => [!one.copy],
         expert => [one.expert + 1],
+        residence => but(
+            every!(Residence: Whole, ShardedState, ShardedGradients, Sharded),
+            &one.residence
+        ),
         shard => [one.shard + 1];
         layers
     } of one);
@@ -380,7 +384,9 @@ fn body(one: &Body) -> Changes<Body> {
             BodyKind::Forward { chunk: chunk + 9 },
             BodyKind::Optimizer,
         ],
-        BodyKind::Optimizer => vec![BodyKind::Forward { chunk: 0 }, BodyKind::Backward { chunk: 0 }],
+        BodyKind::Optimizer => {
+            vec![BodyKind::Forward { chunk: 0 }, BodyKind::Backward { chunk: 0 }]
+        }
     };
     let mut list = changes!(Body { kind => kinds; instructions } of one);
     let instructions = of_list(&one.instructions, instruction);
@@ -388,14 +394,21 @@ fn body(one: &Body) -> Changes<Body> {
     list
 }
 
+/// The text has a class's tensor ranks by printing its buckets for each of them.
+fn class(one: &RankClass) -> Changes<RankClass> {
+    let RankClass { tensor: _, buckets } = one;
+    within("buckets", one, of_list(buckets, bucket), |whole, part| whole.buckets = part)
+}
+
 fn rank(one: &RankProgram) -> Changes<RankProgram> {
     let mut list = changes!(RankProgram {
         pipeline_rank => [one.pipeline_rank + 1];
-        chunks, buckets, bodies, ops
+        chunks, classes, bodies, ops
     } of one);
     list.extend(within("chunks", one, numbers(&one.chunks), |whole, part| whole.chunks = part));
-    let changes = of_list(&one.buckets, bucket);
-    list.extend(within("buckets", one, changes, |whole, part| whole.buckets = part));
+    for (index, of_class) in one.classes.iter().enumerate() {
+        list.extend(within("classes", one, class(of_class), |whole, part| whole.classes[index] = part));
+    }
     list.extend(within("bodies", one, of_list(&one.bodies, body), |whole, part| whole.bodies = part));
     let ops = of_list(&one.ops, |of| op(*of, one.bodies.len()));
     list.extend(within("ops", one, ops, |whole, part| whole.ops = part));
@@ -407,14 +420,14 @@ fn program(one: &Program) -> Changes<Program> {
         seq_len => [one.seq_len + 1],
         micro_batches => [one.micro_batches + 1],
         precision => but(every!(Precision: Fp32, Tf32, Fp16, Bf16, Fp8), &one.precision);
-        model, strategy, stages, layout, ranks
+        model, strategy, stages, mesh, ranks
     } of one);
     list.extend(within("model", one, model(&one.model), |whole, part| whole.model = part));
     list.extend(within("strategy", one, strategy(&one.strategy), |whole, part| whole.strategy = part));
     // A model has at least one chunk: `buckets` counts from the last.
     let stages = of_list(&one.stages, stage).into_iter().filter(|(_, stages)| !stages.is_empty()).collect();
     list.extend(within("stages", one, stages, |whole, part| whole.stages = part));
-    list.extend(within("layout", one, layout(one.layout), |whole, part| whole.layout = part));
+    list.extend(within("mesh", one, mesh(one.mesh), |whole, part| whole.mesh = part));
     list.extend(within("ranks", one, of_list(&one.ranks, rank), |whole, part| whole.ranks = part));
     list
 }

@@ -101,7 +101,8 @@ fn block_elements(pair: &Pair) -> f64 {
 /// Seconds of a collective of a bucket. Gradients are given in fp32, as a program counts them.
 fn transfer(pair: &Pair, kind: Collective, bytes: Bytes) -> f64 {
     let of = if kind == Collective::AllGather { Transfer::Gather } else { Transfer::Reduce };
-    let (group, stride) = pair.program.transfer_group(Transfer::Reduce, &pair.program.ranks[0].buckets[0]);
+    let view = pair.program.transfer_view(Transfer::Reduce, &pair.program.ranks[0].buckets()[0]);
+    let (group, stride) = (view.size(), view.stride());
     let query = CollectiveQuery {
         purpose: Purpose::Bucket(of),
         kind,

@@ -5,8 +5,8 @@
 //! before it is printed.
 
 use autodist_program::{
-    Body, BodyKind, Bucket, BucketLayer, BucketParameter, Coordinates, Instruction, Layout, Message,
-    MessageKind, Op, Operand, Program, RankProgram, TensorCollective, Transfer, buckets,
+    Body, BodyKind, Bucket, BucketLayer, BucketParameter, Instruction, Mesh, Message, MessageKind, Op,
+    Operand, Program, RankClass, RankProgram, Residence, TensorCollective, Transfer, View,
 };
 use autodist_spec::{
     Activation, Algorithm, BucketReduction, Codec, Coded, Communication, Experts, Job, ModelSpec, Norm,
@@ -34,8 +34,9 @@ pub fn of_job(job: &Job) -> String {
 }
 
 pub fn of_program(program: &Program) -> String {
-    let Program { model, strategy, stages, layout, seq_len, micro_batches, precision, ranks } = program;
-    let Layout { pipeline, data, tensor, context, shard } = layout;
+    let Program { model, strategy, stages, mesh, seq_len, micro_batches, precision, ranks } = program;
+    let Mesh { pipeline, replicate, shard, context, tensor } = mesh;
+    let (data, shards) = (replicate * shard * context, shards(program));
     let precision = match precision {
         Precision::Fp32 => "fp32",
         Precision::Tf32 => "tf32",
@@ -45,7 +46,7 @@ pub fn of_program(program: &Program) -> String {
     };
     let mut out = of_model(model) + &of_strategy(strategy) + &of_communication(&strategy.communication);
     let split = if *context > 1 { format!(" in groups of {context} per sequence") } else { String::new() };
-    line(&mut out, format!("mesh: pp {pipeline}, dp {data}{split}, tp {tensor}; shards of {shard}"));
+    line(&mut out, format!("mesh: pp {pipeline}, dp {data}{split}, tp {tensor}; shards of {shards}"));
     let rows = program.local_tokens();
     line(
         &mut out,
@@ -161,7 +162,7 @@ fn of_communication(communication: &Communication) -> String {
 }
 
 fn of_rank(program: &Program, rank: &RankProgram, told: &mut Told) -> String {
-    let RankProgram { pipeline_rank, chunks, buckets: _, bodies, ops } = rank;
+    let RankProgram { pipeline_rank, chunks, classes: _, bodies, ops } = rank;
     let labels = body_labels(bodies);
     let mut out = format!("\nrank {pipeline_rank}: chunks {}\n", words(chunks));
     out += &of_groups(program, rank);
@@ -200,15 +201,11 @@ fn of_rank(program: &Program, rank: &RankProgram, told: &mut Told) -> String {
 
 /// The devices of the rank's replicas, and the groups of its instructions.
 fn of_groups(program: &Program, rank: &RankProgram) -> String {
-    let layout = program.layout;
-    let pipeline = rank.pipeline_rank;
-    let replicas = (0..layout.data)
-        .flat_map(|data| (0..layout.tensor).map(move |tensor| Coordinates { pipeline, data, tensor }));
-    let replicas: Vec<Coordinates> = replicas.collect();
+    let (mesh, pipeline) = (program.mesh, rank.pipeline_rank);
+    let replicas = pipeline * mesh.stage()..(pipeline + 1) * mesh.stage();
     // Every replica's own list of its group, in the order of the group.
-    let all = |group: &dyn Fn(Coordinates) -> Vec<usize>| {
-        let of = |at: &Coordinates| words(program.devices(&group(*at)));
-        let groups: Vec<String> = replicas.iter().map(of).collect();
+    let all = |group: &dyn Fn(usize) -> Vec<usize>| {
+        let groups: Vec<String> = replicas.clone().map(|me| words(program.devices(&group(me)))).collect();
         let times = |same: &[String]| match same.len() {
             1 => same[0].clone(),
             several => format!("{} of {several} replicas", same[0]),
@@ -217,12 +214,14 @@ fn of_groups(program: &Program, rank: &RankProgram) -> String {
     };
     let groups = |groups: Vec<Vec<usize>>| groups.iter().map(words).collect::<Vec<_>>().join(" | ");
     let mut out = String::new();
-    line(&mut out, format!("  devices: {}", all(&|at| vec![layout.rank(at)])));
+    line(&mut out, format!("  devices: {}", all(&|me| vec![me])));
     let instructions = || rank.bodies.iter().flat_map(|body| &body.instructions);
     if instructions().any(|i| matches!(i, Instruction::Tensor { .. } | Instruction::SumReplicated { .. })) {
         line(&mut out, format!("  tensor groups: {}", groups(program.tensor_groups(pipeline))));
     }
-    for (what, (size, stride)) in [("context", program.context_group()), ("expert", program.expert_group())] {
+    let apart = |view: View| (view.size(), view.stride());
+    for (what, view) in [("context", program.context_view()), ("expert", program.expert_view())] {
+        let (size, stride) = apart(view);
         if size > 1 {
             line(&mut out, format!("  {what} groups: {size} devices, {stride} apart"));
         }
@@ -231,7 +230,7 @@ fn of_groups(program: &Program, rank: &RankProgram) -> String {
     for transfer in transfers {
         // Of each kind of bucket.
         let mut sizes: Vec<(usize, usize)> =
-            rank.buckets.iter().map(|bucket| program.transfer_group(transfer, bucket)).collect();
+            rank.buckets().iter().map(|bucket| apart(program.transfer_view(transfer, bucket))).collect();
         sizes.sort_unstable();
         sizes.dedup();
         let sizes = words(sizes.iter().map(|(size, stride)| format!("{size} devices, {stride} apart")));
@@ -239,9 +238,9 @@ fn of_groups(program: &Program, rank: &RankProgram) -> String {
         let groups = groups(program.transfer_groups(pipeline, transfer));
         line(&mut out, format!("  {name} groups: {sizes}: {groups}"));
     }
-    line(&mut out, format!("  norm groups: {}", all(&|at| layout.model_group(at))));
+    line(&mut out, format!("  norm groups: {}", all(&|me| program.model_view().group(me))));
     if instructions().any(|i| matches!(i, Instruction::SumTied { .. })) {
-        line(&mut out, format!("  tied groups: {}", all(&|at| layout.tied_group(at))));
+        line(&mut out, format!("  tied groups: {}", all(&|me| mesh.ends(mesh.coordinates(me)))));
     }
     out
 }
@@ -260,11 +259,14 @@ fn transfers(rank: &RankProgram) -> BTreeMap<usize, BTreeSet<Transfer>> {
 
 /// The buckets of tensor rank 0, and of the others if they differ.
 fn of_buckets(program: &Program, rank: &RankProgram) -> String {
-    let Program { model, strategy, stages, layout, .. } = program;
     let mut transfers = transfers(rank);
     let mut out = String::new();
-    let own: Vec<String> = rank.buckets.iter().map(|bucket| of_bucket(program, bucket, 0)).collect();
-    for (index, bucket) in rank.buckets.iter().enumerate() {
+    let of_tensor_rank = |tensor: usize| -> Vec<String> {
+        let RankClass { tensor: _, buckets } = rank.class(tensor);
+        buckets.iter().map(|bucket| of_bucket(program, bucket, tensor)).collect()
+    };
+    let own = of_tensor_rank(0);
+    for (index, bucket) in rank.buckets().iter().enumerate() {
         out += &format!("  bucket {index}: {}", own[index]);
         for transfer in transfers.remove(&index).unwrap_or_default() {
             let (kind, elements) = program.transfer_work(transfer, bucket);
@@ -281,9 +283,8 @@ fn of_buckets(program: &Program, rank: &RankProgram) -> String {
             line(&mut out, format!("    {name}: {kind} {elements} ({bytes} B) of {coded}, {how}"));
         }
     }
-    for tensor in 1..layout.tensor {
-        let others = buckets(model, strategy, stages, rank.pipeline_rank, tensor);
-        let others: Vec<String> = others.iter().map(|bucket| of_bucket(program, bucket, tensor)).collect();
+    for tensor in 1..program.mesh.tensor {
+        let others = of_tensor_rank(tensor);
         if others == own {
             line(&mut out, format!("  tensor rank {tensor}: the same buckets"));
             continue;
@@ -299,13 +300,14 @@ fn of_buckets(program: &Program, rank: &RankProgram) -> String {
 }
 
 fn of_bucket(program: &Program, bucket: &Bucket, tensor_rank: usize) -> String {
-    let Bucket { chunk, layers, elements, padded, tied, copy, expert, shard } = bucket;
+    let Bucket { chunk, layers, elements, padded, tied, copy, expert, residence, shard } = bucket;
     let mut out = format!("chunk {chunk}, {elements} elements, padded {padded}");
     let own = bucket.shard_elements();
     let replicated = bucket.replicated();
     out += &format!(", shard {own}, replicated {replicated}");
-    let usual = program.layout.shard;
-    out += &if *shard == usual { String::new() } else { format!(", over {shard} ranks") };
+    let unusual = (*residence != program.residence()).then(|| format!(", {}", of_residence(*residence)));
+    out += &unusual.unwrap_or_default();
+    out += &if *shard == shards(program) { String::new() } else { format!(", over {shard} ranks") };
     out += &if *expert == 1 { String::new() } else { format!(", of experts on {expert} ranks") };
     out += if *tied { ", tied" } else { "" };
     out += if *copy { ", copy\n" } else { "\n" };
@@ -318,6 +320,20 @@ fn of_bucket(program: &Program, bucket: &Bucket, tensor_rank: usize) -> String {
         |BucketParameter { offset, rows, columns }: &BucketParameter| format!("{offset}:{rows}x{columns}");
     line(&mut out, format!("    parameters {}", words(parameters.iter().map(shape))));
     out
+}
+
+/// Ranks of a shard group.
+fn shards(program: &Program) -> usize {
+    program.mesh.view(program.residence().shard_axes()).size()
+}
+
+fn of_residence(residence: Residence) -> &'static str {
+    match residence {
+        Residence::Whole => "whole",
+        Residence::ShardedState => "sharded state",
+        Residence::ShardedGradients => "sharded gradients",
+        Residence::Sharded => "sharded",
+    }
 }
 
 /// By kind and chunk, and by number where one kind has several.
