@@ -25,6 +25,7 @@ mod rank;
 mod record;
 mod reference;
 mod rounding;
+pub mod state;
 mod store;
 pub mod stream;
 mod task;
@@ -56,6 +57,11 @@ pub enum ExecutionError {
     Device(#[from] autodist_compute::DeviceError),
     #[error(transparent)]
     Gpu(#[from] autodist_cuda::CudaError),
+    #[error(
+        "the state to continue from lacks `{name}` of layer {layer}: expected {elements} elements with {state} values of optimizer \
+         state each"
+    )]
+    ForeignState { layer: usize, name: &'static str, elements: usize, state: usize },
     #[error("the group's first rank could not create the NCCL communicator; see its own error")]
     NoIdentity,
     #[error("the thread that sends to rank {peer} ended early")]

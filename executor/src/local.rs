@@ -3,20 +3,16 @@
 
 use crate::device::TrainingDevice;
 use crate::host::Placement;
-use crate::parameters::ModelElement;
 use crate::rank::train_and;
 use crate::record::{RankOutcome, merge};
+use crate::state::{ModelState, StateShard};
 use crate::{ExecutionError, Task};
 use autodist_communication::local::mesh;
 use autodist_spec::RunRecord;
 use autodist_spec::profile::Environment;
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// The parameters of a trained model, as far as these ranks hold them; every element occurs once.
-pub type TrainedParameters = BTreeMap<(usize, usize), Vec<f32>>;
-
-/// Trains `task` on threads and returns the record and the trained parameters, by (layer, parameter).
+/// Trains `task` on threads and returns the record, and the state of the training.
 ///
 /// # Errors
 /// The first cause among the ranks' errors.
@@ -24,7 +20,30 @@ pub fn train<B: TrainingDevice>(
     device: &B,
     task: &Task,
     timeout: Duration,
-) -> Result<(RunRecord, TrainedParameters), ExecutionError> {
+) -> Result<(RunRecord, ModelState), ExecutionError> {
+    run(device, task, None, timeout)
+}
+
+/// As [`train`], from the state of another training of the same model and optimizer, under any strategy.
+///
+/// # Errors
+/// A state that does not fit; the first cause among the ranks' errors.
+pub fn resume<B: TrainingDevice>(
+    device: &B,
+    task: &Task,
+    state: &ModelState,
+    timeout: Duration,
+) -> Result<(RunRecord, ModelState), ExecutionError> {
+    state.check(&task.model, &task.job.optimizer)?;
+    run(device, &Task { start_step: state.step, ..task.clone() }, Some(state), timeout)
+}
+
+fn run<B: TrainingDevice>(
+    device: &B,
+    task: &Task,
+    from: Option<&ModelState>,
+    timeout: Duration,
+) -> Result<(RunRecord, ModelState), ExecutionError> {
     task.program()?;
     let (endpoints, supervisor) = mesh(task.world(), timeout)?;
     let nowhere = Placement { core: None, realtime: false };
@@ -36,7 +55,7 @@ pub fn train<B: TrainingDevice>(
                 // Threads that share cores cannot tell a core's speed, and the benchmark would take longer
                 // than the steps of a small model.
                 let result =
-                    train_and(&device, task, &mut endpoint, "local", nowhere, false, None, |store| {
+                    train_and(&device, task, &mut endpoint, "local", nowhere, false, None, from, |store| {
                         store.export()
                     });
                 (rank, result)
@@ -51,13 +70,13 @@ pub fn train<B: TrainingDevice>(
     });
     drop(supervisor);
     let mut outcomes: Vec<RankOutcome> = Vec::new();
-    let mut exported: Vec<(ModelElement, f32)> = Vec::new();
+    let mut shards: Vec<StateShard> = Vec::new();
     let mut failure: Option<ExecutionError> = None;
     for result in results {
         match result {
-            Ok((_, Ok((outcome, elements)))) => {
+            Ok((_, Ok((outcome, shard)))) => {
                 outcomes.push(outcome);
-                exported.extend(elements);
+                shards.push(shard);
             }
             Ok((_, Err(error))) | Err(error) => {
                 let better = failure.as_ref().is_none_or(|f| f.is_consequence() && !error.is_consequence());
@@ -69,7 +88,8 @@ pub fn train<B: TrainingDevice>(
         return Err(error);
     }
     let record = merge(task, &outcomes, Environment::default());
-    Ok((record, assemble(task, exported)))
+    let trained = task.start_step + task.steps;
+    Ok((record, ModelState::of(&task.model, &task.job.optimizer, trained, &shards)))
 }
 
 fn panicked(rank: usize, payload: &(dyn std::any::Any + Send)) -> ExecutionError {
@@ -79,19 +99,4 @@ fn panicked(rank: usize, payload: &(dyn std::any::Any + Send)) -> ExecutionError
         .or_else(|| payload.downcast_ref::<&str>().map(ToString::to_string))
         .unwrap_or_default();
     ExecutionError::Panicked { rank, message }
-}
-
-fn assemble(task: &Task, exported: Vec<(ModelElement, f32)>) -> TrainedParameters {
-    let mut parameters = TrainedParameters::new();
-    for layer in 0..task.model.chain_len() {
-        for (index, parameter) in task.model.parameters(task.model.kind(layer)).iter().enumerate() {
-            parameters.insert((layer, index), vec![f32::NAN; parameter.elements() as usize]);
-        }
-    }
-    for (element, value) in exported {
-        if let Some(values) = parameters.get_mut(&(element.layer, element.parameter)) {
-            values[element.position] = value;
-        }
-    }
-    parameters
 }

@@ -9,6 +9,7 @@ use crate::pace::{Emulated, Pace};
 use crate::record::{RankOutcome, Recorder, StepOutcome, TimelineLabel, typical};
 use crate::reference::beside;
 use crate::rounding::{RoundedCollective, RoundedSendRecv};
+use crate::state::ModelState;
 use crate::store::Store;
 use crate::stream::{BucketTransfer, CommunicationStream, Groups};
 use crate::{ExecutionError, Task};
@@ -48,11 +49,11 @@ pub fn train<B: TrainingDevice>(
     placement: Placement,
     tell: Option<Tell<'_>>,
 ) -> Result<RankOutcome, ExecutionError> {
-    train_and(device, task, endpoint, name, placement, true, tell, |_| ()).map(|(outcome, ())| outcome)
+    train_and(device, task, endpoint, name, placement, true, tell, None, |_| ()).map(|(outcome, ())| outcome)
 }
 
-/// Like [`train`]; the reference benchmark runs with each step only if `referenced`, and `inspect` receives
-/// the trained parameters.
+/// Like [`train`]; the reference benchmark runs with each step only if `referenced`, the training continues
+/// `from` a state that fits, and `inspect` receives what was trained.
 pub(crate) fn train_and<B: TrainingDevice, R>(
     device: &B,
     task: &Task,
@@ -61,6 +62,7 @@ pub(crate) fn train_and<B: TrainingDevice, R>(
     placement: Placement,
     referenced: bool,
     tell: Option<Tell<'_>>,
+    from: Option<&ModelState>,
     inspect: impl FnOnce(&Store<B>) -> R,
 ) -> Result<(RankOutcome, R), ExecutionError> {
     if endpoint.world() != task.world() {
@@ -92,6 +94,10 @@ pub(crate) fn train_and<B: TrainingDevice, R>(
         program.micro_batches,
         task.detail,
     );
+    let mut store = Store::new(device, &program, at, &task.job.optimizer, task.job.seed);
+    if let Some(state) = from {
+        store.import(state);
+    }
     let mut rank = Rank {
         device,
         task,
@@ -99,7 +105,7 @@ pub(crate) fn train_and<B: TrainingDevice, R>(
         runner,
         at,
         shape: shape(&program, at),
-        store: Store::new(device, &program, at, &task.job.optimizer, task.job.seed),
+        store,
         lanes,
         data,
         frames: BTreeMap::new(),
@@ -397,6 +403,11 @@ impl<B: TrainingDevice> Rank<'_, B> {
         })
     }
 
+    /// Steps before this one, over all runs of the training.
+    fn trained(&self) -> u32 {
+        self.task.start_step.saturating_add(self.step)
+    }
+
     fn peer(&self, message: &Message) -> usize {
         let rank = self.program.mesh.rank(Coordinates { pipeline: message.peer, ..self.at });
         self.program.strategy.communication.device(rank)
@@ -476,7 +487,7 @@ impl<B: TrainingDevice> Rank<'_, B> {
         let seq_len = self.program.seq_len;
         let (mut inputs, mut targets) = (vec![0; seq_len * size], vec![0; seq_len * size]);
         let mut sequence = vec![0; seq_len + 1];
-        let before = u64::from(self.step) * u64::from(self.task.job.global_batch);
+        let before = u64::from(self.trained()) * u64::from(self.task.job.global_batch);
         for place in 0..size {
             let number = (micro_batch * self.program.mesh.data() + self.at.data) * size + place;
             self.data.sequence(before + number as u64, &mut sequence).map_err(ExecutionError::Read)?;
@@ -544,8 +555,8 @@ impl<B: TrainingDevice> Rank<'_, B> {
             }
             Instruction::GradientNorm { .. } => self.gradient_norm()?,
             Instruction::Update { bucket, .. } => {
-                let rate = self.task.job.learning_rate.at(self.step);
-                let step = u64::from(self.step) + 1;
+                let rate = self.task.job.learning_rate.at(self.trained());
+                let step = u64::from(self.trained()) + 1;
                 let codec = self.program.reduction(self.at.pipeline, Transfer::Reduce, bucket).codec;
                 let codec = if self.program.mesh.data() > 1 { codec } else { Codec::None };
                 let (optimizer, frozen_after) = compression::optimizer_beside(codec, self.task.job.optimizer);

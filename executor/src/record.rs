@@ -561,6 +561,7 @@ mod tests {
             job: Job::new(8, 16),
             strategy,
             data: DataSource::Synthetic,
+            start_step: 0,
             steps,
             warmup_steps: 2,
             detail: false,

@@ -1,6 +1,7 @@
 //! The parameters, gradients and optimizer state that a rank holds, by bucket.
 
-use crate::parameters::{self, ModelElement};
+use crate::parameters;
+use crate::state::{ModelState, StateShard};
 use autodist_compute::optimizer::{AdamW, Sgd};
 use autodist_compute::{Backend, Region, RegionMut};
 use autodist_program::{Bucket, Coordinates, Program, Transfer};
@@ -279,28 +280,54 @@ impl<B: Backend<Element = f32>> Store<B> {
         device.fill_zero(whole, RegionMut::start(gradients));
     }
 
-    /// This rank's own parameters as elements of the whole model.
-    pub fn export(&self) -> Vec<(ModelElement, f32)> {
-        let mut list = Vec::new();
+    /// The state of the elements that this rank updates.
+    pub fn export(&self) -> StateShard {
+        let mut shard = StateShard::default();
         for (index, bucket) in self.buckets.iter().enumerate().filter(|(_, b)| !b.copy) {
-            let own = self.own(index);
-            let storage = &self.storage[index];
-            let buffer = storage.master.as_ref().unwrap_or(expect_buffer!(storage.parameters.as_ref()));
-            let mut values = vec![0.0; self.device.len(buffer)];
-            self.device.download(Region::start(buffer), &mut values);
-            let sharded = bucket.residence.shards_parameters() || storage.master.is_some();
-            let offset = if sharded { own.start } else { 0 };
-            parameters::elements(
-                &self.model,
-                bucket,
-                self.tensor_rank,
-                self.tensor,
-                own,
-                |at, element, _| {
-                    list.push((element, values[at - offset]));
-                },
-            );
+            let (own, storage) = (self.own(index), &self.storage[index]);
+            let parameters = storage.master.as_ref().unwrap_or(expect_buffer!(storage.parameters.as_ref()));
+            let buffers = std::iter::once(parameters).chain(&storage.state);
+            let kinds: Vec<(usize, Vec<f32>)> = buffers
+                .map(|buffer| {
+                    let mut values = vec![0.0; self.device.len(buffer)];
+                    self.device.download(Region::start(buffer), &mut values);
+                    // A buffer has this rank's part or the whole bucket.
+                    (if values.len() == own.len() { own.start } else { 0 }, values)
+                })
+                .collect();
+            shard.kinds.resize_with(kinds.len(), Vec::new);
+            let (tensor_rank, degree) = (self.tensor_rank, self.tensor);
+            parameters::elements(&self.model, bucket, tensor_rank, degree, own, |at, element, _| {
+                shard.elements.push(element);
+                for (list, (start, values)) in shard.kinds.iter_mut().zip(&kinds) {
+                    list.push(values[at - start]);
+                }
+            });
         }
-        list
+        shard
+    }
+
+    /// Continues from a state, which fits the model and the optimizer.
+    pub fn import(&mut self, state: &ModelState) {
+        for index in 0..self.buckets.len() {
+            let own = self.own(index);
+            let values = |kind: usize, range: Range<usize>| {
+                let mut values = vec![0.0; range.len()];
+                let (bucket, start) = (&self.buckets[index], range.start);
+                let (tensor_rank, degree) = (self.tensor_rank, self.tensor);
+                parameters::elements(&self.model, bucket, tensor_rank, degree, range, |at, element, _| {
+                    values[at - start] = state.value(kind, element);
+                });
+                values
+            };
+            let sharded = self.buckets[index].residence.shards_parameters();
+            let held = if sharded { own.clone() } else { 0..self.buckets[index].padded };
+            let parameters = self.device.upload(&values(0, held));
+            let master = self.device.is_mixed().then(|| self.device.upload_full(&values(0, own.clone())));
+            let kinds = 1..=self.storage[index].state.len();
+            let kept = kinds.map(|kind| self.device.upload_full(&values(kind, own.clone()))).collect();
+            let storage = &mut self.storage[index];
+            (storage.parameters, storage.master, storage.state) = (Some(parameters), master, kept);
+        }
     }
 }

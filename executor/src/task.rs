@@ -28,7 +28,10 @@ pub struct Task {
     pub strategy: ParallelStrategy,
     pub stages: Vec<Stage>,
     pub data: DataSource,
-    /// Total number of steps, including warm-up.
+    /// Steps that were trained before: data and learning rate continue after them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub start_step: u32,
+    /// Number of steps to train, including warm-up.
     pub steps: u32,
     /// Number of first steps that are not in the statistics.
     pub warmup_steps: u32,
@@ -45,6 +48,11 @@ pub struct Task {
     pub coding: CodecOptions,
 }
 
+/// PyTorch's package, which cannot continue a training, refuses a field that it does not know.
+fn is_zero(step: &u32) -> bool {
+    *step == 0
+}
+
 impl Task {
     pub fn of_plan(plan: &Plan, data: DataSource, steps: u32, warmup_steps: u32) -> Self {
         Self {
@@ -53,6 +61,7 @@ impl Task {
             strategy: plan.strategy.clone(),
             stages: plan.stages.clone(),
             data,
+            start_step: 0,
             steps,
             warmup_steps,
             detail: false,

@@ -183,6 +183,7 @@ pub fn task(request: &Request, probe: &Probe) -> Task {
         strategy,
         stages,
         data: DataSource::Synthetic,
+        start_step: 0,
         // The times of an emulated device do not vary.
         steps: if request.emulated.is_some() { EMULATED_STEPS } else { STEPS },
         warmup_steps: if request.emulated.is_some() { 1 } else { WARMUP_STEPS },

@@ -22,6 +22,7 @@ mod compile;
 pub mod engine;
 mod kept;
 mod mesh;
+mod program;
 mod residence;
 pub mod rules;
 pub mod schedule;
@@ -30,12 +31,12 @@ mod traffic;
 pub mod work;
 
 pub use bucket::{Bucket, BucketLayer, BucketParameter, buckets};
-pub use compile::{
+pub use kept::residual_stream;
+pub use mesh::{Axis, Coordinates, DATA, Mesh, View};
+pub use program::{
     Body, BodyKind, Instruction, Message, MessageKind, Op, Operand, Program, RankClass, RankProgram,
     TensorCollective, Transfer,
 };
-pub use kept::residual_stream;
-pub use mesh::{Axis, Coordinates, DATA, Mesh, View};
 pub use residence::{LayerStrategy, Residence};
 pub use rules::Illegal;
 pub use traffic::Flows;

@@ -1,7 +1,7 @@
 //! Bytes that the ranks of a program send each other in a step, if all collectives use rings.
 
-use crate::compile::{Instruction, Message, Op, Program, Transfer};
 use crate::mesh::{Axis, DATA, View};
+use crate::program::{Instruction, Message, Op, Program, Transfer};
 use autodist_spec::Collective;
 use std::collections::BTreeSet;
 

@@ -74,6 +74,7 @@ fn train(codec: Codec, setting: Setting, coding: CodecOptions) -> RunRecord {
         strategy,
         stages,
         data: DataSource::Synthetic,
+        start_step: 0,
         steps,
         warmup_steps: 0,
         detail: false,

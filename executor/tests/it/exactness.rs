@@ -48,6 +48,50 @@ fn check_all(about: &str) {
     }
 }
 
+/// Trains a step with one strategy, and the others with another one from the state of the first.
+fn check_continued(llama: bool, before: &ParallelStrategy, after: &ParallelStrategy) {
+    let model = model(llama);
+    let of = |strategy: &ParallelStrategy| task(&model, strategy.clone(), stages::even(&model, strategy));
+    let (mut first, mut rest) = (of(before), of(after));
+    (first.steps, rest.steps) = (1, 2);
+    let label = format!("{} after {}", after.label(), before.label());
+    let (mut record, state) = train(&first);
+    assert_eq!(state.step, 1);
+    let device = Cpu::<f32>::new();
+    let resumed = local::resume(&device, &rest, &state, Duration::from_secs(20));
+    let (others, state) = resumed.unwrap_or_else(|error| panic!("{label}: {error}"));
+    assert_eq!(state.step, 3);
+    record.steps.extend(others.steps);
+    let difference = Difference::of(&(record, state), &REFERENCE[usize::from(llama)]);
+    assert!(difference.largest() <= TOLERANCE, "{label}: {difference:?}");
+}
+
+#[test]
+fn a_training_continues_under_any_other_strategy() {
+    let ways = ways();
+    // Each way once before and once after another one of a different kind.
+    for (index, (_, before)) in ways.iter().enumerate() {
+        let (_, after) = &ways[(index * 5 + 3) % ways.len()];
+        check_continued(index % 2 == 0, before, after);
+    }
+}
+
+#[test]
+fn a_foreign_state_is_refused() {
+    let [gpt, llama] = [false, true].map(|llama| {
+        let strategy = ParallelStrategy::data_parallel(1, 8);
+        let model = model(llama);
+        let stages = stages::even(&model, &strategy);
+        task(&model, strategy, stages)
+    });
+    let (_, state) = train(&gpt);
+    let refused = local::resume(&Cpu::<f32>::new(), &llama, &state, Duration::from_secs(20));
+    let message = refused.map(|_| ()).unwrap_err().to_string();
+    let expected = "the state to continue from lacks `attention.key.weight` of layer 1: expected 288 elements with 2 \
+                    values of optimizer state each";
+    assert_eq!(message, expected);
+}
+
 #[test]
 fn gradient_accumulation() {
     check_all("gradient accumulation");

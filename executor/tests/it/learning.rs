@@ -22,6 +22,7 @@ fn final_loss(strategy: ParallelStrategy, optimizer: Optimizer, peak: f64) -> f6
         strategy,
         stages,
         data,
+        start_step: 0,
         steps: 200,
         warmup_steps: 0,
         detail: false,

@@ -23,6 +23,7 @@ fn train(strategy: ParallelStrategy) -> RunRecord {
         strategy,
         stages,
         data: DataSource::Synthetic,
+        start_step: 0,
         steps: STEPS,
         warmup_steps: 0,
         detail: false,

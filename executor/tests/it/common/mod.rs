@@ -1,7 +1,7 @@
 //! Shared code of the training tests: small models, strategies for them, and the difference of two trainings.
 
 use autodist_collectives::suits;
-use autodist_executor::local::TrainedParameters;
+use autodist_executor::state::ModelState;
 use autodist_executor::{CodecOptions, DataSource, Task};
 use autodist_program::{rules, stages};
 use autodist_spec::{
@@ -67,6 +67,7 @@ pub fn task(model: &ModelSpec, strategy: ParallelStrategy, stages: Vec<Stage>) -
         strategy,
         stages,
         data,
+        start_step: 0,
         steps: 3,
         warmup_steps: 0,
         detail: false,
@@ -76,7 +77,7 @@ pub fn task(model: &ModelSpec, strategy: ParallelStrategy, stages: Vec<Stage>) -
     }
 }
 
-pub type Trained = (RunRecord, TrainedParameters);
+pub type Trained = (RunRecord, ModelState);
 
 /// The largest relative difference of a step's loss, of its gradient norm, and the relative Euclidean
 /// distance of the trained parameters.
@@ -88,16 +89,16 @@ pub struct Difference {
 }
 
 impl Difference {
-    pub fn of((record, parameters): &Trained, (expected, expected_parameters): &Trained) -> Self {
+    pub fn of((record, state): &Trained, (expected, expected_state): &Trained) -> Self {
         assert_eq!(record.steps.len(), expected.steps.len());
-        assert_eq!(parameters.len(), expected_parameters.len());
+        assert_eq!(state.tensors.len(), expected_state.tensors.len());
         let apart = |of: fn(&autodist_spec::run::StepRecord) -> f64| {
             let pairs = record.steps.iter().zip(&expected.steps);
             pairs.map(|(a, b)| (of(a) / of(b) - 1.0).abs()).fold(0.0, f64::max)
         };
         let (mut difference, mut size) = (0.0, 0.0);
-        for (key, reference) in expected_parameters {
-            for (a, b) in parameters[key].iter().zip(reference) {
+        for (key, reference) in &expected_state.tensors {
+            for (a, b) in state.tensors[key].values.iter().zip(&reference.values) {
                 assert!(a.is_finite(), "nobody holds an element of {key:?}");
                 difference += f64::from(a - b).powi(2);
                 size += f64::from(*b).powi(2);
