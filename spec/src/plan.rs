@@ -53,6 +53,26 @@ pub struct SearchReport {
     pub stop_reason: StopReason,
 }
 
+impl SearchReport {
+    /// The report of several searches together, one after the other, of at least one.
+    pub fn of_all(searches: &[Self]) -> Self {
+        let sum = |of: fn(&Self) -> u64| searches.iter().map(of).sum();
+        let least = |of: &dyn Fn(&Self) -> f64| searches.iter().map(of).fold(f64::INFINITY, f64::min);
+        let lower_bound_s = Seconds(least(&|one| one.lower_bound_s.0));
+        let best = least(&|one| (1.0 + one.gap) * one.lower_bound_s.0);
+        let stopped =
+            searches.iter().map(|one| one.stop_reason).find(|reason| *reason != StopReason::Optimal);
+        Self {
+            explored: sum(|one| one.explored),
+            pruned: sum(|one| one.pruned),
+            simulated: sum(|one| one.simulated),
+            lower_bound_s,
+            gap: if searches.len() == 1 { searches[0].gap } else { best / lower_bound_s.0 - 1.0 },
+            stop_reason: stopped.unwrap_or(StopReason::Optimal),
+        }
+    }
+}
+
 /// A plan that was not chosen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

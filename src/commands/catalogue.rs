@@ -15,6 +15,7 @@ use autodist_spec::{
     Bytes, CatalogueReference, Check, Cluster, DeviceClasses, Engine, InputError, Job, ModelSpec, NodeKind,
     Plan, Precision, Profile, fingerprint,
 };
+use itertools::Itertools;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -37,7 +38,11 @@ impl Software {
     }
 }
 
+/// Most kinds of nodes of which every order is searched.
+const MOST_ORDERED: usize = 4;
+
 /// A cluster, and the source of the prices of its steps.
+#[derive(Clone)]
 pub struct Figures {
     pub cluster: Cluster,
     /// One for each kind of nodes.
@@ -84,6 +89,32 @@ impl Figures {
             }
         };
         Ok(Self { cluster, machines, parameters, calibration, source })
+    }
+
+    /// The same nodes with their kinds in every order, the given one first: pipeline stages follow the order of
+    /// the nodes. Of more than [`MOST_ORDERED`] kinds, only the given order.
+    pub fn orders(&self) -> Vec<Self> {
+        let kinds = self.cluster.node_kinds();
+        if kinds.len() > MOST_ORDERED {
+            return vec![self.clone()];
+        }
+        let starts = || kinds.iter().map(|kind| kind.index).chain([self.cluster.nodes.len()]);
+        let groups: Vec<_> =
+            starts().zip(starts().skip(1)).map(|(from, to)| &self.cluster.nodes[from..to]).collect();
+        let in_order = |order: Vec<usize>| {
+            let mut other = self.clone();
+            other.cluster.nodes = order.iter().flat_map(|kind| groups[*kind]).cloned().collect();
+            other.machines = order.iter().map(|kind| Arc::clone(&self.machines[*kind])).collect();
+            other
+        };
+        (0..kinds.len()).permutations(kinds.len()).map(in_order).collect()
+    }
+
+    /// The nodes in their order, for messages.
+    pub fn order(&self) -> String {
+        let kinds = self.cluster.node_kinds();
+        let names = kinds.iter().map(|kind| format!("{} {}", kind.devices.len(), kind.group.device.name));
+        names.collect::<Vec<_>>().join(", then ")
     }
 
     /// The 16-bit precision of the devices: fp16 where one of them has no bf16.

@@ -49,11 +49,24 @@ fn each_stage_has_the_price_and_the_memory_of_its_own_devices() {
 
     let script = std::fs::read_to_string(at.join("out/megatron.sh")).unwrap();
     assert!(script.contains("this order: node 0: 8 x h100-80gb-sxm; node 1: 8 x a100-40gb-sxm"), "{script}");
+}
 
-    // In the other order the last stage has the larger devices.
-    let turned = plan(at, "1x8xa100-40gb-sxm+1x8xh100-80gb-sxm@8x400gbps", "--pp 2 --dp 2 --tp 4 --vpp 1");
-    let counts = layers(&turned);
-    assert!(counts[1] > counts[0] + 4, "{counts:?}");
+#[test]
+fn the_order_of_the_nodes_is_searched() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let flags = "--pp 2 --dp 2 --tp 4 --vpp 1";
+    let orders =
+        ["1x8xh100-80gb-sxm+1x8xa100-40gb-sxm@8x400gbps", "1x8xa100-40gb-sxm+1x8xh100-80gb-sxm@8x400gbps"];
+    let answers = orders.map(|cluster| line(at, &format!("plan --cluster {cluster} {JOB} {flags}")));
+    let plans = answers.each_ref().map(|answer| -> Value { serde_json::from_str(&answer.out).unwrap() });
+    for part in ["stages", "strategy", "estimate"] {
+        assert_eq!(plans[0][part], plans[1][part], "{part}");
+    }
+    assert_eq!(plans[0]["cluster"]["nodes"], plans[1]["cluster"]["nodes"]);
+    let note = "the order of the nodes is changed to";
+    let changed = answers.each_ref().map(|answer| answer.err.contains(note));
+    assert_eq!(changed, [false, true], "{}", answers[1].err);
 }
 
 #[test]
