@@ -240,6 +240,11 @@ fn attention(prose: &str, run: &TrainingRun, assumptions: &mut Vec<String>) -> A
         assumptions.push("attention not fused: of those years, and not named".to_owned());
         return AttentionKind::Unfused;
     }
+    // PyTorch has preferred cuDNN's attention on Hopper and later since 2.10, of January 2026
+    // (`check_prefer_cudnn_attention` of `sdp_utils.cpp`).
+    if run.trainer == Trainer::Fsdp2 && words::year(prose).is_some_and(|year| year <= 2025) {
+        return AttentionKind::SecondFlash;
+    }
     usual
 }
 

@@ -79,10 +79,10 @@ impl StepEstimate {
 }
 
 /// Embedding, head and loss have about as many kernels as a block, and the host launches them too.
-const HOST_OF_ENDS: f64 = 1.0;
+pub(crate) const HOST_OF_ENDS: f64 = 1.0;
 
 /// Maximum of two times that overlap almost fully; slightly above the maximum where they are equal.
-pub(crate) fn hiding(a: f64, b: f64) -> f64 {
+fn hiding(a: f64, b: f64) -> f64 {
     let (low, high) = (a.min(b), a.max(b));
     if low <= 0.0 { high } else { high * (1.0 + (low / high).powi(8)).powf(0.125) }
 }
@@ -189,7 +189,7 @@ pub fn time(run: &TrainingRun, work: &StepWork, parameters: &FreeParameters) -> 
     let micro_batches = run.micro_batches();
 
     let loss_bytes = if run.fused_loss { 0.4 } else { 1.0 } * p.logit_bytes;
-    let head_bytes = work.logits * loss_bytes + work.head_accumulation_bytes;
+    let head_bytes = work.logits * loss_bytes + work.head_gradient_bytes;
     let head = rates.gemms(work.logit_gemms) + head_bytes * rates.second_per_byte;
     let embedding = work.embedding_bytes * rates.second_per_byte;
 
@@ -271,8 +271,9 @@ pub(crate) fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block 
     let bytes = rates.elementwise(run);
     let casts = rates.casts(run, work);
     let forward_elements = work.element_bytes_forward * bytes + casts;
+    let gather = work.gather_bytes * rates.second_per_byte;
     let backward_elements =
-        work.element_bytes_backward * bytes + work.accumulation_bytes * rates.second_per_byte + casts;
+        work.element_bytes_backward * bytes + work.gradient_bytes * rates.second_per_byte + casts;
 
     // With more ranks, the slowest one is later.
     let skew = p.skew_s * f64::from(run.layout.tensor).log2();
@@ -290,8 +291,13 @@ pub(crate) fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block 
     let context_forward = (context - 0.5 * attention_forward).max(0.3 * context);
     let context_backward = (2.0 * context - 0.5 * attention_backward).max(0.6 * context);
 
-    let forward =
-        linear_forward + attention_forward + forward_elements + tensor_forward + context_forward + experts;
+    let forward = linear_forward
+        + attention_forward
+        + gather
+        + forward_elements
+        + tensor_forward
+        + context_forward
+        + experts;
     let backward = linear_backward
         + attention_backward
         + backward_elements
@@ -307,13 +313,13 @@ pub(crate) fn block(run: &TrainingRun, work: &StepWork, rates: &Rates) -> Block 
         Recompute::Selective => attention_forward,
         Recompute::Full => {
             let stops = run.trainer.traits().shards_parameters;
-            forward - if stops { (1.0 - p.early_stop).max(0.0) * linear_forward } else { 0.0 }
+            forward - gather - if stops { (1.0 - p.early_stop).max(0.0) * linear_forward } else { 0.0 }
         }
     };
     Block {
         linear: linear_forward + linear_backward,
         attention: attention_forward + attention_backward,
-        elementwise: forward_elements + backward_elements,
+        elementwise: gather + forward_elements + backward_elements,
         recompute,
         tensor: tensor_forward + tensor_backward,
         tensor_forward,
@@ -336,11 +342,12 @@ pub(crate) fn attention(run: &TrainingRun, work: &StepWork, rates: &Rates) -> (f
             let gemms = heads / rates.gemm_16;
             (work.attention_forward * gemms + scores, work.attention_backward * gemms + 1.2 * scores)
         }
-        AttentionKind::FirstFlash | AttentionKind::Flash => {
-            let flash = match (run.attention, run.trainer, run.machine.generation) {
-                (AttentionKind::FirstFlash, ..) => p.first_flash,
-                (.., Generation::Volta | Generation::Ampere | Generation::Other) => p.flash,
-                (_, Trainer::Fsdp2, Generation::Hopper) => p.older_flash,
+        _ => {
+            let flash = match (run.attention, run.machine.generation) {
+                (AttentionKind::FirstFlash, _) => p.first_flash,
+                (_, Generation::Volta | Generation::Ampere | Generation::Other) => p.flash,
+                (AttentionKind::SecondFlash, Generation::Hopper) => p.older_flash,
+                (AttentionKind::Cudnn, _) => p.cudnn_attention,
                 _ => p.young_flash,
             };
             let rate = flash * rates.gemm_16 / p.gemm_efficiency;
@@ -349,9 +356,16 @@ pub(crate) fn attention(run: &TrainingRun, work: &StepWork, rates: &Rates) -> (f
     }
 }
 
-/// Host seconds to launch the kernels of one block's passes over one micro-batch: a backward pass has one and
-/// a half times as many kernels.
-pub(crate) fn host_seconds(run: &TrainingRun, work: &StepWork, p: &FreeParameters) -> f64 {
+/// Kernels of a backward pass, relative to its forward pass.
+pub(crate) const BACKWARD_LAUNCHES: f64 = 1.5;
+
+/// Host seconds to launch the kernels of one block's passes over one micro-batch.
+fn host_seconds(run: &TrainingRun, work: &StepWork, p: &FreeParameters) -> f64 {
+    launch_seconds(run, work, p) * (1.0 + BACKWARD_LAUNCHES + StepWork::repeats(run))
+}
+
+/// Host seconds to launch the kernels of one block's forward pass.
+pub(crate) fn launch_seconds(run: &TrainingRun, work: &StepWork, p: &FreeParameters) -> f64 {
     let forward = match run.trainer.traits().host {
         HostKind::MegatronDeepspeed => p.host_deepspeed_s,
         HostKind::Eager => p.host_eager_s,
@@ -359,7 +373,7 @@ pub(crate) fn host_seconds(run: &TrainingRun, work: &StepWork, p: &FreeParameter
     };
     let tensor = 1.0 + p.host_tensor * f64::from(run.layout.tensor).log2();
     let apart = if work.softmax_apart { 1.0 + p.apart_host } else { 1.0 };
-    forward * tensor * apart * (2.5 + StepWork::repeats(run))
+    forward * tensor * apart * run.machine.host_slowness
 }
 
 /// Exposed seconds of the gradient reduction and of the all-gather of updates; `last_backward` can overlap

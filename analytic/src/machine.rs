@@ -46,6 +46,8 @@ pub struct NodeModel {
     pub processors: f64,
     /// Seconds per byte of a large memory-bound kernel.
     pub seconds_per_byte: f64,
+    /// Time of the host to launch a kernel, relative to the hosts of the runs of the fit.
+    pub host_slowness: f64,
 }
 
 /// The network between nodes: its kind, and the bandwidth of all NICs of one node together, in one
@@ -69,7 +71,8 @@ impl NodeModel {
         let group = &cluster.nodes[index];
         let fabric = FabricKind::InfinibandOrEthernet;
         let machine = Self::new(device, interconnect, fabric, group.devices);
-        Ok(Self { memory: group.device.memory_bytes, ..machine })
+        let host_slowness = group.host_slowness.unwrap_or(1.0);
+        Ok(Self { memory: group.device.memory_bytes, host_slowness, ..machine })
     }
 
     /// A cluster of nodes with `per_node` devices of the given name from the shipped catalogue.
@@ -130,6 +133,7 @@ impl NodeModel {
             peak_flops_per_s: figures.peak_flops_per_s.0,
             processors: f64::from(figures.processors.unwrap_or(100)),
             seconds_per_byte: device.memory_bound(large).time.0 / large,
+            host_slowness: 1.0,
             interconnect,
             device,
         }

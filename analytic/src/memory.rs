@@ -234,7 +234,7 @@ fn passing(run: &TrainingRun, tokens: f64) -> f64 {
     let word = run.word();
     let scores = match run.attention {
         AttentionKind::Unfused => 2.0 * word * f64::from(shape.heads) * f64::from(run.seq_len),
-        AttentionKind::FirstFlash | AttentionKind::Flash => 0.0,
+        _ => 0.0,
     };
     let inner = if shape.gated { 3.0 } else { 2.0 } * word * shape.inner();
     tokens * (scores.max(inner) / tensor + 2.0 * word * f64::from(shape.hidden))
@@ -277,7 +277,7 @@ pub(crate) fn kept(
     let scores = match attention {
         // Softmax, dropout mask, dropout result.
         AttentionKind::Unfused => (2.0 * word + 1.0) * heads * seq_len * tokens,
-        AttentionKind::FirstFlash | AttentionKind::Flash => 4.0 * heads * tokens,
+        _ => 4.0 * heads * tokens,
     };
     Kept { along: along / sequence_split, split: split / tensor, scores: scores / tensor, sequence_split }
 }

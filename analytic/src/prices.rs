@@ -5,7 +5,7 @@
 //! rest on the same fit. The simulator models effects that the closed form approximates: the order of
 //! micro-batches, uneven stages, overlap of single buckets.
 
-use crate::estimate::{Rates, attention, block, hiding, host_seconds};
+use crate::estimate::{BACKWARD_LAUNCHES, HOST_OF_ENDS, Rates, attention, block, launch_seconds};
 use crate::memory::{self, Reserve};
 use crate::parameters::FreeParameters;
 use crate::run::{ParallelDims, TrainingRun};
@@ -48,6 +48,17 @@ struct Key {
     micro_batch: u32,
     recompute: Recompute,
     accumulates: bool,
+    copies: Sharding,
+}
+
+/// What the copies of FSDP2 depend on; the default for other trainers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Sharding {
+    zero_stage: u8,
+    shard: u32,
+    /// Whether there are several data-parallel ranks, and several pipeline ranks.
+    data: bool,
+    pipeline: bool,
 }
 
 /// Seconds of the forward and of the backward pass.
@@ -75,7 +86,39 @@ struct Costs {
     context: Passes,
     /// Time of a tensor collective in a step, relative to the collective alone.
     tensor: f64,
+    launches: Launches,
     kept: Kept,
+}
+
+/// Host seconds to launch the kernels of one micro-batch's passes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Launches {
+    block: Passes,
+    /// Of the embedding, and as many of the head and the loss.
+    end: Passes,
+}
+
+impl Launches {
+    /// `forward` is the time for one block's forward pass.
+    fn of(forward: f64) -> Self {
+        let passes = |forward: f64| Passes { forward, again: forward, backward: BACKWARD_LAUNCHES * forward };
+        Self { block: passes(forward), end: passes(0.5 * HOST_OF_ENDS * forward) }
+    }
+
+    /// The launches of a block by segment, assumed: of eight kernels each norm has one, attention with its
+    /// projections four, and the MLP two.
+    fn seconds(&self, segment: Segment, pass: Pass) -> f64 {
+        match segment {
+            Segment::AttentionNorm | Segment::MlpNorm => 0.125 * self.block.of(pass),
+            Segment::Attention => 0.5 * self.block.of(pass),
+            Segment::Mlp => 0.25 * self.block.of(pass),
+            Segment::Embedding => self.end.of(pass),
+            // The backward pass of the whole head is one segment.
+            Segment::Loss if pass == Pass::Backward => self.end.backward,
+            Segment::Logits => self.end.forward,
+            Segment::FinalNorm | Segment::Normalizer | Segment::Loss => 0.0,
+        }
+    }
 }
 
 /// Bytes of the tensors of one micro-batch.
@@ -130,6 +173,7 @@ impl CataloguePrices {
         let kept = memory::Bytes::of(&self.run);
         StepCosts {
             overlaps_reductions: self.run.overlap,
+            receives_block: trainer.traits().receives_block,
             pipelines_stay_gathered: trainer.traits().shards_parameters,
             parameter_bytes: ParameterBytes {
                 weight: kept.weight as u64,
@@ -148,28 +192,43 @@ impl CataloguePrices {
         }
     }
 
-    /// The run of a strategy with `micro_batches` micro-batches in a step.
-    fn laid_out(&self, strategy: &ParallelStrategy, recompute: Recompute, micro_batches: u32) -> TrainingRun {
+    /// A run of such strategies, with one micro-batch in a step, or two if gradients are accumulated.
+    fn laid_out(&self, key: &Key) -> TrainingRun {
+        let Key { tensor, context, expert, sequence_parallel, micro_batch, recompute, accumulates, copies } =
+            *key;
+        let data = copies.shard.max(if copies.data { 2 } else { 1 });
         let layout = ParallelDims {
-            tensor: strategy.tensor,
-            context: strategy.context,
-            expert: strategy.expert,
-            sequence_parallel: strategy.sequence_parallel,
+            tensor,
+            context,
+            expert,
+            sequence_parallel,
+            data,
+            shard: copies.shard,
+            zero_stage: copies.zero_stage,
+            pipeline: if copies.pipeline { 2 } else { 1 },
             ..ParallelDims::default()
         };
-        let micro_batch = strategy.micro_batch;
-        let global_batch = micro_batch * micro_batches;
+        let global_batch = micro_batch * data * if accumulates { 2 } else { 1 };
         TrainingRun { layout, micro_batch, recompute, global_batch, ..self.run.clone() }
+    }
+
+    fn sharding(&self, strategy: &ParallelStrategy) -> Sharding {
+        if self.run.trainer != Trainer::Fsdp2 {
+            return Sharding { zero_stage: 0, shard: 1, data: false, pipeline: false };
+        }
+        let ParallelStrategy { zero_stage, shard, data, pipeline, .. } = *strategy;
+        Sharding { zero_stage, shard: shard.max(1), data: data > 1, pipeline: pipeline > 1 }
     }
 
     fn costs(&self, strategy: &ParallelStrategy, recompute: Recompute, accumulates: bool) -> Arc<Costs> {
         let ParallelStrategy { tensor, context, expert, sequence_parallel, micro_batch, .. } = *strategy;
-        let key = Key { tensor, context, expert, sequence_parallel, micro_batch, recompute, accumulates };
+        let copies = self.sharding(strategy);
+        let key =
+            Key { tensor, context, expert, sequence_parallel, micro_batch, recompute, accumulates, copies };
         if let Some(known) = self.blocks.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Arc::clone(known);
         }
-        let run = self.laid_out(strategy, recompute, if accumulates { 2 } else { 1 });
-        let made = Arc::new(self.block_costs(&run));
+        let made = Arc::new(self.block_costs(&self.laid_out(&key)));
         self.blocks.write().unwrap_or_else(PoisonError::into_inner).entry(key).or_insert(made).clone()
     }
 
@@ -200,22 +259,24 @@ impl CataloguePrices {
         let qkv_casts = casts * qkv_forward / linear_forward;
         let elements_forward = work.element_bytes_forward * rates.elementwise(run);
         let elements_backward = work.element_bytes_backward * rates.elementwise(run);
-        let accumulated = work.accumulation_bytes * rates.second_per_byte;
+        let gathered = work.gather_bytes * rates.second_per_byte;
+        let reduced = work.gradient_bytes * rates.second_per_byte;
         let experts = run.shape.mlp_parameters() / f64::from(run.layout.expert);
         let attention_part = run.shape.attention_parameters() / (run.shape.attention_parameters() + experts);
         let mut costs = Costs {
             norm: Passes { forward: 2.0 * rows, again: 2.0 * rows, backward: 5.0 * rows },
             attention: Passes {
-                forward: qkv_forward + qkv_casts + core.0 + 3.5 * rows,
+                forward: qkv_forward + qkv_casts + core.0 + 3.5 * rows + attention_part * gathered,
                 again: qkv_forward + qkv_casts + core.0 + 3.5 * rows,
-                backward: qkv_backward + qkv_casts + core.1 + 3.0 * rows + attention_part * accumulated,
+                backward: qkv_backward + qkv_casts + core.1 + 3.0 * rows + attention_part * reduced,
             },
             mlp: Passes {
-                forward: linear_forward - qkv_forward + casts - qkv_casts + elements_forward - 7.5 * rows,
+                forward: linear_forward - qkv_forward + casts - qkv_casts + elements_forward - 7.5 * rows
+                    + (1.0 - attention_part) * gathered,
                 again: linear_forward - qkv_forward + casts - qkv_casts + elements_forward - 7.5 * rows,
                 backward: linear_backward - qkv_backward + casts - qkv_casts + elements_backward
                     - 13.0 * rows
-                    + (1.0 - attention_part) * accumulated,
+                    + (1.0 - attention_part) * reduced,
             },
             context: Passes {
                 forward: block.context_forward,
@@ -250,28 +311,16 @@ impl CataloguePrices {
             .sum();
         costs.tensor = if alone > 0.0 { block.tensor / alone } else { 1.0 };
 
-        // The host launches all of a block's kernels; where it is slower, the device waits for it.
-        let device = block.forward + block.backward;
-        let again = block.tensor_forward + block.context_forward + 0.5 * block.expert;
-        let repeated = if run.recompute == Recompute::Full { again } else { 0.0 };
-        let communication =
-            block.tensor + block.context_forward + block.context_backward + block.expert + repeated;
-        let waiting = hiding(device, host_seconds(run, &work, p)) - device;
-        let slower = 1.0 + waiting / (device - communication).max(f64::MIN_POSITIVE);
-
         let head = rates.gemms(work.logit_gemms);
         let loss =
             work.logits * if run.fused_loss { 0.4 } else { 1.0 } * p.logit_bytes * rates.second_per_byte;
-        let table = work.head_accumulation_bytes * rates.second_per_byte;
+        let table = work.head_gradient_bytes * rates.second_per_byte;
         costs.logits = Passes { forward: head / 3.0, again: head / 3.0, backward: head * 2.0 / 3.0 + table };
         costs.loss = Passes { forward: 0.5 * loss, again: 0.5 * loss, backward: 0.5 * loss };
         let lookup = 4.0 * run.word() * tokens * hidden * rates.second_per_byte;
         let embedding = work.embedding_bytes * rates.second_per_byte;
         costs.embedding = Passes { forward: lookup, again: lookup, backward: embedding - lookup };
 
-        for passes in [&mut costs.norm, &mut costs.attention, &mut costs.mlp] {
-            passes.scale(slower);
-        }
         if run.recompute == Recompute::Full && !stops {
             // A program leaves out the collective after the repeated block, whose output is known: one of two
             // all-reduces, or one of four reduce-scatters and all-gathers. Trainers repeat all of them.
@@ -280,6 +329,7 @@ impl CataloguePrices {
             let alone = rates.transfer(forward.exposed) + rates.transfer(forward.overlapped);
             costs.mlp.again += block.tensor_forward - programs * costs.tensor * alone;
         }
+        costs.launches = Launches::of(launch_seconds(run, &work, p));
         let jitter = self.jitter();
         for passes in [&mut costs.norm, &mut costs.attention, &mut costs.mlp] {
             passes.scale(jitter);
@@ -287,6 +337,8 @@ impl CataloguePrices {
         for passes in [&mut costs.context, &mut costs.logits, &mut costs.loss, &mut costs.embedding] {
             passes.scale(jitter);
         }
+        costs.launches.block.scale(jitter);
+        costs.launches.end.scale(jitter);
         costs
     }
 
@@ -343,11 +395,11 @@ impl Kept {
         let mask = if shape.gated { 0 } else { bytes(1.0, tokens * along) };
         let scores = match run.attention {
             AttentionKind::Unfused => bytes((2.0 * word + 1.0) * f64::from(run.seq_len), tokens * heads),
-            AttentionKind::FirstFlash | AttentionKind::Flash => bytes(4.0, tokens * heads),
+            _ => bytes(4.0, tokens * heads),
         };
         let score_gradients = match run.attention {
             AttentionKind::Unfused => bytes(2.0 * word * f64::from(run.seq_len), tokens * heads),
-            AttentionKind::FirstFlash | AttentionKind::Flash => 0,
+            _ => 0,
         };
         let projections = bytes(word, tokens * 2.0 * (heads + kv_heads) * head_dim);
         let inner = bytes(if shape.gated { 3.0 } else { 2.0 } * word, tokens * shape.inner() / tensor);
@@ -423,7 +475,8 @@ impl Prices for CataloguePrices {
             Segment::Loss => 0.0,
         };
         let (growth_bytes, peak_bytes) = costs.kept.change(query);
-        Ok(SegmentPrice { time: modelled(seconds), growth_bytes, peak_bytes })
+        let launch_s = Seconds(costs.launches.seconds(segment, pass));
+        Ok(SegmentPrice { time: modelled(seconds), launch_s, growth_bytes, peak_bytes })
     }
 
     fn collective(&self, query: &CollectiveQuery) -> Result<Price, Unpriced> {

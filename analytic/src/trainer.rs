@@ -53,7 +53,12 @@ pub enum AttentionKind {
     Unfused,
     /// FlashAttention's first generation.
     FirstFlash,
+    /// FlashAttention 2, which does not use the new instructions of Hopper.
+    SecondFlash,
+    /// What Transformer Engine chooses: FlashAttention 2 up to Ampere, the first kernels for Hopper there.
     Flash,
+    /// What PyTorch chooses since 2.10: FlashAttention 2 up to Ampere, cuDNN's kernels of 2025 from Hopper on.
+    Cudnn,
 }
 
 /// What launches a step's kernels, as far as the host's time per block depends on it.
@@ -76,6 +81,10 @@ pub struct TrainerTraits {
     /// Whether each operation is a separate kernel by default.
     pub eager: bool,
     pub host: HostKind,
+    /// Whether the host waits for a receive, instead of only the device: Megatron synchronises the device after
+    /// every batch of send/recv (`batch_p2p_sync` of Megatron-Core, and always before it). Assumed of
+    /// Megatron-DeepSpeed, whose published steps agree with it.
+    pub receives_block: bool,
     /// Whether it is Megatron-Core or based on it.
     pub core: bool,
     /// Whether parameters are sharded and all-gathered layer by layer, as FSDP does.
@@ -113,6 +122,7 @@ const MEGATRON: TrainerTraits = TrainerTraits {
     classic: true,
     eager: false,
     host: HostKind::Megatron,
+    receives_block: true,
     core: false,
     shards_parameters: false,
     flat_buffers: false,
@@ -151,6 +161,7 @@ const DEEPSPEED: TrainerTraits = TrainerTraits {
     fused_softmax: false,
     eager: true,
     host: HostKind::Eager,
+    receives_block: false,
     flat_buffers: true,
     tensor: false,
     pipelines: false,
@@ -167,6 +178,7 @@ const FSDP: TrainerTraits = TrainerTraits {
     classic: false,
     eager: true,
     host: HostKind::Eager,
+    receives_block: false,
     shards_parameters: true,
     overlaps_gradients: true,
     tensor: false,
@@ -181,7 +193,7 @@ const FSDP: TrainerTraits = TrainerTraits {
 };
 
 const FSDP2: TrainerTraits = TrainerTraits {
-    attention: AttentionKind::Flash,
+    attention: AttentionKind::Cudnn,
     eager: false,
     tensor: true,
     splits_sequences: true,
@@ -200,8 +212,13 @@ const INTERNEVO: TrainerTraits = TrainerTraits {
     ..MEGATRON
 };
 
-const ONEFLOW: TrainerTraits =
-    TrainerTraits { fused_softmax: false, overlaps_gradients: true, interleaves: false, ..MEGATRON };
+const ONEFLOW: TrainerTraits = TrainerTraits {
+    fused_softmax: false,
+    receives_block: false,
+    overlaps_gradients: true,
+    interleaves: false,
+    ..MEGATRON
+};
 
 impl Trainer {
     pub const ALL: &'static [Self] = Self::VARIANTS;
@@ -256,7 +273,7 @@ impl Trainer {
     /// 2023, 2307.08691).
     pub fn attention_on(self, generation: Generation) -> AttentionKind {
         match (self.traits().attention, generation) {
-            (AttentionKind::Flash, Generation::Volta) => AttentionKind::Unfused,
+            (AttentionKind::Flash | AttentionKind::Cudnn, Generation::Volta) => AttentionKind::Unfused,
             (usual, _) => usual,
         }
     }

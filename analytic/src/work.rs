@@ -2,7 +2,7 @@
 //! to runs.
 
 use crate::run::TrainingRun;
-use crate::trainer::{AttentionKind, TensorOverlap};
+use crate::trainer::{AttentionKind, TensorOverlap, Trainer};
 use autodist_hardware::{Attention, BACKWARD_OVER_FORWARD};
 use autodist_spec::{Collective, Precision, Recompute};
 
@@ -66,12 +66,15 @@ pub struct StepWork {
     /// Bytes moved by norms, activations and residuals of one block.
     pub element_bytes_forward: f64,
     pub element_bytes_backward: f64,
-    /// Bytes moved to accumulate one block's gradients of a micro-batch.
-    pub accumulation_bytes: f64,
+    /// Bytes moved to make one block's parameters whole for a forward pass, beside the collective, and again
+    /// for a backward pass.
+    pub gather_bytes: f64,
+    /// Bytes moved to accumulate one block's gradients of a micro-batch, and by sharding in a backward pass.
+    pub gradient_bytes: f64,
     pub logit_gemms: GemmTime,
     pub logits: f64,
-    /// Bytes moved to accumulate the head's gradient of a micro-batch.
-    pub head_accumulation_bytes: f64,
+    /// The same of the head.
+    pub head_gradient_bytes: f64,
     pub embedding_bytes: f64,
     /// Tensor-parallel collectives of one block.
     pub tensor_forward: TensorParallelTime,
@@ -171,7 +174,7 @@ impl StepWork {
                 self.scores = [batch, heads, queries, keys].map(|size| size as f64).iter().product();
                 self.softmax_apart = run.trainer.softmax_is_apart(batch * heads, keys);
             }
-            AttentionKind::FirstFlash | AttentionKind::Flash => {
+            _ => {
                 let kv_heads = u64::from(shape.kv_heads.div_ceil(layout.tensor));
                 let (sequence, head_dim) = (keys, head);
                 let shape = Attention { batch, sequence, keys, heads, kv_heads, head_dim, causal: true };
@@ -196,10 +199,9 @@ impl StepWork {
         self.element_bytes_backward =
             word * local.tokens * (16.0 * along + (3.0 + 2.0 * gated) * inner + dispatch);
         let parameters = self.block_parameters(run);
-        if run.micro_batches() > 1.0 {
-            // Read the new and the accumulated gradient, write the sum.
-            self.accumulation_bytes = parameters * 3.0 * run.trainer.gradient_bytes(run.dtype);
-        }
+        let copies = Copies::of(run);
+        self.gather_bytes = parameters * copies.gather;
+        self.gradient_bytes = parameters * (copies.gathers_again * copies.gather + copies.gradient);
     }
 
     fn block_parameters(&self, run: &TrainingRun) -> f64 {
@@ -217,12 +219,13 @@ impl StepWork {
         // The gradient of the embedding table is zeroed as a whole and then accumulated, into the head's if
         // the two are tied.
         let table = rows * local.hidden;
-        let sum = 3.0 * run.trainer.gradient_bytes(run.dtype);
-        let more = run.micro_batches() > 1.0;
+        let copies = Copies::of(run);
         let tied = run.shape.tied_embeddings && run.layout.pipeline == 1;
-        self.embedding_bytes =
-            16.0 * local.tokens * local.hidden + table * (2.0 + if more || tied { sum } else { 0.0 });
-        self.head_accumulation_bytes = if more { table * sum } else { 0.0 };
+        // Embedding and head stay gathered from the forward pass on.
+        let once = copies.gather + copies.gradient;
+        let (embedding, head) = if tied { (sum_bytes(run), once) } else { (once, once) };
+        self.embedding_bytes = 16.0 * local.tokens * local.hidden + table * (2.0 + embedding);
+        self.head_gradient_bytes = table * head;
     }
 
     fn transfers(&mut self, run: &TrainingRun, local: &Local) {
@@ -347,6 +350,45 @@ impl GemmTime {
     fn times(self, factor: f64) -> Self {
         Self { plain: self.plain * factor, waves: self.waves * factor, unaligned: self.unaligned * factor }
     }
+}
+
+/// Bytes that are moved for each parameter and micro-batch, beside collectives between ranks.
+#[derive(Debug, Clone, Copy, Default)]
+struct Copies {
+    /// To make a parameter whole.
+    gather: f64,
+    /// How often a backward pass gathers a block again.
+    gathers_again: f64,
+    /// To accumulate and to shard its gradient.
+    gradient: f64,
+}
+
+impl Copies {
+    /// FSDP2 keeps fp32 shards and 16-bit whole parameters. It casts the shard into a buffer, gathers, and
+    /// copies the result into the parameters; a gradient is cast into an fp32 buffer and reduce-scattered
+    /// (`foreach_all_gather`, `foreach_reduce` of `torch/distributed/fsdp/_fully_shard`). On a single rank the
+    /// collectives are copies, too. A pipeline does all this once in a step.
+    fn of(run: &TrainingRun) -> Self {
+        let accumulates = run.micro_batches() > 1.0;
+        let sharded = run.layout.zero_stage >= 2 || run.layout.devices() == 1;
+        if run.trainer != Trainer::Fsdp2 || run.layout.pipeline > 1 || !sharded {
+            let gradient = if accumulates { sum_bytes(run) } else { 0.0 };
+            return Self { gradient, ..Self::default() };
+        }
+        let (word, fp32, shards) = (run.word(), 4.0, f64::from(run.layout.shards()));
+        let alone = if shards > 1.0 { 0.0 } else { 1.0 };
+        let sum = if accumulates { 3.0 * fp32 / shards } else { 0.0 };
+        Self {
+            gather: (fp32 + word) / shards + alone * 2.0 * word + 2.0 * word,
+            gathers_again: if run.layout.zero_stage == 2 { 0.0 } else { 1.0 },
+            gradient: word + fp32 + alone * 2.0 * fp32 + sum,
+        }
+    }
+}
+
+/// Bytes to add a gradient to an accumulated one: both are read, the sum is written.
+fn sum_bytes(run: &TrainingRun) -> f64 {
+    3.0 * run.trainer.gradient_bytes(run.dtype)
 }
 
 /// Attention and all operations other than linear layers stay in 16 bits if GEMMs are in FP8.

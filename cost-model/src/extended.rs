@@ -128,7 +128,7 @@ impl ExtendedPrices {
         let half_width = time.half_width.hypot(beside);
         let time = Price { half_width, provenance: Provenance::Modelled.max(time.provenance), ..time };
         let (growth_bytes, peak_bytes) = self.law.memory(query, &base, &price);
-        Ok(SegmentPrice { time, growth_bytes, peak_bytes })
+        Ok(SegmentPrice { time, growth_bytes, peak_bytes, ..price })
     }
 
     /// Extrapolates from the smallest degree to the next one, and compares with the measurement.

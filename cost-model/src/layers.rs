@@ -13,6 +13,8 @@ use autodist_spec::{ClassRange, Job, LayerKind, ModelSpec, ParallelStrategy, Sec
 pub struct LayerCost {
     pub forward: Price,
     pub backward: Price,
+    /// Seconds of the host to launch the forward and the backward pass.
+    pub launches: [f64; 2],
     /// Live memory after the forward pass minus before it, in bytes.
     pub forward_growth: i64,
 }
@@ -41,6 +43,7 @@ impl LayerCosts {
         let layer = |a: &LayerCost, b: &LayerCost| LayerCost {
             forward: price(a.forward, b.forward),
             backward: price(a.backward, b.backward),
+            launches: [0, 1].map(|pass| a.launches[pass].min(b.launches[pass])),
             forward_growth: a.forward_growth.min(b.forward_growth),
         };
         Self {
@@ -50,10 +53,10 @@ impl LayerCosts {
         }
     }
 
-    /// Forward and backward of a layer.
+    /// Forward and backward of a layer, by the slower of device and host.
     pub fn time(&self, kind: LayerKind) -> Seconds {
         let cost = self.of(kind);
-        Seconds((cost.forward + cost.backward).seconds)
+        Seconds((cost.forward + cost.backward).seconds.max(cost.launches[0] + cost.launches[1]))
     }
 }
 
@@ -64,6 +67,8 @@ pub struct RankCosts {
     distinct: Vec<LayerCosts>,
     /// By pipeline rank, an index of `distinct`.
     of_rank: Vec<usize>,
+    /// As in [`StepCosts`](crate::StepCosts).
+    pub(crate) receives_block: bool,
 }
 
 impl RankCosts {
@@ -80,7 +85,7 @@ impl RankCosts {
     #[must_use]
     pub fn least(&self, other: &Self) -> Self {
         let least = self.distinct.iter().zip(&other.distinct).map(|(a, b)| a.least(b));
-        Self { distinct: least.collect(), of_rank: self.of_rank.clone() }
+        Self { distinct: least.collect(), of_rank: self.of_rank.clone(), ..*self }
     }
 }
 
@@ -96,7 +101,8 @@ impl CostModel {
         strategy: &ParallelStrategy,
     ) -> Result<RankCosts, Unpriced> {
         let mut seen: Vec<ClassRange> = Vec::new();
-        let mut costs = RankCosts { distinct: Vec::new(), of_rank: Vec::new() };
+        let mut costs =
+            RankCosts { distinct: Vec::new(), of_rank: Vec::new(), receives_block: self.receives_block };
         for classes in self.classes_of(strategy) {
             let index = match seen.iter().position(|other| *other == classes) {
                 Some(index) => index,
@@ -143,9 +149,12 @@ impl CostModel {
         let [forward, backward, ..] = rank.bodies.as_slice() else { return Ok(LayerCosts::default()) };
         let mut cost = |layer: usize| -> Result<LayerCost, Unpriced> {
             let pass = only(forward, layer);
+            let (forward, launch_forward) = time(&mut pricer, &pass)?;
+            let (backward, launch_backward) = time(&mut pricer, &only(backward, layer))?;
             Ok(LayerCost {
-                forward: time(&mut pricer, &pass)?,
-                backward: time(&mut pricer, &only(backward, layer))?,
+                forward,
+                backward,
+                launches: [launch_forward, launch_backward],
                 forward_growth: body_memory(&mut pricer, rank, &pass)?.net_activations(),
             })
         };
@@ -159,13 +168,16 @@ fn only(body: &Body, layer: usize) -> Body {
     Body { kind: body.kind, instructions: body.instructions.iter().filter(mine).copied().collect() }
 }
 
-fn time(pricer: &mut Pricer, body: &Body) -> Result<Price, Unpriced> {
-    let mut total = Price::ZERO;
+/// Of the device and, in seconds, of the host.
+fn time(pricer: &mut Pricer, body: &Body) -> Result<(Price, f64), Unpriced> {
+    let (mut total, mut launch) = (Price::ZERO, 0.0);
     for instruction in &body.instructions {
         total = total
             + match *instruction {
                 Instruction::Segment { segment, pass, recompute, .. } => {
-                    pricer.segment(0, segment, pass, recompute)?.time
+                    let price = pricer.segment(0, segment, pass, recompute)?;
+                    launch += price.launch_s.0;
+                    price.time
                 }
                 // If links differ, its links depend on the placement, which is not decided yet.
                 Instruction::Tensor { .. } if pricer.places_matter() => Price::ZERO,
@@ -178,5 +190,5 @@ fn time(pricer: &mut Pricer, body: &Body) -> Result<Price, Unpriced> {
                 _ => Price::ZERO,
             };
     }
-    Ok(total)
+    Ok((total, launch))
 }

@@ -39,7 +39,7 @@ mod simulate;
 mod statistics;
 pub mod synthetic;
 
-pub use bound::{ChunkWork, pipeline_bound};
+pub use bound::{ChunkWork, Tail, pipeline_bound};
 pub use choice::set_reductions;
 pub use coding::CodedSummary;
 pub use curve::Price;
@@ -85,9 +85,10 @@ pub struct CostModel {
     pub(crate) exchanges: Option<LinkCurves>,
     /// Whether gradients are in accelerator memory.
     pub(crate) on_accelerators: bool,
-    /// Times by which devices and links are faster than priced.
+    /// Times by which devices, links and hosts are faster than priced.
     compute_speedup: f64,
     link_speedup: f64,
+    host_speedup: f64,
     pub(crate) interference: Interference,
     pub(crate) stream_handover: Price,
     /// Overhead per transfer of a sharded bucket.
@@ -99,6 +100,8 @@ pub struct CostModel {
     pub(crate) sharding_blocks: bool,
     /// Whether gradients are reduced while the backward pass continues; otherwise after it.
     pub(crate) overlaps_reductions: bool,
+    /// As in [`StepCosts`].
+    pub(crate) receives_block: bool,
     pub(crate) pipelines_stay_gathered: bool,
     /// Activations are freed only after the whole backward of the chunk (autograd), not segment by segment.
     pub(crate) frees_late: bool,
@@ -152,6 +155,7 @@ impl CostModel {
             extended: None,
             compute_speedup: 1.0,
             link_speedup: 1.0,
+            host_speedup: 1.0,
             extrapolates_waits: false,
             within_steps: routes.as_ref().map(|r| within_steps(r, &profile.within_steps)).unwrap_or_default(),
             routes,
@@ -169,6 +173,7 @@ impl CostModel {
             sharding_blocks: (profile.environment.engine, profile.environment.devices)
                 == (Engine::Torch, DeviceKind::Cpu),
             overlaps_reductions: true,
+            receives_block: false,
             pipelines_stay_gathered: false,
             frees_late: profile.environment.engine == Engine::Torch,
             // On a network, waits are part of the simulated schedules.
@@ -209,6 +214,7 @@ impl CostModel {
             extended: None,
             compute_speedup: 1.0,
             link_speedup: 1.0,
+            host_speedup: 1.0,
             within_steps: BTreeMap::new(),
             extrapolates_waits: false,
             routes: None,
@@ -221,6 +227,7 @@ impl CostModel {
             pipelining: BTreeMap::new(),
             sharding_blocks: false,
             overlaps_reductions: step.overlaps_reductions,
+            receives_block: step.receives_block,
             pipelines_stay_gathered: step.pipelines_stay_gathered,
             frees_late: false,
             synchronisation: none,
@@ -241,12 +248,13 @@ impl CostModel {
         Self { probes: probes.to_vec(), ..self }
     }
 
-    /// The same costs with devices and links that are faster by these factors.
+    /// The same costs with devices, links and hosts that are faster by these factors.
     #[must_use]
-    pub fn faster(&self, compute: f64, links: f64) -> Self {
+    pub fn faster(&self, compute: f64, links: f64, hosts: f64) -> Self {
         Self {
             compute_speedup: self.compute_speedup * compute,
             link_speedup: self.link_speedup * links,
+            host_speedup: self.host_speedup * hosts,
             ..self.clone()
         }
     }
@@ -299,13 +307,15 @@ impl CostModel {
             if other.time.seconds > price.time.seconds {
                 price.time = other.time;
             }
+            price.launch_s = price.launch_s.max(other.launch_s);
             // What the forward pass adds most of, the backward pass frees most of.
             if other.growth_bytes.abs() > price.growth_bytes.abs() {
                 price.growth_bytes = other.growth_bytes;
             }
             price.peak_bytes = price.peak_bytes.max(other.peak_bytes);
         }
-        Ok(SegmentPrice { time: price.time * (1.0 / self.compute_speedup), ..price })
+        let time = price.time * (1.0 / self.compute_speedup);
+        Ok(SegmentPrice { time, launch_s: Seconds(price.launch_s.0 / self.host_speedup), ..price })
     }
 
     pub(crate) fn update(&self, elements: usize, classes: ClassRange) -> Result<Price, Unpriced> {

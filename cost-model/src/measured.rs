@@ -4,7 +4,8 @@ use crate::curve::{Curve, Price, linear_weight};
 use crate::prices::{CollectiveQuery, MessageQuery, Prices, SegmentQuery};
 use autodist_spec::profile::{CollectiveCost, LinkFit, MessageCost};
 use autodist_spec::{
-    Algorithm, Bytes, Collective, DoubtedCell, Pass, Profile, Provenance, Recompute, Segment, SegmentCost,
+    Algorithm, Bytes, Collective, DoubtedCell, Pass, Profile, Provenance, Recompute, Seconds, Segment,
+    SegmentCost,
 };
 use std::collections::BTreeMap;
 
@@ -89,7 +90,10 @@ struct SegmentKey {
 
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct SegmentPrice {
+    /// On the device.
     pub time: Price,
+    /// Time that the host takes to launch it.
+    pub launch_s: Seconds,
     /// Live memory after minus before, in bytes.
     pub growth_bytes: i64,
     /// Highest live memory above the start, in bytes.
@@ -99,6 +103,8 @@ pub struct SegmentPrice {
 #[derive(Debug, Clone, Default)]
 struct SegmentCurve {
     time: Curve,
+    /// Micro-batch, and seconds of the host.
+    launches: Vec<(u32, f64)>,
     /// Micro-batch, growth and peak in bytes.
     memory: Vec<(u32, i64, i64)>,
 }
@@ -125,6 +131,7 @@ impl Segments {
                     doubted.insert((key, cost.micro_batch), why);
                 }
             }
+            cell.launches.push((cost.micro_batch, cost.launch_s.0));
             let point = (cost.micro_batch, cost.growth_bytes, cost.peak_bytes.0 as i64);
             match cell.memory.binary_search_by_key(&cost.micro_batch, |p| p.0) {
                 Ok(at) => cell.memory[at] = point,
@@ -153,7 +160,10 @@ impl Segments {
         let mut time = cell.time.proportional(f64::from(micro_batch)).ok_or_else(nearest)?;
         time.provenance = time.provenance.max(provenance);
         let bytes = |of: fn(&(u32, i64, i64)) -> i64| affine(&cell.memory, micro_batch, of);
-        Ok(SegmentPrice { time, growth_bytes: bytes(|p| p.1), peak_bytes: bytes(|p| p.2).max(0) })
+        // A kernel is launched once for all rows, so that the nearest micro-batch has as many launches.
+        let nearest = cell.launches.iter().min_by_key(|launch| launch.0.abs_diff(micro_batch));
+        let launch_s = Seconds(nearest.map_or(0.0, |launch| launch.1));
+        Ok(SegmentPrice { time, launch_s, growth_bytes: bytes(|p| p.1), peak_bytes: bytes(|p| p.2).max(0) })
     }
 
     fn missing(&self, key: SegmentKey) -> Unpriced {

@@ -1,7 +1,7 @@
 //! Bounds of a program before it is compiled: they exclude most of a large search space.
 
 use crate::CostModel;
-use crate::bound::{ChunkWork, pipeline_bound};
+use crate::bound::{ChunkWork, Tail, pipeline_bound};
 use crate::curve::Price;
 use crate::layers::RankCosts;
 use crate::measured::Unpriced;
@@ -41,15 +41,23 @@ impl Outline {
         });
         let mut outline = Self { chunks: Vec::new(), growth: Vec::new(), elements: vec![0; pipeline] };
         for (chunk, stage) in stages.iter().enumerate() {
-            let (mut work, mut growth) = (ChunkWork::default(), 0);
+            let (mut work, mut launches, mut growth) = (ChunkWork::default(), [0.0; 2], 0);
             for layer in stage.layers() {
                 let kind = model.kind(layer);
                 let cost = costs.of_rank(strategy.rank_of(chunk)).of(kind);
                 work.forward += cost.forward.seconds;
                 work.backward += cost.backward.seconds;
+                launches = [0, 1].map(|pass| launches[pass] + cost.launches[pass]);
                 growth += cost.forward_growth;
                 outline.elements[strategy.rank_of(chunk)] += parameters[kind as usize];
             }
+            if costs.receives_block {
+                // The host launches a pass that waited for another rank only then.
+                let (first, last) = (chunk == 0, chunk + 1 == stages.len());
+                work.forward = work.forward.max(if first { 0.0 } else { launches[0] });
+                work.backward = work.backward.max(if last { 0.0 } else { launches[1] });
+            }
+            work.launch = launches[0] + launches[1];
             growth += flow * (i64::from(chunk > 0) - i64::from(chunk + 1 < stages.len()));
             outline.chunks.push(work);
             outline.growth.push(growth);
@@ -115,7 +123,8 @@ impl CostModel {
         } else {
             Price::ZERO
         };
-        let work = pipeline_bound(&outline.chunks, strategy, micro_batches, message.seconds, |_| 0.0);
+        let tail = |_| Tail::default();
+        let work = pipeline_bound(&outline.chunks, strategy, micro_batches, message.seconds, tail);
         Ok(Seconds((work + self.step_overhead.seconds) * crate::bound::ROUNDING))
     }
 }

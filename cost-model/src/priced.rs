@@ -41,7 +41,7 @@ pub(crate) struct PricedBody {
     pub memory: BodyMemory,
 }
 
-/// Seconds on the compute stream, by purpose.
+/// Seconds on the compute stream, by purpose, and the launches of them.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct Work {
     pub compute: f64,
@@ -56,15 +56,31 @@ pub(crate) struct Work {
     /// Coding of send/recv between pipeline ranks, and the engine's overhead around a pass.
     pub pipeline: f64,
     pub optimizer: f64,
+    /// Seconds of the host to launch all of it.
+    pub launch: f64,
+    /// Seconds from the first launch to the end of the work on a device that is free at once. The device may
+    /// have to wait for a launch in the middle of the work, so it is not less than either sum.
+    pub launched: f64,
 }
 
 impl Work {
+    /// Seconds of the device.
     pub fn total(&self) -> f64 {
-        let Self { compute, recompute, tensor, context, expert, data, pipeline, optimizer } = self;
+        let Self { compute, recompute, tensor, context, expert, data, pipeline, optimizer, .. } = self;
         compute + recompute + tensor + context + expert + data + pipeline + optimizer
     }
 
+    /// When this work ends on a device that is free at `device`, launched by a host that is free at `host`.
+    pub fn end(&self, device: f64, host: f64) -> f64 {
+        (device + self.total()).max(host + self.launched)
+    }
+
+    /// Appends work. Ends are affine in the (max, +) algebra of the times at which device and host are free,
+    /// so that one `launched` describes any sequence of launches (Baccelli et al. 1992, Synchronization and
+    /// Linearity, section 2.3).
     pub fn add(&mut self, other: &Self) {
+        self.launched = other.end(self.launched, self.launch);
+        self.launch += other.launch;
         self.compute += other.compute;
         self.recompute += other.recompute;
         self.tensor += other.tensor;
@@ -465,12 +481,13 @@ impl<'a> Pricer<'a> {
         for instruction in &body.instructions {
             let price = match *instruction {
                 Instruction::Segment { segment, pass, recompute, .. } => {
-                    let price = self.segment(rank.pipeline_rank, segment, pass, recompute)?.time;
+                    let SegmentPrice { time, launch_s, .. } =
+                        self.segment(rank.pipeline_rank, segment, pass, recompute)?;
                     let again = pass == Pass::Recompute;
-                    let (compute, recompute) =
-                        if again { (0.0, price.seconds) } else { (price.seconds, 0.0) };
-                    steps.work(Work { compute, recompute, ..Work::default() });
-                    price
+                    let (compute, recompute) = if again { (0.0, time.seconds) } else { (time.seconds, 0.0) };
+                    let (launch, launched) = (launch_s.0, launch_s.0 + time.seconds);
+                    steps.work(Work { compute, recompute, launch, launched, ..Work::default() });
+                    time
                 }
                 Instruction::Tensor { segment, collective, elements, .. } => {
                     let bytes = self.program.tensor_bytes(segment, collective, elements);

@@ -134,6 +134,8 @@ pub struct StepCosts {
     pub pipelines_stay_gathered: bool,
     /// Whether gradients are reduced while the backward pass continues.
     pub overlaps_reductions: bool,
+    /// Whether the host waits for what another pipeline rank sends, instead of launching what comes after it.
+    pub receives_block: bool,
     pub interference: Interference,
     /// Seconds of a step outside all operations.
     pub overhead_s: Seconds,

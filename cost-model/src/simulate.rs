@@ -3,6 +3,8 @@
 //! A rank has a compute stream, which runs the operations in order, and a communication stream, which runs
 //! queued transfers first in, first out. While both are busy, both are slowed by the profile's interference;
 //! a stream that runs alone runs at full speed. A blocking tensor collective counts as a busy compute stream.
+//! The host of a rank launches the operations in order and runs ahead of the device; an operation starts when
+//! it is launched and the device is free.
 //! Ranks depend on each other only by send/recv and barriers, so each is advanced as far as possible, in
 //! turn: no event queue is needed.
 
@@ -111,10 +113,13 @@ struct Queued {
 struct Rank {
     index: usize,
     now: f64,
+    /// When the host is free to launch; never later than `now`.
+    host: f64,
     /// Next operation, and next step in its body.
     op: usize,
     step: usize,
     body_start: f64,
+    launch_start: f64,
     queue: VecDeque<Queued>,
     cost: CostBreakdown,
     done: bool,
@@ -125,9 +130,11 @@ impl Rank {
         Self {
             index,
             now: 0.0,
+            host: 0.0,
             op: 0,
             step: 0,
             body_start: 0.0,
+            launch_start: 0.0,
             queue: VecDeque::new(),
             cost: CostBreakdown::default(),
             done: false,
@@ -171,6 +178,9 @@ impl Rank {
         self.cost.bubble_s += Seconds(bubble);
         self.cost.pipeline_communication_s += Seconds(flight);
         self.idle(bubble + flight, world);
+        if world.priced.costs.receives_block {
+            self.host = self.now;
+        }
         self.code(world);
         self.record(world, OperationKind::Receive, message.chunk, message.micro_batch, start);
         true
@@ -189,9 +199,10 @@ impl Rank {
         let priced = world.priced;
         let prices = &priced.ranks[self.index][body];
         if self.step == 0 {
-            self.body_start = self.now;
+            (self.body_start, self.launch_start) = (self.now, self.host);
         }
         if prices.pure && self.queue.is_empty() {
+            self.launch(&prices.work, world);
             self.now += prices.work.total();
             self.count(&prices.work);
         } else {
@@ -221,6 +232,10 @@ impl Rank {
             BodyKind::Optimizer => (OperationKind::Optimizer, 0),
         };
         self.record(world, operation, chunk, micro_batch, self.body_start);
+        if self.host > self.launch_start {
+            let event = self.event(Stream::Host, operation, (chunk, micro_batch), self.launch_start);
+            world.record(|| TimelineEvent { end_s: Seconds(self.host), ..event });
+        }
         true
     }
 
@@ -235,8 +250,22 @@ impl Rank {
         self.cost.optimizer_s += Seconds(work.optimizer);
     }
 
+    /// Launches work, and waits for the host as long as the device has to before and within it.
+    fn launch(&mut self, work: &Work, world: &mut World) {
+        if work.launch == 0.0 {
+            return;
+        }
+        let waiting = (self.host + work.launched - (self.now + work.total())).max(0.0);
+        self.host += work.launch;
+        if waiting > 0.0 {
+            self.cost.host_s += Seconds(waiting);
+            self.idle(waiting, world);
+        }
+    }
+
     /// Computes; while a transfer overlaps, both are slowed.
     fn work(&mut self, work: &Work, world: &mut World) {
+        self.launch(work, world);
         self.count(work);
         let mut left = work.total();
         let mut slowed = 0.0;
@@ -345,14 +374,25 @@ impl Rank {
         micro_batch: usize,
         start: f64,
     ) {
-        world.record(|| TimelineEvent {
+        world.record(|| self.event(Stream::Compute, operation, (chunk, micro_batch), start));
+    }
+
+    /// An event that ends now.
+    fn event(
+        &self,
+        stream: Stream,
+        operation: OperationKind,
+        (chunk, micro_batch): (usize, usize),
+        start: f64,
+    ) -> TimelineEvent {
+        TimelineEvent {
             rank: self.index as u32,
-            stream: Stream::Compute,
+            stream,
             operation,
             chunk: chunk as u32,
             micro_batch: micro_batch as u32,
             start_s: Seconds(start),
             end_s: Seconds(self.now),
-        });
+        }
     }
 }

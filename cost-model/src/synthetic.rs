@@ -15,6 +15,8 @@ pub struct SyntheticMachine {
     pub flops_per_s: f64,
     /// Fixed time of every segment pass, in seconds.
     pub launch_s: f64,
+    /// Time of the host to launch it.
+    pub host_s: f64,
     /// Bandwidth of each link in each direction.
     pub bytes_per_s: f64,
     /// Seconds per hop.
@@ -36,6 +38,7 @@ impl SyntheticMachine {
             memory_bytes: Bytes(8 << 30),
             flops_per_s: 1e11,
             launch_s: 1e-5,
+            host_s: 0.0,
             bytes_per_s: 1e9,
             latency_s: 2e-5,
             elements_per_s: 1e9,
@@ -63,6 +66,7 @@ impl SyntheticMachine {
                 count: 1,
                 devices: self.devices,
                 device,
+                host_slowness: None,
                 nics: None,
                 link: None,
                 uplink: None,
@@ -198,6 +202,7 @@ impl SyntheticMachine {
             micro_batch: shape.micro_batch,
             recompute,
             time: exactly(self.launch_s + flops / self.flops_per_s),
+            launch_s: Seconds(self.host_s),
             growth_bytes,
             peak_bytes: Bytes(growth_bytes.max(0) as u64 + shape.flow()),
         }

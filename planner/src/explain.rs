@@ -7,6 +7,9 @@ use autodist_spec::{Alternative, Bytes, Cluster, ParallelStrategy, Plan, Seconds
 use serde::Serialize;
 use std::fmt;
 
+/// Part of a step for which the device waits for the host, above which the step is called launch-bound.
+const LAUNCH_BOUND: f64 = 0.05;
+
 /// The explanation of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Explanation {
@@ -16,6 +19,9 @@ pub struct Explanation {
     pub caution_s: Seconds,
     /// The largest part of the step.
     pub binding: Limit,
+    /// Time for which devices wait for the host; zero is left out.
+    #[serde(skip_serializing_if = "no_time")]
+    pub host_s: Seconds,
     pub memory: MemoryUse,
     /// Doubtful measurements of the profile, the reason, and whether plans use them nevertheless.
     pub doubts: Vec<String>,
@@ -75,14 +81,20 @@ pub fn explain(
         };
         (label(strategy, stages), verdict)
     });
-    let faster =
-        |compute: f64, links: f64| Planner { costs: planner.costs.faster(compute, links), ..planner.clone() };
+    let faster = |compute: f64, links: f64, hosts: f64| Planner {
+        costs: planner.costs.faster(compute, links, hosts),
+        ..planner.clone()
+    };
     let larger = larger_memory(planner.cluster, 1.25);
-    let what_ifs = [
-        ("twice the bandwidth", faster(1.0, 2.0)),
-        ("twice the compute", faster(2.0, 1.0)),
+    let mut what_ifs = vec![
+        ("twice the bandwidth", faster(1.0, 2.0, 1.0)),
+        ("twice the compute", faster(2.0, 1.0, 1.0)),
         ("a quarter more memory", Planner { cluster: &larger, ..planner.clone() }),
     ];
+    let waiting_s = plan.estimate.cost.host_s;
+    if waiting_s > Seconds::ZERO {
+        what_ifs.push(("twice as fast a host", faster(1.0, 1.0, 2.0)));
+    }
     let what_ifs = what_ifs
         .into_iter()
         .map(|(change, planner)| what_if(plan, change, planner))
@@ -93,6 +105,7 @@ pub fn explain(
         caution_s: plan.estimate.caution_s,
         doubts: planner.doubts(),
         binding: Limit::of(&plan.estimate),
+        host_s: waiting_s,
         memory: MemoryUse::of(plan, &planner.evaluator()?),
         alternatives: plan
             .alternatives
@@ -102,6 +115,11 @@ pub fn explain(
         against,
         what_ifs,
     })
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn no_time(time: &Seconds) -> bool {
+    *time == Seconds::ZERO
 }
 
 /// Why an alternative is not this plan: measured, or as predicted, whichever plan of the document this is.
@@ -149,6 +167,13 @@ impl fmt::Display for Explanation {
         }
         let Limit { part, time_s, share } = &self.binding;
         writeln!(f, "  the largest part is {part}: {time_s}, {:.0} % of the step", 100.0 * share)?;
+        if self.host_s / self.step_time_s > LAUNCH_BOUND {
+            writeln!(
+                f,
+                "  launch-bound: the device waits {} of the step for the host; compile the model, or use a larger micro-batch",
+                self.host_s
+            )?;
+        }
         writeln!(f, "  memory: {} of {} usable", self.memory.needed_bytes, self.memory.usable_bytes)?;
         for doubt in &self.doubts {
             writeln!(f, "  {doubt}")?;

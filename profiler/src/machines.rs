@@ -51,6 +51,7 @@ pub fn cluster(
         count: 1,
         devices,
         device: device.clone(),
+        host_slowness: None,
         nics: None,
         link,
         uplink,

@@ -48,5 +48,5 @@ fn process(events: &mut Vec<Value>, pid: u32, name: &str, rank_name: &str, timel
 
 /// Threads count from 1: some viewers hide thread 0.
 fn thread(rank: u32, stream: Stream) -> u64 {
-    u64::from(rank) * 2 + 1 + u64::from(stream == Stream::Communication)
+    u64::from(rank) * 3 + 1 + stream as u64
 }

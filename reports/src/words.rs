@@ -453,6 +453,7 @@ pub(crate) fn stream(stream: Stream) -> &'static str {
     match stream {
         Stream::Compute => "compute",
         Stream::Communication => "communication",
+        Stream::Host => "host",
     }
 }
 

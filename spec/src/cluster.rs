@@ -28,6 +28,10 @@ pub struct NodeGroup {
     pub devices: u32,
     #[schemars(with = "DeviceForm")]
     pub device: Device,
+    /// Time that the host of each node takes to launch a kernel, relative to the hosts of the runs to which
+    /// the catalogue was fitted; 1 if it is missing. Only prices without a profile depend on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_slowness: Option<f64>,
     /// Number of network cards of each node, which its devices share; if it is missing, one per device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nics: Option<u32>,
@@ -277,7 +281,8 @@ fn parse_nodes(
             return Err(wrong("the device name is missing after the number of devices".to_owned()));
         }
     };
-    Ok(NodeGroup { count, devices, device, nics: None, link, uplink: None, downlink: None })
+    let host_slowness = own.and_then(|own| own.host_slowness);
+    Ok(NodeGroup { count, devices, device, host_slowness, nics: None, link, uplink: None, downlink: None })
 }
 
 /// Number of network cards of a node, and their total bandwidth as a link.
@@ -323,6 +328,12 @@ impl Check for Cluster {
             in_range(&at("devices"), u64::from(group.devices), 1, 1 << 12)?;
             if let Some(nics) = group.nics {
                 in_range(&at("nics"), u64::from(nics), 1, 1 << 12)?;
+            }
+            if let Some(slowness) = group.host_slowness {
+                if !(1e-3..=1e3).contains(&slowness) {
+                    let problem = "must be from 0.001 to 1000: a ratio of launch times";
+                    return Err(InputError::new(at("host_slowness"), slowness, problem));
+                }
             }
             devices += u64::from(group.count) * u64::from(group.devices);
             in_range("total number of devices", devices, 1, 1 << 20)?;

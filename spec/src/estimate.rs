@@ -29,6 +29,9 @@ pub struct CostBreakdown {
     pub pipeline_communication_s: Seconds,
     /// Idle time while the pipeline fills and drains.
     pub bubble_s: Seconds,
+    /// The device waits for the host, which launches its operations more slowly than the device runs them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub host_s: Seconds,
     /// Slow-down of compute that is overlapped with communication.
     pub interference_s: Seconds,
     /// Gradient norm, clipping and update.
@@ -38,7 +41,7 @@ pub struct CostBreakdown {
 }
 
 impl CostBreakdown {
-    pub fn parts(&self) -> [(&'static str, Seconds); 11] {
+    pub fn parts(&self) -> [(&'static str, Seconds); 12] {
         [
             ("compute", self.compute_s),
             ("recompute", self.recompute_s),
@@ -48,6 +51,7 @@ impl CostBreakdown {
             ("data communication", self.data_communication_s),
             ("pipeline communication", self.pipeline_communication_s),
             ("bubble", self.bubble_s),
+            ("host", self.host_s),
             ("interference", self.interference_s),
             ("optimizer", self.optimizer_s),
             ("overhead", self.overhead_s),
@@ -157,7 +161,7 @@ impl Estimate {
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-fn is_zero(time: &Seconds) -> bool {
+pub(crate) fn is_zero(time: &Seconds) -> bool {
     *time == Seconds::ZERO
 }
 

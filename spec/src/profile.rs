@@ -135,6 +135,9 @@ pub struct SegmentCost {
     /// `none` for embedding and head.
     pub recompute: Recompute,
     pub time: Sample,
+    /// Median of the time that the host takes to launch it; absent where the device is the host.
+    #[serde(default, skip_serializing_if = "crate::estimate::is_zero")]
+    pub launch_s: Seconds,
     /// Live memory after the segment minus live memory before it: the tensors that it keeps and outputs,
     /// minus those that it consumes.
     pub growth_bytes: i64,

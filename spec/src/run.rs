@@ -31,6 +31,8 @@ pub struct TimelineEvent {
 pub enum Stream {
     Compute,
     Communication,
+    /// The host, which launches the operations of the others. Only predictions have it.
+    Host,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, Hash)]

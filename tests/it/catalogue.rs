@@ -298,7 +298,9 @@ fn both(run: &TrainingRun) -> Option<[(f64, f64); 2]> {
     let priced = costs.price(&program).unwrap();
     let memory = priced.memory().iter().map(|memory| memory.total().as_f64()).fold(0.0, f64::max);
     let closed = run.estimate(FreeParameters::shipped());
-    Some([(priced.simulate().step_time_s.0, memory), (closed.step.0, closed.memory.total())])
+    let (step, bound) = (priced.simulate().step_time_s, priced.lower_bound());
+    assert!(bound <= step && bound.0 > 0.5 * step.0, "{run:?}: at least {bound}, simulated {step}");
+    Some([(step.0, memory), (closed.step.0, closed.memory.total())])
 }
 
 fn quantile(values: &[f64], at: f64) -> f64 {

@@ -33,8 +33,11 @@ fn strategies() -> impl Strategy<Value = ParallelStrategy> {
 }
 
 fn machines() -> impl Strategy<Value = SyntheticMachine> {
-    (7.0..11.0_f64, 5.0..11.0_f64, -7.0..-3.0_f64, 1.0..2.0_f64, 1.0..2.0_f64).prop_map(
-        |(speed, rate, latency, c, t)| SyntheticMachine {
+    // A host that takes no time, or up to ten times as long as a small segment.
+    let hosts = prop_oneof![Just(0.0), (-6.0..-2.0_f64).prop_map(|exponent| 10_f64.powf(exponent))];
+    (7.0..11.0_f64, 5.0..11.0_f64, -7.0..-3.0_f64, 1.0..2.0_f64, 1.0..2.0_f64, hosts).prop_map(
+        |(speed, rate, latency, c, t, host_s)| SyntheticMachine {
+            host_s,
             flops_per_s: 10_f64.powf(speed),
             bytes_per_s: 10_f64.powf(rate),
             latency_s: 10_f64.powf(latency),

@@ -365,6 +365,7 @@ fn segment_cost(key: &CellKey, multiples: &[f64], (growth, peak): Memory, refere
         micro_batch: key.4,
         recompute: key.5,
         time: scaled(multiples, reference),
+        launch_s: Seconds::ZERO,
         growth_bytes: growth.unwrap_or_default(),
         peak_bytes: Bytes(peak),
     }

@@ -25,10 +25,11 @@ const GREEN: RGBColor = RGBColor(0x3f, 0x92, 0x5a);
 const TEAL: RGBColor = RGBColor(0x1f, 0xa3, 0xa3);
 const OLIVE: RGBColor = RGBColor(0x8a, 0x8f, 0x2a);
 const SLATE: RGBColor = RGBColor(0x5f, 0x6b, 0x78);
+const ROSE: RGBColor = RGBColor(0xd9, 0x6f, 0x9a);
 
 /// In the order of `CostBreakdown::parts`.
-pub(crate) const COST: [RGBColor; 11] =
-    [BLUE, SKY, ORANGE, TEAL, OLIVE, AMBER, BRICK, GREY, PURPLE, GREEN, SLATE];
+pub(crate) const COST: [RGBColor; 12] =
+    [BLUE, SKY, ORANGE, TEAL, OLIVE, AMBER, BRICK, GREY, ROSE, PURPLE, GREEN, SLATE];
 
 /// In the order of `MemoryBreakdown::parts`.
 pub(crate) const MEMORY: [RGBColor; 7] = [BLUE, SKY, GREEN, AMBER, ORANGE, PURPLE, GREY];

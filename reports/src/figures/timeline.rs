@@ -99,6 +99,7 @@ fn panel<'a>(
             let label = match stream {
                 Stream::Compute => format!("{rank_name} {rank}{}", place(rank)),
                 Stream::Communication => "communication".to_owned(),
+                Stream::Host => "host".to_owned(),
             };
             Lane { label, events: events_of_lane }
         })
