@@ -142,7 +142,9 @@ fn shape(fields: &Fields, sparse: bool, assumptions: &mut Vec<String>) -> Result
         fields.count("expert_ffn")?,
     ) {
         (false, ..) => None,
-        (true, Some(count), Some(active), Some(ffn)) => Some(ExpertShape { count, active, ffn }),
+        (true, Some(count), Some(active), Some(ffn)) => {
+            Some(ExpertShape { count, active, ffn, shared_ffn: 0 })
+        }
         _ => {
             return Err(
                 "the model has experts, but `experts`, `experts_active` or `expert_ffn` is not given"
@@ -179,6 +181,8 @@ fn shape(fields: &Fields, sparse: bool, assumptions: &mut Vec<String>) -> Result
         gated,
         position_rows: if gated { 0 } else { seq_len },
         tied_embeddings: !gated,
+        window: None,
+        latent: None,
         experts,
     })
 }

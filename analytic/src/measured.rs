@@ -350,6 +350,8 @@ impl MeasuredPlans {
             gated: false,
             position_rows: 0,
             tied_embeddings: true,
+            window: None,
+            latent: None,
             experts: None,
         };
         let (seq_len, tokens) =

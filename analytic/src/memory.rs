@@ -93,7 +93,7 @@ impl Memory {
         let (blocks, missing_at_ends) = run.blocks();
         let blocks = blocks.ceil() - if first || last { missing_at_ends } else { 0.0 };
         let experts = f64::from(layout.expert);
-        let dense = blocks * shape.attention_parameters() / tensor
+        let dense = blocks * (shape.attention_parameters() + shape.shared_parameters()) / tensor
             + if shape.experts.is_none() { blocks * shape.mlp_parameters() / tensor } else { 0.0 };
         let routed =
             if shape.experts.is_some() { blocks * shape.mlp_parameters() / tensor / experts } else { 0.0 };
@@ -265,21 +265,27 @@ pub(crate) fn kept(
 ) -> Kept {
     let (hidden, heads) = (f64::from(shape.hidden), f64::from(shape.heads));
     let head_dim = f64::from(shape.head_dim);
-    let (query, kv) = (heads * head_dim, f64::from(shape.kv_heads) * head_dim);
+    let core = (heads + f64::from(shape.kv_heads)) * (head_dim + f64::from(shape.value_dim()));
     // Inputs of two norms and of the layers that follow them; masks of two dropouts, which newer models do
     // not have.
     let along = tokens * hidden * if shape.gated { 4.0 * word } else { 4.0 * word + 2.0 };
+    let latent = word * tokens * shape.latent_width();
     let routed = shape.experts.map_or(1.0, |e| f64::from(e.active));
     let inner = shape.inner();
     let dispatched = if shape.experts.is_some() { word * 2.0 * routed * hidden * tensor } else { 0.0 };
     let inner_bytes = if shape.gated { 3.0 } else { 2.0 } * word;
-    let split = tokens * (word * (2.0 * query + 2.0 * kv) + inner_bytes * inner + dispatched);
+    let split = tokens * (word * core + inner_bytes * inner + dispatched);
     let scores = match attention {
         // Softmax, dropout mask, dropout result.
         AttentionKind::Unfused => (2.0 * word + 1.0) * heads * seq_len * tokens,
         _ => 4.0 * heads * tokens,
     };
-    Kept { along: along / sequence_split, split: split / tensor, scores: scores / tensor, sequence_split }
+    Kept {
+        along: along / sequence_split + latent,
+        split: split / tensor,
+        scores: scores / tensor,
+        sequence_split,
+    }
 }
 
 /// Bytes of the flat buffers in which DeepSpeed and trainers like it reduce the gradients of `elements`
@@ -307,8 +313,7 @@ pub(crate) fn flat_buffers(
 fn buffers(run: &TrainingRun, elements: f64, has_table: bool) -> f64 {
     let shape = &run.shape;
     let tensor = f64::from(run.layout.tensor);
-    let block =
-        (shape.attention_parameters() + shape.mlp_parameters() / f64::from(run.layout.expert)) / tensor;
+    let block = shape.block_parameters(run.layout.expert) / tensor;
     match run.trainer {
         // The largest gradient in 16 bits, before it is accumulated in fp32.
         Trainer::Megatron | Trainer::MegatronCore | Trainer::Nemo | Trainer::Oneflow => {

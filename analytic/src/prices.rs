@@ -18,8 +18,8 @@ use autodist_cost_model::{
 use autodist_program::{Transfer, residual_stream};
 use autodist_spec::profile::Interference;
 use autodist_spec::{
-    Algorithm, Bytes, Collective, DeviceClasses, Job, ModelSpec, ParallelStrategy, Pass, Provenance,
-    Recompute, Seconds, Segment,
+    Algorithm, BlockSpec, Bytes, Collective, DeviceClasses, Job, ModelSpec, ParallelStrategy, Pass,
+    Provenance, Recompute, Seconds, Segment,
 };
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -41,6 +41,7 @@ pub struct CataloguePrices {
 /// The properties on which the costs of segments and of tensor collectives depend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
+    block: Option<BlockSpec>,
     tensor: u32,
     context: u32,
     expert: u32,
@@ -192,11 +193,12 @@ impl CataloguePrices {
         }
     }
 
-    /// A run of such strategies, with one micro-batch in a step, or two if gradients are accumulated.
+    /// A run of such strategies with this block, with one micro-batch in a step, or two if gradients are
+    /// accumulated.
     fn laid_out(&self, key: &Key) -> TrainingRun {
-        let Key { tensor, context, expert, sequence_parallel, micro_batch, recompute, accumulates, copies } =
-            *key;
+        let Key { tensor, context, expert, sequence_parallel, micro_batch, recompute, copies, .. } = *key;
         let data = copies.shard.max(if copies.data { 2 } else { 1 });
+        let shape = key.block.map_or_else(|| self.run.shape.clone(), |block| self.run.shape.with(&block));
         let layout = ParallelDims {
             tensor,
             context,
@@ -208,8 +210,8 @@ impl CataloguePrices {
             pipeline: if copies.pipeline { 2 } else { 1 },
             ..ParallelDims::default()
         };
-        let global_batch = micro_batch * data * if accumulates { 2 } else { 1 };
-        TrainingRun { layout, micro_batch, recompute, global_batch, ..self.run.clone() }
+        let global_batch = micro_batch * data * if key.accumulates { 2 } else { 1 };
+        TrainingRun { shape, layout, micro_batch, recompute, global_batch, ..self.run.clone() }
     }
 
     fn sharding(&self, strategy: &ParallelStrategy) -> Sharding {
@@ -220,11 +222,26 @@ impl CataloguePrices {
         Sharding { zero_stage, shard: shard.max(1), data: data > 1, pipeline: pipeline > 1 }
     }
 
-    fn costs(&self, strategy: &ParallelStrategy, recompute: Recompute, accumulates: bool) -> Arc<Costs> {
+    /// Costs of a block, or of the run's own.
+    fn costs(
+        &self,
+        strategy: &ParallelStrategy,
+        block: Option<BlockSpec>,
+        recompute: Recompute,
+        accumulates: bool,
+    ) -> Arc<Costs> {
         let ParallelStrategy { tensor, context, expert, sequence_parallel, micro_batch, .. } = *strategy;
-        let copies = self.sharding(strategy);
-        let key =
-            Key { tensor, context, expert, sequence_parallel, micro_batch, recompute, accumulates, copies };
+        let key = Key {
+            block,
+            tensor,
+            context,
+            expert,
+            sequence_parallel,
+            micro_batch,
+            recompute,
+            accumulates,
+            copies: self.sharding(strategy),
+        };
         if let Some(known) = self.blocks.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Arc::clone(known);
         }
@@ -261,8 +278,7 @@ impl CataloguePrices {
         let elements_backward = work.element_bytes_backward * rates.elementwise(run);
         let gathered = work.gather_bytes * rates.second_per_byte;
         let reduced = work.gradient_bytes * rates.second_per_byte;
-        let experts = run.shape.mlp_parameters() / f64::from(run.layout.expert);
-        let attention_part = run.shape.attention_parameters() / (run.shape.attention_parameters() + experts);
+        let attention_part = run.shape.attention_parameters() / run.shape.block_parameters(run.layout.expert);
         let mut costs = Costs {
             norm: Passes { forward: 2.0 * rows, again: 2.0 * rows, backward: 5.0 * rows },
             attention: Passes {
@@ -384,8 +400,9 @@ impl Kept {
     fn of(run: &TrainingRun, tokens: f64, along: f64) -> Self {
         let shape = &run.shape;
         let tensor = f64::from(run.layout.tensor);
+        let ffn = shape.experts.map_or(shape.ffn, |experts| experts.ffn.max(experts.shared_ffn));
         let [heads, kv_heads, ffn, vocab] =
-            [shape.heads, shape.kv_heads, shape.ffn, shape.vocab].map(|size| f64::from(size) / tensor);
+            [shape.heads, shape.kv_heads, ffn, shape.vocab].map(|size| f64::from(size) / tensor);
         // Copies of a token on the way to its experts and back.
         let active = shape.experts.map_or(0.0, |experts| f64::from(experts.active));
         let dispatched = 2.0 * active * f64::from(shape.hidden);
@@ -401,7 +418,9 @@ impl Kept {
             AttentionKind::Unfused => bytes(2.0 * word * f64::from(run.seq_len), tokens * heads),
             _ => 0,
         };
-        let projections = bytes(word, tokens * 2.0 * (heads + kv_heads) * head_dim);
+        let projections =
+            bytes(word, tokens * (heads + kv_heads) * (head_dim + f64::from(shape.value_dim())))
+                + bytes(word, tokens * shape.latent_width());
         let inner = bytes(if shape.gated { 3.0 } else { 2.0 } * word, tokens * shape.inner() / tensor);
         let fully_sharded = run.trainer.traits().shards_parameters;
         // Under ZeRO-3 the program counts whole gradients.
@@ -459,8 +478,8 @@ fn modelled(seconds: f64) -> Price {
 
 impl Prices for CataloguePrices {
     fn segment(&self, query: &SegmentQuery) -> Result<SegmentPrice, Unpriced> {
-        let SegmentQuery { segment, pass, recompute, strategy, micro_batches } = *query;
-        let costs = self.costs(strategy, recompute, micro_batches > 1);
+        let SegmentQuery { block, segment, pass, recompute, strategy, micro_batches } = *query;
+        let costs = self.costs(strategy, Some(block), recompute, micro_batches > 1);
         let seconds = match segment {
             Segment::AttentionNorm | Segment::MlpNorm => costs.norm.of(pass),
             Segment::Attention => costs.attention.of(pass),
@@ -519,10 +538,14 @@ impl Prices for CataloguePrices {
         };
         let p = &self.parameters;
         Ok(modelled(match purpose {
-            Purpose::Context(pass) => self.costs(strategy, Recompute::None, false).context.of(pass),
+            Purpose::Context(block, pass) => {
+                self.costs(strategy, Some(block), Recompute::None, false).context.of(pass)
+            }
             // A program has the way to the experts and the way back.
             Purpose::Experts => alone,
-            Purpose::Tensor => alone * self.costs(strategy, Recompute::None, false).tensor,
+            Purpose::Tensor(block) => {
+                alone * self.costs(strategy, Some(block), Recompute::None, false).tensor
+            }
             // The next step's forward pass starts with the buckets that have arrived.
             Purpose::Bucket(Transfer::Gather) if strategy.zero_stage < 3 => {
                 alone * p.update_gather * if self.run.overlap { p.reduce_exposed.min(1.0) } else { 1.0 }
@@ -574,7 +597,7 @@ impl Prices for CataloguePrices {
         let trainer = self.run.trainer;
         if trainer.traits().shards_parameters && strategy.pipeline == 1 {
             let Kept { whole, attention, mlp, attention_gradient, mlp_gradient, logits, loss, .. } =
-                self.costs(strategy, strategy.recompute, false).kept;
+                self.costs(strategy, None, strategy.recompute, false).kept;
             let again = if strategy.recompute == Recompute::None { 0 } else { attention + mlp };
             let backward = again + attention_gradient.max(mlp_gradient) + whole;
             return Bytes((logits + loss).min(backward).max(0) as u64);

@@ -3,10 +3,10 @@
 use crate::machine::NodeModel;
 use crate::memory::Memory;
 use crate::trainer::{AttentionKind, Trainer};
-use autodist_spec::{Activation, InputError, ModelSpec, Positions, Precision, Recompute};
+use autodist_spec::{Activation, BlockSpec, InputError, Latent, ModelSpec, Positions, Precision, Recompute};
 use std::sync::Arc;
 
-/// Shapes of a decoder-only transformer, dense or with experts.
+/// Shapes of a decoder-only transformer, dense or with experts, whose blocks are alike.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Shape {
     pub layers: u32,
@@ -22,6 +22,9 @@ pub struct Shape {
     /// Rows of a learned position embedding; 0 with rotary embeddings.
     pub position_rows: u32,
     pub tied_embeddings: bool,
+    /// Tokens that a query attends to; all before it if `None`.
+    pub window: Option<u32>,
+    pub latent: Option<Latent>,
     pub experts: Option<ExpertShape>,
 }
 
@@ -33,43 +36,100 @@ pub struct ExpertShape {
     pub active: u32,
     /// Width of one expert's inner layer.
     pub ffn: u32,
+    /// Width of the inner layer of the shared experts, all together.
+    pub shared_ffn: u32,
 }
 
 impl From<&ModelSpec> for Shape {
+    /// As if all blocks were like the most frequent one, of those with experts if there are some.
     fn from(model: &ModelSpec) -> Self {
-        Self {
+        let blocks = model.distinct_blocks().into_iter();
+        let blocks = blocks.map(|(layer, count)| (model.block(layer), count));
+        let most = blocks.max_by_key(|(block, count)| (block.experts.is_some(), *count));
+        let block = most.map_or(model.block(1), |(block, _)| block);
+        let blank = Self {
             layers: model.layers,
             hidden: model.hidden,
-            heads: model.heads,
-            kv_heads: model.kv_heads,
-            head_dim: model.head_dim,
-            ffn: model.ffn,
+            heads: block.heads,
+            kv_heads: block.kv_heads,
+            head_dim: block.head_dim,
+            ffn: block.ffn,
             vocab: model.vocab,
             gated: model.activation == Activation::SwiGlu,
             position_rows: if model.positions == Positions::Learned { model.max_seq_len } else { 0 },
             tied_embeddings: model.tied_embeddings,
-            experts: model.experts.map(|experts| ExpertShape {
-                count: experts.count,
-                active: experts.active,
-                ffn: model.ffn,
-            }),
-        }
+            window: None,
+            latent: None,
+            experts: None,
+        };
+        blank.with(&block)
     }
 }
 
 impl Shape {
-    /// Inner elements of the MLP for one token, over its active experts.
-    pub fn inner(&self) -> f64 {
-        self.experts.map_or(f64::from(self.ffn), |e| f64::from(e.active) * f64::from(e.ffn))
+    /// The same model with other blocks.
+    #[must_use]
+    pub fn with(&self, block: &BlockSpec) -> Self {
+        let BlockSpec { heads, kv_heads, head_dim, window, latent, ffn, experts } = *block;
+        let experts = experts.map(|experts| ExpertShape {
+            count: experts.count,
+            active: experts.active,
+            ffn,
+            shared_ffn: experts.shared_ffn,
+        });
+        Self { heads, kv_heads, head_dim, window, latent, ffn, experts, ..self.clone() }
     }
 
-    /// Query, key, value and output matrices of one block, elements.
+    /// Inner elements of the MLP for one token, over its active experts and the shared ones.
+    pub fn inner(&self) -> f64 {
+        let routed = |e: ExpertShape| f64::from(e.active) * f64::from(e.ffn) + f64::from(e.shared_ffn);
+        self.experts.map_or(f64::from(self.ffn), routed)
+    }
+
+    /// Width of a head of values.
+    pub fn value_dim(&self) -> u32 {
+        self.latent.map_or(self.head_dim, |latent| latent.value_dim)
+    }
+
+    /// Elements per token of the low-rank projections of queries, keys and values, which every tensor-parallel
+    /// rank has.
+    pub fn latent_width(&self) -> f64 {
+        self.latent.map_or(0.0, |Latent { query_rank, kv_rank, rope_dim, .. }| {
+            f64::from(query_rank.unwrap_or(0)) + f64::from(kv_rank) + f64::from(rope_dim)
+        })
+    }
+
+    /// Matrices of one block's attention, elements.
     pub fn attention_parameters(&self) -> f64 {
         let (hidden, head) = (f64::from(self.hidden), f64::from(self.head_dim));
-        hidden * head * (2.0 * f64::from(self.heads) + 2.0 * f64::from(self.kv_heads))
+        let heads = f64::from(self.heads);
+        match self.latent {
+            None => hidden * head * (2.0 * heads + 2.0 * f64::from(self.kv_heads)),
+            Some(latent) => {
+                let Latent { query_rank, kv_rank, rope_dim, value_dim } = latent;
+                let from_queries = f64::from(query_rank.unwrap_or(self.hidden));
+                let (kv_rank, value) = (f64::from(kv_rank), f64::from(value_dim));
+                let expanded = heads * (head - f64::from(rope_dim) + value);
+                hidden * (self.latent_width() + heads * value)
+                    + from_queries * heads * head
+                    + kv_rank * expanded
+            }
+        }
     }
 
-    /// The MLP of one block, all experts included; elements.
+    /// The shared experts of one block, elements.
+    pub fn shared_parameters(&self) -> f64 {
+        let matrices = if self.gated { 3.0 } else { 2.0 };
+        let shared = self.experts.map_or(0.0, |experts| f64::from(experts.shared_ffn));
+        matrices * f64::from(self.hidden) * shared
+    }
+
+    /// Elements of one block where experts are distributed over so many ranks.
+    pub fn block_parameters(&self, expert: u32) -> f64 {
+        self.attention_parameters() + self.shared_parameters() + self.mlp_parameters() / f64::from(expert)
+    }
+
+    /// The MLP of one block, all experts but the shared ones included; elements.
     pub fn mlp_parameters(&self) -> f64 {
         let matrices = if self.gated { 3.0 } else { 2.0 };
         let hidden = f64::from(self.hidden);
@@ -85,7 +145,7 @@ impl Shape {
 
     pub fn parameters(&self) -> f64 {
         let tables = if self.tied_embeddings { 1.0 } else { 2.0 };
-        f64::from(self.layers) * (self.attention_parameters() + self.mlp_parameters())
+        f64::from(self.layers) * self.block_parameters(1)
             + tables * self.embedding_parameters()
             + f64::from(self.position_rows) * f64::from(self.hidden)
     }
@@ -97,7 +157,9 @@ impl Shape {
             None => self.mlp_parameters(),
             Some(e) => self.mlp_parameters() * f64::from(e.active) / f64::from(e.count),
         };
-        let scores = 2.0 * f64::from(seq_len) * f64::from(self.heads) * f64::from(self.head_dim);
+        let seen = f64::from(self.window.map_or(seq_len, |window| window.min(seq_len)));
+        let scores = seen * f64::from(self.heads) * f64::from(self.head_dim + self.value_dim());
+        let mlp = mlp + self.shared_parameters();
         6.0 * (f64::from(self.layers) * (self.attention_parameters() + mlp + scores)
             + self.embedding_parameters())
     }

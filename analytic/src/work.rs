@@ -104,6 +104,9 @@ struct Local {
     tokens: f64,
     hidden: f64,
     query: f64,
+    /// The result of the attention core.
+    value: f64,
+    /// Keys and values.
     kv: f64,
     ffn: f64,
 }
@@ -116,12 +119,14 @@ impl StepWork {
             tokens: f64::from(run.micro_batch) * f64::from(run.seq_len) / f64::from(layout.context),
             hidden: f64::from(shape.hidden),
             query: f64::from(shape.heads) * f64::from(shape.head_dim) / tensor,
-            kv: f64::from(shape.kv_heads.max(layout.tensor)) * f64::from(shape.head_dim) / tensor,
+            value: f64::from(shape.heads) * f64::from(shape.value_dim()) / tensor,
+            kv: f64::from(shape.kv_heads.max(layout.tensor)) * f64::from(shape.head_dim + shape.value_dim())
+                / tensor,
             ffn: f64::from(shape.experts.map_or(shape.ffn, |e| e.ffn)) / tensor,
         };
         let mut work = Self::default();
         work.linear(run, &local);
-        work.attention(run);
+        work.attention(run, &local);
         work.elements(run, &local);
         work.head(run, &local);
         work.transfers(run, &local);
@@ -129,10 +134,22 @@ impl StepWork {
     }
 
     fn linear(&mut self, run: &TrainingRun, local: &Local) {
-        let Local { tokens, hidden, query, kv, ffn } = *local;
-        let up = if run.shape.gated { 2.0 * ffn } else { ffn };
-        self.layer(run, tokens, query + 2.0 * kv, hidden, 1.0);
-        self.layer(run, tokens, hidden, query, 1.0);
+        let Local { tokens, hidden, query, value, kv, ffn } = *local;
+        let gates = if run.shape.gated { 2.0 } else { 1.0 };
+        let up = gates * ffn;
+        match run.shape.latent {
+            None => self.layer(run, tokens, query + kv, hidden, 1.0),
+            Some(latent) => {
+                let rank = f64::from(latent.kv_rank);
+                // The rotary part of the keys is not expanded.
+                let rotary = f64::from(run.shape.kv_heads * latent.rope_dim) / f64::from(run.layout.tensor);
+                let queries = latent.query_rank.map_or(hidden, f64::from);
+                self.layer(run, tokens, run.shape.latent_width(), hidden, 1.0);
+                self.layer(run, tokens, query, queries, 1.0);
+                self.layer(run, tokens, kv - rotary, rank, 1.0);
+            }
+        }
+        self.layer(run, tokens, hidden, value, 1.0);
         self.projections_forward = self.linear_forward;
         self.projections_backward = self.linear_backward;
         match run.shape.experts {
@@ -148,6 +165,11 @@ impl StepWork {
                 self.layer(run, tokens, f64::from(experts.count), hidden, 1.0);
                 self.layer(run, rows, up, hidden, held);
                 self.layer(run, rows, hidden, ffn, held);
+                if experts.shared_ffn > 0 {
+                    let shared = f64::from(experts.shared_ffn) / f64::from(run.layout.tensor);
+                    self.layer(run, tokens, gates * shared, hidden, 1.0);
+                    self.layer(run, tokens, hidden, shared, 1.0);
+                }
             }
         }
     }
@@ -160,7 +182,7 @@ impl StepWork {
         self.operands += rows * into * repeats;
     }
 
-    fn attention(&mut self, run: &TrainingRun) {
+    fn attention(&mut self, run: &TrainingRun, local: &Local) {
         let (shape, layout, machine) = (&run.shape, &run.layout, &*run.machine);
         let heads = u64::from(shape.heads.div_ceil(layout.tensor));
         let batch = u64::from(run.micro_batch);
@@ -169,18 +191,29 @@ impl StepWork {
         match run.attention {
             AttentionKind::Unfused => {
                 let gemm = |m, n, k| machine.gemms(sixteen_bits(run), batch * heads, m, n, k);
-                self.attention_forward = gemm(queries, keys, head) + gemm(queries, head, keys);
+                self.attention_forward =
+                    gemm(queries, keys, head) + gemm(queries, shape.value_dim().into(), keys);
                 self.attention_backward = 2.0 * self.attention_forward;
                 self.scores = [batch, heads, queries, keys].map(|size| size as f64).iter().product();
                 self.softmax_apart = run.trainer.softmax_is_apart(batch * heads, keys);
             }
             _ => {
                 let kv_heads = u64::from(shape.kv_heads.div_ceil(layout.tensor));
-                let (sequence, head_dim) = (keys, head);
+                // Queries and values may have heads of different widths.
+                let head_dim = (head + u64::from(shape.value_dim())) / 2;
+                let (sequence, window) = (keys, shape.window);
                 let shape = Attention { batch, sequence, keys, heads, kv_heads, head_dim, causal: true };
                 // Context-parallel ranks process an early and a late part of the sequence each, so that all
                 // have the same number of unmasked keys.
-                self.attention_forward = machine.attention(&shape) / f64::from(layout.context);
+                let whole = machine.attention(&shape) / f64::from(layout.context);
+                self.attention_forward = match window.map(u64::from).filter(|window| *window < keys) {
+                    None => whole,
+                    Some(window) => {
+                        let elements = local.tokens * (local.query + local.value + local.kv);
+                        let moved = run.word() * elements * machine.seconds_per_byte;
+                        (whole * unmasked(keys, window)).max(moved)
+                    }
+                };
                 self.attention_backward = BACKWARD_OVER_FORWARD * self.attention_forward;
             }
         }
@@ -193,7 +226,7 @@ impl StepWork {
         let (along, gated) = (local.hidden / split, f64::from(u8::from(run.shape.gated)));
         let routed = run.shape.experts.map_or(1.0, |e| f64::from(e.active));
         let dispatch = if run.shape.experts.is_some() { 4.0 * routed * local.hidden } else { 0.0 };
-        let inner = local.ffn * routed;
+        let inner = run.shape.inner() / f64::from(run.layout.tensor);
         let word = run.word();
         self.element_bytes_forward = word * local.tokens * (11.0 * along + (2.0 + gated) * inner + dispatch);
         self.element_bytes_backward =
@@ -206,7 +239,7 @@ impl StepWork {
 
     fn block_parameters(&self, run: &TrainingRun) -> f64 {
         let split = f64::from(run.layout.tensor);
-        (run.shape.attention_parameters() + run.shape.mlp_parameters() / f64::from(run.layout.expert)) / split
+        run.shape.block_parameters(run.layout.expert) / split
     }
 
     fn head(&mut self, run: &TrainingRun, local: &Local) {
@@ -267,7 +300,7 @@ impl StepWork {
         };
 
         let spread = (per_node / inside).clamp(1, context.max(1));
-        let kv = 2.0 * run.word() * local.tokens * local.kv * f64::from(context);
+        let kv = run.word() * local.tokens * local.kv * f64::from(context);
         let seconds = machine.collective(Collective::AllGather, kv, context, spread, inside);
         self.context = LinkTime { seconds, between_nodes: context > spread };
 
@@ -389,6 +422,18 @@ impl Copies {
 /// Bytes to add a gradient to an accumulated one: both are read, the sum is written.
 fn sum_bytes(run: &TrainingRun) -> f64 {
     3.0 * run.trainer.gradient_bytes(run.dtype)
+}
+
+/// Queries of a tile of fused attention, all of which see the keys of any of them.
+const TILE: u64 = 128;
+
+/// Keys that the tiles of a causal sequence see within a window, relative to those without one.
+fn unmasked(sequence: u64, window: u64) -> f64 {
+    let seen = |window: u64| {
+        let (all, window) = (sequence as f64, window.min(sequence) as f64);
+        window * (all - 0.5 * (window - 1.0))
+    };
+    seen(window + TILE) / seen(sequence)
 }
 
 /// Attention and all operations other than linear layers stay in 16 bits if GEMMs are in FP8.

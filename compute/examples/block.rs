@@ -29,7 +29,11 @@ fn main() {
         activation: Activation::Gelu,
         bias: true,
         tied_embeddings: true,
+        window: None,
+        latent: None,
         experts: None,
+        blocks: Vec::new(),
+        additions: Vec::new(),
     };
     let llama = ModelSpec {
         name: "llama-style".into(),

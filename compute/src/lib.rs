@@ -20,7 +20,8 @@
 //! let model = ModelSpec {
 //!     name: "tiny".into(), layers: 1, hidden: 8, heads: 2, kv_heads: 2, head_dim: 4, ffn: 16, vocab: 11,
 //!     max_seq_len: 4, positions: Positions::Learned, norm: Norm::LayerNorm, norm_epsilon: 1e-5,
-//!     activation: Activation::Gelu, bias: true, tied_embeddings: true, experts: None,
+//!     activation: Activation::Gelu, bias: true, tied_embeddings: true, window: None,
+//!     latent: None, experts: None, blocks: Vec::new(), additions: Vec::new(),
 //! };
 //! let (device, shape) = (Cpu::<f32>::new(), LayerShape::new(&model, 1, 4, TensorShard::WHOLE));
 //! let len = shape.layout(LayerKind::Block).len();

@@ -61,7 +61,7 @@ impl CostModel {
         };
         let of_tensor = |algorithm| {
             kinds.iter().try_fold(0.0, |sum, kind| {
-                let query = query(Purpose::Tensor, *kind, algorithm, activation);
+                let query = query(Purpose::Tensor(program.model.block(1)), *kind, algorithm, activation);
                 Ok(sum + self.over(&query, &tensor)?.seconds)
             })
         };

@@ -143,7 +143,9 @@ impl ExtendedPrices {
             }
             let strategy =
                 ParallelStrategy { tensor, recompute, ..ParallelStrategy::data_parallel(1, micro_batch) };
-            let query = SegmentQuery { segment, pass, recompute, strategy: &strategy, micro_batches: 1 };
+            let block = self.law.model.block(1);
+            let query =
+                SegmentQuery { block, segment, pass, recompute, strategy: &strategy, micro_batches: 1 };
             let anchor = ParallelStrategy { tensor: from, ..strategy.clone() };
             let Ok(extended) = self.scaled(&query, &anchor) else { continue };
             let seconds = cost.time.median_s.0;
@@ -437,7 +439,8 @@ mod tests {
                 ..ParallelStrategy::data_parallel(1, 1)
             };
             let (two, four) = (at(2), at(4));
-            let query = SegmentQuery { segment, pass, recompute, strategy: &four, micro_batches: 1 };
+            let block = law.model.block(1);
+            let query = SegmentQuery { block, segment, pass, recompute, strategy: &four, micro_batches: 1 };
             let base = SegmentQuery { strategy: &two, ..query };
             let bytes = |streams: f64| (streams * stream) as i64;
             let measured = SegmentPrice {

@@ -1,4 +1,4 @@
-//! The cost of one layer of each kind, independent of its stage: for cutting stages and for quick bounds.
+//! The cost of single layers, independent of its stage: for cutting stages and for quick bounds.
 
 use crate::CostModel;
 use crate::curve::Price;
@@ -6,7 +6,7 @@ use crate::measured::Unpriced;
 use crate::memory::body_memory;
 use crate::priced::Pricer;
 use autodist_program::{Body, Instruction, Program, stages};
-use autodist_spec::{ClassRange, Job, LayerKind, ModelSpec, ParallelStrategy, Seconds};
+use autodist_spec::{BlockSpec, ClassRange, Job, LayerKind, ModelSpec, ParallelStrategy, Seconds};
 
 /// Cost of one layer for one micro-batch, including its tensor collectives.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -19,21 +19,13 @@ pub struct LayerCost {
     pub forward_growth: i64,
 }
 
-/// The cost of one layer of each kind.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct LayerCosts {
-    pub embedding: LayerCost,
-    pub block: LayerCost,
-    pub head: LayerCost,
-}
+/// The cost of every layer of the chain.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct LayerCosts(Vec<LayerCost>);
 
 impl LayerCosts {
-    pub fn of(&self, kind: LayerKind) -> &LayerCost {
-        match kind {
-            LayerKind::Embedding => &self.embedding,
-            LayerKind::Block => &self.block,
-            LayerKind::Head => &self.head,
-        }
+    pub fn of(&self, layer: usize) -> &LayerCost {
+        &self.0[layer]
     }
 
     /// The minimum of each number: a lower bound for any mixture of the two.
@@ -46,16 +38,12 @@ impl LayerCosts {
             launches: [0, 1].map(|pass| a.launches[pass].min(b.launches[pass])),
             forward_growth: a.forward_growth.min(b.forward_growth),
         };
-        Self {
-            embedding: layer(&self.embedding, &other.embedding),
-            block: layer(&self.block, &other.block),
-            head: layer(&self.head, &other.head),
-        }
+        Self(self.0.iter().zip(&other.0).map(|(a, b)| layer(a, b)).collect())
     }
 
     /// Forward and backward of a layer, by the slower of device and host.
-    pub fn time(&self, kind: LayerKind) -> Seconds {
-        let cost = self.of(kind);
+    pub fn time(&self, layer: usize) -> Seconds {
+        let cost = self.of(layer);
         Seconds((cost.forward + cost.backward).seconds.max(cost.launches[0] + cost.launches[1]))
     }
 }
@@ -117,8 +105,8 @@ impl CostModel {
         Ok(costs)
     }
 
-    /// Costs of single layers, taken from the program of a model with one block, so that only the compiler
-    /// defines the operations of a layer.
+    /// Costs of single layers, taken from the program of a model with one of each different block, so that only
+    /// the compiler defines the operations of a layer.
     fn costs_on(
         &self,
         model: &ModelSpec,
@@ -126,7 +114,9 @@ impl CostModel {
         split: &ParallelStrategy,
         classes: ClassRange,
     ) -> Result<LayerCosts, Unpriced> {
-        let small = ModelSpec { layers: 1, ..model.clone() };
+        let distinct = model.distinct_blocks();
+        let blocks: Vec<BlockSpec> = distinct.iter().map(|(layer, _)| model.block(*layer)).collect();
+        let small = model.clone().with_blocks(&blocks);
         let alone = Job { global_batch: split.micro_batch.saturating_mul(split.expert), ..job.clone() };
         let strategy = ParallelStrategy {
             tensor: split.tensor,
@@ -158,7 +148,17 @@ impl CostModel {
                 forward_growth: body_memory(&mut pricer, rank, &pass)?.net_activations(),
             })
         };
-        Ok(LayerCosts { embedding: cost(0)?, block: cost(1)?, head: cost(2)? })
+        let mut costs: Vec<LayerCost> = Vec::with_capacity(model.chain_len());
+        for (layer, first) in model.alike().into_iter().enumerate() {
+            let known = costs.get(first).copied();
+            let small_layer = match model.kind(layer) {
+                LayerKind::Embedding => 0,
+                LayerKind::Block => 1 + distinct.iter().filter(|(other, _)| *other < first).count(),
+                LayerKind::Head => distinct.len() + 1,
+            };
+            costs.push(known.map_or_else(|| cost(small_layer), Ok)?);
+        }
+        Ok(LayerCosts(costs))
     }
 }
 
@@ -174,18 +174,20 @@ fn time(pricer: &mut Pricer, body: &Body) -> Result<(Price, f64), Unpriced> {
     for instruction in &body.instructions {
         total = total
             + match *instruction {
-                Instruction::Segment { segment, pass, recompute, .. } => {
-                    let price = pricer.segment(0, segment, pass, recompute)?;
+                Instruction::Segment { layer, segment, pass, recompute } => {
+                    let price = pricer.segment((0, layer), segment, pass, recompute)?;
                     launch += price.launch_s.0;
                     price.time
                 }
                 // If links differ, its links depend on the placement, which is not decided yet.
                 Instruction::Tensor { .. } if pricer.places_matter() => Price::ZERO,
-                Instruction::Tensor { segment, collective, elements, .. } => {
+                Instruction::Tensor { layer, segment, collective, elements, .. } => {
                     let bytes = pricer.program().tensor_bytes(segment, collective, elements);
-                    pricer.tensor(0, collective.kind(), bytes)?
+                    pricer.tensor((0, layer), collective.kind(), bytes)?
                 }
-                Instruction::Context { pass, elements, .. } => pricer.context(0, pass, elements)?,
+                Instruction::Context { layer, pass, elements } => {
+                    pricer.context((0, layer), pass, elements)?
+                }
                 Instruction::Experts { elements, .. } => pricer.experts(0, elements)?,
                 _ => Price::ZERO,
             };

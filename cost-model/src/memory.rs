@@ -94,7 +94,7 @@ pub(crate) fn body_memory(
                 if pass == Pass::Backward && program.residence().shards_gradients() && within_pass {
                     allocate_gradients(program, rank, layer, &mut whole_gradients, &mut account);
                 }
-                let price = pricer.segment(rank.pipeline_rank, segment, pass, recompute)?;
+                let price = pricer.segment((rank.pipeline_rank, layer), segment, pass, recompute)?;
                 account.moment(Live { temporary: price.peak_bytes, ..Live::default() });
                 account.live.activations += price.growth_bytes;
             }

@@ -7,7 +7,7 @@ use crate::layers::RankCosts;
 use crate::measured::Unpriced;
 use crate::prices::{MessageQuery, ParameterBytes};
 use autodist_program::schedule::{self, Extent, SlotKind};
-use autodist_spec::{Job, LayerKind, ModelSpec, ParallelStrategy, Seconds, Stage};
+use autodist_spec::{Job, ModelSpec, ParallelStrategy, Seconds, Stage};
 
 /// Costs of the chunks of a pipeline, summed: independent of data parallelism, ZeRO, schedule and buckets.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,22 +34,24 @@ impl Outline {
         let parts = if strategy.sequence_parallel { strategy.tensor } else { 1 };
         let tokens = u64::from(job.seq_len) * u64::from(strategy.micro_batch) / u64::from(strategy.context);
         let flow = job.precision.working(tokens * u64::from(model.hidden) / u64::from(parts)).0 as i64;
-        let kinds = [LayerKind::Embedding, LayerKind::Block, LayerKind::Head];
-        let parameters = kinds.map(|kind| {
-            let local = model.parameters(kind).into_iter().map(|one| one.distributed(strategy.expert));
-            local.map(|one| one.local_elements(0, strategy.tensor)).sum::<u64>()
-        });
+        let mut parameters: Vec<u64> = Vec::with_capacity(model.chain_len());
+        for (layer, first) in model.alike().into_iter().enumerate() {
+            let known = parameters.get(first).copied();
+            parameters.push(known.unwrap_or_else(|| {
+                let local = model.parameters(layer).into_iter().map(|one| one.distributed(strategy.expert));
+                local.map(|one| one.local_elements(0, strategy.tensor)).sum()
+            }));
+        }
         let mut outline = Self { chunks: Vec::new(), growth: Vec::new(), elements: vec![0; pipeline] };
         for (chunk, stage) in stages.iter().enumerate() {
             let (mut work, mut launches, mut growth) = (ChunkWork::default(), [0.0; 2], 0);
             for layer in stage.layers() {
-                let kind = model.kind(layer);
-                let cost = costs.of_rank(strategy.rank_of(chunk)).of(kind);
+                let cost = costs.of_rank(strategy.rank_of(chunk)).of(layer);
                 work.forward += cost.forward.seconds;
                 work.backward += cost.backward.seconds;
                 launches = [0, 1].map(|pass| launches[pass] + cost.launches[pass]);
                 growth += cost.forward_growth;
-                outline.elements[strategy.rank_of(chunk)] += parameters[kind as usize];
+                outline.elements[strategy.rank_of(chunk)] += parameters[layer];
             }
             if costs.receives_block {
                 // The host launches a pass that waited for another rank only then.

@@ -184,8 +184,10 @@ pub(crate) struct Pricer<'a> {
     program: &'a Program,
     /// The classes of the devices of each pipeline rank.
     classes: Vec<ClassRange>,
-    segments: BTreeMap<ClassRange, Box<[Option<SegmentPrice>; 81]>>,
-    tensor: BTreeMap<(usize, Collective, Bytes), Price>,
+    /// By layer: the first layer of the chain that is like it.
+    alike: Vec<usize>,
+    segments: BTreeMap<(ClassRange, usize), Box<[Option<SegmentPrice>; 81]>>,
+    tensor: BTreeMap<(usize, usize, Collective, Bytes), Price>,
     /// By pipeline rank.
     occupancy: Vec<LinkOccupancy>,
 }
@@ -205,8 +207,9 @@ impl<'a> Pricer<'a> {
     /// As `new`, with the classes of the devices of each pipeline rank.
     pub fn on(costs: &'a CostModel, program: &'a Program, classes: Vec<ClassRange>) -> Self {
         let occupancy = vec![LinkOccupancy::default(); program.ranks.len()];
-        let segments = classes.iter().map(|range| (*range, Box::new([None; 81]))).collect();
-        Self { costs, program, classes, segments, tensor: BTreeMap::new(), occupancy }
+        let alike = program.model.alike();
+        let (segments, tensor) = (BTreeMap::new(), BTreeMap::new());
+        Self { costs, program, classes, alike, segments, tensor, occupancy }
     }
 
     fn all(&mut self) -> Result<Vec<Vec<PricedBody>>, Unpriced> {
@@ -273,33 +276,39 @@ impl<'a> Pricer<'a> {
 
     pub fn segment(
         &mut self,
-        rank: usize,
+        (rank, layer): (usize, usize),
         segment: Segment,
         pass: Pass,
         recompute: Recompute,
     ) -> Result<SegmentPrice, Unpriced> {
         let slot = (segment as usize * 3 + pass as usize) * 3 + recompute as usize;
         let classes = self.classes[rank];
-        if let Some(price) = self.segments[&classes][slot] {
+        let known = self.segments.entry((classes, self.alike[layer])).or_insert_with(|| Box::new([None; 81]));
+        if let Some(price) = known[slot] {
             return Ok(price);
         }
-        let strategy = &self.program.strategy;
-        let micro_batches = self.program.micro_batches;
-        let query = SegmentQuery { segment, pass, recompute, strategy, micro_batches };
+        let Program { model, strategy, micro_batches, .. } = self.program;
+        let (block, micro_batches) = (model.block(layer), *micro_batches);
+        let query = SegmentQuery { block, segment, pass, recompute, strategy, micro_batches };
         let price = self.costs.segment(&query, classes)?;
-        if let Some(known) = self.segments.get_mut(&classes) {
-            known[slot] = Some(price);
-        }
+        known[slot] = Some(price);
         Ok(price)
     }
 
-    /// A collective over the tensor groups of a pipeline rank, whose ranks are neighbours.
-    pub fn tensor(&mut self, rank: usize, kind: Collective, bytes: Bytes) -> Result<Price, Unpriced> {
-        if let Some(price) = self.tensor.get(&(rank, kind, bytes)) {
+    /// A collective for `layer` over the tensor groups of a pipeline rank, whose ranks are neighbours.
+    pub fn tensor(
+        &mut self,
+        (rank, layer): (usize, usize),
+        kind: Collective,
+        bytes: Bytes,
+    ) -> Result<Price, Unpriced> {
+        let key = (rank, self.alike[layer], kind, bytes);
+        if let Some(price) = self.tensor.get(&key) {
             return Ok(*price);
         }
         let work = (kind, self.program.strategy.communication.tensor);
-        let query = self.query(Purpose::Tensor, work, self.program.mesh.view(&[Axis::Tensor]), bytes);
+        let purpose = Purpose::Tensor(self.program.model.block(layer));
+        let query = self.query(purpose, work, self.program.mesh.view(&[Axis::Tensor]), bytes);
         let alone = if self.places_matter() {
             let groups = self.program.tensor_groups(rank);
             // Replicas are not synchronised: each group runs by itself, and contends with the others part of
@@ -327,15 +336,21 @@ impl<'a> Pricer<'a> {
                 Price { seconds, half_width, ..alone } + self.costs.synchronisation
             }
         };
-        self.tensor.insert((rank, kind, bytes), price);
+        self.tensor.insert(key, price);
         Ok(price)
     }
 
     /// The exchange of keys and values, as far as the attention does not hide it.
-    pub fn context(&self, rank: usize, pass: Pass, elements: usize) -> Result<Price, Unpriced> {
+    pub fn context(
+        &self,
+        (rank, layer): (usize, usize),
+        pass: Pass,
+        elements: usize,
+    ) -> Result<Price, Unpriced> {
         let work = (Collective::AllGather, Algorithm::Ring);
         let bytes = self.program.precision.working(elements as u64);
-        let query = self.query(Purpose::Context(pass), work, self.program.context_view(), bytes);
+        let purpose = Purpose::Context(self.program.model.block(layer), pass);
+        let query = self.query(purpose, work, self.program.context_view(), bytes);
         self.costs.collective(&query, self.classes[rank])
     }
 
@@ -480,23 +495,23 @@ impl<'a> Pricer<'a> {
         }
         for instruction in &body.instructions {
             let price = match *instruction {
-                Instruction::Segment { segment, pass, recompute, .. } => {
+                Instruction::Segment { layer, segment, pass, recompute } => {
                     let SegmentPrice { time, launch_s, .. } =
-                        self.segment(rank.pipeline_rank, segment, pass, recompute)?;
+                        self.segment((rank.pipeline_rank, layer), segment, pass, recompute)?;
                     let again = pass == Pass::Recompute;
                     let (compute, recompute) = if again { (0.0, time.seconds) } else { (time.seconds, 0.0) };
                     let (launch, launched) = (launch_s.0, launch_s.0 + time.seconds);
                     steps.work(Work { compute, recompute, launch, launched, ..Work::default() });
                     time
                 }
-                Instruction::Tensor { segment, collective, elements, .. } => {
+                Instruction::Tensor { layer, segment, collective, elements, .. } => {
                     let bytes = self.program.tensor_bytes(segment, collective, elements);
-                    let price = self.tensor(rank.pipeline_rank, collective.kind(), bytes)?;
+                    let price = self.tensor((rank.pipeline_rank, layer), collective.kind(), bytes)?;
                     steps.work(Work { tensor: price.seconds, ..Work::default() });
                     price
                 }
-                Instruction::Context { pass, elements, .. } => {
-                    let price = self.context(rank.pipeline_rank, pass, elements)?;
+                Instruction::Context { layer, pass, elements } => {
+                    let price = self.context((rank.pipeline_rank, layer), pass, elements)?;
                     steps.work(Work { context: price.seconds, ..Work::default() });
                     price
                 }
@@ -505,9 +520,10 @@ impl<'a> Pricer<'a> {
                     steps.work(Work { expert: price.seconds, ..Work::default() });
                     price
                 }
-                Instruction::SumReplicated { elements, .. } => {
+                Instruction::SumReplicated { bucket, elements } => {
                     let bytes = Bytes::of_f32(elements as u64);
-                    let price = self.tensor(rank.pipeline_rank, Collective::AllReduce, bytes)?;
+                    let layer = rank.buckets()[bucket].layers[0].layer;
+                    let price = self.tensor((rank.pipeline_rank, layer), Collective::AllReduce, bytes)?;
                     steps.work(Work { tensor: price.seconds, ..Work::default() });
                     price
                 }

@@ -5,13 +5,16 @@ use crate::measured::{SegmentPrice, Unpriced};
 use autodist_program::Transfer;
 use autodist_spec::profile::Interference;
 use autodist_spec::{
-    Algorithm, Bytes, Collective, Optimizer, ParallelStrategy, Pass, Precision, Recompute, Seconds, Segment,
+    Algorithm, BlockSpec, Bytes, Collective, Optimizer, ParallelStrategy, Pass, Precision, Recompute,
+    Seconds, Segment,
 };
 use std::fmt;
 
 /// One pass of a segment over one micro-batch on one rank, without its collectives.
 #[derive(Debug, Clone, Copy)]
 pub struct SegmentQuery<'a> {
+    /// The block of the segment; any of the model's for the embedding and the head.
+    pub block: BlockSpec,
     pub segment: Segment,
     pub pass: Pass,
     /// Policy of the block; the strategy's policy applies only to some blocks.
@@ -24,10 +27,10 @@ pub struct SegmentQuery<'a> {
 /// The purpose of a collective.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Activations of a tensor-parallel group.
-    Tensor,
-    /// Keys and values of a context-parallel group, for one pass of a block's attention.
-    Context(Pass),
+    /// Activations of a tensor-parallel group, in a block like this one.
+    Tensor(BlockSpec),
+    /// Keys and values of a context-parallel group, for one pass of the attention of such a block.
+    Context(BlockSpec, Pass),
     /// Tokens to the ranks of their experts, or back.
     Experts,
     /// Gradients or parameters of a bucket.

@@ -3,8 +3,8 @@
 
 use autodist_spec::profile::{CollectiveCost, Hardware, Interference, LinkFit, MessageCost, OptimizerCost};
 use autodist_spec::{
-    Bytes, Cluster, Collective, Device, Environment, Job, LayerKind, ModelSpec, NodeGroup, Pass, Profile,
-    Provenance, Recompute, SCHEMA_VERSION, Sample, Seconds, Segment, SegmentCost,
+    Bytes, Cluster, Collective, Device, Environment, Job, ModelSpec, NodeGroup, Pass, Profile, Provenance,
+    Recompute, SCHEMA_VERSION, Sample, Seconds, Segment, SegmentCost,
 };
 
 /// A machine with exact costs: a segment takes FLOPs / speed, a collective takes the time of a ring.
@@ -306,13 +306,13 @@ impl Shape<'_> {
     }
 
     fn forward_flops(&self, segment: Segment) -> f64 {
-        let of = |kind| {
-            self.model.forward_flops(kind, self.tokens(), u64::from(self.seq_len)).0 / f64::from(self.tensor)
+        let of = |layer| {
+            self.model.forward_flops(layer, self.tokens(), u64::from(self.seq_len)).0 / f64::from(self.tensor)
         };
         match segment {
-            Segment::Attention => 0.4 * of(LayerKind::Block),
-            Segment::Mlp => 0.6 * of(LayerKind::Block),
-            Segment::Logits => of(LayerKind::Head),
+            Segment::Attention => 0.4 * of(1),
+            Segment::Mlp => 0.6 * of(1),
+            Segment::Logits => of(self.model.chain_len() - 1),
             _ => 0.0,
         }
     }

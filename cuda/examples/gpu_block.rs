@@ -51,7 +51,11 @@ fn models() -> [ModelSpec; 2] {
         activation: Activation::Gelu,
         bias: true,
         tied_embeddings: true,
+        window: None,
+        latent: None,
         experts: None,
+        blocks: Vec::new(),
+        additions: Vec::new(),
     };
     let llama = ModelSpec {
         name: "llama-style".into(),

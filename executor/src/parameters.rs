@@ -32,7 +32,7 @@ fn placed(model: &ModelSpec, bucket: &Bucket, tensor_rank: usize, degree: usize)
     let mut list = Vec::new();
     for layer in &bucket.layers {
         let mut offset = layer.offset;
-        for (index, parameter) in model.parameters(model.kind(layer.layer)).into_iter().enumerate() {
+        for (index, parameter) in model.parameters(layer.layer).into_iter().enumerate() {
             let (rows, columns) = parameter.local_shape(tensor_rank as u32, degree as u32);
             let first = |total| share(total, tensor_rank as u64, degree as u64).start as usize;
             let (first_row, first_column) = match parameter.split {

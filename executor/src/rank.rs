@@ -454,11 +454,13 @@ impl<B: TrainingDevice> Rank<'_, B> {
             }
             self.memory_peak = self.memory_peak.max(self.device.reset_peak_memory());
             let (before, start) = (self.device.live_memory(), self.device.record());
+            let queued = (!self.device.is_host()).then(Instant::now);
             self.run_paced(instruction, &mut frame)?;
+            let launch = queued.map(|began| began.elapsed().as_secs_f64());
             let end = self.device.record();
             let growth = self.device.live_memory() as i64 - before as i64;
             let peak = self.device.peak_memory().saturating_sub(before) as u64;
-            self.recorder.instruction(body, index, (start, end), growth, peak);
+            self.recorder.instruction(body, index, (start, end), launch, growth, peak);
         }
         let chunks = self.program.stages.len();
         match operation {

@@ -50,6 +50,9 @@ pub struct InstructionSample {
     pub body: usize,
     pub index: usize,
     pub seconds: Vec<f64>,
+    /// Seconds that the host took to queue it, each time; empty where the device is the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub launches: Vec<f64>,
     /// Live memory after it minus live memory before it, bytes; of the last run.
     pub growth: i64,
     /// Highest live memory during it, relative to its start, bytes; the largest of all runs.
@@ -153,7 +156,14 @@ impl RankOutcome {
                 if let Some(sample) = find(of) {
                     let seconds = sample.seconds.iter().map(|s| s * share).collect();
                     let NamedSample { growth, peak, .. } = *sample;
-                    self.instructions.push(InstructionSample { body, index, seconds, growth, peak });
+                    self.instructions.push(InstructionSample {
+                        body,
+                        index,
+                        seconds,
+                        launches: Vec::new(),
+                        growth,
+                        peak,
+                    });
                 }
             }
         }
@@ -213,7 +223,14 @@ impl<B: Backend> Recorder<B> {
             for (body, instructions) in bodies.iter().enumerate() {
                 let slot = |index| {
                     let seconds = Vec::with_capacity(steps.saturating_mul(runs).min(MOST_TAKEN));
-                    samples.push(InstructionSample { body, index, seconds, growth: 0, peak: 0 });
+                    samples.push(InstructionSample {
+                        body,
+                        index,
+                        seconds,
+                        launches: Vec::new(),
+                        growth: 0,
+                        peak: 0,
+                    });
                     samples.len() - 1
                 };
                 slots.push((0..instructions.len()).map(slot).collect());
@@ -267,11 +284,13 @@ impl<B: Backend> Recorder<B> {
         body: usize,
         index: usize,
         (start, end): (B::Event, B::Event),
+        launch: Option<f64>,
         growth: i64,
         peak: u64,
     ) {
         let slot = self.slots[body][index];
         let sample = &mut self.samples[slot];
+        sample.launches.extend(launch);
         sample.growth = growth;
         sample.peak = sample.peak.max(peak);
         self.instructions.push((slot, start, end));
@@ -310,6 +329,7 @@ impl<B: Backend> Recorder<B> {
         self.timelines.clear();
         for sample in &mut self.samples {
             sample.seconds.clear();
+            sample.launches.clear();
             sample.peak = 0;
         }
     }

@@ -36,8 +36,8 @@ impl ModelState {
     /// Puts the shards of all ranks together. Elements that no rank holds are NaN.
     pub fn of(model: &ModelSpec, optimizer: &Optimizer, step: u32, shards: &[StateShard]) -> Self {
         let mut tensors = BTreeMap::new();
-        for (layer, kind) in model.chain().into_iter().enumerate() {
-            for (index, parameter) in model.parameters(kind).iter().enumerate() {
+        for layer in 0..model.chain_len() {
+            for (index, parameter) in model.parameters(layer).iter().enumerate() {
                 let values = vec![f32::NAN; parameter.elements() as usize];
                 let optimizer = vec![values.clone(); optimizer.state_elements() as usize];
                 tensors.insert((layer, index), TensorState { values, optimizer });
@@ -58,8 +58,8 @@ impl ModelState {
     /// # Errors
     /// A parameter of the model that is missing, has another size or lacks a kind of the optimizer's state.
     pub fn check(&self, model: &ModelSpec, optimizer: &Optimizer) -> Result<(), ExecutionError> {
-        for (layer, kind) in model.chain().into_iter().enumerate() {
-            for (index, parameter) in model.parameters(kind).iter().enumerate() {
+        for layer in 0..model.chain_len() {
+            for (index, parameter) in model.parameters(layer).iter().enumerate() {
                 let elements = parameter.elements() as usize;
                 let state = optimizer.state_elements() as usize;
                 let fits = self.tensors.get(&(layer, index)).is_some_and(|tensor| {

@@ -200,8 +200,7 @@ fn read(
     // What a row has understood, the details beside it belong to.
     let command = CommandLine {
         fp8: settings.command.fp8 || settings.precision == Precision::Fp8,
-        experts: settings.command.experts
-            || settings.model.as_ref().is_some_and(|model| model.experts.is_some()),
+        experts: settings.command.experts || settings.model.as_ref().is_some_and(|model| model.has_experts()),
         ..settings.command.clone()
     };
     let others =

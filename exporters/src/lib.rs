@@ -18,6 +18,7 @@ mod maxtext;
 mod megatron;
 mod megatron_bridge;
 mod nanotron;
+mod pattern;
 mod row;
 mod settings;
 mod shell;
@@ -112,7 +113,8 @@ pub trait Exporter: Sync {
         vec![]
     }
 
-    /// Whether its files describe models of experts, and GEMMs in FP8.
+    /// Whether its files describe models with experts and other blocks than those of Llama and GPT, and GEMMs in
+    /// FP8.
     fn has_experts_and_fp8(&self) -> bool {
         false
     }
@@ -241,17 +243,25 @@ impl File {
     }
 }
 
-/// Experts and FP8 of a plan, for a trainer whose files have no settings of them.
-fn experts_or_fp8(plan: &Plan, target: Target) -> Vec<InputError> {
+/// The parts of a plan for which the files of most trainers have no settings.
+fn beyond_files(plan: &Plan, target: Target) -> Vec<InputError> {
     let refuse = |field: &str, value: &str, what: &str| {
         let problem = format!("{what}, which files of {} do not describe", target.name());
         InputError::new(field, value, problem).hint("export to megatron or megatron-bridge")
     };
-    let experts = plan.model.experts.is_some();
-    let experts = experts.then(|| refuse("model.name", &plan.model.name, "has experts"));
+    let model = &plan.model;
+    let of_model = [
+        model.has_experts().then_some("has experts"),
+        (!model.is_uniform()).then_some("has blocks that differ"),
+        model.latent.is_some().then_some("has multi-head latent attention"),
+        model.attends_within_window(plan.job.seq_len).then_some("has a window of attention"),
+        (!model.additions.is_empty()).then_some("has additions to its blocks"),
+    ];
+    let of_model = of_model.into_iter().flatten().next();
+    let of_model = of_model.map(|what| refuse("model.name", &model.name, what));
     let fp8 = plan.job.precision == Precision::Fp8;
     let fp8 = fp8.then(|| refuse("job.precision", "fp8", "is arithmetic in 8 bits"));
-    experts.into_iter().chain(fp8).collect()
+    of_model.into_iter().chain(fp8).collect()
 }
 
 /// The order that nodes of different kinds must have; `None` if all are alike.
@@ -323,7 +333,7 @@ pub fn export(plan: &Plan, target: Target, options: &Options) -> Result<Exported
         draft.unsupported(unsupported);
     }
     if target.is_trainer() && !exporter.has_experts_and_fp8() {
-        draft.refusals.extend(experts_or_fp8(plan, target));
+        draft.refusals.extend(beyond_files(plan, target));
     }
     let Draft { document, notes, refusals, .. } = draft;
     if !refusals.is_empty() {

@@ -219,7 +219,11 @@ static ROWS: &[FieldMapping] = &[
                 return Ok(false);
             };
             settings.model = Some(ModelSpec {
+                window: None,
+                latent: None,
                 experts: None,
+                blocks: Vec::new(),
+                additions: Vec::new(),
                 name: "nanotron".to_owned(),
                 layers,
                 hidden,

@@ -272,7 +272,7 @@ impl<'a> Evaluator<'a> {
             Cut::Times => {
                 let costs = self.layers(strategy)?;
                 let (distinct, of_rank) = costs.distinct();
-                let time = |device: usize, layer| distinct[device].time(self.model.kind(layer)).0;
+                let time = |device: usize, layer| distinct[device].time(layer).0;
                 let devices: Vec<usize> = (0..chunks).map(|chunk| of_rank[strategy.rank_of(chunk)]).collect();
                 let stages = stages::balanced_on(self.model, &devices, strategy.recompute, &time);
                 Ok(stages.unwrap_or_default())

@@ -129,9 +129,13 @@ fn micro_batches(job: &Job, data: u32) -> Vec<u32> {
 
 /// Expert-parallel degrees where `replicas` ranks hold the same parameters.
 fn experts(model: &ModelSpec, job: &Job, replicas: u32) -> Vec<u32> {
-    match (&job.allow.expert, model.experts) {
+    let counts: Vec<u32> = model.block_kinds().filter_map(|block| Some(block.experts?.count)).collect();
+    match (&job.allow.expert, counts.first()) {
         (Some(list), _) => unique(list),
-        (None, Some(experts)) => divisors(experts.count).filter(|n| replicas.is_multiple_of(*n)).collect(),
+        (None, Some(count)) => {
+            let divides_all = |n: &u32| counts.iter().all(|count| count.is_multiple_of(*n));
+            divisors(*count).filter(|n| replicas.is_multiple_of(*n) && divides_all(n)).collect()
+        }
         (None, None) => vec![1],
     }
 }

@@ -42,6 +42,8 @@ pub struct Assembly<'a> {
     /// Every probe run.
     takes: Vec<Take>,
     memory: BTreeMap<CellKey, Memory>,
+    /// Seconds of the host to queue each cell; empty where the device is the host.
+    launches: BTreeMap<CellKey, Vec<f64>>,
     /// Probes without a valid run, with the reason; links likewise.
     unsettled: BTreeMap<Probe, String>,
     links_unsettled: Option<String>,
@@ -95,6 +97,7 @@ impl<'a> Assembly<'a> {
             distrusted,
             takes: Vec::new(),
             memory: BTreeMap::new(),
+            launches: BTreeMap::new(),
             unsettled: BTreeMap::new(),
             links_unsettled: None,
             again: Vec::new(),
@@ -324,6 +327,7 @@ impl<'a> Assembly<'a> {
                         let recompute = recompute_key(segment, recompute);
                         let key = (segment, pass, s.tensor, s.sequence_parallel, s.micro_batch, recompute);
                         take.cells.entry(key).or_default().extend(&sample.seconds);
+                        self.launches.entry(key).or_default().extend(&sample.launches);
                         let (growth, peak) = self.memory.entry(key).or_default();
                         // In addition to its layers, FSDP2 gathers and frees parameters.
                         if self.environment.engine == Engine::Native || s.shard == 1 {

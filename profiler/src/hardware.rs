@@ -3,7 +3,7 @@
 use autodist_compute::{GemmShape, Region, RegionMut};
 use autodist_executor::{ExecutionError, TrainingDevice};
 use autodist_spec::profile::{CopyCost, CopyKind, Hardware, ProductCost, Sample};
-use autodist_spec::{Bytes, FlopsPerSecond, LayerKind, ModelSpec, Precision, TensorSplit};
+use autodist_spec::{Bytes, FlopsPerSecond, ModelSpec, Precision, TensorSplit};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
@@ -23,18 +23,19 @@ impl HardwareTask {
     /// so that no measured segment has a larger and therefore faster one; and copies up to the size of a
     /// layer's parameters, at least larger than caches.
     pub fn of(model: &ModelSpec, tokens: usize, most_tokens: usize, precision: Precision) -> Self {
-        let matrices = [LayerKind::Block, LayerKind::Head]
+        // All blocks are alike.
+        let block = 1;
+        let matrices = [block, model.chain_len() - 1]
             .into_iter()
-            .flat_map(|kind| model.parameters(kind))
+            .flat_map(|layer| model.parameters(layer))
             .filter(|p| p.split != TensorSplit::Replicated && p.columns > 1);
         let mut products: BTreeSet<_> =
             matrices.map(|p| (tokens, p.rows as usize, p.columns as usize)).collect();
-        let block =
-            model.parameters(LayerKind::Block).into_iter().filter(|p| p.split != TensorSplit::Replicated);
-        let largest = block.filter(|p| p.columns > 1).max_by_key(|p| p.rows * p.columns);
+        let split = model.parameters(block).into_iter().filter(|p| p.split != TensorSplit::Replicated);
+        let largest = split.filter(|p| p.columns > 1).max_by_key(|p| p.rows * p.columns);
         products.extend(largest.map(|p| (most_tokens, p.rows as usize, p.columns as usize)));
         // A copy that fits into a cache would measure the cache.
-        let largest = (4 * model.layer_parameters(LayerKind::Block) as usize).clamp(32 << 20, 256 << 20);
+        let largest = (4 * model.layer_parameters(block) as usize).clamp(32 << 20, 256 << 20);
         Self {
             products: products.into_iter().collect(),
             copies: BTreeSet::from([1 << 12, 1 << 16, largest]).into_iter().collect(),

@@ -5,7 +5,7 @@ use crate::{Assignment, CodingTask, HardwareTask, LinkTask, NetworkTask, Overlap
 use autodist_executor::{CodecOptions, DataSource, Task};
 use autodist_program::{rules, stages};
 use autodist_spec::{
-    Bytes, Codec, DoubtedCell, Engine, Job, LayerKind, ParallelStrategy, Recompute, ScheduleKind, TensorSplit,
+    Bytes, Codec, DoubtedCell, Engine, Job, ParallelStrategy, Recompute, ScheduleKind, TensorSplit,
 };
 
 /// Maximum number of rounds, however noisy the machine: more would not help.
@@ -287,13 +287,11 @@ fn links(request: &Request) -> LinkTask {
 fn overlap(request: &Request) -> OverlapTask {
     let model = &request.model;
     let rows = (request.job.seq_len as usize).clamp(64, 512);
-    let matrices = model
-        .parameters(LayerKind::Block)
-        .into_iter()
-        .filter(|p| p.split != TensorSplit::Replicated && p.columns > 1);
+    let matrices =
+        model.parameters(1).into_iter().filter(|p| p.split != TensorSplit::Replicated && p.columns > 1);
     let largest = matrices.max_by_key(|p| p.rows * p.columns);
     let (n, k) = largest.map_or((64, 64), |p| (p.rows as usize, p.columns as usize));
-    let sum_bytes = (4 * model.layer_parameters(LayerKind::Block) as usize).clamp(1 << 16, 32 << 20);
+    let sum_bytes = (4 * model.layer_parameters(1) as usize).clamp(1 << 16, 32 << 20);
     // Between machines, a shorter sequence takes long enough.
     let (reduce_bytes, row) = match request.machines.len() {
         0 | 1 => (sum_bytes, 8 << 20),

@@ -1,7 +1,7 @@
 //! Buckets: the flat buffers in which a rank keeps its parameters and gradients.
 
 use crate::residence::{LayerStrategy, Residence};
-use autodist_spec::{LayerKind, ModelSpec, ParallelStrategy, Parameter, Stage, TensorSplit};
+use autodist_spec::{ModelSpec, ParallelStrategy, Parameter, Stage, TensorSplit};
 
 /// A layer's region in a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,14 +53,14 @@ impl Bucket {
 /// experts' parameters (`distributed` over more than one rank), or of all that a bucket without those holds.
 fn region(
     model: &ModelSpec,
-    kind: LayerKind,
+    layer: usize,
     (tensor_rank, degree): (usize, usize),
     expert: usize,
     distributed: bool,
 ) -> (usize, usize) {
     let mut elements = 0;
     let mut replicated = 0;
-    for parameter in parameters(model, kind, expert, distributed) {
+    for parameter in parameters(model, layer, expert, distributed) {
         let local = parameter.local_elements(tensor_rank as u32, degree as u32) as usize;
         elements += local;
         if parameter.split == TensorSplit::Replicated {
@@ -74,12 +74,12 @@ fn region(
 /// `expert` ranks.
 fn parameters(
     model: &ModelSpec,
-    kind: LayerKind,
+    layer: usize,
     expert: usize,
     distributed: bool,
 ) -> impl Iterator<Item = Parameter> {
     let apart = expert > 1;
-    let list = model.parameters(kind).into_iter();
+    let list = model.parameters(layer).into_iter();
     list.filter(move |one| (apart && one.routed) == distributed)
         .map(move |one| one.distributed(expert as u32))
 }
@@ -98,8 +98,7 @@ impl Bucket {
         let mut list = Vec::new();
         for layer in &self.layers {
             let mut offset = layer.offset;
-            let kind = model.kind(layer.layer);
-            for parameter in parameters(model, kind, self.expert, self.expert > 1) {
+            for parameter in parameters(model, layer.layer, self.expert, self.expert > 1) {
                 let (rows, columns) = parameter.local_shape(tensor_rank as u32, degree as u32);
                 let (rows, columns) = (rows as usize, columns as usize);
                 let (rows, columns) = if columns == 1 { (1, rows) } else { (rows, columns) };
@@ -143,7 +142,7 @@ pub fn buckets(
             let limit = if residence.shards_gradients() { 0 } else { limit };
             for distributed in [true, false] {
                 let place = (tensor_rank, tensor);
-                let (elements, replicated) = region(model, model.kind(layer), place, expert, distributed);
+                let (elements, replicated) = region(model, layer, place, expert, distributed);
                 if distributed && elements == 0 {
                     continue;
                 }

@@ -215,7 +215,7 @@ impl<'a> Compiler<'a> {
     fn exchange(&self, out: &mut Vec<Instruction>, layer: usize, pass: Pass) {
         let Self { model, strategy, tokens, .. } = self;
         if strategy.context > 1 {
-            let width = 2 * (model.kv_heads * model.head_dim / strategy.tensor) as usize;
+            let width = model.block(layer).kv_width() as usize / strategy.tensor as usize;
             let times = if pass == Pass::Backward { 2 } else { 1 };
             let elements = (times * width).saturating_mul(tokens * strategy.context as usize).min(MOST);
             out.push(Instruction::Context { layer, pass, elements });
@@ -224,7 +224,7 @@ impl<'a> Compiler<'a> {
 
     /// Tokens to their experts, or back; with sequence parallelism only this rank's rows.
     fn route(&self, out: &mut Vec<Instruction>, layer: usize, pass: Pass) {
-        if let (Some(experts), true) = (self.model.experts, self.strategy.expert > 1) {
+        if let (Some(experts), true) = (self.model.block(layer).experts, self.strategy.expert > 1) {
             let parts = if self.strategy.sequence_parallel { self.strategy.tensor as usize } else { 1 };
             let elements = (self.activation / parts).saturating_mul(experts.active as usize).min(MOST);
             out.push(Instruction::Experts { layer, pass, elements });

@@ -34,14 +34,43 @@ fn both(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<(), String
             "precision = {name}: it trains in fp32, tf32 and bf16; use one of them, or {instead}"
         ));
     }
-    if model.experts.is_some() {
-        return Err(format!("{}: it does not support experts; use a dense model, or {instead}", model.name));
-    }
+    check_model(model, job.seq_len)?;
     if s.context > 1 {
         let context = s.context;
         return Err(format!("cp={context}: it does not support context parallelism; use cp=1, or {instead}"));
     }
     Ok(())
+}
+
+/// # Errors
+/// The part of a model, trained on sequences of `seq_len` tokens, that no engine supports.
+pub fn check_model(model: &ModelSpec, seq_len: u32) -> Result<(), String> {
+    let instead = "export the plan to a trainer that does";
+    let name = &model.name;
+    if model.has_experts() {
+        return Err(format!("{name}: it does not support experts; use a dense model, or {instead}"));
+    }
+    if !model.is_uniform() {
+        return Err(format!("{name}: it runs blocks that are all alike; use such a model, or {instead}"));
+    }
+    if let Some(addition) = model.additions.first() {
+        let addition = addition.name();
+        return Err(format!(
+            "{name}: it does not support {addition}; use a model without additions, or {instead}"
+        ));
+    }
+    if model.latent.is_some() {
+        return Err(format!(
+            "{name}: it has no multi-head latent attention; use another model, or {instead}"
+        ));
+    }
+    match model.window {
+        Some(window) if window < seq_len => Err(format!(
+            "{name}: a query attends to {window} tokens, and it has no sliding-window attention; use a seq_len of \
+             {window} or less, or {instead}"
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn torch(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<(), String> {
@@ -128,7 +157,7 @@ fn communication(model: &ModelSpec, s: &ParallelStrategy) -> Result<(), String> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use autodist_spec::catalog;
+    use autodist_spec::{Addition, catalog};
 
     #[track_caller]
     fn refused(change: impl FnOnce(&mut ParallelStrategy, &mut Job), field: &str, way_out: &str) {
@@ -173,5 +202,28 @@ mod tests {
             "fp16",
             "use zero_stage 0",
         );
+    }
+
+    #[test]
+    fn blocks_that_no_engine_runs_are_refused_with_a_way_out() {
+        let usual = catalog::model("tiny-llama").unwrap();
+        let job = Job::new(8, 128);
+        let strategy = ParallelStrategy::data_parallel(2, 2);
+        let (block, layers) = (usual.block(1), usual.layers as usize);
+        let mut unlike = vec![block; layers];
+        unlike[1].ffn = 64;
+        let window = |window| ModelSpec { window: Some(window), ..usual.clone() };
+        for (model, reason) in [
+            (usual.clone().with_blocks(&unlike), "all alike"),
+            (window(127), "attends to 127 tokens"),
+            (ModelSpec { additions: vec![Addition::PostNorm], ..usual.clone() }, "post_norm"),
+        ] {
+            for engine in [Engine::Native, Engine::Torch] {
+                let refused = check(engine, &model, &job, &strategy).unwrap_err().reason;
+                assert!(refused.contains(reason) && refused.contains("export the plan"), "{refused}");
+            }
+        }
+        // A window of the whole sequence is none.
+        assert_eq!(check(Engine::Native, &window(128), &job, &strategy), Ok(()));
     }
 }

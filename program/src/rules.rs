@@ -91,12 +91,17 @@ pub fn check_strategy(
             job.seq_len
         )
     })?;
-    for (what, size) in
-        [("query heads", model.heads), ("key/value heads", model.kv_heads), ("MLP width", model.ffn)]
-    {
-        ensure(Rule::TensorDivides, size % tensor == 0, || {
-            format!("tp={tensor} does not divide the {what} ({size})")
-        })?;
+    for block in model.block_kinds() {
+        for (what, size) in [
+            ("query heads", block.heads),
+            ("key/value heads", block.kv_heads),
+            ("MLP width", block.ffn),
+            ("width of shared experts", block.experts.map_or(0, |experts| experts.shared_ffn)),
+        ] {
+            ensure(Rule::TensorDivides, size % tensor == 0, || {
+                format!("tp={tensor} does not divide the {what} ({size})")
+            })?;
+        }
     }
     ensure(Rule::TensorDivides, tensor <= model.vocab, || {
         format!("tp={tensor} is larger than the vocabulary of {} tokens", model.vocab)
@@ -141,13 +146,14 @@ pub fn check_strategy(
 
 fn check_experts(model: &ModelSpec, s: &ParallelStrategy) -> Result<(), Illegal> {
     let (expert, replicas) = (s.expert, s.replicas());
-    let count = model.experts.map_or(1, |experts| experts.count);
-    ensure(Rule::Experts, expert == 1 || model.experts.is_some(), || {
+    ensure(Rule::Experts, expert == 1 || model.has_experts(), || {
         format!("ep={expert} distributes experts, but the model has no experts")
     })?;
-    ensure(Rule::Experts, count.is_multiple_of(expert), || {
-        format!("ep={expert} does not divide the {count} experts")
-    })?;
+    for count in model.block_kinds().filter_map(|block| Some(block.experts?.count)) {
+        ensure(Rule::Experts, count.is_multiple_of(expert), || {
+            format!("ep={expert} does not divide the {count} experts")
+        })?;
+    }
     ensure(Rule::Experts, replicas.is_multiple_of(expert), || {
         format!(
             "ep={expert} does not divide dp x cp = {replicas}, the ranks over which experts are distributed"

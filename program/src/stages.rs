@@ -72,8 +72,8 @@ pub fn even(model: &ModelSpec, strategy: &ParallelStrategy) -> Vec<Stage> {
     let seq = u64::from(model.max_seq_len);
     // The embedding has no FLOPs, but a chunk with only the embedding is not empty: it weighs a hundredth of
     // a block.
-    let block = model.forward_flops(LayerKind::Block, seq, seq).0;
-    let cost = |layer| model.forward_flops(model.kind(layer), seq, seq).0.max(block / 100.0);
+    let block = model.forward_flops(1, seq, seq).0;
+    let cost = |layer| model.forward_flops(layer, seq, seq).0.max(block / 100.0);
     let chunks = (strategy.chunks() as usize).clamp(1, model.chain_len());
     balanced(model, chunks, strategy.recompute, &cost).unwrap_or_default()
 }

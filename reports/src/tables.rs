@@ -523,15 +523,16 @@ pub(crate) fn other_costs(profile: &Profile) -> Table {
 pub(crate) fn provenance(plan: &Plan) -> Table {
     let (job, estimate) = (&plan.job, &plan.estimate);
     let mut table = Table::new(&[("what", Left), ("value", Left)]);
+    let kinds = words::kinds_of_blocks(&plan.model);
+    let mlp = kinds.unwrap_or_else(|| format!("MLP {}", plan.model.ffn));
     let model = format!(
-        "{}: {} parameters, {}, hidden {}, {} heads ({} key/value), MLP {}, vocabulary {}",
+        "{}: {} parameters, {}, hidden {}, {} heads ({} key/value), {mlp}, vocabulary {}",
         plan.model.name,
         parameters(plan.model.total_parameters()),
         plural(u64::from(plan.model.layers), "block"),
         plan.model.hidden,
         plan.model.heads,
         plan.model.kv_heads,
-        plan.model.ffn,
         count(u64::from(plan.model.vocab)),
     );
     let batch = format!(

@@ -26,6 +26,9 @@ pub fn plan_summary(plan: &Plan) -> String {
         ),
         0,
     );
+    if let Some(kinds) = words::kinds_of_blocks(&plan.model) {
+        text += &labelled("blocks", &kinds);
+    }
     let given = plan.search.stop_reason == StopReason::Given;
     text += &labelled(if given { "strategy" } else { "best" }, &label(&plan.strategy, &plan.stages));
     if let Some(measured) = &plan.measured {

@@ -4,9 +4,10 @@ use autodist_spec::profile::CopyKind;
 use autodist_spec::run::Agreement;
 use autodist_spec::strategy::some_recompute;
 use autodist_spec::{
-    CatalogueReference, ClassRange, CostSource, Device, DeviceClasses, LayerKind, ModelSpec, OperationKind,
-    Optimizer, ParallelStrategy, PlacementReport, Plan, Precision, Profile, Provenance, Recompute,
-    ScheduleKind, SearchReport, Seconds, Slowdown, Stage, StopReason, Stream, Validation, text,
+    BlockSpec, CatalogueReference, ClassRange, CostSource, Device, DeviceClasses, Experts, LayerKind,
+    ModelSpec, OperationKind, Optimizer, ParallelStrategy, PlacementReport, Plan, Precision, Profile,
+    Provenance, Recompute, ScheduleKind, SearchReport, Seconds, Slowdown, Stage, StopReason, Stream,
+    Validation, text,
 };
 
 /// Text from other sources, without characters that are invalid in XML or interpreted by a terminal.
@@ -78,6 +79,39 @@ pub(crate) fn tokens_per_second(value: f64) -> String {
 /// `1 plan`, `1,024 plans`.
 pub fn plural(number: u64, word: &str) -> String {
     if number == 1 { format!("{} {word}", count(number)) } else { format!("{} {word}s", count(number)) }
+}
+
+/// The blocks of a model whose blocks differ, by kind: `3 with an MLP of 18,432; 58 with …`.
+pub(crate) fn kinds_of_blocks(model: &ModelSpec) -> Option<String> {
+    if model.is_uniform() {
+        return None;
+    }
+    let kinds: Vec<String> = model
+        .distinct_blocks()
+        .into_iter()
+        .map(|(layer, count)| {
+            let block = model.block(layer);
+            let window =
+                block.window.map(|window| format!(", window of {} tokens", self::count(window.into())));
+            format!("{count} with {}{}", inner(&block), window.unwrap_or_default())
+        })
+        .collect();
+    Some(kinds.join("; "))
+}
+
+/// The MLP or the experts of a block.
+fn inner(block: &BlockSpec) -> String {
+    let ffn = count(block.ffn.into());
+    match block.experts {
+        None => format!("an MLP of {ffn}"),
+        Some(Experts { count: experts, active, shared_ffn }) => {
+            let shared = match shared_ffn {
+                0 => String::new(),
+                width => format!(" and shared ones of {}", count(width.into())),
+            };
+            format!("{experts} experts of {ffn}, {active} active{shared}")
+        }
+    }
 }
 
 /// `embedding, blocks 1-4`; blocks count from 1, as the chain's first layer is the embedding.

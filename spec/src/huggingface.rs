@@ -1,124 +1,20 @@
-//! Reads a Hugging Face `config.json`: the GPT-2, Llama and Mixtral families.
+//! Reads a Hugging Face `config.json`: GPT-2, and the families of `families`.
 
+mod blocks;
+mod config;
+mod families;
+
+use crate::block::{Addition, BlockSpec};
 use crate::error::{InputError, in_range};
-use crate::model::{Activation, Experts, ModelSpec, Norm, Positions};
+use crate::model::{Activation, MOST_BLOCKS, ModelSpec, Norm, Positions};
 use crate::parse::{Check, json_value};
+use config::Config;
+use families::{ExpertKeys, FAMILIES, Family, Windows};
 use serde_json::Value;
 
-const FAMILIES: &str = "supported values of model_type: gpt2, llama, mistral, mixtral";
-
-/// One config, with errors that name the field.
-struct Config<'a> {
-    file: &'a str,
-    root: &'a Value,
-}
-
-impl Config<'_> {
-    fn error(&self, field: &str, problem: &str, hint: &str) -> InputError {
-        let value = self.root.get(field).map(ToString::to_string).unwrap_or_default();
-        InputError::new(field, value, problem).hint(hint).in_file(self.file)
-    }
-
-    fn optional(&self, field: &str) -> Result<Option<u32>, InputError> {
-        match self.root.get(field) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => {
-                let number = value.as_u64().ok_or_else(|| {
-                    self.error(
-                        field,
-                        "must be a whole number",
-                        "copy the value from the model's config.json on Hugging Face",
-                    )
-                })?;
-                in_range(field, number, 1, u64::from(u32::MAX)).map_err(|e| e.in_file(self.file))?;
-                Ok(Some(number as u32))
-            }
-        }
-    }
-
-    fn required(&self, field: &str) -> Result<u32, InputError> {
-        self.optional(field)?
-            .ok_or_else(|| self.error(field, "is missing", "give the complete config.json of the model"))
-    }
-
-    fn real(&self, field: &str, default: f64) -> Result<f64, InputError> {
-        match self.root.get(field) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => value.as_f64().ok_or_else(|| {
-                self.error(
-                    field,
-                    "must be a number",
-                    "copy the value from the model's config.json on Hugging Face",
-                )
-            }),
-        }
-    }
-
-    fn flag(&self, field: &str, default: bool) -> Result<bool, InputError> {
-        match self.root.get(field) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| {
-                self.error(
-                    field,
-                    "must be true or false",
-                    "set it to true or false, or remove it for the default",
-                )
-            }),
-        }
-    }
-
-    fn word(&self, field: &str) -> Result<Option<&str>, InputError> {
-        match self.root.get(field) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => value.as_str().map(Some).ok_or_else(|| {
-                self.error(
-                    field,
-                    "must be a string",
-                    "copy the value from the model's config.json on Hugging Face",
-                )
-            }),
-        }
-    }
-
-    fn one_of(&self, field: &str, accepted: &[&str]) -> Result<(), InputError> {
-        match self.word(field)? {
-            Some(word) if !accepted.contains(&word) => {
-                Err(self.error(field, "is not supported", &format!("supported: {}", accepted.join(", "))))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Refuses a value that changes the model: any but those without effect, null and false.
-    fn absent(&self, field: &str, neutral: &[f64], hint: &str) -> Result<(), InputError> {
-        self.neutral(field, self.root.get(field), neutral, hint)
-    }
-
-    /// Like `absent`, for a value inside `field`.
-    fn neutral(
-        &self,
-        field: &str,
-        value: Option<&Value>,
-        neutral: &[f64],
-        hint: &str,
-    ) -> Result<(), InputError> {
-        match value {
-            None | Some(Value::Null | Value::Bool(false)) => Ok(()),
-            Some(value) if value.as_f64().is_some_and(|number| neutral.contains(&number)) => Ok(()),
-            Some(_) => Err(self.error(field, "changes the model in a way that is not supported", hint)),
-        }
-    }
-
-    fn head_dim(&self, hidden: u32, heads: u32, field: &str) -> Result<u32, InputError> {
-        if !hidden.is_multiple_of(heads) {
-            return Err(self.error(
-                field,
-                &format!("does not divide the hidden size {hidden}"),
-                "choose a number of heads that divides the hidden size",
-            ));
-        }
-        Ok(hidden / heads)
-    }
+fn supported() -> String {
+    let names: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
+    format!("supported values of model_type: gpt2, {}", names.join(", "))
 }
 
 /// Reads a `config.json`; `name` names the model, `file` the file in errors.
@@ -129,17 +25,17 @@ pub fn model_from_config(file: &str, name: &str, bytes: &[u8]) -> Result<ModelSp
     let root = json_value(file, bytes, "model configuration")?;
     let config = Config { file, root: &root };
     if !root.is_object() {
-        return Err(InputError::new("", "", "expected one JSON object").hint(FAMILIES).in_file(file));
+        return Err(InputError::new("", "", "expected one JSON object").hint(supported()).in_file(file));
     }
     let family =
-        config.word("model_type")?.ok_or_else(|| config.error("model_type", "is missing", FAMILIES))?;
+        config.word("model_type")?.ok_or_else(|| config.error("model_type", "is missing", &supported()))?;
     for field in ["text_config", "quantization_config"] {
         config.absent(field, &[], "give the config.json of a model of text in full precision")?;
     }
-    let spec = match family {
-        "gpt2" => gpt2(&config, name)?,
-        "llama" | "mistral" | "mixtral" => llama(&config, family, name)?,
-        _ => return Err(config.error("model_type", "is not a supported model family", FAMILIES)),
+    let spec = match FAMILIES.iter().find(|known| known.name == family) {
+        _ if family == "gpt2" => gpt2(&config, name)?,
+        Some(family) => llama(&config, family, name)?,
+        None => return Err(config.error("model_type", "is not a supported model family", &supported())),
     };
     spec.check().map_err(|e| in_own_words(e, family == "gpt2").in_file(file))?;
     Ok(spec)
@@ -160,7 +56,9 @@ fn in_own_words(mut error: InputError, gpt2: bool) -> InputError {
         ("experts.count", "num_local_experts", "num_local_experts"),
         ("experts.active", "num_experts_per_tok", "num_experts_per_tok"),
     ];
-    if let Some((_, of_gpt2, of_llama)) = NAMES.iter().find(|(ours, _, _)| *ours == error.field) {
+    // A block of a list has the keys of the model.
+    let ours = error.field.rsplit_once("].").map_or(error.field.as_str(), |(_, field)| field);
+    if let Some((_, of_gpt2, of_llama)) = NAMES.iter().find(|(name, _, _)| *name == ours) {
         error.field = (if gpt2 { *of_gpt2 } else { *of_llama }).to_owned();
     }
     error
@@ -192,21 +90,97 @@ fn gpt2(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
         bias: true,
         tied_embeddings: config.flag("tie_word_embeddings", true)?,
         experts: None,
+        window: None,
+        latent: None,
+        blocks: Vec::new(),
+        additions: Vec::new(),
     })
 }
 
-fn llama(config: &Config<'_>, family: &str, name: &str) -> Result<ModelSpec, InputError> {
+fn llama(config: &Config<'_>, family: &Family, name: &str) -> Result<ModelSpec, InputError> {
     let (hidden, heads) = (config.required("hidden_size")?, config.required("num_attention_heads")?);
-    config.one_of("hidden_act", &["silu"])?;
-    for field in ["attention_bias", "mlp_bias"] {
-        if config.flag(field, false)? {
-            return Err(config.error(
-                field,
-                "biases on only some of the linear layers are not supported",
-                "use a model whose linear layers have no bias",
-            ));
+    let layers = config.required("num_hidden_layers")?;
+    in_range("num_hidden_layers", layers.into(), 1, MOST_BLOCKS).map_err(|e| e.in_file(config.file))?;
+    check_arithmetic(config, family)?;
+    let theta = rotary(config)?;
+    let latent = if family.latent { Some(blocks::latent(config)?) } else { None };
+    let head_dim = match (latent, config.optional("head_dim")?.or(family.head_dim)) {
+        (Some((_, head_dim)), _) | (None, Some(head_dim)) => head_dim,
+        (None, None) => config.head_dim(hidden, heads, "num_attention_heads")?,
+    };
+    let kv_heads = config.optional("num_key_value_heads")?.unwrap_or(heads);
+    let dense =
+        if family.experts == ExpertKeys::Llama4 { "intermediate_size_mlp" } else { "intermediate_size" };
+    let ffn = config.required(dense)?;
+    let usual = BlockSpec {
+        heads,
+        kv_heads: if family.latent { heads } else { kv_heads },
+        head_dim,
+        window: None,
+        latent: latent.map(|(latent, _)| latent),
+        ffn,
+        experts: None,
+    };
+    let blocks = blocks::of(config, family, layers, usual)?;
+    let longest = config.optional("max_position_embeddings")?.unwrap_or(2048);
+    // Inside a chunk, attention is the same as without chunks.
+    let chunk =
+        if family.windows == Windows::Chunks { config.optional("attention_chunk_size")? } else { None };
+    let model = ModelSpec {
+        name: name.to_owned(),
+        layers,
+        hidden,
+        heads,
+        kv_heads,
+        head_dim,
+        ffn,
+        vocab: config.required("vocab_size")?,
+        max_seq_len: longest.min(chunk.unwrap_or(u32::MAX)),
+        positions: Positions::Rotary { theta },
+        norm: Norm::RmsNorm,
+        norm_epsilon: config.real("rms_norm_eps", 1e-6)?,
+        activation: Activation::SwiGlu,
+        bias: false,
+        tied_embeddings: config.flag("tie_word_embeddings", family.tied)?,
+        window: None,
+        latent: None,
+        experts: None,
+        blocks: Vec::new(),
+        additions: family.additions.to_vec(),
+    };
+    Ok(model.with_blocks(&blocks))
+}
+
+/// Refuses what changes the parameters or the arithmetic in a way that the family does not have.
+fn check_arithmetic(config: &Config<'_>, family: &Family) -> Result<(), InputError> {
+    let gelu = family.additions.contains(&Addition::GeluGate);
+    for field in ["hidden_act", "hidden_activation"] {
+        config.one_of(field, if gelu { &["gelu_pytorch_tanh"] } else { &["silu"] })?;
+    }
+    for (field, part) in [
+        ("attention_bias", Addition::OutputBias),
+        ("qkv_bias", Addition::QkvBias),
+        ("mlp_bias", Addition::ExpertBias),
+    ] {
+        let has = family.additions.contains(&part);
+        if config.flag(field, has)? != has {
+            let (problem, hint) = match has {
+                true => ("the biases of this family cannot be left out", "set it to true"),
+                false => (
+                    "biases on only some of the linear layers are not supported",
+                    "use a model whose linear layers have no bias",
+                ),
+            };
+            return Err(config.error(field, problem, hint));
         }
     }
+    config.absent("clip_qkv", &[], "set it to null: clipped queries, keys and values are not supported")?;
+    let hint = "set it to 0 to plan for the model without multi-token prediction";
+    config.absent("num_nextn_predict_layers", &[0.0], hint)
+}
+
+/// The base of rotary positions.
+fn rotary(config: &Config<'_>) -> Result<f64, InputError> {
     // Newer and older configurations spell it differently.
     let rope = ["rope_parameters", "rope_scaling"].map(|field| (field, config.root.get(field)));
     let rope = rope.map(|(field, value)| (field, value.filter(|value| !value.is_null())));
@@ -224,54 +198,16 @@ fn llama(config: &Config<'_>, family: &str, name: &str) -> Result<ModelSpec, Inp
     for (field, value) in inside(partial).into_iter().chain([(partial, config.root.get(partial))]) {
         config.neutral(field, value, &[1.0], "set partial_rotary_factor to 1: all of a head is rotated")?;
     }
-    let experts = if family == "mixtral" {
-        let (count, active) =
-            (config.required("num_local_experts")?, config.required("num_experts_per_tok")?);
-        Some(Experts { count, active })
-    } else {
-        let hint = "models of experts are those with `model_type` mixtral, and of the catalogue (`autodist catalog`)";
-        for field in ["num_local_experts", "num_experts", "n_routed_experts"] {
-            config.absent(field, &[0.0, 1.0], hint)?;
-        }
-        None
-    };
-    let head_dim = match config.optional("head_dim")? {
-        Some(head_dim) => head_dim,
-        None => config.head_dim(hidden, heads, "num_attention_heads")?,
-    };
-    let base = inside("rope_theta").into_iter().find_map(|(field, value)| Some((field, value?)));
-    let theta = match base {
+    match inside("rope_theta").into_iter().find_map(|(field, value)| Some((field, value?))) {
         Some((field, value)) => value.as_f64().ok_or_else(|| {
             config.error(
                 field,
                 "rope_theta must be a number",
                 "copy the value from the model's config.json on Hugging Face",
             )
-        })?,
-        None => config.real("rope_theta", 10_000.0)?,
-    };
-    Ok(ModelSpec {
-        name: name.to_owned(),
-        layers: config.required("num_hidden_layers")?,
-        hidden,
-        heads,
-        kv_heads: config.optional("num_key_value_heads")?.unwrap_or(heads),
-        head_dim,
-        ffn: config.required("intermediate_size")?,
-        vocab: config.required("vocab_size")?,
-        // Inside a sliding window, attention is the same as without one.
-        max_seq_len: config
-            .optional("max_position_embeddings")?
-            .unwrap_or(2048)
-            .min(config.optional("sliding_window")?.unwrap_or(u32::MAX)),
-        positions: Positions::Rotary { theta },
-        norm: Norm::RmsNorm,
-        norm_epsilon: config.real("rms_norm_eps", 1e-6)?,
-        activation: Activation::SwiGlu,
-        bias: false,
-        tied_embeddings: config.flag("tie_word_embeddings", false)?,
-        experts,
-    })
+        }),
+        None => config.real("rope_theta", 10_000.0),
+    }
 }
 
 /// Whether `rope_parameters` or `rope_scaling` change the angles of rotary positions.
@@ -286,6 +222,7 @@ fn is_scaled(parameters: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block::Latent;
 
     #[test]
     fn a_gpt2_configuration_gives_the_catalogue_model() {
@@ -335,6 +272,115 @@ mod tests {
             let error = read(bad).err().unwrap_or_else(|| panic!("{field} = {bad} was taken"));
             assert!(error.field == field && !error.hint.is_empty(), "{error}");
             read(good).unwrap();
+        }
+    }
+
+    fn read(family: &str, keys: &str) -> Result<ModelSpec, InputError> {
+        let text = format!(
+            r#"{{"model_type":"{family}","hidden_size":64,"num_attention_heads":4,"num_key_value_heads":2,
+            "head_dim":16,"num_hidden_layers":6,"intermediate_size":96,"vocab_size":128,{keys}}}"#
+        );
+        model_from_config("config.json", "model", text.as_bytes())
+    }
+
+    /// Of each block: the width of its MLP or of one expert, its experts, the shared ones, and its window.
+    fn blocks(model: &ModelSpec) -> Vec<(u32, u32, u32, Option<u32>)> {
+        let of = |layer| {
+            let block = model.block(layer);
+            let shared = block.experts.map_or(0, |experts| experts.shared_ffn);
+            (block.ffn, block.experts.map_or(0, |experts| experts.count), shared, block.window)
+        };
+        (1..=model.layers as usize).map(of).collect()
+    }
+
+    #[test]
+    fn families_with_experts_in_some_blocks_give_these_blocks() {
+        let (dense, sparse) = ((96, 0, 0, None), (32, 8, 0, None));
+        let qwen = r#""num_experts":8,"num_experts_per_tok":2,"moe_intermediate_size":32"#;
+        let model = read("qwen3_moe", &format!(r#"{qwen},"decoder_sparse_step":2,"mlp_only_layers":[3]"#));
+        assert_eq!(blocks(&model.unwrap()), [dense, sparse, dense, dense, dense, sparse]);
+        let shared = (32, 8, 48, None);
+        let model = read("qwen2_moe", &format!(r#"{qwen},"shared_expert_intermediate_size":48"#)).unwrap();
+        assert_eq!(blocks(&model), [shared; 6]);
+        assert_eq!(model.additions, [Addition::QkvBias, Addition::SharedGate]);
+        // Without experts in the first two blocks, and from there on in every second one.
+        let deepseek = r#""n_routed_experts":8,"n_shared_experts":2,"num_experts_per_tok":2,"moe_intermediate_size":32,
+            "first_k_dense_replace":2,"moe_layer_freq":2"#;
+        let shared = (32, 8, 64, None);
+        let model = read("deepseek", deepseek).unwrap();
+        assert_eq!(blocks(&model), [dense, dense, shared, dense, shared, dense]);
+        let llama4 = r#""num_local_experts":8,"num_experts_per_tok":1,"intermediate_size_mlp":192"#;
+        let (dense, shared) = ((192, 0, 0, None), (96, 8, 96, None));
+        for pattern in [r#""interleave_moe_layer_step":2"#, r#""moe_layers":[1,3,5]"#] {
+            let model = read("llama4_text", &format!("{llama4},{pattern}")).unwrap();
+            assert_eq!(blocks(&model), [dense, shared, dense, shared, dense, shared]);
+        }
+        let olmoe = read("olmoe", r#""num_experts":8,"num_experts_per_tok":2"#).unwrap();
+        assert_eq!((blocks(&olmoe)[0], olmoe.blocks.len()), ((96, 8, 0, None), 0));
+    }
+
+    #[test]
+    fn families_with_windows_give_these_blocks() {
+        let windows = |family, keys: &str| -> Vec<Option<u32>> {
+            let keys = format!(r#""max_position_embeddings":512,"sliding_window":64{keys}"#);
+            let model = read(family, &keys).unwrap();
+            assert_eq!(model.max_seq_len, 512);
+            blocks(&model).into_iter().map(|(_, _, _, window)| window).collect()
+        };
+        let (local, global) = (Some(64), None);
+        assert_eq!(windows("mistral", ""), [local; 6]);
+        assert_eq!(windows("gemma2", ""), [local, global, local, global, local, global]);
+        assert_eq!(windows("gemma3_text", ""), [local, local, local, local, local, global]);
+        assert_eq!(
+            windows("gemma3_text", r#","sliding_window_pattern":3"#),
+            [local, local, global, local, local, global]
+        );
+        assert_eq!(windows("qwen2", r#","use_sliding_window":false,"max_window_layers":4"#), [global; 6]);
+        let used = r#","use_sliding_window":true,"max_window_layers":4"#;
+        assert_eq!(windows("qwen2", used), [global, global, global, global, local, local]);
+        let kinds = ["full", "sliding", "full", "full", "full", "full"];
+        let kinds: Vec<String> = kinds.iter().map(|kind| format!("\"{kind}_attention\"")).collect();
+        let listed = format!(r#","layer_types":[{}]"#, kinds.join(","));
+        assert_eq!(windows("gemma2", &listed), [global, local, global, global, global, global]);
+    }
+
+    #[test]
+    fn latent_attention_is_read() {
+        let keys =
+            r#""q_lora_rank":24,"kv_lora_rank":16,"qk_nope_head_dim":8,"qk_rope_head_dim":4,"v_head_dim":8"#;
+        let model = read("deepseek_v3", keys).unwrap();
+        let latent = Latent { query_rank: Some(24), kv_rank: 16, rope_dim: 4, value_dim: 8 };
+        assert_eq!((model.latent, model.head_dim, model.kv_heads), (Some(latent), 12, 4));
+        let direct = read("deepseek_v2", &keys.replace("24", "null")).unwrap();
+        assert_eq!(direct.latent, Some(Latent { query_rank: None, ..latent }));
+    }
+
+    #[test]
+    fn keys_of_blocks_are_refused_by_name() {
+        let moe = r#""num_experts":8,"num_experts_per_tok":2,"moe_intermediate_size":32"#;
+        for (family, keys, field) in [
+            ("qwen3_moe", format!(r#"{moe},"mlp_only_layers":[6]"#), "mlp_only_layers"),
+            ("qwen3_moe", format!(r#"{moe},"mlp_only_layers":"x""#), "mlp_only_layers"),
+            ("qwen3_moe", format!(r#"{moe},"decoder_sparse_step":0"#), "decoder_sparse_step"),
+            ("qwen3_moe", r#""num_experts":8"#.to_owned(), "num_experts_per_tok"),
+            (
+                "qwen3_moe",
+                moe.replace("\"num_experts_per_tok\":2", "\"num_experts_per_tok\":9"),
+                "num_experts_per_tok",
+            ),
+            ("qwen2", r#""use_sliding_window":true"#.to_owned(), "sliding_window"),
+            ("gemma2", r#""layer_types":["full_attention"]"#.to_owned(), "layer_types"),
+            ("gemma2", format!(r#""layer_types":[{}"linear"]"#, r#""linear","#.repeat(5)), "layer_types"),
+            ("gemma2", r#""hidden_activation":"gelu""#.to_owned(), "hidden_activation"),
+            ("gpt_oss", r#""attention_bias":false"#.to_owned(), "attention_bias"),
+            ("deepseek_v3", r#""kv_lora_rank":16"#.to_owned(), "qk_rope_head_dim"),
+            ("deepseek", r#""num_nextn_predict_layers":1"#.to_owned(), "num_nextn_predict_layers"),
+            ("llama", r#""num_experts":8"#.to_owned(), "num_experts"),
+            ("llama", r#""clip_qkv":8"#.to_owned(), "clip_qkv"),
+            ("mamba", r#""x":8"#.to_owned(), "model_type"),
+        ] {
+            let error = read(family, &keys).err().unwrap_or_else(|| panic!("{family}: {keys} was taken"));
+            assert!(error.field == field && !error.hint.is_empty(), "{error}");
         }
     }
 }

@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod agreement;
+mod block;
 pub mod catalog;
 mod classes;
 pub mod cluster;
@@ -37,6 +38,7 @@ pub mod text;
 pub mod units;
 pub mod utilisation;
 
+pub use block::{Addition, BlockRun, BlockSpec, Experts, Latent};
 pub use classes::{ClassRange, DeviceClasses, NodeKind};
 pub use cluster::{Cluster, Device, Link, NodeGroup};
 pub use collective::Collective;
@@ -45,7 +47,7 @@ pub use doubt::{Doubt, DoubtKind, DoubtedCell};
 pub use error::InputError;
 pub use estimate::{CostBreakdown, Estimate, MemoryBreakdown, Slowdown, StageEstimate};
 pub use job::{Convergence, Hyperparameter, Job, LearningRate, Objective, Optimizer, Precision};
-pub use model::{Activation, Experts, LayerKind, ModelSpec, Norm, Parameter, Positions, TensorSplit};
+pub use model::{Activation, LayerKind, ModelSpec, Norm, Parameter, Positions, TensorSplit};
 pub use network::{Network, Path, Pattern, PatternTiming, SharedLink};
 pub use parse::{Check, SCHEMA_VERSION, fingerprint, to_json};
 pub use plan::{

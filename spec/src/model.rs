@@ -1,5 +1,6 @@
 //! A model as a chain of layers: parameters and FLOPs of each.
 
+use crate::block::{Addition, BlockRun, BlockSpec, Experts, Latent};
 use crate::profile::Segment;
 use crate::units::Flops;
 use schemars::JsonSchema;
@@ -33,19 +34,23 @@ pub struct ModelSpec {
     pub bias: bool,
     /// Whether the output projection is the token embedding's transpose.
     pub tied_embeddings: bool,
+    /// Tokens that a query attends to, itself and those before it; all before it if absent (sliding-window
+    /// attention; Beltagy et al., 2004.05150).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<u32>,
+    /// Low-rank projections of queries, keys and values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latent: Option<Latent>,
     /// Every block has a layer of experts in place of its MLP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<Experts>,
-}
-
-/// A layer of experts: MLPs of which each token passes through a few, which a router chooses (Shazeer et al.,
-/// 1701.06538).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Experts {
-    pub count: u32,
-    /// Experts that each token passes through.
-    pub active: u32,
+    /// Blocks that differ, in order, each with the fields in which it differs from those above. The list is
+    /// repeated until there are `layers` blocks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<BlockRun>,
+    /// Small parts that every block has in addition.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub additions: Vec<Addition>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -127,6 +132,20 @@ pub fn share(total: u64, index: u64, parts: u64) -> std::ops::Range<u64> {
 }
 
 impl Parameter {
+    pub(crate) fn matrix(
+        name: &'static str,
+        rows: u64,
+        columns: u64,
+        split: TensorSplit,
+        init: Init,
+    ) -> Self {
+        Self { name, rows, columns, split, routed: false, init }
+    }
+
+    pub(crate) fn vector(name: &'static str, rows: u64, split: TensorSplit, init: Init) -> Self {
+        Self::matrix(name, rows, 1, split, init)
+    }
+
     pub fn elements(&self) -> u64 {
         self.rows * self.columns
     }
@@ -161,14 +180,6 @@ impl Parameter {
 }
 
 impl ModelSpec {
-    /// Embedding, blocks, head.
-    pub fn chain(&self) -> Vec<LayerKind> {
-        let mut chain = vec![LayerKind::Embedding];
-        chain.extend(std::iter::repeat_n(LayerKind::Block, self.layers as usize));
-        chain.push(LayerKind::Head);
-        chain
-    }
-
     /// Number of layers in the chain: blocks, embedding and head.
     pub fn chain_len(&self) -> usize {
         self.layers as usize + 2
@@ -182,94 +193,121 @@ impl ModelSpec {
         }
     }
 
-    fn query_width(&self) -> u64 {
-        u64::from(self.heads) * u64::from(self.head_dim)
+    /// A block without a run of its own.
+    fn usual_block(&self) -> BlockSpec {
+        BlockSpec {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            window: self.window,
+            latent: self.latent,
+            ffn: self.ffn,
+            experts: self.experts,
+        }
     }
 
-    /// Experts that each token passes through; 1 for the MLP of a dense model.
-    fn active(&self) -> f64 {
-        self.experts.map_or(1.0, |experts| f64::from(experts.active))
+    /// The block at this place of the chain; the first one for the embedding and the head.
+    pub fn block(&self, layer: usize) -> BlockSpec {
+        let index = layer.checked_sub(1).filter(|index| *index < self.layers as usize).unwrap_or(0);
+        let usual = self.usual_block();
+        BlockRun::at(&self.blocks, index).map_or(usual, |run| run.of(usual))
     }
 
-    fn kv_width(&self) -> u64 {
-        u64::from(self.kv_heads) * u64::from(self.head_dim)
+    /// The shapes of blocks: one for each run, equal ones included.
+    pub fn block_kinds(&self) -> impl Iterator<Item = BlockSpec> {
+        let usual = self.usual_block();
+        let alike = self.blocks.is_empty().then_some(usual);
+        alike.into_iter().chain(self.blocks.iter().map(move |run| run.of(usual)))
+    }
+
+    /// Whether all blocks are alike.
+    pub fn is_uniform(&self) -> bool {
+        self.block_kinds().all(|block| block == self.block(1))
+    }
+
+    /// Whether any block has experts.
+    pub fn has_experts(&self) -> bool {
+        self.block_kinds().any(|block| block.experts.is_some())
+    }
+
+    /// Whether any block does not attend to the whole of a sequence of `seq_len` tokens.
+    pub fn attends_within_window(&self, seq_len: u32) -> bool {
+        self.block_kinds().any(|block| block.window.is_some_and(|window| window < seq_len))
+    }
+
+    /// By layer of the chain: the first layer that is like it.
+    pub fn alike(&self) -> Vec<usize> {
+        let mut kinds: Vec<(BlockSpec, usize)> = Vec::new();
+        let first = |layer| {
+            if self.kind(layer) != LayerKind::Block {
+                return layer;
+            }
+            let block = self.block(layer);
+            if let Some((_, first)) = kinds.iter().find(|(known, _)| *known == block) {
+                return *first;
+            }
+            kinds.push((block, layer));
+            layer
+        };
+        (0..self.chain_len()).map(first).collect()
+    }
+
+    /// The different blocks: the first layer of each, and the number of blocks that are like it.
+    pub fn distinct_blocks(&self) -> Vec<(usize, usize)> {
+        let alike = self.alike();
+        let first = |layer: &usize| alike[*layer] == *layer && self.kind(*layer) == LayerKind::Block;
+        let count = |layer: usize| (layer, alike.iter().filter(|first| **first == layer).count());
+        (0..alike.len()).filter(first).map(count).collect()
+    }
+
+    /// The same model with these blocks, in the shortest form.
+    #[must_use]
+    pub fn with_blocks(mut self, blocks: &[BlockSpec]) -> Self {
+        self.layers = blocks.len() as u32;
+        let Some(first) = blocks.first() else { return self };
+        let alike = |same: &dyn Fn(&BlockSpec) -> bool| blocks.iter().all(same);
+        let dense = blocks.iter().find(|block| block.experts.is_none()).unwrap_or(first);
+        let usual = BlockSpec {
+            ffn: dense.ffn,
+            // A run cannot remove these.
+            window: first.window.filter(|_| alike(&|one| one.window == first.window)),
+            experts: first.experts.filter(|_| alike(&|one| one.experts == first.experts)),
+            ..*first
+        };
+        BlockSpec {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            window: self.window,
+            latent: self.latent,
+            ffn: self.ffn,
+            experts: self.experts,
+        } = usual;
+        self.blocks = BlockRun::list(blocks, &usual);
+        self
     }
 
     /// Parameters of a layer in the order of its flat buffer: first those that tensor parallelism shards,
     /// then the replicated ones, so that each group is one slice. With tied embeddings the table belongs to
     /// the embedding and the head lists only its norm.
-    pub fn parameters(&self, kind: LayerKind) -> Vec<Parameter> {
-        use Init::*;
-        use TensorSplit::*;
-        let hidden = u64::from(self.hidden);
-        let (query, kv, ffn, vocab) =
-            (self.query_width(), self.kv_width(), u64::from(self.ffn), u64::from(self.vocab));
-        let routed = false;
-        let matrix =
-            |name, rows, columns, split, init| Parameter { name, rows, columns, split, routed, init };
-        let vector = |name, rows, split, init| Parameter { name, rows, columns: 1, split, routed, init };
+    pub fn parameters(&self, layer: usize) -> Vec<Parameter> {
+        use Init::Normal;
+        let (hidden, vocab) = (u64::from(self.hidden), u64::from(self.vocab));
+        let table = |name| Parameter::matrix(name, vocab, hidden, TensorSplit::Rows, Normal);
         let mut list = Vec::new();
-        match kind {
+        match self.kind(layer) {
             LayerKind::Embedding => {
-                list.push(matrix("embedding.weight", vocab, hidden, Rows, Normal));
+                list.push(table("embedding.weight"));
                 if self.positions == Positions::Learned {
-                    list.push(matrix(
-                        "position.weight",
-                        u64::from(self.max_seq_len),
-                        hidden,
-                        Replicated,
-                        Normal,
-                    ));
+                    let rows = u64::from(self.max_seq_len);
+                    let split = TensorSplit::Replicated;
+                    list.push(Parameter::matrix("position.weight", rows, hidden, split, Normal));
                 }
             }
-            LayerKind::Block => {
-                list.push(matrix("attention.query.weight", query, hidden, Rows, Normal));
-                list.push(matrix("attention.key.weight", kv, hidden, Rows, Normal));
-                list.push(matrix("attention.value.weight", kv, hidden, Rows, Normal));
-                if self.bias {
-                    list.push(vector("attention.query.bias", query, Rows, Zeros));
-                    list.push(vector("attention.key.bias", kv, Rows, Zeros));
-                    list.push(vector("attention.value.bias", kv, Rows, Zeros));
-                }
-                list.push(matrix("attention.output.weight", hidden, query, Columns, ScaledNormal));
-                if let Some(experts) = self.experts {
-                    // The experts' matrices below each other.
-                    let inner = u64::from(experts.count) * ffn;
-                    let expert = |name, split, init| {
-                        let (rows, columns) = if split == Rows { (inner, hidden) } else { (hidden, inner) };
-                        Parameter { name, rows, columns, split, routed: true, init }
-                    };
-                    if self.activation == Activation::SwiGlu {
-                        list.push(expert("experts.gate.weight", Rows, Normal));
-                    }
-                    list.push(expert("experts.up.weight", Rows, Normal));
-                    list.push(expert("experts.down.weight", Columns, ScaledNormal));
-                    list.push(matrix("router.weight", experts.count.into(), hidden, Replicated, Normal));
-                    self.norm_parameters(["attention_norm.weight", "attention_norm.bias"], &mut list);
-                    self.norm_parameters(["mlp_norm.weight", "mlp_norm.bias"], &mut list);
-                    return list;
-                }
-                if self.activation == Activation::SwiGlu {
-                    list.push(matrix("mlp.gate.weight", ffn, hidden, Rows, Normal));
-                }
-                list.push(matrix("mlp.up.weight", ffn, hidden, Rows, Normal));
-                if self.bias {
-                    if self.activation == Activation::SwiGlu {
-                        list.push(vector("mlp.gate.bias", ffn, Rows, Zeros));
-                    }
-                    list.push(vector("mlp.up.bias", ffn, Rows, Zeros));
-                }
-                list.push(matrix("mlp.down.weight", hidden, ffn, Columns, ScaledNormal));
-                if self.bias {
-                    list.push(vector("attention.output.bias", hidden, Replicated, Zeros));
-                    list.push(vector("mlp.down.bias", hidden, Replicated, Zeros));
-                }
-                self.norm_parameters(["attention_norm.weight", "attention_norm.bias"], &mut list);
-                self.norm_parameters(["mlp_norm.weight", "mlp_norm.bias"], &mut list);
-            }
+            LayerKind::Block => return self.block(layer).parameters(self),
             LayerKind::Head => {
                 if !self.tied_embeddings {
-                    list.push(matrix("output.weight", vocab, hidden, Rows, Normal));
+                    list.push(table("output.weight"));
                 }
                 self.norm_parameters(["final_norm.weight", "final_norm.bias"], &mut list);
             }
@@ -277,62 +315,54 @@ impl ModelSpec {
         list
     }
 
-    fn norm_parameters(&self, [weight, bias]: [&'static str; 2], list: &mut Vec<Parameter>) {
+    pub(crate) fn norm_parameters(&self, [weight, bias]: [&'static str; 2], list: &mut Vec<Parameter>) {
         let rows = u64::from(self.hidden);
-        let (split, routed) = (TensorSplit::Replicated, false);
-        let vector = |name, init| Parameter { name, rows, columns: 1, split, routed, init };
-        list.push(vector(weight, Init::Ones));
+        list.push(Parameter::vector(weight, rows, TensorSplit::Replicated, Init::Ones));
         if self.norm == Norm::LayerNorm {
-            list.push(vector(bias, Init::Zeros));
+            list.push(Parameter::vector(bias, rows, TensorSplit::Replicated, Init::Zeros));
         }
     }
 
     /// Parameters of one layer.
-    pub fn layer_parameters(&self, kind: LayerKind) -> u64 {
-        self.parameters(kind).iter().map(Parameter::elements).sum()
+    pub fn layer_parameters(&self, layer: usize) -> u64 {
+        self.parameters(layer).iter().map(Parameter::elements).fold(0, u64::saturating_add)
     }
 
     /// All parameters, a tied table counted once.
     pub fn total_parameters(&self) -> u64 {
         // Many layers of many experts exceed any number of parameters.
-        self.layer_parameters(LayerKind::Block)
-            .saturating_mul(u64::from(self.layers))
-            .saturating_add(self.layer_parameters(LayerKind::Embedding))
-            .saturating_add(self.layer_parameters(LayerKind::Head))
+        let ends = [(0, 1), (self.chain_len() - 1, 1)];
+        let all = self.distinct_blocks().into_iter().chain(ends);
+        let of = |(layer, count)| self.layer_parameters(layer).saturating_mul(count as u64);
+        all.map(of).fold(0, u64::saturating_add)
     }
 
     /// Forward FLOPs of one layer over `tokens` tokens in sequences of `seq_len`: 2mnk per GEMM of the active
-    /// experts, with
-    /// attention's GEMMs counted in full (Narayanan et al., SC'21, appendix). The backward pass has twice as
-    /// many.
-    pub fn forward_flops(&self, kind: LayerKind, tokens: u64, seq_len: u64) -> Flops {
-        let hidden = f64::from(self.hidden);
-        let tokens = tokens as f64;
-        Flops(match kind {
-            LayerKind::Embedding => 0.0,
+    /// experts, with attention's GEMMs over the whole sequence, or the window if that is shorter (Narayanan et
+    /// al., SC'21, appendix). The backward pass has twice as many.
+    pub fn forward_flops(&self, layer: usize, tokens: u64, seq_len: u64) -> Flops {
+        match self.kind(layer) {
+            LayerKind::Embedding => Flops(0.0),
             LayerKind::Block => {
-                let mlp_matrices = if self.activation == Activation::SwiGlu { 3.0 } else { 2.0 };
-                let query = self.query_width() as f64;
-                let projections = hidden * (2.0 * query + 2.0 * self.kv_width() as f64);
-                let mlp = mlp_matrices * hidden * f64::from(self.ffn) * self.active();
-                2.0 * tokens * (projections + mlp) + 4.0 * tokens * seq_len as f64 * query
+                let block = self.block(layer);
+                let linear = block.projection_elements(self) + block.active_mlp_elements(self);
+                Flops(2.0 * tokens as f64 * linear + block.core_flops(tokens, seq_len))
             }
-            LayerKind::Head => 2.0 * tokens * hidden * f64::from(self.vocab),
-        })
+            LayerKind::Head => Flops(2.0 * tokens as f64 * f64::from(self.hidden) * f64::from(self.vocab)),
+        }
     }
 
-    /// Lower bound of the FLOPs of GEMMs in a segment's forward pass, over all tensor-parallel ranks. The
-    /// attention core counts by half, because a causal kernel may skip masked blocks.
+    /// Lower bound of the FLOPs of GEMMs in a segment's forward pass, over all tensor-parallel ranks, if all
+    /// blocks are alike. The attention core counts by half, because a causal kernel may skip masked blocks.
     pub fn least_forward_flops(&self, segment: Segment, tokens: u64, seq_len: u64) -> Flops {
-        let core = 2.0 * tokens as f64 * seq_len as f64 * self.query_width() as f64;
-        let block = || self.forward_flops(LayerKind::Block, tokens, seq_len).0;
-        let matrices = if self.activation == Activation::SwiGlu { 3.0 } else { 2.0 };
-        let mlp =
-            2.0 * tokens as f64 * matrices * f64::from(self.hidden) * f64::from(self.ffn) * self.active();
+        let block = self.block(1);
         Flops(match segment {
-            Segment::Attention => block() - mlp - core,
-            Segment::Mlp => mlp,
-            Segment::Logits => self.forward_flops(LayerKind::Head, tokens, seq_len).0,
+            Segment::Attention => {
+                2.0 * tokens as f64 * block.projection_elements(self)
+                    + 0.5 * block.core_flops(tokens, seq_len)
+            }
+            Segment::Mlp => 2.0 * tokens as f64 * block.active_mlp_elements(self),
+            Segment::Logits => self.forward_flops(self.chain_len() - 1, tokens, seq_len).0,
             _ => 0.0,
         })
     }
@@ -341,7 +371,7 @@ impl ModelSpec {
     /// SC'21, appendix).
     pub fn step_flops(&self, tokens: u64, seq_len: u64) -> Flops {
         let forward: Flops =
-            self.chain().into_iter().map(|kind| self.forward_flops(kind, tokens, seq_len)).sum();
+            (0..self.chain_len()).map(|layer| self.forward_flops(layer, tokens, seq_len)).sum();
         forward * 3.0
     }
 }
@@ -356,92 +386,33 @@ impl crate::parse::Check for ModelSpec {
     fn check(&self) -> Result<(), crate::error::InputError> {
         use crate::error::{InputError, in_range, positive};
         for (field, value, high) in [
-            ("layers", self.layers, 10_000),
+            ("layers", self.layers, MOST_BLOCKS),
             ("hidden", self.hidden, 1 << 20),
-            ("heads", self.heads, 1 << 16),
-            ("kv_heads", self.kv_heads, 1 << 16),
-            ("head_dim", self.head_dim, 1 << 16),
-            ("ffn", self.ffn, 1 << 22),
             ("vocab", self.vocab, 1 << 26),
             ("max_seq_len", self.max_seq_len, 1 << 26),
         ] {
             in_range(field, u64::from(value), 1, high)?;
         }
-        if let Some(experts) = self.experts {
-            in_range("experts.count", u64::from(experts.count), 2, 1 << 12)?;
-            in_range("experts.active", u64::from(experts.active), 1, u64::from(experts.count))?;
-            if self.bias {
-                return Err(InputError::new("bias", true, "is not supported together with `experts`")
-                    .hint("set bias to false, or remove experts"));
-            }
+        let usual = self.usual_block();
+        usual.check(self)?;
+        BlockRun::check(&self.blocks, self.layers)?;
+        for (index, run) in self.blocks.iter().enumerate() {
+            run.of(usual).check(self).map_err(|error| error.under(&format!("blocks[{index}]")))?;
         }
-        in_range("heads x head_dim", self.query_width(), 1, 1 << 22)?;
+        if self.additions.len() > Addition::ALL.len() {
+            let problem = format!("must have at most {} entries", Addition::ALL.len());
+            return Err(
+                InputError::new("additions", self.additions.len(), problem).hint("list each one once")
+            );
+        }
         in_range("total number of parameters", self.total_parameters(), 1, 1 << 50)?;
         positive("norm_epsilon", self.norm_epsilon)?;
-        if !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(InputError::new(
-                "kv_heads",
-                self.kv_heads,
-                format!("does not divide the {} query heads", self.heads),
-            )
-            .hint(format!(
-                "choose a divisor of {}: every key/value head serves the same number of query heads",
-                self.heads
-            )));
-        }
         if let Positions::Rotary { theta } = self.positions {
             positive("positions.theta", theta)?;
-            if !self.head_dim.is_multiple_of(2) {
-                return Err(InputError::new(
-                    "head_dim",
-                    self.head_dim,
-                    "must be even with rotary positions, which rotate pairs of elements",
-                )
-                .hint("choose an even head size, or learned positions"));
-            }
         }
         Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::catalog;
-    use crate::parse::Check;
-
-    #[test]
-    fn only_active_experts_compute_and_all_are_kept() {
-        let sparse = catalog::model("mixtral-8x7b").unwrap();
-        let dense = ModelSpec { experts: None, ffn: 2 * sparse.ffn, ..sparse.clone() };
-        assert_eq!(sparse.step_flops(1000, 100), dense.step_flops(1000, 100));
-        // Eight experts against the two in the dense model, and a router.
-        let block = |model: &ModelSpec| model.layer_parameters(LayerKind::Block);
-        let matrices = u64::from(3 * sparse.ffn * sparse.hidden);
-        assert_eq!(block(&sparse) - block(&dense), 6 * matrices + 8 * u64::from(sparse.hidden));
-        let held = |one: Parameter| one.distributed(4).elements();
-        let quarter: u64 = sparse.parameters(LayerKind::Block).into_iter().map(held).sum();
-        assert_eq!(block(&sparse) - quarter, 6 * matrices);
-    }
-
-    #[test]
-    fn counts_of_experts_have_limits() {
-        let with = |count, active| {
-            let experts = Some(Experts { count, active });
-            ModelSpec { experts, ..catalog::model("mixtral-8x7b").unwrap() }.check().map_err(|e| e.field)
-        };
-        assert_eq!(with(8, 2), Ok(()));
-        assert_eq!(with(1, 1), Err("experts.count".to_owned()));
-        assert_eq!(with(u32::MAX, 2), Err("experts.count".to_owned()));
-        assert_eq!(with(8, 9), Err("experts.active".to_owned()));
-        let most = Some(Experts { count: 1 << 12, active: 1 });
-        let huge = ModelSpec {
-            layers: 10_000,
-            hidden: 1 << 20,
-            ffn: 1 << 22,
-            experts: most,
-            ..catalog::model("mixtral-8x7b").unwrap()
-        };
-        assert_eq!(huge.check().unwrap_err().field, "total number of parameters");
-    }
-}
+/// Most blocks of a model.
+pub(crate) const MOST_BLOCKS: u64 = 10_000;

@@ -484,6 +484,11 @@ impl Check for Profile {
 
     fn check(&self) -> Result<(), InputError> {
         self.model.check().map_err(|e| e.under("model"))?;
+        if !self.model.is_uniform() {
+            let problem = "has blocks that differ, but a profile has the costs of one kind of block";
+            return Err(InputError::new("model.blocks", "", problem)
+                .hint("plan without a profile: `autodist plan --cluster`"));
+        }
         self.cluster.check().map_err(|e| e.under("cluster"))?;
         in_range("seq_len", u64::from(self.seq_len), 1, 1 << 24)?;
         for (index, cell) in self.segments.iter().enumerate() {

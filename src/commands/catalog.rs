@@ -26,11 +26,12 @@ pub fn run(args: &JsonArgs) -> Result<(), Failure> {
         let m = &entry.spec;
         let size = m.total_parameters() as f64;
         let (size, unit) = if size >= 1e9 { (size / 1e9, "B") } else { (size / 1e6, "M") };
-        let experts = m.experts.map(|experts| format!(", {} experts", experts.count)).unwrap_or_default();
+        let experts = m.block_kinds().find_map(|block| block.experts);
+        let experts = experts.map(|experts| format!(", {} experts", experts.count)).unwrap_or_default();
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "  {:<14} {size:>6.1}{unit}  {:>3} layers, hidden {:>5}{}  {}",
+            "  {:<16} {size:>6.1}{unit}  {:>3} layers, hidden {:>5}{}  {}",
             m.name, m.layers, m.hidden, experts, entry.source
         );
     }

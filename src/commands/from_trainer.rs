@@ -18,6 +18,45 @@ pub struct Given {
     file: String,
 }
 
+/// The kinds of experts that blocks have.
+fn experts_of(model: &ModelSpec) -> Vec<Experts> {
+    let mut kinds: Vec<Experts> = model.block_kinds().filter_map(|block| block.experts).collect();
+    kinds.dedup();
+    kinds
+}
+
+fn in_words(kinds: &[Experts]) -> String {
+    let of = |experts: &Experts| {
+        let Experts { count, active, shared_ffn } = experts;
+        let shared = if *shared_ffn > 0 { format!(", shared ones of {shared_ffn}") } else { String::new() };
+        format!("{count} experts, {active} active{shared}")
+    };
+    let words: Vec<String> = kinds.iter().map(of).collect();
+    if words.is_empty() { "no experts".to_owned() } else { words.join("; ") }
+}
+
+/// # Errors
+/// The attention of the file's model is of another kind than that of the model that `--model` names.
+fn check_attention(theirs: &ModelSpec, own: &ModelSpec) -> Result<(), InputError> {
+    let windows = |model: &ModelSpec| {
+        let mut list: Vec<u32> = model.block_kinds().filter_map(|block| block.window).collect();
+        list.dedup();
+        list
+    };
+    let (window, latent) = (windows(theirs), theirs.latent);
+    let other = [
+        ("window-size", !window.is_empty() && window != windows(own), format!("{window:?}")),
+        ("multi-latent-attention", latent.is_some() && latent != own.latent, true.to_string()),
+    ];
+    match other.into_iter().find(|(_, differs, _)| *differs) {
+        None => Ok(()),
+        Some((key, _, value)) => {
+            Err(InputError::new(key, value, format!("contradicts the attention of {}", own.name))
+                .hint("give the model of the file by `--model`, or leave it out"))
+        }
+    }
+}
+
 /// Reads the file given by `--from`, if any, for a cluster of `devices` devices.
 pub fn read(args: &EstimateArgs, devices: Option<u32>) -> Result<Option<Given>, Failure> {
     let [trainer, file] = args.from.as_slice() else { return Ok(None) };
@@ -28,7 +67,7 @@ pub fn read(args: &EstimateArgs, devices: Option<u32>) -> Result<Option<Given>, 
     })?;
     let content = input::text_file(Path::new(file), "configuration")?;
     let named = args.model.as_deref().map(input::model).transpose()?;
-    let experts = named.as_ref().is_some_and(|model| model.experts.is_some());
+    let experts = named.as_ref().is_some_and(ModelSpec::has_experts);
     let command = command_line(args, devices, experts)?;
     let model = named.clone();
     let open = |name: &str| -> Result<String, InputError> {
@@ -39,19 +78,21 @@ pub fn read(args: &EstimateArgs, devices: Option<u32>) -> Result<Option<Given>, 
     };
     let imported =
         import_with(target, &content, model.clone(), command, &open).map_err(|error| error.in_file(file))?;
-    let theirs = imported.settings.model.as_ref().and_then(|model| model.experts);
+    let theirs = imported.settings.model.as_ref().map(experts_of).filter(|theirs| !theirs.is_empty());
     if let (Some(theirs), Some(own)) = (theirs, &named)
-        && own.experts != Some(theirs)
+        && experts_of(own) != theirs
     {
-        let of = |experts: Experts| format!("{} experts, {} active", experts.count, experts.active);
         let name = &own.name;
-        let own = own.experts.map_or("no experts".to_owned(), of);
+        let own = in_words(&experts_of(own));
         let error =
-            InputError::new("num-experts", of(theirs), format!("contradicts {name}, which has {own}"));
+            InputError::new("num-experts", in_words(&theirs), format!("contradicts {name}, which has {own}"));
         return Err(error
             .hint("give the model of the file by `--model`, or leave it out")
             .in_file(file)
             .into());
+    }
+    if let (Some(theirs), Some(own)) = (&imported.settings.model, &named) {
+        check_attention(theirs, own).map_err(|error| error.in_file(file))?;
     }
     let flags = &args.strategy;
     if args.best.is_none()

@@ -241,14 +241,15 @@ fn check_own_engines(flags: &StrategyArgs) -> Result<(), InputError> {
 /// Experts are to be distributed that the model does not have, or not evenly.
 fn check_experts(model: &ModelSpec, degree: Option<u32>) -> Result<(), InputError> {
     let Some(degree) = degree.filter(|degree| *degree > 1) else { return Ok(()) };
-    match model.experts {
-        Some(experts) if experts.count.is_multiple_of(degree) => Ok(()),
-        Some(experts) => {
-            Err(InputError::new("--ep", degree, format!("must divide the {} experts", experts.count))
-                .hint("use a divisor of the number of experts, or remove `--ep`"))
-        }
-        None => Err(InputError::new("--ep", degree, format!("{} has no experts", model.name))
-            .hint("remove `--ep`, or use a model with experts (`autodist catalog`)")),
+    if !model.has_experts() {
+        return Err(InputError::new("--ep", degree, format!("{} has no experts", model.name))
+            .hint("remove `--ep`, or use a model with experts (`autodist catalog`)"));
+    }
+    let mut counts = model.block_kinds().filter_map(|block| Some(block.experts?.count));
+    match counts.find(|count| !count.is_multiple_of(degree)) {
+        None => Ok(()),
+        Some(count) => Err(InputError::new("--ep", degree, format!("must divide the {count} experts"))
+            .hint("use a divisor of the number of experts, or remove `--ep`")),
     }
 }
 

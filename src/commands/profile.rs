@@ -94,13 +94,16 @@ pub fn request(
     for (flag, value) in [("--budget", budget), ("--interval", interval)] {
         autodist_spec::error::positive(flag, value)?;
     }
-    if let Some(experts) = model.experts {
+    let without = "use a dense model, or plan without a profile: `autodist plan --cluster`";
+    if let Some(experts) = model.block_kinds().find_map(|block| block.experts) {
         let problem = "has experts, which autodist's own engines do not support";
         let error =
             InputError::new("--model", format!("{} ({} experts)", model.name, experts.count), problem);
-        return Err(error
-            .hint("use a dense model, or plan without a profile: `autodist plan --cluster`")
-            .into());
+        return Err(error.hint(without).into());
+    }
+    if let Err(reason) = autodist_program::engine::check_model(&model, job.seq_len) {
+        let problem = format!("is not for autodist's own engines: {reason}");
+        return Err(InputError::new("--model", &model.name, problem).hint(without).into());
     }
     if model.positions == Positions::Learned && job.seq_len > model.max_seq_len {
         let problem =

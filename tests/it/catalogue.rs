@@ -11,8 +11,8 @@ use autodist_hardware::Catalogue;
 use autodist_planner::Planner;
 use autodist_program::{Program, stages};
 use autodist_spec::{
-    Activation, Bytes, CatalogueReference, Cluster, DeviceClasses, Experts, Job, ModelSpec, ParallelStrategy,
-    Plan, Positions, Precision, ScheduleKind, Stage, StopReason, catalog,
+    Activation, BlockSpec, Bytes, CatalogueReference, Cluster, DeviceClasses, Experts, Job, ModelSpec,
+    ParallelStrategy, Plan, Positions, Precision, ScheduleKind, Stage, StopReason, catalog,
 };
 use common::{line, write};
 use serde_json::Value;
@@ -195,6 +195,52 @@ fn costs_on(cluster: &Cluster, trainer: Trainer, model: &ModelSpec, job: &Job) -
 }
 
 #[test]
+fn a_block_costs_as_much_as_in_a_model_of_such_blocks() {
+    let cluster = Cluster::from_short_form("1x8xh100-80gb-sxm").unwrap();
+    let usual = catalog::model("llama3-8b").unwrap();
+    let dense = usual.block(1);
+    let experts = Some(Experts { count: 8, active: 2, shared_ffn: 1024 });
+    let latent = catalog::model("deepseek-v2-lite").unwrap();
+    for (model, other) in [
+        (&usual, BlockSpec { window: Some(1024), ..dense }),
+        (&usual, BlockSpec { ffn: 2048, experts, ..dense }),
+        (&latent, latent.block(27)),
+    ] {
+        let job = Job { precision: Precision::Bf16, ..Job::new(8, 8192) };
+        let first = model.block(1);
+        let uniform = |block: BlockSpec| model.clone().with_blocks(&[block; 2]);
+        let mixed = model.clone().with_blocks(&[first, other]);
+        assert!(!mixed.is_uniform());
+        let strategy = ParallelStrategy { tensor: 2, ..ParallelStrategy::data_parallel(4, 1) };
+        let layer = |model: &ModelSpec, layer| {
+            let costs = costs_on(&cluster, Trainer::MegatronCore, model, &job);
+            *costs.layer_costs(model, &job, &strategy).unwrap().of_rank(0).of(layer)
+        };
+        assert_eq!(layer(&mixed, 1), layer(&uniform(first), 1));
+        assert_eq!(layer(&mixed, 2), layer(&uniform(other), 2));
+        assert_ne!(layer(&mixed, 1), layer(&mixed, 2));
+    }
+}
+
+#[test]
+fn a_window_costs_less_than_the_whole_sequence_and_more_than_its_share() {
+    let cluster = Cluster::from_short_form("1x8xh100-80gb-sxm").unwrap();
+    let job = Job { precision: Precision::Bf16, ..Job::new(8, 32_768) };
+    let strategy = ParallelStrategy::data_parallel(8, 1);
+    let time = |window| {
+        let model = ModelSpec { window, ..catalog::model("llama3-8b").unwrap() };
+        let costs = costs_on(&cluster, Trainer::MegatronCore, &model, &job);
+        costs.layer_costs(&model, &job, &strategy).unwrap().of_rank(0).of(1).forward.seconds
+    };
+    let [narrow, wide, whole, all] = [Some(1024), Some(8192), Some(32_768), None].map(time);
+    assert!(narrow < wide && wide < whole, "{narrow} {wide} {whole}");
+    assert_eq!(whole, all);
+    // The core of the whole sequence, which a window of a quarter has to seven sixteenths.
+    let (core, rest) = ((whole - wide) * 16.0 / 9.0, whole - (whole - wide) * 16.0 / 9.0);
+    assert!(core > rest && narrow > rest, "{core} {rest} {narrow}");
+}
+
+#[test]
 fn no_plan_of_the_space_beats_the_one_that_is_found() {
     let (same, mixed) =
         ("2x4xa100-80gb-sxm@4x200gbps", "1x2xh100-80gb-sxm+1x4xa100-40gb-sxm+1x2xh100-80gb-sxm@4x200gbps");
@@ -206,9 +252,15 @@ fn no_plan_of_the_space_beats_the_one_that_is_found() {
         (Trainer::Nemo, "mixtral-8x7b", 3, 8192, same),
         (Trainer::Deepspeed, "gpt2-xl", 12, 1024, same),
         (Trainer::MegatronDeepspeed, "llama2-7b", 4, 1024, same),
+        // Blocks that differ: in their windows, or in having experts.
+        (Trainer::MegatronCore, "gemma2-9b", 5, 8192, same),
+        (Trainer::MegatronCore, "deepseek-moe-16b", 4, 4096, same),
+        (Trainer::MegatronCore, "deepseek-v2-lite", 4, 1024, mixed),
     ] {
         let cluster = Cluster::from_short_form(cluster).unwrap();
-        let model = ModelSpec { layers, ..catalog::model(name).unwrap() };
+        let whole = catalog::model(name).unwrap();
+        let blocks: Vec<_> = (1..=layers).map(|layer| whole.block(layer)).collect();
+        let model = whole.with_blocks(&blocks);
         let mut job = Job { precision: Precision::Bf16, ..Job::new(32, seq_len) };
         job.allow.micro_batch = Some(vec![1, 4]);
         software::narrow(&mut job, trainer).unwrap();
@@ -220,9 +272,8 @@ fn no_plan_of_the_space_beats_the_one_that_is_found() {
         let all = planner.feasible().unwrap();
         assert!(all.len() > 8, "{trainer}: {}", all.len());
         let strategies = || all.iter().map(|plan| &plan.strategy);
-        let sparse = name.starts_with("mixtral");
-        assert_eq!(strategies().any(|strategy| strategy.context > 1), sparse);
-        assert_eq!(strategies().any(|strategy| strategy.expert > 1), sparse);
+        assert_eq!(strategies().any(|strategy| strategy.context > 1), seq_len >= 8192);
+        assert_eq!(strategies().any(|strategy| strategy.expert > 1), model.has_experts());
         for other in &all {
             let step = other.estimate.step_time_s;
             assert!(other.estimate.lower_bound_s <= step, "{}", other.strategy.label());
@@ -244,7 +295,11 @@ fn published(run: &TrainingRun) -> Result<(ModelSpec, Job, ParallelStrategy, Vec
         kv_heads: shape.kv_heads,
         head_dim: shape.head_dim,
         ffn: shape.experts.map_or(shape.ffn, |experts| experts.ffn),
-        experts: shape.experts.map(|one| Experts { count: one.count, active: one.active }),
+        experts: shape.experts.map(|one| Experts {
+            count: one.count,
+            active: one.active,
+            shared_ffn: one.shared_ffn,
+        }),
         vocab: shape.vocab,
         max_seq_len: run.seq_len.max(shape.position_rows),
         positions: if shape.position_rows > 0 {

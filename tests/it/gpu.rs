@@ -227,6 +227,9 @@ fn measure_plan_validate_all(micro_batches: &str, plans: usize) {
     assert_eq!(profile["precision"], "bf16");
     assert_eq!(profile["cluster"]["nodes"][0]["devices"], 2);
     assert_eq!(profile["cluster"]["nodes"][0]["device"]["name"], "Software GPU");
+    // The host's time to queue a segment is beside the device's.
+    let segments = profile["segments"].as_array().unwrap();
+    assert!(segments.iter().all(|cell| cell["launch_s"].as_f64().unwrap() > 0.0), "{segments:?}");
     assert!(profile["hardware"]["products"].as_array().unwrap().len() >= 3);
     let copies = profile["hardware"]["copies"].as_array().unwrap();
     for kind in ["device", "host_to_device", "device_to_host"] {

@@ -5,6 +5,7 @@
 mod architecture;
 mod bad_input;
 mod beyond;
+mod blocks;
 mod catalogue;
 mod common;
 mod contract;

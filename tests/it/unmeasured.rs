@@ -26,6 +26,35 @@ fn a_cluster_that_nobody_measured_is_priced_by_its_figures() {
     assert_eq!(document["search"]["stop_reason"], "given");
 }
 
+#[test]
+fn a_slow_host_keeps_devices_waiting() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = "schema_version = 1\nname = \"slow host\"\n[[nodes]]\ncount = 1\ndevices = 1\n\
+                   device = \"h200-141gb-sxm\"\nhost_slowness = ";
+    let job = "--model gpt2-xl --trainer fsdp2 --global-batch 4 --seq-len 1024 --dp 1 --micro-batch 4";
+    let mut steps = Vec::new();
+    for (slowness, waits) in [("0.5", false), ("5", true)] {
+        write(folder.path(), "cluster.toml", format!("{cluster}{slowness}"));
+        let estimate = format!("estimate --cluster cluster.toml {job} -o plan.json --json");
+        let plan = line(folder.path(), &estimate).json();
+        let cost = &plan["estimate"]["cost"];
+        let host = cost["host_s"].as_f64().unwrap_or(0.0);
+        let step = plan["estimate"]["step_time_s"].as_f64().unwrap();
+        assert_eq!(host > 0.3 * step, waits, "{slowness}: {cost}");
+        let text = line(folder.path(), "explain plan.json").ok();
+        for words in ["launch-bound: the device waits", "compile the model, or use a larger micro-batch"] {
+            assert_eq!(text.contains(words), waits, "{text}");
+        }
+        assert!(!waits || text.contains("twice as fast a host: the same plan"), "{text}");
+        steps.push(step);
+    }
+    assert!(steps[1] > 1.4 * steps[0], "{steps:?}");
+    write(folder.path(), "cluster.toml", format!("{cluster}0"));
+    let run = line(folder.path(), &format!("estimate --cluster cluster.toml {job}"));
+    assert_eq!(run.code, Some(2), "{}", run.out);
+    assert!(run.err.contains("nodes[0].host_slowness"), "{}", run.err);
+}
+
 /// The flags that describe a strategy of a plan document.
 fn flags(strategy: &Value) -> String {
     let mut flags = String::new();

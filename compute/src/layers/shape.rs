@@ -41,8 +41,9 @@ pub struct LayerShape {
 
 impl LayerShape {
     pub fn new(model: &ModelSpec, micro_batch: usize, seq_len: usize, shard: TensorShard) -> Self {
-        let layouts = [LayerKind::Embedding, LayerKind::Block, LayerKind::Head]
-            .map(|kind| ParameterLayout::new(&model.parameters(kind), shard));
+        // All blocks are alike.
+        let layouts =
+            [0, 1, model.chain_len() - 1].map(|layer| ParameterLayout::new(&model.parameters(layer), shard));
         let [embedding, block, head] = &layouts;
         let sizes = Sizes::new(model, micro_batch, seq_len, shard);
         Self {

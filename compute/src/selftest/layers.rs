@@ -24,7 +24,11 @@ fn models() -> [ModelSpec; 4] {
         activation: Activation::Gelu,
         bias: true,
         tied_embeddings: true,
+        window: None,
+        latent: None,
         experts: None,
+        blocks: Vec::new(),
+        additions: Vec::new(),
     };
     let llama = ModelSpec {
         name: "Llama's kind, odd".into(),

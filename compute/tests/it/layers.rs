@@ -18,7 +18,7 @@ fn check_finite_differences(model: &ModelSpec) {
     let step = 1e-5;
     for layer in 0..model.chain_len() {
         let mut start = 0;
-        for parameter in model.parameters(model.kind(layer)) {
+        for parameter in model.parameters(layer) {
             let range = start..start + parameter.elements() as usize;
             start = range.end;
             // Large matrices are sampled.

@@ -156,7 +156,11 @@ fn segments_hold_what_the_formulas_say() {
         activation: Activation::Gelu,
         bias: true,
         tied_embeddings: true,
+        window: None,
+        latent: None,
         experts: None,
+        blocks: Vec::new(),
+        additions: Vec::new(),
     };
     let llama = ModelSpec {
         kv_heads: 2,

@@ -5,7 +5,7 @@ use autodist_program::{Instruction, Op, Program, stages};
 use autodist_spec::profile::{CollectiveCost, PipeliningCost, Sample};
 use autodist_spec::{
     Bytes, Collective, Job, ModelSpec, Network, OperationKind, ParallelStrategy, Path, Profile, Provenance,
-    Recompute, ScheduleKind, Seconds, catalog,
+    Recompute, ScheduleKind, Seconds, Stream, catalog,
 };
 
 /// Every layer of the chain takes 1 ms forward and 2 ms backward; nothing else takes time.
@@ -135,6 +135,62 @@ fn tensor_collectives_on_a_network_cost_what_they_took_in_steps() {
     };
     let collectives: usize = rank.ops.iter().map(of_op).sum();
     close(in_steps.step_time_s, alone.step_time_s.0 + 3e-3 * collectives as f64);
+}
+
+/// The unit profile, with `launch` seconds of the host for each of the six segments that take time.
+fn launched(model: &ModelSpec, job: &Job, launch: f64) -> Profile {
+    let mut profile = unit_profile(model, job);
+    for cell in profile.segments.iter_mut().filter(|cell| cell.time.median_s.0 > 0.0) {
+        cell.launch_s = Seconds(launch);
+    }
+    profile
+}
+
+#[test]
+fn a_device_waits_for_a_slow_host_alone() {
+    let (model, job) = (tiny(), Job::new(8, 128));
+    let program = compile(&model, &job, 1, &ParallelStrategy::data_parallel(1, 1));
+    for (launch, step, waiting) in [
+        // 12 launches for 18 ms of work: the host runs ahead after the first.
+        (0.5e-3, 0.5e-3 + 8.0 * 18e-3, 0.5e-3),
+        // The last of all launches ends after 8 · 12 · 3 ms, and its backward takes 2 ms.
+        (3e-3, 8.0 * 36e-3 + 2e-3, 8.0 * 18e-3 + 2e-3),
+        // The device waits for the first launch, and half a millisecond for each of the next six; in its first
+        // backward pass the host gets ahead for the rest of the step.
+        (1.5e-3, 4.5e-3 + 8.0 * 18e-3, 4.5e-3),
+    ] {
+        let costs = CostModel::new(&launched(&model, &job, launch));
+        let simulation = costs.price(&program).unwrap().simulate();
+        close(simulation.step_time_s, step);
+        close(simulation.ranks[0].host_s, waiting);
+        close(simulation.ranks[0].compute_s, 8.0 * 18e-3);
+        let bound = costs.lower_bound(&program).unwrap();
+        assert!(bound <= simulation.step_time_s && bound.0 > 0.97 * step, "{bound}");
+        let timeline = costs.timeline(&program).unwrap();
+        let host: f64 = timeline
+            .iter()
+            .filter(|event| event.stream == Stream::Host)
+            .map(|e| (e.end_s - e.start_s).0)
+            .sum();
+        close(Seconds(host), 8.0 * 12.0 * launch);
+    }
+    // Twice as fast a host is as good as half of the launches' time.
+    let slow = CostModel::new(&launched(&model, &job, 3e-3));
+    let half = CostModel::new(&launched(&model, &job, 1.5e-3));
+    let step = |costs: &CostModel| costs.price(&program).unwrap().simulate().step_time_s;
+    close(step(&slow.faster(1.0, 1.0, 2.0)), step(&half).0);
+}
+
+#[test]
+fn a_host_runs_ahead_while_its_rank_waits_in_a_pipeline() {
+    let (model, job) = (tiny(), Job::new(1, 128));
+    let strategy = ParallelStrategy { pipeline: 2, ..ParallelStrategy::data_parallel(1, 1) };
+    let program = compile(&model, &job, 2, &strategy);
+    let costs = CostModel::new(&launched(&model, &job, 0.9e-3));
+    let simulation = costs.price(&program).unwrap().simulate();
+    // One micro-batch: only the first launch of the first rank is waited for.
+    close(simulation.step_time_s, 0.9e-3 + 18e-3);
+    close(simulation.ranks[1].host_s, 0.0);
 }
 
 /// Data parallelism over two ranks, one micro-batch, a bucket for every layer, each reduction `transfer`

@@ -98,6 +98,7 @@ class Model:
     activation: Literal["gelu", "swi_glu"]
     bias: bool
     tied_embeddings: bool
+    window: int | None = None
     experts: Experts | None = None
 
     def kind(self, layer: int) -> Kind:

@@ -241,7 +241,11 @@ static ROWS: &[FieldMapping] = &[
                 return Ok(false);
             };
             settings.model = Some(ModelSpec {
+                window: None,
+                latent: None,
                 experts: None,
+                blocks: Vec::new(),
+                additions: Vec::new(),
                 name: "maxtext".to_owned(),
                 layers,
                 hidden,

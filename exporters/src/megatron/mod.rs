@@ -1,5 +1,6 @@
 //! Megatron-LM's command line.
 
+mod blocks;
 mod rows;
 mod rules;
 

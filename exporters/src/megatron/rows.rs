@@ -1,14 +1,15 @@
 //! Megatron's flags for the fields of a plan.
 
-use crate::document::{Document, above_zero, product, quotient, rounded};
+use super::blocks;
+use crate::document::{above_zero, product, quotient, rounded};
 use crate::row::{
     FieldMapping, OptimizerKeys, ReadRate, clip, seed, sixteen_bits, size, thirty_two_bits, whole_theta,
 };
 use crate::settings::Field;
 use crate::stages::{blocks_of_layout, layout, leading_full, uniform_recompute};
 use autodist_spec::{
-    Activation, Codec, Experts, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer,
-    Positions, Precision, Recompute, ScheduleKind,
+    Activation, Codec, Hyperparameter, InputError, LearningRate, ModelSpec, Norm, Optimizer, Positions,
+    Precision, Recompute, ScheduleKind,
 };
 
 /// Flags that rows read besides those that they name.
@@ -29,14 +30,19 @@ pub(crate) static ROWS: &[FieldMapping] = &[
         theirs: "num-layers, hidden-size, ffn-hidden-size, num-attention-heads, kv-channels, group-query-attention, \
                  num-query-groups, max-position-embeddings, vocab-size, position-embedding-type, rotary-base, \
                  normalization, norm-epsilon, swiglu, disable-bias-linear, untie-embeddings-and-output-weights, num-experts, \
-                 moe-router-topk, moe-ffn-hidden-size",
+                 moe-router-topk, moe-ffn-hidden-size, moe-layer-freq, moe-shared-expert-intermediate-size, window-size, \
+                 window-attn-skip-freq, multi-latent-attention, q-lora-rank, kv-lora-rank, qk-head-dim, \
+                 qk-pos-emb-head-dim, v-head-dim, qk-layernorm, rope-type, add-qkv-bias, softmax-type, \
+                 moe-shared-expert-gate",
         write: |settings, draft| {
             let Some(model) = &settings.model else { return };
             draft.set("num-layers", model.layers);
             draft.set("hidden-size", model.hidden);
             draft.set("ffn-hidden-size", model.ffn);
             draft.set("num-attention-heads", model.heads);
-            draft.set("kv-channels", model.head_dim);
+            if model.latent.is_none() {
+                draft.set("kv-channels", model.head_dim);
+            }
             if model.kv_heads != model.heads {
                 draft.set("group-query-attention", true);
                 draft.set("num-query-groups", model.kv_heads);
@@ -58,18 +64,11 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             draft.set("swiglu", model.activation == Activation::SwiGlu);
             draft.set("disable-bias-linear", !model.bias);
             draft.set("untie-embeddings-and-output-weights", !model.tied_embeddings);
-            if let Some(experts) = model.experts {
-                draft.set("num-experts", experts.count);
-                draft.set("moe-router-topk", experts.active);
-                draft.set("moe-ffn-hidden-size", model.ffn);
-                // As the plan is priced.
-                draft.set("moe-grouped-gemm", true);
-                draft.set("moe-token-dispatcher-type", "alltoall");
-                if settings.tensor > 1 && !settings.sequence_parallel {
-                    let problem = "is required by Megatron for experts with tensor parallelism";
-                    let error = InputError::new("strategy.sequence_parallel", false, problem);
-                    draft.refusals.push(error.hint("plan with `--sp`, or with `--tp 1`"));
-                }
+            blocks::write(model, draft);
+            if model.has_experts() && settings.tensor > 1 && !settings.sequence_parallel {
+                let problem = "is required by Megatron for experts with tensor parallelism";
+                let error = InputError::new("strategy.sequence_parallel", false, problem);
+                draft.refusals.push(error.hint("plan with `--sp`, or with `--tp 1`"));
             }
         },
         read: |document, settings| {
@@ -94,21 +93,20 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             let rms = one_of("normalization", &[("LayerNorm", false), ("RMSNorm", true)])?.unwrap_or(false);
             let grouped = document.flag("group-query-attention")?.unwrap_or(false);
             let groups = document.size("num-query-groups")?.filter(|_| grouped);
-            let experts = experts(document)?;
-            let of_experts = document.size("moe-ffn-hidden-size")?.filter(|_| experts.is_some());
-            settings.model = Some(ModelSpec {
-                experts,
+            let usual = ModelSpec {
+                window: None,
+                latent: None,
+                experts: None,
+                blocks: Vec::new(),
+                additions: Vec::new(),
                 name: "megatron".to_owned(),
                 layers,
                 hidden,
                 heads,
                 kv_heads: groups.unwrap_or(heads),
-                head_dim: match document.size("kv-channels")? {
-                    Some(channels) => channels,
-                    None => quotient("hidden-size", hidden.into(), heads.into(), "num-attention-heads")?,
-                },
+                head_dim: blocks::channels(document, hidden, heads)?,
                 // Two thirds, so that SwiGLU's three matrices have as many parameters as two.
-                ffn: of_experts.or(document.size("ffn-hidden-size")?).unwrap_or(if swiglu {
+                ffn: document.size("ffn-hidden-size")?.unwrap_or(if swiglu {
                     (4 * hidden * 2 / 3) / 64 * 64
                 } else {
                     hidden.saturating_mul(4)
@@ -121,7 +119,8 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                 activation: if swiglu { Activation::SwiGlu } else { Activation::Gelu },
                 bias: !document.flag("disable-bias-linear")?.unwrap_or(false),
                 tied_embeddings: !document.flag("untie-embeddings-and-output-weights")?.unwrap_or(false),
-            });
+            };
+            settings.model = Some(blocks::read(document, usual)?);
             Ok(true)
         },
     },
@@ -526,17 +525,3 @@ pub(crate) static ROWS: &[FieldMapping] = &[
         },
     },
 ];
-
-/// The experts of every block; `None` for a dense model. Megatron's router has two active ones by default.
-fn experts(document: &Document) -> Result<Option<Experts>, InputError> {
-    let Some(count) = document.size("num-experts")? else { return Ok(None) };
-    let tensor = document.size("tensor-model-parallel-size")?.unwrap_or(1);
-    let key = "expert-tensor-parallel-size";
-    if let Some(split) = document.size(key)?.filter(|split| *split != tensor) {
-        let problem =
-            format!("must be {tensor}, the tensor-parallel degree: other splits of experts have no price");
-        return Err(InputError::new(key, split, problem).hint("remove it from the file"));
-    }
-    let active = document.size("moe-router-topk")?.unwrap_or(2);
-    Ok((count > 1).then_some(Experts { count, active }))
-}

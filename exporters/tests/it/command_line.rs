@@ -360,9 +360,9 @@ fn what_changes_time_or_memory_and_is_in_no_plan_is_refused_by_name() {
         ),
         (
             Target::Megatron,
-            megatron("--num-experts 8 --moe-layer-freq 2"),
+            megatron("--num-experts 8 --moe-latent-size 64"),
             megatron("--num-experts 8 --moe-layer-freq 1"),
-            "moe-layer-freq",
+            "moe-latent-size",
         ),
         (
             Target::Megatron,
@@ -620,7 +620,7 @@ fn the_start_of_a_flag_is_the_flag_if_it_is_the_only_one() {
         assert!(several.contains(&format!("--{}", error.field)), "{error}");
     }
     // Flags that change the model have a reason of their own.
-    let error = read(Target::Megatron, &file("--multi-latent-attention"), 8, &[]).unwrap_err();
+    let error = read(Target::Megatron, &file("--no-position-embedding"), 8, &[]).unwrap_err();
     assert!(error.problem.contains("changes the model"), "{error}");
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
+mod blocks;
 mod command_line;
 mod common;
 mod counting;

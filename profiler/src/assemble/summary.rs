@@ -20,7 +20,10 @@ impl Assembly<'_> {
         let (overhead, scale) = (self.overhead(), self.scale());
         let mut segments: Vec<SegmentCost> = cells
             .iter()
-            .map(|(key, multiples)| segment_cost(key, multiples, self.memory[key], scale))
+            .map(|(key, multiples)| SegmentCost {
+                launch_s: Sample::of(&self.launches[key]).median_s,
+                ..segment_cost(key, multiples, self.memory[key], scale)
+            })
             .collect();
         let collectives = collective_costs(&self.collectives);
         let messages: Vec<MessageCost> = self

@@ -238,6 +238,7 @@ impl Lab {
                         body,
                         index,
                         seconds: timings,
+                        launches: Vec::new(),
                         growth: 0,
                         peak: 1 << 16,
                     });

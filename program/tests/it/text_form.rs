@@ -7,8 +7,9 @@ use autodist_program::{
     RankClass, RankProgram, Residence, TensorCollective, Transfer,
 };
 use autodist_spec::{
-    Activation, Algorithm, BucketReduction, Bytes, Codec, Communication, Experts, ModelSpec, Norm,
-    ParallelStrategy, Pass, Positions, Precision, Recompute, Reduction, ScheduleKind, Segment, Stage,
+    Activation, Addition, Algorithm, BlockRun, BucketReduction, Bytes, Codec, Communication, Experts, Latent,
+    ModelSpec, Norm, ParallelStrategy, Pass, Positions, Precision, Recompute, Reduction, ScheduleKind,
+    Segment, Stage,
 };
 use common::cases::{self, ALGORITHMS};
 use common::{every, text, variant, variants};
@@ -183,6 +184,12 @@ fn strategy(one: &ParallelStrategy) -> Changes<ParallelStrategy> {
     list
 }
 
+fn run(change: impl FnOnce(&mut BlockRun)) -> Vec<BlockRun> {
+    let mut run = BlockRun::default();
+    change(&mut run);
+    vec![run]
+}
+
 fn model(one: &ModelSpec) -> Changes<ModelSpec> {
     let rotary = [1e4, 1e5].map(|theta| Positions::Rotary { theta });
     let positions = [Positions::Learned].into_iter().chain(rotary);
@@ -202,7 +209,13 @@ fn model(one: &ModelSpec) -> Changes<ModelSpec> {
         activation => but(every!(Activation: Gelu, SwiGlu), &one.activation),
         bias => [!one.bias],
         tied_embeddings => [!one.tied_embeddings],
-        experts => [Some(Experts { count: 6, active: 2 }), Some(Experts { count: 6, active: 3 })]
+        experts => [(2, 0), (3, 0), (2, 8)].map(|(active, shared_ffn)| Some(Experts { count: 6, active, shared_ffn })),
+        window => [Some(7), Some(8)],
+        latent => [1, 2].map(|kv_rank| Some(Latent { query_rank: None, kv_rank, rope_dim: 2, value_dim: 2 })),
+        additions => [vec![Addition::QkvBias], vec![Addition::PostNorm]],
+        blocks => [run(|run| run.count = Some(2)), run(|run| run.heads = Some(2)), run(|run| run.kv_heads = Some(2)),
+            run(|run| run.head_dim = Some(4)), run(|run| run.window = Some(4)), run(|run| run.ffn = Some(4)),
+            run(|run| run.experts = Some(Experts { count: 6, active: 2, shared_ffn: 0 }))]
     } of one)
 }
 

@@ -114,7 +114,11 @@ pub fn small_model() -> ModelSpec {
         activation: Activation::SwiGlu,
         bias: false,
         tied_embeddings: false,
+        window: None,
+        latent: None,
         experts: None,
+        blocks: Vec::new(),
+        additions: Vec::new(),
     }
 }
 

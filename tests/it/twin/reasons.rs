@@ -69,7 +69,8 @@ const BLOCK: [Segment; 4] = [Segment::AttentionNorm, Segment::Attention, Segment
 fn segment(pair: &Pair, segment: Segment, pass: Pass) -> SegmentPrice {
     let strategy = &pair.case.strategy;
     let (recompute, micro_batches) = (strategy.recompute, pair.program.micro_batches);
-    pair.prices.segment(&SegmentQuery { segment, pass, recompute, strategy, micro_batches }).unwrap()
+    let block = pair.case.model.block(1);
+    pair.prices.segment(&SegmentQuery { block, segment, pass, recompute, strategy, micro_batches }).unwrap()
 }
 
 /// Bytes that the backward pass of a block allocates: gradients, and recomputed activations.

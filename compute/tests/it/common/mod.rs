@@ -4,7 +4,7 @@
 use autodist_compute::cpu::Real;
 use autodist_compute::layers::{HeadStatistics, LayerShape, NormLayer, NormStatistics, TensorShard};
 use autodist_compute::{Backend, Cpu, Region, RegionMut};
-use autodist_spec::model::{self, Activation, LayerKind, ModelSpec, Positions, TensorSplit, share};
+use autodist_spec::model::{self, Activation, ModelSpec, Positions, TensorSplit, share};
 
 /// Widths that are not multiples of a vector register, and an odd vocabulary, which two ranks cannot halve.
 pub fn gpt2_like() -> ModelSpec {
@@ -24,7 +24,11 @@ pub fn gpt2_like() -> ModelSpec {
         activation: Activation::Gelu,
         bias: true,
         tied_embeddings: true,
+        window: None,
+        latent: None,
         experts: None,
+        blocks: Vec::new(),
+        additions: Vec::new(),
     }
 }
 
@@ -79,15 +83,15 @@ impl Noise {
 pub type Chain = Vec<Vec<f64>>;
 
 pub fn random_parameters(model: &ModelSpec, noise: &mut Noise) -> Chain {
-    let layer = |kind| {
+    let layer = |layer| {
         let parameter = |parameter: &model::Parameter| {
             let centre = if parameter.name.ends_with("norm.weight") { 1.0 } else { 0.0 };
             let numbers = noise.numbers(parameter.elements() as usize);
             numbers.into_iter().map(|x| centre + 0.5 * x).collect::<Vec<_>>()
         };
-        model.parameters(kind).iter().flat_map(parameter).collect()
+        model.parameters(layer).iter().flat_map(parameter).collect()
     };
-    model.chain().into_iter().map(layer).collect()
+    (0..model.chain_len()).map(layer).collect()
 }
 
 #[derive(Clone)]
@@ -162,15 +166,9 @@ struct Group<'a, T: Real> {
 }
 
 /// Visits a rank's part of a layer: index in the whole, index in the part, whether replicated.
-fn cut(
-    model: &ModelSpec,
-    kind: LayerKind,
-    rank: u32,
-    degree: u32,
-    mut visit: impl FnMut(usize, usize, bool),
-) {
+fn cut(model: &ModelSpec, layer: usize, rank: u32, degree: u32, mut visit: impl FnMut(usize, usize, bool)) {
     let (mut whole, mut local) = (0, 0);
-    for parameter in model.parameters(kind) {
+    for parameter in model.parameters(layer) {
         let range = |total| share(total, rank.into(), degree.into());
         let (rows, columns) = match parameter.split {
             TensorSplit::Rows => (range(parameter.rows), 0..parameter.columns),
@@ -196,9 +194,8 @@ impl<'a, T: Real> Group<'a, T> {
             let shard = TensorShard { rank, degree: way.degree, sequence_parallel: way.sequence_parallel };
             let shape = LayerShape::new(model, batch.micro_batch, batch.seq_len, shard);
             let local = |(layer, whole): (usize, &Vec<f64>)| {
-                let kind = model.kind(layer);
-                let mut local = vec![T::ZERO; shape.layout(kind).len()];
-                cut(model, kind, rank, way.degree, |from, to, _| local[to] = T::from_f64(whole[from]));
+                let mut local = vec![T::ZERO; shape.layout(model.kind(layer)).len()];
+                cut(model, layer, rank, way.degree, |from, to, _| local[to] = T::from_f64(whole[from]));
                 device.upload(&local)
             };
             let parameters: Buffers<T> = parameters.iter().enumerate().map(local).collect();
@@ -215,23 +212,14 @@ impl<'a, T: Real> Group<'a, T> {
         for (layer, whole) in gradients.iter_mut().enumerate() {
             for (index, rank) in self.ranks.iter().enumerate() {
                 let local = &rank.gradients[layer];
-                cut(
-                    self.model,
-                    self.model.kind(layer),
-                    index as u32,
-                    self.way.degree,
-                    |to, from, replicated| {
-                        let value = local[from].to_f64();
-                        if replicated && !self.way.sequence_parallel && index > 0 {
-                            assert!(
-                                (whole[to] - value).abs() <= 1e-5 * (1.0 + value.abs()),
-                                "replicas differ"
-                            );
-                        } else {
-                            whole[to] += value;
-                        }
-                    },
-                );
+                cut(self.model, layer, index as u32, self.way.degree, |to, from, replicated| {
+                    let value = local[from].to_f64();
+                    if replicated && !self.way.sequence_parallel && index > 0 {
+                        assert!((whole[to] - value).abs() <= 1e-5 * (1.0 + value.abs()), "replicas differ");
+                    } else {
+                        whole[to] += value;
+                    }
+                });
             }
         }
         gradients

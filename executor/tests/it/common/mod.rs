@@ -28,7 +28,11 @@ pub fn learner() -> ModelSpec {
         activation: Activation::SwiGlu,
         bias: false,
         tied_embeddings: false,
+        window: None,
+        latent: None,
         experts: None,
+        blocks: Vec::new(),
+        additions: Vec::new(),
     }
 }
 
@@ -50,7 +54,11 @@ pub fn model(llama: bool) -> ModelSpec {
         activation: if llama { Activation::SwiGlu } else { Activation::Gelu },
         bias: !llama,
         tied_embeddings: !llama,
+        window: None,
+        latent: None,
         experts: None,
+        blocks: Vec::new(),
+        additions: Vec::new(),
     }
 }
 

@@ -2,8 +2,9 @@
 
 use autodist_program::{Illegal, Program, rules, stages};
 use autodist_spec::{
-    Activation, Algorithm, BucketReduction, Bytes, Codec, Communication, Experts, Job, ModelSpec, Norm,
-    Optimizer, ParallelStrategy, Positions, Precision, Recompute, Reduction, ScheduleKind, Stage,
+    Activation, Algorithm, BlockRun, BucketReduction, Bytes, Codec, Communication, Experts, Job, Latent,
+    ModelSpec, Norm, Optimizer, ParallelStrategy, Positions, Precision, Recompute, Reduction, ScheduleKind,
+    Stage,
 };
 
 pub struct Case {
@@ -73,7 +74,11 @@ fn llama(layers: u32) -> ModelSpec {
         activation: Activation::SwiGlu,
         bias: false,
         tied_embeddings: false,
+        window: None,
+        latent: None,
         experts: None,
+        blocks: Vec::new(),
+        additions: Vec::new(),
     }
 }
 
@@ -140,6 +145,7 @@ pub fn all() -> Vec<Case> {
     list.extend(tensor_parallelism());
     list.extend(context_parallelism());
     list.extend(expert_parallelism());
+    list.extend(unlike_blocks());
     list.extend(pipelines());
     list.extend(combinations());
     list.extend(recomputation());
@@ -228,7 +234,8 @@ fn context_parallelism() -> Vec<Case> {
 }
 
 fn expert_parallelism() -> Vec<Case> {
-    let sparse = |layers| ModelSpec { experts: Some(Experts { count: 4, active: 2 }), ..llama(layers) };
+    let sparse =
+        |layers| ModelSpec { experts: Some(Experts { count: 4, active: 2, shared_ffn: 0 }), ..llama(layers) };
     let spread = |expert, strategy| ParallelStrategy { expert, ..strategy };
     let split = ParallelStrategy { context: 2, ..zero(1, 2, degrees(2, 1, 1)) };
     vec![
@@ -243,6 +250,27 @@ fn expert_parallelism() -> Vec<Case> {
         Case::new("ep2-pp2", spread(2, degrees(2, 1, 2))).model(sparse(2)),
         Case::new("ep2-cp2-dp2-zero1-recompute-full", spread(2, recomputing(Recompute::Full, split)))
             .model(sparse(1)),
+    ]
+}
+
+fn unlike_blocks() -> Vec<Case> {
+    // A dense block with a window, then one with experts, and so on.
+    let experts = Some(Experts { count: 4, active: 2, shared_ffn: 8 });
+    let runs = vec![
+        BlockRun { window: Some(4), ..BlockRun::default() },
+        BlockRun { ffn: Some(6), experts, ..BlockRun::default() },
+    ];
+    let unlike = |layers| ModelSpec { blocks: runs.clone(), ..llama(layers) };
+    let latent = Latent { query_rank: Some(6), kv_rank: 4, rope_dim: 2, value_dim: 2 };
+    let low_rank = ModelSpec { kv_heads: 4, head_dim: 4, latent: Some(latent), ..llama(1) };
+    let spread = |expert, strategy| ParallelStrategy { expert, ..strategy };
+    let split = |context, strategy| ParallelStrategy { context, ..strategy };
+    vec![
+        Case::new("unlike-blocks", degrees(1, 1, 1)).model(unlike(2)),
+        Case::new("unlike-blocks-ep2-pp2", spread(2, degrees(2, 1, 2))).model(unlike(3)),
+        Case::new("unlike-blocks-ep2-tp2-sp", spread(2, sequence_parallel(degrees(2, 2, 1))))
+            .model(unlike(2)),
+        Case::new("latent-attention-cp2-tp2", split(2, degrees(1, 2, 1))).model(low_rank),
     ]
 }
 

@@ -9,9 +9,9 @@ use autodist_program::{
     Operand, Program, RankClass, RankProgram, Residence, TensorCollective, Transfer, View,
 };
 use autodist_spec::{
-    Activation, Algorithm, BucketReduction, Codec, Coded, Communication, Experts, Job, ModelSpec, Norm,
-    Optimizer, ParallelStrategy, Pass, Positions, Precision, Recompute, Reduction, ScheduleKind, Segment,
-    Stage,
+    Activation, Algorithm, BlockRun, BucketReduction, Codec, Coded, Communication, Experts, Job, Latent,
+    ModelSpec, Norm, Optimizer, ParallelStrategy, Pass, Positions, Precision, Recompute, Reduction,
+    ScheduleKind, Segment, Stage,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Display, Write};
@@ -81,7 +81,11 @@ fn of_model(model: &ModelSpec) -> String {
         activation,
         bias,
         tied_embeddings,
+        window,
+        latent,
         experts,
+        blocks,
+        additions,
     } = model;
     let positions = match positions {
         Positions::Learned => "learned".to_owned(),
@@ -95,15 +99,45 @@ fn of_model(model: &ModelSpec) -> String {
         Activation::Gelu => "gelu",
         Activation::SwiGlu => "swiglu",
     };
-    let experts = experts.map(|Experts { count, active }| format!(", {active} of {count} experts"));
-    let experts = experts.unwrap_or_default();
+    let mut differ = String::new();
+    for part in [window.map(|window| format!(", window {window}")), latent.map(of_latent)] {
+        differ += &part.unwrap_or_default();
+    }
+    differ += &experts.map(of_experts).unwrap_or_default();
+    for run in blocks {
+        differ += &of_blocks(run);
+    }
+    for addition in additions {
+        differ += &format!(", {}", addition.name());
+    }
     format!(
         "model: {name}, {layers} blocks, hidden {hidden}, {heads} heads and {kv_heads} key/value heads of {head_dim}, \
          mlp {ffn} {activation}, vocabulary {vocab}, {max_seq_len} positions {positions}, {norm} {norm_epsilon:e}, \
-         bias {}, tied {}{experts}\n",
+         bias {}, tied {}{differ}\n",
         yes(*bias),
         yes(*tied_embeddings)
     )
+}
+
+fn of_experts(Experts { count, active, shared_ffn }: Experts) -> String {
+    let shared = if shared_ffn > 0 { format!(" and a shared mlp {shared_ffn}") } else { String::new() };
+    format!(", {active} of {count} experts{shared}")
+}
+
+fn of_latent(Latent { query_rank, kv_rank, rope_dim, value_dim }: Latent) -> String {
+    let queries = query_rank.map(|rank| format!("queries of rank {rank}, ")).unwrap_or_default();
+    format!(", {queries}keys and values of rank {kv_rank}, {rope_dim} rotary, values of {value_dim}")
+}
+
+fn of_blocks(run: &BlockRun) -> String {
+    let BlockRun { count, heads, kv_heads, head_dim, window, ffn, experts } = run;
+    let mut text = format!("; {} blocks", count.map_or("run of".to_owned(), |count| count.to_string()));
+    let sizes =
+        [("heads", heads), ("key/value heads", kv_heads), ("of", head_dim), ("window", window), ("mlp", ffn)];
+    for (what, size) in sizes {
+        text += &size.map(|size| format!(", {what} {size}")).unwrap_or_default();
+    }
+    text + &experts.map(of_experts).unwrap_or_default()
 }
 
 fn of_strategy(strategy: &ParallelStrategy) -> String {
