@@ -7,10 +7,10 @@
 use crate::curve::Price;
 use crate::measured::{ProfilePrices, SegmentPrice, Unpriced};
 use crate::prices::{CollectiveQuery, MessageQuery, Prices, SegmentQuery};
-use autodist_program::{residual_stream, work};
+use autodist_program::residual_stream;
 use autodist_spec::{
     Algorithm, Bytes, Cluster, Collective, Link, ModelSpec, ParallelStrategy, Pass, Profile, Provenance,
-    Segment, SegmentCost,
+    Segment, SegmentCost, Shard,
 };
 use std::sync::Arc;
 
@@ -288,14 +288,15 @@ fn ring(kind: Collective, group: usize) -> Option<(f64, f64)> {
 impl Law {
     /// A time that is proportional to the segment's; only ratios of it count.
     fn time(&self, query: &SegmentQuery) -> Result<f64, Unpriced> {
-        let SegmentQuery { segment, pass, recompute, strategy, .. } = *query;
+        let SegmentQuery { block, segment, pass, recompute, strategy, .. } = *query;
         if let Some(catalogue) = &self.catalogue {
             let seconds = catalogue.segment(query)?.time.seconds;
             if seconds > 0.0 {
                 return Ok(seconds);
             }
         }
-        Ok(work::segment_flops(&self.model, self.seq_len as usize, strategy, segment, pass, recompute))
+        let shard = Shard::of(strategy, self.seq_len);
+        Ok(self.model.segment_flops(&block, segment, (pass, recompute), &shard))
     }
 
     /// Growth and peak in bytes: what a segment keeps beside the residual stream is split over the tensor ranks.

@@ -4,7 +4,7 @@
 use autodist_spec::profile::{CollectiveCost, Hardware, Interference, LinkFit, MessageCost, OptimizerCost};
 use autodist_spec::{
     Bytes, Cluster, Collective, Device, Environment, Job, ModelSpec, NodeGroup, Pass, Profile, Provenance,
-    Recompute, SCHEMA_VERSION, Sample, Seconds, Segment, SegmentCost,
+    Recompute, SCHEMA_VERSION, Sample, Seconds, Segment, SegmentCost, Shard,
 };
 
 /// A machine with exact costs: a segment takes FLOPs / speed, a collective takes the time of a ring.
@@ -306,15 +306,9 @@ impl Shape<'_> {
     }
 
     fn forward_flops(&self, segment: Segment) -> f64 {
-        let of = |layer| {
-            self.model.forward_flops(layer, self.tokens(), u64::from(self.seq_len)).0 / f64::from(self.tensor)
-        };
-        match segment {
-            Segment::Attention => 0.4 * of(1),
-            Segment::Mlp => 0.6 * of(1),
-            Segment::Logits => of(self.model.chain_len() - 1),
-            _ => 0.0,
-        }
+        let whole = Shard::whole(self.tokens(), self.seq_len.into());
+        let shard = Shard { tensor: self.tensor, ..whole };
+        self.model.kernels(&self.model.block(1), segment, &shard).gemm_flops()
     }
 
     /// Bytes that a forward pass keeps for its backward, including its output minus its input; the backward

@@ -18,13 +18,16 @@ use autodist_compute::layers::{LayerShape, TensorShard};
 use autodist_compute::{Backend, Region, RegionMut};
 use autodist_program::{
     Axis, BodyKind, Coordinates, Instruction, Message, MessageKind, Op, Operand, Program, RankProgram,
-    TensorCollective, Transfer, work,
+    TensorCollective, Transfer,
 };
-use autodist_spec::{Algorithm, Codec, Coded, OperationKind, Segment, Stream};
+use autodist_spec::{Algorithm, Codec, Coded, OperationKind, Segment, Shard, Stream};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::TryLockError;
 use std::time::{Duration, Instant};
+
+/// FLOPs per element of an optimizer update: AdamW's moments, bias correction, square root, decay.
+const UPDATE_FLOPS: f64 = 20.0;
 
 /// Time between two reports of a running training.
 const TELL_EVERY: Duration = Duration::from_millis(250);
@@ -511,10 +514,11 @@ impl<B: TrainingDevice> Rank<'_, B> {
     fn run_paced(&mut self, instruction: &Instruction, frame: &mut Frame<B>) -> Result<(), ExecutionError> {
         let Program { model, strategy, seq_len, .. } = self.program;
         let flops = match *instruction {
-            Instruction::Segment { segment, pass, recompute, .. } => {
-                work::segment_flops(model, *seq_len, strategy, segment, pass, recompute)
+            Instruction::Segment { layer, segment, pass, recompute } => {
+                let shard = Shard::of(strategy, *seq_len as u32);
+                model.segment_flops(&model.block(layer), segment, (pass, recompute), &shard)
             }
-            Instruction::Update { elements, .. } => work::update_flops(elements),
+            Instruction::Update { elements, .. } => UPDATE_FLOPS * elements as f64,
             Instruction::Start { .. } | Instruction::Release { .. } => {
                 return self.run_instruction(instruction, frame);
             }

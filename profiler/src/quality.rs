@@ -10,7 +10,7 @@
 use autodist_spec::profile::{OptimizerCost, Sample};
 use autodist_spec::{
     Collective, Doubt, DoubtKind, DoubtedCell, FlopsPerSecond, Pass, Profile, Recompute, Seconds, Segment,
-    SegmentCost,
+    SegmentCost, Shard,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -326,10 +326,9 @@ fn segments(profile: &Profile) -> Vec<Doubt> {
 /// Minimum FLOPs of a cell on one rank; 0 without a GEMM.
 fn least_flops(profile: &Profile, cell: &SegmentCost) -> f64 {
     let tokens = u64::from(profile.seq_len) * u64::from(cell.micro_batch);
-    let forward = |segment| {
-        profile.model.least_forward_flops(segment, tokens, u64::from(profile.seq_len)).0
-            / f64::from(cell.tensor)
-    };
+    let (block, whole) = (profile.model.block(1), Shard::whole(tokens, profile.seq_len.into()));
+    let shard = Shard { tensor: cell.tensor, ..whole };
+    let forward = |segment| profile.model.kernels(&block, segment, &shard).least_flops();
     match (cell.segment, cell.pass) {
         // The head's backward is one segment.
         (Segment::Loss, Pass::Backward) => 2.0 * forward(Segment::Logits),

@@ -28,7 +28,6 @@ pub mod rules;
 pub mod schedule;
 pub mod stages;
 mod traffic;
-pub mod work;
 
 pub use bucket::{Bucket, BucketLayer, BucketParameter, buckets};
 pub use kept::residual_stream;

@@ -144,44 +144,10 @@ impl BlockSpec {
         self.window.map_or(seq_len, |window| seq_len.min(window.into()))
     }
 
-    /// FLOPs of the attention core's forward pass, masked positions included.
-    pub fn core_flops(&self, tokens: u64, seq_len: u64) -> f64 {
-        let width = (self.query_width() + self.value_width()) as f64;
-        2.0 * tokens as f64 * self.span(seq_len) as f64 * width
-    }
-
-    /// Elements of the matrices of attention.
-    pub fn projection_elements(&self, model: &ModelSpec) -> f64 {
-        let hidden = f64::from(model.hidden);
-        match self.latent {
-            None => hidden * (2.0 * self.query_width() as f64 + self.kv_width() as f64),
-            Some(latent) => {
-                let Latent { query_rank, kv_rank, rope_dim, .. } = latent;
-                let query = self.query_width() as f64;
-                let queries = match query_rank.map(f64::from) {
-                    None => hidden * query,
-                    Some(rank) => rank * (hidden + query),
-                };
-                let down = hidden * f64::from(kv_rank + rope_dim);
-                let expanded = self.expanded_width(latent) as f64;
-                queries + down + f64::from(kv_rank) * expanded + hidden * self.value_width() as f64
-            }
-        }
-    }
-
     /// Keys, without their rotary part, and values, of all heads.
     fn expanded_width(&self, latent: Latent) -> u64 {
         let width = u64::from(self.head_dim.saturating_sub(latent.rope_dim)) + u64::from(latent.value_dim);
         u64::from(self.heads) * width
-    }
-
-    /// Elements of the matrices of the MLP, or of the experts that a token passes through.
-    pub fn active_mlp_elements(&self, model: &ModelSpec) -> f64 {
-        let matrices = f64::from(model.activation.matrices());
-        let Experts { active, shared_ffn, .. } =
-            self.experts.unwrap_or(Experts { count: 1, active: 1, shared_ffn: 0 });
-        let inner = f64::from(self.ffn) * f64::from(active) + f64::from(shared_ffn);
-        matrices * f64::from(model.hidden) * inner
     }
 
     pub(crate) fn check(&self, model: &ModelSpec) -> Result<(), InputError> {
@@ -263,8 +229,10 @@ impl Activation {
 mod tests {
     use super::*;
     use crate::catalog;
+    use crate::kernels::Shard;
     use crate::model::Parameter;
     use crate::parse::Check;
+    use crate::profile::Segment;
 
     fn mixtral() -> ModelSpec {
         catalog::model("mixtral-8x7b").unwrap()
@@ -278,7 +246,8 @@ mod tests {
     fn only_active_experts_compute_and_all_are_kept() {
         let sparse = mixtral();
         let dense = ModelSpec { experts: None, ffn: 2 * sparse.ffn, ..sparse.clone() };
-        assert_eq!(sparse.step_flops(1000, 100), dense.step_flops(1000, 100));
+        let router = 6.0 * 1000.0 * 8.0 * f64::from(sparse.hidden) * f64::from(sparse.layers);
+        assert_eq!(sparse.step_flops(1000, 100).0, dense.step_flops(1000, 100).0 + router);
         // Eight experts against the two in the dense model, and a router.
         let block = |model: &ModelSpec| model.layer_parameters(1);
         let matrices = u64::from(3 * sparse.ffn * sparse.hidden);
@@ -378,7 +347,8 @@ mod tests {
         let block = model.block(1);
         let matrices =
             5120 * 1536 + 1536 * 128 * 192 + 5120 * (512 + 64) + 512 * 128 * 256 + 128 * 128 * 5120;
-        assert_eq!(block.projection_elements(&model), f64::from(matrices));
+        let attention = model.kernels(&block, Segment::Attention, &Shard::whole(1, 1));
+        assert_eq!(attention.weights() as u64, matrices);
         let of_attention = |one: &Parameter| one.name.starts_with("attention.");
         let counted: u64 =
             model.parameters(1).iter().filter(|one| of_attention(one)).map(Parameter::elements).sum();

@@ -1,6 +1,7 @@
 //! A model as a chain of layers: parameters and FLOPs of each.
 
 use crate::block::{Addition, BlockRun, BlockSpec, Experts, Latent};
+use crate::kernels::Shard;
 use crate::profile::Segment;
 use crate::units::Flops;
 use schemars::JsonSchema;
@@ -337,34 +338,16 @@ impl ModelSpec {
         all.map(of).fold(0, u64::saturating_add)
     }
 
-    /// Forward FLOPs of one layer over `tokens` tokens in sequences of `seq_len`: 2mnk per GEMM of the active
-    /// experts, with attention's GEMMs over the whole sequence, or the window if that is shorter (Narayanan et
-    /// al., SC'21, appendix). The backward pass has twice as many.
+    /// Forward FLOPs of the GEMMs of one layer over `tokens` tokens in sequences of `seq_len`, attention's in
+    /// full (Narayanan et al., SC'21, appendix). The backward pass has twice as many.
     pub fn forward_flops(&self, layer: usize, tokens: u64, seq_len: u64) -> Flops {
-        match self.kind(layer) {
-            LayerKind::Embedding => Flops(0.0),
-            LayerKind::Block => {
-                let block = self.block(layer);
-                let linear = block.projection_elements(self) + block.active_mlp_elements(self);
-                Flops(2.0 * tokens as f64 * linear + block.core_flops(tokens, seq_len))
-            }
-            LayerKind::Head => Flops(2.0 * tokens as f64 * f64::from(self.hidden) * f64::from(self.vocab)),
-        }
-    }
-
-    /// Lower bound of the FLOPs of GEMMs in a segment's forward pass, over all tensor-parallel ranks, if all
-    /// blocks are alike. The attention core counts by half, because a causal kernel may skip masked blocks.
-    pub fn least_forward_flops(&self, segment: Segment, tokens: u64, seq_len: u64) -> Flops {
-        let block = self.block(1);
-        Flops(match segment {
-            Segment::Attention => {
-                2.0 * tokens as f64 * block.projection_elements(self)
-                    + 0.5 * block.core_flops(tokens, seq_len)
-            }
-            Segment::Mlp => 2.0 * tokens as f64 * block.active_mlp_elements(self),
-            Segment::Logits => self.forward_flops(self.chain_len() - 1, tokens, seq_len).0,
-            _ => 0.0,
-        })
+        let segments: &[Segment] = match self.kind(layer) {
+            LayerKind::Embedding => &[],
+            LayerKind::Block => &[Segment::Attention, Segment::Mlp],
+            LayerKind::Head => &[Segment::Logits],
+        };
+        let (block, whole) = (self.block(layer), Shard::whole(tokens, seq_len));
+        segments.iter().map(|segment| Flops(self.kernels(&block, *segment, &whole).gemm_flops())).sum()
     }
 
     /// FLOPs of a training step without recomputation: three times the forward FLOPs (Narayanan et al.,
