@@ -29,6 +29,7 @@ mod described;
 mod estimate;
 mod fields;
 pub mod fit;
+mod launches;
 mod machine;
 pub mod measured;
 mod memo;

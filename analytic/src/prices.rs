@@ -5,7 +5,8 @@
 //! rest on the same fit. The simulator models effects that the closed form approximates: the order of
 //! micro-batches, uneven stages, overlap of single buckets.
 
-use crate::estimate::{BACKWARD_LAUNCHES, HOST_OF_ENDS, Rates, attention, block, launch_seconds};
+use crate::estimate::{Rates, attention, block, launch_seconds};
+use crate::launches::Launches;
 use crate::memory::{self, Reserve};
 use crate::parameters::FreeParameters;
 use crate::run::{ParallelDims, TrainingRun};
@@ -64,12 +65,12 @@ struct Sharding {
 
 /// Seconds of the forward and of the backward pass.
 #[derive(Debug, Clone, Copy, Default)]
-struct Passes {
-    forward: f64,
+pub(crate) struct Passes {
+    pub forward: f64,
     /// Seconds of the forward pass when recomputation repeats it.
-    again: f64,
+    pub again: f64,
     /// Does not include a repeated forward pass of the whole segment.
-    backward: f64,
+    pub backward: f64,
 }
 
 /// Costs of one micro-batch.
@@ -89,37 +90,6 @@ struct Costs {
     tensor: f64,
     launches: Launches,
     kept: Kept,
-}
-
-/// Host seconds to launch the kernels of one micro-batch's passes.
-#[derive(Debug, Clone, Copy, Default)]
-struct Launches {
-    block: Passes,
-    /// Of the embedding, and as many of the head and the loss.
-    end: Passes,
-}
-
-impl Launches {
-    /// `forward` is the time for one block's forward pass.
-    fn of(forward: f64) -> Self {
-        let passes = |forward: f64| Passes { forward, again: forward, backward: BACKWARD_LAUNCHES * forward };
-        Self { block: passes(forward), end: passes(0.5 * HOST_OF_ENDS * forward) }
-    }
-
-    /// The launches of a block by segment, assumed: of eight kernels each norm has one, attention with its
-    /// projections four, and the MLP two.
-    fn seconds(&self, segment: Segment, pass: Pass) -> f64 {
-        match segment {
-            Segment::AttentionNorm | Segment::MlpNorm => 0.125 * self.block.of(pass),
-            Segment::Attention => 0.5 * self.block.of(pass),
-            Segment::Mlp => 0.25 * self.block.of(pass),
-            Segment::Embedding => self.end.of(pass),
-            // The backward pass of the whole head is one segment.
-            Segment::Loss if pass == Pass::Backward => self.end.backward,
-            Segment::Logits => self.end.forward,
-            Segment::FinalNorm | Segment::Normalizer | Segment::Loss => 0.0,
-        }
-    }
 }
 
 /// Bytes of the tensors of one micro-batch.
@@ -345,16 +315,14 @@ impl CataloguePrices {
             let alone = rates.transfer(forward.exposed) + rates.transfer(forward.overlapped);
             costs.mlp.again += block.tensor_forward - programs * costs.tensor * alone;
         }
-        costs.launches = Launches::of(launch_seconds(run, &work, p));
         let jitter = self.jitter();
+        costs.launches = Launches::of(jitter * launch_seconds(run, &work, p));
         for passes in [&mut costs.norm, &mut costs.attention, &mut costs.mlp] {
             passes.scale(jitter);
         }
         for passes in [&mut costs.context, &mut costs.logits, &mut costs.loss, &mut costs.embedding] {
             passes.scale(jitter);
         }
-        costs.launches.block.scale(jitter);
-        costs.launches.end.scale(jitter);
         costs
     }
 
@@ -379,13 +347,13 @@ impl CataloguePrices {
 }
 
 impl Passes {
-    fn scale(&mut self, factor: f64) {
+    pub fn scale(&mut self, factor: f64) {
         self.forward *= factor;
         self.again *= factor;
         self.backward *= factor;
     }
 
-    fn of(&self, pass: Pass) -> f64 {
+    pub fn of(&self, pass: Pass) -> f64 {
         match pass {
             Pass::Forward => self.forward,
             Pass::Recompute => self.again,

@@ -329,11 +329,9 @@ impl Check for Cluster {
             if let Some(nics) = group.nics {
                 in_range(&at("nics"), u64::from(nics), 1, 1 << 12)?;
             }
-            if let Some(slowness) = group.host_slowness {
-                if !(1e-3..=1e3).contains(&slowness) {
-                    let problem = "must be from 0.001 to 1000: a ratio of launch times";
-                    return Err(InputError::new(at("host_slowness"), slowness, problem));
-                }
+            if let Some(slowness) = group.host_slowness.filter(|slowness| !(1e-3..=1e3).contains(slowness)) {
+                let problem = "must be from 0.001 to 1000: a ratio of launch times";
+                return Err(InputError::new(at("host_slowness"), slowness, problem));
             }
             devices += u64::from(group.count) * u64::from(group.devices);
             in_range("total number of devices", devices, 1, 1 << 20)?;

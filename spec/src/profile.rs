@@ -496,6 +496,7 @@ impl Check for Profile {
             in_range(&at("tensor"), u64::from(cell.tensor), 1, 1 << 20)?;
             in_range(&at("micro_batch"), u64::from(cell.micro_batch), 1, 1 << 20)?;
             cell.time.check(&at("time"))?;
+            not_negative(&at("launch_s"), cell.launch_s.0)?;
             check_memory(&at("growth_bytes"), cell.growth_bytes.unsigned_abs())?;
             check_memory(&at("peak_bytes"), cell.peak_bytes.0)?;
         }

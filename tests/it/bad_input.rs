@@ -343,6 +343,7 @@ fn profiles() {
         ("/seq_len", json!(0), &["`seq_len`", "`0`"][..]),
         ("/seq_len", json!("16"), &["`seq_len`", "16", "invalid type"]),
         ("/complete", json!(1), &["`complete`", "`1`"]),
+        ("/model/blocks", json!([{"ffn": 8}, {}]), &["`model.blocks`", "blocks that differ", "--cluster"]),
         ("/segments", json!({}), &["`segments`"]),
         ("/segments/0/segment", json!("heart"), &["`segments[0].segment`", "heart"]),
         ("/segments/0/tensor", json!(0), &["`segments[0].tensor`", "`0`"]),

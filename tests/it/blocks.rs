@@ -59,6 +59,32 @@ fn they_are_planned_explained_reported_and_exported() {
 }
 
 #[test]
+fn a_file_with_other_attention_than_the_named_model_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let script = |flags: &str| {
+        format!(
+            "torchrun --nproc-per-node 8 pretrain_gpt.py --num-layers 32 --hidden-size 4096 --num-attention-heads 32 \
+             --vocab-size 32000 --seq-length 8192 --max-position-embeddings 8192 --micro-batch-size 1 \
+             --global-batch-size 8 --bf16 {flags}\n"
+        )
+    };
+    let estimate = |flags: &str, model: &str| {
+        write(folder, "train.sh", script(flags));
+        line(
+            folder,
+            &format!("estimate --from megatron train.sh --model {model} --cluster 1x8xh100-80gb-sxm"),
+        )
+    };
+    for (flags, key) in
+        [("--window-size 63,0", "window-size"), ("--multi-latent-attention", "multi-latent-attention")]
+    {
+        refused(&estimate(flags, "mistral-7b"), &["train.sh", key, "contradicts", "mistral-7b"]);
+    }
+    assert_ne!(estimate("--window-size 4095,0", "mistral-7b").code, Some(2));
+}
+
+#[test]
 fn bad_lists_of_blocks_are_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

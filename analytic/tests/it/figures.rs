@@ -58,12 +58,14 @@ fn sizes(devices: &[&str]) -> Vec<f64> {
 fn unseen_groups_on_a100_and_h100_are_predicted_within_a_few_percent() {
     let sizes = sizes(&["A100", "H100"]);
     let (median, p90) = (sizes[sizes.len() / 2], sizes[sizes.len() * 9 / 10]);
-    assert!(median <= 0.06, "median {median:.3}");
-    assert!(p90 <= 0.15, "p90 {p90:.3}");
+    assert!(median <= 0.05, "median {median:.3}");
+    assert!(p90 <= 0.13, "p90 {p90:.3}");
     let sc21 = part("megatron-sc21").errors.unwrap();
-    assert!(sc21.mean <= 0.04, "{sc21:?}");
+    assert!(sc21.mean <= 0.029, "{sc21:?}");
     let single = part("vtrain-single").errors.unwrap();
-    assert!(single.mean <= 0.075, "{single:?}");
+    assert!(single.mean <= 0.066, "{single:?}");
+    let all = LEFT_OUT.summary.all.errors.unwrap();
+    assert!(all.median <= 0.051 && all.p90 <= 0.154, "{all:?}");
 }
 
 #[test]
@@ -80,21 +82,27 @@ fn so_are_groups_of_later_software_in_16_and_8_bits() {
         (sizes.len(), sizes[sizes.len() / 2], sizes[sizes.len() * 9 / 10])
     };
     let (rows, median, p90) = of(&|_| true);
-    assert!(rows > 700 && median <= 0.08 && p90 <= 0.2, "{rows} {median:.3} {p90:.3}");
+    assert!(rows > 700 && median <= 0.06 && p90 <= 0.14, "{rows} {median:.3} {p90:.3}");
     let eight_bits = |row: &TableRow| row.precision.contains("fp8");
     let (rows, median, p90) = of(&eight_bits);
-    assert!(rows > 140 && median <= 0.08 && p90 <= 0.2, "{rows} {median:.3} {p90:.3}");
+    assert!(rows > 140 && median <= 0.04 && p90 <= 0.12, "{rows} {median:.3} {p90:.3}");
     let (rows, median, p90) = of(&|row| !eight_bits(row));
-    assert!(rows > 550 && median <= 0.08 && p90 <= 0.2, "{rows} {median:.3} {p90:.3}");
+    assert!(rows > 550 && median <= 0.065 && p90 <= 0.15, "{rows} {median:.3} {p90:.3}");
 }
+
+/// Rows of the H200 in whose steps the GPU was busy all the time, by PyTorch's profiler: the step takes less
+/// than 2.5 % longer than its kernels.
+const BUSY: [&str; 8] =
+    ["h200-12", "h200-14", "h200-16", "h200-20", "h200-22", "h200-24", "h200-26", "h200-28"];
 
 /// Eager PyTorch on one H200, whose host is five times slower than the fit's (docs/gpu.md).
 #[test]
 fn three_runs_on_a_machine_show_how_fast_its_host_is() {
     let rows = table::read(H200, "h200_training.csv", &Catalogue::shipped()).unwrap();
-    let median = |parameters: &FreeParameters| {
+    let median = |parameters: &FreeParameters, keep: &dyn Fn(&TableRow) -> bool| {
         let mut sizes: Vec<f64> = rows
             .iter()
+            .filter(|row| keep(row))
             .map(|row| {
                 let run = row.run.as_ref().unwrap();
                 (fit::seconds(run, &StepWork::of(run), parameters) / row.measured_s.unwrap() - 1.0).abs()
@@ -110,11 +118,14 @@ fn three_runs_on_a_machine_show_how_fast_its_host_is() {
         let samples = fit::samples(&known);
         let fitted = fit::fit(&samples.iter().collect::<Vec<_>>(), shipped);
         assert!(fitted.host_eager_s > 3.0 * shipped.host_eager_s, "{fitted:?}");
-        let ((before, worst_before), (after, worst)) = (median(shipped), median(&fitted));
+        let ((before, worst_before), (after, worst)) =
+            (median(shipped, &|_| true), median(&fitted, &|_| true));
         assert!(
-            after <= 0.08 && after < before && worst < 0.5 * worst_before,
+            after <= 0.06 && after < before && worst < 0.5 * worst_before,
             "{before:.3} {after:.3} {worst:.3}"
         );
+        let (busy, most) = median(&fitted, &|row| BUSY.contains(&row.id.as_str()));
+        assert!(busy <= 0.04 && most <= 0.07, "{busy:.3} {most:.3}");
     }
 }
 
