@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a bench")]
 
-use autodist_analytic::{FreeParameters, NodeModel, ParallelDims, Shape, Trainer, TrainingRun, Uplink};
+use autodist_analytic::{FreeParameters, NodeModel, ParallelDims, Trainer, TrainingRun, Uplink};
 use autodist_spec::{Recompute, catalog};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 fn runs() -> Vec<TrainingRun> {
     let network = Uplink { fabric: "infiniband".to_owned(), bytes_per_s: 200e9, nics: 8 };
     let machine = Arc::new(NodeModel::named("a100-80gb-sxm", 8, Some(&network)).unwrap());
-    let shape = Shape::from(&catalog::model("gpt3-175b").unwrap());
+    let model = catalog::model("gpt3-175b").unwrap();
     let mut runs = Vec::new();
     for tensor in [1, 2, 4, 8] {
         for pipeline in [4, 8, 16, 32] {
@@ -27,7 +27,7 @@ fn runs() -> Vec<TrainingRun> {
                     ..ParallelDims::default()
                 };
                 for trainer in [Trainer::Megatron, Trainer::MegatronCore] {
-                    let mut run = TrainingRun::new(shape.clone(), Arc::clone(&machine), layout, trainer);
+                    let mut run = TrainingRun::new(&model, Arc::clone(&machine), layout, trainer);
                     (run.global_batch, run.micro_batch) = (1536, micro_batch);
                     run.recompute =
                         if trainer == Trainer::Megatron { Recompute::Full } else { Recompute::None };

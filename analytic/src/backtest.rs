@@ -204,7 +204,7 @@ fn constant_mfu(rows: &[TableRow]) -> Vec<Option<f64>> {
     let ideal = |row: &TableRow| {
         let run = row.run.as_ref().ok()?;
         let tokens = f64::from(run.global_batch) * f64::from(run.seq_len);
-        let flops = tokens * run.shape.flops_per_token(run.seq_len);
+        let flops = tokens * run.model.step_flops(1, run.seq_len.into()).0;
         Some(flops / (f64::from(run.layout.devices()) * run.machine.peak_flops_per_s))
     };
     let mut utilisations: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();

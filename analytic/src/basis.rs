@@ -59,7 +59,7 @@ impl TrainingRun {
             Basis::ExtrapolatedDevice => !self.machine.device.has_kernels_of_its_generation(),
             Basis::OtherTrainer => !known(self.trainer),
             Basis::EightBits => self.dtype == Precision::Fp8,
-            Basis::Experts => self.shape.experts.is_some(),
+            Basis::Experts => self.block.experts.is_some(),
             Basis::HostBound => breakdown.host_s > HOST_BOUND * breakdown.total(),
             Basis::AssumedFacts => !self.assumptions.is_empty(),
         };

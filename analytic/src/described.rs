@@ -3,11 +3,11 @@
 use crate::fields::Fields;
 use crate::machine::{Generation, NodeModel, Uplink};
 use crate::parameters::FreeParameters;
-use crate::run::{ExpertShape, ParallelDims, Shape, TrainingRun};
+use crate::run::{ParallelDims, TrainingRun};
 use crate::trainer::{AttentionKind, Trainer};
 use crate::words;
 use autodist_hardware::Catalogue;
-use autodist_spec::{InputError, Precision, Recompute};
+use autodist_spec::{Activation, Experts, InputError, ModelSpec, Norm, Positions, Precision, Recompute};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -51,7 +51,7 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
     let mut assumptions = Vec::new();
     let prose = ["source", "url_or_repo_path", "notes"].map(|name| fields.text(name).unwrap_or_default());
     let prose = prose.join(" ").to_ascii_lowercase();
-    let shape = shape(fields, sparse, &mut assumptions)?;
+    let model = model(fields, sparse, &mut assumptions)?;
     let (device, exact) = words::device(catalogue, fields.text("gpu").ok_or("`gpu` is not given")?)?;
     if !exact {
         assumptions.push(format!("device taken to be {device}"));
@@ -77,7 +77,7 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
     };
     let machine = machines.get(&device, per_node, uplink.as_ref())?;
 
-    let mut run = TrainingRun::new(shape, machine, layout, trainer);
+    let mut run = TrainingRun::new(&model, machine, layout, trainer);
     run.attention = attention(&prose, &run, &mut assumptions);
     run.eager |= trainer == Trainer::Fsdp2 && !prose.contains("compile");
     run.seq_len = fields.needed("seq_len")?;
@@ -89,7 +89,7 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
             // Enough sequences for large GEMMs, and enough micro-batches to keep a pipeline busy, as in most
             // runs.
             let each = (run.global_batch / layout.data).max(1);
-            let large = LARGE_ACTIVATION / (u64::from(run.seq_len) * u64::from(run.shape.hidden)).max(1);
+            let large = LARGE_ACTIVATION / (u64::from(run.seq_len) * u64::from(run.model.hidden)).max(1);
             let busy = if layout.pipeline > 1 { each / (4 * layout.pipeline) } else { each };
             let wanted = busy.min(large as u32).max(1);
             assumptions.push(format!("micro-batches of {wanted}: not given"));
@@ -111,7 +111,7 @@ pub(crate) fn run(fields: &Fields, machines: &mut Machines, sparse: bool) -> Res
     Ok(run)
 }
 
-fn shape(fields: &Fields, sparse: bool, assumptions: &mut Vec<String>) -> Result<Shape, String> {
+fn model(fields: &Fields, sparse: bool, assumptions: &mut Vec<String>) -> Result<ModelSpec, String> {
     let family = fields.text("model_family").unwrap_or_default().to_ascii_lowercase();
     let named = |names: &[&str]| names.iter().any(|name| family.contains(name));
     let gated = named(&[
@@ -142,9 +142,7 @@ fn shape(fields: &Fields, sparse: bool, assumptions: &mut Vec<String>) -> Result
         fields.count("expert_ffn")?,
     ) {
         (false, ..) => None,
-        (true, Some(count), Some(active), Some(ffn)) => {
-            Some(ExpertShape { count, active, ffn, shared_ffn: 0 })
-        }
+        (true, Some(count), Some(active), Some(ffn)) => Some((Experts { count, active, shared_ffn: 0 }, ffn)),
         _ => {
             return Err(
                 "the model has experts, but `experts`, `experts_active` or `expert_ffn` is not given"
@@ -152,10 +150,9 @@ fn shape(fields: &Fields, sparse: bool, assumptions: &mut Vec<String>) -> Result
             );
         }
     };
-    let ffn = match fields.count("ffn")? {
-        Some(ffn) => ffn,
-        None if experts.is_some() => 0,
-        None => {
+    let ffn = match (experts, fields.count("ffn")?) {
+        (Some((_, ffn)), _) | (None, Some(ffn)) => ffn,
+        (None, None) => {
             let ffn = if gated { (hidden * 8 / 3).div_ceil(256) * 256 } else { 4 * hidden };
             assumptions.push(format!("an MLP of {ffn}: not given"));
             ffn
@@ -170,20 +167,18 @@ fn shape(fields: &Fields, sparse: bool, assumptions: &mut Vec<String>) -> Result
         }
     };
     let seq_len = fields.needed("seq_len")?;
-    Ok(Shape {
-        layers: fields.needed("layers")?,
-        hidden,
-        heads,
+    let gpt = ModelSpec::gpt(fields.needed("layers")?, hidden, heads, vocab, seq_len);
+    Ok(ModelSpec {
         kv_heads: fields.count("kv_heads")?.unwrap_or(heads),
         head_dim: fields.count("head_dim")?.unwrap_or(hidden / heads),
         ffn,
-        vocab,
-        gated,
-        position_rows: if gated { 0 } else { seq_len },
+        positions: if gated { Positions::Rotary { theta: 1e4 } } else { Positions::Learned },
+        activation: if gated { Activation::SwiGlu } else { Activation::Gelu },
+        norm: if gated { Norm::RmsNorm } else { Norm::LayerNorm },
+        bias: !gated,
         tied_embeddings: !gated,
-        window: None,
-        latent: None,
-        experts,
+        experts: experts.map(|(experts, _)| experts),
+        ..gpt
     })
 }
 

@@ -336,7 +336,7 @@ pub(crate) fn attention(run: &TrainingRun, work: &StepWork, rates: &Rates) -> (f
     let p = rates.parameters;
     match run.attention {
         AttentionKind::Unfused => {
-            let heads = if run.shape.head_dim % 8 == 0 { 1.0 } else { 1.0 / p.unaligned_heads };
+            let heads = if run.block.head_dim % 8 == 0 { 1.0 } else { 1.0 / p.unaligned_heads };
             let apart = if work.softmax_apart { p.apart_score_bytes } else { 1.0 };
             let scores = work.scores * p.score_bytes * apart * rates.second_per_byte;
             let gemms = heads / rates.gemm_16;

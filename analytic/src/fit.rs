@@ -199,8 +199,8 @@ pub fn cross_validated(
 
 /// A hash that is equal for runs of the same job.
 fn job(run: &TrainingRun) -> usize {
-    let shape = &run.shape;
-    let job = [shape.layers, shape.hidden, shape.heads, run.seq_len, run.layout.devices(), run.global_batch];
+    let model = &run.model;
+    let job = [model.layers, model.hidden, model.heads, run.seq_len, run.layout.devices(), run.global_batch];
     // FNV-1a; the high bits are mixed best.
     let hash = job.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &value| {
         (hash ^ u64::from(value)).wrapping_mul(0x0100_0000_01b3)

@@ -1,14 +1,14 @@
 //! Time and memory of a training run from hardware figures alone: no profile, no GPU, a few microseconds.
 //!
 //! ```
-//! use autodist_analytic::{FreeParameters, NodeModel, ParallelDims, Shape, Trainer, TrainingRun, Uplink};
+//! use autodist_analytic::{FreeParameters, NodeModel, ParallelDims, Trainer, TrainingRun, Uplink};
 //! use autodist_spec::Recompute;
 //! use std::sync::Arc;
 //! let model = autodist_spec::catalog::model("gpt3-175b").unwrap();
 //! let network = Uplink { fabric: "infiniband".into(), bytes_per_s: 200e9, nics: 8 };
 //! let machine = Arc::new(NodeModel::named("a100-80gb-sxm", 8, Some(&network)).unwrap());
 //! let layout = ParallelDims { tensor: 8, pipeline: 8, virtual_stages: 3, data: 8, ..ParallelDims::default() };
-//! let mut run = TrainingRun::new(Shape::from(&model), machine, layout, Trainer::Megatron);
+//! let mut run = TrainingRun::new(&model, machine, layout, Trainer::Megatron);
 //! run.global_batch = 1536;
 //! run.recompute = Recompute::Full;
 //! let estimate = run.estimate(FreeParameters::shipped());
@@ -55,6 +55,6 @@ pub use machine::{FabricKind, Generation, NodeModel, Uplink};
 pub use memory::{Memory, Reserve};
 pub use parameters::{FreeParameters, PRIORS, Prior};
 pub use prices::CataloguePrices;
-pub use run::{ExpertShape, ParallelDims, Shape, TrainingRun, even_blocks};
+pub use run::{ParallelDims, TrainingRun, even_blocks};
 pub use trainer::{AttentionKind, HostKind, TensorOverlap, Trainer, TrainerTraits};
 pub use work::StepWork;

@@ -3,10 +3,9 @@
 //! of devices, with their measurements.
 
 use crate::memory::{BUCKET, Reserve, kept};
-use crate::run::Shape;
 use crate::trainer::AttentionKind;
 use autodist_spec::error::{in_range, not_negative, positive, rate};
-use autodist_spec::{Check, InputError, parse};
+use autodist_spec::{Check, InputError, ModelSpec, Segment, Shard, parse};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -339,23 +338,9 @@ impl MeasuredPlans {
     fn memory(&self, plan: &MeasuredPlan, micro_batches: f64) -> Result<f64, String> {
         let model =
             self.models.get(&plan.model).ok_or_else(|| format!("there is no model {}", plan.model))?;
-        let shape = Shape {
-            layers: 1,
-            hidden: model.hidden,
-            heads: model.heads,
-            kv_heads: model.heads,
-            head_dim: model.hidden / model.heads.max(1),
-            ffn: 4 * model.hidden,
-            vocab: model.vocab,
-            gated: false,
-            position_rows: 0,
-            tied_embeddings: true,
-            window: None,
-            latent: None,
-            experts: None,
-        };
-        let (seq_len, tokens) =
-            (f64::from(model.seq_len), f64::from(model.seq_len) * f64::from(plan.micro_batch));
+        let gpt = ModelSpec::gpt(1, model.hidden, model.heads, model.vocab, model.seq_len);
+        let whole =
+            Shard::whole(u64::from(model.seq_len) * u64::from(plan.micro_batch), model.seq_len.into());
         let stages = plan.stages.len();
         let mut fullest: f64 = 0.0;
         for (index, stage) in plan.stages.iter().enumerate() {
@@ -366,10 +351,14 @@ impl MeasuredPlans {
                     stage.layers.iter().filter_map(|&number| layers.get(number)).map(|l| l.parameters).sum();
                 let blocks = stage.layers.iter().filter(|&&number| number != first && number != last).count();
                 let tensor = f64::from(place.tensor);
-                let block = kept(2.0, &shape, AttentionKind::Unfused, seq_len, tokens, tensor, 1.0).all();
+                let shard = Shard { tensor: place.tensor, ..whole };
+                let kernels = [Segment::Attention, Segment::Mlp]
+                    .map(|segment| gpt.kernels(&gpt.block(1), segment, &shard));
+                let rows = whole.tokens * f64::from(model.hidden);
+                let block = kept(2.0, false, &kernels, AttentionKind::Unfused, rows).all();
                 let flight = ((stages - index) as f64).min(micro_batches);
                 let logits = if stage.layers.contains(&last) {
-                    6.0 * tokens * f64::from(model.vocab) / tensor
+                    6.0 * whole.tokens * f64::from(model.vocab) / tensor
                 } else {
                     0.0
                 };

@@ -4,9 +4,9 @@
 //! grouped queries and fused attention are counted correctly. If a figure is uncertain the larger one is
 //! used: a plan that is predicted to fit must fit.
 
-use crate::run::{Shape, TrainingRun};
+use crate::run::TrainingRun;
 use crate::trainer::{AttentionKind, Trainer};
-use autodist_spec::{Precision, Recompute};
+use autodist_spec::{Kernels, Precision, Recompute};
 use serde::Serialize;
 
 /// Bytes of the fullest device.
@@ -86,23 +86,22 @@ impl Memory {
     }
 
     fn of_rank(run: &TrainingRun, rank: Rank) -> Self {
-        let (shape, layout) = (&run.shape, &run.layout);
+        let layout = &run.layout;
         let tensor = f64::from(layout.tensor);
         let only = layout.pipeline == 1;
         let (first, last) = (only || rank == Rank::First, only || rank == Rank::Last);
         let (blocks, missing_at_ends) = run.blocks();
         let blocks = blocks.ceil() - if first || last { missing_at_ends } else { 0.0 };
         let experts = f64::from(layout.expert);
-        let dense = blocks * (shape.attention_parameters() + shape.shared_parameters()) / tensor
-            + if shape.experts.is_none() { blocks * shape.mlp_parameters() / tensor } else { 0.0 };
-        let routed =
-            if shape.experts.is_some() { blocks * shape.mlp_parameters() / tensor / experts } else { 0.0 };
+        let [attention, mlp] = run.kernels();
+        let routed = blocks * mlp.routed_weights();
+        let dense = blocks * (attention.weights() + mlp.weights()) - routed;
         let tables = match rank {
-            _ if only && !shape.tied_embeddings => 2.0,
+            _ if only && !run.model.tied_embeddings => 2.0,
             Rank::Second if !only => 0.0,
             _ => 1.0,
         };
-        let dense = dense + tables * shape.embedding_parameters() / tensor;
+        let dense = dense + tables * run.table() / tensor;
         let elements = dense + routed;
 
         let replicas = f64::from(layout.shards());
@@ -121,26 +120,26 @@ impl Memory {
             optimizer: bytes.state * part(1),
             ..Self::default()
         };
-        let tokens = f64::from(run.micro_batch) * f64::from(run.seq_len) / f64::from(layout.context);
+        let tokens = run.shard().tokens;
         let flight = in_flight(run, rank);
-        let block = block_activations(run, tokens);
+        let block = kept(run.word(), run.gated(), &run.kernels(), run.attention, run.residual_rows());
         let kept = match run.recompute {
             Recompute::None => block.all(),
             // PyTorch recomputes every second block or GEMM: half of them.
             Recompute::Selective if run.trainer.traits().shards_parameters => 0.5 * block.all(),
             Recompute::Selective => block.all() - block.scores,
-            Recompute::Full => run.word() * tokens * f64::from(shape.hidden) / block.sequence_split,
+            Recompute::Full => run.word() * block.rows,
         };
         let repeated = if run.recompute == Recompute::None { 0.0 } else { block.all() };
         // For the classic trainers this is part of the fragmentation, which was fitted to their peaks.
-        let passing = if run.trainer.traits().classic { 0.0 } else { passing(run, tokens) };
+        let passing = if run.trainer.traits().classic { 0.0 } else { passing(run) };
         memory.activations = flight * blocks * kept + repeated + passing;
         if run.trainer == Trainer::MegatronDeepspeed && !only {
             // DeepSpeed's pipeline keeps an input and an output buffer for each micro-batch.
-            memory.activations += 2.0 * flight * run.word() * tokens * f64::from(shape.hidden);
+            memory.activations += 2.0 * flight * run.word() * tokens * f64::from(run.model.hidden);
         }
         if last {
-            memory.logits = tokens * f64::from(shape.vocab) / tensor * bytes.logit(run.fused_loss);
+            memory.logits = tokens * f64::from(run.model.vocab) / tensor * bytes.logit(run.fused_loss);
         }
         memory.buffers = buffers(run, elements, first || last);
         memory
@@ -218,7 +217,8 @@ pub(crate) struct Kept {
     along: f64,
     split: f64,
     scores: f64,
-    sequence_split: f64,
+    /// Elements of the residual stream on a rank.
+    rows: f64,
 }
 
 impl Kept {
@@ -229,63 +229,35 @@ impl Kept {
 
 /// Bytes of the gradients that one block's backward pass holds at once: attention's scores before and after
 /// softmax, or the MLP's inner layer, and the residual stream before and after.
-fn passing(run: &TrainingRun, tokens: f64) -> f64 {
-    let (shape, tensor) = (&run.shape, f64::from(run.layout.tensor));
-    let word = run.word();
-    let scores = match run.attention {
-        AttentionKind::Unfused => 2.0 * word * f64::from(shape.heads) * f64::from(run.seq_len),
+fn passing(run: &TrainingRun) -> f64 {
+    let ([attention, _], word) = (run.kernels(), run.word());
+    let tokens = run.shard().tokens;
+    let scores = match (run.attention, attention.core) {
+        (AttentionKind::Unfused, Some(core)) => 2.0 * core.scores(),
         _ => 0.0,
     };
-    let inner = if shape.gated { 3.0 } else { 2.0 } * word * shape.inner();
-    tokens * (scores.max(inner) / tensor + 2.0 * word * f64::from(shape.hidden))
+    let matrices = f64::from(run.model.activation.matrices());
+    let inner = matrices * tokens * run.block.inner_width() / f64::from(run.layout.tensor);
+    word * (scores.max(inner) + 2.0 * tokens * f64::from(run.model.hidden))
 }
 
-fn block_activations(run: &TrainingRun, tokens: f64) -> Kept {
-    let sequence_split = if run.layout.sequence_parallel { f64::from(run.layout.tensor) } else { 1.0 };
-    kept(
-        run.word(),
-        &run.shape,
-        run.attention,
-        f64::from(run.seq_len),
-        tokens,
-        f64::from(run.layout.tensor),
-        sequence_split,
-    )
-}
-
-/// Activations that one block keeps for `tokens` tokens in sequences of `seq_len`.
+/// Activations that one block keeps; `rows` are the elements of the residual stream on a rank.
 pub(crate) fn kept(
     word: f64,
-    shape: &Shape,
-    attention: AttentionKind,
-    seq_len: f64,
-    tokens: f64,
-    tensor: f64,
-    sequence_split: f64,
+    gated: bool,
+    [attention, mlp]: &[Kernels; 2],
+    kind: AttentionKind,
+    rows: f64,
 ) -> Kept {
-    let (hidden, heads) = (f64::from(shape.hidden), f64::from(shape.heads));
-    let head_dim = f64::from(shape.head_dim);
-    let core = (heads + f64::from(shape.kv_heads)) * (head_dim + f64::from(shape.value_dim()));
     // Inputs of two norms and of the layers that follow them; masks of two dropouts, which newer models do
     // not have.
-    let along = tokens * hidden * if shape.gated { 4.0 * word } else { 4.0 * word + 2.0 };
-    let latent = word * tokens * shape.latent_width();
-    let routed = shape.experts.map_or(1.0, |e| f64::from(e.active));
-    let inner = shape.inner();
-    let dispatched = if shape.experts.is_some() { word * 2.0 * routed * hidden * tensor } else { 0.0 };
-    let inner_bytes = if shape.gated { 3.0 } else { 2.0 } * word;
-    let split = tokens * (word * core + inner_bytes * inner + dispatched);
-    let scores = match attention {
+    let along = rows * if gated { 4.0 * word } else { 4.0 * word + 2.0 };
+    let scores = attention.core.map_or(0.0, |core| match kind {
         // Softmax, dropout mask, dropout result.
-        AttentionKind::Unfused => (2.0 * word + 1.0) * heads * seq_len * tokens,
-        _ => 4.0 * heads * tokens,
-    };
-    Kept {
-        along: along / sequence_split + latent,
-        split: split / tensor,
-        scores: scores / tensor,
-        sequence_split,
-    }
+        AttentionKind::Unfused => (2.0 * word + 1.0) * core.scores(),
+        _ => 4.0 * core.heads * core.tokens,
+    });
+    Kept { along, split: word * (attention.kept + mlp.kept), scores, rows }
 }
 
 /// Bytes of the flat buffers in which DeepSpeed and trainers like it reduce the gradients of `elements`
@@ -311,15 +283,14 @@ pub(crate) fn flat_buffers(
 }
 
 fn buffers(run: &TrainingRun, elements: f64, has_table: bool) -> f64 {
-    let shape = &run.shape;
     let tensor = f64::from(run.layout.tensor);
-    let block = shape.block_parameters(run.layout.expert) / tensor;
+    let block: f64 = run.kernels().iter().map(Kernels::weights).sum();
     match run.trainer {
         // The largest gradient in 16 bits, before it is accumulated in fp32.
         Trainer::Megatron | Trainer::MegatronCore | Trainer::Nemo | Trainer::Oneflow => {
-            let table = if has_table { shape.embedding_parameters() / tensor } else { 0.0 };
-            let up =
-                if shape.gated { 2.0 } else { 1.0 } * f64::from(shape.hidden) * f64::from(shape.ffn) / tensor;
+            let table = if has_table { run.table() / tensor } else { 0.0 };
+            let gates = f64::from(run.model.activation.matrices() - 1);
+            let up = gates * f64::from(run.model.hidden) * f64::from(run.block.ffn) / tensor;
             run.word() * table.max(up)
         }
         Trainer::MegatronDeepspeed | Trainer::Deepspeed | Trainer::Internevo => {
@@ -329,6 +300,6 @@ fn buffers(run: &TrainingRun, elements: f64, has_table: bool) -> f64 {
         // A pipeline keeps everything that it has gathered, and accumulates whole gradients in fp32.
         Trainer::Fsdp | Trainer::Fsdp2 if run.layout.pipeline > 1 => (run.word() + 4.0) * elements,
         // Two gathered blocks, and the gradients of one before the reduce-scatter.
-        Trainer::Fsdp | Trainer::Fsdp2 => 6.0 * block.max(shape.embedding_parameters() / tensor),
+        Trainer::Fsdp | Trainer::Fsdp2 => 6.0 * block.max(run.table() / tensor),
     }
 }

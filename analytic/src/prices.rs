@@ -168,7 +168,7 @@ impl CataloguePrices {
     fn laid_out(&self, key: &Key) -> TrainingRun {
         let Key { tensor, context, expert, sequence_parallel, micro_batch, recompute, copies, .. } = *key;
         let data = copies.shard.max(if copies.data { 2 } else { 1 });
-        let shape = key.block.map_or_else(|| self.run.shape.clone(), |block| self.run.shape.with(&block));
+        let block = key.block.unwrap_or(self.run.block);
         let layout = ParallelDims {
             tensor,
             context,
@@ -181,7 +181,7 @@ impl CataloguePrices {
             ..ParallelDims::default()
         };
         let global_batch = micro_batch * data * if key.accumulates { 2 } else { 1 };
-        TrainingRun { shape, layout, micro_batch, recompute, global_batch, ..self.run.clone() }
+        TrainingRun { block, layout, micro_batch, recompute, global_batch, ..self.run.clone() }
     }
 
     fn sharding(&self, strategy: &ParallelStrategy) -> Sharding {
@@ -229,39 +229,41 @@ impl CataloguePrices {
         let work = StepWork::of(run);
         let rates = Rates::new(run, p);
         let block = block(run, &work, &rates);
-        let tensor = f64::from(run.layout.tensor);
-        let tokens = f64::from(run.micro_batch) * f64::from(run.seq_len) / f64::from(run.layout.context);
-        let hidden = f64::from(run.shape.hidden);
-        let along = if run.layout.sequence_parallel { hidden / tensor } else { hidden };
+        let tokens = run.shard().tokens;
+        let hidden = f64::from(run.model.hidden);
 
         let core = attention(run, &work, &rates);
         let [qkv_forward, qkv_backward] =
             [work.projections_forward, work.projections_backward].map(|gemms| rates.gemms(gemms));
         let [linear_forward, linear_backward] =
             [work.linear_forward, work.linear_backward].map(|gemms| rates.gemms(gemms));
-        // Norms, and the operations before and after attention and the MLP, move rows of the residual stream;
-        // the rest of the elementwise work is the MLP's activation.
-        let rows = run.word() * tokens * along * rates.elementwise(run);
+        let elements = [Segment::AttentionNorm, Segment::Attention, Segment::Mlp].map(|segment| {
+            let kernels = run.model.kernels(&run.block, segment, &run.shard());
+            let seconds = |elements: f64| run.word() * elements * rates.elementwise(run);
+            [seconds(kernels.forward_elements), seconds(kernels.backward_elements)]
+        });
+        let [norm, around_core, activation] = elements;
+        let [attention_kernels, mlp_kernels] = run.kernels();
         let casts = rates.casts(run, &work);
         let qkv_casts = casts * qkv_forward / linear_forward;
-        let elements_forward = work.element_bytes_forward * rates.elementwise(run);
-        let elements_backward = work.element_bytes_backward * rates.elementwise(run);
         let gathered = work.gather_bytes * rates.second_per_byte;
         let reduced = work.gradient_bytes * rates.second_per_byte;
-        let attention_part = run.shape.attention_parameters() / run.shape.block_parameters(run.layout.expert);
+        let attention_part =
+            attention_kernels.weights() / (attention_kernels.weights() + mlp_kernels.weights());
         let mut costs = Costs {
-            norm: Passes { forward: 2.0 * rows, again: 2.0 * rows, backward: 5.0 * rows },
+            norm: Passes { forward: norm[0], again: norm[0], backward: norm[1] },
             attention: Passes {
-                forward: qkv_forward + qkv_casts + core.0 + 3.5 * rows + attention_part * gathered,
-                again: qkv_forward + qkv_casts + core.0 + 3.5 * rows,
-                backward: qkv_backward + qkv_casts + core.1 + 3.0 * rows + attention_part * reduced,
+                forward: qkv_forward + qkv_casts + core.0 + around_core[0] + attention_part * gathered,
+                again: qkv_forward + qkv_casts + core.0 + around_core[0],
+                backward: qkv_backward + qkv_casts + core.1 + around_core[1] + attention_part * reduced,
             },
             mlp: Passes {
-                forward: linear_forward - qkv_forward + casts - qkv_casts + elements_forward - 7.5 * rows
+                forward: linear_forward - qkv_forward + casts - qkv_casts
+                    + activation[0]
                     + (1.0 - attention_part) * gathered,
-                again: linear_forward - qkv_forward + casts - qkv_casts + elements_forward - 7.5 * rows,
-                backward: linear_backward - qkv_backward + casts - qkv_casts + elements_backward
-                    - 13.0 * rows
+                again: linear_forward - qkv_forward + casts - qkv_casts + activation[0],
+                backward: linear_backward - qkv_backward + casts - qkv_casts
+                    + activation[1]
                     + (1.0 - attention_part) * reduced,
             },
             context: Passes {
@@ -269,7 +271,7 @@ impl CataloguePrices {
                 again: block.context_forward,
                 backward: block.context_backward,
             },
-            kept: Kept::of(run, tokens, along),
+            kept: Kept::of(run),
             ..Costs::default()
         };
         let stops = run.trainer.traits().shards_parameters;
@@ -363,50 +365,41 @@ impl Passes {
 }
 
 impl Kept {
-    /// As in `memory`, tensor by tensor (Korthikanti et al. 2022, 2205.05198, section 4). `along` is the
-    /// number of elements of a token's row of the residual stream on this rank.
-    fn of(run: &TrainingRun, tokens: f64, along: f64) -> Self {
-        let shape = &run.shape;
+    /// As in `memory`, tensor by tensor (Korthikanti et al. 2022, 2205.05198, section 4).
+    fn of(run: &TrainingRun) -> Self {
+        let ([attention, mlp], word) = (run.kernels(), run.word());
+        let (tokens, rows, hidden) = (run.shard().tokens, run.residual_rows(), f64::from(run.model.hidden));
         let tensor = f64::from(run.layout.tensor);
-        let ffn = shape.experts.map_or(shape.ffn, |experts| experts.ffn.max(experts.shared_ffn));
-        let [heads, kv_heads, ffn, vocab] =
-            [shape.heads, shape.kv_heads, ffn, shape.vocab].map(|size| f64::from(size) / tensor);
-        // Copies of a token on the way to its experts and back.
-        let active = shape.experts.map_or(0.0, |experts| f64::from(experts.active));
-        let dispatched = 2.0 * active * f64::from(shape.hidden);
-        let (head_dim, word) = (f64::from(shape.head_dim), run.word());
+        let ffn = run.block.ffn.max(run.block.experts.map_or(0, |experts| experts.shared_ffn));
+        let [ffn, vocab] = [ffn, run.model.vocab].map(|size| f64::from(size) / tensor);
         let bytes = |each: f64, elements: f64| (each * elements).round() as i64;
         // Dropout masks, which newer models do not have.
-        let mask = if shape.gated { 0 } else { bytes(1.0, tokens * along) };
-        let scores = match run.attention {
-            AttentionKind::Unfused => bytes((2.0 * word + 1.0) * f64::from(run.seq_len), tokens * heads),
-            _ => bytes(4.0, tokens * heads),
+        let mask = if run.gated() { 0 } else { bytes(1.0, rows) };
+        let (heads, all) =
+            attention.core.map_or((0.0, 0.0), |core| (core.tokens * core.heads, core.scores()));
+        let (scores, score_gradients) = match run.attention {
+            AttentionKind::Unfused => (bytes(2.0 * word + 1.0, all), bytes(2.0 * word, all)),
+            _ => (bytes(4.0, heads), 0),
         };
-        let score_gradients = match run.attention {
-            AttentionKind::Unfused => bytes(2.0 * word * f64::from(run.seq_len), tokens * heads),
-            _ => 0,
-        };
-        let projections =
-            bytes(word, tokens * (heads + kv_heads) * (head_dim + f64::from(shape.value_dim())))
-                + bytes(word, tokens * shape.latent_width());
-        let inner = bytes(if shape.gated { 3.0 } else { 2.0 } * word, tokens * shape.inner() / tensor);
+        let projections = bytes(word, attention.kept);
+        let matrices = f64::from(run.model.activation.matrices());
+        let inner = bytes(matrices * word, tokens * run.block.inner_width() / tensor);
         let fully_sharded = run.trainer.traits().shards_parameters;
         // Under ZeRO-3 the program counts whole gradients.
         let gradient = if fully_sharded { 0.0 } else { word };
-        let gates = if shape.gated { 2.0 } else { 1.0 };
         let (selective, halves) = (run.recompute == Recompute::Selective, fully_sharded);
         let part = if selective && halves { 0.5 } else { 1.0 };
         let dropped = if selective && !halves { scores } else { 0 };
         let of_part = |whole: i64| (part * whole as f64).round() as i64;
         Self {
-            whole: bytes(word, tokens * f64::from(shape.hidden)),
-            rows: bytes(word, tokens * along),
+            whole: bytes(word, tokens * hidden),
+            rows: bytes(word, rows),
             attention: of_part(projections + mask + scores - dropped),
-            mlp: of_part(inner + mask + bytes(word, tokens * dispatched)),
+            mlp: of_part(bytes(word, mlp.kept) + mask),
             attention_gradient: projections.max(score_gradients),
             mlp_gradient: inner,
-            mlp_weights: bytes(gradient, gates * ffn * f64::from(shape.hidden)),
-            table: bytes(gradient, vocab * f64::from(shape.hidden)),
+            mlp_weights: bytes(gradient, (matrices - 1.0) * ffn * hidden),
+            table: bytes(gradient, vocab * hidden),
             logits: bytes(word, tokens * vocab),
             loss: bytes(if fully_sharded { 10.0 } else { 4.0 }, tokens * vocab),
         }
@@ -556,7 +549,7 @@ impl Prices for CataloguePrices {
             return Bytes::ZERO;
         }
         let tokens = u64::from(strategy.micro_batch) * u64::from(self.run.seq_len);
-        Bytes(2 * self.run.word() as u64 * tokens * u64::from(self.run.shape.hidden))
+        Bytes(2 * self.run.word() as u64 * tokens * u64::from(self.run.model.hidden))
     }
 
     /// DeepSpeed's flat buffers of gradients. PyTorch's allocator does not give the memory of the logits to a

@@ -3,167 +3,10 @@
 use crate::machine::NodeModel;
 use crate::memory::Memory;
 use crate::trainer::{AttentionKind, Trainer};
-use autodist_spec::{Activation, BlockSpec, InputError, Latent, ModelSpec, Positions, Precision, Recompute};
+use autodist_spec::{
+    BlockSpec, InputError, Kernels, ModelSpec, Positions, Precision, Recompute, Segment, Shard,
+};
 use std::sync::Arc;
-
-/// Shapes of a decoder-only transformer, dense or with experts, whose blocks are alike.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Shape {
-    pub layers: u32,
-    pub hidden: u32,
-    pub heads: u32,
-    pub kv_heads: u32,
-    pub head_dim: u32,
-    /// Width of the (dense or shared) MLP's inner layer.
-    pub ffn: u32,
-    pub vocab: u32,
-    /// Gate, up and down instead of up and down.
-    pub gated: bool,
-    /// Rows of a learned position embedding; 0 with rotary embeddings.
-    pub position_rows: u32,
-    pub tied_embeddings: bool,
-    /// Tokens that a query attends to; all before it if `None`.
-    pub window: Option<u32>,
-    pub latent: Option<Latent>,
-    pub experts: Option<ExpertShape>,
-}
-
-/// A mixture-of-experts layer in place of the MLP of every block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ExpertShape {
-    pub count: u32,
-    /// Active experts per token.
-    pub active: u32,
-    /// Width of one expert's inner layer.
-    pub ffn: u32,
-    /// Width of the inner layer of the shared experts, all together.
-    pub shared_ffn: u32,
-}
-
-impl From<&ModelSpec> for Shape {
-    /// As if all blocks were like the most frequent one, of those with experts if there are some.
-    fn from(model: &ModelSpec) -> Self {
-        let blocks = model.distinct_blocks().into_iter();
-        let blocks = blocks.map(|(layer, count)| (model.block(layer), count));
-        let most = blocks.max_by_key(|(block, count)| (block.experts.is_some(), *count));
-        let block = most.map_or(model.block(1), |(block, _)| block);
-        let blank = Self {
-            layers: model.layers,
-            hidden: model.hidden,
-            heads: block.heads,
-            kv_heads: block.kv_heads,
-            head_dim: block.head_dim,
-            ffn: block.ffn,
-            vocab: model.vocab,
-            gated: model.activation == Activation::SwiGlu,
-            position_rows: if model.positions == Positions::Learned { model.max_seq_len } else { 0 },
-            tied_embeddings: model.tied_embeddings,
-            window: None,
-            latent: None,
-            experts: None,
-        };
-        blank.with(&block)
-    }
-}
-
-impl Shape {
-    /// The same model with other blocks.
-    #[must_use]
-    pub fn with(&self, block: &BlockSpec) -> Self {
-        let BlockSpec { heads, kv_heads, head_dim, window, latent, ffn, experts } = *block;
-        let experts = experts.map(|experts| ExpertShape {
-            count: experts.count,
-            active: experts.active,
-            ffn,
-            shared_ffn: experts.shared_ffn,
-        });
-        Self { heads, kv_heads, head_dim, window, latent, ffn, experts, ..self.clone() }
-    }
-
-    /// Inner elements of the MLP for one token, over its active experts and the shared ones.
-    pub fn inner(&self) -> f64 {
-        let routed = |e: ExpertShape| f64::from(e.active) * f64::from(e.ffn) + f64::from(e.shared_ffn);
-        self.experts.map_or(f64::from(self.ffn), routed)
-    }
-
-    /// Width of a head of values.
-    pub fn value_dim(&self) -> u32 {
-        self.latent.map_or(self.head_dim, |latent| latent.value_dim)
-    }
-
-    /// Elements per token of the low-rank projections of queries, keys and values, which every tensor-parallel
-    /// rank has.
-    pub fn latent_width(&self) -> f64 {
-        self.latent.map_or(0.0, |Latent { query_rank, kv_rank, rope_dim, .. }| {
-            f64::from(query_rank.unwrap_or(0)) + f64::from(kv_rank) + f64::from(rope_dim)
-        })
-    }
-
-    /// Matrices of one block's attention, elements.
-    pub fn attention_parameters(&self) -> f64 {
-        let (hidden, head) = (f64::from(self.hidden), f64::from(self.head_dim));
-        let heads = f64::from(self.heads);
-        match self.latent {
-            None => hidden * head * (2.0 * heads + 2.0 * f64::from(self.kv_heads)),
-            Some(latent) => {
-                let Latent { query_rank, kv_rank, rope_dim, value_dim } = latent;
-                let from_queries = f64::from(query_rank.unwrap_or(self.hidden));
-                let (kv_rank, value) = (f64::from(kv_rank), f64::from(value_dim));
-                let expanded = heads * (head - f64::from(rope_dim) + value);
-                hidden * (self.latent_width() + heads * value)
-                    + from_queries * heads * head
-                    + kv_rank * expanded
-            }
-        }
-    }
-
-    /// The shared experts of one block, elements.
-    pub fn shared_parameters(&self) -> f64 {
-        let matrices = if self.gated { 3.0 } else { 2.0 };
-        let shared = self.experts.map_or(0.0, |experts| f64::from(experts.shared_ffn));
-        matrices * f64::from(self.hidden) * shared
-    }
-
-    /// Elements of one block where experts are distributed over so many ranks.
-    pub fn block_parameters(&self, expert: u32) -> f64 {
-        self.attention_parameters() + self.shared_parameters() + self.mlp_parameters() / f64::from(expert)
-    }
-
-    /// The MLP of one block, all experts but the shared ones included; elements.
-    pub fn mlp_parameters(&self) -> f64 {
-        let matrices = if self.gated { 3.0 } else { 2.0 };
-        let hidden = f64::from(self.hidden);
-        match self.experts {
-            None => matrices * hidden * f64::from(self.ffn),
-            Some(experts) => f64::from(experts.count) * (matrices * f64::from(experts.ffn) + 1.0) * hidden,
-        }
-    }
-
-    pub fn embedding_parameters(&self) -> f64 {
-        f64::from(self.vocab) * f64::from(self.hidden)
-    }
-
-    pub fn parameters(&self) -> f64 {
-        let tables = if self.tied_embeddings { 1.0 } else { 2.0 };
-        f64::from(self.layers) * self.block_parameters(1)
-            + tables * self.embedding_parameters()
-            + f64::from(self.position_rows) * f64::from(self.hidden)
-    }
-
-    /// FLOPs of a step per token without recomputation: three forward passes, attention counted in full
-    /// (Narayanan et al., SC'21, appendix); only active experts count.
-    pub fn flops_per_token(&self, seq_len: u32) -> f64 {
-        let mlp = match self.experts {
-            None => self.mlp_parameters(),
-            Some(e) => self.mlp_parameters() * f64::from(e.active) / f64::from(e.count),
-        };
-        let seen = f64::from(self.window.map_or(seq_len, |window| window.min(seq_len)));
-        let scores = seen * f64::from(self.heads) * f64::from(self.head_dim + self.value_dim());
-        let mlp = mlp + self.shared_parameters();
-        6.0 * (f64::from(self.layers) * (self.attention_parameters() + mlp + scores)
-            + self.embedding_parameters())
-    }
-}
 
 /// Degrees of parallelism. Ranks are numbered tensor first, then context, data and pipeline, as Megatron
 /// does.
@@ -229,7 +72,9 @@ pub fn even_blocks(layers: u32, stages: u32) -> Option<(u32, u32)> {
 /// One training step to predict.
 #[derive(Debug, Clone)]
 pub struct TrainingRun {
-    pub shape: Shape,
+    pub model: Arc<ModelSpec>,
+    /// All blocks are like this one.
+    pub block: BlockSpec,
     pub machine: Arc<NodeModel>,
     pub layout: ParallelDims,
     pub seq_len: u32,
@@ -254,11 +99,16 @@ pub struct TrainingRun {
 }
 
 impl TrainingRun {
-    /// A run of the given trainer with its defaults.
-    pub fn new(shape: Shape, machine: Arc<NodeModel>, layout: ParallelDims, trainer: Trainer) -> Self {
+    /// A run of the given trainer with its defaults, as if all blocks of the model were like the most frequent
+    /// one, of those with experts if there are some.
+    pub fn new(model: &ModelSpec, machine: Arc<NodeModel>, layout: ParallelDims, trainer: Trainer) -> Self {
+        let blocks = model.distinct_blocks().into_iter();
+        let blocks = blocks.map(|(layer, count)| (model.block(layer), count));
+        let most = blocks.max_by_key(|(block, count)| (block.experts.is_some(), *count));
         let attention = trainer.attention_on(machine.generation);
         Self {
-            shape,
+            model: Arc::new(model.clone()),
+            block: most.map_or(model.block(1), |(block, _)| block),
             machine,
             layout,
             seq_len: 2048,
@@ -276,6 +126,40 @@ impl TrainingRun {
         }
     }
 
+    /// How one micro-batch is divided.
+    pub fn shard(&self) -> Shard {
+        let ParallelDims { tensor, context, expert, sequence_parallel, .. } = self.layout;
+        let tokens = f64::from(self.micro_batch) * f64::from(self.seq_len) / f64::from(context);
+        Shard { tokens, seq_len: self.seq_len, tensor, expert, sequence_parallel }
+    }
+
+    /// The kernels of attention and of the MLP of one block, on one rank.
+    pub fn kernels(&self) -> [Kernels; 2] {
+        let shard = self.shard();
+        [Segment::Attention, Segment::Mlp].map(|segment| self.model.kernels(&self.block, segment, &shard))
+    }
+
+    /// Elements of the residual stream of a micro-batch on one rank.
+    pub fn residual_rows(&self) -> f64 {
+        let split = if self.layout.sequence_parallel { f64::from(self.layout.tensor) } else { 1.0 };
+        self.shard().tokens * f64::from(self.model.hidden) / split
+    }
+
+    /// Elements of the token table.
+    pub fn table(&self) -> f64 {
+        f64::from(self.model.vocab) * f64::from(self.model.hidden)
+    }
+
+    /// Rows of a learned position embedding.
+    pub fn position_rows(&self) -> u32 {
+        if self.model.positions == Positions::Learned { self.model.max_seq_len } else { 0 }
+    }
+
+    /// Whether the MLP has a gate: newer models, which have no dropout either.
+    pub fn gated(&self) -> bool {
+        self.model.activation.matrices() == 3
+    }
+
     /// Bytes of an activation's element, of a weight in a pass and of a gradient before it is accumulated.
     pub fn word(&self) -> f64 {
         if matches!(self.dtype, Precision::Fp32 | Precision::Tf32) { 4.0 } else { 2.0 }
@@ -283,7 +167,7 @@ impl TrainingRun {
 
     /// Blocks of a pipeline rank, and by how many the first and last one fall short.
     pub fn blocks(&self) -> (f64, f64) {
-        let (layers, stages) = (self.shape.layers, self.layout.pipeline);
+        let (layers, stages) = (self.model.layers, self.layout.pipeline);
         match even_blocks(layers, stages) {
             Some((blocks, missing_at_ends)) => (f64::from(blocks), f64::from(missing_at_ends)),
             None => (f64::from(layers) / f64::from(stages), 0.0),
@@ -297,9 +181,9 @@ impl TrainingRun {
 
     /// The key that all layouts of one job have in common: model, devices, batch, precision and trainer.
     pub fn job(&self) -> String {
-        let (shape, devices) = (&self.shape, self.layout.devices());
+        let (model, devices) = (&self.model, self.layout.devices());
         format!(
-            "{shape:?} {devices} {} {} {} {} {}",
+            "{model:?} {devices} {} {} {} {} {}",
             self.machine.device_name, self.seq_len, self.global_batch, self.dtype, self.trainer
         )
     }
@@ -320,8 +204,8 @@ impl TrainingRun {
         let wrong = |field: &str, value: u32, problem: String, hint: &str| {
             Err(InputError::new(field, value, problem).hint(hint))
         };
-        if layout.pipeline > self.shape.layers {
-            let problem = format!("must be at most {}, the number of blocks", self.shape.layers);
+        if layout.pipeline > self.model.layers {
+            let problem = format!("must be at most {}, the number of blocks", self.model.layers);
             return wrong(
                 "pp",
                 layout.pipeline,
@@ -333,8 +217,8 @@ impl TrainingRun {
             let problem = "needs pipeline parallelism".to_owned();
             return wrong("vpp", layout.virtual_stages, problem, "set `--pp` above 1, or remove `--vpp`");
         }
-        if layout.tensor > self.shape.heads {
-            let problem = format!("must be at most {}, the number of heads", self.shape.heads);
+        if layout.tensor > self.block.heads {
+            let problem = format!("must be at most {}, the number of heads", self.block.heads);
             return wrong("tp", layout.tensor, problem, "use a divisor of the number of heads");
         }
         if layout.shard > layout.data {
@@ -355,11 +239,11 @@ impl TrainingRun {
                 "use fewer ranks: every rank needs at least one token",
             );
         }
-        if self.shape.experts.is_none() && layout.expert > 1 {
+        if self.block.experts.is_none() && layout.expert > 1 {
             let problem = "the model has no experts".to_owned();
             return wrong("ep", layout.expert, problem, "remove `--ep`, or use a model with experts");
         }
-        if let Some(experts) = self.shape.experts
+        if let Some(experts) = self.block.experts
             && experts.count % layout.expert != 0
         {
             let problem = format!("must divide the {} experts", experts.count);

@@ -4,7 +4,7 @@
 use crate::run::TrainingRun;
 use crate::trainer::{AttentionKind, TensorOverlap, Trainer};
 use autodist_hardware::{Attention, BACKWARD_OVER_FORWARD};
-use autodist_spec::{Collective, Precision, Recompute};
+use autodist_spec::{AttentionCore, Collective, Kernels, Linear, Precision, Recompute, Segment};
 
 /// Seconds of GEMMs, split by the effects that can slow them down in a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -96,176 +96,122 @@ pub struct StepWork {
     pub block_gather: LinkTime,
     /// Bytes moved by the optimizer's update.
     pub optimizer_bytes: f64,
-    /// Elements of the device's parameters.
+    /// Elements of the parameters of the device, and of one of its blocks.
     pub parameters: f64,
-}
-
-struct Local {
-    tokens: f64,
-    hidden: f64,
-    query: f64,
-    /// The result of the attention core.
-    value: f64,
-    /// Keys and values.
-    kv: f64,
-    ffn: f64,
+    pub parameters_of_block: f64,
 }
 
 impl StepWork {
     pub fn of(run: &TrainingRun) -> Self {
-        let (shape, layout) = (&run.shape, &run.layout);
-        let tensor = f64::from(layout.tensor);
-        let local = Local {
-            tokens: f64::from(run.micro_batch) * f64::from(run.seq_len) / f64::from(layout.context),
-            hidden: f64::from(shape.hidden),
-            query: f64::from(shape.heads) * f64::from(shape.head_dim) / tensor,
-            value: f64::from(shape.heads) * f64::from(shape.value_dim()) / tensor,
-            kv: f64::from(shape.kv_heads.max(layout.tensor)) * f64::from(shape.head_dim + shape.value_dim())
-                / tensor,
-            ffn: f64::from(shape.experts.map_or(shape.ffn, |e| e.ffn)) / tensor,
-        };
+        let kernels = run.kernels();
         let mut work = Self::default();
-        work.linear(run, &local);
-        work.attention(run, &local);
-        work.elements(run, &local);
-        work.head(run, &local);
-        work.transfers(run, &local);
+        work.linear(run, &kernels);
+        if let [Kernels { core: Some(core), .. }, _] = &kernels {
+            work.attention(run, core);
+            work.transfers(run, core);
+        }
+        work.elements(run, &kernels);
+        work.head(run);
+        work.gradients(run, work.parameters_of_block);
         work
     }
 
-    fn linear(&mut self, run: &TrainingRun, local: &Local) {
-        let Local { tokens, hidden, query, value, kv, ffn } = *local;
-        let gates = if run.shape.gated { 2.0 } else { 1.0 };
-        let up = gates * ffn;
-        match run.shape.latent {
-            None => self.layer(run, tokens, query + kv, hidden, 1.0),
-            Some(latent) => {
-                let rank = f64::from(latent.kv_rank);
-                // The rotary part of the keys is not expanded.
-                let rotary = f64::from(run.shape.kv_heads * latent.rope_dim) / f64::from(run.layout.tensor);
-                let queries = latent.query_rank.map_or(hidden, f64::from);
-                self.layer(run, tokens, run.shape.latent_width(), hidden, 1.0);
-                self.layer(run, tokens, query, queries, 1.0);
-                self.layer(run, tokens, kv - rotary, rank, 1.0);
-            }
+    fn linear(&mut self, run: &TrainingRun, [attention, mlp]: &[Kernels; 2]) {
+        for layer in &attention.linear {
+            self.layer(run, layer);
         }
-        self.layer(run, tokens, hidden, value, 1.0);
         self.projections_forward = self.linear_forward;
         self.projections_backward = self.linear_backward;
-        match run.shape.experts {
-            None => {
-                self.layer(run, tokens, up, hidden, 1.0);
-                self.layer(run, tokens, hidden, ffn, 1.0);
-            }
-            Some(experts) => {
-                // Balanced: every local expert gets its share of the tokens of all ranks of its
-                // expert-parallel group.
-                let held = f64::from(experts.count / run.layout.expert);
-                let rows = tokens * f64::from(experts.active) / held;
-                self.layer(run, tokens, f64::from(experts.count), hidden, 1.0);
-                self.layer(run, rows, up, hidden, held);
-                self.layer(run, rows, hidden, ffn, held);
-                if experts.shared_ffn > 0 {
-                    let shared = f64::from(experts.shared_ffn) / f64::from(run.layout.tensor);
-                    self.layer(run, tokens, gates * shared, hidden, 1.0);
-                    self.layer(run, tokens, hidden, shared, 1.0);
-                }
-            }
+        for layer in &mlp.linear {
+            self.layer(run, layer);
+        }
+        self.parameters_of_block = attention.weights() + mlp.weights();
+    }
+
+    /// Adds linear layers of a block.
+    fn layer(&mut self, run: &TrainingRun, layer: &Linear) {
+        let Linear { count, rows, out, into, .. } = *layer;
+        if count > 0.0 {
+            let (forward, backward) = linear_layer(run, rows, out, into);
+            self.linear_forward = self.linear_forward + forward.times(count);
+            self.linear_backward = self.linear_backward + backward.times(count);
+            self.operands += rows * into * count;
         }
     }
 
-    /// Adds a linear layer of a block.
-    fn layer(&mut self, run: &TrainingRun, rows: f64, out: f64, into: f64, repeats: f64) {
-        let (forward, backward) = linear_layer(run, rows, out, into);
-        self.linear_forward = self.linear_forward + forward.times(repeats);
-        self.linear_backward = self.linear_backward + backward.times(repeats);
-        self.operands += rows * into * repeats;
-    }
-
-    fn attention(&mut self, run: &TrainingRun, local: &Local) {
-        let (shape, layout, machine) = (&run.shape, &run.layout, &*run.machine);
-        let heads = u64::from(shape.heads.div_ceil(layout.tensor));
+    fn attention(&mut self, run: &TrainingRun, core: &AttentionCore) {
+        let (layout, machine) = (&run.layout, &*run.machine);
+        let heads = core.heads.ceil() as u64;
         let batch = u64::from(run.micro_batch);
-        let (keys, head) = (u64::from(run.seq_len), u64::from(shape.head_dim));
+        let (keys, head) = (u64::from(core.keys), u64::from(core.head_dim));
         let queries = keys / u64::from(layout.context);
         match run.attention {
             AttentionKind::Unfused => {
                 let gemm = |m, n, k| machine.gemms(sixteen_bits(run), batch * heads, m, n, k);
                 self.attention_forward =
-                    gemm(queries, keys, head) + gemm(queries, shape.value_dim().into(), keys);
+                    gemm(queries, keys, head) + gemm(queries, core.value_dim.into(), keys);
                 self.attention_backward = 2.0 * self.attention_forward;
                 self.scores = [batch, heads, queries, keys].map(|size| size as f64).iter().product();
                 self.softmax_apart = run.trainer.softmax_is_apart(batch * heads, keys);
             }
             _ => {
-                let kv_heads = u64::from(shape.kv_heads.div_ceil(layout.tensor));
+                let kv_heads = u64::from(run.block.kv_heads.div_ceil(layout.tensor));
                 // Queries and values may have heads of different widths.
-                let head_dim = (head + u64::from(shape.value_dim())) / 2;
-                let (sequence, window) = (keys, shape.window);
+                let head_dim = (head + u64::from(core.value_dim)) / 2;
+                let sequence = keys;
                 let shape = Attention { batch, sequence, keys, heads, kv_heads, head_dim, causal: true };
                 // Context-parallel ranks process an early and a late part of the sequence each, so that all
                 // have the same number of unmasked keys.
                 let whole = machine.attention(&shape) / f64::from(layout.context);
-                self.attention_forward = match window.map(u64::from).filter(|window| *window < keys) {
-                    None => whole,
-                    Some(window) => {
-                        let elements = local.tokens * (local.query + local.value + local.kv);
-                        let moved = run.word() * elements * machine.seconds_per_byte;
-                        (whole * unmasked(keys, window)).max(moved)
-                    }
+                self.attention_forward = if core.span < core.keys {
+                    let moved = run.word() * core.operands() * machine.seconds_per_byte;
+                    (whole * unmasked(keys, core.span.into())).max(moved)
+                } else {
+                    whole
                 };
                 self.attention_backward = BACKWARD_OVER_FORWARD * self.attention_forward;
             }
         }
     }
 
-    /// Elements that fused kernels read and write per token: two norms, two residuals with dropout, and the
-    /// MLP's activation; backward reads the input and the gradient again, and reduces bias gradients.
-    fn elements(&mut self, run: &TrainingRun, local: &Local) {
-        let split = if run.layout.sequence_parallel { f64::from(run.layout.tensor) } else { 1.0 };
-        let (along, gated) = (local.hidden / split, f64::from(u8::from(run.shape.gated)));
-        let routed = run.shape.experts.map_or(1.0, |e| f64::from(e.active));
-        let dispatch = if run.shape.experts.is_some() { 4.0 * routed * local.hidden } else { 0.0 };
-        let inner = run.shape.inner() / f64::from(run.layout.tensor);
-        let word = run.word();
-        self.element_bytes_forward = word * local.tokens * (11.0 * along + (2.0 + gated) * inner + dispatch);
-        self.element_bytes_backward =
-            word * local.tokens * (16.0 * along + (3.0 + 2.0 * gated) * inner + dispatch);
-        let parameters = self.block_parameters(run);
+    /// Norms, residuals with dropout, and the MLP's activation.
+    fn elements(&mut self, run: &TrainingRun, [attention, mlp]: &[Kernels; 2]) {
+        let of = |segment| run.model.kernels(&run.block, segment, &run.shard());
+        let norms = [of(Segment::AttentionNorm), of(Segment::MlpNorm)];
+        let all = || norms.iter().chain([attention, mlp]);
+        self.element_bytes_forward = run.word() * all().map(|one| one.forward_elements).sum::<f64>();
+        self.element_bytes_backward = run.word() * all().map(|one| one.backward_elements).sum::<f64>();
         let copies = Copies::of(run);
-        self.gather_bytes = parameters * copies.gather;
-        self.gradient_bytes = parameters * (copies.gathers_again * copies.gather + copies.gradient);
+        self.gather_bytes = self.parameters_of_block * copies.gather;
+        self.gradient_bytes =
+            self.parameters_of_block * (copies.gathers_again * copies.gather + copies.gradient);
     }
 
-    fn block_parameters(&self, run: &TrainingRun) -> f64 {
-        let split = f64::from(run.layout.tensor);
-        run.shape.block_parameters(run.layout.expert) / split
-    }
-
-    fn head(&mut self, run: &TrainingRun, local: &Local) {
-        let tensor = f64::from(run.layout.tensor);
+    fn head(&mut self, run: &TrainingRun) {
+        let (tensor, tokens) = (f64::from(run.layout.tensor), run.shard().tokens);
+        let hidden = f64::from(run.model.hidden);
         // Embedding tables are padded so that every rank holds a multiple of 128 rows, as in Megatron.
-        let rows = (f64::from(run.shape.vocab) / 128.0 / tensor).ceil() * 128.0;
-        let (forward, backward) = linear_layer(run, local.tokens, rows, local.hidden);
+        let rows = (f64::from(run.model.vocab) / 128.0 / tensor).ceil() * 128.0;
+        let (forward, backward) = linear_layer(run, tokens, rows, hidden);
         self.logit_gemms = forward + backward;
-        self.logits = local.tokens * rows;
+        self.logits = tokens * rows;
         // The gradient of the embedding table is zeroed as a whole and then accumulated, into the head's if
         // the two are tied.
-        let table = rows * local.hidden;
+        let table = rows * hidden;
         let copies = Copies::of(run);
-        let tied = run.shape.tied_embeddings && run.layout.pipeline == 1;
+        let tied = run.model.tied_embeddings && run.layout.pipeline == 1;
         // Embedding and head stay gathered from the forward pass on.
         let once = copies.gather + copies.gradient;
         let (embedding, head) = if tied { (sum_bytes(run), once) } else { (once, once) };
-        self.embedding_bytes = 16.0 * local.tokens * local.hidden + table * (2.0 + embedding);
+        self.embedding_bytes = 16.0 * tokens * hidden + table * (2.0 + embedding);
         self.head_gradient_bytes = table * head;
     }
 
-    fn transfers(&mut self, run: &TrainingRun, local: &Local) {
+    fn transfers(&mut self, run: &TrainingRun, core: &AttentionCore) {
         let (layout, machine) = (&run.layout, &*run.machine);
         let per_node = machine.devices_per_node;
         let (tensor, context, data) = (layout.tensor, layout.context, layout.data);
-        let activation = run.word() * local.tokens * local.hidden;
+        let activation = run.word() * core.tokens * f64::from(run.model.hidden);
         let inside = tensor.min(per_node);
 
         // Two all-reduces per pass, or as many reduce-scatters and all-gathers with sequence parallelism,
@@ -300,11 +246,11 @@ impl StepWork {
         };
 
         let spread = (per_node / inside).clamp(1, context.max(1));
-        let kv = run.word() * local.tokens * local.kv * f64::from(context);
+        let kv = run.word() * core.tokens * core.kv_width() * f64::from(context);
         let seconds = machine.collective(Collective::AllGather, kv, context, spread, inside);
         self.context = LinkTime { seconds, between_nodes: context > spread };
 
-        if let Some(experts) = run.shape.experts {
+        if let Some(experts) = run.block.experts {
             let split = if layout.sequence_parallel { f64::from(tensor) } else { 1.0 };
             let bytes = activation * f64::from(experts.active) / split;
             let near = (per_node / inside / context).clamp(1, layout.expert);
@@ -323,16 +269,14 @@ impl StepWork {
         let nodes = f64::from(layout.devices().div_ceil(per_node));
         let neighbours = f64::from(layout.pipeline.max(2) - 1);
         self.far_neighbours = ((nodes - 1.0) / neighbours).min(1.0);
-        self.gradients(run, local);
     }
 
-    fn gradients(&mut self, run: &TrainingRun, local: &Local) {
+    fn gradients(&mut self, run: &TrainingRun, block: f64) {
         let (layout, machine) = (&run.layout, &*run.machine);
-        let blocks = f64::from(run.shape.layers) / f64::from(layout.pipeline);
-        let block = self.block_parameters(run);
-        let table = run.shape.embedding_parameters() / f64::from(layout.tensor);
-        let ends = if layout.pipeline == 1 && !run.shape.tied_embeddings { 2.0 } else { 1.0 };
-        let positions = f64::from(run.shape.position_rows) * local.hidden;
+        let blocks = f64::from(run.model.layers) / f64::from(layout.pipeline);
+        let table = run.table() / f64::from(layout.tensor);
+        let ends = if layout.pipeline == 1 && !run.model.tied_embeddings { 2.0 } else { 1.0 };
+        let positions = f64::from(run.position_rows()) * f64::from(run.model.hidden);
         self.parameters = block * blocks + ends * table + positions;
 
         let inside = (layout.tensor * layout.context).min(machine.devices_per_node);

@@ -352,7 +352,7 @@ mod tests {
         let of_attention = |one: &Parameter| one.name.starts_with("attention.");
         let counted: u64 =
             model.parameters(1).iter().filter(|one| of_attention(one)).map(Parameter::elements).sum();
-        assert_eq!(counted, matrices as u64 + 1536 + 512);
+        assert_eq!(counted, matrices + 1536 + 512);
         let wrong = ModelSpec { kv_heads: 64, ..model };
         assert_eq!(wrong.check().unwrap_err().field, "kv_heads");
     }

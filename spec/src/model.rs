@@ -288,6 +288,32 @@ impl ModelSpec {
         self
     }
 
+    /// A model in the style of GPT-2 (Radford et al. 2019), with a tied table and an MLP of four times the width.
+    pub fn gpt(layers: u32, hidden: u32, heads: u32, vocab: u32, max_seq_len: u32) -> Self {
+        Self {
+            name: String::new(),
+            layers,
+            hidden,
+            heads,
+            kv_heads: heads,
+            head_dim: hidden / heads.max(1),
+            window: None,
+            latent: None,
+            ffn: hidden.saturating_mul(4),
+            vocab,
+            max_seq_len,
+            positions: Positions::Learned,
+            norm: Norm::LayerNorm,
+            norm_epsilon: 1e-5,
+            activation: Activation::Gelu,
+            bias: true,
+            tied_embeddings: true,
+            experts: None,
+            blocks: Vec::new(),
+            additions: Vec::new(),
+        }
+    }
+
     /// Parameters of a layer in the order of its flat buffer: first those that tensor parallelism shards,
     /// then the replicated ones, so that each group is one slice. With tied embeddings the table belongs to
     /// the embedding and the head lists only its norm.

@@ -6,7 +6,7 @@ use crate::cli::{FigureArgs, JobArgs};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::{
-    Calibration, CataloguePrices, FreeParameters, NodeModel, ParallelDims, Shape, Trainer, TrainingRun,
+    Calibration, CataloguePrices, FreeParameters, NodeModel, ParallelDims, Trainer, TrainingRun,
 };
 use autodist_cost_model::{CostModel, Prices};
 use autodist_hardware::Catalogue;
@@ -218,13 +218,13 @@ impl Figures {
         job: &Job,
         software: &Software,
     ) -> TrainingRun {
-        let (shape, trainer) = (Shape::from(model), software.trainer);
+        let trainer = software.trainer;
         let run = TrainingRun {
             seq_len: job.seq_len,
             global_batch: job.global_batch,
             dtype: job.precision,
             assumptions: software.assumptions.clone(),
-            ..TrainingRun::new(shape, Arc::clone(machine), ParallelDims::default(), trainer)
+            ..TrainingRun::new(model, Arc::clone(machine), ParallelDims::default(), trainer)
         };
         let attention = match (trainer, run.attention) {
             // Published runs are of plain models; since 2024 those of Hugging Face use PyTorch's fused kernels.
@@ -281,11 +281,10 @@ pub fn beyond(profile: &Profile, cluster: &Cluster) -> Option<Arc<dyn Prices>> {
         Engine::Native => Trainer::MegatronCore,
         Engine::Torch => Trainer::Fsdp2,
     };
-    let shape = Shape::from(&profile.model);
     let run = TrainingRun {
         seq_len: profile.seq_len,
         dtype: profile.precision,
-        ..TrainingRun::new(shape, Arc::new(machine), ParallelDims::default(), trainer)
+        ..TrainingRun::new(&profile.model, Arc::new(machine), ParallelDims::default(), trainer)
     };
     Some(Arc::new(CataloguePrices::new(&run, cluster.device_count(), FreeParameters::shipped())))
 }

@@ -3,16 +3,16 @@
 use crate::common;
 
 use autodist_analytic::{
-    CataloguePrices, FreeParameters, NodeModel, ParallelDims, Shape, Trainer, TrainingRun, even_blocks,
-    software, table,
+    CataloguePrices, FreeParameters, NodeModel, ParallelDims, Trainer, TrainingRun, even_blocks, software,
+    table,
 };
 use autodist_cost_model::{CostModel, Prices};
 use autodist_hardware::Catalogue;
 use autodist_planner::Planner;
 use autodist_program::{Program, stages};
 use autodist_spec::{
-    Activation, BlockSpec, Bytes, CatalogueReference, Cluster, DeviceClasses, Experts, Job, ModelSpec,
-    ParallelStrategy, Plan, Positions, Precision, ScheduleKind, Stage, StopReason, catalog,
+    BlockSpec, Bytes, CatalogueReference, Cluster, DeviceClasses, Experts, Job, ModelSpec, ParallelStrategy,
+    Plan, Precision, ScheduleKind, Stage, StopReason, catalog,
 };
 use common::{line, write};
 use serde_json::Value;
@@ -183,7 +183,7 @@ fn costs_on(cluster: &Cluster, trainer: Trainer, model: &ModelSpec, job: &Job) -
         let machine = NodeModel::of_nodes(cluster, kind.index, &Catalogue::shipped()).unwrap();
         let run = TrainingRun {
             seq_len: job.seq_len,
-            ..TrainingRun::new(Shape::from(model), Arc::new(machine), ParallelDims::default(), trainer)
+            ..TrainingRun::new(model, Arc::new(machine), ParallelDims::default(), trainer)
         };
         let nodes = cluster.node_count();
         Arc::new(CataloguePrices::among(&run, nodes, kind.devices, FreeParameters::shipped()))
@@ -284,33 +284,12 @@ fn no_plan_of_the_space_beats_the_one_that_is_found() {
 
 /// A published run as a program's model, job, strategy and stages; or why a program cannot express it.
 fn published(run: &TrainingRun) -> Result<(ModelSpec, Job, ParallelStrategy, Vec<Stage>), String> {
-    let (shape, layout) = (&run.shape, &run.layout);
+    let layout = &run.layout;
     if !matches!(run.dtype, Precision::Bf16 | Precision::Fp16 | Precision::Fp8) {
         return Err("another precision".to_owned());
     }
-    let model = ModelSpec {
-        layers: shape.layers,
-        hidden: shape.hidden,
-        heads: shape.heads,
-        kv_heads: shape.kv_heads,
-        head_dim: shape.head_dim,
-        ffn: shape.experts.map_or(shape.ffn, |experts| experts.ffn),
-        experts: shape.experts.map(|one| Experts {
-            count: one.count,
-            active: one.active,
-            shared_ffn: one.shared_ffn,
-        }),
-        vocab: shape.vocab,
-        max_seq_len: run.seq_len.max(shape.position_rows),
-        positions: if shape.position_rows > 0 {
-            Positions::Learned
-        } else {
-            Positions::Rotary { theta: 1e4 }
-        },
-        activation: if shape.gated { Activation::SwiGlu } else { Activation::Gelu },
-        tied_embeddings: shape.tied_embeddings,
-        ..catalog::model("tiny-llama").unwrap()
-    };
+    let max_seq_len = run.seq_len.max(run.model.max_seq_len);
+    let model = ModelSpec { name: "published".to_owned(), max_seq_len, ..(*run.model).clone() };
     let job = Job { precision: Precision::Bf16, ..Job::new(run.global_batch, run.seq_len) };
     let sharded = layout.zero_stage > 0 && layout.data * layout.context > 1;
     let interleaved = layout.virtual_stages > 1;
@@ -459,10 +438,8 @@ fn the_layout_of_llama_3_is_found_or_beaten() {
     let cluster = Cluster::from_short_form("2048x8xh100-80gb-sxm@8x400gbps").unwrap();
     let trainer = Trainer::MegatronCore;
     let machine = Arc::new(NodeModel::of_nodes(&cluster, 0, &Catalogue::shipped()).unwrap());
-    let run = TrainingRun {
-        seq_len: 8192,
-        ..TrainingRun::new(Shape::from(&model), machine, ParallelDims::default(), trainer)
-    };
+    let run =
+        TrainingRun { seq_len: 8192, ..TrainingRun::new(&model, machine, ParallelDims::default(), trainer) };
     let mut job = Job { precision: Precision::Bf16, ..Job::new(2048, 8192) };
     software::narrow(&mut job, trainer).unwrap();
     let mut published = job.clone();

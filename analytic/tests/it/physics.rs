@@ -1,16 +1,14 @@
 //! Laws that hold for all parameter values.
 
-use autodist_analytic::{
-    FreeParameters, Memory, NodeModel, ParallelDims, Shape, Trainer, TrainingRun, Uplink,
-};
-use autodist_spec::{Precision, Recompute};
+use autodist_analytic::{FreeParameters, Memory, NodeModel, ParallelDims, Trainer, TrainingRun, Uplink};
+use autodist_spec::{ModelSpec, Precision, Recompute};
 use std::sync::Arc;
 
 fn gpt3(layout: ParallelDims, trainer: Trainer) -> TrainingRun {
     let network = Uplink { fabric: "infiniband".to_owned(), bytes_per_s: 200e9, nics: 8 };
     let machine = Arc::new(NodeModel::named("a100-80gb-sxm", 8, Some(&network)).unwrap());
     let model = autodist_spec::catalog::model("gpt3-175b").unwrap();
-    let mut run = TrainingRun::new(Shape::from(&model), machine, layout, trainer);
+    let mut run = TrainingRun::new(&model, machine, layout, trainer);
     run.global_batch = 1536;
     run.recompute = Recompute::Full;
     run
@@ -92,8 +90,8 @@ fn eight_bits_are_faster_where_the_device_has_them() {
     let machine = Arc::new(NodeModel::named("h100-80gb-sxm", 8, None).unwrap());
     let layout = ParallelDims { data: 8, zero_stage: 1, shard: 8, ..ParallelDims::default() };
     let with = |dtype| {
-        let shape = Shape::from(&autodist_spec::catalog::model("llama3-8b").unwrap());
-        let mut run = TrainingRun::new(shape, Arc::clone(&machine), layout, Trainer::Nemo);
+        let model = autodist_spec::catalog::model("llama3-8b").unwrap();
+        let mut run = TrainingRun::new(&model, Arc::clone(&machine), layout, Trainer::Nemo);
         (run.seq_len, run.global_batch, run.dtype) = (8192, 128, dtype);
         step(&run)
     };
@@ -127,7 +125,7 @@ fn pipelines_gather_shards_once() {
 fn the_ends_of_a_pipeline_may_hold_fewer_blocks() {
     let with = |layers: u32| {
         let mut run = gpt3(LAYOUT, Trainer::MegatronCore);
-        run.shape.layers = layers;
+        run.model = Arc::new(ModelSpec { layers, ..(*run.model).clone() });
         run
     };
     assert_eq!(with(96).blocks(), (12.0, 0.0));
@@ -165,12 +163,12 @@ fn twice_the_batch_takes_less_than_twice_the_time() {
 #[test]
 fn experts_cost_what_is_active() {
     let machine = Arc::new(NodeModel::named("h100-80gb-sxm", 8, None).unwrap());
-    let mixtral = Shape::from(&autodist_spec::catalog::model("mixtral-8x7b").unwrap());
-    let dense = Shape { ffn: 2 * 14336, experts: None, ..mixtral.clone() };
+    let mixtral = autodist_spec::catalog::model("mixtral-8x7b").unwrap();
+    let dense = ModelSpec { ffn: 2 * 14336, experts: None, ..mixtral.clone() };
     let layout = ParallelDims { data: 8, expert: 8, zero_stage: 1, shard: 8, ..ParallelDims::default() };
-    let run = |shape: &Shape, expert| {
+    let run = |model: &ModelSpec, expert| {
         let mut run = TrainingRun::new(
-            shape.clone(),
+            model,
             Arc::clone(&machine),
             ParallelDims { expert, ..layout },
             Trainer::MegatronCore,

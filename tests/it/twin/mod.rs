@@ -3,8 +3,7 @@
 pub mod reasons;
 
 use autodist_analytic::{
-    Breakdown, CataloguePrices, FreeParameters, Memory, NodeModel, ParallelDims, Shape, Trainer, TrainingRun,
-    Uplink,
+    Breakdown, CataloguePrices, FreeParameters, Memory, NodeModel, ParallelDims, Trainer, TrainingRun, Uplink,
 };
 use autodist_program::{Program, stages};
 use autodist_spec::{
@@ -113,7 +112,7 @@ impl Case {
             micro_batch: s.micro_batch,
             global_batch: self.job.global_batch,
             recompute: s.recompute,
-            ..TrainingRun::new(Shape::from(&self.model), Arc::clone(&MACHINE), layout, trainer)
+            ..TrainingRun::new(&self.model, Arc::clone(&MACHINE), layout, trainer)
         }
     }
 

@@ -4,7 +4,7 @@
 use super::{Figure, Pair};
 use autodist_cost_model::{CollectiveQuery, Prices, Purpose, SegmentPrice, SegmentQuery};
 use autodist_program::Transfer;
-use autodist_spec::{Algorithm, Bytes, Collective, Pass, Recompute, Segment};
+use autodist_spec::{Algorithm, Bytes, Collective, Kernels, Pass, Recompute, Segment};
 
 pub struct Reason {
     pub name: &'static str,
@@ -95,8 +95,7 @@ fn passes(pair: &Pair) -> f64 {
 }
 
 fn block_elements(pair: &Pair) -> f64 {
-    let shape = &pair.run.shape;
-    (shape.attention_parameters() + shape.mlp_parameters()) / f64::from(pair.run.layout.tensor)
+    pair.run.kernels().iter().map(Kernels::weights).sum()
 }
 
 /// Seconds of a collective of a bucket. Gradients are given in fp32, as a program counts them.
