@@ -1,7 +1,7 @@
 //! Buckets: the flat buffers in which a rank keeps its parameters and gradients.
 
 use crate::residence::{LayerStrategy, Residence};
-use autodist_spec::{ModelSpec, ParallelStrategy, Parameter, Stage, TensorSplit};
+use autodist_spec::{BlockSpec, LayerKind, ModelSpec, ParallelStrategy, Parameter, Stage, TensorSplit};
 
 /// A layer's region in a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,25 +49,27 @@ impl Bucket {
     }
 }
 
-/// Elements of a layer's region on tensor rank `tensor_rank`, and how many at its end are replicated: of its
-/// experts' parameters (`distributed` over more than one rank), or of all that a bucket without those holds.
-fn region(
+/// Elements of a layer's region, and how many at its end are replicated.
+type Region = (usize, usize);
+
+/// The regions of a layer on tensor rank `tensor_rank`: that of its experts' parameters, if they are distributed
+/// over more than one rank, and that of all others.
+fn regions(
     model: &ModelSpec,
     layer: usize,
     (tensor_rank, degree): (usize, usize),
     expert: usize,
-    distributed: bool,
-) -> (usize, usize) {
-    let mut elements = 0;
-    let mut replicated = 0;
-    for parameter in parameters(model, layer, expert, distributed) {
-        let local = parameter.local_elements(tensor_rank as u32, degree as u32) as usize;
-        elements += local;
-        if parameter.split == TensorSplit::Replicated {
-            replicated += local;
-        }
+) -> [Region; 2] {
+    let mut regions = [(0, 0); 2];
+    for parameter in model.parameters(layer) {
+        let region = &mut regions[usize::from(!(expert > 1 && parameter.routed))];
+        let replicated = parameter.split == TensorSplit::Replicated;
+        let local =
+            parameter.distributed(expert as u32).local_elements(tensor_rank as u32, degree as u32) as usize;
+        region.0 += local;
+        region.1 += if replicated { local } else { 0 };
     }
-    (elements, replicated)
+    regions
 }
 
 /// Parameters of a layer that share a bucket: those of experts have their own where they are distributed over
@@ -126,6 +128,19 @@ pub fn buckets(
     let tied_apart = model.tied_embeddings && strategy.pipeline > 1;
     let last_chunk = stages.len() - 1;
     let mut buckets: Vec<Bucket> = Vec::new();
+    // Most layers are blocks like the one before.
+    let mut known: Option<(BlockSpec, [Region; 2])> = None;
+    let mut regions_of = |layer: usize| {
+        let of = || regions(model, layer, (tensor_rank, tensor), expert);
+        if model.kind(layer) != LayerKind::Block {
+            return of();
+        }
+        let block = model.block(layer);
+        match known {
+            Some((other, regions)) if other == block => regions,
+            _ => known.insert((block, of())).1,
+        }
+    };
     let chunks: Vec<usize> = strategy.chunks_of(pipeline_rank).collect();
     for chunk in chunks.into_iter().rev() {
         // The last stage's copy of the embedding's region: its position table has no gradient there.
@@ -140,9 +155,7 @@ pub fn buckets(
             let residence = LayerStrategy::of(strategy, stage, layer).residence;
             // Sharded gradients are reduced layer by layer, as FSDP does, to save memory.
             let limit = if residence.shards_gradients() { 0 } else { limit };
-            for distributed in [true, false] {
-                let place = (tensor_rank, tensor);
-                let (elements, replicated) = region(model, layer, place, expert, distributed);
+            for (distributed, (elements, replicated)) in [true, false].into_iter().zip(regions_of(layer)) {
                 if distributed && elements == 0 {
                     continue;
                 }

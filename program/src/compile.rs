@@ -56,6 +56,9 @@ impl Program {
     }
 }
 
+/// Instructions of a layer in a body, about: for the capacity of lists.
+const PER_LAYER: usize = 16;
+
 /// More elements than any device sends: their bytes can still be counted.
 const MOST: usize = 1 << 60;
 
@@ -333,6 +336,10 @@ impl<'a> Compiler<'a> {
         layers: &[usize],
         mut visit: impl FnMut(&mut Vec<Instruction>, usize),
     ) {
+        if !self.buckets.iter().any(|bucket| bucket.residence.shards_parameters()) {
+            layers.iter().for_each(|layer| visit(out, *layer));
+            return;
+        }
         let needs: Vec<Vec<usize>> = layers.iter().map(|layer| self.gathered(chunk, *layer)).collect();
         let start = |out: &mut Vec<Instruction>, buckets: &[usize], held: &[usize]| {
             for bucket in buckets.iter().filter(|b| !held.contains(b)) {
@@ -357,7 +364,7 @@ impl<'a> Compiler<'a> {
     fn forward(&self, chunk: usize) -> Body {
         let stage = &self.stages[chunk];
         let layers: Vec<usize> = stage.layers().collect();
-        let mut out = Vec::new();
+        let mut out = Vec::with_capacity(PER_LAYER * layers.len());
         self.with_parameters(&mut out, chunk, &layers, |out, layer| {
             self.layer_forward(out, layer, LayerStrategy::of(self.strategy, stage, layer).recompute);
         });
@@ -368,7 +375,7 @@ impl<'a> Compiler<'a> {
     fn backward(&self, chunk: usize, last: bool) -> Body {
         let stage = &self.stages[chunk];
         let layers: Vec<usize> = stage.layers().rev().collect();
-        let mut out = Vec::new();
+        let mut out = Vec::with_capacity(PER_LAYER * layers.len());
         let mut in_flight: Option<usize> = None;
         self.with_parameters(&mut out, chunk, &layers, |out, layer| {
             self.layer_backward(out, layer, LayerStrategy::of(self.strategy, stage, layer).recompute);
