@@ -142,6 +142,20 @@ impl Memory {
             memory.logits = tokens * f64::from(run.model.vocab) / tensor * bytes.logit(run.fused_loss);
         }
         memory.buffers = buffers(run, elements, first || last);
+        if run.trainer.traits().shards_parameters && only && run.micro_batches() <= 1.0 {
+            // PyTorch frees gradients after the update: with one micro-batch they grow while activations are
+            // freed, up to the reduction of embedding and head, which are one group.
+            let full = Self {
+                activations: 0.0,
+                logits: 0.0,
+                buffers: 8.0 * tables * run.table() / tensor,
+                ..memory
+            };
+            memory.gradients = 0.0;
+            if full.allocated() > memory.allocated() {
+                return full;
+            }
+        }
         memory
     }
 }
@@ -187,7 +201,8 @@ impl Bytes {
     fn logit(&self, fused: bool) -> f64 {
         match (fused, self.trainer) {
             (true, _) => 4.0,
-            (false, Trainer::Fsdp | Trainer::Fsdp2 | Trainer::Deepspeed) => 12.0,
+            (false, Trainer::Fsdp | Trainer::Fsdp2) => 14.0,
+            (false, Trainer::Deepspeed) => 12.0,
             (false, _) => 6.0,
         }
     }
@@ -299,7 +314,11 @@ fn buffers(run: &TrainingRun, elements: f64, has_table: bool) -> f64 {
         }
         // A pipeline keeps everything that it has gathered, and accumulates whole gradients in fp32.
         Trainer::Fsdp | Trainer::Fsdp2 if run.layout.pipeline > 1 => (run.word() + 4.0) * elements,
-        // Two gathered blocks, and the gradients of one before the reduce-scatter.
-        Trainer::Fsdp | Trainer::Fsdp2 => 6.0 * block.max(run.table() / tensor),
+        // Two gathered blocks, and the gradients of one before the reduce-scatter; embedding and head stay
+        // gathered.
+        Trainer::Fsdp | Trainer::Fsdp2 => {
+            let tables = if run.model.tied_embeddings { 1.0 } else { 2.0 };
+            6.0 * block + 2.0 * tables * run.table() / tensor
+        }
     }
 }

@@ -145,6 +145,7 @@ impl CataloguePrices {
         StepCosts {
             overlaps_reductions: self.run.overlap,
             receives_block: trainer.traits().receives_block,
+            frees_gradients: trainer.traits().shards_parameters,
             pipelines_stay_gathered: trainer.traits().shards_parameters,
             parameter_bytes: ParameterBytes {
                 weight: kept.weight as u64,
@@ -401,7 +402,7 @@ impl Kept {
             mlp_weights: bytes(gradient, (matrices - 1.0) * ffn * hidden),
             table: bytes(gradient, vocab * hidden),
             logits: bytes(word, tokens * vocab),
-            loss: bytes(if fully_sharded { 10.0 } else { 4.0 }, tokens * vocab),
+            loss: bytes(if fully_sharded { 12.0 } else { 4.0 }, tokens * vocab),
         }
     }
 
@@ -561,7 +562,9 @@ impl Prices for CataloguePrices {
                 self.costs(strategy, None, strategy.recompute, false).kept;
             let again = if strategy.recompute == Recompute::None { 0 } else { attention + mlp };
             let backward = again + attention_gradient.max(mlp_gradient) + whole;
-            return Bytes((logits + loss).min(backward).max(0) as u64);
+            // The table of the embedding stays gathered.
+            let table = self.run.word() * self.run.table() / f64::from(strategy.tensor);
+            return Bytes((logits + loss).min(backward).max(0) as u64 + table as u64);
         }
         let (pipeline, stage, shards) = (strategy.pipeline, strategy.zero_stage, strategy.shards());
         Bytes(memory::flat_buffers(trainer, elements as f64, pipeline, stage, shards) as u64)

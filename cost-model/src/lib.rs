@@ -102,6 +102,8 @@ pub struct CostModel {
     pub(crate) overlaps_reductions: bool,
     /// As in [`StepCosts`].
     pub(crate) receives_block: bool,
+    /// As in [`StepCosts`].
+    pub(crate) frees_gradients: bool,
     pub(crate) pipelines_stay_gathered: bool,
     /// Activations are freed only after the whole backward of the chunk (autograd), not segment by segment.
     pub(crate) frees_late: bool,
@@ -174,6 +176,7 @@ impl CostModel {
                 == (Engine::Torch, DeviceKind::Cpu),
             overlaps_reductions: true,
             receives_block: false,
+            frees_gradients: false,
             pipelines_stay_gathered: false,
             frees_late: profile.environment.engine == Engine::Torch,
             // On a network, waits are part of the simulated schedules.
@@ -228,6 +231,7 @@ impl CostModel {
             sharding_blocks: false,
             overlaps_reductions: step.overlaps_reductions,
             receives_block: step.receives_block,
+            frees_gradients: step.frees_gradients,
             pipelines_stay_gathered: step.pipelines_stay_gathered,
             frees_late: false,
             synchronisation: none,

@@ -180,6 +180,29 @@ pub fn persistent_bytes(elements: u64, strategy: &ParallelStrategy, bytes: &Para
         + bytes.state * part(residence.shards_state())
 }
 
+/// Gradients that are freed after each update grow in the backward pass of the only micro-batch, while activations
+/// are freed: a rank needs the most where it begins, with those that are `passing`, or where it ends with the reduction of embedding
+/// and head, whose parameters and gradients are whole then, in working precision, with a copy in fp32.
+fn fuller_end(
+    begin: MemoryBreakdown,
+    passing: Bytes,
+    program: &Program,
+    rank: &RankProgram,
+) -> MemoryBreakdown {
+    let ends = [0, program.model.chain_len() - 1];
+    let layers = rank.buckets().iter().flat_map(|bucket| &bucket.layers);
+    let elements = layers.filter(|layer| ends.contains(&layer.layer)).map(|layer| layer.elements).sum();
+    let reduced = 2 * working_bytes(program, elements) + f32_bytes(elements);
+    let end = MemoryBreakdown {
+        activations_bytes: Bytes::ZERO,
+        temporary_bytes: Bytes::ZERO,
+        communication_buffers_bytes: Bytes(reduced.max(0) as u64),
+        ..begin
+    };
+    let begin = MemoryBreakdown { gradients_bytes: passing, ..begin };
+    if end.total() > begin.total() { end } else { begin }
+}
+
 /// Communicators with more than one rank.
 pub(crate) fn communicators(program: &Program, pipeline_rank: usize) -> u64 {
     let (mesh, residence) = (&program.mesh, program.residence());
@@ -232,6 +255,9 @@ impl Priced<'_> {
             temporary_bytes: bytes(peak.temporary),
             reserve_bytes: Bytes::ZERO,
         };
+        if self.costs.frees_gradients && program.micro_batches == 1 && program.mesh.pipeline == 1 {
+            memory = fuller_end(memory, bytes(peak.gradients), program, rank);
+        }
         let fragmentation = memory.total().as_f64() * self.costs.fragmentation;
         memory.reserve_bytes = self.costs.baseline_bytes + Bytes(fragmentation as u64);
         memory

@@ -137,6 +137,9 @@ pub struct StepCosts {
     pub pipelines_stay_gathered: bool,
     /// Whether gradients are reduced while the backward pass continues.
     pub overlaps_reductions: bool,
+    /// Whether gradients are freed after an update, and those of embedding and head are reduced together: PyTorch's
+    /// FSDP.
+    pub frees_gradients: bool,
     /// Whether the host waits for what another pipeline rank sends, instead of launching what comes after it.
     pub receives_block: bool,
     pub interference: Interference,

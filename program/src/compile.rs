@@ -368,6 +368,7 @@ impl<'a> Compiler<'a> {
         self.with_parameters(&mut out, chunk, &layers, |out, layer| {
             self.layer_forward(out, layer, LayerStrategy::of(self.strategy, stage, layer).recompute);
         });
+        out.shrink_to_fit();
         Body { kind: BodyKind::Forward { chunk }, instructions: out }
     }
 
@@ -386,6 +387,7 @@ impl<'a> Compiler<'a> {
         if let Some(bucket) = in_flight {
             out.push(Instruction::Wait { transfer: Transfer::Reduce, bucket });
         }
+        out.shrink_to_fit();
         Body { kind: BodyKind::Backward { chunk }, instructions: out }
     }
 

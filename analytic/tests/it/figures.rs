@@ -4,7 +4,7 @@ use autodist_analytic::backtest::AccuracySlice;
 use autodist_analytic::measured::MeasuredPlans;
 use autodist_analytic::table::{self, TableRow};
 use autodist_analytic::{
-    Backtest, Fold, FreeParameters, StepWork, backtest, errors, fit, left_out_bars, reserve, sets,
+    Backtest, Fold, FreeParameters, Memory, StepWork, backtest, errors, fit, left_out_bars, reserve, sets,
 };
 use autodist_hardware::Catalogue;
 use std::sync::LazyLock;
@@ -127,6 +127,30 @@ fn three_runs_on_a_machine_show_how_fast_its_host_is() {
         let (busy, most) = median(&fitted, &|row| BUSY.contains(&row.id.as_str()));
         assert!(busy <= 0.04 && most <= 0.07, "{busy:.3} {most:.3}");
     }
+}
+
+/// `peak_allocated_gb` is `torch.cuda.max_memory_allocated`, `peak_mem_gb` what PyTorch's allocator has reserved
+/// (GiB both).
+#[test]
+fn memory_of_pytorch_on_one_gpu_is_counted_tensor_by_tensor() {
+    let rows = table::read(H200, "h200_training.csv", &Catalogue::shipped()).unwrap();
+    let mut reader = csv::Reader::from_reader(H200);
+    let column = reader.headers().unwrap().iter().position(|name| name == "peak_allocated_gb").unwrap();
+    let allocated = reader.records().map(|line| line.unwrap()[column].parse::<f64>().unwrap());
+    let gib = f64::from(1 << 30);
+    let mut errors: Vec<f64> = rows
+        .iter()
+        .zip(allocated)
+        .map(|(row, measured)| Memory::of(row.run.as_ref().unwrap()).allocated() / gib / measured - 1.0)
+        .collect();
+    assert!(errors.iter().all(|error| *error > -0.05), "{errors:?}");
+    errors.iter_mut().for_each(|error| *error = error.abs());
+    errors.sort_by(f64::total_cmp);
+    assert!(errors[7] <= 0.02 && errors[14] <= 0.08, "{errors:?}");
+    let predicted = vec![Some(1.0); rows.len()];
+    let bars = left_out_bars(&rows, &predicted, FreeParameters::shipped());
+    let reserved = backtest(&rows, &predicted, None, &bars, &[], "").summary.memory.unwrap();
+    assert!(reserved.errors.median <= 0.05 && reserved.more_than_5_percent_under <= 1, "{reserved:?}");
 }
 
 #[test]
