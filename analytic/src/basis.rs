@@ -7,15 +7,13 @@ use crate::run::TrainingRun;
 use crate::trainer::Trainer;
 use crate::work::StepWork;
 use autodist_spec::Precision;
+use autodist_spec::estimate::LAUNCH_BOUND;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use strum::VariantArray;
 
 /// With fewer runs, an error bar is not meaningful.
 pub(crate) const FEW: usize = 10;
-
-/// Part of a step in which devices wait for the host, above which the host's speed matters.
-const HOST_BOUND: f64 = 0.05;
 
 /// A reason for which a prediction may be less accurate than most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, VariantArray)]
@@ -60,7 +58,7 @@ impl TrainingRun {
             Basis::OtherTrainer => !known(self.trainer),
             Basis::EightBits => self.dtype == Precision::Fp8,
             Basis::Experts => self.block.experts.is_some(),
-            Basis::HostBound => breakdown.host_s > HOST_BOUND * breakdown.total(),
+            Basis::HostBound => breakdown.host_s > LAUNCH_BOUND * breakdown.total(),
             Basis::AssumedFacts => !self.assumptions.is_empty(),
         };
         Basis::ALL.iter().copied().filter(applies).collect()

@@ -91,7 +91,7 @@ pub(crate) fn body_memory(
     for instruction in &body.instructions {
         match *instruction {
             Instruction::Segment { layer, segment, pass, recompute } => {
-                if pass == Pass::Backward && program.residence().shards_gradients() && within_pass {
+                if pass == Pass::Backward && within_pass {
                     allocate_gradients(program, rank, layer, &mut whole_gradients, &mut account);
                 }
                 let price = pricer.segment((rank.pipeline_rank, layer), segment, pass, recompute)?;
@@ -120,8 +120,7 @@ pub(crate) fn body_memory(
     Ok(BodyMemory { net_activations: account.live.activations, peak: account.peak })
 }
 
-/// ZeRO-2 and 3: the whole gradients of a bucket are allocated by the first backward of a layer that writes
-/// to it.
+/// Whole gradients of a bucket that shards them are allocated by the first backward of a layer that writes to it.
 fn allocate_gradients(
     program: &Program,
     rank: &RankProgram,
@@ -134,7 +133,7 @@ fn allocate_gradients(
         bucket.layers.iter().any(|l| (l.layer == layer && !bucket.copy) || (tied_head && l.layer == 0))
     };
     for (index, bucket) in rank.buckets().iter().enumerate() {
-        if written(bucket) && !whole[index] {
+        if bucket.residence.shards_gradients() && written(bucket) && !whole[index] {
             whole[index] = true;
             account.live.gradients += f32_bytes(bucket.padded);
         }

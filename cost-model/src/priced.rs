@@ -59,7 +59,8 @@ pub(crate) struct Work {
     /// Seconds of the host to launch all of it.
     pub launch: f64,
     /// Seconds from the first launch to the end of the work on a device that is free at once. The device may
-    /// have to wait for a launch in the middle of the work, so it is not less than either sum.
+    /// have to wait for a launch in the middle of the work, so it is not less than either sum. It is 0 for work that
+    /// needs no launch, a collective, for which the device never waits.
     pub launched: f64,
 }
 
@@ -401,7 +402,7 @@ impl<'a> Pricer<'a> {
         // A program has the transfer in every pass.
         let passes = self.program.micro_batches as f64;
         let price = match transfer {
-            Transfer::Gather if self.stays_gathered() && self.program.residence().shards_parameters() => {
+            Transfer::Gather if self.stays_gathered() && bucket.residence.shards_parameters() => {
                 price * (0.5 / passes)
             }
             Transfer::Reduce if self.stays_gathered() => price * (1.0 / passes),
@@ -423,7 +424,7 @@ impl<'a> Pricer<'a> {
     /// ZeRO-2 and 3 allocate the gradients of a bucket again for every micro-batch, and accumulate this
     /// rank's shard.
     fn accumulation(&self, rank: &RankProgram, transfer: Transfer, bucket: usize) -> Price {
-        if transfer != Transfer::Reduce || !self.program.residence().shards_gradients() {
+        if transfer != Transfer::Reduce || !rank.buckets()[bucket].residence.shards_gradients() {
             return Price::ZERO;
         }
         let bucket = &rank.buckets()[bucket];
@@ -435,7 +436,7 @@ impl<'a> Pricer<'a> {
 
     /// ZeRO-3 copies this rank's shard into the buffer that is gathered.
     fn own_shard(&self, rank: &RankProgram, transfer: Transfer, bucket: usize) -> Price {
-        if transfer != Transfer::Gather || !self.program.residence().shards_parameters() {
+        if transfer != Transfer::Gather || !rank.buckets()[bucket].residence.shards_parameters() {
             return Price::ZERO;
         }
         let shard = rank.buckets()[bucket].shard_elements() as f64;
@@ -443,8 +444,9 @@ impl<'a> Pricer<'a> {
     }
 
     /// The engine's overhead for a transfer of a sharded bucket.
-    fn around_shard(&self, transfer: Transfer) -> Price {
-        let sharded = self.program.residence().shards_gradients() && transfer != Transfer::ReduceReplicas;
+    fn around_shard(&self, rank: &RankProgram, transfer: Transfer, bucket: usize) -> Price {
+        let residence = rank.buckets()[bucket].residence;
+        let sharded = residence.shards_gradients() && transfer != Transfer::ReduceReplicas;
         if sharded { self.costs.sharding } else { Price::ZERO }
     }
 
@@ -529,12 +531,14 @@ impl<'a> Pricer<'a> {
                 }
                 Instruction::Start { transfer, bucket } => match self.transfer(rank, transfer, bucket)? {
                     Some(price) => {
-                        let around = self.own_shard(rank, transfer, bucket) + self.around_shard(transfer);
+                        let around = self.own_shard(rank, transfer, bucket)
+                            + self.around_shard(rank, transfer, bucket);
                         steps.work(Work { data: around.seconds, ..Work::default() });
                         if !self.starts_late(transfer) {
                             steps.push(Step::Start((transfer, bucket), price.seconds));
                         }
-                        if self.costs.sharding_blocks && self.program.residence().shards_gradients() {
+                        let residence = rank.buckets()[bucket].residence;
+                        if self.costs.sharding_blocks && residence.shards_gradients() {
                             steps.push(Step::Wait((transfer, bucket)));
                         }
                         price + around

@@ -2,13 +2,11 @@
 
 use crate::candidate::Evaluator;
 use crate::{Comparison, Limit, PlanError, Planner, SearchLimits};
+use autodist_spec::estimate::{LAUNCH_BOUND, is_zero};
 use autodist_spec::strategy::label;
 use autodist_spec::{Alternative, Bytes, Cluster, ParallelStrategy, Plan, Seconds, Stage, StopReason};
 use serde::Serialize;
 use std::fmt;
-
-/// Part of a step for which the device waits for the host, above which the step is called launch-bound.
-const LAUNCH_BOUND: f64 = 0.05;
 
 /// The explanation of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -20,7 +18,7 @@ pub struct Explanation {
     /// The largest part of the step.
     pub binding: Limit,
     /// Time for which devices wait for the host; zero is left out.
-    #[serde(skip_serializing_if = "no_time")]
+    #[serde(skip_serializing_if = "is_zero")]
     pub host_s: Seconds,
     pub memory: MemoryUse,
     /// Doubtful measurements of the profile, the reason, and whether plans use them nevertheless.
@@ -92,7 +90,7 @@ pub fn explain(
         ("a quarter more memory", Planner { cluster: &larger, ..planner.clone() }),
     ];
     let waiting_s = plan.estimate.cost.host_s;
-    if waiting_s > Seconds::ZERO {
+    if waiting_s / plan.estimate.step_time_s > LAUNCH_BOUND {
         what_ifs.push(("twice as fast a host", faster(1.0, 1.0, 2.0)));
     }
     let what_ifs = what_ifs
@@ -115,11 +113,6 @@ pub fn explain(
         against,
         what_ifs,
     })
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-fn no_time(time: &Seconds) -> bool {
-    *time == Seconds::ZERO
 }
 
 /// Why an alternative is not this plan: measured, or as predicted, whichever plan of the document this is.

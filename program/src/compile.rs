@@ -470,8 +470,13 @@ impl<'a> Compiler<'a> {
 /// backward passes, so the orders have no other.
 fn body_of(bodies: &[Body], slot: &Slot, last: bool) -> usize {
     let chunk = slot.chunk;
-    let forward = slot.kind == SlotKind::Forward;
-    let kind = if forward { BodyKind::Forward { chunk } } else { BodyKind::Backward { chunk } };
+    let (kind, later) = match slot.kind {
+        SlotKind::Forward => (BodyKind::Forward { chunk }, false),
+        SlotKind::Backward => (BodyKind::Backward { chunk }, last),
+        SlotKind::BackwardInput | SlotKind::BackwardWeight => {
+            unreachable!("no order splits backward passes")
+        }
+    };
     let first = bodies.iter().position(|body| body.kind == kind);
-    first.expect("a rank has the bodies of its chunks") + usize::from(!forward && last)
+    first.expect("a rank has the bodies of its chunks") + usize::from(later)
 }

@@ -203,6 +203,10 @@ impl BlockSpec {
         ] {
             in_range(field, u64::from(value), 1, high.into())?;
         }
+        if matches!(model.positions, Positions::Rotary { .. }) && !rope_dim.is_multiple_of(2) {
+            let problem = "must be even with rotary positions, which rotate pairs of elements";
+            return Err(InputError::new("latent.rope_dim", rope_dim, problem).hint("choose an even width"));
+        }
         if self.kv_heads != self.heads {
             return Err(InputError::new("kv_heads", self.kv_heads, "must equal `heads` with `latent`")
                 .hint(format!("set kv_heads to {}: every head has keys and values of its own", self.heads)));

@@ -331,7 +331,9 @@ impl Check for Cluster {
             }
             if let Some(slowness) = group.host_slowness.filter(|slowness| !(1e-3..=1e3).contains(slowness)) {
                 let problem = "must be from 0.001 to 1000: a ratio of launch times";
-                return Err(InputError::new(at("host_slowness"), slowness, problem));
+                return Err(InputError::new(at("host_slowness"), slowness, problem).hint(
+                    "give 1 for a host like those of the fitted runs, 2 for one that takes twice as long",
+                ));
             }
             devices += u64::from(group.count) * u64::from(group.devices);
             in_range("total number of devices", devices, 1, 1 << 20)?;

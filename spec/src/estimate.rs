@@ -160,8 +160,11 @@ impl Estimate {
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-pub(crate) fn is_zero(time: &Seconds) -> bool {
+/// Part of a step in which devices wait for the host, above which the step is launch-bound.
+pub const LAUNCH_BOUND: f64 = 0.05;
+
+/// For serde, which leaves out a time of zero.
+pub fn is_zero(time: &Seconds) -> bool {
     *time == Seconds::ZERO
 }
 

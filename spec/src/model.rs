@@ -221,9 +221,10 @@ impl ModelSpec {
         alike.into_iter().chain(self.blocks.iter().map(move |run| run.of(usual)))
     }
 
-    /// Whether all blocks are alike.
+    /// Whether all blocks have the shape of the model's own fields.
     pub fn is_uniform(&self) -> bool {
-        self.block_kinds().all(|block| block == self.block(1))
+        let usual = self.usual_block();
+        self.block_kinds().all(|block| block == usual)
     }
 
     /// Whether any block has experts.
@@ -407,6 +408,10 @@ impl crate::parse::Check for ModelSpec {
         BlockRun::check(&self.blocks, self.layers)?;
         for (index, run) in self.blocks.iter().enumerate() {
             run.of(usual).check(self).map_err(|error| error.under(&format!("blocks[{index}]")))?;
+        }
+        if !self.blocks.is_empty() && self.block_kinds().all(|block| block == self.block(1)) {
+            return Err(InputError::new("blocks", "", "describes blocks that are all alike")
+                .hint("set these fields of the model itself, and remove `blocks`"));
         }
         if self.additions.len() > Addition::ALL.len() {
             let problem = format!("must have at most {} entries", Addition::ALL.len());

@@ -54,12 +54,20 @@ pub struct SearchReport {
 }
 
 impl SearchReport {
+    /// What the search minimised, of its best plan: the step time, or the time to a loss.
+    pub fn merit(&self) -> Seconds {
+        self.lower_bound_s * (1.0 + self.gap)
+    }
+
     /// The report of several searches together, one after the other, of at least one.
     pub fn of_all(searches: &[Self]) -> Self {
+        if let [only] = searches {
+            return only.clone();
+        }
         let sum = |of: fn(&Self) -> u64| searches.iter().map(of).sum();
-        let least = |of: &dyn Fn(&Self) -> f64| searches.iter().map(of).fold(f64::INFINITY, f64::min);
-        let lower_bound_s = Seconds(least(&|one| one.lower_bound_s.0));
-        let best = least(&|one| (1.0 + one.gap) * one.lower_bound_s.0);
+        let least =
+            |of: fn(&Self) -> Seconds| searches.iter().map(of).fold(Seconds(f64::INFINITY), Seconds::min);
+        let (lower_bound_s, best) = (least(|one| one.lower_bound_s), least(Self::merit));
         let stopped =
             searches.iter().map(|one| one.stop_reason).find(|reason| *reason != StopReason::Optimal);
         Self {
@@ -67,7 +75,7 @@ impl SearchReport {
             pruned: sum(|one| one.pruned),
             simulated: sum(|one| one.simulated),
             lower_bound_s,
-            gap: if searches.len() == 1 { searches[0].gap } else { best / lower_bound_s.0 - 1.0 },
+            gap: best / lower_bound_s - 1.0,
             stop_reason: stopped.unwrap_or(StopReason::Optimal),
         }
     }

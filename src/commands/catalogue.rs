@@ -104,17 +104,35 @@ impl Figures {
         let in_order = |order: Vec<usize>| {
             let mut other = self.clone();
             other.cluster.nodes = order.iter().flat_map(|kind| groups[*kind]).cloned().collect();
-            other.machines = order.iter().map(|kind| Arc::clone(&self.machines[*kind])).collect();
+            // Equal kinds may have become neighbours, which are one.
+            let of_group: Vec<usize> =
+                order.iter().flat_map(|kind| groups[*kind].iter().map(move |_| *kind)).collect();
+            let firsts = other.cluster.node_kinds().into_iter().map(|kind| kind.index);
+            other.machines = firsts.map(|index| Arc::clone(&self.machines[of_group[index]])).collect();
             other
         };
-        (0..kinds.len()).permutations(kinds.len()).map(in_order).collect()
+        let mut orders: Vec<Self> = Vec::new();
+        for order in (0..kinds.len()).permutations(kinds.len()).map(in_order) {
+            if orders.iter().all(|known| known.cluster.nodes != order.cluster.nodes) {
+                orders.push(order);
+            }
+        }
+        orders
     }
 
-    /// The nodes in their order, for messages.
-    pub fn order(&self) -> String {
+    /// The nodes in their order, for messages: by their devices, and by their place in the cluster as given if several
+    /// kinds have the same ones.
+    pub fn order_in(&self, given: &Self) -> String {
         let kinds = self.cluster.node_kinds();
-        let names = kinds.iter().map(|kind| format!("{} {}", kind.devices.len(), kind.group.device.name));
-        names.collect::<Vec<_>>().join(", then ")
+        let alone = kinds.iter().map(|kind| &kind.group.device.name).all_unique();
+        let name = |kind: &NodeKind| {
+            let devices = format!("{} {}", kind.devices.len(), kind.group.device.name);
+            match given.cluster.nodes.iter().position(|group| group == kind.group) {
+                Some(index) if !alone => format!("{devices} (nodes[{index}])"),
+                _ => devices,
+            }
+        };
+        kinds.iter().map(name).join(", then ")
     }
 
     /// The 16-bit precision of the devices: fp16 where one of them has no bf16.

@@ -6,10 +6,10 @@ use crate::cli::{PlanArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{devices, engine, input, output};
 use autodist_analytic::software;
-use autodist_planner::{Planner, SearchLimits};
+use autodist_planner::{Infeasible, Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
-use autodist_spec::{CodecProbe, InputError, Job, ModelSpec, Plan, SearchReport, to_json};
+use autodist_spec::{CodecProbe, InputError, Job, ModelSpec, Plan, SearchReport, StopReason, to_json};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -104,31 +104,48 @@ pub fn fastest(
         let (costs, reference) = figures.costs(model, &job, software);
         Planner::of_catalogue(model, &figures.cluster, &job, costs, &reference).limits(limits).plan()
     };
-    let as_given = plan(&orders[0]);
-    let mut found = Vec::new();
-    for (order, figures) in orders.iter().enumerate().skip(1) {
-        found.extend(plan(figures).ok().map(|plan| (order, plan)));
+    let (mut plans, mut refusals) = (Vec::new(), Vec::new());
+    let expired = || limits.deadline.is_some_and(|expired| expired());
+    let mut unsearched = Vec::new();
+    for (order, figures) in orders.iter().enumerate() {
+        if !plans.is_empty() && expired() {
+            unsearched.push(figures.order_in(&orders[0]));
+            continue;
+        }
+        match plan(figures) {
+            Ok(plan) => plans.push((order, plan)),
+            Err(refusal) => refusals.push((figures.order_in(&orders[0]), refusal)),
+        }
     }
-    match &as_given {
-        Ok(plan) => found.insert(0, (0, plan.clone())),
-        Err(_) if !found.is_empty() => {}
-        Err(_) => return Ok(as_given?),
-    }
-    let searches: Vec<SearchReport> = found.iter().map(|(_, plan)| plan.search.clone()).collect();
-    let merit = |(_, plan): &(usize, Plan)| (1.0 + plan.search.gap) * plan.search.lower_bound_s.0;
-    let Some((order, mut best)) = found.into_iter().min_by(|a, b| merit(a).total_cmp(&merit(b))) else {
-        return Ok(as_given?);
+    let searches: Vec<SearchReport> = plans.iter().map(|(_, plan)| plan.search.clone()).collect();
+    let as_given = plans.first().filter(|(order, _)| *order == 0).map(|(_, plan)| plan.estimate.step_time_s);
+    let merit = |(_, plan): &(usize, Plan)| plan.search.merit().0;
+    let fastest = plans.into_iter().min_by(|a, b| merit(a).total_cmp(&merit(b)));
+    let Some((order, mut best)) = fastest else {
+        // The refusal of the given order comes first.
+        return Err(refusals.swap_remove(0).1.into());
     };
     best.search = SearchReport::of_all(&searches);
-    if order > 0 {
-        let (given, chosen) = (figures.order(), orders[order].order());
-        let instead = match as_given {
-            Ok(plan) => format!("{} as given ({given})", plan.estimate.step_time_s),
-            Err(_) => format!("no plan as given ({given})"),
-        };
-        let step = best.estimate.step_time_s;
+    let stopped = |(order, refusal): &(String, Infeasible)| {
+        (refusal.stop_reason != StopReason::Optimal).then(|| order.clone())
+    };
+    unsearched.extend(refusals.iter().filter_map(stopped));
+    if !unsearched.is_empty() {
+        best.search.stop_reason = StopReason::TimeLimit;
+        let orders = unsearched.join("; ");
         output::note(&format!(
-            "the order of the nodes is changed to {chosen}: a step takes {step}, and {instead}"
+            "the time limit left no time for these orders of the nodes, and the bound is not for them: {orders}"
+        ));
+    }
+    if order > 0 {
+        let [given, chosen] = [figures, &orders[order]].map(|order| order.order_in(&orders[0]));
+        let step = best.estimate.step_time_s;
+        let instead = match as_given {
+            Some(other) => format!("in the given order ({given}) it takes {other}"),
+            None => format!("in the given order ({given}) no plan was found"),
+        };
+        output::note(&format!(
+            "the order of the nodes is changed to {chosen}: a step takes {step}; {instead}"
         ));
     }
     Ok(best)

@@ -70,6 +70,39 @@ fn the_order_of_the_nodes_is_searched() {
 }
 
 #[test]
+fn equal_nodes_at_both_ends_have_the_price_of_their_own_devices() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let apart = "1x8xh100-80gb-sxm+1x8xa100-80gb-sxm+1x8xh100-80gb-sxm@8x400gbps";
+    let job = JOB.replace("--global-batch 64", "--global-batch 96");
+    let of = |cluster: &str, more: &str| line(at, &format!("plan --cluster {cluster} {job} {more}")).json();
+    let (apart, beside) =
+        (of(apart, "-o plan.json"), of("2x8xh100-80gb-sxm+1x8xa100-80gb-sxm@8x400gbps", ""));
+    assert!((step(&apart) / step(&beside) - 1.0).abs() < 1e-9, "{} {}", step(&apart), step(&beside));
+    for view in ["estimate plan.json", "explain plan.json"] {
+        line(at, view).ok();
+    }
+}
+
+#[test]
+fn a_time_limit_says_which_orders_of_the_nodes_it_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = "1x8xa100-80gb-sxm+1x8xh100-80gb-sxm+1x8xl40s@8x400gbps";
+    let stopped = line(folder.path(), &format!("plan --cluster {cluster} {JOB} --time-limit 0"));
+    match stopped.code {
+        Some(0) => {
+            let plan: Value = serde_json::from_str(&stopped.out).unwrap();
+            assert_eq!(plan["search"]["stop_reason"], "time_limit");
+            assert!(stopped.err.contains("left no time for these orders"), "{}", stopped.err);
+        }
+        code => {
+            assert_eq!(code, Some(3), "{}", stopped.err);
+            assert!(stopped.err.contains("the search reached its limit"), "{}", stopped.err);
+        }
+    }
+}
+
+#[test]
 fn replicas_wait_for_the_slowest_device() {
     let folder = tempfile::tempdir().unwrap();
     let flags = "--pp 1 --tp 8 --dp 2 --trainer fsdp2";

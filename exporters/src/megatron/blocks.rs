@@ -88,7 +88,7 @@ pub(super) fn write(model: &ModelSpec, draft: &mut Draft<'_>) {
             draft.set("q-lora-rank", rank);
         }
         draft.set("kv-lora-rank", kv_rank);
-        draft.set("qk-head-dim", model.head_dim.saturating_sub(rope_dim));
+        draft.set("qk-head-dim", blocks[0].head_dim.saturating_sub(rope_dim));
         draft.set("qk-pos-emb-head-dim", rope_dim);
         draft.set("v-head-dim", value_dim);
         // The norms of the low-rank projections.

@@ -39,13 +39,14 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             draft.set("num-layers", model.layers);
             draft.set("hidden-size", model.hidden);
             draft.set("ffn-hidden-size", model.ffn);
-            draft.set("num-attention-heads", model.heads);
+            let block = model.block(1);
+            draft.set("num-attention-heads", block.heads);
             if model.latent.is_none() {
-                draft.set("kv-channels", model.head_dim);
+                draft.set("kv-channels", block.head_dim);
             }
-            if model.kv_heads != model.heads {
+            if block.kv_heads != block.heads {
                 draft.set("group-query-attention", true);
-                draft.set("num-query-groups", model.kv_heads);
+                draft.set("num-query-groups", block.kv_heads);
             }
             // Rotary positions have no table: a longer sequence is legal for the model, but not for the trainer.
             draft.set("max-position-embeddings", model.max_seq_len.max(settings.seq_len));

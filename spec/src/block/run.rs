@@ -4,7 +4,7 @@ use super::{BlockSpec, Experts};
 use crate::error::{InputError, in_range};
 use crate::model::MOST_BLOCKS;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Equal blocks in a row, in the fields in which they differ from the model's own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -19,12 +19,17 @@ pub struct BlockRun {
     pub kv_heads: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "given")]
     pub window: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ffn: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "given")]
     pub experts: Option<Experts>,
+}
+
+/// A value that is not null: a run cannot remove what the model has.
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
 }
 
 impl BlockRun {
