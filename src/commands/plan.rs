@@ -6,10 +6,12 @@ use crate::cli::{PlanArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{devices, engine, input, output};
 use autodist_analytic::software;
-use autodist_planner::{Infeasible, Planner, SearchLimits};
+use autodist_planner::{Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
-use autodist_spec::{CodecProbe, InputError, Job, ModelSpec, Plan, SearchReport, StopReason, to_json};
+use autodist_spec::{
+    CodecProbe, InputError, Job, ModelSpec, Plan, SearchReport, Seconds, StopReason, to_json,
+};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -106,15 +108,15 @@ pub fn fastest(
     };
     let (mut plans, mut refusals) = (Vec::new(), Vec::new());
     let expired = || limits.deadline.is_some_and(|expired| expired());
-    let mut unsearched = Vec::new();
+    let mut unsearched = 0;
     for (order, figures) in orders.iter().enumerate() {
         if !plans.is_empty() && expired() {
-            unsearched.push(figures.order_in(&orders[0]));
+            unsearched += 1;
             continue;
         }
         match plan(figures) {
             Ok(plan) => plans.push((order, plan)),
-            Err(refusal) => refusals.push((figures.order_in(&orders[0]), refusal)),
+            Err(refusal) => refusals.push(refusal),
         }
     }
     let searches: Vec<SearchReport> = plans.iter().map(|(_, plan)| plan.search.clone()).collect();
@@ -123,18 +125,20 @@ pub fn fastest(
     let fastest = plans.into_iter().min_by(|a, b| merit(a).total_cmp(&merit(b)));
     let Some((order, mut best)) = fastest else {
         // The refusal of the given order comes first.
-        return Err(refusals.swap_remove(0).1.into());
+        return Err(refusals.swap_remove(0).into());
     };
     best.search = SearchReport::of_all(&searches);
-    let stopped = |(order, refusal): &(String, Infeasible)| {
-        (refusal.stop_reason != StopReason::Optimal).then(|| order.clone())
-    };
-    unsearched.extend(refusals.iter().filter_map(stopped));
-    if !unsearched.is_empty() {
+    unsearched += refusals.iter().filter(|refusal| refusal.stop_reason != StopReason::Optimal).count();
+    if unsearched > 0 {
+        let merit = best.search.merit();
         best.search.stop_reason = StopReason::TimeLimit;
-        let orders = unsearched.join("; ");
+        if let Some(least) = least_step(&best) {
+            best.search.lower_bound_s = best.search.lower_bound_s.min(least);
+        }
+        best.search.gap = merit / best.search.lower_bound_s - 1.0;
         output::note(&format!(
-            "the time limit left no time for these orders of the nodes, and the bound is not for them: {orders}"
+            "the time limit left {unsearched} of {} orders of the nodes unsearched; give more time by `--time-limit`",
+            orders.len()
         ));
     }
     if order > 0 {
@@ -149,6 +153,12 @@ pub fn fastest(
         ));
     }
     Ok(best)
+}
+
+/// Seconds that no plan on the devices of this one can beat: its FLOPs at their published peaks, with half of
+/// them for the masked part of attention. `None` without published peaks.
+fn least_step(plan: &Plan) -> Option<Seconds> {
+    Some(plan.estimate.step_time_s * (0.5 * plan.estimate.mfu?))
 }
 
 fn limit(seconds: f64) -> Result<Duration, Failure> {

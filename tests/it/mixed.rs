@@ -93,7 +93,7 @@ fn a_time_limit_says_which_orders_of_the_nodes_it_left_out() {
         Some(0) => {
             let plan: Value = serde_json::from_str(&stopped.out).unwrap();
             assert_eq!(plan["search"]["stop_reason"], "time_limit");
-            assert!(stopped.err.contains("left no time for these orders"), "{}", stopped.err);
+            assert!(stopped.err.contains("orders of the nodes unsearched"), "{}", stopped.err);
         }
         code => {
             assert_eq!(code, Some(3), "{}", stopped.err);
