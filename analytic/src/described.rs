@@ -224,7 +224,11 @@ fn is_of_2022(fields: &Fields, prose: &str) -> bool {
 
 /// The trainer's default, unless the source names another, or dates Megatron to before fused attention.
 fn attention(prose: &str, run: &TrainingRun, assumptions: &mut Vec<String>) -> AttentionKind {
-    let usual = run.attention;
+    // PyTorch has preferred cuDNN's attention on Hopper and later since 2.10, of January 2026
+    // (`check_prefer_cudnn_attention` of `sdp_utils.cpp`).
+    let older = run.attention == AttentionKind::Cudnn
+        && (prose.contains("flash") || words::year(prose).is_some_and(|year| year <= 2025));
+    let usual = if older { AttentionKind::SecondFlash } else { run.attention };
     if words::named_unfused(prose) {
         return AttentionKind::Unfused;
     }
@@ -238,11 +242,6 @@ fn attention(prose: &str, run: &TrainingRun, assumptions: &mut Vec<String>) -> A
     if run.trainer == Trainer::MegatronCore && before {
         assumptions.push("attention not fused: of those years, and not named".to_owned());
         return AttentionKind::Unfused;
-    }
-    // PyTorch has preferred cuDNN's attention on Hopper and later since 2.10, of January 2026
-    // (`check_prefer_cudnn_attention` of `sdp_utils.cpp`).
-    if run.trainer == Trainer::Fsdp2 && words::year(prose).is_some_and(|year| year <= 2025) {
-        return AttentionKind::SecondFlash;
     }
     usual
 }
@@ -363,4 +362,31 @@ fn recompute(
     };
     assumptions.push(format!("recomputation {mode:?}, the least that fits: not given").to_lowercase());
     Ok(mode)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_year_and_the_words_of_a_source_say_which_attention_it_had() {
+        let catalogue = Catalogue::shipped();
+        let attention = |trainer: &str, gpu: &str, notes: &str| {
+            let sizes = ["gpus_total", "hidden", "layers", "seq_len", "global_batch", "vocab", "params_b"];
+            let sizes = sizes.into_iter().zip(["8", "4096", "32", "4096", "8", "32000", "7"]);
+            let words = [("model_family", "llama"), ("trainer", trainer), ("gpu", gpu), ("notes", notes)];
+            let fields = Fields::new(sizes.chain(words));
+            run(&fields, &mut Machines::of(&catalogue), false).unwrap().attention
+        };
+        for (gpu, notes, expected) in [
+            ("H100 SXM", "2026", AttentionKind::Cudnn),
+            ("H100 SXM", "2024", AttentionKind::SecondFlash),
+            ("H100 SXM", "2024, flash attention", AttentionKind::SecondFlash),
+            ("H100 SXM", "flash attention", AttentionKind::SecondFlash),
+            ("H100 SXM", "2024, unfused attention", AttentionKind::Unfused),
+            ("V100", "2024", AttentionKind::Unfused),
+        ] {
+            assert_eq!(attention("fsdp2", gpu, notes), expected, "{gpu}, {notes}");
+        }
+    }
 }

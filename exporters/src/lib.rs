@@ -35,7 +35,7 @@ pub use row::{FieldMapping, Note, Otherwise, UnsupportedField};
 pub use settings::{CommandLine, Field, Settings};
 pub use unsupported::OtherKeys;
 
-use autodist_spec::{DeviceKind, Hyperparameter, InputError, Plan, Precision};
+use autodist_spec::{Addition, DeviceKind, Hyperparameter, InputError, Plan, Precision};
 use row::{Draft, instead, refuse};
 use std::fmt::Write;
 use strum::{EnumString, IntoStaticStr, VariantArray};
@@ -113,9 +113,8 @@ pub trait Exporter: Sync {
         vec![]
     }
 
-    /// Whether its files describe models with experts and other blocks than those of Llama and GPT, and GEMMs in
-    /// FP8.
-    fn has_experts_and_fp8(&self) -> bool {
+    /// Whether its files describe experts, windows, latent attention and blocks that differ, and GEMMs in FP8.
+    fn describes_all_blocks_and_fp8(&self) -> bool {
         false
     }
 
@@ -255,7 +254,12 @@ fn beyond_files(plan: &Plan, target: Target) -> Vec<InputError> {
         (!model.is_uniform()).then_some("has blocks that differ"),
         model.latent.is_some().then_some("has multi-head latent attention"),
         model.attends_within_window(plan.job.seq_len).then_some("has a window of attention"),
-        (!model.additions.is_empty()).then_some("has additions to its blocks"),
+        // Scaled positions matter only to files that describe the model.
+        model
+            .additions
+            .iter()
+            .any(|one| *one != Addition::ScaledPositions)
+            .then_some("has additions to its blocks"),
     ];
     let of_model = of_model.into_iter().flatten().next();
     let of_model = of_model.map(|what| refuse("model.name", &model.name, what));
@@ -332,7 +336,14 @@ pub fn export(plan: &Plan, target: Target, options: &Options) -> Result<Exported
     for unsupported in unsupported_fields(target) {
         draft.unsupported(unsupported);
     }
-    if target.is_trainer() && !exporter.has_experts_and_fp8() {
+    let writes_model = exporter.rows().iter().any(|row| row.field == Field::Model);
+    if writes_model && plan.model.additions.contains(&Addition::ScaledPositions) {
+        let problem = format!("are not written into files of {}", target.name());
+        let error = InputError::new("model.additions", Addition::ScaledPositions.name(), problem);
+        let hint = "set rope_type to default in the model's config.json, and plan again: plain positions cost the same";
+        draft.refusals.push(error.hint(hint));
+    }
+    if target.is_trainer() && !exporter.describes_all_blocks_and_fp8() {
         draft.refusals.extend(beyond_files(plan, target));
     }
     let Draft { document, notes, refusals, .. } = draft;

@@ -119,7 +119,7 @@ impl Exporter for MegatronBridge {
         ]
     }
 
-    fn has_experts_and_fp8(&self) -> bool {
+    fn describes_all_blocks_and_fp8(&self) -> bool {
         true
     }
 

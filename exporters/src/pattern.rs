@@ -6,7 +6,7 @@ use autodist_spec::InputError;
 /// Deepest nesting of parentheses.
 const DEEPEST: usize = 16;
 
-/// The shortest expression of this list: runs of equal entries, up to where they repeat.
+/// An expression of this list: runs of equal entries, up to where they repeat.
 pub(crate) fn expression(list: &[u32]) -> String {
     let whole = |period: &usize| {
         list.len().is_multiple_of(*period) && (*period..list.len()).all(|at| list[at] == list[at - period])

@@ -4,7 +4,7 @@
 
 use crate::rules::{Illegal, Rule};
 use autodist_spec::{
-    Algorithm, Bytes, Codec, Communication, Engine, Job, ModelSpec, ParallelStrategy, Precision,
+    Addition, Algorithm, Bytes, Codec, Communication, Engine, Job, ModelSpec, ParallelStrategy, Precision,
 };
 
 /// # Errors
@@ -34,7 +34,10 @@ fn both(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<(), String
             "precision = {name}: it trains in fp32, tf32 and bf16; use one of them, or {instead}"
         ));
     }
-    check_model(model, job.seq_len)?;
+    if let Err(Untrained { what, way_out }) = check_model(model, job.seq_len) {
+        let use_this = way_out.as_deref().unwrap_or("use another model");
+        return Err(format!("{} {what}, which it does not train; {use_this}, or {instead}", model.name));
+    }
     if s.context > 1 {
         let context = s.context;
         return Err(format!("cp={context}: it does not support context parallelism; use cp=1, or {instead}"));
@@ -42,35 +45,37 @@ fn both(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<(), String
     Ok(())
 }
 
+/// A part of a model that no engine supports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Untrained {
+    /// As said of the model: `has experts`.
+    pub what: String,
+    /// How the engines train a model that is almost the same.
+    pub way_out: Option<String>,
+}
+
 /// # Errors
 /// The part of a model, trained on sequences of `seq_len` tokens, that no engine supports.
-pub fn check_model(model: &ModelSpec, seq_len: u32) -> Result<(), String> {
-    let instead = "export the plan to a trainer that does";
-    let name = &model.name;
-    if model.has_experts() {
-        return Err(format!("{name}: it does not support experts; use a dense model, or {instead}"));
-    }
-    if !model.is_uniform() {
-        return Err(format!("{name}: it runs blocks that are all alike; use such a model, or {instead}"));
-    }
-    if let Some(addition) = model.additions.first() {
-        let addition = addition.name();
-        return Err(format!(
-            "{name}: it does not support {addition}; use a model without additions, or {instead}"
-        ));
-    }
-    if model.latent.is_some() {
-        return Err(format!(
-            "{name}: it has no multi-head latent attention; use another model, or {instead}"
-        ));
-    }
-    match model.window {
-        Some(window) if window < seq_len => Err(format!(
-            "{name}: a query attends to {window} tokens, and it has no sliding-window attention; use a seq_len of \
-             {window} or less, or {instead}"
-        )),
-        _ => Ok(()),
-    }
+pub fn check_model(model: &ModelSpec, seq_len: u32) -> Result<(), Untrained> {
+    let window = model.window.filter(|window| *window < seq_len);
+    let (what, way_out) = if model.has_experts() {
+        ("has experts".to_owned(), None)
+    } else if !model.is_uniform() {
+        ("has blocks that differ".to_owned(), None)
+    } else if model.additions.contains(&Addition::ScaledPositions) {
+        let plain = "set rope_type to default in its config.json to train plain positions";
+        ("has scaled rotary positions".to_owned(), Some(plain.to_owned()))
+    } else if let Some(addition) = model.additions.first() {
+        (format!("has the addition {}", addition.name()), None)
+    } else if model.latent.is_some() {
+        ("has multi-head latent attention".to_owned(), None)
+    } else if let Some(window) = window {
+        let shorter = format!("use a seq_len of {window} or less");
+        (format!("has a window of {window} tokens in sequences of {seq_len}"), Some(shorter))
+    } else {
+        return Ok(());
+    };
+    Err(Untrained { what, way_out })
 }
 
 fn torch(model: &ModelSpec, job: &Job, s: &ParallelStrategy) -> Result<(), String> {
@@ -157,7 +162,7 @@ fn communication(model: &ModelSpec, s: &ParallelStrategy) -> Result<(), String> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use autodist_spec::{Addition, catalog};
+    use autodist_spec::catalog;
 
     #[track_caller]
     fn refused(change: impl FnOnce(&mut ParallelStrategy, &mut Job), field: &str, way_out: &str) {
@@ -213,10 +218,21 @@ mod tests {
         let mut unlike = vec![block; layers];
         unlike[1].ffn = 64;
         let window = |window| ModelSpec { window: Some(window), ..usual.clone() };
+        let with = |addition| ModelSpec { additions: vec![addition], ..usual.clone() };
         for (model, reason) in [
-            (usual.clone().with_blocks(&unlike), "all alike"),
-            (window(127), "attends to 127 tokens"),
-            (ModelSpec { additions: vec![Addition::PostNorm], ..usual.clone() }, "post_norm"),
+            (
+                usual.clone().with_blocks(&unlike),
+                "tiny-llama has blocks that differ, which it does not train; use another model",
+            ),
+            (
+                window(127),
+                "a window of 127 tokens in sequences of 128, which it does not train; use a seq_len of 127",
+            ),
+            (with(Addition::PostNorm), "has the addition post_norm"),
+            (
+                with(Addition::ScaledPositions),
+                "has scaled rotary positions, which it does not train; set rope_type to default",
+            ),
         ] {
             for engine in [Engine::Native, Engine::Torch] {
                 let refused = check(engine, &model, &job, &strategy).unwrap_err().reason;

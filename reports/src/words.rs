@@ -91,9 +91,12 @@ pub(crate) fn kinds_of_blocks(model: &ModelSpec) -> Option<String> {
         .into_iter()
         .map(|(layer, count)| {
             let block = model.block(layer);
+            // Heads are told where they differ.
+            let unlike = model.block_kinds().any(|other| other.heads != block.heads);
+            let heads = if unlike { format!(", {} heads", block.heads) } else { String::new() };
             let window =
                 block.window.map(|window| format!(", window of {} tokens", self::count(window.into())));
-            format!("{count} with {}{}", inner(&block), window.unwrap_or_default())
+            format!("{count} with {}{heads}{}", inner(&block), window.unwrap_or_default())
         })
         .collect();
     Some(kinds.join("; "))
@@ -107,7 +110,7 @@ fn inner(block: &BlockSpec) -> String {
         Some(Experts { count: experts, active, shared_ffn }) => {
             let shared = match shared_ffn {
                 0 => String::new(),
-                width => format!(" and shared ones of {}", count(width.into())),
+                width => format!(" and shared experts of width {}", count(width.into())),
             };
             format!("{experts} experts of {ffn}, {active} active{shared}")
         }

@@ -76,21 +76,11 @@ pub enum Addition {
     SharedGate,
     /// GELU in place of SiLU in the gate of a SwiGLU (Gemma).
     GeluGate,
+    /// Rotary positions whose angles are scaled for longer sequences, in any way (Llama 3.1, DeepSeek-V3, gpt-oss).
+    ScaledPositions,
 }
 
 impl Addition {
-    pub const ALL: [Self; 9] = [
-        Self::QkvBias,
-        Self::OutputBias,
-        Self::HeadNorm,
-        Self::QueryKeyNorm,
-        Self::AttentionSink,
-        Self::PostNorm,
-        Self::ExpertBias,
-        Self::SharedGate,
-        Self::GeluGate,
-    ];
-
     pub fn name(self) -> &'static str {
         match self {
             Self::QkvBias => "qkv_bias",
@@ -102,6 +92,7 @@ impl Addition {
             Self::ExpertBias => "expert_bias",
             Self::SharedGate => "shared_gate",
             Self::GeluGate => "gelu_gate",
+            Self::ScaledPositions => "scaled_positions",
         }
     }
 }
@@ -339,6 +330,25 @@ mod tests {
         assert_eq!(refused(BlockRun { experts: experts(8, 9), ..none }), "blocks[0].experts.active");
         assert_eq!(refused(BlockRun { count: Some(0), ..none }), "blocks[0].count");
         assert_eq!(refused(BlockRun { count: Some(33), ..none }), "blocks");
+    }
+
+    #[test]
+    fn additions_are_listed_once_and_not_beside_the_biases_that_they_are() {
+        use Addition::{HeadNorm, OutputBias, PostNorm, QkvBias};
+        let refused = |bias, additions: &[Addition]| {
+            let usual = catalog::model("llama3-8b").unwrap();
+            let model = ModelSpec { bias, additions: additions.to_vec(), ..usual };
+            model.check().map_err(|error| (error.field, error.value, error.hint))
+        };
+        let error =
+            |field: &str, value: &str, hint: &str| Err((field.to_owned(), value.to_owned(), hint.to_owned()));
+        assert_eq!(refused(false, &[QkvBias, OutputBias, HeadNorm]), Ok(()));
+        let once = "list each addition once";
+        assert_eq!(refused(false, &[HeadNorm, PostNorm, HeadNorm]), error("additions[2]", "head_norm", once));
+        let hint = "remove it, or set bias to false";
+        assert_eq!(refused(true, &[HeadNorm]), Ok(()));
+        assert_eq!(refused(true, &[HeadNorm, QkvBias]), error("additions[1]", "qkv_bias", hint));
+        assert_eq!(refused(true, &[OutputBias]), error("additions[0]", "output_bias", hint));
     }
 
     #[test]

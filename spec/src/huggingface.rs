@@ -27,39 +27,60 @@ pub fn model_from_config(file: &str, name: &str, bytes: &[u8]) -> Result<ModelSp
     if !root.is_object() {
         return Err(InputError::new("", "", "expected one JSON object").hint(supported()).in_file(file));
     }
+    let Some(text) = root.get("text_config").filter(|value| !value.is_null()) else {
+        return read(&config, name);
+    };
+    // Gemma 3 and Llama 4 of text and images.
+    let family = config.word("model_type")?.map(|family| format!("{family}_text"));
+    if family.is_none() || text.get("model_type").and_then(Value::as_str) != family.as_deref() {
+        let problem = "is a part of a model of more than text, which is not supported";
+        return Err(config.error("text_config", problem, "give its content as the file"));
+    }
+    read(&Config { file, root: text }, name).map_err(|error| error.under("text_config"))
+}
+
+fn read(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
     let family =
         config.word("model_type")?.ok_or_else(|| config.error("model_type", "is missing", &supported()))?;
-    for field in ["text_config", "quantization_config"] {
-        config.absent(field, &[], "give the config.json of a model of text in full precision")?;
-    }
-    let spec = match FAMILIES.iter().find(|known| known.name == family) {
-        _ if family == "gpt2" => gpt2(&config, name)?,
-        Some(family) => llama(&config, family, name)?,
+    let known = FAMILIES.iter().find(|known| known.name == family);
+    let spec = match known {
+        _ if family == "gpt2" => gpt2(config, name)?,
+        Some(family) => llama(config, family, name)?,
         None => return Err(config.error("model_type", "is not a supported model family", &supported())),
     };
-    spec.check().map_err(|e| in_own_words(e, family == "gpt2").in_file(file))?;
+    spec.check().map_err(|error| in_own_words(error, known, &spec).in_file(config.file))?;
     Ok(spec)
 }
 
-/// Replaces the field's name by its name in the configuration.
-fn in_own_words(mut error: InputError, gpt2: bool) -> InputError {
-    const NAMES: [(&str, &str, &str); 11] = [
+/// Replaces the field's name by its name in the configuration; GPT-2's without a family.
+fn in_own_words(mut error: InputError, family: Option<&Family>, spec: &ModelSpec) -> InputError {
+    // A block of a list has the keys of the model.
+    let (run, ours) = error.field.rsplit_once("].").unwrap_or(("", &error.field));
+    let run = run.strip_prefix("blocks[").and_then(|index| spec.blocks.get(index.parse::<usize>().ok()?));
+    let sparse = spec.experts.or(run.and_then(|run| run.experts)).is_some();
+    let keys = family.map_or(ExpertKeys::None, |family| family.experts);
+    let names = [
         ("layers", "n_layer", "num_hidden_layers"),
         ("hidden", "n_embd", "hidden_size"),
         ("heads", "n_head", "num_attention_heads"),
         ("kv_heads", "n_head", "num_key_value_heads"),
-        ("ffn", "n_inner", "intermediate_size"),
+        ("ffn", "n_inner", if sparse { keys.width() } else { keys.dense() }),
         ("vocab", "vocab_size", "vocab_size"),
         ("max_seq_len", "n_positions", "max_position_embeddings"),
         ("norm_epsilon", "layer_norm_epsilon", "rms_norm_eps"),
         ("positions.theta", "rope_theta", "rope_theta"),
-        ("experts.count", "num_local_experts", "num_local_experts"),
+        ("window", "sliding_window", "sliding_window"),
+        ("heads x head_dim", "n_embd", "num_attention_heads x head_dim"),
+        ("latent.query_rank", "q_lora_rank", "q_lora_rank"),
+        ("latent.kv_rank", "kv_lora_rank", "kv_lora_rank"),
+        ("latent.rope_dim", "qk_rope_head_dim", "qk_rope_head_dim"),
+        ("latent.value_dim", "v_head_dim", "v_head_dim"),
+        ("experts.count", "num_experts", keys.count()),
         ("experts.active", "num_experts_per_tok", "num_experts_per_tok"),
+        ("experts.shared_ffn", "n_shared_experts", keys.shared()),
     ];
-    // A block of a list has the keys of the model.
-    let ours = error.field.rsplit_once("].").map_or(error.field.as_str(), |(_, field)| field);
-    if let Some((_, of_gpt2, of_llama)) = NAMES.iter().find(|(name, _, _)| *name == ours) {
-        error.field = (if gpt2 { *of_gpt2 } else { *of_llama }).to_owned();
+    if let Some((_, of_gpt2, of_others)) = names.iter().find(|(name, _, _)| *name == ours) {
+        error.field = (if family.is_none() { *of_gpt2 } else { *of_others }).to_owned();
     }
     error
 }
@@ -102,16 +123,16 @@ fn llama(config: &Config<'_>, family: &Family, name: &str) -> Result<ModelSpec, 
     let layers = config.required("num_hidden_layers")?;
     in_range("num_hidden_layers", layers.into(), 1, MOST_BLOCKS).map_err(|e| e.in_file(config.file))?;
     check_arithmetic(config, family)?;
-    let theta = rotary(config)?;
+    let (theta, scaled) = rotary(config)?;
+    let mut additions = family.additions.to_vec();
+    additions.extend(scaled.then_some(Addition::ScaledPositions));
     let latent = if family.latent { Some(blocks::latent(config)?) } else { None };
     let head_dim = match (latent, config.optional("head_dim")?.or(family.head_dim)) {
         (Some((_, head_dim)), _) | (None, Some(head_dim)) => head_dim,
         (None, None) => config.head_dim(hidden, heads, "num_attention_heads")?,
     };
     let kv_heads = config.optional("num_key_value_heads")?.unwrap_or(heads);
-    let dense =
-        if family.experts == ExpertKeys::Llama4 { "intermediate_size_mlp" } else { "intermediate_size" };
-    let ffn = config.required(dense)?;
+    let ffn = config.required(family.experts.dense())?;
     let usual = BlockSpec {
         heads,
         kv_heads: if family.latent { heads } else { kv_heads },
@@ -146,7 +167,7 @@ fn llama(config: &Config<'_>, family: &Family, name: &str) -> Result<ModelSpec, 
         latent: None,
         experts: None,
         blocks: Vec::new(),
-        additions: family.additions.to_vec(),
+        additions,
     };
     Ok(model.with_blocks(&blocks))
 }
@@ -179,18 +200,15 @@ fn check_arithmetic(config: &Config<'_>, family: &Family) -> Result<(), InputErr
     config.absent("num_nextn_predict_layers", &[0.0], hint)
 }
 
-/// The base of rotary positions.
-fn rotary(config: &Config<'_>) -> Result<f64, InputError> {
+/// The base of rotary positions, and whether their angles are scaled.
+fn rotary(config: &Config<'_>) -> Result<(f64, bool), InputError> {
     // Newer and older configurations spell it differently.
     let rope = ["rope_parameters", "rope_scaling"].map(|field| (field, config.root.get(field)));
     let rope = rope.map(|(field, value)| (field, value.filter(|value| !value.is_null())));
     for (field, parameters) in rope {
-        if parameters.is_some_and(is_scaled) {
-            return Err(config.error(
-                field,
-                "scaled rotary positions are not supported: the model would train differently",
-                "set its rope_type to default to plan and train with plain rotary positions, which cost the same",
-            ));
+        if parameters.is_some_and(|parameters| !parameters.is_object()) {
+            let hint = "copy the value from the model's config.json on Hugging Face";
+            return Err(config.error(field, "must be an object", hint));
         }
     }
     let inside = |name: &str| rope.map(|(field, parameters)| (field, parameters.and_then(|p| p.get(name))));
@@ -198,7 +216,7 @@ fn rotary(config: &Config<'_>) -> Result<f64, InputError> {
     for (field, value) in inside(partial).into_iter().chain([(partial, config.root.get(partial))]) {
         config.neutral(field, value, &[1.0], "set partial_rotary_factor to 1: all of a head is rotated")?;
     }
-    match inside("rope_theta").into_iter().find_map(|(field, value)| Some((field, value?))) {
+    let theta = match inside("rope_theta").into_iter().find_map(|(field, value)| Some((field, value?))) {
         Some((field, value)) => value.as_f64().ok_or_else(|| {
             config.error(
                 field,
@@ -207,7 +225,8 @@ fn rotary(config: &Config<'_>) -> Result<f64, InputError> {
             )
         }),
         None => config.real("rope_theta", 10_000.0),
-    }
+    }?;
+    Ok((theta, rope.iter().any(|(_, parameters)| parameters.is_some_and(is_scaled))))
 }
 
 /// Whether `rope_parameters` or `rope_scaling` change the angles of rotary positions.
@@ -215,7 +234,7 @@ fn is_scaled(parameters: &Value) -> bool {
     match parameters.get("rope_type").or_else(|| parameters.get("type")) {
         Some(kind) => kind != "default",
         // Without a type, a factor is the older spelling of linear scaling.
-        None => !parameters.is_object() || parameters.get("factor").is_some(),
+        None => parameters.get("factor").is_some(),
     }
 }
 
@@ -249,19 +268,13 @@ mod tests {
         let llama = r#"{"model_type":"llama","hidden_size":4096,"num_attention_heads":32,"num_hidden_layers":32,
             "intermediate_size":14336,"vocab_size":128256"#;
         for (start, field, bad, good) in [
-            (llama, "rope_scaling", r#"{"rope_type":"yarn","factor":8}"#, "null"),
-            (llama, "rope_parameters", r#"{"rope_type":"yarn","factor":8}"#, r#"{"rope_type":"default"}"#),
-            (llama, "rope_parameters", r#"{"type":"llama3","factor":8}"#, r#"{"rope_theta":5e5}"#),
-            (llama, "rope_scaling", r#"{"type":"linear","factor":8}"#, r#"{"type":"default"}"#),
-            (llama, "rope_scaling", r#"{"factor":8}"#, r#"{"rope_type":"default","rope_theta":5e5}"#),
-            (llama, "rope_parameters", r#"{"factor":8}"#, "{}"),
+            (llama, "rope_scaling", "8", "null"),
+            (llama, "rope_parameters", r#"["yarn"]"#, "{}"),
             (llama, "rope_scaling", r#"{"partial_rotary_factor":0.5}"#, r#"{"partial_rotary_factor":1.0}"#),
             (llama, "rope_parameters", r#"{"partial_rotary_factor":0.5}"#, r#"{"partial_rotary_factor":1}"#),
             (llama, "partial_rotary_factor", "0.5", "1.0"),
             (llama, "num_local_experts", "8", "1"),
-            (llama, "quantization_config", r#"{"bits":4}"#, "null"),
             (llama, "text_config", r#"{"hidden_size":64}"#, "null"),
-            (gpt2, "quantization_config", r#"{"bits":4}"#, "null"),
             (gpt2, "add_cross_attention", "true", "false"),
             (gpt2, "scale_attn_by_inverse_layer_idx", "true", "false"),
         ] {
@@ -281,6 +294,53 @@ mod tests {
             "head_dim":16,"num_hidden_layers":6,"intermediate_size":96,"vocab_size":128,{keys}}}"#
         );
         model_from_config("config.json", "model", text.as_bytes())
+    }
+
+    #[test]
+    fn positions_are_scaled_by_the_keys_that_say_so() {
+        for (keys, scaled) in [
+            (r#""rope_scaling":{"rope_type":"yarn","factor":8}"#, true),
+            (r#""rope_parameters":{"type":"llama3","factor":8}"#, true),
+            (r#""rope_scaling":{"factor":8}"#, true),
+            (r#""rope_scaling":null"#, false),
+            (r#""rope_scaling":{"rope_type":"default","rope_theta":5e5}"#, false),
+            (r#""rope_scaling":{"type":"default"}"#, false),
+            (r#""rope_parameters":{"rope_theta":5e5}"#, false),
+            (r#""rope_parameters":{}"#, false),
+        ] {
+            let model = read("llama", keys).unwrap();
+            let expected = if scaled { vec![Addition::ScaledPositions] } else { Vec::new() };
+            assert_eq!(model.additions, expected, "{keys}");
+            let plain = ModelSpec { additions: Vec::new(), ..model.clone() };
+            assert_eq!(model.total_parameters(), plain.total_parameters());
+        }
+    }
+
+    #[test]
+    fn checkpoints_and_models_of_text_and_images_are_read() {
+        let plain = read("gpt_oss", r#""num_local_experts":8,"num_experts_per_tok":2"#).unwrap();
+        let stored =
+            r#""num_local_experts":8,"num_experts_per_tok":2,"quantization_config":{"quant_method":"mxfp4"}"#;
+        assert_eq!(read("gpt_oss", stored).unwrap(), plain);
+        let inner = r#""hidden_size":64,"num_attention_heads":4,"head_dim":16,"num_hidden_layers":6,
+            "intermediate_size":96,"sliding_window":64,"rope_scaling":{"factor":8,"rope_type":"linear"}"#;
+        let read = |outer: &str, family: &str, keys: &str| {
+            let text = format!(
+                r#"{{"model_type":"{outer}","vision_config":{{"hidden_size":8}},
+                "text_config":{{"model_type":"{family}",{inner}{keys}}}}}"#
+            );
+            model_from_config("config.json", "model", text.as_bytes())
+        };
+        let model = read("gemma3", "gemma3_text", r#","vocab_size":128"#).unwrap();
+        assert_eq!((model.hidden, model.layers, blocks(&model)[5].3), (64, 6, None));
+        assert!(model.additions.contains(&Addition::ScaledPositions));
+        let refused = |outer, family, keys| read(outer, family, keys).unwrap_err().field;
+        assert_eq!(refused("gemma3", "gemma3_text", ""), "text_config.vocab_size");
+        assert_eq!(refused("gemma3", "gemma3_text", r#","vocab_size":0"#), "text_config.vocab_size");
+        assert_eq!(refused("gemma3", "gemma3_text", r#","vocab_size":100000000"#), "text_config.vocab_size");
+        assert_eq!(refused("mamba", "mamba_text", ""), "text_config.model_type");
+        assert_eq!(refused("gemma3", "llama", ""), "text_config");
+        assert_eq!(refused("llama", "llama", ""), "text_config");
     }
 
     /// Of each block: the width of its MLP or of one expert, its experts, the shared ones, and its window.
@@ -358,6 +418,8 @@ mod tests {
     #[test]
     fn keys_of_blocks_are_refused_by_name() {
         let moe = r#""num_experts":8,"num_experts_per_tok":2,"moe_intermediate_size":32"#;
+        let latent =
+            r#""q_lora_rank":24,"kv_lora_rank":16,"qk_nope_head_dim":8,"qk_rope_head_dim":4,"v_head_dim":99"#;
         for (family, keys, field) in [
             ("qwen3_moe", format!(r#"{moe},"mlp_only_layers":[6]"#), "mlp_only_layers"),
             ("qwen3_moe", format!(r#"{moe},"mlp_only_layers":"x""#), "mlp_only_layers"),
@@ -378,6 +440,33 @@ mod tests {
             ("llama", r#""num_experts":8"#.to_owned(), "num_experts"),
             ("llama", r#""clip_qkv":8"#.to_owned(), "clip_qkv"),
             ("mamba", r#""x":8"#.to_owned(), "model_type"),
+            // Values that only the model's own check refuses.
+            ("qwen3_moe", moe.replace(":8", ":5000"), "num_experts"),
+            ("qwen3_moe", moe.replace(":32", ":5000000"), "moe_intermediate_size"),
+            (
+                "qwen3_moe",
+                moe.replace(":32", ":5000000") + r#","mlp_only_layers":[0]"#,
+                "moe_intermediate_size",
+            ),
+            (
+                "qwen2_moe",
+                format!(r#"{moe},"shared_expert_intermediate_size":5000000"#),
+                "shared_expert_intermediate_size",
+            ),
+            (
+                "deepseek",
+                moe.replace("num_experts\"", "n_routed_experts\"").replace(":8", ":5000"),
+                "n_routed_experts",
+            ),
+            (
+                "mixtral",
+                moe.replace("num_experts\"", "num_local_experts\"").replace(":8", ":5000"),
+                "num_local_experts",
+            ),
+            ("mistral", r#""sliding_window":100000000"#.to_owned(), "sliding_window"),
+            ("deepseek_v3", latent.replace("24", "5000000"), "q_lora_rank"),
+            ("deepseek_v3", latent.replace("16", "5000000"), "kv_lora_rank"),
+            ("deepseek_v3", latent.replace("99", "5000000"), "v_head_dim"),
         ] {
             let error = read(family, &keys).err().unwrap_or_else(|| panic!("{family}: {keys} was taken"));
             assert!(error.field == field && !error.hint.is_empty(), "{error}");

@@ -413,11 +413,21 @@ impl crate::parse::Check for ModelSpec {
             return Err(InputError::new("blocks", "", "describes blocks that are all alike")
                 .hint("set these fields of the model itself, and remove `blocks`"));
         }
-        if self.additions.len() > Addition::ALL.len() {
-            let problem = format!("must have at most {} entries", Addition::ALL.len());
-            return Err(
-                InputError::new("additions", self.additions.len(), problem).hint("list each one once")
-            );
+        for (index, addition) in self.additions.iter().enumerate() {
+            let refuse = |problem: &str, hint: &str| {
+                Err(InputError::new(format!("additions[{index}]"), addition.name(), problem).hint(hint))
+            };
+            if self.additions[..index].contains(addition) {
+                return refuse("is listed twice", "list each addition once");
+            }
+            if self.bias && matches!(addition, Addition::QkvBias | Addition::OutputBias) {
+                let problem = "is already a part of a model with `bias`";
+                return refuse(problem, "remove it, or set bias to false");
+            }
+            let of_experts = matches!(addition, Addition::ExpertBias | Addition::SharedGate);
+            if of_experts && !self.has_experts() {
+                return refuse("is a part of experts, which the model does not have", "remove it");
+            }
         }
         in_range("total number of parameters", self.total_parameters(), 1, 1 << 50)?;
         positive("norm_epsilon", self.norm_epsilon)?;

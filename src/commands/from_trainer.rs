@@ -6,8 +6,8 @@ use crate::{input, output};
 use autodist_analytic::Trainer;
 use autodist_exporters::{CommandLine, Field, Imported, Target, import_with};
 use autodist_spec::{
-    Check, Experts, Hyperparameter, InputError, Job, ModelSpec, ParallelStrategy, Positions, Precision,
-    Recompute, Stage, text,
+    Check, Experts, Hyperparameter, InputError, Job, Latent, ModelSpec, ParallelStrategy, Positions,
+    Precision, Recompute, Stage, text,
 };
 use std::path::Path;
 
@@ -28,7 +28,10 @@ fn experts_of(model: &ModelSpec) -> Vec<Experts> {
 fn in_words(kinds: &[Experts]) -> String {
     let of = |experts: &Experts| {
         let Experts { count, active, shared_ffn } = experts;
-        let shared = if *shared_ffn > 0 { format!(", shared ones of {shared_ffn}") } else { String::new() };
+        let shared = match shared_ffn {
+            0 => String::new(),
+            width => format!(" and shared experts of width {width}"),
+        };
         format!("{count} experts, {active} active{shared}")
     };
     let words: Vec<String> = kinds.iter().map(of).collect();
@@ -43,18 +46,26 @@ fn check_attention(theirs: &ModelSpec, own: &ModelSpec) -> Result<(), InputError
         list.dedup();
         list
     };
-    let (window, latent) = (windows(theirs), theirs.latent);
-    let other = [
-        ("window-size", !window.is_empty() && window != windows(own), format!("{window:?}")),
-        ("multi-latent-attention", latent.is_some() && latent != own.latent, true.to_string()),
-    ];
-    match other.into_iter().find(|(_, differs, _)| *differs) {
-        None => Ok(()),
-        Some((key, _, value)) => {
-            Err(InputError::new(key, value, format!("contradicts the attention of {}", own.name))
-                .hint("give the model of the file by `--model`, or leave it out"))
-        }
-    }
+    let window_of = |list: &[u32]| match list {
+        [] => "no window".to_owned(),
+        [window] => format!("a window of {window} tokens"),
+        more => format!("windows of {more:?} tokens"),
+    };
+    let latent_of = |latent: Option<Latent>| match latent {
+        None => "no multi-head latent attention".to_owned(),
+        Some(_) if latent == theirs.latent => "multi-head latent attention".to_owned(),
+        Some(_) => "latent attention of other ranks or widths".to_owned(),
+    };
+    let (window, expected) = (windows(theirs), windows(own));
+    let (key, found, expected) = if !window.is_empty() && window != expected {
+        ("window-size", window_of(&window), window_of(&expected))
+    } else if theirs.latent.is_some() && theirs.latent != own.latent {
+        ("multi-latent-attention", latent_of(theirs.latent), latent_of(own.latent))
+    } else {
+        return Ok(());
+    };
+    Err(InputError::new(key, found, format!("contradicts {}, which has {expected}", own.name))
+        .hint("give the model of the file by `--model`, or leave it out"))
 }
 
 /// Reads the file given by `--from`, if any, for a cluster of `devices` devices.

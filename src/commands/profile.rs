@@ -7,6 +7,7 @@ use crate::progress::Progress;
 use crate::{engine, external, input, output, train};
 use autodist_executor::launcher::LaunchOptions;
 use autodist_profiler::Request;
+use autodist_program::engine::{Untrained, check_model};
 use autodist_reports::terminal;
 use autodist_spec::{
     Cluster, DeviceKind, Engine, InputError, Job, ModelSpec, Positions, Profile, doubt, to_json,
@@ -94,16 +95,12 @@ pub fn request(
     for (flag, value) in [("--budget", budget), ("--interval", interval)] {
         autodist_spec::error::positive(flag, value)?;
     }
-    let without = "use a dense model, or plan without a profile: `autodist plan --cluster`";
-    if let Some(experts) = model.block_kinds().find_map(|block| block.experts) {
-        let problem = "has experts, which autodist's own engines do not support";
-        let error =
-            InputError::new("--model", format!("{} ({} experts)", model.name, experts.count), problem);
-        return Err(error.hint(without).into());
-    }
-    if let Err(reason) = autodist_program::engine::check_model(&model, job.seq_len) {
-        let problem = format!("is not for autodist's own engines: {reason}");
-        return Err(InputError::new("--model", &model.name, problem).hint(without).into());
+    if let Err(Untrained { what, way_out }) = check_model(&model, job.seq_len) {
+        let problem = format!("{what}, which autodist's own engines do not train");
+        let way_out = way_out.map_or(String::new(), |way_out| format!("{way_out}, or "));
+        let hint =
+            format!("{way_out}plan it for another trainer, without a profile: `autodist plan --cluster`");
+        return Err(InputError::new("--model", &model.name, problem).hint(hint).into());
     }
     if model.positions == Positions::Learned && job.seq_len > model.max_seq_len {
         let problem =

@@ -35,7 +35,10 @@ fn they_are_planned_explained_reported_and_exported() {
     let plan: Value = serde_json::from_slice(&std::fs::read(folder.join("plan.json")).unwrap()).unwrap();
     // The model is kept as it was written.
     assert_eq!(plan["model"], model());
-    assert!(line(folder, "explain plan.json").ok().contains("per step"));
+    let explained = line(folder, "explain plan.json").ok();
+    for text in ["the largest part is compute", "exposed expert communication"] {
+        assert!(explained.contains(text), "`{text}` is not in: {explained}");
+    }
     line(folder, "report plan.json -o report").ok();
     let page = std::fs::read_to_string(folder.join("report/report.html")).unwrap();
     assert!(page.contains("4 with 8 experts of 512"));
@@ -76,12 +79,20 @@ fn a_file_with_other_attention_than_the_named_model_is_refused() {
             &format!("estimate --from megatron train.sh --model {model} --cluster 1x8xh100-80gb-sxm"),
         )
     };
-    for (flags, key) in
-        [("--window-size 63,0", "window-size"), ("--multi-latent-attention", "multi-latent-attention")]
-    {
-        refused(&estimate(flags, "mistral-7b"), &["train.sh", key, "contradicts", "mistral-7b"]);
+    for (flags, key, found, expected) in [
+        ("--window-size 63,0", "window-size", "`a window of 64 tokens`", "a window of 4096 tokens"),
+        (
+            "--multi-latent-attention",
+            "multi-latent-attention",
+            "`multi-head latent attention`",
+            "no multi-head latent attention",
+        ),
+    ] {
+        let run = estimate(flags, "mistral-7b");
+        refused(&run, &["train.sh", key, found, "contradicts mistral-7b, which has", expected]);
     }
-    assert_ne!(estimate("--window-size 4095,0", "mistral-7b").code, Some(2));
+    let same = estimate("--window-size 4095,0 --tensor-model-parallel-size 8", "mistral-7b");
+    assert!(same.code == Some(0) && !same.err.contains("contradicts"), "{:?} {}", same.code, same.err);
 }
 
 #[test]
@@ -119,13 +130,20 @@ fn autodists_own_engines_refuse_them_by_name() {
         let run = line(folder, "profile --model model.json --ranks 1 --seq-len 128 -o profile.json");
         refused(&run, &[&["unlike", "plan --cluster"], expected].concat());
     };
-    refuses(&|model| model["blocks"] = json!([{"ffn": 512}, {}]), &["all alike"]);
-    refuses(&|model| model["window"] = json!(64), &["64 tokens", "seq_len of 64 or less"]);
+    refuses(&|model| model["blocks"] = json!([{"ffn": 512}, {}]), &["has blocks that differ"]);
+    refuses(
+        &|model| model["window"] = json!(64),
+        &["a window of 64 tokens in sequences of 128", "seq_len of 64 or less"],
+    );
     refuses(&|model| model["additions"] = json!(["qkv_bias"]), &["qkv_bias"]);
     let latent = json!({"kv_rank": 8, "rope_dim": 4, "value_dim": 64});
     refuses(
         &|model| (model["latent"], model["kv_heads"]) = (latent.clone(), json!(16)),
         &["multi-head latent attention"],
     );
-    refuses(&|model| model["blocks"] = json!([{}, {"experts": {"count": 8, "active": 2}}]), &["8 experts"]);
+    refuses(&|model| model["blocks"] = json!([{}, {"experts": {"count": 8, "active": 2}}]), &["has experts"]);
+    refuses(
+        &|model| model["additions"] = json!(["scaled_positions"]),
+        &["scaled rotary positions", "rope_type"],
+    );
 }

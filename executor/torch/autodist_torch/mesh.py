@@ -1,4 +1,4 @@
-"""Ranks on the axes of the device mesh, as in the Rust side's `program::Layout`."""
+"""Ranks on the axes of the device mesh, as in the Rust side's `program::Mesh`."""
 
 from dataclasses import dataclass
 

@@ -35,10 +35,7 @@ pub(super) fn write(model: &ModelSpec, draft: &mut Draft<'_>) {
     one(blocks.iter().map(attention), name, "heads", draft);
     let dense = blocks.iter().filter(|block| block.experts.is_none()).map(|block| block.ffn);
     let ffn = one(dense, name, "widths of the MLP", draft);
-    if let Some(ffn) = ffn {
-        draft.set("ffn-hidden-size", ffn);
-    }
-
+    draft.set("ffn-hidden-size", ffn.unwrap_or(model.ffn));
     let routed = blocks.iter().filter_map(|block| Some((block.experts?, block.ffn)));
     if let Some((experts, width)) = one(routed, name, "experts", draft) {
         draft.set("num-experts", experts.count);
@@ -69,6 +66,8 @@ pub(super) fn write(model: &ModelSpec, draft: &mut Draft<'_>) {
             Addition::HeadNorm => draft.set("qk-layernorm", true),
             Addition::AttentionSink => draft.set("softmax-type", "learnable"),
             Addition::SharedGate => draft.set("moe-shared-expert-gate", true),
+            // Refused for all files that describe the model.
+            Addition::ScaledPositions => {}
             other => {
                 let error = InputError::new(
                     "model.additions",

@@ -54,7 +54,7 @@ impl Exporter for Megatron {
         ]
     }
 
-    fn has_experts_and_fp8(&self) -> bool {
+    fn describes_all_blocks_and_fp8(&self) -> bool {
         true
     }
 

@@ -38,7 +38,6 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             let Some(model) = &settings.model else { return };
             draft.set("num-layers", model.layers);
             draft.set("hidden-size", model.hidden);
-            draft.set("ffn-hidden-size", model.ffn);
             let block = model.block(1);
             draft.set("num-attention-heads", block.heads);
             if model.latent.is_none() {

@@ -3,7 +3,7 @@
 use crate::common;
 use crate::common::split;
 use autodist_exporters::{Exported, Options, Target, export, import};
-use autodist_spec::{Check, InputError, Job, ModelSpec, ParallelStrategy, Recompute, catalog};
+use autodist_spec::{Addition, Check, InputError, Job, ModelSpec, ParallelStrategy, Recompute, catalog};
 
 fn exported(model: &ModelSpec, target: Target) -> Result<Exported, Vec<InputError>> {
     let strategy = ParallelStrategy { sequence_parallel: true, ..split(4, 2, 1) };
@@ -88,7 +88,7 @@ fn what_a_file_does_not_describe_is_refused_by_name() {
         let refusal = refusal.unwrap_or_else(|| panic!("{name}: {refusals:?}"));
         assert!(refusal.field == "model.additions" && !refusal.hint.is_empty(), "{refusal}");
     }
-    // Two widths of MLPs, and two windows.
+    // Two widths of MLPs, and two numbers of heads.
     let model = catalog::model("llama3-8b").unwrap();
     let usual = model.block(1);
     for other in
@@ -101,8 +101,18 @@ fn what_a_file_does_not_describe_is_refused_by_name() {
     let [short, shorter] =
         [2048, 1024].map(|window| autodist_spec::BlockSpec { window: Some(window), ..usual });
     let windows = model.clone().with_blocks(&[short, shorter]);
-    assert!(exported(&windows, Target::Megatron).is_err());
+    let refusals = exported(&windows, Target::Megatron).unwrap_err();
+    let [InputError { field, problem, .. }] = refusals.as_slice() else { panic!("{refusals:?}") };
+    assert!(field == "model.blocks" && problem.contains("different windows"), "{refusals:?}");
+    let scaled = ModelSpec { additions: vec![Addition::ScaledPositions], ..model.clone() };
     for target in Target::ALL.iter().copied().filter(|target| target.is_trainer()) {
+        let refusals = exported(&scaled, target).err().unwrap_or_default();
+        let refusal = refusals.iter().find(|error| error.field == "model.additions");
+        // The others leave the model to the script.
+        let describes = matches!(target, Target::Megatron | Target::Nanotron | Target::MaxText);
+        assert_eq!(refusal.is_some(), describes, "{}: {refusals:?}", target.name());
+        assert!(refusal.is_none_or(|error| error.hint.contains("rope_type")), "{refusals:?}");
+        assert!(!refusals.iter().any(|error| error.problem.contains("has additions")), "{refusals:?}");
         if matches!(target, Target::Megatron | Target::MegatronBridge) {
             continue;
         }

@@ -98,7 +98,8 @@ impl BlockSpec {
             (Addition::SharedGate, Some(_)) => {
                 replicated.push(vector("shared_gate.weight", hidden, Replicated, zeros));
             }
-            (Addition::ExpertBias | Addition::SharedGate, None) | (Addition::GeluGate, _) => {}
+            (Addition::ExpertBias | Addition::SharedGate, None)
+            | (Addition::GeluGate | Addition::ScaledPositions, _) => {}
         }
     }
 

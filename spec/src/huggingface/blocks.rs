@@ -27,35 +27,29 @@ pub(super) fn of(
 
 /// The experts of a block that has some, and the width of one.
 fn experts(config: &Config<'_>, family: &Family) -> Result<Option<(Experts, u32)>, InputError> {
+    let keys = family.experts;
     let hint = "the model_type of models with experts is e.g. mixtral, qwen3_moe or deepseek_v3";
-    let of = |count: &str, width: &str, shared_ffn: u32| -> Result<_, InputError> {
-        let (count, active) = (config.required(count)?, config.required("num_experts_per_tok")?);
-        Ok(Some((Experts { count, active, shared_ffn }, config.required(width)?)))
+    let of = |shared_ffn: u32| -> Result<_, InputError> {
+        let (count, active) = (config.required(keys.count())?, config.required("num_experts_per_tok")?);
+        Ok(Some((Experts { count, active, shared_ffn }, config.required(keys.width())?)))
     };
-    match family.experts {
+    match keys {
         ExpertKeys::None => {
             for field in ["num_local_experts", "num_experts", "n_routed_experts"] {
                 config.absent(field, &[0.0, 1.0], hint)?;
             }
             Ok(None)
         }
-        ExpertKeys::Mixtral => of("num_local_experts", "intermediate_size", 0),
-        ExpertKeys::Olmoe => of("num_experts", "intermediate_size", 0),
-        ExpertKeys::Qwen => {
-            let shared = config.optional("shared_expert_intermediate_size")?;
-            of("num_experts", "moe_intermediate_size", shared.unwrap_or(0))
-        }
+        ExpertKeys::Mixtral | ExpertKeys::Olmoe => of(0),
+        ExpertKeys::Qwen => of(config.optional(keys.shared())?.unwrap_or(0)),
         // As wide as one expert.
-        ExpertKeys::Llama4 => {
-            of("num_local_experts", "intermediate_size", config.required("intermediate_size")?)
-        }
+        ExpertKeys::Llama4 => of(config.required(keys.shared())?),
         ExpertKeys::Deepseek => {
-            if config.optional("n_routed_experts")?.is_none() {
+            if config.optional(keys.count())?.is_none() {
                 return Ok(None);
             }
             let shared = config.counted("n_shared_experts")?.unwrap_or(0);
-            let width = config.required("moe_intermediate_size")?;
-            of("n_routed_experts", "moe_intermediate_size", shared.saturating_mul(width))
+            of(shared.saturating_mul(config.required(keys.width())?))
         }
     }
 }
@@ -79,6 +73,11 @@ fn sparse(config: &Config<'_>, family: &Family, layers: u32) -> Result<Vec<bool>
         }
         ExpertKeys::Deepseek => {
             let first = config.counted("first_k_dense_replace")?.unwrap_or(0);
+            if first > layers {
+                let problem = format!("must be at most {layers}, the number of blocks");
+                return Err(InputError::new("first_k_dense_replace", first, problem)
+                    .hint("give the number of the first blocks that have no experts"));
+            }
             let step = config.optional("moe_layer_freq")?.unwrap_or(1);
             Ok((0..layers).map(|index| index >= first && index % step == 0).collect())
         }
@@ -103,32 +102,26 @@ fn indices(config: &Config<'_>, field: &str, list: &mut [bool], value: bool) -> 
 
 /// The window of each block.
 fn windows(config: &Config<'_>, family: &Family, layers: u32) -> Result<Vec<Option<u32>>, InputError> {
-    let all = |window: Option<u32>| vec![window; layers as usize];
-    let window = || config.optional("sliding_window");
-    let local_unless_every = |pattern: u32, window: Option<u32>| {
-        (0..layers).map(|index| window.filter(|_| (index + 1) % pattern != 0)).collect()
-    };
-    let used = match family.windows {
-        Windows::Chunks => return Ok(all(None)),
-        Windows::All | Windows::Every(_) => window()?,
-        Windows::IfUsed => match config.flag("use_sliding_window", false)? {
-            true => Some(config.required("sliding_window")?),
-            false => None,
-        },
+    // A window in blocks from `first` on, but not in the last of every so many.
+    let never = layers + 1;
+    let (window, first, every) = match family.windows {
+        Windows::Chunks => return Ok(vec![None; layers as usize]),
+        Windows::All => (config.optional("sliding_window")?, 0, never),
+        Windows::Every(usual) => {
+            let pattern = config.optional("sliding_window_pattern")?.unwrap_or(usual);
+            (config.optional("sliding_window")?, 0, pattern)
+        }
+        Windows::IfUsed if config.flag("use_sliding_window", false)? => {
+            let first = config.counted("max_window_layers")?.unwrap_or(layers);
+            (Some(config.required("sliding_window")?), first, never)
+        }
+        Windows::IfUsed => (None, 0, never),
     };
     if let Some(kinds) = config.words("layer_types")? {
-        return listed(config, &kinds, layers, used);
+        return listed(config, &kinds, layers, window);
     }
-    Ok(match family.windows {
-        Windows::All | Windows::Chunks => all(used),
-        Windows::IfUsed => {
-            let first = config.counted("max_window_layers")?.unwrap_or(layers);
-            (0..layers).map(|index| used.filter(|_| index >= first)).collect()
-        }
-        Windows::Every(usual) => {
-            local_unless_every(config.optional("sliding_window_pattern")?.unwrap_or(usual), used)
-        }
-    })
+    let of = |index| window.filter(|_| index >= first && (index + 1) % every != 0);
+    Ok((0..layers).map(of).collect())
 }
 
 fn listed(

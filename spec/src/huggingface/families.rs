@@ -30,6 +30,39 @@ pub(super) enum ExpertKeys {
     Llama4,
 }
 
+impl ExpertKeys {
+    /// The key of the number of experts.
+    pub fn count(self) -> &'static str {
+        match self {
+            Self::Qwen | Self::Olmoe => "num_experts",
+            Self::Deepseek => "n_routed_experts",
+            Self::None | Self::Mixtral | Self::Llama4 => "num_local_experts",
+        }
+    }
+
+    /// The key of the width of one expert.
+    pub fn width(self) -> &'static str {
+        match self {
+            Self::Qwen | Self::Deepseek => "moe_intermediate_size",
+            Self::None | Self::Mixtral | Self::Olmoe | Self::Llama4 => "intermediate_size",
+        }
+    }
+
+    /// The keys whose product is the width of the shared experts.
+    pub fn shared(self) -> &'static str {
+        match self {
+            Self::Qwen => "shared_expert_intermediate_size",
+            Self::Deepseek => "n_shared_experts x moe_intermediate_size",
+            Self::None | Self::Mixtral | Self::Olmoe | Self::Llama4 => "intermediate_size",
+        }
+    }
+
+    /// The key of the width of an MLP.
+    pub fn dense(self) -> &'static str {
+        if self == Self::Llama4 { "intermediate_size_mlp" } else { "intermediate_size" }
+    }
+}
+
 /// Which blocks attend within `sliding_window`, if `layer_types` does not say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Windows {
