@@ -32,6 +32,15 @@ def check(task: Task, world: int) -> None:
         f"start {strategy.world()} ranks",
     )
     refuse(task.model.experts is not None, "model.experts", "not supported", "use a dense model")
+    for field in ("latent", "blocks", "additions"):
+        refuse(bool(getattr(task.model, field)), f"model.{field}", "not supported", "use a model without")
+    window = task.model.window
+    refuse(
+        window is not None and window < job.seq_len,
+        f"model.window = {window}",
+        "this engine has no sliding-window attention",
+        f"use a seq_len of {window} or less",
+    )
     refuse(strategy.context > 1 or strategy.expert > 1, "strategy.context, strategy.expert", "not supported", "use 1")
     refuse(
         strategy.zero_stage == 1,

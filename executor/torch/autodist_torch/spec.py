@@ -79,6 +79,7 @@ class Positions:
 class Experts:
     count: int
     active: int
+    shared_ffn: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,11 @@ class Model:
     bias: bool
     tied_embeddings: bool
     window: int | None = None
+    latent: Any = None
     experts: Experts | None = None
+    # Blocks that differ, and parts of them, which this engine does not train.
+    blocks: Any = None
+    additions: Any = None
 
     def kind(self, layer: int) -> Kind:
         if layer == 0:
