@@ -93,7 +93,8 @@ impl Memory {
         let (blocks, missing_at_ends) = run.blocks();
         let blocks = blocks.ceil() - if first || last { missing_at_ends } else { 0.0 };
         let experts = f64::from(layout.expert);
-        let [attention, mlp] = run.kernels();
+        let kernels = run.kernels();
+        let [attention, mlp] = &kernels;
         let routed = blocks * mlp.routed_weights();
         let dense = blocks * (attention.weights() + mlp.weights()) - routed;
         let tables = match rank {
@@ -122,7 +123,7 @@ impl Memory {
         };
         let tokens = run.shard().tokens;
         let flight = in_flight(run, rank);
-        let block = kept(run.word(), run.gated(), &run.kernels(), run.attention, run.residual_rows());
+        let block = kept(run.word(), run.gated(), &kernels, run.attention, run.residual_rows());
         let kept = match run.recompute {
             Recompute::None => block.all(),
             // PyTorch recomputes every second block or GEMM: half of them.

@@ -238,13 +238,12 @@ impl CataloguePrices {
             [work.projections_forward, work.projections_backward].map(|gemms| rates.gemms(gemms));
         let [linear_forward, linear_backward] =
             [work.linear_forward, work.linear_backward].map(|gemms| rates.gemms(gemms));
-        let elements = [Segment::AttentionNorm, Segment::Attention, Segment::Mlp].map(|segment| {
-            let kernels = run.model.kernels(&run.block, segment, &run.shard());
-            let seconds = |elements: f64| run.word() * elements * rates.elementwise(run);
-            [seconds(kernels.forward_elements), seconds(kernels.backward_elements)]
-        });
-        let [norm, around_core, activation] = elements;
         let [attention_kernels, mlp_kernels] = run.kernels();
+        let norm_kernels = run.model.kernels(&run.block, Segment::AttentionNorm, &run.shard());
+        let [norm, around_core, activation] = [&norm_kernels, &attention_kernels, &mlp_kernels].map(|one| {
+            [one.forward_elements, one.backward_elements]
+                .map(|elements| run.word() * elements * rates.elementwise(run))
+        });
         let casts = rates.casts(run, &work);
         let qkv_casts = casts * qkv_forward / linear_forward;
         let gathered = work.gather_bytes * rates.second_per_byte;

@@ -180,8 +180,9 @@ pub fn persistent_bytes(elements: u64, strategy: &ParallelStrategy, bytes: &Para
 }
 
 /// Gradients that are freed after each update grow in the backward pass of the only micro-batch, while activations
-/// are freed: a rank needs the most where it begins, with those that are `passing`, or where it ends with the reduction of embedding
-/// and head, whose parameters and gradients are whole then, in working precision, with a copy in fp32.
+/// are freed. A rank needs the most where that pass begins, with the gradients that are `passing`, or where it
+/// ends with the reduction of embedding and head: their parameters and gradients are whole then, in working
+/// precision, with a copy in fp32.
 fn fuller_end(
     begin: MemoryBreakdown,
     passing: Bytes,
@@ -216,8 +217,7 @@ pub(crate) fn communicators(program: &Program, pipeline_rank: usize) -> u64 {
         mesh.context,
         program.strategy.expert as usize,
     ];
-    let sizes = sizes.into_iter();
-    sizes.filter(|size| *size > 1).count() as u64 + u64::from(tied)
+    sizes.into_iter().filter(|size| *size > 1).count() as u64 + u64::from(tied)
 }
 
 impl Priced<'_> {

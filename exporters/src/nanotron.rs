@@ -219,15 +219,7 @@ static ROWS: &[FieldMapping] = &[
                 return Ok(false);
             };
             settings.model = Some(ModelSpec {
-                window: None,
-                latent: None,
-                experts: None,
-                blocks: Vec::new(),
-                additions: Vec::new(),
                 name: "nanotron".to_owned(),
-                layers,
-                hidden,
-                heads,
                 kv_heads: count("num_key_value_heads")?.unwrap_or(heads),
                 head_dim: quotient(
                     &config("hidden_size"),
@@ -246,6 +238,7 @@ static ROWS: &[FieldMapping] = &[
                 activation: Activation::SwiGlu,
                 bias: false,
                 tied_embeddings: document.flag(&config("tie_word_embeddings"))?.unwrap_or(false),
+                ..ModelSpec::gpt(layers, hidden, heads, 0, 0)
             });
             Ok(true)
         },

@@ -93,10 +93,6 @@ fn gpt2(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
     }
     Ok(ModelSpec {
         name: name.to_owned(),
-        layers: config.required("n_layer")?,
-        hidden,
-        heads,
-        kv_heads: heads,
         head_dim: config.head_dim(hidden, heads, "n_head")?,
         ffn: config.optional("n_inner")?.unwrap_or(hidden.saturating_mul(4)),
         vocab: config.required("vocab_size")?,
@@ -104,17 +100,9 @@ fn gpt2(config: &Config<'_>, name: &str) -> Result<ModelSpec, InputError> {
             Some(positions) => positions,
             None => config.required("n_ctx")?,
         },
-        positions: Positions::Learned,
-        norm: Norm::LayerNorm,
         norm_epsilon: config.real("layer_norm_epsilon", 1e-5)?,
-        activation: Activation::Gelu,
-        bias: true,
         tied_embeddings: config.flag("tie_word_embeddings", true)?,
-        experts: None,
-        window: None,
-        latent: None,
-        blocks: Vec::new(),
-        additions: Vec::new(),
+        ..ModelSpec::gpt(config.required("n_layer")?, hidden, heads, 0, 0)
     })
 }
 
@@ -149,9 +137,6 @@ fn llama(config: &Config<'_>, family: &Family, name: &str) -> Result<ModelSpec, 
         if family.windows == Windows::Chunks { config.optional("attention_chunk_size")? } else { None };
     let model = ModelSpec {
         name: name.to_owned(),
-        layers,
-        hidden,
-        heads,
         kv_heads,
         head_dim,
         ffn,
@@ -163,11 +148,8 @@ fn llama(config: &Config<'_>, family: &Family, name: &str) -> Result<ModelSpec, 
         activation: Activation::SwiGlu,
         bias: false,
         tied_embeddings: config.flag("tie_word_embeddings", family.tied)?,
-        window: None,
-        latent: None,
-        experts: None,
-        blocks: Vec::new(),
         additions,
+        ..ModelSpec::gpt(layers, hidden, heads, 0, 0)
     };
     Ok(model.with_blocks(&blocks))
 }

@@ -9,6 +9,7 @@ mod estimate_unmeasured;
 mod explain;
 mod export;
 mod from_trainer;
+mod orders;
 mod plan;
 mod profile;
 mod report;

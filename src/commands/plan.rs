@@ -1,7 +1,7 @@
 //! `autodist plan`
 
 use super::catalogue::{Figures, Software};
-use super::{Prices, check_experts, check_own_engines, check_prices, prices, without_profile};
+use super::{Prices, check_experts, check_own_engines, check_prices, orders, prices, without_profile};
 use crate::cli::{PlanArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{devices, engine, input, output};
@@ -9,9 +9,7 @@ use autodist_analytic::software;
 use autodist_planner::{Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
-use autodist_spec::{
-    CodecProbe, InputError, Job, ModelSpec, Plan, SearchReport, Seconds, StopReason, to_json,
-};
+use autodist_spec::{CodecProbe, InputError, Job, ModelSpec, Plan, to_json};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -101,64 +99,11 @@ pub fn fastest(
     figures.check(job.precision)?;
     software::check_precision(software.trainer, job.precision)?;
     software::narrow(&mut job, software.trainer)?;
-    let orders = figures.orders();
     let plan = |figures: &Figures| {
         let (costs, reference) = figures.costs(model, &job, software);
         Planner::of_catalogue(model, &figures.cluster, &job, costs, &reference).limits(limits).plan()
     };
-    let (mut plans, mut refusals) = (Vec::new(), Vec::new());
-    let expired = || limits.deadline.is_some_and(|expired| expired());
-    let mut unsearched = 0;
-    for (order, figures) in orders.iter().enumerate() {
-        if !plans.is_empty() && expired() {
-            unsearched += 1;
-            continue;
-        }
-        match plan(figures) {
-            Ok(plan) => plans.push((order, plan)),
-            Err(refusal) => refusals.push(refusal),
-        }
-    }
-    let searches: Vec<SearchReport> = plans.iter().map(|(_, plan)| plan.search.clone()).collect();
-    let as_given = plans.first().filter(|(order, _)| *order == 0).map(|(_, plan)| plan.estimate.step_time_s);
-    let merit = |(_, plan): &(usize, Plan)| plan.search.merit().0;
-    let fastest = plans.into_iter().min_by(|a, b| merit(a).total_cmp(&merit(b)));
-    let Some((order, mut best)) = fastest else {
-        // The refusal of the given order comes first.
-        return Err(refusals.swap_remove(0).into());
-    };
-    best.search = SearchReport::of_all(&searches);
-    unsearched += refusals.iter().filter(|refusal| refusal.stop_reason != StopReason::Optimal).count();
-    if unsearched > 0 {
-        let merit = best.search.merit();
-        best.search.stop_reason = StopReason::TimeLimit;
-        if let Some(least) = least_step(&best) {
-            best.search.lower_bound_s = best.search.lower_bound_s.min(least);
-        }
-        best.search.gap = merit / best.search.lower_bound_s - 1.0;
-        output::note(&format!(
-            "the time limit left {unsearched} of {} orders of the nodes unsearched; give more time by `--time-limit`",
-            orders.len()
-        ));
-    }
-    if order > 0 {
-        let [given, chosen] = [figures, &orders[order]].map(|order| order.order_in(&orders[0]));
-        let step = best.estimate.step_time_s;
-        let instead = match as_given {
-            Some(other) => format!("in the given order ({given}) it takes {other}"),
-            None => format!("in the given order ({given}) no plan was found"),
-        };
-        output::note(&format!(
-            "the order of the nodes is changed to {chosen}: a step takes {step}; {instead}"
-        ));
-    }
-    Ok(best)
-}
-
-/// Seconds that no plan on the devices of this one can beat: its FLOPs at their published peaks, with half of
-/// them for the masked part of attention. `None` without published peaks.
-fn least_step(plan: &Plan) -> Option<Seconds> {
-    Some(plan.estimate.step_time_s * (0.5 * plan.estimate.mfu?))
+    orders::search(figures, limits, plan)
 }
 
 fn limit(seconds: f64) -> Result<Duration, Failure> {

@@ -241,15 +241,7 @@ static ROWS: &[FieldMapping] = &[
                 return Ok(false);
             };
             settings.model = Some(ModelSpec {
-                window: None,
-                latent: None,
-                experts: None,
-                blocks: Vec::new(),
-                additions: Vec::new(),
                 name: "maxtext".to_owned(),
-                layers,
-                hidden,
-                heads,
                 kv_heads: document.size("base_num_kv_heads")?.unwrap_or(heads),
                 head_dim: document.size("head_dim")?.unwrap_or(128),
                 ffn,
@@ -265,6 +257,7 @@ static ROWS: &[FieldMapping] = &[
                 activation: Activation::SwiGlu,
                 bias: false,
                 tied_embeddings: document.flag("logits_via_embedding")?.unwrap_or(false),
+                ..ModelSpec::gpt(layers, hidden, heads, 0, 0)
             });
             Ok(true)
         },

@@ -94,15 +94,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
             let grouped = document.flag("group-query-attention")?.unwrap_or(false);
             let groups = document.size("num-query-groups")?.filter(|_| grouped);
             let usual = ModelSpec {
-                window: None,
-                latent: None,
-                experts: None,
-                blocks: Vec::new(),
-                additions: Vec::new(),
                 name: "megatron".to_owned(),
-                layers,
-                hidden,
-                heads,
                 kv_heads: groups.unwrap_or(heads),
                 head_dim: blocks::channels(document, hidden, heads)?,
                 // Two thirds, so that SwiGLU's three matrices have as many parameters as two.
@@ -119,6 +111,7 @@ pub(crate) static ROWS: &[FieldMapping] = &[
                 activation: if swiglu { Activation::SwiGlu } else { Activation::Gelu },
                 bias: !document.flag("disable-bias-linear")?.unwrap_or(false),
                 tied_embeddings: !document.flag("untie-embeddings-and-output-weights")?.unwrap_or(false),
+                ..ModelSpec::gpt(layers, hidden, heads, 0, 0)
             };
             settings.model = Some(blocks::read(document, usual)?);
             Ok(true)
