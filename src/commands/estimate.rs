@@ -1,7 +1,7 @@
 //! `autodist estimate`
 
 use super::catalogue::Figures;
-use super::from_trainer::{self, Given};
+use super::from_trainer::{self, Given, Request};
 use super::{
     DEFAULT_MODEL, Prices, check_experts, check_prices, prices, profile_of, refused, without_profile,
 };
@@ -87,7 +87,7 @@ fn of_profile(args: &EstimateArgs) -> Result<(), Failure> {
     // Report errors in the file before missing flags.
     let prices = prices(&args.price);
     let devices = prices.as_ref().ok().map(|prices| prices.cluster.device_count());
-    let given = from_trainer::read(args, devices)?;
+    let given = from_trainer::read(Request::of_estimate(args), devices)?;
     let prices = prices?;
     let (model, job) = model_and_job(args, given.as_ref(), &prices)?;
     if let Some(top) = args.best {
@@ -138,7 +138,7 @@ fn model_and_job(
         }
         Some(given) => {
             let model = given.model(args.model.as_deref(), Some(&prices.profile.model))?;
-            let blame = |failure| given.blame(args, failure);
+            let blame = |failure| given.blame(Request::of_estimate(args), failure);
             let mut job =
                 input::job(&given.job_flags(&args.job)?, None, measured.0, measured.1).map_err(blame)?;
             given.complete(&mut job).map_err(blame)?;
@@ -159,7 +159,7 @@ fn of_flags(
 ) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
     let devices = prices.cluster.device_count();
     let blame = |failure| match given {
-        Some(given) => given.blame(args, failure),
+        Some(given) => given.blame(Request::of_estimate(args), failure),
         None => failure,
     };
     let (strategy, stages) = match given {

@@ -2,7 +2,7 @@
 //! `--best` the fastest plans that they leave open.
 
 use super::catalogue::{Figures, Software};
-use super::from_trainer::{self, Given};
+use super::from_trainer::{self, Given, Request};
 use super::{DEFAULT_MODEL, check_experts, estimate, plan, refused};
 use crate::cli::{EstimateArgs, JobArgs, StrategyArgs};
 use crate::failure::Failure;
@@ -15,7 +15,7 @@ use autodist_spec::{InputError, Job, ModelSpec, ParallelStrategy, Plan, Precisio
 pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
     let figures = Figures::of(cluster, &args.figures, args.price.device_memory)?;
     let devices = figures.cluster.device_count();
-    let given = from_trainer::read(args, Some(devices))?;
+    let given = from_trainer::read(Request::of_estimate(args), Some(devices))?;
     let name = args.model.as_deref();
     let model = match &given {
         Some(given) => given.model(name, None)?,
@@ -56,7 +56,8 @@ impl Asked {
         let (mut job, flags) = match &given {
             None => (job(&args.job)?, args.strategy.clone()),
             Some(given) => {
-                let job = job(&given.job_flags(&args.job)?).map_err(|failure| given.blame(args, failure))?;
+                let job = job(&given.job_flags(&args.job)?)
+                    .map_err(|failure| given.blame(Request::of_estimate(args), failure))?;
                 if args.best.is_none() {
                     (job, given.strategy(&args.strategy))
                 } else {
@@ -66,7 +67,7 @@ impl Asked {
             }
         };
         if let Some(given) = &given {
-            given.complete(&mut job).map_err(|failure| given.blame(args, failure))?;
+            given.complete(&mut job).map_err(|failure| given.blame(Request::of_estimate(args), failure))?;
         }
         let mut software = Software::of(args.trainer);
         if args.trainer.is_none() {
@@ -90,7 +91,7 @@ impl Asked {
     /// A failure, attributed to the trainer's file if it gave the value.
     fn blame(&self, args: &EstimateArgs, failure: Failure) -> Failure {
         match &self.given {
-            Some(given) => given.blame(args, failure),
+            Some(given) => given.blame(Request::of_estimate(args), failure),
             None => failure,
         }
     }

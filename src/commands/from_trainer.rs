@@ -1,4 +1,4 @@
-//! `autodist estimate --from`: a trainer's own file instead of flags.
+//! `--from`: a trainer's own file instead of flags.
 
 use crate::cli::{EstimateArgs, JobArgs, StrategyArgs};
 use crate::failure::Failure;
@@ -10,6 +10,25 @@ use autodist_spec::{
     Precision, Recompute, Stage, text,
 };
 use std::path::Path;
+
+/// The parts of a command line that a trainer's file completes.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// The trainer and the file of `--from`; empty without it.
+    pub from: &'a [String],
+    pub model: Option<&'a str>,
+    pub job: &'a JobArgs,
+    pub strategy: &'a StrategyArgs,
+    /// Whether strategies are searched: the file's own one is then not used.
+    pub search: bool,
+}
+
+impl<'a> Request<'a> {
+    pub fn of_estimate(args: &'a EstimateArgs) -> Self {
+        let EstimateArgs { from, model, job, strategy, best, .. } = args;
+        Self { from, model: model.as_deref(), job, strategy, search: best.is_some() }
+    }
+}
 
 /// The content of the file.
 pub struct Given {
@@ -69,15 +88,15 @@ fn check_attention(theirs: &ModelSpec, own: &ModelSpec) -> Result<(), InputError
 }
 
 /// Reads the file given by `--from`, if any, for a cluster of `devices` devices.
-pub fn read(args: &EstimateArgs, devices: Option<u32>) -> Result<Option<Given>, Failure> {
-    let [trainer, file] = args.from.as_slice() else { return Ok(None) };
+pub fn read(args: Request, devices: Option<u32>) -> Result<Option<Given>, Failure> {
+    let [trainer, file] = args.from else { return Ok(None) };
     let trainers: Vec<_> = Target::ALL.iter().filter(|t| t.is_trainer()).map(|t| t.name()).collect();
     let target = trainer.parse().ok().filter(|target: &Target| target.is_trainer()).ok_or_else(|| {
         InputError::new("--from", trainer, "is not a trainer whose files autodist reads")
             .hint(format!("use one of {}", trainers.join(", ")))
     })?;
     let content = input::text_file(Path::new(file), "configuration")?;
-    let named = args.model.as_deref().map(input::model).transpose()?;
+    let named = args.model.map(input::model).transpose()?;
     let experts = named.as_ref().is_some_and(ModelSpec::has_experts);
     let command = command_line(args, devices, experts)?;
     let model = named.clone();
@@ -105,8 +124,8 @@ pub fn read(args: &EstimateArgs, devices: Option<u32>) -> Result<Option<Given>, 
     if let (Some(theirs), Some(own)) = (&imported.settings.model, &named) {
         check_attention(theirs, own).map_err(|error| error.in_file(file))?;
     }
-    let flags = &args.strategy;
-    if args.best.is_none()
+    let flags = args.strategy;
+    if !args.search
         && flags.pp.is_none()
         && flags.vpp.is_none()
         && let Some(model) = model.as_ref().or(imported.settings.model.as_ref())
@@ -129,23 +148,23 @@ pub fn read(args: &EstimateArgs, devices: Option<u32>) -> Result<Option<Given>, 
 }
 
 /// The fields that override the file, or that the file does not set.
-fn command_line(args: &EstimateArgs, devices: Option<u32>, experts: bool) -> Result<CommandLine, Failure> {
-    let (layout, mut job) = (&args.strategy, args.job.clone());
+fn command_line(args: Request, devices: Option<u32>, experts: bool) -> Result<CommandLine, Failure> {
+    let (layout, mut job) = (args.strategy, args.job.clone());
     if job.job.is_some() {
-        let whole = input::job(&args.job, None, None, None)?;
+        let whole = input::job(args.job, None, None, None)?;
         // A job file always has the batch and the length of sequences, but not always the precision.
         job.global_batch = Some(whole.global_batch);
         job.seq_len = Some(whole.seq_len);
-        job.precision = input::given_precision(&args.job)?;
+        job.precision = input::given_precision(args.job)?;
     }
     let mut fields = of_job(&job).to_vec();
     // A search of layouts keeps the file's own job, even if the file sets parts of the layout.
-    if args.best.is_none() {
+    if !args.search {
         fields.extend(of_layout(layout));
     }
     let fields = fields.into_iter().filter_map(|(field, value)| Some((field, value?))).collect();
     let fp8 = job.precision == Some(Precision::Fp8);
-    Ok(CommandLine { devices, fields, fp8, experts, search: args.best.is_some() })
+    Ok(CommandLine { devices, fields, fp8, experts, search: args.search })
 }
 
 /// The fields that flags of a job or a job file give; 0 where only that they do matters.
@@ -217,8 +236,8 @@ fn instead_of(field: Field) -> &'static str {
 }
 
 /// Whether a flag gives the field.
-fn is_given(args: &EstimateArgs, field: Field) -> bool {
-    let given = of_job(&args.job).into_iter().chain(of_layout(&args.strategy));
+fn is_given(args: Request, field: Field) -> bool {
+    let given = of_job(args.job).into_iter().chain(of_layout(args.strategy));
     let rate = field == Field::LearningRate && args.job.learning_rate.is_some();
     rate || given.into_iter().any(|(one, value)| one == field && value.is_some())
 }
@@ -242,7 +261,7 @@ impl Given {
     }
 
     /// Attributes an error to the file and its keys if the value came from there, instead of to the flags.
-    pub fn blame(&self, args: &EstimateArgs, failure: Failure) -> Failure {
+    pub fn blame(&self, args: Request, failure: Failure) -> Failure {
         let mut error = match failure {
             Failure::Input(error) => error,
             other => return other,
