@@ -1,5 +1,6 @@
 //! Command lines: clap types only.
 
+use crate::quantity;
 use autodist_analytic::Trainer;
 use autodist_exporters::Target;
 use autodist_spec::{Engine, Objective, Precision, Recompute, ScheduleKind};
@@ -65,6 +66,13 @@ pub struct JobArgs {
     /// 8)
     #[arg(long)]
     pub global_batch: Option<u32>,
+    /// Tokens per optimizer step, in place of --global-batch, e.g., 4M: a whole number of sequences, where 4M may
+    /// also be 4 x 1024 x 1024
+    #[arg(long, value_name = "TOKENS", value_parser = quantity::tokens, conflicts_with = "global_batch")]
+    pub global_batch_tokens: Option<u64>,
+    /// Tokens of the whole training, e.g., 1T: plans then include its days, device hours and cost
+    #[arg(long, value_parser = quantity::tokens)]
+    pub tokens: Option<u64>,
     /// Tokens per sequence, e.g., 4096 (default: the profile's, if one is used)
     #[arg(long)]
     pub seq_len: Option<u32>,
@@ -115,7 +123,7 @@ pub struct ModelArg {
 }
 
 /// The parallel strategy. `estimate` prices exactly this one; a search takes every flag as a restriction.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct StrategyArgs {
     /// Tensor-parallel degree; it must divide the devices and the attention heads (default: searched; 1 for
     /// `estimate`)
@@ -290,12 +298,22 @@ pub struct PriceArgs {
     /// Plan as if every device had this much memory, in bytes, e.g., 85899345920 (80 GiB)
     #[arg(long)]
     pub device_memory: Option<u64>,
+    /// Price of one device for one hour in US dollars, e.g., 2.50; by device: `h100-80gb-sxm=2.50,b200-180gb=4`, or
+    /// a TOML file with such lines; used with --tokens
+    #[arg(long)]
+    pub price: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    #[command(flatten)]
-    pub model: ModelArg,
+    /// Compare with the strategy of a trainer's own configuration, and list the smallest changes that make it fit or
+    /// make it faster, e.g., `--from megatron pretrain.sh`; flags of the job and the strategy override the file
+    #[arg(long, num_args = 2, value_names = ["TRAINER", "FILE"])]
+    pub from: Vec<String>,
+    /// Name of a built-in model (see `autodist catalog`), or the path of a Hugging Face config.json or a
+    /// model file (default: the model in --from, else tiny-llama)
+    #[arg(long)]
+    pub model: Option<String>,
     #[command(flatten)]
     pub job: JobArgs,
     #[command(flatten)]

@@ -6,7 +6,7 @@ use autodist_reports::terminal;
 use autodist_spec::run::{FailedRun as Failed, Verdict};
 use autodist_spec::strategy::label;
 use autodist_spec::{
-    Alternative, MeasuredChoice, ParallelStrategy, Plan, Profile, RunRecord, Seconds, ValidatedRun,
+    Alternative, MeasuredChoice, ParallelStrategy, Plan, Profile, RunRecord, Seconds, Training, ValidatedRun,
     Validation, to_json,
 };
 use std::path::{Path, PathBuf};
@@ -75,6 +75,9 @@ pub fn measured_first(
         Some(Alternative { reason, ..(*one).clone() })
     });
     document.alternatives = measured.chain(unmeasured).chain(broken).take(keep).collect();
+    let measured = &fastest.measured;
+    let (step, spread) = (measured.adjusted_step_time_s, measured.adjusted_step_time_spread_s);
+    document.training = Training::of(&document.job, &document.cluster, step, spread);
     document.measured = Some(MeasuredChoice {
         step_time_s: fastest.measured.adjusted_step_time_s,
         step_time_spread_s: fastest.measured.adjusted_step_time_spread_s,

@@ -364,6 +364,37 @@ pub fn calibration(path: &Path) -> Result<(Calibration, FreeParameters), Failure
     Ok(Calibration::read(&path.display().to_string(), &content)?)
 }
 
+/// The sequences of a step that `--global-batch` or `--global-batch-tokens` give. People call 4 x 1024 x 1024 tokens
+/// 4M, too: of both readings, the one that is a whole number of sequences is meant, else the nearest whole number.
+fn batch(args: &JobArgs, seq_len: Option<u32>) -> Result<Option<u32>, Failure> {
+    let Some(tokens) = args.global_batch_tokens else { return Ok(args.global_batch) };
+    let Some(seq_len) = seq_len.map(u64::from).filter(|length| *length > 0) else {
+        let error = InputError::new("--global-batch-tokens", tokens, "needs the length of sequences");
+        return Err(error.hint("give `--seq-len`, e.g. `--seq-len 4096`").into());
+    };
+    let binary = (1..=4).rev().find_map(|power| {
+        let whole = tokens / 1000_u64.pow(power);
+        tokens.is_multiple_of(1000_u64.pow(power)).then(|| whole << (10 * power))
+    });
+    let understood =
+        [Some(tokens), binary].into_iter().flatten().find(|tokens| tokens.is_multiple_of(seq_len));
+    let sequences = understood.map_or_else(|| (tokens + seq_len / 2) / seq_len, |tokens| tokens / seq_len);
+    if sequences == 0 {
+        let problem = format!("is less than one sequence of {seq_len} tokens");
+        return Err(InputError::new("--global-batch-tokens", tokens, problem)
+            .hint("give at least the tokens of one sequence")
+            .into());
+    }
+    in_range("--global-batch-tokens, in sequences", sequences, 1, 1 << 20)?;
+    if understood != Some(tokens) {
+        output::note_once(&format!(
+            "--global-batch-tokens: {sequences} sequences of {seq_len} tokens, which are {} tokens",
+            sequences * seq_len
+        ));
+    }
+    Ok(Some(sequences as u32))
+}
+
 /// The job file overridden by flags, or flags alone.
 /// `measured` is the precision of the profile that prices the job, or that of prices without a profile; a job
 /// that gives none has it.
@@ -387,8 +418,10 @@ pub fn job(
                 InputError::new(flag, "", "is required")
                     .hint(format!("give {flag}, e.g. {flag} {example}, or a job file"))
             };
-            let batch = args.global_batch.or(default_batch).ok_or_else(|| missing("--global-batch", 8))?;
-            let seq_len = args.seq_len.or(default_seq_len).ok_or_else(|| missing("--seq-len", 128))?;
+            let seq_len = args.seq_len.or(default_seq_len);
+            let batch = batch(args, seq_len)?.or(default_batch);
+            let batch = batch.ok_or_else(|| missing("--global-batch", 8))?;
+            let seq_len = seq_len.ok_or_else(|| missing("--seq-len", 128))?;
             Job {
                 precision: measured.unwrap_or_default(),
                 given: Some(BTreeSet::new()),
@@ -396,8 +429,9 @@ pub fn job(
             }
         }
     };
-    job.global_batch = args.global_batch.unwrap_or(job.global_batch);
     job.seq_len = args.seq_len.unwrap_or(job.seq_len);
+    job.global_batch = batch(args, Some(job.seq_len))?.unwrap_or(job.global_batch);
+    job.training_tokens = args.tokens.or(job.training_tokens);
     if let Some(seed) = args.seed {
         job.seed = seed;
         job.give(Hyperparameter::Seed);
@@ -417,6 +451,7 @@ pub fn job(
     let flags = [
         ("global_batch", "--global-batch", args.global_batch.is_some()),
         ("seq_len", "--seq-len", args.seq_len.is_some()),
+        ("training_tokens", "--tokens", args.tokens.is_some()),
         ("learning_rate.peak", "--learning-rate", args.learning_rate.is_some()),
     ];
     job.check().map_err(|error| by_flag(error, &flags).in_file(&file))?;

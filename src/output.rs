@@ -43,6 +43,14 @@ pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", message(text));
 }
 
+/// As [`note`], but each text only once.
+pub fn note_once(text: &str) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if SAID.lock().is_ok_and(|mut said| said.insert(text.to_owned())) {
+        note(text);
+    }
+}
+
 /// A message for display: without control characters, and truncated.
 fn message(text: &str) -> String {
     let cut = |text: &str, limit: usize| match text.char_indices().nth(limit) {

@@ -32,6 +32,7 @@ mod refusal;
 mod search;
 mod space;
 mod threads;
+mod variants;
 
 pub use explain::{Explanation, MemoryUse, WhatIf, explain};
 pub use reason::{Comparison, Limit};
@@ -43,7 +44,7 @@ use autodist_program::Program;
 use autodist_spec::{
     Alternative, CatalogueReference, Check, Cluster, CodecProbe, CostSource, Estimate, InputError, Job,
     ModelSpec, ParallelStrategy, Plan, Profile, ProfileReference, SCHEMA_VERSION, SearchReport, Stage,
-    StopReason, doubt,
+    StopReason, Training, doubt,
 };
 use candidate::Evaluator;
 use search::{Keep, Search};
@@ -282,6 +283,8 @@ impl<'a> Planner<'a> {
         search: SearchReport,
     ) -> Plan {
         let assumptions = self.costs.extensions(&strategy);
+        let (step, spread) = (estimate.step_time_s, estimate.step_time_spread_s);
+        let training = Training::of(self.job, self.cluster, step, spread);
         let cost_source = self.cost_source(!assumptions.is_empty());
         Plan {
             schema_version: SCHEMA_VERSION,
@@ -293,6 +296,7 @@ impl<'a> Planner<'a> {
             strategy,
             stages,
             estimate,
+            training,
             fits: true,
             search,
             alternatives: Vec::new(),
@@ -302,6 +306,7 @@ impl<'a> Planner<'a> {
             codecs: Vec::new(),
             cost_source,
             measured: None,
+            given: None,
         }
     }
 

@@ -23,6 +23,11 @@ pub struct MemoryShortfall {
 }
 
 impl MemoryShortfall {
+    /// The memory that is missing.
+    pub fn missing(&self) -> Bytes {
+        self.memory.total().saturating_sub(self.usable)
+    }
+
     /// The fullest rank, if it does not fit.
     pub(crate) fn of(program: &Program, memory: &[MemoryBreakdown], evaluator: &Evaluator) -> Option<Self> {
         let strategy = &program.strategy;

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod changes;
 mod circumstances;
 mod communication;
 mod error;
@@ -23,6 +24,7 @@ mod table;
 mod tables;
 pub mod terminal;
 mod trace;
+pub mod training;
 mod verdict;
 mod words;
 

@@ -1,10 +1,12 @@
 //! Plain text for the terminal: readable without colour, never wider than 110 columns.
 
+use crate::changes;
 use crate::circumstances::{self, device_kind};
 use crate::communication;
 use crate::network;
 use crate::table::{Table, paragraph};
 use crate::tables;
+use crate::training;
 use crate::verdict;
 use crate::words::{self, clean, parameters, percent, plural, tokens_per_second, with_spread};
 use autodist_spec::strategy::label;
@@ -64,6 +66,16 @@ pub fn plan_summary(plan: &Plan) -> String {
         "memory",
         &format!("{fits}{} peak of {device}, {free} kept free", estimate.peak_memory_bytes),
     );
+    if let Some(training) = &plan.training {
+        text += &labelled("training", &training::sentence(plan, training));
+    }
+    if let Some(given) = &plan.given {
+        text += &labelled("yours", &format!("{} is {}", clean(&given.source), changes::verdict(plan, given)));
+        for (index, assumption) in given.assumptions.iter().enumerate() {
+            let assumed = if index == 0 { "assumed of it: " } else { "" };
+            text += &labelled("", &format!("{assumed}{}", clean(assumption)));
+        }
+    }
     if let Some(slowdown) = &estimate.slowdown {
         let steps = format!(
             "needs {} the steps of exact gradients to reach the same loss",
@@ -80,6 +92,14 @@ pub fn plan_summary(plan: &Plan) -> String {
         text += &labelled(if index == 0 { "assumed" } else { "" }, &clean(assumption));
     }
 
+    if let Some(given) = &plan.given {
+        let title = if given.fits {
+            "Yours, with the fewest changes that make it faster, and the plan"
+        } else {
+            "Yours, with the fewest changes that make it fit, and the plan"
+        };
+        section(&mut text, title, &changes::table(plan, given));
+    }
     section(&mut text, "Stages", &tables::stages(plan));
     section(&mut text, "Time of a step, on the busiest pipeline rank", &tables::cost(&estimate.cost));
     section(&mut text, "Memory, on the fullest device", &tables::memory(&estimate.memory));

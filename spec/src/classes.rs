@@ -69,7 +69,7 @@ impl DeviceClasses {
     }
 }
 
-/// Neighbouring groups of nodes that differ only in their number.
+/// Neighbouring groups of nodes that differ only in their number or their price.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NodeKind<'a> {
     /// The index of its first group in the cluster.
@@ -77,6 +77,12 @@ pub struct NodeKind<'a> {
     pub group: &'a NodeGroup,
     /// Its devices, counted over all nodes of the cluster.
     pub devices: Range<u32>,
+}
+
+/// Whether nodes differ only in their number or their price, neither of which makes one faster.
+fn alike(one: &NodeGroup, other: &NodeGroup) -> bool {
+    let NodeGroup { count, usd_per_device_hour, .. } = *one;
+    NodeGroup { count, usd_per_device_hour, ..other.clone() } == *one
 }
 
 impl Cluster {
@@ -87,7 +93,7 @@ impl Cluster {
         for (index, group) in self.nodes.iter().enumerate() {
             let end = first + group.count * group.devices;
             match kinds.last_mut() {
-                Some(last) if (NodeGroup { count: last.group.count, ..group.clone() }) == *last.group => {
+                Some(last) if alike(last.group, group) => {
                     last.devices.end = end;
                 }
                 _ => kinds.push(NodeKind { index, group, devices: first..end }),

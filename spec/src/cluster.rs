@@ -3,6 +3,7 @@
 use crate::catalog::{self, DeviceFigures};
 use crate::error::{InputError, in_range, not_negative, rate as rate_in};
 use crate::parse::{self, Check, SCHEMA_VERSION};
+use crate::training::check_price;
 use crate::units::{Bytes, BytesPerSecond, FlopsPerSecond, Provenance, Seconds};
 use crate::utilisation::Peak;
 use schemars::JsonSchema;
@@ -32,6 +33,10 @@ pub struct NodeGroup {
     /// the catalogue was fitted; 1 if it is missing. Only prices without a profile depend on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_slowness: Option<f64>,
+    /// Price of one of these devices for one hour, in US dollars. Plans of trainings with a known number of tokens
+    /// then include the cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usd_per_device_hour: Option<f64>,
     /// Number of network cards of each node, which its devices share; if it is missing, one per device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nics: Option<u32>,
@@ -179,6 +184,13 @@ impl Cluster {
         Some(mean)
     }
 
+    /// Price of all devices for one hour, in US dollars; `None` if one has no price.
+    pub fn usd_per_hour(&self) -> Option<f64> {
+        let of =
+            |group: &NodeGroup| Some(group.usd_per_device_hour? * f64::from(group.count * group.devices));
+        self.nodes.iter().map(of).sum()
+    }
+
     /// The device of the first node. `homogeneous` returns whether all nodes have the same device.
     pub fn device(&self) -> &Device {
         &self.nodes[0].device
@@ -282,7 +294,18 @@ fn parse_nodes(
         }
     };
     let host_slowness = own.and_then(|own| own.host_slowness);
-    Ok(NodeGroup { count, devices, device, host_slowness, nics: None, link, uplink: None, downlink: None })
+    let usd_per_device_hour = own.and_then(|own| own.usd_per_device_hour);
+    Ok(NodeGroup {
+        count,
+        devices,
+        device,
+        host_slowness,
+        usd_per_device_hour,
+        nics: None,
+        link,
+        uplink: None,
+        downlink: None,
+    })
 }
 
 /// Number of network cards of a node, and their total bandwidth as a link.
@@ -326,6 +349,9 @@ impl Check for Cluster {
             let at = |field: &str| format!("nodes[{index}].{field}");
             in_range(&at("count"), u64::from(group.count), 1, 1 << 20)?;
             in_range(&at("devices"), u64::from(group.devices), 1, 1 << 12)?;
+            if let Some(usd) = group.usd_per_device_hour {
+                check_price(&at("usd_per_device_hour"), usd)?;
+            }
             if let Some(nics) = group.nics {
                 in_range(&at("nics"), u64::from(nics), 1, 1 << 12)?;
             }

@@ -4,6 +4,7 @@ use crate::communication::{Algorithm, Codec, Communication};
 use crate::error::{InputError, in_range, not_negative, positive};
 use crate::parse::{self, Check, SCHEMA_VERSION};
 use crate::strategy::{Recompute, ScheduleKind};
+use crate::training::check_tokens;
 use crate::units::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,9 @@ pub struct Job {
     pub seed: u64,
     #[serde(default)]
     pub objective: Objective,
+    /// Tokens of the whole training: plans then include its time and its cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training_tokens: Option<u64>,
     /// If the number of steps to the wanted loss is known, plans include the time to that loss.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub convergence: Option<Convergence>,
@@ -375,6 +379,7 @@ impl Job {
             gradient_clip: 1.0,
             seed: 0,
             objective: Objective::default(),
+            training_tokens: None,
             convergence: None,
             allow: Allow::default(),
             given: None,
@@ -462,6 +467,7 @@ impl Check for Job {
         in_range("global_batch", u64::from(self.global_batch), 1, 1 << 20)?;
         in_range("seq_len", u64::from(self.seq_len), 1, 1 << 24)?;
         in_range("global_batch x seq_len", self.tokens(), 1, 1 << 36)?;
+        self.training_tokens.map_or(Ok(()), |tokens| check_tokens("training_tokens", tokens))?;
         not_negative("gradient_clip", self.gradient_clip)?;
         not_negative("memory_reserve", self.memory_reserve)?;
         if self.memory_reserve >= 1.0 {

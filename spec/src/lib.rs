@@ -36,8 +36,10 @@ mod source;
 pub mod strategy;
 mod survey;
 pub mod text;
+mod training;
 pub mod units;
 pub mod utilisation;
+mod variant;
 
 pub use block::{Addition, BlockRun, BlockSpec, Experts, Latent};
 pub use classes::{ClassRange, DeviceClasses, NodeKind};
@@ -63,5 +65,7 @@ pub use run::{
 pub use source::{CatalogueReference, CostSource, ProfileReference};
 pub use strategy::{ParallelStrategy, Recompute, ScheduleKind, Stage};
 pub use text::{one_line, printable};
+pub use training::Training;
 pub use units::{Bytes, BytesPerSecond, Flops, FlopsPerSecond, Provenance, Seconds};
 pub use utilisation::{Peak, Utilisation};
+pub use variant::{Change, GivenStrategy, Setting, Variant};

@@ -215,7 +215,7 @@ pub fn toml<T: DeserializeOwned + Check>(name: &str, bytes: &[u8]) -> Result<T, 
 }
 
 /// Reads any TOML document; `what` names it in the error.
-pub(crate) fn toml_value(name: &str, bytes: &[u8], what: &str) -> Result<serde_json::Value, InputError> {
+pub fn toml_value(name: &str, bytes: &[u8], what: &str) -> Result<serde_json::Value, InputError> {
     let example = || format!("see the example of a {what} file in docs/files.md");
     let text = text(name, bytes, what)?;
     let table: ::toml::Table = text.parse().map_err(|error: ::toml::de::Error| {

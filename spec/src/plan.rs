@@ -11,8 +11,10 @@ use crate::parse::Check;
 use crate::run::Verdict;
 use crate::source::CostSource;
 use crate::strategy::{ParallelStrategy, Stage, check_stages};
+use crate::training::Training;
 use crate::units::{Bytes, Provenance, Seconds};
 use crate::utilisation::Utilisation;
+use crate::variant::GivenStrategy;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -183,6 +185,9 @@ pub struct Plan {
     /// Number of micro-batches per data-parallel rank and step.
     pub micro_batches: u32,
     pub estimate: Estimate,
+    /// Time and cost of the whole training, if the job gives its tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<Training>,
     /// Whether the plan fits into the memory of the devices, less the job's reserve. Only a strategy that
     /// was given, not searched, may not fit.
     #[serde(default = "yes")]
@@ -211,6 +216,9 @@ pub struct Plan {
     /// whichever plan the search (`search`) ranked first, and the alternatives are in measured order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<MeasuredChoice>,
+    /// The strategy of a trainer's file, with which the plan is compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given: Option<Box<GivenStrategy>>,
 }
 
 /// The measurements by which a plan became the first of its document.
@@ -238,6 +246,11 @@ pub struct MeasuredChoice {
 }
 
 impl Plan {
+    /// The whole training at the step time of `estimate`, of this plan or of an alternative.
+    pub fn training_of(&self, estimate: &Estimate) -> Option<Training> {
+        Training::of(&self.job, &self.cluster, estimate.step_time_s, estimate.step_time_spread_s)
+    }
+
     /// The utilisation of a device at the step time of `estimate`, of this plan or of an alternative.
     pub fn utilisation(&self, estimate: &Estimate) -> Option<Utilisation> {
         let mut all = Utilisation::of(&self.model, &self.job, &self.cluster, estimate.step_time_s);
@@ -323,9 +336,10 @@ impl Plan {
         };
         plan.alternatives.insert(0, first);
         plan.micro_batches = plan.strategy.micro_batches(plan.job.global_batch);
+        plan.training = plan.training_of(&plan.estimate);
         plan.collectives.clear();
         plan.codecs.clear();
-        (plan.placement, plan.measured) = (None, None);
+        (plan.placement, plan.measured, plan.given) = (None, None, None);
         Some(plan)
     }
 }
@@ -341,11 +355,13 @@ impl Check for Plan {
         self.strategy.communication.check("strategy.communication")?;
         check_stages(&self.stages)?;
         self.estimate.check().map_err(|e| e.under("estimate"))?;
+        self.training.map_or(Ok(()), |training| training.check().map_err(|e| e.under("training")))?;
         not_negative("search.lower_bound_s", self.search.lower_bound_s.0)?;
         finite("search.gap", self.search.gap)?;
         for (index, alternative) in self.alternatives.iter().enumerate() {
             alternative.check().map_err(|e| e.under(&format!("alternatives[{index}]")))?;
         }
+        self.given.as_ref().map_or(Ok(()), |given| given.check().map_err(|e| e.under("given")))?;
         self.measured
             .as_ref()
             .map_or(Ok(()), |measured| measured.check().map_err(|e| e.under("measured")))?;

@@ -2,9 +2,9 @@
 //! training steps that were fitted to runs.
 
 use super::without_profile;
-use crate::cli::{FigureArgs, JobArgs};
+use crate::cli::{FigureArgs, JobArgs, PriceArgs};
 use crate::failure::Failure;
-use crate::{input, output};
+use crate::{input, output, price};
 use autodist_analytic::{
     Calibration, CataloguePrices, FreeParameters, NodeModel, ParallelDims, Trainer, TrainingRun,
 };
@@ -56,10 +56,13 @@ pub struct Figures {
 impl Figures {
     /// # Errors
     /// A file cannot be read, or the catalogue lacks a device.
-    pub fn of(text: &str, args: &FigureArgs, device_memory: Option<u64>) -> Result<Self, Failure> {
+    pub fn of(text: &str, args: &FigureArgs, price: &PriceArgs) -> Result<Self, Failure> {
         let catalogue = input::catalogue(&args.catalogue)?;
         let mut cluster = input::cluster_of(text, &catalogue)?;
-        if let Some(bytes) = device_memory {
+        if let Some(price) = &price.price {
+            price::set(&mut cluster, price, &catalogue)?;
+        }
+        if let Some(bytes) = price.device_memory {
             in_range("--device-memory", bytes, 1 << 20, 1 << 50)?;
             cluster.nodes.iter_mut().for_each(|group| group.device.memory_bytes = Bytes(bytes));
             cluster.check().map_err(|error| error.in_file("--device-memory"))?;

@@ -5,7 +5,7 @@ use super::from_trainer::{self, Given, Request};
 use super::{
     DEFAULT_MODEL, Prices, check_experts, check_prices, prices, profile_of, refused, without_profile,
 };
-use crate::cli::EstimateArgs;
+use crate::cli::{EstimateArgs, PriceArgs};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_planner::{Comparison, MemoryShortfall, PlanError, Planner, SearchLimits};
@@ -84,23 +84,19 @@ fn of_plan(args: &EstimateArgs, path: &Path) -> Result<(Plan, Option<MemoryShort
 
 fn of_profile(args: &EstimateArgs) -> Result<(), Failure> {
     without_profile(args.trainer, &args.figures)?;
-    // Report errors in the file before missing flags.
-    let prices = prices(&args.price);
-    let devices = prices.as_ref().ok().map(|prices| prices.cluster.device_count());
-    let given = from_trainer::read(Request::of_estimate(args), devices)?;
-    let prices = prices?;
-    let (model, job) = model_and_job(args, given.as_ref(), &prices)?;
+    let asked = AskedMeasured::of(Request::of_estimate(args), &args.price)?;
     if let Some(top) = args.best {
-        if let Some(given) = &given {
+        if let Some(given) = &asked.given {
             given.note_layout();
         }
         let limits = SearchLimits { top, ..SearchLimits::default() };
-        let plan = super::plan::fastest_measured(&prices, &model, job, &args.strategy, &[], limits)?;
+        let AskedMeasured { prices, model, job, .. } = &asked;
+        let plan = super::plan::fastest_measured(prices, model, job.clone(), &args.strategy, &[], limits)?;
         return print(args, &plan, None, "");
     }
-    let (plan, shortfall) = of_flags(args, given.as_ref(), &prices, &model, &job)?;
-    let comparison = if given.is_some() && !args.json && plan.fits {
-        compared_with_the_best(&plan, &prices)
+    let (plan, shortfall) = asked.plan()?;
+    let comparison = if asked.given.is_some() && !args.json && plan.fits {
+        compared_with_the_best(&plan, &asked.prices)
     } else {
         String::new()
     };
@@ -124,59 +120,73 @@ fn compared_with_the_best(plan: &Plan, prices: &Prices) -> String {
     )
 }
 
-/// The model and the job, of the flags and a trainer's file.
-fn model_and_job(
-    args: &EstimateArgs,
-    given: Option<&Given>,
-    prices: &Prices,
-) -> Result<(ModelSpec, Job), Failure> {
-    let measured = (Some(prices.profile.seq_len), Some(prices.profile.precision));
-    let (model, job) = match given {
-        None => {
-            let model = input::model(args.model.as_deref().unwrap_or(DEFAULT_MODEL))?;
-            (model, input::job(&args.job, None, measured.0, measured.1)?)
-        }
-        Some(given) => {
-            let model = given.model(args.model.as_deref(), Some(&prices.profile.model))?;
-            let blame = |failure| given.blame(Request::of_estimate(args), failure);
-            let mut job =
-                input::job(&given.job_flags(&args.job)?, None, measured.0, measured.1).map_err(blame)?;
-            given.complete(&mut job).map_err(blame)?;
-            (model, job)
-        }
-    };
-    check_experts(&model, args.strategy.ep)?;
-    check_prices(prices, &model, &job)?;
-    Ok((model, job))
+/// The prices of a profile, the model and the job, with what a trainer's file gives in the place of flags.
+pub struct AskedMeasured<'a> {
+    pub prices: Prices,
+    pub model: ModelSpec,
+    pub job: Job,
+    given: Option<Given>,
+    request: Request<'a>,
 }
 
-fn of_flags(
-    args: &EstimateArgs,
-    given: Option<&Given>,
-    prices: &Prices,
-    model: &ModelSpec,
-    job: &Job,
-) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
-    let devices = prices.cluster.device_count();
-    let blame = |failure| match given {
-        Some(given) => given.blame(Request::of_estimate(args), failure),
-        None => failure,
-    };
-    let (strategy, stages) = match given {
-        None => (input::strategy(&args.strategy, devices)?, None),
-        Some(given) => {
-            let mut strategy = input::strategy(&given.strategy(&args.strategy), devices).map_err(blame)?;
-            given.code(&mut strategy);
-            let stages = given.stages(&args.strategy, model);
-            if stages.is_none() {
-                given.one_recompute()?;
+impl<'a> AskedMeasured<'a> {
+    /// # Errors
+    /// A file cannot be read, its content or the flags are not valid, or the profile is of another model.
+    pub fn of(request: Request<'a>, price: &PriceArgs) -> Result<Self, Failure> {
+        // Report errors in the file before missing flags.
+        let prices = prices(price);
+        let devices = prices.as_ref().ok().map(|prices| prices.cluster.device_count());
+        let given = from_trainer::read(request, devices)?;
+        let prices = prices?;
+        let measured = (Some(prices.profile.seq_len), Some(prices.profile.precision));
+        let (model, job) = match &given {
+            None => {
+                let model = input::model(request.model.unwrap_or(DEFAULT_MODEL))?;
+                check_experts(&model, request.strategy.ep)?;
+                (model, input::job(request.job, None, measured.0, measured.1)?)
             }
-            (strategy, stages)
-        }
-    };
-    let planner = super::planner(model, &prices.cluster, job, &prices.profile);
-    let (mut plan, shortfall) =
-        planner.priced(&strategy, stages.as_deref()).map_err(|error| blame(refused(&strategy, error)))?;
-    plan.name_profile(&prices.path.display().to_string());
-    Ok((plan, shortfall))
+            Some(given) => {
+                let model = given.model(request.model, Some(&prices.profile.model))?;
+                let blame = |failure| given.blame(request, failure);
+                let mut job = input::job(&given.job_flags(request.job)?, None, measured.0, measured.1)
+                    .map_err(blame)?;
+                given.complete(&mut job).map_err(blame)?;
+                check_experts(&model, request.strategy.ep)?;
+                (model, job)
+            }
+        };
+        check_prices(&prices, &model, &job)?;
+        Ok(Self { prices, model, job, given, request })
+    }
+
+    /// The plan of the strategy that is asked for, and the memory that it lacks.
+    ///
+    /// # Errors
+    /// The strategy is not legal or not priced.
+    pub fn plan(&self) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
+        let Self { prices, model, job, given, request } = self;
+        let devices = prices.cluster.device_count();
+        let blame = |failure| match given {
+            Some(given) => given.blame(*request, failure),
+            None => failure,
+        };
+        let (strategy, stages) = match given {
+            None => (input::strategy(request.strategy, devices)?, None),
+            Some(given) => {
+                let mut strategy =
+                    input::strategy(&given.strategy(request.strategy), devices).map_err(blame)?;
+                given.code(&mut strategy);
+                let stages = given.stages(request.strategy, model);
+                if stages.is_none() {
+                    given.one_recompute()?;
+                }
+                (strategy, stages)
+            }
+        };
+        let planner = super::planner(model, &prices.cluster, job, &prices.profile);
+        let (mut plan, shortfall) =
+            planner.priced(&strategy, stages.as_deref()).map_err(|error| blame(refused(&strategy, error)))?;
+        plan.name_profile(&prices.path.display().to_string());
+        Ok((plan, shortfall))
+    }
 }

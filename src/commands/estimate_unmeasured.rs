@@ -7,70 +7,64 @@ use super::{DEFAULT_MODEL, check_experts, estimate, plan, refused};
 use crate::cli::{EstimateArgs, JobArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
-use autodist_analytic::{even_blocks, software};
+use autodist_analytic::{Trainer, even_blocks, software};
 use autodist_planner::{MemoryShortfall, Planner, SearchLimits};
 use autodist_program::stages;
-use autodist_spec::{InputError, Job, ModelSpec, ParallelStrategy, Plan, Precision, Stage};
+use autodist_spec::{InputError, Job, ModelSpec, ParallelStrategy, Plan, Stage};
 
 pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
-    let figures = Figures::of(cluster, &args.figures, args.price.device_memory)?;
-    let devices = figures.cluster.device_count();
-    let given = from_trainer::read(Request::of_estimate(args), Some(devices))?;
-    let name = args.model.as_deref();
-    let model = match &given {
-        Some(given) => given.model(name, None)?,
-        None => input::model(name.unwrap_or(DEFAULT_MODEL))?,
-    };
-    let asked = Asked::of(args, given, figures.precision_for(&args.job)?)?;
-    check_experts(&model, asked.flags.ep).map_err(|error| asked.blame(args, error.into()))?;
+    let figures = Figures::of(cluster, &args.figures, &args.price)?;
+    let asked = Asked::of(Request::of_estimate(args), args.trainer, &figures)?;
     if let Some(top) = args.best {
         let limits = SearchLimits { top, ..SearchLimits::default() };
         let mut job = asked.job.clone();
-        input::narrow(&mut job, &asked.flags, devices)?;
-        // A search chooses for a trainer; nothing about it is assumed.
-        asked
-            .software
-            .assumptions
-            .iter()
-            .for_each(|assumption| output::note(&format!("the plan is for {assumption}")));
-        let software = Software { assumptions: Vec::new(), ..asked.software.clone() };
-        let plan = plan::fastest(&figures, &model, job, &software, limits)?;
+        input::narrow(&mut job, &asked.flags, figures.cluster.device_count())?;
+        let plan = plan::fastest(&figures, &asked.model, job, &asked.software_of_search(), limits)?;
         return estimate::print(args, &plan, None, "");
     }
-    let (plan, shortfall) =
-        one(&figures, &model, &asked, &args.strategy).map_err(|failure| asked.blame(args, failure))?;
+    let (plan, shortfall) = asked.plan(&figures)?;
     estimate::print(args, &plan, shortfall, "")
 }
 
-/// The job, the software and the flags of the layout, with what a trainer's file gives in their places.
-struct Asked {
-    job: Job,
+/// The model, the job, the software and the flags of the strategy, with what a trainer's file gives in their places.
+pub struct Asked<'a> {
+    pub model: ModelSpec,
+    pub job: Job,
+    pub software: Software,
     flags: StrategyArgs,
-    software: Software,
     given: Option<Given>,
+    request: Request<'a>,
 }
 
-impl Asked {
-    fn of(args: &EstimateArgs, given: Option<Given>, usual: Precision) -> Result<Self, Failure> {
+impl<'a> Asked<'a> {
+    /// # Errors
+    /// A file cannot be read, or its content or the flags are not valid.
+    pub fn of(request: Request<'a>, trainer: Option<Trainer>, figures: &Figures) -> Result<Self, Failure> {
+        let given = from_trainer::read(request, Some(figures.cluster.device_count()))?;
+        let model = match &given {
+            Some(given) => given.model(request.model, None)?,
+            None => input::model(request.model.unwrap_or(DEFAULT_MODEL))?,
+        };
+        let usual = figures.precision_for(request.job)?;
         let job = |flags: &JobArgs| input::job(flags, None, None, Some(usual));
         let (mut job, flags) = match &given {
-            None => (job(&args.job)?, args.strategy.clone()),
+            None => (job(request.job)?, request.strategy.clone()),
             Some(given) => {
-                let job = job(&given.job_flags(&args.job)?)
-                    .map_err(|failure| given.blame(Request::of_estimate(args), failure))?;
-                if args.best.is_none() {
-                    (job, given.strategy(&args.strategy))
-                } else {
+                let job =
+                    job(&given.job_flags(request.job)?).map_err(|failure| given.blame(request, failure))?;
+                if request.search {
                     given.note_layout();
-                    (job, args.strategy.clone())
+                    (job, request.strategy.clone())
+                } else {
+                    (job, given.strategy(request.strategy))
                 }
             }
         };
         if let Some(given) = &given {
-            given.complete(&mut job).map_err(|failure| given.blame(Request::of_estimate(args), failure))?;
+            given.complete(&mut job).map_err(|failure| given.blame(request, failure))?;
         }
-        let mut software = Software::of(args.trainer);
-        if args.trainer.is_none() {
+        let mut software = Software::of(trainer);
+        if trainer.is_none() {
             let (trainer, why) = match given.as_ref().map(|given| (given.trainer(), given.format())) {
                 Some((Some(trainer), format)) => (trainer, format!("as files of {format}: ")),
                 Some((None, format)) => (software.trainer, format!("{format} is not modelled, ")),
@@ -80,20 +74,37 @@ impl Asked {
             software.assumptions.push(format!("trainer {trainer}: {why}--trainer not given"));
         }
         let unsaid = given.as_ref().is_some_and(|given| !given.gives_precision());
-        if unsaid && input::given_precision(&args.job)?.is_none() {
+        if unsaid && input::given_precision(request.job)?.is_none() {
             software
                 .assumptions
                 .push(format!("precision {}: neither the file nor --precision gives it", job.precision));
         }
-        Ok(Self { job, flags, software, given })
+        let asked = Self { model, job, software, flags, given, request };
+        check_experts(&asked.model, asked.flags.ep).map_err(|error| asked.blame(error.into()))?;
+        Ok(asked)
     }
 
     /// A failure, attributed to the trainer's file if it gave the value.
-    fn blame(&self, args: &EstimateArgs, failure: Failure) -> Failure {
+    fn blame(&self, failure: Failure) -> Failure {
         match &self.given {
-            Some(given) => given.blame(Request::of_estimate(args), failure),
+            Some(given) => given.blame(self.request, failure),
             None => failure,
         }
+    }
+
+    /// The software of a search, which chooses for a trainer; notes say what is assumed about it.
+    pub fn software_of_search(&self) -> Software {
+        let assumptions = &self.software.assumptions;
+        assumptions.iter().for_each(|assumption| output::note(&format!("assumed: {assumption}")));
+        Software { assumptions: Vec::new(), ..self.software.clone() }
+    }
+
+    /// The plan of the strategy that is asked for, and the memory that it lacks.
+    ///
+    /// # Errors
+    /// The strategy is not legal or not priced.
+    pub fn plan(&self, figures: &Figures) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
+        one(figures, self).map_err(|failure| self.blame(failure))
     }
 
     /// The strategy of the flags on `devices` devices, and what it assumes. Without `--recompute` it has no
@@ -138,14 +149,10 @@ impl Asked {
     }
 }
 
-/// The plan of the strategy that is asked for, and the memory that it lacks. `overriding` are the flags of the
-/// command line itself, which override stages and recomputation of a trainer's file.
-fn one(
-    figures: &Figures,
-    model: &ModelSpec,
-    asked: &Asked,
-    overriding: &StrategyArgs,
-) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
+fn one(figures: &Figures, asked: &Asked) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
+    let model = &asked.model;
+    // The flags of the command line itself override stages and recomputation of a trainer's file.
+    let overriding = asked.request.strategy;
     let devices = figures.cluster.device_count();
     let (strategy, assumptions) = asked.strategy(devices)?;
     software::check(asked.software.trainer, &strategy)?;

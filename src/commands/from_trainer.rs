@@ -1,6 +1,6 @@
 //! `--from`: a trainer's own file instead of flags.
 
-use crate::cli::{EstimateArgs, JobArgs, StrategyArgs};
+use crate::cli::{EstimateArgs, JobArgs, PlanArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::Trainer;
@@ -27,6 +27,12 @@ impl<'a> Request<'a> {
     pub fn of_estimate(args: &'a EstimateArgs) -> Self {
         let EstimateArgs { from, model, job, strategy, best, .. } = args;
         Self { from, model: model.as_deref(), job, strategy, search: best.is_some() }
+    }
+
+    /// With a file, its own strategy is asked for; without, strategies are searched.
+    pub fn of_plan(args: &'a PlanArgs) -> Self {
+        let PlanArgs { from, model, job, strategy, .. } = args;
+        Self { from, model: model.as_deref(), job, strategy, search: from.is_empty() }
     }
 }
 

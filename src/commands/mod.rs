@@ -21,7 +21,7 @@ mod validate;
 
 use crate::cli::{Cli, Command, FigureArgs, PriceArgs, StrategyArgs};
 use crate::failure::Failure;
-use crate::{input, output};
+use crate::{input, output, price};
 use autodist_analytic::Trainer;
 use autodist_cost_model::{CostModel, Unpriced};
 use autodist_hardware::Catalogue;
@@ -52,7 +52,10 @@ fn in_inputs(mut error: InputError, command: &Command) -> InputError {
     let paths = |paths: &[PathBuf]| paths.iter().map(|path| path.display().to_string()).collect();
     let mut files: Vec<String> = match command {
         Command::Plan(args) => {
-            let others = [Some(args.model.model.clone()), args.price.cluster.clone()];
+            if let [_, file] = args.from.as_slice() {
+                return InputError { source_name: format!("{file} and the flags"), ..error };
+            }
+            let others = [args.model.clone(), args.price.cluster.clone()];
             let given = [&args.job.job, &args.price.profile, &args.figures.calibration].map(path);
             let devices: Vec<String> = paths(&args.figures.catalogue.devices);
             others.into_iter().chain(given).flatten().chain(devices).collect()
@@ -155,6 +158,9 @@ fn prices(args: &PriceArgs) -> Result<Prices, Failure> {
                 .into());
         }
         cluster = given;
+    }
+    if let Some(text) = &args.price {
+        price::set(&mut cluster, text, &Catalogue::shipped())?;
     }
     if let Some(bytes) = args.device_memory {
         cluster.nodes.iter_mut().for_each(|group| group.device.memory_bytes = Bytes(bytes));

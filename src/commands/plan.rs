@@ -1,15 +1,20 @@
 //! `autodist plan`
 
 use super::catalogue::{Figures, Software};
-use super::{Prices, check_experts, check_own_engines, check_prices, orders, prices, without_profile};
+use super::estimate::AskedMeasured;
+use super::estimate_unmeasured::Asked;
+use super::from_trainer::Request;
+use super::{Prices, check_own_engines, check_prices, orders, without_profile};
 use crate::cli::{PlanArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{devices, engine, input, output};
 use autodist_analytic::software;
-use autodist_planner::{Planner, SearchLimits};
+use autodist_planner::{MemoryShortfall, PlanError, Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
-use autodist_spec::{CodecProbe, InputError, Job, ModelSpec, Plan, to_json};
+use autodist_spec::{
+    Bytes, Change, CodecProbe, GivenStrategy, InputError, Job, ModelSpec, Plan, Variant, to_json,
+};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -36,17 +41,26 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
 /// Plans for machines that were measured.
 fn of_profile(args: &PlanArgs, limits: SearchLimits) -> Result<Plan, Failure> {
     without_profile(args.trainer, &args.figures)?;
-    let prices = prices(&args.price)?;
-    let model = input::model(&args.model.model)?;
-    check_experts(&model, args.strategy.ep)?;
-    let job = input::job(&args.job, None, Some(prices.profile.seq_len), Some(prices.profile.precision))?;
     let probes = args.probes.as_deref().map(input::validation).transpose()?.map(|v| v.probes);
     if probes.as_ref().is_some_and(Vec::is_empty) {
         let path = args.probes.as_deref().unwrap_or(Path::new("")).display();
         let error = InputError::new("--probes", path, "contains no probes");
         return Err(error.hint("create it with `autodist validate PLAN --probe`").into());
     }
-    fastest_measured(&prices, &model, job, &args.strategy, &probes.unwrap_or_default(), limits)
+    let probes = probes.unwrap_or_default();
+    let asked = AskedMeasured::of(Request::of_plan(args), &args.price)?;
+    let AskedMeasured { prices, model, job, .. } = &asked;
+    let search = |flags| fastest_measured(prices, model, job.clone(), flags, &probes, limits);
+    if args.from.is_empty() {
+        return search(&args.strategy);
+    }
+    let (given, shortfall) = asked.plan()?;
+    let mut job = job.clone();
+    devices::leave_out(prices.profile.environment.devices, &mut job);
+    engine::leave_out(prices.profile.environment.engine, &mut job);
+    let planner = super::planner(model, &prices.cluster, &job, &prices.profile).limits(limits);
+    let variants = planner.variants((&given.strategy, &given.stages, &given.estimate), shortfall.is_none());
+    beside(search(&StrategyArgs::default()), given, shortfall, variants, &args.from[1])
 }
 
 /// The fastest plan of the space that a job, the flags and the engine of a profile have in common.
@@ -75,16 +89,59 @@ fn of_figures(args: &PlanArgs, cluster: &str, limits: SearchLimits) -> Result<Pl
         let error = InputError::new("--probes", path.display(), "has no effect without a profile");
         return Err(error.hint("remove this option, or give `--profile`").into());
     }
-    let figures = Figures::of(cluster, &args.figures, args.price.device_memory)?;
-    let model = input::model(&args.model.model)?;
-    check_experts(&model, args.strategy.ep)?;
-    let mut job = input::job(&args.job, None, None, Some(figures.precision_for(&args.job)?))?;
-    input::narrow(&mut job, &args.strategy, figures.cluster.device_count())?;
-    let software = Software::of(args.trainer);
-    if args.trainer.is_none() {
-        output::note(&format!("the plan is for {}, because --trainer is not given", software.trainer));
+    let figures = Figures::of(cluster, &args.figures, &args.price)?;
+    let asked = Asked::of(Request::of_plan(args), args.trainer, &figures)?;
+    let software = asked.software_of_search();
+    let search = |job: Job| fastest(&figures, &asked.model, job, &software, limits);
+    if args.from.is_empty() {
+        let mut job = asked.job.clone();
+        input::narrow(&mut job, &args.strategy, figures.cluster.device_count())?;
+        return search(job);
     }
-    fastest(&figures, &model, job, &software, limits)
+    let (given, shortfall) = asked.plan(&figures)?;
+    let mut job = asked.job.clone();
+    software::narrow(&mut job, software.trainer)?;
+    let (costs, reference) = figures.costs(&asked.model, &job, &software);
+    let planner =
+        Planner::of_catalogue(&asked.model, &figures.cluster, &job, costs, &reference).limits(limits);
+    let variants = planner.variants((&given.strategy, &given.stages, &given.estimate), shortfall.is_none());
+    beside(search(asked.job.clone()), given, shortfall, variants, &args.from[1])
+}
+
+/// The best plan, with the strategy of a trainer's file and the smallest changes to it.
+fn beside(
+    best: Result<Plan, Failure>,
+    given: Plan,
+    shortfall: Option<MemoryShortfall>,
+    variants: Vec<Variant>,
+    file: &str,
+) -> Result<Plan, Failure> {
+    let missing_bytes = shortfall.as_ref().map_or(Bytes::ZERO, MemoryShortfall::missing);
+    let mut plan = match (best, shortfall) {
+        (Ok(plan), _) => plan,
+        (Err(Failure::Infeasible(none)), Some(shortfall)) => {
+            let own = PlanError::OutOfMemory(Box::new(shortfall));
+            let problem = format!("{file}: {own}\nno other strategy fits: {none}");
+            return Err(Failure::Infeasible(problem));
+        }
+        (Err(failure), _) => return Err(failure),
+    };
+    let Plan { strategy, stages, estimate, fits, assumptions, .. } = given;
+    let changes = Change::between((&strategy, &stages), (&plan.strategy, &plan.stages));
+    let source = file.to_owned();
+    let given = GivenStrategy {
+        source,
+        strategy,
+        stages,
+        estimate,
+        fits,
+        missing_bytes,
+        assumptions,
+        changes,
+        variants,
+    };
+    plan.given = Some(Box::new(given));
+    Ok(plan)
 }
 
 /// The fastest plan of the space that a job and a trainer have in common, with the nodes in the order that suits

@@ -75,6 +75,7 @@ pub fn plan(
         engine: Engine::Native,
     });
     Plan {
+        training: None,
         fits: true,
         assumptions: Vec::new(),
         schema_version: SCHEMA_VERSION,
@@ -93,5 +94,6 @@ pub fn plan(
         codecs: Vec::new(),
         cost_source,
         measured: None,
+        given: None,
     }
 }

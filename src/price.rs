@@ -1,0 +1,78 @@
+//! `--price`: what devices cost per hour.
+
+use crate::failure::Failure;
+use crate::input;
+use autodist_hardware::Catalogue;
+use autodist_spec::{Check, Cluster, InputError, NodeGroup, parse};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Sets the prices of a cluster's devices from the text of `--price`: one number for all devices, `device=number`
+/// for each, separated by commas, or the path of a TOML file with a table of them. Devices of the cluster that the
+/// text does not name keep the price of the cluster file.
+///
+/// # Errors
+/// Text that is none of these, or names no device of the cluster.
+pub fn set(cluster: &mut Cluster, text: &str, catalogue: &Catalogue) -> Result<(), Failure> {
+    if let Ok(usd) = text.trim().trim_start_matches('$').parse::<f64>() {
+        cluster.nodes.iter_mut().for_each(|group| group.usd_per_device_hour = Some(usd));
+    } else {
+        let prices = if text.contains('=') { of_list(text)? } else { of_file(text)? };
+        let of = |group: &NodeGroup| {
+            let is =
+                |name: &str| name == group.device.name || catalogue.is_same_device(name, &group.device.name);
+            prices.iter().find(|(name, _)| is(name)).map(|(_, usd)| *usd)
+        };
+        let found: Vec<_> = cluster.nodes.iter().map(of).collect();
+        if found.iter().all(Option::is_none) {
+            let devices: Vec<_> = cluster.nodes.iter().map(|group| group.device.name.as_str()).collect();
+            let names: Vec<_> = prices.keys().map(String::as_str).collect();
+            let problem =
+                format!("has prices of {}, but the cluster has {}", names.join(", "), devices.join(", "));
+            return Err(InputError::new("--price", text, problem)
+                .hint(format!("give the price of one device for one hour, e.g. `--price {}=2.5`", devices[0]))
+                .into());
+        }
+        for (group, usd) in cluster.nodes.iter_mut().zip(found) {
+            group.usd_per_device_hour = usd.or(group.usd_per_device_hour);
+        }
+    }
+    cluster.check().map_err(|error| InputError { field: "--price".to_owned(), ..error })?;
+    Ok(())
+}
+
+/// `h100-80gb-sxm=2.5,b200-180gb=4`.
+fn of_list(text: &str) -> Result<BTreeMap<String, f64>, Failure> {
+    let entry = |part: &str| {
+        let (name, usd) = part.split_once('=')?;
+        Some((name.trim().to_owned(), usd.trim().trim_start_matches('$').parse().ok()?))
+    };
+    let list: Option<_> = text.split(',').map(entry).collect();
+    Ok(list.ok_or_else(|| wrong(text))?)
+}
+
+/// A TOML file of lines such as `"h100-80gb-sxm" = 2.5`.
+fn of_file(text: &str) -> Result<BTreeMap<String, f64>, Failure> {
+    let path = Path::new(text);
+    if !path.exists() && !text.ends_with(".toml") {
+        return Err(wrong(text).into());
+    }
+    let value = parse::toml_value(text, &input::bytes(path, "price")?, "price")?;
+    let entries = value.as_object().into_iter().flatten();
+    let list: Result<_, InputError> = entries
+        .map(|(name, usd)| {
+            let usd = usd.as_f64().ok_or_else(|| {
+                InputError::new(name, usd, "must be a number: US dollars for one device and hour")
+                    .hint("write a line for each device, e.g. `\"h100-80gb-sxm\" = 2.5`")
+                    .in_file(text)
+            })?;
+            Ok((name.clone(), usd))
+        })
+        .collect();
+    Ok(list?)
+}
+
+fn wrong(text: &str) -> InputError {
+    InputError::new("--price", text, "is not a price")
+        .hint("give US dollars for one device and hour: `2.5`, `h100-80gb-sxm=2.5,b200-180gb=4`, or a TOML file with such lines")
+}
