@@ -1,5 +1,9 @@
 //! Command lines: clap types only.
 
+mod answers;
+
+pub use answers::{CompareArgs, DiffArgs};
+
 use crate::quantity;
 use autodist_analytic::Trainer;
 use autodist_exporters::Target;
@@ -31,6 +35,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Predict step time and memory of one given strategy, from a profile or from published hardware figures
     Estimate(EstimateArgs),
+    /// Compare clusters for one job: which is faster, which is cheaper, and how each scales
+    Compare(CompareArgs),
     /// Compare predictions from hardware figures with a table of measured runs
     Backtest(BacktestArgs),
     /// Fit the efficiencies behind plans without a profile to a table of a cluster's own runs
@@ -42,6 +48,8 @@ pub enum Command {
     Tune(TuneArgs),
     /// Write a plan as the configuration of another trainer, with a launch script
     Export(ExportArgs),
+    /// List what differs between two plans, two profiles or two runs
+    Diff(DiffArgs),
     /// Explain why a plan won, what limits it, and what other hardware would change
     Explain(ExplainArgs),
     /// Write an HTML report, PNG figures and CSV tables for a plan and its runs

@@ -32,6 +32,8 @@ fn run_args(cli: &Cli) -> Option<&RunArgs> {
         Command::Train(args) => Some(&args.run),
         Command::Plan(_)
         | Command::Estimate(_)
+        | Command::Compare(_)
+        | Command::Diff(_)
         | Command::Backtest(_)
         | Command::Calibrate(_)
         | Command::Export(_)

@@ -15,6 +15,8 @@
 mod changes;
 mod circumstances;
 mod communication;
+pub mod comparison;
+pub mod diff;
 mod error;
 mod figures;
 mod html;

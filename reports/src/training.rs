@@ -1,13 +1,13 @@
 //! Time and cost of a whole training, in words.
 
-use crate::words::{count, parameters, plural};
+use crate::words::{count, plural};
 use autodist_spec::{Plan, Seconds, Training};
 
-/// `1.00 T tokens, 119,210 steps: 186 ± 37 days, 142,000 device hours, $355,000 ± $71,000 at $2.50 per device hour`.
+/// `1 T tokens, 119,210 steps: 186 ± 37 days, 142,000 device hours, $355,000 ± $71,000 at $2.50 per device hour`.
 pub(crate) fn sentence(plan: &Plan, training: &Training) -> String {
     let mut text = format!(
         "{} tokens, {}: {}, {} device hours",
-        parameters(training.tokens),
+        tokens(training.tokens),
         plural(training.steps, "step"),
         time(training.time_s, training.time_spread_s),
         rounded(training.device_hours)
@@ -35,6 +35,16 @@ fn price(plan: &Plan) -> String {
         }
     }
     format!(" at {}", prices.join(" and "))
+}
+
+/// `1.5 T`, `4 M`: a number of tokens as people write it.
+pub fn tokens(number: u64) -> String {
+    let units = [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")];
+    let Some((unit, name)) = units.into_iter().find(|(unit, _)| number as f64 >= *unit) else {
+        return number.to_string();
+    };
+    let text = format!("{:.3}", number as f64 / unit);
+    format!("{} {name}", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
 /// `186 ± 37 days`, in the largest unit of which it is at least two.
@@ -102,5 +112,9 @@ mod tests {
         assert_eq!(cost(714_931.0, 142_310.0), "$715,000 ± $140,000");
         assert_eq!(cost(12.5, 1.25), "$12.5 ± $1.2");
         assert_eq!(rounded(287_123.4), "287,000");
+        assert_eq!(
+            [1_000_000_000_000, 1_500_000_000, 4_194_304, 12].map(tokens),
+            ["1 T", "1.5 B", "4.194 M", "12"]
+        );
     }
 }

@@ -191,6 +191,34 @@ impl Cluster {
         self.nodes.iter().map(of).sum()
     }
 
+    /// A cluster with `devices` devices: more or fewer of the same nodes, or fewer devices of one node.
+    ///
+    /// # Errors
+    /// The cluster has several kinds of nodes, its nodes do not have this number of devices together, or several
+    /// nodes have no network.
+    pub fn of_size(&self, devices: u32) -> Result<Self, InputError> {
+        let refused = |problem: String| InputError::new("devices", devices, problem);
+        let name = &self.name;
+        let kinds = self.node_kinds();
+        let [kind] = kinds.as_slice() else {
+            return Err(refused(format!("{name} has nodes of several kinds, and so no other sizes")));
+        };
+        let mut group = kind.group.clone();
+        let each = group.devices;
+        if devices >= each && !devices.is_multiple_of(each) {
+            return Err(refused(format!("is not a multiple of the {each} devices of a node of {name}")));
+        }
+        (group.count, group.devices) = ((devices / each).max(1), each.min(devices));
+        if group.count > 1 && self.network.is_none() && group.uplink.is_none() {
+            let nodes = group.count;
+            return Err(refused(format!("needs {nodes} nodes, but {name} gives no network between nodes")));
+        }
+        let name = format!("{}x{}x{}", group.count, group.devices, group.device.name);
+        let cluster = Self { name, nodes: vec![group], ..self.clone() };
+        cluster.check()?;
+        Ok(cluster)
+    }
+
     /// The device of the first node. `homogeneous` returns whether all nodes have the same device.
     pub fn device(&self) -> &Device {
         &self.nodes[0].device

@@ -94,6 +94,19 @@ impl Figures {
         Ok(Self { cluster, machines, parameters, calibration, source })
     }
 
+    /// The cluster with `devices` devices: more or fewer of the same nodes, or fewer devices of one node.
+    ///
+    /// # Errors
+    /// The cluster has several kinds of nodes, or its nodes do not have this number of devices together.
+    pub fn of_size(&self, args: &FigureArgs, devices: u32) -> Result<Self, Failure> {
+        let cluster = self.cluster.of_size(devices).map_err(|error| InputError {
+            field: "--scale".to_owned(),
+            hint: "give sizes that the nodes can have, e.g. `--scale 8..1024`".to_owned(),
+            ..error
+        })?;
+        Self::of_cluster(cluster, &input::catalogue(&args.catalogue)?, args, "--scale")
+    }
+
     /// The same nodes with their kinds in every order, the given one first: pipeline stages follow the order of
     /// the nodes. Of more than [`MOST_ORDERED`] kinds, only the given order.
     pub fn orders(&self) -> Vec<Self> {

@@ -4,6 +4,8 @@ mod backtest;
 mod calibrate;
 mod catalog;
 mod catalogue;
+mod compare;
+mod diff;
 mod estimate;
 mod estimate_unmeasured;
 mod explain;
@@ -90,11 +92,13 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Profile(args) => profile::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Estimate(args) => estimate::run(args),
+        Command::Compare(args) => compare::run(args),
         // Folds are fitted in parallel.
         Command::Backtest(args) => with_threads(0, || backtest::run(args)),
         Command::Calibrate(args) => with_threads(0, || calibrate::run(args)),
         Command::Validate(args) => validate::run(args),
         Command::Tune(args) => tune::run(args),
+        Command::Diff(args) => diff::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Export(args) => export::run(args),
         Command::Report(args) => report::run(args),

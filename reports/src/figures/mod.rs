@@ -6,6 +6,7 @@ mod links;
 mod loss;
 mod memory;
 mod palette;
+pub(crate) mod scaling;
 mod scatter;
 mod supersample;
 mod timeline;

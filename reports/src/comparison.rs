@@ -1,0 +1,179 @@
+//! Clusters compared: text, and the curves of their sizes.
+
+use crate::ReportError;
+use crate::figures::scaling;
+use crate::table::{Align, Table, paragraph};
+use crate::training::{cost, rounded, time, tokens};
+use crate::words::{count, percent, with_spread};
+use autodist_spec::{BestOn, ClusterComparison, ComparedCluster, Difference};
+use std::fmt::Write;
+
+/// The answer, and a row for each cluster; with `sizes`, for each of its sizes.
+pub fn text(comparison: &ClusterComparison, sizes: bool) -> String {
+    let job = &comparison.job;
+    let mut text = paragraph(
+        &format!(
+            "{} in {}: {} sequences of {} tokens per step",
+            comparison.model,
+            job.precision,
+            count(job.global_batch.into()),
+            count(job.seq_len.into())
+        ),
+        0,
+    );
+    if sizes {
+        text += &growth(comparison);
+        text += &bars(comparison);
+        for curve in comparison.clusters.chunk_by(|one, next| one.devices < next.devices) {
+            text += &format!("\n{}\n{}", curve[0].device, table(curve, true).text());
+        }
+    } else {
+        text += &differences(&comparison.faster, "fastest", "takes", "as long", "faster");
+        text += &differences(&comparison.cheaper, "cheapest", "costs", "as much", "cheaper");
+        text += &bars(comparison);
+        text += &format!("\n{}", table(&comparison.clusters, false).text());
+    }
+    text + &refused(comparison)
+}
+
+/// `fastest    a: b takes 1.12 times as long (0.91 to 1.38, …): …`.
+fn differences(list: &[Difference], label: &str, verb: &str, much: &str, better: &str) -> String {
+    let mut text = String::new();
+    for (index, one) in list.iter().enumerate() {
+        let verdict = if one.is_clear() {
+            format!("{} is {better}", one.cluster)
+        } else {
+            "the predictions cannot tell them apart".to_owned()
+        };
+        let sentence = format!(
+            "{}: {} {verb} {:.2} times {much} ({:.2} to {:.2} with the error bars of both): {verdict}",
+            one.cluster, one.than, one.times, one.times_low, one.times_high
+        );
+        let label = if index == 0 { label } else { "" };
+        let _ = write!(text, "{label:<11}{}", paragraph(&sentence, 11));
+    }
+    text
+}
+
+/// What the error bars stand on, once if they stand on the same.
+fn bars(comparison: &ClusterComparison) -> String {
+    let mut text = String::new();
+    let of = |one: &BestOn| {
+        let bar = percent(one.step_time_spread_s / one.step_time_s);
+        format!("± {bar}: {}", one.error_bar_of)
+    };
+    let all: Vec<(&ComparedCluster, String)> =
+        comparison.clusters.iter().filter_map(|one| Some((one, of(one.best.as_ref()?)))).collect();
+    let same = all.iter().all(|(_, bar)| *bar == all[0].1);
+    for (index, (cluster, bar)) in all.iter().enumerate() {
+        if same && index > 0 {
+            break;
+        }
+        let sentence = if same { bar.clone() } else { format!("{}: {bar}", cluster.cluster) };
+        let label = if index == 0 { "how sure" } else { "" };
+        let _ = write!(text, "{label:<11}{}", paragraph(&sentence, 11));
+    }
+    text
+}
+
+/// How the throughput of a device changes from the smallest to the largest size, by kind of devices.
+fn growth(comparison: &ClusterComparison) -> String {
+    let mut text = String::new();
+    for (name, sizes) in curves(comparison) {
+        let (Some(first), Some(last)) = (sizes.first(), sizes.last()) else { continue };
+        let part = last.1.tokens_per_s_per_device / first.1.tokens_per_s_per_device;
+        let mut sentence = format!(
+            "{name}: {} tokens/s per device on {}, {} on {}: {}",
+            rounded(first.1.tokens_per_s_per_device),
+            count(first.0.into()),
+            rounded(last.1.tokens_per_s_per_device),
+            count(last.0.into()),
+            percent(part)
+        );
+        let half = |pair: &&[(u32, &BestOn)]| pair[1].1.step_time_s.0 > pair[0].1.step_time_s.0 / 1.5;
+        if let Some(pair) = sizes.windows(2).find(|pair| half(pair)) {
+            let gain = pair[0].1.step_time_s / pair[1].1.step_time_s;
+            let _ = write!(
+                sentence,
+                "; {} devices are only {gain:.2} times as fast as {}",
+                count(pair[1].0.into()),
+                count(pair[0].0.into())
+            );
+        }
+        let _ = write!(text, "{:<11}{}", "scaling", paragraph(&sentence, 11));
+    }
+    text
+}
+
+/// The sizes of each kind of cluster that have a plan, by the name of its device. Sizes of one cluster rise.
+pub(crate) fn curves(comparison: &ClusterComparison) -> Vec<(String, Vec<(u32, &BestOn)>)> {
+    let mut curves = Vec::new();
+    for curve in comparison.clusters.chunk_by(|one, next| one.devices < next.devices) {
+        let sizes = curve.iter().filter_map(|one| Some((one.devices, one.best.as_ref()?))).collect();
+        curves.push((curve[0].device.clone(), sizes));
+    }
+    curves
+}
+
+/// A row for each cluster; `sizes` of one cluster are named by their numbers of devices alone.
+fn table(clusters: &[ComparedCluster], sizes: bool) -> Table {
+    let trainings = || clusters.iter().filter_map(|one| one.best.as_ref()?.training);
+    let (trained, priced) = (trainings().next().is_some(), trainings().any(|one| one.cost_usd.is_some()));
+    let mut columns = vec![("devices", Align::Right)];
+    if !sizes {
+        columns.insert(0, ("cluster", Align::Left));
+    }
+    columns.push(("step time", Align::Right));
+    columns.push(("tokens/s/device", Align::Right));
+    columns.push(("memory", Align::Right));
+    if trained {
+        columns.push(("time", Align::Right));
+    }
+    if priced {
+        columns.push(("cost", Align::Right));
+    }
+    columns.push(("strategy", Align::Left));
+    let mut table = Table::new(&columns);
+    for one in clusters {
+        let mut row = if sizes { Vec::new() } else { vec![one.cluster.clone()] };
+        row.push(count(one.devices.into()));
+        match &one.best {
+            None => row.resize(columns.len(), "-".to_owned()),
+            Some(best) => {
+                row.push(with_spread(best.step_time_s, best.step_time_spread_s));
+                row.push(rounded(best.tokens_per_s_per_device));
+                row.push(best.peak_memory_bytes.to_string());
+                let training = best.training;
+                if trained {
+                    row.push(training.map_or_else(String::new, |t| time(t.time_s, t.time_spread_s)));
+                }
+                if priced {
+                    let usd = training.and_then(|t| Some(cost(t.cost_usd?, t.cost_spread_usd?)));
+                    row.push(usd.unwrap_or_default());
+                }
+                row.push(best.strategy.clone());
+            }
+        }
+        table.row(row);
+    }
+    table
+}
+
+/// Why clusters have no plan.
+fn refused(comparison: &ClusterComparison) -> String {
+    let lines = comparison.clusters.iter().filter_map(|one| {
+        let why = one.refused.as_ref()?.lines().next()?;
+        Some(paragraph(&format!("{}: no plan: {why}", one.cluster), 2))
+    });
+    let lines: String = lines.collect();
+    if lines.is_empty() { lines } else { format!("\n{lines}") }
+}
+
+/// The curves of the sizes: tokens per second and device, against the number of devices (PNG).
+///
+/// # Errors
+/// A fault of the drawing library.
+pub fn figure(comparison: &ClusterComparison) -> Result<Vec<u8>, ReportError> {
+    let trained = comparison.job.training_tokens.map(tokens);
+    scaling::png(&comparison.model, trained.as_deref(), &curves(comparison))
+}

@@ -1,0 +1,26 @@
+//! `autodist diff`: what differs between two plans, two profiles or two runs.
+
+use crate::cli::DiffArgs;
+use crate::failure::Failure;
+use crate::input::{self, Document};
+use crate::output;
+use autodist_reports::diff;
+use autodist_spec::{InputError, to_json};
+
+pub fn run(args: &DiffArgs) -> Result<(), Failure> {
+    let (before, after) = (input::any_document(&args.before)?, input::any_document(&args.after)?);
+    let found = match (&before, &after) {
+        (Document::Plan(before), Document::Plan(after)) => diff::of_plans(before, after),
+        (Document::Profile(before), Document::Profile(after)) => diff::of_profiles(before, after),
+        (Document::Run(before), Document::Run(after)) => diff::of_runs(before, after),
+        _ => {
+            let (own, other) = (after.kind(), before.kind());
+            let problem = format!("is a {own}, but {} is a {other}", args.before.display());
+            return Err(InputError::new("AFTER", args.after.display(), problem)
+                .hint("give two documents of the same kind: two plans, two profiles or two run records")
+                .into());
+        }
+    };
+    let names = (args.before.display().to_string(), args.after.display().to_string());
+    output::print(&if args.json { to_json(&found) } else { found.text(&names.0, &names.1) })
+}
