@@ -2,7 +2,7 @@
 
 mod answers;
 
-pub use answers::{CompareArgs, DiffArgs};
+pub use answers::{CompareArgs, DiffArgs, DoctorArgs};
 
 use crate::quantity;
 use autodist_analytic::Trainer;
@@ -56,6 +56,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Train one plan and write a run record with losses and step times
     Train(TrainArgs),
+    /// Show what this machine has, and what each command would do here and for how long
+    Doctor(DoctorArgs),
     /// Run every kernel and layer on a device and compare the results with the CPU's in double precision
     Selftest(SelftestArgs),
     /// List the built-in models and devices

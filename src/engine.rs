@@ -58,6 +58,25 @@ pub fn torch(run: &RunArgs, emulated: bool) -> Result<Torch, Failure> {
     Ok(torch)
 }
 
+/// PyTorch's version and its interpreter, for advice: of the given interpreter, or of the one that `--engine torch`
+/// would use.
+///
+/// # Errors
+/// What is missing, and how to get it.
+pub fn find_torch(given: Option<&Path>) -> Result<String, String> {
+    let beside = Path::new(BESIDE);
+    let python = match (given, std::env::var_os("AUTODIST_PYTHON")) {
+        (Some(path), _) => path.to_owned(),
+        (None, Some(path)) => path.into(),
+        (None, None) if beside.exists() => beside.to_owned(),
+        (None, None) => PathBuf::from("python3"),
+    };
+    match Torch::find(&python) {
+        Ok(torch) => Ok(format!("{} with {}", torch.version(), python.display())),
+        Err(problem) => Err(format!("{}: {problem}; install it with `{INSTALL}`", python.display())),
+    }
+}
+
 /// The given interpreter; that of the working folder's environment only if the command line itself requests
 /// the engine, because a plan may come from an untrusted folder.
 fn python(run: &RunArgs) -> PathBuf {

@@ -34,6 +34,7 @@ fn run_args(cli: &Cli) -> Option<&RunArgs> {
         | Command::Estimate(_)
         | Command::Compare(_)
         | Command::Diff(_)
+        | Command::Doctor(_)
         | Command::Backtest(_)
         | Command::Calibrate(_)
         | Command::Export(_)

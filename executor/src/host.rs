@@ -80,6 +80,12 @@ pub fn enter_communication(placement: Placement) {
     }
 }
 
+/// Whether the system grants real-time priority to ranks.
+pub fn has_realtime() -> bool {
+    // The priority is that of a thread, which ends at once.
+    std::thread::spawn(|| set_priority(COMMUNICATION_PRIORITY)).join().unwrap_or(false)
+}
+
 fn set_priority(priority: i32) -> bool {
     let parameter = libc::sched_param { sched_priority: priority };
     // SAFETY: the parameter outlives the call; 0 names the calling thread.

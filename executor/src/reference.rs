@@ -19,6 +19,9 @@ pub struct Reference {
 }
 
 impl Reference {
+    /// FLOPs of the benchmark.
+    pub const FLOPS: f64 = (2 * GEMMS * ROWS * INNER * COLUMNS) as f64;
+
     pub fn new() -> Self {
         let device = Cpu::<f32>::new();
         let operands = (0..GEMMS)

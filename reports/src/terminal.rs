@@ -424,7 +424,8 @@ fn beaten(plan: &Plan) -> bool {
     plan.measured.as_ref().is_some_and(|measured| !verdict::stands(plan, measured))
 }
 
-fn labelled(label: &str, value: &str) -> String {
+/// A label and its text, in a line or more.
+pub fn labelled(label: &str, value: &str) -> String {
     let indent = 11;
     let body = paragraph(value, indent);
     format!("{label:<indent$}{body}")

@@ -58,9 +58,20 @@ pub fn time(time: Seconds, spread: Seconds) -> String {
     )
 }
 
+/// `5.5 minutes`, in the largest unit of which it is at least two.
+pub fn duration(time: Seconds) -> String {
+    let (unit, name) = unit_of(time);
+    format!("{} {name}", digits(time / Seconds(unit), 2))
+}
+
 /// `$355,000 ± $71,000`.
 pub fn cost(usd: f64, spread: f64) -> String {
     format!("${} ± ${}", rounded(usd), two(spread, usd))
+}
+
+fn unit_of(time: Seconds) -> (f64, &'static str) {
+    let units = [(86_400.0, "days"), (3600.0, "hours"), (60.0, "minutes")];
+    units.into_iter().find(|(unit, _)| time.0 >= 2.0 * unit).unwrap_or((1.0, "seconds"))
 }
 
 /// A number with three significant digits.

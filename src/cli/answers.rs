@@ -58,3 +58,18 @@ pub struct DiffArgs {
     #[arg(long)]
     pub json: bool,
 }
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Model of the training whose duration is estimated, as for `tune` (default: tiny-llama)
+    #[arg(long)]
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// Python interpreter to look for PyTorch in (default: AUTODIST_PYTHON, else .venv/bin/python, else python3)
+    #[arg(long, value_name = "PATH")]
+    pub python: Option<PathBuf>,
+    /// Print one JSON document (docs/json.md) instead of text
+    #[arg(long)]
+    pub json: bool,
+}

@@ -6,6 +6,7 @@ mod catalog;
 mod catalogue;
 mod compare;
 mod diff;
+mod doctor;
 mod estimate;
 mod estimate_unmeasured;
 mod explain;
@@ -99,6 +100,7 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Validate(args) => validate::run(args),
         Command::Tune(args) => tune::run(args),
         Command::Diff(args) => diff::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Explain(args) => explain::run(args),
         Command::Export(args) => export::run(args),
         Command::Report(args) => report::run(args),
