@@ -1,6 +1,7 @@
 //! Command lines: clap types only.
 
 mod answers;
+pub mod look;
 
 pub use answers::{CompareArgs, DiffArgs, DoctorArgs};
 
@@ -24,6 +25,8 @@ use std::str::FromStr;
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
+    #[command(flatten)]
+    pub look: look::LookArgs,
 }
 
 #[derive(Debug, Subcommand)]

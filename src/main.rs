@@ -19,6 +19,7 @@ mod handover;
 mod input;
 mod interrupt;
 mod keep;
+mod look;
 mod output;
 mod price;
 mod probe;
@@ -51,6 +52,7 @@ fn main() {
         Ok(Some(external)) if external.is_agent() => external::attend(&external),
         Ok(external) => {
             let cli = parse();
+            look::begin(cli.look);
             let code = code(external::open(&cli, external.as_ref()).and_then(|()| run(&cli)));
             // An earlier error is more informative.
             match self::code(external::dismiss()) {
@@ -69,7 +71,7 @@ fn parse() -> cli::Cli {
     cli::Cli::try_parse().unwrap_or_else(|error| {
         let text = error.to_string();
         if error.use_stderr() && autodist_spec::printable(&text) != text {
-            output::note(text.trim_end());
+            output::say(text.trim_end());
             std::process::exit(error.exit_code());
         }
         error.exit()

@@ -4,6 +4,8 @@
 //! sent to a terminal.
 
 use crate::failure::Failure;
+use crate::look;
+use autodist_reports::Style;
 use autodist_spec::{InputError, fingerprint, printable};
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
@@ -18,9 +20,18 @@ use tempfile::NamedTempFile;
 
 /// Prints a result. A closed pipe (`| head`) is not an error; a full disk is one.
 pub fn print(text: &str) -> Result<(), Failure> {
+    to_stdout(&printable(text))
+}
+
+/// Prints a view of `reports`, with its emphasis.
+pub fn show(text: &str) -> Result<(), Failure> {
+    if look::view().colour { to_stdout(&look::coloured(text)) } else { print(text) }
+}
+
+fn to_stdout(text: &str) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
     let newline = if text.ends_with('\n') { "" } else { "\n" };
-    match write!(stdout, "{}{newline}", printable(text)).and_then(|()| stdout.flush()) {
+    match write!(stdout, "{text}{newline}").and_then(|()| stdout.flush()) {
         Err(source) if source.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::Write { path: PathBuf::from("standard output"), source })
         }
@@ -28,19 +39,22 @@ pub fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Prints a result that was also to be written, and then returns the write error: a full disk does not
-/// suppress the result.
+/// Prints a result, a view or JSON, that was also to be written, and then returns the write error: a full disk
+/// does not suppress the result.
 pub fn print_with(text: &str, written: Result<(), Failure>) -> Result<(), Failure> {
-    let printed = print(text);
+    // JSON has no control characters, which views are emphasised by.
+    let printed = show(text);
     written.and(printed)
 }
 
 /// Maximum characters of lines and messages: quoted text may be as long as a file.
 const LONGEST: [usize; 2] = [4_000, 16_000];
 
-/// A line of progress or advice on standard error.
+/// A line of progress or advice on standard error, unless `--quiet` is given.
 pub fn note(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{}", message(text));
+    if !look::get().quiet {
+        say(text);
+    }
 }
 
 /// As [`note`], but each text only once.
@@ -49,6 +63,24 @@ pub fn note_once(text: &str) {
     if SAID.lock().is_ok_and(|mut said| said.insert(text.to_owned())) {
         note(text);
     }
+}
+
+/// A line on standard error.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", message(text));
+}
+
+/// A message that begins with `word`, which is emphasised.
+fn alert(word: &str, style: Style, text: &str) {
+    let text = message(&format!("{word}: {text}"));
+    let shown = match text.strip_prefix(word) {
+        Some(rest) if look::get().messages_in_colour => {
+            let codes = look::codes(style);
+            format!("{codes}{word}{codes:#}{rest}")
+        }
+        _ => text,
+    };
+    let _ = writeln!(std::io::stderr(), "{shown}");
 }
 
 /// A message for display: without control characters, and truncated.
@@ -62,11 +94,11 @@ fn message(text: &str) -> String {
 }
 
 pub fn warn(text: &str) {
-    note(&format!("warning: {text}"));
+    alert("warning", Style::Caution, text);
 }
 
 pub fn error(failure: &Failure) {
-    note(&format!("error: {failure}"));
+    alert("error", Style::Bad, &failure.to_string());
 }
 
 /// Writes a file atomically: into a temporary file in the same folder, which is then renamed. A new file gets

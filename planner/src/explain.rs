@@ -181,10 +181,13 @@ impl fmt::Display for Explanation {
             writeln!(f, "  {label}: {reason}")?;
         }
         write!(f, "with different hardware")?;
-        for what_if in &self.what_ifs {
-            let plan = if what_if.same_plan { "the same plan".to_owned() } else { what_if.label.clone() };
-            let WhatIf { change, step_time_s, speedup, .. } = what_if;
-            write!(f, "\n  {change}: {plan}, {step_time_s} per step ({speedup:.2} times as fast)")?;
+        for WhatIf { change, label, step_time_s, speedup, same_plan } in &self.what_ifs {
+            let plan = if *same_plan { "the same plan" } else { label };
+            match format!("{speedup:.2}").as_str() {
+                "1.00" if *same_plan => write!(f, "\n  {change}: changes nothing")?,
+                "1.00" => write!(f, "\n  {change}: {plan}, as fast")?,
+                faster => write!(f, "\n  {change}: {plan}, {step_time_s} per step ({faster} times as fast)")?,
+            }
         }
         Ok(())
     }

@@ -197,7 +197,7 @@ fn what_stays_wrong_is_thrown_out_by_name_and_no_plan_rests_on_it() {
         let mlp = mlp.unwrap();
         assert_eq!(mlp.kind, expected, "{}", mlp.reason);
         assert!(
-            ["ms", "us"].iter().any(|unit| mlp.reason.contains(unit)) && mlp.figure > 0.0 && mlp.limit > 0.0,
+            ["ms", "µs"].iter().any(|unit| mlp.reason.contains(unit)) && mlp.figure > 0.0 && mlp.limit > 0.0,
             "{}",
             mlp.reason
         );

@@ -5,8 +5,8 @@
 mod fixture;
 
 use autodist_reports::{
-    chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline, csv_validation,
-    figures, html, terminal,
+    View, chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline,
+    csv_validation, figures, html, terminal,
 };
 use std::path::PathBuf;
 
@@ -21,13 +21,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, bytes) in figures(&world.input())? {
         std::fs::write(folder.join(name), bytes)?;
     }
+    let view = View::new(View::USUAL, false, true);
     let text = [
-        terminal::plan_summary(&world.plan),
-        terminal::validation_table(&world.validation),
-        terminal::profile_summary(&world.profile),
-        terminal::run_summary(&world.runs[0]),
-        terminal::profile_summary(&gpus.profile),
-        terminal::run_summary(&gpus.runs[0]),
+        terminal::plan_summary(&world.plan, None, &view),
+        terminal::validation_table(&world.validation, &view),
+        terminal::profile_summary(&world.profile, &view),
+        terminal::run_summary(&world.runs[0], &view),
+        terminal::profile_summary(&gpus.profile, &view),
+        terminal::run_summary(&gpus.runs[0], &view),
     ];
     for (name, text) in [
         ("plans.csv", csv_plans(&world.plan)),

@@ -33,6 +33,14 @@ pub(crate) fn changes(changes: &[Change]) -> String {
     words.join(", ")
 }
 
+pub(crate) fn title(given: &GivenStrategy) -> &'static str {
+    if given.fits {
+        "Yours, with the fewest changes that make it faster, and the plan"
+    } else {
+        "Yours, with the fewest changes that make it fit, and the plan"
+    }
+}
+
 /// The given strategy, those with the fewest changes, and the plan.
 pub(crate) fn table(plan: &Plan, given: &GivenStrategy) -> Table {
     let mut table = Table::new(&[

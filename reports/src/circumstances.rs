@@ -72,7 +72,7 @@ pub(crate) fn gpus(environment: &Environment) -> Vec<(String, String)> {
 fn accelerator(gpu: &Accelerator) -> String {
     let name = if gpu.name.is_empty() { "unknown name" } else { &gpu.name };
     let some = |known: bool, text: String| known.then_some(text);
-    let others = plural(u64::from(gpu.other_processes), "other process").replace("processs", "processes");
+    let others = plural(u64::from(gpu.other_processes), "other process");
     [
         Some(name.to_owned()),
         Some(gpu.memory_bytes.to_string()),

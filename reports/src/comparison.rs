@@ -2,83 +2,90 @@
 
 use crate::ReportError;
 use crate::figures::scaling;
-use crate::table::{Align, Table, paragraph};
+use crate::screen::Screen;
+use crate::table::{Align, Table};
 use crate::training::{cost, rounded, time, tokens};
+use crate::view::{Rich, Style, View};
 use crate::words::{count, percent, with_spread};
 use autodist_spec::{BestOn, ClusterComparison, ComparedCluster, Difference};
-use std::fmt::Write;
+
+/// Twice the devices that are not this many times as fast are hardly worth it.
+const WORTH: f64 = 1.5;
 
 /// The answer, and a row for each cluster; with `sizes`, for each of its sizes.
-pub fn text(comparison: &ClusterComparison, sizes: bool) -> String {
+pub fn text(comparison: &ClusterComparison, sizes: bool, view: &View) -> String {
+    let mut screen = Screen::new(view);
+    if sizes {
+        growth(&mut screen, comparison);
+        bars(&mut screen, comparison);
+    } else {
+        differences(&mut screen, &comparison.faster, ["fastest", "takes", "as long", "faster"]);
+        differences(&mut screen, &comparison.cheaper, ["cheapest", "costs", "as much", "cheaper"]);
+        bars(&mut screen, comparison);
+    }
     let job = &comparison.job;
-    let mut text = paragraph(
-        &format!(
+    screen.line(
+        "for",
+        format!(
             "{} in {}: {} sequences of {} tokens per step",
             comparison.model,
             job.precision,
             count(job.global_batch.into()),
             count(job.seq_len.into())
         ),
-        0,
     );
     if sizes {
-        text += &growth(comparison);
-        text += &bars(comparison);
         for curve in comparison.clusters.chunk_by(|one, next| one.devices < next.devices) {
-            text += &format!("\n{}\n{}", curve[0].device, table(curve, true).text());
+            screen.section(&curve[0].device, &table(curve, true));
         }
     } else {
-        text += &differences(&comparison.faster, "fastest", "takes", "as long", "faster");
-        text += &differences(&comparison.cheaper, "cheapest", "costs", "as much", "cheaper");
-        text += &bars(comparison);
-        text += &format!("\n{}", table(&comparison.clusters, false).text());
+        screen.blank();
+        screen.table(&table(&comparison.clusters, false));
     }
-    text + &refused(comparison)
+    refused(&mut screen, comparison);
+    screen.finish()
 }
 
 /// `fastest    a: b takes 1.12 times as long (0.91 to 1.38, …): …`.
-fn differences(list: &[Difference], label: &str, verb: &str, much: &str, better: &str) -> String {
-    let mut text = String::new();
+fn differences(screen: &mut Screen, list: &[Difference], [label, verb, much, better]: [&str; 4]) {
     for (index, one) in list.iter().enumerate() {
+        let mut text = Rich::paint(Style::Strong, &one.cluster);
         let verdict = if one.is_clear() {
             format!("{} is {better}", one.cluster)
         } else {
             "the predictions cannot tell them apart".to_owned()
         };
-        let sentence = format!(
-            "{}: {} {verb} {:.2} times {much} ({:.2} to {:.2} with the error bars of both): {verdict}",
-            one.cluster, one.than, one.times, one.times_low, one.times_high
-        );
-        let label = if index == 0 { label } else { "" };
-        let _ = write!(text, "{label:<11}{}", paragraph(&sentence, 11));
+        text += format!(
+            ": {} {verb} {:.2} times {much} ({:.2} to {:.2} with the error bars of both): {verdict}",
+            one.than, one.times, one.times_low, one.times_high
+        )
+        .as_str();
+        screen.line(if index == 0 { label } else { "" }, text);
     }
-    text
 }
 
 /// What the error bars stand on, once if they stand on the same.
-fn bars(comparison: &ClusterComparison) -> String {
-    let mut text = String::new();
+fn bars(screen: &mut Screen, comparison: &ClusterComparison) {
     let of = |one: &BestOn| {
         let bar = percent(one.step_time_spread_s / one.step_time_s);
         format!("± {bar}: {}", one.error_bar_of)
     };
-    let all: Vec<(&ComparedCluster, String)> =
-        comparison.clusters.iter().filter_map(|one| Some((one, of(one.best.as_ref()?)))).collect();
+    let mut all: Vec<(&str, String)> = comparison
+        .clusters
+        .iter()
+        .filter_map(|one| Some((one.device.as_str(), of(one.best.as_ref()?))))
+        .collect();
+    all.dedup();
     let same = all.iter().all(|(_, bar)| *bar == all[0].1);
-    for (index, (cluster, bar)) in all.iter().enumerate() {
-        if same && index > 0 {
-            break;
-        }
-        let sentence = if same { bar.clone() } else { format!("{}: {bar}", cluster.cluster) };
-        let label = if index == 0 { "how sure" } else { "" };
-        let _ = write!(text, "{label:<11}{}", paragraph(&sentence, 11));
+    all.truncate(if same { 1 } else { all.len() });
+    for (index, (device, bar)) in all.iter().enumerate() {
+        let sentence = if same { bar.clone() } else { format!("{device}: {bar}") };
+        screen.line(if index == 0 { "error bar" } else { "" }, sentence);
     }
-    text
 }
 
 /// How the throughput of a device changes from the smallest to the largest size, by kind of devices.
-fn growth(comparison: &ClusterComparison) -> String {
-    let mut text = String::new();
+fn growth(screen: &mut Screen, comparison: &ClusterComparison) {
     for (name, sizes) in curves(comparison) {
         let (Some(first), Some(last)) = (sizes.first(), sizes.last()) else { continue };
         let part = last.1.tokens_per_s_per_device / first.1.tokens_per_s_per_device;
@@ -90,19 +97,17 @@ fn growth(comparison: &ClusterComparison) -> String {
             count(last.0.into()),
             percent(part)
         );
-        let half = |pair: &&[(u32, &BestOn)]| pair[1].1.step_time_s.0 > pair[0].1.step_time_s.0 / 1.5;
-        if let Some(pair) = sizes.windows(2).find(|pair| half(pair)) {
+        let little = |pair: &&[(u32, &BestOn)]| pair[1].1.step_time_s.0 > pair[0].1.step_time_s.0 / WORTH;
+        if let Some(pair) = sizes.windows(2).find(little) {
             let gain = pair[0].1.step_time_s / pair[1].1.step_time_s;
-            let _ = write!(
-                sentence,
+            sentence += &format!(
                 "; {} devices are only {gain:.2} times as fast as {}",
                 count(pair[1].0.into()),
                 count(pair[0].0.into())
             );
         }
-        let _ = write!(text, "{:<11}{}", "scaling", paragraph(&sentence, 11));
+        screen.line("scaling", sentence);
     }
-    text
 }
 
 /// The sizes of each kind of cluster that have a plan, by the name of its device. Sizes of one cluster rise.
@@ -160,13 +165,15 @@ fn table(clusters: &[ComparedCluster], sizes: bool) -> Table {
 }
 
 /// Why clusters have no plan.
-fn refused(comparison: &ClusterComparison) -> String {
-    let lines = comparison.clusters.iter().filter_map(|one| {
-        let why = one.refused.as_ref()?.lines().next()?;
-        Some(paragraph(&format!("{}: no plan: {why}", one.cluster), 2))
-    });
-    let lines: String = lines.collect();
-    if lines.is_empty() { lines } else { format!("\n{lines}") }
+fn refused(screen: &mut Screen, comparison: &ClusterComparison) {
+    let reasons =
+        comparison.clusters.iter().filter_map(|one| Some((one, one.refused.as_ref()?.lines().next()?)));
+    for (index, (_, why)) in reasons.enumerate() {
+        if index == 0 {
+            screen.blank();
+        }
+        screen.line(if index == 0 { "no plan" } else { "" }, crate::words::clean(why));
+    }
 }
 
 /// The curves of the sizes: tokens per second and device, against the number of devices (PNG).

@@ -1,7 +1,9 @@
 //! What differs between two documents of one kind: settings, and numbers with their intervals.
 
-use crate::table::{Align, Table, paragraph};
-use crate::words::{count, plural};
+use crate::screen::Screen;
+use crate::table::{Align, Table};
+use crate::view::View;
+use crate::words::{clean, count, plural};
 use autodist_spec::profile::Sample;
 use autodist_spec::strategy::label;
 use autodist_spec::{Bytes, Plan, Profile, RunRecord, Seconds, Training};
@@ -229,20 +231,24 @@ impl Diff {
     }
 
     /// The text for the terminal.
-    pub fn text(&self, before: &str, after: &str) -> String {
-        let mut text = paragraph(&format!("{before} -> {after}"), 0);
+    pub fn text(&self, before: &str, after: &str, view: &View) -> String {
+        let mut screen = Screen::new(view);
+        screen.paragraph(clean(&format!("{before} -> {after}")));
         if self.settings.is_empty() && self.numbers.is_empty() {
-            return text + &format!("the {}s do not differ\n", self.kind);
+            screen.decision(&format!("the {}s do not differ", self.kind));
+            return screen.finish();
         }
         if !self.settings.is_empty() {
-            let mut table =
-                Table::new(&[("setting", Align::Left), ("before", Align::Left), ("after", Align::Left)]);
-            for one in self.settings.iter().take(MOST_SETTINGS) {
+            let columns = [("setting", Align::Left), ("before", Align::Left), ("after", Align::Left)];
+            let mut table = Table::new(&columns);
+            let most = if view.verbose { self.settings.len() } else { MOST_SETTINGS };
+            for one in self.settings.iter().take(most) {
                 table.row([one.setting.clone(), said(&one.before), said(&one.after)]);
             }
-            text += &format!("\nSettings\n{}", table.text());
-            if let Some(more) = self.settings.len().checked_sub(MOST_SETTINGS).filter(|more| *more > 0) {
-                text += &format!("and {} more (--json lists all)\n", plural(more as u64, "setting"));
+            screen.section("Settings", &table);
+            if let Some(more) = self.settings.len().checked_sub(most).filter(|more| *more > 0) {
+                screen
+                    .paragraph(format!("and {} more: --verbose lists them", plural(more as u64, "setting")));
             }
         }
         if !self.numbers.is_empty() {
@@ -261,9 +267,9 @@ impl Diff {
                 };
                 table.row([one.what.clone(), one.before.clone(), one.after.clone(), ratio, clear.to_owned()]);
             }
-            text += &format!("\nNumbers\n{}", table.text());
+            screen.section("Numbers", &table);
         }
-        text
+        screen.finish()
     }
 }
 

@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod answer;
 mod changes;
 mod circumstances;
 mod communication;
@@ -20,7 +21,9 @@ pub mod diff;
 mod error;
 mod figures;
 mod html;
+mod machine;
 mod network;
+mod screen;
 mod sheets;
 mod table;
 mod tables;
@@ -28,7 +31,9 @@ pub mod terminal;
 mod trace;
 pub mod training;
 mod verdict;
+mod view;
 mod words;
+mod wrap;
 
 pub use error::ReportError;
 pub use figures::figures;
@@ -37,6 +42,7 @@ pub use sheets::{
     csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline, csv_validation,
 };
 pub use trace::chrome_trace;
+pub use view::{END, Style, View};
 pub use words::plural;
 
 use autodist_spec::{Plan, Profile, RunRecord, TimelineEvent, Validation};

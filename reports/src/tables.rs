@@ -45,7 +45,7 @@ pub(crate) fn strategy(strategy: &ParallelStrategy, micro_batches: u32) -> Table
         ("ZeRO stage", zero),
         ("sequence parallel", yes(strategy.sequence_parallel)),
         ("schedule", schedule),
-        ("model chunks per pipeline rank", strategy.virtual_stages.to_string()),
+        ("virtual stages per pipeline rank", strategy.virtual_stages.to_string()),
         ("micro-batch", plural(u64::from(strategy.micro_batch), "sequence")),
         ("micro-batches per step and replica", micro_batches.to_string()),
         ("recompute", strategy.recompute.name().to_owned()),
@@ -118,6 +118,14 @@ pub(crate) fn alternatives(plan: &Plan) -> Table {
             reason.to_owned(),
         ]);
     }
+    table.chosen = Some(0);
+    table
+}
+
+/// The same for a decision: without the origin of the numbers.
+pub(crate) fn runners_up(plan: &Plan) -> Table {
+    let mut table = alternatives(plan);
+    table.leave_out("provenance");
     table
 }
 
@@ -234,6 +242,17 @@ pub(crate) fn validation(validation: &Validation) -> Table {
             run.verdict.map_or("", Verdict::name).to_owned(),
         ]);
     }
+    table.chosen = (!table.rows.is_empty()).then_some(0);
+    table
+}
+
+/// The same for a decision: times at profile speed, without the regret.
+pub(crate) fn validated(validation: &Validation) -> Table {
+    let mut table = self::validation(validation);
+    for column in ["measured step", "speed", "regret"] {
+        table.leave_out(column);
+    }
+    table.rename("at profile speed", "measured step");
     table
 }
 
@@ -387,7 +406,7 @@ pub(crate) fn links(profile: &Profile) -> Table {
         row(cell.kind.name(), cell.group.to_string(), cell.stride, cell.bytes, &cell.time);
     }
     for cell in &profile.messages {
-        row("message", "2".to_owned(), cell.stride, cell.bytes, &cell.time);
+        row("send/recv", "2".to_owned(), cell.stride, cell.bytes, &cell.time);
     }
     table
 }

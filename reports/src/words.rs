@@ -6,8 +6,8 @@ use autodist_spec::strategy::some_recompute;
 use autodist_spec::{
     BlockSpec, CatalogueReference, ClassRange, CostSource, Device, DeviceClasses, Experts, LayerKind,
     ModelSpec, OperationKind, Optimizer, ParallelStrategy, PlacementReport, Plan, Precision, Profile,
-    Provenance, Recompute, ScheduleKind, SearchReport, Seconds, Slowdown, Stage, StopReason, Stream,
-    Validation, text,
+    Provenance, Recompute, Rejection, ScheduleKind, SearchReport, Seconds, Slowdown, Stage, StopReason,
+    Stream, Validation, text,
 };
 
 /// Text from other sources, without characters that are invalid in XML or interpreted by a terminal.
@@ -23,6 +23,9 @@ pub(crate) fn with_spread(value: Seconds, spread: Seconds) -> String {
     format!("{value} ± {spread}")
 }
 
+/// Ends a view that does not show everything.
+pub(crate) const MORE: &str = "--verbose shows all tables";
+
 /// `73.1 %`.
 pub(crate) fn percent(fraction: f64) -> String {
     format!("{:.1} %", fraction * 100.0)
@@ -30,7 +33,9 @@ pub(crate) fn percent(fraction: f64) -> String {
 
 /// `+3.1 %`; the sign shows whether the prediction was too high.
 pub(crate) fn signed_percent(fraction: f64) -> String {
-    format!("{:+.1} %", fraction * 100.0)
+    let percent = format!("{:+.1} %", fraction * 100.0);
+    // Zero has no sign.
+    if percent.trim_start_matches(['+', '-']) == "0.0 %" { "0.0 %".to_owned() } else { percent }
 }
 
 /// The fraction `part / whole`; 0 for an empty whole.
@@ -78,7 +83,15 @@ pub(crate) fn tokens_per_second(value: f64) -> String {
 
 /// `1 plan`, `1,024 plans`.
 pub fn plural(number: u64, word: &str) -> String {
-    if number == 1 { format!("{} {word}", count(number)) } else { format!("{} {word}s", count(number)) }
+    let ending = match word {
+        _ if number == 1 => "",
+        word if ["ch", "sh", "s"].iter().any(|end| word.ends_with(end)) => "es",
+        _ => "s",
+    };
+    match word.strip_suffix("gy").filter(|_| number != 1) {
+        Some(stem) => format!("{} {stem}gies", count(number)),
+        None => format!("{} {word}{ending}", count(number)),
+    }
 }
 
 /// The blocks of a model whose blocks differ, by kind: `3 with an MLP of 18,432; 58 with …`.
@@ -210,7 +223,7 @@ pub(crate) fn strategy(strategy: &ParallelStrategy, stages: &[Stage], micro_batc
         Recompute::Full if some.is_empty() => "whole blocks are recomputed".to_owned(),
         Recompute::Full => format!("everything is recomputed{some}"),
     };
-    let batches = plural(u64::from(micro_batches), "micro-batch").replace("batchs", "batches");
+    let batches = plural(u64::from(micro_batches), "micro-batch");
     let sequences = plural(u64::from(strategy.micro_batch), "sequence");
     format!("{split}; {batches} of {sequences} per step and replica; {recompute}")
 }
@@ -231,10 +244,10 @@ fn sharding(strategy: &ParallelStrategy) -> String {
 }
 
 /// The certificate of the search, which is for its first choice: left out if a measurement has `beaten` that.
-pub(crate) fn search(plan: &Plan, beaten: bool) -> String {
+pub(crate) fn search(plan: &Plan, beaten: bool, verbose: bool) -> String {
     let search = &plan.search;
     if !beaten {
-        return certificate(search);
+        return if verbose { certificate(search) } else { claim(search) };
     }
     let counted = format!("{} explored, {} simulated", count(search.explored), count(search.simulated));
     match &plan.measured {
@@ -246,14 +259,10 @@ pub(crate) fn search(plan: &Plan, beaten: bool) -> String {
     }
 }
 
-pub(crate) fn certificate(search: &SearchReport) -> String {
-    let claim = match search.stop_reason {
-        StopReason::Given => {
-            return format!(
-                "the strategy was given, not searched; its lower bound is {}",
-                search.lower_bound_s
-            );
-        }
+/// How far the plan may be from the best of its space.
+fn claim(search: &SearchReport) -> String {
+    match search.stop_reason {
+        StopReason::Given => "none: the strategy was given".to_owned(),
         StopReason::Optimal => {
             format!("optimal in its space under this cost model, gap {}", percent(search.gap))
         }
@@ -263,10 +272,17 @@ pub(crate) fn certificate(search: &SearchReport) -> String {
         StopReason::SimulationLimit => {
             format!("stopped by the simulation limit, at most {} from optimal", percent(search.gap))
         }
-    };
+    }
+}
+
+pub(crate) fn certificate(search: &SearchReport) -> String {
+    if search.stop_reason == StopReason::Given {
+        return format!("{}; its lower bound is {}", claim(search), search.lower_bound_s);
+    }
+    let claim = claim(search);
     format!(
         "{claim}; {} explored, {} pruned, {} simulated; the lower bound of the space is {}",
-        plural(search.explored, "strategy").replace("strategys", "strategies"),
+        plural(search.explored, "strategy"),
         count(search.pruned),
         count(search.simulated),
         search.lower_bound_s
@@ -320,6 +336,27 @@ pub(crate) fn slowdown(slowdown: &Slowdown) -> String {
         _ => "prior, unverified",
     };
     format!("x {:.3} ({known})", slowdown.factor)
+}
+
+/// `602 strategies: 422 duplicate of another plan, …`.
+pub(crate) fn refused(rejected: &[Rejection]) -> String {
+    let all = rejected.iter().map(|rejection| rejection.count).sum();
+    let mut rules: Vec<&Rejection> = rejected.iter().collect();
+    rules.sort_by_key(|rejection| std::cmp::Reverse(rejection.count));
+    let rules: Vec<String> = rules
+        .iter()
+        .map(|rejection| format!("{} {}", count(rejection.count), clean(&rejection.rule)))
+        .collect();
+    format!("{} ({})", plural(all, "strategy"), rules.join(", "))
+}
+
+/// How good the simplest plan is, in a sentence.
+pub(crate) fn plain_data_parallelism(agreement: &Agreement) -> Option<String> {
+    let regret = agreement.data_parallel_regret?;
+    Some(match percent(regret).as_str() {
+        "0.0 %" => "plain data parallelism is as fast as any plan that ran".to_owned(),
+        slower => format!("plain data parallelism ran {slower} slower than the fastest"),
+    })
 }
 
 pub(crate) fn agreement(agreement: &Agreement) -> String {
@@ -388,15 +425,20 @@ pub(crate) fn devices(plan: &Plan) -> String {
 
 /// `80.0 GiB per device`; of several kinds of devices, the smallest of the pipeline rank with the peak.
 pub(crate) fn device_memory(plan: &Plan) -> String {
+    let Some(smallest) = fullest_device(plan) else { return String::new() };
+    let kinds = plan.cluster.node_kinds();
+    let alike = kinds.iter().all(|kind| kind.group.device.memory_bytes == smallest.memory_bytes);
+    let whose = if alike { "per device".to_owned() } else { format!("({})", clean(&smallest.name)) };
+    format!("{} {whose}", smallest.memory_bytes)
+}
+
+/// The device with the least memory on the pipeline rank with the peak.
+pub(crate) fn fullest_device(plan: &Plan) -> Option<Device> {
     let kinds = plan.cluster.node_kinds();
     let peak = |rank: &usize| plan.estimate.stages[*rank].memory.total();
     let fullest = (0..plan.estimate.stages.len()).rev().max_by_key(peak).unwrap_or(0);
     let own = kinds.get(classes_of_rank(plan, fullest).iter()).unwrap_or_default();
-    let own = own.iter().map(|kind| &kind.group.device);
-    let Some(smallest) = own.min_by_key(|device| device.memory_bytes) else { return String::new() };
-    let alike = kinds.iter().all(|kind| kind.group.device.memory_bytes == smallest.memory_bytes);
-    let whose = if alike { "per device".to_owned() } else { format!("({})", clean(&smallest.name)) };
-    format!("{} {whose}", smallest.memory_bytes)
+    own.iter().map(|kind| &kind.group.device).min_by_key(|device| device.memory_bytes).cloned()
 }
 
 fn classes_of_rank(plan: &Plan, pipeline_rank: usize) -> ClassRange {

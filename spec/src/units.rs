@@ -116,17 +116,33 @@ impl Div<Seconds> for Flops {
 /// Formats a number with three significant digits and without an exponent.
 fn digits(value: f64) -> String {
     let magnitude = value.abs();
-    if magnitude >= 100.0 {
+    if magnitude >= 999.5 {
+        grouped(value)
+    } else if magnitude >= 99.95 {
         format!("{value:.0}")
-    } else if magnitude >= 10.0 {
+    } else if magnitude >= 9.995 {
         format!("{value:.1}")
     } else {
         format!("{value:.2}")
     }
 }
 
+/// `12,345`.
+fn grouped(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let (sign, digits) = digits.strip_prefix('-').map_or(("", digits.as_str()), |digits| ("-", digits));
+    let mut text = sign.to_owned();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) && digit.is_ascii_digit() {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 fn scaled(f: &mut fmt::Formatter<'_>, value: f64, base: f64, units: &[&str]) -> fmt::Result {
-    if value == 0.0 {
+    if value.abs() < 5e-3 {
         return f.pad(&format!("0 {}", units[0]));
     }
     let mut scaled = value;
@@ -141,14 +157,15 @@ fn scaled(f: &mut fmt::Formatter<'_>, value: f64, base: f64, units: &[&str]) -> 
 impl fmt::Display for Seconds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let magnitude = self.0.abs();
-        let text = if magnitude == 0.0 {
+        // Less than half of the last digit is shown as zero, which has one form.
+        let text = if magnitude < 5e-9 {
             "0 s".to_owned()
-        } else if magnitude >= 1.0 {
+        } else if magnitude >= 0.9995 {
             format!("{} s", digits(self.0))
-        } else if magnitude >= 1e-3 {
+        } else if magnitude >= 0.9995e-3 {
             format!("{} ms", digits(self.0 * 1e3))
         } else {
-            format!("{} us", digits(self.0 * 1e6))
+            format!("{} µs", digits(self.0 * 1e6))
         };
         f.pad(&text)
     }
@@ -218,6 +235,13 @@ mod tests {
             (Bytes(3 << 30).to_string(), "3.00 GiB"),
             (BytesPerSecond(2.5e10).to_string(), "25.0 GB/s"),
             (FlopsPerSecond(3.12e14).to_string(), "312 TFLOP/s"),
+            (Seconds(2.5e-5).to_string(), "25.0 µs"),
+            (Seconds(0.9996).to_string(), "1.00 s"),
+            (Seconds(-0.0).to_string(), "0 s"),
+            (Seconds(1e-9).to_string(), "0 s"),
+            (Seconds(9.999).to_string(), "10.0 s"),
+            (Seconds(1_234_567.0).to_string(), "1,234,567 s"),
+            (Seconds(-1234.0).to_string(), "-1,234 s"),
             (Seconds(0.0).to_string(), "0 s"),
             (Bytes(0).to_string(), "0 B"),
         ];

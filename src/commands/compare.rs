@@ -5,7 +5,7 @@ use super::{check_experts, plan};
 use crate::cli::{CompareArgs, PriceArgs};
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::{input, output};
+use crate::{input, look, output};
 use autodist_planner::SearchLimits;
 use autodist_reports::comparison;
 use autodist_spec::{
@@ -72,7 +72,11 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
         faster,
         cheaper,
     };
-    let text = if args.json { to_json(&document) } else { comparison::text(&document, args.scale.is_some()) };
+    let text = if args.json {
+        to_json(&document)
+    } else {
+        comparison::text(&document, args.scale.is_some(), &look::view())
+    };
     let written = args.figure.as_ref().map_or(Ok(()), |path| {
         output::check_no_input(path)?;
         let figure = comparison::figure(&document);

@@ -3,7 +3,7 @@
 use crate::cli::DiffArgs;
 use crate::failure::Failure;
 use crate::input::{self, Document};
-use crate::output;
+use crate::{look, output};
 use autodist_reports::diff;
 use autodist_spec::{InputError, to_json};
 
@@ -22,5 +22,5 @@ pub fn run(args: &DiffArgs) -> Result<(), Failure> {
         }
     };
     let names = (args.before.display().to_string(), args.after.display().to_string());
-    output::print(&if args.json { to_json(&found) } else { found.text(&names.0, &names.1) })
+    output::show(&if args.json { to_json(&found) } else { found.text(&names.0, &names.1, &look::view()) })
 }

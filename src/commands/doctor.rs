@@ -3,7 +3,7 @@
 use crate::cli::DoctorArgs;
 use crate::commands::profile::{DEFAULT_BATCH, DEFAULT_SEQ_LEN};
 use crate::failure::Failure;
-use crate::{engine, input, output};
+use crate::{engine, input, look, output};
 use autodist_executor::{External, Reference, cuda, host};
 use autodist_reports::terminal;
 use autodist_reports::training::duration;
@@ -108,9 +108,9 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
                 State::Note => "note: ",
                 State::Problem => "PROBLEM: ",
             };
-            terminal::labelled(one.what, &format!("{mark}{}", one.says))
+            (one.what, format!("{mark}{}", one.says))
         };
-        findings.iter().map(line).collect()
+        terminal::labelled(&findings.iter().map(line).collect::<Vec<_>>(), &look::view())
     };
     output::print_with(&text, problem.map_or(Ok(()), |problem| Err(Failure::Run(problem))))
 }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::cli::{EstimateArgs, PriceArgs};
 use crate::failure::Failure;
-use crate::{input, output};
+use crate::{input, look, output};
 use autodist_planner::{Comparison, MemoryShortfall, PlanError, Planner, SearchLimits};
 use autodist_reports::terminal;
 use autodist_spec::error::in_range;
@@ -36,7 +36,12 @@ pub fn print(
     shortfall: Option<MemoryShortfall>,
     comparison: &str,
 ) -> Result<(), Failure> {
-    let text = if args.json { to_json(plan) } else { terminal::plan_summary(plan) + comparison };
+    let file = args.output.as_deref().or(args.plan.as_deref());
+    let text = if args.json {
+        to_json(plan)
+    } else {
+        terminal::plan_summary(plan, file, &look::view()) + comparison
+    };
     let written = match shortfall {
         None => super::plan::write_new(plan, args.output.as_deref()),
         Some(shortfall) => Err(too_large(args, shortfall)),

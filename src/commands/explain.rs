@@ -4,8 +4,9 @@ use super::catalogue::Figures;
 use super::{profile_of, refused};
 use crate::cli::ExplainArgs;
 use crate::failure::Failure;
-use crate::{input, output};
+use crate::{input, look, output};
 use autodist_planner::{self as planner, Planner};
+use autodist_reports::terminal;
 use autodist_spec::to_json;
 
 pub fn run(args: &ExplainArgs) -> Result<(), Failure> {
@@ -24,6 +25,8 @@ pub fn run(args: &ExplainArgs) -> Result<(), Failure> {
         }
     };
     let explanation = explanation.map_err(|error| refused(&plan.strategy, error))?;
-    output::print(&if args.json { to_json(&explanation) } else { explanation.to_string() })?;
-    Ok(())
+    if args.json {
+        return output::print(&to_json(&explanation));
+    }
+    output::show(&terminal::prose(&explanation.to_string(), &look::view()))
 }

@@ -7,7 +7,7 @@ use super::from_trainer::Request;
 use super::{Prices, check_own_engines, check_prices, orders, without_profile};
 use crate::cli::{PlanArgs, StrategyArgs};
 use crate::failure::Failure;
-use crate::{devices, engine, input, output};
+use crate::{devices, engine, input, look, output};
 use autodist_analytic::software;
 use autodist_planner::{MemoryShortfall, PlanError, Planner, SearchLimits};
 use autodist_reports::terminal;
@@ -34,7 +34,8 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
         (None, Some(cluster)) => of_figures(args, cluster, limits)?,
         _ => of_profile(args, limits)?,
     };
-    let text = if args.json { to_json(&plan) } else { terminal::plan_summary(&plan) };
+    let file = args.output.as_deref();
+    let text = if args.json { to_json(&plan) } else { terminal::plan_summary(&plan, file, &look::view()) };
     output::print_with(&text, write_new(&plan, args.output.as_deref()))
 }
 

@@ -4,7 +4,7 @@ use crate::cli::{ProfileArgs, RanksArgs};
 use crate::devices::{self, Devices};
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::{engine, external, input, output, train};
+use crate::{engine, external, input, look, output, train};
 use autodist_executor::launcher::LaunchOptions;
 use autodist_profiler::Request;
 use autodist_program::engine::{Untrained, check_model};
@@ -29,7 +29,7 @@ pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
     output::check_writable(&args.output)?;
     let _claim = output::claim(&args.output)?;
     let Obtained { profile, unwritten } = obtain(&request, &options, &args.output, args.fresh)?;
-    let text = if args.json { to_json(&profile) } else { terminal::profile_summary(&profile) };
+    let text = if args.json { to_json(&profile) } else { terminal::profile_summary(&profile, &look::view()) };
     output::print_with(&text, unwritten.map_or(Ok(()), Err))?;
     output::note(&format!("wrote {}", args.output.display()));
     Ok(())

@@ -4,7 +4,7 @@ use crate::cli::TrainArgs;
 use crate::failure::Failure;
 use crate::keep::{self, Kept};
 use crate::progress::Progress;
-use crate::{devices, engine, external, input, output, train};
+use crate::{devices, engine, external, input, look, output, train};
 use autodist_executor::{DataSource, SyntheticLanguage, Task};
 use autodist_reports::terminal;
 use autodist_spec::{InputError, Plan, RunRecord, to_json};
@@ -71,7 +71,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
 }
 
 fn summary(record: &RunRecord, plan: &Plan, data: &DataSource) -> String {
-    let mut text = terminal::run_summary(record);
+    let mut text = terminal::run_summary(record, &look::view());
     if *data == DataSource::Synthetic {
         let floor = SyntheticLanguage::new(plan.model.vocab).entropy();
         text += &format!(

@@ -6,7 +6,7 @@ use super::{plan as plan_command, profile as profile_command, report, validate};
 use crate::cli::{SelectionArgs, TuneArgs};
 use crate::failure::Failure;
 use crate::rounds::{Earlier, MOST_STEPS};
-use crate::{devices, engine, handover, input, interrupt, output, train};
+use crate::{devices, engine, handover, input, interrupt, look, output, train};
 use autodist_executor::launcher::LaunchOptions;
 use autodist_planner::SearchLimits;
 use autodist_profiler::Request;
@@ -83,10 +83,14 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     let order = "the fastest measured plan comes first";
     notes.push(("next", format!("autodist train {}: {order}", folder.join("plan.json").display())));
     notes.extend(page.map(|page| ("report", page.display().to_string())));
-    output::print(&terminal::answer(plan, validation, &notes))?;
-    output::print(&format!("\n{}", terminal::validation_table(validation)))?;
-    output::print(&format!("\n{}", terminal::plan_summary(plan)))?;
-    output::print(&format!("\n{}", terminal::profile_summary(profile)))?;
+    let view = look::view();
+    output::show(&terminal::answer(plan, validation, &notes, &view))?;
+    output::show(&format!("\n{}", terminal::validation_table(validation, &view)))?;
+    if view.verbose {
+        let file = folder.join("plan.json");
+        output::show(&format!("\n{}", terminal::plan_summary(plan, Some(&file), &view)))?;
+        output::show(&format!("\n{}", terminal::profile_summary(profile, &view)))?;
+    }
     outcome()
 }
 

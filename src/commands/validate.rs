@@ -5,7 +5,7 @@ use crate::cli::{SelectionArgs, ValidateArgs};
 use crate::compare::compare;
 use crate::failure::Failure;
 use crate::rounds::{Earlier, MOST_STEPS, Session};
-use crate::{devices, engine, external, handover, input, output, probe, train};
+use crate::{devices, engine, external, handover, input, look, output, probe, train};
 use autodist_executor::launcher::LaunchOptions;
 use autodist_reports::{csv_validation, plural, terminal};
 use autodist_spec::error::in_range;
@@ -48,14 +48,15 @@ pub fn run(args: &ValidateArgs) -> Result<(), Failure> {
             output::note(&order);
             ("written", order)
         });
-        answer =
-            terminal::answer(&plan, &validation, written.as_ref().map_or(&[], std::slice::from_ref)) + "\n";
+        let lines = written.as_ref().map_or(&[][..], std::slice::from_ref);
+        answer = terminal::answer(&plan, &validation, lines, &look::view()) + "\n";
         failure = failure.or(written.err());
     }
-    output::print(&if args.json {
+    let view = look::view();
+    output::show(&if args.json {
         to_json(&validation)
     } else {
-        answer + &terminal::validation_table(&validation) + &terminal::compressions(&records)
+        answer + &terminal::validation_table(&validation, &view) + &terminal::compressions(&records, &view)
     })?;
     failure.map_or_else(|| handover::outcome(&validation), Err)
 }

@@ -34,6 +34,7 @@ mod real_gpu;
 mod slurm;
 mod snapshots;
 mod strangers;
+mod terminal;
 mod torch;
 mod twin;
 mod unmeasured;

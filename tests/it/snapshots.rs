@@ -31,9 +31,9 @@ const MEASURED: &[(&str, &str)] = &[
     (r"(?m)^(warning:|doubt  ).*\n", ""),
     (r"\[warning\]", "warning:"),
     // So do wide intervals.
-    (r" +\S+ m?u?s of that is a safety margin[^\n]*", ""),
+    (r"(?m)^margin  .*\n", ""),
     (r"cpu \([^)]*\)", "cpu ([processor])"),
-    (r"\b\d[\d.,]* (s|ms|us)\b", "[time]"),
+    (r"\b\d[\d.,]* (s|ms|µs)\b", "[time]"),
     (r"\b\d[\d.,]* (TB|GB|MB|kB|TFLOP|GFLOP|MFLOP)/s", "[rate]"),
     (r"\b\d[\d,]* tokens/s", "[rate] tokens/s"),
     (r"[+-]?\b\d+\.\d %", "[percent]"),

@@ -208,7 +208,7 @@ impl Scale {
         let (one, unit) = match largest.0 {
             v if v >= 1.0 => (1.0, "s"),
             v if v >= 1e-3 => (1e-3, "ms"),
-            _ => (1e-6, "us"),
+            _ => (1e-6, "µs"),
         };
         Self { one, unit }
     }

@@ -184,7 +184,7 @@ fn headline(page: &mut Markup, input: &ReportInput<'_>, sections: &[Section]) {
     if let Some(validation) = input.validation {
         page.note(&format!("Verdict: {}", verdict::of_choice(validation)));
     }
-    page.note(&format!("Search: {}", words::search(plan, beaten)));
+    page.note(&format!("Search: {}", words::search(plan, beaten, true)));
     page.inside("nav", "", |nav| {
         for section in sections {
             nav.raw(&format!("<a href=\"#{}\">{}</a>\n", section.id, escape(section.title)));

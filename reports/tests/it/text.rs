@@ -3,17 +3,22 @@
 use crate::fixture;
 
 use autodist_reports::{
-    chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline, csv_validation,
-    html, terminal,
+    View, chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline,
+    csv_validation, html, terminal,
 };
 use autodist_spec::profile::{Accelerator, Hardware};
 use autodist_spec::run::{BucketCompression, Fallback, FallbackReason};
 use autodist_spec::{Codec, DeviceKind, FlopsPerSecond, Precision, Seconds};
 use fixture::{World, gpu_world, world};
 
+/// Every table, on a terminal of the usual width.
+fn all() -> View {
+    View::new(View::USUAL, false, true)
+}
+
 fn narrow(text: &str) {
     for line in text.lines() {
-        assert!(line.chars().count() <= 110, "{} columns: {line}", line.chars().count());
+        assert!(line.chars().count() <= View::USUAL, "{} columns: {line}", line.chars().count());
         assert_eq!(line, line.trim_end(), "no blanks at the end");
         assert!(!line.contains('\u{1b}'));
     }
@@ -30,17 +35,17 @@ fn check(text: &str, expected: &[&str]) {
 #[test]
 fn the_plan_in_the_terminal() {
     check(
-        &terminal::plan_summary(&world().plan),
+        &terminal::plan_summary(&world().plan, None, &all()),
         &[
-            "best       dp2 tp1 pp2 mb2 1f1b recompute=selective",
-            "step time  412 ms ± 9.07 ms (interpolated)",
-            "speed      9,935 tokens/s; ",
+            "plan       dp2 tp1 pp2 mb2 1f1b recompute=selective(3/8): a pipeline",
+            "step time  412 ms ± 9.07 ms, 9,935 tokens/s; ± 2.2 %: how sure the profile's measurements are\n",
+            "verdict    predicted, not measured: `autodist validate` trains it\n",
+            "memory     fits: 116 MiB peak of 246 MiB usable (256 MiB per device, 4.0 % kept free); 130 MiB free\n",
             "FLOP/s per device\n",
-            "116 MiB peak of 256 MiB per device, 4.0 % kept free",
             "optimal in its space under this cost model, gap 0.0 %",
             "compute                  280 ms   68.0 %",
             "activations            36.0 MiB   31.0 %",
-            "2  dp4 tp1 pp1 mb2                 431 ms ± 9.48 ms",
+            "2  dp4 tp1 pp1 mb2         431 ms ± 9.48 ms",
             "1,006  lower bound",
         ],
     );
@@ -49,7 +54,7 @@ fn the_plan_in_the_terminal() {
 /// Text, page and table that mention utilisation.
 fn of_utilisation(world: &World) -> [String; 3] {
     let page = html(&world.input()).unwrap();
-    [terminal::plan_summary(&world.plan), page, csv_plans(&world.plan)]
+    [terminal::plan_summary(&world.plan, None, &all()), page, csv_plans(&world.plan)]
 }
 
 /// The cells of a table's column.
@@ -77,7 +82,7 @@ fn utilisation_is_of_the_published_peak_of_that_device_and_arithmetic() {
         }
     }
     world.plan.job.precision = Precision::Bf16;
-    let text = terminal::plan_summary(&world.plan);
+    let text = terminal::plan_summary(&world.plan, None, &all());
     assert!(text.contains("1.2 % of its 989 TFLOP/s"), "{text}");
     let mfu: f64 = cells(&csv_plans(&world.plan), "mfu")[0].parse().unwrap();
     assert!((mfu - 0.012).abs() < 1e-9, "{mfu}");
@@ -99,7 +104,7 @@ fn no_published_peak_is_no_utilisation_whatever_was_measured() {
         );
     }
     assert!(cells(&table, "mfu").iter().all(String::is_empty), "{table}");
-    let text = terminal::profile_summary(&world.profile);
+    let text = terminal::profile_summary(&world.profile, &all());
     assert!(text.contains("GEMM       114 GFLOP/s: fastest GEMM of this model's shapes"), "{text}");
     assert!(!text.contains(", peak ") && !text.contains("peak unknown"), "{text}");
     world.plan.correct_mfu();
@@ -128,10 +133,10 @@ fn a_share_above_all_of_the_peak_is_left_out_with_both_figures() {
 #[test]
 fn copies_between_host_and_device_are_of_gpus_alone() {
     let mut world = gpu_world();
-    assert!(terminal::profile_summary(&world.profile).contains("host to device"));
+    assert!(terminal::profile_summary(&world.profile, &all()).contains("host to device"));
     world.profile.environment.devices = DeviceKind::Cpu;
     let page = html(&world.input()).unwrap();
-    for text in [terminal::profile_summary(&world.profile), csv_copies(&world.profile), page] {
+    for text in [terminal::profile_summary(&world.profile, &all()), csv_copies(&world.profile), page] {
         assert!(text.contains("within the device"), "{text}");
         assert!(!text.contains("host to device") && !text.contains("device to host"), "{text}");
     }
@@ -143,7 +148,7 @@ fn losses_of_several_rounds_are_those_of_the_first() {
     let again = world.runs[0].steps[2..].to_vec();
     let count = world.runs[0].steps.len();
     world.runs[0].steps.extend(again.iter().cloned().chain(again.clone()));
-    let text = terminal::run_summary(&world.runs[0]).split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = terminal::run_summary(&world.runs[0], &all()).split_whitespace().collect::<Vec<_>>().join(" ");
     let expected = format!("8.3000 at step 0 to 5.2878 at step {}, first of 3 rounds", count - 1);
     assert!(text.contains(&expected), "{text}");
     let page = html(&world.input()).unwrap();
@@ -153,7 +158,7 @@ fn losses_of_several_rounds_are_those_of_the_first() {
 #[test]
 fn the_validation_in_the_terminal() {
     check(
-        &terminal::validation_table(&world().validation),
+        &terminal::validation_table(&world().validation, &all()),
         &[
             "420 ms ± 5.04 ms  412 ms ± 9.07 ms  -1.8 %",
             "median |error| of the step time 1.8 % over 6 runs (1.8 % as timed)",
@@ -165,24 +170,24 @@ fn the_validation_in_the_terminal() {
     let mut world = world();
     world.validation.regret = Some(0.013);
     check(
-        &terminal::validation_table(&world.validation),
+        &terminal::validation_table(&world.validation, &all()),
         &["ran 1.3 % slower than the fastest of the 6 plans"],
     );
     world.validation.runs.clear();
-    check(&terminal::validation_table(&world.validation), &["no plan ran", "Failed"]);
+    check(&terminal::validation_table(&world.validation, &all()), &["no plan ran", "Failed"]);
 }
 
 #[test]
 fn the_profile_in_the_terminal() {
     let mut world = world();
     check(
-        &terminal::profile_summary(&world.profile),
+        &terminal::profile_summary(&world.profile, &all()),
         &[
             "4 devices, complete",
             "real-time priority",
             "56 measured",
             "compute takes 1.070 times as long",
-            "all_reduce      2       1  41.0 us",
+            "all_reduce      2       1  41.0 µs",
             "1.09 GB/s            3.8 %",
             "two runs of one plan differ by 0.8 %",
             "warning:   2 of 214 timings",
@@ -192,7 +197,7 @@ fn the_profile_in_the_terminal() {
     world.profile.complete = false;
     world.profile.fits.clear();
     check(
-        &terminal::profile_summary(&world.profile),
+        &terminal::profile_summary(&world.profile, &all()),
         &["no real-time priority", "unfinished", "none was measured"],
     );
 }
@@ -200,7 +205,7 @@ fn the_profile_in_the_terminal() {
 #[test]
 fn a_run_in_the_terminal() {
     check(
-        &terminal::run_summary(&world().runs[0]),
+        &terminal::run_summary(&world().runs[0], &all()),
         &[
             "420 ms median, 95 % interval 413 ms to 428 ms",
             "8.3000 at step 0 to 5.2878 at step",
@@ -213,7 +218,7 @@ fn a_run_in_the_terminal() {
 #[test]
 fn compressed_gradients_in_the_terminal() {
     let mut world = world();
-    assert_eq!(terminal::compressions(&world.runs), "");
+    assert_eq!(terminal::compressions(&world.runs, &all()), "");
     let bucket = BucketCompression {
         pipeline_rank: 0,
         bucket: 0,
@@ -225,10 +230,10 @@ fn compressed_gradients_in_the_terminal() {
     };
     world.runs[0].compression = vec![bucket];
     let expected = "top-k/1: contraction 0.250 (lowest 0.125), error memory 1.50 times that half-way";
-    check(&terminal::run_summary(&world.runs[0]), &[&format!("codecs     {expected}\n")]);
+    check(&terminal::run_summary(&world.runs[0], &all()), &[&format!("codecs     {expected}\n")]);
     let fallback = Some(Fallback { step: 59, reason: FallbackReason::ErrorGrowth });
     world.runs[0].compression.push(BucketCompression { bucket: 1, fallback, ..bucket });
-    let text = terminal::compressions(&world.runs);
+    let text = terminal::compressions(&world.runs, &all());
     narrow(&text);
     assert!(
         text.split_whitespace()
@@ -251,24 +256,24 @@ fn absent(text: &str, unwanted: &[&str]) {
 #[test]
 fn a_profile_of_gpus_in_the_terminal() {
     let mut world = gpu_world();
-    let text = terminal::profile_summary(&world.profile);
+    let text = terminal::profile_summary(&world.profile, &all());
     check(
         &text,
         &[
-            "GPU 0      NVIDIA H100 80GB HBM3, 80.0 GiB, 132 multiprocessors, compute capability 9.0, driver 550.54.15",
+            "GPU 0      NVIDIA H100 80GB HBM3, 80.0 GiB, 132 multiprocessors, compute capability 9.0, driver\n",
             "clock 1980 of 1980 MHz, PCIe 5.0 x16, 18 NVLinks\n",
             "GPU 1 ",
-            "clock 1215 of 1980 MHz, held back by its temperature, PCIe 5.0 x16, 18 NVLinks",
-            "shared with 2 other",
+            "clock 1215 of 1980 MHz, held back by its temperature, PCIe 5.0 x16, 18\n",
+            "shared with 2 other processes\n",
             "path       NVLink between GPUs 0 and 1\n",
             "between    collectives through NCCL 2.21.5\n",
             "precision  bf16; master weights",
             "4 cores, real devices\n",
             "GEMMs: each m x k by k x n",
             "fastest GEMM of this model's shapes",
-            "2048  4096  1024  32.0 us  537 TFLOP/s",
+            "2048  4096  1024  32.0 µs  537 TFLOP/s",
             "Copies: within the device every byte is read and written, so that its rate is 2 x bytes / time\n",
-            "within the device  256 MiB   200 us  2.68 TB/s",
+            "within the device  256 MiB   200 µs  2.68 TB/s",
             "host to device     256 MiB  5.00 ms  53.7 GB/s",
             "memory of a rank without a model",
             "warning:   GPU 1 is throttled",
@@ -291,7 +296,7 @@ fn a_profile_of_gpus_in_the_terminal() {
     environment.accelerator_paths = vec![path; 6];
     environment.collectives = "the host's memory: libnccl.so.2 is missing".to_owned();
     world.profile.hardware = Hardware::default();
-    let text = terminal::profile_summary(&world.profile);
+    let text = terminal::profile_summary(&world.profile, &all());
     check(
         &text,
         &[
@@ -306,7 +311,7 @@ fn a_profile_of_gpus_in_the_terminal() {
 #[test]
 fn a_run_on_gpus_in_the_terminal() {
     let mut world = gpu_world();
-    let text = terminal::run_summary(&world.runs[0]);
+    let text = terminal::run_summary(&world.runs[0], &all());
     check(
         &text,
         &[
@@ -316,11 +321,14 @@ fn a_run_on_gpus_in_the_terminal() {
     );
     absent(&text, &["priority", "real devices"]);
     world.runs[0].ranks.truncate(1);
-    check(&terminal::run_summary(&world.runs[0]), &["on         1 x NVIDIA H100 80GB HBM3, 1 rank, bf16\n"]);
+    check(
+        &terminal::run_summary(&world.runs[0], &all()),
+        &["on         1 x NVIDIA H100 80GB HBM3, 1 rank, bf16\n"],
+    );
     world.runs[0].environment.accelerators.clear();
     world.runs[0].environment.emulated = true;
     check(
-        &terminal::run_summary(&world.runs[0]),
+        &terminal::run_summary(&world.runs[0], &all()),
         &["emulated devices on GPUs of unknown name, 1 rank, bf16\n"],
     );
 }
@@ -328,11 +336,11 @@ fn a_run_on_gpus_in_the_terminal() {
 #[test]
 fn nothing_is_said_of_gpus_where_ranks_had_cores() {
     let world = world();
-    let text = terminal::profile_summary(&world.profile);
+    let text = terminal::profile_summary(&world.profile, &all());
     check(&text, &["precision  fp32\n", "real-time priority, real devices\n"]);
     absent(&text, &OF_GPUS);
     absent(&text, &["GEMMs: ", "Copies"]);
-    absent(&terminal::run_summary(&world.runs[0]), &OF_GPUS);
+    absent(&terminal::run_summary(&world.runs[0], &all()), &OF_GPUS);
 }
 
 #[test]
@@ -354,12 +362,12 @@ fn long_and_hostile_names_stay_in_their_columns() {
     environment.accelerator_paths[0].path.clone_from(&name);
     environment.collectives = name;
     gpus.runs[0].environment = environment.clone();
-    narrow(&terminal::profile_summary(&gpus.profile));
-    narrow(&terminal::run_summary(&gpus.runs[0]));
-    narrow(&terminal::plan_summary(&world.plan));
-    narrow(&terminal::validation_table(&world.validation));
-    narrow(&terminal::profile_summary(&world.profile));
-    narrow(&terminal::run_summary(&world.runs[0]));
+    narrow(&terminal::profile_summary(&gpus.profile, &all()));
+    narrow(&terminal::run_summary(&gpus.runs[0], &all()));
+    narrow(&terminal::plan_summary(&world.plan, None, &all()));
+    narrow(&terminal::validation_table(&world.validation, &all()));
+    narrow(&terminal::profile_summary(&world.profile, &all()));
+    narrow(&terminal::run_summary(&world.runs[0], &all()));
 }
 
 /// Reads a sheet back: its header, and one cell.

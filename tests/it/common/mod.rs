@@ -64,6 +64,8 @@ impl Finished {
 pub fn command<S: AsRef<std::ffi::OsStr>>(folder: &Path, args: &[S]) -> Command {
     let mut command = Command::new(AUTODIST);
     heed(&mut command, libc::SIG_DFL, &[libc::SIGHUP, libc::SIGINT, libc::SIGTERM]);
+    // The width of the terminal that runs the tests.
+    command.env_remove("COLUMNS");
     command.args(args).current_dir(folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

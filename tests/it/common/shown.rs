@@ -4,8 +4,8 @@ use super::{Finished, command};
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Width of help output, taken from this variable if there is no terminal. Tables have their own width.
-const COLUMNS: &str = "100";
+/// Width of output, taken from this variable if there is no terminal.
+const COLUMNS: usize = 100;
 
 /// Digits of floats: the last digits of logarithms and powers differ between C libraries, and between
 /// processors with and without fused multiply-add.
@@ -13,7 +13,12 @@ const DIGITS: usize = 9;
 
 /// The command, its exit code and its output.
 pub fn shown(folder: &Path, args: &str) -> String {
-    let Finished { code, out, err } = run(folder, args);
+    shown_at(folder, args, COLUMNS)
+}
+
+/// The same on a screen of so many columns.
+pub fn shown_at(folder: &Path, args: &str, columns: usize) -> String {
+    let Finished { code, out, err } = run(folder, args, columns);
     let code = code.map_or("none: a signal ended it".to_owned(), |code| code.to_string());
     let mut text = format!("$ autodist {args}\nexit code {code}\n");
     for (stream, said) in [("standard output", out), ("standard error", err)] {
@@ -31,9 +36,10 @@ pub fn shown_each(folder: &Path, commands: &[&str]) -> String {
 
 /// Runs it with only these variables: those of a launcher, or of the GPU of other tests, would change the
 /// output.
-fn run(folder: &Path, args: &str) -> Finished {
+fn run(folder: &Path, args: &str, columns: usize) -> Finished {
     let mut command = command(folder, &args.split_whitespace().collect::<Vec<_>>());
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("COLUMNS", COLUMNS);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    command.env_clear().env("PATH", path).env("COLUMNS", columns.to_string());
     let output = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Finished { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }

@@ -1,0 +1,111 @@
+//! Results on terminals of several widths, with and without colour: `tests/it/snapshots/terminal_*`.
+
+use crate::common;
+
+use common::shown::shown_at;
+use common::{command, folder, line};
+use std::path::Path;
+
+const WIDTHS: [usize; 4] = [60, 80, 100, 160];
+const SEARCH: &str = "plan --profile profile.json --model model.json --job job.toml --threads 1 --top 3";
+const LARGE: &str =
+    "plan --model llama3-70b --cluster 4x8xh100-80gb-sxm@8x400gbps --global-batch 512 --seq-len 8192 --top 3";
+const TOO_LARGE: &str = "estimate --model gpt3-175b --cluster 64x8xa100-80gb-sxm@8x200gbps --global-batch 1536 --seq-len 2048 \
+                         --tp 8 --recompute none";
+
+/// The command at each width, without and with colour.
+#[track_caller]
+fn snapshot(folder: &Path, name: &str, args: &str) {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_omit_expression(true);
+    settings.set_prepend_module_to_snapshot(false);
+    for (colour, flags) in [("", ""), ("_colour", " --color always")] {
+        let shown: Vec<String> = WIDTHS
+            .iter()
+            .map(|width| {
+                let shown = shown_at(folder, &format!("{args}{flags}"), *width);
+                format!("{}\n{}", "=".repeat(*width), shown.replace('\u{1b}', "^"))
+            })
+            .collect();
+        settings.bind(|| insta::assert_snapshot!(format!("terminal_{name}{colour}"), shown.join("\n")));
+    }
+}
+
+#[test]
+fn results_fit_the_screen() {
+    let folder = folder(4);
+    let folder = folder.path();
+    line(folder, &format!("{SEARCH} -o plan.json")).ok();
+    snapshot(folder, "plan", SEARCH);
+    snapshot(folder, "explain", "explain plan.json");
+    snapshot(folder, "plan_large", LARGE);
+    snapshot(folder, "too_large", TOO_LARGE);
+}
+
+/// Standard output of a command on a screen of so many columns.
+fn out(folder: &Path, args: &str, columns: usize) -> String {
+    let args: Vec<&str> = args.split_whitespace().collect();
+    let output = command(folder, &args).env("COLUMNS", columns.to_string()).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn no_line_is_too_long_and_no_word_is_broken() {
+    let folder = folder(4);
+    let folder = folder.path();
+    line(folder, &format!("{SEARCH} -o plan.json")).ok();
+    for args in [
+        SEARCH.to_owned(),
+        format!("{SEARCH} --verbose"),
+        format!("{LARGE} -v"),
+        TOO_LARGE.to_owned(),
+        "explain plan.json".to_owned(),
+    ] {
+        // What a wide screen shows has all words whole.
+        let words: std::collections::BTreeSet<String> = (out(folder, &args, 160).split_whitespace())
+            .filter(|word| !word.starts_with(['-', '#']))
+            .map(str::to_owned)
+            .collect();
+        assert!(words.len() > 30, "{args}");
+        for width in [60, 61, 70, 80, 90, 100, 120] {
+            let text = out(folder, &args, width);
+            for line in text.lines() {
+                assert!(line.chars().count() <= width, "{args} at {width}: {line}");
+            }
+            let broken: Vec<_> = text
+                .split_whitespace()
+                .filter(|word| !word.starts_with(['-', '#']) && !words.contains(*word))
+                .collect();
+            assert!(broken.is_empty(), "{args} at {width}: {broken:?}\n{text}");
+        }
+    }
+}
+
+#[test]
+fn colour_obeys_the_flag_and_the_environment() {
+    let folder = folder(4);
+    let args: Vec<&str> = SEARCH.split_whitespace().collect();
+    let coloured = |flag: &[&str], variables: &[(&str, &str)]| {
+        let mut command = command(folder.path(), &[&args, flag].concat());
+        for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "TERM"] {
+            command.env_remove(name);
+        }
+        let output = command.envs(variables.iter().copied()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        output.stdout.contains(&0x1b)
+    };
+    assert!(!coloured(&[], &[]), "a pipe");
+    assert!(coloured(&[], &[("CLICOLOR_FORCE", "1")]));
+    assert!(!coloured(&["--color", "never"], &[("CLICOLOR_FORCE", "1")]));
+    assert!(coloured(&["--color=always"], &[("NO_COLOR", "1")]));
+    assert!(!coloured(&["--json", "--color=always"], &[]), "JSON is never coloured");
+}
+
+#[test]
+fn quiet_leaves_warnings_and_errors() {
+    let folder = folder(4);
+    let quiet = line(folder.path(), &format!("{SEARCH} -o plan.json --quiet"));
+    assert_eq!((quiet.code, quiet.err.as_str()), (Some(0), ""));
+    let warned = line(folder.path(), "validate plan.json --top 9 --steps 1 -q");
+    assert!(warned.err.contains("warning: ") && warned.err.contains("error: "), "{}", warned.err);
+}
