@@ -466,6 +466,12 @@ pub fn job(
     job.seq_len = args.seq_len.unwrap_or(job.seq_len);
     job.global_batch = batch(args, Some(job.seq_len))?.unwrap_or(job.global_batch);
     job.training_tokens = args.tokens.or(job.training_tokens);
+    if let (Some(tokens), false) = (args.tokens, job.given().contains(&Hyperparameter::TotalSteps)) {
+        // The schedule ends with the training, and exports train so long.
+        job.learning_rate.total_steps = tokens.div_ceil(job.tokens().max(1)).min(1 << 30) as u32;
+        job.give(Hyperparameter::TotalSteps);
+        job.fit_schedule();
+    }
     if let Some(seed) = args.seed {
         job.seed = seed;
         job.give(Hyperparameter::Seed);

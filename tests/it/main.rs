@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
+mod answers;
 mod architecture;
 mod bad_input;
 mod beyond;
