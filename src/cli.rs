@@ -608,6 +608,10 @@ pub struct TrainArgs {
     /// Text file to train on, with bytes as tokens (default: a synthetic language)
     #[arg(long)]
     pub data: Option<PathBuf>,
+    /// File to write a line of JSON to after every step: step, loss, step time, tokens per second and learning
+    /// rate; it grows during the training
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
     #[command(flatten)]
     pub run: RunArgs,
     /// File to write the run record to

@@ -51,7 +51,7 @@ impl Kept {
         if let Err(failure) = output::write_growing(path, to_json(&record()).as_bytes())
             && !std::mem::replace(&mut self.warned, true)
         {
-            progress.say(&format!("warning: {failure}; the training continues"));
+            progress.warn(&format!("{failure}; the training continues"));
         }
         let pause = PAUSE.max(began.elapsed() * TIMES).max(self.began.elapsed() / PART);
         self.next = Instant::now() + pause;

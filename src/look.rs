@@ -2,15 +2,15 @@
 
 use crate::cli::look::{ColourArg, LookArgs};
 use anstream::{AutoStream, ColorChoice, stream::RawStream};
-use anstyle::{AnsiColor, Style as Codes};
-use autodist_reports::{END, Style, View};
+use anstyle::{AnsiColor, Reset, Style as Codes};
+use autodist_reports::{END, Style, TerminalView};
 use std::sync::OnceLock;
 use terminal_size::{Width, terminal_size_of};
 
 #[derive(Debug, Clone, Copy)]
 pub struct Look {
     /// Of standard output.
-    pub view: View,
+    pub view: TerminalView,
     /// Whether messages on standard error are coloured.
     pub messages_in_colour: bool,
     pub quiet: bool,
@@ -21,7 +21,7 @@ static LOOK: OnceLock<Look> = OnceLock::new();
 /// Takes the flags and the terminal into account; until then, everything is plain.
 pub fn begin(args: LookArgs) {
     let look = Look {
-        view: View::new(width(), in_colour(args.color, &std::io::stdout()), args.verbose),
+        view: TerminalView::new(width(), in_colour(args.color, &std::io::stdout()), args.verbose),
         messages_in_colour: in_colour(args.color, &std::io::stderr()),
         quiet: args.quiet,
     };
@@ -30,12 +30,12 @@ pub fn begin(args: LookArgs) {
 }
 
 pub fn get() -> Look {
-    let plain = Look { view: View::default(), messages_in_colour: false, quiet: false };
+    let plain = Look { view: TerminalView::default(), messages_in_colour: false, quiet: false };
     LOOK.get().copied().unwrap_or(plain)
 }
 
 /// The view of standard output.
-pub fn view() -> View {
+pub fn view() -> TerminalView {
     get().view
 }
 
@@ -53,7 +53,13 @@ fn width() -> usize {
     let given = || std::env::var("COLUMNS").ok()?.trim().parse().ok();
     // A terminal whose size nobody has set says 0.
     let sane = |columns: &usize| (20..=10_000).contains(columns);
-    terminal.filter(sane).or_else(|| given().filter(sane)).unwrap_or(View::USUAL)
+    terminal.filter(sane).or_else(|| given().filter(sane)).unwrap_or(TerminalView::USUAL)
+}
+
+/// Columns of the terminal of standard error; none if it goes elsewhere, where lines stay whole.
+pub fn width_of_messages() -> Option<usize> {
+    let (Width(columns), _) = terminal_size_of(std::io::stderr())?;
+    (columns >= 20).then_some(usize::from(columns))
 }
 
 /// The terminal's codes of a style.
@@ -74,7 +80,7 @@ pub fn coloured(text: &str) -> String {
     for c in text.chars() {
         let code = match Style::of_mark(c) {
             Some(style) => codes(style).render().to_string(),
-            None if c == END => Codes::new().render_reset().to_string(),
+            None if c == END => Reset.render().to_string(),
             None => {
                 plain.push(c);
                 continue;

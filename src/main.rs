@@ -26,6 +26,7 @@ mod probe;
 mod progress;
 mod quantity;
 mod rounds;
+mod step_log;
 mod train;
 mod verdict;
 

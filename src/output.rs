@@ -5,7 +5,7 @@
 
 use crate::failure::Failure;
 use crate::look;
-use autodist_reports::Style;
+use autodist_reports::{Style, TerminalView, terminal};
 use autodist_spec::{InputError, fingerprint, printable};
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
@@ -90,7 +90,13 @@ fn message(text: &str) -> String {
         None => text.to_owned(),
     };
     let lines: Vec<String> = text.split('\n').map(|line| cut(&printable(line), LONGEST[0])).collect();
-    cut(&lines.join("\n"), LONGEST[1])
+    let text = cut(&lines.join("\n"), LONGEST[1]);
+    match look::width_of_messages() {
+        Some(width) => {
+            terminal::wrapped(&text, &TerminalView::new(width, false, false)).trim_end().to_owned()
+        }
+        None => text,
+    }
 }
 
 pub fn warn(text: &str) {
@@ -219,6 +225,19 @@ pub fn claim(path: &Path) -> Result<Option<Claim>, Failure> {
 
 /// Time in which a reader must open a named pipe.
 const READER: Duration = Duration::from_secs(10);
+
+/// Opens a file that grows line by line; a stream is written to.
+pub fn open_growing(path: &Path) -> Result<fs::File, Failure> {
+    let open = || {
+        if is_stream(path)? {
+            return open_stream(path);
+        }
+        let path = target(path)?;
+        fs::create_dir_all(folder(&path))?;
+        fs::OpenOptions::new().append(true).create_new(true).open(path)
+    };
+    open().map_err(|source| Failure::Write { path: path.to_owned(), source })
+}
 
 /// Opens a pipe or a device. A named pipe can be opened only once another process reads it.
 fn open_stream(path: &Path) -> std::io::Result<fs::File> {

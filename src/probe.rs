@@ -72,13 +72,12 @@ pub fn probe(
             Ok(losses) => probes.push(compare((*coded, *codec), steps, exact_loss, &losses)),
             // If training diverges with one codec, the others are still measured.
             Err(failure @ Failure::Run(_)) => {
-                progress.say(&format!(
-                    "warning: not probed: {name}: {failure}; the other codecs are still probed"
-                ));
+                progress.warn(&format!("not probed: {name}: {failure}; the other codecs are still probed"));
             }
             Err(failure) => return Ok(Some(failure)),
         }
     }
+    progress.end(true);
     Ok(None)
 }
 

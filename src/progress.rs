@@ -1,6 +1,6 @@
 //! Progress on standard error: a bar on a terminal, plain lines elsewhere. It never goes back.
 
-use crate::output;
+use crate::{look, output};
 use autodist_spec::one_line;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -24,13 +24,18 @@ pub struct Progress {
 
 impl Progress {
     pub fn new(title: &str) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = (std::io::stderr().is_terminal() && !look::get().quiet).then(|| {
             // A bar of no length would be drawn full.
             let bar = ProgressBar::new(1);
-            if let Ok(style) = ProgressStyle::with_template("{prefix} [{bar:30}] {wide_msg}") {
+            // Narrow terminals have room for what is being done.
+            let narrow = look::width_of_messages().is_some_and(|width| width < 100);
+            let template = format!("{{prefix}} [{{bar:{}}}] {{wide_msg}}", if narrow { 12 } else { 30 });
+            if let Ok(style) = ProgressStyle::with_template(&template) {
                 bar.set_style(style.progress_chars("=> "));
             }
             bar.set_prefix(one_line(title));
+            bar.set_message("starting");
+            bar.tick();
             bar
         });
         Self { bar, title: title.to_owned(), began: Instant::now(), last_line: None, from: None, furthest: 0 }
@@ -39,36 +44,60 @@ impl Progress {
     /// `done` of `of` equal pieces; `what` is the current one.
     pub fn at(&mut self, done: usize, of: usize, what: &str) {
         let from = *self.from.get_or_insert(done);
-        let used = self.began.elapsed();
+        let used = self.began.elapsed().as_secs_f64();
         let left = match done.saturating_sub(from) {
             0 => String::new(),
-            made => {
-                let each = used.as_secs_f64() / made as f64;
-                format!(", about {} left", span(each * of.saturating_sub(done) as f64))
-            }
+            made => format!(", about {} left", span(used / made as f64 * of.saturating_sub(done) as f64)),
         };
-        let text = format!("{done}/{of}, {} used{left}: {what}", span(used.as_secs_f64()));
+        // A bar shows how far it is, and is short.
+        let text = match self.bar {
+            Some(_) => format!("{done}/{of}{left}: {what}"),
+            None => format!("{done}/{of}, {} used{left}: {what}", span(used)),
+        };
         self.show(done as u64, of as u64, &text);
+    }
+
+    /// Progress of work of unknown length: the bar stays empty until it is done.
+    pub fn counted(&mut self, done: usize, what: &str) {
+        let used = span(self.began.elapsed().as_secs_f64());
+        self.show(0, 1, &format!("{done} done, {used} used: {what}"));
     }
 
     /// Progress within a budget of seconds, for any number of pieces.
     pub fn within(&mut self, used_s: f64, budget_s: f64, what: &str) {
         let left = budget_s - used_s;
-        let left = if left > 0.0 {
-            format!("{} of the budget left", span(left))
-        } else {
-            "the time budget is used up: after this round only doubtful measurements are repeated".to_owned()
+        let text = match (&self.bar, left > 0.0) {
+            (Some(_), true) => format!("{} of the budget left: {what}", span(left)),
+            (Some(_), false) => format!("budget used up, ends soon: {what}"),
+            (None, true) => format!("{what}; {} used, {} of the budget left", span(used_s), span(left)),
+            (None, false) => format!(
+                "{what}; {} used, the time budget is used up: after this round only doubtful measurements are repeated",
+                span(used_s)
+            ),
         };
-        let text = format!("{what}; {} used, {left}", span(used_s));
         let part = (used_s / budget_s.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
         self.show((PARTS * part) as u64, PARTS as u64, &text);
     }
 
-    /// Prints a permanent line.
-    pub fn say(&self, text: &str) {
+    /// Prints a warning above the bar.
+    pub fn warn(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| output::note(text)),
-            None => output::note(text),
+            Some(bar) => bar.suspend(|| output::warn(text)),
+            None => output::warn(text),
+        }
+    }
+
+    /// Ends it: a bar of work that is done stays, full, with the time that the work took.
+    pub fn end(mut self, done: bool) {
+        if let Some(bar) = self.bar.take() {
+            if done {
+                bar.set_position(bar.length().unwrap_or(1));
+                bar.abandon_with_message(format!("done in {}", span(self.began.elapsed().as_secs_f64())));
+                // The cursor is still behind the bar.
+                output::say("");
+            } else {
+                bar.finish_and_clear();
+            }
         }
     }
 

@@ -234,7 +234,7 @@ impl<'a> Session<'a> {
             }
             round_done(self);
         }
-        drop(progress);
+        progress.end(self.ended.is_none());
         // The disk may have space again.
         for index in 0..self.plans.len() {
             if self.plans[index].unsaved {
@@ -310,7 +310,7 @@ impl<'a> Session<'a> {
         let of: u32 =
             self.plans.iter().map(|p| if p.failed.is_some() { p.done() } else { self.rounds }).sum();
         let plan = under_way.map_or("", |index| self.plans[index].label.as_str());
-        progress.at(done as usize, of as usize, &format!("round {} of {}, {plan}", round + 1, self.rounds));
+        progress.at(done as usize, of as usize, &format!("{plan}, round {} of {}", round + 1, self.rounds));
     }
 
     fn take_round(&mut self, index: usize, new: RunRecord, progress: &Progress) {
@@ -332,8 +332,8 @@ impl<'a> Session<'a> {
             0 => String::new(),
             done => format!("; the measurements of its first {done} rounds are kept"),
         };
-        progress.say(&format!(
-            "warning: {} failed in round {} of {rounds}: {reason}{kept}; the other plans continue",
+        progress.warn(&format!(
+            "{} failed in round {} of {rounds}: {reason}{kept}; the other plans continue",
             trial.label,
             round + 1
         ));
@@ -350,7 +350,7 @@ impl<'a> Session<'a> {
         if let Err(failure) = self.save(index)
             && !known
         {
-            progress.say(&format!("warning: {failure}; the validation continues, and prints its results"));
+            progress.warn(&format!("{failure}; the validation continues, and prints its results"));
         }
     }
 

@@ -100,6 +100,7 @@ pub fn run(task: &Task, options: &LaunchOptions, mut watch: impl FnMut(&Growing)
 
 /// Adds news of the training of `task`.
 pub fn hear(growing: &mut Growing, task: &Task, news: News) -> Result<(), serde_json::Error> {
+    growing.forget_news();
     match news {
         News::Progress { rank, value, .. } => growing.take(rank, serde_json::from_value(value)?),
         News::Done { answers, .. } => {
@@ -133,7 +134,8 @@ pub fn environment(growing: &Growing, options: &LaunchOptions) -> Environment {
     // All processes have connected, or there would be no outcomes.
     environment.machines = external::machines().unwrap_or_default();
     environment.collectives = outcomes.first().map(|o| o.route.clone()).unwrap_or_default();
-    if options.realtime && !environment.realtime {
+    // PyTorch's ranks never have it.
+    if options.realtime && options.torch.is_none() && !environment.realtime {
         environment.warnings.push(
             "ranks had no real-time priority: measured times include other load on this machine".to_owned(),
         );

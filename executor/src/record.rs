@@ -443,6 +443,7 @@ pub struct Growing {
     ranks: Vec<Heard>,
     steps: Thinned<StepRecord>,
     last: Option<StepRecord>,
+    news: Vec<StepRecord>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -464,7 +465,18 @@ impl Growing {
             ranks: vec![Heard::default(); task.world()],
             steps: Thinned::new(limit),
             last: None,
+            news: Vec::new(),
         }
+    }
+
+    /// The steps that were completed since [`Self::forget_news`].
+    #[must_use]
+    pub fn news(&self) -> &[StepRecord] {
+        &self.news
+    }
+
+    pub fn forget_news(&mut self) {
+        self.news.clear();
     }
 
     /// Adds a report of `rank`. The time of a step is that of its slowest rank.
@@ -491,6 +503,7 @@ impl Growing {
             }
             joined.loss /= tokens;
             self.steps.push(joined.clone());
+            self.news.push(joined.clone());
             self.last = Some(joined);
         }
     }

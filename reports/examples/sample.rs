@@ -5,7 +5,7 @@
 mod fixture;
 
 use autodist_reports::{
-    View, chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline,
+    TerminalView, chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline,
     csv_validation, figures, html, terminal,
 };
 use std::path::PathBuf;
@@ -21,13 +21,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (name, bytes) in figures(&world.input())? {
         std::fs::write(folder.join(name), bytes)?;
     }
-    let view = View::new(View::USUAL, false, true);
+    let view = TerminalView::new(TerminalView::USUAL, false, true);
     let text = [
         terminal::plan_summary(&world.plan, None, &view),
         terminal::validation_table(&world.validation, &view),
-        terminal::profile_summary(&world.profile, &view),
+        terminal::profile_summary(&world.profile, None, &view),
         terminal::run_summary(&world.runs[0], &view),
-        terminal::profile_summary(&gpus.profile, &view),
+        terminal::profile_summary(&gpus.profile, None, &view),
         terminal::run_summary(&gpus.runs[0], &view),
     ];
     for (name, text) in [

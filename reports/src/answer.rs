@@ -120,16 +120,18 @@ fn memory(plan: &Plan) -> Rich {
     let whole = words::fullest_device(plan).map_or(Bytes::ZERO, |device| device.memory_bytes);
     let usable = Bytes((whole.as_f64() * (1.0 - plan.job.memory_reserve)) as u64);
     let reserve = percent(plan.job.memory_reserve);
-    let of = format!("{peak} peak of {usable} usable ({device}, {reserve} kept free)");
+    let of = format!("; {device}, {reserve} kept free");
+    let peak_of = format!("{peak} peak of {usable} usable");
     if plan.fits {
-        return Rich::from(format!("fits: {of}; {} free", Bytes(usable.0.saturating_sub(peak.0))));
+        return Rich::from(format!("fits: {peak_of}, {} free{of}", Bytes(usable.0.saturating_sub(peak.0))));
     }
     let mut text = Rich::paint(Style::Bad, "does NOT fit");
-    text += format!(": {of}; {} too much", Bytes(peak.0.saturating_sub(usable.0))).as_str();
+    text += format!(": {peak_of}, {} too much", Bytes(peak.0.saturating_sub(usable.0))).as_str();
     let largest = plan.estimate.memory.parts().into_iter().max_by_key(|(_, part)| *part);
     if let Some((name, part)) = largest {
         text += format!(", and the {name} alone take {part}").as_str();
     }
+    text += of.as_str();
     text
 }
 
@@ -165,11 +167,11 @@ pub(crate) fn next(plan: &Plan, file: Option<&Path>) -> Vec<String> {
         return Vec::new();
     }
     let Some(file) = file else {
-        let written = "`-o plan.json` writes this plan for `autodist explain`, `report`,";
-        return vec![match plan.cost_source {
-            CostSource::Profile(_) => format!("{written} `validate`, `train` and `export`"),
-            _ => format!("{written} and `export`"),
-        }];
+        let more = match plan.cost_source {
+            CostSource::Profile(_) => "`report`, `validate`, `train` and `export`",
+            _ => "`report` and `export`",
+        };
+        return vec![format!("`-o plan.json` writes this plan for `autodist explain`, {more}")];
     };
     let file = file.display();
     let mut commands = vec![format!("autodist explain {file}")];

@@ -42,8 +42,8 @@ pub use sheets::{
     csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline, csv_validation,
 };
 pub use trace::chrome_trace;
-pub use view::{END, Style, View};
-pub use words::plural;
+pub use view::{END, Style, TerminalView};
+pub use words::{plural, tokens_per_second};
 
 use autodist_spec::{Plan, Profile, RunRecord, TimelineEvent, Validation};
 

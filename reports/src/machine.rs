@@ -4,12 +4,13 @@ use crate::circumstances::{self, device_kind};
 use crate::network;
 use crate::screen::Screen;
 use crate::tables;
-use crate::view::View;
+use crate::view::TerminalView;
 use crate::words::{self, plural};
 use autodist_spec::{Environment, Profile, Provenance, RunRecord, doubt};
+use std::path::Path;
 
-/// The measured machine, and the doubts about the measurement.
-pub fn profile_summary(profile: &Profile, view: &View) -> String {
+/// The measured machine, and the doubts about the measurement; `file` is where the profile was written.
+pub fn profile_summary(profile: &Profile, file: Option<&Path>, view: &TerminalView) -> String {
     let environment = &profile.environment;
     let mut screen = Screen::new(view);
     screen.line(
@@ -39,7 +40,7 @@ pub fn profile_summary(profile: &Profile, view: &View) -> String {
         screen.line("GEMM", &format!("{rate}: {}", words::FASTEST_GEMM));
     }
     screen.line("measured", &provenances(profile));
-    screen.line("repeats", &format!("two runs of one plan differ by {}", words::noise(profile)));
+    screen.line("repeats", &words::repeats(profile));
     for line in doubt::lines(&profile.doubts) {
         screen.line("doubt", line.trim_start_matches("doubtful measurement: "));
     }
@@ -48,11 +49,18 @@ pub fn profile_summary(profile: &Profile, view: &View) -> String {
     }
     if view.verbose {
         details(&mut screen, profile);
-    } else if profile.complete {
-        screen.line("next", "autodist plan --profile FILE --global-batch N -o plan.json");
-        screen.line("", words::MORE);
+    } else {
+        let next = file.filter(|_| profile.complete);
+        let next = next.map(|file| format!("autodist plan --profile {} -o plan.json", file.display()));
+        if let Some(next) = &next {
+            screen.line("next", next);
+        }
+        screen.line(if next.is_some() { "" } else { "more" }, words::MORE);
     }
-    screen.warnings(&environment.warnings);
+    // Otherwise they are printed where they arise.
+    if view.verbose {
+        screen.warnings(&environment.warnings);
+    }
     screen.finish()
 }
 
@@ -124,7 +132,7 @@ fn details(screen: &mut Screen, profile: &Profile) {
 }
 
 /// One training run: speed, memory and losses.
-pub fn run_summary(run: &RunRecord, view: &View) -> String {
+pub fn run_summary(run: &RunRecord, view: &TerminalView) -> String {
     let strategy = run.strategy.label();
     let named = if run.label == strategy { strategy } else { format!("{}: {strategy}", run.label) };
     let mut screen = Screen::new(view);
@@ -177,7 +185,7 @@ pub fn run_summary(run: &RunRecord, view: &View) -> String {
 }
 
 /// The accuracy of the codecs of each run that used any.
-pub fn compressions(runs: &[RunRecord], view: &View) -> String {
+pub fn compressions(runs: &[RunRecord], view: &TerminalView) -> String {
     let mut screen = Screen::new(view);
     for run in runs {
         if let Some(compression) = compression(run) {

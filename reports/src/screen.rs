@@ -1,7 +1,7 @@
 //! Builds the text of a terminal, line by line.
 
 use crate::table::Table;
-use crate::view::{Rich, Style, View};
+use crate::view::{Rich, Style, TerminalView};
 use crate::wrap::{plain, wrap};
 
 /// Columns of labels.
@@ -20,12 +20,12 @@ impl Line {
 }
 
 pub(crate) struct Screen<'a> {
-    view: &'a View,
+    view: &'a TerminalView,
     text: String,
 }
 
 impl<'a> Screen<'a> {
-    pub fn new(view: &'a View) -> Self {
+    pub fn new(view: &'a TerminalView) -> Self {
         Self { view, text: String::new() }
     }
 

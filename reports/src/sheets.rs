@@ -89,7 +89,9 @@ pub fn csv_plans(plan: &Plan) -> String {
     ]
     .map(str::to_owned)
     .to_vec();
-    header.extend(plan.estimate.cost.parts().iter().map(|(part, _)| column("", part, "s")));
+    // Columns are named like the fields of the plan document.
+    let field = |part: &str| if part == "contention" { "interference".to_owned() } else { part.to_owned() };
+    header.extend(plan.estimate.cost.parts().iter().map(|(part, _)| column("", &field(part), "s")));
     header.extend(plan.estimate.memory.parts().iter().map(|(part, _)| column("memory_", part, "bytes")));
     header.push("reason".to_owned());
     let mut sheet = Sheet::new(&header);

@@ -83,7 +83,7 @@ impl Table {
             {
                 let cell = lines.get(line).map_or("", String::as_str);
                 let blanks = " ".repeat(width.saturating_sub(length(cell)));
-                let cell = painted(cell, style.or(Style::of_word(whole)));
+                let cell = painted(cell, Style::of_word(whole).or(style));
                 match align {
                     Align::Left => shown += &(cell + &blanks),
                     Align::Right => shown += &(blanks + &cell),
@@ -170,7 +170,7 @@ impl Table {
             for column in others {
                 let name = self.columns[column].0;
                 let head = format!("{:indent$}{name:<label$}  ", "");
-                push_wrapped(&mut text, &head, cell(column), width, style.or(Style::of_word(cell(column))));
+                push_wrapped(&mut text, &head, cell(column), width, Style::of_word(cell(column)).or(style));
             }
         }
         text

@@ -6,7 +6,7 @@ use crate::communication;
 use crate::screen::{LABEL, Screen};
 use crate::tables;
 use crate::verdict;
-use crate::view::View;
+use crate::view::TerminalView;
 use crate::words::{self, percent, plural};
 use autodist_spec::{Plan, Seconds, Validation};
 use std::path::Path;
@@ -14,11 +14,11 @@ use std::path::Path;
 pub use crate::machine::{compressions, profile_summary, run_summary};
 
 /// Characters of the longest assumption that is shown with an answer: a line of the usual width.
-const ASSUMPTION: usize = View::USUAL - LABEL;
+const ASSUMPTION: usize = TerminalView::USUAL - LABEL;
 
-/// The answer, the plan's rivals, and the commands that come next; with [`View::verbose`] also the parts of
+/// The answer, the plan's rivals, and the commands that come next; with [`TerminalView::verbose`] also the parts of
 /// its time and memory, and all rejected strategies. `file` is where the plan was written.
-pub fn plan_summary(plan: &Plan, file: Option<&Path>, view: &View) -> String {
+pub fn plan_summary(plan: &Plan, file: Option<&Path>, view: &TerminalView) -> String {
     let mut screen = Screen::new(view);
     screen.lines(answer::of_plan(plan, file, view.verbose));
     what_it_stands_on(&mut screen, plan, view);
@@ -40,7 +40,7 @@ pub fn plan_summary(plan: &Plan, file: Option<&Path>, view: &View) -> String {
 }
 
 /// Rates, warnings and assumptions; what is longer than a line is for verbose views.
-fn what_it_stands_on(screen: &mut Screen, plan: &Plan, view: &View) {
+fn what_it_stands_on(screen: &mut Screen, plan: &Plan, view: &TerminalView) {
     let estimate = &plan.estimate;
     if let Some(kinds) = words::kinds_of_blocks(&plan.model) {
         screen.line("blocks", kinds);
@@ -110,7 +110,7 @@ fn all_tables(screen: &mut Screen, plan: &Plan) {
 /// The result, at the top: the plan to use, its step time, whether the measurement confirms the planner's
 /// choice, and the certainty. `plan` is the document with its measured plans in measured order; `files` lists
 /// the files of the results, and what comes next.
-pub fn answer(plan: &Plan, validation: &Validation, files: &[(&str, String)], view: &View) -> String {
+pub fn answer(plan: &Plan, validation: &Validation, files: &[(&str, String)], view: &TerminalView) -> String {
     let mut screen = Screen::new(view);
     screen.lines(answer::of_validation(plan, validation));
     for (label, value) in files {
@@ -119,8 +119,15 @@ pub fn answer(plan: &Plan, validation: &Validation, files: &[(&str, String)], vi
     screen.finish()
 }
 
-/// Any text, broken into lines of the view's width; the first line is the decision.
-pub fn prose(text: &str, view: &View) -> String {
+/// Any text, broken into lines of the view's width.
+pub fn wrapped(text: &str, view: &TerminalView) -> String {
+    let mut screen = Screen::new(view);
+    screen.prose(text);
+    screen.finish()
+}
+
+/// The same, where the first line is the decision.
+pub fn prose(text: &str, view: &TerminalView) -> String {
     let mut screen = Screen::new(view);
     let (decision, rest) = text.split_once('\n').unwrap_or((text, ""));
     screen.decision(decision);
@@ -134,7 +141,7 @@ pub fn verdict(validation: &Validation) -> String {
 }
 
 /// Measured and predicted times, with signed errors: plus means the prediction was too high.
-pub fn validation_table(validation: &Validation, view: &View) -> String {
+pub fn validation_table(validation: &Validation, view: &TerminalView) -> String {
     let mut screen = Screen::new(view);
     if let Some(ended) = &validation.ended {
         screen.line("ended", format!("early: {ended}"));
@@ -156,7 +163,7 @@ pub fn validation_table(validation: &Validation, view: &View) -> String {
     screen.finish()
 }
 
-fn compared(screen: &mut Screen, validation: &Validation, view: &View) {
+fn compared(screen: &mut Screen, validation: &Validation, view: &TerminalView) {
     let same = "error is predicted / measured - 1; ± is half of the 95 % interval of the median";
     if view.verbose {
         let mut table = tables::validation(validation);

@@ -8,7 +8,7 @@ use crate::words;
 use std::ops::AddAssign;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct View {
+pub struct TerminalView {
     /// Columns of a line.
     pub width: usize,
     pub colour: bool,
@@ -16,7 +16,7 @@ pub struct View {
     pub verbose: bool,
 }
 
-impl View {
+impl TerminalView {
     /// Below this, lines are as if the terminal was so wide: tables and labels need some room.
     pub const NARROWEST: usize = 60;
     /// Longer lines are hard to read.
@@ -30,7 +30,7 @@ impl View {
     }
 }
 
-impl Default for View {
+impl Default for TerminalView {
     fn default() -> Self {
         Self::new(Self::USUAL, false, false)
     }

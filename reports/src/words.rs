@@ -73,7 +73,7 @@ pub(crate) fn parameters(value: u64) -> String {
 }
 
 /// Tokens per second, with one digit after the point only if it is significant.
-pub(crate) fn tokens_per_second(value: f64) -> String {
+pub fn tokens_per_second(value: f64) -> String {
     if value >= 100.0 {
         format!("{} tokens/s", count(value.round() as u64))
     } else {
@@ -486,6 +486,14 @@ pub(crate) fn precision(precision: Precision) -> &'static str {
 /// The difference between two runs of one plan.
 pub(crate) fn noise(profile: &Profile) -> String {
     profile.noise().map_or_else(|| "not known (one round)".to_owned(), percent)
+}
+
+/// The same as a sentence.
+pub(crate) fn repeats(profile: &Profile) -> String {
+    match profile.noise() {
+        Some(noise) => format!("two runs of one plan differ by {}", percent(noise)),
+        None => "how far two runs of one plan differ is not known, because there was one round".to_owned(),
+    }
 }
 
 /// Caption of the GEMMs of a profile.

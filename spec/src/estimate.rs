@@ -52,7 +52,7 @@ impl CostBreakdown {
             ("pipeline communication", self.pipeline_communication_s),
             ("bubble", self.bubble_s),
             ("host", self.host_s),
-            ("interference", self.interference_s),
+            ("contention", self.interference_s),
             ("optimizer", self.optimizer_s),
             ("overhead", self.overhead_s),
         ]

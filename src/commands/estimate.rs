@@ -36,15 +36,16 @@ pub fn print(
     shortfall: Option<MemoryShortfall>,
     comparison: &str,
 ) -> Result<(), Failure> {
-    let file = args.output.as_deref().or(args.plan.as_deref());
-    let text = if args.json {
-        to_json(plan)
-    } else {
-        terminal::plan_summary(plan, file, &look::view()) + comparison
-    };
     let written = match shortfall {
         None => super::plan::write_new(plan, args.output.as_deref()),
         Some(shortfall) => Err(too_large(args, shortfall)),
+    };
+    let file = args.output.as_deref().filter(|_| written.is_ok()).or(args.plan.as_deref());
+    let text = if args.json {
+        to_json(plan)
+    } else {
+        let view = look::view();
+        terminal::plan_summary(plan, file, &view) + &terminal::wrapped(comparison, &view)
     };
     output::print_with(&text, written)
 }

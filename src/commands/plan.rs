@@ -34,9 +34,10 @@ pub fn run(args: &PlanArgs) -> Result<(), Failure> {
         (None, Some(cluster)) => of_figures(args, cluster, limits)?,
         _ => of_profile(args, limits)?,
     };
-    let file = args.output.as_deref();
+    let written = write_new(&plan, args.output.as_deref());
+    let file = args.output.as_deref().filter(|_| written.is_ok());
     let text = if args.json { to_json(&plan) } else { terminal::plan_summary(&plan, file, &look::view()) };
-    output::print_with(&text, write_new(&plan, args.output.as_deref()))
+    output::print_with(&text, written)
 }
 
 /// Plans for machines that were measured.

@@ -29,7 +29,9 @@ pub fn run(args: &ProfileArgs) -> Result<(), Failure> {
     output::check_writable(&args.output)?;
     let _claim = output::claim(&args.output)?;
     let Obtained { profile, unwritten } = obtain(&request, &options, &args.output, args.fresh)?;
-    let text = if args.json { to_json(&profile) } else { terminal::profile_summary(&profile, &look::view()) };
+    let file = Some(args.output.as_path());
+    let text =
+        if args.json { to_json(&profile) } else { terminal::profile_summary(&profile, file, &look::view()) };
     output::print_with(&text, unwritten.map_or(Ok(()), Err))?;
     output::note(&format!("wrote {}", args.output.display()));
     Ok(())
@@ -177,7 +179,7 @@ pub fn obtain(
         earlier,
         |at| {
             pieces += usize::from(at.done > 0);
-            let what = format!("round {}, {} of {}: {}", at.round, at.done, at.of, at.what);
+            let what = format!("{}, {} of {} in round {}", at.what, at.done, at.of, at.round);
             progress.within(at.used_s, at.budget_s, &what);
         },
         |partial| match output::write_growing(path, to_json(partial).as_bytes()) {
@@ -188,7 +190,7 @@ pub fn obtain(
             Err(_) => {}
         },
     );
-    drop(progress);
+    progress.end(profile.is_ok());
     let profile = match profile {
         Ok(profile) => profile,
         Err(error) => {

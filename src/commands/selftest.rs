@@ -88,12 +88,14 @@ fn check_by(
 ) -> Result<Vec<SelftestResult>, Failure> {
     let mut progress = Progress::new("selftest");
     let mut done = 0;
-    // The number of checks depends on the device; the line shows the current one.
+    // The number of checks depends on the device.
     let mut seen = |check: &SelftestResult| {
         done += 1;
-        progress.at(done, done, &format!("{}: {}", precision.name(), check.what));
+        progress.counted(done, &format!("{}: {}", precision.name(), check.what));
     };
-    checks(&mut seen).map_err(|error| Failure::Run(error.to_string()))
+    let checked = checks(&mut seen).map_err(|error| Failure::Run(error.to_string()));
+    progress.end(checked.is_ok());
+    checked
 }
 
 fn result(check: SelftestResult) -> Outcome {

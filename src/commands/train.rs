@@ -4,9 +4,10 @@ use crate::cli::TrainArgs;
 use crate::failure::Failure;
 use crate::keep::{self, Kept};
 use crate::progress::Progress;
+use crate::step_log::StepLog;
 use crate::{devices, engine, external, input, look, output, train};
 use autodist_executor::{DataSource, SyntheticLanguage, Task};
-use autodist_reports::terminal;
+use autodist_reports::{terminal, tokens_per_second};
 use autodist_spec::{InputError, Plan, RunRecord, to_json};
 
 pub fn run(args: &TrainArgs) -> Result<(), Failure> {
@@ -30,15 +31,21 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
     let warmup = train::WARMUP_STEPS.max(codec_warmup).min(args.steps - 1);
     let task = Task::of_plan(&plan, data.clone(), args.steps, warmup);
     let mut kept = Kept::for_output(&args.output)?;
+    let mut log = args.log.as_ref().map(|path| StepLog::create(path, &args.output, &plan.job)).transpose()?;
     let mut progress = Progress::new("train");
     let trained = train::run(&task, &options, |growing| {
         if let Some(last) = growing.last() {
-            let what = format!("loss {:.4}, {} per step", last.loss, last.time_s);
+            let rate = tokens_per_second(plan.job.tokens() as f64 / last.time_s.0);
+            let what = format!("loss {:.4}, {rate}, {} per step", last.loss, last.time_s);
             progress.at(growing.done() as usize, args.steps as usize, &what);
+        }
+        if let Some(log) = &mut log {
+            log.add(growing.news(), &progress);
         }
         kept.grow(&progress, || growing.record(train::environment(growing, &options), Some(keep::UNDER_WAY)));
     });
-    drop(progress);
+    progress.end(trained.failure.is_none());
+    let logged = log.map_or(Ok(()), StepLog::end);
     let Some(record) = trained.record else {
         return Err(trained
             .failure
@@ -59,7 +66,7 @@ pub fn run(args: &TrainArgs) -> Result<(), Failure> {
         }),
     };
     let text = if args.json { to_json(&record) } else { summary(&record, &plan, &data) };
-    let shown = output::print_with(&text, written);
+    let shown = output::print_with(&text, written.and(logged));
     match trained.failure {
         None => shown,
         // The reason for the end matters more than a missing file, but both are reported.
@@ -74,9 +81,11 @@ fn summary(record: &RunRecord, plan: &Plan, data: &DataSource) -> String {
     let mut text = terminal::run_summary(record, &look::view());
     if *data == DataSource::Synthetic {
         let floor = SyntheticLanguage::new(plan.model.vocab).entropy();
-        text += &format!(
-            "The synthetic language's entropy is {floor:.4} nats per token: apart from noise between batches, no model reaches a lower loss\n"
+        let floor = format!(
+            "The synthetic language's entropy is {floor:.4} nats per token: apart from noise between batches, no model \
+             reaches a lower loss"
         );
+        text += &terminal::wrapped(&floor, &look::view());
     }
     text
 }

@@ -89,7 +89,7 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     if view.verbose {
         let file = folder.join("plan.json");
         output::show(&format!("\n{}", terminal::plan_summary(plan, Some(&file), &view)))?;
-        output::show(&format!("\n{}", terminal::profile_summary(profile, &view)))?;
+        output::show(&format!("\n{}", terminal::profile_summary(profile, None, &view)))?;
     }
     outcome()
 }

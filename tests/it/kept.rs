@@ -270,7 +270,10 @@ fn a_profile_that_cannot_be_written_is_printed() {
     take_away(&folder.join("away"));
     let Finished { code, out, err } = running.end();
     assert_eq!(code, Some(4), "{err}");
-    assert!(err.contains("cannot write away/profile.json") && err.contains("profile round 1, 0 of"), "{err}");
+    assert!(
+        err.contains("cannot write away/profile.json") && err.contains("profile links and collectives, 0 of"),
+        "{err}"
+    );
     let printed: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(printed["complete"], true);
     assert!(!printed["segments"].as_array().unwrap().is_empty());

@@ -58,6 +58,7 @@ const MACHINE: &[(&str, &str)] = &[
     (r"\d\.\d+e-?\d+  (unbounded|\[rate\])", "[seconds per byte]  [rate]"),
     (r"\d+ timings", "[count] timings"),
     (r"(a rank without a model|one communicator)  [\d.]+ [KMG]iB", "$1  [size]"),
+    (r"(?m)^repeats  .*", "repeats  [how far two runs of one plan differ]"),
     (
         r"(two runs of one plan differ by ) ?(\[percent\]|not known \(one round\)).*",
         "$1[percent, or not known]",

@@ -109,3 +109,42 @@ fn quiet_leaves_warnings_and_errors() {
     let warned = line(folder.path(), "validate plan.json --top 9 --steps 1 -q");
     assert!(warned.err.contains("warning: ") && warned.err.contains("error: "), "{}", warned.err);
 }
+
+#[test]
+fn the_log_of_a_training_has_a_line_per_step() {
+    let folder = folder(2);
+    let folder = folder.path();
+    line(
+        folder,
+        "estimate --profile profile.json --model model.json --job job.toml --micro-batch 2 -o plan.json",
+    )
+    .ok();
+    let train = "train plan.json --no-realtime --timeout 30 --log log/train.jsonl --steps";
+    let trained = line(folder, &format!("{train} 5"));
+    assert_eq!(trained.code, Some(0), "{}", trained.err);
+    assert!(trained.err.contains("/5, ") && trained.err.contains("tokens/s"), "progress: {}", trained.err);
+    let lines = |name: &str| -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(folder.join(name)).unwrap();
+        assert!(text.ends_with('\n'));
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let log = lines("log/train.jsonl");
+    let record: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(folder.join("run.json")).unwrap()).unwrap();
+    assert_eq!(log.len(), 5);
+    for (line, step) in log.iter().zip(record["steps"].as_array().unwrap()) {
+        assert_eq!((&line["step"], &line["loss"]), (&step["step"], &step["loss"]));
+        assert_eq!((&line["step_time_s"], &line["learning_rate"]), (&step["time_s"], &step["learning_rate"]));
+        assert!(line["tokens_per_s"].as_f64().unwrap() > 0.0);
+    }
+    // A second training does not destroy the log of the first.
+    let again = line(folder, &format!("{train} 3"));
+    assert!(again.err.contains("kept in") && again.err.contains("train.2.jsonl"), "{}", again.err);
+    assert_eq!((lines("log/train.jsonl").len(), lines("log/train.2.jsonl").len()), (3, 5));
+    let same = line(folder, "train plan.json --log ./run.json");
+    assert_eq!(same.code, Some(2), "{}", same.err);
+    assert!(same.err.contains("--log") && same.err.contains("--output"), "{}", same.err);
+    let full = line(folder, "train plan.json --steps 2 --no-realtime --log /dev/full");
+    assert_eq!(full.code, Some(4), "{}", full.err);
+    assert!(full.err.contains("/dev/full") && full.out.contains("step time"), "{}", full.err);
+}

@@ -7,7 +7,7 @@ use autodist_spec::profile::{
     CollectiveCost, Hardware, Interference, MessageCost, OptimizerCost, PipeliningCost, Sample, SegmentCost,
 };
 use autodist_spec::{
-    Bytes, Collective, DeviceKind, FlopsPerSecond, Machine, Profile, Provenance, SCHEMA_VERSION,
+    Bytes, Collective, DeviceKind, Engine, FlopsPerSecond, Machine, Profile, Provenance, SCHEMA_VERSION,
     ScheduleKind, Seconds,
 };
 use std::collections::BTreeMap;
@@ -282,7 +282,8 @@ impl Assembly<'_> {
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.environment.warnings.clone();
         let on_cpu = self.environment.devices == DeviceKind::Cpu;
-        if on_cpu && !self.realtime {
+        // PyTorch's ranks never have real-time priority.
+        if on_cpu && self.environment.engine == Engine::Native && !self.realtime {
             warnings.push(
                 "ranks had no real-time priority: measured times include other load on this machine (run as root, or allow \
                  RLIMIT_RTPRIO)"

@@ -6,3 +6,4 @@ mod figures;
 mod fixture;
 mod html;
 mod text;
+mod widths;

@@ -3,7 +3,7 @@
 use crate::fixture;
 
 use autodist_reports::{
-    View, chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline,
+    TerminalView, chrome_trace, csv_copies, csv_links, csv_plans, csv_products, csv_segments, csv_timeline,
     csv_validation, html, terminal,
 };
 use autodist_spec::profile::{Accelerator, Hardware};
@@ -12,13 +12,13 @@ use autodist_spec::{Codec, DeviceKind, FlopsPerSecond, Precision, Seconds};
 use fixture::{World, gpu_world, world};
 
 /// Every table, on a terminal of the usual width.
-fn all() -> View {
-    View::new(View::USUAL, false, true)
+fn all() -> TerminalView {
+    TerminalView::new(TerminalView::USUAL, false, true)
 }
 
 fn narrow(text: &str) {
     for line in text.lines() {
-        assert!(line.chars().count() <= View::USUAL, "{} columns: {line}", line.chars().count());
+        assert!(line.chars().count() <= TerminalView::USUAL, "{} columns: {line}", line.chars().count());
         assert_eq!(line, line.trim_end(), "no blanks at the end");
         assert!(!line.contains('\u{1b}'));
     }
@@ -40,12 +40,12 @@ fn the_plan_in_the_terminal() {
             "plan       dp2 tp1 pp2 mb2 1f1b recompute=selective(3/8): a pipeline",
             "step time  412 ms ± 9.07 ms, 9,935 tokens/s; ± 2.2 %: how sure the profile's measurements are\n",
             "verdict    predicted, not measured: `autodist validate` trains it\n",
-            "memory     fits: 116 MiB peak of 246 MiB usable (256 MiB per device, 4.0 % kept free); 130 MiB free\n",
+            "memory     fits: 116 MiB peak of 246 MiB usable, 130 MiB free; 256 MiB per device, 4.0 % kept free\n",
             "FLOP/s per device\n",
             "optimal in its space under this cost model, gap 0.0 %",
             "compute                  280 ms   68.0 %",
             "activations            36.0 MiB   31.0 %",
-            "2  dp4 tp1 pp1 mb2         431 ms ± 9.48 ms",
+            "431 ms ± 9.48 ms",
             "1,006  lower bound",
         ],
     );
@@ -104,7 +104,7 @@ fn no_published_peak_is_no_utilisation_whatever_was_measured() {
         );
     }
     assert!(cells(&table, "mfu").iter().all(String::is_empty), "{table}");
-    let text = terminal::profile_summary(&world.profile, &all());
+    let text = terminal::profile_summary(&world.profile, None, &all());
     assert!(text.contains("GEMM       114 GFLOP/s: fastest GEMM of this model's shapes"), "{text}");
     assert!(!text.contains(", peak ") && !text.contains("peak unknown"), "{text}");
     world.plan.correct_mfu();
@@ -133,10 +133,10 @@ fn a_share_above_all_of_the_peak_is_left_out_with_both_figures() {
 #[test]
 fn copies_between_host_and_device_are_of_gpus_alone() {
     let mut world = gpu_world();
-    assert!(terminal::profile_summary(&world.profile, &all()).contains("host to device"));
+    assert!(terminal::profile_summary(&world.profile, None, &all()).contains("host to device"));
     world.profile.environment.devices = DeviceKind::Cpu;
     let page = html(&world.input()).unwrap();
-    for text in [terminal::profile_summary(&world.profile, &all()), csv_copies(&world.profile), page] {
+    for text in [terminal::profile_summary(&world.profile, None, &all()), csv_copies(&world.profile), page] {
         assert!(text.contains("within the device"), "{text}");
         assert!(!text.contains("host to device") && !text.contains("device to host"), "{text}");
     }
@@ -181,7 +181,7 @@ fn the_validation_in_the_terminal() {
 fn the_profile_in_the_terminal() {
     let mut world = world();
     check(
-        &terminal::profile_summary(&world.profile, &all()),
+        &terminal::profile_summary(&world.profile, None, &all()),
         &[
             "4 devices, complete",
             "real-time priority",
@@ -197,7 +197,7 @@ fn the_profile_in_the_terminal() {
     world.profile.complete = false;
     world.profile.fits.clear();
     check(
-        &terminal::profile_summary(&world.profile, &all()),
+        &terminal::profile_summary(&world.profile, None, &all()),
         &["no real-time priority", "unfinished", "none was measured"],
     );
 }
@@ -256,7 +256,7 @@ fn absent(text: &str, unwanted: &[&str]) {
 #[test]
 fn a_profile_of_gpus_in_the_terminal() {
     let mut world = gpu_world();
-    let text = terminal::profile_summary(&world.profile, &all());
+    let text = terminal::profile_summary(&world.profile, None, &all());
     check(
         &text,
         &[
@@ -296,7 +296,7 @@ fn a_profile_of_gpus_in_the_terminal() {
     environment.accelerator_paths = vec![path; 6];
     environment.collectives = "the host's memory: libnccl.so.2 is missing".to_owned();
     world.profile.hardware = Hardware::default();
-    let text = terminal::profile_summary(&world.profile, &all());
+    let text = terminal::profile_summary(&world.profile, None, &all());
     check(
         &text,
         &[
@@ -336,7 +336,7 @@ fn a_run_on_gpus_in_the_terminal() {
 #[test]
 fn nothing_is_said_of_gpus_where_ranks_had_cores() {
     let world = world();
-    let text = terminal::profile_summary(&world.profile, &all());
+    let text = terminal::profile_summary(&world.profile, None, &all());
     check(&text, &["precision  fp32\n", "real-time priority, real devices\n"]);
     absent(&text, &OF_GPUS);
     absent(&text, &["GEMMs: ", "Copies"]);
@@ -362,11 +362,11 @@ fn long_and_hostile_names_stay_in_their_columns() {
     environment.accelerator_paths[0].path.clone_from(&name);
     environment.collectives = name;
     gpus.runs[0].environment = environment.clone();
-    narrow(&terminal::profile_summary(&gpus.profile, &all()));
+    narrow(&terminal::profile_summary(&gpus.profile, None, &all()));
     narrow(&terminal::run_summary(&gpus.runs[0], &all()));
     narrow(&terminal::plan_summary(&world.plan, None, &all()));
     narrow(&terminal::validation_table(&world.validation, &all()));
-    narrow(&terminal::profile_summary(&world.profile, &all()));
+    narrow(&terminal::profile_summary(&world.profile, None, &all()));
     narrow(&terminal::run_summary(&world.runs[0], &all()));
 }
 
