@@ -42,7 +42,9 @@ fn run_args(cli: &Cli) -> Option<&RunArgs> {
         | Command::Report(_)
         | Command::Selftest(_)
         | Command::Catalog(_)
-        | Command::Schema(_) => None,
+        | Command::Schema(_)
+        | Command::Completions(_)
+        | Command::Man(_) => None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reads the user's files and flags into typed, checked specs. Nothing else in the program opens an input
 //! file.
 
-use crate::cli::{AllowArg, CatalogueArgs, JobArgs, NumberArgs, StrategyArgs};
+use crate::cli::{AllowArg, CatalogueArgs, JobArgs, Layout, NumberArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::output;
 use autodist_analytic::table::{self, TableRow};
@@ -255,7 +255,7 @@ pub fn hosts(path: &Path) -> Result<Vec<HostEntry>, Failure> {
 /// Reads a cluster file whose devices and links can be emulated on this machine.
 pub fn emulated(path: &Path) -> Result<Cluster, Failure> {
     let text = path.display().to_string();
-    let cluster = cluster(&text)?;
+    let ReadCluster { cluster, .. } = cluster(&text, &Catalogue::shipped(), None)?;
     let refuse = |field: &str, problem: &str, hint: &str| {
         Err(Failure::from(InputError::new(field, "", problem).hint(hint).in_file(&text)))
     };
@@ -302,9 +302,17 @@ pub fn model(text: &str) -> Result<ModelSpec, Failure> {
     if folder {
         path.push("config.json");
     }
-    let looks_like_a_file = folder || path.exists() || text.contains('/') || text.ends_with(".json");
+    // Names on the hub have one slash.
+    let hub = text.split('/').count() == 2 && !text.starts_with(['.', '/', '~']);
+    let looks_like_a_file =
+        folder || path.exists() || (text.contains('/') && !hub) || text.ends_with(".json");
     if !looks_like_a_file {
-        return Ok(catalog::model(text)?);
+        autodist_spec::text::check_name("--model", text)?;
+        let model = catalog::model(text)?;
+        if model.name != text {
+            output::note(&format!("--model: `{text}` is read as {} of the catalogue", model.name));
+        }
+        return Ok(model);
     }
     let file = path.display().to_string();
     if folder {
@@ -334,24 +342,30 @@ fn name_of(config: &serde_json::Value, path: &Path) -> String {
     own.filter(|name| name != "." && name != "..").or_else(place).unwrap_or_else(|| "model".to_owned())
 }
 
-/// A cluster file, or the short form.
-pub fn cluster(text: &str) -> Result<Cluster, Failure> {
-    cluster_of(text, &Catalogue::shipped())
+/// A cluster, and what nobody said about it.
+pub struct ReadCluster {
+    pub cluster: Cluster,
+    pub assumptions: Vec<String>,
 }
 
-/// A cluster file, or the short form, with the devices of the given catalogue.
-pub fn cluster_of(text: &str, catalogue: &Catalogue) -> Result<Cluster, Failure> {
-    cluster_like(text, catalogue, None)
-}
-
-/// As `cluster_of`; in the short form, nodes without a device name have devices like `own`.
-pub fn cluster_like(text: &str, catalogue: &Catalogue, own: Option<&NodeGroup>) -> Result<Cluster, Failure> {
+/// A cluster file, or the short form, with the devices of the given catalogue. In the short form, nodes without a
+/// device name have devices like `own`.
+pub fn cluster(text: &str, catalogue: &Catalogue, own: Option<&NodeGroup>) -> Result<ReadCluster, Failure> {
     let path = Path::new(text);
     if path.exists() || text.ends_with(".toml") {
-        return Ok(Cluster::read(text, &bytes(path, "cluster")?, catalogue.devices())?);
+        let cluster = Cluster::read(text, &bytes(path, "cluster")?, catalogue.devices())?;
+        return Ok(ReadCluster { cluster, assumptions: Vec::new() });
     }
-    let cluster = Cluster::from_short_form_like(text, catalogue.devices(), own);
-    Ok(cluster.map_err(|e| e.in_file("--cluster"))?)
+    let read = || -> Result<ReadCluster, InputError> {
+        let written = catalogue.complete(text)?;
+        let mut cluster = Cluster::from_short_form_like(&written.text, catalogue.devices(), own)?;
+        if let (Some(latency), Some(network)) = (written.latency, &mut cluster.network) {
+            network.latency_s = latency;
+        }
+        written.notes.iter().for_each(|note| output::note(&format!("--cluster: {note}")));
+        Ok(ReadCluster { cluster, assumptions: written.assumptions })
+    };
+    Ok(read().map_err(|error| error.in_file("--cluster"))?)
 }
 
 /// The source of a cluster in error messages: its file, or the flag with the short form.
@@ -506,7 +520,9 @@ pub fn given_precision(args: &JobArgs) -> Result<Option<Precision>, Failure> {
 
 /// Adds the flag to an error if the invalid value came from a flag.
 fn by_flag(mut error: InputError, flags: &[(&str, &str, bool)]) -> InputError {
-    if let Some((_, flag, _)) = flags.iter().find(|(field, _, given)| *given && *field == error.field) {
+    // An entry of a list has its index in brackets.
+    let field = error.field.split('[').next().unwrap_or_default();
+    if let Some((_, flag, _)) = flags.iter().find(|(name, _, given)| *given && *name == field) {
         error.field = (*flag).to_owned();
         error.in_file(FLAGS)
     } else {
@@ -516,70 +532,96 @@ fn by_flag(mut error: InputError, flags: &[(&str, &str, bool)]) -> InputError {
 
 /// Restricts the options that the job allows to those of the flags, for `devices` devices.
 pub fn narrow(job: &mut Job, args: &StrategyArgs, devices: u32) -> Result<(), Failure> {
-    for (flag, value) in
-        [("--tp", args.tp), ("--pp", args.pp), ("--dp", args.dp), ("--cp", args.cp), ("--shard", args.shard)]
-    {
-        if let Some(value) = value.filter(|value| *value == 0 || !devices.is_multiple_of(*value)) {
+    let degrees = [
+        ("--tp", &args.tp),
+        ("--pp", &args.pp),
+        ("--dp", &args.dp),
+        ("--cp", &args.cp),
+        ("--shard", &args.shard),
+    ];
+    for (flag, values) in degrees {
+        let wrong = values.iter().find(|value| **value == 0 || !devices.is_multiple_of(**value));
+        if let Some(value) = wrong {
             let error = InputError::new(flag, value, format!("must divide the {devices} devices"));
             return Err(error
                 .hint(format!("use a divisor of {devices}, or remove `{flag}` to search it"))
                 .into());
         }
     }
-    let product = [args.tp, args.pp, args.dp, args.cp].into_iter().flatten().map(u64::from).product::<u64>();
-    if !u64::from(devices).is_multiple_of(product.max(1)) {
-        let problem = format!("multiply to {product}, which does not divide the {devices} devices");
-        let degrees = [args.tp, args.pp, args.dp, args.cp].map(|degree| degree.unwrap_or(1).to_string());
-        return Err(InputError::new("--tp x --pp x --dp x --cp", degrees.join(" x "), problem)
+    // Products of one value of each flag, as far as they divide the devices.
+    let mut products: BTreeSet<u64> = [1].into();
+    for (_, values) in degrees.iter().filter(|(flag, values)| *flag != "--shard" && !values.is_empty()) {
+        let all =
+            products.iter().flat_map(|product| values.iter().map(move |value| product * u64::from(*value)));
+        products = all.filter(|product| u64::from(devices).is_multiple_of(*product)).collect();
+    }
+    if products.is_empty() {
+        let lists = [&args.tp, &args.pp, &args.dp, &args.cp];
+        let problem = match lists.iter().all(|list| list.len() <= 1) {
+            true => {
+                let product: u64 =
+                    lists.iter().flat_map(|list| list.iter()).copied().map(u64::from).product();
+                format!("multiply to {product}, which does not divide the {devices} devices")
+            }
+            false => format!("have no product that divides the {devices} devices"),
+        };
+        let shown = lists.map(|list| if list.is_empty() { "1".to_owned() } else { list_of(list) });
+        return Err(InputError::new("--tp x --pp x --dp x --cp", shown.join(" x "), problem)
             .hint("choose degrees whose product divides the devices, or remove some to search them")
             .into());
     }
-    if args.sp && args.tp == Some(1) {
+    if args.sequence_parallel() == Some(true) && !args.tp.is_empty() && args.tp.iter().all(|tp| *tp == 1) {
         let error = InputError::new("--sp", "", "needs tensor parallelism, but `--tp` is 1");
         return Err(error.hint("remove `--sp`, or raise `--tp`").into());
     }
     let allow = &mut job.allow;
-    let only = |list: &mut Option<Vec<u32>>, value: Option<u32>| {
-        if let Some(value) = value {
-            *list = Some(vec![value]);
+    let only = |list: &mut Option<Vec<u32>>, values: &[u32]| {
+        if !values.is_empty() {
+            *list = Some(values.to_vec());
         }
     };
-    only(&mut allow.tensor, args.tp);
-    only(&mut allow.pipeline, args.pp);
-    only(&mut allow.data, args.dp);
-    only(&mut allow.context, args.cp);
-    only(&mut allow.expert, args.ep);
-    only(&mut allow.micro_batch, args.micro_batch);
-    only(&mut allow.virtual_stages, args.vpp);
-    only(&mut allow.shard, args.shard);
-    if let Some(zero) = args.zero {
-        allow.zero_stage = vec![zero];
-    } else if args.shard.is_some_and(|shard| shard > 1) {
+    only(&mut allow.tensor, &args.tp);
+    only(&mut allow.pipeline, &args.pp);
+    only(&mut allow.data, &args.dp);
+    only(&mut allow.context, &args.cp);
+    only(&mut allow.expert, &args.ep);
+    only(&mut allow.micro_batch, &args.micro_batch);
+    only(&mut allow.virtual_stages, &args.vpp);
+    only(&mut allow.shard, &args.shard);
+    if !args.zero.is_empty() {
+        allow.zero_stage = args.zero.clone();
+    } else if !args.shard.is_empty() && args.shard.iter().all(|shard| *shard > 1) {
         // Stage 0 shards nothing.
         allow.zero_stage.retain(|stage| *stage > 0);
     }
-    if args.sp {
-        allow.sequence_parallel = vec![true];
+    if let Some(wanted) = args.sequence_parallel() {
+        allow.sequence_parallel = vec![wanted];
     }
-    if let Some(recompute) = args.recompute {
-        allow.recompute = vec![recompute];
+    if !args.recompute.is_empty() {
+        allow.recompute = args.recompute.clone();
     }
-    if let Some(schedule) = args.schedule {
-        allow.schedule = vec![schedule];
+    if !args.schedule.is_empty() {
+        allow.schedule = args.schedule.clone();
     }
-    if let Some(bytes) = args.bucket_bytes {
-        allow.bucket_bytes = vec![Bytes(bytes)];
+    if !args.bucket_bytes.is_empty() {
+        allow.bucket_bytes = args.bucket_bytes.iter().copied().map(Bytes).collect();
     }
     let flags = [
-        ("allow.micro_batch[0]", "--micro-batch", args.micro_batch.is_some()),
-        ("allow.virtual_stages[0]", "--vpp", args.vpp.is_some()),
-        ("allow.bucket_bytes[0]", "--bucket-bytes", args.bucket_bytes.is_some()),
+        ("allow.micro_batch", "--micro-batch", !args.micro_batch.is_empty()),
+        ("allow.virtual_stages", "--vpp", !args.vpp.is_empty()),
+        ("allow.expert", "--ep", !args.ep.is_empty()),
+        ("allow.bucket_bytes", "--bucket-bytes", !args.bucket_bytes.is_empty()),
     ];
     Ok(job.check().map_err(|error| by_flag(error, &flags))?)
 }
 
+/// The values of a flag, as they are written.
+fn list_of(values: &[u32]) -> String {
+    values.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
 /// The one strategy that the flags give on `devices` devices.
-pub fn strategy(args: &StrategyArgs, devices: u32) -> Result<ParallelStrategy, Failure> {
+pub fn strategy(args: &Layout, devices: u32) -> Result<ParallelStrategy, Failure> {
     let (tensor, pipeline, context) = (args.tp.unwrap_or(1), args.pp.unwrap_or(1), args.cp.unwrap_or(1));
     for (flag, degree) in [("--tp", tensor), ("--pp", pipeline), ("--cp", context)] {
         in_range(flag, u64::from(degree), 1, 1 << 20)?;
@@ -611,7 +653,7 @@ pub fn strategy(args: &StrategyArgs, devices: u32) -> Result<ParallelStrategy, F
         zero_stage,
         shard: args.shard.unwrap_or(if zero_stage > 0 { data } else { 1 }),
         virtual_stages,
-        sequence_parallel: args.sp,
+        sequence_parallel: args.sp.unwrap_or(false),
         recompute: args.recompute.unwrap_or_default(),
         schedule,
         bucket_bytes: Bytes(args.bucket_bytes.unwrap_or(25 << 20)),

@@ -24,7 +24,6 @@ mod output;
 mod price;
 mod probe;
 mod progress;
-mod quantity;
 mod rounds;
 mod step_log;
 mod train;
@@ -32,7 +31,7 @@ mod verdict;
 
 use autodist_executor::External;
 use autodist_executor::memory::{self, CountingAllocator};
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use failure::Failure;
 use std::panic::AssertUnwindSafe;
 
@@ -69,7 +68,13 @@ fn main() {
 
 /// Parses the command line. An error message quotes the arguments, without control characters.
 fn parse() -> cli::Cli {
-    cli::Cli::try_parse().unwrap_or_else(|error| {
+    let mut program = cli::Cli::command();
+    let parsed = program.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {
+        cli::understood(&matches).iter().for_each(|note| output::note(note));
+        cli::Cli::from_arg_matches(&matches)
+    });
+    parsed.unwrap_or_else(|error| {
+        let error = cli::explained(error, &program);
         let text = error.to_string();
         if error.use_stderr() && autodist_spec::printable(&text) != text {
             output::say(text.trim_end());

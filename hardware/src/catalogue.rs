@@ -51,6 +51,7 @@ pub struct BusRates {
 struct NodeFile {
     fabric: Vec<Fabric>,
     node: Vec<NodeShape>,
+    rented: Vec<NodeShape>,
     bus: Vec<BusRates>,
 }
 
@@ -88,6 +89,11 @@ impl Catalogue {
 
     pub fn nodes(&self) -> &[NodeShape] {
         &NODES.node
+    }
+
+    /// All kinds of nodes that a cluster may name: those of [`Catalogue::nodes`], and rented ones.
+    pub fn machines(&self) -> impl Iterator<Item = &'static NodeShape> {
+        NODES.node.iter().chain(&NODES.rented)
     }
 
     pub fn fabrics(&self) -> &[Fabric] {
@@ -142,7 +148,7 @@ mod tests {
     #[test]
     fn every_node_names_a_device_and_a_fabric() {
         let catalogue = Catalogue::shipped();
-        for node in catalogue.nodes() {
+        for node in catalogue.machines() {
             catalogue.device(&node.device).unwrap();
             let fabric = catalogue.fabric(&node.fabric).unwrap();
             assert!(0.0 < fabric.efficiency && fabric.efficiency <= 1.0);

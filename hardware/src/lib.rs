@@ -30,6 +30,7 @@ mod network;
 mod parameters;
 mod price;
 mod tables;
+mod written;
 
 pub use attention::{Attention, AttentionKernel};
 pub use autodist_spec::catalog::{DeviceFigures, LinkKind, Peaks};
@@ -39,3 +40,4 @@ pub use device::{BACKWARD_OVER_FORWARD, DeviceModel};
 pub use nccl::NcclDatatype;
 pub use parameters::KernelParameters;
 pub use price::PredictedTime;
+pub use written::WrittenCluster;

@@ -5,7 +5,7 @@ use crate::figures::scaling;
 use crate::screen::Screen;
 use crate::table::{Align, Table};
 use crate::training::{cost, rounded, time, tokens};
-use crate::view::{Rich, Style, View};
+use crate::view::{Rich, Style, TerminalView};
 use crate::words::{count, percent, with_spread};
 use autodist_spec::{BestOn, ClusterComparison, ComparedCluster, Difference};
 
@@ -13,7 +13,7 @@ use autodist_spec::{BestOn, ClusterComparison, ComparedCluster, Difference};
 const WORTH: f64 = 1.5;
 
 /// The answer, and a row for each cluster; with `sizes`, for each of its sizes.
-pub fn text(comparison: &ClusterComparison, sizes: bool, view: &View) -> String {
+pub fn text(comparison: &ClusterComparison, sizes: bool, view: &TerminalView) -> String {
     let mut screen = Screen::new(view);
     if sizes {
         growth(&mut screen, comparison);

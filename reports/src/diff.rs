@@ -2,7 +2,7 @@
 
 use crate::screen::Screen;
 use crate::table::{Align, Table};
-use crate::view::View;
+use crate::view::TerminalView;
 use crate::words::{clean, count, plural};
 use autodist_spec::profile::Sample;
 use autodist_spec::strategy::label;
@@ -231,7 +231,7 @@ impl Diff {
     }
 
     /// The text for the terminal.
-    pub fn text(&self, before: &str, after: &str, view: &View) -> String {
+    pub fn text(&self, before: &str, after: &str, view: &TerminalView) -> String {
         let mut screen = Screen::new(view);
         screen.paragraph(clean(&format!("{before} -> {after}")));
         if self.settings.is_empty() && self.numbers.is_empty() {

@@ -15,7 +15,7 @@ pub fn profile_summary(profile: &Profile, file: Option<&Path>, view: &TerminalVi
     let mut screen = Screen::new(view);
     screen.line(
         "profile",
-        &format!(
+        format!(
             "{} at {} tokens on {}: {}, {}",
             profile.model.name,
             profile.seq_len,
@@ -30,17 +30,17 @@ pub fn profile_summary(profile: &Profile, file: Option<&Path>, view: &TerminalVi
         let bandwidth = device.memory_bytes_per_s.map(|rate| format!(", memory {rate}")).unwrap_or_default();
         screen.line(
             "devices",
-            &format!(
+            format!(
                 "{} x {} x {}: {}{bandwidth} ({}){peak}",
                 group.count, group.devices, device.name, device.memory_bytes, device.provenance
             ),
         );
     }
     if let Some(rate) = profile.fastest_gemm() {
-        screen.line("GEMM", &format!("{rate}: {}", words::FASTEST_GEMM));
+        screen.line("GEMM", format!("{rate}: {}", words::FASTEST_GEMM));
     }
-    screen.line("measured", &provenances(profile));
-    screen.line("repeats", &words::repeats(profile));
+    screen.line("measured", provenances(profile));
+    screen.line("repeats", words::repeats(profile));
     for line in doubt::lines(&profile.doubts) {
         screen.line("doubt", line.trim_start_matches("doubtful measurement: "));
     }
@@ -53,7 +53,7 @@ pub fn profile_summary(profile: &Profile, file: Option<&Path>, view: &TerminalVi
         let next = file.filter(|_| profile.complete);
         let next = next.map(|file| format!("autodist plan --profile {} -o plan.json", file.display()));
         if let Some(next) = &next {
-            screen.line("next", next);
+            screen.line("next", next.as_str());
         }
         screen.line(if next.is_some() { "" } else { "more" }, words::MORE);
     }
@@ -71,12 +71,12 @@ fn details(screen: &mut Screen, profile: &Profile) {
         screen.line("engine", engine);
     }
     for (what, value) in circumstances::gpus(environment) {
-        screen.line(&what, &value);
+        screen.line(&what, value);
     }
     screen.line("precision", words::precision(profile.precision));
     screen.line(
         "processor",
-        &format!(
+        format!(
             "{}, {}{}, {}",
             if environment.processor.is_empty() { "unknown" } else { &environment.processor },
             plural(u64::from(environment.cores), "core"),
@@ -88,7 +88,7 @@ fn details(screen: &mut Screen, profile: &Profile) {
         let ranks: Vec<String> = machine.ranks.iter().map(u32::to_string).collect();
         screen.line(
             "machine",
-            &format!(
+            format!(
                 "{}: {}, {}, {}",
                 machine.name,
                 if ranks.len() == 1 {
@@ -101,10 +101,10 @@ fn details(screen: &mut Screen, profile: &Profile) {
             ),
         );
     }
-    screen.line("taken", &format!("{} on {}", words::date(environment.started_unix_s), environment.host));
+    screen.line("taken", format!("{} on {}", words::date(environment.started_unix_s), environment.host));
     screen.line(
         "contention",
-        &format!(
+        format!(
             "compute takes {:.3} times as long overlapped with communication, communication {:.3} times overlapped with compute ({})",
             profile.interference.compute_slowdown,
             profile.interference.communication_slowdown,
@@ -136,11 +136,11 @@ pub fn run_summary(run: &RunRecord, view: &TerminalView) -> String {
     let strategy = run.strategy.label();
     let named = if run.label == strategy { strategy } else { format!("{}: {strategy}", run.label) };
     let mut screen = Screen::new(view);
-    screen.line("run", &named);
+    screen.line("run", named);
     if let Some(ended) = &run.ended {
         screen.line(
             "ended",
-            &format!("early, after {}: {}", plural(u64::from(ended.step), "step"), ended.reason),
+            format!("early, after {}: {}", plural(u64::from(ended.step), "step"), ended.reason),
         );
     }
     let time = &run.step_time;
@@ -156,14 +156,14 @@ pub fn run_summary(run: &RunRecord, view: &TerminalView) -> String {
             time.provenance
         ),
     );
-    screen.line("loss", &tables::losses(run));
+    screen.line("loss", tables::losses(run));
     if let Some(compression) = compression(run) {
-        screen.line("codecs", &compression);
+        screen.line("codecs", compression);
     }
-    screen.line("memory", &format!("{} peak of the fullest rank", run.peak_memory()));
+    screen.line("memory", format!("{} peak of the fullest rank", run.peak_memory()));
     screen.line(
         "on",
-        &format!(
+        format!(
             "{}, {}, {}{}",
             circumstances::devices(run),
             plural(run.ranks.len() as u64, "rank"),

@@ -207,7 +207,7 @@ fn compared(screen: &mut Screen, validation: &Validation, view: &TerminalView) {
 }
 
 /// Labelled lines, such as the findings about a machine.
-pub fn labelled(lines: &[(&str, String)], view: &View) -> String {
+pub fn labelled(lines: &[(&str, String)], view: &TerminalView) -> String {
     let mut screen = Screen::new(view);
     lines.iter().for_each(|(label, value)| screen.line(label, value));
     screen.finish()

@@ -3,6 +3,8 @@
 use crate::cluster::{Device, Link};
 use crate::error::{InputError, in_range, rate as rate_in};
 use crate::model::ModelSpec;
+use crate::model_names;
+pub use crate::nicknames::understand;
 use crate::parse::{self, Check};
 use crate::units::{Bytes, BytesPerSecond, FlopsPerSecond, Provenance, Seconds};
 use crate::utilisation::Peak;
@@ -242,18 +244,22 @@ pub fn models() -> &'static [CatalogModel] {
     &MODELS
 }
 
-/// The model with this name.
+/// The model with this name, which may be that of a hub: [`crate::model_names::understand`].
 ///
 /// # Errors
 /// An unknown name; the hint gives the closest ones.
 pub fn model(name: &str) -> Result<ModelSpec, InputError> {
-    MODELS.iter().find(|m| m.spec.name == name).map(|m| m.spec.clone()).ok_or_else(|| {
-        let known = MODELS.iter().map(|m| m.spec.name.as_str());
-        InputError::new("model", name, "is neither a model of the catalogue nor an existing file").hint(format!(
-            "did you mean {}? `autodist catalog` lists the models; the path of a Hugging Face config.json works, too",
-            closest(name, known)
-        ))
-    })
+    let names = || MODELS.iter().map(|m| m.spec.name.as_str());
+    if let Some(known) = model_names::understand(name, names()) {
+        return Ok(MODELS.iter().find(|m| m.spec.name == known).expect("it is one of them").spec.clone());
+    }
+    let sizes: Vec<(&str, f64)> =
+        MODELS.iter().map(|m| (m.spec.name.as_str(), m.published_parameters as f64)).collect();
+    Err(InputError::new("model", name, "is neither a model of the catalogue nor an existing file").hint(format!(
+        "{} `autodist catalog` lists the models. Of any other model, save the config.json of its page on the Hugging Face \
+         hub (tab “Files”), and give its path",
+        model_names::suggestion(name, &sizes)
+    )))
 }
 
 /// Names of all devices.
@@ -269,9 +275,10 @@ pub fn device(name: &str) -> Result<(Device, Option<Link>), InputError> {
 /// The device with this name among `devices`, and the link between two such devices of one node.
 ///
 /// # Errors
-/// An unknown name; the error suggests the closest one.
+/// An unknown name; the error suggests the closest one. Short names and vendors' spellings are known:
+/// [`understand`].
 pub fn device_of(devices: &[DeviceFigures], name: &str) -> Result<(Device, Option<Link>), InputError> {
-    let entry = devices.iter().find(|d| d.name == name).ok_or_else(|| {
+    let entry = understand(devices, name).map(|(device, _)| device).ok_or_else(|| {
         let nearest = closest(name, devices.iter().map(|d| d.name.as_str()));
         InputError::new(
             "device",
@@ -364,7 +371,7 @@ mod tests {
     fn an_unknown_name_is_answered_with_the_closest() {
         let error = model("lama2-7b").unwrap_err();
         assert!(error.to_string().contains("`llama2-7b`"), "{error}");
-        assert!(device("h100").unwrap_err().problem.contains("h100-80gb"));
-        assert!(device("a100").unwrap_err().problem.contains("a100-40gb"));
+        assert!(device("h100-nvl").unwrap_err().problem.contains("h100-"));
+        assert!(device("a100-64gb").unwrap_err().problem.contains("a100-"));
     }
 }

@@ -159,8 +159,10 @@ fn check_outline<T: Check>(survey: &Survey) -> Result<(), InputError> {
 
 pub(crate) fn from_value<T: DeserializeOwned + Check>(
     name: &str,
-    value: serde_json::Value,
+    mut value: serde_json::Value,
 ) -> Result<T, InputError> {
+    // People write TOML, so quantities may have units there.
+    crate::quantity::in_file(&mut value, "").map_err(|e| e.in_file(name))?;
     if T::versioned() {
         let version = value.get("schema_version").map(ToString::to_string);
         check_version(version.as_deref(), T::WHAT).map_err(|e| e.in_file(name))?;

@@ -1,6 +1,7 @@
 //! Command lines of the commands that compare: clusters, documents.
 
-use super::{FigureArgs, JobArgs, StrategyArgs, trainers};
+use super::values::trainers;
+use super::{FigureArgs, JobArgs, StrategyArgs};
 use autodist_analytic::Trainer;
 use clap::Args;
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ pub struct CompareArgs {
     pub model: String,
     #[command(flatten)]
     pub job: JobArgs,
-    /// Price of one device for one hour in US dollars, e.g., 2.50; by device: `h100-80gb-sxm=2.50,b200-180gb=4`, or
+    /// Price of one device for one hour in US dollars, e.g., 2.50; by device: `h100=2.50,b200=4`, or
     /// a TOML file with such lines; used with --tokens
     #[arg(long)]
     pub price: Option<String>,
@@ -25,7 +26,7 @@ pub struct CompareArgs {
     pub scale: Option<(u32, u32)>,
     #[command(flatten)]
     pub strategy: StrategyArgs,
-    /// Training framework to plan for (default: megatron-core)
+    /// Training framework to plan for [default: megatron-core]
     #[arg(long, value_parser = trainers())]
     pub trainer: Option<Trainer>,
     #[command(flatten)]
@@ -34,7 +35,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "FILE", requires = "scale")]
     pub figure: Option<PathBuf>,
     /// Print one JSON document (docs/json.md) instead of text
-    #[arg(long)]
+    #[arg(help_heading = "Output", long)]
     pub json: bool,
 }
 
@@ -55,21 +56,21 @@ pub struct DiffArgs {
     /// The later document, of the same kind
     pub after: PathBuf,
     /// Print one JSON document (docs/json.md) instead of text
-    #[arg(long)]
+    #[arg(help_heading = "Output", long)]
     pub json: bool,
 }
 
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Model of the training whose duration is estimated, as for `tune` (default: tiny-llama)
+    /// Model of the training whose duration is estimated, as for `tune` [default: tiny-llama]
     #[arg(long)]
     pub model: Option<String>,
     #[command(flatten)]
     pub job: JobArgs,
-    /// Python interpreter to look for PyTorch in (default: AUTODIST_PYTHON, else .venv/bin/python, else python3)
+    /// Python interpreter to look for PyTorch in [default: AUTODIST_PYTHON, else .venv/bin/python, else python3]
     #[arg(long, value_name = "PATH")]
     pub python: Option<PathBuf>,
     /// Print one JSON document (docs/json.md) instead of text
-    #[arg(long)]
+    #[arg(help_heading = "Output", long)]
     pub json: bool,
 }

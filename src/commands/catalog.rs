@@ -3,6 +3,7 @@
 use crate::cli::JsonArgs;
 use crate::failure::Failure;
 use crate::output;
+use autodist_hardware::Catalogue;
 use autodist_spec::{catalog, to_json};
 use std::fmt::Write;
 
@@ -45,6 +46,19 @@ pub fn run(args: &JsonArgs) -> Result<(), Failure> {
             "  {:<16} {:>10}  {rate:>13}  memory {memory:>10}  link {link:>10}",
             device.name,
             device.memory_bytes.to_string()
+        );
+    }
+    text.push_str("\nNodes, as in `--cluster 2xp5.48xlarge` (rates of each NIC)\n");
+    for node in Catalogue::shipped().machines() {
+        let _ = writeln!(
+            text,
+            "  {:<18} {:>2} x {:<14} {:>2} NICs of {:>4} Gb/s  {}",
+            node.name,
+            node.devices,
+            node.device,
+            node.nics,
+            node.nic_bytes_per_s.0 * 8.0 / 1e9,
+            node.fabric
         );
     }
     output::print(&text)?;

@@ -51,6 +51,8 @@ pub struct Figures {
     pub calibration: Calibration,
     /// Where the parameters are from.
     pub source: String,
+    /// What nobody said about the cluster.
+    pub assumptions: Vec<String>,
 }
 
 impl Figures {
@@ -58,7 +60,7 @@ impl Figures {
     /// A file cannot be read, or the catalogue lacks a device.
     pub fn of(text: &str, args: &FigureArgs, price: &PriceArgs) -> Result<Self, Failure> {
         let catalogue = input::catalogue(&args.catalogue)?;
-        let mut cluster = input::cluster_of(text, &catalogue)?;
+        let input::ReadCluster { mut cluster, assumptions } = input::cluster(text, &catalogue, None)?;
         if let Some(price) = &price.price {
             price::set(&mut cluster, price, &catalogue)?;
         }
@@ -67,7 +69,8 @@ impl Figures {
             cluster.nodes.iter_mut().for_each(|group| group.device.memory_bytes = Bytes(bytes));
             cluster.check().map_err(|error| error.in_file("--device-memory"))?;
         }
-        Self::of_cluster(cluster, &catalogue, args, input::cluster_source(text))
+        let figures = Self::of_cluster(cluster, &catalogue, args, input::cluster_source(text))?;
+        Ok(Self { assumptions, ..figures })
     }
 
     fn of_cluster(
@@ -91,7 +94,7 @@ impl Figures {
                 (shipped.clone(), *FreeParameters::shipped(), source)
             }
         };
-        Ok(Self { cluster, machines, parameters, calibration, source })
+        Ok(Self { cluster, machines, parameters, calibration, source, assumptions: Vec::new() })
     }
 
     /// The cluster with `devices` devices: more or fewer of the same nodes, or fewer devices of one node.
@@ -104,7 +107,8 @@ impl Figures {
             hint: "give sizes that the nodes can have, e.g. `--scale 8..1024`".to_owned(),
             ..error
         })?;
-        Self::of_cluster(cluster, &input::catalogue(&args.catalogue)?, args, "--scale")
+        let sized = Self::of_cluster(cluster, &input::catalogue(&args.catalogue)?, args, "--scale")?;
+        Ok(Self { assumptions: self.assumptions.clone(), ..sized })
     }
 
     /// The same nodes with their kinds in every order, the given one first: pipeline stages follow the order of

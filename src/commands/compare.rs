@@ -20,7 +20,7 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
             .into());
     }
     let model = input::model(&args.model)?;
-    check_experts(&model, args.strategy.ep)?;
+    check_experts(&model, &args.strategy.ep)?;
     let price = PriceArgs { profile: None, cluster: None, device_memory: None, price: args.price.clone() };
     let given: Vec<Figures> = args
         .clusters

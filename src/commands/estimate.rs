@@ -148,7 +148,7 @@ impl<'a> AskedMeasured<'a> {
         let (model, job) = match &given {
             None => {
                 let model = input::model(request.model.unwrap_or(DEFAULT_MODEL))?;
-                check_experts(&model, request.strategy.ep)?;
+                check_experts(&model, &request.strategy.ep)?;
                 (model, input::job(request.job, None, measured.0, measured.1)?)
             }
             Some(given) => {
@@ -157,7 +157,7 @@ impl<'a> AskedMeasured<'a> {
                 let mut job = input::job(&given.job_flags(request.job)?, None, measured.0, measured.1)
                     .map_err(blame)?;
                 given.complete(&mut job).map_err(blame)?;
-                check_experts(&model, request.strategy.ep)?;
+                check_experts(&model, &request.strategy.ep)?;
                 (model, job)
             }
         };
@@ -176,13 +176,13 @@ impl<'a> AskedMeasured<'a> {
             Some(given) => given.blame(*request, failure),
             None => failure,
         };
+        let flags = request.strategy.one()?;
         let (strategy, stages) = match given {
-            None => (input::strategy(request.strategy, devices)?, None),
+            None => (input::strategy(&flags, devices)?, None),
             Some(given) => {
-                let mut strategy =
-                    input::strategy(&given.strategy(request.strategy), devices).map_err(blame)?;
+                let mut strategy = input::strategy(&given.strategy(&flags), devices).map_err(blame)?;
                 given.code(&mut strategy);
-                let stages = given.stages(request.strategy, model);
+                let stages = given.stages(&flags, model);
                 if stages.is_none() {
                     given.one_recompute()?;
                 }

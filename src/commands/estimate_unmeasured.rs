@@ -4,7 +4,7 @@
 use super::catalogue::{Figures, Software};
 use super::from_trainer::{self, Given, Request};
 use super::{DEFAULT_MODEL, check_experts, estimate, plan, refused};
-use crate::cli::{EstimateArgs, JobArgs, StrategyArgs};
+use crate::cli::{EstimateArgs, JobArgs, Layout};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::{Trainer, even_blocks, software};
@@ -18,7 +18,7 @@ pub fn run(args: &EstimateArgs, cluster: &str) -> Result<(), Failure> {
     if let Some(top) = args.best {
         let limits = SearchLimits { top, ..SearchLimits::default() };
         let mut job = asked.job.clone();
-        input::narrow(&mut job, &asked.flags, figures.cluster.device_count())?;
+        input::narrow(&mut job, &args.strategy, figures.cluster.device_count())?;
         let plan = plan::fastest(&figures, &asked.model, job, &asked.software_of_search(), limits)?;
         return estimate::print(args, &plan, None, "");
     }
@@ -31,7 +31,8 @@ pub struct Asked<'a> {
     pub model: ModelSpec,
     pub job: Job,
     pub software: Software,
-    flags: StrategyArgs,
+    /// The strategy; nothing in a search.
+    flags: Layout,
     given: Option<Given>,
     request: Request<'a>,
 }
@@ -47,16 +48,17 @@ impl<'a> Asked<'a> {
         };
         let usual = figures.precision_for(request.job)?;
         let job = |flags: &JobArgs| input::job(flags, None, None, Some(usual));
+        let own = if request.search { Layout::default() } else { request.strategy.one()? };
         let (mut job, flags) = match &given {
-            None => (job(request.job)?, request.strategy.clone()),
+            None => (job(request.job)?, own),
             Some(given) => {
                 let job =
                     job(&given.job_flags(request.job)?).map_err(|failure| given.blame(request, failure))?;
                 if request.search {
                     given.note_layout();
-                    (job, request.strategy.clone())
+                    (job, own)
                 } else {
-                    (job, given.strategy(request.strategy))
+                    (job, given.strategy(&own))
                 }
             }
         };
@@ -80,7 +82,9 @@ impl<'a> Asked<'a> {
                 .push(format!("precision {}: neither the file nor --precision gives it", job.precision));
         }
         let asked = Self { model, job, software, flags, given, request };
-        check_experts(&asked.model, asked.flags.ep).map_err(|error| asked.blame(error.into()))?;
+        let degrees: Vec<u32> =
+            if request.search { request.strategy.ep.clone() } else { asked.flags.ep.into_iter().collect() };
+        check_experts(&asked.model, &degrees).map_err(|error| asked.blame(error.into()))?;
         Ok(asked)
     }
 
@@ -139,7 +143,7 @@ impl<'a> Asked<'a> {
             }
             (strategy.zero_stage, strategy.shard) = (0, 1);
         }
-        if strategy.tensor > 1 && trainer.traits().splits_sequences && !strategy.sequence_parallel {
+        if strategy.tensor > 1 && trainer.traits().splits_sequences && flags.sp.is_none() {
             assumptions.push("sequence parallelism off: --sp not given".to_owned());
         }
         if flags.bucket_bytes.is_none() {
@@ -152,7 +156,7 @@ impl<'a> Asked<'a> {
 fn one(figures: &Figures, asked: &Asked) -> Result<(Plan, Option<MemoryShortfall>), Failure> {
     let model = &asked.model;
     // The flags of the command line itself override stages and recomputation of a trainer's file.
-    let overriding = asked.request.strategy;
+    let overriding = &asked.request.strategy.first();
     let devices = figures.cluster.device_count();
     let (strategy, assumptions) = asked.strategy(devices)?;
     software::check(asked.software.trainer, &strategy)?;
@@ -162,6 +166,7 @@ fn one(figures: &Figures, asked: &Asked) -> Result<(Plan, Option<MemoryShortfall
         given.one_recompute()?;
     }
     let recompute = asked.flags.recompute;
+    let assumptions = figures.assumptions.iter().cloned().chain(assumptions).collect();
     let mut software = Software { assumptions, ..asked.software.clone() };
     if recompute.is_none() {
         software.assumptions.push("recomputation: --recompute not given".to_owned());

@@ -1,6 +1,6 @@
 //! `--from`: a trainer's own file instead of flags.
 
-use crate::cli::{EstimateArgs, JobArgs, PlanArgs, StrategyArgs};
+use crate::cli::{EstimateArgs, JobArgs, Layout, PlanArgs, StrategyArgs};
 use crate::failure::Failure;
 use crate::{input, output};
 use autodist_analytic::Trainer;
@@ -132,8 +132,8 @@ pub fn read(args: Request, devices: Option<u32>) -> Result<Option<Given>, Failur
     }
     let flags = args.strategy;
     if !args.search
-        && flags.pp.is_none()
-        && flags.vpp.is_none()
+        && flags.pp.is_empty()
+        && flags.vpp.is_empty()
         && let Some(model) = model.as_ref().or(imported.settings.model.as_ref())
     {
         imported.check_stages(model.layers).map_err(|error| error.in_file(file))?;
@@ -155,7 +155,7 @@ pub fn read(args: Request, devices: Option<u32>) -> Result<Option<Given>, Failur
 
 /// The fields that override the file, or that the file does not set.
 fn command_line(args: Request, devices: Option<u32>, experts: bool) -> Result<CommandLine, Failure> {
-    let (layout, mut job) = (args.strategy, args.job.clone());
+    let (layout, mut job) = (&args.strategy.first(), args.job.clone());
     if job.job.is_some() {
         let whole = input::job(args.job, None, None, None)?;
         // A job file always has the batch and the length of sequences, but not always the precision.
@@ -184,7 +184,7 @@ fn of_job(job: &JobArgs) -> [(Field, Option<u32>); 4] {
 }
 
 /// The same for flags of the layout.
-fn of_layout(layout: &StrategyArgs) -> [(Field, Option<u32>); 12] {
+fn of_layout(layout: &Layout) -> [(Field, Option<u32>); 12] {
     [
         (Field::Tensor, layout.tp),
         (Field::Pipeline, layout.pp),
@@ -243,7 +243,7 @@ fn instead_of(field: Field) -> &'static str {
 
 /// Whether a flag gives the field.
 fn is_given(args: Request, field: Field) -> bool {
-    let given = of_job(args.job).into_iter().chain(of_layout(args.strategy));
+    let given = of_job(args.job).into_iter().chain(of_layout(&args.strategy.first()));
     let rate = field == Field::LearningRate && args.job.learning_rate.is_some();
     rate || given.into_iter().any(|(one, value)| one == field && value.is_some())
 }
@@ -368,10 +368,10 @@ impl Given {
     }
 
     /// Flags override the file.
-    pub fn strategy(&self, flags: &StrategyArgs) -> StrategyArgs {
+    pub fn strategy(&self, flags: &Layout) -> Layout {
         let settings = &self.imported.settings;
         let mode = settings.recompute.iter().copied().max();
-        StrategyArgs {
+        Layout {
             tp: flags.tp.or(self.known(Field::Tensor, settings.tensor)),
             pp: flags.pp.or(self.known(Field::Pipeline, settings.pipeline)),
             dp: flags.dp.or(self.known(Field::Data, settings.data)),
@@ -380,7 +380,7 @@ impl Given {
             vpp: flags.vpp.or(self.known(Field::VirtualStages, settings.virtual_stages)),
             zero: flags.zero.or(self.known(Field::ZeroStage, settings.zero_stage)),
             shard: flags.shard.or(self.known(Field::Shard, settings.shard)),
-            sp: flags.sp || settings.sequence_parallel,
+            sp: flags.sp.or(settings.sequence_parallel.then_some(true)),
             recompute: flags.recompute.or(self.known(Field::Recompute, mode).flatten()),
             micro_batch: flags.micro_batch.or(self.known(Field::MicroBatch, settings.micro_batch)),
             schedule: flags.schedule.or(self.known(Field::Schedule, settings.schedule)),
@@ -441,7 +441,7 @@ impl Given {
     }
 
     /// The pipeline's stages, if the file contains them and no flag overrides them.
-    pub fn stages(&self, flags: &StrategyArgs, model: &ModelSpec) -> Option<Vec<Stage>> {
+    pub fn stages(&self, flags: &Layout, model: &ModelSpec) -> Option<Vec<Stage>> {
         let settings = &self.imported.settings;
         let said = self.imported.known.contains(&Field::Stages) && flags.pp.is_none() && flags.vpp.is_none();
         (said && flags.recompute.is_none() && settings.stages.iter().sum::<u32>() == model.layers)
@@ -449,7 +449,7 @@ impl Given {
     }
 
     /// The recomputation of each block, if the file has different ones and no flag overrides them.
-    pub fn policies(&self, flags: &StrategyArgs, model: &ModelSpec) -> Option<&[Recompute]> {
+    pub fn policies(&self, flags: &Layout, model: &ModelSpec) -> Option<&[Recompute]> {
         let policies = self.imported.settings.recompute.as_slice();
         let said = self.imported.known.contains(&Field::Recompute) && flags.recompute.is_none();
         let differ = policies.windows(2).any(|pair| pair[0] != pair[1]);

@@ -5,6 +5,7 @@ mod calibrate;
 mod catalog;
 mod catalogue;
 mod compare;
+mod completions;
 mod diff;
 mod doctor;
 mod estimate;
@@ -108,6 +109,8 @@ fn dispatch(cli: &Cli) -> Result<(), Failure> {
         Command::Selftest(args) => selftest::run(args),
         Command::Catalog(args) => catalog::run(args),
         Command::Schema(args) => schema::run(args),
+        Command::Completions(args) => completions::completions(args),
+        Command::Man(args) => completions::man(args),
     }
 }
 
@@ -145,7 +148,9 @@ fn prices(args: &PriceArgs) -> Result<Prices, Failure> {
     let mut cluster = profile.cluster.clone();
     if let Some(text) = &args.cluster {
         let catalogue = Catalogue::shipped();
-        let given = input::cluster_like(text, &catalogue, Some(&cluster.nodes[0]))?;
+        let given = input::cluster(text, &catalogue, Some(&cluster.nodes[0]))?;
+        given.assumptions.iter().for_each(|assumption| output::note(assumption));
+        let given = given.cluster;
         let own = &cluster.device().name;
         let resized =
             given.device_count() != cluster.device_count() || given.node_count() != cluster.node_count();
@@ -243,7 +248,7 @@ fn without_profile(trainer: Option<Trainer>, figures: &FigureArgs) -> Result<(),
 /// # Errors
 /// A search for autodist's own engines is restricted to what they do not support.
 fn check_own_engines(flags: &StrategyArgs) -> Result<(), InputError> {
-    match flags.cp.filter(|degree| *degree > 1) {
+    match flags.cp.iter().find(|degree| **degree > 1) {
         None => Ok(()),
         Some(degree) => Err(InputError::new("--cp", degree, "is not supported by autodist's own engines")
             .hint("remove `--cp`, or plan for another trainer: `plan --cluster` without `--profile`")),
@@ -252,8 +257,11 @@ fn check_own_engines(flags: &StrategyArgs) -> Result<(), InputError> {
 
 /// # Errors
 /// Experts are to be distributed that the model does not have, or not evenly.
-fn check_experts(model: &ModelSpec, degree: Option<u32>) -> Result<(), InputError> {
-    let Some(degree) = degree.filter(|degree| *degree > 1) else { return Ok(()) };
+fn check_experts(model: &ModelSpec, degrees: &[u32]) -> Result<(), InputError> {
+    degrees.iter().filter(|degree| **degree > 1).try_for_each(|degree| check_degree(model, *degree))
+}
+
+fn check_degree(model: &ModelSpec, degree: u32) -> Result<(), InputError> {
     if !model.has_experts() {
         return Err(InputError::new("--ep", degree, format!("{} has no experts", model.name))
             .hint("remove `--ep`, or use a model with experts (`autodist catalog`)"));

@@ -162,7 +162,11 @@ pub fn fastest(
         let (costs, reference) = figures.costs(model, &job, software);
         Planner::of_catalogue(model, &figures.cluster, &job, costs, &reference).limits(limits).plan()
     };
-    orders::search(figures, limits, plan)
+    let mut plan = orders::search(figures, limits, plan)?;
+    if !figures.assumptions.is_empty() {
+        plan.assume(figures.assumptions.clone());
+    }
+    Ok(plan)
 }
 
 fn limit(seconds: f64) -> Result<Duration, Failure> {

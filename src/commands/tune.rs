@@ -42,7 +42,7 @@ pub fn run(args: &TuneArgs) -> Result<(), Failure> {
     let mut request =
         profile_command::request(model, job, &args.ranks, &devices, engine, args.budget, INTERVAL)?;
     super::check_own_engines(&args.strategy)?;
-    super::check_experts(&request.model, args.strategy.ep)?;
+    super::check_experts(&request.model, &args.strategy.ep)?;
     input::narrow(&mut request.job, &args.strategy, request.ranks)?;
     // Profiling takes long, so all inputs are checked before it starts.
     in_range("--top", args.top as u64, 1, 100_000)?;

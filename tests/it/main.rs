@@ -38,5 +38,6 @@ mod strangers;
 mod terminal;
 mod torch;
 mod twin;
+mod typing;
 mod unmeasured;
 mod verdict;
